@@ -1,0 +1,222 @@
+"""The decision record and the two pure halves around the model call: `prepare()` and `conclude()`."""
+
+from __future__ import annotations
+
+import math
+from datetime import datetime
+from enum import StrEnum
+from typing import NamedTuple
+from uuid import UUID
+
+from pydantic import Field
+
+from app.domain.actions import ACTIONS, BY_LABEL, LABELS, REJECT, Action
+from app.domain.agent_action import AgentAction
+from app.domain.errors import AbstainReason
+from app.domain.limits import Limits
+from app.domain.manifest import Calibration
+from app.domain.prompt import Prompt, render
+from app.domain.record import Hash, Instant, Record, ShortText
+from app.domain.scenario import Scenario
+from app.domain.rules import agents_order, order_for, review
+from app.domain.veto import Case, Review, TradingState
+
+DECISION_SCHEMA = "2026-11-1"
+
+
+class AdviceStatus(StrEnum):
+    ADVISED = "advised"
+    VETOED = "vetoed"
+    ABSTAINED = "abstained"
+
+
+class Role(StrEnum):
+    """Which alias a version answered under: the primary's advice is the reply, others are only recorded."""
+
+    PRIMARY = "primary"
+    SHADOW = "shadow"
+
+
+class Reading(Record):
+    """What the model said: log-probability (nats) of each label among all tokens, in the order of `LABELS`."""
+
+    log_probabilities: tuple[float, ...] = Field(min_length=len(LABELS), max_length=len(LABELS))
+
+    @property
+    def label_mass(self) -> float:
+        """Probability that fell on labels, 0-1."""
+        return math.fsum(math.exp(value) for value in self.log_probabilities)
+
+
+class Proposal(Record):
+    """The policy's distribution over actions and its argmax, before rules."""
+
+    label: str
+    probabilities: tuple[float, ...]
+    label_mass: float
+
+    @property
+    def action(self) -> Action:
+        """The most probable action; the earlier label wins a tie, and the first one rejects."""
+        return BY_LABEL[self.label]
+
+    @property
+    def approve_probability(self) -> float:
+        """Probability of all approving actions together."""
+        return math.fsum(p for p, a in zip(self.probabilities, ACTIONS, strict=True) if a.approve)
+
+
+class Advice(Record):
+    """One model version's answer after the rules."""
+
+    model_version: ShortText
+    manifest_hash: Hash
+    role: Role
+    status: AdviceStatus
+    abstain_reason: AbstainReason | None = None
+    abstain_detail: str | None = Field(None, max_length=500)
+    calibration: Calibration
+    reading: Reading | None = None
+    proposal: Proposal | None = None
+    review: Review | None = None
+    approve: bool | None = Field(None, description="final; null when the policy abstained")
+    action: str | None = Field(None, description="name of the final action; null when the policy abstained")
+    quantity: float | None = Field(None, ge=0, description="base units; 0 when rejected")
+    stop: float | None = Field(None, description="price; null unless approved")
+
+
+class Version(NamedTuple):
+    """Which model version is answering, and how its reading becomes a proposal."""
+
+    model_version: str
+    manifest_hash: str
+    calibration: Calibration
+    role: Role
+
+
+class Abstention(NamedTuple):
+    """The policy gave no reading."""
+
+    reason: AbstainReason
+    detail: str | None = None
+
+
+class Decision(Record):
+    """The full, self-sufficient record of one scenario: replaying it needs nothing else but this code."""
+
+    schema_version: str = DECISION_SCHEMA
+    decision_id: UUID
+    request_id: str = Field(min_length=1, max_length=128)
+    request_hash: Hash
+    received_at: Instant
+    evaluated_at: Instant = Field(description="the time that the rules judged at")
+    traceparent: ShortText | None = None
+    state: TradingState
+    scenario: Scenario
+    prompt: Prompt
+    prompt_hash: Hash
+    limits: Limits
+    limits_hash: Hash
+    control: AgentAction | None = None
+    control_review: Review
+    advices: tuple[Advice, ...]
+    stage_seconds: dict[str, float] = Field(default_factory=dict)
+
+    @property
+    def primary(self) -> Advice:
+        """The advice that is the reply."""
+        return next(advice for advice in self.advices if advice.role is Role.PRIMARY)
+
+    def replayed(self) -> Decision:
+        """The same decision, derived again from its inputs: scenario, readings, limits, state and time."""
+        prompt = prepare(self.scenario)
+        return self.model_copy(
+            update={
+                "prompt": prompt,
+                "prompt_hash": prompt.hash,
+                "limits_hash": self.limits.hash(),
+                "control_review": review_control(self.scenario, self.limits, self.state, self.evaluated_at),
+                "advices": tuple(self._replayed_advice(advice) for advice in self.advices),
+            }
+        )
+
+    def _replayed_advice(self, advice: Advice) -> Advice:
+        reading: Reading | Abstention
+        if advice.reading is not None:
+            reading = advice.reading
+        else:
+            reading = Abstention(advice.abstain_reason or AbstainReason.BACKEND_PROTOCOL, advice.abstain_detail)
+        version = Version(advice.model_version, advice.manifest_hash, advice.calibration, advice.role)
+        return conclude(self.scenario, reading, version, self.limits, state=self.state, now=self.evaluated_at)
+
+
+def prepare(scenario: Scenario) -> Prompt:
+    """The pure half before the model call."""
+    return render(scenario)
+
+
+def propose(reading: Reading, calibration: Calibration) -> Proposal:
+    """softmax((log p - bias) / temperature) over the labels, and its argmax.
+
+    Contextual calibration (Zhao et al. 2021) in log space: the bias is what the model says without a scenario.
+    """
+    scores = [
+        (value - bias) / calibration.temperature
+        for value, bias in zip(reading.log_probabilities, calibration.bias, strict=True)
+    ]
+    top = max(scores)
+    weights = [math.exp(score - top) for score in scores]
+    total = math.fsum(weights)
+    return Proposal(
+        label=LABELS[scores.index(top)],
+        probabilities=tuple(weight / total for weight in weights),
+        label_mass=reading.label_mass,
+    )
+
+
+def conclude(
+    scenario: Scenario,
+    reading: Reading | Abstention,
+    version: Version,
+    limits: Limits,
+    *,
+    state: TradingState,
+    now: datetime,
+) -> Advice:
+    """The pure half after the model call: reading -> proposal -> rules -> advice. Rules have the last word."""
+    base = Advice(
+        model_version=version.model_version,
+        manifest_hash=version.manifest_hash,
+        role=version.role,
+        status=AdviceStatus.ABSTAINED,
+        calibration=version.calibration,
+    )
+    if isinstance(reading, Abstention):
+        return base.model_copy(update={"abstain_reason": reading.reason, "abstain_detail": reading.detail})
+    proposal = propose(reading, version.calibration)
+    read = {"reading": reading, "proposal": proposal}
+    if proposal.label_mass < version.calibration.min_label_mass:
+        return base.model_copy(update=read | {"abstain_reason": AbstainReason.LABEL_MASS})
+    if not proposal.action.approve:
+        return base.model_copy(update=read | _rejection(AdviceStatus.ADVISED))
+    case = Case(scenario, order_for(proposal.action, scenario), state, now, proposal.approve_probability)
+    verdict = review(case, limits)
+    if verdict.vetoes:
+        return base.model_copy(update=read | {"review": verdict} | _rejection(AdviceStatus.VETOED))
+    approval = {
+        "status": AdviceStatus.ADVISED,
+        "approve": True,
+        "action": proposal.action.name,
+        "quantity": verdict.quantity,
+        "stop": verdict.stop,
+    }
+    return base.model_copy(update=read | {"review": verdict} | approval)
+
+
+def _rejection(status: AdviceStatus) -> dict[str, object]:
+    return {"status": status, "approve": False, "action": REJECT.name, "quantity": 0.0}
+
+
+def review_control(scenario: Scenario, limits: Limits, state: TradingState, now: datetime) -> Review:
+    """The agent's own order through the same rules."""
+    return review(Case(scenario, agents_order(scenario), state, now, approve_probability=None), limits)

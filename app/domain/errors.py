@@ -1,0 +1,74 @@
+"""The exception tree. Each leaf has one fate, named beside it.
+
+AdvisorError
+├─ InvalidRecord         422 at the API; one-line error elsewhere
+├─ RequestConflict       409: the request id was used with other content
+├─ UnknownDecision       404
+├─ JournalUnavailable    503: nothing was recorded, nothing was answered
+├─ ShadowLogUnavailable  503 for reads; the journal keeps what is written
+├─ LimitsError           start refused; on reload the old limits stay
+├─ ManifestMismatch      start (or switch of version) refused
+├─ ModelFileError        start (or switch of version) refused
+└─ PolicyAbstained       not an error of the request: becomes an `abstained` advice
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class AdvisorError(Exception):
+    """Base of every expected failure: the message says what, where and how to mend it."""
+
+
+class InvalidRecord(AdvisorError):
+    """A record does not fit its schema; the message names the field."""
+
+
+class RequestConflict(AdvisorError):
+    """The same request id came with other content."""
+
+
+class UnknownDecision(AdvisorError):
+    """No decision has this id."""
+
+
+class JournalUnavailable(AdvisorError):
+    """Neither the stream nor the spool could make the record durable."""
+
+
+class ShadowLogUnavailable(AdvisorError):
+    """Postgres could not be reached, or is not migrated."""
+
+
+class LimitsError(AdvisorError):
+    """A limits file is unreadable or breaks its schema."""
+
+
+class ManifestMismatch(AdvisorError):
+    """A model was made for another prompt, action space or feature schema, or its bytes changed."""
+
+
+class ModelFileError(AdvisorError):
+    """A model directory is incomplete, uses pickle, or its labels are not single tokens."""
+
+
+class AbstainReason(StrEnum):
+    """Why a policy gave no proposal."""
+
+    DEADLINE = "deadline"
+    OVERLOADED = "overloaded"
+    LABEL_MASS = "label_mass"
+    PROMPT_TOO_LONG = "prompt_too_long"
+    BACKEND_UNAVAILABLE = "backend_unavailable"
+    BACKEND_PROTOCOL = "backend_protocol"
+    SHUTTING_DOWN = "shutting_down"
+
+
+class PolicyAbstained(AdvisorError):
+    """The policy gave no usable reading within its deadline."""
+
+    def __init__(self, reason: AbstainReason, detail: str = "") -> None:
+        super().__init__(f"{reason.value}: {detail}" if detail else reason.value)
+        self.reason = reason
+        self.detail = detail

@@ -1,0 +1,102 @@
+"""What travels through the journal to the shadow log: one event, one idempotency key, one row (or one set of rows)."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, NamedTuple, Self
+from uuid import UUID
+
+import orjson
+from pydantic import Field
+
+from app.domain.agent_action import AgentAction, Outcome
+from app.domain.canonical import canonical_json, content_hash
+from app.domain.decision import Decision
+from app.domain.record import Instant, Record, ShortText
+from app.domain.veto import TradingState
+
+
+class EventKind(StrEnum):
+    DECISION = "decision"
+    AGENT_ACTION = "agent_action"
+    OUTCOME = "outcome"
+    RATIONALE = "rationale"
+    STATE_CHANGE = "state_change"
+
+
+class AgentActionReport(Record):
+    """The control, reported after the advice."""
+
+    decision_id: UUID
+    recorded_at: Instant
+    action: AgentAction
+
+
+class OutcomeReport(Record):
+    """An outcome of one arm."""
+
+    decision_id: UUID
+    recorded_at: Instant
+    outcome: Outcome
+
+
+class Rationale(Record):
+    """A rationale generated after the decision."""
+
+    decision_id: UUID
+    recorded_at: Instant
+    model_version: ShortText
+    text: Annotated[str, Field(max_length=1000)]
+
+
+class StateChange(Record):
+    """Somebody changed the trading state."""
+
+    recorded_at: Instant
+    state: TradingState
+    reason: ShortText
+    changed_by: ShortText
+
+
+Payload = Decision | AgentActionReport | OutcomeReport | Rationale | StateChange
+_KINDS: dict[EventKind, type[Record]] = {
+    EventKind.DECISION: Decision,
+    EventKind.AGENT_ACTION: AgentActionReport,
+    EventKind.OUTCOME: OutcomeReport,
+    EventKind.RATIONALE: Rationale,
+    EventKind.STATE_CHANGE: StateChange,
+}
+
+
+class Event(NamedTuple):
+    """`key` makes the event idempotent; `claim` is what a repeat under the same key must match."""
+
+    kind: EventKind
+    key: str
+    claim: str
+    payload: bytes
+
+    @classmethod
+    def of_decision(cls, decision: Decision) -> Self:
+        """Key: the decision id. Claim: the hash of the request."""
+        payload = canonical_json(decision.as_json())
+        return cls(EventKind.DECISION, str(decision.decision_id), decision.request_hash, payload)
+
+    @classmethod
+    def of_report(cls, kind: EventKind, report: Record) -> Self:
+        """Key and claim: the content without the time it was recorded, so that a retry is the same event."""
+        content = report.as_json()
+        payload = canonical_json(content)
+        claim = content_hash({"kind": kind.value, **{k: v for k, v in content.items() if k != "recorded_at"}})
+        return cls(kind, claim, claim, payload)
+
+    @classmethod
+    def of_state_change(cls, change: StateChange) -> Self:
+        """Key: the whole content with its time: the same state may be set twice."""
+        payload = canonical_json(change.as_json())
+        key = content_hash(change.as_json())
+        return cls(EventKind.STATE_CHANGE, key, key, payload)
+
+    def record(self) -> Payload:
+        """The payload as a record. Raises `InvalidRecord` when it does not fit its schema."""
+        return _KINDS[self.kind].from_json(orjson.loads(self.payload))  # type: ignore[return-value]

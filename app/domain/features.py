@@ -1,0 +1,116 @@
+"""Numeric features of a scenario: one code path for serving, training and drift.
+
+Every feature is scale free (ratios, fractions, ranks), so that symbols and years compare. Not known is NaN.
+"""
+
+from __future__ import annotations
+
+import math
+
+from app.domain.candidate import BtcTrend, Candidate, Orderflow, SentimentBias, Session, SetupType
+from app.domain.scenario import Scenario
+
+FEATURE_SCHEMA = "2026-11-1"
+NAN = math.nan
+
+_CANDIDATE_NUMBERS = (
+    "score",
+    "normalized_score_pre_macro",
+    "score_after_profile",
+    "trend_norm",
+    "mean_rev_norm",
+    "macro_score_adjustment",
+    "alt_adjustment",
+    "technical_score",
+    "confidence",
+    "rsi",
+    "adx",
+    "di_plus",
+    "di_minus",
+    "next_return",
+    "atr_15m_ratio",
+    "hurst",
+    "volatility_pct",
+    "htf_trend_pct",
+    "near_support",
+    "near_resistance",
+    "btc_dominance",
+    "fear_greed",
+    "sentiment_confidence",
+    "macro_indicator",
+    "news_severity",
+    "order_flow_score",
+    "order_imbalance",
+    "cvd",
+    "cvd_change",
+    "cvd_divergence",
+    "taker_buy_ratio",
+    "trade_imbalance",
+    "aggressive_trade_rate",
+    "spoofing_intensity",
+    "volume_ratio",
+    "price_change_pct",
+    "spread_bps",
+    "ml_probability",
+)
+_CATEGORIES: dict[str, tuple[str, ...]] = {
+    "session": tuple(Session),
+    "setup_type": tuple(SetupType),
+    "sentiment_bias": tuple(SentimentBias),
+    "btc_trend": tuple(BtcTrend),
+    "orderflow": tuple(Orderflow),
+}
+FEATURE_NAMES: tuple[str, ...] = (
+    *_CANDIDATE_NUMBERS,
+    *(f"{name}={value}" for name, values in _CATEGORIES.items() for value in values),
+    "score_over_threshold",
+    "macd_atr",
+    "atr_fraction",
+    "plan_stop_atr",
+    "plan_reward_risk",
+    "pattern_win_rate",
+    "social_score",
+    "onchain_score",
+    "day_pnl_fraction",
+    "drawdown_fraction",
+    "consecutive_losses",
+    "hour_sin",
+    "hour_cos",
+)
+
+
+def features(scenario: Scenario) -> tuple[float, ...]:
+    """Feature vector of length `len(FEATURE_NAMES)`, in that order; NaN where a field is not known."""
+    candidate = scenario.candidate
+    numbers = [_number(getattr(candidate, name)) for name in _CANDIDATE_NUMBERS]
+    flags = [
+        NAN if getattr(candidate, name) is None else float(getattr(candidate, name) == value)
+        for name, values in _CATEGORIES.items()
+        for value in values
+    ]
+    return (*numbers, *flags, *_derived(scenario, candidate))
+
+
+def _number(value: float | None) -> float:
+    return NAN if value is None else float(value)
+
+
+def _derived(scenario: Scenario, c: Candidate) -> tuple[float, ...]:
+    plan, account = scenario.plan, scenario.account
+    distance = abs(plan.entry - plan.stop)
+    angle = 2 * math.pi * (scenario.as_of.hour + scenario.as_of.minute / 60) / 24
+    return (
+        c.score - c.score_threshold,
+        NAN if c.macd is None else c.macd / c.atr,
+        c.atr / scenario.market.last_close,
+        distance / c.atr,
+        (max(plan.targets) - plan.entry) / distance if distance else NAN,
+        _number(c.pattern_memory.posterior_mean if c.pattern_memory else None),
+        _number(c.social.score if c.social else None),
+        _number(c.onchain.score if c.onchain else None),
+        _number(account.day_pnl_fraction),
+        _number(account.drawdown_fraction),
+        _number(account.consecutive_losses),
+        math.sin(angle),
+        math.cos(angle),
+    )

@@ -1,0 +1,190 @@
+"""Limits of the rules: one table per rule in a TOML file, strict, hashed, reported with every violation at once.
+
+There is no switch that turns a rule off. A table may only say what happens when an input is missing.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from datetime import datetime, time
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, ValidationError, model_validator
+
+from app.domain.candidate import SYMBOL_PATTERN, Session, SetupType
+from app.domain.errors import LimitsError
+from app.domain.record import Instant, Record, ShortText, describe
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+
+
+class RuleLimits(Record):
+    """Common to every rule."""
+
+    when_missing: Literal["refuse", "pass"] = "refuse"
+
+
+class ExcessLimits(RuleLimits):
+    """A limit on size or distance: what is above it is capped, or the whole order is refused."""
+
+    on_excess: Literal["cap", "refuse"] = "cap"
+
+
+class StaleSnapshot(RuleLimits):
+    max_age_s: Positive = 30.0
+    max_clock_skew_s: float = Field(5.0, ge=0)
+    max_bar_age_bars: Positive = 2.0
+
+
+class InputSanity(RuleLimits):
+    max_atr_fraction: Positive = 0.25
+    max_entry_gap_fraction: Positive = 0.05
+
+
+class StopDistance(ExcessLimits):
+    """Distance of the stop from entry. A stop beyond a maximum is clamped towards entry, never the other way."""
+
+    min_atr: Positive = 0.5
+    max_atr: Positive = 3.0
+    min_fraction: Positive = 0.001
+    max_fraction: Positive = 0.15
+
+    @model_validator(mode="after")
+    def ordered(self) -> Self:
+        if self.min_atr > self.max_atr or self.min_fraction > self.max_fraction:
+            raise ValueError("a minimum is above its maximum")
+        return self
+
+
+class BtcTrendConflict(RuleLimits):
+    allowed_setups: tuple[SetupType, ...] = (SetupType.COUNTER_TREND,)
+
+
+class NewsWindow(RuleLimits):
+    min_minutes: float = Field(30.0, ge=0)
+    systemic_severity: int = Field(3, ge=0, le=4)
+    systemic_minutes: float = Field(120.0, ge=0)
+    allow_unsafe_macro: bool = False
+
+
+class VolatilitySpike(RuleLimits):
+    max_percentile: Fraction = 0.9
+
+
+class RewardRisk(RuleLimits):
+    """Reward at the nearest target over risk at the stop; more is asked when volatility is high."""
+
+    min_ratio: float = Field(1.0, ge=0)
+    high_volatility_percentile: Fraction = 0.75
+    min_ratio_high_volatility: float = Field(1.6, ge=0)
+
+
+class Spread(RuleLimits):
+    max_bps: Positive = 10.0
+
+
+class Liquidity(ExcessLimits):
+    """Participation: the order is capped at this share of the 24 h volume, and refused below the volume floor."""
+
+    max_volume_fraction: Fraction = 0.001
+    min_volume_24h: float = Field(1_000_000.0, ge=0)
+
+
+class RiskPerTrade(ExcessLimits):
+    max_equity_fraction: Fraction = 0.02
+
+
+class Exposure(ExcessLimits):
+    max_symbol_fraction: Positive = 0.25
+    max_total_fraction: Positive = 1.0
+    max_notional: Positive = 5_000.0
+    min_notional: float = Field(10.0, ge=0)
+
+
+class OpenPositions(RuleLimits):
+    max_count: int = Field(3, ge=0)
+
+
+class DailyLoss(RuleLimits):
+    max_fraction: Fraction = 0.03
+
+
+class Drawdown(RuleLimits):
+    max_fraction: Fraction = 0.25
+
+
+class ConsecutiveLosses(RuleLimits):
+    max_count: int = Field(4, ge=0)
+    cool_down_s: float = Field(3600.0, ge=0)
+    cool_down_after: int = Field(2, ge=1)
+
+
+class RestrictedSymbols(RuleLimits):
+    symbols: tuple[Annotated[str, Field(pattern=SYMBOL_PATTERN)], ...] = ()
+
+
+class TradingHours(RuleLimits):
+    sessions: tuple[Session, ...] = tuple(Session)
+    daily_maintenance: tuple[tuple[time, time], ...] = ()
+    maintenance: tuple[tuple[Instant, Instant], ...] = ()
+
+    def closed_by(self, now: datetime) -> str | None:
+        """The maintenance window that `now` (UTC) falls in, or None. A window whose end is earlier spans midnight."""
+        clock = now.time()
+        for begin, end in self.daily_maintenance:
+            inside = begin <= clock < end if begin <= end else clock >= begin or clock < end
+            if inside:
+                return f"{begin.isoformat()}-{end.isoformat()}"
+        for start, stop in self.maintenance:
+            if start <= now < stop:
+                return f"{start.isoformat()}/{stop.isoformat()}"
+        return None
+
+
+class ModelConfidence(RuleLimits):
+    min_approve_probability: Fraction = 0.5
+
+
+class Limits(Record):
+    """One versioned set of limits."""
+
+    version: ShortText
+    stale_snapshot: StaleSnapshot = StaleSnapshot()
+    input_sanity: InputSanity = InputSanity()
+    stop_distance: StopDistance = StopDistance()
+    btc_trend_conflict: BtcTrendConflict = BtcTrendConflict()
+    news_window: NewsWindow = NewsWindow()
+    volatility_spike: VolatilitySpike = VolatilitySpike()
+    reward_risk: RewardRisk = RewardRisk()
+    spread: Spread = Spread()
+    liquidity: Liquidity = Liquidity()
+    risk_per_trade: RiskPerTrade = RiskPerTrade()
+    exposure: Exposure = Exposure()
+    open_positions: OpenPositions = OpenPositions()
+    daily_loss: DailyLoss = DailyLoss()
+    drawdown: Drawdown = Drawdown()
+    consecutive_losses: ConsecutiveLosses = ConsecutiveLosses()
+    restricted_symbols: RestrictedSymbols = RestrictedSymbols()
+    trading_hours: TradingHours = TradingHours()
+    model_confidence: ModelConfidence = ModelConfidence()
+
+
+def parse_limits(text: str, source: str) -> Limits:
+    """Limits from TOML text. Raises `LimitsError` naming `source` and every violation."""
+    try:
+        return Limits.model_validate(tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
+        raise LimitsError(f"{source}: not valid TOML: {error}") from error
+    except ValidationError as error:
+        raise LimitsError(f"{source}: {describe(error.errors())}") from error
+
+
+def read_limits(path: Path) -> Limits:
+    """Limits from a file. Raises `LimitsError`."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise LimitsError(f"{path}: cannot be read: {error}; set ADVISOR_LIMITS to a limits file") from error
+    return parse_limits(text, str(path))

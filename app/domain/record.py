@@ -1,0 +1,109 @@
+"""What every stored record shares: frozen, strict about numbers, unknown keys refused, text cleaned."""
+
+from __future__ import annotations
+
+import math
+import re
+from datetime import UTC, datetime
+from typing import Annotated, Any, Self
+
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
+
+from app.domain.canonical import content_hash
+from app.domain.errors import InvalidRecord
+
+MAX_EXACT_INTEGER = 2**53
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
+
+
+class Record(BaseModel):
+    """Base of every domain record: immutable, no NaN or infinity, no unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, ser_json_inf_nan="null")
+
+    def as_json(self) -> dict[str, Any]:
+        """JSON-like dictionary: times as RFC 3339, enums as values."""
+        return self.model_dump(mode="json")
+
+    def hash(self) -> str:
+        """Content hash of the whole record."""
+        return content_hash(self.as_json())
+
+    @classmethod
+    def from_json(cls, value: Any) -> Self:
+        """Read a record back. Raises `InvalidRecord`, which names every field at fault."""
+        try:
+            return cls.model_validate(value)
+        except ValidationError as error:
+            raise InvalidRecord(f"{cls.__name__}: {describe(error.errors())}") from error
+
+
+def describe(errors: list[ErrorDetails]) -> str:
+    """One line for all violations: `candidate.rsi: Input should be less than or equal to 100 (got 140)`."""
+    return "; ".join(f"{location(e['loc'])}: {e['msg']}" for e in errors)
+
+
+def location(loc: tuple[int | str, ...]) -> str:
+    """`candidate.positions[0].stop` for pydantic's location tuple."""
+    path = ""
+    for part in loc:
+        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else str(part)
+    return path or "(whole document)"
+
+
+def utc(value: datetime) -> datetime:
+    """The same instant, in UTC."""
+    return value.astimezone(UTC)
+
+
+def clean_text(text: str) -> str:
+    """Drop control characters and lone surrogates, which Postgres cannot store and no reader needs."""
+    return _CONTROL.sub(" ", text)
+
+
+def exact(value: Any, depth: int = 0) -> Any:
+    """Free-form JSON made storable without loss: integral floats become integers, text is cleaned.
+
+    Raises ValueError for numbers that a double cannot hold exactly, and for nesting deeper than 6.
+    """
+    if depth > 6:
+        raise ValueError("nested deeper than 6 levels")
+    if isinstance(value, bool) or value is None:
+        return value
+    if isinstance(value, str):
+        return clean_text(value)
+    if isinstance(value, int | float):
+        if not math.isfinite(value):
+            raise ValueError("NaN and infinities are not JSON: send null")
+        if abs(value) >= MAX_EXACT_INTEGER:
+            raise ValueError(f"{value!r} is beyond 2^53: send it as a string")
+        return int(value) if float(value).is_integer() else float(value)
+    if isinstance(value, dict):
+        return {clean_text(str(key)): exact(item, depth + 1) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [exact(item, depth + 1) for item in value]
+    raise ValueError(f"{type(value).__name__} is not JSON")
+
+
+Instant = Annotated[AwareDatetime, AfterValidator(utc)]
+Text = Annotated[str, AfterValidator(clean_text), Field(max_length=2000)]
+ShortText = Annotated[str, AfterValidator(clean_text), Field(max_length=200)]
+Hash = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+
+
+def measure(
+    unit: str,
+    what: str,
+    *,
+    ge: float | None = None,
+    le: float | None = None,
+    gt: float | None = None,
+    null: str | None = None,
+    default: Any = ...,
+) -> Any:
+    """A documented field: `unit`, range, and what null means. Null is allowed only where `null` says what it means."""
+    extra: dict[str, Any] = {"unit": unit} | ({"null": null} if null else {})
+    if null is not None and default is ...:
+        default = None
+    return Field(default, ge=ge, le=le, gt=gt, description=what, json_schema_extra=extra)

@@ -1,0 +1,130 @@
+"""A scenario: everything knowable at `as_of`, immutable. Prices and money are in quote currency, times in UTC."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from app.domain.candidate import SYMBOL_PATTERN, Candidate
+from app.domain.record import Instant, Record, measure
+
+SCENARIO_SCHEMA = "2026-11-1"
+
+
+class Bar(Record):
+    """One OHLCV bar, stamped at its close."""
+
+    closed_at: Instant
+    open: float = Field(gt=0)
+    high: float = Field(gt=0)
+    low: float = Field(gt=0)
+    close: float = Field(gt=0)
+    volume: float = Field(ge=0)
+
+
+class Plan(Record):
+    """What the agent would trade, before anybody objects. Its risk is quantity x |entry - stop|."""
+
+    entry: float = measure("price", "expected fill", gt=0)
+    stop: float = measure("price", "initial stop", gt=0)
+    targets: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        min_length=1,
+        max_length=8,
+        description="take-profit prices, nearest first",
+        json_schema_extra={"unit": "price"},
+    )
+    quantity: float = measure("base units", "size", gt=0)
+
+    @property
+    def notional(self) -> float:
+        """Quantity x entry, in quote currency."""
+        return self.quantity * self.entry
+
+    @property
+    def risk(self) -> float:
+        """Quantity x |entry - stop|, in quote currency: one R of the agent."""
+        return self.quantity * abs(self.entry - self.stop)
+
+
+class Position(Record):
+    """An open position."""
+
+    symbol: str = Field(pattern=SYMBOL_PATTERN, description="pair", json_schema_extra={"unit": "label"})
+    quantity: float = measure("base units", "size", gt=0)
+    entry: float = measure("price", "average entry", gt=0)
+    stop: float | None = measure("price", "stop in force", gt=0, null="no stop is set")
+    opened_at: Instant | None = measure("time", "when it was opened", null="not recorded")
+
+    @property
+    def notional(self) -> float:
+        """Quantity x entry, in quote currency."""
+        return self.quantity * self.entry
+
+
+class Account(Record):
+    """The agent's book at `as_of`."""
+
+    equity: float | None = measure("quote", "account value", gt=0, null="not reported")
+    day_pnl_fraction: float | None = measure(
+        "fraction of equity", "profit since 00:00 UTC; -0.03 is a loss of 3 %", ge=-1, le=100, null="not reported"
+    )
+    drawdown_fraction: float | None = measure(
+        "fraction of peak equity", "fall from the peak; 0.1 is 10 % below", ge=0, le=1, null="not reported"
+    )
+    consecutive_losses: int | None = measure("count", "losing trades in a row", ge=0, null="not reported")
+    seconds_since_loss: float | None = measure(
+        "s", "since the last losing trade closed", ge=0, null="not reported; with consecutive_losses 0, none"
+    )
+    positions: tuple[Position, ...] | None = Field(
+        None,
+        max_length=256,
+        description="all open positions",
+        json_schema_extra={"unit": "objects", "null": "not reported"},
+    )
+
+
+class Market(Record):
+    """The symbol's market at `as_of`."""
+
+    last_close: float = measure("price", "close of the last complete bar", gt=0)
+    bar_closed_at: Instant = measure("time", "when that bar closed")
+    bar_seconds: float = measure("s", "length of that bar", gt=0, le=604_800)
+    volume_24h: float | None = measure("quote", "traded in the last 24 h", ge=0, null="not reported")
+
+
+class Scenario(Record):
+    """Everything knowable at `as_of`. Nothing later may enter; every field may carry its age."""
+
+    candidate: Candidate
+    plan: Plan
+    account: Account = Account()
+    market: Market
+    ages: dict[str, Annotated[float, Field(ge=0)]] = Field(
+        default_factory=dict,
+        max_length=128,
+        description="age of a candidate field at ts, by field name",
+        json_schema_extra={"unit": "s"},
+    )
+
+    @property
+    def as_of(self) -> datetime:
+        """The decision time: nothing in the scenario is later."""
+        return self.candidate.ts
+
+    @model_validator(mode="after")
+    def nothing_later_than_as_of(self) -> Scenario:
+        """Refuse times in the future and ages of fields that do not exist."""
+        if self.market.bar_closed_at > self.as_of:
+            raise ValueError(
+                f"market.bar_closed_at {self.market.bar_closed_at.isoformat()} is later than candidate.ts "
+                f"{self.as_of.isoformat()}: send the last *complete* bar, stamped at its close"
+            )
+        for number, position in enumerate(self.account.positions or ()):
+            if position.opened_at and position.opened_at > self.as_of:
+                raise ValueError(f"account.positions[{number}].opened_at is later than candidate.ts")
+        unknown = sorted(self.ages.keys() - Candidate.model_fields.keys())
+        if unknown:
+            raise ValueError(f"ages names fields that a candidate does not have: {', '.join(unknown)}")
+        return self
