@@ -1,0 +1,191 @@
+"""The use case: one request in, one durable decision out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from time import monotonic
+from typing import NamedTuple
+
+import structlog
+
+from app.controls import Controls
+from app.domain.agent_action import AgentAction
+from app.domain.canonical import decision_id
+from app.domain.decision import (
+    Abstention,
+    Advice,
+    Decision,
+    Reading,
+    Role,
+    Version,
+    conclude,
+    prepare,
+    review_control,
+)
+from app.domain.errors import PolicyAbstained, RequestConflict
+from app.domain.event import Event, EventKind, Rationale
+from app.domain.prompt import Prompt
+from app.domain.scenario import Scenario
+from app.metrics import LossCause, Metrics, Stage
+from app.policy.base import Policy
+from app.records import Records
+
+log = structlog.get_logger()
+JOURNAL_RESERVE_S = 0.1
+"""Kept back from the deadline to make the decision durable."""
+
+
+class Incoming(NamedTuple):
+    """A validated request. `claim` hashes its content; `deadline` is a `time.monotonic()` value."""
+
+    request_id: str
+    claim: str
+    scenario: Scenario
+    control: AgentAction | None
+    received_at: datetime
+    deadline: float
+    traceparent: str | None = None
+    rationale: bool = False
+
+
+class Answer(NamedTuple):
+    """A recorded decision. `recorded` says where it is durable: stream, spool, or shadow_log for a repeat."""
+
+    decision: Decision
+    recorded: str
+    repeated: bool
+    rationale: str | None = None
+
+
+@dataclass(frozen=True)
+class Models:
+    """The versions being served: the primary's advice is the reply, the others are recorded beside it."""
+
+    primary: Policy
+    shadows: tuple[Policy, ...] = ()
+
+    def with_roles(self) -> tuple[tuple[Policy, Role], ...]:
+        """Every policy with its role, the primary first."""
+        return ((self.primary, Role.PRIMARY), *((policy, Role.SHADOW) for policy in self.shadows))
+
+
+class Advisor:
+    """Pure halves around the model calls; durable before the reply."""
+
+    def __init__(
+        self,
+        models: Models,
+        records: Records,
+        controls: Controls,
+        metrics: Metrics,
+        judge_at: Callable[[Scenario], datetime],
+    ) -> None:
+        self.models = models
+        self._records = records
+        self._controls = controls
+        self._metrics = metrics
+        self._judge_at = judge_at
+
+    async def advise(self, incoming: Incoming) -> Answer:
+        """Decide and record, or return what was decided before under this id.
+
+        Raises
+        ------
+        RequestConflict : the id was used with other content.
+        JournalUnavailable : the decision could not be made durable, so there is no answer.
+        """
+        stored = await self._stored(incoming)
+        if stored is not None:
+            return stored
+        seconds: dict[str, float] = {}
+        with self._metrics.timed(Stage.PREPARE, seconds):
+            prompt = prepare(incoming.scenario)
+        with self._metrics.timed(Stage.POLICY, seconds):
+            readings = await self._read(prompt, incoming.deadline - JOURNAL_RESERVE_S)
+        with self._metrics.timed(Stage.CONCLUDE, seconds):
+            decision = self._conclude(incoming, prompt, readings, seconds)
+        with self._metrics.timed(Stage.JOURNAL, {}):
+            receipt = await self._records.append(Event.of_decision(decision))
+        if receipt.repeated:
+            return await self._stored(incoming) or Answer(decision, receipt.target, repeated=True)
+        self._metrics.record(decision)
+        self._records.remember(decision)
+        return Answer(decision, receipt.target, False, await self._explain(incoming, decision))
+
+    async def _stored(self, incoming: Incoming) -> Answer | None:
+        """The decision stored under this id, if its content was the same."""
+        known = decision_id(incoming.request_id)
+        claim = await self._records.claim(known)
+        if claim is None:
+            return None
+        if claim != incoming.claim:
+            raise RequestConflict(
+                f"request_id {incoming.request_id!r} was used before with other content; "
+                f"send a new id, or the same content (decision {known})"
+            )
+        return Answer(await self._records.decision(known), "shadow_log", repeated=True)
+
+    async def _read(self, prompt: Prompt, deadline: float) -> list[Reading | Abstention]:
+        policies = [policy for policy, _ in self.models.with_roles()]
+        if len(policies) == 1:
+            return [await _reading(policies[0], prompt, deadline)]
+        return list(await asyncio.gather(*(_reading(policy, prompt, deadline) for policy in policies)))
+
+    def _conclude(
+        self, incoming: Incoming, prompt: Prompt, readings: list[Reading | Abstention], seconds: dict[str, float]
+    ) -> Decision:
+        scenario, limits, state = incoming.scenario, self._controls.limits, self._controls.state
+        now = self._judge_at(scenario)
+        advices: list[Advice] = []
+        for (policy, role), reading in zip(self.models.with_roles(), readings, strict=True):
+            manifest = policy.manifest
+            version = Version(manifest.model_version, manifest.hash(), manifest.calibration, role)
+            advices.append(conclude(scenario, reading, version, limits, state=state, now=now))
+        return Decision.model_construct(
+            decision_id=decision_id(incoming.request_id),
+            request_id=incoming.request_id,
+            request_hash=incoming.claim,
+            received_at=incoming.received_at,
+            evaluated_at=now,
+            traceparent=incoming.traceparent,
+            state=state,
+            scenario=scenario,
+            prompt=prompt,
+            prompt_hash=prompt.hash,
+            limits=limits,
+            limits_hash=self._controls.limits_hash,
+            control=incoming.control,
+            control_review=review_control(scenario, limits, state, now),
+            advices=tuple(advices),
+            stage_seconds=dict(seconds),
+        )
+
+    async def _explain(self, incoming: Incoming, decision: Decision) -> str | None:
+        """A rationale, when asked for and in time. It comes after the decision is durable and never changes it."""
+        proposal = decision.primary.proposal
+        if not incoming.rationale or proposal is None:
+            return None
+        deadline = incoming.deadline - JOURNAL_RESERVE_S
+        text = await self.models.primary.explain(decision.prompt, proposal.action, deadline)
+        if text is None or monotonic() > deadline:
+            self._metrics.lose(LossCause.LATE_RATIONALE)
+            return None
+        rationale = Rationale(
+            decision_id=decision.decision_id,
+            recorded_at=decision.received_at,
+            model_version=decision.primary.model_version,
+            text=text,
+        )
+        await self._records.append(Event.of_report(EventKind.RATIONALE, rationale))
+        return text
+
+
+async def _reading(policy: Policy, prompt: Prompt, deadline: float) -> Reading | Abstention:
+    try:
+        return await policy.decide(prompt, deadline)
+    except PolicyAbstained as abstained:
+        log.warning("policy abstained", reason=abstained.reason, detail=abstained.detail)
+        return Abstention(abstained.reason, abstained.detail[:500] or None)

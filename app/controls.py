@@ -1,0 +1,108 @@
+"""What people change while the service runs: the limits file and the trading state."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import structlog
+
+from app.domain.errors import AdvisorError, JournalUnavailable, LimitsError, ShadowLogUnavailable
+from app.domain.event import StateChange
+from app.domain.limits import Limits, read_limits
+from app.domain.veto import TradingState
+from app.journal.journal import Journal, Receipt
+from app.metrics import Metrics
+from app.shadow_log.log import ShadowLog
+
+log = structlog.get_logger()
+REFRESH_S = 0.5
+
+
+class Controls:
+    """The limits and the state in force. A bad limits file keeps the old limits; an unknown state is HALTED."""
+
+    def __init__(self, limits_path: Path, journal: Journal, shadow_log: ShadowLog, metrics: Metrics) -> None:
+        self._path = limits_path
+        self._journal = journal
+        self._log = shadow_log
+        self._metrics = metrics
+        self._stamp: tuple[int, int, int] | None = None
+        self.state = TradingState.HALTED
+        self.change: StateChange | None = None
+        self.limits: Limits
+        self.limits_hash: str
+        self._adopt(read_limits(limits_path))
+        self._stamp = self._file_stamp()
+
+    async def start(self) -> None:
+        """Learn the state: from the stream, else the last change in Postgres, else ACTIVE on a new installation."""
+        try:
+            stored = await self._journal.get_state() or await self._log.latest_state()
+        except (JournalUnavailable, ShadowLogUnavailable) as error:
+            log.error("trading state unknown, HALTED until it is known or set", error=str(error))
+            self._metrics.set_state(self.state)
+            return
+        self._enter(stored)
+
+    async def set_state(self, change: StateChange) -> Receipt:
+        """Record a change, then enter it. HALTED takes effect here even when nothing could be recorded."""
+        if change.state is TradingState.HALTED:
+            self._enter(change)
+        receipt = await self._journal.set_state(change)
+        self._enter(change)
+        return receipt
+
+    async def refresh_forever(self) -> None:
+        """Follow the limits file and other replicas' state changes until cancelled."""
+        while True:
+            await asyncio.sleep(REFRESH_S)
+            self.refresh_limits()
+            await self._refresh_state()
+
+    def refresh_limits(self) -> None:
+        """Adopt a changed limits file; refuse a bad one, say so, and keep what is in force."""
+        stamp = self._file_stamp()
+        if stamp == self._stamp:
+            return
+        self._stamp = stamp
+        try:
+            limits = read_limits(self._path)
+        except LimitsError as error:
+            self._metrics.limits_failures.inc()
+            log.error("limits file refused, the old limits stay in force", error=str(error), in_force=self.limits_hash)
+            return
+        self._adopt(limits)
+        log.info("limits reloaded", version=limits.version, hash=self.limits_hash)
+
+    async def _refresh_state(self) -> None:
+        try:
+            if self.change is None and self.state is TradingState.HALTED:
+                await self.start()
+                return
+            stored = await self._journal.get_state()
+        except AdvisorError:
+            return  # The stream is away: /readyz and advisor_dependency_up say so; the state in force stays.
+        if stored is not None and (self.change is None or stored.recorded_at > self.change.recorded_at):
+            self._enter(stored)
+
+    def _enter(self, change: StateChange | None) -> None:
+        before = self.state
+        self.change = change
+        self.state = change.state if change is not None else TradingState.ACTIVE
+        self._metrics.set_state(self.state)
+        if before is not self.state:
+            log.warning("trading state", before=before, now=self.state, reason=change.reason if change else "initial")
+
+    def _adopt(self, limits: Limits) -> None:
+        self.limits = limits
+        self.limits_hash = limits.hash()
+        self._metrics.limits_info.clear()
+        self._metrics.limits_info.labels(self.limits_hash, limits.version).set(1)
+
+    def _file_stamp(self) -> tuple[int, int, int] | None:
+        try:
+            stat = self._path.stat()
+        except OSError:
+            return None
+        return stat.st_mtime_ns, stat.st_size, stat.st_ino

@@ -1,0 +1,203 @@
+"""Every Prometheus metric of the service. Labels come from closed sets and are created beforehand: zero is visible."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from time import perf_counter
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from app.domain.actions import ACTIONS
+from app.domain.candidate import Candidate
+from app.domain.decision import AdviceStatus, Decision
+from app.domain.errors import AbstainReason
+from app.domain.veto import TradingState, VetoCode
+
+COMPARISON_WINDOW = 1000
+MAX_SYMBOLS = 64
+
+
+class Stage(StrEnum):
+    VALIDATE = "validate"
+    PREPARE = "prepare"
+    POLICY = "policy"
+    CONCLUDE = "conclude"
+    JOURNAL = "journal"
+    TOTAL = "total"
+
+
+class LossCause(StrEnum):
+    """Each way in which something could not be kept."""
+
+    JOURNAL_UNAVAILABLE = "journal_unavailable"
+    SPOOL_FULL = "spool_full"
+    DUPLICATE_CONFLICT = "duplicate_conflict"
+    REJECTED_BY_DATABASE = "rejected_by_database"
+    LATE_RATIONALE = "late_rationale"
+    CORRUPT_ENTRY = "corrupt_entry"
+
+
+class Dependency(StrEnum):
+    POSTGRES = "postgres"
+    VALKEY = "valkey"
+    MODEL = "model"
+
+
+class Regime(StrEnum):
+    """Volatility regime by ATR percentile: below 0.33, below 0.75, from 0.75, or not known."""
+
+    CALM = "calm"
+    NORMAL = "normal"
+    VOLATILE = "volatile"
+    UNKNOWN = "unknown"
+
+
+def regime(candidate: Candidate) -> Regime:
+    """The candidate's volatility regime."""
+    percentile = candidate.volatility_pct
+    if percentile is None:
+        return Regime.UNKNOWN
+    return Regime.CALM if percentile < 0.33 else Regime.NORMAL if percentile < 0.75 else Regime.VOLATILE
+
+
+def cohens_kappa(pairs: Iterable[tuple[bool, bool]]) -> float:
+    """Cohen (1960): (p_o - p_e) / (1 - p_e); NaN without pairs or when chance agreement is certain."""
+    both = [(int(a), int(b)) for a, b in pairs]
+    if not both:
+        return float("nan")
+    n = len(both)
+    observed = sum(a == b for a, b in both) / n
+    first, second = sum(a for a, _ in both) / n, sum(b for _, b in both) / n
+    expected = first * second + (1 - first) * (1 - second)
+    return float("nan") if expected == 1 else (observed - expected) / (1 - expected)
+
+
+class Metrics:
+    """The process' metrics, on a registry of their own."""
+
+    def __init__(self, model_versions: Iterable[str] = ()) -> None:
+        self.registry = registry = CollectorRegistry()
+        seconds = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 5, 10)
+
+        def counter(name: str, what: str, *labels: str) -> Counter:
+            return Counter(f"advisor_{name}", what, labels, registry=registry)
+
+        def gauge(name: str, what: str, *labels: str) -> Gauge:
+            return Gauge(f"advisor_{name}", what, labels, registry=registry)
+
+        def histogram(name: str, what: str, *labels: str, buckets: tuple[float, ...] = seconds) -> Histogram:
+            return Histogram(f"advisor_{name}", what, labels, registry=registry, buckets=buckets)
+
+        self.decisions = counter("decisions_total", "Advices given", "status", "model_version")
+        self.actions = counter("advice_actions_total", "Final actions", "action", "model_version")
+        self.abstentions = counter("abstentions_total", "Why a policy gave no proposal", "reason")
+        self.vetoes = counter("vetoes_total", "Refusals by rule; arm control is the agent's own order", "code", "arm")
+        self.comparisons = counter(
+            "comparisons_total",
+            "Decisions whose control and advice are both known",
+            "symbol",
+            "session",
+            "regime",
+            "model_version",
+            "agent",
+            "advice",
+        )
+        self.agreement = gauge("agreement_ratio", f"Over the last {COMPARISON_WINDOW} comparisons", "model_version")
+        self.kappa = gauge("agreement_kappa", f"Cohen's, over the last {COMPARISON_WINDOW}", "model_version")
+        self.stage = histogram("stage_seconds", "Latency by stage of a decision", "stage")
+        self.batch_size = histogram("policy_batch_size", "Prompts per forward pass", buckets=(1, 2, 4, 8, 16, 32))
+        self.queue_depth = gauge("policy_queue_depth", "Prompts waiting for the model")
+        self.label_mass = histogram(
+            "label_mass", "Probability on labels", buckets=(0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99, 1)
+        )
+        self.backlog = gauge("journal_backlog", "Events in the stream that are not in Postgres yet")
+        self.oldest = gauge("journal_oldest_seconds", "Age of the oldest event not in Postgres yet")
+        self.spool_depth = gauge("spool_depth", "Events on local disk, waiting for the stream")
+        self.appends = counter("journal_appends_total", "Events made durable", "target")
+        self.losses = counter("losses_total", "What could not be kept, or was refused at the end", "cause")
+        self.writer_rows = counter("writer_rows_total", "Rows written to Postgres", "table")
+        self.writer_batch = histogram("writer_batch_seconds", "One batch, read to acknowledged")
+        self.writer_commit = gauge("writer_last_commit_timestamp_seconds", "When the writer last committed")
+        self.requests = counter("requests_total", "HTTP requests", "route", "code")
+        self.model_info = gauge("model_info", "1 for each version being served", "model_version", "role", "prompt_version")
+        self.limits_info = gauge("limits_info", "1 for the limits in force", "hash", "version")
+        self.limits_failures = counter("limits_reload_failures_total", "Limits files refused on reload")
+        self.state = gauge("state", "1 for the trading state in force", "state")
+        self.dependency = gauge("dependency_up", "1 when it answers", "dependency")
+        self._symbols: set[str] = set()
+        self._recent: dict[str, deque[tuple[bool, bool]]] = {}
+        self._create_series(tuple(model_versions))
+
+    def _create_series(self, versions: tuple[str, ...]) -> None:
+        for version in versions:
+            for status in AdviceStatus:
+                self.decisions.labels(status, version)
+            for name in (*(action.name for action in ACTIONS), "none"):
+                self.actions.labels(name, version)
+            self.agreement.labels(version).set(float("nan"))
+            self.kappa.labels(version).set(float("nan"))
+        for reason in AbstainReason:
+            self.abstentions.labels(reason)
+        for code in VetoCode:
+            self.vetoes.labels(code, "advice")
+            self.vetoes.labels(code, "control")
+        for stage in Stage:
+            self.stage.labels(stage)
+        for target in ("stream", "spool"):
+            self.appends.labels(target)
+        for cause in LossCause:
+            self.losses.labels(cause)
+        for dependency in Dependency:
+            self.dependency.labels(dependency)
+        self.set_state(TradingState.ACTIVE)
+
+    def record(self, decision: Decision) -> None:
+        """Count one recorded decision."""
+        for advice in decision.advices:
+            self.decisions.labels(advice.status, advice.model_version).inc()
+            self.actions.labels(advice.action or "none", advice.model_version).inc()
+            if advice.abstain_reason:
+                self.abstentions.labels(advice.abstain_reason).inc()
+            for veto in advice.review.vetoes if advice.review else ():
+                self.vetoes.labels(veto.code, "advice").inc()
+        for veto in decision.control_review.vetoes:
+            self.vetoes.labels(veto.code, "control").inc()
+
+    def compare(self, candidate: Candidate, version: str, agent: bool, advice: bool) -> None:
+        """Count one pair of control and advice. Symbols beyond the first 64 are counted as `other`."""
+        symbol = candidate.symbol
+        if symbol not in self._symbols:
+            if len(self._symbols) >= MAX_SYMBOLS:
+                symbol = "other"
+            else:
+                self._symbols.add(symbol)
+        words = ("reject", "approve")
+        self.comparisons.labels(
+            symbol, candidate.session, regime(candidate), version, words[agent], words[advice]
+        ).inc()
+        recent = self._recent.setdefault(version, deque(maxlen=COMPARISON_WINDOW))
+        recent.append((agent, advice))
+        self.agreement.labels(version).set(sum(a == b for a, b in recent) / len(recent))
+        self.kappa.labels(version).set(cohens_kappa(recent))
+
+    def set_state(self, state: TradingState) -> None:
+        """1 for the state in force, 0 for the others."""
+        for each in TradingState:
+            self.state.labels(each).set(float(each is state))
+
+    def lose(self, cause: LossCause, count: float = 1) -> None:
+        """Count what could not be kept."""
+        self.losses.labels(cause).inc(count)
+
+    @contextmanager
+    def timed(self, stage: Stage, into: dict[str, float]) -> Iterator[None]:
+        """Time a stage (s) into the histogram and into the decision's own `into`."""
+        begin = perf_counter()
+        try:
+            yield
+        finally:
+            into[stage.value] = elapsed = perf_counter() - begin
+            self.stage.labels(stage).observe(elapsed)

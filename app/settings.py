@@ -1,0 +1,81 @@
+"""Sole reader of environment variables. Entry points read it once and pass values on."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Self
+
+from pydantic import AliasChoices, Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from app.domain.errors import AdvisorError
+from app.domain.record import describe
+
+
+class SettingsError(AdvisorError):
+    """An environment variable is missing or wrong."""
+
+
+class Clock(StrEnum):
+    """`wall` judges at the time of the request; `request` judges at the scenario's own time, to replay history."""
+
+    WALL = "wall"
+    REQUEST = "request"
+
+
+class Settings(BaseSettings):
+    """Variables are prefixed with ADVISOR_, but for DATABASE_URL, REDIS_URL, MODEL and VLLM_URL."""
+
+    model_config = SettingsConfigDict(env_prefix="ADVISOR_", extra="ignore", frozen=True, populate_by_name=True)
+
+    database_url: str | None = Field(None, validation_alias=AliasChoices("DATABASE_URL", "database_url"))
+    redis_url: str | None = Field(None, validation_alias=AliasChoices("REDIS_URL", "redis_url"))
+    model: str | None = Field(
+        None,
+        validation_alias=AliasChoices("MODEL", "model"),
+        description="directory of the model, or `scripted`; default: the bundled small model",
+    )
+    shadow_models: str = Field("", description="further model directories in shadow, separated by commas")
+    vllm_url: str | None = Field(None, validation_alias=AliasChoices("VLLM_URL", "vllm_url"))
+    vllm_model: str | None = Field(None, description="name under which vLLM serves MODEL; default: its version")
+    host: str = "127.0.0.1"
+    port: int = Field(8321, ge=0, le=65535)
+    writer_metrics_port: int = Field(8322, ge=0, le=65535)
+    home: Path = Path("var")
+    limits: Path = Path("limits.toml")
+    clock: Clock = Clock.WALL
+    threads: int = Field(1, ge=1, le=256, description="torch threads; 2 or more only on a quiet host")
+    max_batch: int = Field(8, ge=1, le=256)
+    queue_size: int = Field(64, ge=1, le=10_000)
+    deadline_ms: int = Field(2000, ge=10, le=60_000)
+    max_body_bytes: int = Field(1_048_576, ge=1024)
+    max_candidates: int = Field(32, ge=1, le=256)
+    max_spool_bytes: int = Field(1_073_741_824, ge=65_536)
+    admin_token: str | None = Field(None, min_length=8, description="when set, PUT /state needs it as a bearer token")
+    log_level: str = "info"
+
+    @model_validator(mode="after")
+    def vllm_needs_a_model(self) -> Self:
+        """The tokenizer and the manifest come from MODEL even when vLLM runs the weights."""
+        if self.vllm_url and not self.model:
+            raise ValueError("VLLM_URL needs MODEL: the directory of the model that vLLM serves")
+        return self
+
+    @property
+    def models_dir(self) -> Path:
+        """Where imported and published model versions live."""
+        return self.home / "models"
+
+    @property
+    def spool_dir(self) -> Path:
+        """Where events wait on disk while the stream is away."""
+        return self.home / "spool"
+
+
+def read_settings(**overrides: object) -> Settings:
+    """Settings from the environment, then from `overrides`. Raises `SettingsError` with every violation."""
+    try:
+        return Settings(**{key: value for key, value in overrides.items() if value is not None})  # type: ignore[arg-type]
+    except ValidationError as error:
+        raise SettingsError(f"environment: {describe(error.errors())}") from error
