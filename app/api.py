@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from datetime import timedelta
 from hmac import compare_digest
 from time import monotonic, perf_counter
@@ -12,9 +12,11 @@ from uuid import UUID
 
 import orjson
 from fastapi import APIRouter, FastAPI, Header, Request, Response
+from fastapi.exceptions import RequestValidationError
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import TypeAdapter, ValidationError
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.advise import Answer, Incoming
 from app.domain.canonical import decision_id
@@ -268,9 +270,10 @@ def install(app: FastAPI) -> None:
     for error in STATUS:
         app.add_exception_handler(error, _advisor_error)
     app.add_exception_handler(ValidationError, _invalid)
+    app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _bug)
-    app.middleware("http")(_count)
+    app.add_middleware(CountRequests)
     app.openapi = lambda: openapi(app)  # type: ignore[method-assign]
 
 
@@ -280,8 +283,10 @@ async def _advisor_error(request: Request, error: Exception) -> Response:
 
 
 async def _invalid(request: Request, error: Exception) -> Response:
-    assert isinstance(error, ValidationError)
-    found = error.errors(include_url=False, include_context=False)
+    if isinstance(error, ValidationError):
+        found: list[Any] = error.errors(include_url=False, include_context=False)
+    else:
+        found = list(error.errors())  # type: ignore[attr-defined]
     errors = [{"field": _field(e["loc"]), "message": e["msg"], "got": repr(e.get("input"))[:120]} for e in found[:50]]
     detail = "; ".join(f"{e['field']}: {e['message']}" for e in errors[:5])
     return problem(422, STATUS[InvalidRecord][1], detail, errors=errors)
@@ -301,12 +306,24 @@ async def _bug(request: Request, error: Exception) -> Response:
     return problem(500, "A defect of this service", f"{type(error).__name__}; the log has the trace")
 
 
-async def _count(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-    answer = await call_next(request)
-    route = request.scope.get("route")
-    path = getattr(route, "path", "unknown")
-    request.app.state.service.metrics.requests.labels(path, str(answer.status_code)).inc()
-    return answer
+class CountRequests:
+    """ASGI middleware: one counter increment per request, by route template and status."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def count(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                path = getattr(scope.get("route"), "path", "unknown")
+                scope["app"].state.service.metrics.requests.labels(path, str(message["status"])).inc()
+            await send(message)
+
+        await self._app(scope, receive, count)
 
 
 def openapi(app: FastAPI) -> dict[str, Any]:

@@ -129,9 +129,11 @@ class Metrics:
         self.dependency = gauge("dependency_up", "1 when it answers", "dependency")
         self._symbols: set[str] = set()
         self._recent: dict[str, deque[tuple[bool, bool]]] = {}
-        self._create_series(tuple(model_versions))
+        self._create_series()
+        self.create_model_series(model_versions)
 
-    def _create_series(self, versions: tuple[str, ...]) -> None:
+    def create_model_series(self, versions: Iterable[str]) -> None:
+        """Series of the versions being served, at zero."""
         for version in versions:
             for status in AdviceStatus:
                 self.decisions.labels(status, version)
@@ -139,6 +141,8 @@ class Metrics:
                 self.actions.labels(name, version)
             self.agreement.labels(version).set(float("nan"))
             self.kappa.labels(version).set(float("nan"))
+
+    def _create_series(self) -> None:
         for reason in AbstainReason:
             self.abstentions.labels(reason)
         for code in VetoCode:
@@ -187,6 +191,15 @@ class Metrics:
         """1 for the state in force, 0 for the others."""
         for each in TradingState:
             self.state.labels(each).set(float(each is state))
+
+    def observe_policy(self, name: str, value: float) -> None:
+        """What a policy reports about itself: batch_size, queue_depth, label_mass."""
+        if name == "queue_depth":
+            self.queue_depth.set(value)
+        elif name == "batch_size":
+            self.batch_size.observe(value)
+        elif name == "label_mass":
+            self.label_mass.observe(value)
 
     def lose(self, cause: LossCause, count: float = 1) -> None:
         """Count what could not be kept."""

@@ -1,0 +1,100 @@
+"""The API process: builds everything once, serves, closes it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import structlog
+import uvicorn
+from fastapi import FastAPI
+
+from app.advise import Models
+from app.api import install
+from app.journal.journal import Journal
+from app.journal.requests import RequestQueue
+from app.journal.spool import Spool
+from app.journal.stream import StreamJournal
+from app.metrics import LossCause, Metrics
+from app.policy.base import Policy
+from app.policy.loader import load_policy
+from app.policy.scripted import ScriptedPolicy
+from app.service import Service
+from app.settings import Settings, SettingsError
+from app.shadow_log.log import ShadowLog
+
+log = structlog.get_logger()
+DESCRIPTION = "Advice of a P&L-aligned language model on each trade, behind vetoes, in shadow mode, on the record."
+
+
+def create_app(settings: Settings, models: Models | None = None) -> FastAPI:
+    """The application. Models, connections and background work start with it, and end with it."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        service = build(settings, models)
+        app.state.service = service
+        await service.start()
+        log.info("ready", models=[p.manifest.model_version for p, _ in service.advisor.models.with_roles()])
+        try:
+            yield
+        finally:
+            await service.aclose()
+
+    app = FastAPI(title="shadow-advisor", version="0.1.0", description=DESCRIPTION, lifespan=lifespan)
+    install(app)
+    return app
+
+
+def build(settings: Settings, models: Models | None = None) -> Service:
+    """Wire real parts. Raises `SettingsError`, `LimitsError`, `ModelFileError` or `ManifestMismatch`."""
+    if not settings.database_url or not settings.redis_url:
+        raise SettingsError("DATABASE_URL and REDIS_URL must be set; or run `advisor up`, which starts both servers")
+    metrics = Metrics()
+    models = models or load_models(settings, metrics)
+    metrics.create_model_series(p.manifest.model_version for p, _ in models.with_roles())
+    stream = StreamJournal(settings.redis_url)
+    spool = Spool(settings.spool_dir, settings.max_spool_bytes)
+    return Service(
+        settings,
+        models,
+        Journal(stream, spool, lambda cause, count: metrics.lose(LossCause(cause), count)),
+        RequestQueue(settings.redis_url),
+        ShadowLog.connect(settings.database_url),
+        metrics,
+    )
+
+
+def load_models(settings: Settings, metrics: Metrics) -> Models:
+    """The primary and the shadow versions that the settings name."""
+    shadows = [Path(name.strip()) for name in settings.shadow_models.split(",") if name.strip()]
+    return Models(_load(settings, settings.model, metrics), tuple(_load(settings, str(p), metrics) for p in shadows))
+
+
+def _load(settings: Settings, model: str | None, metrics: Metrics) -> Policy:
+    if model == "scripted":
+        return ScriptedPolicy()
+    return load_policy(
+        Path(model) if model else None,
+        models_dir=settings.models_dir,
+        vllm_url=settings.vllm_url,
+        vllm_model=settings.vllm_model,
+        threads=settings.threads,
+        max_batch=settings.max_batch,
+        queue_size=settings.queue_size,
+        observe=metrics.observe_policy,
+    )
+
+
+def serve(settings: Settings) -> None:
+    """Serve until stopped."""
+    uvicorn.run(
+        create_app(settings),
+        host=settings.host,
+        port=settings.port,
+        log_level=settings.log_level,
+        access_log=False,
+        loop="uvloop",
+        http="httptools",
+    )

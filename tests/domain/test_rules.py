@@ -1,0 +1,293 @@
+"""Every rule refuses what it should, passes what it should, and fails closed."""
+
+from __future__ import annotations
+
+import math
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from app.domain.actions import ACTIONS, BY_LABEL, LABELS
+from app.domain.decision import AdviceStatus, Calibration, Reading, Role, Version, conclude
+from app.domain.errors import LimitsError
+from app.domain.limits import Limits, parse_limits, read_limits
+from app.domain.rules import RULES, agents_order, order_for, review
+from app.domain.scenario import Scenario
+from app.domain.veto import Case, Order, TradingState, VetoCode
+from tests.domain.scenarios import AS_OF, LIMITS, case, sane_scenarios, scenario, scenarios
+
+VERSION = Version("test-1", "sha256:" + "0" * 64, Calibration(), Role.PRIMARY)
+HELD = {"symbol": "ETHUSDT", "quantity": 0.1, "entry": 2000.0}
+OTHER = {"symbol": "BTCUSDT", "quantity": 0.1, "entry": 40_000.0}
+
+
+def limits(**sections: dict[str, Any]) -> Limits:
+    return Limits.model_validate({"version": "test", **sections})
+
+
+def codes(c: Case, by: Limits = LIMITS) -> set[str]:
+    return {veto.code.value for veto in review(c, by).vetoes}
+
+
+def reading(label: str) -> Reading:
+    return Reading(log_probabilities=tuple(math.log(0.91 if each == label else 0.01) for each in LABELS))
+
+
+def test_the_plain_scenario_passes_every_rule() -> None:
+    verdict = review(case(), LIMITS)
+    assert verdict.vetoes == ()
+    assert verdict.caps == ()
+    assert (verdict.quantity, verdict.stop) == (0.25, 1970.0)
+
+
+REFUSED: list[tuple[str, Case, Limits]] = [
+    ("STATE_HALTED", case(state=TradingState.HALTED), LIMITS),
+    ("STATE_REDUCING", case(state=TradingState.REDUCING), LIMITS),
+    ("STALE_SNAPSHOT", case(now=AS_OF + timedelta(seconds=31)), LIMITS),
+    ("STALE_SNAPSHOT", case(now=AS_OF - timedelta(seconds=6)), LIMITS),
+    ("STALE_SNAPSHOT", case(scenario(market__bar_closed_at=AS_OF - timedelta(hours=3))), LIMITS),
+    ("INPUT_SANITY", case(scenario(candidate__atr=600.0)), LIMITS),
+    ("INPUT_SANITY", case(scenario(market__last_close=2200.0)), LIMITS),
+    ("PRICE_SANITY", case(scenario(plan__stop=2030.0)), LIMITS),
+    ("PRICE_SANITY", case(scenario(plan__targets=[1990.0])), LIMITS),
+    ("DIRECTION", case(scenario(candidate__direction="short")), LIMITS),
+    ("STOP_DISTANCE", case(scenario(plan__stop=1991.0)), LIMITS),
+    ("STOP_DISTANCE", case(scenario(plan__stop=1900.0)), limits(stop_distance={"on_excess": "refuse"})),
+    ("BTC_TREND_CONFLICT", case(scenario(candidate__btc_trend="down")), LIMITS),
+    ("NEWS_WINDOW", case(scenario(candidate__time_to_news_minutes=29)), LIMITS),
+    ("NEWS_WINDOW", case(scenario(candidate__time_to_news_minutes=90, candidate__news_severity=3)), LIMITS),
+    ("MACRO_NEWS", case(scenario(candidate__macro_news_safe=False)), LIMITS),
+    ("VOLATILITY_SPIKE", case(scenario(candidate__volatility_pct=0.9)), LIMITS),
+    ("REWARD_RISK", case(scenario(plan__targets=[2029.0])), LIMITS),
+    ("REWARD_RISK", case(scenario(plan__targets=[2047.0], candidate__volatility_pct=0.8)), LIMITS),
+    ("SPREAD", case(scenario(candidate__spread_bps=10.5)), LIMITS),
+    ("LIQUIDITY", case(scenario(market__volume_24h=900_000)), LIMITS),
+    ("RISK_PER_TRADE", case(scenario(account__equity=300)), limits(risk_per_trade={"on_excess": "refuse"})),
+    ("SYMBOL_EXPOSURE", case(scenario(account__positions=[HELD], account__equity=800)), LIMITS),
+    ("TOTAL_EXPOSURE", case(scenario(account__positions=[OTHER], account__equity=4_000)), LIMITS),
+    ("MIN_NOTIONAL", case(scenario(plan__quantity=0.004)), LIMITS),
+    ("OPEN_POSITIONS", case(scenario(account__positions=[OTHER] * 3)), LIMITS),
+    ("OPEN_POSITIONS", case(scenario(account__positions=None, candidate__open_positions=3)), LIMITS),
+    ("DAILY_LOSS", case(scenario(account__day_pnl_fraction=-0.03)), LIMITS),
+    ("DRAWDOWN", case(scenario(account__drawdown_fraction=0.25)), LIMITS),
+    ("CONSECUTIVE_LOSSES", case(scenario(account__consecutive_losses=4)), LIMITS),
+    ("COOL_DOWN", case(scenario(account__consecutive_losses=2, account__seconds_since_loss=3599)), LIMITS),
+    ("DUPLICATE_SYMBOL", case(scenario(account__positions=[HELD])), LIMITS),
+    ("RESTRICTED_SYMBOL", case(), limits(restricted_symbols={"symbols": ["ETHUSDT"]})),
+    ("SESSION_CLOSED", case(), limits(trading_hours={"sessions": ["Asia"]})),
+    ("MAINTENANCE_WINDOW", case(), limits(trading_hours={"daily_maintenance": [["08:55", "09:05"]]})),
+    ("MAINTENANCE_WINDOW", case(), limits(trading_hours={"daily_maintenance": [["23:00", "09:01"]]})),
+    ("MODEL_CONFIDENCE", case(approve_probability=0.49), LIMITS),
+]
+
+
+@pytest.mark.parametrize(("code", "refused", "by"), REFUSED, ids=[f"{c}-{i}" for i, (c, _, _) in enumerate(REFUSED)])
+def test_a_rule_refuses(code: str, refused: Case, by: Limits) -> None:
+    assert code in codes(refused, by)
+
+
+def test_every_code_has_a_refusal_tested_here() -> None:
+    tested = {code for code, _, _ in REFUSED} | {VetoCode.RULE_FAILED.value}
+    assert tested == {code.value for code in VetoCode}
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "missing"),
+    [
+        ({"candidate__btc_trend": None}, "BTC_TREND_CONFLICT", "btc_trend"),
+        ({"candidate__time_to_news_minutes": None}, "NEWS_WINDOW", "time_to_news_minutes"),
+        ({"candidate__macro_news_safe": None}, "MACRO_NEWS", "macro_news_safe"),
+        ({"candidate__volatility_pct": None}, "VOLATILITY_SPIKE", "volatility_pct"),
+        ({"candidate__spread_bps": None}, "SPREAD", "spread_bps"),
+        ({"market__volume_24h": None}, "LIQUIDITY", "market.volume_24h"),
+        ({"account__equity": None}, "RISK_PER_TRADE", "account.equity"),
+        ({"account__positions": None}, "SYMBOL_EXPOSURE", "account.positions"),
+        ({"account__positions": None}, "DUPLICATE_SYMBOL", "account.positions"),
+        ({"account__day_pnl_fraction": None}, "DAILY_LOSS", "account.day_pnl_fraction"),
+        ({"account__drawdown_fraction": None}, "DRAWDOWN", "account.drawdown_fraction"),
+        ({"account__consecutive_losses": None}, "CONSECUTIVE_LOSSES", "account.consecutive_losses"),
+    ],
+)
+def test_a_missing_input_refuses_and_says_which(changes: dict[str, Any], code: str, missing: str) -> None:
+    vetoes = {veto.code.value: veto for veto in review(case(scenario(**changes)), LIMITS).vetoes}
+    assert vetoes[code].missing == missing
+
+
+def test_limits_may_let_a_missing_input_pass_but_not_a_bad_one() -> None:
+    lenient = limits(news_window={"when_missing": "pass"})
+    assert codes(case(scenario(candidate__time_to_news_minutes=None)), lenient) == set()
+    assert "NEWS_WINDOW" in codes(case(scenario(candidate__time_to_news_minutes=5)), lenient)
+
+
+def test_every_refusal_is_kept() -> None:
+    refused = case(scenario(candidate__spread_bps=50, candidate__btc_trend="down"), state=TradingState.HALTED)
+    assert codes(refused) == {"STATE_HALTED", "BTC_TREND_CONFLICT", "SPREAD"}
+
+
+def test_evidence_is_the_observed_value_and_the_limit() -> None:
+    (veto,) = review(case(scenario(candidate__spread_bps=12.5)), LIMITS).vetoes
+    assert (veto.observed, veto.limit) == (12.5, 10.0)
+
+
+def test_a_far_stop_is_clamped_towards_entry_and_size_is_not_raised() -> None:
+    verdict = review(case(scenario(plan__stop=1900.0, plan__targets=[2200.0])), LIMITS)
+    assert verdict.vetoes == ()
+    assert verdict.stop == pytest.approx(2000 - 3 * 20)
+    assert verdict.quantity == 0.25
+    assert [cap.limit for cap in verdict.caps] == ["stop_distance"]
+
+
+def test_size_is_capped_at_the_allowed_risk() -> None:
+    verdict = review(case(scenario(plan__quantity=2.0)), limits(risk_per_trade={"max_equity_fraction": 0.003}))
+    assert verdict.vetoes == ()
+    assert verdict.quantity == pytest.approx(0.003 * 10_000 / 30)
+
+
+def test_an_action_takes_its_share_of_the_risk_at_its_own_stop() -> None:
+    half_at_two_and_a_half = BY_LABEL["G"]
+    order = order_for(half_at_two_and_a_half, scenario())
+    assert order.stop == 2000 - 2.5 * 20
+    assert order.quantity == pytest.approx(0.5 * 0.25 * 30 / 50)
+
+
+def test_a_tight_stop_does_not_buy_more_than_the_agent() -> None:
+    full_at_one = BY_LABEL["H"]
+    assert order_for(full_at_one, scenario()).quantity == 0.25
+
+
+def test_a_rule_that_raises_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(case: Case, limits: Limits) -> None:
+        raise ZeroDivisionError("a defect")
+
+    monkeypatch.setattr("app.domain.rules.RULES", ((VetoCode.SPREAD, "spread", broken),))
+    (veto,) = review(case(), LIMITS).vetoes
+    assert veto.code is VetoCode.RULE_FAILED
+    assert veto.observed == "SPREAD: ZeroDivisionError: a defect"
+
+
+def test_the_registry_holds_every_code_that_is_judged_before_caps() -> None:
+    assert {code for code, _, _ in RULES} == set(VetoCode) - {VetoCode.MIN_NOTIONAL, VetoCode.RULE_FAILED}
+
+
+@given(scenarios() | sane_scenarios(), st.sampled_from(LABELS), st.sampled_from(TradingState))
+def test_no_path_approves_what_a_rule_refuses(s: Scenario, label: str, state: TradingState) -> None:
+    advice = conclude(s, reading(label), VERSION, LIMITS, state=state, now=AS_OF)
+    if advice.approve:
+        assert state is TradingState.ACTIVE
+        assert advice.review is not None
+        assert advice.review.vetoes == ()
+        order = order_for(BY_LABEL[label], s)
+        assert review(Case(s, order, state, AS_OF, 0.99), LIMITS).vetoes == ()
+    elif label != "A":
+        assert advice.status is AdviceStatus.VETOED
+        assert advice.review is not None
+        assert advice.review.vetoes
+
+
+@given(sane_scenarios(), st.sampled_from(LABELS[1:]))
+def test_advice_never_exceeds_the_agents_risk_nor_its_notional(s: Scenario, label: str) -> None:
+    advice = conclude(s, reading(label), VERSION, LIMITS, state=TradingState.ACTIVE, now=AS_OF)
+    assume(advice.approve)
+    assert advice.quantity is not None
+    assert advice.stop is not None
+    assert advice.quantity <= s.plan.quantity
+    assert advice.quantity * s.plan.entry <= s.plan.notional
+    assert advice.quantity * (s.plan.entry - advice.stop) <= s.plan.risk * (1 + 1e-9)
+
+
+LOOSER: list[tuple[str, str, int]] = [
+    ("stale_snapshot", "max_age_s", 1),
+    ("stale_snapshot", "max_bar_age_bars", 1),
+    ("input_sanity", "max_atr_fraction", 1),
+    ("input_sanity", "max_entry_gap_fraction", 1),
+    ("stop_distance", "min_atr", -1),
+    ("stop_distance", "max_atr", 1),
+    ("stop_distance", "min_fraction", -1),
+    ("stop_distance", "max_fraction", 1),
+    ("news_window", "min_minutes", -1),
+    ("news_window", "systemic_minutes", -1),
+    ("volatility_spike", "max_percentile", 1),
+    ("reward_risk", "min_ratio", -1),
+    ("reward_risk", "high_volatility_percentile", 1),
+    ("reward_risk", "min_ratio_high_volatility", -1),
+    ("spread", "max_bps", 1),
+    ("liquidity", "max_volume_fraction", 1),
+    ("liquidity", "min_volume_24h", -1),
+    ("risk_per_trade", "max_equity_fraction", 1),
+    ("exposure", "max_symbol_fraction", 1),
+    ("exposure", "max_total_fraction", 1),
+    ("exposure", "max_notional", 1),
+    ("exposure", "min_notional", -1),
+    ("daily_loss", "max_fraction", 1),
+    ("drawdown", "max_fraction", 1),
+    ("consecutive_losses", "cool_down_s", -1),
+    ("model_confidence", "min_approve_probability", -1),
+]
+
+
+@settings(max_examples=300)
+@given(
+    scenarios() | sane_scenarios(), st.sampled_from(LOOSER), st.floats(0, 1), st.sampled_from(LABELS), st.booleans()
+)
+def test_loosening_a_limit_never_adds_a_veto(
+    s: Scenario, which: tuple[str, str, int], by: float, label: str, refuse: bool
+) -> None:
+    section, field, sign = which
+    excess = {"on_excess": "refuse"} if refuse else {}
+    strict = limits(exposure=excess, risk_per_trade=excess, liquidity=excess, stop_distance=excess)
+    value = getattr(getattr(strict, section), field)
+    top = 1.0 if value <= 1 and field not in ("min_ratio", "max_total_fraction") else 10 * value
+    changed = value + by * (top - value) if sign > 0 else max(value * (1 - by), 1e-9)
+    table = getattr(strict, section).model_copy(update={field: changed})
+    loose = strict.model_copy(update={section: table})
+    action = BY_LABEL[label]
+    order = order_for(action, s) if action.approve else agents_order(s)
+    judged = Case(s, order, TradingState.ACTIVE, AS_OF, 0.6)
+    assert codes(judged, loose) <= codes(judged, strict)
+
+
+@given(
+    scenarios(),
+    st.builds(Order, *[st.floats(allow_nan=True, allow_infinity=True)] * 4),
+    st.floats(allow_nan=True) | st.none(),
+)
+def test_rules_are_total_on_any_input(s: Scenario, order: Order, probability: float | None) -> None:
+    verdict = review(Case(s, order, TradingState.ACTIVE, AS_OF, probability), LIMITS)
+    if not all(math.isfinite(value) for value in order) or (probability is not None and math.isnan(probability)):
+        assert verdict.vetoes
+
+
+def test_the_shipped_limits_are_the_defaults() -> None:
+    shipped = read_limits(Path(__file__).parents[2] / "limits.toml")
+    assert shipped == Limits(version=shipped.version)
+
+
+def test_the_replay_limits_differ_only_in_what_bars_cannot_know() -> None:
+    root = Path(__file__).parents[2]
+    shipped = read_limits(root / "limits.toml")
+    replay = read_limits(root / "deploy" / "limits.replay.toml")
+    passing = shipped.news_window.model_copy(update={"when_missing": "pass"})
+    assert replay == shipped.model_copy(update={"version": replay.version, "news_window": passing})
+
+
+def test_a_bad_limits_file_names_every_violation() -> None:
+    text = 'version = "x"\n[spread]\nmax_bps = -1\n[drawdown]\nmax_fraction = 2\n[no_such_rule]\nenabled = false\n'
+    with pytest.raises(LimitsError) as caught:
+        parse_limits(text, "limits.toml")
+    for part in ("limits.toml", "spread.max_bps", "drawdown.max_fraction", "no_such_rule"):
+        assert part in str(caught.value)
+
+
+def test_no_rule_can_be_switched_off() -> None:
+    with pytest.raises(LimitsError, match=r"spread\.enabled"):
+        parse_limits('version = "x"\n[spread]\nenabled = false\n', "limits.toml")
+
+
+def test_there_are_ten_actions_and_the_first_rejects() -> None:
+    assert len(ACTIONS) == 10
+    assert not ACTIONS[0].approve
+    assert all(action.approve for action in ACTIONS[1:])

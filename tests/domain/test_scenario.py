@@ -1,0 +1,123 @@
+"""What a scenario accepts, refuses and keeps."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import orjson
+import pytest
+from hypothesis import given
+
+from app.domain.candidate import Candidate
+from app.domain.canonical import canonical_json
+from app.domain.errors import InvalidRecord
+from app.domain.features import FEATURE_NAMES, features
+from app.domain.scenario import Scenario
+from tests.domain.scenarios import AS_OF, scenario, scenario_json, scenarios
+
+AGENT_FIELDS = """symbol direction ts session tier setup_type pattern auction_state score normalized_score_pre_macro
+score_after_profile trend_norm mean_rev_norm activation_threshold macro_score_adjustment alt_adjustment technical_score
+confidence score_threshold pattern_memory rsi macd macd_signal adx di_plus di_minus next_return atr atr_15m_ratio hurst
+volatility_pct htf_trend_pct near_support near_resistance btc_dominance fear_greed btc_dominance_age_s fear_greed_age_s
+macro_flags sentiment_bias sentiment_confidence macro_indicator macro_news_safe macro_news_reason news_summary
+symbol_news_summary news_severity time_to_news_minutes btc_trend orderflow order_flow_score order_flow_flag
+order_imbalance cvd cvd_change cvd_divergence cvd_absorption cvd_accumulation taker_buy_ratio trade_imbalance
+aggressive_trade_rate spoofing_intensity spoofing_alert volume_ratio price_change_pct spread_bps social onchain
+volume_profile lvn_level open_positions max_trades ml_probability""".split()
+
+
+def test_every_field_of_the_agent_is_a_field_of_the_candidate() -> None:
+    assert set(AGENT_FIELDS) == Candidate.model_fields.keys() - {"extra"}
+
+
+def test_a_full_candidate_comes_back_as_it_went_in() -> None:
+    document = json.loads((Path(__file__).parent / "full_candidate.json").read_text())
+    assert set(AGENT_FIELDS) <= document.keys()
+    stored = Candidate.from_json(document).as_json()
+    assert stored.pop("extra") == {"my_new_signal": 0.25, "nested": {"list": [1, "two", None]}}
+    unknown = ("my_new_signal", "nested")
+    assert stored == {key: value for key, value in document.items() if key not in unknown}
+
+
+@given(scenarios())
+def test_a_scenario_survives_json_with_the_same_hash(s: Scenario) -> None:
+    again = Scenario.from_json(orjson.loads(canonical_json(s.as_json())))
+    assert again == s
+    assert again.hash() == s.hash()
+
+
+def test_hash_ignores_the_sign_of_zero_and_the_spelling_of_integers() -> None:
+    zero, negative = scenario(account__day_pnl_fraction=0.0), scenario(account__day_pnl_fraction=-0.0)
+    assert zero.hash() == negative.hash()
+    assert scenario(candidate__extra={"n": 1.0}).hash() == scenario(candidate__extra={"n": 1}).hash()
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"candidate__rsi": float("nan")}, "candidate.rsi"),
+        ({"plan__entry": float("inf")}, "plan.entry"),
+        ({"candidate__volatility_pct": 55}, "candidate.volatility_pct"),
+        ({"candidate__confidence": 72}, "candidate.confidence"),
+        ({"candidate__fear_greed": 101}, "candidate.fear_greed"),
+        ({"candidate__atr": 0}, "candidate.atr"),
+        ({"candidate__symbol": "btc/usdt"}, "candidate.symbol"),
+        ({"candidate__ts": datetime(2026, 11, 23, 9)}, "candidate.ts"),
+        ({"candidate__direction": "sideways"}, "candidate.direction"),
+        ({"candidate__atr": ...}, "candidate.atr"),
+        ({"candidate__extra": {"x": float("nan")}}, "candidate.extra"),
+        ({"candidate__extra": {"x": 2**60}}, "candidate.extra"),
+        ({"candidate__news_summary": "x" * 2001}, "candidate.news_summary"),
+        ({"plan__targets": []}, "plan.targets"),
+        ({"plan__quantity": -1}, "plan.quantity"),
+        ({"market__bar_closed_at": AS_OF + timedelta(seconds=1)}, "market.bar_closed_at"),
+        ({"account__positions": [{"symbol": "ETHUSDT", "quantity": 1, "entry": 0}]}, "account.positions[0].entry"),
+    ],
+)
+def test_a_refusal_names_the_field(changes: dict[str, object], field: str) -> None:
+    with pytest.raises(InvalidRecord, match=field.replace("[", r"\[").replace("]", r"\]")):
+        scenario(**changes)
+
+
+def test_ages_must_be_of_known_fields_and_not_in_the_future() -> None:
+    document = scenario_json()
+    assert Scenario.from_json(document | {"ages": {"fear_greed": 3600.0}}).ages == {"fear_greed": 3600.0}
+    with pytest.raises(InvalidRecord, match="ages names fields"):
+        Scenario.from_json(document | {"ages": {"no_such_field": 1.0}})
+    with pytest.raises(InvalidRecord, match=r"ages\.fear_greed"):
+        Scenario.from_json(document | {"ages": {"fear_greed": -1.0}})
+
+
+def test_a_position_from_the_future_is_refused() -> None:
+    late = {"symbol": "ETHUSDT", "quantity": 1, "entry": 5, "opened_at": AS_OF + timedelta(hours=1)}
+    with pytest.raises(InvalidRecord, match="opened_at is later"):
+        scenario(account__positions=[late])
+
+
+def test_times_are_stored_in_utc() -> None:
+    karachi = "2026-11-23T14:00:00+05:00"
+    assert scenario(candidate__ts=karachi).as_of == datetime(2026, 11, 23, 9, tzinfo=UTC)
+
+
+def test_control_characters_are_dropped_from_texts_that_postgres_must_store() -> None:
+    s = scenario(candidate__news_summary="a\x00b\ud800c", candidate__extra={"k\x00": "v\x01"})
+    assert s.candidate.news_summary == "a b c"
+    assert s.candidate.extra == {"k ": "v "}
+
+
+@given(scenarios())
+def test_features_have_one_value_per_name(s: Scenario) -> None:
+    assert len(features(s)) == len(FEATURE_NAMES) == len(set(FEATURE_NAMES))
+
+
+def test_features_by_hand() -> None:
+    row = dict(zip(FEATURE_NAMES, features(scenario()), strict=True))
+    assert row["atr_fraction"] == 0.01
+    assert row["plan_stop_atr"] == 1.5
+    assert row["plan_reward_risk"] == pytest.approx(80 / 30)
+    assert row["session=Europe"] == 1.0
+    assert row["session=Asia"] == 0.0
+    assert row["score_over_threshold"] == pytest.approx(1.3)
+    assert row["hurst"] != row["hurst"], "not known is NaN"
