@@ -54,12 +54,16 @@ def build(settings: Settings, models: Models | None = None) -> Service:
     metrics = Metrics()
     models = models or load_models(settings, metrics)
     metrics.create_model_series(p.manifest.model_version for p, _ in models.with_roles())
+
+    def lose(cause: str, count: int) -> None:
+        metrics.lose(LossCause(cause), count)
+
     stream = StreamJournal(settings.redis_url)
-    spool = Spool(settings.spool_dir, settings.max_spool_bytes)
+    spool = Spool(settings.spool_dir, settings.max_spool_bytes, lose)
     return Service(
         settings,
         models,
-        Journal(stream, spool, lambda cause, count: metrics.lose(LossCause(cause), count)),
+        Journal(stream, spool, lose),
         RequestQueue(settings.redis_url),
         ShadowLog.connect(settings.database_url),
         metrics,

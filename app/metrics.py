@@ -14,6 +14,7 @@ from app.domain.actions import ACTIONS
 from app.domain.candidate import Candidate
 from app.domain.decision import AdviceStatus, Decision
 from app.domain.errors import AbstainReason
+from app.domain.regime import regime
 from app.domain.veto import TradingState, VetoCode
 
 COMPARISON_WINDOW = 1000
@@ -44,23 +45,6 @@ class Dependency(StrEnum):
     POSTGRES = "postgres"
     VALKEY = "valkey"
     MODEL = "model"
-
-
-class Regime(StrEnum):
-    """Volatility regime by ATR percentile: below 0.33, below 0.75, from 0.75, or not known."""
-
-    CALM = "calm"
-    NORMAL = "normal"
-    VOLATILE = "volatile"
-    UNKNOWN = "unknown"
-
-
-def regime(candidate: Candidate) -> Regime:
-    """The candidate's volatility regime."""
-    percentile = candidate.volatility_pct
-    if percentile is None:
-        return Regime.UNKNOWN
-    return Regime.CALM if percentile < 0.33 else Regime.NORMAL if percentile < 0.75 else Regime.VOLATILE
 
 
 def cohens_kappa(pairs: Iterable[tuple[bool, bool]]) -> float:

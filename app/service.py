@@ -160,7 +160,7 @@ class Service:
                 await asyncio.sleep(RETRY_S)
 
     async def _decide(self, entry: QueuedRequest) -> None:
-        body = AdviseRequest.from_json_bytes(entry.payload)
+        body = AdviseRequest.model_validate_json(entry.payload)
         incoming = Incoming(
             body.request_id,
             entry.claim,

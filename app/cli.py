@@ -1,0 +1,179 @@
+"""`advisor`: run the service, look after it, and check its record."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+from uuid import UUID
+
+import httpx
+import typer
+from rich.console import Console
+from rich.progress import Progress
+
+from app.domain.errors import AdvisorError
+from app.settings import Settings, SettingsError, read_settings
+
+app = typer.Typer(
+    help="Shadow-mode advice on trades: run it, look after it, check its record.",
+    no_args_is_help=True,
+    add_completion=False,
+)
+model_app = typer.Typer(help="Model versions on disk.", no_args_is_help=True)
+app.add_typer(model_app, name="model")
+console = Console(stderr=True)
+Url = Annotated[str | None, typer.Option("--url", help="Where the API answers. Default: ADVISOR_HOST and ADVISOR_PORT.")]
+
+
+def database_url(settings: Settings) -> str:
+    """DATABASE_URL, or a clear error."""
+    if not settings.database_url:
+        raise SettingsError("DATABASE_URL is not set: point it at Postgres, or run `advisor up`, which prints its own")
+    return settings.database_url
+
+
+@app.command()
+def up(
+    then: Annotated[str | None, typer.Option(help="Command to run once all is ready; it gets ADVISOR_URL.")] = None,
+    leave: Annotated[bool, typer.Option("--exit", help="End after that command, with its status.")] = False,
+) -> None:
+    """Start a real Postgres and Valkey from wheels, migrate, import the small model, serve and write; stay until Ctrl-C."""
+    from app.up import run_up
+
+    raise typer.Exit(run_up(read_settings(), then, leave))
+
+
+@app.command()
+def serve() -> None:
+    """Serve the API on ADVISOR_HOST:ADVISOR_PORT, with Postgres at DATABASE_URL and Valkey at REDIS_URL."""
+    from app.main import serve as serve_api
+
+    serve_api(read_settings())
+
+
+@app.command()
+def writer() -> None:
+    """Move events from the journal into Postgres until stopped. As many may run as are needed."""
+    from app.writer import run_writer
+
+    asyncio.run(run_writer(read_settings()))
+
+
+@app.command()
+def migrate() -> None:
+    """Bring the database at DATABASE_URL to the newest schema."""
+    from app.shadow_log.migrate import current, upgrade
+
+    url = database_url(read_settings())
+    upgrade(url)
+    console.print(f"database is at revision {current(url)}")
+
+
+@app.command()
+def verify(
+    sample: Annotated[int, typer.Option(help="How many findings to print.")] = 20,
+) -> None:
+    """Re-hash and replay every stored decision; exit 1 when anything does not match."""
+    from app.shadow_log.verify import verify_log
+
+    settings = read_settings()
+    with Progress(console=console) as progress:
+        task = progress.add_task("verifying", total=None)
+        report = asyncio.run(
+            verify_log(
+                database_url(settings),
+                lambda done, total: progress.update(task, completed=done, total=total),
+            )
+        )
+    console.print(report.summary())
+    for finding in report.findings[:sample]:
+        console.print(f"  {finding}")
+    raise typer.Exit(1 if report.findings else 0)
+
+
+@app.command()
+def replay(decision_id: Annotated[UUID, typer.Argument(help="Id of a stored decision.")]) -> None:
+    """Derive one stored decision again from its inputs and show every difference; exit 1 when there is one."""
+    from app.shadow_log.log import ShadowLog
+
+    async def fetch() -> int:
+        log = ShadowLog.connect(database_url(read_settings()))
+        try:
+            stored = await log.decision(decision_id)
+        finally:
+            await log.aclose()
+        if stored is None:
+            raise SettingsError(f"no decision has the id {decision_id}")
+        before, after = stored.as_json(), stored.replayed().as_json()
+        changed = [key for key in before if before[key] != after[key]]
+        for key in changed:
+            console.print(f"{key}:\n  stored   {json.dumps(before[key])}\n  replayed {json.dumps(after[key])}")
+        advice = stored.primary
+        console.print(
+            f"{stored.scenario.candidate.symbol} at {stored.scenario.as_of:%Y-%m-%d %H:%M} UTC: {advice.status.value}, "
+            f"{advice.action or 'no action'}; " + ("differs" if changed else "replays to the same record")
+        )
+        return 1 if changed else 0
+
+    raise typer.Exit(asyncio.run(fetch()))
+
+
+@app.command()
+def state(
+    new: Annotated[str | None, typer.Argument(help="ACTIVE, REDUCING or HALTED; none shows the state.")] = None,
+    reason: Annotated[str, typer.Option(help="Why; recorded.")] = "",
+    by: Annotated[str, typer.Option(help="Who; recorded.")] = "",
+    url: Url = None,
+) -> None:
+    """Show or change the trading state of a running service. HALTED refuses every trade at once."""
+    settings = read_settings()
+    base = url or f"http://{settings.host}:{settings.port}"
+    headers = {"Authorization": f"Bearer {settings.admin_token}"} if settings.admin_token else {}
+    try:
+        if new is None:
+            answer = httpx.get(f"{base}/state")
+        else:
+            if not reason or not by:
+                raise SettingsError("a change of state needs --reason and --by: both are recorded")
+            body = {"state": new.upper(), "reason": reason, "changed_by": by}
+            answer = httpx.put(f"{base}/state", json=body, headers=headers)
+    except httpx.HTTPError as error:
+        raise SettingsError(f"{base} does not answer ({error}): is the service running? set --url") from error
+    document = answer.json()
+    if answer.is_error:
+        raise SettingsError(document.get("detail", answer.text))
+    typer.echo(json.dumps(document, indent=2))
+
+
+@model_app.command("import")
+def model_import(
+    path: Annotated[
+        Path | None, typer.Argument(help="A Hugging Face causal LM directory. Default: the bundled small model.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Model version to give it. Default: the directory's name.")] = None,
+) -> None:
+    """Make a model servable: verify its labels, measure their bias, hash its files, write its manifest."""
+    from app.policy.importer import import_directory, import_smollm2
+
+    settings = read_settings()
+
+    def say(message: str) -> None:
+        console.print(message)
+
+    if path is None:
+        target = import_smollm2(settings.models_dir, say)
+    else:
+        target = import_directory(path, settings.models_dir, name or path.name, say)
+    console.print(f"ready: MODEL={target}")
+
+
+def main() -> None:
+    """Entry point: expected failures are one line, with status 2."""
+    try:
+        app()
+    except AdvisorError as error:
+        console.print(f"[bold red]advisor:[/] {error}", highlight=False, soft_wrap=True)
+        sys.exit(2)

@@ -1,0 +1,41 @@
+"""The policy port: a prompt goes in, the log-probability of every label comes out."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from app.domain.actions import Action
+from app.domain.decision import Reading
+from app.domain.manifest import ModelManifest
+from app.domain.prompt import Prompt
+
+
+class Policy(Protocol):
+    """A language model of one version. Implementations: in process, vLLM over HTTP, scripted."""
+
+    @property
+    def manifest(self) -> ModelManifest:
+        """The version that is answering."""
+        ...
+
+    async def decide(self, prompt: Prompt, deadline: float) -> Reading:
+        """Read the labels' log-probabilities.
+
+        Parameters
+        ----------
+        prompt : as `app.domain.prompt.render` gives it.
+        deadline : `time.monotonic()` value after which nobody waits for the answer.
+
+        Raises
+        ------
+        PolicyAbstained : no reading by the deadline, or none that can be used; carries the reason.
+        """
+        ...
+
+    async def explain(self, prompt: Prompt, action: Action, deadline: float) -> str | None:
+        """One or two sentences on why `action` may be right; None when it would come late. Never changes a decision."""
+        ...
+
+    async def aclose(self) -> None:
+        """Stop serving: queued requests abstain, threads and connections end."""
+        ...

@@ -1,0 +1,112 @@
+"""The shipped fake: answers from a script, for our tests and for clients' tests. No model, no torch."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+
+from app.domain.actions import LABELS, Action
+from app.domain.decision import Reading
+from app.domain.errors import AbstainReason, PolicyAbstained
+from app.domain.manifest import ModelManifest
+from app.domain.prompt import Prompt
+
+_CHOSEN, _OTHER = 0.9, 0.01
+
+Answer = str | Reading | PolicyAbstained
+"""A label ("B"), a full reading, or an abstention to raise."""
+
+SCRIPTED_MANIFEST = ModelManifest(
+    model_version="scripted-1",
+    base_model="scripted",
+    licence="Apache-2.0",
+    created_at=datetime(2026, 1, 1, tzinfo=UTC),
+    files={},
+)
+
+
+class ScriptedPolicy:
+    """A deterministic `Policy`.
+
+    Parameters
+    ----------
+    script : answers, given in turn and again from the start; or a function of the prompt; or None, which
+        picks a label from the prompt's hash: the same prompt always gets the same one.
+    gate : when given, `decide` waits for this event, at most until its deadline.
+    rationale : what `explain` says.
+    manifest : the version it claims to be.
+    """
+
+    def __init__(
+        self,
+        script: Sequence[Answer] | Callable[[Prompt], Answer] | None = None,
+        *,
+        gate: asyncio.Event | None = None,
+        rationale: str | None = "Scripted.",
+        manifest: ModelManifest = SCRIPTED_MANIFEST,
+    ):
+        if script is None:
+            self._next: Callable[[Prompt], Answer] = _label_from_hash
+        elif callable(script):
+            self._next = script
+        else:
+            turns = itertools.cycle(script)
+            self._next = lambda prompt: next(turns)
+        self._gate = gate
+        self._rationale = rationale
+        self._manifest = manifest
+        self._closed = False
+        self.prompts: deque[Prompt] = deque(maxlen=1000)
+        """The latest prompts that were asked, oldest first."""
+
+    @property
+    def manifest(self) -> ModelManifest:
+        """The version that is answering."""
+        return self._manifest
+
+    async def decide(self, prompt: Prompt, deadline: float) -> Reading:
+        """The next answer of the script. Raises `PolicyAbstained` when it says so, when the gate stays closed
+        until the deadline, and after `aclose`."""
+        if self._closed:
+            raise PolicyAbstained(AbstainReason.SHUTTING_DOWN)
+        self.prompts.append(prompt)
+        await self._pass_gate(deadline)
+        answer = self._next(prompt)
+        if isinstance(answer, PolicyAbstained):
+            raise PolicyAbstained(answer.reason, answer.detail)
+        return answer if isinstance(answer, Reading) else reading_of(answer)
+
+    async def explain(self, prompt: Prompt, action: Action, deadline: float) -> str | None:
+        """The scripted rationale."""
+        return None if self._closed else self._rationale
+
+    async def aclose(self) -> None:
+        """From now on every decision abstains."""
+        self._closed = True
+
+    async def _pass_gate(self, deadline: float) -> None:
+        if self._gate is None:
+            return
+        try:
+            async with asyncio.timeout(deadline - time.monotonic()):
+                await self._gate.wait()
+        except TimeoutError:
+            raise PolicyAbstained(AbstainReason.DEADLINE) from None
+
+
+def reading_of(label: str) -> Reading:
+    """A reading with 0.90 of the probability on `label` and 0.01 on each other one."""
+    if label not in LABELS:
+        raise ValueError(f"{label!r} is not a label; labels are {', '.join(LABELS)}")
+    return Reading(
+        log_probabilities=tuple(math.log(_CHOSEN if other == label else _OTHER) for other in LABELS)
+    )
+
+
+def _label_from_hash(prompt: Prompt) -> str:
+    return LABELS[int(prompt.hash.removeprefix("sha256:")[:8], 16) % len(LABELS)]

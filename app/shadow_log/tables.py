@@ -1,0 +1,185 @@
+"""Tables of the shadow log. `decisions` and `advices` are partitioned by month of `as_of`; everything is append-only."""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    Boolean,
+    Column,
+    DateTime,
+    Double,
+    Identity,
+    Index,
+    Integer,
+    MetaData,
+    PrimaryKeyConstraint,
+    Table,
+    Text,
+    UniqueConstraint,
+    Uuid,
+    func,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+Time = DateTime(timezone=True)
+
+
+def _now() -> Column[object]:
+    return Column("recorded_in_log_at", Time, nullable=False, server_default=func.now())
+
+
+decision_keys = Table(
+    "decision_keys",
+    metadata,
+    Column("decision_id", Uuid, primary_key=True),
+    Column("request_hash", Text, nullable=False),
+    Column("as_of", Time, nullable=False),
+)
+"""One row per decision for ever, also after its partition is dropped: what makes a decision arrive exactly once."""
+
+decisions = Table(
+    "decisions",
+    metadata,
+    Column("decision_id", Uuid, nullable=False),
+    Column("as_of", Time, nullable=False),
+    Column("request_id", Text, nullable=False),
+    Column("received_at", Time, nullable=False),
+    Column("evaluated_at", Time, nullable=False),
+    Column("symbol", Text, nullable=False),
+    Column("session", Text, nullable=False),
+    Column("setup_type", Text, nullable=False),
+    Column("tier", Text),
+    Column("regime", Text, nullable=False),
+    Column("score", Double, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("status", Text, nullable=False),
+    Column("approve", Boolean),
+    Column("control_veto_codes", ARRAY(Text), nullable=False),
+    Column("prompt_version", Text, nullable=False),
+    Column("prompt_hash", Text, nullable=False),
+    Column("limits_version", Text, nullable=False),
+    Column("limits_hash", Text, nullable=False),
+    Column("traceparent", Text),
+    Column("scenario", JSONB, nullable=False),
+    Column("record", JSONB, nullable=False),
+    Column("record_hash", Text, nullable=False),
+    _now(),
+    PrimaryKeyConstraint("decision_id", "as_of"),
+    Index(None, "as_of"),
+    Index(None, "symbol", "as_of"),
+    postgresql_partition_by="RANGE (as_of)",
+)
+
+advices = Table(
+    "advices",
+    metadata,
+    Column("decision_id", Uuid, nullable=False),
+    Column("as_of", Time, nullable=False),
+    Column("ordinal", Integer, nullable=False),
+    Column("model_version", Text, nullable=False),
+    Column("manifest_hash", Text, nullable=False),
+    Column("role", Text, nullable=False),
+    Column("status", Text, nullable=False),
+    Column("abstain_reason", Text),
+    Column("label", Text),
+    Column("approve_probability", Double),
+    Column("label_mass", Double),
+    Column("veto_codes", ARRAY(Text), nullable=False),
+    Column("approve", Boolean),
+    Column("action", Text),
+    Column("quantity", Double),
+    Column("stop", Double),
+    Column("record", JSONB, nullable=False),
+    PrimaryKeyConstraint("decision_id", "as_of", "ordinal"),
+    Index(None, "model_version", "as_of"),
+    postgresql_partition_by="RANGE (as_of)",
+)
+
+agent_actions = Table(
+    "agent_actions",
+    metadata,
+    Column("event_key", Text, primary_key=True),
+    Column("decision_id", Uuid, nullable=False),
+    Column("recorded_at", Time, nullable=False),
+    Column("decision", Boolean, nullable=False),
+    Column("llm_confidence", Double),
+    Column("final_skip_reason", Text),
+    Column("size_usd", Double),
+    Column("quantity", Double),
+    Column("record", JSONB, nullable=False),
+    Index(None, "decision_id"),
+)
+
+outcomes = Table(
+    "outcomes",
+    metadata,
+    Column("event_key", Text, primary_key=True),
+    Column("decision_id", Uuid, nullable=False),
+    Column("recorded_at", Time, nullable=False),
+    Column("arm", Text, nullable=False),
+    Column("model_version", Text),
+    Column("source", Text, nullable=False),
+    Column("outcome", Text, nullable=False),
+    Column("exit_time", Time),
+    Column("r_multiple", Double),
+    Column("net_pnl", Double),
+    Column("mae_r", Double),
+    Column("mfe_r", Double),
+    Column("exogenous_skip", Boolean, nullable=False),
+    Column("record", JSONB, nullable=False),
+    Index(None, "decision_id"),
+)
+
+rationales = Table(
+    "rationales",
+    metadata,
+    Column("event_key", Text, primary_key=True),
+    Column("decision_id", Uuid, nullable=False),
+    Column("recorded_at", Time, nullable=False),
+    Column("model_version", Text, nullable=False),
+    Column("text", Text, nullable=False),
+    Index(None, "decision_id"),
+)
+
+state_changes = Table(
+    "state_changes",
+    metadata,
+    Column("event_key", Text, primary_key=True),
+    Column("recorded_at", Time, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("changed_by", Text, nullable=False),
+)
+
+model_versions = Table(
+    "model_versions",
+    metadata,
+    Column("model_version", Text, primary_key=True),
+    Column("manifest_hash", Text, nullable=False),
+    Column("manifest", JSONB, nullable=False),
+    Column("registered_at", Time, nullable=False, server_default=func.now()),
+    UniqueConstraint("manifest_hash"),
+)
+
+aliases = Table(
+    "aliases",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("alias", Text, nullable=False),
+    Column("model_version", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("changed_by", Text, nullable=False),
+    Column("changed_at", Time, nullable=False, server_default=func.now()),
+)
+"""Every move of an alias; the newest row of an alias is where it points."""
+
+PARTITIONED = ("decisions", "advices")
+"""Dropping a month of both is the only way in which rows leave."""

@@ -1,0 +1,197 @@
+"""`advisor up`: the whole service from one command, on a real Postgres and a real Valkey that come as wheels.
+
+The servers, the API and the writer are child processes: any of them may be killed without losing a decision. The API
+and the writer are started again when they end; everything ends with this process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from time import monotonic
+
+import httpx
+from rich.console import Console
+from rich.table import Table
+
+from app.domain.errors import AdvisorError
+from app.embedded import EmbeddedPostgres, EmbeddedValkey, die_with_parent
+from app.settings import Settings
+from app.shadow_log.log import ShadowLog
+from app.shadow_log.migrate import upgrade
+
+START_DEADLINE_S = 180.0
+DRAIN_DEADLINE_S = 60.0
+POLL_S = 0.2
+RESTART_PAUSE_S = 1.0
+console = Console(stderr=True)
+
+
+class StartError(AdvisorError):
+    """A part of the service did not come up."""
+
+
+class Child:
+    """A supervised child process: the API or the writer."""
+
+    def __init__(self, name: str, command: str, environment: Mapping[str, str]) -> None:
+        self.name = name
+        self._arguments = [sys.executable, "-m", "app.cli", command]
+        self._environment = dict(environment)
+        self._process = self._spawn()
+        self._restart_at: float | None = None
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(self._arguments, env=self._environment, preexec_fn=die_with_parent)
+
+    @property
+    def returncode(self) -> int | None:
+        """None while it runs."""
+        return self._process.poll()
+
+    def supervise(self) -> None:
+        """Start the process again, after a pause, when it has ended."""
+        if self.returncode is None:
+            return
+        if self._restart_at is None:
+            console.print(f"[yellow]{self.name} ended with status {self.returncode}, starting it again[/]")
+            self._restart_at = monotonic() + RESTART_PAUSE_S
+        elif monotonic() >= self._restart_at:
+            self._process, self._restart_at = self._spawn(), None
+
+    def stop(self) -> None:
+        """SIGTERM, then SIGKILL after ten seconds."""
+        self._process.terminate()
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+def run_up(settings: Settings, then: str | None, leave: bool) -> int:
+    """Start everything; run `then`; stay until Ctrl-C, or leave with its status."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    status = 0
+    try:
+        with _running(settings) as (environment, children):
+            if then is not None:
+                before = _counts(environment)
+                status = subprocess.run(shlex.split(then), env=environment, check=False).returncode
+                _wait_for_writer(environment)
+                _print_record(before, _counts(environment))
+            _print_where(settings, environment)
+            while not leave:
+                _watch(children)
+    except KeyboardInterrupt:
+        console.print("stopping")
+    return status
+
+
+@contextmanager
+def _running(settings: Settings) -> Iterator[tuple[dict[str, str], list[Child]]]:
+    """Servers, migration, model, API and writer; yields once the API is ready."""
+    with ExitStack() as stack:
+        environment = {**os.environ, "ADVISOR_URL": f"http://{settings.host}:{settings.port}"}
+        if settings.database_url is None:
+            console.print("starting Postgres")
+            postgres = stack.enter_context(EmbeddedPostgres(settings.home / "postgres"))
+            environment["DATABASE_URL"] = postgres.url
+        if settings.redis_url is None:
+            console.print("starting Valkey")
+            valkey = stack.enter_context(EmbeddedValkey(settings.home / "valkey"))
+            environment["REDIS_URL"] = valkey.url
+        upgrade(environment["DATABASE_URL"])
+        if settings.model is None:
+            from app.policy.importer import import_smollm2
+
+            import_smollm2(settings.models_dir, console.print)
+        children = []
+        for name in ("serve", "writer"):
+            child = Child(name, name, environment)
+            stack.callback(child.stop)
+            children.append(child)
+        _wait_until_ready(environment["ADVISOR_URL"], children)
+        yield environment, children
+
+
+def _wait_until_ready(url: str, children: list[Child]) -> None:
+    deadline = monotonic() + START_DEADLINE_S
+    while monotonic() < deadline:
+        for child in children:
+            if child.returncode is not None:
+                raise StartError(f"{child.name} ended with status {child.returncode}; its message stands above")
+        try:
+            if httpx.get(f"{url}/readyz").status_code == 200:
+                return
+        except httpx.TransportError:
+            pass  # Not listening yet: the deadline decides.
+        _watch([])
+    raise StartError(f"{url}/readyz did not answer within {START_DEADLINE_S:.0f} s")
+
+
+def _watch(children: list[Child]) -> None:
+    """Supervise, then wait a moment; Ctrl-C interrupts."""
+    for child in children:
+        child.supervise()
+    signal.sigtimedwait([], POLL_S)
+
+
+def _counts(environment: Mapping[str, str]) -> dict[str, int]:
+    """Rows by table."""
+
+    async def count() -> dict[str, int]:
+        log = ShadowLog.connect(environment["DATABASE_URL"])
+        try:
+            return await log.counts()
+        finally:
+            await log.aclose()
+
+    return asyncio.run(count())
+
+
+def _backlog(url: str) -> float:
+    """Events that are not in Postgres yet, from the service's own metrics."""
+    lines = httpx.get(f"{url}/metrics").text.splitlines()
+    values = [line.split()[1] for line in lines if line.startswith(("advisor_journal_backlog ", "advisor_spool_depth "))]
+    return sum(float(value) for value in values)
+
+
+def _wait_for_writer(environment: Mapping[str, str]) -> None:
+    deadline = monotonic() + DRAIN_DEADLINE_S
+    while _backlog(environment["ADVISOR_URL"]) > 0 and monotonic() < deadline:
+        _watch([])
+
+
+def _print_record(before: dict[str, int], after: dict[str, int]) -> None:
+    table = Table(title="Rows in Postgres", title_justify="left")
+    table.add_column("table")
+    table.add_column("new", justify="right")
+    table.add_column("total", justify="right")
+    for name, total in after.items():
+        table.add_row(name, str(total - before.get(name, 0)), str(total))
+    console.print(table)
+
+
+def _print_where(settings: Settings, environment: Mapping[str, str]) -> None:
+    url = environment["ADVISOR_URL"]
+    plain = environment["DATABASE_URL"].replace("postgresql+psycopg://", "postgresql://")
+    table = Table(title="Where to look next", show_header=False, title_justify="left")
+    for what, where in (
+        ("API, try it out", f"{url}/docs"),
+        ("health", f"{url}/readyz"),
+        ("metrics", f"{url}/metrics"),
+        ("writer metrics", f"http://{settings.host}:{settings.writer_metrics_port}/metrics"),
+        ("shadow log", f'psql "{plain}"'),
+        ("who was right", "select * from disagreements limit 20;"),
+        ("check the record", f"DATABASE_URL='{environment['DATABASE_URL']}' advisor verify"),
+        ("halt everything", "advisor state HALTED --reason test --by me"),
+    ):
+        table.add_row(what, where)
+    console.print(table)

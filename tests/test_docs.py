@@ -1,0 +1,102 @@
+"""The documentation says what the code does: fields, rules, metrics, routes and links."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from fastapi import FastAPI
+from pydantic.fields import FieldInfo
+
+from app.api import install
+from app.domain.agent_action import AgentAction, Outcome
+from app.domain.candidate import Candidate, Onchain, PatternMemory, Social, VolumeProfile
+from app.domain.limits import Limits
+from app.domain.record import Record
+from app.domain.scenario import Account, Market, Plan, Position, Scenario
+from app.domain.veto import VetoCode
+from app.metrics import Metrics
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+CAPTURED: tuple[type[Record], ...] = (
+    Candidate,
+    PatternMemory,
+    Social,
+    Onchain,
+    VolumeProfile,
+    Plan,
+    Account,
+    Position,
+    Market,
+    Scenario,
+    AgentAction,
+    Outcome,
+)
+
+
+def field_row(name: str, field: FieldInfo) -> str:
+    """The row that a captured field must have in docs/trade_record_format.md."""
+    extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+    null = extra.get("null")
+    required = "required" if field.is_required() else f"null: {null}" if null else "optional"
+    return f"| `{name}` | {extra['unit']} | {field.description} | {required} |"
+
+
+@pytest.mark.parametrize("record", CAPTURED, ids=lambda record: record.__name__)
+def test_every_captured_field_is_described_with_unit_and_meaning_of_null(record: type[Record]) -> None:
+    text = (DOCS / "trade_record_format.md").read_text()
+    nested = ("candidate", "plan", "account", "market") if record is Scenario else ()
+    rows = [field_row(name, field) for name, field in record.model_fields.items() if name not in nested]
+    assert [row for row in rows if row not in text] == []
+
+
+def test_every_veto_has_its_row_and_every_limit_is_named() -> None:
+    text = (DOCS / "vetoes.md").read_text()
+    documented = set(re.findall(r"^\| `([A-Z_]+)` \|", text, re.MULTILINE))
+    assert documented == {code.value for code in VetoCode}
+    tables = Limits.model_fields.items()
+    fields = {
+        f"{section}.{name}"
+        for section, info in tables
+        if section != "version"
+        for name in info.annotation.model_fields  # type: ignore[union-attr]
+        if name != "when_missing"
+    }
+    assert {field for field in fields if f"`{field}`" not in text} == set()
+
+
+def test_every_metric_is_in_the_runbook_or_the_metrics_page() -> None:
+    text = (DOCS / "metrics.md").read_text()
+    names = {metric.name for metric in Metrics(["v"]).registry.collect()}
+    documented = {name.removesuffix("_total") for name in re.findall(r"^\| `(advisor_\w+)`", text, re.MULTILINE)}
+    assert documented == names
+
+
+def test_every_route_is_in_the_architecture_page_and_has_a_summary() -> None:
+    app = FastAPI()
+    install(app)
+    text = (DOCS / "architecture.md").read_text()
+    for path, operations in app.openapi()["paths"].items():
+        for method, operation in operations.items():
+            assert f"`{method.upper()} {path}`" in text
+            assert operation["summary"]
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    broken = []
+    for page in (*ROOT.glob("*.md"), *DOCS.rglob("*.md")):
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
+            if not (page.parent / target).exists():
+                broken.append(f"{page.relative_to(ROOT)} -> {target}")
+    assert broken == []
+
+
+def test_decision_records_have_their_four_parts() -> None:
+    records = sorted((DOCS / "decisions").glob("[0-9]*.md"))
+    assert records
+    for record in records:
+        text = record.read_text()
+        missing = [part for part in ("Context", "Decision", "Consequences", "Alternatives") if f"## {part}" not in text]
+        assert missing == [], record.name
