@@ -159,15 +159,12 @@ def model_import(
     from app.policy.importer import import_directory, import_smollm2
 
     settings = read_settings()
-
-    def say(message: str) -> None:
-        console.print(message)
-
     if path is None:
-        target = import_smollm2(settings.models_dir, say)
+        path = import_smollm2(settings.models_dir, console.print, threads=settings.threads)
     else:
-        target = import_directory(path, settings.models_dir, name or path.name, say)
-    console.print(f"ready: MODEL={target}")
+        manifest = import_directory(path, settings.models_dir, name, threads=settings.threads)
+        console.print(f"version {manifest.model_version}, manifest {manifest.hash()}")
+    console.print(f"ready: MODEL={path}")
 
 
 def main() -> None:

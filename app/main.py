@@ -18,13 +18,13 @@ from app.journal.spool import Spool
 from app.journal.stream import StreamJournal
 from app.metrics import LossCause, Metrics
 from app.policy.base import Policy
-from app.policy.loader import load_policy
-from app.policy.scripted import ScriptedPolicy
+from app.policy.loader import Backend, load_policy
 from app.service import Service
 from app.settings import Settings, SettingsError
 from app.shadow_log.log import ShadowLog
 
 log = structlog.get_logger()
+DEFAULT_MODEL = "smollm2-135m-instruct"
 DESCRIPTION = "Advice of a P&L-aligned language model on each trade, behind vetoes, in shadow mode, on the record."
 
 
@@ -77,16 +77,18 @@ def load_models(settings: Settings, metrics: Metrics) -> Models:
 
 
 def _load(settings: Settings, model: str | None, metrics: Metrics) -> Policy:
+    """A policy by the word `scripted`, or by the path of its directory; by default the imported small model."""
     if model == "scripted":
-        return ScriptedPolicy()
+        return load_policy(Backend.SCRIPTED)
     return load_policy(
-        Path(model) if model else None,
-        models_dir=settings.models_dir,
-        vllm_url=settings.vllm_url,
-        vllm_model=settings.vllm_model,
+        Backend.VLLM if settings.vllm_url else Backend.TRANSFORMERS,
+        Path(model) if model else settings.models_dir / DEFAULT_MODEL,
+        registry=settings.models_dir,
         threads=settings.threads,
         max_batch=settings.max_batch,
-        queue_size=settings.queue_size,
+        max_queue=settings.queue_size,
+        vllm_url=settings.vllm_url or "",
+        vllm_model=settings.vllm_model,
         observe=metrics.observe_policy,
     )
 

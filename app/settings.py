@@ -46,7 +46,7 @@ class Settings(BaseSettings):
     limits: Path = Path("limits.toml")
     clock: Clock = Clock.WALL
     threads: int = Field(1, ge=1, le=256, description="torch threads; 2 or more only on a quiet host")
-    max_batch: int = Field(8, ge=1, le=256)
+    max_batch: int = Field(4, ge=1, le=256)
     queue_size: int = Field(64, ge=1, le=10_000)
     deadline_ms: int = Field(2000, ge=10, le=60_000)
     max_body_bytes: int = Field(1_048_576, ge=1024)

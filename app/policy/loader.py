@@ -9,8 +9,12 @@ from enum import StrEnum
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from app.domain.actions import ACTION_SPACE_HASH
+from app.domain.canonical import content_hash
 from app.domain.errors import InvalidRecord, ManifestMismatch, ModelFileError
+from app.domain.features import FEATURE_SCHEMA
 from app.domain.manifest import MANIFEST_NAME, ModelManifest
+from app.domain.prompt import PROMPT_VERSION
 from app.policy.base import Policy
 from app.policy.encoding import PROMPT_TOKENS, PromptEncoder
 from app.policy.scripted import ScriptedPolicy
@@ -48,7 +52,8 @@ def load_policy(
     Parameters
     ----------
     model : the model's directory; not needed for the scripted backend.
-    registry : where manifests of directories without one are kept; None refuses such a directory.
+    registry : where manifests of directories without one are kept; None refuses such a directory. The
+        transformers backend measures and stores a missing one; vLLM wants it made before.
     threads, max_batch, max_queue : as `TransformersPolicy` has them; `max_queue` also bounds vLLM's requests.
     prompt_tokens : longest prompt, head and tail included.
     vllm_url, vllm_model : the server, and the model's name there (default: the directory as it was given).
@@ -63,29 +68,54 @@ def load_policy(
         raise ModelFileError(f"the {backend} backend needs MODEL, the path of a model directory")
     if backend is Backend.VLLM:
         bounds = _given(max_in_flight=max_queue)
-        manifest = load_manifest(model)
+        manifest = find_manifest(model, registry)
         encoder = PromptEncoder.from_directory(model, prompt_tokens)
         return VllmPolicy(vllm_url, vllm_model or str(model), manifest, encoder, observe=observe, **bounds)
     # Only this backend needs torch; the others start without it.
+    from app.policy.importer import import_directory
     from app.policy.label_reader import LabelReader
     from app.policy.transformers_cpu import TransformersPolicy
 
     bounds = _given(max_batch=max_batch, max_queue=max_queue)
-    manifest = find_manifest(model, registry, threads=threads, prompt_tokens=prompt_tokens)
+    if registry is None:
+        manifest = load_manifest(model)
+    else:
+        manifest = import_directory(model, registry, threads=threads, prompt_tokens=prompt_tokens)
     reader = LabelReader.load(model, prompt_tokens)
     return TransformersPolicy(reader, manifest, threads=threads, observe=observe, **bounds)
 
 
-def find_manifest(
-    directory: Path, registry: Path | None, *, threads: int = 1, prompt_tokens: int = PROMPT_TOKENS
-) -> ModelManifest:
+def find_manifest(directory: Path, registry: Path | None) -> ModelManifest:
     """The directory's own manifest, verified; without one, the manifest that `registry` holds for exactly
-    these bytes, which is measured and stored there the first time."""
+    these bytes, this prompt version, action space and feature schema.
+
+    Raises
+    ------
+    ManifestMismatch, ModelFileError : as `load_manifest`, and when the registry holds no such manifest.
+    """
     if (directory / MANIFEST_NAME).is_file() or registry is None:
         return load_manifest(directory)
-    from app.policy.importer import import_directory  # imports torch
+    path, files = registry_entry(directory, registry)
+    if not path.is_file():
+        raise ModelFileError(f"{directory} has no manifest: make one with `advisor model import {directory}`")
+    manifest = read_manifest(path)
+    manifest.require_compatible()
+    if manifest.files != files:
+        raise ManifestMismatch(
+            f"{path} does not describe {directory}: remove it, then `advisor model import {directory}`"
+        )
+    return manifest
 
-    return import_directory(directory, registry, threads=threads, prompt_tokens=prompt_tokens)
+
+def registry_entry(directory: Path, registry: Path) -> tuple[Path, dict[str, str]]:
+    """Where the registry keeps the manifest of a directory that has none, and the hashes of its files.
+
+    The name follows from those hashes and from what this code makes of a model, so that other bytes or
+    another prompt version have another manifest.
+    """
+    files = {name: file_hash(directory / name) for name in sorted(model_files(directory))}
+    identity = content_hash([files, PROMPT_VERSION, ACTION_SPACE_HASH, FEATURE_SCHEMA])
+    return registry / "manifests" / f"{identity.removeprefix('sha256:')}.json", files
 
 
 def _given(**arguments: int | None) -> dict[str, Any]:

