@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from time import monotonic
 from typing import NamedTuple
 
@@ -16,7 +17,6 @@ from app.domain.agent_action import AgentAction
 from app.domain.canonical import decision_id
 from app.domain.decision import (
     Abstention,
-    Advice,
     Decision,
     Reading,
     Role,
@@ -71,6 +71,14 @@ class Models:
         """Every policy with its role, the primary first."""
         return ((self.primary, Role.PRIMARY), *((policy, Role.SHADOW) for policy in self.shadows))
 
+    @cached_property
+    def versions(self) -> tuple[Version, ...]:
+        """What each policy's readings are concluded with, the primary's first."""
+        return tuple(
+            Version(p.manifest.model_version, p.manifest.hash(), p.manifest.calibration, role)
+            for p, role in self.with_roles()
+        )
+
 
 class Advisor:
     """Pure halves around the model calls; durable before the reply."""
@@ -97,9 +105,8 @@ class Advisor:
         RequestConflict : the id was used with other content.
         JournalUnavailable : the decision could not be made durable, so there is no answer.
         """
-        stored = await self._stored(incoming)
-        if stored is not None:
-            return stored
+        if self._records.recent_claim(decision_id(incoming.request_id)) is not None:
+            return await self._stored(incoming)
         seconds: dict[str, float] = {}
         with self._metrics.timed(Stage.PREPARE, seconds):
             prompt = prepare(incoming.scenario)
@@ -110,23 +117,20 @@ class Advisor:
         with self._metrics.timed(Stage.JOURNAL, {}):
             receipt = await self._records.append(Event.of_decision(decision))
         if receipt.repeated:
-            return await self._stored(incoming) or Answer(decision, receipt.target, repeated=True)
+            return await self._stored(incoming)
         self._metrics.record(decision)
         self._records.remember(decision)
         return Answer(decision, receipt.target, False, await self._explain(incoming, decision))
 
-    async def _stored(self, incoming: Incoming) -> Answer | None:
-        """The decision stored under this id, if its content was the same."""
-        known = decision_id(incoming.request_id)
-        claim = await self._records.claim(known)
-        if claim is None:
-            return None
-        if claim != incoming.claim:
+    async def _stored(self, incoming: Incoming) -> Answer:
+        """The decision stored under this id. A repeat that reaches another replica is found by the journal's append."""
+        decision = await self._records.decision(decision_id(incoming.request_id))
+        if decision.request_hash != incoming.claim:
             raise RequestConflict(
                 f"request_id {incoming.request_id!r} was used before with other content; "
-                f"send a new id, or the same content (decision {known})"
+                f"send a new id, or the same content (decision {decision.decision_id})"
             )
-        return Answer(await self._records.decision(known), "shadow_log", repeated=True)
+        return Answer(decision, "shadow_log", repeated=True)
 
     async def _read(self, prompt: Prompt, deadline: float) -> list[Reading | Abstention]:
         policies = [policy for policy, _ in self.models.with_roles()]
@@ -139,11 +143,10 @@ class Advisor:
     ) -> Decision:
         scenario, limits, state = incoming.scenario, self._controls.limits, self._controls.state
         now = self._judge_at(scenario)
-        advices: list[Advice] = []
-        for (policy, role), reading in zip(self.models.with_roles(), readings, strict=True):
-            manifest = policy.manifest
-            version = Version(manifest.model_version, manifest.hash(), manifest.calibration, role)
-            advices.append(conclude(scenario, reading, version, limits, state=state, now=now))
+        advices = tuple(
+            conclude(scenario, reading, version, limits, state=state, now=now)
+            for version, reading in zip(self.models.versions, readings, strict=True)
+        )
         return Decision.model_construct(
             decision_id=decision_id(incoming.request_id),
             request_id=incoming.request_id,
@@ -159,7 +162,7 @@ class Advisor:
             limits_hash=self._controls.limits_hash,
             control=incoming.control,
             control_review=review_control(scenario, limits, state, now),
-            advices=tuple(advices),
+            advices=advices,
             stage_seconds=dict(seconds),
         )
 

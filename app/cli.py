@@ -21,6 +21,7 @@ app = typer.Typer(
     help="Shadow-mode advice on trades: run it, look after it, check its record.",
     no_args_is_help=True,
     add_completion=False,
+    pretty_exceptions_enable=False,
 )
 model_app = typer.Typer(help="Model versions on disk.", no_args_is_help=True)
 app.add_typer(model_app, name="model")
@@ -174,3 +175,7 @@ def main() -> None:
     except AdvisorError as error:
         console.print(f"[bold red]advisor:[/] {error}", highlight=False, soft_wrap=True)
         sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -23,8 +23,9 @@ REMEMBERED = 10_000
 
 
 class _Recent(NamedTuple):
-    """What a late control is compared with."""
+    """What a repeat must match, and what a late control is compared with."""
 
+    claim: str
     candidate: Candidate
     advised: tuple[tuple[str, bool], ...]
 
@@ -51,6 +52,11 @@ class Records:
         if not receipt.repeated:
             self._metrics.appends.labels(receipt.target).inc()
         return receipt
+
+    def recent_claim(self, decision_id: UUID) -> str | None:
+        """Hash of the request that this process decided under this id, not long ago."""
+        recent = self._recent.get(decision_id)
+        return None if recent is None else recent.claim
 
     async def claim(self, decision_id: UUID) -> str | None:
         """Hash of the request that was decided under this id, while the journal remembers it."""
@@ -111,4 +117,4 @@ class Records:
 
 def _recent(decision: Decision) -> _Recent:
     advised = tuple((a.model_version, a.approve) for a in decision.advices if a.approve is not None)
-    return _Recent(decision.scenario.candidate, advised)
+    return _Recent(decision.request_hash, decision.scenario.candidate, advised)

@@ -1,4 +1,8 @@
-"""Alembic's environment: one transaction, an advisory lock against other starters, and a lock timeout."""
+"""Alembic's environment: one transaction, an advisory lock against other starters, and a lock timeout.
+
+`advisor migrate` passes the URL. Developers who write a migration pass it themselves, from the repository's root:
+`alembic -x url=postgresql://... revision --autogenerate -m "what changes"`, or `alembic -x url=... check`.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ from alembic import context
 from sqlalchemy import create_engine, text
 from sqlalchemy.pool import NullPool
 
+from app.shadow_log.database import CONNECT_ARGS, async_url
 from app.shadow_log.tables import metadata
 
 MIGRATION_LOCK = 0x5AD1
@@ -20,14 +25,18 @@ def without_partitions(name: str | None, kind: str, parents: object) -> bool:
 
 
 def run() -> None:
-    """Migrate online; `advisor migrate` passes the URL."""
-    engine = create_engine(context.config.attributes["url"], poolclass=NullPool, connect_args={"connect_timeout": 5})
+    """Migrate the database."""
+    url = context.config.attributes.get("url") or async_url(context.get_x_argument(as_dictionary=True)["url"])
+    engine = create_engine(url, poolclass=NullPool, connect_args=CONNECT_ARGS)
     with engine.connect() as connection:
         connection.execute(text("SELECT pg_advisory_lock(:lock)"), {"lock": MIGRATION_LOCK})
         connection.execute(text(f"SET lock_timeout = '{LOCK_TIMEOUT}'"))
         connection.commit()
         context.configure(
-            connection=connection, target_metadata=metadata, compare_type=True, include_name=without_partitions
+            connection=connection,
+            target_metadata=metadata,
+            compare_type=True,
+            include_name=without_partitions,
         )
         with context.begin_transaction():
             context.run_migrations()

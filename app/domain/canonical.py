@@ -28,7 +28,8 @@ def canonical_json(value: Any) -> bytes:
     ------
     TypeError : something in it is not JSON, for example an integer beyond 64 bits.
     """
-    return _NEGATIVE_ZERO.sub(b"0.0", orjson.dumps(value, option=orjson.OPT_SORT_KEYS))
+    data = orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+    return _NEGATIVE_ZERO.sub(b"0.0", data) if b"-0.0" in data else data
 
 
 def content_hash(value: Any) -> str:

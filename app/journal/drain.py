@@ -1,7 +1,7 @@
 """From the stream to the sink: read a batch, write it, acknowledge and delete it after the commit.
 
-A batch may come twice (a writer may die between commit and acknowledgement): the sink is idempotent. An event that the sink
-refuses by itself goes to the dead-letter stream with the reason, and the others go on.
+A batch may come twice (a writer may die between commit and acknowledgement): the sink is idempotent. An event
+that the sink refuses by itself goes to the dead-letter stream with the reason, and the others go on.
 """
 
 from __future__ import annotations
@@ -9,28 +9,33 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Sequence
-from uuid import uuid4
 
 import structlog
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import RedisError
 
-from app.domain.errors import ShadowLogUnavailable
+from app.domain.errors import JournalUnavailable, ShadowLogUnavailable
 from app.domain.event import Event, EventKind
-from app.journal.stream import EVENTS, GROUP, StreamJournal, connect
+from app.journal.group import Consumer, Entry
+from app.journal.stream import DEAD, EVENTS, StreamJournal, bury_command, connect
 
 log = structlog.get_logger()
-DEAD = "advisor:dead"
+GROUP = "writers"
 BATCH = 256
 BLOCK_MS = 500
 IDLE_MS = 30_000
 MAX_PAUSE_S = 10.0
 
-Entry = tuple[bytes, dict[bytes, bytes]]
 Sink = Callable[[Sequence[Event]], Awaitable[None]]
 
 
 class StreamDrain:
-    """One consumer of the group. As many may run as are needed."""
+    """One consumer of the group. As many may run as are needed.
+
+    The sink writes a batch in one transaction and is idempotent by (kind, key). It raises
+    `ShadowLogUnavailable` or OSError when it is away; any other exception means that the batch holds an event
+    that can never be written. `observe` gets `backlog` (events), `oldest_seconds`, and 1 as
+    `rejected_by_database` for each event put aside.
+    """
 
     def __init__(
         self,
@@ -41,33 +46,35 @@ class StreamDrain:
         idle_ms: int = IDLE_MS,
         block_ms: int = BLOCK_MS,
     ) -> None:
-        self._redis = connect(url, timeout_s=block_ms / 1000 + 5)
-        self._stream = StreamJournal(url, timeout_s=5)
+        timeout_s = block_ms / 1000 + 5
+        self._redis = connect(url, timeout_s)
+        self._stream = StreamJournal(url, timeout_s)
+        self._consumer = Consumer(self._redis, EVENTS, GROUP, idle_ms=idle_ms, block_ms=block_ms)
         self._sink = sink
         self._observe = observe
-        self._consumer = str(uuid4())
-        self._idle_ms = idle_ms
-        self._block_ms = block_ms
-        self._grouped = False
-        self._failures = 0
 
     async def run(self) -> None:
         """Drain until cancelled, through outages of either server."""
+        failures = 0
         while True:
             try:
                 await self.step()
-                self._failures = 0
-            except (RedisError, OSError, ShadowLogUnavailable) as error:
-                self._failures += 1
-                self._grouped = self._grouped and not isinstance(error, ResponseError)
-                pause = min(0.1 * 2 ** min(self._failures, 10), MAX_PAUSE_S) * random.uniform(0.5, 1.0)
+                failures = 0
+            except (RedisError, OSError, JournalUnavailable, ShadowLogUnavailable) as error:
+                failures += 1
+                pause = min(0.1 * 2 ** min(failures, 10), MAX_PAUSE_S) * random.uniform(0.5, 1.0)
                 log.warning("writer waits", error=str(error), seconds=round(pause, 2))
                 await asyncio.sleep(pause)
 
     async def step(self) -> int:
-        """Move one batch; the number of events moved. Nothing is acknowledged when the sink is away."""
-        await self._ensure_group()
-        entries = await self._next()
+        """Move one batch; the number of events moved. Nothing is acknowledged when the sink is away.
+
+        Raises
+        ------
+        ShadowLogUnavailable : the sink is away.
+        RedisError, OSError, JournalUnavailable : the stream is away.
+        """
+        entries = await self._consumer.unfinished(BATCH) or await self._consumer.take(BATCH)
         if entries:
             await self._deliver(entries)
         length, oldest = await self._stream.backlog()
@@ -80,33 +87,12 @@ class StreamDrain:
         await self._redis.aclose()
         await self._stream.aclose()
 
-    async def _ensure_group(self) -> None:
-        if self._grouped:
-            return
-        try:
-            await self._redis.xgroup_create(EVENTS, GROUP, id="0", mkstream=True)
-        except ResponseError as error:
-            if not str(error).startswith("BUSYGROUP"):
-                raise
-        self._grouped = True
-
-    async def _next(self) -> list[Entry]:
-        """What this consumer left pending, then what dead consumers left, then what is new."""
-        reply = await self._redis.xreadgroup(GROUP, self._consumer, {EVENTS: "0"}, count=BATCH)
-        entries: list[Entry] = reply[0][1] if reply else []
-        if entries:
-            return entries
-        reclaimed = await self._redis.xautoclaim(EVENTS, GROUP, self._consumer, min_idle_time=self._idle_ms, count=BATCH)
-        if reclaimed[1]:
-            return list(reclaimed[1])
-        reply = await self._redis.xreadgroup(GROUP, self._consumer, {EVENTS: ">"}, count=BATCH, block=self._block_ms)
-        return reply[0][1] if reply else []
-
     async def _deliver(self, entries: Sequence[Entry]) -> None:
         """Write a batch; when the sink refuses it, halve it until the event at fault stands alone."""
         try:
-            await self._sink([_event(fields) for _, fields in entries])
-        except (ShadowLogUnavailable, asyncio.CancelledError):
+            # An entry that somebody deleted by hand comes without fields, and only needs to be acknowledged.
+            await self._sink([_event(fields) for _, fields in entries if fields])
+        except (ShadowLogUnavailable, OSError):
             raise
         except Exception as error:
             if len(entries) == 1:
@@ -116,25 +102,19 @@ class StreamDrain:
             await self._deliver(entries[:middle])
             await self._deliver(entries[middle:])
             return
-        await self._acknowledge([stream_id for stream_id, _ in entries])
+        await self._consumer.done([stream_id for stream_id, _ in entries])
 
     async def _bury(self, entry: Entry, error: Exception) -> None:
         """Keep an event that cannot be written for people to look at."""
         stream_id, fields = entry
-        reason = f"{type(error).__name__}: {error}"[:2000]
-        log.error("event refused, kept in the dead-letter stream", stream=DEAD, key=fields.get(b"key"), error=reason)
-        await self._redis.xadd(DEAD, {**fields, b"error": reason.encode(), b"origin": stream_id})  # type: ignore[dict-item]
+        reason = f"{type(error).__name__}: {error}"
+        log.error(
+            "event refused, kept in the dead-letter stream", stream=DEAD, key=fields.get(b"key"), error=reason
+        )
+        await self._consumer.done([stream_id], *bury_command(fields, reason))
         self._observe("rejected_by_database", 1)
-        await self._acknowledge([stream_id])
-
-    async def _acknowledge(self, ids: Sequence[bytes]) -> None:
-        async with self._redis.pipeline(transaction=True) as pipeline:
-            pipeline.xack(EVENTS, GROUP, *ids)
-            pipeline.xdel(EVENTS, *ids)
-            await pipeline.execute()
 
 
 def _event(fields: dict[bytes, bytes]) -> Event:
-    return Event(
-        EventKind(fields[b"kind"].decode()), fields[b"key"].decode(), fields[b"claim"].decode(), fields[b"payload"]
-    )
+    kind, key, claim = (fields[name].decode() for name in (b"kind", b"key", b"claim"))
+    return Event(EventKind(kind), key, claim, fields[b"payload"])

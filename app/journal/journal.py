@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from time import monotonic
 from typing import Any
 
 import structlog
@@ -14,35 +13,53 @@ from app.domain.event import Event, EventKind, StateChange
 from app.journal.spool import Spool
 from app.journal.stream import Receipt, StreamJournal
 
+__all__ = ["Journal", "Receipt"]
+
 log = structlog.get_logger()
 RETRY_S = 1.0
+DRAIN_BATCH = 64
 
 
 class Journal:
-    """Durable append with one idempotency key space over stream and spool."""
+    """Durable append with one idempotency key space over stream and spool.
 
-    def __init__(self, stream: StreamJournal, spool: Spool, lose: Callable[[str, int], None]) -> None:
+    After a failure of the stream everything goes to the spool at once, until a background task, which tries
+    every `retry_s`, reaches the stream again: no request waits for a server that is away.
+    `lose` is called with `duplicate_conflict` and a number when spooled events met others in the stream.
+    """
+
+    def __init__(
+        self,
+        stream: StreamJournal,
+        spool: Spool,
+        lose: Callable[[str, int], None],
+        *,
+        retry_s: float = RETRY_S,
+    ) -> None:
         self._stream = stream
         self._spool = spool
         self._lose = lose
-        self._retry_at = 0.0
-        self._drainer: asyncio.Task[None] | None = None
+        self._retry_s = retry_s
+        self._background: asyncio.Task[None] | None = None
+        self.reachable = True
+        """Whether the stream answered last. While it does not, what was written to it cannot be found."""
         self.durable: bool | None = None
-        """Whether the stream fsyncs every write; None while not known."""
+        """Whether the stream fsyncs every write; None while it did not tell."""
 
     async def start(self) -> None:
         """Open the spool and start draining it. Raises `JournalUnavailable` when the spool cannot be used."""
         await self._spool.open()
-        self.durable = await self._stream.durability()
-        if self.durable is False:
-            log.error("Valkey may lose confirmed writes: set appendonly yes and appendfsync always")
-        self._drainer = asyncio.create_task(self._drain_forever())
+        try:
+            await self._meet()
+        except JournalUnavailable as error:
+            self._leave(error)
+        self._background = asyncio.create_task(self._look_after())
 
     async def append(self, event: Event) -> Receipt:
         """Make an event durable, once.
 
-        A failed append to the stream has an unknown effect; the event then goes to the spool as well, and draining,
-        which is idempotent, sorts it out.
+        A failed append to the stream has an unknown effect; the event then goes to the spool as well, and
+        draining, which is idempotent, sorts it out.
 
         Raises
         ------
@@ -52,18 +69,8 @@ class Journal:
         return await self._append(event, lambda: self._stream.append(event))
 
     async def set_state(self, change: StateChange) -> Receipt:
-        """Record a change of state and make it the live one for all replicas."""
+        """Record a change of state and make it the live one for all replicas (when drained, if spooled)."""
         return await self._append(Event.of_state_change(change), lambda: self._stream.set_state(change))
-
-    async def _append(self, event: Event, to_stream: Callable[[], Coroutine[Any, Any, Receipt]]) -> Receipt:
-        if self._spool.claim(event.kind, event.key) is not None:
-            return Receipt("spool", await self._spool.append(event))
-        if monotonic() >= self._retry_at:
-            try:
-                return await to_stream()
-            except JournalUnavailable as error:
-                self._pause(error)
-        return Receipt("spool", await self._spool.append(event))
 
     async def get_state(self) -> StateChange | None:
         """The live state. Raises `JournalUnavailable`."""
@@ -72,24 +79,24 @@ class Journal:
     async def claim_of(self, decision_id: str) -> str | None:
         """Claim of a decision, while the journal remembers it; None also when the stream is away."""
         claim = self._spool.claim(EventKind.DECISION, decision_id)
-        if claim is not None or monotonic() < self._retry_at:
+        if claim is not None or not self.reachable:
             return claim
         try:
             known = await self._stream.known(EventKind.DECISION, decision_id)
         except JournalUnavailable as error:
-            self._pause(error)
+            self._leave(error)
             return None
         return None if known is None else known.claim
 
     async def find(self, decision_id: str) -> bytes | None:
-        """Payload of a decision that is not in Postgres yet; None also when the stream is away."""
+        """Payload of a decision that is not in Postgres yet; None also while not `reachable`."""
         payload = await self._spool.find(EventKind.DECISION, decision_id)
-        if payload is not None or monotonic() < self._retry_at:
+        if payload is not None or not self.reachable:
             return payload
         try:
             return await self._stream.find(EventKind.DECISION, decision_id)
         except JournalUnavailable as error:
-            self._pause(error)
+            self._leave(error)
             return None
 
     async def backlog(self) -> tuple[int, float]:
@@ -108,52 +115,64 @@ class Journal:
         """Raise `JournalUnavailable` unless the spool can be written."""
         await self._spool.probe()
 
-    async def aclose(self) -> None:
-        """Stop draining; what is on disk stays."""
-        if self._drainer is not None:
-            self._drainer.cancel()
-            await asyncio.gather(self._drainer, return_exceptions=True)
-        await self._stream.aclose()
-        await self._spool.aclose()
-
-    def _pause(self, error: JournalUnavailable) -> None:
-        """Spare the next requests the wait for a stream that is away."""
-        if monotonic() >= self._retry_at:
-            log.error("stream is away, spooling to disk", error=str(error))
-        self._retry_at = monotonic() + RETRY_S
-
-    async def _drain_forever(self) -> None:
-        while True:
-            await asyncio.sleep(RETRY_S)
-            if len(self._spool):
-                try:
-                    await self.drain()
-                except JournalUnavailable as error:
-                    log.info("spool waits", events=len(self._spool), error=str(error))
-
     async def drain(self) -> None:
-        """Move everything from the spool into the stream, in order; a segment goes when all of it is there."""
-        await self._stream.ping()
-        if self.durable is None:
-            self.durable = await self._stream.durability()
+        """Move the spool into the stream, in order; a segment goes when all of it is there."""
         for segment in await self._spool.segments():
             events = await self._spool.events(segment)
-            for event in events:
-                await self._move(event)
+            for first in range(0, len(events), DRAIN_BATCH):
+                moves = (self._move(event) for event in events[first : first + DRAIN_BATCH])
+                for outcome in await asyncio.gather(*moves, return_exceptions=True):
+                    if isinstance(outcome, BaseException):
+                        raise outcome
             await self._spool.remove(segment)
             log.info("spool drained", events=len(events))
 
+    async def aclose(self) -> None:
+        """Stop draining; what is on disk stays."""
+        if self._background is not None:
+            self._background.cancel()
+            await asyncio.gather(self._background, return_exceptions=True)
+        await self._stream.aclose()
+        await self._spool.aclose()
+
+    async def _append(self, event: Event, to_stream: Callable[[], Coroutine[Any, Any, Receipt]]) -> Receipt:
+        if self.reachable and self._spool.claim(event.kind, event.key) is None:
+            try:
+                return await to_stream()
+            except JournalUnavailable as error:
+                self._leave(error)
+        return Receipt("spool", await self._spool.append(event))
+
+    def _leave(self, error: JournalUnavailable) -> None:
+        if self.reachable:
+            log.error("stream is away, spooling to disk", error=str(error))
+        self.reachable = False
+
+    async def _meet(self) -> None:
+        """Reach the stream, for the first time or again."""
+        await self._stream.ping()
+        self.durable = await self._stream.durability()
+        if self.durable is False:
+            log.error("Valkey may lose confirmed writes: set appendonly yes and appendfsync always")
+        self.reachable = True
+
+    async def _look_after(self) -> None:
+        """Reach the stream again when it was away, and drain, until cancelled."""
+        while True:
+            await asyncio.sleep(self._retry_s)
+            try:
+                if not self.reachable:
+                    await self._meet()
+                await self.drain()
+            except JournalUnavailable as error:
+                log.warning("spool waits", events=len(self._spool), error=str(error))
+            except Exception:
+                log.exception("draining failed, it is tried again", events=len(self._spool))
+
     async def _move(self, event: Event) -> None:
-        if event.kind is EventKind.STATE_CHANGE:
-            change = event.record()
-            assert isinstance(change, StateChange)
-            live = await self._stream.get_state()
-            if live is None or live.recorded_at < change.recorded_at:
-                await self._stream.set_state(change)
-                return
         try:
-            await self._stream.append(event)
+            await self._stream.restore(event)
         except RequestConflict as conflict:
-            # Two replicas answered one id differently while the stream was away: the first in the stream counts.
+            log.error("spooled event kept in the dead-letter stream", key=event.key, error=str(conflict))
+            await self._stream.bury(event, str(conflict))
             self._lose("duplicate_conflict", 1)
-            log.error("spooled event dropped", error=str(conflict), payload=event.payload.decode())

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-from uuid import uuid4
+from typing import Any, NamedTuple
 
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import RedisError
 
-from app.domain.errors import JournalUnavailable, RequestConflict
-from app.journal.stream import connect
+from app.domain.errors import RequestConflict
+from app.journal.group import Consumer
+from app.journal.stream import KEY_TTL_S, connect, run, unavailable
 
 REQUESTS = "advisor:requests"
 GROUP = "advisors"
-KEY_TTL_S = 86_400
 BLOCK_MS = 1000
 IDLE_MS = 60_000
 TAKE = 8
@@ -23,11 +22,6 @@ if known then return known end
 redis.call('XADD', KEYS[2], '*', 'id', ARGV[1], 'claim', ARGV[2], 'payload', ARGV[3])
 redis.call('SET', KEYS[1], ARGV[2], 'EX', ARGV[4])
 return ARGV[2]
-"""
-DONE = """
-redis.call('XACK', KEYS[2], ARGV[1], ARGV[2])
-redis.call('XDEL', KEYS[2], ARGV[2])
-return redis.call('DEL', KEYS[1])
 """
 
 
@@ -41,80 +35,61 @@ class QueuedRequest(NamedTuple):
 
 
 class RequestQueue:
-    """A stream with a consumer group: an entry taken by a replica that died is taken again by another."""
+    """A stream with a consumer group: an entry taken by a replica that died is taken again by another.
+
+    There is no spool behind it: a promise to work needs a stream that somebody reads. Every failure is
+    `JournalUnavailable`.
+    """
 
     def __init__(self, url: str, *, idle_ms: int = IDLE_MS, block_ms: int = BLOCK_MS) -> None:
         self._redis = connect(url, timeout_s=block_ms / 1000 + 1)
-        self._consumer = str(uuid4())
-        self._idle_ms = idle_ms
-        self._block_ms = block_ms
-        self._grouped = False
+        self._consumer = Consumer(self._redis, REQUESTS, GROUP, idle_ms=idle_ms, block_ms=block_ms)
 
     async def put(self, decision_id: str, claim: str, payload: bytes) -> None:
-        """Make a request durable, once. Raises `RequestConflict` or `JournalUnavailable`."""
-        try:
-            known = await self._redis.eval(PUT, 2, _key(decision_id), REQUESTS, decision_id, claim, payload, KEY_TTL_S)  # type: ignore[arg-type,misc]
-        except (RedisError, OSError) as error:
-            raise _unavailable(error) from error
+        """Make a request durable, once. Raises `RequestConflict` when the id waits with another claim."""
+        known = await self._run(
+            "EVAL", PUT, 2, _key(decision_id), REQUESTS, decision_id, claim, payload, KEY_TTL_S
+        )
         if known.decode() != claim:
             raise RequestConflict(f"decision {decision_id} was requested before with other content")
 
     async def pending(self, decision_id: str) -> bool:
-        """Whether a request waits under this id. Raises `JournalUnavailable`."""
-        try:
-            return bool(await self._redis.exists(_key(decision_id)))
-        except (RedisError, OSError) as error:
-            raise _unavailable(error) from error
+        """Whether a request waits under this id."""
+        return bool(await self._run("EXISTS", _key(decision_id)))
 
     async def take(self) -> list[QueuedRequest]:
-        """The next requests, those of dead replicas first; empty after a second without any."""
+        """The next requests, those of dead replicas first; empty after a second without any.
+
+        A request that is not `done` after `idle_ms` is handed out again, to this replica or another.
+        """
         try:
-            await self._ensure_group()
-            reclaimed = await self._redis.xautoclaim(
-                REQUESTS, GROUP, self._consumer, min_idle_time=self._idle_ms, count=TAKE
-            )
-            entries = reclaimed[1]
-            if not entries:
-                reply = await self._redis.xreadgroup(
-                    GROUP, self._consumer, {REQUESTS: ">"}, count=TAKE, block=self._block_ms
-                )
-                entries = reply[0][1] if reply else []
-        except ResponseError as error:
-            self._grouped = False  # The data was flushed: make the group anew.
-            raise _unavailable(error) from error
+            entries = await self._consumer.take(TAKE)
         except (RedisError, OSError) as error:
-            raise _unavailable(error) from error
-        return [_request(stream_id, fields) for stream_id, fields in entries]
+            raise unavailable(error) from error
+        return [_request(stream_id, fields) for stream_id, fields in entries if fields]
 
     async def done(self, request: QueuedRequest) -> None:
         """Forget a request whose decision is durable."""
         try:
-            await self._redis.eval(DONE, 2, _key(request.decision_id), REQUESTS, GROUP, request.stream_id)  # type: ignore[misc]
+            await self._consumer.done([request.stream_id.encode()], "DEL", _key(request.decision_id))
         except (RedisError, OSError) as error:
-            raise _unavailable(error) from error
+            raise unavailable(error) from error
 
     async def aclose(self) -> None:
         """Close the connections."""
         await self._redis.aclose()
 
-    async def _ensure_group(self) -> None:
-        if self._grouped:
-            return
+    async def _run(self, *command: Any) -> Any:
         try:
-            await self._redis.xgroup_create(REQUESTS, GROUP, id="0", mkstream=True)
-        except ResponseError as error:
-            if not str(error).startswith("BUSYGROUP"):
-                raise
-        self._grouped = True
+            return await run(self._redis, *command)
+        except (RedisError, OSError) as error:
+            raise unavailable(error) from error
 
 
 def _request(stream_id: bytes, fields: dict[bytes, bytes]) -> QueuedRequest:
-    return QueuedRequest(stream_id.decode(), fields[b"id"].decode(), fields[b"claim"].decode(), fields[b"payload"])
+    decision_id, claim = fields[b"id"].decode(), fields[b"claim"].decode()
+    return QueuedRequest(stream_id.decode(), decision_id, claim, fields[b"payload"])
 
 
 def _key(decision_id: str) -> str:
     return f"advisor:request:{decision_id}"
-
-
-def _unavailable(error: Exception) -> JournalUnavailable:
-    return JournalUnavailable(f"Valkey: {type(error).__name__}: {error}; check REDIS_URL and the server")

@@ -1,38 +1,48 @@
 """The journal's stream in Valkey: one atomic step writes the event and its idempotency key.
 
-With `appendfsync always` the reply comes after the write is on disk. Commands that arrive while a round trip is under way go
-out together in the next one (group commit): one write and one fsync for all of them.
+With `appendfsync always` the reply comes after the write is on disk. Commands that arrive while a round trip
+is under way go out together in the next one (group commit): one write and one fsync for all of them.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from hashlib import sha1
 from typing import Any, Literal, NamedTuple
+from zlib import crc32
 
 from redis.asyncio import Redis
-from redis.backoff import NoBackoff
 from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError
 
 from app.domain.errors import JournalUnavailable, RequestConflict
 from app.domain.event import Event, EventKind, StateChange
 
 EVENTS = "advisor:events"
-GROUP = "writers"
+DEAD = "advisor:dead"
 STATE = "advisor:state"
 KEY_TTL_S = 30 * 86_400
-MAX_BATCH = 256
+MAX_BATCH = 128
 
 APPEND = """
 local known = redis.call('GET', KEYS[1])
 if known then return {0, known} end
-local id = redis.call('XADD', KEYS[2], '*', 'kind', ARGV[1], 'key', ARGV[2], 'claim', ARGV[3], 'payload', ARGV[4])
-redis.call('SET', KEYS[1], ARGV[3] .. '|' .. id, 'EX', ARGV[5])
-if ARGV[6] ~= '' then redis.call('SET', KEYS[3], ARGV[6]) end
-return {1, id}
+local id = redis.call('XADD', KEYS[2], '*',
+    'kind', ARGV[1], 'key', ARGV[2], 'claim', ARGV[3], 'payload', ARGV[4])
+local value = ARGV[3] .. '|' .. ARGV[5] .. '|' .. id
+redis.call('SET', KEYS[1], value, 'EX', ARGV[6])
+if ARGV[7] ~= '' then
+    local live = redis.call('GET', KEYS[3])
+    if ARGV[8] == 'always' or not live or live < ARGV[7] then redis.call('SET', KEYS[3], ARGV[7]) end
+end
+return {1, value}
 """
-"""Keys: idempotency key, stream, state. Returns {1, stream id} when new, {0, "claim|stream id"} when known."""
+"""Keys: idempotency key, stream, state. Returns {1, value} when new, {0, value} when known; see `Known`."""
+APPEND_SHA = sha1(APPEND.encode(), usedforsecurity=False).hexdigest()
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Receipt(NamedTuple):
@@ -43,14 +53,15 @@ class Receipt(NamedTuple):
 
 
 class Known(NamedTuple):
-    """What the stream remembers of a key."""
+    """What the stream remembers of a key: its claim, a checksum of its payload, its place."""
 
     claim: str
+    checksum: str
     stream_id: str
 
 
 def connect(url: str, timeout_s: float) -> Redis:
-    """A client that speaks RESP2, answers in bytes, fails within `timeout_s`, and leaves retries to its caller."""
+    """A client that speaks RESP2, answers in bytes, fails within `timeout_s`, and never retries by itself."""
     return Redis.from_url(
         url,
         protocol=2,
@@ -61,9 +72,19 @@ def connect(url: str, timeout_s: float) -> Redis:
     )
 
 
-def idempotency_key(kind: str, key: str) -> str:
-    """The key under which a kind of event is remembered."""
-    return f"advisor:key:{kind}:{key}"
+async def run(redis: Redis, *command: Any) -> Any:
+    """One command by itself. Raises redis-py's errors."""
+    return await redis.execute_command(*command)  # type: ignore[no-untyped-call]
+
+
+def unavailable(error: Exception) -> JournalUnavailable:
+    """A failure of Valkey in the words of the service."""
+    return JournalUnavailable(f"Valkey: {type(error).__name__}: {error}; check REDIS_URL and the server")
+
+
+def idempotency_key(kind: EventKind, key: str) -> str:
+    """The key under which an event is remembered."""
+    return f"advisor:key:{kind.value}:{key}"
 
 
 class GroupCommit:
@@ -83,22 +104,24 @@ class GroupCommit:
         return await future
 
     async def _send(self) -> None:
-        while self._waiting:
-            batch, self._waiting = self._waiting[:MAX_BATCH], self._waiting[MAX_BATCH:]
-            try:
+        batch: list[tuple[tuple[Any, ...], asyncio.Future[Any]]] = []
+        try:
+            while self._waiting:
+                batch, self._waiting = self._waiting[:MAX_BATCH], self._waiting[MAX_BATCH:]
                 async with self._redis.pipeline(transaction=False) as pipeline:
                     for command, _ in batch:
                         pipeline.execute_command(*command)
                     replies = await pipeline.execute(raise_on_error=False)
-            except (RedisError, OSError) as error:
-                replies = [error] * len(batch)
-            for (_, future), reply in zip(batch, replies, strict=True):
-                if future.done():
-                    continue  # Its caller was cancelled; the command may have run, and is idempotent.
-                if isinstance(reply, Exception):
-                    future.set_exception(reply)
-                else:
-                    future.set_result(reply)
+                for (_, future), reply in zip(batch, replies, strict=True):
+                    _settle(future, reply)
+        except BaseException as error:
+            # The connection failed: those behind fail too, rather than wait for another timeout in turn.
+            expected = isinstance(error, RedisError | OSError)
+            stranded, self._waiting = [*batch, *self._waiting], []
+            for _, future in stranded:
+                _settle(future, error if expected else ConnectionError(f"sending was abandoned: {error!r}"))
+            if not expected:
+                raise
 
     async def aclose(self) -> None:
         """Wait for the round trip under way."""
@@ -106,24 +129,57 @@ class GroupCommit:
             await asyncio.gather(self._sender, return_exceptions=True)
 
 
+def _settle(future: asyncio.Future[Any], reply: Any) -> None:
+    if future.done():
+        return  # Its caller was cancelled; the command may have run, and is idempotent.
+    if isinstance(reply, BaseException):
+        future.set_exception(reply)
+    else:
+        future.set_result(reply)
+
+
 class StreamJournal:
-    """Append, find, and the live trading state. Every failure is `JournalUnavailable`, and its effect unknown."""
+    """Append, find, and the live trading state.
+
+    Every failure is `JournalUnavailable`; whether the command took effect is then unknown.
+    """
 
     def __init__(self, url: str, timeout_s: float = 0.5) -> None:
         self._redis = connect(url, timeout_s)
         self._send = GroupCommit(self._redis)
-        self._sha: str | None = None
 
-    async def append(self, event: Event, state: str = "") -> Receipt:
+    async def append(self, event: Event) -> Receipt:
         """Append once. Raises `RequestConflict` when the key is known with another claim."""
-        stream_keys = (idempotency_key(event.kind, event.key), EVENTS, STATE)
-        values = (event.kind.value, event.key, event.claim, event.payload, KEY_TTL_S, state)
-        new, known = await self._script(stream_keys, values)
-        if new:
-            return Receipt("stream", repeated=False)
-        if _known(known).claim != event.claim:
-            raise RequestConflict(f"{event.kind.value} {event.key} was recorded before with other content")
-        return Receipt("stream", repeated=True)
+        new, known = await self._append(event)
+        _require_same_claim(event, known)
+        return Receipt("stream", repeated=not new)
+
+    async def set_state(self, change: StateChange) -> Receipt:
+        """Record a change of state and make it the live one, in one step."""
+        new, _ = await self._append(Event.of_state_change(change), _state_value(change), "always")
+        return Receipt("stream", repeated=not new)
+
+    async def restore(self, event: Event) -> None:
+        """Append what was spooled while the stream was away, once; an old change of state stays history.
+
+        Raises
+        ------
+        RequestConflict : meanwhile something else was recorded under the key; for a decision also when only
+            the answer differs, because the spooled one was given to somebody.
+        """
+        state = ""
+        if event.kind is EventKind.STATE_CHANGE:
+            change = event.record()
+            assert isinstance(change, StateChange)
+            state = _state_value(change)
+        _, known = await self._append(event, state, "newer")
+        _require_same_claim(event, known)
+        if event.kind is EventKind.DECISION and known.checksum != _checksum(event):
+            raise RequestConflict(f"decision {event.key} was answered twice, the first in the stream counts")
+
+    async def bury(self, event: Event, reason: str) -> None:
+        """Keep an event that cannot be recorded in the dead-letter stream, for people to look at."""
+        await self._run(*bury_command(_fields(event), reason))
 
     async def known(self, kind: EventKind, key: str) -> Known | None:
         """What is remembered under a key, or None."""
@@ -138,22 +194,18 @@ class StreamJournal:
         entries = await self._run("XRANGE", EVENTS, known.stream_id, known.stream_id)
         return entries[0][1][b"payload"] if entries else None
 
-    async def set_state(self, change: StateChange) -> Receipt:
-        """Record a change of state and make it the live one, in one step."""
-        return await self.append(Event.of_state_change(change), change.model_dump_json())
-
     async def get_state(self) -> StateChange | None:
         """The live state, or None on a new installation."""
         reply = await self._run("GET", STATE)
-        return None if reply is None else StateChange.model_validate_json(reply)
+        return None if reply is None else StateChange.model_validate_json(reply.partition(b" ")[2])
 
     async def backlog(self) -> tuple[int, float]:
         """Events that are not in Postgres yet, and the age (s) of the oldest by the stream's clock."""
-        length = await self._run("XLEN", EVENTS)
-        oldest = await self._run("XRANGE", EVENTS, "-", "+", "COUNT", 1)
+        length, oldest, (seconds, micros) = await asyncio.gather(
+            self._run("XLEN", EVENTS), self._run("XRANGE", EVENTS, "-", "+", "COUNT", 1), self._run("TIME")
+        )
         if not oldest:
             return length, 0.0
-        seconds, micros = await self._run("TIME")
         born = int(oldest[0][0].split(b"-")[0]) / 1000
         return length, max(int(seconds) + int(micros) / 1e6 - born, 0.0)
 
@@ -167,35 +219,57 @@ class StreamJournal:
             settings = await self._run("CONFIG GET", "append*")
         except JournalUnavailable:
             return None
-        return settings.get("appendonly") == "yes" and settings.get("appendfsync") == "always"
+        return bool(settings.get("appendonly") == "yes" and settings.get("appendfsync") == "always")
 
     async def aclose(self) -> None:
         """Close the connections."""
         await self._send.aclose()
         await self._redis.aclose()
 
-    async def _script(self, keys: Sequence[Any], values: Sequence[Any]) -> Any:
-        if self._sha is None:
-            self._sha = (await self._run("SCRIPT", "LOAD", APPEND)).decode()
+    async def _append(self, event: Event, state: str = "", when: str = "") -> tuple[bool, Known]:
+        keys = (idempotency_key(event.kind, event.key), EVENTS, STATE)
+        values = (*_fields(event).values(), _checksum(event), KEY_TTL_S, state, when)
         try:
-            return await self._send("EVALSHA", self._sha, len(keys), *keys, *values)
-        except NoScriptError:  # The server was restarted.
-            return await self._run("EVAL", APPEND, len(keys), *keys, *values)
+            new, value = await self._send("EVALSHA", APPEND_SHA, len(keys), *keys, *values)
+        except NoScriptError:  # The server is new, or was restarted.
+            new, value = await self._run("EVAL", APPEND, len(keys), *keys, *values)
         except (RedisError, OSError) as error:
-            raise _unavailable(error) from error
+            raise unavailable(error) from error
+        return bool(new), _known(value)
 
     async def _run(self, *command: Any) -> Any:
         try:
             return await self._send(*command)
         except (RedisError, OSError) as error:
-            raise _unavailable(error) from error
+            raise unavailable(error) from error
 
 
-def _unavailable(error: Exception) -> JournalUnavailable:
-    return JournalUnavailable(f"Valkey: {type(error).__name__}: {error}; check REDIS_URL and the server")
+def bury_command(fields: Mapping[Any, Any], reason: str) -> tuple[Any, ...]:
+    """XADD of an entry's fields to the dead-letter stream."""
+    flat = (part for pair in fields.items() for part in pair)
+    return ("XADD", DEAD, "*", *flat, "error", reason[:2000])
+
+
+def _fields(event: Event) -> dict[str, str | bytes]:
+    return {"kind": event.kind.value, "key": event.key, "claim": event.claim, "payload": event.payload}
+
+
+def _checksum(event: Event) -> str:
+    return f"{crc32(event.payload):08x}"
+
+
+def _state_value(change: StateChange) -> str:
+    """Starts with the time in microseconds, of fixed width, so that the script can tell the newer of two."""
+    age = change.recorded_at - _EPOCH
+    micros = (age.days * 86_400 + age.seconds) * 1_000_000 + age.microseconds
+    return f"{micros:020d} {change.model_dump_json()}"
 
 
 def _known(reply: bytes) -> Known:
-    claim, stream_id = reply.decode().rsplit("|", 1)
-    return Known(claim, stream_id)
+    claim, checksum, stream_id = reply.decode().rsplit("|", 2)
+    return Known(claim, checksum, stream_id)
 
+
+def _require_same_claim(event: Event, known: Known) -> None:
+    if known.claim != event.claim:
+        raise RequestConflict(f"{event.kind.value} {event.key} was recorded before with other content")

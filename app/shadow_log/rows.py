@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sqlalchemy import Row as SqlRow
+
 from app.domain.agent_action import AgentAction
 from app.domain.canonical import digest
 from app.domain.decision import Advice, Decision
-from app.domain.event import AgentActionReport, Event, OutcomeReport, Rationale, StateChange
+from app.domain.event import AgentActionReport, Event, EventKind, OutcomeReport, Rationale, StateChange
 from app.domain.regime import regime
 
 Row = dict[str, Any]
+Report = AgentActionReport | OutcomeReport | Rationale | StateChange
 SEPARATE = ("scenario", "advices")
 """Parts of a decision with a column, or rows, of their own."""
 
@@ -83,7 +86,7 @@ def control_row(decision: Decision) -> Row | None:
     )
 
 
-def report_row(event: Event, report: AgentActionReport | OutcomeReport | Rationale | StateChange) -> Row:
+def report_row(event: Event, report: Report) -> Row:
     """The row of a report."""
     if isinstance(report, AgentActionReport):
         return _action_row(event.key, report.decision_id, report.recorded_at, report.action)
@@ -119,5 +122,35 @@ def _action_row(key: str, decision_id: Any, recorded_at: Any, action: AgentActio
 
 def assemble(decision: Mapping[str, Any], advices: Sequence[Mapping[str, Any]]) -> Decision:
     """The decision of its rows; `advices` in order of `ordinal`. Raises `InvalidRecord`."""
-    document = {**decision["record"], "scenario": decision["scenario"], "advices": [a["record"] for a in advices]}
+    document = {
+        **decision["record"],
+        "scenario": decision["scenario"],
+        "advices": [a["record"] for a in advices],
+    }
     return Decision.from_json(document)
+
+
+def plain(row: SqlRow[Any]) -> Row:
+    """A row as a dictionary with ordinary strings for keys, which pydantic and orjson insist on."""
+    return {str(name): value for name, value in row._mapping.items()}
+
+
+def report_event(kind: EventKind, row: Mapping[str, Any]) -> Event:
+    """The event that a row of a report came from. Raises `InvalidRecord`."""
+    report = _report(kind, row)
+    if isinstance(report, StateChange):
+        return Event.of_state_change(report)
+    return Event.of_report(kind, report)
+
+
+def _report(kind: EventKind, row: Mapping[str, Any]) -> Report:
+    common = {"recorded_at": row["recorded_at"]}
+    if kind is EventKind.STATE_CHANGE:
+        names = ("state", "reason", "changed_by")
+        return StateChange.from_json(common | {name: row[name] for name in names})
+    common["decision_id"] = row["decision_id"]
+    if kind is EventKind.AGENT_ACTION:
+        return AgentActionReport.from_json(common | {"action": row["record"]})
+    if kind is EventKind.OUTCOME:
+        return OutcomeReport.from_json(common | {"outcome": row["record"]})
+    return Rationale.from_json(common | {"model_version": row["model_version"], "text": row["text"]})

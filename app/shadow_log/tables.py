@@ -22,6 +22,9 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
+REVISION = "0003"
+"""The schema that this release works with; a test holds it against the newest migration."""
+
 metadata = MetaData(
     naming_convention={
         "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -181,5 +184,15 @@ aliases = Table(
 )
 """Every move of an alias; the newest row of an alias is where it points."""
 
+dropped_months = Table(
+    "dropped_months",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("month", Text, nullable=False),
+    Column("decisions", BigInteger, nullable=False),
+    Column("dropped_at", Time, nullable=False, server_default=func.now()),
+)
+"""What retention took, so that `advisor verify` can tell it from rows that vanished."""
+
 PARTITIONED = ("decisions", "advices")
-"""Dropping a month of both is the only way in which rows leave."""
+"""Dropping a month of both is the only way in which rows leave. Written, made and dropped in this order."""

@@ -1,37 +1,54 @@
-"""Verification: every stored decision hashes and replays to what was recorded, and nothing is missing."""
+"""Verification: every stored record hashes and replays to what was recorded, and nothing is missing."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from enum import StrEnum
 from typing import Any
-from uuid import UUID
 
-from sqlalchemy import exists, func, select
-from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
+from sqlalchemy import ColumnElement, Select, Table, and_, func, select, true, tuple_
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app.domain.canonical import canonical_json, digest
+from app.domain.decision import Decision
 from app.domain.errors import InvalidRecord
+from app.domain.manifest import ModelManifest
 from app.shadow_log import tables
-from app.shadow_log.log import async_url, translated_errors
-from app.shadow_log.rows import Row, advice_rows, assemble, decision_row
+from app.shadow_log.append import REPORTS
+from app.shadow_log.database import connect, translated_errors
+from app.shadow_log.partitions import month_of
+from app.shadow_log.rows import (
+    Row,
+    advice_rows,
+    assemble,
+    control_row,
+    decision_row,
+    plain,
+    report_event,
+    report_row,
+)
 
 CHUNK = 500
+JSON_COLUMNS = ("scenario", "record")
+"""Held against the hash, not column by column."""
 
 
 class Fault(StrEnum):
-    """What can be wrong with a stored decision."""
+    """What can be wrong with what is stored."""
 
-    UNREADABLE = "unreadable"
+    UNREADABLE = "cannot be read as a record"
     HASH = "hash differs from the content"
     COLUMNS = "columns differ from the record"
     REPLAY = "replay gives another record"
     NO_ADVICE = "no advice rows"
-    KEY_WITHOUT_ROW = "answered, but its row is missing"
-    ROW_WITHOUT_KEY = "its idempotency key is missing"
+    CONTROL = "its control is missing or differs"
+    KEY_WITHOUT_ROW = "recorded, but its row is missing"
+    ROW_WITHOUT_KEY = "its idempotency key is missing or differs"
     ORPHAN_ADVICE = "advice of a decision that is missing"
+    ORPHAN_REPORT = "report of a decision that is missing; it may still be in the journal"
 
 
 @dataclass
@@ -39,109 +56,227 @@ class VerifyReport:
     """What was looked at, and every fault found."""
 
     decisions: int = 0
+    reports: int = 0
     findings: list[str] = field(default_factory=list)
     counts: Counter[Fault] = field(default_factory=Counter)
 
-    def add(self, fault: Fault, decision_id: UUID, detail: str = "") -> None:
+    def add(self, fault: Fault, what: object, detail: str = "") -> None:
+        """Note a fault of `what`: a decision's id, or a table and key."""
         self.counts[fault] += 1
-        self.findings.append(f"{decision_id}: {fault.value}" + (f" ({detail})" if detail else ""))
+        self.findings.append(f"{what}: {fault.value}" + (f" ({detail})" if detail else ""))
 
     def summary(self) -> str:
         """One line."""
+        looked_at = f"{self.decisions} decisions, {self.reports} reports"
         if not self.findings:
-            return f"{self.decisions} decisions: every hash matches, every decision replays, no gaps"
+            return f"{looked_at}: every hash matches, every decision replays, no gaps"
         faults = ", ".join(f"{count} x {fault.value}" for fault, count in self.counts.items())
-        return f"{self.decisions} decisions, {len(self.findings)} faults: {faults}"
+        return f"{looked_at}; {len(self.findings)} faults: {faults}"
 
 
-async def verify_log(url: str, progress: Callable[[int, int], None] = lambda done, total: None) -> VerifyReport:
-    """Check the whole log. Raises `ShadowLogUnavailable`."""
-    report = VerifyReport()
-    engine = create_async_engine(async_url(url), connect_args={"connect_timeout": 5})
+Progress = Callable[[int, int], None]
+
+
+async def verify_log(url: str, progress: Progress = lambda done, total: None) -> VerifyReport:
+    """Check the whole log at a URL. Raises `ShadowLogUnavailable`."""
+    engine = connect(url)
     try:
-        with translated_errors():
-            async with engine.connect() as connection:
-                total = await connection.scalar(select(func.count()).select_from(tables.decisions)) or 0
-                async for decision, advices in _stored(connection):
-                    _check(decision, advices, report)
-                    report.decisions += 1
-                    progress(report.decisions, total)
-                await _check_gaps(connection, report)
+        return await verify(engine, progress)
     finally:
         await engine.dispose()
+
+
+async def verify(
+    engine: AsyncEngine,
+    progress: Progress = lambda done, total: None,
+    *,
+    since: datetime | None = None,
+    until: datetime | None = None,
+) -> VerifyReport:
+    """Check decisions with `since` <= as_of < `until`, and, when no range is given, everything else too.
+
+    One snapshot: what a writer adds meanwhile is not looked at. Raises `ShadowLogUnavailable`.
+    """
+    report = VerifyReport()
+    with translated_errors():
+        async with engine.connect() as connection:
+            await connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+            total = await connection.scalar(
+                select(func.count())
+                .select_from(tables.decisions)
+                .where(_within(tables.decisions, since, until))
+            )
+            async for decision, advices, controls in _stored(connection, since, until):
+                _check_decision(decision, advices, controls, report)
+                report.decisions += 1
+                progress(report.decisions, total or 0)
+            await _check_gaps(connection, report, since, until)
+            if since is None and until is None:
+                await _check_reports(connection, report)
+                await _check_models(connection, report)
     return report
 
 
-async def _stored(connection: AsyncConnection) -> AsyncIterator[tuple[Row, list[Row]]]:
-    """Decisions with their advices, in order of time and id, a chunk at a time."""
-    decisions, advices = tables.decisions, tables.advices
-    last: tuple[Any, UUID] | None = None
-    while True:
-        query = select(decisions).order_by(decisions.c.as_of, decisions.c.decision_id).limit(CHUNK)
-        if last is not None:
-            query = query.where(func.row(decisions.c.as_of, decisions.c.decision_id) > func.row(*last))
-        chunk = [dict(row._mapping) for row in await connection.execute(query)]
-        if not chunk:
-            return
+def _within(table: Table, since: datetime | None, until: datetime | None) -> ColumnElement[bool]:
+    begin = true() if since is None else table.c.as_of >= since
+    return and_(begin, true() if until is None else table.c.as_of < until)
+
+
+async def _stored(
+    connection: AsyncConnection, since: datetime | None, until: datetime | None
+) -> AsyncIterator[tuple[Row, list[Row], list[Row]]]:
+    """Decisions with their advices and the controls that came along, by time and id, a chunk at a time."""
+    c = tables.decisions.c
+    everything = select(tables.decisions).where(_within(tables.decisions, since, until))
+    async for chunk in _chunks(connection, everything, c.as_of, c.decision_id):
         ids = [row["decision_id"] for row in chunk]
-        found: dict[UUID, list[Row]] = {}
-        for row in await connection.execute(
-            select(advices).where(advices.c.decision_id.in_(ids)).order_by(advices.c.decision_id, advices.c.ordinal)
-        ):
-            found.setdefault(row.decision_id, []).append(dict(row._mapping))
-        for decision in chunk:
-            yield decision, found.get(decision["decision_id"], [])
-        last = chunk[-1]["as_of"], chunk[-1]["decision_id"]
+        times = chunk[0]["as_of"], chunk[-1]["as_of"]
+        advices = tables.advices.c
+        found = await _grouped(
+            connection,
+            select(tables.advices)
+            .where(advices.decision_id.in_(ids), advices.as_of.between(*times))
+            .order_by(advices.ordinal),
+        )
+        actions = tables.agent_actions.c
+        keys = [f"control:{known}" for known in ids]
+        controls = await _grouped(connection, select(tables.agent_actions).where(actions.event_key.in_(keys)))
+        for row in chunk:
+            yield row, found[row["decision_id"]], controls[row["decision_id"]]
 
 
-def _check(row: Row, advices: list[Row], report: VerifyReport) -> None:
+async def _grouped(connection: AsyncConnection, query: Select[Any]) -> defaultdict[Any, list[Row]]:
+    groups: defaultdict[Any, list[Row]] = defaultdict(list)
+    for row in await connection.execute(query):
+        groups[row.decision_id].append(plain(row))
+    return groups
+
+
+async def _chunks(
+    connection: AsyncConnection, query: Select[Any], *key: ColumnElement[Any]
+) -> AsyncIterator[list[Row]]:
+    """The query's rows in order of `key`, which must be unique, without holding them all."""
+    query = query.order_by(*key).limit(CHUNK)
+    chunk = [plain(row) for row in await connection.execute(query)]
+    while chunk:
+        yield chunk
+        last = tuple(chunk[-1][column.key or ""] for column in key)
+        following = query.where(tuple_(*key) > tuple_(*last))
+        chunk = [plain(row) for row in await connection.execute(following)]
+
+
+def _check_decision(row: Row, advices: list[Row], controls: list[Row], report: VerifyReport) -> None:
     known = row["decision_id"]
     if not advices:
         report.add(Fault.NO_ADVICE, known)
         return
     try:
         decision = assemble(row, advices)
-    except InvalidRecord as error:
+        document, replayed = decision.as_json(), decision.replayed().as_json()
+        payload = canonical_json(document)
+        wrong = _wrong_columns(decision, payload, row, advices)
+    except (InvalidRecord, ValueError, ArithmeticError, StopIteration) as error:
+        # A tampered record may break any of the assumptions that a decision meets.
         report.add(Fault.UNREADABLE, known, str(error)[:200])
         return
-    payload = canonical_json(decision.as_json())
     if digest(payload) != row["record_hash"]:
         report.add(Fault.HASH, known)
-    expected, stored = decision_row(decision, payload), dict(row)
-    expected["record_hash"] = stored["record_hash"]
-    wrong = _differences(expected, stored)
-    for each, kept in zip(advice_rows(decision), advices, strict=False):
-        wrong += [f"advice {each['ordinal']} {name}" for name in _differences(each, kept)]
     if wrong:
         report.add(Fault.COLUMNS, known, ", ".join(wrong))
-    replayed = decision.replayed().as_json()
-    document = decision.as_json()
     changed = [name for name in document if document[name] != replayed[name]]
     if changed:
         report.add(Fault.REPLAY, known, ", ".join(changed))
+    control = control_row(decision)
+    if controls != ([] if control is None else [control]):
+        report.add(Fault.CONTROL, known)
+
+
+def _wrong_columns(decision: Decision, payload: bytes, row: Row, advices: list[Row]) -> list[str]:
+    """Columns whose stored value is not what the record says."""
+    expected = decision_row(decision, payload) | {"record_hash": row["record_hash"]}
+    wrong = _differences(expected, row)
+    for each, kept in zip(advice_rows(decision), advices, strict=True):
+        wrong += [f"advice {each['ordinal']} {name}" for name in _differences(each, kept)]
+    return wrong
 
 
 def _differences(expected: Mapping[str, Any], stored: Mapping[str, Any]) -> list[str]:
-    """Columns whose stored value is not what the record says; the JSON columns are covered by the hash."""
-    return [
-        name
-        for name, value in expected.items()
-        if name not in ("scenario", "record") and stored[name] != value
-    ]
+    return [name for name, value in expected.items() if name not in JSON_COLUMNS and stored[name] != value]
 
 
-async def _check_gaps(connection: AsyncConnection, report: VerifyReport) -> None:
-    """Keys without rows (but for dropped months), rows without keys, advices without decisions."""
+async def _check_gaps(
+    connection: AsyncConnection, report: VerifyReport, since: datetime | None, until: datetime | None
+) -> None:
+    """Keys without rows, but for months that retention dropped; rows without keys; advices without decisions."""
     keys, decisions, advices = tables.decision_keys, tables.decisions, tables.advices
-    oldest = select(func.date_trunc("month", func.min(decisions.c.as_of), "UTC")).scalar_subquery()
-    row_of_key = exists().where(decisions.c.decision_id == keys.c.decision_id)
-    key_of_row = exists().where(keys.c.decision_id == decisions.c.decision_id)
-    row_of_advice = exists().where(decisions.c.decision_id == advices.c.decision_id)
-    queries = {
-        Fault.KEY_WITHOUT_ROW: select(keys.c.decision_id).where(~row_of_key, keys.c.as_of >= oldest),
-        Fault.ROW_WITHOUT_KEY: select(decisions.c.decision_id).where(~key_of_row),
-        Fault.ORPHAN_ADVICE: select(advices.c.decision_id).where(~row_of_advice).distinct(),
-    }
-    for fault, query in queries.items():
-        for known in await connection.scalars(query):
-            report.add(fault, known)
+    dropped = set(await connection.scalars(select(tables.dropped_months.c.month)))
+    rows_of_keys = keys.outerjoin(
+        decisions, and_(decisions.c.decision_id == keys.c.decision_id, decisions.c.as_of == keys.c.as_of)
+    )
+    unmatched = select(keys.c.decision_id, keys.c.as_of).select_from(rows_of_keys)
+    lost = unmatched.where(decisions.c.decision_id.is_(None), _within(keys, since, until))
+    for key in await connection.execute(lost):
+        if month_of(key.as_of) not in dropped:
+            report.add(Fault.KEY_WITHOUT_ROW, key.decision_id)
+    same_claim = decisions.c.record["request_hash"].astext == keys.c.request_hash
+    keys_of_rows = decisions.outerjoin(
+        keys,
+        and_(keys.c.decision_id == decisions.c.decision_id, keys.c.as_of == decisions.c.as_of, same_claim),
+    )
+    keyless = select(decisions.c.decision_id).select_from(keys_of_rows)
+    for known in await connection.scalars(
+        keyless.where(keys.c.decision_id.is_(None), _within(decisions, since, until))
+    ):
+        report.add(Fault.ROW_WITHOUT_KEY, known)
+    rows_of_advices = advices.outerjoin(
+        decisions,
+        and_(decisions.c.decision_id == advices.c.decision_id, decisions.c.as_of == advices.c.as_of),
+    )
+    orphans = select(advices.c.decision_id).select_from(rows_of_advices).distinct()
+    for known in await connection.scalars(
+        orphans.where(decisions.c.decision_id.is_(None), _within(advices, since, until))
+    ):
+        report.add(Fault.ORPHAN_ADVICE, known)
+
+
+async def _check_reports(connection: AsyncConnection, report: VerifyReport) -> None:
+    """A report's key is the hash of its content; its columns follow from it; its decision is known."""
+    for kind, table in REPORTS.items():
+        own = ~table.c.event_key.like(
+            "control:%"
+        )  # Those that came with a request are checked with their decision.
+        async for chunk in _chunks(connection, select(table).where(own), table.c.event_key):
+            known = await _known(connection, chunk)
+            for row in chunk:
+                report.reports += 1
+                what = f"{table.name} {row['event_key']}"
+                try:
+                    event = report_event(kind, row)
+                except InvalidRecord as error:
+                    report.add(Fault.UNREADABLE, what, str(error)[:200])
+                    continue
+                if event.key != row["event_key"]:
+                    report.add(Fault.HASH, what)
+                elif wrong := _differences(report_row(event, event.record()), row):
+                    report.add(Fault.COLUMNS, what, ", ".join(wrong))
+                if "decision_id" in row and row["decision_id"] not in known:
+                    report.add(Fault.ORPHAN_REPORT, what)
+
+
+async def _known(connection: AsyncConnection, rows: Iterable[Row]) -> set[Any]:
+    keys = tables.decision_keys.c.decision_id
+    ids = [row["decision_id"] for row in rows if "decision_id" in row]
+    return set(await connection.scalars(select(keys).where(keys.in_(ids)))) if ids else set()
+
+
+async def _check_models(connection: AsyncConnection, report: VerifyReport) -> None:
+    """A registered manifest hashes to what it was registered under."""
+    for row in await connection.execute(select(tables.model_versions)):
+        what = f"model_versions {row.model_version}"
+        try:
+            manifest = ModelManifest.from_json(row.manifest)
+        except InvalidRecord as error:
+            report.add(Fault.UNREADABLE, what, str(error)[:200])
+            continue
+        if (manifest.hash(), manifest.model_version) != (row.manifest_hash, row.model_version):
+            report.add(Fault.HASH, what)

@@ -1,0 +1,90 @@
+"""Consumer groups on streams in Valkey: who reads an entry owns it until it is done, or seems dead."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import uuid4
+
+from redis.asyncio import Redis
+from redis.exceptions import ResponseError
+
+from app.journal.stream import run
+
+FORGET_AFTER_MS = 3_600_000
+
+FORGET_IDLE = """
+for _, consumer in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])) do
+    local of = {}
+    for i = 1, #consumer, 2 do of[consumer[i]] = consumer[i + 1] end
+    if of['pending'] == 0 and of['idle'] > tonumber(ARGV[2]) then
+        redis.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], of['name'])
+    end
+end
+"""
+"""Each process is a consumer of its own: those long gone, with nothing left to take over, are forgotten."""
+
+Entry = tuple[bytes, dict[bytes, bytes]]
+
+
+class Consumer:
+    """One member of a group. Errors are those of redis-py."""
+
+    def __init__(self, redis: Redis, stream: str, group: str, *, idle_ms: int, block_ms: int) -> None:
+        self._redis = redis
+        self._stream = stream
+        self._group = group
+        self._name = str(uuid4())
+        self._idle_ms = idle_ms
+        self._block_ms = block_ms
+        self._cursor: bytes = b"0-0"
+        self._joined = False
+
+    async def unfinished(self, count: int) -> list[Entry]:
+        """What this consumer took and did not finish; reading it again keeps others from taking it over."""
+        return await self._read("0", count, block_ms=None)
+
+    async def take(self, count: int) -> list[Entry]:
+        """What dead consumers left, else what is new; empty after `block_ms` without any."""
+        await self._join()
+        reply = await self._call(
+            "XAUTOCLAIM",
+            *(self._stream, self._group, self._name, self._idle_ms, self._cursor, "COUNT", count),
+        )
+        self._cursor = reply[0]
+        return list(reply[1]) or await self._read(">", count, self._block_ms)
+
+    async def done(self, ids: list[bytes], *alongside: Any) -> None:
+        """Acknowledge and delete entries, together with one more command, in one step."""
+        async with self._redis.pipeline(transaction=True) as pipeline:
+            if alongside:
+                pipeline.execute_command(*alongside)
+            pipeline.execute_command("XACK", self._stream, self._group, *ids)
+            pipeline.execute_command("XDEL", self._stream, *ids)
+            await pipeline.execute()
+
+    async def _read(self, after: str, count: int, block_ms: int | None) -> list[Entry]:
+        await self._join()
+        block = () if block_ms is None else ("BLOCK", block_ms)
+        reply = await self._call(
+            "XREADGROUP",
+            *("GROUP", self._group, self._name, "COUNT", count, *block, "STREAMS", self._stream, after),
+        )
+        return list(reply[0][1]) if reply else []
+
+    async def _call(self, *command: Any) -> Any:
+        try:
+            return await run(self._redis, *command)
+        except ResponseError:
+            self._joined = False  # Most likely the data was flushed and the group with it: make it anew.
+            raise
+
+    async def _join(self) -> None:
+        if self._joined:
+            return
+        try:
+            await run(self._redis, "XGROUP CREATE", self._stream, self._group, "0", "MKSTREAM")
+        except ResponseError as error:
+            if not str(error).startswith("BUSYGROUP"):
+                raise
+        await run(self._redis, "EVAL", FORGET_IDLE, 1, self._stream, self._group, FORGET_AFTER_MS)
+        self._joined = True

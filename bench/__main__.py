@@ -1,0 +1,230 @@
+"""`make bench`: what the service costs, in one run. Figures depend on the machine; compare ratios.
+
+1. rules: time of one review of a candidate and of the control;
+2. journal: time to make one decision durable;
+3. overhead: `/advise` over HTTP with the scripted policy and the journal on, 1 and 32 clients;
+4. model: decisions per second through the service against bare forward passes of the same batch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from time import monotonic, perf_counter
+from typing import Annotated, Any
+
+import httpx
+import typer
+import uvloop
+from rich.console import Console
+from rich.table import Table
+
+from app.domain.canonical import decision_id
+from app.domain.decision import Calibration, Decision, Role, Version, conclude, prepare, review_control
+from app.domain.event import Event
+from app.domain.limits import read_limits
+from app.domain.rules import agents_order, review
+from app.domain.scenario import Scenario
+from app.domain.veto import Case, TradingState
+from app.embedded import EmbeddedPostgres, EmbeddedValkey, die_with_parent, free_port
+from app.journal.stream import StreamJournal
+from app.policy.scripted import reading_of
+from app.schemas import EXAMPLE, AdviseRequest
+from app.shadow_log.migrate import upgrade
+from bench.load import Load, load
+
+ROOT = Path(__file__).parents[1]
+console = Console()
+
+
+def document(number: int, run: str, prompts: bool = False) -> bytes:
+    """The n-th request; with `prompts`, scenarios differ, so that forward passes do too."""
+    request: dict[str, Any] = json.loads(json.dumps(EXAMPLE))
+    now = datetime.now(UTC).isoformat()
+    request["request_id"] = f"bench-{run}-{number}"
+    request["candidate"]["ts"] = request["market"]["bar_closed_at"] = now
+    request["deadline_ms"] = 60_000
+    if prompts:
+        request["candidate"]["rsi"] = 20 + number % 60
+        request["candidate"]["adx"] = 10 + number % 37
+    return json.dumps(request).encode()
+
+
+def scenario() -> Scenario:
+    """The example as a scenario."""
+    return AdviseRequest.model_validate(EXAMPLE).scenario()
+
+
+def quantiles(samples: list[float]) -> str:
+    ordered = sorted(samples)
+    return f"p50 {1e3 * ordered[len(ordered) // 2]:.3f} ms, p99 {1e3 * ordered[int(len(ordered) * 0.99)]:.3f} ms"
+
+
+def bench_rules(repeats: int) -> str:
+    s, limits = scenario(), read_limits(ROOT / "limits.toml")
+    case = Case(s, agents_order(s), TradingState.ACTIVE, s.as_of, 0.9)
+    samples = []
+    for _ in range(repeats):
+        begin = perf_counter()
+        review(case, limits)
+        samples.append(perf_counter() - begin)
+    return quantiles(samples)
+
+
+def a_decision(number: int) -> Decision:
+    """A complete decision, as the journal gets it."""
+    s, limits = scenario(), read_limits(ROOT / "limits.toml")
+    prompt, state = prepare(s), TradingState.ACTIVE
+    version = Version("bench", "sha256:" + "0" * 64, Calibration(), Role.PRIMARY)
+    return Decision(
+        decision_id=decision_id(f"bench-{number}"),
+        request_id=f"bench-{number}",
+        request_hash=s.hash(),
+        received_at=s.as_of,
+        evaluated_at=s.as_of,
+        state=state,
+        scenario=s,
+        prompt=prompt,
+        prompt_hash=prompt.hash,
+        limits=limits,
+        limits_hash=limits.hash(),
+        control_review=review_control(s, limits, state, s.as_of),
+        advices=(conclude(s, reading_of("H"), version, limits, state=state, now=s.as_of),),
+    )
+
+
+async def bench_journal(redis_url: str, appends: int) -> tuple[str, float]:
+    """One append after the other, then from 32 tasks at once (per second)."""
+    journal = StreamJournal(redis_url)
+    base = Event.of_decision(a_decision(0))
+    samples = []
+    for number in range(appends):
+        begin = perf_counter()
+        await journal.append(base._replace(key=f"one-{number}"))
+        samples.append(perf_counter() - begin)
+
+    async def task(name: int) -> None:
+        for number in range(appends // 8):
+            await journal.append(base._replace(key=f"many-{name}-{number}"))
+
+    begin = perf_counter()
+    await asyncio.gather(*(task(name) for name in range(32)))
+    rate = 32 * (appends // 8) / (perf_counter() - begin)
+    await journal.aclose()
+    return quantiles(samples), rate
+
+
+@contextmanager
+def serving(environment: dict[str, str], **more: str) -> Iterator[str]:
+    """The API as a process of its own."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "app.cli", "serve"],
+        env={**environment, "ADVISOR_PORT": str(port), "ADVISOR_LOG_LEVEL": "error", **more},
+        preexec_fn=die_with_parent,
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        deadline = monotonic() + 120
+        while True:
+            try:
+                if httpx.get(f"{url}/readyz").status_code == 200:
+                    break
+            except httpx.TransportError:
+                if process.poll() is not None or monotonic() > deadline:
+                    raise
+        yield url
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def drive(url: str, clients: int, requests: int, run: str, prompts: bool = False) -> Load:
+    """Load from this process, on uvloop."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(load(url, clients, requests, lambda number: document(number, run, prompts)))
+
+
+def bare_rate(model: Path, threads: int, batch: int, batches: int) -> float:
+    """Decisions per second of forward passes alone, on the service's own prompts and batch size."""
+    import torch
+
+    from app.policy.label_reader import LabelReader
+
+    torch.set_num_threads(threads)
+    reader = LabelReader.load(model)
+    requests = [AdviseRequest.model_validate_json(document(n, "bare", True)) for n in range(batch * batches)]
+    rows = [reader.encoder.encode(prepare(request.scenario())) for request in requests]
+    reader.read(rows[:batch])
+    begin = perf_counter()
+    for start in range(0, len(rows), batch):
+        reader.read(rows[start : start + batch])
+    return len(rows) / (perf_counter() - begin)
+
+
+def main(
+    requests: Annotated[int, typer.Option(help="Requests per load, with the scripted policy.")] = 4000,
+    decisions: Annotated[int, typer.Option(help="Decisions through the real model; 0 leaves it out.")] = 48,
+    threads: Annotated[int, typer.Option(help="Torch threads.")] = 1,
+) -> None:
+    """Measure the service on this machine."""
+    table = Table(title=f"shadow-advisor on {os.cpu_count()} cores", title_justify="left")
+    table.add_column("what")
+    table.add_column("measured")
+    table.add_row("review of one order by all rules", bench_rules(20_000))
+    with (
+        tempfile.TemporaryDirectory(prefix="advisor-bench-") as folder,
+        EmbeddedPostgres(Path(folder) / "postgres") as postgres,
+        EmbeddedValkey(Path(folder) / "valkey") as valkey,
+    ):
+        upgrade(postgres.url)
+        environment = {
+            **os.environ,
+            "DATABASE_URL": postgres.url,
+            "REDIS_URL": valkey.url,
+            "ADVISOR_LIMITS": str(ROOT / "limits.toml"),
+        }
+        alone, together = asyncio.run(bench_journal(valkey.url, 1000))
+        table.add_row("journal append, fsynced, one at a time", alone)
+        table.add_row("journal appends from 32 tasks", f"{together:,.0f} /s")
+        home = str(Path(folder) / "home")
+        with serving(environment, MODEL="scripted", ADVISOR_HOME=home) as url:
+            drive(url, 8, 400, "warm")
+            for clients in (1, 32):
+                done = drive(url, clients, requests if clients > 1 else requests // 4, f"c{clients}")
+                table.add_row(
+                    f"/advise without the model, {clients} client{'s' if clients > 1 else ''}",
+                    f"{quantiles(done.latencies)}, {done.rate:,.0f} decisions/s",
+                )
+        if decisions:
+            _bench_model(table, environment, decisions, threads)
+    console.print(table)
+
+
+def _bench_model(table: Table, environment: dict[str, str], decisions: int, threads: int) -> None:
+    from app.main import DEFAULT_MODEL
+    from app.policy.importer import import_smollm2
+    from app.settings import read_settings
+
+    settings = read_settings()
+    import_smollm2(settings.models_dir, console.print, threads=threads)
+    with serving(environment, ADVISOR_THREADS=str(threads), ADVISOR_MAX_BATCH="4") as url:
+        drive(url, 4, 8, "model-warm", True)
+        done = drive(url, 4, decisions, "model", True)
+    bare = bare_rate(settings.models_dir / DEFAULT_MODEL, threads, 4, decisions // 4)
+    table.add_row("decisions through the service, real model, 4 clients", f"{done.rate:.2f} /s, {quantiles(done.latencies)}")
+    table.add_row("bare forward passes of the same batch", f"{bare:.2f} /s")
+    table.add_row("service / bare", f"{done.rate / bare:.1%}")
+
+
+if __name__ == "__main__":
+    typer.run(main)

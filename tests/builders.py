@@ -1,0 +1,176 @@
+"""Builders of records and events for tests: name only what the test is about, the rest is plain and valid.
+
+`scenario(candidate__rsi=31.0)`, `reading("H")`, `decision("r-1", label="A", control=True)`, `agent_action(False)`,
+`outcome(r=-1.0)`, `manifest("m-1")`, and their events. Labels: `A` rejects; `H` approves the agent's whole risk.
+The default decision is approved: no rule of `LIMITS` refuses the plain scenario.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from app.domain.actions import LABELS
+from app.domain.agent_action import AgentAction, Arm, Outcome
+from app.domain.canonical import decision_id
+from app.domain.decision import (
+    Abstention,
+    Decision,
+    Reading,
+    Role,
+    Version,
+    conclude,
+    prepare,
+    review_control,
+)
+from app.domain.event import AgentActionReport, Event, EventKind, OutcomeReport, Rationale, StateChange
+from app.domain.limits import Limits
+from app.domain.manifest import Calibration, ModelManifest
+from app.domain.scenario import Scenario
+from app.domain.veto import TradingState
+from tests.domain.scenarios import AS_OF, LIMITS, scenario_json
+
+MODEL = "test-1"
+HASH = "sha256:" + "0" * 64
+
+
+def scenario(*, as_of: datetime = AS_OF, **overrides: Any) -> Scenario:
+    """The plain scenario at `as_of`, with `section__field=value` changes; a value of `...` removes the field."""
+    document = scenario_json(**{"candidate__ts": as_of, "market__bar_closed_at": as_of} | overrides)
+    return Scenario.from_json(document)
+
+
+def reading(label: str = "H", probability: float = 0.91) -> Reading:
+    """A model that gives `label` this probability, and shares the rest among the other labels."""
+    rest = (1 - probability) / (len(LABELS) - 1)
+    return Reading(
+        log_probabilities=tuple(math.log(probability if each == label else rest) for each in LABELS)
+    )
+
+
+def version(
+    model_version: str = MODEL, role: Role = Role.PRIMARY, calibration: Calibration | None = None
+) -> Version:
+    """Who answers."""
+    return Version(model_version, HASH, calibration or Calibration(), role)
+
+
+def decision(
+    request_id: str = "r-1",
+    *,
+    label: str | Abstention = "H",
+    control: AgentAction | bool | None = None,
+    model_version: str = MODEL,
+    shadows: Sequence[tuple[str, str | Abstention]] = (),
+    at: datetime = AS_OF,
+    about: Scenario | None = None,
+    limits: Limits = LIMITS,
+    state: TradingState = TradingState.ACTIVE,
+    **overrides: Any,
+) -> Decision:
+    """A decision on `about`, or on `scenario(as_of=at, **overrides)`, judged at the scenario's own time.
+
+    `label` is what the primary says, or its abstention; `shadows` are further versions with theirs.
+    """
+    subject = about or scenario(as_of=at, **overrides)
+    now = subject.as_of
+    answers = [(version(model_version), label)]
+    answers += [(version(name, Role.SHADOW), each) for name, each in shadows]
+    prompt = prepare(subject)
+    return Decision(
+        decision_id=decision_id(request_id),
+        request_id=request_id,
+        request_hash=subject.hash(),
+        received_at=now,
+        evaluated_at=now,
+        state=state,
+        scenario=subject,
+        prompt=prompt,
+        prompt_hash=prompt.hash,
+        limits=limits,
+        limits_hash=limits.hash(),
+        control=agent_action(control) if isinstance(control, bool) else control,
+        control_review=review_control(subject, limits, state, now),
+        advices=tuple(
+            conclude(
+                subject,
+                each if isinstance(each, Abstention) else reading(each),
+                who,
+                limits,
+                state=state,
+                now=now,
+            )
+            for who, each in answers
+        ),
+        stage_seconds={"prepare": 0.001, "policy": 0.25, "conclude": 0.0005},
+    )
+
+
+def agent_action(traded: bool = True, **fields: Any) -> AgentAction:
+    """What the agent did."""
+    return AgentAction.from_json({"decision": traded} | fields)
+
+
+def outcome(arm: str = "agent", r: float | None = None, **fields: Any) -> Outcome:
+    """An outcome of `r` R: a stop-out when it lost, a target when it won, not traded at 0."""
+    code = "not_traded" if not r else "sl" if r < 0 else "tp2"
+    document = {"arm": arm, "outcome": code, "r_multiple": r, "net_pnl": None if r is None else 10 * r}
+    if arm == Arm.ADVICE:
+        document["model_version"] = MODEL
+    return Outcome.from_json(document | fields)
+
+
+def manifest(model_version: str = MODEL, **fields: Any) -> ModelManifest:
+    """The manifest of a version without files."""
+    document = {
+        "model_version": model_version,
+        "base_model": "tests",
+        "licence": "Apache-2.0",
+        "created_at": AS_OF,
+        "files": {},
+    }
+    return ModelManifest.from_json(document | fields)
+
+
+def decision_event(*arguments: Any, **keywords: Any) -> Event:
+    """The event of `decision(...)`."""
+    return Event.of_decision(decision(*arguments, **keywords))
+
+
+def action_event(of: UUID | str, action: AgentAction | bool = True, *, minutes: float = 1) -> Event:
+    """A control reported `minutes` after `AS_OF`; `of` is a decision's id or a request's."""
+    reported = agent_action(action) if isinstance(action, bool) else action
+    report = AgentActionReport(decision_id=_id(of), recorded_at=_later(minutes), action=reported)
+    return Event.of_report(EventKind.AGENT_ACTION, report)
+
+
+def outcome_event(of: UUID | str, result: Outcome, *, minutes: float = 60) -> Event:
+    """An outcome reported `minutes` after `AS_OF`; `of` is a decision's id or a request's."""
+    report = OutcomeReport(decision_id=_id(of), recorded_at=_later(minutes), outcome=result)
+    return Event.of_report(EventKind.OUTCOME, report)
+
+
+def rationale_event(of: UUID | str, text: str = "Trend and flow agree.", *, minutes: float = 0) -> Event:
+    """A rationale of the primary's version."""
+    report = Rationale(decision_id=_id(of), recorded_at=_later(minutes), model_version=MODEL, text=text)
+    return Event.of_report(EventKind.RATIONALE, report)
+
+
+def state_event(
+    state: TradingState = TradingState.HALTED, *, minutes: float = 0, reason: str = "test"
+) -> Event:
+    """A change of the trading state `minutes` after `AS_OF`."""
+    return Event.of_state_change(
+        StateChange(recorded_at=_later(minutes), state=state, reason=reason, changed_by="tests")
+    )
+
+
+def _id(of: UUID | str) -> UUID:
+    return of if isinstance(of, UUID) else decision_id(of)
+
+
+def _later(minutes: float) -> datetime:
+    return AS_OF + timedelta(minutes=minutes)

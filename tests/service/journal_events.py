@@ -1,0 +1,49 @@
+"""Events for tests of the journal, and a look at what lies in the stream."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
+from typing import Any
+
+import redis
+
+from app.domain.event import Event, EventKind
+from app.journal.stream import DEAD, EVENTS
+
+_numbers = count()
+
+
+def event(
+    key: str | None = None, claim: str = "sha256:a", text: str = "", kind: EventKind = EventKind.DECISION
+) -> Event:
+    """An event of about `len(text)` bytes; without a key it gets one of its own."""
+    return Event(kind, key or f"key-{next(_numbers)}", claim, b'{"text":"%s"}' % text.encode())
+
+
+@contextmanager
+def client(url: str) -> Iterator[redis.Redis]:
+    """A plain client that shows what is there."""
+    with redis.Redis.from_url(url, protocol=2, socket_timeout=10) as connection:
+        yield connection
+
+
+def keys_in_stream(url: str) -> list[str]:
+    """Keys of the events in the stream, in order."""
+    with client(url) as connection:
+        return [fields[b"key"].decode() for _, fields in _entries(connection, EVENTS)]
+
+
+def dead_letters(url: str) -> list[dict[str, str]]:
+    """What was put aside, in order."""
+    with client(url) as connection:
+        return [
+            {name.decode(): value.decode() for name, value in fields.items()}
+            for _, fields in _entries(connection, DEAD)
+        ]
+
+
+def _entries(connection: redis.Redis, stream: str) -> list[tuple[bytes, dict[bytes, bytes]]]:
+    entries: Any = connection.xrange(stream)
+    return list(entries)
