@@ -63,13 +63,19 @@ class Records:
         return await self._journal.claim_of(str(decision_id))
 
     async def decision(self, decision_id: UUID) -> Decision:
-        """The decision as it was recorded. Raises `UnknownDecision` or `ShadowLogUnavailable`."""
+        """The decision as it was recorded.
+
+        Raises
+        ------
+        UnknownDecision : no decision has this id.
+        ShadowLogUnavailable, JournalUnavailable : it was not found, and what is away may hold it.
+        """
         payload = await self._journal.find(str(decision_id))
         if payload is not None:
             return Decision.from_json(orjson.loads(payload))
         stored = await self._log.decision(decision_id)
         if stored is None:
-            raise UnknownDecision(f"no decision has the id {decision_id}")
+            raise self._not_found(decision_id)
         return stored
 
     async def document(self, decision_id: UUID) -> dict[str, Any]:
@@ -79,7 +85,7 @@ class Records:
             return {"stored": False, "decision": orjson.loads(payload)}
         document = await self._log.get(decision_id)
         if document is None:
-            raise UnknownDecision(f"no decision has the id {decision_id}")
+            raise self._not_found(decision_id)
         return {"stored": True, **document}
 
     async def report_action(self, decision_id: UUID, action: AgentAction) -> Receipt:
@@ -105,6 +111,13 @@ class Records:
             self._recent.popitem(last=False)
         if decision.control is not None:
             self._compare(recent, decision.control)
+
+    def _not_found(self, decision_id: UUID) -> UnknownDecision | JournalUnavailable:
+        if self._journal.reachable:
+            return UnknownDecision(f"no decision has the id {decision_id}")
+        return JournalUnavailable(
+            f"decision {decision_id} is not in the shadow log; it may wait in the journal, which is away: ask again"
+        )
 
     async def _known(self, decision_id: UUID) -> _Recent:
         recent = self._recent.get(decision_id)

@@ -23,6 +23,7 @@ from app.records import Records
 from app.schemas import AdviseRequest
 from app.settings import Clock, Settings
 from app.shadow_log.log import ShadowLog
+from app.tasks import end
 
 log = structlog.get_logger()
 ASYNC_DEADLINE_S = 30.0
@@ -79,9 +80,7 @@ class Service:
 
     async def aclose(self) -> None:
         """Stop the background work, then the models, then the connections."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end(self._tasks)
         for policy, _ in self.advisor.models.with_roles():
             await policy.aclose()
         await self._requests.aclose()

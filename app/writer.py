@@ -15,6 +15,7 @@ from app.journal.drain import StreamDrain
 from app.metrics import LossCause, Metrics
 from app.settings import Settings, SettingsError
 from app.shadow_log.log import ShadowLog
+from app.tasks import end
 
 log = structlog.get_logger()
 
@@ -64,11 +65,17 @@ async def run_writer(settings: Settings) -> None:
     writer = asyncio.create_task(
         Writer(settings.redis_url, ShadowLog.connect(settings.database_url), metrics).run()
     )
-    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
     for name in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(name, writer.cancel)
+        asyncio.get_running_loop().add_signal_handler(name, stop.set)
     log.info("writer ready", metrics_port=settings.writer_metrics_port)
-    try:
-        await writer
-    except asyncio.CancelledError:
-        log.info("writer stopped")
+    stopping = asyncio.create_task(_wait(stop))
+    await asyncio.wait([writer, stopping], return_when=asyncio.FIRST_COMPLETED)
+    if writer.done():
+        writer.result()
+    await end([writer, stopping])
+    log.info("writer stopped")
+
+
+async def _wait(event: asyncio.Event) -> None:
+    await event.wait()

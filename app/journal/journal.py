@@ -12,6 +12,7 @@ from app.domain.errors import JournalUnavailable, RequestConflict
 from app.domain.event import Event, EventKind, StateChange
 from app.journal.spool import Spool
 from app.journal.stream import Receipt, StreamJournal
+from app.tasks import end
 
 __all__ = ["Journal", "Receipt"]
 
@@ -130,8 +131,7 @@ class Journal:
     async def aclose(self) -> None:
         """Stop draining; what is on disk stays."""
         if self._background is not None:
-            self._background.cancel()
-            await asyncio.gather(self._background, return_exceptions=True)
+            await end([self._background])
         await self._stream.aclose()
         await self._spool.aclose()
 

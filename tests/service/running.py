@@ -21,6 +21,7 @@ from app.schemas import EXAMPLE
 from app.service import Service
 from app.settings import Settings
 from app.shadow_log.log import ShadowLog
+from app.tasks import end
 from app.writer import Writer
 
 ROOT = Path(__file__).parents[2]
@@ -114,8 +115,7 @@ async def writing(settings: Settings) -> AsyncIterator[Metrics]:
     try:
         yield metrics
     finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        await end([task])
 
 
 async def drained(settings: Settings) -> int:

@@ -18,6 +18,7 @@ from app.domain.event import Event
 from app.embedded import EmbeddedValkey
 from app.journal.drain import GROUP, StreamDrain
 from app.journal.stream import EVENTS, StreamJournal
+from app.tasks import end
 from tests.service.journal_events import client, dead_letters, event, keys_in_stream
 from tests.service.running import until
 
@@ -150,7 +151,7 @@ async def test_an_entry_deleted_by_hand_is_only_acknowledged(valkey_url: str) ->
         with pytest.raises(ShadowLogUnavailable):
             await drain.step()
         with client(valkey_url) as connection:
-            connection.xtrim(EVENTS, maxlen=1)
+            connection.xtrim(EVENTS, maxlen=1, approximate=False)
         sink.away = False
         await drain.step()
     assert list(sink.rows) == ["two"]
@@ -169,44 +170,41 @@ async def test_two_writers_share_the_work(valkey_url: str) -> None:
 
 
 async def test_the_loop_survives_an_outage_of_either_server(tmp_path: Path) -> None:
-    server = EmbeddedValkey(tmp_path)
-    server.start()
     sink = Sink()
-    async with draining(server.url, sink) as drain:
-        running = asyncio.create_task(drain.run())
+    with EmbeddedValkey(tmp_path) as server:
+        async with draining(server.url, sink) as drain:
+            running = asyncio.create_task(drain.run())
 
-        async def appended_and_moved(events: Sequence[Event]) -> None:
-            await append(server.url, events)
+            async def appended_and_moved(events: Sequence[Event]) -> None:
+                await append(server.url, events)
 
-            async def moved() -> bool:
-                return all(each.key in sink.rows for each in events)
+                async def moved() -> bool:
+                    return all(each.key in sink.rows for each in events)
 
-            await until(moved)
+                await until(moved)
 
-        await appended_and_moved([event() for _ in range(10)])
-        await asyncio.to_thread(server.kill)
-        await asyncio.to_thread(server.start)
-        await appended_and_moved([event() for _ in range(10)])
-        with client(server.url) as connection:
-            connection.flushall()
-        await appended_and_moved([event() for _ in range(10)])
-        sink.away = True
-        behind = [event() for _ in range(10)]
-        await append(server.url, behind)
+            await appended_and_moved([event() for _ in range(10)])
+            await asyncio.to_thread(server.kill)
+            await asyncio.to_thread(server.start)
+            await appended_and_moved([event() for _ in range(10)])
+            with client(server.url) as connection:
+                connection.flushall()
+            await appended_and_moved([event() for _ in range(10)])
+            sink.away = True
+            behind = [event() for _ in range(10)]
+            await append(server.url, behind)
 
-        async def tried() -> bool:
-            return left_behind(server.url) == 10
+            async def tried() -> bool:
+                return left_behind(server.url) > 0
 
-        await until(tried)
-        sink.away = False
-        await appended_and_moved(behind)
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
-        assert running.cancelled()
-    assert len(sink.rows) == 40
-    assert set(sink.deliveries.values()) == {1}
-    assert keys_in_stream(server.url) == []
-    server.stop()
+            await until(tried)
+            sink.away = False
+            await appended_and_moved(behind)
+            await end([running])
+            assert running.cancelled()
+        assert len(sink.rows) == 40
+        assert set(sink.deliveries.values()) == {1}
+        assert keys_in_stream(server.url) == []
 
 
 async def test_what_a_stopped_writer_left_goes_to_another(valkey_url: str) -> None:
@@ -220,8 +218,7 @@ async def test_what_a_stopped_writer_left_goes_to_another(valkey_url: str) -> No
     drain = StreamDrain(valkey_url, hangs, Observed(), block_ms=20)
     running = asyncio.create_task(drain.run())
     await entered.wait()
-    running.cancel()
-    await asyncio.gather(running, return_exceptions=True)
+    await end([running])
     await drain.aclose()
     sink = Sink()
     async with draining(valkey_url, sink, idle_ms=30_000) as patient:
@@ -240,7 +237,8 @@ from app.journal.drain import StreamDrain
 async def sink(events):
     with psycopg.connect(sys.argv[2]) as connection:
         for event in events:
-            connection.execute("INSERT INTO arrived VALUES (%s, 'first') ON CONFLICT DO NOTHING", (event.key,))
+            statement = "INSERT INTO arrived VALUES (%s, 'first') ON CONFLICT DO NOTHING"
+            connection.execute(statement, (event.key,))
     os.kill(os.getpid(), signal.SIGKILL)
 
 asyncio.run(StreamDrain(sys.argv[1], sink, lambda name, value: None).run())

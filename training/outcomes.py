@@ -1,0 +1,191 @@
+"""What later bars did to an order: stop, trail and time exit as the agent trades them, net of costs. Vectorised.
+
+Conventions, once and for all:
+
+- Entry is the open of the first bar after the decision. The stop is the price that was planned.
+- Within a bar the stop comes before any favourable move: a bar's own high never saves it from its own low.
+- A bar that opens beyond the stop exits at its open.
+- No target is sold at. From target 1 on, a trailing stop follows the highest high of the bars before: 1.5 ATR below it,
+  1.0 from target 2, 0.5 from target 3, and never lower than entry + 75 % of the move.
+- Six hours after entry the rest is sold at the close of the bar that completes them.
+- Fee and slippage are paid on both sides.
+- One R is quantity x (planned entry - planned stop), the risk that was decided on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.domain.agent_action import OutcomeCode
+from training.market import Bars, Floats
+
+TIME_EXIT_S = 6 * 3600
+TRAIL_ATR = (1.5, 1.0, 0.5)
+KEEP = 0.75
+FEE = 0.001
+SLIPPAGE = 0.0005
+
+
+class Exit(IntEnum):
+    """How an order ended. UNRESOLVED: the bars end, or leave a hole, before it did."""
+
+    UNRESOLVED = 0
+    STOP = 1
+    TRAIL_1 = 2
+    TRAIL_2 = 3
+    TRAIL_3 = 4
+    TIME = 5
+
+
+OUTCOME_CODES = {
+    Exit.STOP: OutcomeCode.SL,
+    Exit.TRAIL_1: OutcomeCode.TP1,
+    Exit.TRAIL_2: OutcomeCode.TP2,
+    Exit.TRAIL_3: OutcomeCode.TP3,
+    Exit.TIME: OutcomeCode.TIME_EXIT,
+}
+"""In the agent's words; a trailing exit bears the number of the last target that was passed."""
+
+
+@dataclass(frozen=True, eq=False)
+class Orders:
+    """Long orders on one symbol; arrays of shape (N,), targets (N, 3). Prices in quote currency."""
+
+    as_of: NDArray[np.int64]
+    """Decision times; seconds since 1970 UTC."""
+    entry: Floats
+    """Planned entry."""
+    stop: Floats
+    targets: Floats
+    atr: Floats
+
+
+@dataclass(frozen=True, eq=False)
+class Costs:
+    """As fractions of notional, on each side."""
+
+    fee: float = FEE
+    slippage: float = SLIPPAGE
+
+
+@dataclass(frozen=True, eq=False)
+class Fates:
+    """What became of orders; arrays of shape (N,), NaN where UNRESOLVED. Money is per base unit."""
+
+    exit: NDArray[np.int8]
+    """Members of `Exit`."""
+    entered_at: NDArray[np.int64]
+    exited_at: NDArray[np.int64]
+    """The opening of the entry bar, the close of the exit bar; seconds since 1970 UTC."""
+    bought: Floats
+    sold: Floats
+    """Prices before costs."""
+    fees: Floats
+    slippage: Floats
+    net: Floats
+    """Profit after costs."""
+    r: Floats
+    """Net profit in R."""
+    mae: Floats
+    mfe: Floats
+    """Worst (<= 0) and best (>= 0) excursion from entry before the exit, before costs, in R."""
+    highest: Floats
+    """Highest price while open."""
+
+
+def simulate(bars: Bars, orders: Orders, costs: Costs = Costs()) -> Fates:
+    """Follow each order through the bars after its decision. Cost: one pass over the bars of six hours, for all at once.
+
+    Raises
+    ------
+    ValueError : a stop is not below its planned entry, or an ATR is not positive.
+    """
+    if not (orders.stop < orders.entry).all() or not (orders.atr > 0).all():
+        raise ValueError("every stop must lie below its entry, and every ATR above 0")
+    walk = _Walk(bars, orders)
+    for step in range(TIME_EXIT_S // bars.seconds + 1):
+        if not walk.open.any():
+            break
+        walk.step(step)
+    return walk.fates(costs)
+
+
+class _Walk:
+    """State of all orders while time goes on, one bar a step."""
+
+    def __init__(self, bars: Bars, orders: Orders) -> None:
+        count = len(orders.entry)
+        self.bars, self.orders = bars, orders
+        self.first = np.searchsorted(bars.closed_at, orders.as_of, side="right")
+        # The entry bar must open within one bar of the decision: after an outage nobody knows what would have happened.
+        nearby = np.minimum(self.first, len(bars) - 1)
+        opened = bars.closed_at[nearby] - bars.seconds
+        self.open = (self.first < len(bars)) & (opened - orders.as_of < bars.seconds)
+        self.bought = np.where(self.open, bars.open[nearby], np.nan)
+        self.entered_at = np.where(self.open, opened, 0)
+        self.stop = orders.stop.copy()
+        self.passed = np.zeros(count, dtype=np.int8)
+        self.peak = self.bought.copy()
+        self.trough = self.bought.copy()
+        self.sold = np.full(count, np.nan)
+        self.exited_at = np.zeros(count, dtype=np.int64)
+        self.exit = np.full(count, Exit.UNRESOLVED, dtype=np.int8)
+
+    def step(self, step: int) -> None:
+        """One bar for every order that is still open."""
+        bars = self.bars
+        here = np.flatnonzero(self.open)
+        at = self.first[here] + step
+        beyond = at >= len(bars)
+        self.open[here[beyond]] = False
+        here, at = here[~beyond], at[~beyond]
+        stopped = bars.low[at] <= self.stop[here]
+        self._leave(here[stopped], at[stopped], np.minimum(bars.open[at], self.stop[here])[stopped], trailing=True)
+        here, at = here[~stopped], at[~stopped]
+        self.peak[here] = np.maximum(self.peak[here], bars.high[at])
+        self.trough[here] = np.minimum(self.trough[here], bars.low[at])
+        expired = bars.closed_at[at] - self.entered_at[here] >= TIME_EXIT_S
+        self._leave(here[expired], at[expired], bars.close[at[expired]], trailing=False)
+        self._trail(here[~expired])
+
+    def _leave(self, who: NDArray[np.int64], at: NDArray[np.int64], price: Floats, *, trailing: bool) -> None:
+        self.sold[who] = price
+        self.trough[who] = np.minimum(self.trough[who], price)
+        self.exited_at[who] = self.bars.closed_at[at]
+        self.exit[who] = Exit.STOP + self.passed[who] if trailing else Exit.TIME
+        self.open[who] = False
+
+    def _trail(self, who: NDArray[np.int64]) -> None:
+        """Raise the stops, for the bars to come, of orders that have passed a target."""
+        peak, bought = self.peak[who], self.bought[who]
+        passed = (peak[:, None] >= self.orders.targets[who]).sum(axis=1)
+        self.passed[who] = passed
+        distance = np.array([np.inf, *TRAIL_ATR])[passed] * self.orders.atr[who]
+        kept = np.where(passed > 0, bought + KEEP * (peak - bought), -np.inf)
+        self.stop[who] = np.maximum(self.stop[who], np.maximum(peak - distance, kept))
+
+    def fates(self, costs: Costs) -> Fates:
+        unresolved = self.exit == Exit.UNRESOLVED
+        bought, sold = (np.where(unresolved, np.nan, price) for price in (self.bought, self.sold))
+        paid, received = bought * (1 + costs.slippage), sold * (1 - costs.slippage)
+        fees = costs.fee * (paid + received)
+        risk = self.orders.entry - self.orders.stop
+        net = received - paid - fees
+        return Fates(
+            exit=self.exit,
+            entered_at=self.entered_at,
+            exited_at=self.exited_at,
+            bought=bought,
+            sold=sold,
+            fees=fees,
+            slippage=costs.slippage * (bought + sold),
+            net=net,
+            r=net / risk,
+            mae=(np.where(unresolved, np.nan, self.trough) - bought) / risk,
+            mfe=(np.where(unresolved, np.nan, self.peak) - bought) / risk,
+            highest=np.where(unresolved, np.nan, self.peak),
+        )
