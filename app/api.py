@@ -108,7 +108,8 @@ async def advise(
     traceparent: str | None = Header(None, max_length=200),
 ) -> Response:
     service: Service = request.app.state.service
-    begin, seconds = perf_counter(), {}
+    begin = perf_counter()
+    seconds: dict[str, float] = {}
     with service.metrics.timed(Stage.VALIDATE, seconds):
         body = await parse(request, ADVISE_BODY)
         many = body if isinstance(body, list) else [body]
@@ -164,9 +165,7 @@ async def _answer(service: Service, incoming: Incoming, body: AdviseRequest) -> 
 
 def respond(answer: Answer) -> dict[str, Any]:
     """The wire form of an answer."""
-    return response(
-        answer.decision, repeated=answer.repeated, recorded=answer.recorded, rationale=answer.rationale
-    )
+    return response(answer.decision, repeated=answer.repeated, recorded=answer.recorded, rationale=answer.rationale)
 
 
 async def _accept(service: Service, incoming: Incoming, body: AdviseRequest) -> dict[str, Any]:
@@ -234,9 +233,7 @@ async def put_state(body: StateBody, request: Request, authorization: str | None
     token = service.settings.admin_token
     if token is not None and not compare_digest((authorization or "").encode(), f"Bearer {token}".encode()):
         raise HTTPException(401, "PUT /state needs the bearer token that ADVISOR_ADMIN_TOKEN holds")
-    change = StateChange(
-        recorded_at=service.now(), state=body.state, reason=body.reason, changed_by=body.changed_by
-    )
+    change = StateChange(recorded_at=service.now(), state=body.state, reason=body.reason, changed_by=body.changed_by)
     receipt = await service.controls.set_state(change)
     return Json({"state": service.controls.state.value, "recorded": receipt.target})
 

@@ -26,7 +26,9 @@ app = typer.Typer(
 model_app = typer.Typer(help="Model versions on disk.", no_args_is_help=True)
 app.add_typer(model_app, name="model")
 console = Console(stderr=True)
-Url = Annotated[str | None, typer.Option("--url", help="Where the API answers. Default: ADVISOR_HOST and ADVISOR_PORT.")]
+Url = Annotated[
+    str | None, typer.Option("--url", help="Where the API answers. Default: ADVISOR_HOST and ADVISOR_PORT.")
+]
 
 
 def database_url(settings: Settings) -> str:
@@ -41,7 +43,7 @@ def up(
     then: Annotated[str | None, typer.Option(help="Command to run once all is ready; it gets ADVISOR_URL.")] = None,
     leave: Annotated[bool, typer.Option("--exit", help="End after that command, with its status.")] = False,
 ) -> None:
-    """Start a real Postgres and Valkey from wheels, migrate, import the small model, serve and write; stay until Ctrl-C."""
+    """Start Postgres and Valkey from wheels, migrate, import the small model, serve and write; stay until Ctrl-C."""
     from app.up import run_up
 
     raise typer.Exit(run_up(read_settings(), then, leave))
@@ -81,7 +83,7 @@ def verify(
     from app.shadow_log.verify import verify_log
 
     settings = read_settings()
-    with Progress(console=console) as progress:
+    with Progress(console=console, transient=True) as progress:
         task = progress.add_task("verifying", total=None)
         report = asyncio.run(
             verify_log(

@@ -7,9 +7,10 @@ advice = client.advise(request, deadline_s=0.5) # or wait for the advice, at mos
 client.report_action(decision_id, {"decision": False, "final_skip_reason": "llm_veto"})
 ```
 
-Everything goes out on one background thread, in order, so that an action never overtakes its request. A message that could
-not be delivered is sent again with the same id, so that nothing is decided twice, until it is `max_age_s` old; a circuit
-breaker spares a service that is down. When the queue is full the newest message is dropped. Every loss is counted in `stats()`.
+Everything goes out on one background thread, in order, so that an action never overtakes its request. A message that
+could not be delivered is sent again with the same id, so that nothing is decided twice, until it is `max_age_s` old; a
+circuit breaker spares a service that is down. When the queue is full the newest message is dropped. Every loss is
+counted in `stats()`.
 
 After a fork the child starts a thread and a queue of its own; what the parent had queued stays with the parent.
 """
@@ -288,8 +289,6 @@ class AdvisorClient:
                     if pause is not None and not self._stopped:
                         self._queue.appendleft(message)
                         self._wake.wait_for(lambda: self._stopped, pause)
-                        if self._stopped:
-                            return
 
     def _next(self) -> _Message | None:
         with self._lock:
@@ -320,7 +319,9 @@ class AdvisorClient:
         except httpx.HTTPError as error:
             return self._failed(message, f"{type(error).__name__}: {error}", None)
         if reply.status_code >= 500 or reply.status_code in (408, 429):
-            return self._failed(message, f"HTTP {reply.status_code}: {reply.text[:300]}", reply.headers.get("Retry-After"))
+            return self._failed(
+                message, f"HTTP {reply.status_code}: {reply.text[:300]}", reply.headers.get("Retry-After")
+            )
         if reply.is_error:
             self._failures = 0
             self._settle(message, None)
@@ -358,7 +359,7 @@ class AdvisorClient:
             message.advice.set_result(document)
 
     def _failed(self, message: _Message, error: str, retry_after: str | None) -> float:
-        """Count a failure; seconds to wait: full jitter on an exponential, or what the service asks, or the breaker's pause."""
+        """Count a failure; the pause (s): full jitter on an exponential, what the service asks, or the breaker's."""
         self._counters.last_error = error[:500]
         self._failures += 1
         ceiling = min(self._first_backoff_s * 2 ** min(message.attempts, 16), self._max_backoff_s)
@@ -372,7 +373,7 @@ class AdvisorClient:
 
 
 def encode(document: Mapping[str, Any]) -> bytes:
-    """JSON of what an agent has at hand: NaN becomes null, times RFC 3339, numpy scalars numbers, enums their values."""
+    """JSON of what an agent has at hand: NaN becomes null, times RFC 3339, numpy scalars numbers, enums values."""
     return json.dumps(_plain(document, 0), allow_nan=False, ensure_ascii=True).encode()
 
 

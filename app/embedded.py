@@ -111,8 +111,10 @@ class EmbeddedServer:
         self.stop()
 
     def start(self) -> None:
-        """Start on the directory's data and wait until it answers. Raises `EmbeddedServerError`."""
-        self.directory.mkdir(parents=True, exist_ok=True)
+        """Start on the directory's data and wait until it answers. Raises `EmbeddedServerError`.
+
+        Linux ends the server with the *thread* that started it: call this from one that stays.
+        """
         self._take_lock()
         try:
             self._require_free_port()
@@ -147,8 +149,23 @@ class EmbeddedServer:
             self._lock.close()
             self._lock = None
 
+    def _make_directory(self) -> None:
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: OSError) -> EmbeddedServerError:
+        return EmbeddedServerError(
+            f"{self.directory} cannot be written: {error.strerror}; set ADVISOR_HOME to a directory that can be"
+        )
+
     def _take_lock(self) -> None:
-        lock = (self.directory / "lock").open("a+")
+        self._make_directory()
+        try:
+            lock = (self.directory / "lock").open("a+")
+        except OSError as error:
+            raise self._unwritable(error) from error
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -240,7 +257,7 @@ class EmbeddedPostgres(EmbeddedServer):
 
         The permissions of folders that were given to us are never changed.
         """
-        self.directory.mkdir(parents=True, exist_ok=True)
+        self._make_directory()
         if _enterable(self.directory) and _enterable(self._binaries):
             return
         name = hashlib.sha256(str(self.directory).encode()).hexdigest()[:12]
@@ -262,7 +279,7 @@ class EmbeddedPostgres(EmbeddedServer):
             self.directory = elsewhere
 
     def _prepare(self) -> None:
-        self._wait_for_orphan()
+        self._wait_for_orphans()
         if (self._cluster / "PG_VERSION").exists():
             return
         shutil.rmtree(self._cluster, ignore_errors=True)
@@ -284,13 +301,18 @@ class EmbeddedPostgres(EmbeddedServer):
             shutil.rmtree(self._cluster, ignore_errors=True)
             raise EmbeddedServerError(f"initdb failed ({self.log_path}): " + " | ".join(tail))
 
-    def _wait_for_orphan(self) -> None:
-        """A server whose parent was killed shuts down by itself; wait for it rather than fight it."""
-        pid_file = self._cluster / "postmaster.pid"
+    def _wait_for_orphans(self) -> None:
+        """Wait for what a kill left behind rather than fight it: it ends by itself.
+
+        That is a server whose parent was killed, or the sessions of a server that was killed, which hold on to its
+        shared memory until they notice.
+        """
         deadline = monotonic() + STOP_DEADLINE_S
-        while pid_file.exists() and _is_postgres(int(pid_file.read_text().split("\n", 1)[0] or 0)):
+        while pids := _postgres_processes(self._cluster):
             if monotonic() > deadline:
-                raise EmbeddedServerError(f"another PostgreSQL runs on {self._cluster}: stop it, or set ADVISOR_HOME")
+                raise EmbeddedServerError(
+                    f"another PostgreSQL runs on {self._cluster} (process {pids[0]}): stop it, or set ADVISOR_HOME"
+                )
             signal.sigtimedwait([], POLL_S)
 
     def _command(self) -> list[str]:
@@ -319,11 +341,17 @@ class EmbeddedPostgres(EmbeddedServer):
             return False
 
 
-def _is_postgres(pid: int) -> bool:
-    try:
-        return pid > 0 and "postgres" in Path(f"/proc/{pid}/comm").read_text()
-    except OSError:
-        return False
+def _postgres_processes(cluster: Path) -> list[int]:
+    """Processes of PostgreSQL on a cluster: they all work in its directory (Linux; elsewhere none are seen)."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            name, directory = (process / "comm").read_text(), (process / "cwd").readlink()
+        except OSError:
+            continue  # It ended, or belongs to somebody else.
+        if "postgres" in name and directory == cluster.resolve():
+            found.append(int(process.name))
+    return found
 
 
 class EmbeddedValkey(EmbeddedServer):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,9 +11,11 @@ from pathlib import Path
 import structlog
 import uvicorn
 from fastapi import FastAPI
+from starlette.types import Message, Receive, Scope, Send
 
 from app.advise import Models
 from app.api import install
+from app.domain.errors import AdvisorError
 from app.journal.journal import Journal
 from app.journal.requests import RequestQueue
 from app.journal.spool import Spool
@@ -34,9 +37,13 @@ def create_app(settings: Settings, models: Models | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        service = build(settings, models)
-        app.state.service = service
-        await service.start()
+        try:
+            service = build(settings, models)
+            app.state.service = service
+            await service.start()
+        except AdvisorError as error:
+            app.state.refusal = error
+            raise
         _calm_garbage_collection()
         log.info("ready", models=[p.manifest.model_version for p, _ in service.advisor.models.with_roles()])
         try:
@@ -45,6 +52,7 @@ def create_app(settings: Settings, models: Models | None = None) -> FastAPI:
             await service.aclose()
 
     app = FastAPI(title="shadow-advisor", version="0.1.0", description=DESCRIPTION, lifespan=lifespan)
+    app.state.refusal = None
     install(app)
     return app
 
@@ -103,13 +111,35 @@ def _load(settings: Settings, model: str | None, metrics: Metrics) -> Policy:
 
 
 def serve(settings: Settings) -> None:
-    """Serve until stopped."""
-    uvicorn.run(
-        create_app(settings),
-        host=settings.host,
-        port=settings.port,
-        log_level=settings.log_level,
-        access_log=False,
-        loop="uvloop",
-        http="httptools",
+    """Serve until stopped. Raises as `build`, and `SettingsError` or `JournalUnavailable`, when it cannot start."""
+    listener = _bind(settings.host, settings.port)
+    app = create_app(settings)
+
+    async def briefly(scope: Scope, receive: Receive, send: Send) -> None:
+        """The application; why it does not start is raised below, and needs no trace in the log."""
+
+        async def without_trace(message: Message) -> None:
+            await send({"type": message["type"]} if app.state.refusal is not None else message)
+
+        await app(scope, receive, without_trace if scope["type"] == "lifespan" else send)
+
+    config = uvicorn.Config(
+        briefly, log_level=settings.log_level, access_log=False, loop="uvloop", http="httptools"
     )
+    uvicorn.Server(config).run(sockets=[listener])
+    if app.state.refusal is not None:
+        raise app.state.refusal
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    """The address to serve on, taken before a model is loaded for nothing. Raises `SettingsError`."""
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise SettingsError(
+            f"cannot listen on {host}:{port}: {error.strerror}; stop what listens there, or set ADVISOR_HOST and ADVISOR_PORT"
+        ) from error
+    return listener

@@ -11,6 +11,7 @@ from time import perf_counter
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from app.domain.actions import ACTIONS
+from app.domain.agreement import cohens_kappa
 from app.domain.candidate import Candidate
 from app.domain.decision import AdviceStatus, Decision
 from app.domain.errors import AbstainReason
@@ -45,18 +46,6 @@ class Dependency(StrEnum):
     POSTGRES = "postgres"
     VALKEY = "valkey"
     MODEL = "model"
-
-
-def cohens_kappa(pairs: Iterable[tuple[bool, bool]]) -> float:
-    """Cohen (1960): (p_o - p_e) / (1 - p_e); NaN without pairs or when chance agreement is certain."""
-    both = [(int(a), int(b)) for a, b in pairs]
-    if not both:
-        return float("nan")
-    n = len(both)
-    observed = sum(a == b for a, b in both) / n
-    first, second = sum(a for a, _ in both) / n, sum(b for _, b in both) / n
-    expected = first * second + (1 - first) * (1 - second)
-    return float("nan") if expected == 1 else (observed - expected) / (1 - expected)
 
 
 class Metrics:
@@ -95,7 +84,9 @@ class Metrics:
         self.batch_size = histogram("policy_batch_size", "Prompts per forward pass", buckets=(1, 2, 4, 8, 16, 32))
         self.queue_depth = gauge("policy_queue_depth", "Prompts waiting for the model")
         self.label_mass = histogram(
-            "label_mass", "Probability on labels", buckets=(0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99, 1)
+            "label_mass",
+            "Probability on labels",
+            buckets=(0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99, 1),
         )
         self.backlog = gauge("journal_backlog", "Events in the stream that are not in Postgres yet")
         self.oldest = gauge("journal_oldest_seconds", "Age of the oldest event not in Postgres yet")
@@ -106,7 +97,9 @@ class Metrics:
         self.writer_batch = histogram("writer_batch_seconds", "One batch, read to acknowledged")
         self.writer_commit = gauge("writer_last_commit_timestamp_seconds", "When the writer last committed")
         self.requests = counter("requests_total", "HTTP requests", "route", "code")
-        self.model_info = gauge("model_info", "1 for each version being served", "model_version", "role", "prompt_version")
+        self.model_info = gauge(
+            "model_info", "1 for each version being served", "model_version", "role", "prompt_version"
+        )
         self.limits_info = gauge("limits_info", "1 for the limits in force", "hash", "version")
         self.limits_failures = counter("limits_reload_failures_total", "Limits files refused on reload")
         self.state = gauge("state", "1 for the trading state in force", "state")

@@ -33,9 +33,7 @@ class _Recent(NamedTuple):
 class Records:
     """Durable writes, and reads that find a decision whether or not the writer has moved it yet."""
 
-    def __init__(
-        self, journal: Journal, shadow_log: ShadowLog, metrics: Metrics, now: Callable[[], datetime]
-    ) -> None:
+    def __init__(self, journal: Journal, shadow_log: ShadowLog, metrics: Metrics, now: Callable[[], datetime]) -> None:
         self._journal = journal
         self._log = shadow_log
         self._metrics = metrics

@@ -17,6 +17,7 @@ from contextlib import ExitStack, contextmanager
 from time import monotonic
 
 import httpx
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -85,7 +86,7 @@ def run_up(settings: Settings, then: str | None, leave: bool) -> int:
                 before = _counts(environment)
                 status = subprocess.run(shlex.split(then), env=environment, check=False).returncode
                 _wait_for_writer(environment)
-                _print_record(before, _counts(environment))
+                _print_record(before, _counts(environment), _answers(environment["ADVISOR_URL"]))
             _print_where(settings, environment)
             while not leave:
                 _watch(children)
@@ -159,7 +160,9 @@ def _counts(environment: Mapping[str, str]) -> dict[str, int]:
 def _backlog(url: str) -> float:
     """Events that are not in Postgres yet, from the service's own metrics."""
     lines = httpx.get(f"{url}/metrics").text.splitlines()
-    values = [line.split()[1] for line in lines if line.startswith(("advisor_journal_backlog ", "advisor_spool_depth "))]
+    values = [
+        line.split()[1] for line in lines if line.startswith(("advisor_journal_backlog ", "advisor_spool_depth "))
+    ]
     return sum(float(value) for value in values)
 
 
@@ -169,29 +172,37 @@ def _wait_for_writer(environment: Mapping[str, str]) -> None:
         _watch([])
 
 
-def _print_record(before: dict[str, int], after: dict[str, int]) -> None:
-    table = Table(title="Rows in Postgres", title_justify="left")
-    table.add_column("table")
-    table.add_column("new", justify="right")
-    table.add_column("total", justify="right")
+def _answers(url: str) -> int:
+    """Answers that the API gave since it started: advices of the primary version."""
+    primary = httpx.get(f"{url}/readyz").json()["models"][0]
+    lines = httpx.get(f"{url}/metrics").text.splitlines()
+    mine = (line for line in lines if line.startswith("advisor_decisions_total{") and f'"{primary}"' in line)
+    return int(sum(float(line.split()[-1]) for line in mine))
+
+
+def _print_record(before: dict[str, int], after: dict[str, int], answers: int) -> None:
+    table = Table(title="Rows in Postgres", title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+    for name in ("", "answers given", "new rows", "rows in all"):
+        table.add_column(name, justify="right" if name else "left")
     for name, total in after.items():
-        table.add_row(name, str(total - before.get(name, 0)), str(total))
+        table.add_row(name, str(answers) if name == "decisions" else "", str(total - before.get(name, 0)), str(total))
     console.print(table)
 
 
 def _print_where(settings: Settings, environment: Mapping[str, str]) -> None:
+    """Lines rather than a table: they are there to be copied."""
     url = environment["ADVISOR_URL"]
-    plain = environment["DATABASE_URL"].replace("postgresql+psycopg://", "postgresql://")
-    table = Table(title="Where to look next", show_header=False, title_justify="left")
+    database = environment["DATABASE_URL"].replace("postgresql+psycopg://", "postgresql://")
+    advisor = os.path.relpath(os.path.join(os.path.dirname(sys.executable), "advisor"))
+    console.print("\n[bold]Where to look next[/]")
     for what, where in (
-        ("API, try it out", f"{url}/docs"),
+        ("API, to try out", f"{url}/docs"),
         ("health", f"{url}/readyz"),
         ("metrics", f"{url}/metrics"),
-        ("writer metrics", f"http://{settings.host}:{settings.writer_metrics_port}/metrics"),
-        ("shadow log", f'psql "{plain}"'),
-        ("who was right", "select * from disagreements limit 20;"),
-        ("check the record", f"DATABASE_URL='{environment['DATABASE_URL']}' advisor verify"),
-        ("halt everything", "advisor state HALTED --reason test --by me"),
+        ("", f"http://{settings.host}:{settings.writer_metrics_port}/metrics (writer)"),
+        ("shadow log", f"psql '{database}'"),
+        ("who was right", f"psql '{database}' -c 'select * from disagreements limit 20'"),
+        ("check the record", f"DATABASE_URL='{database}' {advisor} verify"),
+        ("halt everything", f"{advisor} state HALTED --reason test --by me"),
     ):
-        table.add_row(what, where)
-    console.print(table)
+        console.print(f"{what:<18}{where}", soft_wrap=True, highlight=False, markup=False)

@@ -57,14 +57,18 @@ class Writer:
 
 
 async def run_writer(settings: Settings) -> None:
-    """Write until SIGTERM or SIGINT. Raises `SettingsError` when a URL is missing."""
+    """Write until SIGTERM or SIGINT. Raises `SettingsError` when a URL is missing or the port is taken."""
     if not settings.database_url or not settings.redis_url:
         raise SettingsError("DATABASE_URL and REDIS_URL must be set for the writer")
     metrics = Metrics()
-    start_http_server(settings.writer_metrics_port, settings.host, metrics.registry)
-    writer = asyncio.create_task(
-        Writer(settings.redis_url, ShadowLog.connect(settings.database_url), metrics).run()
-    )
+    try:
+        start_http_server(settings.writer_metrics_port, settings.host, metrics.registry)
+    except OSError as error:
+        raise SettingsError(
+            f"cannot listen on {settings.host}:{settings.writer_metrics_port}: {error.strerror}; "
+            f"stop what listens there, or set ADVISOR_WRITER_METRICS_PORT"
+        ) from error
+    writer = asyncio.create_task(Writer(settings.redis_url, ShadowLog.connect(settings.database_url), metrics).run())
     stop = asyncio.Event()
     for name in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(name, stop.set)

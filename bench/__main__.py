@@ -221,7 +221,9 @@ def _bench_model(table: Table, environment: dict[str, str], decisions: int, thre
         drive(url, 4, 8, "model-warm", True)
         done = drive(url, 4, decisions, "model", True)
     bare = bare_rate(settings.models_dir / DEFAULT_MODEL, threads, 4, decisions // 4)
-    table.add_row("decisions through the service, real model, 4 clients", f"{done.rate:.2f} /s, {quantiles(done.latencies)}")
+    table.add_row(
+        "decisions through the service, real model, 4 clients", f"{done.rate:.2f} /s, {quantiles(done.latencies)}"
+    )
     table.add_row("bare forward passes of the same batch", f"{bare:.2f} /s")
     table.add_row("service / bare", f"{done.rate / bare:.1%}")
 

@@ -42,7 +42,9 @@ async def post(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, head:
 async def load(url: str, clients: int, requests: int, body: Callable[[int], bytes]) -> Load:
     """`clients` closed-loop connections send `requests` requests in total; `body(n)` is the n-th."""
     parts = urlsplit(url)
-    head = f"POST /advise HTTP/1.1\r\nHost: {parts.netloc}\r\nContent-Type: application/json\r\nContent-Length: ".encode()
+    head = (
+        f"POST /advise HTTP/1.1\r\nHost: {parts.netloc}\r\nContent-Type: application/json\r\nContent-Length: ".encode()
+    )
     bodies = [body(number) for number in range(requests)]
     bodies.reverse()
     latencies: list[float] = []

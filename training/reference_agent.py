@@ -71,12 +71,15 @@ class Opportunity(NamedTuple):
     """When the bar closed; seconds since 1970 UTC."""
 
 
-class Limits(NamedTuple):
+class Guards(NamedTuple):
     """The agent's own guards on its book, as fractions."""
 
     max_day_loss: float = 0.03
     max_drawdown: float = 0.25
     max_stop_losses: int = 2
+
+
+GUARDS = Guards()
 
 
 SESSIONS = ("Asia", "Europe", "US")
@@ -144,10 +147,10 @@ def _passes(c: Chart) -> NDArray[np.bool_]:
 class Agent:
     """The reference agent: builds the scenario of an opportunity, and decides on it."""
 
-    def __init__(self, charts: Sequence[Chart], context: Context = nothing_else, limits: Limits = Limits()) -> None:
+    def __init__(self, charts: Sequence[Chart], context: Context = nothing_else, guards: Guards = GUARDS) -> None:
         self.charts = charts
         self._context = context
-        self._limits = limits
+        self._guards = guards
         self._bitcoin = next((c for c in charts if c.bars.symbol == "BTCUSDT"), None)
 
     def scenario(self, at: Opportunity, account: Account) -> Scenario:
@@ -228,7 +231,12 @@ class Agent:
         approval, confidence = stand_in_approval(scenario)
         skip = None if approval else "llm_veto"
         skip = skip or _risk_veto(scenario)
-        asked = {"llm_decision": approval, "llm_approval": approval, "llm_confidence": confidence, "llm_model": "stand-in"}
+        asked = {
+            "llm_decision": approval,
+            "llm_approval": approval,
+            "llm_confidence": confidence,
+            "llm_model": "stand-in",
+        }
         if skip is not None:
             return AgentAction(decision=False, decided_at=scenario.as_of, final_skip_reason=skip, **asked)
         plan = scenario.plan
@@ -247,12 +255,14 @@ class Agent:
 
     def _guard(self, account: Account) -> str | None:
         """Drawdown guard and the limit of one open trade."""
-        limits = self._limits
-        if (account.day_pnl_fraction or 0) <= -limits.max_day_loss:
+        guards = self._guards
+        if (account.day_pnl_fraction or 0) <= -guards.max_day_loss:
             return "drawdown_guard_day"
-        if (account.consecutive_losses or 0) >= limits.max_stop_losses and (account.seconds_since_loss or 0) < MAX_GAP_S:
+        if (account.consecutive_losses or 0) >= guards.max_stop_losses and (
+            account.seconds_since_loss or 0
+        ) < MAX_GAP_S:
             return "drawdown_guard_losses"
-        if (account.drawdown_fraction or 0) >= limits.max_drawdown:
+        if (account.drawdown_fraction or 0) >= guards.max_drawdown:
             return "drawdown_guard"
         return "max_trades" if account.positions else None
 
@@ -275,9 +285,9 @@ def stand_in_approval(scenario: Scenario) -> tuple[bool, float]:
     mean. A counter-trend setup needs RSI below 30 instead of leading buyers.
     """
     c = scenario.candidate
-    assert c.macd is not None and c.di_plus is not None and c.di_minus is not None
-    leads = c.rsi < 30 if c.setup_type == "counter_trend" else c.di_plus > c.di_minus
-    votes = sum((leads, c.macd > 0, c.rsi < 68, (c.volume_ratio or 0) > 0))
+    lead = (c.di_plus or 0) - (c.di_minus or 0)
+    leads = c.rsi < 30 if c.setup_type == "counter_trend" else lead > 0
+    votes = sum((leads, (c.macd or 0) > 0, c.rsi < 68, (c.volume_ratio or 0) > 0))
     return votes >= 3, votes / 4
 
 

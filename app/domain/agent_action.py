@@ -70,7 +70,9 @@ class Outcome(Record):
 
     arm: Arm = measure("label", "whose action this is the outcome of")
     model_version: ShortText | None = measure("label", "version advised; required for arm advice", null="arm agent")
-    source: OutcomeSource = measure("label", "reported by the agent, or simulated on bars", default=OutcomeSource.REPORTED)
+    source: OutcomeSource = measure(
+        "label", "reported by the agent, or simulated on bars", default=OutcomeSource.REPORTED
+    )
     outcome: OutcomeCode = measure("label", "how the trade ended")
     exit_time: Instant | None = measure("time", "when the last part was closed", null="not traded")
     exit_price: float | None = measure("price", "average exit", gt=0, null="not traded")

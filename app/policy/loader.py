@@ -138,19 +138,13 @@ def load_manifest(directory: Path) -> ModelManifest:
     names = model_files(directory)
     unlisted = sorted(names - manifest.files.keys())
     if unlisted:
-        raise ModelFileError(
-            f"{directory}: not in the manifest: {', '.join(unlisted)}. Remove them, or import again"
-        )
+        raise ModelFileError(f"{directory}: not in the manifest: {', '.join(unlisted)}. Remove them, or import again")
     missing = sorted(manifest.files.keys() - names)
     if missing:
-        raise ModelFileError(
-            f"{directory}: in the manifest, but missing: {', '.join(missing)}. Import the model again"
-        )
+        raise ModelFileError(f"{directory}: in the manifest, but missing: {', '.join(missing)}. Import the model again")
     changed = [name for name, expected in manifest.files.items() if file_hash(directory / name) != expected]
     if changed:
-        raise ManifestMismatch(
-            f"{directory}: bytes differ from the manifest: {', '.join(changed)}. Import it again"
-        )
+        raise ManifestMismatch(f"{directory}: bytes differ from the manifest: {', '.join(changed)}. Import it again")
     return manifest
 
 
@@ -172,16 +166,11 @@ def model_files(directory: Path) -> set[str]:
     names = set()
     for path in directory.rglob("*"):
         name = PurePosixPath(path.relative_to(directory).as_posix())
-        if (
-            not path.is_file()
-            or any(part.startswith(".") for part in name.parts)
-            or str(name) == MANIFEST_NAME
-        ):
+        if not path.is_file() or any(part.startswith(".") for part in name.parts) or str(name) == MANIFEST_NAME:
             continue
         if path.suffix.lower() in PICKLE_SUFFIXES:
             raise ModelFileError(
-                f"{path} may hold pickled code and is never loaded: convert the weights to safetensors "
-                f"and remove it"
+                f"{path} may hold pickled code and is never loaded: convert the weights to safetensors and remove it"
             )
         if path.suffix.lower() not in _HARMLESS_SUFFIXES and path.name.upper() not in _HARMLESS_NAMES:
             names.add(str(name))

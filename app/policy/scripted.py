@@ -103,9 +103,7 @@ def reading_of(label: str) -> Reading:
     """A reading with 0.90 of the probability on `label` and 0.01 on each other one."""
     if label not in LABELS:
         raise ValueError(f"{label!r} is not a label; labels are {', '.join(LABELS)}")
-    return Reading(
-        log_probabilities=tuple(math.log(_CHOSEN if other == label else _OTHER) for other in LABELS)
-    )
+    return Reading(log_probabilities=tuple(math.log(_CHOSEN if other == label else _OTHER) for other in LABELS))
 
 
 def _label_from_hash(prompt: Prompt) -> str:

@@ -201,9 +201,7 @@ class TransformersPolicy:
         loop = asyncio.get_running_loop()
         began = time.monotonic()
         try:
-            rows = await loop.run_in_executor(
-                self._thread, self._reader.read, [question.ids for question in batch]
-            )
+            rows = await loop.run_in_executor(self._thread, self._reader.read, [question.ids for question in batch])
         except Exception as error:  # a defect or memory: each caller gets it, the worker lives on
             for question in batch:
                 if not question.answer.done():
@@ -217,9 +215,7 @@ class TransformersPolicy:
 
     def _answer(self, answer: asyncio.Future[Reading], row: tuple[float, ...]) -> None:
         if not all(math.isfinite(value) for value in row):
-            answer.set_exception(
-                PolicyAbstained(AbstainReason.BACKEND_PROTOCOL, "log-probabilities are not finite")
-            )
+            answer.set_exception(PolicyAbstained(AbstainReason.BACKEND_PROTOCOL, "log-probabilities are not finite"))
             return
         reading = Reading(log_probabilities=row)
         self._observe("label_mass", reading.label_mass)
@@ -237,11 +233,7 @@ class TransformersPolicy:
             self._finish(rationale, None)
             return
         written = self._reader.encoder.decode(rationale.text.generated)
-        if (
-            rationale.text.finished
-            or len(rationale.text.generated) >= RATIONALE_TOKENS
-            or is_complete(written)
-        ):
+        if rationale.text.finished or len(rationale.text.generated) >= RATIONALE_TOKENS or is_complete(written):
             self._finish(rationale, sentences(written))
 
     def _finish(self, rationale: _Rationale, text: str | None) -> None:

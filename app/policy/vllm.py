@@ -60,9 +60,7 @@ class VllmPolicy:
         limits = httpx.Limits(max_connections=max_in_flight, max_keepalive_connections=max_in_flight)
         transport = transport or httpx.AsyncHTTPTransport(limits=limits)
         # No timeout of its own: every request runs under its deadline.
-        self._client = httpx.AsyncClient(
-            base_url=base_url, headers=headers, transport=transport, timeout=None
-        )
+        self._client = httpx.AsyncClient(base_url=base_url, headers=headers, transport=transport, timeout=None)
         self._model_name = model_name
         self._manifest = manifest
         self._encoder = encoder
@@ -156,9 +154,7 @@ class VllmPolicy:
         logprobs = self._choice(answer).get("logprobs")
         positions = logprobs.get("top_logprobs") if isinstance(logprobs, dict) else None
         if not isinstance(positions, list) or len(positions) != 1 or not isinstance(positions[0], dict):
-            raise _odd(
-                f"no top_logprobs of one token in {logprobs!r}: is the server older than logprob_token_ids?"
-            )
+            raise _odd(f"no top_logprobs of one token in {logprobs!r}: is the server older than logprob_token_ids?")
         found = positions[0]
         wanted = [f"token_id:{number}" for number in self._encoder.label_ids]
         if found.keys() != set(wanted):

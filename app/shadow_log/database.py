@@ -28,9 +28,7 @@ def async_url(url: str) -> URL:
     except (ArgumentError, ValueError) as error:
         raise ShadowLogUnavailable(f"DATABASE_URL cannot be read; {_EXAMPLE}") from error
     if parsed.get_backend_name() not in ("postgresql", "postgres"):
-        raise ShadowLogUnavailable(
-            f"DATABASE_URL names {parsed.get_backend_name()}, not Postgres; {_EXAMPLE}"
-        )
+        raise ShadowLogUnavailable(f"DATABASE_URL names {parsed.get_backend_name()}, not Postgres; {_EXAMPLE}")
     return parsed.set(drivername="postgresql+psycopg")
 
 
@@ -78,8 +76,6 @@ class translated_errors:
 
 
 def _is_the_events_fault(cause: psycopg.Error) -> bool:
-    if (
-        cause.sqlstate is None
-    ):  # Raised by the driver: a connection that is gone, or a value that it cannot send.
+    if cause.sqlstate is None:  # Raised by the driver: a connection that is gone, or a value that it cannot send.
         return not isinstance(cause, psycopg.OperationalError | psycopg.InterfaceError)
     return cause.sqlstate.startswith(_EVENTS_FAULT)

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any, Self
 from uuid import UUID
 
-from sqlalchemy import Select, Table, func, insert, literal_column, select, table
+from sqlalchemy import Select, Table, Text, func, insert, literal_column, select, table
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -117,9 +117,7 @@ class ShadowLog:
         row = {"alias": alias, "model_version": model_version, "reason": reason, "changed_by": by}
         async with self._transaction() as connection:
             if await _manifest_hash(connection, model_version) is None:
-                raise ManifestMismatch(
-                    f"model version {model_version} is not registered: serve or publish it first"
-                )
+                raise ManifestMismatch(f"model version {model_version} is not registered: serve or publish it first")
             await connection.execute(insert(tables.aliases).values(row))
 
     async def counts(self) -> dict[str, int]:
@@ -132,7 +130,7 @@ class ShadowLog:
 
     async def ping(self) -> None:
         """Raise `ShadowLogUnavailable` unless Postgres answers and has this release's schema."""
-        revision = select(literal_column("version_num")).select_from(table("alembic_version"))
+        revision = select(literal_column("version_num", Text)).select_from(table("alembic_version"))
         async with self._transaction() as connection:
             found = await connection.scalar(revision)
         if found != tables.REVISION:

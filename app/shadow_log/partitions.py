@@ -27,11 +27,7 @@ def month_of(moment: datetime) -> str:
 async def missing_months(connection: AsyncConnection, months: Iterable[str]) -> list[str]:
     """Which months have no partition. Until the transaction ends, no month is made or dropped."""
     await connection.execute(select(func.pg_advisory_xact_lock_shared(PARTITION_LOCK)))
-    return [
-        month
-        for month in sorted(months)
-        if not await _exists(connection, f"{tables.PARTITIONED[-1]}_{month}")
-    ]
+    return [month for month in sorted(months) if not await _exists(connection, f"{tables.PARTITIONED[-1]}_{month}")]
 
 
 async def make_month(connection: AsyncConnection, month: str) -> None:
@@ -48,9 +44,7 @@ async def drop_months_before(connection: AsyncConnection, moment: datetime) -> l
     await connection.execute(text(f"SET LOCAL lock_timeout = '{DROP_LOCK_TIMEOUT}'"))
     await connection.execute(select(func.pg_advisory_xact_lock(PARTITION_LOCK)))
     found = await connection.scalars(
-        text(
-            "SELECT right(inhrelid::regclass::text, 6) FROM pg_inherits WHERE inhparent = 'decisions'::regclass"
-        )
+        text("SELECT right(inhrelid::regclass::text, 6) FROM pg_inherits WHERE inhparent = 'decisions'::regclass")
     )
     old = sorted(month for month in found if month < month_of(moment))
     for month in old:

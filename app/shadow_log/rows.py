@@ -81,9 +81,7 @@ def control_row(decision: Decision) -> Row | None:
     """The control that came with the request, as a row of `agent_actions`."""
     if decision.control is None:
         return None
-    return _action_row(
-        f"control:{decision.decision_id}", decision.decision_id, decision.received_at, decision.control
-    )
+    return _action_row(f"control:{decision.decision_id}", decision.decision_id, decision.received_at, decision.control)
 
 
 def report_row(event: Event, report: Report) -> Row:
@@ -137,13 +135,14 @@ def plain(row: SqlRow[Any]) -> Row:
 
 def report_event(kind: EventKind, row: Mapping[str, Any]) -> Event:
     """The event that a row of a report came from. Raises `InvalidRecord`."""
-    report = _report(kind, row)
+    report = report_of(kind, row)
     if isinstance(report, StateChange):
         return Event.of_state_change(report)
     return Event.of_report(kind, report)
 
 
-def _report(kind: EventKind, row: Mapping[str, Any]) -> Report:
+def report_of(kind: EventKind, row: Mapping[str, Any]) -> Report:
+    """The report of a row. Raises `InvalidRecord`."""
     common = {"recorded_at": row["recorded_at"]}
     if kind is EventKind.STATE_CHANGE:
         names = ("state", "reason", "changed_by")

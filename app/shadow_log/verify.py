@@ -28,6 +28,7 @@ from app.shadow_log.rows import (
     decision_row,
     plain,
     report_event,
+    report_of,
     report_row,
 )
 
@@ -102,9 +103,7 @@ async def verify(
         async with engine.connect() as connection:
             await connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
             total = await connection.scalar(
-                select(func.count())
-                .select_from(tables.decisions)
-                .where(_within(tables.decisions, since, until))
+                select(func.count()).select_from(tables.decisions).where(_within(tables.decisions, since, until))
             )
             async for decision, advices, controls in _stored(connection, since, until):
                 _check_decision(decision, advices, controls, report)
@@ -242,9 +241,7 @@ async def _check_gaps(
 async def _check_reports(connection: AsyncConnection, report: VerifyReport) -> None:
     """A report's key is the hash of its content; its columns follow from it; its decision is known."""
     for kind, table in REPORTS.items():
-        own = ~table.c.event_key.like(
-            "control:%"
-        )  # Those that came with a request are checked with their decision.
+        own = ~table.c.event_key.like("control:%")  # Those that came with a request are checked with their decision.
         async for chunk in _chunks(connection, select(table).where(own), table.c.event_key):
             known = await _known(connection, chunk)
             for row in chunk:
@@ -257,7 +254,7 @@ async def _check_reports(connection: AsyncConnection, report: VerifyReport) -> N
                     continue
                 if event.key != row["event_key"]:
                     report.add(Fault.HASH, what)
-                elif wrong := _differences(report_row(event, event.record()), row):
+                elif wrong := _differences(report_row(event, report_of(kind, row)), row):
                     report.add(Fault.COLUMNS, what, ", ".join(wrong))
                 if "decision_id" in row and row["decision_id"] not in known:
                     report.add(Fault.ORPHAN_REPORT, what)

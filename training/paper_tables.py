@@ -1,0 +1,156 @@
+"""What a replay showed, as tables for people."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from app.client import ClientStats
+from app.domain.agreement import cohens_kappa
+from training.books import Book
+from training.paper import Judged
+
+MOST_SHOWN = 10
+BOOTSTRAP_DRAWS = 2000
+
+
+def print_result(console: Console, judged: Sequence[Judged], agent: Book, advice: Book, stats: ClientStats) -> None:
+    """All tables of one replay."""
+    for table in (
+        answers(judged),
+        vetoes(judged),
+        disagreements(judged),
+        books(agent, advice),
+        latency(judged, stats),
+    ):
+        console.print(table)
+        console.print()
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
+    return table
+
+
+def answers(judged: Sequence[Judged]) -> Table:
+    """Candidates by what became of them, and how far both sides agree."""
+    total = len(judged)
+    status = Counter(one.advice["status"] if one.advice else "no answer" for one in judged)
+    both = [(one.control.decision, bool(one.advice["approve"])) for one in judged if one.advice and one.answered]
+    table = _table("Candidates and answers", "", "count", "share")
+
+    def row(name: str, count: int, of: int) -> None:
+        table.add_row(name, str(count), f"{count / of:.0%}" if of else "-")
+
+    row("candidates", total, total)
+    for name in ("advised", "vetoed", "abstained", "no answer"):
+        row(f"  {name}", status[name], total)
+    row("agent approves", sum(agent for agent, _ in both), len(both))
+    row("advice approves", sum(advice for _, advice in both), len(both))
+    row("agree", sum(agent == advice for agent, advice in both), len(both))
+    kappa = cohens_kappa(both)
+    table.add_row("Cohen's kappa", "not defined" if np.isnan(kappa) else f"{kappa:.3f}", "")
+    return table
+
+
+def vetoes(judged: Sequence[Judged]) -> Table:
+    """Refusals by code: of the advice, and of the agent's own order put through the same rules."""
+    replies = [one.advice for one in judged if one.advice]
+    of_advice = Counter(veto["code"] for reply in replies for veto in reply["vetoes"])
+    of_control = Counter(veto["code"] for reply in replies for veto in reply["control_vetoes"])
+    table = _table("Vetoes by code", "code", "advice", "agent's order")
+    for code in sorted(of_advice.keys() | of_control.keys(), key=lambda c: (-of_advice[c] - of_control[c], c)):
+        table.add_row(code, str(of_advice[code]), str(of_control[code]))
+    if not table.rows:
+        table.add_row("none", "0", "0")
+    return table
+
+
+def disagreements(judged: Sequence[Judged]) -> Table:
+    """Where one approved and the other rejected: who earned what, the widest first. Who rejects earns 0 R."""
+    differ = [one for one in judged if one.disagrees]
+    told = [(one, one.agent_r, one.advice_r) for one in differ]
+    known = [(one, a, b) for one, a, b in told if a is not None and b is not None]
+    known.sort(key=lambda item: -abs(item[2] - item[1]))
+    better = sum(b > a for _, a, b in known)
+    worse = sum(b < a for _, a, b in known)
+    mean = _mean_with_interval([b - a for _, a, b in known])
+    title = (
+        f"Disagreements: {len(differ)}, the advice was right in {better}, the agent in {worse}; "
+        f"advice minus agent {mean} R each"
+    )
+    table = _table(title, "when (UTC)", "symbol", "agent", "advice", "agent R", "advice R")
+    for one, a, b in known[:MOST_SHOWN]:
+        assert one.advice is not None
+        table.add_row(
+            f"{one.scenario.as_of:%Y-%m-%d %H:%M}",
+            one.scenario.candidate.symbol.removesuffix("USDT"),
+            "approve" if one.control.decision else one.control.final_skip_reason or "reject",
+            _short(one.advice["action"]),
+            f"{a:+.2f}",
+            f"{b:+.2f}",
+        )
+    if len(known) > MOST_SHOWN:
+        table.add_row(f"... {len(known) - MOST_SHOWN} more", *[""] * 5)
+    return table
+
+
+def _short(action: str) -> str:
+    """`reject`, or what of the agent's risk and which stop was approved."""
+    return action.replace("approve_r", "risk x").replace("_s", " stop ")
+
+
+def books(agent: Book, advice: Book) -> Table:
+    """Both books, each with at most one open trade, net of fees and slippage. Intervals are 95 %, bootstrapped."""
+    table = _table("Both books (net of costs)", "", "agent", "advice")
+    rows: dict[str, list[str]] = {}
+    for book in (agent, advice):
+        closed = [trade for trade in book.trades if trade.exited_at is not None]
+        wins = sum(trade.net > 0 for trade in closed)
+        for name, value in (
+            ("closed trades", str(len(closed))),
+            ("won", f"{wins / len(closed):.0%}" if closed else "-"),
+            ("mean R", _mean_with_interval([trade.r for trade in closed])),
+            ("total R", f"{sum(trade.r for trade in closed):+.2f}"),
+            ("P&L, USDT", f"{sum(trade.net for trade in closed):+.2f}"),
+            ("deepest drawdown, USDT", f"{_drawdown([trade.net for trade in closed]):.2f}"),
+        ):
+            rows.setdefault(name, []).append(value)
+    for name, values in rows.items():
+        table.add_row(name, *values)
+    return table
+
+
+def latency(judged: Sequence[Judged], stats: ClientStats) -> Table:
+    """Round trips of `/advise` as the agent's client saw them."""
+    seconds = [one.latency_s for one in judged if one.latency_s is not None]
+    table = _table("The client's view", "", "value")
+    for name, share in (("latency p50", 50), ("latency p99", 99)):
+        table.add_row(name, f"{1000 * np.percentile(seconds, share):.0f} ms" if seconds else "-")
+    table.add_row("answers given", str(len(seconds)))
+    table.add_row("messages sent", str(stats.sent))
+    table.add_row("messages dropped", str(sum(stats.dropped.values())))
+    return table
+
+
+def _mean_with_interval(values: Sequence[float]) -> str:
+    """`+0.03 [-0.10, +0.17]`: percentile bootstrap of the mean, seed fixed."""
+    if len(values) < 2:
+        return f"{values[0]:+.2f}" if values else "-"
+    sample = np.asarray(values)
+    draws = np.random.default_rng(0).choice(sample, (BOOTSTRAP_DRAWS, len(sample))).mean(axis=1)
+    low, high = np.percentile(draws, (2.5, 97.5))
+    return f"{sample.mean():+.2f} [{low:+.2f}, {high:+.2f}]"
+
+
+def _drawdown(profits: Iterable[float]) -> float:
+    """Deepest fall of the cumulated profit from its peak, starting at 0."""
+    curve = np.concatenate([[0.0], np.cumsum(list(profits))])
+    return float((np.maximum.accumulate(curve) - curve).max())
