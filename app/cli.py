@@ -12,6 +12,7 @@ from uuid import UUID
 import httpx
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 
 from app.domain.errors import AdvisorError
@@ -29,6 +30,11 @@ console = Console(stderr=True)
 Url = Annotated[
     str | None, typer.Option("--url", help="Where the API answers. Default: ADVISOR_HOST and ADVISOR_PORT.")
 ]
+
+
+def say(text: str) -> None:
+    """Print text that may hold anything: as it is, on one line however long it is."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def database_url(settings: Settings) -> str:
@@ -83,7 +89,7 @@ def verify(
     from app.shadow_log.verify import verify_log
 
     settings = read_settings()
-    with Progress(console=console, transient=True) as progress:
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("verifying", total=None)
         report = asyncio.run(
             verify_log(
@@ -91,9 +97,9 @@ def verify(
                 lambda done, total: progress.update(task, completed=done, total=total),
             )
         )
-    console.print(report.summary())
+    say(report.summary())
     for finding in report.findings[:sample]:
-        console.print(f"  {finding}")
+        say(f"  {finding}")
     raise typer.Exit(1 if report.findings else 0)
 
 
@@ -113,9 +119,9 @@ def replay(decision_id: Annotated[UUID, typer.Argument(help="Id of a stored deci
         before, after = stored.as_json(), stored.replayed().as_json()
         changed = [key for key in before if before[key] != after[key]]
         for key in changed:
-            console.print(f"{key}:\n  stored   {json.dumps(before[key])}\n  replayed {json.dumps(after[key])}")
+            say(f"{key}:\n  stored   {json.dumps(before[key])}\n  replayed {json.dumps(after[key])}")
         advice = stored.primary
-        console.print(
+        say(
             f"{stored.scenario.candidate.symbol} at {stored.scenario.as_of:%Y-%m-%d %H:%M} UTC: {advice.status.value}, "
             f"{advice.action or 'no action'}; " + ("differs" if changed else "replays to the same record")
         )
@@ -143,9 +149,11 @@ def state(
                 raise SettingsError("a change of state needs --reason and --by: both are recorded")
             body = {"state": new.upper(), "reason": reason, "changed_by": by}
             answer = httpx.put(f"{base}/state", json=body, headers=headers)
-    except httpx.HTTPError as error:
+        document = answer.json()
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise SettingsError(f"{base} does not answer ({error}): is the service running? set --url") from error
-    document = answer.json()
+    except ValueError as error:
+        raise SettingsError(f"{base} answers, but is not the advisor: set --url") from error
     if answer.is_error:
         raise SettingsError(document.get("detail", answer.text))
     typer.echo(json.dumps(document, indent=2))
@@ -175,7 +183,7 @@ def main() -> None:
     try:
         app()
     except AdvisorError as error:
-        console.print(f"[bold red]advisor:[/] {error}", highlight=False, soft_wrap=True)
+        console.print(f"[bold red]advisor:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(2)
 
 

@@ -126,9 +126,12 @@ def serve(settings: Settings) -> None:
     config = uvicorn.Config(
         briefly, log_level=settings.log_level, access_log=False, loop="uvloop", http="httptools"
     )
-    uvicorn.Server(config).run(sockets=[listener])
-    if app.state.refusal is not None:
-        raise app.state.refusal
+    try:
+        uvicorn.Server(config).run(sockets=[listener])
+    except SystemExit:
+        if app.state.refusal is None:
+            raise
+        raise app.state.refusal from None
 
 
 def _bind(host: str, port: int) -> socket.socket:

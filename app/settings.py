@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import AliasChoices, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -53,7 +53,7 @@ class Settings(BaseSettings):
     max_candidates: int = Field(32, ge=1, le=256)
     max_spool_bytes: int = Field(1_073_741_824, ge=65_536)
     admin_token: str | None = Field(None, min_length=8, description="when set, PUT /state needs it as a bearer token")
-    log_level: str = "info"
+    log_level: Literal["critical", "error", "warning", "info", "debug", "trace"] = "info"
 
     @model_validator(mode="after")
     def vllm_needs_a_model(self) -> Self:

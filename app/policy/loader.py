@@ -162,7 +162,9 @@ def model_files(directory: Path) -> set[str]:
     """Names, relative to the directory, of every file that loading may read: all but hidden ones, documents
     and the manifest. Raises `ModelFileError` when there is a pickle among them, or no directory."""
     if not directory.is_dir():
-        raise ModelFileError(f"there is no model directory {directory}")
+        raise ModelFileError(
+            f"there is no model directory {directory}: set MODEL to one, or make one with `advisor model import`"
+        )
     names = set()
     for path in directory.rglob("*"):
         name = PurePosixPath(path.relative_to(directory).as_posix())

@@ -1,0 +1,141 @@
+"""The runbook covers every alert, and what it tells people to do works on real servers."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from app.domain.canonical import decision_id
+from app.embedded import EmbeddedPostgres
+from app.journal.segment import Segment, encode
+from app.journal.stream import DEAD, EVENTS, bury_command
+from app.shadow_log.log import ShadowLog
+from app.shadow_log.verify import verify_log
+from tests import builders as build
+from tests.deploy.monitoring import alerts
+from tests.deploy.prometheus_tool import ROOT
+from tests.service.journal_events import client, dead_letters
+from tests.service.running import drained, running, settings_for, until
+
+RUNBOOK = ROOT / "docs" / "runbook.md"
+
+
+def anchor(heading: str) -> str:
+    """What a heading is linked by: lower case, words joined by hyphens, without punctuation."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+def sections() -> dict[str, str]:
+    """Text by heading, of level three."""
+    parts = re.split(r"^### (.+)$", RUNBOOK.read_text(), flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def code(heading: str, language: str) -> str:
+    """The block of code in a section."""
+    (block,) = re.findall(rf"^```{language}\n(.*?)^```$", sections()[heading], re.MULTILINE | re.DOTALL)
+    return str(block)
+
+
+def test_every_alert_leads_to_a_section_that_says_what_it_means_how_to_look_and_how_to_mend() -> None:
+    chapter = RUNBOOK.read_text().split("\n## ")[1]
+    described = re.findall(r"^### (.+)$", chapter, re.MULTILINE)
+    assert described == [rule["alert"] for rule in alerts()], "one section for each alert, in the rules' order"
+    for rule in alerts():
+        assert rule["annotations"]["runbook"] == f"docs/runbook.md#{anchor(rule['alert'])}"
+        for part in ("Means", "Look", "Mend"):
+            assert f"- **{part}**: " in sections()[rule["alert"]], f"{rule['alert']} lacks {part}"
+
+
+def test_links_within_the_runbook_lead_to_its_sections() -> None:
+    links = set(re.findall(r"\]\(#([^)]+)\)", RUNBOOK.read_text()))
+    assert links
+    assert links - {anchor(heading) for heading in sections()} == set()
+
+
+async def test_what_postgres_refused_is_put_back_and_second_answers_stay(
+    database_url: str, valkey_url: str, tmp_path: Path
+) -> None:
+    refused, second = build.decision_event("r-1"), build.decision_event("r-2")
+    with client(valkey_url) as valkey:
+        for event, reason in ((refused, "DataError: bad row"), (second, "decision r-2 was answered twice")):
+            fields = {"kind": event.kind.value, "key": event.key, "claim": event.claim, "payload": event.payload}
+            valkey.execute_command(*bury_command(fields, reason))
+        moved = valkey.eval(code("The dead-letter stream", "lua"), 2, DEAD, EVENTS)
+    assert moved == 1
+    assert [letter["key"] for letter in dead_letters(valkey_url)] == [second.key]
+    assert await drained(settings_for(database_url, valkey_url, tmp_path)) == 1
+    log = ShadowLog.connect(database_url)
+    stored = await log.decision(decision_id("r-1"))
+    await log.aclose()
+    assert stored == refused.record()
+
+
+async def test_the_program_that_drops_old_months_drops_them(database_url: str, tmp_path: Path) -> None:
+    log = ShadowLog.connect(database_url)
+    for month in (11, 12):
+        await log.append([build.decision_event(f"r-{month}", at=datetime(2025, month, 3, tzinfo=UTC))])
+    await log.append([build.decision_event("r-1", at=datetime(2026, 1, 3, tzinfo=UTC))])
+    script = tmp_path / "drop.py"
+    script.write_text(code("Dropping old months", "python"))
+    environment = {**os.environ, "DATABASE_URL": database_url, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, script], env=environment, check=True, capture_output=True, text=True)
+    assert done.stdout == "['202511', '202512']\n"
+    assert (await log.counts())["decisions"] == 1
+    await log.aclose()
+    assert (await verify_log(database_url)).findings == []
+
+
+async def test_a_spool_that_is_copied_into_a_running_service_reaches_the_stream(
+    database_url: str, valkey_url: str, tmp_path: Path
+) -> None:
+    event = build.decision_event("r-1")
+    (tmp_path / "gone").mkdir()
+    segment = Segment.create(tmp_path / "gone")
+    segment.append([encode(event)])
+    segment.close()
+    async with running(settings_for(database_url, valkey_url, tmp_path / "home")) as service:
+        shutil.copy(segment.path, service.settings.spool_dir)
+
+        async def recorded() -> bool:
+            return (await service.client.get(f"/decisions/{decision_id('r-1')}")).status_code == 200
+
+        await until(recorded)
+        copied = service.settings.spool_dir / segment.path.name
+
+        async def deleted() -> bool:
+            return not copied.exists()
+
+        await until(deleted)
+    assert await drained(service.settings) == 1
+
+
+async def test_a_dump_that_is_restored_elsewhere_verifies(
+    postgres: EmbeddedPostgres, database_url: str, empty_database_url: str, tmp_path: Path
+) -> None:
+    log = ShadowLog.connect(database_url)
+    await log.append([build.decision_event("r-1", control=True), build.decision_event("r-2"), build.state_event()])
+    await log.aclose()
+    tools = Path(postgres.psql.split('"')[0].strip()).parent
+    source, target = (url.replace("+psycopg", "") for url in (database_url, empty_database_url))
+    with psycopg.connect(target) as connection:
+        found = connection.execute("SELECT 1 FROM pg_roles WHERE rolname = 'advisor_analyst'").fetchone()
+    assert found is not None, "the role belongs to the server, so it is here already"
+    dump = tmp_path / "advisor.dump"
+    for command in (
+        [tools / "pg_dump", "--format=custom", f"--file={dump}", source],
+        [tools / "pg_restore", "--exit-on-error", "--no-owner", f"--dbname={target}", dump],
+    ):
+        subprocess.run(command, check=True, capture_output=True)
+    report = await verify_log(empty_database_url)
+    assert (report.decisions, report.findings) == (2, [])
+    with psycopg.connect(target) as connection, pytest.raises(psycopg.errors.RaiseException, match="append-only"):
+        connection.execute("DELETE FROM decisions")
