@@ -35,6 +35,8 @@ from app.schemas import (
     ADVISE_BODY,
     AGENT_ACTION,
     OUTCOME,
+    REQUEST_ID_PATTERN,
+    STATE,
     Accepted,
     AdviseRequest,
     AdviseResponse,
@@ -102,7 +104,7 @@ async def parse(request: Request, adapter: TypeAdapter[Any]) -> Any:
 )
 async def advise(
     request: Request,
-    idempotency_key: str | None = Header(None),
+    idempotency_key: str | None = Header(None, pattern=REQUEST_ID_PATTERN),
     prefer: str | None = Header(None),
     x_deadline_ms: int | None = Header(None, ge=10, le=60_000),
     traceparent: str | None = Header(None, max_length=200),
@@ -227,12 +229,18 @@ async def get_state(request: Request) -> Response:
     return Json({"state": controls.state.value, "change": change})
 
 
-@router.put("/state", responses={401: {"model": Problem}, **PROBLEMS}, summary="Change the trading state")
-async def put_state(body: StateBody, request: Request, authorization: str | None = Header(None)) -> Response:
+@router.put(
+    "/state",
+    openapi_extra=body_schema(STATE),
+    responses={401: {"model": Problem}, **PROBLEMS},
+    summary="Change the trading state",
+)
+async def put_state(request: Request, authorization: str | None = Header(None)) -> Response:
     service: Service = request.app.state.service
     token = service.settings.admin_token
     if token is not None and not compare_digest((authorization or "").encode(), f"Bearer {token}".encode()):
         raise HTTPException(401, "PUT /state needs the bearer token that ADVISOR_ADMIN_TOKEN holds")
+    body: StateBody = await parse(request, STATE)
     change = StateChange(recorded_at=service.now(), state=body.state, reason=body.reason, changed_by=body.changed_by)
     receipt = await service.controls.set_state(change)
     return Json({"state": service.controls.state.value, "recorded": receipt.target})

@@ -10,9 +10,7 @@ client.report_action(decision_id, {"decision": False, "final_skip_reason": "llm_
 Everything goes out on one background thread, in order, so that an action never overtakes its request. A message that
 could not be delivered is sent again with the same id, so that nothing is decided twice, until it is `max_age_s` old; a
 circuit breaker spares a service that is down. When the queue is full the newest message is dropped. Every loss is
-counted in `stats()`.
-
-After a fork the child starts a thread and a queue of its own; what the parent had queued stays with the parent.
+counted in `stats()`. After a fork the child has a thread and a queue of its own; what was queued stays the parent's.
 """
 
 from __future__ import annotations

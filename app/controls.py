@@ -30,6 +30,8 @@ class Controls:
         self._stamp: tuple[int, int, int] | None = None
         self.state = TradingState.HALTED
         self.change: StateChange | None = None
+        self._shared = True
+        """Whether the change in force is the stream's: what could not be told to the others yet is held against it."""
         self.limits: Limits
         self.limits_hash: str
         self._adopt(read_limits(limits_path))
@@ -43,14 +45,14 @@ class Controls:
             log.error("trading state unknown, HALTED until it is known or set", error=str(error))
             self._metrics.set_state(self.state)
             return
-        self._enter(stored)
+        self._enter(stored, shared=True)
 
     async def set_state(self, change: StateChange) -> Receipt:
         """Record a change, then enter it. HALTED takes effect here even when nothing could be recorded."""
         if change.state is TradingState.HALTED:
-            self._enter(change)
+            self._enter(change, shared=False)
         receipt = await self._journal.set_state(change)
-        self._enter(change)
+        self._enter(change, shared=receipt.target == "stream")
         return receipt
 
     async def refresh_forever(self) -> None:
@@ -83,12 +85,15 @@ class Controls:
             stored = await self._journal.get_state()
         except AdvisorError:
             return  # The stream is away: /readyz and advisor_dependency_up say so; the state in force stays.
-        if stored is not None and (self.change is None or stored.recorded_at > self.change.recorded_at):
-            self._enter(stored)
+        if stored is None or (self._shared and stored == self.change):
+            return
+        # The stream's order counts, not the replicas' clocks; only what it does not have yet goes by its time.
+        if self._shared or self.change is None or stored.recorded_at >= self.change.recorded_at:
+            self._enter(stored, shared=True)
 
-    def _enter(self, change: StateChange | None) -> None:
+    def _enter(self, change: StateChange | None, *, shared: bool) -> None:
         before = self.state
-        self.change = change
+        self.change, self._shared = change, shared
         self.state = change.state if change is not None else TradingState.ACTIVE
         self._metrics.set_state(self.state)
         if before is not self.state:

@@ -123,9 +123,7 @@ def serve(settings: Settings) -> None:
 
         await app(scope, receive, without_trace if scope["type"] == "lifespan" else send)
 
-    config = uvicorn.Config(
-        briefly, log_level=settings.log_level, access_log=False, loop="uvloop", http="httptools"
-    )
+    config = uvicorn.Config(briefly, log_level=settings.log_level, access_log=False, loop="uvloop", http="httptools")
     try:
         uvicorn.Server(config).run(sockets=[listener])
     except SystemExit:
@@ -143,6 +141,7 @@ def _bind(host: str, port: int) -> socket.socket:
     except OSError as error:
         listener.close()
         raise SettingsError(
-            f"cannot listen on {host}:{port}: {error.strerror}; stop what listens there, or set ADVISOR_HOST and ADVISOR_PORT"
+            f"cannot listen on {host}:{port}: {error.strerror}; "
+            f"stop what listens there, or set ADVISOR_HOST and ADVISOR_PORT"
         ) from error
     return listener

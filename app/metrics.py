@@ -52,6 +52,7 @@ class Metrics:
     """The process' metrics, on a registry of their own."""
 
     def __init__(self, model_versions: Iterable[str] = ()) -> None:
+        # long: one statement per metric, and nothing else.
         self.registry = registry = CollectorRegistry()
         seconds = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 5, 10)
 

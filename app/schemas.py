@@ -54,6 +54,9 @@ EXAMPLE: dict[str, Any] = {
 }
 
 
+REQUEST_ID_PATTERN = r"^[\x21-\x7e]{1,128}$"
+
+
 class AdviseRequest(Scenario):
     """One candidate. The same `request_id` with the same content returns the stored decision."""
 
@@ -63,7 +66,7 @@ class AdviseRequest(Scenario):
         default_factory=lambda: str(uuid4()),
         min_length=1,
         max_length=128,
-        pattern=r"^[\x21-\x7e]+$",
+        pattern=REQUEST_ID_PATTERN,
         description="idempotency key; also accepted as the header Idempotency-Key",
     )
     agent_action: AgentAction | None = Field(None, description="the agent's own action, when it is known already")
@@ -151,6 +154,9 @@ class StateBody(Record):
     state: TradingState
     reason: ShortText = Field(min_length=1)
     changed_by: ShortText = Field(min_length=1)
+
+
+STATE: TypeAdapter[StateBody] = TypeAdapter(StateBody)
 
 
 class Problem(BaseModel):

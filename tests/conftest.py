@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import shutil
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
@@ -21,11 +24,21 @@ def administration(url: str) -> psycopg.Connection:
     return psycopg.connect(url.replace("+psycopg", "").rsplit("/", 1)[0] + "/postgres", autocommit=True)
 
 
+@contextmanager
+def open_directory() -> Iterator[Path]:
+    """A directory that every user may enter, so that an embedded Postgres uses it also under root."""
+    directory = Path(tempfile.mkdtemp(prefix="advisor-test-"))
+    directory.chmod(0o755)
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory)
+
+
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPostgres]:
+def postgres() -> Iterator[EmbeddedPostgres]:
     """Shared server without fsync; tests of durability start their own."""
-    directory = tmp_path_factory.mktemp("postgres")
-    with EmbeddedPostgres(directory, fsync=False) as server:
+    with open_directory() as directory, EmbeddedPostgres(directory, fsync=False) as server:
         yield server
 
 

@@ -70,6 +70,11 @@ def untrusted(text: str | None, limit: int = NEWS_CHARACTERS) -> str:
     return _SPACE.sub(" ", _SPECIAL.sub(" ", printable)).strip()[:limit].rstrip()
 
 
+def _plain(value: float, digits: int = 0) -> str:
+    """A number that is always there. The record keeps -0.0 as 0.0, so a replay must see the same of both."""
+    return f"{value + 0.0:.{digits}f}"
+
+
 def _pair(name: str, value: float | None, scale: float = 1.0, digits: int = 0) -> str:
     """` name 12`, or nothing when the value is not known."""
     if value is None:
@@ -88,7 +93,7 @@ def _identity(c: Candidate) -> str:
 
 def _scores(c: Candidate) -> str:
     return (
-        f"score {c.score:.1f} of {c.score_threshold:.1f} conf {c.confidence:.1f}"
+        f"score {_plain(c.score, 1)} of {_plain(c.score_threshold, 1)} conf {_plain(c.confidence, 1)}"
         + _pair("tech", c.technical_score, digits=1)
         + _pair("trend", c.trend_norm)
         + _pair("revert", c.mean_rev_norm)
@@ -101,7 +106,7 @@ def _indicators(s: Scenario) -> str:
     c = s.candidate
     macd = None if c.macd is None else 100 * c.macd / c.atr
     return (
-        f"rsi {c.rsi:.0f}"
+        f"rsi {_plain(c.rsi)}"
         + _pair("adx", c.adx)
         + _pair("di", None if c.di_plus is None or c.di_minus is None else c.di_plus - c.di_minus)
         + _pair("macd", macd)

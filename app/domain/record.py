@@ -53,8 +53,11 @@ def location(loc: tuple[int | str, ...]) -> str:
 
 
 def utc(value: datetime) -> datetime:
-    """The same instant, in UTC."""
-    return value.astimezone(UTC)
+    """The same instant, in UTC. Raises ValueError when UTC has no such year."""
+    try:
+        return value.astimezone(UTC)
+    except OverflowError as error:
+        raise ValueError("in UTC it is outside the years 1 to 9999") from error
 
 
 def clean_text(text: str) -> str:
@@ -74,10 +77,10 @@ def exact(value: Any, depth: int = 0) -> Any:
     if isinstance(value, str):
         return clean_text(value)
     if isinstance(value, int | float):
-        if not math.isfinite(value):
+        if isinstance(value, float) and not math.isfinite(value):
             raise ValueError("NaN and infinities are not JSON: send null")
         if abs(value) >= MAX_EXACT_INTEGER:
-            raise ValueError(f"{value!r} is beyond 2^53: send it as a string")
+            raise ValueError(f"{repr(value)[:40]} is beyond 2^53: send it as a string")
         return int(value) if float(value).is_integer() else float(value)
     if isinstance(value, dict):
         return {clean_text(str(key)): exact(item, depth + 1) for key, item in value.items()}

@@ -53,6 +53,7 @@ class Spool:
         self._places: dict[_Key, _Place] = {}
         self._active: Segment | None = None
         self._closed: list[Segment] = []
+        self._full = False  # Something was refused for want of room, and none was made since.
         self._waiting: list[_Waiter] = []
         self._flusher: asyncio.Task[None] | None = None
 
@@ -153,7 +154,8 @@ class Spool:
                 fresh.setdefault((event.kind, event.key), (event, line))
         failure: JournalUnavailable | None = None
         try:
-            self._places.update(await self._in_thread(lambda: self._write(list(fresh.values()))))
+            written = await self._in_thread(lambda: self._write(list(fresh.values())))
+            self._places.update(written)  # Not in one line: meanwhile a drain may have put another index here.
         except JournalUnavailable as error:
             failure = error
             self._lose("spool_full", len(fresh))
@@ -212,6 +214,7 @@ class Spool:
     def _write(self, batch: list[tuple[Event, bytes]]) -> dict[_Key, _Place]:
         size, waiting = sum(len(line) for _, line in batch), self._bytes()
         if waiting + size > self._max_bytes:
+            self._full = True
             raise OSError(errno.ENOSPC, f"{waiting} bytes wait already, the limit is {self._max_bytes}")
         if self._active is not None and (not self._active.sound or self._active.size >= SEGMENT_BYTES):
             self._close_active()
@@ -239,10 +242,11 @@ class Spool:
     def _remove(self, segment: Segment) -> None:
         segment.remove()
         self._closed.remove(segment)
+        self._full = False
 
     def _probe(self) -> None:
         waiting = self._bytes()
-        if waiting >= self._max_bytes:
+        if self._full or waiting >= self._max_bytes:
             raise OSError(errno.ENOSPC, f"{waiting} bytes wait already, the limit is {self._max_bytes}")
         with tempfile.TemporaryFile(dir=self._directory) as file:
             file.write(bytes(4096))

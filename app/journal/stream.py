@@ -61,15 +61,21 @@ class Known(NamedTuple):
 
 
 def connect(url: str, timeout_s: float) -> Redis:
-    """A client that speaks RESP2, answers in bytes, fails within `timeout_s`, and never retries by itself."""
-    return Redis.from_url(
-        url,
-        protocol=2,
-        socket_timeout=timeout_s,
-        socket_connect_timeout=timeout_s,
-        retry=Retry(NoBackoff(), 0),
-        health_check_interval=0,
-    )
+    """A client that speaks RESP2, answers in bytes, fails within `timeout_s`, and never retries by itself.
+
+    Raises `JournalUnavailable` when the URL cannot be read.
+    """
+    try:
+        return Redis.from_url(
+            url,
+            protocol=2,
+            socket_timeout=timeout_s,
+            socket_connect_timeout=timeout_s,
+            retry=Retry(NoBackoff(), 0),
+            health_check_interval=0,
+        )
+    except ValueError as error:
+        raise JournalUnavailable("REDIS_URL cannot be read; write redis://:password@host:6379/0") from error
 
 
 async def run(redis: Redis, *command: Any) -> Any:

@@ -94,6 +94,7 @@ async def proposal_distribution(
 
 
 def _varied_scenario(source: random.Random) -> Scenario:
+    # long: one line per field of a scenario, and nothing else.
     last_close = source.uniform(50.0, 60_000.0)
     candidate: dict[str, Any] = {
         "symbol": source.choice(("BTC", "ETH", "SOL", "ADA", "XRP", "DOGE")) + "USDT",

@@ -71,6 +71,7 @@ def load_policy(
         manifest = find_manifest(model, registry)
         encoder = PromptEncoder.from_directory(model, prompt_tokens)
         return VllmPolicy(vllm_url, vllm_model or str(model), manifest, encoder, observe=observe, **bounds)
+    model_files(model)  # What is no model directory is refused before torch is loaded for nothing.
     # Only this backend needs torch; the others start without it.
     from app.policy.importer import import_directory
     from app.policy.label_reader import LabelReader

@@ -21,7 +21,8 @@ DROP_LOCK_TIMEOUT = "10s"
 
 def month_of(moment: datetime) -> str:
     """`202611` for any moment of November 2026, UTC."""
-    return f"{utc(moment):%Y%m}"
+    moment = utc(moment)
+    return f"{moment.year:04d}{moment.month:02d}"  # `%Y` does not pad the year on every platform.
 
 
 async def missing_months(connection: AsyncConnection, months: Iterable[str]) -> list[str]:

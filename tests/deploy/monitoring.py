@@ -59,9 +59,7 @@ def panels() -> list[dict[str, Any]]:
 def queries() -> list[Query]:
     """Every target of every panel, variables unresolved."""
     return [
-        Query(panel["title"], target["expr"], target["instant"])
-        for panel in panels()
-        for target in panel["targets"]
+        Query(panel["title"], target["expr"], target["instant"]) for panel in panels() for target in panel["targets"]
     ]
 
 

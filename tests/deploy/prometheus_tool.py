@@ -55,7 +55,7 @@ def _unpack(target: Path) -> None:
 
 
 def _download(directory: Path) -> None:
-    """`apt-get download`; where the system has no package lists, with lists of our own, for which nobody need be root."""
+    """`apt-get download`; without the system's package lists, with lists of our own, for which nobody need be root."""
     plain = ["apt-get", "-o", "APT::Sandbox::User=root"]
     lists = directory / "lists"
     (lists / "partial").mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""A real Prometheus scrapes the live service and writer: every rule evaluates, every panel of the dashboard shows numbers."""
+"""A real Prometheus scrapes the live service and writer: every rule evaluates, every panel shows numbers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SCRAPE_INTERVAL = "250ms"
 NEEDS_A_REAL_MODEL = {"Prompts per forward pass", "Probability mass on labels"}
 """The scripted policy has neither batches nor a label mass: these show a series without a number."""
 
-# Cohen's textbook table in small: 4 times both approve, once only the agent, twice only the advice, 3 times both reject.
+# Cohen's textbook table in small: 4 times both approve, once only the agent, twice only the advice, thrice neither.
 # Observed agreement 0.7; by chance 0.5 * 0.6 + 0.5 * 0.4 = 0.5; kappa 0.4. "H" approves, "A" rejects.
 CASES = [
     *[(True, "H", "BTCUSDT", "US", 0.2)] * 2,
@@ -48,8 +48,7 @@ class Scraper:
 
     async def get(self, path: str, **parameters: Any) -> Any:
         """The `data` of an answer, which must be a success."""
-        reply = await self._client.post(f"/api/v1/{path}", data=parameters) if parameters else None
-        reply = reply or await self._client.get(f"/api/v1/{path}")
+        reply = await self._client.get(f"/api/v1/{path}", params=parameters)
         document = reply.json()
         assert document["status"] == "success", f"{parameters}: {document}"
         assert not document.get("warnings"), f"{parameters}: {document['warnings']}"
@@ -81,7 +80,7 @@ class Scraper:
 def render(directory: Path, api_port: int, writer_port: int) -> Path:
     """The shipped configuration and rules, but for addresses and intervals."""
     configuration = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())
-    configuration["global"] = dict.fromkeys(("scrape_interval", "scrape_timeout", "evaluation_interval"), SCRAPE_INTERVAL)
+    configuration["global"] = dict.fromkeys(configuration["global"], SCRAPE_INTERVAL)
     targets = {"advisor-api": api_port, "advisor-writer": writer_port}
     for job in configuration["scrape_configs"]:
         job["static_configs"] = [{"targets": [f"127.0.0.1:{targets.pop(job['job_name'])}"]}]
@@ -218,6 +217,7 @@ async def test_a_writer_that_dies_and_a_halt_become_pending_alerts(live: Live) -
     async def pending() -> bool:
         groups = (await live.prometheus.get("rules"))["groups"]
         states = {rule["name"]: rule.get("state") for group in groups for rule in group["rules"]}
-        return {name for name, state in states.items() if state == "pending"} == {"AdvisorWriterDown", "AdvisorNotActive"}
+        found = {name for name, state in states.items() if state == "pending"}
+        return found == {"AdvisorWriterDown", "AdvisorNotActive"}
 
     await until(pending)

@@ -131,8 +131,8 @@ async def test_a_dump_that_is_restored_elsewhere_verifies(
     assert found is not None, "the role belongs to the server, so it is here already"
     dump = tmp_path / "advisor.dump"
     for command in (
-        [tools / "pg_dump", "--format=custom", f"--file={dump}", source],
-        [tools / "pg_restore", "--exit-on-error", "--no-owner", f"--dbname={target}", dump],
+        [str(tools / "pg_dump"), "--format=custom", f"--file={dump}", source],
+        [str(tools / "pg_restore"), "--exit-on-error", "--no-owner", f"--dbname={target}", str(dump)],
     ):
         subprocess.run(command, check=True, capture_output=True)
     report = await verify_log(empty_database_url)

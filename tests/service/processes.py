@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,17 +31,6 @@ def environment(home: Path, **variables: Any) -> dict[str, str]:
     }
     ours |= {name.upper(): value for name, value in variables.items()}
     return plain | {name: str(value) for name, value in ours.items() if value is not None}
-
-
-@contextmanager
-def open_directory() -> Iterator[Path]:
-    """A directory that every user may enter, so that an embedded Postgres uses it also under root."""
-    directory = Path(tempfile.mkdtemp(prefix="advisor-test-"))
-    directory.chmod(0o755)
-    try:
-        yield directory
-    finally:
-        shutil.rmtree(directory)
 
 
 def advisor(variables: Mapping[str, str], *arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:

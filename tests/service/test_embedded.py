@@ -26,7 +26,7 @@ from app.embedded import (
     EmbeddedValkey,
     free_port,
 )
-from tests.service.processes import open_directory
+from tests.conftest import open_directory
 
 DEADLINE_S = 30
 BOTH = pytest.mark.parametrize("kind", [EmbeddedPostgres, EmbeddedValkey])
@@ -128,7 +128,7 @@ def test_the_servers_end_when_their_parent_is_killed_and_another_parent_takes_ov
         assert parent.stdout is not None
         ports = [int(port) for port in parent.stdout.readline().split()]
         assert not any(refuses(port) for port in ports)
-        with pytest.raises(EmbeddedServerError, match="in use by another running instance.*ADVISOR_HOME"):
+        with pytest.raises(EmbeddedServerError, match=r"in use by another running instance.*ADVISOR_HOME"):
             EmbeddedPostgres(home / "postgres").start()
         parent.kill()
     for kind, name in ((EmbeddedPostgres, "postgres"), (EmbeddedValkey, "valkey")):

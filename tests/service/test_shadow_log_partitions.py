@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta, timezone
-from pathlib import Path
 
 import psycopg
 import pytest
@@ -16,6 +15,7 @@ from app.embedded import EmbeddedPostgres
 from app.shadow_log.log import ShadowLog
 from app.shadow_log.migrate import downgrade, upgrade
 from tests import builders as build
+from tests.conftest import open_directory
 from tests.service.test_shadow_log import rows
 
 
@@ -174,8 +174,8 @@ async def test_missing_rights_and_a_read_only_server_are_no_events_fault(
         await log.append([build.decision_event()])
 
 
-async def test_an_outage_is_unavailable_and_the_log_heals_by_itself(tmp_path: Path) -> None:
-    with EmbeddedPostgres(tmp_path / "postgres", fsync=False) as server:
+async def test_an_outage_is_unavailable_and_the_log_heals_by_itself() -> None:
+    with open_directory() as directory, EmbeddedPostgres(directory, fsync=False) as server:
         upgrade(server.url)
         log = ShadowLog.connect(server.url)
         await log.append([build.decision_event("r-1")])

