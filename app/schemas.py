@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 from uuid import uuid4
 
-from pydantic import BaseModel, Discriminator, Field, Tag, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, TypeAdapter
 
 from app.domain.agent_action import AgentAction, Outcome
 from app.domain.canonical import content_hash
@@ -60,7 +60,7 @@ REQUEST_ID_PATTERN = r"^[\x21-\x7e]{1,128}$"
 class AdviseRequest(Scenario):
     """One candidate. The same `request_id` with the same content returns the stored decision."""
 
-    model_config = {"json_schema_extra": {"examples": [EXAMPLE]}}
+    model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE]})
 
     request_id: str = Field(
         default_factory=lambda: str(uuid4()),

@@ -1,4 +1,4 @@
-"""A lean HTTP/1.1 load generator: keep-alive connections on plain asyncio streams, so that it costs less than what it measures."""
+"""A lean HTTP/1.1 load generator on plain asyncio streams, kept alive, so that it costs less than what it measures."""
 
 from __future__ import annotations
 

@@ -46,14 +46,10 @@ def scenario(*, as_of: datetime = AS_OF, **overrides: Any) -> Scenario:
 def reading(label: str = "H", probability: float = 0.91) -> Reading:
     """A model that gives `label` this probability, and shares the rest among the other labels."""
     rest = (1 - probability) / (len(LABELS) - 1)
-    return Reading(
-        log_probabilities=tuple(math.log(probability if each == label else rest) for each in LABELS)
-    )
+    return Reading(log_probabilities=tuple(math.log(probability if each == label else rest) for each in LABELS))
 
 
-def version(
-    model_version: str = MODEL, role: Role = Role.PRIMARY, calibration: Calibration | None = None
-) -> Version:
+def version(model_version: str = MODEL, role: Role = Role.PRIMARY, calibration: Calibration | None = None) -> Version:
     """Who answers."""
     return Version(model_version, HASH, calibration or Calibration(), role)
 
@@ -159,9 +155,7 @@ def rationale_event(of: UUID | str, text: str = "Trend and flow agree.", *, minu
     return Event.of_report(EventKind.RATIONALE, report)
 
 
-def state_event(
-    state: TradingState = TradingState.HALTED, *, minutes: float = 0, reason: str = "test"
-) -> Event:
+def state_event(state: TradingState = TradingState.HALTED, *, minutes: float = 0, reason: str = "test") -> Event:
     """A change of the trading state `minutes` after `AS_OF`."""
     return Event.of_state_change(
         StateChange(recorded_at=_later(minutes), state=state, reason=reason, changed_by="tests")

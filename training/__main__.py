@@ -60,8 +60,8 @@ def paper(
 ) -> None:
     """Replay a real market through the reference agent, ask the service about each candidate, keep two books.
 
-    The service judges at the time of the request: to replay history it must run with ADVISOR_CLOCK=request and limits for
-    replays (deploy/limits.replay.toml); `make demo` does both.
+    The service judges at the time of the request: to replay history it must run with ADVISOR_CLOCK=request and limits
+    for replays (deploy/limits.replay.toml); `make demo` does both.
     """
     _require_service(url)
     since = begin.replace(tzinfo=UTC) if begin else None
@@ -113,7 +113,8 @@ def _require_service(url: str) -> None:
 def _announce(chosen: Sequence[Opportunity], *, charts_names: Sequence[str], source: str, total: int) -> None:
     first, last = (datetime.fromtimestamp(one.as_of, UTC) for one in (chosen[0], chosen[-1]))
     console.print(
-        f"{len(chosen)} of {total} candidates from {source} ({', '.join(charts_names)}), {first:%Y-%m-%d} to {last:%Y-%m-%d}"
+        f"{len(chosen)} of {total} candidates from {source} ({', '.join(charts_names)}), "
+        f"{first:%Y-%m-%d} to {last:%Y-%m-%d}"
     )
 
 

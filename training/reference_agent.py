@@ -1,7 +1,7 @@
 """The production agent's rules, as far as bars allow: which bars are candidates, and what the agent does with them.
 
-Bars carry no order book, no calendar and no LLM. What the agent would take from those is left unknown (null), but for the
-spread, which is assumed and marked as such under `extra`. The LLM's approval is played by a stated stand-in,
+Bars carry no order book, no calendar and no LLM. What the agent would take from those is left unknown (null), but for
+the spread, which is assumed and marked as such under `extra`. The LLM's approval is played by a stated stand-in,
 `stand_in_approval`, so that the control approves some candidates and rejects others.
 docs/decisions/0005-reference-agent.md lists every difference from the production agent.
 """
@@ -31,7 +31,7 @@ GUARD_ATR = 0.3
 """Nearer than this to the 48-bar high counts as at resistance, to the low as at support."""
 ASSUMED_SPREAD_BPS = 2.0
 COOL_DOWN_S = 6 * 3600
-"""At most one candidate per symbol in this time, the longest that a trade lasts: outcomes of a symbol do not overlap."""
+"""At most one candidate per symbol in this time, the longest a trade lasts: outcomes of a symbol do not overlap."""
 MAX_GAP_S = 86_400
 MIN_BARS = 400
 CORRELATION_BARS = 96
@@ -111,8 +111,8 @@ def chart(bars: Bars) -> Chart:
 def opportunities(charts: Sequence[Chart]) -> list[Opportunity]:
     """Every bar that passes the agent's gates before its LLM is asked, over all symbols, in order of time.
 
-    Volume floor, score threshold, resistance guard, confidence; no missing or empty bar in the last 24 hours; at most one
-    per symbol in six hours.
+    Volume floor, score threshold, resistance guard, confidence; no missing or empty bar in the last 24 hours; at most
+    one per symbol in six hours.
     """
     found = []
     for number, each in enumerate(charts):
@@ -281,8 +281,8 @@ class Agent:
 def stand_in_approval(scenario: Scenario) -> tuple[bool, float]:
     """Plays the LLM: approve when at least three of four plain readings of the chart agree. Confidence 0-1.
 
-    Buyers lead (+DI above -DI), momentum is up (MACD histogram above 0), not overbought (RSI below 68), volume above its
-    mean. A counter-trend setup needs RSI below 30 instead of leading buyers.
+    Buyers lead (+DI above -DI), momentum is up (MACD histogram above 0), not overbought (RSI below 68), volume above
+    its mean. A counter-trend setup needs RSI below 30 instead of leading buyers.
     """
     c = scenario.candidate
     lead = (c.di_plus or 0) - (c.di_minus or 0)

@@ -17,8 +17,8 @@ from app.domain.limits import Limits
 from app.domain.manifest import Calibration
 from app.domain.prompt import Prompt, render
 from app.domain.record import Hash, Instant, Record, ShortText
-from app.domain.scenario import Scenario
 from app.domain.rules import agents_order, order_for, review
+from app.domain.scenario import Scenario
 from app.domain.veto import Case, Review, TradingState
 
 DECISION_SCHEMA = "2026-11-1"

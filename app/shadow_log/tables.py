@@ -1,4 +1,4 @@
-"""Tables of the shadow log. `decisions` and `advices` are partitioned by month of `as_of`; everything is append-only."""
+"""Tables of the shadow log, all append-only. `decisions` and `advices` are partitioned by month of `as_of`."""
 
 from __future__ import annotations
 

@@ -62,8 +62,8 @@ CROSS JOIN LATERAL (
 ) earned
 WHERE NOT s.agree;
 COMMENT ON VIEW disagreements IS
-    'One approved and the other rejected. Who rejects earns 0 R; who approves earns the R of its own outcome. was_right '
-    'is null until the outcome of the approved trade is known';
+    'One approved and the other rejected. Who rejects earns 0 R; who approves earns the R of its own outcome. '
+    'was_right is null until the outcome of the approved trade is known';
 """
 
 AGREEMENT_DAILY = """
@@ -81,11 +81,13 @@ SELECT daily.*, agreements::float8 / decisions AS agreement,
        (decisions * agreements - by_chance)::float8 / nullif(decisions * decisions - by_chance, 0) AS kappa
 FROM daily
 CROSS JOIN LATERAL (
-    SELECT agent_approvals * advice_approvals + (decisions - agent_approvals) * (decisions - advice_approvals) AS by_chance
+    SELECT agent_approvals * advice_approvals
+           + (decisions - agent_approvals) * (decisions - advice_approvals) AS by_chance
 ) expected;
 COMMENT ON VIEW agreement_daily IS
     'Agreement and Cohen''s kappa, (p_o - p_e) / (1 - p_e), by UTC day of as_of and model version, over decisions in '
-    'which both answered. kappa is null where agreement by chance is certain: both gave one and the same answer all day';
+    'which both answered. kappa is null where agreement by chance is certain: both gave one and the same answer '
+    'all day';
 """
 
 VETO_VALUE = """
@@ -108,9 +110,9 @@ FROM (
 ) refusals
 GROUP BY code;
 COMMENT ON VIEW veto_value IS
-    'By veto code, over decisions whose rules refuse the agent''s own order: r_saved is minus the R of the agent''s arm, '
-    'as traded or as simulated, so a loss avoided counts as saved and a gain missed as lost. A decision with several codes '
-    'counts under each; r_saved_alone counts those that no other code would have refused';
+    'By veto code, over decisions whose rules refuse the agent''s own order: r_saved is minus the R of the agent''s '
+    'arm, as traded or as simulated, so a loss avoided counts as saved and a gain missed as lost. A decision with '
+    'several codes counts under each; r_saved_alone counts those that no other code would have refused';
 """
 
 ROLE = """

@@ -121,9 +121,7 @@ def test_a_report_retried_later_is_the_same_event() -> None:
     action = {"decision": True, "reason": "ok"}
     known = uuid4()
     first, second = (
-        Event.of_report(
-            EventKind.AGENT_ACTION, AgentActionReport(decision_id=known, recorded_at=at, action=action)
-        )
+        Event.of_report(EventKind.AGENT_ACTION, AgentActionReport(decision_id=known, recorded_at=at, action=action))
         for at in (AS_OF, AS_OF.replace(hour=10))
     )
     assert first.key == second.key

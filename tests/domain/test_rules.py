@@ -230,9 +230,7 @@ LOOSER: list[tuple[str, str, int]] = [
 
 
 @settings(max_examples=300)
-@given(
-    scenarios() | sane_scenarios(), st.sampled_from(LOOSER), st.floats(0, 1), st.sampled_from(LABELS), st.booleans()
-)
+@given(scenarios() | sane_scenarios(), st.sampled_from(LOOSER), st.floats(0, 1), st.sampled_from(LABELS), st.booleans())
 def test_loosening_a_limit_never_adds_a_veto(
     s: Scenario, which: tuple[str, str, int], by: float, label: str, refuse: bool
 ) -> None:

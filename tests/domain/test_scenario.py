@@ -17,15 +17,81 @@ from app.domain.features import FEATURE_NAMES, features
 from app.domain.scenario import Scenario
 from tests.domain.scenarios import AS_OF, scenario, scenario_json, scenarios
 
-AGENT_FIELDS = """symbol direction ts session tier setup_type pattern auction_state score normalized_score_pre_macro
-score_after_profile trend_norm mean_rev_norm activation_threshold macro_score_adjustment alt_adjustment technical_score
-confidence score_threshold pattern_memory rsi macd macd_signal adx di_plus di_minus next_return atr atr_15m_ratio hurst
-volatility_pct htf_trend_pct near_support near_resistance btc_dominance fear_greed btc_dominance_age_s fear_greed_age_s
-macro_flags sentiment_bias sentiment_confidence macro_indicator macro_news_safe macro_news_reason news_summary
-symbol_news_summary news_severity time_to_news_minutes btc_trend orderflow order_flow_score order_flow_flag
-order_imbalance cvd cvd_change cvd_divergence cvd_absorption cvd_accumulation taker_buy_ratio trade_imbalance
-aggressive_trade_rate spoofing_intensity spoofing_alert volume_ratio price_change_pct spread_bps social onchain
-volume_profile lvn_level open_positions max_trades ml_probability""".split()
+AGENT_FIELDS = [
+    "symbol",
+    "direction",
+    "ts",
+    "session",
+    "tier",
+    "setup_type",
+    "pattern",
+    "auction_state",
+    "score",
+    "normalized_score_pre_macro",
+    "score_after_profile",
+    "trend_norm",
+    "mean_rev_norm",
+    "activation_threshold",
+    "macro_score_adjustment",
+    "alt_adjustment",
+    "technical_score",
+    "confidence",
+    "score_threshold",
+    "pattern_memory",
+    "rsi",
+    "macd",
+    "macd_signal",
+    "adx",
+    "di_plus",
+    "di_minus",
+    "next_return",
+    "atr",
+    "atr_15m_ratio",
+    "hurst",
+    "volatility_pct",
+    "htf_trend_pct",
+    "near_support",
+    "near_resistance",
+    "btc_dominance",
+    "fear_greed",
+    "btc_dominance_age_s",
+    "fear_greed_age_s",
+    "macro_flags",
+    "sentiment_bias",
+    "sentiment_confidence",
+    "macro_indicator",
+    "macro_news_safe",
+    "macro_news_reason",
+    "news_summary",
+    "symbol_news_summary",
+    "news_severity",
+    "time_to_news_minutes",
+    "btc_trend",
+    "orderflow",
+    "order_flow_score",
+    "order_flow_flag",
+    "order_imbalance",
+    "cvd",
+    "cvd_change",
+    "cvd_divergence",
+    "cvd_absorption",
+    "cvd_accumulation",
+    "taker_buy_ratio",
+    "trade_imbalance",
+    "aggressive_trade_rate",
+    "spoofing_intensity",
+    "spoofing_alert",
+    "volume_ratio",
+    "price_change_pct",
+    "spread_bps",
+    "social",
+    "onchain",
+    "volume_profile",
+    "lvn_level",
+    "open_positions",
+    "max_trades",
+    "ml_probability",
+]
 
 
 def test_every_field_of_the_agent_is_a_field_of_the_candidate() -> None:

@@ -30,9 +30,7 @@ def encoder(template: str | None = CHAT_TEMPLATE, limit: int = 4096) -> PromptEn
     return PromptEncoder(byte_tokenizer().backend_tokenizer, chat, "<|im_start|>", limit)
 
 
-def test_ids_are_those_of_the_models_own_chat_template(
-    smollm2_directory: Path, smollm2_encoder: PromptEncoder
-) -> None:
+def test_ids_are_those_of_the_models_own_chat_template(smollm2_directory: Path, smollm2_encoder: PromptEncoder) -> None:
     tokenizer = AutoTokenizer.from_pretrained(smollm2_directory, local_files_only=True)
     for prompt in random_prompts(5, seed=1):
         messages = [{"role": "system", "content": prompt.system}, {"role": "user", "content": prompt.user}]
@@ -90,10 +88,7 @@ def test_a_model_without_chat_template_reads_the_plain_format() -> None:
 
 
 def test_a_template_without_a_system_role_gets_the_rules_in_the_users_turn() -> None:
-    refusing = (
-        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
-        + CHAT_TEMPLATE
-    )
+    refusing = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + CHAT_TEMPLATE
     chat = encoder(refusing)
     assert chat.decode(list(chat.head)) == f"user\n{SYSTEM}\n\n"
 
@@ -123,9 +118,7 @@ def test_the_rationales_prompt_puts_the_action_in_words() -> None:
         "BTC long\nassistant\nF\nuser\nIn one short sentence, why may it be right to approve this trade "
         "with 0.5 of the risk and a stop of 1.5 ATR?\nassistant\n"
     )
-    assert "why may it be right to reject this trade?" in chat.decode(
-        list(chat.encode_explanation(prompt, ACTIONS[0]))
-    )
+    assert "why may it be right to reject this trade?" in chat.decode(list(chat.encode_explanation(prompt, ACTIONS[0])))
 
 
 def test_a_directory_without_a_usable_tokenizer_is_refused(tmp_path: Path) -> None:
@@ -138,7 +131,5 @@ def test_a_directory_without_a_usable_tokenizer_is_refused(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("module", ["encoding", "vllm", "scripted", "loader", "calibration"])
 def test_only_the_in_process_backend_imports_torch(module: str) -> None:
-    code = (
-        f"import sys, app.policy.{module}; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
-    )
+    code = f"import sys, app.policy.{module}; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])

@@ -21,18 +21,14 @@ TOLERANCE = 1e-4
 CONFIGS: dict[str, Any] = {
     "llama": LlamaConfig(**TINY),
     "sliding window": MistralConfig(**TINY, sliding_window=48),
-    "capped logits": Gemma2Config(
-        **TINY, sliding_window=64, final_logit_softcapping=5.0, query_pre_attn_scalar=8
-    ),
+    "capped logits": Gemma2Config(**TINY, sliding_window=64, final_logit_softcapping=5.0, query_pre_attn_scalar=8),
 }
 
 
 def full_pass(reader: LabelReader, ids: Sequence[int]) -> torch.Tensor:
     """Label log-probabilities of one whole prompt, the plain way: no cache, no batch."""
     with torch.inference_mode():
-        logits = reader.model(input_ids=torch.tensor([[*reader.encoder.head, *ids]]), use_cache=False).logits[
-            0, -1
-        ]
+        logits = reader.model(input_ids=torch.tensor([[*reader.encoder.head, *ids]]), use_cache=False).logits[0, -1]
     return torch.log_softmax(logits.float(), -1)[list(reader.encoder.label_ids)]
 
 

@@ -29,9 +29,7 @@ Change = Callable[[dict[str, Any]], None]
 
 @pytest.fixture(scope="module")
 def tiny_manifest(tiny_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> ModelManifest:
-    return import_directory(
-        tiny_directory, tmp_path_factory.mktemp("registry"), "tiny-1", prompt_tokens=POSITIONS
-    )
+    return import_directory(tiny_directory, tmp_path_factory.mktemp("registry"), "tiny-1", prompt_tokens=POSITIONS)
 
 
 @pytest.fixture
@@ -70,9 +68,7 @@ def test_one_changed_byte_is_refused(version: Path) -> None:
         load_manifest(version)
 
 
-@pytest.mark.parametrize(
-    "name", ["pytorch_model.bin", "a.pt", "a.pth", "a.pkl", "A.CKPT", "nested/optimizer.pt"]
-)
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "a.pt", "a.pth", "a.pkl", "A.CKPT", "nested/optimizer.pt"])
 def test_a_pickle_is_refused(version: Path, name: str) -> None:
     (version / name).parent.mkdir(exist_ok=True)
     torch.save({}, version / name)
@@ -115,9 +111,7 @@ def test_a_missing_file_is_named(version: Path) -> None:
         ("feature_schema", "1999-1", "was made for feature schema 1999-1"),
     ],
 )
-def test_a_model_made_for_something_else_is_refused(
-    version: Path, field: str, value: str, message: str
-) -> None:
+def test_a_model_made_for_something_else_is_refused(version: Path, field: str, value: str, message: str) -> None:
     rewrite(version, lambda document: document.update({field: value}))
     with pytest.raises(ManifestMismatch, match=message):
         load_manifest(version)
@@ -153,9 +147,7 @@ def test_a_directory_without_manifest_gets_one_in_the_registry(tmp_path: Path) -
     assert len(set(first.calibration.bias)) == len(ACTIONS)
     shown = first.provenance["illustrative_proposals"]
     assert sum(shown["raw"].values()) == sum(shown["corrected"].values()) == 32
-    assert (
-        import_directory(directory, tmp_path / "registry", prompt_tokens=POSITIONS) == first
-    )  # not measured anew
+    assert import_directory(directory, tmp_path / "registry", prompt_tokens=POSITIONS) == first  # not measured anew
 
     assert find_manifest(directory, tmp_path / "registry") == first  # what the vLLM backend does
 

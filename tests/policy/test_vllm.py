@@ -118,9 +118,7 @@ async def test_it_asks_as_recorded_and_reads_the_labels_in_order(
     reading = await policy.decide(PROMPT, soon())
     path, _, request = server.requests[0]
     assert path == "/v1/completions"
-    assert request == recorded["request"] | {
-        "prompt": [*smollm2_encoder.head, *smollm2_encoder.encode(PROMPT)]
-    }
+    assert request == recorded["request"] | {"prompt": [*smollm2_encoder.head, *smollm2_encoder.encode(PROMPT)]}
     values = recorded["response"]["choices"][0]["logprobs"]["top_logprobs"][0]
     assert len(values) == len(LABELS)
     assert reading.log_probabilities == tuple(values[f"token_id:{n}"] for n in smollm2_encoder.label_ids)
@@ -190,9 +188,7 @@ async def test_an_odd_answer_abstains(server: Server, policy: VllmPolicy, answer
 
 
 @pytest.mark.parametrize("status", [400, 401, 422, 500, 503])
-async def test_an_error_status_abstains_with_what_it_says(
-    server: Server, policy: VllmPolicy, status: int
-) -> None:
+async def test_an_error_status_abstains_with_what_it_says(server: Server, policy: VllmPolicy, status: int) -> None:
     server.answer({"error": {"message": "x" * 1000}}, status)
     error = await abstained(policy, soon())
     assert error.reason is AbstainReason.BACKEND_PROTOCOL

@@ -74,9 +74,7 @@ def scenario(symbol: str, bars: list[Bar]) -> Scenario:
                 "htf_trend_pct": trend,
                 "price_change_pct": last / closes[-6] - 1,
                 "volatility_pct": sum(r < ranges[-1] for r in ranges) / len(ranges),
-                "volume_ratio": max(
-                    -1.0, min(1.0, bars[-1].volume / (fmean(b.volume for b in bars) or 1) - 1)
-                ),
+                "volume_ratio": max(-1.0, min(1.0, bars[-1].volume / (fmean(b.volume for b in bars) or 1) - 1)),
             },
             "plan": {"entry": last, "stop": last - 1.5 * atr, "targets": [last + 3 * atr], "quantity": 1},
             "market": {"last_close": last, "bar_closed_at": bars[-1].closed_at, "bar_seconds": 1800},
@@ -115,9 +113,7 @@ async def test_transformers_and_vllm_choose_the_same_actions() -> None:
     ours = read_prompts(LabelReader.load(directory), prompts)
     calibration = manifest.calibration
     pairs = list(zip(ours, served, strict=True))
-    largest = max(
-        abs(a - b) for x, y in pairs for a, b in zip(x.log_probabilities, y.log_probabilities, strict=True)
-    )
+    largest = max(abs(a - b) for x, y in pairs for a, b in zip(x.log_probabilities, y.log_probabilities, strict=True))
     labels = [(propose(x, calibration).label, propose(y, calibration).label) for x, y in pairs]
     same = sum(a == b for a, b in labels)
     used = len({label for label, _ in labels})

@@ -24,8 +24,8 @@ class Handler(BaseHTTPRequestHandler):
         behaviour = self.server.record(self.command, self.path, body, dict(self.headers))
         behaviour(self)
 
-    do_POST = handle_one  # noqa: N815
-    do_PUT = handle_one  # noqa: N815
+    do_POST = handle_one
+    do_PUT = handle_one
 
     def reply(self, status: int, body: bytes, **headers: str) -> None:
         self.send_response(status)

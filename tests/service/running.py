@@ -109,9 +109,7 @@ async def writing(settings: Settings) -> AsyncIterator[Metrics]:
     assert settings.redis_url is not None
     assert settings.database_url is not None
     metrics = Metrics()
-    task = asyncio.create_task(
-        Writer(settings.redis_url, ShadowLog.connect(settings.database_url), metrics).run()
-    )
+    task = asyncio.create_task(Writer(settings.redis_url, ShadowLog.connect(settings.database_url), metrics).run())
     try:
         yield metrics
     finally:

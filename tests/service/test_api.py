@@ -266,9 +266,7 @@ async def test_a_bad_state_is_a_problem_document(api: Running) -> None:
     assert "state" in reply.json()["detail"]
 
 
-async def test_every_version_in_shadow_gives_one_advice_row(
-    database_url: str, valkey_url: str, tmp_path: Path
-) -> None:
+async def test_every_version_in_shadow_gives_one_advice_row(database_url: str, valkey_url: str, tmp_path: Path) -> None:
     models = Models(
         ScriptedPolicy(["A"]),
         (

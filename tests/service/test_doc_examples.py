@@ -1,4 +1,4 @@
-"""What the documentation shows is executed: queries on a filled shadow log, the README's curl against a live service."""
+"""What the documentation shows is executed: queries on a filled shadow log, the README's curl on a live service."""
 
 from __future__ import annotations
 

@@ -114,9 +114,7 @@ async def test_without_a_stream_the_spool_answers_for_it_and_drains_when_it_is_t
         assert list((tmp_path / "spool").iterdir()) == []
 
 
-async def test_a_server_killed_in_the_middle_of_a_load_costs_nothing(
-    server: EmbeddedValkey, tmp_path: Path
-) -> None:
+async def test_a_server_killed_in_the_middle_of_a_load_costs_nothing(server: EmbeddedValkey, tmp_path: Path) -> None:
     async with started(server.url, tmp_path / "spool") as journal:
         confirmed: Counter[str] = Counter()
         targets: Counter[str] = Counter()
@@ -152,9 +150,7 @@ async def test_a_server_killed_in_the_middle_of_a_load_costs_nothing(
         assert set(found.values()) == {1}
 
 
-async def test_an_append_of_unknown_effect_is_spooled_and_arrives_once(
-    server: EmbeddedValkey, tmp_path: Path
-) -> None:
+async def test_an_append_of_unknown_effect_is_spooled_and_arrives_once(server: EmbeddedValkey, tmp_path: Path) -> None:
     async with started(server.url, tmp_path / "spool", timeout_s=0.2) as journal:
         await journal.append(event("before"))
         assert server.pid is not None
@@ -202,9 +198,7 @@ async def test_where_neither_takes_it_nothing_is_confirmed(server: EmbeddedValke
         assert keys_in_stream(server.url) == ["small"]
 
 
-async def test_the_next_process_drains_what_the_last_one_spooled(
-    server: EmbeddedValkey, tmp_path: Path
-) -> None:
+async def test_the_next_process_drains_what_the_last_one_spooled(server: EmbeddedValkey, tmp_path: Path) -> None:
     await asyncio.to_thread(server.kill)
     async with started(server.url, tmp_path / "spool") as journal:
         await journal.append(event("one"))
@@ -277,9 +271,7 @@ async def test_a_state_set_while_the_stream_is_away_is_live_when_it_is_back_unle
         assert len(keys_in_stream(server.url)) == 3
 
 
-async def test_an_interrupted_drain_starts_again_and_repeats_nothing(
-    server: EmbeddedValkey, tmp_path: Path
-) -> None:
+async def test_an_interrupted_drain_starts_again_and_repeats_nothing(server: EmbeddedValkey, tmp_path: Path) -> None:
     await asyncio.to_thread(server.kill)
     async with started(server.url, tmp_path / "spool", retry_s=NEVER_S) as journal:
         events = [event(text="x" * 2000) for _ in range(500)]
@@ -302,9 +294,7 @@ async def test_an_interrupted_drain_starts_again_and_repeats_nothing(
         assert journal.spool_depth() == 0
 
 
-async def test_events_of_every_kind_pass_through_the_spool_unchanged(
-    server: EmbeddedValkey, tmp_path: Path
-) -> None:
+async def test_events_of_every_kind_pass_through_the_spool_unchanged(server: EmbeddedValkey, tmp_path: Path) -> None:
     await asyncio.to_thread(server.kill)
     kinds = [kind for kind in EventKind if kind is not EventKind.STATE_CHANGE]
     async with started(server.url, tmp_path / "spool") as journal:

@@ -55,9 +55,7 @@ async def test_the_schema_is_that_of_the_tables_also_with_partitions(database_ur
     await log.aclose()
     engine = create_engine(database_url)
     with engine.connect() as connection:
-        context = MigrationContext.configure(
-            connection, opts={"compare_type": True, "compare_server_default": True}
-        )
+        context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
         differences = compare_metadata(context, tables.metadata)
     engine.dispose()
     partitions = {"decisions_202611", "advices_202611"}
@@ -118,17 +116,15 @@ def test_a_lock_that_is_not_to_be_had_ends_the_migration_and_changes_nothing(
     assert current(database_url) == tables.REVISION
 
 
-def test_without_migrations_the_error_says_where_they_were_looked_for(
-    database_url: str, tmp_path: Path
-) -> None:
-    with pytest.raises(ShadowLogUnavailable, match="no migrations in .*run from the directory"):
+def test_without_migrations_the_error_says_where_they_were_looked_for(database_url: str, tmp_path: Path) -> None:
+    with pytest.raises(ShadowLogUnavailable, match=r"no migrations in .*run from the directory"):
         upgrade(database_url, migrations=tmp_path)
 
 
 def test_a_database_of_a_newer_release_is_refused(database_url: str) -> None:
     with psycopg.connect(database_url.replace("+psycopg", "")) as connection:
         connection.execute("UPDATE alembic_version SET version_num = '9999'")
-    with pytest.raises(ShadowLogUnavailable, match="9999.*newer release"):
+    with pytest.raises(ShadowLogUnavailable, match=r"9999.*newer release"):
         upgrade(database_url)
 
 

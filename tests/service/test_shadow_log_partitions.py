@@ -32,9 +32,7 @@ def partitions(url: str) -> list[str]:
     return [row["name"] for row in found]
 
 
-async def test_a_decision_lies_in_the_partition_of_its_month_in_utc(
-    log: ShadowLog, database_url: str
-) -> None:
+async def test_a_decision_lies_in_the_partition_of_its_month_in_utc(log: ShadowLog, database_url: str) -> None:
     last_moment = datetime(2024, 2, 29, 23, 59, 59, 999999, tzinfo=UTC)
     next_month = datetime(2024, 3, 1, tzinfo=UTC)
     elsewhere = datetime(2024, 1, 1, 3, tzinfo=timezone(timedelta(hours=5)))
@@ -45,9 +43,7 @@ async def test_a_decision_lies_in_the_partition_of_its_month_in_utc(
             build.decision_event("december in UTC", at=elsewhere),
         ]
     )
-    found = rows(
-        database_url, "SELECT tableoid::regclass::text AS part, request_id FROM decisions ORDER BY 1"
-    )
+    found = rows(database_url, "SELECT tableoid::regclass::text AS part, request_id FROM decisions ORDER BY 1")
     assert [tuple(row.values()) for row in found] == [
         ("decisions_202312", "december in UTC"),
         ("decisions_202402", "february"),
@@ -66,14 +62,12 @@ async def test_one_partition_is_read_for_one_decision(log: ShadowLog, database_u
         decision_id("r-2"),
         datetime(2024, 2, 3, tzinfo=UTC),
     )
-    assert {
-        part for part in partitions(database_url) if any(part in line["QUERY PLAN"] for line in plan)
-    } == {"decisions_202402"}
+    assert {part for part in partitions(database_url) if any(part in line["QUERY PLAN"] for line in plan)} == {
+        "decisions_202402"
+    }
 
 
-async def test_retention_drops_whole_months_and_notes_it_while_keys_stay(
-    log: ShadowLog, database_url: str
-) -> None:
+async def test_retention_drops_whole_months_and_notes_it_while_keys_stay(log: ShadowLog, database_url: str) -> None:
     months = [datetime(2024, month, 15, tzinfo=UTC) for month in (1, 2, 3)]
     events = [build.decision_event(f"r-{when:%m}", at=when) for when in months]
     await log.append(events)
@@ -164,9 +158,7 @@ async def test_a_wrong_database_url_is_one_line_without_the_password(
         upgrade(wrong)
 
 
-async def test_missing_rights_and_a_read_only_server_are_no_events_fault(
-    log: ShadowLog, database_url: str
-) -> None:
+async def test_missing_rights_and_a_read_only_server_are_no_events_fault(log: ShadowLog, database_url: str) -> None:
     name = database_url.rsplit("/", 1)[1]
     with psycopg.connect(database_url.replace("+psycopg", ""), autocommit=True) as connection:
         connection.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")

@@ -27,12 +27,8 @@ async def log(database_url: str) -> AsyncIterator[ShadowLog]:
     await opened.append(
         [
             build.decision_event("r-1", control=True, shadows=[("other", "A")]),
-            build.decision_event(
-                "r-2", candidate__spread_bps=50.0, candidate__cvd=1e22, candidate__macd=-0.0
-            ),
-            build.decision_event(
-                "r-3", label=Abstention(AbstainReason.DEADLINE), at=datetime(2024, 1, 5, tzinfo=UTC)
-            ),
+            build.decision_event("r-2", candidate__spread_bps=50.0, candidate__cvd=1e22, candidate__macd=-0.0),
+            build.decision_event("r-3", label=Abstention(AbstainReason.DEADLINE), at=datetime(2024, 1, 5, tzinfo=UTC)),
             build.action_event("r-1", build.agent_action(False, reason="late")),
             build.outcome_event("r-1", build.outcome(r=-1.0, extra={"a": 1.0})),
             build.rationale_event("r-1"),
@@ -48,9 +44,7 @@ def tamper(url: str, statement: str, *parameters: Any) -> None:
     """What only a superuser can do: change rows with the triggers off."""
     with psycopg.connect(url.replace("+psycopg", ""), autocommit=True) as connection:
         connection.execute("SET session_replication_role = replica")
-        assert connection.execute(statement, parameters or None).rowcount > 0, (
-            "the test tampered with nothing"
-        )
+        assert connection.execute(statement, parameters or None).rowcount > 0, "the test tampered with nothing"
 
 
 async def test_an_untouched_log_has_no_faults(log: ShadowLog, database_url: str) -> None:
@@ -63,19 +57,31 @@ async def test_an_untouched_log_has_no_faults(log: ShadowLog, database_url: str)
 
 
 ONE = f"WHERE decision_id = '{TARGET}'"
+PRIMARY = f"{ONE} AND ordinal = 0"
+OTHER = f"WHERE decision_id = '{decision_id('r-2')}'"
+FIRST_LOG_PROBABILITY = "{reading,log_probabilities,0}"
 TAMPERING = {
-    "scenario": (f"UPDATE decisions SET scenario = jsonb_set(scenario, '{{candidate,rsi}}', '57.2') {ONE}", {Fault.HASH, Fault.REPLAY}),
+    "scenario": (
+        f"UPDATE decisions SET scenario = jsonb_set(scenario, '{{candidate,rsi}}', '57.2') {ONE}",
+        {Fault.HASH, Fault.REPLAY},
+    ),
     "a field that no prompt shows": (
         f"UPDATE decisions SET scenario = jsonb_set(scenario, '{{candidate,extra}}', '{{\"a\": 1}}') {ONE}",
         {Fault.HASH},
     ),
-    "prompt": (f"UPDATE decisions SET record = jsonb_set(record, '{{prompt,2}}', '\"buy\"') {ONE}", {Fault.HASH, Fault.REPLAY}),
+    "prompt": (
+        f"UPDATE decisions SET record = jsonb_set(record, '{{prompt,2}}', '\"buy\"') {ONE}",
+        {Fault.HASH, Fault.REPLAY},
+    ),
     "limits": (
         f"UPDATE decisions SET record = jsonb_set(record, '{{limits,spread,max_bps}}', '99') {ONE}",
         {Fault.HASH, Fault.REPLAY},
     ),
     "limits hash": (f"UPDATE decisions SET limits_hash = 'sha256:{'1' * 64}' {ONE}", {Fault.COLUMNS}),
-    "state": (f"UPDATE decisions SET record = jsonb_set(record, '{{state}}', '\"HALTED\"') {ONE}", {Fault.HASH, Fault.COLUMNS, Fault.REPLAY}),
+    "state": (
+        f"UPDATE decisions SET record = jsonb_set(record, '{{state}}', '\"HALTED\"') {ONE}",
+        {Fault.HASH, Fault.COLUMNS, Fault.REPLAY},
+    ),
     "time of judgement": (
         f"UPDATE decisions SET record = jsonb_set(record, '{{evaluated_at}}', '\"2026-11-23T11:00:00Z\"') {ONE}",
         {Fault.HASH, Fault.COLUMNS, Fault.REPLAY},
@@ -86,27 +92,30 @@ TAMPERING = {
         f"UPDATE decisions SET record = jsonb_set(record, '{{control,decision}}', 'false') {ONE}",
         {Fault.HASH, Fault.CONTROL},
     ),
-    "the control's row": (f"UPDATE agent_actions SET decision = false WHERE event_key = 'control:{TARGET}'", {Fault.CONTROL}),
+    "the control's row": (
+        f"UPDATE agent_actions SET decision = false WHERE event_key = 'control:{TARGET}'",
+        {Fault.CONTROL},
+    ),
     "a control that vanished": (f"DELETE FROM agent_actions WHERE event_key = 'control:{TARGET}'", {Fault.CONTROL}),
-    "advice action": (f"UPDATE advices SET action = 'reject' {ONE} AND ordinal = 0", {Fault.COLUMNS}),
+    "advice action": (f"UPDATE advices SET action = 'reject' {PRIMARY}", {Fault.COLUMNS}),
     "advice in the record": (
-        f"UPDATE advices SET record = jsonb_set(record, '{{quantity}}', '9') {ONE} AND ordinal = 0",
+        f"UPDATE advices SET record = jsonb_set(record, '{{quantity}}', '9') {PRIMARY}",
         {Fault.HASH, Fault.COLUMNS, Fault.REPLAY},
     ),
     "log-probabilities": (
-        f"UPDATE advices SET record = jsonb_set(record, '{{reading,log_probabilities,0}}', '-0.001') {ONE} AND ordinal = 0",
+        f"UPDATE advices SET record = jsonb_set(record, '{FIRST_LOG_PROBABILITY}', '-0.001') {PRIMARY}",
         {Fault.HASH, Fault.REPLAY},
     ),
     "absurd log-probabilities": (
-        f"UPDATE advices SET record = jsonb_set(record, '{{reading,log_probabilities,0}}', '1e300') {ONE} AND ordinal = 0",
+        f"UPDATE advices SET record = jsonb_set(record, '{FIRST_LOG_PROBABILITY}', '1e300') {PRIMARY}",
         {Fault.UNREADABLE},
     ),
     "a veto that was removed": (
-        f"UPDATE advices SET record = jsonb_set(record, '{{review,vetoes}}', '[]') WHERE decision_id = '{decision_id('r-2')}'",
+        f"UPDATE advices SET record = jsonb_set(record, '{{review,vetoes}}', '[]') {OTHER}",
         {Fault.HASH, Fault.COLUMNS, Fault.REPLAY},
     ),
-    "veto codes": (f"UPDATE advices SET veto_codes = '{{}}' WHERE decision_id = '{decision_id('r-2')}'", {Fault.COLUMNS}),
-    "role": (f"UPDATE advices SET record = jsonb_set(record, '{{role}}', '\"shadow\"') {ONE} AND ordinal = 0", {Fault.UNREADABLE}),
+    "veto codes": (f"UPDATE advices SET veto_codes = '{{}}' {OTHER}", {Fault.COLUMNS}),
+    "role": (f"UPDATE advices SET record = jsonb_set(record, '{{role}}', '\"shadow\"') {PRIMARY}", {Fault.UNREADABLE}),
     "an advice that vanished": (f"DELETE FROM advices {ONE} AND ordinal = 1", {Fault.HASH}),
     "every advice vanished": (f"DELETE FROM advices {ONE}", {Fault.NO_ADVICE}),
     "an unreadable record": (f"UPDATE decisions SET record = record - 'request_id' {ONE}", {Fault.UNREADABLE}),
@@ -128,8 +137,11 @@ TAMPERING = {
     "a state change": ("UPDATE state_changes SET state = 'ACTIVE'", {Fault.HASH}),
     "an unreadable report": ("UPDATE state_changes SET state = 'OPEN'", {Fault.UNREADABLE}),
     "a manifest": ("UPDATE model_versions SET manifest = jsonb_set(manifest, '{licence}', '\"MIT\"')", {Fault.HASH}),
-    "a month detached": ("ALTER TABLE decisions DETACH PARTITION decisions_202401", {Fault.KEY_WITHOUT_ROW, Fault.ORPHAN_ADVICE}),
-}  # fmt: skip
+    "a month detached": (
+        "ALTER TABLE decisions DETACH PARTITION decisions_202401",
+        {Fault.KEY_WITHOUT_ROW, Fault.ORPHAN_ADVICE},
+    ),
+}
 
 
 @pytest.mark.parametrize("what", TAMPERING)
@@ -146,9 +158,7 @@ async def test_tampering_is_found(log: ShadowLog, database_url: str, what: str) 
     assert report.summary().split("; ")[1].startswith(f"{len(report.findings)} faults: ")
 
 
-async def test_a_forged_record_with_a_matching_hash_does_not_replay(
-    log: ShadowLog, database_url: str
-) -> None:
+async def test_a_forged_record_with_a_matching_hash_does_not_replay(log: ShadowLog, database_url: str) -> None:
     """Who also recomputes the hash and every column is found by replaying: the rules do not say so."""
     made = build.decision("r-1", control=True, shadows=[("other", "A")])
     bigger = made.primary.model_copy(update={"quantity": 9.0})

@@ -31,17 +31,13 @@ def one(url: str, query: str) -> dict[str, Any]:
 def days(counts: Sequence[tuple[bool, str, int]], at: datetime) -> list[Event]:
     """Decisions by (agent trades, label, how many)."""
     return [
-        build.decision_event(
-            f"{at:%d}-{agent}-{label}-{n}", label=label, control=agent, at=at + timedelta(minutes=n)
-        )
+        build.decision_event(f"{at:%d}-{agent}-{label}-{n}", label=label, control=agent, at=at + timedelta(minutes=n))
         for agent, label, count in counts
         for n in range(count)
     ]
 
 
-async def test_a_comparison_joins_control_advice_vetoes_and_both_outcomes(
-    log: ShadowLog, database_url: str
-) -> None:
+async def test_a_comparison_joins_control_advice_vetoes_and_both_outcomes(log: ShadowLog, database_url: str) -> None:
     await log.append(
         [
             build.decision_event("r-1", control=True, shadows=[("other", "A")], candidate__spread_bps=40.0),
@@ -67,9 +63,7 @@ async def test_a_comparison_joins_control_advice_vetoes_and_both_outcomes(
     assert (shadow["status"], shadow["veto_codes"], shadow["advice_r"]) == ("advised", [], 0.4)
 
 
-async def test_agreement_is_unknown_without_a_control_or_an_opinion(
-    log: ShadowLog, database_url: str
-) -> None:
+async def test_agreement_is_unknown_without_a_control_or_an_opinion(log: ShadowLog, database_url: str) -> None:
     await log.append(
         [
             build.decision_event("no control"),
@@ -94,8 +88,8 @@ async def test_skips_for_an_outage_are_no_outcome(log: ShadowLog, database_url: 
 
 async def test_agreement_and_kappa_by_hand(log: ShadowLog, database_url: str) -> None:
     monday, tuesday = datetime(2026, 11, 23, 1, tzinfo=UTC), datetime(2026, 11, 24, tzinfo=UTC)
-    # Cohen's own layout: 20 yes-yes, 5 yes-no, 10 no-yes, 15 no-no of 50. p_o = 35/50, p_e = (25*30 + 25*20) / 2500 = 0.5,
-    # kappa = 0.2 / 0.5 = 0.4.
+    # Cohen's own layout: 20 yes-yes, 5 yes-no, 10 no-yes, 15 no-no of 50.
+    # p_o = 35/50, p_e = (25*30 + 25*20) / 2500 = 0.5, kappa = 0.2 / 0.5 = 0.4.
     await log.append(days([(True, "H", 20), (True, "A", 5), (False, "H", 10), (False, "A", 15)], monday))
     # All approve: agreement by chance is certain, kappa is undefined.
     await log.append(days([(True, "H", 3)], tuesday))
@@ -112,9 +106,7 @@ async def test_agreement_and_kappa_by_hand(log: ShadowLog, database_url: str) ->
     ]  # fmt: skip
 
 
-async def test_perfect_and_inverse_agreement_have_kappa_one_and_minus_one(
-    log: ShadowLog, database_url: str
-) -> None:
+async def test_perfect_and_inverse_agreement_have_kappa_one_and_minus_one(log: ShadowLog, database_url: str) -> None:
     first, second = datetime(2026, 11, 23, tzinfo=UTC), datetime(2026, 11, 24, tzinfo=UTC)
     await log.append(days([(True, "H", 4), (False, "A", 4)], first))
     await log.append(days([(True, "A", 4), (False, "H", 4)], second))
@@ -148,7 +140,8 @@ async def test_in_a_disagreement_who_rejects_earns_nothing(log: ShadowLog, datab
     )
     found = rows(
         database_url,
-        "SELECT request_id, agent_earned_r, advice_earned_r, advice_minus_agent_r, was_right FROM disagreements ORDER BY 1",
+        "SELECT request_id, agent_earned_r, advice_earned_r, advice_minus_agent_r, was_right "
+        "FROM disagreements ORDER BY 1",
     )
     assert [tuple(row.values()) for row in found] == [
         ("advice won", 0.0, 0.8, 0.8, "advice"),
@@ -158,9 +151,7 @@ async def test_in_a_disagreement_who_rejects_earns_nothing(log: ShadowLog, datab
     ]
 
 
-async def test_the_value_of_a_veto_is_minus_what_the_agents_trade_made(
-    log: ShadowLog, database_url: str
-) -> None:
+async def test_the_value_of_a_veto_is_minus_what_the_agents_trade_made(log: ShadowLog, database_url: str) -> None:
     wide, shaky = {"candidate__spread_bps": 50.0}, {"candidate__volatility_pct": 0.99}
     events = [
         build.decision_event("a", control=True, **wide),
@@ -188,7 +179,8 @@ async def test_the_value_of_a_veto_is_minus_what_the_agents_trade_made(
 async def test_views_say_what_they_mean(database_url: str) -> None:
     found = rows(
         database_url,
-        "SELECT relname, obj_description(oid) AS said FROM pg_class WHERE relkind = 'v' AND relnamespace = 'public'::regnamespace",
+        "SELECT relname, obj_description(oid) AS said FROM pg_class "
+        "WHERE relkind = 'v' AND relnamespace = 'public'::regnamespace",
     )
     said = {row["relname"]: row["said"] for row in found}
     assert said.keys() == {"shadow_comparison", "disagreements", "agreement_daily", "veto_value"}

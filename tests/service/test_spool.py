@@ -134,9 +134,7 @@ async def test_a_drained_segment_is_forgotten_and_the_next_event_starts_another(
 
 
 @given(cut=st.integers(0, 600))
-def test_of_a_torn_segment_every_whole_line_is_kept(
-    tmp_path_factory: pytest.TempPathFactory, cut: int
-) -> None:
+def test_of_a_torn_segment_every_whole_line_is_kept(tmp_path_factory: pytest.TempPathFactory, cut: int) -> None:
     async def scenario() -> None:
         directory = tmp_path_factory.mktemp("torn")
         events = [event(text="x" * n) for n in (1, 50, 100, 5)]

