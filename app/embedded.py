@@ -21,7 +21,6 @@ import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 from time import monotonic
-from types import TracebackType
 from typing import IO, Self
 
 import psycopg
@@ -78,6 +77,7 @@ class EmbeddedServer:
 
     def __init__(self, directory: Path, port: int = 0) -> None:
         self.directory = directory.absolute()
+        self._made = [self.directory]
         self.port = port or free_port()
         self._process: subprocess.Popen[bytes] | None = None
         self._lock: IO[str] | None = None
@@ -106,9 +106,7 @@ class EmbeddedServer:
         self.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     def start(self) -> None:
@@ -133,8 +131,7 @@ class EmbeddedServer:
             try:
                 self._process.wait(STOP_DEADLINE_S)
             except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+                self.kill()
         self._release()
 
     def kill(self) -> None:
@@ -143,6 +140,12 @@ class EmbeddedServer:
             self._process.kill()
             self._process.wait()
         self._release()
+
+    def remove(self) -> None:
+        """Stop, and delete all that it made: its data, and what it had to put elsewhere."""
+        self.stop()
+        for made in self._made:
+            shutil.rmtree(made, ignore_errors=True)
 
     def _release(self) -> None:
         self._process = None
@@ -263,6 +266,7 @@ class EmbeddedPostgres(EmbeddedServer):
             return
         name = hashlib.sha256(str(self.directory).encode()).hexdigest()[:12]
         elsewhere = Path(tempfile.gettempdir()) / f"advisor-postgres-{name}"
+        self._made.append(elsewhere)
         elsewhere.mkdir(mode=0o711, exist_ok=True)
         if elsewhere.stat().st_uid != os.geteuid() or not _enterable(elsewhere):
             raise EmbeddedServerError(
@@ -287,10 +291,9 @@ class EmbeddedPostgres(EmbeddedServer):
         self._cluster.mkdir(mode=0o700)
         password_file = self._cluster.with_suffix(".pw")
         password_file.write_text(self.password)
-        user = self._user()
-        if user is not None:
-            os.chown(self._cluster, user, user)
-            os.chown(password_file, user, user)
+        if (user := self._user()) is not None:
+            for path in (self._cluster, password_file):
+                os.chown(path, user, user)
         password_file.chmod(0o600)
         command = [str(self._binaries / "bin" / "initdb"), "--pgdata", str(self._cluster), "--username", "advisor"]
         command += ["--pwfile", str(password_file), "--auth", "scram-sha-256", "--encoding", "UTF8", "--no-locale"]
@@ -309,7 +312,7 @@ class EmbeddedPostgres(EmbeddedServer):
         shared memory until they notice.
         """
         deadline = monotonic() + STOP_DEADLINE_S
-        while pids := _postgres_processes(self._cluster):
+        while pids := postgres_processes(self._cluster):
             if monotonic() > deadline:
                 raise EmbeddedServerError(
                     f"another PostgreSQL runs on {self._cluster} (process {pids[0]}): stop it, or set ADVISOR_HOME"
@@ -342,7 +345,7 @@ class EmbeddedPostgres(EmbeddedServer):
             return False
 
 
-def _postgres_processes(cluster: Path) -> list[int]:
+def postgres_processes(cluster: Path) -> list[int]:
     """Processes of PostgreSQL on a cluster: they all work in its directory (Linux; elsewhere none are seen)."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):

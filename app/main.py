@@ -123,7 +123,9 @@ def serve(settings: Settings) -> None:
 
         await app(scope, receive, without_trace if scope["type"] == "lifespan" else send)
 
-    config = uvicorn.Config(briefly, log_level=settings.log_level, access_log=False, loop="uvloop", http="httptools")
+    config = uvicorn.Config(
+        briefly, log_level=settings.log_level, access_log=False, loop="uvloop", http="httptools", proxy_headers=False
+    )
     try:
         uvicorn.Server(config).run(sockets=[listener])
     except SystemExit:

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
+from itertools import product
 from time import perf_counter
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -20,6 +21,7 @@ from app.domain.veto import TradingState, VetoCode
 
 COMPARISON_WINDOW = 1000
 MAX_SYMBOLS = 64
+ANSWERS = ("reject", "approve")
 
 
 class Stage(StrEnum):
@@ -106,8 +108,10 @@ class Metrics:
         self.state = gauge("state", "1 for the trading state in force", "state")
         self.dependency = gauge("dependency_up", "1 when it answers", "dependency")
         self._symbols: set[str] = set()
+        self._compared: set[tuple[str, ...]] = set()
         self._recent: dict[str, deque[tuple[bool, bool]]] = {}
         self._create_series()
+        self._stages = {stage: self.stage.labels(stage) for stage in Stage}
         self.create_model_series(model_versions)
 
     def create_model_series(self, versions: Iterable[str]) -> None:
@@ -139,6 +143,7 @@ class Metrics:
     def record(self, decision: Decision) -> None:
         """Count one recorded decision."""
         for advice in decision.advices:
+            self._combination(decision.scenario.candidate, advice.model_version)
             self.decisions.labels(advice.status, advice.model_version).inc()
             self.actions.labels(advice.action or "none", advice.model_version).inc()
             if advice.abstain_reason:
@@ -150,20 +155,26 @@ class Metrics:
 
     def compare(self, candidate: Candidate, version: str, agent: bool, advice: bool) -> None:
         """Count one pair of control and advice. Symbols beyond the first 64 are counted as `other`."""
+        self.comparisons.labels(*self._combination(candidate, version), ANSWERS[agent], ANSWERS[advice]).inc()
+        recent = self._recent.setdefault(version, deque(maxlen=COMPARISON_WINDOW))
+        recent.append((agent, advice))
+        self.agreement.labels(version).set(sum(a == b for a, b in recent) / len(recent))
+        self.kappa.labels(version).set(cohens_kappa(recent))
+
+    def _combination(self, candidate: Candidate, version: str) -> tuple[str, ...]:
+        """The labels of a comparison but for both answers. With its first decision all four cells begin, at 0."""
         symbol = candidate.symbol
         if symbol not in self._symbols:
             if len(self._symbols) >= MAX_SYMBOLS:
                 symbol = "other"
             else:
                 self._symbols.add(symbol)
-        words = ("reject", "approve")
-        self.comparisons.labels(
-            symbol, candidate.session, regime(candidate), version, words[agent], words[advice]
-        ).inc()
-        recent = self._recent.setdefault(version, deque(maxlen=COMPARISON_WINDOW))
-        recent.append((agent, advice))
-        self.agreement.labels(version).set(sum(a == b for a, b in recent) / len(recent))
-        self.kappa.labels(version).set(cohens_kappa(recent))
+        labels = (symbol, candidate.session, regime(candidate), version)
+        if labels not in self._compared:
+            self._compared.add(labels)
+            for agent, advice in product(ANSWERS, ANSWERS):
+                self.comparisons.labels(*labels, agent, advice)
+        return labels
 
     def set_state(self, state: TradingState) -> None:
         """1 for the state in force, 0 for the others."""
@@ -191,4 +202,4 @@ class Metrics:
             yield
         finally:
             into[stage.value] = elapsed = perf_counter() - begin
-            self.stage.labels(stage).observe(elapsed)
+            self._stages[stage].observe(elapsed)

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, TypeAdapt
 from app.domain.agent_action import AgentAction, Outcome
 from app.domain.canonical import content_hash
 from app.domain.decision import Advice, Decision
-from app.domain.record import Record, ShortText
+from app.domain.record import Flag, Record, ShortText, Whole
 from app.domain.scenario import Scenario
 from app.domain.veto import TradingState, Veto
 
@@ -70,8 +70,8 @@ class AdviseRequest(Scenario):
         description="idempotency key; also accepted as the header Idempotency-Key",
     )
     agent_action: AgentAction | None = Field(None, description="the agent's own action, when it is known already")
-    rationale: bool = Field(False, description="also explain, after the decision, if there is time")
-    deadline_ms: int | None = Field(None, ge=10, le=60_000, description="answer within; also header X-Deadline-Ms")
+    rationale: Flag = Field(False, description="also explain, after the decision, if there is time")
+    deadline_ms: Whole | None = Field(None, ge=10, le=60_000, description="answer within; also header X-Deadline-Ms")
 
     def scenario(self) -> Scenario:
         """The domain's scenario; it has been validated as part of this request."""
@@ -80,6 +80,17 @@ class AdviseRequest(Scenario):
     def claim(self) -> str:
         """Hash of what is decided on: a repeat must match it."""
         return content_hash(self.model_dump(mode="json", include=_CLAIMED))
+
+
+class AdviseHeaders(BaseModel):
+    """The headers that `/advise` reads, under their names on the wire."""
+
+    model_config = ConfigDict(frozen=True)
+
+    idempotency_key: str | None = Field(None, alias="idempotency-key", pattern=REQUEST_ID_PATTERN)
+    prefer: str | None = None
+    x_deadline_ms: int | None = Field(None, alias="x-deadline-ms", ge=10, le=60_000)
+    traceparent: str | None = Field(None, max_length=200)
 
 
 _CLAIMED = {*Scenario.model_fields, "agent_action"}

@@ -19,6 +19,7 @@ from app.domain.scenario import Scenario
 from app.journal.journal import Journal
 from app.journal.requests import QueuedRequest, RequestQueue
 from app.metrics import Dependency, Metrics
+from app.probes import Probe
 from app.records import Records
 from app.schemas import AdviseRequest
 from app.settings import Clock, Settings
@@ -57,6 +58,9 @@ class Service:
         self.records = Records(journal, shadow_log, metrics, now)
         self.advisor = Advisor(models, self.records, self.controls, metrics, self._judge_at)
         self._requests = requests
+        self._postgres = Probe(shadow_log.ping)
+        self._valkey = Probe(journal.ping)
+        self._spool = Probe(journal.ping_spool)
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
@@ -81,6 +85,8 @@ class Service:
     async def aclose(self) -> None:
         """Stop the background work, then the models, then the connections."""
         await end(self._tasks)
+        for probe in (self._postgres, self._valkey, self._spool):
+            await probe.aclose()
         for policy, _ in self.advisor.models.with_roles():
             await policy.aclose()
         await self._requests.aclose()
@@ -115,9 +121,7 @@ class Service:
 
     async def readiness(self) -> dict[str, Any]:
         """The truth about each dependency. Without Postgres or Valkey, but with disk, the service is degraded."""
-        postgres, valkey, spool = await asyncio.gather(
-            _probe(self.shadow_log.ping()), _probe(self.journal.ping()), _probe(self.journal.ping_spool())
-        )
+        postgres, valkey, spool = await asyncio.gather(self._postgres.ask(), self._valkey.ask(), self._spool.ask())
         self.metrics.dependency.labels(Dependency.POSTGRES).set(float(postgres == "up"))
         self.metrics.dependency.labels(Dependency.VALKEY).set(float(valkey == "up"))
         recordable = "up" in (valkey, spool)
@@ -136,8 +140,12 @@ class Service:
         }
 
     async def observe_backlog(self) -> None:
-        """Refresh the gauges that describe the journal."""
+        """Refresh the gauges that describe the journal and the dependencies, within the patience of a scrape."""
         self.metrics.spool_depth.set(self.journal.spool_depth())
+        postgres, _ = await asyncio.gather(self._postgres.ask(), self._observe_stream())
+        self.metrics.dependency.labels(Dependency.POSTGRES).set(float(postgres == "up"))
+
+    async def _observe_stream(self) -> None:
         try:
             entries, oldest = await self.journal.backlog()
         except AdvisorError:
@@ -146,16 +154,18 @@ class Service:
         self.metrics.backlog.set(entries)
         self.metrics.oldest.set(oldest)
         self.metrics.dependency.labels(Dependency.VALKEY).set(1)
-        self.metrics.dependency.labels(Dependency.POSTGRES).set(float(await _probe(self.shadow_log.ping()) == "up"))
 
     async def _serve_accepted(self) -> None:
         """Decide what was accepted asynchronously; an entry is done when its decision is durable."""
+        told = ""
         while True:
             try:
                 for entry in await self._requests.take():
                     await self._decide(entry)
+                told = ""
             except AdvisorError as error:
-                log.warning("accepted requests wait", error=str(error))
+                if told != (told := str(error)):  # Once for each reason, not for each attempt.
+                    log.warning("accepted requests wait", error=told)
                 await asyncio.sleep(RETRY_S)
 
     async def _decide(self, entry: QueuedRequest) -> None:
@@ -181,15 +191,6 @@ class Service:
                     break
                 except ShadowLogUnavailable:
                     await asyncio.sleep(RETRY_S)
-
-
-async def _probe(check: Coroutine[Any, Any, object]) -> str:
-    """`up`, or why not."""
-    try:
-        await check
-    except AdvisorError as error:
-        return str(error)
-    return "up"
 
 
 async def _logged(work: Coroutine[Any, Any, None]) -> None:

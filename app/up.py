@@ -1,7 +1,7 @@
 """`advisor up`: the whole service from one command, on a real Postgres and a real Valkey that come as wheels.
 
-The servers, the API and the writer are child processes: any of them may be killed without losing a decision. The API
-and the writer are started again when they end; everything ends with this process.
+The servers, the API and the writer are child processes: any of them may be killed without losing a decision. Each is
+started again when it ends, a server on its data and its port; everything ends with this process.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from time import monotonic
 
@@ -22,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from app.domain.errors import AdvisorError
-from app.embedded import EmbeddedPostgres, EmbeddedValkey, die_with_parent
+from app.embedded import EmbeddedPostgres, EmbeddedServer, EmbeddedValkey, die_with_parent
 from app.settings import Settings
 from app.shadow_log.log import ShadowLog
 from app.shadow_log.migrate import upgrade
@@ -38,33 +39,66 @@ class StartError(AdvisorError):
     """A part of the service did not come up."""
 
 
-class Child:
-    """A supervised child process: the API or the writer."""
+class Supervised(ABC):
+    """A part that is started again, after a pause, when it has ended."""
 
-    def __init__(self, name: str, command: str, environment: Mapping[str, str]) -> None:
+    def __init__(self, name: str) -> None:
         self.name = name
-        self._arguments = [sys.executable, "-m", "app.cli", command]
-        self._environment = dict(environment)
-        self._process = self._spawn()
         self._restart_at: float | None = None
 
-    def _spawn(self) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(self._arguments, env=self._environment, preexec_fn=die_with_parent)
+    def supervise(self) -> None:
+        """Look whether it runs. Raises `EmbeddedServerError` when a server cannot be started again."""
+        if (ended := self._ended()) is None:
+            return
+        if self._restart_at is None:
+            console.print(f"[yellow]{self.name} ended{ended}, starting it again[/]")
+            self._restart_at = monotonic() + RESTART_PAUSE_S
+        elif monotonic() >= self._restart_at:
+            self._restart_at = None
+            self._start_again()
+
+    @abstractmethod
+    def _ended(self) -> str | None:
+        """None while it runs; else what is known of its end."""
+
+    @abstractmethod
+    def _start_again(self) -> None: ...
+
+
+class Server(Supervised):
+    """Postgres or Valkey. Clients find it again: port and password stay."""
+
+    def __init__(self, server: EmbeddedServer) -> None:
+        super().__init__(server.name)
+        self._server = server
+
+    def _ended(self) -> str | None:
+        return None if self._server.pid is not None else f" ({self._server.log_path} has its last words)"
+
+    def _start_again(self) -> None:
+        self._server.stop()
+        self._server.start()
+
+
+class Child(Supervised):
+    """The API or the writer."""
+
+    def __init__(self, name: str, command: str, environment: Mapping[str, str]) -> None:
+        super().__init__(name)
+        self._arguments = [sys.executable, "-m", "app.cli", command]
+        self._environment = dict(environment)
+        self._start_again()
+
+    def _start_again(self) -> None:
+        self._process = subprocess.Popen(self._arguments, env=self._environment, preexec_fn=die_with_parent)
 
     @property
     def returncode(self) -> int | None:
         """None while it runs."""
         return self._process.poll()
 
-    def supervise(self) -> None:
-        """Start the process again, after a pause, when it has ended."""
-        if self.returncode is None:
-            return
-        if self._restart_at is None:
-            console.print(f"[yellow]{self.name} ended with status {self.returncode}, starting it again[/]")
-            self._restart_at = monotonic() + RESTART_PAUSE_S
-        elif monotonic() >= self._restart_at:
-            self._process, self._restart_at = self._spawn(), None
+    def _ended(self) -> str | None:
+        return None if self.returncode is None else f" with status {self.returncode}"
 
     def stop(self) -> None:
         """SIGTERM, then SIGKILL after ten seconds."""
@@ -81,33 +115,36 @@ def run_up(settings: Settings, then: str | None, leave: bool) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     status = 0
     try:
-        with _running(settings) as (environment, children):
+        with _running(settings) as (environment, parts):
             if then is not None:
                 before = _counts(environment)
-                status = subprocess.run(shlex.split(then), env=environment, check=False).returncode
-                _wait_for_writer(environment)
+                status = _run(then, environment, parts)
+                _wait_for_writer(environment, parts)
                 _print_record(before, _counts(environment), _answers(environment["ADVISOR_URL"]))
             _print_where(settings, environment)
             while not leave:
-                _watch(children)
+                _watch(parts)
     except KeyboardInterrupt:
         console.print("stopping")
     return status
 
 
 @contextmanager
-def _running(settings: Settings) -> Iterator[tuple[dict[str, str], list[Child]]]:
+def _running(settings: Settings) -> Iterator[tuple[dict[str, str], list[Supervised]]]:
     """Servers, migration, model, API and writer; yields once the API is ready."""
     with ExitStack() as stack:
+        servers: list[Supervised] = []
         environment = {**os.environ, "ADVISOR_URL": f"http://{settings.host}:{settings.port}"}
         if settings.database_url is None:
             console.print("starting Postgres")
             postgres = stack.enter_context(EmbeddedPostgres(settings.home / "postgres"))
             environment["DATABASE_URL"] = postgres.url
+            servers.append(Server(postgres))
         if settings.redis_url is None:
             console.print("starting Valkey")
             valkey = stack.enter_context(EmbeddedValkey(settings.home / "valkey"))
             environment["REDIS_URL"] = valkey.url
+            servers.append(Server(valkey))
         upgrade(environment["DATABASE_URL"])
         if settings.model is None:
             from app.policy.importer import import_smollm2
@@ -119,7 +156,7 @@ def _running(settings: Settings) -> Iterator[tuple[dict[str, str], list[Child]]]
             stack.callback(child.stop)
             children.append(child)
         _wait_until_ready(environment["ADVISOR_URL"], children)
-        yield environment, children
+        yield environment, [*servers, *children]
 
 
 def _wait_until_ready(url: str, children: list[Child]) -> None:
@@ -137,11 +174,19 @@ def _wait_until_ready(url: str, children: list[Child]) -> None:
     raise StartError(f"{url}/readyz did not answer within {START_DEADLINE_S:.0f} s")
 
 
-def _watch(children: list[Child]) -> None:
+def _watch(parts: Sequence[Supervised]) -> None:
     """Supervise, then wait a moment; Ctrl-C interrupts."""
-    for child in children:
-        child.supervise()
+    for part in parts:
+        part.supervise()
     signal.sigtimedwait([], POLL_S)
+
+
+def _run(command: str, environment: Mapping[str, str], parts: Sequence[Supervised]) -> int:
+    """The status of a command, while everything is looked after. It ends with this process."""
+    with subprocess.Popen(shlex.split(command), env=environment, preexec_fn=die_with_parent) as process:
+        while process.poll() is None:
+            _watch(parts)
+        return process.returncode
 
 
 def _counts(environment: Mapping[str, str]) -> dict[str, int]:
@@ -166,10 +211,10 @@ def _backlog(url: str) -> float:
     return sum(float(value) for value in values)
 
 
-def _wait_for_writer(environment: Mapping[str, str]) -> None:
+def _wait_for_writer(environment: Mapping[str, str], parts: Sequence[Supervised]) -> None:
     deadline = monotonic() + DRAIN_DEADLINE_S
     while _backlog(environment["ADVISOR_URL"]) > 0 and monotonic() < deadline:
-        _watch([])
+        _watch(parts)
 
 
 def _answers(url: str) -> int:

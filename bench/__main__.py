@@ -123,6 +123,19 @@ async def bench_journal(redis_url: str, appends: int) -> tuple[str, float]:
 
 
 @contextmanager
+def servers() -> Iterator[tuple[Path, EmbeddedPostgres, EmbeddedValkey]]:
+    """A folder, and both servers in it; afterwards nothing of them is left, also where Postgres went elsewhere."""
+    with tempfile.TemporaryDirectory(prefix="advisor-bench-") as name:
+        folder = Path(name)
+        postgres = EmbeddedPostgres(folder / "postgres")
+        try:
+            with postgres, EmbeddedValkey(folder / "valkey") as valkey:
+                yield folder, postgres, valkey
+        finally:
+            postgres.remove()
+
+
+@contextmanager
 def serving(environment: dict[str, str], **more: str) -> Iterator[str]:
     """The API as a process of its own."""
     port = free_port()
@@ -181,11 +194,7 @@ def main(
     table.add_column("what")
     table.add_column("measured")
     table.add_row("review of one order by all rules", bench_rules(20_000))
-    with (
-        tempfile.TemporaryDirectory(prefix="advisor-bench-") as folder,
-        EmbeddedPostgres(Path(folder) / "postgres") as postgres,
-        EmbeddedValkey(Path(folder) / "valkey") as valkey,
-    ):
+    with servers() as (folder, postgres, valkey):
         upgrade(postgres.url)
         environment = {
             **os.environ,
@@ -196,7 +205,7 @@ def main(
         alone, together = asyncio.run(bench_journal(valkey.url, 1000))
         table.add_row("journal append, fsynced, one at a time", alone)
         table.add_row("journal appends from 32 tasks", f"{together:,.0f} /s")
-        home = str(Path(folder) / "home")
+        home = str(folder / "home")
         with serving(environment, MODEL="scripted", ADVISOR_HOME=home) as url:
             drive(url, 8, 400, "warm")
             for clients in (1, 32):

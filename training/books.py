@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import NamedTuple
@@ -11,7 +12,7 @@ import numpy as np
 from app.domain.agent_action import Arm, Outcome, OutcomeCode, OutcomeSource
 from app.domain.scenario import Account, Position
 from training.market import Bars
-from training.outcomes import OUTCOME_CODES, Exit, Fates, Orders, simulate
+from training.outcomes import OUTCOME_CODES, TIME_EXIT_S, TRAIL_ATR, Exit, Fates, Orders, simulate
 
 DAY_S = 86_400
 
@@ -32,49 +33,86 @@ class Trade(NamedTuple):
     """Fields of an `Outcome`; empty while the bars do not tell."""
 
 
-def follow(
-    bars: Bars, as_of: int, entry: float, stop: float, targets: tuple[float, ...], atr: float, quantity: float
-) -> Trade:
-    """Simulate one order on the bars after `as_of`. The stop lies below the entry."""
-    orders = Orders(
-        np.array([as_of]),
-        np.array([entry]),
-        np.array([stop]),
-        np.array([targets], dtype=float),
-        np.array([atr]),
+class Order(NamedTuple):
+    """A long order of one arm. Prices in quote currency, quantity in base units, times in seconds since 1970 UTC."""
+
+    symbol: str
+    as_of: int
+    entry: float
+    stop: float
+    targets: tuple[float, ...]
+    """Nearest first; the exits know three, further ones are never reached for."""
+    atr: float
+    quantity: float
+
+
+def follow(bars: Bars, order: Order) -> Trade:
+    """Simulate one order on the bars after its decision. The stop lies below the entry."""
+    return follow_all(bars, [order])[0]
+
+
+def follow_all(bars: Bars, orders: Sequence[Order]) -> list[Trade]:
+    """Simulate orders on one symbol, each as if it were alone, in one pass.
+
+    Raises
+    ------
+    ValueError : a stop is not below its entry, or an ATR is not positive.
+    """
+    columns = Orders(
+        np.array([order.as_of for order in orders], dtype=np.int64),
+        np.array([order.entry for order in orders]),
+        np.array([order.stop for order in orders]),
+        np.array([_three(order.targets) for order in orders]),
+        np.array([order.atr for order in orders]),
     )
-    fates = simulate(bars, orders)
-    if fates.exit[0] == Exit.UNRESOLVED:
-        return Trade(bars.symbol, quantity, entry, stop, as_of, None, 0.0, 0.0, {})
-    net, r = float(fates.net[0]) * quantity, float(fates.r[0])
-    exited = int(fates.exited_at[0])
-    return Trade(bars.symbol, quantity, entry, stop, as_of, exited, net, r, _outcome(fates, quantity))
+    fates = simulate(bars, columns)
+    return [_trade(fates, number, order) for number, order in enumerate(orders)]
 
 
-def _outcome(fates: Fates, quantity: float) -> dict[str, object]:
-    bought = float(fates.bought[0])
-    how = Exit(int(fates.exit[0]))
+def _three(targets: tuple[float, ...]) -> tuple[float, ...]:
+    """The first three targets; an absent one is out of reach."""
+    return (*targets, np.inf, np.inf, np.inf)[: len(TRAIL_ATR)]
+
+
+def _trade(fates: Fates, at: int, order: Order) -> Trade:
+    opened = (order.symbol, order.quantity, order.entry, order.stop, order.as_of)
+    if fates.exit[at] == Exit.UNRESOLVED:
+        return Trade(*opened, None, 0.0, 0.0, {})
+    net, r = float(fates.net[at]) * order.quantity, float(fates.r[at])
+    return Trade(*opened, int(fates.exited_at[at]), net, r, _outcome(fates, at, order.quantity))
+
+
+def _outcome(fates: Fates, at: int, quantity: float) -> dict[str, object]:
+    bought = float(fates.bought[at])
+    how = Exit(int(fates.exit[at]))
     return {
         "outcome": OUTCOME_CODES[how],
-        "exit_time": datetime.fromtimestamp(int(fates.exited_at[0]), UTC),
-        "exit_price": float(fates.sold[0]),
+        "exit_time": datetime.fromtimestamp(int(fates.exited_at[at]), UTC),
+        "exit_price": float(fates.sold[at]),
         "exit_reason": how.name.lower(),
-        "fees": float(fates.fees[0]) * quantity,
-        "slippage": float(fates.slippage[0]) * quantity,
-        "net_pnl": float(fates.net[0]) * quantity,
-        "pnl_pct": 100 * float(fates.net[0]) / bought,
-        "r_multiple": float(fates.r[0]),
-        "mae_r": min(float(fates.mae[0]), 0.0),
-        "mfe_r": max(float(fates.mfe[0]), 0.0),
-        "max_price": float(fates.highest[0]),
-        "holding_seconds": float(fates.exited_at[0] - fates.entered_at[0]),
+        "fees": float(fates.fees[at]) * quantity,
+        "slippage": float(fates.slippage[at]) * quantity,
+        "net_pnl": float(fates.net[at]) * quantity,
+        "pnl_pct": 100 * float(fates.net[at]) / bought,
+        "r_multiple": float(fates.r[at]),
+        "mae_r": min(float(fates.mae[at]), 0.0),
+        "mfe_r": max(float(fates.mfe[at]), 0.0),
+        "max_price": float(fates.highest[at]),
+        "holding_seconds": float(fates.exited_at[at] - fates.entered_at[at]),
     }
+
+
+def never_filled(bars: Bars, trade: Trade, now: int) -> bool:
+    """Whether the bars go on past the longest trade, as does `now`, and do not tell of this one: nothing was bought."""
+    told_by = trade.opened_at + TIME_EXIT_S + 2 * bars.seconds
+    return trade.exited_at is None and min(now, int(bars.closed_at[-1])) >= told_by
 
 
 def outcome(trade: Trade | None, arm: Arm, model_version: str | None, *, traded: bool) -> Outcome | None:
     """The outcome to report for an arm; None while the bars do not tell.
 
-    `traded` is false for the agent's plan that nobody traded: its outcome is what it would have been.
+    `traded` tells whether the arm's book traded the order. It is false for an agent's plan that it rejected, and for an
+    approval by the advice while its book had a trade open: their outcomes are what would have been.
     """
     if trade is None:
         ended: dict[str, object] = {"outcome": OutcomeCode.NOT_TRADED, "net_pnl": 0.0, "r_multiple": 0.0}
@@ -116,6 +154,17 @@ class Book:
         self._lost_at = trade.exited_at if trade.net < 0 else self._lost_at
         self._closed.append(trade)
         self._open = None
+
+    def learn(self, trade: Trade) -> None:
+        """Replace the open trade by what is known of it now; nothing happens when it is not open."""
+        if self._open is not None and self._open[:5] == trade[:5]:
+            self._open = self.trades[-1] = trade
+
+    def cancel(self, trade: Trade) -> None:
+        """Take back the open trade, which was never filled; nothing happens when it is not open."""
+        if self._open is not None and self._open[:5] == trade[:5]:
+            self._open = None
+            self.trades.pop()
 
     @property
     def flat(self) -> bool:

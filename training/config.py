@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Sequence
 from datetime import UTC, date, datetime, time
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -212,8 +213,10 @@ class RebuildConfig(Section):
     publish: PublishConfig = PublishConfig()
 
 
-def read_config(path: Path) -> RebuildConfig:
+def read_config(path: Path, overrides: Sequence[str] = ()) -> RebuildConfig:
     """A configuration from a TOML file. Relative paths in it are relative to the current directory.
+
+    `overrides` are lines of TOML with dotted keys, such as `market.directory="bars"`; they win over the file.
 
     Raises
     ------
@@ -225,10 +228,23 @@ def read_config(path: Path) -> RebuildConfig:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not TOML: {error}") from error
+    for line in overrides:
+        try:
+            _merge(document, tomllib.loads(line))
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError(f'{line!r} sets nothing ({error}): write it as section.key="text" or key=1') from error
     try:
         return RebuildConfig.model_validate(document)
     except ValidationError as error:
         raise ConfigError(f"{path}: {describe(error.errors())}") from error
+
+
+def _merge(document: dict[str, Any], over: dict[str, Any]) -> None:
+    for key, value in over.items():
+        if isinstance(value, dict) and isinstance(document.get(key, {}), dict):
+            _merge(document.setdefault(key, {}), value)
+        else:
+            document[key] = value
 
 
 def instant(day: date) -> int:

@@ -1,23 +1,36 @@
-"""Paper trading: the reference agent meets a replayed market, asks the service through the client, and keeps two books.
+"""Paper trading: the reference agent follows a market, asks the service through the client, and keeps two books.
 
-For each candidate, in order of time: settle what has ended, ask for advice, decide, report the agent's action, and
-report outcomes once the replay's clock has passed them. The advice changes nothing: the agent trades its own decision.
+At each moment: settle what has ended, decide, ask for advice (the agent's decision goes with the request, so that both
+are recorded in one step), and report outcomes once the market's clock has passed them. The advice changes nothing: the
+agent trades its own decision.
+
+The shadow log is the memory of a run. A replay that is taken up again asks everything again under the same ids and
+gets the stored answers; a live run is rebuilt from what the log has of it. Reports carry their content as their key, so
+those that are sent again count once.
 """
 
 from __future__ import annotations
 
-import heapq
-import itertools
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import groupby
-from typing import Any
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 from app.client import AdvisorClient
 from app.domain.agent_action import AgentAction, Arm, Outcome
+from app.domain.canonical import decision_id
+from app.domain.errors import AdvisorError
 from app.domain.scenario import Scenario
-from training.books import Book, Trade, follow, outcome
-from training.reference_agent import Agent, Opportunity
+from training.books import Book, Order, Trade, follow, never_filled, outcome
+from training.feed import Moment
+from training.market import Bars, MarketDataError
+from training.reference_agent import Opportunity
+
+RUN_NAME = re.compile(r"[A-Za-z0-9._-]{1,80}")
+
+
+class BadRunName(AdvisorError):
+    """A run's name cannot be part of a request id."""
 
 
 @dataclass(frozen=True)
@@ -61,76 +74,195 @@ def _earned(trade: Trade | None) -> float | None:
     return None if trade.exited_at is None else trade.r
 
 
-class Paper:
-    """One replay. `run` names it: the same name asks under the same ids, so that a replay can be taken up again."""
+class Recalled(NamedTuple):
+    """A decision of this run as the shadow log has it."""
 
-    def __init__(self, agent: Agent, client: AdvisorClient, run: str, deadline_s: float) -> None:
-        self._agent = agent
+    decision_id: str
+    scenario: Scenario
+    agent_trades: bool
+    approve: bool | None
+    """The primary version's advice; None when it abstained."""
+    quantity: float
+    stop: float | None
+    model_version: str
+    ended: dict[Arm, Outcome]
+    """The newest outcome of each arm, of those that were reported."""
+
+
+@dataclass
+class _Awaited:
+    """An order whose outcome is not reported yet. Without an order it is a rejection, which ends at once."""
+
+    decision_id: str
+    arm: Arm
+    model_version: str | None
+    traded: bool
+    order: Order | None
+    trade: Trade | None
+    judged: int | None
+    """Position in `Paper.judged`; None when it was recalled."""
+
+    @property
+    def ended_at(self) -> int | None:
+        """When it ended; None while the bars do not tell."""
+        return 0 if self.trade is None else self.trade.exited_at
+
+
+class Paper:
+    """One run. `run` names it: the same name goes on where it was left.
+
+    Parameters
+    ----------
+    recalled : what the log has of this run, oldest first; books are rebuilt from it at the first moment of the feed.
+
+    Raises
+    ------
+    BadRunName : it is empty, too long, or holds something else than letters, digits, `.`, `_` and `-`.
+    """
+
+    def __init__(self, client: AdvisorClient, run: str, deadline_s: float, recalled: Sequence[Recalled] = ()) -> None:
+        if not RUN_NAME.fullmatch(run):
+            raise BadRunName(f"run {run!r}: use 1 to 80 letters, digits, '.', '_' or '-'")
         self._client = client
         self._run = run
         self._deadline_s = deadline_s
-        self._due: list[tuple[int, int, str, Outcome]] = []
-        self._order = itertools.count()
+        self._recalled = recalled
+        self._awaited: list[_Awaited] = []
+        self.judged: list[Judged] = []
         self.agent_book = Book()
         self.advice_book = Book()
+        self.unfilled = 0
+        """Orders that an outage of the exchange kept from being filled; they have no outcome."""
 
-    def replay(self, chosen: Sequence[Opportunity], tell: Callable[[Judged], None]) -> list[Judged]:
-        """Judge opportunities, oldest first; `tell` hears of each. Outcomes that the bars tell are all reported."""
-        judged = []
-        for each in self._judge_all(chosen):
-            judged.append(each)
-            tell(each)
-        self._report_until(None)
-        return judged
+    def trade(self, feed: Iterable[Moment], tell: Callable[[Judged], None] = lambda judged: None) -> list[Judged]:
+        """Follow a feed to its end; `tell` hears of each candidate. Outcomes that the bars tell are all reported."""
+        for moment in feed:
+            self._advance(moment)
+            for at in moment.opportunities:
+                self._judge(moment, at)
+                tell(self.judged[-1])
+        self.close()
+        return self.judged
 
-    def _judge_all(self, chosen: Sequence[Opportunity]) -> Iterator[Judged]:
-        for now, together in groupby(chosen, key=lambda one: one.as_of):
-            same_moment = list(together)
-            self._report_until(now)
-            for book in (self.agent_book, self.advice_book):
-                book.settle(now)
-            for at in same_moment:
-                yield self._judge(at, self._agent.correlated(at, same_moment))
+    def close(self) -> None:
+        """Report every outcome that is known. `trade` does it at the end of its feed."""
+        self._report(None)
 
-    def _judge(self, at: Opportunity, correlated: bool) -> Judged:
-        scenario = self._agent.scenario(at, self.agent_book.account(at.as_of))
+    def _rebuild(self, bars: Mapping[str, Bars], now: int) -> None:
+        """Books and open orders from the log's decisions of this run, oldest first."""
+        for one in self._recalled:
+            self._settle(int(one.scenario.as_of.timestamp()))
+            plan = _order(one.scenario)
+            self._take_up(one, Arm.AGENT, plan, one.agent_trades, bars, now)
+            if one.approve is not None:
+                advised = plan._replace(stop=one.stop, quantity=one.quantity) if one.stop is not None else None
+                self._take_up(one, Arm.ADVICE, advised, advised is not None and self.advice_book.flat, bars, now)
+        self._recalled = ()
+
+    def _take_up(
+        self, one: Recalled, arm: Arm, order: Order | None, traded: bool, bars: Mapping[str, Bars], now: int
+    ) -> None:
+        """One arm of a decision: into its book when it was traded, among the awaited while it is not reported."""
+        ended = one.ended.get(arm)
+        trade = None
+        if order is not None and ended is not None:
+            trade = _recorded(order, ended)
+        elif order is not None:
+            if order.symbol not in bars:
+                raise MarketDataError(f"run {self._run} has an open order in {order.symbol}: name it with --symbols")
+            trade = follow(bars[order.symbol], order)
+            if never_filled(bars[order.symbol], trade, now):
+                self.unfilled += 1
+                return
+        if traded and trade is not None:
+            (self.agent_book if arm is Arm.AGENT else self.advice_book).take(trade)
+        if ended is None:
+            version = one.model_version if arm is Arm.ADVICE else None
+            self._awaited.append(_Awaited(one.decision_id, arm, version, traded, order, trade, None))
+
+    def _advance(self, moment: Moment) -> None:
+        """Follow what is open through the bars that are known now; report and settle what has ended."""
+        bars = {each.bars.symbol: each.bars for each in moment.agent.charts}
+        self._rebuild(bars, moment.as_of)
+        for one in list(self._awaited):
+            if one.order is not None and one.ended_at is None and one.order.symbol in bars:
+                self._follow(one, one.order, bars[one.order.symbol], moment.as_of)
+        self._report(moment.as_of)
+        self._settle(moment.as_of)
+
+    def _follow(self, one: _Awaited, order: Order, bars: Bars, now: int) -> None:
+        one.trade = follow(bars, order)
+        book = self.agent_book if one.arm is Arm.AGENT else self.advice_book
+        if never_filled(bars, one.trade, now):
+            self.unfilled += 1
+            self._awaited.remove(one)
+            if one.traded:
+                book.cancel(one.trade)
+        elif one.ended_at is not None:
+            if one.traded:
+                book.learn(one.trade)
+            if one.judged is not None:
+                before, now_known = self.judged[one.judged], one.trade
+                self.judged[one.judged] = (
+                    replace(before, agent_trade=now_known)
+                    if one.arm is Arm.AGENT
+                    else replace(before, advice_trade=now_known)
+                )
+
+    def _settle(self, now: int) -> None:
+        for book in (self.agent_book, self.advice_book):
+            book.settle(now)
+
+    def _judge(self, moment: Moment, at: Opportunity) -> None:
+        agent = moment.agent
+        scenario = agent.scenario(at, self.agent_book.account(at.as_of))
+        control = agent.decide(scenario, agent.correlated(at, moment.opportunities))
         request_id = f"{self._run}/{scenario.candidate.symbol}/{scenario.as_of:%Y%m%dT%H%M}"
-        advice = self._client.advise(scenario.as_json() | {"request_id": request_id}, self._deadline_s)
+        request = {"request_id": request_id, "agent_action": control.as_json()}
+        advice = self._client.advise(scenario.as_json() | request, self._deadline_s)
         latency_s = self._client.stats().last_latency_s if advice is not None else None
-        control = self._agent.decide(scenario, correlated)
-        bars, plan = self._agent.charts[at.chart].bars, scenario.plan
-        order = (bars, at.as_of, plan.entry)
-        rest = (plan.targets, scenario.candidate.atr)
-        agent_trade = follow(*order, plan.stop, *rest, plan.quantity)
-        advice_trade = None
+        bars, plan = agent.charts[at.chart].bars, _order(scenario)
+        agent_trade, advised, advice_trade = follow(bars, plan), None, None
         if advice is not None and advice["approve"]:
-            advice_trade = follow(*order, advice["stop"], *rest, advice["quantity"])
-            if self.advice_book.flat:
-                self.advice_book.take(advice_trade)
+            advised = plan._replace(stop=advice["stop"], quantity=advice["quantity"])
+            advice_trade = follow(bars, advised)
+        known, number = str(decision_id(request_id)), len(self.judged)
         if control.decision:
             self.agent_book.take(agent_trade)
-        judged = Judged(scenario, control, advice, latency_s, agent_trade, advice_trade)
-        if advice is not None:
-            self._report(judged, advice)
-        return judged
-
-    def _report(self, judged: Judged, advice: dict[str, Any]) -> None:
-        """Report the action now, outcomes when they are due."""
-        known = advice["decision_id"]
-        self._client.report_action(known, judged.control.model_dump())
-        self._due_later(known, judged.agent_trade, Arm.AGENT, None, traded=judged.control.decision)
-        if advice["approve"] is not None:
+        self._awaited.append(_Awaited(known, Arm.AGENT, None, control.decision, plan, agent_trade, number))
+        if advice is not None and advice["approve"] is not None:
+            taken = advice_trade is not None and self.advice_book.flat
+            if taken and advice_trade is not None:
+                self.advice_book.take(advice_trade)
             version = advice["model_version"]
-            self._due_later(known, judged.advice_trade, Arm.ADVICE, version, traded=judged.advice_trade is not None)
+            self._awaited.append(_Awaited(known, Arm.ADVICE, version, taken, advised, advice_trade, number))
+        self.judged.append(Judged(scenario, control, advice, latency_s, agent_trade, advice_trade))
 
-    def _due_later(self, known: str, trade: Trade | None, arm: Arm, version: str | None, *, traded: bool) -> None:
-        ended = outcome(trade, arm, version, traded=traded)
-        if ended is not None:
-            when = trade.exited_at if trade is not None and trade.exited_at is not None else 0
-            heapq.heappush(self._due, (when, next(self._order), known, ended))
+    def _report(self, now: int | None) -> None:
+        """Report outcomes that are known by `now`; all that the bars tell when it is None."""
+        waiting = []
+        for one in self._awaited:
+            end = one.ended_at
+            if end is None or (now is not None and end > now):
+                waiting.append(one)
+                continue
+            ended = outcome(one.trade, one.arm, one.model_version, traded=one.traded)
+            if ended is not None:
+                self._client.report_outcome(one.decision_id, ended.as_json())
+        self._awaited = waiting
 
-    def _report_until(self, now: int | None) -> None:
-        """Report outcomes that are known by `now`; all of them at the end."""
-        while self._due and (now is None or self._due[0][0] <= now):
-            _, _, known, ended = heapq.heappop(self._due)
-            self._client.report_outcome(known, ended.model_dump())
+
+def _order(scenario: Scenario) -> Order:
+    """The agent's plan."""
+    plan, candidate = scenario.plan, scenario.candidate
+    as_of = int(scenario.as_of.timestamp())
+    return Order(candidate.symbol, as_of, plan.entry, plan.stop, plan.targets, candidate.atr, plan.quantity)
+
+
+def _recorded(order: Order, ended: Outcome) -> Trade:
+    """The trade of an order with the outcome that was reported; one without a price or a time ended at once, at 0."""
+    opened = (order.symbol, order.quantity, order.entry, order.stop, order.as_of)
+    if ended.exit_time is None or ended.net_pnl is None:
+        return Trade(*opened, order.as_of, 0.0, 0.0, {})
+    exited = int(ended.exit_time.timestamp())
+    return Trade(*opened, exited, ended.net_pnl, ended.r_multiple or 0.0, ended.as_json())

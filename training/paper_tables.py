@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from rich.box import SIMPLE_HEAD
@@ -14,6 +14,7 @@ from app.client import ClientStats
 from app.domain.agreement import cohens_kappa
 from training.books import Book
 from training.paper import Judged
+from training.resolver import Fate
 
 MOST_SHOWN = 10
 BOOTSTRAP_DRAWS = 2000
@@ -154,3 +155,11 @@ def _drawdown(profits: Iterable[float]) -> float:
     """Deepest fall of the cumulated profit from its peak, starting at 0."""
     curve = np.concatenate([[0.0], np.cumsum(list(profits))])
     return float((np.maximum.accumulate(curve) - curve).max())
+
+
+def fates_table(fates: Mapping[Fate, int]) -> Table:
+    """What became of the arms that lacked an outcome."""
+    table = _table("Arms without an outcome", "", "count")
+    for fate in Fate:
+        table.add_row(fate.value.replace("_", " "), str(fates.get(fate, 0)))
+    return table

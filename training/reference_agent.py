@@ -117,14 +117,15 @@ def opportunities(charts: Sequence[Chart]) -> list[Opportunity]:
     found = []
     for number, each in enumerate(charts):
         times, last = each.bars.closed_at, -COOL_DOWN_S
-        for bar in np.flatnonzero(_passes(each)):
+        for bar in np.flatnonzero(passes(each)):
             if times[bar] - last >= COOL_DOWN_S:
                 last = int(times[bar])
                 found.append(Opportunity(number, int(bar), last))
     return sorted(found, key=lambda one: (one.as_of, one.chart))
 
 
-def _passes(c: Chart) -> NDArray[np.bool_]:
+def passes(c: Chart) -> NDArray[np.bool_]:
+    """Bars that pass the gates, each for itself: `opportunities` without its cool-down. Shape (N,)."""
     signs, volume = c.signs, c.bars.volume
     per_day = MAX_GAP_S // c.bars.seconds
     whole = np.zeros(len(c.bars), dtype=bool)

@@ -7,12 +7,14 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 
 from app.domain.actions import ACTION_SPACE_HASH, ACTIONS
-from app.domain.errors import ManifestMismatch
+from app.domain.canonical import content_hash
+from app.domain.errors import ManifestMismatch, ModelFileError
 from app.domain.features import FEATURE_SCHEMA
 from app.domain.prompt import PROMPT_VERSION
 from app.domain.record import Hash, Instant, Record, ShortText
 
 MANIFEST_NAME = "manifest.json"
+VERSION_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 
 
 class Calibration(Record):
@@ -34,10 +36,32 @@ class Calibration(Record):
         return self
 
 
+class BaseModelRef(Record):
+    """The model that an adapter was trained on. Found by its weights: the same ones, imported on another day or by
+    another release, have another manifest. `BaseModelRef.of(manifest)` makes one."""
+
+    model_version: str = Field(pattern=VERSION_PATTERN)
+    manifest_hash: Hash = Field(description="of the manifest that it had when the adapter was trained")
+    weights_hash: Hash = Field(description="as `ModelManifest.weights_hash()` gives it")
+
+    @classmethod
+    def of(cls, manifest: ModelManifest) -> Self:
+        """The reference to a base model. Raises `ModelFileError` when it has no weights, or is an adapter itself."""
+        if manifest.base is not None:
+            raise ModelFileError(
+                f"{manifest.model_version} is an adapter itself: an adapter needs a whole model as base"
+            )
+        return cls(
+            model_version=manifest.model_version,
+            manifest_hash=manifest.hash(),
+            weights_hash=manifest.weights_hash(),
+        )
+
+
 class ModelManifest(Record):
     """What a version is, what it was made for, and the hash of every file in its directory."""
 
-    model_version: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    model_version: str = Field(pattern=VERSION_PATTERN)
     base_model: ShortText
     licence: ShortText
     created_at: Instant
@@ -47,6 +71,21 @@ class ModelManifest(Record):
     calibration: Calibration = Calibration()
     files: dict[str, Hash] = Field(description="file name to content hash; safetensors only, never pickle")
     provenance: dict[str, Any] = Field(default_factory=dict, description="hashes of data, code and config; metrics")
+    base: BaseModelRef | None = Field(None, description="for an adapter, the model it belongs to")
+
+    def as_json(self) -> dict[str, Any]:
+        """As every record; a whole model has no `base`, as before there were adapters, and keeps its hash."""
+        document = super().as_json()
+        if self.base is None:
+            del document["base"]
+        return document
+
+    def weights_hash(self) -> str:
+        """Hash of the names and bytes of the weights alone. Raises `ModelFileError` when there are none."""
+        weights = {name: value for name, value in self.files.items() if name.endswith(".safetensors")}
+        if not weights:
+            raise ModelFileError(f"model {self.model_version} lists no safetensors: it cannot be a base model")
+        return content_hash(weights)
 
     def require_compatible(self) -> None:
         """Raise `ManifestMismatch` unless this code renders and reads what the model was made for."""

@@ -7,7 +7,16 @@ import re
 from datetime import UTC, datetime
 from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    Strict,
+    ValidationError,
+)
 from pydantic_core import ErrorDetails
 
 from app.domain.canonical import content_hash
@@ -89,6 +98,19 @@ def exact(value: Any, depth: int = 0) -> Any:
     raise ValueError(f"{type(value).__name__} is not JSON")
 
 
+def _number(value: Any) -> Any:
+    """Pass what may be a whole number on. Raises ValueError for a flag or a text, which pydantic would convert."""
+    if isinstance(value, bool | str):
+        raise ValueError("Input should be a whole number, not a flag or a text")
+    return value
+
+
+Number = Annotated[float, Strict()]
+"""A JSON number; `true` and `"56"` are none."""
+Whole = Annotated[int, BeforeValidator(_number)]
+"""A whole JSON number: 34, or 34.0 as senders write it whose languages have one kind of number."""
+Flag = Annotated[bool, Strict()]
+"""`true` or `false`; 1 and `"yes"` are none."""
 Instant = Annotated[AwareDatetime, AfterValidator(utc)]
 Text = Annotated[str, AfterValidator(clean_text), Field(max_length=2000)]
 ShortText = Annotated[str, AfterValidator(clean_text), Field(max_length=200)]

@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from app.domain.candidate import SYMBOL_PATTERN, Candidate
-from app.domain.record import Instant, Record, measure
+from app.domain.record import Instant, Number, Record, Whole, measure
 
 SCENARIO_SCHEMA = "2026-11-1"
 
@@ -17,25 +17,25 @@ class Bar(Record):
     """One OHLCV bar, stamped at its close."""
 
     closed_at: Instant
-    open: float = Field(gt=0)
-    high: float = Field(gt=0)
-    low: float = Field(gt=0)
-    close: float = Field(gt=0)
-    volume: float = Field(ge=0)
+    open: Number = Field(gt=0)
+    high: Number = Field(gt=0)
+    low: Number = Field(gt=0)
+    close: Number = Field(gt=0)
+    volume: Number = Field(ge=0)
 
 
 class Plan(Record):
     """What the agent would trade, before anybody objects. Its risk is quantity x |entry - stop|."""
 
-    entry: float = measure("price", "expected fill", gt=0)
-    stop: float = measure("price", "initial stop", gt=0)
-    targets: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+    entry: Number = measure("price", "expected fill", gt=0)
+    stop: Number = measure("price", "initial stop", gt=0)
+    targets: tuple[Annotated[Number, Field(gt=0)], ...] = Field(
         min_length=1,
         max_length=8,
         description="take-profit prices, nearest first",
         json_schema_extra={"unit": "price"},
     )
-    quantity: float = measure("base units", "size", gt=0)
+    quantity: Number = measure("base units", "size", gt=0)
 
     @property
     def notional(self) -> float:
@@ -52,9 +52,9 @@ class Position(Record):
     """An open position."""
 
     symbol: str = Field(pattern=SYMBOL_PATTERN, description="pair", json_schema_extra={"unit": "label"})
-    quantity: float = measure("base units", "size", gt=0)
-    entry: float = measure("price", "average entry", gt=0)
-    stop: float | None = measure("price", "stop in force", gt=0, null="no stop is set")
+    quantity: Number = measure("base units", "size", gt=0)
+    entry: Number = measure("price", "average entry", gt=0)
+    stop: Number | None = measure("price", "stop in force", gt=0, null="no stop is set")
     opened_at: Instant | None = measure("time", "when it was opened", null="not recorded")
 
     @property
@@ -66,15 +66,15 @@ class Position(Record):
 class Account(Record):
     """The agent's book at `as_of`."""
 
-    equity: float | None = measure("quote", "account value", gt=0, null="not reported")
-    day_pnl_fraction: float | None = measure(
+    equity: Number | None = measure("quote", "account value", gt=0, null="not reported")
+    day_pnl_fraction: Number | None = measure(
         "fraction of equity", "profit since 00:00 UTC; -0.03 is a loss of 3 %", ge=-1, le=100, null="not reported"
     )
-    drawdown_fraction: float | None = measure(
+    drawdown_fraction: Number | None = measure(
         "fraction of peak equity", "fall from the peak; 0.1 is 10 % below", ge=0, le=1, null="not reported"
     )
-    consecutive_losses: int | None = measure("count", "losing trades in a row", ge=0, null="not reported")
-    seconds_since_loss: float | None = measure(
+    consecutive_losses: Whole | None = measure("count", "losing trades in a row", ge=0, null="not reported")
+    seconds_since_loss: Number | None = measure(
         "s", "since the last losing trade closed", ge=0, null="not reported; with consecutive_losses 0, none"
     )
     positions: tuple[Position, ...] | None = Field(
@@ -88,10 +88,10 @@ class Account(Record):
 class Market(Record):
     """The symbol's market at `as_of`."""
 
-    last_close: float = measure("price", "close of the last complete bar", gt=0)
+    last_close: Number = measure("price", "close of the last complete bar", gt=0)
     bar_closed_at: Instant = measure("time", "when that bar closed")
-    bar_seconds: float = measure("s", "length of that bar", gt=0, le=604_800)
-    volume_24h: float | None = measure("quote", "traded in the last 24 h", ge=0, null="not reported")
+    bar_seconds: Number = measure("s", "length of that bar", gt=0, le=604_800)
+    volume_24h: Number | None = measure("quote", "traded in the last 24 h", ge=0, null="not reported")
 
 
 class Scenario(Record):
@@ -101,7 +101,7 @@ class Scenario(Record):
     plan: Plan
     account: Account = Account()
     market: Market
-    ages: dict[str, Annotated[float, Field(ge=0)]] = Field(
+    ages: dict[str, Annotated[Number, Field(ge=0)]] = Field(
         default_factory=dict,
         max_length=128,
         description="age of a candidate field at ts, by field name",

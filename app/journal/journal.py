@@ -158,14 +158,18 @@ class Journal:
 
     async def _look_after(self) -> None:
         """Reach the stream again when it was away, and drain, until cancelled."""
+        told = ""
         while True:
             await asyncio.sleep(self._retry_s)
             try:
                 if not self.reachable:
                     await self._meet()
+                    log.info("stream is back")
                 await self.drain()
+                told = ""
             except JournalUnavailable as error:
-                log.warning("spool waits", events=len(self._spool), error=str(error))
+                if told != (told := str(error)):  # Once for each reason, not for each attempt.
+                    log.warning("spool waits", events=len(self._spool), error=told)
             except Exception:
                 log.exception("draining failed, it is tried again", events=len(self._spool))
 

@@ -98,6 +98,12 @@ class PromptEncoder:
         `encode` does."""
         return self._bounded((*self._user_ids(prompt), *self._follow_ups[action.label]))
 
+    def spans(self, prompt: Prompt) -> list[tuple[int, int]]:
+        """First and past-the-end character, in the user's text, of every token that `encode` puts before the tail."""
+        encoding = self._plain.encode(prompt.user, add_special_tokens=False)
+        found = zip(encoding.ids, encoding.offsets, strict=True)
+        return [(int(start), int(end)) for number, (start, end) in found if number not in self.control_ids]
+
     def decode(self, ids: list[int]) -> str:
         """Text of generated ids, without control tokens."""
         return str(self._markup.decode(ids, skip_special_tokens=True))

@@ -138,8 +138,13 @@ class ShadowLog:
                 f"{NO_SCHEMA} (it is at {found or 'none'}, this release needs {tables.REVISION})"
             )
 
-    async def drop_months_before(self, moment: datetime) -> list[str]:
-        """Retention: drop the months of decisions that ended before the month of `moment`, such as `202611`."""
+    async def months_before(self, moment: datetime) -> dict[str, int]:
+        """Decisions by month, such as `202611`, over the months that ended before the month of `moment`."""
+        async with self._transaction() as connection:
+            return await partitions.months_before(connection, moment)
+
+    async def drop_months_before(self, moment: datetime) -> dict[str, int]:
+        """Retention: drop those months; what was dropped, as `months_before` tells it."""
         async with self._transaction() as connection:
             return await partitions.drop_months_before(connection, moment)
 

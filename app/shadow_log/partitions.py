@@ -39,17 +39,26 @@ async def make_month(connection: AsyncConnection, month: str) -> None:
             await _make_partition(connection, table, month)
 
 
-async def drop_months_before(connection: AsyncConnection, moment: datetime) -> list[str]:
-    """Retention: drop every month that ended before the month of `moment`, and note it in `dropped_months`."""
-    # Behind an analyst's long query this would hold up everybody else: give up and be called again.
-    await connection.execute(text(f"SET LOCAL lock_timeout = '{DROP_LOCK_TIMEOUT}'"))
-    await connection.execute(select(func.pg_advisory_xact_lock(PARTITION_LOCK)))
+async def months_before(connection: AsyncConnection, moment: datetime) -> dict[str, int]:
+    """Every month that ended before the month of `moment`, with its number of decisions, oldest first."""
+    await connection.execute(select(func.pg_advisory_xact_lock_shared(PARTITION_LOCK)))
     found = await connection.scalars(
         text("SELECT right(inhrelid::regclass::text, 6) FROM pg_inherits WHERE inhparent = 'decisions'::regclass")
     )
-    old = sorted(month for month in found if month < month_of(moment))
-    for month in old:
-        rows = await connection.scalar(text(f"SELECT count(*) FROM decisions_{month}"))
+    return {
+        month: await connection.scalar(text(f"SELECT count(*) FROM decisions_{month}")) or 0
+        for month in sorted(found)
+        if month < month_of(moment)
+    }
+
+
+async def drop_months_before(connection: AsyncConnection, moment: datetime) -> dict[str, int]:
+    """Retention: drop the months that `months_before` names, and note each in `dropped_months`."""
+    # Behind an analyst's long query this would hold up everybody else: give up and be called again.
+    await connection.execute(text(f"SET LOCAL lock_timeout = '{DROP_LOCK_TIMEOUT}'"))
+    await connection.execute(select(func.pg_advisory_xact_lock(PARTITION_LOCK)))
+    old = await months_before(connection, moment)
+    for month, rows in old.items():
         for table in tables.PARTITIONED:
             await connection.execute(text(f"DROP TABLE {table}_{month}"))
         await connection.execute(insert(tables.dropped_months).values(month=month, decisions=rows))

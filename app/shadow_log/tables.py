@@ -22,7 +22,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
-REVISION = "0003"
+REVISION = "0004"
 """The schema that this release works with; a test holds it against the newest migration."""
 
 metadata = MetaData(

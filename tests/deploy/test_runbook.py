@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from tests import builders as build
 from tests.deploy.monitoring import alerts
 from tests.deploy.prometheus_tool import ROOT
 from tests.service.journal_events import client, dead_letters
+from tests.service.processes import advisor
 from tests.service.running import drained, running, settings_for, until
 
 RUNBOOK = ROOT / "docs" / "runbook.md"
@@ -79,17 +79,21 @@ async def test_what_postgres_refused_is_put_back_and_second_answers_stay(
     assert stored == refused.record()
 
 
-async def test_the_program_that_drops_old_months_drops_them(database_url: str, tmp_path: Path) -> None:
+async def test_the_command_that_drops_old_months_shows_them_and_drops_them(database_url: str) -> None:
     log = ShadowLog.connect(database_url)
     for month in (11, 12):
         await log.append([build.decision_event(f"r-{month}", at=datetime(2025, month, 3, tzinfo=UTC))])
     await log.append([build.decision_event("r-1", at=datetime(2026, 1, 3, tzinfo=UTC))])
-    script = tmp_path / "drop.py"
-    script.write_text(code("Dropping old months", "python"))
-    environment = {**os.environ, "DATABASE_URL": database_url, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, script], env=environment, check=True, capture_output=True, text=True)
-    assert done.stdout == "['202511', '202512']\n"
-    assert (await log.counts())["decisions"] == 1
+    show, drop = code("Dropping old months", "").splitlines()
+    for line, says, left in ((show, "nothing is dropped", 3), (drop, "dropped 2 months", 1)):
+        name, *arguments = line.split()
+        assert name == "advisor"
+        done = advisor({**os.environ, "DATABASE_URL": database_url}, *arguments)
+        assert done.returncode == 0, done.stderr
+        first, second, summary = done.stderr.splitlines()
+        assert (first[:7], second[:7]) == ("2025-11", "2025-12")
+        assert summary.startswith(says)
+        assert (await log.counts())["decisions"] == left
     await log.aclose()
     assert (await verify_log(database_url)).findings == []
 

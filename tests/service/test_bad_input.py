@@ -117,6 +117,20 @@ FIELDS: list[tuple[str, Any, str]] = [
     ("candidate__rsi", "high", "candidate.rsi"),
     ("candidate__rsi", None, "candidate.rsi"),
     ("candidate__rsi", {"value": 50}, "candidate.rsi"),
+    *(("candidate__rsi", value, "candidate.rsi") for value in (True, "56", "56.2")),
+    *(("candidate__fear_greed", value, "candidate.fear_greed") for value in (True, "34", 34.5)),
+    *(("candidate__macro_news_safe", value, "candidate.macro_news_safe") for value in (1, "true", "yes")),
+    ("candidate__social", {"score": "0.5"}, "candidate.social.score"),
+    ("candidate__volume_profile", {"lvns": [40000, "41000"]}, "candidate.volume_profile.lvns[1]"),
+    ("plan__entry", "40000", "plan.entry"),
+    ("plan__targets", [41000, True], "plan.targets[1]"),
+    ("account__consecutive_losses", "0", "account.consecutive_losses"),
+    ("market__bar_seconds", True, "market.bar_seconds"),
+    ("ages", {"fear_greed": "60"}, "ages.fear_greed"),
+    ("deadline_ms", "500", "deadline_ms"),
+    ("rationale", 1, "rationale"),
+    ("agent_action", {"decision": "no"}, "agent_action.decision"),
+    ("agent_action", {"decision": True, "entry": "40010"}, "agent_action.entry"),
     ("candidate__news_severity", 1.5, "candidate.news_severity"),
     ("candidate__news_summary", "x" * 2001, "candidate.news_summary"),
     ("candidate__news_summary", ["x"], "candidate.news_summary"),
@@ -156,6 +170,16 @@ async def test_a_refusal_names_the_field_says_what_is_wrong_and_shows_what_came(
         assert error["message"] in problem["detail"]
         assert len(error["got"]) <= 120
     assert await drained(api.settings) == 0
+
+
+async def test_a_whole_number_may_come_as_either_kind_of_json_number(api: Running) -> None:
+    changes = {"candidate__rsi": 56, "candidate__fear_greed": 34.0, "plan__entry": 40_000, "account__equity": 10_000}
+    changes |= {"account__consecutive_losses": 0.0, "market__bar_seconds": 3600}
+    reply = (await api.advise(request("r-1", **changes, deadline_ms=20_000.0))).json()
+    assert reply["status"] == "advised"
+    stored = (await api.client.get(f"/decisions/{reply['decision_id']}")).json()["decision"]["scenario"]
+    assert (stored["candidate"]["rsi"], stored["candidate"]["fear_greed"]) == (56, 34)
+    assert isinstance(stored["candidate"]["fear_greed"], int)
 
 
 async def test_one_bad_candidate_of_a_list_refuses_the_list_and_says_which(api: Running) -> None:
@@ -313,7 +337,7 @@ async def test_nothing_that_comes_in_is_a_defect_and_what_is_answered_is_stored_
     settings = settings_for(database_url, valkey_url, tmp_path, clock=Clock.REQUEST)
     statuses: Counter[int] = Counter()
     async with running(settings) as api:
-        for number in range(1200):
+        for number in range(1500):
             reply = await api.advise(mutated(source, f"r-{number}"))
             statuses[reply.status_code] += 1
             assert reply.status_code in (200, 422), reply.text
@@ -336,7 +360,7 @@ async def test_no_report_is_a_defect_and_what_is_accepted_is_stored(api: Running
         "outcome": (Outcome, {"arm": "agent", "outcome": "sl"}),
     }
     accepted: dict[str, set[str]] = {"agent-action": set(), "outcome": set()}
-    for number in range(400):
+    for number in range(600):
         part, (shape, body) = source.choice(list(plain.items()))
         values = [source.choice(source.choice((NUMBERS, NUMBERS, TEXTS, OTHERS))) for _ in range(2)]
         fields = source.sample(sorted(shape.model_fields), 2)

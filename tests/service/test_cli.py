@@ -9,6 +9,7 @@ import socket
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 import psycopg
@@ -23,7 +24,7 @@ from tests.service.http_faults import faulty, garbage
 from tests.service.processes import advisor, environment
 from tests.service.running import ROOT, running, settings_for
 
-COMMANDS = ["up", "serve", "writer", "migrate", "verify", "replay", "state", "model", "model import"]
+COMMANDS = ["up", "serve", "writer", "migrate", "verify", "replay", "retention", "state", "model", "model import"]
 NOBODY_THERE = "postgresql://advisor:secret@127.0.0.1:1/advisor"
 
 
@@ -136,6 +137,57 @@ def test_replay_of_a_mutilated_record_is_one_line(variables: dict[str, str], dat
     assert "limits: Field required" in refusal(variables, "replay", known)
 
 
+async def test_retention_shows_what_would_go_and_drops_it_when_told_to(
+    variables: dict[str, str], database_url: str
+) -> None:
+    log = ShadowLog.connect(database_url)
+    for number, (year, month) in enumerate([(2023, 11), (2023, 12), (2023, 12), (2024, 1)]):
+        await log.append([build.decision_event(f"r-{number}", at=datetime(year, month, 3, tzinfo=UTC))])
+    command = ("retention", "--before", "2024-01")
+    months = ["2023-11            1 decisions", "2023-12            2 decisions"]
+    for words, after in (
+        ([], [*months, "nothing is dropped without --yes: 2 months, 3 decisions"]),
+        (["--yes"], [*months, "dropped 2 months, 3 decisions"]),
+        (["--yes"], ["no month before 2024-01 holds decisions"]),
+    ):
+        done = await asyncio.to_thread(advisor, variables, *command, *words)
+        assert (done.returncode, done.stderr.splitlines()) == (0, after)
+        assert (await log.counts())["decisions"] == (1 if words else 4)
+    await log.aclose()
+
+
+def test_retention_refuses_the_month_under_way_and_what_is_no_month(variables: dict[str, str]) -> None:
+    assert "is in the future" in refusal(variables, "retention", "--before", "9999-12", "--yes")
+    for arguments in ((), ("--before", "January"), ("--before", "2024-13")):
+        done = advisor(variables, "retention", *arguments)
+        assert (done.returncode, "Traceback" in done.stderr) == (2, False)
+        assert "--before" in done.stderr
+
+
+MANIFEST = build.manifest(
+    provenance={"illustrative_proposals": {"raw": {"A": 32}, "corrected": {"A": 20, "H": 12}, "label_mass_min": 0.4}}
+)
+
+
+def test_the_import_of_a_model_shows_its_proposals_before_and_after_calibration(
+    variables: dict[str, str], tmp_path: Path
+) -> None:
+    directory = tmp_path / "model"
+    directory.mkdir()
+    (directory / "manifest.json").write_text(MANIFEST.model_dump_json())
+    done = advisor(variables, "model", "import", str(directory))
+    assert done.returncode == 0, done.stderr
+    table = [line.split() for line in done.stderr.splitlines()]
+    assert ["label", "action", "before", "calibration", "after"] in table
+    assert ["A", "reject", "32", "20"] in table
+    assert ["H", "approve_r1.00_s1.0", "0", "12"] in table
+    assert ["J", "approve_r1.00_s2.5", "0", "0"] in table
+    assert done.stderr.splitlines()[-2:] == [
+        f"version {MANIFEST.model_version}, manifest {MANIFEST.hash()}",
+        f"ready: MODEL={directory}",
+    ]
+
+
 async def test_state_shows_and_changes_the_state_with_the_token(
     variables: dict[str, str], database_url: str, valkey_url: str, tmp_path: Path
 ) -> None:
@@ -177,6 +229,7 @@ def test_state_without_the_service_or_with_another_one_is_one_line(variables: di
 WITHOUT = {
     "migrate": "DATABASE_URL is not set",
     "verify": "DATABASE_URL is not set",
+    "retention --before 2024-01": "DATABASE_URL is not set",
     "serve": "DATABASE_URL and REDIS_URL must be set",
     "writer": "DATABASE_URL and REDIS_URL must be set",
 }
@@ -184,7 +237,7 @@ WITHOUT = {
 
 @pytest.mark.parametrize(("command", "says"), WITHOUT.items())
 def test_a_missing_url_is_named(command: str, says: str, tmp_path: Path) -> None:
-    assert refusal(environment(tmp_path), command).startswith(says)
+    assert refusal(environment(tmp_path), *command.split()).startswith(says)
 
 
 @pytest.mark.parametrize("command", ["migrate", "verify"])
@@ -202,7 +255,7 @@ def test_a_wrong_password_is_one_line(command: str, postgres: EmbeddedPostgres, 
 
 def test_an_unmigrated_database_is_one_line(empty_database_url: str, tmp_path: Path) -> None:
     variables = environment(tmp_path, database_url=empty_database_url)
-    for command in (["verify"], ["replay", str(decision_id("r-1"))]):
+    for command in (["verify"], ["replay", str(decision_id("r-1"))], ["retention", "--before", "2024-01"]):
         assert refusal(variables, *command).endswith("run `advisor migrate`")
 
 

@@ -37,6 +37,10 @@ async def filled(database_url: str) -> str:
             build.outcome_event("agent-only", build.outcome(r=-1.0)),
             build.decision_event("vetoed", label="H", control=True, at=at, candidate__spread_bps=40.0),
             build.outcome_event("vetoed", build.outcome(r=-0.8)),
+            build.decision_event("run-1/BTCUSDT/20261101T0900", label="A", control=True, at=at),
+            build.outcome_event(
+                "run-1/BTCUSDT/20261101T0900", build.outcome(r=2.0, exit_time=at, extra={"traded": True})
+            ),
             build.decision_event("silent", label=Abstention(AbstainReason.DEADLINE), control=True, at=at),
         ]
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import socket
 import stat
@@ -249,7 +248,20 @@ def test_under_root_a_private_folder_stays_private_and_the_data_are_found_again(
             with pytest.raises(EmbeddedServerError, match="in use"):
                 EmbeddedPostgres(home / "data").start()
     finally:
-        shutil.rmtree(server.directory)
+        server.remove()
+    assert not server.directory.exists()
+
+
+@BOTH
+def test_what_is_removed_leaves_nothing_and_can_be_made_anew(kind: type[EmbeddedServer], home: Path) -> None:
+    server = kind(home / "data")
+    server.start()
+    server.remove()
+    assert server.pid is None
+    assert list(home.iterdir()) == []
+    with kind(home / "data") as again:
+        write(again)
+        assert rows(again) == 1000
 
 
 @BOTH

@@ -35,7 +35,7 @@ def test_up_down_and_up_again_gives_the_same_schema(empty_database_url: str) -> 
     upgrade(empty_database_url)
     assert current(empty_database_url) == tables.REVISION
     full = relations(empty_database_url)
-    views = {"shadow_comparison", "disagreements", "agreement_daily", "veto_value"}
+    views = {"shadow_comparison", "disagreements", "agreement_daily", "veto_value", "paper_books"}
     assert full == {*tables.metadata.tables, *views, "alembic_version"}
     downgrade(empty_database_url, "base")
     assert current(empty_database_url) is None

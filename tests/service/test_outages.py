@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import socket
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
+from structlog.testing import capture_logs
 
 from app.domain.canonical import decision_id
-from app.embedded import EmbeddedPostgres, EmbeddedValkey
+from app.embedded import EmbeddedPostgres, EmbeddedValkey, postgres_processes
 from app.journal.segment import SUFFIX
 from app.shadow_log.log import ShadowLog
+from app.shadow_log.migrate import upgrade
 from tests.service.running import Running, drained, request, running, settings_for, until
 
 NO_POSTGRES = "postgresql://advisor:secret@127.0.0.1:1/advisor"
@@ -76,6 +84,118 @@ async def test_without_valkey_advice_is_spooled_and_trading_is_halted_until_the_
             await until(back)
             assert (await api.advise(request("r-3"))).json()["status"] == "advised"
             assert await drained(api.settings) == 2
+
+
+@contextmanager
+def silent_server() -> Iterator[int]:
+    """A port whose connections the kernel accepts, and nobody ever answers."""
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        yield int(holder.getsockname()[1])
+
+
+@contextmanager
+def frozen(postgres: EmbeddedPostgres) -> Iterator[None]:
+    """Every process of a server holds still: its connections stay open, and nothing is answered."""
+    assert postgres.pid is not None
+    pids = [pid for pid in postgres_processes(Path(os.readlink(f"/proc/{postgres.pid}/cwd"))) if pid != postgres.pid]
+    for pid in (postgres.pid, *pids):  # The postmaster first, so that no process is born in between.
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in (postgres.pid, *pids):
+            os.kill(pid, signal.SIGCONT)
+
+
+SILENT = "no answer within 1 s"
+
+
+async def test_a_postgres_that_accepts_and_says_nothing_does_not_hold_up_a_scrape_or_a_health_check(
+    valkey_url: str, tmp_path: Path
+) -> None:
+    with silent_server() as port:
+        url = f"postgresql://advisor:secret@127.0.0.1:{port}/advisor"
+        async with running(settings_for(url, valkey_url, tmp_path)) as api:
+            status, report = await ready(api)
+            assert (status, report["status"], report["valkey"]) == (200, "degraded", "up")
+            assert report["postgres"].startswith(SILENT), "rather than what the driver says after its own time-out"
+            assert (await api.client.get("/metrics")).status_code == 200
+            assert api.metric("advisor_dependency_up", dependency="postgres") == 0
+            assert api.metric("advisor_dependency_up", dependency="valkey") == 1
+
+
+async def test_a_postgres_that_freezes_is_asked_one_question_and_found_again_when_it_thaws(
+    postgres: EmbeddedPostgres, database_url: str, valkey_url: str, tmp_path: Path
+) -> None:
+    async with running(settings_for(database_url, valkey_url, tmp_path)) as api:
+        assert (await ready(api))[1]["postgres"] == "up"
+        with frozen(postgres):
+            for _ in range(3):
+                assert (await ready(api))[1]["postgres"].startswith(SILENT)
+            assert api.service.shadow_log.engine.pool.checkedout() == 1, "each question would keep a connection"
+            assert (await api.advise(request("r-1"))).json()["recorded"] == "stream"
+
+        async def found() -> bool:
+            return (await ready(api))[1]["postgres"] == "up"
+
+        await until(found)
+
+
+async def test_a_service_stops_while_postgres_is_frozen(
+    postgres: EmbeddedPostgres, database_url: str, valkey_url: str, tmp_path: Path
+) -> None:
+    async with running(settings_for(database_url, valkey_url, tmp_path)) as api:
+        assert (await ready(api))[1]["postgres"] == "up"
+        with frozen(postgres):
+            assert (await ready(api))[1]["postgres"].startswith(SILENT)
+            await api.service.aclose()
+
+
+async def test_while_valkey_is_away_a_scrape_still_says_whether_postgres_answers(
+    empty_database_url: str, tmp_path: Path
+) -> None:
+    with EmbeddedValkey(tmp_path / "valkey") as valkey:
+        async with running(settings_for(empty_database_url, valkey.url, tmp_path)) as api:
+            valkey.kill()
+            await api.client.get("/metrics")
+            assert api.metric("advisor_dependency_up", dependency="postgres") == 0, "it lacks the schema"
+            upgrade(empty_database_url)
+            await api.client.get("/metrics")
+            assert api.metric("advisor_dependency_up", dependency="postgres") == 1
+            assert api.metric("advisor_dependency_up", dependency="valkey") == 0
+
+
+async def test_an_outage_is_logged_when_it_begins_and_not_with_every_attempt(tmp_path: Path) -> None:
+    with EmbeddedValkey(tmp_path / "valkey") as valkey, capture_logs() as lines:
+        valkey.kill()
+        async with running(settings_for(NO_POSTGRES, valkey.url, tmp_path)) as api:
+            attempts = Counter[str]()
+            look, take = api.service.controls.start, api.service._requests.take
+
+            async def looked() -> None:
+                attempts["state"] += 1
+                await look()
+
+            async def taken() -> Any:
+                attempts["requests"] += 1
+                return await take()
+
+            api.service.controls.start = looked  # type: ignore[method-assign]
+            api.service._requests.take = taken  # type: ignore[method-assign]
+
+            async def tried_often() -> bool:
+                return min(attempts["state"], attempts["requests"]) >= 3
+
+            await until(tried_often)
+    said = Counter(line["event"] for line in lines if line["log_level"] in ("warning", "error"))
+    assert said == {
+        "stream is away, spooling to disk": 1,
+        "trading state unknown, HALTED until it is known or set": 1,
+        "accepted requests wait": 1,
+        "spool waits": 1,
+    }
 
 
 async def test_wrong_passwords_are_told_apart_from_absence(

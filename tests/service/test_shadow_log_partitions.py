@@ -71,7 +71,11 @@ async def test_retention_drops_whole_months_and_notes_it_while_keys_stay(log: Sh
     months = [datetime(2024, month, 15, tzinfo=UTC) for month in (1, 2, 3)]
     events = [build.decision_event(f"r-{when:%m}", at=when) for when in months]
     await log.append(events)
-    assert await log.drop_months_before(datetime(2024, 3, 20, tzinfo=UTC)) == ["202401", "202402"]
+    march, old = datetime(2024, 3, 20, tzinfo=UTC), {"202401": 1, "202402": 1}
+    assert await log.months_before(march) == old
+    assert len(partitions(database_url)) == 6, "asking drops nothing"
+    assert await log.drop_months_before(march) == old
+    assert await log.months_before(march) == {}
     assert partitions(database_url) == ["advices_202403", "decisions_202403"]
     noted = rows(database_url, "SELECT month, decisions FROM dropped_months ORDER BY month")
     assert [tuple(row.values()) for row in noted] == [("202401", 1), ("202402", 1)]

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 
 from app.domain.agent_action import Arm, OutcomeCode
 from tests.training.candles import HOUR, START, table
-from training.books import Book, Trade, follow, outcome
+from training.books import Book, Order, Trade, follow, follow_all, never_filled, outcome
 
 
 def trade(net: float, opened: int = START, hours: float = 1) -> Trade:
     return Trade("BTCUSDT", 0.01, 100.0, 97.0, opened, opened + int(hours * HOUR), net, net / 3, {})
+
+
+def order(as_of: int = START, quantity: float = 1.0, **changes: Any) -> Order:
+    """Long at 100, stop 97, targets 106, 108 and 110, ATR 2."""
+    return Order("BTCUSDT", as_of, 100.0, 97.0, (106.0, 108.0, 110.0), 2.0, quantity)._replace(**changes)
 
 
 def test_the_account_follows_what_has_ended_by_now() -> None:
@@ -52,7 +58,7 @@ def test_a_second_trade_at_a_time_is_refused() -> None:
 
 def test_an_order_is_followed_and_told_in_the_words_of_an_outcome() -> None:
     bars = table((100, 101, 99, 100), (99, 100, 96, 97), *[(97, 98, 96, 97)] * 6)
-    ended = follow(bars, START, 100.0, 97.0, (106.0, 108.0, 110.0), 2.0, quantity=5.0)
+    ended = follow(bars, order(quantity=5.0))
     assert ended.exited_at == START + 2 * HOUR
     # Bought at 100.05, sold at 96.9515, fees 0.001 x 197.0015: net -3.2955015 a unit.
     assert ended.net == pytest.approx(-16.4775075)
@@ -72,6 +78,44 @@ def test_a_rejection_is_an_outcome_of_zero_and_the_unresolved_is_none() -> None:
     rejected = outcome(None, Arm.ADVICE, "v1", traded=False)
     assert rejected is not None
     assert (rejected.outcome, rejected.r_multiple, rejected.net_pnl) == (OutcomeCode.NOT_TRADED, 0.0, 0.0)
-    open_still = follow(table((100, 101, 99, 100)), START, 100.0, 97.0, (106.0, 108.0, 110.0), 2.0, 1.0)
+    open_still = follow(table((100, 101, 99, 100)), order())
     assert open_still.exited_at is None
     assert outcome(open_still, Arm.AGENT, None, traded=True) is None
+
+
+def test_orders_followed_together_fare_as_each_alone() -> None:
+    bars = table(*[(100, 101, 99, 100)] * 3, *[(100, 107, 99.5, 104), (104, 104, 95, 96)] * 6)
+    orders = [order(START + n * HOUR, quantity=n + 1.0) for n in range(9)]
+    assert follow_all(bars, orders) == [follow(bars, each) for each in orders]
+
+
+def test_a_plan_with_one_target_trails_from_it_and_no_further() -> None:
+    """Target 1 at 103: the high of 106 passes it, not the targets that are not there; stop 106 - 1.5 x 2 = 103, and no
+    lower than 100 + 75 % of 6 = 104.5. The next bar falls through 104.5."""
+    bars = table((100, 106, 99, 105), (105, 105, 100, 101), *[(101, 101, 100, 101)] * 6)
+    told = outcome(follow(bars, order(targets=(103.0,))), Arm.AGENT, None, traded=True)
+    assert told is not None
+    assert (told.exit_reason, told.exit_price) == ("trail_1", 104.5)
+
+
+def test_an_order_without_an_entry_bar_is_never_filled_and_known_to_be_so_after_eight_hours() -> None:
+    bars = table(*[(100, 101, 99, 100)] * 10, skip=3)
+    unfilled = follow(bars, order())
+    assert unfilled.exited_at is None
+    assert not never_filled(bars, unfilled, START + 8 * HOUR - 1)
+    assert never_filled(bars, unfilled, START + 8 * HOUR)
+    assert not never_filled(bars.part(0, 3), unfilled, START + 20 * HOUR)
+    assert not never_filled(bars, follow(bars, order(START + 3 * HOUR)), START + 20 * HOUR)
+
+
+def test_a_book_learns_how_its_open_trade_ended_and_takes_back_one_that_was_never_filled() -> None:
+    book, still_open = Book(), trade(0.0)._replace(exited_at=None)
+    book.take(still_open)
+    book.learn(trade(5.0, START + HOUR))
+    assert book.trades == [still_open], "another trade's end is none of its business"
+    book.learn(trade(5.0))
+    book.settle(START + HOUR)
+    assert (book.flat, book.equity, book.trades) == (True, 10_005.0, [trade(5.0)])
+    book.take(still_open)
+    book.cancel(still_open)
+    assert (book.flat, book.trades) == (True, [trade(5.0)])

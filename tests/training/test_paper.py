@@ -21,8 +21,9 @@ from app.policy.scripted import ScriptedPolicy
 from app.settings import Clock
 from tests.service.running import Running, running, settings_for, until, writing
 from tests.training.candles import random_walk
-from training.books import Book
-from training.paper import Judged, Paper
+from training.books import Book, follow
+from training.feed import replayed
+from training.paper import BadRunName, Judged, Paper, _order
 from training.paper_tables import print_result
 from training.reference_agent import Agent, Opportunity, chart, opportunities
 
@@ -45,8 +46,8 @@ async def service(database_url: str, valkey_url: str, tmp_path: Path, repository
 
 async def replay(service: Running, agent: Agent, run: str, chosen: list[Opportunity]) -> tuple[Paper, list[Judged]]:
     client = AdvisorClient(service.url, deadline_s=20)
-    paper = Paper(agent, client, run, 20.0)
-    judged = await asyncio.to_thread(paper.replay, chosen, lambda _: None)
+    paper = Paper(client, run, 20.0)
+    judged = await asyncio.to_thread(paper.trade, replayed(agent, chosen))
     await asyncio.to_thread(client.close, 20)
     assert client.stats().dropped == {}
     return paper, judged
@@ -104,8 +105,8 @@ async def test_the_agent_trades_its_own_decision_whatever_the_advice(service: Ru
     """Shadow mode: the agent's book is the same with a service that approves all, and without any service."""
     chosen = opportunities(agent.charts)[:CANDIDATES]
     advised, _ = await replay(service, agent, "harmless", chosen)
-    absent = Paper(agent, AdvisorClient("http://127.0.0.1:9", deadline_s=0.01), "absent", 0.01)
-    alone = await asyncio.to_thread(absent.replay, chosen, lambda _: None)
+    absent = Paper(AdvisorClient("http://127.0.0.1:9", deadline_s=0.01), "absent", 0.01)
+    alone = await asyncio.to_thread(absent.trade, replayed(agent, chosen))
     absent._client.close(0)
     assert [one.advice for one in alone] == [None] * CANDIDATES
     assert absent.agent_book.trades == advised.agent_book.trades
@@ -134,8 +135,8 @@ async def test_the_tables_count_what_happened(service: Running, agent: Agent) ->
 def test_tables_of_a_replay_without_answers_have_no_numbers_made_up(agent: Agent) -> None:
     at = opportunities(agent.charts)[0]
     scenario = agent.scenario(at, Book().account(at.as_of))
-    trade = Book().trades
-    judged = Judged(scenario, AgentAction(decision=False), None, None, trade, None)  # type: ignore[arg-type]
+    trade = follow(agent.charts[at.chart].bars, _order(scenario))
+    judged = Judged(scenario, AgentAction(decision=False), None, None, trade, None)
     text = printed([judged], Book(), Book())
     assert "Cohen's kappa not defined" in " ".join(text.split())
     assert "nan" not in text.lower()
@@ -150,6 +151,7 @@ def test_tables_of_a_replay_without_answers_have_no_numbers_made_up(agent: Agent
         ),
         (["--candidates", "0"], "Invalid value for '--candidates'"),
         (["--from", "soon"], "Invalid value for '--from'"),
+        (["--live"], "no service at"),
     ],
 )
 def test_bad_input_is_one_clear_error(arguments: list[str], message: str) -> None:

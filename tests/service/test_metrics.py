@@ -1,0 +1,66 @@
+"""What a scrape finds before, and when, something is counted."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+
+from app.metrics import ANSWERS, MAX_SYMBOLS, Metrics
+from tests import builders as build
+
+
+def cells(metrics: Metrics, **labels: str) -> dict[tuple[str, str], float | None]:
+    """Comparisons by the answers of agent and advice."""
+    value = metrics.registry.get_sample_value
+    return {
+        (agent, advice): value("advisor_comparisons_total", labels | {"agent": agent, "advice": advice})
+        for agent, advice in product(ANSWERS, ANSWERS)
+    }
+
+
+def combinations(metrics: Metrics) -> list[dict[str, str]]:
+    """The labels under which comparisons are counted, without the answers."""
+    (family,) = (each for each in metrics.registry.collect() if each.name == "advisor_comparisons")
+    found = [
+        {name: value for name, value in sample.labels.items() if name not in ("agent", "advice")}
+        for sample in family.samples
+        if sample.name.endswith("_total")
+    ]
+    return [labels for number, labels in enumerate(found) if labels not in found[:number]]
+
+
+def test_a_decision_creates_the_four_cells_of_its_combination_at_zero_and_a_comparison_counts_in_one() -> None:
+    metrics = Metrics([build.MODEL])
+    assert combinations(metrics) == []
+    decision = build.decision("r-1")
+    metrics.record(decision)
+    (labels,) = combinations(metrics)
+    assert set(cells(metrics, **labels).values()) == {0.0}
+    metrics.compare(decision.scenario.candidate, build.MODEL, True, False)
+    assert cells(metrics, **labels) == {
+        ("approve", "approve"): 0.0,
+        ("approve", "reject"): 1.0,
+        ("reject", "approve"): 0.0,
+        ("reject", "reject"): 0.0,
+    }
+    metrics.record(build.decision("r-2"))
+    assert cells(metrics, **labels)["approve", "reject"] == 1.0, "a second decision does not begin anew"
+
+
+def test_a_comparison_whose_decision_another_process_recorded_creates_the_cells_too() -> None:
+    metrics = Metrics([build.MODEL])
+    metrics.compare(build.scenario().candidate, build.MODEL, False, False)
+    (labels,) = combinations(metrics)
+    assert cells(metrics, **labels)["reject", "reject"] == 1.0
+    assert sum(value or 0 for value in cells(metrics, **labels).values()) == 1.0
+
+
+@pytest.mark.parametrize("more", [0, 1, 5])
+def test_symbols_beyond_the_first_share_one_name(more: int) -> None:
+    metrics = Metrics([build.MODEL])
+    for number in range(MAX_SYMBOLS + more):
+        metrics.record(build.decision(f"r-{number}", candidate__symbol=f"C{number}USDT"))
+    names = {labels["symbol"] for labels in combinations(metrics)}
+    assert len(names) == MAX_SYMBOLS + min(more, 1)
+    assert ("other" in names) is (more > 0)

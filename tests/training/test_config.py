@@ -1,0 +1,71 @@
+"""Configuration is strict: every shipped file loads, every fault is named at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import training
+from training.config import ConfigError, ExpectedConfig, PpoConfig, RebuildConfig, read_config
+
+SHIPPED = sorted(Path(training.__path__[0], "configs").glob("*.toml"))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_a_shipped_configuration_loads(path: Path) -> None:
+    assert isinstance(read_config(path), RebuildConfig)
+
+
+def test_there_is_one_for_every_size() -> None:
+    assert {path.stem for path in SHIPPED} >= {"tiny", "cpu", "gpu"}
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "rebuild.toml"
+    path.write_text(text)
+    return path
+
+
+def test_the_algorithm_chooses_its_section(tmp_path: Path) -> None:
+    assert isinstance(read_config(written(tmp_path, "")).policy, ExpectedConfig)
+    policy = read_config(written(tmp_path, '[policy]\nalgorithm = "ppo"\nclip = 0.1\n')).policy
+    assert isinstance(policy, PpoConfig)
+    assert policy.clip == 0.1
+
+
+def test_all_faults_are_reported_together(tmp_path: Path) -> None:
+    text = "typo = 1\n[reward]\nwidth = 2\n[outcomes]\nfee = -1.0\n"
+    with pytest.raises(ConfigError) as refused:
+        read_config(written(tmp_path, text))
+    assert all(name in str(refused.value) for name in ("typo", "reward.width", "outcomes.fee"))
+
+
+def test_a_key_of_another_algorithm_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="clip"):
+        read_config(written(tmp_path, '[policy]\nalgorithm = "dpo"\nclip = 0.1\n'))
+
+
+def test_the_held_out_period_cannot_be_trained_on(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="held out"):
+        read_config(written(tmp_path, "[scenarios]\nuntil = 2023-01-02\n"))
+
+
+def test_no_file_no_toml_and_no_directory_are_one_line_each(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_config(tmp_path / "absent.toml")
+    with pytest.raises(ConfigError, match="is not TOML"):
+        read_config(written(tmp_path, "[market\n"))
+    with pytest.raises(ConfigError, match=r"market\.directory"):
+        read_config(written(tmp_path, '[market]\nsource = "directory"\n'))
+
+
+def test_an_override_wins_over_the_file(tmp_path: Path) -> None:
+    path = written(tmp_path, '[market]\nlength = "1h"\n[policy]\nalgorithm = "expected"\nepochs = 2\n')
+    config = read_config(path, ['market.source="directory"', 'market.directory="bars"', "policy.epochs=3"])
+    assert (config.market.directory, config.market.length, config.policy.epochs) == (Path("bars"), "1h", 3)
+
+
+def test_an_override_that_is_no_toml_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="sets nothing"):
+        read_config(written(tmp_path, ""), ["market.directory=bars"])

@@ -1,0 +1,360 @@
+"""The one base pass over every scenario's prompt: what training, the reward model and drift read of the base model.
+
+For every distinct prompt: label log-probabilities, the last token's final hidden state, mean hidden states by line of
+the prompt, and the keys and values of the user's tokens (float16). An activated adapter changes nothing before the
+prompt's tail, so with these a training step reads the tail alone.
+
+The cache is content-addressed: a shard holds prompts of one model, named by both, and is written whole or not at all.
+A killed stage loses one shard; a second run over the same prompts reads nothing but the cache. Only one batch is in
+memory at a time. The artefact holds the small arrays, aligned with the scenarios' rows, and finds keys and values in
+the cache; a cache that was cleared is refilled by building the stage again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from transformers.cache_utils import DynamicCache, DynamicLayer
+
+from app.domain.canonical import content_hash
+from app.domain.errors import AdvisorError, PolicyAbstained
+from app.domain.prompt import Prompt
+from app.policy.label_reader import LabelReader
+from app.policy.loader import file_hash, model_files
+from training.artifacts import Artifact
+from training.config import EncodeConfig
+
+LINES = 8
+"""Identity, scores, indicators, context, flow, book, news, and the tail after them."""
+FORMAT = 1
+"""Part of every shard's name: another layout is another cache."""
+_FIRST_WORDS = {"score": 1, "rsi": 2, "stop": 5, "news": 6} | dict.fromkeys(
+    ("flow", "book", "cvd", "taker", "volume", "spread", "social", "chain"), 4
+)
+_CONTEXT = 3
+_SMALL = ("label_log_probs", "hidden", "lines", "last")
+
+Progress = Callable[[int, int], None]
+
+
+class EncodeError(AdvisorError):
+    """A prompt cannot be encoded, the base model keeps its keys and values in another way, or the cache is damaged."""
+
+
+class KeysValues(NamedTuple):
+    """Keys and values of the users' tokens of some rows, padded on the right.
+
+    `states` is (layers, 2, rows, heads, width, head size) float32, keys first; `lengths` (rows,) int64.
+    """
+
+    states: torch.Tensor
+    lengths: torch.Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """What the base model says and knows of N scenarios, rows aligned with the scenario set.
+
+    label_log_probs : (N, 10) float32, over the whole vocabulary, nats.
+    hidden : (N, LINES, H) float16, last layer's states averaged by line; zero where the prompt has no such line.
+    lines : (N, LINES) bool, the lines that are there.
+    last : (N, H) float32, the state that the language-model head reads.
+    tokens, offsets : user tokens of row i are tokens[offsets[i]:offsets[i + 1]], int32.
+    """
+
+    label_log_probs: NDArray[np.float32]
+    hidden: NDArray[np.float16]
+    lines: NDArray[np.bool_]
+    last: NDArray[np.float32]
+    tokens: NDArray[np.int32]
+    offsets: NDArray[np.int64]
+    shards: tuple[Path, ...]
+    where: NDArray[np.int64]
+    _open: dict[int, Any] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def open(cls, artifact: Artifact) -> Self:
+        """Of a finished stage; large arrays stay on disk. Raises `EncodeError` when the cache was cleared."""
+        cache = Path(artifact.facts["cache"])
+        shards = tuple(cache / name for name in artifact.facts["shards"])
+        absent = [path.name for path in shards if not path.is_file()]
+        if absent:
+            raise EncodeError(f"{cache} lacks {absent[0]}: remove {artifact.path} and build the stage again")
+        names = (*_SMALL, "tokens", "offsets", "where")
+        arrays = {name: np.load(artifact / f"{name}.npy", mmap_mode="r") for name in names}
+        return cls(shards=shards, **arrays)
+
+    def __len__(self) -> int:
+        return len(self.where)
+
+    def ids(self, row: int) -> list[int]:
+        """Token ids of the user's text of a row, without head and tail."""
+        return [int(number) for number in self.tokens[self.offsets[row] : self.offsets[row + 1]]]
+
+    @cached_property
+    def lengths(self) -> NDArray[np.int64]:
+        """User tokens by row."""
+        return np.diff(np.asarray(self.offsets))
+
+    def keys_values(self, rows: Sequence[int] | NDArray[np.int64]) -> KeysValues:
+        """Of the users' tokens of `rows`, read from the cache. Raises `EncodeError` when a shard is damaged."""
+        lengths = self.lengths[np.asarray(rows)]
+        out: torch.Tensor | None = None
+        for position, row in enumerate(rows):
+            states = self._states(int(row))
+            if out is None:
+                layers, two, heads, _, size = states.shape
+                out = torch.zeros(layers, two, len(rows), heads, int(lengths.max()), size)
+            out[:, :, position, :, : states.shape[3]] = states
+        if out is None:
+            raise EncodeError("keys and values of no rows were asked for")
+        return KeysValues(out, torch.from_numpy(lengths))
+
+    def _states(self, row: int) -> torch.Tensor:
+        """(layers, 2, heads, tokens, head size) float16 of one row."""
+        number, position = (int(value) for value in self.where[row])
+        path = self.shards[number]
+        try:
+            if number not in self._open:
+                handle = safe_open(path, framework="pt")
+                self._open[number] = (handle, handle.get_tensor("starts").tolist(), handle.get_tensor("shape").tolist())
+            handle, starts, (layers, heads, size) = self._open[number]
+            flat = handle.get_slice("keys_values")[starts[position] : starts[position + 1]]
+        except (OSError, SafetensorError) as error:
+            raise EncodeError(f"{path} is damaged ({error}): remove it and build the encode stage again") from error
+        return flat.view(layers, 2, heads, -1, size)
+
+
+def build_encoded(
+    folder: Path,
+    prompts: Sequence[Prompt],
+    reader: LabelReader,
+    base: Path,
+    config: EncodeConfig,
+    cache: Path,
+    progress: Progress = lambda done, total: None,
+) -> dict[str, Any]:
+    """Fill `folder` with the arrays of `Encoded`, reading from `cache` what it holds and adding what it lacks.
+
+    Parameters
+    ----------
+    prompts : one per scenario, in row order.
+    reader, base : the base model, loaded, and its directory (its files' hashes name the cache).
+    progress : told distinct prompts done and in all.
+
+    Raises
+    ------
+    EncodeError : a prompt is too long for the model; the message names its row.
+    """
+    cache = (cache / content_hash([FORMAT, _model_hash(base)]).removeprefix("sha256:")[:16]).resolve()
+    cache.mkdir(parents=True, exist_ok=True)
+    rows: dict[str, int] = {}
+    for row, prompt in enumerate(prompts):
+        rows.setdefault(prompt.hash, row)
+    known = _known(cache)
+    missing = [(name, prompts[row]) for name, row in rows.items() if name not in known]
+    progress(len(rows) - len(missing), len(rows))
+    for begin in range(0, len(missing), config.shard):
+        part = missing[begin : begin + config.shard]
+        path = write_shard(cache, part, reader, config.batch)
+        known.update({name: (path.name, position) for position, (name, _) in enumerate(part)})
+        progress(len(rows) - len(missing) + begin + len(part), len(rows))
+    names = sorted({known[name][0] for name in rows})
+    _write_arrays(folder, cache, [known[prompt.hash] for prompt in prompts], names)
+    return {"cache": str(cache), "shards": names, "prompts": len(rows), "read": len(missing)}
+
+
+def write_shard(cache: Path, prompts: Sequence[tuple[str, Prompt]], reader: LabelReader, batch: int) -> Path:
+    """Encode prompts (hash, prompt), shortest together, and write them as one file under its final name."""
+    ids: list[list[int]] = []
+    for name, prompt in prompts:
+        try:
+            ids.append(list(reader.encoder.encode(prompt))[: -len(reader.encoder.tail)])
+        except PolicyAbstained as error:
+            raise EncodeError(f"the prompt {name} cannot be encoded: {error}") from error
+    masks = [_line_masks(reader, prompt) for _, prompt in prompts]
+    order = sorted(range(len(prompts)), key=lambda i: len(ids[i]))
+    found: dict[int, dict[str, torch.Tensor]] = {}
+    for begin in range(0, len(order), batch):
+        chosen = order[begin : begin + batch]
+        results = encode_batch(reader, [ids[i] for i in chosen], [masks[i] for i in chosen])
+        found.update(zip(chosen, results, strict=True))
+    each = [found[i] for i in range(len(prompts))]
+    tensors = {name: torch.stack([one[name] for one in each]) for name in _SMALL}
+    sizes = torch.tensor([0, *(one["keys_values"].numel() for one in each)])
+    layers, _, heads, _, size = each[0]["keys_values"].shape
+    tensors |= {
+        "keys_values": torch.cat([one["keys_values"].flatten() for one in each]),
+        "starts": sizes.cumsum(0),
+        "shape": torch.tensor([layers, heads, size]),
+        "tokens": torch.tensor([number for one in ids for number in one], dtype=torch.int32),
+        "offsets": torch.tensor([0, *(len(one) for one in ids)]).cumsum(0),
+    }
+    names = [name for name, _ in prompts]
+    path = cache / f"{content_hash(names).removeprefix('sha256:')[:24]}.safetensors"
+    _save(path, tensors, {"prompts": json.dumps(names)})
+    return path
+
+
+def encode_batch(
+    reader: LabelReader, ids: Sequence[Sequence[int]], masks: Sequence[torch.Tensor]
+) -> Iterator[dict[str, torch.Tensor]]:
+    """One base pass over head + user's tokens + tail; per row what a shard holds of it.
+
+    Rows are padded on the right, where causal attention never looks.
+    """
+    head, tail = reader.encoder.head, list(reader.encoder.tail)
+    ends = torch.tensor([len(one) + len(tail) - 1 for one in ids])
+    width = int(ends.max()) + 1
+    full = torch.tensor([[*one, *tail, *[tail[-1]] * (width - len(one) - len(tail))] for one in ids])
+    device = next(reader.model.parameters()).device
+    cache = expanded(head_states(reader), len(ids))
+    with torch.inference_mode():
+        output = reader.model(
+            input_ids=full.to(device),
+            past_key_values=cache,
+            use_cache=True,
+            output_hidden_states=True,
+            logits_to_keep=ends.to(device),
+        )
+    states = output.hidden_states[-1].float().cpu()
+    labels = torch.tensor(reader.encoder.label_ids)
+    for i, (one, mask) in enumerate(zip(ids, masks, strict=True)):
+        # logits_to_keep keeps every row's end for every row: the i-th end is this row's.
+        logits = output.logits[i, i].float().cpu()
+        own = states[i, : len(one) + len(tail)]
+        weight = mask / mask.sum(1, keepdim=True).clamp(min=1)
+        layers = [
+            torch.stack(
+                [layer.keys[i, :, len(head) : len(head) + len(one)], layer.values[i, :, len(head) :][:, : len(one)]]
+            )
+            for layer in cache.layers
+        ]
+        yield {
+            "label_log_probs": torch.log_softmax(logits, -1)[labels],
+            "hidden": (weight @ own).half(),
+            "lines": mask.any(1),
+            "last": own[-1].clone(),
+            "keys_values": torch.stack(layers).half().cpu(),
+        }
+
+
+def head_states(reader: LabelReader) -> torch.Tensor:
+    """Keys and values of the fixed head, (layers, 2, heads, head tokens, head size) float32.
+
+    Raises
+    ------
+    EncodeError : the model's layers do not all keep plain, equal keys and values of every token.
+    """
+    device = next(reader.model.parameters()).device
+    cache = DynamicCache(config=reader.model.config)
+    with torch.inference_mode():
+        reader.model(
+            input_ids=torch.tensor([reader.encoder.head], device=device),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+    kinds = {(type(layer), getattr(layer, "keys", torch.empty(0)).shape) for layer in cache.layers}
+    if len(kinds) != 1 or next(iter(kinds))[0] is not DynamicLayer:
+        raise EncodeError(
+            f"{type(reader.model).__name__} does not keep all keys and values alike in every layer "
+            f"(sliding windows, for example): choose another base model"
+        )
+    return torch.stack([torch.stack([layer.keys[0], layer.values[0]]) for layer in cache.layers]).clone()
+
+
+def expanded(head: torch.Tensor, rows: int) -> DynamicCache:
+    """A cache that holds the head for `rows` prompts: views, which a growing layer never writes into."""
+    return cache_of(head.unsqueeze(2).expand(-1, -1, rows, -1, -1, -1))
+
+
+def cache_of(states: torch.Tensor) -> DynamicCache:
+    """A cache of (layers, 2, rows, heads, tokens, head size)."""
+    cache = DynamicCache()
+    for keys, values in states:
+        layer = DynamicLayer()
+        layer.lazy_initialization(keys, values)
+        layer.keys, layer.values = keys, values  # taken as they are: `update` would copy them
+        cache.layers.append(layer)
+    return cache
+
+
+def _line_masks(reader: LabelReader, prompt: Prompt) -> torch.Tensor:
+    """(LINES, user tokens + tail) float: 1 where a token belongs to a line; a token on a border, to where it ends."""
+    kinds: list[int] = []
+    for number, line in enumerate(prompt.user.split("\n")):
+        word = line.split(" ", 1)[0]
+        kinds += [0 if number == 0 else _FIRST_WORDS.get(word, _CONTEXT)] * (len(line) + 1)
+    columns = [kinds[max(end - 1, 0)] for _, end in reader.encoder.spans(prompt)]
+    columns += [LINES - 1] * len(reader.encoder.tail)
+    return torch.nn.functional.one_hot(torch.tensor(columns), LINES).T.float()
+
+
+def _model_hash(base: Path) -> str:
+    return content_hash({name: file_hash(base / name) for name in sorted(model_files(base))})
+
+
+def _known(cache: Path) -> dict[str, tuple[str, int]]:
+    """Prompt hash to shard and position in it. A shard that cannot be read is removed: it is built again."""
+    known: dict[str, tuple[str, int]] = {}
+    for path in sorted(cache.glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="pt") as handle:
+                names = json.loads(handle.metadata()["prompts"])
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+            path.unlink()
+            continue
+        for position, name in enumerate(names):
+            known.setdefault(name, (path.name, position))
+    return known
+
+
+def _write_arrays(folder: Path, cache: Path, places: Sequence[tuple[str, int]], names: Sequence[str]) -> None:
+    """The artefact's arrays: rows gathered from the shards, one shard in memory at a time."""
+    rows_of: dict[str, list[tuple[int, int]]] = {}
+    for row, (name, position) in enumerate(places):
+        rows_of.setdefault(name, []).append((row, position))
+    arrays: dict[str, NDArray[Any]] = {}
+    ids: list[NDArray[np.int32]] = [np.empty(0, np.int32)] * len(places)
+    for name in names:
+        rows, positions = (np.array(column) for column in zip(*rows_of[name], strict=True))
+        with safe_open(cache / name, framework="np") as handle:
+            small: Mapping[str, NDArray[Any]] = {each: handle.get_tensor(each) for each in _SMALL}
+            tokens, offsets = handle.get_tensor("tokens"), handle.get_tensor("offsets")
+        for each, values in small.items():
+            if each not in arrays:
+                shape = (len(places), *values.shape[1:])
+                arrays[each] = np.lib.format.open_memmap(folder / f"{each}.npy", "w+", values.dtype, shape)
+            arrays[each][rows] = values[positions]
+        for row, position in zip(rows, positions, strict=True):
+            ids[row] = tokens[offsets[position] : offsets[position + 1]]
+    for values in arrays.values():
+        values.flush()  # type: ignore[attr-defined]
+    numbers = {name: number for number, name in enumerate(names)}
+    np.save(folder / "tokens.npy", np.concatenate(ids) if ids else np.empty(0, np.int32))
+    np.save(folder / "offsets.npy", np.cumsum([0, *(len(one) for one in ids)]))
+    np.save(folder / "where.npy", np.array([(numbers[name], position) for name, position in places], np.int64))
+
+
+def _save(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
+    handle, draft = tempfile.mkstemp(prefix=".shard-", dir=path.parent)
+    os.close(handle)
+    try:
+        save_file({name: value.contiguous() for name, value in tensors.items()}, draft, metadata)
+        os.replace(draft, path)
+    except BaseException:
+        Path(draft).unlink(missing_ok=True)
+        raise

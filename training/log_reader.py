@@ -1,0 +1,215 @@
+"""What paper trading, the resolver and drift read from the shadow log: published tables and views, read-only.
+
+Any role that was granted `advisor_analyst` may read; the session refuses to write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any, LiteralString, NamedTuple
+
+import psycopg
+from psycopg.rows import dict_row
+from sqlalchemy import make_url
+from sqlalchemy.exc import ArgumentError
+
+from app.domain.agent_action import Arm, Outcome
+from app.domain.errors import ShadowLogUnavailable
+from app.domain.scenario import Scenario
+from training.paper import Recalled
+
+CHUNK = 500
+Connection = psycopg.Connection[dict[str, Any]]
+
+
+@contextmanager
+def reading(url: str) -> Iterator[Connection]:
+    """A read-only session at a SQLAlchemy or libpq URL.
+
+    Raises
+    ------
+    ShadowLogUnavailable : Postgres does not answer, is not migrated, or the role may not read.
+    """
+    try:
+        plain = make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
+    except (ArgumentError, ValueError) as error:
+        raise ShadowLogUnavailable(
+            "DATABASE_URL cannot be read; write postgresql://user:password@host:5432/database"
+        ) from error
+    try:
+        with psycopg.connect(
+            plain, connect_timeout=5, application_name="advisor-train", row_factory=dict_row
+        ) as connection:
+            connection.read_only = True
+            yield connection
+    except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn) as error:
+        raise ShadowLogUnavailable("the database lacks the schema of this release: run `advisor migrate`") from error
+    except psycopg.Error as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise ShadowLogUnavailable(f"Postgres: {lines[0]}; check DATABASE_URL and the server") from error
+
+
+_RUN: LiteralString = """
+SELECT d.decision_id, d.scenario, a.approve, a.quantity, a.stop, a.model_version,
+       coalesce((SELECT c.decision FROM agent_actions c WHERE c.decision_id = d.decision_id
+                 ORDER BY c.recorded_at DESC, c.event_key DESC LIMIT 1), false) AS agent_trades,
+       (SELECT o.record FROM outcomes o WHERE o.decision_id = d.decision_id AND o.arm = 'agent'
+        ORDER BY o.recorded_at DESC, o.event_key DESC LIMIT 1) AS agent_ended,
+       (SELECT o.record FROM outcomes o WHERE o.decision_id = d.decision_id AND o.arm = 'advice'
+          AND o.model_version = a.model_version
+        ORDER BY o.recorded_at DESC, o.event_key DESC LIMIT 1) AS advice_ended
+FROM decisions d
+JOIN advices a ON a.decision_id = d.decision_id AND a.as_of = d.as_of AND a.ordinal = 0
+WHERE starts_with(d.request_id, %(prefix)s)
+ORDER BY d.as_of, d.received_at, d.request_id
+"""
+
+
+def decisions_of_run(connection: Connection, run: str) -> list[Recalled]:
+    """What the log has of a paper run, oldest first; those of one moment in the order in which they were judged."""
+    rows = connection.execute(_RUN, {"prefix": f"{run}/"})
+    return [_recalled(row) for row in rows]
+
+
+def _recalled(row: dict[str, Any]) -> Recalled:
+    ended = {Arm.AGENT: row["agent_ended"], Arm.ADVICE: row["advice_ended"]}
+    return Recalled(
+        str(row["decision_id"]),
+        Scenario.from_json(row["scenario"]),
+        row["agent_trades"],
+        row["approve"],
+        row["quantity"] or 0.0,
+        row["stop"],
+        row["model_version"],
+        {arm: Outcome.from_json(record) for arm, record in ended.items() if record is not None},
+    )
+
+
+class Unresolved(NamedTuple):
+    """An arm of a decision without an outcome."""
+
+    decision_id: str
+    as_of: datetime
+    arm: Arm
+    model_version: str | None
+    approve: bool
+    """What this arm answered; the agent's plan is followed in any case."""
+    scenario: Scenario
+    quantity: float | None
+    stop: float | None
+    """The advised order; None for the agent's arm, whose plan is in the scenario."""
+
+
+_UNRESOLVED: LiteralString = """
+SELECT d.decision_id, d.as_of, 'agent' AS arm, NULL AS model_version, c.decision AS approve,
+       d.scenario, NULL::float8 AS quantity, NULL::float8 AS stop
+FROM decisions d
+JOIN LATERAL (
+    SELECT x.decision FROM agent_actions x WHERE x.decision_id = d.decision_id
+    ORDER BY x.recorded_at DESC, x.event_key DESC LIMIT 1
+) c ON true
+WHERE NOT EXISTS (SELECT FROM outcomes o WHERE o.decision_id = d.decision_id AND o.arm = 'agent')
+  AND starts_with(d.request_id, %(prefix)s)
+UNION ALL
+SELECT d.decision_id, d.as_of, 'advice', a.model_version, a.approve, d.scenario, a.quantity, a.stop
+FROM decisions d
+JOIN advices a ON a.decision_id = d.decision_id AND a.as_of = d.as_of
+WHERE a.approve IS NOT NULL AND starts_with(d.request_id, %(prefix)s)
+  AND NOT EXISTS (SELECT FROM outcomes o WHERE o.decision_id = d.decision_id
+                  AND (o.exogenous_skip OR (o.arm = 'advice' AND o.model_version = a.model_version)))
+"""
+_UNRESOLVED_IN_ORDER: LiteralString = _UNRESOLVED + "ORDER BY as_of, decision_id, arm, model_version"
+_UNRESOLVED_SYMBOLS: LiteralString = (
+    "SELECT scenario #>> '{candidate,symbol}' AS symbol, min(as_of) AS first FROM ("
+    + _UNRESOLVED
+    + ") waiting GROUP BY 1 ORDER BY 1"
+)
+
+
+def without_outcome(connection: Connection, prefix: str = "") -> Iterator[Sequence[Unresolved]]:
+    """Arms without an outcome, oldest first, in chunks: the log may be larger than memory.
+
+    The agent's arm needs a control on record; one that was skipped for an outage is no verdict, and neither arm of it
+    is listed. `prefix` restricts it to request ids that begin so.
+    """
+    with connection.cursor(name="without_outcome") as cursor:
+        cursor.itersize = CHUNK
+        cursor.execute(_UNRESOLVED_IN_ORDER, {"prefix": prefix})
+        while rows := cursor.fetchmany(CHUNK):
+            yield [_unresolved(row) for row in rows]
+
+
+def symbols_without_outcome(connection: Connection, prefix: str = "") -> dict[str, datetime]:
+    """Symbols of the arms without an outcome, with the time of their first decision."""
+    rows = connection.execute(_UNRESOLVED_SYMBOLS, {"prefix": prefix})
+    return {row["symbol"]: row["first"] for row in rows}
+
+
+def _unresolved(row: dict[str, Any]) -> Unresolved:
+    fields = row | {
+        "decision_id": str(row["decision_id"]),
+        "arm": Arm(row["arm"]),
+        "scenario": Scenario.from_json(row["scenario"]),
+    }
+    return Unresolved(**fields)
+
+
+_JUDGED: LiteralString = """
+SELECT s.as_of, s.model_version, s.approve_probability, s.label_mass, s.status, s.agent_approve, s.advice_approve,
+       s.agree, s.advice_r, s.agent_r, d.scenario
+FROM shadow_comparison s
+JOIN decisions d ON d.decision_id = s.decision_id AND d.as_of = s.as_of
+WHERE s.model_version = %(version)s AND s.as_of > %(begin)s AND s.as_of <= %(end)s
+ORDER BY s.as_of, s.decision_id
+"""
+
+
+def judged_between(
+    connection: Connection, version: str, begin: datetime, end: datetime
+) -> Iterator[Sequence[dict[str, Any]]]:
+    """Rows of `shadow_comparison` of one version with scenarios, as_of in (begin, end], oldest first, in chunks."""
+    with connection.cursor(name="judged") as cursor:
+        cursor.itersize = CHUNK
+        cursor.execute(_JUDGED, {"version": version, "begin": begin, "end": end})
+        while rows := cursor.fetchmany(CHUNK):
+            yield rows
+
+
+class Served(NamedTuple):
+    """A model version in the log."""
+
+    model_version: str
+    first: datetime
+    last: datetime
+    """Decision times of its first and last advice."""
+    decisions: int
+    created_at: datetime | None
+    """By its manifest; None when it was never registered."""
+
+
+_SERVED: LiteralString = """
+SELECT a.model_version, min(a.as_of) AS first, max(a.as_of) AS last, count(*) AS decisions,
+       max((m.manifest ->> 'created_at')::timestamptz) AS created_at
+FROM advices a
+LEFT JOIN model_versions m ON m.model_version = a.model_version
+WHERE %(version)s::text IS NULL OR a.model_version = %(version)s
+GROUP BY a.model_version
+ORDER BY max(a.as_of) DESC, min(a.ordinal), a.model_version
+LIMIT 1
+"""
+
+
+def served(connection: Connection, version: str | None) -> Served:
+    """A version, or the one that decided last.
+
+    Raises
+    ------
+    ShadowLogUnavailable : the log has no advice (of that version).
+    """
+    row = connection.execute(_SERVED, {"version": version}).fetchone()
+    if row is None:
+        of_whom = f" of version {version}" if version else ""
+        raise ShadowLogUnavailable(f"the shadow log has no advice{of_whom}: let the agent ask the service first")
+    return Served(**row)

@@ -1,0 +1,172 @@
+"""A report: one self-contained HTML file and its JSON twin. Tables sort, plots are vector graphics, it prints well.
+
+The report holds what it is given and computes nothing. A cell is a number with its interval and sample size, a word, or
+the reason why there is no number.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jinja2
+import matplotlib
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from app.domain.errors import AdvisorError
+
+TEMPLATE = Path(__file__).with_name("report.html.j2")
+
+
+class ReportError(AdvisorError):
+    """A report cannot be written as asked."""
+
+
+class Cell(NamedTuple):
+    """A value in a table: a number with its interval and sample size, or a word, or the reason why there is none."""
+
+    value: float | int | str | None
+    low: float | None = None
+    high: float | None = None
+    n: int | None = None
+    digits: int = 3
+    reason: str = ""
+    """Why `value` is None."""
+
+    @property
+    def text(self) -> str:
+        """As people read it: `-0.120 [-0.180, -0.060]`."""
+        if self.value is None:
+            return f"none: {self.reason}"
+        if isinstance(self.value, str):
+            return self.value
+        shown = number(self.value, self.digits)
+        if self.low is None or self.high is None:
+            return shown
+        return f"{shown} [{number(self.low, self.digits)}, {number(self.high, self.digits)}]"
+
+    @property
+    def order(self) -> float | str:
+        """What the column is sorted by; nothing comes last."""
+        return -math.inf if self.value is None else self.value
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of cells under named columns. `note` says units and how to read it."""
+
+    caption: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A figure as SVG, with words for those who cannot see it."""
+
+    caption: str
+    svg: str
+
+
+@dataclass
+class Section:
+    """A titled part: paragraphs, then tables and plots in the order in which they were added."""
+
+    title: str
+    paragraphs: list[str] = field(default_factory=list)
+    parts: list[Table | Plot] = field(default_factory=list)
+
+    def say(self, text: str) -> None:
+        """Add a paragraph."""
+        self.paragraphs.append(text)
+
+    def table(self, caption: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]], note: str = "") -> None:
+        """Add a table. Raises `ReportError` when a row does not fit, or a number is not finite."""
+        for row in rows:
+            if len(row) != len(columns):
+                raise ReportError(f"table {caption!r}: a row has {len(row)} cells, there are {len(columns)} columns")
+            for name, cell in zip(columns, row, strict=True):
+                numbers = [x for x in (cell.value, cell.low, cell.high) if isinstance(x, float)]
+                if not all(map(math.isfinite, numbers)):
+                    raise ReportError(f"table {caption!r}, column {name!r}: {cell.value} is not a finite number")
+                if cell.value is None and not cell.reason:
+                    raise ReportError(f"table {caption!r}, column {name!r}: an empty cell without a reason")
+        self.parts.append(Table(caption, tuple(columns), tuple(tuple(row) for row in rows), note))
+
+    def plot(self, caption: str, figure: Figure) -> None:
+        """Add a figure. The same figure gives the same bytes."""
+        stream = io.StringIO()
+        with matplotlib.rc_context({"svg.hashsalt": caption, "svg.fonttype": "none"}):
+            figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None}, bbox_inches="tight")
+        svg = stream.getvalue()
+        self.parts.append(Plot(caption, svg[svg.index("<svg") :]))
+
+
+@dataclass
+class Report:
+    """Title, a headline that answers the question, and sections."""
+
+    title: str
+    headline: str
+    made_at: datetime
+    facts: dict[str, str]
+    """What it is about: model version, period, data."""
+    sections: list[Section] = field(default_factory=list)
+
+    def section(self, title: str) -> Section:
+        """Begin a part."""
+        self.sections.append(Section(title))
+        return self.sections[-1]
+
+    def html(self) -> str:
+        """The page. Every text is escaped; nothing is loaded from elsewhere."""
+        environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+        template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+        return template.render(report=self, is_plot=lambda part: isinstance(part, Plot), safe=Markup)
+
+    def as_json(self) -> dict[str, Any]:
+        """The same numbers for programs; plots by caption only."""
+        return {
+            "title": self.title,
+            "headline": self.headline,
+            "made_at": self.made_at.isoformat(),
+            "facts": self.facts,
+            "sections": [
+                {
+                    "title": section.title,
+                    "text": section.paragraphs,
+                    "tables": [_table_json(part) for part in section.parts if isinstance(part, Table)],
+                    "plots": [part.caption for part in section.parts if isinstance(part, Plot)],
+                }
+                for section in self.sections
+            ],
+        }
+
+    def write(self, folder: Path) -> tuple[Path, Path]:
+        """`report.html` and `report.json` in a folder."""
+        html, twin = folder / "report.html", folder / "report.json"
+        html.write_text(self.html(), encoding="utf-8")
+        twin.write_text(json.dumps(self.as_json(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        return html, twin
+
+
+def number(value: float | int, digits: int) -> str:
+    """A number as people read it; integers as they are, with thin thousands."""
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.{digits}f}"
+
+
+def _table_json(table: Table) -> dict[str, Any]:
+    def plain(cell: Cell) -> Any:
+        known = {"value": cell.value, "low": cell.low, "high": cell.high, "n": cell.n, "reason": cell.reason or None}
+        return {key: value for key, value in known.items() if value is not None or key == "value"}
+
+    rows = [{name: plain(cell) for name, cell in zip(table.columns, row, strict=True)} for row in table.rows]
+    return {"caption": table.caption, "note": table.note, "rows": rows}

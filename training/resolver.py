@@ -1,0 +1,104 @@
+"""Outcomes for decisions that lack one: joins bars to the log, reports through the HTTP client, source `simulated`.
+
+For every arm: the agent's plan (also when it was rejected: a veto's value is what the refused order would have done)
+and each version's advised order; a rejection by the advice earns 0. The exits are the reference agent's
+(training/outcomes.py). Safe to run again at any time: what has an outcome is not asked for, and a report that is sent
+twice counts once. An agent that reports its own outcome later overrules the simulated one: the newest report counts.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from enum import StrEnum
+
+from app.client import AdvisorClient
+from app.domain.agent_action import Arm
+from training.books import Order, Trade, follow_all, never_filled, outcome
+from training.log_reader import Unresolved
+from training.market import Bars
+
+MOST_QUEUED = 500
+"""Half of the client's queue: the rest stays free, so nothing is dropped."""
+
+
+class Fate(StrEnum):
+    """What became of an arm that lacked an outcome."""
+
+    REPORTED = "reported"
+    REJECTED = "rejected"
+    """Reported too: an advice that rejected earns 0."""
+    OPEN = "open"
+    """The bars end before it did: ask again later."""
+    UNFILLED = "unfilled"
+    """The entry bar is missing: an outage of the exchange."""
+    NO_BARS = "no_bars"
+    """The source has no bars of this symbol, or none that early."""
+    NOT_SIMULATED = "not_simulated"
+    """Its stop does not lie below its entry: nothing that the exits are defined for."""
+
+
+def resolve(
+    chunks: Iterable[Sequence[Unresolved]],
+    bars: Mapping[str, Bars],
+    client: AdvisorClient,
+    wait: Callable[[float], None],
+) -> Counter[Fate]:
+    """Report every outcome that the bars tell; how many arms met which fate.
+
+    Parameters
+    ----------
+    chunks : arms without an outcome, from `log_reader.without_outcome`.
+    bars : by symbol; the finest there are.
+    wait : pauses for so many seconds while the client's queue is long.
+    """
+    fates: Counter[Fate] = Counter()
+    for chunk in chunks:
+        by_symbol: dict[str, list[tuple[Unresolved, Order]]] = defaultdict(list)
+        for one in chunk:
+            order = _order(one)
+            if one.arm is Arm.ADVICE and not one.approve:
+                _report(client, one, None, wait)
+                fates[Fate.REJECTED] += 1
+            elif order is None:
+                fates[Fate.NOT_SIMULATED] += 1
+            elif order.symbol not in bars or order.as_of < int(bars[order.symbol].closed_at[0]):
+                fates[Fate.NO_BARS] += 1
+            else:
+                by_symbol[order.symbol].append((one, order))
+        for symbol, known in by_symbol.items():
+            fates += _follow(known, bars[symbol], client, wait)
+    return fates
+
+
+def _follow(
+    known: Sequence[tuple[Unresolved, Order]], bars: Bars, client: AdvisorClient, wait: Callable[[float], None]
+) -> Counter[Fate]:
+    fates: Counter[Fate] = Counter()
+    last = int(bars.closed_at[-1])
+    for (one, _), trade in zip(known, follow_all(bars, [order for _, order in known]), strict=True):
+        if trade.exited_at is not None:
+            _report(client, one, trade, wait)
+            fates[Fate.REPORTED] += 1
+        else:
+            fates[Fate.UNFILLED if never_filled(bars, trade, last) else Fate.OPEN] += 1
+    return fates
+
+
+def _order(one: Unresolved) -> Order | None:
+    """The order of an arm; None when its stop is not below its entry, or the quantity is not positive."""
+    plan, candidate = one.scenario.plan, one.scenario.candidate
+    stop, quantity = (plan.stop, plan.quantity) if one.arm is Arm.AGENT else (one.stop, one.quantity)
+    if stop is None or not quantity or stop >= plan.entry or candidate.direction != "long":
+        return None
+    return Order(candidate.symbol, int(one.as_of.timestamp()), plan.entry, stop, plan.targets, candidate.atr, quantity)
+
+
+def _report(client: AdvisorClient, one: Unresolved, trade: Trade | None, wait: Callable[[float], None]) -> None:
+    """Queue a report, when there is room. Only the agent is known to have traded: it said so."""
+    while client.stats().queued >= MOST_QUEUED:
+        wait(0.05)
+    traded = one.arm is Arm.AGENT and one.approve
+    ended = outcome(trade, one.arm, one.model_version, traded=traded)
+    if ended is not None:
+        client.report_outcome(one.decision_id, ended.as_json())
