@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -60,12 +62,17 @@ class Answer(NamedTuple):
     rationale: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Models:
     """The versions being served: the primary's advice is the reply, the others are recorded beside it."""
 
     primary: Policy
     shadows: tuple[Policy, ...] = ()
+
+    @property
+    def policies(self) -> tuple[Policy, ...]:
+        """Every policy, the primary first."""
+        return (self.primary, *self.shadows)
 
     def with_roles(self) -> tuple[tuple[Policy, Role], ...]:
         """Every policy with its role, the primary first."""
@@ -92,6 +99,8 @@ class Advisor:
         judge_at: Callable[[Scenario], datetime],
     ) -> None:
         self.models = models
+        """Versions that the next request gets; replaced as a whole, also while requests are under way."""
+        self._in_use: Counter[Models] = Counter()
         self._records = records
         self._controls = controls
         self._metrics = metrics
@@ -107,20 +116,40 @@ class Advisor:
         """
         if self._records.recent_claim(decision_id(incoming.request_id)) is not None:
             return await self._stored(incoming)
+        with self._using_models() as models:
+            return await self._decide(incoming, models)
+
+    def uses(self, policy: Policy) -> bool:
+        """Whether the next request would ask this policy, or one under way still may."""
+        return any(policy in models.policies for models in (self.models, *self._in_use))
+
+    async def _decide(self, incoming: Incoming, models: Models) -> Answer:
         seconds: dict[str, float] = {}
         with self._metrics.timed(Stage.PREPARE, seconds):
             prompt = prepare(incoming.scenario)
         with self._metrics.timed(Stage.POLICY, seconds):
-            readings = await self._read(prompt, incoming.deadline - JOURNAL_RESERVE_S)
+            readings = await _read(models, prompt, incoming.deadline - JOURNAL_RESERVE_S)
         with self._metrics.timed(Stage.CONCLUDE, seconds):
-            decision = self._conclude(incoming, prompt, readings, seconds)
+            decision = self._conclude(incoming, models, prompt, readings, seconds)
         with self._metrics.timed(Stage.JOURNAL, {}):
             receipt = await self._records.append(Event.of_decision(decision))
         if receipt.repeated:
             return await self._stored(incoming)
         self._metrics.record(decision)
         self._records.remember(decision)
-        return Answer(decision, receipt.target, False, await self._explain(incoming, decision))
+        return Answer(decision, receipt.target, False, await self._explain(incoming, models, decision))
+
+    @contextmanager
+    def _using_models(self) -> Iterator[Models]:
+        """The versions in force now, for a whole request: a switch meanwhile concerns the next one."""
+        models = self.models
+        self._in_use[models] += 1
+        try:
+            yield models
+        finally:
+            self._in_use[models] -= 1
+            if not self._in_use[models]:
+                del self._in_use[models]
 
     async def _stored(self, incoming: Incoming) -> Answer:
         """The decision stored under this id. A repeat that reaches another replica is found by the journal's append."""
@@ -132,20 +161,19 @@ class Advisor:
             )
         return Answer(decision, "shadow_log", repeated=True)
 
-    async def _read(self, prompt: Prompt, deadline: float) -> list[Reading | Abstention]:
-        policies = [policy for policy, _ in self.models.with_roles()]
-        if len(policies) == 1:
-            return [await _reading(policies[0], prompt, deadline)]
-        return list(await asyncio.gather(*(_reading(policy, prompt, deadline) for policy in policies)))
-
     def _conclude(
-        self, incoming: Incoming, prompt: Prompt, readings: list[Reading | Abstention], seconds: dict[str, float]
+        self,
+        incoming: Incoming,
+        models: Models,
+        prompt: Prompt,
+        readings: list[Reading | Abstention],
+        seconds: dict[str, float],
     ) -> Decision:
         scenario, limits, state = incoming.scenario, self._controls.limits, self._controls.state
         now = self._judge_at(scenario)
         advices = tuple(
             conclude(scenario, reading, version, limits, state=state, now=now)
-            for version, reading in zip(self.models.versions, readings, strict=True)
+            for version, reading in zip(models.versions, readings, strict=True)
         )
         return Decision.model_construct(
             decision_id=decision_id(incoming.request_id),
@@ -166,13 +194,13 @@ class Advisor:
             stage_seconds=dict(seconds),
         )
 
-    async def _explain(self, incoming: Incoming, decision: Decision) -> str | None:
+    async def _explain(self, incoming: Incoming, models: Models, decision: Decision) -> str | None:
         """A rationale, when asked for and in time. It comes after the decision is durable and never changes it."""
         proposal = decision.primary.proposal
         if not incoming.rationale or proposal is None:
             return None
         deadline = incoming.deadline - JOURNAL_RESERVE_S
-        text = await self.models.primary.explain(decision.prompt, proposal.action, deadline)
+        text = await models.primary.explain(decision.prompt, proposal.action, deadline)
         if text is None or monotonic() > deadline:
             self._metrics.lose(LossCause.LATE_RATIONALE)
             return None
@@ -184,6 +212,12 @@ class Advisor:
         )
         await self._records.append(Event.of_report(EventKind.RATIONALE, rationale))
         return text
+
+
+async def _read(models: Models, prompt: Prompt, deadline: float) -> list[Reading | Abstention]:
+    if not models.shadows:
+        return [await _reading(models.primary, prompt, deadline)]
+    return list(await asyncio.gather(*(_reading(policy, prompt, deadline) for policy in models.policies)))
 
 
 async def _reading(policy: Policy, prompt: Prompt, deadline: float) -> Reading | Abstention:

@@ -32,6 +32,8 @@ app = typer.Typer(
 model_app = typer.Typer(help="Model versions on disk.", no_args_is_help=True)
 app.add_typer(model_app, name="model")
 console = Console(stderr=True)
+ANSWER_S = 120.0
+"""A version is loaded and verified before the alias moves."""
 Url = Annotated[
     str | None, typer.Option("--url", help="Where the API answers. Default: ADVISOR_HOST and ADVISOR_PORT.")
 ]
@@ -174,25 +176,60 @@ def state(
     url: Url = None,
 ) -> None:
     """Show or change the trading state of a running service. HALTED refuses every trade at once."""
+    if new is None:
+        document = ask(url, "GET", "/state")
+    else:
+        if not reason or not by:
+            raise SettingsError("a change of state needs --reason and --by: both are recorded")
+        document = ask(url, "PUT", "/state", {"state": new.upper(), "reason": reason, "changed_by": by})
+    typer.echo(json.dumps(document, indent=2))
+
+
+@app.command()
+def alias(
+    name: Annotated[str | None, typer.Argument(help="`shadow` is the primary, `shadow-...` are beside it.")] = None,
+    version: Annotated[str | None, typer.Argument(help="Model version to point it at, or `none`.")] = None,
+    reason: Annotated[str, typer.Option(help="Why; recorded.")] = "",
+    by: Annotated[str, typer.Option(help="Who; recorded.")] = "",
+    rollback: Annotated[bool, typer.Option("--rollback", help="Go back to where it pointed before.")] = False,
+    url: Url = None,
+) -> None:
+    """Show the aliases of model versions, or move one: a running service follows without a restart."""
+    known = ask(url, "GET", "/aliases")
+    moves = [move for move in known["history"] if name in (None, move["alias"])]  # The newest first.
+    if rollback:
+        if name is None or version is not None:
+            raise SettingsError("--rollback needs the alias, and no version: advisor alias shadow --rollback")
+        earlier = [move["model_version"] for move in moves if move["model_version"] != moves[0]["model_version"]]
+        if not earlier:
+            raise SettingsError(f"the alias {name} has never pointed anywhere else: there is nothing to go back to")
+        version, reason = earlier[0], reason or f"rollback from {moves[0]['model_version']}"
+        by = by or "advisor alias --rollback"
+    if version is None:
+        current = {key: value for key, value in known["aliases"].items() if name in (None, key)}
+        typer.echo(json.dumps({"aliases": current, "history": moves}, indent=2))
+        return
+    if not reason or not by:
+        raise SettingsError("moving an alias needs --reason and --by: both are recorded")
+    body = {"model_version": version, "reason": reason, "changed_by": by}
+    typer.echo(json.dumps(ask(url, "PUT", f"/aliases/{name}", body), indent=2))
+
+
+def ask(url: str | None, method: str, path: str, body: dict[str, str] | None = None) -> dict[str, Any]:
+    """A running service's answer to an operator. Raises `SettingsError` when there is none, or with its problem."""
     settings = read_settings()
     base = url or f"http://{settings.host}:{settings.port}"
     headers = {"Authorization": f"Bearer {settings.admin_token}"} if settings.admin_token else {}
     try:
-        if new is None:
-            answer = httpx.get(f"{base}/state")
-        else:
-            if not reason or not by:
-                raise SettingsError("a change of state needs --reason and --by: both are recorded")
-            body = {"state": new.upper(), "reason": reason, "changed_by": by}
-            answer = httpx.put(f"{base}/state", json=body, headers=headers)
-        document = answer.json()
+        answer = httpx.request(method, f"{base}{path}", json=body, headers=headers, timeout=ANSWER_S)
+        document: dict[str, Any] = answer.json()
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise SettingsError(f"{base} does not answer ({error}): is the service running? set --url") from error
     except ValueError as error:
         raise SettingsError(f"{base} answers, but is not the advisor: set --url") from error
     if answer.is_error:
         raise SettingsError(document.get("detail", answer.text))
-    typer.echo(json.dumps(document, indent=2))
+    return document
 
 
 @model_app.command("import")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gc
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -15,17 +17,19 @@ from starlette.types import Message, Receive, Scope, Send
 
 from app.advise import Models
 from app.api import install
-from app.domain.errors import AdvisorError
+from app.domain.errors import AdvisorError, ShadowLogUnavailable, UnknownVersion
 from app.journal.journal import Journal
 from app.journal.requests import RequestQueue
 from app.journal.spool import Spool
 from app.journal.stream import StreamJournal
 from app.metrics import LossCause, Metrics
 from app.policy.base import Policy
-from app.policy.loader import Backend, load_policy
+from app.policy.bases import Bases
+from app.policy.loader import Backend, find_version, load_policy
 from app.service import Service
-from app.settings import Settings, SettingsError
+from app.settings import SCRIPTED, Settings, SettingsError
 from app.shadow_log.log import ShadowLog
+from app.versions import PRIMARY_ALIAS, Directories, Fixed, Start
 
 log = structlog.get_logger()
 DEFAULT_MODEL = "smollm2-135m-instruct"
@@ -33,19 +37,20 @@ DESCRIPTION = "Advice of a P&L-aligned language model on each trade, behind veto
 
 
 def create_app(settings: Settings, models: Models | None = None) -> FastAPI:
-    """The application. Models, connections and background work start with it, and end with it."""
+    """The application. Models, connections and background work start with it, and end with it. `models` are served
+    instead of what the settings and the alias of the primary name."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         try:
-            service = build(settings, models)
+            service = build(settings, await choose(settings, models))
             app.state.service = service
             await service.start()
         except AdvisorError as error:
             app.state.refusal = error
             raise
         _calm_garbage_collection()
-        log.info("ready", models=[p.manifest.model_version for p, _ in service.advisor.models.with_roles()])
+        log.info("ready", models=[p.manifest.model_version for p in service.advisor.models.policies])
         try:
             yield
         finally:
@@ -64,13 +69,48 @@ def _calm_garbage_collection() -> None:
     gc.set_threshold(20_000, 20, 50)
 
 
-def build(settings: Settings, models: Models | None = None) -> Service:
-    """Wire real parts. Raises `SettingsError`, `LimitsError`, `ModelFileError` or `ManifestMismatch`."""
+@dataclass(frozen=True)
+class Choice:
+    """The primary version: given, or a directory (None is the shipped fake); and who chose it."""
+
+    models: Models | None
+    directory: Path | None = None
+    alias: str | None = None
+    fixed: str | None = None
+
+
+async def choose(settings: Settings, models: Models | None = None) -> Choice:
+    """Which primary to start with: `models`, else MODEL, else what the alias `shadow` names when Postgres answers,
+    else the bundled small model. Raises `SettingsError` or `UnknownVersion`."""
     if not settings.database_url or not settings.redis_url:
         raise SettingsError("DATABASE_URL and REDIS_URL must be set; or run `advisor up`, which starts both servers")
+    if models is not None:
+        return Choice(models, fixed="its versions were given to it when it was built")
+    if settings.model is not None:
+        directory = None if settings.model == SCRIPTED else Path(settings.model)
+        return Choice(None, directory, fixed=f"MODEL={settings.model} decides; unset it, and start again")
+    shadow_log = ShadowLog.connect(settings.database_url)
+    try:
+        named = (await shadow_log.aliases()).get(PRIMARY_ALIAS)
+    except ShadowLogUnavailable as error:
+        log.warning("aliases unknown, starting with the bundled model", error=str(error))
+        named = None
+    finally:
+        await shadow_log.aclose()
+    if named is None:
+        return Choice(None, settings.models_dir / DEFAULT_MODEL)
+    try:
+        directory = find_version(named, settings.model_roots)
+    except UnknownVersion as error:
+        raise UnknownVersion(f"{error}; the alias {PRIMARY_ALIAS} names it, MODEL can name another") from error
+    return Choice(None, directory, alias=PRIMARY_ALIAS)
+
+
+def build(settings: Settings, choice: Choice) -> Service:
+    """Wire real parts. Raises `SettingsError`, `LimitsError`, `ModelFileError` or `ManifestMismatch`."""
+    assert settings.database_url is not None
+    assert settings.redis_url is not None
     metrics = Metrics()
-    models = models or load_models(settings, metrics)
-    metrics.create_model_series(p.manifest.model_version for p, _ in models.with_roles())
 
     def lose(cause: str, count: int) -> None:
         metrics.lose(LossCause(cause), count)
@@ -79,7 +119,7 @@ def build(settings: Settings, models: Models | None = None) -> Service:
     spool = Spool(settings.spool_dir, settings.max_spool_bytes, lose)
     return Service(
         settings,
-        models,
+        load_models(settings, choice, metrics),
         Journal(stream, spool, lose),
         RequestQueue(settings.redis_url),
         ShadowLog.connect(settings.database_url),
@@ -87,23 +127,33 @@ def build(settings: Settings, models: Models | None = None) -> Service:
     )
 
 
-def load_models(settings: Settings, metrics: Metrics) -> Models:
-    """The primary and the shadow versions that the settings name."""
-    shadows = [Path(name.strip()) for name in settings.shadow_models.split(",") if name.strip()]
-    return Models(_load(settings, settings.model, metrics), tuple(_load(settings, str(p), metrics) for p in shadows))
+def load_models(settings: Settings, choice: Choice, metrics: Metrics) -> Start:
+    """Load the primary and the shadow versions that the settings name."""
+    directories = Directories(settings.model_roots, _loader(settings, metrics))
+    if choice.models is not None:
+        models = choice.models
+    else:
+        primary = directories.load(choice.directory) if choice.directory else load_policy(Backend.SCRIPTED)
+        names = [name.strip() for name in settings.shadow_models.split(",") if name.strip()]
+        shadows = (load_policy(Backend.SCRIPTED) if n == SCRIPTED else directories.load(Path(n)) for n in names)
+        models = Models(primary, tuple(shadows))
+    no_alias = "with VLLM_URL, that server's weights decide" if settings.vllm_url else None
+    named = {choice.alias: models.primary} if choice.alias else {}
+    return Start(models, directories, Fixed(choice.fixed, no_alias, models.shadows), named)
 
 
-def _load(settings: Settings, model: str | None, metrics: Metrics) -> Policy:
-    """A policy by the word `scripted`, or by the path of its directory; by default the imported small model."""
-    if model == "scripted":
-        return load_policy(Backend.SCRIPTED)
-    return load_policy(
+def _loader(settings: Settings, metrics: Metrics) -> Callable[[Path], Policy]:
+    """How a directory becomes a policy; versions over one base model share it."""
+    return partial(
+        load_policy,
         Backend.VLLM if settings.vllm_url else Backend.TRANSFORMERS,
-        Path(model) if model else settings.models_dir / DEFAULT_MODEL,
         registry=settings.models_dir,
+        roots=settings.model_roots,
+        bases=Bases(),
         threads=settings.threads,
         max_batch=settings.max_batch,
         max_queue=settings.queue_size,
+        prompt_tokens=settings.prompt_tokens,
         vllm_url=settings.vllm_url or "",
         vllm_model=settings.vllm_model,
         observe=metrics.observe_policy,

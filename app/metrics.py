@@ -14,8 +14,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from app.domain.actions import ACTIONS
 from app.domain.agreement import cohens_kappa
 from app.domain.candidate import Candidate
-from app.domain.decision import AdviceStatus, Decision
+from app.domain.decision import AdviceStatus, Decision, Role
 from app.domain.errors import AbstainReason
+from app.domain.manifest import ModelManifest
 from app.domain.regime import regime
 from app.domain.veto import TradingState, VetoCode
 
@@ -103,10 +104,12 @@ class Metrics:
         self.model_info = gauge(
             "model_info", "1 for each version being served", "model_version", "role", "prompt_version"
         )
+        self.version_refusals = counter("version_refusals_total", "Versions that an alias names and that did not load")
         self.limits_info = gauge("limits_info", "1 for the limits in force", "hash", "version")
         self.limits_failures = counter("limits_reload_failures_total", "Limits files refused on reload")
         self.state = gauge("state", "1 for the trading state in force", "state")
         self.dependency = gauge("dependency_up", "1 when it answers", "dependency")
+        self._versions: set[str] = set()
         self._symbols: set[str] = set()
         self._compared: set[tuple[str, ...]] = set()
         self._recent: dict[str, deque[tuple[bool, bool]]] = {}
@@ -114,9 +117,19 @@ class Metrics:
         self._stages = {stage: self.stage.labels(stage) for stage in Stage}
         self.create_model_series(model_versions)
 
+    def show_models(self, serving: Iterable[tuple[ModelManifest, Role]]) -> None:
+        """Exactly these versions are being served; those that are new to this process get their series, at zero."""
+        self.model_info.clear()
+        for manifest, role in serving:
+            self.model_info.labels(manifest.model_version, role, manifest.prompt_version).set(1)
+            self.create_model_series([manifest.model_version])
+
     def create_model_series(self, versions: Iterable[str]) -> None:
-        """Series of the versions being served, at zero."""
+        """Series of versions, at zero."""
         for version in versions:
+            if version in self._versions:
+                continue
+            self._versions.add(version)
             for status in AdviceStatus:
                 self.decisions.labels(status, version)
             for name in (*(action.name for action in ACTIONS), "none"):

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, TypeAdapt
 from app.domain.agent_action import AgentAction, Outcome
 from app.domain.canonical import content_hash
 from app.domain.decision import Advice, Decision
+from app.domain.manifest import VERSION_PATTERN
 from app.domain.record import Flag, Record, ShortText, Whole
 from app.domain.scenario import Scenario
 from app.domain.veto import TradingState, Veto
@@ -168,6 +169,26 @@ class StateBody(Record):
 
 
 STATE: TypeAdapter[StateBody] = TypeAdapter(StateBody)
+
+
+ALIAS_PATTERN = r"^[a-z][a-z0-9._-]{0,63}$"
+
+
+class AliasMove(Record):
+    """Where an alias shall point: a version that lies in a models directory, or `none`."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"model_version": "smollm2-expected-2026-11-2", "reason": "passed", "changed_by": "ops"}]
+        }
+    )
+
+    model_version: str = Field(pattern=VERSION_PATTERN)
+    reason: ShortText = Field(min_length=1)
+    changed_by: ShortText = Field(min_length=1)
+
+
+ALIAS_MOVE: TypeAdapter[AliasMove] = TypeAdapter(AliasMove)
 
 
 class Problem(BaseModel):

@@ -11,7 +11,7 @@ from uuid import UUID
 
 import structlog
 
-from app.advise import Advisor, Incoming, Models
+from app.advise import Advisor, Incoming
 from app.controls import Controls
 from app.domain.canonical import decision_id
 from app.domain.errors import AdvisorError, RequestConflict, ShadowLogUnavailable
@@ -25,6 +25,7 @@ from app.schemas import AdviseRequest
 from app.settings import Clock, Settings
 from app.shadow_log.log import ShadowLog
 from app.tasks import end
+from app.versions import Start, Versions
 
 log = structlog.get_logger()
 ASYNC_DEADLINE_S = 30.0
@@ -42,7 +43,7 @@ class Service:
     def __init__(
         self,
         settings: Settings,
-        models: Models,
+        start: Start,
         journal: Journal,
         requests: RequestQueue,
         shadow_log: ShadowLog,
@@ -56,7 +57,8 @@ class Service:
         self.shadow_log = shadow_log
         self.controls = Controls(settings.limits, journal, shadow_log, metrics)
         self.records = Records(journal, shadow_log, metrics, now)
-        self.advisor = Advisor(models, self.records, self.controls, metrics, self._judge_at)
+        self.advisor = Advisor(start.models, self.records, self.controls, metrics, self._judge_at)
+        self.versions = Versions(self.advisor, start, shadow_log, metrics)
         self._requests = requests
         self._postgres = Probe(shadow_log.ping)
         self._valkey = Probe(journal.ping)
@@ -75,11 +77,14 @@ class Service:
         """Connect, learn the state, start the background work. Absent servers do not stop a start."""
         await self.journal.start()
         await self.controls.start()
-        for policy, role in self.advisor.models.with_roles():
-            manifest = policy.manifest
-            self.metrics.model_info.labels(manifest.model_version, role, manifest.prompt_version).set(1)
         self.metrics.dependency.labels(Dependency.MODEL).set(1)
-        for work in (self.controls.refresh_forever(), self._serve_accepted(), self._register_models()):
+        background = (
+            self.controls.refresh_forever(),
+            self.versions.follow_forever(),
+            self._serve_accepted(),
+            self._register_models(),
+        )
+        for work in background:
             self._tasks.append(asyncio.create_task(_logged(work)))
 
     async def aclose(self) -> None:
@@ -87,8 +92,7 @@ class Service:
         await end(self._tasks)
         for probe in (self._postgres, self._valkey, self._spool):
             await probe.aclose()
-        for policy, _ in self.advisor.models.with_roles():
-            await policy.aclose()
+        await self.versions.aclose()
         await self._requests.aclose()
         await self.journal.aclose()
         await self.shadow_log.aclose()
@@ -133,7 +137,7 @@ class Service:
             "valkey_durable": self.journal.durable,
             "spool": spool,
             "spool_depth": self.journal.spool_depth(),
-            "models": [policy.manifest.model_version for policy, _ in self.advisor.models.with_roles()],
+            "models": [policy.manifest.model_version for policy in self.advisor.models.policies],
             "state": self.controls.state.value,
             "limits": {"version": self.controls.limits.version, "hash": self.controls.limits_hash},
             "clock": self.settings.clock.value,
@@ -184,7 +188,7 @@ class Service:
 
     async def _register_models(self) -> None:
         """Make the served versions known to the registry, as soon as Postgres answers."""
-        for policy, _ in self.advisor.models.with_roles():
+        for policy in self.advisor.models.policies:
             while True:
                 try:
                     await self.shadow_log.register_model(policy.manifest)

@@ -12,6 +12,9 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from app.domain.errors import AdvisorError
 from app.domain.record import describe
 
+SCRIPTED = "scripted"
+"""The value of MODEL that asks for no model at all, but for the shipped fake."""
+
 
 class SettingsError(AdvisorError):
     """An environment variable is missing or wrong."""
@@ -34,9 +37,12 @@ class Settings(BaseSettings):
     model: str | None = Field(
         None,
         validation_alias=AliasChoices("MODEL", "model"),
-        description="directory of the model, or `scripted`; default: the bundled small model",
+        description="directory of the primary version, or `scripted`, whatever the aliases say; "
+        "default: the version that the alias `shadow` names, else the bundled small model",
     )
     shadow_models: str = Field("", description="further model directories in shadow, separated by commas")
+    shipped_models: Path = Field(Path("models"), description="versions that came with this release; only read")
+    prompt_tokens: int = Field(1024, ge=128, description="longest prompt; longer ones abstain")
     vllm_url: str | None = Field(None, validation_alias=AliasChoices("VLLM_URL", "vllm_url"))
     vllm_model: str | None = Field(None, description="name under which vLLM serves MODEL; default: its version")
     host: str = "127.0.0.1"
@@ -52,7 +58,7 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(1_048_576, ge=1024)
     max_candidates: int = Field(32, ge=1, le=256)
     max_spool_bytes: int = Field(1_073_741_824, ge=65_536)
-    admin_token: str | None = Field(None, min_length=8, description="when set, PUT /state needs it as a bearer token")
+    admin_token: str | None = Field(None, min_length=8, description="when set, operators' PUT routes need it (bearer)")
     log_level: Literal["critical", "error", "warning", "info", "debug", "trace"] = "info"
 
     @model_validator(mode="after")
@@ -66,6 +72,12 @@ class Settings(BaseSettings):
     def models_dir(self) -> Path:
         """Where imported and published model versions live."""
         return self.home / "models"
+
+    @property
+    def model_roots(self) -> tuple[Path, ...]:
+        """Where model versions are looked for."""
+        beside = (Path(self.model).parent,) if self.model and self.model != SCRIPTED else ()
+        return (self.models_dir, self.shipped_models, *beside)
 
     @property
     def spool_dir(self) -> Path:

@@ -7,6 +7,7 @@ started again when it ends, a server on its data and its port; everything ends w
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import shlex
 import signal
@@ -51,7 +52,7 @@ class Supervised(ABC):
         if (ended := self._ended()) is None:
             return
         if self._restart_at is None:
-            console.print(f"[yellow]{self.name} ended{ended}, starting it again[/]")
+            console.print(f"{self.name} ended{ended}, starting it again", style="yellow", markup=False, soft_wrap=True)
             self._restart_at = monotonic() + RESTART_PAUSE_S
         elif monotonic() >= self._restart_at:
             self._restart_at = None
@@ -203,8 +204,11 @@ def _counts(environment: Mapping[str, str]) -> dict[str, int]:
 
 
 def _backlog(url: str) -> float:
-    """Events that are not in Postgres yet, from the service's own metrics."""
-    lines = httpx.get(f"{url}/metrics").text.splitlines()
+    """Events that are not in Postgres yet, from the service's own metrics; not known while it is started again."""
+    try:
+        lines = httpx.get(f"{url}/metrics").text.splitlines()
+    except httpx.TransportError:
+        return math.inf
     values = [
         line.split()[1] for line in lines if line.startswith(("advisor_journal_backlog ", "advisor_spool_depth "))
     ]

@@ -8,11 +8,13 @@ import typer
 from rich.console import Console
 
 from app.domain.errors import AdvisorError
+from training.commands_drift import drift
 from training.commands_paper import paper, resolve_outcomes
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, help=__doc__)
 app.command()(paper)
 app.command("resolve")(resolve_outcomes)
+app.command()(drift)
 
 
 @app.callback()

@@ -138,17 +138,34 @@ class TrainingConfig(Section):
     """What all algorithms share."""
 
     epochs: int = Field(8, ge=1)
-    batch: int = Field(16, ge=1)
+    batch: int = Field(16, ge=1, description="scenarios per optimiser step, over all processes")
+    accumulate: int = Field(1, ge=1, description="parts that a batch is computed in, to bound memory")
     learning_rate: float = Field(1e-3, gt=0)
     warm_up: float = Field(0.1, ge=0, lt=1, description="share of steps with a rising learning rate")
     weight_decay: float = Field(0.0, ge=0)
     clip_norm: float = Field(1.0, gt=0)
-    supervised: float = Field(0.05, ge=0, description="weight of the supervised loss mixed in")
-    supervised_epochs: int = Field(1, ge=0, description="of the warm-up on labels and dialogues")
+    supervised: float = Field(0.05, ge=0, description="weight of the supervised loss mixed in; 0: none")
+    dialogues: int = Field(1, ge=0, description="dialogues of the agent that each step reads for it")
+    start: Literal["base", "best", "agent"] = Field(
+        "base",
+        description="the policy starts as the base model, or from a supervised warm-up on each scenario's best action "
+        "or on the agent's own; the warm-up's result is then the reference",
+    )
+    supervised_epochs: int = Field(2, ge=0, description="of that warm-up")
+    supervised_learning_rate: float = Field(1e-3, gt=0)
     beta: float = Field(0.3, gt=0, description="strength of the pull to the reference policy")
-    min_entropy: float = Field(0.05, ge=0, description="nats; a policy below it has collapsed")
-    max_majority: float = Field(0.98, gt=0, le=1, description="share of one action; a policy above it has collapsed")
+    min_entropy: float = Field(0.02, ge=0, description="nats, mean of rows; a policy below it has collapsed")
+    max_majority: float = Field(
+        0.98, gt=0, le=1, description="mean probability of the most likely action; a policy above it has collapsed"
+    )
     seed: int = 0
+
+    @model_validator(mode="after")
+    def batch_divides(self) -> Self:
+        """A batch is computed in equal parts."""
+        if self.batch % self.accumulate:
+            raise ValueError(f"batch {self.batch} is not a multiple of accumulate {self.accumulate}")
+        return self
 
 
 class ExpectedConfig(TrainingConfig):
@@ -162,6 +179,7 @@ class DpoConfig(TrainingConfig):
     """Direct preference optimisation."""
 
     algorithm: Literal["dpo"] = "dpo"
+    start: Literal["base", "best", "agent"] = "best"
     beta: float = Field(0.1, gt=0)
     learning_rate: float = Field(5e-4, gt=0)
 
@@ -171,8 +189,9 @@ class PpoConfig(TrainingConfig):
 
     algorithm: Literal["ppo"] = "ppo"
     learning_rate: float = Field(5e-4, gt=0)
+    beta: float = Field(0.05, gt=0)
     clip: float = Field(0.2, gt=0)
-    inner_epochs: int = Field(2, ge=1)
+    inner_epochs: int = Field(2, ge=1, description="optimiser steps on one batch of sampled actions")
     value: float = Field(0.5, ge=0, description="weight of the value loss")
     entropy: float = Field(0.01, ge=0, description="weight of the entropy bonus")
     samples: int = Field(4, ge=1, description="actions sampled per scenario and epoch")
@@ -182,8 +201,10 @@ class RrhfConfig(TrainingConfig):
     """Ranking of k candidates with a supervised term."""
 
     algorithm: Literal["rrhf"] = "rrhf"
+    start: Literal["base", "best", "agent"] = "best"
     learning_rate: float = Field(5e-4, gt=0)
     candidates: int = Field(4, ge=2, le=10)
+    best: float = Field(1.0, ge=0, description="weight of the cross-entropy on the best candidate; the paper has 1")
 
 
 Algorithm = Annotated[ExpectedConfig | DpoConfig | PpoConfig | RrhfConfig, Field(discriminator="algorithm")]
@@ -195,6 +216,36 @@ class PublishConfig(Section):
     name: str = Field("advisor", pattern=r"^[a-z0-9][a-z0-9-]{0,40}$")
     models: Path = Field(Path("var/models"), description="where versions live; the service reads the same folder")
     alias: str = Field("shadow", pattern=r"^[a-z][a-z0-9-]{0,40}$")
+
+
+class DriftConfig(Section):
+    """When a served model is to be watched, and when it is to be made anew. docs/drift.md says why these."""
+
+    recent_days: float = Field(14.0, gt=0, description="the window that is judged, up to the last decision")
+    reference_days: float = Field(56.0, gt=0, description="the window before it, which it is compared with")
+    min_decisions: int = Field(100, ge=20, description="in each window; with fewer nothing is concluded")
+    min_outcomes: int = Field(50, ge=20, description="approvals with an outcome, for anything about reward")
+    alpha: float = Field(0.01, gt=0, lt=0.5, description="chance of any false alarm of one look (Holm)")
+    psi_watch: float = Field(0.1, gt=0)
+    psi_refresh: float = Field(0.25, gt=0)
+    features_refresh: float = Field(0.1, gt=0, le=1, description="share of features beyond psi_refresh")
+    rate_watch: float = Field(0.1, gt=0, le=1, description="change of agreement, approvals or abstentions")
+    rate_refresh: float = Field(0.25, gt=0, le=1)
+    reward_watch: float = Field(0.1, gt=0, description="loss of mean reward per approval, in R")
+    reward_refresh: float = Field(0.25, gt=0)
+    clip_r: float = Field(3.0, gt=0, description="rewards are clipped to +- this for the online detector")
+    adwin_delta: float = Field(0.001, gt=0, lt=0.5, description="ADWIN's chance of a false alarm per cut")
+    retrain_days: float = Field(30.0, gt=0, description="age at which a new version is due")
+    expiry_days: float = Field(90.0, gt=0, description="age beyond which a version is not to be trusted")
+
+    @model_validator(mode="after")
+    def refresh_lies_beyond_watch(self) -> Self:
+        """A threshold for refresh is never below that for watch."""
+        pairs = (("psi_watch", "psi_refresh"), ("rate_watch", "rate_refresh"), ("reward_watch", "reward_refresh"))
+        for low, high in (*pairs, ("retrain_days", "expiry_days")):
+            if getattr(self, high) < getattr(self, low):
+                raise ValueError(f"{high} {getattr(self, high)} is below {low} {getattr(self, low)}")
+        return self
 
 
 class RebuildConfig(Section):
@@ -211,6 +262,7 @@ class RebuildConfig(Section):
     adapter: AdapterConfig = AdapterConfig()
     policy: Algorithm = ExpectedConfig()
     publish: PublishConfig = PublishConfig()
+    drift: DriftConfig = DriftConfig()
 
 
 def read_config(path: Path, overrides: Sequence[str] = ()) -> RebuildConfig:

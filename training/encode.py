@@ -106,7 +106,7 @@ class Encoded:
     @cached_property
     def lengths(self) -> NDArray[np.int64]:
         """User tokens by row."""
-        return np.diff(np.asarray(self.offsets))
+        return np.asarray(self.offsets[1:] - self.offsets[:-1])
 
     def keys_values(self, rows: Sequence[int] | NDArray[np.int64]) -> KeysValues:
         """Of the users' tokens of `rows`, read from the cache. Raises `EncodeError` when a shard is damaged."""
@@ -128,10 +128,11 @@ class Encoded:
         path = self.shards[number]
         try:
             if number not in self._open:
-                handle = safe_open(path, framework="pt")
-                self._open[number] = (handle, handle.get_tensor("starts").tolist(), handle.get_tensor("shape").tolist())
+                handle: Any = safe_open(path, framework="pt")
+                starts, shape = (handle.get_tensor(name).tolist() for name in ("starts", "shape"))
+                self._open[number] = (handle, starts, shape)
             handle, starts, (layers, heads, size) = self._open[number]
-            flat = handle.get_slice("keys_values")[starts[position] : starts[position + 1]]
+            flat: torch.Tensor = handle.get_slice("keys_values")[starts[position] : starts[position + 1]]
         except (OSError, SafetensorError) as error:
             raise EncodeError(f"{path} is damaged ({error}): remove it and build the encode stage again") from error
         return flat.view(layers, 2, heads, -1, size)

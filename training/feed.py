@@ -52,8 +52,9 @@ class LiveFeed:
     """An exchange, polled as bars complete. Iterating never ends by itself.
 
     Every chart is computed anew from the last `window` bars, so that what the agent sees at a bar does not depend on
-    when this process began. A candidate is judged only while its bar is the newest: nobody can trade an old close, so
-    candidates of bars that completed while nobody looked are counted in `missed` and left out.
+    when this process began; against a replay, whose averages remember all bars, scores differ by some 1e-4. A candidate
+    is judged only while its bar is the newest: nobody can trade an old close. Those of bars that completed while nobody
+    looked are counted in `missed` and left out.
 
     Parameters
     ----------

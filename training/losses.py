@@ -1,9 +1,9 @@
-"""Losses of policy optimisation: pure functions of tensors, one line of source each. docs/papers.md says what deviates.
+"""Losses of policy optimisation: pure functions of tensors, each with its source. docs/papers.md says what deviates.
 
-Shapes: B rows, A actions, P pairs, K candidates. Log-probabilities are in nats and, where a policy over actions is meant
-(`log_policy`), normalised over the actions: log_softmax(label log-probabilities - bias). `weight` (uniqueness, mean 1
-over the training rows) multiplies each row's loss; the result is the plain mean of the products, so that halves of a
-batch average to the whole.
+Shapes: B rows, A actions, P pairs, K candidates. Log-probabilities are in nats and, where a policy over actions is
+meant (`log_policy`), normalised over the actions: log_softmax(label log-probabilities - bias). `weight` (uniqueness,
+mean 1 over the training rows) multiplies each row's loss; the result is the plain mean of the products, so that halves
+of a batch average to the whole.
 """
 
 from __future__ import annotations

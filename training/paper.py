@@ -152,7 +152,7 @@ class Paper:
         """Books and open orders from the log's decisions of this run, oldest first."""
         for one in self._recalled:
             self._settle(int(one.scenario.as_of.timestamp()))
-            plan = _order(one.scenario)
+            plan = plan_order(one.scenario)
             self._take_up(one, Arm.AGENT, plan, one.agent_trades, bars, now)
             if one.approve is not None:
                 advised = plan._replace(stop=one.stop, quantity=one.quantity) if one.stop is not None else None
@@ -221,7 +221,7 @@ class Paper:
         request = {"request_id": request_id, "agent_action": control.as_json()}
         advice = self._client.advise(scenario.as_json() | request, self._deadline_s)
         latency_s = self._client.stats().last_latency_s if advice is not None else None
-        bars, plan = agent.charts[at.chart].bars, _order(scenario)
+        bars, plan = agent.charts[at.chart].bars, plan_order(scenario)
         agent_trade, advised, advice_trade = follow(bars, plan), None, None
         if advice is not None and advice["approve"]:
             advised = plan._replace(stop=advice["stop"], quantity=advice["quantity"])
@@ -252,8 +252,8 @@ class Paper:
         self._awaited = waiting
 
 
-def _order(scenario: Scenario) -> Order:
-    """The agent's plan."""
+def plan_order(scenario: Scenario) -> Order:
+    """The agent's plan as an order."""
     plan, candidate = scenario.plan, scenario.candidate
     as_of = int(scenario.as_of.timestamp())
     return Order(candidate.symbol, as_of, plan.entry, plan.stop, plan.targets, candidate.atr, plan.quantity)

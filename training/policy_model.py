@@ -11,6 +11,7 @@ Both are modules called with rows of an `Encoded`, so that `Accelerator.prepare`
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,14 +54,16 @@ class PolicyModel(torch.nn.Module):
         super().__init__()
         self.model = model
         self.encoded = encoded
+        self.encoder = reader.encoder
         self.head = list(reader.encoder.head)
         self.tail = list(reader.encoder.tail)
+        self.label_ids: Tensor
         self.register_buffer("label_ids", torch.tensor(reader.encoder.label_ids), persistent=False)
 
     @property
     def device(self) -> torch.device:
         """Where the pass runs."""
-        return self.label_ids.device  # type: ignore[return-value,union-attr]
+        return self.label_ids.device
 
     def forward(self, rows: Tensor, texts: Sequence[Sequence[int]] | None = None) -> PolicyOutput:
         """Read `rows` (B,). `texts` are token ids that follow the tail, one per row; they may differ in length."""
@@ -71,7 +74,9 @@ class PolicyModel(torch.nn.Module):
             return PolicyOutput(torch.log_softmax(logits[:, -1].float(), -1)[:, self.label_ids], None)
         log_probs = torch.log_softmax(logits.float(), -1)
         first = len(self.tail) - 1
-        padded = pad_sequence([torch.tensor(text) for text in texts], batch_first=True, padding_value=-1).to(self.device)
+        padded = pad_sequence([torch.tensor(text) for text in texts], batch_first=True, padding_value=-1).to(
+            self.device
+        )
         picked = log_probs[:, first:-1].gather(2, padded.clamp(min=0)[:, :, None]).squeeze(2)
         return PolicyOutput(log_probs[:, first, self.label_ids], picked * (padded >= 0))
 
@@ -87,11 +92,12 @@ class ActivatedPolicy(PolicyModel):
         super().__init__(model, reader, encoded)
         base = model.disable_adapter if isinstance(model, PeftModel) else _nothing
         with base():
+            self.head_states: Tensor
             self.register_buffer("head_states", head_states(reader), persistent=False)
 
     def _logits(self, rows: list[int], suffixes: list[list[int]], all_positions: bool) -> Tensor:
         user, lengths = self.encoded.keys_values(rows)
-        head = self.head_states.unsqueeze(2).expand(-1, -1, len(rows), -1, -1, -1)  # type: ignore[union-attr,operator]
+        head = self.head_states.unsqueeze(2).expand(-1, -1, len(rows), -1, -1, -1)
         past = torch.cat([head, user.to(self.device)], dim=-2)
         ids = pad_sequence([torch.tensor(one) for one in suffixes], batch_first=True).to(self.device)
         width, size = user.shape[-2], ids.shape[1]
@@ -149,7 +155,8 @@ def adapted(reader: LabelReader, encoded: Encoded, config: AdapterConfig, seed: 
         target_modules=list(config.targets),
         alora_invocation_tokens=tail,
     )
-    model = get_peft_model(reader.model, lora)
+    with _without_deprecations():
+        model = get_peft_model(reader.model, lora)
     kind = ActivatedPolicy if config.kind == "activated" else OrdinaryPolicy
     try:
         yield kind(model, reader, encoded).to(reader.model.device)
@@ -174,11 +181,20 @@ def save_adapter(policy: PolicyModel, folder: Path, base_name: str) -> None:
 def save_merged(adapter: Path, reader: LabelReader, base: Path, folder: Path) -> None:
     """An ordinary adapter merged into the base: a plain model directory, as vLLM serves it. Raises `ValueError` from
     PEFT for an activated one, which cannot be merged."""
-    merged = PeftModel.from_pretrained(reader.model, adapter).merge_and_unload()
+    with _without_deprecations():
+        merged = PeftModel.from_pretrained(reader.model, adapter).merge_and_unload()
     merged.save_pretrained(folder)
     for name in _TOKENIZER_FILES:
         if (base / name).is_file():
             shutil.copyfile(base / name, folder / name)
+
+
+@contextmanager
+def _without_deprecations() -> Iterator[None]:
+    """PEFT 0.21 asks transformers for a name that is to go in its version 6."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        yield
 
 
 @contextmanager

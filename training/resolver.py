@@ -62,13 +62,18 @@ def resolve(
                 fates[Fate.REJECTED] += 1
             elif order is None:
                 fates[Fate.NOT_SIMULATED] += 1
-            elif order.symbol not in bars or order.as_of < int(bars[order.symbol].closed_at[0]):
+            elif order.symbol not in bars or order.as_of < _begin(bars[order.symbol]):
                 fates[Fate.NO_BARS] += 1
             else:
                 by_symbol[order.symbol].append((one, order))
         for symbol, known in by_symbol.items():
             fates += _follow(known, bars[symbol], client, wait)
     return fates
+
+
+def _begin(bars: Bars) -> int:
+    """When the first bar opened."""
+    return int(bars.closed_at[0]) - bars.seconds
 
 
 def _follow(

@@ -7,8 +7,10 @@ AdvisorError
 ├─ JournalUnavailable    503: nothing was recorded, nothing was answered
 ├─ ShadowLogUnavailable  503 for reads; the journal keeps what is written
 ├─ LimitsError           start refused; on reload the old limits stay
-├─ ManifestMismatch      start (or switch of version) refused
-├─ ModelFileError        start (or switch of version) refused
+├─ ManifestMismatch      start refused; a switch of version: 409, and the old one stays
+├─ ModelFileError        start refused; a switch of version: 409, and the old one stays
+├─ UnknownVersion        404; at a start: refused
+├─ AliasRefused          409: the alias cannot be moved there, or not here
 └─ PolicyAbstained       not an error of the request: becomes an `abstained` advice
 """
 
@@ -51,6 +53,14 @@ class ManifestMismatch(AdvisorError):
 
 class ModelFileError(AdvisorError):
     """A model directory is incomplete, uses pickle, or its labels are not single tokens."""
+
+
+class UnknownVersion(AdvisorError):
+    """No model directory holds this version."""
+
+
+class AliasRefused(AdvisorError):
+    """An alias cannot be moved there, or not through this service."""
 
 
 class AbstainReason(StrEnum):

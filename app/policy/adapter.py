@@ -43,7 +43,7 @@ _WITHOUT_EFFECT = {
     "revision",
     "runtime_config",
 }
-"""Options that choose modules (the tensors' names tell which), that matter in training only, or that say who wrote it."""
+"""They choose modules (the tensors' names tell which), matter in training only, or say who wrote it."""
 _PLAIN_STARTS = (True, False, "gaussian")
 """Ways to start a training that leave the base model's weights as they are; others change them."""
 
@@ -144,7 +144,9 @@ def _deltas(path: Path, tensors: dict[str, torch.Tensor], config: dict[str, Any]
     for name, pair in sides.items():
         module = modules.get(name)
         if module is not None and module is model.get_output_embeddings():
-            raise ModelFileError(f"{path}: {name} is the output layer, whose adapters are not supported: train without it")
+            raise ModelFileError(
+                f"{path}: {name} is the output layer, whose adapters are not supported: train without it"
+            )
         if not isinstance(module, torch.nn.Linear):
             what = "no module" if module is None else f"a {type(module).__name__}"
             raise ModelFileError(

@@ -1,16 +1,22 @@
 """A causal language model on the CPU: label log-probabilities of a batch of prompts, and greedy text.
 
-Synchronous and for one thread at a time; `TransformersPolicy` gives it a thread, training and calibration
-call it directly, so serving and training read labels through the same code.
+Synchronous and for one thread at a time; `Batcher` gives it a thread, training and calibration call it directly, so
+serving and training read labels through the same code.
+
+Several versions may be activated adapters over one base model. They change nothing before the prompt's tail, so one
+pass over head and user's text serves them all: the first version is read in that pass, its adapter at work on the
+tail's positions only, and all others by one pass of the tail over the keys and values that it left (the *trunk*).
 """
 
 from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import AutoModelForCausalLM
@@ -18,10 +24,24 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicS
 from transformers.utils import logging as transformers_logging
 
 from app.domain.errors import ModelFileError
+from app.policy.adapter import Adapter
 from app.policy.encoding import PROMPT_TOKENS, PromptEncoder
 
 PREFILL_TOKENS = 32
 """Tokens of a rationale's prompt that one step reads: about as long as a decision may have to wait for it."""
+TRUNKS = 8
+"""User texts whose keys and values are kept, the latest: some 7 MB each for the small model and a usual prompt."""
+
+LogProbabilities = tuple[float, ...]
+Trunk = list[tuple[torch.Tensor, torch.Tensor]]
+"""Keys and values of a user's tokens by layer, each (heads, tokens, head size)."""
+
+
+class Ask(NamedTuple):
+    """One prompt for several versions: ids after the head, and each version's adapter; None is the base itself."""
+
+    ids: tuple[int, ...]
+    adapters: tuple[Adapter | None, ...]
 
 
 class LabelReader:
@@ -50,47 +70,77 @@ class LabelReader:
                 logits_to_keep=1,
             )
         self._head: Cache = output.past_key_values
+        plain = all(type(layer) is DynamicLayer for layer in self._head.layers)
+        self._keeps_trunks = plain and {"attention_mask", "position_ids"} <= accepted.keys()
+        self._trunks: OrderedDict[tuple[int, ...], Trunk] = OrderedDict()
+        self._hooked: set[str] = set()
+        self._active: list[tuple[Adapter, torch.Tensor]] = []
 
     @classmethod
     def load(cls, directory: Path, limit: int = PROMPT_TOKENS) -> LabelReader:
         """Load a Hugging Face causal LM directory from safetensors, in float32. Raises `ModelFileError`."""
         return cls(load_model(directory), PromptEncoder.from_directory(directory, limit))
 
-    def read(self, batch: Sequence[Sequence[int]]) -> list[tuple[float, ...]]:
-        """Log-probability (nats, over the whole vocabulary) of every label after each prompt.
+    def read(self, batch: Sequence[Sequence[int]]) -> list[LogProbabilities]:
+        """Log-probability (nats, over the whole vocabulary) of every label after each prompt, by the base model.
 
         Parameters
         ----------
         batch : ids after the head, as `PromptEncoder.encode` gives them; rows may differ in length.
-            They are padded on the right: causal attention never looks there, so no mask is needed.
 
         Returns
         -------
         One tuple per row, in the order of `LABELS`.
         """
-        last = [len(ids) - 1 for ids in batch]
-        width = max(last) + 1
-        rows = torch.tensor([[*ids, *[ids[-1]] * (width - len(ids))] for ids in batch])
-        ends, column = torch.unique(torch.tensor(last), return_inverse=True)
-        with torch.inference_mode():
-            output = self.model(
-                input_ids=rows,
-                past_key_values=self._expanded_head(len(batch)),
-                use_cache=True,
-                logits_to_keep=ends,
-            )
-            logits = output.logits[torch.arange(len(batch)), column].float()  # (rows, vocabulary)
-            chosen = torch.log_softmax(logits, dim=-1)[:, self._label_ids]  # (rows, labels)
-        return [tuple(row) for row in chosen.tolist()]
+        return self._whole_pass([(tuple(ids), None) for ids in batch])
 
-    def begin(self, ids: Sequence[int]) -> Continuation:
-        """Start generating after head + `ids`; `advance` does the work."""
-        return Continuation(self._expanded_head(1), list(ids))
+    def answer(self, asks: Sequence[Ask]) -> list[list[LogProbabilities]]:
+        """Log-probabilities of the labels after each prompt, by every version that was asked for.
+
+        What several versions have in common is computed once, and kept for the latest `TRUNKS` prompts. Models whose
+        layers do not keep the keys and values of every token (sliding windows) take a whole pass per version.
+
+        Returns
+        -------
+        One list per ask, in the order of its adapters.
+        """
+        users = [self._user(ask.ids) for ask in asks]
+        trunks = {user: self._trunks[user] for user in users if user in self._trunks}
+        found: list[list[LogProbabilities]] = [[] for _ in asks]
+        new = [number for number, user in enumerate(users) if user not in trunks]
+        shared = self._keeps_trunks and any(ask.adapters != (None,) for ask in asks)
+        if new:
+            rows = [(asks[number].ids, asks[number].adapters[0]) for number in new]
+            readings = self._whole_pass(rows, trunks if shared else None)
+            for number, reading in zip(new, readings, strict=True):
+                found[number].append(reading)
+        rest = [(number, adapter) for number, ask in enumerate(asks) for adapter in ask.adapters[len(found[number]) :]]
+        if rest:
+            if self._keeps_trunks:
+                readings = self._tail_pass([(trunks[users[number]], adapter) for number, adapter in rest])
+            else:
+                readings = self._whole_pass([(asks[number].ids, adapter) for number, adapter in rest])
+            for (number, _), reading in zip(rest, readings, strict=True):
+                found[number].append(reading)
+        self._remember(trunks)
+        return found
+
+    def begin(self, ids: Sequence[int], adapter: Adapter | None = None, user_tokens: int = 0) -> Continuation:
+        """Start generating after head + `ids`; `advance` does the work. An adapter works on all but the first
+        `user_tokens` ids, so also on what is generated."""
+        text = Continuation(self._expanded_head(1), list(ids), adapter, user_tokens)
+        trunk = self._trunks.get(tuple(ids[:user_tokens]))
+        if trunk is not None:
+            text.cache = self._cache_of([trunk])
+            text.pending, text.user_tokens = text.pending[user_tokens:], 0
+        return text
 
     def advance(self, text: Continuation) -> None:
         """One short step: read up to `PREFILL_TOKENS` more of the prompt, or generate one token, greedily."""
         chunk, text.pending = text.pending[:PREFILL_TOKENS], text.pending[PREFILL_TOKENS:]
-        with torch.inference_mode():
+        adapted = torch.arange(min(text.user_tokens, len(chunk)), len(chunk))
+        text.user_tokens = max(text.user_tokens - len(chunk), 0)
+        with self._adapted([(text.adapter, adapted)]):
             output = self.model(
                 input_ids=torch.tensor([chunk]), past_key_values=text.cache, use_cache=True, logits_to_keep=1
             )
@@ -103,6 +153,82 @@ class LabelReader:
             return
         text.generated.append(token)
         text.pending = [token]
+
+    def _whole_pass(
+        self,
+        rows: Sequence[tuple[tuple[int, ...], Adapter | None]],
+        trunks: dict[tuple[int, ...], Trunk] | None = None,
+    ) -> list[LogProbabilities]:
+        """Labels of prompts, each by one version, from the head's keys and values on; puts their trunks into `trunks`.
+
+        Rows are padded on the right: causal attention never looks there, so no mask is needed.
+        """
+        tail = len(self.encoder.tail)
+        last = [len(ids) - 1 for ids, _ in rows]
+        width = max(last) + 1
+        padded = torch.tensor([[*ids, *[ids[-1]] * (width - len(ids))] for ids, _ in rows])
+        ends, column = torch.unique(torch.tensor(last), return_inverse=True)
+        places = [
+            (adapter, torch.arange(number * width + len(ids) - tail, number * width + len(ids)))
+            for number, (ids, adapter) in enumerate(rows)
+        ]
+        with self._adapted(places):
+            output = self.model(
+                input_ids=padded,
+                past_key_values=self._expanded_head(len(rows)),
+                use_cache=True,
+                logits_to_keep=ends,
+            )
+        if trunks is not None:
+            begin = len(self.encoder.head)
+            for number, (ids, _) in enumerate(rows):
+                part = slice(begin, begin + len(ids) - tail)
+                trunks[self._user(ids)] = [
+                    (layer.keys[number, :, part].clone(), layer.values[number, :, part].clone())
+                    for layer in output.past_key_values.layers
+                ]
+        return self._labels(output.logits[torch.arange(len(rows)), column])
+
+    def _tail_pass(self, rows: Sequence[tuple[Trunk, Adapter | None]]) -> list[LogProbabilities]:
+        """Labels of prompts, each by one version, from the keys and values of head and user's text on.
+
+        Trunks differ in length: they are padded on the right and masked, and positions are counted without padding.
+        """
+        head, tail = len(self.encoder.head), len(self.encoder.tail)
+        lengths = torch.tensor([trunk[0][0].shape[-2] for trunk, _ in rows])
+        width = int(lengths.max())
+        mask = torch.ones(len(rows), head + width + tail, dtype=torch.long)
+        mask[:, head : head + width] = torch.arange(width) < lengths[:, None]
+        places = [
+            (adapter, torch.arange(number * tail, (number + 1) * tail)) for number, (_, adapter) in enumerate(rows)
+        ]
+        with self._adapted(places):
+            output = self.model(
+                input_ids=torch.tensor([self.encoder.tail] * len(rows)),
+                attention_mask=mask,
+                position_ids=head + lengths[:, None] + torch.arange(tail),
+                past_key_values=self._cache_of([trunk for trunk, _ in rows]),
+                use_cache=True,
+                logits_to_keep=1,
+            )
+        return self._labels(output.logits[:, -1])
+
+    def _labels(self, logits: torch.Tensor) -> list[LogProbabilities]:
+        """The labels' share of (rows, vocabulary) logits."""
+        with torch.inference_mode():
+            chosen = torch.log_softmax(logits.float(), dim=-1)[:, self._label_ids]
+        return [tuple(row) for row in chosen.tolist()]
+
+    def _user(self, ids: tuple[int, ...]) -> tuple[int, ...]:
+        return ids[: len(ids) - len(self.encoder.tail)]
+
+    def _remember(self, trunks: dict[tuple[int, ...], Trunk]) -> None:
+        """Keep the latest trunks."""
+        for user, trunk in trunks.items():
+            self._trunks[user] = trunk
+            self._trunks.move_to_end(user)
+        while len(self._trunks) > TRUNKS:
+            self._trunks.popitem(last=False)
 
     def _expanded_head(self, rows: int) -> Cache:
         """The head's cache for `rows` prompts. Views where a layer replaces its tensors when it grows (it
@@ -119,13 +245,65 @@ class LabelReader:
             layer.values = layer.values.expand(rows, -1, -1, -1)
         return cache
 
+    def _cache_of(self, trunks: Sequence[Trunk]) -> Cache:
+        """Head and trunks as one cache, a row for each, padded on the right with zeros."""
+        cache = copy.copy(self._head)
+        cache.layers = [copy.copy(layer) for layer in self._head.layers]
+        begin = len(self.encoder.head)
+        width = max(trunk[0][0].shape[-2] for trunk in trunks)
+        for number, layer in enumerate(cache.layers):
+            sides = []
+            for side, head in enumerate((layer.keys, layer.values)):
+                whole = head.new_zeros(len(trunks), head.shape[1], begin + width, head.shape[3])
+                whole[:, :, :begin] = head
+                for row, trunk in enumerate(trunks):
+                    states = trunk[number][side]
+                    whole[row, :, begin : begin + states.shape[-2]] = states
+                sides.append(whole)
+            layer.keys, layer.values = sides
+        return cache
+
+    @contextmanager
+    def _adapted(self, places: Sequence[tuple[Adapter | None, torch.Tensor]]) -> Iterator[None]:
+        """Inference in which each adapter works on the given positions, counted through all rows of the pass."""
+        by_adapter: dict[Adapter, list[torch.Tensor]] = {}
+        for adapter, positions in places:
+            if adapter is not None and len(positions):
+                by_adapter.setdefault(adapter, []).append(positions)
+        for adapter in by_adapter:
+            for name in adapter.deltas.keys() - self._hooked:
+                self.model.get_submodule(name).register_forward_hook(self._hook(name))
+                self._hooked.add(name)
+        self._active.extend((adapter, torch.cat(positions)) for adapter, positions in by_adapter.items())
+        try:
+            with torch.inference_mode():
+                yield
+        finally:
+            self._active.clear()
+
+    def _hook(self, name: str) -> Callable[[Any, tuple[torch.Tensor, ...], torch.Tensor], None]:
+        """What adds the active adapters' terms to the output of the linear layer `name`, in place."""
+        active = self._active  # Not this reader: a model that is closed would wait for the garbage collector.
+
+        def add(module: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+            for adapter, positions in active:
+                delta = adapter.deltas.get(name)
+                if delta is not None:
+                    states = inputs[0].flatten(0, -2)[positions]
+                    output.view(-1, output.shape[-1]).index_add_(0, positions, states @ delta.down.T @ delta.up.T)
+
+        return add
+
 
 class Continuation:
-    """Text under way: `pending` ids are not read yet, `generated` ones are the text so far."""
+    """Text under way: `pending` ids are not read yet, `generated` ones are the text so far. The adapter leaves the
+    next `user_tokens` of the pending ids alone."""
 
-    def __init__(self, cache: Cache, pending: list[int]):
+    def __init__(self, cache: Cache, pending: list[int], adapter: Adapter | None = None, user_tokens: int = 0):
         self.cache = cache
         self.pending = pending
+        self.adapter = adapter
+        self.user_tokens = user_tokens
         self.generated: list[int] = []
         self.finished = False
 

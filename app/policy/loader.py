@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from app.domain.actions import ACTION_SPACE_HASH
 from app.domain.canonical import content_hash
-from app.domain.errors import InvalidRecord, ManifestMismatch, ModelFileError
+from app.domain.errors import InvalidRecord, ManifestMismatch, ModelFileError, UnknownVersion
 from app.domain.features import FEATURE_SCHEMA
-from app.domain.manifest import MANIFEST_NAME, ModelManifest
+from app.domain.manifest import MANIFEST_NAME, BaseModelRef, ModelManifest
 from app.domain.prompt import PROMPT_VERSION
 from app.policy.base import Policy
+from app.policy.bases import Bases
 from app.policy.encoding import PROMPT_TOKENS, PromptEncoder
 from app.policy.scripted import ScriptedPolicy
 from app.policy.vllm import VllmPolicy
@@ -24,6 +26,7 @@ PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"})
 _HARMLESS_SUFFIXES = frozenset({".md", ".png", ".jpg", ".svg", ".pdf"})
 _HARMLESS_NAMES = frozenset({"LICENSE", "LICENSE.TXT", "NOTICE", "NOTICE.TXT"})
 _CHUNK_BYTES = 1 << 20
+_log = logging.getLogger(__name__)
 
 
 class Backend(StrEnum):
@@ -39,6 +42,8 @@ def load_policy(
     model: Path | None = None,
     *,
     registry: Path | None = None,
+    roots: Sequence[Path] = (),
+    bases: Bases | None = None,
     threads: int = 1,
     max_batch: int | None = None,
     max_queue: int | None = None,
@@ -51,10 +56,12 @@ def load_policy(
 
     Parameters
     ----------
-    model : the model's directory; not needed for the scripted backend.
+    model : the version's directory: a whole model, or an adapter; not needed for the scripted backend.
     registry : where manifests of directories without one are kept; None refuses such a directory. The
         transformers backend measures and stores a missing one; vLLM wants it made before.
-    threads, max_batch, max_queue : as `TransformersPolicy` has them; `max_queue` also bounds vLLM's requests.
+    roots : directories of model directories in which an adapter's base model is looked for.
+    bases : models in memory, to be shared between versions; None shares with nobody. Not for two calls at once.
+    threads, max_batch, max_queue : as `Batcher` has them; `max_queue` also bounds vLLM's requests.
     prompt_tokens : longest prompt, head and tail included.
     vllm_url, vllm_model : the server, and the model's name there (default: the directory as it was given).
 
@@ -69,21 +76,73 @@ def load_policy(
     if backend is Backend.VLLM:
         bounds = _given(max_in_flight=max_queue)
         manifest = find_manifest(model, registry)
+        if manifest.base is not None:
+            raise ModelFileError(
+                f"{model} is an adapter: vLLM takes whole models here; merge it into its base, or unset VLLM_URL"
+            )
         encoder = PromptEncoder.from_directory(model, prompt_tokens)
         return VllmPolicy(vllm_url, vllm_model or str(model), manifest, encoder, observe=observe, **bounds)
     model_files(model)  # What is no model directory is refused before torch is loaded for nothing.
     # Only this backend needs torch; the others start without it.
-    from app.policy.importer import import_directory
-    from app.policy.label_reader import LabelReader
-    from app.policy.transformers_cpu import TransformersPolicy
+    from app.policy.in_process import InProcess
 
     bounds = _given(max_batch=max_batch, max_queue=max_queue)
-    if registry is None:
-        manifest = load_manifest(model)
-    else:
-        manifest = import_directory(model, registry, threads=threads, prompt_tokens=prompt_tokens)
-    reader = LabelReader.load(model, prompt_tokens)
-    return TransformersPolicy(reader, manifest, threads=threads, observe=observe, **bounds)
+    in_process = InProcess(bases or Bases(), roots, prompt_tokens, threads=threads, observe=observe, **bounds)
+    return in_process.load(model, registry)
+
+
+def find_version(model_version: str, roots: Sequence[Path]) -> Path:
+    """The directory under one of `roots` whose manifest has this name; not verified yet.
+
+    Raises
+    ------
+    UnknownVersion : there is none.
+    """
+    for directory, manifest in described(roots):
+        if manifest.model_version == model_version:
+            return directory
+    where = ", ".join(str(root) for root in roots)
+    raise UnknownVersion(
+        f"no directory under {where} holds model version {model_version}: publish or copy it there first"
+    )
+
+
+def find_base(base: BaseModelRef, roots: Sequence[Path]) -> tuple[Path, ModelManifest]:
+    """The directory and manifest of an adapter's base model, found by its weights; not verified yet.
+
+    Raises
+    ------
+    ManifestMismatch : the model of that name has other weights than the adapter was trained on.
+    ModelFileError : there is none.
+    """
+    namesake = None
+    for directory, manifest in described(roots):
+        if manifest.base is not None or not manifest.files:
+            continue
+        if manifest.weights_hash() == base.weights_hash:
+            return directory, manifest
+        if manifest.model_version == base.model_version:
+            namesake = directory
+    if namesake is not None:
+        raise ManifestMismatch(
+            f"{namesake} has other weights than the {base.model_version} that the adapter was trained on: "
+            f"train the adapter on these, or bring that model back"
+        )
+    raise ModelFileError(
+        f"the adapter's base model {base.model_version} is not under {', '.join(str(root) for root in roots)}: "
+        f"import it with `advisor model import`, or copy its directory there"
+    )
+
+
+def described(roots: Sequence[Path]) -> Iterator[tuple[Path, ModelManifest]]:
+    """Directories with a readable manifest, in a fixed order; hidden ones are work in progress. One version's
+    unreadable manifest must not hide the others; asking for that version names it as missing."""
+    for root in dict.fromkeys(roots):
+        for path in sorted(root.glob(f"[!.]*/{MANIFEST_NAME}")):
+            try:
+                yield path.parent, read_manifest(path)
+            except ModelFileError as error:
+                _log.warning("%s", error)
 
 
 def find_manifest(directory: Path, registry: Path | None) -> ModelManifest:

@@ -21,6 +21,9 @@ from app.shadow_log.append import REPORTS, Appended, Batch, append
 from app.shadow_log.database import NO_SCHEMA, connect, translated_errors
 from app.shadow_log.rows import Row, assemble, plain
 
+NOTHING = "none"
+"""What an alias is moved to when it shall name no version any more; moves are never deleted."""
+
 
 class ShadowLog:
     """Append-only store of decisions; the authority. Every method raises `ShadowLogUnavailable` in an outage."""
@@ -107,16 +110,22 @@ class ShadowLog:
         return [{**row, "registered_at": row["registered_at"].isoformat()} for row in rows]
 
     async def aliases(self) -> dict[str, str]:
-        """Where each alias points."""
+        """Where each alias points; `NOTHING` when it names no version any more."""
+        return {move["alias"]: move["model_version"] for move in await self.alias_moves()}
+
+    async def alias_moves(self) -> list[dict[str, Any]]:
+        """Every move of an alias, oldest first: alias, model_version, reason, changed_by, changed_at."""
         moves = tables.aliases.c
-        rows = await self._rows(select(moves.alias, moves.model_version).order_by(moves.id))
-        return {row["alias"]: row["model_version"] for row in rows}
+        columns = (moves.alias, moves.model_version, moves.reason, moves.changed_by, moves.changed_at)
+        rows = await self._rows(select(*columns).order_by(moves.id))
+        return [{**row, "changed_at": row["changed_at"].isoformat()} for row in rows]
 
     async def set_alias(self, alias: str, model_version: str, *, reason: str, by: str) -> None:
-        """Move an alias; every move is kept. Raises `ManifestMismatch` when the version is not registered."""
+        """Move an alias, to a version or to `NOTHING`; every move is kept. Raises `ManifestMismatch` when the version
+        is not registered."""
         row = {"alias": alias, "model_version": model_version, "reason": reason, "changed_by": by}
         async with self._transaction() as connection:
-            if await _manifest_hash(connection, model_version) is None:
+            if model_version != NOTHING and await _manifest_hash(connection, model_version) is None:
                 raise ManifestMismatch(f"model version {model_version} is not registered: serve or publish it first")
             await connection.execute(insert(tables.aliases).values(row))
 

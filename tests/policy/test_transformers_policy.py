@@ -16,10 +16,11 @@ from app.domain.decision import Reading
 from app.domain.errors import AbstainReason, PolicyAbstained
 from app.domain.manifest import ModelManifest
 from app.domain.prompt import PROMPT_VERSION, SYSTEM, Prompt
+from app.policy.batching import Batcher, Question, choose_batch
 from app.policy.calibration import proposal_distribution, random_prompts
-from app.policy.label_reader import Continuation, LabelReader
+from app.policy.label_reader import Ask, Continuation, LabelReader
 from app.policy.scripted import SCRIPTED_MANIFEST
-from app.policy.transformers_cpu import Question, TransformersPolicy, choose_batch
+from app.policy.transformers_cpu import TransformersPolicy
 
 PATIENCE = 120.0
 PROMPTS = [Prompt(PROMPT_VERSION, SYSTEM, f"BTC long {'x' * 7 * number}") for number in range(8)]
@@ -34,11 +35,11 @@ class GatedReader(LabelReader):
         self.started = threading.Event()
         self.calls: list[str] = []
 
-    def read(self, batch: Sequence[Sequence[int]]) -> list[tuple[float, ...]]:
+    def answer(self, asks: Sequence[Ask]) -> list[list[tuple[float, ...]]]:
         self.started.set()
         self.gate.wait(PATIENCE)
-        self.calls.append(f"read {len(batch)}")
-        return super().read(batch)
+        self.calls.append(f"read {len(asks)}")
+        return super().answer(asks)
 
     def advance(self, text: Continuation) -> None:
         self.started.set()
@@ -54,7 +55,7 @@ def reader(tiny: LabelReader) -> GatedReader:
 
 @pytest.fixture
 async def policy(reader: GatedReader) -> AsyncIterator[TransformersPolicy]:
-    policy = TransformersPolicy(reader, SCRIPTED_MANIFEST, max_batch=8, max_queue=8)
+    policy = TransformersPolicy(Batcher(reader, max_batch=8, max_queue=8), SCRIPTED_MANIFEST)
     yield policy
     reader.gate.set()
     await policy.aclose()
@@ -72,12 +73,8 @@ async def abstention(decision: asyncio.Future[Reading] | asyncio.Task[Reading]) 
 
 async def test_concurrent_requests_share_a_pass_and_get_what_single_ones_get(tiny: LabelReader) -> None:
     seen: dict[str, list[float]] = {}
-    policy = TransformersPolicy(
-        tiny,
-        SCRIPTED_MANIFEST,
-        max_batch=8,
-        observe=lambda name, value: seen.setdefault(name, []).append(value),
-    )
+    batcher = Batcher(tiny, max_batch=8, observe=lambda name, value: seen.setdefault(name, []).append(value))
+    policy = TransformersPolicy(batcher, SCRIPTED_MANIFEST)
     together = await asyncio.gather(*(policy.decide(prompt, soon()) for prompt in PROMPTS))
     assert seen["batch_size"] == [8]
     assert seen["queue_depth"] == [1, 2, 3, 4, 5, 6, 7, 8, 0]
@@ -89,7 +86,7 @@ async def test_concurrent_requests_share_a_pass_and_get_what_single_ones_get(tin
 
 
 async def test_a_batch_holds_the_oldest_request_and_those_nearest_in_length(reader: GatedReader) -> None:
-    policy = TransformersPolicy(reader, SCRIPTED_MANIFEST, max_batch=3)
+    policy = TransformersPolicy(Batcher(reader, max_batch=3), SCRIPTED_MANIFEST)
     first = asyncio.create_task(policy.decide(PROMPTS[0], soon()))
     await asyncio.to_thread(reader.started.wait, PATIENCE)
     texts = ["m" * 50, "z" * 400, "y" * 390, "n" * 52, "o" * 48]
@@ -229,10 +226,10 @@ async def test_a_late_rationale_is_dropped_and_does_not_stop_later_ones(
 
 async def test_numbers_that_are_not_finite_abstain(reader: GatedReader) -> None:
     class Broken(GatedReader):
-        def read(self, batch: Sequence[Sequence[int]]) -> list[tuple[float, ...]]:
-            return [(math.nan,) * len(ACTIONS) for _ in batch]
+        def answer(self, asks: Sequence[Ask]) -> list[list[tuple[float, ...]]]:
+            return [[(math.nan,) * len(ACTIONS)] for _ in asks]
 
-    policy = TransformersPolicy(Broken(reader), SCRIPTED_MANIFEST)
+    policy = TransformersPolicy(Batcher(Broken(reader)), SCRIPTED_MANIFEST)
     decision = asyncio.ensure_future(policy.decide(PROMPTS[0], soon()))
     assert await abstention(decision) is AbstainReason.BACKEND_PROTOCOL
     await policy.aclose()
@@ -242,17 +239,17 @@ async def test_a_defect_reaches_every_caller_of_the_batch_and_the_worker_lives_o
     reader: GatedReader,
 ) -> None:
     class Failing(GatedReader):
-        def read(self, batch: Sequence[Sequence[int]]) -> list[tuple[float, ...]]:
-            if len(batch) > 1:
+        def answer(self, asks: Sequence[Ask]) -> list[list[tuple[float, ...]]]:
+            if len(asks) > 1:
                 raise RuntimeError("not enough memory")
-            return super().read(batch)
+            return super().answer(asks)
 
         def advance(self, text: Continuation) -> None:
             raise RuntimeError("not enough memory")
 
     failing = Failing(reader)
     failing.gate.set()
-    policy = TransformersPolicy(failing, SCRIPTED_MANIFEST)
+    policy = TransformersPolicy(Batcher(failing), SCRIPTED_MANIFEST)
     results = await asyncio.gather(*(policy.decide(p, soon()) for p in PROMPTS[:2]), return_exceptions=True)
     assert [str(result) for result in results] == ["not enough memory"] * 2
     assert await policy.explain(PROMPTS[0], ACTIONS[0], soon()) is None
@@ -261,7 +258,7 @@ async def test_a_defect_reaches_every_caller_of_the_batch_and_the_worker_lives_o
 
 
 async def test_a_policy_serves_one_event_loop_after_another(tiny: LabelReader) -> None:
-    policy = TransformersPolicy(tiny, SCRIPTED_MANIFEST)
+    policy = TransformersPolicy(Batcher(tiny), SCRIPTED_MANIFEST)
 
     def in_new_loop() -> Reading:
         return asyncio.run(policy.decide(PROMPTS[0], soon()))
@@ -273,7 +270,7 @@ async def test_a_policy_serves_one_event_loop_after_another(tiny: LabelReader) -
 async def test_smollm2_proposes_by_scenario_once_its_bias_is_removed(
     smollm2: LabelReader, smollm2_manifest: ModelManifest
 ) -> None:
-    policy = TransformersPolicy(smollm2, smollm2_manifest)
+    policy = TransformersPolicy(Batcher(smollm2), smollm2_manifest)
     shown = await proposal_distribution(policy, random_prompts(16, seed=3))
     assert sum(shown.raw.values()) == sum(shown.corrected.values()) == 16
     assert shown.raw["A"] == 16
@@ -285,7 +282,7 @@ async def test_smollm2_proposes_by_scenario_once_its_bias_is_removed(
 async def test_smollm2_explains_in_sentences_and_the_decision_stays(
     smollm2: LabelReader, smollm2_manifest: ModelManifest
 ) -> None:
-    policy = TransformersPolicy(smollm2, smollm2_manifest)
+    policy = TransformersPolicy(Batcher(smollm2), smollm2_manifest)
     [prompt] = random_prompts(1, seed=3)
     before = await policy.decide(prompt, soon())
     texts = [await policy.explain(prompt, action, soon()) for action in (ACTIONS[0], ACTIONS[5])]

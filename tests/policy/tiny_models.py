@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
+
+from app.domain.manifest import MANIFEST_NAME, BaseModelRef, ModelManifest
+from app.policy.loader import file_hash, model_files
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -52,3 +59,48 @@ def save_tiny_model(directory: Path, config: Any = None, tokenizer: Any = None) 
     AutoModelForCausalLM.from_config(config).save_pretrained(directory)
     (tokenizer or byte_tokenizer()).save_pretrained(directory)
     return directory
+
+
+def save_adapter(
+    directory: Path, model: Any, tail: Sequence[int] | None, seed: int = 1, scale: float = 0.3, **options: Any
+) -> Path:
+    """A LoRA adapter with random terms on q, k, v and o, in PEFT's files; activated by `tail`, ordinary without one.
+    `options` change adapter_config.json."""
+    directory.mkdir(parents=True, exist_ok=True)
+    source = torch.Generator().manual_seed(seed)
+    config: dict[str, Any] = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "r": 4,
+        "lora_alpha": 8,
+        "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"],
+        "bias": "none",
+        "alora_invocation_tokens": list(tail) if tail is not None else None,
+        **options,
+    }
+    tensors = {}
+    for name, module in model.named_modules():
+        if name.rsplit(".", 1)[-1] in config["target_modules"]:
+            for side, shape in (("A", (config["r"], module.in_features)), ("B", (module.out_features, config["r"]))):
+                tensor = torch.randn(shape, generator=source) * scale / shape[1] ** 0.5
+                tensors[f"base_model.model.{name}.lora_{side}.weight"] = tensor
+    (directory / "adapter_config.json").write_text(json.dumps(config))
+    save_file(tensors, directory / "adapter_model.safetensors")
+    return directory
+
+
+def write_manifest(
+    directory: Path, model_version: str, base: ModelManifest | None = None, **more: Any
+) -> ModelManifest:
+    """A manifest for the files that are there; `base` makes it an adapter's."""
+    manifest = ModelManifest(
+        model_version=model_version,
+        base_model="tiny",
+        licence="Apache-2.0",
+        created_at=datetime(2026, 1, 1, tzinfo=UTC),
+        files={name: file_hash(directory / name) for name in sorted(model_files(directory))},
+        base=BaseModelRef.of(base) if base is not None else None,
+        **more,
+    )
+    (directory / MANIFEST_NAME).write_text(json.dumps(manifest.as_json()))
+    return manifest

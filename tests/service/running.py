@@ -82,9 +82,9 @@ def settings_for(database_url: str, valkey_url: str, home: Path, **more: Any) ->
 
 
 @asynccontextmanager
-async def running(settings: Settings, models: Models | None = None) -> AsyncIterator[Running]:
-    """Serve on a free port until the block ends."""
-    app = create_app(settings, models or Models(ScriptedPolicy(["H"])))
+async def running(settings: Settings, models: Models | None = None, *, load: bool = False) -> AsyncIterator[Running]:
+    """Serve on a free port until the block ends: `models`, else a scripted one; with `load`, what settings say."""
+    app = create_app(settings, None if load else models or Models(ScriptedPolicy(["H"])))
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning", access_log=False))
     serving = asyncio.create_task(server.serve())
     try:

@@ -134,7 +134,8 @@ async def test_a_postgres_that_freezes_is_asked_one_question_and_found_again_whe
         with frozen(postgres):
             for _ in range(3):
                 assert (await ready(api))[1]["postgres"].startswith(SILENT)
-            assert api.service.shadow_log.engine.pool.checkedout() == 1, "each question would keep a connection"
+            held = api.service.shadow_log.engine.pool.checkedout()
+            assert held <= 2, "one for all questions, one for the follower of versions; else each would keep its own"
             assert (await api.advise(request("r-1"))).json()["recorded"] == "stream"
 
         async def found() -> bool:

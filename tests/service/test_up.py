@@ -102,19 +102,16 @@ async def test_whatever_is_killed_is_started_again_and_no_answer_is_lost(up: Up)
     for name in ("postgres", "valkey", "serve", "writer"):
         assert up.said.count(f"{name} ended") == 1
     for known in answered:
-
-        async def stored(known: str = known) -> bool:
-            return bool((await up.http.get(f"/decisions/{known}")).json()["stored"])
-
-        await until(stored)
+        assert (await up.http.get(f"/decisions/{known}")).status_code == 200
 
 
-def test_a_command_runs_beside_the_service_and_its_status_is_the_status(tmp_path: Path) -> None:
+def test_a_command_runs_beside_the_service_and_its_status_is_the_status() -> None:
     program = "import os, urllib.request as u; print(u.urlopen(os.environ['ADVISOR_URL'] + '/readyz').read().decode())"
     with open_directory() as home:
         script = home / "look.py"
         script.write_text(f"{program}\nraise SystemExit(3)\n")
         done = advisor(environment(home / "home"), "up", "--exit", "--then", f"{sys.executable} {script}")
     assert done.returncode == 3, done.stderr
-    assert json.loads(done.stdout.splitlines()[-1])["status"] == "ready"
+    (report,) = (json.loads(line) for line in done.stdout.splitlines() if line.startswith("{"))
+    assert report["status"] == "ready"
     assert "Rows in Postgres" in done.stderr

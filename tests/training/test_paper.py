@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
+import os
+import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import psycopg
 import pytest
 from rich.console import Console
@@ -17,13 +22,19 @@ from rich.console import Console
 from app.advise import Models
 from app.client import AdvisorClient
 from app.domain.agent_action import AgentAction
+from app.domain.prompt import Prompt
+from app.embedded import die_with_parent
 from app.policy.scripted import ScriptedPolicy
 from app.settings import Clock
 from tests.service.running import Running, running, settings_for, until, writing
-from tests.training.candles import random_walk
+from tests.training.candles import HOUR, random_walk
+from tests.training.exchange import Clock as FeedClock
+from tests.training.exchange import Exchange
 from training.books import Book, follow
-from training.feed import replayed
-from training.paper import BadRunName, Judged, Paper, _order
+from training.feed import LiveFeed, replayed
+from training.log_reader import decisions_of_run, reading
+from training.market import Bars
+from training.paper import BadRunName, Judged, Paper, plan_order
 from training.paper_tables import print_result
 from training.reference_agent import Agent, Opportunity, chart, opportunities
 
@@ -101,6 +112,185 @@ async def test_a_replay_taken_up_again_decides_nothing_twice(service: Running, a
     await recorded(service, 8, 16)
 
 
+BOOKS = """
+SELECT arm, model_version, trade, symbol, as_of, exit_time, outcome, r_multiple, net_pnl, equity, drawdown,
+       drawdown_fraction
+FROM paper_books WHERE run = '{run}' ORDER BY arm, model_version, trade
+"""
+
+
+async def test_the_view_of_the_books_is_what_the_replay_kept(service: Running, agent: Agent) -> None:
+    paper, judged = await replay(service, agent, "books", opportunities(agent.charts)[:CANDIDATES])
+    await recorded(service, CANDIDATES, 2 * CANDIDATES)
+    found = rows(service, BOOKS.format(run="books"))
+    for arm, book in (("advice", paper.advice_book), ("agent", paper.agent_book)):
+        shown = [row for row in found if row[0] == arm]
+        assert [(row[3], row[8]) for row in shown] == [(t.symbol, pytest.approx(t.net)) for t in book.trades]
+        assert len(shown) > 2
+        equity = peak = 10_000.0
+        for number, row in enumerate(shown, start=1):
+            equity += row[8]
+            peak = max(peak, equity)
+            assert row[2] == number
+            assert row[9:] == pytest.approx((equity, peak - equity, 1 - equity / peak))
+    assert {row[1] for row in found} == {None, "scripted-1"}
+    approvals = sum(one.advice_trade is not None for one in judged)
+    assert approvals > len(paper.advice_book.trades), "some approvals came while a trade was open: not traded"
+
+
+async def test_a_run_that_is_killed_and_taken_up_again_ends_with_the_books_of_one_that_was_not(
+    database_url: str, valkey_url: str, tmp_path: Path, repository: Path
+) -> None:
+    """kill -9 while a request is under way; the service decides it, nobody hears the answer."""
+    for seed, symbol in ((1, "BTCUSDT"), (2, "ETHUSDT")):
+        write(random_walk(1500, seed, symbol), tmp_path / f"{symbol}_1h.parquet")
+    gate, half = asyncio.Event(), CANDIDATES // 2
+    asked = itertools.count(1)
+
+    def script(prompt: Prompt) -> str:
+        if next(asked) == CANDIDATES + half:  # Half of the second run: the next request waits at the gate.
+            gate.clear()
+        return "HAI"[int(prompt.hash[-4:], 16) % 3]
+
+    settings = settings_for(database_url, valkey_url, tmp_path, clock=Clock.REQUEST)
+    settings = settings.model_copy(update={"limits": repository / "deploy" / "limits.replay.toml"})
+    policy = ScriptedPolicy(script, gate=gate)
+    async with running(settings, Models(policy)) as api, writing(settings):
+        gate.set()
+        await command(api, tmp_path, "whole")
+        first = await start(api, tmp_path, "cut")
+
+        async def halfway() -> bool:
+            return not gate.is_set() and len(policy.prompts) == CANDIDATES + half + 1
+
+        await until(halfway)
+        first.kill()
+        await first.wait()
+        gate.set()
+        said = await command(api, tmp_path, "cut")
+        assert f"candidates {CANDIDATES}" in " ".join(said.split())
+        await recorded(api, 2 * CANDIDATES, 4 * CANDIDATES)
+        assert rows(api, BOOKS.format(run="cut")) == rows(api, BOOKS.format(run="whole"))
+        assert len(rows(api, BOOKS.format(run="cut"))) > 4
+    assert len(policy.prompts) == 2 * CANDIDATES, "nothing was decided twice"
+
+
+def write(bars: Bars, path: Path) -> None:
+    """Bars as a file of a data directory."""
+    columns = {name: getattr(bars, name) for name in ("open", "high", "low", "close", "volume")}
+    closed = pl.Series("closed_at", bars.closed_at * 1000).cast(pl.Datetime("ms", "UTC"))
+    pl.DataFrame({"closed_at": closed, **columns}).write_parquet(path)
+
+
+async def start(service: Running, source: Path, run: str) -> asyncio.subprocess.Process:
+    """`advisor-train paper` as a process of its own, which ends with this one."""
+    parent = os.getpid()
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "training", "paper", "--url", service.url, "--source", str(source)),
+        *("--candidates", str(CANDIDATES), "--run", run),
+        stdout=asyncio.subprocess.PIPE,
+        preexec_fn=lambda: die_with_parent(parent, signal.SIGKILL),
+    )
+
+
+async def command(service: Running, source: Path, run: str) -> str:
+    """What it says when it is left alone."""
+    process = await start(service, source, run)
+    said, _ = await process.communicate()
+    assert process.returncode == 0
+    return said.decode()
+
+
+async def test_a_live_run_that_is_cut_takes_itself_up_from_the_log(
+    database_url: str, valkey_url: str, tmp_path: Path, repository: Path
+) -> None:
+    """One run without a break, one cut with a trade open and no report sent, on the same exchange: the same books."""
+    markets = [random_walk(1500, 1, "BTCUSDT"), random_walk(1500, 2, "ETHUSDT")]
+    begin = int(markets[0].closed_at[1000])
+    end = begin + 200 * HOUR
+    settings = settings_for(database_url, valkey_url, tmp_path, clock=Clock.REQUEST)
+    settings = settings.model_copy(update={"limits": repository / "deploy" / "limits.replay.toml"})
+    policy = ScriptedPolicy(lambda prompt: "HAI"[int(prompt.hash[-4:], 16) % 3])
+    async with running(settings, Models(policy)) as api, writing(settings):
+        whole = await follow_live(api, markets, "whole", begin, end)
+        # The instant after a decision whose trade is open in both books: its outcomes are known hours later.
+        both = [j for j in whole.judged if j.control.decision and j.advice_trade in whole.advice_book.trades]
+        cut_at = int(both[len(both) // 2].scenario.as_of.timestamp()) + 60
+        before = await follow_live(api, markets, "cut", begin, cut_at, reports=False)
+        assert not before.agent_book.flat
+        assert not before.advice_book.flat
+        after = await follow_live(api, markets, "cut", cut_at + HOUR // 2, end)
+        assert 0 < len(after.judged) < len(whole.judged)
+        assert after.agent_book == whole.agent_book
+        assert after.advice_book == whole.advice_book
+        await written(api)
+        assert (await api.service.shadow_log.counts())["decisions"] == 2 * len(whole.judged)
+        books = [rows(api, BOOKS.format(run=name)) for name in ("cut", "whole")]
+        assert books[0] == books[1]
+        assert len(books[0]) > 6
+
+
+async def written(service: Running) -> None:
+    """Wait until everything that was answered is in Postgres."""
+
+    async def nothing_waits() -> bool:
+        return (await service.service.journal.backlog())[0] == 0
+
+    await until(nothing_waits)
+
+
+async def follow_live(
+    service: Running, markets: list[Bars], run: str, begin: float, end: float, *, reports: bool = True
+) -> Paper:
+    """A live run on an exchange that shows its bars by a clock. Without `reports` outcomes are lost, as in a crash."""
+    await written(service)
+    with reading(str(service.settings.database_url)) as connection:
+        recalled = decisions_of_run(connection, run)
+    clock = FeedClock(begin, end)
+    asked = {one.scenario.candidate.symbol: int(one.scenario.as_of.timestamp()) for one in recalled}
+    symbols = [bars.symbol for bars in markets]
+    feed = LiveFeed(Exchange(markets, clock), symbols, "1h", asked=asked, now=clock.now, sleep=clock.sleep)
+    client = AdvisorClient(service.url, deadline_s=20)
+    paper = Paper(client if reports else Unreported(client), run, 20.0, recalled)
+
+    def go() -> None:
+        with contextlib.suppress(KeyboardInterrupt):
+            paper.trade(feed)
+
+    await asyncio.to_thread(go)
+    await asyncio.to_thread(client.close, 20)
+    assert client.stats().dropped == {}
+    return paper
+
+
+class Unreported(AdvisorClient):
+    """A client whose reports of outcomes never leave the process."""
+
+    def __init__(self, client: AdvisorClient) -> None:
+        self.advise = client.advise  # type: ignore[method-assign]
+        self.stats = client.stats  # type: ignore[method-assign]
+
+    def report_outcome(self, decision_id: str | None, outcome: Mapping[str, Any]) -> bool:
+        return True
+
+
+async def test_a_live_run_without_the_log_is_one_clear_error(service: Running) -> None:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "training", "paper", "--url", service.url, "--live", "--source", "ccxt:binance"),
+        stderr=asyncio.subprocess.PIPE,
+        env={name: value for name, value in os.environ.items() if name != "DATABASE_URL"},
+    )
+    _, stderr = await process.communicate()
+    assert process.returncode == 1
+    assert "a live run takes itself up from the shadow log" in stderr.decode()
+
+
+@pytest.mark.parametrize("run", ["", "a/b", "a b", "x" * 81])
+def test_a_runs_name_fits_a_request_id(run: str) -> None:
+    with AdvisorClient("http://127.0.0.1:9") as client, pytest.raises(BadRunName, match="letters, digits"):
+        Paper(client, run, 1.0)
+
+
 async def test_the_agent_trades_its_own_decision_whatever_the_advice(service: Running, agent: Agent) -> None:
     """Shadow mode: the agent's book is the same with a service that approves all, and without any service."""
     chosen = opportunities(agent.charts)[:CANDIDATES]
@@ -135,7 +325,7 @@ async def test_the_tables_count_what_happened(service: Running, agent: Agent) ->
 def test_tables_of_a_replay_without_answers_have_no_numbers_made_up(agent: Agent) -> None:
     at = opportunities(agent.charts)[0]
     scenario = agent.scenario(at, Book().account(at.as_of))
-    trade = follow(agent.charts[at.chart].bars, _order(scenario))
+    trade = follow(agent.charts[at.chart].bars, plan_order(scenario))
     judged = Judged(scenario, AgentAction(decision=False), None, None, trade, None)
     text = printed([judged], Book(), Book())
     assert "Cohen's kappa not defined" in " ".join(text.split())
@@ -151,7 +341,6 @@ def test_tables_of_a_replay_without_answers_have_no_numbers_made_up(agent: Agent
         ),
         (["--candidates", "0"], "Invalid value for '--candidates'"),
         (["--from", "soon"], "Invalid value for '--from'"),
-        (["--live"], "no service at"),
     ],
 )
 def test_bad_input_is_one_clear_error(arguments: list[str], message: str) -> None:

@@ -1,0 +1,164 @@
+"""Does it learn? `python -m bench.learning`: every algorithm on a planted rule, beside a linear probe of the same states.
+
+The prompts are of made-up scenarios. The rule is visible in the prompt and nowhere else: approving pays when the volume
+is above its mean and Bitcoin does not trend down, and costs as much otherwise. Realised rewards carry noise, common to
+all actions of a scenario, as one price path is. Training sees noisy rewards; the held-out rows are scored by the rule
+itself. Nothing here says anything about markets.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from app.domain.actions import ACTIONS
+from app.domain.prompt import Prompt
+from app.policy.calibration import random_prompts
+from app.policy.importer import import_smollm2
+from app.policy.label_reader import LabelReader
+from app.policy.loader import load_manifest
+from training import train_dpo, train_expected, train_ppo, train_rrhf
+from training.artifacts import Workshop
+from training.config import AdapterConfig, DpoConfig, EncodeConfig, ExpectedConfig, PpoConfig, RrhfConfig, TrainingConfig
+from training.encode import Encoded, build_encoded
+from training.optimise import Problem, TrainedPolicy
+from training.probe import fit_probe
+
+EDGE, NOISE = 0.8, 0.5
+STOP_SHARE = {1.0: 0.6, 1.5: 1.0, 2.5: 0.8}
+"""Share of the edge that a stop distance keeps: one of them is best."""
+PROMPT_SEED = 31
+Train = Callable[..., TrainedPolicy]
+ALGORITHMS: dict[str, tuple[Train, TrainingConfig]] = {
+    "expected": (train_expected.train, ExpectedConfig()),
+    "gradient": (train_expected.train, ExpectedConfig(objective="gradient")),
+    "dpo": (train_dpo.train, DpoConfig()),
+    "ppo": (train_ppo.train, PpoConfig()),
+    "rrhf": (train_rrhf.train, RrhfConfig()),
+}
+
+
+class Planted(NamedTuple):
+    """(N,) whether approving pays; (N, 10) mean rewards; (N, 10) realised ones, R."""
+
+    pays: NDArray[np.bool_]
+    mean: NDArray[np.float64]
+    realised: NDArray[np.float64]
+
+
+def plant(prompts: list[Prompt], seed: int) -> Planted:
+    """Rewards of every action, from what the prompt says."""
+    volume = np.array([int(re.search(r"volume (-?\d+)", one.user)[1]) for one in prompts])  # type: ignore[index]
+    falling = np.array(["btc down" in one.user for one in prompts])
+    pays = (volume > 0) & ~falling
+    size = np.array([one.risk_fraction for one in ACTIONS])
+    share = np.array([STOP_SHARE.get(one.stop_atr, 0.0) for one in ACTIONS])
+    mean = np.where(pays, EDGE, -EDGE)[:, None] * size * np.where(pays[:, None], share, 1.0)
+    noise = np.random.default_rng(seed).normal(0, NOISE, len(prompts))[:, None] * size
+    return Planted(pays, mean, mean + noise)
+
+
+def pairs_of(rewards: NDArray[np.float64], margin: float, each: int, seed: int) -> NDArray[np.int64]:
+    """Up to `each` random pairs of actions per row whose rewards differ by more than `margin`: (P, 3)."""
+    source, found = np.random.default_rng(seed), []
+    for row, known in enumerate(rewards):
+        better, worse = np.nonzero(known[:, None] - known[None, :] > margin)
+        for i in source.permutation(len(better))[:each]:
+            found.append((row, better[i], worse[i]))
+    return np.array(found, np.int64)
+
+
+def encode_planted(folder: Path, base: Path, reader: LabelReader, count: int) -> tuple[list[Prompt], Encoded]:
+    """Prompts and their base pass, cached in `folder`."""
+    prompts = random_prompts(count, PROMPT_SEED)
+
+    def build(target: Path) -> dict[str, object]:
+        return build_encoded(target, prompts, reader, base, EncodeConfig(), folder / "cache", _show("base pass"))
+
+    identity = [prompt.hash for prompt in prompts]
+    return prompts, Encoded.open(Workshop(folder / "artifacts").stage("encode", identity, {}, build))
+
+
+def planted_problem(folder: Path, base: Path, reader: LabelReader, count: int, seed: int) -> tuple[Problem, Planted]:
+    """Three quarters train, the rest is held out."""
+    prompts, encoded = encode_planted(folder, base, reader, count)
+    planted, rows = plant(prompts, seed), np.arange(count)
+    manifest = load_manifest(base)
+    problem = Problem(
+        encoded,
+        planted.realised,
+        np.ones(count),
+        rows[: 3 * count // 4],
+        rows[3 * count // 4 :],
+        manifest.calibration,
+        manifest.model_version,
+        pairs=pairs_of(planted.realised, 0.25, 4, seed),
+    )
+    return problem, planted
+
+
+def score(planted: Planted, rows: NDArray[np.int64], log_policy: NDArray[np.floating]) -> str:
+    """One line: share of the best achievable reward, reward, share of right approvals, entropy."""
+    taken = log_policy[rows].argmax(1)
+    mean = planted.mean[rows]
+    reward, best = mean[np.arange(len(rows)), taken].mean(), mean.max(1).mean()
+    right = ((taken > 0) == planted.pays[rows]).mean()
+    entropy = -(np.exp(log_policy[rows]) * log_policy[rows]).sum(1).mean()
+    largest = np.bincount(taken, minlength=len(ACTIONS)).max() / len(rows)
+    return f"{reward / best:8.2f} {reward:8.3f} {right:8.2f} {largest:8.2f} {entropy:8.2f}"
+
+
+def main() -> None:
+    """Print one line per algorithm."""
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--scenarios", type=int, default=600)
+    options.add_argument("--seed", type=int, default=0)
+    options.add_argument("--folder", type=Path, default=Path("var/bench/learning"), help="keeps the base pass")
+    options.add_argument("--models", type=Path, default=Path("var/models"))
+    options.add_argument("--threads", type=int, default=1)
+    options.add_argument("--only", nargs="*", choices=list(ALGORITHMS), default=list(ALGORITHMS))
+    options.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="changes to their configuration")
+    chosen = options.parse_args()
+    torch.set_num_threads(chosen.threads)
+    base = import_smollm2(chosen.models, print)
+    reader = LabelReader.load(base)
+    problem, planted = planted_problem(chosen.folder, base, reader, chosen.scenarios, chosen.seed)
+    rows = problem.validate_rows
+    print(f"{'':10} {'of best':>8} {'reward':>8} {'right':>8} {'same':>8} {'entropy':>8} {'CPU-s':>8}")
+    base_policy = torch.log_softmax(torch.from_numpy(np.array(problem.encoded.label_log_probs)) - problem.bias, -1)
+    print(f"{'base':10} {score(planted, rows, base_policy.numpy())}")
+    began = time.process_time()
+    probe = fit_probe(problem, ExpectedConfig().beta)
+    print(f"{'probe':10} {score(planted, rows, probe.log_policy)} {time.process_time() - began:8.0f}  C={probe.strength}")
+    for name in chosen.only:
+        train, config = ALGORITHMS[name]
+        changes = dict(one.split("=", 1) for one in chosen.set)
+        config = type(config).model_validate(config.model_dump() | {"seed": chosen.seed} | changes)
+        with tempfile.TemporaryDirectory() as folder:
+            began = time.process_time()
+            trained = train(problem, config, AdapterConfig(), reader, Path(folder), _show(name))
+            seconds = time.process_time() - began
+        log_policy = torch.log_softmax(torch.from_numpy(trained.label_log_probs) - problem.bias, -1).numpy()
+        print(f"{name:10} {score(planted, rows, log_policy)} {seconds:8.0f}  T={trained.calibration.temperature}", flush=True)
+
+
+def _show(name: str) -> Callable[[int, int], None]:
+    """Progress on one line of the terminal."""
+
+    def show(done: int, total: int) -> None:
+        print(f"\r{name} {done}/{total}", end="\r" if done < total else "\r\033[K", flush=True)
+
+    return show
+
+
+if __name__ == "__main__":
+    main()

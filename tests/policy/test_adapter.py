@@ -1,0 +1,440 @@
+"""Adapters read without PEFT say what PEFT says; several over one base model share its pass; misfits are refused."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import LlamaConfig, MistralConfig
+
+from app.domain.actions import ACTIONS
+from app.domain.decision import Reading
+from app.domain.errors import ManifestMismatch, ModelFileError, UnknownVersion
+from app.domain.manifest import BaseModelRef, ModelManifest
+from app.domain.prompt import PROMPT_VERSION, SYSTEM, Prompt
+from app.policy.adapter import Adapter
+from app.policy.bases import Bases
+from app.policy.batching import Batcher
+from app.policy.calibration import random_prompts
+from app.policy.label_reader import TRUNKS, Ask, LabelReader, load_model
+from app.policy.loader import Backend, find_base, find_version, load_policy, read_manifest
+from app.policy.transformers_cpu import TransformersPolicy
+from tests.policy.tiny_models import POSITIONS, TINY, save_adapter, save_tiny_model, write_manifest
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")  # PEFT's own
+TOLERANCE = 1e-4
+TEXTS = ("BTC", "ETH long and a good deal longer than the first, so that it is padded", "x" * 200, "SOL up")
+
+
+def ids_of(reader: LabelReader, texts: Sequence[str] = TEXTS) -> list[tuple[int, ...]]:
+    return [reader.encoder.encode(Prompt(PROMPT_VERSION, SYSTEM, text)) for text in texts]
+
+
+def peft_says(directory: Path, adapter: Path, reader: LabelReader, rows: Sequence[Sequence[int]]) -> torch.Tensor:
+    """Label log-probabilities by PEFT: whole prompts, one by one, no cache."""
+    model = PeftModel.from_pretrained(load_model(directory), str(adapter)).eval()
+    found = []
+    for ids in rows:
+        with torch.inference_mode():
+            logits = model(input_ids=torch.tensor([[*reader.encoder.head, *ids]]), use_cache=False).logits[0, -1]
+        found.append(torch.log_softmax(logits.float(), -1)[list(reader.encoder.label_ids)])
+    return torch.stack(found)
+
+
+def assert_agree(actual: Any, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(torch.tensor(actual), expected, atol=TOLERANCE, rtol=0)
+
+
+def assert_differ(one: Any, other: Any) -> None:
+    assert (torch.as_tensor(one) - torch.as_tensor(other)).abs().max() > 100 * TOLERANCE
+
+
+@pytest.fixture
+def fresh(tiny_directory: Path) -> LabelReader:
+    """A reader that has read nothing yet."""
+    return LabelReader.load(tiny_directory, POSITIONS)
+
+
+def activated(reader: LabelReader, folder: Path, seed: int) -> Adapter:
+    directory = save_adapter(folder / f"adapter-{seed}", reader.model, reader.encoder.tail, seed)
+    return Adapter.load(directory, reader.model, reader.encoder.tail)
+
+
+@pytest.mark.parametrize("together", [True, False], ids=["one batch", "one by one"])
+def test_two_adapters_and_the_base_say_what_peft_says_with_a_shared_trunk(
+    fresh: LabelReader, tiny_directory: Path, tmp_path: Path, together: bool
+) -> None:
+    one, two = activated(fresh, tmp_path, 1), activated(fresh, tmp_path, 2)
+    rows = ids_of(fresh)
+    expected = [
+        peft_says(tiny_directory, tmp_path / "adapter-1", fresh, rows),
+        torch.tensor(fresh.read(rows)),
+        peft_says(tiny_directory, tmp_path / "adapter-2", fresh, rows),
+    ]
+    assert_differ(expected[0], expected[1])
+    assert_differ(expected[0], expected[2])
+    asks = [Ask(ids, (one, None, two)) for ids in rows]
+    for _ in ("computed", "from the kept trunks"):
+        found = fresh.answer(asks) if together else [fresh.answer([ask])[0] for ask in asks]
+        for number, version in enumerate(expected):
+            assert_agree([row[number] for row in found], version)
+    assert_agree(fresh.read(rows), expected[1])
+
+
+def test_versions_that_differ_by_prompt_and_kept_trunks_mix_in_one_batch(
+    fresh: LabelReader, tiny_directory: Path, tmp_path: Path
+) -> None:
+    one, two = activated(fresh, tmp_path, 1), activated(fresh, tmp_path, 2)
+    rows = ids_of(fresh)
+    first, second = (peft_says(tiny_directory, tmp_path / f"adapter-{seed}", fresh, rows) for seed in (1, 2))
+    base = torch.tensor(fresh.read(rows))
+    fresh.answer([Ask(rows[2], (two,))])
+    asks = [Ask(rows[0], (None,)), Ask(rows[1], (two, one)), Ask(rows[2], (one,)), Ask(rows[3], (None, two))]
+    found = fresh.answer(asks)
+    expected = [[base[0]], [second[1], first[1]], [first[2]], [base[3], second[3]]]
+    for got, want in zip(found, expected, strict=True):
+        assert_agree(got, torch.stack(want))
+
+
+def test_the_further_versions_read_only_the_tail_and_a_kept_prompt_is_not_read_again(
+    fresh: LabelReader, tmp_path: Path
+) -> None:
+    one, two = activated(fresh, tmp_path, 1), activated(fresh, tmp_path, 2)
+    widths: list[tuple[int, ...]] = []
+    embedding = fresh.model.get_input_embeddings()
+    embedding.register_forward_hook(lambda module, inputs, output: widths.append(tuple(inputs[0].shape)))
+    [ids] = ids_of(fresh, TEXTS[:1])
+    tail = len(fresh.encoder.tail)
+    fresh.answer([Ask(ids, (one, two, None))])
+    assert widths == [(1, len(ids)), (2, tail)]
+    fresh.answer([Ask(ids, (two, one))])
+    assert widths[2:] == [(2, tail)]
+    text = fresh.begin(ids, one, len(ids) - tail)
+    fresh.advance(text)
+    assert widths[3:] == [(1, tail)]
+    others = ids_of(fresh, [f"prompt {number}" for number in range(TRUNKS)])
+    for other in others:
+        fresh.answer([Ask(other, (one,))])
+    widths.clear()
+    fresh.answer([Ask(ids, (one,))])
+    assert widths == [(1, len(ids))], "the oldest was forgotten"
+    widths.clear()
+    fresh.answer([Ask(other, (None,)) for other in ids_of(fresh, ["base", "alone"])])
+    fresh.answer([Ask(other, (None,)) for other in ids_of(fresh, ["base"])])
+    assert [shape[0] for shape in widths] == [2, 1], "the base model alone takes one pass and keeps nothing"
+
+
+def test_a_model_with_sliding_windows_takes_a_whole_pass_for_each_version(tmp_path: Path) -> None:
+    directory = save_tiny_model(tmp_path / "model", MistralConfig(**TINY, sliding_window=48))
+    reader = LabelReader.load(directory, POSITIONS)
+    one, two = activated(reader, tmp_path, 1), activated(reader, tmp_path, 2)
+    rows = ids_of(reader)
+    found = reader.answer([Ask(ids, (one, None, two)) for ids in rows])
+    for number, name in ((0, "adapter-1"), (2, "adapter-2")):
+        assert_agree([row[number] for row in found], peft_says(directory, tmp_path / name, reader, rows))
+    assert_agree([row[1] for row in found], torch.tensor(reader.read(rows)))
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["read anew", "over the kept trunk"])
+def test_an_activated_adapter_stays_awake_while_it_explains(
+    fresh: LabelReader, tiny_directory: Path, tmp_path: Path, kept: bool
+) -> None:
+    adapter = activated(fresh, tmp_path, 1)
+    prompt = Prompt(PROMPT_VERSION, SYSTEM, "BTC long, " * 8)
+    asked = fresh.encoder.encode(prompt)
+    user = len(asked) - len(fresh.encoder.tail)
+    assert user > 32, "more than one step"
+    if kept:
+        fresh.answer([Ask(asked, (adapter,))])
+    ids = fresh.encoder.encode_explanation(prompt, ACTIONS[3])
+    assert ids[: len(asked)] == asked, "the conversation goes on where the decision was read"
+    text = fresh.begin(ids, adapter, user)
+    while len(text.generated) < 6 and not text.finished:
+        fresh.advance(text)
+    assert text.generated
+    model = PeftModel.from_pretrained(load_model(tiny_directory), str(tmp_path / "adapter-1")).eval()
+    sequence = [*fresh.encoder.head, *ids]
+    for token in text.generated:
+        awake = len(sequence) - len(fresh.encoder.head) - user
+        with torch.inference_mode():
+            logits = model(input_ids=torch.tensor([sequence]), alora_offsets=[awake], use_cache=False).logits
+        assert int(logits[0, -1].argmax()) == token
+        sequence.append(token)
+
+
+def test_smollm2_with_two_adapters_says_what_peft_says(
+    smollm2_directory: Path, smollm2_encoder: Any, tmp_path: Path
+) -> None:
+    reader = LabelReader(load_model(smollm2_directory), smollm2_encoder)
+    one, two = (
+        Adapter.load(
+            save_adapter(tmp_path / f"adapter-{seed}", reader.model, reader.encoder.tail, seed, scale=0.5),
+            reader.model,
+            reader.encoder.tail,
+        )
+        for seed in (1, 2)
+    )
+    rows = [reader.encoder.encode(prompt) for prompt in random_prompts(2, seed=5)]
+    rows.append(*ids_of(reader, ["BTC long"]))
+    expected = [peft_says(smollm2_directory, tmp_path / f"adapter-{seed}", reader, rows) for seed in (1, 2)]
+    base = torch.tensor(reader.read(rows))
+    assert_differ(expected[0], base)
+    asks = [Ask(ids, (one, two, None)) for ids in rows]
+    for found in (reader.answer(asks), [reader.answer([ask])[0] for ask in asks]):
+        for number, version in enumerate((*expected, base)):
+            assert_agree([row[number] for row in found], version)
+
+
+def test_what_peft_saves_is_read_with_rank_stabilised_scaling_too(tiny_directory: Path, tmp_path: Path) -> None:
+    reader = LabelReader.load(tiny_directory, POSITIONS)
+    config = LoraConfig(
+        r=9,
+        lora_alpha=6,
+        use_rslora=True,
+        target_modules=["q_proj", "down_proj"],
+        task_type="CAUSAL_LM",
+        alora_invocation_tokens=list(reader.encoder.tail),
+    )
+    model = get_peft_model(load_model(tiny_directory), config)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    model.save_pretrained(tmp_path / "adapter")
+    adapter = Adapter.load(tmp_path / "adapter", reader.model, reader.encoder.tail)
+    assert adapter.activated
+    assert len(adapter.deltas) == 4
+    rows = ids_of(reader)
+    expected = peft_says(tiny_directory, tmp_path / "adapter", reader, rows)
+    assert_agree([row[0] for row in reader.answer([Ask(ids, (adapter,)) for ids in rows])], expected)
+    assert_differ(expected, reader.read(rows))
+
+
+@pytest.fixture
+def adapter_files(tiny: LabelReader, tmp_path: Path) -> Path:
+    return save_adapter(tmp_path / "adapter", tiny.model, tiny.encoder.tail)
+
+
+def change_config(**options: Any) -> Callable[[Path], None]:
+    def change(directory: Path) -> None:
+        path = directory / "adapter_config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **options}))
+
+    return change
+
+
+def change_tensors(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], None]:
+    def apply(directory: Path) -> None:
+        path = directory / "adapter_model.safetensors"
+        tensors = dict(load_file(path))
+        change(tensors)
+        save_file(tensors, path)
+
+    return apply
+
+
+K_A = "base_model.model.model.layers.0.self_attn.k_proj.lora_A.weight"
+
+
+def rename(old: str, new: str) -> Callable[[dict[str, torch.Tensor]], None]:
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        for key in list(tensors):
+            tensors[key.replace(old, new)] = tensors.pop(key)
+
+    return change
+
+
+def put_terms_on_a_norm(directory: Path) -> None:
+    change_config(target_modules=["norm"])(directory)
+    change_tensors(rename("layers.0.self_attn.q_proj", "norm"))(directory)
+
+
+MISFITS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "another kind": (change_config(peft_type="IA3"), "peft_type is 'IA3'; only LORA"),
+    "no kind": (change_config(peft_type=None), "peft_type is None"),
+    "DoRA": (change_config(use_dora=True), "use_dora not supported"),
+    "a bias": (change_config(bias="lora_only"), "bias not supported"),
+    "ranks by layer": (change_config(rank_pattern={"q_proj": 2}), "rank_pattern not supported"),
+    "whole modules": (change_config(modules_to_save=["lm_head"]), "modules_to_save not supported"),
+    "a changed base": (change_config(init_lora_weights="pissa"), "init_lora_weights not supported"),
+    "an option of a later PEFT": (change_config(use_magic=True), "use_magic not supported"),
+    "another template": (change_config(alora_invocation_tokens=[1, 2]), "another chat template"),
+    "no token ids": (change_config(alora_invocation_tokens="<|im_start|>"), "not a list of token ids"),
+    "no rank": (change_config(r=0), "r is 0, not a rank"),
+    "no alpha": (change_config(lora_alpha="8"), "lora_alpha is '8', not a number"),
+    "another rank": (change_config(r=8), "the base model needs"),
+    "unknown targets": (change_config(target_modules=["q_proj", "c_attn"]), "no module c_attn"),
+    "no JSON": (lambda path: (path / "adapter_config.json").unlink(), r"adapter_config\.json cannot be read"),
+    "no tensors": (lambda path: (path / "adapter_model.safetensors").unlink(), r"safetensors cannot be read"),
+    "cut bytes": (
+        lambda path: (path / "adapter_model.safetensors").write_bytes(b"\x10"),
+        r"safetensors cannot be read",
+    ),
+    "a missing layer": (
+        change_tensors(lambda tensors: [tensors.pop(key) for key in list(tensors) if ".layers.1." in key]),
+        "it is cut short",
+    ),
+    "a missing side": (change_tensors(lambda tensors: tensors.pop(K_A)), "has terms of shape"),
+    "another shape": (change_tensors(lambda tensors: tensors.update({K_A: torch.zeros(4, 3)})), "has terms of shape"),
+    "a term of another kind": (
+        change_tensors(lambda tensors: tensors.update({"base_model.model.lora_magnitude_vector": torch.ones(2)})),
+        "is no term of a plain LoRA",
+    ),
+    "modules that are not there": (change_tensors(rename("layers.1", "layers.7")), "it is cut short"),
+    "a layer that is not linear": (
+        put_terms_on_a_norm,
+        "not a linear layer",
+    ),
+    "not a number": (
+        change_tensors(lambda tensors: tensors.update({K_A: torch.full((4, 32), torch.nan)})),
+        "not finite",
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), MISFITS.values(), ids=MISFITS)
+def test_an_adapter_that_does_not_fit_is_refused_in_one_line(
+    adapter_files: Path, tiny: LabelReader, change: Callable[[Path], object], message: str
+) -> None:
+    Adapter.load(adapter_files, tiny.model, tiny.encoder.tail)
+    change(adapter_files)
+    with pytest.raises(ModelFileError, match=message) as caught:
+        Adapter.load(adapter_files, tiny.model, tiny.encoder.tail)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_adapter_of_the_output_layer_is_refused(tiny: LabelReader, tmp_path: Path) -> None:
+    directory = save_adapter(tmp_path, tiny.model, tiny.encoder.tail, target_modules=["lm_head"])
+    with pytest.raises(ModelFileError, match="lm_head is the output layer"):
+        Adapter.load(directory, tiny.model, tiny.encoder.tail)
+
+
+@pytest.fixture
+def store(tiny: LabelReader, tmp_path: Path) -> Path:
+    """A directory of versions: a base model, two activated adapters, an ordinary one."""
+    root = tmp_path / "models"
+    base = write_manifest(save_tiny_model(root / "a-base"), "base-1")
+    for seed, tail in ((1, tiny.encoder.tail), (2, tiny.encoder.tail), (3, None)):
+        write_manifest(save_adapter(root / f"v{seed}", tiny.model, tail, seed), f"v{seed}", base)
+    return root
+
+
+PROMPTS = [Prompt(PROMPT_VERSION, SYSTEM, text) for text in TEXTS]
+
+
+def served(root: Path, name: str, bases: Bases) -> TransformersPolicy:
+    path = find_version(name, [root])
+    policy = load_policy(Backend.TRANSFORMERS, path, roots=[root], bases=bases, prompt_tokens=POSITIONS)
+    assert isinstance(policy, TransformersPolicy)
+    return policy
+
+
+async def ask(policy: TransformersPolicy, prompt: Prompt = PROMPTS[1]) -> Reading:
+    return await policy.decide(prompt, time.monotonic() + 60)
+
+
+async def test_versions_are_loaded_from_their_directories_and_say_what_peft_says(
+    store: Path, fresh: LabelReader
+) -> None:
+    bases = Bases()
+    ids = ids_of(fresh)
+    for name in ("v3", "v1", "v2", "v3"):
+        policy = served(store, name, bases)
+        expected = peft_says(store / "a-base", store / name, fresh, ids)
+        readings = [await ask(policy, prompt) for prompt in PROMPTS]
+        assert_agree([reading.log_probabilities for reading in readings], expected)
+        assert policy.manifest.model_version == name
+        await policy.aclose()
+    assert bases.acquire(policy.manifest.hash()) is None
+
+
+async def test_versions_over_one_base_share_its_weights_and_close_one_by_one(store: Path) -> None:
+    bases = Bases()
+    base, one, two = (served(store, name, bases) for name in ("base-1", "v1", "v2"))
+    batchers = {policy._batcher for policy in (base, one, two)}
+    assert len(batchers) == 1
+    [batcher] = batchers
+    assert isinstance(batcher, Batcher)
+    before = [await ask(policy) for policy in (base, one, two)]
+    ordinary = served(store, "v3", bases)
+    assert ordinary._batcher is not batcher, "a merged adapter changes every token"
+    await base.aclose()
+    await base.aclose()
+    await one.aclose()
+    assert await ask(two) == before[2]
+    assert len({reading.log_probabilities for reading in (*before, await ask(ordinary))}) == 4
+    await two.aclose()
+    await ordinary.aclose()
+    assert batcher._thread._shutdown
+    again = served(store, "v1", bases)
+    assert_agree([(await ask(again)).log_probabilities], torch.tensor([before[1].log_probabilities]))
+    await again.aclose()
+
+
+def tampered(root: Path, name: str, **base: Any) -> None:
+    path = root / name / "manifest.json"
+    document = json.loads(path.read_text())
+    document["base"].update(base)
+    path.write_text(json.dumps(document))
+
+
+def test_an_adapter_without_its_base_or_with_another_one_is_refused(store: Path, tmp_path: Path) -> None:
+    other = "sha256:" + "0" * 64
+    tampered(store, "v1", weights_hash=other)
+    with pytest.raises(ManifestMismatch, match="a-base has other weights than the base-1"):
+        served(store, "v1", Bases())
+    tampered(store, "v1", model_version="elsewhere-1")
+    with pytest.raises(ModelFileError, match=r"base model elsewhere-1 is not under .*`advisor model import`"):
+        served(store, "v1", Bases())
+    with pytest.raises(UnknownVersion, match="holds model version v9"):
+        find_version("v9", [store])
+    (store / "a-base" / "config.json").write_text("{}")
+    with pytest.raises(ManifestMismatch, match=r"bytes differ from the manifest: config\.json"):
+        served(store, "v2", Bases())
+
+
+def test_an_adapter_that_was_damaged_or_has_a_pickle_is_refused_and_the_base_is_not_kept(store: Path) -> None:
+    bases = Bases()
+    manifest = read_manifest(store / "a-base" / "manifest.json")
+    (store / "v1" / "adapter_model.bin").write_bytes(b"")
+    with pytest.raises(ModelFileError, match="pickled code"):
+        served(store, "v1", bases)
+    change_config(use_dora=True)(store / "v2")
+    with pytest.raises(ManifestMismatch, match=r"bytes differ from the manifest: adapter_config\.json"):
+        served(store, "v2", bases)
+    write_manifest(store / "v2", "v2", manifest)
+    with pytest.raises(ModelFileError, match="use_dora"):
+        served(store, "v2", bases)
+    assert bases.acquire(manifest.hash()) is None
+
+
+def test_vllm_takes_no_adapter(store: Path) -> None:
+    with pytest.raises(ModelFileError, match="vLLM takes whole models"):
+        load_policy(Backend.VLLM, store / "v1", prompt_tokens=POSITIONS)
+
+
+def test_the_manifest_of_a_whole_model_is_hashed_as_before_and_an_adapter_is_no_base(store: Path) -> None:
+    whole = read_manifest(store / "a-base" / "manifest.json")
+    adapter = read_manifest(store / "v1" / "manifest.json")
+    assert "base" not in whole.as_json()
+    assert adapter.base is not None
+    assert adapter.base.manifest_hash == whole.hash()
+    assert ModelManifest.from_json(adapter.as_json()) == adapter
+    with pytest.raises(ModelFileError, match="is an adapter itself"):
+        BaseModelRef.of(adapter)
+
+
+def test_weights_not_the_name_or_the_day_make_a_base(store: Path, tmp_path: Path) -> None:
+    adapter = read_manifest(store / "v1" / "manifest.json")
+    assert adapter.base is not None
+    elsewhere = tmp_path / "elsewhere"
+    save_tiny_model(elsewhere / "other", LlamaConfig(**{**TINY, "hidden_size": 16, "head_dim": 4}))
+    write_manifest(elsewhere / "other", "other-1")
+    write_manifest(save_tiny_model(elsewhere / "same"), "imported-later", provenance={"day": "another"})
+    assert find_base(adapter.base, [elsewhere])[0] == elsewhere / "same"

@@ -1,0 +1,50 @@
+"""Encoded prompts of a tiny random model, for tests of the policy's training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from app.domain.prompt import PROMPT_VERSION, SYSTEM, Prompt
+from app.policy.label_reader import LabelReader
+from tests.policy.tiny_models import POSITIONS, save_tiny_model
+from training.artifacts import Artifact, Workshop
+from training.config import EncodeConfig
+from training.encode import Encoded, build_encoded
+
+
+def prompt(text: str) -> Prompt:
+    return Prompt(PROMPT_VERSION, SYSTEM, text)
+
+
+def short_prompts(count: int, seed: int = 0) -> list[Prompt]:
+    """Prompts of three lines and different lengths; the second line says `up` or `down`."""
+    source = np.random.default_rng(seed)
+    return [
+        prompt(f"BTC long {'x' * int(source.integers(1, 9))}\nscore {i} of 5.5\nbtc {'up' if i % 2 else 'down'}")
+        for i in range(count)
+    ]
+
+
+def tiny_reader(folder: Path) -> tuple[LabelReader, Path]:
+    """A tiny random Llama and its directory."""
+    base = folder / "tiny"
+    if not base.is_dir():
+        save_tiny_model(base)
+    return LabelReader.load(base, POSITIONS), base
+
+
+def encode(folder: Path, prompts: list[Prompt], reader: LabelReader, base: Path, **config: int) -> Artifact:
+    """The stage `encode` in a workshop under `folder`."""
+    settings = EncodeConfig(**config)
+    identity = [settings.model_dump(mode="json"), [one.hash for one in prompts]]
+
+    def build(target: Path) -> dict[str, object]:
+        return build_encoded(target, prompts, reader, base, settings, folder / "cache")
+
+    return Workshop(folder / "artifacts").stage("encode", identity, {}, build)
+
+
+def encoded(folder: Path, prompts: list[Prompt], reader: LabelReader, base: Path, **config: int) -> Encoded:
+    return Encoded.open(encode(folder, prompts, reader, base, **config))

@@ -1,0 +1,105 @@
+"""Arms decide without outcomes, and the simpler rivals are fitted on training scenarios alone."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from app.domain.actions import ACTIONS
+from app.domain.features import FEATURE_NAMES
+from app.domain.manifest import Calibration
+from tests.builders import reading, scenario
+from tests.domain.scenarios import LIMITS
+from training.arms import Arm, agent, always, best_cut, fitted, policy, random_veto
+
+DAY = 86_400
+
+
+def readings(*labels: str) -> np.ndarray:
+    return np.array([reading(label).log_probabilities for label in labels])
+
+
+def test_always_takes_every_plan_whole() -> None:
+    arm = always([scenario(), scenario()])
+    plan = scenario().plan
+    assert arm.approve.tolist() == [True, True]
+    assert arm.share.tolist() == [1.0, 1.0]
+    assert arm.stop_atr[0] == pytest.approx((plan.entry - plan.stop) / scenario().candidate.atr)
+
+
+def test_the_agent_trades_where_it_says_yes() -> None:
+    arm = agent([scenario(candidate__rsi=31.0), scenario(candidate__rsi=65.0)], lambda s: s.candidate.rsi < 50)
+    assert (arm.name, arm.approve.tolist(), arm.share.tolist()) == ("agent", [True, False], [1.0, 0.0])
+    assert math.isnan(arm.stop_atr[1])
+
+
+def test_the_policy_is_judged_as_the_service_judges_it() -> None:
+    refused = scenario(candidate__volatility_pct=0.99)
+    before, after = policy([scenario(), scenario(), refused], readings("H", "A", "H"), Calibration(), LIMITS)
+    assert before.approve.tolist() == [True, False, True]
+    assert after.approve.tolist() == [True, False, False]
+    assert after.vetoes is not None
+    assert "VOLATILITY_SPIKE" in after.vetoes[2]
+    assert after.vetoes[0] == ()
+    half_risk = next(i for i, action in enumerate(ACTIONS) if action.label == "H")
+    assert after.stop_atr[0] == pytest.approx(ACTIONS[half_risk].stop_atr)
+    assert 0 < after.share[0] <= 1
+    assert before.probability is not None
+    assert before.probability[1] == pytest.approx(1 - 0.91)
+
+
+def test_a_random_veto_deals_the_same_answers_to_other_scenarios() -> None:
+    source = np.random.default_rng(0)
+    approve = source.random(200) < 0.3
+    arm = Arm("policy", approve, np.where(approve, 2.5, np.nan), np.where(approve, 0.25, 0.0))
+    draws = list(random_veto(arm, 20, seed=1))
+    for draw in draws:
+        assert draw.approve.sum() == approve.sum()
+        assert (draw.share[draw.approve] == 0.25).all()
+        assert np.isnan(draw.stop_atr[~draw.approve]).all()
+    assert len({draw.approve.tobytes() for draw in draws}) == 20
+    again = list(random_veto(arm, 20, seed=1))
+    assert all((a.approve == b.approve).all() for a, b in zip(draws, again, strict=True))
+
+
+def test_the_best_cut_keeps_what_pays_and_always_trades() -> None:
+    scores = np.arange(100.0)
+    pays_high = np.where(scores >= 50, 1.0, -1.0)
+    assert 45 <= best_cut(scores, pays_high, np.ones(100)) <= 55
+    never_pays = np.full(100, -1.0)
+    cut = best_cut(scores, never_pays, np.ones(100))
+    assert (scores >= cut).sum() >= 5
+
+
+def problem(rows: int, seed: int, *, signal: bool) -> tuple[np.ndarray, np.ndarray]:
+    source = np.random.default_rng(seed)
+    features = source.normal(size=(rows, len(FEATURE_NAMES)))
+    edge = np.sign(features[:, FEATURE_NAMES.index("rsi")]) if signal else 0.0
+    return features, 0.8 * edge + source.normal(size=rows)
+
+
+def rivals(rows: int, *, signal: bool) -> dict[str, tuple[Arm, np.ndarray]]:
+    features, rewards = problem(rows, 1, signal=signal)
+    new_features, new_rewards = problem(rows, 2, signal=signal)
+    plan = Arm("always approve", np.ones(rows, dtype=bool), np.full(rows, 1.5), np.ones(rows))
+    as_of = np.arange(rows) * DAY
+    arms = fitted(features, rewards, as_of, as_of + DAY // 4, np.ones(rows), plan, new_features, DAY)
+    return {arm.name: (arm, new_rewards) for arm in arms}
+
+
+def test_rivals_find_a_signal_out_of_sample() -> None:
+    found = rivals(800, signal=True)
+    assert set(found) == {"score threshold", "logistic regression", "gradient boosting"}
+    for name in ("logistic regression", "gradient boosting"):
+        arm, rewards = found[name]
+        assert rewards[arm.approve].mean() > 0.5
+        assert arm.probability is not None
+
+
+def test_rivals_see_no_outcome_of_the_new_scenarios() -> None:
+    """They are given features only; where there is no signal, what they choose earns what chance earns."""
+    for arm, rewards in rivals(800, signal=False).values():
+        chosen = rewards[arm.approve]
+        assert abs(chosen.mean() - rewards.mean()) < 4 * rewards.std() / math.sqrt(len(chosen))

@@ -1,0 +1,200 @@
+"""Outcomes for decisions that lack one: which arms, what the bars tell, and once only."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from app.advise import Models
+from app.client import AdvisorClient
+from app.domain.agent_action import Arm
+from app.domain.decision import Abstention
+from app.domain.errors import AbstainReason, ShadowLogUnavailable
+from app.policy.scripted import ScriptedPolicy
+from app.shadow_log.log import ShadowLog
+from tests import builders as build
+from tests.service.running import Running, running, settings_for, until, writing
+from tests.training.candles import HOUR, START, table
+from training.log_reader import reading, symbols_without_outcome, without_outcome
+from training.market import Bars
+from training.resolver import Fate, resolve
+
+AT = datetime.fromtimestamp(START, UTC)
+BARS = table((100, 101, 99, 100), (99, 100, 96, 97), *[(97, 98, 96, 97)] * 10)
+"""An entry at 100; the second bar falls through a stop of 97."""
+
+
+def plan(request_id: str, at: datetime = AT, **more: Any) -> Any:
+    """A long of 5 at 100, stop 97, targets 106 to 110, ATR 2."""
+    fields = {
+        "candidate__symbol": "BTCUSDT", "candidate__atr": 2.0, "plan__entry": 100.0, "plan__stop": 97.0,
+        "plan__targets": [106.0, 108.0, 110.0], "plan__quantity": 5.0, "market__last_close": 100.0,
+    }  # fmt: skip
+    return build.decision_event(request_id, at=at, **(fields | more))
+
+
+@pytest.fixture
+async def service(database_url: str, valkey_url: str, tmp_path: Path) -> AsyncIterator[Running]:
+    settings = settings_for(database_url, valkey_url, tmp_path)
+    async with running(settings, Models(ScriptedPolicy(["H"]))) as api, writing(settings):
+        yield api
+
+
+async def fill(url: str, *events: Any) -> None:
+    log = ShadowLog.connect(url)
+    await log.append(list(events))
+    await log.aclose()
+
+
+async def resolved(service: Running, *bars: Bars) -> Counter[Fate]:
+    """One run of the resolver, until its reports are in Postgres."""
+
+    def go() -> Counter[Fate]:
+        with AdvisorClient(service.url) as client, reading(str(service.settings.database_url)) as connection:
+            known = {each.symbol: each for each in bars}
+            fates = resolve(without_outcome(connection), known, client, lambda seconds: None)
+            client.close(20)
+            assert client.stats().dropped == {}
+        return fates
+
+    fates = await asyncio.to_thread(go)
+
+    async def written() -> bool:
+        return (await service.service.journal.backlog())[0] == 0
+
+    await until(written)
+    return fates
+
+
+def outcomes(service: Running) -> dict[tuple[str, str, str | None], Any]:
+    url = str(service.settings.database_url).replace("+psycopg", "")
+    with psycopg.connect(url) as connection:
+        found = connection.execute(
+            "SELECT d.request_id, o.arm, o.model_version, o.outcome, o.source, o.r_multiple, o.net_pnl, "
+            "o.record #> '{extra,traded}' FROM outcomes o JOIN decisions d USING (decision_id)"
+        ).fetchall()
+    assert len(found) == len({row[:3] for row in found}), "one outcome for each arm"
+    return {row[:3]: row[3:] for row in found}
+
+
+async def test_every_arm_without_an_outcome_gets_what_the_bars_tell(service: Running, database_url: str) -> None:
+    silent = Abstention(AbstainReason.DEADLINE)
+    await fill(
+        database_url,
+        plan("traded", control=True),
+        plan("vetoed", control=False, label="A"),
+        plan("silent", control=True, label=silent, shadows=[("other", "C")]),
+        plan("unknown control"),
+    )
+    assert (await resolved(service, BARS))[Fate.REPORTED] == 6
+    found = outcomes(service)
+    stopped = ("sl", "simulated", pytest.approx(-1.0985005), pytest.approx(-16.4775075))
+    # H: the whole risk at a stop 1.0 ATR away, 98, and no more than the agent's 5 units. Bought at 100.05, sold at
+    # 97.951, fees 0.198001: -2.297001 a unit, of a risk of 2.
+    tighter = ("sl", "simulated", pytest.approx(-1.1485005), pytest.approx(-11.485005))
+    # C: a quarter of the risk, stop 1.5 ATR away, so again 97; quantity 5 / 4.
+    quarter = (*stopped[:3], pytest.approx(-16.4775075 / 4))
+    assert found == {
+        ("traded", "agent", None): (*stopped, True),
+        ("traded", "advice", "test-1"): (*tighter, False),
+        ("vetoed", "agent", None): (*stopped, False),
+        ("vetoed", "advice", "test-1"): ("not_traded", "simulated", 0.0, 0.0, False),
+        ("silent", "agent", None): (*stopped, True),
+        ("silent", "advice", "other"): (*quarter, False),
+        ("unknown control", "advice", "test-1"): (*tighter, False),
+    }
+
+
+async def test_a_second_run_finds_nothing_to_do(service: Running, database_url: str) -> None:
+    await fill(database_url, plan("traded", control=True))
+    assert (await resolved(service, BARS)).total() == 2
+    before = outcomes(service)
+    assert await resolved(service, BARS) == Counter()
+    assert outcomes(service) == before
+
+
+async def test_a_trade_that_the_bars_do_not_finish_is_resolved_when_they_do(
+    service: Running, database_url: str
+) -> None:
+    await fill(database_url, plan("open", control=True, label="A"))
+    assert await resolved(service, BARS.part(0, 1)) == Counter({Fate.OPEN: 1, Fate.REJECTED: 1})
+    assert ("open", "agent", None) not in outcomes(service)
+    assert await resolved(service, BARS) == Counter({Fate.REPORTED: 1})
+    assert outcomes(service)[("open", "agent", None)][0] == "sl"
+
+
+async def test_what_cannot_be_resolved_is_counted_by_reason_and_never_made_up(
+    service: Running, database_url: str
+) -> None:
+    await fill(
+        database_url,
+        plan("unfilled", control=True, label="A", at=AT - timedelta(hours=2)),
+        plan("other symbol", control=True, label="A", candidate__symbol="ETHUSDT"),
+        plan("stop above", control=True, label="A", plan__stop=103.0),
+    )
+    with reading(database_url) as connection:
+        assert symbols_without_outcome(connection) == {"BTCUSDT": AT - timedelta(hours=2), "ETHUSDT": AT}
+    earlier = table(*[(100, 101, 99, 100)] * 40, skip=-30)
+    gap = Bars(*(v if isinstance(v, str | int) else v[all_but_two_bars(earlier)] for v in vars(earlier).values()))
+    fates = await resolved(service, gap)
+    assert fates == Counter({Fate.REJECTED: 3, Fate.UNFILLED: 1, Fate.NO_BARS: 1, Fate.NOT_SIMULATED: 1})
+    assert {key[1] for key in outcomes(service)} == {"advice"}
+
+
+def all_but_two_bars(bars: Bars) -> Any:
+    """All but the two bars after START - 2 h."""
+    return (bars.closed_at <= START - 2 * HOUR) | (bars.closed_at > START)
+
+
+async def test_what_was_reported_and_what_was_skipped_for_an_outage_are_left_alone(
+    service: Running, database_url: str
+) -> None:
+    await fill(
+        database_url,
+        plan("reported", control=True, label="A"),
+        build.outcome_event("reported", build.outcome(r=0.5)),
+        plan("outage", control=False),
+        build.outcome_event("outage", build.outcome(exogenous_skip=True)),
+    )
+    assert await resolved(service, BARS) == Counter({Fate.REJECTED: 1})
+    assert outcomes(service)[("reported", "agent", None)][2] == 0.5
+
+
+async def test_an_analyst_may_read_and_nobody_writes(database_url: str) -> None:
+    plain = database_url.replace("+psycopg", "")
+    with psycopg.connect(plain) as admin:
+        admin.execute("DROP ROLE IF EXISTS alice")
+        admin.execute("CREATE ROLE alice LOGIN PASSWORD 'secret'")
+        admin.execute("GRANT advisor_analyst TO alice")
+    await fill(database_url, plan("traded", control=True))
+    host = plain.split("@")[1]
+    with reading(f"postgresql+psycopg://alice:secret@{host}") as connection:
+        assert [one.arm for chunk in without_outcome(connection) for one in chunk] == [Arm.ADVICE, Arm.AGENT]
+    with pytest.raises(ShadowLogUnavailable, match="read-only transaction"), reading(database_url) as connection:
+        connection.execute("CREATE TABLE x (y int)")
+    with psycopg.connect(plain) as admin:
+        admin.execute("DROP ROLE alice")
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("nonsense", "cannot be read"),
+        ("postgresql://nobody@127.0.0.1:9/none", "Postgres: .*check DATABASE_URL"),
+    ],
+)
+def test_a_log_that_cannot_be_read_is_one_clear_error(url: str, message: str) -> None:
+    with pytest.raises(ShadowLogUnavailable, match=message), reading(url):
+        pass
+
+
+def test_a_database_without_the_schema_says_so(empty_database_url: str) -> None:
+    with pytest.raises(ShadowLogUnavailable, match="advisor migrate"), reading(empty_database_url) as connection:
+        list(without_outcome(connection))

@@ -1,0 +1,208 @@
+"""The arms of an evaluation: what each would do with the same scenarios, decided without looking at their outcomes.
+
+An arm is an order per scenario, or none. What learns (threshold, logistic regression, boosting) is fitted on training
+scenarios only; its cut is chosen there too, out of fold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.base import clone
+from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.impute import SimpleImputer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
+
+from app.domain.decision import Reading, Role, Version, conclude, propose
+from app.domain.features import FEATURE_NAMES
+from app.domain.limits import Limits
+from app.domain.manifest import Calibration
+from app.domain.rules import order_for
+from app.domain.scenario import Scenario
+from app.domain.veto import TradingState
+from training.market import Floats
+from training.splits import purged_kfold
+
+Flags = NDArray[np.bool_]
+MIN_APPROVAL_RATE = 0.05
+"""A cut that lets fewer training scenarios through is not considered: it would trade by chance."""
+CUTS = 20
+FOLDS = 5
+
+
+@dataclass(frozen=True, eq=False)
+class Arm:
+    """What one arm does with N scenarios; arrays of shape (N,), orders relative to the scenario's plan.
+
+    name : as the report calls it.
+    approve : whether it trades.
+    stop_atr : distance of the stop from entry, in ATR; NaN where it does not trade.
+    share : quantity over the plan's quantity, 0-1; 0 where it does not trade.
+    probability : its approval probability, 0-1, for calibration; None for arms without one.
+    vetoes : codes that refused its order, per scenario; None for arms without rules.
+    """
+
+    name: str
+    approve: Flags
+    stop_atr: Floats
+    share: Floats
+    probability: Floats | None = None
+    vetoes: tuple[tuple[str, ...], ...] | None = None
+
+    @property
+    def approval_rate(self) -> float:
+        """Share of scenarios that it trades."""
+        return float(self.approve.mean()) if len(self.approve) else 0.0
+
+    def kept(self, name: str, keep: Flags) -> Arm:
+        """The same arm trading only where `keep` is set."""
+        approve = self.approve & keep
+        return replace(
+            self,
+            name=name,
+            approve=approve,
+            stop_atr=np.where(approve, self.stop_atr, np.nan),
+            share=np.where(approve, self.share, 0.0),
+        )
+
+
+def always(scenarios: Sequence[Scenario]) -> Arm:
+    """The agent's plan on every candidate."""
+    distances = [abs(s.plan.entry - s.plan.stop) / s.candidate.atr for s in scenarios]
+    everywhere = np.ones(len(scenarios), dtype=bool)
+    return Arm("always approve", everywhere, np.array(distances), everywhere.astype(float))
+
+
+def agent(scenarios: Sequence[Scenario], decides: Callable[[Scenario], bool]) -> Arm:
+    """The control: the agent's plan where the agent says yes."""
+    yes = np.array([decides(scenario) for scenario in scenarios], dtype=bool)
+    return always(scenarios).kept("agent", yes)
+
+
+def random_veto(arm: Arm, draws: int, seed: int) -> Iterator[Arm]:
+    """`arm`'s own answers dealt to scenarios at random: the same rate, the same sizes and stops, no judgement."""
+    source = np.random.default_rng(seed)
+    for _ in range(draws):
+        dealt = source.permutation(len(arm.approve))
+        yield Arm("random veto", arm.approve[dealt], arm.stop_atr[dealt], arm.share[dealt])
+
+
+def fitted(
+    features: Floats,
+    rewards: Floats,
+    as_of: NDArray[np.int64],
+    ends_at: NDArray[np.int64],
+    weights: Floats,
+    plan: Arm,
+    new_features: Floats,
+    embargo_s: float,
+) -> list[Arm]:
+    """The simpler rivals: a threshold on the agent's own score, logistic regression, gradient boosting.
+
+    Parameters
+    ----------
+    features, rewards, as_of, ends_at, weights : of M training scenarios; `rewards` (M,) of the agent's plan, R.
+    plan : `always` on the N new scenarios.
+    new_features : (N, F).
+
+    Each predicts from features whether the plan will make money, and trades above a cut: the one of 20 quantiles of
+    its out-of-fold predictions (purged, embargoed) that earned most on the training scenarios.
+    """
+    margin = FEATURE_NAMES.index("score_over_threshold")
+    models: list[tuple[str, Any]] = [
+        ("logistic regression", make_pipeline(SimpleImputer(keep_empty_features=True), StandardScaler(), _logistic())),
+        ("gradient boosting", _boosting()),
+    ]
+    cut = best_cut(features[:, margin], rewards, weights)
+    arms = [plan.kept("score threshold", new_features[:, margin] >= cut)]
+    folds = purged_kfold(as_of, ends_at, FOLDS, embargo_s)
+    won = rewards > 0
+    # OpenMP threads that wait for each other beside other work are up to a hundred times slower than one.
+    with threadpool_limits(1):
+        for name, model in models:
+            out_of_fold = np.full(len(rewards), np.nan)
+            for fold in folds:
+                fold_model = _fit(model, features[fold.train], won[fold.train], weights[fold.train])
+                out_of_fold[fold.test] = fold_model.predict_proba(features[fold.test])[:, 1]
+            cut = best_cut(out_of_fold, rewards, weights)
+            probability = _fit(model, features, won, weights).predict_proba(new_features)[:, 1]
+            arms.append(replace(plan.kept(name, probability >= cut), probability=probability))
+    return arms
+
+
+def _fit(model: Any, features: Floats, won: Flags, weights: Floats) -> Any:
+    """A fresh copy of a scikit-learn classifier, fitted with sample weights."""
+    fresh = clone(model)
+    name = f"{fresh.steps[-1][0]}__sample_weight" if hasattr(fresh, "steps") else "sample_weight"
+    return fresh.fit(features, won, **{name: weights})
+
+
+def best_cut(scores: Floats, rewards: Floats, weights: Floats) -> float:
+    """The cut above which the weighted mean reward per scenario is highest; rejected ones earn 0.
+
+    Only quantiles that let `MIN_APPROVAL_RATE` through are tried. So the rival always trades: one that learned not to
+    would be compared with nothing.
+    """
+    known = np.isfinite(scores) & np.isfinite(rewards)
+    scores, gains = scores[known], (rewards * weights)[known]
+    cuts = np.unique(np.quantile(scores, np.linspace(0, 1 - MIN_APPROVAL_RATE, CUTS)))
+    return float(max(cuts, key=lambda cut: gains[scores >= cut].sum()))
+
+
+def policy(
+    scenarios: Sequence[Scenario],
+    log_probabilities: NDArray[np.floating[Any]],
+    calibration: Calibration,
+    limits: Limits,
+) -> tuple[Arm, Arm]:
+    """A model version before and after the rules, judged as the service judges: `conclude()` on the same scenario.
+
+    `log_probabilities` is (N, 10), raw, over the whole vocabulary. Time is each scenario's own.
+    """
+    version = Version("evaluated", "sha256:" + "0" * 64, calibration, Role.PRIMARY)
+    raw: list[Relative] = []
+    guarded: list[Relative] = []
+    probability, codes = [], []
+    for scenario, row in zip(scenarios, log_probabilities, strict=True):
+        reading = Reading(log_probabilities=tuple(float(value) for value in row))
+        proposal = propose(reading, calibration)
+        advice = conclude(scenario, reading, version, limits, state=TradingState.ACTIVE, now=scenario.as_of)
+        order = order_for(proposal.action, scenario) if proposal.action.approve else None
+        raw.append(_relative(scenario, order.stop, order.quantity) if order else None)
+        guarded.append(_relative(scenario, advice.stop, advice.quantity) if advice.approve else None)
+        probability.append(proposal.approve_probability)
+        codes.append(tuple(veto.code.value for veto in advice.review.vetoes) if advice.review else ())
+    likely = np.array(probability)
+    before, after = _arm("policy before vetoes", raw, likely), _arm("policy", guarded, likely)
+    return before, replace(after, vetoes=tuple(codes))
+
+
+Relative = tuple[float, float] | None
+
+
+def _relative(scenario: Scenario, stop: float | None, quantity: float | None) -> Relative:
+    """Stop distance in ATR and share of the plan's quantity."""
+    if stop is None or quantity is None:
+        raise ValueError("an approving advice has a stop and a quantity")
+    return (scenario.plan.entry - stop) / scenario.candidate.atr, quantity / scenario.plan.quantity
+
+
+def _arm(name: str, orders: Sequence[Relative], probability: Floats) -> Arm:
+    approve = np.array([order is not None for order in orders], dtype=bool)
+    both = np.array([(np.nan, 0.0) if order is None else order for order in orders]).reshape(-1, 2)
+    return Arm(name, approve, both[:, 0], both[:, 1], probability)
+
+
+def _logistic() -> LogisticRegression:
+    return LogisticRegression(C=0.01, max_iter=1000)
+
+
+def _boosting() -> HistGradientBoostingClassifier:
+    return HistGradientBoostingClassifier(max_iter=80, learning_rate=0.05, max_leaf_nodes=8, min_samples_leaf=100)

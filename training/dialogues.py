@@ -1,0 +1,100 @@
+"""Dialogues of the agent: prompt, its letter, the follow-up question, its words.
+
+The reference agent's rules speak no prose, so its words are templated here, from what the rules looked at and from
+nothing else: honest about the decision, poor as language. A production agent's own reason is used where it gave one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.domain.actions import ACTIONS, REJECT, Action
+from app.domain.agent_action import AgentAction
+from app.domain.prompt import PROMPT_VERSION, SYSTEM, Prompt, untrusted
+from app.domain.scenario import Scenario
+from app.policy.encoding import PromptEncoder
+
+WORDS_CHARACTERS = 160
+_REFUSALS = {
+    "drawdown_guard_day": "The day's loss has reached the guard, so nothing new is opened.",
+    "drawdown_guard_losses": "Too many stops in a row, so the agent cools down.",
+    "drawdown_guard": "The account is too far below its peak to add risk.",
+    "max_trades": "A trade is already open.",
+    "correlated_with_better": "A better-scored candidate of the same hour moves alike.",
+    "risk_btc_trend": "Bitcoin trends down against a long.",
+    "risk_volatility": "Volatility is near the top of its range.",
+    "risk_reward": "The nearest target is too close for the stop.",
+}
+_EMPTY = Prompt(PROMPT_VERSION, SYSTEM, "x")
+
+
+@dataclass(frozen=True, eq=False)
+class Demonstrations:
+    """What the agent did in every scenario: `labels` (N,) index of its action, and its words."""
+
+    labels: NDArray[np.int64]
+    words: tuple[str, ...]
+
+    @classmethod
+    def of(cls, scenarios: Sequence[Scenario], actions: Sequence[AgentAction]) -> Demonstrations:
+        """One per scenario, in the same order."""
+        taken = [ACTIONS.index(agents_label(s, a)) for s, a in zip(scenarios, actions, strict=True)]
+        return cls(np.array(taken, np.int64), tuple(words(s, a) for s, a in zip(scenarios, actions, strict=True)))
+
+
+class Dialogue(NamedTuple):
+    """Token ids after the prompt's tail: letter, follow-up question, words (from `begins` on), end of turn."""
+
+    ids: list[int]
+    begins: int
+
+
+def agents_label(scenario: Scenario, action: AgentAction) -> Action:
+    """The agent's action in our space: its whole risk at the stop distance nearest to its plan's, or `reject`."""
+    if not action.decision:
+        return REJECT
+    distance = abs(scenario.plan.entry - scenario.plan.stop) / scenario.candidate.atr
+    whole = [one for one in ACTIONS if one.risk_fraction == 1.0]
+    return min(whole, key=lambda one: abs(one.stop_atr - distance))
+
+
+def words(scenario: Scenario, action: AgentAction) -> str:
+    """One sentence on why the agent did what it did: its own, if it gave one, else from its rules."""
+    if action.reason:
+        own = untrusted(action.reason, WORDS_CHARACTERS)
+        if own:
+            return own
+    if action.decision:
+        return (
+            f"Score {scenario.candidate.score:.1f} clears {scenario.candidate.score_threshold:.1f}; {_chart(scenario)}."
+        )
+    reason = action.final_skip_reason or ""
+    return _REFUSALS.get(reason) or f"Too little speaks for it: {_chart(scenario)}."
+
+
+def dialogue(encoder: PromptEncoder, label: int, said: str) -> Dialogue:
+    """The ids that follow head, user's text and tail. The end of turn is the tail's first token, as the chat template
+    (or, without one, the plain layout) has it."""
+    size = len(encoder.encode(_EMPTY)) - len(encoder.tail)
+    question = list(encoder.encode_explanation(_EMPTY, ACTIONS[label]))[size + len(encoder.tail) :]
+    text = list(encoder.encode(_EMPTY._replace(user=said)))[: -len(encoder.tail)]
+    return Dialogue([*question, *text, encoder.tail[0]], len(question))
+
+
+def _chart(scenario: Scenario) -> str:
+    """The four readings of the chart that the stand-in for the agent's LLM votes with."""
+    c = scenario.candidate
+    lead = (c.di_plus or 0) > (c.di_minus or 0)
+    return ", ".join(
+        (
+            "buyers lead" if lead else "sellers lead",
+            "momentum is up" if (c.macd or 0) > 0 else "momentum is down",
+            f"rsi {c.rsi:.0f}",
+            "volume is above its mean" if (c.volume_ratio or 0) > 0 else "volume is below its mean",
+        )
+    )

@@ -1,0 +1,229 @@
+"""Measures of drift between two samples, and of change within a stream. Pure functions on arrays.
+
+A sample's size counts for less when neighbours in time are alike: every p-value here uses effective sizes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from river.drift import ADWIN
+from scipy import stats
+from sklearn.isotonic import IsotonicRegression
+
+from training.market import Floats
+
+BINS = 10
+DRAWS = 200
+
+
+def effective_size(values: Floats) -> float:
+    """n / (1 + 2 x sum of autocorrelations), those before the first negative pair (Geyer 1992, section 3.3).
+
+    `values` of shape (N,) in order of time; NaN counts as the mean. Between 1 and the number of known values.
+    """
+    known = np.isfinite(values)
+    count = int(known.sum())
+    if count < 2:
+        return float(count)
+    centred = np.where(known, values - values[known].mean(), 0.0)
+    size = len(values)
+    spectrum = np.abs(np.fft.rfft(centred, 2 * size)) ** 2
+    covariance = np.fft.irfft(spectrum)[:size]
+    if covariance[0] <= 0:  # a constant: every value says the same, and there is nothing to be unsure of
+        return float(count)
+    correlation = covariance / covariance[0]
+    pairs = correlation[: size - size % 2].reshape(-1, 2).sum(axis=1)
+    stop = int(np.argmax(pairs <= 0)) if (pairs <= 0).any() else len(pairs)
+    return float(np.clip(count / max(2 * pairs[:stop].sum() - 1, 1.0), 1.0, count))
+
+
+def bins_of(reference: Floats) -> Floats:
+    """Inner edges of the bins: between values where there are few, else the reference's deciles."""
+    values = np.unique(reference[np.isfinite(reference)])
+    if not len(values):
+        return np.zeros(0)
+    if len(values) <= BINS:
+        middles = (values[:-1] + values[1:]) / 2
+        return np.concatenate([[np.nextafter(values[0], -np.inf)], middles, [np.nextafter(values[-1], np.inf)]])
+    return np.unique(np.nanquantile(reference, np.linspace(0, 1, BINS + 1)[1:-1]))
+
+
+def counts_in(values: Floats, edges: Floats) -> Floats:
+    """How many values lie in each bin, and in the last place how many are NaN; shape (len(edges) + 2,)."""
+    known = values[np.isfinite(values)]
+    inside = np.bincount(np.searchsorted(edges, known, side="right"), minlength=len(edges) + 1)
+    return np.append(inside, len(values) - len(known)).astype(float)
+
+
+def psi(reference: Floats, recent: Floats) -> tuple[float, int]:
+    """Population stability index: sum of (q - p) ln(q / p) over bins, and the number of bins that are in use.
+
+    `p` and `q` are the shares of the reference and of the recent values; what is not known has a bin of its own, and an
+    empty bin counts as half a value. Credit scoring's rule of thumb (Siddiqi 2006): below 0.1 stable, above 0.25 not.
+    """
+    edges = bins_of(reference)
+    first, second = counts_in(reference, edges), counts_in(recent, edges)
+    used = first + second > 0
+    p = np.maximum(first[used], 0.5) / len(reference)
+    q = np.maximum(second[used], 0.5) / len(recent)
+    return float(((q - p) * np.log(q / p)).sum()), int(used.sum())
+
+
+def psi_p_value(value: float, bins: int, reference: float, recent: float) -> float:
+    """Without drift, PSI x n m / (n + m) follows chi-square with bins - 1 degrees of freedom (Yurdakul 2018, ch. 3)."""
+    if bins < 2:
+        return 1.0
+    return float(stats.chi2.sf(value * reference * recent / (reference + recent), bins - 1))
+
+
+def ks(reference: Floats, recent: Floats) -> float:
+    """Kolmogorov-Smirnov distance of the known values, 0 to 1; 0 when either sample has none."""
+    first, second = (values[np.isfinite(values)] for values in (reference, recent))
+    if not len(first) or not len(second):
+        return 0.0
+    return float(stats.ks_2samp(first, second, method="asymp").statistic)
+
+
+def ks_p_value(distance: float, reference: float, recent: float) -> float:
+    """Asymptotic p-value (Smirnov 1948) at the effective sizes."""
+    return float(stats.kstwobign.sf(distance * np.sqrt(reference * recent / (reference + recent))))
+
+
+class Shift(NamedTuple):
+    """How far one number's distribution moved."""
+
+    name: str
+    psi: float
+    ks: float
+    p_value: float
+    """Of either distance, times two for looking at both."""
+    reference_mean: float | None
+    recent_mean: float | None
+    """Of the known values; None when there are none."""
+    reference_missing: float
+    recent_missing: float
+    """Shares that are not known."""
+
+
+def shift(name: str, reference: Floats, recent: Floats) -> Shift:
+    """Compare two samples of shape (N,) and (M,), each in order of time; NaN is not known."""
+    sizes = max(effective_size(reference), 1.0), max(effective_size(recent), 1.0)
+    value, bins = psi(reference, recent)
+    distance = ks(reference, recent)
+    p_value = min(1.0, 2 * min(psi_p_value(value, bins, *sizes), ks_p_value(distance, *sizes)))
+    means = _mean(reference), _mean(recent)
+    return Shift(name, value, distance, p_value, *means, _missing(reference), _missing(recent))
+
+
+def _mean(values: Floats) -> float | None:
+    return float(np.nanmean(values)) if np.isfinite(values).any() else None
+
+
+def _missing(values: Floats) -> float:
+    return float(1 - np.isfinite(values).mean())
+
+
+class Move(NamedTuple):
+    """How far a mean moved."""
+
+    name: str
+    reference: float
+    recent: float
+    p_value: float
+
+
+def move(name: str, reference: Floats, recent: Floats) -> Move | None:
+    """Difference of means by a z test at effective sizes; None when either sample has fewer than two known values."""
+    samples = [values[np.isfinite(values)] for values in (reference, recent)]
+    if min(len(each) for each in samples) < 2:
+        return None
+    means = [float(each.mean()) for each in samples]
+    pooled = np.concatenate(samples)
+    error = np.sqrt(pooled.var() * sum(1 / effective_size(each) for each in samples))
+    p_value = float(2 * stats.norm.sf(abs(means[1] - means[0]) / error)) if error > 0 else 1.0
+    return Move(name, means[0], means[1], p_value)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjusted p-values (Holm 1979): rejecting those below alpha keeps the chance of any false alarm below alpha."""
+    order = np.argsort(p_values, kind="stable")
+    count = len(order)
+    adjusted = np.empty(count)
+    adjusted[order] = np.minimum(np.maximum.accumulate(np.asarray(p_values)[order] * (count - np.arange(count))), 1)
+    return [float(value) for value in adjusted]
+
+
+class Change(NamedTuple):
+    """A change that the online detector found in a stream."""
+
+    name: str
+    noticed: int
+    """Position in the stream at which it was noticed."""
+    began: int
+    """Where the values that it keeps begin."""
+    before: float
+    after: float
+
+
+def changes(name: str, values: Floats, delta: float) -> list[Change]:
+    """ADWIN (Bifet & Gavalda 2007): every change of the mean of a stream in [0, 1], at confidence 1 - delta per cut.
+
+    `values` of shape (N,) in order of time, without NaN. `before` is the mean of what the detector dropped, since the
+    change before.
+    """
+    detector = ADWIN(delta=delta)
+    found: list[Change] = []
+    for number, value in enumerate(values):
+        detector.update(float(value))
+        if detector.drift_detected:
+            began = number + 1 - int(detector.width)
+            last = found[-1].began if found else 0
+            if began > last:
+                before = float(values[last:began].mean())
+                found.append(Change(name, number, began, before, float(values[began : number + 1].mean())))
+    return found
+
+
+class Estimate(NamedTuple):
+    """Mean R of the advice's approvals, estimated before their outcomes are known."""
+
+    expected: float
+    low: float
+    high: float
+    """Bounds of 95 %, bootstrapped over both samples."""
+    reference: float
+    """What approvals earned in the reference window."""
+
+
+def expected_reward(
+    reference_probability: Floats, reference_reward: Floats, recent_probability: Floats, seed: int = 0
+) -> tuple[Estimate, IsotonicRegression]:
+    """What recent approvals will earn, judging by the model's own confidence; and the curve that says so.
+
+    The idea of confidence-based performance estimation (NannyML's CBPE) carried from accuracy to reward: on approvals
+    with known outcomes the mean reward is fitted as a rising function of the approval probability (isotonic
+    regression), and averaged over the recent approvals' probabilities.
+
+    It assumes that reward given probability is as it was (no concept drift): it sees approvals move to where the model
+    earned less, not a market in which the same confidence earns less. The residuals see that, once outcomes arrive. The
+    curve is level beyond the probabilities that the reference has.
+
+    Parameters
+    ----------
+    reference_probability, reference_reward : shape (N,), approvals with outcomes (R).
+    recent_probability : shape (M,), approvals.
+    """
+    curve = IsotonicRegression(out_of_bounds="clip").fit(reference_probability, reference_reward)
+    expected = float(curve.predict(recent_probability).mean())
+    random = np.random.default_rng(seed)
+    draws = np.empty(DRAWS)
+    for number in range(DRAWS):
+        rows = random.integers(len(reference_reward), size=len(reference_reward))
+        again = IsotonicRegression(out_of_bounds="clip").fit(reference_probability[rows], reference_reward[rows])
+        drawn = recent_probability[random.integers(len(recent_probability), size=len(recent_probability))]
+        draws[number] = again.predict(drawn).mean()
+    low, high = np.percentile(draws, (2.5, 97.5))
+    return Estimate(expected, float(low), float(high), float(reference_reward.mean())), curve
