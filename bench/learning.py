@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -28,7 +29,15 @@ from app.policy.label_reader import LabelReader
 from app.policy.loader import load_manifest
 from training import train_dpo, train_expected, train_ppo, train_rrhf
 from training.artifacts import Workshop
-from training.config import AdapterConfig, DpoConfig, EncodeConfig, ExpectedConfig, PpoConfig, RrhfConfig, TrainingConfig
+from training.config import (
+    AdapterConfig,
+    DpoConfig,
+    EncodeConfig,
+    ExpectedConfig,
+    PpoConfig,
+    RrhfConfig,
+    TrainingConfig,
+)
 from training.encode import Encoded, build_encoded
 from training.optimise import Problem, TrainedPolicy
 from training.probe import fit_probe
@@ -138,7 +147,10 @@ def main() -> None:
     print(f"{'base':10} {score(planted, rows, base_policy.numpy())}")
     began = time.process_time()
     probe = fit_probe(problem, ExpectedConfig().beta)
-    print(f"{'probe':10} {score(planted, rows, probe.log_policy)} {time.process_time() - began:8.0f}  C={probe.strength}")
+    print(
+        f"{'probe':10} {score(planted, rows, probe.log_policy)} {time.process_time() - began:8.0f}  C={probe.strength}",
+        flush=True,
+    )
     for name in chosen.only:
         train, config = ALGORITHMS[name]
         changes = dict(one.split("=", 1) for one in chosen.set)
@@ -148,14 +160,18 @@ def main() -> None:
             trained = train(problem, config, AdapterConfig(), reader, Path(folder), _show(name))
             seconds = time.process_time() - began
         log_policy = torch.log_softmax(torch.from_numpy(trained.label_log_probs) - problem.bias, -1).numpy()
-        print(f"{name:10} {score(planted, rows, log_policy)} {seconds:8.0f}  T={trained.calibration.temperature}", flush=True)
+        print(
+            f"{name:10} {score(planted, rows, log_policy)} {seconds:8.0f}  T={trained.calibration.temperature}",
+            flush=True,
+        )
 
 
 def _show(name: str) -> Callable[[int, int], None]:
-    """Progress on one line of the terminal."""
+    """Progress on one line of a terminal."""
 
     def show(done: int, total: int) -> None:
-        print(f"\r{name} {done}/{total}", end="\r" if done < total else "\r\033[K", flush=True)
+        if sys.stderr.isatty():
+            print(f"\r{name} {done}/{total}", end="\r" if done < total else "\r\033[K", file=sys.stderr, flush=True)
 
     return show
 

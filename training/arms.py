@@ -205,4 +205,6 @@ def _logistic() -> LogisticRegression:
 
 
 def _boosting() -> HistGradientBoostingClassifier:
-    return HistGradientBoostingClassifier(max_iter=80, learning_rate=0.05, max_leaf_nodes=8, min_samples_leaf=100)
+    return HistGradientBoostingClassifier(
+        max_iter=80, learning_rate=0.05, max_leaf_nodes=8, min_samples_leaf=100, max_bins=63
+    )

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-import polars as pl
 import typer
 from prometheus_client import start_http_server
 from rich.console import Console
@@ -26,6 +25,7 @@ from training.drift_metrics import DriftMetrics
 from training.drift_tables import print_drift
 from training.log_reader import judged_between, reading, served
 from training.market import Floats
+from training.scenarios import ScenarioSet
 
 MOST_TRAINED_ON = 5000
 """Scenarios of an artefact that are looked at, evenly over time: enough for any distribution."""
@@ -108,16 +108,17 @@ def observe(
         who = served(connection, version)
         split = who.last - timedelta(days=config.recent_days)
         begin = split - timedelta(days=config.reference_days)
-        windows = [
+        before, recent = (
             Window.of_rows(chain.from_iterable(judged_between(connection, who.model_version, *span)))
             for span in ((begin, split), (split, who.last))
-        ]
+        )
     return look(
         Subject(who.model_version, who.created_at or who.first),
-        *windows,
+        before,
+        recent,
         config,
         now,
-        spans=(Span(begin, split, len(windows[0])), Span(split, who.last, len(windows[1]))),
+        spans=(Span(begin, split, len(before)), Span(split, who.last, len(recent))),
         trained_on=trained_on,
     )
 
@@ -127,17 +128,12 @@ def _trained_on(path: Path) -> tuple[str, Floats]:
 
     Raises
     ------
-    ArtifactError, DriftReference : it is no finished scenarios artefact, or it has no row that trains.
+    ArtifactError, ScenarioError, DriftReference : it is no finished scenarios artefact, or it has no row that trains.
     """
-    artifact = Artifact.open(path, "scenarios")
-    rows = (
-        pl.scan_parquet(artifact / "scenarios.parquet")
-        .filter((pl.col("split") == "train") & pl.col("synthetic").is_null())
-        .select("scenario")
-        .collect()
-    )
-    if not rows.height:
+    scenarios = ScenarioSet.open(Artifact.open(path, "scenarios"))
+    rows = scenarios.rows("train", real_only=True)
+    if not len(rows):
         raise DriftReference(f"{path}: no scenario of it trains; name the artefact that the model was trained on")
-    chosen = np.unique(np.linspace(0, rows.height - 1, MOST_TRAINED_ON).astype(int))
-    vectors = [features(Scenario.from_json(json.loads(text))) for text in rows["scenario"].gather(chosen)]
+    chosen = rows[np.unique(np.linspace(0, len(rows) - 1, MOST_TRAINED_ON).astype(int))]
+    vectors = [features(Scenario.from_json(json.loads(text))) for text in scenarios.table["scenario"].gather(chosen)]
     return f"artefact {path.name}", np.array(vectors, dtype=float)

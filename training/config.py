@@ -14,7 +14,8 @@ from app.domain.errors import AdvisorError
 from app.domain.record import describe
 
 HELD_OUT_FROM = date(2023, 1, 1)
-"""The held-out period begins: no rebuild reads a later bar."""
+HELD_OUT_UNTIL = date(2025, 1, 1)
+"""The held-out period, without its last day: no rebuild trains on it."""
 
 
 class ConfigError(AdvisorError):
@@ -32,8 +33,8 @@ class SyntheticConfig(Section):
 
     edge: float = Field(0.0, ge=0, le=2, description="planted drift in ATR per bar at full strength; 0 plants none")
     symbols: int = Field(4, ge=1, le=20)
-    bars: int = Field(9000, ge=1000, description="hourly bars per symbol")
-    seed: int = 0
+    bars: int = Field(9000, ge=1000, le=40_000, description="hourly bars per symbol")
+    seed: int = Field(0, ge=0)
 
 
 class MarketConfig(Section):
@@ -43,8 +44,8 @@ class MarketConfig(Section):
     directory: Path | None = Field(
         None, description="folder of SYMBOL_1h.parquet or .csv; news and fear & greed beside"
     )
-    length: str = "1h"
-    finer: tuple[str, ...] = Field((), description="bar lengths that decide what came first within a bar, finest first")
+    length: str = Field("1h", pattern=r"^[1-9]\d*[mhd]$")
+    finer: tuple[str, ...] = Field((), description="bar lengths that decide what came first within a bar")
     symbols: tuple[str, ...] = Field((), description="none: all of the source")
     news: Path | None = Field(None, description="Parquet file with available_at, title, symbols")
     fear_greed: Path | None = Field(None, description="Parquet file with date, value")
@@ -61,22 +62,31 @@ class MarketConfig(Section):
 class ScenariosConfig(Section):
     """Which scenarios, and which of them train."""
 
+    source: Literal["history", "shadow_log"] = Field(
+        "history", description="the candidate rule on the market's bars, or what an agent asked the service"
+    )
     since: date | None = Field(None, description="first day of decisions; none: from the first bar on")
     validate_from: date | None = Field(None, description="later scenarios validate; none: the last fifth does")
-    until: date = Field(
-        HELD_OUT_FROM, description="no decision on or after this day; never beyond the held-out period's"
+    until: date | None = Field(
+        None,
+        description="no decision on or after this day; none: the held-out period's first day, for the shadow log no end",
     )
     limit: int | None = Field(None, ge=1, description="at most so many real scenarios, drawn evenly over time")
     perturbations: int = Field(0, ge=0, le=4, description="synthetic variants per training scenario")
     embargo_hours: float = Field(24.0, ge=0)
-    seed: int = 0
+    seed: int = Field(0, ge=0)
 
     @model_validator(mode="after")
     def held_out_period_is_left_alone(self) -> Self:
-        """A rebuild never reads the held-out period."""
-        if self.until > HELD_OUT_FROM:
+        """No bar of history is read from the held-out period on. The log goes on after it; what lies within is left out."""
+        if self.source == "history" and self.until is not None and self.until > HELD_OUT_FROM:
             raise ValueError(f"until is {self.until}, but {HELD_OUT_FROM} and later is held out for evaluation")
         return self
+
+    @property
+    def bars_until(self) -> date | None:
+        """The day on which no bar may close any more; None: no end."""
+        return self.until or (HELD_OUT_FROM if self.source == "history" else None)
 
 
 class OutcomesConfig(Section):
@@ -99,6 +109,7 @@ class RewardConfig(Section):
     """The reward model."""
 
     members: int = Field(3, ge=1, le=20)
+    components: int = Field(32, ge=1, description="principal components kept of each prompt line's hidden states")
     width: int = Field(64, ge=8)
     layers: int = Field(2, ge=1)
     heads: int = Field(4, ge=1)
@@ -210,6 +221,19 @@ class RrhfConfig(TrainingConfig):
 Algorithm = Annotated[ExpectedConfig | DpoConfig | PpoConfig | RrhfConfig, Field(discriminator="algorithm")]
 
 
+class TargetsConfig(Section):
+    """Which rewards the policy is trained on."""
+
+    source: Literal["outcomes", "model", "mean"] = Field(
+        "mean", description="realised outcomes, the reward model's predictions (out of fold), or the mean of both"
+    )
+    centre: bool = Field(
+        True,
+        description="subtract each action's mean over the training scenarios, so that no action pays by itself: the "
+        "policy then learns which scenarios are better than most, not that trading costs money",
+    )
+
+
 class PublishConfig(Section):
     """The version."""
 
@@ -259,6 +283,7 @@ class RebuildConfig(Section):
     encode: EncodeConfig = EncodeConfig()
     reward: RewardConfig = RewardConfig()
     preferences: PreferencesConfig = PreferencesConfig()
+    targets: TargetsConfig = TargetsConfig()
     adapter: AdapterConfig = AdapterConfig()
     policy: Algorithm = ExpectedConfig()
     publish: PublishConfig = PublishConfig()

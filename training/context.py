@@ -23,6 +23,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from app.domain.canonical import content_hash
 from training.market import MarketDataError
 
 DAY_S = 86_400
@@ -90,6 +91,13 @@ class KnownContext:
         if reading is not None:
             known["fear_greed"], known["fear_greed_age_s"] = reading
         return known
+
+    def fingerprint(self) -> str:
+        """Hash of all that it knows."""
+        coins = {coin: [each.available_at.tolist(), each.titles] for coin, each in sorted(self.by_coin.items())}
+        market = [self.market.available_at.tolist(), self.market.titles] if self.market else None
+        index = [self.fear_greed.days.tolist(), self.fear_greed.values.tolist()] if self.fear_greed else None
+        return content_hash([market, coins, index])
 
 
 def load_context(news: Path | None, fear_greed: Path | None) -> KnownContext:

@@ -163,28 +163,40 @@ class Change(NamedTuple):
     noticed: int
     """Position in the stream at which it was noticed."""
     began: int
-    """Where the values that it keeps begin."""
+    """First position after the change, as far as can be told."""
     before: float
     after: float
+    """Means of the two sides, from the change before up to where it was noticed."""
 
 
 def changes(name: str, values: Floats, delta: float) -> list[Change]:
     """ADWIN (Bifet & Gavalda 2007): every change of the mean of a stream in [0, 1], at confidence 1 - delta per cut.
 
-    `values` of shape (N,) in order of time, without NaN. `before` is the mean of what the detector dropped, since the
-    change before.
+    ADWIN says that there was a change, and only roughly where: its window shrinks by whole buckets. The place is where
+    the two sides differ most, in standard errors; the detector then begins anew behind it.
+
+    `values` of shape (N,) in order of time, without NaN.
     """
-    detector = ADWIN(delta=delta)
     found: list[Change] = []
+    detector, last = ADWIN(delta=delta), 0
     for number, value in enumerate(values):
         detector.update(float(value))
         if detector.drift_detected:
-            began = number + 1 - int(detector.width)
-            last = found[-1].began if found else 0
-            if began > last:
-                before = float(values[last:began].mean())
-                found.append(Change(name, number, began, before, float(values[began : number + 1].mean())))
+            began = last + _split(values[last : number + 1])
+            before, after = float(values[last:began].mean()), float(values[began : number + 1].mean())
+            found.append(Change(name, number, began, before, after))
+            detector, last = ADWIN(delta=delta), began
+            for again in values[began : number + 1]:
+                detector.update(float(again))
     return found
+
+
+def _split(values: Floats) -> int:
+    """Where to cut so that the means of both sides differ most, in standard errors; at least one value on each side."""
+    count = len(values)
+    left = np.arange(1, count)
+    gap = np.cumsum(values)[:-1] - left * values.mean()
+    return int(np.argmax(np.abs(gap) / np.sqrt(left * (count - left)))) + 1
 
 
 class Estimate(NamedTuple):

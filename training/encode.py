@@ -279,13 +279,8 @@ def head_states(reader: LabelReader) -> torch.Tensor:
 
 def expanded(head: torch.Tensor, rows: int) -> DynamicCache:
     """A cache that holds the head for `rows` prompts: views, which a growing layer never writes into."""
-    return cache_of(head.unsqueeze(2).expand(-1, -1, rows, -1, -1, -1))
-
-
-def cache_of(states: torch.Tensor) -> DynamicCache:
-    """A cache of (layers, 2, rows, heads, tokens, head size)."""
     cache = DynamicCache()
-    for keys, values in states:
+    for keys, values in head.unsqueeze(2).expand(-1, -1, rows, -1, -1, -1):
         layer = DynamicLayer()
         layer.lazy_initialization(keys, values)
         layer.keys, layer.values = keys, values  # taken as they are: `update` would copy them

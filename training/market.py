@@ -75,6 +75,27 @@ class Bars:
         begin, end = np.searchsorted(self.closed_at, [first.timestamp(), last.timestamp()], side="right")
         return self.part(int(begin), int(end))
 
+    def resampled(self, seconds: int) -> Bars:
+        """Longer bars, of which only those are kept that are complete. Raises `MarketDataError`: not a multiple."""
+        if seconds == self.seconds:
+            return self
+        if seconds % self.seconds or seconds < self.seconds:
+            raise MarketDataError(f"{self.symbol}: bars of {self.seconds} s cannot be joined into bars of {seconds} s")
+        closes = -(-self.closed_at // seconds) * seconds
+        ends, begins, counts = np.unique(closes, return_index=True, return_counts=True)
+        whole = counts == seconds // self.seconds
+        lasts = begins + counts - 1
+        return Bars(
+            self.symbol,
+            seconds,
+            ends[whole],
+            self.open[begins][whole],
+            np.maximum.reduceat(self.high, begins)[whole],
+            np.minimum.reduceat(self.low, begins)[whole],
+            self.close[lasts][whole],
+            np.add.reduceat(self.volume, begins)[whole],
+        )
+
     def part(self, begin: int, end: int) -> Bars:
         """Bars `begin` to `end`, without the last."""
         columns = (getattr(self, name)[begin:end] for name in ("closed_at", *PRICES, "volume"))

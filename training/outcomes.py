@@ -2,7 +2,7 @@
 
 Conventions, once and for all:
 
-- Entry is the open of the first bar after the decision. The stop is the price that was planned.
+- Entry is the open of the first bar that opens at the decision or later. The stop is the price that was planned.
 - Within a bar the stop comes before any favourable move: a bar's own high never saves it from its own low.
 - A bar that opens beyond the stop exits at its open.
 - No target is sold at. From target 1 on, a trailing stop follows the highest high of the bars before: 1.5 ATR below it,
@@ -123,7 +123,8 @@ class _Walk:
     def __init__(self, bars: Bars, orders: Orders) -> None:
         count = len(orders.entry)
         self.bars, self.orders = bars, orders
-        self.first = np.searchsorted(bars.closed_at, orders.as_of, side="right")
+        # A bar that was already under way when the decision fell opened too early: its open is a price of the past.
+        self.first = np.searchsorted(bars.closed_at, orders.as_of + bars.seconds, side="left")
         # The entry bar must open within one bar of the decision: after an outage nobody knows what would have happened.
         nearby = np.minimum(self.first, len(bars) - 1)
         opened = bars.closed_at[nearby] - bars.seconds

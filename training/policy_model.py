@@ -24,7 +24,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from app.policy.label_reader import LabelReader
 from training.config import AdapterConfig
-from training.encode import Encoded, cache_of, head_states
+from training.encode import Encoded, head_states
+from training.tail_attention import Past, looking_back
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json")
 
@@ -53,6 +54,7 @@ class PolicyModel(torch.nn.Module):
     def __init__(self, model: Any, reader: LabelReader, encoded: Encoded):
         super().__init__()
         self.model = model
+        self.transformer: Any = model.get_base_model() if isinstance(model, PeftModel) else model
         self.encoded = encoded
         self.encoder = reader.encoder
         self.head = list(reader.encoder.head)
@@ -97,25 +99,25 @@ class ActivatedPolicy(PolicyModel):
 
     def _logits(self, rows: list[int], suffixes: list[list[int]], all_positions: bool) -> Tensor:
         user, lengths = self.encoded.keys_values(rows)
-        head = self.head_states.unsqueeze(2).expand(-1, -1, len(rows), -1, -1, -1)
-        past = torch.cat([head, user.to(self.device)], dim=-2)
         ids = pad_sequence([torch.tensor(one) for one in suffixes], batch_first=True).to(self.device)
-        width, size = user.shape[-2], ids.shape[1]
-        seen = torch.arange(width) < lengths[:, None]
-        mask = torch.cat([torch.ones(len(rows), len(self.head)), seen, torch.ones(len(rows), size)], 1)
+        size = ids.shape[1]
+        hidden = torch.zeros(len(rows), user.shape[-2]).masked_fill(
+            torch.arange(user.shape[-2]) >= lengths[:, None], -torch.inf
+        )
+        past = Past(self.head_states, user.to(self.device), hidden.to(self.device))
         positions = len(self.head) + lengths[:, None] + torch.arange(size)
         # Every token here is at or after the invocation. PEFT would look for its last occurrence, which in a dialogue
         # is a later turn of the assistant.
         offsets = {"alora_offsets": [size] * len(rows)} if isinstance(self.model, PeftModel) else {}
-        output = self.model(
-            input_ids=ids,
-            attention_mask=mask.long().to(self.device),
-            position_ids=positions.to(self.device),
-            past_key_values=cache_of(past),
-            use_cache=True,
-            logits_to_keep=0 if all_positions else 1,
-            **offsets,
-        )
+        with looking_back(self.transformer, past):
+            output = self.model(
+                input_ids=ids,
+                position_ids=positions.to(self.device),
+                use_cache=False,
+                # an index, since a slice of a batch makes the product with the vocabulary ten times slower
+                logits_to_keep=0 if all_positions else torch.tensor([size - 1], device=self.device),
+                **offsets,
+            )
         return output.logits  # type: ignore[no-any-return]
 
 

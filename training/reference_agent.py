@@ -90,6 +90,11 @@ def sessions(closed_at: NDArray[np.int64]) -> NDArray[np.int8]:
     return (((closed_at // 3600 + 5) % 24) // 8).astype(np.int8)
 
 
+def session_at(moment: datetime) -> str:
+    """The session that a time lies in."""
+    return SESSIONS[int(sessions(np.array([int(moment.timestamp())]))[0])]
+
+
 def chart(bars: Bars) -> Chart:
     """Indicators and scores of one symbol. Raises `MarketDataError` when its history is too short."""
     if len(bars) < MIN_BARS:

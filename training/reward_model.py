@@ -37,6 +37,7 @@ SAME = 1e-9
 """Rewards nearer than this are equal: no pair."""
 _CLIP = 5.0
 _CHUNK = 512
+_SAMPLE = 4096
 _APPROVE = torch.tensor([float(action.approve) for action in ACTIONS])
 _TRACE = torch.tensor([(action.risk_fraction, action.stop_atr / 2.5) for action in ACTIONS])
 
@@ -47,10 +48,10 @@ class RewardError(AdvisorError):
 
 @dataclass(frozen=True)
 class Sizes:
-    """Shape of a network: `hidden` and `numbers` of its inputs, the rest as in `RewardConfig`."""
+    """Shape of a network: `numbers` of its inputs, the rest as in `RewardConfig`."""
 
-    hidden: int
     numbers: int
+    components: int
     width: int
     layers: int
     heads: int
@@ -89,17 +90,20 @@ class RewardInputs:
 class Scaling:
     """What standardises inputs, measured on training rows alone.
 
-    hidden_mean (LINES, H) of each line, hidden_scale (H,) within lines; number_mean, number_scale (F,) of what is known.
+    hidden_mean (LINES, H) of each line, hidden_scale (H,) within lines; basis (LINES, H, K), the K principal components
+    of each line's standardised states, divided by their standard deviations; number_mean, number_scale (F,) of what is
+    known. A few hundred scenarios cannot tell hundreds of state dimensions apart; their main components they can.
     """
 
     hidden_mean: Tensor
     hidden_scale: Tensor
+    basis: Tensor
     number_mean: Tensor
     number_scale: Tensor
 
     @classmethod
-    def fit(cls, inputs: RewardInputs, rows: Rows) -> Self:
-        """Means and standard deviations over `rows`; a feature that never varies, or is never known, scales by 1."""
+    def fit(cls, inputs: RewardInputs, rows: Rows, components: int) -> Self:
+        """Over `rows`; a dimension that never varies, or a number that is never known, scales by 1."""
         size = inputs.hidden.shape[-1]
         total, squares, count = np.zeros((LINES, size)), np.zeros((LINES, size)), np.zeros(LINES)
         for begin in range(0, len(rows), _CHUNK):
@@ -108,27 +112,45 @@ class Scaling:
             states = np.asarray(inputs.hidden[part], np.float64) * there[:, :, None]
             total, squares, count = total + states.sum(0), squares + (states**2).sum(0), count + there.sum(0)
         mean = total / np.maximum(count, 1)[:, None]
-        within = (squares - count[:, None] * mean**2).sum(0) / max(count.sum(), 1)
+        scale = _scale((squares - count[:, None] * mean**2).sum(0) / max(count.sum(), 1))
         known = np.isfinite(inputs.numbers[rows])
         values = np.where(known, inputs.numbers[rows], 0.0)
         number_mean = values.sum(0) / np.maximum(known.sum(0), 1)
         spread = (np.where(known, values - number_mean, 0.0) ** 2).sum(0) / np.maximum(known.sum(0), 1)
-        return cls(*(_float(each) for each in (mean, _scale(within), number_mean, _scale(spread))))
+        sample = rows[np.linspace(0, len(rows) - 1, min(len(rows), _SAMPLE)).astype(np.int64)]
+        basis = np.stack([_basis(inputs, sample, line, mean[line], scale, components) for line in range(LINES)])
+        return cls(*(_float(each) for each in (mean, scale, basis, number_mean, _scale(spread))))
 
-    def flat(self, batch: Batch) -> Tensor:
-        """(B, LINES * H + 2 F): everything standardised side by side, for a linear model on the same inputs."""
-        hidden, numbers = standardise(batch, self)
-        return torch.cat([hidden.flatten(1), numbers], 1)
+    def hidden(self, batch: Batch) -> Tensor:
+        """(B, LINES, H) standardised, 0 where a line is absent."""
+        scaled = (batch.hidden - self.hidden_mean) / self.hidden_scale
+        return scaled.clamp(-_CLIP, _CLIP) * batch.lines[:, :, None]
+
+    def components(self, batch: Batch) -> Tensor:
+        """(B, LINES, K), 0 where a line is absent."""
+        return torch.einsum("blh,lhk->blk", self.hidden(batch), self.basis).clamp(-_CLIP, _CLIP)
+
+    def numbers(self, batch: Batch) -> Tensor:
+        """(B, 2 F) standardised numbers, then flags: what is not known is 0, the training mean, and its flag is 1."""
+        missing = batch.numbers.isnan()
+        scaled = (batch.numbers.nan_to_num() - self.number_mean) / self.number_scale
+        return torch.cat([scaled.clamp(-_CLIP, _CLIP).masked_fill(missing, 0.0), missing.float()], 1)
 
 
-def standardise(batch: Batch, scaling: Scaling) -> tuple[Tensor, Tensor]:
-    """Hidden states (B, LINES, H), 0 where a line is absent, and numbers with flags (B, 2 F): a number that is not known
-    is 0, the mean of the training rows, and its flag is 1."""
-    hidden = (batch.hidden - scaling.hidden_mean) / scaling.hidden_scale
-    missing = batch.numbers.isnan()
-    numbers = (batch.numbers.nan_to_num() - scaling.number_mean) / scaling.number_scale
-    numbers = numbers.clamp(-_CLIP, _CLIP).masked_fill(missing, 0.0)
-    return hidden.clamp(-_CLIP, _CLIP) * batch.lines[:, :, None], torch.cat([numbers, missing.float()], 1)
+def _basis(
+    inputs: RewardInputs, rows: Rows, line: int, mean: Floats, scale: Floats, components: int
+) -> NDArray[np.float64]:
+    """(H, K) of one line, by randomised SVD (Halko, Martinsson & Tropp 2011); zeros beyond what the rows span."""
+    states = np.asarray(inputs.hidden[rows, line], np.float64)[np.asarray(inputs.lines[rows, line])]
+    found = np.zeros((len(mean), components))
+    width = min(components, len(states) - 1, len(mean))
+    if width < 1:
+        return found
+    scaled = torch.from_numpy(((states - mean) / scale).clip(-_CLIP, _CLIP))
+    _, strengths, basis = torch.svd_lowrank(scaled, width, niter=4)
+    spread = (strengths / len(states) ** 0.5).numpy()
+    found[:, :width] = np.where(spread > 1e-6, basis.numpy() / np.maximum(spread, 1e-6), 0.0)
+    return found
 
 
 class RewardNetwork(nn.Module):
@@ -145,7 +167,7 @@ class RewardNetwork(nn.Module):
         for name, value in vars(scaling).items():
             self.register_buffer(name, value)
         self.register_buffer("constant", constant)
-        self.from_hidden = nn.Linear(sizes.hidden, sizes.width)
+        self.from_line = nn.Parameter(torch.randn(LINES, sizes.components, sizes.width) / sizes.components**0.5)
         self.from_numbers = nn.Linear(2 * sizes.numbers, sizes.width)
         self.from_trace = nn.Linear(_TRACE.shape[1], sizes.width)
         self.line = nn.Parameter(torch.randn(LINES, sizes.width) * 0.02)
@@ -167,10 +189,10 @@ class RewardNetwork(nn.Module):
     def forward(self, batch: Batch, actions: Sequence[int] = range(len(ACTIONS))) -> tuple[Tensor, Tensor]:
         """Scalar rewards and pairwise scores of `actions` (indices), each (B, len(actions))."""
         chosen = torch.tensor(list(actions))
-        hidden, numbers = standardise(batch, self.scaling)
-        lines = self.from_hidden(self.drop(hidden)) + self.line
+        scaling = self.scaling
+        lines = torch.einsum("blk,lkw->blw", self.drop(scaling.components(batch)), self.from_line) + self.line
         trace = self.from_trace(_TRACE[chosen]) + self.action[chosen]
-        context = torch.cat([lines, self.from_numbers(self.drop(numbers))[:, None]], 1)
+        context = torch.cat([lines, self.from_numbers(self.drop(scaling.numbers(batch)))[:, None]], 1)
         tokens = torch.cat([context, trace.expand(len(lines), -1, -1)], 1)
         size, known = tokens.shape[1], context.shape[1]
         unseen = ~torch.eye(size, dtype=torch.bool)

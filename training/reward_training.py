@@ -227,14 +227,11 @@ def fit_member(data: RewardData, fitting: Rows, stopping: Rows, config: RewardCo
     days = data.as_of[fitting] // DAY_S
     drawn = np.random.default_rng(seed).exponential(size=len(np.unique(days)))
     weights = data.weights[fitting] * drawn[np.unique(days, return_inverse=True)[1]]
-    scaling = Scaling.fit(data.inputs, fitting)
-    sizes = Sizes(
-        data.inputs.hidden.shape[-1],
-        data.inputs.numbers.shape[-1],
-        **config.model_dump(include={"width", "layers", "heads", "dropout"}),
-    )
+    shape = config.model_dump(include={"components", "width", "layers", "heads", "dropout"})
+    sizes = Sizes(data.inputs.numbers.shape[-1], **shape)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
+        scaling = Scaling.fit(data.inputs, fitting, config.components)
         network = RewardNetwork(sizes, scaling, constant_heads(data.rewards[fitting], weights))
         optimiser = torch.optim.AdamW(network.parameters(), config.learning_rate, weight_decay=config.weight_decay)
         best, state, waited = _loss_on(network, data, stopping, config), copy.deepcopy(network.state_dict()), 0
@@ -258,10 +255,11 @@ def fit_member(data: RewardData, fitting: Rows, stopping: Rows, config: RewardCo
 
 def linear_control(data: RewardData, fitting: Rows, stopping: Rows, asked: Rows) -> NDArray[np.float64]:
     """(len(asked), 10) by ridge regression on the same standardised inputs; its strength is the best on `stopping`."""
-    scaling = Scaling.fit(data.inputs, fitting)
+    scaling = Scaling.fit(data.inputs, fitting, 1)
 
     def flat(rows: Rows) -> NDArray[np.float32]:
-        return scaling.flat(data.inputs.batch(rows)).numpy()
+        batch = data.inputs.batch(rows)
+        return torch.cat([scaling.hidden(batch).flatten(1), scaling.numbers(batch)], 1).numpy()
 
     inputs, held = flat(fitting), flat(stopping)
     models = [Ridge(alpha).fit(inputs, data.rewards[fitting], data.weights[fitting]) for alpha in RIDGE]

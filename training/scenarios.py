@@ -118,7 +118,7 @@ class ScenarioSet:
 
     @cached_property
     def ends_at(self) -> Times:
-        """When the longest outcome is known: as_of + one bar + six hours."""
+        """When the longest outcome is known: as_of + one bar + six hours, in the bars that label it."""
         return self.table["ends_at"].to_numpy()
 
     @cached_property
@@ -174,12 +174,13 @@ def build_scenarios(
     found: Sequence[Found],
     config: ScenariosConfig,
     excluded: Mapping[str, int],
+    label_seconds: int,
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """Write the table of real scenarios and their variants, and return facts.
 
     `found` may come in any order; a scenario that appears twice is taken once. `excluded` counts by reason what was
-    left out before.
+    left out before. `label_seconds` is the length of the longest bars that will label them.
 
     Raises
     ------
@@ -191,8 +192,8 @@ def build_scenarios(
     ids = sorted(unique, key=lambda key: (_second(unique[key].scenario), unique[key].scenario.candidate.symbol, key))
     real = [unique[key] for key in ids]
     as_of = np.array([_second(one.scenario) for one in real], dtype=np.int64)
-    bars = np.array([math.ceil(one.scenario.market.bar_seconds) for one in real], dtype=np.int64)
-    ends_at = as_of + bars + TIME_EXIT_S
+    reach = label_reach(label_seconds)
+    ends_at = as_of + reach
     split = splits(as_of, ends_at, config)
     symbols = [one.scenario.candidate.symbol for one in real]
     rows = [_row(one, number, None) for number, one in enumerate(real)]
@@ -208,7 +209,7 @@ def build_scenarios(
     # A variant that was shifted within its bar is decided later, and so may end later.
     moments = np.array([row["as_of"] for row in rows], dtype=np.int64)
     table = pl.DataFrame(rows, schema_overrides=SCHEMA).with_columns(
-        ends_at=pl.Series(moments + bars[parents] + TIME_EXIT_S),
+        ends_at=pl.Series(moments + reach),
         weight=pl.Series(weights[parents]),
         split=pl.Series(split[parents].tolist(), dtype=pl.String()),
     )
@@ -216,6 +217,11 @@ def build_scenarios(
     reported = [(n, _text(each)) for n, one in enumerate(real) for each in one.reported]
     pl.DataFrame(reported, schema=REPORTED_SCHEMA, orient="row").write_parquet(folder / REPORTED)
     return _facts(table, left_out)
+
+
+def label_reach(bar_seconds: int) -> int:
+    """Seconds from a decision to the end of its longest outcome: the wait for the next bar, and six hours of bars."""
+    return bar_seconds * (1 + -(-TIME_EXIT_S // bar_seconds))
 
 
 def evenly(count: int, limit: int | None) -> NDArray[np.int64]:

@@ -1,0 +1,369 @@
+"""Drift: distances by hand, verdicts on planted shifts and on none, and one look at a real log."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from app.domain.errors import AdvisorError
+from app.domain.features import FEATURE_NAMES
+from app.shadow_log.log import ShadowLog
+from tests import builders as build
+from training.commands_drift import drift, observe
+from training.config import DriftConfig
+from training.drift import Drift, Span, Subject, Window, look
+from training.drift_measures import (
+    bins_of,
+    changes,
+    counts_in,
+    effective_size,
+    expected_reward,
+    holm,
+    ks,
+    ks_p_value,
+    move,
+    psi,
+    psi_p_value,
+    shift,
+)
+from training.drift_metrics import DriftMetrics
+from training.drift_verdict import DriftReason, DriftVerdict
+
+NOW = datetime(2026, 11, 24, tzinfo=UTC)
+SPAN = Span(NOW, NOW, 0)
+CONFIG = DriftConfig()
+ROOT = Path(__file__).parents[2]
+
+
+def window(seed: int, count: int, *, moved: float = 0.0, earns: float = 0.0, agree: float = 0.6) -> Window:
+    """Independent decisions: normal features, some flags and one unknown; a reward that rises with confidence."""
+    rng = np.random.default_rng(seed)
+    vectors = rng.normal(size=(count, len(FEATURE_NAMES)))
+    vectors[:, 30:50] = vectors[:, 30:50] > 0.5
+    vectors[:, 60] = np.nan
+    vectors[:, :20] += moved
+    confidence = rng.beta(4, 3, count)
+    approval = (confidence > 0.4).astype(float)
+    reward = np.where(rng.random(count) < 0.3 + 0.2 * confidence, rng.gamma(2, 0.8, count), -1.1) + earns
+    return Window(
+        features=vectors,
+        as_of=3600.0 * np.arange(count),
+        agreement=(rng.random(count) < agree).astype(float),
+        approval=approval,
+        agent_approval=(rng.random(count) < 0.4).astype(float),
+        abstention=(rng.random(count) < 0.02).astype(float),
+        label_mass=rng.beta(20, 2, count),
+        approve_probability=confidence,
+        reward=np.where(approval == 1, reward, np.nan),
+    )
+
+
+def looked(reference: Window, recent: Window, age_days: float = 3, **more: Any) -> Drift:
+    subject = Subject("m1", NOW - timedelta(days=age_days))
+    return look(subject, reference, recent, CONFIG, NOW, spans=(SPAN, SPAN), **more)
+
+
+def codes(drift: Drift) -> set[DriftReason]:
+    return {reason.code for reason in drift.reasons}
+
+
+def test_psi_by_hand() -> None:
+    """Half and half against a quarter and three quarters: 0.25 ln 1.5 - 0.25 ln 0.5."""
+    value, bins = psi(np.array([0.0, 1.0] * 4), np.array([0.0, 1.0, 1.0, 1.0]))
+    assert value == pytest.approx(0.25 * math.log(1.5) - 0.25 * math.log(0.5))
+    assert bins == 2
+    assert psi_p_value(value, 2, 8, 4) == pytest.approx(math.erfc(math.sqrt(value * 32 / 12 / 2)))
+
+
+def test_what_is_not_known_has_a_bin_of_its_own_and_an_empty_bin_counts_half() -> None:
+    """None of four was unknown, then two of four: (0.5 - 1) ln(0.5 / 1) + (0.5 - 0.125) ln(0.5 / 0.125)."""
+    value, bins = psi(np.ones(4), np.array([1.0, 1.0, np.nan, np.nan]))
+    assert value == pytest.approx(-0.5 * math.log(0.5) + 0.375 * math.log(4))
+    assert bins == 2
+
+
+@pytest.mark.parametrize(("reference", "recent"), [([1.0] * 5, [2.0] * 5), ([0.0, 1.0] * 5, [7.0] * 5)])
+def test_a_value_that_the_reference_never_had_is_seen(reference: list[float], recent: list[float]) -> None:
+    assert psi(np.array(reference), np.array(recent))[0] > 1
+
+
+def test_many_values_fall_into_tenths_of_the_reference() -> None:
+    reference = np.arange(1000.0)
+    assert list(counts_in(reference, bins_of(reference))) == [100.0] * 10 + [0.0]
+
+
+def test_ks_by_hand() -> None:
+    first, second = np.array([1.0, 2, 3, 4, np.nan]), np.array([3.0, 4, 5, 6])
+    assert ks(first, second) == 0.5
+    assert ks(first, np.full(3, np.nan)) == 0.0
+    # The 5 % point of Kolmogorov's distribution is 1.3581.
+    assert ks_p_value(1.3581 / math.sqrt(50), 100, 100) == pytest.approx(0.05, abs=1e-4)
+
+
+def test_holm_by_hand() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([]) == []
+
+
+def test_the_effective_size_of_noise_is_its_length_and_of_a_slow_process_far_less() -> None:
+    """An AR(1) of coefficient a has n (1 - a) / (1 + a): 0.9 leaves a nineteenth."""
+    rng = np.random.default_rng(0)
+    noise = rng.normal(size=20_000)
+    assert effective_size(noise) > 18_000
+    slow = np.empty_like(noise)
+    slow[0] = noise[0]
+    for n in range(1, len(noise)):
+        slow[n] = 0.9 * slow[n - 1] + noise[n]
+    assert effective_size(slow) == pytest.approx(20_000 / 19, rel=0.15)
+    assert effective_size(np.full(50, 3.0)) == 50
+    assert effective_size(np.full(50, np.nan)) == 0
+
+
+def test_a_move_of_a_mean_is_tested_by_its_standard_error() -> None:
+    """60 of 100 against 40 of 100: z = 0.2 / sqrt(0.25 x 2 / 100) = 2.828, p = 0.00468."""
+    half = np.random.default_rng(1).permutation(np.repeat([1.0, 0.0], [60, 40]))
+    other = np.random.default_rng(2).permutation(np.repeat([1.0, 0.0], [40, 60]))
+    found = move("x", half, other)
+    assert found is not None
+    assert (found.reference, found.recent) == (0.6, 0.4)
+    sizes = effective_size(half), effective_size(other)
+    z = 0.2 / math.sqrt(0.25 * (1 / sizes[0] + 1 / sizes[1]))
+    assert found.p_value == pytest.approx(math.erfc(z / math.sqrt(2)))
+    assert move("x", np.full(3, np.nan), half) is None
+
+
+def test_the_detector_finds_a_planted_change_and_where_it_was() -> None:
+    rng = np.random.default_rng(3)
+    stream = np.concatenate([rng.random(1000) < 0.7, rng.random(500) < 0.3]).astype(float)
+    found = changes("agreement", stream, 0.001)
+    assert len(found) == 1
+    assert 1000 <= found[0].noticed < 1100
+    assert found[0].began == pytest.approx(1000, abs=20)
+    assert found[0].before == pytest.approx(0.7, abs=0.05)
+    assert found[0].after == pytest.approx(0.3, abs=0.1)
+
+
+def test_the_detector_is_silent_without_a_change() -> None:
+    alarms = [
+        bool(changes("x", (np.random.default_rng(seed).random(1500) < 0.6).astype(float), 0.001)) for seed in range(40)
+    ]
+    assert sum(alarms) <= 1
+
+
+def test_the_expected_reward_is_what_the_confidences_promise() -> None:
+    """Confident approvals earned 1 R and hesitant ones lost 1 R, half each; three of four recent ones hesitate."""
+    confidence = np.tile([0.9, 0.5], 100)
+    earned = np.tile([1.0, -1.0], 100)
+    estimate, curve = expected_reward(confidence, earned, np.tile([0.9, 0.5, 0.5, 0.4], 50))
+    assert estimate.expected == pytest.approx(-0.5)
+    assert estimate.reference == 0
+    assert estimate.low < -0.5 < estimate.high < 0
+    assert list(curve.predict([0.2, 0.7, 0.95])) == pytest.approx([-1, 0, 1])
+
+
+def test_resampled_data_is_ok_but_for_few_false_alarms() -> None:
+    """20 pairs of windows of one market; at a true rate of 2 % more than 2 alarms would come once in 140 times."""
+    whole = window(0, 4000)
+    alarms = []
+    for seed in range(20):
+        rows = np.random.default_rng(seed).permutation(4000)
+        found = looked(whole.part(rows[:1200]), whole.part(rows[1200:1500]))
+        alarms.append(found.verdict is not DriftVerdict.OK)
+    assert sum(alarms) <= 2
+
+
+def test_shifted_features_ask_for_a_refresh_and_are_named() -> None:
+    found = looked(window(1, 1200), window(2, 300, moved=1.0))
+    assert found.verdict is DriftVerdict.REFRESH
+    assert {DriftReason.FEATURE, DriftReason.FEATURES} == codes(found)
+    named = {reason.name for reason in found.reasons if reason.code is DriftReason.FEATURE}
+    assert named == set(FEATURE_NAMES[:20])
+    assert found.reasons[0].verdict is DriftVerdict.REFRESH, "worst first"
+    assert [each.name for each in found.features[:20]] == sorted(
+        named, key=lambda name: next(i for i, each in enumerate(found.features) if each.name == name)
+    )
+
+
+def test_one_shifted_feature_is_watched() -> None:
+    recent = window(2, 300)
+    recent.features[:, 5] += 1.5
+    found = looked(window(1, 1200), recent)
+    assert (found.verdict, [reason.name for reason in found.reasons]) == (DriftVerdict.WATCH, [FEATURE_NAMES[5]])
+
+
+def test_an_artefacts_features_take_the_place_of_the_logs() -> None:
+    shifted = window(2, 300, moved=1.0)
+    found = looked(window(1, 1200, moved=1.0), shifted, trained_on=("artefact x", window(3, 900).features))
+    assert found.reference_features == "artefact x"
+    assert DriftReason.FEATURES in codes(found)
+
+
+def test_agreement_that_falls_by_thirty_points_asks_for_a_refresh() -> None:
+    found = looked(window(1, 1200, agree=0.7), window(2, 300, agree=0.35))
+    assert found.verdict is DriftVerdict.REFRESH
+    rate = next(reason for reason in found.reasons if reason.code is DriftReason.RATE)
+    assert rate.name == "agreement"
+    assert rate.observed == pytest.approx(-0.35, abs=0.1)
+    assert DriftReason.CHANGE in codes(found)
+
+
+def test_a_market_that_pays_less_shows_in_the_residuals_and_one_that_pays_more_is_no_reason() -> None:
+    worse = looked(window(1, 1200), window(2, 300, earns=-1.0))
+    assert DriftReason.RESIDUAL in codes(worse)
+    assert worse.verdict is DriftVerdict.REFRESH
+    assert worse.estimate is not None
+    assert worse.estimate.expected == pytest.approx(worse.estimate.reference, abs=0.1), "confidence does not see it"
+    better = looked(window(1, 1200), window(2, 300, earns=1.0))
+    assert better.residual is not None
+    assert better.residual.recent > 0.8
+    assert codes(better) <= {DriftReason.CHANGE}
+    assert better.verdict is not DriftVerdict.REFRESH
+
+
+def test_hesitant_approvals_are_seen_before_their_outcomes_arrive() -> None:
+    """Reward is 2 R x confidence - 1 R in the reference; recent approvals are at 0.42 instead of 0.4 to 1."""
+    reference, recent = window(1, 1200), window(2, 300)
+    promised = np.where(reference.approval == 1, 2 * reference.approve_probability - 1, np.nan)
+    reference = replace(reference, reward=promised)
+    hesitant = np.where(recent.approval == 1, 0.42, recent.approve_probability)
+    recent = replace(recent, approve_probability=hesitant, reward=np.full(300, np.nan))
+    found = looked(reference, recent)
+    assert found.residual is None, "no outcome has arrived"
+    assert found.estimate is not None
+    assert found.estimate.expected == pytest.approx(2 * 0.42 - 1, abs=0.05)
+    assert DriftReason.EXPECTED_REWARD in codes(found)
+    assert found.verdict is DriftVerdict.REFRESH
+
+
+@pytest.mark.parametrize(
+    ("days", "code", "verdict"),
+    [
+        (29.9, None, DriftVerdict.OK),
+        (30, DriftReason.RETRAIN_DUE, DriftVerdict.WATCH),
+        (90, DriftReason.EXPIRED, DriftVerdict.REFRESH),
+    ],
+)
+def test_age_alone_decides_by_the_schedule(days: float, code: DriftReason | None, verdict: DriftVerdict) -> None:
+    found = looked(window(1, 1200), window(4, 300), days)
+    assert (codes(found), found.verdict) == ({code} if code else set(), verdict)
+    assert found.retrain_due - timedelta(days=30) == found.expires - timedelta(days=90) == NOW - timedelta(days=days)
+
+
+def test_too_few_decisions_are_not_called_ok() -> None:
+    found = looked(window(1, 1200), window(2, 99, moved=5.0))
+    assert (found.verdict, codes(found)) == (DriftVerdict.WATCH, {DriftReason.TOO_FEW})
+    assert "1200 decisions in the reference and 99 recent ones: 100 of each" in found.reasons[0].says
+    assert looked(window(1, 0), window(2, 0)).verdict is DriftVerdict.WATCH
+
+
+def test_a_look_is_json_without_nan_and_gauges_show_it() -> None:
+    found = looked(window(1, 1200), window(2, 300, moved=1.0))
+    document = json.loads(json.dumps(found.as_json(), allow_nan=False))
+    assert document["verdict"] == "refresh"
+    assert document["looked_at"] == "2026-11-24T00:00:00+00:00"
+    assert document["features"][0].keys() >= {"name", "psi", "ks", "p_value"}
+    metrics = DriftMetrics()
+    metrics.show(looked(window(1, 1200), window(4, 300)))
+    metrics.show(found)
+    value = metrics.registry.get_sample_value
+    shown = {v: value("advisor_drift_verdict", {"model_version": "m1", "verdict": v}) for v in DriftVerdict}
+    assert shown == {"ok": 0, "watch": 0, "refresh": 1}
+    assert value("advisor_drift_model_age_seconds", {"model_version": "m1"}) == 3 * 86_400
+    assert value("advisor_drift_last_look_timestamp_seconds") == NOW.timestamp()
+    unknown = {"model_version": "m1", "name": FEATURE_NAMES[60]}
+    assert value("advisor_drift_psi", unknown) is None
+
+
+def test_every_gauge_and_reason_is_documented() -> None:
+    text = (ROOT / "docs" / "drift.md").read_text()
+    names = {metric.name for metric in DriftMetrics().registry.collect()}
+    assert set(re.findall(r"^\| `(advisor_\w+)`", text, re.MULTILINE)) == names
+
+
+def test_thresholds_that_contradict_each_other_are_refused() -> None:
+    with pytest.raises(ValidationError, match=r"psi_refresh 0\.05 is below psi_watch 0\.1"):
+        DriftConfig(psi_refresh=0.05)
+    with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
+        DriftConfig(psi=1)  # type: ignore[call-arg]
+
+
+async def fill(url: str, first: datetime) -> None:
+    """240 decisions, six a day: agreement and confidence as in the label; in the last ten days RSI is 20 higher."""
+    log = ShadowLog.connect(url)
+    events = [build_one(number, first) for number in range(240)]
+    for number in range(0, 240, 2):
+        events.append(build.outcome_event(f"r-{number}", build.outcome("advice", r=0.5 if number % 4 else -1.0)))
+    await log.append(events)
+    await log.aclose()
+
+
+def build_one(number: int, first: datetime) -> Any:
+    rsi = 40 + number * 7 % 20 + (20 if number >= 180 else 0)
+    return build.decision_event(
+        f"r-{number}",
+        label="H" if number % 2 == 0 else "A",
+        control=number % 3 == 0,
+        at=first + timedelta(hours=4 * number),
+        candidate__rsi=float(rsi),
+    )
+
+
+async def test_a_look_at_a_real_log(database_url: str, tmp_path: Path) -> None:
+    first = datetime(2026, 10, 1, tzinfo=UTC)
+    await fill(database_url, first)
+    config = DriftConfig(recent_days=10, reference_days=30, min_decisions=50, min_outcomes=20)
+    now = first + timedelta(days=40)
+    found = observe(database_url, None, config, now)
+    assert (found.model_version, found.reference.decisions, found.recent.decisions) == ("test-1", 180, 60)
+    assert [reason.name for reason in found.reasons if reason.code is DriftReason.FEATURE] == ["rsi"]
+    rates = {each.name: each for each in found.rates}
+    assert rates["approval"].recent == pytest.approx(0.5)
+    assert rates["agent_approval"].recent == pytest.approx(1 / 3)
+    assert rates["agreement"].recent == pytest.approx(0.5)
+    assert found.estimate is not None
+    assert found.estimate.reference == pytest.approx(-0.25, abs=0.02)
+    assert found.age_days == pytest.approx(40), "not registered: since its first advice"
+    outputs = ("--json", str(tmp_path / "drift.json"), "--textfile", str(tmp_path / "drift.prom"))
+    words = [sys.executable, "-m", "training", "drift", "--database", database_url, *outputs]
+    again = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60)
+    assert again.returncode == 0, again.stderr
+    assert "test-1: watch" in again.stdout
+    assert json.loads((tmp_path / "drift.json").read_text())["model_version"] == "test-1"
+    assert 'advisor_drift_verdict{model_version="test-1",verdict="watch"} 1.0' in (tmp_path / "drift.prom").read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "the shadow log has no advice: let the agent ask the service first"),
+        ({"model_version": "m9"}, "the shadow log has no advice of version m9"),
+        ({"reference": ROOT}, "holds no finished artefact"),
+        ({"config": ROOT / "absent.toml"}, "cannot be read"),
+    ],
+)
+def test_what_cannot_be_looked_at_is_one_clear_error(database_url: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(AdvisorError, match=message):
+        drift(database_url, **options)
+
+
+def test_features_that_drift_in_slow_waves_are_not_significant() -> None:
+    """A process far slower than the window: a distance as large as a shift, and yet no evidence."""
+    rng = np.random.default_rng(5)
+    slow = np.empty(1500)
+    slow[0] = 0
+    for n in range(1, 1500):
+        slow[n] = 0.998 * slow[n - 1] + rng.normal()
+    found = shift("slow", slow[:1200], slow[1200:])
+    assert found.psi > CONFIG.psi_refresh
+    assert found.p_value > CONFIG.alpha

@@ -1,0 +1,269 @@
+"""The pipeline: history or shadow log -> scenarios -> labels -> rollouts, encoded -> reward -> preferences -> policy.
+
+Each stage reads finished artefacts and writes one; what is finished is found again, so that a rebuild that was killed
+goes on where it stopped. Publishing what comes out is `training.registry`'s work, judging it is `training.evaluate`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from app.domain.decision import prepare
+from app.domain.manifest import ModelManifest
+from app.policy.importer import import_directory, import_smollm2
+from app.policy.label_reader import LabelReader
+from training import train_dpo, train_expected, train_ppo, train_rrhf
+from training.artifacts import Artifact, Workshop
+from training.config import DpoConfig, ExpectedConfig, PpoConfig, RebuildConfig, RrhfConfig, TargetsConfig, instant
+from training.dialogues import Demonstrations
+from training.encode import Encoded, build_encoded
+from training.history import History, find_scenarios, load_history
+from training.labels import Labels, build_labels
+from training.market import Floats
+from training.optimise import Problem, TrainedPolicy
+from training.preferences import Preferences, build_preferences
+from training.reward_training import RewardData, Rewards, build_reward
+from training.rollouts import build_rollouts
+from training.scenarios import Found, ScenarioSet, build_scenarios
+
+Progress = Callable[[int, int], None]
+Meter = Callable[[str], AbstractContextManager[Progress]]
+"""Opens a progress bar with a title."""
+Source = Callable[[], tuple[list[Found], Mapping[str, int]]]
+
+
+class Base(NamedTuple):
+    """The base model: its directory and manifest."""
+
+    path: Path
+    manifest: ModelManifest
+
+
+class Rebuilt(NamedTuple):
+    """Every artefact of a rebuild, by stage; `policy` is last."""
+
+    artifacts: dict[str, Artifact]
+
+    @property
+    def policy(self) -> Artifact:
+        """The trained adapter with its measures."""
+        return self.artifacts["policy"]
+
+
+@dataclass
+class Rebuild:
+    """One rebuild. `meter` opens a progress bar; `tell` hears a line per stage.
+
+    `from_log`, when given, finds scenarios in the shadow log in place of history; bars then only judge.
+    """
+
+    config: RebuildConfig
+    meter: Meter
+    tell: Callable[[str], None]
+    from_log: Source | None = None
+    log_fingerprint: str = ""
+
+    def __post_init__(self) -> None:
+        torch.set_num_threads(self.config.threads)
+        self.shop = Workshop(self.config.artifacts, self.tell)
+
+    def run(self) -> Rebuilt:
+        """All stages in order. Raises an `AdvisorError` of the stage that cannot go on; what is finished stays."""
+        made = {"scenarios": self.scenarios()}
+        made["labels"] = self.labels(made["scenarios"])
+        made["encoded"] = self.encoded(made["scenarios"])
+        made["rollouts"] = self.rollouts(made)
+        made["reward"] = self.reward(made)
+        made["preferences"] = self.preferences(made)
+        made["policy"] = self.policy(made)
+        return Rebuilt(made)
+
+    @cached_property
+    def history(self) -> History:
+        """Bars and context up to the end of what a rebuild may read."""
+        until = self.config.scenarios.bars_until
+        return load_history(self.config.market, instant(until) if until else None)
+
+    @cached_property
+    def base(self) -> Base:
+        """The model that is adapted, imported when it was not yet."""
+        wanted, models, threads = self.config.encode.base, self.config.publish.models, self.config.threads
+        if wanted is None:
+            wanted = import_smollm2(models, self.tell, threads=threads)
+        return Base(wanted, import_directory(wanted, models, threads=threads))
+
+    @cached_property
+    def reader(self) -> LabelReader:
+        """The base model, loaded."""
+        return LabelReader.load(self.base.path)
+
+    def scenarios(self) -> Artifact:
+        """Scenarios with splits and weights."""
+        depends = {
+            "scenarios": self.config.scenarios.model_dump(mode="json"),
+            "market": self.history.fingerprint(),
+            "log": self.log_fingerprint,
+        }
+
+        def build(folder: Path) -> Mapping[str, Any]:
+            with self.meter("scenarios") as progress:
+                if self.from_log is not None:
+                    found, excluded = self.from_log()
+                else:
+                    found, excluded = find_scenarios(self.history, self.config.scenarios, progress)
+                return build_scenarios(folder, found, self.config.scenarios, excluded, progress)
+
+        return self.shop.stage("scenarios", depends, {}, build)
+
+    def labels(self, scenarios: Artifact) -> Artifact:
+        """What every action would have earned."""
+        depends = {
+            "outcomes": self.config.outcomes.model_dump(mode="json"),
+            "market": self.history.fingerprint(),
+        }
+
+        def build(folder: Path) -> Mapping[str, Any]:
+            found = ScenarioSet.open(scenarios)
+            with self.meter("labels") as progress:
+                series = self.history.series()
+                return build_labels(
+                    folder, found.scenarios(), found.as_of, found.real, series, self.config.outcomes, progress
+                )
+
+        return self.shop.stage("labels", depends, {"scenarios": scenarios}, build)
+
+    def encoded(self, scenarios: Artifact) -> Artifact:
+        """The base pass. Its cache survives a change of anything but model and prompt."""
+        depends = {"base": self.base.manifest.files, "encode": self.config.encode.model_dump(mode="json")}
+
+        def build(folder: Path) -> Mapping[str, Any]:
+            prompts = [prepare(one) for one in ScenarioSet.open(scenarios).scenarios()]
+            cache = self.config.artifacts / "cache"
+            with self.meter("base pass") as progress:
+                return build_encoded(folder, prompts, self.reader, self.base.path, self.config.encode, cache, progress)
+
+        return self.shop.stage("encoded", depends, {"scenarios": scenarios}, build)
+
+    def rollouts(self, made: Mapping[str, Artifact]) -> Artifact:
+        """What the agent, simple rules and the base model do."""
+        inputs = {name: made[name] for name in ("scenarios", "encoded")}
+        version, calibration = self.base.manifest.model_version, self.base.manifest.calibration
+
+        def build(folder: Path) -> Mapping[str, Any]:
+            found, encoded = (ScenarioSet.open(made["scenarios"]), Encoded.open(made["encoded"]))
+            return build_rollouts(
+                folder, found, {version: (encoded.label_log_probs, calibration)}, seed=self.config.scenarios.seed
+            )
+
+        return self.shop.stage("rollouts", {"base": version, "calibration": calibration.as_json()}, inputs, build)
+
+    def reward(self, made: Mapping[str, Artifact]) -> Artifact:
+        """The reward model, with predictions out of fold."""
+        inputs = {name: made[name] for name in ("scenarios", "labels", "encoded")}
+
+        def build(folder: Path) -> Mapping[str, Any]:
+            data = self.reward_data(made)
+            embargo = self.config.scenarios.embargo_hours * 3600
+            with self.meter("reward model") as progress:
+                return build_reward(folder, data, self.config.reward, embargo, progress)
+
+        return self.shop.stage("reward", self.config.reward, inputs, build)
+
+    def reward_data(self, made: Mapping[str, Artifact]) -> RewardData:
+        """What the reward model is trained on."""
+        return RewardData.of(
+            ScenarioSet.open(made["scenarios"]), Labels.open(made["labels"]), Encoded.open(made["encoded"])
+        )
+
+    def preferences(self, made: Mapping[str, Artifact]) -> Artifact:
+        """Pairs of actions, from outcomes and from the reward model."""
+        inputs = {name: made[name] for name in ("scenarios", "labels", "reward")}
+
+        def build(folder: Path) -> Mapping[str, Any]:
+            return build_preferences(
+                folder,
+                ScenarioSet.open(made["scenarios"]),
+                Labels.open(made["labels"]),
+                Rewards.open(made["reward"]),
+                self.config.preferences,
+            )
+
+        return self.shop.stage("preferences", self.config.preferences, inputs, build)
+
+    def policy(self, made: Mapping[str, Artifact]) -> Artifact:
+        """The adapter. A policy that collapsed raises and leaves nothing."""
+        names = ("scenarios", "labels", "encoded", "reward", "preferences")
+        depends = {
+            "policy": self.config.policy.model_dump(mode="json"),
+            "adapter": self.config.adapter.model_dump(mode="json"),
+            "targets": self.config.targets.model_dump(mode="json"),
+            "calibration": self.base.manifest.calibration.as_json(),
+        }
+
+        def build(folder: Path) -> Mapping[str, Any]:
+            with self.meter(f"policy ({self.config.policy.algorithm})") as progress:
+                trained = self.train(self.problem(made), folder, progress)
+            return {
+                "algorithm": self.config.policy.algorithm,
+                "metrics": trained.metrics,
+                "steps": len(trained.history),
+            }
+
+        return self.shop.stage("policy", depends, {name: made[name] for name in names}, build)
+
+    def problem(self, made: Mapping[str, Artifact]) -> Problem:
+        """What the algorithm is given."""
+        found = ScenarioSet.open(made["scenarios"])
+        pairs = Preferences.open(made["preferences"])
+        train = found.rows("train")
+        rewards = targets(
+            Labels.open(made["labels"]).rewards, Rewards.open(made["reward"]).predictions, train, self.config.targets
+        )
+        controls = found.controls()
+        said = Demonstrations.of(found.scenarios(), [one for one in controls if one]) if all(controls) else None
+        return Problem(
+            encoded=Encoded.open(made["encoded"]),
+            rewards=rewards,
+            weights=found.weight,
+            train_rows=train,
+            validate_rows=found.rows("validate", real_only=True),
+            calibration=self.base.manifest.calibration,
+            base_name=self.base.manifest.model_version,
+            pairs=pairs.indices,
+            pair_weights=pairs.weights,
+            demonstrations=said,
+        )
+
+    def train(self, problem: Problem, folder: Path, progress: Progress) -> TrainedPolicy:
+        """Run the configured algorithm."""
+        config, adapter, reader = self.config.policy, self.config.adapter, self.reader
+        match config:
+            case ExpectedConfig():
+                return train_expected.train(problem, config, adapter, reader, folder, progress)
+            case DpoConfig():
+                return train_dpo.train(problem, config, adapter, reader, folder, progress)
+            case PpoConfig():
+                return train_ppo.train(problem, config, adapter, reader, folder, progress)
+            case RrhfConfig():
+                return train_rrhf.train(problem, config, adapter, reader, folder, progress)
+
+
+def targets(realised: Floats, predicted: Floats, train: np.ndarray[Any, Any], config: TargetsConfig) -> Floats:
+    """(N, 10) rewards to train on; NaN rows stay NaN.
+
+    The reward model averages away an outcome's luck, the outcome knows what the model does not: the mean of both is the
+    default. Centred, the mean over the training rows is 0 for every action.
+    """
+    known = np.where(np.isfinite(realised), predicted, np.nan)
+    mixed = {"outcomes": realised, "model": known, "mean": (realised + known) / 2}[config.source]
+    if not config.centre:
+        return mixed
+    return mixed - np.nanmean(mixed[train], axis=0)

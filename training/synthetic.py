@@ -1,0 +1,212 @@
+"""A market whose truth is known: what can be learned in it, and how much it is worth.
+
+Volume rises and falls in ramps of some hours to days. That is all that foretells prices: over every bar the price
+drifts by `edge` x strength x the bar's usual range, where strength is in -1..1 and follows from the `volume_ratio` of
+the bar before, as the indicator computes it and the prompt shows it. Ramps outlast a trade, so that the ratio at a
+decision tells most of the drift of the six hours after it. With edge 0 the price is a martingale: whatever a policy
+claims to earn there before costs is an error.
+
+Realistic otherwise: volatility wanders (a lognormal first-order autoregression) with a daily cycle, shocks have fat tails
+(Student's t, 4 degrees of freedom, cut at 8), each hour is made of twelve 5-minute steps, so that highs, lows and finer
+bars agree. Symbols are independent of each other, which real ones are not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date
+
+import numpy as np
+import talib
+from numpy.typing import NDArray
+
+from app.domain.actions import ACTIONS
+from app.domain.scenario import Scenario
+from training.config import OutcomesConfig, SyntheticConfig, instant
+from training.labels import judge, plans
+from training.market import Bars, Floats, MarketDataError
+from training.outcomes import Costs
+from training.reference_agent import Agent, chart, opportunities
+from training.scenarios import NEUTRAL
+
+HOUR = 3600
+STEPS = 12
+STEP_S = HOUR // STEPS
+BEGINS = instant(date(2018, 1, 1))
+COINS = ("BTC", "ETH", "BNB", "SOL", "XRP", "ADA", "DOGE", "LINK", "AVAX", "DOT")
+COINS += ("BCH", "LTC", "TRX", "UNI", "ATOM", "NEAR", "FIL", "ETC", "XLM", "ALGO")
+PRICES = (20_000.0, 1_500.0, 300.0, 100.0, 0.5)
+VOLATILITY = 0.009
+"""Standard deviation of an hour's return in the middle of its range."""
+RANGE = 1.55
+"""Mean true range of an hour over its standard deviation, for twelve steps with these tails; a test measures it."""
+FULL_STRENGTH = 0.3
+"""`volume_ratio` at which the drift is full."""
+RATIO_BARS = 20
+STATE_EDGES = np.array([-0.25, -0.15, -0.05, 0.05, 0.15, 0.25])
+"""Between the states that `states` tells apart, in volume_ratio: what the prompt's rounding shows."""
+
+
+def synthetic_bars(config: SyntheticConfig, seconds: int = HOUR) -> list[Bars]:
+    """Bars of every symbol. The same configuration gives the same prices whatever the length of bars.
+
+    Raises
+    ------
+    MarketDataError : a length that five minutes do not divide.
+    """
+    if seconds % STEP_S:
+        raise MarketDataError(f"a synthetic market has no bars of {seconds} s: choose a multiple of 5m")
+    sources = np.random.SeedSequence(config.seed).spawn(config.symbols)
+    steps = [_steps(number, config, np.random.default_rng(one)) for number, one in enumerate(sources)]
+    return [each.resampled(seconds) for each in steps]
+
+
+def _steps(number: int, config: SyntheticConfig, source: np.random.Generator) -> Bars:
+    """Five-minute bars of one symbol."""
+    hours = config.bars
+    volume = _hourly_volume(hours, source)
+    deviation = _volatility(hours, source)
+    # The ratio that a decision sees when a bar closes moves the next bar.
+    before = np.concatenate([[0.0], strength(volume_ratio(volume))[:-1]])
+    drift = config.edge * before * RANGE * deviation
+    shocks = np.clip(source.standard_t(4, (hours, STEPS)), -8, 8)
+    returns = (drift[:, None] / STEPS + deviation[:, None] * shocks / (_SHOCK_DEVIATION * np.sqrt(STEPS))).ravel()
+    price = PRICES[number % len(PRICES)]
+    close = price * np.cumprod(1 + returns)
+    opened = np.concatenate([[price], close[:-1]])
+    reach = np.repeat(deviation, STEPS) * np.abs(source.normal(0, 0.05, (2, hours * STEPS)))
+    high, low = np.maximum(opened, close) * (1 + reach[0]), np.minimum(opened, close) * (1 - reach[1])
+    parts = source.uniform(0.5, 1.5, (hours, STEPS))
+    traded = (volume[:, None] * parts / parts.sum(axis=1, keepdims=True)).ravel() / price
+    closed_at = BEGINS + STEP_S * np.arange(1, hours * STEPS + 1, dtype=np.int64)
+    return Bars(f"{COINS[number]}USDT", STEP_S, closed_at, opened, high, low, close, traded)
+
+
+_SHOCK_DEVIATION = 1.387
+"""Of a t(4) variate that is cut at 8 on both sides."""
+
+
+def _hourly_volume(hours: int, source: np.random.Generator) -> Floats:
+    """Quote volume: log volume climbs and falls in ramps of 12 to 48 hours that turn back to its mean, with noise."""
+    slopes = np.empty(0)
+    level, up = 0.0, bool(source.integers(2))
+    while len(slopes) < hours:
+        length = int(source.integers(12, 49))
+        slope = source.uniform(0.02, 0.07) * (1 if up else -1) - 0.02 * level
+        slopes = np.concatenate([slopes, np.full(length, slope)])
+        level += slope * length
+        up = not up
+    log_volume = np.cumsum(slopes[:hours]) + source.normal(0, 0.08, hours)
+    return 5e6 * np.exp(log_volume)
+
+
+def _volatility(hours: int, source: np.random.Generator) -> Floats:
+    """Standard deviation of each hour's return: exp of an autoregression with a half-life of two days, and a daily cycle."""
+    keep = 0.5 ** (1 / 48)
+    noise = source.normal(0, 0.35 * np.sqrt(1 - keep**2), hours)
+    log = np.empty(hours)
+    value = 0.0
+    for hour, shock in enumerate(noise):
+        value = keep * value + shock
+        log[hour] = value
+    cycle = 0.15 * np.sin(2 * np.pi * (np.arange(hours) - 9) / 24)
+    return VOLATILITY * np.exp(log + cycle)
+
+
+def volume_ratio(volume: Floats) -> Floats:
+    """As `training.indicators` has it: (volume - mean) / (volume + mean) over 20 bars; 0 until the mean is known."""
+    mean = talib.SMA(volume, RATIO_BARS)
+    return np.nan_to_num((volume - mean) / (volume + mean))
+
+
+def strength(ratio: Floats) -> Floats:
+    """Share of the full drift, -1..1."""
+    return np.clip(ratio / FULL_STRENGTH, -1.0, 1.0)
+
+
+def states(scenarios: Sequence[Scenario]) -> NDArray[np.int64]:
+    """The planted state of each scenario, 0 (volume falling fastest) to 6, from what its prompt shows. Shape (N,)."""
+    ratios = np.array([s.candidate.volume_ratio if s.candidate.volume_ratio is not None else 0.0 for s in scenarios])
+    return np.searchsorted(STATE_EDGES, ratios)
+
+
+@dataclass(frozen=True, eq=False)
+class Oracle:
+    """What knowing the planted state is worth, estimated on a large independent sample. Rewards in agent R, clipped.
+
+    mean : (states, 10) mean reward of every action by state; error : their standard errors; count : (states,) scenarios.
+    best : mean reward of the best action of each state, chosen on one half of the sample and paid on the other.
+    constant : the same of the one action that is best throughout. agent : of trading every plan.
+    """
+
+    mean: Floats
+    error: Floats
+    count: NDArray[np.int64]
+    best: float
+    best_error: float
+    constant: float
+    agent: float
+
+    def expected(self, state: NDArray[np.int64]) -> Floats:
+        """(N, 10) mean rewards of every action, given states: what a held-out scenario is worth without its luck."""
+        return self.mean[state]
+
+
+def sample(config: SyntheticConfig, outcomes: OutcomesConfig) -> tuple[NDArray[np.int64], Floats, Floats]:
+    """States (N,), clipped rewards (N, 10) and those of the agent's plan (N,) of all candidates of a market."""
+    agent = Agent([chart(bars) for bars in synthetic_bars(config)])
+    costs = Costs(outcomes.fee, outcomes.slippage)
+    scenarios, rewards, plain = [], [], []
+    found = opportunities(agent.charts)
+    for number, each in enumerate(agent.charts):
+        mine = [one for one in found if one.chart == number]
+        made = [agent.scenario(one, NEUTRAL) for one in mine]
+        judged = judge([each.bars], plans(made, np.array([one.as_of for one in mine], dtype=np.int64)), costs)
+        scenarios += made
+        rewards.append(judged.rewards())
+        plain.append(judged.agent_reward())
+    every, whole = np.concatenate(rewards), np.concatenate(plain)
+    known = ~np.isnan(every[:, 0])
+    clip = outcomes.clip_r
+    return states(scenarios)[known], np.clip(every[known], -clip, clip), np.clip(whole[known], -clip, clip)
+
+
+def oracle(config: SyntheticConfig, outcomes: OutcomesConfig, bars: int = 30_000, symbols: int = 6) -> Oracle:
+    """The best achievable mean reward in this market, out of sample, for who sees the state and nothing else.
+
+    It is measured on other symbols-worth of bars of the same market (another seed), not on any scenario to be scored.
+    """
+    other = _elsewhere(config, bars, symbols)
+    state, rewards, agent = sample(other, outcomes)
+    count = len(STATE_EDGES) + 1
+    half = np.arange(len(state)) % 2 == 0
+    paid = np.empty(len(state))
+    for chosen, scored in ((half, ~half), (~half, half)):
+        action = np.array([_best(rewards[chosen & (state == one)]) for one in range(count)])
+        paid[scored] = rewards[scored, action[state[scored]]]
+    groups = [rewards[state == one] for one in range(count)]
+    return Oracle(
+        mean=np.array([each.mean(axis=0) if len(each) else np.zeros(len(ACTIONS)) for each in groups]),
+        error=np.array([_errors(each) for each in groups]),
+        count=np.array([len(each) for each in groups]),
+        best=float(paid.mean()),
+        best_error=float(paid.std(ddof=1) / np.sqrt(len(paid))),
+        constant=float(rewards.mean(axis=0).max()),
+        agent=float(agent.mean()),
+    )
+
+
+def _elsewhere(config: SyntheticConfig, bars: int, symbols: int) -> SyntheticConfig:
+    """The same market at another time: an independent seed, and so many bars."""
+    return config.model_copy(update={"seed": config.seed + 1_000_003, "bars": bars, "symbols": symbols})
+
+
+def _best(rewards: Floats) -> int:
+    return int(rewards.mean(axis=0).argmax()) if len(rewards) else 0
+
+
+def _errors(rewards: Floats) -> Floats:
+    if len(rewards) < 2:
+        return np.full(len(ACTIONS), np.inf)
+    return np.asarray(rewards.std(axis=0, ddof=1) / np.sqrt(len(rewards)))
