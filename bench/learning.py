@@ -1,7 +1,7 @@
-"""Does it learn? `python -m bench.learning`: every algorithm on a planted rule, beside a linear probe of the same states.
+"""Does it learn? `python -m bench.learning`: every algorithm on a planted rule, beside a linear probe.
 
-The prompts are of made-up scenarios. The rule is visible in the prompt and nowhere else: approving pays when the volume
-is above its mean and Bitcoin does not trend down, and costs as much otherwise. Realised rewards carry noise, common to
+The prompts are of made-up scenarios. The rule is visible in the prompt and nowhere else: approving pays unless Bitcoin
+trends down or sellers lead the flow, and costs as much otherwise. Realised rewards carry noise, common to
 all actions of a scenario, as one price path is. Training sees noisy rewards; the held-out rows are scored by the rule
 itself. Nothing here says anything about markets.
 """
@@ -9,7 +9,6 @@ itself. Nothing here says anything about markets.
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 import tempfile
 import time
@@ -66,9 +65,7 @@ class Planted(NamedTuple):
 
 def plant(prompts: list[Prompt], seed: int) -> Planted:
     """Rewards of every action, from what the prompt says."""
-    volume = np.array([int(re.search(r"volume (-?\d+)", one.user)[1]) for one in prompts])  # type: ignore[index]
-    falling = np.array(["btc down" in one.user for one in prompts])
-    pays = (volume > 0) & ~falling
+    pays = np.array(["btc down" not in one.user and "flow sellers" not in one.user for one in prompts])
     size = np.array([one.risk_fraction for one in ACTIONS])
     share = np.array([STOP_SHARE.get(one.stop_atr, 0.0) for one in ACTIONS])
     mean = np.where(pays, EDGE, -EDGE)[:, None] * size * np.where(pays[:, None], share, 1.0)

@@ -2,13 +2,14 @@
 
 Batches of four prompts through `LabelReader`, in turns, so that other load on the machine meets all alike:
 the base model alone (bare forward passes), one activated adapter, two, and both beside the base; then, for comparison,
-two versions without sharing: a whole pass for each.
+two versions that share nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from time import perf_counter
 from typing import Annotated
 
@@ -42,20 +43,21 @@ def random_adapter(reader: LabelReader, seed: int) -> Adapter:
     return Adapter(deltas, activated=True)
 
 
-def ways(reader: LabelReader) -> dict[str, Callable[[Rows], object]]:
-    """What is compared: each reads a batch of prompts."""
-    one, two = random_adapter(reader, 1), random_adapter(reader, 2)
+def ways(base: LabelReader) -> dict[str, Callable[[Rows], object]]:
+    """What is compared: each reads a batch of prompts, and remembers no other's."""
+    one, two = random_adapter(base, 1), random_adapter(base, 2)
 
-    def separately(rows: Rows) -> None:
-        for adapter in (one, two):
-            reader._whole_pass([(ids, adapter) for ids in rows])
+    def together(*adapters: Adapter | None) -> Callable[[Rows], object]:
+        reader = LabelReader(base.model, base.encoder)
+        return lambda rows: reader.answer([Ask(ids, adapters) for ids in rows])
 
+    first, second = together(one), together(two)
     return {
-        "base alone (bare forward passes)": reader.read,
-        "one adapter": lambda rows: reader.answer([Ask(ids, (one,)) for ids in rows]),
-        "two adapters, shared trunk": lambda rows: reader.answer([Ask(ids, (one, two)) for ids in rows]),
-        "base and two adapters, shared trunk": lambda rows: reader.answer([Ask(ids, (None, one, two)) for ids in rows]),
-        "two adapters, a whole pass for each": separately,
+        "base alone (bare forward passes)": base.read,
+        "one adapter": together(one),
+        "two adapters, one pass": together(one, two),
+        "base and two adapters, one pass": together(None, one, two),
+        "two adapters, a pass for each": lambda rows: (first(rows), second(rows)),
     }
 
 
@@ -68,20 +70,23 @@ def main(
     directory: Path = import_smollm2(read_settings().models_dir, console.print, threads=threads)
     reader = LabelReader.load(directory)
     compared = ways(reader)
-    seconds = dict.fromkeys(compared, 0.0)
+    ratios: dict[str, list[float]] = {name: [] for name in compared}
+    seconds: dict[str, list[float]] = {name: [] for name in compared}
     for number in range(batches + 1):
-        for turn, (name, read) in enumerate(compared.items()):
-            prompts = random_prompts(BATCH, seed=100 * number + turn)  # Always new ones: nothing is kept from before.
-            rows = [reader.encoder.encode(prompt) for prompt in prompts]
+        rows = [reader.encoder.encode(prompt) for prompt in random_prompts(BATCH, seed=number)]
+        spent = {}
+        for name, read in compared.items():
             begin = perf_counter()
             read(rows)
-            seconds[name] += perf_counter() - begin if number else 0.0  # The first round warms up.
-    table = Table(title="decisions per second by versions", title_justify="left")
+            spent[name] = perf_counter() - begin
+        for name in compared if number else ():  # The first round warms up.
+            seconds[name].append(spent[name])
+            ratios[name].append(spent["base alone (bare forward passes)"] / spent[name])
+    table = Table(title="medians by versions being served", title_justify="left")
     for heading in ("versions", "decisions/s", "of the base alone"):
         table.add_column(heading, justify="left" if heading == "versions" else "right")
-    base = next(iter(seconds.values()))
-    for name, spent in seconds.items():
-        table.add_row(name, f"{BATCH * batches / spent:.2f}", f"{base / spent:.1%}")
+    for name in compared:
+        table.add_row(name, f"{BATCH / median(seconds[name]):.2f}", f"{median(ratios[name]):.1%}")
     console.print(table)
 
 

@@ -33,7 +33,7 @@ class SyntheticConfig(Section):
 
     edge: float = Field(0.0, ge=0, le=2, description="planted drift in ATR per bar at full strength; 0 plants none")
     symbols: int = Field(4, ge=1, le=20)
-    bars: int = Field(9000, ge=1000, le=40_000, description="hourly bars per symbol")
+    bars: int = Field(9000, ge=1000, le=70_000, description="hourly bars per symbol")
     seed: int = Field(0, ge=0)
 
 
@@ -69,7 +69,7 @@ class ScenariosConfig(Section):
     validate_from: date | None = Field(None, description="later scenarios validate; none: the last fifth does")
     until: date | None = Field(
         None,
-        description="no decision on or after this day; none: the held-out period's first day, for the shadow log no end",
+        description="no decision on or after this day; none: the held-out period's first day, no end for the log",
     )
     limit: int | None = Field(None, ge=1, description="at most so many real scenarios, drawn evenly over time")
     perturbations: int = Field(0, ge=0, le=4, description="synthetic variants per training scenario")
@@ -78,7 +78,7 @@ class ScenariosConfig(Section):
 
     @model_validator(mode="after")
     def held_out_period_is_left_alone(self) -> Self:
-        """No bar of history is read from the held-out period on. The log goes on after it; what lies within is left out."""
+        """History ends where the held-out period begins. The log goes on after it; what lies within is left out."""
         if self.source == "history" and self.until is not None and self.until > HELD_OUT_FROM:
             raise ValueError(f"until is {self.until}, but {HELD_OUT_FROM} and later is held out for evaluation")
         return self

@@ -47,12 +47,12 @@ class Headlines:
     available_at: Times
     titles: tuple[str, ...]
 
-    def summary(self, as_of: float, window_s: int) -> str | None:
-        """The newest headlines that were known at `as_of` and not older than the window; None without any."""
+    def newest(self, as_of: float, window_s: int, without: Sequence[str] = ()) -> list[str]:
+        """At most three headlines that were known at `as_of` and not older than the window, newest first."""
         end = int(np.searchsorted(self.available_at, as_of, side="right"))
         begin = int(np.searchsorted(self.available_at, as_of - window_s, side="left"))
-        newest = list(dict.fromkeys(reversed(self.titles[begin:end])))[:MOST_HEADLINES]
-        return SEPARATOR.join(newest) or None
+        fresh = dict.fromkeys(title for title in reversed(self.titles[begin:end]) if title not in without)
+        return list(fresh)[:MOST_HEADLINES]
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,11 +82,13 @@ class KnownContext:
         """Fields known at `as_of`."""
         moment = as_of.timestamp()
         known: dict[str, Any] = {}
-        if self.market is not None:
-            known["news_summary"] = self.market.summary(moment, NEWS_WINDOW_S)
         coin = self.by_coin.get(symbol.removesuffix("USDT"))
-        if coin is not None:
-            known["symbol_news_summary"] = coin.summary(moment, SYMBOL_WINDOW_S)
+        own = coin.newest(moment, SYMBOL_WINDOW_S) if coin else []
+        # A headline is said once: every token of the prompt costs time.
+        market = self.market.newest(moment, NEWS_WINDOW_S, without=own) if self.market else []
+        for name, headlines in (("symbol_news_summary", own), ("news_summary", market)):
+            if headlines:
+                known[name] = SEPARATOR.join(headlines)
         reading = self.fear_greed.at(moment) if self.fear_greed else None
         if reading is not None:
             known["fear_greed"], known["fear_greed_age_s"] = reading

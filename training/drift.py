@@ -166,30 +166,18 @@ def look(
     trained_on : name and features (N, F) of a training artefact, which then stand for the reference's features.
     """
     where, known = trained_on or ("the log's reference window", reference.features)
-    enough = min(len(known), len(reference), len(recent)) >= config.min_decisions
-    shifts = _features(known, recent.features) if enough else []
-    moved = [move(name, getattr(reference, name), getattr(recent, name)) for name in RATES] if enough else []
-    rates = [each for each in moved if each is not None]
-    distributions = [shift(n, getattr(reference, n), getattr(recent, n)) for n in DISTRIBUTIONS] if enough else []
-    estimate, residual = _rewards(reference, recent, config) if enough else (None, None)
-    moments = [residual] if residual else []
-    corrected = iter(
-        holm([each.p_value for each in (*shifts, *distributions)] + [m.p_value for m in (*rates, *moments)])
-    )
-    shifts = [each._replace(p_value=next(corrected)) for each in shifts]
-    distributions = [each._replace(p_value=next(corrected)) for each in distributions]
-    rates = [each._replace(p_value=next(corrected)) for each in rates]
-    residual = residual._replace(p_value=next(corrected)) if residual else None
-    found = _changes(reference, recent, config) if enough else []
+    few = min(len(known), len(reference))
+    enough = min(few, len(recent)) >= config.min_decisions
+    seen = _compare(known, reference, recent, config) if enough else _NOTHING
     age = (now - subject.created_at) / timedelta(days=1)
     judge = Judge(config)
     reasons = [
-        *([] if enough else [judge.too_few(min(len(known), len(reference)), len(recent))]),
-        *judge.features(shifts),
-        *judge.distributions(distributions),
-        *judge.rates(rates),
-        *judge.rewards(estimate, residual),
-        *judge.changes(found),
+        *([] if enough else [judge.too_few(few, len(recent))]),
+        *judge.features(seen.features),
+        *judge.distributions(seen.distributions),
+        *judge.rates(seen.rates),
+        *judge.rewards(seen.estimate, seen.residual),
+        *judge.changes(seen.changes),
         *judge.age(age),
     ]
     severity = list(DriftVerdict)
@@ -201,15 +189,50 @@ def look(
         now,
         *spans,
         where,
+        features=seen.features,
+        distributions=seen.distributions,
+        rates=seen.rates,
+        residual=seen.residual,
+        estimate=seen.estimate,
+        changes=seen.changes,
+        age_days=age,
+        retrain_due=subject.created_at + timedelta(days=config.retrain_days),
+        expires=subject.created_at + timedelta(days=config.expiry_days),
+    )
+
+
+class _Seen(NamedTuple):
+    """The numbers of a look, p-values corrected; the fields of `Drift` of the same names."""
+
+    features: tuple[Shift, ...]
+    distributions: tuple[Shift, ...]
+    rates: tuple[Move, ...]
+    residual: Move | None
+    estimate: Estimate | None
+    changes: tuple[Change, ...]
+
+
+_NOTHING = _Seen((), (), (), None, None, ())
+
+
+def _compare(known: Floats, reference: Window, recent: Window, config: DriftConfig) -> _Seen:
+    """Every comparison of one look; `known` are the features of the reference, shape (N, F)."""
+    shifts = _features(known, recent.features)
+    distributions = [shift(name, getattr(reference, name), getattr(recent, name)) for name in DISTRIBUTIONS]
+    moved = [move(name, getattr(reference, name), getattr(recent, name)) for name in RATES]
+    rates = [each for each in moved if each is not None]
+    estimate, residual = _rewards(reference, recent, config)
+    means = [*rates, residual] if residual else rates
+    p_values = [each.p_value for each in (*shifts, *distributions)] + [each.p_value for each in means]
+    corrected = iter(holm(p_values))
+    shifts = [each._replace(p_value=next(corrected)) for each in shifts]
+    return _Seen(
         tuple(sorted(shifts, key=lambda each: (each.p_value, -each.psi))),
-        tuple(distributions),
-        tuple(rates),
-        residual,
+        tuple(each._replace(p_value=next(corrected)) for each in distributions),
+        tuple(each._replace(p_value=next(corrected)) for each in rates),
+        residual._replace(p_value=next(corrected)) if residual else None,
         estimate,
-        tuple(found),
-        age,
-        subject.created_at + timedelta(days=config.retrain_days),
-        subject.created_at + timedelta(days=config.expiry_days),
+        tuple(_changes(reference, recent, config)),
     )
 
 

@@ -85,7 +85,9 @@ def load_history(config: MarketConfig, bars_until: int | None) -> History:
     kept = {seconds: [_until(each, bars_until) for each in many] for seconds, many in source.by_length.items()}
     empty = [each.symbol for each in kept[main] if not len(each)]
     if empty:
-        raise MarketDataError(f"{', '.join(empty)}: no bar before the end of what may be read: leave them out of symbols")
+        raise MarketDataError(
+            f"{', '.join(empty)}: no bar before the end of what may be read: leave them out of symbols"
+        )
     by_symbol: dict[str, list[Bars]] = defaultdict(list)
     for seconds in finer:
         for each in kept[seconds]:
@@ -157,4 +159,3 @@ def _found(agent: Agent, one: Opportunity, peers: Sequence[Opportunity]) -> Foun
     scenario: Scenario = agent.scenario(one, NEUTRAL)
     decide = partial(agent.decide, correlated=agent.correlated(one, peers))
     return Found(scenario, decide(scenario), redecide=decide)
-

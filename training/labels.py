@@ -1,10 +1,10 @@
 """Labels: what every action of the action space would have earned in every scenario, and what the agent's plan would.
 
-Each scenario is four orders on the bars after its decision: the agent's plan, and entries with the stop at 1.0, 1.5 and
-2.5 ATR, all with the agent's targets. They are followed by `training.outcomes.simulate`, all of a symbol at once, on the
-finest series that covers the window without a hole, since finer bars tell whether stop or target came first. A risk
-fraction changes the size and not the path, so that ten actions cost three simulations. Rejected candidates are labelled
-like the others.
+Each scenario is four orders on the bars after its decision: the agent's plan, and entries with the stop at 1.0, 1.5
+and 2.5 ATR, all with the agent's targets. They are followed by `training.outcomes.simulate`, all of a symbol at once,
+on the finest series that covers the window without a hole, since finer bars tell whether stop or target came first. A
+risk fraction changes the size and not the path, so that ten actions cost three simulations. Rejected candidates are
+labelled like the others.
 
 The reward of an action is the net profit of its order (`order_for`: never more than the agent's risk nor its notional)
 over the agent's own risk, quantity x (entry - stop) of its plan: "agent R". The risk is some multiple of the ATR, so
@@ -112,7 +112,16 @@ class Plans(NamedTuple):
 
     def at(self, chosen: NDArray[np.int64]) -> Plans:
         """Some of them."""
-        return Plans(*(column[chosen] for column in self))
+        return Plans(
+            self.as_of[chosen],
+            self.entry[chosen],
+            self.stop[chosen],
+            self.targets[chosen],
+            self.atr[chosen],
+            self.quantity[chosen],
+            self.long[chosen],
+            self.share[chosen],
+        )
 
     def orders(self, stop: Floats) -> Orders:
         """The entries with another stop."""
@@ -223,9 +232,16 @@ def fitness(bars: Bars, given: Plans) -> NDArray[np.str_]:
 
 
 def _nothing(count: int) -> Fates:
-    numbers = {name: np.full(count, np.nan) for name in ("bought", "sold", "fees", "slippage", "net", "r", "mae", "mfe")}
-    times = {name: np.zeros(count, dtype=np.int64) for name in ("entered_at", "exited_at")}
-    return Fates(exit=np.zeros(count, dtype=np.int8), highest=np.full(count, np.nan), **times, **numbers)
+    numbers = {
+        name: np.full(count, np.nan)
+        for name in ("bought", "sold", "fees", "slippage", "net", "r", "mae", "mfe", "highest")
+    }
+    return Fates(
+        exit=np.zeros(count, dtype=np.int8),
+        entered_at=np.zeros(count, dtype=np.int64),
+        exited_at=np.zeros(count, dtype=np.int64),
+        **numbers,
+    )
 
 
 def _put(all_fates: Fates, where: NDArray[np.int64], some: Fates) -> None:
@@ -255,7 +271,7 @@ def build_labels(
     parts = []
     for done, symbol in enumerate(names := np.unique(symbols)):
         rows = np.flatnonzero(symbols == symbol)
-        mine = [scenarios[row] for row in rows]
+        mine = [scenarios[int(row)] for row in rows]
         judged = judge(series.get(str(symbol), ()), plans(mine, as_of[rows]), costs)
         rewards[rows] = judged.rewards()
         parts.append(_table(judged, rows, rewards[rows]))
@@ -308,7 +324,9 @@ def _arm(
     }
     blank = pl.Series(~traded)
     only_traded = ("exit", "entered_at", "exited_at", "bought", "sold", "holding_s")
-    return pl.DataFrame(columns).with_columns(pl.when(blank).then(None).otherwise(pl.col(c)).alias(c) for c in only_traded)
+    return pl.DataFrame(columns).with_columns(
+        pl.when(blank).then(None).otherwise(pl.col(c)).alias(c) for c in only_traded
+    )
 
 
 def _facts(table: pl.DataFrame, rewards: Floats, config: OutcomesConfig) -> dict[str, Any]:

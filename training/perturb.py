@@ -41,7 +41,7 @@ class Kind(StrEnum):
 def variants(scenario: Scenario, count: int, source: Source) -> list[tuple[Kind, Scenario]]:
     """At most `count` variants of different kinds, drawn at random among those that apply; in the order of `Kind`."""
     kinds = source.permutation(len(Kind))
-    made = []
+    made: list[tuple[Kind, Scenario]] = []
     for place in kinds:
         kind = list(Kind)[place]
         changed = _CHANGES[kind](scenario, source)

@@ -21,7 +21,7 @@ from app.domain.actions import ACTIONS
 from training import losses
 from training.optimise import Problem
 
-STRENGTHS = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1)
+STRENGTHS = (0.001, 0.01, 0.1, 1.0)
 """Inverse regularisation, the candidates."""
 _FOLDS = 4
 
@@ -63,7 +63,7 @@ def _fit(
     strength: float,
 ) -> Any:
     actions = len(ACTIONS)
-    model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=300))
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=5000))
     repeated = np.repeat(rows, actions)
     weight = (target[rows] * weights[rows, None]).ravel()
     kept = weight > 1e-6

@@ -20,7 +20,7 @@ from app.domain.decision import prepare
 from app.domain.manifest import ModelManifest
 from app.policy.importer import import_directory, import_smollm2
 from app.policy.label_reader import LabelReader
-from training import train_dpo, train_expected, train_ppo, train_rrhf
+from training import rollouts, train_dpo, train_expected, train_ppo, train_rrhf
 from training.artifacts import Artifact, Workshop
 from training.config import DpoConfig, ExpectedConfig, PpoConfig, RebuildConfig, RrhfConfig, TargetsConfig, instant
 from training.dialogues import Demonstrations
@@ -31,12 +31,13 @@ from training.market import Floats
 from training.optimise import Problem, TrainedPolicy
 from training.preferences import Preferences, build_preferences
 from training.reward_training import RewardData, Rewards, build_reward
-from training.rollouts import build_rollouts
 from training.scenarios import Found, ScenarioSet, build_scenarios
 
 Progress = Callable[[int, int], None]
 Meter = Callable[[str], AbstractContextManager[Progress]]
 """Opens a progress bar with a title."""
+ROLLOUTS: dict[str, Any] = {"margins": (0.5, 1.0), "veto_rate": 0.5}
+"""Arms that nothing is fitted for: score above threshold by so much, and a random veto at this rate."""
 Source = Callable[[], tuple[list[Found], Mapping[str, int]]]
 
 
@@ -156,14 +157,19 @@ class Rebuild:
         """What the agent, simple rules and the base model do."""
         inputs = {name: made[name] for name in ("scenarios", "encoded")}
         version, calibration = self.base.manifest.model_version, self.base.manifest.calibration
+        depends = {"base": version, "calibration": calibration.as_json(), "rollouts": ROLLOUTS}
 
         def build(folder: Path) -> Mapping[str, Any]:
-            found, encoded = (ScenarioSet.open(made["scenarios"]), Encoded.open(made["encoded"]))
-            return build_rollouts(
-                folder, found, {version: (encoded.label_log_probs, calibration)}, seed=self.config.scenarios.seed
-            )
+            found, encoded = ScenarioSet.open(made["scenarios"]), Encoded.open(made["encoded"])
+            arms = [rollouts.always_approve(found)]
+            arms += [rollouts.threshold(found, margin) for margin in ROLLOUTS["margins"]]
+            arms.append(rollouts.random_veto(found, ROLLOUTS["veto_rate"], self.config.scenarios.seed))
+            arms.append(rollouts.model(found, version, encoded.label_log_probs, calibration))
+            if any(found.controls()):
+                arms.insert(0, rollouts.agent(found))
+            return rollouts.build_rollouts(folder, arms)
 
-        return self.shop.stage("rollouts", {"base": version, "calibration": calibration.as_json()}, inputs, build)
+        return self.shop.stage("rollouts", depends, inputs, build)
 
     def reward(self, made: Mapping[str, Artifact]) -> Artifact:
         """The reward model, with predictions out of fold."""

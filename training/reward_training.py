@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.linear_model import Ridge
 
 from app.domain.actions import ACTIONS
 from training.config import RewardConfig
+from training.reward_linear import Sample, choose_strength, fit_linear, fit_ridge
 from training.reward_model import (
     Floats,
     RewardError,
@@ -33,7 +33,6 @@ from training.reward_model import (
     Scaling,
     Sizes,
     bradley_terry_loss,
-    constant_heads,
     predict,
     scalar_loss,
 )
@@ -50,8 +49,6 @@ if TYPE_CHECKING:
 
 TAIL = 0.15
 """Share of the latest scenarios that decides when to stop."""
-RIDGE = tuple(10.0**power for power in range(1, 7))
-"""Strengths that the linear control chooses from, on the same latest scenarios."""
 Progress = Callable[[int, int], None]
 
 
@@ -98,6 +95,17 @@ class RewardData:
     def with_variants(self, real: Rows) -> Rows:
         """Those rows and their synthetic variants."""
         return np.flatnonzero(np.isin(self.parent, real))
+
+    def sample(self, scaling: Scaling, rows: Rows) -> Sample:
+        """Rows with known rewards, for the linear part."""
+        return Sample(
+            scaling.flat(self.inputs, rows),
+            self.rewards[rows],
+            self.weights[rows],
+            self.as_of[rows],
+            self.ends_at[rows],
+            self.parent[rows],
+        )
 
     def known(self, rows: Rows) -> Rows:
         """Those of the rows whose rewards are known."""
@@ -200,7 +208,7 @@ def cross_validate(
             seed = config.seed + 1000 * number + member
             ensemble.append(fit_member(data, fitting, stopping, config, seed))
         outputs[:, :, asked] = predict(ensemble, data.inputs, asked)
-        linear[asked] = linear_control(data, fitting, stopping, asked)
+        linear[asked] = linear_control(data, fitting, stopping, asked, config)
         constant[asked] = _means(data, np.concatenate([fitting, stopping]))
         whole = whole or ensemble
     progress(len(parts) * config.members, len(parts) * config.members)
@@ -223,23 +231,23 @@ def inner_split(data: RewardData, train: Rows, embargo_s: float) -> tuple[Rows, 
 
 
 def fit_member(data: RewardData, fitting: Rows, stopping: Rows, config: RewardConfig, seed: int) -> RewardNetwork:
-    """One member, deterministic for its seed; the epoch with the least loss on `stopping`, the untrained one included."""
-    days = data.as_of[fitting] // DAY_S
-    drawn = np.random.default_rng(seed).exponential(size=len(np.unique(days)))
-    weights = data.weights[fitting] * drawn[np.unique(days, return_inverse=True)[1]]
+    """One member, deterministic for its seed. It keeps the epoch with the least loss on `stopping`; the first candidate
+    is the linear part alone."""
+    weights = data.weights[fitting] * _bootstrap(data.as_of[fitting] // DAY_S, seed)
     shape = config.model_dump(include={"components", "width", "layers", "heads", "dropout"})
-    sizes = Sizes(data.inputs.numbers.shape[-1], **shape)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         scaling = Scaling.fit(data.inputs, fitting, config.components)
-        network = RewardNetwork(sizes, scaling, constant_heads(data.rewards[fitting], weights))
+        sample = data.sample(scaling, fitting)._replace(weights=weights)
+        linear = fit_linear(sample, choose_strength(sample, data.sample(scaling, stopping)))
+        network = RewardNetwork(Sizes(data.inputs.numbers.shape[-1], **shape), scaling, linear.linear)
         optimiser = torch.optim.AdamW(network.parameters(), config.learning_rate, weight_decay=config.weight_decay)
         best, state, waited = _loss_on(network, data, stopping, config), copy.deepcopy(network.state_dict()), 0
         for _ in range(config.epochs):
             network.train()
             for part in torch.randperm(len(fitting)).split(config.batch):
-                chosen = part.numpy()
-                loss = _loss(network, data, fitting[chosen], weights[chosen], config)
+                at = part.numpy()
+                loss = _loss(network, data, fitting[at], weights[at], config, linear.cross_fitted[at])
                 optimiser.zero_grad()
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -253,20 +261,16 @@ def fit_member(data: RewardData, fitting: Rows, stopping: Rows, config: RewardCo
     return network.eval()
 
 
-def linear_control(data: RewardData, fitting: Rows, stopping: Rows, asked: Rows) -> NDArray[np.float64]:
-    """(len(asked), 10) by ridge regression on the same standardised inputs; its strength is the best on `stopping`."""
-    scaling = Scaling.fit(data.inputs, fitting, 1)
-
-    def flat(rows: Rows) -> NDArray[np.float32]:
-        batch = data.inputs.batch(rows)
-        return torch.cat([scaling.hidden(batch).flatten(1), scaling.numbers(batch)], 1).numpy()
-
-    inputs, held = flat(fitting), flat(stopping)
-    models = [Ridge(alpha).fit(inputs, data.rewards[fitting], data.weights[fitting]) for alpha in RIDGE]
-    weight = data.weights[stopping, None]
-    errors = [float((weight * (model.predict(held) - data.rewards[stopping]) ** 2).sum()) for model in models]
-    chosen = models[int(np.argmin(errors))]
-    return np.concatenate([chosen.predict(flat(part)) for part in np.array_split(asked, max(1, len(asked) // 512))])
+def linear_control(
+    data: RewardData, fitting: Rows, stopping: Rows, asked: Rows, config: RewardConfig
+) -> NDArray[np.float64]:
+    """(len(asked), 10) by ridge regression on the same inputs; its strength is the best on `stopping`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        scaling = Scaling.fit(data.inputs, fitting, config.components)
+    sample = data.sample(scaling, fitting)
+    ridge = fit_ridge(sample, slice(None), choose_strength(sample, data.sample(scaling, stopping)))
+    return np.asarray(ridge.predict(scaling.flat(data.inputs, asked)), np.float64)
 
 
 def report_of(data: RewardData, predicted: Predicted, seed: int) -> dict[str, Any]:
@@ -294,8 +298,22 @@ def report_of(data: RewardData, predicted: Predicted, seed: int) -> dict[str, An
     return found
 
 
-def _loss(network: RewardNetwork, data: RewardData, rows: Rows, weights: Floats, config: RewardConfig) -> torch.Tensor:
-    scalar, scores = network(data.inputs.batch(rows))
+def _bootstrap(days: Rows, seed: int) -> Floats:
+    """One exponential weight per day, mean 1: the Bayesian bootstrap."""
+    names, number = np.unique(days, return_inverse=True)
+    return np.asarray(np.random.default_rng(seed).exponential(size=len(names))[number])
+
+
+def _loss(
+    network: RewardNetwork,
+    data: RewardData,
+    rows: Rows,
+    weights: Floats,
+    config: RewardConfig,
+    linear: Floats | None = None,
+) -> torch.Tensor:
+    start = None if linear is None else torch.from_numpy(np.asarray(linear, np.float32))
+    scalar, scores = network(data.inputs.batch(rows), start)
     rewards, weight = (torch.from_numpy(np.asarray(each, np.float32)) for each in (data.rewards[rows], weights))
     pairwise = bradley_terry_loss(scores, rewards, weight)
     return config.pairwise * pairwise + (1 - config.pairwise) * scalar_loss(scalar, rewards, weight)

@@ -6,9 +6,10 @@ the bar before, as the indicator computes it and the prompt shows it. Ramps outl
 decision tells most of the drift of the six hours after it. With edge 0 the price is a martingale: whatever a policy
 claims to earn there before costs is an error.
 
-Realistic otherwise: volatility wanders (a lognormal first-order autoregression) with a daily cycle, shocks have fat tails
-(Student's t, 4 degrees of freedom, cut at 8), each hour is made of twelve 5-minute steps, so that highs, lows and finer
-bars agree. Symbols are independent of each other, which real ones are not.
+Realistic otherwise: volatility wanders (a lognormal first-order autoregression) with a daily cycle, shocks have fat
+tails (Student's t, 4 degrees of freedom, its mixing scale cut), each hour is made of twelve 5-minute steps of a
+continuous path, so that highs, lows and finer bars agree. Symbols are independent of each other, which real ones are
+not.
 """
 
 from __future__ import annotations
@@ -33,14 +34,21 @@ from training.scenarios import NEUTRAL
 HOUR = 3600
 STEPS = 12
 STEP_S = HOUR // STEPS
-BEGINS = instant(date(2018, 1, 1))
-COINS = ("BTC", "ETH", "BNB", "SOL", "XRP", "ADA", "DOGE", "LINK", "AVAX", "DOT")
-COINS += ("BCH", "LTC", "TRX", "UNI", "ATOM", "NEAR", "FIL", "ETC", "XLM", "ALGO")
+MOST_SCALE = 4.0
+_SCALE = 1.3711
+"""Root mean square of 1 / sqrt(Gamma(2, 1/2)), which makes a normal variate t(4), cut at `MOST_SCALE`."""
+BEGINS = instant(date(2015, 1, 1))
+# fmt: off
+COINS = (
+    "BTC", "ETH", "BNB", "SOL", "XRP", "ADA", "DOGE", "LINK", "AVAX", "DOT",
+    "BCH", "LTC", "TRX", "UNI", "ATOM", "NEAR", "FIL", "ETC", "XLM", "ALGO",
+)
+# fmt: on
 PRICES = (20_000.0, 1_500.0, 300.0, 100.0, 0.5)
 VOLATILITY = 0.009
 """Standard deviation of an hour's return in the middle of its range."""
-RANGE = 1.55
-"""Mean true range of an hour over its standard deviation, for twelve steps with these tails; a test measures it."""
+RANGE = 1.48
+"""Mean true range of an hour over its standard deviation; a test measures it."""
 FULL_STRENGTH = 0.3
 """`volume_ratio` at which the drift is full."""
 RATIO_BARS = 20
@@ -70,21 +78,31 @@ def _steps(number: int, config: SyntheticConfig, source: np.random.Generator) ->
     # The ratio that a decision sees when a bar closes moves the next bar.
     before = np.concatenate([[0.0], strength(volume_ratio(volume))[:-1]])
     drift = config.edge * before * RANGE * deviation
-    shocks = np.clip(source.standard_t(4, (hours, STEPS)), -8, 8)
-    returns = (drift[:, None] / STEPS + deviation[:, None] * shocks / (_SHOCK_DEVIATION * np.sqrt(STEPS))).ravel()
+    tails = np.minimum(1 / np.sqrt(source.gamma(2.0, 0.5, (hours, STEPS))), MOST_SCALE) / _SCALE
+    scale = (deviation[:, None] * tails / np.sqrt(STEPS)).ravel()
+    returns = np.repeat(drift / STEPS, STEPS) + scale * source.normal(size=hours * STEPS)
     price = PRICES[number % len(PRICES)]
     close = price * np.cumprod(1 + returns)
     opened = np.concatenate([[price], close[:-1]])
-    reach = np.repeat(deviation, STEPS) * np.abs(source.normal(0, 0.05, (2, hours * STEPS)))
-    high, low = np.maximum(opened, close) * (1 + reach[0]), np.minimum(opened, close) * (1 - reach[1])
+    high, low = _extremes(opened, close, opened * scale, source)
     parts = source.uniform(0.5, 1.5, (hours, STEPS))
     traded = (volume[:, None] * parts / parts.sum(axis=1, keepdims=True)).ravel() / price
     closed_at = BEGINS + STEP_S * np.arange(1, hours * STEPS + 1, dtype=np.int64)
     return Bars(f"{COINS[number]}USDT", STEP_S, closed_at, opened, high, low, close, traded)
 
 
-_SHOCK_DEVIATION = 1.387
-"""Of a t(4) variate that is cut at 8 on both sides."""
+def _extremes(opened: Floats, close: Floats, deviation: Floats, source: np.random.Generator) -> tuple[Floats, Floats]:
+    """Highest and lowest price of a Brownian path between two prices, each drawn from its law.
+
+    P(max > m) = exp(-2 (m - a) (m - b) / s^2) for a path from a to b (Karatzas & Shreve 1991, section 4.3.C). So a stop
+    is crossed at its price: paths that only jumped would let a simulator sell above what the market paid.
+    """
+    spread = close - opened
+    up, down = (np.sqrt(spread**2 - 2 * deviation**2 * np.log(source.uniform(size=len(opened)))) for _ in range(2))
+    middle = opened + close
+    return np.maximum((middle + up) / 2, np.maximum(opened, close)), np.minimum(
+        (middle - down) / 2, np.minimum(opened, close)
+    )
 
 
 def _hourly_volume(hours: int, source: np.random.Generator) -> Floats:
@@ -102,7 +120,7 @@ def _hourly_volume(hours: int, source: np.random.Generator) -> Floats:
 
 
 def _volatility(hours: int, source: np.random.Generator) -> Floats:
-    """Standard deviation of each hour's return: exp of an autoregression with a half-life of two days, and a daily cycle."""
+    """Standard deviation of each hour's return: exp of an autoregression (half-life two days) and a daily cycle."""
     keep = 0.5 ** (1 / 48)
     noise = source.normal(0, 0.35 * np.sqrt(1 - keep**2), hours)
     log = np.empty(hours)
@@ -117,7 +135,7 @@ def _volatility(hours: int, source: np.random.Generator) -> Floats:
 def volume_ratio(volume: Floats) -> Floats:
     """As `training.indicators` has it: (volume - mean) / (volume + mean) over 20 bars; 0 until the mean is known."""
     mean = talib.SMA(volume, RATIO_BARS)
-    return np.nan_to_num((volume - mean) / (volume + mean))
+    return np.asarray(np.nan_to_num((volume - mean) / (volume + mean)))
 
 
 def strength(ratio: Floats) -> Floats:
@@ -135,7 +153,8 @@ def states(scenarios: Sequence[Scenario]) -> NDArray[np.int64]:
 class Oracle:
     """What knowing the planted state is worth, estimated on a large independent sample. Rewards in agent R, clipped.
 
-    mean : (states, 10) mean reward of every action by state; error : their standard errors; count : (states,) scenarios.
+    mean : (states, 10) mean reward of every action by state. error : their standard errors.
+    count : (states,) scenarios.
     best : mean reward of the best action of each state, chosen on one half of the sample and paid on the other.
     constant : the same of the one action that is best throughout. agent : of trading every plan.
     """

@@ -4,8 +4,9 @@ Synchronous and for one thread at a time; `Batcher` gives it a thread, training 
 serving and training read labels through the same code.
 
 Several versions may be activated adapters over one base model. They change nothing before the prompt's tail, so one
-pass over head and user's text serves them all: the first version is read in that pass, its adapter at work on the
-tail's positions only, and all others by one pass of the tail over the keys and values that it left (the *trunk*).
+pass serves them all: each version has its own copy of the tail in it, on which its adapter works, and which sees head,
+user's text and itself. The keys and values of the user's text (the *trunk*) are the base model's; they are kept for a
+while, so that a version that is asked later, or for a rationale, reads no more than what follows them.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -104,26 +106,17 @@ class LabelReader:
         -------
         One list per ask, in the order of its adapters.
         """
-        users = [self._user(ask.ids) for ask in asks]
-        trunks = {user: self._trunks[user] for user in users if user in self._trunks}
-        found: list[list[LogProbabilities]] = [[] for _ in asks]
-        new = [number for number, user in enumerate(users) if user not in trunks]
-        shared = self._keeps_trunks and any(ask.adapters != (None,) for ask in asks)
+        if not self._keeps_trunks or all(ask.adapters == (None,) for ask in asks):
+            return _grouped(self._whole_pass([(ask.ids, each) for ask in asks for each in ask.adapters]), asks)
+        known = {ask: self._trunks[self._user(ask.ids)] for ask in asks if self._user(ask.ids) in self._trunks}
+        new = [ask for ask in asks if ask not in known]
+        found: dict[Ask, list[LogProbabilities]] = {}
+        if known:
+            rows = [(trunk, adapter) for ask, trunk in known.items() for adapter in ask.adapters]
+            found.update(zip(known, _grouped(self._tail_pass(rows), list(known)), strict=True))
         if new:
-            rows = [(asks[number].ids, asks[number].adapters[0]) for number in new]
-            readings = self._whole_pass(rows, trunks if shared else None)
-            for number, reading in zip(new, readings, strict=True):
-                found[number].append(reading)
-        rest = [(number, adapter) for number, ask in enumerate(asks) for adapter in ask.adapters[len(found[number]) :]]
-        if rest:
-            if self._keeps_trunks:
-                readings = self._tail_pass([(trunks[users[number]], adapter) for number, adapter in rest])
-            else:
-                readings = self._whole_pass([(asks[number].ids, adapter) for number, adapter in rest])
-            for (number, _), reading in zip(rest, readings, strict=True):
-                found[number].append(reading)
-        self._remember(trunks)
-        return found
+            found.update(zip(new, self._joint_pass(new), strict=True))
+        return [found[ask] for ask in asks]
 
     def begin(self, ids: Sequence[int], adapter: Adapter | None = None, user_tokens: int = 0) -> Continuation:
         """Start generating after head + `ids`; `advance` does the work. An adapter works on all but the first
@@ -154,12 +147,8 @@ class LabelReader:
         text.generated.append(token)
         text.pending = [token]
 
-    def _whole_pass(
-        self,
-        rows: Sequence[tuple[tuple[int, ...], Adapter | None]],
-        trunks: dict[tuple[int, ...], Trunk] | None = None,
-    ) -> list[LogProbabilities]:
-        """Labels of prompts, each by one version, from the head's keys and values on; puts their trunks into `trunks`.
+    def _whole_pass(self, rows: Sequence[tuple[tuple[int, ...], Adapter | None]]) -> list[LogProbabilities]:
+        """Labels of prompts, each by one version, from the head's keys and values on.
 
         Rows are padded on the right: causal attention never looks there, so no mask is needed.
         """
@@ -179,15 +168,47 @@ class LabelReader:
                 use_cache=True,
                 logits_to_keep=ends,
             )
-        if trunks is not None:
-            begin = len(self.encoder.head)
-            for number, (ids, _) in enumerate(rows):
-                part = slice(begin, begin + len(ids) - tail)
-                trunks[self._user(ids)] = [
-                    (layer.keys[number, :, part].clone(), layer.values[number, :, part].clone())
-                    for layer in output.past_key_values.layers
-                ]
         return self._labels(output.logits[torch.arange(len(rows)), column])
+
+    def _joint_pass(self, asks: Sequence[Ask]) -> list[list[LogProbabilities]]:
+        """Labels of prompts by all versions asked for, in one pass from the head's keys and values on; keeps trunks.
+
+        A row is the user's text, padding, and a copy of the tail for each version, at the same columns in every row.
+        """
+        users = [self._user(ask.ids) for ask in asks]
+        head, tail = len(self.encoder.head), len(self.encoder.tail)
+        copies, text = max(len(ask.adapters) for ask in asks), max(map(len, users))
+        width = text + copies * tail
+        lengths = torch.tensor([len(user) for user in users])
+        tails = [*self.encoder.tail] * copies
+        rows = torch.tensor([[*user, *[self.encoder.tail[0]] * (text - len(user)), *tails] for user in users])
+        columns = torch.arange(width)
+        copy_of = torch.where(columns < text, -1, (columns - text) // tail)  # -1: the user's text
+        places = [
+            (adapter, number * width + text + torch.arange(tail) + turn * tail)
+            for number, ask in enumerate(asks)
+            for turn, adapter in enumerate(ask.adapters)
+        ]
+        # A tail follows its own text, not the padding; every position sees the head, so none sees nothing.
+        in_tail = torch.where(copy_of >= 0, (columns - text) % tail, 0)
+        positions = head + torch.where(copy_of >= 0, lengths[:, None] + in_tail, columns)
+        same = (copy_of[None, :] == copy_of[:, None]) | (copy_of[None, :] == -1)
+        real = (columns < lengths[:, None]) | (copy_of >= 0)  # (rows, width)
+        seen = (columns[None, :] <= columns[:, None]) & same & real[:, None, :]  # (rows, width, width)
+        mask = torch.zeros(len(asks), 1, width, head + width)
+        mask[:, 0, :, head:].masked_fill_(~seen, torch.finfo(mask.dtype).min)
+        with self._adapted(places):
+            output = self.model(
+                input_ids=rows,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=self._expanded_head(len(asks)),
+                use_cache=True,
+                logits_to_keep=text + tail * torch.arange(1, copies + 1) - 1,
+            )
+        self._remember(users, output.past_key_values)
+        readings = self._labels(output.logits.flatten(0, 1))  # row by row, version by version
+        return [readings[n * copies : n * copies + len(ask.adapters)] for n, ask in enumerate(asks)]
 
     def _tail_pass(self, rows: Sequence[tuple[Trunk, Adapter | None]]) -> list[LogProbabilities]:
         """Labels of prompts, each by one version, from the keys and values of head and user's text on.
@@ -222,11 +243,14 @@ class LabelReader:
     def _user(self, ids: tuple[int, ...]) -> tuple[int, ...]:
         return ids[: len(ids) - len(self.encoder.tail)]
 
-    def _remember(self, trunks: dict[tuple[int, ...], Trunk]) -> None:
-        """Keep the latest trunks."""
-        for user, trunk in trunks.items():
-            self._trunks[user] = trunk
-            self._trunks.move_to_end(user)
+    def _remember(self, users: Sequence[tuple[int, ...]], cache: Cache) -> None:
+        """Keep the latest trunks: the users' part of each row."""
+        begin = len(self.encoder.head)
+        for number, user in list(enumerate(users))[-TRUNKS:]:
+            part = slice(begin, begin + len(user))
+            self._trunks[user] = [
+                (layer.keys[number, :, part].clone(), layer.values[number, :, part].clone()) for layer in cache.layers
+            ]
         while len(self._trunks) > TRUNKS:
             self._trunks.popitem(last=False)
 
@@ -323,6 +347,12 @@ def load_model(directory: Path) -> Any:
     except (OSError, ValueError, RuntimeError) as error:
         raise ModelFileError(f"{directory} holds no usable causal language model: {error}") from error
     return model.eval()
+
+
+def _grouped(readings: Sequence[LogProbabilities], asks: Sequence[Ask]) -> list[list[LogProbabilities]]:
+    """One flat list of readings, cut into one list per ask."""
+    remaining = iter(readings)
+    return [list(islice(remaining, len(ask.adapters))) for ask in asks]
 
 
 def _end_tokens(model: Any) -> frozenset[int]:

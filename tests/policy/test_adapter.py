@@ -103,7 +103,7 @@ def test_versions_that_differ_by_prompt_and_kept_trunks_mix_in_one_batch(
         assert_agree(got, torch.stack(want))
 
 
-def test_the_further_versions_read_only_the_tail_and_a_kept_prompt_is_not_read_again(
+def test_a_further_version_costs_one_more_tail_and_a_kept_prompt_is_not_read_again(
     fresh: LabelReader, tmp_path: Path
 ) -> None:
     one, two = activated(fresh, tmp_path, 1), activated(fresh, tmp_path, 2)
@@ -113,12 +113,12 @@ def test_the_further_versions_read_only_the_tail_and_a_kept_prompt_is_not_read_a
     [ids] = ids_of(fresh, TEXTS[:1])
     tail = len(fresh.encoder.tail)
     fresh.answer([Ask(ids, (one, two, None))])
-    assert widths == [(1, len(ids)), (2, tail)]
+    assert widths == [(1, len(ids) + 2 * tail)]
     fresh.answer([Ask(ids, (two, one))])
-    assert widths[2:] == [(2, tail)]
+    assert widths[1:] == [(2, tail)]
     text = fresh.begin(ids, one, len(ids) - tail)
     fresh.advance(text)
-    assert widths[3:] == [(1, tail)]
+    assert widths[2:] == [(1, tail)]
     others = ids_of(fresh, [f"prompt {number}" for number in range(TRUNKS)])
     for other in others:
         fresh.answer([Ask(other, (one,))])

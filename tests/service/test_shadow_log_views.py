@@ -183,6 +183,6 @@ async def test_views_say_what_they_mean(database_url: str) -> None:
         "WHERE relkind = 'v' AND relnamespace = 'public'::regnamespace",
     )
     said = {row["relname"]: row["said"] for row in found}
-    assert said.keys() == {"shadow_comparison", "disagreements", "agreement_daily", "veto_value"}
+    assert said.keys() == {"shadow_comparison", "disagreements", "agreement_daily", "veto_value", "paper_books"}
     assert "minus the R of the agent's arm" in said["veto_value"]
     assert all(said.values())

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 
 from app.domain.prompt import PROMPT_VERSION, SYSTEM, Prompt
 from app.policy.label_reader import LabelReader
@@ -12,6 +14,7 @@ from tests.policy.tiny_models import POSITIONS, save_tiny_model
 from training.artifacts import Artifact, Workshop
 from training.config import EncodeConfig
 from training.encode import Encoded, build_encoded
+from training.policy_model import PolicyModel
 
 
 def prompt(text: str) -> Prompt:
@@ -48,3 +51,36 @@ def encode(folder: Path, prompts: list[Prompt], reader: LabelReader, base: Path,
 
 def encoded(folder: Path, prompts: list[Prompt], reader: LabelReader, base: Path, **config: int) -> Encoded:
     return Encoded.open(encode(folder, prompts, reader, base, **config))
+
+
+class Exact(Encoded):
+    """Keys and values in full precision, computed anew."""
+
+    def keys_values(self, rows: Any) -> Any:
+        stored = super().keys_values(rows)
+        states = torch.zeros_like(stored.states)
+        for i, row in enumerate(rows):
+            ids, head = self.ids(row), len(self.reader.encoder.head)  # type: ignore[attr-defined]
+            with torch.no_grad():
+                cache = self.reader.model(  # type: ignore[attr-defined]
+                    input_ids=torch.tensor([[*self.reader.encoder.head, *ids]]),  # type: ignore[attr-defined]
+                    use_cache=True,
+                ).past_key_values
+            for number, layer in enumerate(cache.layers):
+                states[number, 0, i, :, : len(ids)] = layer.keys[0, :, head:]
+                states[number, 1, i, :, : len(ids)] = layer.values[0, :, head:]
+        return stored._replace(states=states)
+
+
+def exact(encoded: Encoded, base: Path) -> Encoded:
+    found = Exact(**{name: getattr(encoded, name) for name in encoded.__dataclass_fields__})
+    object.__setattr__(found, "reader", LabelReader.load(base))
+    return found
+
+
+def randomise(policy: PolicyModel, scale: float = 0.05) -> None:
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, weights in policy.named_parameters():
+            if "lora_B" in name:
+                weights.normal_(0, scale)

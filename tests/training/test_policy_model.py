@@ -14,10 +14,10 @@ from peft import PeftModel
 from app.policy.calibration import random_prompts
 from app.policy.importer import import_smollm2
 from app.policy.label_reader import LabelReader, load_model
-from tests.training.planted import encoded, short_prompts, tiny_reader
+from tests.training.planted import encoded, exact, randomise, short_prompts, tiny_reader
 from training.config import AdapterConfig
 from training.encode import Encoded
-from training.policy_model import PolicyModel, adapted, save_adapter, save_merged
+from training.policy_model import adapted, save_adapter, save_merged
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 
@@ -33,39 +33,6 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[LabelReader, Encoded
     folder = tmp_path_factory.mktemp("tiny")
     reader, base = tiny_reader(folder)
     return reader, encoded(folder, short_prompts(6), reader, base, batch=4, shard=4), base
-
-
-class Exact(Encoded):
-    """Keys and values in full precision, computed anew."""
-
-    def keys_values(self, rows: Any) -> Any:
-        stored = super().keys_values(rows)
-        states = torch.zeros_like(stored.states)
-        for i, row in enumerate(rows):
-            ids, head = self.ids(row), len(self.reader.encoder.head)  # type: ignore[attr-defined]
-            with torch.no_grad():
-                cache = self.reader.model(  # type: ignore[attr-defined]
-                    input_ids=torch.tensor([[*self.reader.encoder.head, *ids]]),  # type: ignore[attr-defined]
-                    use_cache=True,
-                ).past_key_values
-            for number, layer in enumerate(cache.layers):
-                states[number, 0, i, :, : len(ids)] = layer.keys[0, :, head:]
-                states[number, 1, i, :, : len(ids)] = layer.values[0, :, head:]
-        return stored._replace(states=states)
-
-
-def exact(encoded: Encoded, base: Path) -> Encoded:
-    found = Exact(**{name: getattr(encoded, name) for name in encoded.__dataclass_fields__})
-    object.__setattr__(found, "reader", LabelReader.load(base))
-    return found
-
-
-def randomise(policy: PolicyModel, scale: float = 0.05) -> None:
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for name, weights in policy.named_parameters():
-            if "lora_B" in name:
-                weights.normal_(0, scale)
 
 
 def full_pass(model: Any, reader: LabelReader, encoded: Encoded, rows: list[int]) -> torch.Tensor:
@@ -100,9 +67,7 @@ def check_equal(reader: LabelReader, encoded: Encoded, base: Path, config: Adapt
 
 
 @pytest.mark.parametrize("config", [TINY, ORDINARY], ids=["activated", "ordinary"])
-def test_a_batch_of_tails_equals_whole_passes(
-    tiny: tuple[LabelReader, Encoded, Path], config: AdapterConfig
-) -> None:
+def test_a_batch_of_tails_equals_whole_passes(tiny: tuple[LabelReader, Encoded, Path], config: AdapterConfig) -> None:
     reader, rows, base = tiny
     check_equal(reader, rows, base, config, [4, 0, 3])
 
@@ -151,9 +116,7 @@ def test_gradients_reach_every_part_of_the_adapter_and_nothing_else(tiny: tuple[
         assert all(grad is not None and grad.abs().sum() > 0 for grad in trained.values())
 
 
-def test_what_is_saved_is_pefts_own_and_names_no_path(
-    tiny: tuple[LabelReader, Encoded, Path], tmp_path: Path
-) -> None:
+def test_what_is_saved_is_pefts_own_and_names_no_path(tiny: tuple[LabelReader, Encoded, Path], tmp_path: Path) -> None:
     reader, rows, base = tiny
     with adapted(reader, rows, TINY, seed=0) as policy:
         randomise(policy)
