@@ -10,8 +10,10 @@ from rich.console import Console
 from app.domain.errors import AdvisorError
 from training.commands_drift import drift
 from training.commands_paper import paper, resolve_outcomes
+from training.commands_rebuild import rebuild
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, help=__doc__)
+app.command()(rebuild)
 app.command()(paper)
 app.command("resolve")(resolve_outcomes)
 app.command()(drift)
@@ -19,7 +21,7 @@ app.command()(drift)
 
 @app.callback()
 def train() -> None:
-    """The offline side of shadow-advisor: paper trading on real markets, outcomes, drift."""
+    """The offline side of shadow-advisor: rebuild the model, paper trading, outcomes, drift."""
 
 
 def main() -> None:

@@ -108,8 +108,8 @@ class EncodeConfig(Section):
 class RewardConfig(Section):
     """The reward model."""
 
-    members: int = Field(3, ge=1, le=20)
-    components: int = Field(32, ge=1, description="principal components kept of each prompt line's hidden states")
+    members: int = Field(5, ge=1, le=20)
+    components: int = Field(64, ge=1, description="principal components kept of each prompt line's hidden states")
     width: int = Field(64, ge=8)
     layers: int = Field(2, ge=1)
     heads: int = Field(4, ge=1)
@@ -130,7 +130,7 @@ class PreferencesConfig(Section):
     """Which pairs."""
 
     margin: float = Field(0.25, gt=0, description="least difference of reward between chosen and rejected, in R")
-    per_scenario: int = Field(4, ge=1)
+    per_scenario: int = Field(4, ge=1, description="at most so many pairs of a scenario, from each source")
     model_margin: float = Field(0.5, gt=0, description="the same for pairs of the reward model, in standard errors")
     model_pairs: bool = Field(True, description="also pairs that the reward model sees out of fold")
     seed: int = 0

@@ -35,16 +35,21 @@ _EMPTY = Prompt(PROMPT_VERSION, SYSTEM, "x")
 
 @dataclass(frozen=True, eq=False)
 class Demonstrations:
-    """What the agent did in every scenario: `labels` (N,) index of its action, and its words."""
+    """What the agent did in every scenario: `labels` (N,) index of its action, and its words.
+
+    `contrast` holds what its rules would say for approving and for rejecting, whatever it did; it may be left empty.
+    """
 
     labels: NDArray[np.int64]
     words: tuple[str, ...]
+    contrast: tuple[tuple[str, str], ...] = ()
 
     @classmethod
     def of(cls, scenarios: Sequence[Scenario], actions: Sequence[AgentAction]) -> Demonstrations:
         """One per scenario, in the same order."""
         taken = [ACTIONS.index(agents_label(s, a)) for s, a in zip(scenarios, actions, strict=True)]
-        return cls(np.array(taken, np.int64), tuple(words(s, a) for s, a in zip(scenarios, actions, strict=True)))
+        said = tuple(words(s, a) for s, a in zip(scenarios, actions, strict=True))
+        return cls(np.array(taken, np.int64), said, tuple((_for(s), _against(s)) for s in scenarios))
 
 
 class Dialogue(NamedTuple):
@@ -84,6 +89,15 @@ def dialogue(encoder: PromptEncoder, label: int, said: str) -> Dialogue:
     question = list(encoder.encode_explanation(_EMPTY, ACTIONS[label]))[size + len(encoder.tail) :]
     text = list(encoder.encode(_EMPTY._replace(user=said)))[: -len(encoder.tail)]
     return Dialogue([*question, *text, encoder.tail[0]], len(question))
+
+
+def _for(scenario: Scenario) -> str:
+    c = scenario.candidate
+    return f"Score {c.score:.1f} clears {c.score_threshold:.1f}; {_chart(scenario)}."
+
+
+def _against(scenario: Scenario) -> str:
+    return f"Too little speaks for it: {_chart(scenario)}."
 
 
 def _chart(scenario: Scenario) -> str:

@@ -171,15 +171,7 @@ def look(
     seen = _compare(known, reference, recent, config) if enough else _NOTHING
     age = (now - subject.created_at) / timedelta(days=1)
     judge = Judge(config)
-    reasons = [
-        *([] if enough else [judge.too_few(few, len(recent))]),
-        *judge.features(seen.features),
-        *judge.distributions(seen.distributions),
-        *judge.rates(seen.rates),
-        *judge.rewards(seen.estimate, seen.residual),
-        *judge.changes(seen.changes),
-        *judge.age(age),
-    ]
+    reasons = [*([] if enough else [judge.too_few(few, len(recent))]), *_reasons(judge, seen), *judge.age(age)]
     severity = list(DriftVerdict)
     reasons.sort(key=lambda reason: -severity.index(reason.verdict))
     return Drift(
@@ -234,6 +226,16 @@ def _compare(known: Floats, reference: Window, recent: Window, config: DriftConf
         estimate,
         tuple(_changes(reference, recent, config)),
     )
+
+
+def _reasons(judge: Judge, seen: _Seen) -> list[Reason]:
+    return [
+        *judge.features(seen.features),
+        *judge.distributions(seen.distributions),
+        *judge.rates(seen.rates),
+        *judge.rewards(seen.estimate, seen.residual),
+        *judge.changes(seen.changes),
+    ]
 
 
 def _features(reference: Floats, recent: Floats) -> list[Shift]:

@@ -176,7 +176,8 @@ class Paper:
                 return
         if traded and trade is not None:
             (self.agent_book if arm is Arm.AGENT else self.advice_book).take(trade)
-        if ended is None:
+        # `advisor-train resolve` does not know what the books held: where it reported first, say it right.
+        if ended is None or (order is not None and ended.extra.get("traded") is not traded):
             version = one.model_version if arm is Arm.ADVICE else None
             self._awaited.append(_Awaited(one.decision_id, arm, version, traded, order, trade, None))
 

@@ -1,4 +1,4 @@
-"""How well a portfolio did: measures of its equity curve and of its trades, each with its interval or the reason for none.
+"""How well a portfolio did: measures of its curve and of its trades, each with its interval or the reason for none.
 
 Formulas come from empyrical-reloaded where it has them; the risk-free rate is 0. Annualised numbers follow the curve's
 own clock.

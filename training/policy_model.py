@@ -82,6 +82,12 @@ class PolicyModel(torch.nn.Module):
         picked = log_probs[:, first:-1].gather(2, padded.clamp(min=0)[:, :, None]).squeeze(2)
         return PolicyOutput(log_probs[:, first, self.label_ids], picked * (padded >= 0))
 
+    def distributions(self, rows: Sequence[int], texts: Sequence[Sequence[int]]) -> Tensor:
+        """(B, T, V): log-probabilities of every token at each place of the texts; arbitrary where a text has ended."""
+        suffixes = [[*self.tail, *text] for text in texts]
+        logits = self._logits([int(row) for row in rows], suffixes, all_positions=True)
+        return torch.log_softmax(logits[:, len(self.tail) - 1 : -1].float(), -1)
+
     def _logits(self, rows: list[int], suffixes: list[list[int]], all_positions: bool) -> Tensor:
         """Logits after every token of the suffixes (B, S, V), or after the last one (B, 1, V)."""
         raise NotImplementedError
@@ -162,6 +168,19 @@ def adapted(reader: LabelReader, encoded: Encoded, config: AdapterConfig, seed: 
     kind = ActivatedPolicy if config.kind == "activated" else OrdinaryPolicy
     try:
         yield kind(model, reader, encoded).to(reader.model.device)
+    finally:
+        model.unload()
+        reader.model.requires_grad_(False)
+
+
+@contextmanager
+def opened(reader: LabelReader, encoded: Encoded, folder: Path) -> Iterator[PolicyModel]:
+    """The reader's model with a saved adapter, of either kind; taken off again at the end."""
+    with _without_deprecations():
+        model = PeftModel.from_pretrained(reader.model, folder).eval()
+    activated = model.peft_config[model.active_adapter].alora_invocation_tokens is not None
+    try:
+        yield (ActivatedPolicy if activated else OrdinaryPolicy)(model, reader, encoded)
     finally:
         model.unload()
         reader.model.requires_grad_(False)

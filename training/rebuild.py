@@ -22,7 +22,16 @@ from app.policy.importer import import_directory, import_smollm2
 from app.policy.label_reader import LabelReader
 from training import rollouts, train_dpo, train_expected, train_ppo, train_rrhf
 from training.artifacts import Artifact, Workshop
-from training.config import DpoConfig, ExpectedConfig, PpoConfig, RebuildConfig, RrhfConfig, TargetsConfig, instant
+from training.config import (
+    ConfigError,
+    DpoConfig,
+    ExpectedConfig,
+    PpoConfig,
+    RebuildConfig,
+    RrhfConfig,
+    TargetsConfig,
+    instant,
+)
 from training.dialogues import Demonstrations
 from training.encode import Encoded, build_encoded
 from training.history import History, find_scenarios, load_history
@@ -31,14 +40,14 @@ from training.market import Floats
 from training.optimise import Problem, TrainedPolicy
 from training.preferences import Preferences, build_preferences
 from training.reward_training import RewardData, Rewards, build_reward
-from training.scenarios import Found, ScenarioSet, build_scenarios
+from training.scenarios import ScenarioSet, build_scenarios
+from training.shadow_log import log_state, read_log
 
 Progress = Callable[[int, int], None]
 Meter = Callable[[str], AbstractContextManager[Progress]]
 """Opens a progress bar with a title."""
 ROLLOUTS: dict[str, Any] = {"margins": (0.5, 1.0), "veto_rate": 0.5}
 """Arms that nothing is fitted for: score above threshold by so much, and a random veto at this rate."""
-Source = Callable[[], tuple[list[Found], Mapping[str, int]]]
 
 
 class Base(NamedTuple):
@@ -63,14 +72,13 @@ class Rebuilt(NamedTuple):
 class Rebuild:
     """One rebuild. `meter` opens a progress bar; `tell` hears a line per stage.
 
-    `from_log`, when given, finds scenarios in the shadow log in place of history; bars then only judge.
+    `database` is Postgres' URL, needed when scenarios come from the shadow log; bars then only judge.
     """
 
     config: RebuildConfig
     meter: Meter
     tell: Callable[[str], None]
-    from_log: Source | None = None
-    log_fingerprint: str = ""
+    database: str | None = None
 
     def __post_init__(self) -> None:
         torch.set_num_threads(self.config.threads)
@@ -107,22 +115,28 @@ class Rebuild:
         return LabelReader.load(self.base.path)
 
     def scenarios(self) -> Artifact:
-        """Scenarios with splits and weights."""
+        """Scenarios with splits and weights. Raises `ConfigError` when the log is asked for and has no URL."""
+        config, seconds = self.config.scenarios, self.history.seconds
         depends = {
-            "scenarios": self.config.scenarios.model_dump(mode="json"),
+            "scenarios": config.model_dump(mode="json"),
             "market": self.history.fingerprint(),
-            "log": self.log_fingerprint,
+            "log": log_state(self._log(), config, seconds) if config.source == "shadow_log" else None,
         }
 
         def build(folder: Path) -> Mapping[str, Any]:
             with self.meter("scenarios") as progress:
-                if self.from_log is not None:
-                    found, excluded = self.from_log()
+                if config.source == "shadow_log":
+                    found, excluded = read_log(self._log(), config, seconds, progress)
                 else:
-                    found, excluded = find_scenarios(self.history, self.config.scenarios, progress)
-                return build_scenarios(folder, found, self.config.scenarios, excluded, progress)
+                    found, excluded = find_scenarios(self.history, config, progress)
+                return build_scenarios(folder, found, config, excluded, seconds, progress)
 
         return self.shop.stage("scenarios", depends, {}, build)
+
+    def _log(self) -> str:
+        if self.database is None:
+            raise ConfigError("scenarios.source is the shadow log: say where it is with --database or DATABASE_URL")
+        return self.database
 
     def labels(self, scenarios: Artifact) -> Artifact:
         """What every action would have earned."""
@@ -269,7 +283,8 @@ def targets(realised: Floats, predicted: Floats, train: np.ndarray[Any, Any], co
     default. Centred, the mean over the training rows is 0 for every action.
     """
     known = np.where(np.isfinite(realised), predicted, np.nan)
-    mixed = {"outcomes": realised, "model": known, "mean": (realised + known) / 2}[config.source]
+    choices: dict[str, Floats] = {"outcomes": realised, "model": known, "mean": (realised + known) / 2}
+    mixed = choices[config.source]
     if not config.centre:
         return mixed
-    return mixed - np.nanmean(mixed[train], axis=0)
+    return np.asarray(mixed - np.nanmean(mixed[train], axis=0))

@@ -1,8 +1,8 @@
 """How good a reward model is out of sample: pairwise accuracy, calibration, rank correlation, beside trivial controls.
 
 Scenarios of one day share their market, so intervals are those of a cluster bootstrap over UTC days (Cameron, Gelbach &
-Miller 2008, section II.B): percentiles of the statistic over samples of whole days, drawn with replacement. All rankings
-are compared on the same pairs and the same samples, so that differences are paired.
+Miller 2008, section II.B): percentiles of the statistic over samples of whole days, drawn with replacement. All
+rankings are compared on the same pairs and the same samples, so that differences are paired.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def calibration(pairs: Pairs, probability: Floats) -> dict[str, Any]:
     """
     if not len(pairs):
         return {"bins": [], "ece": None, "log_loss": None, "brier": None}
-    # The order of actions is ours, so each pair stands for both directions: the curve is about 0.5, not about our order.
+    # The order of actions is ours, so each pair stands for both directions, and the curve is symmetric.
     stated = np.concatenate([probability, 1 - probability])
     came = np.concatenate([pairs.first, ~pairs.first]).astype(float)
     weight = np.concatenate([pairs.weight, pairs.weight])
@@ -144,7 +144,7 @@ def spearman(predicted: Floats, rewards: Floats, rows: Rows) -> dict[str, float 
     return {"pooled": _rounded(pooled), "within": _rounded(np.mean(there)) if there else None}
 
 
-def _sampled(pairs: Pairs, right: Mapping[str, Floats], days: Rows, seed: int) -> dict[str, Floats]:
+def _sampled(pairs: Pairs, right: Mapping[str, Floats], days: Rows, seed: int) -> dict[str, NDArray[np.float64]]:
     """(SAMPLES,) accuracies over samples of days; a pair across days counts as often as both of its days together."""
     source = np.random.default_rng(seed)
     at, other = np.searchsorted(days, pairs.day), np.searchsorted(days, pairs.other_day)

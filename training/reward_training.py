@@ -1,9 +1,9 @@
 """Training the reward model: an ensemble, purged and embargoed cross-validation, out-of-fold predictions, its report.
 
-Every training scenario is predicted by members that saw neither it nor a label that overlaps its own; everything else by
-members trained on all training scenarios. Synthetic variants train only in folds where their parent does. Members differ
-by seed and by a Bayesian bootstrap (Rubin 1981) over days: every day's scenarios get one exponential weight. Each stops
-early on its own latest rows, purged and embargoed as well, which it never trains on.
+Every training scenario is predicted by members that saw neither it nor a label that overlaps its own; everything else
+by members trained on all training scenarios. Synthetic variants train only in folds where their parent does. Members
+differ by seed and by a Bayesian bootstrap (Rubin 1981) over days: every day's scenarios get one exponential weight. Each
+stops early on its own latest rows, purged and embargoed as well, which it never trains on.
 
 Controls, on the same rows and folds: ridge regression of the rewards on the same inputs, and the constant ranking of
 actions by their mean reward.
@@ -15,15 +15,19 @@ import copy
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from app.domain.actions import ACTIONS
+from training.artifacts import Artifact
 from training.config import RewardConfig
-from training.reward_linear import Sample, choose_strength, fit_linear, fit_ridge
+from training.encode import Encoded
+from training.labels import Labels
+from training.reward_linear import Sample, choose_strength, fit_linear, fit_ridge, predict_linear
 from training.reward_model import (
     Floats,
     RewardError,
@@ -37,15 +41,8 @@ from training.reward_model import (
     scalar_loss,
 )
 from training.reward_report import DAY_S, accuracies, calibration, pairs_across, pairs_within, spearman
+from training.scenarios import ScenarioSet
 from training.splits import overlapping, purged_kfold
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from training.artifacts import Artifact
-    from training.encode import Encoded
-    from training.labels import Labels
-    from training.scenarios import ScenarioSet
 
 TAIL = 0.15
 """Share of the latest scenarios that decides when to stop."""
@@ -78,8 +75,8 @@ class RewardData:
         count = len(scenarios.as_of)
         if not count == len(labels.rewards) == len(encoded):
             raise RewardError(
-                f"{count} scenarios, {len(labels.rewards)} labels and {len(encoded)} encoded prompts are not of the same "
-                f"set: build the stages again"
+                f"{count} scenarios, {len(labels.rewards)} labels and {len(encoded)} encoded prompts are not of the "
+                f"same set: build the stages again"
             )
         return cls(
             RewardInputs(encoded.hidden, encoded.lines, scenarios.features()),
@@ -152,8 +149,9 @@ class Rewards:
     @classmethod
     def open(cls, artifact: Artifact) -> Self:
         """Of a finished stage."""
-        arrays = [np.load(artifact / f"{name}.npy") for name in ("predictions", "std", "members")]
-        return cls(*arrays, json.loads((artifact / "report.json").read_text(encoding="utf-8")))
+        predictions, std, members = (np.load(artifact / f"{name}.npy") for name in ("predictions", "std", "members"))
+        report = json.loads((artifact / "report.json").read_text(encoding="utf-8"))
+        return cls(predictions, std, members, report)
 
 
 def load_members(artifact: Artifact) -> list[RewardNetwork]:
@@ -185,7 +183,7 @@ def build_reward(
     np.save(folder / "members.npy", predicted.members)
     report = report_of(data, predicted, config.seed)
     (folder / "report.json").write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    return {"members": names, "rows": int(len(data.known(data.train))), **_headline(report)}
+    return {"members": names, "rows": len(data.known(data.train)), **_headline(report)}
 
 
 def cross_validate(
@@ -245,11 +243,11 @@ def fit_member(data: RewardData, fitting: Rows, stopping: Rows, config: RewardCo
         best, state, waited = _loss_on(network, data, stopping, config), copy.deepcopy(network.state_dict()), 0
         for _ in range(config.epochs):
             network.train()
-            for part in torch.randperm(len(fitting)).split(config.batch):
-                at = part.numpy()
+            order = torch.randperm(len(fitting)).numpy()
+            for at in np.split(order, range(config.batch, len(order), config.batch)):
                 loss = _loss(network, data, fitting[at], weights[at], config, linear.cross_fitted[at])
                 optimiser.zero_grad()
-                loss.backward()
+                loss.backward()  # type: ignore[no-untyped-call]
                 torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
                 optimiser.step()
             reached, waited = _loss_on(network, data, stopping, config), waited + 1
@@ -270,7 +268,7 @@ def linear_control(
         scaling = Scaling.fit(data.inputs, fitting, config.components)
     sample = data.sample(scaling, fitting)
     ridge = fit_ridge(sample, slice(None), choose_strength(sample, data.sample(scaling, stopping)))
-    return np.asarray(ridge.predict(scaling.flat(data.inputs, asked)), np.float64)
+    return predict_linear(ridge, scaling.flat(data.inputs, asked))[:, 0]
 
 
 def report_of(data: RewardData, predicted: Predicted, seed: int) -> dict[str, Any]:
@@ -289,7 +287,7 @@ def report_of(data: RewardData, predicted: Predicted, seed: int) -> dict[str, An
         scores = predicted.members[:, 1].astype(np.float64)
         gaps = scores[:, within.row, within.action] - scores[:, within.row, within.other_action]
         found[name] = {
-            "scenarios": int(len(data.known(rows))),
+            "scenarios": len(data.known(rows)),
             "within": accuracies(within, rankings, "pairwise_head", seed),
             "across": accuracies(across, trades, "scalar_head", seed),
             "calibration": calibration(within, (1 / (1 + np.exp(-gaps))).mean(0)),

@@ -192,8 +192,8 @@ def build_scenarios(
     ids = sorted(unique, key=lambda key: (_second(unique[key].scenario), unique[key].scenario.candidate.symbol, key))
     real = [unique[key] for key in ids]
     as_of = np.array([_second(one.scenario) for one in real], dtype=np.int64)
-    reach = label_reach(label_seconds)
-    ends_at = as_of + reach
+    reach = [label_reach(max(label_seconds, math.ceil(one.scenario.market.bar_seconds))) for one in real]
+    ends_at = as_of + np.array(reach, dtype=np.int64)
     split = splits(as_of, ends_at, config)
     symbols = [one.scenario.candidate.symbol for one in real]
     rows = [_row(one, number, None) for number, one in enumerate(real)]
@@ -206,10 +206,9 @@ def build_scenarios(
         progress(int(number) + 1, len(real))
     parents = np.array([row["parent"] for row in rows], dtype=np.int64)
     weights = uniqueness(np.array(symbols, dtype=np.str_), as_of, ends_at) / (1 + copies)
-    # A variant that was shifted within its bar is decided later, and so may end later.
-    moments = np.array([row["as_of"] for row in rows], dtype=np.int64)
     table = pl.DataFrame(rows, schema_overrides=SCHEMA).with_columns(
-        ends_at=pl.Series(moments + reach),
+        # A variant that was shifted within its bar enters with the bar after it: the parent's reach has that bar.
+        ends_at=pl.Series(ends_at[parents]),
         weight=pl.Series(weights[parents]),
         split=pl.Series(split[parents].tolist(), dtype=pl.String()),
     )
@@ -270,7 +269,7 @@ def splits(as_of: Times, ends_at: Times, config: ScenariosConfig) -> NDArray[np.
     split[early] = TRAIN
     # The embargo lies between the end of a label and the first validation row: lengthen the earlier window.
     split[early[overlapping(early, late, as_of, ends_at + round(config.embargo_hours * 3600))]] = PURGED
-    for name, key in ((TRAIN, "lower validate_from"), (VALIDATE, "raise it")):
+    for name, key in ((TRAIN, "move validate_from on"), (VALIDATE, "move validate_from back")):
         if not (split == name).any():
             raise ScenarioError(
                 f"none of {len(as_of)} scenarios is left to {name}: {key} or bring more bars "

@@ -75,6 +75,8 @@ def read_log(
     """
     period = _period(config, label_seconds)
     with reading(url) as connection:
+        # One view of the log for both queries, however much is recorded meanwhile.
+        connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
         counts = connection.execute(_COUNTS, period).fetchone() or {}
         usable = counts["decisions"] - counts["exogenous_skip"] - counts["held_out"]
         left_out = Counter({name: int(counts[name]) for name in ("exogenous_skip", "held_out")})

@@ -24,6 +24,8 @@ Rows = NDArray[np.int64]
 LEVEL = 0.95
 DRAWS = 1000
 DAY_S = 86_400
+_FEW = 20
+"""With fewer rows nobody can see dependence."""
 _CELLS = 2_000_000
 """Resampled values held at once: bounds memory."""
 _SAME = 1e-12
@@ -70,9 +72,12 @@ def block_length(values: Floats) -> float:
 
     Politis & White 2004, section 3.2, as corrected by Patton, Politis & White 2009 (`arch.optimal_block_length`).
     """
-    if len(values) < 8 or is_constant(values):
+    if len(values) < _FEW or is_constant(values):
         return 1.0
-    found = float(optimal_block_length(values)["stationary"].iloc[0])
+    with np.errstate(
+        divide="ignore", invalid="ignore"
+    ):  # where nothing happens for long, as in an arm that stops trading
+        found = float(optimal_block_length(values)["stationary"].iloc[0])
     return float(np.clip(found if math.isfinite(found) else 1.0, 1.0, len(values) / 4))
 
 
@@ -90,10 +95,10 @@ def resample(n: int, block: float, draws: int, source: np.random.Generator) -> R
     return (np.take_along_axis(start, first, axis=1) + position - first) % n
 
 
-def resamples(n: int, block: float, draws: int, seed: int) -> Iterator[Rows]:
-    """`resample` in parts that fit into memory; `draws` rows in all."""
+def resamples(n: int, block: float, draws: int, seed: int, columns: int = 1) -> Iterator[Rows]:
+    """`resample` in parts that fit into memory with so many columns of data; `draws` rows in all."""
     source = np.random.default_rng(seed)
-    part = max(1, min(draws, _CELLS // n))
+    part = max(1, min(draws, _CELLS // (n * columns)))
     for begin in range(0, draws, part):
         yield resample(n, block, min(part, draws - begin), source)
 
@@ -125,7 +130,7 @@ def interval(
     if not math.isfinite(value):
         return none("not defined on these rows", n)
     block = block_length(data if data.ndim == 1 else data[:, 0]) if block is None else block
-    found = np.concatenate([statistic(data[rows]) for rows in resamples(n, block, draws, seed)])
+    found = np.concatenate([statistic(data[rows]) for rows in resamples(n, block, draws, seed, data[0].size)])
     found = found[np.isfinite(found)]
     if len(found) < 0.95 * draws:
         return Estimate(value, n=n, reason="not defined on more than 5 % of the bootstrap samples")

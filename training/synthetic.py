@@ -1,10 +1,10 @@
 """A market whose truth is known: what can be learned in it, and how much it is worth.
 
 Volume rises and falls in ramps of some hours to days. That is all that foretells prices: over every bar the price
-drifts by `edge` x strength x the bar's usual range, where strength is in -1..1 and follows from the `volume_ratio` of
-the bar before, as the indicator computes it and the prompt shows it. Ramps outlast a trade, so that the ratio at a
-decision tells most of the drift of the six hours after it. With edge 0 the price is a martingale: whatever a policy
-claims to earn there before costs is an error.
+drifts by `edge` x strength x the range that it would have without, where strength is in -1..1 and follows from the
+`volume_ratio` of the bar before, as the indicator computes it and the prompt shows it. Ramps outlast a trade, so that
+the ratio at a decision tells most of the drift of the six hours after it. With edge 0 the price is a martingale:
+whatever a policy claims to earn there before costs is an error.
 
 Realistic otherwise: volatility wanders (a lognormal first-order autoregression) with a daily cycle, shocks have fat
 tails (Student's t, 4 degrees of freedom, its mixing scale cut), each hour is made of twelve 5-minute steps of a

@@ -79,7 +79,7 @@ def tail_attention(
     later = later.repeat(query_heads // heads, 1)
     to_tail = (grouped @ key.transpose(2, 3)).masked_fill(later, -torch.inf)
     share = torch.softmax(torch.cat([to_head, to_user, to_tail], -1), -1)
-    of_head, of_user, of_tail = share.split([head_key.shape[1], user_key.shape[2], tokens], -1)
+    of_head, of_user, of_tail = torch.split(share, [head_key.shape[1], user_key.shape[2], tokens], -1)
     joined = of_head.transpose(0, 1).reshape(heads, rows * each, -1) @ head_value
     found = joined.view(heads, rows, each, size).transpose(0, 1) + of_user @ user_value + of_tail @ value
     return found.reshape(rows, query_heads, tokens, size).transpose(1, 2), None

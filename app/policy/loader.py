@@ -75,11 +75,7 @@ def load_policy(
         raise ModelFileError(f"the {backend} backend needs MODEL, the path of a model directory")
     if backend is Backend.VLLM:
         bounds = _given(max_in_flight=max_queue)
-        manifest = find_manifest(model, registry)
-        if manifest.base is not None:
-            raise ModelFileError(
-                f"{model} is an adapter: vLLM takes whole models here; merge it into its base, or unset VLLM_URL"
-            )
+        manifest = _whole_model(model, registry)
         encoder = PromptEncoder.from_directory(model, prompt_tokens)
         return VllmPolicy(vllm_url, vllm_model or str(model), manifest, encoder, observe=observe, **bounds)
     model_files(model)  # What is no model directory is refused before torch is loaded for nothing.
@@ -89,6 +85,16 @@ def load_policy(
     bounds = _given(max_batch=max_batch, max_queue=max_queue)
     in_process = InProcess(bases or Bases(), roots, prompt_tokens, threads=threads, observe=observe, **bounds)
     return in_process.load(model, registry)
+
+
+def _whole_model(model: Path, registry: Path | None) -> ModelManifest:
+    """As `find_manifest`, for a backend that takes no adapter."""
+    manifest = find_manifest(model, registry)
+    if manifest.base is not None:
+        raise ModelFileError(
+            f"{model} is an adapter: vLLM takes whole models here; merge it into its base, or unset VLLM_URL"
+        )
+    return manifest
 
 
 def find_version(model_version: str, roots: Sequence[Path]) -> Path:

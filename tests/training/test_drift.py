@@ -291,6 +291,18 @@ def test_every_gauge_and_reason_is_documented() -> None:
     assert set(re.findall(r"^\| `(advisor_\w+)`", text, re.MULTILINE)) == names
 
 
+def test_the_dashboard_asks_for_gauges_and_labels_that_exist() -> None:
+    dashboard = json.loads((ROOT / "deploy" / "grafana" / "dashboards" / "drift.json").read_text())
+    metrics, seen = DriftMetrics(), set()
+    metrics.show(looked(window(1, 1200), window(4, 300)))
+    labels = {s.name: set(s.labels) for family in metrics.registry.collect() for s in family.samples}
+    for panel in dashboard["panels"]:
+        for name, matchers in re.findall(r"(advisor_\w+)\{([^}]*)\}", panel["targets"][0]["expr"]):
+            assert set(re.findall(r"(\w+)=", matchers.replace("=~", "="))) <= labels[name]
+            seen.add(name)
+    assert len(seen) == 5
+
+
 def test_thresholds_that_contradict_each_other_are_refused() -> None:
     with pytest.raises(ValidationError, match=r"psi_refresh 0\.05 is below psi_watch 0\.1"):
         DriftConfig(psi_refresh=0.05)

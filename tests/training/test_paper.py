@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from io import StringIO
 from pathlib import Path
@@ -32,11 +33,12 @@ from tests.training.exchange import Clock as FeedClock
 from tests.training.exchange import Exchange
 from training.books import Book, follow
 from training.feed import LiveFeed, replayed
-from training.log_reader import decisions_of_run, reading
+from training.log_reader import decisions_of_run, reading, without_outcome
 from training.market import Bars
 from training.paper import BadRunName, Judged, Paper, plan_order
 from training.paper_tables import print_result
 from training.reference_agent import Agent, Opportunity, chart, opportunities
+from training.resolver import Fate, resolve
 
 CANDIDATES = 24
 
@@ -201,10 +203,14 @@ async def command(service: Running, source: Path, run: str) -> str:
     return said.decode()
 
 
+@pytest.mark.parametrize("resolver_comes_first", [False, True])
 async def test_a_live_run_that_is_cut_takes_itself_up_from_the_log(
-    database_url: str, valkey_url: str, tmp_path: Path, repository: Path
+    database_url: str, valkey_url: str, tmp_path: Path, repository: Path, resolver_comes_first: bool
 ) -> None:
-    """One run without a break, one cut with a trade open and no report sent, on the same exchange: the same books."""
+    """One run without a break, one cut with a trade open and no report sent, on the same exchange: the same books.
+
+    Also when `advisor-train resolve` fills the outcomes before the run is taken up again.
+    """
     markets = [random_walk(1500, 1, "BTCUSDT"), random_walk(1500, 2, "ETHUSDT")]
     begin = int(markets[0].closed_at[1000])
     end = begin + 200 * HOUR
@@ -219,15 +225,28 @@ async def test_a_live_run_that_is_cut_takes_itself_up_from_the_log(
         before = await follow_live(api, markets, "cut", begin, cut_at, reports=False)
         assert not before.agent_book.flat
         assert not before.advice_book.flat
+        if resolver_comes_first:
+            await written(api)
+            assert (await asyncio.to_thread(resolve_run, api, markets, "cut"))[Fate.REPORTED] > 4
         after = await follow_live(api, markets, "cut", cut_at + HOUR // 2, end)
         assert 0 < len(after.judged) < len(whole.judged)
-        assert after.agent_book == whole.agent_book
-        assert after.advice_book == whole.advice_book
+        for cut, one in ((after.agent_book, whole.agent_book), (after.advice_book, whole.advice_book)):
+            assert [trade[:8] for trade in cut.trades] == [trade[:8] for trade in one.trades]
+            assert cut.equity == one.equity
         await written(api)
         assert (await api.service.shadow_log.counts())["decisions"] == 2 * len(whole.judged)
         books = [rows(api, BOOKS.format(run=name)) for name in ("cut", "whole")]
         assert books[0] == books[1]
         assert len(books[0]) > 6
+
+
+def resolve_run(service: Running, markets: list[Bars], run: str) -> Counter[Fate]:
+    """Fill the outcomes of a run from all of the market."""
+    with AdvisorClient(service.url) as client, reading(str(service.settings.database_url)) as connection:
+        bars = {each.symbol: each for each in markets}
+        fates = resolve(without_outcome(connection, f"{run}/"), bars, client, lambda seconds: None)
+        client.close(20)
+    return fates
 
 
 async def written(service: Running) -> None:

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import psycopg
 import pytest
 
@@ -22,6 +23,7 @@ from app.shadow_log.log import ShadowLog
 from tests import builders as build
 from tests.service.running import Running, running, settings_for, until, writing
 from tests.training.candles import HOUR, START, table
+from training.commands_paper import resolve_outcomes
 from training.log_reader import reading, symbols_without_outcome, without_outcome
 from training.market import Bars
 from training.resolver import Fate, resolve
@@ -151,6 +153,23 @@ async def test_what_cannot_be_resolved_is_counted_by_reason_and_never_made_up(
 def all_but_two_bars(bars: Bars) -> Any:
     """All but the two bars after START - 2 h."""
     return (bars.closed_at <= START - 2 * HOUR) | (bars.closed_at > START)
+
+
+async def test_the_command_loads_the_bars_that_are_needed_and_says_what_it_did(
+    service: Running, database_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await fill(
+        database_url, plan("traded", control=True), plan("no such bars", control=False, candidate__symbol="XRPUSDT")
+    )
+    columns = {name: getattr(BARS, name) for name in ("open", "high", "low", "close", "volume")}
+    closed = pl.Series("closed_at", BARS.closed_at * 1000).cast(pl.Datetime("ms", "UTC"))
+    pl.DataFrame({"closed_at": closed, **columns}).write_parquet(tmp_path / "BTCUSDT_1h.parquet")
+    await asyncio.to_thread(resolve_outcomes, str(tmp_path), database_url, "1h", service.url)
+    said = capsys.readouterr().out
+    assert "left out" in said
+    assert "XRPUSDT" in said
+    assert "reported 2 rejected 0" in " ".join(said.split())
+    assert "no bars 2" in " ".join(said.split())
 
 
 async def test_what_was_reported_and_what_was_skipped_for_an_outage_are_left_alone(

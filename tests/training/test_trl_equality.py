@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from app.domain.actions import LABELS
-from app.domain.manifest import Calibration
 from app.policy.label_reader import LabelReader, load_model
 from tests.policy.tiny_models import POSITIONS
 from tests.training.planted import encoded, exact, randomise, short_prompts, tiny_reader

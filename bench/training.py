@@ -1,0 +1,194 @@
+"""Cost of training: `python -m bench.training`, the four algorithms against TRL's DPOTrainer in one run.
+
+Same prompts, same pairs (one per scenario), same adapter (activated LoRA of the same rank and targets), same batch,
+three epochs, reference log-probabilities precomputed for TRL. Our time counts the base pass over every scenario,
+held-out ones included, and the last reading of them. No warm-up and no supervised part, since TRL has none. TRL reads
+prompt and completion whole, twice per pair; several pairs per scenario would multiply its cost and not ours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from app.domain.actions import LABELS
+from app.domain.prompt import Prompt
+from app.policy.calibration import random_prompts
+from app.policy.importer import import_smollm2
+from app.policy.label_reader import LabelReader, load_model
+from app.policy.loader import load_manifest
+from bench.learning import ALGORITHMS, PROMPT_SEED, pairs_of, plant
+from training.artifacts import Workshop
+from training.config import AdapterConfig, EncodeConfig
+from training.encode import Encoded, build_encoded
+from training.optimise import Problem
+
+EPOCHS, BATCH, BETA = 3, 4, 0.1
+ADAPTER = AdapterConfig()
+WITHOUT_EXTRAS = {"start": "base", "supervised": 0.0, "min_entropy": 0.0, "max_majority": 1.0}
+
+
+class Cost(NamedTuple):
+    """CPU seconds, seconds by the clock, and held-out preference accuracy."""
+
+    cpu: float
+    clock: float
+    accuracy: float
+
+
+class Stopwatch:
+    """CPU time of this process, and the clock's."""
+
+    def __init__(self) -> None:
+        self._cpu, self._clock = time.process_time(), time.monotonic()
+
+    def read(self) -> tuple[float, float]:
+        """Since it was made."""
+        return time.process_time() - self._cpu, time.monotonic() - self._clock
+
+
+def accuracy(labels: NDArray[np.floating], base: NDArray[np.floating], pairs: NDArray[np.int64]) -> float:
+    """Share of pairs whose chosen action gained on the rejected one, beyond the reference, as TRL counts it.
+
+    `labels` and `base` are (N, 10) log-probabilities under the policy and the reference; `pairs` (P, 3).
+    """
+    row, chosen, rejected = pairs.T
+    gain = labels - base
+    return float((gain[row, chosen] > gain[row, rejected]).mean())
+
+
+def ours(
+    name: str, prompts: list[Prompt], pairs: NDArray[np.int64], train: int, rewards: NDArray[np.float64], base: Path
+) -> tuple[Cost, NDArray[np.float32]]:
+    """One algorithm from nothing: base pass, three epochs, all rows read. Also the base's label log-probabilities."""
+    reader, manifest = LabelReader.load(base), load_manifest(base)
+    rows = np.arange(len(prompts))
+    with tempfile.TemporaryDirectory() as folder:
+        root, watch = Path(folder), Stopwatch()
+
+        def build(target: Path) -> dict[str, Any]:
+            return build_encoded(target, prompts, reader, base, EncodeConfig(), root / "cache")
+
+        encoded = Encoded.open(Workshop(root).stage("encode", {}, {}, build))
+        problem = Problem(
+            encoded,
+            rewards,
+            np.ones(len(rows)),
+            rows[:train],
+            rows[train:],
+            manifest.calibration,
+            manifest.model_version,
+            pairs=pairs,
+        )
+        fit, defaults = ALGORITHMS[name]
+        changes = {"epochs": EPOCHS, "batch": BATCH, **WITHOUT_EXTRAS}
+        config = type(defaults).model_validate(defaults.model_dump() | changes)
+        trained = fit(problem, config, ADAPTER, reader, root / "run")
+        cpu, clock = watch.read()
+        known = np.array(encoded.label_log_probs)
+        held_out = pairs[pairs[:, 0] >= train]
+        return Cost(cpu, clock, accuracy(trained.label_log_probs, known, held_out)), known
+
+
+def theirs(prompts: list[Prompt], pairs: NDArray[np.int64], train: int, known: NDArray[np.float32], base: Path) -> Cost:
+    """DPOTrainer on the same pairs; its time ends with training, the held-out rows are read afterwards."""
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import AutoTokenizer
+    from trl import DPOConfig, DPOTrainer
+
+    reader = LabelReader.load(base)
+    records = []
+    for row, chosen, rejected in pairs[pairs[:, 0] < train]:
+        turns = [{"role": "system", "content": prompts[row].system}, {"role": "user", "content": prompts[row].user}]
+        answers = ([{"role": "assistant", "content": LABELS[action]}] for action in (chosen, rejected))
+        records.append(dict(zip(("prompt", "chosen", "rejected"), (turns, *answers), strict=True)))
+    tail = list(reader.encoder.tail)
+    lora = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=ADAPTER.rank,
+        lora_alpha=ADAPTER.alpha,
+        target_modules=list(ADAPTER.targets),
+        alora_invocation_tokens=tail,
+    )
+    model = load_model(base)
+    with tempfile.TemporaryDirectory() as folder:
+        settings = DPOConfig(
+            output_dir=folder,
+            beta=BETA,
+            learning_rate=5e-4,
+            num_train_epochs=EPOCHS,
+            per_device_train_batch_size=BATCH,
+            precompute_ref_log_probs=True,
+            gradient_checkpointing=False,
+            use_cpu=True,
+            bf16=False,
+            report_to=[],
+            save_strategy="no",
+            disable_tqdm=True,
+        )
+        watch = Stopwatch()
+        trainer = DPOTrainer(
+            model,
+            args=settings,
+            train_dataset=Dataset.from_list(records),
+            processing_class=AutoTokenizer.from_pretrained(base),
+            peft_config=lora,
+        )
+        trainer.train()
+        cpu, clock = watch.read()
+    tuned = trainer.model.eval()
+    labels = np.array(known)
+    for row in range(train, len(prompts)):
+        ids = [*reader.encoder.head, *reader.encoder.encode(prompts[row])]
+        with torch.no_grad():
+            logits = tuned(input_ids=torch.tensor([ids])).logits[0, -1]
+        labels[row] = torch.log_softmax(logits.float(), -1)[list(reader.encoder.label_ids)].numpy()
+    return Cost(cpu, clock, accuracy(labels, known, pairs[pairs[:, 0] >= train]))
+
+
+def main() -> None:
+    """Print one line per algorithm, TRL last."""
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--scenarios", type=int, default=24, help="training scenarios, one pair each")
+    options.add_argument("--held-out", type=int, default=24)
+    options.add_argument("--threads", type=int, default=1)
+    options.add_argument("--models", type=Path, default=Path("var/models"))
+    options.add_argument("--only", nargs="*", choices=list(ALGORITHMS), default=["expected", "dpo", "ppo", "rrhf"])
+    options.add_argument("--without-trl", action="store_true")
+    chosen = options.parse_args()
+    torch.set_num_threads(chosen.threads)
+    base = import_smollm2(chosen.models)
+    prompts = random_prompts(chosen.scenarios + chosen.held_out, PROMPT_SEED)
+    rewards = plant(prompts, 0).realised
+    pairs = pairs_of(rewards, 0.25, 1, 0)
+    costs: dict[str, Cost] = {}
+    known = np.empty((0, 10), np.float32)
+    for name in chosen.only:
+        costs[name], known = ours(name, prompts, pairs, chosen.scenarios, rewards, base)
+        _print(name, costs[name], chosen.scenarios)
+    if not chosen.without_trl:
+        theirs_cost = theirs(prompts, pairs, chosen.scenarios, known, base)
+        _print("trl dpo", theirs_cost, chosen.scenarios)
+        for name, cost in costs.items():
+            by_cpu, by_clock = theirs_cost.cpu / cost.cpu, theirs_cost.clock / cost.clock
+            print(f"{name}: {by_cpu:.1f} x TRL in CPU time, {by_clock:.1f} x by the clock")
+
+
+def _print(name: str, cost: Cost, scenarios: int) -> None:
+    print(
+        f"{name:10} {cost.cpu:8.1f} CPU-s {cost.clock:8.1f} s {scenarios / cost.cpu:8.3f} scenarios per CPU-s, "
+        f"held-out preference accuracy {cost.accuracy:.2f}",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    main()

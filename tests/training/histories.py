@@ -1,0 +1,44 @@
+"""A small history and its artefacts, for tests of scenarios, labels and rollouts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.training.candles import random_walk
+from training.artifacts import Artifact, Workshop
+from training.config import OutcomesConfig, ScenariosConfig
+from training.context import KnownContext
+from training.history import History, find_scenarios
+from training.labels import build_labels
+from training.market import Bars
+from training.scenarios import ScenarioSet, build_scenarios
+
+
+def history(*bars: Bars, context: KnownContext | None = None) -> History:
+    """Two symbols that wander, when none are given."""
+    return History(bars or (random_walk(1500, 1), random_walk(1500, 2, "ETHUSDT")), {}, context or KnownContext())
+
+
+def scenario_artifact(folder: Path, given: History, **config: Any) -> Artifact:
+    settings = ScenariosConfig(**config)
+    found, left_out = find_scenarios(given, settings)
+
+    def build(target: Path) -> dict[str, Any]:
+        return build_scenarios(target, found, settings, left_out, given.seconds)
+
+    return Workshop(folder).stage("scenarios", [settings.model_dump(mode="json"), given.fingerprint()], {}, build)
+
+
+def scenario_set(folder: Path, given: History, **config: Any) -> ScenarioSet:
+    return ScenarioSet.open(scenario_artifact(folder, given, **config))
+
+
+def label_artifact(folder: Path, scenarios: ScenarioSet, series: dict[str, Sequence[Bars]], **config: Any) -> Artifact:
+    settings = OutcomesConfig(**config)
+
+    def build(target: Path) -> dict[str, Any]:
+        return build_labels(target, scenarios.scenarios(), scenarios.as_of, scenarios.real, series, settings)
+
+    return Workshop(folder).stage("labels", [settings.model_dump(mode="json"), len(scenarios)], {}, build)

@@ -1,0 +1,38 @@
+"""A training run as `accelerate launch` starts it: python -m tests.training.launched FOLDER DATA ALGORITHM."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from app.domain.manifest import Calibration
+from tests.training.planted import encoded, short_prompts, tiny_reader
+from training import train_dpo, train_expected
+from training.config import AdapterConfig, DpoConfig, ExpectedConfig
+from training.optimise import Problem, TrainedPolicy
+
+ROWS = 16
+
+
+def run(folder: Path, data: Path, algorithm: str) -> TrainedPolicy:
+    """Two epochs on a tiny model; `data` holds the encoded prompts already."""
+    reader, base = tiny_reader(data)
+    rows = encoded(data, short_prompts(ROWS), reader, base)
+    rewards = np.where(np.arange(ROWS) % 2, 1.0, -1.0)[:, None] * np.linspace(0, 1, 10)
+    pairs = np.array([(row, 9, 0) if row % 2 else (row, 0, 9) for row in range(ROWS)])
+    problem = Problem(
+        rows, rewards, np.ones(ROWS), np.arange(8), np.arange(8, ROWS), Calibration(), "tiny-1", pairs=pairs
+    )
+    shared = {"epochs": 2, "batch": 4, "min_entropy": 0.0, "max_majority": 1.0}
+    adapter = AdapterConfig(rank=4, alpha=8.0)
+    if algorithm == "dpo":
+        return train_dpo.train(problem, DpoConfig(**shared, supervised_epochs=1), adapter, reader, folder)
+    return train_expected.train(problem, ExpectedConfig(**shared), adapter, reader, folder)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    run(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])

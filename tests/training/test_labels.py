@@ -1,0 +1,271 @@
+"""Labels: finer bars decide, actions by hand, what bars cannot judge is left out and counted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from app.domain.actions import ACTIONS, LABELS
+from app.domain.rules import order_for
+from app.domain.scenario import Scenario
+from bench.labels import follow_plainly
+from tests.builders import scenario as plain
+from tests.training.candles import HOUR, START, random_walk, table
+from tests.training.histories import history, label_artifact, scenario_set
+from training.indicators import indicators
+from training.labels import AGENT, APPROVALS, Exclusion, Judged, Labels, judge, plans
+from training.market import Bars
+from training.outcomes import Costs, Exit, Orders, simulate
+
+FREE = Costs(0.0, 0.0)
+QUIET = (100, 101, 99, 100)
+
+
+def order(**changes: Any) -> Scenario:
+    """Decided at START: entry 100, stop 97, targets 106, 108, 110, ATR 2, quantity 5: a risk of 15."""
+    fields = {
+        "candidate__symbol": "BTCUSDT", "candidate__atr": 2.0, "plan__entry": 100.0, "plan__stop": 97.0,
+        "plan__targets": [106.0, 108.0, 110.0], "plan__quantity": 5.0,
+    }  # fmt: skip
+    return plain(**(fields | changes))
+
+
+def judged(*series: Bars, scenarios: tuple[Scenario, ...] = (), as_of: int = START, costs: Costs = FREE) -> Judged:
+    subjects = scenarios or (order(),)
+    return judge(series, plans(subjects, np.full(len(subjects), as_of, dtype=np.int64)), costs)
+
+
+def whole(*first: tuple[float, ...], seconds: int = HOUR, skip: int = 0) -> Bars:
+    """These bars, then quiet ones to the end of the six hours."""
+    return table(*first, *[QUIET] * (8 * HOUR // seconds), seconds=seconds, skip=skip)  # type: ignore[arg-type]
+
+
+def emptied(bars: Bars, at: int) -> Bars:
+    volume = bars.volume.copy()
+    volume[at] = 0
+    return Bars(bars.symbol, bars.seconds, bars.closed_at, bars.open, bars.high, bars.low, bars.close, volume)
+
+
+def holed(bars: Bars, at: int) -> Bars:
+    names = ("closed_at", "open", "high", "low", "close", "volume")
+    return Bars(bars.symbol, bars.seconds, *(np.delete(getattr(bars, name), at) for name in names))
+
+
+# An hour that touches both 97 and 111: alone it is a stop, for the stop comes first within a bar.
+BOTH = (100, 111, 96, 110)
+
+
+def test_without_finer_bars_the_stop_comes_first() -> None:
+    found = judged(whole(BOTH))
+    assert found.fates[AGENT].exit[0] == Exit.STOP
+    assert found.resolution[0] == HOUR
+
+
+def test_finer_bars_tell_that_the_target_came_first() -> None:
+    """Up to 111 in the first half hour: target 3, the trail follows half an ATR below, 110, and is touched at once."""
+    found = judged(whole(BOTH), whole((100, 111, 99.5, 110.5), (110.5, 110.6, 96, 110), seconds=1800))
+    assert found.resolution[0] == 1800
+    assert found.fates[AGENT].exit[0] == Exit.TRAIL_3
+    assert found.fates[AGENT].sold[0] == 110.0
+    assert found.agent_reward()[0] == pytest.approx(10 / 3)
+
+
+def test_finer_bars_tell_that_the_stop_came_first() -> None:
+    found = judged(whole(BOTH), whole((100, 100, 96, 97), (97, 111, 97, 110), seconds=1800))
+    assert (found.resolution[0], found.fates[AGENT].exit[0]) == (1800, Exit.STOP)
+    assert found.agent_reward()[0] == pytest.approx(-1.0)
+
+
+def test_the_finest_of_three_lengths_decides() -> None:
+    quarters = [(100, 111, 99.5, 110.5), (110.5, 110.6, 96, 100), QUIET, QUIET]
+    found = judged(whole(BOTH), whole((100, 111, 96, 110), QUIET, seconds=1800), whole(*quarters, seconds=900))
+    assert (found.resolution[0], found.fates[AGENT].exit[0]) == (900, Exit.TRAIL_3)
+
+
+@pytest.mark.parametrize(
+    "finer",
+    [
+        pytest.param(whole((100, 111, 99.5, 110.5), seconds=1800, skip=1), id="they begin too late"),
+        pytest.param(table((100, 111, 99.5, 110.5), *[QUIET] * 10, seconds=1800), id="they end too early"),
+        pytest.param(holed(whole((100, 111, 99.5, 110.5), seconds=1800), 3), id="one of them is missing"),
+    ],
+)
+def test_finer_bars_with_a_hole_do_not_decide(finer: Bars) -> None:
+    found = judged(whole(BOTH), finer)
+    assert (found.resolution[0], found.fates[AGENT].exit[0]) == (HOUR, Exit.STOP)
+
+
+def test_every_action_by_hand() -> None:
+    """The low of 96.5 touches stops at 98 (1.0 ATR) and 97 (1.5), not 95 (2.5); then six hours end at 102.
+
+    Quantities at ATR 2: fraction x 15 / (stop ATR x 2), never above 5. Agent R is 15.
+    """
+    bars = table((100, 101, 96.5, 100), *[(100, 103, 99.5, 102)] * 8)
+    found = judged(bars)
+    quantity = {(f, s): min(5.0, f * 15 / (2 * s)) for f in (0.25, 0.5, 1.0) for s in (1.0, 1.5, 2.5)}
+    net = {1.0: -2.0, 1.5: -3.0, 2.5: 2.0}
+    expected = [0.0] + [quantity[a.risk_fraction, a.stop_atr] * net[a.stop_atr] / 15 for a in APPROVALS]
+    assert found.rewards()[0] == pytest.approx(expected)
+    assert found.rewards()[0, LABELS.index("H")] == pytest.approx(5 * -2 / 15)
+    assert found.rewards()[0, LABELS.index("J")] == pytest.approx(3 * 2 / 15)
+    assert found.agent_reward()[0] == pytest.approx(-1.0)
+
+
+def test_costs_are_in_the_reward() -> None:
+    """0.3 of price for a round trip at 100, over a risk of 3 per unit."""
+    found = judged(whole(QUIET), costs=Costs(0.001, 0.0005))
+    assert found.agent_reward()[0] == pytest.approx(-0.1)
+
+
+def test_a_decision_within_a_bar_enters_with_the_next_one() -> None:
+    """A minute after the hour the bar under way opened in the past: its open is not to be had any more."""
+    bars = table((90, 101, 89, 100), (100, 101, 99, 100), *[QUIET] * 8)
+    assert judged(bars, as_of=START + 60).fates[AGENT].bought[0] == 100.0
+    finer = whole(*[(90, 101, 89, 100), (99, 101, 98, 100)], seconds=1800)
+    found = judged(bars, finer, as_of=START + 60)
+    assert (found.resolution[0], found.fates[AGENT].bought[0]) == (1800, 99.0)
+
+
+@pytest.mark.parametrize(
+    ("series", "changes", "reason"),
+    [
+        pytest.param((), {}, Exclusion.NO_BARS, id="a symbol without bars"),
+        pytest.param((table(QUIET, QUIET, skip=-100),), {}, Exclusion.NO_BARS, id="bars that ended long before"),
+        pytest.param((whole(QUIET, skip=100),), {}, Exclusion.NO_BARS, id="bars that begin long after"),
+        pytest.param((table(*[QUIET] * 5),), {}, Exclusion.UNRESOLVED, id="bars that end within the window"),
+        pytest.param((holed(whole(QUIET), 0),), {}, Exclusion.GAP, id="an outage right after the decision"),
+        pytest.param((holed(whole(QUIET), 3),), {}, Exclusion.GAP, id="an outage within the window"),
+        pytest.param((emptied(whole(QUIET), 5),), {}, Exclusion.NO_VOLUME, id="an hour without a trade"),
+        pytest.param(
+            (whole(QUIET),),
+            {"plan__entry": 130.0, "plan__stop": 127.0, "plan__targets": [136.0]},
+            Exclusion.PRICE_MISMATCH,
+            id="prices of another market",
+        ),
+        pytest.param((whole(QUIET),), {"candidate__direction": "short"}, Exclusion.NOT_A_LONG_ORDER, id="a short"),
+        pytest.param((whole(QUIET),), {"plan__stop": 100.0}, Exclusion.NOT_A_LONG_ORDER, id="a stop at entry"),
+        pytest.param((whole(QUIET),), {"plan__stop": 103.0}, Exclusion.NOT_A_LONG_ORDER, id="a stop above entry"),
+    ],
+)
+def test_what_bars_cannot_judge_is_excluded(series: Any, changes: dict[str, Any], reason: Exclusion) -> None:
+    found = judged(*series, scenarios=(order(**changes), order()))
+    assert found.excluded[0] == reason
+    assert np.isnan(found.rewards()[0]).all()
+    assert np.isnan(found.agent_reward()[0])
+    assert found.resolution[0] == 0
+
+
+@pytest.mark.parametrize("at", [6, 7])
+def test_what_happens_after_the_window_excludes_nothing(at: int) -> None:
+    for bars in (holed(whole(QUIET), at), emptied(whole(QUIET), at)):
+        assert judged(bars).excluded[0] == ""
+
+
+def test_fewer_targets_and_any_order_of_them_are_understood() -> None:
+    rally = whole((100, 106, 99, 106), (106, 106, 104, 105))
+    one = judged(rally, scenarios=(order(plan__targets=[106.0]), order(plan__targets=[110.0, 106.0, 108.0])))
+    assert one.fates[AGENT].exit.tolist() == [Exit.TRAIL_1, Exit.TRAIL_1]
+
+
+def test_all_at_once_equals_the_plain_loop() -> None:
+    """An implementation of its own, bar by bar, on every order of a market with an outage."""
+    bars = holed(random_walk(700, 3), 640)
+    at = np.arange(400, len(bars) - 3, 3)
+    entry, atr = bars.close[at], indicators(bars).atr[at]
+    targets = entry[:, None] + np.array([3.0, 4.0, 5.0]) * atr[:, None]
+    orders = Orders(bars.closed_at[at] + at % 2 * 30, entry, entry - 1.5 * atr, targets, atr)
+    together = simulate(bars, orders)
+    for n in range(len(at)):
+        alone = follow_plainly(bars, orders, n)
+        assert together.exit[n] == alone.exit
+        np.testing.assert_allclose([together.sold[n], together.net[n]], [alone.sold, alone.net])
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.floats(0.5, 6), st.floats(0.2, 8), st.floats(0.01, 100), st.integers(0, 50))
+def test_no_action_risks_or_spends_more_than_the_agent(atr: float, distance: float, quantity: float, seed: int) -> None:
+    scenario = order(candidate__atr=atr, plan__stop=100 - distance, plan__quantity=quantity)
+    given = plans([scenario], np.array([START]))
+    for n, action in enumerate(APPROVALS):
+        share = given.share[0, n]
+        assert share * quantity == pytest.approx(order_for(action, scenario).quantity)
+        assert share <= 1
+        assert share * action.stop_atr * atr <= action.risk_fraction * distance * (1 + 1e-9)
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tmp_path_factory.mktemp("artifacts")
+    market = history()
+    scenarios = scenario_set(folder, market, perturbations=1)
+    return scenarios, label_artifact(folder, scenarios, market.series(), clip_r=1.0)
+
+
+def test_a_stage_leaves_rows_aligned_with_the_scenarios(artifact: Any) -> None:
+    scenarios, made = artifact
+    labels = Labels.open(made)
+    count = len(scenarios)
+    assert labels.rewards.shape == (count, len(ACTIONS))
+    assert labels.agent_reward.shape == (count,)
+    known = ~np.isnan(labels.rewards[:, 0])
+    assert (labels.rewards[known, 0] == 0).all()
+    assert np.nanmax(np.abs(labels.rewards)) == 1.0 == np.nanmax(np.abs(labels.agent_reward))
+    assert labels.table.height == count * (len(ACTIONS) + 1)
+    assert labels.table["row"].to_list() == [row for row in range(count) for _ in range(11)]
+    assert labels.table["action"].to_list()[:11] == [AGENT, *LABELS]
+    by_action = labels.table.filter(pl.col("action") == "I").sort("row")
+    np.testing.assert_allclose(by_action["reward"].clip(-1, 1).to_numpy(), labels.rewards[:, LABELS.index("I")])
+    # The agent's stop is 1.5 ATR below entry, as action I has it with the whole risk.
+    real = scenarios.real
+    np.testing.assert_allclose(labels.agent_reward[real], labels.rewards[real, LABELS.index("I")], atol=1e-12)
+
+
+def test_the_table_tells_how_each_order_ended(artifact: Any) -> None:
+    _, made = artifact
+    table = Labels.open(made).table
+    traded = table.filter(pl.col("exit").is_not_null())
+    assert set(traded["exit"]) <= {"stop", "time", "trail_1", "trail_2", "trail_3"}
+    assert (traded["holding_s"] == traded["exited_at"] - traded["entered_at"]).all()
+    assert traded["holding_s"].is_between(HOUR, 6 * HOUR).all()
+    assert (traded["mae"] <= 1e-12).all()
+    assert (traded["mfe"] >= -1e-12).all()
+    rejected = table.filter(pl.col("action") == "A", pl.col("excluded").is_null())
+    assert rejected["exit"].null_count() == rejected.height
+    assert (rejected["reward"] == 0).all()
+    assert (rejected["quantity"] == 0).all()
+    money = traded["quantity"] * (traded["sold"] - traded["bought"]) - traded["fees"] - traded["slippage"]
+    assert money.to_numpy() == pytest.approx(traded["net"].to_numpy(), abs=1e-6)
+
+
+def test_facts_count_real_rows_by_reason(artifact: Any) -> None:
+    scenarios, made = artifact
+    facts = made.facts
+    assert facts["scenarios"] == int(scenarios.real.sum())
+    assert facts["labelled"] + sum(facts["excluded"].values()) == facts["scenarios"]
+    assert sum(facts["exits"].values()) == facts["labelled"] == sum(facts["resolution_s"].values())
+    assert facts["mean_reward"]["A"] == 0.0
+    assert facts["mean_best_reward"] > 0
+
+
+def test_a_symbol_without_bars_is_counted(tmp_path: Path) -> None:
+    market = history()
+    scenarios = scenario_set(tmp_path, market)
+    made = label_artifact(tmp_path, scenarios, {"BTCUSDT": market.series()["BTCUSDT"]})
+    others = int((scenarios.symbols != "BTCUSDT").sum())
+    assert made.facts["excluded"][Exclusion.NO_BARS] == others > 0
+    assert np.isnan(Labels.open(made).rewards[scenarios.symbols != "BTCUSDT"]).all()
+
+
+def test_the_same_inputs_give_the_same_labels(tmp_path: Path) -> None:
+    market = history()
+    hashes = set()
+    for name in ("a", "b"):
+        scenarios = scenario_set(tmp_path / name, market)
+        hashes.add(label_artifact(tmp_path / name, scenarios, market.series()).hash)
+    assert len(hashes) == 1

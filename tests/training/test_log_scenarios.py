@@ -1,0 +1,177 @@
+"""Scenarios of the shadow log: those that were served, byte for byte; what is no verdict is left out and counted."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from app.domain.errors import ShadowLogUnavailable
+from app.shadow_log.log import ShadowLog
+from tests import builders as build
+from training.artifacts import Workshop
+from training.config import ScenariosConfig
+from training.scenarios import ScenarioError, ScenarioSet, build_scenarios
+from training.shadow_log import log_state, read_log
+
+HOUR = 3600
+LOG = ScenariosConfig(source="shadow_log", embargo_hours=0)
+
+
+async def fill(url: str, *events: Any) -> None:
+    log = ShadowLog.connect(url)
+    await log.append(list(events))
+    await log.aclose()
+
+
+def hours(count: float) -> datetime:
+    return build.AS_OF + timedelta(hours=count)
+
+
+def scenario_set(folder: Path, url: str, **config: Any) -> tuple[ScenarioSet, dict[str, Any]]:
+    settings = ScenariosConfig(**{"source": "shadow_log", "embargo_hours": 0} | config)
+    found, left_out = read_log(url, settings, HOUR)
+    made = Workshop(folder).stage(
+        "scenarios", log_state(url, settings, HOUR), {}, lambda f: build_scenarios(f, found, settings, left_out, HOUR)
+    )
+    return ScenarioSet.open(made), made.facts
+
+
+async def test_scenarios_are_those_of_the_record(database_url: str, tmp_path: Path) -> None:
+    decisions = [
+        build.decision(f"r-{n}", at=hours(8 * n), control=n % 2 == 0, candidate__rsi=30.0 + n) for n in range(10)
+    ]
+    await fill(database_url, *(build.Event.of_decision(one) for one in decisions))
+    made, facts = scenario_set(tmp_path, database_url)
+    assert made.table["id"].to_list() == [one.scenario.hash() for one in decisions]
+    assert made.table["decision_id"].to_list() == [str(one.decision_id) for one in decisions]
+    assert made.scenarios() == [one.scenario for one in decisions]
+    assert set(made.table["source"]) == {"shadow_log"}
+    assert [control.decision for control in made.controls() if control] == [n % 2 == 0 for n in range(10)]
+    assert (facts["real"], facts["controls"], facts["control_approvals"]) == (10, 10, 5)
+    assert (made.weight == 1).all()
+
+
+async def test_the_newest_control_counts_and_reported_outcomes_are_kept_beside(
+    database_url: str, tmp_path: Path
+) -> None:
+    await fill(
+        database_url,
+        build.decision_event("early", at=hours(0)),
+        build.decision_event("late", at=hours(10), candidate__rsi=40.0),
+        build.action_event("late", False, minutes=601),
+        build.action_event("late", True, minutes=602),
+        build.outcome_event("late", build.outcome(r=-1.0), minutes=700),
+        build.outcome_event("late", build.outcome(r=0.5), minutes=800),
+    )
+    made, _ = scenario_set(tmp_path, database_url)
+    first, second = made.controls()
+    assert first is None
+    assert second is not None
+    assert second.decision is True
+    assert made.reported["row"].to_list() == [1, 1]
+    assert [json.loads(text)["r_multiple"] for text in made.reported["outcome"]] == [-1.0, 0.5]
+
+
+async def test_skips_for_outages_and_the_held_out_period_are_left_out_and_counted(
+    database_url: str, tmp_path: Path
+) -> None:
+    held_out = datetime(2022, 12, 31, 18, tzinfo=UTC)
+    await fill(
+        database_url,
+        build.decision_event("before", at=held_out - timedelta(hours=2)),
+        # Its label would reach one hour into the held-out period.
+        build.decision_event("reaching", at=held_out),
+        build.decision_event("within", at=datetime(2024, 6, 1, tzinfo=UTC)),
+        build.decision_event("after", at=datetime(2025, 1, 1, tzinfo=UTC)),
+        build.decision_event("outage", at=hours(1)),
+        build.outcome_event("outage", build.outcome(exogenous_skip=True)),
+        build.decision_event("judged", at=hours(20)),
+    )
+    made, facts = scenario_set(tmp_path, database_url)
+    assert facts["excluded"] == {"exogenous_skip": 1, "held_out": 2}
+    assert len(made) == 3
+    assert {one.as_of.year for one in made.scenarios()} == {2022, 2025, 2026}
+
+
+async def test_a_repeated_scenario_counts_once_and_unreadable_ones_are_counted(
+    database_url: str, tmp_path: Path
+) -> None:
+    await fill(
+        database_url,
+        *(build.decision_event(f"r-{n}", at=hours(8 * n)) for n in range(4)),
+        build.decision_event("again", at=hours(8)),
+        build.decision_event("other release", at=hours(9)),
+    )
+    with psycopg.connect(database_url.replace("+psycopg", "")) as admin:
+        admin.execute("SET session_replication_role = replica")  # An older release's record: the log is append-only.
+        admin.execute("UPDATE decisions SET scenario = '{\"v\": 0}' WHERE request_id = 'other release'")
+    made, facts = scenario_set(tmp_path, database_url)
+    assert len(made) == 4
+    assert facts["excluded"] == {"duplicate": 1, "unreadable": 1}
+
+
+async def test_overlapping_decisions_of_a_symbol_share_their_weight(database_url: str, tmp_path: Path) -> None:
+    """Two labels of 7 h, one hour apart: six hours of each are shared. Another symbol is alone."""
+    await fill(
+        database_url,
+        build.decision_event("one", at=hours(0)),
+        build.decision_event("two", at=hours(1)),
+        build.decision_event("other", at=hours(1), candidate__symbol="BTCUSDT"),
+        build.decision_event("validates", at=hours(50), candidate__symbol="SOLUSDT"),
+    )
+    made, _ = scenario_set(tmp_path, database_url)
+    assert dict(zip(made.symbols, made.weight, strict=True))["BTCUSDT"] == 1.0
+    shared = made.weight[made.symbols == "ETHUSDT"]
+    assert shared == pytest.approx([(1 + 6 / 2) / 7] * 2)
+
+
+async def test_a_limit_draws_evenly_and_the_period_bounds(database_url: str) -> None:
+    await fill(database_url, *(build.decision_event(f"r-{n}", at=hours(24 * n)) for n in range(9)))
+    found, left_out = read_log(database_url, LOG.model_copy(update={"limit": 3}), HOUR)
+    assert [one.scenario.as_of for one in found] == [hours(0), hours(96), hours(192)]
+    assert left_out["beyond_limit"] == 6
+    some = LOG.model_copy(update={"since": hours(24).date(), "until": hours(72).date()})
+    found, _ = read_log(database_url, some, HOUR)
+    assert [one.scenario.as_of for one in found] == [hours(24), hours(48)]
+
+
+async def test_the_state_of_the_log_changes_with_every_event(database_url: str) -> None:
+    await fill(database_url, build.decision_event("r-1"))
+    before = log_state(database_url, LOG, HOUR)
+    assert log_state(database_url, LOG, HOUR) == before
+    await fill(database_url, build.outcome_event("r-1", build.outcome(r=1.0)))
+    assert log_state(database_url, LOG, HOUR) != before
+
+
+async def test_a_role_that_may_only_read_suffices(database_url: str) -> None:
+    await fill(database_url, build.decision_event("r-1"))
+    plain = database_url.replace("+psycopg", "")
+    with psycopg.connect(plain) as admin:
+        admin.execute("DROP ROLE IF EXISTS rebuilder")
+        admin.execute("CREATE ROLE rebuilder LOGIN PASSWORD 'secret' IN ROLE advisor_analyst")
+    found, _ = read_log(f"postgresql+psycopg://rebuilder:secret@{plain.split('@')[1]}", LOG, HOUR)
+    assert len(found) == 1
+    with psycopg.connect(plain) as admin:
+        admin.execute("DROP ROLE rebuilder")
+
+
+async def test_an_empty_log_is_one_line(database_url: str) -> None:
+    with pytest.raises(ScenarioError, match=r"no decision to learn from \(0 in the period"):
+        read_log(database_url, LOG, HOUR)
+    await fill(
+        database_url, build.decision_event("r-1"), build.outcome_event("r-1", build.outcome(exogenous_skip=True))
+    )
+    with pytest.raises(ScenarioError, match="1 in the period, 1 skipped for outages"):
+        read_log(database_url, LOG, HOUR)
+
+
+def test_a_database_without_the_schema_and_no_database_are_one_line(empty_database_url: str) -> None:
+    with pytest.raises(ShadowLogUnavailable, match="advisor migrate"):
+        read_log(empty_database_url, LOG, HOUR)
+    with pytest.raises(ShadowLogUnavailable, match="check DATABASE_URL"):
+        read_log("postgresql://nobody@127.0.0.1:9/none", LOG, HOUR)

@@ -1,0 +1,108 @@
+"""The command `rebuild`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from training.artifacts import Artifact
+from training.config import ConfigError, RebuildConfig, read_config
+
+if TYPE_CHECKING:
+    from training.rebuild import Progress as Told
+    from training.rebuild import Rebuilt
+
+CONFIGS = Path(__file__).with_name("configs")
+console = Console()
+Settings = Annotated[str, typer.Option("--config", help="a TOML file, or tiny, cpu or gpu")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", help="""one setting, as TOML: --set 'market.directory="bars"'""")
+]
+Database = Annotated[
+    str | None, typer.Option(envvar="DATABASE_URL", help="of the shadow log, when scenarios come from it")
+]
+
+
+def rebuild(config: Settings = "cpu", overrides: Overrides = None, database: Database = None) -> None:
+    """From scenarios to a trained policy, stage by stage. What is finished is found again; a killed run goes on.
+
+    Prints where the artefacts lie and what the policy earned on the validation period. `advisor-train publish` makes a
+    version of it, `advisor-train evaluate` judges it on the held-out period.
+    """
+    settings = chosen(config, overrides)
+    from training.rebuild import Rebuild
+
+    made = Rebuild(settings, meter, tell, database).run()
+    print_rebuilt(made)
+
+
+def chosen(config: str, overrides: list[str] | None) -> RebuildConfig:
+    """The configuration of that name, or of that path."""
+    path = CONFIGS / f"{config}.toml"
+    if not path.is_file():
+        path = Path(config)
+        if not path.is_file():
+            names = ", ".join(sorted(each.stem for each in CONFIGS.glob("*.toml")))
+            raise ConfigError(f"there is no configuration {config}: name a TOML file, or one of {names}")
+    return read_config(path, overrides or ())
+
+
+def tell(line: str) -> None:
+    """One line for people."""
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def meter(title: str) -> Iterator[Told]:
+    """A progress bar with an estimate of the time left."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task(title, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def print_rebuilt(made: Rebuilt) -> None:
+    """Artefacts, the reward model's headline, and the policy on the validation period."""
+    table = Table("stage", "artefact", title="Artefacts", title_justify="left")
+    for stage, artifact in made.artifacts.items():
+        table.add_row(stage, str(artifact.path))
+    console.print(table)
+    console.print(_counts(made.artifacts["scenarios"], made.artifacts["labels"]))
+    metrics = made.policy.facts["metrics"]
+    table = Table("on the validation period", "R per scenario", title="Policy", title_justify="left")
+    for key, name in (
+        ("greedy", "policy's choice"),
+        ("reference_greedy", "before training"),
+        ("best_constant", "the one action that was best in training"),
+        ("oracle", "best action in hindsight"),
+    ):
+        table.add_row(name, f"{metrics[key]:+.3f}")
+    console.print(table)
+    console.print(
+        f"entropy {metrics['entropy']:.3f} nats, KL to the reference {metrics['kl']:.3f} nats, majority action "
+        f"{metrics['majority']:.0%}, mass on labels {metrics['label_mass']:.3f}. Rewards are net of costs"
+        " and, if targets.centre is set, relative to each action's mean."
+    )
+
+
+def _counts(scenarios: Artifact, labels: Artifact) -> str:
+    splits = scenarios.facts["splits"]
+    excluded = ", ".join(f"{reason} {count}" for reason, count in labels.facts["excluded"].items()) or "none"
+    return (
+        f"{scenarios.facts['real']} scenarios: {splits['train']} train, {splits['validate']} validate, {splits['purged']} "
+        f"purged; not labelled: {excluded}"
+    )
