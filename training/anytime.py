@@ -15,9 +15,10 @@ from app.domain.errors import AdvisorError
 from training.market import Floats
 from training.statistics import Rows, day_totals, require_finite
 
-SHARES = np.geomspace(0.01, 0.95, 20)
+SHARES = np.geomspace(0.01, 0.95, 16)
 """Shares of the wealth that stay staked; a mixture of them does nearly as well as the best of them in hindsight."""
-_STEPS = 50
+_STEPS = 28
+"""Halvings: a bound is exact to 1e-7 of its range."""
 
 
 class UnboundedValues(AdvisorError):

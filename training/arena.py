@@ -56,7 +56,7 @@ class Arena:
     """Real, labelled scenarios in order of time. Arrays of shape (N,); `ways` holds each stop's fate at whole size.
 
     rows : their rows in the scenario set. stops : distance in ATR of each way, the agent's plan first.
-    risk : quote, of the agent's plan.
+    risk : quote, of the agent's plan. atr : price.
     """
 
     rows: NDArray[np.int64]
@@ -66,6 +66,7 @@ class Arena:
     risk: Floats
     plan_quantity: Floats
     plan_stop_atr: Floats
+    atr: Floats
     ways: dict[str, dict[str, Floats]]
 
     @classmethod
@@ -88,6 +89,7 @@ class Arena:
             quantity * distance,
             quantity,
             distance / atr,
+            atr,
             _ways(labels.table, known),
         )
 

@@ -6,7 +6,7 @@ scenarios only; its cut is chosen there too, out of fold.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
+from app.domain.agent_action import AgentAction
 from app.domain.decision import Reading, Role, Version, conclude, propose
 from app.domain.features import FEATURE_NAMES
 from app.domain.limits import Limits
@@ -61,6 +62,10 @@ class Arm:
         """Share of scenarios that it trades."""
         return float(self.approve.mean()) if len(self.approve) else 0.0
 
+    def named(self, name: str) -> Arm:
+        """The same answers under another name."""
+        return replace(self, name=name)
+
     def kept(self, name: str, keep: Flags) -> Arm:
         """The same arm trading only where `keep` is set."""
         approve = self.approve & keep
@@ -80,9 +85,9 @@ def always(scenarios: Sequence[Scenario]) -> Arm:
     return Arm("always approve", everywhere, np.array(distances), everywhere.astype(float))
 
 
-def agent(scenarios: Sequence[Scenario], decides: Callable[[Scenario], bool]) -> Arm:
-    """The control: the agent's plan where the agent says yes."""
-    yes = np.array([decides(scenario) for scenario in scenarios], dtype=bool)
+def agent(scenarios: Sequence[Scenario], controls: Sequence[AgentAction | None]) -> Arm:
+    """The control: the agent's plan where the agent said yes; what it never answered counts as no."""
+    yes = np.array([control is not None and control.decision for control in controls], dtype=bool)
     return always(scenarios).kept("agent", yes)
 
 

@@ -103,6 +103,6 @@ def _counts(scenarios: Artifact, labels: Artifact) -> str:
     splits = scenarios.facts["splits"]
     excluded = ", ".join(f"{reason} {count}" for reason, count in labels.facts["excluded"].items()) or "none"
     return (
-        f"{scenarios.facts['real']} scenarios: {splits['train']} train, {splits['validate']} validate, {splits['purged']} "
-        f"purged; not labelled: {excluded}"
+        f"{scenarios.facts['real']} scenarios: {splits['train']} train, {splits['validate']} validate, "
+        f"{splits['purged']} purged; not labelled: {excluded}"
     )

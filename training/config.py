@@ -89,6 +89,32 @@ class ScenariosConfig(Section):
         return self.until or (HELD_OUT_FROM if self.source == "history" else None)
 
 
+class HeldOutConfig(ScenariosConfig):
+    """The held-out period: scenarios that are judged on and never trained on."""
+
+    since: date | None = HELD_OUT_FROM
+    until: date | None = HELD_OUT_UNTIL
+
+    @model_validator(mode="after")
+    def held_out_period_is_left_alone(self) -> Self:
+        """Nothing here trains, so only the order counts: what was trained on must not be judged on."""
+        if self.since is None or self.since < HELD_OUT_FROM:
+            raise ValueError(f"since is {self.since}: what lies before {HELD_OUT_FROM} may have been trained on")
+        return self
+
+
+class EvaluateConfig(Section):
+    """The contest."""
+
+    held_out: HeldOutConfig = HeldOutConfig()
+    capital: float = Field(1000.0, gt=0, description="quote; the agent trades 400 to 500 at a time")
+    max_open: int = Field(1, ge=1, description="trades open at a time, as the agent has it")
+    draws: int = Field(1000, ge=100, description="bootstrap samples")
+    random_vetoes: int = Field(200, ge=20)
+    limits: Path | None = Field(None, description="rules' limits; none: those shipped for replays of history")
+    seed: int = Field(0, ge=0)
+
+
 class OutcomesConfig(Section):
     """How orders are costed and rewards are made."""
 
@@ -125,6 +151,13 @@ class RewardConfig(Section):
     folds: int = Field(4, ge=2)
     seed: int = 0
 
+    @model_validator(mode="after")
+    def heads_divide_the_width(self) -> Self:
+        """Attention splits the width into equal heads."""
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        return self
+
 
 class PreferencesConfig(Section):
     """Which pairs."""
@@ -146,12 +179,12 @@ class AdapterConfig(Section):
 
 
 class TrainingConfig(Section):
-    """What all algorithms share."""
+    """What all algorithms share. Defaults were chosen on a planted rule (`python -m bench.learning`), never on markets."""
 
-    epochs: int = Field(8, ge=1)
-    batch: int = Field(16, ge=1, description="scenarios per optimiser step, over all processes")
+    epochs: int = Field(6, ge=1)
+    batch: int = Field(8, ge=1, description="scenarios per optimiser step, over all processes")
     accumulate: int = Field(1, ge=1, description="parts that a batch is computed in, to bound memory")
-    learning_rate: float = Field(1e-3, gt=0)
+    learning_rate: float = Field(3e-3, gt=0)
     warm_up: float = Field(0.1, ge=0, lt=1, description="share of steps with a rising learning rate")
     weight_decay: float = Field(0.0, ge=0)
     clip_norm: float = Field(1.0, gt=0)
@@ -162,9 +195,9 @@ class TrainingConfig(Section):
         description="the policy starts as the base model, or from a supervised warm-up on each scenario's best action "
         "or on the agent's own; the warm-up's result is then the reference",
     )
-    supervised_epochs: int = Field(2, ge=0, description="of that warm-up")
-    supervised_learning_rate: float = Field(1e-3, gt=0)
-    beta: float = Field(0.3, gt=0, description="strength of the pull to the reference policy")
+    supervised_epochs: int = Field(4, ge=0, description="of that warm-up")
+    supervised_learning_rate: float = Field(3e-3, gt=0)
+    beta: float = Field(0.1, gt=0, description="strength of the pull to the reference policy")
     min_entropy: float = Field(0.02, ge=0, description="nats, mean of rows; a policy below it has collapsed")
     max_majority: float = Field(
         0.98, gt=0, le=1, description="mean probability of the most likely action; a policy above it has collapsed"
@@ -221,6 +254,14 @@ class RrhfConfig(TrainingConfig):
 Algorithm = Annotated[ExpectedConfig | DpoConfig | PpoConfig | RrhfConfig, Field(discriminator="algorithm")]
 
 
+ALGORITHMS: dict[str, type[ExpectedConfig] | type[DpoConfig] | type[PpoConfig] | type[RrhfConfig]] = {
+    "expected": ExpectedConfig,
+    "dpo": DpoConfig,
+    "ppo": PpoConfig,
+    "rrhf": RrhfConfig,
+}
+
+
 class TargetsConfig(Section):
     """Which rewards the policy is trained on."""
 
@@ -272,6 +313,21 @@ class DriftConfig(Section):
         return self
 
 
+class GateConfig(Section):
+    """What a version must show before it is promoted."""
+
+    confidence: float = Field(0.975, gt=0.5, lt=1, description="of each lower bound on a mean difference, one-sided")
+    deflated_sharpe: float = Field(0.95, gt=0.5, lt=1, description="least confidence that the Sharpe ratio is no luck")
+    min_scenarios: int = Field(500, ge=2)
+    min_trades: int = Field(100, ge=2, description="scenarios that the policy trades")
+    min_days: int = Field(120, ge=2, description="days with scenarios: what happens on one day hangs together")
+    max_calibration_error: float = Field(0.1, gt=0, lt=1, description="expected calibration error of its approvals")
+    bound_r: float = Field(3.0, gt=0, description="live: every return lies within +- this, R; as outcomes.clip_r")
+    block_days: int = Field(1, ge=1, description="live: days that one bet of the anytime-valid bound takes together")
+    draws: int = Field(1000, ge=100)
+    seed: int = 0
+
+
 class RebuildConfig(Section):
     """A whole rebuild."""
 
@@ -288,6 +344,8 @@ class RebuildConfig(Section):
     policy: Algorithm = ExpectedConfig()
     publish: PublishConfig = PublishConfig()
     drift: DriftConfig = DriftConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    gate: GateConfig = GateConfig()
 
 
 def read_config(path: Path, overrides: Sequence[str] = ()) -> RebuildConfig:

@@ -1,7 +1,8 @@
-"""Synthetic variants of a scenario: small changes after which the right action should be the same.
+"""Synthetic variants of a scenario: small changes after which the right action should be much the same.
 
 Each keeps every guarantee of a scenario: it validates, and nothing in it is later than its `as_of`. They are marked,
-follow their parent's split and weight, and never enter evaluation.
+follow their parent's split and weight, and never enter evaluation. Labels are of the variant itself: one that was
+shifted is decided later, so that it may enter a bar later.
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@ that the best action is always preferred to the worst, the rest at random, so th
 The files are TRL's conversational preference format (1.16, "dataset formats"): `prompt` is the system's and the user's
 message as `app.domain.prompt` renders them, `chosen` and `rejected` one assistant's message each, the action's letter.
 TRL's `DPOTrainer` makes of them exactly the ids that the service reads (head, user's text, tail) and the letter; it
-then adds, to both completions alike, what the chat template puts after an assistant's turn (for SmolLM2 `<|im_end|>` and
-a line feed), which our own algorithms leave out.
+then adds, to both completions alike, what the chat template puts after an assistant's turn (for SmolLM2 `<|im_end|>`
+and a line feed), which our own algorithms leave out.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from training.artifacts import Artifact
 from training.config import PreferencesConfig
 from training.labels import Labels
 from training.reward_training import Rewards
-from training.scenarios import ScenarioSet
+from training.scenarios import TRAIN, VALIDATE, ScenarioSet
 
 TABLE = "preferences.parquet"
-SPLITS = ("train", "validate")
+SPLITS = (TRAIN, VALIDATE)
 SCHEMA: dict[str, pl.DataType] = {
     "row": pl.Int64(),
     "scenario_id": pl.String(),
@@ -66,8 +66,8 @@ class Preferences:
     """Pairs, by row of the scenario set. `table` has the columns of `SCHEMA`:
 
     `chosen`, `rejected` are labels; `margin` the difference of their rewards (realised, or predicted for `model`), R;
-    `weight` is 1 for an outcome and 2 P(chosen beats rejected) - 1 by the reward model's pairwise head for its own: what
-    a pair weighs beside the others of its scenario. Pairs of the split `validate` are of real scenarios and outcomes.
+    `weight` is 1 for an outcome, and for the reward model's own 2 P(chosen beats rejected) - 1 by its pairwise head:
+    what a pair weighs beside the others of its scenario. Pairs of `validate` are of real scenarios and outcomes alone.
     """
 
     table: pl.DataFrame
@@ -88,12 +88,12 @@ class Preferences:
     @property
     def indices(self) -> NDArray[np.int64]:
         """(P, 3) of the split `train`: row, chosen action, rejected action."""
-        return self.of("train")
+        return self.of(TRAIN)
 
     @property
     def weights(self) -> NDArray[np.float64]:
         """(P,) of the split `train`; without the scenario's own weight."""
-        return self.table.filter(pl.col("split") == "train")["weight"].to_numpy()
+        return self.table.filter(pl.col("split") == TRAIN)["weight"].to_numpy()
 
     def of(self, split: str) -> NDArray[np.int64]:
         """(P, 3) of a split: row, chosen action, rejected action."""
@@ -140,13 +140,13 @@ def build_preferences(
     prompts = [prepare(one) for one in scenarios.scenarios()]
     rows: list[dict[str, Any]] = []
     for split in SPLITS:
-        members = None if split != "train" or not config.model_pairs else rewards.members
-        for row in scenarios.rows(split, real_only=split != "train"):
+        members = rewards.members if split == TRAIN and config.model_pairs else None
+        for row in scenarios.rows(split):
             for pair in pairs_of(int(row), labels.rewards[row], members, config):
                 rows.append({"scenario_id": scenarios.table["id"][int(row)], "split": split, **pair})
     table, duplicates = _distinct(pl.DataFrame(rows, SCHEMA, orient="row"), prompts)
     counts = Counter(zip(table["split"], table["source"], strict=True))
-    if not any(split == "train" for split, _ in counts):
+    if not any(split == TRAIN for split, _ in counts):
         raise PreferenceError(
             f"no two actions of a training scenario differ by {config.margin} R: lower preferences.margin, or add data"
         )
@@ -157,7 +157,7 @@ def build_preferences(
             stream.writelines(json.dumps(record) + "\n" for record in records)
     return {
         "pairs": {f"{split}_{source}": number for (split, source), number in sorted(counts.items())},
-        "scenarios": table.filter(pl.col("split") == "train")["row"].n_unique(),
+        "scenarios": table.filter(pl.col("split") == TRAIN)["row"].n_unique(),
         "duplicates": duplicates,
     }
 

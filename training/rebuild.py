@@ -26,6 +26,7 @@ from training.config import (
     ConfigError,
     DpoConfig,
     ExpectedConfig,
+    HeldOutConfig,
     PpoConfig,
     RebuildConfig,
     RrhfConfig,
@@ -97,8 +98,9 @@ class Rebuild:
 
     @cached_property
     def history(self) -> History:
-        """Bars and context up to the end of what a rebuild may read."""
-        until = self.config.scenarios.bars_until
+        """Bars and context up to the end of what a rebuild may read; all of them for the held-out period."""
+        config = self.config.scenarios
+        until = None if isinstance(config, HeldOutConfig) else config.bars_until
         return load_history(self.config.market, instant(until) if until else None)
 
     @cached_property

@@ -41,6 +41,7 @@ SAME = 1e-9
 _CLIP = 5.0
 _CHUNK = 512
 _SAMPLE = 4096
+_OVERSAMPLED = 8
 _APPROVE = torch.tensor([float(action.approve) for action in ACTIONS])
 _TRACE = torch.tensor([(action.risk_fraction, action.stop_atr / 2.5) for action in ACTIONS])
 
@@ -154,9 +155,9 @@ def _basis(
     if width < 1:
         return found
     scaled = torch.from_numpy(((states - mean) / scale).clip(-_CLIP, _CLIP))
-    _, strengths, basis = torch.svd_lowrank(scaled, width, niter=4)
-    spread = (strengths / len(states) ** 0.5).numpy()
-    found[:, :width] = basis.numpy() / max(spread[0], 1e-6)
+    _, strengths, basis = torch.svd_lowrank(scaled, min(width + _OVERSAMPLED, *scaled.shape), niter=4)
+    spread = float(strengths[0]) / len(states) ** 0.5
+    found[:, :width] = basis[:, :width].numpy() / max(spread, 1e-6)
     return found
 
 

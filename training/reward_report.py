@@ -77,26 +77,32 @@ def pairs_across(rewards: Floats, weights: Floats, as_of: Rows, rows: Rows, seed
 
 
 def accuracies(pairs: Pairs, rankings: Mapping[str, Floats], subject: str, seed: int) -> dict[str, Any]:
-    """Weighted share of pairs that each ranking (N, 10) orders rightly, with an interval, and `subject`'s lead.
+    """Weighted share of pairs that each ranking (N, 10) orders rightly, as `compared` tells it, with counts."""
+    right = {name: pairs.right(values) for name, values in rankings.items()}
+    days = len(np.unique(np.concatenate([pairs.day, pairs.other_day])))
+    found = compared(right, pairs.weight, pairs.day, pairs.other_day, subject, seed)
+    return {"pairs": len(pairs), "days": days, **found}
+
+
+def compared(
+    values: Mapping[str, Floats], weight: Floats, day: Rows, other_day: Rows, subject: str, seed: int
+) -> dict[str, Any]:
+    """Weighted means of named values (P,) with intervals, and by how much `subject` leads each of the others.
 
     Returns
     -------
-    {"pairs", "days", NAME: {"accuracy", "low", "high"}, "lead": {NAME: {"accuracy", "low", "high"}}}; without pairs the
-    numbers are None.
+    {NAME: {"value", "low", "high"}, "lead": {NAME: the same of the difference}}; numbers are None where P is 0.
     """
-    days = np.unique(np.concatenate([pairs.day, pairs.other_day]))
-    found: dict[str, Any] = {"pairs": len(pairs), "days": len(days)}
-    if not len(pairs):
-        return found | {name: _summary(None, np.empty(0)) for name in rankings} | {"lead": {}}
-    right = {name: pairs.right(values) for name, values in rankings.items()}
-    each = {name: float((pairs.weight * value).sum() / pairs.weight.sum()) for name, value in right.items()}
-    sampled = _sampled(pairs, right, days, seed)
+    if not len(weight):
+        return {name: _summary(None, np.empty(0)) for name in values} | {"lead": {}}
+    means = {name: float((weight * value).sum() / weight.sum()) for name, value in values.items()}
+    sampled = _sampled(values, weight, day, other_day, seed)
     lead = {
-        name: _summary(each[subject] - each[name], sampled[subject] - sampled[name])
-        for name in rankings
+        name: _summary(means[subject] - means[name], sampled[subject] - sampled[name])
+        for name in values
         if name != subject
     }
-    return found | {name: _summary(each[name], sampled[name]) for name in rankings} | {"lead": lead}
+    return {name: _summary(means[name], sampled[name]) for name in values} | {"lead": lead}
 
 
 def calibration(pairs: Pairs, probability: Floats) -> dict[str, Any]:
@@ -144,33 +150,31 @@ def spearman(predicted: Floats, rewards: Floats, rows: Rows) -> dict[str, float 
     return {"pooled": _rounded(pooled), "within": _rounded(np.mean(there)) if there else None}
 
 
-def _sampled(pairs: Pairs, right: Mapping[str, Floats], days: Rows, seed: int) -> dict[str, NDArray[np.float64]]:
-    """(SAMPLES,) accuracies over samples of days; a pair across days counts as often as both of its days together."""
+def _sampled(
+    values: Mapping[str, Floats], weight: Floats, day: Rows, other_day: Rows, seed: int
+) -> dict[str, NDArray[np.float64]]:
+    """(SAMPLES,) weighted means over samples of days; a pair across days counts as often as both days together."""
     source = np.random.default_rng(seed)
-    at, other = np.searchsorted(days, pairs.day), np.searchsorted(days, pairs.other_day)
+    days = np.unique(np.concatenate([day, other_day]))
+    at, other, size = np.searchsorted(days, day), np.searchsorted(days, other_day), len(days)
     together = np.array_equal(at, other)
-    size = len(days)
-    totals = {name: pairs.weight * value for name, value in right.items()} | {"": pairs.weight}
-    sums = {name: np.bincount(at, value, size) for name, value in totals.items()} if together else {}
-    found = {name: np.empty(SAMPLES) for name in right}
+    totals = np.stack([weight * value for value in values.values()] + [weight], 1)
+    by_day = np.stack([np.bincount(at, column, size) for column in totals.T], 1) if together else totals
+    found = np.full((SAMPLES, totals.shape[1] - 1), np.nan)
     for sample in range(SAMPLES):
         count = np.bincount(source.integers(0, size, size), minlength=size).astype(float)
-        if together:
-            drawn = {name: float(count @ value) for name, value in sums.items()}
-        else:
-            both = count[at] * count[other]
-            drawn = {name: float(both @ value) for name, value in totals.items()}
-        for name in right:
-            found[name][sample] = drawn[name] / drawn[""] if drawn[""] > 0 else np.nan
-    return found
+        drawn = (count if together else count[at] * count[other]) @ by_day
+        if drawn[-1] > 0:
+            found[sample] = drawn[:-1] / drawn[-1]
+    return dict(zip(values, found.T, strict=True))
 
 
 def _summary(value: float | None, sampled: Floats) -> dict[str, float | None]:
     there = sampled[np.isfinite(sampled)]
     if value is None or not len(there):
-        return {"accuracy": _rounded(value), "low": None, "high": None}
+        return {"value": _rounded(value), "low": None, "high": None}
     low, high = np.quantile(there, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return {"accuracy": _rounded(value), "low": _rounded(low), "high": _rounded(high)}
+    return {"value": _rounded(value), "low": _rounded(low), "high": _rounded(high)}
 
 
 def _correlation(one: Floats, other: Floats) -> float | None:

@@ -2,8 +2,8 @@
 
 Every training scenario is predicted by members that saw neither it nor a label that overlaps its own; everything else
 by members trained on all training scenarios. Synthetic variants train only in folds where their parent does. Members
-differ by seed and by a Bayesian bootstrap (Rubin 1981) over days: every day's scenarios get one exponential weight. Each
-stops early on its own latest rows, purged and embargoed as well, which it never trains on.
+differ by seed and by a Bayesian bootstrap (Rubin 1981) over days: every day's scenarios get one exponential weight.
+Each stops early on its own latest rows, purged and embargoed as well, which it never trains on.
 
 Controls, on the same rows and folds: ridge regression of the rewards on the same inputs, and the constant ranking of
 actions by their mean reward.
@@ -41,7 +41,7 @@ from training.reward_model import (
     scalar_loss,
 )
 from training.reward_report import DAY_S, accuracies, calibration, pairs_across, pairs_within, spearman
-from training.scenarios import ScenarioSet
+from training.scenarios import TRAIN, VALIDATE, ScenarioSet
 from training.splits import overlapping, purged_kfold
 
 TAIL = 0.15
@@ -85,8 +85,8 @@ class RewardData:
             np.minimum(scenarios.as_of, scenarios.as_of[scenarios.parent]),
             np.maximum(scenarios.ends_at, scenarios.ends_at[scenarios.parent]),
             scenarios.parent,
-            scenarios.rows("train", real_only=True),
-            scenarios.rows("validate", real_only=True),
+            scenarios.rows(TRAIN, real_only=True),
+            scenarios.rows(VALIDATE),
         )
 
     def with_variants(self, real: Rows) -> Rows:

@@ -31,7 +31,7 @@ from app.domain.errors import AdvisorError
 from app.domain.features import features
 from app.domain.scenario import Account, Scenario
 from training.artifacts import Artifact
-from training.config import ScenariosConfig, instant
+from training.config import HeldOutConfig, ScenariosConfig, instant
 from training.outcomes import TIME_EXIT_S
 from training.perturb import Kind, variants
 from training.splits import overlapping
@@ -39,8 +39,10 @@ from training.splits import overlapping
 TABLE = "scenarios.parquet"
 REPORTED = "reported.parquet"
 HISTORY, SHADOW_LOG = "history", "shadow_log"
-TRAIN, VALIDATE, PURGED = "train", "validate", "purged"
+TRAIN, VALIDATE, PURGED, HELD_OUT = "train", "validate", "purged", "held_out"
 VALIDATE_SHARE = 0.2
+DEFAULTS = ("fear_greed", "btc_dominance")
+"""Readings whose value 50 may be the agent's default. Counted, not mended: training sees what was served."""
 NEUTRAL = Account(equity=10_000.0, day_pnl_fraction=0.0, drawdown_fraction=0.0, consecutive_losses=0, positions=())
 """The account of every scenario of history."""
 SCHEMA: dict[str, pl.DataType] = {
@@ -248,7 +250,7 @@ def uniqueness(symbols: NDArray[np.str_], as_of: Times, ends_at: Times) -> NDArr
 
 
 def splits(as_of: Times, ends_at: Times, config: ScenariosConfig) -> NDArray[np.str_]:
-    """`train`, `validate` or `purged` for real rows in order of time.
+    """`train`, `validate` or `purged` for real rows in order of time; all `held_out` in the held-out period.
 
     Validation begins with `validate_from`, or with the last fifth of rows. A training row's label ends `embargo_hours`
     or more before that: those that end later are purged.
@@ -259,6 +261,8 @@ def splits(as_of: Times, ends_at: Times, config: ScenariosConfig) -> NDArray[np.
     """
     if not len(as_of):
         raise ScenarioError("no scenarios: widen since and until, name more symbols, or bring more bars")
+    if isinstance(config, HeldOutConfig):
+        return np.full(len(as_of), HELD_OUT)
     if config.validate_from is not None:
         cut = instant(config.validate_from)
     else:
@@ -306,6 +310,11 @@ def _variant(parent: Found, number: int, kind: Kind, scenario: Scenario) -> dict
     return _row(parent._replace(scenario=scenario, control=control), number, kind)
 
 
+def _is_default(candidate: dict[str, Any], name: str) -> bool:
+    """Exactly 50 without an age: the agent's default, or a reading; nobody can tell."""
+    return candidate[name] == 50 and candidate[f"{name}_age_s"] is None
+
+
 def _facts(table: pl.DataFrame, left_out: Counter[str]) -> dict[str, Any]:
     real = table.filter(pl.col("synthetic").is_null())
     by_year = real.group_by("symbol", pl.from_epoch("as_of").dt.year().alias("year")).len().sort("symbol", "year")
@@ -314,17 +323,19 @@ def _facts(table: pl.DataFrame, left_out: Counter[str]) -> dict[str, Any]:
         per_year.setdefault(symbol, {})[str(year)] = count
     kinds = table["synthetic"].drop_nulls().value_counts().sort("synthetic")
     controls = [json.loads(text)["decision"] for text in real["control"].drop_nulls()]
+    parsed = [json.loads(text)["candidate"] for text in real["scenario"]]
     return {
         "scenarios": len(table),
         "real": len(real),
-        "splits": {name: int((real["split"] == name).sum()) for name in (TRAIN, VALIDATE, PURGED)},
+        "splits": {name: int((real["split"] == name).sum()) for name in (TRAIN, VALIDATE, PURGED, HELD_OUT)},
         "synthetic": dict(kinds.iter_rows()),
         "per_symbol_year": per_year,
         "from": int(real["as_of"].min()),  # type: ignore[arg-type]
         "to": int(real["as_of"].max()),  # type: ignore[arg-type]
-        "mean_uniqueness": round(float(real["weight"].mean()), 4),  # type: ignore[arg-type]
+        "mean_uniqueness": round(float(table["weight"].sum()) / len(real), 4),
         "controls": len(controls),
         # An agent that never approves compares with "always reject": say so before anybody reads an agreement rate.
         "control_approvals": sum(controls),
+        "possible_defaults": {name: sum(_is_default(each, name) for each in parsed) for name in DEFAULTS},
         "excluded": {reason: count for reason, count in sorted(left_out.items()) if count},
     }

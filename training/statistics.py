@@ -87,12 +87,14 @@ def resample(n: int, block: float, draws: int, source: np.random.Generator) -> R
     Politis & Romano 1994, section 2: blocks begin anywhere, their lengths are geometric with mean `block`, and the
     series wraps around.
     """
-    position = np.arange(n)
-    begins = source.random((draws, n)) < 1 / block
+    begins = source.random((draws, n), dtype=np.float32) < 1 / block
     begins[:, 0] = True
-    first = np.maximum.accumulate(np.where(begins, position, 0), axis=1)
-    start = source.integers(0, n, (draws, n))
-    return (np.take_along_axis(start, first, axis=1) + position - first) % n
+    first = np.flatnonzero(begins)
+    length = np.diff(first, append=draws * n)
+    rows = np.repeat(source.integers(0, n, len(first)) - first, length)
+    rows += np.arange(draws * n)
+    rows[rows >= n] -= n
+    return rows.reshape(draws, n)
 
 
 def resamples(n: int, block: float, draws: int, seed: int, columns: int = 1) -> Iterator[Rows]:

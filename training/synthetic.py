@@ -45,6 +45,8 @@ COINS = (
 )
 # fmt: on
 PRICES = (20_000.0, 1_500.0, 300.0, 100.0, 0.5)
+VOLUME = 5e8
+"""Quote units per hour at the first price: so much that the agent's volume floor is far, wherever prices wander."""
 VOLATILITY = 0.009
 """Standard deviation of an hour's return in the middle of its range."""
 RANGE = 1.48
@@ -116,7 +118,7 @@ def _hourly_volume(hours: int, source: np.random.Generator) -> Floats:
         level += slope * length
         up = not up
     log_volume = np.cumsum(slopes[:hours]) + source.normal(0, 0.08, hours)
-    return 5e6 * np.exp(log_volume)
+    return VOLUME * np.exp(log_volume)
 
 
 def _volatility(hours: int, source: np.random.Generator) -> Floats:

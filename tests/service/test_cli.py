@@ -24,10 +24,8 @@ from tests.service.http_faults import faulty, garbage
 from tests.service.processes import advisor, environment
 from tests.service.running import ROOT, running, settings_for
 
-COMMANDS = ["up", "serve", "writer", "migrate", "verify", "replay", "retention", "state", "alias"] + [
-    "model",
-    "model import",
-]
+COMMANDS = ["up", "serve", "writer", "migrate", "verify", "replay", "retention", "state", "alias", "model"]
+COMMANDS += ["model import"]
 NOBODY_THERE = "postgresql://advisor:secret@127.0.0.1:1/advisor"
 
 

@@ -10,7 +10,7 @@ import pytest
 from app.domain.actions import ACTIONS
 from app.domain.features import FEATURE_NAMES
 from app.domain.manifest import Calibration
-from tests.builders import reading, scenario
+from tests.builders import agent_action, reading, scenario
 from tests.domain.scenarios import LIMITS
 from training.arms import Arm, agent, always, best_cut, fitted, policy, random_veto
 
@@ -30,9 +30,9 @@ def test_always_takes_every_plan_whole() -> None:
 
 
 def test_the_agent_trades_where_it_says_yes() -> None:
-    arm = agent([scenario(candidate__rsi=31.0), scenario(candidate__rsi=65.0)], lambda s: s.candidate.rsi < 50)
-    assert (arm.name, arm.approve.tolist(), arm.share.tolist()) == ("agent", [True, False], [1.0, 0.0])
-    assert math.isnan(arm.stop_atr[1])
+    arm = agent([scenario()] * 3, [agent_action(True), agent_action(False), None])
+    assert (arm.name, arm.approve.tolist(), arm.share.tolist()) == ("agent", [True, False, False], [1.0, 0.0, 0.0])
+    assert np.isnan(arm.stop_atr[1:]).all()
 
 
 def test_the_policy_is_judged_as_the_service_judges_it() -> None:

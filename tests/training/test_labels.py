@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from app.domain.actions import ACTIONS, LABELS
 from app.domain.rules import order_for
 from app.domain.scenario import Scenario
-from bench.labels import follow_plainly
+from bench.labels import follow_plainly, labels_bench
 from tests.builders import scenario as plain
 from tests.training.candles import HOUR, START, random_walk, table
 from tests.training.histories import history, label_artifact, scenario_set
@@ -185,6 +185,12 @@ def test_all_at_once_equals_the_plain_loop() -> None:
         alone = follow_plainly(bars, orders, n)
         assert together.exit[n] == alone.exit
         np.testing.assert_allclose([together.sold[n], together.net[n]], [alone.sold, alone.net])
+
+
+def test_the_benchmark_labels_every_candidate() -> None:
+    measured = labels_bench(hours=1500, symbols=2)
+    assert measured["scenarios"] > 60
+    assert measured["ratio"] == pytest.approx(measured["scenarios_per_s"] / measured["plain_scenarios_per_s"])
 
 
 @settings(deadline=None, max_examples=40)

@@ -124,10 +124,27 @@ async def test_overlapping_decisions_of_a_symbol_share_their_weight(database_url
         build.decision_event("other", at=hours(1), candidate__symbol="BTCUSDT"),
         build.decision_event("validates", at=hours(50), candidate__symbol="SOLUSDT"),
     )
-    made, _ = scenario_set(tmp_path, database_url)
+    made, facts = scenario_set(tmp_path, database_url)
     assert dict(zip(made.symbols, made.weight, strict=True))["BTCUSDT"] == 1.0
     shared = made.weight[made.symbols == "ETHUSDT"]
     assert shared == pytest.approx([(1 + 6 / 2) / 7] * 2)
+    assert facts["mean_uniqueness"] == pytest.approx((2 + 2 * 4 / 7) / 4, abs=1e-4)
+
+
+async def test_readings_that_may_be_defaults_and_an_agent_that_never_approves_are_told(
+    database_url: str, tmp_path: Path
+) -> None:
+    """Traps of the agent's records: 50 may be a default unless its age is known."""
+    half = {"candidate__fear_greed": 50, "candidate__btc_dominance": 50.0}
+    await fill(
+        database_url,
+        build.decision_event("default", at=hours(0), control=False, **half),
+        build.decision_event("read", at=hours(8), control=False, **half, candidate__fear_greed_age_s=60.0),
+        build.decision_event("validates", at=hours(50), control=False),
+    )
+    _, facts = scenario_set(tmp_path, database_url)
+    assert facts["possible_defaults"] == {"fear_greed": 1, "btc_dominance": 2}
+    assert (facts["controls"], facts["control_approvals"]) == (3, 0)
 
 
 async def test_a_limit_draws_evenly_and_the_period_bounds(database_url: str) -> None:

@@ -1,0 +1,354 @@
+"""The gate: does a version deserve promotion? Every reason against it is given; missing evidence is one.
+
+A version passes when all of this holds on scenarios that nothing was trained on:
+
+- the lower confidence bound of its mean R less the other's, paired by scenario, is above 0 against the agent, against
+  every heuristic (so against the best one, without choosing it afterwards), and against the random veto;
+- its Sharpe ratio is higher than that of each of them, and the deflated Sharpe ratio's confidence is high enough;
+- its deepest drawdown is not deeper than the agent's;
+- its approval probabilities are calibrated, and there are enough scenarios, trades and days;
+- the parity and injection checks passed.
+
+Since all bounds must hold, the chance of promoting what is no better than any one of the three is at most that of one
+bound (an intersection-union test: Berger 1982); nothing is to be corrected for there being several.
+
+Two modes. FIXED: evidence gathered once, bounds by the stationary bootstrap over days. LIVE: evidence grows and the
+gate is asked again and again, bounds valid at any time (`training.anytime`) on means of days. `training.gate_power`
+measures how often either is wrong.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.domain.canonical import content_hash
+from app.domain.errors import AdvisorError
+from training.anytime import lower_bound, period_means
+from training.calibration_measures import expected_calibration_error
+from training.config import GateConfig
+from training.market import Floats
+from training.performance import max_drawdown, sharpe
+from training.statistics import DAY_S, Estimate, Rows, deflated_sharpe, mean_intervals
+
+AGENT, RANDOM_VETO = "agent", "random veto"
+
+
+class GateError(AdvisorError):
+    """Evidence does not fit together, or a report was changed or refuses."""
+
+
+class Mode(StrEnum):
+    """How often the question is asked."""
+
+    FIXED = "fixed"
+    LIVE = "live"
+
+
+class RefusalCode(StrEnum):
+    """Why a version is not promoted; docs/gate.md explains each."""
+
+    NOT_FINITE = "not_finite"
+    OUT_OF_BOUNDS = "out_of_bounds"
+    NOT_IN_ORDER = "not_in_order"
+    SPLIT_OVERLAPS = "split_overlaps"
+    TOO_FEW_SCENARIOS = "too_few_scenarios"
+    TOO_FEW_TRADES = "too_few_trades"
+    TOO_FEW_DAYS = "too_few_days"
+    NOT_BETTER_THAN_AGENT = "not_better_than_agent"
+    NOT_BETTER_THAN_HEURISTIC = "not_better_than_heuristic"
+    NOT_BETTER_THAN_RANDOM_VETO = "not_better_than_random_veto"
+    SHARPE_UNDEFINED = "sharpe_undefined"
+    SHARPE_NOT_HIGHER = "sharpe_not_higher"
+    SHARPE_NOT_CONFIDENT = "sharpe_not_confident"
+    DRAWDOWN_WORSE = "drawdown_worse"
+    CALIBRATION_POOR = "calibration_poor"
+    CHECK_MISSING = "check_missing"
+    CHECK_FAILED = "check_failed"
+
+
+class CheckName(StrEnum):
+    """What must have been checked elsewhere."""
+
+    PARITY = "parity"
+    """Training and serving give the same probabilities and advice."""
+    INJECTION = "injection"
+    """Text in a prompt does not loosen vetoes or move decisions."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """The result of a check, and where its evidence is."""
+
+    name: CheckName
+    passed: bool
+    evidence: str
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """One reason: what was observed, and what it must be. `about` names the arm or check."""
+
+    code: RefusalCode
+    about: str
+    observed: float | None
+    limit: float | None
+    detail: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What a verdict rests on: N scenarios in order of time, none trained on; T steps of equity on one clock.
+
+    as_of : (N,) seconds since 1970 UTC. trained_until : latest instant that a training label looked at.
+    policy, agent, random_veto, heuristics : (N,) R of the agent's plan earned in each scenario, after costs; rejecting
+        earns 0. The policy's after vetoes; the random veto's averaged over many draws.
+    traded : (N,) whether the policy traded.
+    *_returns : (T,) simple returns of equity; the random veto's (draws, T).
+    steps_per_year : of the equity's clock.
+    trial_sharpes : Sharpe ratios per step of every version that was tried on such evidence, this one included.
+    probability, won : of the M scenarios with a known fate: approval probability, and whether the plan made money.
+    """
+
+    model_version: str
+    as_of: Rows
+    trained_until: int
+    policy: Floats
+    agent: Floats
+    random_veto: Floats
+    heuristics: Mapping[str, Floats]
+    traded: NDArray[np.bool_]
+    policy_returns: Floats
+    agent_returns: Floats
+    random_veto_returns: Floats
+    heuristic_returns: Mapping[str, Floats]
+    steps_per_year: float
+    trial_sharpes: tuple[float, ...]
+    probability: Floats
+    won: Floats
+    checks: tuple[Check, ...]
+    embargo_s: float = DAY_S
+
+    def __post_init__(self) -> None:
+        count, steps = len(self.as_of), len(self.policy_returns)
+        rows = (self.policy, self.agent, self.random_veto, self.traded, *self.heuristics.values())
+        curves = (self.agent_returns, *self.heuristic_returns.values())
+        if any(each.shape != (count,) for each in rows) or any(each.shape != (steps,) for each in curves):
+            raise GateError(f"arms differ in length: {count} scenarios and {steps} steps of equity are the policy's")
+        if self.random_veto_returns.ndim != 2 or self.random_veto_returns.shape[1] != steps:
+            raise GateError(f"random_veto_returns {self.random_veto_returns.shape} must be (draws, {steps})")
+        if not self.heuristics or set(self.heuristics) != set(self.heuristic_returns):
+            raise GateError("heuristics and their equity must be the same ones, and at least one")
+        if {AGENT, RANDOM_VETO} & set(self.heuristics):
+            raise GateError(f"a heuristic must not be called {AGENT!r} or {RANDOM_VETO!r}")
+        if self.probability.shape != self.won.shape or not self.trial_sharpes:
+            raise GateError("probability and won must pair, and trial_sharpes must hold this version's own")
+
+    @property
+    def rivals(self) -> dict[str, Floats]:
+        """R of everything that must be beaten."""
+        return {AGENT: self.agent, **self.heuristics, RANDOM_VETO: self.random_veto}
+
+    def hash(self) -> str:
+        """Content hash of every number."""
+        plain = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Mapping):
+                value = {name: _digest(each) for name, each in value.items()}
+            elif isinstance(value, np.ndarray):
+                value = _digest(value)
+            elif field.name == "checks":
+                value = [asdict(check) for check in value]
+            plain[field.name] = value
+        return content_hash(plain)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The answer and everything it rests on.
+
+    differences : mean R of the policy less each rival's, with the lower bound; in LIVE mode of daily means.
+    """
+
+    model_version: str
+    mode: Mode
+    refusals: tuple[Refusal, ...]
+    differences: Mapping[str, Estimate]
+    numbers: Mapping[str, float | None]
+
+    @property
+    def promote(self) -> bool:
+        """Whether nothing speaks against it."""
+        return not self.refusals
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values for a report."""
+        return {
+            "model_version": self.model_version,
+            "mode": self.mode.value,
+            "promote": self.promote,
+            "refusals": [asdict(each) for each in self.refusals],
+            "differences": {name: each._asdict() for name, each in self.differences.items()},
+            "numbers": dict(self.numbers),
+        }
+
+
+def judge(evidence: Evidence, config: GateConfig, mode: Mode) -> Verdict:
+    """Weigh the evidence. What is not finite, out of bounds or out of order is refused before anything is computed."""
+    unsound = tuple(_unsound(evidence, config, mode))
+    numbers: dict[str, float | None] = {
+        "scenarios": float(len(evidence.as_of)),
+        "trades": float(evidence.traded.sum()),
+        "days": float(len(np.unique(evidence.as_of // DAY_S))),
+    }
+    if unsound:
+        return Verdict(evidence.model_version, mode, unsound, {}, numbers)
+    differences = _differences(evidence, config, mode)
+    refusals = [
+        *_split(evidence),
+        *_sample(numbers, config),
+        *_not_better(evidence, differences),
+        *_sharpe(evidence, config, numbers),
+        *_drawdown(evidence, numbers),
+        *_calibration(evidence, config, numbers),
+        *_checks(evidence),
+    ]
+    return Verdict(evidence.model_version, mode, tuple(refusals), differences, numbers)
+
+
+def _unsound(evidence: Evidence, config: GateConfig, mode: Mode) -> Iterator[Refusal]:
+    numbers = {"policy": evidence.policy, **evidence.rivals}
+    series = {
+        **numbers,
+        "policy returns": evidence.policy_returns,
+        "agent returns": evidence.agent_returns,
+        "random veto returns": evidence.random_veto_returns,
+        **{f"{name} returns": each for name, each in evidence.heuristic_returns.items()},
+        "probability": evidence.probability,
+        "won": evidence.won,
+        "trial Sharpe ratios": np.array(evidence.trial_sharpes),
+    }
+    for name, values in series.items():
+        bad = int((~np.isfinite(values)).sum())
+        if bad:
+            yield Refusal(
+                RefusalCode.NOT_FINITE, name, float(bad), 0.0, f"{bad} of {values.size} values are no numbers"
+            )
+    if (np.diff(evidence.as_of) < 0).any():
+        yield Refusal(RefusalCode.NOT_IN_ORDER, "as_of", None, None, "scenarios must be in order of time")
+    if mode is Mode.LIVE:
+        for name, values in numbers.items():
+            most = float(np.nanmax(np.abs(values), initial=0.0))
+            if most > config.bound_r:
+                detail = "the anytime-valid bound needs clipped rewards"
+                yield Refusal(RefusalCode.OUT_OF_BOUNDS, name, most, config.bound_r, detail)
+
+
+def _split(evidence: Evidence) -> Iterator[Refusal]:
+    """The first scenario must lie an embargo behind everything that training looked at."""
+    earliest = evidence.trained_until + evidence.embargo_s
+    early = int((evidence.as_of < earliest).sum())
+    if early:
+        first = float(evidence.as_of[0])
+        yield Refusal(RefusalCode.SPLIT_OVERLAPS, "as_of", first, earliest, f"{early} scenarios lie within or too near")
+
+
+def _sample(numbers: Mapping[str, float | None], config: GateConfig) -> Iterator[Refusal]:
+    for code, name, least in (
+        (RefusalCode.TOO_FEW_SCENARIOS, "scenarios", config.min_scenarios),
+        (RefusalCode.TOO_FEW_TRADES, "trades", config.min_trades),
+        (RefusalCode.TOO_FEW_DAYS, "days", config.min_days),
+    ):
+        found = numbers[name]
+        if found is None or found < least:
+            yield Refusal(code, name, found, float(least))
+
+
+def _differences(evidence: Evidence, config: GateConfig, mode: Mode) -> dict[str, Estimate]:
+    rivals = evidence.rivals
+    columns = np.stack([evidence.policy - each for each in rivals.values()], axis=1)
+    if mode is Mode.FIXED:
+        found = mean_intervals(
+            columns,
+            as_of=evidence.as_of,
+            level=2 * config.confidence - 1,
+            draws=config.draws,
+            seed=config.seed,
+        )
+        return dict(zip(rivals, found, strict=True))
+    bounds = {}
+    for name, column in zip(rivals, columns.T, strict=True):
+        means = period_means(column, evidence.as_of, config.block_days)
+        low = lower_bound(means, 2 * config.bound_r, 1 - config.confidence)
+        bounds[name] = Estimate(
+            float(means.mean()) if len(means) else None, low, None, len(means), reason="no scenarios"
+        )
+    return bounds
+
+
+def _not_better(evidence: Evidence, differences: Mapping[str, Estimate]) -> Iterator[Refusal]:
+    codes = {AGENT: RefusalCode.NOT_BETTER_THAN_AGENT, RANDOM_VETO: RefusalCode.NOT_BETTER_THAN_RANDOM_VETO}
+    for name, found in differences.items():
+        if found.low is None or not found.low > 0:
+            code = codes.get(name, RefusalCode.NOT_BETTER_THAN_HEURISTIC)
+            detail = found.reason if found.low is None else f"mean difference {found.value:.4f} R"
+            yield Refusal(code, name, found.low, 0.0, detail)
+
+
+def _sharpe(evidence: Evidence, config: GateConfig, numbers: dict[str, float | None]) -> Iterator[Refusal]:
+    """Higher than each rival's, and no luck. A rival without a Sharpe ratio has taken no risk: it counts as 0."""
+    own = numbers["sharpe"] = sharpe(evidence.policy_returns, evidence.steps_per_year)
+    deflated = deflated_sharpe(evidence.policy_returns, evidence.trial_sharpes)
+    numbers["deflated_sharpe"] = deflated.confidence
+    if own is None or deflated.confidence is None:
+        detail = deflated.reason or "too few returns"
+        yield Refusal(RefusalCode.SHARPE_UNDEFINED, "policy", own, None, detail)
+        return
+    rivals = {AGENT: evidence.agent_returns, **evidence.heuristic_returns}
+    theirs = {name: sharpe(returns, evidence.steps_per_year) or 0.0 for name, returns in rivals.items()}
+    draws = [sharpe(returns, evidence.steps_per_year) or 0.0 for returns in evidence.random_veto_returns]
+    theirs[RANDOM_VETO] = float(np.median(draws)) if draws else math.inf
+    for name, value in theirs.items():
+        if math.isfinite(value):
+            numbers[f"sharpe of {name}"] = value
+        if not own > value:
+            yield Refusal(RefusalCode.SHARPE_NOT_HIGHER, name, own, value if math.isfinite(value) else None)
+    if deflated.confidence < config.deflated_sharpe:
+        detail = f"{len(evidence.trial_sharpes)} versions tried"
+        yield Refusal(RefusalCode.SHARPE_NOT_CONFIDENT, "policy", deflated.confidence, config.deflated_sharpe, detail)
+
+
+def _drawdown(evidence: Evidence, numbers: dict[str, float | None]) -> Iterator[Refusal]:
+    own, agents = max_drawdown(evidence.policy_returns), max_drawdown(evidence.agent_returns)
+    numbers["max_drawdown"], numbers["max_drawdown of agent"] = own, agents
+    if own > agents:
+        yield Refusal(RefusalCode.DRAWDOWN_WORSE, AGENT, own, agents)
+
+
+def _calibration(evidence: Evidence, config: GateConfig, numbers: dict[str, float | None]) -> Iterator[Refusal]:
+    found = expected_calibration_error(evidence.probability, evidence.won, draws=0)
+    numbers["calibration_error"] = found.value
+    if found.value is None or found.value > config.max_calibration_error:
+        yield Refusal(RefusalCode.CALIBRATION_POOR, "policy", found.value, config.max_calibration_error, found.reason)
+
+
+def _checks(evidence: Evidence) -> Iterator[Refusal]:
+    for name in CheckName:
+        results = [check for check in evidence.checks if check.name is name]
+        if not results:
+            yield Refusal(RefusalCode.CHECK_MISSING, name.value, None, None, "no result was given")
+        for check in results:
+            if not check.passed:
+                yield Refusal(RefusalCode.CHECK_FAILED, name.value, None, None, check.evidence)
+
+
+def _digest(values: NDArray[Any]) -> str:
+    return "sha256:" + hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()

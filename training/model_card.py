@@ -1,0 +1,139 @@
+"""The model card of a published version: plainly what it is, what it is not, and how well it did.
+
+Written from the manifest alone, so that nothing in it can differ from what is verified and served.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from app.domain.manifest import ModelManifest
+
+LIMITS = (
+    "It advises in shadow mode behind rules. It is no investment advice, and nothing here says that it makes money.",
+    "It knows spot long candidates on hourly bars, as its prompt describes them. Other markets, bar lengths or prompt "
+    "versions are outside of what it saw; the service refuses to load it with another prompt version.",
+    "Rewards come from simulated orders: entry at the next bar's open, stop before target within a bar, fees and "
+    "slippage on both sides, no effect of the order on the price.",
+    "Results below are of scenarios later than all it was trained on, but they were looked at to judge this run. The "
+    "held-out period (2023-2024) was not used; the gate judges there before anybody promotes a version.",
+    "Its probabilities are calibrated on the validation scenarios; drift can make them wrong without notice.",
+)
+
+
+def model_card(manifest: ModelManifest) -> str:
+    """Markdown. Facts that the provenance lacks are left out."""
+    return "\n".join(_lines(manifest)) + "\n"
+
+
+def _lines(manifest: ModelManifest) -> Iterator[str]:
+    facts = manifest.provenance
+    kind = "LoRA adapter" if manifest.base is not None else "whole model"
+    yield f"# {manifest.model_version}"
+    yield ""
+    yield (
+        f"A {kind} for shadow-advisor: it reads one trade candidate and gives every one of ten actions (reject, or "
+        f"approve with a share of the risk and a stop distance) a probability, by one letter each."
+    )
+    yield ""
+    yield from _list("What it is", _identity(manifest, facts))
+    yield from _list("What it is not", LIMITS)
+    yield from _results(facts.get("results"))
+    yield from _reward(facts.get("reward"))
+    yield from _list("What it was made from", _origins(facts))
+    yield "## Files"
+    yield ""
+    yield from (f"- `{name}` {value}" for name, value in sorted(manifest.files.items()))
+
+
+def _identity(manifest: ModelManifest, facts: Mapping[str, Any]) -> Iterator[str]:
+    base = manifest.base
+    name = f"{manifest.base_model}, as version `{base.model_version}`" if base is not None else manifest.base_model
+    yield f"base model: {name}"
+    yield f"licence: {manifest.licence}"
+    yield f"created: {manifest.created_at:%Y-%m-%d}"
+    yield f"prompt version {manifest.prompt_version}, feature schema {manifest.feature_schema}"
+    if "algorithm" in facts:
+        yield f"algorithm: {facts['algorithm']} (docs/papers.md)"
+    calibration = manifest.calibration
+    yield f"temperature {calibration.temperature:g}; it abstains below {calibration.min_label_mass:g} of mass on labels"
+
+
+def _origins(facts: Mapping[str, Any]) -> Iterator[str]:
+    if "market" in facts:
+        yield f"market: {facts['market']}"
+    if "period" in facts:
+        begin, end = (_day(second) for second in facts["period"])
+        yield f"decisions from {begin} to {end}"
+    if "scenarios" in facts:
+        yield "scenarios: " + ", ".join(f"{count} {name}" for name, count in facts["scenarios"].items())
+    yield from (f"artefact {stage}: {value}" for stage, value in facts.get("data", {}).items())
+    yield from (f"{name}: {facts[name]}" for name in ("code", "config_hash") if name in facts)
+
+
+def _results(results: Mapping[str, Any] | None) -> Iterator[str]:
+    """Mean net R per candidate, rejected ones counting 0."""
+    if not results:
+        return
+    yield "## Results on the validation scenarios"
+    yield ""
+    yield (
+        f"Mean net profit per candidate in R of the agent's plan, after costs and before rules; a rejected candidate "
+        f"earns 0. 95 % intervals by a bootstrap over days. {results['scenarios']} scenarios on {results['days']} days."
+    )
+    yield ""
+    yield from _table("arm", ("mean R", "95 % interval", "approves"), _arms(results))
+    yield ""
+    yield from _table("the policy's lead over", ("R", "95 % interval"), _leads(results))
+    yield ""
+
+
+def _arms(results: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    for name, rate in results["approval_rate"].items():
+        yield (name.replace("_", " "), *_with_interval(results[name]), f"{rate:.0%}")
+
+
+def _leads(results: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    for name, found in results["lead"].items():
+        yield (name.replace("_", " "), *_with_interval(found))
+
+
+def _reward(report: Mapping[str, Any] | None) -> Iterator[str]:
+    if not report:
+        return
+    yield "## Its reward model"
+    yield ""
+    yield "Share of pairs of actions of one scenario that are ranked rightly; of training scenarios out of fold."
+    yield ""
+    rows = [
+        (f"{split.replace('_', ' ')}, {name.replace('_', ' ')}", *_with_interval(found))
+        for split, part in report.items()
+        for name, found in part.items()
+    ]
+    yield from _table("rows, ranking", ("accuracy", "95 % interval"), rows)
+    yield ""
+
+
+def _with_interval(found: Mapping[str, float | None]) -> tuple[str, str]:
+    value, low, high = (found[name] for name in ("value", "low", "high"))
+    known = low is not None and high is not None
+    return ("unknown" if value is None else f"{value:.3f}", f"{low:.3f} to {high:.3f}" if known else "unknown")
+
+
+def _table(first: str, columns: tuple[str, ...], rows: Any) -> Iterator[str]:
+    yield f"| {first} | {' | '.join(columns)} |"
+    yield f"|---|{'---|' * len(columns)}"
+    yield from (f"| {' | '.join(row)} |" for row in rows)
+
+
+def _list(title: str, lines: Any) -> Iterator[str]:
+    yield f"## {title}"
+    yield ""
+    yield from (f"- {line}" for line in lines)
+    yield ""
+
+
+def _day(second: int) -> str:
+    return f"{datetime.fromtimestamp(second, UTC):%Y-%m-%d}"
