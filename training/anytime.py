@@ -15,10 +15,10 @@ from app.domain.errors import AdvisorError
 from training.market import Floats
 from training.statistics import Rows, day_totals, require_finite
 
-SHARES = np.geomspace(0.01, 0.95, 16)
+SHARES = np.geomspace(0.01, 0.95, 12)
 """Shares of the wealth that stay staked; a mixture of them does nearly as well as the best of them in hindsight."""
-_STEPS = 28
-"""Halvings: a bound is exact to 1e-7 of its range."""
+_STEPS = 20
+"""Halvings: a bound is exact to a millionth of its range."""
 
 
 class UnboundedValues(AdvisorError):

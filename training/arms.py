@@ -122,8 +122,8 @@ def fitted(
     """
     margin = FEATURE_NAMES.index("score_over_threshold")
     models: list[tuple[str, Any]] = [
-        ("logistic regression", make_pipeline(SimpleImputer(keep_empty_features=True), StandardScaler(), _logistic())),
-        ("gradient boosting", _boosting()),
+        ("logistic regression", make_pipeline(_known(), StandardScaler(), _logistic())),
+        ("gradient boosting", make_pipeline(_known(), _boosting())),
     ]
     cut = best_cut(features[:, margin], rewards, weights)
     arms = [plan.kept("score threshold", new_features[:, margin] >= cut)]
@@ -143,10 +143,14 @@ def fitted(
 
 
 def _fit(model: Any, features: Floats, won: Flags, weights: Floats) -> Any:
-    """A fresh copy of a scikit-learn classifier, fitted with sample weights."""
+    """A fresh copy of a pipeline, its classifier fitted with sample weights."""
     fresh = clone(model)
-    name = f"{fresh.steps[-1][0]}__sample_weight" if hasattr(fresh, "steps") else "sample_weight"
-    return fresh.fit(features, won, **{name: weights})
+    return fresh.fit(features, won, **{f"{fresh.steps[-1][0]}__sample_weight": weights})
+
+
+def _known() -> SimpleImputer:
+    """Medians in place of what is not known, and flags that say so. A field that no source has is 0 everywhere."""
+    return SimpleImputer(strategy="median", keep_empty_features=True, add_indicator=True)
 
 
 def best_cut(scores: Floats, rewards: Floats, weights: Floats) -> float:

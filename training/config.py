@@ -34,6 +34,7 @@ class SyntheticConfig(Section):
     edge: float = Field(0.0, ge=0, le=2, description="planted drift in ATR per bar at full strength; 0 plants none")
     symbols: int = Field(4, ge=1, le=20)
     bars: int = Field(9000, ge=1000, le=70_000, description="hourly bars per symbol")
+    begins: date = Field(date(2015, 1, 1), description="day of the first bar")
     seed: int = Field(0, ge=0)
 
 
@@ -179,7 +180,7 @@ class AdapterConfig(Section):
 
 
 class TrainingConfig(Section):
-    """What all algorithms share. Defaults were chosen on a planted rule (`python -m bench.learning`), never on markets."""
+    """What all algorithms share. Defaults were chosen on a planted rule (`python -m bench.learning`), not on markets."""
 
     epochs: int = Field(6, ge=1)
     batch: int = Field(8, ge=1, description="scenarios per optimiser step, over all processes")

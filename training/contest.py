@@ -23,7 +23,7 @@ from training.market import Bars, Floats
 from training.outcomes import Costs
 from training.performance import Performance, performance
 from training.portfolio import Book, Clock, Size, Trades, buy_and_hold, trade
-from training.scenarios import TRAIN, VALIDATE, ScenarioSet
+from training.scenarios import PURGED, TRAIN, VALIDATE, ScenarioSet
 from training.statistics import DAY_S
 
 AGENT, ALWAYS, HOLD, RANDOM = "agent", "always approve", "buy and hold", "random veto"
@@ -79,6 +79,12 @@ class Trained:
     labels: Labels
     embargo_s: float
 
+    @property
+    def until(self) -> int:
+        """The latest instant that a label of training or validation looked at; seconds since 1970 UTC."""
+        used = (self.scenarios.table["split"] != PURGED).to_numpy()
+        return int(self.scenarios.ends_at[used].max())
+
 
 def hold_contest(
     held_out: ScenarioSet,
@@ -90,14 +96,15 @@ def hold_contest(
     config: EvaluateConfig,
     outcomes: OutcomesConfig,
 ) -> Contest:
-    """Play every arm.
+    """Play every arm, on scenarios that lie an embargo or more behind everything that was trained on.
 
     Parameters
     ----------
     bars : of the symbols, covering the period: the portfolio's clock.
     versions : answers to all rows of `held_out` by name; `POLICY` must be among them.
     """
-    arena = Arena.of(held_out, labels)
+    after = np.flatnonzero(held_out.real & (held_out.as_of >= trained.until + trained.embargo_s))
+    arena = Arena.of(held_out, labels, after)
     parsed = [held_out.scenarios()[row] for row in arena.rows]
     arms = _arms(held_out, arena, parsed, versions, trained, limits)
     played = {arm.name: arena.play(arm) for arm in arms}

@@ -34,7 +34,7 @@ from training.policy_model import opened
 from training.rebuild import Meter, Rebuild, Rebuilt
 from training.registry import publish
 from training.release import release_of
-from training.scenarios import PURGED, ScenarioSet
+from training.scenarios import ScenarioSet
 from training.statistics import DAY_S
 
 LOOKS = "looks.jsonl"
@@ -101,7 +101,7 @@ class Evaluate:
             look = self._count_look(version.name)
             contest, answers = self._contest(inputs, made, others)
             checks = self._checks(version, contest, answers[POLICY])
-            evidence = evidence_of(version.name, contest, made, answers, checks)
+            evidence = evidence_of(version.name, contest, self._trained(made), answers, checks)
             verdict = judge(evidence, self.config.gate, Mode.FIXED)
             report = sign_off(verdict, evidence, self.config.gate, by="advisor-train evaluate", at=self.now)
             (folder / "verdict.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
@@ -131,18 +131,24 @@ class Evaluate:
                 answers[name] = Version(self._read(encoded, each.policy, progress), calibration_of(each.policy))
         manifest = self.rebuild.base.manifest
         answers["base model"] = Version(np.asarray(encoded.label_log_probs), manifest.calibration)
-        trained = Trained(
-            ScenarioSet.open(made.artifacts["scenarios"]),
-            Labels.open(made.artifacts["labels"]),
-            self.config.scenarios.embargo_hours * 3600,
-        )
         held_out, labels = ScenarioSet.open(inputs["held_out"]), Labels.open(inputs["labels"])
         bars = self.held_out.history.bars
         self.tell("contest: playing every arm")
         contest = hold_contest(
-            held_out, labels, bars, answers, trained, self.limits, self.config.evaluate, self.config.outcomes
+            held_out,
+            labels,
+            bars,
+            answers,
+            self._trained(made),
+            self.limits,
+            self.config.evaluate,
+            self.config.outcomes,
         )
         return contest, answers
+
+    def _trained(self, made: Rebuilt) -> Trained:
+        scenarios, labels = ScenarioSet.open(made.artifacts["scenarios"]), Labels.open(made.artifacts["labels"])
+        return Trained(scenarios, labels, self.config.scenarios.embargo_hours * 3600)
 
     def _read(self, encoded: Encoded, policy: Artifact, progress: Callable[[int, int], None]) -> NDArray[np.float32]:
         """(N, 10) raw label log-probabilities of the adapter on held-out scenarios."""
@@ -180,22 +186,20 @@ def calibration_of(policy: Artifact) -> Calibration:
 
 
 def evidence_of(
-    model_version: str, contest: Contest, made: Rebuilt, answers: Mapping[str, Version], checks: tuple[Check, ...]
+    model_version: str, contest: Contest, trained: Trained, answers: Mapping[str, Version], checks: tuple[Check, ...]
 ) -> Evidence:
     """What the gate weighs: rewards per scenario, and daily returns of the books."""
     rewards = contest.rewards
     curves = {name: each.curve.sampled(DAY_S) for name, each in contest.books.items()}
     played = contest.played[POLICY]
     rivals = (*HEURISTICS, ALWAYS)
-    scenarios = ScenarioSet.open(made.artifacts["scenarios"])
-    used = (scenarios.table["split"] != PURGED).to_numpy()
     tried = [name for name in answers if name != "base model"]
     sharpes = [sharpe(curves[name].returns, 1.0) or 0.0 for name in tried]
     likely = played.arm.probability
     return Evidence(
         model_version=model_version,
         as_of=contest.arena.as_of,
-        trained_until=int(scenarios.ends_at[used].max()),
+        trained_until=trained.until,
         policy=played.r,
         agent=rewards[AGENT],
         random_veto=contest.random.mean,

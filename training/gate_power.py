@@ -123,10 +123,9 @@ def simulate(world: World, decisions: int, seed: int) -> Market:
     )
 
 
-def evidence(market: Market, world: World, seed: int, mode: Mode) -> Evidence:
-    """What the gate sees of a history. Live, the random veto has the rate that the policy had until then."""
+def evidence(market: Market, world: World, seed: int) -> Evidence:
+    """What the gate sees of a history when it is asked once: the random veto has the policy's rate in all of it."""
     source = np.random.default_rng([seed, 1])
-    rate = np.full(len(market.r), market.policy.mean()) if mode is Mode.FIXED else running_rate(market, world)
     dealt = np.stack([source.permutation(market.policy) for _ in range(VETO_DRAWS)], axis=1)
     arms = np.column_stack([market.policy, market.agent, market.heuristic, dealt])
     totals, _ = day_totals(arms * market.r[:, None], market.as_of)
@@ -141,7 +140,7 @@ def evidence(market: Market, world: World, seed: int, mode: Mode) -> Evidence:
         trained_until=-2 * DAY_S,
         policy=market.policy * market.r,
         agent=market.agent * market.r,
-        random_veto=rate * market.r,
+        random_veto=market.policy.mean() * market.r,
         heuristics={"heuristic": market.heuristic * market.r},
         traded=market.policy > 0,
         policy_returns=returns[0],
@@ -210,8 +209,10 @@ class Run(NamedTuple):
 def one_run(world: World, decisions: int, config: GateConfig, repeated: bool, seed: int) -> Run:
     """One history through the gate."""
     market = simulate(world, decisions, seed)
-    fixed = judge(evidence(market, world, seed, Mode.FIXED), config, Mode.FIXED)
-    seen = evidence(market, world, seed, Mode.LIVE)
+    seen = evidence(market, world, seed)
+    fixed = judge(seen, config, Mode.FIXED)
+    # Live, nobody knows the rate of days to come: the random veto has the rate that the policy had until then.
+    seen = replace(seen, random_veto=running_rate(market, world) * market.r)
     live = judge(seen, config, Mode.LIVE)
     wealth = [
         log_wealth(period_means(seen.policy - other, seen.as_of, config.block_days), 2 * config.bound_r).max()
@@ -221,7 +222,7 @@ def one_run(world: World, decisions: int, config: GateConfig, repeated: bool, se
         fixed=fixed.promote,
         fixed_bounds=_bounds_hold(fixed),
         live=live.promote,
-        live_bounds=min(wealth) >= -math.log(1 - config.confidence),
+        live_bounds=bool(min(wealth) >= -math.log(1 - config.confidence)),
         repeated=repeated and _ever(market, config),
         edge=fixed.differences[RANDOM_VETO].value or 0.0,
     )

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import date
 
 import numpy as np
 import talib
@@ -37,7 +36,6 @@ STEP_S = HOUR // STEPS
 MOST_SCALE = 4.0
 _SCALE = 1.3711
 """Root mean square of 1 / sqrt(Gamma(2, 1/2)), which makes a normal variate t(4), cut at `MOST_SCALE`."""
-BEGINS = instant(date(2015, 1, 1))
 # fmt: off
 COINS = (
     "BTC", "ETH", "BNB", "SOL", "XRP", "ADA", "DOGE", "LINK", "AVAX", "DOT",
@@ -89,7 +87,7 @@ def _steps(number: int, config: SyntheticConfig, source: np.random.Generator) ->
     high, low = _extremes(opened, close, opened * scale, source)
     parts = source.uniform(0.5, 1.5, (hours, STEPS))
     traded = (volume[:, None] * parts / parts.sum(axis=1, keepdims=True)).ravel() / price
-    closed_at = BEGINS + STEP_S * np.arange(1, hours * STEPS + 1, dtype=np.int64)
+    closed_at = instant(config.begins) + STEP_S * np.arange(1, hours * STEPS + 1, dtype=np.int64)
     return Bars(f"{COINS[number]}USDT", STEP_S, closed_at, opened, high, low, close, traded)
 
 

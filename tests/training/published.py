@@ -1,0 +1,97 @@
+"""A finished policy artefact of made-up scenarios on a tiny random model, ready to be published."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+
+from app.domain.manifest import Calibration
+from app.policy.encoding import PromptEncoder
+from app.policy.label_reader import load_model
+from tests.builders import scenario
+from tests.domain.scenarios import AS_OF
+from tests.policy.tiny_models import POSITIONS, save_adapter, save_tiny_model, write_manifest
+from tests.training.rewards import SIZE
+from training.artifacts import Artifact, Workshop
+from training.config import ScenariosConfig
+from training.scenarios import Found, ScenarioSet, build_scenarios
+
+COUNT = 40
+BASE = "base-1"
+START = AS_OF.replace(year=2022, month=6)
+
+
+def save_base(models: Path) -> Path:
+    """A tiny base model under `models`, as version `base-1`."""
+    torch.set_num_threads(1)
+    directory = save_tiny_model(models / "tiny")
+    write_manifest(directory, BASE)
+    return directory
+
+
+def finished_policy(folder: Path, base: Path, seed: int = 1, activated: bool = True) -> Artifact:
+    """Stages scenarios to policy as a rebuild leaves them, the numbers made up: the policy approves by action 9 where
+    that earns 1 R, on every second scenario, and rejects where it loses 1 R. The base model always approves by 9."""
+    shop = Workshop(folder)
+    found = [Found(scenario(as_of=START + timedelta(days=i), candidate__rsi=30.0 + i / 2)) for i in range(COUNT)]
+
+    def stage(name: str, inputs: Mapping[str, Artifact], **arrays: np.ndarray) -> Artifact:
+        def build(target: Path) -> dict[str, Any]:
+            for key, values in arrays.items():
+                np.save(target / f"{key}.npy", values)
+            if name == "labels":
+                _labels_table().write_parquet(target / "labels.parquet")
+            if name == "reward":
+                (target / "report.json").write_text(json.dumps(_report()))
+            return {"clip_r": 3.0}
+
+        return shop.stage(name, {"made": "up"}, inputs, build)
+
+    def build_set(target: Path) -> dict[str, Any]:
+        return build_scenarios(target, found, ScenariosConfig(), {}, 3600)
+
+    wins = np.where(np.arange(COUNT) % 2 == 0, 1.0, -1.0)
+    rewards = SIZE * wins[:, None]
+    made = {"scenarios": shop.stage("scenarios", {"seed": 0}, {}, build_set)}
+    made["labels"] = stage("labels", made, rewards=rewards)
+    always = np.full((COUNT, 10), -4.0)
+    always[:, 9] = -0.1
+    made["encoded"] = stage("encoded", {"scenarios": made["scenarios"]}, label_log_probs=always)
+    shape = np.zeros((COUNT, 10))
+    made["reward"] = stage("reward", dict(made), predictions=shape, std=shape, members=np.zeros((1, 2, COUNT, 10)))
+    chosen = np.full((COUNT, 10), -4.0)
+    chosen[np.arange(COUNT), np.where(wins > 0, 9, 0)] = -0.1
+
+    def build_policy(target: Path) -> dict[str, Any]:
+        tail = PromptEncoder.from_directory(base, POSITIONS).tail if activated else None
+        save_adapter(target / "adapter", load_model(base), tail, seed, base_model_name_or_path=BASE)
+        np.save(target / "policy_log_probs.npy", chosen)
+        document = {"calibration": Calibration(temperature=1.5).as_json()}
+        (target / "training.json").write_text(json.dumps(document))
+        return {"algorithm": "expected", "metrics": {"entropy": 0.7}, "steps": 3}
+
+    return shop.stage("policy", {"policy": {"seed": seed}, "activated": activated}, made, build_policy)
+
+
+def scenario_set(policy: Artifact) -> ScenarioSet:
+    """The scenarios that a policy of `finished_policy` was made from."""
+    return ScenarioSet.open(Artifact.open(next(policy.path.parent.glob("scenarios-*"))))
+
+
+def _labels_table() -> pl.DataFrame:
+    """The plan traded earns what action 9 earns."""
+    rows = np.arange(COUNT)
+    return pl.DataFrame({"row": rows, "action": ["agent"] * COUNT, "reward": np.where(rows % 2 == 0, 1.0, -1.0)})
+
+
+def _report() -> dict[str, Any]:
+    number = {"value": 0.7, "low": 0.65, "high": 0.75}
+    within = dict.fromkeys(("pairwise_head", "scalar_head", "linear", "constant"), number)
+    return {split: {"within": within} for split in ("out_of_fold", "validate")}

@@ -1,0 +1,231 @@
+"""Publishing on disk: immutable versions with manifest and card; and a service that is away is one clear error."""
+
+from __future__ import annotations
+
+import json
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from app.domain.errors import ManifestMismatch, ModelFileError
+from app.domain.manifest import Calibration
+from app.policy.adapter import Adapter
+from app.policy.encoding import PromptEncoder
+from app.policy.label_reader import load_model
+from app.policy.loader import load_manifest, read_manifest
+from tests.policy.tiny_models import POSITIONS
+from tests.training.published import BASE, finished_policy, save_base
+from training.__main__ import app
+from training.artifacts import Artifact, ArtifactError
+from training.registry import RegistryError, Release, publish, register_and_alias, rollback, versions
+from training.release import release_of
+
+NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
+LATER = datetime(2026, 12, 24, 12, tzinfo=UTC)
+NOWHERE = "http://127.0.0.1:9"
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    save_base(tmp_path / "models")
+    return tmp_path / "models"
+
+
+@pytest.fixture
+def policy(models: Path, tmp_path: Path) -> Artifact:
+    return finished_policy(tmp_path / "artifacts", models / "tiny")
+
+
+@pytest.fixture
+def release(policy: Artifact, models: Path) -> Release:
+    return release_of(policy, "advisor", models)
+
+
+def test_a_version_is_verified_names_its_base_and_its_adapter_loads(release: Release, models: Path) -> None:
+    path = publish(release, models, NOON)
+    manifest = load_manifest(path)
+    assert path.name == manifest.model_version
+    assert path.name.startswith("advisor-20261124-")
+    assert manifest.base is not None
+    assert manifest.base.model_version == BASE
+    assert manifest.base.manifest_hash == load_manifest(models / "tiny").hash()
+    assert manifest.calibration == Calibration(temperature=1.5)
+    assert set(manifest.files) == {"adapter_config.json", "adapter_model.safetensors"}
+    assert {one.name for one in path.iterdir()} == {*manifest.files, "manifest.json", "README.md"}
+    tail = PromptEncoder.from_directory(models / "tiny", POSITIONS).tail
+    assert Adapter.load(path, load_model(models / "tiny"), tail).activated
+    assert not [one for one in models.iterdir() if one.name.startswith(".")]
+
+
+def test_provenance_names_every_artefact_code_and_configuration(release: Release, policy: Artifact) -> None:
+    facts = release.provenance
+    assert facts["data"]["policy"] == policy.hash
+    assert set(facts["data"]) == {"scenarios", "labels", "encoded", "reward", "policy"}
+    assert facts["code"] == policy.manifest["code"]
+    assert facts["config"]["policy"]["policy"] == {"seed": 1}
+    assert facts["algorithm"] == "expected"
+    assert facts["scenarios"] == {"training": 31, "validation": 8}  # one of forty is embargoed
+    assert facts["market"] == "history: ETHUSDT"
+
+
+def test_results_are_realised_net_rewards_of_the_validation_scenarios(release: Release) -> None:
+    """Rows 32-39: half of them win 1 R. The policy takes those alone, the plan and the base model take all."""
+    found = release.provenance["results"]
+    assert (found["scenarios"], found["days"]) == (8, 8)
+    assert found["policy"]["value"] == 0.5
+    assert found["always_approve"]["value"] == found["base_model"]["value"] == 0.0
+    assert found["never_approve"] == {"value": 0.0, "low": 0.0, "high": 0.0}
+    assert found["approval_rate"] == {"policy": 0.5, "base_model": 1.0, "always_approve": 1.0, "never_approve": 0.0}
+    assert found["lead"]["always_approve"]["value"] == 0.5
+    assert found["lead"]["always_approve"]["low"] > 0
+
+
+def test_the_card_says_what_it_is_and_is_not_and_how_sure_the_numbers_are(release: Release, models: Path) -> None:
+    path = publish(release, models, NOON)
+    card = (path / "README.md").read_text()
+    low, high = (release.provenance["results"]["policy"][name] for name in ("low", "high"))
+    for text in (
+        f"# {path.name}",
+        "## What it is not",
+        "no investment advice",
+        f"| policy | 0.500 | {low:.3f} to {high:.3f} | 50% |",
+        "| never approve | 0.000 | 0.000 to 0.000 |",
+        "| validate, pairwise head | 0.700 | 0.650 to 0.750 |",
+        "decisions from 2022-06-23 to 2022-08-01",
+        "licence: Apache-2.0",
+        "algorithm: expected",
+        release.provenance["code"],
+    ):
+        assert text in card
+    assert "/" + "tmp" not in card
+
+
+def test_the_same_content_finds_its_version_again_on_another_day(release: Release, models: Path) -> None:
+    path = publish(release, models, NOON)
+    before = {one.name: one.stat().st_mtime_ns for one in path.iterdir()}
+    assert publish(release, models, LATER) == path
+    assert {one.name: one.stat().st_mtime_ns for one in path.iterdir()} == before
+    assert len(versions(models)) == 2  # with the base
+
+
+def test_another_adapter_or_calibration_is_another_version(release: Release, models: Path, tmp_path: Path) -> None:
+    other = release_of(finished_policy(tmp_path / "other", models / "tiny", seed=2), "advisor", models)
+    warmer = Release(release.files, "advisor", release.base, Calibration(temperature=2.0), release.provenance)
+    paths = [publish(each, models, moment) for each, moment in ((release, NOON), (other, NOON), (warmer, LATER))]
+    assert len(set(paths)) == 3
+    assert versions(models)[0][0].name == "tiny"
+    assert versions(models)[-1][0] == paths[2]
+
+
+def test_a_version_that_was_changed_is_refused_not_mended(release: Release, models: Path) -> None:
+    path = publish(release, models, NOON)
+    (path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ManifestMismatch, match=r"adapter_config\.json"):
+        publish(release, models, NOON)
+    assert (path / "adapter_config.json").read_text() == "{}"
+
+
+def test_a_folder_of_that_name_with_other_content_is_never_overwritten(release: Release, models: Path) -> None:
+    path = publish(release, models, NOON)
+    (path / "manifest.json").rename(path / "other.md")
+    with pytest.raises(RegistryError, match="immutable"):
+        publish(release, models, NOON)
+    assert (path / "other.md").is_file()
+    assert not [one for one in models.iterdir() if one.name.startswith(".")]
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "says"),
+    [
+        ("extra.safetensors", RegistryError, "at fault: extra.safetensors"),
+        ("optimizer.pt", ModelFileError, "safetensors"),
+    ],
+)
+def test_a_folder_with_more_than_an_adapter_is_refused(
+    release: Release, models: Path, name: str, error: type[Exception], says: str
+) -> None:
+    (release.files / name).write_bytes(b"x")
+    with pytest.raises(error, match=says):
+        publish(release, models, NOON)
+    assert len(versions(models)) == 1
+
+
+def test_half_an_adapter_and_no_model_are_refused(release: Release, models: Path) -> None:
+    (release.files / "adapter_config.json").unlink()
+    with pytest.raises(RegistryError, match=r"config\.json"):
+        publish(release, models, NOON)
+    (release.files / "adapter_model.safetensors").unlink()
+    with pytest.raises(RegistryError, match="holds no safetensors"):
+        publish(release, models, NOON)
+
+
+def test_an_adapter_without_its_base_beside_it_is_refused(release: Release, tmp_path: Path) -> None:
+    with pytest.raises(ModelFileError, match="base-1"):
+        publish(release, tmp_path / "elsewhere", NOON)
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_publishing_that_dies_midway_leaves_no_version(
+    release: Release, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_: object) -> None:
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr("training.registry.load_manifest", die)
+    with pytest.raises(OSError, match="space"):
+        publish(release, models, NOON)
+    assert {one.name for one in models.iterdir()} == {"tiny"}
+
+
+def test_an_input_that_is_gone_is_named(policy: Artifact, models: Path) -> None:
+    next(policy.path.parent.glob("labels-*")).rename(policy.path.parent / "gone")
+    with pytest.raises(ArtifactError, match="labels"):
+        release_of(policy, "advisor", models)
+
+
+def test_a_whole_model_is_published_without_a_base(policy: Artifact, models: Path) -> None:
+    path = publish(release_of(policy, "whole", models, models / "tiny"), models, NOON)
+    manifest = load_manifest(path)
+    assert manifest.base is None
+    assert "model.safetensors" in manifest.files
+    assert "A whole model" in (path / "README.md").read_text()
+
+
+def test_a_service_that_is_away_or_another_one_is_one_clear_error() -> None:
+    with pytest.raises(RegistryError, match=r"does not answer.*stays"):
+        register_and_alias(NOWHERE, None, "v1", "shadow", "test", "tests")
+    with pytest.raises(RegistryError, match="does not answer"):
+        rollback("http://", None, "shadow", "test", "tests")
+
+
+def test_the_command_publishes_and_lists(policy: Artifact, models: Path) -> None:
+    runner = CliRunner()
+    done = runner.invoke(app, ["publish", str(policy.path), "--models", str(models)], catch_exceptions=False)
+    assert done.exit_code == 0
+    path = Path(done.output.split("published ")[1].split("\n")[0])
+    assert read_manifest(path / "manifest.json").provenance["algorithm"] == "expected"
+    listed = runner.invoke(app, ["versions", "--models", str(models)], env={"COLUMNS": "200"}, catch_exceptions=False)
+    assert path.name in listed.output
+    assert BASE in listed.output
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_the_command_merges_an_ordinary_adapter_and_refuses_an_activated_one(
+    policy: Artifact, models: Path, tmp_path: Path
+) -> None:
+    runner = CliRunner()
+    refused = runner.invoke(app, ["publish", str(policy.path), "--models", str(models), "--merged"])
+    assert isinstance(refused.exception, RegistryError)
+    assert "activated" in str(refused.exception)
+    ordinary = finished_policy(tmp_path / "ordinary", models / "tiny", activated=False)
+    arguments = ["publish", str(ordinary.path), "--models", str(models), "--merged", "--name", "merged"]
+    assert runner.invoke(app, arguments, catch_exceptions=False).exit_code == 0
+    path = next(models.glob("merged-*"))
+    manifest = load_manifest(path)
+    assert manifest.base is None
+    assert PromptEncoder.from_directory(path, POSITIONS).tail
+    files = json.loads((path / "manifest.json").read_text())["files"]
+    assert files["model.safetensors"] != load_manifest(models / "tiny").files["model.safetensors"]
