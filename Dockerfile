@@ -64,6 +64,7 @@ COPY --from=model /opt/advisor/models /opt/models
 FROM base AS advisor
 COPY --from=build /opt/venv /opt/venv
 COPY --from=model /opt/advisor/models /opt/models
+COPY models /opt/models
 COPY limits.toml ./
 COPY deploy/limits.replay.toml deploy/
 COPY migrations migrations
@@ -71,7 +72,7 @@ COPY migrations migrations
 ENV ADVISOR_HOST=0.0.0.0 \
     ADVISOR_PORT=8321 \
     ADVISOR_HOME=/var/lib/advisor \
-    MODEL=/opt/models/smollm2-135m-instruct \
+    ADVISOR_SHIPPED_MODELS=/opt/models \
     HF_HUB_OFFLINE=1 \
     OMP_WAIT_POLICY=PASSIVE
 EXPOSE 8321 8322

@@ -38,11 +38,23 @@ check: $(STAMP) ## format, lint, strict types, import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+rebuild: $(STAMP) ## train a policy from bars, stage by stage (CONFIG=cpu; SET='market.directory="..."')
+	$(BIN)/advisor-train rebuild --config $(or $(CONFIG),cpu) $(foreach one,$(SET),--set '$(one)')
+
+evaluate: $(STAMP) ## judge it on the held-out period: arms, gate, report (CONFIG, SET as for rebuild)
+	$(BIN)/advisor-train evaluate --config $(or $(CONFIG),cpu) $(foreach one,$(SET),--set '$(one)')
+
 bench: $(STAMP) ## overhead of /advise, vetoes, journal; the model through the service against bare forward passes
 	$(BIN)/python -m bench
 
 bench-train: $(STAMP) ## cost of the four algorithms against TRL's DPOTrainer (about half an hour on two cores)
 	$(BIN)/python -m bench.training
+
+bench-train: $(STAMP) ## scenarios/s of the four algorithms against TRL's DPOTrainer, on the same pairs
+	$(BIN)/python -m bench.training
+
+bench-gate: $(STAMP) ## how often the gate is wrong: simulated markets without an edge, and with one
+	$(BIN)/python -m bench.gate
 
 test-vllm: $(STAMP) ## the vLLM backend against a real vLLM on CPU (its own environment, 4.3 GB)
 	bash tests/policy/start_vllm.sh

@@ -17,7 +17,8 @@ from starlette.types import Message, Receive, Scope, Send
 
 from app.advise import Models
 from app.api import install
-from app.domain.errors import AdvisorError, ShadowLogUnavailable, UnknownVersion
+from app.domain.errors import AdvisorError, ManifestMismatch, ModelFileError, ShadowLogUnavailable, UnknownVersion
+from app.domain.manifest import ModelManifest
 from app.journal.journal import Journal
 from app.journal.requests import RequestQueue
 from app.journal.spool import Spool
@@ -25,7 +26,7 @@ from app.journal.stream import StreamJournal
 from app.metrics import LossCause, Metrics
 from app.policy.base import Policy
 from app.policy.bases import Bases
-from app.policy.loader import Backend, find_version, load_policy
+from app.policy.loader import Backend, described, find_base, find_version, load_policy
 from app.service import Service
 from app.settings import SCRIPTED, Settings, SettingsError
 from app.shadow_log.log import ShadowLog
@@ -81,7 +82,7 @@ class Choice:
 
 async def choose(settings: Settings, models: Models | None = None) -> Choice:
     """Which primary to start with: `models`, else MODEL, else what the alias `shadow` names when Postgres answers,
-    else the bundled small model. Raises `SettingsError` or `UnknownVersion`."""
+    else what came with this release. Raises `SettingsError` or `UnknownVersion`."""
     if not settings.database_url or not settings.redis_url:
         raise SettingsError("DATABASE_URL and REDIS_URL must be set; or run `advisor up`, which starts both servers")
     if models is not None:
@@ -93,17 +94,38 @@ async def choose(settings: Settings, models: Models | None = None) -> Choice:
     try:
         named = (await shadow_log.aliases()).get(PRIMARY_ALIAS)
     except ShadowLogUnavailable as error:
-        log.warning("aliases unknown, starting with the bundled model", error=str(error))
+        log.warning("aliases unknown, starting with the default version", error=str(error))
         named = None
     finally:
         await shadow_log.aclose()
     if named is None:
-        return Choice(None, settings.models_dir / DEFAULT_MODEL)
+        return Choice(None, default_directory(settings))
     try:
         directory = find_version(named, settings.model_roots)
     except UnknownVersion as error:
         raise UnknownVersion(f"{error}; the alias {PRIMARY_ALIAS} names it, MODEL can name another") from error
     return Choice(None, directory, alias=PRIMARY_ALIAS)
+
+
+def default_directory(settings: Settings) -> Path:
+    """What a fresh installation serves: the newest adapter that came with this release, when the base that it was
+    trained on is there, else the bundled small model."""
+    adapters = [(m.created_at, path) for path, m in described([settings.shipped_models]) if _has_base(m, settings)]
+    if adapters:
+        return max(adapters)[1]
+    found = (root / DEFAULT_MODEL for root in settings.model_roots if (root / DEFAULT_MODEL).is_dir())
+    return next(found, settings.models_dir / DEFAULT_MODEL)
+
+
+def _has_base(manifest: ModelManifest, settings: Settings) -> bool:
+    if manifest.base is None:
+        return False
+    try:
+        find_base(manifest.base, settings.model_roots)
+    except (ManifestMismatch, ModelFileError) as error:
+        log.warning("a shipped version cannot be served", version=manifest.model_version, error=str(error))
+        return False
+    return True
 
 
 def build(settings: Settings, choice: Choice) -> Service:

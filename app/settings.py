@@ -38,7 +38,7 @@ class Settings(BaseSettings):
         None,
         validation_alias=AliasChoices("MODEL", "model"),
         description="directory of the primary version, or `scripted`, whatever the aliases say; "
-        "default: the version that the alias `shadow` names, else the bundled small model",
+        "default: the version that the alias `shadow` names, else the one that came with this release",
     )
     shadow_models: str = Field("", description="further model directories in shadow, separated by commas")
     shipped_models: Path = Field(Path("models"), description="versions that came with this release; only read")

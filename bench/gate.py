@@ -15,30 +15,28 @@ from rich.console import Console
 from rich.table import Table
 
 from training.config import GateConfig
-from training.gate_power import NO_EDGE, PowerPoint, Share, World, power_curve, runs, shares
+from training.gate_power import FLAGS, NO_EDGE, PowerPoint, Share, World, power_curve, runs, shares
 
 DECISIONS = 2920
 """Two years at four a day."""
 SKILLS = (0.35, 0.5, 0.65)
 COUNTS = (500, 1000, 2000, 4000, 8000)
-console = Console(width=120)
+COLUMNS = ("fixed: promoted", "fixed: bounds alone", "live: promoted", "live: bounds, any day")
+console = Console(width=130)
 
 
 def percent(share: Share) -> str:
-    """`2.4 % [1.4, 4.1]`"""
+    """`2.4 [1.4, 4.1]`, in per cent."""
     low, high = share.interval
-    return f"{100 * share.share:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+    return f"{100 * share.share:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def false_promotions(count: int, config: GateConfig, workers: int) -> Table:
     """One row per market without edge."""
-    table = Table(
-        "market without edge", "fixed: promoted", "fixed: bounds alone", "live: promoted", "live: bounds, any day"
-    )
+    table = Table("market without edge", *COLUMNS)
     for world in NO_EDGE:
         found = runs(world, DECISIONS, count, config, workers=workers)
-        flags = shares(world.name, found, ("fixed", "fixed_bounds", "live", "live_bounds"))
-        table.add_row(world.name, *map(percent, flags))
+        table.add_row(world.name, *map(percent, shares(world.name, found, FLAGS)))
     return table
 
 
@@ -50,10 +48,10 @@ def repeated_looks(count: int, config: GateConfig, workers: int) -> Share:
 
 def power_table(curve: list[PowerPoint]) -> Table:
     """One row per skill and number of decisions."""
-    table = Table("skill", "edge, R a decision", "R a trade", "decisions", "fixed", "live")
+    table = Table("edge, R a decision", "R a trade", "decisions", *COLUMNS)
     for point in curve:
-        name = (f"{point.skill}", f"{point.edge:+.3f}", f"{point.per_trade:+.3f}", f"{point.decisions}")
-        table.add_row(*name, percent(point.fixed), percent(point.live))
+        row = (f"{point.edge:+.3f}", f"{point.per_trade:+.3f}", f"{point.decisions}")
+        table.add_row(*row, *map(percent, (point.fixed, point.fixed_bounds, point.live, point.live_bounds)))
     return table
 
 
@@ -66,10 +64,10 @@ def main() -> None:
     arguments = parser.parse_args()
     config = GateConfig(draws=400)
     begin = time.monotonic()
-    console.print(f"{arguments.runs} histories of {DECISIONS} decisions; in brackets the 95 % interval of the share")
+    console.print(f"{arguments.runs} histories of {DECISIONS} decisions; per cent, in brackets their 95 % interval")
     console.print(false_promotions(arguments.runs, config, arguments.workers))
     again = repeated_looks(arguments.runs // 4, config, arguments.workers)
-    console.print(f"bounds for one look, consulted every 20 days, {again.name}: {percent(again)}")
+    console.print(f"bounds for one look, consulted every 20 days, {again.name}: {percent(again)} %")
     base = World("power")
     curve = power_curve(base, SKILLS, COUNTS, arguments.power_runs, config, workers=arguments.workers)
     console.print(power_table(curve))

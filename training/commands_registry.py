@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import getpass
+import json
 import tempfile
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -59,9 +61,10 @@ def publish_policy(
     from training.release import release_of
 
     artifact = Artifact.open(policy, "policy", deep=True)
+    roots = (models, DEFAULTS.models)
     with tempfile.TemporaryDirectory() as work:
-        files = _merge(artifact, models, Path(work)) if merged else None
-        path = publish(release_of(artifact, name, models, files), models, datetime.now(UTC))
+        files = _merge(artifact, roots, Path(work)) if merged else None
+        path = publish(release_of(artifact, name, roots, files), models, datetime.now(UTC), roots)
     console.print(f"published {path}", markup=False, highlight=False, soft_wrap=True)
     if alias:
         _say(register_and_alias(url, token, path.name, alias, reason, by or getpass.getuser()))
@@ -106,10 +109,8 @@ def list_versions(
     console.print(table)
 
 
-def _merge(policy: Artifact, models: Path, folder: Path) -> Path:
+def _merge(policy: Artifact, roots: Sequence[Path], folder: Path) -> Path:
     """The adapter merged into its base model, in `folder`. Raises `RegistryError` for an activated one."""
-    import json
-
     from app.policy.label_reader import LabelReader
     from app.policy.loader import find_version
     from training.policy_model import save_merged
@@ -120,7 +121,7 @@ def _merge(policy: Artifact, models: Path, folder: Path) -> Path:
         raise RegistryError(
             f"{policy.path} holds an activated adapter, which cannot be merged: train with adapter.kind = 'ordinary'"
         )
-    base = find_version(base_of(policy, models).model_version, [models])
+    base = find_version(base_of(policy, roots).model_version, roots)
     save_merged(policy / "adapter", LabelReader.load(base), base, folder)
     return folder
 

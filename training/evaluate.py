@@ -85,7 +85,7 @@ class Evaluate:
         made = self.rebuild.run()
         others: dict[str, Rebuilt] = {name: each.run() for name, each in self.others.items()}
         name, models = self.config.publish.name, self.config.publish.models
-        version = publish(release_of(made.policy, name, models), models, self.now)
+        version = publish(release_of(made.policy, name, [models]), models, self.now)
         scenarios = self.held_out.scenarios()
         inputs = {"held_out": scenarios, "labels": self.held_out.labels(scenarios)}
         inputs["encoded"] = self.held_out.encoded(scenarios)

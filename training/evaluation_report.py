@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,7 +18,7 @@ from training.config import RebuildConfig
 from training.contest import AGENT, ALWAYS, HEURISTICS, HOLD, POLICY, RANDOM, RAW, Contest
 from training.gate import Check, Verdict
 from training.market import Floats
-from training.performance import Performance, sharpe
+from training.performance import sharpe
 from training.rebuild import Rebuilt
 from training.report import Cell, Report, Section
 from training.statistics import (
@@ -33,6 +33,8 @@ from training.statistics import (
 
 SHOWN = (POLICY, AGENT, ALWAYS, RANDOM, HOLD)
 LEDGER = 25
+OF_CURVE = ("sharpe", "sortino", "cagr", "max_drawdown", "drawdown_days", "tail_ratio")
+OF_TRADES = ("win_rate", "expectancy_r", "profit_factor", "turnover", "exposure")
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,17 +168,17 @@ def _tests(section: Section, found: Findings, rewards: dict[str, Floats]) -> Non
 
 def _books(section: Section, found: Findings) -> None:
     contest, config = found.contest, found.config.evaluate
-    measures = [field.name for field in fields(Performance)]
-    rows = [
-        (Cell(name), *(cell(getattr(each, measure), 2) for measure in measures))
-        for name, each in contest.performances.items()
-    ]
-    section.table(
-        "Measures of the portfolio",
-        ("arm", *(name.replace("_", " ") for name in measures)),
-        rows,
-        f"Capital {config.capital:g}, at most {config.max_open} open; curves seen once a day. Sharpe and Sortino are "
-        "annualised by that clock, without a risk-free rate. Expectancy in R of the trade itself. Turnover per year.",
+    for title, measures in (("by curve", OF_CURVE), ("by trade", OF_TRADES)):
+        rows = [
+            (Cell(name), *(cell(getattr(each, measure), 2) for measure in measures))
+            for name, each in contest.performances.items()
+        ]
+        columns = ("arm", *(name.replace("_", " ") for name in measures))
+        section.table(f"Measures of the portfolio, {title}", columns, rows)
+    section.say(
+        f"Capital {config.capital:g}, at most {config.max_open} open; curves are seen once a day, and Sharpe and Sortino "
+        "are annualised by that clock, without a risk-free rate. Drawdown as a fraction, expectancy in R of the trade "
+        "itself, turnover per year over mean equity, exposure as a share of time."
     )
     dealt = [each.curve.sampled(DAY_S) for each in contest.random.books]
     draws = [sharpe(each.returns, each.steps_per_year) for each in dealt]
@@ -361,8 +363,9 @@ def _own_r(played: Played, as_of: NDArray[np.int64], draws: int) -> Estimate:
     return mean_intervals(played.own_r[traded][:, None], as_of=as_of[traded], draws=draws)[0]
 
 
-def _maybe(value: float | None, reason: str = "not a number's question") -> Cell:
-    return Cell(value, reason=reason)
+def _maybe(value: float | None, reason: str = "") -> Cell:
+    """A number, or in its place the reason or a dash."""
+    return Cell(value) if value is not None else Cell(reason or "-")
 
 
 def _dates(seconds: NDArray[np.int64]) -> Any:

@@ -36,7 +36,7 @@ from training.calibration_measures import expected_calibration_error
 from training.config import GateConfig
 from training.market import Floats
 from training.performance import max_drawdown, sharpe
-from training.statistics import DAY_S, Estimate, Rows, deflated_sharpe, mean_intervals
+from training.statistics import DAY_S, Estimate, Rows, deflated_sharpe, mean_intervals, none
 
 AGENT, RANDOM_VETO = "agent", "random veto"
 
@@ -284,13 +284,13 @@ def _differences(evidence: Evidence, config: GateConfig, mode: Mode) -> dict[str
             seed=config.seed,
         )
         return dict(zip(rivals, found, strict=True))
+    if not len(evidence.as_of):
+        return dict.fromkeys(rivals, none("no scenarios"))
     bounds = {}
     for name, column in zip(rivals, columns.T, strict=True):
         means = period_means(column, evidence.as_of, config.block_days)
         low = lower_bound(means, 2 * config.bound_r, 1 - config.confidence)
-        bounds[name] = Estimate(
-            float(means.mean()) if len(means) else None, low, None, len(means), reason="no scenarios"
-        )
+        bounds[name] = Estimate(float(means.mean()), low, None, len(means))
     return bounds
 
 

@@ -268,6 +268,9 @@ def runs(
         return list(pool.map(judged, seeds, chunksize=max(1, count // (4 * workers))))
 
 
+FLAGS = ("fixed", "fixed_bounds", "live", "live_bounds")
+
+
 def shares(name: str, found: Sequence[Run], of: Iterable[str]) -> list[Share]:
     """Of the runs, how many have each flag."""
     return [Share(f"{name}: {flag}", sum(getattr(run, flag) for run in found), len(found)) for flag in of]
@@ -282,7 +285,9 @@ class PowerPoint(NamedTuple):
     """Mean R of the policy's own trades, after costs."""
     decisions: int
     fixed: Share
+    fixed_bounds: Share
     live: Share
+    live_bounds: Share
 
 
 def power_curve(
@@ -303,8 +308,7 @@ def power_curve(
         for number in decisions:
             found = runs(world, number, count, config, workers=workers, first_seed=10_000)
             name = f"skill {skill}, {number} decisions"
-            fixed, live = shares(name, found, ("fixed", "live"))
-            curve.append(PowerPoint(skill, edge, per_trade, number, fixed, live))
+            curve.append(PowerPoint(skill, edge, per_trade, number, *shares(name, found, FLAGS)))
             tell(curve[-1])
     return curve
 

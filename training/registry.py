@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -65,19 +65,21 @@ class Move(NamedTuple):
     now: str
 
 
-def publish(release: Release, models: Path, created_at: datetime) -> Path:
+def publish(release: Release, models: Path, created_at: datetime, roots: Sequence[Path] = ()) -> Path:
     """Write a version under `models`; its directory. The same content, published before, is verified and found again.
+
+    `roots` are further folders where the service finds model directories: the base model may lie there.
 
     Raises
     ------
     RegistryError : the files are no adapter and no model, or the version's name is taken by other content.
-    ModelFileError, ManifestMismatch : a pickle, no base model under `models`, or what was published was changed.
+    ModelFileError, ManifestMismatch : a pickle, no base model at hand, or what was published was changed.
     """
     names = _names(release.files)
     files = {name: file_hash(release.files / name) for name in sorted(names)}
     base = BaseModelRef.of(release.base) if names == ADAPTER_FILES else None
     if base is not None:
-        find_base(base, [models])
+        find_base(base, [models, *roots])
     content = {
         "files": files,
         "base": None if base is None else base.as_json(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,20 +24,20 @@ RANKINGS = ("pairwise_head", "scalar_head", "linear", "constant")
 _SEED = 0
 
 
-def release_of(policy: Artifact, name: str, models: Path, files: Path | None = None) -> Release:
+def release_of(policy: Artifact, name: str, roots: Sequence[Path], files: Path | None = None) -> Release:
     """What `registry.publish` wants, from a finished stage `policy` whose inputs lie beside it.
 
     Parameters
     ----------
-    models : folder of model directories; the base model's is found there by its version.
+    roots : folders of model directories; the base model's is found there by its version.
     files : what to publish instead of the adapter: it, merged into the base.
 
     Raises
     ------
-    ArtifactError : an input is not there any more. UnknownVersion : the base model is not under `models`.
+    ArtifactError : an input is not there any more. UnknownVersion : the base model is not there.
     """
     made = lineage(policy)
-    base = base_of(policy, models)
+    base = base_of(policy, roots)
     trained = json.loads((policy / "training.json").read_text(encoding="utf-8"))
     calibration = Calibration.from_json(trained["calibration"])
     scenarios = ScenarioSet.open(made["scenarios"])
@@ -77,10 +77,10 @@ def lineage(policy: Artifact) -> dict[str, Artifact]:
     return found
 
 
-def base_of(policy: Artifact, models: Path) -> ModelManifest:
+def base_of(policy: Artifact, roots: Sequence[Path]) -> ModelManifest:
     """Manifest of the base model, named in the adapter's own configuration."""
     config = json.loads((policy / "adapter" / "adapter_config.json").read_text(encoding="utf-8"))
-    return read_manifest(find_version(config["base_model_name_or_path"], [models]) / MANIFEST_NAME)
+    return read_manifest(find_version(config["base_model_name_or_path"], roots) / MANIFEST_NAME)
 
 
 def results(

@@ -5,8 +5,9 @@ is linear in the base model's last hidden state, which is cached, so it costs no
 
 Deviations: several actions are sampled per scenario, since their rewards are known (they share the state and the
 forward pass); the KL to the reference is a loss of its own, computed exactly over the ten actions, instead of a penalty
-within the sampled reward (Ziegler et al. 2019); advantages are divided by the batch's standard deviation; the value is
-not clipped. The first of the inner steps reads the old policy too: its ratio is 1 and its gradient the plain one.
+within the sampled reward (Ziegler et al. 2019); advantages are centred and scaled by the batch, as implementations do;
+the value is not clipped. The first of the inner steps reads the old policy too: its ratio is 1, its gradient the plain
+one.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def train(
         states = standardised(problem)
         value = torch.nn.Linear(states.shape[1], 1)
         torch.nn.init.zeros_(value.weight)
-        torch.nn.init.constant_(value.bias, float(problem.rewards[problem.train_rows].mean()))
+        torch.nn.init.constant_(value.bias, mean_reward(run))
         value = run.accelerator.prepare(value)
         source = torch.Generator().manual_seed(config.seed + run.accelerator.process_index)
         phase = batches(
@@ -94,8 +95,16 @@ def draw(
         actions = actions.to(log_policy.device)
         returned = run.to(run.problem.rewards, rows).gather(1, actions)
         advantage = returned - predicted
-        advantage = advantage / advantage.std().clamp(min=1e-6) if advantage.numel() > 1 else advantage
+        if advantage.numel() > 1:
+            advantage = (advantage - advantage.mean()) / advantage.std().clamp(min=1e-6)
         return Sample(actions, log_policy.gather(1, actions), advantage, returned)
+
+
+def mean_reward(run: Run) -> float:
+    """What the starting policy earns on the training rows, R: where the value baseline begins."""
+    rows = run.problem.train_rows
+    expected = run.reference[rows].exp().numpy() * run.problem.rewards[rows]
+    return float(expected.sum(1).mean())
 
 
 def standardised(problem: Problem) -> Tensor:

@@ -21,7 +21,7 @@ from tests.policy.tiny_models import POSITIONS, save_adapter, save_tiny_model, w
 from tests.training.rewards import SIZE
 from training.artifacts import Artifact, Workshop
 from training.config import ScenariosConfig
-from training.scenarios import Found, ScenarioSet, build_scenarios
+from training.scenarios import Found, build_scenarios
 
 COUNT = 40
 BASE = "base-1"
@@ -78,11 +78,6 @@ def finished_policy(folder: Path, base: Path, seed: int = 1, activated: bool = T
         return {"algorithm": "expected", "metrics": {"entropy": 0.7}, "steps": 3}
 
     return shop.stage("policy", {"policy": {"seed": seed}, "activated": activated}, made, build_policy)
-
-
-def scenario_set(policy: Artifact) -> ScenarioSet:
-    """The scenarios that a policy of `finished_policy` was made from."""
-    return ScenarioSet.open(Artifact.open(next(policy.path.parent.glob("scenarios-*"))))
 
 
 def _labels_table() -> pl.DataFrame:

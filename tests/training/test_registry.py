@@ -41,7 +41,7 @@ def policy(models: Path, tmp_path: Path) -> Artifact:
 
 @pytest.fixture
 def release(policy: Artifact, models: Path) -> Release:
-    return release_of(policy, "advisor", models)
+    return release_of(policy, "advisor", [models])
 
 
 def test_a_version_is_verified_names_its_base_and_its_adapter_loads(release: Release, models: Path) -> None:
@@ -112,7 +112,7 @@ def test_the_same_content_finds_its_version_again_on_another_day(release: Releas
 
 
 def test_another_adapter_or_calibration_is_another_version(release: Release, models: Path, tmp_path: Path) -> None:
-    other = release_of(finished_policy(tmp_path / "other", models / "tiny", seed=2), "advisor", models)
+    other = release_of(finished_policy(tmp_path / "other", models / "tiny", seed=2), "advisor", [models])
     warmer = Release(release.files, "advisor", release.base, Calibration(temperature=2.0), release.provenance)
     paths = [publish(each, models, moment) for each, moment in ((release, NOON), (other, NOON), (warmer, LATER))]
     assert len(set(paths)) == 3
@@ -168,6 +168,11 @@ def test_an_adapter_without_its_base_beside_it_is_refused(release: Release, tmp_
     assert not (tmp_path / "elsewhere").exists()
 
 
+def test_the_base_may_lie_in_another_folder_that_the_service_reads(release: Release, models: Path) -> None:
+    shipped = models.parent / "shipped"
+    assert publish(release, shipped, NOON, [models]).parent == shipped
+
+
 def test_a_publishing_that_dies_midway_leaves_no_version(
     release: Release, models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -183,11 +188,11 @@ def test_a_publishing_that_dies_midway_leaves_no_version(
 def test_an_input_that_is_gone_is_named(policy: Artifact, models: Path) -> None:
     next(policy.path.parent.glob("labels-*")).rename(policy.path.parent / "gone")
     with pytest.raises(ArtifactError, match="labels"):
-        release_of(policy, "advisor", models)
+        release_of(policy, "advisor", [models])
 
 
 def test_a_whole_model_is_published_without_a_base(policy: Artifact, models: Path) -> None:
-    path = publish(release_of(policy, "whole", models, models / "tiny"), models, NOON)
+    path = publish(release_of(policy, "whole", [models], models / "tiny"), models, NOON)
     manifest = load_manifest(path)
     assert manifest.base is None
     assert "model.safetensors" in manifest.files

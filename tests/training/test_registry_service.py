@@ -36,7 +36,7 @@ def published(models: Path, tmp_path: Path) -> list[str]:
     """Two versions, on disk only."""
     folder = tmp_path / "artifacts"
     policies = [finished_policy(folder, models / DEFAULT_MODEL, seed) for seed in (1, 2)]
-    return [publish(release_of(one, "advisor", models), models, NOON).name for one in policies]
+    return [publish(release_of(one, "advisor", [models]), models, NOON).name for one in policies]
 
 
 @pytest.fixture

@@ -1,0 +1,319 @@
+"""Every reason for a refusal by itself, bad input, and a report that cannot be changed unnoticed."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from training.config import GateConfig
+from training.gate import Check, CheckName, Evidence, GateError, Mode, Refusal, RefusalCode, Verdict, judge
+from training.gate_power import PASSED
+from training.gate_report import overridden, require_promotable, require_unchanged, sign_off
+from training.statistics import DAY_S
+
+CONFIG = GateConfig(draws=300)
+AT = datetime(2025, 1, 2, tzinfo=UTC)
+COUNT, DAYS = 3000, 750
+
+
+def good(**changes: Any) -> Evidence:
+    """Evidence of a version that beats everything; outcomes in R, four scenarios a day."""
+    source = np.random.default_rng(0)
+    r = np.where(source.random(COUNT) < 0.55, -1.1, source.uniform(-0.5, 3.0, COUNT))
+    # It knows two outcomes out of three.
+    traded = np.where(source.random(COUNT) < 2 / 3, r > 0, source.random(COUNT) < 0.4)
+    agent, heuristic = (source.random(COUNT) < rate for rate in (0.5, 0.4))
+    dealt = np.stack([source.permutation(traded) for _ in range(10)])
+
+    def returns(answers: np.ndarray) -> np.ndarray:
+        return 0.005 * (answers * r).reshape(*answers.shape[:-1], DAYS, 4).sum(-1)
+
+    whole: dict[str, Any] = {
+        "model_version": "advisor-7",
+        "as_of": np.repeat(np.arange(DAYS), 4) * DAY_S,
+        "trained_until": -2 * DAY_S,
+        "policy": traded * r,
+        "agent": agent * r,
+        "random_veto": traded.mean() * r,
+        "heuristics": {"score threshold": heuristic * r},
+        "traded": traded,
+        "policy_returns": returns(traded),
+        "agent_returns": returns(agent),
+        "random_veto_returns": returns(dealt),
+        "heuristic_returns": {"score threshold": returns(heuristic)},
+        "steps_per_year": 365.25,
+        "trial_sharpes": (0.4, 0.02, -0.01),
+        "probability": np.where(traded, (r > 0)[traded].mean(), (r > 0)[~traded].mean()),
+        "won": (r > 0).astype(float),
+        "checks": PASSED,
+    }
+    return Evidence(**{**whole, **changes})
+
+
+def codes(verdict: Verdict) -> list[RefusalCode]:
+    return [each.code for each in verdict.refusals]
+
+
+def only(verdict: Verdict) -> Refusal:
+    (refusal,) = verdict.refusals
+    assert not verdict.promote
+    return refusal
+
+
+@pytest.mark.parametrize("mode", Mode)
+def test_a_version_that_beats_everything_passes(mode: Mode) -> None:
+    verdict = judge(good(), CONFIG, mode)
+    assert verdict.refusals == ()
+    assert verdict.promote
+    assert list(verdict.differences) == ["agent", "score threshold", "random veto"]
+    base = good()
+    expected = base.policy.mean() - base.agent.mean()
+    assert verdict.differences["agent"].value == pytest.approx(expected)
+    low = verdict.differences["agent"].low
+    assert low is not None
+    assert 0 < low < expected
+    assert verdict.numbers["scenarios"] == COUNT
+    assert verdict.numbers["days"] == DAYS
+
+
+def test_the_live_bound_is_more_careful_than_the_bound_for_one_look() -> None:
+    fixed, live = (judge(good(), CONFIG, mode).differences for mode in Mode)
+    for name, found in live.items():
+        low, careless = found.low, fixed[name].low
+        assert low is not None
+        assert careless is not None
+        assert low < careless
+
+
+@pytest.mark.parametrize("mode", Mode)
+@pytest.mark.parametrize(
+    ("rival", "code"),
+    [
+        ("agent", RefusalCode.NOT_BETTER_THAN_AGENT),
+        ("heuristic", RefusalCode.NOT_BETTER_THAN_HEURISTIC),
+        ("random veto", RefusalCode.NOT_BETTER_THAN_RANDOM_VETO),
+    ],
+)
+def test_whoever_is_not_beaten_is_a_reason_by_itself(mode: Mode, rival: str, code: RefusalCode) -> None:
+    base = good()
+    noise = np.random.default_rng(1).normal(0, 0.3, COUNT)
+    as_good = np.clip(base.policy + noise - noise.mean(), -3, 3)
+    changes: dict[str, Any] = {
+        "agent": {"agent": as_good},
+        "heuristic": {
+            "heuristics": {**base.heuristics, "gradient boosting": as_good},
+            "heuristic_returns": {**base.heuristic_returns, "gradient boosting": base.agent_returns},
+        },
+        "random veto": {"random_veto": as_good},
+    }[rival]
+    refusal = only(judge(replace(base, **changes), CONFIG, mode))
+    assert refusal.code is code
+    assert refusal.about == {"heuristic": "gradient boosting"}.get(rival, rival)
+    assert refusal.limit == 0.0
+    assert refusal.observed is not None
+    assert refusal.observed <= 0
+
+
+def test_too_little_evidence_is_refused_with_what_was_seen_and_what_is_needed() -> None:
+    asked = CONFIG.model_copy(update={"min_scenarios": 3001, "min_trades": 3000, "min_days": 751})
+    found = judge(good(), asked, Mode.FIXED)
+    assert codes(found) == [RefusalCode.TOO_FEW_SCENARIOS, RefusalCode.TOO_FEW_TRADES, RefusalCode.TOO_FEW_DAYS]
+    assert (found.refusals[0].observed, found.refusals[0].limit) == (3000.0, 3001.0)
+
+
+def test_a_sharpe_ratio_must_be_higher_than_each_rivals_and_no_luck() -> None:
+    base = good()
+    better = base.policy_returns + 0.01
+    refusal = only(judge(replace(base, heuristic_returns={"score threshold": better}), CONFIG, Mode.FIXED))
+    assert (refusal.code, refusal.about) == (RefusalCode.SHARPE_NOT_HIGHER, "score threshold")
+    assert refusal.observed is not None
+    assert refusal.limit is not None
+    assert refusal.observed < refusal.limit
+    vetoes = np.stack([better, better, base.agent_returns])
+    refusal = only(judge(replace(base, random_veto_returns=vetoes), CONFIG, Mode.FIXED))
+    assert (refusal.code, refusal.about) == (RefusalCode.SHARPE_NOT_HIGHER, "random veto")
+    none_drawn = np.empty((0, DAYS))
+    refusal = only(judge(replace(base, random_veto_returns=none_drawn), CONFIG, Mode.FIXED))
+    assert (refusal.code, refusal.limit) == (RefusalCode.SHARPE_NOT_HIGHER, None)
+    many = tuple(np.random.default_rng(0).normal(0, 0.5, 50))
+    refusal = only(judge(replace(base, trial_sharpes=many), CONFIG, Mode.FIXED))
+    assert refusal.code is RefusalCode.SHARPE_NOT_CONFIDENT
+    assert refusal.limit == 0.95
+
+
+def test_a_rival_that_took_no_risk_has_a_sharpe_ratio_of_nothing() -> None:
+    still = np.zeros(DAYS)
+    verdict = judge(replace(good(), heuristic_returns={"score threshold": still}), CONFIG, Mode.FIXED)
+    assert verdict.promote
+    assert verdict.numbers["sharpe of score threshold"] == 0.0
+
+
+def test_a_deeper_drawdown_than_the_agents_is_a_reason() -> None:
+    base = good()
+    returns = base.policy_returns.copy()
+    returns[100:110] = -0.2
+    found = judge(replace(base, policy_returns=returns), CONFIG, Mode.FIXED)
+    assert RefusalCode.DRAWDOWN_WORSE in codes(found)
+    refusal = next(each for each in found.refusals if each.code is RefusalCode.DRAWDOWN_WORSE)
+    assert refusal.observed == pytest.approx(1 - 0.8**10, abs=0.01)
+
+
+def test_dishonest_probabilities_are_a_reason() -> None:
+    base = good()
+    shifted = only(judge(replace(base, probability=np.clip(base.probability + 0.15, 0, 1)), CONFIG, Mode.FIXED))
+    assert shifted.code is RefusalCode.CALIBRATION_POOR
+    assert shifted.observed == pytest.approx(0.15, abs=0.01)
+    nothing = replace(base, probability=np.empty(0), won=np.empty(0))
+    assert only(judge(nothing, CONFIG, Mode.FIXED)).detail == "no rows"
+
+
+def test_a_check_that_failed_or_was_not_made_is_a_reason() -> None:
+    failed = Check(CheckName.PARITY, False, "report 12: 3 of 200 differ")
+    found = judge(good(checks=(failed,)), CONFIG, Mode.FIXED)
+    assert codes(found) == [RefusalCode.CHECK_FAILED, RefusalCode.CHECK_MISSING]
+    assert [each.about for each in found.refusals] == ["parity", "injection"]
+    assert found.refusals[0].detail == "report 12: 3 of 200 differ"
+    both = (*PASSED, failed)
+    assert only(judge(good(checks=both), CONFIG, Mode.FIXED)).code is RefusalCode.CHECK_FAILED
+
+
+def test_scenarios_that_training_has_seen_are_refused() -> None:
+    overlapping = only(judge(good(trained_until=10 * DAY_S), CONFIG, Mode.FIXED))
+    assert overlapping.code is RefusalCode.SPLIT_OVERLAPS
+    assert overlapping.limit == 11 * DAY_S
+    assert overlapping.detail.startswith("44 scenarios")
+    embargoed = only(judge(good(trained_until=-DAY_S // 2), CONFIG, Mode.FIXED))
+    assert embargoed.code is RefusalCode.SPLIT_OVERLAPS
+
+
+@pytest.mark.parametrize("mode", Mode)
+def test_what_is_no_number_is_refused_and_nothing_is_computed_from_it(mode: Mode) -> None:
+    base = good()
+    agent = base.agent.copy()
+    agent[[3, 9]] = math.nan
+    found = judge(replace(base, agent=agent), CONFIG, mode)
+    assert only(found).code is RefusalCode.NOT_FINITE
+    assert (only(found).about, only(found).observed) == ("agent", 2.0)
+    assert found.differences == {}
+    returns = base.policy_returns.copy()
+    returns[0] = math.inf
+    assert only(judge(replace(base, policy_returns=returns), CONFIG, mode)).about == "policy returns"
+    assert only(judge(replace(base, trial_sharpes=(math.nan,)), CONFIG, mode)).about == "trial Sharpe ratios"
+
+
+def test_live_returns_beyond_the_bound_and_unordered_scenarios_are_refused() -> None:
+    base = good()
+    wild = base.policy.copy()
+    wild[0] = 3.5
+    refusal = only(judge(replace(base, policy=wild), CONFIG, Mode.LIVE))
+    assert (refusal.code, refusal.observed, refusal.limit) == (RefusalCode.OUT_OF_BOUNDS, 3.5, 3.0)
+    assert judge(replace(base, policy=wild), CONFIG, Mode.FIXED).promote
+    assert only(judge(replace(base, as_of=base.as_of[::-1]), CONFIG, Mode.FIXED)).code is RefusalCode.NOT_IN_ORDER
+
+
+@pytest.mark.parametrize("mode", Mode)
+def test_a_policy_that_never_trades_is_refused_with_reasons_and_without_nan(mode: Mode) -> None:
+    base = good()
+    still = replace(
+        base,
+        policy=np.zeros(COUNT),
+        traded=np.zeros(COUNT, dtype=bool),
+        random_veto=np.zeros(COUNT),
+        policy_returns=np.zeros(DAYS),
+        random_veto_returns=np.zeros((10, DAYS)),
+    )
+    verdict = judge(still, CONFIG, mode)
+    assert {RefusalCode.TOO_FEW_TRADES, RefusalCode.NOT_BETTER_THAN_RANDOM_VETO, RefusalCode.SHARPE_UNDEFINED} <= set(
+        codes(verdict)
+    )
+    require_unchanged(sign_off(verdict, still, CONFIG, by="owner", at=AT))
+    for number in verdict.numbers.values():
+        assert number is None or math.isfinite(number)
+
+
+@pytest.mark.parametrize("mode", Mode)
+def test_no_scenarios_at_all_are_refused_not_crashed_on(mode: Mode) -> None:
+    base = good()
+    nothing = {name: np.empty(0) for name in ("policy", "agent", "random_veto", "probability", "won", "policy_returns")}
+    empty = replace(
+        base,
+        **nothing,
+        as_of=np.empty(0, dtype=np.int64),
+        traded=np.empty(0, dtype=bool),
+        agent_returns=np.empty(0),
+        random_veto_returns=np.empty((3, 0)),
+        heuristics={"score threshold": np.empty(0)},
+        heuristic_returns={"score threshold": np.empty(0)},
+    )
+    found = codes(judge(empty, CONFIG, mode))
+    assert RefusalCode.TOO_FEW_SCENARIOS in found
+    assert RefusalCode.NOT_BETTER_THAN_AGENT in found
+    assert RefusalCode.SHARPE_UNDEFINED in found
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"policy": np.zeros(5)},
+        {"agent_returns": np.zeros(5)},
+        {"random_veto_returns": np.zeros(DAYS)},
+        {"heuristics": {}, "heuristic_returns": {}},
+        {"heuristics": {"agent": np.zeros(COUNT)}, "heuristic_returns": {"agent": np.zeros(DAYS)}},
+        {"heuristic_returns": {"other": np.zeros(DAYS)}},
+        {"won": np.zeros(5)},
+        {"trial_sharpes": ()},
+    ],
+    ids=lambda changes: "+".join(changes),
+)
+def test_evidence_that_does_not_fit_together_is_an_error(changes: dict[str, Any]) -> None:
+    with pytest.raises(GateError):
+        good(**changes)
+
+
+def test_a_report_is_sealed_and_moves_the_alias_only_when_it_passes() -> None:
+    evidence = good()
+    report = sign_off(judge(evidence, CONFIG, Mode.FIXED), evidence, CONFIG, by="model owner", at=AT)
+    assert report["signed_by"] == "model owner"
+    assert report["evidence"] == good().hash() != good(trained_until=-3 * DAY_S).hash()
+    require_promotable(report, "advisor-7")
+    with pytest.raises(GateError, match="about advisor-7, not advisor-8"):
+        require_promotable(report, "advisor-8")
+    changed = {**report, "verdict": {**report["verdict"], "promote": True, "model_version": "advisor-8"}}
+    with pytest.raises(GateError, match="was changed"):
+        require_promotable(changed, "advisor-8")
+    with pytest.raises(GateError, match="was changed"):
+        require_promotable({key: value for key, value in report.items() if key != "hash"}, "advisor-7")
+
+
+def test_an_override_is_explicit_named_and_sealed() -> None:
+    evidence = good(checks=())
+    report = sign_off(judge(evidence, CONFIG, Mode.FIXED), evidence, CONFIG, by="model owner", at=AT)
+    with pytest.raises(GateError, match="did not pass the gate: check_missing"):
+        require_promotable(report, "advisor-7")
+    with pytest.raises(GateError, match="a name and a reason"):
+        overridden(report, by=" ", why="demo", at=AT)
+    forced = overridden(report, by="A. Person", why="demo on a test account", at=AT)
+    require_promotable(forced, "advisor-7")
+    assert forced["override"] == {
+        "by": "A. Person", "why": "demo on a test account", "at": AT.isoformat(), "of": report["hash"],
+    }  # fmt: skip
+    with pytest.raises(GateError, match="was changed"):
+        require_promotable({**report, "override": {"by": "nobody"}}, "advisor-7")
+
+
+def test_the_same_evidence_gives_the_same_verdict() -> None:
+    first, second = (judge(good(), CONFIG, Mode.FIXED).as_json() for _ in range(2))
+    assert first == second
+
+
+def test_every_refusal_code_is_explained() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "gate.md").read_text(encoding="utf-8")
+    explained = re.findall(r"^\| `([a-z_]+)` \|", page, re.MULTILINE)
+    assert explained == [code.value for code in RefusalCode]

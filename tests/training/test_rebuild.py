@@ -1,0 +1,242 @@
+"""The pipeline from bars to a judged version, on a tiny model: what it leaves, how it goes on, what it refuses."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from app.policy.loader import load_manifest
+from tests.policy.tiny_models import save_tiny_model, write_manifest
+from training.__main__ import app
+from training.artifacts import Artifact, ArtifactError
+from training.config import ConfigError, DpoConfig, RebuildConfig
+from training.evaluate import LOOKS, Evaluate, Evaluated
+from training.labels import Labels
+from training.market import MarketDataError
+from training.measures import CollapsedPolicy
+from training.rebuild import Rebuild, Rebuilt, targets
+from training.scenarios import ScenarioSet
+
+NOW = datetime(2026, 11, 24, tzinfo=UTC)
+STAGES = ("scenarios", "labels", "encoded", "rollouts", "reward", "preferences", "policy")
+
+
+@contextmanager
+def silent(title: str) -> Iterator[Callable[[int, int], None]]:
+    yield lambda done, total: None
+
+
+def config_in(folder: Path, base: Path, **sections: Any) -> RebuildConfig:
+    """A rebuild that takes seconds, in a folder; `section__key=value` changes it."""
+    document: dict[str, Any] = {
+        "artifacts": folder / "artifacts",
+        "threads": 1,
+        "market": {
+            "source": "synthetic",
+            "synthetic": {"edge": 0.5, "symbols": 2, "bars": 4000, "begins": "2022-09-15", "seed": 7},
+        },
+        "scenarios": {"limit": 80},
+        "encode": {"base": base, "shard": 32},
+        "reward": {"members": 1, "width": 8, "layers": 1, "heads": 1, "epochs": 2, "folds": 2},
+        "adapter": {"rank": 2, "alpha": 4.0},
+        "policy": {"algorithm": "expected", "epochs": 1, "max_majority": 1.0, "min_entropy": 0.0},
+        "publish": {"models": base.parent, "name": "tiny"},
+        "evaluate": {"draws": 100, "random_vetoes": 20, "held_out": {"limit": 60}},
+    }
+    for path, value in sections.items():
+        *parents, last = path.split("__")
+        target = document
+        for name in parents:
+            target = target.setdefault(name, {})
+        target[last] = value
+    return RebuildConfig.model_validate(document)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = save_tiny_model(tmp_path_factory.mktemp("models") / "base")
+    write_manifest(folder, "base-1")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("rebuild")
+
+
+@pytest.fixture(scope="module")
+def evaluated(folder: Path, base: Path) -> Evaluated:
+    """A rebuild, published and judged."""
+    return Evaluate(
+        config_in(folder, base), silent, lambda line: None, NOW, [DpoConfig(epochs=1, max_majority=1.0)]
+    ).run()
+
+
+@pytest.fixture(scope="module")
+def rebuilt(folder: Path, base: Path, evaluated: Evaluated) -> Rebuilt:
+    """The same again: everything is found."""
+    lines: list[str] = []
+    made = Rebuild(config_in(folder, base), silent, lines.append).run()
+    assert [line.split(":")[1].split()[0] for line in lines] == ["found"] * len(STAGES)
+    return made
+
+
+def test_every_stage_leaves_an_artefact_that_names_what_it_was_made_from(rebuilt: Rebuilt) -> None:
+    assert tuple(rebuilt.artifacts) == STAGES
+    for stage, artifact in rebuilt.artifacts.items():
+        again = Artifact.open(artifact.path, stage, deep=True)
+        hashes = {each.hash for each in rebuilt.artifacts.values()}
+        assert set(again.manifest["inputs"].values()) <= hashes
+    assert set(rebuilt.policy.manifest["inputs"]) == {"scenarios", "labels", "encoded", "reward", "preferences"}
+
+
+def test_nothing_of_the_held_out_period_is_trained_on(rebuilt: Rebuilt) -> None:
+    table = ScenarioSet.open(rebuilt.artifacts["scenarios"]).table
+    first_held_out = int(datetime(2023, 1, 1, tzinfo=UTC).timestamp())
+    assert len(table) == 80
+    assert table["as_of"].max() < first_held_out
+    labels = Labels.open(rebuilt.artifacts["labels"]).table
+    assert labels["exited_at"].max() <= first_held_out
+
+
+def test_the_same_seed_and_data_give_the_same_artefacts_elsewhere(rebuilt: Rebuilt, base: Path, tmp_path: Path) -> None:
+    again = Rebuild(config_in(tmp_path, base), silent, lambda line: None).run()
+    for stage in ("scenarios", "labels", "rollouts", "preferences"):
+        assert again.artifacts[stage].hash == rebuilt.artifacts[stage].hash, stage
+    mine, theirs = (np.load(each.policy / "policy_log_probs.npy") for each in (rebuilt, again))
+    assert np.abs(mine - theirs).max() < 1e-4
+
+
+def test_a_rebuild_that_was_killed_goes_on_where_it_stopped(base: Path, tmp_path: Path) -> None:
+    config = config_in(tmp_path, base)
+
+    class Killed(BaseException):
+        pass
+
+    @contextmanager
+    def dying(title: str) -> Iterator[Callable[[int, int], None]]:
+        def kill(done: int, total: int) -> None:
+            if title == "base pass" and done >= 32:
+                raise Killed
+
+        yield kill
+
+    with pytest.raises(Killed):
+        Rebuild(config, dying, lambda line: None).run()
+    left = sorted(path.name.split("-")[0] for path in config.artifacts.iterdir())
+    assert left == ["cache", "labels", "scenarios"]
+    read: list[int] = []
+
+    @contextmanager
+    def watching(title: str) -> Iterator[Callable[[int, int], None]]:
+        yield lambda done, total: read.append(done) if title == "base pass" else None
+
+    made = Rebuild(config, watching, lambda line: None).run()
+    assert read[0] == 32, "the finished shard is not read again"
+    assert made.artifacts["encoded"].facts["read"] == 48
+
+
+def test_a_collapsed_policy_raises_and_leaves_no_artefact(rebuilt: Rebuilt, folder: Path, base: Path) -> None:
+    config = config_in(folder, base, policy__min_entropy=2.4)
+    with pytest.raises(CollapsedPolicy, match="entropy"):
+        Rebuild(config, silent, lambda line: None).run()
+    policies = {path.name for path in config.artifacts.glob("policy-*")}
+    assert rebuilt.policy.path.name in policies
+    assert len(policies) == 2, "the judged one and its rival"
+
+
+def test_a_truncated_artefact_is_one_clear_error(rebuilt: Rebuilt, base: Path, tmp_path: Path) -> None:
+    config = config_in(tmp_path, base)
+    config.artifacts.mkdir(parents=True)
+    source = rebuilt.artifacts["scenarios"].path
+    shutil.copytree(source, config.artifacts / source.name)
+    damaged = config.artifacts / source.name / "scenarios.parquet"
+    damaged.write_bytes(damaged.read_bytes()[:-10])
+    with pytest.raises(ArtifactError, match=r"scenarios\.parquet was cut or changed"):
+        Rebuild(config, silent, lambda line: None).run()
+
+
+def test_too_little_history_and_a_log_without_url_are_refused(base: Path, tmp_path: Path) -> None:
+    config = config_in(tmp_path, base, market__directory=tmp_path, market__source="directory")
+    with pytest.raises(MarketDataError, match="no file named like"):
+        Rebuild(config, silent, lambda line: None).run()
+    with pytest.raises(ConfigError, match="--database or DATABASE_URL"):
+        Rebuild(config_in(tmp_path, base, scenarios__source="shadow_log"), silent, lambda line: None).run()
+    assert not list(tmp_path.rglob("manifest.json"))
+
+
+def test_targets_mix_what_happened_with_what_the_reward_model_expects() -> None:
+    from training.config import TargetsConfig
+
+    realised = np.array([[0.0, 2.0], [0.0, -1.0], [np.nan, np.nan]])
+    predicted = np.array([[0.2, 0.0], [0.0, 1.0], [5.0, 5.0]])
+    train = np.array([0, 1])
+    mean = targets(realised, predicted, train, TargetsConfig(source="mean", centre=False))
+    assert mean[:2].tolist() == [[0.1, 1.0], [0.0, 0.0]]
+    assert np.isnan(mean[2]).all()
+    centred = targets(realised, predicted, train, TargetsConfig(source="outcomes", centre=True))
+    assert centred[:2].tolist() == [[0.0, 1.5], [0.0, -1.5]]
+    assert np.isnan(targets(realised, predicted, train, TargetsConfig(source="model"))[2]).all()
+
+
+def test_the_version_is_published_and_names_its_evidence(evaluated: Evaluated, rebuilt: Rebuilt) -> None:
+    manifest = load_manifest(evaluated.version)
+    assert manifest.model_version == evaluated.version.name
+    assert manifest.base is not None
+    assert manifest.provenance["data"]["policy"] == rebuilt.policy.hash
+    assert manifest.provenance["algorithm"] == "expected"
+
+
+def test_the_report_tells_of_every_arm(evaluated: Evaluated) -> None:
+    twin = json.loads((evaluated.artifact / "report.json").read_text())
+    tables = {table["caption"]: table for section in twin["sections"] for table in section["tables"]}
+    arms = [row["arm"]["value"] for row in tables["Mean reward per scenario, net of costs"]["rows"]]
+    expected = {"agent", "always approve", "score threshold", "logistic regression", "gradient boosting", "random veto"}
+    assert expected | {"policy", "policy before vetoes", "policy dpo", "base model"} == set(arms)
+    assert "buy and hold" in [row["arm"]["value"] for row in tables["Measures of the portfolio, by trade"]["rows"]]
+    page = (evaluated.artifact / "report.html").read_text()
+    assert evaluated.version.name in page
+    assert ">nan" not in page.lower()
+
+
+def test_a_few_scenarios_never_pass_the_gate(evaluated: Evaluated) -> None:
+    codes = {each["code"] for each in evaluated.report["verdict"]["refusals"]}
+    assert {"too_few_scenarios", "too_few_days"} <= codes
+    assert "split_overlaps" not in codes, "what lies within the embargo was left out"
+    checks = {each["name"]: each["passed"] for each in evaluated.report["checks"]}
+    assert checks["parity"], evaluated.report["checks"]
+
+
+def test_each_look_at_the_held_out_period_is_counted(evaluated: Evaluated, folder: Path, base: Path) -> None:
+    looks = (folder / "artifacts" / LOOKS).read_text().splitlines()
+    assert [json.loads(line)["version"] for line in looks] == [evaluated.version.name]
+    Evaluate(config_in(folder, base), silent, lambda line: None, NOW, [DpoConfig(epochs=1, max_majority=1.0)]).run()
+    assert (folder / "artifacts" / LOOKS).read_text().splitlines() == looks, (
+        "a finished evaluation is found, not repeated"
+    )
+
+
+def test_promotion_needs_a_passing_report_or_a_named_override(
+    evaluated: Evaluated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ask(*more: str) -> Any:
+        return CliRunner().invoke(app, ["promote", str(evaluated.artifact.path), "--url", "http://127.0.0.1:1", *more])
+
+    refused = ask()
+    assert refused.exit_code == 1
+    assert "did not pass the gate: " in str(refused.exception)
+    assert "needs a name and a reason" in str(ask("--override").exception)
+    asked = ask("--override", "--by", "Ada", "--why", "trial on the test desk")
+    assert "127.0.0.1:1" in str(asked.exception), "sealed, and then the service is asked"
+    [sealed] = evaluated.artifact.path.parent.glob("evaluation-*.override-*.json")
+    override = json.loads(sealed.read_text())["override"]
+    assert (override["by"], override["why"]) == ("Ada", "trial on the test desk")
