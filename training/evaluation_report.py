@@ -176,7 +176,7 @@ def _books(section: Section, found: Findings) -> None:
         columns = ("arm", *(name.replace("_", " ") for name in measures))
         section.table(f"Measures of the portfolio, {title}", columns, rows)
     section.say(
-        f"Capital {config.capital:g}, at most {config.max_open} open; curves are seen once a day, and Sharpe and Sortino "
+        f"Capital {config.capital:g}, at most {config.max_open} open; curves are seen once a day; Sharpe and Sortino "
         "are annualised by that clock, without a risk-free rate. Drawdown as a fraction, expectancy in R of the trade "
         "itself, turnover per year over mean equity, exposure as a share of time."
     )

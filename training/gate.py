@@ -109,7 +109,8 @@ class Evidence:
 
     as_of : (N,) seconds since 1970 UTC. trained_until : latest instant that a training label looked at.
     policy, agent, random_veto, heuristics : (N,) R of the agent's plan earned in each scenario, after costs; rejecting
-        earns 0. The policy's after vetoes; the random veto's averaged over many draws.
+        earns 0. The policy's after vetoes; the random veto's averaged over many draws, and live at the rate that the
+        policy had until then. Live, no scenario follows one whose outcome is still open.
     traded : (N,) whether the policy traded.
     *_returns : (T,) simple returns of equity; the random veto's (draws, T).
     steps_per_year : of the equity's clock.
@@ -284,11 +285,13 @@ def _differences(evidence: Evidence, config: GateConfig, mode: Mode) -> dict[str
             seed=config.seed,
         )
         return dict(zip(rivals, found, strict=True))
-    if not len(evidence.as_of):
-        return dict.fromkeys(rivals, none("no scenarios"))
     bounds = {}
     for name, column in zip(rivals, columns.T, strict=True):
-        means = period_means(column, evidence.as_of, config.block_days)
+        # The last period may not be over: a bet is settled only when everything it was laid on is known.
+        means = period_means(column, evidence.as_of, config.block_days)[:-1]
+        if not len(means):
+            bounds[name] = none("no day is over")
+            continue
         low = lower_bound(means, 2 * config.bound_r, 1 - config.confidence)
         bounds[name] = Estimate(float(means.mean()), low, None, len(means))
     return bounds

@@ -74,7 +74,8 @@ def test_a_version_that_beats_everything_passes(mode: Mode) -> None:
     assert verdict.promote
     assert list(verdict.differences) == ["agent", "score threshold", "random veto"]
     base = good()
-    expected = base.policy.mean() - base.agent.mean()
+    rows = slice(0, COUNT if mode is Mode.FIXED else COUNT - 4)
+    expected = base.policy[rows].mean() - base.agent[rows].mean()
     assert verdict.differences["agent"].value == pytest.approx(expected)
     low = verdict.differences["agent"].low
     assert low is not None
@@ -90,6 +91,17 @@ def test_the_live_bound_is_more_careful_than_the_bound_for_one_look() -> None:
         assert low is not None
         assert careless is not None
         assert low < careless
+
+
+def test_live_a_day_that_may_not_be_over_does_not_count() -> None:
+    base = good()
+    changed = base.policy.copy()
+    changed[-4:] = 3.0
+    first, second = (judge(replace(base, policy=each), CONFIG, Mode.LIVE) for each in (base.policy, changed))
+    assert first.differences == second.differences
+    assert first.differences["agent"].n == DAYS - 1
+    fixed = judge(replace(base, policy=changed), CONFIG, Mode.FIXED).differences["agent"].value
+    assert fixed != first.differences["agent"].value
 
 
 @pytest.mark.parametrize("mode", Mode)
