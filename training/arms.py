@@ -6,6 +6,7 @@ scenarios only; its cut is chosen there too, out of fold.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -48,6 +49,7 @@ class Arm:
     share : quantity over the plan's quantity, 0-1; 0 where it does not trade.
     probability : its approval probability, 0-1, for calibration; None for arms without one.
     vetoes : codes that refused its order, per scenario; None for arms without rules.
+    fitted_in_s : CPU seconds that fitting took; 0 for arms that learn nothing here.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Arm:
     share: Floats
     probability: Floats | None = None
     vetoes: tuple[tuple[str, ...], ...] | None = None
+    fitted_in_s: float = 0.0
 
     @property
     def approval_rate(self) -> float:
@@ -132,13 +135,16 @@ def fitted(
     # OpenMP threads that wait for each other beside other work are up to a hundred times slower than one.
     with threadpool_limits(1):
         for name, model in models:
+            began = time.process_time()
             out_of_fold = np.full(len(rewards), np.nan)
             for fold in folds:
                 fold_model = _fit(model, features[fold.train], won[fold.train], weights[fold.train])
                 out_of_fold[fold.test] = fold_model.predict_proba(features[fold.test])[:, 1]
             cut = best_cut(out_of_fold, rewards, weights)
-            probability = _fit(model, features, won, weights).predict_proba(new_features)[:, 1]
-            arms.append(replace(plan.kept(name, probability >= cut), probability=probability))
+            final = _fit(model, features, won, weights)
+            cost = time.process_time() - began
+            probability = final.predict_proba(new_features)[:, 1]
+            arms.append(replace(plan.kept(name, probability >= cut), probability=probability, fitted_in_s=cost))
     return arms
 
 

@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -79,6 +80,11 @@ class Artifact:
         """Counts and measures that the stage reported."""
         return dict(self.manifest["facts"])
 
+    @property
+    def cpu_seconds(self) -> float:
+        """What building it took, of this process."""
+        return float(self.manifest["cost"]["cpu_s"])
+
     def __truediv__(self, name: str) -> Path:
         return self.path / name
 
@@ -127,7 +133,9 @@ class Workshop:
         self.root.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=self.root))
         try:
+            wall, cpu = time.monotonic(), time.process_time()
             facts = dict(build(work))
+            cost = {"wall_s": round(time.monotonic() - wall, 3), "cpu_s": round(time.process_time() - cpu, 3)}
             files = {
                 path.relative_to(work).as_posix(): {"bytes": path.stat().st_size, "hash": _file_hash(path)}
                 for path in sorted(work.rglob("*"))
@@ -139,6 +147,7 @@ class Workshop:
                 **depends,
                 "facts": facts,
                 "files": files,
+                "cost": cost,
                 "created_at": datetime.now(UTC).isoformat(),
             }
             draft = work / f".{MANIFEST}"

@@ -78,6 +78,7 @@ def evaluation_report(found: Findings) -> Report:
     _disagreements(report.section("When policy and agent disagreed"), found)
     _vetoes(report.section("What each veto was worth"), found)
     _distribution(report.section("Rewards of trades"), found)
+    _worth(report.section("Is it worth it?"), found)
     return report
 
 
@@ -350,6 +351,33 @@ def _distribution(section: Section, found: Findings) -> None:
     axes.set_xlabel("R of the trade, after costs (clipped to -2 and 5)")
     axes.legend(fontsize=8, frameon=False)
     section.plot("Rewards of trades", figure)
+
+
+def _worth(section: Section, found: Findings) -> None:
+    """The seed's last question: does tuning a language model pay, beside simpler rules that learn the same?"""
+    contest, draws = found.contest, found.config.evaluate.draws
+    rewards = contest.rewards
+    rivals = [name for name in (*HEURISTICS, "base model") if name in rewards]
+    gaps = np.stack([rewards[POLICY] - rewards[name] for name in rivals], 1)
+    gains = mean_intervals(gaps, as_of=contest.arena.as_of, draws=draws)
+    tuning = sum(artifact.cpu_seconds for artifact in found.rebuilt.artifacts.values()) / 60
+    section.say(
+        f"Tuning took {tuning:.1f} CPU minutes for {found.rebuilt.artifacts['scenarios'].facts['real']:,} scenarios; a "
+        "decision takes one pass of the language model. The simpler arms are fitted in seconds and answer in "
+        "microseconds. What the tuned policy earns more than each of them, rules on:"
+    )
+    rows = [
+        (Cell(name), cell(gain), Cell(contest.played[name].arm.fitted_in_s, digits=1))
+        for name, gain in zip(rivals, gains, strict=True)
+    ]
+    section.table("Policy less simpler arms", ("arm", "gain, R per scenario", "fitted in, CPU s"), rows)
+    sure = [gain for gain in gains if gain.low is not None and gain.low > 0]
+    section.say(
+        "Its gain over every one of them is above 0 with 95 % confidence."
+        if len(sure) == len(gains)
+        else f"Its gain is above 0 with 95 % confidence over {len(sure)} of {len(gains)} of them: on this evidence "
+        "deploying the tuned model is not justified."
+    )
 
 
 def _traded(played: Played) -> Floats:

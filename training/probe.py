@@ -1,8 +1,8 @@
 """The control: a linear probe of the base model's last hidden state with the target of the expected-reward algorithm.
 
 Multinomial logistic regression (scikit-learn) fitted to the closed-form optimum pi* ~ pi_ref exp(R / beta): each row
-stands for its ten actions, weighted by pi*. Same states, same rewards, no language model to tune: an algorithm that does
-not reach it has lost something on the way.
+stands for its ten actions, weighted by pi*. Same states, same rewards, no language model to tune: an algorithm that
+does not reach it has lost something on the way.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Probe:
 
 
 def fit_probe(problem: Problem, beta: float, strengths: tuple[float, ...] = STRENGTHS) -> Probe:
-    """Fit on the training rows; the strength by expected reward in contiguous folds of them, never on validation rows."""
+    """Fit on the training rows; the strength by expected reward in contiguous folds of them, not on validation rows."""
     states = np.asarray(problem.encoded.last, np.float64)
     base = torch.from_numpy(np.array(problem.encoded.label_log_probs))
     reference = losses.log_policy_of(base, problem.bias)

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -174,7 +175,8 @@ def build_reward(
     ------
     RewardError, SplitError : too few scenarios with known rewards.
     """
-    members, predicted = cross_validate(data, config, embargo_s, progress)
+    with _one_thread():
+        members, predicted = cross_validate(data, config, embargo_s, progress)
     names = [f"member-{number}.safetensors" for number in range(len(members))]
     for name, member in zip(names, members, strict=True):
         member.save(folder / name)
@@ -294,6 +296,17 @@ def report_of(data: RewardData, predicted: Predicted, seed: int) -> dict[str, An
             "spearman": {key: spearman(values, data.rewards, rows) for key, values in trades.items()},
         }
     return found
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """These matrices are too small to share: on a busy machine two threads took ten times as long as one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _bootstrap(days: Rows, seed: int) -> Floats:

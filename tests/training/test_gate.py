@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from training.anytime import lower_bound, period_means
 from training.config import GateConfig
 from training.gate import Check, CheckName, Evidence, GateError, Mode, Refusal, RefusalCode, Verdict, judge
 from training.gate_power import PASSED
 from training.gate_report import overridden, require_promotable, require_unchanged, sign_off
-from training.statistics import DAY_S
+from training.performance import max_drawdown
+from training.statistics import DAY_S, mean_intervals
 
 CONFIG = GateConfig(draws=300)
 AT = datetime(2025, 1, 2, tzinfo=UTC)
@@ -93,6 +95,17 @@ def test_the_live_bound_is_more_careful_than_the_bound_for_one_look() -> None:
         assert low < careless
 
 
+def test_bounds_have_the_confidence_that_is_asked_for() -> None:
+    base = good()
+    difference = base.policy - base.agent
+    fixed = mean_intervals(difference[:, None], as_of=base.as_of, level=0.8, draws=300, block=1.0)[0]
+    asked = CONFIG.model_copy(update={"confidence": 0.9})
+    found = judge(base, asked, Mode.FIXED).differences["agent"]
+    assert (found.low, found.high) == pytest.approx((fixed.low, fixed.high), abs=0.01)
+    live = lower_bound(period_means(difference, base.as_of)[:-1], 6.0, 0.1)
+    assert judge(base, asked, Mode.LIVE).differences["agent"].low == live
+
+
 def test_live_a_day_that_may_not_be_over_does_not_count() -> None:
     base = good()
     changed = base.policy.copy()
@@ -142,7 +155,7 @@ def test_too_little_evidence_is_refused_with_what_was_seen_and_what_is_needed() 
 
 def test_a_sharpe_ratio_must_be_higher_than_each_rivals_and_no_luck() -> None:
     base = good()
-    better = base.policy_returns + 0.01
+    better = base.policy_returns + 1e-6
     refusal = only(judge(replace(base, heuristic_returns={"score threshold": better}), CONFIG, Mode.FIXED))
     assert (refusal.code, refusal.about) == (RefusalCode.SHARPE_NOT_HIGHER, "score threshold")
     assert refusal.observed is not None
@@ -169,12 +182,14 @@ def test_a_rival_that_took_no_risk_has_a_sharpe_ratio_of_nothing() -> None:
 
 def test_a_deeper_drawdown_than_the_agents_is_a_reason() -> None:
     base = good()
-    returns = base.policy_returns.copy()
-    returns[100:110] = -0.2
-    found = judge(replace(base, policy_returns=returns), CONFIG, Mode.FIXED)
-    assert RefusalCode.DRAWDOWN_WORSE in codes(found)
-    refusal = next(each for each in found.refusals if each.code is RefusalCode.DRAWDOWN_WORSE)
-    assert refusal.observed == pytest.approx(1 - 0.8**10, abs=0.01)
+    own = max_drawdown(base.policy_returns)
+    still = np.zeros(DAYS)
+    still[5] = -0.9 * own
+    refusal = only(judge(replace(base, agent_returns=still), CONFIG, Mode.FIXED))
+    assert refusal.code is RefusalCode.DRAWDOWN_WORSE
+    assert (refusal.observed, refusal.limit) == pytest.approx((own, 0.9 * own))
+    still[5] = -1.1 * own
+    assert judge(replace(base, agent_returns=still), CONFIG, Mode.FIXED).promote
 
 
 def test_dishonest_probabilities_are_a_reason() -> None:

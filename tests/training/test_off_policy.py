@@ -88,6 +88,13 @@ def test_intervals_cover_the_truth_as_often_as_they_promise_and_the_robust_one_i
     assert widths[2] < widths[1] < widths[0] * 1.05
 
 
+def test_a_common_factor_in_the_logged_probabilities_changes_nothing_once_weights_are_normalised() -> None:
+    log, _, _ = simulated(2)
+    halved = replace(log, logged=log.logged / 2)
+    assert self_normalised(halved).estimate[:4] == pytest.approx(self_normalised(log).estimate[:4])
+    assert inverse_propensity(halved).estimate.value == pytest.approx(2 * inverse_propensity(log).estimate.value)
+
+
 def test_a_policy_valued_on_its_own_log_is_worth_what_it_earned() -> None:
     log, _, _ = simulated(1)
     action = log.action

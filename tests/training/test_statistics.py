@@ -24,6 +24,7 @@ from training.statistics import (
     model_confidence_set,
     probability_of_overfitting,
     resample,
+    resamples,
     superior_predictive_ability,
 )
 
@@ -119,6 +120,27 @@ def test_intervals_of_means_cover_the_truth_of_skewed_days_that_hang_together() 
     assert above / RUNS < 0.055
     assert below / RUNS < 0.055
     assert (above + below) / RUNS > 0.01, "an interval that never misses is too wide"
+
+
+def test_the_interval_of_a_mean_follows_its_definition_sample_by_sample() -> None:
+    differences, as_of = skewed_days(np.random.default_rng(3), 40)
+    days = [differences[as_of == day] for day in np.unique(as_of)]
+
+    def mean_and_error(chosen: list[Floats]) -> tuple[float, float]:
+        number = sum(map(len, chosen))
+        mean = sum(day.sum() for day in chosen) / number
+        return mean, math.sqrt(sum((day.sum() - mean * len(day)) ** 2 for day in chosen)) / number
+
+    mean, error = mean_and_error(days)
+    studentised = []
+    for rows in np.concatenate(list(resamples(len(days), 3.0, 200, 5))):
+        sampled, its_error = mean_and_error([days[row] for row in rows])
+        studentised.append((sampled - mean) / its_error)
+    low, high = np.quantile(studentised, [0.025, 0.975])
+    found = mean_intervals(differences[:, None], as_of=as_of, block=3.0, draws=200, seed=5)[0]
+    assert found.low == pytest.approx(mean - high * error)
+    assert found.high == pytest.approx(mean - low * error)
+    assert found.p == pytest.approx((1 + sum(t >= mean / error for t in studentised)) / 201)
 
 
 def test_p_values_are_small_when_the_mean_is_high() -> None:
