@@ -47,7 +47,7 @@ SELECT run, arm, model_version, trade, decision_id, symbol, as_of, exit_time, ou
 FROM peaks;
 COMMENT ON VIEW paper_books IS
     'Both books of each paper run (request ids RUN/SYMBOL/TIME), one row per trade that has ended, in order of exit: '
-    'arm agent is what the agent did, arm advice what the advice of a version would have done, one trade at a time each. '
+    'arm agent is what the agent did, arm advice what a version''s advice would have done, one trade at a time each. '
     'equity begins with what the agent reported at the run''s first decision; drawdown is the fall from its peak. '
     'Money is net of costs, in quote currency';
 """

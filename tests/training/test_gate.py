@@ -97,12 +97,12 @@ def test_the_live_bound_is_more_careful_than_the_bound_for_one_look() -> None:
 
 def test_bounds_have_the_confidence_that_is_asked_for() -> None:
     base = good()
-    difference = base.policy - base.agent
-    fixed = mean_intervals(difference[:, None], as_of=base.as_of, level=0.8, draws=300, block=1.0)[0]
+    columns = np.stack([base.policy - other for other in base.rivals.values()], axis=1)
+    fixed = mean_intervals(columns, as_of=base.as_of, level=0.8, draws=300)[0]
     asked = CONFIG.model_copy(update={"confidence": 0.9})
     found = judge(base, asked, Mode.FIXED).differences["agent"]
-    assert (found.low, found.high) == pytest.approx((fixed.low, fixed.high), abs=0.01)
-    live = lower_bound(period_means(difference, base.as_of)[:-1], 6.0, 0.1)
+    assert (found.low, found.high) == (fixed.low, fixed.high)
+    live = lower_bound(period_means(columns[:, 0], base.as_of)[:-1], 6.0, 0.1)
     assert judge(base, asked, Mode.LIVE).differences["agent"].low == live
 
 

@@ -33,6 +33,8 @@ def test_outcomes_of_a_day_hang_together() -> None:
     totals, counts = day_totals(market.r[:, None], market.as_of)
     within = (totals[:, 0] / counts).var()
     assert within > 2 * market.r.var() / 10, "independent outcomes would vary less from day to day"
+    means = (totals[:, 0] / counts) - market.r.mean()
+    assert means[1:] @ means[:-1] / (means @ means) == pytest.approx(0.15, abs=0.05), "and so do days"
     assert len(market.r) == pytest.approx(60_000, rel=0.02)
 
 
