@@ -50,9 +50,6 @@ bench: $(STAMP) ## overhead of /advise, vetoes, journal; the model through the s
 bench-train: $(STAMP) ## cost of the four algorithms against TRL's DPOTrainer (about half an hour on two cores)
 	$(BIN)/python -m bench.training
 
-bench-train: $(STAMP) ## scenarios/s of the four algorithms against TRL's DPOTrainer, on the same pairs
-	$(BIN)/python -m bench.training
-
 bench-gate: $(STAMP) ## how often the gate is wrong: simulated markets without an edge, and with one
 	$(BIN)/python -m bench.gate
 

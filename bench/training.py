@@ -149,14 +149,18 @@ def theirs(prompts: list[Prompt], pairs: NDArray[np.int64], train: int, known: N
         )
         trainer.train()
         cpu, clock = watch.read()
-    tuned = trainer.model.eval()
     labels = np.array(known)
     for row in range(train, len(prompts)):
-        ids = [*reader.encoder.head, *reader.encoder.encode(prompts[row])]
-        with torch.no_grad():
-            logits = tuned(input_ids=torch.tensor([ids])).logits[0, -1]
-        labels[row] = torch.log_softmax(logits.float(), -1)[list(reader.encoder.label_ids)].numpy()
+        labels[row] = labels_after(trainer.model.eval(), reader, prompts[row])
     return Cost(cpu, clock, accuracy(labels, known, pairs[pairs[:, 0] >= train]))
+
+
+def labels_after(model: Any, reader: LabelReader, prompt: Prompt) -> NDArray[np.float32]:
+    """(10,) log-probabilities of the labels after a whole prompt, by a plain pass."""
+    ids = [*reader.encoder.head, *reader.encoder.encode(prompt)]
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([ids])).logits[0, -1]
+    return np.asarray(torch.log_softmax(logits.float(), -1)[list(reader.encoder.label_ids)].numpy())
 
 
 def main() -> None:

@@ -137,7 +137,8 @@ def test_every_variable_that_a_service_gets_is_a_setting(service: str) -> None:
 
 def test_every_variable_that_the_image_sets_for_the_program_is_a_setting() -> None:
     names = {name for step in lineage("advisor") if step.name == "ENV" for name in re.findall(r"(\w+)=", step.text)}
-    assert {name for name in names if name.startswith("ADVISOR_")} | {"MODEL"} <= setting_names() & names
+    assert {name for name in names if name.startswith("ADVISOR_")} <= setting_names()
+    assert "ADVISOR_SHIPPED_MODELS" in names
 
 
 @pytest.mark.parametrize("file", ["demo.env", "gpu.env"])
