@@ -107,7 +107,7 @@ def theirs(prompts: list[Prompt], pairs: NDArray[np.int64], train: int, known: N
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import AutoTokenizer
-    from trl import DPOConfig, DPOTrainer
+    from trl import DPOTrainer
 
     reader = LabelReader.load(base)
     records = []
@@ -125,24 +125,10 @@ def theirs(prompts: list[Prompt], pairs: NDArray[np.int64], train: int, known: N
     )
     model = load_model(base)
     with tempfile.TemporaryDirectory() as folder:
-        settings = DPOConfig(
-            output_dir=folder,
-            beta=BETA,
-            learning_rate=5e-4,
-            num_train_epochs=EPOCHS,
-            per_device_train_batch_size=BATCH,
-            precompute_ref_log_probs=True,
-            gradient_checkpointing=False,
-            use_cpu=True,
-            bf16=False,
-            report_to=[],
-            save_strategy="no",
-            disable_tqdm=True,
-        )
         watch = Stopwatch()
         trainer = DPOTrainer(
             model,
-            args=settings,
+            args=trl_settings(folder),
             train_dataset=Dataset.from_list(records),
             processing_class=AutoTokenizer.from_pretrained(base),
             peft_config=lora,
@@ -153,6 +139,26 @@ def theirs(prompts: list[Prompt], pairs: NDArray[np.int64], train: int, known: N
     for row in range(train, len(prompts)):
         labels[row] = labels_after(trainer.model.eval(), reader, prompts[row])
     return Cost(cpu, clock, accuracy(labels, known, pairs[pairs[:, 0] >= train]))
+
+
+def trl_settings(folder: str) -> Any:
+    """As ours: the same steps, on the CPU in float32, the reference's log-probabilities computed once."""
+    from trl import DPOConfig
+
+    return DPOConfig(
+        output_dir=folder,
+        beta=BETA,
+        learning_rate=5e-4,
+        num_train_epochs=EPOCHS,
+        per_device_train_batch_size=BATCH,
+        precompute_ref_log_probs=True,
+        gradient_checkpointing=False,
+        use_cpu=True,
+        bf16=False,
+        report_to=[],
+        save_strategy="no",
+        disable_tqdm=True,
+    )
 
 
 def labels_after(model: Any, reader: LabelReader, prompt: Prompt) -> NDArray[np.float32]:
