@@ -132,3 +132,11 @@ def test_the_service_reads_the_environment_in_one_place_and_the_clock_where_it_m
     if name.startswith("app/domain/"):
         assert not re.search(r"datetime\.now|utcnow|time\.time|monotonic|perf_counter|import random", text)
     assert "datetime.now()" not in text, "times have a zone"
+
+
+def test_the_command_line_starts_light_and_runs_without_the_training_extra() -> None:
+    """The image of the reference agent has no model library; help must not wait for one either."""
+    heavy = "torch transformers peft trl sklearn scipy arch river matplotlib datasets skfolio empyrical"
+    code = f"import sys, training.__main__; print([name for name in '{heavy}'.split() if name in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert found.stdout.strip() == "[]"

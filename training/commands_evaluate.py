@@ -15,7 +15,6 @@ from rich.table import Table
 from training.artifacts import Artifact
 from training.commands_rebuild import Database, Overrides, Settings, chosen, meter, tell
 from training.config import ALGORITHMS, ConfigError
-from training.gate_report import overridden, require_promotable
 from training.registry import Move, register_and_alias
 
 DEFAULT_URL = "http://127.0.0.1:8321"
@@ -63,6 +62,8 @@ def promote(
     An override is explicit: it names somebody and a reason, is sealed into a copy of the report beside the artefact,
     and stands in the alias' history.
     """
+    from training.gate_report import overridden, require_promotable
+
     artifact = Artifact.open(evaluation, "evaluation", deep=True)
     report: dict[str, Any] = json.loads((artifact / "verdict.json").read_text(encoding="utf-8"))
     now, who = datetime.now(UTC), by or getpass.getuser()

@@ -20,9 +20,10 @@ from app.domain.errors import AdvisorError
 from app.domain.features import FEATURE_NAMES
 from app.shadow_log.log import ShadowLog
 from tests import builders as build
-from training.commands_drift import drift, observe
+from training.commands_drift import drift
 from training.config import DriftConfig
 from training.drift import Drift, Span, Subject, Window, look
+from training.drift_looks import observe
 from training.drift_measures import (
     bins_of,
     changes,
