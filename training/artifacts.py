@@ -7,7 +7,6 @@ and a kill at any moment leaves nothing that looks finished.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -28,9 +27,9 @@ from app.domain.canonical import content_hash
 from app.domain.errors import AdvisorError
 from app.domain.features import FEATURE_SCHEMA
 from app.domain.prompt import PROMPT_VERSION
+from app.policy.loader import file_hash
 
 MANIFEST = "manifest.json"
-_CHUNK = 1 << 20
 
 
 class ArtifactError(AdvisorError):
@@ -65,7 +64,7 @@ class Artifact:
         for name, expected in files.items():
             file = path / name
             size = file.stat().st_size if file.is_file() else None
-            if size != expected["bytes"] or (deep and _file_hash(file) != expected["hash"]):
+            if size != expected["bytes"] or (deep and file_hash(file) != expected["hash"]):
                 state = "is missing" if size is None else "was cut or changed"
                 raise ArtifactError(f"{file} {state}: remove {path} and build the stage again")
         return cls(path, manifest)
@@ -137,7 +136,7 @@ class Workshop:
             facts = dict(build(work))
             cost = {"wall_s": round(time.monotonic() - wall, 3), "cpu_s": round(time.process_time() - cpu, 3)}
             files = {
-                path.relative_to(work).as_posix(): {"bytes": path.stat().st_size, "hash": _file_hash(path)}
+                path.relative_to(work).as_posix(): {"bytes": path.stat().st_size, "hash": file_hash(path)}
                 for path in sorted(work.rglob("*"))
                 if path.is_file()
             }
@@ -169,16 +168,8 @@ def code_hash() -> str:
     for package in (training, app.domain, app.policy):
         for folder in package.__path__:
             for path in sorted(Path(folder).glob("*.py")):
-                sources[f"{package.__name__}/{path.name}"] = _file_hash(path)
+                sources[f"{package.__name__}/{path.name}"] = file_hash(path)
     return content_hash(sources)
-
-
-def _file_hash(path: Path) -> str:
-    sha = hashlib.sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(_CHUNK):
-            sha.update(chunk)
-    return f"sha256:{sha.hexdigest()}"
 
 
 def _sync(path: Path) -> None:

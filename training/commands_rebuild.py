@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from training.artifacts import Artifact
 from training.config import ConfigError, RebuildConfig, read_config
+from training.meter import meter
 
 if TYPE_CHECKING:
-    from training.rebuild import Progress as Told
     from training.rebuild import Rebuilt
 
 CONFIGS = Path(__file__).with_name("configs")
@@ -57,22 +54,6 @@ def chosen(config: str, overrides: list[str] | None) -> RebuildConfig:
 def tell(line: str) -> None:
     """One line for people."""
     console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-
-@contextmanager
-def meter(title: str) -> Iterator[Told]:
-    """A progress bar with an estimate of the time left."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task(title, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
 def print_rebuilt(made: Rebuilt) -> None:
