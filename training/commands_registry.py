@@ -21,6 +21,7 @@ from training.registry import (
     Move,
     RegistryError,
     aliases,
+    in_half_precision,
     publish,
     register_and_alias,
     rollback,
@@ -51,6 +52,9 @@ def publish_policy(
         bool,
         typer.Option("--merged", help="publish a whole model, an ordinary adapter merged into its base, as for vLLM"),
     ] = False,
+    half: Annotated[
+        bool, typer.Option("--half", help="publish the adapter's weights as float16: half the size, rounded")
+    ] = False,
     alias: Annotated[str, typer.Option(help="point this alias at it; empty: on disk only")] = "",
     url: Url = DEFAULT_URL,
     token: Token = None,
@@ -60,10 +64,16 @@ def publish_policy(
     """Write an immutable version; with --alias, let a running service serve it without a restart."""
     from training.release import release_of
 
+    if merged and half:
+        raise RegistryError("--half is for adapters: leave out --half or --merged")
     artifact = Artifact.open(policy, "policy", deep=True)
     roots = (models, DEFAULTS.models)
     with tempfile.TemporaryDirectory() as work:
-        files = _merge(artifact, roots, Path(work)) if merged else None
+        files = None
+        if merged:
+            files = _merge(artifact, roots, Path(work))
+        elif half:
+            files = in_half_precision(artifact / "adapter", Path(work))
         path = publish(release_of(artifact, name, roots, files), models, datetime.now(UTC), roots)
     console.print(f"published {path}", markup=False, highlight=False, soft_wrap=True)
     if alias:

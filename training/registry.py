@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
+import numpy as np
+from safetensors.numpy import load_file, save_file
 
 from app.domain.canonical import content_hash
 from app.domain.errors import AdvisorError
@@ -102,6 +104,24 @@ def publish(release: Release, models: Path, created_at: datetime, roots: Sequenc
         base=base,
     )
     return _put(release.files, manifest, models)
+
+
+def in_half_precision(adapter: Path, folder: Path) -> Path:
+    """A copy of an adapter in `folder` with its weights as float16; serving computes in float32 as before.
+
+    Raises
+    ------
+    RegistryError : a weight is too large for float16.
+    """
+    weights = load_file(adapter / "adapter_model.safetensors")
+    with np.errstate(over="ignore"):  # what overflows is refused below
+        halved = {name: values.astype(np.float16) for name, values in weights.items()}
+    beyond = [name for name, values in halved.items() if not np.isfinite(values).all()]
+    if beyond:
+        raise RegistryError(f"{adapter}: {beyond[0]} has weights beyond float16: publish it as it is")
+    save_file(halved, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    shutil.copyfile(adapter / "adapter_config.json", folder / "adapter_config.json")
+    return folder
 
 
 def versions(models: Path) -> list[tuple[Path, ModelManifest]]:

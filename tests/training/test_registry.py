@@ -7,7 +7,9 @@ import os
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
 from app.domain.errors import ManifestMismatch, ModelFileError
@@ -20,7 +22,7 @@ from tests.policy.tiny_models import POSITIONS
 from tests.training.published import BASE, finished_policy, save_base
 from training.__main__ import app
 from training.artifacts import Artifact, ArtifactError
-from training.registry import RegistryError, Release, publish, register_and_alias, rollback, versions
+from training.registry import RegistryError, Release, in_half_precision, publish, register_and_alias, rollback, versions
 from training.release import release_of
 
 NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
@@ -234,3 +236,25 @@ def test_the_command_merges_an_ordinary_adapter_and_refuses_an_activated_one(
     assert PromptEncoder.from_directory(path, POSITIONS).tail
     files = json.loads((path / "manifest.json").read_text())["files"]
     assert files["model.safetensors"] != load_manifest(models / "tiny").files["model.safetensors"]
+
+
+def test_half_precision_halves_the_weights_and_is_another_version(policy: Artifact, models: Path) -> None:
+    command = ["publish", str(policy.path), "--models", str(models)]
+    for more in ([], ["--half"]):
+        assert CliRunner().invoke(app, [*command, *more]).exit_code == 0
+    whole, half = sorted(
+        (path.parent for path in models.glob("advisor-*/adapter_model.safetensors")),
+        key=lambda path: -(path / "adapter_model.safetensors").stat().st_size,
+    )
+    full, rounded = (load_file(path / "adapter_model.safetensors") for path in (whole, half))
+    assert full.keys() == rounded.keys()
+    for name, values in full.items():
+        assert rounded[name].dtype == np.float16
+        assert rounded[name].astype(np.float32) == pytest.approx(values, rel=1e-3, abs=1e-6)
+    assert load_manifest(half).model_version != load_manifest(whole).model_version
+
+
+def test_weights_beyond_half_precision_are_refused(tmp_path: Path) -> None:
+    save_file({"big": np.array([1e6], dtype=np.float32)}, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(RegistryError, match="beyond float16"):
+        in_half_precision(tmp_path, tmp_path)
