@@ -3,7 +3,9 @@
 The prompts are of made-up scenarios. The rule is visible in the prompt and nowhere else: approving pays unless Bitcoin
 trends down or sellers lead the flow, and costs as much otherwise. Realised rewards carry noise, common to
 all actions of a scenario, as one price path is. Training sees noisy rewards; the held-out rows are scored by the rule
-itself. Nothing here says anything about markets.
+itself: those beside the training rows, which settings were tuned on, or with --fresh N others that no tuning saw.
+The line `start` is the policy that the last phase began with, so that a warm-up's share is not taken for its own.
+Nothing here says anything about markets.
 """
 
 from __future__ import annotations
@@ -94,33 +96,37 @@ def encode_planted(folder: Path, base: Path, reader: LabelReader, count: int) ->
     return prompts, Encoded.open(Workshop(folder / "artifacts").stage("encode", identity, {}, build))
 
 
-def planted_problem(folder: Path, base: Path, reader: LabelReader, count: int, seed: int) -> tuple[Problem, Planted]:
-    """Three quarters train, the rest is held out."""
-    prompts, encoded = encode_planted(folder, base, reader, count)
+def planted_problem(
+    folder: Path, base: Path, reader: LabelReader, count: int, seed: int, fresh: int = 0
+) -> tuple[Problem, Planted]:
+    """Of `count` rows three quarters train, the rest validates; `fresh` rows more come after them."""
+    prompts, encoded = encode_planted(folder, base, reader, count + fresh)
     planted, rows = plant(prompts, seed), np.arange(count)
     manifest = load_manifest(base)
     problem = Problem(
         encoded,
         planted.realised,
-        np.ones(count),
+        np.ones(count + fresh),
         rows[: 3 * count // 4],
         rows[3 * count // 4 :],
         manifest.calibration,
         manifest.model_version,
-        pairs=pairs_of(planted.realised, 0.25, 4, seed),
+        pairs=pairs_of(planted.realised, 0.25, len(ACTIONS) ** 2, seed),
     )
     return problem, planted
 
 
 def score(planted: Planted, rows: NDArray[np.int64], log_policy: NDArray[np.floating]) -> str:
-    """One line: share of the best achievable reward, reward, share of right approvals, entropy."""
+    """One line, of the likeliest action share of the best achievable reward, reward and share of right approvals; the
+    share that is expected of a sampled action; share of the most frequent action; entropy."""
     taken = log_policy[rows].argmax(1)
     mean = planted.mean[rows]
+    sampled = (np.exp(log_policy[rows]) * mean).sum(1).mean()
     reward, best = mean[np.arange(len(rows)), taken].mean(), mean.max(1).mean()
     right = ((taken > 0) == planted.pays[rows]).mean()
     entropy = -(np.exp(log_policy[rows]) * log_policy[rows]).sum(1).mean()
     largest = np.bincount(taken, minlength=len(ACTIONS)).max() / len(rows)
-    return f"{reward / best:8.2f} {reward:8.3f} {right:8.2f} {largest:8.2f} {entropy:8.2f}"
+    return f"{reward / best:8.2f} {reward:8.3f} {right:8.2f} {sampled / best:8.2f} {largest:8.2f} {entropy:8.2f}"
 
 
 def main() -> None:
@@ -128,6 +134,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--scenarios", type=int, default=600)
     options.add_argument("--seed", type=int, default=0)
+    options.add_argument("--fresh", type=int, default=0, help="score so many further scenarios instead")
     options.add_argument("--folder", type=Path, default=Path("var/bench/learning"), help="keeps the base pass")
     options.add_argument("--models", type=Path, default=Path("var/models"))
     options.add_argument("--threads", type=int, default=1)
@@ -137,9 +144,9 @@ def main() -> None:
     torch.set_num_threads(chosen.threads)
     base = import_smollm2(chosen.models, print)
     reader = LabelReader.load(base)
-    problem, planted = planted_problem(chosen.folder, base, reader, chosen.scenarios, chosen.seed)
-    rows = problem.validate_rows
-    print(f"{'':10} {'of best':>8} {'reward':>8} {'right':>8} {'same':>8} {'entropy':>8} {'CPU-s':>8}")
+    problem, planted = planted_problem(chosen.folder, base, reader, chosen.scenarios, chosen.seed, chosen.fresh)
+    rows = np.arange(chosen.scenarios, len(problem.encoded)) if chosen.fresh else problem.validate_rows
+    print(f"{'':10} {'of best':>8} {'reward':>8} {'right':>8} {'sampled':>8} {'same':>8} {'entropy':>8} {'CPU-s':>8}")
     base_policy = torch.log_softmax(torch.from_numpy(np.array(problem.encoded.label_log_probs)) - problem.bias, -1)
     print(f"{'base':10} {score(planted, rows, base_policy.numpy())}")
     began = time.process_time()
@@ -156,6 +163,7 @@ def main() -> None:
             began = time.process_time()
             trained = train(problem, config, AdapterConfig(), reader, Path(folder), _show(name))
             seconds = time.process_time() - began
+        print(f"{'  start':10} {score(planted, rows, trained.reference)}")
         log_policy = torch.log_softmax(torch.from_numpy(trained.label_log_probs) - problem.bias, -1).numpy()
         print(
             f"{name:10} {score(planted, rows, log_policy)} {seconds:8.0f}  T={trained.calibration.temperature}",

@@ -191,13 +191,14 @@ class TrainingConfig(Section):
     clip_norm: float = Field(1.0, gt=0)
     supervised: float = Field(0.05, ge=0, description="weight of the supervised loss mixed in; 0: none")
     dialogues: int = Field(1, ge=0, description="dialogues of the agent that each step reads for it")
-    start: Literal["base", "best", "agent"] = Field(
+    start: Literal["base", "optimum", "best", "agent"] = Field(
         "base",
-        description="the policy starts as the base model, or from a supervised warm-up on each scenario's best action "
-        "or on the agent's own; the warm-up's result is then the reference",
+        description="the policy starts as the base model, or from a supervised warm-up on the optimum of expected "
+        "reward under KL, on each scenario's best action, or on the agent's own; its result is then the reference",
     )
-    supervised_epochs: int = Field(4, ge=0, description="of that warm-up")
+    supervised_epochs: int = Field(5, ge=0, description="of that warm-up")
     supervised_learning_rate: float = Field(3e-3, gt=0)
+    supervised_beta: float = Field(0.1, gt=0, description="of the optimum that the warm-up is given, R per nat")
     beta: float = Field(0.1, gt=0, description="strength of the pull to the reference policy")
     min_entropy: float = Field(0.02, ge=0, description="nats, mean of rows; a policy below it has collapsed")
     max_majority: float = Field(
@@ -224,7 +225,8 @@ class DpoConfig(TrainingConfig):
     """Direct preference optimisation."""
 
     algorithm: Literal["dpo"] = "dpo"
-    start: Literal["base", "best", "agent"] = "best"
+    start: Literal["base", "optimum", "best", "agent"] = "optimum"
+    epochs: int = Field(2, ge=1)
     beta: float = Field(0.1, gt=0)
     learning_rate: float = Field(5e-4, gt=0)
 
@@ -233,20 +235,23 @@ class PpoConfig(TrainingConfig):
     """Proximal policy optimisation on sampled actions."""
 
     algorithm: Literal["ppo"] = "ppo"
+    start: Literal["base", "optimum", "best", "agent"] = "optimum"
+    epochs: int = Field(1, ge=1)
     learning_rate: float = Field(5e-4, gt=0)
-    beta: float = Field(0.05, gt=0)
+    beta: float = Field(0.2, gt=0)
     clip: float = Field(0.2, gt=0)
     inner_epochs: int = Field(2, ge=1, description="optimiser steps on one batch of sampled actions")
     value: float = Field(0.5, ge=0, description="weight of the value loss")
-    entropy: float = Field(0.01, ge=0, description="weight of the entropy bonus")
-    samples: int = Field(4, ge=1, description="actions sampled per scenario and epoch")
+    entropy: float = Field(0.02, ge=0, description="weight of the entropy bonus")
+    samples: int = Field(10, ge=1, description="actions sampled per scenario and epoch")
 
 
 class RrhfConfig(TrainingConfig):
     """Ranking of k candidates with a supervised term."""
 
     algorithm: Literal["rrhf"] = "rrhf"
-    start: Literal["base", "best", "agent"] = "best"
+    start: Literal["base", "optimum", "best", "agent"] = "optimum"
+    epochs: int = Field(2, ge=1)
     learning_rate: float = Field(5e-4, gt=0)
     candidates: int = Field(4, ge=2, le=10)
     best: float = Field(1.0, ge=0, description="weight of the cross-entropy on the best candidate; the paper has 1")

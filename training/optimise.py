@@ -86,13 +86,15 @@ class Problem:
 @dataclass(frozen=True, eq=False)
 class TrainedPolicy:
     """A finished run. `folder/adapter` holds PEFT's files, `folder/policy_log_probs.npy` the (N, 10) raw label
-    log-probabilities of all rows, `folder/training.json` history, metrics and calibration."""
+    log-probabilities of all rows, `folder/training.json` history, metrics and calibration. `reference` is (N, 10), the
+    reference policy's log-probabilities: what the last phase started from."""
 
     folder: Path
     history: list[Measures]
     metrics: dict[str, float]
     calibration: Calibration
     label_log_probs: NDArray[np.float32]
+    reference: NDArray[np.float32]
 
     @property
     def adapter(self) -> Path:
@@ -272,7 +274,7 @@ def finish(run: Run, folder: Path) -> TrainedPolicy:
     calibration = problem.calibration.model_copy(
         update={"temperature": temperature, "min_label_mass": round(float(mass) / 2, 3)}
     )
-    trained = TrainedPolicy(folder, run.history, metrics, calibration, raw)
+    trained = TrainedPolicy(folder, run.history, metrics, calibration, raw, run.reference.numpy())
     if run.accelerator.is_main_process:
         save_adapter(run.unwrapped, trained.adapter, problem.base_name)
         np.save(folder / "policy_log_probs.npy", raw)

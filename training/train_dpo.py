@@ -4,7 +4,8 @@ A completion is one letter, so all pairs of a scenario share one forward pass: b
 row. TRL's DPOTrainer on the same pairs gives the same loss and gradient (tests/training/test_trl_equality.py).
 
 Deviations: the completion ends at the letter, without an end-of-turn token; the reference is the supervised warm-up's
-policy (as in the paper, section 4) and its log-probabilities are computed once; pairs carry their scenario's weight.
+policy (as in the paper, section 4, though the warm-up's target is the closed-form optimum, not the chosen answers) and
+its log-probabilities are computed once; pairs carry their scenario's weight.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ ALGORITHMS: dict[str, tuple[Callable[..., TrainedPolicy], TrainingConfig]] = {
     "expected": (train_expected.train, ExpectedConfig(epochs=2, batch=8, **LIVELY)),
     "gradient": (train_expected.train, ExpectedConfig(epochs=2, batch=8, objective="gradient", **LIVELY)),
     "dpo": (train_dpo.train, DpoConfig(epochs=2, batch=8, supervised_epochs=1, **LIVELY)),
-    "ppo": (train_ppo.train, PpoConfig(epochs=2, batch=8, **LIVELY)),
+    "ppo": (train_ppo.train, PpoConfig(epochs=2, batch=8, supervised_epochs=1, **LIVELY)),
     "rrhf": (train_rrhf.train, RrhfConfig(epochs=2, batch=8, supervised_epochs=1, **LIVELY)),
 }
 
@@ -73,7 +73,7 @@ def test_every_weight_moves_every_step_is_logged_and_a_seed_repeats_the_run(
     tiny: tuple[LabelReader, Encoded], tmp_path: Path, name: str
 ) -> None:
     first = trained(tiny, tmp_path / "a", name)
-    steps = (12 if name == "ppo" else 6) + (3 if name in ("dpo", "rrhf") else 0)
+    steps = (12 if name == "ppo" else 6) + (3 if name in ("dpo", "ppo", "rrhf") else 0)
     assert len(first.history) == steps
     for entry in first.history:
         assert entry.keys() >= {"loss", "entropy", "majority", "kl", "label_mass", "learning_rate", "reward"}
@@ -152,6 +152,19 @@ def test_dialogues_are_learned_in_the_warm_up(tiny: tuple[LabelReader, Encoded],
     assert len(run.history) == 9
     with pytest.raises(TrainingError, match="needs the agent's actions"):
         train_rrhf.train(problem(rows), config, ADAPTER, reader, tmp_path / "none")
+
+
+def test_the_warm_up_on_the_optimum_nears_it_and_becomes_the_reference(
+    tiny: tuple[LabelReader, Encoded], tmp_path: Path
+) -> None:
+    base = losses.log_policy_of(torch.from_numpy(np.array(tiny[1].label_log_probs)), problem(tiny[1]).bias)
+    target = losses.closed_form(base, torch.from_numpy(problem(tiny[1]).rewards).float(), 0.2)
+    run = trained(tiny, tmp_path, "dpo", start="optimum", supervised_beta=0.2, supervised_epochs=15, learning_rate=1e-9)
+    begins, rows = torch.from_numpy(run.reference), slice(0, 24)
+    away = losses.kl_divergence(target, begins)[rows].mean()
+    assert away < 0.8 * losses.kl_divergence(target, base)[rows].mean()
+    after = losses.log_policy_of(torch.from_numpy(run.label_log_probs), problem(tiny[1]).bias)
+    np.testing.assert_allclose(after, begins, atol=1e-3)
 
 
 def test_dpo_without_pairs_and_overlapping_or_empty_rows_are_one_line_each(
