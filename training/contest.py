@@ -28,7 +28,7 @@ from training.statistics import DAY_S
 
 AGENT, ALWAYS, HOLD, RANDOM = "agent", "always approve", "buy and hold", "random veto"
 HEURISTICS = ("score threshold", "logistic regression", "gradient boosting")
-RAW, POLICY, CHAMPION = "policy before vetoes", "policy", "champion"
+RAW, POLICY = "policy before vetoes", "policy"
 RANDOM_BOOKS = 20
 """Draws of the random veto whose portfolios are kept; their rewards need no portfolio, and all draws count there."""
 
