@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import shutil
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,7 +42,7 @@ class PolicyOutput(NamedTuple):
     text: Tensor | None
 
 
-class PolicyModel(torch.nn.Module):
+class PolicyModel(torch.nn.Module, ABC):
     """Base of the two kinds: label log-probabilities of rows, and log-probabilities of texts after the tail.
 
     Parameters
@@ -88,9 +89,9 @@ class PolicyModel(torch.nn.Module):
         logits = self._logits([int(row) for row in rows], suffixes, all_positions=True)
         return torch.log_softmax(logits[:, len(self.tail) - 1 : -1].float(), -1)
 
+    @abstractmethod
     def _logits(self, rows: list[int], suffixes: list[list[int]], all_positions: bool) -> Tensor:
         """Logits after every token of the suffixes (B, S, V), or after the last one (B, 1, V)."""
-        raise NotImplementedError
 
 
 class ActivatedPolicy(PolicyModel):

@@ -53,3 +53,9 @@ def tiny_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny(tiny_directory: Path) -> LabelReader:
     return LabelReader.load(tiny_directory, POSITIONS)
+
+
+@pytest.fixture
+def fresh(tiny_directory: Path) -> LabelReader:
+    """A reader that has read nothing yet."""
+    return LabelReader.load(tiny_directory, POSITIONS)

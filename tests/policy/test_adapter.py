@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,59 +10,18 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig, MistralConfig
+from transformers import MistralConfig
 
 from app.domain.actions import ACTIONS
-from app.domain.decision import Reading
-from app.domain.errors import ManifestMismatch, ModelFileError, UnknownVersion
-from app.domain.manifest import BaseModelRef, ModelManifest
+from app.domain.errors import ModelFileError
 from app.domain.prompt import PROMPT_VERSION, SYSTEM, Prompt
 from app.policy.adapter import Adapter
-from app.policy.bases import Bases
-from app.policy.batching import Batcher
 from app.policy.calibration import random_prompts
 from app.policy.label_reader import TRUNKS, Ask, LabelReader, load_model
-from app.policy.loader import Backend, find_base, find_version, load_policy, read_manifest
-from app.policy.transformers_cpu import TransformersPolicy
-from tests.policy.tiny_models import POSITIONS, TINY, save_adapter, save_tiny_model, write_manifest
+from tests.policy.peft_reading import TEXTS, activated, assert_agree, assert_differ, change_config, ids_of, peft_says
+from tests.policy.tiny_models import POSITIONS, TINY, save_adapter, save_tiny_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")  # PEFT's own
-TOLERANCE = 1e-4
-TEXTS = ("BTC", "ETH long and a good deal longer than the first, so that it is padded", "x" * 200, "SOL up")
-
-
-def ids_of(reader: LabelReader, texts: Sequence[str] = TEXTS) -> list[tuple[int, ...]]:
-    return [reader.encoder.encode(Prompt(PROMPT_VERSION, SYSTEM, text)) for text in texts]
-
-
-def peft_says(directory: Path, adapter: Path, reader: LabelReader, rows: Sequence[Sequence[int]]) -> torch.Tensor:
-    """Label log-probabilities by PEFT: whole prompts, one by one, no cache."""
-    model = PeftModel.from_pretrained(load_model(directory), str(adapter)).eval()
-    found = []
-    for ids in rows:
-        with torch.inference_mode():
-            logits = model(input_ids=torch.tensor([[*reader.encoder.head, *ids]]), use_cache=False).logits[0, -1]
-        found.append(torch.log_softmax(logits.float(), -1)[list(reader.encoder.label_ids)])
-    return torch.stack(found)
-
-
-def assert_agree(actual: Any, expected: torch.Tensor) -> None:
-    torch.testing.assert_close(torch.tensor(actual), expected, atol=TOLERANCE, rtol=0)
-
-
-def assert_differ(one: Any, other: Any) -> None:
-    assert (torch.as_tensor(one) - torch.as_tensor(other)).abs().max() > 100 * TOLERANCE
-
-
-@pytest.fixture
-def fresh(tiny_directory: Path) -> LabelReader:
-    """A reader that has read nothing yet."""
-    return LabelReader.load(tiny_directory, POSITIONS)
-
-
-def activated(reader: LabelReader, folder: Path, seed: int) -> Adapter:
-    directory = save_adapter(folder / f"adapter-{seed}", reader.model, reader.encoder.tail, seed)
-    return Adapter.load(directory, reader.model, reader.encoder.tail)
 
 
 @pytest.mark.parametrize("together", [True, False], ids=["one batch", "one by one"])
@@ -221,14 +178,6 @@ def adapter_files(tiny: LabelReader, tmp_path: Path) -> Path:
     return save_adapter(tmp_path / "adapter", tiny.model, tiny.encoder.tail)
 
 
-def change_config(**options: Any) -> Callable[[Path], None]:
-    def change(directory: Path) -> None:
-        path = directory / "adapter_config.json"
-        path.write_text(json.dumps({**json.loads(path.read_text()), **options}))
-
-    return change
-
-
 def change_tensors(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], None]:
     def apply(directory: Path) -> None:
         path = directory / "adapter_model.safetensors"
@@ -313,128 +262,3 @@ def test_an_adapter_of_the_output_layer_is_refused(tiny: LabelReader, tmp_path: 
     directory = save_adapter(tmp_path, tiny.model, tiny.encoder.tail, target_modules=["lm_head"])
     with pytest.raises(ModelFileError, match="lm_head is the output layer"):
         Adapter.load(directory, tiny.model, tiny.encoder.tail)
-
-
-@pytest.fixture
-def store(tiny: LabelReader, tmp_path: Path) -> Path:
-    """A directory of versions: a base model, two activated adapters, an ordinary one."""
-    root = tmp_path / "models"
-    base = write_manifest(save_tiny_model(root / "a-base"), "base-1")
-    for seed, tail in ((1, tiny.encoder.tail), (2, tiny.encoder.tail), (3, None)):
-        write_manifest(save_adapter(root / f"v{seed}", tiny.model, tail, seed), f"v{seed}", base)
-    return root
-
-
-PROMPTS = [Prompt(PROMPT_VERSION, SYSTEM, text) for text in TEXTS]
-
-
-def served(root: Path, name: str, bases: Bases) -> TransformersPolicy:
-    path = find_version(name, [root])
-    policy = load_policy(Backend.TRANSFORMERS, path, roots=[root], bases=bases, prompt_tokens=POSITIONS)
-    assert isinstance(policy, TransformersPolicy)
-    return policy
-
-
-async def ask(policy: TransformersPolicy, prompt: Prompt = PROMPTS[1]) -> Reading:
-    return await policy.decide(prompt, time.monotonic() + 60)
-
-
-async def test_versions_are_loaded_from_their_directories_and_say_what_peft_says(
-    store: Path, fresh: LabelReader
-) -> None:
-    bases = Bases()
-    ids = ids_of(fresh)
-    for name in ("v3", "v1", "v2", "v3"):
-        policy = served(store, name, bases)
-        expected = peft_says(store / "a-base", store / name, fresh, ids)
-        readings = [await ask(policy, prompt) for prompt in PROMPTS]
-        assert_agree([reading.log_probabilities for reading in readings], expected)
-        assert policy.manifest.model_version == name
-        await policy.aclose()
-    assert bases.acquire(policy.manifest.hash()) is None
-
-
-async def test_versions_over_one_base_share_its_weights_and_close_one_by_one(store: Path) -> None:
-    bases = Bases()
-    base, one, two = (served(store, name, bases) for name in ("base-1", "v1", "v2"))
-    batchers = {policy._batcher for policy in (base, one, two)}
-    assert len(batchers) == 1
-    [batcher] = batchers
-    assert isinstance(batcher, Batcher)
-    before = [await ask(policy) for policy in (base, one, two)]
-    ordinary = served(store, "v3", bases)
-    assert ordinary._batcher is not batcher, "a merged adapter changes every token"
-    await base.aclose()
-    await base.aclose()
-    await one.aclose()
-    assert await ask(two) == before[2]
-    assert len({reading.log_probabilities for reading in (*before, await ask(ordinary))}) == 4
-    await two.aclose()
-    await ordinary.aclose()
-    assert batcher._thread._shutdown
-    again = served(store, "v1", bases)
-    assert_agree([(await ask(again)).log_probabilities], torch.tensor([before[1].log_probabilities]))
-    await again.aclose()
-
-
-def tampered(root: Path, name: str, **base: Any) -> None:
-    path = root / name / "manifest.json"
-    document = json.loads(path.read_text())
-    document["base"].update(base)
-    path.write_text(json.dumps(document))
-
-
-def test_an_adapter_without_its_base_or_with_another_one_is_refused(store: Path, tmp_path: Path) -> None:
-    other = "sha256:" + "0" * 64
-    tampered(store, "v1", weights_hash=other)
-    with pytest.raises(ManifestMismatch, match="a-base has other weights than the base-1"):
-        served(store, "v1", Bases())
-    tampered(store, "v1", model_version="elsewhere-1")
-    with pytest.raises(ModelFileError, match=r"base model elsewhere-1 is not under .*`advisor model import`"):
-        served(store, "v1", Bases())
-    with pytest.raises(UnknownVersion, match="holds model version v9"):
-        find_version("v9", [store])
-    (store / "a-base" / "config.json").write_text("{}")
-    with pytest.raises(ManifestMismatch, match=r"bytes differ from the manifest: config\.json"):
-        served(store, "v2", Bases())
-
-
-def test_an_adapter_that_was_damaged_or_has_a_pickle_is_refused_and_the_base_is_not_kept(store: Path) -> None:
-    bases = Bases()
-    manifest = read_manifest(store / "a-base" / "manifest.json")
-    (store / "v1" / "adapter_model.bin").write_bytes(b"")
-    with pytest.raises(ModelFileError, match="pickled code"):
-        served(store, "v1", bases)
-    change_config(use_dora=True)(store / "v2")
-    with pytest.raises(ManifestMismatch, match=r"bytes differ from the manifest: adapter_config\.json"):
-        served(store, "v2", bases)
-    write_manifest(store / "v2", "v2", manifest)
-    with pytest.raises(ModelFileError, match="use_dora"):
-        served(store, "v2", bases)
-    assert bases.acquire(manifest.hash()) is None
-
-
-def test_vllm_takes_no_adapter(store: Path) -> None:
-    with pytest.raises(ModelFileError, match="vLLM takes whole models"):
-        load_policy(Backend.VLLM, store / "v1", prompt_tokens=POSITIONS)
-
-
-def test_the_manifest_of_a_whole_model_is_hashed_as_before_and_an_adapter_is_no_base(store: Path) -> None:
-    whole = read_manifest(store / "a-base" / "manifest.json")
-    adapter = read_manifest(store / "v1" / "manifest.json")
-    assert "base" not in whole.as_json()
-    assert adapter.base is not None
-    assert adapter.base.manifest_hash == whole.hash()
-    assert ModelManifest.from_json(adapter.as_json()) == adapter
-    with pytest.raises(ModelFileError, match="is an adapter itself"):
-        BaseModelRef.of(adapter)
-
-
-def test_weights_not_the_name_or_the_day_make_a_base(store: Path, tmp_path: Path) -> None:
-    adapter = read_manifest(store / "v1" / "manifest.json")
-    assert adapter.base is not None
-    elsewhere = tmp_path / "elsewhere"
-    save_tiny_model(elsewhere / "other", LlamaConfig(**{**TINY, "hidden_size": 16, "head_dim": 4}))
-    write_manifest(elsewhere / "other", "other-1")
-    write_manifest(save_tiny_model(elsewhere / "same"), "imported-later", provenance={"day": "another"})
-    assert find_base(adapter.base, [elsewhere])[0] == elsewhere / "same"

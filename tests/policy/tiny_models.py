@@ -97,7 +97,7 @@ def write_manifest(
         model_version=model_version,
         base_model="tiny",
         licence="Apache-2.0",
-        created_at=datetime(2026, 1, 1, tzinfo=UTC),
+        created_at=more.pop("created_at", datetime(2026, 1, 1, tzinfo=UTC)),
         files={name: file_hash(directory / name) for name in sorted(model_files(directory))},
         base=BaseModelRef.of(base) if base is not None else None,
         **more,

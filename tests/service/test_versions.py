@@ -19,12 +19,11 @@ from app.advise import Models
 from app.domain.canonical import decision_id
 from app.domain.errors import AbstainReason, PolicyAbstained, UnknownVersion
 from app.domain.manifest import ModelManifest
-from app.main import DEFAULT_MODEL, choose, default_directory
+from app.main import DEFAULT_MODEL, choose
 from app.metrics import Metrics
 from app.policy.encoding import PromptEncoder
 from app.policy.label_reader import load_model
 from app.policy.scripted import SCRIPTED_MANIFEST, ScriptedPolicy
-from app.settings import Settings
 from app.shadow_log.log import ShadowLog
 from app.shadow_log.verify import verify_log
 from app.versions import Directories, Start, Versions
@@ -220,18 +219,6 @@ async def test_without_postgres_a_start_serves_the_bundled_model(valkey_url: str
         refused = await move(api, "shadow", "v1")
         assert refused.status_code == 503
         assert await models(api) == ["base-1"]
-
-
-def test_a_fresh_installation_serves_the_newest_shipped_adapter_whose_base_is_there(home: Path, tmp_path: Path) -> None:
-    settings = Settings(home=home, shipped_models=tmp_path / "shipped")
-    assert default_directory(settings) == home / "models" / DEFAULT_MODEL
-    shutil.copytree(home / "models" / "v1", settings.shipped_models / "first")
-    shutil.copytree(home / "models" / "v2", settings.shipped_models / "second")
-    manifest = settings.shipped_models / "second" / "manifest.json"
-    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "created_at": "2099-01-01T00:00:00Z"}))
-    assert default_directory(settings) == settings.shipped_models / "second"
-    lose_the_base(home)
-    assert default_directory(settings) == home / "models" / DEFAULT_MODEL
 
 
 async def test_one_decision_has_one_advice_for_each_version_in_shadow(api: Running, database_url: str) -> None:

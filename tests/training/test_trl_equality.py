@@ -70,6 +70,23 @@ def ours(
         return loss.item(), gradients, {name: weights.detach().clone() for name, weights in trained.items()}
 
 
+def trl_settings(folder: Path) -> Any:
+    """One batch of all pairs, in float32 on the CPU."""
+    from trl import DPOConfig
+
+    return DPOConfig(
+        output_dir=str(folder),
+        beta=BETA,
+        per_device_train_batch_size=len(PAIRS),
+        max_length=POSITIONS,
+        gradient_checkpointing=False,
+        use_cpu=True,
+        bf16=False,
+        report_to=[],
+        disable_dropout=True,
+    )
+
+
 def theirs(
     base: Path, tail: list[int] | None, weights: dict[str, torch.Tensor], folder: Path
 ) -> tuple[float, dict[str, torch.Tensor]]:
@@ -77,7 +94,7 @@ def theirs(
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import AutoTokenizer
-    from trl import DPOConfig, DPOTrainer
+    from trl import DPOTrainer
     from trl.trainer.dpo_trainer import DataCollatorForPreference
 
     class LetterOnly(DataCollatorForPreference):
@@ -95,20 +112,9 @@ def theirs(
         target_modules=["q_proj", "k_proj", "v_proj", "o_proj"],
         alora_invocation_tokens=tail,
     )
-    settings = DPOConfig(
-        output_dir=str(folder),
-        beta=BETA,
-        per_device_train_batch_size=len(PAIRS),
-        max_length=POSITIONS,
-        gradient_checkpointing=False,
-        use_cpu=True,
-        bf16=False,
-        report_to=[],
-        disable_dropout=True,
-    )
     trainer = DPOTrainer(
         load_model(base),
-        args=settings,
+        args=trl_settings(folder),
         train_dataset=Dataset.from_list([record(i) for i in range(len(PAIRS))]),
         processing_class=tokenizer,
         peft_config=lora,
