@@ -4,7 +4,7 @@ The prompts are of made-up scenarios. The rule is visible in the prompt and nowh
 trends down or sellers lead the flow, and costs as much otherwise. Realised rewards carry noise, common to
 all actions of a scenario, as one price path is. Training sees noisy rewards; the held-out rows are scored by the rule
 itself: those beside the training rows, which settings were tuned on, or with --fresh N others that no tuning saw.
-The line `start` is the policy that the last phase began with, so that a warm-up's share is not taken for its own.
+The line `warm-up` is the supervised warm-up that DPO, PPO and RRHF start from: what they add is counted from there.
 Nothing here says anything about markets.
 """
 
@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,7 +29,7 @@ from app.policy.calibration import random_prompts
 from app.policy.importer import import_smollm2
 from app.policy.label_reader import LabelReader
 from app.policy.loader import load_manifest
-from training import train_dpo, train_expected, train_ppo, train_rrhf
+from training import train_dpo, train_expected, train_ppo, train_rrhf, train_warm_up
 from training.artifacts import Workshop
 from training.config import (
     AdapterConfig,
@@ -38,6 +39,7 @@ from training.config import (
     PpoConfig,
     RrhfConfig,
     TrainingConfig,
+    WarmUpConfig,
 )
 from training.encode import Encoded, build_encoded
 from training.optimise import Problem, TrainedPolicy
@@ -48,7 +50,9 @@ STOP_SHARE = {1.0: 0.6, 1.5: 1.0, 2.5: 0.8}
 """Share of the edge that a stop distance keeps: one of them is best."""
 PROMPT_SEED = 31
 Train = Callable[..., TrainedPolicy]
+WARM_UP = "warm-up"
 ALGORITHMS: dict[str, tuple[Train, TrainingConfig]] = {
+    WARM_UP: (train_warm_up.train, WarmUpConfig()),
     "expected": (train_expected.train, ExpectedConfig()),
     "gradient": (train_expected.train, ExpectedConfig(objective="gradient")),
     "dpo": (train_dpo.train, DpoConfig()),
@@ -138,7 +142,7 @@ def main() -> None:
     options.add_argument("--folder", type=Path, default=Path("var/bench/learning"), help="keeps the base pass")
     options.add_argument("--models", type=Path, default=Path("var/models"))
     options.add_argument("--threads", type=int, default=1)
-    options.add_argument("--only", nargs="*", choices=list(ALGORITHMS), default=list(ALGORITHMS))
+    options.add_argument("--only", nargs="*", choices=list(ALGORITHMS), default=[], help="after the warm-up")
     options.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="changes to their configuration")
     chosen = options.parse_args()
     torch.set_num_threads(chosen.threads)
@@ -155,20 +159,20 @@ def main() -> None:
         f"{'probe':10} {score(planted, rows, probe.log_policy)} {time.process_time() - began:8.0f}  C={probe.strength}",
         flush=True,
     )
-    for name in chosen.only:
-        train, config = ALGORITHMS[name]
-        changes = dict(one.split("=", 1) for one in chosen.set)
-        config = type(config).model_validate(config.model_dump() | {"seed": chosen.seed} | changes)
-        with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder:
+        for name in [*ALGORITHMS] if not chosen.only else [WARM_UP, *chosen.only]:
+            train, config = ALGORITHMS[name]
+            changes = dict(one.split("=", 1) for one in chosen.set) if name != WARM_UP else {}
+            config = type(config).model_validate(config.model_dump() | {"seed": chosen.seed} | changes)
             began = time.process_time()
-            trained = train(problem, config, AdapterConfig(), reader, Path(folder), _show(name))
+            given = replace(problem, warm_up=None if name == WARM_UP else Path(folder) / WARM_UP)
+            trained = train(given, config, AdapterConfig(), reader, Path(folder) / name, _show(name))
             seconds = time.process_time() - began
-        print(f"{'  start':10} {score(planted, rows, trained.reference)}")
-        log_policy = torch.log_softmax(torch.from_numpy(trained.label_log_probs) - problem.bias, -1).numpy()
-        print(
-            f"{name:10} {score(planted, rows, log_policy)} {seconds:8.0f}  T={trained.calibration.temperature}",
-            flush=True,
-        )
+            log_policy = torch.log_softmax(torch.from_numpy(trained.label_log_probs) - problem.bias, -1).numpy()
+            print(
+                f"{name:10} {score(planted, rows, log_policy)} {seconds:8.0f}  T={trained.calibration.temperature}",
+                flush=True,
+            )
 
 
 def _show(name: str) -> Callable[[int, int], None]:

@@ -7,27 +7,26 @@ and a kill at any moment leaves nothing that looks finished.
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Self
 
-import app.domain
-import app.policy
-import training
 from app.domain.actions import ACTION_SPACE_HASH
 from app.domain.canonical import content_hash
 from app.domain.errors import AdvisorError
 from app.domain.features import FEATURE_SCHEMA
 from app.domain.prompt import PROMPT_VERSION
 from app.policy.loader import file_hash
+from training.sources import sources_of
 
 MANIFEST = "manifest.json"
 
@@ -105,16 +104,20 @@ class Workshop:
         self.root = root
         self._tell = tell
 
-    def stage(self, name: str, config: Any, inputs: Mapping[str, Artifact], build: Build) -> Artifact:
+    def stage(
+        self, name: str, config: Any, inputs: Mapping[str, Artifact], build: Build, code: Sequence[ModuleType] = ()
+    ) -> Artifact:
         """The artefact of a stage: found when it is finished, else built.
 
-        `config` is JSON-like or a pydantic model: whatever the result depends on besides `inputs` and the code.
+        `config` is JSON-like or a pydantic model: whatever the result depends on besides `inputs` and the code. `code`
+        names the modules that do the work: with `build` itself and all that they import, they are the code that the
+        artefact depends on. So a change of the report retrains nothing.
         """
         plain = config.model_dump(mode="json") if hasattr(config, "model_dump") else config
         depends = {
             "config": plain,
             "inputs": {key: one.hash for key, one in inputs.items()},
-            "code": code_hash(),
+            "code": code_hash(build, code),
             "prompt_version": PROMPT_VERSION,
             "action_space": ACTION_SPACE_HASH,
             "feature_schema": FEATURE_SCHEMA,
@@ -161,15 +164,12 @@ class Workshop:
             shutil.rmtree(work, ignore_errors=True)
 
 
-@cache
-def code_hash() -> str:
-    """Content hash of the sources that a result depends on: `training`, `app.domain` and `app.policy`."""
-    sources = {}
-    for package in (training, app.domain, app.policy):
-        for folder in package.__path__:
-            for path in sorted(Path(folder).glob("*.py")):
-                sources[f"{package.__name__}/{path.name}"] = file_hash(path)
-    return content_hash(sources)
+def code_hash(build: Build, modules: Sequence[ModuleType]) -> str:
+    """Content hash of what makes an artefact: the text of `build`, and of all modules that `modules` lead to."""
+    sources = {
+        f"{path.parent.name}/{path.name}": file_hash(path) for path in sources_of(each.__name__ for each in modules)
+    }
+    return content_hash({"build": inspect.getsource(build), "sources": sources})
 
 
 def _sync(path: Path) -> None:

@@ -180,25 +180,18 @@ class AdapterConfig(Section):
 
 
 class TrainingConfig(Section):
-    """What all algorithms share. Defaults were tuned on a planted rule (`python -m bench.learning`), not on markets."""
+    """What warm-up and algorithms share. Defaults were tuned on a planted rule (`python -m bench.learning`), not on
+    markets."""
 
     epochs: int = Field(6, ge=1)
     batch: int = Field(8, ge=1, description="scenarios per optimiser step, over all processes")
     accumulate: int = Field(1, ge=1, description="parts that a batch is computed in, to bound memory")
     learning_rate: float = Field(3e-3, gt=0)
-    warm_up: float = Field(0.1, ge=0, lt=1, description="share of steps with a rising learning rate")
+    ramp: float = Field(0.1, ge=0, lt=1, description="share of steps with a rising learning rate")
     weight_decay: float = Field(0.0, ge=0)
     clip_norm: float = Field(1.0, gt=0)
     supervised: float = Field(0.05, ge=0, description="weight of the supervised loss mixed in; 0: none")
     dialogues: int = Field(1, ge=0, description="dialogues of the agent that each step reads for it")
-    start: Literal["base", "optimum", "best", "agent"] = Field(
-        "base",
-        description="the policy starts as the base model, or from a supervised warm-up on the optimum of expected "
-        "reward under KL, on each scenario's best action, or on the agent's own; its result is then the reference",
-    )
-    supervised_epochs: int = Field(5, ge=0, description="of that warm-up")
-    supervised_learning_rate: float = Field(3e-3, gt=0)
-    supervised_beta: float = Field(0.1, gt=0, description="of the optimum that the warm-up is given, R per nat")
     beta: float = Field(0.1, gt=0, description="strength of the pull to the reference policy")
     min_entropy: float = Field(0.02, ge=0, description="nats, mean of rows; a policy below it has collapsed")
     max_majority: float = Field(
@@ -214,28 +207,45 @@ class TrainingConfig(Section):
         return self
 
 
-class ExpectedConfig(TrainingConfig):
+class WarmUpConfig(TrainingConfig):
+    """The supervised warm-up that the preference algorithms start from; its result is their reference policy."""
+
+    target: Literal["optimum", "best", "agent"] = Field(
+        "optimum",
+        description="what it imitates: the optimum of expected reward under KL (with beta), each scenario's best "
+        "action, or the agent's own",
+    )
+    epochs: int = Field(5, ge=1)
+
+
+class AlgorithmConfig(TrainingConfig):
+    """What all algorithms share."""
+
+    start: Literal["base", "warm_up"] = Field("base", description="the policy starts as the base model, or warmed up")
+
+
+class ExpectedConfig(AlgorithmConfig):
     """Expected reward under KL: its closed-form optimum distilled, or its gradient."""
 
     algorithm: Literal["expected"] = "expected"
     objective: Literal["distil", "gradient"] = "distil"
 
 
-class DpoConfig(TrainingConfig):
+class DpoConfig(AlgorithmConfig):
     """Direct preference optimisation."""
 
     algorithm: Literal["dpo"] = "dpo"
-    start: Literal["base", "optimum", "best", "agent"] = "optimum"
+    start: Literal["base", "warm_up"] = "warm_up"
     epochs: int = Field(2, ge=1)
     beta: float = Field(0.1, gt=0)
     learning_rate: float = Field(5e-4, gt=0)
 
 
-class PpoConfig(TrainingConfig):
+class PpoConfig(AlgorithmConfig):
     """Proximal policy optimisation on sampled actions."""
 
     algorithm: Literal["ppo"] = "ppo"
-    start: Literal["base", "optimum", "best", "agent"] = "optimum"
+    start: Literal["base", "warm_up"] = "warm_up"
     epochs: int = Field(1, ge=1)
     learning_rate: float = Field(5e-4, gt=0)
     beta: float = Field(0.2, gt=0)
@@ -246,11 +256,11 @@ class PpoConfig(TrainingConfig):
     samples: int = Field(10, ge=1, description="actions sampled per scenario and epoch")
 
 
-class RrhfConfig(TrainingConfig):
+class RrhfConfig(AlgorithmConfig):
     """Ranking of k candidates with a supervised term."""
 
     algorithm: Literal["rrhf"] = "rrhf"
-    start: Literal["base", "optimum", "best", "agent"] = "optimum"
+    start: Literal["base", "warm_up"] = "warm_up"
     epochs: int = Field(2, ge=1)
     learning_rate: float = Field(5e-4, gt=0)
     candidates: int = Field(4, ge=2, le=10)
@@ -278,6 +288,11 @@ class TargetsConfig(Section):
         True,
         description="subtract each action's mean over the training scenarios, so that no action pays by itself: the "
         "policy then learns which scenarios are better than most, not that trading costs money",
+    )
+    shuffled: bool = Field(
+        False,
+        description="a control: deal the training scenarios' rewards to each other at random; what is learned then, "
+        "and seems to earn something, is an error of the pipeline",
     )
 
 
@@ -347,6 +362,7 @@ class RebuildConfig(Section):
     preferences: PreferencesConfig = PreferencesConfig()
     targets: TargetsConfig = TargetsConfig()
     adapter: AdapterConfig = AdapterConfig()
+    warm_up: WarmUpConfig = WarmUpConfig()
     policy: Algorithm = ExpectedConfig()
     publish: PublishConfig = PublishConfig()
     drift: DriftConfig = DriftConfig()

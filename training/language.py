@@ -9,7 +9,7 @@ this says whether fluency was destroyed, not whether the prose is good.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from training.dialogues import Demonstrations, Dialogue, dialogue
 from training.encode import Encoded
 from training.policy_model import PolicyModel, opened
 
+Progress = Callable[[int, int], None]
 _BATCH = 8
 
 
@@ -45,6 +46,7 @@ def compare(
     rows: NDArray[np.int64],
     said: Demonstrations,
     actions: NDArray[np.int64],
+    progress: Progress = lambda done, total: None,
 ) -> dict[str, dict[str, float | int | None]]:
     """`before` (the base model) and `after` (with a saved adapter) on held-out rows.
 
@@ -52,7 +54,9 @@ def compare(
     """
     with opened(reader, encoded, adapter) as policy, torch.no_grad():
         after = fluency(policy, rows, said, actions, adapted=True)
+        progress(1, 2)
         before = fluency(policy, rows, said, actions, adapted=False)
+        progress(2, 2)
     return {"before": asdict(before), "after": asdict(after)}
 
 

@@ -41,6 +41,7 @@ def _lines(manifest: ModelManifest) -> Iterator[str]:
     yield from _list("What it is", _identity(manifest, facts))
     yield from _list("What it is not", LIMITS)
     yield from _results(facts.get("results"))
+    yield from _language(facts.get("language"))
     yield from _reward(facts.get("reward"))
     yield from _list("What it was made from", _origins(facts))
     yield "## Files"
@@ -98,6 +99,29 @@ def _arms(results: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
 def _leads(results: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
     for name, found in results["lead"].items():
         yield (name.replace("_", " "), *_with_interval(found))
+
+
+def _language(found: Mapping[str, Any] | None) -> Iterator[str]:
+    if not found:
+        return
+    yield "## Its language"
+    yield ""
+    yield (
+        f"On {found['after']['dialogues']} dialogues of the validation scenarios: the agent's words after its letter, "
+        f"templated from its rules. Consistency: how often words that fit the action are likelier than contrary ones."
+    )
+    yield ""
+    rows = [
+        (
+            name,
+            f"{part['perplexity']:.1f}",
+            f"{part['kl_to_base']:.3f}",
+            "unknown" if part["consistency"] is None else f"{part['consistency']:.0%}",
+        )
+        for name, part in (("before training", found["before"]), ("after", found["after"]))
+    ]
+    yield from _table("model", ("perplexity", "KL to the base, nats a token", "consistency"), rows)
+    yield ""
 
 
 def _reward(report: Mapping[str, Any] | None) -> Iterator[str]:

@@ -27,13 +27,15 @@ from app.domain.errors import AdvisorError
 from app.domain.manifest import Calibration
 from app.policy.label_reader import LabelReader
 from training import losses
-from training.config import AdapterConfig, TrainingConfig
+from training.config import AdapterConfig, AlgorithmConfig, TrainingConfig
 from training.dialogues import Demonstrations, dialogue
 from training.encode import Encoded
 from training.measures import Measures, check_not_collapsed, fit_temperature, policy_measures, validation_metrics
-from training.policy_model import PolicyModel, PolicyOutput, adapted, save_adapter
+from training.policy_model import PolicyModel, PolicyOutput, adapted, load_adapter, save_adapter
 
 Progress = Callable[[int, int], None]
+ADAPTER, READINGS = "adapter", "policy_log_probs.npy"
+"""What a finished run leaves: PEFT's files, and (N, 10) raw label log-probabilities of all rows."""
 _EVALUATION_BATCH = 32
 
 
@@ -52,6 +54,7 @@ class Problem:
     pairs : (P, 3) int: row, chosen action, rejected action; DPO alone needs them.
     pair_weights : (P,), default 1.
     demonstrations : what the agent did and said, for the supervised part; None: labels' format alone.
+    warm_up : folder of a finished warm-up, for algorithms that start from one.
     """
 
     encoded: Encoded
@@ -64,6 +67,7 @@ class Problem:
     pairs: NDArray[np.int64] | None = None
     pair_weights: NDArray[np.float64] | None = None
     demonstrations: Demonstrations | None = None
+    warm_up: Path | None = None
 
     def __post_init__(self) -> None:
         known = np.asarray(np.isfinite(self.rewards).all(axis=1))
@@ -87,7 +91,7 @@ class Problem:
 class TrainedPolicy:
     """A finished run. `folder/adapter` holds PEFT's files, `folder/policy_log_probs.npy` the (N, 10) raw label
     log-probabilities of all rows, `folder/training.json` history, metrics and calibration. `reference` is (N, 10), the
-    reference policy's log-probabilities: what the last phase started from."""
+    reference policy's log-probabilities: what the run started from."""
 
     folder: Path
     history: list[Measures]
@@ -99,7 +103,7 @@ class TrainedPolicy:
     @property
     def adapter(self) -> Path:
         """PEFT's two files."""
-        return self.folder / "adapter"
+        return self.folder / ADAPTER
 
 
 @dataclass(eq=False)
@@ -140,7 +144,13 @@ def started(
     folder: Path,
     progress: Progress,
 ) -> Iterator[Run]:
-    """A run with a fresh adapter on the reader's model; TensorBoard's files go to `folder/tensorboard`."""
+    """A run with an adapter on the reader's model, fresh or warmed up; what it starts as is the reference policy.
+
+    TensorBoard's files go to `folder/tensorboard`. Raises `TrainingError` when a warm-up is asked for and not given.
+    """
+    warm = problem.warm_up if isinstance(config, AlgorithmConfig) and config.start == "warm_up" else None
+    if warm is None and isinstance(config, AlgorithmConfig) and config.start == "warm_up":
+        raise TrainingError("start = 'warm_up' needs a finished warm-up: give one, or use start = 'base'")
     folder.mkdir(parents=True, exist_ok=True)
     accelerator = Accelerator(
         cpu=reader.model.device.type == "cpu",
@@ -151,8 +161,10 @@ def started(
     )
     accelerator.init_trackers("tensorboard")
     with adapted(reader, problem.encoded, adapter, config.seed) as policy:
-        base = torch.from_numpy(np.array(problem.encoded.label_log_probs))
-        reference = losses.log_policy_of(base, problem.bias)
+        begins = problem.encoded.label_log_probs if warm is None else np.load(warm / READINGS)
+        if warm is not None:
+            load_adapter(policy, warm / ADAPTER)
+        reference = losses.log_policy_of(torch.from_numpy(np.array(begins)), problem.bias)
         try:
             yield Run(accelerator, accelerator.prepare(policy), problem, config, reference, progress)
         finally:
@@ -168,7 +180,7 @@ def batches(
     steps_each: int = 1,
     extra: list[torch.nn.Parameter] | None = None,
 ) -> Iterator[Tensor]:
-    """Rows in shuffled batches for a phase with its own optimiser and schedule (warm-up, then a cosine to zero).
+    """Rows in shuffled batches, with an optimiser and a schedule (a linear ramp, then a cosine to zero).
 
     Parameters
     ----------
@@ -187,10 +199,10 @@ def batches(
     trained = [weights for weights in run.policy.parameters() if weights.requires_grad] + (extra or [])
     optimiser = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=config.weight_decay)
     steps = max(1, len(loader) * epochs * steps_each // config.accumulate)
-    schedule = get_cosine_schedule_with_warmup(optimiser, round(config.warm_up * steps), steps)
+    schedule = get_cosine_schedule_with_warmup(optimiser, round(config.ramp * steps), steps)
     loader, run.optimiser, run.schedule = accelerator.prepare(loader, optimiser, schedule)
-    done, run.total = len(run.history), len(run.history) + len(loader) * epochs * steps_each
-    run.progress(done, run.total)
+    run.total = len(loader) * epochs * steps_each
+    run.progress(0, run.total)
     for epoch in range(epochs):
         loader.set_epoch(epoch)
         yield from loader
@@ -277,7 +289,7 @@ def finish(run: Run, folder: Path) -> TrainedPolicy:
     trained = TrainedPolicy(folder, run.history, metrics, calibration, raw, run.reference.numpy())
     if run.accelerator.is_main_process:
         save_adapter(run.unwrapped, trained.adapter, problem.base_name)
-        np.save(folder / "policy_log_probs.npy", raw)
+        np.save(folder / READINGS, raw)
         document = {
             "metrics": metrics,
             "calibration": calibration.as_json(),

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -198,6 +199,11 @@ def save_adapter(policy: PolicyModel, folder: Path, base_name: str) -> None:
     model.save_pretrained(folder, save_embedding_layers=False)
     config.base_model_name_or_path = path
     (folder / "README.md").unlink(missing_ok=True)
+
+
+def load_adapter(policy: PolicyModel, folder: Path) -> None:
+    """Put a saved adapter's weights into the policy's own, which must be of the same shape."""
+    set_peft_model_state_dict(policy.model, load_file(folder / "adapter_model.safetensors"))
 
 
 def save_merged(adapter: Path, reader: LabelReader, base: Path, folder: Path) -> None:

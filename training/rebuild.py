@@ -1,4 +1,4 @@
-"""The pipeline: history or shadow log -> scenarios -> labels -> rollouts, encoded -> reward -> preferences -> policy.
+"""The pipeline: history or shadow log -> scenarios -> labels -> encoded, rollouts -> reward -> preferences -> policy.
 
 Each stage reads finished artefacts and writes one; what is finished is found again, so that a rebuild that was killed
 goes on where it stopped. Publishing what comes out is `training.registry`'s work, judging it is `training.evaluate`'s.
@@ -20,33 +20,48 @@ from app.domain.decision import prepare
 from app.domain.manifest import ModelManifest
 from app.policy.importer import import_directory, import_smollm2
 from app.policy.label_reader import LabelReader
-from training import rollouts, train_dpo, train_expected, train_ppo, train_rrhf
+from training import (
+    encode,
+    history,
+    labels,
+    language,
+    preferences,
+    reward_training,
+    rollouts,
+    shadow_log,
+    train_dpo,
+    train_expected,
+    train_ppo,
+    train_rrhf,
+    train_warm_up,
+)
+from training import scenarios as scenario_tables
 from training.artifacts import Artifact, Workshop
 from training.config import (
     ConfigError,
-    DpoConfig,
-    ExpectedConfig,
     HeldOutConfig,
-    PpoConfig,
     RebuildConfig,
-    RrhfConfig,
-    TargetsConfig,
+    TrainingConfig,
     instant,
 )
 from training.dialogues import Demonstrations
 from training.encode import Encoded, build_encoded
 from training.history import History, find_scenarios, load_history
 from training.labels import Labels, build_labels
-from training.market import Floats
 from training.optimise import Problem, TrainedPolicy
 from training.preferences import Preferences, build_preferences
 from training.reward_training import RewardData, Rewards, build_reward
-from training.scenarios import ScenarioSet, build_scenarios
+from training.scenarios import ScenarioSet, build_scenarios, evenly
 from training.shadow_log import log_state, read_log
+from training.targets import dealt_out, targets
 
 Progress = Callable[[int, int], None]
 Meter = Callable[[str], AbstractContextManager[Progress]]
 """Opens a progress bar with a title."""
+ALGORITHMS: dict[str, Any] = {"expected": train_expected, "dpo": train_dpo, "ppo": train_ppo, "rrhf": train_rrhf}
+"""Where each algorithm's script is."""
+DIALOGUES = 24
+"""Held-out dialogues on which the language is looked at."""
 ROLLOUTS: dict[str, Any] = {"margins": (0.5, 1.0), "veto_rate": 0.5}
 """Arms that nothing is fitted for: score above threshold by so much, and a random veto at this rate."""
 
@@ -93,6 +108,8 @@ class Rebuild:
         made["rollouts"] = self.rollouts(made)
         made["reward"] = self.reward(made)
         made["preferences"] = self.preferences(made)
+        if self.config.policy.start == "warm_up":
+            made["warm_up"] = self.warm_up(made)
         made["policy"] = self.policy(made)
         return Rebuilt(made)
 
@@ -133,7 +150,8 @@ class Rebuild:
                     found, excluded = find_scenarios(self.history, config, progress)
                 return build_scenarios(folder, found, config, excluded, seconds, progress)
 
-        return self.shop.stage("scenarios", depends, {}, build)
+        reading = shadow_log if config.source == "shadow_log" else history
+        return self.shop.stage("scenarios", depends, {}, build, (scenario_tables, reading))
 
     def _log(self) -> str:
         if self.database is None:
@@ -155,7 +173,7 @@ class Rebuild:
                     folder, found.scenarios(), found.as_of, found.real, series, self.config.outcomes, progress
                 )
 
-        return self.shop.stage("labels", depends, {"scenarios": scenarios}, build)
+        return self.shop.stage("labels", depends, {"scenarios": scenarios}, build, (labels,))
 
     def encoded(self, scenarios: Artifact) -> Artifact:
         """The base pass. Its cache survives a change of anything but model and prompt."""
@@ -167,7 +185,7 @@ class Rebuild:
             with self.meter("base pass") as progress:
                 return build_encoded(folder, prompts, self.reader, self.base.path, self.config.encode, cache, progress)
 
-        return self.shop.stage("encoded", depends, {"scenarios": scenarios}, build)
+        return self.shop.stage("encoded", depends, {"scenarios": scenarios}, build, (encode,))
 
     def rollouts(self, made: Mapping[str, Artifact]) -> Artifact:
         """What the agent, simple rules and the base model do."""
@@ -185,7 +203,7 @@ class Rebuild:
                 arms.insert(0, rollouts.agent(found))
             return rollouts.build_rollouts(folder, arms)
 
-        return self.shop.stage("rollouts", depends, inputs, build)
+        return self.shop.stage("rollouts", depends, inputs, build, (rollouts,))
 
     def reward(self, made: Mapping[str, Artifact]) -> Artifact:
         """The reward model, with predictions out of fold."""
@@ -197,7 +215,7 @@ class Rebuild:
             with self.meter("reward model") as progress:
                 return build_reward(folder, data, self.config.reward, embargo, progress)
 
-        return self.shop.stage("reward", self.config.reward, inputs, build)
+        return self.shop.stage("reward", self.config.reward, inputs, build, (reward_training,))
 
     def reward_data(self, made: Mapping[str, Artifact]) -> RewardData:
         """What the reward model is trained on."""
@@ -218,28 +236,65 @@ class Rebuild:
                 self.config.preferences,
             )
 
-        return self.shop.stage("preferences", self.config.preferences, inputs, build)
+        return self.shop.stage("preferences", self.config.preferences, inputs, build, (preferences,))
+
+    def warm_up(self, made: Mapping[str, Artifact]) -> Artifact:
+        """The supervised warm-up, which all preference algorithms of the same targets share."""
+
+        def build(folder: Path) -> Mapping[str, Any]:
+            with self.meter("supervised warm-up") as progress:
+                problem, settings = self.problem(made), self.config.warm_up
+                trained = train_warm_up.train(problem, settings, self.config.adapter, self.reader, folder, progress)
+            return {"metrics": trained.metrics, "steps": len(trained.history)}
+
+        depends = self._policy_depends(self.config.warm_up)
+        return self.shop.stage("warm_up", depends, self._policy_inputs(made), build, (train_warm_up,))
 
     def policy(self, made: Mapping[str, Artifact]) -> Artifact:
-        """The adapter. A policy that collapsed raises and leaves nothing."""
-        names = ("scenarios", "labels", "encoded", "reward", "preferences")
-        depends = {
-            "policy": self.config.policy.model_dump(mode="json"),
+        """The adapter, and what became of the language. A policy that collapsed raises and leaves nothing."""
+        algorithm = ALGORITHMS[self.config.policy.algorithm]
+
+        def build(folder: Path) -> Mapping[str, Any]:
+            problem = self.problem(made)
+            with self.meter(f"policy ({self.config.policy.algorithm})") as progress:
+                trained = algorithm.train(
+                    problem, self.config.policy, self.config.adapter, self.reader, folder, progress
+                )
+            return {
+                "algorithm": self.config.policy.algorithm,
+                "metrics": trained.metrics,
+                "language": self._language(problem, trained),
+                "steps": len(trained.history),
+            }
+
+        depends, inputs = self._policy_depends(self.config.policy), self._policy_inputs(made)
+        if self.config.policy.start == "warm_up":
+            inputs["warm_up"] = made["warm_up"]
+        return self.shop.stage("policy", depends, inputs, build, (algorithm, language))
+
+    def _policy_inputs(self, made: Mapping[str, Artifact]) -> dict[str, Artifact]:
+        return {name: made[name] for name in ("scenarios", "labels", "encoded", "reward", "preferences")}
+
+    def _policy_depends(self, settings: TrainingConfig) -> dict[str, Any]:
+        return {
+            "policy": settings.model_dump(mode="json"),
             "adapter": self.config.adapter.model_dump(mode="json"),
             "targets": self.config.targets.model_dump(mode="json"),
             "calibration": self.base.manifest.calibration.as_json(),
         }
 
-        def build(folder: Path) -> Mapping[str, Any]:
-            with self.meter(f"policy ({self.config.policy.algorithm})") as progress:
-                trained = self.train(self.problem(made), folder, progress)
-            return {
-                "algorithm": self.config.policy.algorithm,
-                "metrics": trained.metrics,
-                "steps": len(trained.history),
-            }
-
-        return self.shop.stage("policy", depends, {name: made[name] for name in names}, build)
+    def _language(self, problem: Problem, trained: TrainedPolicy) -> dict[str, Any] | None:
+        """Fluency before and after, on dialogues of the validation period; None when the agent never said anything."""
+        if problem.demonstrations is None:
+            return None
+        rows = problem.validate_rows
+        rows = rows[evenly(len(rows), DIALOGUES)]
+        bias = np.array(trained.calibration.bias)
+        actions = (trained.label_log_probs - bias).argmax(1)
+        with self.meter("language, before and after") as progress:
+            return language.compare(
+                self.reader, problem.encoded, trained.adapter, rows, problem.demonstrations, actions, progress
+            )
 
     def problem(self, made: Mapping[str, Artifact]) -> Problem:
         """What the algorithm is given."""
@@ -251,6 +306,9 @@ class Rebuild:
         )
         controls = found.controls()
         said = Demonstrations.of(found.scenarios(), [one for one in controls if one]) if all(controls) else None
+        indices = pairs.indices
+        if self.config.targets.shuffled:
+            rewards, indices = dealt_out(rewards, indices, train, self.config.scenarios.seed)
         return Problem(
             encoded=Encoded.open(made["encoded"]),
             rewards=rewards,
@@ -259,34 +317,8 @@ class Rebuild:
             validate_rows=found.rows("validate", real_only=True),
             calibration=self.base.manifest.calibration,
             base_name=self.base.manifest.model_version,
-            pairs=pairs.indices,
+            pairs=indices,
             pair_weights=pairs.weights,
             demonstrations=said,
+            warm_up=made["warm_up"].path if "warm_up" in made else None,
         )
-
-    def train(self, problem: Problem, folder: Path, progress: Progress) -> TrainedPolicy:
-        """Run the configured algorithm."""
-        config, adapter, reader = self.config.policy, self.config.adapter, self.reader
-        match config:
-            case ExpectedConfig():
-                return train_expected.train(problem, config, adapter, reader, folder, progress)
-            case DpoConfig():
-                return train_dpo.train(problem, config, adapter, reader, folder, progress)
-            case PpoConfig():
-                return train_ppo.train(problem, config, adapter, reader, folder, progress)
-            case RrhfConfig():
-                return train_rrhf.train(problem, config, adapter, reader, folder, progress)
-
-
-def targets(realised: Floats, predicted: Floats, train: np.ndarray[Any, Any], config: TargetsConfig) -> Floats:
-    """(N, 10) rewards to train on; NaN rows stay NaN.
-
-    The reward model averages away an outcome's luck, the outcome knows what the model does not: the mean of both is the
-    default. Centred, the mean over the training rows is 0 for every action.
-    """
-    known = np.where(np.isfinite(realised), predicted, np.nan)
-    choices: dict[str, Floats] = {"outcomes": realised, "model": known, "mean": (realised + known) / 2}
-    mixed = choices[config.source]
-    if not config.centre:
-        return mixed
-    return np.asarray(mixed - np.nanmean(mixed[train], axis=0))

@@ -56,6 +56,7 @@ def release_of(policy: Artifact, name: str, roots: Sequence[Path], files: Path |
         "config_hash": content_hash(config),
         "metrics": policy.facts["metrics"],
         "results": results(made, scenarios, np.load(policy / "policy_log_probs.npy"), calibration, base.calibration),
+        "language": policy.facts["language"],
         "reward": _reward_summary(made["reward"]),
     }
     return Release(files or policy / "adapter", name, base, calibration, provenance)

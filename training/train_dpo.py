@@ -31,7 +31,6 @@ from training.optimise import (
     step,
     supervised_part,
 )
-from training.supervised import warm_up
 
 
 def train(
@@ -45,7 +44,6 @@ def train(
     """Train, judge and save. Raises `TrainingError` without pairs in the training rows, and `CollapsedPolicy`."""
     pairs = PairTable.of(problem)
     with started(problem, config, adapter, reader, folder, progress) as run:
-        warm_up(run)
         for rows in batches(run, pairs.rows, config.epochs, config.learning_rate):
             with run.accelerator.accumulate(run.policy):
                 output = run.policy(rows)

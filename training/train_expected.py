@@ -16,7 +16,6 @@ from app.policy.label_reader import LabelReader
 from training import losses
 from training.config import AdapterConfig, ExpectedConfig
 from training.optimise import Problem, Progress, TrainedPolicy, batches, finish, started, step, supervised_part
-from training.supervised import warm_up
 
 
 def train(
@@ -29,7 +28,6 @@ def train(
 ) -> TrainedPolicy:
     """Train, judge and save. Raises `CollapsedPolicy`."""
     with started(problem, config, adapter, reader, folder, progress) as run:
-        warm_up(run)
         for rows in batches(run, problem.train_rows, config.epochs, config.learning_rate):
             with run.accelerator.accumulate(run.policy):
                 output = run.policy(rows)

@@ -23,7 +23,6 @@ from app.policy.label_reader import LabelReader
 from training import losses
 from training.config import AdapterConfig, PpoConfig
 from training.optimise import Problem, Progress, Run, TrainedPolicy, batches, finish, started, step, supervised_part
-from training.supervised import warm_up
 
 
 class Sample(NamedTuple):
@@ -45,7 +44,6 @@ def train(
 ) -> TrainedPolicy:
     """Train, judge and save. Raises `CollapsedPolicy`."""
     with started(problem, config, adapter, reader, folder, progress) as run:
-        warm_up(run)
         states = standardised(problem)
         value = torch.nn.Linear(states.shape[1], 1)
         torch.nn.init.zeros_(value.weight)

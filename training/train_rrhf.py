@@ -19,7 +19,6 @@ from app.policy.label_reader import LabelReader
 from training import losses
 from training.config import AdapterConfig, RrhfConfig
 from training.optimise import Problem, Progress, TrainedPolicy, batches, finish, started, step, supervised_part
-from training.supervised import warm_up
 
 
 def train(
@@ -32,7 +31,6 @@ def train(
 ) -> TrainedPolicy:
     """Train, judge and save. Raises `CollapsedPolicy`."""
     with started(problem, config, adapter, reader, folder, progress) as run:
-        warm_up(run)
         source = torch.Generator().manual_seed(config.seed + run.accelerator.process_index)
         for rows in batches(run, problem.train_rows, config.epochs, config.learning_rate):
             with run.accelerator.accumulate(run.policy):

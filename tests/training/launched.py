@@ -29,7 +29,7 @@ def run(folder: Path, data: Path, algorithm: str) -> TrainedPolicy:
     shared = {"epochs": 2, "batch": 4, "min_entropy": 0.0, "max_majority": 1.0}
     adapter = AdapterConfig(rank=4, alpha=8.0)
     if algorithm == "dpo":
-        return train_dpo.train(problem, DpoConfig(**shared, supervised_epochs=1), adapter, reader, folder)
+        return train_dpo.train(problem, DpoConfig(**shared, start="base", learning_rate=3e-3), adapter, reader, folder)
     return train_expected.train(problem, ExpectedConfig(**shared), adapter, reader, folder)
 
 

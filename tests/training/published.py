@@ -25,6 +25,10 @@ from training.scenarios import Found, build_scenarios
 
 COUNT = 40
 BASE = "base-1"
+LANGUAGE = {
+    name: {"perplexity": perplexity, "kl_to_base": kl, "consistency": 0.75, "dialogues": 8, "tokens": 240}
+    for name, perplexity, kl in (("before", 20.0, 0.0), ("after", 12.5, 0.25))
+}
 START = AS_OF.replace(year=2022, month=6)
 
 
@@ -75,7 +79,7 @@ def finished_policy(folder: Path, base: Path, seed: int = 1, activated: bool = T
         np.save(target / "policy_log_probs.npy", chosen)
         document = {"calibration": Calibration(temperature=1.5).as_json()}
         (target / "training.json").write_text(json.dumps(document))
-        return {"algorithm": "expected", "metrics": {"entropy": 0.7}, "steps": 3}
+        return {"algorithm": "expected", "metrics": {"entropy": 0.7}, "language": LANGUAGE, "steps": 3}
 
     return shop.stage("policy", {"policy": {"seed": seed}, "activated": activated}, made, build_policy)
 

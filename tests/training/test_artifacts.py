@@ -42,6 +42,20 @@ def test_another_configuration_or_input_gives_another_artefact(tmp_path: Path) -
     assert len({each.path for each in (one, other, on_one, on_other)}) == 4
 
 
+def test_a_stage_depends_on_what_its_modules_import_and_on_no_other_code() -> None:
+    import training.labels
+    import training.train_dpo
+    from training.artifacts import code_hash
+    from training.sources import sources_of
+
+    names = {path.name for path in sources_of(["training.train_dpo"])}
+    assert {"train_dpo.py", "losses.py", "optimise.py", "encoding.py", "actions.py"} <= names
+    assert not names & {"evaluation_report.py", "train_ppo.py", "config.py", "registry.py"}
+    build, other = write("a", []), write("b", [])
+    assert code_hash(build, [training.labels]) == code_hash(other, [training.labels])
+    assert code_hash(build, [training.labels]) != code_hash(build, [training.train_dpo])
+
+
 def test_the_same_work_elsewhere_has_the_same_hash(tmp_path: Path) -> None:
     hashes = {
         Workshop(tmp_path / name).stage("labels", {"fee": 0.001}, {}, write("same", [])).hash for name in ("a", "b")

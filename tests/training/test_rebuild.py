@@ -23,8 +23,9 @@ from training.evaluate import LOOKS, Evaluate, Evaluated
 from training.labels import Labels
 from training.market import MarketDataError
 from training.measures import CollapsedPolicy
-from training.rebuild import Rebuild, Rebuilt, targets
+from training.rebuild import Rebuild, Rebuilt
 from training.scenarios import ScenarioSet
+from training.targets import dealt_out, targets
 
 NOW = datetime(2026, 11, 24, tzinfo=UTC)
 STAGES = ("scenarios", "labels", "encoded", "rollouts", "reward", "preferences", "policy")
@@ -186,6 +187,19 @@ def test_targets_mix_what_happened_with_what_the_reward_model_expects() -> None:
     centred = targets(realised, predicted, train, TargetsConfig(source="outcomes", centre=True))
     assert centred[:2].tolist() == [[0.0, 1.5], [0.0, -1.5]]
     assert np.isnan(targets(realised, predicted, train, TargetsConfig(source="model"))[2]).all()
+
+
+def test_dealt_out_rewards_are_whole_fates_of_other_training_rows() -> None:
+    rewards = np.arange(6.0)[:, None] * np.ones(10)
+    pairs = np.array([(row, 1, 0) for row in range(6)])
+    train = np.arange(4)
+    shuffled, moved = dealt_out(rewards, pairs, train, seed=3)
+    assert sorted(shuffled[:4, 0]) == [0, 1, 2, 3]
+    assert shuffled[:4, 0].tolist() != [0, 1, 2, 3]
+    assert shuffled[4:, 0].tolist() == [4, 5]
+    assert (shuffled == shuffled[:, :1]).all()
+    # The pair that row r brought along stands where its fate went.
+    assert shuffled[moved[:, 0], 0].tolist() == [0, 1, 2, 3, 4, 5]
 
 
 def test_the_version_is_published_and_names_its_evidence(evaluated: Evaluated, rebuilt: Rebuilt) -> None:

@@ -15,8 +15,16 @@ from safetensors.torch import load_file
 from app.domain.manifest import Calibration
 from app.policy.label_reader import LabelReader
 from tests.training.planted import encoded, short_prompts, tiny_reader
-from training import losses, train_dpo, train_expected, train_ppo, train_rrhf
-from training.config import AdapterConfig, DpoConfig, ExpectedConfig, PpoConfig, RrhfConfig, TrainingConfig
+from training import losses, train_dpo, train_expected, train_ppo, train_rrhf, train_warm_up
+from training.config import (
+    AdapterConfig,
+    DpoConfig,
+    ExpectedConfig,
+    PpoConfig,
+    RrhfConfig,
+    TrainingConfig,
+    WarmUpConfig,
+)
 from training.dialogues import Demonstrations
 from training.encode import Encoded
 from training.measures import CollapsedPolicy, check_not_collapsed, fit_temperature, validation_metrics
@@ -29,11 +37,12 @@ ROWS = 32
 ADAPTER = AdapterConfig(rank=4, alpha=8.0)
 LIVELY = {"min_entropy": 0.0, "max_majority": 1.0}
 ALGORITHMS: dict[str, tuple[Callable[..., TrainedPolicy], TrainingConfig]] = {
+    "warm-up": (train_warm_up.train, WarmUpConfig(epochs=2, batch=8, **LIVELY)),
     "expected": (train_expected.train, ExpectedConfig(epochs=2, batch=8, **LIVELY)),
     "gradient": (train_expected.train, ExpectedConfig(epochs=2, batch=8, objective="gradient", **LIVELY)),
-    "dpo": (train_dpo.train, DpoConfig(epochs=2, batch=8, supervised_epochs=1, **LIVELY)),
-    "ppo": (train_ppo.train, PpoConfig(epochs=2, batch=8, supervised_epochs=1, **LIVELY)),
-    "rrhf": (train_rrhf.train, RrhfConfig(epochs=2, batch=8, supervised_epochs=1, **LIVELY)),
+    "dpo": (train_dpo.train, DpoConfig(epochs=2, batch=8, **LIVELY)),
+    "ppo": (train_ppo.train, PpoConfig(epochs=2, batch=8, **LIVELY)),
+    "rrhf": (train_rrhf.train, RrhfConfig(epochs=2, batch=8, **LIVELY)),
 }
 
 
@@ -63,9 +72,15 @@ def problem(rows: Encoded, **changes: Any) -> Problem:
 
 
 def trained(tiny: tuple[LabelReader, Encoded], folder: Path, name: str, **changes: Any) -> TrainedPolicy:
+    """One run, after a warm-up of one epoch where the algorithm starts from one."""
     reader, rows = tiny
     train, config = ALGORITHMS[name]
-    return train(problem(rows), config.model_copy(update=changes), ADAPTER, reader, folder)
+    config = config.model_copy(update=changes)
+    warm = folder / "warm"
+    if getattr(config, "start", None) == "warm_up":
+        settings = WarmUpConfig(epochs=1, batch=8, seed=config.seed, **LIVELY)
+        train_warm_up.train(problem(rows), settings, ADAPTER, reader, warm)
+    return train(problem(rows, warm_up=warm), config, ADAPTER, reader, folder)
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
@@ -73,8 +88,7 @@ def test_every_weight_moves_every_step_is_logged_and_a_seed_repeats_the_run(
     tiny: tuple[LabelReader, Encoded], tmp_path: Path, name: str
 ) -> None:
     first = trained(tiny, tmp_path / "a", name)
-    steps = (12 if name == "ppo" else 6) + (3 if name in ("dpo", "ppo", "rrhf") else 0)
-    assert len(first.history) == steps
+    assert len(first.history) == (12 if name == "ppo" else 6)
     for entry in first.history:
         assert entry.keys() >= {"loss", "entropy", "majority", "kl", "label_mass", "learning_rate", "reward"}
         assert all(np.isfinite(value) for value in entry.values())
@@ -147,24 +161,36 @@ def test_dialogues_are_learned_in_the_warm_up(tiny: tuple[LabelReader, Encoded],
     said = Demonstrations(
         np.arange(ROWS) % 2 * 8, tuple("Buyers lead." if i % 2 else "Too quiet." for i in range(ROWS))
     )
-    config = RrhfConfig(epochs=1, batch=8, start="agent", supervised_epochs=2, supervised=1.0, **LIVELY)
-    run = train_rrhf.train(problem(rows, demonstrations=said), config, ADAPTER, reader, tmp_path)
+    config = WarmUpConfig(epochs=3, batch=8, target="agent", supervised=1.0, learning_rate=1e-2, **LIVELY)
+    run = train_warm_up.train(problem(rows, demonstrations=said), config, ADAPTER, reader, tmp_path)
     assert len(run.history) == 9
+    assert run.history[-1]["loss"] < run.history[0]["loss"]
     with pytest.raises(TrainingError, match="needs the agent's actions"):
-        train_rrhf.train(problem(rows), config, ADAPTER, reader, tmp_path / "none")
+        train_warm_up.train(problem(rows), config, ADAPTER, reader, tmp_path / "none")
+    with pytest.raises(TrainingError, match="needs a finished warm-up"):
+        train_rrhf.train(problem(rows), RrhfConfig(), ADAPTER, reader, tmp_path / "cold")
 
 
-def test_the_warm_up_on_the_optimum_nears_it_and_becomes_the_reference(
+def test_the_warm_up_on_the_optimum_nears_it(tiny: tuple[LabelReader, Encoded], tmp_path: Path) -> None:
+    bias = problem(tiny[1]).bias
+    base = losses.log_policy_of(torch.from_numpy(np.array(tiny[1].label_log_probs)), bias)
+    target = losses.closed_form(base, torch.from_numpy(problem(tiny[1]).rewards).float(), 0.2)
+    run = trained(tiny, tmp_path, "warm-up", epochs=15, beta=0.2)
+    nearer, rows = losses.log_policy_of(torch.from_numpy(run.label_log_probs), bias), slice(0, 24)
+    away = losses.kl_divergence(target, nearer)[rows].mean()
+    assert away < 0.8 * losses.kl_divergence(target, base)[rows].mean()
+
+
+def test_an_algorithm_goes_on_from_the_warm_up_which_is_its_reference(
     tiny: tuple[LabelReader, Encoded], tmp_path: Path
 ) -> None:
-    base = losses.log_policy_of(torch.from_numpy(np.array(tiny[1].label_log_probs)), problem(tiny[1]).bias)
-    target = losses.closed_form(base, torch.from_numpy(problem(tiny[1]).rewards).float(), 0.2)
-    run = trained(tiny, tmp_path, "dpo", start="optimum", supervised_beta=0.2, supervised_epochs=15, learning_rate=1e-9)
-    begins, rows = torch.from_numpy(run.reference), slice(0, 24)
-    away = losses.kl_divergence(target, begins)[rows].mean()
-    assert away < 0.8 * losses.kl_divergence(target, base)[rows].mean()
-    after = losses.log_policy_of(torch.from_numpy(run.label_log_probs), problem(tiny[1]).bias)
-    np.testing.assert_allclose(after, begins, atol=1e-3)
+    run = trained(tiny, tmp_path, "dpo", learning_rate=1e-9)
+    bias = problem(tiny[1]).bias
+    warm = np.load(tmp_path / "warm" / "policy_log_probs.npy")
+    assert not np.allclose(warm, tiny[1].label_log_probs, atol=1e-2)
+    np.testing.assert_allclose(run.label_log_probs, warm, atol=1e-3)
+    np.testing.assert_allclose(run.reference, losses.log_policy_of(torch.from_numpy(warm), bias), atol=1e-6)
+    assert run.history[0]["kl"] == pytest.approx(0, abs=1e-5)
 
 
 def test_dpo_without_pairs_and_overlapping_or_empty_rows_are_one_line_each(
