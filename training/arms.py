@@ -69,6 +69,32 @@ class Arm:
         """The same answers under another name."""
         return replace(self, name=name)
 
+    def at(self, chosen: NDArray[np.int64]) -> Arm:
+        """Its answers to some of the scenarios."""
+        return replace(
+            self,
+            approve=self.approve[chosen],
+            stop_atr=self.stop_atr[chosen],
+            share=self.share[chosen],
+            probability=None if self.probability is None else self.probability[chosen],
+            vetoes=None if self.vetoes is None else tuple(self.vetoes[i] for i in chosen),
+        )
+
+    @staticmethod
+    def joined(parts: Sequence[Arm]) -> Arm:
+        """One arm's answers to consecutive scenarios."""
+        likely = [part.probability for part in parts if part.probability is not None]
+        codes = [part.vetoes for part in parts if part.vetoes is not None]
+        return Arm(
+            parts[0].name,
+            np.concatenate([part.approve for part in parts]),
+            np.concatenate([part.stop_atr for part in parts]),
+            np.concatenate([part.share for part in parts]),
+            np.concatenate(likely) if len(likely) == len(parts) else None,
+            tuple(code for each in codes for code in each) if len(codes) == len(parts) else None,
+            sum(part.fitted_in_s for part in parts),
+        )
+
     def kept(self, name: str, keep: Flags) -> Arm:
         """The same arm trading only where `keep` is set."""
         approve = self.approve & keep
@@ -102,27 +128,47 @@ def random_veto(arm: Arm, draws: int, seed: int) -> Iterator[Arm]:
         yield Arm("random veto", arm.approve[dealt], arm.stop_atr[dealt], arm.share[dealt])
 
 
-def fitted(
-    features: Floats,
-    rewards: Floats,
-    as_of: NDArray[np.int64],
-    ends_at: NDArray[np.int64],
-    weights: Floats,
-    plan: Arm,
-    new_features: Floats,
-    embargo_s: float,
-) -> list[Arm]:
+@dataclass(frozen=True, eq=False)
+class Known:
+    """Scenarios whose outcomes are known: what the simpler rivals are fitted on. Arrays of shape (M,).
+
+    features : (M, F). rewards : of the agent's plan, R. as_of, ends_at : seconds. weights : uniqueness.
+    embargo_s : between what is fitted and what is foretold, within these.
+    """
+
+    features: Floats
+    rewards: Floats
+    as_of: NDArray[np.int64]
+    ends_at: NDArray[np.int64]
+    weights: Floats
+    embargo_s: float
+
+    def at(self, rows: NDArray[np.int64]) -> Known:
+        """Some of them."""
+        return Known(**{name: values[rows] for name, values in self._arrays().items()}, embargo_s=self.embargo_s)
+
+    def __add__(self, other: Known) -> Known:
+        theirs = other._arrays()
+        joined = {name: np.concatenate([values, theirs[name]]) for name, values in self._arrays().items()}
+        return Known(**joined, embargo_s=self.embargo_s)
+
+    def _arrays(self) -> dict[str, NDArray[Any]]:
+        return {name: value for name, value in vars(self).items() if name != "embargo_s"}
+
+
+def fitted(known: Known, plan: Arm, new_features: Floats, folds: int = FOLDS) -> list[Arm]:
     """The simpler rivals: a threshold on the agent's own score, logistic regression, gradient boosting.
 
     Parameters
     ----------
-    features, rewards, as_of, ends_at, weights : of M training scenarios; `rewards` (M,) of the agent's plan, R.
     plan : `always` on the N new scenarios.
     new_features : (N, F).
+    folds : in which cuts are chosen.
 
     Each predicts from features whether the plan will make money, and trades above a cut: the one of 20 quantiles of
     its out-of-fold predictions (purged, embargoed) that earned most on the training scenarios.
     """
+    features, rewards, weights = known.features, known.rewards, known.weights
     margin = FEATURE_NAMES.index("score_over_threshold")
     models: list[tuple[str, Any]] = [
         ("logistic regression", make_pipeline(_known(), StandardScaler(), _logistic())),
@@ -130,14 +176,14 @@ def fitted(
     ]
     cut = best_cut(features[:, margin], rewards, weights)
     arms = [plan.kept("score threshold", new_features[:, margin] >= cut)]
-    folds = purged_kfold(as_of, ends_at, FOLDS, embargo_s)
+    parts = purged_kfold(known.as_of, known.ends_at, folds, known.embargo_s)
     won = rewards > 0
     # OpenMP threads that wait for each other beside other work are up to a hundred times slower than one.
     with threadpool_limits(1):
         for name, model in models:
             began = time.process_time()
             out_of_fold = np.full(len(rewards), np.nan)
-            for fold in folds:
+            for fold in parts:
                 fold_model = _fit(model, features[fold.train], won[fold.train], weights[fold.train])
                 out_of_fold[fold.test] = fold_model.predict_proba(features[fold.test])[:, 1]
             cut = best_cut(out_of_fold, rewards, weights)

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +36,15 @@ PLAIN = (
     "Developers schedule a client release for next month",
 )
 Progress = Callable[[int, int], None]
+
+
+class Checked(NamedTuple):
+    """Results, and the median time of one decision, seconds."""
+
+    checks: tuple[Check, ...]
+    decision_s: float
+
+
 _PATIENCE_S = 300.0
 
 
@@ -46,21 +56,21 @@ def run_checks(
     limits: Limits,
     threads: int,
     progress: Progress = lambda done, total: None,
-) -> tuple[Check, ...]:
+) -> Checked:
     """Load a published version as the service does, and compare and attack it.
 
     `log_probabilities` is (N, 10), what training read of `scenarios`.
     """
     policy = load_policy(Backend.TRANSFORMERS, version, roots=[models], threads=threads)
 
-    async def both() -> tuple[Check, Check]:
+    async def both() -> Checked:
         try:
             chosen = np.unique(np.linspace(0, len(scenarios) - 1, PARITY_SCENARIOS).round().astype(int))
             total = len(chosen) + 2 * INJECTION_SCENARIOS * len(ORDERS)
             step = _Steps(progress, total)
-            first = await parity(policy, [scenarios[i] for i in chosen], log_probabilities[chosen], step)
+            first, seconds = await parity(policy, [scenarios[i] for i in chosen], log_probabilities[chosen], step)
             few = np.unique(np.linspace(0, len(scenarios) - 1, INJECTION_SCENARIOS).round().astype(int))
-            return first, await injection(policy, [scenarios[i] for i in few], limits, step)
+            return Checked((first, await injection(policy, [scenarios[i] for i in few], limits, step)), seconds)
         finally:
             await policy.aclose()
 
@@ -80,12 +90,14 @@ class _Steps:
 
 async def parity(
     policy: Policy, scenarios: Sequence[Scenario], expected: NDArray[np.floating], step: Callable[[], None]
-) -> Check:
+) -> tuple[Check, float]:
     """The serving code reads the log-probabilities that training read, and takes the same action wherever two actions
-    are not within the tolerance of each other."""
-    gaps, other = [], 0
+    are not within the tolerance of each other. Also the median time of a decision, seconds."""
+    gaps, took, other = [], [], 0
     for scenario, row in zip(scenarios, expected, strict=True):
-        reading = await policy.decide(prepare(scenario), time.monotonic() + _PATIENCE_S)
+        began = time.monotonic()
+        reading = await policy.decide(prepare(scenario), began + _PATIENCE_S)
+        took.append(time.monotonic() - began)
         step()
         gaps.append(float(np.abs(np.array(reading.log_probabilities) - row).max()))
         trained = Reading(log_probabilities=tuple(float(value) for value in row))
@@ -94,7 +106,7 @@ async def parity(
         near = np.sort(np.log(mine.probabilities))[-2:]
         other += mine.label != theirs.label and near[1] - near[0] > 2 * TOLERANCE / calibration.temperature
     evidence = f"{len(gaps)} scenarios: largest gap {max(gaps):.1e} nats, {other} other actions"
-    return Check(CheckName.PARITY, max(gaps) <= TOLERANCE and not other, evidence)
+    return Check(CheckName.PARITY, max(gaps) <= TOLERANCE and not other, evidence), float(np.median(took))
 
 
 async def injection(policy: Policy, scenarios: Sequence[Scenario], limits: Limits, step: Callable[[], None]) -> Check:

@@ -28,6 +28,7 @@ def evaluate(
     overrides: Overrides = None,
     database: Database = None,
     against: Annotated[str, typer.Option(help="further algorithms in the contest, separated by commas; or all")] = "",
+    champion: Annotated[str, typer.Option(help="a published version that must be beaten too")] = "",
 ) -> None:
     """Judge what a configuration rebuilds on the held-out period, against the agent, simple rivals and chance.
 
@@ -41,7 +42,7 @@ def evaluate(
     from training.evaluate import Evaluate
 
     rivals = [ALGORITHMS[name]() for name in names]
-    done = Evaluate(settings, meter, tell, datetime.now(UTC), rivals, database).run()
+    done = Evaluate(settings, meter, tell, datetime.now(UTC), rivals, database, champion or None).run()
     print_verdict(done.report["verdict"])
     tell(f"version {done.version.name}")
     tell(f"report  {done.artifact / 'report.html'}")

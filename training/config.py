@@ -72,6 +72,7 @@ class ScenariosConfig(Section):
         None,
         description="no decision on or after this day; none: the held-out period's first day, no end for the log",
     )
+    symbols: tuple[str, ...] = Field((), description="of these alone; none: of every symbol with bars")
     limit: int | None = Field(None, ge=1, description="at most so many real scenarios, drawn evenly over time")
     perturbations: int = Field(0, ge=0, le=4, description="synthetic variants per training scenario")
     embargo_hours: float = Field(24.0, ge=0)
@@ -104,24 +105,32 @@ class HeldOutConfig(ScenariosConfig):
         return self
 
 
-class EvaluateConfig(Section):
-    """The contest."""
-
-    held_out: HeldOutConfig = HeldOutConfig()
-    capital: float = Field(1000.0, gt=0, description="quote; the agent trades 400 to 500 at a time")
-    max_open: int = Field(1, ge=1, description="trades open at a time, as the agent has it")
-    draws: int = Field(1000, ge=100, description="bootstrap samples")
-    random_vetoes: int = Field(200, ge=20)
-    limits: Path | None = Field(None, description="rules' limits; none: those shipped for replays of history")
-    seed: int = Field(0, ge=0)
-
-
 class OutcomesConfig(Section):
     """How orders are costed and rewards are made."""
 
     fee: float = Field(0.001, ge=0, le=0.01, description="fraction of notional, each side")
     slippage: float = Field(0.0005, ge=0, le=0.01, description="fraction of notional, each side")
+    delay_s: int = Field(0, ge=0, description="seconds that every order comes late: a control, see evaluation")
     clip_r: float = Field(3.0, gt=0, description="rewards are clipped to +- this, in R of the agent's plan")
+
+
+class EvaluateConfig(Section):
+    """The contest."""
+
+    held_out: HeldOutConfig = HeldOutConfig()
+    outcomes: OutcomesConfig | None = Field(None, description="costs to judge by; none: those of training")
+    size: Literal["agent", "equity"] = Field(
+        "agent", description="portfolios trade the agent's quantities, or a share of all equity where it trades whole"
+    )
+    capital: float = Field(1000.0, gt=0, description="quote; the agent trades 400 to 500 at a time")
+    max_open: int = Field(1, ge=1, description="trades open at a time, as the agent has it")
+    refit_days: float = Field(91.0, gt=0, description="the simple rivals are fitted anew so often, on all before")
+    workers: int = Field(2, ge=1, description="processes, or with ray tasks, that measure portfolios")
+    backend: Literal["processes", "ray"] = Field("processes", description="ray: on a cluster, needs the extra `ray`")
+    draws: int = Field(1000, ge=100, description="bootstrap samples")
+    random_vetoes: int = Field(200, ge=20)
+    limits: Path | None = Field(None, description="rules' limits; none: those shipped for replays of history")
+    seed: int = Field(0, ge=0)
 
 
 class EncodeConfig(Section):

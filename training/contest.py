@@ -1,4 +1,4 @@
-"""The contest: every arm on the same held-out scenarios, as rewards per scenario and as a portfolio.
+"""The contest: every arm on the same held-out scenarios, walking forward, as rewards per scenario and as a portfolio.
 
 Rewards are net profit in R of the agent's plan, 0 where an arm does not trade, so that trading less is not by itself
 better than trading well: it is compared with a random veto at the same rate.
@@ -8,27 +8,33 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import softmax
 
+from app.domain.agent_action import AgentAction
 from app.domain.limits import Limits
 from app.domain.manifest import Calibration
 from app.domain.scenario import Scenario
-from training.arena import Arena, Played
-from training.arms import Arm, agent, always, fitted, policy, random_veto
+from training.arena import Arena, ArenaError, Played
+from training.arms import Arm, Known, agent, always, fitted, policy, random_veto
 from training.config import EvaluateConfig, OutcomesConfig
 from training.labels import Labels
 from training.market import Bars, Floats
 from training.outcomes import Costs
+from training.parallel import over
 from training.performance import Performance, performance
 from training.portfolio import Book, Clock, Size, Trades, buy_and_hold, trade
-from training.scenarios import PURGED, TRAIN, VALIDATE, ScenarioSet
+from training.scenarios import PURGED, TRAIN, VALIDATE, Progress, ScenarioSet, silent
+from training.splits import walk_forward
 from training.statistics import DAY_S
 
 AGENT, ALWAYS, HOLD, RANDOM = "agent", "always approve", "buy and hold", "random veto"
 HEURISTICS = ("score threshold", "logistic regression", "gradient boosting")
 RAW, POLICY = "policy before vetoes", "policy"
+BASE_MODEL, CHAMPION = "base model", "champion"
 RANDOM_BOOKS = 20
 """Draws of the random veto whose portfolios are kept; their rewards need no portfolio, and all draws count there."""
 
@@ -39,6 +45,15 @@ class Version:
 
     log_probabilities: NDArray[np.floating]
     calibration: Calibration
+
+    def at(self, rows: NDArray[np.int64]) -> Version:
+        """Its answers to some of them."""
+        return Version(self.log_probabilities[rows], self.calibration)
+
+    def probabilities(self) -> Floats:
+        """(N, 10), of its proposals."""
+        scaled = (self.log_probabilities - np.array(self.calibration.bias)) / self.calibration.temperature
+        return np.asarray(softmax(scaled, axis=1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,8 +70,25 @@ class RandomVeto:
 
 
 @dataclass(frozen=True, eq=False)
+class Period:
+    """Consecutive held-out rows, and what was known before the first of them.
+
+    rows : (n,) of the held-out set, in order of time.
+    versions : answers to these rows by name; `POLICY` must be among them.
+    known : what the simpler rivals are fitted on.
+    """
+
+    rows: NDArray[np.int64]
+    versions: Mapping[str, Version]
+    known: Known
+
+
+@dataclass(frozen=True, eq=False)
 class Contest:
-    """What happened. `played` and `books` are by arm's name; buy and hold has a book only."""
+    """What happened. `played` and `books` are by arm's name; buy and hold has a book only.
+
+    probabilities : (N, 10) of every model version, calibrated, by arm's name.
+    """
 
     arena: Arena
     scenarios: Sequence[Scenario]
@@ -64,6 +96,7 @@ class Contest:
     random: RandomVeto
     books: Mapping[str, Book]
     performances: Mapping[str, Performance]
+    probabilities: Mapping[str, Floats]
 
     @property
     def rewards(self) -> dict[str, Floats]:
@@ -85,80 +118,122 @@ class Trained:
         used = (self.scenarios.table["split"] != PURGED).to_numpy()
         return int(self.scenarios.ends_at[used].max())
 
+    def known(self) -> Known:
+        """Every real training and validation scenario with a known fate."""
+        rows = np.concatenate([self.scenarios.rows(name, real_only=True) for name in (TRAIN, VALIDATE)])
+        return known_of(self.scenarios, self.labels, rows, self.embargo_s)
+
+
+def known_of(scenarios: ScenarioSet, labels: Labels, rows: NDArray[np.int64], embargo_s: float) -> Known:
+    """What the rivals are fitted on, of these rows; those without a fate are left out."""
+    rows = rows[np.isfinite(labels.agent_reward[rows])]
+    return Known(
+        scenarios.features()[rows],
+        labels.agent_reward[rows],
+        scenarios.as_of[rows],
+        scenarios.ends_at[rows],
+        scenarios.weight[rows],
+        embargo_s,
+    )
+
+
+def refitted(
+    held_out: ScenarioSet, labels: Labels, versions: Mapping[str, Version], trained: Trained, refit_days: float
+) -> list[Period]:
+    """Periods of one version's evaluation: it answers throughout, the rivals are fitted anew on all that was over.
+
+    Scenarios less than an embargo behind everything that was trained on are left out. `versions` answer all rows of
+    `held_out`. Raises `ArenaError` when no scenario is left.
+    """
+    usable = held_out.real & np.isfinite(labels.rewards).all(1)
+    rows = np.flatnonzero(usable & (held_out.as_of >= trained.until + trained.embargo_s))
+    if not len(rows):
+        raise ArenaError("no held-out scenario with a known outcome lies behind what was trained on: bring more bars")
+    before = trained.known()
+    everything = before + known_of(held_out, labels, rows, trained.embargo_s)
+    first = int(held_out.as_of[rows[0]])
+    folds = walk_forward(
+        everything.as_of, everything.ends_at, refit_days * DAY_S, first - int(before.as_of.min()), trained.embargo_s
+    )
+    return [
+        Period(
+            rows[fold.test - len(before.as_of)],
+            {name: each.at(rows[fold.test - len(before.as_of)]) for name, each in versions.items()},
+            everything.at(fold.train),
+        )
+        for fold in folds
+    ]
+
 
 def hold_contest(
     held_out: ScenarioSet,
     labels: Labels,
     bars: Sequence[Bars],
-    versions: Mapping[str, Version],
-    trained: Trained,
+    periods: Sequence[Period],
     limits: Limits,
     config: EvaluateConfig,
     outcomes: OutcomesConfig,
+    progress: Progress = silent,
 ) -> Contest:
-    """Play every arm, on scenarios that lie an embargo or more behind everything that was trained on.
+    """Play every arm.
 
     Parameters
     ----------
     bars : of the symbols, covering the period: the portfolio's clock.
-    versions : answers to all rows of `held_out` by name; `POLICY` must be among them.
+    periods : in order of time, of rows with known rewards.
+    progress : told periods answered and in all.
     """
-    after = np.flatnonzero(held_out.real & (held_out.as_of >= trained.until + trained.embargo_s))
-    arena = Arena.of(held_out, labels, after)
-    parsed = [held_out.scenarios()[row] for row in arena.rows]
-    arms = _arms(held_out, arena, parsed, versions, trained, limits)
+    arena = Arena.of(held_out, labels, np.concatenate([each.rows for each in periods]))
+    every, controls = held_out.scenarios(), held_out.controls()
+    parts = []
+    for number, period in enumerate(periods):
+        parsed = [every[row] for row in period.rows]
+        parts.append(_arms(held_out, period, parsed, [controls[row] for row in period.rows], limits))
+        progress(number + 1, len(periods))
+    arms = [Arm.joined(each) for each in zip(*parts, strict=True)]
     played = {arm.name: arena.play(arm) for arm in arms}
     costs = Costs(outcomes.fee, outcomes.slippage)
-    clock = Clock(bars, int(arena.as_of[0]), int(arena.ends_at[-1]))
+    traded = [each for each in bars if each.symbol in set(arena.symbols)]
+    clock = Clock(traded, int(arena.as_of[0]), int(arena.ends_at[-1]))
     books = {name: book(clock, arena, each, config, costs) for name, each in played.items()}
     books[HOLD] = buy_and_hold(clock, capital=config.capital, costs=costs)
     dealt = [arena.play(arm) for arm in random_veto(played[POLICY].arm, config.random_vetoes, config.seed)]
     some = tuple(book(clock, arena, each, config, costs) for each in dealt[:RANDOM_BOOKS])
-    rewards = np.stack([each.r for each in dealt])
-    measured = {
-        name: performance(each, seconds=DAY_S, draws=config.draws, seed=config.seed) for name, each in books.items()
-    }
-    return Contest(arena, parsed, played, RandomVeto(rewards, some), books, measured)
+    measure = partial(performance, seconds=DAY_S, draws=config.draws, seed=config.seed)
+    measured = dict(zip(books, over(measure, books.values(), config.workers, config.backend), strict=True))
+    return Contest(
+        arena,
+        [every[row] for row in arena.rows],
+        played,
+        RandomVeto(np.stack([each.r for each in dealt]), some),
+        books,
+        measured,
+        {
+            name: np.concatenate([each.versions[name].probabilities() for each in periods])
+            for name in periods[0].versions
+        },
+    )
 
 
 def _arms(
     held_out: ScenarioSet,
-    arena: Arena,
+    period: Period,
     parsed: Sequence[Scenario],
-    versions: Mapping[str, Version],
-    trained: Trained,
+    controls: Sequence[AgentAction | None],
     limits: Limits,
 ) -> list[Arm]:
-    controls = held_out.controls()
     plan = always(parsed)
-    rivals = _rivals(held_out, arena, plan, trained)
-    arms = [agent(parsed, [controls[row] for row in arena.rows]), plan, *rivals]
-    for name, version in versions.items():
-        raw, guarded = policy(parsed, version.log_probabilities[arena.rows], version.calibration, limits)
+    arms = [agent(parsed, controls), plan, *fitted(period.known, plan, held_out.features()[period.rows])]
+    for name, version in period.versions.items():
+        raw, guarded = policy(parsed, version.log_probabilities, version.calibration, limits)
         if name == POLICY:
             arms.append(raw)
         arms.append(guarded.named(name))
     return arms
 
 
-def _rivals(held_out: ScenarioSet, arena: Arena, plan: Arm, trained: Trained) -> list[Arm]:
-    """Fitted on every real training and validation scenario: all of them lie before the held-out period."""
-    known = np.concatenate([trained.scenarios.rows(name, real_only=True) for name in (TRAIN, VALIDATE)])
-    known = known[np.isfinite(trained.labels.agent_reward[known])]
-    return fitted(
-        trained.scenarios.features()[known],
-        trained.labels.agent_reward[known],
-        trained.scenarios.as_of[known],
-        trained.scenarios.ends_at[known],
-        trained.scenarios.weight[known],
-        plan,
-        held_out.features()[arena.rows],
-        trained.embargo_s,
-    )
-
-
 def book(clock: Clock, arena: Arena, played: Played, config: EvaluateConfig, costs: Costs) -> Book:
-    """The arm's trades as a portfolio, in the sizes that it asked for."""
+    """The arm's trades as a portfolio, in the sizes that it asked for, or with its share of all equity."""
     taken = np.flatnonzero(played.arm.approve)
     numbers = {each.symbol: number for number, each in enumerate(clock.bars)}
     trades = Trades(
@@ -168,6 +243,7 @@ def book(clock: Clock, arena: Arena, played: Played, config: EvaluateConfig, cos
         bought=played.bought[taken],
         sold=played.sold[taken],
         risk=played.arm.stop_atr[taken] * arena.atr[taken],
-        size=played.quantity[taken],
+        size=played.quantity[taken] if config.size == "agent" else played.arm.share[taken],
     )
-    return trade(clock, trades, capital=config.capital, size=Size.UNITS, max_open=config.max_open, costs=costs)
+    size = Size.UNITS if config.size == "agent" else Size.OF_EQUITY
+    return trade(clock, trades, capital=config.capital, size=size, max_open=config.max_open, costs=costs)

@@ -1,45 +1,48 @@
 """Does a version deserve promotion, and how sure are we? The held-out period, read once per release.
 
-Stages: the rebuild's own (found when they are finished), scenarios, labels and the base pass of the held-out period,
-then the contest, the gate's verdict and the report, as one artefact. Each evaluation that reads the held-out period is
-a look; looks are counted beside the artefacts and written into the report, since many looks find something by luck.
+Stages: the rebuild's own (found when they are finished); scenarios, labels and the base pass of the held-out period;
+every version's answers; the checks; then contest, verdict and report, as one artefact. Each version that is judged on
+the held-out period is a look; looks are counted beside the versions and told in the report (`training.looks`).
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
 from app.domain.limits import Limits, read_limits
-from app.domain.manifest import Calibration
+from app.domain.manifest import MANIFEST_NAME, Calibration
+from app.policy.loader import find_version, read_manifest
+from training import answers, checks, evaluation_report, evidence
 from training.artifacts import Artifact
-from training.checks import run_checks
-from training.config import Algorithm, ConfigError, RebuildConfig
-from training.contest import AGENT, ALWAYS, HEURISTICS, POLICY, Contest, Trained, Version, hold_contest
+from training.config import Algorithm, ConfigError, OutcomesConfig, RebuildConfig
+from training.contest import BASE_MODEL, CHAMPION, POLICY, Contest, Trained, Version, hold_contest, refitted
 from training.encode import Encoded
-from training.evaluation_report import Findings, evaluation_report
-from training.gate import Check, Evidence, Mode, judge
+from training.findings import Findings
+from training.gate import Check, CheckName, Mode, judge
 from training.gate_report import sign_off
 from training.labels import Labels
-from training.performance import sharpe
-from training.policy_model import opened
+from training.looks import count_look
 from training.rebuild import Meter, Rebuild, Rebuilt
-from training.registry import publish
+from training.registry import ADAPTER_FILES, publish
 from training.release import release_of
 from training.scenarios import ScenarioSet
-from training.statistics import DAY_S
 
-LOOKS = "looks.jsonl"
 REPLAY_LIMITS = Path("deploy/limits.replay.toml")
-_ROWS = 32
+SHIPPED = Path("models")
+"""Versions that come with a release."""
+STRESSES: dict[str, Callable[[OutcomesConfig], OutcomesConfig]] = {
+    "costs doubled": lambda given: given.model_copy(update={"fee": 2 * given.fee, "slippage": 2 * given.slippage}),
+    "every order an hour late": lambda given: given.model_copy(update={"delay_s": given.delay_s + 3600}),
+}
+"""The same answers under worse conditions: an edge that vanishes in one of them was never one to trade."""
 
 
 class Evaluated(NamedTuple):
@@ -51,12 +54,22 @@ class Evaluated(NamedTuple):
     """The gate's, signed."""
 
 
+class HeldOut(NamedTuple):
+    """Artefacts of the held-out period; `stressed` are labels under `STRESSES`."""
+
+    scenarios: Artifact
+    labels: Artifact
+    encoded: Artifact
+    stressed: dict[str, Artifact]
+
+
 class Evaluate:
     """One evaluation of what a configuration rebuilds.
 
     Parameters
     ----------
     rivals : further policies, by name of their algorithm, that take part in the contest and count as trials.
+    champion : a published version that must be beaten; None: there is none yet.
     now : the time that is written down.
     """
 
@@ -68,17 +81,19 @@ class Evaluate:
         now: datetime,
         rivals: Sequence[Algorithm] = (),
         database: str | None = None,
+        champion: str | None = None,
     ) -> None:
         self.config, self.meter, self.tell, self.now = config, meter, tell, now
-        self.database = database
+        self.champion = champion
         self.rebuild = Rebuild(config, meter, tell, database)
         self.others = {
             each.algorithm: Rebuild(config.model_copy(update={"policy": each}), meter, tell, database)
             for each in rivals
             if each.algorithm != config.policy.algorithm
         }
-        held_out = config.model_copy(update={"scenarios": config.evaluate.held_out})
-        self.held_out = Rebuild(held_out, meter, tell, database)
+        self.outcomes = config.evaluate.outcomes or config.outcomes
+        held_out = {"scenarios": config.evaluate.held_out, "outcomes": self.outcomes}
+        self.held_out = Rebuild(config.model_copy(update=held_out), meter, tell, database)
 
     def run(self) -> Evaluated:
         """Rebuild if need be, publish the version to its folder, hold the contest, ask the gate, write the report."""
@@ -86,10 +101,15 @@ class Evaluate:
         others: dict[str, Rebuilt] = {name: each.run() for name, each in self.others.items()}
         name, models = self.config.publish.name, self.config.publish.models
         version = publish(release_of(made.policy, name, [models]), models, self.now)
-        scenarios = self.held_out.scenarios()
-        inputs = {"held_out": scenarios, "labels": self.held_out.labels(scenarios)}
-        inputs["encoded"] = self.held_out.encoded(scenarios)
-        inputs |= {"policy": made.policy} | {f"policy_{name}": each.policy for name, each in others.items()}
+        held = self._held_out()
+        read = {POLICY: self._answers(made.policy, held)}
+        read |= {f"{POLICY} {name}": self._answers(each.policy, held) for name, each in others.items()}
+        if self.champion:
+            read[CHAMPION] = self._champions(self.champion, held)
+        checked = self._checks(version, held, read[POLICY])
+        inputs = {"held_out": held.scenarios, "labels": held.labels, "encoded": held.encoded, "checks": checked}
+        inputs |= {f"answers of {name}": each for name, each in read.items()} | held.stressed
+        inputs |= {"policy": made.policy} | {f"policy {name}": each.policy for name, each in others.items()}
         depends = {
             "evaluate": self.config.evaluate.model_dump(mode="json"),
             "gate": self.config.gate.model_dump(mode="json"),
@@ -98,18 +118,40 @@ class Evaluate:
         }
 
         def build(folder: Path) -> Mapping[str, Any]:
-            look = self._count_look(version.name)
-            contest, answers = self._contest(inputs, made, others)
-            checks = self._checks(version, contest, answers[POLICY])
-            evidence = evidence_of(version.name, contest, self._trained(made), answers, checks)
-            verdict = judge(evidence, self.config.gate, Mode.FIXED)
-            report = sign_off(verdict, evidence, self.config.gate, by="advisor-train evaluate", at=self.now)
+            look = count_look(models, version.name, self.config.evaluate.held_out, self.now)
+            versions = self._versions(made, others, read, held)
+            trained = self._trained(made)
+            contest = self._contest(held, versions, trained)
+            passed = tuple(
+                Check(CheckName(each["name"]), each["passed"], each["evidence"]) for each in checked.facts["checks"]
+            )
+            weighed = evidence.evidence_of(version.name, contest, trained, passed)
+            verdict = judge(weighed, self.config.gate, Mode.FIXED)
+            report = sign_off(verdict, weighed, self.config.gate, by="advisor-train evaluate", at=self.now)
             (folder / "verdict.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-            findings = Findings(version.name, contest, verdict, checks, made, look, self.config, self.now)
-            evaluation_report(findings).write(folder)
+            rebuilt = {POLICY: made} | {f"{POLICY} {name}": each for name, each in others.items()}
+            stressed = {name: Labels.open(each) for name, each in held.stressed.items()}
+            held_set = ScenarioSet.open(held.scenarios)
+            findings = Findings(
+                version.name,
+                contest,
+                verdict,
+                passed,
+                rebuilt,
+                look,
+                self.config,
+                self.now,
+                held_set,
+                Labels.open(held.labels),
+                stressed,
+                trained,
+                checked.facts["decision_s"],
+            )
+            evaluation_report.evaluation_report(findings).write(folder)
             return {"model_version": version.name, "promote": verdict.promote, "look": look}
 
-        artifact = self.rebuild.shop.stage("evaluation", depends, inputs, build)
+        code = (evaluation_report, evidence)
+        artifact = self.rebuild.shop.stage("evaluation", depends, inputs, build, code)
         return Evaluated(artifact, version, read_report(artifact))
 
     @cached_property
@@ -120,101 +162,95 @@ class Evaluate:
             raise ConfigError(f"there are no limits at {path}: name a file with evaluate.limits")
         return read_limits(path)
 
-    def _contest(
-        self, inputs: Mapping[str, Artifact], made: Rebuilt, others: Mapping[str, Rebuilt]
-    ) -> tuple[Contest, dict[str, Version]]:
-        encoded = Encoded.open(inputs["encoded"])
-        named = {POLICY: made} | {f"{POLICY} {name}": each for name, each in others.items()}
-        answers = {}
-        for name, each in named.items():
-            with self.meter(f"{name}, held-out scenarios") as progress:
-                answers[name] = Version(self._read(encoded, each.policy, progress), calibration_of(each.policy))
-        manifest = self.rebuild.base.manifest
-        answers["base model"] = Version(np.asarray(encoded.label_log_probs), manifest.calibration)
-        held_out, labels = ScenarioSet.open(inputs["held_out"]), Labels.open(inputs["labels"])
-        bars = self.held_out.history.bars
-        self.tell("contest: playing every arm")
-        contest = hold_contest(
-            held_out,
-            labels,
-            bars,
-            answers,
-            self._trained(made),
-            self.limits,
-            self.config.evaluate,
-            self.config.outcomes,
+    def _held_out(self) -> HeldOut:
+        scenarios = self.held_out.scenarios()
+        stressed = {}
+        for name, harder in STRESSES.items():
+            config = self.held_out.config.model_copy(update={"outcomes": harder(self.outcomes)})
+            worse = Rebuild(config, self.meter, self.tell)
+            worse.history = self.held_out.history
+            stressed[name] = worse.labels(scenarios)
+        return HeldOut(scenarios, self.held_out.labels(scenarios), self.held_out.encoded(scenarios), stressed)
+
+    def _answers(self, policy: Artifact, held: HeldOut) -> Artifact:
+        """The adapter's, on every held-out scenario."""
+
+        def build(folder: Path) -> Mapping[str, Any]:
+            with self.meter(f"{policy.facts['algorithm']}, held-out scenarios") as progress:
+                found = answers.of_adapter(
+                    self.rebuild.reader, Encoded.open(held.encoded), policy / "adapter", progress
+                )
+            np.save(folder / answers.FILE, found)
+            return {"rows": len(found), "calibration": calibration_of(policy).as_json()}
+
+        return self.rebuild.shop.stage("answers", {}, {"policy": policy, "encoded": held.encoded}, build, (answers,))
+
+    def _champions(self, name: str, held: HeldOut) -> Artifact:
+        """A published version's: fast when it is an adapter over the same base, else one prompt after the other."""
+        roots = [self.config.publish.models, SHIPPED]
+        directory = find_version(name, roots)
+        manifest = read_manifest(directory / MANIFEST_NAME)
+        base = self.rebuild.base.manifest.model_version
+        ours = manifest.files.keys() == ADAPTER_FILES and manifest.base and manifest.base.model_version == base
+
+        def build(folder: Path) -> Mapping[str, Any]:
+            with self.meter("champion, held-out scenarios") as progress:
+                if ours:
+                    found = answers.of_adapter(self.rebuild.reader, Encoded.open(held.encoded), directory, progress)
+                else:
+                    every = ScenarioSet.open(held.scenarios).scenarios()
+                    found = answers.of_version(directory, roots, every, self.config.threads, progress)
+            np.save(folder / answers.FILE, found)
+            return {"rows": len(found), "calibration": manifest.calibration.as_json()}
+
+        inputs = {"encoded": held.encoded, "scenarios": held.scenarios}
+        return self.rebuild.shop.stage("answers", {"version": manifest.hash()}, inputs, build, (answers,))
+
+    def _checks(self, version: Path, held: HeldOut, read: Artifact) -> Artifact:
+        """Parity and injection, of the published version against what training read."""
+        manifest = read_manifest(version / MANIFEST_NAME)
+
+        def build(folder: Path) -> Mapping[str, Any]:
+            every = ScenarioSet.open(held.scenarios).scenarios()
+            rows = np.load(read / answers.FILE)
+            with self.meter("parity and injection checks") as progress:
+                models, threads = self.config.publish.models, self.config.threads
+                found = checks.run_checks(version, models, every, rows, self.limits, threads, progress)
+            return {"checks": [asdict(each) for each in found.checks], "decision_s": found.decision_s}
+
+        depends = {"files": dict(manifest.files), "limits": self.limits.hash()}
+        return self.rebuild.shop.stage(
+            "checks", depends, {"held_out": held.scenarios, "answers": read}, build, (checks,)
         )
-        return contest, answers
+
+    def _versions(
+        self, made: Rebuilt, others: Mapping[str, Rebuilt], read: Mapping[str, Artifact], held: HeldOut
+    ) -> dict[str, Version]:
+        found = {
+            name: Version(np.load(each / answers.FILE), Calibration.from_json(each.facts["calibration"]))
+            for name, each in read.items()
+        }
+        untuned = np.asarray(Encoded.open(held.encoded).label_log_probs)
+        return found | {BASE_MODEL: Version(untuned, self.rebuild.base.manifest.calibration)}
+
+    def _contest(self, held: HeldOut, versions: Mapping[str, Version], trained: Trained) -> Contest:
+        scenarios, labels = ScenarioSet.open(held.scenarios), Labels.open(held.labels)
+        config = self.config.evaluate
+        periods = refitted(scenarios, labels, versions, trained, config.refit_days)
+        with self.meter("contest, period by period") as progress:
+            return hold_contest(
+                scenarios, labels, self.held_out.history.bars, periods, self.limits, config, self.outcomes, progress
+            )
 
     def _trained(self, made: Rebuilt) -> Trained:
         scenarios, labels = ScenarioSet.open(made.artifacts["scenarios"]), Labels.open(made.artifacts["labels"])
         return Trained(scenarios, labels, self.config.scenarios.embargo_hours * 3600)
-
-    def _read(self, encoded: Encoded, policy: Artifact, progress: Callable[[int, int], None]) -> NDArray[np.float32]:
-        """(N, 10) raw label log-probabilities of the adapter on held-out scenarios."""
-        parts = []
-        with opened(self.rebuild.reader, encoded, policy / "adapter") as model, torch.no_grad():
-            for begin in range(0, len(encoded), _ROWS):
-                rows = torch.arange(begin, min(begin + _ROWS, len(encoded)))
-                parts.append(model(rows).labels.float().cpu().numpy())
-                progress(int(rows[-1]) + 1, len(encoded))
-        return np.concatenate(parts)
-
-    def _checks(self, version: Path, contest: Contest, answers: Version) -> tuple[Check, ...]:
-        rows = answers.log_probabilities[contest.arena.rows]
-        with self.meter("parity and injection checks") as progress:
-            models, threads = self.config.publish.models, self.config.threads
-            return run_checks(version, models, contest.scenarios, rows, self.limits, threads, progress)
-
-    def _count_look(self, version: str) -> int:
-        """Write the look down before anything is seen; which look at this period it is, counting from 1."""
-        path = self.config.artifacts / LOOKS
-        path.parent.mkdir(parents=True, exist_ok=True)
-        period = self.config.evaluate.held_out
-        seen = {"since": str(period.since), "until": str(period.until)}
-        before = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-        number = 1 + sum({key: each[key] for key in seen} == seen for each in before)
-        with path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps({"version": version, "at": self.now.isoformat(), **seen}) + "\n")
-        return number
 
 
 def calibration_of(policy: Artifact) -> Calibration:
     """As it was fitted on the validation scenarios."""
     trained = json.loads((policy / "training.json").read_text(encoding="utf-8"))
     return Calibration.from_json(trained["calibration"])
-
-
-def evidence_of(
-    model_version: str, contest: Contest, trained: Trained, answers: Mapping[str, Version], checks: tuple[Check, ...]
-) -> Evidence:
-    """What the gate weighs: rewards per scenario, and daily returns of the books."""
-    rewards = contest.rewards
-    curves = {name: each.curve.sampled(DAY_S) for name, each in contest.books.items()}
-    played = contest.played[POLICY]
-    rivals = (*HEURISTICS, ALWAYS)
-    tried = [name for name in answers if name != "base model"]
-    sharpes = [sharpe(curves[name].returns, 1.0) or 0.0 for name in tried]
-    likely = played.arm.probability
-    return Evidence(
-        model_version=model_version,
-        as_of=contest.arena.as_of,
-        trained_until=trained.until,
-        policy=played.r,
-        agent=rewards[AGENT],
-        random_veto=contest.random.mean,
-        heuristics={name: rewards[name] for name in rivals},
-        traded=played.arm.approve,
-        policy_returns=curves[POLICY].returns,
-        agent_returns=curves[AGENT].returns,
-        random_veto_returns=np.stack([each.curve.sampled(DAY_S).returns for each in contest.random.books]),
-        heuristic_returns={name: curves[name].returns for name in rivals},
-        steps_per_year=curves[POLICY].steps_per_year,
-        trial_sharpes=tuple(sharpes),
-        probability=likely if likely is not None else np.zeros(0),
-        won=(rewards[ALWAYS] > 0).astype(float),
-        checks=checks,
-    )
 
 
 def read_report(artifact: Artifact) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
@@ -22,6 +21,7 @@ from training.anytime import log_wealth, period_means
 from training.config import GateConfig
 from training.gate import RANDOM_VETO, Check, CheckName, Evidence, Mode, Verdict, judge
 from training.market import Floats
+from training.parallel import over
 from training.statistics import DAY_S, Rows, day_totals, mean_intervals
 
 STOPPED, TIMED = 0.47, 0.33
@@ -257,15 +257,13 @@ def runs(
     *,
     repeated: bool = False,
     workers: int = 1,
+    backend: str = "processes",
     first_seed: int = 0,
 ) -> list[Run]:
-    """Many histories of one world, each with its own seed, over so many processes."""
+    """Many histories of one world, each with its own seed, over so many processes, or on Ray."""
     judged = partial(one_run, world, decisions, config, repeated)
     seeds = range(first_seed, first_seed + count)
-    if workers == 1:
-        return [judged(seed) for seed in seeds]
-    with ProcessPoolExecutor(workers) as pool:
-        return list(pool.map(judged, seeds, chunksize=max(1, count // (4 * workers))))
+    return over(judged, seeds, workers, backend)
 
 
 FLAGS = ("fixed", "fixed_bounds", "live", "live_bounds")

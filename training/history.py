@@ -135,13 +135,18 @@ def find_scenarios(
     Raises
     ------
     MarketDataError : a symbol has too little history for the indicators.
-    ScenarioError : no candidate in the period.
+    ScenarioError : no candidate in the period, or no bars of a wanted symbol.
     """
     agent = Agent([chart(bars) for bars in history.bars], history.context)
     found = opportunities(agent.charts)
     first = instant(config.since) if config.since else 0
     last = instant(config.bars_until) if config.bars_until else None
-    within = [one for one in found if one.as_of >= first and (last is None or one.as_of < last)]
+    wanted = _wanted(history, config)
+    within = [
+        one
+        for one in found
+        if one.as_of >= first and (last is None or one.as_of < last) and history.bars[one.chart].symbol in wanted
+    ]
     if not within:
         count = sum(len(each) for each in history.bars)
         raise ScenarioError(f"no candidate between since and until in {count} bars: widen them, or bring more bars")
@@ -153,6 +158,15 @@ def find_scenarios(
         progress(done + 1, len(chosen))
     left_out = {"outside_period": len(found) - len(within), "beyond_limit": len(within) - len(chosen)}
     return made, left_out
+
+
+def _wanted(history: History, config: ScenariosConfig) -> set[str]:
+    """Symbols whose candidates count; the others' bars are still looked at for what moves alike."""
+    known = {each.symbol for each in history.bars}
+    absent = sorted(set(config.symbols) - known)
+    if absent:
+        raise ScenarioError(f"scenarios.symbols: no bars of {', '.join(absent)}; there are {', '.join(sorted(known))}")
+    return set(config.symbols) or known
 
 
 def _found(agent: Agent, one: Opportunity, peers: Sequence[Opportunity]) -> Found:

@@ -272,7 +272,7 @@ def build_labels(
     for done, symbol in enumerate(names := np.unique(symbols)):
         rows = np.flatnonzero(symbols == symbol)
         mine = [scenarios[int(row)] for row in rows]
-        judged = judge(series.get(str(symbol), ()), plans(mine, as_of[rows]), costs)
+        judged = judge(series.get(str(symbol), ()), plans(mine, as_of[rows] + config.delay_s), costs)
         rewards[rows] = judged.rewards()
         parts.append(_table(judged, rows, rewards[rows]))
         progress(done + 1, len(names))
@@ -345,6 +345,7 @@ def _facts(table: pl.DataFrame, rewards: Floats, config: OutcomesConfig) -> dict
         "clipped": float(np.mean(np.abs(rewards[known]) > config.clip_r)) if known.any() else 0.0,
         "clip_r": config.clip_r,
         "costs": {"fee": config.fee, "slippage": config.slippage},
+        "delay_s": config.delay_s,
     }
 
 

@@ -83,6 +83,11 @@ class Rebuilt(NamedTuple):
         """The trained adapter with its measures."""
         return self.artifacts["policy"]
 
+    @property
+    def cpu_seconds(self) -> float:
+        """What making it took, all stages."""
+        return sum(artifact.cpu_seconds for artifact in self.artifacts.values())
+
 
 @dataclass
 class Rebuild:

@@ -26,7 +26,9 @@ FIRST = datetime(1970, 1, 1, tzinfo=UTC)
 LAST = datetime(9999, 1, 1, tzinfo=UTC)
 
 _SKIPPED: LiteralString = "EXISTS (SELECT FROM outcomes o WHERE o.decision_id = d.decision_id AND o.exogenous_skip)"
-_PERIOD: LiteralString = "d.as_of >= %(since)s AND d.as_of < %(until)s"
+_PERIOD: LiteralString = (
+    "d.as_of >= %(since)s AND d.as_of < %(until)s AND (d.symbol = ANY(%(symbols)s) OR %(symbols)s = '{}')"
+)
 _HELD_OUT: LiteralString = "d.as_of > %(held_from)s AND d.as_of < %(held_until)s"
 _COUNTS: LiteralString = (
     "SELECT count(*) AS decisions, count(*) FILTER (WHERE " + _SKIPPED + ") AS exogenous_skip, "
@@ -111,17 +113,18 @@ def log_state(url: str, config: ScenariosConfig, label_seconds: int) -> dict[str
         return dict(counts) | dict(connection.execute(_STATE, period).fetchone() or {})
 
 
-def _period(config: ScenariosConfig, label_seconds: int) -> dict[str, datetime]:
+def _period(config: ScenariosConfig, label_seconds: int) -> dict[str, datetime | list[str]]:
     reach = label_reach(label_seconds)
     return {
         "since": datetime.fromtimestamp(instant(config.since), UTC) if config.since else FIRST,
         "until": datetime.fromtimestamp(instant(config.until), UTC) if config.until else LAST,
         "held_from": datetime.fromtimestamp(instant(HELD_OUT_FROM) - reach, UTC),
         "held_until": datetime.fromtimestamp(instant(HELD_OUT_UNTIL), UTC),
+        "symbols": list(config.symbols),
     }
 
 
-def _rows(connection: Connection, period: dict[str, datetime]) -> Iterator[dict[str, Any]]:
+def _rows(connection: Connection, period: dict[str, datetime | list[str]]) -> Iterator[dict[str, Any]]:
     with connection.cursor(name="scenarios") as cursor:
         cursor.itersize = CHUNK
         cursor.execute(_RECORDED, period)

@@ -12,7 +12,7 @@ from app.domain.features import FEATURE_NAMES
 from app.domain.manifest import Calibration
 from tests.builders import agent_action, reading, scenario
 from tests.domain.scenarios import LIMITS
-from training.arms import Arm, agent, always, best_cut, fitted, policy, random_veto
+from training.arms import Arm, Known, agent, always, best_cut, fitted, policy, random_veto
 
 DAY = 86_400
 
@@ -85,7 +85,8 @@ def rivals(rows: int, *, signal: bool) -> dict[str, tuple[Arm, np.ndarray]]:
     new_features, new_rewards = problem(rows, 2, signal=signal)
     plan = Arm("always approve", np.ones(rows, dtype=bool), np.full(rows, 1.5), np.ones(rows))
     as_of = np.arange(rows) * DAY
-    arms = fitted(features, rewards, as_of, as_of + DAY // 4, np.ones(rows), plan, new_features, DAY)
+    known = Known(features, rewards, as_of, as_of + DAY // 4, np.ones(rows), DAY)
+    arms = fitted(known, plan, new_features)
     return {arm.name: (arm, new_rewards) for arm in arms}
 
 

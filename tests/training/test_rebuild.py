@@ -19,8 +19,9 @@ from tests.policy.tiny_models import save_tiny_model, write_manifest
 from training.__main__ import app
 from training.artifacts import Artifact, ArtifactError
 from training.config import ConfigError, DpoConfig, RebuildConfig
-from training.evaluate import LOOKS, Evaluate, Evaluated
+from training.evaluate import Evaluate, Evaluated
 from training.labels import Labels
+from training.looks import FILE as LOOKS
 from training.market import MarketDataError
 from training.measures import CollapsedPolicy
 from training.rebuild import Rebuild, Rebuilt
@@ -231,10 +232,10 @@ def test_a_few_scenarios_never_pass_the_gate(evaluated: Evaluated) -> None:
 
 
 def test_each_look_at_the_held_out_period_is_counted(evaluated: Evaluated, folder: Path, base: Path) -> None:
-    looks = (folder / "artifacts" / LOOKS).read_text().splitlines()
+    looks = (base.parent / LOOKS).read_text().splitlines()
     assert [json.loads(line)["version"] for line in looks] == [evaluated.version.name]
     Evaluate(config_in(folder, base), silent, lambda line: None, NOW, [DpoConfig(epochs=1, max_majority=1.0)]).run()
-    assert (folder / "artifacts" / LOOKS).read_text().splitlines() == looks, (
+    assert (base.parent / LOOKS).read_text().splitlines() == looks, (
         "a finished evaluation is found, not repeated"
     )
 

@@ -1,0 +1,155 @@
+"""The report's details: where the policy earned, are its probabilities honest, who was right, what vetoes saved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from app.domain.regime import regime
+from training.arena import Played
+from training.calibration_measures import brier_score, expected_calibration_error, reliability_curve
+from training.contest import AGENT, ALWAYS, HEURISTICS, POLICY, RANDOM, RAW
+from training.findings import Findings, cell
+from training.market import Floats
+from training.report import Cell, Section
+from training.statistics import mean_intervals
+
+LEDGER = 25
+
+
+def groups(section: Section, found: Findings) -> None:
+    contest = found.contest
+    scenarios, as_of = contest.scenarios, contest.arena.as_of
+    groups: tuple[tuple[str, Callable[[int], str]], ...] = (
+        ("symbol", lambda i: str(contest.arena.symbols[i])),
+        ("year", lambda i: str(scenarios[i].as_of.year)),
+        ("volatility regime", lambda i: regime(scenarios[i].candidate).value),
+        ("setup", lambda i: scenarios[i].candidate.setup_type.value),
+        ("session", lambda i: scenarios[i].candidate.session.value),
+    )
+    rewards = contest.rewards
+    for title, key in groups:
+        labels = np.array([key(i) for i in range(len(scenarios))])
+        rows = []
+        for label in np.unique(labels):
+            here = labels == label
+            columns = [
+                rewards[POLICY],
+                rewards[AGENT],
+                rewards[POLICY] - rewards[AGENT],
+                rewards[POLICY] - rewards[RANDOM],
+            ]
+            found_means = mean_intervals(
+                np.stack(columns, 1)[here], as_of=as_of[here], draws=found.config.evaluate.draws
+            )
+            rate = float(contest.played[POLICY].arm.approve[here].mean())
+            rows.append((Cell(str(label)), Cell(rate, digits=2), *(cell(each) for each in found_means)))
+        section.table(
+            f"By {title}",
+            (title, "policy trades", "policy", "agent", "policy - agent", "policy - random veto"),
+            rows,
+            "Mean R per scenario. Many groups are looked at: some intervals miss 0 by chance.",
+        )
+
+
+def calibration(section: Section, found: Findings) -> None:
+    contest = found.contest
+    rows = []
+    figure = Figure((5, 4.5))
+    axes = figure.add_subplot()
+    axes.plot([0, 1], [0, 1], color="0.7", linewidth=0.8)
+    won = (contest.rewards[ALWAYS] > 0).astype(float)
+    for name in (POLICY, *HEURISTICS[1:]):
+        probability = contest.played[name].arm.probability
+        if probability is None:
+            continue
+        error, brier = (measure(probability, won) for measure in (expected_calibration_error, brier_score))
+        rows.append((Cell(name), cell(error), cell(brier)))
+        curve = reliability_curve(probability, won)
+        bounds = np.stack([curve.observed - curve.low, curve.high - curve.observed])
+        axes.errorbar(
+            curve.predicted, curve.observed, yerr=np.maximum(bounds, 0), label=name, fmt="o-", markersize=3, linewidth=1
+        )
+    axes.set_xlabel("probability of approving")
+    axes.set_ylabel("share of plans that made money")
+    axes.legend(fontsize=8, frameon=False)
+    note = "Event: the agent's plan makes money after costs."
+    section.table("Calibration", ("arm", "expected calibration error", "Brier score"), rows, note)
+    section.plot("Reliability, 95 % Wilson intervals", figure)
+
+
+def disagreements(section: Section, found: Findings) -> None:
+    contest = found.contest
+    mine, theirs = contest.played[POLICY], contest.played[AGENT]
+    apart = np.flatnonzero(mine.arm.approve != theirs.arm.approve)
+    gap = mine.r - theirs.r
+    if not len(apart):
+        section.say("They never disagreed.")
+        return
+    mean = mean_intervals(gap[apart, None], as_of=contest.arena.as_of[apart], draws=found.config.evaluate.draws)[0]
+    right, wrong = int((gap[apart] > 0).sum()), int((gap[apart] < 0).sum())
+    section.say(
+        f"{len(apart):,} of {len(gap):,} scenarios: the policy was right in {right:,}, the agent in {wrong:,}. "
+        f"Policy less agent: {cell(mean).text} R each."
+    )
+    worst = apart[np.argsort(-np.abs(gap[apart]), kind="stable")][:LEDGER]
+    rows = [
+        (
+            Cell(f"{contest.scenarios[i].as_of:%Y-%m-%d %H:%M}"),
+            Cell(str(contest.arena.symbols[i])),
+            Cell("trades" if theirs.arm.approve[i] else "passes"),
+            Cell("trades" if mine.arm.approve[i] else "passes"),
+            Cell(float(theirs.r[i])),
+            Cell(float(mine.r[i])),
+        )
+        for i in worst
+    ]
+    section.table(f"The {len(rows)} widest", ("when, UTC", "symbol", "agent", "policy", "agent R", "policy R"), rows)
+    figure = Figure((6, 4))
+    axes = figure.add_subplot()
+    probability = mine.arm.probability if mine.arm.probability is not None else np.zeros(len(gap))
+    axes.scatter(probability[apart], gap[apart], s=6, alpha=0.5)
+    axes.axhline(0, color="0.6", linewidth=0.8)
+    axes.set_xlabel("policy's approval probability")
+    axes.set_ylabel("policy less agent, R")
+    section.plot("Disagreements", figure)
+
+
+def vetoes(section: Section, found: Findings) -> None:
+    contest = found.contest
+    codes = contest.played[POLICY].arm.vetoes or ()
+    before = contest.played[RAW].r
+    rows = []
+    for code in sorted({code for each in codes for code in each}):
+        here = np.array([code in each for each in codes])
+        saved = -before[here]
+        mean = mean_intervals(saved[:, None], as_of=contest.arena.as_of[here], draws=found.config.evaluate.draws)[0]
+        rows.append((Cell(code), Cell(int(here.sum())), Cell(float(saved.sum()), digits=1), cell(mean)))
+    if not rows:
+        section.say("No veto refused an order of the policy.")
+        return
+    section.table(
+        "R saved (above 0) or lost by refusing the policy's orders",
+        ("code", "refused", "total R", "mean R"),
+        rows,
+        "An order refused by several rules counts for each.",
+    )
+
+
+def distribution(section: Section, found: Findings) -> None:
+    contest = found.contest
+    figure = Figure((8, 3.5))
+    axes = figure.add_subplot()
+    for name in (ALWAYS, AGENT, POLICY):
+        own = _traded(contest.played[name])
+        if len(own):
+            axes.hist(np.clip(own, -2, 5), bins=70, histtype="step", density=True, label=f"{name} (n={len(own):,})")
+    axes.set_xlabel("R of the trade, after costs (clipped to -2 and 5)")
+    axes.legend(fontsize=8, frameon=False)
+    section.plot("Rewards of trades", figure)
+
+
+def _traded(played: Played) -> Floats:
+    return np.asarray(played.own_r[played.arm.approve])

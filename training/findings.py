@@ -1,0 +1,50 @@
+"""What an evaluation found, as the sections of its report are given it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from training.config import RebuildConfig
+from training.contest import Contest, Trained
+from training.gate import Check, Verdict
+from training.labels import Labels
+from training.rebuild import Rebuilt
+from training.report import Cell
+from training.scenarios import ScenarioSet
+from training.statistics import Estimate
+
+
+@dataclass(frozen=True, eq=False)
+class Findings:
+    """Everything that the report tells.
+
+    rebuilt : artefacts of every policy, by arm's name. look : how many versions have looked at the period.
+    labels : of the held-out scenarios. stressed : the same under worse conditions, by what they are called.
+    decision_s : median time that serving takes for one decision, as measured by the parity check.
+    """
+
+    model_version: str
+    contest: Contest
+    verdict: Verdict
+    checks: tuple[Check, ...]
+    rebuilt: Mapping[str, Rebuilt]
+    look: int
+    config: RebuildConfig
+    made_at: datetime
+    held_out: ScenarioSet
+    labels: Labels
+    stressed: Mapping[str, Labels]
+    trained: Trained
+    decision_s: float
+
+
+def cell(estimate: Estimate, digits: int = 3) -> Cell:
+    """An estimate as a cell, with its reason when there is none."""
+    return Cell(estimate.value, estimate.low, estimate.high, estimate.n, digits, estimate.reason or "not defined")
+
+
+def maybe(value: float | None, reason: str = "") -> Cell:
+    """A number as a cell, or in its place the reason or a dash."""
+    return Cell(value) if value is not None else Cell(reason or "-")
