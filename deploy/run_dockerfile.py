@@ -1,7 +1,7 @@
 """Builds the Dockerfile's targets without a container engine, and tries the service that comes out of them.
 
 As compose would: migrate, then API and writer with a read-only root and a volume, the image's health check, one
-request, the reference agent, SIGTERM. Postgres and Valkey are those of the project's own environment.
+request, the reference agent, drift, SIGTERM. Postgres and Valkey are those of the project's own environment.
 
 usage: python -m deploy.run_dockerfile [--keep]      (from the repository's root; --keep leaves the stages in var/)
 """
@@ -29,6 +29,8 @@ from deploy.dockerfile import ROOT, WORK, Builder, BuildError, Image, copy, end_
 
 START_S = 180.0
 HOME = "/var/lib/advisor"
+AS_ANALYST = "?options=-crole%3Dadvisor_analyst"
+"""What the compose file adds to the database's address for drift: the read-only role."""
 
 
 class TrialError(Exception):
@@ -38,9 +40,9 @@ class TrialError(Exception):
 class Container:
     """A process from an image, as `docker run --read-only` would have it. Use as a context manager."""
 
-    def __init__(self, name: str, image: Image, command: list[str], env: Mapping[str, str], home: Path) -> None:
+    def __init__(self, name: str, image: Image, command: list[str], env: Mapping[str, str], home: Path | None) -> None:
         self.name = name
-        self._line = image.sandboxed([*image.entrypoint, *command], env, {home: HOME})
+        self._line = image.sandboxed([*image.entrypoint, *command], env, {home: HOME} if home else {})
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Container:
@@ -152,6 +154,7 @@ def try_service(image: Image, trainer: Image) -> None:
         api.stop()
         expect(not succeeds(healthy), "the health check fails once the API has ended")
         wait("every decision is in Postgres", lambda: rows(postgres.url) == 4, writer)
+        try_drift(trainer, postgres.url)
         writer.stop()
         say("advisor verify")
         execute(image.sandboxed([*image.entrypoint, "verify"], env, {home: HOME}))
@@ -164,6 +167,25 @@ def try_advice(url: str, database: str) -> None:
     expect(answer.status_code == 200, f"POST /advise is answered with {answer.status_code}: {answer.text[:300]}")
     expect(answer.json()["probabilities"] is not None, "the model gave a proposal")
     wait("the decision is in Postgres", lambda: rows(database) == 1)
+
+
+def try_drift(trainer: Image, database: str) -> None:
+    """A look at what was decided, in the read-only role, and its gauges."""
+    port = free_port()
+    env = {"DATABASE_URL": database + AS_ANALYST, "COLUMNS": "120"}
+    url = f"http://127.0.0.1:{port}/metrics"
+    with Container("advisor-train drift", trainer, ["drift", "--listen", str(port)], env, None) as drift:
+        # Four decisions are too few to conclude anything from, which is to be watched.
+        wait("drift has looked, and says so", lambda: shows(url, 'verdict="watch"} 1.0'), drift)
+        expect(int(drift.status("CapEff")[0], 16) == 0, f"{drift.name} has no capability")
+
+
+def shows(url: str, text: str) -> bool:
+    """Whether a page has a text; not while nobody answers."""
+    try:
+        return text in httpx.get(url, trust_env=False).text
+    except httpx.TransportError:
+        return False
 
 
 def rows(database: str) -> int:

@@ -6,6 +6,7 @@ import itertools
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
@@ -16,6 +17,7 @@ from training.drift_metrics import DriftMetrics
 
 PROMETHEUS = ROOT / "deploy" / "prometheus"
 DASHBOARD = ROOT / "deploy" / "grafana" / "dashboards" / "agreement.json"
+DRIFT_DASHBOARD = DASHBOARD.with_name("drift.json")
 RULE_FILES = tuple(sorted((PROMETHEUS / "rules").glob("*.yml")))
 RULE_TESTS = tuple(sorted((PROMETHEUS / "tests").glob("*.yml")))
 SELECTOR = re.compile(r"(?<![\w:])((?:\w+:)?advisor_[\w:]+)(\{[^}]*\})?")
@@ -46,21 +48,23 @@ def alerts() -> list[dict[str, Any]]:
     return [rule for rule in rules() if "alert" in rule]
 
 
-def dashboard() -> dict[str, Any]:
-    """The dashboard as Grafana reads it."""
-    document: dict[str, Any] = json.loads(DASHBOARD.read_text())
+def dashboard(path: Path = DASHBOARD) -> dict[str, Any]:
+    """A dashboard as Grafana reads it."""
+    document: dict[str, Any] = json.loads(path.read_text())
     return document
 
 
-def panels() -> list[dict[str, Any]]:
+def panels(path: Path = DASHBOARD) -> list[dict[str, Any]]:
     """Every panel that shows something."""
-    return [panel for panel in dashboard()["panels"] if panel["type"] != "row"]
+    return [panel for panel in dashboard(path)["panels"] if panel["type"] != "row"]
 
 
-def queries() -> list[Query]:
+def queries(path: Path = DASHBOARD) -> list[Query]:
     """Every target of every panel, variables unresolved."""
     return [
-        Query(panel["title"], target["expr"], target["instant"]) for panel in panels() for target in panel["targets"]
+        Query(panel["title"], target["expr"], target.get("instant", False))
+        for panel in panels(path)
+        for target in panel["targets"]
     ]
 
 

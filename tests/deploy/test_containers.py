@@ -5,12 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -20,51 +15,20 @@ from app.cli import app as advisor
 from app.domain.limits import read_limits
 from app.settings import Clock, Settings, read_settings
 from deploy.dockerfile import Step, context_files, ignored, parse
+from tests.deploy.containers import (
+    COMPOSE,
+    SERVICES,
+    answering,
+    interpolated,
+    last,
+    lineage,
+    resolved,
+    stages,
+    variables,
+)
 from tests.deploy.prometheus_tool import ROOT
 
-COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
-SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 OURS = ("migrate", "api", "writer")
-VARIABLE = re.compile(r"(?<!\$)\$\{(\w+)(?::-([^}]*))?\}")
-
-
-def stages() -> dict[str, list[Step]]:
-    """The Dockerfile's steps by stage; the first of each is its FROM."""
-    found: dict[str, list[Step]] = {}
-    steps: list[Step] = []
-    for step in parse((ROOT / "Dockerfile").read_text()):
-        if step.name == "FROM":
-            steps = found.setdefault(step.words()[-1], [])
-        steps.append(step)
-    return found
-
-
-def lineage(stage: str) -> list[Step]:
-    """The steps of a stage and of the stages that it is based on, the deepest first."""
-    steps = stages()[stage]
-    parent = steps[0].words()[0]
-    return (lineage(parent) if parent in stages() else []) + steps
-
-
-def last(stage: str, name: str) -> Step:
-    """The instruction that holds: the last of its name."""
-    return [step for step in lineage(stage) if step.name == name][-1]
-
-
-def variables(file: Path) -> dict[str, str]:
-    """What an env file sets."""
-    lines = [line for line in file.read_text().splitlines() if line and not line.startswith("#")]
-    return dict(line.split("=", 1) for line in lines)
-
-
-def resolved(text: str, given: dict[str, str]) -> str:
-    """A value as compose interpolates it."""
-    return VARIABLE.sub(lambda found: given.get(found[1]) or found[2] or "", text)
-
-
-def interpolated() -> dict[str, str]:
-    """Every variable that the compose file interpolates, with its default."""
-    return dict(VARIABLE.findall(yaml.safe_dump(COMPOSE, width=10_000)))
 
 
 def setting_names() -> set[str]:
@@ -94,7 +58,7 @@ def api_settings(monkeypatch: pytest.MonkeyPatch, given: dict[str, str]) -> Sett
 
 def test_the_compose_file_has_the_services_that_the_readme_names() -> None:
     default = {name for name, service in SERVICES.items() if "profiles" not in service}
-    assert default == {"postgres", "valkey", "migrate", "api", "writer", "prometheus", "grafana"}
+    assert default == {"postgres", "valkey", "migrate", "api", "writer", "drift", "prometheus", "grafana"}
     assert SERVICES["agent"]["profiles"] == ["demo"]
     assert SERVICES["vllm"]["profiles"] == ["gpu"]
 
@@ -203,30 +167,6 @@ def test_nothing_waits_for_a_service_that_cannot_become_what_it_waits_for() -> N
             assert how["condition"] == expected, f"{name} waits for {needed}"
 
 
-@contextmanager
-def answering(status: int) -> Iterator[tuple[int, list[str]]]:
-    """An HTTP server that answers every request with one status: its port, and the paths that were asked."""
-    paths: list[str] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            paths.append(self.path)
-            self.send_response(status)
-            self.end_headers()
-
-        def log_message(self, format: str, *args: object) -> None:
-            """Nobody reads it."""
-
-    with HTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield server.server_port, paths
-        finally:
-            server.shutdown()
-            thread.join()
-
-
 def health_check(port: int) -> int:
     """The image's own check, with this Python."""
     _, *arguments = Step("HEALTHCHECK", {}, last("advisor", "HEALTHCHECK").text.removeprefix("CMD").strip()).words()
@@ -263,7 +203,7 @@ def test_the_default_image_is_the_service() -> None:
     assert list(stages())[-1] == "advisor"
 
 
-@pytest.mark.parametrize("service", ["api", "writer", "migrate", "agent", "prometheus", "grafana"])
+@pytest.mark.parametrize("service", ["api", "writer", "migrate", "agent", "drift", "prometheus", "grafana"])
 def test_a_container_can_write_to_its_volumes_only_and_has_no_capability(service: str) -> None:
     options = SERVICES[service]
     assert options["read_only"] is True
@@ -285,7 +225,7 @@ def test_valkey_keeps_every_write_and_evicts_nothing() -> None:
 def test_prometheus_and_grafana_ask_services_that_exist() -> None:
     prometheus = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())
     scraped = [config["static_configs"][0]["targets"] for config in prometheus["scrape_configs"]]
-    assert scraped == [["api:8321"], ["writer:8322"]]
+    assert scraped == [["api:8321"], ["writer:8322"], ["drift:8323"]]
     assert Settings.model_fields["writer_metrics_port"].default == 8322
     sources = yaml.safe_load((ROOT / "deploy/grafana/provisioning/datasources/prometheus.yml").read_text())
     assert sources["datasources"][0]["url"] == "http://prometheus:9090"

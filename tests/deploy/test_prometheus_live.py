@@ -4,15 +4,10 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
 from pathlib import Path
-from time import time
-from typing import Any
 
-import httpx
 import pytest
-import yaml
 
 from app.advise import Models
 from app.domain.canonical import decision_id
@@ -20,11 +15,11 @@ from app.domain.errors import AbstainReason, PolicyAbstained
 from app.embedded import free_port
 from app.policy.scripted import SCRIPTED_MANIFEST, ScriptedPolicy
 from app.up import Child
-from tests.deploy.monitoring import PROMETHEUS, RULE_FILES, Query, queries, resolved, rules
-from tests.deploy.prometheus_tool import Prometheus, Tools
+from tests.deploy.monitoring import Query, queries, resolved, rules
+from tests.deploy.prometheus_tool import Tools
+from tests.deploy.scraper import Scraper, empty_panels, scraping
 from tests.service.running import Running, request, running, settings_for, until
 
-SCRAPE_INTERVAL = "250ms"
 NEEDS_A_REAL_MODEL = {"Prompts per forward pass", "Probability mass on labels"}
 """The scripted policy has neither batches nor a label mass: these show a series without a number."""
 
@@ -38,62 +33,6 @@ CASES = [
     *[(False, "A", "BTCUSDT", "Asia", 0.2)] * 3,
 ]
 ABSTENTION = PolicyAbstained(AbstainReason.OVERLOADED)
-
-
-class Scraper:
-    """The HTTP API of a Prometheus."""
-
-    def __init__(self, client: httpx.AsyncClient) -> None:
-        self._client = client
-
-    async def get(self, path: str, **parameters: Any) -> Any:
-        """The `data` of an answer, which must be a success."""
-        reply = await self._client.get(f"/api/v1/{path}", params=parameters)
-        document = reply.json()
-        assert document["status"] == "success", f"{parameters}: {document}"
-        assert not document.get("warnings"), f"{parameters}: {document['warnings']}"
-        return document["data"]
-
-    async def run(self, query: Query) -> list[float]:
-        """The numbers that Grafana would draw, over the last minute or now."""
-        if query.instant:
-            found = await self.get("query", query=query.expr, time=time())
-            return [float(series["value"][1]) for series in found["result"]]
-        now = time()
-        found = await self.get("query_range", query=query.expr, start=now - 60, end=now, step=1)
-        return [float(value) for series in found["result"] for _, value in series["values"]]
-
-    async def value(self, expr: str) -> float | None:
-        """The only number of an expression, or None where there is not one."""
-        values = await self.run(Query("", expr, instant=True))
-        return values[0] if len(values) == 1 else None
-
-    def reaches(self, expr: str, expected: float) -> Callable[[], Awaitable[bool]]:
-        """A condition to wait for."""
-
-        async def reached() -> bool:
-            return await self.value(expr) == pytest.approx(expected)
-
-        return reached
-
-
-def render(directory: Path, api_port: int, writer_port: int) -> Path:
-    """The shipped configuration and rules, but for addresses and intervals."""
-    configuration = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())
-    configuration["global"] = dict.fromkeys(configuration["global"], SCRAPE_INTERVAL)
-    targets = {"advisor-api": api_port, "advisor-writer": writer_port}
-    for job in configuration["scrape_configs"]:
-        job["static_configs"] = [{"targets": [f"127.0.0.1:{targets.pop(job['job_name'])}"]}]
-    assert not targets
-    for path in RULE_FILES:
-        document = yaml.safe_load(path.read_text())
-        for group in document["groups"]:
-            group["interval"] = SCRAPE_INTERVAL
-        (directory / path.name).write_text(yaml.safe_dump(document))
-    configuration["rule_files"] = [str(directory / path.name) for path in RULE_FILES]
-    rendered = directory / "prometheus.yml"
-    rendered.write_text(yaml.safe_dump(configuration))
-    return rendered
 
 
 class Live:
@@ -115,23 +54,14 @@ async def live(tools: Tools, database_url: str, valkey_url: str, tmp_path: Path)
     models = Models(ScriptedPolicy([*script, ABSTENTION, "H"]), (ScriptedPolicy(["H", "A"], manifest=second),))
     writer = Child("writer", "writer", {**os.environ, **environment})
     try:
-        async with running(settings, models) as service, scraping(tools, tmp_path, service, port) as prometheus:
-            yield Live(service, writer, prometheus)
+        async with running(settings, models) as service:
+            api_port = service.client.base_url.port
+            assert api_port is not None
+            async with scraping(tools, tmp_path, {"advisor-api": api_port, "advisor-writer": port}) as prometheus:
+                await until(prometheus.reaches("sum(advisor_decisions_total)", 0))
+                yield Live(service, writer, prometheus)
     finally:
         writer.stop()
-
-
-@asynccontextmanager
-async def scraping(tools: Tools, directory: Path, service: Running, writer_port: int) -> AsyncIterator[Scraper]:
-    """A Prometheus that has scraped both processes."""
-    api_port = service.client.base_url.port
-    assert api_port is not None
-    with Prometheus(tools, render(directory, api_port, writer_port), directory / "prometheus") as server:
-        async with httpx.AsyncClient(base_url=server.url, timeout=30) as client:
-            prometheus = Scraper(client)
-            await until(prometheus.reaches('sum(up{job=~"advisor-.+"})', 2))
-            await until(prometheus.reaches("sum(advisor_decisions_total)", 0))
-            yield prometheus
 
 
 async def trade(service: Running, round_number: int) -> None:
@@ -166,14 +96,6 @@ async def test_every_panel_shows_numbers_and_every_rule_evaluates(live: Live) ->
     await trade(live.service, 2)
     await until(live.prometheus.reaches("sum(advisor_writer_rows_total{table='decisions'})", 24))
     await until(live.prometheus.reaches("max(advisor_journal_backlog)", 0))
-    assert await empty_panels(live.prometheus) == {}
-    await require_healthy_rules(live.prometheus)
-    vetoes = "sum by (code) (advisor_vetoes_total{arm='control'} > 0)"
-    assert await live.prometheus.value(vetoes) == 2, "one for each round, and no other code"
-
-
-async def empty_panels(prometheus: Scraper) -> dict[str, str]:
-    """Queries of the dashboard, by panel, that give no number; each gets time to find its samples."""
     variables = {
         "model_version": [".*", "scripted-1", "(scripted-1|scripted-2)"],
         "symbol": [".*", "BTCUSDT"],
@@ -181,21 +103,12 @@ async def empty_panels(prometheus: Scraper) -> dict[str, str]:
         "__rate_interval": ["10s"],
         "__range": ["1h"],
     }
-    waiting = [each for query in queries() for each in resolved(query, variables)]
-    assert len(waiting) > len(queries())
-
-    async def all_answered() -> bool:
-        for query in list(waiting):
-            values = await prometheus.run(query)
-            if any(math.isfinite(value) for value in values) or (values and query.panel in NEEDS_A_REAL_MODEL):
-                waiting.remove(query)
-        return not waiting
-
-    try:
-        await until(all_answered)
-    except TimeoutError:
-        assert waiting
-    return {query.panel: query.expr for query in waiting}
+    asked = [each for query in queries() for each in resolved(query, variables)]
+    assert len(asked) > len(queries())
+    assert await empty_panels(live.prometheus, asked, NEEDS_A_REAL_MODEL) == {}
+    await require_healthy_rules(live.prometheus)
+    vetoes = "sum by (code) (advisor_vetoes_total{arm='control'} > 0)"
+    assert await live.prometheus.value(vetoes) == 2, "one for each round, and no other code"
 
 
 async def require_healthy_rules(prometheus: Scraper) -> None:

@@ -235,9 +235,7 @@ def test_each_look_at_the_held_out_period_is_counted(evaluated: Evaluated, folde
     looks = (base.parent / LOOKS).read_text().splitlines()
     assert [json.loads(line)["version"] for line in looks] == [evaluated.version.name]
     Evaluate(config_in(folder, base), silent, lambda line: None, NOW, [DpoConfig(epochs=1, max_majority=1.0)]).run()
-    assert (base.parent / LOOKS).read_text().splitlines() == looks, (
-        "a finished evaluation is found, not repeated"
-    )
+    assert (base.parent / LOOKS).read_text().splitlines() == looks, "a finished evaluation is found, not repeated"
 
 
 def test_promotion_needs_a_passing_report_or_a_named_override(
