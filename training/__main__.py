@@ -12,6 +12,7 @@ from training.commands_drift import drift
 from training.commands_evaluate import evaluate, promote
 from training.commands_paper import paper, resolve_outcomes
 from training.commands_rebuild import rebuild
+from training.commands_refresh import refresh
 from training.commands_registry import list_versions, publish_policy, roll_back
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, help=__doc__)
@@ -20,6 +21,7 @@ app.command()(evaluate)
 app.command()(paper)
 app.command("resolve")(resolve_outcomes)
 app.command()(drift)
+app.command()(refresh)
 app.command("publish")(publish_policy)
 app.command()(promote)
 app.command("rollback")(roll_back)

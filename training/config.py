@@ -358,6 +358,18 @@ class GateConfig(Section):
     seed: int = 0
 
 
+class RefreshConfig(Section):
+    """A sliding window over the shadow log."""
+
+    train_days: float = Field(365.0, gt=0, description="decisions that train and validate")
+    judge_days: float = Field(90.0, gt=0, description="the newest decisions, which judge")
+    alias: str = Field(
+        "shadow-candidate",
+        pattern=r"^shadow-[a-z0-9-]{1,40}$",
+        description="where the candidate is left: served in shadow beside the primary",
+    )
+
+
 class RebuildConfig(Section):
     """A whole rebuild."""
 
@@ -375,6 +387,7 @@ class RebuildConfig(Section):
     policy: Algorithm = ExpectedConfig()
     publish: PublishConfig = PublishConfig()
     drift: DriftConfig = DriftConfig()
+    refresh: RefreshConfig = RefreshConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     gate: GateConfig = GateConfig()
 

@@ -118,15 +118,19 @@ class Evaluate:
         }
 
         def build(folder: Path) -> Mapping[str, Any]:
-            look = count_look(models, version.name, self.config.evaluate.held_out, self.now)
+            period = self.config.evaluate.held_out
+            look = count_look(models, version.name, self.config.market, period, self.now)
             versions = self._versions(made, others, read, held)
             trained = self._trained(made)
             contest = self._contest(held, versions, trained)
             passed = tuple(
                 Check(CheckName(each["name"]), each["passed"], each["evidence"]) for each in checked.facts["checks"]
             )
-            weighed = evidence.evidence_of(version.name, contest, trained, passed)
-            verdict = judge(weighed, self.config.gate, Mode.FIXED)
+            # The log grows, and the question is asked again and again.
+            mode = Mode.LIVE if self.config.evaluate.held_out.source == "shadow_log" else Mode.FIXED
+            bound = self.config.gate.bound_r
+            weighed = evidence.evidence_of(version.name, contest, trained, passed, mode, bound)
+            verdict = judge(weighed, self.config.gate, mode)
             report = sign_off(verdict, weighed, self.config.gate, by="advisor-train evaluate", at=self.now)
             (folder / "verdict.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
             rebuilt = {POLICY: made} | {f"{POLICY} {name}": each for name, each in others.items()}

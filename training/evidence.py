@@ -1,18 +1,35 @@
-"""What the gate weighs, from a contest: rewards per scenario, and daily returns of the books."""
+"""What the gate weighs, from a contest: rewards per scenario, and daily returns of the books.
+
+Evidence that grows (the shadow log's) is weighed live: rewards are clipped to what the anytime-valid bound was
+promised, and the random veto deals the answers of earlier days only, since nobody knows those to come.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
-from training.contest import AGENT, ALWAYS, BASE_MODEL, CHAMPION, HEURISTICS, POLICY, Contest, Trained
-from training.gate import Check, Evidence
+from app.domain.actions import STOP_ATRS
+from training.contest import AGENT, ALWAYS, BASE_MODEL, CHAMPION, HEURISTICS, POLICY, RANDOM, Contest, Trained
+from training.gate import Check, Evidence, Mode
+from training.labels import AGENT as PLAN
+from training.market import Floats
 from training.performance import sharpe
 from training.statistics import DAY_S
 
 
-def evidence_of(model_version: str, contest: Contest, trained: Trained, checks: tuple[Check, ...]) -> Evidence:
+def evidence_of(
+    model_version: str,
+    contest: Contest,
+    trained: Trained,
+    checks: tuple[Check, ...],
+    mode: Mode = Mode.FIXED,
+    bound_r: float = np.inf,
+) -> Evidence:
     """Every simple rival, trading always, and a champion are heuristics to the gate: each must be beaten."""
     rewards = contest.rewards
+    if mode is Mode.LIVE:
+        rewards[RANDOM] = dealt_from_before(contest)
+        rewards = {name: np.clip(each, -bound_r, bound_r) for name, each in rewards.items()}
     curves = {name: each.curve.sampled(DAY_S) for name, each in contest.books.items()}
     played = contest.played[POLICY]
     rivals = [*HEURISTICS, ALWAYS, *([CHAMPION] if CHAMPION in contest.played else [])]
@@ -22,9 +39,9 @@ def evidence_of(model_version: str, contest: Contest, trained: Trained, checks: 
         model_version=model_version,
         as_of=contest.arena.as_of,
         trained_until=trained.until,
-        policy=played.r,
+        policy=rewards[POLICY],
         agent=rewards[AGENT],
-        random_veto=contest.random.mean,
+        random_veto=rewards[RANDOM],
         heuristics={name: rewards[name] for name in rivals},
         traded=played.arm.approve,
         policy_returns=curves[POLICY].returns,
@@ -37,3 +54,18 @@ def evidence_of(model_version: str, contest: Contest, trained: Trained, checks: 
         won=(rewards[ALWAYS] > 0).astype(float),
         checks=checks,
     )
+
+
+def dealt_from_before(contest: Contest) -> Floats:
+    """(N,) what one of the policy's answers of earlier days, dealt at random, earns on average; 0 on the first day."""
+    arena, arm = contest.arena, contest.played[POLICY].arm
+    day = arena.as_of // DAY_S
+    before = np.searchsorted(day, day, side="left")
+    distances = {PLAN: arena.plan_stop_atr} | {str(each): np.full(len(arena), each) for each in STOP_ATRS}
+    left, earned = arm.approve.copy(), np.zeros(len(arena))
+    for name, distance in distances.items():
+        here = left & (np.abs(arm.stop_atr - distance) < 1e-6)
+        left &= ~here
+        shares = np.concatenate([[0.0], np.cumsum(np.where(here, arm.share, 0.0))])[before]
+        earned += shares * arena.ways[name]["net"] / arena.risk
+    return np.asarray(earned / np.maximum(before, 1))

@@ -42,15 +42,16 @@ class Cell(NamedTuple):
 
     @property
     def text(self) -> str:
-        """As people read it: `-0.120 [-0.180, -0.060]`."""
+        """As people read it: `-0.120 [-0.180, -0.060]`; a bound on one side only ends in infinity."""
         if self.value is None:
             return f"none: {self.reason}"
         if isinstance(self.value, str):
             return self.value
         shown = number(self.value, self.digits)
-        if self.low is None or self.high is None:
+        if self.low is None:
             return shown
-        return f"{shown} [{number(self.low, self.digits)}, {number(self.high, self.digits)}]"
+        high = "∞" if self.high is None else number(self.high, self.digits)
+        return f"{shown} [{number(self.low, self.digits)}, {high}]"
 
     @property
     def order(self) -> float | str:

@@ -1,0 +1,63 @@
+"""The command `refresh`."""
+
+from __future__ import annotations
+
+import getpass
+from datetime import UTC, datetime
+from typing import Annotated
+
+import typer
+
+from training.commands_evaluate import DEFAULT_URL, print_verdict
+from training.commands_rebuild import Overrides, Settings, chosen, tell
+from training.meter import meter
+from training.registry import aliases, register_and_alias
+
+
+def refresh(
+    database: Annotated[str, typer.Option(envvar="DATABASE_URL", help="the shadow log", show_default=False)],
+    config: Settings = "cpu",
+    overrides: Overrides = None,
+    url: Annotated[str, typer.Option(envvar="ADVISOR_URL", help="where the service answers")] = DEFAULT_URL,
+    token: Annotated[str | None, typer.Option(envvar="ADVISOR_ADMIN_TOKEN", show_default=False)] = None,
+    champion: Annotated[
+        str, typer.Option(help="the version to beat; default: what the alias champion, else shadow, points at")
+    ] = "",
+    if_due: Annotated[
+        bool, typer.Option("--if-due", help="only when drift or the schedule ask for it (advisor-train drift)")
+    ] = False,
+    leave: Annotated[
+        bool, typer.Option("--leave/--keep", help="leave the candidate in shadow, or keep it on disk only")
+    ] = True,
+) -> None:
+    """Rebuild on the log's newest decisions, judge what comes out against the champion, leave a candidate in shadow.
+
+    The candidate decides in shadow beside the primary from then on; `advisor-train promote` moves the champion's alias
+    when the gate passes it. Bars come from the configuration's market, which must reach up to the last decision.
+    """
+    from training.drift_looks import observe
+    from training.drift_verdict import DriftVerdict
+    from training.evaluate import Evaluate
+    from training.log_reader import reading, served
+    from training.refresh import champion_of, refreshed, span_before
+
+    settings, now = chosen(config, overrides), datetime.now(UTC)
+    if if_due:
+        found = observe(database, None, settings.drift, now)
+        tell(f"drift: {found.verdict.value}")
+        if found.verdict is not DriftVerdict.REFRESH:
+            return
+    with reading(database) as connection:
+        last = served(connection, None).last
+    span = span_before(last, settings.refresh)
+    tell(f"trains on decisions of {span.since} to {span.judged_since}, judges on those before {span.until}")
+    rival = champion or champion_of(aliases(url, token))
+    tell(f"champion: {rival or 'none yet'}")
+    done = Evaluate(refreshed(settings, span), meter, tell, now, (), database, rival).run()
+    print_verdict(done.report["verdict"])
+    tell(f"version {done.version.name}")
+    tell(f"report  {done.artifact / 'report.html'}")
+    if leave:
+        by = getpass.getuser()
+        move = register_and_alias(url, token, done.version.name, settings.refresh.alias, "refresh", by)
+        tell(f"{move.alias}: {move.before or 'nothing'} -> {move.now}")
