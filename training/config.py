@@ -200,7 +200,7 @@ class TrainingConfig(Section):
     weight_decay: float = Field(0.0, ge=0)
     clip_norm: float = Field(1.0, gt=0)
     supervised: float = Field(0.05, ge=0, description="weight of the supervised loss mixed in; 0: none")
-    dialogues: int = Field(1, ge=0, description="dialogues of the agent that each step reads for it")
+    dialogue_every: int = Field(4, ge=0, description="steps from one dialogue of the agent to the next; 0: none")
     beta: float = Field(0.1, gt=0, description="strength of the pull to the reference policy")
     min_entropy: float = Field(0.02, ge=0, description="nats, mean of rows; a policy below it has collapsed")
     max_majority: float = Field(

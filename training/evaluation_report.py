@@ -28,7 +28,7 @@ from training.statistics import (
 )
 
 SHOWN = (POLICY, AGENT, ALWAYS, RANDOM, HOLD)
-OF_CURVE = ("sharpe", "sortino", "cagr", "max_drawdown", "drawdown_days", "tail_ratio")
+OF_CURVE = ("total_return", "sharpe", "sortino", "cagr", "max_drawdown", "drawdown_days", "tail_ratio")
 OF_TRADES = ("win_rate", "expectancy_r", "profit_factor", "turnover", "exposure")
 
 

@@ -231,7 +231,7 @@ def step(run: Run, loss: Tensor, log_policy: Tensor, labels: Tensor, rows: Tenso
 
 
 def supervised_part(run: Run, output: PolicyOutput, rows: Tensor) -> Tensor:
-    """What is mixed in, weighted: the format of the answer, and the agent's words in a few of the dialogues.
+    """What is mixed in, weighted: the format of the answer, and in some steps the agent's words in one dialogue.
 
     The agent's letter is given there, not asked for: imitating it would pull against the reward.
     """
@@ -239,9 +239,9 @@ def supervised_part(run: Run, output: PolicyOutput, rows: Tensor) -> Tensor:
     if not weight:
         return output.labels.new_zeros(())
     loss = losses.format_loss(output.labels)
-    said, count = run.problem.demonstrations, run.config.dialogues
-    if said is not None and count:
-        loss = loss + words_loss(run, rows[:count], said)
+    said, every = run.problem.demonstrations, run.config.dialogue_every
+    if said is not None and every and len(run.history) % every == 0:
+        loss = loss + words_loss(run, rows[:1], said)
     return weight * loss
 
 

@@ -27,12 +27,13 @@ Measure = Callable[[Floats], Floats]
 class Performance:
     """Of one book. `n` of a measure counts steps of the curve, or trades.
 
-    sharpe, sortino, cagr, max_drawdown (fraction below the last peak, 0-1), tail_ratio (95th percentile of returns over
+    total_return (fraction), sharpe, sortino, cagr, max_drawdown (fraction below the last peak, 0-1), tail_ratio (95th percentile of returns over
     the 5th, absolute): of the curve. drawdown_days : longest time below a peak. win_rate, expectancy_r (mean R),
     profit_factor (profits over losses): of trades, after costs. turnover : notional traded per year over mean equity.
     exposure : share of time with an open trade.
     """
 
+    total_return: Estimate
     sharpe: Estimate
     sortino: Estimate
     cagr: Estimate
@@ -84,6 +85,7 @@ def performance(
 def curve_measures(steps_per_year: float) -> dict[str, Measure]:
     """Measures of returns, for samples (draws, N) at once."""
     return {
+        "total_return": lambda returns: np.asarray(np.prod(1 + returns, axis=-1) - 1),
         "sharpe": lambda returns: _defined(empyrical.sharpe_ratio, returns, annualization=steps_per_year),
         "sortino": lambda returns: _defined(empyrical.sortino_ratio, returns, annualization=steps_per_year),
         "cagr": lambda returns: np.asarray(empyrical.cagr(returns.T, annualization=steps_per_year)),

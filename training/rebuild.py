@@ -60,7 +60,7 @@ Meter = Callable[[str], AbstractContextManager[Progress]]
 """Opens a progress bar with a title."""
 ALGORITHMS: dict[str, Any] = {"expected": train_expected, "dpo": train_dpo, "ppo": train_ppo, "rrhf": train_rrhf}
 """Where each algorithm's script is."""
-DIALOGUES = 24
+DIALOGUES = 16
 """Held-out dialogues on which the language is looked at."""
 ROLLOUTS: dict[str, Any] = {"margins": (0.5, 1.0), "veto_rate": 0.5}
 """Arms that nothing is fitted for: score above threshold by so much, and a random veto at this rate."""

@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from importlib.metadata import packages_distributions
+from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 
 import yaml
@@ -82,6 +82,21 @@ def test_it_reads_the_log_in_the_role_that_may_only_read(database_url: str) -> N
     assert row == {"who": "advisor_analyst"}
 
 
+def with_dependencies(names: set[str]) -> set[str]:
+    """Distributions and what they need, extras aside, as installed here."""
+    found, new = set(names), set(names)
+    while new:
+        lines = [line for name in new for line in requires(name) or () if "extra ==" not in line]
+        new = {re.split(r"[^\w-]", line)[0].lower() for line in lines} & installed() - found
+        found |= new
+    return found
+
+
+def installed() -> set[str]:
+    """Every distribution here."""
+    return {name.lower() for names in packages_distributions().values() for name in names}
+
+
 def test_its_image_has_what_it_imports_and_the_services_image_has_none_of_that() -> None:
     assert (DRIFT["build"]["target"], DRIFT["image"]) == ("trainer", SERVICES["agent"]["image"])
     (source,) = [step.flags["from"] for step in lineage("trainer") if step.name == "COPY"]
@@ -89,7 +104,8 @@ def test_its_image_has_what_it_imports_and_the_services_image_has_none_of_that()
     assert (extras[source], extras["build"]) == (["drift"], ["model"])
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     names = {extra: {re.split(r"[^\w-]", line)[0] for line in lines} for extra, lines in declared.items()}
-    absent = (names["train"] | names["model"] | names["exchange"]) - names["drift"] - names["market"]
+    present = with_dependencies({name.lower() for name in names["drift"] | names["market"]} - {"shadow-advisor"})
+    absent = (names["train"] | names["model"] | names["exchange"]) - present - {"shadow-advisor"}
     assert {"torch", "trl", "arch"} <= absent
     lacking = [module for module, found in packages_distributions().items() if absent & {n.lower() for n in found}]
     code = f"import sys, training.__main__, training.drift_looks; print(*sorted({set(lacking)!r} & set(sys.modules)))"

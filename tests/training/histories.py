@@ -8,7 +8,7 @@ from typing import Any
 
 from tests.training.candles import random_walk
 from training.artifacts import Artifact, Workshop
-from training.config import OutcomesConfig, ScenariosConfig
+from training.config import HeldOutConfig, OutcomesConfig, ScenariosConfig
 from training.context import KnownContext
 from training.history import History, find_scenarios
 from training.labels import build_labels
@@ -22,7 +22,15 @@ def history(*bars: Bars, context: KnownContext | None = None) -> History:
 
 
 def scenario_artifact(folder: Path, given: History, **config: Any) -> Artifact:
-    settings = ScenariosConfig(**config)
+    return _scenarios(folder, given, ScenariosConfig(**config))
+
+
+def held_out_artifact(folder: Path, given: History, **config: Any) -> Artifact:
+    """Of 2023 and later."""
+    return _scenarios(folder, given, HeldOutConfig(**config))
+
+
+def _scenarios(folder: Path, given: History, settings: ScenariosConfig) -> Artifact:
     found, left_out = find_scenarios(given, settings)
 
     def build(target: Path) -> dict[str, Any]:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from app.domain.actions import ACTIONS
 from app.domain.features import FEATURE_NAMES
@@ -104,3 +107,66 @@ def test_rivals_see_no_outcome_of_the_new_scenarios() -> None:
     for arm, rewards in rivals(800, signal=False).values():
         chosen = rewards[arm.approve]
         assert abs(chosen.mean() - rewards.mean()) < 4 * rewards.std() / math.sqrt(len(chosen))
+
+
+def same(one: Arm, other: Arm) -> bool:
+    """Every answer, whatever fitting took."""
+    if (one.name, one.vetoes, one.probability is None) != (other.name, other.vetoes, other.probability is None):
+        return False
+    names = ("approve", "stop_atr", "share", *(() if one.probability is None else ("probability",)))
+    return all(np.array_equal(getattr(one, name), getattr(other, name), equal_nan=True) for name in names)
+
+
+def any_arm(count: int, seed: int, *, judged: bool) -> Arm:
+    source = np.random.default_rng(seed)
+    approve = source.random(count) < 0.5
+    return Arm(
+        "policy",
+        approve,
+        np.where(approve, source.choice([1.0, 1.5, 2.5], count), np.nan),
+        np.where(approve, source.random(count), 0.0),
+        source.random(count) if judged else None,
+        tuple(("VOLATILITY_SPIKE",) * int(n) for n in source.integers(0, 3, count)) if judged else None,
+        fitted_in_s=1.5,
+    )
+
+
+@given(st.integers(0, 30), st.integers(0, 5), st.booleans(), st.lists(st.integers(0, 30), max_size=3))
+def test_an_arm_in_parts_joins_to_the_same_arm(count: int, seed: int, judged: bool, cuts: list[int]) -> None:
+    arm = any_arm(count, seed, judged=judged)
+    edges = [0, *sorted(min(cut, count) for cut in cuts), count]
+    parts = [arm.at(np.arange(begin, end)) for begin, end in pairwise(edges)]
+    assert same(Arm.joined(parts), arm)
+    assert Arm.joined(parts).fitted_in_s == 1.5 * len(parts), "what fitting took adds up"
+
+
+@given(st.permutations(range(12)), st.integers(0, 5))
+def test_an_arm_at_some_scenarios_answers_them_alike(order: list[int], seed: int) -> None:
+    arm, chosen = any_arm(12, seed, judged=True), np.array(order)
+    there = arm.at(chosen)
+    assert there.approve.tolist() == [arm.approve[i] for i in order]
+    assert there.vetoes == tuple((arm.vetoes or ())[i] for i in order)
+    assert same(there.at(np.argsort(chosen)), arm)
+    assert same(arm.at(chosen[:5]).at(np.array([3])), arm.at(chosen[3:4]))
+
+
+def test_an_arm_of_which_a_part_has_no_probability_has_none() -> None:
+    whole, bare = any_arm(4, 0, judged=True), any_arm(3, 1, judged=False)
+    joined = Arm.joined([whole, bare])
+    assert (joined.probability, joined.vetoes) == (None, None)
+    assert joined.approve.tolist() == [*whole.approve, *bare.approve]
+
+
+@given(st.integers(2, 40), st.integers(0, 40), st.integers(0, 5))
+def test_what_is_known_in_parts_adds_up_to_the_same(count: int, cut: int, seed: int) -> None:
+    source = np.random.default_rng(seed)
+    as_of = np.cumsum(source.integers(1, DAY, count))
+    known = Known(source.normal(size=(count, 3)), source.normal(size=count), as_of, as_of + 7, as_of / DAY, 5.0)
+    rows = np.arange(count)
+    first, second = known.at(rows[:cut]), known.at(rows[cut:])
+    for name in ("features", "rewards", "as_of", "ends_at", "weights"):
+        whole = getattr(known, name)
+        assert getattr(first + second, name).tolist() == whole.tolist()
+        assert getattr(known.at(rows[::-1]), name).tolist() == whole[::-1].tolist()
+        assert len(getattr(first, name)) == min(cut, count)
+    assert (first + second).embargo_s == first.embargo_s == 5.0

@@ -18,8 +18,9 @@ from bench.labels import follow_plainly, labels_bench
 from tests.builders import scenario as plain
 from tests.training.candles import HOUR, START, random_walk, table
 from tests.training.histories import history, label_artifact, scenario_set
+from training.config import OutcomesConfig
 from training.indicators import indicators
-from training.labels import AGENT, APPROVALS, Exclusion, Judged, Labels, judge, plans
+from training.labels import AGENT, APPROVALS, Exclusion, Judged, Labels, build_labels, judge, plans
 from training.market import Bars
 from training.outcomes import Costs, Exit, Orders, simulate
 
@@ -275,3 +276,72 @@ def test_the_same_inputs_give_the_same_labels(tmp_path: Path) -> None:
         scenarios = scenario_set(tmp_path / name, market)
         hashes.add(label_artifact(tmp_path / name, scenarios, market.series()).hash)
     assert len(hashes) == 1
+
+
+STAIRS = table(*[(100 + n, 100.5 + n, 99.5 + n, 100 + n) for n in range(10)])
+"""Bar n opens and closes at 100 + n."""
+
+
+def late(folder: Path, delay_s: int, *series: Bars) -> pl.DataFrame:
+    """Labels of an order whose targets are far, decided at START, without costs, when it comes so late."""
+    folder.mkdir()
+    far = order(plan__targets=[200.0])
+    config = OutcomesConfig(fee=0.0, slippage=0.0, delay_s=delay_s, clip_r=9.0)
+    facts = build_labels(folder, [far], np.array([START]), np.array([True]), {"BTCUSDT": series}, config)
+    assert facts["delay_s"] == delay_s
+    return pl.read_parquet(folder / "labels.parquet")
+
+
+def test_an_order_that_comes_an_hour_late_enters_at_the_open_of_the_following_bar(tmp_path: Path) -> None:
+    """In time it is bought at 100 and sold at 105, the sixth bar's close: 5 over a risk of 3. An hour later at 101, and
+    sold at the seventh's, 106. Its stop and its risk are those that were planned."""
+    plain, delayed = (late(tmp_path / str(delay), delay, STAIRS).row(0, named=True) for delay in (0, HOUR))
+    assert plain["action"] == delayed["action"] == AGENT
+    assert (plain["entered_at"], plain["exited_at"], plain["bought"], plain["sold"]) == (
+        START,
+        START + 6 * HOUR,
+        100,
+        105,
+    )
+    assert (delayed["entered_at"], delayed["exited_at"]) == (START + HOUR, START + 7 * HOUR)
+    assert (delayed["bought"], delayed["sold"]) == (101, 106)
+    assert plain["reward"] == pytest.approx(5 / 3)
+    assert delayed["reward"] == pytest.approx(5 / 3)
+    assert delayed["quantity"] == plain["quantity"] == 5.0
+
+
+def test_an_order_that_comes_late_misses_what_happened_meanwhile(tmp_path: Path) -> None:
+    """The first hour touches the stop at 97: who comes after it buys at 98, and is not stopped out."""
+    bars = table((100, 100, 96, 98), *[(98, 99, 97.5, 99)] * 8)
+    plain, delayed = (late(tmp_path / str(delay), delay, bars).row(0, named=True) for delay in (0, HOUR))
+    assert (plain["exit"], plain["reward"]) == ("stop", pytest.approx(-1.0))
+    assert (delayed["exit"], delayed["bought"], delayed["sold"]) == ("time", 98, 99)
+    assert delayed["reward"] == pytest.approx(1 / 3)
+
+
+def test_without_delay_nothing_changes(tmp_path: Path) -> None:
+    market = history()
+    scenarios = scenario_set(tmp_path, market)
+    plain = Labels.open(label_artifact(tmp_path / "plain", scenarios, market.series()))
+    assert Labels.open(label_artifact(tmp_path / "zero", scenarios, market.series(), delay_s=0)).table.equals(
+        plain.table
+    )
+    symbol = scenarios.symbols == "ETHUSDT"
+    mine = [one for one, here in zip(scenarios.scenarios(), symbol, strict=True) if here]
+    directly = judge(market.series()["ETHUSDT"], plans(mine, scenarios.as_of[symbol]), Costs())
+    assert plain.rewards[symbol] == pytest.approx(np.clip(directly.rewards(), -3, 3), nan_ok=True)
+
+
+@pytest.mark.parametrize(("delay_s", "bar"), [(1, 1), (HOUR - 1, 1), (HOUR, 1), (HOUR + 1, 2), (2 * HOUR, 2)])
+def test_a_delay_within_a_bar_waits_for_the_next_one(delay_s: int, bar: int, tmp_path: Path) -> None:
+    found = late(tmp_path / "labels", delay_s, STAIRS)
+    traded = found.filter(pl.col("exit").is_not_null())
+    assert len(traded) == 10
+    assert set(traded["entered_at"]) == {START + bar * HOUR}
+    assert set(traded["bought"]) == {100.0 + bar}
+
+
+def test_a_delay_beyond_the_last_bars_is_unresolved(tmp_path: Path) -> None:
+    found = late(tmp_path / "labels", 5 * HOUR, STAIRS)
+    assert set(found["excluded"]) == {Exclusion.UNRESOLVED}
+    assert found["reward"].is_nan().all()

@@ -192,3 +192,43 @@ def test_a_database_without_the_schema_and_no_database_are_one_line(empty_databa
         read_log(empty_database_url, LOG, HOUR)
     with pytest.raises(ShadowLogUnavailable, match="check DATABASE_URL"):
         read_log("postgresql://nobody@127.0.0.1:9/none", LOG, HOUR)
+
+
+async def test_of_wanted_symbols_alone(database_url: str, tmp_path: Path) -> None:
+    await fill(
+        database_url,
+        *(build.decision_event(f"eth-{n}", at=hours(8 * n)) for n in range(4)),
+        *(build.decision_event(f"btc-{n}", at=hours(8 * n + 1), candidate__symbol="BTCUSDT") for n in range(3)),
+        build.decision_event("sol", at=hours(2), candidate__symbol="SOLUSDT"),
+        build.decision_event("outage", at=hours(3), candidate__symbol="BTCUSDT"),
+        build.outcome_event("outage", build.outcome(exogenous_skip=True)),
+        build.decision_event("held out", at=datetime(2024, 6, 1, tzinfo=UTC), candidate__symbol="BTCUSDT"),
+    )
+    made, facts = scenario_set(tmp_path, database_url, symbols=("ETHUSDT", "SOLUSDT"))
+    assert made.symbols.tolist() == ["ETHUSDT", "SOLUSDT", "ETHUSDT", "ETHUSDT", "ETHUSDT"]
+    assert facts["excluded"] == {}, "what was skipped or held out of another symbol is not told"
+    found, left_out = read_log(database_url, LOG.model_copy(update={"symbols": ("BTCUSDT",)}), HOUR)
+    assert [one.scenario.as_of for one in found] == [hours(1), hours(9), hours(17)]
+    assert left_out == {"exogenous_skip": 1, "held_out": 1, "beyond_limit": 0}
+    every, _ = read_log(database_url, LOG, HOUR)
+    assert len(every) == 8
+
+
+async def test_a_limit_counts_decisions_of_the_wanted_symbols(database_url: str) -> None:
+    await fill(
+        database_url,
+        *(build.decision_event(f"eth-{n}", at=hours(24 * n)) for n in range(9)),
+        *(build.decision_event(f"btc-{n}", at=hours(24 * n), candidate__symbol="BTCUSDT") for n in range(5)),
+    )
+    wanted = LOG.model_copy(update={"limit": 3, "symbols": ("BTCUSDT",)})
+    found, left_out = read_log(database_url, wanted, HOUR)
+    assert [one.scenario.as_of for one in found] == [hours(0), hours(48), hours(96)]
+    assert left_out["beyond_limit"] == 2
+    assert log_state(database_url, wanted, HOUR)["decisions"] == 5
+
+
+async def test_a_symbol_that_the_log_never_saw_is_one_line(database_url: str) -> None:
+    await fill(database_url, build.decision_event("r-1"))
+    with pytest.raises(ScenarioError, match=r"no decision to learn from \(0 in the period") as refused:
+        read_log(database_url, LOG.model_copy(update={"symbols": ("BTCUSDT", "{}")}), HOUR)
+    assert "\n" not in str(refused.value)

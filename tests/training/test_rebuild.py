@@ -15,10 +15,10 @@ import pytest
 from typer.testing import CliRunner
 
 from app.policy.loader import load_manifest
-from tests.policy.tiny_models import save_tiny_model, write_manifest
+from tests.training.rebuilds import NOW, RIVAL, config_in, silent
 from training.__main__ import app
 from training.artifacts import Artifact, ArtifactError
-from training.config import ConfigError, DpoConfig, RebuildConfig
+from training.config import ConfigError
 from training.evaluate import Evaluate, Evaluated
 from training.labels import Labels
 from training.looks import FILE as LOOKS
@@ -28,66 +28,14 @@ from training.rebuild import Rebuild, Rebuilt
 from training.scenarios import ScenarioSet
 from training.targets import dealt_out, targets
 
-NOW = datetime(2026, 11, 24, tzinfo=UTC)
 STAGES = ("scenarios", "labels", "encoded", "rollouts", "reward", "preferences", "policy")
 
 
-@contextmanager
-def silent(title: str) -> Iterator[Callable[[int, int], None]]:
-    yield lambda done, total: None
-
-
-def config_in(folder: Path, base: Path, **sections: Any) -> RebuildConfig:
-    """A rebuild that takes seconds, in a folder; `section__key=value` changes it."""
-    document: dict[str, Any] = {
-        "artifacts": folder / "artifacts",
-        "threads": 1,
-        "market": {
-            "source": "synthetic",
-            "synthetic": {"edge": 0.5, "symbols": 2, "bars": 4000, "begins": "2022-09-15", "seed": 7},
-        },
-        "scenarios": {"limit": 80},
-        "encode": {"base": base, "shard": 32},
-        "reward": {"members": 1, "width": 8, "layers": 1, "heads": 1, "epochs": 2, "folds": 2},
-        "adapter": {"rank": 2, "alpha": 4.0},
-        "policy": {"algorithm": "expected", "epochs": 1, "max_majority": 1.0, "min_entropy": 0.0},
-        "publish": {"models": base.parent, "name": "tiny"},
-        "evaluate": {"draws": 100, "random_vetoes": 20, "held_out": {"limit": 60}},
-    }
-    for path, value in sections.items():
-        *parents, last = path.split("__")
-        target = document
-        for name in parents:
-            target = target.setdefault(name, {})
-        target[last] = value
-    return RebuildConfig.model_validate(document)
-
-
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = save_tiny_model(tmp_path_factory.mktemp("models") / "base")
-    write_manifest(folder, "base-1")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("rebuild")
-
-
-@pytest.fixture(scope="module")
-def evaluated(folder: Path, base: Path) -> Evaluated:
-    """A rebuild, published and judged."""
-    return Evaluate(
-        config_in(folder, base), silent, lambda line: None, NOW, [DpoConfig(epochs=1, max_majority=1.0)]
-    ).run()
-
-
-@pytest.fixture(scope="module")
-def rebuilt(folder: Path, base: Path, evaluated: Evaluated) -> Rebuilt:
+def rebuilt(workplace: Path, tiny_base: Path, evaluated: Evaluated) -> Rebuilt:
     """The same again: everything is found."""
     lines: list[str] = []
-    made = Rebuild(config_in(folder, base), silent, lines.append).run()
+    made = Rebuild(config_in(workplace, tiny_base), silent, lines.append).run()
     assert [line.split(":")[1].split()[0] for line in lines] == ["found"] * len(STAGES)
     return made
 
@@ -110,16 +58,18 @@ def test_nothing_of_the_held_out_period_is_trained_on(rebuilt: Rebuilt) -> None:
     assert labels["exited_at"].max() <= first_held_out
 
 
-def test_the_same_seed_and_data_give_the_same_artefacts_elsewhere(rebuilt: Rebuilt, base: Path, tmp_path: Path) -> None:
-    again = Rebuild(config_in(tmp_path, base), silent, lambda line: None).run()
+def test_the_same_seed_and_data_give_the_same_artefacts_elsewhere(
+    rebuilt: Rebuilt, tiny_base: Path, tmp_path: Path
+) -> None:
+    again = Rebuild(config_in(tmp_path, tiny_base), silent, lambda line: None).run()
     for stage in ("scenarios", "labels", "rollouts", "preferences"):
         assert again.artifacts[stage].hash == rebuilt.artifacts[stage].hash, stage
     mine, theirs = (np.load(each.policy / "policy_log_probs.npy") for each in (rebuilt, again))
     assert np.abs(mine - theirs).max() < 1e-4
 
 
-def test_a_rebuild_that_was_killed_goes_on_where_it_stopped(base: Path, tmp_path: Path) -> None:
-    config = config_in(tmp_path, base)
+def test_a_rebuild_that_was_killed_goes_on_where_it_stopped(tiny_base: Path, tmp_path: Path) -> None:
+    config = config_in(tmp_path, tiny_base)
 
     class Killed(BaseException):
         pass
@@ -147,8 +97,8 @@ def test_a_rebuild_that_was_killed_goes_on_where_it_stopped(base: Path, tmp_path
     assert made.artifacts["encoded"].facts["read"] == 48
 
 
-def test_a_collapsed_policy_raises_and_leaves_no_artefact(rebuilt: Rebuilt, folder: Path, base: Path) -> None:
-    config = config_in(folder, base, policy__min_entropy=2.4)
+def test_a_collapsed_policy_raises_and_leaves_no_artefact(rebuilt: Rebuilt, workplace: Path, tiny_base: Path) -> None:
+    config = config_in(workplace, tiny_base, policy__min_entropy=2.4)
     with pytest.raises(CollapsedPolicy, match="entropy"):
         Rebuild(config, silent, lambda line: None).run()
     policies = {path.name for path in config.artifacts.glob("policy-*")}
@@ -156,8 +106,8 @@ def test_a_collapsed_policy_raises_and_leaves_no_artefact(rebuilt: Rebuilt, fold
     assert len(policies) == 2, "the judged one and its rival"
 
 
-def test_a_truncated_artefact_is_one_clear_error(rebuilt: Rebuilt, base: Path, tmp_path: Path) -> None:
-    config = config_in(tmp_path, base)
+def test_a_truncated_artefact_is_one_clear_error(rebuilt: Rebuilt, tiny_base: Path, tmp_path: Path) -> None:
+    config = config_in(tmp_path, tiny_base)
     config.artifacts.mkdir(parents=True)
     source = rebuilt.artifacts["scenarios"].path
     shutil.copytree(source, config.artifacts / source.name)
@@ -167,12 +117,12 @@ def test_a_truncated_artefact_is_one_clear_error(rebuilt: Rebuilt, base: Path, t
         Rebuild(config, silent, lambda line: None).run()
 
 
-def test_too_little_history_and_a_log_without_url_are_refused(base: Path, tmp_path: Path) -> None:
-    config = config_in(tmp_path, base, market__directory=tmp_path, market__source="directory")
+def test_too_little_history_and_a_log_without_url_are_refused(tiny_base: Path, tmp_path: Path) -> None:
+    config = config_in(tmp_path, tiny_base, market__directory=tmp_path, market__source="directory")
     with pytest.raises(MarketDataError, match="no file named like"):
         Rebuild(config, silent, lambda line: None).run()
     with pytest.raises(ConfigError, match="--database or DATABASE_URL"):
-        Rebuild(config_in(tmp_path, base, scenarios__source="shadow_log"), silent, lambda line: None).run()
+        Rebuild(config_in(tmp_path, tiny_base, scenarios__source="shadow_log"), silent, lambda line: None).run()
     assert not list(tmp_path.rglob("manifest.json"))
 
 
@@ -231,11 +181,11 @@ def test_a_few_scenarios_never_pass_the_gate(evaluated: Evaluated) -> None:
     assert checks["parity"], evaluated.report["checks"]
 
 
-def test_each_look_at_the_held_out_period_is_counted(evaluated: Evaluated, folder: Path, base: Path) -> None:
-    looks = (base.parent / LOOKS).read_text().splitlines()
+def test_each_look_at_the_held_out_period_is_counted(evaluated: Evaluated, workplace: Path, tiny_base: Path) -> None:
+    looks = (tiny_base.parent / LOOKS).read_text().splitlines()
     assert [json.loads(line)["version"] for line in looks] == [evaluated.version.name]
-    Evaluate(config_in(folder, base), silent, lambda line: None, NOW, [DpoConfig(epochs=1, max_majority=1.0)]).run()
-    assert (base.parent / LOOKS).read_text().splitlines() == looks, "a finished evaluation is found, not repeated"
+    Evaluate(config_in(workplace, tiny_base), silent, lambda line: None, NOW, [RIVAL]).run()
+    assert (tiny_base.parent / LOOKS).read_text().splitlines() == looks, "a finished evaluation is found, not repeated"
 
 
 def test_promotion_needs_a_passing_report_or_a_named_override(

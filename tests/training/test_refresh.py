@@ -17,7 +17,7 @@ from tests import builders as build
 from tests.policy.tiny_models import POSITIONS
 from tests.service.running import Running, running, settings_for
 from tests.training.published import BASE, save_base
-from tests.training.test_rebuild import config_in
+from tests.training.rebuilds import config_in
 from training.__main__ import app
 from training.config import RebuildConfig, RefreshConfig, ScenariosConfig, instant
 from training.history import find_scenarios, load_history

@@ -241,3 +241,31 @@ def test_a_damaged_table_is_one_line(market: History, tmp_path: Path) -> None:
         Artifact.open(artifact.path)
     with pytest.raises(ScenarioError, match="remove it and build again"):
         ScenarioSet.open(artifact)
+
+
+def test_scenarios_of_wanted_symbols_are_what_they_are_among_all(market: History) -> None:
+    """The others' bars are still looked at: the trend of Bitcoin, and whether a better candidate moves alike."""
+    every, left_out = find_scenarios(market, ScenariosConfig())
+    some, without = find_scenarios(market, ScenariosConfig(symbols=("ETHUSDT",)))
+    ether = [one for one in every if one.scenario.candidate.symbol == "ETHUSDT"]
+    assert 0 < len(ether) < len(every)
+    assert [one.scenario.model_dump_json() for one in some] == [one.scenario.model_dump_json() for one in ether]
+    assert [one.control for one in some] == [one.control for one in ether]
+    assert any(one.scenario.candidate.btc_trend is not None for one in some)
+    assert sum(without.values()) - sum(left_out.values()) == len(every) - len(ether)
+    both, _ = find_scenarios(market, ScenariosConfig(symbols=("ETHUSDT", "BTCUSDT")))
+    assert len(both) == len(every)
+
+
+def test_a_limit_holds_for_the_wanted_symbols(market: History) -> None:
+    ether = [one.scenario.as_of for one in find_scenarios(market, ScenariosConfig(symbols=("ETHUSDT",)))[0]]
+    few, _ = find_scenarios(market, ScenariosConfig(symbols=("ETHUSDT",), limit=3))
+    assert [one.scenario.as_of for one in few] == [ether[place] for place in evenly(len(ether), 3)]
+
+
+def test_a_symbol_without_bars_is_named(market: History) -> None:
+    wanted = ScenariosConfig(symbols=("XRPUSDT", "BTCUSDT", "ADAUSDT"))
+    with pytest.raises(
+        ScenarioError, match=r"^scenarios\.symbols: no bars of ADAUSDT, XRPUSDT; there are BTCUSDT, ETHUSDT$"
+    ):
+        find_scenarios(market, wanted)

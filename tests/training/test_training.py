@@ -161,7 +161,9 @@ def test_dialogues_are_learned_in_the_warm_up(tiny: tuple[LabelReader, Encoded],
     said = Demonstrations(
         np.arange(ROWS) % 2 * 8, tuple("Buyers lead." if i % 2 else "Too quiet." for i in range(ROWS))
     )
-    config = WarmUpConfig(epochs=3, batch=8, target="agent", supervised=1.0, learning_rate=1e-2, **LIVELY)
+    config = WarmUpConfig(
+        epochs=3, batch=8, target="agent", supervised=1.0, dialogue_every=1, learning_rate=1e-2, **LIVELY
+    )
     run = train_warm_up.train(problem(rows, demonstrations=said), config, ADAPTER, reader, tmp_path)
     assert len(run.history) == 9
     assert run.history[-1]["loss"] < run.history[0]["loss"]

@@ -1,0 +1,46 @@
+"""A whole rebuild on a tiny random model and a synthetic market, in seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from training.config import DpoConfig, RebuildConfig
+
+NOW = datetime(2026, 11, 24, tzinfo=UTC)
+RIVAL = DpoConfig(epochs=1, max_majority=1.0)
+"""Takes part in the contest beside `expected`."""
+
+
+@contextmanager
+def silent(title: str) -> Iterator[Callable[[int, int], None]]:
+    yield lambda done, total: None
+
+
+def config_in(folder: Path, base: Path, **sections: Any) -> RebuildConfig:
+    """A rebuild that takes seconds, in a folder; `section__key=value` changes it."""
+    document: dict[str, Any] = {
+        "artifacts": folder / "artifacts",
+        "threads": 1,
+        "market": {
+            "source": "synthetic",
+            "synthetic": {"edge": 0.5, "symbols": 2, "bars": 4000, "begins": "2022-09-15", "seed": 7},
+        },
+        "scenarios": {"limit": 80},
+        "encode": {"base": base, "shard": 32},
+        "reward": {"members": 1, "width": 8, "layers": 1, "heads": 1, "epochs": 2, "folds": 2},
+        "adapter": {"rank": 2, "alpha": 4.0},
+        "policy": {"algorithm": "expected", "epochs": 1, "max_majority": 1.0, "min_entropy": 0.0},
+        "publish": {"models": base.parent, "name": "tiny"},
+        "evaluate": {"draws": 100, "random_vetoes": 20, "held_out": {"limit": 60}, "workers": 1},
+    }
+    for path, value in sections.items():
+        *parents, last = path.split("__")
+        target = document
+        for name in parents:
+            target = target.setdefault(name, {})
+        target[last] = value
+    return RebuildConfig.model_validate(document)

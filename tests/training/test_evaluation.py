@@ -1,0 +1,206 @@
+"""What an evaluation tells: truth and doubts in its report, other costs, and a champion that must be beaten."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from app.domain.errors import UnknownVersion
+from tests.training.rebuilds import NOW, RIVAL, config_in, silent
+from training.artifacts import Artifact
+from training.config import RebuildConfig
+from training.evaluate import STRESSES, Evaluate, Evaluated
+from training.labels import AGENT, Labels
+from training.looks import FILE as LOOKS
+
+TRUTH = "Share of the best achievable reward"
+STRESS = "The same answers under worse conditions"
+POWER = "Decisions needed to see an edge with 80% power"
+OFF_POLICY = "Value of the policy as a distribution, from one logged action per scenario"
+PATHS = "Simple rivals in development: combinatorial purged paths"
+MEAN = "mean R per scenario"
+Rows = Mapping[str, Mapping[str, Any]]
+
+
+def report_of(done: Evaluated) -> dict[str, Any]:
+    return dict(json.loads((done.artifact / "report.json").read_text()))
+
+
+def tables(done: Evaluated) -> dict[str, Rows]:
+    """Rows of every table by its caption, each by its first cell."""
+    found = [table for section in report_of(done)["sections"] for table in section["tables"]]
+    return {each["caption"]: {next(iter(row.values()))["value"]: row for row in each["rows"]} for each in found}
+
+
+def said(done: Evaluated, title: str) -> str:
+    (section,) = [each for each in report_of(done)["sections"] if each["title"] == title]
+    return " ".join(section["text"])
+
+
+def values(rows: Rows, column: str) -> dict[str, float]:
+    return {name: row[column]["value"] for name, row in rows.items()}
+
+
+def held_out_labels(workplace: Path, evaluated: Evaluated) -> dict[tuple[float, int], Labels]:
+    """Labels that the evaluation read, by fee and delay."""
+    every = [Artifact.open(path.parent, "labels") for path in workplace.glob("artifacts/labels-*/manifest.json")]
+    read = [each for each in every if each.hash in evaluated.artifact.manifest["inputs"].values()]
+    return {(each.facts["costs"]["fee"], each.facts["delay_s"]): Labels.open(each) for each in read}
+
+
+def plan_of(labels: Labels) -> pl.DataFrame:
+    return labels.table.filter(pl.col("action") == AGENT, pl.col("excluded").is_null())
+
+
+def test_a_share_of_the_best_is_what_an_arm_earns_over_what_could_be_earned(evaluated: Evaluated) -> None:
+    rows = tables(evaluated)[TRUTH]
+    assert {"policy", "policy dpo", "base model", "agent", "always approve", "logistic regression"} <= set(rows)
+    earned, shares = values(rows, MEAN), values(rows, "share of best")
+    best = {name: earned[name] / share for name, share in shares.items() if abs(share) > 1e-3}
+    assert len(best) > 4
+    assert np.ptp(list(best.values())) < 1e-9, "every arm is measured against the same best"
+    (found,) = {round(each, 3) for each in best.values()}
+    assert found > 0
+    assert f"one could earn {found:.3f} R a scenario here" in said(evaluated, "The truth, known here")
+    assert max(earned.values()) <= found
+    assert rows["always approve"]["approves"]["value"] == 1.0
+
+
+def test_answers_are_judged_again_under_worse_conditions(evaluated: Evaluated) -> None:
+    found = tables(evaluated)
+    rows = found[STRESS]
+    assert tuple(rows) == ("as it is", *STRESSES) == ("as it is", "costs doubled", "every order an hour late")
+    plain = values(found["Mean reward per scenario, net of costs"], MEAN)
+    first = rows["as it is"]
+    assert first["policy"]["value"] == pytest.approx(plain["policy"])
+    assert first["policy - agent"]["value"] == pytest.approx(plain["policy"] - plain["agent"])
+    assert first["policy - random veto"]["value"] == pytest.approx(plain["policy"] - plain["random veto"])
+    counts = values(rows, "scenarios")
+    assert counts["costs doubled"] == counts["as it is"] >= counts["every order an hour late"] > 0
+    assert rows["costs doubled"]["policy"]["value"] < first["policy"]["value"], "the tiny policy trades"
+
+
+def test_doubled_costs_take_from_the_plan_what_it_paid_before(evaluated: Evaluated, workplace: Path) -> None:
+    """Fees of 0.1 % and slippage of 0.05 % a side: once more of both, and 2 x 0.1 % x 0.05 % of the price's move."""
+    read = held_out_labels(workplace, evaluated)
+    assert set(read) == {(0.001, 0), (0.002, 0), (0.001, 3600)}
+    plain, doubled, late = (plan_of(read[key]) for key in ((0.001, 0), (0.002, 0), (0.001, 3600)))
+    assert (doubled["reward"] < plain["reward"]).all()
+    more = plain["fees"] + plain["slippage"] + 1e-6 * plain["quantity"] * (plain["bought"] - plain["sold"])
+    assert (plain["net"] - doubled["net"]).to_numpy() == pytest.approx(more.to_numpy())
+    together = plain.join(late, on="row", suffix="_late")
+    assert len(together) == len(late) > 0
+    assert (together["entered_at_late"] - together["entered_at"] == 3600).all()
+
+
+def test_the_decisions_that_an_edge_needs_shrink_with_its_square(evaluated: Evaluated) -> None:
+    """z of 97.5 % is 1.959964, of 80 % 0.841621; the bound's distance from the mean is 1.959964 standard errors."""
+    rows = tables(evaluated)[POWER]
+    differences = evaluated.report["verdict"]["differences"]
+    assert set(rows) == set(differences)
+    for name, row in rows.items():
+        many, some, few = (row[f"{edge:g} R per decision"]["value"] for edge in (0.02, 0.05, 0.1))
+        assert 25 * (few - 1) < many <= 25 * few
+        assert 4 * (few - 1) < some <= 4 * few
+        error = (differences[name]["value"] - differences[name]["low"]) / 1.959964
+        exact = differences[name]["n"] * ((1.959964 + 0.841621) * error / 0.02) ** 2
+        assert many == pytest.approx(math.ceil(exact), rel=1e-5, abs=1)
+
+
+def test_what_a_log_would_have_told_stands_beside_what_is_known(evaluated: Evaluated) -> None:
+    rows = tables(evaluated)[OFF_POLICY]
+    assert tuple(rows) == ("inverse propensity", "self-normalised", "doubly robust", "all outcomes known")
+    scenarios = rows["all outcomes known"]["effective sample"]["value"]
+    assert scenarios == values(tables(evaluated)[STRESS], "scenarios")["as it is"]
+    for name in ("inverse propensity", "self-normalised", "doubly robust"):
+        row = rows[name]
+        assert row[MEAN]["low"] < row[MEAN]["value"] < row[MEAN]["high"]
+        assert 1 <= row["effective sample"]["value"] <= scenarios
+        assert row["largest weight"]["value"] > 1
+
+
+def test_the_simple_rivals_are_seen_on_five_paths_before_the_held_out_period(evaluated: Evaluated) -> None:
+    rows = tables(evaluated)[PATHS]
+    assert set(rows) == {"score threshold", "logistic regression", "gradient boosting"}
+    for row in rows.values():
+        mean = row["mean R per scenario: median [lowest, highest path]"]
+        assert mean["n"] == 5
+        assert mean["low"] <= mean["value"] <= mean["high"]
+        assert 0 < row["share traded"]["value"] <= 1
+
+
+def test_each_policy_and_rival_has_a_price(evaluated: Evaluated) -> None:
+    rows = tables(evaluated)["What each costs"]
+    assert set(rows) == {"policy", "policy dpo", "score threshold", "logistic regression", "gradient boosting"}
+    assert all(row["making it, CPU minutes"]["value"] >= 0 for row in rows.values())
+    assert rows["policy"]["a decision, ms"]["value"] > 0
+
+
+def test_a_period_may_be_judged_by_other_costs_than_were_trained_on(tmp_path: Path, tiny_base: Path) -> None:
+    free = config_in(tmp_path, tiny_base, evaluate__outcomes={"fee": 0.0, "delay_s": 60})
+    one = Evaluate(free, silent, lambda line: None, NOW)
+    assert (one.held_out.config.outcomes.fee, one.rebuild.config.outcomes.fee) == (0.0, 0.001)
+    late = STRESSES["every order an hour late"](one.outcomes)
+    assert (late.delay_s, late.fee) == (3660, 0.0)
+    same = Evaluate(config_in(tmp_path, tiny_base), silent, lambda line: None, NOW)
+    assert same.outcomes == same.rebuild.config.outcomes
+
+
+@pytest.fixture(scope="module")
+def second(
+    evaluated: Evaluated, workplace: Path, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory
+) -> RebuildConfig:
+    """The policy trained by DPO is the one to judge; everything of the evaluation before is at hand, in a copy."""
+    folder = tmp_path_factory.mktemp("second")
+    shutil.copytree(workplace / "artifacts", folder / "artifacts")
+    shutil.copytree(tiny_base.parent, folder / "models")
+    return config_in(folder, tiny_base, policy=RIVAL, publish__models=folder / "models")
+
+
+@pytest.fixture(scope="module")
+def challenged(second: RebuildConfig, evaluated: Evaluated) -> Evaluated:
+    """Judged with the version of the evaluation before as champion."""
+    lines: list[str] = []
+    done = Evaluate(second, silent, lines.append, NOW, champion=evaluated.version.name).run()
+    built = {line.split(":")[0] for line in lines if "building" in line}
+    assert built == {"answers", "checks", "evaluation"}, "nothing is trained, encoded or labelled again"
+    return done
+
+
+def test_a_champion_is_an_arm_and_must_be_beaten(challenged: Evaluated, evaluated: Evaluated) -> None:
+    before, now = (
+        values(tables(done)["Mean reward per scenario, net of costs"], MEAN) for done in (evaluated, challenged)
+    )
+    assert now["champion"] == before["policy"]
+    assert now["policy"] == before["policy dpo"]
+    assert now["agent"] == before["agent"]
+    difference = challenged.report["verdict"]["differences"]["champion"]
+    assert difference["value"] == pytest.approx(before["policy dpo"] - before["policy"])
+    assert "champion" in tables(challenged)["Policy less rival, mean R per scenario"]
+    assert "champion" in tables(challenged)["What the tuned policy earns more than simpler arms"]
+    assert "champion" not in evaluated.report["verdict"]["differences"]
+
+
+def test_a_second_version_is_a_second_look(challenged: Evaluated, second: RebuildConfig) -> None:
+    assert challenged.artifact.facts["look"] == 2
+    assert report_of(challenged)["facts"]["versions that looked at this period"] == "2, this one included"
+    looks = (second.publish.models / LOOKS).read_text().splitlines()
+    assert json.loads(looks[1])["version"] == challenged.version.name != json.loads(looks[0])["version"]
+
+
+def test_a_champion_of_unknown_name_is_one_clear_error_and_no_look(second: RebuildConfig) -> None:
+    looks = (second.publish.models / LOOKS).read_text()
+    finished = sorted(second.artifacts.glob("evaluation-*"))
+    with pytest.raises(UnknownVersion, match="holds model version tiny-20200101-00000000") as refused:
+        Evaluate(second, silent, lambda line: None, NOW, champion="tiny-20200101-00000000").run()
+    assert "\n" not in str(refused.value)
+    assert (second.publish.models / LOOKS).read_text() == looks
+    assert sorted(second.artifacts.glob("evaluation-*")) == finished
