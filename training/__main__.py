@@ -9,7 +9,7 @@ from rich.console import Console
 
 from app.domain.errors import AdvisorError
 from training.commands_drift import drift
-from training.commands_evaluate import evaluate, promote
+from training.commands_evaluate import evaluate, promote, walk_forward
 from training.commands_paper import paper, resolve_outcomes
 from training.commands_rebuild import rebuild
 from training.commands_refresh import refresh
@@ -18,6 +18,7 @@ from training.commands_registry import list_versions, publish_policy, roll_back
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, help=__doc__)
 app.command()(rebuild)
 app.command()(evaluate)
+app.command()(walk_forward)
 app.command()(paper)
 app.command("resolve")(resolve_outcomes)
 app.command()(drift)

@@ -48,6 +48,18 @@ def evaluate(
     tell(f"report  {done.artifact / 'report.html'}")
 
 
+def walk_forward(config: Settings = "cpu", overrides: Overrides = None) -> None:
+    """Judge the procedure: retrain before each period of the training years, and judge on it. No held-out day is read.
+
+    Periods stand in the section [walk_forward]. The report is that of an evaluation; nothing is published.
+    """
+    settings = chosen(config, overrides)
+    from training.walk_forward import WalkForward
+
+    done = WalkForward(settings, meter, tell, datetime.now(UTC)).run()
+    tell(f"report  {done / 'report.html'}")
+
+
 def promote(
     evaluation: Annotated[Path, typer.Argument(help="a finished evaluation artefact")],
     url: Annotated[str, typer.Option(envvar="ADVISOR_URL", help="where the service answers")] = DEFAULT_URL,

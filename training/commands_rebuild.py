@@ -10,8 +10,9 @@ from rich.console import Console
 from rich.table import Table
 
 from training.artifacts import Artifact
-from training.config import ConfigError, RebuildConfig, read_config
+from training.config import ConfigError
 from training.meter import meter
+from training.rebuild_config import RebuildConfig, read_config
 
 if TYPE_CHECKING:
     from training.rebuild import Rebuilt

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from training.artifacts import Artifact
-from training.config import PublishConfig
+from training.rebuild_config import PublishConfig
 from training.registry import (
     PRIMARY_ALIAS,
     Move,

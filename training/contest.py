@@ -20,13 +20,14 @@ from app.domain.manifest import Calibration
 from app.domain.scenario import Scenario
 from training.arena import Arena, ArenaError, Played
 from training.arms import Arm, Known, agent, always, fitted, policy, random_veto
-from training.config import EvaluateConfig, OutcomesConfig
+from training.config import OutcomesConfig
 from training.labels import Labels
 from training.market import Bars, Floats
 from training.outcomes import Costs
 from training.parallel import over
 from training.performance import Performance, performance
 from training.portfolio import Book, Clock, Size, Trades, buy_and_hold, trade
+from training.rebuild_config import EvaluateConfig
 from training.scenarios import PURGED, TRAIN, VALIDATE, Progress, ScenarioSet, silent
 from training.splits import walk_forward
 from training.statistics import DAY_S
@@ -34,7 +35,9 @@ from training.statistics import DAY_S
 AGENT, ALWAYS, HOLD, RANDOM = "agent", "always approve", "buy and hold", "random veto"
 HEURISTICS = ("score threshold", "logistic regression", "gradient boosting")
 RAW, POLICY = "policy before vetoes", "policy"
-BASE_MODEL, CHAMPION = "base model", "champion"
+BASE_MODEL, PROBE, CHAMPION = "base model", "linear probe", "champion"
+CONTROLS = (BASE_MODEL, PROBE, CHAMPION)
+"""Versions that stand beside the policies and are no trials."""
 RANDOM_BOOKS = 20
 """Draws of the random veto whose portfolios are kept; their rewards need no portfolio, and all draws count there."""
 
@@ -145,7 +148,7 @@ def refitted(
     Scenarios less than an embargo behind everything that was trained on are left out. `versions` answer all rows of
     `held_out`. Raises `ArenaError` when no scenario is left.
     """
-    usable = held_out.real & np.isfinite(labels.rewards).all(1)
+    usable = held_out.real & np.isfinite(labels.rewards).all(1) & np.isfinite(labels.agent_reward)
     rows = np.flatnonzero(usable & (held_out.as_of >= trained.until + trained.embargo_s))
     if not len(rows):
         raise ArenaError("no held-out scenario with a known outcome lies behind what was trained on: bring more bars")

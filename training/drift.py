@@ -17,7 +17,6 @@ from sklearn.isotonic import IsotonicRegression
 
 from app.domain.features import FEATURE_NAMES, features
 from app.domain.scenario import Scenario
-from training.config import DriftConfig
 from training.drift_measures import (
     Change,
     Estimate,
@@ -31,6 +30,7 @@ from training.drift_measures import (
 )
 from training.drift_verdict import DriftVerdict, Judge, Reason
 from training.market import Floats
+from training.rebuild_config import DriftConfig
 
 RATES = ("agreement", "approval", "agent_approval", "abstention")
 DISTRIBUTIONS = ("label_mass", "approve_probability")

@@ -15,12 +15,12 @@ from app.domain.errors import AdvisorError
 from app.domain.features import features
 from app.domain.scenario import Scenario
 from training.artifacts import Artifact
-from training.config import DriftConfig
 from training.drift import Drift, Span, Subject, Window, look
 from training.drift_metrics import DriftMetrics
 from training.drift_tables import print_drift
 from training.log_reader import judged_between, reading, served
 from training.market import Floats
+from training.rebuild_config import DriftConfig
 from training.scenarios import ScenarioSet
 
 MOST_TRAINED_ON = 5000

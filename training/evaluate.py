@@ -19,11 +19,11 @@ import numpy as np
 
 from app.domain.limits import Limits, read_limits
 from app.domain.manifest import MANIFEST_NAME, Calibration
-from app.policy.loader import find_version, read_manifest
-from training import answers, checks, evaluation_report, evidence
+from app.policy.loader import find_version, load_manifest, read_manifest
+from training import answers, checks, evaluation_report, evidence, probe
 from training.artifacts import Artifact
-from training.config import Algorithm, ConfigError, OutcomesConfig, RebuildConfig
-from training.contest import BASE_MODEL, CHAMPION, POLICY, Contest, Trained, Version, hold_contest, refitted
+from training.config import Algorithm, ConfigError, OutcomesConfig
+from training.contest import BASE_MODEL, CHAMPION, POLICY, PROBE, Contest, Trained, Version, hold_contest, refitted
 from training.encode import Encoded
 from training.findings import Findings
 from training.gate import Check, CheckName, Mode, judge
@@ -31,6 +31,7 @@ from training.gate_report import sign_off
 from training.labels import Labels
 from training.looks import count_look
 from training.rebuild import Meter, Rebuild, Rebuilt
+from training.rebuild_config import RebuildConfig
 from training.registry import ADAPTER_FILES, publish
 from training.release import release_of
 from training.scenarios import ScenarioSet
@@ -61,6 +62,16 @@ class HeldOut(NamedTuple):
     labels: Artifact
     encoded: Artifact
     stressed: dict[str, Artifact]
+
+
+class Gathered(NamedTuple):
+    """What a contest is held with: policies by arm's name, the version that is judged, everyone's answers, checks."""
+
+    rebuilt: dict[str, Rebuilt]
+    version: Path
+    held: HeldOut
+    read: dict[str, Artifact]
+    checked: Artifact
 
 
 class Evaluate:
@@ -97,19 +108,11 @@ class Evaluate:
 
     def run(self) -> Evaluated:
         """Rebuild if need be, publish the version to its folder, hold the contest, ask the gate, write the report."""
-        made = self.rebuild.run()
-        others: dict[str, Rebuilt] = {name: each.run() for name, each in self.others.items()}
-        name, models = self.config.publish.name, self.config.publish.models
-        version = publish(release_of(made.policy, name, [models]), models, self.now)
-        held = self._held_out()
-        read = {POLICY: self._answers(made.policy, held)}
-        read |= {f"{POLICY} {name}": self._answers(each.policy, held) for name, each in others.items()}
-        if self.champion:
-            read[CHAMPION] = self._champions(self.champion, held)
-        checked = self._checks(version, held, read[POLICY])
-        inputs = {"held_out": held.scenarios, "labels": held.labels, "encoded": held.encoded, "checks": checked}
-        inputs |= {f"answers of {name}": each for name, each in read.items()} | held.stressed
-        inputs |= {"policy": made.policy} | {f"policy {name}": each.policy for name, each in others.items()}
+        given = self._gather()
+        policies = {f"policy of {name}": each.policy for name, each in given.rebuilt.items()}
+        read = {f"answers of {name}": each for name, each in given.read.items()}
+        held = {name: getattr(given.held, name) for name in ("scenarios", "labels", "encoded")}
+        inputs = {"checks": given.checked, **held, **given.held.stressed, **policies, **read}
         depends = {
             "evaluate": self.config.evaluate.model_dump(mode="json"),
             "gate": self.config.gate.model_dump(mode="json"),
@@ -118,45 +121,55 @@ class Evaluate:
         }
 
         def build(folder: Path) -> Mapping[str, Any]:
-            period = self.config.evaluate.held_out
-            look = count_look(models, version.name, self.config.market, period, self.now)
-            versions = self._versions(made, others, read, held)
-            trained = self._trained(made)
-            contest = self._contest(held, versions, trained)
-            passed = tuple(
-                Check(CheckName(each["name"]), each["passed"], each["evidence"]) for each in checked.facts["checks"]
-            )
-            # The log grows, and the question is asked again and again.
-            mode = Mode.LIVE if self.config.evaluate.held_out.source == "shadow_log" else Mode.FIXED
-            bound = self.config.gate.bound_r
-            weighed = evidence.evidence_of(version.name, contest, trained, passed, mode, bound)
-            verdict = judge(weighed, self.config.gate, mode)
-            report = sign_off(verdict, weighed, self.config.gate, by="advisor-train evaluate", at=self.now)
-            (folder / "verdict.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-            rebuilt = {POLICY: made} | {f"{POLICY} {name}": each for name, each in others.items()}
-            stressed = {name: Labels.open(each) for name, each in held.stressed.items()}
-            held_set = ScenarioSet.open(held.scenarios)
-            findings = Findings(
-                version.name,
-                contest,
-                verdict,
-                passed,
-                rebuilt,
-                look,
-                self.config,
-                self.now,
-                held_set,
-                Labels.open(held.labels),
-                stressed,
-                trained,
-                checked.facts["decision_s"],
-            )
-            evaluation_report.evaluation_report(findings).write(folder)
-            return {"model_version": version.name, "promote": verdict.promote, "look": look}
+            return self._judge(folder, given)
 
-        code = (evaluation_report, evidence)
-        artifact = self.rebuild.shop.stage("evaluation", depends, inputs, build, code)
-        return Evaluated(artifact, version, read_report(artifact))
+        artifact = self.rebuild.shop.stage("evaluation", depends, inputs, build, (evaluation_report, evidence))
+        return Evaluated(artifact, given.version, read_report(artifact))
+
+    def _gather(self) -> Gathered:
+        roots = [self.config.publish.models, SHIPPED]
+        champion = find_version(self.champion, roots) if self.champion else None
+        rebuilt = {POLICY: self.rebuild.run()} | {f"{POLICY} {name}": each.run() for name, each in self.others.items()}
+        made, (name, models) = rebuilt[POLICY], (self.config.publish.name, self.config.publish.models)
+        version = publish(release_of(made.policy, name, [models]), models, self.now)
+        held = self._held_out()
+        read = {name: self._answers(each.policy, held) for name, each in rebuilt.items()}
+        read[PROBE] = self._probe(made, held)
+        if champion:
+            read[CHAMPION] = self._champions(champion, roots, held)
+        return Gathered(rebuilt, version, held, read, self._checks(version, held, read[POLICY]))
+
+    def _judge(self, folder: Path, given: Gathered) -> Mapping[str, Any]:
+        """Count the look, hold the contest, ask the gate, and write verdict and report."""
+        period, gate, name = self.config.evaluate.held_out, self.config.gate, given.version.name
+        look = count_look(self.config.publish.models, name, self.config.market, period, self.now)
+        trained = self._trained(given.rebuilt[POLICY])
+        contest = self._contest(given.held, self._versions(given), trained)
+        results = given.checked.facts["checks"]
+        passed = tuple(Check(CheckName(each["name"]), each["passed"], each["evidence"]) for each in results)
+        # The log grows, and the question is asked again and again.
+        mode = Mode.LIVE if period.source == "shadow_log" else Mode.FIXED
+        weighed = evidence.evidence_of(name, contest, trained, passed, mode, gate.bound_r)
+        verdict = judge(weighed, gate, mode)
+        report = sign_off(verdict, weighed, gate, by="advisor-train evaluate", at=self.now)
+        (folder / "verdict.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        found = Findings(
+            model_version=name,
+            contest=contest,
+            verdict=verdict,
+            checks=passed,
+            rebuilt=given.rebuilt,
+            look=look,
+            config=self.config,
+            made_at=self.now,
+            held_out=ScenarioSet.open(given.held.scenarios),
+            labels=Labels.open(given.held.labels),
+            stressed={name: Labels.open(each) for name, each in given.held.stressed.items()},
+            trained=trained,
+            decision_s=given.checked.facts["decision_s"],
+        )
+        evaluation_report.evaluation_report(found).write(folder)
+        return {"model_version": name, "promote": verdict.promote, "look": look}
 
     @cached_property
     def limits(self) -> Limits:
@@ -168,12 +181,7 @@ class Evaluate:
 
     def _held_out(self) -> HeldOut:
         scenarios = self.held_out.scenarios()
-        stressed = {}
-        for name, harder in STRESSES.items():
-            config = self.held_out.config.model_copy(update={"outcomes": harder(self.outcomes)})
-            worse = Rebuild(config, self.meter, self.tell)
-            worse.history = self.held_out.history
-            stressed[name] = worse.labels(scenarios)
+        stressed = stressed_labels(self.held_out, self.outcomes, scenarios, self.meter, self.tell)
         return HeldOut(scenarios, self.held_out.labels(scenarios), self.held_out.encoded(scenarios), stressed)
 
     def _answers(self, policy: Artifact, held: HeldOut) -> Artifact:
@@ -189,11 +197,22 @@ class Evaluate:
 
         return self.rebuild.shop.stage("answers", {}, {"policy": policy, "encoded": held.encoded}, build, (answers,))
 
-    def _champions(self, name: str, held: HeldOut) -> Artifact:
-        """A published version's: fast when it is an adapter over the same base, else one prompt after the other."""
-        roots = [self.config.publish.models, SHIPPED]
-        directory = find_version(name, roots)
-        manifest = read_manifest(directory / MANIFEST_NAME)
+    def _probe(self, made: Rebuilt, held: HeldOut) -> Artifact:
+        """A linear probe of the base model's last hidden state: the control that a tuned model has to reach."""
+
+        def build(folder: Path) -> Mapping[str, Any]:
+            fitted = probe.fit_probe(self.rebuild.problem(made.artifacts), self.config.warm_up.beta)
+            found = fitted.of(np.asarray(Encoded.open(held.encoded).last))
+            np.save(folder / answers.FILE, found)
+            return {"rows": len(found), "calibration": Calibration().as_json(), "strength": fitted.strength}
+
+        depends = {"beta": self.config.warm_up.beta, "targets": self.config.targets.model_dump(mode="json")}
+        inputs = {name: made.artifacts[name] for name in ("scenarios", "labels", "encoded", "reward", "preferences")}
+        return self.rebuild.shop.stage("answers", depends, inputs | {"held_out": held.encoded}, build, (probe,))
+
+    def _champions(self, directory: Path, roots: Sequence[Path], held: HeldOut) -> Artifact:
+        """A published version's, verified: fast when it is an adapter over the same base, else prompt by prompt."""
+        manifest = load_manifest(directory)
         base = self.rebuild.base.manifest.model_version
         ours = manifest.files.keys() == ADAPTER_FILES and manifest.base and manifest.base.model_version == base
 
@@ -227,14 +246,12 @@ class Evaluate:
             "checks", depends, {"held_out": held.scenarios, "answers": read}, build, (checks,)
         )
 
-    def _versions(
-        self, made: Rebuilt, others: Mapping[str, Rebuilt], read: Mapping[str, Artifact], held: HeldOut
-    ) -> dict[str, Version]:
+    def _versions(self, given: Gathered) -> dict[str, Version]:
         found = {
             name: Version(np.load(each / answers.FILE), Calibration.from_json(each.facts["calibration"]))
-            for name, each in read.items()
+            for name, each in given.read.items()
         }
-        untuned = np.asarray(Encoded.open(held.encoded).label_log_probs)
+        untuned = np.asarray(Encoded.open(given.held.encoded).label_log_probs)
         return found | {BASE_MODEL: Version(untuned, self.rebuild.base.manifest.calibration)}
 
     def _contest(self, held: HeldOut, versions: Mapping[str, Version], trained: Trained) -> Contest:
@@ -249,6 +266,18 @@ class Evaluate:
     def _trained(self, made: Rebuilt) -> Trained:
         scenarios, labels = ScenarioSet.open(made.artifacts["scenarios"]), Labels.open(made.artifacts["labels"])
         return Trained(scenarios, labels, self.config.scenarios.embargo_hours * 3600)
+
+
+def stressed_labels(
+    rebuild: Rebuild, outcomes: OutcomesConfig, scenarios: Artifact, meter: Meter, tell: Callable[[str], None]
+) -> dict[str, Artifact]:
+    """Labels of the same scenarios under each of `STRESSES`."""
+    found = {}
+    for name, harder in STRESSES.items():
+        worse = Rebuild(rebuild.config.model_copy(update={"outcomes": harder(outcomes)}), meter, tell)
+        worse.history = rebuild.history
+        found[name] = worse.labels(scenarios)
+    return found
 
 
 def calibration_of(policy: Artifact) -> Calibration:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from training import evaluation_details as details
 from training import evaluation_doubts as doubts
 from training.arena import Played
-from training.contest import AGENT, ALWAYS, BASE_MODEL, CHAMPION, HEURISTICS, HOLD, POLICY, RANDOM, RAW
+from training.contest import AGENT, ALWAYS, CONTROLS, HEURISTICS, HOLD, POLICY, RANDOM, RAW
 from training.findings import Findings, cell, maybe
 from training.market import Floats
 from training.performance import sharpe
@@ -46,12 +46,13 @@ def evaluation_report(found: Findings) -> Report:
     facts = {
         "model version": found.model_version,
         "algorithm": found.config.policy.algorithm,
-        "period": f"{first:%Y-%m-%d} to {last:%Y-%m-%d}, held out",
+        "period": f"{first:%Y-%m-%d} to {last:%Y-%m-%d}, {'held out' if found.look else 'walking forward'}",
         "scenarios": f"{len(arena):,} of {', '.join(np.unique(arena.symbols))}",
         "costs": f"fee {costs.fee:.2%} and slippage {costs.slippage:.2%}, each side",
         "simple rivals": f"fitted anew every {found.config.evaluate.refit_days:g} days on all that was over",
-        "versions that looked at this period": f"{found.look}, this one included",
     }
+    if found.look:
+        facts["versions that looked at this period"] = f"{found.look}, this one included"
     report = Report("Does it deserve promotion?", headline, found.made_at, facts)
     _verdict(report.section("The gate's verdict"), found)
     _rewards(report.section("Every arm on the same scenarios"), found)
@@ -209,13 +210,13 @@ def _worth(section: Section, found: Findings) -> None:
     """The seed's last question: does tuning a language model pay, beside simpler rules that learn the same?"""
     contest, draws = found.contest, found.config.evaluate.draws
     rewards = contest.rewards
-    rivals = [name for name in (*HEURISTICS, BASE_MODEL, CHAMPION) if name in rewards]
+    rivals = [name for name in (*HEURISTICS, *CONTROLS) if name in rewards]
     gaps = np.stack([rewards[POLICY] - rewards[name] for name in rivals], 1)
     gains = mean_intervals(gaps, as_of=contest.arena.as_of, draws=draws)
     rows = [(Cell(name), cell(gain)) for name, gain in zip(rivals, gains, strict=True)]
     section.table("What the tuned policy earns more than simpler arms", ("arm", "gain, R per scenario"), rows)
     costs = [
-        (Cell(name), Cell(made.cpu_seconds / 60, digits=1), Cell(1e3 * found.decision_s, digits=0))
+        (Cell(name), Cell(made.cpu_seconds / 60, digits=1), maybe(1e3 * found.decision_s or None, "not measured"))
         for name, made in found.rebuilt.items()
     ]
     costs += [

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from app.domain.actions import STOP_ATRS
-from training.contest import AGENT, ALWAYS, BASE_MODEL, CHAMPION, HEURISTICS, POLICY, RANDOM, Contest, Trained
+from training.contest import AGENT, ALWAYS, CHAMPION, CONTROLS, HEURISTICS, POLICY, RANDOM, Contest, Trained
 from training.gate import Check, Evidence, Mode
 from training.labels import AGENT as PLAN
 from training.market import Floats
@@ -33,7 +33,7 @@ def evidence_of(
     curves = {name: each.curve.sampled(DAY_S) for name, each in contest.books.items()}
     played = contest.played[POLICY]
     rivals = [*HEURISTICS, ALWAYS, *([CHAMPION] if CHAMPION in contest.played else [])]
-    tried = [name for name in contest.probabilities if name not in (BASE_MODEL, CHAMPION)]
+    tried = [name for name in contest.probabilities if name not in CONTROLS]
     likely = played.arm.probability
     return Evidence(
         model_version=model_version,

@@ -33,9 +33,9 @@ from app.domain.canonical import content_hash
 from app.domain.errors import AdvisorError
 from training.anytime import lower_bound, period_means
 from training.calibration_measures import expected_calibration_error
-from training.config import GateConfig
 from training.market import Floats
 from training.performance import max_drawdown, sharpe
+from training.rebuild_config import GateConfig
 from training.statistics import DAY_S, Estimate, Rows, deflated_sharpe, mean_intervals, none
 
 AGENT, RANDOM_VETO = "agent", "random veto"

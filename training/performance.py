@@ -27,10 +27,10 @@ Measure = Callable[[Floats], Floats]
 class Performance:
     """Of one book. `n` of a measure counts steps of the curve, or trades.
 
-    total_return (fraction), sharpe, sortino, cagr, max_drawdown (fraction below the last peak, 0-1), tail_ratio (95th percentile of returns over
-    the 5th, absolute): of the curve. drawdown_days : longest time below a peak. win_rate, expectancy_r (mean R),
-    profit_factor (profits over losses): of trades, after costs. turnover : notional traded per year over mean equity.
-    exposure : share of time with an open trade.
+    Of the curve: total_return (fraction), sharpe, sortino, cagr, max_drawdown (fraction below the last peak, 0-1),
+    tail_ratio (95th percentile of returns over the 5th, absolute), drawdown_days (longest time below a peak). Of trades
+    after costs: win_rate, expectancy_r (mean R), profit_factor (profits over losses). turnover : notional traded per
+    year over mean equity. exposure : share of time with an open trade.
     """
 
     total_return: Estimate

@@ -32,6 +32,11 @@ class Probe:
 
     log_policy: NDArray[np.float64]
     strength: float
+    model: Any
+
+    def of(self, states: NDArray[np.floating]) -> NDArray[np.float64]:
+        """(n, 10) log-probabilities for other scenarios' last hidden states (n, H)."""
+        return _log_policy(self.model, np.asarray(states, np.float64))
 
 
 def fit_probe(problem: Problem, beta: float, strengths: tuple[float, ...] = STRENGTHS) -> Probe:
@@ -52,7 +57,8 @@ def fit_probe(problem: Problem, beta: float, strengths: tuple[float, ...] = STRE
             gain += float((problem.weights[part] * problem.rewards[part, chosen]).sum())
         gains[strength] = gain
     best = max(gains, key=lambda strength: gains[strength])
-    return Probe(_log_policy(_fit(states, target, problem.weights, rows, best), states), best)
+    model = _fit(states, target, problem.weights, rows, best)
+    return Probe(_log_policy(model, states), best, model)
 
 
 def _fit(

@@ -11,7 +11,8 @@ from datetime import date, datetime, timedelta
 from typing import NamedTuple
 
 from app.domain.errors import AdvisorError
-from training.config import HELD_OUT_FROM, HeldOutConfig, RebuildConfig, RefreshConfig, ScenariosConfig
+from training.config import HELD_OUT_FROM, HeldOutConfig, ScenariosConfig
+from training.rebuild_config import RebuildConfig, RefreshConfig
 from training.registry import PRIMARY_ALIAS
 
 CHAMPION_ALIASES = ("champion", PRIMARY_ALIAS)

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 PACKAGES = ("training", "app.domain", "app.policy")
-WITHOUT = frozenset({"training.config", "training.artifacts", "training.sources"})
+WITHOUT = frozenset({"training.config", "training.rebuild_config", "training.artifacts", "training.sources"})
 """Settings enter an artefact's key by value, and how it is kept says nothing about what it holds."""
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,9 @@ def scenario_set(folder: Path, given: History, **config: Any) -> ScenarioSet:
     return ScenarioSet.open(scenario_artifact(folder, given, **config))
 
 
-def label_artifact(folder: Path, scenarios: ScenarioSet, series: dict[str, Sequence[Bars]], **config: Any) -> Artifact:
+def label_artifact(
+    folder: Path, scenarios: ScenarioSet, series: Mapping[str, Sequence[Bars]], **config: Any
+) -> Artifact:
     settings = OutcomesConfig(**config)
 
     def build(target: Path) -> dict[str, Any]:

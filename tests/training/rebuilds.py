@@ -8,7 +8,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from training.config import DpoConfig, RebuildConfig
+from training.artifacts import Artifact
+from training.config import DpoConfig
+from training.evaluate import Evaluated
+from training.rebuild_config import RebuildConfig
 
 NOW = datetime(2026, 11, 24, tzinfo=UTC)
 RIVAL = DpoConfig(epochs=1, max_majority=1.0)
@@ -44,3 +47,11 @@ def config_in(folder: Path, base: Path, **sections: Any) -> RebuildConfig:
             target = target.setdefault(name, {})
         target[last] = value
     return RebuildConfig.model_validate(document)
+
+
+def read_by(done: Evaluated, name: str) -> Artifact:
+    """An artefact that an evaluation read, by the name under which it did."""
+    artifact = done.artifact
+    wanted = artifact.manifest["inputs"][name]
+    beside = (Artifact.open(path.parent) for path in sorted(artifact.path.parent.glob("*-*/manifest.json")))
+    return next(each for each in beside if each.hash == wanted)

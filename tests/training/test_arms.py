@@ -170,3 +170,14 @@ def test_what_is_known_in_parts_adds_up_to_the_same(count: int, cut: int, seed: 
         assert getattr(known.at(rows[::-1]), name).tolist() == whole[::-1].tolist()
         assert len(getattr(first, name)) == min(cut, count)
     assert (first + second).embargo_s == first.embargo_s == 5.0
+
+
+def test_where_every_plan_lost_nothing_is_told_apart() -> None:
+    features, _ = problem(200, 1, signal=False)
+    as_of = np.arange(200) * DAY
+    for rewards in (-np.ones(200), np.where(np.arange(200) < 40, 1.0, -1.0)):
+        known = Known(features, rewards, as_of, as_of + DAY // 4, np.ones(200), DAY)
+        plan = Arm("always approve", np.ones(50, dtype=bool), np.full(50, 1.5), np.ones(50))
+        for arm in fitted(known, plan, features[:50]):
+            assert len(arm.approve) == 50
+            assert arm.probability is None or np.isfinite(arm.probability).all()

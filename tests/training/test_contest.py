@@ -22,7 +22,7 @@ from tests.training.histories import held_out_artifact, history, label_artifact,
 from training.arena import ArenaError, Played
 from training.arms import Arm
 from training.artifacts import Workshop
-from training.config import EvaluateConfig, HeldOutConfig, OutcomesConfig, ScenariosConfig, instant
+from training.config import HeldOutConfig, OutcomesConfig, ScenariosConfig, instant
 from training.contest import (
     AGENT,
     ALWAYS,
@@ -46,6 +46,7 @@ from training.labels import Labels
 from training.market import Bars
 from training.outcomes import Costs
 from training.portfolio import Book, Clock, buy_and_hold
+from training.rebuild_config import EvaluateConfig
 from training.scenarios import Found, ScenarioSet, build_scenarios
 from training.statistics import DAY_S
 

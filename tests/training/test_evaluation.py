@@ -12,14 +12,15 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from pydantic import ValidationError
 
 from app.domain.errors import UnknownVersion
-from tests.training.rebuilds import NOW, RIVAL, config_in, silent
+from tests.training.rebuilds import NOW, RIVAL, config_in, read_by, silent
 from training.artifacts import Artifact
-from training.config import RebuildConfig
 from training.evaluate import STRESSES, Evaluate, Evaluated
 from training.labels import AGENT, Labels
 from training.looks import FILE as LOOKS
+from training.rebuild_config import RebuildConfig
 
 TRUTH = "Share of the best achievable reward"
 STRESS = "The same answers under worse conditions"
@@ -49,15 +50,8 @@ def values(rows: Rows, column: str) -> dict[str, float]:
     return {name: row[column]["value"] for name, row in rows.items()}
 
 
-def held_out_labels(workplace: Path, evaluated: Evaluated) -> dict[tuple[float, int], Labels]:
-    """Labels that the evaluation read, by fee and delay."""
-    every = [Artifact.open(path.parent, "labels") for path in workplace.glob("artifacts/labels-*/manifest.json")]
-    read = [each for each in every if each.hash in evaluated.artifact.manifest["inputs"].values()]
-    return {(each.facts["costs"]["fee"], each.facts["delay_s"]): Labels.open(each) for each in read}
-
-
-def plan_of(labels: Labels) -> pl.DataFrame:
-    return labels.table.filter(pl.col("action") == AGENT, pl.col("excluded").is_null())
+def plan_of(labels: Artifact) -> pl.DataFrame:
+    return Labels.open(labels).table.filter(pl.col("action") == AGENT, pl.col("excluded").is_null())
 
 
 def test_a_share_of_the_best_is_what_an_arm_earns_over_what_could_be_earned(evaluated: Evaluated) -> None:
@@ -88,11 +82,15 @@ def test_answers_are_judged_again_under_worse_conditions(evaluated: Evaluated) -
     assert rows["costs doubled"]["policy"]["value"] < first["policy"]["value"], "the tiny policy trades"
 
 
-def test_doubled_costs_take_from_the_plan_what_it_paid_before(evaluated: Evaluated, workplace: Path) -> None:
+def test_doubled_costs_take_from_the_plan_what_it_paid_before(evaluated: Evaluated) -> None:
     """Fees of 0.1 % and slippage of 0.05 % a side: once more of both, and 2 x 0.1 % x 0.05 % of the price's move."""
-    read = held_out_labels(workplace, evaluated)
-    assert set(read) == {(0.001, 0), (0.002, 0), (0.001, 3600)}
-    plain, doubled, late = (plan_of(read[key]) for key in ((0.001, 0), (0.002, 0), (0.001, 3600)))
+    read = [read_by(evaluated, name) for name in ("labels", *STRESSES)]
+    assert [(each.facts["costs"]["fee"], each.facts["costs"]["slippage"], each.facts["delay_s"]) for each in read] == [
+        (0.001, 0.0005, 0),
+        (0.002, 0.001, 0),
+        (0.001, 0.0005, 3600),
+    ]
+    plain, doubled, late = (plan_of(each) for each in read)
     assert (doubled["reward"] < plain["reward"]).all()
     more = plain["fees"] + plain["slippage"] + 1e-6 * plain["quantity"] * (plain["bought"] - plain["sold"])
     assert (plain["net"] - doubled["net"]).to_numpy() == pytest.approx(more.to_numpy())
@@ -145,13 +143,15 @@ def test_each_policy_and_rival_has_a_price(evaluated: Evaluated) -> None:
 
 
 def test_a_period_may_be_judged_by_other_costs_than_were_trained_on(tmp_path: Path, tiny_base: Path) -> None:
-    free = config_in(tmp_path, tiny_base, evaluate__outcomes={"fee": 0.0, "delay_s": 60})
+    free = config_in(tmp_path, tiny_base, evaluate__outcomes={"fee": 0.0})
     one = Evaluate(free, silent, lambda line: None, NOW)
     assert (one.held_out.config.outcomes.fee, one.rebuild.config.outcomes.fee) == (0.0, 0.001)
     late = STRESSES["every order an hour late"](one.outcomes)
-    assert (late.delay_s, late.fee) == (3660, 0.0)
+    assert (late.delay_s, late.fee) == (3600, 0.0)
     same = Evaluate(config_in(tmp_path, tiny_base), silent, lambda line: None, NOW)
     assert same.outcomes == same.rebuild.config.outcomes
+    with pytest.raises(ValidationError, match="delay_s must be 0"):
+        config_in(tmp_path, tiny_base, outcomes__delay_s=60)
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ def known(features: Floats, rewards: Floats) -> Known:
 
 def readings(rows: int, source: np.random.Generator) -> Floats:
     """Rounded to a tenth within -3..3: as few values as boosting has bins, which spares it the search for them."""
-    return np.round(np.clip(source.normal(size=(rows, len(FEATURE_NAMES))), -3, 3), 1)
+    return np.asarray(source.normal(size=(rows, len(FEATURE_NAMES))).clip(-3, 3).round(1))
 
 
 def planted(rows: int, seed: int) -> Known:

@@ -94,7 +94,8 @@ def test_intervals_enclose_their_values_and_carry_sample_sizes() -> None:
             assert one.low < one.value < one.high, each.name
     with_interval = {each.name for each in fields(Performance) if getattr(found, each.name).low is not None}
     assert with_interval == {
-        "sharpe", "sortino", "cagr", "max_drawdown", "tail_ratio", "win_rate", "expectancy_r", "profit_factor",
+        "total_return", "sharpe", "sortino", "cagr", "max_drawdown", "tail_ratio", "win_rate", "expectancy_r",
+        "profit_factor",
     }  # fmt: skip
 
 

@@ -19,9 +19,10 @@ from tests.service.running import Running, running, settings_for
 from tests.training.published import BASE, save_base
 from tests.training.rebuilds import config_in
 from training.__main__ import app
-from training.config import RebuildConfig, RefreshConfig, ScenariosConfig, instant
+from training.config import ScenariosConfig, instant
 from training.history import find_scenarios, load_history
 from training.looks import FILE as LOOKS
+from training.rebuild_config import RebuildConfig, RefreshConfig
 from training.refresh import RefreshError, champion_of, refreshed, span_before
 
 TOKEN = "correct horse"
