@@ -1,0 +1,50 @@
+"""Walk-forward: retrained before each period, judged on it, nothing of the held-out period read."""
+
+from __future__ import annotations
+
+import json
+from datetime import date, timedelta
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from tests.training.rebuilds import NOW, config_in, silent
+from training.artifacts import Artifact
+from training.config import instant
+from training.rebuild_config import RebuildConfig
+from training.scenarios import ScenarioSet
+from training.walk_forward import WalkForward
+
+FIRST, UNTIL = date(2022, 11, 20), date(2022, 12, 30)
+
+
+def config(folder: Path, base: Path) -> RebuildConfig:
+    return config_in(
+        folder,
+        base,
+        scenarios__limit=60,
+        walk_forward={"first": FIRST, "until": UNTIL, "period_days": 20, "limit": 60},
+    )
+
+
+def test_each_period_is_judged_by_what_was_made_before_it(tiny_base: Path, tmp_path: Path) -> None:
+    made = WalkForward(config(tmp_path, tiny_base), silent, lambda line: None, NOW).run()
+    assert made.facts["periods"] == 2
+    begins = [instant(FIRST), instant(FIRST + timedelta(days=20))]
+    found = [Artifact.open(path.parent) for path in (tmp_path / "artifacts").glob("scenarios-*/manifest.json")]
+    sets = sorted((ScenarioSet.open(each) for each in found), key=lambda each: int(each.as_of.max()))
+    assert len(sets) == 3, "two that train, and those that judge"
+    for trained, begin in zip(sets, begins, strict=False):
+        assert trained.ends_at.max() <= begin + 8 * 3600
+        assert trained.as_of.max() < begin
+    assert sets[-1].as_of.min() >= begins[0]
+    assert sets[-1].as_of.max() < instant(UNTIL)
+    twin = json.loads((made / "report.json").read_text())
+    assert "walking forward" in twin["facts"]["period"]
+    assert "versions that looked at this period" not in twin["facts"]
+
+
+def test_a_walk_into_the_held_out_period_is_refused(tiny_base: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match="must follow each other"):
+        config_in(tmp_path, tiny_base, walk_forward={"first": FIRST, "until": date(2023, 6, 1)})
