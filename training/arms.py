@@ -23,7 +23,7 @@ from sklearn.preprocessing import KBinsDiscretizer, StandardScaler
 from threadpoolctl import threadpool_limits
 
 from app.domain.agent_action import AgentAction
-from app.domain.decision import Reading, Role, Version, conclude, propose
+from app.domain.decision import Reading, Role, Version, conclude, propose, review_control
 from app.domain.features import FEATURE_NAMES
 from app.domain.limits import Limits
 from app.domain.manifest import Calibration
@@ -255,6 +255,12 @@ def policy(
     likely = np.array(probability)
     before, after = _arm("policy before vetoes", raw, likely), _arm("policy", guarded, likely)
     return before, replace(after, vetoes=tuple(codes))
+
+
+def allowed(scenarios: Sequence[Scenario], limits: Limits) -> Flags:
+    """(N,) whether the rules refuse nothing about the agent's plan: what a simpler rival may trade, as the policy may."""
+    reviews = [review_control(each, limits, TradingState.ACTIVE, each.as_of) for each in scenarios]
+    return np.array([not each.vetoes for each in reviews], dtype=bool)
 
 
 Relative = tuple[float, float] | None

@@ -19,7 +19,7 @@ from app.domain.limits import Limits
 from app.domain.manifest import Calibration
 from app.domain.scenario import Scenario
 from training.arena import Arena, ArenaError, Played
-from training.arms import Arm, Known, agent, always, fitted, policy, random_veto
+from training.arms import Arm, Known, agent, allowed, always, fitted, policy, random_veto
 from training.config import OutcomesConfig
 from training.labels import Labels
 from training.market import Bars, Floats
@@ -226,7 +226,10 @@ def _arms(
     limits: Limits,
 ) -> list[Arm]:
     plan = always(parsed)
-    arms = [agent(parsed, controls), plan, *fitted(period.known, plan, held_out.features()[period.rows])]
+    # Whoever advises does so behind the rules: what they refuse is no merit or fault of one adviser.
+    within = allowed(parsed, limits)
+    rivals = fitted(period.known, plan, held_out.features()[period.rows])
+    arms = [agent(parsed, controls), plan, *(rival.kept(rival.name, within) for rival in rivals)]
     for name, version in period.versions.items():
         raw, guarded = policy(parsed, version.log_probabilities, version.calibration, limits)
         if name == POLICY:

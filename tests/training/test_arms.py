@@ -15,7 +15,7 @@ from app.domain.features import FEATURE_NAMES
 from app.domain.manifest import Calibration
 from tests.builders import agent_action, reading, scenario
 from tests.domain.scenarios import LIMITS
-from training.arms import Arm, Known, agent, always, best_cut, fitted, policy, random_veto
+from training.arms import Arm, Known, agent, allowed, always, best_cut, fitted, policy, random_veto
 
 DAY = 86_400
 
@@ -51,6 +51,11 @@ def test_the_policy_is_judged_as_the_service_judges_it() -> None:
     assert 0 < after.share[0] <= 1
     assert before.probability is not None
     assert before.probability[1] == pytest.approx(1 - 0.91)
+
+
+def test_rivals_may_trade_what_the_rules_would_let_the_agent_trade() -> None:
+    volatile = scenario(candidate__volatility_pct=0.99)
+    assert allowed([scenario(), volatile, scenario()], LIMITS).tolist() == [True, False, True]
 
 
 def test_a_random_veto_deals_the_same_answers_to_other_scenarios() -> None:
