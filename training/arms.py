@@ -258,7 +258,7 @@ def policy(
 
 
 def allowed(scenarios: Sequence[Scenario], limits: Limits) -> Flags:
-    """(N,) whether the rules refuse nothing about the agent's plan: what a simpler rival may trade, as the policy may."""
+    """(N,) whether the rules let the agent's plan pass: what a simpler rival may trade, as the policy may."""
     reviews = [review_control(each, limits, TradingState.ACTIVE, each.as_of) for each in scenarios]
     return np.array([not each.vetoes for each in reviews], dtype=bool)
 
