@@ -28,7 +28,8 @@ from training.statistics import (
 )
 
 SHOWN = (POLICY, AGENT, ALWAYS, RANDOM, HOLD)
-OF_CURVE = ("total_return", "sharpe", "sortino", "cagr", "max_drawdown", "drawdown_days", "tail_ratio")
+OF_CURVE = ("total_return", "sharpe", "cagr", "max_drawdown", "drawdown_days")
+OF_TAILS = ("sortino", "tail_ratio")
 OF_TRADES = ("win_rate", "expectancy_r", "profit_factor", "turnover", "exposure")
 
 
@@ -148,13 +149,13 @@ def _tests(section: Section, found: Findings, rewards: dict[str, Floats]) -> Non
     )
     section.say(
         "Does any arm beat the agent at all (Hansen's test of superior predictive ability)? "
-        + (spa.reason if spa.consistent is None else f"p = {spa.consistent:.3f}.")
+        + (spa.reason if spa.consistent is None else f"p {_p(spa.consistent, draws)}.")
     )
 
 
 def _books(section: Section, found: Findings) -> None:
     contest, config = found.contest, found.config.evaluate
-    for title, measures in (("by curve", OF_CURVE), ("by trade", OF_TRADES)):
+    for title, measures in (("by curve", OF_CURVE), ("by its tails", OF_TAILS), ("by trade", OF_TRADES)):
         rows = [
             (Cell(name), *(cell(getattr(each, measure), 2) for measure in measures))
             for name, each in contest.performances.items()
@@ -237,6 +238,11 @@ def _worth(section: Section, found: Findings) -> None:
         else f"Its gain is above 0 with 95 % confidence over {len(sure)} of {len(gains)} of them: on this evidence "
         "deploying the tuned model is not justified."
     )
+
+
+def _p(value: float, draws: int) -> str:
+    """As far as so many draws can tell."""
+    return f"= {value:.3f}" if value >= 1 / draws else f"< {1 / draws:g}"
 
 
 def _own_r(played: Played, as_of: NDArray[np.int64], draws: int) -> Estimate:

@@ -28,6 +28,8 @@ _FEW = 20
 """With fewer rows nobody can see dependence."""
 _CELLS = 2_000_000
 """Resampled values held at once: bounds memory."""
+_UNVARIED = 0.01
+"""Share of bootstrap samples that may be constant. With more, most rows are alike, and quantiles of t mean nothing."""
 _SAME = 1e-12
 """Values nearer than this to each other are one value with rounding: returns and R are of the order of 1e-4 to 10."""
 
@@ -180,6 +182,9 @@ def mean_intervals(
         if is_constant(column) or error <= _SAME:
             found.append(Estimate(float(mean), n=n, reason="constant values have no interval"))
             continue
+        if np.isinf(t).mean() > _UNVARIED:
+            found.append(Estimate(float(mean), n=n, reason="too few rows differ for an interval"))
+            continue
         high, low = np.quantile(t, [(1 - level) / 2, (1 + level) / 2])
         p = (1 + int((t >= mean / error).sum())) / (1 + draws)
         found.append(Estimate(float(mean), float(mean - low * error), float(mean - high * error), n, p))
@@ -201,7 +206,7 @@ def _times(rows: Rows) -> Floats:
 
 
 def _studentised(times: Floats, totals: Floats, counts: Floats, means: Floats) -> Floats:
-    """(draws, K): (mean of a sample - mean) / standard error in the sample; huge where a sample does not vary."""
+    """(draws, K): (mean of a sample - mean) / standard error in the sample; infinite where a sample does not vary."""
     number = (times @ counts)[:, None]
     sampled = (times @ totals) / number
     squares = (
@@ -211,7 +216,7 @@ def _studentised(times: Floats, totals: Floats, counts: Floats, means: Floats) -
     )
     error = np.sqrt(np.maximum(squares, 0)) / number
     far = sampled - means
-    return np.where(error > _SAME, far / np.where(error > _SAME, error, 1), np.sign(far) * 1e9)
+    return np.where(error > _SAME, far / np.where(error > _SAME, error, 1), np.where(far < 0, -np.inf, np.inf))
 
 
 class Spa(NamedTuple):

@@ -282,3 +282,12 @@ def test_holm_is_that_of_statsmodels(count: int) -> None:
     found = holm({str(k): p for k, p in enumerate(p_values)})
     assert list(found) == [str(k) for k in range(len(p_values))]
     assert list(found.values()) == pytest.approx(multipletests(p_values, method="holm")[1])
+
+
+def test_where_hardly_any_row_differs_there_is_no_interval() -> None:
+    """Two of 60 days differ: every tenth sample has neither, and a quantile of t would be an artefact of that."""
+    values = np.zeros((60, 1))
+    values[[10, 40]] = [[0.5], [-0.4]]
+    (found,) = mean_intervals(values, as_of=np.arange(60) * DAY_S)
+    assert (found.low, found.high, found.reason) == (None, None, "too few rows differ for an interval")
+    assert found.value == pytest.approx(0.1 / 60)
