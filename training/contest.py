@@ -35,8 +35,8 @@ from training.statistics import DAY_S
 AGENT, ALWAYS, HOLD, RANDOM = "agent", "always approve", "buy and hold", "random veto"
 HEURISTICS = ("score threshold", "logistic regression", "gradient boosting")
 RAW, POLICY = "policy before vetoes", "policy"
-BASE_MODEL, PROBE, CHAMPION = "base model", "linear probe", "champion"
-CONTROLS = (BASE_MODEL, PROBE, CHAMPION)
+BASE_MODEL, WARM_UP, PROBE, CHAMPION = "base model", "warm-up", "linear probe", "champion"
+CONTROLS = (BASE_MODEL, WARM_UP, PROBE, CHAMPION)
 """Versions that stand beside the policies and are no trials."""
 RANDOM_BOOKS = 20
 """Draws of the random veto whose portfolios are kept; their rewards need no portfolio, and all draws count there."""

@@ -23,7 +23,18 @@ from app.policy.loader import find_version, load_manifest, read_manifest
 from training import answers, checks, evaluation_report, evidence, probe
 from training.artifacts import Artifact
 from training.config import Algorithm, ConfigError, OutcomesConfig
-from training.contest import BASE_MODEL, CHAMPION, POLICY, PROBE, Contest, Trained, Version, hold_contest, refitted
+from training.contest import (
+    BASE_MODEL,
+    CHAMPION,
+    POLICY,
+    PROBE,
+    WARM_UP,
+    Contest,
+    Trained,
+    Version,
+    hold_contest,
+    refitted,
+)
 from training.encode import Encoded
 from training.findings import Findings
 from training.gate import Check, CheckName, Mode, judge
@@ -133,7 +144,10 @@ class Evaluate:
         made, (name, models) = rebuilt[POLICY], (self.config.publish.name, self.config.publish.models)
         version = publish(release_of(made.policy, name, [models]), models, self.now)
         held = self._held_out()
-        read = {name: self._answers(each.policy, held) for name, each in rebuilt.items()}
+        read = {name: self._answers(name, each.policy, held) for name, each in rebuilt.items()}
+        warm = next((each.artifacts["warm_up"] for each in rebuilt.values() if "warm_up" in each.artifacts), None)
+        if warm:
+            read[WARM_UP] = self._answers(WARM_UP, warm, held)
         read[PROBE] = self._probe(made, held)
         if champion:
             read[CHAMPION] = self._champions(champion, roots, held)
@@ -184,11 +198,11 @@ class Evaluate:
         stressed = stressed_labels(self.held_out, self.outcomes, scenarios, self.meter, self.tell)
         return HeldOut(scenarios, self.held_out.labels(scenarios), self.held_out.encoded(scenarios), stressed)
 
-    def _answers(self, policy: Artifact, held: HeldOut) -> Artifact:
+    def _answers(self, name: str, policy: Artifact, held: HeldOut) -> Artifact:
         """The adapter's, on every held-out scenario."""
 
         def build(folder: Path) -> Mapping[str, Any]:
-            with self.meter(f"{policy.facts['algorithm']}, held-out scenarios") as progress:
+            with self.meter(f"{name}, held-out scenarios") as progress:
                 found = answers.of_adapter(
                     self.rebuild.reader, Encoded.open(held.encoded), policy / "adapter", progress
                 )

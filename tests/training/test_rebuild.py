@@ -166,7 +166,9 @@ def test_the_report_tells_of_every_arm(evaluated: Evaluated) -> None:
     tables = {table["caption"]: table for section in twin["sections"] for table in section["tables"]}
     arms = [row["arm"]["value"] for row in tables["Mean reward per scenario, net of costs"]["rows"]]
     expected = {"agent", "always approve", "score threshold", "logistic regression", "gradient boosting", "random veto"}
-    assert expected | {"policy", "policy before vetoes", "policy dpo", "base model", "linear probe"} == set(arms)
+    assert expected | {"policy", "policy before vetoes", "policy dpo", "base model", "warm-up", "linear probe"} == set(
+        arms
+    )
     assert "buy and hold" in [row["arm"]["value"] for row in tables["Measures of the portfolio, by trade"]["rows"]]
     page = (evaluated.artifact / "report.html").read_text()
     assert evaluated.version.name in page
