@@ -121,7 +121,7 @@ def gate(found: Finished) -> str:
 def page(market: Path) -> str:
     """The whole page, the synthetic markets first since they are the quickest."""
     bars = ['market.source="directory"', f'market.directory="{market}"', 'market.finer=["15m","30m"]']
-    edge, none = evaluated("planted", ()), evaluated("planted", ["market.synthetic.edge=0"])
+    edge, without = evaluated("planted", ()), evaluated("planted", ["market.synthetic.edge=0"])
     real = evaluated("cpu", bars)
     shuffled = evaluated("cpu", [*bars, "targets.shuffled=true", 'publish.name="shuffled"'], ())
     window = evaluated("cpu", [*bars, *WINDOW])
@@ -133,7 +133,7 @@ def page(market: Path) -> str:
         real=real,
         window=window,
         edge=edge,
-        none=none,
+        without=without,
         control=[control],
         published=published,
         table=table,

@@ -160,8 +160,8 @@ class Report:
 
 
 def number(value: float | int, digits: int) -> str:
-    """A number as people read it; integers as they are, with thin thousands."""
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.{digits}f}"
+    """A number as people read it, thousands apart; integers as they are, and no negative nought."""
+    return f"{value:,}" if isinstance(value, int) else f"{round(value, digits) + 0.0:,.{digits}f}"
 
 
 def _table_json(table: Table) -> dict[str, Any]:
