@@ -142,11 +142,8 @@ def find_scenarios(
     first = instant(config.since) if config.since else 0
     last = instant(config.bars_until) if config.bars_until else None
     wanted = _wanted(history, config)
-    within = [
-        one
-        for one in found
-        if one.as_of >= first and (last is None or one.as_of < last) and history.bars[one.chart].symbol in wanted
-    ]
+    mine = [one for one in found if history.bars[one.chart].symbol in wanted]
+    within = [one for one in mine if one.as_of >= first and (last is None or one.as_of < last)]
     if not within:
         count = sum(len(each) for each in history.bars)
         raise ScenarioError(f"no candidate between since and until in {count} bars: widen them, or bring more bars")
@@ -156,7 +153,11 @@ def find_scenarios(
     for done, one in enumerate(chosen):
         made.append(_found(agent, one, peers[one.as_of]))
         progress(done + 1, len(chosen))
-    left_out = {"outside_period": len(found) - len(within), "beyond_limit": len(within) - len(chosen)}
+    left_out = {
+        "other_symbol": len(found) - len(mine),
+        "outside_period": len(mine) - len(within),
+        "beyond_limit": len(within) - len(chosen),
+    }
     return made, left_out
 
 

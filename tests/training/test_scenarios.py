@@ -252,7 +252,8 @@ def test_scenarios_of_wanted_symbols_are_what_they_are_among_all(market: History
     assert [one.scenario.model_dump_json() for one in some] == [one.scenario.model_dump_json() for one in ether]
     assert [one.control for one in some] == [one.control for one in ether]
     assert any(one.scenario.candidate.btc_trend is not None for one in some)
-    assert sum(without.values()) - sum(left_out.values()) == len(every) - len(ether)
+    assert without["other_symbol"] == len(every) - len(ether)
+    assert without["outside_period"] == left_out["outside_period"] == left_out["other_symbol"] == 0
     both, _ = find_scenarios(market, ScenariosConfig(symbols=("ETHUSDT", "BTCUSDT")))
     assert len(both) == len(every)
 
