@@ -38,11 +38,11 @@ check: $(STAMP) ## format, lint, strict types, import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-rebuild: $(STAMP) ## train a policy from bars, stage by stage (CONFIG=cpu; SET='market.directory="..."')
-	$(BIN)/advisor-train rebuild --config $(or $(CONFIG),cpu) $(foreach one,$(SET),--set '$(one)')
+rebuild: $(STAMP) ## train a policy from bars, stage by stage (CONFIG=bundled; SET='market.directory="..."')
+	$(BIN)/advisor-train rebuild --config $(or $(CONFIG),bundled) $(foreach one,$(SET),--set '$(one)')
 
 evaluate: $(STAMP) ## judge it on the held-out period: arms, gate, report (CONFIG, SET as for rebuild)
-	$(BIN)/advisor-train evaluate --config $(or $(CONFIG),cpu) $(foreach one,$(SET),--set '$(one)')
+	$(BIN)/advisor-train evaluate --config $(or $(CONFIG),bundled) $(foreach one,$(SET),--set '$(one)')
 
 bench: $(STAMP) ## overhead of /advise, vetoes, journal; the model through the service against bare forward passes
 	$(BIN)/python -m bench

@@ -24,7 +24,7 @@ console = Console()
 
 
 def evaluate(
-    config: Settings = "cpu",
+    config: Settings = "bundled",
     overrides: Overrides = None,
     database: Database = None,
     against: Annotated[str, typer.Option(help="further algorithms in the contest, separated by commas; or all")] = "",

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 CONFIGS = Path(__file__).with_name("configs")
 console = Console()
-Settings = Annotated[str, typer.Option("--config", help="a TOML file, or tiny, cpu, gpu or planted")]
+Settings = Annotated[str, typer.Option("--config", help="a TOML file, or bundled, cpu, gpu, planted or tiny")]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", help="""one setting, as TOML: --set 'market.directory="bars"'""")
 ]
@@ -28,7 +28,7 @@ Database = Annotated[
 ]
 
 
-def rebuild(config: Settings = "cpu", overrides: Overrides = None, database: Database = None) -> None:
+def rebuild(config: Settings = "bundled", overrides: Overrides = None, database: Database = None) -> None:
     """From scenarios to a trained policy, stage by stage. What is finished is found again; a killed run goes on.
 
     Prints where the artefacts lie and what the policy earned on the validation period. `advisor-train publish` makes a

@@ -22,7 +22,7 @@ from app.domain.manifest import MANIFEST_NAME, Calibration
 from app.policy.loader import find_version, load_manifest, read_manifest
 from training import answers, checks, evaluation_report, evidence, probe
 from training.artifacts import Artifact
-from training.config import Algorithm, ConfigError, OutcomesConfig
+from training.config import Algorithm, ConfigError, OutcomesConfig, instant
 from training.contest import (
     BASE_MODEL,
     CHAMPION,
@@ -138,6 +138,7 @@ class Evaluate:
         return Evaluated(artifact, given.version, read_report(artifact))
 
     def _gather(self) -> Gathered:
+        self._require_held_out_bars()
         roots = [self.config.publish.models, SHIPPED]
         champion = find_version(self.champion, roots) if self.champion else None
         rebuilt = {POLICY: self.rebuild.run()} | {f"{POLICY} {name}": each.run() for name, each in self.others.items()}
@@ -192,6 +193,16 @@ class Evaluate:
         if not path.is_file():
             raise ConfigError(f"there are no limits at {path}: name a file with evaluate.limits")
         return read_limits(path)
+
+    def _require_held_out_bars(self) -> None:
+        """Before anything is trained: a rebuild takes minutes, and this can be known at once."""
+        since = self.config.evaluate.held_out.since
+        last = max(int(each.closed_at[-1]) for each in self.held_out.history.bars)
+        if since is not None and last <= instant(since):
+            raise ConfigError(
+                f"the bars end on {datetime.fromtimestamp(last, UTC):%Y-%m-%d}, and what judges begins on {since}: bring "
+                f"later bars (market.directory), or move scenarios.until and evaluate.held_out.since back"
+            )
 
     def _held_out(self) -> HeldOut:
         scenarios = self.held_out.scenarios()

@@ -153,6 +153,17 @@ class RebuildConfig(Section):
     walk_forward: WalkForwardConfig = WalkForwardConfig()
 
     @model_validator(mode="after")
+    def nothing_is_trained_on_that_judges(self) -> Self:
+        """The held-out part begins where training ends: on `scenarios.until`, or with the held-out period."""
+        since, ends = self.evaluate.held_out.since, self.scenarios.until or HELD_OUT_FROM
+        if since is not None and since < ends:
+            raise ValueError(
+                f"evaluate.held_out.since is {since}: what lies before {ends} may have been trained on; "
+                f"scenarios.until says where training ends"
+            )
+        return self
+
+    @model_validator(mode="after")
     def delays_are_controls(self) -> Self:
         """Splits and embargo reckon with orders that come at once; evaluation delays them in its own control."""
         if self.outcomes.delay_s or (self.evaluate.outcomes and self.evaluate.outcomes.delay_s):

@@ -19,7 +19,7 @@ def test_a_shipped_configuration_loads(path: Path) -> None:
 
 
 def test_there_is_one_for_every_size() -> None:
-    assert {path.stem for path in SHIPPED} >= {"tiny", "cpu", "gpu"}
+    assert {path.stem for path in SHIPPED} >= {"tiny", "bundled", "cpu", "gpu"}
 
 
 def written(folder: Path, text: str) -> Path:
@@ -50,6 +50,15 @@ def test_a_key_of_another_algorithm_is_refused(tmp_path: Path) -> None:
 def test_the_held_out_period_cannot_be_trained_on(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="held out"):
         read_config(written(tmp_path, "[scenarios]\nuntil = 2023-01-02\n"))
+
+
+def test_what_judges_begins_where_training_ends(tmp_path: Path) -> None:
+    early = "[evaluate.held_out]\nsince = 2019-03-31\nuntil = 2019-10-01\n"
+    with pytest.raises(ConfigError, match="before 2023-01-01 may have been trained on"):
+        read_config(written(tmp_path, early))
+    with pytest.raises(ConfigError, match="before 2019-04-01 may have been trained on"):
+        read_config(written(tmp_path, f"[scenarios]\nuntil = 2019-04-01\n{early}"))
+    read_config(written(tmp_path, f"[scenarios]\nuntil = 2019-03-31\n{early}"))
 
 
 def test_no_file_no_toml_and_no_directory_are_one_line_each(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from app.domain.errors import UnknownVersion
 from tests.training.rebuilds import NOW, RIVAL, config_in, read_by, silent
 from training.artifacts import Artifact
+from training.config import ConfigError
 from training.evaluate import STRESSES, Evaluate, Evaluated
 from training.labels import AGENT, Labels
 from training.looks import FILE as LOOKS
@@ -204,3 +205,12 @@ def test_a_champion_of_unknown_name_is_one_clear_error_and_no_look(second: Rebui
     assert "\n" not in str(refused.value)
     assert (second.publish.models / LOOKS).read_text() == looks
     assert sorted(second.artifacts.glob("evaluation-*")) == finished
+
+
+def test_bars_that_end_before_what_judges_are_refused_before_anything_is_trained(
+    tmp_path: Path, tiny_base: Path
+) -> None:
+    early = config_in(tmp_path, tiny_base, market__synthetic__begins="2020-01-01")
+    with pytest.raises(ConfigError, match=r"the bars end on 2020-\d\d-\d\d, and what judges begins on 2023-01-01"):
+        Evaluate(early, silent, lambda line: None, NOW).run()
+    assert not (tmp_path / "artifacts").exists()
