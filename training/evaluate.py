@@ -200,8 +200,8 @@ class Evaluate:
         last = max(int(each.closed_at[-1]) for each in self.held_out.history.bars)
         if since is not None and last <= instant(since):
             raise ConfigError(
-                f"the bars end on {datetime.fromtimestamp(last, UTC):%Y-%m-%d}, and what judges begins on {since}: bring "
-                f"later bars (market.directory), or move scenarios.until and evaluate.held_out.since back"
+                f"the bars end on {datetime.fromtimestamp(last, UTC):%Y-%m-%d}, and what judges begins on {since}: "
+                f"bring later bars (market.directory), or move scenarios.until and evaluate.held_out.since back"
             )
 
     def _held_out(self) -> HeldOut:
