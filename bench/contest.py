@@ -20,15 +20,15 @@ from rich.console import Console
 from app.domain.actions import ACTIONS
 from app.domain.limits import read_limits
 from app.domain.manifest import Calibration
-from training.artifacts import Artifact, Workshop
-from training.config import HeldOutConfig, OutcomesConfig, ScenariosConfig, SyntheticConfig
+from training.config.judging import EvaluateConfig
+from training.config.learning import HeldOutConfig, OutcomesConfig, ScenariosConfig, SyntheticConfig
 from training.contest import BASE_MODEL, POLICY, Trained, Version, hold_contest, refitted
 from training.context import KnownContext
 from training.evaluate import REPLAY_LIMITS
 from training.history import History, find_scenarios
 from training.labels import Labels, build_labels
-from training.rebuild_config import EvaluateConfig
 from training.scenarios import ScenarioSet, build_scenarios
+from training.stages.store import Artifact, Workshop
 from training.synthetic import synthetic_bars
 
 HOURS_PER_YEAR = 8766

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from rich.console import Console
 
-from training.config import SyntheticConfig
+from training.config.learning import SyntheticConfig
 from training.labels import judge, plans
 from training.market import Bars
 from training.outcomes import COSTS, KEEP, TIME_EXIT_S, TRAIL_ATR, Costs, Exit, Orders

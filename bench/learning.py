@@ -30,8 +30,7 @@ from app.policy.importer import import_smollm2
 from app.policy.label_reader import LabelReader
 from app.policy.loader import load_manifest
 from training import train_dpo, train_expected, train_ppo, train_rrhf, train_warm_up
-from training.artifacts import Workshop
-from training.config import (
+from training.config.learning import (
     AdapterConfig,
     DpoConfig,
     EncodeConfig,
@@ -44,6 +43,7 @@ from training.config import (
 from training.encode import Encoded, build_encoded
 from training.optimise import Problem, TrainedPolicy
 from training.probe import fit_probe
+from training.stages.store import Workshop
 
 EDGE, NOISE = 0.8, 0.5
 STOP_SHARE = {1.0: 0.6, 1.5: 1.0, 2.5: 0.8}

@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 
 import jinja2
 
-from training.config import ALGORITHMS
+from training.config.judging import read_config
+from training.config.learning import ALGORITHMS
 from training.evaluate import Evaluate
 from training.meter import meter
-from training.rebuild_config import read_config
 from training.report import number
 
 CONFIGS = Path("training/configs")

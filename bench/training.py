@@ -25,10 +25,10 @@ from app.policy.importer import import_smollm2
 from app.policy.label_reader import LabelReader, load_model
 from app.policy.loader import load_manifest
 from bench.learning import ALGORITHMS, PROMPT_SEED, pairs_of, plant
-from training.artifacts import Workshop
-from training.config import AdapterConfig, EncodeConfig
+from training.config.learning import AdapterConfig, EncodeConfig
 from training.encode import Encoded, build_encoded
 from training.optimise import Problem
+from training.stages.store import Workshop
 
 EPOCHS, BATCH, BETA = 3, 4, 0.1
 ADAPTER = AdapterConfig()

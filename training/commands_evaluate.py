@@ -12,11 +12,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from training.artifacts import Artifact
 from training.commands_rebuild import Database, Overrides, Settings, chosen, tell
-from training.config import ALGORITHMS, ConfigError
+from training.config.learning import ALGORITHMS, ConfigError
 from training.meter import meter
 from training.registry import Move, register_and_alias
+from training.stages.store import Artifact
 
 DEFAULT_URL = "http://127.0.0.1:8321"
 CHAMPION = "champion"

@@ -9,10 +9,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from training.artifacts import Artifact
-from training.config import ConfigError
+from training.config.judging import RebuildConfig, read_config
+from training.config.learning import ConfigError
 from training.meter import meter
-from training.rebuild_config import RebuildConfig, read_config
+from training.stages.store import Artifact
 
 if TYPE_CHECKING:
     from training.rebuild import Rebuilt

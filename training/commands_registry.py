@@ -14,8 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
-from training.artifacts import Artifact
-from training.rebuild_config import PublishConfig
+from training.config.judging import PublishConfig
 from training.registry import (
     PRIMARY_ALIAS,
     Move,
@@ -27,6 +26,7 @@ from training.registry import (
     rollback,
     versions,
 )
+from training.stages.store import Artifact
 
 DEFAULT_URL = "http://127.0.0.1:8321"
 DEFAULTS = PublishConfig()

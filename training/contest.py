@@ -20,17 +20,17 @@ from app.domain.manifest import Calibration
 from app.domain.scenario import Scenario
 from training.arena import Arena, ArenaError, Played
 from training.arms import Arm, Known, agent, allowed, always, fitted, policy, random_veto
-from training.config import OutcomesConfig
+from training.config.judging import EvaluateConfig
+from training.config.learning import OutcomesConfig
 from training.labels import Labels
 from training.market import Bars, Floats
 from training.outcomes import Costs
-from training.parallel import over
 from training.performance import Performance, performance
 from training.portfolio import Book, Clock, Size, Trades, buy_and_hold, trade
-from training.rebuild_config import EvaluateConfig
 from training.scenarios import PURGED, TRAIN, VALIDATE, Progress, ScenarioSet, silent
 from training.splits import walk_forward
-from training.statistics import DAY_S
+from training.stages.parallel import over
+from training.statistics.bootstrap import DAY_S
 
 AGENT, ALWAYS, HOLD, RANDOM = "agent", "always approve", "buy and hold", "random veto"
 HEURISTICS = ("score threshold", "logistic regression", "gradient boosting")

@@ -17,6 +17,7 @@ from sklearn.isotonic import IsotonicRegression
 
 from app.domain.features import FEATURE_NAMES, features
 from app.domain.scenario import Scenario
+from training.config.judging import DriftConfig
 from training.drift_measures import (
     Change,
     Estimate,
@@ -30,7 +31,6 @@ from training.drift_measures import (
 )
 from training.drift_verdict import DriftVerdict, Judge, Reason
 from training.market import Floats
-from training.rebuild_config import DriftConfig
 
 RATES = ("agreement", "approval", "agent_approval", "abstention")
 DISTRIBUTIONS = ("label_mass", "approve_probability")

@@ -14,14 +14,14 @@ from rich.console import Console
 from app.domain.errors import AdvisorError
 from app.domain.features import features
 from app.domain.scenario import Scenario
-from training.artifacts import Artifact
+from training.config.judging import DriftConfig
 from training.drift import Drift, Span, Subject, Window, look
 from training.drift_metrics import DriftMetrics
 from training.drift_tables import print_drift
 from training.log_reader import judged_between, reading, served
 from training.market import Floats
-from training.rebuild_config import DriftConfig
 from training.scenarios import ScenarioSet
+from training.stages.store import Artifact
 
 MOST_TRAINED_ON = 5000
 """Scenarios of an artefact that are looked at, evenly over time: enough for any distribution."""

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from enum import StrEnum
 from typing import NamedTuple
 
+from training.config.judging import DriftConfig
 from training.drift_measures import Change, Estimate, Move, Shift
-from training.rebuild_config import DriftConfig
 
 
 class DriftVerdict(StrEnum):

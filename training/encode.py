@@ -33,8 +33,8 @@ from app.domain.errors import AdvisorError, PolicyAbstained
 from app.domain.prompt import Prompt
 from app.policy.label_reader import LabelReader
 from app.policy.loader import file_hash, model_files
-from training.artifacts import Artifact
-from training.config import EncodeConfig
+from training.config.learning import EncodeConfig
+from training.stages.store import Artifact
 
 LINES = 8
 """Identity, scores, indicators, context, flow, book, news, and the tail after them."""

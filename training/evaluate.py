@@ -21,8 +21,8 @@ from app.domain.limits import Limits, read_limits
 from app.domain.manifest import MANIFEST_NAME, Calibration
 from app.policy.loader import find_version, load_manifest, read_manifest
 from training import answers, checks, evaluation_report, evidence, probe
-from training.artifacts import Artifact
-from training.config import Algorithm, ConfigError, OutcomesConfig, instant
+from training.config.judging import RebuildConfig
+from training.config.learning import Algorithm, ConfigError, OutcomesConfig, instant
 from training.contest import (
     BASE_MODEL,
     CHAMPION,
@@ -42,10 +42,10 @@ from training.gate_report import sign_off
 from training.labels import Labels
 from training.looks import count_look
 from training.rebuild import Meter, Rebuild, Rebuilt
-from training.rebuild_config import RebuildConfig
 from training.registry import ADAPTER_FILES, publish
 from training.release import release_of
 from training.scenarios import ScenarioSet
+from training.stages.store import Artifact
 
 REPLAY_LIMITS = Path("deploy/limits.replay.toml")
 SHIPPED = Path("models")

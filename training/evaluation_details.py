@@ -9,12 +9,12 @@ from matplotlib.figure import Figure
 
 from app.domain.regime import regime
 from training.arena import Played
-from training.calibration_measures import brier_score, expected_calibration_error, reliability_curve
 from training.contest import AGENT, ALWAYS, HEURISTICS, POLICY, RANDOM, RAW
 from training.findings import Findings, cell
 from training.market import Floats
 from training.report import Cell, Section
-from training.statistics import mean_intervals
+from training.statistics.bootstrap import mean_intervals
+from training.statistics.calibration import brier_score, expected_calibration_error, reliability_curve
 
 LEDGER = 25
 

@@ -15,17 +15,17 @@ from training.arms import Arm, Known, fitted, random_veto
 from training.contest import AGENT, ALWAYS, BASE_MODEL, HEURISTICS, POLICY, RANDOM
 from training.findings import Findings, cell
 from training.market import Floats
-from training.off_policy import (
+from training.report import Cell, Section
+from training.scenarios import TRAIN, evenly
+from training.splits import backtest_paths, combinatorial_purged
+from training.statistics.bootstrap import Estimate, mean_intervals
+from training.statistics.off_policy import (
     LoggedDecisions,
     doubly_robust,
     full_information,
     inverse_propensity,
     self_normalised,
 )
-from training.report import Cell, Section
-from training.scenarios import TRAIN, evenly
-from training.splits import backtest_paths, combinatorial_purged
-from training.statistics import Estimate, mean_intervals
 from training.synthetic import oracle, states
 
 DRAWS_OF_CHANCE = 50

@@ -17,7 +17,7 @@ from training.findings import Findings, cell, maybe
 from training.market import Floats
 from training.performance import sharpe
 from training.report import Cell, Report, Section
-from training.statistics import (
+from training.statistics.bootstrap import (
     DAY_S,
     Estimate,
     holm,

@@ -14,7 +14,7 @@ from training.gate import Check, Evidence, Mode
 from training.labels import AGENT as PLAN
 from training.market import Floats
 from training.performance import sharpe
-from training.statistics import DAY_S
+from training.statistics.bootstrap import DAY_S
 
 
 def evidence_of(

@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
+from training.config.judging import RebuildConfig
 from training.contest import Contest, Trained
 from training.gate import Check, Verdict
 from training.labels import Labels
 from training.rebuild import Rebuilt
-from training.rebuild_config import RebuildConfig
 from training.report import Cell
 from training.scenarios import ScenarioSet
-from training.statistics import Estimate
+from training.statistics.bootstrap import Estimate
 
 
 @dataclass(frozen=True, eq=False)

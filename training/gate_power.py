@@ -17,12 +17,12 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import ndtr, ndtri
 
-from training.anytime import log_wealth, period_means
+from training.config.judging import GateConfig
 from training.gate import RANDOM_VETO, Check, CheckName, Evidence, Mode, Verdict, judge
 from training.market import Floats
-from training.parallel import over
-from training.rebuild_config import GateConfig
-from training.statistics import DAY_S, Rows, day_totals, mean_intervals
+from training.stages.parallel import over
+from training.statistics.anytime import log_wealth, period_means
+from training.statistics.bootstrap import DAY_S, Rows, day_totals, mean_intervals
 
 STOPPED, TIMED = 0.47, 0.33
 """Shares of plans that are stopped, and that leave in time."""

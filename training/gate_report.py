@@ -8,8 +8,8 @@ from datetime import datetime
 from typing import Any
 
 from app.domain.canonical import content_hash
+from training.config.judging import GateConfig
 from training.gate import Evidence, GateError, Verdict
-from training.rebuild_config import GateConfig
 
 
 def sign_off(verdict: Verdict, evidence: Evidence, config: GateConfig, *, by: str, at: datetime) -> dict[str, Any]:

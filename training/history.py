@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from app.domain.scenario import Scenario
-from training.config import MarketConfig, ScenariosConfig, instant
+from training.config.learning import MarketConfig, ScenariosConfig, instant
 from training.context import KnownContext, load_context
 from training.market import (
     GYM_SYMBOLS,

@@ -32,10 +32,10 @@ from app.domain.actions import ACTIONS, STOP_ATRS
 from app.domain.candidate import Direction
 from app.domain.rules import order_for
 from app.domain.scenario import Scenario
-from training.artifacts import Artifact
-from training.config import OutcomesConfig
+from training.config.learning import OutcomesConfig
 from training.market import Bars, Floats
 from training.outcomes import TIME_EXIT_S, TRAIL_ATR, Costs, Exit, Fates, Orders, simulate
+from training.stages.store import Artifact
 
 TABLE = "labels.parquet"
 REWARDS = "rewards.npy"

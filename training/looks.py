@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 
 from app.domain.canonical import content_hash
-from training.config import HeldOutConfig, MarketConfig
+from training.config.learning import HeldOutConfig, MarketConfig
 
 FILE = "looks.jsonl"
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from app.domain.errors import AdvisorError
 from training import losses
-from training.config import TrainingConfig
+from training.config.learning import TrainingConfig
 
 Measures = dict[str, float]
 Floats = NDArray[np.floating]

@@ -27,7 +27,7 @@ from app.domain.errors import AdvisorError
 from app.domain.manifest import Calibration
 from app.policy.label_reader import LabelReader
 from training import losses
-from training.config import AdapterConfig, AlgorithmConfig, TrainingConfig
+from training.config.learning import AdapterConfig, AlgorithmConfig, TrainingConfig
 from training.dialogues import Demonstrations, dialogue
 from training.encode import Encoded
 from training.measures import Measures, check_not_collapsed, fit_temperature, policy_measures, validation_metrics

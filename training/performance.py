@@ -15,7 +15,7 @@ import numpy as np
 
 from training.market import Floats
 from training.portfolio import Book, Curve
-from training.statistics import DAY_S, DRAWS, LEVEL, Estimate, interval, is_constant, mean_intervals, none
+from training.statistics.bootstrap import DAY_S, DRAWS, LEVEL, Estimate, interval, is_constant, mean_intervals, none
 
 NO_TRADES = "no trades"
 CONSTANT = "constant returns"

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from app.policy.label_reader import LabelReader
-from training.config import AdapterConfig
+from training.config.learning import AdapterConfig
 from training.encode import Encoded, head_states
 from training.tail_attention import Past, looking_back
 

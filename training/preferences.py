@@ -30,11 +30,11 @@ from app.domain.actions import ACTIONS, BY_LABEL, LABELS, Action
 from app.domain.decision import prepare
 from app.domain.errors import AdvisorError
 from app.domain.prompt import Prompt
-from training.artifacts import Artifact
-from training.config import PreferencesConfig
+from training.config.learning import PreferencesConfig
 from training.labels import Labels
 from training.reward_training import Rewards
 from training.scenarios import TRAIN, VALIDATE, ScenarioSet
+from training.stages.store import Artifact
 
 TABLE = "preferences.parquet"
 SPLITS = (TRAIN, VALIDATE)

@@ -36,18 +36,18 @@ from training import (
     train_warm_up,
 )
 from training import scenarios as scenario_tables
-from training.artifacts import Artifact, Workshop
-from training.config import ConfigError, HeldOutConfig, TrainingConfig, instant
+from training.config.judging import RebuildConfig
+from training.config.learning import ConfigError, HeldOutConfig, TrainingConfig, instant
 from training.dialogues import Demonstrations
 from training.encode import Encoded, build_encoded
 from training.history import History, find_scenarios, load_history
 from training.labels import Labels, build_labels
 from training.optimise import Problem, TrainedPolicy
 from training.preferences import Preferences, build_preferences
-from training.rebuild_config import RebuildConfig
 from training.reward_training import RewardData, Rewards, build_reward
 from training.scenarios import ScenarioSet, build_scenarios, evenly
 from training.shadow_log import log_state, read_log
+from training.stages.store import Artifact, Workshop
 from training.targets import dealt_out, targets
 
 Progress = Callable[[int, int], None]

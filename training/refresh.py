@@ -11,8 +11,8 @@ from datetime import date, datetime, timedelta
 from typing import NamedTuple
 
 from app.domain.errors import AdvisorError
-from training.config import HELD_OUT_FROM, HeldOutConfig, ScenariosConfig
-from training.rebuild_config import RebuildConfig, RefreshConfig
+from training.config.judging import RebuildConfig, RefreshConfig
+from training.config.learning import HELD_OUT_FROM, HeldOutConfig, ScenariosConfig
 from training.registry import PRIMARY_ALIAS
 
 CHAMPION_ALIASES = ("champion", PRIMARY_ALIAS)

@@ -24,8 +24,7 @@ import torch
 from numpy.typing import NDArray
 
 from app.domain.actions import ACTIONS
-from training.artifacts import Artifact
-from training.config import RewardConfig
+from training.config.learning import RewardConfig
 from training.encode import Encoded
 from training.labels import Labels
 from training.reward_linear import Sample, choose_strength, fit_linear, fit_ridge, predict_linear
@@ -44,6 +43,7 @@ from training.reward_model import (
 from training.reward_report import DAY_S, accuracies, calibration, pairs_across, pairs_within, spearman
 from training.scenarios import TRAIN, VALIDATE, ScenarioSet
 from training.splits import overlapping, purged_kfold
+from training.stages.store import Artifact
 
 TAIL = 0.15
 """Share of the latest scenarios that decides when to stop."""

@@ -24,10 +24,10 @@ from app.domain.errors import AdvisorError
 from app.domain.manifest import Calibration
 from app.domain.rules import order_for
 from app.domain.scenario import Scenario
-from training.artifacts import Artifact
 from training.dialogues import agents_label, words
 from training.market import Floats
 from training.scenarios import ScenarioSet
+from training.stages.store import Artifact
 
 TABLE = "rollouts.parquet"
 SCHEMA: dict[str, pl.DataType] = {

@@ -30,11 +30,11 @@ from app.domain.canonical import canonical_json
 from app.domain.errors import AdvisorError
 from app.domain.features import features
 from app.domain.scenario import Account, Scenario
-from training.artifacts import Artifact
-from training.config import HeldOutConfig, ScenariosConfig, instant
+from training.config.learning import HeldOutConfig, ScenariosConfig, instant
 from training.outcomes import TIME_EXIT_S
 from training.perturb import Kind, variants
 from training.splits import overlapping
+from training.stages.store import Artifact
 
 TABLE = "scenarios.parquet"
 REPORTED = "reported.parquet"

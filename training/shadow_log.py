@@ -18,7 +18,7 @@ from typing import Any, LiteralString
 from app.domain.agent_action import AgentAction, Outcome
 from app.domain.errors import InvalidRecord
 from app.domain.scenario import Scenario
-from training.config import HELD_OUT_FROM, HELD_OUT_UNTIL, ScenariosConfig, instant
+from training.config.learning import HELD_OUT_FROM, HELD_OUT_UNTIL, ScenariosConfig, instant
 from training.log_reader import CHUNK, Connection, reading
 from training.scenarios import Found, Progress, ScenarioError, evenly, label_reach, silent
 

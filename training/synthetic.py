@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from app.domain.actions import ACTIONS
 from app.domain.scenario import Scenario
-from training.config import OutcomesConfig, SyntheticConfig, instant
+from training.config.learning import OutcomesConfig, SyntheticConfig, instant
 from training.labels import judge, plans
 from training.market import Bars, Floats, MarketDataError
 from training.outcomes import Costs

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from training.config import TargetsConfig
+from training.config.learning import TargetsConfig
 from training.market import Floats
 
 Rows = NDArray[np.int64]

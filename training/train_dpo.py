@@ -19,7 +19,7 @@ from torch import Tensor
 
 from app.policy.label_reader import LabelReader
 from training import losses
-from training.config import AdapterConfig, DpoConfig
+from training.config.learning import AdapterConfig, DpoConfig
 from training.optimise import (
     Problem,
     Progress,

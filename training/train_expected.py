@@ -14,7 +14,7 @@ from pathlib import Path
 
 from app.policy.label_reader import LabelReader
 from training import losses
-from training.config import AdapterConfig, ExpectedConfig
+from training.config.learning import AdapterConfig, ExpectedConfig
 from training.optimise import Problem, Progress, TrainedPolicy, batches, finish, started, step, supervised_part
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from app.policy.label_reader import LabelReader
 from training import losses
-from training.config import AdapterConfig, PpoConfig
+from training.config.learning import AdapterConfig, PpoConfig
 from training.optimise import Problem, Progress, Run, TrainedPolicy, batches, finish, started, step, supervised_part
 
 

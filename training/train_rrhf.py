@@ -17,7 +17,7 @@ from torch import Tensor
 
 from app.policy.label_reader import LabelReader
 from training import losses
-from training.config import AdapterConfig, RrhfConfig
+from training.config.learning import AdapterConfig, RrhfConfig
 from training.optimise import Problem, Progress, TrainedPolicy, batches, finish, started, step, supervised_part
 
 

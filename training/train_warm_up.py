@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from app.policy.label_reader import LabelReader
 from training import losses
-from training.config import AdapterConfig, WarmUpConfig
+from training.config.learning import AdapterConfig, WarmUpConfig
 from training.optimise import (
     Problem,
     Progress,

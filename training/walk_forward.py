@@ -17,8 +17,8 @@ import numpy as np
 from app.domain.limits import read_limits
 from app.domain.manifest import Calibration
 from training import answers, evaluation_report, evidence
-from training.artifacts import Artifact
-from training.config import ScenariosConfig, instant
+from training.config.judging import RebuildConfig
+from training.config.learning import ScenariosConfig, instant
 from training.contest import BASE_MODEL, POLICY, Contest, Period, Trained, Version, hold_contest
 from training.encode import Encoded
 from training.evaluate import REPLAY_LIMITS, calibration_of, stressed_labels
@@ -26,9 +26,9 @@ from training.findings import Findings
 from training.gate import Mode, judge
 from training.labels import Labels
 from training.rebuild import Meter, Rebuild, Rebuilt
-from training.rebuild_config import RebuildConfig
 from training.report import Report
 from training.scenarios import ScenarioSet
+from training.stages.store import Artifact
 
 NAME = "retrained before each period"
 

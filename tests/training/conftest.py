@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.policy.tiny_models import save_tiny_model, write_manifest
-from tests.training.rebuilds import NOW, RIVAL, config_in, silent
+from tests.training.support.rebuilds import NOW, RIVAL, config_in, silent
 from training.evaluate import Evaluate, Evaluated
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from app.domain.scenario import Scenario
-from tests.training.rebuilds import read_by
+from tests.training.support.rebuilds import read_by
 from training import answers
 from training.checks import TOLERANCE
 from training.encode import Encoded

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.training.histories import history, label_artifact, scenario_set
+from tests.training.support.histories import history, label_artifact, scenario_set
 from training.arena import Arena, ArenaError
 from training.arms import Arm, always
 from training.labels import Labels

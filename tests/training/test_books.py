@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from app.domain.agent_action import Arm, OutcomeCode
-from tests.training.candles import HOUR, START, table
+from tests.training.support.candles import HOUR, START, table
 from training.books import Book, Order, Trade, follow, follow_all, never_filled, outcome
 
 

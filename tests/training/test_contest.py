@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from app.domain.manifest import Calibration
 from tests import builders as build
 from tests.domain.scenarios import LIMITS
-from tests.training.candles import HOUR, random_walk
-from tests.training.histories import held_out_artifact, history, label_artifact, scenario_set
+from tests.training.support.candles import HOUR, random_walk
+from tests.training.support.histories import held_out_artifact, history, label_artifact, scenario_set
 from training.arena import ArenaError, Played
 from training.arms import Arm
-from training.artifacts import Workshop
-from training.config import HeldOutConfig, OutcomesConfig, ScenariosConfig, instant
+from training.config.judging import EvaluateConfig
+from training.config.learning import HeldOutConfig, OutcomesConfig, ScenariosConfig, instant
 from training.contest import (
     AGENT,
     ALWAYS,
@@ -46,9 +46,9 @@ from training.labels import Labels
 from training.market import Bars
 from training.outcomes import Costs
 from training.portfolio import Book, Clock, buy_and_hold
-from training.rebuild_config import EvaluateConfig
 from training.scenarios import Found, ScenarioSet, build_scenarios
-from training.statistics import DAY_S
+from training.stages.store import Workshop
+from training.statistics.bootstrap import DAY_S
 
 EMBARGO_S = 24 * HOUR
 BEGIN = instant(date(2022, 11, 1))

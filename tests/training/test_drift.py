@@ -21,6 +21,7 @@ from app.domain.features import FEATURE_NAMES
 from app.shadow_log.log import ShadowLog
 from tests import builders as build
 from training.commands_drift import drift
+from training.config.judging import DriftConfig
 from training.drift import Drift, Span, Subject, Window, look
 from training.drift_looks import observe
 from training.drift_measures import (
@@ -39,7 +40,6 @@ from training.drift_measures import (
 )
 from training.drift_metrics import DriftMetrics
 from training.drift_verdict import DriftReason, DriftVerdict
-from training.rebuild_config import DriftConfig
 
 NOW = datetime(2026, 11, 24, tzinfo=UTC)
 SPAN = Span(NOW, NOW, 0)

@@ -11,7 +11,7 @@ import torch
 from app.domain.prompt import render
 from app.policy.label_reader import LabelReader
 from tests.builders import scenario
-from tests.training.planted import encode, encoded, prompt, short_prompts, tiny_reader
+from tests.training.support.planted import encode, encoded, prompt, short_prompts, tiny_reader
 from training import encode as stage
 from training.encode import LINES, Encoded, EncodeError
 

@@ -15,13 +15,13 @@ import pytest
 from pydantic import ValidationError
 
 from app.domain.errors import UnknownVersion
-from tests.training.rebuilds import NOW, RIVAL, config_in, read_by, silent
-from training.artifacts import Artifact
-from training.config import ConfigError
+from tests.training.support.rebuilds import NOW, RIVAL, config_in, read_by, silent
+from training.config.judging import RebuildConfig
+from training.config.learning import ConfigError
 from training.evaluate import STRESSES, Evaluate, Evaluated
 from training.labels import AGENT, Labels
 from training.looks import FILE as LOOKS
-from training.rebuild_config import RebuildConfig
+from training.stages.store import Artifact
 
 TRUTH = "Share of the best achievable reward"
 STRESS = "The same answers under worse conditions"

@@ -13,7 +13,7 @@ from training.findings import cell, maybe
 from training.market import Floats
 from training.report import Cell
 from training.splits import backtest_paths, combinatorial_purged
-from training.statistics import DAY_S, Estimate, none
+from training.statistics.bootstrap import DAY_S, Estimate, none
 
 MARGIN, RSI = FEATURE_NAMES.index("score_over_threshold"), FEATURE_NAMES.index("rsi")
 

@@ -13,8 +13,8 @@ from urllib.parse import parse_qs, urlsplit
 import numpy as np
 import pytest
 
-from tests.training.candles import HOUR, random_walk
-from tests.training.exchange import Clock, Exchange
+from tests.training.support.candles import HOUR, random_walk
+from tests.training.support.exchange import Clock, Exchange
 from training.books import Book
 from training.feed import PATIENCE_S, WINDOW_BARS, LiveFeed, Moment, replayed
 from training.market import Bars, MarketDataError

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from training.anytime import lower_bound, period_means
+from training.config.judging import GateConfig
 from training.gate import Check, CheckName, Evidence, GateError, Mode, Refusal, RefusalCode, Verdict, judge
 from training.gate_power import PASSED
 from training.gate_report import overridden, require_promotable, require_unchanged, sign_off
 from training.performance import max_drawdown
-from training.rebuild_config import GateConfig
-from training.statistics import DAY_S, mean_intervals
+from training.statistics.anytime import lower_bound, period_means
+from training.statistics.bootstrap import DAY_S, mean_intervals
 
 CONFIG = GateConfig(draws=300)
 AT = datetime(2025, 1, 2, tzinfo=UTC)

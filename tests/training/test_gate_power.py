@@ -8,11 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from training.anytime import log_wealth, period_means
+from training.config.judging import GateConfig
 from training.gate import RANDOM_VETO, Mode, judge
 from training.gate_power import NO_EDGE, Share, World, evidence, power_curve, running_rate, runs, simulate, true_edge
-from training.rebuild_config import GateConfig
-from training.statistics import DAY_S, day_totals
+from training.statistics.anytime import log_wealth, period_means
+from training.statistics.bootstrap import DAY_S, day_totals
 
 CONFIG = GateConfig(draws=200)
 

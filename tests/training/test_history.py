@@ -10,11 +10,11 @@ import numpy as np
 import polars as pl
 import pytest
 
-from tests.training.candles import HOUR, START, random_walk
-from training.config import ConfigError, MarketConfig, ScenariosConfig, instant
+from tests.training.support.candles import HOUR, START, random_walk
+from training.config.judging import read_config
+from training.config.learning import ConfigError, MarketConfig, ScenariosConfig, instant
 from training.history import load_history
 from training.market import Bars, MarketDataError
-from training.rebuild_config import read_config
 
 UNTIL = instant(date(2023, 1, 1))
 

@@ -16,9 +16,9 @@ from app.domain.rules import order_for
 from app.domain.scenario import Scenario
 from bench.labels import follow_plainly, labels_bench
 from tests.builders import scenario as plain
-from tests.training.candles import HOUR, START, random_walk, table
-from tests.training.histories import history, label_artifact, scenario_set
-from training.config import OutcomesConfig
+from tests.training.support.candles import HOUR, START, random_walk, table
+from tests.training.support.histories import history, label_artifact, scenario_set
+from training.config.learning import OutcomesConfig
 from training.indicators import indicators
 from training.labels import AGENT, APPROVALS, Exclusion, Judged, Labels, build_labels, judge, plans
 from training.market import Bars

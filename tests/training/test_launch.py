@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.training.launched import run
+from tests.training.support.launched import run
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 ROOT = Path(__file__).parents[2]
@@ -21,7 +21,7 @@ def test_two_processes_train_what_one_trains(tmp_path: Path) -> None:
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
     launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
     done = subprocess.run(
-        [*launch, "-m", "tests.training.launched", str(tmp_path / "two"), str(tmp_path / "data"), "dpo"],
+        [*launch, "-m", "tests.training.support.launched", str(tmp_path / "two"), str(tmp_path / "data"), "dpo"],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HOME": str(tmp_path)},
         capture_output=True,

@@ -13,10 +13,10 @@ import pytest
 from app.domain.errors import ShadowLogUnavailable
 from app.shadow_log.log import ShadowLog
 from tests import builders as build
-from training.artifacts import Workshop
-from training.config import ScenariosConfig
+from training.config.learning import ScenariosConfig
 from training.scenarios import ScenarioError, ScenarioSet, build_scenarios
 from training.shadow_log import log_state, read_log
+from training.stages.store import Workshop
 
 HOUR = 3600
 LOG = ScenariosConfig(source="shadow_log", embargo_hours=0)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.config import HeldOutConfig, MarketConfig, SyntheticConfig
+from training.config.learning import HeldOutConfig, MarketConfig, SyntheticConfig
 from training.looks import FILE, count_look
 
 BARS = MarketConfig()

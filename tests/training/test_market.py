@@ -16,7 +16,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from tests.training.candles import START, table
+from tests.training.support.candles import START, table
 from training.market import (
     MarketDataError,
     bars_from_frame,

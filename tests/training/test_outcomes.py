@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.training.candles import HOUR, START, random_walk, table
+from tests.training.support.candles import HOUR, START, random_walk, table
 from training.indicators import indicators
 from training.market import Bars
 from training.outcomes import Costs, Exit, Fates, Orders, simulate

@@ -28,9 +28,9 @@ from app.embedded import die_with_parent
 from app.policy.scripted import ScriptedPolicy
 from app.settings import Clock
 from tests.service.running import Running, running, settings_for, until, writing
-from tests.training.candles import HOUR, random_walk
-from tests.training.exchange import Clock as FeedClock
-from tests.training.exchange import Exchange
+from tests.training.support.candles import HOUR, random_walk
+from tests.training.support.exchange import Clock as FeedClock
+from tests.training.support.exchange import Exchange
 from training.books import Book, follow
 from training.feed import LiveFeed, replayed
 from training.log_reader import decisions_of_run, reading, without_outcome

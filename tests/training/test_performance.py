@@ -9,7 +9,7 @@ import empyrical
 import numpy as np
 import pytest
 
-from tests.training.candles import HOUR, START, table
+from tests.training.support.candles import HOUR, START, table
 from training.market import Floats
 from training.performance import (
     CONSTANT,

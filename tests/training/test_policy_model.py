@@ -14,8 +14,8 @@ from peft import PeftModel
 from app.policy.calibration import random_prompts
 from app.policy.importer import import_smollm2
 from app.policy.label_reader import LabelReader, load_model
-from tests.training.planted import encoded, exact, randomise, short_prompts, tiny_reader
-from training.config import AdapterConfig
+from tests.training.support.planted import encoded, exact, randomise, short_prompts, tiny_reader
+from training.config.learning import AdapterConfig
 from training.encode import Encoded
 from training.policy_model import adapted, save_adapter, save_merged
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.training.candles import HOUR, START, random_walk, table
+from tests.training.support.candles import HOUR, START, random_walk, table
 from training.market import Bars
 from training.outcomes import Costs, Orders, simulate
 from training.portfolio import Book, Clock, PortfolioError, Refused, Size, Trades, buy_and_hold, trade

@@ -18,8 +18,7 @@ from app.policy.encoding import PromptEncoder
 from app.policy.importer import import_smollm2
 from tests.builders import scenario
 from tests.domain.scenarios import AS_OF
-from training.artifacts import Artifact, Workshop
-from training.config import PreferencesConfig, ScenariosConfig
+from training.config.learning import PreferencesConfig, ScenariosConfig
 from training.labels import Labels
 from training.preferences import (
     PairSource,
@@ -31,6 +30,7 @@ from training.preferences import (
 )
 from training.reward_training import Rewards
 from training.scenarios import Found, ScenarioSet, build_scenarios
+from training.stages.store import Artifact, Workshop
 
 COUNT = 20
 START = AS_OF.replace(year=2022)

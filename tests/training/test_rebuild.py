@@ -15,10 +15,9 @@ import pytest
 from typer.testing import CliRunner
 
 from app.policy.loader import load_manifest
-from tests.training.rebuilds import NOW, RIVAL, config_in, silent
+from tests.training.support.rebuilds import NOW, RIVAL, config_in, silent
 from training.__main__ import app
-from training.artifacts import Artifact, ArtifactError
-from training.config import ConfigError
+from training.config.learning import ConfigError
 from training.evaluate import Evaluate, Evaluated
 from training.labels import Labels
 from training.looks import FILE as LOOKS
@@ -26,6 +25,7 @@ from training.market import MarketDataError
 from training.measures import CollapsedPolicy
 from training.rebuild import Rebuild, Rebuilt
 from training.scenarios import ScenarioSet
+from training.stages.store import Artifact, ArtifactError
 from training.targets import dealt_out, targets
 
 STAGES = ("scenarios", "labels", "encoded", "rollouts", "reward", "preferences", "policy")
@@ -127,7 +127,7 @@ def test_too_little_history_and_a_log_without_url_are_refused(tiny_base: Path, t
 
 
 def test_targets_mix_what_happened_with_what_the_reward_model_expects() -> None:
-    from training.config import TargetsConfig
+    from training.config.learning import TargetsConfig
 
     realised = np.array([[0.0, 2.0], [0.0, -1.0], [np.nan, np.nan]])
     predicted = np.array([[0.2, 0.0], [0.0, 1.0], [5.0, 5.0]])

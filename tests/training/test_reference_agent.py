@@ -11,7 +11,7 @@ import pytest
 from app.domain.features import features
 from app.domain.prompt import render
 from app.domain.scenario import Account, Scenario
-from tests.training.candles import START, random_walk, with_corrupt_future
+from tests.training.support.candles import START, random_walk, with_corrupt_future
 from training.indicators import indicators
 from training.market import MarketDataError
 from training.reference_agent import (

@@ -16,13 +16,13 @@ from app.shadow_log.log import ShadowLog
 from tests import builders as build
 from tests.policy.tiny_models import POSITIONS
 from tests.service.running import Running, running, settings_for
-from tests.training.published import BASE, save_base
-from tests.training.rebuilds import config_in
+from tests.training.support.published import BASE, save_base
+from tests.training.support.rebuilds import config_in
 from training.__main__ import app
-from training.config import ScenariosConfig, instant
+from training.config.judging import RebuildConfig, RefreshConfig
+from training.config.learning import ScenariosConfig, instant
 from training.history import find_scenarios, load_history
 from training.looks import FILE as LOOKS
-from training.rebuild_config import RebuildConfig, RefreshConfig
 from training.refresh import RefreshError, champion_of, refreshed, span_before
 
 TOKEN = "correct horse"

@@ -19,11 +19,11 @@ from app.policy.encoding import PromptEncoder
 from app.policy.label_reader import load_model
 from app.policy.loader import load_manifest, read_manifest
 from tests.policy.tiny_models import POSITIONS
-from tests.training.published import BASE, finished_policy, save_base
+from tests.training.support.published import BASE, finished_policy, save_base
 from training.__main__ import app
-from training.artifacts import Artifact, ArtifactError
 from training.registry import RegistryError, Release, in_half_precision, publish, register_and_alias, rollback, versions
 from training.release import release_of
+from training.stages.store import Artifact, ArtifactError
 
 NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
 LATER = datetime(2026, 12, 24, 12, tzinfo=UTC)

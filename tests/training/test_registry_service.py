@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from app.main import DEFAULT_MODEL
 from tests.policy.tiny_models import POSITIONS
 from tests.service.running import Running, drained, request, running, settings_for, until
-from tests.training.published import BASE, finished_policy, save_base
+from tests.training.support.published import BASE, finished_policy, save_base
 from training.__main__ import app
 from training.registry import RegistryError, aliases, history, publish, register_and_alias, rollback
 from training.release import release_of

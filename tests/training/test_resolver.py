@@ -22,7 +22,7 @@ from app.policy.scripted import ScriptedPolicy
 from app.shadow_log.log import ShadowLog
 from tests import builders as build
 from tests.service.running import Running, running, settings_for, until, writing
-from tests.training.candles import HOUR, START, table
+from tests.training.support.candles import HOUR, START, table
 from training.commands_paper import resolve_outcomes
 from training.log_reader import reading, symbols_without_outcome, without_outcome
 from training.market import Bars

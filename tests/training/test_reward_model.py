@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.training.rewards import reward_data
+from tests.training.support.rewards import reward_data
 from training.reward_linear import standings
 from training.reward_model import (
     Batch,

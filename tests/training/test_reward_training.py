@@ -11,8 +11,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from tests.training.rewards import HOUR, reward_data, small, with_rewards
-from training.artifacts import Artifact, ArtifactError, Workshop
+from tests.training.support.rewards import HOUR, reward_data, small, with_rewards
 from training.reward_model import RewardError, predict
 from training.reward_report import accuracies, pairs_within
 from training.reward_training import (
@@ -28,6 +27,7 @@ from training.reward_training import (
     report_of,
 )
 from training.splits import overlapping, purged_kfold
+from training.stages.store import Artifact, ArtifactError, Workshop
 
 EMBARGO_S = 12.0 * HOUR
 

@@ -14,11 +14,11 @@ from app.domain.actions import ACTIONS, LABELS
 from app.domain.decision import Reading, propose
 from app.domain.manifest import Calibration
 from app.domain.rules import order_for
-from tests.training.histories import history, scenario_set
+from tests.training.support.histories import history, scenario_set
 from training import rollouts
-from training.artifacts import Workshop
 from training.rollouts import RolloutError
 from training.scenarios import ScenarioSet
+from training.stages.store import Workshop
 
 CALIBRATION = Calibration(bias=tuple(-0.1 * n for n in range(10)), temperature=0.7)
 

@@ -15,10 +15,9 @@ from hypothesis import strategies as st
 from app.domain.features import FEATURE_NAMES, features
 from app.domain.prompt import render
 from app.schemas import AdviseRequest
-from tests.training.candles import HOUR, START, random_walk, with_corrupt_future
-from tests.training.histories import history, scenario_artifact, scenario_set
-from training.artifacts import Artifact, ArtifactError
-from training.config import ScenariosConfig
+from tests.training.support.candles import HOUR, START, random_walk, with_corrupt_future
+from tests.training.support.histories import history, scenario_artifact, scenario_set
+from training.config.learning import ScenariosConfig
 from training.context import FearGreed, Headlines, KnownContext
 from training.history import History, find_scenarios
 from training.market import MarketDataError
@@ -33,6 +32,7 @@ from training.scenarios import (
     splits,
     uniqueness,
 )
+from training.stages.store import Artifact, ArtifactError
 
 NEWS = KnownContext(
     Headlines(np.arange(START, START + 1500 * HOUR, 7000), tuple(f"Headline {n}" for n in range(772))),

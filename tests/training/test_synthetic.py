@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from app.domain.prompt import render
-from training.config import OutcomesConfig, SyntheticConfig
+from training.config.learning import OutcomesConfig, SyntheticConfig
 from training.indicators import indicators
 from training.market import Bars, MarketDataError, bars_from_frame
 from training.reference_agent import Agent, chart, opportunities

@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 
 from app.domain.manifest import Calibration
 from app.policy.label_reader import LabelReader
-from tests.training.planted import encoded, short_prompts, tiny_reader
+from tests.training.support.planted import encoded, short_prompts, tiny_reader
 from training import losses, train_dpo, train_expected, train_ppo, train_rrhf, train_warm_up
-from training.config import (
+from training.config.learning import (
     AdapterConfig,
     DpoConfig,
     ExpectedConfig,

@@ -11,9 +11,9 @@ import torch
 from app.domain.actions import LABELS
 from app.policy.label_reader import LabelReader, load_model
 from tests.policy.tiny_models import POSITIONS
-from tests.training.planted import encoded, exact, randomise, short_prompts, tiny_reader
+from tests.training.support.planted import encoded, exact, randomise, short_prompts, tiny_reader
 from training import losses
-from training.config import AdapterConfig
+from training.config.learning import AdapterConfig
 from training.encode import Encoded
 from training.policy_model import adapted
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from tests.training.rebuilds import NOW, config_in, silent
-from training.artifacts import Artifact
-from training.config import instant
-from training.rebuild_config import RebuildConfig
+from tests.training.support.rebuilds import NOW, config_in, silent
+from training.config.judging import RebuildConfig
+from training.config.learning import instant
 from training.scenarios import ScenarioSet
+from training.stages.store import Artifact
 from training.walk_forward import WalkForward
 
 FIRST, UNTIL = date(2022, 11, 20), date(2022, 12, 30)

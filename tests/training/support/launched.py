@@ -1,4 +1,4 @@
-"""A training run as `accelerate launch` starts it: python -m tests.training.launched FOLDER DATA ALGORITHM."""
+"""A training run as `accelerate launch` starts it: python -m tests.training.support.launched FOLDER DATA ALGORITHM."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from app.domain.manifest import Calibration
-from tests.training.planted import encoded, short_prompts, tiny_reader
+from tests.training.support.planted import encoded, short_prompts, tiny_reader
 from training import train_dpo, train_expected
-from training.config import AdapterConfig, DpoConfig, ExpectedConfig
+from training.config.learning import AdapterConfig, DpoConfig, ExpectedConfig
 from training.optimise import Problem, TrainedPolicy
 
 ROWS = 16

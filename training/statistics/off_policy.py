@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from app.domain.errors import AdvisorError
 from training.market import Floats
-from training.statistics import DRAWS, LEVEL, Estimate, Rows, mean_intervals, none, require_finite
+from training.statistics.bootstrap import DRAWS, LEVEL, Estimate, Rows, mean_intervals, none, require_finite
 
 
 class LogError(AdvisorError):

@@ -11,10 +11,10 @@ import torch
 from app.domain.prompt import PROMPT_VERSION, SYSTEM, Prompt
 from app.policy.label_reader import LabelReader
 from tests.policy.tiny_models import POSITIONS, save_tiny_model
-from training.artifacts import Artifact, Workshop
-from training.config import EncodeConfig
+from training.config.learning import EncodeConfig
 from training.encode import Encoded, build_encoded
 from training.policy_model import PolicyModel
+from training.stages.store import Artifact, Workshop
 
 
 def prompt(text: str) -> Prompt:

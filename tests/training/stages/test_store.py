@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from training.artifacts import MANIFEST, Artifact, ArtifactError, Workshop
+from training.stages.store import MANIFEST, Artifact, ArtifactError, Workshop
 
 
 def write(text: str, calls: list[str]) -> Any:
@@ -45,8 +45,8 @@ def test_another_configuration_or_input_gives_another_artefact(tmp_path: Path) -
 def test_a_stage_depends_on_what_its_modules_import_and_on_no_other_code() -> None:
     import training.labels
     import training.train_dpo
-    from training.artifacts import code_hash
-    from training.sources import sources_of
+    from training.stages.key import sources_of
+    from training.stages.store import code_hash
 
     names = {path.name for path in sources_of(["training.train_dpo"])}
     assert {"train_dpo.py", "losses.py", "optimise.py", "encoding.py", "actions.py"} <= names

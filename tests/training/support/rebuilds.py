@@ -8,10 +8,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from training.artifacts import Artifact
-from training.config import DpoConfig
+from training.config.judging import RebuildConfig
+from training.config.learning import DpoConfig
 from training.evaluate import Evaluated
-from training.rebuild_config import RebuildConfig
+from training.stages.store import Artifact
 
 NOW = datetime(2026, 11, 24, tzinfo=UTC)
 RIVAL = DpoConfig(epochs=1, max_majority=1.0)

@@ -13,7 +13,7 @@ import numpy as np
 
 from app.domain.errors import AdvisorError
 from training.market import Floats
-from training.statistics import Rows, day_totals, require_finite
+from training.statistics.bootstrap import Rows, day_totals, require_finite
 
 SHARES = np.geomspace(0.01, 0.95, 12)
 """Shares of the wealth that stay staked; a mixture of them does nearly as well as the best of them in hindsight."""

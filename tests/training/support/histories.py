@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.training.candles import random_walk
-from training.artifacts import Artifact, Workshop
-from training.config import HeldOutConfig, OutcomesConfig, ScenariosConfig
+from tests.training.support.candles import random_walk
+from training.config.learning import HeldOutConfig, OutcomesConfig, ScenariosConfig
 from training.context import KnownContext
 from training.history import History, find_scenarios
 from training.labels import build_labels
 from training.market import Bars
 from training.scenarios import ScenarioSet, build_scenarios
+from training.stages.store import Artifact, Workshop
 
 
 def history(*bars: Bars, context: KnownContext | None = None) -> History:

@@ -26,7 +26,7 @@ from app.domain.errors import AdvisorError
 from app.domain.features import FEATURE_SCHEMA
 from app.domain.prompt import PROMPT_VERSION
 from app.policy.loader import file_hash
-from training.sources import sources_of
+from training.stages.key import sources_of
 
 MANIFEST = "manifest.json"
 

@@ -1,4 +1,4 @@
-"""Records what vectorbt makes of a list of orders: `python tests/training/record_vectorbt.py FILE`.
+"""Records what vectorbt makes of a list of orders: `python tests/training/support/record_vectorbt.py FILE`.
 
 Needs vectorbt in an environment of its own; nothing of this project is imported. Two symbols share the cash. Every
 hourly bar becomes two rows, its open and its close, since a trade may enter at the open and leave within the same bar.

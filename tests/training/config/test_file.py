@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 import training
-from training.config import ConfigError, ExpectedConfig, PpoConfig
-from training.rebuild_config import RebuildConfig, read_config
+from training.config.judging import RebuildConfig, read_config
+from training.config.learning import ConfigError, ExpectedConfig, PpoConfig
 
 SHIPPED = sorted(Path(training.__path__[0], "configs").glob("*.toml"))
 

@@ -12,7 +12,7 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
 from training.market import Floats
-from training.statistics import (
+from training.statistics.bootstrap import (
     DAY_S,
     StatisticsError,
     block_length,

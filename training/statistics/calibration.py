@@ -12,7 +12,7 @@ import numpy as np
 
 from app.domain.errors import AdvisorError
 from training.market import Floats
-from training.statistics import DRAWS, LEVEL, Estimate, block_length, interval, none, require_finite
+from training.statistics.bootstrap import DRAWS, LEVEL, Estimate, block_length, interval, none, require_finite
 
 BINS = 10
 _Z = 1.959963984540054

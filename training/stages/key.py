@@ -9,7 +9,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 PACKAGES = ("training", "app.domain", "app.policy")
-WITHOUT = frozenset({"training.config", "training.rebuild_config", "training.artifacts", "training.sources"})
+WITHOUT = frozenset(
+    {"training.config.learning", "training.config.judging", "training.stages.store", "training.stages.key"}
+)
 """Settings enter an artefact's key by value, and how it is kept says nothing about what it holds."""
 
 

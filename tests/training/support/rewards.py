@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.domain.actions import ACTIONS
-from training.config import RewardConfig
+from training.config.learning import RewardConfig
 from training.encode import LINES
 from training.reward_model import RewardInputs
 from training.reward_training import RewardData

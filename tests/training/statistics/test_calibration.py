@@ -7,14 +7,14 @@ import pytest
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import brier_score_loss
 
-from training.calibration_measures import (
+from training.market import Floats
+from training.statistics.bootstrap import StatisticsError
+from training.statistics.calibration import (
     CalibrationError,
     brier_score,
     expected_calibration_error,
     reliability_curve,
 )
-from training.market import Floats
-from training.statistics import StatisticsError
 
 
 def world(seed: int, shift: float = 0.0, count: int = 2000) -> tuple[Floats, Floats]:

@@ -11,7 +11,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 
 from app.domain.record import describe
-from training.config import (
+from training.config.learning import (
     HELD_OUT_FROM,
     AdapterConfig,
     Algorithm,

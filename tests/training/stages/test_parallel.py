@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.training.candles import HOUR, START, random_walk
-from training.parallel import BackendMissing, over
+from tests.training.support.candles import HOUR, START, random_walk
 from training.performance import performance
 from training.portfolio import Book, Clock, Trades, trade
-from training.statistics import DAY_S
+from training.stages.parallel import BackendMissing, over
+from training.statistics.bootstrap import DAY_S
 
 
 def books(count: int) -> list[Book]:

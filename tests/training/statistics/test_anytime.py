@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.anytime import SHARES, UnboundedValues, log_wealth, lower_bound, period_means
 from training.market import Floats
-from training.statistics import DAY_S, StatisticsError, mean_intervals
+from training.statistics.anytime import SHARES, UnboundedValues, log_wealth, lower_bound, period_means
+from training.statistics.bootstrap import DAY_S, StatisticsError, mean_intervals
 
 ALPHA = 0.05
 RUNS, LENGTH, BOUND = 1500, 500, 3.0

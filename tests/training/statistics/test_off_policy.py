@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from training.market import Floats
-from training.off_policy import (
+from training.statistics.bootstrap import StatisticsError
+from training.statistics.off_policy import (
     LogError,
     LoggedDecisions,
     doubly_robust,
@@ -16,7 +17,6 @@ from training.off_policy import (
     inverse_propensity,
     self_normalised,
 )
-from training.statistics import StatisticsError
 
 ACTIONS = 10
 

@@ -18,10 +18,10 @@ from app.policy.label_reader import load_model
 from tests.builders import scenario
 from tests.domain.scenarios import AS_OF
 from tests.policy.tiny_models import POSITIONS, save_adapter, save_tiny_model, write_manifest
-from tests.training.rewards import SIZE
-from training.artifacts import Artifact, Workshop
-from training.config import ScenariosConfig
+from tests.training.support.rewards import SIZE
+from training.config.learning import ScenariosConfig
 from training.scenarios import Found, build_scenarios
+from training.stages.store import Artifact, Workshop
 
 COUNT = 40
 BASE = "base-1"

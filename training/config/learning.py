@@ -1,4 +1,4 @@
-"""Configuration of what makes a model: one strict class per stage. `training.rebuild_config` puts them together."""
+"""Configuration of what makes a model: one strict class per stage. `training.config.judging` puts them together."""
 
 from __future__ import annotations
 
