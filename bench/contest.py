@@ -23,13 +23,13 @@ from app.domain.manifest import Calibration
 from training.config.judging import EvaluateConfig
 from training.config.learning import HeldOutConfig, OutcomesConfig, ScenariosConfig, SyntheticConfig
 from training.contest import BASE_MODEL, POLICY, Trained, Version, hold_contest, refitted
-from training.context import KnownContext
 from training.evaluate import REPLAY_LIMITS
-from training.history import History, find_scenarios
-from training.labels import Labels, build_labels
-from training.scenarios import ScenarioSet, build_scenarios
+from training.market.context import KnownContext
+from training.market.synthetic import synthetic_bars
+from training.outcomes.labels import Labels, build_labels
+from training.scenarios.history import History, find_scenarios
+from training.scenarios.table import ScenarioSet, build_scenarios
 from training.stages.store import Artifact, Workshop
-from training.synthetic import synthetic_bars
 
 HOURS_PER_YEAR = 8766
 EMBARGO_S = 86_400.0

@@ -12,13 +12,13 @@ from typing import NamedTuple
 import numpy as np
 from rich.console import Console
 
+from training.agent.reference import Agent, chart, opportunities
 from training.config.learning import SyntheticConfig
-from training.labels import judge, plans
-from training.market import Bars
-from training.outcomes import COSTS, KEEP, TIME_EXIT_S, TRAIL_ATR, Costs, Exit, Orders
-from training.reference_agent import Agent, chart, opportunities
-from training.scenarios import NEUTRAL
-from training.synthetic import synthetic_bars
+from training.market.bars import Bars
+from training.market.synthetic import synthetic_bars
+from training.outcomes.labels import judge, plans
+from training.outcomes.simulate import COSTS, KEEP, TIME_EXIT_S, TRAIL_ATR, Costs, Exit, Orders
+from training.scenarios.table import NEUTRAL
 
 SYMBOLS, YEARS, HOURS_PER_YEAR = 11, 7, 8766
 PLAIN = 300

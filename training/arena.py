@@ -1,7 +1,7 @@
 """Where arms meet: the same scenarios, the same bars, the same costs. An order per scenario becomes what it earned.
 
 Orders are looked up, not simulated again: an arm's stop is the plan's or one of the action space's, its size a share of
-the plan's, and `training.labels` followed exactly those.
+the plan's, and `training.outcomes.labels` followed exactly those.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from app.domain.actions import ACTIONS, STOP_ATRS
 from app.domain.errors import AdvisorError
 from training.arms import Arm
-from training.labels import AGENT, Labels
-from training.market import Floats
-from training.scenarios import ScenarioSet
+from training.market.bars import Floats
+from training.outcomes.labels import AGENT, Labels
+from training.scenarios.table import ScenarioSet
 
 _COLUMNS = ("net", "fees", "slippage", "quantity", "bought", "sold", "r", "mae", "mfe", "holding_s")
 _TIMES = ("entered_at", "exited_at")

@@ -30,8 +30,8 @@ from app.domain.manifest import Calibration
 from app.domain.rules import order_for
 from app.domain.scenario import Scenario
 from app.domain.veto import TradingState
-from training.market import Floats
-from training.splits import purged_kfold
+from training.market.bars import Floats
+from training.scenarios.splits import purged_kfold
 
 Flags = NDArray[np.bool_]
 MIN_APPROVAL_RATE = 0.05

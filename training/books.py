@@ -11,8 +11,8 @@ import numpy as np
 
 from app.domain.agent_action import Arm, Outcome, OutcomeCode, OutcomeSource
 from app.domain.scenario import Account, Position
-from training.market import Bars
-from training.outcomes import OUTCOME_CODES, TIME_EXIT_S, TRAIL_ATR, Exit, Fates, Orders, simulate
+from training.market.bars import Bars
+from training.outcomes.simulate import OUTCOME_CODES, TIME_EXIT_S, TRAIL_ATR, Exit, Fates, Orders, simulate
 
 DAY_S = 86_400
 

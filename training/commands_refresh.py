@@ -38,7 +38,7 @@ def refresh(
     from training.drift_looks import observe
     from training.drift_verdict import DriftVerdict
     from training.evaluate import Evaluate
-    from training.log_reader import reading, served
+    from training.log import reading, served
     from training.refresh import champion_of, refreshed, span_before
 
     settings, now = chosen(config, overrides), datetime.now(UTC)

@@ -22,13 +22,13 @@ from training.arena import Arena, ArenaError, Played
 from training.arms import Arm, Known, agent, allowed, always, fitted, policy, random_veto
 from training.config.judging import EvaluateConfig
 from training.config.learning import OutcomesConfig
-from training.labels import Labels
-from training.market import Bars, Floats
-from training.outcomes import Costs
+from training.market.bars import Bars, Floats
+from training.outcomes.labels import Labels
+from training.outcomes.simulate import Costs
 from training.performance import Performance, performance
 from training.portfolio import Book, Clock, Size, Trades, buy_and_hold, trade
-from training.scenarios import PURGED, TRAIN, VALIDATE, Progress, ScenarioSet, silent
-from training.splits import walk_forward
+from training.scenarios.splits import walk_forward
+from training.scenarios.table import PURGED, TRAIN, VALIDATE, Progress, ScenarioSet, silent
 from training.stages.parallel import over
 from training.statistics.bootstrap import DAY_S
 

@@ -30,7 +30,7 @@ from training.drift_measures import (
     shift,
 )
 from training.drift_verdict import DriftVerdict, Judge, Reason
-from training.market import Floats
+from training.market.bars import Floats
 
 RATES = ("agreement", "approval", "agent_approval", "abstention")
 DISTRIBUTIONS = ("label_mass", "approve_probability")

@@ -18,9 +18,9 @@ from training.config.judging import DriftConfig
 from training.drift import Drift, Span, Subject, Window, look
 from training.drift_metrics import DriftMetrics
 from training.drift_tables import print_drift
-from training.log_reader import judged_between, reading, served
-from training.market import Floats
-from training.scenarios import ScenarioSet
+from training.log import judged_between, reading, served
+from training.market.bars import Floats
+from training.scenarios.table import ScenarioSet
 from training.stages.store import Artifact
 
 MOST_TRAINED_ON = 5000

@@ -13,7 +13,7 @@ from river.drift import ADWIN
 from scipy import stats
 from sklearn.isotonic import IsotonicRegression
 
-from training.market import Floats
+from training.market.bars import Floats
 
 BINS = 10
 DRAWS = 200

@@ -39,12 +39,12 @@ from training.encode import Encoded
 from training.findings import Findings
 from training.gate import Check, CheckName, Mode, judge
 from training.gate_report import sign_off
-from training.labels import Labels
 from training.looks import count_look
+from training.outcomes.labels import Labels
 from training.rebuild import Meter, Rebuild, Rebuilt
 from training.registry import ADAPTER_FILES, publish
 from training.release import release_of
-from training.scenarios import ScenarioSet
+from training.scenarios.table import ScenarioSet
 from training.stages.store import Artifact
 
 REPLAY_LIMITS = Path("deploy/limits.replay.toml")

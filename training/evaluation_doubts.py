@@ -14,10 +14,11 @@ from training.arena import Arena
 from training.arms import Arm, Known, fitted, random_veto
 from training.contest import AGENT, ALWAYS, BASE_MODEL, HEURISTICS, POLICY, RANDOM
 from training.findings import Findings, cell
-from training.market import Floats
+from training.market.bars import Floats
+from training.market.synthetic import oracle, states
 from training.report import Cell, Section
-from training.scenarios import TRAIN, evenly
-from training.splits import backtest_paths, combinatorial_purged
+from training.scenarios.splits import backtest_paths, combinatorial_purged
+from training.scenarios.table import TRAIN, evenly
 from training.statistics.bootstrap import Estimate, mean_intervals
 from training.statistics.off_policy import (
     LoggedDecisions,
@@ -26,7 +27,6 @@ from training.statistics.off_policy import (
     inverse_propensity,
     self_normalised,
 )
-from training.synthetic import oracle, states
 
 DRAWS_OF_CHANCE = 50
 EDGES = (0.02, 0.05, 0.1)

@@ -14,7 +14,7 @@ from training import evaluation_doubts as doubts
 from training.arena import Played
 from training.contest import AGENT, ALWAYS, CONTROLS, HEURISTICS, HOLD, POLICY, RANDOM, RAW
 from training.findings import Findings, cell, maybe
-from training.market import Floats
+from training.market.bars import Floats
 from training.performance import sharpe
 from training.report import Cell, Report, Section
 from training.statistics.bootstrap import (

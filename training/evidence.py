@@ -11,8 +11,8 @@ import numpy as np
 from app.domain.actions import STOP_ATRS
 from training.contest import AGENT, ALWAYS, CHAMPION, CONTROLS, HEURISTICS, POLICY, RANDOM, Contest, Trained
 from training.gate import Check, Evidence, Mode
-from training.labels import AGENT as PLAN
-from training.market import Floats
+from training.market.bars import Floats
+from training.outcomes.labels import AGENT as PLAN
 from training.performance import sharpe
 from training.statistics.bootstrap import DAY_S
 

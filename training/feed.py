@@ -12,9 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from training.indicators import PERCENTILE_DAYS
-from training.market import MarketDataError, length_seconds, load_exchange
-from training.reference_agent import (
+from training.agent.reference import (
     COOL_DOWN_S,
     Agent,
     Chart,
@@ -24,6 +22,8 @@ from training.reference_agent import (
     nothing_else,
     passes,
 )
+from training.market.bars import MarketDataError, length_seconds, load_exchange
+from training.market.indicators import PERCENTILE_DAYS
 
 DAY_S = 86_400
 WINDOW_BARS = 1000

@@ -9,10 +9,10 @@ from datetime import datetime
 from training.config.judging import RebuildConfig
 from training.contest import Contest, Trained
 from training.gate import Check, Verdict
-from training.labels import Labels
+from training.outcomes.labels import Labels
 from training.rebuild import Rebuilt
 from training.report import Cell
-from training.scenarios import ScenarioSet
+from training.scenarios.table import ScenarioSet
 from training.statistics.bootstrap import Estimate
 
 

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from app.domain.canonical import content_hash
 from app.domain.errors import AdvisorError
 from training.config.judging import GateConfig
-from training.market import Floats
+from training.market.bars import Floats
 from training.performance import max_drawdown, sharpe
 from training.statistics.anytime import lower_bound, period_means
 from training.statistics.bootstrap import DAY_S, Estimate, Rows, deflated_sharpe, mean_intervals, none

@@ -19,7 +19,7 @@ from scipy.special import ndtr, ndtri
 
 from training.config.judging import GateConfig
 from training.gate import RANDOM_VETO, Check, CheckName, Evidence, Mode, Verdict, judge
-from training.market import Floats
+from training.market.bars import Floats
 from training.stages.parallel import over
 from training.statistics.anytime import log_wealth, period_means
 from training.statistics.bootstrap import DAY_S, Rows, day_totals, mean_intervals

@@ -2,7 +2,7 @@
 
 Perplexity of the agent's words; KL of the adapted model to the base, token by token; and whether a rationale would
 follow the decision: of the words that the agent's rules would give for approving and for rejecting, the model should
-find those more likely that fit the action named in the question. The words are templated (training/dialogues.py), so
+find those more likely that fit the action named in the question. The words are templated (training/agent/words.py), so
 this says whether fluency was destroyed, not whether the prose is good.
 """
 
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from peft import PeftModel
 
 from app.policy.label_reader import LabelReader
-from training.dialogues import Demonstrations, Dialogue, dialogue
+from training.agent.words import Demonstrations, Dialogue, dialogue
 from training.encode import Encoded
 from training.policy_model import PolicyModel, opened
 

@@ -27,8 +27,8 @@ from app.domain.errors import AdvisorError
 from app.domain.manifest import Calibration
 from app.policy.label_reader import LabelReader
 from training import losses
+from training.agent.words import Demonstrations, dialogue
 from training.config.learning import AdapterConfig, AlgorithmConfig, TrainingConfig
-from training.dialogues import Demonstrations, dialogue
 from training.encode import Encoded
 from training.measures import Measures, check_not_collapsed, fit_temperature, policy_measures, validation_metrics
 from training.policy_model import PolicyModel, PolicyOutput, adapted, load_adapter, save_adapter

@@ -21,10 +21,10 @@ from app.domain.agent_action import AgentAction, Arm, Outcome
 from app.domain.canonical import decision_id
 from app.domain.errors import AdvisorError
 from app.domain.scenario import Scenario
+from training.agent.reference import Opportunity
 from training.books import Book, Order, Trade, follow, never_filled, outcome
 from training.feed import Moment
-from training.market import Bars, MarketDataError
-from training.reference_agent import Opportunity
+from training.market.bars import Bars, MarketDataError
 
 RUN_NAME = re.compile(r"[A-Za-z0-9._-]{1,80}")
 

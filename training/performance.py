@@ -13,7 +13,7 @@ from typing import Any
 import empyrical
 import numpy as np
 
-from training.market import Floats
+from training.market.bars import Floats
 from training.portfolio import Book, Curve
 from training.statistics.bootstrap import DAY_S, DRAWS, LEVEL, Estimate, interval, is_constant, mean_intervals, none
 

@@ -1,6 +1,6 @@
 """One portfolio engine for every arm: trades with known fates in, an equity curve on the bars' own clock out.
 
-Conventions, beside those of `training.outcomes`, which says when and at what price a trade enters and leaves:
+Conventions, beside those of `training.outcomes.simulate`, which says when and at what price a trade enters and leaves:
 
 - Spot and long only: an order is cut down to what the cash can pay, and refused when there is none.
 - At most `max_open` trades at a time, and one per symbol. A trade that leaves in a bar makes room at the next open.
@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.domain.errors import AdvisorError
-from training.market import Bars, Floats, Times
-from training.outcomes import COSTS, Costs, Exit, Fates
+from training.market.bars import Bars, Floats, Times
+from training.outcomes.simulate import COSTS, Costs, Exit, Fates
 
 Rows = NDArray[np.int64]
 _DUST = 1e-9

@@ -31,9 +31,9 @@ from app.domain.decision import prepare
 from app.domain.errors import AdvisorError
 from app.domain.prompt import Prompt
 from training.config.learning import PreferencesConfig
-from training.labels import Labels
+from training.outcomes.labels import Labels
 from training.reward_training import Rewards
-from training.scenarios import TRAIN, VALIDATE, ScenarioSet
+from training.scenarios.table import TRAIN, VALIDATE, ScenarioSet
 from training.stages.store import Artifact
 
 TABLE = "preferences.parquet"

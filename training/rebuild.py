@@ -22,31 +22,30 @@ from app.policy.importer import import_directory, import_smollm2
 from app.policy.label_reader import LabelReader
 from training import (
     encode,
-    history,
-    labels,
     language,
     preferences,
     reward_training,
     rollouts,
-    shadow_log,
     train_dpo,
     train_expected,
     train_ppo,
     train_rrhf,
     train_warm_up,
 )
-from training import scenarios as scenario_tables
+from training.agent.words import Demonstrations
 from training.config.judging import RebuildConfig
 from training.config.learning import ConfigError, HeldOutConfig, TrainingConfig, instant
-from training.dialogues import Demonstrations
 from training.encode import Encoded, build_encoded
-from training.history import History, find_scenarios, load_history
-from training.labels import Labels, build_labels
 from training.optimise import Problem, TrainedPolicy
+from training.outcomes import labels
+from training.outcomes.labels import Labels, build_labels
 from training.preferences import Preferences, build_preferences
 from training.reward_training import RewardData, Rewards, build_reward
-from training.scenarios import ScenarioSet, build_scenarios, evenly
-from training.shadow_log import log_state, read_log
+from training.scenarios import history, recorded
+from training.scenarios import table as scenario_tables
+from training.scenarios.history import History, find_scenarios, load_history
+from training.scenarios.recorded import log_state, read_log
+from training.scenarios.table import ScenarioSet, build_scenarios, evenly
 from training.stages.store import Artifact, Workshop
 from training.targets import dealt_out, targets
 
@@ -150,7 +149,7 @@ class Rebuild:
                     found, excluded = find_scenarios(self.history, config, progress)
                 return build_scenarios(folder, found, config, excluded, seconds, progress)
 
-        reading = shadow_log if config.source == "shadow_log" else history
+        reading = recorded if config.source == "shadow_log" else history
         return self.shop.stage("scenarios", depends, {}, build, (scenario_tables, reading))
 
     def _log(self) -> str:

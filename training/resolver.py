@@ -2,7 +2,7 @@
 
 For every arm: the agent's plan (also when it was rejected: a veto's value is what the refused order would have done)
 and each version's advised order; a rejection by the advice earns 0. The exits are the reference agent's
-(training/outcomes.py). Safe to run again at any time: what has an outcome is not asked for, and a report that is sent
+(training/outcomes/simulate.py). Safe to run again at any time: what has an outcome is not asked for, and a report that is sent
 twice counts once. An agent that reports its own outcome later overrules the simulated one: the newest report counts.
 """
 
@@ -15,8 +15,8 @@ from enum import StrEnum
 from app.client import AdvisorClient
 from app.domain.agent_action import Arm
 from training.books import Order, Trade, follow_all, never_filled, outcome
-from training.log_reader import Unresolved
-from training.market import Bars
+from training.log import Unresolved
+from training.market.bars import Bars
 
 MOST_QUEUED = 500
 """Half of the client's queue: the rest stays free, so nothing is dropped."""

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from sklearn.linear_model import Ridge
 
 from training.reward_model import SAME, Linear, Rows, bradley_terry_loss
-from training.splits import overlapping
+from training.scenarios.splits import overlapping
 
 STRENGTHS = tuple(10.0**power for power in range(1, 7))
 """Regularisation, the candidates; the strongest leaves each action's mean reward."""

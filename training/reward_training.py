@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from app.domain.actions import ACTIONS
 from training.config.learning import RewardConfig
 from training.encode import Encoded
-from training.labels import Labels
+from training.outcomes.labels import Labels
 from training.reward_linear import Sample, choose_strength, fit_linear, fit_ridge, predict_linear
 from training.reward_model import (
     Floats,
@@ -41,8 +41,8 @@ from training.reward_model import (
     scalar_loss,
 )
 from training.reward_report import DAY_S, accuracies, calibration, pairs_across, pairs_within, spearman
-from training.scenarios import TRAIN, VALIDATE, ScenarioSet
-from training.splits import overlapping, purged_kfold
+from training.scenarios.splits import overlapping, purged_kfold
+from training.scenarios.table import TRAIN, VALIDATE, ScenarioSet
 from training.stages.store import Artifact
 
 TAIL = 0.15

@@ -24,9 +24,9 @@ from app.domain.errors import AdvisorError
 from app.domain.manifest import Calibration
 from app.domain.rules import order_for
 from app.domain.scenario import Scenario
-from training.dialogues import agents_label, words
-from training.market import Floats
-from training.scenarios import ScenarioSet
+from training.agent.words import agents_label, words
+from training.market.bars import Floats
+from training.scenarios.table import ScenarioSet
 from training.stages.store import Artifact
 
 TABLE = "rollouts.parquet"

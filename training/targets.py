@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.config.learning import TargetsConfig
-from training.market import Floats
+from training.market.bars import Floats
 
 Rows = NDArray[np.int64]
 

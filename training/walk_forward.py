@@ -24,10 +24,10 @@ from training.encode import Encoded
 from training.evaluate import REPLAY_LIMITS, calibration_of, stressed_labels
 from training.findings import Findings
 from training.gate import Mode, judge
-from training.labels import Labels
+from training.outcomes.labels import Labels
 from training.rebuild import Meter, Rebuild, Rebuilt
 from training.report import Report
-from training.scenarios import ScenarioSet
+from training.scenarios.table import ScenarioSet
 from training.stages.store import Artifact
 
 NAME = "retrained before each period"

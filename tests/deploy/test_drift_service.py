@@ -28,7 +28,7 @@ from tests.deploy.prometheus_tool import ROOT, Tools
 from tests.deploy.scraper import Scraper, empty_panels, scraping
 from tests.service.running import until
 from training.__main__ import app as trainer
-from training.log_reader import reading
+from training.log import reading
 
 DRIFT = SERVICES["drift"]
 PORT = "8323"

@@ -13,7 +13,7 @@ from training import answers
 from training.checks import TOLERANCE
 from training.encode import Encoded
 from training.evaluate import Evaluated
-from training.scenarios import ScenarioSet
+from training.scenarios.table import ScenarioSet
 
 SOME = 6
 

@@ -8,9 +8,9 @@ import pytest
 from tests.training.support.histories import history, label_artifact, scenario_set
 from training.arena import Arena, ArenaError
 from training.arms import Arm, always
-from training.labels import Labels
-from training.outcomes import COSTS, Orders, simulate
-from training.scenarios import ScenarioSet
+from training.outcomes.labels import Labels
+from training.outcomes.simulate import COSTS, Orders, simulate
+from training.scenarios.table import ScenarioSet
 
 
 @pytest.fixture(scope="module")

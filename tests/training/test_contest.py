@@ -41,12 +41,12 @@ from training.contest import (
     known_of,
     refitted,
 )
-from training.history import History
-from training.labels import Labels
-from training.market import Bars
-from training.outcomes import Costs
+from training.market.bars import Bars
+from training.outcomes.labels import Labels
+from training.outcomes.simulate import Costs
 from training.portfolio import Book, Clock, buy_and_hold
-from training.scenarios import Found, ScenarioSet, build_scenarios
+from training.scenarios.history import History
+from training.scenarios.table import Found, ScenarioSet, build_scenarios
 from training.stages.store import Workshop
 from training.statistics.bootstrap import DAY_S
 

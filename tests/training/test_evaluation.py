@@ -19,8 +19,8 @@ from tests.training.support.rebuilds import NOW, RIVAL, config_in, read_by, sile
 from training.config.judging import RebuildConfig
 from training.config.learning import ConfigError
 from training.evaluate import STRESSES, Evaluate, Evaluated
-from training.labels import AGENT, Labels
 from training.looks import FILE as LOOKS
+from training.outcomes.labels import AGENT, Labels
 from training.stages.store import Artifact
 
 TRUTH = "Share of the best achievable reward"

@@ -10,9 +10,9 @@ from training.arms import MIN_APPROVAL_RATE, Known
 from training.contest import HEURISTICS
 from training.evaluation_doubts import GROUPS, TESTED, combinatorial_paths
 from training.findings import cell, maybe
-from training.market import Floats
+from training.market.bars import Floats
 from training.report import Cell
-from training.splits import backtest_paths, combinatorial_purged
+from training.scenarios.splits import backtest_paths, combinatorial_purged
 from training.statistics.bootstrap import DAY_S, Estimate, none
 
 MARGIN, RSI = FEATURE_NAMES.index("score_over_threshold"), FEATURE_NAMES.index("rsi")

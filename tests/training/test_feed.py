@@ -15,10 +15,10 @@ import pytest
 
 from tests.training.support.candles import HOUR, random_walk
 from tests.training.support.exchange import Clock, Exchange
+from training.agent.reference import Agent, chart, opportunities, passes
 from training.books import Book
 from training.feed import PATIENCE_S, WINDOW_BARS, LiveFeed, Moment, replayed
-from training.market import Bars, MarketDataError
-from training.reference_agent import Agent, chart, opportunities, passes
+from training.market.bars import Bars, MarketDataError
 
 MARKETS = [random_walk(1500, 1, "BTCUSDT"), random_walk(1500, 2, "ETHUSDT")]
 FIRST = int(MARKETS[0].closed_at[1100])

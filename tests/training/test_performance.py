@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.training.support.candles import HOUR, START, table
-from training.market import Floats
+from training.market.bars import Floats
 from training.performance import (
     CONSTANT,
     NO_TRADES,

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.training.support.candles import HOUR, START, random_walk, table
-from training.market import Bars
-from training.outcomes import Costs, Orders, simulate
+from training.market.bars import Bars
+from training.outcomes.simulate import Costs, Orders, simulate
 from training.portfolio import Book, Clock, PortfolioError, Refused, Size, Trades, buy_and_hold, trade
 
 VECTORBT = Path(__file__).parents[1] / "golden" / "vectorbt.json"

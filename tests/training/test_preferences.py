@@ -19,7 +19,7 @@ from app.policy.importer import import_smollm2
 from tests.builders import scenario
 from tests.domain.scenarios import AS_OF
 from training.config.learning import PreferencesConfig, ScenariosConfig
-from training.labels import Labels
+from training.outcomes.labels import Labels
 from training.preferences import (
     PairSource,
     PreferenceError,
@@ -29,7 +29,7 @@ from training.preferences import (
     preference_record,
 )
 from training.reward_training import Rewards
-from training.scenarios import Found, ScenarioSet, build_scenarios
+from training.scenarios.table import Found, ScenarioSet, build_scenarios
 from training.stages.store import Artifact, Workshop
 
 COUNT = 20

@@ -19,12 +19,12 @@ from tests.training.support.rebuilds import NOW, RIVAL, config_in, silent
 from training.__main__ import app
 from training.config.learning import ConfigError
 from training.evaluate import Evaluate, Evaluated
-from training.labels import Labels
 from training.looks import FILE as LOOKS
-from training.market import MarketDataError
+from training.market.bars import MarketDataError
 from training.measures import CollapsedPolicy
+from training.outcomes.labels import Labels
 from training.rebuild import Rebuild, Rebuilt
-from training.scenarios import ScenarioSet
+from training.scenarios.table import ScenarioSet
 from training.stages.store import Artifact, ArtifactError
 from training.targets import dealt_out, targets
 

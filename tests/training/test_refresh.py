@@ -21,9 +21,9 @@ from tests.training.support.rebuilds import config_in
 from training.__main__ import app
 from training.config.judging import RebuildConfig, RefreshConfig
 from training.config.learning import ScenariosConfig, instant
-from training.history import find_scenarios, load_history
 from training.looks import FILE as LOOKS
 from training.refresh import RefreshError, champion_of, refreshed, span_before
+from training.scenarios.history import find_scenarios, load_history
 
 TOKEN = "correct horse"
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")

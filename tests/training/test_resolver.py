@@ -24,8 +24,8 @@ from tests import builders as build
 from tests.service.running import Running, running, settings_for, until, writing
 from tests.training.support.candles import HOUR, START, table
 from training.commands_paper import resolve_outcomes
-from training.log_reader import reading, symbols_without_outcome, without_outcome
-from training.market import Bars
+from training.log import reading, symbols_without_outcome, without_outcome
+from training.market.bars import Bars
 from training.resolver import Fate, resolve
 
 AT = datetime.fromtimestamp(START, UTC)

@@ -26,7 +26,7 @@ from training.reward_training import (
     load_members,
     report_of,
 )
-from training.splits import overlapping, purged_kfold
+from training.scenarios.splits import overlapping, purged_kfold
 from training.stages.store import Artifact, ArtifactError, Workshop
 
 EMBARGO_S = 12.0 * HOUR

@@ -17,7 +17,7 @@ from app.domain.rules import order_for
 from tests.training.support.histories import history, scenario_set
 from training import rollouts
 from training.rollouts import RolloutError
-from training.scenarios import ScenarioSet
+from training.scenarios.table import ScenarioSet
 from training.stages.store import Workshop
 
 CALIBRATION = Calibration(bias=tuple(-0.1 * n for n in range(10)), temperature=0.7)

@@ -16,6 +16,7 @@ from app.domain.manifest import Calibration
 from app.policy.label_reader import LabelReader
 from tests.training.support.planted import encoded, short_prompts, tiny_reader
 from training import losses, train_dpo, train_expected, train_ppo, train_rrhf, train_warm_up
+from training.agent.words import Demonstrations
 from training.config.learning import (
     AdapterConfig,
     DpoConfig,
@@ -25,7 +26,6 @@ from training.config.learning import (
     TrainingConfig,
     WarmUpConfig,
 )
-from training.dialogues import Demonstrations
 from training.encode import Encoded
 from training.measures import CollapsedPolicy, check_not_collapsed, fit_temperature, validation_metrics
 from training.optimise import Problem, TrainedPolicy, TrainingError

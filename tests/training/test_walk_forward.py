@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from tests.training.support.rebuilds import NOW, config_in, silent
 from training.config.judging import RebuildConfig
 from training.config.learning import instant
-from training.scenarios import ScenarioSet
+from training.scenarios.table import ScenarioSet
 from training.stages.store import Artifact
 from training.walk_forward import WalkForward
 

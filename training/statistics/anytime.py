@@ -12,7 +12,7 @@ import math
 import numpy as np
 
 from app.domain.errors import AdvisorError
-from training.market import Floats
+from training.market.bars import Floats
 from training.statistics.bootstrap import Rows, day_totals, require_finite
 
 SHARES = np.geomspace(0.01, 0.95, 12)

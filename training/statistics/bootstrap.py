@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri
 
 from app.domain.errors import AdvisorError
-from training.market import Floats
+from training.market.bars import Floats
 
 Rows = NDArray[np.int64]
 LEVEL = 0.95

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from app.domain.errors import AdvisorError
-from training.market import Floats
+from training.market.bars import Floats
 from training.statistics.bootstrap import DRAWS, LEVEL, Estimate, block_length, interval, none, require_finite
 
 BINS = 10

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.domain.errors import AdvisorError
-from training.market import Floats
+from training.market.bars import Floats
 from training.statistics.bootstrap import DRAWS, LEVEL, Estimate, Rows, mean_intervals, none, require_finite
 
 

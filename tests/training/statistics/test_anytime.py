@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.market import Floats
+from training.market.bars import Floats
 from training.statistics.anytime import SHARES, UnboundedValues, log_wealth, lower_bound, period_means
 from training.statistics.bootstrap import DAY_S, StatisticsError, mean_intervals
 

@@ -11,7 +11,7 @@ from arch.bootstrap import StationaryBootstrap
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from training.market import Floats
+from training.market.bars import Floats
 from training.statistics.bootstrap import (
     DAY_S,
     StatisticsError,

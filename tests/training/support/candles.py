@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import numpy as np
 
-from training.market import Bars
+from training.market.bars import Bars
 
 START = int(datetime(2021, 1, 1, tzinfo=UTC).timestamp())
 HOUR = 3600

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from training.market import Bars
+from training.market.bars import Bars
 
 
 class Clock:

@@ -8,11 +8,11 @@ from typing import Any
 
 from tests.training.support.candles import random_walk
 from training.config.learning import HeldOutConfig, OutcomesConfig, ScenariosConfig
-from training.context import KnownContext
-from training.history import History, find_scenarios
-from training.labels import build_labels
-from training.market import Bars
-from training.scenarios import ScenarioSet, build_scenarios
+from training.market.bars import Bars
+from training.market.context import KnownContext
+from training.outcomes.labels import build_labels
+from training.scenarios.history import History, find_scenarios
+from training.scenarios.table import ScenarioSet, build_scenarios
 from training.stages.store import Artifact, Workshop
 
 

@@ -20,7 +20,7 @@ from tests.domain.scenarios import AS_OF
 from tests.policy.tiny_models import POSITIONS, save_adapter, save_tiny_model, write_manifest
 from tests.training.support.rewards import SIZE
 from training.config.learning import ScenariosConfig
-from training.scenarios import Found, build_scenarios
+from training.scenarios.table import Found, build_scenarios
 from training.stages.store import Artifact, Workshop
 
 COUNT = 40

@@ -16,8 +16,8 @@ import numpy as np
 
 from app.domain.candidate import Candidate
 from app.domain.scenario import Scenario
-from training.context import SEPARATOR
-from training.reference_agent import ASSUMED_SPREAD_BPS, session_at
+from training.agent.reference import ASSUMED_SPREAD_BPS, session_at
+from training.market.context import SEPARATOR
 
 DROP_PROBABILITY = 0.25
 PRICES = ("entry", "stop")

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.context import KnownContext, load_context
-from training.market import MarketDataError
+from training.market.bars import MarketDataError
+from training.market.context import KnownContext, load_context
 
 NOON = datetime(2022, 3, 1, 12, tzinfo=UTC)
 

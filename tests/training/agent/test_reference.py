@@ -12,9 +12,7 @@ from app.domain.features import features
 from app.domain.prompt import render
 from app.domain.scenario import Account, Scenario
 from tests.training.support.candles import START, random_walk, with_corrupt_future
-from training.indicators import indicators
-from training.market import MarketDataError
-from training.reference_agent import (
+from training.agent.reference import (
     ASSUMED_SPREAD_BPS,
     COOL_DOWN_S,
     Agent,
@@ -23,6 +21,8 @@ from training.reference_agent import (
     sessions,
     stand_in_approval,
 )
+from training.market.bars import MarketDataError
+from training.market.indicators import indicators
 
 CALM = Account(equity=10_000.0, day_pnl_fraction=0.0, drawdown_fraction=0.0, consecutive_losses=0, positions=())
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from skfolio.model_selection import CombinatorialPurgedCV
 
-from training.splits import (
+from training.scenarios.splits import (
     Fold,
     SplitError,
     backtest_paths,

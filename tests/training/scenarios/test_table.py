@@ -18,10 +18,10 @@ from app.schemas import AdviseRequest
 from tests.training.support.candles import HOUR, START, random_walk, with_corrupt_future
 from tests.training.support.histories import history, scenario_artifact, scenario_set
 from training.config.learning import ScenariosConfig
-from training.context import FearGreed, Headlines, KnownContext
-from training.history import History, find_scenarios
-from training.market import MarketDataError
-from training.scenarios import (
+from training.market.bars import MarketDataError
+from training.market.context import FearGreed, Headlines, KnownContext
+from training.scenarios.history import History, find_scenarios
+from training.scenarios.table import (
     PURGED,
     TRAIN,
     VALIDATE,

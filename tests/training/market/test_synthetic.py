@@ -7,12 +7,12 @@ import polars as pl
 import pytest
 
 from app.domain.prompt import render
+from training.agent.reference import Agent, chart, opportunities
 from training.config.learning import OutcomesConfig, SyntheticConfig
-from training.indicators import indicators
-from training.market import Bars, MarketDataError, bars_from_frame
-from training.reference_agent import Agent, chart, opportunities
-from training.scenarios import NEUTRAL
-from training.synthetic import oracle, sample, states, strength, synthetic_bars, volume_ratio
+from training.market.bars import Bars, MarketDataError, bars_from_frame
+from training.market.indicators import indicators
+from training.market.synthetic import oracle, sample, states, strength, synthetic_bars, volume_ratio
+from training.scenarios.table import NEUTRAL
 
 FREE = OutcomesConfig(fee=0, slippage=0, clip_r=100)
 COLUMNS = ("closed_at", "open", "high", "low", "close", "volume")

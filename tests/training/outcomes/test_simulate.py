@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from tests.training.support.candles import HOUR, START, random_walk, table
-from training.indicators import indicators
-from training.market import Bars
-from training.outcomes import Costs, Exit, Fates, Orders, simulate
+from training.market.bars import Bars
+from training.market.indicators import indicators
+from training.outcomes.simulate import Costs, Exit, Fates, Orders, simulate
 
 FREE = Costs(fee=0.0, slippage=0.0)
 QUIET = (100, 101, 99, 100)

@@ -24,7 +24,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from app.domain.canonical import content_hash
-from training.market import MarketDataError
+from training.market.bars import MarketDataError
 
 DAY_S = 86_400
 NEWS_WINDOW_S = 12 * 3600

@@ -19,10 +19,10 @@ from tests.builders import scenario as plain
 from tests.training.support.candles import HOUR, START, random_walk, table
 from tests.training.support.histories import history, label_artifact, scenario_set
 from training.config.learning import OutcomesConfig
-from training.indicators import indicators
-from training.labels import AGENT, APPROVALS, Exclusion, Judged, Labels, build_labels, judge, plans
-from training.market import Bars
-from training.outcomes import Costs, Exit, Orders, simulate
+from training.market.bars import Bars
+from training.market.indicators import indicators
+from training.outcomes.labels import AGENT, APPROVALS, Exclusion, Judged, Labels, build_labels, judge, plans
+from training.outcomes.simulate import Costs, Exit, Orders, simulate
 
 FREE = Costs(0.0, 0.0)
 QUIET = (100, 101, 99, 100)

@@ -12,7 +12,7 @@ import numpy as np
 import talib
 from numpy.typing import NDArray
 
-from training.market import Bars, Floats
+from training.market.bars import Bars, Floats
 
 DAY_S = 86_400
 PERCENTILE_DAYS = 7

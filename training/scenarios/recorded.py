@@ -19,8 +19,8 @@ from app.domain.agent_action import AgentAction, Outcome
 from app.domain.errors import InvalidRecord
 from app.domain.scenario import Scenario
 from training.config.learning import HELD_OUT_FROM, HELD_OUT_UNTIL, ScenariosConfig, instant
-from training.log_reader import CHUNK, Connection, reading
-from training.scenarios import Found, Progress, ScenarioError, evenly, label_reach, silent
+from training.log import CHUNK, Connection, reading
+from training.scenarios.table import Found, Progress, ScenarioError, evenly, label_reach, silent
 
 FIRST = datetime(1970, 1, 1, tzinfo=UTC)
 LAST = datetime(9999, 1, 1, tzinfo=UTC)

@@ -14,8 +14,8 @@ from app.domain.scenario import Scenario
 from tests.builders import AS_OF
 from tests.builders import scenario as plain
 from tests.domain.scenarios import scenarios
-from training.perturb import Kind, dropped, news_order, noise, shift, variants
-from training.reference_agent import session_at
+from training.agent.reference import session_at
+from training.scenarios.variants import Kind, dropped, news_order, noise, shift, variants
 
 seeds = st.integers(0, 2**32 - 1).map(np.random.default_rng)
 

@@ -14,8 +14,8 @@ from app.domain.errors import ShadowLogUnavailable
 from app.shadow_log.log import ShadowLog
 from tests import builders as build
 from training.config.learning import ScenariosConfig
-from training.scenarios import ScenarioError, ScenarioSet, build_scenarios
-from training.shadow_log import log_state, read_log
+from training.scenarios.recorded import log_state, read_log
+from training.scenarios.table import ScenarioError, ScenarioSet, build_scenarios
 from training.stages.store import Workshop
 
 HOUR = 3600

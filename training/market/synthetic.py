@@ -23,12 +23,12 @@ from numpy.typing import NDArray
 
 from app.domain.actions import ACTIONS
 from app.domain.scenario import Scenario
+from training.agent.reference import Agent, chart, opportunities
 from training.config.learning import OutcomesConfig, SyntheticConfig, instant
-from training.labels import judge, plans
-from training.market import Bars, Floats, MarketDataError
-from training.outcomes import Costs
-from training.reference_agent import Agent, chart, opportunities
-from training.scenarios import NEUTRAL
+from training.market.bars import Bars, Floats, MarketDataError
+from training.outcomes.labels import judge, plans
+from training.outcomes.simulate import Costs
+from training.scenarios.table import NEUTRAL
 
 HOUR = 3600
 STEPS = 12
@@ -133,7 +133,7 @@ def _volatility(hours: int, source: np.random.Generator) -> Floats:
 
 
 def volume_ratio(volume: Floats) -> Floats:
-    """As `training.indicators` has it: (volume - mean) / (volume + mean) over 20 bars; 0 until the mean is known."""
+    """As `training.market.indicators` has it: (volume - mean) / (volume + mean) over 20 bars; 0 until the mean is known."""
     mean = talib.SMA(volume, RATIO_BARS)
     return np.asarray(np.nan_to_num((volume - mean) / (volume + mean)))
 

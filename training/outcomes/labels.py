@@ -1,7 +1,7 @@
 """Labels: what every action of the action space would have earned in every scenario, and what the agent's plan would.
 
 Each scenario is four orders on the bars after its decision: the agent's plan, and entries with the stop at 1.0, 1.5
-and 2.5 ATR, all with the agent's targets. They are followed by `training.outcomes.simulate`, all of a symbol at once,
+and 2.5 ATR, all with the agent's targets. They are followed by `training.outcomes.simulate.simulate`, all of a symbol at once,
 on the finest series that covers the window without a hole, since finer bars tell whether stop or target came first. A
 risk fraction changes the size and not the path, so that ten actions cost three simulations. Rejected candidates are
 labelled like the others.
@@ -12,7 +12,7 @@ that rewards are normalised by volatility and by size. `reject` earns 0. R is al
 risk that the agent reports ignores structure-based stops.
 
 Scenarios that bars cannot judge are left out, counted by reason (`Exclusion`), and carry NaN. A decision that was
-skipped for an outage never becomes a scenario: `training/shadow_log.py` counts those.
+skipped for an outage never becomes a scenario: `training/scenarios/recorded.py` counts those.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from app.domain.candidate import Direction
 from app.domain.rules import order_for
 from app.domain.scenario import Scenario
 from training.config.learning import OutcomesConfig
-from training.market import Bars, Floats
-from training.outcomes import TIME_EXIT_S, TRAIL_ATR, Costs, Exit, Fates, Orders, simulate
+from training.market.bars import Bars, Floats
+from training.outcomes.simulate import TIME_EXIT_S, TRAIL_ATR, Costs, Exit, Fates, Orders, simulate
 from training.stages.store import Artifact
 
 TABLE = "labels.parquet"

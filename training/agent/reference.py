@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from app.domain.agent_action import AgentAction
 from app.domain.scenario import Account, Scenario
-from training.indicators import PATTERNS, Indicators, indicators
-from training.market import Bars, Floats, MarketDataError
+from training.market.bars import Bars, Floats, MarketDataError
+from training.market.indicators import PATTERNS, Indicators, indicators
 
 STOP_ATR = 1.5
 TARGETS_ATR = (3.0, 4.0, 5.0)

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.domain.agent_action import OutcomeCode
-from training.market import Bars, Floats
+from training.market.bars import Bars, Floats
 
 TIME_EXIT_S = 6 * 3600
 TRAIL_ATR = (1.5, 1.0, 0.5)

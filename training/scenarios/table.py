@@ -1,7 +1,7 @@
 """Scenarios: what training and evaluation decide on, in one table with weights and splits.
 
-They come from history (the reference agent's candidate rule on bars, news, fear and greed; `training/history.py`) or
-from the shadow log (`training/shadow_log.py`). The agent's book depends on what it traded before, so that scenarios of
+They come from history (the reference agent's candidate rule on bars, news, fear and greed; `training/scenarios/history.py`) or
+from the shadow log (`training/scenarios/recorded.py`). The agent's book depends on what it traded before, so that scenarios of
 history get one stated neutral account: 10,000, nothing open, no losses. Those of the log keep the account they had.
 
 Uniqueness (López de Prado 2018, "Advances in Financial Machine Learning", section 4.4): the label of row i looks at
@@ -31,9 +31,9 @@ from app.domain.errors import AdvisorError
 from app.domain.features import features
 from app.domain.scenario import Account, Scenario
 from training.config.learning import HeldOutConfig, ScenariosConfig, instant
-from training.outcomes import TIME_EXIT_S
-from training.perturb import Kind, variants
-from training.splits import overlapping
+from training.outcomes.simulate import TIME_EXIT_S
+from training.scenarios.splits import overlapping
+from training.scenarios.variants import Kind, variants
 from training.stages.store import Artifact
 
 TABLE = "scenarios.parquet"
