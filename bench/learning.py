@@ -29,7 +29,6 @@ from app.policy.calibration import random_prompts
 from app.policy.importer import import_smollm2
 from app.policy.label_reader import LabelReader
 from app.policy.loader import load_manifest
-from training import train_dpo, train_expected, train_ppo, train_rrhf, train_warm_up
 from training.config.learning import (
     AdapterConfig,
     DpoConfig,
@@ -40,9 +39,10 @@ from training.config.learning import (
     TrainingConfig,
     WarmUpConfig,
 )
-from training.encode import Encoded, build_encoded
-from training.optimise import Problem, TrainedPolicy
-from training.probe import fit_probe
+from training.learning.algorithms import dpo, expected, ppo, rrhf, warm_up
+from training.learning.algorithms.probe import fit_probe
+from training.learning.algorithms.run import Problem, TrainedPolicy
+from training.learning.model.base_pass import Encoded, build_encoded
 from training.stages.store import Workshop
 
 EDGE, NOISE = 0.8, 0.5
@@ -52,12 +52,12 @@ PROMPT_SEED = 31
 Train = Callable[..., TrainedPolicy]
 WARM_UP = "warm-up"
 ALGORITHMS: dict[str, tuple[Train, TrainingConfig]] = {
-    WARM_UP: (train_warm_up.train, WarmUpConfig()),
-    "expected": (train_expected.train, ExpectedConfig()),
-    "gradient": (train_expected.train, ExpectedConfig(objective="gradient")),
-    "dpo": (train_dpo.train, DpoConfig()),
-    "ppo": (train_ppo.train, PpoConfig()),
-    "rrhf": (train_rrhf.train, RrhfConfig()),
+    WARM_UP: (warm_up.train, WarmUpConfig()),
+    "expected": (expected.train, ExpectedConfig()),
+    "gradient": (expected.train, ExpectedConfig(objective="gradient")),
+    "dpo": (dpo.train, DpoConfig()),
+    "ppo": (ppo.train, PpoConfig()),
+    "rrhf": (rrhf.train, RrhfConfig()),
 }
 
 

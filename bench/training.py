@@ -26,8 +26,8 @@ from app.policy.label_reader import LabelReader, load_model
 from app.policy.loader import load_manifest
 from bench.learning import ALGORITHMS, PROMPT_SEED, pairs_of, plant
 from training.config.learning import AdapterConfig, EncodeConfig
-from training.encode import Encoded, build_encoded
-from training.optimise import Problem
+from training.learning.algorithms.run import Problem
+from training.learning.model.base_pass import Encoded, build_encoded
 from training.stages.store import Workshop
 
 EPOCHS, BATCH, BETA = 3, 4, 0.1

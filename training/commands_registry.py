@@ -123,7 +123,7 @@ def _merge(policy: Artifact, roots: Sequence[Path], folder: Path) -> Path:
     """The adapter merged into its base model, in `folder`. Raises `RegistryError` for an activated one."""
     from app.policy.label_reader import LabelReader
     from app.policy.loader import find_version
-    from training.policy_model import save_merged
+    from training.learning.model.adapted import save_merged
     from training.release import base_of
 
     config = json.loads((policy / "adapter" / "adapter_config.json").read_text(encoding="utf-8"))

@@ -20,7 +20,7 @@ import numpy as np
 from app.domain.limits import Limits, read_limits
 from app.domain.manifest import MANIFEST_NAME, Calibration
 from app.policy.loader import find_version, load_manifest, read_manifest
-from training import answers, checks, evaluation_report, evidence, probe
+from training import checks, evaluation_report, evidence
 from training.config.judging import RebuildConfig
 from training.config.learning import Algorithm, ConfigError, OutcomesConfig, instant
 from training.contest import (
@@ -35,10 +35,12 @@ from training.contest import (
     hold_contest,
     refitted,
 )
-from training.encode import Encoded
 from training.findings import Findings
 from training.gate import Check, CheckName, Mode, judge
 from training.gate_report import sign_off
+from training.learning.algorithms import probe
+from training.learning.model import answers
+from training.learning.model.base_pass import Encoded
 from training.looks import count_look
 from training.outcomes.labels import Labels
 from training.rebuild import Meter, Rebuild, Rebuilt

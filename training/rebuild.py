@@ -20,39 +20,32 @@ from app.domain.decision import prepare
 from app.domain.manifest import ModelManifest
 from app.policy.importer import import_directory, import_smollm2
 from app.policy.label_reader import LabelReader
-from training import (
-    encode,
-    language,
-    preferences,
-    reward_training,
-    rollouts,
-    train_dpo,
-    train_expected,
-    train_ppo,
-    train_rrhf,
-    train_warm_up,
-)
+from training import rollouts
 from training.agent.words import Demonstrations
 from training.config.judging import RebuildConfig
 from training.config.learning import ConfigError, HeldOutConfig, TrainingConfig, instant
-from training.encode import Encoded, build_encoded
-from training.optimise import Problem, TrainedPolicy
+from training.learning.algorithms import dpo, expected, ppo, preferences, rrhf
+from training.learning.algorithms import warm_up as train_warm_up
+from training.learning.algorithms.preferences import Preferences, build_preferences
+from training.learning.algorithms.run import Problem, TrainedPolicy
+from training.learning.algorithms.targets import dealt_out, targets
+from training.learning.model import base_pass, language
+from training.learning.model.base_pass import Encoded, build_encoded
+from training.learning.reward import ensemble
+from training.learning.reward.ensemble import RewardData, Rewards, build_reward
 from training.outcomes import labels
 from training.outcomes.labels import Labels, build_labels
-from training.preferences import Preferences, build_preferences
-from training.reward_training import RewardData, Rewards, build_reward
 from training.scenarios import history, recorded
 from training.scenarios import table as scenario_tables
 from training.scenarios.history import History, find_scenarios, load_history
 from training.scenarios.recorded import log_state, read_log
 from training.scenarios.table import ScenarioSet, build_scenarios, evenly
 from training.stages.store import Artifact, Workshop
-from training.targets import dealt_out, targets
 
 Progress = Callable[[int, int], None]
 Meter = Callable[[str], AbstractContextManager[Progress]]
 """Opens a progress bar with a title."""
-ALGORITHMS: dict[str, Any] = {"expected": train_expected, "dpo": train_dpo, "ppo": train_ppo, "rrhf": train_rrhf}
+ALGORITHMS: dict[str, Any] = {"expected": expected, "dpo": dpo, "ppo": ppo, "rrhf": rrhf}
 """Where each algorithm's script is."""
 DIALOGUES = 16
 """Held-out dialogues on which the language is looked at."""
@@ -184,7 +177,7 @@ class Rebuild:
             with self.meter("base pass") as progress:
                 return build_encoded(folder, prompts, self.reader, self.base.path, self.config.encode, cache, progress)
 
-        return self.shop.stage("encoded", depends, {"scenarios": scenarios}, build, (encode,))
+        return self.shop.stage("encoded", depends, {"scenarios": scenarios}, build, (base_pass,))
 
     def rollouts(self, made: Mapping[str, Artifact]) -> Artifact:
         """What the agent, simple rules and the base model do."""
@@ -214,7 +207,7 @@ class Rebuild:
             with self.meter("reward model") as progress:
                 return build_reward(folder, data, self.config.reward, embargo, progress)
 
-        return self.shop.stage("reward", self.config.reward, inputs, build, (reward_training,))
+        return self.shop.stage("reward", self.config.reward, inputs, build, (ensemble,))
 
     def reward_data(self, made: Mapping[str, Artifact]) -> RewardData:
         """What the reward model is trained on."""

@@ -12,11 +12,11 @@ import numpy as np
 from app.domain.canonical import content_hash
 from app.domain.manifest import MANIFEST_NAME, Calibration, ModelManifest
 from app.policy.loader import find_version, read_manifest
+from training.learning.reward.accuracy import DAY_S, compared
+from training.learning.reward.ensemble import Rewards
 from training.market.bars import Floats
 from training.outcomes.labels import Labels
 from training.registry import Release
-from training.reward_report import DAY_S, compared
-from training.reward_training import Rewards
 from training.scenarios.table import TRAIN, VALIDATE, ScenarioSet
 from training.stages.store import Artifact, ArtifactError
 

@@ -16,14 +16,15 @@ import numpy as np
 
 from app.domain.limits import read_limits
 from app.domain.manifest import Calibration
-from training import answers, evaluation_report, evidence
+from training import evaluation_report, evidence
 from training.config.judging import RebuildConfig
 from training.config.learning import ScenariosConfig, instant
 from training.contest import BASE_MODEL, POLICY, Contest, Period, Trained, Version, hold_contest
-from training.encode import Encoded
 from training.evaluate import REPLAY_LIMITS, calibration_of, stressed_labels
 from training.findings import Findings
 from training.gate import Mode, judge
+from training.learning.model import answers
+from training.learning.model.base_pass import Encoded
 from training.outcomes.labels import Labels
 from training.rebuild import Meter, Rebuild, Rebuilt
 from training.report import Report

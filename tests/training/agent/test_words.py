@@ -13,8 +13,8 @@ from tests.builders import agent_action, scenario
 from tests.training.support.planted import encoded, randomise, short_prompts, tiny_reader
 from training.agent.words import Demonstrations, agents_label, dialogue, words
 from training.config.learning import AdapterConfig
-from training.language import compare, fluency
-from training.policy_model import adapted, save_adapter
+from training.learning.model.adapted import adapted, save_adapter
+from training.learning.model.language import compare, fluency
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 

@@ -43,17 +43,17 @@ def test_another_configuration_or_input_gives_another_artefact(tmp_path: Path) -
 
 
 def test_a_stage_depends_on_what_its_modules_import_and_on_no_other_code() -> None:
+    import training.learning.algorithms.dpo
     import training.outcomes.labels
-    import training.train_dpo
     from training.stages.key import sources_of
     from training.stages.store import code_hash
 
-    names = {path.name for path in sources_of(["training.train_dpo"])}
+    names = {path.name for path in sources_of(["training.learning.algorithms.dpo"])}
     assert {"train_dpo.py", "losses.py", "optimise.py", "encoding.py", "actions.py"} <= names
     assert not names & {"evaluation_report.py", "train_ppo.py", "config.py", "registry.py"}
     build, other = write("a", []), write("b", [])
     assert code_hash(build, [training.outcomes.labels]) == code_hash(other, [training.outcomes.labels])
-    assert code_hash(build, [training.outcomes.labels]) != code_hash(build, [training.train_dpo])
+    assert code_hash(build, [training.outcomes.labels]) != code_hash(build, [training.learning.algorithms.dpo])
 
 
 def test_the_same_work_elsewhere_has_the_same_hash(tmp_path: Path) -> None:

@@ -10,9 +10,9 @@ import torch
 
 from app.domain.manifest import Calibration
 from tests.training.support.planted import encoded, short_prompts, tiny_reader
-from training import train_dpo, train_expected
 from training.config.learning import AdapterConfig, DpoConfig, ExpectedConfig
-from training.optimise import Problem, TrainedPolicy
+from training.learning.algorithms import dpo, expected
+from training.learning.algorithms.run import Problem, TrainedPolicy
 
 ROWS = 16
 
@@ -29,8 +29,8 @@ def run(folder: Path, data: Path, algorithm: str) -> TrainedPolicy:
     shared = {"epochs": 2, "batch": 4, "min_entropy": 0.0, "max_majority": 1.0}
     adapter = AdapterConfig(rank=4, alpha=8.0)
     if algorithm == "dpo":
-        return train_dpo.train(problem, DpoConfig(**shared, start="base", learning_rate=3e-3), adapter, reader, folder)
-    return train_expected.train(problem, ExpectedConfig(**shared), adapter, reader, folder)
+        return dpo.train(problem, DpoConfig(**shared, start="base", learning_rate=3e-3), adapter, reader, folder)
+    return expected.train(problem, ExpectedConfig(**shared), adapter, reader, folder)
 
 
 if __name__ == "__main__":

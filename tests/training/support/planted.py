@@ -12,8 +12,8 @@ from app.domain.prompt import PROMPT_VERSION, SYSTEM, Prompt
 from app.policy.label_reader import LabelReader
 from tests.policy.tiny_models import POSITIONS, save_tiny_model
 from training.config.learning import EncodeConfig
-from training.encode import Encoded, build_encoded
-from training.policy_model import PolicyModel
+from training.learning.model.adapted import PolicyModel
+from training.learning.model.base_pass import Encoded, build_encoded
 from training.stages.store import Artifact, Workshop
 
 

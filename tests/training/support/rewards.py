@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from app.domain.actions import ACTIONS
 from training.config.learning import RewardConfig
-from training.encode import LINES
-from training.reward_model import RewardInputs
-from training.reward_training import RewardData
+from training.learning.model.base_pass import LINES
+from training.learning.reward.ensemble import RewardData
+from training.learning.reward.network import RewardInputs
 
 HOUR = 3600
 BEGIN = 1_600_000_000

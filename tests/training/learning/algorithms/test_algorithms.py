@@ -1,0 +1,284 @@
+"""The four algorithms on a tiny random model: every part moves, reruns agree, collapse is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from app.domain.manifest import Calibration
+from app.policy.label_reader import LabelReader
+from tests.training.support.planted import encoded, short_prompts, tiny_reader
+from training.agent.words import Demonstrations
+from training.config.learning import (
+    AdapterConfig,
+    DpoConfig,
+    ExpectedConfig,
+    PpoConfig,
+    RrhfConfig,
+    TrainingConfig,
+    WarmUpConfig,
+)
+from training.learning.algorithms import dpo, expected, losses, ppo, rrhf, warm_up
+from training.learning.algorithms.measures import (
+    CollapsedPolicy,
+    check_not_collapsed,
+    fit_temperature,
+    validation_metrics,
+)
+from training.learning.algorithms.probe import fit_probe
+from training.learning.algorithms.run import Problem, TrainedPolicy, TrainingError
+from training.learning.model.base_pass import Encoded
+
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+
+ROWS = 32
+ADAPTER = AdapterConfig(rank=4, alpha=8.0)
+LIVELY = {"min_entropy": 0.0, "max_majority": 1.0}
+ALGORITHMS: dict[str, tuple[Callable[..., TrainedPolicy], TrainingConfig]] = {
+    "warm-up": (warm_up.train, WarmUpConfig(epochs=2, batch=8, **LIVELY)),
+    "expected": (expected.train, ExpectedConfig(epochs=2, batch=8, **LIVELY)),
+    "gradient": (expected.train, ExpectedConfig(epochs=2, batch=8, objective="gradient", **LIVELY)),
+    "dpo": (dpo.train, DpoConfig(epochs=2, batch=8, **LIVELY)),
+    "ppo": (ppo.train, PpoConfig(epochs=2, batch=8, **LIVELY)),
+    "rrhf": (rrhf.train, RrhfConfig(epochs=2, batch=8, **LIVELY)),
+}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[LabelReader, Encoded]:
+    folder = tmp_path_factory.mktemp("tiny")
+    reader, base = tiny_reader(folder)
+    return reader, encoded(folder, short_prompts(ROWS), reader, base)
+
+
+def problem(rows: Encoded, **changes: Any) -> Problem:
+    """Approving fully pays in odd rows ("btc up") and costs in even ones."""
+    rewards = np.zeros((ROWS, 10))
+    rewards[:, 1:] = np.where(np.arange(ROWS) % 2, 1.0, -1.0)[:, None] * np.linspace(0.2, 1.0, 9)
+    pairs = [(row, 9, 0) if row % 2 else (row, 0, 9) for row in range(ROWS)]
+    given = {
+        "encoded": rows,
+        "rewards": rewards,
+        "weights": np.ones(ROWS),
+        "train_rows": np.arange(24),
+        "validate_rows": np.arange(24, ROWS),
+        "calibration": Calibration(),
+        "base_name": "tiny-1",
+        "pairs": np.array(pairs),
+    }
+    return Problem(**(given | changes))
+
+
+def trained(tiny: tuple[LabelReader, Encoded], folder: Path, name: str, **changes: Any) -> TrainedPolicy:
+    """One run, after a warm-up of one epoch where the algorithm starts from one."""
+    reader, rows = tiny
+    train, config = ALGORITHMS[name]
+    config = config.model_copy(update=changes)
+    warm = folder / "warm"
+    if getattr(config, "start", None) == "warm_up":
+        settings = WarmUpConfig(epochs=1, batch=8, seed=config.seed, **LIVELY)
+        warm_up.train(problem(rows), settings, ADAPTER, reader, warm)
+    return train(problem(rows, warm_up=warm), config, ADAPTER, reader, folder)
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_every_weight_moves_every_step_is_logged_and_a_seed_repeats_the_run(
+    tiny: tuple[LabelReader, Encoded], tmp_path: Path, name: str
+) -> None:
+    first = trained(tiny, tmp_path / "a", name)
+    assert len(first.history) == (12 if name == "ppo" else 6)
+    for entry in first.history:
+        assert entry.keys() >= {"loss", "entropy", "majority", "kl", "label_mass", "learning_rate", "reward"}
+        assert all(np.isfinite(value) for value in entry.values())
+    weights = load_file(first.adapter / "adapter_model.safetensors")
+    assert all(value.abs().sum() > 0 for value in weights.values())  # B starts at zero
+    second = trained(tiny, tmp_path / "b", name)
+    np.testing.assert_array_equal(first.label_log_probs, second.label_log_probs)
+    assert first.history == second.history
+    other = trained(tiny, tmp_path / "c", name, seed=1)
+    assert not np.allclose(first.label_log_probs, other.label_log_probs, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["expected", "gradient", "dpo"])  # the others draw actions batch by batch
+def test_parts_of_a_batch_make_the_same_run(tiny: tuple[LabelReader, Encoded], tmp_path: Path, name: str) -> None:
+    whole = trained(tiny, tmp_path / "a", name, supervised=0.0)
+    parts = trained(tiny, tmp_path / "b", name, supervised=0.0, accumulate=4)
+    np.testing.assert_allclose(whole.label_log_probs, parts.label_log_probs, atol=1e-3)
+
+
+def test_what_is_left_behind_is_complete(tiny: tuple[LabelReader, Encoded], tmp_path: Path) -> None:
+    run = trained(tiny, tmp_path, "expected")
+    assert {path.name for path in run.adapter.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    np.testing.assert_array_equal(np.load(tmp_path / "policy_log_probs.npy"), run.label_log_probs)
+    document = json.loads((tmp_path / "training.json").read_text())
+    assert document["history"] == run.history
+    assert document["metrics"]["rows"] == 8
+    assert Calibration.from_json(document["calibration"]) == run.calibration
+    assert list((tmp_path / "tensorboard").rglob("events.*"))
+
+
+def test_the_policys_readings_are_those_of_the_saved_adapter(tiny: tuple[LabelReader, Encoded], tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    reader, rows = tiny
+    run = trained(tiny, tmp_path, "expected")
+    model = PeftModel.from_pretrained(reader.model, run.adapter).eval()
+    try:
+        ids = [*reader.encoder.head, *rows.ids(3), *reader.encoder.tail]
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([ids])).logits[0, -1].log_softmax(-1)
+    finally:
+        model.unload()
+    np.testing.assert_allclose(run.label_log_probs[3], logits[list(reader.encoder.label_ids)], atol=2e-2)
+
+
+def test_expected_reward_rises(tiny: tuple[LabelReader, Encoded], tmp_path: Path) -> None:
+    run = trained(tiny, tmp_path, "expected", epochs=15, learning_rate=5e-3, beta=0.2)
+    assert run.history[-1]["reward"] > run.history[0]["reward"] + 0.1
+    assert run.metrics["greedy"] <= run.metrics["oracle"]
+
+
+def test_ordinary_lora_trains_too(tiny: tuple[LabelReader, Encoded], tmp_path: Path) -> None:
+    reader, rows = tiny
+    train, config = ALGORITHMS["expected"]
+    run = train(problem(rows), config, ADAPTER.model_copy(update={"kind": "ordinary"}), reader, tmp_path)
+    settings = json.loads((run.adapter / "adapter_config.json").read_text())
+    assert settings["alora_invocation_tokens"] is None
+    assert run.history[-1]["kl"] > 0
+
+
+def test_a_collapsed_run_fails_and_saves_nothing(tiny: tuple[LabelReader, Encoded], tmp_path: Path) -> None:
+    with pytest.raises(CollapsedPolicy, match="entropy"):
+        trained(tiny, tmp_path, "expected", min_entropy=2.4)
+    assert not (tmp_path / "adapter").exists()
+    assert not (tmp_path / "training.json").exists()
+
+
+def test_dialogues_are_learned_in_the_warm_up(tiny: tuple[LabelReader, Encoded], tmp_path: Path) -> None:
+    reader, rows = tiny
+    said = Demonstrations(
+        np.arange(ROWS) % 2 * 8, tuple("Buyers lead." if i % 2 else "Too quiet." for i in range(ROWS))
+    )
+    config = WarmUpConfig(
+        epochs=3, batch=8, target="agent", supervised=1.0, dialogue_every=1, learning_rate=1e-2, **LIVELY
+    )
+    run = warm_up.train(problem(rows, demonstrations=said), config, ADAPTER, reader, tmp_path)
+    assert len(run.history) == 9
+    assert run.history[-1]["loss"] < run.history[0]["loss"]
+    with pytest.raises(TrainingError, match="needs the agent's actions"):
+        warm_up.train(problem(rows), config, ADAPTER, reader, tmp_path / "none")
+    with pytest.raises(TrainingError, match="needs a finished warm-up"):
+        rrhf.train(problem(rows), RrhfConfig(), ADAPTER, reader, tmp_path / "cold")
+
+
+def test_the_warm_up_on_the_optimum_nears_it(tiny: tuple[LabelReader, Encoded], tmp_path: Path) -> None:
+    bias = problem(tiny[1]).bias
+    base = losses.log_policy_of(torch.from_numpy(np.array(tiny[1].label_log_probs)), bias)
+    target = losses.closed_form(base, torch.from_numpy(problem(tiny[1]).rewards).float(), 0.2)
+    run = trained(tiny, tmp_path, "warm-up", epochs=15, beta=0.2)
+    nearer, rows = losses.log_policy_of(torch.from_numpy(run.label_log_probs), bias), slice(0, 24)
+    away = losses.kl_divergence(target, nearer)[rows].mean()
+    assert away < 0.8 * losses.kl_divergence(target, base)[rows].mean()
+
+
+def test_an_algorithm_goes_on_from_the_warm_up_which_is_its_reference(
+    tiny: tuple[LabelReader, Encoded], tmp_path: Path
+) -> None:
+    run = trained(tiny, tmp_path, "dpo", learning_rate=1e-9)
+    bias = problem(tiny[1]).bias
+    warm = np.load(tmp_path / "warm" / "policy_log_probs.npy")
+    assert not np.allclose(warm, tiny[1].label_log_probs, atol=1e-2)
+    np.testing.assert_allclose(run.label_log_probs, warm, atol=1e-3)
+    np.testing.assert_allclose(run.reference, losses.log_policy_of(torch.from_numpy(warm), bias), atol=1e-6)
+    assert run.history[0]["kl"] == pytest.approx(0, abs=1e-5)
+
+
+def test_dpo_without_pairs_and_overlapping_or_empty_rows_are_one_line_each(
+    tiny: tuple[LabelReader, Encoded], tmp_path: Path
+) -> None:
+    reader, rows = tiny
+    with pytest.raises(TrainingError, match="needs preference pairs"):
+        dpo.train(problem(rows, pairs=None), DpoConfig(), ADAPTER, reader, tmp_path)
+    with pytest.raises(TrainingError, match="overlap"):
+        problem(rows, validate_rows=np.array([23, 24]))
+    with pytest.raises(TrainingError, match="no train rows with known rewards"):
+        problem(rows, rewards=np.full((ROWS, 10), np.nan))
+
+
+def test_rows_without_rewards_do_not_train(tiny: tuple[LabelReader, Encoded]) -> None:
+    rewards = np.zeros((ROWS, 10))
+    rewards[3] = np.nan
+    found = problem(tiny[1], rewards=rewards, weights=np.linspace(0.1, 1, ROWS))
+    assert 3 not in found.train_rows
+    assert found.weights[found.train_rows].mean() == pytest.approx(1)
+
+
+def test_pairs_weigh_as_their_scenarios_do(tiny: tuple[LabelReader, Encoded]) -> None:
+    weights = np.ones(ROWS)
+    weights[:24] = [2.0] * 12 + [0.0] * 12
+    pairs = np.array([(0, 1, 2), (0, 3, 4), (13, 1, 2), (30, 1, 2)])  # the last is a validation row's
+    table = dpo.PairTable.of(problem(tiny[1], pairs=pairs, weights=weights))
+    assert table.rows.tolist() == [0, 13]
+    policy = torch.full((2, 10), 0.1).log()
+    loss = table.loss(policy, policy, torch.tensor([0, 13]), beta=0.1)
+    # (2 + 2 + 0) ln 2 over 3 pairs
+    assert loss.item() == pytest.approx(4 * np.log(2) / 3)
+
+
+def test_candidates_hold_the_best_and_are_different() -> None:
+    rewards = torch.tensor([[0.0, 5.0, 1.0, -1.0], [9.0, 0.0, 0.0, 0.0]])
+    source = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        chosen = rrhf.candidates(rewards, 3, source)
+        assert chosen[:, 0].tolist() == [1, 0]
+        assert all(len(set(row)) == 3 for row in chosen.tolist())
+
+
+def test_temperature_is_found_again() -> None:
+    source = np.random.default_rng(0)
+    logits = source.normal(0, 2, (4000, 10))
+    honest = torch.log_softmax(torch.from_numpy(logits), -1).numpy()
+    best = np.array([source.choice(10, p=np.exp(row) / np.exp(row).sum()) for row in honest])
+    sharpened = torch.log_softmax(torch.from_numpy(logits * 2.5), -1).numpy()
+    assert fit_temperature(sharpened, best, np.ones(4000)) == pytest.approx(2.5, rel=0.08)
+
+
+def test_collapse_is_a_matter_of_probability_not_of_the_argmax() -> None:
+    rewards = np.zeros((4, 10))
+    same = np.tile(np.log([0.55, *[0.05] * 9]), (4, 1))
+    rows = np.arange(4)
+    metrics = validation_metrics(same, same, same, rewards, rows, rows)
+    assert metrics["same_argmax"] == 1.0
+    assert metrics["majority"] == pytest.approx(0.55)
+    check_not_collapsed(metrics, ExpectedConfig())
+    with pytest.raises(CollapsedPolicy, match=r"0\.550 of the probability"):
+        check_not_collapsed(metrics, ExpectedConfig(max_majority=0.5))
+
+
+def test_the_probe_finds_what_is_linear(tiny: tuple[LabelReader, Encoded]) -> None:
+    rows = tiny[1]
+    linear = np.asarray(rows.last)[:, 0] > np.median(rows.last[:, 0])
+    rewards = np.zeros((ROWS, 10))
+    rewards[:, 1:] = np.where(linear, 1.0, -1.0)[:, None]
+    probe = fit_probe(problem(rows, rewards=rewards), beta=0.1)
+    train = probe.log_policy[:24].argmax(1) > 0
+    assert (train == linear[:24]).mean() >= 0.9
+    np.testing.assert_allclose(np.exp(probe.log_policy).sum(1), 1, atol=1e-6)
+
+
+def test_the_loss_of_the_closed_form_is_its_entropy(tiny: tuple[LabelReader, Encoded]) -> None:
+    """The first step of `expected` starts at the reference, so its loss is the cross-entropy to the target."""
+    rows = tiny[1]
+    one = problem(rows)
+    reference = losses.log_policy_of(torch.from_numpy(np.array(rows.label_log_probs)), one.bias)
+    target = losses.closed_form(reference, torch.from_numpy(one.rewards).float(), 0.3)
+    assert losses.distillation_loss(target, target, torch.ones(ROWS)).item() == pytest.approx(
+        losses.entropy(target).mean().item(), abs=1e-5
+    )

@@ -1,0 +1,235 @@
+"""Preference pairs: which, how many, in whose format, and that TRL reads in them what the service reads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from app.domain.actions import ACTIONS, BY_LABEL
+from app.domain.decision import prepare
+from app.policy.encoding import PromptEncoder
+from app.policy.importer import import_smollm2
+from tests.builders import scenario
+from tests.domain.scenarios import AS_OF
+from training.config.learning import PreferencesConfig, ScenariosConfig
+from training.learning.algorithms.preferences import (
+    PairSource,
+    PreferenceError,
+    Preferences,
+    build_preferences,
+    pairs_of,
+    preference_record,
+)
+from training.learning.reward.ensemble import Rewards
+from training.outcomes.labels import Labels
+from training.scenarios.table import Found, ScenarioSet, build_scenarios
+from training.stages.store import Artifact, Workshop
+
+COUNT = 20
+START = AS_OF.replace(year=2022)
+R = np.array([0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 2.0])
+"""Rewards by action: the last one stands out."""
+
+
+@pytest.fixture(scope="module")
+def scenarios(tmp_path_factory: pytest.TempPathFactory) -> ScenarioSet:
+    """Twenty, a day apart, with one variant each of the training ones; the last fifth validates."""
+    found = [Found(scenario(as_of=START + timedelta(days=i), candidate__rsi=30.0 + i)) for i in range(COUNT)]
+
+    def build(folder: Path) -> dict[str, Any]:
+        return build_scenarios(folder, found, ScenariosConfig(perturbations=1), {}, 3600)
+
+    return ScenarioSet.open(Workshop(tmp_path_factory.mktemp("shop")).stage("scenarios", {}, {}, build))
+
+
+def labelled(rewards: np.ndarray) -> Labels:
+    return Labels(rewards, np.zeros(len(rewards)), pl.DataFrame())
+
+
+def modelled(members: np.ndarray) -> Rewards:
+    """A reward model of which `members` (M, 2, N, 10) is all that matters here."""
+    return Rewards(members[:, 0].mean(0), members[:, 0].std(0), members.astype(np.float32), {})
+
+
+def silent(rows: int) -> Rewards:
+    return modelled(np.zeros((2, 2, rows, 10)))
+
+
+def built(
+    folder: Path, scenarios: ScenarioSet, rewards: np.ndarray, model: Rewards | None = None, **config: Any
+) -> Artifact:
+    def build(target: Path) -> dict[str, Any]:
+        settings = PreferencesConfig(**config)
+        return build_preferences(target, scenarios, labelled(rewards), model or silent(len(rewards)), settings)
+
+    return Workshop(folder).stage("preferences", config, {}, build)
+
+
+def drawn(realised: np.ndarray, members: np.ndarray | None = None, **config: Any) -> list[tuple[str, str, float, str]]:
+    pairs = pairs_of(0, realised, members, PreferencesConfig(**config))
+    return [(one["chosen"], one["rejected"], round(one["margin"], 6), one["source"]) for one in pairs]
+
+
+def test_every_pair_clears_the_margin_and_the_widest_is_there() -> None:
+    pairs = drawn(R, margin=0.45, per_scenario=100)
+    assert pairs[0] == ("J", "A", 2.0, "outcome")
+    assert min(margin for _, _, margin, _ in pairs) == 0.5
+    # Of actions 0-8, a tenth of R apart: 4 + 3 + 2 + 1 pairs at least 0.5 apart; J against each of the nine.
+    assert len(set(pairs)) == len(pairs) == 19
+
+
+def test_a_scenario_gives_no_more_than_its_cap_and_the_seed_decides_which() -> None:
+    pairs = drawn(R, per_scenario=4)
+    assert len(pairs) == 4
+    assert pairs[0][:2] == ("J", "A")
+    assert drawn(R, per_scenario=4) == pairs
+    assert drawn(R, per_scenario=4, seed=1) != pairs
+
+
+def test_an_excluded_scenario_has_no_outcome_to_prefer() -> None:
+    assert drawn(np.full(10, np.nan)) == []
+
+
+def members(*each: Sequence[float], scores: Sequence[float] = R) -> np.ndarray:
+    """(M, 2, 1, 10): what each member predicts of one scenario."""
+    return np.stack([np.stack([np.asarray(one), np.asarray(scores)])[:, None] for one in each])
+
+
+def test_the_reward_model_speaks_where_its_members_agree_and_outcomes_are_silent() -> None:
+    quiet = np.full(10, np.nan)
+    agree = np.zeros(10)
+    agree[3] = 0.2
+    # Members say 0.1 and 0.3 of action 3: mean 0.2, standard error 0.1: two of them.
+    found = members(agree / 2, agree * 1.5)
+    assert {pair[0] for pair in drawn(quiet, found, model_margin=1.9, per_scenario=100)} == {"D"}
+    assert drawn(quiet, found, model_margin=2.1) == []
+    realised = np.zeros(10)
+    realised[3] = -1.0  # it was the worst: nine realised pairs against it, and none of the model's for it
+    pairs = drawn(realised, found, model_margin=1.9, per_scenario=100)
+    assert {pair[3] for pair in pairs} == {"outcome"}
+    assert {pair[1] for pair in pairs} == {"D"}
+
+
+def test_a_pair_of_the_model_weighs_as_sure_as_its_pairwise_head_is() -> None:
+    agree = np.zeros(10)
+    agree[3] = 0.2
+    scores = np.zeros(10)
+    scores[3] = np.log(3)  # P = 3 / 4, so 2 P - 1 = 1 / 2
+    pairs = list(pairs_of(0, np.full(10, np.nan), members(agree, agree, scores=scores), PreferencesConfig()))
+    assert [pair["weight"] for pair in pairs] == pytest.approx([0.5] * 4)
+    unsure = members(agree, agree, scores=-scores)
+    assert list(pairs_of(0, np.full(10, np.nan), unsure, PreferencesConfig())) == []
+
+
+def test_the_stage_trains_on_training_scenarios_and_validates_on_real_outcomes_alone(
+    scenarios: ScenarioSet, tmp_path: Path
+) -> None:
+    rewards = np.tile(R, (len(scenarios), 1))
+    train, validate = scenarios.rows("train"), scenarios.rows("validate")
+    rewards[train[0]] = np.nan
+    model = modelled(np.broadcast_to(np.stack([R, R])[None, :, None], (2, 2, len(scenarios), 10)))
+    artifact = built(tmp_path, scenarios, rewards, model)
+    found = Preferences.open(artifact)
+    trained, validated = (found.table.filter(pl.col("split") == split) for split in ("train", "validate"))
+    assert set(trained["row"]) == set(train)
+    assert set(validated["row"]) == set(validate)
+    assert scenarios.real[validated["row"].to_numpy()].all()
+    assert not scenarios.real[trained["row"].to_numpy()].all()  # variants train
+    assert set(validated["source"]) == {"outcome"}
+    assert set(trained.filter(pl.col("row") == train[0])["source"]) == {"model"}
+    assert found.indices.shape == (len(trained), 3)
+    assert found.weights.shape == (len(trained),)
+    row, better, worse = found.of("validate")[-1]
+    assert rewards[row, better] - rewards[row, worse] >= 0.25
+    counts = artifact.facts["pairs"]
+    assert counts["validate_outcome"] == 4 * len(validate)
+    assert sum(counts.values()) == len(found.table)
+
+
+def test_the_same_pair_of_the_same_prompt_is_there_once_the_widest(tmp_path: Path) -> None:
+    """Scenarios that differ in what the prompt rounds away read alike to the policy."""
+    found = [Found(scenario(as_of=START + timedelta(days=i), candidate__rsi=50.0 + i / 100)) for i in range(COUNT)]
+
+    def build(folder: Path) -> dict[str, Any]:
+        return build_scenarios(folder, found, ScenariosConfig(), {}, 3600)
+
+    alike = ScenarioSet.open(Workshop(tmp_path).stage("scenarios", {}, {}, build))
+    assert len({prepare(one).hash for one in alike.scenarios()}) == 1
+    rewards = np.zeros((COUNT, 10))
+    rewards[:, 9] = np.linspace(1, 2, COUNT)
+    rewards[3] *= -1  # one of them contradicts: both ways stay
+    artifact = built(tmp_path, alike, rewards, per_scenario=100)
+    table = Preferences.open(artifact).table.filter(pl.col("split") == "train")
+    against = table.filter(pl.col("rejected") == "J")
+    last = alike.rows("train")[-1]
+    assert table.filter(pl.col("chosen") == "J")["row"].to_list() == [last] * 9
+    assert against["row"].to_list() == [3] * 9
+    # 15 train, one is purged, 4 validate: nine pairs each. Nine stay each way in training, nine in validation.
+    assert artifact.facts["duplicates"] == 9 * 19 - 27
+
+
+def test_no_pair_is_one_clear_error(scenarios: ScenarioSet, tmp_path: Path) -> None:
+    with pytest.raises(PreferenceError, match=r"lower preferences\.margin"):
+        built(tmp_path, scenarios, np.zeros((len(scenarios), 10)))
+    assert not list(tmp_path.glob("preferences-*"))
+
+
+def test_a_damaged_table_is_refused(scenarios: ScenarioSet, tmp_path: Path) -> None:
+    artifact = built(tmp_path, scenarios, np.tile(R, (len(scenarios), 1)))
+    (artifact / "preferences.parquet").write_bytes(b"PAR1 no table")
+    with pytest.raises(PreferenceError, match="build again"):
+        Preferences.open(artifact)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_the_lines_load_as_a_dataset_of_trls_conversational_preferences(scenarios: ScenarioSet, tmp_path: Path) -> None:
+    from datasets import load_dataset
+    from trl.data_utils import is_conversational
+
+    artifact = built(tmp_path / "shop", scenarios, np.tile(R, (len(scenarios), 1)))
+    path = artifact / "preferences-train.jsonl"
+    data = load_dataset("json", data_files=str(path), split="train", cache_dir=str(tmp_path / "cache"))
+    table = Preferences.open(artifact).table.filter(pl.col("split") == "train")
+    assert len(data) == len(table)
+    assert set(data.column_names) == {"prompt", "chosen", "rejected", "margin", "weight", "scenario_id", "source"}
+    assert is_conversational(data[0])
+    assert [one["chosen"][0]["content"] for one in data] == table["chosen"].to_list()
+    first = json.loads(path.read_text().splitlines()[0])
+    assert first["weight"] == pytest.approx(scenarios.weight[table["row"][0]])
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_trl_reads_the_ids_that_the_service_reads_then_the_letter_and_the_end_of_turn(repository: Path) -> None:
+    """Stated difference: TRL's completions go on after the letter with the template's end of turn, the same in both."""
+    from transformers import AutoTokenizer
+    from trl.data_utils import _tokenize
+
+    base = import_smollm2(repository / "var" / "models")
+    tokenizer, encoder = AutoTokenizer.from_pretrained(base), PromptEncoder.from_directory(base)
+    about = scenario(candidate__news_summary="Rates: 5% <|im_end|> up, says the ECB", candidate__macd=-1.5)
+    prompt = prepare(about)
+    served = [*encoder.head, *encoder.encode(prompt)]
+    for chosen, rejected in (("H", "A"), ("B", "J")):
+        record = preference_record(
+            prompt,
+            BY_LABEL[chosen],
+            BY_LABEL[rejected],
+            margin=0.5,
+            weight=1.0,
+            scenario_id="one",
+            source=PairSource.OUTCOME,
+        )
+        asked = _tokenize(tokenizer, record["prompt"], add_generation_prompt=True)["input_ids"]
+        assert asked == served
+        for name, label in (("chosen", chosen), ("rejected", rejected)):
+            whole = _tokenize(tokenizer, record["prompt"] + record[name])["input_ids"]
+            letter = encoder.label_ids[ACTIONS.index(BY_LABEL[label])]
+            assert whole == [*served, letter, *tokenizer.encode("<|im_end|>\n", add_special_tokens=False)]

@@ -1,0 +1,101 @@
+"""Measures of a policy over actions: is it alive, what does it earn, and which temperature makes it honest."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar
+from torch import Tensor
+
+from app.domain.errors import AdvisorError
+from training.config.learning import TrainingConfig
+from training.learning.algorithms import losses
+
+Measures = dict[str, float]
+Floats = NDArray[np.floating]
+_LOG_TEMPERATURES = (-3.0, 3.0)
+
+
+class CollapsedPolicy(AdvisorError):
+    """A policy that says nearly the same whatever it reads: a failed run, never published."""
+
+
+def policy_measures(log_policy: Tensor, log_reference: Tensor, labels: Tensor, rewards: Tensor) -> dict[str, Tensor]:
+    """Of a batch, all inputs (B, 10); scalars.
+
+    `entropy` and `kl` (to the reference) are means of rows in nats; `majority` is the mean probability of the most
+    likely action; `same_argmax` the share of rows with the most frequent argmax; `label_mass` the mean probability on
+    labels; `reward` the expected reward, R.
+    """
+    probabilities = log_policy.exp()
+    counts = torch.bincount(log_policy.argmax(-1), minlength=log_policy.shape[1])
+    return {
+        "entropy": losses.entropy(log_policy).mean(),
+        "majority": probabilities.mean(0).max(),
+        "same_argmax": counts.max() / len(log_policy),
+        "kl": losses.kl_divergence(log_policy, log_reference).mean(),
+        "label_mass": labels.exp().sum(-1).mean(),
+        "reward": (probabilities * rewards).sum(-1).mean(),
+    }
+
+
+def validation_metrics(
+    log_policy: Floats,
+    raw: Floats,
+    reference: Floats,
+    rewards: Floats,
+    train: NDArray[np.int64],
+    rows: NDArray[np.int64],
+) -> Measures:
+    """`policy_measures` on validation rows, and mean rewards (R) of deterministic choices there.
+
+    `greedy` takes the policy's argmax, `reference_greedy` the reference's, `best_constant` the one action that was best
+    on the training rows, `oracle` each row's best action in hindsight.
+    """
+    tensors = (torch.from_numpy(np.asarray(each[rows], np.float32)) for each in (log_policy, reference, raw, rewards))
+    found = {name: float(value) for name, value in policy_measures(*tensors).items()}
+    known = rewards[rows]
+    constant = int(rewards[train].mean(0).argmax())
+    return found | {
+        "greedy": _taken(known, log_policy[rows].argmax(1)),
+        "reference_greedy": _taken(known, reference[rows].argmax(1)),
+        "best_constant": float(known[:, constant].mean()),
+        "oracle": float(known.max(1).mean()),
+        "rows": float(len(rows)),
+    }
+
+
+def check_not_collapsed(metrics: Measures, config: TrainingConfig) -> None:
+    """Raise `CollapsedPolicy` when entropy or majority on the validation rows is beyond the configuration's limits."""
+    faults = []
+    if not metrics["entropy"] >= config.min_entropy:
+        faults.append(f"entropy {metrics['entropy']:.4f} nats is below {config.min_entropy}")
+    if not metrics["majority"] <= config.max_majority:
+        faults.append(f"one action has {metrics['majority']:.3f} of the probability, above {config.max_majority}")
+    if faults:
+        raise CollapsedPolicy(
+            f"the policy collapsed on the validation rows: {'; '.join(faults)}. "
+            f"Raise beta, lower the learning rate, or start from the supervised warm-up (start = 'optimum')"
+        )
+
+
+def fit_temperature(log_policy: Floats, best: NDArray[np.int64], weights: Floats) -> float:
+    """Temperature under which the policy's probabilities best foretell the best action (log loss on these rows).
+
+    Guo et al. 2017, "On Calibration of Modern Neural Networks", section 4.2. One number, so that no argmax changes; the
+    bias stays as it was in training, since fitting it to the frequency of best actions would move decisions towards
+    what is often best and away from what pays.
+    """
+
+    def loss(log_temperature: float) -> float:
+        scaled = log_policy / np.exp(log_temperature)
+        normaliser = np.log(np.exp(scaled - scaled.max(1, keepdims=True)).sum(1)) + scaled.max(1)
+        return float((weights * (normaliser - scaled[np.arange(len(best)), best])).mean())
+
+    found = minimize_scalar(loss, bounds=_LOG_TEMPERATURES, method="bounded")
+    return round(float(np.exp(found.x)), 4)
+
+
+def _taken(rewards: Floats, actions: NDArray[np.int64]) -> float:
+    return float(rewards[np.arange(len(rewards)), actions].mean())

@@ -1,0 +1,84 @@
+"""The control: a linear probe of the base model's last hidden state with the target of the expected-reward algorithm.
+
+Multinomial logistic regression (scikit-learn) fitted to the closed-form optimum pi* ~ pi_ref exp(R / beta): each row
+stands for its ten actions, weighted by pi*. Same states, same rewards, no language model to tune: an algorithm that
+does not reach it has lost something on the way.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from app.domain.actions import ACTIONS
+from training.learning.algorithms import losses
+from training.learning.algorithms.run import Problem
+
+STRENGTHS = (0.001, 0.01, 0.1, 1.0)
+"""Inverse regularisation, the candidates."""
+_FOLDS = 4
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """A fitted probe: (N, 10) log-probabilities of all rows, and the strength that was chosen."""
+
+    log_policy: NDArray[np.float64]
+    strength: float
+    model: Any
+
+    def of(self, states: NDArray[np.floating]) -> NDArray[np.float64]:
+        """(n, 10) log-probabilities for other scenarios' last hidden states (n, H)."""
+        return _log_policy(self.model, np.asarray(states, np.float64))
+
+
+def fit_probe(problem: Problem, beta: float, strengths: tuple[float, ...] = STRENGTHS) -> Probe:
+    """Fit on the training rows; the strength by expected reward in contiguous folds of them, not on validation rows."""
+    states = np.asarray(problem.encoded.last, np.float64)
+    base = torch.from_numpy(np.array(problem.encoded.label_log_probs))
+    reference = losses.log_policy_of(base, problem.bias)
+    rewards = torch.from_numpy(np.nan_to_num(problem.rewards)).float()
+    target = losses.closed_form(reference, rewards, beta).exp().double().numpy()
+    rows = problem.train_rows
+    gains = {}
+    for strength in strengths:
+        parts = np.array_split(rows, _FOLDS)
+        gain = 0.0
+        for part in parts:
+            model = _fit(states, target, problem.weights, np.setdiff1d(rows, part), strength)
+            chosen = _log_policy(model, states[part]).argmax(1)
+            gain += float((problem.weights[part] * problem.rewards[part, chosen]).sum())
+        gains[strength] = gain
+    best = max(gains, key=lambda strength: gains[strength])
+    model = _fit(states, target, problem.weights, rows, best)
+    return Probe(_log_policy(model, states), best, model)
+
+
+def _fit(
+    states: NDArray[np.float64],
+    target: NDArray[np.float64],
+    weights: NDArray[np.float64],
+    rows: NDArray[np.int64],
+    strength: float,
+) -> Any:
+    actions = len(ACTIONS)
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=5000))
+    repeated = np.repeat(rows, actions)
+    weight = (target[rows] * weights[rows, None]).ravel()
+    kept = weight > 1e-6
+    labels = np.tile(np.arange(actions), len(rows))
+    return model.fit(states[repeated[kept]], labels[kept], logisticregression__sample_weight=weight[kept])
+
+
+def _log_policy(model: Any, states: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(n, 10); an action that never had weight keeps a vanishing probability."""
+    found = np.full((len(states), len(ACTIONS)), -50.0)
+    found[:, model[-1].classes_] = model.predict_log_proba(states)
+    return found

@@ -1,0 +1,61 @@
+"""RRHF (Yuan et al. 2023, eq. 2-5): candidates ranked by their reward, plus cross-entropy on the best.
+
+Candidates of a scenario are its best action and others drawn at random; their scores are log-probabilities, all read
+from one pass.
+
+Deviations: every reward is known, so the best of all ten actions is always among the candidates; a letter has length 1,
+so length normalisation does nothing; scores are of the policy over actions, bias removed. The method has no reference
+policy: the KL to the warm-up's policy is logged, not penalised.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from app.policy.label_reader import LabelReader
+from training.config.learning import AdapterConfig, RrhfConfig
+from training.learning.algorithms import losses
+from training.learning.algorithms.run import (
+    Problem,
+    Progress,
+    TrainedPolicy,
+    batches,
+    finish,
+    started,
+    step,
+    supervised_part,
+)
+
+
+def train(
+    problem: Problem,
+    config: RrhfConfig,
+    adapter: AdapterConfig,
+    reader: LabelReader,
+    folder: Path,
+    progress: Progress = lambda done, total: None,
+) -> TrainedPolicy:
+    """Train, judge and save. Raises `CollapsedPolicy`."""
+    with started(problem, config, adapter, reader, folder, progress) as run:
+        source = torch.Generator().manual_seed(config.seed + run.accelerator.process_index)
+        for rows in batches(run, problem.train_rows, config.epochs, config.learning_rate):
+            with run.accelerator.accumulate(run.policy):
+                output = run.policy(rows)
+                log_policy = run.log_policy(output)
+                rewards = run.to(problem.rewards, rows)
+                chosen = candidates(rewards, config.candidates, source)
+                scores, known = log_policy.gather(1, chosen), rewards.gather(1, chosen)
+                each = losses.rrhf_ranking_loss(scores, known) + config.best * losses.rrhf_best_loss(scores, known)
+                loss = (run.to(problem.weights, rows) * each).mean() + supervised_part(run, output, rows)
+                step(run, loss, log_policy, output.labels, rows)
+        return finish(run, folder)
+
+
+def candidates(rewards: Tensor, count: int, source: torch.Generator) -> Tensor:
+    """(B, count) different actions per row: the best first, the others at random. `rewards` is (B, 10)."""
+    keys = torch.rand(rewards.shape, generator=source).to(rewards.device)
+    keys.scatter_(1, rewards.argmax(1, keepdim=True), 2.0)
+    return keys.argsort(1, descending=True)[:, :count]

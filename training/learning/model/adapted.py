@@ -1,0 +1,230 @@
+"""The policy that is trained: the base model, frozen, with LoRA through PEFT, read as label log-probabilities.
+
+Two kinds. *Activated* (PEFT `alora_invocation_tokens` = the prompt's tail; Greenewald et al. 2025): tokens before the
+tail are the base model's, so the pass begins with the cached keys and values of head and user's text and reads the
+tail alone; gradients flow through the tail only, because nothing before it is adapted. *Ordinary*: every token is
+adapted and read; it can be merged into a plain model directory, which vLLM serves.
+
+Both are modules called with rows of an `Encoded`, so that `Accelerator.prepare` can wrap them.
+"""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from app.policy.label_reader import LabelReader
+from training.config.learning import AdapterConfig
+from training.learning.model.base_pass import Encoded, head_states
+from training.learning.model.tail_attention import Past, looking_back
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json")
+
+
+class PolicyOutput(NamedTuple):
+    """What one pass reads.
+
+    `labels` (B, 10): log-probabilities of the labels after the tail, over the whole vocabulary, nats.
+    `text` (B, T): log-probability of each token of the given texts, 0 where a text has ended; None without texts.
+    """
+
+    labels: Tensor
+    text: Tensor | None
+
+
+class PolicyModel(torch.nn.Module, ABC):
+    """Base of the two kinds: label log-probabilities of rows, and log-probabilities of texts after the tail.
+
+    Parameters
+    ----------
+    model : a PEFT model, or for comparison the plain base model.
+    reader : the base model's reader, for its encoder.
+    encoded : the rows.
+    """
+
+    def __init__(self, model: Any, reader: LabelReader, encoded: Encoded):
+        super().__init__()
+        self.model = model
+        self.transformer: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+        self.encoded = encoded
+        self.encoder = reader.encoder
+        self.head = list(reader.encoder.head)
+        self.tail = list(reader.encoder.tail)
+        self.label_ids: Tensor
+        self.register_buffer("label_ids", torch.tensor(reader.encoder.label_ids), persistent=False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the pass runs."""
+        return self.label_ids.device
+
+    def forward(self, rows: Tensor, texts: Sequence[Sequence[int]] | None = None) -> PolicyOutput:
+        """Read `rows` (B,). `texts` are token ids that follow the tail, one per row; they may differ in length."""
+        indices = [int(row) for row in rows]
+        suffixes = [[*self.tail, *text] for text in texts] if texts else [self.tail] * len(indices)
+        logits = self._logits(indices, suffixes, all_positions=texts is not None)
+        if texts is None:
+            return PolicyOutput(torch.log_softmax(logits[:, -1].float(), -1)[:, self.label_ids], None)
+        log_probs = torch.log_softmax(logits.float(), -1)
+        first = len(self.tail) - 1
+        padded = pad_sequence([torch.tensor(text) for text in texts], batch_first=True, padding_value=-1).to(
+            self.device
+        )
+        picked = log_probs[:, first:-1].gather(2, padded.clamp(min=0)[:, :, None]).squeeze(2)
+        return PolicyOutput(log_probs[:, first, self.label_ids], picked * (padded >= 0))
+
+    def distributions(self, rows: Sequence[int], texts: Sequence[Sequence[int]]) -> Tensor:
+        """(B, T, V): log-probabilities of every token at each place of the texts; arbitrary where a text has ended."""
+        suffixes = [[*self.tail, *text] for text in texts]
+        logits = self._logits([int(row) for row in rows], suffixes, all_positions=True)
+        return torch.log_softmax(logits[:, len(self.tail) - 1 : -1].float(), -1)
+
+    @abstractmethod
+    def _logits(self, rows: list[int], suffixes: list[list[int]], all_positions: bool) -> Tensor:
+        """Logits after every token of the suffixes (B, S, V), or after the last one (B, 1, V)."""
+
+
+class ActivatedPolicy(PolicyModel):
+    """Reads the tail over cached keys and values. Refuses what `head_states` refuses."""
+
+    def __init__(self, model: Any, reader: LabelReader, encoded: Encoded):
+        super().__init__(model, reader, encoded)
+        base = model.disable_adapter if isinstance(model, PeftModel) else _nothing
+        with base():
+            self.head_states: Tensor
+            self.register_buffer("head_states", head_states(reader), persistent=False)
+
+    def _logits(self, rows: list[int], suffixes: list[list[int]], all_positions: bool) -> Tensor:
+        user, lengths = self.encoded.keys_values(rows)
+        ids = pad_sequence([torch.tensor(one) for one in suffixes], batch_first=True).to(self.device)
+        size = ids.shape[1]
+        hidden = torch.zeros(len(rows), user.shape[-2]).masked_fill(
+            torch.arange(user.shape[-2]) >= lengths[:, None], -torch.inf
+        )
+        past = Past(self.head_states, user.to(self.device), hidden.to(self.device))
+        positions = len(self.head) + lengths[:, None] + torch.arange(size)
+        # Every token here is at or after the invocation. PEFT would look for its last occurrence, which in a dialogue
+        # is a later turn of the assistant.
+        offsets = {"alora_offsets": [size] * len(rows)} if isinstance(self.model, PeftModel) else {}
+        with looking_back(self.transformer, past):
+            output = self.model(
+                input_ids=ids,
+                position_ids=positions.to(self.device),
+                use_cache=False,
+                # an index, since a slice of a batch makes the product with the vocabulary ten times slower
+                logits_to_keep=0 if all_positions else torch.tensor([size - 1], device=self.device),
+                **offsets,
+            )
+        return output.logits  # type: ignore[no-any-return]
+
+
+class OrdinaryPolicy(PolicyModel):
+    """Reads the whole prompt: for adapters that change every token."""
+
+    def _logits(self, rows: list[int], suffixes: list[list[int]], all_positions: bool) -> Tensor:
+        whole = [[*self.head, *self.encoded.ids(row), *suffix] for row, suffix in zip(rows, suffixes, strict=True)]
+        # Padded on the left, so that all suffixes of one length end together.
+        width, size = max(map(len, whole)), max(map(len, suffixes))
+        spare = [size - len(suffix) for suffix in suffixes]
+        rights = [[*one, *[self.tail[-1]] * more] for one, more in zip(whole, spare, strict=True)]
+        width = max(map(len, rights))
+        ids = torch.tensor([[*[self.tail[-1]] * (width - len(one)), *one] for one in rights])
+        mask = torch.tensor([[0] * (width - len(one)) + [1] * len(one) for one in rights])
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        output = self.model(
+            input_ids=ids.to(self.device),
+            attention_mask=mask.to(self.device),
+            position_ids=positions.to(self.device),
+            use_cache=False,
+            logits_to_keep=size if all_positions else 1,
+        )
+        return output.logits  # type: ignore[no-any-return]
+
+
+@contextmanager
+def adapted(reader: LabelReader, encoded: Encoded, config: AdapterConfig, seed: int) -> Iterator[PolicyModel]:
+    """The reader's model with a fresh adapter (B = 0: it starts as the base model); taken off again at the end."""
+    torch.manual_seed(seed)
+    tail = list(reader.encoder.tail) if config.kind == "activated" else None
+    lora = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=config.rank,
+        lora_alpha=config.alpha,
+        lora_dropout=0.0,
+        target_modules=list(config.targets),
+        alora_invocation_tokens=tail,
+    )
+    with _without_deprecations():
+        model = get_peft_model(reader.model, lora)
+    kind = ActivatedPolicy if config.kind == "activated" else OrdinaryPolicy
+    try:
+        yield kind(model, reader, encoded).to(reader.model.device)
+    finally:
+        model.unload()
+        reader.model.requires_grad_(False)
+
+
+@contextmanager
+def opened(reader: LabelReader, encoded: Encoded, folder: Path) -> Iterator[PolicyModel]:
+    """The reader's model with a saved adapter, of either kind; taken off again at the end."""
+    with _without_deprecations():
+        model = PeftModel.from_pretrained(reader.model, folder).eval()
+    activated = model.peft_config[model.active_adapter].alora_invocation_tokens is not None
+    try:
+        yield (ActivatedPolicy if activated else OrdinaryPolicy)(model, reader, encoded)
+    finally:
+        model.unload()
+        reader.model.requires_grad_(False)
+
+
+def save_adapter(policy: PolicyModel, folder: Path, base_name: str) -> None:
+    """Write `adapter_config.json` and `adapter_model.safetensors`, PEFT's own files, and nothing else.
+
+    `base_name` (a model version) replaces the base's path, which would tell about the machine.
+    """
+    model: PeftModel = policy.model
+    config = model.peft_config[model.active_adapter]
+    path, config.base_model_name_or_path = config.base_model_name_or_path, base_name
+    model.save_pretrained(folder, save_embedding_layers=False)
+    config.base_model_name_or_path = path
+    (folder / "README.md").unlink(missing_ok=True)
+
+
+def load_adapter(policy: PolicyModel, folder: Path) -> None:
+    """Put a saved adapter's weights into the policy's own, which must be of the same shape."""
+    set_peft_model_state_dict(policy.model, load_file(folder / "adapter_model.safetensors"))
+
+
+def save_merged(adapter: Path, reader: LabelReader, base: Path, folder: Path) -> None:
+    """An ordinary adapter merged into the base: a plain model directory, as vLLM serves it. Raises `ValueError` from
+    PEFT for an activated one, which cannot be merged."""
+    with _without_deprecations():
+        merged = PeftModel.from_pretrained(reader.model, adapter).merge_and_unload()
+    merged.save_pretrained(folder)
+    for name in _TOKENIZER_FILES:
+        if (base / name).is_file():
+            shutil.copyfile(base / name, folder / name)
+
+
+@contextmanager
+def _without_deprecations() -> Iterator[None]:
+    """PEFT 0.21 asks transformers for a name that is to go in its version 6."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        yield
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield
