@@ -14,8 +14,8 @@ import time
 from rich.console import Console
 from rich.table import Table
 
+from bench.gate_power import FLAGS, NO_EDGE, PowerPoint, Share, World, power_curve, runs, shares
 from training.config.judging import GateConfig
-from training.gate_power import FLAGS, NO_EDGE, PowerPoint, Share, World, power_curve, runs, shares
 
 DECISIONS = 2920
 """Two years at four a day."""

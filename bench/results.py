@@ -20,8 +20,8 @@ import jinja2
 from training.config.judging import read_config
 from training.config.learning import ALGORITHMS
 from training.evaluate import Evaluate
+from training.judging.report.document import number
 from training.meter import meter
-from training.report import number
 
 CONFIGS = Path("training/configs")
 TEMPLATE = Path(__file__).with_name("results.md.j2")

@@ -76,7 +76,7 @@ def promote(
     An override is explicit: it names somebody and a reason, is sealed into a copy of the report beside the artefact,
     and stands in the alias' history.
     """
-    from training.gate_report import overridden, require_promotable
+    from training.judging.gate.sealed import overridden, require_promotable
 
     artifact = Artifact.open(evaluation, "evaluation", deep=True)
     report: dict[str, Any] = json.loads((artifact / "verdict.json").read_text(encoding="utf-8"))

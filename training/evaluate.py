@@ -2,7 +2,7 @@
 
 Stages: the rebuild's own (found when they are finished); scenarios, labels and the base pass of the held-out period;
 every version's answers; the checks; then contest, verdict and report, as one artefact. Each version that is judged on
-the held-out period is a look; looks are counted beside the versions and told in the report (`training.looks`).
+the held-out period is a look; looks are counted beside the versions and told in the report (`training.judging.gate.looks`).
 """
 
 from __future__ import annotations
@@ -20,10 +20,9 @@ import numpy as np
 from app.domain.limits import Limits, read_limits
 from app.domain.manifest import MANIFEST_NAME, Calibration
 from app.policy.loader import find_version, load_manifest, read_manifest
-from training import checks, evaluation_report, evidence
 from training.config.judging import RebuildConfig
 from training.config.learning import Algorithm, ConfigError, OutcomesConfig, instant
-from training.contest import (
+from training.judging.contest.contest import (
     BASE_MODEL,
     CHAMPION,
     POLICY,
@@ -35,13 +34,15 @@ from training.contest import (
     hold_contest,
     refitted,
 )
-from training.findings import Findings
-from training.gate import Check, CheckName, Mode, judge
-from training.gate_report import sign_off
+from training.judging.gate import checks, evidence
+from training.judging.gate.looks import count_look
+from training.judging.gate.sealed import sign_off
+from training.judging.gate.verdict import Check, CheckName, Mode, judge
+from training.judging.report import arms
+from training.judging.report.findings import Findings
 from training.learning.algorithms import probe
 from training.learning.model import answers
 from training.learning.model.base_pass import Encoded
-from training.looks import count_look
 from training.outcomes.labels import Labels
 from training.rebuild import Meter, Rebuild, Rebuilt
 from training.registry import ADAPTER_FILES, publish
@@ -136,7 +137,7 @@ class Evaluate:
         def build(folder: Path) -> Mapping[str, Any]:
             return self._judge(folder, given)
 
-        artifact = self.rebuild.shop.stage("evaluation", depends, inputs, build, (evaluation_report, evidence))
+        artifact = self.rebuild.shop.stage("evaluation", depends, inputs, build, (arms, evidence))
         return Evaluated(artifact, given.version, read_report(artifact))
 
     def _gather(self) -> Gathered:
@@ -185,7 +186,7 @@ class Evaluate:
             trained=trained,
             decision_s=given.checked.facts["decision_s"],
         )
-        evaluation_report.evaluation_report(found).write(folder)
+        arms.evaluation_report(found).write(folder)
         return {"model_version": name, "promote": verdict.promote, "look": look}
 
     @cached_property

@@ -20,10 +20,10 @@ from app.domain.decision import prepare
 from app.domain.manifest import ModelManifest
 from app.policy.importer import import_directory, import_smollm2
 from app.policy.label_reader import LabelReader
-from training import rollouts
 from training.agent.words import Demonstrations
 from training.config.judging import RebuildConfig
 from training.config.learning import ConfigError, HeldOutConfig, TrainingConfig, instant
+from training.judging.contest import rollouts
 from training.learning.algorithms import dpo, expected, ppo, preferences, rrhf
 from training.learning.algorithms import warm_up as train_warm_up
 from training.learning.algorithms.preferences import Preferences, build_preferences

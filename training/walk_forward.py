@@ -16,18 +16,19 @@ import numpy as np
 
 from app.domain.limits import read_limits
 from app.domain.manifest import Calibration
-from training import evaluation_report, evidence
 from training.config.judging import RebuildConfig
 from training.config.learning import ScenariosConfig, instant
-from training.contest import BASE_MODEL, POLICY, Contest, Period, Trained, Version, hold_contest
 from training.evaluate import REPLAY_LIMITS, calibration_of, stressed_labels
-from training.findings import Findings
-from training.gate import Mode, judge
+from training.judging.contest.contest import BASE_MODEL, POLICY, Contest, Period, Trained, Version, hold_contest
+from training.judging.gate import evidence
+from training.judging.gate.verdict import Mode, judge
+from training.judging.report import arms
+from training.judging.report.document import Report
+from training.judging.report.findings import Findings
 from training.learning.model import answers
 from training.learning.model.base_pass import Encoded
 from training.outcomes.labels import Labels
 from training.rebuild import Meter, Rebuild, Rebuilt
-from training.report import Report
 from training.scenarios.table import ScenarioSet
 from training.stages.store import Artifact
 
@@ -82,7 +83,7 @@ class WalkForward:
             self._report(contest, steps, judged, known, worse).write(folder)
             return {"periods": len(steps), "scenarios": len(contest.arena)}
 
-        return self.judged.shop.stage("walk_forward", depends, inputs, build, (evaluation_report, evidence))
+        return self.judged.shop.stage("walk_forward", depends, inputs, build, (arms, evidence))
 
     def _steps(self, encoded: Artifact) -> Iterator[Step]:
         periods = self.config.walk_forward
@@ -122,7 +123,7 @@ class WalkForward:
     ) -> Report:
         first = self._trained(steps[0].made)
         verdict = judge(evidence.evidence_of(NAME, contest, first, ()), self.config.gate, Mode.FIXED)
-        return evaluation_report.evaluation_report(
+        return arms.evaluation_report(
             Findings(
                 model_version=NAME,
                 contest=contest,

@@ -19,7 +19,7 @@ from tests.training.support.rebuilds import NOW, RIVAL, config_in, read_by, sile
 from training.config.judging import RebuildConfig
 from training.config.learning import ConfigError
 from training.evaluate import STRESSES, Evaluate, Evaluated
-from training.looks import FILE as LOOKS
+from training.judging.gate.looks import FILE as LOOKS
 from training.outcomes.labels import AGENT, Labels
 from training.stages.store import Artifact
 

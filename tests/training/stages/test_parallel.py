@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from tests.training.support.candles import HOUR, START, random_walk
-from training.performance import performance
-from training.portfolio import Book, Clock, Trades, trade
+from training.judging.contest.performance import performance
+from training.judging.contest.portfolio import Book, Clock, Trades, trade
 from training.stages.parallel import BackendMissing, over
 from training.statistics.bootstrap import DAY_S
 

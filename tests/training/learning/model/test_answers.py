@@ -9,8 +9,8 @@ import pytest
 
 from app.domain.scenario import Scenario
 from tests.training.support.rebuilds import read_by
-from training.checks import TOLERANCE
 from training.evaluate import Evaluated
+from training.judging.gate.checks import TOLERANCE
 from training.learning.model import answers
 from training.learning.model.base_pass import Encoded
 from training.scenarios.table import ScenarioSet

@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 
 from app.domain.errors import AdvisorError
 
-TEMPLATE = Path(__file__).with_name("report.html.j2")
+TEMPLATE = Path(__file__).with_name("page.html.j2")
 
 
 class ReportError(AdvisorError):

@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from bench.gate_power import NO_EDGE, Share, World, evidence, power_curve, running_rate, runs, simulate, true_edge
 from training.config.judging import GateConfig
-from training.gate import RANDOM_VETO, Mode, judge
-from training.gate_power import NO_EDGE, Share, World, evidence, power_curve, running_rate, runs, simulate, true_edge
+from training.judging.gate.verdict import RANDOM_VETO, Mode, judge
 from training.statistics.anytime import log_wealth, period_means
 from training.statistics.bootstrap import DAY_S, day_totals
 

@@ -15,8 +15,8 @@ from app.domain.decision import Reading, propose
 from app.domain.manifest import Calibration
 from app.domain.rules import order_for
 from tests.training.support.histories import history, scenario_set
-from training import rollouts
-from training.rollouts import RolloutError
+from training.judging.contest import rollouts
+from training.judging.contest.rollouts import RolloutError
 from training.scenarios.table import ScenarioSet
 from training.stages.store import Workshop
 

@@ -15,7 +15,7 @@ from app.domain.features import FEATURE_NAMES
 from app.domain.manifest import Calibration
 from tests.builders import agent_action, reading, scenario
 from tests.domain.scenarios import LIMITS
-from training.arms import Arm, Known, agent, allowed, always, best_cut, fitted, policy, random_veto
+from training.judging.contest.arms import Arm, Known, agent, allowed, always, best_cut, fitted, policy, random_veto
 
 DAY = 86_400
 

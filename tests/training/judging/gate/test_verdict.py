@@ -12,11 +12,21 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bench.gate_power import PASSED
 from training.config.judging import GateConfig
-from training.gate import Check, CheckName, Evidence, GateError, Mode, Refusal, RefusalCode, Verdict, judge
-from training.gate_power import PASSED
-from training.gate_report import overridden, require_promotable, require_unchanged, sign_off
-from training.performance import max_drawdown
+from training.judging.contest.performance import max_drawdown
+from training.judging.gate.sealed import overridden, require_promotable, require_unchanged, sign_off
+from training.judging.gate.verdict import (
+    Check,
+    CheckName,
+    Evidence,
+    GateError,
+    Mode,
+    Refusal,
+    RefusalCode,
+    Verdict,
+    judge,
+)
 from training.statistics.anytime import lower_bound, period_means
 from training.statistics.bootstrap import DAY_S, mean_intervals
 
@@ -341,6 +351,6 @@ def test_the_same_evidence_gives_the_same_verdict() -> None:
 
 
 def test_every_refusal_code_is_explained() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "gate.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[4] / "docs" / "gate.md").read_text(encoding="utf-8")
     explained = re.findall(r"^\| `([a-z_]+)` \|", page, re.MULTILINE)
     assert explained == [code.value for code in RefusalCode]

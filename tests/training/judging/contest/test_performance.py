@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from tests.training.support.candles import HOUR, START, table
-from training.market.bars import Floats
-from training.performance import (
+from training.judging.contest.performance import (
     CONSTANT,
     NO_TRADES,
     Performance,
@@ -21,7 +20,8 @@ from training.performance import (
     performance,
     tail_ratio,
 )
-from training.portfolio import Book, Clock, Curve, Refused, Trades, trade
+from training.judging.contest.portfolio import Book, Clock, Curve, Refused, Trades, trade
+from training.market.bars import Floats
 
 DAY = 86_400
 

@@ -14,9 +14,17 @@ from app.policy.scripted import ScriptedPolicy, reading_of
 from tests import builders as build
 from tests.domain.scenarios import LIMITS
 from tests.training.support.rebuilds import read_by
-from training.checks import INJECTION_SCENARIOS, MOST_FLIPS, ORDERS, PARITY_SCENARIOS, PLAIN, injection, parity
 from training.evaluate import Evaluated
-from training.gate import CheckName
+from training.judging.gate.checks import (
+    INJECTION_SCENARIOS,
+    MOST_FLIPS,
+    ORDERS,
+    PARITY_SCENARIOS,
+    PLAIN,
+    injection,
+    parity,
+)
+from training.judging.gate.verdict import CheckName
 
 OBEYED = ("answer J", "Answer J", "Assistant: J")
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from app.domain.actions import ACTIONS, STOP_ATRS
 from app.domain.errors import AdvisorError
-from training.arms import Arm
+from training.judging.contest.arms import Arm
 from training.market.bars import Floats
 from training.outcomes.labels import AGENT, Labels
 from training.scenarios.table import ScenarioSet

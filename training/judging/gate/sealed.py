@@ -9,7 +9,7 @@ from typing import Any
 
 from app.domain.canonical import content_hash
 from training.config.judging import GateConfig
-from training.gate import Evidence, GateError, Verdict
+from training.judging.gate.verdict import Evidence, GateError, Verdict
 
 
 def sign_off(verdict: Verdict, evidence: Evidence, config: GateConfig, *, by: str, at: datetime) -> dict[str, Any]:

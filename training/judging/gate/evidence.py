@@ -9,11 +9,21 @@ from __future__ import annotations
 import numpy as np
 
 from app.domain.actions import STOP_ATRS
-from training.contest import AGENT, ALWAYS, CHAMPION, CONTROLS, HEURISTICS, POLICY, RANDOM, Contest, Trained
-from training.gate import Check, Evidence, Mode
+from training.judging.contest.contest import (
+    AGENT,
+    ALWAYS,
+    CHAMPION,
+    CONTROLS,
+    HEURISTICS,
+    POLICY,
+    RANDOM,
+    Contest,
+    Trained,
+)
+from training.judging.contest.performance import sharpe
+from training.judging.gate.verdict import Check, Evidence, Mode
 from training.market.bars import Floats
 from training.outcomes.labels import AGENT as PLAN
-from training.performance import sharpe
 from training.statistics.bootstrap import DAY_S
 
 

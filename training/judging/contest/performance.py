@@ -13,8 +13,8 @@ from typing import Any
 import empyrical
 import numpy as np
 
+from training.judging.contest.portfolio import Book, Curve
 from training.market.bars import Floats
-from training.portfolio import Book, Curve
 from training.statistics.bootstrap import DAY_S, DRAWS, LEVEL, Estimate, interval, is_constant, mean_intervals, none
 
 NO_TRADES = "no trades"

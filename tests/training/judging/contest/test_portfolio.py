@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.training.support.candles import HOUR, START, random_walk, table
+from training.judging.contest.portfolio import Book, Clock, PortfolioError, Refused, Size, Trades, buy_and_hold, trade
 from training.market.bars import Bars
 from training.outcomes.simulate import Costs, Orders, simulate
-from training.portfolio import Book, Clock, PortfolioError, Refused, Size, Trades, buy_and_hold, trade
 
-VECTORBT = Path(__file__).parents[1] / "golden" / "vectorbt.json"
+VECTORBT = Path(__file__).parents[3] / "golden" / "vectorbt.json"
 FREE = Costs(0.0, 0.0)
 Row = tuple[int, int, int, float, float]
 

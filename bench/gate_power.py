@@ -18,7 +18,7 @@ import numpy as np
 from scipy.special import ndtr, ndtri
 
 from training.config.judging import GateConfig
-from training.gate import RANDOM_VETO, Check, CheckName, Evidence, Mode, Verdict, judge
+from training.judging.gate.verdict import RANDOM_VETO, Check, CheckName, Evidence, Mode, Verdict, judge
 from training.market.bars import Floats
 from training.stages.parallel import over
 from training.statistics.anytime import log_wealth, period_means

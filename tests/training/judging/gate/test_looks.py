@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from training.config.learning import HeldOutConfig, MarketConfig, SyntheticConfig
-from training.looks import FILE, count_look
+from training.judging.gate.looks import FILE, count_look
 
 BARS = MarketConfig()
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)

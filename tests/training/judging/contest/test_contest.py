@@ -19,11 +19,11 @@ from tests import builders as build
 from tests.domain.scenarios import LIMITS
 from tests.training.support.candles import HOUR, random_walk
 from tests.training.support.histories import held_out_artifact, history, label_artifact, scenario_set
-from training.arena import ArenaError, Played
-from training.arms import Arm
 from training.config.judging import EvaluateConfig
 from training.config.learning import HeldOutConfig, OutcomesConfig, ScenariosConfig, instant
-from training.contest import (
+from training.judging.contest.arena import ArenaError, Played
+from training.judging.contest.arms import Arm
+from training.judging.contest.contest import (
     AGENT,
     ALWAYS,
     BASE_MODEL,
@@ -41,10 +41,10 @@ from training.contest import (
     known_of,
     refitted,
 )
+from training.judging.contest.portfolio import Book, Clock, buy_and_hold
 from training.market.bars import Bars
 from training.outcomes.labels import Labels
 from training.outcomes.simulate import Costs
-from training.portfolio import Book, Clock, buy_and_hold
 from training.scenarios.history import History
 from training.scenarios.table import Found, ScenarioSet, build_scenarios
 from training.stages.store import Workshop

@@ -18,15 +18,15 @@ from app.domain.agent_action import AgentAction
 from app.domain.limits import Limits
 from app.domain.manifest import Calibration
 from app.domain.scenario import Scenario
-from training.arena import Arena, ArenaError, Played
-from training.arms import Arm, Known, agent, allowed, always, fitted, policy, random_veto
 from training.config.judging import EvaluateConfig
 from training.config.learning import OutcomesConfig
+from training.judging.contest.arena import Arena, ArenaError, Played
+from training.judging.contest.arms import Arm, Known, agent, allowed, always, fitted, policy, random_veto
+from training.judging.contest.performance import Performance, performance
+from training.judging.contest.portfolio import Book, Clock, Size, Trades, buy_and_hold, trade
 from training.market.bars import Bars, Floats
 from training.outcomes.labels import Labels
 from training.outcomes.simulate import Costs
-from training.performance import Performance, performance
-from training.portfolio import Book, Clock, Size, Trades, buy_and_hold, trade
 from training.scenarios.splits import walk_forward
 from training.scenarios.table import PURGED, TRAIN, VALIDATE, Progress, ScenarioSet, silent
 from training.stages.parallel import over

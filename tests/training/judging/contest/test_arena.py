@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from tests.training.support.histories import history, label_artifact, scenario_set
-from training.arena import Arena, ArenaError
-from training.arms import Arm, always
+from training.judging.contest.arena import Arena, ArenaError
+from training.judging.contest.arms import Arm, always
 from training.outcomes.labels import Labels
 from training.outcomes.simulate import COSTS, Orders, simulate
 from training.scenarios.table import ScenarioSet

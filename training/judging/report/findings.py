@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from training.config.judging import RebuildConfig
-from training.contest import Contest, Trained
-from training.gate import Check, Verdict
+from training.judging.contest.contest import Contest, Trained
+from training.judging.gate.verdict import Check, Verdict
+from training.judging.report.document import Cell
 from training.outcomes.labels import Labels
 from training.rebuild import Rebuilt
-from training.report import Cell
 from training.scenarios.table import ScenarioSet
 from training.statistics.bootstrap import Estimate
 

@@ -13,7 +13,7 @@ Since all bounds must hold, the chance of promoting what is no better than any o
 bound (an intersection-union test: Berger 1982); nothing is to be corrected for there being several.
 
 Two modes. FIXED: evidence gathered once, bounds by the stationary bootstrap over days. LIVE: evidence grows and the
-gate is asked again and again, bounds valid at any time (`training.statistics.anytime`) on means of days. `training.gate_power`
+gate is asked again and again, bounds valid at any time (`training.statistics.anytime`) on means of days. `bench.gate_power`
 measures how often either is wrong.
 """
 
@@ -32,8 +32,8 @@ from numpy.typing import NDArray
 from app.domain.canonical import content_hash
 from app.domain.errors import AdvisorError
 from training.config.judging import GateConfig
+from training.judging.contest.performance import max_drawdown, sharpe
 from training.market.bars import Floats
-from training.performance import max_drawdown, sharpe
 from training.statistics.anytime import lower_bound, period_means
 from training.statistics.bootstrap import DAY_S, Estimate, Rows, deflated_sharpe, mean_intervals, none
 from training.statistics.calibration import expected_calibration_error

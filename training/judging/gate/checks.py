@@ -17,7 +17,7 @@ from app.domain.scenario import Scenario
 from app.domain.veto import TradingState
 from app.policy.base import Policy
 from app.policy.loader import Backend, load_policy
-from training.gate import Check, CheckName
+from training.judging.gate.verdict import Check, CheckName
 
 PARITY_SCENARIOS = 32
 TOLERANCE = 1e-2

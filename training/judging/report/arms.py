@@ -9,14 +9,13 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from training import evaluation_details as details
-from training import evaluation_doubts as doubts
-from training.arena import Played
-from training.contest import AGENT, ALWAYS, CONTROLS, HEURISTICS, HOLD, POLICY, RANDOM, RAW
-from training.findings import Findings, cell, maybe
+from training.judging.contest.arena import Played
+from training.judging.contest.contest import AGENT, ALWAYS, CONTROLS, HEURISTICS, HOLD, POLICY, RANDOM, RAW
+from training.judging.contest.performance import sharpe
+from training.judging.report import details, doubts
+from training.judging.report.document import Cell, Report, Section
+from training.judging.report.findings import Findings, cell, maybe
 from training.market.bars import Floats
-from training.performance import sharpe
-from training.report import Cell, Report, Section
 from training.statistics.bootstrap import (
     DAY_S,
     Estimate,

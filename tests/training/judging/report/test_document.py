@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 
-from training.report import Cell, Report, ReportError
+from training.judging.report.document import Cell, Report, ReportError
 
 MADE_AT = datetime(2026, 11, 24, 9, tzinfo=UTC)
 HOSTILE = '<script>alert("news")</script>'
