@@ -34,8 +34,8 @@ def drift(
     says ok, watch or refresh, with reasons. docs/drift.md explains every number.
     """
     # scikit-learn and river take a second to load, and the light installation has neither.
-    from training.drift_looks import show_look, trained_on_rows
-    from training.drift_metrics import DriftMetrics
+    from training.live.drift.looks import show_look, trained_on_rows
+    from training.live.drift.metrics import DriftMetrics
 
     settings = read_config(config).drift if config else DriftConfig()
     trained_on = trained_on_rows(reference) if reference else None

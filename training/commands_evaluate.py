@@ -15,7 +15,7 @@ from rich.table import Table
 from training.commands_rebuild import Database, Overrides, Settings, chosen, tell
 from training.config.learning import ALGORITHMS, ConfigError
 from training.meter import meter
-from training.registry import Move, register_and_alias
+from training.publish.registry import Move, register_and_alias
 from training.stages.store import Artifact
 
 DEFAULT_URL = "http://127.0.0.1:8321"

@@ -11,7 +11,7 @@ import typer
 from training.commands_evaluate import DEFAULT_URL, print_verdict
 from training.commands_rebuild import Overrides, Settings, chosen, tell
 from training.meter import meter
-from training.registry import aliases, register_and_alias
+from training.publish.registry import aliases, register_and_alias
 
 
 def refresh(
@@ -35,9 +35,9 @@ def refresh(
     The candidate decides in shadow beside the primary from then on; `advisor-train promote` moves the champion's alias
     when the gate passes it. Bars come from the configuration's market, which must reach up to the last decision.
     """
-    from training.drift_looks import observe
-    from training.drift_verdict import DriftVerdict
     from training.evaluate import Evaluate
+    from training.live.drift.looks import observe
+    from training.live.drift.verdict import DriftVerdict
     from training.log import reading, served
     from training.refresh import champion_of, refreshed, span_before
 

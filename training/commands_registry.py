@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from training.config.judging import PublishConfig
-from training.registry import (
+from training.publish.registry import (
     PRIMARY_ALIAS,
     Move,
     RegistryError,
@@ -62,7 +62,7 @@ def publish_policy(
     by: By = "",
 ) -> None:
     """Write an immutable version; with --alias, let a running service serve it without a restart."""
-    from training.release import release_of
+    from training.publish.version import release_of
 
     if merged and half:
         raise RegistryError("--half is for adapters: leave out --half or --merged")
@@ -124,7 +124,7 @@ def _merge(policy: Artifact, roots: Sequence[Path], folder: Path) -> Path:
     from app.policy.label_reader import LabelReader
     from app.policy.loader import find_version
     from training.learning.model.adapted import save_merged
-    from training.release import base_of
+    from training.publish.version import base_of
 
     config = json.loads((policy / "adapter" / "adapter_config.json").read_text(encoding="utf-8"))
     if config.get("alora_invocation_tokens") is not None:

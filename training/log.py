@@ -18,7 +18,7 @@ from sqlalchemy.exc import ArgumentError
 from app.domain.agent_action import Arm, Outcome
 from app.domain.errors import ShadowLogUnavailable
 from app.domain.scenario import Scenario
-from training.paper import Recalled
+from training.live.paper.run import Recalled
 
 CHUNK = 500
 Connection = psycopg.Connection[dict[str, Any]]

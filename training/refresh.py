@@ -13,7 +13,7 @@ from typing import NamedTuple
 from app.domain.errors import AdvisorError
 from training.config.judging import RebuildConfig, RefreshConfig
 from training.config.learning import HELD_OUT_FROM, HeldOutConfig, ScenariosConfig
-from training.registry import PRIMARY_ALIAS
+from training.publish.registry import PRIMARY_ALIAS
 
 CHAMPION_ALIASES = ("champion", PRIMARY_ALIAS)
 """Who has to be beaten: the first of these aliases that points anywhere."""

@@ -108,7 +108,9 @@ def test_its_image_has_what_it_imports_and_the_services_image_has_none_of_that()
     absent = (names["train"] | names["model"] | names["exchange"]) - present - {"shadow-advisor"}
     assert {"torch", "trl", "arch"} <= absent
     lacking = [module for module, found in packages_distributions().items() if absent & {n.lower() for n in found}]
-    code = f"import sys, training.__main__, training.drift_looks; print(*sorted({set(lacking)!r} & set(sys.modules)))"
+    code = (
+        f"import sys, training.__main__, training.live.drift.looks; print(*sorted({set(lacking)!r} & set(sys.modules)))"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
 

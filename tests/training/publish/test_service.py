@@ -16,8 +16,8 @@ from tests.policy.tiny_models import POSITIONS
 from tests.service.running import Running, drained, request, running, settings_for, until
 from tests.training.support.published import BASE, finished_policy, save_base
 from training.__main__ import app
-from training.registry import RegistryError, aliases, history, publish, register_and_alias, rollback
-from training.release import release_of
+from training.publish.registry import RegistryError, aliases, history, publish, register_and_alias, rollback
+from training.publish.version import release_of
 
 TOKEN = "correct horse"
 NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)

@@ -16,7 +16,7 @@ from training.learning.reward.accuracy import DAY_S, compared
 from training.learning.reward.ensemble import Rewards
 from training.market.bars import Floats
 from training.outcomes.labels import Labels
-from training.registry import Release
+from training.publish.registry import Release
 from training.scenarios.table import TRAIN, VALIDATE, ScenarioSet
 from training.stages.store import Artifact, ArtifactError
 

@@ -9,7 +9,7 @@ import pytest
 
 from app.domain.agent_action import Arm, OutcomeCode
 from tests.training.support.candles import HOUR, START, table
-from training.books import Book, Order, Trade, follow, follow_all, never_filled, outcome
+from training.live.paper.books import Book, Order, Trade, follow, follow_all, never_filled, outcome
 
 
 def trade(net: float, opened: int = START, hours: float = 1) -> Trade:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Gauge, write_to_textfile
 
-from training.drift import Drift
-from training.drift_verdict import DriftVerdict
+from training.live.drift.look import Drift
+from training.live.drift.verdict import DriftVerdict
 
 
 class DriftMetrics:

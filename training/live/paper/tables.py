@@ -12,9 +12,9 @@ from rich.table import Table
 
 from app.client import ClientStats
 from app.domain.agreement import cohens_kappa
-from training.books import Book
-from training.paper import Judged
-from training.resolver import Fate
+from training.live.paper.books import Book
+from training.live.paper.resolver import Fate
+from training.live.paper.run import Judged
 
 MOST_SHOWN = 10
 BOOTSTRAP_DRAWS = 2000

@@ -18,7 +18,7 @@ from sklearn.isotonic import IsotonicRegression
 from app.domain.features import FEATURE_NAMES, features
 from app.domain.scenario import Scenario
 from training.config.judging import DriftConfig
-from training.drift_measures import (
+from training.live.drift.measures import (
     Change,
     Estimate,
     Move,
@@ -29,7 +29,7 @@ from training.drift_measures import (
     move,
     shift,
 )
-from training.drift_verdict import DriftVerdict, Judge, Reason
+from training.live.drift.verdict import DriftVerdict, Judge, Reason
 from training.market.bars import Floats
 
 RATES = ("agreement", "approval", "agent_approval", "abstention")

@@ -24,9 +24,9 @@ from tests import builders as build
 from tests.service.running import Running, running, settings_for, until, writing
 from tests.training.support.candles import HOUR, START, table
 from training.commands_paper import resolve_outcomes
+from training.live.paper.resolver import Fate, resolve
 from training.log import reading, symbols_without_outcome, without_outcome
 from training.market.bars import Bars
-from training.resolver import Fate, resolve
 
 AT = datetime.fromtimestamp(START, UTC)
 BARS = table((100, 101, 99, 100), (99, 100, 96, 97), *[(97, 98, 96, 97)] * 10)

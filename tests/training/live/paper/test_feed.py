@@ -16,8 +16,8 @@ import pytest
 from tests.training.support.candles import HOUR, random_walk
 from tests.training.support.exchange import Clock, Exchange
 from training.agent.reference import Agent, chart, opportunities, passes
-from training.books import Book
-from training.feed import PATIENCE_S, WINDOW_BARS, LiveFeed, Moment, replayed
+from training.live.paper.books import Book
+from training.live.paper.feed import PATIENCE_S, WINDOW_BARS, LiveFeed, Moment, replayed
 from training.market.bars import Bars, MarketDataError
 
 MARKETS = [random_walk(1500, 1, "BTCUSDT"), random_walk(1500, 2, "ETHUSDT")]

@@ -21,8 +21,16 @@ from app.policy.loader import load_manifest, read_manifest
 from tests.policy.tiny_models import POSITIONS
 from tests.training.support.published import BASE, finished_policy, save_base
 from training.__main__ import app
-from training.registry import RegistryError, Release, in_half_precision, publish, register_and_alias, rollback, versions
-from training.release import release_of
+from training.publish.registry import (
+    RegistryError,
+    Release,
+    in_half_precision,
+    publish,
+    register_and_alias,
+    rollback,
+    versions,
+)
+from training.publish.version import release_of
 from training.stages.store import Artifact, ArtifactError
 
 NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
@@ -181,7 +189,7 @@ def test_a_publishing_that_dies_midway_leaves_no_version(
     def die(*_: object) -> None:
         raise OSError(28, os.strerror(28))
 
-    monkeypatch.setattr("training.registry.load_manifest", die)
+    monkeypatch.setattr("training.publish.registry.load_manifest", die)
     with pytest.raises(OSError, match="space"):
         publish(release, models, NOON)
     assert {one.name for one in models.iterdir()} == {"tiny"}

@@ -14,7 +14,7 @@ from enum import StrEnum
 
 from app.client import AdvisorClient
 from app.domain.agent_action import Arm
-from training.books import Order, Trade, follow_all, never_filled, outcome
+from training.live.paper.books import Order, Trade, follow_all, never_filled, outcome
 from training.log import Unresolved
 from training.market.bars import Bars
 

@@ -32,13 +32,13 @@ from tests.training.support.candles import HOUR, random_walk
 from tests.training.support.exchange import Clock as FeedClock
 from tests.training.support.exchange import Exchange
 from training.agent.reference import Agent, Opportunity, chart, opportunities
-from training.books import Book, follow
-from training.feed import LiveFeed, replayed
+from training.live.paper.books import Book, follow
+from training.live.paper.feed import LiveFeed, replayed
+from training.live.paper.resolver import Fate, resolve
+from training.live.paper.run import BadRunName, Judged, Paper, plan_order
+from training.live.paper.tables import print_result
 from training.log import decisions_of_run, reading, without_outcome
 from training.market.bars import Bars
-from training.paper import BadRunName, Judged, Paper, plan_order
-from training.paper_tables import print_result
-from training.resolver import Fate, resolve
 
 CANDIDATES = 24
 

@@ -6,9 +6,9 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from training.drift import Drift, Span
-from training.drift_measures import Shift
-from training.drift_verdict import DriftVerdict
+from training.live.drift.look import Drift, Span
+from training.live.drift.measures import Shift
+from training.live.drift.verdict import DriftVerdict
 
 MOST_SHOWN = 12
 STYLES = {DriftVerdict.OK: "green", DriftVerdict.WATCH: "yellow", DriftVerdict.REFRESH: "red"}

@@ -22,9 +22,9 @@ from app.shadow_log.log import ShadowLog
 from tests import builders as build
 from training.commands_drift import drift
 from training.config.judging import DriftConfig
-from training.drift import Drift, Span, Subject, Window, look
-from training.drift_looks import observe
-from training.drift_measures import (
+from training.live.drift.look import Drift, Span, Subject, Window, look
+from training.live.drift.looks import observe
+from training.live.drift.measures import (
     bins_of,
     changes,
     counts_in,
@@ -38,13 +38,13 @@ from training.drift_measures import (
     psi_p_value,
     shift,
 )
-from training.drift_metrics import DriftMetrics
-from training.drift_verdict import DriftReason, DriftVerdict
+from training.live.drift.metrics import DriftMetrics
+from training.live.drift.verdict import DriftReason, DriftVerdict
 
 NOW = datetime(2026, 11, 24, tzinfo=UTC)
 SPAN = Span(NOW, NOW, 0)
 CONFIG = DriftConfig()
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[4]
 
 
 def window(seed: int, count: int, *, moved: float = 0.0, earns: float = 0.0, agree: float = 0.6) -> Window:

@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from training.config.judging import DriftConfig
-from training.drift_measures import Change, Estimate, Move, Shift
+from training.live.drift.measures import Change, Estimate, Move, Shift
 
 
 class DriftVerdict(StrEnum):

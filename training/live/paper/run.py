@@ -22,8 +22,8 @@ from app.domain.canonical import decision_id
 from app.domain.errors import AdvisorError
 from app.domain.scenario import Scenario
 from training.agent.reference import Opportunity
-from training.books import Book, Order, Trade, follow, never_filled, outcome
-from training.feed import Moment
+from training.live.paper.books import Book, Order, Trade, follow, never_filled, outcome
+from training.live.paper.feed import Moment
 from training.market.bars import Bars, MarketDataError
 
 RUN_NAME = re.compile(r"[A-Za-z0-9._-]{1,80}")
