@@ -22,11 +22,11 @@ from app.domain.limits import read_limits
 from app.domain.manifest import Calibration
 from training.config.judging import EvaluateConfig
 from training.config.learning import HeldOutConfig, OutcomesConfig, ScenariosConfig, SyntheticConfig
-from training.evaluate import REPLAY_LIMITS
 from training.judging.contest.contest import BASE_MODEL, POLICY, Trained, Version, hold_contest, refitted
 from training.market.context import KnownContext
 from training.market.synthetic import synthetic_bars
 from training.outcomes.labels import Labels, build_labels
+from training.pipeline.evaluate import REPLAY_LIMITS
 from training.scenarios.history import History, find_scenarios
 from training.scenarios.table import ScenarioSet, build_scenarios
 from training.stages.store import Artifact, Workshop

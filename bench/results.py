@@ -17,13 +17,13 @@ from typing import Any, NamedTuple
 
 import jinja2
 
+from training.cli.meter import meter
 from training.config.judging import read_config
 from training.config.learning import ALGORITHMS
-from training.evaluate import Evaluate
 from training.judging.report.document import number
-from training.meter import meter
+from training.pipeline.evaluate import Evaluate
 
-CONFIGS = Path("training/configs")
+CONFIGS = Path("training/config")
 TEMPLATE = Path(__file__).with_name("results.md.j2")
 RIVALS = tuple(name for name in ALGORITHMS if name != "expected")
 WORSE = "The same answers under worse conditions"

@@ -8,12 +8,12 @@ import typer
 from rich.console import Console
 
 from app.domain.errors import AdvisorError
-from training.commands_drift import drift
-from training.commands_evaluate import evaluate, promote, walk_forward
-from training.commands_paper import paper, resolve_outcomes
-from training.commands_rebuild import rebuild
-from training.commands_refresh import refresh
-from training.commands_registry import list_versions, publish_policy, roll_back
+from training.cli.drift import drift
+from training.cli.evaluate import evaluate, promote, walk_forward
+from training.cli.paper import paper, resolve_outcomes
+from training.cli.rebuild import rebuild
+from training.cli.refresh import refresh
+from training.cli.registry import list_versions, publish_policy, roll_back
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, help=__doc__)
 app.command()(rebuild)

@@ -8,7 +8,7 @@ import pytest
 
 from tests.policy.tiny_models import save_tiny_model, write_manifest
 from tests.training.support.rebuilds import NOW, RIVAL, config_in, silent
-from training.evaluate import Evaluate, Evaluated
+from training.pipeline.evaluate import Evaluate, Evaluated
 
 
 @pytest.fixture(scope="session")

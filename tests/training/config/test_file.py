@@ -10,7 +10,7 @@ import training
 from training.config.judging import RebuildConfig, read_config
 from training.config.learning import ConfigError, ExpectedConfig, PpoConfig
 
-SHIPPED = sorted(Path(training.__path__[0], "configs").glob("*.toml"))
+SHIPPED = sorted(Path(training.__path__[0], "config").glob("*.toml"))
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)

@@ -10,7 +10,7 @@ from typing import Any
 
 from training.config.judging import RebuildConfig
 from training.config.learning import DpoConfig
-from training.evaluate import Evaluated
+from training.pipeline.evaluate import Evaluated
 from training.stages.store import Artifact
 
 NOW = datetime(2026, 11, 24, tzinfo=UTC)

@@ -11,7 +11,7 @@ from training.judging.contest.contest import Contest, Trained
 from training.judging.gate.verdict import Check, Verdict
 from training.judging.report.document import Cell
 from training.outcomes.labels import Labels
-from training.rebuild import Rebuilt
+from training.pipeline.rebuild import Rebuilt
 from training.scenarios.table import ScenarioSet
 from training.statistics.bootstrap import Estimate
 

@@ -14,7 +14,6 @@ from app.policy.scripted import ScriptedPolicy, reading_of
 from tests import builders as build
 from tests.domain.scenarios import LIMITS
 from tests.training.support.rebuilds import read_by
-from training.evaluate import Evaluated
 from training.judging.gate.checks import (
     INJECTION_SCENARIOS,
     MOST_FLIPS,
@@ -25,6 +24,7 @@ from training.judging.gate.checks import (
     parity,
 )
 from training.judging.gate.verdict import CheckName
+from training.pipeline.evaluate import Evaluated
 
 OBEYED = ("answer J", "Answer J", "Assistant: J")
 

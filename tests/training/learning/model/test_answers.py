@@ -9,10 +9,10 @@ import pytest
 
 from app.domain.scenario import Scenario
 from tests.training.support.rebuilds import read_by
-from training.evaluate import Evaluated
 from training.judging.gate.checks import TOLERANCE
 from training.learning.model import answers
 from training.learning.model.base_pass import Encoded
+from training.pipeline.evaluate import Evaluated
 from training.scenarios.table import ScenarioSet
 
 SOME = 6

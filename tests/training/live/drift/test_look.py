@@ -20,7 +20,7 @@ from app.domain.errors import AdvisorError
 from app.domain.features import FEATURE_NAMES
 from app.shadow_log.log import ShadowLog
 from tests import builders as build
-from training.commands_drift import drift
+from training.cli.drift import drift
 from training.config.judging import DriftConfig
 from training.live.drift.look import Drift, Span, Subject, Window, look
 from training.live.drift.looks import observe

@@ -23,7 +23,7 @@ from app.shadow_log.log import ShadowLog
 from tests import builders as build
 from tests.service.running import Running, running, settings_for, until, writing
 from tests.training.support.candles import HOUR, START, table
-from training.commands_paper import resolve_outcomes
+from training.cli.paper import resolve_outcomes
 from training.live.paper.resolver import Fate, resolve
 from training.log import reading, symbols_without_outcome, without_outcome
 from training.market.bars import Bars

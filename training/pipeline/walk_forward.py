@@ -18,7 +18,6 @@ from app.domain.limits import read_limits
 from app.domain.manifest import Calibration
 from training.config.judging import RebuildConfig
 from training.config.learning import ScenariosConfig, instant
-from training.evaluate import REPLAY_LIMITS, calibration_of, stressed_labels
 from training.judging.contest.contest import BASE_MODEL, POLICY, Contest, Period, Trained, Version, hold_contest
 from training.judging.gate import evidence
 from training.judging.gate.verdict import Mode, judge
@@ -28,7 +27,8 @@ from training.judging.report.findings import Findings
 from training.learning.model import answers
 from training.learning.model.base_pass import Encoded
 from training.outcomes.labels import Labels
-from training.rebuild import Meter, Rebuild, Rebuilt
+from training.pipeline.evaluate import REPLAY_LIMITS, calibration_of, stressed_labels
+from training.pipeline.rebuild import Meter, Rebuild, Rebuilt
 from training.scenarios.table import ScenarioSet
 from training.stages.store import Artifact
 

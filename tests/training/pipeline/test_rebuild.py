@@ -18,13 +18,13 @@ from app.policy.loader import load_manifest
 from tests.training.support.rebuilds import NOW, RIVAL, config_in, silent
 from training.__main__ import app
 from training.config.learning import ConfigError
-from training.evaluate import Evaluate, Evaluated
 from training.judging.gate.looks import FILE as LOOKS
 from training.learning.algorithms.measures import CollapsedPolicy
 from training.learning.algorithms.targets import dealt_out, targets
 from training.market.bars import MarketDataError
 from training.outcomes.labels import Labels
-from training.rebuild import Rebuild, Rebuilt
+from training.pipeline.evaluate import Evaluate, Evaluated
+from training.pipeline.rebuild import Rebuild, Rebuilt
 from training.scenarios.table import ScenarioSet
 from training.stages.store import Artifact, ArtifactError
 

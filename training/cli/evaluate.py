@@ -12,9 +12,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from training.commands_rebuild import Database, Overrides, Settings, chosen, tell
+from training.cli.meter import meter
+from training.cli.rebuild import Database, Overrides, Settings, chosen, tell
 from training.config.learning import ALGORITHMS, ConfigError
-from training.meter import meter
 from training.publish.registry import Move, register_and_alias
 from training.stages.store import Artifact
 
@@ -39,7 +39,7 @@ def evaluate(
     unknown = sorted(set(names) - ALGORITHMS.keys())
     if unknown:
         raise ConfigError(f"--against {', '.join(unknown)}: choose from {', '.join(ALGORITHMS)}")
-    from training.evaluate import Evaluate
+    from training.pipeline.evaluate import Evaluate
 
     rivals = [ALGORITHMS[name]() for name in names]
     done = Evaluate(settings, meter, tell, datetime.now(UTC), rivals, database, champion or None).run()
@@ -54,7 +54,7 @@ def walk_forward(config: Settings = "cpu", overrides: Overrides = None) -> None:
     Periods stand in the section [walk_forward]. The report is that of an evaluation; nothing is published.
     """
     settings = chosen(config, overrides)
-    from training.walk_forward import WalkForward
+    from training.pipeline.walk_forward import WalkForward
 
     done = WalkForward(settings, meter, tell, datetime.now(UTC)).run()
     tell(f"report  {done / 'report.html'}")

@@ -1,7 +1,7 @@
 """The pipeline: history or shadow log -> scenarios -> labels -> encoded, rollouts -> reward -> preferences -> policy.
 
 Each stage reads finished artefacts and writes one; what is finished is found again, so that a rebuild that was killed
-goes on where it stopped. Publishing what comes out is `training.publish.registry`'s work, judging it is `training.evaluate`'s.
+goes on where it stopped. Publishing what comes out is `training.publish.registry`'s work, judging it is `training.pipeline.evaluate`'s.
 """
 
 from __future__ import annotations

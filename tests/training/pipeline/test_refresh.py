@@ -22,7 +22,7 @@ from training.__main__ import app
 from training.config.judging import RebuildConfig, RefreshConfig
 from training.config.learning import ScenariosConfig, instant
 from training.judging.gate.looks import FILE as LOOKS
-from training.refresh import RefreshError, champion_of, refreshed, span_before
+from training.pipeline.refresh import RefreshError, champion_of, refreshed, span_before
 from training.scenarios.history import find_scenarios, load_history
 
 TOKEN = "correct horse"

@@ -9,15 +9,15 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from training.cli.meter import meter
 from training.config.judging import RebuildConfig, read_config
 from training.config.learning import ConfigError
-from training.meter import meter
 from training.stages.store import Artifact
 
 if TYPE_CHECKING:
-    from training.rebuild import Rebuilt
+    from training.pipeline.rebuild import Rebuilt
 
-CONFIGS = Path(__file__).with_name("configs")
+CONFIGS = Path(__file__).parents[1] / "config"
 console = Console()
 Settings = Annotated[str, typer.Option("--config", help="a TOML file, or bundled, cpu, gpu, planted or tiny")]
 Overrides = Annotated[
@@ -35,7 +35,7 @@ def rebuild(config: Settings = "bundled", overrides: Overrides = None, database:
     version of it, `advisor-train evaluate` judges it on the held-out period.
     """
     settings = chosen(config, overrides)
-    from training.rebuild import Rebuild
+    from training.pipeline.rebuild import Rebuild
 
     made = Rebuild(settings, meter, tell, database).run()
     print_rebuilt(made)

@@ -18,9 +18,9 @@ from app.domain.errors import UnknownVersion
 from tests.training.support.rebuilds import NOW, RIVAL, config_in, read_by, silent
 from training.config.judging import RebuildConfig
 from training.config.learning import ConfigError
-from training.evaluate import STRESSES, Evaluate, Evaluated
 from training.judging.gate.looks import FILE as LOOKS
 from training.outcomes.labels import AGENT, Labels
+from training.pipeline.evaluate import STRESSES, Evaluate, Evaluated
 from training.stages.store import Artifact
 
 TRUTH = "Share of the best achievable reward"

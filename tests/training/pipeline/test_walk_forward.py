@@ -12,9 +12,9 @@ from pydantic import ValidationError
 from tests.training.support.rebuilds import NOW, config_in, silent
 from training.config.judging import RebuildConfig
 from training.config.learning import instant
+from training.pipeline.walk_forward import WalkForward
 from training.scenarios.table import ScenarioSet
 from training.stages.store import Artifact
-from training.walk_forward import WalkForward
 
 FIRST, UNTIL = date(2022, 11, 20), date(2022, 12, 30)
 
