@@ -57,7 +57,7 @@ def up(
     leave: Annotated[bool, typer.Option("--exit", help="End after that command, with its status.")] = False,
 ) -> None:
     """Start Postgres and Valkey from wheels, migrate, import the small model, serve and write; stay until Ctrl-C."""
-    from app.up import run_up
+    from app.local.up import run_up
 
     raise typer.Exit(run_up(read_settings(), then, leave))
 
@@ -240,8 +240,8 @@ def model_import(
     name: Annotated[str | None, typer.Option(help="Model version to give it. Default: the directory's name.")] = None,
 ) -> None:
     """Make a model servable: verify its labels, measure their bias, hash its files, write its manifest."""
-    from app.policy.importer import import_directory, import_smollm2
-    from app.policy.loader import read_manifest
+    from app.policy.in_process.importer import import_directory, import_smollm2
+    from app.policy.store import read_manifest
 
     settings = read_settings()
     if path is None:

@@ -15,22 +15,22 @@ import uvicorn
 from fastapi import FastAPI
 from starlette.types import Message, Receive, Scope, Send
 
-from app.advise import Models
-from app.api import install
+from app.advising.advise import Models
+from app.advising.service import Service
+from app.advising.serving import PRIMARY_ALIAS, Directories, Fixed, Start
+from app.api.routes import install
 from app.domain.errors import AdvisorError, ManifestMismatch, ModelFileError, ShadowLogUnavailable, UnknownVersion
 from app.domain.manifest import ModelManifest
 from app.journal.journal import Journal
-from app.journal.requests import RequestQueue
+from app.journal.later import RequestQueue
 from app.journal.spool import Spool
 from app.journal.stream import StreamJournal
 from app.metrics import LossCause, Metrics
-from app.policy.base import Policy
-from app.policy.bases import Bases
-from app.policy.loader import Backend, described, find_base, find_version, load_policy
-from app.service import Service
+from app.policy.in_process.bases import Bases
+from app.policy.port import Policy
+from app.policy.store import Backend, described, find_base, find_version, load_policy
 from app.settings import SCRIPTED, Settings, SettingsError
 from app.shadow_log.log import ShadowLog
-from app.versions import PRIMARY_ALIAS, Directories, Fixed, Start
 
 log = structlog.get_logger()
 DEFAULT_MODEL = "smollm2-135m-instruct"

@@ -10,7 +10,7 @@ from pydantic import AliasChoices, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from app.domain.errors import AdvisorError
-from app.domain.record import describe
+from app.domain.fields import describe
 
 SCRIPTED = "scripted"
 """The value of MODEL that asks for no model at all, but for the shipped fake."""

@@ -34,8 +34,8 @@ from app.domain.limits import read_limits
 from app.domain.rules import agents_order, review
 from app.domain.scenario import Scenario
 from app.domain.veto import Case, TradingState
-from app.embedded import EmbeddedPostgres, EmbeddedValkey, die_with_parent, free_port
 from app.journal.stream import StreamJournal
+from app.local.servers import EmbeddedPostgres, EmbeddedValkey, die_with_parent, free_port
 from app.policy.scripted import reading_of
 from app.schemas import EXAMPLE, AdviseRequest
 from app.shadow_log.migrate import upgrade
@@ -172,7 +172,7 @@ def bare_rate(model: Path, threads: int, batch: int, batches: int) -> float:
     """Decisions per second of forward passes alone, on the service's own prompts and batch size."""
     import torch
 
-    from app.policy.label_reader import LabelReader
+    from app.policy.in_process.label_reader import LabelReader
 
     torch.set_num_threads(threads)
     reader = LabelReader.load(model)
@@ -222,7 +222,7 @@ def main(
 
 def _bench_model(table: Table, environment: dict[str, str], decisions: int, threads: int) -> None:
     from app.main import DEFAULT_MODEL
-    from app.policy.importer import import_smollm2
+    from app.policy.in_process.importer import import_smollm2
     from app.settings import read_settings
 
     settings = read_settings()

@@ -26,9 +26,9 @@ from numpy.typing import NDArray
 from app.domain.actions import ACTIONS
 from app.domain.prompt import Prompt
 from app.policy.calibration import random_prompts
-from app.policy.importer import import_smollm2
-from app.policy.label_reader import LabelReader
-from app.policy.loader import load_manifest
+from app.policy.in_process.importer import import_smollm2
+from app.policy.in_process.label_reader import LabelReader
+from app.policy.store import load_manifest
 from training.config.learning import (
     AdapterConfig,
     DpoConfig,

@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from app.domain.actions import LABELS
 from app.domain.prompt import Prompt
 from app.policy.calibration import random_prompts
-from app.policy.importer import import_smollm2
-from app.policy.label_reader import LabelReader, load_model
-from app.policy.loader import load_manifest
+from app.policy.in_process.importer import import_smollm2
+from app.policy.in_process.label_reader import LabelReader, load_model
+from app.policy.store import load_manifest
 from bench.learning import ALGORITHMS, PROMPT_SEED, pairs_of, plant
 from training.config.learning import AdapterConfig, EncodeConfig
 from training.learning.algorithms.run import Problem

@@ -18,10 +18,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from app.policy.adapter import Adapter, Delta
 from app.policy.calibration import random_prompts
-from app.policy.importer import import_smollm2
-from app.policy.label_reader import Ask, LabelReader
+from app.policy.in_process.adapter import Adapter, Delta
+from app.policy.in_process.importer import import_smollm2
+from app.policy.in_process.label_reader import Ask, LabelReader
 from app.settings import read_settings
 
 BATCH, RANK = 4, 16

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from app.embedded import die_with_parent
+from app.local.servers import die_with_parent
 
 ROOT = Path(__file__).parents[1]
 WORK = ROOT / "var" / "containers"

@@ -23,7 +23,7 @@ from pathlib import Path
 import httpx
 import psycopg
 
-from app.embedded import EmbeddedPostgres, EmbeddedValkey, free_port
+from app.local.servers import EmbeddedPostgres, EmbeddedValkey, free_port
 from app.schemas import EXAMPLE
 from deploy.dockerfile import ROOT, WORK, Builder, BuildError, Image, copy, end_with_us, execute
 

@@ -14,8 +14,8 @@ from typing import Any
 from uuid import UUID
 
 from app.domain.actions import LABELS
-from app.domain.agent_action import AgentAction, Arm, Outcome
 from app.domain.canonical import decision_id
+from app.domain.control import AgentAction, Arm, Outcome
 from app.domain.decision import (
     Abstention,
     Decision,

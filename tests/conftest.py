@@ -13,7 +13,7 @@ import psycopg
 import pytest
 import redis
 
-from app.embedded import EmbeddedPostgres, EmbeddedValkey
+from app.local.servers import EmbeddedPostgres, EmbeddedValkey
 from app.shadow_log.migrate import upgrade
 
 _numbers = itertools.count()

@@ -9,11 +9,11 @@ import pytest
 from fastapi import FastAPI
 from pydantic.fields import FieldInfo
 
-from app.api import install
-from app.domain.agent_action import AgentAction, Outcome
+from app.api.routes import install
 from app.domain.candidate import Candidate, Onchain, PatternMemory, Social, VolumeProfile
+from app.domain.control import AgentAction, Outcome
+from app.domain.fields import Record
 from app.domain.limits import Limits
-from app.domain.record import Record
 from app.domain.scenario import Account, Market, Plan, Position, Scenario
 from app.domain.veto import VetoCode
 from app.metrics import Metrics

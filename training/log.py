@@ -15,7 +15,7 @@ from psycopg.rows import dict_row
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
-from app.domain.agent_action import Arm, Outcome
+from app.domain.control import Arm, Outcome
 from app.domain.errors import ShadowLogUnavailable
 from app.domain.scenario import Scenario
 from training.live.paper.run import Recalled

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, model_validator
 
-from app.domain.record import Flag, Instant, Number, Record, ShortText, Text, Whole, exact, measure
+from app.domain.fields import Flag, Instant, Number, Record, ShortText, Text, Whole, exact, measure
 
 SYMBOL_PATTERN = r"^[A-Z0-9]{1,20}USDT$"
 MAX_EXTRA_KEYS = 64

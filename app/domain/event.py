@@ -9,10 +9,10 @@ from uuid import UUID
 import orjson
 from pydantic import Field
 
-from app.domain.agent_action import AgentAction, Outcome
 from app.domain.canonical import canonical_json, content_hash
+from app.domain.control import AgentAction, Outcome
 from app.domain.decision import Decision
-from app.domain.record import Instant, Record, ShortText
+from app.domain.fields import Instant, Record, ShortText
 from app.domain.veto import TradingState
 
 

@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from app.domain.candidate import SYMBOL_PATTERN, Session, SetupType
 from app.domain.errors import LimitsError
-from app.domain.record import Instant, Record, ShortText, describe
+from app.domain.fields import Instant, Record, ShortText, describe
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]

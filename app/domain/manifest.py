@@ -10,8 +10,8 @@ from app.domain.actions import ACTION_SPACE_HASH, ACTIONS
 from app.domain.canonical import content_hash
 from app.domain.errors import ManifestMismatch, ModelFileError
 from app.domain.features import FEATURE_SCHEMA
+from app.domain.fields import Hash, Instant, Record, ShortText
 from app.domain.prompt import PROMPT_VERSION
-from app.domain.record import Hash, Instant, Record, ShortText
 
 MANIFEST_NAME = "manifest.json"
 VERSION_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"

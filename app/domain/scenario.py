@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from app.domain.candidate import SYMBOL_PATTERN, Candidate
-from app.domain.record import Instant, Number, Record, Whole, measure
+from app.domain.fields import Instant, Number, Record, Whole, measure
 
 SCENARIO_SCHEMA = "2026-11-1"
 

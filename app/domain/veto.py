@@ -15,8 +15,8 @@ from typing import NamedTuple, TypeVar
 
 from pydantic import Field
 
+from app.domain.fields import Record
 from app.domain.limits import Limits
-from app.domain.record import Record
 from app.domain.scenario import Scenario
 
 

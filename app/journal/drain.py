@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 
 from app.domain.errors import JournalUnavailable, ShadowLogUnavailable
 from app.domain.event import Event, EventKind
-from app.journal.group import Consumer, Entry
+from app.journal.batch import Consumer, Entry
 from app.journal.stream import DEAD, EVENTS, StreamJournal, bury_command, connect
 
 log = structlog.get_logger()

@@ -24,7 +24,7 @@ from app.domain.decision import Reading, propose
 from app.domain.manifest import Calibration
 from app.domain.prompt import Prompt, render
 from app.domain.scenario import Scenario
-from app.policy.base import Policy
+from app.policy.port import Policy
 
 BIAS_SCENARIOS, BIAS_SEED = 32, 2021
 ILLUSTRATION_SCENARIOS, ILLUSTRATION_SEED = 32, 7

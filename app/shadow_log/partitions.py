@@ -12,7 +12,7 @@ from datetime import datetime
 from sqlalchemy import func, insert, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.domain.record import utc
+from app.domain.fields import utc
 from app.shadow_log import tables
 
 PARTITION_LOCK = 0x5AD0

@@ -7,8 +7,8 @@ from typing import Any
 
 from sqlalchemy import Row as SqlRow
 
-from app.domain.agent_action import AgentAction
 from app.domain.canonical import digest
+from app.domain.control import AgentAction
 from app.domain.decision import Advice, Decision
 from app.domain.event import AgentActionReport, Event, EventKind, OutcomeReport, Rationale, StateChange
 from app.domain.regime import regime

@@ -12,8 +12,8 @@ from typing import Any
 from sqlalchemy import ColumnElement, Select, Table, and_, func, select, true, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from app.domain.agent_action import AgentAction
 from app.domain.canonical import canonical_json, digest
+from app.domain.control import AgentAction
 from app.domain.decision import Decision
 from app.domain.errors import InvalidRecord
 from app.domain.manifest import ModelManifest

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import httpx
 import pytest
 
-from app.embedded import EmbeddedServer
+from app.local.servers import EmbeddedServer
 
 ROOT = Path(__file__).parents[2]
 CACHE = ROOT / "var" / "tools"

@@ -259,7 +259,7 @@ def test_only_what_the_dockerfile_copies_reaches_the_builder() -> None:
         "docs/vetoes.md",
     ):
         assert ignored(path, patterns), path
-    for path in ("app/cli.py", "app/policy/base.py", "migrations/env.py", "limits.toml", "deploy/limits.replay.toml"):
+    for path in ("app/cli.py", "app/policy/port.py", "migrations/env.py", "limits.toml", "deploy/limits.replay.toml"):
         assert not ignored(path, patterns), path
     assert ignored("app/policy/__pycache__/base.cpython-311.pyc", patterns)
 

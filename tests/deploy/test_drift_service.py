@@ -17,7 +17,7 @@ from pathlib import Path
 import yaml
 from typer.main import get_command
 
-from app.embedded import die_with_parent, free_port
+from app.local.servers import die_with_parent, free_port
 from app.shadow_log.log import ShadowLog
 from deploy.run_dockerfile import AS_ANALYST
 from tests import builders as build

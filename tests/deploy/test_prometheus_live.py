@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from app.advise import Models
+from app.advising.advise import Models
 from app.domain.canonical import decision_id
 from app.domain.errors import AbstainReason, PolicyAbstained
-from app.embedded import free_port
+from app.local.servers import free_port
+from app.local.up import Child
 from app.policy.scripted import SCRIPTED_MANIFEST, ScriptedPolicy
-from app.up import Child
 from tests.deploy.monitoring import Query, queries, resolved, rules
 from tests.deploy.prometheus_tool import Tools
 from tests.deploy.scraper import Scraper, empty_panels, scraping

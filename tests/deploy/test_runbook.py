@@ -13,15 +13,15 @@ import psycopg
 import pytest
 
 from app.domain.canonical import decision_id
-from app.embedded import EmbeddedPostgres
 from app.journal.segment import Segment, encode
 from app.journal.stream import DEAD, EVENTS, bury_command
+from app.local.servers import EmbeddedPostgres
 from app.shadow_log.log import ShadowLog
 from app.shadow_log.verify import verify_log
 from tests import builders as build
 from tests.deploy.monitoring import alerts
 from tests.deploy.prometheus_tool import ROOT
-from tests.service.journal_events import client, dead_letters
+from tests.service.journal.journal_events import client, dead_letters
 from tests.service.processes import advisor
 from tests.service.running import drained, running, settings_for, until
 

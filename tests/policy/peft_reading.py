@@ -11,8 +11,8 @@ import torch
 from peft import PeftModel
 
 from app.domain.prompt import PROMPT_VERSION, SYSTEM, Prompt
-from app.policy.adapter import Adapter
-from app.policy.label_reader import LabelReader, load_model
+from app.policy.in_process.adapter import Adapter
+from app.policy.in_process.label_reader import LabelReader, load_model
 from tests.policy.tiny_models import save_adapter
 
 TOLERANCE = 1e-4

@@ -19,7 +19,7 @@ from app.domain.actions import ACTIONS
 from app.domain.errors import PolicyAbstained
 from app.policy.calibration import random_prompts
 from app.policy.encoding import PromptEncoder
-from app.policy.loader import load_manifest
+from app.policy.store import load_manifest
 from app.policy.vllm import VllmPolicy
 
 RECORDINGS = Path(__file__).with_name("recordings")

@@ -63,7 +63,7 @@ stop() {
 }
 
 if [ ! -f "$model/manifest.json" ] && [ $# = 0 ]; then
-  "$python" -c 'import pathlib; from app.policy.importer import import_smollm2; import_smollm2(pathlib.Path("var/models"), print)'
+  "$python" -c 'import pathlib; from app.policy.in_process.importer import import_smollm2; import_smollm2(pathlib.Path("var/models"), print)'
 fi
 [ -f "$model/manifest.json" ] || { echo "no imported model at $model" >&2; exit 2; }
 install

@@ -15,9 +15,9 @@ from transformers import MistralConfig
 from app.domain.actions import ACTIONS
 from app.domain.errors import ModelFileError
 from app.domain.prompt import PROMPT_VERSION, SYSTEM, Prompt
-from app.policy.adapter import Adapter
 from app.policy.calibration import random_prompts
-from app.policy.label_reader import TRUNKS, Ask, LabelReader, load_model
+from app.policy.in_process.adapter import Adapter
+from app.policy.in_process.label_reader import TRUNKS, Ask, LabelReader, load_model
 from tests.policy.peft_reading import TEXTS, activated, assert_agree, assert_differ, change_config, ids_of, peft_says
 from tests.policy.tiny_models import POSITIONS, TINY, save_adapter, save_tiny_model
 

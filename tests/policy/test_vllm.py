@@ -19,7 +19,7 @@ from app.domain.errors import AbstainReason, PolicyAbstained
 from app.domain.prompt import PROMPT_VERSION, SYSTEM, Prompt
 from app.policy.calibration import random_prompts
 from app.policy.encoding import PromptEncoder
-from app.policy.label_reader import LabelReader
+from app.policy.in_process.label_reader import LabelReader
 from app.policy.scripted import SCRIPTED_MANIFEST
 from app.policy.vllm import VllmPolicy
 

@@ -18,9 +18,9 @@ from app.domain.decision import Reading, propose
 from app.domain.prompt import Prompt, render
 from app.domain.scenario import Bar, Scenario
 from app.policy.encoding import PromptEncoder
-from app.policy.importer import read_prompts
-from app.policy.label_reader import LabelReader
-from app.policy.loader import load_manifest
+from app.policy.in_process.importer import read_prompts
+from app.policy.in_process.label_reader import LabelReader
+from app.policy.store import load_manifest
 from app.policy.vllm import VllmPolicy
 
 URL = os.environ.get("VLLM_URL")

@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 
-from app.embedded import die_with_parent, free_port
+from app.local.servers import die_with_parent, free_port
 from tests.service.running import ROOT, until
 
 OURS = ("ADVISOR_", "DATABASE_URL", "REDIS_URL", "MODEL", "VLLM_URL")

@@ -12,13 +12,13 @@ from typing import Any
 import httpx
 import uvicorn
 
-from app.advise import Models
+from app.advising.advise import Models
+from app.advising.service import Service
 from app.journal.drain import StreamDrain
 from app.main import create_app
 from app.metrics import Metrics
 from app.policy.scripted import ScriptedPolicy
 from app.schemas import EXAMPLE
-from app.service import Service
 from app.settings import Settings
 from app.shadow_log.log import ShadowLog
 from app.tasks import end

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from app.domain.agent_action import AgentAction
+from app.domain.control import AgentAction
 from app.domain.scenario import Account, Scenario
 from training.market.bars import Bars, Floats, MarketDataError
 from training.market.indicators import PATTERNS, Indicators, indicators

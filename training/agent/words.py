@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.domain.actions import ACTIONS, REJECT, Action
-from app.domain.agent_action import AgentAction
+from app.domain.control import AgentAction
 from app.domain.prompt import PROMPT_VERSION, SYSTEM, Prompt, untrusted
 from app.domain.scenario import Scenario
 from app.policy.encoding import PromptEncoder

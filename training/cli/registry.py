@@ -121,8 +121,8 @@ def list_versions(
 
 def _merge(policy: Artifact, roots: Sequence[Path], folder: Path) -> Path:
     """The adapter merged into its base model, in `folder`. Raises `RegistryError` for an activated one."""
-    from app.policy.label_reader import LabelReader
-    from app.policy.loader import find_version
+    from app.policy.in_process.label_reader import LabelReader
+    from app.policy.store import find_version
     from training.learning.model.adapted import save_merged
     from training.publish.version import base_of
 

@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from app.domain.record import describe
+from app.domain.fields import describe
 from training.config.learning import (
     HELD_OUT_FROM,
     AdapterConfig,

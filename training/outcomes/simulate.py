@@ -20,7 +20,7 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from app.domain.agent_action import OutcomeCode
+from app.domain.control import OutcomeCode
 from training.market.bars import Bars, Floats
 
 TIME_EXIT_S = 6 * 3600

@@ -19,7 +19,7 @@ import numpy as np
 
 from app.domain.limits import Limits, read_limits
 from app.domain.manifest import MANIFEST_NAME, Calibration
-from app.policy.loader import find_version, load_manifest, read_manifest
+from app.policy.store import find_version, load_manifest, read_manifest
 from training.config.judging import RebuildConfig
 from training.config.learning import Algorithm, ConfigError, OutcomesConfig, instant
 from training.judging.contest.contest import (

@@ -18,8 +18,8 @@ import torch
 
 from app.domain.decision import prepare
 from app.domain.manifest import ModelManifest
-from app.policy.importer import import_directory, import_smollm2
-from app.policy.label_reader import LabelReader
+from app.policy.in_process.importer import import_directory, import_smollm2
+from app.policy.in_process.label_reader import LabelReader
 from training.agent.words import Demonstrations
 from training.config.judging import RebuildConfig
 from training.config.learning import ConfigError, HeldOutConfig, TrainingConfig, instant

@@ -25,7 +25,7 @@ from safetensors.numpy import load_file, save_file
 from app.domain.canonical import content_hash
 from app.domain.errors import AdvisorError
 from app.domain.manifest import MANIFEST_NAME, BaseModelRef, Calibration, ModelManifest
-from app.policy.loader import described, file_hash, find_base, load_manifest, model_files
+from app.policy.store import described, file_hash, find_base, load_manifest, model_files
 from training.publish.card import model_card
 
 ADAPTER_FILES = frozenset({"adapter_config.json", "adapter_model.safetensors"})

@@ -11,7 +11,7 @@ import numpy as np
 
 from app.domain.canonical import content_hash
 from app.domain.manifest import MANIFEST_NAME, Calibration, ModelManifest
-from app.policy.loader import find_version, read_manifest
+from app.policy.store import find_version, read_manifest
 from training.learning.reward.accuracy import DAY_S, compared
 from training.learning.reward.ensemble import Rewards
 from training.market.bars import Floats

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any, LiteralString
 
-from app.domain.agent_action import AgentAction, Outcome
+from app.domain.control import AgentAction, Outcome
 from app.domain.errors import InvalidRecord
 from app.domain.scenario import Scenario
 from training.config.learning import HELD_OUT_FROM, HELD_OUT_UNTIL, ScenariosConfig, instant

@@ -25,8 +25,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from app.domain.agent_action import AgentAction, Outcome
 from app.domain.canonical import canonical_json
+from app.domain.control import AgentAction, Outcome
 from app.domain.errors import AdvisorError
 from app.domain.features import features
 from app.domain.scenario import Account, Scenario

@@ -25,7 +25,7 @@ from app.domain.canonical import content_hash
 from app.domain.errors import AdvisorError
 from app.domain.features import FEATURE_SCHEMA
 from app.domain.prompt import PROMPT_VERSION
-from app.policy.loader import file_hash
+from app.policy.store import file_hash
 from training.stages.key import sources_of
 
 MANIFEST = "manifest.json"

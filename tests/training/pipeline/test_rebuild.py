@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from app.policy.loader import load_manifest
+from app.policy.store import load_manifest
 from tests.training.support.rebuilds import NOW, RIVAL, config_in, silent
 from training.__main__ import app
 from training.config.learning import ConfigError

@@ -14,10 +14,10 @@ from typer.testing import CliRunner
 
 from app.domain.errors import ManifestMismatch, ModelFileError
 from app.domain.manifest import Calibration
-from app.policy.adapter import Adapter
 from app.policy.encoding import PromptEncoder
-from app.policy.label_reader import load_model
-from app.policy.loader import load_manifest, read_manifest
+from app.policy.in_process.adapter import Adapter
+from app.policy.in_process.label_reader import load_model
+from app.policy.store import load_manifest, read_manifest
 from tests.policy.tiny_models import POSITIONS
 from tests.training.support.published import BASE, finished_policy, save_base
 from training.__main__ import app

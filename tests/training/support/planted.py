@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from app.domain.prompt import PROMPT_VERSION, SYSTEM, Prompt
-from app.policy.label_reader import LabelReader
+from app.policy.in_process.label_reader import LabelReader
 from tests.policy.tiny_models import POSITIONS, save_tiny_model
 from training.config.learning import EncodeConfig
 from training.learning.model.adapted import PolicyModel

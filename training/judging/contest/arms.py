@@ -22,7 +22,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import KBinsDiscretizer, StandardScaler
 from threadpoolctl import threadpool_limits
 
-from app.domain.agent_action import AgentAction
+from app.domain.control import AgentAction
 from app.domain.decision import Reading, Role, Version, conclude, propose, review_control
 from app.domain.features import FEATURE_NAMES
 from app.domain.limits import Limits

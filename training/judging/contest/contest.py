@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import softmax
 
-from app.domain.agent_action import AgentAction
+from app.domain.control import AgentAction
 from app.domain.limits import Limits
 from app.domain.manifest import Calibration
 from app.domain.scenario import Scenario

@@ -19,7 +19,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from app.domain.actions import ACTIONS, REJECT
-from app.domain.agent_action import AgentAction
+from app.domain.control import AgentAction
 from app.domain.errors import AdvisorError
 from app.domain.manifest import Calibration
 from app.domain.rules import order_for

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from app.policy.label_reader import LabelReader
+from app.policy.in_process.label_reader import LabelReader
 from training.config.learning import AdapterConfig, DpoConfig
 from training.learning.algorithms import losses
 from training.learning.algorithms.run import (

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from app.policy.label_reader import LabelReader
+from app.policy.in_process.label_reader import LabelReader
 from training.config.learning import AdapterConfig, ExpectedConfig
 from training.learning.algorithms import losses
 from training.learning.algorithms.run import (

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from app.policy.label_reader import LabelReader
+from app.policy.in_process.label_reader import LabelReader
 from training.config.learning import AdapterConfig, PpoConfig
 from training.learning.algorithms import losses
 from training.learning.algorithms.run import (

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from app.policy.label_reader import LabelReader
+from app.policy.in_process.label_reader import LabelReader
 from training.config.learning import AdapterConfig, RrhfConfig
 from training.learning.algorithms import losses
 from training.learning.algorithms.run import (

@@ -25,7 +25,7 @@ from transformers import get_cosine_schedule_with_warmup
 from app.domain.actions import ACTIONS
 from app.domain.errors import AdvisorError
 from app.domain.manifest import Calibration
-from app.policy.label_reader import LabelReader
+from app.policy.in_process.label_reader import LabelReader
 from training.agent.words import Demonstrations, dialogue
 from training.config.learning import AdapterConfig, AlgorithmConfig, TrainingConfig
 from training.learning.algorithms import losses

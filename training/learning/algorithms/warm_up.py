@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from app.policy.label_reader import LabelReader
+from app.policy.in_process.label_reader import LabelReader
 from training.config.learning import AdapterConfig, WarmUpConfig
 from training.learning.algorithms import losses
 from training.learning.algorithms.run import (

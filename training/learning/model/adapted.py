@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from app.policy.label_reader import LabelReader
+from app.policy.in_process.label_reader import LabelReader
 from training.config.learning import AdapterConfig
 from training.learning.model.base_pass import Encoded, head_states
 from training.learning.model.tail_attention import Past, looking_back

@@ -31,8 +31,8 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 from app.domain.canonical import content_hash
 from app.domain.errors import AdvisorError, PolicyAbstained
 from app.domain.prompt import Prompt
-from app.policy.label_reader import LabelReader
-from app.policy.loader import file_hash, model_files
+from app.policy.in_process.label_reader import LabelReader
+from app.policy.store import file_hash, model_files
 from training.config.learning import EncodeConfig
 from training.stages.store import Artifact
 

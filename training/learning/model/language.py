@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from peft import PeftModel
 
-from app.policy.label_reader import LabelReader
+from app.policy.in_process.label_reader import LabelReader
 from training.agent.words import Demonstrations, Dialogue, dialogue
 from training.learning.model.adapted import PolicyModel, opened
 from training.learning.model.base_pass import Encoded

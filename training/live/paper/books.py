@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from app.domain.agent_action import Arm, Outcome, OutcomeCode, OutcomeSource
+from app.domain.control import Arm, Outcome, OutcomeCode, OutcomeSource
 from app.domain.scenario import Account, Position
 from training.market.bars import Bars
 from training.outcomes.simulate import OUTCOME_CODES, TIME_EXIT_S, TRAIL_ATR, Exit, Fates, Orders, simulate

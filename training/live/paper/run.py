@@ -17,8 +17,8 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from app.client import AdvisorClient
-from app.domain.agent_action import AgentAction, Arm, Outcome
 from app.domain.canonical import decision_id
+from app.domain.control import AgentAction, Arm, Outcome
 from app.domain.errors import AdvisorError
 from app.domain.scenario import Scenario
 from training.agent.reference import Opportunity

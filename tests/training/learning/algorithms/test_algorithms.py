@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from app.domain.manifest import Calibration
-from app.policy.label_reader import LabelReader
+from app.policy.in_process.label_reader import LabelReader
 from tests.training.support.planted import encoded, short_prompts, tiny_reader
 from training.agent.words import Demonstrations
 from training.config.learning import (

@@ -15,7 +15,7 @@ import pytest
 from app.domain.actions import ACTIONS, BY_LABEL
 from app.domain.decision import prepare
 from app.policy.encoding import PromptEncoder
-from app.policy.importer import import_smollm2
+from app.policy.in_process.importer import import_smollm2
 from tests.builders import scenario
 from tests.domain.scenarios import AS_OF
 from training.config.learning import PreferencesConfig, ScenariosConfig

@@ -12,8 +12,8 @@ import torch
 from peft import PeftModel
 
 from app.policy.calibration import random_prompts
-from app.policy.importer import import_smollm2
-from app.policy.label_reader import LabelReader, load_model
+from app.policy.in_process.importer import import_smollm2
+from app.policy.in_process.label_reader import LabelReader, load_model
 from tests.training.support.planted import encoded, exact, randomise, short_prompts, tiny_reader
 from training.config.learning import AdapterConfig
 from training.learning.model.adapted import adapted, save_adapter, save_merged

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from app.domain.prompt import render
-from app.policy.label_reader import LabelReader
+from app.policy.in_process.label_reader import LabelReader
 from tests.builders import scenario
 from tests.training.support.planted import encode, encoded, prompt, short_prompts, tiny_reader
 from training.learning.model import base_pass as stage

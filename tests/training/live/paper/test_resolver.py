@@ -13,9 +13,9 @@ import polars as pl
 import psycopg
 import pytest
 
-from app.advise import Models
+from app.advising.advise import Models
 from app.client import AdvisorClient
-from app.domain.agent_action import Arm
+from app.domain.control import Arm
 from app.domain.decision import Abstention
 from app.domain.errors import AbstainReason, ShadowLogUnavailable
 from app.policy.scripted import ScriptedPolicy

@@ -20,11 +20,11 @@ import psycopg
 import pytest
 from rich.console import Console
 
-from app.advise import Models
+from app.advising.advise import Models
 from app.client import AdvisorClient
-from app.domain.agent_action import AgentAction
+from app.domain.control import AgentAction
 from app.domain.prompt import Prompt
-from app.embedded import die_with_parent
+from app.local.servers import die_with_parent
 from app.policy.scripted import ScriptedPolicy
 from app.settings import Clock
 from tests.service.running import Running, running, settings_for, until, writing

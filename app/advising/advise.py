@@ -1,0 +1,228 @@
+"""The use case: one request in, one durable decision out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from time import monotonic
+from typing import NamedTuple
+
+import structlog
+
+from app.advising.controls import Controls
+from app.advising.records import Records
+from app.domain.canonical import decision_id
+from app.domain.control import AgentAction
+from app.domain.decision import (
+    Abstention,
+    Decision,
+    Reading,
+    Role,
+    Version,
+    conclude,
+    prepare,
+    review_control,
+)
+from app.domain.errors import PolicyAbstained, RequestConflict
+from app.domain.event import Event, EventKind, Rationale
+from app.domain.prompt import Prompt
+from app.domain.scenario import Scenario
+from app.metrics import LossCause, Metrics, Stage
+from app.policy.port import Policy
+
+log = structlog.get_logger()
+JOURNAL_RESERVE_S = 0.1
+"""Kept back from the deadline to make the decision durable."""
+
+
+class Incoming(NamedTuple):
+    """A validated request. `claim` hashes its content; `deadline` is a `time.monotonic()` value."""
+
+    request_id: str
+    claim: str
+    scenario: Scenario
+    control: AgentAction | None
+    received_at: datetime
+    deadline: float
+    traceparent: str | None = None
+    rationale: bool = False
+
+
+class Answer(NamedTuple):
+    """A recorded decision. `recorded` says where it is durable: stream, spool, or shadow_log for a repeat."""
+
+    decision: Decision
+    recorded: str
+    repeated: bool
+    rationale: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Models:
+    """The versions being served: the primary's advice is the reply, the others are recorded beside it."""
+
+    primary: Policy
+    shadows: tuple[Policy, ...] = ()
+
+    @property
+    def policies(self) -> tuple[Policy, ...]:
+        """Every policy, the primary first."""
+        return (self.primary, *self.shadows)
+
+    def with_roles(self) -> tuple[tuple[Policy, Role], ...]:
+        """Every policy with its role, the primary first."""
+        return ((self.primary, Role.PRIMARY), *((policy, Role.SHADOW) for policy in self.shadows))
+
+    @cached_property
+    def versions(self) -> tuple[Version, ...]:
+        """What each policy's readings are concluded with, the primary's first."""
+        return tuple(
+            Version(p.manifest.model_version, p.manifest.hash(), p.manifest.calibration, role)
+            for p, role in self.with_roles()
+        )
+
+
+class Advisor:
+    """Pure halves around the model calls; durable before the reply."""
+
+    def __init__(
+        self,
+        models: Models,
+        records: Records,
+        controls: Controls,
+        metrics: Metrics,
+        judge_at: Callable[[Scenario], datetime],
+    ) -> None:
+        self.models = models
+        """Versions that the next request gets; replaced as a whole, also while requests are under way."""
+        self._in_use: Counter[Models] = Counter()
+        self._records = records
+        self._controls = controls
+        self._metrics = metrics
+        self._judge_at = judge_at
+
+    async def advise(self, incoming: Incoming) -> Answer:
+        """Decide and record, or return what was decided before under this id.
+
+        Raises
+        ------
+        RequestConflict : the id was used with other content.
+        JournalUnavailable : the decision could not be made durable, so there is no answer.
+        """
+        if self._records.recent_claim(decision_id(incoming.request_id)) is not None:
+            return await self._stored(incoming)
+        with self._using_models() as models:
+            return await self._decide(incoming, models)
+
+    def uses(self, policy: Policy) -> bool:
+        """Whether the next request would ask this policy, or one under way still may."""
+        return any(policy in models.policies for models in (self.models, *self._in_use))
+
+    async def _decide(self, incoming: Incoming, models: Models) -> Answer:
+        seconds: dict[str, float] = {}
+        with self._metrics.timed(Stage.PREPARE, seconds):
+            prompt = prepare(incoming.scenario)
+        with self._metrics.timed(Stage.POLICY, seconds):
+            readings = await _read(models, prompt, incoming.deadline - JOURNAL_RESERVE_S)
+        with self._metrics.timed(Stage.CONCLUDE, seconds):
+            decision = self._conclude(incoming, models, prompt, readings, seconds)
+        with self._metrics.timed(Stage.JOURNAL, {}):
+            receipt = await self._records.append(Event.of_decision(decision))
+        if receipt.repeated:
+            return await self._stored(incoming)
+        self._metrics.record(decision)
+        self._records.remember(decision)
+        return Answer(decision, receipt.target, False, await self._explain(incoming, models, decision))
+
+    @contextmanager
+    def _using_models(self) -> Iterator[Models]:
+        """The versions in force now, for a whole request: a switch meanwhile concerns the next one."""
+        models = self.models
+        self._in_use[models] += 1
+        try:
+            yield models
+        finally:
+            self._in_use[models] -= 1
+            if not self._in_use[models]:
+                del self._in_use[models]
+
+    async def _stored(self, incoming: Incoming) -> Answer:
+        """The decision stored under this id. A repeat that reaches another replica is found by the journal's append."""
+        decision = await self._records.decision(decision_id(incoming.request_id))
+        if decision.request_hash != incoming.claim:
+            raise RequestConflict(
+                f"request_id {incoming.request_id!r} was used before with other content; "
+                f"send a new id, or the same content (decision {decision.decision_id})"
+            )
+        return Answer(decision, "shadow_log", repeated=True)
+
+    def _conclude(
+        self,
+        incoming: Incoming,
+        models: Models,
+        prompt: Prompt,
+        readings: list[Reading | Abstention],
+        seconds: dict[str, float],
+    ) -> Decision:
+        scenario, limits, state = incoming.scenario, self._controls.limits, self._controls.state
+        now = self._judge_at(scenario)
+        advices = tuple(
+            conclude(scenario, reading, version, limits, state=state, now=now)
+            for version, reading in zip(models.versions, readings, strict=True)
+        )
+        return Decision.model_construct(
+            decision_id=decision_id(incoming.request_id),
+            request_id=incoming.request_id,
+            request_hash=incoming.claim,
+            received_at=incoming.received_at,
+            evaluated_at=now,
+            traceparent=incoming.traceparent,
+            state=state,
+            scenario=scenario,
+            prompt=prompt,
+            prompt_hash=prompt.hash,
+            limits=limits,
+            limits_hash=self._controls.limits_hash,
+            control=incoming.control,
+            control_review=review_control(scenario, limits, state, now),
+            advices=advices,
+            stage_seconds=dict(seconds),
+        )
+
+    async def _explain(self, incoming: Incoming, models: Models, decision: Decision) -> str | None:
+        """A rationale, when asked for and in time. It comes after the decision is durable and never changes it."""
+        proposal = decision.primary.proposal
+        if not incoming.rationale or proposal is None:
+            return None
+        deadline = incoming.deadline - JOURNAL_RESERVE_S
+        text = await models.primary.explain(decision.prompt, proposal.action, deadline)
+        if text is None or monotonic() > deadline:
+            self._metrics.lose(LossCause.LATE_RATIONALE)
+            return None
+        rationale = Rationale(
+            decision_id=decision.decision_id,
+            recorded_at=decision.received_at,
+            model_version=decision.primary.model_version,
+            text=text,
+        )
+        await self._records.append(Event.of_report(EventKind.RATIONALE, rationale))
+        return text
+
+
+async def _read(models: Models, prompt: Prompt, deadline: float) -> list[Reading | Abstention]:
+    if not models.shadows:
+        return [await _reading(models.primary, prompt, deadline)]
+    return list(await asyncio.gather(*(_reading(policy, prompt, deadline) for policy in models.policies)))
+
+
+async def _reading(policy: Policy, prompt: Prompt, deadline: float) -> Reading | Abstention:
+    try:
+        return await policy.decide(prompt, deadline)
+    except PolicyAbstained as abstained:
+        log.warning("policy abstained", reason=abstained.reason, detail=abstained.detail)
+        return Abstention(abstained.reason, abstained.detail[:500] or None)

@@ -1,0 +1,131 @@
+"""One place to write and read the record: the journal first, the shadow log behind it."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any, NamedTuple
+from uuid import UUID
+
+import orjson
+
+from app.domain.candidate import Candidate
+from app.domain.control import AgentAction, Outcome
+from app.domain.decision import Decision
+from app.domain.errors import JournalUnavailable, UnknownDecision
+from app.domain.event import AgentActionReport, Event, EventKind, OutcomeReport
+from app.journal.journal import Journal, Receipt
+from app.metrics import LossCause, Metrics
+from app.shadow_log.log import ShadowLog
+
+REMEMBERED = 10_000
+
+
+class _Recent(NamedTuple):
+    """What a repeat must match, and what a late control is compared with."""
+
+    claim: str
+    candidate: Candidate
+    advised: tuple[tuple[str, bool], ...]
+
+
+class Records:
+    """Durable writes, and reads that find a decision whether or not the writer has moved it yet."""
+
+    def __init__(self, journal: Journal, shadow_log: ShadowLog, metrics: Metrics, now: Callable[[], datetime]) -> None:
+        self._journal = journal
+        self._log = shadow_log
+        self._metrics = metrics
+        self._now = now
+        self._recent: OrderedDict[UUID, _Recent] = OrderedDict()
+
+    async def append(self, event: Event) -> Receipt:
+        """Make an event durable. Raises `JournalUnavailable` (counted) or `RequestConflict`."""
+        try:
+            receipt = await self._journal.append(event)
+        except JournalUnavailable:
+            self._metrics.lose(LossCause.JOURNAL_UNAVAILABLE)
+            raise
+        if not receipt.repeated:
+            self._metrics.appends.labels(receipt.target).inc()
+        return receipt
+
+    def recent_claim(self, decision_id: UUID) -> str | None:
+        """Hash of the request that this process decided under this id, not long ago."""
+        recent = self._recent.get(decision_id)
+        return None if recent is None else recent.claim
+
+    async def claim(self, decision_id: UUID) -> str | None:
+        """Hash of the request that was decided under this id, while the journal remembers it."""
+        return await self._journal.claim_of(str(decision_id))
+
+    async def decision(self, decision_id: UUID) -> Decision:
+        """The decision as it was recorded.
+
+        Raises
+        ------
+        UnknownDecision : no decision has this id.
+        ShadowLogUnavailable, JournalUnavailable : it was not found, and what is away may hold it.
+        """
+        payload = await self._journal.find(str(decision_id))
+        if payload is not None:
+            return Decision.from_json(orjson.loads(payload))
+        stored = await self._log.decision(decision_id)
+        if stored is None:
+            raise self._not_found(decision_id)
+        return stored
+
+    async def document(self, decision_id: UUID) -> dict[str, Any]:
+        """The full stored record with its actions, outcomes and rationale. Raises as `decision()`."""
+        payload = await self._journal.find(str(decision_id))
+        if payload is not None:
+            return {"stored": False, "decision": orjson.loads(payload)}
+        document = await self._log.get(decision_id)
+        if document is None:
+            raise self._not_found(decision_id)
+        return {"stored": True, **document}
+
+    async def report_action(self, decision_id: UUID, action: AgentAction) -> Receipt:
+        """Record the agent's own action and, the first time, compare it with the advice."""
+        recent = await self._known(decision_id)
+        report = AgentActionReport(decision_id=decision_id, recorded_at=self._now(), action=action)
+        receipt = await self.append(Event.of_report(EventKind.AGENT_ACTION, report))
+        if not receipt.repeated:
+            self._compare(recent, action)
+        return receipt
+
+    async def report_outcome(self, decision_id: UUID, outcome: Outcome) -> Receipt:
+        """Record what became of one arm."""
+        await self._known(decision_id)
+        report = OutcomeReport(decision_id=decision_id, recorded_at=self._now(), outcome=outcome)
+        return await self.append(Event.of_report(EventKind.OUTCOME, report))
+
+    def remember(self, decision: Decision) -> None:
+        """Keep what a late control will be compared with; compare at once when the control came along."""
+        recent = _recent(decision)
+        self._recent[decision.decision_id] = recent
+        if len(self._recent) > REMEMBERED:
+            self._recent.popitem(last=False)
+        if decision.control is not None:
+            self._compare(recent, decision.control)
+
+    def _not_found(self, decision_id: UUID) -> UnknownDecision | JournalUnavailable:
+        if self._journal.reachable:
+            return UnknownDecision(f"no decision has the id {decision_id}")
+        return JournalUnavailable(
+            f"decision {decision_id} is not in the shadow log; it may wait in the journal, which is away: ask again"
+        )
+
+    async def _known(self, decision_id: UUID) -> _Recent:
+        recent = self._recent.get(decision_id)
+        return recent if recent is not None else _recent(await self.decision(decision_id))
+
+    def _compare(self, recent: _Recent, control: AgentAction) -> None:
+        for version, approve in recent.advised:
+            self._metrics.compare(recent.candidate, version, control.decision, approve)
+
+
+def _recent(decision: Decision) -> _Recent:
+    advised = tuple((a.model_version, a.approve) for a in decision.advices if a.approve is not None)
+    return _Recent(decision.request_hash, decision.scenario.candidate, advised)

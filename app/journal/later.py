@@ -1,0 +1,93 @@
+"""Requests accepted with `Prefer: respond-async`: durable work, taken by whichever replica is free."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from redis.exceptions import RedisError
+
+from app.domain.errors import RequestConflict
+from app.journal.batch import Consumer
+from app.journal.stream import KEY_TTL_S, connect, run, unavailable
+
+REQUESTS = "advisor:requests"
+GROUP = "advisors"
+BLOCK_MS = 1000
+IDLE_MS = 60_000
+TAKE = 8
+
+PUT = """
+local known = redis.call('GET', KEYS[1])
+if known then return known end
+redis.call('XADD', KEYS[2], '*', 'id', ARGV[1], 'claim', ARGV[2], 'payload', ARGV[3])
+redis.call('SET', KEYS[1], ARGV[2], 'EX', ARGV[4])
+return ARGV[2]
+"""
+
+
+class QueuedRequest(NamedTuple):
+    """An accepted request."""
+
+    stream_id: str
+    decision_id: str
+    claim: str
+    payload: bytes
+
+
+class RequestQueue:
+    """A stream with a consumer group: an entry taken by a replica that died is taken again by another.
+
+    There is no spool behind it: a promise to work needs a stream that somebody reads. Every failure is
+    `JournalUnavailable`.
+    """
+
+    def __init__(self, url: str, *, idle_ms: int = IDLE_MS, block_ms: int = BLOCK_MS) -> None:
+        self._redis = connect(url, timeout_s=block_ms / 1000 + 1)
+        self._consumer = Consumer(self._redis, REQUESTS, GROUP, idle_ms=idle_ms, block_ms=block_ms)
+
+    async def put(self, decision_id: str, claim: str, payload: bytes) -> None:
+        """Make a request durable, once. Raises `RequestConflict` when the id waits with another claim."""
+        known = await self._run("EVAL", PUT, 2, _key(decision_id), REQUESTS, decision_id, claim, payload, KEY_TTL_S)
+        if known.decode() != claim:
+            raise RequestConflict(f"decision {decision_id} was requested before with other content")
+
+    async def pending(self, decision_id: str) -> bool:
+        """Whether a request waits under this id."""
+        return bool(await self._run("EXISTS", _key(decision_id)))
+
+    async def take(self) -> list[QueuedRequest]:
+        """The next requests, those of dead replicas first; empty after a second without any.
+
+        A request that is not `done` after `idle_ms` is handed out again, to this replica or another.
+        """
+        try:
+            entries = await self._consumer.take(TAKE)
+        except (RedisError, OSError) as error:
+            raise unavailable(error) from error
+        return [_request(stream_id, fields) for stream_id, fields in entries if fields]
+
+    async def done(self, request: QueuedRequest) -> None:
+        """Forget a request whose decision is durable."""
+        try:
+            await self._consumer.done([request.stream_id.encode()], "DEL", _key(request.decision_id))
+        except (RedisError, OSError) as error:
+            raise unavailable(error) from error
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._redis.aclose()
+
+    async def _run(self, *command: Any) -> Any:
+        try:
+            return await run(self._redis, *command)
+        except (RedisError, OSError) as error:
+            raise unavailable(error) from error
+
+
+def _request(stream_id: bytes, fields: dict[bytes, bytes]) -> QueuedRequest:
+    decision_id, claim = fields[b"id"].decode(), fields[b"claim"].decode()
+    return QueuedRequest(stream_id.decode(), decision_id, claim, fields[b"payload"])
+
+
+def _key(decision_id: str) -> str:
+    return f"advisor:request:{decision_id}"

@@ -1,0 +1,254 @@
+"""One model, one thread: what waits for it is read together, for all versions that are served over it.
+
+All bookkeeping happens on the event loop, so there are no locks; the thread does nothing but arithmetic.
+Decisions come before rationales: a rationale advances one step at a time, and only while no decision waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import torch
+
+from app.domain.decision import Reading
+from app.domain.errors import AbstainReason, ModelFileError, PolicyAbstained
+from app.policy.in_process.adapter import Adapter
+from app.policy.in_process.label_reader import Ask, Continuation, LabelReader
+from app.policy.rationale import RATIONALE_TOKENS, is_complete, sentences
+
+MAX_BATCH = 4
+MAX_QUEUE = 64
+MAX_RATIONALES = 8
+_SMOOTHING = 0.2
+_log = logging.getLogger(__name__)
+
+
+@dataclass(eq=False)
+class Question:
+    """A decision that somebody waits for. `owner` is the policy that asks, `adapter` its version's."""
+
+    ids: tuple[int, ...]
+    deadline: float
+    answer: asyncio.Future[Reading]
+    adapter: Adapter | None = None
+    owner: object = None
+
+
+@dataclass(eq=False)
+class _Rationale:
+    """A rationale that somebody waits for; `text` is its state once the thread has begun it."""
+
+    ids: tuple[int, ...]
+    user_tokens: int
+    deadline: float
+    answer: asyncio.Future[str | None]
+    adapter: Adapter | None
+    owner: object
+    text: Continuation | None = field(default=None)
+
+
+def choose_batch(waiting: list[Question], now: float, row_seconds: float, max_batch: int) -> list[Question]:
+    """The requests to read next: the oldest, and those nearest to it in length, so that padding costs little.
+
+    A batch takes about `row_seconds` for each row, so it holds no more rows than every member's deadline
+    leaves time for, and a request that would come late even alone does not go before one that would not:
+    under overload some are answered instead of none. One is always taken, so a wrong estimate mends itself.
+    """
+    in_time = [question for question in waiting if question.deadline - now >= row_seconds] or waiting
+    if not in_time:
+        return []
+    oldest, *others = in_time
+    others.sort(key=lambda question: abs(len(question.ids) - len(oldest.ids)))
+    batch = [oldest, *others[: max_batch - 1]]
+    while len(batch) > 1 and min(question.deadline for question in batch) - now < row_seconds * len(batch):
+        batch.pop()
+    return batch
+
+
+class Batcher:
+    """Reads prompts and writes rationales for every policy over one `LabelReader`.
+
+    Parameters
+    ----------
+    reader : the loaded model; from now on only this batcher may use it.
+    threads : torch's intra-op threads. The setting is global to the process: with several models the last one loaded
+        wins. One on a shared host, else the number of physical cores.
+    max_batch : most prompts in one forward pass. On a CPU a batch takes nearly as long as its rows one by
+        one, so a big one buys little throughput and delays everybody in it.
+    max_queue : requests that may wait for each policy; one more abstains with OVERLOADED at once.
+    observe : called with a name ("batch_size", "queue_depth", "label_mass") and a value.
+    """
+
+    def __init__(
+        self,
+        reader: LabelReader,
+        *,
+        threads: int = 1,
+        max_batch: int = MAX_BATCH,
+        max_queue: int = MAX_QUEUE,
+        observe: Callable[[str, float], None] | None = None,
+    ):
+        self.reader = reader
+        self._max_batch = max_batch
+        self._max_queue = max_queue
+        self._observe = observe or (lambda name, value: None)
+        self._thread = ThreadPoolExecutor(1, "policy", initializer=torch.set_num_threads, initargs=(threads,))
+        self._waiting: list[Question] = []
+        self._rationales: list[_Rationale] = []
+        self._worker: asyncio.Task[None] | None = None
+        self._row_seconds = 0.0
+
+    def try_out(self, adapter: Adapter) -> None:
+        """Read an empty prompt with an adapter, blocking. Raises `ModelFileError` when that gives no numbers."""
+        asked = self._thread.submit(self.reader.answer, [Ask(self.reader.encoder.tail, (adapter,))])
+        try:
+            [[reading]] = asked.result()
+        except (RuntimeError, IndexError, AttributeError) as error:
+            raise ModelFileError(f"the adapter does not run on its base model: {error}") from error
+        if not all(math.isfinite(value) for value in reading):
+            raise ModelFileError("the adapter makes the base model say numbers that are not finite: train it again")
+
+    async def decide(self, ids: tuple[int, ...], deadline: float, adapter: Adapter | None, owner: object) -> Reading:
+        """The labels after a prompt. Raises `PolicyAbstained`: OVERLOADED, DEADLINE, SHUTTING_DOWN, or
+        BACKEND_PROTOCOL when the model's numbers are not finite."""
+        waiting = sum(question.owner is owner for question in self._waiting)
+        if waiting >= self._max_queue:
+            raise PolicyAbstained(AbstainReason.OVERLOADED, f"{waiting} requests are waiting")
+        question = Question(ids, deadline, asyncio.get_running_loop().create_future(), adapter, owner)
+        self._waiting.append(question)
+        self._observe("queue_depth", len(self._waiting))
+        self._wake()
+        try:
+            async with asyncio.timeout(deadline - time.monotonic()):
+                return await question.answer
+        except TimeoutError:
+            raise PolicyAbstained(AbstainReason.DEADLINE) from None
+        finally:
+            if question in self._waiting:
+                self._waiting.remove(question)
+
+    async def write(
+        self, ids: tuple[int, ...], user_tokens: int, deadline: float, adapter: Adapter | None, owner: object
+    ) -> str | None:
+        """Sentences generated after a prompt whose first `user_tokens` ids are the user's; None when late, crowded
+        out, or not a sentence."""
+        if len(self._rationales) >= MAX_RATIONALES:
+            return None
+        answer: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
+        rationale = _Rationale(ids, user_tokens, deadline, answer, adapter, owner)
+        self._rationales.append(rationale)
+        self._wake()
+        try:
+            async with asyncio.timeout(deadline - time.monotonic()):
+                return await rationale.answer
+        except TimeoutError:
+            return None
+        finally:
+            if rationale in self._rationales:
+                self._rationales.remove(rationale)
+
+    def dismiss(self, owner: object) -> None:
+        """What a policy still waits for ends: its questions abstain with SHUTTING_DOWN, its rationales stay away."""
+        for question in [question for question in self._waiting if question.owner is owner]:
+            self._waiting.remove(question)
+            if not question.answer.done():
+                question.answer.set_exception(PolicyAbstained(AbstainReason.SHUTTING_DOWN))
+        for rationale in [rationale for rationale in self._rationales if rationale.owner is owner]:
+            self._finish(rationale, None)
+
+    async def aclose(self) -> None:
+        """The pass under way is finished, then the thread ends. All policies must have been dismissed."""
+        if self._worker is not None and not self._worker.done():
+            await asyncio.wait([self._worker])
+        await asyncio.to_thread(self._thread.shutdown)
+
+    def abandon(self) -> None:
+        """End the thread of a batcher that never served."""
+        self._thread.shutdown(wait=False)
+
+    def _wake(self) -> None:
+        """The worker task lives while there is work."""
+        if self._worker is None or self._worker.done():
+            self._worker = asyncio.get_running_loop().create_task(self._work())
+
+    async def _work(self) -> None:
+        while self._waiting or self._rationales:
+            batch = self._next_batch()
+            if batch:
+                await self._read(batch)
+            elif self._rationales:
+                await self._advance(self._rationales[0])
+
+    def _next_batch(self) -> list[list[Question]]:
+        """Take the next prompts out of the queue, each with all questions about it: further versions cost little.
+        Requests past their deadline leave unanswered."""
+        now = time.monotonic()
+        for question in [q for q in self._waiting if q.deadline <= now]:
+            self._waiting.remove(question)
+            if not question.answer.done():
+                question.answer.set_exception(PolicyAbstained(AbstainReason.DEADLINE))
+        prompts: dict[tuple[int, ...], list[Question]] = {}
+        for question in self._waiting:
+            prompts.setdefault(question.ids, []).append(question)
+        firsts = [questions[0] for questions in prompts.values()]
+        batch = [prompts[q.ids] for q in choose_batch(firsts, now, self._row_seconds, self._max_batch)]
+        taken = {question for questions in batch for question in questions}
+        self._waiting = [question for question in self._waiting if question not in taken]
+        if batch:
+            self._observe("batch_size", len(batch))
+            self._observe("queue_depth", len(self._waiting))
+        return batch
+
+    async def _read(self, batch: list[list[Question]]) -> None:
+        """One pass, or two with several versions; equal questions share a reading."""
+        asks = [Ask(questions[0].ids, tuple(dict.fromkeys(q.adapter for q in questions))) for questions in batch]
+        began = time.monotonic()
+        try:
+            found = await asyncio.get_running_loop().run_in_executor(self._thread, self.reader.answer, asks)
+        except Exception as error:  # a defect or memory: each caller gets it, the worker lives on
+            for question in (question for questions in batch for question in questions):
+                if not question.answer.done():
+                    question.answer.set_exception(error)
+            return
+        seconds = (time.monotonic() - began) / len(batch)
+        self._row_seconds += (seconds - self._row_seconds) * (_SMOOTHING if self._row_seconds else 1.0)
+        for questions, ask, rows in zip(batch, asks, found, strict=True):
+            by_adapter = dict(zip(ask.adapters, rows, strict=True))
+            for question in questions:
+                if not question.answer.done():
+                    self._answer(question.answer, by_adapter[question.adapter])
+
+    def _answer(self, answer: asyncio.Future[Reading], row: tuple[float, ...]) -> None:
+        if not all(math.isfinite(value) for value in row):
+            answer.set_exception(PolicyAbstained(AbstainReason.BACKEND_PROTOCOL, "log-probabilities are not finite"))
+            return
+        reading = Reading(log_probabilities=row)
+        self._observe("label_mass", reading.label_mass)
+        answer.set_result(reading)
+
+    async def _advance(self, rationale: _Rationale) -> None:
+        """One step of the oldest rationale; it leaves the queue when its text is complete."""
+        loop = asyncio.get_running_loop()
+        try:
+            if rationale.text is None:
+                rationale.text = self.reader.begin(rationale.ids, rationale.adapter, rationale.user_tokens)
+            await loop.run_in_executor(self._thread, self.reader.advance, rationale.text)
+        except Exception:  # a rationale is an extra: its failure is logged, the decision stands without one
+            _log.exception("generating a rationale failed")
+            self._finish(rationale, None)
+            return
+        written = self.reader.encoder.decode(rationale.text.generated)
+        if rationale.text.finished or len(rationale.text.generated) >= RATIONALE_TOKENS or is_complete(written):
+            self._finish(rationale, sentences(written))
+
+    def _finish(self, rationale: _Rationale, text: str | None) -> None:
+        if rationale in self._rationales:
+            self._rationales.remove(rationale)
+        if not rationale.answer.done():
+            rationale.answer.set_result(text)

@@ -1,0 +1,362 @@
+"""A causal language model on the CPU: label log-probabilities of a batch of prompts, and greedy text.
+
+Synchronous and for one thread at a time; `Batcher` gives it a thread, training and calibration call it directly, so
+serving and training read labels through the same code.
+
+Several versions may be activated adapters over one base model. They change nothing before the prompt's tail, so one
+pass serves them all: each version has its own copy of the tail in it, on which its adapter works, and which sees head,
+user's text and itself. The keys and values of the user's text (the *trunk*) are the base model's; they are kept for a
+while, so that a version that is asked later, or for a rationale, reads no more than what follows them.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from transformers import AutoModelForCausalLM
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.utils import logging as transformers_logging
+
+from app.domain.errors import ModelFileError
+from app.policy.encoding import PROMPT_TOKENS, PromptEncoder
+from app.policy.in_process.adapter import Adapter
+
+PREFILL_TOKENS = 32
+"""Tokens of a rationale's prompt that one step reads: about as long as a decision may have to wait for it."""
+TRUNKS = 8
+"""User texts whose keys and values are kept, the latest: some 7 MB each for the small model and a usual prompt."""
+
+LogProbabilities = tuple[float, ...]
+Trunk = list[tuple[torch.Tensor, torch.Tensor]]
+"""Keys and values of a user's tokens by layer, each (heads, tokens, head size)."""
+
+
+class Ask(NamedTuple):
+    """One prompt for several versions: ids after the head, and each version's adapter; None is the base itself."""
+
+    ids: tuple[int, ...]
+    adapters: tuple[Adapter | None, ...]
+
+
+class LabelReader:
+    """Reads labels with the head's keys and values computed once.
+
+    Parameters
+    ----------
+    model : a causal LM in float32 and eval mode.
+    encoder : its prompt encoder.
+    """
+
+    def __init__(self, model: Any, encoder: PromptEncoder):
+        accepted = inspect.signature(model.forward).parameters
+        missing = {"past_key_values", "logits_to_keep"} - accepted.keys()
+        if missing:
+            raise ModelFileError(f"{type(model).__name__} takes no {' and no '.join(sorted(missing))}: not supported")
+        self.model = model
+        self.encoder = encoder
+        self._label_ids = torch.tensor(encoder.label_ids)
+        self._stop_ids = encoder.control_ids | _end_tokens(model)
+        with torch.inference_mode():
+            output = model(
+                input_ids=torch.tensor([encoder.head]),
+                past_key_values=DynamicCache(config=model.config),
+                use_cache=True,
+                logits_to_keep=1,
+            )
+        self._head: Cache = output.past_key_values
+        plain = all(type(layer) is DynamicLayer for layer in self._head.layers)
+        self._keeps_trunks = plain and {"attention_mask", "position_ids"} <= accepted.keys()
+        self._trunks: OrderedDict[tuple[int, ...], Trunk] = OrderedDict()
+        self._hooked: set[str] = set()
+        self._active: list[tuple[Adapter, torch.Tensor]] = []
+
+    @classmethod
+    def load(cls, directory: Path, limit: int = PROMPT_TOKENS) -> LabelReader:
+        """Load a Hugging Face causal LM directory from safetensors, in float32. Raises `ModelFileError`."""
+        return cls(load_model(directory), PromptEncoder.from_directory(directory, limit))
+
+    def read(self, batch: Sequence[Sequence[int]]) -> list[LogProbabilities]:
+        """Log-probability (nats, over the whole vocabulary) of every label after each prompt, by the base model.
+
+        Parameters
+        ----------
+        batch : ids after the head, as `PromptEncoder.encode` gives them; rows may differ in length.
+
+        Returns
+        -------
+        One tuple per row, in the order of `LABELS`.
+        """
+        return self._whole_pass([(tuple(ids), None) for ids in batch])
+
+    def answer(self, asks: Sequence[Ask]) -> list[list[LogProbabilities]]:
+        """Log-probabilities of the labels after each prompt, by every version that was asked for.
+
+        What several versions have in common is computed once, and kept for the latest `TRUNKS` prompts. Models whose
+        layers do not keep the keys and values of every token (sliding windows) take a whole pass per version.
+
+        Returns
+        -------
+        One list per ask, in the order of its adapters.
+        """
+        if not self._keeps_trunks or all(ask.adapters == (None,) for ask in asks):
+            return _grouped(self._whole_pass([(ask.ids, each) for ask in asks for each in ask.adapters]), asks)
+        known = {ask: self._trunks[self._user(ask.ids)] for ask in asks if self._user(ask.ids) in self._trunks}
+        new = [ask for ask in asks if ask not in known]
+        found: dict[Ask, list[LogProbabilities]] = {}
+        if known:
+            rows = [(trunk, adapter) for ask, trunk in known.items() for adapter in ask.adapters]
+            found.update(zip(known, _grouped(self._tail_pass(rows), list(known)), strict=True))
+        if new:
+            found.update(zip(new, self._joint_pass(new), strict=True))
+        return [found[ask] for ask in asks]
+
+    def begin(self, ids: Sequence[int], adapter: Adapter | None = None, user_tokens: int = 0) -> Continuation:
+        """Start generating after head + `ids`; `advance` does the work. An adapter works on all but the first
+        `user_tokens` ids, so also on what is generated."""
+        text = Continuation(self._expanded_head(1), list(ids), adapter, user_tokens)
+        trunk = self._trunks.get(tuple(ids[:user_tokens]))
+        if trunk is not None:
+            text.cache = self._cache_of([trunk])
+            text.pending, text.user_tokens = text.pending[user_tokens:], 0
+        return text
+
+    def advance(self, text: Continuation) -> None:
+        """One short step: read up to `PREFILL_TOKENS` more of the prompt, or generate one token, greedily."""
+        chunk, text.pending = text.pending[:PREFILL_TOKENS], text.pending[PREFILL_TOKENS:]
+        adapted = torch.arange(min(text.user_tokens, len(chunk)), len(chunk))
+        text.user_tokens = max(text.user_tokens - len(chunk), 0)
+        with self._adapted([(text.adapter, adapted)]):
+            output = self.model(
+                input_ids=torch.tensor([chunk]), past_key_values=text.cache, use_cache=True, logits_to_keep=1
+            )
+        text.cache = output.past_key_values
+        if text.pending:
+            return
+        token = int(output.logits[0, -1].argmax())
+        if token in self._stop_ids:
+            text.finished = True
+            return
+        text.generated.append(token)
+        text.pending = [token]
+
+    def _whole_pass(self, rows: Sequence[tuple[tuple[int, ...], Adapter | None]]) -> list[LogProbabilities]:
+        """Labels of prompts, each by one version, from the head's keys and values on.
+
+        Rows are padded on the right: causal attention never looks there, so no mask is needed.
+        """
+        tail = len(self.encoder.tail)
+        last = [len(ids) - 1 for ids, _ in rows]
+        width = max(last) + 1
+        padded = torch.tensor([[*ids, *[ids[-1]] * (width - len(ids))] for ids, _ in rows])
+        ends, column = torch.unique(torch.tensor(last), return_inverse=True)
+        places = [
+            (adapter, torch.arange(number * width + len(ids) - tail, number * width + len(ids)))
+            for number, (ids, adapter) in enumerate(rows)
+        ]
+        with self._adapted(places):
+            output = self.model(
+                input_ids=padded,
+                past_key_values=self._expanded_head(len(rows)),
+                use_cache=True,
+                logits_to_keep=ends,
+            )
+        return self._labels(output.logits[torch.arange(len(rows)), column])
+
+    def _joint_pass(self, asks: Sequence[Ask]) -> list[list[LogProbabilities]]:
+        """Labels of prompts by all versions asked for, in one pass from the head's keys and values on; keeps trunks.
+
+        A row is the user's text, padding, and a copy of the tail for each version, at the same columns in every row.
+        """
+        users = [self._user(ask.ids) for ask in asks]
+        head, tail = len(self.encoder.head), len(self.encoder.tail)
+        copies, text = max(len(ask.adapters) for ask in asks), max(map(len, users))
+        width = text + copies * tail
+        lengths = torch.tensor([len(user) for user in users])
+        tails = [*self.encoder.tail] * copies
+        rows = torch.tensor([[*user, *[self.encoder.tail[0]] * (text - len(user)), *tails] for user in users])
+        columns = torch.arange(width)
+        copy_of = torch.where(columns < text, -1, (columns - text) // tail)  # -1: the user's text
+        places = [
+            (adapter, number * width + text + torch.arange(tail) + turn * tail)
+            for number, ask in enumerate(asks)
+            for turn, adapter in enumerate(ask.adapters)
+        ]
+        # A tail follows its own text, not the padding; every position sees the head, so none sees nothing.
+        in_tail = torch.where(copy_of >= 0, (columns - text) % tail, 0)
+        positions = head + torch.where(copy_of >= 0, lengths[:, None] + in_tail, columns)
+        same = (copy_of[None, :] == copy_of[:, None]) | (copy_of[None, :] == -1)
+        real = (columns < lengths[:, None]) | (copy_of >= 0)  # (rows, width)
+        seen = (columns[None, :] <= columns[:, None]) & same & real[:, None, :]  # (rows, width, width)
+        mask = torch.zeros(len(asks), 1, width, head + width)
+        mask[:, 0, :, head:].masked_fill_(~seen, torch.finfo(mask.dtype).min)
+        with self._adapted(places):
+            output = self.model(
+                input_ids=rows,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=self._expanded_head(len(asks)),
+                use_cache=True,
+                logits_to_keep=text + tail * torch.arange(1, copies + 1) - 1,
+            )
+        self._remember(users, output.past_key_values)
+        readings = self._labels(output.logits.flatten(0, 1))  # row by row, version by version
+        return [readings[n * copies : n * copies + len(ask.adapters)] for n, ask in enumerate(asks)]
+
+    def _tail_pass(self, rows: Sequence[tuple[Trunk, Adapter | None]]) -> list[LogProbabilities]:
+        """Labels of prompts, each by one version, from the keys and values of head and user's text on.
+
+        Trunks differ in length: they are padded on the right and masked, and positions are counted without padding.
+        """
+        head, tail = len(self.encoder.head), len(self.encoder.tail)
+        lengths = torch.tensor([trunk[0][0].shape[-2] for trunk, _ in rows])
+        width = int(lengths.max())
+        mask = torch.ones(len(rows), head + width + tail, dtype=torch.long)
+        mask[:, head : head + width] = torch.arange(width) < lengths[:, None]
+        places = [
+            (adapter, torch.arange(number * tail, (number + 1) * tail)) for number, (_, adapter) in enumerate(rows)
+        ]
+        with self._adapted(places):
+            output = self.model(
+                input_ids=torch.tensor([self.encoder.tail] * len(rows)),
+                attention_mask=mask,
+                position_ids=head + lengths[:, None] + torch.arange(tail),
+                past_key_values=self._cache_of([trunk for trunk, _ in rows]),
+                use_cache=True,
+                logits_to_keep=1,
+            )
+        return self._labels(output.logits[:, -1])
+
+    def _labels(self, logits: torch.Tensor) -> list[LogProbabilities]:
+        """The labels' share of (rows, vocabulary) logits."""
+        with torch.inference_mode():
+            chosen = torch.log_softmax(logits.float(), dim=-1)[:, self._label_ids]
+        return [tuple(row) for row in chosen.tolist()]
+
+    def _user(self, ids: tuple[int, ...]) -> tuple[int, ...]:
+        return ids[: len(ids) - len(self.encoder.tail)]
+
+    def _remember(self, users: Sequence[tuple[int, ...]], cache: Cache) -> None:
+        """Keep the latest trunks: the users' part of each row."""
+        begin = len(self.encoder.head)
+        for number, user in list(enumerate(users))[-TRUNKS:]:
+            part = slice(begin, begin + len(user))
+            self._trunks[user] = [
+                (layer.keys[number, :, part].clone(), layer.values[number, :, part].clone()) for layer in cache.layers
+            ]
+        while len(self._trunks) > TRUNKS:
+            self._trunks.popitem(last=False)
+
+    def _expanded_head(self, rows: int) -> Cache:
+        """The head's cache for `rows` prompts. Views where a layer replaces its tensors when it grows (it
+        then never writes into ours), else a deep copy."""
+        layers = self._head.layers
+        if any(type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers):
+            copied = copy.deepcopy(self._head)
+            copied.batch_repeat_interleave(rows)
+            return copied
+        cache = copy.copy(self._head)
+        cache.layers = [copy.copy(layer) for layer in layers]
+        for layer in cache.layers:
+            layer.keys = layer.keys.expand(rows, -1, -1, -1)
+            layer.values = layer.values.expand(rows, -1, -1, -1)
+        return cache
+
+    def _cache_of(self, trunks: Sequence[Trunk]) -> Cache:
+        """Head and trunks as one cache, a row for each, padded on the right with zeros."""
+        cache = copy.copy(self._head)
+        cache.layers = [copy.copy(layer) for layer in self._head.layers]
+        begin = len(self.encoder.head)
+        width = max(trunk[0][0].shape[-2] for trunk in trunks)
+        for number, layer in enumerate(cache.layers):
+            sides = []
+            for side, head in enumerate((layer.keys, layer.values)):
+                whole = head.new_zeros(len(trunks), head.shape[1], begin + width, head.shape[3])
+                whole[:, :, :begin] = head
+                for row, trunk in enumerate(trunks):
+                    states = trunk[number][side]
+                    whole[row, :, begin : begin + states.shape[-2]] = states
+                sides.append(whole)
+            layer.keys, layer.values = sides
+        return cache
+
+    @contextmanager
+    def _adapted(self, places: Sequence[tuple[Adapter | None, torch.Tensor]]) -> Iterator[None]:
+        """Inference in which each adapter works on the given positions, counted through all rows of the pass."""
+        by_adapter: dict[Adapter, list[torch.Tensor]] = {}
+        for adapter, positions in places:
+            if adapter is not None and len(positions):
+                by_adapter.setdefault(adapter, []).append(positions)
+        for adapter in by_adapter:
+            for name in adapter.deltas.keys() - self._hooked:
+                self.model.get_submodule(name).register_forward_hook(self._hook(name))
+                self._hooked.add(name)
+        self._active.extend((adapter, torch.cat(positions)) for adapter, positions in by_adapter.items())
+        try:
+            with torch.inference_mode():
+                yield
+        finally:
+            self._active.clear()
+
+    def _hook(self, name: str) -> Callable[[Any, tuple[torch.Tensor, ...], torch.Tensor], None]:
+        """What adds the active adapters' terms to the output of the linear layer `name`, in place."""
+        active = self._active  # Not this reader: a model that is closed would wait for the garbage collector.
+
+        def add(module: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+            for adapter, positions in active:
+                delta = adapter.deltas.get(name)
+                if delta is not None:
+                    states = inputs[0].flatten(0, -2)[positions]
+                    output.view(-1, output.shape[-1]).index_add_(0, positions, states @ delta.down.T @ delta.up.T)
+
+        return add
+
+
+class Continuation:
+    """Text under way: `pending` ids are not read yet, `generated` ones are the text so far. The adapter leaves the
+    next `user_tokens` of the pending ids alone."""
+
+    def __init__(self, cache: Cache, pending: list[int], adapter: Adapter | None = None, user_tokens: int = 0):
+        self.cache = cache
+        self.pending = pending
+        self.adapter = adapter
+        self.user_tokens = user_tokens
+        self.generated: list[int] = []
+        self.finished = False
+
+
+def load_model(directory: Path) -> Any:
+    """The model of a Hugging Face directory: safetensors only, no remote code, no network. Raises
+    `ModelFileError`."""
+    transformers_logging.disable_progress_bar()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            directory,
+            dtype=torch.float32,
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelFileError(f"{directory} holds no usable causal language model: {error}") from error
+    return model.eval()
+
+
+def _grouped(readings: Sequence[LogProbabilities], asks: Sequence[Ask]) -> list[list[LogProbabilities]]:
+    """One flat list of readings, cut into one list per ask."""
+    remaining = iter(readings)
+    return [list(islice(remaining, len(ask.adapters))) for ask in asks]
+
+
+def _end_tokens(model: Any) -> frozenset[int]:
+    ends = model.generation_config.eos_token_id if model.generation_config is not None else None
+    if ends is None:
+        return frozenset()
+    return frozenset([ends] if isinstance(ends, int) else ends)

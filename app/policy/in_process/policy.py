@@ -1,0 +1,78 @@
+"""The in-process backend: a version over a model in this process. Versions with the same base model share it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from app.domain.actions import Action
+from app.domain.decision import Reading
+from app.domain.errors import AbstainReason, PolicyAbstained
+from app.domain.manifest import ModelManifest
+from app.domain.prompt import Prompt
+from app.policy.in_process.adapter import Adapter
+from app.policy.in_process.batching import Batcher
+
+
+class TransformersPolicy:
+    """A `Policy` over a `Batcher`.
+
+    Parameters
+    ----------
+    batcher : the model; other policies may use it too.
+    manifest : the version that this is.
+    adapter : the version's activated adapter; None answers with the model as it is.
+    release : called once, at the end: whether nobody else uses the batcher, which is then closed.
+    """
+
+    def __init__(
+        self,
+        batcher: Batcher,
+        manifest: ModelManifest,
+        adapter: Adapter | None = None,
+        *,
+        release: Callable[[], bool] = lambda: True,
+    ):
+        self._batcher = batcher
+        self._manifest = manifest
+        self._adapter = adapter
+        self._release = release
+        self._closed = False
+
+    @property
+    def manifest(self) -> ModelManifest:
+        """The version that is answering."""
+        return self._manifest
+
+    async def decide(self, prompt: Prompt, deadline: float) -> Reading:
+        """Read the labels; see `Policy.decide`. Abstains with OVERLOADED, DEADLINE, PROMPT_TOO_LONG,
+        SHUTTING_DOWN or, when the model's numbers are not finite, BACKEND_PROTOCOL."""
+        ids = self._batcher.reader.encoder.encode(prompt)
+        if self._closed:
+            raise PolicyAbstained(AbstainReason.SHUTTING_DOWN)
+        return await self._batcher.decide(ids, deadline, self._adapter, self)
+
+    async def explain(self, prompt: Prompt, action: Action, deadline: float) -> str | None:
+        """One or two sentences, generated greedily; None when late, crowded out, too long or not a sentence.
+
+        The model sees the decision's prompt, the action's letter as its own answer, and the question why that
+        action, put in words, may be right (`PromptEncoder.encode_explanation`). An adapter that woke at the prompt's
+        tail stays awake.
+        """
+        if self._closed:
+            return None
+        encoder = self._batcher.reader.encoder
+        try:
+            ids = encoder.encode_explanation(prompt, action)
+        except PolicyAbstained:  # too long with the second question; the decision itself may have fitted
+            return None
+        user_tokens = len(encoder.encode(prompt)) - len(encoder.tail)
+        return await self._batcher.write(ids, user_tokens, deadline, self._adapter, self)
+
+    async def aclose(self) -> None:
+        """Queued requests abstain with SHUTTING_DOWN; the last policy over a model ends its thread."""
+        if self._closed:
+            return
+        self._closed = True
+        self._batcher.dismiss(self)
+        if self._release():
+            await self._batcher.aclose()

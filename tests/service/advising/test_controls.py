@@ -1,0 +1,290 @@
+"""What people change while the service runs: limits and trading state, followed by every replica, kept on record."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.domain.canonical import decision_id
+from app.domain.limits import read_limits
+from app.domain.veto import TradingState
+from app.local.servers import EmbeddedValkey
+from app.shadow_log.log import ShadowLog
+from app.shadow_log.verify import verify_log
+from tests.service.running import ROOT, Running, drained, request, running, settings_for, until
+
+TOKEN = "correct horse"
+SHIPPED = ROOT / "limits.toml"
+
+
+@pytest.fixture
+def limits_file(tmp_path: Path) -> Path:
+    path = tmp_path / "limits.toml"
+    path.write_bytes(SHIPPED.read_bytes())
+    return path
+
+
+@pytest.fixture
+async def api(database_url: str, valkey_url: str, limits_file: Path, tmp_path: Path) -> AsyncIterator[Running]:
+    settings = settings_for(database_url, valkey_url, tmp_path / "home")
+    async with running(settings.model_copy(update={"limits": limits_file})) as service:
+        yield service
+
+
+@pytest.fixture
+async def replicas(database_url: str, valkey_url: str, tmp_path: Path) -> AsyncIterator[list[Running]]:
+    """Two of one installation."""
+    async with AsyncExitStack() as stack:
+        homes = (tmp_path / "one", tmp_path / "two")
+        every = [settings_for(database_url, valkey_url, home, admin_token=TOKEN) for home in homes]
+        yield [await stack.enter_async_context(running(settings)) for settings in every]
+
+
+def edited(**changes: tuple[str, str]) -> str:
+    """The shipped limits with some text replaced."""
+    text = SHIPPED.read_text()
+    for old, new in changes.values():
+        assert old in text
+        text = text.replace(old, new)
+    return text
+
+
+NARROW = edited(version=('version = "2026-11-23"', 'version = "narrow"'), spread=("max_bps = 10.0", "max_bps = 1.0"))
+
+
+def replace(path: Path, text: str) -> None:
+    """As an editor saves: another file under the same name."""
+    new = path.with_suffix(".new")
+    new.write_text(text)
+    new.rename(path)
+
+
+async def in_force(api: Running) -> dict[str, str]:
+    limits: dict[str, str] = (await api.client.get("/readyz")).json()["limits"]
+    return limits
+
+
+async def codes(api: Running, request_id: str) -> list[str]:
+    """Vetoes of a candidate whose spread is 1.2 bps."""
+    reply = (await api.advise(request(request_id))).json()
+    return [veto["code"] for veto in reply["vetoes"]]
+
+
+async def test_changed_limits_come_into_force_without_a_restart_and_each_decision_keeps_its_own(
+    api: Running, limits_file: Path, database_url: str
+) -> None:
+    before = read_limits(SHIPPED)
+    assert await in_force(api) == {"version": before.version, "hash": before.hash()}
+    assert await codes(api, "before") == []
+    replace(limits_file, NARROW)
+
+    async def narrow() -> bool:
+        return (await in_force(api))["version"] == "narrow"
+
+    await until(narrow)
+    after = read_limits(limits_file)
+    assert (await in_force(api))["hash"] == after.hash() != before.hash()
+    assert await codes(api, "after") == ["SPREAD"]
+    assert api.metric("advisor_limits_info", hash=after.hash(), version="narrow") == 1
+    old = {"hash": before.hash(), "version": before.version}
+    assert api.service.metrics.registry.get_sample_value("advisor_limits_info", old) is None
+    assert api.metric("advisor_limits_reload_failures_total") == 0
+    assert await drained(api.settings) == 2
+    log = ShadowLog.connect(database_url)
+    kept = [await log.decision(decision_id(key)) for key in ("before", "after")]
+    await log.aclose()
+    assert [decision.limits_hash for decision in kept if decision] == [before.hash(), after.hash()]
+    assert (await verify_log(database_url)).findings == [], "each replays under the limits of its time"
+
+
+BAD = {
+    "a value": NARROW.replace("max_bps = 1.0", "max_bps = -1.0"),
+    "a key": NARROW + "\n[spraed]\nmax_bps = 1.0\n",
+    "a switch": NARROW.replace("max_bps = 1.0", "max_bps = 1.0\nenabled = false"),
+    "syntax": NARROW.replace("[spread]", "[spread"),
+    "infinity": NARROW.replace("max_bps = 1.0", "max_bps = inf"),
+    "emptied": "",
+}
+
+
+@pytest.mark.parametrize("text", BAD.values(), ids=BAD)
+async def test_a_bad_file_keeps_the_old_limits_is_counted_once_and_can_be_mended(
+    api: Running, limits_file: Path, text: str
+) -> None:
+    shipped = read_limits(SHIPPED)
+    replace(limits_file, text)
+
+    async def refused() -> bool:
+        return api.metric("advisor_limits_reload_failures_total") > 0
+
+    await until(refused)
+    assert await in_force(api) == {"version": shipped.version, "hash": shipped.hash()}
+    assert await codes(api, "r-1") == []
+    for _ in range(3):
+        api.service.controls.refresh_limits()
+    assert api.metric("advisor_limits_reload_failures_total") == 1, "one bad file is one failure"
+    replace(limits_file, NARROW)
+    api.service.controls.refresh_limits()
+    assert await codes(api, "r-2") == ["SPREAD"]
+
+
+async def test_a_file_that_vanishes_or_is_no_text_keeps_the_old_limits(api: Running, limits_file: Path) -> None:
+    shipped = read_limits(SHIPPED).hash()
+    limits_file.unlink()
+    api.service.controls.refresh_limits()
+    assert api.service.controls.limits_hash == shipped
+    assert api.metric("advisor_limits_reload_failures_total") == 1
+    limits_file.write_bytes(b"\xff\xfe\x00")
+    api.service.controls.refresh_limits()
+    limits_file.unlink()
+    limits_file.mkdir()
+    api.service.controls.refresh_limits()
+    assert api.service.controls.limits_hash == shipped
+    assert api.metric("advisor_limits_reload_failures_total") == 3
+    limits_file.rmdir()
+    replace(limits_file, NARROW)
+    api.service.controls.refresh_limits()
+    assert api.service.controls.limits.version == "narrow"
+
+
+async def test_an_edit_in_place_of_the_same_length_is_noticed(api: Running, limits_file: Path) -> None:
+    text = edited(spread=("max_bps = 10.0", "max_bps = 1.00"))
+    assert len(text) == len(SHIPPED.read_text())
+    limits_file.write_text(text)
+    api.service.controls.refresh_limits()
+    assert await codes(api, "r-1") == ["SPREAD"]
+
+
+async def test_a_touched_file_changes_nothing_and_has_the_same_hash(api: Running, limits_file: Path) -> None:
+    hashed = api.service.controls.limits_hash
+    replace(limits_file, "# a comment\n" + SHIPPED.read_text())
+    os.utime(limits_file)
+    api.service.controls.refresh_limits()
+    assert api.service.controls.limits_hash == hashed
+    assert api.metric("advisor_limits_info", hash=hashed, version=api.service.controls.limits.version) == 1
+
+
+async def put(api: Running, state: str, token: str | None = TOKEN, reason: str = "drill") -> Any:
+    headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+    body = {"state": state, "reason": reason, "changed_by": "ops"}
+    return await api.client.put("/state", json=body, headers=headers)
+
+
+async def state_of(api: Running) -> str:
+    state: str = (await api.client.get("/state")).json()["state"]
+    return state
+
+
+async def test_each_state_does_what_it_says_on_every_replica(replicas: list[Running]) -> None:
+    one, two = replicas
+    expected = {"REDUCING": ["STATE_REDUCING"], "HALTED": ["STATE_HALTED"], "ACTIVE": []}
+    for number, (state, vetoes) in enumerate(expected.items()):
+        sender, follower = (one, two) if number % 2 else (two, one)
+        reply = await put(sender, state)
+        assert (reply.status_code, reply.json()) == (200, {"state": state, "recorded": "stream"})
+        assert await codes(sender, f"sender-{state}") == vetoes, "at once where it was set"
+
+        async def followed(api: Running = follower, state: str = state) -> bool:
+            return await state_of(api) == state
+
+        await until(followed)
+        assert await codes(follower, f"follower-{state}") == vetoes
+        for api in replicas:
+            assert {each: api.metric("advisor_state", state=each) for each in TradingState} == {
+                each: float(each == state) for each in TradingState
+            }
+            assert (await api.client.get("/state")).json()["change"]["changed_by"] == "ops"
+
+
+async def test_a_refused_change_changes_nothing_anywhere(replicas: list[Running]) -> None:
+    for token in (None, "wrong", TOKEN.upper(), TOKEN[:-1], f"{TOKEN}s"):
+        reply = await put(replicas[0], "HALTED", token)
+        assert reply.status_code == 401
+        assert reply.headers["content-type"] == "application/problem+json"
+        assert "ADVISOR_ADMIN_TOKEN" in reply.json()["detail"]
+        assert TOKEN not in reply.text
+    basic = await replicas[0].client.put(
+        "/state",
+        json={"state": "HALTED", "reason": "drill", "changed_by": "ops"},
+        headers={"Authorization": f"Basic {TOKEN}"},
+    )
+    assert basic.status_code == 401
+    for state, reason in (("PAUSED", "drill"), ("HALTED", ""), ("HALTED", "x" * 201)):
+        assert (await put(replicas[0], state, reason=reason)).status_code == 422
+    assert [await state_of(api) for api in replicas] == ["ACTIVE", "ACTIVE"]
+    assert await drained(replicas[0].settings) == 0
+
+
+async def test_the_last_change_counts_whatever_the_replicas_clocks_say(
+    replicas: list[Running], database_url: str
+) -> None:
+    slow, exact = replicas
+    slow.service.now = lambda: datetime.now(UTC) - timedelta(minutes=1)
+    for sender, follower, state in ((exact, slow, "REDUCING"), (slow, exact, "HALTED"), (exact, slow, "ACTIVE")):
+        await put(sender, state)
+
+        async def followed(api: Running = follower, state: str = state) -> bool:
+            return await state_of(api) == state
+
+        await until(followed)
+        assert await state_of(sender) == state
+    assert await drained(slow.settings) == 3
+    log = ShadowLog.connect(database_url)
+    assert (await log.counts())["state_changes"] == 3, "every change is on record"
+    await log.aclose()
+
+
+async def test_of_many_changes_at_once_all_replicas_end_with_the_same(replicas: list[Running]) -> None:
+    changes = [put(replicas[n % 2], state) for n in range(5) for state in TradingState]
+    assert {reply.status_code for reply in await asyncio.gather(*changes)} == {200}
+    last = await replicas[0].service.journal.get_state()
+    assert last is not None
+
+    async def agreed() -> bool:
+        return [api.service.controls.change for api in replicas] == [last, last]
+
+    await until(agreed)
+    assert await drained(replicas[0].settings) == 15
+
+
+async def test_halting_while_valkey_is_away_holds_here_at_once_and_everywhere_when_it_is_back(
+    database_url: str, tmp_path: Path
+) -> None:
+    with EmbeddedValkey(tmp_path / "valkey") as valkey:
+        homes = (tmp_path / "one", tmp_path / "two")
+        first, second = (settings_for(database_url, valkey.url, home, admin_token=TOKEN) for home in homes)
+        async with running(first) as one, running(second) as two:
+            valkey.kill()
+            assert (await put(one, "HALTED")).json() == {"state": "HALTED", "recorded": "spool"}
+            assert await codes(one, "r-1") == ["STATE_HALTED"]
+            assert await state_of(two) == "ACTIVE", "nobody can tell it"
+            valkey.start()
+
+            async def told() -> bool:
+                return await state_of(two) == "HALTED"
+
+            await until(told)
+            assert await state_of(one) == "HALTED"
+            await put(two, "ACTIVE")
+
+            async def resumed() -> bool:
+                return await state_of(one) == "ACTIVE"
+
+            await until(resumed)
+
+
+async def test_a_state_that_only_postgres_remembers_is_found_after_valkey_lost_its_data(
+    api: Running, valkey: EmbeddedValkey, database_url: str, tmp_path: Path
+) -> None:
+    await put(api, "REDUCING")
+    assert await drained(api.settings) == 1
+    with EmbeddedValkey(tmp_path / "new") as empty:
+        async with running(settings_for(database_url, empty.url, tmp_path / "other")) as restarted:
+            assert await state_of(restarted) == "REDUCING"

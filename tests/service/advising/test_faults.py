@@ -1,0 +1,305 @@
+"""Every process and server is killed in the middle of a load: what was answered is in Postgres, once, as answered.
+
+Real processes on a Postgres and a Valkey of their own, which sync to disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psycopg
+import pytest
+
+from app.domain.canonical import decision_id
+from app.domain.decision import Decision
+from app.journal.drain import GROUP, IDLE_MS
+from app.journal.stream import EVENTS
+from app.local.servers import EmbeddedPostgres, EmbeddedValkey
+from app.schemas import response
+from app.shadow_log.log import ShadowLog
+from app.shadow_log.migrate import upgrade
+from app.shadow_log.verify import verify_log
+from tests.conftest import administration, open_directory
+from tests.service.journal.journal_events import client, dead_letters
+from tests.service.processes import Child, environment, losses
+from tests.service.running import request, running, settings_for, until
+
+AGENTS = 8
+RETRY_S = 0.02
+_databases = count()
+
+
+@pytest.fixture(scope="module")
+def durable_postgres() -> Iterator[EmbeddedPostgres]:
+    with open_directory() as directory, EmbeddedPostgres(directory) as server:
+        yield server
+
+
+class Stack:
+    """Both servers, the API, the writer, and where they lie."""
+
+    def __init__(self, postgres: EmbeddedPostgres, valkey: EmbeddedValkey, home: Path) -> None:
+        self.postgres = postgres
+        self.valkey = valkey
+        name = f"fault_{next(_databases)}"
+        with administration(postgres.url) as connection:
+            connection.execute(f"CREATE DATABASE {name}")
+        self.database_url = postgres.url.rsplit("/", 1)[0] + f"/{name}"
+        upgrade(self.database_url)
+        variables = environment(home, database_url=self.database_url, redis_url=valkey.url)
+        self.api = Child("serve", variables, home / "api.log")
+        self.writer = Child("writer", variables, home / "writer.log")
+
+    def connection(self) -> psycopg.Connection:
+        """One of our own to its database."""
+        return psycopg.connect(self.database_url.replace("+psycopg", ""))
+
+    async def empty(self) -> None:
+        """Wait until everything that was recorded is in Postgres."""
+        async with httpx.AsyncClient(base_url=self.api.url) as http:
+
+            async def nothing_waits() -> bool:
+                lines = (await http.get("/metrics")).text.splitlines()
+                return {"advisor_journal_backlog 0.0", "advisor_spool_depth 0.0"} <= set(lines)
+
+            await until(nothing_waits)
+
+
+@pytest.fixture
+async def stack(durable_postgres: EmbeddedPostgres, tmp_path: Path) -> AsyncIterator[Stack]:
+    with EmbeddedValkey(tmp_path / "valkey") as valkey:
+        whole = Stack(durable_postgres, valkey, tmp_path)
+        try:
+            for child in (whole.api, whole.writer):
+                child.start()
+            for child in (whole.api, whole.writer):
+                await child.ready()
+            yield whole
+        finally:
+            whole.api.kill()
+            whole.writer.kill()
+
+
+class Load:
+    """Agents that ask and report without a pause, and repeat a request until it is answered."""
+
+    def __init__(self, url: str) -> None:
+        self.documents: dict[str, dict[str, Any]] = {}
+        self.answers: dict[str, dict[str, Any]] = {}
+        self.actions: dict[str, bool] = {}
+        self.refused = 0
+        self._numbers = count()
+        self._stop = False
+        self._http = httpx.AsyncClient(base_url=url, timeout=30)
+
+    async def agent(self) -> None:
+        while not self._stop:
+            number = next(self._numbers)
+            key, traded = f"r-{number}", number % 3 == 0
+            document = self.documents[key] = request(key, candidate__rsi=number % 100)
+            self.answers[key] = (await self._insist("POST", "/advise", document)).json()
+            if number % 2:
+                path = f"/decisions/{decision_id(key)}/agent-action"
+                await self._insist("PUT", path, {"decision": traded})
+                self.actions[key] = traded
+
+    async def _insist(self, method: str, path: str, body: dict[str, Any]) -> httpx.Response:
+        """Send until it succeeds; only an outage may refuse."""
+        while True:
+            try:
+                reply = await self._http.request(method, path, json=body)
+            except httpx.TransportError:
+                await asyncio.sleep(RETRY_S)
+                continue
+            if reply.is_success:
+                return reply
+            assert reply.status_code == 503, reply.text
+            self.refused += 1
+            await asyncio.sleep(RETRY_S)
+
+    async def more(self, number: int) -> None:
+        """Wait for so many further answers."""
+        target = len(self.answers) + number
+
+        async def answered() -> bool:
+            return len(self.answers) >= target
+
+        await until(answered)
+
+    async def ask_again(self, keys: list[str]) -> list[dict[str, Any]]:
+        """The answers to repeats."""
+        return [(await self._insist("POST", "/advise", self.documents[key])).json() for key in keys]
+
+    async def finish(self) -> None:
+        self._stop = True
+
+    async def aclose(self) -> None:
+        await self._http.aclose()
+
+
+@asynccontextmanager
+async def under_load(stack: Stack) -> AsyncIterator[Load]:
+    """Agents ask while the block runs; after it each of them gets its last answer."""
+    load = Load(stack.api.url)
+    agents = [asyncio.create_task(load.agent()) for _ in range(AGENTS)]
+    try:
+        yield load
+        await load.finish()
+        await asyncio.gather(*agents)
+    finally:
+        for task in agents:
+            task.cancel()
+        await asyncio.gather(*agents, return_exceptions=True)
+        await load.aclose()
+
+
+async def require_complete(stack: Stack, load: Load) -> None:
+    """Every answer is in Postgres exactly once, as it was given; nothing was lost or put aside."""
+    await stack.empty()
+    assert sum((await losses(stack.api.url, stack.writer.url)).values()) == 0
+    assert dead_letters(stack.valkey.url) == []
+    log = ShadowLog.connect(stack.database_url)
+    try:
+        counts = await log.counts()
+        assert (counts["decisions"], counts["advices"]) == (len(load.answers), len(load.answers))
+        assert counts["agent_actions"] == len(load.actions)
+        for key, answer in load.answers.items():
+            document = await log.get(decision_id(key))
+            assert document is not None, key
+            stored = Decision.from_json(document["decision"])
+            given = answer | {"repeated": False, "recorded": ""}
+            assert response(stored, repeated=False, recorded="") == given, key
+            assert document["record_hash"] == stored.hash()
+            reported = [load.actions[key]] if key in load.actions else []
+            assert [action["decision"] for action in document["agent_actions"]] == reported
+    finally:
+        await log.aclose()
+    report = await verify_log(stack.database_url)
+    assert report.findings == []
+    assert (report.decisions, report.reports) == (len(load.answers), len(load.actions))
+
+
+def pending(url: str) -> list[dict[str, Any]]:
+    """What writers took and did not acknowledge."""
+    with client(url) as connection:
+        entries: Any = connection.xpending_range(EVENTS, GROUP, "-", "+", 10_000)
+        return list(entries)
+
+
+def age_pending(url: str) -> int:
+    """Make what dead writers hold look abandoned for long enough; how many entries they hold."""
+    held = pending(url)
+    with client(url) as connection:
+        for entry in held:
+            owner, known = entry["consumer"], [entry["message_id"]]
+            connection.xclaim(EVENTS, GROUP, owner, 0, known, idle=2 * IDLE_MS, justid=True)
+    return len(held)
+
+
+async def test_a_writer_killed_with_a_batch_in_its_hands(stack: Stack) -> None:
+    async with under_load(stack) as load:
+        for _ in range(2):
+            await load.more(50)
+            with stack.connection() as blocker:
+                blocker.execute("LOCK TABLE decision_keys")  # The writer waits in the middle of its transaction.
+
+                async def in_its_hands() -> bool:
+                    return pending(stack.valkey.url) != []
+
+                await until(in_its_hands)
+                stack.writer.kill()
+            assert age_pending(stack.valkey.url) > 0
+            await load.more(50)
+            await stack.writer.restart()
+    assert load.refused == 0, "the agents notice nothing"
+    await require_complete(stack, load)
+
+
+async def test_an_api_killed_in_the_middle_of_requests(stack: Stack) -> None:
+    async with under_load(stack) as load:
+        for _ in range(2):
+            await load.more(60)
+            await stack.api.restart()
+        early = list(load.answers)[:20]
+        again = await load.ask_again(early)
+    given = [load.answers[key] | {"repeated": True, "recorded": "shadow_log"} for key in early]
+    assert again == given, "an answer that was lost on its way is given again"
+    await require_complete(stack, load)
+
+
+async def test_a_postgres_that_stops_and_one_that_crashes(stack: Stack) -> None:
+    async with under_load(stack) as load:
+        for fault in (stack.postgres.stop, stack.postgres.kill):
+            await load.more(60)
+            await asyncio.to_thread(fault)
+            await load.more(60)
+            stack.postgres.start()
+    assert load.refused == 0, "the agents notice nothing"
+    await require_complete(stack, load)
+
+
+async def test_a_valkey_killed_and_an_api_killed_while_it_is_away(stack: Stack) -> None:
+    async with under_load(stack) as load:
+        await load.more(60)
+        await asyncio.to_thread(stack.valkey.kill)
+        await load.more(60)
+        await stack.api.restart()
+        await load.more(60)
+        stack.valkey.start()
+        await load.more(60)
+    recorded = {answer["recorded"] for answer in load.answers.values()}
+    assert {"stream", "spool"} <= recorded, "both were needed"
+    await require_complete(stack, load)
+
+
+async def test_everything_at_once(stack: Stack) -> None:
+    async with under_load(stack) as load:
+        await load.more(50)
+        await asyncio.to_thread(stack.postgres.kill)
+        await asyncio.to_thread(stack.valkey.kill)
+        await load.more(50)
+        await asyncio.to_thread(stack.writer.kill)
+        await stack.api.restart()
+        await load.more(50)
+        stack.valkey.start()
+        await load.more(50)
+        stack.postgres.start()
+        await stack.writer.restart()
+        age_pending(stack.valkey.url)
+        await load.more(50)
+    await require_complete(stack, load)
+
+
+async def test_a_decision_that_waits_in_an_absent_stream_is_not_called_unknown(
+    database_url: str, tmp_path: Path
+) -> None:
+    document, action = request("r-1"), {"decision": True}
+    where = f"/decisions/{decision_id('r-1')}"
+    with EmbeddedValkey(tmp_path / "valkey") as valkey:
+        async with running(settings_for(database_url, valkey.url, tmp_path / "first")) as api:
+            assert (await api.advise(document)).json()["recorded"] == "stream"
+            assert (await api.client.put(f"{where}/agent-action", json=action)).status_code == 202
+        valkey.kill()
+        async with running(settings_for(database_url, valkey.url, tmp_path / "second")) as api:
+            for reply in (await api.client.get(where), await api.client.put(f"{where}/agent-action", json=action)):
+                assert reply.status_code == 503, "404 would make the agent give up its report"
+                assert "ask again" in reply.json()["detail"]
+            valkey.start()
+
+            async def known() -> bool:
+                return (await api.client.get(where)).status_code == 200
+
+            await until(known)
+            assert (await api.client.put(f"{where}/agent-action", json=action)).json()["repeated"] is True
+
+
+def test_the_postgres_of_these_tests_does_sync_to_disk(durable_postgres: EmbeddedPostgres) -> None:
+    with psycopg.connect(durable_postgres.url.replace("+psycopg", "")) as connection:
+        row = connection.execute("SHOW fsync").fetchone()
+    assert row == ("on",)

@@ -1,0 +1,243 @@
+"""The stream: atomic, idempotent, durable, on a real Valkey."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections import Counter
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from app.domain.errors import JournalUnavailable, RequestConflict
+from app.domain.event import Event, EventKind, StateChange
+from app.domain.veto import TradingState
+from app.journal.stream import EVENTS, StreamJournal
+from app.local.servers import EmbeddedValkey
+from tests.service.journal.journal_events import client, event, keys_in_stream
+
+NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
+
+
+@pytest.fixture
+async def stream(valkey_url: str) -> AsyncIterator[StreamJournal]:
+    journal = StreamJournal(valkey_url, timeout_s=5)
+    yield journal
+    await journal.aclose()
+
+
+def state(name: TradingState, at: datetime) -> StateChange:
+    return StateChange(recorded_at=at, state=name, reason="test", changed_by="ops")
+
+
+async def test_an_event_appended_32_times_at_once_is_in_the_stream_once(stream: StreamJournal, valkey_url: str) -> None:
+    receipts = await asyncio.gather(*(stream.append(event("one")) for _ in range(32)))
+    assert Counter(receipt.repeated for receipt in receipts) == {False: 1, True: 31}
+    assert {receipt.target for receipt in receipts} == {"stream"}
+    assert keys_in_stream(valkey_url) == ["one"]
+
+
+async def test_two_clients_at_once_append_an_event_once(stream: StreamJournal, valkey_url: str) -> None:
+    other = StreamJournal(valkey_url, timeout_s=5)
+    receipts = await asyncio.gather(*(journal.append(event("one")) for journal in (stream, other) * 16))
+    await other.aclose()
+    assert [receipt.repeated for receipt in receipts].count(False) == 1
+    assert keys_in_stream(valkey_url) == ["one"]
+
+
+async def test_the_same_key_with_another_claim_is_a_conflict_and_changes_nothing(
+    stream: StreamJournal, valkey_url: str
+) -> None:
+    await stream.append(event("one", claim="sha256:a"))
+    with pytest.raises(RequestConflict, match="decision one"):
+        await stream.append(event("one", claim="sha256:b"))
+    assert keys_in_stream(valkey_url) == ["one"]
+    known = await stream.known(EventKind.DECISION, "one")
+    assert known is not None
+    assert known.claim == "sha256:a"
+
+
+async def test_a_key_belongs_to_its_kind(stream: StreamJournal, valkey_url: str) -> None:
+    await stream.append(event("one", claim="sha256:a"))
+    receipt = await stream.append(event("one", claim="sha256:b", kind=EventKind.OUTCOME))
+    assert not receipt.repeated
+    assert keys_in_stream(valkey_url) == ["one", "one"]
+
+
+async def test_in_one_round_trip_each_caller_gets_its_own_result_or_error(
+    stream: StreamJournal, valkey_url: str
+) -> None:
+    await stream.append(event("taken", claim="sha256:a", text="first"))
+    with client(valkey_url) as connection:
+        connection.lpush("advisor:key:decision:broken", "not a string")
+    fresh = [event() for _ in range(30)]
+    results = await asyncio.gather(
+        *(stream.append(each) for each in fresh[:15]),
+        stream.append(event("taken", claim="sha256:b")),
+        stream.append(event("broken")),
+        stream.find(EventKind.DECISION, "taken"),
+        *(stream.append(each) for each in fresh[15:]),
+        return_exceptions=True,
+    )
+    assert isinstance(results[15], RequestConflict)
+    assert isinstance(results[16], JournalUnavailable)
+    assert "WRONGTYPE" in str(results[16])
+    assert results[17] == b'{"text":"first"}'
+    assert [result.repeated for result in (*results[:15], *results[18:])] == [False] * 30  # type: ignore[union-attr]
+    assert sorted(keys_in_stream(valkey_url)) == sorted(["taken", *(each.key for each in fresh)])
+
+
+async def test_commands_that_wait_share_a_round_trip(stream: StreamJournal, valkey_url: str) -> None:
+    await stream.append(event())
+    with client(valkey_url) as connection:
+        before = connection.info("stats")["total_reads_processed"]
+        await asyncio.gather(*(stream.append(event()) for _ in range(100)))
+        reads = connection.info("stats")["total_reads_processed"] - before
+    assert reads < 20  # One for INFO, one for the first append, and very few for the 99 behind it.
+
+
+async def test_a_payload_is_found_until_the_writer_has_moved_it(stream: StreamJournal, valkey_url: str) -> None:
+    await stream.append(event("one", claim="sha256:a", text="é\\n" * 1000))
+    assert await stream.find(EventKind.DECISION, "one") == event("one", text="é\\n" * 1000).payload
+    assert await stream.find(EventKind.DECISION, "two") is None
+    with client(valkey_url) as connection:
+        connection.xtrim(EVENTS, maxlen=0)
+    assert await stream.find(EventKind.DECISION, "one") is None
+    known = await stream.known(EventKind.DECISION, "one")
+    assert known is not None
+    assert known.claim == "sha256:a"
+    assert (await stream.append(event("one", claim="sha256:a"))).repeated
+    assert keys_in_stream(valkey_url) == []
+
+
+async def test_the_backlog_is_what_lies_in_the_stream_and_the_age_of_its_oldest(
+    stream: StreamJournal, valkey_url: str
+) -> None:
+    assert await stream.backlog() == (0, 0.0)
+    with client(valkey_url) as connection:
+        seconds = connection.time()[0]
+        connection.xadd(EVENTS, {"kind": "decision"}, id=f"{(seconds - 100) * 1000}-0")
+    await stream.append(event())
+    entries, oldest = await stream.backlog()
+    assert entries == 2
+    assert 100 <= oldest < 160
+
+
+async def test_every_confirmed_append_survives_kill_9(tmp_path: Path) -> None:
+    server = EmbeddedValkey(tmp_path)
+    server.start()
+    stream = StreamJournal(server.url, timeout_s=5)
+    confirmed: list[str] = []
+    enough = asyncio.Event()
+
+    async def agent() -> None:
+        while True:
+            mine = event(text="x" * 2000)
+            await stream.append(mine)
+            confirmed.append(mine.key)
+            if len(confirmed) >= 200:
+                enough.set()
+
+    agents = [asyncio.create_task(agent()) for _ in range(8)]
+    await enough.wait()
+    await asyncio.to_thread(server.kill)
+    outcomes = await asyncio.gather(*agents, return_exceptions=True)
+    assert {type(outcome) for outcome in outcomes} == {JournalUnavailable}
+    await asyncio.to_thread(server.start)
+    found = Counter(keys_in_stream(server.url))
+    assert set(confirmed) <= set(found)
+    assert len(found) <= len(confirmed) + 8  # At most what was under way.
+    assert set(found.values()) == {1}
+    assert (await stream.append(event(confirmed[0]))).repeated
+    await stream.aclose()
+    server.stop()
+
+
+async def test_a_reply_that_comes_too_late_is_never_taken_for_another_commands_reply(tmp_path: Path) -> None:
+    with EmbeddedValkey(tmp_path) as server:
+        assert server.pid is not None
+        stream = StreamJournal(server.url, timeout_s=0.2)
+        await stream.append(event("before"))
+        os.kill(server.pid, signal.SIGSTOP)
+        late = [event(f"late-{n}", claim=f"sha256:late-{n}") for n in range(5)]
+        outcomes = await asyncio.gather(*(stream.append(each) for each in late), return_exceptions=True)
+        os.kill(server.pid, signal.SIGCONT)
+        assert {type(outcome) for outcome in outcomes} == {JournalUnavailable}
+        for n in range(20):
+            await stream.append(event(f"after-{n}", claim=f"sha256:after-{n}"))
+            known = await stream.known(EventKind.DECISION, f"after-{n}")
+            assert known is not None
+            assert known.claim == f"sha256:after-{n}"
+        for each in late:  # Unknown became known: once, whether or not the server had received it.
+            await stream.append(each)
+        assert sorted(Counter(keys_in_stream(server.url)).values()) == [1] * 26
+        await stream.aclose()
+
+
+async def test_durability_is_what_the_server_says(tmp_path: Path) -> None:
+    with EmbeddedValkey(tmp_path) as server, client(server.url) as connection:
+        stream = StreamJournal(server.url)
+        assert await stream.durability() is True
+        connection.config_set("appendfsync", "everysec")
+        assert await stream.durability() is False
+        connection.execute_command("ACL", "SETUSER", "app", "on", ">secret", "~*", "&*", "+@all", "-config")
+        managed = StreamJournal(f"redis://app:secret@127.0.0.1:{server.port}/0")
+        assert await managed.durability() is None
+        await managed.append(event("one"))
+        assert keys_in_stream(server.url) == ["one"]
+        await managed.aclose()
+        await stream.aclose()
+
+
+async def test_without_a_server_or_with_a_wrong_password_the_error_says_what_to_check(tmp_path: Path) -> None:
+    with EmbeddedValkey(tmp_path) as server:
+        wrong = StreamJournal(f"redis://:wrong@127.0.0.1:{server.port}/0")
+        with pytest.raises(JournalUnavailable, match=r"invalid username-password pair.*check REDIS_URL"):
+            await wrong.append(event())
+        await wrong.aclose()
+    absent = StreamJournal(server.url)
+    with pytest.raises(JournalUnavailable, match="check REDIS_URL"):
+        await absent.append(event())
+    await absent.aclose()
+
+
+async def test_setting_the_state_records_it_and_makes_it_live(stream: StreamJournal, valkey_url: str) -> None:
+    assert await stream.get_state() is None
+    halted, active = state(TradingState.HALTED, NOON), state(TradingState.ACTIVE, NOON - timedelta(hours=1))
+    await stream.set_state(halted)
+    assert await stream.get_state() == halted
+    await stream.set_state(active)  # People's last word counts, whatever the clocks say.
+    assert await stream.get_state() == active
+    assert keys_in_stream(valkey_url) == [Event.of_state_change(each).key for each in (halted, active)]
+
+
+async def test_a_restored_state_is_live_only_when_it_is_newer(stream: StreamJournal, valkey_url: str) -> None:
+    live = state(TradingState.HALTED, NOON)
+    older = state(TradingState.ACTIVE, NOON - timedelta(microseconds=1))
+    newer = state(TradingState.REDUCING, NOON + timedelta(microseconds=1))
+    await stream.set_state(live)
+    await stream.restore(Event.of_state_change(older))
+    assert await stream.get_state() == live
+    await stream.restore(Event.of_state_change(newer))
+    assert await stream.get_state() == newer
+    assert len(keys_in_stream(valkey_url)) == 3
+
+
+async def test_restoring_what_the_stream_has_already_changes_nothing(stream: StreamJournal, valkey_url: str) -> None:
+    await stream.append(event("one", text="answer"))
+    await stream.restore(event("one", text="answer"))
+    await stream.append(event("two", text="reported at 12:00", kind=EventKind.OUTCOME))
+    await stream.restore(event("two", text="reported at 12:01", kind=EventKind.OUTCOME))
+    assert keys_in_stream(valkey_url) == ["one", "two"]
+
+
+async def test_restoring_another_answer_to_a_recorded_decision_is_a_conflict(
+    stream: StreamJournal, valkey_url: str
+) -> None:
+    await stream.append(event("one", text="approve"))
+    with pytest.raises(RequestConflict, match="answered twice"):
+        await stream.restore(event("one", text="reject"))
+    assert keys_in_stream(valkey_url) == ["one"]

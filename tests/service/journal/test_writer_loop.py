@@ -1,0 +1,276 @@
+"""The writer's loop: every event reaches the sink, acknowledged only after its commit."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from app.domain.errors import ShadowLogUnavailable
+from app.domain.event import Event
+from app.journal.drain import GROUP, StreamDrain
+from app.journal.stream import EVENTS, StreamJournal
+from app.local.servers import EmbeddedValkey
+from app.tasks import end
+from tests.service.journal.journal_events import client, dead_letters, event, keys_in_stream
+from tests.service.running import until
+
+
+class Sink:
+    """Stores each event once by key, as the shadow log does; refuses what it is told to refuse."""
+
+    def __init__(self, poison: Sequence[str] = ()) -> None:
+        self.rows: dict[str, Event] = {}
+        self.deliveries: Counter[str] = Counter()
+        self.poison = set(poison)
+        self.away = False
+
+    async def __call__(self, events: Sequence[Event]) -> None:
+        if self.away:
+            raise ShadowLogUnavailable("Postgres is away")
+        for each in events:
+            if each.key in self.poison:
+                raise KeyError(f"{each.key} does not fit")
+        for each in events:
+            self.deliveries[each.key] += 1
+            self.rows.setdefault(each.key, each)
+
+
+class Observed(dict[str, list[float]]):
+    """What the loop reports, in order."""
+
+    def __call__(self, name: str, value: float) -> None:
+        self.setdefault(name, []).append(value)
+
+
+@asynccontextmanager
+async def draining(
+    url: str, sink: Sink, observed: Observed | None = None, idle_ms: int = 30_000
+) -> AsyncIterator[StreamDrain]:
+    drain = StreamDrain(url, sink, Observed() if observed is None else observed, idle_ms=idle_ms, block_ms=20)
+    try:
+        yield drain
+    finally:
+        await drain.aclose()
+
+
+async def append(url: str, events: Sequence[Event]) -> None:
+    stream = StreamJournal(url, timeout_s=5)
+    await asyncio.gather(*(stream.append(each) for each in events))
+    await stream.aclose()
+
+
+async def everything(drain: StreamDrain) -> int:
+    moved = 0
+    while step := await drain.step():
+        moved += step
+    return moved
+
+
+def left_behind(url: str) -> int:
+    """Entries that are delivered and not acknowledged."""
+    with client(url) as connection:
+        return int(connection.xpending(EVENTS, GROUP)["pending"])
+
+
+async def test_everything_moves_in_order_and_nothing_stays(valkey_url: str) -> None:
+    events = [event(text=f"é {n}") for n in range(600)]
+    await append(valkey_url, events)
+    sink, observed = Sink(), Observed()
+    async with draining(valkey_url, sink, observed) as drain:
+        assert await everything(drain) == 600
+    assert list(sink.rows.values()) == events
+    assert set(sink.deliveries.values()) == {1}
+    assert keys_in_stream(valkey_url) == []
+    assert left_behind(valkey_url) == 0
+    assert observed["backlog"] == [344, 88, 0, 0]
+    assert observed["oldest_seconds"][-1] == 0
+
+
+async def test_while_the_sink_is_away_nothing_is_acknowledged(valkey_url: str) -> None:
+    events = [event() for _ in range(10)]
+    await append(valkey_url, events)
+    sink = Sink()
+    sink.away = True
+    async with draining(valkey_url, sink) as drain:
+        for _ in range(3):
+            with pytest.raises(ShadowLogUnavailable):
+                await drain.step()
+        assert keys_in_stream(valkey_url) == [each.key for each in events]
+        sink.away = False
+        assert await drain.step() == 10
+    assert list(sink.rows.values()) == events
+    assert left_behind(valkey_url) == 0
+
+
+async def test_poison_is_put_aside_with_its_reason_and_the_others_pass(valkey_url: str) -> None:
+    events = [event() for _ in range(50)]
+    poison = [events[n].key for n in (0, 17, 18, 49)]
+    await append(valkey_url, events)
+    sink, observed = Sink(poison), Observed()
+    async with draining(valkey_url, sink, observed) as drain:
+        assert await everything(drain) == 50
+    assert list(sink.rows) == [each.key for each in events if each.key not in poison]
+    letters = dead_letters(valkey_url)
+    assert [letter["key"] for letter in letters] == poison
+    assert letters[1]["error"] == f"KeyError: '{poison[1]} does not fit'"
+    assert letters[1]["payload"] == events[17].payload.decode()
+    assert observed["rejected_by_database"] == [1, 1, 1, 1]
+    assert keys_in_stream(valkey_url) == []
+    assert left_behind(valkey_url) == 0
+
+
+async def test_an_entry_that_is_no_event_is_put_aside(valkey_url: str) -> None:
+    await append(valkey_url, [event("one")])
+    with client(valkey_url) as connection:
+        connection.xadd(EVENTS, {"kind": "gossip", "key": "k", "claim": "c", "payload": "{}"})
+        connection.xadd(EVENTS, {"something": "else"})
+    await append(valkey_url, [event("two")])
+    sink = Sink()
+    async with draining(valkey_url, sink) as drain:
+        assert await everything(drain) == 4
+    assert list(sink.rows) == ["one", "two"]
+    assert [letter["error"] for letter in dead_letters(valkey_url)] == [
+        "ValueError: 'gossip' is not a valid EventKind",
+        "KeyError: b'kind'",
+    ]
+
+
+async def test_an_entry_deleted_by_hand_is_only_acknowledged(valkey_url: str) -> None:
+    await append(valkey_url, [event("one"), event("two")])
+    sink = Sink()
+    sink.away = True
+    async with draining(valkey_url, sink) as drain:
+        with pytest.raises(ShadowLogUnavailable):
+            await drain.step()
+        with client(valkey_url) as connection:
+            connection.xtrim(EVENTS, maxlen=1, approximate=False)
+        sink.away = False
+        await drain.step()
+    assert list(sink.rows) == ["two"]
+    assert left_behind(valkey_url) == 0
+    assert dead_letters(valkey_url) == []
+
+
+async def test_two_writers_share_the_work(valkey_url: str) -> None:
+    await append(valkey_url, [event() for _ in range(1500)])
+    sink = Sink()
+    async with draining(valkey_url, sink) as first, draining(valkey_url, sink) as second:
+        moved = await asyncio.gather(everything(first), everything(second))
+    assert sum(moved) == 1500
+    assert min(moved) > 0
+    assert set(sink.deliveries.values()) == {1}
+
+
+async def test_the_loop_survives_an_outage_of_either_server(tmp_path: Path) -> None:
+    sink = Sink()
+    with EmbeddedValkey(tmp_path) as server:
+        async with draining(server.url, sink) as drain:
+            running = asyncio.create_task(drain.run())
+
+            async def appended_and_moved(events: Sequence[Event]) -> None:
+                await append(server.url, events)
+
+                async def moved() -> bool:
+                    return all(each.key in sink.rows for each in events)
+
+                await until(moved)
+
+            await appended_and_moved([event() for _ in range(10)])
+            await asyncio.to_thread(server.kill)
+            await asyncio.to_thread(server.start)
+            await appended_and_moved([event() for _ in range(10)])
+            with client(server.url) as connection:
+                connection.flushall()
+            await appended_and_moved([event() for _ in range(10)])
+            sink.away = True
+            behind = [event() for _ in range(10)]
+            await append(server.url, behind)
+
+            async def tried() -> bool:
+                return left_behind(server.url) > 0
+
+            await until(tried)
+            sink.away = False
+            await appended_and_moved(behind)
+            await end([running])
+            assert running.cancelled()
+        assert len(sink.rows) == 40
+        assert set(sink.deliveries.values()) == {1}
+        assert keys_in_stream(server.url) == []
+
+
+async def test_what_a_stopped_writer_left_goes_to_another(valkey_url: str) -> None:
+    await append(valkey_url, [event() for _ in range(20)])
+    entered = asyncio.Event()
+
+    async def hangs(events: Sequence[Event]) -> None:
+        entered.set()
+        await asyncio.Event().wait()
+
+    drain = StreamDrain(valkey_url, hangs, Observed(), block_ms=20)
+    running = asyncio.create_task(drain.run())
+    await entered.wait()
+    await end([running])
+    await drain.aclose()
+    sink = Sink()
+    async with draining(valkey_url, sink, idle_ms=30_000) as patient:
+        assert await everything(patient) == 0
+    async with draining(valkey_url, sink, idle_ms=0) as heir:
+        assert await everything(heir) == 20
+    assert set(sink.deliveries.values()) == {1}
+    assert left_behind(valkey_url) == 0
+
+
+COMMITS_AND_DIES = """
+import asyncio, os, signal, sys
+import psycopg
+from app.journal.drain import StreamDrain
+
+async def sink(events):
+    with psycopg.connect(sys.argv[2]) as connection:
+        for event in events:
+            statement = "INSERT INTO arrived VALUES (%s, 'first') ON CONFLICT DO NOTHING"
+            connection.execute(statement, (event.key,))
+    os.kill(os.getpid(), signal.SIGKILL)
+
+asyncio.run(StreamDrain(sys.argv[1], sink, lambda name, value: None).run())
+"""
+
+
+async def test_a_writer_killed_between_commit_and_acknowledgement_leaves_one_row_each(
+    valkey_url: str, empty_database_url: str
+) -> None:
+    database = empty_database_url.replace("+psycopg", "")
+    with psycopg.connect(database) as connection:
+        connection.execute("CREATE TABLE arrived (key text PRIMARY KEY, writer text)")
+    await append(valkey_url, [event(f"row-{n}") for n in range(30)])
+    command = [sys.executable, "-c", COMMITS_AND_DIES, valkey_url, database]
+    died = await asyncio.to_thread(subprocess.run, command, check=False)
+    assert died.returncode == -9
+    assert left_behind(valkey_url) == 30
+    delivered: list[str] = []
+
+    async def sink(events: Sequence[Event]) -> None:
+        with psycopg.connect(database) as connection:
+            for each in events:
+                delivered.append(each.key)
+                row = (each.key,)
+                connection.execute("INSERT INTO arrived VALUES (%s, 'second') ON CONFLICT DO NOTHING", row)
+
+    heir = StreamDrain(valkey_url, sink, Observed(), idle_ms=0, block_ms=20)
+    assert await everything(heir) == 30
+    await heir.aclose()
+    assert len(delivered) == 30
+    with psycopg.connect(database) as connection:
+        rows = connection.execute("SELECT writer, count(*) FROM arrived GROUP BY writer").fetchall()
+    assert rows == [("first", 30)]
+    assert keys_in_stream(valkey_url) == []
+    assert left_behind(valkey_url) == 0
