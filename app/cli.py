@@ -35,7 +35,8 @@ console = Console(stderr=True)
 ANSWER_S = 120.0
 """A version is loaded and verified before the alias moves."""
 Url = Annotated[
-    str | None, typer.Option("--url", help="Where the API answers. Default: ADVISOR_HOST and ADVISOR_PORT.")
+    str | None,
+    typer.Option("--url", help="Where the API answers. Default: ADVISOR_HOST and ADVISOR_PORT."),
 ]
 
 
@@ -47,16 +48,24 @@ def say(text: str) -> None:
 def database_url(settings: Settings) -> str:
     """DATABASE_URL, or a clear error."""
     if not settings.database_url:
-        raise SettingsError("DATABASE_URL is not set: point it at Postgres, or run `advisor up`, which prints its own")
+        raise SettingsError(
+            "DATABASE_URL is not set: point it at Postgres, or run `advisor up`, which prints"
+            " its own"
+        )
     return settings.database_url
 
 
 @app.command()
 def up(
-    then: Annotated[str | None, typer.Option(help="Command to run once all is ready; it gets ADVISOR_URL.")] = None,
-    leave: Annotated[bool, typer.Option("--exit", help="End after that command, with its status.")] = False,
+    then: Annotated[
+        str | None, typer.Option(help="Command to run once all is ready; it gets ADVISOR_URL.")
+    ] = None,
+    leave: Annotated[
+        bool, typer.Option("--exit", help="End after that command, with its status.")
+    ] = False,
 ) -> None:
-    """Start Postgres and Valkey from wheels, migrate, import the small model, serve and write; stay until Ctrl-C."""
+    """Start Postgres and Valkey from wheels, migrate, import the small model, serve and write; stay
+    until Ctrl-C."""
     from app.local.up import run_up
 
     raise typer.Exit(run_up(read_settings(), then, leave))
@@ -64,7 +73,8 @@ def up(
 
 @app.command()
 def serve() -> None:
-    """Serve the API on ADVISOR_HOST:ADVISOR_PORT, with Postgres at DATABASE_URL and Valkey at REDIS_URL."""
+    """Serve the API on ADVISOR_HOST:ADVISOR_PORT, with Postgres at DATABASE_URL and Valkey at
+    REDIS_URL."""
     from app.main import serve as serve_api
 
     serve_api(read_settings())
@@ -112,7 +122,8 @@ def verify(
 
 @app.command()
 def replay(decision_id: Annotated[UUID, typer.Argument(help="Id of a stored decision.")]) -> None:
-    """Derive one stored decision again from its inputs and show every difference; exit 1 when there is one."""
+    """Derive one stored decision again from its inputs and show every difference; exit 1 when there
+    is one."""
     from app.shadow_log.log import ShadowLog
 
     async def fetch() -> int:
@@ -126,11 +137,14 @@ def replay(decision_id: Annotated[UUID, typer.Argument(help="Id of a stored deci
         before, after = stored.as_json(), stored.replayed().as_json()
         changed = [key for key in before if before[key] != after[key]]
         for key in changed:
-            say(f"{key}:\n  stored   {json.dumps(before[key])}\n  replayed {json.dumps(after[key])}")
+            say(
+                f"{key}:\n  stored   {json.dumps(before[key])}\n  replayed {json.dumps(after[key])}"
+            )
         advice = stored.primary
         say(
-            f"{stored.scenario.candidate.symbol} at {stored.scenario.as_of:%Y-%m-%d %H:%M} UTC: {advice.status.value}, "
-            f"{advice.action or 'no action'}; " + ("differs" if changed else "replays to the same record")
+            f"{stored.scenario.candidate.symbol} at {stored.scenario.as_of:%Y-%m-%d %H:%M} UTC:"
+            f" {advice.status.value}, {advice.action or 'no action'}; "
+            + ("differs" if changed else "replays to the same record")
         )
         return 1 if changed else 0
 
@@ -140,15 +154,21 @@ def replay(decision_id: Annotated[UUID, typer.Argument(help="Id of a stored deci
 @app.command()
 def retention(
     before: Annotated[
-        datetime, typer.Option(formats=["%Y-%m"], metavar="YYYY-MM", help="The first month to keep, in UTC.")
+        datetime,
+        typer.Option(formats=["%Y-%m"], metavar="YYYY-MM", help="The first month to keep, in UTC."),
     ],
-    yes: Annotated[bool, typer.Option("--yes", help="Drop them. Without it, only show what would go.")] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Drop them. Without it, only show what would go.")
+    ] = False,
 ) -> None:
-    """Drop the months of decisions before one; there is no way back but a backup. Without --yes, only show them."""
+    """Drop the months of decisions before one; there is no way back but a backup. Without --yes,
+    only show them."""
     from app.shadow_log.log import ShadowLog
 
     if before.replace(tzinfo=UTC) > datetime.now(UTC):
-        raise SettingsError(f"--before {before:%Y-%m} is in the future: the month under way is not for dropping")
+        raise SettingsError(
+            f"--before {before:%Y-%m} is in the future: the month under way is not for dropping"
+        )
 
     async def months() -> dict[str, int]:
         log = ShadowLog.connect(database_url(read_settings()))
@@ -165,12 +185,17 @@ def retention(
         say(f"no month before {before:%Y-%m} holds decisions")
     else:
         done = "dropped" if yes else "nothing is dropped without --yes:"
-        say(f"{done} {len(found)} month{'s' if len(found) > 1 else ''}, {sum(found.values()):,} decisions")
+        say(
+            f"{done} {len(found)} month{'s' if len(found) > 1 else ''}, {sum(found.values()):,}"
+            " decisions"
+        )
 
 
 @app.command()
 def state(
-    new: Annotated[str | None, typer.Argument(help="ACTIVE, REDUCING or HALTED; none shows the state.")] = None,
+    new: Annotated[
+        str | None, typer.Argument(help="ACTIVE, REDUCING or HALTED; none shows the state.")
+    ] = None,
     reason: Annotated[str, typer.Option(help="Why; recorded.")] = "",
     by: Annotated[str, typer.Option(help="Who; recorded.")] = "",
     url: Url = None,
@@ -181,28 +206,47 @@ def state(
     else:
         if not reason or not by:
             raise SettingsError("a change of state needs --reason and --by: both are recorded")
-        document = ask(url, "PUT", "/state", {"state": new.upper(), "reason": reason, "changed_by": by})
+        document = ask(
+            url, "PUT", "/state", {"state": new.upper(), "reason": reason, "changed_by": by}
+        )
     typer.echo(json.dumps(document, indent=2))
 
 
 @app.command()
 def alias(
-    name: Annotated[str | None, typer.Argument(help="`shadow` is the primary, `shadow-...` are beside it.")] = None,
-    version: Annotated[str | None, typer.Argument(help="Model version to point it at, or `none`.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="`shadow` is the primary, `shadow-...` are beside it.")
+    ] = None,
+    version: Annotated[
+        str | None, typer.Argument(help="Model version to point it at, or `none`.")
+    ] = None,
     reason: Annotated[str, typer.Option(help="Why; recorded.")] = "",
     by: Annotated[str, typer.Option(help="Who; recorded.")] = "",
-    rollback: Annotated[bool, typer.Option("--rollback", help="Go back to where it pointed before.")] = False,
+    rollback: Annotated[
+        bool, typer.Option("--rollback", help="Go back to where it pointed before.")
+    ] = False,
     url: Url = None,
 ) -> None:
-    """Show the aliases of model versions, or move one: a running service follows without a restart."""
+    """Show the aliases of model versions, or move one: a running service follows without a
+    restart."""
     known = ask(url, "GET", "/aliases")
-    moves = [move for move in known["history"] if name in (None, move["alias"])]  # The newest first.
+    moves = [
+        move for move in known["history"] if name in (None, move["alias"])
+    ]  # The newest first.
     if rollback:
         if name is None or version is not None:
-            raise SettingsError("--rollback needs the alias, and no version: advisor alias shadow --rollback")
-        earlier = [move["model_version"] for move in moves if move["model_version"] != moves[0]["model_version"]]
+            raise SettingsError(
+                "--rollback needs the alias, and no version: advisor alias shadow --rollback"
+            )
+        earlier = [
+            move["model_version"]
+            for move in moves
+            if move["model_version"] != moves[0]["model_version"]
+        ]
         if not earlier:
-            raise SettingsError(f"the alias {name} has never pointed anywhere else: there is nothing to go back to")
+            raise SettingsError(
+                f"the alias {name} has never pointed anywhere else: there is nothing to go back to"
+            )
         version, reason = earlier[0], reason or f"rollback from {moves[0]['model_version']}"
         by = by or "advisor alias --rollback"
     if version is None:
@@ -215,16 +259,23 @@ def alias(
     typer.echo(json.dumps(ask(url, "PUT", f"/aliases/{name}", body), indent=2))
 
 
-def ask(url: str | None, method: str, path: str, body: dict[str, str] | None = None) -> dict[str, Any]:
-    """A running service's answer to an operator. Raises `SettingsError` when there is none, or with its problem."""
+def ask(
+    url: str | None, method: str, path: str, body: dict[str, str] | None = None
+) -> dict[str, Any]:
+    """A running service's answer to an operator. Raises `SettingsError` when there is none, or with
+    its problem."""
     settings = read_settings()
     base = url or f"http://{settings.host}:{settings.port}"
     headers = {"Authorization": f"Bearer {settings.admin_token}"} if settings.admin_token else {}
     try:
-        answer = httpx.request(method, f"{base}{path}", json=body, headers=headers, timeout=ANSWER_S)
+        answer = httpx.request(
+            method, f"{base}{path}", json=body, headers=headers, timeout=ANSWER_S
+        )
         document: dict[str, Any] = answer.json()
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise SettingsError(f"{base} does not answer ({error}): is the service running? set --url") from error
+        raise SettingsError(
+            f"{base} does not answer ({error}): is the service running? set --url"
+        ) from error
     except ValueError as error:
         raise SettingsError(f"{base} answers, but is not the advisor: set --url") from error
     if answer.is_error:
@@ -235,11 +286,17 @@ def ask(url: str | None, method: str, path: str, body: dict[str, str] | None = N
 @model_app.command("import")
 def model_import(
     path: Annotated[
-        Path | None, typer.Argument(help="A Hugging Face causal LM directory. Default: the bundled small model.")
+        Path | None,
+        typer.Argument(
+            help="A Hugging Face causal LM directory. Default: the bundled small model."
+        ),
     ] = None,
-    name: Annotated[str | None, typer.Option(help="Model version to give it. Default: the directory's name.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Model version to give it. Default: the directory's name.")
+    ] = None,
 ) -> None:
-    """Make a model servable: verify its labels, measure their bias, hash its files, write its manifest."""
+    """Make a model servable: verify its labels, measure their bias, hash its files, write its
+    manifest."""
     from app.policy.in_process.importer import import_directory, import_smollm2
     from app.policy.store import read_manifest
 
@@ -255,10 +312,16 @@ def model_import(
 
 
 def _show_proposals(shown: Any) -> None:
-    """What removing the label bias does: how often each action was proposed on made-up scenarios, before and after."""
+    """What removing the label bias does: how often each action was proposed on made-up scenarios,
+    before and after."""
     if not isinstance(shown, dict) or not {"raw", "corrected"} <= shown.keys():
         return  # A published version need not carry it.
-    table = Table(title="Proposals on made-up scenarios", title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+    table = Table(
+        title="Proposals on made-up scenarios",
+        title_justify="left",
+        title_style="bold",
+        box=SIMPLE_HEAD,
+    )
     for heading in ("label", "action", "before calibration", "after"):
         table.add_column(heading, justify="left" if heading in ("label", "action") else "right")
     for action in ACTIONS:
@@ -272,7 +335,9 @@ def main() -> None:
     try:
         app()
     except AdvisorError as error:
-        console.print(f"[bold red]advisor:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        console.print(
+            f"[bold red]advisor:[/] {escape(str(error))}", highlight=False, soft_wrap=True
+        )
         sys.exit(2)
 
 

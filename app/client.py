@@ -3,14 +3,15 @@
 ```python
 client = AdvisorClient("http://127.0.0.1:8321")
 decision_id = client.submit(request)            # returns in microseconds; sent in the background
-advice = client.advise(request, deadline_s=0.5) # or wait for the advice, at most half a second: a document or None
+advice = client.advise(request, deadline_s=0.5) # waits, at most half a second; a document or None
 client.report_action(decision_id, {"decision": False, "final_skip_reason": "llm_veto"})
 ```
 
-Everything goes out on one background thread, in order, so that an action never overtakes its request. A message that
-could not be delivered is sent again with the same id, so that nothing is decided twice, until it is `max_age_s` old; a
-circuit breaker spares a service that is down. When the queue is full the newest message is dropped. Every loss is
-counted in `stats()`. After a fork the child has a thread and a queue of its own; what was queued stays the parent's.
+Everything goes out on one background thread, in order, so that an action never overtakes its
+request. A message that could not be delivered is sent again with the same id, so that nothing is
+decided twice, until it is `max_age_s` old; a circuit breaker spares a service that is down. When
+the queue is full the newest message is dropped. Every loss is counted in `stats()`. After a fork
+the child has a thread and a queue of its own; what was queued stays the parent's.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ class Breaker(Enum):
 
 @dataclass(frozen=True)
 class ClientStats:
-    """Counters since the start. `dropped` is by reason: queue_full, expired, refused, unserialisable, closed."""
+    """Counters since the start. `dropped` is by reason: queue_full, expired, refused,
+    unserialisable, closed."""
 
     queued: int
     sent: int
@@ -93,10 +95,12 @@ class AdvisorClient:
     Parameters
     ----------
     base_url : where the service answers.
-    deadline_s : how long `advise` waits unless told otherwise, and the time that the service is given to decide.
+    deadline_s : how long `advise` waits unless told otherwise, and the time that the service is
+        given to decide.
     queue_size : messages that may wait; more are dropped.
     max_age_s : a message older than this is dropped.
-    breaker_failures, breaker_pause_s : after so many failures in a row, wait so long before one message tries again.
+    breaker_failures, breaker_pause_s : after so many failures in a row, wait so long before one
+        message tries again.
     """
 
     def __init__(
@@ -126,7 +130,8 @@ class AdvisorClient:
         self._reset()
 
     def submit(self, request: Mapping[str, Any]) -> str | None:
-        """Queue a request for advice and return its decision id at once; None when it had to be dropped."""
+        """Queue a request for advice and return its decision id at once; None when it had to be
+        dropped."""
         try:
             message = self._advise_message(request, None)
             return message.decision_id if self._enqueue(message) else None
@@ -134,11 +139,13 @@ class AdvisorClient:
             self._drop("unserialisable", error)
             return None
 
-    def advise(self, request: Mapping[str, Any], deadline_s: float | None = None) -> dict[str, Any] | None:
+    def advise(
+        self, request: Mapping[str, Any], deadline_s: float | None = None
+    ) -> dict[str, Any] | None:
         """The advice, or None when there is none within the deadline, whatever the network does.
 
-        After a time-out the request stays queued with the same id: it is decided and recorded once, and
-        `result()` may find its advice later.
+        After a time-out the request stays queued with the same id: it is decided and recorded once,
+        and `result()` may find its advice later.
         """
         try:
             wait = self._deadline_s if deadline_s is None else deadline_s
@@ -185,7 +192,8 @@ class AdvisorClient:
         )
 
     def close(self, timeout_s: float = 5.0) -> None:
-        """Send what waits, for at most `timeout_s`, then stop; what is left is dropped and counted."""
+        """Send what waits, for at most `timeout_s`, then stop; what is left is dropped and
+        counted."""
         with self._lock:
             self._closing = True
             self._wake.notify_all()
@@ -223,15 +231,22 @@ class AdvisorClient:
         document = dict(request)
         request_id = str(document.setdefault("request_id", str(uuid4())))
         known = str(uuid5(NAMESPACE, request_id))
-        return _Message("POST", "/advise", encode(document), monotonic(), known, deadline_ms=deadline_ms)
+        return _Message(
+            "POST", "/advise", encode(document), monotonic(), known, deadline_ms=deadline_ms
+        )
 
     def _report(self, decision_id: str | None, what: str, body: Mapping[str, Any]) -> bool:
         try:
             if decision_id is None:
-                self._drop("refused", ValueError(f"{what} without a decision id: its request had been dropped"))
+                self._drop(
+                    "refused",
+                    ValueError(f"{what} without a decision id: its request had been dropped"),
+                )
                 return False
             path = f"/decisions/{decision_id}/{what}"
-            return self._enqueue(_Message("PUT", path, encode(dict(body)), monotonic(), decision_id))
+            return self._enqueue(
+                _Message("PUT", path, encode(dict(body)), monotonic(), decision_id)
+            )
         except Exception as error:
             self._drop("unserialisable", error)
             return False
@@ -243,16 +258,20 @@ class AdvisorClient:
             reason = (
                 "closed"
                 if self._closing
-                else "queue_full"
-                if len(self._queue) >= self._queue_size
-                else "unserialisable"
-                if len(message.body) > MAX_MESSAGE_BYTES
-                else None
+                else (
+                    "queue_full"
+                    if len(self._queue) >= self._queue_size
+                    else "unserialisable"
+                    if len(message.body) > MAX_MESSAGE_BYTES
+                    else None
+                )
             )
             if reason is None:
                 self._queue.append(message)
                 if self._thread is None:
-                    self._thread = threading.Thread(target=self._run, name="advisor-client", daemon=True)
+                    self._thread = threading.Thread(
+                        target=self._run, name="advisor-client", daemon=True
+                    )
                     self._thread.start()
                 self._wake.notify()
         if reason is not None:
@@ -266,7 +285,9 @@ class AdvisorClient:
             self._counters.last_error = f"{type(error).__name__}: {error}"[:500]
         if monotonic() - self._logged_at >= LOG_EVERY_S:
             self._logged_at = monotonic()
-            log.warning("advisor client dropped a message: %s (%s)", reason, self._counters.last_error)
+            log.warning(
+                "advisor client dropped a message: %s (%s)", reason, self._counters.last_error
+            )
 
     def _breaker(self) -> Breaker:
         if self._failures < self._breaker_failures:
@@ -275,7 +296,9 @@ class AdvisorClient:
 
     def _run(self) -> None:
         """The background thread: one message at a time, in order."""
-        with httpx.Client(base_url=self._base_url, timeout=max(self._deadline_s, 0.1) + 1.0) as http:
+        with httpx.Client(
+            base_url=self._base_url, timeout=max(self._deadline_s, 0.1) + 1.0
+        ) as http:
             while (message := self._next()) is not None:
                 try:
                     pause = self._deliver(http, message)
@@ -312,13 +335,17 @@ class AdvisorClient:
         if message.deadline_ms is not None:
             headers["X-Deadline-Ms"] = str(message.deadline_ms)
         try:
-            with http.stream(message.method, message.path, content=message.body, headers=headers) as reply:
+            with http.stream(
+                message.method, message.path, content=message.body, headers=headers
+            ) as reply:
                 self._read(reply, begin)
         except httpx.HTTPError as error:
             return self._failed(message, f"{type(error).__name__}: {error}", None)
         if reply.status_code >= 500 or reply.status_code in (408, 429):
             return self._failed(
-                message, f"HTTP {reply.status_code}: {reply.text[:300]}", reply.headers.get("Retry-After")
+                message,
+                f"HTTP {reply.status_code}: {reply.text[:300]}",
+                reply.headers.get("Retry-After"),
             )
         if reply.is_error:
             self._failures = 0
@@ -357,7 +384,8 @@ class AdvisorClient:
             message.advice.set_result(document)
 
     def _failed(self, message: _Message, error: str, retry_after: str | None) -> float:
-        """Count a failure; the pause (s): full jitter on an exponential, what the service asks, or the breaker's."""
+        """Count a failure; the pause (s): full jitter on an exponential, what the service asks, or
+        the breaker's."""
         self._counters.last_error = error[:500]
         self._failures += 1
         ceiling = min(self._first_backoff_s * 2 ** min(message.attempts, 16), self._max_backoff_s)
@@ -371,7 +399,8 @@ class AdvisorClient:
 
 
 def encode(document: Mapping[str, Any]) -> bytes:
-    """JSON of what an agent has at hand: NaN becomes null, times RFC 3339, numpy scalars numbers, enums values."""
+    """JSON of what an agent has at hand: NaN becomes null, times RFC 3339, numpy scalars numbers,
+    enums values."""
     return json.dumps(_plain(document, 0), allow_nan=False, ensure_ascii=True).encode()
 
 

@@ -1,4 +1,5 @@
-"""Every Prometheus metric of the service. Labels come from closed sets and are created beforehand: zero is visible."""
+"""Every Prometheus metric of the service. Labels come from closed sets and are created beforehand:
+zero is visible."""
 
 from __future__ import annotations
 
@@ -57,7 +58,25 @@ class Metrics:
     def __init__(self, model_versions: Iterable[str] = ()) -> None:
         # long: one statement per metric, and nothing else.
         self.registry = registry = CollectorRegistry()
-        seconds = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 5, 10)
+        seconds = (
+            0.0005,
+            0.001,
+            0.002,
+            0.005,
+            0.01,
+            0.02,
+            0.05,
+            0.1,
+            0.2,
+            0.3,
+            0.5,
+            0.75,
+            1,
+            1.5,
+            2,
+            5,
+            10,
+        )
 
         def counter(name: str, what: str, *labels: str) -> Counter:
             return Counter(f"advisor_{name}", what, labels, registry=registry)
@@ -65,13 +84,17 @@ class Metrics:
         def gauge(name: str, what: str, *labels: str) -> Gauge:
             return Gauge(f"advisor_{name}", what, labels, registry=registry)
 
-        def histogram(name: str, what: str, *labels: str, buckets: tuple[float, ...] = seconds) -> Histogram:
+        def histogram(
+            name: str, what: str, *labels: str, buckets: tuple[float, ...] = seconds
+        ) -> Histogram:
             return Histogram(f"advisor_{name}", what, labels, registry=registry, buckets=buckets)
 
         self.decisions = counter("decisions_total", "Advices given", "status", "model_version")
         self.actions = counter("advice_actions_total", "Final actions", "action", "model_version")
         self.abstentions = counter("abstentions_total", "Why a policy gave no proposal", "reason")
-        self.vetoes = counter("vetoes_total", "Refusals by rule; arm control is the agent's own order", "code", "arm")
+        self.vetoes = counter(
+            "vetoes_total", "Refusals by rule; arm control is the agent's own order", "code", "arm"
+        )
         self.comparisons = counter(
             "comparisons_total",
             "Decisions whose control and advice are both known",
@@ -82,10 +105,16 @@ class Metrics:
             "agent",
             "advice",
         )
-        self.agreement = gauge("agreement_ratio", f"Over the last {COMPARISON_WINDOW} comparisons", "model_version")
-        self.kappa = gauge("agreement_kappa", f"Cohen's, over the last {COMPARISON_WINDOW}", "model_version")
+        self.agreement = gauge(
+            "agreement_ratio", f"Over the last {COMPARISON_WINDOW} comparisons", "model_version"
+        )
+        self.kappa = gauge(
+            "agreement_kappa", f"Cohen's, over the last {COMPARISON_WINDOW}", "model_version"
+        )
         self.stage = histogram("stage_seconds", "Latency by stage of a decision", "stage")
-        self.batch_size = histogram("policy_batch_size", "Prompts per forward pass", buckets=(1, 2, 4, 8, 16, 32))
+        self.batch_size = histogram(
+            "policy_batch_size", "Prompts per forward pass", buckets=(1, 2, 4, 8, 16, 32)
+        )
         self.queue_depth = gauge("policy_queue_depth", "Prompts waiting for the model")
         self.label_mass = histogram(
             "label_mass",
@@ -96,17 +125,29 @@ class Metrics:
         self.oldest = gauge("journal_oldest_seconds", "Age of the oldest event not in Postgres yet")
         self.spool_depth = gauge("spool_depth", "Events on local disk, waiting for the stream")
         self.appends = counter("journal_appends_total", "Events made durable", "target")
-        self.losses = counter("losses_total", "What could not be kept, or was refused at the end", "cause")
+        self.losses = counter(
+            "losses_total", "What could not be kept, or was refused at the end", "cause"
+        )
         self.writer_rows = counter("writer_rows_total", "Rows written to Postgres", "table")
         self.writer_batch = histogram("writer_batch_seconds", "One batch, read to acknowledged")
-        self.writer_commit = gauge("writer_last_commit_timestamp_seconds", "When the writer last committed")
+        self.writer_commit = gauge(
+            "writer_last_commit_timestamp_seconds", "When the writer last committed"
+        )
         self.requests = counter("requests_total", "HTTP requests", "route", "code")
         self.model_info = gauge(
-            "model_info", "1 for each version being served", "model_version", "role", "prompt_version"
+            "model_info",
+            "1 for each version being served",
+            "model_version",
+            "role",
+            "prompt_version",
         )
-        self.version_refusals = counter("version_refusals_total", "Versions that an alias names and that did not load")
+        self.version_refusals = counter(
+            "version_refusals_total", "Versions that an alias names and that did not load"
+        )
         self.limits_info = gauge("limits_info", "1 for the limits in force", "hash", "version")
-        self.limits_failures = counter("limits_reload_failures_total", "Limits files refused on reload")
+        self.limits_failures = counter(
+            "limits_reload_failures_total", "Limits files refused on reload"
+        )
         self.state = gauge("state", "1 for the trading state in force", "state")
         self.dependency = gauge("dependency_up", "1 when it answers", "dependency")
         self._versions: set[str] = set()
@@ -118,7 +159,8 @@ class Metrics:
         self.create_model_series(model_versions)
 
     def show_models(self, serving: Iterable[tuple[ModelManifest, Role]]) -> None:
-        """Exactly these versions are being served; those that are new to this process get their series, at zero."""
+        """Exactly these versions are being served; those that are new to this process get their
+        series, at zero."""
         self.model_info.clear()
         for manifest, role in serving:
             self.model_info.labels(manifest.model_version, role, manifest.prompt_version).set(1)
@@ -167,15 +209,19 @@ class Metrics:
             self.vetoes.labels(veto.code, "control").inc()
 
     def compare(self, candidate: Candidate, version: str, agent: bool, advice: bool) -> None:
-        """Count one pair of control and advice. Symbols beyond the first 64 are counted as `other`."""
-        self.comparisons.labels(*self._combination(candidate, version), ANSWERS[agent], ANSWERS[advice]).inc()
+        """Count one pair of control and advice. Symbols beyond the first 64 are counted as
+        `other`."""
+        self.comparisons.labels(
+            *self._combination(candidate, version), ANSWERS[agent], ANSWERS[advice]
+        ).inc()
         recent = self._recent.setdefault(version, deque(maxlen=COMPARISON_WINDOW))
         recent.append((agent, advice))
         self.agreement.labels(version).set(sum(a == b for a, b in recent) / len(recent))
         self.kappa.labels(version).set(cohens_kappa(recent))
 
     def _combination(self, candidate: Candidate, version: str) -> tuple[str, ...]:
-        """The labels of a comparison but for both answers. With its first decision all four cells begin, at 0."""
+        """The labels of a comparison but for both answers. With its first decision all four cells
+        begin, at 0."""
         symbol = candidate.symbol
         if symbol not in self._symbols:
             if len(self._symbols) >= MAX_SYMBOLS:

@@ -38,7 +38,12 @@ EXAMPLE: dict[str, Any] = {
         "spread_bps": 1.2,
         "news_summary": "Bitcoin rises as inflows hit a record",
     },
-    "plan": {"entry": 40000.0, "stop": 39382.0, "targets": [41236.0, 41648.0, 42060.0], "quantity": 0.01},
+    "plan": {
+        "entry": 40000.0,
+        "stop": 39382.0,
+        "targets": [41236.0, 41648.0, 42060.0],
+        "quantity": 0.01,
+    },
     "account": {
         "equity": 10000.0,
         "day_pnl_fraction": 0.0,
@@ -70,13 +75,19 @@ class AdviseRequest(Scenario):
         pattern=REQUEST_ID_PATTERN,
         description="idempotency key; also accepted as the header Idempotency-Key",
     )
-    agent_action: AgentAction | None = Field(None, description="the agent's own action, when it is known already")
+    agent_action: AgentAction | None = Field(
+        None, description="the agent's own action, when it is known already"
+    )
     rationale: Flag = Field(False, description="also explain, after the decision, if there is time")
-    deadline_ms: Whole | None = Field(None, ge=10, le=60_000, description="answer within; also header X-Deadline-Ms")
+    deadline_ms: Whole | None = Field(
+        None, ge=10, le=60_000, description="answer within; also header X-Deadline-Ms"
+    )
 
     def scenario(self) -> Scenario:
         """The domain's scenario; it has been validated as part of this request."""
-        return Scenario.model_construct(**{name: getattr(self, name) for name in Scenario.model_fields})
+        return Scenario.model_construct(
+            **{name: getattr(self, name) for name in Scenario.model_fields}
+        )
 
     def claim(self) -> str:
         """Hash of what is decided on: a repeat must match it."""
@@ -102,7 +113,8 @@ def _one_or_many(value: Any) -> str:
 
 
 AdviseBody = Annotated[
-    Annotated[AdviseRequest, Tag("one")] | Annotated[list[AdviseRequest], Field(min_length=1), Tag("many")],
+    Annotated[AdviseRequest, Tag("one")]
+    | Annotated[list[AdviseRequest], Field(min_length=1), Tag("many")],
     Discriminator(_one_or_many),
 ]
 ADVISE_BODY: TypeAdapter[AdviseRequest | list[AdviseRequest]] = TypeAdapter(AdviseBody)
@@ -138,9 +150,15 @@ class AdviseResponse(BaseModel):
     model_version: str
     binding: bool = False
     rationale: str | None = None
-    unrecognised_fields: list[str] = Field(description="candidate keys outside the schema; kept under `extra`")
-    repeated: bool = Field(description="this request had been decided before; this is the stored decision")
-    recorded: str = Field(description="where the record became durable: stream, spool or shadow_log")
+    unrecognised_fields: list[str] = Field(
+        description="candidate keys outside the schema; kept under `extra`"
+    )
+    repeated: bool = Field(
+        description="this request had been decided before; this is the stored decision"
+    )
+    recorded: str = Field(
+        description="where the record became durable: stream, spool or shadow_log"
+    )
     advices: list[AdviceSummary]
 
 
@@ -179,7 +197,13 @@ class AliasMove(Record):
 
     model_config = ConfigDict(
         json_schema_extra={
-            "examples": [{"model_version": "smollm2-expected-2026-11-2", "reason": "passed", "changed_by": "ops"}]
+            "examples": [
+                {
+                    "model_version": "smollm2-expected-2026-11-2",
+                    "reason": "passed",
+                    "changed_by": "ops",
+                }
+            ]
         }
     )
 
@@ -201,8 +225,11 @@ class Problem(BaseModel):
     errors: list[dict[str, str]] | None = None
 
 
-def response(decision: Decision, *, repeated: bool, recorded: str, rationale: str | None = None) -> dict[str, Any]:
-    """`AdviseResponse` as a JSON-like dictionary, built without a second validation: this is the hot path."""
+def response(
+    decision: Decision, *, repeated: bool, recorded: str, rationale: str | None = None
+) -> dict[str, Any]:
+    """`AdviseResponse` as a JSON-like dictionary, built without a second validation: this is the
+    hot path."""
     advice = decision.primary
     proposal, vetoes = advice.proposal, advice.review.vetoes if advice.review else ()
     return {

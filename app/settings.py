@@ -21,7 +21,8 @@ class SettingsError(AdvisorError):
 
 
 class Clock(StrEnum):
-    """`wall` judges at the time of the request; `request` judges at the scenario's own time, to replay history."""
+    """`wall` judges at the time of the request; `request` judges at the scenario's own time, to
+    replay history."""
 
     WALL = "wall"
     REQUEST = "request"
@@ -30,35 +31,51 @@ class Clock(StrEnum):
 class Settings(BaseSettings):
     """Variables are prefixed with ADVISOR_, but for DATABASE_URL, REDIS_URL, MODEL and VLLM_URL."""
 
-    model_config = SettingsConfigDict(env_prefix="ADVISOR_", extra="ignore", frozen=True, populate_by_name=True)
+    model_config = SettingsConfigDict(
+        env_prefix="ADVISOR_", extra="ignore", frozen=True, populate_by_name=True
+    )
 
-    database_url: str | None = Field(None, validation_alias=AliasChoices("DATABASE_URL", "database_url"))
+    database_url: str | None = Field(
+        None, validation_alias=AliasChoices("DATABASE_URL", "database_url")
+    )
     redis_url: str | None = Field(None, validation_alias=AliasChoices("REDIS_URL", "redis_url"))
     model: str | None = Field(
         None,
         validation_alias=AliasChoices("MODEL", "model"),
-        description="directory of the primary version, or `scripted`, whatever the aliases say; "
-        "default: the version that the alias `shadow` names, else the one that came with this release",
+        description=(
+            "directory of the primary version, or `scripted`, whatever the aliases say; default:"
+            " the version that the alias `shadow` names, else the one that came with this release"
+        ),
     )
-    shadow_models: str = Field("", description="further model directories in shadow, separated by commas")
-    shipped_models: Path = Field(Path("models"), description="versions that came with this release; only read")
+    shadow_models: str = Field(
+        "", description="further model directories in shadow, separated by commas"
+    )
+    shipped_models: Path = Field(
+        Path("models"), description="versions that came with this release; only read"
+    )
     prompt_tokens: int = Field(1024, ge=128, description="longest prompt; longer ones abstain")
     vllm_url: str | None = Field(None, validation_alias=AliasChoices("VLLM_URL", "vllm_url"))
-    vllm_model: str | None = Field(None, description="name under which vLLM serves MODEL; default: its version")
+    vllm_model: str | None = Field(
+        None, description="name under which vLLM serves MODEL; default: its version"
+    )
     host: str = "127.0.0.1"
     port: int = Field(8321, ge=0, le=65535)
     writer_metrics_port: int = Field(8322, ge=0, le=65535)
     home: Path = Path("var")
     limits: Path = Path("limits.toml")
     clock: Clock = Clock.WALL
-    threads: int = Field(1, ge=1, le=256, description="torch threads; 2 or more only on a quiet host")
+    threads: int = Field(
+        1, ge=1, le=256, description="torch threads; 2 or more only on a quiet host"
+    )
     max_batch: int = Field(4, ge=1, le=256)
     queue_size: int = Field(64, ge=1, le=10_000)
     deadline_ms: int = Field(2000, ge=10, le=60_000)
     max_body_bytes: int = Field(1_048_576, ge=1024)
     max_candidates: int = Field(32, ge=1, le=256)
     max_spool_bytes: int = Field(1_073_741_824, ge=65_536)
-    admin_token: str | None = Field(None, min_length=8, description="when set, operators' PUT routes need it (bearer)")
+    admin_token: str | None = Field(
+        None, min_length=8, description="when set, operators' PUT routes need it (bearer)"
+    )
     log_level: Literal["critical", "error", "warning", "info", "debug", "trace"] = "info"
 
     @model_validator(mode="after")
@@ -86,7 +103,8 @@ class Settings(BaseSettings):
 
 
 def read_settings(**overrides: object) -> Settings:
-    """Settings from the environment, then from `overrides`. Raises `SettingsError` with every violation."""
+    """Settings from the environment, then from `overrides`. Raises `SettingsError` with every
+    violation."""
     try:
         return Settings(**{key: value for key, value in overrides.items() if value is not None})  # type: ignore[arg-type]
     except ValidationError as error:

@@ -11,8 +11,9 @@ AGAIN_S = 0.5
 async def end(tasks: Iterable[asyncio.Task[None]]) -> None:
     """Cancel tasks and wait until they have ended; their errors are theirs.
 
-    One `cancel()` is not enough: on Python 3.11 `asyncio.wait_for`, which redis-py uses on every command, swallows a
-    cancellation that arrives just as the awaited thing completes, and the task would go on for ever.
+    One `cancel()` is not enough: on Python 3.11 `asyncio.wait_for`, which redis-py uses on every
+    command, swallows a cancellation that arrives just as the awaited thing completes, and the task
+    would go on for ever.
     """
     pending = {task for task in tasks if not task.done()}
     while pending:

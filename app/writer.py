@@ -1,4 +1,5 @@
-"""The writer process: moves events from the journal's stream into Postgres, acknowledging after commit."""
+"""The writer process: moves events from the journal's stream into Postgres, acknowledging after
+commit."""
 
 from __future__ import annotations
 
@@ -45,7 +46,9 @@ class Writer:
             self._metrics.writer_rows.labels(table).inc(rows)
         if appended.conflicts:
             self._metrics.lose(LossCause.DUPLICATE_CONFLICT, len(appended.conflicts))
-            log.error("answered twice with other content, the first is kept", decisions=appended.conflicts)
+            log.error(
+                "answered twice with other content, the first is kept", decisions=appended.conflicts
+            )
 
     def _observe(self, name: str, value: float) -> None:
         if name == "backlog":
@@ -57,7 +60,8 @@ class Writer:
 
 
 async def run_writer(settings: Settings) -> None:
-    """Write until SIGTERM or SIGINT. Raises `SettingsError` when a URL is missing or the port is taken."""
+    """Write until SIGTERM or SIGINT. Raises `SettingsError` when a URL is missing or the port is
+    taken."""
     if not settings.database_url or not settings.redis_url:
         raise SettingsError("DATABASE_URL and REDIS_URL must be set for the writer")
     metrics = Metrics()
@@ -68,7 +72,9 @@ async def run_writer(settings: Settings) -> None:
             f"cannot listen on {settings.host}:{settings.writer_metrics_port}: {error.strerror}; "
             f"stop what listens there, or set ADVISOR_WRITER_METRICS_PORT"
         ) from error
-    writer = asyncio.create_task(Writer(settings.redis_url, ShadowLog.connect(settings.database_url), metrics).run())
+    writer = asyncio.create_task(
+        Writer(settings.redis_url, ShadowLog.connect(settings.database_url), metrics).run()
+    )
     stop = asyncio.Event()
     for name in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(name, stop.set)

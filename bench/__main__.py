@@ -28,7 +28,15 @@ from rich.console import Console
 from rich.table import Table
 
 from app.domain.canonical import decision_id
-from app.domain.decision import Calibration, Decision, Role, Version, conclude, prepare, review_control
+from app.domain.decision import (
+    Calibration,
+    Decision,
+    Role,
+    Version,
+    conclude,
+    prepare,
+    review_control,
+)
 from app.domain.event import Event
 from app.domain.limits import read_limits
 from app.domain.rules import agents_order, review
@@ -66,7 +74,10 @@ def scenario() -> Scenario:
 
 def quantiles(samples: list[float]) -> str:
     ordered = sorted(samples)
-    return f"p50 {1e3 * ordered[len(ordered) // 2]:.3f} ms, p99 {1e3 * ordered[int(len(ordered) * 0.99)]:.3f} ms"
+    return (
+        f"p50 {1e3 * ordered[len(ordered) // 2]:.3f} ms, p99"
+        f" {1e3 * ordered[int(len(ordered) * 0.99)]:.3f} ms"
+    )
 
 
 def bench_rules(repeats: int) -> str:
@@ -125,7 +136,8 @@ async def bench_journal(redis_url: str, appends: int) -> tuple[str, float]:
 
 @contextmanager
 def servers() -> Iterator[tuple[Path, EmbeddedPostgres, EmbeddedValkey]]:
-    """A folder, and both servers in it; afterwards nothing of them is left, also where Postgres went elsewhere."""
+    """A folder, and both servers in it; afterwards nothing of them is left, also where Postgres
+    went elsewhere."""
     with tempfile.TemporaryDirectory(prefix="advisor-bench-") as name:
         folder = Path(name)
         postgres = EmbeddedPostgres(folder / "postgres")
@@ -165,7 +177,9 @@ def serving(environment: dict[str, str], **more: str) -> Iterator[str]:
 def drive(url: str, clients: int, requests: int, run: str, prompts: bool = False) -> Load:
     """Load from this process, on uvloop."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(load(url, clients, requests, lambda number: document(number, run, prompts)))
+        return runner.run(
+            load(url, clients, requests, lambda number: document(number, run, prompts))
+        )
 
 
 def bare_rate(model: Path, threads: int, batch: int, batches: int) -> float:
@@ -176,7 +190,9 @@ def bare_rate(model: Path, threads: int, batch: int, batches: int) -> float:
 
     torch.set_num_threads(threads)
     reader = LabelReader.load(model)
-    requests = [AdviseRequest.model_validate_json(document(n, "bare", True)) for n in range(batch * batches)]
+    requests = [
+        AdviseRequest.model_validate_json(document(n, "bare", True)) for n in range(batch * batches)
+    ]
     rows = [reader.encoder.encode(prepare(request.scenario())) for request in requests]
     reader.read(rows[:batch])
     begin = perf_counter()
@@ -186,8 +202,12 @@ def bare_rate(model: Path, threads: int, batch: int, batches: int) -> float:
 
 
 def main(
-    requests: Annotated[int, typer.Option(help="Requests per load, with the scripted policy.")] = 4000,
-    decisions: Annotated[int, typer.Option(help="Decisions through the real model; 0 leaves it out.")] = 48,
+    requests: Annotated[
+        int, typer.Option(help="Requests per load, with the scripted policy.")
+    ] = 4000,
+    decisions: Annotated[
+        int, typer.Option(help="Decisions through the real model; 0 leaves it out.")
+    ] = 48,
     threads: Annotated[int, typer.Option(help="Torch threads.")] = 1,
 ) -> None:
     """Measure the service on this machine."""
@@ -210,7 +230,9 @@ def main(
         with serving(environment, MODEL="scripted", ADVISOR_HOME=home) as url:
             drive(url, 8, 400, "warm")
             for clients in (1, 32):
-                done = drive(url, clients, requests if clients > 1 else requests // 4, f"c{clients}")
+                done = drive(
+                    url, clients, requests if clients > 1 else requests // 4, f"c{clients}"
+                )
                 table.add_row(
                     f"/advise without the model, {clients} client{'s' if clients > 1 else ''}",
                     f"{quantiles(done.latencies)}, {done.rate:,.0f} decisions/s",
@@ -227,7 +249,10 @@ def _bench_model(table: Table, environment: dict[str, str], decisions: int, thre
 
     settings = read_settings()
     import_smollm2(settings.models_dir, console.print, threads=threads)
-    model, clients = settings.models_dir / DEFAULT_MODEL, 2 * BATCH  # One batch waits while the other is computed.
+    model, clients = (
+        settings.models_dir / DEFAULT_MODEL,
+        2 * BATCH,
+    )  # One batch waits while the other is computed.
     before = bare_rate(model, threads, BATCH, decisions // BATCH)
     with serving(environment, ADVISOR_THREADS=str(threads), ADVISOR_MAX_BATCH=str(BATCH)) as url:
         drive(url, clients, 2 * clients, "model-warm", True)
@@ -238,7 +263,9 @@ def _bench_model(table: Table, environment: dict[str, str], decisions: int, thre
         f"decisions through the service, real model, {clients} clients",
         f"{done.rate:.2f} /s, {quantiles(done.latencies)}",
     )
-    table.add_row(f"bare forward passes of {BATCH}, before and after", f"{before:.2f} /s, {after:.2f} /s")
+    table.add_row(
+        f"bare forward passes of {BATCH}, before and after", f"{before:.2f} /s, {after:.2f} /s"
+    )
     table.add_row("service / bare", f"{done.rate / bare:.1%}")
 
 

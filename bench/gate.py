@@ -1,7 +1,9 @@
-"""How often is the gate wrong? `python -m bench.gate`: simulated markets without edge, and power with a stated one.
+"""How often is the gate wrong? `python -m bench.gate`: simulated markets without edge, and power
+with a stated one.
 
-1. Four markets without edge, 500 histories of two years each: promotions when asked once, and whether the anytime-valid
-   bounds ever rose above 0 when consulted every day (no live promotion happens without).
+1. Four markets without edge, 500 histories of two years each: promotions when asked once, and
+   whether the anytime-valid bounds ever rose above 0 when consulted every day (no live promotion
+   happens without).
 2. What comes of consulting the bounds for one look again and again.
 3. Power against the number of decisions, for three skills.
 """
@@ -51,25 +53,36 @@ def power_table(curve: list[PowerPoint]) -> Table:
     table = Table("edge, R a decision", "R a trade", "decisions", *COLUMNS)
     for point in curve:
         row = (f"{point.edge:+.3f}", f"{point.per_trade:+.3f}", f"{point.decisions}")
-        table.add_row(*row, *map(percent, (point.fixed, point.fixed_bounds, point.live, point.live_bounds)))
+        table.add_row(
+            *row, *map(percent, (point.fixed, point.fixed_bounds, point.live, point.live_bounds))
+        )
     return table
 
 
 def main() -> None:
     """Run and print."""
-    parser = argparse.ArgumentParser(description="False promotions and power of the gate on simulated markets")
+    parser = argparse.ArgumentParser(
+        description="False promotions and power of the gate on simulated markets"
+    )
     parser.add_argument("--runs", type=int, default=500, help="histories per market without edge")
-    parser.add_argument("--power-runs", type=int, default=60, help="histories per point of the power curve")
+    parser.add_argument(
+        "--power-runs", type=int, default=60, help="histories per point of the power curve"
+    )
     parser.add_argument("--workers", type=int, default=2, help="processes")
     arguments = parser.parse_args()
     config = GateConfig(draws=400)
     begin = time.monotonic()
-    console.print(f"{arguments.runs} histories of {DECISIONS} decisions; per cent, in brackets their 95 % interval")
+    console.print(
+        f"{arguments.runs} histories of {DECISIONS} decisions; per cent, in brackets their 95 %"
+        " interval"
+    )
     console.print(false_promotions(arguments.runs, config, arguments.workers))
     again = repeated_looks(arguments.runs // 4, config, arguments.workers)
     console.print(f"bounds for one look, consulted every 20 days, {again.name}: {percent(again)} %")
     base = World("power")
-    curve = power_curve(base, SKILLS, COUNTS, arguments.power_runs, config, workers=arguments.workers)
+    curve = power_curve(
+        base, SKILLS, COUNTS, arguments.power_runs, config, workers=arguments.workers
+    )
     console.print(power_table(curve))
     console.print(f"{time.monotonic() - begin:.0f} s")
 

@@ -1,9 +1,11 @@
-"""How often is the gate wrong? Simulated markets whose truth is known, judged by the very code that judges versions.
+"""How often is the gate wrong? Simulated markets whose truth is known, judged by the very code that
+judges versions.
 
-Simulated are outcomes of scenarios in R, not prices: half of the plans are stopped at about -1.1 R (some gap lower), a
-third leave in time with little, a fifth trail to as much as +3 R; after costs the mean is about -0.33 R. Outcomes of a
-day hang together, and so do days. An arm trades where its score is high; its skill is the correlation of its score
-with the outcome (in normal scores), and scores of a day hang together as outcomes do.
+Simulated are outcomes of scenarios in R, not prices: half of the plans are stopped at about -1.1 R
+(some gap lower), a third leave in time with little, a fifth trail to as much as +3 R; after costs
+the mean is about -0.33 R. Outcomes of a day hang together, and so do days. An arm trades where its
+score is high; its skill is the correlation of its score with the outcome (in normal scores), and
+scores of a day hang together as outcomes do.
 """
 
 from __future__ import annotations
@@ -18,7 +20,15 @@ import numpy as np
 from scipy.special import ndtr, ndtri
 
 from training.config.judging import GateConfig
-from training.judging.gate.verdict import RANDOM_VETO, Check, CheckName, Evidence, Mode, Verdict, judge
+from training.judging.gate.verdict import (
+    RANDOM_VETO,
+    Check,
+    CheckName,
+    Evidence,
+    Mode,
+    Verdict,
+    judge,
+)
 from training.market.bars import Floats
 from training.stages.parallel import over
 from training.statistics.anytime import log_wealth, period_means
@@ -35,11 +45,13 @@ PASSED = tuple(Check(name, True, "simulated") for name in CheckName)
 
 @dataclass(frozen=True)
 class World:
-    """A market and its arms. Rates are shares of scenarios traded; skills are correlations, 0: none.
+    """A market and its arms. Rates are shares of scenarios traded; skills are correlations, 0:
+    none.
 
     shift : added to every outcome, R; costs are in the outcomes already.
-    per_day : mean number of scenarios. day_share : of an outcome's variance that is common to its day. carry :
-    correlation of one day's common part with the next's. tried : versions tried before, without skill.
+    per_day : mean number of scenarios. day_share : of an outcome's variance that is common to its
+    day. carry : correlation of one day's common part with the next's. tried : versions tried
+    before, without skill.
     """
 
     name: str
@@ -59,25 +71,36 @@ class World:
 NO_EDGE = (
     World("no arm has skill"),
     World("the policy only trades less", policy_rate=0.1, agent_rate=0.7),
-    World("the policy only trades more, in a rising market", shift=0.6, policy_rate=0.8, agent_rate=0.4),
-    World("the policy is as good as the heuristic", shift=0.3, policy_skill=0.35, heuristic_skill=0.35),
+    World(
+        "the policy only trades more, in a rising market",
+        shift=0.6,
+        policy_rate=0.8,
+        agent_rate=0.4,
+    ),
+    World(
+        "the policy is as good as the heuristic", shift=0.3, policy_skill=0.35, heuristic_skill=0.35
+    ),
 )
 """In each, the policy is no better than one rival, and in the last three better than another."""
 
 
 def outcome(score: Floats) -> Floats:
-    """R of a plan from its normal score: stop, time exit, trailing winner. Skewed, with fat tails, mean about -0.33."""
+    """R of a plan from its normal score: stop, time exit, trailing winner. Skewed, with fat tails,
+    mean about -0.33."""
     u = ndtr(score)
     gap = np.maximum(0.03 - u, 0) / 0.03
     stopped = -1.1 + (LOWEST + 1.1) * gap**2
     timed = -0.9 + 1.3 * (u - STOPPED) / TIMED
-    won = 0.4 + (HIGHEST - 0.4) * (np.maximum(u - STOPPED - TIMED, 0) / (1 - STOPPED - TIMED)) ** 1.5
+    won = (
+        0.4 + (HIGHEST - 0.4) * (np.maximum(u - STOPPED - TIMED, 0) / (1 - STOPPED - TIMED)) ** 1.5
+    )
     return np.asarray(np.where(u < STOPPED, stopped, np.where(u < STOPPED + TIMED, timed, won)))
 
 
 @dataclass(frozen=True, eq=False)
 class Market:
-    """One simulated history, (N,) scenarios: time, R of the plan, each arm's answers, the policy's own score."""
+    """One simulated history, (N,) scenarios: time, R of the plan, each arm's answers, the policy's
+    own score."""
 
     as_of: Rows
     r: Floats
@@ -98,7 +121,9 @@ def simulate(world: World, decisions: int, seed: int) -> Market:
         for t in range(1, days):
             common[t] = world.carry * common[t - 1] + math.sqrt(1 - world.carry**2) * common[t]
         own = source.normal(size=len(day))
-        return np.asarray(math.sqrt(world.day_share) * common[day] + math.sqrt(1 - world.day_share) * own)
+        return np.asarray(
+            math.sqrt(world.day_share) * common[day] + math.sqrt(1 - world.day_share) * own
+        )
 
     truth = normal_scores()
 
@@ -124,7 +149,8 @@ def simulate(world: World, decisions: int, seed: int) -> Market:
 
 
 def evidence(market: Market, world: World, seed: int) -> Evidence:
-    """What the gate sees of a history when it is asked once: the random veto has the policy's rate in all of it."""
+    """What the gate sees of a history when it is asked once: the random veto has the policy's rate
+    in all of it."""
     source = np.random.default_rng([seed, 1])
     dealt = np.stack([source.permutation(market.policy) for _ in range(VETO_DRAWS)], axis=1)
     arms = np.column_stack([market.policy, market.agent, market.heuristic, dealt])
@@ -133,7 +159,9 @@ def evidence(market: Market, world: World, seed: int) -> Evidence:
     sharpes = source.normal(0, 1 / math.sqrt(returns.shape[1]), world.tried)
     own = returns[0].mean() / returns[0].std() if returns[0].std() > 0 else 0.0
     lowest = np.interp(-world.shift, np.sort(outcome(_GRID)), _GRID)
-    probability = ndtr((world.policy_skill * market.score - lowest) / math.sqrt(1 - world.policy_skill**2))
+    probability = ndtr(
+        (world.policy_skill * market.score - lowest) / math.sqrt(1 - world.policy_skill**2)
+    )
     return Evidence(
         model_version=world.name,
         as_of=market.as_of,
@@ -199,9 +227,11 @@ class Run(NamedTuple):
     live: bool
     """Promoted in live mode, asked at the end."""
     live_bounds: bool
-    """All three anytime-valid bounds rose above 0 at some day: no promotion at any look happens without."""
+    """All three anytime-valid bounds rose above 0 at some day: no promotion at any look happens
+    without."""
     repeated: bool
-    """The bounds of FIXED, wrongly asked every 20 days, were all above 0 at some look; only if so wished."""
+    """The bounds of FIXED, wrongly asked every 20 days, were all above 0 at some look; only if so
+    wished."""
     edge: float
     """The policy's mean R less that of the random veto."""
 
@@ -211,11 +241,14 @@ def one_run(world: World, decisions: int, config: GateConfig, repeated: bool, se
     market = simulate(world, decisions, seed)
     seen = evidence(market, world, seed)
     fixed = judge(seen, config, Mode.FIXED)
-    # Live, nobody knows the rate of days to come: the random veto has the rate that the policy had until then.
+    # Live, nobody knows the rate of days to come: the random veto has the rate that the policy had
+    # until then.
     seen = replace(seen, random_veto=running_rate(market, world) * market.r)
     live = judge(seen, config, Mode.LIVE)
     wealth = [
-        log_wealth(period_means(seen.policy - other, seen.as_of, config.block_days), 2 * config.bound_r).max()
+        log_wealth(
+            period_means(seen.policy - other, seen.as_of, config.block_days), 2 * config.bound_r
+        ).max()
         for other in seen.rivals.values()
     ]
     return Run(
@@ -239,10 +272,15 @@ def _ever(market: Market, config: GateConfig) -> bool:
         part = days < until
         policy, r = market.policy[part], market.r[part]
         answers = np.stack(
-            [policy - market.agent[part], policy - market.heuristic[part], policy - policy.mean()], axis=1
+            [policy - market.agent[part], policy - market.heuristic[part], policy - policy.mean()],
+            axis=1,
         )
         bounds = mean_intervals(
-            answers * r[:, None], as_of=market.as_of[part], level=2 * config.confidence - 1, draws=200, block=1.0
+            answers * r[:, None],
+            as_of=market.as_of[part],
+            level=2 * config.confidence - 1,
+            draws=200,
+            block=1.0,
         )
         if all(each.low is not None and each.low > 0 for each in bounds):
             return True
@@ -271,11 +309,15 @@ FLAGS = ("fixed", "fixed_bounds", "live", "live_bounds")
 
 def shares(name: str, found: Sequence[Run], of: Iterable[str]) -> list[Share]:
     """Of the runs, how many have each flag."""
-    return [Share(f"{name}: {flag}", sum(getattr(run, flag) for run in found), len(found)) for flag in of]
+    return [
+        Share(f"{name}: {flag}", sum(getattr(run, flag) for run in found), len(found))
+        for flag in of
+    ]
 
 
 class PowerPoint(NamedTuple):
-    """Share of promotions after so many decisions. `edge`: mean R per decision above the random veto's."""
+    """Share of promotions after so many decisions. `edge`: mean R per decision above the random
+    veto's."""
 
     skill: float
     edge: float
@@ -298,7 +340,8 @@ def power_curve(
     workers: int = 1,
     tell: Callable[[PowerPoint], None] = lambda point: None,
 ) -> list[PowerPoint]:
-    """Power of both modes against the number of decisions, for policies of such skills in the world `base`."""
+    """Power of both modes against the number of decisions, for policies of such skills in the world
+    `base`."""
     curve = []
     for skill in skills:
         world = replace(base, policy_skill=skill)
@@ -312,7 +355,8 @@ def power_curve(
 
 
 def true_edge(world: World) -> tuple[float, float]:
-    """The policy's mean R per decision less the random veto's, and its mean R per trade: by integration over scores."""
+    """The policy's mean R per decision less the random veto's, and its mean R per trade: by
+    integration over scores."""
     weights = np.exp(-(_GRID**2) / 2)
     weights /= weights.sum()
     r = np.clip(outcome(_GRID) + world.shift, -HIGHEST, HIGHEST)

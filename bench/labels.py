@@ -1,7 +1,9 @@
-"""How fast labels are made: `python -m bench.labels`. All of a symbol at once against one order after the other.
+"""How fast labels are made: `python -m bench.labels`. All of a symbol at once against one order
+after the other.
 
-The market is synthetic, as large as eleven symbols over seven years of hours. The plain loop is what one would write
-first; it follows the same conventions, and a test holds the two against each other.
+The market is synthetic, as large as eleven symbols over seven years of hours. The plain loop is
+what one would write first; it follows the same conventions, and a test holds the two against each
+other.
 """
 
 from __future__ import annotations
@@ -36,7 +38,9 @@ class PlainFate(NamedTuple):
 
 def follow_plainly(bars: Bars, orders: Orders, n: int, costs: Costs = COSTS) -> PlainFate:
     """One order, bar by bar."""
-    first = next((i for i, t in enumerate(bars.closed_at) if t - bars.seconds >= orders.as_of[n]), len(bars))
+    first = next(
+        (i for i, t in enumerate(bars.closed_at) if t - bars.seconds >= orders.as_of[n]), len(bars)
+    )
     return _walk(bars, orders, n, first, costs)
 
 
@@ -55,7 +59,11 @@ def _walk(bars: Bars, orders: Orders, n: int, first: int, costs: Costs) -> Plain
             return _sold(bought, float(bars.close[i]), Exit.TIME, costs)
         passed = sum(peak >= target for target in orders.targets[n])
         if passed:
-            stop = max(stop, peak - TRAIL_ATR[passed - 1] * float(orders.atr[n]), bought + KEEP * (peak - bought))
+            stop = max(
+                stop,
+                peak - TRAIL_ATR[passed - 1] * float(orders.atr[n]),
+                bought + KEEP * (peak - bought),
+            )
     return unknown
 
 
@@ -67,14 +75,18 @@ def _sold(bought: float, sold: float, how: Exit, costs: Costs) -> PlainFate:
 def labels_bench(hours: int = YEARS * HOURS_PER_YEAR, symbols: int = SYMBOLS) -> dict[str, float]:
     """Scenarios per second of both ways, their ratio, and seconds for the whole market.
 
-    The plain loop is given a few hundred scenarios, and where its first bar is: finding it is not what is compared.
+    The plain loop is given a few hundred scenarios, and where its first bar is: finding it is not
+    what is compared.
     """
     market = synthetic_bars(SyntheticConfig(edge=0.2, symbols=symbols, bars=hours, seed=5))
     agent = Agent([chart(bars) for bars in market])
     found = opportunities(agent.charts)
     by_symbol = [[one for one in found if one.chart == number] for number in range(symbols)]
     given = [
-        plans([agent.scenario(one, NEUTRAL) for one in mine], np.array([one.as_of for one in mine], dtype=np.int64))
+        plans(
+            [agent.scenario(one, NEUTRAL) for one in mine],
+            np.array([one.as_of for one in mine], dtype=np.int64),
+        )
         for mine in by_symbol
     ]
     begin = perf_counter()
@@ -86,7 +98,10 @@ def labels_bench(hours: int = YEARS * HOURS_PER_YEAR, symbols: int = SYMBOLS) ->
     count = min(PLAIN, len(some.as_of))
     for n in range(count):
         first = int(np.searchsorted(bars.closed_at, some.as_of[n] + bars.seconds))
-        for stop in (some.stop, *(some.entry - distance * some.atr for distance in (1.0, 1.5, 2.5))):
+        for stop in (
+            some.stop,
+            *(some.entry - distance * some.atr for distance in (1.0, 1.5, 2.5)),
+        ):
             _walk(bars, some.orders(stop), n, first, COSTS)
     plainly = (perf_counter() - begin) / count
     return {
@@ -101,10 +116,10 @@ def labels_bench(hours: int = YEARS * HOURS_PER_YEAR, symbols: int = SYMBOLS) ->
 def main() -> None:
     measured = labels_bench()
     Console().print(
-        f"{measured['scenarios']:,.0f} scenarios of {SYMBOLS} symbols x {YEARS} years in "
-        f"{measured['seconds_for_all']:.2f} s: {measured['scenarios_per_s']:,.0f} scenarios/s "
-        f"({PATHS} simulated paths, 10 actions each); plain loop {measured['plain_scenarios_per_s']:,.0f}/s, "
-        f"ratio {measured['ratio']:.0f}x"
+        f"{measured['scenarios']:,.0f} scenarios of {SYMBOLS} symbols x {YEARS} years in"
+        f" {measured['seconds_for_all']:.2f} s: {measured['scenarios_per_s']:,.0f} scenarios/s"
+        f" ({PATHS} simulated paths, 10 actions each); plain loop"
+        f" {measured['plain_scenarios_per_s']:,.0f}/s, ratio {measured['ratio']:.0f}x"
     )
 
 

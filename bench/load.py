@@ -1,4 +1,5 @@
-"""A lean HTTP/1.1 load generator on plain asyncio streams, kept alive, so that it costs less than what it measures."""
+"""A lean HTTP/1.1 load generator on plain asyncio streams, kept alive, so that it costs less than
+what it measures."""
 
 from __future__ import annotations
 
@@ -27,7 +28,9 @@ class Load:
         return ordered[min(int(share * len(ordered)), len(ordered) - 1)]
 
 
-async def post(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, head: bytes, body: bytes) -> bytes:
+async def post(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, head: bytes, body: bytes
+) -> bytes:
     """One request on an open connection; raises RuntimeError unless the answer is 200."""
     writer.write(head + str(len(body)).encode() + b"\r\n\r\n" + body)
     header = await reader.readuntil(b"\r\n\r\n")
@@ -40,10 +43,12 @@ async def post(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, head:
 
 
 async def load(url: str, clients: int, requests: int, body: Callable[[int], bytes]) -> Load:
-    """`clients` closed-loop connections send `requests` requests in total; `body(n)` is the n-th."""
+    """`clients` closed-loop connections send `requests` requests in total; `body(n)` is the
+    n-th."""
     parts = urlsplit(url)
     head = (
-        f"POST /advise HTTP/1.1\r\nHost: {parts.netloc}\r\nContent-Type: application/json\r\nContent-Length: ".encode()
+        f"POST /advise HTTP/1.1\r\nHost: {parts.netloc}\r\nContent-Type:"
+        " application/json\r\nContent-Length: ".encode()
     )
     bodies = [body(number) for number in range(requests)]
     bodies.reverse()

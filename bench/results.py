@@ -1,9 +1,9 @@
 """Every number of docs/results.md: `python -m bench.results --market DIRECTORY`.
 
-Runs these evaluations, or finds them finished, and writes their tables down: all algorithms and arms on the held-out
-period of real bars, the same with labels dealt out at random, the window of a published trading model, and synthetic
-markets with a planted edge and with none. On two cores the first time takes an hour or two. The words are in
-bench/results.md.j2.
+Runs these evaluations, or finds them finished, and writes their tables down: all algorithms and
+arms on the held-out period of real bars, the same with labels dealt out at random, the window of a
+published trading model, and synthetic markets with a planted edge and with none. On two cores the
+first time takes an hour or two. The words are in bench/results.md.j2.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ PUBLISHED = (
     ("FLAG-Trader, as published", 0.455, 1.73, 0.244),
     ("buy and hold, as published", 0.218, 0.68, 0.208),
 )
-"""Cumulative return, Sharpe ratio and deepest drawdown on BTC, 2023-04-05 to 2023-11-05, at 10 bps."""
+"""Cumulative return, Sharpe ratio and deepest drawdown on BTC, 2023-04-05 to 2023-11-05, at 10
+bps."""
 WINDOW = (
     'evaluate.held_out={since=2023-04-05, until=2023-11-06, symbols=["BTCUSDT"]}',
     "evaluate.outcomes={fee=0.001, slippage=0}",
@@ -40,7 +41,8 @@ WINDOW = (
 
 
 class Finished(NamedTuple):
-    """An evaluation: its report's JSON twin, the gate's verdict, and where the version came from."""
+    """An evaluation: its report's JSON twin, the gate's verdict, and where the version came
+    from."""
 
     twin: dict[str, Any]
     verdict: dict[str, Any]
@@ -71,7 +73,11 @@ def evaluated(config: str, overrides: Sequence[str], rivals: Sequence[str] = RIV
 
 
 def table(
-    found: Finished, caption: str, columns: Sequence[str], digits: int = 3, more: Sequence[dict[str, Any]] = ()
+    found: Finished,
+    caption: str,
+    columns: Sequence[str],
+    digits: int = 3,
+    more: Sequence[dict[str, Any]] = (),
 ) -> str:
     """A table of the report with some of its columns, and rows from elsewhere below."""
     lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
@@ -89,12 +95,17 @@ def shown(cell: dict[str, Any], digits: int) -> str:
         return value
     if "low" not in cell:
         return number(value, digits)
-    return f"{number(value, digits)} [{number(cell['low'], digits)}, {number(cell['high'], digits)}]"
+    return (
+        f"{number(value, digits)} [{number(cell['low'], digits)}, {number(cell['high'], digits)}]"
+    )
 
 
 def rewards(found: Finished) -> str:
     """The reward model's pairwise accuracies."""
-    lines = ["| ranking | training scenarios, out of fold | validation scenarios |", "|---|---|---|"]
+    lines = [
+        "| ranking | training scenarios, out of fold | validation scenarios |",
+        "|---|---|---|",
+    ]
     report = found.provenance["reward"]
     for name in report["validate"]:
         cells = (shown(report[split][name], 3) for split in ("out_of_fold", "validate"))
@@ -106,28 +117,40 @@ def language(found: Finished) -> str:
     """Fluency before and after."""
     before, after = (found.provenance["language"][name] for name in ("before", "after"))
     return (
-        f"perplexity of the agent's words {before['perplexity']:.1f} before and {after['perplexity']:.1f} after, KL to "
-        f"the base {after['kl_to_base']:.3f} nats a token, a rationale would fit the action in "
-        f"{before['consistency']:.0%} and {after['consistency']:.0%} of {after['dialogues']} held-out dialogues"
+        f"perplexity of the agent's words {before['perplexity']:.1f} before and"
+        f" {after['perplexity']:.1f} after, KL to the base {after['kl_to_base']:.3f} nats a token,"
+        f" a rationale would fit the action in {before['consistency']:.0%} and"
+        f" {after['consistency']:.0%} of {after['dialogues']} held-out dialogues"
     )
 
 
 def gate(found: Finished) -> str:
     """Its answer, with every reason."""
     codes = sorted({each["code"] for each in found.verdict["refusals"]})
-    return "**The gate promotes it.**" if not codes else f"**The gate refuses it**: `{'`, `'.join(codes)}`."
+    return (
+        "**The gate promotes it.**"
+        if not codes
+        else f"**The gate refuses it**: `{'`, `'.join(codes)}`."
+    )
 
 
 def page(market: Path) -> str:
     """The whole page, the synthetic markets first since they are the quickest."""
-    bars = ['market.source="directory"', f'market.directory="{market}"', 'market.finer=["15m","30m"]']
+    bars = [
+        'market.source="directory"',
+        f'market.directory="{market}"',
+        'market.finer=["15m","30m"]',
+    ]
     edge, without = evaluated("planted", ()), evaluated("planted", ["market.synthetic.edge=0"])
     real = evaluated("cpu", bars)
     shuffled = evaluated("cpu", [*bars, "targets.shuffled=true", 'publish.name="shuffled"'], ())
     window = evaluated("cpu", [*bars, *WINDOW])
     control = shuffled.table(WORSE)[0] | {"condition": {"value": "trained on shuffled labels"}}
     names = ("arm", "total return", "sharpe", "max drawdown")
-    published = [{name: {"value": value} for name, value in zip(names, row, strict=True)} for row in PUBLISHED]
+    published = [
+        {name: {"value": value} for name, value in zip(names, row, strict=True)}
+        for row in PUBLISHED
+    ]
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         real=real,
@@ -145,8 +168,12 @@ def page(market: Path) -> str:
 
 def main() -> None:
     """Run, and write the page."""
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--market", type=Path, required=True, help="folder of bars, news, fear and greed")
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    options.add_argument(
+        "--market", type=Path, required=True, help="folder of bars, news, fear and greed"
+    )
     options.add_argument("--output", type=Path, default=Path("docs/results.md"))
     chosen = options.parse_args()
     chosen.output.write_text(page(chosen.market), encoding="utf-8")

@@ -1,9 +1,11 @@
-"""Cost of training: `python -m bench.training`, the four algorithms against TRL's DPOTrainer in one run.
+"""Cost of training: `python -m bench.training`, the four algorithms against TRL's DPOTrainer in one
+run.
 
-Same prompts, same pairs (one per scenario), same adapter (activated LoRA of the same rank and targets), same batch,
-three epochs, reference log-probabilities precomputed for TRL. Our time counts the base pass over the training
-scenarios and the last reading of all of them. No warm-up and no supervised part, since TRL has none. TRL reads
-prompt and completion whole, twice per pair; several pairs per scenario would multiply its cost and not ours.
+Same prompts, same pairs (one per scenario), same adapter (activated LoRA of the same rank and
+targets), same batch, three epochs, reference log-probabilities precomputed for TRL. Our time counts
+the base pass over the training scenarios and the last reading of all of them. No warm-up and no
+supervised part, since TRL has none. TRL reads prompt and completion whole, twice per pair; several
+pairs per scenario would multiply its cost and not ours.
 """
 
 from __future__ import annotations
@@ -54,10 +56,14 @@ class Stopwatch:
         return time.process_time() - self._cpu, time.monotonic() - self._clock
 
 
-def accuracy(labels: NDArray[np.floating], base: NDArray[np.floating], pairs: NDArray[np.int64]) -> float:
-    """Share of pairs whose chosen action gained on the rejected one, beyond the reference, as TRL counts it.
+def accuracy(
+    labels: NDArray[np.floating], base: NDArray[np.floating], pairs: NDArray[np.int64]
+) -> float:
+    """Share of pairs whose chosen action gained on the rejected one, beyond the reference, as TRL
+    counts it.
 
-    `labels` and `base` are (N, 10) log-probabilities under the policy and the reference; `pairs` (P, 3).
+    `labels` and `base` are (N, 10) log-probabilities under the policy and the reference; `pairs`
+    (P, 3).
     """
     row, chosen, rejected = pairs.T
     gain = labels - base
@@ -65,9 +71,15 @@ def accuracy(labels: NDArray[np.floating], base: NDArray[np.floating], pairs: ND
 
 
 def ours(
-    name: str, prompts: list[Prompt], pairs: NDArray[np.int64], train: int, rewards: NDArray[np.float64], base: Path
+    name: str,
+    prompts: list[Prompt],
+    pairs: NDArray[np.int64],
+    train: int,
+    rewards: NDArray[np.float64],
+    base: Path,
 ) -> tuple[Cost, NDArray[np.float32]]:
-    """One algorithm from nothing: base pass, three epochs, all rows read. Also the base's label log-probabilities."""
+    """One algorithm from nothing: base pass, three epochs, all rows read. Also the base's label
+    log-probabilities."""
     reader, manifest = LabelReader.load(base), load_manifest(base)
     rows = np.arange(len(prompts))
     with tempfile.TemporaryDirectory() as folder:
@@ -75,11 +87,15 @@ def ours(
 
         def encode(those: list[Prompt]) -> Encoded:
             def build(target: Path) -> dict[str, Any]:
-                return build_encoded(target, those, reader, base, EncodeConfig(batch=BATCH), root / "cache")
+                return build_encoded(
+                    target, those, reader, base, EncodeConfig(batch=BATCH), root / "cache"
+                )
 
             return Encoded.open(Workshop(root).stage("encode", len(those), {}, build))
 
-        encode(prompts[train:])  # held-out rows are cached before the watch starts: TRL's time has none either
+        encode(
+            prompts[train:]
+        )  # held-out rows are cached before the watch starts: TRL's time has none either
         watch = Stopwatch()
         encoded = encode(prompts)
         problem = Problem(
@@ -102,8 +118,15 @@ def ours(
         return Cost(cpu, clock, accuracy(trained.label_log_probs, known, held_out)), known
 
 
-def theirs(prompts: list[Prompt], pairs: NDArray[np.int64], train: int, known: NDArray[np.float32], base: Path) -> Cost:
-    """DPOTrainer on the same pairs; its time ends with training, the held-out rows are read afterwards."""
+def theirs(
+    prompts: list[Prompt],
+    pairs: NDArray[np.int64],
+    train: int,
+    known: NDArray[np.float32],
+    base: Path,
+) -> Cost:
+    """DPOTrainer on the same pairs; its time ends with training, the held-out rows are read
+    afterwards."""
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import AutoTokenizer
@@ -112,8 +135,13 @@ def theirs(prompts: list[Prompt], pairs: NDArray[np.int64], train: int, known: N
     reader = LabelReader.load(base)
     records = []
     for row, chosen, rejected in pairs[pairs[:, 0] < train]:
-        turns = [{"role": "system", "content": prompts[row].system}, {"role": "user", "content": prompts[row].user}]
-        answers = ([{"role": "assistant", "content": LABELS[action]}] for action in (chosen, rejected))
+        turns = [
+            {"role": "system", "content": prompts[row].system},
+            {"role": "user", "content": prompts[row].user},
+        ]
+        answers = (
+            [{"role": "assistant", "content": LABELS[action]}] for action in (chosen, rejected)
+        )
         records.append(dict(zip(("prompt", "chosen", "rejected"), (turns, *answers), strict=True)))
     tail = list(reader.encoder.tail)
     lora = LoraConfig(
@@ -142,7 +170,8 @@ def theirs(prompts: list[Prompt], pairs: NDArray[np.int64], train: int, known: N
 
 
 def trl_settings(folder: str) -> Any:
-    """As ours: the same steps, on the CPU in float32, the reference's log-probabilities computed once."""
+    """As ours: the same steps, on the CPU in float32, the reference's log-probabilities computed
+    once."""
     from trl import DPOConfig
 
     return DPOConfig(
@@ -172,11 +201,15 @@ def labels_after(model: Any, reader: LabelReader, prompt: Prompt) -> NDArray[np.
 def main() -> None:
     """Print one line per algorithm, TRL last."""
     options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--scenarios", type=int, default=24, help="training scenarios, one pair each")
+    options.add_argument(
+        "--scenarios", type=int, default=24, help="training scenarios, one pair each"
+    )
     options.add_argument("--held-out", type=int, default=24)
     options.add_argument("--threads", type=int, default=1)
     options.add_argument("--models", type=Path, default=Path("var/models"))
-    options.add_argument("--only", nargs="*", choices=list(ALGORITHMS), default=["expected", "dpo", "ppo", "rrhf"])
+    options.add_argument(
+        "--only", nargs="*", choices=list(ALGORITHMS), default=["expected", "dpo", "ppo", "rrhf"]
+    )
     options.add_argument("--without-trl", action="store_true")
     chosen = options.parse_args()
     torch.set_num_threads(chosen.threads)
@@ -199,8 +232,8 @@ def main() -> None:
 
 def _print(name: str, cost: Cost, scenarios: int) -> None:
     print(
-        f"{name:10} {cost.cpu:8.1f} CPU-s {cost.clock:8.1f} s {scenarios / cost.cpu:8.3f} scenarios per CPU-s, "
-        f"held-out preference accuracy {cost.accuracy:.2f}",
+        f"{name:10} {cost.cpu:8.1f} CPU-s {cost.clock:8.1f} s {scenarios / cost.cpu:8.3f} scenarios"
+        f" per CPU-s, held-out preference accuracy {cost.accuracy:.2f}",
         flush=True,
     )
 

@@ -1,8 +1,9 @@
-"""`python -m bench.versions`: what further versions over one base model cost, in one run; compare ratios.
+"""`python -m bench.versions`: what further versions over one base model cost, in one run; compare
+ratios.
 
-Batches of four prompts through `LabelReader`, in turns, so that other load on the machine meets all alike:
-the base model alone (bare forward passes), one activated adapter, two, and both beside the base; then, for comparison,
-two versions that share nothing.
+Batches of four prompts through `LabelReader`, in turns, so that other load on the machine meets all
+alike: the base model alone (bare forward passes), one activated adapter, two, and both beside the
+base; then, for comparison, two versions that share nothing.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Runs the steps of a Dockerfile without a container engine.
 
-Every stage is a directory, and every step runs in it by chroot, in namespaces and an environment of its own. The base
-image cannot be had without a registry: this machine's /usr (read-only) and its Python, at /usr/local as in the image,
-stand in for it; a library that only this machine has is therefore not missed. Needs Linux, and root to mount.
+Every stage is a directory, and every step runs in it by chroot, in namespaces and an environment of
+its own. The base image cannot be had without a registry: this machine's /usr (read-only) and its
+Python, at /usr/local as in the image, stand in for it; a library that only this machine has is
+therefore not missed. Needs Linux, and root to mount.
 """
 
 from __future__ import annotations
@@ -27,9 +28,20 @@ from app.local.servers import die_with_parent
 ROOT = Path(__file__).parents[1]
 WORK = ROOT / "var" / "containers"
 BASE_PATH = "/usr/local/bin:/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin"
-# What a base image has of its own in /etc, and what an engine puts there; pip.conf: this machine's way to packages.
-ETC = ("ssl", "ld.so.conf", "ld.so.conf.d", "login.defs", "nsswitch.conf", "hosts", "resolv.conf", "pip.conf")
-# $1 root, $2 Python, $3 ro or rw; then pairs of a directory and its mount point, "--" and the command.
+# What a base image has of its own in /etc, and what an engine puts there; pip.conf: this machine's
+# way to packages.
+ETC = (
+    "ssl",
+    "ld.so.conf",
+    "ld.so.conf.d",
+    "login.defs",
+    "nsswitch.conf",
+    "hosts",
+    "resolv.conf",
+    "pip.conf",
+)
+# $1 root, $2 Python, $3 ro or rw; then pairs of a directory and its mount point, "--" and the
+# command.
 SANDBOX = """
 set -eu
 root=$1 python=$2 mode=$3; shift 3
@@ -79,7 +91,8 @@ def parse(dockerfile: str) -> list[Step]:
 
 
 def ignored(path: str, patterns: list[str]) -> bool:
-    """Whether .dockerignore leaves a file out: the last pattern that matches it or a parent of it decides."""
+    """Whether .dockerignore leaves a file out: the last pattern that matches it or a parent of it
+    decides."""
     verdict = False
     for line in patterns:
         pattern = line.strip().removeprefix("!").strip("/")
@@ -87,13 +100,16 @@ def ignored(path: str, patterns: list[str]) -> bool:
             continue
         parts = re.split(r"(\*\*/|\*\*|\*|\?)", pattern)
         wild = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-        if re.fullmatch("".join(wild.get(part) or re.escape(part) for part in parts) + "(?:/.*)?", path):
+        if re.fullmatch(
+            "".join(wild.get(part) or re.escape(part) for part in parts) + "(?:/.*)?", path
+        ):
             verdict = not line.strip().startswith("!")
     return verdict
 
 
 def context_files() -> list[str]:
-    """What an engine would be sent: files that git tracks or would track, less what .dockerignore leaves out."""
+    """What an engine would be sent: files that git tracks or would track, less what .dockerignore
+    leaves out."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
@@ -124,21 +140,46 @@ class Image:
         return self.root / os.path.normpath(os.path.join(self.workdir, path)).lstrip("/")
 
     def sandboxed(
-        self, command: list[str], env: Mapping[str, str] | None = None, volumes: Mapping[Path, str] | None = None
+        self,
+        command: list[str],
+        env: Mapping[str, str] | None = None,
+        volumes: Mapping[Path, str] | None = None,
     ) -> list[str]:
-        """The command line that runs `command` in here, as the stage's user. Only root can write beyond the volumes."""
+        """The command line that runs `command` in here, as the stage's user. Only root can write
+        beyond the volumes."""
         mounts: list[str] = []
         for source, target in (volumes or {}).items():
             self.at(target).mkdir(parents=True, exist_ok=True)
             mounts += [str(source), target]
         uid, gid = self.user.split(":")
         # A change of user forgets `unshare --kill-child`, hence --pdeathsig.
-        drop = ["setpriv", f"--reuid={uid}", f"--regid={gid}", "--clear-groups", "--bounding-set=-all"]
+        drop = [
+            "setpriv",
+            f"--reuid={uid}",
+            f"--regid={gid}",
+            "--clear-groups",
+            "--bounding-set=-all",
+        ]
         drop += ["--no-new-privs", "--pdeathsig=KILL"]
         variables = {"HOME": self._home(uid), **self.env, **(env or {})}
-        clean = ["env", "-i", f"--chdir={self.workdir}", *(f"{key}={value}" for key, value in variables.items())]
+        clean = [
+            "env",
+            "-i",
+            f"--chdir={self.workdir}",
+            *(f"{key}={value}" for key, value in variables.items()),
+        ]
         return [
-            *("unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", SANDBOX, "sandbox"),
+            *(
+                "unshare",
+                "--mount",
+                "--pid",
+                "--fork",
+                "--kill-child",
+                "sh",
+                "-c",
+                SANDBOX,
+                "sandbox",
+            ),
             *(str(self.root), sys.base_prefix, "rw" if uid == "0" else "ro", *mounts, "--"),
             *(drop if uid != "0" else []),
             *clean,
@@ -190,10 +231,16 @@ class Builder:
     def _apply(self, image: Image, step: Step, target: str) -> None:
         """One step. An instruction or a flag that is not known here is an error, never skipped."""
         begin = time.monotonic()
-        known = {"RUN": {"mount"}, "COPY": {"from"}, "HEALTHCHECK": {"interval", "timeout", "start-period", "retries"}}
+        known = {
+            "RUN": {"mount"},
+            "COPY": {"from"},
+            "HEALTHCHECK": {"interval", "timeout", "start-period", "retries"},
+        }
         if surplus := set(step.flags) - known.get(step.name, set()):
             raise BuildError(f"{step.name}: the flags {surplus} are not known here")
-        text = re.sub(r"\$\{?(\w+)\}?", lambda name: {**image.args, **image.env}.get(name[1], ""), step.text)
+        text = re.sub(
+            r"\$\{?(\w+)\}?", lambda name: {**image.args, **image.env}.get(name[1], ""), step.text
+        )
         match step.name:
             case "ARG":
                 name, _, default = text.partition("=")
@@ -230,9 +277,19 @@ class Builder:
         for source in sources:
             found = sorted(base.glob(source.strip("/")))
             if not found:
-                raise BuildError(f"COPY: there is no {source} in {stage or 'the context'}; does .dockerignore name it?")
+                raise BuildError(
+                    f"COPY: there is no {source} in {stage or 'the context'}; does .dockerignore"
+                    " name it?"
+                )
             for path in found:
-                copy(path, image.at(target) / path.name if path.is_file() and into_directory else image.at(target))
+                copy(
+                    path,
+                    (
+                        image.at(target) / path.name
+                        if path.is_file() and into_directory
+                        else image.at(target)
+                    ),
+                )
 
     def _run(self, image: Image, step: Step) -> None:
         volumes = {}
@@ -243,14 +300,18 @@ class Builder:
             cache = WORK / "cache" / options["target"].strip("/").replace("/", "-")
             cache.mkdir(parents=True, exist_ok=True)
             volumes[cache] = options["target"]
-        # A directory of packages that a build argument names is one of this machine: show it at the same place.
-        named = [value for value in image.args.values() if value.startswith("/") and Path(value).is_dir()]
+        # A directory of packages that a build argument names is one of this machine: show it at the
+        # same place.
+        named = [
+            value for value in image.args.values() if value.startswith("/") and Path(value).is_dir()
+        ]
         volumes |= {Path(value): value for value in named}
         execute(image.sandboxed(["/bin/sh", "-c", step.text], image.args, volumes))
 
 
 def copy(source: Path, target: Path) -> None:
-    """A file to a file, or what a directory holds into a directory; modes, times and links are kept."""
+    """A file to a file, or what a directory holds into a directory; modes, times and links are
+    kept."""
     target.parent.mkdir(parents=True, exist_ok=True)
     what = [f"{source}/.", str(target)] if source.is_dir() else [str(source), str(target)]
     if source.is_dir():
@@ -259,7 +320,8 @@ def copy(source: Path, target: Path) -> None:
 
 
 def stand_in(root: Path) -> Image:
-    """An empty system in place of the base image: mount points, links into /usr, and the least that /etc must have."""
+    """An empty system in place of the base image: mount points, links into /usr, and the least that
+    /etc must have."""
     for name in ("dev", "proc", "tmp", "usr", "root", "var", "opt", "etc"):
         (root / name).mkdir(parents=True)
     for name in ("bin", "sbin", "lib", "lib64"):
@@ -268,7 +330,9 @@ def stand_in(root: Path) -> Image:
     for name in ETC:
         if Path("/etc", name).exists():
             subprocess.run(["cp", "-aH", f"/etc/{name}", root / "etc" / name], check=True)
-    (root / "etc/passwd").write_text("root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534::/:/usr/sbin/nologin\n")
+    (root / "etc/passwd").write_text(
+        "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534::/:/usr/sbin/nologin\n"
+    )
     (root / "etc/group").write_text("root:x:0:\nnogroup:x:65534:\n")
     image = Image(root)
     execute(image.sandboxed(["ldconfig"]))  # Python's own library lies in /usr/local/lib here
@@ -277,11 +341,14 @@ def stand_in(root: Path) -> Image:
 
 def execute(command: list[str]) -> None:
     """Run a command line to its end; its output is shown when it fails. Raises `BuildError`."""
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=end_with_us)
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=end_with_us
+    )
     if done.returncode != 0:
         raise BuildError(f"status {done.returncode}:\n{done.stdout[-4000:]}")
 
 
 def end_with_us() -> None:
-    """In a child, before exec: `unshare` takes its namespace along when it is killed, and it is killed when we end."""
+    """In a child, before exec: `unshare` takes its namespace along when it is killed, and it is
+    killed when we end."""
     die_with_parent(with_signal=signal.SIGKILL)

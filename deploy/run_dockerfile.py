@@ -1,9 +1,13 @@
-"""Builds the Dockerfile's targets without a container engine, and tries the service that comes out of them.
+"""Builds the Dockerfile's targets without a container engine, and tries the service that comes out
+of them.
 
-As compose would: migrate, then API and writer with a read-only root and a volume, the image's health check, one
-request, the reference agent, drift, SIGTERM. Postgres and Valkey are those of the project's own environment.
+As compose would: migrate, then API and writer with a read-only root and a volume, the image's
+health check, one request, the reference agent, drift, SIGTERM. Postgres and Valkey are those of the
+project's own environment.
 
-usage: python -m deploy.run_dockerfile [--keep]      (from the repository's root; --keep leaves the stages in var/)
+usage: python -m deploy.run_dockerfile [--keep]
+
+Run it from the repository's root; --keep leaves the stages in var/.
 """
 
 from __future__ import annotations
@@ -38,11 +42,16 @@ class TrialError(Exception):
 
 
 class Container:
-    """A process from an image, as `docker run --read-only` would have it. Use as a context manager."""
+    """A process from an image, as `docker run --read-only` would have it. Use as a context
+    manager."""
 
-    def __init__(self, name: str, image: Image, command: list[str], env: Mapping[str, str], home: Path | None) -> None:
+    def __init__(
+        self, name: str, image: Image, command: list[str], env: Mapping[str, str], home: Path | None
+    ) -> None:
         self.name = name
-        self._line = image.sandboxed([*image.entrypoint, *command], env, {home: HOME} if home else {})
+        self._line = image.sandboxed(
+            [*image.entrypoint, *command], env, {home: HOME} if home else {}
+        )
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Container:
@@ -144,12 +153,19 @@ def try_service(image: Image, trainer: Image) -> None:
         healthy = image.sandboxed(image.health, env)
         wait("the image's health check succeeds", lambda: succeeds(healthy), api, writer)
         for container in (api, writer):
-            expect(container.status("Uid")[0] == image.user.split(":")[0], f"{container.name} is not root")
-            expect(int(container.status("CapEff")[0], 16) == 0, f"{container.name} has no capability")
+            expect(
+                container.status("Uid")[0] == image.user.split(":")[0],
+                f"{container.name} is not root",
+            )
+            expect(
+                int(container.status("CapEff")[0], 16) == 0, f"{container.name} has no capability"
+            )
         url = f"http://127.0.0.1:{ports['ADVISOR_PORT']}"
         try_advice(url, postgres.url)
         say("advisor-train paper, from the trainer's image")
-        agent = trainer.sandboxed([*trainer.entrypoint, "paper", "--candidates", "3", "--url", url], {"COLUMNS": "120"})
+        agent = trainer.sandboxed(
+            [*trainer.entrypoint, "paper", "--candidates", "3", "--url", url], {"COLUMNS": "120"}
+        )
         subprocess.run(agent, check=True, preexec_fn=end_with_us)
         api.stop()
         expect(not succeeds(healthy), "the health check fails once the API has ended")
@@ -163,8 +179,13 @@ def try_service(image: Image, trainer: Image) -> None:
 def try_advice(url: str, database: str) -> None:
     """One request, and its way into Postgres."""
     headers = {"X-Deadline-Ms": "20000"}
-    answer = httpx.post(f"{url}/advise", json=request(), headers=headers, timeout=30, trust_env=False)
-    expect(answer.status_code == 200, f"POST /advise is answered with {answer.status_code}: {answer.text[:300]}")
+    answer = httpx.post(
+        f"{url}/advise", json=request(), headers=headers, timeout=30, trust_env=False
+    )
+    expect(
+        answer.status_code == 200,
+        f"POST /advise is answered with {answer.status_code}: {answer.text[:300]}",
+    )
     expect(answer.json()["probabilities"] is not None, "the model gave a proposal")
     wait("the decision is in Postgres", lambda: rows(database) == 1)
 
@@ -174,7 +195,9 @@ def try_drift(trainer: Image, database: str) -> None:
     port = free_port()
     env = {"DATABASE_URL": database + AS_ANALYST, "COLUMNS": "120"}
     url = f"http://127.0.0.1:{port}/metrics"
-    with Container("advisor-train drift", trainer, ["drift", "--listen", str(port)], env, None) as drift:
+    with Container(
+        "advisor-train drift", trainer, ["drift", "--listen", str(port)], env, None
+    ) as drift:
         # Four decisions are too few to conclude anything from, which is to be watched.
         wait("drift has looked, and says so", lambda: shows(url, 'verdict="watch"} 1.0'), drift)
         expect(int(drift.status("CapEff")[0], 16) == 0, f"{drift.name} has no capability")
@@ -198,7 +221,10 @@ def rows(database: str) -> int:
 def main() -> int:
     """Build, try, clean up. 0 when all went well."""
     if os.geteuid() != 0:
-        print("run_dockerfile: only root can mount and change users: run it with sudo", file=sys.stderr)
+        print(
+            "run_dockerfile: only root can mount and change users: run it with sudo",
+            file=sys.stderr,
+        )
         return 2
     begin = time.monotonic()
     for name in ("stages", "context", "home", "postgres", "valkey"):
@@ -214,7 +240,10 @@ def main() -> int:
         if "--keep" not in sys.argv:
             for name in ("stages", "context", "home", "postgres", "valkey"):
                 shutil.rmtree(WORK / name, ignore_errors=True)
-    print(f"run_dockerfile: the images build, and the service runs from them ({time.monotonic() - begin:.0f} s)")
+    print(
+        "run_dockerfile: the images build, and the service runs from them"
+        f" ({time.monotonic() - begin:.0f} s)"
+    )
     return 0
 
 

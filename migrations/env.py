@@ -1,7 +1,9 @@
-"""Alembic's environment: one transaction, an advisory lock against other starters, and a lock timeout.
+"""Alembic's environment: one transaction, an advisory lock against other starters, and a lock
+timeout.
 
-`advisor migrate` passes the URL. Developers who write a migration pass it themselves, from the repository's root:
-`alembic -x url=postgresql://... revision --autogenerate -m "what changes"`, or `alembic -x url=... check`.
+`advisor migrate` passes the URL. Developers who write a migration pass it themselves, from the
+repository's root: `alembic -x url=postgresql://... revision --autogenerate -m "what changes"`, or
+`alembic -x url=... check`.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ def without_partitions(name: str | None, kind: str, parents: object) -> bool:
 
 def run() -> None:
     """Migrate the database."""
-    url = context.config.attributes.get("url") or async_url(context.get_x_argument(as_dictionary=True)["url"])
+    url = context.config.attributes.get("url") or async_url(
+        context.get_x_argument(as_dictionary=True)["url"]
+    )
     engine = create_engine(url, poolclass=NullPool, connect_args=CONNECT_ARGS)
     with engine.connect() as connection:
         connection.execute(text("SELECT pg_advisory_lock(:lock)"), {"lock": MIGRATION_LOCK})

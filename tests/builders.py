@@ -1,8 +1,10 @@
-"""Builders of records and events for tests: name only what the test is about, the rest is plain and valid.
+"""Builders of records and events for tests: name only what the test is about, the rest is plain and
+valid.
 
-`scenario(candidate__rsi=31.0)`, `reading("H")`, `decision("r-1", label="A", control=True)`, `agent_action(False)`,
-`outcome(r=-1.0)`, `manifest("m-1")`, and their events. Labels: `A` rejects; `H` approves the agent's whole risk.
-The default decision is approved: no rule of `LIMITS` refuses the plain scenario.
+`scenario(candidate__rsi=31.0)`, `reading("H")`, `decision("r-1", label="A", control=True)`,
+`agent_action(False)`, `outcome(r=-1.0)`, `manifest("m-1")`, and their events. Labels: `A` rejects;
+`H` approves the agent's whole risk. The default decision is approved: no rule of `LIMITS` refuses
+the plain scenario.
 """
 
 from __future__ import annotations
@@ -26,7 +28,14 @@ from app.domain.decision import (
     prepare,
     review_control,
 )
-from app.domain.event import AgentActionReport, Event, EventKind, OutcomeReport, Rationale, StateChange
+from app.domain.event import (
+    AgentActionReport,
+    Event,
+    EventKind,
+    OutcomeReport,
+    Rationale,
+    StateChange,
+)
 from app.domain.limits import Limits
 from app.domain.manifest import Calibration, ModelManifest
 from app.domain.scenario import Scenario
@@ -38,7 +47,8 @@ HASH = "sha256:" + "0" * 64
 
 
 def scenario(*, as_of: datetime = AS_OF, **overrides: Any) -> Scenario:
-    """The plain scenario at `as_of`, with `section__field=value` changes; a value of `...` removes the field."""
+    """The plain scenario at `as_of`, with `section__field=value` changes; a value of `...` removes
+    the field."""
     document = scenario_json(**{"candidate__ts": as_of, "market__bar_closed_at": as_of} | overrides)
     return Scenario.from_json(document)
 
@@ -46,10 +56,14 @@ def scenario(*, as_of: datetime = AS_OF, **overrides: Any) -> Scenario:
 def reading(label: str = "H", probability: float = 0.91) -> Reading:
     """A model that gives `label` this probability, and shares the rest among the other labels."""
     rest = (1 - probability) / (len(LABELS) - 1)
-    return Reading(log_probabilities=tuple(math.log(probability if each == label else rest) for each in LABELS))
+    return Reading(
+        log_probabilities=tuple(math.log(probability if each == label else rest) for each in LABELS)
+    )
 
 
-def version(model_version: str = MODEL, role: Role = Role.PRIMARY, calibration: Calibration | None = None) -> Version:
+def version(
+    model_version: str = MODEL, role: Role = Role.PRIMARY, calibration: Calibration | None = None
+) -> Version:
     """Who answers."""
     return Version(model_version, HASH, calibration or Calibration(), role)
 
@@ -67,7 +81,8 @@ def decision(
     state: TradingState = TradingState.ACTIVE,
     **overrides: Any,
 ) -> Decision:
-    """A decision on `about`, or on `scenario(as_of=at, **overrides)`, judged at the scenario's own time.
+    """A decision on `about`, or on `scenario(as_of=at, **overrides)`, judged at the scenario's own
+    time.
 
     `label` is what the primary says, or its abstention; `shadows` are further versions with theirs.
     """
@@ -113,7 +128,12 @@ def agent_action(traded: bool = True, **fields: Any) -> AgentAction:
 def outcome(arm: str = "agent", r: float | None = None, **fields: Any) -> Outcome:
     """An outcome of `r` R: a stop-out when it lost, a target when it won, not traded at 0."""
     code = "not_traded" if not r else "sl" if r < 0 else "tp2"
-    document = {"arm": arm, "outcome": code, "r_multiple": r, "net_pnl": None if r is None else 10 * r}
+    document = {
+        "arm": arm,
+        "outcome": code,
+        "r_multiple": r,
+        "net_pnl": None if r is None else 10 * r,
+    }
     if arm == Arm.ADVICE:
         document["model_version"] = MODEL
     return Outcome.from_json(document | fields)
@@ -149,13 +169,19 @@ def outcome_event(of: UUID | str, result: Outcome, *, minutes: float = 60) -> Ev
     return Event.of_report(EventKind.OUTCOME, report)
 
 
-def rationale_event(of: UUID | str, text: str = "Trend and flow agree.", *, minutes: float = 0) -> Event:
+def rationale_event(
+    of: UUID | str, text: str = "Trend and flow agree.", *, minutes: float = 0
+) -> Event:
     """A rationale of the primary's version."""
-    report = Rationale(decision_id=_id(of), recorded_at=_later(minutes), model_version=MODEL, text=text)
+    report = Rationale(
+        decision_id=_id(of), recorded_at=_later(minutes), model_version=MODEL, text=text
+    )
     return Event.of_report(EventKind.RATIONALE, report)
 
 
-def state_event(state: TradingState = TradingState.HALTED, *, minutes: float = 0, reason: str = "test") -> Event:
+def state_event(
+    state: TradingState = TradingState.HALTED, *, minutes: float = 0, reason: str = "test"
+) -> Event:
     """A change of the trading state `minutes` after `AS_OF`."""
     return Event.of_state_change(
         StateChange(recorded_at=_later(minutes), state=state, reason=reason, changed_by="tests")

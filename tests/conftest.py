@@ -1,4 +1,5 @@
-"""Real servers for every test that needs them: one Postgres and one Valkey per session, a fresh database per test."""
+"""Real servers for every test that needs them: one Postgres and one Valkey per session, a fresh
+database per test."""
 
 from __future__ import annotations
 
@@ -21,12 +22,15 @@ _numbers = itertools.count()
 
 def administration(url: str) -> psycopg.Connection:
     """A connection that may create and drop databases."""
-    return psycopg.connect(url.replace("+psycopg", "").rsplit("/", 1)[0] + "/postgres", autocommit=True)
+    return psycopg.connect(
+        url.replace("+psycopg", "").rsplit("/", 1)[0] + "/postgres", autocommit=True
+    )
 
 
 @contextmanager
 def open_directory() -> Iterator[Path]:
-    """A directory that every user may enter, so that an embedded Postgres uses it also under root."""
+    """A directory that every user may enter, so that an embedded Postgres uses it also under
+    root."""
     directory = Path(tempfile.mkdtemp(prefix="advisor-test-"))
     directory.chmod(0o755)
     try:

@@ -45,10 +45,14 @@ def field_row(name: str, field: FieldInfo) -> str:
 
 
 @pytest.mark.parametrize("record", CAPTURED, ids=lambda record: record.__name__)
-def test_every_captured_field_is_described_with_unit_and_meaning_of_null(record: type[Record]) -> None:
+def test_every_captured_field_is_described_with_unit_and_meaning_of_null(
+    record: type[Record],
+) -> None:
     text = (DOCS / "trade_record_format.md").read_text()
     nested = ("candidate", "plan", "account", "market") if record is Scenario else ()
-    rows = [field_row(name, field) for name, field in record.model_fields.items() if name not in nested]
+    rows = [
+        field_row(name, field) for name, field in record.model_fields.items() if name not in nested
+    ]
     assert [row for row in rows if row not in text] == []
 
 
@@ -70,7 +74,10 @@ def test_every_veto_has_its_row_and_every_limit_is_named() -> None:
 def test_every_metric_is_in_the_runbook_or_the_metrics_page() -> None:
     text = (DOCS / "metrics.md").read_text()
     names = {metric.name for metric in Metrics(["v"]).registry.collect()}
-    documented = {name.removesuffix("_total") for name in re.findall(r"^\| `(advisor_\w+)`", text, re.MULTILINE)}
+    documented = {
+        name.removesuffix("_total")
+        for name in re.findall(r"^\| `(advisor_\w+)`", text, re.MULTILINE)
+    }
     assert documented == names
 
 
@@ -98,5 +105,9 @@ def test_decision_records_have_their_four_parts() -> None:
     assert records
     for record in records:
         text = record.read_text()
-        missing = [part for part in ("Context", "Decision", "Consequences", "Alternatives") if f"## {part}" not in text]
+        missing = [
+            part
+            for part in ("Context", "Decision", "Consequences", "Alternatives")
+            if f"## {part}" not in text
+        ]
         assert missing == [], record.name

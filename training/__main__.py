@@ -15,7 +15,9 @@ from training.cli.rebuild import rebuild
 from training.cli.refresh import refresh
 from training.cli.registry import list_versions, publish_policy, roll_back
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, help=__doc__)
+app = typer.Typer(
+    no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, help=__doc__
+)
 app.command()(rebuild)
 app.command()(evaluate)
 app.command()(walk_forward)
@@ -31,7 +33,8 @@ app.command("versions")(list_versions)
 
 @app.callback()
 def train() -> None:
-    """The offline side of shadow-advisor: rebuild the model, judge it, publish it; paper trading, outcomes, drift."""
+    """The offline side of shadow-advisor: rebuild the model, judge it, publish it; paper trading,
+    outcomes, drift."""
 
 
 def main() -> None:
@@ -39,7 +42,9 @@ def main() -> None:
     try:
         app()
     except AdvisorError as error:
-        Console(stderr=True).print(f"advisor-train: {error}", markup=False, style="red", soft_wrap=True)
+        Console(stderr=True).print(
+            f"advisor-train: {error}", markup=False, style="red", soft_wrap=True
+        )
         sys.exit(1)
 
 

@@ -1,4 +1,5 @@
-"""What paper trading, the resolver and drift read from the shadow log: published tables and views, read-only.
+"""What paper trading, the resolver and drift read from the shadow log: published tables and views,
+read-only.
 
 Any role that was granted `advisor_analyst` may read; the session refuses to write.
 """
@@ -45,10 +46,14 @@ def reading(url: str) -> Iterator[Connection]:
             connection.read_only = True
             yield connection
     except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn) as error:
-        raise ShadowLogUnavailable("the database lacks the schema of this release: run `advisor migrate`") from error
+        raise ShadowLogUnavailable(
+            "the database lacks the schema of this release: run `advisor migrate`"
+        ) from error
     except psycopg.Error as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise ShadowLogUnavailable(f"Postgres: {lines[0]}; check DATABASE_URL and the server") from error
+        raise ShadowLogUnavailable(
+            f"Postgres: {lines[0]}; check DATABASE_URL and the server"
+        ) from error
 
 
 _RUN: LiteralString = """
@@ -68,7 +73,8 @@ ORDER BY d.as_of, d.received_at, d.request_id
 
 
 def decisions_of_run(connection: Connection, run: str) -> list[Recalled]:
-    """What the log has of a paper run, oldest first; those of one moment in the order in which they were judged."""
+    """What the log has of a paper run, oldest first; those of one moment in the order in which they
+    were judged."""
     rows = connection.execute(_RUN, {"prefix": f"{run}/"})
     return [_recalled(row) for row in rows]
 
@@ -117,10 +123,14 @@ SELECT d.decision_id, d.as_of, 'advice', a.model_version, a.approve, d.scenario,
 FROM decisions d
 JOIN advices a ON a.decision_id = d.decision_id AND a.as_of = d.as_of
 WHERE a.approve IS NOT NULL AND starts_with(d.request_id, %(prefix)s)
-  AND NOT EXISTS (SELECT FROM outcomes o WHERE o.decision_id = d.decision_id
-                  AND (o.exogenous_skip OR (o.arm = 'advice' AND o.model_version = a.model_version)))
+  AND NOT EXISTS (
+    SELECT FROM outcomes o WHERE o.decision_id = d.decision_id
+    AND (o.exogenous_skip OR (o.arm = 'advice' AND o.model_version = a.model_version))
+  )
 """
-_UNRESOLVED_IN_ORDER: LiteralString = _UNRESOLVED + "ORDER BY as_of, decision_id, arm, model_version"
+_UNRESOLVED_IN_ORDER: LiteralString = (
+    _UNRESOLVED + "ORDER BY as_of, decision_id, arm, model_version"
+)
 _UNRESOLVED_SYMBOLS: LiteralString = (
     "SELECT scenario #>> '{candidate,symbol}' AS symbol, min(as_of) AS first FROM ("
     + _UNRESOLVED
@@ -131,8 +141,8 @@ _UNRESOLVED_SYMBOLS: LiteralString = (
 def without_outcome(connection: Connection, prefix: str = "") -> Iterator[Sequence[Unresolved]]:
     """Arms without an outcome, oldest first, in chunks: the log may be larger than memory.
 
-    The agent's arm needs a control on record; one that was skipped for an outage is no verdict, and neither arm of it
-    is listed. `prefix` restricts it to request ids that begin so.
+    The agent's arm needs a control on record; one that was skipped for an outage is no verdict, and
+    neither arm of it is listed. `prefix` restricts it to request ids that begin so.
     """
     with connection.cursor(name="without_outcome") as cursor:
         cursor.itersize = CHUNK
@@ -157,7 +167,8 @@ def _unresolved(row: dict[str, Any]) -> Unresolved:
 
 
 _JUDGED: LiteralString = """
-SELECT s.as_of, s.model_version, s.approve_probability, s.label_mass, s.status, s.agent_approve, s.advice_approve,
+SELECT s.as_of, s.model_version, s.approve_probability, s.label_mass, s.status, s.agent_approve,
+       s.advice_approve,
        s.agree, s.advice_r, s.agent_r, d.scenario
 FROM shadow_comparison s
 JOIN decisions d ON d.decision_id = s.decision_id AND d.as_of = s.as_of
@@ -169,7 +180,8 @@ ORDER BY s.as_of, s.decision_id
 def judged_between(
     connection: Connection, version: str, begin: datetime, end: datetime
 ) -> Iterator[Sequence[dict[str, Any]]]:
-    """Rows of `shadow_comparison` of one version with scenarios, as_of in (begin, end], oldest first, in chunks."""
+    """Rows of `shadow_comparison` of one version with scenarios, as_of in (begin, end], oldest
+    first, in chunks."""
     with connection.cursor(name="judged") as cursor:
         cursor.itersize = CHUNK
         cursor.execute(_JUDGED, {"version": version, "begin": begin, "end": end})
@@ -211,5 +223,7 @@ def served(connection: Connection, version: str | None) -> Served:
     row = connection.execute(_SERVED, {"version": version}).fetchone()
     if row is None:
         of_whom = f" of version {version}" if version else ""
-        raise ShadowLogUnavailable(f"the shadow log has no advice{of_whom}: let the agent ask the service first")
+        raise ShadowLogUnavailable(
+            f"the shadow log has no advice{of_whom}: let the agent ask the service first"
+        )
     return Served(**row)

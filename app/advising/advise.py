@@ -54,7 +54,8 @@ class Incoming(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """A recorded decision. `recorded` says where it is durable: stream, spool, or shadow_log for a repeat."""
+    """A recorded decision. `recorded` says where it is durable: stream, spool, or shadow_log for a
+    repeat."""
 
     decision: Decision
     recorded: str
@@ -64,7 +65,8 @@ class Answer(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Models:
-    """The versions being served: the primary's advice is the reply, the others are recorded beside it."""
+    """The versions being served: the primary's advice is the reply, the others are recorded beside
+    it."""
 
     primary: Policy
     shadows: tuple[Policy, ...] = ()
@@ -99,7 +101,8 @@ class Advisor:
         judge_at: Callable[[Scenario], datetime],
     ) -> None:
         self.models = models
-        """Versions that the next request gets; replaced as a whole, also while requests are under way."""
+        """Versions that the next request gets; replaced as a whole, also while requests are under
+        way."""
         self._in_use: Counter[Models] = Counter()
         self._records = records
         self._controls = controls
@@ -137,11 +140,14 @@ class Advisor:
             return await self._stored(incoming)
         self._metrics.record(decision)
         self._records.remember(decision)
-        return Answer(decision, receipt.target, False, await self._explain(incoming, models, decision))
+        return Answer(
+            decision, receipt.target, False, await self._explain(incoming, models, decision)
+        )
 
     @contextmanager
     def _using_models(self) -> Iterator[Models]:
-        """The versions in force now, for a whole request: a switch meanwhile concerns the next one."""
+        """The versions in force now, for a whole request: a switch meanwhile concerns the next
+        one."""
         models = self.models
         self._in_use[models] += 1
         try:
@@ -152,7 +158,8 @@ class Advisor:
                 del self._in_use[models]
 
     async def _stored(self, incoming: Incoming) -> Answer:
-        """The decision stored under this id. A repeat that reaches another replica is found by the journal's append."""
+        """The decision stored under this id. A repeat that reaches another replica is found by the
+        journal's append."""
         decision = await self._records.decision(decision_id(incoming.request_id))
         if decision.request_hash != incoming.claim:
             raise RequestConflict(
@@ -195,7 +202,8 @@ class Advisor:
         )
 
     async def _explain(self, incoming: Incoming, models: Models, decision: Decision) -> str | None:
-        """A rationale, when asked for and in time. It comes after the decision is durable and never changes it."""
+        """A rationale, when asked for and in time. It comes after the decision is durable and never
+        changes it."""
         proposal = decision.primary.proposal
         if not incoming.rationale or proposal is None:
             return None
@@ -217,7 +225,9 @@ class Advisor:
 async def _read(models: Models, prompt: Prompt, deadline: float) -> list[Reading | Abstention]:
     if not models.shadows:
         return [await _reading(models.primary, prompt, deadline)]
-    return list(await asyncio.gather(*(_reading(policy, prompt, deadline) for policy in models.policies)))
+    return list(
+        await asyncio.gather(*(_reading(policy, prompt, deadline) for policy in models.policies))
+    )
 
 
 async def _reading(policy: Policy, prompt: Prompt, deadline: float) -> Reading | Abstention:

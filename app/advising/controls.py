@@ -20,9 +20,12 @@ REFRESH_S = 0.5
 
 
 class Controls:
-    """The limits and the state in force. A bad limits file keeps the old limits; an unknown state is HALTED."""
+    """The limits and the state in force. A bad limits file keeps the old limits; an unknown state
+    is HALTED."""
 
-    def __init__(self, limits_path: Path, journal: Journal, shadow_log: ShadowLog, metrics: Metrics) -> None:
+    def __init__(
+        self, limits_path: Path, journal: Journal, shadow_log: ShadowLog, metrics: Metrics
+    ) -> None:
         self._path = limits_path
         self._journal = journal
         self._log = shadow_log
@@ -31,7 +34,8 @@ class Controls:
         self.state = TradingState.HALTED
         self.change: StateChange | None = None
         self._shared = True
-        """Whether the change in force is the stream's: what could not be told to the others yet is held against it."""
+        """Whether the change in force is the stream's: what could not be told to the others yet is
+        held against it."""
         self._told = ""
         """Why the state is unknown, as it was last logged."""
         self.limits: Limits
@@ -40,11 +44,14 @@ class Controls:
         self._stamp = self._file_stamp()
 
     async def start(self) -> None:
-        """Learn the state: from the stream, else the last change in Postgres, else ACTIVE on a new installation."""
+        """Learn the state: from the stream, else the last change in Postgres, else ACTIVE on a new
+        installation."""
         try:
             stored = await self._journal.get_state() or await self._log.latest_state()
         except (JournalUnavailable, ShadowLogUnavailable) as error:
-            if self._told != (reason := str(error)):  # Once for each reason: this is tried twice a second.
+            if self._told != (
+                reason := str(error)
+            ):  # Once for each reason: this is tried twice a second.
                 self._told = reason
                 log.error("trading state unknown, HALTED until it is known or set", error=reason)
             self._metrics.set_state(self.state)
@@ -53,7 +60,8 @@ class Controls:
         self._enter(stored, shared=True)
 
     async def set_state(self, change: StateChange) -> Receipt:
-        """Record a change, then enter it. HALTED takes effect here even when nothing could be recorded."""
+        """Record a change, then enter it. HALTED takes effect here even when nothing could be
+        recorded."""
         if change.state is TradingState.HALTED:
             self._enter(change, shared=False)
         receipt = await self._journal.set_state(change)
@@ -77,7 +85,11 @@ class Controls:
             limits = read_limits(self._path)
         except LimitsError as error:
             self._metrics.limits_failures.inc()
-            log.error("limits file refused, the old limits stay in force", error=str(error), in_force=self.limits_hash)
+            log.error(
+                "limits file refused, the old limits stay in force",
+                error=str(error),
+                in_force=self.limits_hash,
+            )
             return
         self._adopt(limits)
         log.info("limits reloaded", version=limits.version, hash=self.limits_hash)
@@ -89,10 +101,12 @@ class Controls:
                 return
             stored = await self._journal.get_state()
         except AdvisorError:
-            return  # The stream is away: /readyz and advisor_dependency_up say so; the state in force stays.
+            # The stream is away: /readyz says so, and the state in force stays.
+            return
         if stored is None or (self._shared and stored == self.change):
             return
-        # The stream's order counts, not the replicas' clocks; only what it does not have yet goes by its time.
+        # The stream's order counts, not the replicas' clocks; only what it does not have yet goes
+        # by its time.
         if self._shared or self.change is None or stored.recorded_at >= self.change.recorded_at:
             self._enter(stored, shared=True)
 
@@ -102,7 +116,12 @@ class Controls:
         self.state = change.state if change is not None else TradingState.ACTIVE
         self._metrics.set_state(self.state)
         if before is not self.state:
-            log.warning("trading state", before=before, now=self.state, reason=change.reason if change else "initial")
+            log.warning(
+                "trading state",
+                before=before,
+                now=self.state,
+                reason=change.reason if change else "initial",
+            )
 
     def _adopt(self, limits: Limits) -> None:
         self.limits = limits

@@ -16,8 +16,9 @@ PATIENCE_S = 1.0
 class Probe:
     """One question at a time to one dependency: `check` raises an `AdvisorError` when it is away.
 
-    Who asks waits at most `PATIENCE_S`. The question itself goes on: a connection whose server is silent cannot be
-    given up in good order (psycopg waits for the server there, too), and a new one each time would use up the pool.
+    Who asks waits at most `PATIENCE_S`. The question itself goes on: a connection whose server is
+    silent cannot be given up in good order (psycopg waits for the server there, too), and a new one
+    each time would use up the pool.
     """
 
     def __init__(self, check: Callable[[], Coroutine[Any, Any, object]]) -> None:
@@ -31,7 +32,10 @@ class Probe:
         question = self._asked
         done, _ = await asyncio.wait({question}, timeout=PATIENCE_S)
         if not done:
-            return f"no answer within {PATIENCE_S:g} s: the server is silent or overloaded; check it and the network"
+            return (
+                f"no answer within {PATIENCE_S:g} s: the server is silent or overloaded; check it"
+                " and the network"
+            )
         try:
             question.result()
         except AdvisorError as error:

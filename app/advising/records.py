@@ -33,7 +33,9 @@ class _Recent(NamedTuple):
 class Records:
     """Durable writes, and reads that find a decision whether or not the writer has moved it yet."""
 
-    def __init__(self, journal: Journal, shadow_log: ShadowLog, metrics: Metrics, now: Callable[[], datetime]) -> None:
+    def __init__(
+        self, journal: Journal, shadow_log: ShadowLog, metrics: Metrics, now: Callable[[], datetime]
+    ) -> None:
         self._journal = journal
         self._log = shadow_log
         self._metrics = metrics
@@ -77,7 +79,8 @@ class Records:
         return stored
 
     async def document(self, decision_id: UUID) -> dict[str, Any]:
-        """The full stored record with its actions, outcomes and rationale. Raises as `decision()`."""
+        """The full stored record with its actions, outcomes and rationale. Raises as
+        `decision()`."""
         payload = await self._journal.find(str(decision_id))
         if payload is not None:
             return {"stored": False, "decision": orjson.loads(payload)}
@@ -102,7 +105,8 @@ class Records:
         return await self.append(Event.of_report(EventKind.OUTCOME, report))
 
     def remember(self, decision: Decision) -> None:
-        """Keep what a late control will be compared with; compare at once when the control came along."""
+        """Keep what a late control will be compared with; compare at once when the control came
+        along."""
         recent = _recent(decision)
         self._recent[decision.decision_id] = recent
         if len(self._recent) > REMEMBERED:
@@ -114,7 +118,8 @@ class Records:
         if self._journal.reachable:
             return UnknownDecision(f"no decision has the id {decision_id}")
         return JournalUnavailable(
-            f"decision {decision_id} is not in the shadow log; it may wait in the journal, which is away: ask again"
+            f"decision {decision_id} is not in the shadow log; it may wait in the journal, which is"
+            " away: ask again"
         )
 
     async def _known(self, decision_id: UUID) -> _Recent:

@@ -74,7 +74,8 @@ class Service:
         return self.now() if self.judges_by_wall_clock else scenario.as_of
 
     async def start(self) -> None:
-        """Connect, learn the state, start the background work. Absent servers do not stop a start."""
+        """Connect, learn the state, start the background work. Absent servers do not stop a
+        start."""
         await self.journal.start()
         await self.controls.start()
         self.metrics.dependency.labels(Dependency.MODEL).set(1)
@@ -98,11 +99,14 @@ class Service:
         await self.shadow_log.aclose()
 
     async def accept(self, incoming: Incoming, body: AdviseRequest) -> None:
-        """Make a request durable, to be decided later. Raises `RequestConflict` or `JournalUnavailable`."""
+        """Make a request durable, to be decided later. Raises `RequestConflict` or
+        `JournalUnavailable`."""
         known = decision_id(incoming.request_id)
         claim = await self.records.claim(known)
         if claim is not None and claim != incoming.claim:
-            raise RequestConflict(f"request_id {incoming.request_id!r} was used before with other content")
+            raise RequestConflict(
+                f"request_id {incoming.request_id!r} was used before with other content"
+            )
         if claim is None:
             content = body.model_copy(update={"request_id": incoming.request_id})
             await self._requests.put(str(known), incoming.claim, content.model_dump_json().encode())
@@ -112,24 +116,37 @@ class Service:
         return await self._requests.pending(str(known))
 
     async def describe_models(self) -> dict[str, Any]:
-        """Versions being served with their manifests; versions and aliases of the registry when it can be read."""
+        """Versions being served with their manifests; versions and aliases of the registry when it
+        can be read."""
         serving = [
-            {"role": role.value, "manifest_hash": policy.manifest.hash(), "manifest": policy.manifest.as_json()}
+            {
+                "role": role.value,
+                "manifest_hash": policy.manifest.hash(),
+                "manifest": policy.manifest.as_json(),
+            }
             for policy, role in self.advisor.models.with_roles()
         ]
         try:
-            registry: Any = {"models": await self.shadow_log.models(), "aliases": await self.shadow_log.aliases()}
+            registry: Any = {
+                "models": await self.shadow_log.models(),
+                "aliases": await self.shadow_log.aliases(),
+            }
         except ShadowLogUnavailable as error:
             registry = {"unavailable": str(error)}
         return {"serving": serving, "registry": registry}
 
     async def readiness(self) -> dict[str, Any]:
-        """The truth about each dependency. Without Postgres or Valkey, but with disk, the service is degraded."""
-        postgres, valkey, spool = await asyncio.gather(self._postgres.ask(), self._valkey.ask(), self._spool.ask())
+        """The truth about each dependency. Without Postgres or Valkey, but with disk, the service
+        is degraded."""
+        postgres, valkey, spool = await asyncio.gather(
+            self._postgres.ask(), self._valkey.ask(), self._spool.ask()
+        )
         self.metrics.dependency.labels(Dependency.POSTGRES).set(float(postgres == "up"))
         self.metrics.dependency.labels(Dependency.VALKEY).set(float(valkey == "up"))
         recordable = "up" in (valkey, spool)
-        status = "unready" if not recordable else "ready" if postgres == valkey == "up" else "degraded"
+        status = (
+            "unready" if not recordable else "ready" if postgres == valkey == "up" else "degraded"
+        )
         return {
             "status": status,
             "postgres": postgres,
@@ -144,7 +161,8 @@ class Service:
         }
 
     async def observe_backlog(self) -> None:
-        """Refresh the gauges that describe the journal and the dependencies, within the patience of a scrape."""
+        """Refresh the gauges that describe the journal and the dependencies, within the patience of
+        a scrape."""
         self.metrics.spool_depth.set(self.journal.spool_depth())
         postgres, _ = await asyncio.gather(self._postgres.ask(), self._observe_stream())
         self.metrics.dependency.labels(Dependency.POSTGRES).set(float(postgres == "up"))
@@ -160,7 +178,8 @@ class Service:
         self.metrics.dependency.labels(Dependency.VALKEY).set(1)
 
     async def _serve_accepted(self) -> None:
-        """Decide what was accepted asynchronously; an entry is done when its decision is durable."""
+        """Decide what was accepted asynchronously; an entry is done when its decision is
+        durable."""
         told = ""
         while True:
             try:

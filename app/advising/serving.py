@@ -1,8 +1,9 @@
 """Which model versions are served: those that the settings fix, and those that aliases name.
 
-The alias `shadow` names the primary, every alias `shadow-...` a further version in shadow. Other aliases are names and
-nothing more. An alias that is moved to `none` names nothing. A running service follows the aliases: it loads a version
-in a thread, swaps it in between two requests, and closes the old one when its last request has ended.
+The alias `shadow` names the primary, every alias `shadow-...` a further version in shadow. Other
+aliases are names and nothing more. An alias that is moved to `none` names nothing. A running
+service follows the aliases: it loads a version in a thread, swaps it in between two requests, and
+closes the old one when its last request has ended.
 """
 
 from __future__ import annotations
@@ -29,12 +30,14 @@ PRIMARY_ALIAS = "shadow"
 FURTHER_PREFIX = "shadow-"
 REFRESH_S = 0.5
 RETRY_S = 30.0
-"""After which a version that could not be loaded is tried again: its files may have been on their way."""
+"""After which a version that could not be loaded is tried again: its files may have been on their
+way."""
 
 
 @dataclass(frozen=True)
 class Directories:
-    """Where versions lie, and how one becomes a policy (blocks for seconds; raises what `load_policy` raises)."""
+    """Where versions lie, and how one becomes a policy (blocks for seconds; raises what
+    `load_policy` raises)."""
 
     roots: Sequence[Path]
     load: Callable[[Path], Policy]
@@ -85,9 +88,12 @@ def is_served(alias: str) -> bool:
 
 
 class Versions:
-    """Moves aliases and follows them. One move or switch at a time; whatever fails leaves everything as it was."""
+    """Moves aliases and follows them. One move or switch at a time; whatever fails leaves
+    everything as it was."""
 
-    def __init__(self, advisor: Advisor, start: Start, shadow_log: ShadowLog, metrics: Metrics) -> None:
+    def __init__(
+        self, advisor: Advisor, start: Start, shadow_log: ShadowLog, metrics: Metrics
+    ) -> None:
         self._advisor = advisor
         self._directories = start.directories
         self._fixed = start.fixed
@@ -105,20 +111,21 @@ class Versions:
 
         Raises
         ------
-        UnknownVersion, ManifestMismatch, ModelFileError, ShadowLogUnavailable : nothing was changed.
+        UnknownVersion, ManifestMismatch, ModelFileError, ShadowLogUnavailable : nothing was
+            changed.
         """
         manifest = await asyncio.to_thread(self._verified, model_version)
         await self._log.register_model(manifest)
         return manifest
 
     async def move(self, alias: str, model_version: str, *, reason: str, by: str) -> str | None:
-        """Point an alias at a version; where it pointed before. A version that is going to be served is loaded
-        first, so that an alias never names one that cannot be.
+        """Point an alias at a version; where it pointed before. A version that is going to be
+        served is loaded first, so that an alias never names one that cannot be.
 
         Raises
         ------
-        AliasRefused, UnknownVersion, ManifestMismatch, ModelFileError, ShadowLogUnavailable : the alias did not move,
-            and what is served stays.
+        AliasRefused, UnknownVersion, ManifestMismatch, ModelFileError, ShadowLogUnavailable : the
+            alias did not move, and what is served stays.
         """
         self._require_movable(alias, model_version)
         async with self._lock:
@@ -167,7 +174,9 @@ class Versions:
             except ShadowLogUnavailable:
                 return  # /readyz and advisor_dependency_up say so.
             for alias in sorted({*aliases, *self._named}):
-                if is_served(alias) and not (alias == PRIMARY_ALIAS and self._fixed.primary is not None):
+                if is_served(alias) and not (
+                    alias == PRIMARY_ALIAS and self._fixed.primary is not None
+                ):
                     await self._follow_one(alias, aliases.get(alias, NOTHING))
 
     async def aclose(self) -> None:
@@ -176,7 +185,8 @@ class Versions:
             await policy.aclose()
 
     async def _follow_one(self, alias: str, model_version: str) -> None:
-        """Serve what one alias names. A version that cannot be loaded is counted, and what was served stays."""
+        """Serve what one alias names. A version that cannot be loaded is counted, and what was
+        served stays."""
         serving = self._named.get(alias)
         if model_version == NOTHING:
             if serving is not None and alias != PRIMARY_ALIAS:
@@ -185,14 +195,23 @@ class Versions:
         refused = self._refused.get(alias)
         if serving is not None and serving.manifest.model_version == model_version:
             return
-        if refused is not None and refused.model_version == model_version and monotonic() < refused.again_at:
+        if (
+            refused is not None
+            and refused.model_version == model_version
+            and monotonic() < refused.again_at
+        ):
             return
         try:
             policy = await self._registered(model_version)
         except AdvisorError as error:
             self._refused[alias] = _Refusal(model_version)
             self._metrics.version_refusals.inc()
-            log.error("version refused, what was served stays", alias=alias, version=model_version, error=str(error))
+            log.error(
+                "version refused, what was served stays",
+                alias=alias,
+                version=model_version,
+                error=str(error),
+            )
             return
         self._refused.pop(alias, None)
         self._name(alias, policy)
@@ -202,13 +221,18 @@ class Versions:
         if alias == PRIMARY_ALIAS:
             fixed = fixed or self._fixed.primary
             if model_version == NOTHING:
-                raise AliasRefused(f"the alias {PRIMARY_ALIAS} names the primary version: it cannot name {NOTHING}")
+                raise AliasRefused(
+                    f"the alias {PRIMARY_ALIAS} names the primary version: it cannot name {NOTHING}"
+                )
         if fixed is not None:
             raise AliasRefused(f"this service does not follow the alias {alias}: {fixed}")
 
     async def _registered(self, model_version: str) -> Policy:
-        """A policy of this version, loaded unless it is being served, and known to the registry by its manifest."""
-        serving = {policy.manifest.model_version: policy for policy in self._advisor.models.policies}
+        """A policy of this version, loaded unless it is being served, and known to the registry by
+        its manifest."""
+        serving = {
+            policy.manifest.model_version: policy for policy in self._advisor.models.policies
+        }
         policy = serving.get(model_version)
         if policy is None:
             policy = await asyncio.to_thread(self._load, model_version)
@@ -223,7 +247,9 @@ class Versions:
         try:
             return self._directories.load(find_version(model_version, self._directories.roots))
         except OSError as error:
-            raise ModelFileError(f"model version {model_version} cannot be read: {error}") from error
+            raise ModelFileError(
+                f"model version {model_version} cannot be read: {error}"
+            ) from error
 
     def _verified(self, model_version: str) -> ModelManifest:
         manifest = load_manifest(find_version(model_version, self._directories.roots))
@@ -232,10 +258,13 @@ class Versions:
         return manifest
 
     async def _note_initial(self, by: str) -> str:
-        """Record what was served before the first move, so that there is something to go back to."""
+        """Record what was served before the first move, so that there is something to go back
+        to."""
         manifest = self._initial.manifest
         await self._log.register_model(manifest)
-        await self._log.set_alias(PRIMARY_ALIAS, manifest.model_version, reason="served before the first move", by=by)
+        await self._log.set_alias(
+            PRIMARY_ALIAS, manifest.model_version, reason="served before the first move", by=by
+        )
         return manifest.model_version
 
     def _name(self, alias: str, policy: Policy | None) -> None:
@@ -260,7 +289,9 @@ class Versions:
         log.info("versions", serving=[policy.manifest.model_version for policy in models.policies])
 
     def _show(self) -> None:
-        self._metrics.show_models((policy.manifest, role) for policy, role in self._advisor.models.with_roles())
+        self._metrics.show_models(
+            (policy.manifest, role) for policy, role in self._advisor.models.with_roles()
+        )
 
     async def _close_unless_served(self, policy: Policy | None) -> None:
         if policy is not None and policy not in self._advisor.models.policies:

@@ -20,7 +20,14 @@ from app.schemas import ALIAS_MOVE, ALIAS_PATTERN, AliasMove, Problem
 READ_PROBLEMS = problems(ShadowLogUnavailable)
 CHANGE_PROBLEMS = {
     401: {"model": Problem},
-    **problems(InvalidRecord, UnknownVersion, ManifestMismatch, ModelFileError, AliasRefused, ShadowLogUnavailable),
+    **problems(
+        InvalidRecord,
+        UnknownVersion,
+        ManifestMismatch,
+        ModelFileError,
+        AliasRefused,
+        ShadowLogUnavailable,
+    ),
 }
 router = APIRouter()
 
@@ -31,7 +38,9 @@ async def get_models(request: Request) -> Response:
 
 
 @router.put(
-    "/models/{version}", responses=CHANGE_PROBLEMS, summary="Verify a version's directory and register its manifest"
+    "/models/{version}",
+    responses=CHANGE_PROBLEMS,
+    summary="Verify a version's directory and register its manifest",
 )
 async def put_model(
     request: Request,
@@ -64,5 +73,7 @@ async def put_alias(
     service: Service = request.app.state.service
     require_operator(request, authorization)
     move: AliasMove = await parse(request, ALIAS_MOVE)
-    before = await service.versions.move(alias, move.model_version, reason=move.reason, by=move.changed_by)
+    before = await service.versions.move(
+        alias, move.model_version, reason=move.reason, by=move.changed_by
+    )
     return Json({"alias": alias, "model_version": move.model_version, "before": before})

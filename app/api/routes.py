@@ -47,29 +47,40 @@ from app.schemas import (
     response,
 )
 
-PROBLEMS = problems(InvalidRecord, RequestConflict, UnknownDecision, JournalUnavailable, ShadowLogUnavailable)
+PROBLEMS = problems(
+    InvalidRecord, RequestConflict, UnknownDecision, JournalUnavailable, ShadowLogUnavailable
+)
 router = APIRouter()
 
 
-HEADER_NAMES = frozenset((field.alias or name).encode() for name, field in AdviseHeaders.model_fields.items())
+HEADER_NAMES = frozenset(
+    (field.alias or name).encode() for name, field in AdviseHeaders.model_fields.items()
+)
 NO_HEADERS = AdviseHeaders()
 
 
 def header_parameters() -> list[dict[str, Any]]:
     """OpenAPI parameters of the headers that `read_headers` reads."""
     properties = AdviseHeaders.model_json_schema()["properties"]
-    return [{"name": name, "in": "header", "required": False, "schema": properties[name]} for name in properties]
+    return [
+        {"name": name, "in": "header", "required": False, "schema": properties[name]}
+        for name in properties
+    ]
 
 
 def read_headers(request: Request) -> AdviseHeaders:
     """The headers of `/advise`, in one pass: FastAPI's own parameters took a tenth of a request."""
-    sent = {n.decode(): v.decode("latin-1") for n, v in request.scope["headers"] if n in HEADER_NAMES}
+    sent = {
+        n.decode(): v.decode("latin-1") for n, v in request.scope["headers"] if n in HEADER_NAMES
+    }
     if not sent:
         return NO_HEADERS
     try:
         return AdviseHeaders.model_validate(sent)
     except ValidationError as error:
-        raise RequestValidationError([{**each, "loc": ("header", *each["loc"])} for each in error.errors()]) from error
+        raise RequestValidationError(
+            [{**each, "loc": ("header", *each["loc"])} for each in error.errors()]
+        ) from error
 
 
 @router.post(
@@ -87,10 +98,13 @@ async def advise(request: Request) -> Response:
         body = await parse(request, ADVISE_BODY)
         many = body if isinstance(body, list) else [body]
         incoming = [
-            _incoming(service, each, headers.idempotency_key if body is each else None, headers) for each in many
+            _incoming(service, each, headers.idempotency_key if body is each else None, headers)
+            for each in many
         ]
     if len(many) > service.settings.max_candidates:
-        raise InvalidRecord(f"{len(many)} candidates in one call; at most {service.settings.max_candidates}")
+        raise InvalidRecord(
+            f"{len(many)} candidates in one call; at most {service.settings.max_candidates}"
+        )
     asynchronous = headers.prefer is not None and "respond-async" in headers.prefer.lower()
     answer = _accept if asynchronous else _answer
     status = 202 if asynchronous else 200
@@ -98,23 +112,31 @@ async def advise(request: Request) -> Response:
         reply = Json(await answer(service, incoming[0], many[0]), status)
     else:
         reply = Json(
-            await asyncio.gather(*(_item(answer(service, i, r)) for i, r in zip(incoming, many, strict=True))), status
+            await asyncio.gather(
+                *(_item(answer(service, i, r)) for i, r in zip(incoming, many, strict=True))
+            ),
+            status,
         )
     service.metrics.stage.labels(Stage.TOTAL).observe(perf_counter() - begin)
     return reply
 
 
-def _incoming(service: Service, body: AdviseRequest, key: str | None, headers: AdviseHeaders) -> Incoming:
+def _incoming(
+    service: Service, body: AdviseRequest, key: str | None, headers: AdviseHeaders
+) -> Incoming:
     now = service.now()
     if key is not None:
         if "request_id" in body.model_fields_set and body.request_id != key:
-            raise InvalidRecord("request_id differs from the header Idempotency-Key: send one of them")
+            raise InvalidRecord(
+                "request_id differs from the header Idempotency-Key: send one of them"
+            )
         body = body.model_copy(update={"request_id": key})
     skew = service.controls.limits.stale_snapshot.max_clock_skew_s
     if service.judges_by_wall_clock and body.as_of > now + timedelta(seconds=skew):
         raise InvalidRecord(
-            f"candidate.ts: {body.as_of.isoformat()} is in the future; this server's clock says {now.isoformat()} "
-            f"(tolerance {skew:g} s): check the time zone and the clock of the sender"
+            f"candidate.ts: {body.as_of.isoformat()} is in the future; this server's clock says"
+            f" {now.isoformat()} (tolerance {skew:g} s): check the time zone and the clock of the"
+            " sender"
         )
     wait = (headers.x_deadline_ms or body.deadline_ms or service.settings.deadline_ms) / 1000
     return Incoming(
@@ -135,7 +157,12 @@ async def _answer(service: Service, incoming: Incoming, body: AdviseRequest) -> 
 
 def respond(answer: Answer) -> dict[str, Any]:
     """The wire form of an answer."""
-    return response(answer.decision, repeated=answer.repeated, recorded=answer.recorded, rationale=answer.rationale)
+    return response(
+        answer.decision,
+        repeated=answer.repeated,
+        recorded=answer.recorded,
+        rationale=answer.rationale,
+    )
 
 
 async def _accept(service: Service, incoming: Incoming, body: AdviseRequest) -> dict[str, Any]:
@@ -150,7 +177,14 @@ async def _item(work: Awaitable[dict[str, Any]]) -> dict[str, Any]:
         return {"decision": await work}
     except AdvisorError as error:
         status, title = STATUS[type(error)]
-        return {"problem": {"type": "about:blank", "title": title, "status": status, "detail": str(error)}}
+        return {
+            "problem": {
+                "type": "about:blank",
+                "title": title,
+                "status": status,
+                "detail": str(error),
+            }
+        }
 
 
 @router.put(
@@ -163,7 +197,9 @@ async def _item(work: Awaitable[dict[str, Any]]) -> dict[str, Any]:
 async def put_agent_action(id: UUID, request: Request) -> Response:
     service: Service = request.app.state.service
     receipt = await service.records.report_action(id, await parse(request, AGENT_ACTION))
-    return Json({"decision_id": str(id), "recorded": receipt.target, "repeated": receipt.repeated}, 202)
+    return Json(
+        {"decision_id": str(id), "recorded": receipt.target, "repeated": receipt.repeated}, 202
+    )
 
 
 @router.put(
@@ -176,17 +212,23 @@ async def put_agent_action(id: UUID, request: Request) -> Response:
 async def put_outcome(id: UUID, request: Request) -> Response:
     service: Service = request.app.state.service
     receipt = await service.records.report_outcome(id, await parse(request, OUTCOME))
-    return Json({"decision_id": str(id), "recorded": receipt.target, "repeated": receipt.repeated}, 202)
+    return Json(
+        {"decision_id": str(id), "recorded": receipt.target, "repeated": receipt.repeated}, 202
+    )
 
 
-@router.get("/decisions/{id}", responses=PROBLEMS, summary="The full stored record, or its pending state")
+@router.get(
+    "/decisions/{id}", responses=PROBLEMS, summary="The full stored record, or its pending state"
+)
 async def get_decision(id: UUID, request: Request) -> Response:
     service: Service = request.app.state.service
     try:
         return Json(await service.records.document(id))
     except UnknownDecision:
         if await service.pending(id):
-            return Json({"decision_id": str(id), "status": "pending", "location": f"/decisions/{id}"}, 202)
+            return Json(
+                {"decision_id": str(id), "status": "pending", "location": f"/decisions/{id}"}, 202
+            )
         raise
 
 
@@ -207,7 +249,9 @@ async def put_state(request: Request, authorization: str | None = Header(None)) 
     service: Service = request.app.state.service
     require_operator(request, authorization)
     body: StateBody = await parse(request, STATE)
-    change = StateChange(recorded_at=service.now(), state=body.state, reason=body.reason, changed_by=body.changed_by)
+    change = StateChange(
+        recorded_at=service.now(), state=body.state, reason=body.reason, changed_by=body.changed_by
+    )
     receipt = await service.controls.set_state(change)
     return Json({"state": service.controls.state.value, "recorded": receipt.target})
 
@@ -231,7 +275,8 @@ async def metrics(request: Request) -> Response:
 
 
 def install(app: FastAPI) -> None:
-    """Routes, error handlers, request counter and OpenAPI on `app`, whose `state.service` is set at start."""
+    """Routes, error handlers, request counter and OpenAPI on `app`, whose `state.service` is set at
+    start."""
     app.include_router(router)
     app.include_router(version_router)
     for error in STATUS:
@@ -254,7 +299,10 @@ async def _invalid(request: Request, error: Exception) -> Response:
         found: list[Any] = error.errors(include_url=False, include_context=False)
     else:
         found = list(error.errors())  # type: ignore[attr-defined]
-    errors = [{"field": _field(e["loc"]), "message": e["msg"], "got": repr(e.get("input"))[:120]} for e in found[:50]]
+    errors = [
+        {"field": _field(e["loc"]), "message": e["msg"], "got": repr(e.get("input"))[:120]}
+        for e in found[:50]
+    ]
     detail = "; ".join(f"{e['field']}: {e['message']}" for e in errors[:5])
     return problem(422, STATUS[InvalidRecord][1], detail, errors=errors)
 
@@ -270,7 +318,9 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 
 async def _bug(request: Request, error: Exception) -> Response:
-    return problem(500, "A defect of this service", f"{type(error).__name__}; the log has the trace")
+    return problem(
+        500, "A defect of this service", f"{type(error).__name__}; the log has the trace"
+    )
 
 
 class CountRequests:
@@ -287,7 +337,9 @@ class CountRequests:
         async def count(message: Message) -> None:
             if message["type"] == "http.response.start":
                 path = getattr(scope.get("route"), "path", "unknown")
-                scope["app"].state.service.metrics.requests.labels(path, str(message["status"])).inc()
+                scope["app"].state.service.metrics.requests.labels(
+                    path, str(message["status"])
+                ).inc()
             await send(message)
 
         await self._app(scope, receive, count)

@@ -39,7 +39,8 @@ STATUS: dict[type[AdvisorError], tuple[int, str]] = {
 
 
 def problems(*errors: type[AdvisorError]) -> dict[int | str, dict[str, Any]]:
-    """OpenAPI responses of routes that raise these errors; every route may find a body too large."""
+    """OpenAPI responses of routes that raise these errors; every route may find a body too
+    large."""
     described = ((413, "Body too large"), *sorted({STATUS[error] for error in errors}))
     return {
         status: {"model": Problem, "content": {"application/problem+json": {}}, "description": what}
@@ -64,7 +65,8 @@ def problem(status: int, title: str, detail: str, **more: Any) -> Json:
 
 
 def body_schema(adapter: TypeAdapter[Any]) -> dict[str, Any]:
-    """OpenAPI request body of a type that is validated from raw bytes; `$defs` are hoisted by `openapi()`."""
+    """OpenAPI request body of a type that is validated from raw bytes; `$defs` are hoisted by
+    `openapi()`."""
     schema = adapter.json_schema(ref_template="#/components/schemas/{model}")
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
@@ -77,7 +79,10 @@ async def parse(request: Request, adapter: TypeAdapter[Any]) -> Any:
     async for chunk in request.stream():
         size += len(chunk)
         if size > limit:
-            raise HTTPException(413, f"the body is larger than {limit} bytes: send fewer candidates or shorter texts")
+            raise HTTPException(
+                413,
+                f"the body is larger than {limit} bytes: send fewer candidates or shorter texts",
+            )
         chunks.append(chunk)
     return adapter.validate_json(b"".join(chunks))
 
@@ -86,6 +91,8 @@ def require_operator(request: Request, authorization: str | None) -> None:
     """Answer 401 unless the bearer token is the operators', or they have none."""
     service: Service = request.app.state.service
     token = service.settings.admin_token
-    if token is not None and not compare_digest((authorization or "").encode(), f"Bearer {token}".encode()):
+    if token is not None and not compare_digest(
+        (authorization or "").encode(), f"Bearer {token}".encode()
+    ):
         what = f"{request.method} {request.url.path}"
         raise HTTPException(401, f"{what} needs the bearer token that ADVISOR_ADMIN_TOKEN holds")

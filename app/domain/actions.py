@@ -21,7 +21,9 @@ class Action(NamedTuple):
     @property
     def name(self) -> str:
         """Readable and stable: `reject` or `approve_r0.50_s1.5`."""
-        return f"approve_r{self.risk_fraction:.2f}_s{self.stop_atr:.1f}" if self.approve else "reject"
+        return (
+            f"approve_r{self.risk_fraction:.2f}_s{self.stop_atr:.1f}" if self.approve else "reject"
+        )
 
 
 REJECT = Action("A", approve=False, risk_fraction=0.0, stop_atr=0.0)

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 
 
 def cohens_kappa(pairs: Iterable[tuple[bool, bool]]) -> float:
-    """Cohen (1960): (p_o - p_e) / (1 - p_e); NaN without pairs or when chance agreement is certain."""
+    """Cohen (1960): (p_o - p_e) / (1 - p_e); NaN without pairs or when chance agreement is
+    certain."""
     both = [(int(a), int(b)) for a, b in pairs]
     if not both:
         return float("nan")

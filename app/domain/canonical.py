@@ -1,7 +1,7 @@
 """Canonical JSON and content hashes: identity comes from content.
 
-A record hashes the same after a round trip through JSON, Valkey and Postgres' JSONB, which forgets key order,
-the sign of zero, and whether 1.0 was written as 1.
+A record hashes the same after a round trip through JSON, Valkey and Postgres' JSONB, which forgets
+key order, the sign of zero, and whether 1.0 was written as 1.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ def canonical_json(value: Any) -> bytes:
 
     Parameters
     ----------
-    value : JSON-like (dict, list, str, int, float, bool, None) as `model_dump(mode="json")` gives it.
+    value : JSON-like (dict, list, str, int, float, bool, None) as `model_dump(mode="json")` gives
+        it.
 
     Raises
     ------

@@ -1,4 +1,5 @@
-"""The decision record and the two pure halves around the model call: `prepare()` and `conclude()`."""
+"""The decision record and the two pure halves around the model call: `prepare()` and
+`conclude()`."""
 
 from __future__ import annotations
 
@@ -31,14 +32,16 @@ class AdviceStatus(StrEnum):
 
 
 class Role(StrEnum):
-    """Which alias a version answered under: the primary's advice is the reply, others are only recorded."""
+    """Which alias a version answered under: the primary's advice is the reply, others are only
+    recorded."""
 
     PRIMARY = "primary"
     SHADOW = "shadow"
 
 
 class Reading(Record):
-    """What the model said: log-probability (nats) of each label among all tokens, in the order of `LABELS`."""
+    """What the model said: log-probability (nats) of each label among all tokens, in the order of
+    `LABELS`."""
 
     log_probabilities: tuple[float, ...] = Field(min_length=len(LABELS), max_length=len(LABELS))
 
@@ -80,7 +83,9 @@ class Advice(Record):
     proposal: Proposal | None = None
     review: Review | None = None
     approve: bool | None = Field(None, description="final; null when the policy abstained")
-    action: str | None = Field(None, description="name of the final action; null when the policy abstained")
+    action: str | None = Field(
+        None, description="name of the final action; null when the policy abstained"
+    )
     quantity: float | None = Field(None, ge=0, description="base units; 0 when rejected")
     stop: float | None = Field(None, description="price; null unless approved")
 
@@ -102,7 +107,8 @@ class Abstention(NamedTuple):
 
 
 class Decision(Record):
-    """The full, self-sufficient record of one scenario: replaying it needs nothing else but this code."""
+    """The full, self-sufficient record of one scenario: replaying it needs nothing else but this
+    code."""
 
     schema_version: str = DECISION_SCHEMA
     decision_id: UUID
@@ -128,14 +134,17 @@ class Decision(Record):
         return next(advice for advice in self.advices if advice.role is Role.PRIMARY)
 
     def replayed(self) -> Decision:
-        """The same decision, derived again from its inputs: scenario, readings, limits, state and time."""
+        """The same decision, derived again from its inputs: scenario, readings, limits, state and
+        time."""
         prompt = prepare(self.scenario)
         return self.model_copy(
             update={
                 "prompt": prompt,
                 "prompt_hash": prompt.hash,
                 "limits_hash": self.limits.hash(),
-                "control_review": review_control(self.scenario, self.limits, self.state, self.evaluated_at),
+                "control_review": review_control(
+                    self.scenario, self.limits, self.state, self.evaluated_at
+                ),
                 "advices": tuple(self._replayed_advice(advice) for advice in self.advices),
             }
         )
@@ -145,9 +154,15 @@ class Decision(Record):
         if advice.reading is not None:
             reading = advice.reading
         else:
-            reading = Abstention(advice.abstain_reason or AbstainReason.BACKEND_PROTOCOL, advice.abstain_detail)
-        version = Version(advice.model_version, advice.manifest_hash, advice.calibration, advice.role)
-        return conclude(self.scenario, reading, version, self.limits, state=self.state, now=self.evaluated_at)
+            reading = Abstention(
+                advice.abstain_reason or AbstainReason.BACKEND_PROTOCOL, advice.abstain_detail
+            )
+        version = Version(
+            advice.model_version, advice.manifest_hash, advice.calibration, advice.role
+        )
+        return conclude(
+            self.scenario, reading, version, self.limits, state=self.state, now=self.evaluated_at
+        )
 
 
 def prepare(scenario: Scenario) -> Prompt:
@@ -158,7 +173,8 @@ def prepare(scenario: Scenario) -> Prompt:
 def propose(reading: Reading, calibration: Calibration) -> Proposal:
     """softmax((log p - bias) / temperature) over the labels, and its argmax.
 
-    Contextual calibration (Zhao et al. 2021) in log space: the bias is what the model says without a scenario.
+    Contextual calibration (Zhao et al. 2021) in log space: the bias is what the model says without
+    a scenario.
     """
     scores = [
         (value - bias) / calibration.temperature
@@ -183,7 +199,8 @@ def conclude(
     state: TradingState,
     now: datetime,
 ) -> Advice:
-    """The pure half after the model call: reading -> proposal -> rules -> advice. Rules have the last word."""
+    """The pure half after the model call: reading -> proposal -> rules -> advice. Rules have the
+    last word."""
     base = Advice(
         model_version=version.model_version,
         manifest_hash=version.manifest_hash,
@@ -192,14 +209,18 @@ def conclude(
         calibration=version.calibration,
     )
     if isinstance(reading, Abstention):
-        return base.model_copy(update={"abstain_reason": reading.reason, "abstain_detail": reading.detail})
+        return base.model_copy(
+            update={"abstain_reason": reading.reason, "abstain_detail": reading.detail}
+        )
     proposal = propose(reading, version.calibration)
     read = {"reading": reading, "proposal": proposal}
     if proposal.label_mass < version.calibration.min_label_mass:
         return base.model_copy(update=read | {"abstain_reason": AbstainReason.LABEL_MASS})
     if not proposal.action.approve:
         return base.model_copy(update=read | _rejection(AdviceStatus.ADVISED))
-    case = Case(scenario, order_for(proposal.action, scenario), state, now, proposal.approve_probability)
+    case = Case(
+        scenario, order_for(proposal.action, scenario), state, now, proposal.approve_probability
+    )
     verdict = review(case, limits)
     if verdict.vetoes:
         return base.model_copy(update=read | {"review": verdict} | _rejection(AdviceStatus.VETOED))
@@ -217,6 +238,10 @@ def _rejection(status: AdviceStatus) -> dict[str, object]:
     return {"status": status, "approve": False, "action": REJECT.name, "quantity": 0.0}
 
 
-def review_control(scenario: Scenario, limits: Limits, state: TradingState, now: datetime) -> Review:
+def review_control(
+    scenario: Scenario, limits: Limits, state: TradingState, now: datetime
+) -> Review:
     """The agent's own order through the same rules."""
-    return review(Case(scenario, agents_order(scenario), state, now, approve_probability=None), limits)
+    return review(
+        Case(scenario, agents_order(scenario), state, now, approve_probability=None), limits
+    )

@@ -1,4 +1,5 @@
-"""What travels through the journal to the shadow log: one event, one idempotency key, one row (or one set of rows)."""
+"""What travels through the journal to the shadow log: one event, one idempotency key, one row (or
+one set of rows)."""
 
 from __future__ import annotations
 
@@ -84,10 +85,13 @@ class Event(NamedTuple):
 
     @classmethod
     def of_report(cls, kind: EventKind, report: Record) -> Self:
-        """Key and claim: the content without the time it was recorded, so that a retry is the same event."""
+        """Key and claim: the content without the time it was recorded, so that a retry is the same
+        event."""
         content = report.as_json()
         payload = canonical_json(content)
-        claim = content_hash({"kind": kind.value, **{k: v for k, v in content.items() if k != "recorded_at"}})
+        claim = content_hash(
+            {"kind": kind.value, **{k: v for k, v in content.items() if k != "recorded_at"}}
+        )
         return cls(kind, claim, claim, payload)
 
     @classmethod

@@ -1,6 +1,7 @@
 """Numeric features of a scenario: one code path for serving, training and drift.
 
-Every feature is scale free (ratios, fractions, ranks), so that symbols and years compare. Not known is NaN.
+Every feature is scale free (ratios, fractions, ranks), so that symbols and years compare. Not known
+is NaN.
 """
 
 from __future__ import annotations
@@ -80,7 +81,8 @@ FEATURE_NAMES: tuple[str, ...] = (
 
 
 def features(scenario: Scenario) -> tuple[float, ...]:
-    """Feature vector of length `len(FEATURE_NAMES)`, in that order; NaN where a field is not known."""
+    """Feature vector of length `len(FEATURE_NAMES)`, in that order; NaN where a field is not
+    known."""
     candidate = scenario.candidate
     numbers = [_number(getattr(candidate, name)) for name in _CANDIDATE_NUMBERS]
     flags = [

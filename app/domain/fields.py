@@ -1,4 +1,5 @@
-"""What every stored record shares: frozen, strict about numbers, unknown keys refused, text cleaned."""
+"""What every stored record shares: frozen, strict about numbers, unknown keys refused, text
+cleaned."""
 
 from __future__ import annotations
 
@@ -29,7 +30,9 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
 class Record(BaseModel):
     """Base of every domain record: immutable, no NaN or infinity, no unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, ser_json_inf_nan="null")
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, ser_json_inf_nan="null"
+    )
 
     def as_json(self) -> dict[str, Any]:
         """JSON-like dictionary: times as RFC 3339, enums as values."""
@@ -49,7 +52,8 @@ class Record(BaseModel):
 
 
 def describe(errors: list[ErrorDetails]) -> str:
-    """One line for all violations: `candidate.rsi: Input should be less than or equal to 100 (got 140)`."""
+    """One line for all violations: `candidate.rsi: Input should be less than or equal to 100 (got
+    140)`."""
     return "; ".join(f"{location(e['loc'])}: {e['msg']}" for e in errors)
 
 
@@ -70,7 +74,8 @@ def utc(value: datetime) -> datetime:
 
 
 def clean_text(text: str) -> str:
-    """Drop control characters and lone surrogates, which Postgres cannot store and no reader needs."""
+    """Drop control characters and lone surrogates, which Postgres cannot store and no reader
+    needs."""
     return _CONTROL.sub(" ", text)
 
 
@@ -99,7 +104,8 @@ def exact(value: Any, depth: int = 0) -> Any:
 
 
 def _number(value: Any) -> Any:
-    """Pass what may be a whole number on. Raises ValueError for a flag or a text, which pydantic would convert."""
+    """Pass what may be a whole number on. Raises ValueError for a flag or a text, which pydantic
+    would convert."""
     if isinstance(value, bool | str):
         raise ValueError("Input should be a whole number, not a flag or a text")
     return value
@@ -127,7 +133,8 @@ def measure(
     null: str | None = None,
     default: Any = ...,
 ) -> Any:
-    """A documented field: `unit`, range, and what null means. Null is allowed only where `null` says what it means."""
+    """A documented field: `unit`, range, and what null means. Null is allowed only where `null`
+    says what it means."""
     extra: dict[str, Any] = {"unit": unit} | ({"null": null} if null else {})
     if null is not None and default is ...:
         default = None

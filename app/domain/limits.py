@@ -1,6 +1,8 @@
-"""Limits of the rules: one table per rule in a TOML file, strict, hashed, reported with every violation at once.
+"""Limits of the rules: one table per rule in a TOML file, strict, hashed, reported with every
+violation at once.
 
-There is no switch that turns a rule off. A table may only say what happens when an input is missing.
+There is no switch that turns a rule off. A table may only say what happens when an input is
+missing.
 """
 
 from __future__ import annotations
@@ -44,7 +46,8 @@ class InputSanity(RuleLimits):
 
 
 class StopDistance(ExcessLimits):
-    """Distance of the stop from entry. A stop beyond a maximum is clamped towards entry, never the other way."""
+    """Distance of the stop from entry. A stop beyond a maximum is clamped towards entry, never the
+    other way."""
 
     min_atr: Positive = 0.5
     max_atr: Positive = 3.0
@@ -86,7 +89,8 @@ class Spread(RuleLimits):
 
 
 class Liquidity(ExcessLimits):
-    """Participation: the order is capped at this share of the 24 h volume, and refused below the volume floor."""
+    """Participation: the order is capped at this share of the 24 h volume, and refused below the
+    volume floor."""
 
     max_volume_fraction: Fraction = 0.001
     min_volume_24h: float = Field(1_000_000.0, ge=0)
@@ -131,7 +135,8 @@ class TradingHours(RuleLimits):
     maintenance: tuple[tuple[Instant, Instant], ...] = ()
 
     def closed_by(self, now: datetime) -> str | None:
-        """The maintenance window that `now` (UTC) falls in, or None. A window whose end is earlier spans midnight."""
+        """The maintenance window that `now` (UTC) falls in, or None. A window whose end is earlier
+        spans midnight."""
         clock = now.time()
         for begin, end in self.daily_maintenance:
             inside = begin <= clock < end if begin <= end else clock >= begin or clock < end
@@ -186,5 +191,7 @@ def read_limits(path: Path) -> Limits:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise LimitsError(f"{path}: cannot be read: {error}; set ADVISOR_LIMITS to a limits file") from error
+        raise LimitsError(
+            f"{path}: cannot be read: {error}; set ADVISOR_LIMITS to a limits file"
+        ) from error
     return parse_limits(text, str(path))

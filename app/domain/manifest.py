@@ -1,4 +1,5 @@
-"""A model version: immutable, described by a manifest that is written last and verified before serving."""
+"""A model version: immutable, described by a manifest that is written last and verified before
+serving."""
 
 from __future__ import annotations
 
@@ -32,24 +33,31 @@ class Calibration(Record):
     def one_bias_per_action(self) -> Self:
         """The bias has the action space's length."""
         if len(self.bias) != len(ACTIONS):
-            raise ValueError(f"bias has {len(self.bias)} entries, the action space has {len(ACTIONS)}")
+            raise ValueError(
+                f"bias has {len(self.bias)} entries, the action space has {len(ACTIONS)}"
+            )
         return self
 
 
 class BaseModelRef(Record):
-    """The model that an adapter was trained on. Found by its weights: the same ones, imported on another day or by
-    another release, have another manifest. `BaseModelRef.of(manifest)` makes one."""
+    """The model that an adapter was trained on. Found by its weights: the same ones, imported on
+    another day or by another release, have another manifest. `BaseModelRef.of(manifest)` makes
+    one."""
 
     model_version: str = Field(pattern=VERSION_PATTERN)
-    manifest_hash: Hash = Field(description="of the manifest that it had when the adapter was trained")
+    manifest_hash: Hash = Field(
+        description="of the manifest that it had when the adapter was trained"
+    )
     weights_hash: Hash = Field(description="as `ModelManifest.weights_hash()` gives it")
 
     @classmethod
     def of(cls, manifest: ModelManifest) -> Self:
-        """The reference to a base model. Raises `ModelFileError` when it has no weights, or is an adapter itself."""
+        """The reference to a base model. Raises `ModelFileError` when it has no weights, or is an
+        adapter itself."""
         if manifest.base is not None:
             raise ModelFileError(
-                f"{manifest.model_version} is an adapter itself: an adapter needs a whole model as base"
+                f"{manifest.model_version} is an adapter itself: an adapter needs a whole model as"
+                " base"
             )
         return cls(
             model_version=manifest.model_version,
@@ -69,26 +77,37 @@ class ModelManifest(Record):
     action_space: Hash = ACTION_SPACE_HASH
     feature_schema: ShortText = FEATURE_SCHEMA
     calibration: Calibration = Calibration()
-    files: dict[str, Hash] = Field(description="file name to content hash; safetensors only, never pickle")
-    provenance: dict[str, Any] = Field(default_factory=dict, description="hashes of data, code and config; metrics")
+    files: dict[str, Hash] = Field(
+        description="file name to content hash; safetensors only, never pickle"
+    )
+    provenance: dict[str, Any] = Field(
+        default_factory=dict, description="hashes of data, code and config; metrics"
+    )
     base: BaseModelRef | None = Field(None, description="for an adapter, the model it belongs to")
 
     def as_json(self) -> dict[str, Any]:
-        """As every record; a whole model has no `base`, as before there were adapters, and keeps its hash."""
+        """As every record; a whole model has no `base`, as before there were adapters, and keeps
+        its hash."""
         document = super().as_json()
         if self.base is None:
             del document["base"]
         return document
 
     def weights_hash(self) -> str:
-        """Hash of the names and bytes of the weights alone. Raises `ModelFileError` when there are none."""
-        weights = {name: value for name, value in self.files.items() if name.endswith(".safetensors")}
+        """Hash of the names and bytes of the weights alone. Raises `ModelFileError` when there are
+        none."""
+        weights = {
+            name: value for name, value in self.files.items() if name.endswith(".safetensors")
+        }
         if not weights:
-            raise ModelFileError(f"model {self.model_version} lists no safetensors: it cannot be a base model")
+            raise ModelFileError(
+                f"model {self.model_version} lists no safetensors: it cannot be a base model"
+            )
         return content_hash(weights)
 
     def require_compatible(self) -> None:
-        """Raise `ManifestMismatch` unless this code renders and reads what the model was made for."""
+        """Raise `ManifestMismatch` unless this code renders and reads what the model was made
+        for."""
         for what, made_for, ours in (
             ("prompt version", self.prompt_version, PROMPT_VERSION),
             ("action space", self.action_space, ACTION_SPACE_HASH),
@@ -96,6 +115,6 @@ class ModelManifest(Record):
         ):
             if made_for != ours:
                 raise ManifestMismatch(
-                    f"model {self.model_version} was made for {what} {made_for}, this service has {ours}: "
-                    f"retrain the model, or serve it with the release it was made for"
+                    f"model {self.model_version} was made for {what} {made_for}, this service has"
+                    f" {ours}: retrain the model, or serve it with the release it was made for"
                 )

@@ -24,4 +24,10 @@ def regime(candidate: Candidate) -> Regime:
     percentile = candidate.volatility_pct
     if percentile is None:
         return Regime.UNKNOWN
-    return Regime.CALM if percentile < CALM_BELOW else Regime.NORMAL if percentile < VOLATILE_FROM else Regime.VOLATILE
+    return (
+        Regime.CALM
+        if percentile < CALM_BELOW
+        else Regime.NORMAL
+        if percentile < VOLATILE_FROM
+        else Regime.VOLATILE
+    )

@@ -1,4 +1,5 @@
-"""Every rule, the caps, and `review()`, which runs them all. See `veto.py` for the words and the contract."""
+"""Every rule, the caps, and `review()`, which runs them all. See `veto.py` for the words and the
+contract."""
 
 from __future__ import annotations
 
@@ -8,14 +9,26 @@ from app.domain.actions import Action
 from app.domain.candidate import BtcTrend, Direction
 from app.domain.limits import Limits, RuleLimits
 from app.domain.scenario import Scenario
-from app.domain.veto import Cap, Case, MissingInput, Order, Review, Rule, TradingState, Veto, VetoCode, known
+from app.domain.veto import (
+    Cap,
+    Case,
+    MissingInput,
+    Order,
+    Review,
+    Rule,
+    TradingState,
+    Veto,
+    VetoCode,
+    known,
+)
 
 
 def order_for(action: Action, scenario: Scenario) -> Order:
-    """The order that an approving action means: its stop in ATR below entry, and the quantity that follows.
+    """The order that an approving action means: its stop in ATR below entry, and the quantity that
+    follows.
 
-    quantity = min(agent's quantity, fraction x agent's risk / stop distance): never more than the agent's own risk,
-    never more than its own notional.
+    quantity = min(agent's quantity, fraction x agent's risk / stop distance): never more than the
+    agent's own risk, never more than its own notional.
     """
     plan = scenario.plan
     distance = action.stop_atr * scenario.candidate.atr
@@ -30,8 +43,11 @@ def agents_order(scenario: Scenario) -> Order:
 
 
 def review(case: Case, limits: Limits) -> Review:
-    """Run every rule on `case` and cap its order. Total: whatever a rule does, a verdict comes back."""
-    vetoes = [veto for code, section, rule in RULES if (veto := _judge(code, section, rule, case, limits))]
+    """Run every rule on `case` and cap its order. Total: whatever a rule does, a verdict comes
+    back."""
+    vetoes = [
+        veto for code, section, rule in RULES if (veto := _judge(code, section, rule, case, limits))
+    ]
     order: Order = case.order
     caps: tuple[Cap, ...] = ()
     try:
@@ -40,9 +56,15 @@ def review(case: Case, limits: Limits) -> Review:
         vetoes.append(_failed("caps", error))
     if order.notional < limits.exposure.min_notional or order.quantity <= 0:
         vetoes.append(
-            Veto(code=VetoCode.MIN_NOTIONAL, observed=_number(order.notional), limit=limits.exposure.min_notional)
+            Veto(
+                code=VetoCode.MIN_NOTIONAL,
+                observed=_number(order.notional),
+                limit=limits.exposure.min_notional,
+            )
         )
-    return Review(vetoes=tuple(vetoes), caps=caps, quantity=_number(order.quantity), stop=_number(order.stop))
+    return Review(
+        vetoes=tuple(vetoes), caps=caps, quantity=_number(order.quantity), stop=_number(order.stop)
+    )
 
 
 def _judge(code: VetoCode, section: str, rule: Rule, case: Case, limits: Limits) -> Veto | None:
@@ -59,7 +81,9 @@ def _judge(code: VetoCode, section: str, rule: Rule, case: Case, limits: Limits)
 
 
 def _failed(what: str, error: Exception) -> Veto:
-    return Veto(code=VetoCode.RULE_FAILED, observed=f"{what}: {type(error).__name__}: {error}"[:300])
+    return Veto(
+        code=VetoCode.RULE_FAILED, observed=f"{what}: {type(error).__name__}: {error}"[:300]
+    )
 
 
 def _number(value: float) -> float | None:
@@ -77,7 +101,11 @@ def state_halted(case: Case, limits: Limits) -> Veto | None:
 
 def state_reducing(case: Case, limits: Limits) -> Veto | None:
     """REDUCING refuses new exposure; every spot entry is new exposure."""
-    return _refuse(VetoCode.STATE_REDUCING, case.state) if case.state is TradingState.REDUCING else None
+    return (
+        _refuse(VetoCode.STATE_REDUCING, case.state)
+        if case.state is TradingState.REDUCING
+        else None
+    )
 
 
 def stale_snapshot(case: Case, limits: Limits) -> Veto | None:
@@ -89,7 +117,9 @@ def stale_snapshot(case: Case, limits: Limits) -> Veto | None:
     market = case.scenario.market
     bars = (case.scenario.as_of - market.bar_closed_at).total_seconds() / market.bar_seconds
     if not 0 <= bars <= bound.max_bar_age_bars:
-        return _refuse(VetoCode.STALE_SNAPSHOT, f"last bar closed {bars:.2f} bars ago", bound.max_bar_age_bars)
+        return _refuse(
+            VetoCode.STALE_SNAPSHOT, f"last bar closed {bars:.2f} bars ago", bound.max_bar_age_bars
+        )
     return None
 
 
@@ -98,24 +128,39 @@ def input_sanity(case: Case, limits: Limits) -> Veto | None:
     bound, s = limits.input_sanity, case.scenario
     atr = s.candidate.atr / s.market.last_close
     if not 0 < atr <= bound.max_atr_fraction:
-        return _refuse(VetoCode.INPUT_SANITY, f"atr is {atr:.4g} of last_close", bound.max_atr_fraction)
+        return _refuse(
+            VetoCode.INPUT_SANITY, f"atr is {atr:.4g} of last_close", bound.max_atr_fraction
+        )
     gap = abs(s.plan.entry / s.market.last_close - 1)
     if not gap <= bound.max_entry_gap_fraction:
-        return _refuse(VetoCode.INPUT_SANITY, f"entry is {gap:.4g} away from last_close", bound.max_entry_gap_fraction)
+        return _refuse(
+            VetoCode.INPUT_SANITY,
+            f"entry is {gap:.4g} away from last_close",
+            bound.max_entry_gap_fraction,
+        )
     return None
 
 
 def price_sanity(case: Case, limits: Limits) -> Veto | None:
-    """Long: 0 < stop < entry < target and a positive quantity, in the order and in the agent's plan behind it."""
+    """Long: 0 < stop < entry < target and a positive quantity, in the order and in the agent's plan
+    behind it."""
     order, plan = case.order, case.scenario.plan
     if not (isfinite(order.target) and isfinite(order.quantity) and order.quantity > 0):
         return _refuse(VetoCode.PRICE_SANITY, "quantity or target is not a positive number")
     if not 0 < order.stop < order.entry:
-        return _refuse(VetoCode.PRICE_SANITY, f"stop {order.stop:.10g} is not between 0 and entry", order.entry)
+        return _refuse(
+            VetoCode.PRICE_SANITY, f"stop {order.stop:.10g} is not between 0 and entry", order.entry
+        )
     if not order.entry < order.target:
-        return _refuse(VetoCode.PRICE_SANITY, f"target {order.target:.10g} is not above entry", order.entry)
+        return _refuse(
+            VetoCode.PRICE_SANITY, f"target {order.target:.10g} is not above entry", order.entry
+        )
     if not 0 < plan.stop < plan.entry:
-        return _refuse(VetoCode.PRICE_SANITY, f"plan.stop {plan.stop:.10g} is not between 0 and entry", plan.entry)
+        return _refuse(
+            VetoCode.PRICE_SANITY,
+            f"plan.stop {plan.stop:.10g} is not between 0 and entry",
+            plan.entry,
+        )
     return None
 
 
@@ -139,7 +184,8 @@ def stop_distance(case: Case, limits: Limits) -> Veto | None:
 
 def _stop_bounds(case: Case, limits: Limits) -> tuple[float, float]:
     bound, atr, entry = limits.stop_distance, case.scenario.candidate.atr, case.order.entry
-    # One part in 10^9 of slack: 1.5 ATR below entry is 1.5 ATR, whatever the rounding of the subtraction says.
+    # One part in 10^9 of slack: 1.5 ATR below entry is 1.5 ATR, whatever the rounding of the
+    # subtraction says.
     floor = max(bound.min_atr * atr, bound.min_fraction * entry) * (1 - 1e-9)
     ceiling = min(bound.max_atr * atr, bound.max_fraction * entry) * (1 + 1e-9)
     return floor, ceiling
@@ -166,7 +212,11 @@ def news_window(case: Case, limits: Limits) -> Veto | None:
 def macro_news(case: Case, limits: Limits) -> Veto | None:
     """The agent's macro gate calls trading unsafe."""
     safe = known(case.scenario.candidate.macro_news_safe, "macro_news_safe")
-    return None if safe or limits.news_window.allow_unsafe_macro else _refuse(VetoCode.MACRO_NEWS, "unsafe")
+    return (
+        None
+        if safe or limits.news_window.allow_unsafe_macro
+        else _refuse(VetoCode.MACRO_NEWS, "unsafe")
+    )
 
 
 def volatility_spike(case: Case, limits: Limits) -> Veto | None:
@@ -189,16 +239,23 @@ def reward_risk(case: Case, limits: Limits) -> Veto | None:
 def spread(case: Case, limits: Limits) -> Veto | None:
     """Bid-ask spread above the limit (bps)."""
     value = known(case.scenario.candidate.spread_bps, "spread_bps")
-    return None if value <= limits.spread.max_bps else _refuse(VetoCode.SPREAD, value, limits.spread.max_bps)
+    return (
+        None
+        if value <= limits.spread.max_bps
+        else _refuse(VetoCode.SPREAD, value, limits.spread.max_bps)
+    )
 
 
 def liquidity(case: Case, limits: Limits) -> Veto | None:
-    """24 h volume (quote) below the floor, or an order above its share of it where the limits refuse."""
+    """24 h volume (quote) below the floor, or an order above its share of it where the limits
+    refuse."""
     bound = limits.liquidity
     volume = known(case.scenario.market.volume_24h, "market.volume_24h")
     if not volume >= bound.min_volume_24h:
         return _refuse(VetoCode.LIQUIDITY, volume, bound.min_volume_24h)
-    return _excess(VetoCode.LIQUIDITY, case.order.notional, bound.max_volume_fraction * volume, bound.on_excess)
+    return _excess(
+        VetoCode.LIQUIDITY, case.order.notional, bound.max_volume_fraction * volume, bound.on_excess
+    )
 
 
 def risk_per_trade(case: Case, limits: Limits) -> Veto | None:
@@ -222,7 +279,11 @@ def total_exposure(case: Case, limits: Limits) -> Veto | None:
 
 def _symbol_room(s: Scenario, limits: Limits) -> float:
     equity = known(s.account.equity, "account.equity")
-    held = sum(p.notional for p in known(s.account.positions, "account.positions") if p.symbol == s.candidate.symbol)
+    held = sum(
+        p.notional
+        for p in known(s.account.positions, "account.positions")
+        if p.symbol == s.candidate.symbol
+    )
     return limits.exposure.max_symbol_fraction * equity - held
 
 
@@ -234,7 +295,8 @@ def _total_room(s: Scenario, limits: Limits) -> float:
 
 
 def _excess(code: VetoCode, observed: float, allowed: float, on_excess: str) -> Veto | None:
-    """Refuse when nothing is allowed, or when more than allowed is asked and the limit does not cap."""
+    """Refuse when nothing is allowed, or when more than allowed is asked and the limit does not
+    cap."""
     if allowed > 0 and (observed <= allowed or (on_excess == "cap" and isfinite(observed))):
         return None
     return _refuse(code, observed, allowed)
@@ -279,26 +341,42 @@ def cool_down(case: Case, limits: Limits) -> Veto | None:
     if known(account.consecutive_losses, "account.consecutive_losses") < bound.cool_down_after:
         return None
     waited = known(account.seconds_since_loss, "account.seconds_since_loss")
-    return None if waited >= bound.cool_down_s else _refuse(VetoCode.COOL_DOWN, waited, bound.cool_down_s)
+    return (
+        None
+        if waited >= bound.cool_down_s
+        else _refuse(VetoCode.COOL_DOWN, waited, bound.cool_down_s)
+    )
 
 
 def duplicate_symbol(case: Case, limits: Limits) -> Veto | None:
     """The symbol is held already."""
     symbol = case.scenario.candidate.symbol
     positions = known(case.scenario.account.positions, "account.positions")
-    return _refuse(VetoCode.DUPLICATE_SYMBOL, symbol) if any(p.symbol == symbol for p in positions) else None
+    return (
+        _refuse(VetoCode.DUPLICATE_SYMBOL, symbol)
+        if any(p.symbol == symbol for p in positions)
+        else None
+    )
 
 
 def restricted_symbol(case: Case, limits: Limits) -> Veto | None:
     """The symbol is on the restricted list."""
     symbol = case.scenario.candidate.symbol
-    return _refuse(VetoCode.RESTRICTED_SYMBOL, symbol) if symbol in limits.restricted_symbols.symbols else None
+    return (
+        _refuse(VetoCode.RESTRICTED_SYMBOL, symbol)
+        if symbol in limits.restricted_symbols.symbols
+        else None
+    )
 
 
 def session_closed(case: Case, limits: Limits) -> Veto | None:
     """The session is not among those that may trade."""
     session, allowed = case.scenario.candidate.session, limits.trading_hours.sessions
-    return None if session in allowed else _refuse(VetoCode.SESSION_CLOSED, session, ", ".join(allowed))
+    return (
+        None
+        if session in allowed
+        else _refuse(VetoCode.SESSION_CLOSED, session, ", ".join(allowed))
+    )
 
 
 def maintenance_window(case: Case, limits: Limits) -> Veto | None:
@@ -308,7 +386,8 @@ def maintenance_window(case: Case, limits: Limits) -> Veto | None:
 
 
 def model_confidence(case: Case, limits: Limits) -> Veto | None:
-    """The policy approves with too little probability; the agent's own order has none and passes."""
+    """The policy approves with too little probability; the agent's own order has none and
+    passes."""
     if case.approve_probability is None:
         return None
     limit = limits.model_confidence.min_approve_probability
@@ -322,7 +401,8 @@ def model_confidence(case: Case, limits: Limits) -> Veto | None:
 def _cap(case: Case, limits: Limits) -> tuple[Order, tuple[Cap, ...]]:
     """Clamp the stop towards entry and take the smallest quantity that any limit allows.
 
-    Size is capped by the risk at the *unclamped* stop, so that allowing wider stops never shrinks an order.
+    Size is capped by the risk at the *unclamped* stop, so that allowing wider stops never shrinks
+    an order.
     """
     order, caps = case.order, []
     _, ceiling = _stop_bounds(case, limits)
@@ -382,4 +462,5 @@ RULES: tuple[tuple[VetoCode, str, Rule], ...] = (
     (VetoCode.MAINTENANCE_WINDOW, "", maintenance_window),
     (VetoCode.MODEL_CONFIDENCE, "", model_confidence),
 )
-"""Code, section of the limits (for `when_missing`), rule. MIN_NOTIONAL is judged after caps, in `review()`."""
+"""Code, section of the limits (for `when_missing`), rule. MIN_NOTIONAL is judged after caps, in
+`review()`."""

@@ -1,4 +1,5 @@
-"""A scenario: everything knowable at `as_of`, immutable. Prices and money are in quote currency, times in UTC."""
+"""A scenario: everything knowable at `as_of`, immutable. Prices and money are in quote currency,
+times in UTC."""
 
 from __future__ import annotations
 
@@ -51,7 +52,9 @@ class Plan(Record):
 class Position(Record):
     """An open position."""
 
-    symbol: str = Field(pattern=SYMBOL_PATTERN, description="pair", json_schema_extra={"unit": "label"})
+    symbol: str = Field(
+        pattern=SYMBOL_PATTERN, description="pair", json_schema_extra={"unit": "label"}
+    )
     quantity: Number = measure("base units", "size", gt=0)
     entry: Number = measure("price", "average entry", gt=0)
     stop: Number | None = measure("price", "stop in force", gt=0, null="no stop is set")
@@ -68,14 +71,27 @@ class Account(Record):
 
     equity: Number | None = measure("quote", "account value", gt=0, null="not reported")
     day_pnl_fraction: Number | None = measure(
-        "fraction of equity", "profit since 00:00 UTC; -0.03 is a loss of 3 %", ge=-1, le=100, null="not reported"
+        "fraction of equity",
+        "profit since 00:00 UTC; -0.03 is a loss of 3 %",
+        ge=-1,
+        le=100,
+        null="not reported",
     )
     drawdown_fraction: Number | None = measure(
-        "fraction of peak equity", "fall from the peak; 0.1 is 10 % below", ge=0, le=1, null="not reported"
+        "fraction of peak equity",
+        "fall from the peak; 0.1 is 10 % below",
+        ge=0,
+        le=1,
+        null="not reported",
     )
-    consecutive_losses: Whole | None = measure("count", "losing trades in a row", ge=0, null="not reported")
+    consecutive_losses: Whole | None = measure(
+        "count", "losing trades in a row", ge=0, null="not reported"
+    )
     seconds_since_loss: Number | None = measure(
-        "s", "since the last losing trade closed", ge=0, null="not reported; with consecutive_losses 0, none"
+        "s",
+        "since the last losing trade closed",
+        ge=0,
+        null="not reported; with consecutive_losses 0, none",
     )
     positions: tuple[Position, ...] | None = Field(
         None,
@@ -91,7 +107,9 @@ class Market(Record):
     last_close: Number = measure("price", "close of the last complete bar", gt=0)
     bar_closed_at: Instant = measure("time", "when that bar closed")
     bar_seconds: Number = measure("s", "length of that bar", gt=0, le=604_800)
-    volume_24h: Number | None = measure("quote", "traded in the last 24 h", ge=0, null="not reported")
+    volume_24h: Number | None = measure(
+        "quote", "traded in the last 24 h", ge=0, null="not reported"
+    )
 
 
 class Scenario(Record):
@@ -118,13 +136,18 @@ class Scenario(Record):
         """Refuse times in the future and ages of fields that do not exist."""
         if self.market.bar_closed_at > self.as_of:
             raise ValueError(
-                f"market.bar_closed_at {self.market.bar_closed_at.isoformat()} is later than candidate.ts "
-                f"{self.as_of.isoformat()}: send the last *complete* bar, stamped at its close"
+                f"market.bar_closed_at {self.market.bar_closed_at.isoformat()} is later than"
+                f" candidate.ts {self.as_of.isoformat()}: send the last *complete* bar, stamped at"
+                " its close"
             )
         for number, position in enumerate(self.account.positions or ()):
             if position.opened_at and position.opened_at > self.as_of:
-                raise ValueError(f"account.positions[{number}].opened_at is later than candidate.ts")
+                raise ValueError(
+                    f"account.positions[{number}].opened_at is later than candidate.ts"
+                )
         unknown = sorted(self.ages.keys() - Candidate.model_fields.keys())
         if unknown:
-            raise ValueError(f"ages names fields that a candidate does not have: {', '.join(unknown)}")
+            raise ValueError(
+                f"ages names fields that a candidate does not have: {', '.join(unknown)}"
+            )
         return self

@@ -1,9 +1,10 @@
-"""Words of the deterministic rules, which have the last word. `rules.py` holds the rules and `review()`.
+"""Words of the deterministic rules, which have the last word. `rules.py` holds the rules and
+`review()`.
 
-A rule is a pure function `rule(case, limits) -> Veto | None`. A missing input refuses unless the limits say
-`when_missing = "pass"`; a rule that raises refuses with RULE_FAILED. Comparisons are written so that NaN refuses.
-Caps make the order smaller or its stop nearer, never the other way, and are computed beside the rules, so that
-loosening a limit never adds a veto.
+A rule is a pure function `rule(case, limits) -> Veto | None`. A missing input refuses unless the
+limits say `when_missing = "pass"`; a rule that raises refuses with RULE_FAILED. Comparisons are
+written so that NaN refuses. Caps make the order smaller or its stop nearer, never the other way,
+and are computed beside the rules, so that loosening a limit never adds a veto.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from app.domain.scenario import Scenario
 
 
 class TradingState(StrEnum):
-    """ACTIVE trades; REDUCING opens nothing new; HALTED refuses everything. Spot entries are refused in both."""
+    """ACTIVE trades; REDUCING opens nothing new; HALTED refuses everything. Spot entries are
+    refused in both."""
 
     ACTIVE = "ACTIVE"
     REDUCING = "REDUCING"
@@ -68,7 +70,9 @@ class Veto(Record):
     code: VetoCode
     observed: float | str | None = None
     limit: float | str | None = None
-    missing: str | None = Field(None, description="the input that was not known, when that is why it refused")
+    missing: str | None = Field(
+        None, description="the input that was not known, when that is why it refused"
+    )
 
 
 class Cap(Record):
@@ -101,7 +105,8 @@ class Order(NamedTuple):
 
 
 class Case(NamedTuple):
-    """Everything that a rule may look at. `approve_probability` is None for the agent's own order."""
+    """Everything that a rule may look at. `approve_probability` is None for the agent's own
+    order."""
 
     scenario: Scenario
     order: Order
@@ -115,8 +120,12 @@ class Review(Record):
 
     vetoes: tuple[Veto, ...]
     caps: tuple[Cap, ...]
-    quantity: float | None = Field(description="base units after caps; null when the order could not be computed")
-    stop: float | None = Field(description="price after the clamp; null when the order could not be computed")
+    quantity: float | None = Field(
+        description="base units after caps; null when the order could not be computed"
+    )
+    stop: float | None = Field(
+        description="price after the clamp; null when the order could not be computed"
+    )
 
 
 class MissingInput(Exception):

@@ -1,4 +1,5 @@
-"""Consumer groups on streams in Valkey: who reads an entry owns it until it is done, or seems dead."""
+"""Consumer groups on streams in Valkey: who reads an entry owns it until it is done, or seems
+dead."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ for _, consumer in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])) do
     end
 end
 """
-"""Each process is a consumer of its own: those long gone, with nothing left to take over, are forgotten."""
+"""Each process is a consumer of its own: those long gone, with nothing left to take over, are
+forgotten."""
 
 Entry = tuple[bytes, dict[bytes, bytes]]
 
@@ -29,7 +31,9 @@ Entry = tuple[bytes, dict[bytes, bytes]]
 class Consumer:
     """One member of a group. Errors are those of redis-py."""
 
-    def __init__(self, redis: Redis, stream: str, group: str, *, idle_ms: int, block_ms: int) -> None:
+    def __init__(
+        self, redis: Redis, stream: str, group: str, *, idle_ms: int, block_ms: int
+    ) -> None:
         self._redis = redis
         self._stream = stream
         self._group = group
@@ -40,7 +44,8 @@ class Consumer:
         self._joined = False
 
     async def unfinished(self, count: int) -> list[Entry]:
-        """What this consumer took and did not finish; reading it again keeps others from taking it over."""
+        """What this consumer took and did not finish; reading it again keeps others from taking it
+        over."""
         return await self._read("0", count, block_ms=None)
 
     async def take(self, count: int) -> list[Entry]:
@@ -67,7 +72,17 @@ class Consumer:
         block = () if block_ms is None else ("BLOCK", block_ms)
         reply = await self._call(
             "XREADGROUP",
-            *("GROUP", self._group, self._name, "COUNT", count, *block, "STREAMS", self._stream, after),
+            *(
+                "GROUP",
+                self._group,
+                self._name,
+                "COUNT",
+                count,
+                *block,
+                "STREAMS",
+                self._stream,
+                after,
+            ),
         )
         return list(reply[0][1]) if reply else []
 
@@ -75,7 +90,9 @@ class Consumer:
         try:
             return await run(self._redis, *command)
         except ResponseError:
-            self._joined = False  # Most likely the data was flushed and the group with it: make it anew.
+            self._joined = (
+                False  # Most likely the data was flushed and the group with it: make it anew.
+            )
             raise
 
     async def _join(self) -> None:

@@ -1,7 +1,8 @@
 """From the stream to the sink: read a batch, write it, acknowledge and delete it after the commit.
 
-A batch may come twice (a writer may die between commit and acknowledgement): the sink is idempotent. An event
-that the sink refuses by itself goes to the dead-letter stream with the reason, and the others go on.
+A batch may come twice (a writer may die between commit and acknowledgement): the sink is
+idempotent. An event that the sink refuses by itself goes to the dead-letter stream with the reason,
+and the others go on.
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ class StreamDrain:
     """One consumer of the group. As many may run as are needed.
 
     The sink writes a batch in one transaction and is idempotent by (kind, key). It raises
-    `ShadowLogUnavailable` or OSError when it is away; any other exception means that the batch holds an event
-    that can never be written. `observe` gets `backlog` (events), `oldest_seconds`, and 1 as
-    `rejected_by_database` for each event put aside.
+    `ShadowLogUnavailable` or OSError when it is away; any other exception means that the batch
+    holds an event that can never be written. `observe` gets `backlog` (events), `oldest_seconds`,
+    and 1 as `rejected_by_database` for each event put aside.
     """
 
     def __init__(
@@ -67,7 +68,8 @@ class StreamDrain:
                 await asyncio.sleep(pause)
 
     async def step(self) -> int:
-        """Move one batch; the number of events moved. Nothing is acknowledged when the sink is away.
+        """Move one batch; the number of events moved. Nothing is acknowledged when the sink is
+        away.
 
         Raises
         ------
@@ -88,9 +90,11 @@ class StreamDrain:
         await self._stream.aclose()
 
     async def _deliver(self, entries: Sequence[Entry]) -> None:
-        """Write a batch; when the sink refuses it, halve it until the event at fault stands alone."""
+        """Write a batch; when the sink refuses it, halve it until the event at fault stands
+        alone."""
         try:
-            # An entry that somebody deleted by hand comes without fields, and only needs to be acknowledged.
+            # An entry that somebody deleted by hand comes without fields, and only needs to be
+            # acknowledged.
             await self._sink([_event(fields) for _, fields in entries if fields])
         except (ShadowLogUnavailable, OSError):
             raise
@@ -108,7 +112,12 @@ class StreamDrain:
         """Keep an event that cannot be written for people to look at."""
         stream_id, fields = entry
         reason = f"{type(error).__name__}: {error}"
-        log.error("event refused, kept in the dead-letter stream", stream=DEAD, key=fields.get(b"key"), error=reason)
+        log.error(
+            "event refused, kept in the dead-letter stream",
+            stream=DEAD,
+            key=fields.get(b"key"),
+            error=reason,
+        )
         await self._consumer.done([stream_id], *bury_command(fields, reason))
         self._observe("rejected_by_database", 1)
 

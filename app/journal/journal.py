@@ -24,9 +24,10 @@ DRAIN_BATCH = 64
 class Journal:
     """Durable append with one idempotency key space over stream and spool.
 
-    After a failure of the stream everything goes to the spool at once, until a background task, which tries
-    every `retry_s`, reaches the stream again: no request waits for a server that is away.
-    `lose` is called with `duplicate_conflict` and a number when spooled events met others in the stream.
+    After a failure of the stream everything goes to the spool at once, until a background task,
+    which tries every `retry_s`, reaches the stream again: no request waits for a server that is
+    away. `lose` is called with `duplicate_conflict` and a number when spooled events met others in
+    the stream.
     """
 
     def __init__(
@@ -43,12 +44,14 @@ class Journal:
         self._retry_s = retry_s
         self._background: asyncio.Task[None] | None = None
         self.reachable = True
-        """Whether the stream answered last. While it does not, what was written to it cannot be found."""
+        """Whether the stream answered last. While it does not, what was written to it cannot be
+        found."""
         self.durable: bool | None = None
         """Whether the stream fsyncs every write; None while it did not tell."""
 
     async def start(self) -> None:
-        """Open the spool and start draining it. Raises `JournalUnavailable` when the spool cannot be used."""
+        """Open the spool and start draining it. Raises `JournalUnavailable` when the spool cannot
+        be used."""
         await self._spool.open()
         try:
             await self._meet()
@@ -59,8 +62,8 @@ class Journal:
     async def append(self, event: Event) -> Receipt:
         """Make an event durable, once.
 
-        A failed append to the stream has an unknown effect; the event then goes to the spool as well, and
-        draining, which is idempotent, sorts it out.
+        A failed append to the stream has an unknown effect; the event then goes to the spool as
+        well, and draining, which is idempotent, sorts it out.
 
         Raises
         ------
@@ -70,15 +73,19 @@ class Journal:
         return await self._append(event, lambda: self._stream.append(event))
 
     async def set_state(self, change: StateChange) -> Receipt:
-        """Record a change of state and make it the live one for all replicas (when drained, if spooled)."""
-        return await self._append(Event.of_state_change(change), lambda: self._stream.set_state(change))
+        """Record a change of state and make it the live one for all replicas (when drained, if
+        spooled)."""
+        return await self._append(
+            Event.of_state_change(change), lambda: self._stream.set_state(change)
+        )
 
     async def get_state(self) -> StateChange | None:
         """The live state. Raises `JournalUnavailable`."""
         return await self._stream.get_state()
 
     async def claim_of(self, decision_id: str) -> str | None:
-        """Claim of a decision, while the journal remembers it; None also when the stream is away."""
+        """Claim of a decision, while the journal remembers it; None also when the stream is
+        away."""
         claim = self._spool.claim(EventKind.DECISION, decision_id)
         if claim is not None or not self.reachable:
             return claim
@@ -135,7 +142,9 @@ class Journal:
         await self._stream.aclose()
         await self._spool.aclose()
 
-    async def _append(self, event: Event, to_stream: Callable[[], Coroutine[Any, Any, Receipt]]) -> Receipt:
+    async def _append(
+        self, event: Event, to_stream: Callable[[], Coroutine[Any, Any, Receipt]]
+    ) -> Receipt:
         if self.reachable and self._spool.claim(event.kind, event.key) is None:
             try:
                 return await to_stream()
@@ -177,6 +186,8 @@ class Journal:
         try:
             await self._stream.restore(event)
         except RequestConflict as conflict:
-            log.error("spooled event kept in the dead-letter stream", key=event.key, error=str(conflict))
+            log.error(
+                "spooled event kept in the dead-letter stream", key=event.key, error=str(conflict)
+            )
             await self._stream.bury(event, str(conflict))
             self._lose("duplicate_conflict", 1)

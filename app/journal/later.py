@@ -1,4 +1,5 @@
-"""Requests accepted with `Prefer: respond-async`: durable work, taken by whichever replica is free."""
+"""Requests accepted with `Prefer: respond-async`: durable work, taken by whichever replica is
+free."""
 
 from __future__ import annotations
 
@@ -35,10 +36,11 @@ class QueuedRequest(NamedTuple):
 
 
 class RequestQueue:
-    """A stream with a consumer group: an entry taken by a replica that died is taken again by another.
+    """A stream with a consumer group: an entry taken by a replica that died is taken again by
+    another.
 
-    There is no spool behind it: a promise to work needs a stream that somebody reads. Every failure is
-    `JournalUnavailable`.
+    There is no spool behind it: a promise to work needs a stream that somebody reads. Every failure
+    is `JournalUnavailable`.
     """
 
     def __init__(self, url: str, *, idle_ms: int = IDLE_MS, block_ms: int = BLOCK_MS) -> None:
@@ -46,8 +48,11 @@ class RequestQueue:
         self._consumer = Consumer(self._redis, REQUESTS, GROUP, idle_ms=idle_ms, block_ms=block_ms)
 
     async def put(self, decision_id: str, claim: str, payload: bytes) -> None:
-        """Make a request durable, once. Raises `RequestConflict` when the id waits with another claim."""
-        known = await self._run("EVAL", PUT, 2, _key(decision_id), REQUESTS, decision_id, claim, payload, KEY_TTL_S)
+        """Make a request durable, once. Raises `RequestConflict` when the id waits with another
+        claim."""
+        known = await self._run(
+            "EVAL", PUT, 2, _key(decision_id), REQUESTS, decision_id, claim, payload, KEY_TTL_S
+        )
         if known.decode() != claim:
             raise RequestConflict(f"decision {decision_id} was requested before with other content")
 
@@ -58,7 +63,8 @@ class RequestQueue:
     async def take(self) -> list[QueuedRequest]:
         """The next requests, those of dead replicas first; empty after a second without any.
 
-        A request that is not `done` after `idle_ms` is handed out again, to this replica or another.
+        A request that is not `done` after `idle_ms` is handed out again, to this replica or
+        another.
         """
         try:
             entries = await self._consumer.take(TAKE)
@@ -69,7 +75,9 @@ class RequestQueue:
     async def done(self, request: QueuedRequest) -> None:
         """Forget a request whose decision is durable."""
         try:
-            await self._consumer.done([request.stream_id.encode()], "DEL", _key(request.decision_id))
+            await self._consumer.done(
+                [request.stream_id.encode()], "DEL", _key(request.decision_id)
+            )
         except (RedisError, OSError) as error:
             raise unavailable(error) from error
 

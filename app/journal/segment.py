@@ -1,6 +1,8 @@
-"""One file of the spool: `crc32 json` lines, written by the process that locks it, fsynced before they count.
+"""One file of the spool: `crc32 json` lines, written by the process that locks it, fsynced before
+they count.
 
-A torn last line was never confirmed and is dropped. A corrupt line elsewhere is copied to a `.corrupt` file.
+A torn last line was never confirmed and is dropped. A corrupt line elsewhere is copied to a
+`.corrupt` file.
 """
 
 from __future__ import annotations
@@ -68,11 +70,13 @@ class Segment:
         self._descriptor = descriptor
         self.size = os.fstat(descriptor).st_size
         self.sound = True
-        """False once a failed write could not be taken back: nothing may be appended behind its remains."""
+        """False once a failed write could not be taken back: nothing may be appended behind its
+        remains."""
 
     @classmethod
     def create(cls, directory: Path) -> Self:
-        """A new segment. It gets its name only when it is locked, so that nobody takes it for an orphan."""
+        """A new segment. It gets its name only when it is locked, so that nobody takes it for an
+        orphan."""
         path = directory / f"{time_ns():020d}-{uuid4().hex[:8]}{SUFFIX}"
         unnamed = path.with_suffix(".new")
         descriptor = os.open(unnamed, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
@@ -89,7 +93,8 @@ class Segment:
 
     @classmethod
     def adopt(cls, path: Path) -> Self | None:
-        """A dead process' segment; None when its process lives, or it has just been drained by another."""
+        """A dead process' segment; None when its process lives, or it has just been drained by
+        another."""
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_APPEND)
         except FileNotFoundError:

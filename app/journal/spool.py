@@ -1,6 +1,7 @@
 """The journal's refuge: fsynced segments on local disk while the stream is away.
 
-Several processes may share a directory: each writes its own segments; who drains adopts those of the dead.
+Several processes may share a directory: each writes its own segments; who drains adopts those of
+the dead.
 """
 
 from __future__ import annotations
@@ -39,12 +40,15 @@ class _Place(NamedTuple):
 class Spool:
     """Durable, idempotent by key, bounded in bytes. File work happens in one thread of its own.
 
-    `lose` is called with a cause and a number: `spool_full` for events that were refused, `corrupt_entry` for
-    lines that were set aside; the latter from the thread.
+    `lose` is called with a cause and a number: `spool_full` for events that were refused,
+    `corrupt_entry` for lines that were set aside; the latter from the thread.
     """
 
     def __init__(
-        self, directory: Path, max_bytes: int, lose: Callable[[str, int], None] = lambda cause, count: None
+        self,
+        directory: Path,
+        max_bytes: int,
+        lose: Callable[[str, int], None] = lambda cause, count: None,
     ) -> None:
         self._directory = directory
         self._max_bytes = max_bytes
@@ -87,12 +91,15 @@ class Spool:
         return None if place is None else place.claim
 
     async def find(self, kind: EventKind, key: str) -> bytes | None:
-        """Payload of an event that waits here. Raises `JournalUnavailable` when the disk cannot read it."""
+        """Payload of an event that waits here. Raises `JournalUnavailable` when the disk cannot
+        read it."""
         place = self._places.get((kind, key))
         if place is None:
             return None
         try:
-            return (await self._in_thread(lambda: place.segment.event_at(place.offset, place.length))).payload
+            return (
+                await self._in_thread(lambda: place.segment.event_at(place.offset, place.length))
+            ).payload
         except JournalUnavailable:
             if (kind, key) not in self._places:
                 return None  # It went to the stream while this read waited for its turn.
@@ -103,7 +110,8 @@ class Spool:
         await self._in_thread(self._probe)
 
     async def segments(self) -> list[Segment]:
-        """Close the active segment, adopt orphans, and hand out all that wait to be drained, oldest first."""
+        """Close the active segment, adopt orphans, and hand out all that wait to be drained, oldest
+        first."""
         adopted = await self._in_thread(self._rotate)
         self._places = adopted | self._places
         return sorted(self._closed, key=lambda segment: segment.path.name)
@@ -115,7 +123,9 @@ class Spool:
     async def remove(self, segment: Segment) -> None:
         """Forget a segment whose events are all in the stream."""
         await self._in_thread(lambda: self._remove(segment))
-        self._places = {key: place for key, place in self._places.items() if place.segment is not segment}
+        self._places = {
+            key: place for key, place in self._places.items() if place.segment is not segment
+        }
 
     async def aclose(self) -> None:
         """Finish what is being written and release the locks; files stay."""
@@ -155,7 +165,9 @@ class Spool:
         failure: JournalUnavailable | None = None
         try:
             written = await self._in_thread(lambda: self._write(list(fresh.values())))
-            self._places.update(written)  # Not in one line: meanwhile a drain may have put another index here.
+            self._places.update(
+                written
+            )  # Not in one line: meanwhile a drain may have put another index here.
         except JournalUnavailable as error:
             failure = error
             self._lose("spool_full", len(fresh))
@@ -179,7 +191,9 @@ class Spool:
         return [*self._closed, *([self._active] if self._active else [])]
 
     def _open(self) -> dict[_Key, _Place]:
-        missing = [path for path in (self._directory, *self._directory.parents) if not path.exists()]
+        missing = [
+            path for path in (self._directory, *self._directory.parents) if not path.exists()
+        ]
         self._directory.mkdir(parents=True, exist_ok=True)
         for path in missing:
             sync_directory(path.parent)
@@ -200,7 +214,9 @@ class Spool:
                 raise
             self._closed.append(segment)
             for event, offset, length in lines:
-                places.setdefault((event.kind, event.key), _Place(event.claim, segment, offset, length))
+                places.setdefault(
+                    (event.kind, event.key), _Place(event.claim, segment, offset, length)
+                )
             log.info("spool segment of a dead process adopted", file=path.name, events=len(lines))
         return places
 
@@ -208,15 +224,23 @@ class Spool:
         lines, set_aside = segment.read()
         if set_aside:
             self._lose("corrupt_entry", set_aside)
-            log.error("corrupt spool lines set aside", file=f"{segment.path.stem}.corrupt", lines=set_aside)
+            log.error(
+                "corrupt spool lines set aside",
+                file=f"{segment.path.stem}.corrupt",
+                lines=set_aside,
+            )
         return lines
 
     def _write(self, batch: list[tuple[Event, bytes]]) -> dict[_Key, _Place]:
         size, waiting = sum(len(line) for _, line in batch), self._bytes()
         if waiting + size > self._max_bytes:
             self._full = True
-            raise OSError(errno.ENOSPC, f"{waiting} bytes wait already, the limit is {self._max_bytes}")
-        if self._active is not None and (not self._active.sound or self._active.size >= SEGMENT_BYTES):
+            raise OSError(
+                errno.ENOSPC, f"{waiting} bytes wait already, the limit is {self._max_bytes}"
+            )
+        if self._active is not None and (
+            not self._active.sound or self._active.size >= SEGMENT_BYTES
+        ):
             self._close_active()
         segment = self._active = self._active or Segment.create(self._directory)
         offset = segment.size
@@ -247,7 +271,9 @@ class Spool:
     def _probe(self) -> None:
         waiting = self._bytes()
         if self._full or waiting >= self._max_bytes:
-            raise OSError(errno.ENOSPC, f"{waiting} bytes wait already, the limit is {self._max_bytes}")
+            raise OSError(
+                errno.ENOSPC, f"{waiting} bytes wait already, the limit is {self._max_bytes}"
+            )
         with tempfile.TemporaryFile(dir=self._directory) as file:
             file.write(bytes(4096))
             file.flush()
@@ -257,5 +283,7 @@ class Spool:
 def _repeats(event: Event, claim: str) -> bool:
     """True. Raises `RequestConflict` when the event does not fit the claim that is known."""
     if claim != event.claim:
-        raise RequestConflict(f"{event.kind.value} {event.key} was recorded before with other content")
+        raise RequestConflict(
+            f"{event.kind.value} {event.key} was recorded before with other content"
+        )
     return True

@@ -1,7 +1,8 @@
 """The journal's stream in Valkey: one atomic step writes the event and its idempotency key.
 
-With `appendfsync always` the reply comes after the write is on disk. Commands that arrive while a round trip
-is under way go out together in the next one (group commit): one write and one fsync for all of them.
+With `appendfsync always` the reply comes after the write is on disk. Commands that arrive while a
+round trip is under way go out together in the next one (group commit): one write and one fsync for
+all of them.
 """
 
 from __future__ import annotations
@@ -36,11 +37,14 @@ local value = ARGV[3] .. '|' .. ARGV[5] .. '|' .. id
 redis.call('SET', KEYS[1], value, 'EX', ARGV[6])
 if ARGV[7] ~= '' then
     local live = redis.call('GET', KEYS[3])
-    if ARGV[8] == 'always' or not live or live < ARGV[7] then redis.call('SET', KEYS[3], ARGV[7]) end
+    if ARGV[8] == 'always' or not live or live < ARGV[7] then
+        redis.call('SET', KEYS[3], ARGV[7])
+    end
 end
 return {1, value}
 """
-"""Keys: idempotency key, stream, state. Returns {1, value} when new, {0, value} when known; see `Known`."""
+"""Keys: idempotency key, stream, state. Returns {1, value} when new, {0, value} when known; see
+`Known`."""
 APPEND_SHA = sha1(APPEND.encode(), usedforsecurity=False).hexdigest()
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -61,7 +65,8 @@ class Known(NamedTuple):
 
 
 def connect(url: str, timeout_s: float) -> Redis:
-    """A client that speaks RESP2, answers in bytes, fails within `timeout_s`, and never retries by itself.
+    """A client that speaks RESP2, answers in bytes, fails within `timeout_s`, and never retries by
+    itself.
 
     Raises `JournalUnavailable` when the URL cannot be read.
     """
@@ -75,7 +80,9 @@ def connect(url: str, timeout_s: float) -> Redis:
             health_check_interval=0,
         )
     except ValueError as error:
-        raise JournalUnavailable("REDIS_URL cannot be read; write redis://:password@host:6379/0") from error
+        raise JournalUnavailable(
+            "REDIS_URL cannot be read; write redis://:password@host:6379/0"
+        ) from error
 
 
 async def run(redis: Redis, *command: Any) -> Any:
@@ -85,7 +92,9 @@ async def run(redis: Redis, *command: Any) -> Any:
 
 def unavailable(error: Exception) -> JournalUnavailable:
     """A failure of Valkey in the words of the service."""
-    return JournalUnavailable(f"Valkey: {type(error).__name__}: {error}; check REDIS_URL and the server")
+    return JournalUnavailable(
+        f"Valkey: {type(error).__name__}: {error}; check REDIS_URL and the server"
+    )
 
 
 def idempotency_key(kind: EventKind, key: str) -> str:
@@ -121,11 +130,15 @@ class GroupCommit:
                 for (_, future), reply in zip(batch, replies, strict=True):
                     _settle(future, reply)
         except BaseException as error:
-            # The connection failed: those behind fail too, rather than wait for another timeout in turn.
+            # The connection failed: those behind fail too, rather than wait for another timeout in
+            # turn.
             expected = isinstance(error, RedisError | OSError)
             stranded, self._waiting = [*batch, *self._waiting], []
             for _, future in stranded:
-                _settle(future, error if expected else ConnectionError(f"sending was abandoned: {error!r}"))
+                _settle(
+                    future,
+                    error if expected else ConnectionError(f"sending was abandoned: {error!r}"),
+                )
             if not expected:
                 raise
 
@@ -166,12 +179,13 @@ class StreamJournal:
         return Receipt("stream", repeated=not new)
 
     async def restore(self, event: Event) -> None:
-        """Append what was spooled while the stream was away, once; an old change of state stays history.
+        """Append what was spooled while the stream was away, once; an old change of state stays
+        history.
 
         Raises
         ------
-        RequestConflict : meanwhile something else was recorded under the key; for a decision also when only
-            the answer differs, because the spooled one was given to somebody.
+        RequestConflict : meanwhile something else was recorded under the key; for a decision also
+            when only the answer differs, because the spooled one was given to somebody.
         """
         state = ""
         if event.kind is EventKind.STATE_CHANGE:
@@ -181,10 +195,13 @@ class StreamJournal:
         _, known = await self._append(event, state, "newer")
         _require_same_claim(event, known)
         if event.kind is EventKind.DECISION and known.checksum != _checksum(event):
-            raise RequestConflict(f"decision {event.key} was answered twice, the first in the stream counts")
+            raise RequestConflict(
+                f"decision {event.key} was answered twice, the first in the stream counts"
+            )
 
     async def bury(self, event: Event, reason: str) -> None:
-        """Keep an event that cannot be recorded in the dead-letter stream, for people to look at."""
+        """Keep an event that cannot be recorded in the dead-letter stream, for people to look
+        at."""
         await self._run(*bury_command(_fields(event), reason))
 
     async def known(self, kind: EventKind, key: str) -> Known | None:
@@ -206,9 +223,12 @@ class StreamJournal:
         return None if reply is None else StateChange.model_validate_json(reply.partition(b" ")[2])
 
     async def backlog(self) -> tuple[int, float]:
-        """Events that are not in Postgres yet, and the age (s) of the oldest by the stream's clock."""
+        """Events that are not in Postgres yet, and the age (s) of the oldest by the stream's
+        clock."""
         length, oldest, (seconds, micros) = await asyncio.gather(
-            self._run("XLEN", EVENTS), self._run("XRANGE", EVENTS, "-", "+", "COUNT", 1), self._run("TIME")
+            self._run("XLEN", EVENTS),
+            self._run("XRANGE", EVENTS, "-", "+", "COUNT", 1),
+            self._run("TIME"),
         )
         if not oldest:
             return length, 0.0
@@ -257,7 +277,12 @@ def bury_command(fields: Mapping[Any, Any], reason: str) -> tuple[Any, ...]:
 
 
 def _fields(event: Event) -> dict[str, str | bytes]:
-    return {"kind": event.kind.value, "key": event.key, "claim": event.claim, "payload": event.payload}
+    return {
+        "kind": event.kind.value,
+        "key": event.key,
+        "claim": event.claim,
+        "payload": event.payload,
+    }
 
 
 def _checksum(event: Event) -> str:
@@ -265,7 +290,8 @@ def _checksum(event: Event) -> str:
 
 
 def _state_value(change: StateChange) -> str:
-    """Starts with the time in microseconds, of fixed width, so that the script can tell the newer of two."""
+    """Starts with the time in microseconds, of fixed width, so that the script can tell the newer
+    of two."""
     age = change.recorded_at - _EPOCH
     micros = (age.days * 86_400 + age.seconds) * 1_000_000 + age.microseconds
     return f"{micros:020d} {change.model_dump_json()}"
@@ -278,4 +304,6 @@ def _known(reply: bytes) -> Known:
 
 def _require_same_claim(event: Event, known: Known) -> None:
     if known.claim != event.claim:
-        raise RequestConflict(f"{event.kind.value} {event.key} was recorded before with other content")
+        raise RequestConflict(
+            f"{event.kind.value} {event.key} was recorded before with other content"
+        )

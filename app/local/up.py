@@ -1,7 +1,9 @@
-"""`advisor up`: the whole service from one command, on a real Postgres and a real Valkey that come as wheels.
+"""`advisor up`: the whole service from one command, on a real Postgres and a real Valkey that come
+as wheels.
 
-The servers, the API and the writer are child processes: any of them may be killed without losing a decision. Each is
-started again when it ends, a server on its data and its port; everything ends with this process.
+The servers, the API and the writer are child processes: any of them may be killed without losing a
+decision. Each is started again when it ends, a server on its data and its port; everything ends
+with this process.
 """
 
 from __future__ import annotations
@@ -48,11 +50,17 @@ class Supervised(ABC):
         self._restart_at: float | None = None
 
     def supervise(self) -> None:
-        """Look whether it runs. Raises `EmbeddedServerError` when a server cannot be started again."""
+        """Look whether it runs. Raises `EmbeddedServerError` when a server cannot be started
+        again."""
         if (ended := self._ended()) is None:
             return
         if self._restart_at is None:
-            console.print(f"{self.name} ended{ended}, starting it again", style="yellow", markup=False, soft_wrap=True)
+            console.print(
+                f"{self.name} ended{ended}, starting it again",
+                style="yellow",
+                markup=False,
+                soft_wrap=True,
+            )
             self._restart_at = monotonic() + RESTART_PAUSE_S
         elif monotonic() >= self._restart_at:
             self._restart_at = None
@@ -74,7 +82,11 @@ class Server(Supervised):
         self._server = server
 
     def _ended(self) -> str | None:
-        return None if self._server.pid is not None else f" ({self._server.log_path} has its last words)"
+        return (
+            None
+            if self._server.pid is not None
+            else f" ({self._server.log_path} has its last words)"
+        )
 
     def _start_again(self) -> None:
         self._server.stop()
@@ -91,7 +103,9 @@ class Child(Supervised):
         self._start_again()
 
     def _start_again(self) -> None:
-        self._process = subprocess.Popen(self._arguments, env=self._environment, preexec_fn=die_with_parent)
+        self._process = subprocess.Popen(
+            self._arguments, env=self._environment, preexec_fn=die_with_parent
+        )
 
     @property
     def returncode(self) -> int | None:
@@ -165,7 +179,9 @@ def _wait_until_ready(url: str, children: list[Child]) -> None:
     while monotonic() < deadline:
         for child in children:
             if child.returncode is not None:
-                raise StartError(f"{child.name} ended with status {child.returncode}; its message stands above")
+                raise StartError(
+                    f"{child.name} ended with status {child.returncode}; its message stands above"
+                )
         try:
             if httpx.get(f"{url}/readyz").status_code == 200:
                 return
@@ -184,7 +200,9 @@ def _watch(parts: Sequence[Supervised]) -> None:
 
 def _run(command: str, environment: Mapping[str, str], parts: Sequence[Supervised]) -> int:
     """The status of a command, while everything is looked after. It ends with this process."""
-    with subprocess.Popen(shlex.split(command), env=environment, preexec_fn=die_with_parent) as process:
+    with subprocess.Popen(
+        shlex.split(command), env=environment, preexec_fn=die_with_parent
+    ) as process:
         while process.poll() is None:
             _watch(parts)
         return process.returncode
@@ -204,13 +222,16 @@ def _counts(environment: Mapping[str, str]) -> dict[str, int]:
 
 
 def _backlog(url: str) -> float:
-    """Events that are not in Postgres yet, from the service's own metrics; not known while it is started again."""
+    """Events that are not in Postgres yet, from the service's own metrics; not known while it is
+    started again."""
     try:
         lines = httpx.get(f"{url}/metrics").text.splitlines()
     except httpx.TransportError:
         return math.inf
     values = [
-        line.split()[1] for line in lines if line.startswith(("advisor_journal_backlog ", "advisor_spool_depth "))
+        line.split()[1]
+        for line in lines
+        if line.startswith(("advisor_journal_backlog ", "advisor_spool_depth "))
     ]
     return sum(float(value) for value in values)
 
@@ -225,16 +246,27 @@ def _answers(url: str) -> int:
     """Answers that the API gave since it started: advices of the primary version."""
     primary = httpx.get(f"{url}/readyz").json()["models"][0]
     lines = httpx.get(f"{url}/metrics").text.splitlines()
-    mine = (line for line in lines if line.startswith("advisor_decisions_total{") and f'"{primary}"' in line)
+    mine = (
+        line
+        for line in lines
+        if line.startswith("advisor_decisions_total{") and f'"{primary}"' in line
+    )
     return int(sum(float(line.split()[-1]) for line in mine))
 
 
 def _print_record(before: dict[str, int], after: dict[str, int], answers: int) -> None:
-    table = Table(title="Rows in Postgres", title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+    table = Table(
+        title="Rows in Postgres", title_justify="left", title_style="bold", box=SIMPLE_HEAD
+    )
     for name in ("", "answers given", "new rows", "rows in all"):
         table.add_column(name, justify="right" if name else "left")
     for name, total in after.items():
-        table.add_row(name, str(answers) if name == "decisions" else "", str(total - before.get(name, 0)), str(total))
+        table.add_row(
+            name,
+            str(answers) if name == "decisions" else "",
+            str(total - before.get(name, 0)),
+            str(total),
+        )
     console.print(table)
 
 

@@ -1,11 +1,12 @@
 """Label bias of a model that was not tuned, and what removing it does to the proposals.
 
-An untuned model prefers some letters whatever it reads. Contextual calibration (Zhao et al. 2021, "Calibrate
-Before Use", arXiv:2102.09690) asks it about content-free inputs, takes the mean of the label probabilities
-and divides by it; in log space that is a bias to subtract. What is content-free matters: an empty text or
-"N/A" does not look like our prompts, and with it two labels took all proposals. As in domain-context
-calibration (Fei et al. 2023, arXiv:2305.19926) our content-free inputs are therefore drawn at random from the
-domain: scenarios whose fields are independent random numbers, so that together they speak for no action.
+An untuned model prefers some letters whatever it reads. Contextual calibration (Zhao et al. 2021,
+"Calibrate Before Use", arXiv:2102.09690) asks it about content-free inputs, takes the mean of the
+label probabilities and divides by it; in log space that is a bias to subtract. What is content-free
+matters: an empty text or "N/A" does not look like our prompts, and with it two labels took all
+proposals. As in domain-context calibration (Fei et al. 2023, arXiv:2305.19926) our content-free
+inputs are therefore drawn at random from the domain: scenarios whose fields are independent random
+numbers, so that together they speak for no action.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ _START = datetime(2024, 1, 1, tzinfo=UTC)
 
 
 class ProposalDistribution(NamedTuple):
-    """How often each label is proposed, without and with the calibration; and the mass on labels, 0-1."""
+    """How often each label is proposed, without and with the calibration; and the mass on labels,
+    0-1."""
 
     raw: dict[str, int]
     corrected: dict[str, int]
@@ -45,7 +47,8 @@ class ProposalDistribution(NamedTuple):
 
 
 def bias_of(readings: Sequence[Reading]) -> tuple[float, ...]:
-    """Log of the mean label probabilities (normalised over the labels) of content-free readings; nats."""
+    """Log of the mean label probabilities (normalised over the labels) of content-free readings;
+    nats."""
     plain = Calibration()
     rows = [propose(reading, plain).probabilities for reading in readings]
     return tuple(math.log(math.fsum(column) / len(rows)) for column in zip(*rows, strict=True))
@@ -72,16 +75,21 @@ def random_prompts(count: int, seed: int) -> list[Prompt]:
     return [render(_varied_scenario(source)) for _ in range(count)]
 
 
-def calibrate(read: Callable[[list[Prompt]], list[Reading]]) -> tuple[Calibration, ProposalDistribution]:
+def calibrate(
+    read: Callable[[list[Prompt]], list[Reading]],
+) -> tuple[Calibration, ProposalDistribution]:
     """Measure a model's bias, and show on other scenarios what removing it does.
 
-    The temperature stays 1: fitting one takes outcomes. `min_label_mass` is half of the least mass seen,
-    which no ordinary prompt comes near, but a model that no longer answers with a letter does.
+    The temperature stays 1: fitting one takes outcomes. `min_label_mass` is half of the least mass
+    seen, which no ordinary prompt comes near, but a model that no longer answers with a letter
+    does.
     """
     calibration = Calibration(bias=bias_of(read(random_prompts(BIAS_SCENARIOS, BIAS_SEED))))
     others = read(random_prompts(ILLUSTRATION_SCENARIOS, ILLUSTRATION_SEED))
     shown = distribution(others, calibration)
-    return calibration.model_copy(update={"min_label_mass": round(shown.label_mass_min / 2, 3)}), shown
+    return calibration.model_copy(
+        update={"min_label_mass": round(shown.label_mass_min / 2, 3)}
+    ), shown
 
 
 async def proposal_distribution(
@@ -131,7 +139,12 @@ def _varied_scenario(source: random.Random) -> Scenario:
         "volume_ratio": source.uniform(-0.8, 0.8),
         "spread_bps": source.uniform(0.5, 20),
         "news_summary": source.choice(
-            (None, "ETF inflows hit a record", "Exchange halts withdrawals after a hack", "A quiet session")
+            (
+                None,
+                "ETF inflows hit a record",
+                "Exchange halts withdrawals after a hack",
+                "A quiet session",
+            )
         ),
     }
     account = {
@@ -151,6 +164,10 @@ def _varied_scenario(source: random.Random) -> Scenario:
                 "quantity": 1.0,
             },
             "account": account,
-            "market": {"last_close": last_close, "bar_closed_at": candidate["ts"], "bar_seconds": 1800.0},
+            "market": {
+                "last_close": last_close,
+                "bar_closed_at": candidate["ts"],
+                "bar_seconds": 1800.0,
+            },
         }
     )

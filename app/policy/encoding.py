@@ -1,8 +1,9 @@
 """Prompt to token ids, by the model's own chat template.
 
-A prompt becomes `head` (system prompt and markup up to the user's text: the same for every scenario, so a
-backend caches it), the user's text, and `tail` (end of the user's turn and the assistant's marker). Head and
-tail are the model's markup and may hold control tokens; the text between comes from outside and never does.
+A prompt becomes `head` (system prompt and markup up to the user's text: the same for every
+scenario, so a backend caches it), the user's text, and `tail` (end of the user's turn and the
+assistant's marker). Head and tail are the model's markup and may hold control tokens; the text
+between comes from outside and never does.
 
 Only `tokenizers` and `jinja2` are used, so that a backend without torch can encode.
 """
@@ -34,17 +35,24 @@ class PromptEncoder:
     Parameters
     ----------
     tokenizer : the model's tokenizer.
-    render : the chat template: messages to text that ends with the assistant's marker; None for a model
-        without one. It then reads `<bos>SYSTEM\\n\\nUSER\\nAnswer:\\n`.
+    render : the chat template: messages to text that ends with the assistant's marker; None for a
+        model without one. It then reads `<bos>SYSTEM\\n\\nUSER\\nAnswer:\\n`.
     bos : text of the beginning-of-sequence token, used without a chat template.
     limit : tokens of the longest prompt, head and tail included.
 
     Raises
     ------
-    ModelFileError : a label is not exactly one token after the tail, or the chat template is unusable.
+    ModelFileError : a label is not exactly one token after the tail, or the chat template is
+        unusable.
     """
 
-    def __init__(self, tokenizer: Tokenizer, render: ChatTemplate | None, bos: str = "", limit: int = PROMPT_TOKENS):
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        render: ChatTemplate | None,
+        bos: str = "",
+        limit: int = PROMPT_TOKENS,
+    ):
         self.limit = limit
         self._markup = tokenizer
         self._plain = _without_added_tokens(tokenizer)
@@ -56,18 +64,20 @@ class PromptEncoder:
         self.tail = tuple(self._markup.encode(tail, add_special_tokens=False).ids)
         self.label_ids = tuple(self._label_id(label, tail) for label in LABELS)
         if len(set(self.label_ids)) != len(LABELS):
-            raise ModelFileError(f"labels share tokens: {dict(zip(LABELS, self.label_ids, strict=True))}")
+            raise ModelFileError(
+                f"labels share tokens: {dict(zip(LABELS, self.label_ids, strict=True))}"
+            )
         self._follow_ups = {action.label: self._follow_up(action) for action in ACTIONS}
 
     @classmethod
     def from_directory(cls, directory: Path, limit: int = PROMPT_TOKENS) -> PromptEncoder:
-        """The encoder of a Hugging Face model directory; `limit` is lowered to the model's own number of
-        positions."""
+        """The encoder of a Hugging Face model directory; `limit` is lowered to the model's own
+        number of positions."""
         path = directory / "tokenizer.json"
         if not path.is_file():
             raise ModelFileError(
-                f"{directory} has no tokenizer.json: load the tokenizer with transformers and save it there "
-                f"with save_pretrained()"
+                f"{directory} has no tokenizer.json: load the tokenizer with transformers and save"
+                " it there with save_pretrained()"
             )
         try:
             tokenizer = Tokenizer.from_file(str(path))
@@ -93,16 +103,21 @@ class PromptEncoder:
         return self._bounded((*self._user_ids(prompt), *self.tail))
 
     def encode_explanation(self, prompt: Prompt, action: Action) -> tuple[int, ...]:
-        """Ids after the head that ask for a rationale: the user's text, the label as the assistant's answer,
-        and a second question, which puts the action in words and asks for one short sentence. Raises as
-        `encode` does."""
+        """Ids after the head that ask for a rationale: the user's text, the label as the
+        assistant's answer, and a second question, which puts the action in words and asks for one
+        short sentence. Raises as `encode` does."""
         return self._bounded((*self._user_ids(prompt), *self._follow_ups[action.label]))
 
     def spans(self, prompt: Prompt) -> list[tuple[int, int]]:
-        """First and past-the-end character, in the user's text, of every token that `encode` puts before the tail."""
+        """First and past-the-end character, in the user's text, of every token that `encode` puts
+        before the tail."""
         encoding = self._plain.encode(prompt.user, add_special_tokens=False)
         found = zip(encoding.ids, encoding.offsets, strict=True)
-        return [(int(start), int(end)) for number, (start, end) in found if number not in self.control_ids]
+        return [
+            (int(start), int(end))
+            for number, (start, end) in found
+            if number not in self.control_ids
+        ]
 
     def decode(self, ids: list[int]) -> str:
         """Text of generated ids, without control tokens."""
@@ -111,12 +126,16 @@ class PromptEncoder:
     def _bounded(self, ids: tuple[int, ...]) -> tuple[int, ...]:
         length = len(self.head) + len(ids)
         if length > self.limit:
-            raise PolicyAbstained(AbstainReason.PROMPT_TOO_LONG, f"{length} tokens, the limit is {self.limit}")
+            raise PolicyAbstained(
+                AbstainReason.PROMPT_TOO_LONG, f"{length} tokens, the limit is {self.limit}"
+            )
         return ids
 
     def _user_ids(self, prompt: Prompt) -> list[int]:
         if (prompt.version, prompt.system) != (PROMPT_VERSION, SYSTEM):
-            raise ManifestMismatch(f"prompt version {prompt.version} cannot be encoded here, only {PROMPT_VERSION}")
+            raise ManifestMismatch(
+                f"prompt version {prompt.version} cannot be encoded here, only {PROMPT_VERSION}"
+            )
         ids = self._plain.encode(prompt.user, add_special_tokens=False).ids
         return [number for number in ids if number not in self.control_ids]
 
@@ -131,7 +150,9 @@ class PromptEncoder:
             text = f"\nAnswer:\n{action.label}\n{question}\n"
         else:
             turns = [(_SENTINEL, "user"), (action.label, "assistant"), (question, "user")]
-            text = self._render.split([{"role": role, "content": content} for content, role in turns])[1]
+            text = self._render.split(
+                [{"role": role, "content": content} for content, role in turns]
+            )[1]
         return list(self._markup.encode(text, add_special_tokens=False).ids)
 
     def _label_id(self, label: str, tail: str) -> int:
@@ -141,13 +162,14 @@ class PromptEncoder:
             tokens = [self._markup.id_to_token(number) for number in ids[-4:]]
             raise ModelFileError(
                 f"label {label} is not exactly one token after the marker, the end reads {tokens}: "
-                f"this model cannot answer with one letter, choose another"
+                "this model cannot answer with one letter, choose another"
             )
         return int(rest[0])
 
 
 class ChatTemplate:
-    """A model's Jinja chat template, run in a sandbox, as transformers runs it but without a clock."""
+    """A model's Jinja chat template, run in a sandbox, as transformers runs it but without a
+    clock."""
 
     def __init__(self, source: str, special_tokens: dict[str, str]):
         environment = ImmutableSandboxedEnvironment(
@@ -161,10 +183,11 @@ class ChatTemplate:
         self._arguments = {**_TEMPLATE_ARGUMENTS, **special_tokens}
 
     def split(self, turns: list[dict[str, str]]) -> tuple[str, str]:
-        """Text before and after the user's text in a conversation that opens with our system prompt.
+        """Text before and after the user's text in a conversation that opens with our system
+        prompt.
 
-        A template that refuses a system role (Gemma's does) gets the system prompt at the top of the user's
-        turn.
+        A template that refuses a system role (Gemma's does) gets the system prompt at the top of
+        the user's turn.
         """
         try:
             text = self._text([{"role": "system", "content": SYSTEM}, *turns])
@@ -178,11 +201,15 @@ class ChatTemplate:
                 raise ModelFileError(f"the chat template refuses our messages: {error}") from error
         parts = text.split(_SENTINEL)
         if len(parts) != 2:
-            raise ModelFileError(f"the chat template writes the user's text {len(parts) - 1} times, not once")
+            raise ModelFileError(
+                f"the chat template writes the user's text {len(parts) - 1} times, not once"
+            )
         return parts[0], parts[1]
 
     def _text(self, messages: list[dict[str, str]]) -> str:
-        return self._template.render(messages=messages, add_generation_prompt=True, **self._arguments)
+        return self._template.render(
+            messages=messages, add_generation_prompt=True, **self._arguments
+        )
 
 
 def _refuse(message: str) -> None:
@@ -190,8 +217,8 @@ def _refuse(message: str) -> None:
 
 
 def _without_added_tokens(tokenizer: Tokenizer) -> Tokenizer:
-    """The same tokenizer, knowing no control token: `<|im_end|>` in a text is nine ordinary pieces of
-    text."""
+    """The same tokenizer, knowing no control token: `<|im_end|>` in a text is nine ordinary pieces
+    of text."""
     description = json.loads(tokenizer.to_str())
     description["added_tokens"] = []
     return Tokenizer.from_str(json.dumps(description))
@@ -233,4 +260,7 @@ def _special_tokens(settings: dict[str, Any]) -> dict[str, str]:
 def _in_words(action: Action) -> str:
     if not action.approve:
         return "reject this trade"
-    return f"approve this trade with {action.risk_fraction:g} of the risk and a stop of {action.stop_atr:g} ATR"
+    return (
+        f"approve this trade with {action.risk_fraction:g} of the risk and a stop of"
+        f" {action.stop_atr:g} ATR"
+    )

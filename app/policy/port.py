@@ -33,7 +33,8 @@ class Policy(Protocol):
         ...
 
     async def explain(self, prompt: Prompt, action: Action, deadline: float) -> str | None:
-        """One or two sentences on why `action` may be right; None when it would come late. Never changes a decision."""
+        """One or two sentences on why `action` may be right; None when it would come late. Never
+        changes a decision."""
         ...
 
     async def aclose(self) -> None:

@@ -11,7 +11,8 @@ _SPACE = re.compile(r"\s+")
 
 
 def sentences(text: str) -> str | None:
-    """The first one or two whole sentences of `text` within `RATIONALE_CHARACTERS`; None when there is none.
+    """The first one or two whole sentences of `text` within `RATIONALE_CHARACTERS`; None when there
+    is none.
 
     Control and other unprintable characters are dropped, white space is made single.
     """

@@ -1,4 +1,5 @@
-"""The shipped fake: answers from a script, for our tests and for clients' tests. No model, no torch."""
+"""The shipped fake: answers from a script, for our tests and for clients' tests. No model, no
+torch."""
 
 from __future__ import annotations
 
@@ -35,8 +36,8 @@ class ScriptedPolicy:
 
     Parameters
     ----------
-    script : answers, given in turn and again from the start; or a function of the prompt; or None, which
-        picks a label from the prompt's hash: the same prompt always gets the same one.
+    script : answers, given in turn and again from the start; or a function of the prompt; or None,
+        which picks a label from the prompt's hash: the same prompt always gets the same one.
     gate : when given, `decide` waits for this event, at most until its deadline.
     rationale : what `explain` says.
     manifest : the version it claims to be.
@@ -70,8 +71,8 @@ class ScriptedPolicy:
         return self._manifest
 
     async def decide(self, prompt: Prompt, deadline: float) -> Reading:
-        """The next answer of the script. Raises `PolicyAbstained` when it says so, when the gate stays closed
-        until the deadline, and after `aclose`."""
+        """The next answer of the script. Raises `PolicyAbstained` when it says so, when the gate
+        stays closed until the deadline, and after `aclose`."""
         if self._closed:
             raise PolicyAbstained(AbstainReason.SHUTTING_DOWN)
         self.prompts.append(prompt)
@@ -103,7 +104,9 @@ def reading_of(label: str) -> Reading:
     """A reading with 0.90 of the probability on `label` and 0.01 on each other one."""
     if label not in LABELS:
         raise ValueError(f"{label!r} is not a label; labels are {', '.join(LABELS)}")
-    return Reading(log_probabilities=tuple(math.log(_CHOSEN if other == label else _OTHER) for other in LABELS))
+    return Reading(
+        log_probabilities=tuple(math.log(_CHOSEN if other == label else _OTHER) for other in LABELS)
+    )
 
 
 def _label_from_hash(prompt: Prompt) -> str:

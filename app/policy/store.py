@@ -52,22 +52,27 @@ def load_policy(
     vllm_model: str | None = None,
     observe: Callable[[str, float], None] | None = None,
 ) -> Policy:
-    """Verify a model and build its policy. Blocks for seconds: call it before serving, or in a thread.
+    """Verify a model and build its policy. Blocks for seconds: call it before serving, or in a
+    thread.
 
     Parameters
     ----------
-    model : the version's directory: a whole model, or an adapter; not needed for the scripted backend.
-    registry : where manifests of directories without one are kept; None refuses such a directory. The
-        transformers backend measures and stores a missing one; vLLM wants it made before.
+    model : the version's directory: a whole model, or an adapter; not needed for the scripted
+        backend.
+    registry : where manifests of directories without one are kept; None refuses such a directory.
+        The transformers backend measures and stores a missing one; vLLM wants it made before.
     roots : directories of model directories in which an adapter's base model is looked for.
-    bases : models in memory, to be shared between versions; None shares with nobody. Not for two calls at once.
+    bases : models in memory, to be shared between versions; None shares with nobody. Not for two
+        calls at once.
     threads, max_batch, max_queue : as `Batcher` has them; `max_queue` also bounds vLLM's requests.
     prompt_tokens : longest prompt, head and tail included.
-    vllm_url, vllm_model : the server, and the model's name there (default: the directory as it was given).
+    vllm_url, vllm_model : the server, and the model's name there (default: the directory as it was
+        given).
 
     Raises
     ------
-    ManifestMismatch, ModelFileError : this model must not be served; the message says why and how to mend it.
+    ManifestMismatch, ModelFileError : this model must not be served; the message says why and how
+        to mend it.
     """
     if backend is Backend.SCRIPTED:
         return ScriptedPolicy()
@@ -77,13 +82,17 @@ def load_policy(
         bounds = _given(max_in_flight=max_queue)
         manifest = _whole_model(model, registry)
         encoder = PromptEncoder.from_directory(model, prompt_tokens)
-        return VllmPolicy(vllm_url, vllm_model or str(model), manifest, encoder, observe=observe, **bounds)
+        return VllmPolicy(
+            vllm_url, vllm_model or str(model), manifest, encoder, observe=observe, **bounds
+        )
     model_files(model)  # What is no model directory is refused before torch is loaded for nothing.
     # Only this backend needs torch; the others start without it.
     from app.policy.in_process.loading import InProcess
 
     bounds = _given(max_batch=max_batch, max_queue=max_queue)
-    in_process = InProcess(bases or Bases(), roots, prompt_tokens, threads=threads, observe=observe, **bounds)
+    in_process = InProcess(
+        bases or Bases(), roots, prompt_tokens, threads=threads, observe=observe, **bounds
+    )
     return in_process.load(model, registry)
 
 
@@ -92,7 +101,8 @@ def _whole_model(model: Path, registry: Path | None) -> ModelManifest:
     manifest = find_manifest(model, registry)
     if manifest.base is not None:
         raise ModelFileError(
-            f"{model} is an adapter: vLLM takes whole models here; merge it into its base, or unset VLLM_URL"
+            f"{model} is an adapter: vLLM takes whole models here; merge it into its base, or unset"
+            " VLLM_URL"
         )
     return manifest
 
@@ -109,12 +119,14 @@ def find_version(model_version: str, roots: Sequence[Path]) -> Path:
             return directory
     where = ", ".join(str(root) for root in roots)
     raise UnknownVersion(
-        f"no directory under {where} holds model version {model_version}: publish or copy it there first"
+        f"no directory under {where} holds model version {model_version}: publish or copy it there"
+        " first"
     )
 
 
 def find_base(base: BaseModelRef, roots: Sequence[Path]) -> tuple[Path, ModelManifest]:
-    """The directory and manifest of an adapter's base model, found by its weights; not verified yet.
+    """The directory and manifest of an adapter's base model, found by its weights; not verified
+    yet.
 
     Raises
     ------
@@ -131,18 +143,20 @@ def find_base(base: BaseModelRef, roots: Sequence[Path]) -> tuple[Path, ModelMan
             namesake = directory
     if namesake is not None:
         raise ManifestMismatch(
-            f"{namesake} has other weights than the {base.model_version} that the adapter was trained on: "
-            f"train the adapter on these, or bring that model back"
+            f"{namesake} has other weights than the {base.model_version} that the adapter was"
+            " trained on: train the adapter on these, or bring that model back"
         )
     raise ModelFileError(
-        f"the adapter's base model {base.model_version} is not under {', '.join(str(root) for root in roots)}: "
-        f"import it with `advisor model import`, or copy its directory there"
+        f"the adapter's base model {base.model_version} is not under"
+        f" {', '.join(str(root) for root in roots)}: import it with `advisor model import`, or copy"
+        " its directory there"
     )
 
 
 def described(roots: Sequence[Path]) -> Iterator[tuple[Path, ModelManifest]]:
-    """Directories with a readable manifest, in a fixed order; hidden ones are work in progress. One version's
-    unreadable manifest must not hide the others; asking for that version names it as missing."""
+    """Directories with a readable manifest, in a fixed order; hidden ones are work in progress. One
+    version's unreadable manifest must not hide the others; asking for that version names it as
+    missing."""
     for root in dict.fromkeys(roots):
         for path in sorted(root.glob(f"[!.]*/{MANIFEST_NAME}")):
             try:
@@ -152,32 +166,37 @@ def described(roots: Sequence[Path]) -> Iterator[tuple[Path, ModelManifest]]:
 
 
 def find_manifest(directory: Path, registry: Path | None) -> ModelManifest:
-    """The directory's own manifest, verified; without one, the manifest that `registry` holds for exactly
-    these bytes, this prompt version, action space and feature schema.
+    """The directory's own manifest, verified; without one, the manifest that `registry` holds for
+    exactly these bytes, this prompt version, action space and feature schema.
 
     Raises
     ------
-    ManifestMismatch, ModelFileError : as `load_manifest`, and when the registry holds no such manifest.
+    ManifestMismatch, ModelFileError : as `load_manifest`, and when the registry holds no such
+        manifest.
     """
     if (directory / MANIFEST_NAME).is_file() or registry is None:
         return load_manifest(directory)
     path, files = registry_entry(directory, registry)
     if not path.is_file():
-        raise ModelFileError(f"{directory} has no manifest: make one with `advisor model import {directory}`")
+        raise ModelFileError(
+            f"{directory} has no manifest: make one with `advisor model import {directory}`"
+        )
     manifest = read_manifest(path)
     manifest.require_compatible()
     if manifest.files != files:
         raise ManifestMismatch(
-            f"{path} does not describe {directory}: remove it, then `advisor model import {directory}`"
+            f"{path} does not describe {directory}: remove it, then `advisor model import"
+            f" {directory}`"
         )
     return manifest
 
 
 def registry_entry(directory: Path, registry: Path) -> tuple[Path, dict[str, str]]:
-    """Where the registry keeps the manifest of a directory that has none, and the hashes of its files.
+    """Where the registry keeps the manifest of a directory that has none, and the hashes of its
+    files.
 
-    The name follows from those hashes and from what this code makes of a model, so that other bytes or
-    another prompt version have another manifest.
+    The name follows from those hashes and from what this code makes of a model, so that other bytes
+    or another prompt version have another manifest.
     """
     files = {name: file_hash(directory / name) for name in sorted(model_files(directory))}
     identity = content_hash([files, PROMPT_VERSION, ACTION_SPACE_HASH, FEATURE_SCHEMA])
@@ -194,30 +213,41 @@ def load_manifest(directory: Path) -> ModelManifest:
 
     Raises
     ------
-    ModelFileError : no directory, no manifest, a pickle, a file that is missing or that the manifest does not
-        list.
-    ManifestMismatch : a file's bytes changed, or it was made for another prompt, action space or feature
-        schema.
+    ModelFileError : no directory, no manifest, a pickle, a file that is missing or that the
+        manifest does not list.
+    ManifestMismatch : a file's bytes changed, or it was made for another prompt, action space or
+        feature schema.
     """
     manifest = read_manifest(directory / MANIFEST_NAME)
     manifest.require_compatible()
     names = model_files(directory)
     unlisted = sorted(names - manifest.files.keys())
     if unlisted:
-        raise ModelFileError(f"{directory}: not in the manifest: {', '.join(unlisted)}. Remove them, or import again")
+        raise ModelFileError(
+            f"{directory}: not in the manifest: {', '.join(unlisted)}. Remove them, or import again"
+        )
     missing = sorted(manifest.files.keys() - names)
     if missing:
-        raise ModelFileError(f"{directory}: in the manifest, but missing: {', '.join(missing)}. Import the model again")
-    changed = [name for name, expected in manifest.files.items() if file_hash(directory / name) != expected]
+        raise ModelFileError(
+            f"{directory}: in the manifest, but missing: {', '.join(missing)}. Import the model"
+            " again"
+        )
+    changed = [
+        name for name, expected in manifest.files.items() if file_hash(directory / name) != expected
+    ]
     if changed:
-        raise ManifestMismatch(f"{directory}: bytes differ from the manifest: {', '.join(changed)}. Import it again")
+        raise ManifestMismatch(
+            f"{directory}: bytes differ from the manifest: {', '.join(changed)}. Import it again"
+        )
     return manifest
 
 
 def read_manifest(path: Path) -> ModelManifest:
     """Parse a manifest file. Raises `ModelFileError`."""
     if not path.is_file():
-        raise ModelFileError(f"there is no manifest at {path}: import the model with `advisor model import`")
+        raise ModelFileError(
+            f"there is no manifest at {path}: import the model with `advisor model import`"
+        )
     try:
         return ModelManifest.from_json(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, InvalidRecord) as error:
@@ -225,22 +255,32 @@ def read_manifest(path: Path) -> ModelManifest:
 
 
 def model_files(directory: Path) -> set[str]:
-    """Names, relative to the directory, of every file that loading may read: all but hidden ones, documents
-    and the manifest. Raises `ModelFileError` when there is a pickle among them, or no directory."""
+    """Names, relative to the directory, of every file that loading may read: all but hidden ones,
+    documents and the manifest. Raises `ModelFileError` when there is a pickle among them, or no
+    directory."""
     if not directory.is_dir():
         raise ModelFileError(
-            f"there is no model directory {directory}: set MODEL to one, or make one with `advisor model import`"
+            f"there is no model directory {directory}: set MODEL to one, or make one with `advisor"
+            " model import`"
         )
     names = set()
     for path in directory.rglob("*"):
         name = PurePosixPath(path.relative_to(directory).as_posix())
-        if not path.is_file() or any(part.startswith(".") for part in name.parts) or str(name) == MANIFEST_NAME:
+        if (
+            not path.is_file()
+            or any(part.startswith(".") for part in name.parts)
+            or str(name) == MANIFEST_NAME
+        ):
             continue
         if path.suffix.lower() in PICKLE_SUFFIXES:
             raise ModelFileError(
-                f"{path} may hold pickled code and is never loaded: convert the weights to safetensors and remove it"
+                f"{path} may hold pickled code and is never loaded: convert the weights to"
+                " safetensors and remove it"
             )
-        if path.suffix.lower() not in _HARMLESS_SUFFIXES and path.name.upper() not in _HARMLESS_NAMES:
+        if (
+            path.suffix.lower() not in _HARMLESS_SUFFIXES
+            and path.name.upper() not in _HARMLESS_NAMES
+        ):
             names.add(str(name))
     return names
 

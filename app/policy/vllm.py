@@ -1,8 +1,9 @@
 """The production backend: vLLM's `/v1/completions`, token ids in, label log-probabilities out.
 
-`logprob_token_ids` makes vLLM return the raw log-probabilities of exactly the labels (it wants `logprobs`
-beside it), `allowed_token_ids` keeps the one sampled token among them, `return_tokens_as_token_ids` names
-tokens "token_id:49". The head is the same for every prompt, so vLLM's prefix cache holds it.
+`logprob_token_ids` makes vLLM return the raw log-probabilities of exactly the labels (it wants
+`logprobs` beside it), `allowed_token_ids` keeps the one sampled token among them,
+`return_tokens_as_token_ids` names tokens "token_id:49". The head is the same for every prompt, so
+vLLM's prefix cache holds it.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ class VllmPolicy:
     Parameters
     ----------
     base_url : of the server, for example "http://vllm:8000".
-    model_name : the name under which it serves the model (`--served-model-name`, or the path it was given).
+    model_name : the name under which it serves the model (`--served-model-name`, or the path it was
+        given).
     manifest : the version that it serves.
     encoder : built from the same model directory.
     max_in_flight : requests under way; one more abstains with OVERLOADED at once.
@@ -57,10 +59,14 @@ class VllmPolicy:
         observe: Callable[[str, float], None] | None = None,
     ):
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        limits = httpx.Limits(max_connections=max_in_flight, max_keepalive_connections=max_in_flight)
+        limits = httpx.Limits(
+            max_connections=max_in_flight, max_keepalive_connections=max_in_flight
+        )
         transport = transport or httpx.AsyncHTTPTransport(limits=limits)
         # No timeout of its own: every request runs under its deadline.
-        self._client = httpx.AsyncClient(base_url=base_url, headers=headers, transport=transport, timeout=None)
+        self._client = httpx.AsyncClient(
+            base_url=base_url, headers=headers, transport=transport, timeout=None
+        )
         self._model_name = model_name
         self._manifest = manifest
         self._encoder = encoder
@@ -75,9 +81,9 @@ class VllmPolicy:
         return self._manifest
 
     async def decide(self, prompt: Prompt, deadline: float) -> Reading:
-        """Read the labels; see `Policy.decide`. Abstains with BACKEND_UNAVAILABLE when the server cannot be
-        reached, BACKEND_PROTOCOL when its answer is not the ten labels' log-probabilities, OVERLOADED,
-        DEADLINE, PROMPT_TOO_LONG or SHUTTING_DOWN."""
+        """Read the labels; see `Policy.decide`. Abstains with BACKEND_UNAVAILABLE when the server
+        cannot be reached, BACKEND_PROTOCOL when its answer is not the ten labels'
+        log-probabilities, OVERLOADED, DEADLINE, PROMPT_TOO_LONG or SHUTTING_DOWN."""
         labels = list(self._encoder.label_ids)
         body = {
             "model": self._model_name,
@@ -94,7 +100,8 @@ class VllmPolicy:
         return reading
 
     async def explain(self, prompt: Prompt, action: Action, deadline: float) -> str | None:
-        """One or two sentences through the same endpoint, greedy; None when late or when the server fails.
+        """One or two sentences through the same endpoint, greedy; None when late or when the server
+        fails.
 
         The prompt is `PromptEncoder.encode_explanation`.
         """
@@ -105,8 +112,12 @@ class VllmPolicy:
                 "max_tokens": RATIONALE_TOKENS,
                 "temperature": 0,
             }
-            return sentences(str(self._choice(await self._complete(body, deadline)).get("text", "")))
-        except PolicyAbstained as abstained:  # a rationale is an extra: the decision stands without one
+            return sentences(
+                str(self._choice(await self._complete(body, deadline)).get("text", ""))
+            )
+        except (
+            PolicyAbstained
+        ) as abstained:  # a rationale is an extra: the decision stands without one
             _log.info("no rationale: %s", abstained)
             return None
 
@@ -120,7 +131,9 @@ class VllmPolicy:
         if self._closed:
             raise PolicyAbstained(AbstainReason.SHUTTING_DOWN)
         if self._in_flight >= self._max_in_flight:
-            raise PolicyAbstained(AbstainReason.OVERLOADED, f"{self._in_flight} requests are under way")
+            raise PolicyAbstained(
+                AbstainReason.OVERLOADED, f"{self._in_flight} requests are under way"
+            )
         self._in_flight += 1
         self._observe("queue_depth", self._in_flight)
         try:
@@ -132,7 +145,9 @@ class VllmPolicy:
             if self._closed:
                 raise PolicyAbstained(AbstainReason.SHUTTING_DOWN) from error
             detail = f"{self._client.base_url}: {type(error).__name__}: {error}"
-            raise PolicyAbstained(AbstainReason.BACKEND_UNAVAILABLE, detail[:_DETAIL_CHARACTERS]) from error
+            raise PolicyAbstained(
+                AbstainReason.BACKEND_UNAVAILABLE, detail[:_DETAIL_CHARACTERS]
+            ) from error
         finally:
             self._in_flight -= 1
             self._observe("queue_depth", self._in_flight)
@@ -150,15 +165,25 @@ class VllmPolicy:
         return choices[0]
 
     def _reading(self, answer: Any) -> Reading:
-        """The labels' log-probabilities; exactly the ten labels must be there, each finite and at most 0."""
+        """The labels' log-probabilities; exactly the ten labels must be there, each finite and at
+        most 0."""
         logprobs = self._choice(answer).get("logprobs")
         positions = logprobs.get("top_logprobs") if isinstance(logprobs, dict) else None
-        if not isinstance(positions, list) or len(positions) != 1 or not isinstance(positions[0], dict):
-            raise _odd(f"no top_logprobs of one token in {logprobs!r}: is the server older than logprob_token_ids?")
+        if (
+            not isinstance(positions, list)
+            or len(positions) != 1
+            or not isinstance(positions[0], dict)
+        ):
+            raise _odd(
+                f"no top_logprobs of one token in {logprobs!r}: is the server older than"
+                " logprob_token_ids?"
+            )
         found = positions[0]
         wanted = [f"token_id:{number}" for number in self._encoder.label_ids]
         if found.keys() != set(wanted):
-            missing = [label for label, name in zip(LABELS, wanted, strict=True) if name not in found]
+            missing = [
+                label for label, name in zip(LABELS, wanted, strict=True) if name not in found
+            ]
             extra = sorted(found.keys() - set(wanted))
             raise _odd(f"top_logprobs lack labels {missing} and hold other tokens {extra}")
         values = [found[name] for name in wanted]

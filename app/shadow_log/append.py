@@ -1,4 +1,5 @@
-"""Writing one batch of events: keys first, then COPY of what they claimed, all in one transaction."""
+"""Writing one batch of events: keys first, then COPY of what they claimed, all in one
+transaction."""
 
 from __future__ import annotations
 
@@ -26,13 +27,20 @@ REPORTS: dict[EventKind, Table] = {
     EventKind.RATIONALE: tables.rationales,
     EventKind.STATE_CHANGE: tables.state_changes,
 }
-_COPY_TYPES = {Uuid: "uuid", DateTime: "timestamptz", Text: "text", Double: "float8", Boolean: "bool"}
+_COPY_TYPES = {
+    Uuid: "uuid",
+    DateTime: "timestamptz",
+    Text: "text",
+    Double: "float8",
+    Boolean: "bool",
+}
 _COPY_TYPES |= {Integer: "int4", ARRAY: "text[]", JSONB: "jsonb"}
 
 
 @dataclass
 class Appended:
-    """What one batch did. `conflicts` are the ids of decisions that are stored under another request."""
+    """What one batch did. `conflicts` are the ids of decisions that are stored under another
+    request."""
 
     inserted: dict[str, int] = field(default_factory=dict)
     duplicates: int = 0
@@ -46,7 +54,8 @@ class Appended:
 
 
 class Batch(NamedTuple):
-    """Events as rows. Everything that can be wrong with an event shows before a transaction begins."""
+    """Events as rows. Everything that can be wrong with an event shows before a transaction
+    begins."""
 
     decisions: list[tuple[Event, Decision]]
     reports: dict[Table, list[Row]]
@@ -74,7 +83,9 @@ async def append(connection: AsyncConnection, batch: Batch) -> Appended:
     appended = Appended()
     if batch.decisions:
         await _append_decisions(connection, batch.decisions, appended)
-    for table in REPORTS.values():  # A fixed order of tables and keys: two writers cannot wait for each other.
+    for table in (
+        REPORTS.values()
+    ):  # A fixed order of tables and keys: two writers cannot wait for each other.
         if table in batch.reports:
             await _append_reports(connection, table, batch.reports[table], appended)
     return appended
@@ -83,19 +94,34 @@ async def append(connection: AsyncConnection, batch: Batch) -> Appended:
 async def _append_decisions(
     connection: AsyncConnection, decisions: Sequence[tuple[Event, Decision]], appended: Appended
 ) -> None:
-    """Claim the ids, then copy the rows of those that were free. The first of a batch's repeats counts."""
+    """Claim the ids, then copy the rows of those that were free. The first of a batch's repeats
+    counts."""
     first = {record.decision_id: (event, record) for event, record in reversed(decisions)}
     keys = [
         {"decision_id": known, "request_hash": event.claim, "as_of": record.scenario.as_of}
         for known, (event, record) in sorted(first.items())
     ]
-    claim = insert(tables.decision_keys).on_conflict_do_nothing().returning(tables.decision_keys.c.decision_id)
+    claim = (
+        insert(tables.decision_keys)
+        .on_conflict_do_nothing()
+        .returning(tables.decision_keys.c.decision_id)
+    )
     fresh = set((await connection.scalars(claim, keys)).all())
     if len(fresh) < len(decisions):
         await _count_repeats(connection, decisions, fresh, appended)
     new = [first[known] for known in sorted(fresh)]
-    await _copy(connection, tables.decisions, [decision_row(record, event.payload) for event, record in new], appended)
-    await _copy(connection, tables.advices, [row for _, record in new for row in advice_rows(record)], appended)
+    await _copy(
+        connection,
+        tables.decisions,
+        [decision_row(record, event.payload) for event, record in new],
+        appended,
+    )
+    await _copy(
+        connection,
+        tables.advices,
+        [row for _, record in new for row in advice_rows(record)],
+        appended,
+    )
     controls = [row for _, record in new if (row := control_row(record)) is not None]
     await _copy(connection, tables.agent_actions, controls, appended)
 
@@ -109,7 +135,9 @@ async def _count_repeats(
     """A repeat of the same request is a duplicate; of another request, a conflict."""
     keys = tables.decision_keys.c
     ids = {record.decision_id for _, record in decisions}
-    rows = await connection.execute(select(keys.decision_id, keys.request_hash).where(keys.decision_id.in_(ids)))
+    rows = await connection.execute(
+        select(keys.decision_id, keys.request_hash).where(keys.decision_id.in_(ids))
+    )
     stored = {row.decision_id: row.request_hash for row in rows}
     written: set[UUID] = set()
     for event, record in decisions:
@@ -122,14 +150,20 @@ async def _count_repeats(
             appended.duplicates += 1
 
 
-async def _append_reports(connection: AsyncConnection, table: Table, rows: list[Row], appended: Appended) -> None:
+async def _append_reports(
+    connection: AsyncConnection, table: Table, rows: list[Row], appended: Appended
+) -> None:
     statement = insert(table).on_conflict_do_nothing().returning(table.c.event_key)
-    added = len((await connection.scalars(statement, sorted(rows, key=lambda row: row["event_key"]))).all())
+    added = len(
+        (await connection.scalars(statement, sorted(rows, key=lambda row: row["event_key"]))).all()
+    )
     appended.add(table, added)
     appended.duplicates += len(rows) - added
 
 
-async def _copy(connection: AsyncConnection, table: Table, rows: list[Row], appended: Appended) -> None:
+async def _copy(
+    connection: AsyncConnection, table: Table, rows: list[Row], appended: Appended
+) -> None:
     """COPY rows into a table, in binary, on the transaction's own connection."""
     if not rows:
         return
@@ -143,5 +177,7 @@ async def _copy(connection: AsyncConnection, table: Table, rows: list[Row], appe
         copy.set_types([_COPY_TYPES[type(column.type)] for column in columns])
         for row in rows:
             values = zip(row.values(), documents, strict=True)
-            await copy.write_row([Jsonb(value, orjson.dumps) if document else value for value, document in values])
+            await copy.write_row(
+                [Jsonb(value, orjson.dumps) if document else value for value, document in values]
+            )
     appended.add(table, len(rows))

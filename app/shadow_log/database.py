@@ -18,7 +18,8 @@ SILENT_SERVER_MS = 20_000
 NO_SCHEMA = "the database lacks the schema of this release: run `advisor migrate`"
 _EXAMPLE = "write postgresql://user:password@host:5432/database"
 _EVENTS_FAULT = ("22", "23", "54")
-"""SQLSTATE classes that a row can cause: data exception, integrity violation, program limit exceeded."""
+"""SQLSTATE classes that a row can cause: data exception, integrity violation, program limit
+exceeded."""
 
 
 def async_url(url: str) -> URL:
@@ -28,12 +29,15 @@ def async_url(url: str) -> URL:
     except (ArgumentError, ValueError) as error:
         raise ShadowLogUnavailable(f"DATABASE_URL cannot be read; {_EXAMPLE}") from error
     if parsed.get_backend_name() not in ("postgresql", "postgres"):
-        raise ShadowLogUnavailable(f"DATABASE_URL names {parsed.get_backend_name()}, not Postgres; {_EXAMPLE}")
+        raise ShadowLogUnavailable(
+            f"DATABASE_URL names {parsed.get_backend_name()}, not Postgres; {_EXAMPLE}"
+        )
     return parsed.set(drivername="postgresql+psycopg")
 
 
 def connect(url: str) -> AsyncEngine:
-    """A pool at a SQLAlchemy or libpq URL. Connects when first used; a connection that died is replaced."""
+    """A pool at a SQLAlchemy or libpq URL. Connects when first used; a connection that died is
+    replaced."""
     return create_async_engine(
         async_url(url),
         pool_size=POOL_SIZE,
@@ -53,14 +57,17 @@ CONNECT_ARGS = {
 class translated_errors:
     """Whatever is not the fault of a row becomes `ShadowLogUnavailable`; what is passes as it came.
 
-    The difference decides whether the writer waits, or puts an event aside. Missing rights, a read-only server or a
-    schema of another release are no event's fault: the journal keeps the events until somebody has mended it.
+    The difference decides whether the writer waits, or puts an event aside. Missing rights, a
+    read-only server or a schema of another release are no event's fault: the journal keeps the
+    events until somebody has mended it.
     """
 
     def __enter__(self) -> None:
         return None
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: object
+    ) -> None:
         if isinstance(error, PoolTimeout | OSError):
             raise ShadowLogUnavailable(f"Postgres: {error}") from error
         cause = error.orig if isinstance(error, DBAPIError) else error
@@ -72,10 +79,14 @@ class translated_errors:
         if not lost and _is_the_events_fault(cause):
             return
         lines = str(cause).strip().splitlines() or [type(cause).__name__]
-        raise ShadowLogUnavailable(f"Postgres: {lines[0]}; check DATABASE_URL and the server") from error
+        raise ShadowLogUnavailable(
+            f"Postgres: {lines[0]}; check DATABASE_URL and the server"
+        ) from error
 
 
 def _is_the_events_fault(cause: psycopg.Error) -> bool:
-    if cause.sqlstate is None:  # Raised by the driver: a connection that is gone, or a value that it cannot send.
+    if (
+        cause.sqlstate is None
+    ):  # Raised by the driver: a connection that is gone, or a value that it cannot send.
         return not isinstance(cause, psycopg.OperationalError | psycopg.InterfaceError)
     return cause.sqlstate.startswith(_EVENTS_FAULT)

@@ -1,4 +1,5 @@
-"""The shadow log in Postgres: append once, read back. All the SQL of the service is in this package."""
+"""The shadow log in Postgres: append once, read back. All the SQL of the service is in this
+package."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ NOTHING = "none"
 
 
 class ShadowLog:
-    """Append-only store of decisions; the authority. Every method raises `ShadowLogUnavailable` in an outage."""
+    """Append-only store of decisions; the authority. Every method raises `ShadowLogUnavailable` in
+    an outage."""
 
     def __init__(self, engine: AsyncEngine) -> None:
         self.engine = engine
@@ -42,7 +44,8 @@ class ShadowLog:
         Raises
         ------
         ShadowLogUnavailable : nothing was written; try again later.
-        InvalidRecord, or another error : an event of the batch can never be written, so nothing was.
+        InvalidRecord, or another error : an event of the batch can never be written, so nothing
+            was.
         """
         batch = Batch.of(events)
         while True:
@@ -70,7 +73,8 @@ class ShadowLog:
         return None if found is None else assemble(*found)
 
     async def get(self, decision_id: UUID) -> dict[str, Any] | None:
-        """Everything known of a decision: record, hash, agent's actions, outcomes, rationales, oldest first."""
+        """Everything known of a decision: record, hash, agent's actions, outcomes, rationales,
+        oldest first."""
         async with self._transaction() as connection:
             found = await _decision_rows(connection, decision_id)
             if found is None:
@@ -79,7 +83,11 @@ class ShadowLog:
                 str(each.name): await _reports_of(connection, each, decision_id)
                 for each in (tables.agent_actions, tables.outcomes, tables.rationales)
             }
-        return {"decision": assemble(*found).as_json(), "record_hash": found[0]["record_hash"], **reports}
+        return {
+            "decision": assemble(*found).as_json(),
+            "record_hash": found[0]["record_hash"],
+            **reports,
+        }
 
     async def latest_state(self) -> StateChange | None:
         """The newest change of the trading state."""
@@ -89,24 +97,30 @@ class ShadowLog:
         return StateChange.from_json(rows[0]) if rows else None
 
     async def register_model(self, manifest: ModelManifest) -> None:
-        """Make a version known. Raises `ManifestMismatch` when its name is taken by another manifest."""
+        """Make a version known. Raises `ManifestMismatch` when its name is taken by another
+        manifest."""
         row = {
             "model_version": manifest.model_version,
             "manifest_hash": manifest.hash(),
             "manifest": manifest.as_json(),
         }
         async with self._transaction() as connection:
-            await connection.execute(upsert(tables.model_versions).values(row).on_conflict_do_nothing())
+            await connection.execute(
+                upsert(tables.model_versions).values(row).on_conflict_do_nothing()
+            )
             known = await _manifest_hash(connection, manifest.model_version)
         if known != row["manifest_hash"]:
             raise ManifestMismatch(
-                f"model version {manifest.model_version} is registered with manifest {known}, this one is "
-                f"{row['manifest_hash']}: versions are immutable, give the new one a new name"
+                f"model version {manifest.model_version} is registered with manifest {known}, this"
+                f" one is {row['manifest_hash']}: versions are immutable, give the new one a new"
+                " name"
             )
 
     async def models(self) -> list[dict[str, Any]]:
         """Registered versions, oldest first."""
-        rows = await self._rows(select(tables.model_versions).order_by(tables.model_versions.c.registered_at))
+        rows = await self._rows(
+            select(tables.model_versions).order_by(tables.model_versions.c.registered_at)
+        )
         return [{**row, "registered_at": row["registered_at"].isoformat()} for row in rows]
 
     async def aliases(self) -> dict[str, str]:
@@ -114,19 +128,28 @@ class ShadowLog:
         return {move["alias"]: move["model_version"] for move in await self.alias_moves()}
 
     async def alias_moves(self) -> list[dict[str, Any]]:
-        """Every move of an alias, oldest first: alias, model_version, reason, changed_by, changed_at."""
+        """Every move of an alias, oldest first: alias, model_version, reason, changed_by,
+        changed_at."""
         moves = tables.aliases.c
-        columns = (moves.alias, moves.model_version, moves.reason, moves.changed_by, moves.changed_at)
+        columns = (
+            moves.alias,
+            moves.model_version,
+            moves.reason,
+            moves.changed_by,
+            moves.changed_at,
+        )
         rows = await self._rows(select(*columns).order_by(moves.id))
         return [{**row, "changed_at": row["changed_at"].isoformat()} for row in rows]
 
     async def set_alias(self, alias: str, model_version: str, *, reason: str, by: str) -> None:
-        """Move an alias, to a version or to `NOTHING`; every move is kept. Raises `ManifestMismatch` when the version
-        is not registered."""
+        """Move an alias, to a version or to `NOTHING`; every move is kept. Raises
+        `ManifestMismatch` when the version is not registered."""
         row = {"alias": alias, "model_version": model_version, "reason": reason, "changed_by": by}
         async with self._transaction() as connection:
             if model_version != NOTHING and await _manifest_hash(connection, model_version) is None:
-                raise ManifestMismatch(f"model version {model_version} is not registered: serve or publish it first")
+                raise ManifestMismatch(
+                    f"model version {model_version} is not registered: serve or publish it first"
+                )
             await connection.execute(insert(tables.aliases).values(row))
 
     async def counts(self) -> dict[str, int]:
@@ -148,7 +171,8 @@ class ShadowLog:
             )
 
     async def months_before(self, moment: datetime) -> dict[str, int]:
-        """Decisions by month, such as `202611`, over the months that ended before the month of `moment`."""
+        """Decisions by month, such as `202611`, over the months that ended before the month of
+        `moment`."""
         async with self._transaction() as connection:
             return await partitions.months_before(connection, moment)
 
@@ -180,7 +204,9 @@ async def _manifest_hash(connection: AsyncConnection, model_version: str) -> str
     return known
 
 
-async def _decision_rows(connection: AsyncConnection, decision_id: UUID) -> tuple[Row, list[Row]] | None:
+async def _decision_rows(
+    connection: AsyncConnection, decision_id: UUID
+) -> tuple[Row, list[Row]] | None:
     """The rows of a decision; its key names the month, so that one partition is read."""
     keys = tables.decision_keys.c
     as_of = await connection.scalar(select(keys.as_of).where(keys.decision_id == decision_id))
@@ -196,11 +222,16 @@ async def _decision_rows(connection: AsyncConnection, decision_id: UUID) -> tupl
     return (decision[0], advices) if decision else None
 
 
-async def _reports_of(connection: AsyncConnection, reports: Table, decision_id: UUID) -> list[dict[str, Any]]:
+async def _reports_of(
+    connection: AsyncConnection, reports: Table, decision_id: UUID
+) -> list[dict[str, Any]]:
     query = select(reports).where(reports.c.decision_id == decision_id)
     rows = []
     for row in await connection.execute(query.order_by(reports.c.recorded_at, reports.c.event_key)):
         values = row._mapping
-        content = values.get("record") or {"model_version": values["model_version"], "text": values["text"]}
+        content = values.get("record") or {
+            "model_version": values["model_version"],
+            "text": values["text"],
+        }
         rows.append({"recorded_at": values["recorded_at"].isoformat(), **content})
     return rows

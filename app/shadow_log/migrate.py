@@ -23,11 +23,13 @@ def upgrade(url: str, revision: str = "head", migrations: Path | None = None) ->
     ----------
     url : SQLAlchemy or libpq URL.
     revision : a revision, or `head` for the newest.
-    migrations : their directory; by default the one beside the package, else the one in the working directory.
+    migrations : their directory; by default the one beside the package, else the one in the working
+        directory.
 
     Raises
     ------
-    ShadowLogUnavailable : Postgres does not answer, or a lock was not to be had, or there are no migrations.
+    ShadowLogUnavailable : Postgres does not answer, or a lock was not to be had, or there are no
+        migrations.
     """
     _run(command.upgrade, url, revision, migrations)
 
@@ -38,7 +40,8 @@ def downgrade(url: str, revision: str, migrations: Path | None = None) -> None:
 
 
 def current(url: str) -> str | None:
-    """The revision that the database is at; None before the first migration. Raises `ShadowLogUnavailable`."""
+    """The revision that the database is at; None before the first migration. Raises
+    `ShadowLogUnavailable`."""
     engine = create_engine(async_url(url), connect_args=CONNECT_ARGS)
     try:
         with translated_errors(), engine.connect() as connection:
@@ -48,11 +51,13 @@ def current(url: str) -> str | None:
 
 
 def config(url: str, migrations: Path | None = None) -> Config:
-    """Alembic's configuration for a database. Raises `ShadowLogUnavailable` when there are no migrations."""
+    """Alembic's configuration for a database. Raises `ShadowLogUnavailable` when there are no
+    migrations."""
     directory = migrations or _find()
     if not (directory / "env.py").is_file():
         raise ShadowLogUnavailable(
-            f"no migrations in {directory}: run from the directory that holds `migrations`, as the repository does"
+            f"no migrations in {directory}: run from the directory that holds `migrations`, as the"
+            " repository does"
         )
     settings = Config()
     settings.set_main_option("script_location", str(directory).replace("%", "%%"))
@@ -61,7 +66,8 @@ def config(url: str, migrations: Path | None = None) -> Config:
 
 
 def _find() -> Path:
-    """A checkout has them beside the package; where the package is installed, the image has them where it works."""
+    """A checkout has them beside the package; where the package is installed, the image has them
+    where it works."""
     return BESIDE_THE_PACKAGE if BESIDE_THE_PACKAGE.is_dir() else Path.cwd() / "migrations"
 
 
@@ -72,4 +78,6 @@ def _run(step: object, url: str, revision: str, migrations: Path | None) -> None
         with translated_errors():
             step(settings, revision)
     except CommandError as error:
-        raise ShadowLogUnavailable(f"migrations: {error}; is the database from a newer release?") from error
+        raise ShadowLogUnavailable(
+            f"migrations: {error}; is the database from a newer release?"
+        ) from error

@@ -1,7 +1,9 @@
-"""Months of `decisions` and `advices`: made by the writer when first needed, dropped as a whole by retention.
+"""Months of `decisions` and `advices`: made by the writer when first needed, dropped as a whole by
+retention.
 
-Appends hold the partition lock shared, and whoever makes or drops a month holds it alone, so that a month cannot vanish
-under an append. A month is made in a transaction of its own, by ATTACH: this never waits for another writer's rows.
+Appends hold the partition lock shared, and whoever makes or drops a month holds it alone, so that a
+month cannot vanish under an append. A month is made in a transaction of its own, by ATTACH: this
+never waits for another writer's rows.
 """
 
 from __future__ import annotations
@@ -28,7 +30,11 @@ def month_of(moment: datetime) -> str:
 async def missing_months(connection: AsyncConnection, months: Iterable[str]) -> list[str]:
     """Which months have no partition. Until the transaction ends, no month is made or dropped."""
     await connection.execute(select(func.pg_advisory_xact_lock_shared(PARTITION_LOCK)))
-    return [month for month in sorted(months) if not await _exists(connection, f"{tables.PARTITIONED[-1]}_{month}")]
+    return [
+        month
+        for month in sorted(months)
+        if not await _exists(connection, f"{tables.PARTITIONED[-1]}_{month}")
+    ]
 
 
 async def make_month(connection: AsyncConnection, month: str) -> None:
@@ -40,10 +46,14 @@ async def make_month(connection: AsyncConnection, month: str) -> None:
 
 
 async def months_before(connection: AsyncConnection, moment: datetime) -> dict[str, int]:
-    """Every month that ended before the month of `moment`, with its number of decisions, oldest first."""
+    """Every month that ended before the month of `moment`, with its number of decisions, oldest
+    first."""
     await connection.execute(select(func.pg_advisory_xact_lock_shared(PARTITION_LOCK)))
     found = await connection.scalars(
-        text("SELECT right(inhrelid::regclass::text, 6) FROM pg_inherits WHERE inhparent = 'decisions'::regclass")
+        text(
+            "SELECT right(inhrelid::regclass::text, 6) FROM pg_inherits WHERE inhparent ="
+            " 'decisions'::regclass"
+        )
     )
     return {
         month: await connection.scalar(text(f"SELECT count(*) FROM decisions_{month}")) or 0
@@ -71,14 +81,21 @@ async def _exists(connection: AsyncConnection, name: str) -> bool:
 
 async def _make_partition(connection: AsyncConnection, table: str, month: str) -> None:
     year, number = int(month[:4]), int(month[4:])
-    begin, end = f"{year:04d}-{number:02d}-01", f"{year + number // 12:04d}-{number % 12 + 1:02d}-01"
+    begin, end = (
+        f"{year:04d}-{number:02d}-01",
+        f"{year + number // 12:04d}-{number % 12 + 1:02d}-01",
+    )
     partition = f"{table}_{month}"
     for statement in (
         f"CREATE TABLE {partition} (LIKE {table} INCLUDING DEFAULTS INCLUDING CONSTRAINTS)",
-        f"ALTER TABLE {table} ATTACH PARTITION {partition} "
-        f"FOR VALUES FROM ('{begin} 00:00:00+00') TO ('{end} 00:00:00+00')",
+        (
+            f"ALTER TABLE {table} ATTACH PARTITION {partition} "
+            f"FOR VALUES FROM ('{begin} 00:00:00+00') TO ('{end} 00:00:00+00')"
+        ),
         # Attaching copies row triggers from the parent, but not this one.
-        f"CREATE TRIGGER never_truncated BEFORE TRUNCATE ON {partition} "
-        f"FOR EACH STATEMENT EXECUTE FUNCTION advisor_refuse_change()",
+        (
+            f"CREATE TRIGGER never_truncated BEFORE TRUNCATE ON {partition} "
+            "FOR EACH STATEMENT EXECUTE FUNCTION advisor_refuse_change()"
+        ),
     ):
         await connection.execute(text(statement))

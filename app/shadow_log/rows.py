@@ -10,7 +10,14 @@ from sqlalchemy import Row as SqlRow
 from app.domain.canonical import digest
 from app.domain.control import AgentAction
 from app.domain.decision import Advice, Decision
-from app.domain.event import AgentActionReport, Event, EventKind, OutcomeReport, Rationale, StateChange
+from app.domain.event import (
+    AgentActionReport,
+    Event,
+    EventKind,
+    OutcomeReport,
+    Rationale,
+    StateChange,
+)
 from app.domain.regime import regime
 
 Row = dict[str, Any]
@@ -20,7 +27,8 @@ SEPARATE = ("scenario", "advices")
 
 
 def decision_row(decision: Decision, payload: bytes) -> Row:
-    """One row of `decisions`. The columns follow from the record; `advisor verify` holds them against it."""
+    """One row of `decisions`. The columns follow from the record; `advisor verify` holds them
+    against it."""
     candidate, document = decision.scenario.candidate, decision.as_json()
     return {
         "decision_id": decision.decision_id,
@@ -51,7 +59,9 @@ def decision_row(decision: Decision, payload: bytes) -> Row:
 
 def advice_rows(decision: Decision) -> list[Row]:
     """One row of `advices` per model version, in the order of the record."""
-    return [_advice_row(decision, ordinal, advice) for ordinal, advice in enumerate(decision.advices)]
+    return [
+        _advice_row(decision, ordinal, advice) for ordinal, advice in enumerate(decision.advices)
+    ]
 
 
 def _advice_row(decision: Decision, ordinal: int, advice: Advice) -> Row:
@@ -81,7 +91,12 @@ def control_row(decision: Decision) -> Row | None:
     """The control that came with the request, as a row of `agent_actions`."""
     if decision.control is None:
         return None
-    return _action_row(f"control:{decision.decision_id}", decision.decision_id, decision.received_at, decision.control)
+    return _action_row(
+        f"control:{decision.decision_id}",
+        decision.decision_id,
+        decision.received_at,
+        decision.control,
+    )
 
 
 def report_row(event: Event, report: Report) -> Row:
@@ -91,7 +106,16 @@ def report_row(event: Event, report: Report) -> Row:
     if isinstance(report, OutcomeReport):
         outcome = report.outcome
         document = outcome.as_json()
-        columns = ("arm", "model_version", "source", "outcome", "r_multiple", "net_pnl", "mae_r", "mfe_r")
+        columns = (
+            "arm",
+            "model_version",
+            "source",
+            "outcome",
+            "r_multiple",
+            "net_pnl",
+            "mae_r",
+            "mfe_r",
+        )
         return {
             "event_key": event.key,
             "decision_id": report.decision_id,
@@ -152,4 +176,6 @@ def report_of(kind: EventKind, row: Mapping[str, Any]) -> Report:
         return AgentActionReport.from_json(common | {"action": row["record"]})
     if kind is EventKind.OUTCOME:
         return OutcomeReport.from_json(common | {"outcome": row["record"]})
-    return Rationale.from_json(common | {"model_version": row["model_version"], "text": row["text"]})
+    return Rationale.from_json(
+        common | {"model_version": row["model_version"], "text": row["text"]}
+    )

@@ -1,4 +1,5 @@
-"""Tables of the shadow log, all append-only. `decisions` and `advices` are partitioned by month of `as_of`."""
+"""Tables of the shadow log, all append-only. `decisions` and `advices` are partitioned by month of
+`as_of`."""
 
 from __future__ import annotations
 
@@ -46,7 +47,8 @@ decision_keys = Table(
     Column("request_hash", Text, nullable=False),
     Column("as_of", Time, nullable=False),
 )
-"""One row per decision for ever, also after its partition is dropped: what makes a decision arrive exactly once."""
+"""One row per decision for ever, also after its partition is dropped: what makes a decision arrive
+exactly once."""
 
 decisions = Table(
     "decisions",
@@ -195,4 +197,5 @@ dropped_months = Table(
 """What retention took, so that `advisor verify` can tell it from rows that vanished."""
 
 PARTITIONED = ("decisions", "advices")
-"""Dropping a month of both is the only way in which rows leave. Written, made and dropped in this order."""
+"""Dropping a month of both is the only way in which rows leave. Written, made and dropped in this
+order."""

@@ -1,4 +1,5 @@
-"""Verification: every stored record hashes and replays to what was recorded, and nothing is missing."""
+"""Verification: every stored record hashes and replays to what was recorded, and nothing is
+missing."""
 
 from __future__ import annotations
 
@@ -95,16 +96,21 @@ async def verify(
     since: datetime | None = None,
     until: datetime | None = None,
 ) -> VerifyReport:
-    """Check decisions with `since` <= as_of < `until`, and, when no range is given, everything else too.
+    """Check decisions with `since` <= as_of < `until`, and, when no range is given, everything else
+    too.
 
     One snapshot: what a writer adds meanwhile is not looked at. Raises `ShadowLogUnavailable`.
     """
     report = VerifyReport()
     with translated_errors():
         async with engine.connect() as connection:
-            await connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+            await connection.execution_options(
+                isolation_level="REPEATABLE READ", postgresql_readonly=True
+            )
             total = await connection.scalar(
-                select(func.count()).select_from(tables.decisions).where(_within(tables.decisions, since, until))
+                select(func.count())
+                .select_from(tables.decisions)
+                .where(_within(tables.decisions, since, until))
             )
             async for decision, advices, controls in _stored(connection, since, until):
                 _check_decision(decision, advices, controls, report)
@@ -125,7 +131,8 @@ def _within(table: Table, since: datetime | None, until: datetime | None) -> Col
 async def _stored(
     connection: AsyncConnection, since: datetime | None, until: datetime | None
 ) -> AsyncIterator[tuple[Row, list[Row], list[Row]]]:
-    """Decisions with their advices and the controls that came along, by time and id, a chunk at a time."""
+    """Decisions with their advices and the controls that came along, by time and id, a chunk at a
+    time."""
     c = tables.decisions.c
     everything = select(tables.decisions).where(_within(tables.decisions, since, until))
     async for chunk in _chunks(connection, everything, c.as_of, c.decision_id):
@@ -140,7 +147,9 @@ async def _stored(
         )
         actions = tables.agent_actions.c
         keys = [f"control:{known}" for known in ids]
-        controls = await _grouped(connection, select(tables.agent_actions).where(actions.event_key.in_(keys)))
+        controls = await _grouped(
+            connection, select(tables.agent_actions).where(actions.event_key.in_(keys))
+        )
         for row in chunk:
             yield row, found[row["decision_id"]], controls[row["decision_id"]]
 
@@ -165,7 +174,9 @@ async def _chunks(
         chunk = [plain(row) for row in await connection.execute(following)]
 
 
-def _check_decision(row: Row, advices: list[Row], controls: list[Row], report: VerifyReport) -> None:
+def _check_decision(
+    row: Row, advices: list[Row], controls: list[Row], report: VerifyReport
+) -> None:
     known = row["decision_id"]
     if not advices:
         report.add(Fault.NO_ADVICE, known)
@@ -191,8 +202,8 @@ def _check_decision(row: Row, advices: list[Row], controls: list[Row], report: V
 
 
 def _is_control_of(decision: Decision, stored: list[Row]) -> bool:
-    """Whether the control that came with the request is stored, once, as it came. Records are compared as records:
-    JSONB gives 1e150 back with all its digits."""
+    """Whether the control that came with the request is stored, once, as it came. Records are
+    compared as records: JSONB gives 1e150 back with all its digits."""
     control = control_row(decision)
     if control is None or len(stored) != 1:
         return control is None and not stored
@@ -213,17 +224,26 @@ def _wrong_columns(decision: Decision, payload: bytes, row: Row, advices: list[R
 
 
 def _differences(expected: Mapping[str, Any], stored: Mapping[str, Any]) -> list[str]:
-    return [name for name, value in expected.items() if name not in JSON_COLUMNS and stored[name] != value]
+    return [
+        name
+        for name, value in expected.items()
+        if name not in JSON_COLUMNS and stored[name] != value
+    ]
 
 
 async def _check_gaps(
-    connection: AsyncConnection, report: VerifyReport, since: datetime | None, until: datetime | None
+    connection: AsyncConnection,
+    report: VerifyReport,
+    since: datetime | None,
+    until: datetime | None,
 ) -> None:
-    """Keys without rows, but for months that retention dropped; rows without keys; advices without decisions."""
+    """Keys without rows, but for months that retention dropped; rows without keys; advices without
+    decisions."""
     keys, decisions, advices = tables.decision_keys, tables.decisions, tables.advices
     dropped = set(await connection.scalars(select(tables.dropped_months.c.month)))
     rows_of_keys = keys.outerjoin(
-        decisions, and_(decisions.c.decision_id == keys.c.decision_id, decisions.c.as_of == keys.c.as_of)
+        decisions,
+        and_(decisions.c.decision_id == keys.c.decision_id, decisions.c.as_of == keys.c.as_of),
     )
     unmatched = select(keys.c.decision_id, keys.c.as_of).select_from(rows_of_keys)
     lost = unmatched.where(decisions.c.decision_id.is_(None), _within(keys, since, until))
@@ -233,7 +253,11 @@ async def _check_gaps(
     same_claim = decisions.c.record["request_hash"].astext == keys.c.request_hash
     keys_of_rows = decisions.outerjoin(
         keys,
-        and_(keys.c.decision_id == decisions.c.decision_id, keys.c.as_of == decisions.c.as_of, same_claim),
+        and_(
+            keys.c.decision_id == decisions.c.decision_id,
+            keys.c.as_of == decisions.c.as_of,
+            same_claim,
+        ),
     )
     keyless = select(decisions.c.decision_id).select_from(keys_of_rows)
     for known in await connection.scalars(
@@ -242,7 +266,9 @@ async def _check_gaps(
         report.add(Fault.ROW_WITHOUT_KEY, known)
     rows_of_advices = advices.outerjoin(
         decisions,
-        and_(decisions.c.decision_id == advices.c.decision_id, decisions.c.as_of == advices.c.as_of),
+        and_(
+            decisions.c.decision_id == advices.c.decision_id, decisions.c.as_of == advices.c.as_of
+        ),
     )
     orphans = select(advices.c.decision_id).select_from(rows_of_advices).distinct()
     for known in await connection.scalars(
@@ -252,9 +278,12 @@ async def _check_gaps(
 
 
 async def _check_reports(connection: AsyncConnection, report: VerifyReport) -> None:
-    """A report's key is the hash of its content; its columns follow from it; its decision is known."""
+    """A report's key is the hash of its content; its columns follow from it; its decision is
+    known."""
     for kind, table in REPORTS.items():
-        own = ~table.c.event_key.like("control:%")  # Those that came with a request are checked with their decision.
+        own = ~table.c.event_key.like(
+            "control:%"
+        )  # Those that came with a request are checked with their decision.
         async for chunk in _chunks(connection, select(table).where(own), table.c.event_key):
             known = await _known(connection, chunk)
             for row in chunk:

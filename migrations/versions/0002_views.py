@@ -147,6 +147,8 @@ def downgrade() -> None:
     """The role stays: other databases of the cluster may use it."""
     for view in VIEWS:
         op.execute(f"DROP VIEW {view}")
-    op.execute("ALTER DEFAULT PRIVILEGES IN SCHEMA public REVOKE SELECT ON TABLES FROM advisor_analyst")
+    op.execute(
+        "ALTER DEFAULT PRIVILEGES IN SCHEMA public REVOKE SELECT ON TABLES FROM advisor_analyst"
+    )
     op.execute("REVOKE SELECT ON ALL TABLES IN SCHEMA public FROM advisor_analyst")
     op.execute("REVOKE USAGE ON SCHEMA public FROM advisor_analyst")

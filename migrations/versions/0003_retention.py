@@ -20,7 +20,9 @@ def upgrade() -> None:
         sa.Column("id", sa.BigInteger, sa.Identity(always=True), nullable=False),
         sa.Column("month", sa.Text, nullable=False),
         sa.Column("decisions", sa.BigInteger, nullable=False),
-        sa.Column("dropped_at", sa.DateTime(timezone=True), server_default=sa.func.now(), nullable=False),
+        sa.Column(
+            "dropped_at", sa.DateTime(timezone=True), server_default=sa.func.now(), nullable=False
+        ),
         sa.PrimaryKeyConstraint("id", name="pk_dropped_months"),
     )
     op.execute(

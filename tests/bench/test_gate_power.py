@@ -8,7 +8,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from bench.gate_power import NO_EDGE, Share, World, evidence, power_curve, running_rate, runs, simulate, true_edge
+from bench.gate_power import (
+    NO_EDGE,
+    Share,
+    World,
+    evidence,
+    power_curve,
+    running_rate,
+    runs,
+    simulate,
+    true_edge,
+)
 from training.config.judging import GateConfig
 from training.judging.gate.verdict import RANDOM_VETO, Mode, judge
 from training.statistics.anytime import log_wealth, period_means
@@ -34,7 +44,9 @@ def test_outcomes_of_a_day_hang_together() -> None:
     within = (totals[:, 0] / counts).var()
     assert within > 2 * market.r.var() / 10, "independent outcomes would vary less from day to day"
     means = (totals[:, 0] / counts) - market.r.mean()
-    assert means[1:] @ means[:-1] / (means @ means) == pytest.approx(0.15, abs=0.05), "and so do days"
+    assert means[1:] @ means[:-1] / (means @ means) == pytest.approx(0.15, abs=0.05), (
+        "and so do days"
+    )
     assert len(market.r) == pytest.approx(60_000, rel=0.02)
 
 
@@ -44,7 +56,9 @@ def test_the_stated_edge_is_the_one_that_is_simulated(skill: float) -> None:
     market = simulate(world, 200_000, 2)
     edge, per_trade = true_edge(world)
     traded = market.policy > 0
-    assert (market.policy * market.r).mean() - traded.mean() * market.r.mean() == pytest.approx(edge, abs=0.01)
+    assert (market.policy * market.r).mean() - traded.mean() * market.r.mean() == pytest.approx(
+        edge, abs=0.01
+    )
     assert market.r[traded].mean() == pytest.approx(per_trade, abs=0.03)
     assert traded.mean() == pytest.approx(world.policy_rate, abs=0.01)
     if skill == 0:
@@ -89,7 +103,9 @@ def test_consulted_every_day_the_gate_seldom_promotes_what_has_no_edge(world: Wo
 @pytest.mark.parametrize("world", NO_EDGE[1:], ids=lambda world: world.name)
 def test_asked_once_the_gate_seldom_promotes_what_has_no_edge(world: World) -> None:
     found = runs(world, 1600, 80, CONFIG)
-    assert sum(run.fixed for run in found) <= 6, "2.5 % of 80 are 2; 7 or more have a chance of 0.4 %"
+    assert sum(run.fixed for run in found) <= 6, (
+        "2.5 % of 80 are 2; 7 or more have a chance of 0.4 %"
+    )
     assert sum(run.live for run in found) <= 6
 
 

@@ -61,7 +61,8 @@ def interpolated() -> dict[str, str]:
 
 @contextmanager
 def answering(status: int) -> Iterator[tuple[int, list[str]]]:
-    """An HTTP server that answers every request with one status: its port, and the paths that were asked."""
+    """An HTTP server that answers every request with one status: its port, and the paths that were
+    asked."""
     paths: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):

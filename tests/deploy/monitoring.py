@@ -81,7 +81,10 @@ def resolved(query: Query, variables: dict[str, list[str]]) -> Iterator[Query]:
 
 def declared_labels() -> dict[str, frozenset[str]]:
     """Labels by the name of each sample that the service exposes."""
-    names = {**Metrics().registry._names_to_collectors, **DriftMetrics().registry._names_to_collectors}
+    names = {
+        **Metrics().registry._names_to_collectors,
+        **DriftMetrics().registry._names_to_collectors,
+    }
     return {
         # prometheus_client tells the labels of a metric that has no series yet nowhere else.
         name: frozenset(collector._labelnames)  # type: ignore[attr-defined]

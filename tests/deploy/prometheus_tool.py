@@ -45,17 +45,22 @@ def find_tools() -> Tools:
 def _unpack(target: Path) -> None:
     """Download Debian's package and unpack it; complete, or not there."""
     if not (shutil.which("apt-get") and shutil.which("dpkg")):
-        pytest.skip("promtool and prometheus are not on PATH, and there is no apt-get to download them with")
+        pytest.skip(
+            "promtool and prometheus are not on PATH, and there is no apt-get to download them with"
+        )
     with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
         directory = Path(scratch)
         _download(directory)
         (package,) = directory.glob("prometheus_*.deb")
-        subprocess.run(["dpkg", "-x", package, directory / "unpacked"], check=True, timeout=APT_TIMEOUT_S)
+        subprocess.run(
+            ["dpkg", "-x", package, directory / "unpacked"], check=True, timeout=APT_TIMEOUT_S
+        )
         (directory / "unpacked").rename(target)
 
 
 def _download(directory: Path) -> None:
-    """`apt-get download`; without the system's package lists, with lists of our own, for which nobody need be root."""
+    """`apt-get download`; without the system's package lists, with lists of our own, for which
+    nobody need be root."""
     plain = ["apt-get", "-o", "APT::Sandbox::User=root"]
     lists = directory / "lists"
     (lists / "partial").mkdir(parents=True)
@@ -65,7 +70,9 @@ def _download(directory: Path) -> None:
     for commands in ([[*plain, *package]], [[*own, "update"], [*own, *package]]):
         for command in commands:
             try:
-                done = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=APT_TIMEOUT_S)
+                done = subprocess.run(
+                    command, cwd=directory, capture_output=True, text=True, timeout=APT_TIMEOUT_S
+                )
             except subprocess.TimeoutExpired:
                 said = f"{' '.join(command[-2:])} took longer than {APT_TIMEOUT_S} s"
                 break
@@ -74,7 +81,9 @@ def _download(directory: Path) -> None:
                 break
         else:
             return
-    pytest.skip(f"promtool and prometheus are not on PATH, and apt-get cannot download them: {said[-300:]}")
+    pytest.skip(
+        f"promtool and prometheus are not on PATH, and apt-get cannot download them: {said[-300:]}"
+    )
 
 
 class Prometheus(EmbeddedServer):

@@ -58,7 +58,8 @@ class Scraper:
 
 
 def render(directory: Path, ports: Mapping[str, int]) -> Path:
-    """The shipped configuration and rules, but for addresses and intervals; only the jobs that `ports` names."""
+    """The shipped configuration and rules, but for addresses and intervals; only the jobs that
+    `ports` names."""
     configuration = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())
     configuration["global"] = dict.fromkeys(configuration["global"], SCRAPE_INTERVAL)
     jobs = {job["job_name"]: job for job in configuration["scrape_configs"]}
@@ -77,7 +78,9 @@ def render(directory: Path, ports: Mapping[str, int]) -> Path:
 
 
 @asynccontextmanager
-async def scraping(tools: Tools, directory: Path, ports: Mapping[str, int]) -> AsyncIterator[Scraper]:
+async def scraping(
+    tools: Tools, directory: Path, ports: Mapping[str, int]
+) -> AsyncIterator[Scraper]:
     """A Prometheus that has scraped the process of every job that `ports` names."""
     with Prometheus(tools, render(directory, ports), directory / "prometheus") as server:
         async with httpx.AsyncClient(base_url=server.url, timeout=30) as client:
@@ -89,14 +92,16 @@ async def scraping(tools: Tools, directory: Path, ports: Mapping[str, int]) -> A
 async def empty_panels(
     prometheus: Scraper, asked: Sequence[Query], without_number: Collection[str] = ()
 ) -> dict[str, str]:
-    """Queries, by panel, that give no number; each gets time to find its samples. `without_number`: panels of which
-    a series is enough."""
+    """Queries, by panel, that give no number; each gets time to find its samples. `without_number`:
+    panels of which a series is enough."""
     waiting = list(asked)
 
     async def all_answered() -> bool:
         for query in list(waiting):
             values = await prometheus.run(query)
-            if any(math.isfinite(value) for value in values) or (values and query.panel in without_number):
+            if any(math.isfinite(value) for value in values) or (
+                values and query.panel in without_number
+            ):
                 waiting.remove(query)
         return not waiting
 

@@ -1,4 +1,5 @@
-"""Dockerfile and compose file fit the repository and the program. `make containers` builds and runs them."""
+"""Dockerfile and compose file fit the repository and the program. `make containers` builds and runs
+them."""
 
 from __future__ import annotations
 
@@ -36,7 +37,9 @@ def setting_names() -> set[str]:
     names = set()
     for name, field in Settings.model_fields.items():
         alias = field.validation_alias
-        names.add(str(alias.choices[0]) if isinstance(alias, AliasChoices) else f"ADVISOR_{name.upper()}")
+        names.add(
+            str(alias.choices[0]) if isinstance(alias, AliasChoices) else f"ADVISOR_{name.upper()}"
+        )
     return names
 
 
@@ -44,7 +47,12 @@ def api_settings(monkeypatch: pytest.MonkeyPatch, given: dict[str, str]) -> Sett
     """Settings as the API reads them in its container."""
     for name in setting_names():
         monkeypatch.delenv(name, raising=False)
-    words = [word for step in lineage("advisor") if step.name == "ENV" for word in re.findall(r"\w+=\S+", step.text)]
+    words = [
+        word
+        for step in lineage("advisor")
+        if step.name == "ENV"
+        for word in re.findall(r"\w+=\S+", step.text)
+    ]
     environment = dict(word.split("=", 1) for word in words)
     for name, value in SERVICES["api"]["environment"].items():
         if value is not None:
@@ -58,21 +66,34 @@ def api_settings(monkeypatch: pytest.MonkeyPatch, given: dict[str, str]) -> Sett
 
 def test_the_compose_file_has_the_services_that_the_readme_names() -> None:
     default = {name for name, service in SERVICES.items() if "profiles" not in service}
-    assert default == {"postgres", "valkey", "migrate", "api", "writer", "drift", "prometheus", "grafana"}
+    assert default == {
+        "postgres",
+        "valkey",
+        "migrate",
+        "api",
+        "writer",
+        "drift",
+        "prometheus",
+        "grafana",
+    }
     assert SERVICES["agent"]["profiles"] == ["demo"]
     assert SERVICES["vllm"]["profiles"] == ["gpu"]
 
 
 def test_every_foreign_image_has_an_exact_version() -> None:
     images = [service["image"] for service in SERVICES.values() if "build" not in service]
-    images += [steps[0].words()[0] for steps in stages().values() if steps[0].words()[0] not in stages()]
+    images += [
+        steps[0].words()[0] for steps in stages().values() if steps[0].words()[0] not in stages()
+    ]
     assert len(images) == 4 + 2
     for image in images:
         assert re.fullmatch(r"[a-z/-]+:v?\d+(\.\d+)+(-[a-z-]+)?", image), image
 
 
 def test_ports_are_open_on_this_machine_only() -> None:
-    ports = [resolved(port, {}) for service in SERVICES.values() for port in service.get("ports", [])]
+    ports = [
+        resolved(port, {}) for service in SERVICES.values() for port in service.get("ports", [])
+    ]
     assert sorted(ports) == [
         "127.0.0.1:15432:5432",
         "127.0.0.1:3000:3000",
@@ -82,9 +103,17 @@ def test_ports_are_open_on_this_machine_only() -> None:
 
 
 def test_everything_mounted_from_the_repository_exists() -> None:
-    mounted = [resolved(volume, {}).split(":")[0] for s in SERVICES.values() for volume in s.get("volumes", [])]
+    mounted = [
+        resolved(volume, {}).split(":")[0]
+        for s in SERVICES.values()
+        for volume in s.get("volumes", [])
+    ]
     paths = {source for source in mounted if source.startswith((".", "/"))}
-    assert paths == {"./deploy/prometheus", "./deploy/grafana/provisioning", "./deploy/grafana/dashboards"}
+    assert paths == {
+        "./deploy/prometheus",
+        "./deploy/grafana/provisioning",
+        "./deploy/grafana/dashboards",
+    }
     assert all((ROOT / path).is_dir() for path in paths)
     assert set(mounted) - paths == set(COMPOSE["volumes"])
 
@@ -100,7 +129,12 @@ def test_every_variable_that_a_service_gets_is_a_setting(service: str) -> None:
 
 
 def test_every_variable_that_the_image_sets_for_the_program_is_a_setting() -> None:
-    names = {name for step in lineage("advisor") if step.name == "ENV" for name in re.findall(r"(\w+)=", step.text)}
+    names = {
+        name
+        for step in lineage("advisor")
+        if step.name == "ENV"
+        for name in re.findall(r"(\w+)=", step.text)
+    }
     assert {name for name in names if name.startswith("ADVISOR_")} <= setting_names()
     assert "ADVISOR_SHIPPED_MODELS" in names
 
@@ -114,7 +148,9 @@ def test_the_compose_file_uses_every_variable_of_an_env_file(file: str) -> None:
     assert set(given) <= set(interpolated()) | passed_on
 
 
-def test_the_api_judges_by_the_clock_and_the_demo_by_the_scenario(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_api_judges_by_the_clock_and_the_demo_by_the_scenario(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     live = api_settings(monkeypatch, {})
     assert (live.clock, live.limits, live.vllm_url) == (Clock.WALL, Path("limits.toml"), None)
     assert (live.host, live.port, live.admin_token) == ("0.0.0.0", 8321, None)
@@ -138,13 +174,17 @@ def test_the_api_of_the_gpu_profile_asks_vllm_by_the_name_under_which_it_serves(
 def test_the_agent_refuses_an_api_that_judges_history_by_the_clock() -> None:
     (script,) = SERVICES["agent"]["command"]
     for clock in ({}, {"ADVISOR_CLOCK": "wall"}):
-        done = subprocess.run(["/bin/sh", "-c", script.replace("$$", "$")], env=clock, capture_output=True, text=True)
+        done = subprocess.run(
+            ["/bin/sh", "-c", script.replace("$$", "$")], env=clock, capture_output=True, text=True
+        )
         assert done.returncode == 2
         assert "--env-file deploy/demo.env" in done.stderr
 
 
 def test_every_limits_file_that_a_variable_may_name_is_in_the_image() -> None:
-    copied = [word for step in lineage("advisor") if step.name == "COPY" for word in step.text.split()]
+    copied = [
+        word for step in lineage("advisor") if step.name == "COPY" for word in step.text.split()
+    ]
     assert {"limits.toml", "deploy/limits.replay.toml"} <= set(copied)
 
 
@@ -169,9 +209,13 @@ def test_nothing_waits_for_a_service_that_cannot_become_what_it_waits_for() -> N
 
 def health_check(port: int) -> int:
     """The image's own check, with this Python."""
-    _, *arguments = Step("HEALTHCHECK", {}, last("advisor", "HEALTHCHECK").text.removeprefix("CMD").strip()).words()
+    _, *arguments = Step(
+        "HEALTHCHECK", {}, last("advisor", "HEALTHCHECK").text.removeprefix("CMD").strip()
+    ).words()
     environment = {"ADVISOR_PORT": str(port)}
-    return subprocess.run([sys.executable, *arguments], env=environment, capture_output=True).returncode
+    return subprocess.run(
+        [sys.executable, *arguments], env=environment, capture_output=True
+    ).returncode
 
 
 def test_the_image_is_healthy_exactly_when_healthz_answers_with_200() -> None:
@@ -185,7 +229,9 @@ def test_the_image_is_healthy_exactly_when_healthz_answers_with_200() -> None:
 
 def test_services_run_commands_that_exist() -> None:
     commands = {
-        command.name or command.callback.__name__ for command in advisor.registered_commands if command.callback
+        command.name or command.callback.__name__
+        for command in advisor.registered_commands
+        if command.callback
     }
     assert {SERVICES[name]["command"][0] for name in OURS} <= commands
     assert last("advisor", "CMD").words() == ["serve"]
@@ -203,7 +249,9 @@ def test_the_default_image_is_the_service() -> None:
     assert list(stages())[-1] == "advisor"
 
 
-@pytest.mark.parametrize("service", ["api", "writer", "migrate", "agent", "drift", "prometheus", "grafana"])
+@pytest.mark.parametrize(
+    "service", ["api", "writer", "migrate", "agent", "drift", "prometheus", "grafana"]
+)
 def test_a_container_can_write_to_its_volumes_only_and_has_no_capability(service: str) -> None:
     options = SERVICES[service]
     assert options["read_only"] is True
@@ -227,9 +275,13 @@ def test_prometheus_and_grafana_ask_services_that_exist() -> None:
     scraped = [config["static_configs"][0]["targets"] for config in prometheus["scrape_configs"]]
     assert scraped == [["api:8321"], ["writer:8322"], ["drift:8323"]]
     assert Settings.model_fields["writer_metrics_port"].default == 8322
-    sources = yaml.safe_load((ROOT / "deploy/grafana/provisioning/datasources/prometheus.yml").read_text())
+    sources = yaml.safe_load(
+        (ROOT / "deploy/grafana/provisioning/datasources/prometheus.yml").read_text()
+    )
     assert sources["datasources"][0]["url"] == "http://prometheus:9090"
-    provider = yaml.safe_load((ROOT / "deploy/grafana/provisioning/dashboards/shadow-advisor.yml").read_text())
+    provider = yaml.safe_load(
+        (ROOT / "deploy/grafana/provisioning/dashboards/shadow-advisor.yml").read_text()
+    )
     dashboards = provider["providers"][0]["options"]["path"]
     assert f"./deploy/grafana/dashboards:{dashboards}:ro" in SERVICES["grafana"]["volumes"]
 
@@ -239,11 +291,15 @@ def test_what_the_dockerfile_copies_reaches_the_builder() -> None:
     for step in parse((ROOT / "Dockerfile").read_text()):
         if step.name == "COPY" and "from" not in step.flags:
             for source in step.text.split()[:-1]:
-                assert any(name == source or name.startswith(f"{source}/") for name in context), source
+                assert any(name == source or name.startswith(f"{source}/") for name in context), (
+                    source
+                )
 
 
 def test_what_one_stage_takes_from_another_exists() -> None:
-    sources = [step.flags["from"] for steps in stages().values() for step in steps if "from" in step.flags]
+    sources = [
+        step.flags["from"] for steps in stages().values() for step in steps if "from" in step.flags
+    ]
     assert sources
     assert set(sources) <= set(stages())
 
@@ -259,7 +315,13 @@ def test_only_what_the_dockerfile_copies_reaches_the_builder() -> None:
         "docs/vetoes.md",
     ):
         assert ignored(path, patterns), path
-    for path in ("app/cli.py", "app/policy/port.py", "migrations/env.py", "limits.toml", "deploy/limits.replay.toml"):
+    for path in (
+        "app/cli.py",
+        "app/policy/port.py",
+        "migrations/env.py",
+        "limits.toml",
+        "deploy/limits.replay.toml",
+    ):
         assert not ignored(path, patterns), path
     assert ignored("app/policy/__pycache__/base.cpython-311.pyc", patterns)
 
@@ -278,7 +340,9 @@ def test_only_what_the_dockerfile_copies_reaches_the_builder() -> None:
         ("# app", "app/cli.py", False),
     ],
 )
-def test_a_pattern_of_dockerignore_leaves_out_what_an_engine_would(pattern: str, path: str, expected: bool) -> None:
+def test_a_pattern_of_dockerignore_leaves_out_what_an_engine_would(
+    pattern: str, path: str, expected: bool
+) -> None:
     assert ignored(path, [pattern]) is expected
 
 
@@ -288,7 +352,10 @@ def test_the_last_pattern_of_dockerignore_decides() -> None:
 
 
 def test_a_dockerfile_is_read_with_comments_continuations_and_flags() -> None:
-    text = '# why\nRUN --mount=type=cache,target=/c \\\n    a && \\\n    # not this\n    b\nCMD ["x y", "z"]\n'
+    text = (
+        '# why\nRUN --mount=type=cache,target=/c \\\n    a && \\\n    # not this\n    b\nCMD ["x'
+        ' y", "z"]\n'
+    )
     run, command = parse(text)
     assert (run.name, run.flags) == ("RUN", {"mount": "type=cache,target=/c"})
     assert run.words() == ["a", "&&", "b"]
@@ -299,7 +366,11 @@ def test_versions_that_stand_in_two_places_agree() -> None:
     dockerfile = (ROOT / "Dockerfile").read_text()
     (wheels,) = re.findall(r"^DATA_WHEELS := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert set(wheels.split()) == set(re.findall(r"--no-deps ([a-z0-9-]+==[0-9.]+)", dockerfile))
-    (vllm,) = re.findall(r"^version=(.*)$", (ROOT / "tests/policy/start_vllm.sh").read_text(), re.MULTILINE)
+    (vllm,) = re.findall(
+        r"^version=(.*)$", (ROOT / "tests/policy/start_vllm.sh").read_text(), re.MULTILINE
+    )
     assert f"vllm/vllm-openai:v{vllm} " in dockerfile
-    (version,) = re.findall(r'^version = "(.*)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    (version,) = re.findall(
+        r'^version = "(.*)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE
+    )
     assert {s["image"].split(":")[1] for s in SERVICES.values() if "build" in s} == {version}

@@ -1,4 +1,5 @@
-"""The compose file's service `drift`: what it runs, as whom, and what Prometheus and the dashboard make of it."""
+"""The compose file's service `drift`: what it runs, as whom, and what Prometheus and the dashboard
+make of it."""
 
 from __future__ import annotations
 
@@ -43,20 +44,27 @@ def healthy(port: int) -> bool:
     """The service's own health check, at another port, with this Python."""
     *_, script = DRIFT["healthcheck"]["test"]
     assert script.count(PORT) == 1
-    done = subprocess.run([sys.executable, "-c", script.replace(PORT, str(port))], capture_output=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", script.replace(PORT, str(port))], capture_output=True, check=False
+    )
     return done.returncode == 0
 
 
 def test_its_command_serves_gauges_where_prometheus_asks_for_them() -> None:
     drift = get_command(trainer).commands["drift"]  # type: ignore[attr-defined]
-    for given, every in (({}, 60), ({"DRIFT_OPTIONS": "--every 720 --reference /own/scenarios-1"}, 720)):
+    for given, every in (
+        ({}, 60),
+        ({"DRIFT_OPTIONS": "--every 720 --reference /own/scenarios-1"}, 720),
+    ):
         name, *words = command(**given)
         assert name == "drift"
         read = drift.make_context(name, [*words, "--database", "postgresql:///advisor"]).params
         assert (read["listen"], read["every"]) == (int(PORT), every)
     assert read["reference"] == Path("/own/scenarios-1")
     prometheus = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())
-    jobs = {job["job_name"]: job["static_configs"][0]["targets"] for job in prometheus["scrape_configs"]}
+    jobs = {
+        job["job_name"]: job["static_configs"][0]["targets"] for job in prometheus["scrape_configs"]
+    }
     assert jobs["advisor-drift"] == [f"drift:{PORT}"]
 
 
@@ -100,18 +108,34 @@ def installed() -> set[str]:
 def test_its_image_has_what_it_imports_and_the_services_image_has_none_of_that() -> None:
     assert (DRIFT["build"]["target"], DRIFT["image"]) == ("trainer", SERVICES["agent"]["image"])
     (source,) = [step.flags["from"] for step in lineage("trainer") if step.name == "COPY"]
-    extras = {stage: re.findall(r'"\.\[(\w+)\]"', " ".join(s.text for s in stages()[stage])) for stage in stages()}
+    extras = {
+        stage: re.findall(r'"\.\[(\w+)\]"', " ".join(s.text for s in stages()[stage]))
+        for stage in stages()
+    }
     assert (extras[source], extras["build"]) == (["drift"], ["model"])
-    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    names = {extra: {re.split(r"[^\w-]", line)[0] for line in lines} for extra, lines in declared.items()}
-    present = with_dependencies({name.lower() for name in names["drift"] | names["market"]} - {"shadow-advisor"})
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    names = {
+        extra: {re.split(r"[^\w-]", line)[0] for line in lines} for extra, lines in declared.items()
+    }
+    present = with_dependencies(
+        {name.lower() for name in names["drift"] | names["market"]} - {"shadow-advisor"}
+    )
     absent = (names["train"] | names["model"] | names["exchange"]) - present - {"shadow-advisor"}
     assert {"torch", "trl", "arch"} <= absent
-    lacking = [module for module, found in packages_distributions().items() if absent & {n.lower() for n in found}]
+    lacking = [
+        module
+        for module, found in packages_distributions().items()
+        if absent & {n.lower() for n in found}
+    ]
     code = (
-        f"import sys, training.__main__, training.live.drift.looks; print(*sorted({set(lacking)!r} & set(sys.modules)))"
+        f"import sys, training.__main__, training.live.drift.looks; print(*sorted({set(lacking)!r}"
+        " & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert done.stdout.split() == []
 
 
@@ -130,7 +154,8 @@ def looking(database_url: str) -> Iterator[int]:
 
 
 async def fill(url: str) -> None:
-    """A hundred days of decisions, until now: two days long ago, then one every three hours; outcomes of half."""
+    """A hundred days of decisions, until now: two days long ago, then one every three hours;
+    outcomes of half."""
     log = ShadowLog.connect(url)
     begin = datetime.now(UTC) - timedelta(days=100)
     numbers = [*range(16), *range(240, 800)]
@@ -146,19 +171,32 @@ async def fill(url: str) -> None:
             for number in numbers
         ]
     )
-    reports = [build.outcome_event(f"r-{n}", build.outcome("advice", r=0.5 if n % 4 == 1 else -1.0)) for n in numbers]
+    reports = [
+        build.outcome_event(f"r-{n}", build.outcome("advice", r=0.5 if n % 4 == 1 else -1.0))
+        for n in numbers
+    ]
     await log.append(reports[1::2])
     await log.aclose()
 
 
 async def alert_states(prometheus: Scraper) -> dict[str, str]:
-    """The state of each drift alert, once Prometheus has evaluated it on what it has scraped until now."""
+    """The state of each drift alert, once Prometheus has evaluated it on what it has scraped until
+    now."""
     begin = datetime.now(UTC)
 
     async def evaluated() -> bool:
         groups = (await prometheus.get("rules"))["groups"]
-        found.update({r["name"]: r for group in groups if group["name"] == "advisor-drift" for r in group["rules"]})
-        return all(datetime.fromisoformat(rule["lastEvaluation"]) > begin for rule in found.values())
+        found.update(
+            {
+                r["name"]: r
+                for group in groups
+                if group["name"] == "advisor-drift"
+                for r in group["rules"]
+            }
+        )
+        return all(
+            datetime.fromisoformat(rule["lastEvaluation"]) > begin for rule in found.values()
+        )
 
     found: dict[str, dict[str, str]] = {}
     await until(evaluated)
@@ -172,14 +210,30 @@ async def test_its_gauges_fill_the_dashboard_and_move_the_alert(
     await fill(database_url)
     with looking(database_url) as port:
         async with scraping(tools, tmp_path, {"advisor-drift": port}) as prometheus:
-            await until(prometheus.reaches('advisor_drift_decisions{model_version="test-1", window="recent"}', 112))
+            await until(
+                prometheus.reaches(
+                    'advisor_drift_decisions{model_version="test-1", window="recent"}', 112
+                )
+            )
             variables = {"model_version": [".*", "test-1"]}
-            asked = [each for query in queries(DRIFT_DASHBOARD) for each in queries_with(query, variables)]
+            asked = [
+                each
+                for query in queries(DRIFT_DASHBOARD)
+                for each in queries_with(query, variables)
+            ]
             assert len(asked) == 10
             assert await empty_panels(prometheus, asked) == {}
             # The version is a hundred days old, and expires after ninety.
-            await until(prometheus.reaches('advisor_drift_verdict{job="advisor-drift", verdict="refresh"}', 1))
-            await until(prometheus.reaches('count(ALERTS{alertname="AdvisorModelDrift", model_version="test-1"})', 1))
+            await until(
+                prometheus.reaches(
+                    'advisor_drift_verdict{job="advisor-drift", verdict="refresh"}', 1
+                )
+            )
+            await until(
+                prometheus.reaches(
+                    'count(ALERTS{alertname="AdvisorModelDrift", model_version="test-1"})', 1
+                )
+            )
             assert await alert_states(prometheus) == {
                 "AdvisorModelDrift": "pending",
                 "AdvisorDriftNotLooked": "inactive",
@@ -192,7 +246,11 @@ async def test_a_log_without_any_advice_is_waited_for_in_silence(
 ) -> None:
     with looking(database_url) as port:
         async with scraping(tools, tmp_path, {"advisor-drift": port}) as prometheus:
-            await until(prometheus.reaches('advisor_drift_last_look_timestamp_seconds{job="advisor-drift"}', 0))
+            await until(
+                prometheus.reaches(
+                    'advisor_drift_last_look_timestamp_seconds{job="advisor-drift"}', 0
+                )
+            )
             assert await alert_states(prometheus) == {
                 "AdvisorModelDrift": "inactive",
                 "AdvisorDriftNotLooked": "inactive",

@@ -42,7 +42,9 @@ def test_every_panel_has_a_title_a_description_a_unit_and_thresholds() -> None:
         assert bounds[0] is None
         assert bounds[1:] == sorted(bounds[1:]), panel["title"]
         assert panel["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
-        assert [target["refId"] for target in panel["targets"]] == list("ABC"[: len(panel["targets"])])
+        assert [target["refId"] for target in panel["targets"]] == list(
+            "ABC"[: len(panel["targets"])]
+        )
         for target in panel["targets"]:
             assert target["instant"] is not target["range"]
 
@@ -54,12 +56,16 @@ def test_panels_have_ids_of_their_own_and_do_not_overlap() -> None:
     for panel in everything:
         at = panel["gridPos"]
         assert at["x"] + at["w"] <= 24
-        cells = set(itertools.product(range(at["x"], at["x"] + at["w"]), range(at["y"], at["y"] + at["h"])))
+        cells = set(
+            itertools.product(range(at["x"], at["x"] + at["w"]), range(at["y"], at["y"] + at["h"]))
+        )
         assert not cells & taken, panel["title"]
         taken |= cells
 
 
-def test_every_variable_that_a_query_uses_is_defined_and_every_one_that_is_defined_is_used() -> None:
+def test_every_variable_that_a_query_uses_is_defined_and_every_one_that_is_defined_is_used() -> (
+    None
+):
     document = dashboard()
     defined = {variable["name"] for variable in document["templating"]["list"]}
     expressions = " ".join(query.expr for query in queries())
@@ -79,11 +85,15 @@ def test_every_metric_and_label_on_the_dashboard_exists() -> None:
             for name, labels in found:
                 assert name in declared or name in recorded, f"{query.panel}: {name} does not exist"
                 if name in declared:
-                    assert labels <= declared[name] | METADATA, f"{query.panel}: {name} has no such labels"
+                    assert labels <= declared[name] | METADATA, (
+                        f"{query.panel}: {name} has no such labels"
+                    )
 
 
 def test_provisioning_names_the_same_prometheus_as_the_dashboard_and_the_scrape_interval() -> None:
-    (source,) = yaml.safe_load((PROVISIONING / "datasources" / "prometheus.yml").read_text())["datasources"]
+    (source,) = yaml.safe_load((PROVISIONING / "datasources" / "prometheus.yml").read_text())[
+        "datasources"
+    ]
     variables = {variable["name"]: variable for variable in dashboard()["templating"]["list"]}
     assert variables["datasource"]["current"]["value"] == source["uid"]
     assert source["url"] == "http://prometheus:9090"

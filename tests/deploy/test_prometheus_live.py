@@ -1,4 +1,5 @@
-"""A real Prometheus scrapes the live service and writer: every rule evaluates, every panel shows numbers."""
+"""A real Prometheus scrapes the live service and writer: every rule evaluates, every panel shows
+numbers."""
 
 from __future__ import annotations
 
@@ -21,10 +22,12 @@ from tests.deploy.scraper import Scraper, empty_panels, scraping
 from tests.service.running import Running, request, running, settings_for, until
 
 NEEDS_A_REAL_MODEL = {"Prompts per forward pass", "Probability mass on labels"}
-"""The scripted policy has neither batches nor a label mass: these show a series without a number."""
+"""The scripted policy has neither batches nor a label mass: these show a series without a
+number."""
 
-# Cohen's textbook table in small: 4 times both approve, once only the agent, twice only the advice, thrice neither.
-# Observed agreement 0.7; by chance 0.5 * 0.6 + 0.5 * 0.4 = 0.5; kappa 0.4. "H" approves, "A" rejects.
+# Cohen's textbook table in small: 4 times both approve, once only the agent, twice only the advice,
+# thrice neither. Observed agreement 0.7; by chance 0.5 * 0.6 + 0.5 * 0.4 = 0.5; kappa 0.4. "H"
+# approves, "A" rejects.
 CASES = [
     *[(True, "H", "BTCUSDT", "US", 0.2)] * 2,
     *[(True, "H", "ETHUSDT", "Asia", 0.6)] * 2,
@@ -45,19 +48,29 @@ class Live:
 
 
 @pytest.fixture
-async def live(tools: Tools, database_url: str, valkey_url: str, tmp_path: Path) -> AsyncIterator[Live]:
+async def live(
+    tools: Tools, database_url: str, valkey_url: str, tmp_path: Path
+) -> AsyncIterator[Live]:
     port = free_port()
     settings = settings_for(database_url, valkey_url, tmp_path / "home")
-    environment = {"DATABASE_URL": database_url, "REDIS_URL": valkey_url, "ADVISOR_WRITER_METRICS_PORT": str(port)}
+    environment = {
+        "DATABASE_URL": database_url,
+        "REDIS_URL": valkey_url,
+        "ADVISOR_WRITER_METRICS_PORT": str(port),
+    }
     second = SCRIPTED_MANIFEST.model_copy(update={"model_version": "scripted-2"})
     script = [label for _, label, *_ in CASES]
-    models = Models(ScriptedPolicy([*script, ABSTENTION, "H"]), (ScriptedPolicy(["H", "A"], manifest=second),))
+    models = Models(
+        ScriptedPolicy([*script, ABSTENTION, "H"]), (ScriptedPolicy(["H", "A"], manifest=second),)
+    )
     writer = Child("writer", "writer", {**os.environ, **environment})
     try:
         async with running(settings, models) as service:
             api_port = service.client.base_url.port
             assert api_port is not None
-            async with scraping(tools, tmp_path, {"advisor-api": api_port, "advisor-writer": port}) as prometheus:
+            async with scraping(
+                tools, tmp_path, {"advisor-api": api_port, "advisor-writer": port}
+            ) as prometheus:
                 await until(prometheus.reaches("sum(advisor_decisions_total)", 0))
                 yield Live(service, writer, prometheus)
     finally:
@@ -65,23 +78,34 @@ async def live(tools: Tools, database_url: str, valkey_url: str, tmp_path: Path)
 
 
 async def trade(service: Running, round_number: int) -> None:
-    """The ten cases, an abstention and a veto; half of the agent's actions come with the request, half later."""
+    """The ten cases, an abstention and a veto; half of the agent's actions come with the request,
+    half later."""
     for number, (agent, _, symbol, session, percentile) in enumerate(CASES):
         name = f"r-{round_number}-{number}"
         document = request(
-            name, candidate__symbol=symbol, candidate__session=session, candidate__volatility_pct=percentile
+            name,
+            candidate__symbol=symbol,
+            candidate__session=session,
+            candidate__volatility_pct=percentile,
         )
         action = {"decision": agent}
         if number % 2:
             document["agent_action"] = action
         assert (await service.advise(document)).status_code == 200
         if not number % 2:
-            reply = await service.client.put(f"/decisions/{decision_id(name)}/agent-action", json=action)
+            reply = await service.client.put(
+                f"/decisions/{decision_id(name)}/agent-action", json=action
+            )
             assert reply.status_code == 202
     abstained = (await service.advise(request(f"r-{round_number}-abstained"))).json()
     assert abstained["status"] == "abstained"
-    vetoed = (await service.advise(request(f"r-{round_number}-vetoed", candidate__spread_bps=25.0))).json()
-    assert (vetoed["status"], [veto["code"] for veto in vetoed["control_vetoes"]]) == ("vetoed", ["SPREAD"])
+    vetoed = (
+        await service.advise(request(f"r-{round_number}-vetoed", candidate__spread_bps=25.0))
+    ).json()
+    assert (vetoed["status"], [veto["code"] for veto in vetoed["control_vetoes"]]) == (
+        "vetoed",
+        ["SPREAD"],
+    )
 
 
 async def test_every_panel_shows_numbers_and_every_rule_evaluates(live: Live) -> None:
@@ -89,9 +113,15 @@ async def test_every_panel_shows_numbers_and_every_rule_evaluates(live: Live) ->
     mine = '{model_version="scripted-1"}'
     # The first comparisons of every series were never seen at zero, and count all the same.
     for window in ("1h", "24h"):
-        await until(live.prometheus.reaches(f"model_version:advisor_comparisons:increase{window}{mine}", 10))
-        await until(live.prometheus.reaches(f"model_version:advisor_agreement:ratio{window}{mine}", 0.7))
-        await until(live.prometheus.reaches(f"model_version:advisor_agreement:kappa{window}{mine}", 0.4))
+        await until(
+            live.prometheus.reaches(f"model_version:advisor_comparisons:increase{window}{mine}", 10)
+        )
+        await until(
+            live.prometheus.reaches(f"model_version:advisor_agreement:ratio{window}{mine}", 0.7)
+        )
+        await until(
+            live.prometheus.reaches(f"model_version:advisor_agreement:kappa{window}{mine}", 0.4)
+        )
     await until(live.prometheus.reaches("sum(advisor_writer_rows_total{table='decisions'})", 12))
     await trade(live.service, 2)
     await until(live.prometheus.reaches("sum(advisor_writer_rows_total{table='decisions'})", 24))
@@ -113,11 +143,15 @@ async def test_every_panel_shows_numbers_and_every_rule_evaluates(live: Live) ->
 
 async def require_healthy_rules(prometheus: Scraper) -> None:
     """Every shipped rule evaluates without an error, gives what it must, and no alert fires."""
-    loaded = [rule for group in (await prometheus.get("rules"))["groups"] for rule in group["rules"]]
+    loaded = [
+        rule for group in (await prometheus.get("rules"))["groups"] for rule in group["rules"]
+    ]
     assert len(loaded) == len(rules())
     for rule in loaded:
         assert rule["health"] == "ok", f"{rule['name']}: {rule.get('lastError')}"
-        assert rule.get("state", "inactive") == "inactive", f"{rule['name']} fires at a service in good health"
+        assert rule.get("state", "inactive") == "inactive", (
+            f"{rule['name']} fires at a service in good health"
+        )
         values = await prometheus.run(Query(rule["name"], rule["query"], instant=True))
         assert (not values) if "state" in rule else any(map(math.isfinite, values)), rule["name"]
 

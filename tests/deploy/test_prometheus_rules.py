@@ -29,13 +29,17 @@ def promtool(tools: Tools, *arguments: str | Path) -> str:
 
 
 def test_promtool_accepts_the_configuration_and_the_rules(tools: Tools) -> None:
-    said = promtool(tools, "check", "config", "--lint=all", "--lint-fatal", PROMETHEUS / "prometheus.yml")
+    said = promtool(
+        tools, "check", "config", "--lint=all", "--lint-fatal", PROMETHEUS / "prometheus.yml"
+    )
     assert f"{len(alerts())} rules found" in said
     assert f"{len(rules()) - len(alerts())} rules found" in said
 
 
 @pytest.mark.parametrize("path", RULE_TESTS, ids=lambda path: path.stem)
-def test_the_rules_give_the_numbers_and_alerts_that_were_worked_out_by_hand(tools: Tools, path: Path) -> None:
+def test_the_rules_give_the_numbers_and_alerts_that_were_worked_out_by_hand(
+    tools: Tools, path: Path
+) -> None:
     promtool(tools, "test", "rules", path)
 
 

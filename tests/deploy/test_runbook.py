@@ -41,14 +41,20 @@ def sections() -> dict[str, str]:
 
 def code(heading: str, language: str) -> str:
     """The block of code in a section."""
-    (block,) = re.findall(rf"^```{language}\n(.*?)^```$", sections()[heading], re.MULTILINE | re.DOTALL)
+    (block,) = re.findall(
+        rf"^```{language}\n(.*?)^```$", sections()[heading], re.MULTILINE | re.DOTALL
+    )
     return str(block)
 
 
-def test_every_alert_leads_to_a_section_that_says_what_it_means_how_to_look_and_how_to_mend() -> None:
+def test_every_alert_leads_to_a_section_that_says_what_it_means_how_to_look_and_how_to_mend() -> (
+    None
+):
     chapter = RUNBOOK.read_text().split("\n## ")[1]
     described = re.findall(r"^### (.+)$", chapter, re.MULTILINE)
-    assert described == [rule["alert"] for rule in alerts()], "one section for each alert, in the rules' order"
+    assert described == [rule["alert"] for rule in alerts()], (
+        "one section for each alert, in the rules' order"
+    )
     for rule in alerts():
         assert rule["annotations"]["runbook"] == f"docs/runbook.md#{anchor(rule['alert'])}"
         for part in ("Means", "Look", "Mend"):
@@ -66,8 +72,16 @@ async def test_what_postgres_refused_is_put_back_and_second_answers_stay(
 ) -> None:
     refused, second = build.decision_event("r-1"), build.decision_event("r-2")
     with client(valkey_url) as valkey:
-        for event, reason in ((refused, "DataError: bad row"), (second, "decision r-2 was answered twice")):
-            fields = {"kind": event.kind.value, "key": event.key, "claim": event.claim, "payload": event.payload}
+        for event, reason in (
+            (refused, "DataError: bad row"),
+            (second, "decision r-2 was answered twice"),
+        ):
+            fields = {
+                "kind": event.kind.value,
+                "key": event.key,
+                "claim": event.claim,
+                "payload": event.payload,
+            }
             valkey.execute_command(*bury_command(fields, reason))
         moved = valkey.eval(code("The dead-letter stream", "lua"), 2, DEAD, EVENTS)
     assert moved == 1
@@ -79,10 +93,14 @@ async def test_what_postgres_refused_is_put_back_and_second_answers_stay(
     assert stored == refused.record()
 
 
-async def test_the_command_that_drops_old_months_shows_them_and_drops_them(database_url: str) -> None:
+async def test_the_command_that_drops_old_months_shows_them_and_drops_them(
+    database_url: str,
+) -> None:
     log = ShadowLog.connect(database_url)
     for month in (11, 12):
-        await log.append([build.decision_event(f"r-{month}", at=datetime(2025, month, 3, tzinfo=UTC))])
+        await log.append(
+            [build.decision_event(f"r-{month}", at=datetime(2025, month, 3, tzinfo=UTC))]
+        )
     await log.append([build.decision_event("r-1", at=datetime(2026, 1, 3, tzinfo=UTC))])
     show, drop = code("Dropping old months", "").splitlines()
     for line, says, left in ((show, "nothing is dropped", 3), (drop, "dropped 2 months", 1)):
@@ -126,20 +144,37 @@ async def test_a_dump_that_is_restored_elsewhere_verifies(
     postgres: EmbeddedPostgres, database_url: str, empty_database_url: str, tmp_path: Path
 ) -> None:
     log = ShadowLog.connect(database_url)
-    await log.append([build.decision_event("r-1", control=True), build.decision_event("r-2"), build.state_event()])
+    await log.append(
+        [
+            build.decision_event("r-1", control=True),
+            build.decision_event("r-2"),
+            build.state_event(),
+        ]
+    )
     await log.aclose()
     tools = Path(postgres.psql.split('"')[0].strip()).parent
     source, target = (url.replace("+psycopg", "") for url in (database_url, empty_database_url))
     with psycopg.connect(target) as connection:
-        found = connection.execute("SELECT 1 FROM pg_roles WHERE rolname = 'advisor_analyst'").fetchone()
+        found = connection.execute(
+            "SELECT 1 FROM pg_roles WHERE rolname = 'advisor_analyst'"
+        ).fetchone()
     assert found is not None, "the role belongs to the server, so it is here already"
     dump = tmp_path / "advisor.dump"
     for command in (
         [str(tools / "pg_dump"), "--format=custom", f"--file={dump}", source],
-        [str(tools / "pg_restore"), "--exit-on-error", "--no-owner", f"--dbname={target}", str(dump)],
+        [
+            str(tools / "pg_restore"),
+            "--exit-on-error",
+            "--no-owner",
+            f"--dbname={target}",
+            str(dump),
+        ],
     ):
         subprocess.run(command, check=True, capture_output=True)
     report = await verify_log(empty_database_url)
     assert (report.decisions, report.findings) == (2, [])
-    with psycopg.connect(target) as connection, pytest.raises(psycopg.errors.RaiseException, match="append-only"):
+    with (
+        psycopg.connect(target) as connection,
+        pytest.raises(psycopg.errors.RaiseException, match="append-only"),
+    ):
         connection.execute("DELETE FROM decisions")

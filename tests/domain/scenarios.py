@@ -43,13 +43,19 @@ BASE: dict[str, Any] = {
         "seconds_since_loss": None,
         "positions": [],
     },
-    "market": {"last_close": 2000.0, "bar_closed_at": AS_OF, "bar_seconds": 3600, "volume_24h": 1e9},
+    "market": {
+        "last_close": 2000.0,
+        "bar_closed_at": AS_OF,
+        "bar_seconds": 3600,
+        "volume_24h": 1e9,
+    },
 }
 LIMITS = Limits(version="test")
 
 
 def scenario_json(**changes: Any) -> dict[str, Any]:
-    """The plain scenario with `section__field=value` changes; a value of `...` removes the field."""
+    """The plain scenario with `section__field=value` changes; a value of `...` removes the
+    field."""
     document = copy.deepcopy(BASE)
     for path, value in changes.items():
         section, field = path.split("__", 1)

@@ -33,16 +33,22 @@ from tests.domain.scenarios import AS_OF, LIMITS, sane_scenarios, scenario, scen
 
 HASH = "sha256:" + "0" * 64
 FLAT = Reading(log_probabilities=(math.log(0.1),) * 10)
-readings = st.lists(st.floats(-50, 0), min_size=10, max_size=10).map(lambda v: Reading(log_probabilities=tuple(v)))
+readings = st.lists(st.floats(-50, 0), min_size=10, max_size=10).map(
+    lambda v: Reading(log_probabilities=tuple(v))
+)
 
 
 def version(calibration: Calibration | None = None, role: Role = Role.PRIMARY) -> Version:
     return Version("test-1", HASH, calibration or Calibration(), role)
 
 
-def decide(s: Scenario, reading: Reading | Abstention, calibration: Calibration | None = None) -> Decision:
+def decide(
+    s: Scenario, reading: Reading | Abstention, calibration: Calibration | None = None
+) -> Decision:
     prompt = prepare(s)
-    advice = conclude(s, reading, version(calibration), LIMITS, state=TradingState.ACTIVE, now=AS_OF)
+    advice = conclude(
+        s, reading, version(calibration), LIMITS, state=TradingState.ACTIVE, now=AS_OF
+    )
     return Decision(
         decision_id=decision_id("r-1"),
         request_id="r-1",
@@ -88,7 +94,10 @@ def test_too_little_mass_on_labels_abstains() -> None:
         state=TradingState.ACTIVE,
         now=AS_OF,
     )
-    assert (advice.status, advice.abstain_reason) == (AdviceStatus.ABSTAINED, AbstainReason.LABEL_MASS)
+    assert (advice.status, advice.abstain_reason) == (
+        AdviceStatus.ABSTAINED,
+        AbstainReason.LABEL_MASS,
+    )
     assert advice.approve is None
     assert advice.reading is not None, "what the model said is kept"
 
@@ -101,7 +110,9 @@ def test_an_abstention_is_no_opinion_not_a_rejection() -> None:
 
 @given(scenarios() | sane_scenarios(), readings | st.just(Abstention(AbstainReason.OVERLOADED)))
 def test_a_record_replays_to_itself(s: Scenario, reading: Reading | Abstention) -> None:
-    decision = decide(s, reading, Calibration(bias=tuple(0.1 * i for i in range(10)), temperature=0.7))
+    decision = decide(
+        s, reading, Calibration(bias=tuple(0.1 * i for i in range(10)), temperature=0.7)
+    )
     stored = Decision.from_json(decision.as_json())
     assert stored == decision
     assert stored.replayed() == decision
@@ -121,7 +132,10 @@ def test_a_report_retried_later_is_the_same_event() -> None:
     action = {"decision": True, "reason": "ok"}
     known = uuid4()
     first, second = (
-        Event.of_report(EventKind.AGENT_ACTION, AgentActionReport(decision_id=known, recorded_at=at, action=action))
+        Event.of_report(
+            EventKind.AGENT_ACTION,
+            AgentActionReport(decision_id=known, recorded_at=at, action=action),
+        )
         for at in (AS_OF, AS_OF.replace(hour=10))
     )
     assert first.key == second.key
@@ -137,7 +151,9 @@ def test_a_decision_comes_back_from_its_event() -> None:
 
 @pytest.mark.parametrize("field", ["prompt_version", "action_space", "feature_schema"])
 def test_a_model_made_for_something_else_is_refused(field: str) -> None:
-    manifest = ModelManifest(model_version="m-1", base_model="b", licence="l", created_at=AS_OF, files={})
+    manifest = ModelManifest(
+        model_version="m-1", base_model="b", licence="l", created_at=AS_OF, files={}
+    )
     manifest.require_compatible()
     other = HASH if field == "action_space" else "1999-1"
     with pytest.raises(ManifestMismatch, match="m-1 was made for"):

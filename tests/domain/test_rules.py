@@ -34,7 +34,9 @@ def codes(c: Case, by: Limits = LIMITS) -> set[str]:
 
 
 def reading(label: str) -> Reading:
-    return Reading(log_probabilities=tuple(math.log(0.91 if each == label else 0.01) for each in LABELS))
+    return Reading(
+        log_probabilities=tuple(math.log(0.91 if each == label else 0.01) for each in LABELS)
+    )
 
 
 def test_the_plain_scenario_passes_every_rule() -> None:
@@ -56,36 +58,66 @@ REFUSED: list[tuple[str, Case, Limits]] = [
     ("PRICE_SANITY", case(scenario(plan__targets=[1990.0])), LIMITS),
     ("DIRECTION", case(scenario(candidate__direction="short")), LIMITS),
     ("STOP_DISTANCE", case(scenario(plan__stop=1991.0)), LIMITS),
-    ("STOP_DISTANCE", case(scenario(plan__stop=1900.0)), limits(stop_distance={"on_excess": "refuse"})),
+    (
+        "STOP_DISTANCE",
+        case(scenario(plan__stop=1900.0)),
+        limits(stop_distance={"on_excess": "refuse"}),
+    ),
     ("BTC_TREND_CONFLICT", case(scenario(candidate__btc_trend="down")), LIMITS),
     ("NEWS_WINDOW", case(scenario(candidate__time_to_news_minutes=29)), LIMITS),
-    ("NEWS_WINDOW", case(scenario(candidate__time_to_news_minutes=90, candidate__news_severity=3)), LIMITS),
+    (
+        "NEWS_WINDOW",
+        case(scenario(candidate__time_to_news_minutes=90, candidate__news_severity=3)),
+        LIMITS,
+    ),
     ("MACRO_NEWS", case(scenario(candidate__macro_news_safe=False)), LIMITS),
     ("VOLATILITY_SPIKE", case(scenario(candidate__volatility_pct=0.9)), LIMITS),
     ("REWARD_RISK", case(scenario(plan__targets=[2029.0])), LIMITS),
     ("REWARD_RISK", case(scenario(plan__targets=[2047.0], candidate__volatility_pct=0.8)), LIMITS),
     ("SPREAD", case(scenario(candidate__spread_bps=10.5)), LIMITS),
     ("LIQUIDITY", case(scenario(market__volume_24h=900_000)), LIMITS),
-    ("RISK_PER_TRADE", case(scenario(account__equity=300)), limits(risk_per_trade={"on_excess": "refuse"})),
+    (
+        "RISK_PER_TRADE",
+        case(scenario(account__equity=300)),
+        limits(risk_per_trade={"on_excess": "refuse"}),
+    ),
     ("SYMBOL_EXPOSURE", case(scenario(account__positions=[HELD], account__equity=800)), LIMITS),
     ("TOTAL_EXPOSURE", case(scenario(account__positions=[OTHER], account__equity=4_000)), LIMITS),
     ("MIN_NOTIONAL", case(scenario(plan__quantity=0.004)), LIMITS),
     ("OPEN_POSITIONS", case(scenario(account__positions=[OTHER] * 3)), LIMITS),
-    ("OPEN_POSITIONS", case(scenario(account__positions=None, candidate__open_positions=3)), LIMITS),
+    (
+        "OPEN_POSITIONS",
+        case(scenario(account__positions=None, candidate__open_positions=3)),
+        LIMITS,
+    ),
     ("DAILY_LOSS", case(scenario(account__day_pnl_fraction=-0.03)), LIMITS),
     ("DRAWDOWN", case(scenario(account__drawdown_fraction=0.25)), LIMITS),
     ("CONSECUTIVE_LOSSES", case(scenario(account__consecutive_losses=4)), LIMITS),
-    ("COOL_DOWN", case(scenario(account__consecutive_losses=2, account__seconds_since_loss=3599)), LIMITS),
+    (
+        "COOL_DOWN",
+        case(scenario(account__consecutive_losses=2, account__seconds_since_loss=3599)),
+        LIMITS,
+    ),
     ("DUPLICATE_SYMBOL", case(scenario(account__positions=[HELD])), LIMITS),
     ("RESTRICTED_SYMBOL", case(), limits(restricted_symbols={"symbols": ["ETHUSDT"]})),
     ("SESSION_CLOSED", case(), limits(trading_hours={"sessions": ["Asia"]})),
-    ("MAINTENANCE_WINDOW", case(), limits(trading_hours={"daily_maintenance": [["08:55", "09:05"]]})),
-    ("MAINTENANCE_WINDOW", case(), limits(trading_hours={"daily_maintenance": [["23:00", "09:01"]]})),
+    (
+        "MAINTENANCE_WINDOW",
+        case(),
+        limits(trading_hours={"daily_maintenance": [["08:55", "09:05"]]}),
+    ),
+    (
+        "MAINTENANCE_WINDOW",
+        case(),
+        limits(trading_hours={"daily_maintenance": [["23:00", "09:01"]]}),
+    ),
     ("MODEL_CONFIDENCE", case(approve_probability=0.49), LIMITS),
 ]
 
 
-@pytest.mark.parametrize(("code", "refused", "by"), REFUSED, ids=[f"{c}-{i}" for i, (c, _, _) in enumerate(REFUSED)])
+@pytest.mark.parametrize(
+    ("code", "refused", "by"), REFUSED, ids=[f"{c}-{i}" for i, (c, _, _) in enumerate(REFUSED)]
+)
 def test_a_rule_refuses(code: str, refused: Case, by: Limits) -> None:
     assert code in codes(refused, by)
 
@@ -112,7 +144,9 @@ def test_every_code_has_a_refusal_tested_here() -> None:
         ({"account__consecutive_losses": None}, "CONSECUTIVE_LOSSES", "account.consecutive_losses"),
     ],
 )
-def test_a_missing_input_refuses_and_says_which(changes: dict[str, Any], code: str, missing: str) -> None:
+def test_a_missing_input_refuses_and_says_which(
+    changes: dict[str, Any], code: str, missing: str
+) -> None:
     vetoes = {veto.code.value: veto for veto in review(case(scenario(**changes)), LIMITS).vetoes}
     assert vetoes[code].missing == missing
 
@@ -124,7 +158,9 @@ def test_limits_may_let_a_missing_input_pass_but_not_a_bad_one() -> None:
 
 
 def test_every_refusal_is_kept() -> None:
-    refused = case(scenario(candidate__spread_bps=50, candidate__btc_trend="down"), state=TradingState.HALTED)
+    refused = case(
+        scenario(candidate__spread_bps=50, candidate__btc_trend="down"), state=TradingState.HALTED
+    )
     assert codes(refused) == {"STATE_HALTED", "BTC_TREND_CONFLICT", "SPREAD"}
 
 
@@ -142,7 +178,9 @@ def test_a_far_stop_is_clamped_towards_entry_and_size_is_not_raised() -> None:
 
 
 def test_size_is_capped_at_the_allowed_risk() -> None:
-    verdict = review(case(scenario(plan__quantity=2.0)), limits(risk_per_trade={"max_equity_fraction": 0.003}))
+    verdict = review(
+        case(scenario(plan__quantity=2.0)), limits(risk_per_trade={"max_equity_fraction": 0.003})
+    )
     assert verdict.vetoes == ()
     assert verdict.quantity == pytest.approx(0.003 * 10_000 / 30)
 
@@ -170,7 +208,10 @@ def test_a_rule_that_raises_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_registry_holds_every_code_that_is_judged_before_caps() -> None:
-    assert {code for code, _, _ in RULES} == set(VetoCode) - {VetoCode.MIN_NOTIONAL, VetoCode.RULE_FAILED}
+    assert {code for code, _, _ in RULES} == set(VetoCode) - {
+        VetoCode.MIN_NOTIONAL,
+        VetoCode.RULE_FAILED,
+    }
 
 
 @given(scenarios() | sane_scenarios(), st.sampled_from(LABELS), st.sampled_from(TradingState))
@@ -230,7 +271,13 @@ LOOSER: list[tuple[str, str, int]] = [
 
 
 @settings(max_examples=300)
-@given(scenarios() | sane_scenarios(), st.sampled_from(LOOSER), st.floats(0, 1), st.sampled_from(LABELS), st.booleans())
+@given(
+    scenarios() | sane_scenarios(),
+    st.sampled_from(LOOSER),
+    st.floats(0, 1),
+    st.sampled_from(LABELS),
+    st.booleans(),
+)
 def test_loosening_a_limit_never_adds_a_veto(
     s: Scenario, which: tuple[str, str, int], by: float, label: str, refuse: bool
 ) -> None:
@@ -255,7 +302,9 @@ def test_loosening_a_limit_never_adds_a_veto(
 )
 def test_rules_are_total_on_any_input(s: Scenario, order: Order, probability: float | None) -> None:
     verdict = review(Case(s, order, TradingState.ACTIVE, AS_OF, probability), LIMITS)
-    if not all(math.isfinite(value) for value in order) or (probability is not None and math.isnan(probability)):
+    if not all(math.isfinite(value) for value in order) or (
+        probability is not None and math.isnan(probability)
+    ):
         assert verdict.vetoes
 
 
@@ -273,7 +322,10 @@ def test_the_replay_limits_differ_only_in_what_bars_cannot_know() -> None:
 
 
 def test_a_bad_limits_file_names_every_violation() -> None:
-    text = 'version = "x"\n[spread]\nmax_bps = -1\n[drawdown]\nmax_fraction = 2\n[no_such_rule]\nenabled = false\n'
+    text = (
+        'version = "x"\n[spread]\nmax_bps = -1\n[drawdown]\nmax_fraction ='
+        " 2\n[no_such_rule]\nenabled = false\n"
+    )
     with pytest.raises(LimitsError) as caught:
         parse_limits(text, "limits.toml")
     for part in ("limits.toml", "spread.max_bps", "drawdown.max_fraction", "no_such_rule"):

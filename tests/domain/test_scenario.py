@@ -115,9 +115,14 @@ def test_a_scenario_survives_json_with_the_same_hash(s: Scenario) -> None:
 
 
 def test_hash_ignores_the_sign_of_zero_and_the_spelling_of_integers() -> None:
-    zero, negative = scenario(account__day_pnl_fraction=0.0), scenario(account__day_pnl_fraction=-0.0)
+    zero, negative = (
+        scenario(account__day_pnl_fraction=0.0),
+        scenario(account__day_pnl_fraction=-0.0),
+    )
     assert zero.hash() == negative.hash()
-    assert scenario(candidate__extra={"n": 1.0}).hash() == scenario(candidate__extra={"n": 1}).hash()
+    assert (
+        scenario(candidate__extra={"n": 1.0}).hash() == scenario(candidate__extra={"n": 1}).hash()
+    )
 
 
 @pytest.mark.parametrize(
@@ -139,7 +144,10 @@ def test_hash_ignores_the_sign_of_zero_and_the_spelling_of_integers() -> None:
         ({"plan__targets": []}, "plan.targets"),
         ({"plan__quantity": -1}, "plan.quantity"),
         ({"market__bar_closed_at": AS_OF + timedelta(seconds=1)}, "market.bar_closed_at"),
-        ({"account__positions": [{"symbol": "ETHUSDT", "quantity": 1, "entry": 0}]}, "account.positions[0].entry"),
+        (
+            {"account__positions": [{"symbol": "ETHUSDT", "quantity": 1, "entry": 0}]},
+            "account.positions[0].entry",
+        ),
     ],
 )
 def test_a_refusal_names_the_field(changes: dict[str, object], field: str) -> None:
@@ -149,7 +157,9 @@ def test_a_refusal_names_the_field(changes: dict[str, object], field: str) -> No
 
 def test_ages_must_be_of_known_fields_and_not_in_the_future() -> None:
     document = scenario_json()
-    assert Scenario.from_json(document | {"ages": {"fear_greed": 3600.0}}).ages == {"fear_greed": 3600.0}
+    assert Scenario.from_json(document | {"ages": {"fear_greed": 3600.0}}).ages == {
+        "fear_greed": 3600.0
+    }
     with pytest.raises(InvalidRecord, match="ages names fields"):
         Scenario.from_json(document | {"ages": {"no_such_field": 1.0}})
     with pytest.raises(InvalidRecord, match=r"ages\.fear_greed"):

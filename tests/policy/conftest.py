@@ -24,9 +24,12 @@ def one_torch_thread() -> None:
 
 @pytest.fixture(scope="session")
 def smollm2_directory() -> Path:
-    """SmolLM2, imported into the folder that the service uses too, or into ADVISOR_TEST_MODEL_CACHE."""
+    """SmolLM2, imported into the folder that the service uses too, or into
+    ADVISOR_TEST_MODEL_CACHE."""
     repository = Path(__file__).parents[2]
-    return import_smollm2(Path(os.environ.get("ADVISOR_TEST_MODEL_CACHE", repository / "var" / "models")))
+    return import_smollm2(
+        Path(os.environ.get("ADVISOR_TEST_MODEL_CACHE", repository / "var" / "models"))
+    )
 
 
 @pytest.fixture(scope="session")

@@ -16,20 +16,29 @@ from app.policy.in_process.label_reader import LabelReader, load_model
 from tests.policy.tiny_models import save_adapter
 
 TOLERANCE = 1e-4
-TEXTS = ("BTC", "ETH long and a good deal longer than the first, so that it is padded", "x" * 200, "SOL up")
+TEXTS = (
+    "BTC",
+    "ETH long and a good deal longer than the first, so that it is padded",
+    "x" * 200,
+    "SOL up",
+)
 
 
 def ids_of(reader: LabelReader, texts: Sequence[str] = TEXTS) -> list[tuple[int, ...]]:
     return [reader.encoder.encode(Prompt(PROMPT_VERSION, SYSTEM, text)) for text in texts]
 
 
-def peft_says(directory: Path, adapter: Path, reader: LabelReader, rows: Sequence[Sequence[int]]) -> torch.Tensor:
+def peft_says(
+    directory: Path, adapter: Path, reader: LabelReader, rows: Sequence[Sequence[int]]
+) -> torch.Tensor:
     """Label log-probabilities by PEFT: whole prompts, one by one, no cache."""
     model = PeftModel.from_pretrained(load_model(directory), str(adapter)).eval()
     found = []
     for ids in rows:
         with torch.inference_mode():
-            logits = model(input_ids=torch.tensor([[*reader.encoder.head, *ids]]), use_cache=False).logits[0, -1]
+            logits = model(
+                input_ids=torch.tensor([[*reader.encoder.head, *ids]]), use_cache=False
+            ).logits[0, -1]
         found.append(torch.log_softmax(logits.float(), -1)[list(reader.encoder.label_ids)])
     return torch.stack(found)
 

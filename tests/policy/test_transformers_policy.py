@@ -71,9 +71,13 @@ async def abstention(decision: asyncio.Future[Reading] | asyncio.Task[Reading]) 
     return caught.value.reason
 
 
-async def test_concurrent_requests_share_a_pass_and_get_what_single_ones_get(tiny: LabelReader) -> None:
+async def test_concurrent_requests_share_a_pass_and_get_what_single_ones_get(
+    tiny: LabelReader,
+) -> None:
     seen: dict[str, list[float]] = {}
-    batcher = Batcher(tiny, max_batch=8, observe=lambda name, value: seen.setdefault(name, []).append(value))
+    batcher = Batcher(
+        tiny, max_batch=8, observe=lambda name, value: seen.setdefault(name, []).append(value)
+    )
     policy = TransformersPolicy(batcher, SCRIPTED_MANIFEST)
     together = await asyncio.gather(*(policy.decide(prompt, soon()) for prompt in PROMPTS))
     assert seen["batch_size"] == [8]
@@ -85,7 +89,9 @@ async def test_concurrent_requests_share_a_pass_and_get_what_single_ones_get(tin
     await policy.aclose()
 
 
-async def test_a_batch_holds_the_oldest_request_and_those_nearest_in_length(reader: GatedReader) -> None:
+async def test_a_batch_holds_the_oldest_request_and_those_nearest_in_length(
+    reader: GatedReader,
+) -> None:
     policy = TransformersPolicy(Batcher(reader, max_batch=3), SCRIPTED_MANIFEST)
     first = asyncio.create_task(policy.decide(PROMPTS[0], soon()))
     await asyncio.to_thread(reader.started.wait, PATIENCE)
@@ -120,13 +126,17 @@ async def test_a_batch_holds_the_oldest_request_and_those_nearest_in_length(read
         ([], 1.0, []),
     ],
 )
-async def test_a_batch_leaves_its_members_time(deadlines: list[float], row_seconds: float, expected: list[int]) -> None:
+async def test_a_batch_leaves_its_members_time(
+    deadlines: list[float], row_seconds: float, expected: list[int]
+) -> None:
     future: asyncio.Future[Reading] = asyncio.get_running_loop().create_future()
     waiting = [Question((1,) * 10, 100 + deadline, future) for deadline in deadlines]
     assert choose_batch(waiting, 100.0, row_seconds, 4) == [waiting[number] for number in expected]
 
 
-async def test_a_full_queue_abstains_at_once(policy: TransformersPolicy, reader: GatedReader) -> None:
+async def test_a_full_queue_abstains_at_once(
+    policy: TransformersPolicy, reader: GatedReader
+) -> None:
     running = asyncio.create_task(policy.decide(PROMPTS[0], soon()))
     await asyncio.to_thread(reader.started.wait, PATIENCE)
     waiting = [asyncio.create_task(policy.decide(prompt, soon())) for prompt in PROMPTS]
@@ -138,11 +148,15 @@ async def test_a_full_queue_abstains_at_once(policy: TransformersPolicy, reader:
     assert len(await asyncio.gather(running, *waiting)) == 9
 
 
-async def test_the_deadline_holds_while_the_model_is_busy(policy: TransformersPolicy, reader: GatedReader) -> None:
+async def test_the_deadline_holds_while_the_model_is_busy(
+    policy: TransformersPolicy, reader: GatedReader
+) -> None:
     running = asyncio.create_task(policy.decide(PROMPTS[0], soon(0.05)))
     queued = asyncio.create_task(policy.decide(PROMPTS[1], soon(0.05)))
     await asyncio.to_thread(reader.started.wait, PATIENCE)
-    assert await abstention(running) is AbstainReason.DEADLINE  # the gate is still closed: the loop was never blocked
+    assert (
+        await abstention(running) is AbstainReason.DEADLINE
+    )  # the gate is still closed: the loop was never blocked
     assert await abstention(queued) is AbstainReason.DEADLINE
     assert not reader.gate.is_set()
     late = asyncio.create_task(policy.decide(PROMPTS[2], soon(-1)))
@@ -151,17 +165,24 @@ async def test_the_deadline_holds_while_the_model_is_busy(policy: TransformersPo
     assert len((await policy.decide(PROMPTS[3], soon())).log_probabilities) == len(ACTIONS)
 
 
-async def test_requests_past_their_deadline_are_not_computed(policy: TransformersPolicy, reader: GatedReader) -> None:
+async def test_requests_past_their_deadline_are_not_computed(
+    policy: TransformersPolicy, reader: GatedReader
+) -> None:
     first = asyncio.create_task(policy.decide(PROMPTS[0], soon()))
     await asyncio.to_thread(reader.started.wait, PATIENCE)
-    assert await abstention(asyncio.create_task(policy.decide(PROMPTS[1], soon(0.01)))) is AbstainReason.DEADLINE
+    assert (
+        await abstention(asyncio.create_task(policy.decide(PROMPTS[1], soon(0.01))))
+        is AbstainReason.DEADLINE
+    )
     reader.gate.set()
     await first
     await policy.aclose()
     assert reader.calls == ["read 1"]
 
 
-async def test_a_cancelled_caller_leaves_the_queue(policy: TransformersPolicy, reader: GatedReader) -> None:
+async def test_a_cancelled_caller_leaves_the_queue(
+    policy: TransformersPolicy, reader: GatedReader
+) -> None:
     first = asyncio.create_task(policy.decide(PROMPTS[0], soon()))
     await asyncio.to_thread(reader.started.wait, PATIENCE)
     gone = asyncio.create_task(policy.decide(PROMPTS[1], soon()))
@@ -178,7 +199,10 @@ async def test_a_prompt_that_is_too_long_never_reaches_the_model(
     policy: TransformersPolicy, reader: GatedReader
 ) -> None:
     long = Prompt(PROMPT_VERSION, SYSTEM, "x" * 5000)
-    assert await abstention(asyncio.ensure_future(policy.decide(long, soon()))) is AbstainReason.PROMPT_TOO_LONG
+    assert (
+        await abstention(asyncio.ensure_future(policy.decide(long, soon())))
+        is AbstainReason.PROMPT_TOO_LONG
+    )
     assert await policy.explain(long, ACTIONS[0], soon()) is None
     assert not reader.started.is_set()
 
@@ -203,7 +227,9 @@ async def test_closing_abstains_what_is_queued_and_ends_the_thread(
     assert await policy.explain(PROMPTS[0], ACTIONS[0], soon()) is None
 
 
-async def test_decisions_overtake_a_rationale_under_way(policy: TransformersPolicy, reader: GatedReader) -> None:
+async def test_decisions_overtake_a_rationale_under_way(
+    policy: TransformersPolicy, reader: GatedReader
+) -> None:
     rationale = asyncio.create_task(policy.explain(PROMPTS[0], ACTIONS[1], soon()))
     await asyncio.to_thread(reader.started.wait, PATIENCE)
     decision = asyncio.create_task(policy.decide(PROMPTS[1], soon()))
@@ -250,7 +276,9 @@ async def test_a_defect_reaches_every_caller_of_the_batch_and_the_worker_lives_o
     failing = Failing(reader)
     failing.gate.set()
     policy = TransformersPolicy(Batcher(failing), SCRIPTED_MANIFEST)
-    results = await asyncio.gather(*(policy.decide(p, soon()) for p in PROMPTS[:2]), return_exceptions=True)
+    results = await asyncio.gather(
+        *(policy.decide(p, soon()) for p in PROMPTS[:2]), return_exceptions=True
+    )
     assert [str(result) for result in results] == ["not enough memory"] * 2
     assert await policy.explain(PROMPTS[0], ACTIONS[0], soon()) is None
     assert len((await policy.decide(PROMPTS[0], soon())).log_probabilities) == len(ACTIONS)

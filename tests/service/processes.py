@@ -20,7 +20,8 @@ OURS = ("ADVISOR_", "DATABASE_URL", "REDIS_URL", "MODEL", "VLLM_URL")
 
 
 def environment(home: Path, **variables: Any) -> dict[str, str]:
-    """This process' environment without the service's variables, but for those given: `database_url=...`."""
+    """This process' environment without the service's variables, but for those given:
+    `database_url=...`."""
     plain = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
     ours = {
         "MODEL": "scripted",
@@ -33,11 +34,19 @@ def environment(home: Path, **variables: Any) -> dict[str, str]:
     return plain | {name: str(value) for name, value in ours.items() if value is not None}
 
 
-def advisor(variables: Mapping[str, str], *arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+def advisor(
+    variables: Mapping[str, str], *arguments: str, cwd: Path = ROOT
+) -> subprocess.CompletedProcess[str]:
     """One `advisor` command, run to its end."""
     command = [sys.executable, "-m", "app.cli", *arguments]
     return subprocess.run(
-        command, env=dict(variables), cwd=cwd, capture_output=True, text=True, check=False, timeout=60
+        command,
+        env=dict(variables),
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
     )
 
 

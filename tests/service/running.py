@@ -1,4 +1,5 @@
-"""A real API over real HTTP, in this process, for tests: uvicorn on a free port, with a scripted policy."""
+"""A real API over real HTTP, in this process, for tests: uvicorn on a free port, with a scripted
+policy."""
 
 from __future__ import annotations
 
@@ -77,15 +78,25 @@ class Running:
 
 def settings_for(database_url: str, valkey_url: str, home: Path, **more: Any) -> Settings:
     return Settings(
-        database_url=database_url, redis_url=valkey_url, home=home, limits=ROOT / "limits.toml", port=0, **more
+        database_url=database_url,
+        redis_url=valkey_url,
+        home=home,
+        limits=ROOT / "limits.toml",
+        port=0,
+        **more,
     )
 
 
 @asynccontextmanager
-async def running(settings: Settings, models: Models | None = None, *, load: bool = False) -> AsyncIterator[Running]:
-    """Serve on a free port until the block ends: `models`, else a scripted one; with `load`, what settings say."""
+async def running(
+    settings: Settings, models: Models | None = None, *, load: bool = False
+) -> AsyncIterator[Running]:
+    """Serve on a free port until the block ends: `models`, else a scripted one; with `load`, what
+    settings say."""
     app = create_app(settings, None if load else models or Models(ScriptedPolicy(["H"])))
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning", access_log=False))
+    server = uvicorn.Server(
+        uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning", access_log=False)
+    )
     serving = asyncio.create_task(server.serve())
     try:
 
@@ -109,7 +120,9 @@ async def writing(settings: Settings) -> AsyncIterator[Metrics]:
     assert settings.redis_url is not None
     assert settings.database_url is not None
     metrics = Metrics()
-    task = asyncio.create_task(Writer(settings.redis_url, ShadowLog.connect(settings.database_url), metrics).run())
+    task = asyncio.create_task(
+        Writer(settings.redis_url, ShadowLog.connect(settings.database_url), metrics).run()
+    )
     try:
         yield metrics
     finally:

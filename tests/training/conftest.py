@@ -13,7 +13,8 @@ from training.pipeline.evaluate import Evaluate, Evaluated
 
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny random model as version `base-1`, alone in its folder; the rebuild publishes beside it."""
+    """A tiny random model as version `base-1`, alone in its folder; the rebuild publishes beside
+    it."""
     folder = save_tiny_model(tmp_path_factory.mktemp("models") / "base")
     write_manifest(folder, "base-1")
     return folder
@@ -21,11 +22,13 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the rebuild's artefacts are. Tests that evaluate anew do so in a copy: looks are counted."""
+    """Where the rebuild's artefacts are. Tests that evaluate anew do so in a copy: looks are
+    counted."""
     return tmp_path_factory.mktemp("rebuild")
 
 
 @pytest.fixture(scope="session")
 def evaluated(workplace: Path, tiny_base: Path) -> Evaluated:
-    """A rebuild by `expected`, published and judged against the agent, simple rules and a policy trained by DPO."""
+    """A rebuild by `expected`, published and judged against the agent, simple rules and a policy
+    trained by DPO."""
     return Evaluate(config_in(workplace, tiny_base), silent, lambda line: None, NOW, [RIVAL]).run()

@@ -1,9 +1,11 @@
-"""The production agent's rules, as far as bars allow: which bars are candidates, and what the agent does with them.
+"""The production agent's rules, as far as bars allow: which bars are candidates, and what the agent
+does with them.
 
-Bars carry no order book, no calendar and no LLM. What the agent would take from those is left unknown (null), but for
-the spread, which is assumed and marked as such under `extra`. The LLM's approval is played by a stated stand-in,
-`stand_in_approval`, so that the control approves some candidates and rejects others.
-docs/decisions/0005-reference-agent.md lists every difference from the production agent.
+Bars carry no order book, no calendar and no LLM. What the agent would take from those is left
+unknown (null), but for the spread, which is assumed and marked as such under `extra`. The LLM's
+approval is played by a stated stand-in, `stand_in_approval`, so that the control approves some
+candidates and rejects others. docs/decisions/0005-reference-agent.md lists every difference from
+the production agent.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ GUARD_ATR = 0.3
 """Nearer than this to the 48-bar high counts as at resistance, to the low as at support."""
 ASSUMED_SPREAD_BPS = 2.0
 COOL_DOWN_S = 6 * 3600
-"""At most one candidate per symbol in this time, the longest a trade lasts: outcomes of a symbol do not overlap."""
+"""At most one candidate per symbol in this time, the longest a trade lasts: outcomes of a symbol do
+not overlap."""
 MAX_GAP_S = 86_400
 MIN_BARS = 400
 CORRELATION_BARS = 96
@@ -63,7 +66,8 @@ class Chart:
 
 
 class Opportunity(NamedTuple):
-    """A bar at which the agent considers a trade: position of the symbol's chart, and of the bar in it."""
+    """A bar at which the agent considers a trade: position of the symbol's chart, and of the bar in
+    it."""
 
     chart: int
     bar: int
@@ -86,7 +90,8 @@ SESSIONS = ("Asia", "Europe", "US")
 
 
 def sessions(closed_at: NDArray[np.int64]) -> NDArray[np.int8]:
-    """Position in `SESSIONS`: the hour in Asia/Karachi (UTC+5, no summer time), 0-8, 8-16, 16-24."""
+    """Position in `SESSIONS`: the hour in Asia/Karachi (UTC+5, no summer time), 0-8, 8-16,
+    16-24."""
     return (((closed_at // 3600 + 5) % 24) // 8).astype(np.int8)
 
 
@@ -96,9 +101,12 @@ def session_at(moment: datetime) -> str:
 
 
 def chart(bars: Bars) -> Chart:
-    """Indicators and scores of one symbol. Raises `MarketDataError` when its history is too short."""
+    """Indicators and scores of one symbol. Raises `MarketDataError` when its history is too
+    short."""
     if len(bars) < MIN_BARS:
-        raise MarketDataError(f"{bars.symbol}: {len(bars)} bars are too few, {MIN_BARS} are needed for the indicators")
+        raise MarketDataError(
+            f"{bars.symbol}: {len(bars)} bars are too few, {MIN_BARS} are needed for the indicators"
+        )
     signs = indicators(bars)
     with np.errstate(invalid="ignore"):
         lean = (signs.di_plus - signs.di_minus) / 100 * np.minimum(signs.adx / 25, 1.5)
@@ -114,10 +122,11 @@ def chart(bars: Bars) -> Chart:
 
 
 def opportunities(charts: Sequence[Chart]) -> list[Opportunity]:
-    """Every bar that passes the agent's gates before its LLM is asked, over all symbols, in order of time.
+    """Every bar that passes the agent's gates before its LLM is asked, over all symbols, in order
+    of time.
 
-    Volume floor, score threshold, resistance guard, confidence; no missing or empty bar in the last 24 hours; at most
-    one per symbol in six hours.
+    Volume floor, score threshold, resistance guard, confidence; no missing or empty bar in the last
+    24 hours; at most one per symbol in six hours.
     """
     found = []
     for number, each in enumerate(charts):
@@ -130,7 +139,8 @@ def opportunities(charts: Sequence[Chart]) -> list[Opportunity]:
 
 
 def passes(c: Chart) -> NDArray[np.bool_]:
-    """Bars that pass the gates, each for itself: `opportunities` without its cool-down. Shape (N,)."""
+    """Bars that pass the gates, each for itself: `opportunities` without its cool-down. Shape
+    (N,)."""
     signs, volume = c.signs, c.bars.volume
     per_day = MAX_GAP_S // c.bars.seconds
     whole = np.zeros(len(c.bars), dtype=bool)
@@ -153,7 +163,9 @@ def passes(c: Chart) -> NDArray[np.bool_]:
 class Agent:
     """The reference agent: builds the scenario of an opportunity, and decides on it."""
 
-    def __init__(self, charts: Sequence[Chart], context: Context = nothing_else, guards: Guards = GUARDS) -> None:
+    def __init__(
+        self, charts: Sequence[Chart], context: Context = nothing_else, guards: Guards = GUARDS
+    ) -> None:
         self.charts = charts
         self._context = context
         self._guards = guards
@@ -176,8 +188,12 @@ class Agent:
             "bar_seconds": c.bars.seconds,
             "volume_24h": float(c.signs.volume_24h[i]),
         }
-        candidate = self._candidate(c, i, as_of, account) | dict(self._context(c.bars.symbol, as_of))
-        return Scenario.from_json({"candidate": candidate, "plan": plan, "account": account, "market": market})
+        candidate = self._candidate(c, i, as_of, account) | dict(
+            self._context(c.bars.symbol, as_of)
+        )
+        return Scenario.from_json(
+            {"candidate": candidate, "plan": plan, "account": account, "market": market}
+        )
 
     def _candidate(self, c: Chart, i: int, as_of: datetime, account: Account) -> dict[str, Any]:
         signs, score = c.signs, float(c.score[i])
@@ -188,7 +204,9 @@ class Agent:
             "direction": "long",
             "ts": as_of,
             "session": SESSIONS[c.session[i]],
-            "setup_type": ("counter_trend" if signs.htf_trend_pct[i] < 0 else "mean_reversion") if reverts else "trend",
+            "setup_type": ("counter_trend" if signs.htf_trend_pct[i] < 0 else "mean_reversion")
+            if reverts
+            else "trend",
             "pattern": list(PATTERNS)[pattern] if pattern >= 0 else None,
             "score": score,
             "normalized_score_pre_macro": min(max(score, 0.0), 10.0),
@@ -228,7 +246,8 @@ class Agent:
         return TRENDS[int(self._bitcoin.signs.trend[i])]
 
     def decide(self, scenario: Scenario, correlated: bool) -> AgentAction:
-        """The control: the agent's remaining gates in their order, the stand-in for its LLM, its risk veto."""
+        """The control: the agent's remaining gates in their order, the stand-in for its LLM, its
+        risk veto."""
         skip = self._guard(scenario.account)
         if skip is None and correlated:
             skip = "correlated_with_better"
@@ -244,7 +263,9 @@ class Agent:
             "llm_model": "stand-in",
         }
         if skip is not None:
-            return AgentAction(decision=False, decided_at=scenario.as_of, final_skip_reason=skip, **asked)
+            return AgentAction(
+                decision=False, decided_at=scenario.as_of, final_skip_reason=skip, **asked
+            )
         plan = scenario.plan
         return AgentAction(
             decision=True,
@@ -273,11 +294,14 @@ class Agent:
         return "max_trades" if account.positions else None
 
     def correlated(self, at: Opportunity, others: Sequence[Opportunity]) -> bool:
-        """Whether a better-scored candidate of the same moment moved alike (correlation of 96 returns above 0.8)."""
+        """Whether a better-scored candidate of the same moment moved alike (correlation of 96
+        returns above 0.8)."""
         mine = self._returns(at)
         score = self.charts[at.chart].score[at.bar]
         better = (o for o in others if o != at and self.charts[o.chart].score[o.bar] > score)
-        return any(np.corrcoef(mine, self._returns(other))[0, 1] > MAX_CORRELATION for other in better)
+        return any(
+            np.corrcoef(mine, self._returns(other))[0, 1] > MAX_CORRELATION for other in better
+        )
 
     def _returns(self, at: Opportunity) -> Floats:
         closes = self.charts[at.chart].bars.close[at.bar - CORRELATION_BARS : at.bar + 1]
@@ -285,10 +309,11 @@ class Agent:
 
 
 def stand_in_approval(scenario: Scenario) -> tuple[bool, float]:
-    """Plays the LLM: approve when at least three of four plain readings of the chart agree. Confidence 0-1.
+    """Plays the LLM: approve when at least three of four plain readings of the chart agree.
+    Confidence 0-1.
 
-    Buyers lead (+DI above -DI), momentum is up (MACD histogram above 0), not overbought (RSI below 68), volume above
-    its mean. A counter-trend setup needs RSI below 30 instead of leading buyers.
+    Buyers lead (+DI above -DI), momentum is up (MACD histogram above 0), not overbought (RSI below
+    68), volume above its mean. A counter-trend setup needs RSI below 30 instead of leading buyers.
     """
     c = scenario.candidate
     lead = (c.di_plus or 0) - (c.di_minus or 0)
@@ -298,7 +323,8 @@ def stand_in_approval(scenario: Scenario) -> tuple[bool, float]:
 
 
 def _risk_veto(scenario: Scenario) -> str | None:
-    """BTC conflict, ATR percentile and reward:risk, as the agent judges them: what is missing passes."""
+    """BTC conflict, ATR percentile and reward:risk, as the agent judges them: what is missing
+    passes."""
     c, plan = scenario.candidate, scenario.plan
     if c.btc_trend == "down" and c.setup_type != "counter_trend":
         return "risk_btc_trend"

@@ -1,7 +1,8 @@
 """Dialogues of the agent: prompt, its letter, the follow-up question, its words.
 
-The reference agent's rules speak no prose, so its words are templated here, from what the rules looked at and from
-nothing else: honest about the decision, poor as language. A production agent's own reason is used where it gave one.
+The reference agent's rules speak no prose, so its words are templated here, from what the rules
+looked at and from nothing else: honest about the decision, poor as language. A production agent's
+own reason is used where it gave one.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ _EMPTY = Prompt(PROMPT_VERSION, SYSTEM, "x")
 class Demonstrations:
     """What the agent did in every scenario: `labels` (N,) index of its action, and its words.
 
-    `contrast` holds what its rules would say for approving and for rejecting, whatever it did; it may be left empty.
+    `contrast` holds what its rules would say for approving and for rejecting, whatever it did; it
+    may be left empty.
     """
 
     labels: NDArray[np.int64]
@@ -49,18 +51,22 @@ class Demonstrations:
         """One per scenario, in the same order."""
         taken = [ACTIONS.index(agents_label(s, a)) for s, a in zip(scenarios, actions, strict=True)]
         said = tuple(words(s, a) for s, a in zip(scenarios, actions, strict=True))
-        return cls(np.array(taken, np.int64), said, tuple((_for(s), _against(s)) for s in scenarios))
+        return cls(
+            np.array(taken, np.int64), said, tuple((_for(s), _against(s)) for s in scenarios)
+        )
 
 
 class Dialogue(NamedTuple):
-    """Token ids after the prompt's tail: letter, follow-up question, words (from `begins` on), end of turn."""
+    """Token ids after the prompt's tail: letter, follow-up question, words (from `begins` on), end
+    of turn."""
 
     ids: list[int]
     begins: int
 
 
 def agents_label(scenario: Scenario, action: AgentAction) -> Action:
-    """The agent's action in our space: its whole risk at the stop distance nearest to its plan's, or `reject`."""
+    """The agent's action in our space: its whole risk at the stop distance nearest to its plan's,
+    or `reject`."""
     if not action.decision:
         return REJECT
     distance = abs(scenario.plan.entry - scenario.plan.stop) / scenario.candidate.atr
@@ -69,22 +75,24 @@ def agents_label(scenario: Scenario, action: AgentAction) -> Action:
 
 
 def words(scenario: Scenario, action: AgentAction) -> str:
-    """One sentence on why the agent did what it did: its own, if it gave one, else from its rules."""
+    """One sentence on why the agent did what it did: its own, if it gave one, else from its
+    rules."""
     if action.reason:
         own = untrusted(action.reason, WORDS_CHARACTERS)
         if own:
             return own
     if action.decision:
         return (
-            f"Score {scenario.candidate.score:.1f} clears {scenario.candidate.score_threshold:.1f}; {_chart(scenario)}."
+            f"Score {scenario.candidate.score:.1f} clears {scenario.candidate.score_threshold:.1f};"
+            f" {_chart(scenario)}."
         )
     reason = action.final_skip_reason or ""
     return _REFUSALS.get(reason) or f"Too little speaks for it: {_chart(scenario)}."
 
 
 def dialogue(encoder: PromptEncoder, label: int, said: str) -> Dialogue:
-    """The ids that follow head, user's text and tail. The end of turn is the tail's first token, as the chat template
-    (or, without one, the plain layout) has it."""
+    """The ids that follow head, user's text and tail. The end of turn is the tail's first token, as
+    the chat template (or, without one, the plain layout) has it."""
     size = len(encoder.encode(_EMPTY)) - len(encoder.tail)
     question = list(encoder.encode_explanation(_EMPTY, ACTIONS[label]))[size + len(encoder.tail) :]
     text = list(encoder.encode(_EMPTY._replace(user=said)))[: -len(encoder.tail)]

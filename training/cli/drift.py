@@ -17,21 +17,36 @@ console = Console()
 
 
 def drift(
-    database: Annotated[str, typer.Option(envvar="DATABASE_URL", help="the shadow log, read-only", show_default=False)],
+    database: Annotated[
+        str,
+        typer.Option(envvar="DATABASE_URL", help="the shadow log, read-only", show_default=False),
+    ],
     reference: Annotated[
-        Path | None, typer.Option(help="scenarios artefact that the model was trained on: the features' reference")
+        Path | None,
+        typer.Option(
+            help="scenarios artefact that the model was trained on: the features' reference"
+        ),
     ] = None,
     model_version: Annotated[str, typer.Option(help="default: the one that decided last")] = "",
-    config: Annotated[Path | None, typer.Option(help="TOML file of a rebuild; its section [drift] counts")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="TOML file of a rebuild; its section [drift] counts")
+    ] = None,
     output: Annotated[Path | None, typer.Option("--json", help="write the look as JSON")] = None,
-    textfile: Annotated[Path | None, typer.Option(help="write gauges for node_exporter's textfile collector")] = None,
-    listen: Annotated[int | None, typer.Option(min=1, max=65_535, help="serve gauges at this port, and stay")] = None,
-    every: Annotated[float, typer.Option(min=1, help="with --listen: minutes between looks")] = 60.0,
+    textfile: Annotated[
+        Path | None, typer.Option(help="write gauges for node_exporter's textfile collector")
+    ] = None,
+    listen: Annotated[
+        int | None, typer.Option(min=1, max=65_535, help="serve gauges at this port, and stay")
+    ] = None,
+    every: Annotated[
+        float, typer.Option(min=1, help="with --listen: minutes between looks")
+    ] = 60.0,
 ) -> None:
     """Has the market, or the model's behaviour in it, moved away from what the model was made for?
 
-    Compares the last decisions in the log with those before (and, with --reference, with the training scenarios), and
-    says ok, watch or refresh, with reasons. docs/drift.md explains every number.
+    Compares the last decisions in the log with those before (and, with --reference, with the
+    training scenarios), and says ok, watch or refresh, with reasons. docs/drift.md explains every
+    number.
     """
     # scikit-learn and river take a second to load, and the light installation has neither.
     from training.live.drift.looks import show_look, trained_on_rows
@@ -45,7 +60,9 @@ def drift(
         console.print(f"gauges at port {listen}, a look every {every:g} minutes; Ctrl-C ends it")
     while True:
         try:
-            show_look(database, model_version or None, settings, trained_on, metrics, output, textfile)
+            show_look(
+                database, model_version or None, settings, trained_on, metrics, output, textfile
+            )
         except AdvisorError as error:
             if listen is None:
                 raise

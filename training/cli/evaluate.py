@@ -27,12 +27,16 @@ def evaluate(
     config: Settings = "bundled",
     overrides: Overrides = None,
     database: Database = None,
-    against: Annotated[str, typer.Option(help="further algorithms in the contest, separated by commas; or all")] = "",
+    against: Annotated[
+        str, typer.Option(help="further algorithms in the contest, separated by commas; or all")
+    ] = "",
     champion: Annotated[str, typer.Option(help="a published version that must be beaten too")] = "",
 ) -> None:
-    """Judge what a configuration rebuilds on the held-out period, against the agent, simple rivals and chance.
+    """Judge what a configuration rebuilds on the held-out period, against the agent, simple rivals
+    and chance.
 
-    Rebuilds first if need be. Writes report.html, report.json and the gate's signed verdict, and counts the look.
+    Rebuilds first if need be. Writes report.html, report.json and the gate's signed verdict, and
+    counts the look.
     """
     settings = chosen(config, overrides)
     names = [*ALGORITHMS] if against == "all" else [name for name in against.split(",") if name]
@@ -42,16 +46,20 @@ def evaluate(
     from training.pipeline.evaluate import Evaluate
 
     rivals = [ALGORITHMS[name]() for name in names]
-    done = Evaluate(settings, meter, tell, datetime.now(UTC), rivals, database, champion or None).run()
+    done = Evaluate(
+        settings, meter, tell, datetime.now(UTC), rivals, database, champion or None
+    ).run()
     print_verdict(done.report["verdict"])
     tell(f"version {done.version.name}")
     tell(f"report  {done.artifact / 'report.html'}")
 
 
 def walk_forward(config: Settings = "cpu", overrides: Overrides = None) -> None:
-    """Judge the procedure: retrain before each period of the training years, and judge on it. No held-out day is read.
+    """Judge the procedure: retrain before each period of the training years, and judge on it. No
+    held-out day is read.
 
-    Periods stand in the section [walk_forward]. The report is that of an evaluation; nothing is published.
+    Periods stand in the section [walk_forward]. The report is that of an evaluation; nothing is
+    published.
     """
     settings = chosen(config, overrides)
     from training.pipeline.walk_forward import WalkForward
@@ -62,8 +70,12 @@ def walk_forward(config: Settings = "cpu", overrides: Overrides = None) -> None:
 
 def promote(
     evaluation: Annotated[Path, typer.Argument(help="a finished evaluation artefact")],
-    url: Annotated[str, typer.Option(envvar="ADVISOR_URL", help="where the service answers")] = DEFAULT_URL,
-    token: Annotated[str | None, typer.Option(envvar="ADVISOR_ADMIN_TOKEN", show_default=False)] = None,
+    url: Annotated[
+        str, typer.Option(envvar="ADVISOR_URL", help="where the service answers")
+    ] = DEFAULT_URL,
+    token: Annotated[
+        str | None, typer.Option(envvar="ADVISOR_ADMIN_TOKEN", show_default=False)
+    ] = None,
     alias: Annotated[str, typer.Option(help="the alias that moves")] = CHAMPION,
     override: Annotated[
         bool, typer.Option("--override", help="promote against the verdict; needs --by and --why")
@@ -73,8 +85,8 @@ def promote(
 ) -> None:
     """Move the champion's alias to the evaluated version: only with a report that passes.
 
-    An override is explicit: it names somebody and a reason, is sealed into a copy of the report beside the artefact,
-    and stands in the alias' history.
+    An override is explicit: it names somebody and a reason, is sealed into a copy of the report
+    beside the artefact, and stands in the alias' history.
     """
     from training.judging.gate.sealed import overridden, require_promotable
 
@@ -97,7 +109,13 @@ def promote(
 
 def print_verdict(verdict: dict[str, Any]) -> None:
     """What the gate says, and why."""
-    table = Table("rival", "policy less rival, R per scenario", "lower bound", title="Held out", title_justify="left")
+    table = Table(
+        "rival",
+        "policy less rival, R per scenario",
+        "lower bound",
+        title="Held out",
+        title_justify="left",
+    )
     for name, found in verdict["differences"].items():
         low = "none" if found["low"] is None else f"{found['low']:+.4f}"
         table.add_row(name, "none" if found["value"] is None else f"{found['value']:+.4f}", low)

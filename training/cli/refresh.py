@@ -15,25 +15,42 @@ from training.publish.registry import aliases, register_and_alias
 
 
 def refresh(
-    database: Annotated[str, typer.Option(envvar="DATABASE_URL", help="the shadow log", show_default=False)],
+    database: Annotated[
+        str, typer.Option(envvar="DATABASE_URL", help="the shadow log", show_default=False)
+    ],
     config: Settings = "cpu",
     overrides: Overrides = None,
-    url: Annotated[str, typer.Option(envvar="ADVISOR_URL", help="where the service answers")] = DEFAULT_URL,
-    token: Annotated[str | None, typer.Option(envvar="ADVISOR_ADMIN_TOKEN", show_default=False)] = None,
+    url: Annotated[
+        str, typer.Option(envvar="ADVISOR_URL", help="where the service answers")
+    ] = DEFAULT_URL,
+    token: Annotated[
+        str | None, typer.Option(envvar="ADVISOR_ADMIN_TOKEN", show_default=False)
+    ] = None,
     champion: Annotated[
-        str, typer.Option(help="the version to beat; default: what the alias champion, else shadow, points at")
+        str,
+        typer.Option(
+            help="the version to beat; default: what the alias champion, else shadow, points at"
+        ),
     ] = "",
     if_due: Annotated[
-        bool, typer.Option("--if-due", help="only when drift or the schedule ask for it (advisor-train drift)")
+        bool,
+        typer.Option(
+            "--if-due", help="only when drift or the schedule ask for it (advisor-train drift)"
+        ),
     ] = False,
     leave: Annotated[
-        bool, typer.Option("--leave/--keep", help="leave the candidate in shadow, or keep it on disk only")
+        bool,
+        typer.Option(
+            "--leave/--keep", help="leave the candidate in shadow, or keep it on disk only"
+        ),
     ] = True,
 ) -> None:
-    """Rebuild on the log's newest decisions, judge what comes out against the champion, leave a candidate in shadow.
+    """Rebuild on the log's newest decisions, judge what comes out against the champion, leave a
+    candidate in shadow.
 
-    The candidate decides in shadow beside the primary from then on; `advisor-train promote` moves the champion's alias
-    when the gate passes it. Bars come from the configuration's market, which must reach up to the last decision.
+    The candidate decides in shadow beside the primary from then on; `advisor-train promote` moves
+    the champion's alias when the gate passes it. Bars come from the configuration's market, which
+    must reach up to the last decision.
     """
     from training.live.drift.looks import observe
     from training.live.drift.verdict import DriftVerdict
@@ -50,7 +67,10 @@ def refresh(
     with reading(database) as connection:
         last = served(connection, None).last
     span = span_before(last, settings.refresh)
-    tell(f"trains on decisions of {span.since} to {span.judged_since}, judges on those before {span.until}")
+    tell(
+        f"trains on decisions of {span.since} to {span.judged_since}, judges on those before"
+        f" {span.until}"
+    )
     rival = champion or champion_of(aliases(url, token))
     tell(f"champion: {rival or 'none yet'}")
     done = Evaluate(refreshed(settings, span), meter, tell, now, (), database, rival).run()
@@ -59,5 +79,7 @@ def refresh(
     tell(f"report  {done.artifact / 'report.html'}")
     if leave:
         by = getpass.getuser()
-        move = register_and_alias(url, token, done.version.name, settings.refresh.alias, "refresh", by)
+        move = register_and_alias(
+            url, token, done.version.name, settings.refresh.alias, "refresh", by
+        )
         tell(f"{move.alias}: {move.before or 'nothing'} -> {move.now}")

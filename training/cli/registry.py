@@ -35,7 +35,10 @@ console = Console()
 Models = Annotated[Path, typer.Option(help="folder of versions; the service reads the same one")]
 Url = Annotated[str, typer.Option(envvar="ADVISOR_URL", help="where the service answers")]
 Token = Annotated[
-    str | None, typer.Option(envvar="ADVISOR_ADMIN_TOKEN", help="the service's bearer token", show_default=False)
+    str | None,
+    typer.Option(
+        envvar="ADVISOR_ADMIN_TOKEN", help="the service's bearer token", show_default=False
+    ),
 ]
 Alias = Annotated[str, typer.Option(help="`shadow` is the primary, `shadow-...` are beside it")]
 Reason = Annotated[str, typer.Option(help="why; recorded")]
@@ -44,16 +47,23 @@ By = Annotated[str, typer.Option(help="who; recorded. Default: who runs this")]
 
 def publish_policy(
     policy: Annotated[
-        Path, typer.Argument(help="a finished policy artefact, for example var/artifacts/cpu/policy-...")
+        Path,
+        typer.Argument(help="a finished policy artefact, for example var/artifacts/cpu/policy-..."),
     ],
     name: Annotated[str, typer.Option(help="first part of the version's name")] = DEFAULTS.name,
     models: Models = DEFAULTS.models,
     merged: Annotated[
         bool,
-        typer.Option("--merged", help="publish a whole model, an ordinary adapter merged into its base, as for vLLM"),
+        typer.Option(
+            "--merged",
+            help="publish a whole model, an ordinary adapter merged into its base, as for vLLM",
+        ),
     ] = False,
     half: Annotated[
-        bool, typer.Option("--half", help="publish the adapter's weights as float16: half the size, rounded")
+        bool,
+        typer.Option(
+            "--half", help="publish the adapter's weights as float16: half the size, rounded"
+        ),
     ] = False,
     alias: Annotated[str, typer.Option(help="point this alias at it; empty: on disk only")] = "",
     url: Url = DEFAULT_URL,
@@ -61,7 +71,8 @@ def publish_policy(
     reason: Reason = "published",
     by: By = "",
 ) -> None:
-    """Write an immutable version; with --alias, let a running service serve it without a restart."""
+    """Write an immutable version; with --alias, let a running service serve it without a
+    restart."""
     from training.publish.version import release_of
 
     if merged and half:
@@ -93,7 +104,9 @@ def roll_back(
 
 def list_versions(
     models: Models = DEFAULTS.models,
-    url: Annotated[str, typer.Option(envvar="ADVISOR_URL", help="ask this service for aliases; empty: do not")] = "",
+    url: Annotated[
+        str, typer.Option(envvar="ADVISOR_URL", help="ask this service for aliases; empty: do not")
+    ] = "",
     token: Token = None,
 ) -> None:
     """List the versions on disk, oldest first, and which aliases point at them."""
@@ -104,7 +117,12 @@ def list_versions(
     if not found:
         raise RegistryError(f"no version is under {models}: publish one, or give --models")
     table = Table(
-        Column("version", no_wrap=True), "created", "base", "algorithm", "lead over never trading, R", "aliases"
+        Column("version", no_wrap=True),
+        "created",
+        "base",
+        "algorithm",
+        "lead over never trading, R",
+        "aliases",
     )
     for _, manifest in found:
         lead = manifest.provenance.get("results", {}).get("lead", {}).get("never_approve")
@@ -120,7 +138,8 @@ def list_versions(
 
 
 def _merge(policy: Artifact, roots: Sequence[Path], folder: Path) -> Path:
-    """The adapter merged into its base model, in `folder`. Raises `RegistryError` for an activated one."""
+    """The adapter merged into its base model, in `folder`. Raises `RegistryError` for an activated
+    one."""
     from app.policy.in_process.label_reader import LabelReader
     from app.policy.store import find_version
     from training.learning.model.adapted import save_merged
@@ -129,7 +148,8 @@ def _merge(policy: Artifact, roots: Sequence[Path], folder: Path) -> Path:
     config = json.loads((policy / "adapter" / "adapter_config.json").read_text(encoding="utf-8"))
     if config.get("alora_invocation_tokens") is not None:
         raise RegistryError(
-            f"{policy.path} holds an activated adapter, which cannot be merged: train with adapter.kind = 'ordinary'"
+            f"{policy.path} holds an activated adapter, which cannot be merged: train with"
+            " adapter.kind = 'ordinary'"
         )
     base = find_version(base_of(policy, roots).model_version, roots)
     save_merged(policy / "adapter", LabelReader.load(base), base, folder)
@@ -138,4 +158,6 @@ def _merge(policy: Artifact, roots: Sequence[Path], folder: Path) -> Path:
 
 def _say(move: Move) -> None:
     before = f" (was {move.before})" if move.before else ""
-    console.print(f"{move.alias} -> {move.now}{before}", markup=False, highlight=False, soft_wrap=True)
+    console.print(
+        f"{move.alias} -> {move.now}{before}", markup=False, highlight=False, soft_wrap=True
+    )

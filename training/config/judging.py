@@ -1,4 +1,5 @@
-"""Configuration of a whole rebuild, and of how its result is judged and watched: one TOML file, all faults together."""
+"""Configuration of a whole rebuild, and of how its result is judged and watched: one TOML file, all
+faults together."""
 
 from __future__ import annotations
 
@@ -34,18 +35,32 @@ class EvaluateConfig(Section):
     """The contest."""
 
     held_out: HeldOutConfig = HeldOutConfig()
-    outcomes: OutcomesConfig | None = Field(None, description="costs to judge by; none: those of training")
+    outcomes: OutcomesConfig | None = Field(
+        None, description="costs to judge by; none: those of training"
+    )
     size: Literal["agent", "equity"] = Field(
-        "agent", description="portfolios trade the agent's quantities, or a share of all equity where it trades whole"
+        "agent",
+        description=(
+            "portfolios trade the agent's quantities, or a share of all equity where it trades"
+            " whole"
+        ),
     )
     capital: float = Field(1000.0, gt=0, description="quote; the agent trades 400 to 500 at a time")
     max_open: int = Field(1, ge=1, description="trades open at a time, as the agent has it")
-    refit_days: float = Field(91.0, gt=0, description="the simple rivals are fitted anew so often, on all before")
-    workers: int = Field(2, ge=1, description="processes, or with ray tasks, that measure portfolios")
-    backend: Literal["processes", "ray"] = Field("processes", description="ray: on a cluster, needs the extra `ray`")
+    refit_days: float = Field(
+        91.0, gt=0, description="the simple rivals are fitted anew so often, on all before"
+    )
+    workers: int = Field(
+        2, ge=1, description="processes, or with ray tasks, that measure portfolios"
+    )
+    backend: Literal["processes", "ray"] = Field(
+        "processes", description="ray: on a cluster, needs the extra `ray`"
+    )
     draws: int = Field(1000, ge=100, description="bootstrap samples")
     random_vetoes: int = Field(200, ge=20)
-    limits: Path | None = Field(None, description="rules' limits; none: those shipped for replays of history")
+    limits: Path | None = Field(
+        None, description="rules' limits; none: those shipped for replays of history"
+    )
     seed: int = Field(0, ge=0)
 
 
@@ -53,67 +68,115 @@ class PublishConfig(Section):
     """The version."""
 
     name: str = Field("advisor", pattern=r"^[a-z0-9][a-z0-9-]{0,40}$")
-    models: Path = Field(Path("var/models"), description="where versions live; the service reads the same folder")
+    models: Path = Field(
+        Path("var/models"), description="where versions live; the service reads the same folder"
+    )
     alias: str = Field("shadow", pattern=r"^[a-z][a-z0-9-]{0,40}$")
 
 
 class WalkForwardConfig(Section):
-    """Retrained before each period and judged on it, all before the held-out period: a procedure, not a version."""
+    """Retrained before each period and judged on it, all before the held-out period: a procedure,
+    not a version."""
 
     first: date = Field(date(2021, 1, 1), description="day on which the first judged period begins")
     until: date = Field(HELD_OUT_FROM, description="no decision on or after this day")
     period_days: float = Field(365.0, gt=0)
-    limit: int | None = Field(None, ge=1, description="at most so many judged scenarios, drawn evenly over time")
+    limit: int | None = Field(
+        None, ge=1, description="at most so many judged scenarios, drawn evenly over time"
+    )
 
     @model_validator(mode="after")
     def periods_lie_before_the_held_out_one(self) -> Self:
-        """Development may look at these days as often as it likes; at the held-out period it may not."""
+        """Development may look at these days as often as it likes; at the held-out period it may
+        not."""
         if not self.first < self.until <= HELD_OUT_FROM:
-            raise ValueError(f"{self.first} to {self.until}: first, until and {HELD_OUT_FROM} must follow each other")
+            raise ValueError(
+                f"{self.first} to {self.until}: first, until and {HELD_OUT_FROM} must follow each"
+                " other"
+            )
         return self
 
 
 class DriftConfig(Section):
-    """When a served model is to be watched, and when it is to be made anew. docs/drift.md says why these."""
+    """When a served model is to be watched, and when it is to be made anew. docs/drift.md says why
+    these."""
 
-    recent_days: float = Field(14.0, gt=0, description="the window that is judged, up to the last decision")
-    reference_days: float = Field(56.0, gt=0, description="the window before it, which it is compared with")
-    min_decisions: int = Field(100, ge=20, description="in each window; with fewer nothing is concluded")
-    min_outcomes: int = Field(50, ge=20, description="approvals with an outcome, for anything about reward")
-    alpha: float = Field(0.01, gt=0, lt=0.5, description="chance of any false alarm of one look (Holm)")
+    recent_days: float = Field(
+        14.0, gt=0, description="the window that is judged, up to the last decision"
+    )
+    reference_days: float = Field(
+        56.0, gt=0, description="the window before it, which it is compared with"
+    )
+    min_decisions: int = Field(
+        100, ge=20, description="in each window; with fewer nothing is concluded"
+    )
+    min_outcomes: int = Field(
+        50, ge=20, description="approvals with an outcome, for anything about reward"
+    )
+    alpha: float = Field(
+        0.01, gt=0, lt=0.5, description="chance of any false alarm of one look (Holm)"
+    )
     psi_watch: float = Field(0.1, gt=0)
     psi_refresh: float = Field(0.25, gt=0)
-    features_refresh: float = Field(0.1, gt=0, le=1, description="share of features beyond psi_refresh")
-    rate_watch: float = Field(0.1, gt=0, le=1, description="change of agreement, approvals or abstentions")
+    features_refresh: float = Field(
+        0.1, gt=0, le=1, description="share of features beyond psi_refresh"
+    )
+    rate_watch: float = Field(
+        0.1, gt=0, le=1, description="change of agreement, approvals or abstentions"
+    )
     rate_refresh: float = Field(0.25, gt=0, le=1)
     reward_watch: float = Field(0.1, gt=0, description="loss of mean reward per approval, in R")
     reward_refresh: float = Field(0.25, gt=0)
-    clip_r: float = Field(3.0, gt=0, description="rewards are clipped to +- this for the online detector")
-    adwin_delta: float = Field(0.001, gt=0, lt=0.5, description="ADWIN's chance of a false alarm per cut")
+    clip_r: float = Field(
+        3.0, gt=0, description="rewards are clipped to +- this for the online detector"
+    )
+    adwin_delta: float = Field(
+        0.001, gt=0, lt=0.5, description="ADWIN's chance of a false alarm per cut"
+    )
     retrain_days: float = Field(30.0, gt=0, description="age at which a new version is due")
-    expiry_days: float = Field(90.0, gt=0, description="age beyond which a version is not to be trusted")
+    expiry_days: float = Field(
+        90.0, gt=0, description="age beyond which a version is not to be trusted"
+    )
 
     @model_validator(mode="after")
     def refresh_lies_beyond_watch(self) -> Self:
         """A threshold for refresh is never below that for watch."""
-        pairs = (("psi_watch", "psi_refresh"), ("rate_watch", "rate_refresh"), ("reward_watch", "reward_refresh"))
+        pairs = (
+            ("psi_watch", "psi_refresh"),
+            ("rate_watch", "rate_refresh"),
+            ("reward_watch", "reward_refresh"),
+        )
         for low, high in (*pairs, ("retrain_days", "expiry_days")):
             if getattr(self, high) < getattr(self, low):
-                raise ValueError(f"{high} {getattr(self, high)} is below {low} {getattr(self, low)}")
+                raise ValueError(
+                    f"{high} {getattr(self, high)} is below {low} {getattr(self, low)}"
+                )
         return self
 
 
 class GateConfig(Section):
     """What a version must show before it is promoted."""
 
-    confidence: float = Field(0.975, gt=0.5, lt=1, description="of each lower bound on a mean difference, one-sided")
-    deflated_sharpe: float = Field(0.95, gt=0.5, lt=1, description="least confidence that the Sharpe ratio is no luck")
+    confidence: float = Field(
+        0.975, gt=0.5, lt=1, description="of each lower bound on a mean difference, one-sided"
+    )
+    deflated_sharpe: float = Field(
+        0.95, gt=0.5, lt=1, description="least confidence that the Sharpe ratio is no luck"
+    )
     min_scenarios: int = Field(500, ge=2)
     min_trades: int = Field(100, ge=2, description="scenarios that the policy trades")
-    min_days: int = Field(120, ge=2, description="days with scenarios: what happens on one day hangs together")
-    max_calibration_error: float = Field(0.1, gt=0, lt=1, description="expected calibration error of its approvals")
-    bound_r: float = Field(3.0, gt=0, description="live: every return lies within +- this, R; as outcomes.clip_r")
-    block_days: int = Field(1, ge=1, description="live: days that one bet of the anytime-valid bound takes together")
+    min_days: int = Field(
+        120, ge=2, description="days with scenarios: what happens on one day hangs together"
+    )
+    max_calibration_error: float = Field(
+        0.1, gt=0, lt=1, description="expected calibration error of its approvals"
+    )
+    bound_r: float = Field(
+        3.0, gt=0, description="live: every return lies within +- this, R; as outcomes.clip_r"
+    )
+    block_days: int = Field(
+        1, ge=1, description="live: days that one bet of the anytime-valid bound takes together"
+    )
     draws: int = Field(1000, ge=100)
     seed: int = 0
 
@@ -154,27 +217,32 @@ class RebuildConfig(Section):
 
     @model_validator(mode="after")
     def nothing_is_trained_on_that_judges(self) -> Self:
-        """The held-out part begins where training ends: on `scenarios.until`, or with the held-out period."""
+        """The held-out part begins where training ends: on `scenarios.until`, or with the held-out
+        period."""
         since, ends = self.evaluate.held_out.since, self.scenarios.until or HELD_OUT_FROM
         if since is not None and since < ends:
             raise ValueError(
-                f"evaluate.held_out.since is {since}: what lies before {ends} may have been trained on; "
-                f"scenarios.until says where training ends"
+                f"evaluate.held_out.since is {since}: what lies before {ends} may have been trained"
+                " on; scenarios.until says where training ends"
             )
         return self
 
     @model_validator(mode="after")
     def delays_are_controls(self) -> Self:
-        """Splits and embargo reckon with orders that come at once; evaluation delays them in its own control."""
+        """Splits and embargo reckon with orders that come at once; evaluation delays them in its
+        own control."""
         if self.outcomes.delay_s or (self.evaluate.outcomes and self.evaluate.outcomes.delay_s):
-            raise ValueError("outcomes.delay_s must be 0: evaluation sets it in its control of late orders")
+            raise ValueError(
+                "outcomes.delay_s must be 0: evaluation sets it in its control of late orders"
+            )
         return self
 
 
 def read_config(path: Path, overrides: Sequence[str] = ()) -> RebuildConfig:
     """A configuration from a TOML file. Relative paths in it are relative to the current directory.
 
-    `overrides` are lines of TOML with dotted keys, such as `market.directory="bars"`; they win over the file.
+    `overrides` are lines of TOML with dotted keys, such as `market.directory="bars"`; they win over
+    the file.
 
     Raises
     ------
@@ -190,7 +258,9 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> RebuildConfig:
         try:
             _merge(document, tomllib.loads(line))
         except tomllib.TOMLDecodeError as error:
-            raise ConfigError(f'{line!r} sets nothing ({error}): write it as section.key="text" or key=1') from error
+            raise ConfigError(
+                f'{line!r} sets nothing ({error}): write it as section.key="text" or key=1'
+            ) from error
     try:
         return RebuildConfig.model_validate(document)
     except ValidationError as error:

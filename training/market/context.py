@@ -1,14 +1,16 @@
 """News and fear & greed as they were known at a decision: the reference agent's `Context`.
 
-News joins on `available_at`, the earliest moment at which a headline may be used, and never on the time at which it was
-published: where only a day is known, that would look ahead by up to a day. A day's fear & greed value is published
-shortly after that day's 00:00 UTC; here it counts as known three hours after it, and as not known once it is older than
-two days, so that a gap in the index is a gap here.
+News joins on `available_at`, the earliest moment at which a headline may be used, and never on the
+time at which it was published: where only a day is known, that would look ahead by up to a day. A
+day's fear & greed value is published shortly after that day's 00:00 UTC; here it counts as known
+three hours after it, and as not known once it is older than two days, so that a gap in the index is
+a gap here.
 
-Not used: `sentiment`, since others computed it after the fact, by models that have seen what came later. Not derived:
-`news_severity` and `time_to_news_minutes` need a judgement and a calendar that no source here has; they stay null.
-No headline in the window is null too, not "no news": the sources are thin in places. Headlines are other people's text:
-they go into fields that the prompt treats as untrusted, and nowhere else.
+Not used: `sentiment`, since others computed it after the fact, by models that have seen what came
+later. Not derived: `news_severity` and `time_to_news_minutes` need a judgement and a calendar that
+no source here has; they stay null. No headline in the window is null too, not "no news": the
+sources are thin in places. Headlines are other people's text: they go into fields that the prompt
+treats as untrusted, and nowhere else.
 """
 
 from __future__ import annotations
@@ -48,10 +50,13 @@ class Headlines:
     titles: tuple[str, ...]
 
     def newest(self, as_of: float, window_s: int, without: Sequence[str] = ()) -> list[str]:
-        """At most three headlines that were known at `as_of` and not older than the window, newest first."""
+        """At most three headlines that were known at `as_of` and not older than the window, newest
+        first."""
         end = int(np.searchsorted(self.available_at, as_of, side="right"))
         begin = int(np.searchsorted(self.available_at, as_of - window_s, side="left"))
-        fresh = dict.fromkeys(title for title in reversed(self.titles[begin:end]) if title not in without)
+        fresh = dict.fromkeys(
+            title for title in reversed(self.titles[begin:end]) if title not in without
+        )
         return list(fresh)[:MOST_HEADLINES]
 
 
@@ -63,7 +68,8 @@ class FearGreed:
     values: NDArray[np.int64]
 
     def at(self, as_of: float) -> tuple[int, float] | None:
-        """Value and age (s since that day's midnight) as known at `as_of`; None when there is none, or an old one."""
+        """Value and age (s since that day's midnight) as known at `as_of`; None when there is none,
+        or an old one."""
         last = int(np.searchsorted(self.days + FEAR_GREED_DELAY_S, as_of, side="right")) - 1
         if last < 0 or as_of - self.days[last] > FEAR_GREED_MAX_AGE_S:
             return None
@@ -72,7 +78,8 @@ class FearGreed:
 
 @dataclass(frozen=True, eq=False)
 class KnownContext:
-    """Candidate fields from news and fear & greed, for a symbol at a time. A source that is absent adds no field."""
+    """Candidate fields from news and fear & greed, for a symbol at a time. A source that is absent
+    adds no field."""
 
     market: Headlines | None = None
     by_coin: Mapping[str, Headlines] = field(default_factory=dict)
@@ -96,14 +103,22 @@ class KnownContext:
 
     def fingerprint(self) -> str:
         """Hash of all that it knows."""
-        coins = {coin: [each.available_at.tolist(), each.titles] for coin, each in sorted(self.by_coin.items())}
+        coins = {
+            coin: [each.available_at.tolist(), each.titles]
+            for coin, each in sorted(self.by_coin.items())
+        }
         market = [self.market.available_at.tolist(), self.market.titles] if self.market else None
-        index = [self.fear_greed.days.tolist(), self.fear_greed.values.tolist()] if self.fear_greed else None
+        index = (
+            [self.fear_greed.days.tolist(), self.fear_greed.values.tolist()]
+            if self.fear_greed
+            else None
+        )
         return content_hash([market, coins, index])
 
 
 def load_context(news: Path | None, fear_greed: Path | None) -> KnownContext:
-    """Of Parquet files: news with `available_at`, `title`, `symbols`; fear & greed with `date`, `value`.
+    """Of Parquet files: news with `available_at`, `title`, `symbols`; fear & greed with `date`,
+    `value`.
 
     Raises
     ------
@@ -117,17 +132,28 @@ def _news(path: Path) -> tuple[Headlines, dict[str, Headlines]]:
     table = _read(path, {"available_at": pl.Datetime, "title": pl.String, "symbols": pl.List})
     available = table["available_at"]
     if available.null_count() or available.dtype != pl.Datetime("us", "UTC"):
-        raise MarketDataError(f"{path.name}: available_at must be a UTC time in every row, it is {available.dtype}")
+        raise MarketDataError(
+            f"{path.name}: available_at must be a UTC time in every row, it is {available.dtype}"
+        )
     if "ts" in table.columns and (table["ts"] > available).any():
-        raise MarketDataError(f"{path.name}: a headline is available before it was published: mend available_at")
+        raise MarketDataError(
+            f"{path.name}: a headline is available before it was published: mend available_at"
+        )
     # Rounded up to whole seconds: never early.
     table = table.select(
         second=-(-available.dt.timestamp("us") // 1_000_000),
-        title=pl.col("title").str.slice(0, HEADLINE_CHARACTERS).str.replace_all(r"\s+", " ").str.strip_chars(),
+        title=pl.col("title")
+        .str.slice(0, HEADLINE_CHARACTERS)
+        .str.replace_all(r"\s+", " ")
+        .str.strip_chars(),
         symbols="symbols",
     )
     table = table.filter(pl.col("title").str.len_chars() > 0).sort("second", "title")
-    coins = table.explode("symbols").drop_nulls("symbols").partition_by("symbols", as_dict=True, maintain_order=True)
+    coins = (
+        table.explode("symbols")
+        .drop_nulls("symbols")
+        .partition_by("symbols", as_dict=True, maintain_order=True)
+    )
     return _headlines(table), {str(key[0]): _headlines(part) for key, part in coins.items()}
 
 
@@ -146,7 +172,10 @@ def _fear_greed(path: Path) -> FearGreed:
 
 
 def _midnights(days: Sequence[date]) -> Times:
-    return np.array([int(datetime(d.year, d.month, d.day, tzinfo=UTC).timestamp()) for d in days], dtype=np.int64)
+    return np.array(
+        [int(datetime(d.year, d.month, d.day, tzinfo=UTC).timestamp()) for d in days],
+        dtype=np.int64,
+    )
 
 
 def _read(path: Path, needed: Mapping[str, type[pl.DataType] | None]) -> pl.DataFrame:
@@ -155,7 +184,11 @@ def _read(path: Path, needed: Mapping[str, type[pl.DataType] | None]) -> pl.Data
     except (pl.exceptions.PolarsError, OSError) as error:
         raise MarketDataError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from error
     for name, kind in needed.items():
-        if name not in table.columns or (kind is not None and table.schema[name].base_type() is not kind):
+        if name not in table.columns or (
+            kind is not None and table.schema[name].base_type() is not kind
+        ):
             wanted = "" if kind is None else f" of type {kind.__name__}"
-            raise MarketDataError(f"{path.name}: needs a column {name}{wanted} (it has {dict(table.schema)})"[:400])
+            raise MarketDataError(
+                f"{path.name}: needs a column {name}{wanted} (it has {dict(table.schema)})"[:400]
+            )
     return table

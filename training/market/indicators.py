@@ -1,7 +1,7 @@
 """Indicators at every bar from that bar and earlier ones only, by TA-Lib where it has them.
 
-NaN where the history is too short. A value at bar i never depends on a bar after i: a test cuts and corrupts the future
-and expects the same bytes.
+NaN where the history is too short. A value at bar i never depends on a bar after i: a test cuts and
+corrupts the future and expects the same bytes.
 """
 
 from __future__ import annotations
@@ -53,13 +53,15 @@ class Indicators:
     price_change: Floats
     """Change over 5 bars; fraction."""
     volume_24h: Floats
-    """Traded in the last 24 hours; quote currency. NaN when an outage left less than 90 % of the bars."""
+    """Traded in the last 24 hours; quote currency. NaN when an outage left less than 90 % of the
+    bars."""
     support_gap: Floats
     """Close above the lowest low of 48 bars; ATR."""
     resistance_gap: Floats
     """Highest high of 48 bars above the close; ATR."""
     trend: NDArray[np.int8]
-    """1 when close and a rising 20-bar EMA stand above the 50-bar EMA, -1 when below and falling, else 0."""
+    """1 when close and a rising 20-bar EMA stand above the 50-bar EMA, -1 when below and falling,
+    else 0."""
     pattern: NDArray[np.int8]
     """Position in `PATTERNS` of the pattern that completes with this bar, or -1."""
 
@@ -99,7 +101,8 @@ def indicators(bars: Bars) -> Indicators:
 
 
 def _percentile(values: Floats, window: int) -> Floats:
-    """Share of the `window` values up to each one that lie strictly below it; NaN until the window is full."""
+    """Share of the `window` values up to each one that lie strictly below it; NaN until the window
+    is full."""
     ranks = np.full(len(values), np.nan)
     if len(values) < window:
         return ranks
@@ -112,7 +115,8 @@ def _percentile(values: Floats, window: int) -> Floats:
 
 
 def _last_day(bars: Bars) -> Floats:
-    """Quote volume of the bars that closed within 24 hours, by the clock and not by count: outages leave gaps."""
+    """Quote volume of the bars that closed within 24 hours, by the clock and not by count: outages
+    leave gaps."""
     total = np.concatenate([[0.0], np.cumsum(bars.volume * bars.close)])
     begin = np.searchsorted(bars.closed_at, bars.closed_at - DAY_S, side="right")
     end = np.arange(1, len(bars) + 1)

@@ -1,15 +1,16 @@
 """A market whose truth is known: what can be learned in it, and how much it is worth.
 
-Volume rises and falls in ramps of some hours to days. That is all that foretells prices: over every bar the price
-drifts by `edge` x strength x the range that it would have without, where strength is in -1..1 and follows from the
-`volume_ratio` of the bar before, as the indicator computes it and the prompt shows it. Ramps outlast a trade, so that
-the ratio at a decision tells most of the drift of the six hours after it. With edge 0 the price is a martingale:
-whatever a policy claims to earn there before costs is an error.
+Volume rises and falls in ramps of some hours to days. That is all that foretells prices: over every
+bar the price drifts by `edge` x strength x the range that it would have without, where strength is
+in -1..1 and follows from the `volume_ratio` of the bar before, as the indicator computes it and the
+prompt shows it. Ramps outlast a trade, so that the ratio at a decision tells most of the drift of
+the six hours after it. With edge 0 the price is a martingale: whatever a policy claims to earn
+there before costs is an error.
 
-Realistic otherwise: volatility wanders (a lognormal first-order autoregression) with a daily cycle, shocks have fat
-tails (Student's t, 4 degrees of freedom, its mixing scale cut), each hour is made of twelve 5-minute steps of a
-continuous path, so that highs, lows and finer bars agree. Symbols are independent of each other, which real ones are
-not.
+Realistic otherwise: volatility wanders (a lognormal first-order autoregression) with a daily cycle,
+shocks have fat tails (Student's t, 4 degrees of freedom, its mixing scale cut), each hour is made
+of twelve 5-minute steps of a continuous path, so that highs, lows and finer bars agree. Symbols are
+independent of each other, which real ones are not.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ STEPS = 12
 STEP_S = HOUR // STEPS
 MOST_SCALE = 4.0
 _SCALE = 1.3711
-"""Root mean square of 1 / sqrt(Gamma(2, 1/2)), which makes a normal variate t(4), cut at `MOST_SCALE`."""
+"""Root mean square of 1 / sqrt(Gamma(2, 1/2)), which makes a normal variate t(4), cut at
+`MOST_SCALE`."""
 # fmt: off
 COINS = (
     "BTC", "ETH", "BNB", "SOL", "XRP", "ADA", "DOGE", "LINK", "AVAX", "DOT",
@@ -44,7 +46,8 @@ COINS = (
 # fmt: on
 PRICES = (20_000.0, 1_500.0, 300.0, 100.0, 0.5)
 VOLUME = 5e8
-"""Quote units per hour at the first price: so much that the agent's volume floor is far, wherever prices wander."""
+"""Quote units per hour at the first price: so much that the agent's volume floor is far, wherever
+prices wander."""
 VOLATILITY = 0.009
 """Standard deviation of an hour's return in the middle of its range."""
 RANGE = 1.48
@@ -53,20 +56,26 @@ FULL_STRENGTH = 0.3
 """`volume_ratio` at which the drift is full."""
 RATIO_BARS = 20
 STATE_EDGES = np.array([-0.25, -0.15, -0.05, 0.05, 0.15, 0.25])
-"""Between the states that `states` tells apart, in volume_ratio: what the prompt's rounding shows."""
+"""Between the states that `states` tells apart, in volume_ratio: what the prompt's rounding
+shows."""
 
 
 def synthetic_bars(config: SyntheticConfig, seconds: int = HOUR) -> list[Bars]:
-    """Bars of every symbol. The same configuration gives the same prices whatever the length of bars.
+    """Bars of every symbol. The same configuration gives the same prices whatever the length of
+    bars.
 
     Raises
     ------
     MarketDataError : a length that five minutes do not divide.
     """
     if seconds % STEP_S:
-        raise MarketDataError(f"a synthetic market has no bars of {seconds} s: choose a multiple of 5m")
+        raise MarketDataError(
+            f"a synthetic market has no bars of {seconds} s: choose a multiple of 5m"
+        )
     sources = np.random.SeedSequence(config.seed).spawn(config.symbols)
-    steps = [_steps(number, config, np.random.default_rng(one)) for number, one in enumerate(sources)]
+    steps = [
+        _steps(number, config, np.random.default_rng(one)) for number, one in enumerate(sources)
+    ]
     return [each.resampled(seconds) for each in steps]
 
 
@@ -91,14 +100,20 @@ def _steps(number: int, config: SyntheticConfig, source: np.random.Generator) ->
     return Bars(f"{COINS[number]}USDT", STEP_S, closed_at, opened, high, low, close, traded)
 
 
-def _extremes(opened: Floats, close: Floats, deviation: Floats, source: np.random.Generator) -> tuple[Floats, Floats]:
+def _extremes(
+    opened: Floats, close: Floats, deviation: Floats, source: np.random.Generator
+) -> tuple[Floats, Floats]:
     """Highest and lowest price of a Brownian path between two prices, each drawn from its law.
 
-    P(max > m) = exp(-2 (m - a) (m - b) / s^2) for a path from a to b (Karatzas & Shreve 1991, section 4.3.C). So a stop
-    is crossed at its price: paths that only jumped would let a simulator sell above what the market paid.
+    P(max > m) = exp(-2 (m - a) (m - b) / s^2) for a path from a to b (Karatzas & Shreve 1991,
+    section 4.3.C). So a stop is crossed at its price: paths that only jumped would let a simulator
+    sell above what the market paid.
     """
     spread = close - opened
-    up, down = (np.sqrt(spread**2 - 2 * deviation**2 * np.log(source.uniform(size=len(opened)))) for _ in range(2))
+    up, down = (
+        np.sqrt(spread**2 - 2 * deviation**2 * np.log(source.uniform(size=len(opened))))
+        for _ in range(2)
+    )
     middle = opened + close
     return np.maximum((middle + up) / 2, np.maximum(opened, close)), np.minimum(
         (middle - down) / 2, np.minimum(opened, close)
@@ -106,7 +121,8 @@ def _extremes(opened: Floats, close: Floats, deviation: Floats, source: np.rando
 
 
 def _hourly_volume(hours: int, source: np.random.Generator) -> Floats:
-    """Quote volume: log volume climbs and falls in ramps of 12 to 48 hours that turn back to its mean, with noise."""
+    """Quote volume: log volume climbs and falls in ramps of 12 to 48 hours that turn back to its
+    mean, with noise."""
     slopes = np.empty(0)
     level, up = 0.0, bool(source.integers(2))
     while len(slopes) < hours:
@@ -120,7 +136,8 @@ def _hourly_volume(hours: int, source: np.random.Generator) -> Floats:
 
 
 def _volatility(hours: int, source: np.random.Generator) -> Floats:
-    """Standard deviation of each hour's return: exp of an autoregression (half-life two days) and a daily cycle."""
+    """Standard deviation of each hour's return: exp of an autoregression (half-life two days) and a
+    daily cycle."""
     keep = 0.5 ** (1 / 48)
     noise = source.normal(0, 0.35 * np.sqrt(1 - keep**2), hours)
     log = np.empty(hours)
@@ -133,7 +150,8 @@ def _volatility(hours: int, source: np.random.Generator) -> Floats:
 
 
 def volume_ratio(volume: Floats) -> Floats:
-    """As `training.market.indicators` has it: (volume - mean) / (volume + mean) over 20 bars; 0 until the mean is known."""
+    """As `training.market.indicators` has it: (volume - mean) / (volume + mean) over 20 bars; 0
+    until the mean is known."""
     mean = talib.SMA(volume, RATIO_BARS)
     return np.asarray(np.nan_to_num((volume - mean) / (volume + mean)))
 
@@ -144,18 +162,26 @@ def strength(ratio: Floats) -> Floats:
 
 
 def states(scenarios: Sequence[Scenario]) -> NDArray[np.int64]:
-    """The planted state of each scenario, 0 (volume falling fastest) to 6, from what its prompt shows. Shape (N,)."""
-    ratios = np.array([s.candidate.volume_ratio if s.candidate.volume_ratio is not None else 0.0 for s in scenarios])
+    """The planted state of each scenario, 0 (volume falling fastest) to 6, from what its prompt
+    shows. Shape (N,)."""
+    ratios = np.array(
+        [
+            s.candidate.volume_ratio if s.candidate.volume_ratio is not None else 0.0
+            for s in scenarios
+        ]
+    )
     return np.searchsorted(STATE_EDGES, ratios)
 
 
 @dataclass(frozen=True, eq=False)
 class Oracle:
-    """What knowing the planted state is worth, estimated on a large independent sample. Rewards in agent R, clipped.
+    """What knowing the planted state is worth, estimated on a large independent sample. Rewards in
+    agent R, clipped.
 
     mean : (states, 10) mean reward of every action by state. error : their standard errors.
     count : (states,) scenarios.
-    best : mean reward of the best action of each state, chosen on one half of the sample and paid on the other.
+    best : mean reward of the best action of each state, chosen on one half of the sample and paid
+        on the other.
     constant : the same of the one action that is best throughout. agent : of trading every plan.
     """
 
@@ -168,12 +194,16 @@ class Oracle:
     agent: float
 
     def expected(self, state: NDArray[np.int64]) -> Floats:
-        """(N, 10) mean rewards of every action, given states: what a held-out scenario is worth without its luck."""
+        """(N, 10) mean rewards of every action, given states: what a held-out scenario is worth
+        without its luck."""
         return self.mean[state]
 
 
-def sample(config: SyntheticConfig, outcomes: OutcomesConfig) -> tuple[NDArray[np.int64], Floats, Floats]:
-    """States (N,), clipped rewards (N, 10) and those of the agent's plan (N,) of all candidates of a market."""
+def sample(
+    config: SyntheticConfig, outcomes: OutcomesConfig
+) -> tuple[NDArray[np.int64], Floats, Floats]:
+    """States (N,), clipped rewards (N, 10) and those of the agent's plan (N,) of all candidates of
+    a market."""
     agent = Agent([chart(bars) for bars in synthetic_bars(config)])
     costs = Costs(outcomes.fee, outcomes.slippage)
     scenarios, rewards, plain = [], [], []
@@ -181,20 +211,30 @@ def sample(config: SyntheticConfig, outcomes: OutcomesConfig) -> tuple[NDArray[n
     for number, each in enumerate(agent.charts):
         mine = [one for one in found if one.chart == number]
         made = [agent.scenario(one, NEUTRAL) for one in mine]
-        judged = judge([each.bars], plans(made, np.array([one.as_of for one in mine], dtype=np.int64)), costs)
+        judged = judge(
+            [each.bars], plans(made, np.array([one.as_of for one in mine], dtype=np.int64)), costs
+        )
         scenarios += made
         rewards.append(judged.rewards())
         plain.append(judged.agent_reward())
     every, whole = np.concatenate(rewards), np.concatenate(plain)
     known = ~np.isnan(every[:, 0])
     clip = outcomes.clip_r
-    return states(scenarios)[known], np.clip(every[known], -clip, clip), np.clip(whole[known], -clip, clip)
+    return (
+        states(scenarios)[known],
+        np.clip(every[known], -clip, clip),
+        np.clip(whole[known], -clip, clip),
+    )
 
 
-def oracle(config: SyntheticConfig, outcomes: OutcomesConfig, bars: int = 30_000, symbols: int = 6) -> Oracle:
-    """The best achievable mean reward in this market, out of sample, for who sees the state and nothing else.
+def oracle(
+    config: SyntheticConfig, outcomes: OutcomesConfig, bars: int = 30_000, symbols: int = 6
+) -> Oracle:
+    """The best achievable mean reward in this market, out of sample, for who sees the state and
+    nothing else.
 
-    It is measured on other symbols-worth of bars of the same market (another seed), not on any scenario to be scored.
+    It is measured on other symbols-worth of bars of the same market (another seed), not on any
+    scenario to be scored.
     """
     other = _elsewhere(config, bars, symbols)
     state, rewards, agent = sample(other, outcomes)
@@ -206,7 +246,9 @@ def oracle(config: SyntheticConfig, outcomes: OutcomesConfig, bars: int = 30_000
         paid[scored] = rewards[scored, action[state[scored]]]
     groups = [rewards[state == one] for one in range(count)]
     return Oracle(
-        mean=np.array([each.mean(axis=0) if len(each) else np.zeros(len(ACTIONS)) for each in groups]),
+        mean=np.array(
+            [each.mean(axis=0) if len(each) else np.zeros(len(ACTIONS)) for each in groups]
+        ),
         error=np.array([_errors(each) for each in groups]),
         count=np.array([len(each) for each in groups]),
         best=float(paid.mean()),
@@ -218,7 +260,9 @@ def oracle(config: SyntheticConfig, outcomes: OutcomesConfig, bars: int = 30_000
 
 def _elsewhere(config: SyntheticConfig, bars: int, symbols: int) -> SyntheticConfig:
     """The same market at another time: an independent seed, and so many bars."""
-    return config.model_copy(update={"seed": config.seed + 1_000_003, "bars": bars, "symbols": symbols})
+    return config.model_copy(
+        update={"seed": config.seed + 1_000_003, "bars": bars, "symbols": symbols}
+    )
 
 
 def _best(rewards: Floats) -> int:

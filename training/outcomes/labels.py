@@ -1,18 +1,22 @@
-"""Labels: what every action of the action space would have earned in every scenario, and what the agent's plan would.
+"""Labels: what every action of the action space would have earned in every scenario, and what the
+agent's plan would.
 
-Each scenario is four orders on the bars after its decision: the agent's plan, and entries with the stop at 1.0, 1.5
-and 2.5 ATR, all with the agent's targets. They are followed by `training.outcomes.simulate.simulate`, all of a symbol at once,
-on the finest series that covers the window without a hole, since finer bars tell whether stop or target came first. A
-risk fraction changes the size and not the path, so that ten actions cost three simulations. Rejected candidates are
-labelled like the others.
+Each scenario is four orders on the bars after its decision: the agent's plan, and entries with the
+stop at 1.0, 1.5 and 2.5 ATR, all with the agent's targets. They are followed by
+`training.outcomes.simulate.simulate`, all of a symbol at once, on the finest series that covers the
+window without a hole, since finer bars tell whether stop or target came first. A risk fraction
+changes the size and not the path, so that ten actions cost three simulations. Rejected candidates
+are labelled like the others.
 
-The reward of an action is the net profit of its order (`order_for`: never more than the agent's risk nor its notional)
-over the agent's own risk, quantity x (entry - stop) of its plan: "agent R". The risk is some multiple of the ATR, so
-that rewards are normalised by volatility and by size. `reject` earns 0. R is always computed from entry and stop: a
-risk that the agent reports ignores structure-based stops.
+The reward of an action is the net profit of its order (`order_for`: never more than the agent's
+risk nor its notional) over the agent's own risk, quantity x (entry - stop) of its plan: "agent R".
+The risk is some multiple of the ATR, so that rewards are normalised by volatility and by size.
+`reject` earns 0. R is always computed from entry and stop: a risk that the agent reports ignores
+structure-based stops.
 
-Scenarios that bars cannot judge are left out, counted by reason (`Exclusion`), and carry NaN. A decision that was
-skipped for an outage never becomes a scenario: `training/scenarios/recorded.py` counts those.
+Scenarios that bars cannot judge are left out, counted by reason (`Exclusion`), and carry NaN. A
+decision that was skipped for an outage never becomes a scenario: `training/scenarios/recorded.py`
+counts those.
 """
 
 from __future__ import annotations
@@ -42,7 +46,8 @@ REWARDS = "rewards.npy"
 AGENT = "agent"
 APPROVALS = ACTIONS[1:]
 MAX_PRICE_GAP = 0.2
-"""A plan whose entry is further than this fraction from the bars' price belongs to another market or unit."""
+"""A plan whose entry is further than this fraction from the bars' price belongs to another market
+or unit."""
 
 Progress = Callable[[int, int], None]
 
@@ -69,11 +74,12 @@ class Labels:
 
     rewards : (N, 10) agent R by action in the order of `ACTIONS`, clipped.
     agent_reward : (N,) R of the agent's plan if it is traded, clipped alike.
-    table : N x 11 rows: `row`, `action` (label, or "agent"), `exit` (member of `Exit`), `entered_at`, `exited_at`
-        (seconds since 1970 UTC), `bought`, `sold` (before costs), `quantity` (base units), `fees`, `slippage`, `net`
-        (quote), `r` (own R: net over the order's own risk), `reward` (agent R, unclipped), `mae`, `mfe` (own R),
-        `holding_s`, `resolution_s` (length of the bars that decided), `excluded` (reason or null). An action that
-        rejects has an exit of null and zeros.
+    table : N x 11 rows: `row`, `action` (label, or "agent"), `exit` (member of `Exit`),
+        `entered_at`, `exited_at` (seconds since 1970 UTC), `bought`, `sold` (before costs),
+        `quantity` (base units), `fees`, `slippage`, `net` (quote), `r` (own R: net over the order's
+        own risk), `reward` (agent R, unclipped), `mae`, `mfe` (own R), `holding_s`, `resolution_s`
+        (length of the bars that decided), `excluded` (reason or null). An action that rejects has
+        an exit of null and zeros.
     """
 
     rewards: Floats
@@ -90,10 +96,11 @@ class Labels:
 
 
 class Plans(NamedTuple):
-    """Scenarios of one symbol as arrays of shape (N,); targets (N, 3), shares and stops by approving action (N, 9).
+    """Scenarios of one symbol as arrays of shape (N,); targets (N, 3), shares and stops by
+    approving action (N, 9).
 
-    Prices in quote currency, quantity in base units, times in seconds since 1970 UTC. `share` is an action's quantity
-    over the plan's.
+    Prices in quote currency, quantity in base units, times in seconds since 1970 UTC. `share` is an
+    action's quantity over the plan's.
     """
 
     as_of: NDArray[np.int64]
@@ -131,11 +138,20 @@ class Plans(NamedTuple):
 def plans(scenarios: Sequence[Scenario], as_of: NDArray[np.int64]) -> Plans:
     """Arrays of scenarios. `as_of` is (N,), seconds rounded up."""
     rows = [
-        (s.plan.entry, s.plan.stop, *three(s.plan.targets), s.candidate.atr, s.plan.quantity, s.candidate.direction)
+        (
+            s.plan.entry,
+            s.plan.stop,
+            *three(s.plan.targets),
+            s.candidate.atr,
+            s.plan.quantity,
+            s.candidate.direction,
+        )
         for s in scenarios
     ]
     columns = np.array([row[:-1] for row in rows], dtype=np.float64).reshape(-1, 7)
-    shares = [[order_for(action, s).quantity / s.plan.quantity for action in APPROVALS] for s in scenarios]
+    shares = [
+        [order_for(action, s).quantity / s.plan.quantity for action in APPROVALS] for s in scenarios
+    ]
     return Plans(
         as_of,
         columns[:, 0],
@@ -155,7 +171,8 @@ def three(targets: Sequence[float]) -> tuple[float, ...]:
 
 @dataclass(frozen=True, eq=False)
 class Judged:
-    """What became of N scenarios of a symbol. `fates` by stop distance in ATR, and of the agent's plan under `AGENT`.
+    """What became of N scenarios of a symbol. `fates` by stop distance in ATR, and of the agent's
+    plan under `AGENT`.
 
     excluded : (N,) reasons, "" where there is none. resolution : (N,) seconds, 0 where excluded.
     """
@@ -167,7 +184,9 @@ class Judged:
 
     def rewards(self) -> Floats:
         """(N, 10) agent R, unclipped."""
-        earned = [self.fates[a.stop_atr].net * self.plans.share[:, n] for n, a in enumerate(APPROVALS)]
+        earned = [
+            self.fates[a.stop_atr].net * self.plans.share[:, n] for n, a in enumerate(APPROVALS)
+        ]
         approve = np.stack(earned, axis=1) / self.plans.risk[:, None]
         reject = np.where(np.isnan(approve[:, :1]), np.nan, 0.0)
         return np.concatenate([reject, approve], axis=1)
@@ -181,7 +200,9 @@ def judge(series: Sequence[Bars], given: Plans, costs: Costs) -> Judged:
     """Follow every order of one symbol on `series`, its bars of different lengths in any order."""
     count = len(given.as_of)
     excluded = np.full(count, "", dtype="<U24")
-    excluded[~(given.long & (given.stop < given.entry) & (given.atr > 0))] = Exclusion.NOT_A_LONG_ORDER
+    excluded[~(given.long & (given.stop < given.entry) & (given.atr > 0))] = (
+        Exclusion.NOT_A_LONG_ORDER
+    )
     resolution = np.zeros(count, dtype=np.int64)
     stops: dict[float | str, Floats] = {AGENT: given.stop}
     stops |= {distance: given.entry - distance * given.atr for distance in STOP_ATRS}
@@ -207,8 +228,8 @@ def judge(series: Sequence[Bars], given: Plans, costs: Costs) -> Judged:
 def fitness(bars: Bars, given: Plans) -> NDArray[np.str_]:
     """Whether bars can judge each plan: "" or the reason why not. Shape (N,).
 
-    They can when every bar from the entry to six hours after it is there and had trades, and the price that was planned
-    is the market's.
+    They can when every bar from the entry to six hours after it is there and had trades, and the
+    price that was planned is the market's.
     """
     reasons = np.full(len(given.as_of), "", dtype="<U24")
     if not len(bars):
@@ -224,9 +245,13 @@ def fitness(bars: Bars, given: Plans) -> NDArray[np.str_]:
     # The later a line, the stronger its word.
     reasons[empty[end + 1] > empty[begin]] = Exclusion.NO_VOLUME
     reasons[late | holes] = Exclusion.GAP
-    reasons[~late & (np.abs(given.entry / bars.open[begin] - 1) > MAX_PRICE_GAP)] = Exclusion.PRICE_MISMATCH
+    reasons[~late & (np.abs(given.entry / bars.open[begin] - 1) > MAX_PRICE_GAP)] = (
+        Exclusion.PRICE_MISMATCH
+    )
     reasons[first + steps > len(bars)] = Exclusion.UNRESOLVED
-    outside = (given.as_of < opened[0] - bars.seconds) | (given.as_of > bars.closed_at[-1] + TIME_EXIT_S)
+    outside = (given.as_of < opened[0] - bars.seconds) | (
+        given.as_of > bars.closed_at[-1] + TIME_EXIT_S
+    )
     reasons[outside] = Exclusion.NO_BARS
     return reasons
 
@@ -258,7 +283,8 @@ def build_labels(
     config: OutcomesConfig,
     progress: Progress = lambda done, total: None,
 ) -> dict[str, Any]:
-    """Label every scenario, write table and rewards, and return facts: counts by exclusion, exit and resolution.
+    """Label every scenario, write table and rewards, and return facts: counts by exclusion, exit
+    and resolution.
 
     Parameters
     ----------
@@ -272,19 +298,25 @@ def build_labels(
     for done, symbol in enumerate(names := np.unique(symbols)):
         rows = np.flatnonzero(symbols == symbol)
         mine = [scenarios[int(row)] for row in rows]
-        judged = judge(series.get(str(symbol), ()), plans(mine, as_of[rows] + config.delay_s), costs)
+        judged = judge(
+            series.get(str(symbol), ()), plans(mine, as_of[rows] + config.delay_s), costs
+        )
         rewards[rows] = judged.rewards()
         parts.append(_table(judged, rows, rewards[rows]))
         progress(done + 1, len(names))
     table = pl.concat(parts).sort("row", pl.col("action") != AGENT, "action")
     table.write_parquet(folder / TABLE)
     np.save(folder / REWARDS, np.clip(rewards, -config.clip_r, config.clip_r))
-    return _facts(table.filter(pl.col("row").is_in(np.flatnonzero(real).tolist())), rewards[real], config)
+    return _facts(
+        table.filter(pl.col("row").is_in(np.flatnonzero(real).tolist())), rewards[real], config
+    )
 
 
 def _table(judged: Judged, rows: NDArray[np.int64], rewards: Floats) -> pl.DataFrame:
     given = judged.plans
-    parts = [_arm(judged, rows, AGENT, judged.fates[AGENT], np.ones(len(rows)), judged.agent_reward())]
+    parts = [
+        _arm(judged, rows, AGENT, judged.fates[AGENT], np.ones(len(rows)), judged.agent_reward())
+    ]
     parts.append(_arm(judged, rows, ACTIONS[0].label, None, np.zeros(len(rows)), rewards[:, 0]))
     for n, action in enumerate(APPROVALS):
         fates = judged.fates[action.stop_atr]
@@ -293,7 +325,12 @@ def _table(judged: Judged, rows: NDArray[np.int64], rewards: Floats) -> pl.DataF
 
 
 def _arm(
-    judged: Judged, rows: NDArray[np.int64], name: str, fates: Fates | None, share: Floats, reward: Floats
+    judged: Judged,
+    rows: NDArray[np.int64],
+    name: str,
+    fates: Fates | None,
+    share: Floats,
+    reward: Floats,
 ) -> pl.DataFrame:
     known = judged.excluded == ""
     quantity = share * judged.plans.quantity
@@ -338,7 +375,9 @@ def _facts(table: pl.DataFrame, rewards: Floats, config: OutcomesConfig) -> dict
         "labelled": int(known.sum()),
         "excluded": dict(sorted(Counter(agent["excluded"].drop_nulls()).items())),
         "exits": dict(sorted(Counter(agent["exit"].drop_nulls()).items())),
-        "resolution_s": {str(key): n for key, n in sorted(Counter(agent["resolution_s"].filter(known)).items())},
+        "resolution_s": {
+            str(key): n for key, n in sorted(Counter(agent["resolution_s"].filter(known)).items())
+        },
         "mean_reward": {a.label: _mean(rewards[known, n]) for n, a in enumerate(ACTIONS)},
         "mean_agent_reward": _mean(agent["reward"].filter(known).to_numpy()),
         "mean_best_reward": _mean(best),

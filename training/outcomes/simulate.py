@@ -1,12 +1,16 @@
-"""What later bars did to an order: stop, trail and time exit as the agent trades them, net of costs. Vectorised.
+"""What later bars did to an order: stop, trail and time exit as the agent trades them, net of
+costs. Vectorised.
 
 Conventions, once and for all:
 
-- Entry is the open of the first bar that opens at the decision or later. The stop is the price that was planned.
-- Within a bar the stop comes before any favourable move: a bar's own high never saves it from its own low.
+- Entry is the open of the first bar that opens at the decision or later. The stop is the price that
+  was planned.
+- Within a bar the stop comes before any favourable move: a bar's own high never saves it from its
+  own low.
 - A bar that opens beyond the stop exits at its open.
-- No target is sold at. From target 1 on, a trailing stop follows the highest high of the bars before: 1.5 ATR below it,
-  1.0 from target 2, 0.5 from target 3, and never lower than entry + 75 % of the move.
+- No target is sold at. From target 1 on, a trailing stop follows the highest high of the bars
+  before: 1.5 ATR below it, 1.0 from target 2, 0.5 from target 3, and never lower than entry + 75 %
+  of the move.
 - Six hours after entry the rest is sold at the close of the bar that completes them.
 - Fee and slippage are paid on both sides.
 - One R is quantity x (planned entry - planned stop), the risk that was decided on.
@@ -101,7 +105,8 @@ class Fates:
 
 
 def simulate(bars: Bars, orders: Orders, costs: Costs = COSTS) -> Fates:
-    """Follow each order through the bars after its decision. Cost: one pass over six hours of bars, for all at once.
+    """Follow each order through the bars after its decision. Cost: one pass over six hours of bars,
+    for all at once.
 
     Raises
     ------
@@ -123,9 +128,11 @@ class _Walk:
     def __init__(self, bars: Bars, orders: Orders) -> None:
         count = len(orders.entry)
         self.bars, self.orders = bars, orders
-        # A bar that was already under way when the decision fell opened too early: its open is a price of the past.
+        # A bar that was already under way when the decision fell opened too early: its open is a
+        # price of the past.
         self.first = np.searchsorted(bars.closed_at, orders.as_of + bars.seconds, side="left")
-        # The entry bar must open within one bar of the decision: after an outage nobody knows what would have happened.
+        # The entry bar must open within one bar of the decision: after an outage nobody knows what
+        # would have happened.
         nearby = np.minimum(self.first, len(bars) - 1)
         opened = bars.closed_at[nearby] - bars.seconds
         self.open = (self.first < len(bars)) & (opened - orders.as_of < bars.seconds)
@@ -148,7 +155,12 @@ class _Walk:
         self.open[here[beyond]] = False
         here, at = here[~beyond], at[~beyond]
         stopped = bars.low[at] <= self.stop[here]
-        self._leave(here[stopped], at[stopped], np.minimum(bars.open[at], self.stop[here])[stopped], trailing=True)
+        self._leave(
+            here[stopped],
+            at[stopped],
+            np.minimum(bars.open[at], self.stop[here])[stopped],
+            trailing=True,
+        )
         here, at = here[~stopped], at[~stopped]
         self.peak[here] = np.maximum(self.peak[here], bars.high[at])
         self.trough[here] = np.minimum(self.trough[here], bars.low[at])
@@ -156,7 +168,9 @@ class _Walk:
         self._leave(here[expired], at[expired], bars.close[at[expired]], trailing=False)
         self._trail(here[~expired])
 
-    def _leave(self, who: NDArray[np.int64], at: NDArray[np.int64], price: Floats, *, trailing: bool) -> None:
+    def _leave(
+        self, who: NDArray[np.int64], at: NDArray[np.int64], price: Floats, *, trailing: bool
+    ) -> None:
         self.sold[who] = price
         self.trough[who] = np.minimum(self.trough[who], price)
         self.exited_at[who] = self.bars.closed_at[at]

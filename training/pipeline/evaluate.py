@@ -1,8 +1,10 @@
-"""Does a version deserve promotion, and how sure are we? The held-out period, read once per release.
+"""Does a version deserve promotion, and how sure are we? The held-out period, read once per
+release.
 
-Stages: the rebuild's own (found when they are finished); scenarios, labels and the base pass of the held-out period;
-every version's answers; the checks; then contest, verdict and report, as one artefact. Each version that is judged on
-the held-out period is a look; looks are counted beside the versions and told in the report (`training.judging.gate.looks`).
+Stages: the rebuild's own (found when they are finished); scenarios, labels and the base pass of the
+held-out period; every version's answers; the checks; then contest, verdict and report, as one
+artefact. Each version that is judged on the held-out period is a look; looks are counted beside the
+versions and told in the report (`training.judging.gate.looks`).
 """
 
 from __future__ import annotations
@@ -54,10 +56,15 @@ REPLAY_LIMITS = Path("deploy/limits.replay.toml")
 SHIPPED = Path("models")
 """Versions that come with a release."""
 STRESSES: dict[str, Callable[[OutcomesConfig], OutcomesConfig]] = {
-    "costs doubled": lambda given: given.model_copy(update={"fee": 2 * given.fee, "slippage": 2 * given.slippage}),
-    "every order an hour late": lambda given: given.model_copy(update={"delay_s": given.delay_s + 3600}),
+    "costs doubled": lambda given: given.model_copy(
+        update={"fee": 2 * given.fee, "slippage": 2 * given.slippage}
+    ),
+    "every order an hour late": lambda given: given.model_copy(
+        update={"delay_s": given.delay_s + 3600}
+    ),
 }
-"""The same answers under worse conditions: an edge that vanishes in one of them was never one to trade."""
+"""The same answers under worse conditions: an edge that vanishes in one of them was never one to
+trade."""
 
 
 class Evaluated(NamedTuple):
@@ -79,7 +86,8 @@ class HeldOut(NamedTuple):
 
 
 class Gathered(NamedTuple):
-    """What a contest is held with: policies by arm's name, the version that is judged, everyone's answers, checks."""
+    """What a contest is held with: policies by arm's name, the version that is judged, everyone's
+    answers, checks."""
 
     rebuilt: dict[str, Rebuilt]
     version: Path
@@ -93,7 +101,8 @@ class Evaluate:
 
     Parameters
     ----------
-    rivals : further policies, by name of their algorithm, that take part in the contest and count as trials.
+    rivals : further policies, by name of their algorithm, that take part in the contest and count
+        as trials.
     champion : a published version that must be beaten; None: there is none yet.
     now : the time that is written down.
     """
@@ -112,7 +121,9 @@ class Evaluate:
         self.champion = champion
         self.rebuild = Rebuild(config, meter, tell, database)
         self.others = {
-            each.algorithm: Rebuild(config.model_copy(update={"policy": each}), meter, tell, database)
+            each.algorithm: Rebuild(
+                config.model_copy(update={"policy": each}), meter, tell, database
+            )
             for each in rivals
             if each.algorithm != config.policy.algorithm
         }
@@ -121,7 +132,8 @@ class Evaluate:
         self.held_out = Rebuild(config.model_copy(update=held_out), meter, tell, database)
 
     def run(self) -> Evaluated:
-        """Rebuild if need be, publish the version to its folder, hold the contest, ask the gate, write the report."""
+        """Rebuild if need be, publish the version to its folder, hold the contest, ask the gate,
+        write the report."""
         given = self._gather()
         policies = {f"policy of {name}": each.policy for name, each in given.rebuilt.items()}
         read = {f"answers of {name}": each for name, each in given.read.items()}
@@ -144,12 +156,20 @@ class Evaluate:
         self._require_held_out_bars()
         roots = [self.config.publish.models, SHIPPED]
         champion = find_version(self.champion, roots) if self.champion else None
-        rebuilt = {POLICY: self.rebuild.run()} | {f"{POLICY} {name}": each.run() for name, each in self.others.items()}
-        made, (name, models) = rebuilt[POLICY], (self.config.publish.name, self.config.publish.models)
+        rebuilt = {POLICY: self.rebuild.run()} | {
+            f"{POLICY} {name}": each.run() for name, each in self.others.items()
+        }
+        made, (name, models) = (
+            rebuilt[POLICY],
+            (self.config.publish.name, self.config.publish.models),
+        )
         version = publish(release_of(made.policy, name, [models]), models, self.now)
         held = self._held_out()
         read = {name: self._answers(name, each.policy, held) for name, each in rebuilt.items()}
-        warm = next((each.artifacts["warm_up"] for each in rebuilt.values() if "warm_up" in each.artifacts), None)
+        warm = next(
+            (each.artifacts["warm_up"] for each in rebuilt.values() if "warm_up" in each.artifacts),
+            None,
+        )
         if warm:
             read[WARM_UP] = self._answers(WARM_UP, warm, held)
         read[PROBE] = self._probe(made, held)
@@ -164,7 +184,9 @@ class Evaluate:
         trained = self._trained(given.rebuilt[POLICY])
         contest = self._contest(given.held, self._versions(given), trained)
         results = given.checked.facts["checks"]
-        passed = tuple(Check(CheckName(each["name"]), each["passed"], each["evidence"]) for each in results)
+        passed = tuple(
+            Check(CheckName(each["name"]), each["passed"], each["evidence"]) for each in results
+        )
         # The log grows, and the question is asked again and again.
         mode = Mode.LIVE if period.source == "shadow_log" else Mode.FIXED
         weighed = evidence.evidence_of(name, contest, trained, passed, mode, gate.bound_r)
@@ -203,14 +225,17 @@ class Evaluate:
         last = max(int(each.closed_at[-1]) for each in self.held_out.history.bars)
         if since is not None and last <= instant(since):
             raise ConfigError(
-                f"the bars end on {datetime.fromtimestamp(last, UTC):%Y-%m-%d}, and what judges begins on {since}: "
-                f"bring later bars (market.directory), or move scenarios.until and evaluate.held_out.since back"
+                f"the bars end on {datetime.fromtimestamp(last, UTC):%Y-%m-%d}, and what judges"
+                f" begins on {since}: bring later bars (market.directory), or move scenarios.until"
+                " and evaluate.held_out.since back"
             )
 
     def _held_out(self) -> HeldOut:
         scenarios = self.held_out.scenarios()
         stressed = stressed_labels(self.held_out, self.outcomes, scenarios, self.meter, self.tell)
-        return HeldOut(scenarios, self.held_out.labels(scenarios), self.held_out.encoded(scenarios), stressed)
+        return HeldOut(
+            scenarios, self.held_out.labels(scenarios), self.held_out.encoded(scenarios), stressed
+        )
 
     def _answers(self, name: str, policy: Artifact, held: HeldOut) -> Artifact:
         """The adapter's, on every held-out scenario."""
@@ -223,39 +248,65 @@ class Evaluate:
             np.save(folder / answers.FILE, found)
             return {"rows": len(found), "calibration": calibration_of(policy).as_json()}
 
-        return self.rebuild.shop.stage("answers", {}, {"policy": policy, "encoded": held.encoded}, build, (answers,))
+        return self.rebuild.shop.stage(
+            "answers", {}, {"policy": policy, "encoded": held.encoded}, build, (answers,)
+        )
 
     def _probe(self, made: Rebuilt, held: HeldOut) -> Artifact:
-        """A linear probe of the base model's last hidden state: the control that a tuned model has to reach."""
+        """A linear probe of the base model's last hidden state: the control that a tuned model has
+        to reach."""
 
         def build(folder: Path) -> Mapping[str, Any]:
             fitted = probe.fit_probe(self.rebuild.problem(made.artifacts), self.config.warm_up.beta)
             found = fitted.of(np.asarray(Encoded.open(held.encoded).last))
             np.save(folder / answers.FILE, found)
-            return {"rows": len(found), "calibration": Calibration().as_json(), "strength": fitted.strength}
+            return {
+                "rows": len(found),
+                "calibration": Calibration().as_json(),
+                "strength": fitted.strength,
+            }
 
-        depends = {"beta": self.config.warm_up.beta, "targets": self.config.targets.model_dump(mode="json")}
-        inputs = {name: made.artifacts[name] for name in ("scenarios", "labels", "encoded", "reward", "preferences")}
-        return self.rebuild.shop.stage("answers", depends, inputs | {"held_out": held.encoded}, build, (probe,))
+        depends = {
+            "beta": self.config.warm_up.beta,
+            "targets": self.config.targets.model_dump(mode="json"),
+        }
+        inputs = {
+            name: made.artifacts[name]
+            for name in ("scenarios", "labels", "encoded", "reward", "preferences")
+        }
+        return self.rebuild.shop.stage(
+            "answers", depends, inputs | {"held_out": held.encoded}, build, (probe,)
+        )
 
     def _champions(self, directory: Path, roots: Sequence[Path], held: HeldOut) -> Artifact:
-        """A published version's, verified: fast when it is an adapter over the same base, else prompt by prompt."""
+        """A published version's, verified: fast when it is an adapter over the same base, else
+        prompt by prompt."""
         manifest = load_manifest(directory)
         base = self.rebuild.base.manifest.model_version
-        ours = manifest.files.keys() == ADAPTER_FILES and manifest.base and manifest.base.model_version == base
+        ours = (
+            manifest.files.keys() == ADAPTER_FILES
+            and manifest.base
+            and manifest.base.model_version == base
+        )
 
         def build(folder: Path) -> Mapping[str, Any]:
             with self.meter("champion, held-out scenarios") as progress:
                 if ours:
-                    found = answers.of_adapter(self.rebuild.reader, Encoded.open(held.encoded), directory, progress)
+                    found = answers.of_adapter(
+                        self.rebuild.reader, Encoded.open(held.encoded), directory, progress
+                    )
                 else:
                     every = ScenarioSet.open(held.scenarios).scenarios()
-                    found = answers.of_version(directory, roots, every, self.config.threads, progress)
+                    found = answers.of_version(
+                        directory, roots, every, self.config.threads, progress
+                    )
             np.save(folder / answers.FILE, found)
             return {"rows": len(found), "calibration": manifest.calibration.as_json()}
 
         inputs = {"encoded": held.encoded, "scenarios": held.scenarios}
-        return self.rebuild.shop.stage("answers", {"version": manifest.hash()}, inputs, build, (answers,))
+        return self.rebuild.shop.stage(
+            "answers", {"version": manifest.hash()}, inputs, build, (answers,)
+        )
 
     def _checks(self, version: Path, held: HeldOut, read: Artifact) -> Artifact:
         """Parity and injection, of the published version against what training read."""
@@ -266,8 +317,13 @@ class Evaluate:
             rows = np.load(read / answers.FILE)
             with self.meter("parity and injection checks") as progress:
                 models, threads = self.config.publish.models, self.config.threads
-                found = checks.run_checks(version, models, every, rows, self.limits, threads, progress)
-            return {"checks": [asdict(each) for each in found.checks], "decision_s": found.decision_s}
+                found = checks.run_checks(
+                    version, models, every, rows, self.limits, threads, progress
+                )
+            return {
+                "checks": [asdict(each) for each in found.checks],
+                "decision_s": found.decision_s,
+            }
 
         depends = {"files": dict(manifest.files), "limits": self.limits.hash()}
         return self.rebuild.shop.stage(
@@ -276,7 +332,9 @@ class Evaluate:
 
     def _versions(self, given: Gathered) -> dict[str, Version]:
         found = {
-            name: Version(np.load(each / answers.FILE), Calibration.from_json(each.facts["calibration"]))
+            name: Version(
+                np.load(each / answers.FILE), Calibration.from_json(each.facts["calibration"])
+            )
             for name, each in given.read.items()
         }
         untuned = np.asarray(Encoded.open(given.held.encoded).label_log_probs)
@@ -288,21 +346,37 @@ class Evaluate:
         periods = refitted(scenarios, labels, versions, trained, config.refit_days)
         with self.meter("contest, period by period") as progress:
             return hold_contest(
-                scenarios, labels, self.held_out.history.bars, periods, self.limits, config, self.outcomes, progress
+                scenarios,
+                labels,
+                self.held_out.history.bars,
+                periods,
+                self.limits,
+                config,
+                self.outcomes,
+                progress,
             )
 
     def _trained(self, made: Rebuilt) -> Trained:
-        scenarios, labels = ScenarioSet.open(made.artifacts["scenarios"]), Labels.open(made.artifacts["labels"])
+        scenarios, labels = (
+            ScenarioSet.open(made.artifacts["scenarios"]),
+            Labels.open(made.artifacts["labels"]),
+        )
         return Trained(scenarios, labels, self.config.scenarios.embargo_hours * 3600)
 
 
 def stressed_labels(
-    rebuild: Rebuild, outcomes: OutcomesConfig, scenarios: Artifact, meter: Meter, tell: Callable[[str], None]
+    rebuild: Rebuild,
+    outcomes: OutcomesConfig,
+    scenarios: Artifact,
+    meter: Meter,
+    tell: Callable[[str], None],
 ) -> dict[str, Artifact]:
     """Labels of the same scenarios under each of `STRESSES`."""
     found = {}
     for name, harder in STRESSES.items():
-        worse = Rebuild(rebuild.config.model_copy(update={"outcomes": harder(outcomes)}), meter, tell)
+        worse = Rebuild(
+            rebuild.config.model_copy(update={"outcomes": harder(outcomes)}), meter, tell
+        )
         worse.history = rebuild.history
         found[name] = worse.labels(scenarios)
     return found

@@ -1,7 +1,9 @@
-"""The pipeline: history or shadow log -> scenarios -> labels -> encoded, rollouts -> reward -> preferences -> policy.
+"""The pipeline: history or shadow log -> scenarios -> labels -> encoded, rollouts -> reward ->
+preferences -> policy.
 
-Each stage reads finished artefacts and writes one; what is finished is found again, so that a rebuild that was killed
-goes on where it stopped. Publishing what comes out is `training.publish.registry`'s work, judging it is `training.pipeline.evaluate`'s.
+Each stage reads finished artefacts and writes one; what is finished is found again, so that a
+rebuild that was killed goes on where it stopped. Publishing what comes out is
+`training.publish.registry`'s work, judging it is `training.pipeline.evaluate`'s.
 """
 
 from __future__ import annotations
@@ -50,7 +52,8 @@ ALGORITHMS: dict[str, Any] = {"expected": expected, "dpo": dpo, "ppo": ppo, "rrh
 DIALOGUES = 16
 """Held-out dialogues on which the language is looked at."""
 ROLLOUTS: dict[str, Any] = {"margins": (0.5, 1.0), "veto_rate": 0.5}
-"""Arms that nothing is fitted for: score above threshold by so much, and a random veto at this rate."""
+"""Arms that nothing is fitted for: score above threshold by so much, and a random veto at this
+rate."""
 
 
 class Base(NamedTuple):
@@ -80,7 +83,8 @@ class Rebuilt(NamedTuple):
 class Rebuild:
     """One rebuild. `meter` opens a progress bar; `tell` hears a line per stage.
 
-    `database` is Postgres' URL, needed when scenarios come from the shadow log; bars then only judge.
+    `database` is Postgres' URL, needed when scenarios come from the shadow log; bars then only
+    judge.
     """
 
     config: RebuildConfig
@@ -93,7 +97,8 @@ class Rebuild:
         self.shop = Workshop(self.config.artifacts, self.tell)
 
     def run(self) -> Rebuilt:
-        """All stages in order. Raises an `AdvisorError` of the stage that cannot go on; what is finished stays."""
+        """All stages in order. Raises an `AdvisorError` of the stage that cannot go on; what is
+        finished stays."""
         made = {"scenarios": self.scenarios()}
         made["labels"] = self.labels(made["scenarios"])
         made["encoded"] = self.encoded(made["scenarios"])
@@ -107,7 +112,8 @@ class Rebuild:
 
     @cached_property
     def history(self) -> History:
-        """Bars and context up to the end of what a rebuild may read; all of them for the held-out period."""
+        """Bars and context up to the end of what a rebuild may read; all of them for the held-out
+        period."""
         config = self.config.scenarios
         until = None if isinstance(config, HeldOutConfig) else config.bars_until
         return load_history(self.config.market, instant(until) if until else None)
@@ -115,7 +121,11 @@ class Rebuild:
     @cached_property
     def base(self) -> Base:
         """The model that is adapted, imported when it was not yet."""
-        wanted, models, threads = self.config.encode.base, self.config.publish.models, self.config.threads
+        wanted, models, threads = (
+            self.config.encode.base,
+            self.config.publish.models,
+            self.config.threads,
+        )
         if wanted is None:
             wanted = import_smollm2(models, self.tell, threads=threads)
         return Base(wanted, import_directory(wanted, models, threads=threads))
@@ -126,12 +136,15 @@ class Rebuild:
         return LabelReader.load(self.base.path)
 
     def scenarios(self) -> Artifact:
-        """Scenarios with splits and weights. Raises `ConfigError` when the log is asked for and has no URL."""
+        """Scenarios with splits and weights. Raises `ConfigError` when the log is asked for and has
+        no URL."""
         config, seconds = self.config.scenarios, self.history.seconds
         depends = {
             "scenarios": config.model_dump(mode="json"),
             "market": self.history.fingerprint(),
-            "log": log_state(self._log(), config, seconds) if config.source == "shadow_log" else None,
+            "log": (
+                log_state(self._log(), config, seconds) if config.source == "shadow_log" else None
+            ),
         }
 
         def build(folder: Path) -> Mapping[str, Any]:
@@ -147,7 +160,10 @@ class Rebuild:
 
     def _log(self) -> str:
         if self.database is None:
-            raise ConfigError("scenarios.source is the shadow log: say where it is with --database or DATABASE_URL")
+            raise ConfigError(
+                "scenarios.source is the shadow log: say where it is with --database or"
+                " DATABASE_URL"
+            )
         return self.database
 
     def labels(self, scenarios: Artifact) -> Artifact:
@@ -162,20 +178,37 @@ class Rebuild:
             with self.meter("labels") as progress:
                 series = self.history.series()
                 return build_labels(
-                    folder, found.scenarios(), found.as_of, found.real, series, self.config.outcomes, progress
+                    folder,
+                    found.scenarios(),
+                    found.as_of,
+                    found.real,
+                    series,
+                    self.config.outcomes,
+                    progress,
                 )
 
         return self.shop.stage("labels", depends, {"scenarios": scenarios}, build, (labels,))
 
     def encoded(self, scenarios: Artifact) -> Artifact:
         """The base pass. Its cache survives a change of anything but model and prompt."""
-        depends = {"base": self.base.manifest.files, "encode": self.config.encode.model_dump(mode="json")}
+        depends = {
+            "base": self.base.manifest.files,
+            "encode": self.config.encode.model_dump(mode="json"),
+        }
 
         def build(folder: Path) -> Mapping[str, Any]:
             prompts = [prepare(one) for one in ScenarioSet.open(scenarios).scenarios()]
             cache = self.config.artifacts / "cache"
             with self.meter("base pass") as progress:
-                return build_encoded(folder, prompts, self.reader, self.base.path, self.config.encode, cache, progress)
+                return build_encoded(
+                    folder,
+                    prompts,
+                    self.reader,
+                    self.base.path,
+                    self.config.encode,
+                    cache,
+                    progress,
+                )
 
         return self.shop.stage("encoded", depends, {"scenarios": scenarios}, build, (base_pass,))
 
@@ -189,7 +222,9 @@ class Rebuild:
             found, encoded = ScenarioSet.open(made["scenarios"]), Encoded.open(made["encoded"])
             arms = [rollouts.always_approve(found)]
             arms += [rollouts.threshold(found, margin) for margin in ROLLOUTS["margins"]]
-            arms.append(rollouts.random_veto(found, ROLLOUTS["veto_rate"], self.config.scenarios.seed))
+            arms.append(
+                rollouts.random_veto(found, ROLLOUTS["veto_rate"], self.config.scenarios.seed)
+            )
             arms.append(rollouts.model(found, version, encoded.label_log_probs, calibration))
             if any(found.controls()):
                 arms.insert(0, rollouts.agent(found))
@@ -212,7 +247,9 @@ class Rebuild:
     def reward_data(self, made: Mapping[str, Artifact]) -> RewardData:
         """What the reward model is trained on."""
         return RewardData.of(
-            ScenarioSet.open(made["scenarios"]), Labels.open(made["labels"]), Encoded.open(made["encoded"])
+            ScenarioSet.open(made["scenarios"]),
+            Labels.open(made["labels"]),
+            Encoded.open(made["encoded"]),
         )
 
     def preferences(self, made: Mapping[str, Artifact]) -> Artifact:
@@ -228,7 +265,9 @@ class Rebuild:
                 self.config.preferences,
             )
 
-        return self.shop.stage("preferences", self.config.preferences, inputs, build, (preferences,))
+        return self.shop.stage(
+            "preferences", self.config.preferences, inputs, build, (preferences,)
+        )
 
     def warm_up(self, made: Mapping[str, Artifact]) -> Artifact:
         """The supervised warm-up, which all preference algorithms of the same targets share."""
@@ -236,14 +275,19 @@ class Rebuild:
         def build(folder: Path) -> Mapping[str, Any]:
             with self.meter("supervised warm-up") as progress:
                 problem, settings = self.problem(made), self.config.warm_up
-                trained = train_warm_up.train(problem, settings, self.config.adapter, self.reader, folder, progress)
+                trained = train_warm_up.train(
+                    problem, settings, self.config.adapter, self.reader, folder, progress
+                )
             return {"metrics": trained.metrics, "steps": len(trained.history)}
 
         depends = self._policy_depends(self.config.warm_up)
-        return self.shop.stage("warm_up", depends, self._policy_inputs(made), build, (train_warm_up,))
+        return self.shop.stage(
+            "warm_up", depends, self._policy_inputs(made), build, (train_warm_up,)
+        )
 
     def policy(self, made: Mapping[str, Artifact]) -> Artifact:
-        """The adapter, and what became of the language. A policy that collapsed raises and leaves nothing."""
+        """The adapter, and what became of the language. A policy that collapsed raises and leaves
+        nothing."""
         algorithm = ALGORITHMS[self.config.policy.algorithm]
 
         def build(folder: Path) -> Mapping[str, Any]:
@@ -265,7 +309,9 @@ class Rebuild:
         return self.shop.stage("policy", depends, inputs, build, (algorithm, language))
 
     def _policy_inputs(self, made: Mapping[str, Artifact]) -> dict[str, Artifact]:
-        return {name: made[name] for name in ("scenarios", "labels", "encoded", "reward", "preferences")}
+        return {
+            name: made[name] for name in ("scenarios", "labels", "encoded", "reward", "preferences")
+        }
 
     def _policy_depends(self, settings: TrainingConfig) -> dict[str, Any]:
         return {
@@ -276,7 +322,8 @@ class Rebuild:
         }
 
     def _language(self, problem: Problem, trained: TrainedPolicy) -> dict[str, Any] | None:
-        """Fluency before and after, on dialogues of the validation period; None when the agent never said anything."""
+        """Fluency before and after, on dialogues of the validation period; None when the agent
+        never said anything."""
         if problem.demonstrations is None:
             return None
         rows = problem.validate_rows
@@ -285,7 +332,13 @@ class Rebuild:
         actions = (trained.label_log_probs - bias).argmax(1)
         with self.meter("language, before and after") as progress:
             return language.compare(
-                self.reader, problem.encoded, trained.adapter, rows, problem.demonstrations, actions, progress
+                self.reader,
+                problem.encoded,
+                trained.adapter,
+                rows,
+                problem.demonstrations,
+                actions,
+                progress,
             )
 
     def problem(self, made: Mapping[str, Artifact]) -> Problem:
@@ -294,10 +347,17 @@ class Rebuild:
         pairs = Preferences.open(made["preferences"])
         train = found.rows("train")
         rewards = targets(
-            Labels.open(made["labels"]).rewards, Rewards.open(made["reward"]).predictions, train, self.config.targets
+            Labels.open(made["labels"]).rewards,
+            Rewards.open(made["reward"]).predictions,
+            train,
+            self.config.targets,
         )
         controls = found.controls()
-        said = Demonstrations.of(found.scenarios(), [one for one in controls if one]) if all(controls) else None
+        said = (
+            Demonstrations.of(found.scenarios(), [one for one in controls if one])
+            if all(controls)
+            else None
+        )
         indices = pairs.indices
         if self.config.targets.shuffled:
             rewards, indices = dealt_out(rewards, indices, train, self.config.scenarios.seed)

@@ -1,7 +1,9 @@
-"""Refresh: the rebuild on a sliding window of the shadow log, judged on what came after it, against the champion.
+"""Refresh: the rebuild on a sliding window of the shadow log, judged on what came after it, against
+the champion.
 
-The last decision in the log ends the window. What lies `judge_days` before it judges, what lies `train_days` before
-that trains; of the held-out period (2023-2024) nothing is read. The result is a candidate, never a promotion.
+The last decision in the log ends the window. What lies `judge_days` before it judges, what lies
+`train_days` before that trains; of the held-out period (2023-2024) nothing is read. The result is a
+candidate, never a promotion.
 """
 
 from __future__ import annotations
@@ -36,14 +38,15 @@ def span_before(last: datetime, config: RefreshConfig) -> Span:
 
     Raises
     ------
-    RefreshError : the part that judges would begin before the held-out period, where other versions were trained.
+    RefreshError : the part that judges would begin before the held-out period, where other versions
+        were trained.
     """
     until = last.date() + timedelta(days=1)
     judged = until - timedelta(days=config.judge_days)
     if judged < HELD_OUT_FROM:
         raise RefreshError(
-            f"the last decision in the log is of {last:%Y-%m-%d}: what lies before {HELD_OUT_FROM} may have been "
-            f"trained on, so nothing is left to judge by"
+            f"the last decision in the log is of {last:%Y-%m-%d}: what lies before {HELD_OUT_FROM}"
+            " may have been trained on, so nothing is left to judge by"
         )
     return Span(judged - timedelta(days=config.train_days), judged, until)
 
@@ -61,8 +64,12 @@ def refreshed(config: RebuildConfig, span: Span) -> RebuildConfig:
         "since": span.judged_since,
         "until": span.until,
     }
-    evaluate = config.evaluate.model_copy(update={"held_out": HeldOutConfig.model_validate(held_out)})
-    return config.model_copy(update={"scenarios": ScenariosConfig.model_validate(scenarios), "evaluate": evaluate})
+    evaluate = config.evaluate.model_copy(
+        update={"held_out": HeldOutConfig.model_validate(held_out)}
+    )
+    return config.model_copy(
+        update={"scenarios": ScenariosConfig.model_validate(scenarios), "evaluate": evaluate}
+    )
 
 
 def champion_of(aliases: Mapping[str, str]) -> str | None:

@@ -1,8 +1,9 @@
-"""Walk-forward: the whole rebuild before each of several periods, judged on what came next. No held-out day is read.
+"""Walk-forward: the whole rebuild before each of several periods, judged on what came next. No
+held-out day is read.
 
-An evaluation judges a version; this judges how versions are made, on years that development may look at. Each period's
-policy and simple rivals were made from decisions before it, purged and an embargo apart; all periods together are one
-contest, with one report.
+An evaluation judges a version; this judges how versions are made, on years that development may
+look at. Each period's policy and simple rivals were made from decisions before it, purged and an
+embargo apart; all periods together are one contest, with one report.
 """
 
 from __future__ import annotations
@@ -18,7 +19,15 @@ from app.domain.limits import read_limits
 from app.domain.manifest import Calibration
 from training.config.judging import RebuildConfig
 from training.config.learning import ScenariosConfig, instant
-from training.judging.contest.contest import BASE_MODEL, POLICY, Contest, Period, Trained, Version, hold_contest
+from training.judging.contest.contest import (
+    BASE_MODEL,
+    POLICY,
+    Contest,
+    Period,
+    Trained,
+    Version,
+    hold_contest,
+)
 from training.judging.gate import evidence
 from training.judging.gate.verdict import Mode, judge
 from training.judging.report import arms
@@ -36,7 +45,8 @@ NAME = "retrained before each period"
 
 
 class Step(NamedTuple):
-    """A period, seconds, with what was made before it, and its policy's answers to all judged scenarios."""
+    """A period, seconds, with what was made before it, and its policy's answers to all judged
+    scenarios."""
 
     begins: int
     ends: int
@@ -47,11 +57,16 @@ class Step(NamedTuple):
 class WalkForward:
     """One run over the configured periods. `now` is the time that is written down."""
 
-    def __init__(self, config: RebuildConfig, meter: Meter, tell: Callable[[str], None], now: datetime) -> None:
+    def __init__(
+        self, config: RebuildConfig, meter: Meter, tell: Callable[[str], None], now: datetime
+    ) -> None:
         self.config, self.meter, self.tell, self.now = config, meter, tell, now
         periods = config.walk_forward
         judged = ScenariosConfig(
-            since=periods.first, until=periods.until, limit=periods.limit, symbols=config.scenarios.symbols
+            since=periods.first,
+            until=periods.until,
+            limit=periods.limit,
+            symbols=config.scenarios.symbols,
         )
         self.judged = Rebuild(config.model_copy(update={"scenarios": judged}), meter, tell)
 
@@ -60,7 +75,9 @@ class WalkForward:
         scenarios = self.judged.scenarios()
         labels, encoded = self.judged.labels(scenarios), self.judged.encoded(scenarios)
         steps = list(self._steps(encoded))
-        stressed = stressed_labels(self.judged, self.config.outcomes, scenarios, self.meter, self.tell)
+        stressed = stressed_labels(
+            self.judged, self.config.outcomes, scenarios, self.meter, self.tell
+        )
         inputs = {"scenarios": scenarios, "labels": labels, "encoded": encoded, **stressed}
         inputs |= {f"answers {number}": step.answers for number, step in enumerate(steps)}
         limits = read_limits(self.config.evaluate.limits or REPLAY_LIMITS)
@@ -72,12 +89,22 @@ class WalkForward:
 
         def build(folder: Path) -> Mapping[str, Any]:
             judged, known = ScenarioSet.open(scenarios), Labels.open(labels)
-            untuned = Version(np.asarray(Encoded.open(encoded).label_log_probs), self.judged.base.manifest.calibration)
+            untuned = Version(
+                np.asarray(Encoded.open(encoded).label_log_probs),
+                self.judged.base.manifest.calibration,
+            )
             periods = [self._period(judged, known, step, untuned) for step in steps]
             config = self.config.evaluate
             with self.meter("contest, period by period") as progress:
                 contest = hold_contest(
-                    judged, known, self.judged.history.bars, periods, limits, config, self.config.outcomes, progress
+                    judged,
+                    known,
+                    self.judged.history.bars,
+                    periods,
+                    limits,
+                    config,
+                    self.config.outcomes,
+                    progress,
                 )
             worse = {name: Labels.open(each) for name, each in stressed.items()}
             self._report(contest, steps, judged, known, worse).write(folder)
@@ -92,37 +119,57 @@ class WalkForward:
             end = min(begin + timedelta(days=periods.period_days), periods.until)
             self.tell(f"period {begin} to {end}")
             before = self.config.scenarios.model_copy(update={"until": begin})
-            rebuild = Rebuild(self.config.model_copy(update={"scenarios": before}), self.meter, self.tell)
+            rebuild = Rebuild(
+                self.config.model_copy(update={"scenarios": before}), self.meter, self.tell
+            )
             made = rebuild.run()
-            yield Step(instant(begin), instant(end), made, self._answers(rebuild, made.policy, encoded))
+            yield Step(
+                instant(begin), instant(end), made, self._answers(rebuild, made.policy, encoded)
+            )
             begin = end
 
     def _answers(self, rebuild: Rebuild, policy: Artifact, encoded: Artifact) -> Artifact:
         def build(folder: Path) -> Mapping[str, Any]:
             with self.meter("judged scenarios") as progress:
-                found = answers.of_adapter(rebuild.reader, Encoded.open(encoded), policy / "adapter", progress)
+                found = answers.of_adapter(
+                    rebuild.reader, Encoded.open(encoded), policy / "adapter", progress
+                )
             np.save(folder / answers.FILE, found)
             return {"rows": len(found), "calibration": calibration_of(policy).as_json()}
 
-        return rebuild.shop.stage("answers", {}, {"policy": policy, "encoded": encoded}, build, (answers,))
+        return rebuild.shop.stage(
+            "answers", {}, {"policy": policy, "encoded": encoded}, build, (answers,)
+        )
 
     def _trained(self, made: Rebuilt) -> Trained:
-        scenarios, labels = ScenarioSet.open(made.artifacts["scenarios"]), Labels.open(made.artifacts["labels"])
+        scenarios, labels = (
+            ScenarioSet.open(made.artifacts["scenarios"]),
+            Labels.open(made.artifacts["labels"]),
+        )
         return Trained(scenarios, labels, self.config.scenarios.embargo_hours * 3600)
 
     def _period(self, judged: ScenarioSet, labels: Labels, step: Step, untuned: Version) -> Period:
         trained = self._trained(step.made)
-        within = (judged.as_of >= max(step.begins, trained.until + trained.embargo_s)) & (judged.as_of < step.ends)
+        within = (judged.as_of >= max(step.begins, trained.until + trained.embargo_s)) & (
+            judged.as_of < step.ends
+        )
         rows = np.flatnonzero(judged.real & within & np.isfinite(labels.rewards).all(1))
         calibration = Calibration.from_json(step.answers.facts["calibration"])
         tuned = Version(np.load(step.answers / answers.FILE), calibration)
         return Period(rows, {POLICY: tuned.at(rows), BASE_MODEL: untuned.at(rows)}, trained.known())
 
     def _report(
-        self, contest: Contest, steps: list[Step], judged: ScenarioSet, labels: Labels, worse: Mapping[str, Labels]
+        self,
+        contest: Contest,
+        steps: list[Step],
+        judged: ScenarioSet,
+        labels: Labels,
+        worse: Mapping[str, Labels],
     ) -> Report:
         first = self._trained(steps[0].made)
-        verdict = judge(evidence.evidence_of(NAME, contest, first, ()), self.config.gate, Mode.FIXED)
+        verdict = judge(
+            evidence.evidence_of(NAME, contest, first, ()), self.config.gate, Mode.FIXED
+        )
         return arms.evaluation_report(
             Findings(
                 model_version=NAME,

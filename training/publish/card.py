@@ -12,14 +12,28 @@ from typing import Any
 from app.domain.manifest import ModelManifest
 
 LIMITS = (
-    "It advises in shadow mode behind rules. It is no investment advice, and nothing here says that it makes money.",
-    "It knows spot long candidates on hourly bars, as its prompt describes them. Other markets, bar lengths or prompt "
-    "versions are outside of what it saw; the service refuses to load it with another prompt version.",
-    "Rewards come from simulated orders: entry at the next bar's open, stop before target within a bar, fees and "
-    "slippage on both sides, no effect of the order on the price.",
-    "Results below are of scenarios later than all it was trained on, but they were looked at to judge this run. The "
-    "held-out period (2023-2024) was not used; the gate judges there before anybody promotes a version.",
-    "Its probabilities are calibrated on the validation scenarios; drift can make them wrong without notice.",
+    (
+        "It advises in shadow mode behind rules. It is no investment advice, and nothing here says"
+        " that it makes money."
+    ),
+    (
+        "It knows spot long candidates on hourly bars, as its prompt describes them. Other markets,"
+        " bar lengths or prompt versions are outside of what it saw; the service refuses to load it"
+        " with another prompt version."
+    ),
+    (
+        "Rewards come from simulated orders: entry at the next bar's open, stop before target"
+        " within a bar, fees and slippage on both sides, no effect of the order on the price."
+    ),
+    (
+        "Results below are of scenarios later than all it was trained on, but they were looked at"
+        " to judge this run. The held-out period (2023-2024) was not used; the gate judges there"
+        " before anybody promotes a version."
+    ),
+    (
+        "Its probabilities are calibrated on the validation scenarios; drift can make them wrong"
+        " without notice."
+    ),
 )
 
 
@@ -34,8 +48,9 @@ def _lines(manifest: ModelManifest) -> Iterator[str]:
     yield f"# {manifest.model_version}"
     yield ""
     yield (
-        f"A {kind} for shadow-advisor: it reads one trade candidate and gives every one of ten actions (reject, or "
-        f"approve with a share of the risk and a stop distance) a probability, by one letter each."
+        f"A {kind} for shadow-advisor: it reads one trade candidate and gives every one of ten"
+        " actions (reject, or approve with a share of the risk and a stop distance) a probability,"
+        " by one letter each."
     )
     yield ""
     yield from _list("What it is", _identity(manifest, facts))
@@ -51,7 +66,11 @@ def _lines(manifest: ModelManifest) -> Iterator[str]:
 
 def _identity(manifest: ModelManifest, facts: Mapping[str, Any]) -> Iterator[str]:
     base = manifest.base
-    name = f"{manifest.base_model}, as version `{base.model_version}`" if base is not None else manifest.base_model
+    name = (
+        f"{manifest.base_model}, as version `{base.model_version}`"
+        if base is not None
+        else manifest.base_model
+    )
     yield f"base model: {name}"
     yield f"licence: {manifest.licence}"
     yield f"created: {manifest.created_at:%Y-%m-%d}"
@@ -59,7 +78,10 @@ def _identity(manifest: ModelManifest, facts: Mapping[str, Any]) -> Iterator[str
     if "algorithm" in facts:
         yield f"algorithm: {facts['algorithm']} (docs/papers.md)"
     calibration = manifest.calibration
-    yield f"temperature {calibration.temperature:g}; it abstains below {calibration.min_label_mass:g} of mass on labels"
+    yield (
+        f"temperature {calibration.temperature:g}; it abstains below {calibration.min_label_mass:g}"
+        " of mass on labels"
+    )
 
 
 def _origins(facts: Mapping[str, Any]) -> Iterator[str]:
@@ -69,7 +91,9 @@ def _origins(facts: Mapping[str, Any]) -> Iterator[str]:
         begin, end = (_day(second) for second in facts["period"])
         yield f"decisions from {begin} to {end}"
     if "scenarios" in facts:
-        yield "scenarios: " + ", ".join(f"{count} {name}" for name, count in facts["scenarios"].items())
+        yield "scenarios: " + ", ".join(
+            f"{count} {name}" for name, count in facts["scenarios"].items()
+        )
     yield from (f"artefact {stage}: {value}" for stage, value in facts.get("data", {}).items())
     yield from (f"{name}: {facts[name]}" for name in ("code", "config_hash") if name in facts)
 
@@ -81,8 +105,9 @@ def _results(results: Mapping[str, Any] | None) -> Iterator[str]:
     yield "## Results on the validation scenarios"
     yield ""
     yield (
-        f"Mean net profit per candidate in R of the agent's plan, after costs and before rules; a rejected candidate "
-        f"earns 0. 95 % intervals by a bootstrap over days. {results['scenarios']} scenarios on {results['days']} days."
+        "Mean net profit per candidate in R of the agent's plan, after costs and before rules; a"
+        " rejected candidate earns 0. 95 % intervals by a bootstrap over days."
+        f" {results['scenarios']} scenarios on {results['days']} days."
     )
     yield ""
     yield from _table("arm", ("mean R", "95 % interval", "approves"), _arms(results))
@@ -107,8 +132,9 @@ def _language(found: Mapping[str, Any] | None) -> Iterator[str]:
     yield "## Its language"
     yield ""
     yield (
-        f"On {found['after']['dialogues']} dialogues of the validation scenarios: the agent's words after its letter, "
-        f"templated from its rules. Consistency: how often words that fit the action are likelier than contrary ones."
+        f"On {found['after']['dialogues']} dialogues of the validation scenarios: the agent's words"
+        " after its letter, templated from its rules. Consistency: how often words that fit the"
+        " action are likelier than contrary ones."
     )
     yield ""
     rows = [
@@ -129,7 +155,10 @@ def _reward(report: Mapping[str, Any] | None) -> Iterator[str]:
         return
     yield "## Its reward model"
     yield ""
-    yield "Share of pairs of actions of one scenario that are ranked rightly; of training scenarios out of fold."
+    yield (
+        "Share of pairs of actions of one scenario that are ranked rightly; of training scenarios"
+        " out of fold."
+    )
     yield ""
     rows = [
         (f"{split.replace('_', ' ')}, {name.replace('_', ' ')}", *_with_interval(found))
@@ -143,7 +172,10 @@ def _reward(report: Mapping[str, Any] | None) -> Iterator[str]:
 def _with_interval(found: Mapping[str, float | None]) -> tuple[str, str]:
     value, low, high = (found[name] for name in ("value", "low", "high"))
     known = low is not None and high is not None
-    return ("unknown" if value is None else f"{value:.3f}", f"{low:.3f} to {high:.3f}" if known else "unknown")
+    return (
+        "unknown" if value is None else f"{value:.3f}",
+        f"{low:.3f} to {high:.3f}" if known else "unknown",
+    )
 
 
 def _table(first: str, columns: tuple[str, ...], rows: Any) -> Iterator[str]:

@@ -1,9 +1,10 @@
 """Publishing: an immutable version on disk, made known to a running service, and aliases that move.
 
-A version is a folder `NAME-DATE-HASH8` under the models folder that the service reads: PEFT's two files of an adapter,
-or a whole model, with a model card, and the manifest written last into a folder that then gets its name. Nothing is
-ever overwritten: the same content finds its version again. The service verifies a version and loads it before an alias
-moves, so a refusal changes nothing.
+A version is a folder `NAME-DATE-HASH8` under the models folder that the service reads: PEFT's two
+files of an adapter, or a whole model, with a model card, and the manifest written last into a
+folder that then gets its name. Nothing is ever overwritten: the same content finds its version
+again. The service verifies a version and loads it before an alias moves, so a refusal changes
+nothing.
 """
 
 from __future__ import annotations
@@ -67,15 +68,21 @@ class Move(NamedTuple):
     now: str
 
 
-def publish(release: Release, models: Path, created_at: datetime, roots: Sequence[Path] = ()) -> Path:
-    """Write a version under `models`; its directory. The same content, published before, is verified and found again.
+def publish(
+    release: Release, models: Path, created_at: datetime, roots: Sequence[Path] = ()
+) -> Path:
+    """Write a version under `models`; its directory. The same content, published before, is
+    verified and found again.
 
-    `roots` are further folders where the service finds model directories: the base model may lie there.
+    `roots` are further folders where the service finds model directories: the base model may lie
+    there.
 
     Raises
     ------
-    RegistryError : the files are no adapter and no model, or the version's name is taken by other content.
-    ModelFileError, ManifestMismatch : a pickle, no base model at hand, or what was published was changed.
+    RegistryError : the files are no adapter and no model, or the version's name is taken by other
+        content.
+    ModelFileError, ManifestMismatch : a pickle, no base model at hand, or what was published was
+        changed.
     """
     names = _names(release.files)
     files = {name: file_hash(release.files / name) for name in sorted(names)}
@@ -107,7 +114,8 @@ def publish(release: Release, models: Path, created_at: datetime, roots: Sequenc
 
 
 def in_half_precision(adapter: Path, folder: Path) -> Path:
-    """A copy of an adapter in `folder` with its weights as float16; serving computes in float32 as before.
+    """A copy of an adapter in `folder` with its weights as float16; serving computes in float32 as
+    before.
 
     Raises
     ------
@@ -118,7 +126,9 @@ def in_half_precision(adapter: Path, folder: Path) -> Path:
         halved = {name: values.astype(np.float16) for name, values in weights.items()}
     beyond = [name for name, values in halved.items() if not np.isfinite(values).all()]
     if beyond:
-        raise RegistryError(f"{adapter}: {beyond[0]} has weights beyond float16: publish it as it is")
+        raise RegistryError(
+            f"{adapter}: {beyond[0]} has weights beyond float16: publish it as it is"
+        )
     save_file(halved, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     shutil.copyfile(adapter / "adapter_config.json", folder / "adapter_config.json")
     return folder
@@ -129,8 +139,11 @@ def versions(models: Path) -> list[tuple[Path, ModelManifest]]:
     return sorted(described([models]), key=lambda each: each[1].created_at)
 
 
-def register_and_alias(url: str, token: str | None, version: str, alias: str, reason: str, by: str) -> Move:
-    """Make a published version known to a running service, and point an alias at it. The service loads it first.
+def register_and_alias(
+    url: str, token: str | None, version: str, alias: str, reason: str, by: str
+) -> Move:
+    """Make a published version known to a running service, and point an alias at it. The service
+    loads it first.
 
     Raises
     ------
@@ -141,23 +154,29 @@ def register_and_alias(url: str, token: str | None, version: str, alias: str, re
 
 
 def rollback(url: str, token: str | None, alias: str, reason: str, by: str) -> Move:
-    """Point an alias at the version it pointed at before its present one. Raises as `register_and_alias` does, and
-    when there is no such version."""
+    """Point an alias at the version it pointed at before its present one. Raises as
+    `register_and_alias` does, and when there is no such version."""
     moves = [move["model_version"] for move in history(url, token) if move["alias"] == alias]
     earlier = [version for version in moves if version != moves[0]]
     if not earlier:
-        raise RegistryError(f"the alias {alias} has never pointed anywhere else: there is nothing to go back to")
+        raise RegistryError(
+            f"the alias {alias} has never pointed anywhere else: there is nothing to go back to"
+        )
     return _move(url, token, earlier[0], alias, reason, by)
 
 
 def history(url: str, token: str | None) -> list[dict[str, Any]]:
-    """Every move of every alias, newest first: alias, model_version, reason, changed_by, changed_at."""
+    """Every move of every alias, newest first: alias, model_version, reason, changed_by,
+    changed_at."""
     return list(_ask(url, token, "GET", "/aliases")["history"])
 
 
 def aliases(url: str, token: str | None) -> dict[str, str]:
     """Where each alias points. Raises `RegistryError`."""
-    return {name: move["model_version"] for name, move in _ask(url, token, "GET", "/aliases")["aliases"].items()}
+    return {
+        name: move["model_version"]
+        for name, move in _ask(url, token, "GET", "/aliases")["aliases"].items()
+    }
 
 
 def _names(folder: Path) -> set[str]:
@@ -165,12 +184,18 @@ def _names(folder: Path) -> set[str]:
     names = model_files(folder)
     if "adapter_config.json" in names and names != ADAPTER_FILES:
         wrong = ", ".join(sorted(names ^ ADAPTER_FILES))
-        raise RegistryError(f"{folder}: an adapter is {' and '.join(sorted(ADAPTER_FILES))} alone; at fault: {wrong}")
+        raise RegistryError(
+            f"{folder}: an adapter is {' and '.join(sorted(ADAPTER_FILES))} alone; at fault:"
+            f" {wrong}"
+        )
     if not any(name.endswith(".safetensors") for name in names):
-        raise RegistryError(f"{folder} holds no safetensors: train a policy first, or name its folder `adapter`")
+        raise RegistryError(
+            f"{folder} holds no safetensors: train a policy first, or name its folder `adapter`"
+        )
     if names != ADAPTER_FILES and not {"config.json", "tokenizer.json"} <= names:
         raise RegistryError(
-            f"{folder} is no adapter, and no whole model either: config.json or tokenizer.json is missing"
+            f"{folder} is no adapter, and no whole model either: config.json or tokenizer.json is"
+            " missing"
         )
     return names
 
@@ -188,7 +213,9 @@ def _put(source: Path, manifest: ModelManifest, models: Path) -> Path:
             _sync(copy)
         (work / CARD).write_text(model_card(manifest), encoding="utf-8")
         draft = work / f".{MANIFEST_NAME}"
-        draft.write_text(json.dumps(manifest.as_json(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        draft.write_text(
+            json.dumps(manifest.as_json(), indent=2, allow_nan=False) + "\n", encoding="utf-8"
+        )
         _sync(draft)
         draft.rename(work / MANIFEST_NAME)
         load_manifest(work)
@@ -196,7 +223,9 @@ def _put(source: Path, manifest: ModelManifest, models: Path) -> Path:
         try:
             work.rename(target)
         except OSError as error:
-            raise RegistryError(f"{target} exists with other content: versions are immutable, remove it") from error
+            raise RegistryError(
+                f"{target} exists with other content: versions are immutable, remove it"
+            ) from error
         _sync(models)
     finally:
         shutil.rmtree(work, ignore_errors=True)
@@ -209,14 +238,18 @@ def _move(url: str, token: str | None, version: str, alias: str, reason: str, by
     return Move(alias, answer["before"], version)
 
 
-def _ask(url: str, token: str | None, method: str, path: str, body: dict[str, str] | None = None) -> dict[str, Any]:
+def _ask(
+    url: str, token: str | None, method: str, path: str, body: dict[str, str] | None = None
+) -> dict[str, Any]:
     headers = {} if token is None else {"Authorization": f"Bearer {token}"}
     try:
-        answer = httpx.request(method, url.rstrip("/") + path, json=body, headers=headers, timeout=ANSWER_S)
+        answer = httpx.request(
+            method, url.rstrip("/") + path, json=body, headers=headers, timeout=ANSWER_S
+        )
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise RegistryError(
-            f"{url} does not answer ({error or type(error).__name__}): start the service or give another --url. What "
-            f"was published stays, and can be pointed at later"
+            f"{url} does not answer ({error or type(error).__name__}): start the service or give"
+            " another --url. What was published stays, and can be pointed at later"
         ) from error
     try:
         document: dict[str, Any] = dict(answer.json())
@@ -224,7 +257,8 @@ def _ask(url: str, token: str | None, method: str, path: str, body: dict[str, st
         raise RegistryError(f"{url} answers, but is not the advisor: give another --url") from error
     if answer.is_error:
         raise RegistryError(
-            f"{url} refuses {method} {path} ({answer.status_code}): {document.get('detail', answer.text)}"
+            f"{url} refuses {method} {path} ({answer.status_code}):"
+            f" {document.get('detail', answer.text)}"
         )
     return document
 

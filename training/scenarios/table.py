@@ -1,13 +1,15 @@
 """Scenarios: what training and evaluation decide on, in one table with weights and splits.
 
-They come from history (the reference agent's candidate rule on bars, news, fear and greed; `training/scenarios/history.py`) or
-from the shadow log (`training/scenarios/recorded.py`). The agent's book depends on what it traded before, so that scenarios of
-history get one stated neutral account: 10,000, nothing open, no losses. Those of the log keep the account they had.
+They come from history (the reference agent's candidate rule on bars, news, fear and greed;
+`training/scenarios/history.py`) or from the shadow log (`training/scenarios/recorded.py`). The
+agent's book depends on what it traded before, so that scenarios of history get one stated neutral
+account: 10,000, nothing open, no losses. Those of the log keep the account they had.
 
-Uniqueness (López de Prado 2018, "Advances in Financial Machine Learning", section 4.4): the label of row i looks at
-bars in (as_of, ends_at]; with c(t) labels of the same symbol looking at instant t, its weight is the mean of 1 / c(t)
-over its window. Labels of other symbols do not lower it: they see other bars, though correlated ones, so an interval
-for a mean over symbols must resample time, not rows. A row and its synthetic variants share one weight in equal parts.
+Uniqueness (López de Prado 2018, "Advances in Financial Machine Learning", section 4.4): the label
+of row i looks at bars in (as_of, ends_at]; with c(t) labels of the same symbol looking at instant
+t, its weight is the mean of 1 / c(t) over its window. Labels of other symbols do not lower it: they
+see other bars, though correlated ones, so an interval for a mean over symbols must resample time,
+not rows. A row and its synthetic variants share one weight in equal parts.
 """
 
 from __future__ import annotations
@@ -42,8 +44,11 @@ HISTORY, SHADOW_LOG = "history", "shadow_log"
 TRAIN, VALIDATE, PURGED, HELD_OUT = "train", "validate", "purged", "held_out"
 VALIDATE_SHARE = 0.2
 DEFAULTS = ("fear_greed", "btc_dominance")
-"""Readings whose value 50 may be the agent's default. Counted, not mended: training sees what was served."""
-NEUTRAL = Account(equity=10_000.0, day_pnl_fraction=0.0, drawdown_fraction=0.0, consecutive_losses=0, positions=())
+"""Readings whose value 50 may be the agent's default. Counted, not mended: training sees what was
+served."""
+NEUTRAL = Account(
+    equity=10_000.0, day_pnl_fraction=0.0, drawdown_fraction=0.0, consecutive_losses=0, positions=()
+)
 """The account of every scenario of history."""
 SCHEMA: dict[str, pl.DataType] = {
     "id": pl.String(),
@@ -82,17 +87,20 @@ class Found(NamedTuple):
     decision_id: str | None = None
     """Of the shadow log."""
     reported: tuple[Outcome, ...] = ()
-    """Outcomes that the log has of it, oldest first; kept beside the labels, never mixed with them."""
+    """Outcomes that the log has of it, oldest first; kept beside the labels, never mixed with
+    them."""
     redecide: Callable[[Scenario], AgentAction] | None = None
     """The agent's answer to a variant of the scenario; None: the recorded control stands."""
 
 
 @dataclass(frozen=True, eq=False)
 class ScenarioSet:
-    """Scenarios in order: real rows by (as_of, symbol), then synthetic ones by parent. Arrays of shape (N,).
+    """Scenarios in order: real rows by (as_of, symbol), then synthetic ones by parent. Arrays of
+    shape (N,).
 
-    table : columns of `SCHEMA`. `scenario` and `control` (what the agent did; null when it never said) are canonical
-        JSON, `id` is the hash of the former, `parent` a row number (a real row's own), `synthetic` null for real rows.
+    table : columns of `SCHEMA`. `scenario` and `control` (what the agent did; null when it never
+        said) are canonical JSON, `id` is the hash of the former, `parent` a row number (a real
+        row's own), `synthetic` null for real rows.
     reported : outcomes of the shadow log by row, as JSON; empty for history.
     """
 
@@ -105,9 +113,13 @@ class ScenarioSet:
         try:
             table, reported = (pl.read_parquet(artifact / name) for name in (TABLE, REPORTED))
         except (pl.exceptions.PolarsError, OSError) as error:
-            raise ScenarioError(f"{artifact.path}: {str(error).splitlines()[0]}: remove it and build again") from error
+            raise ScenarioError(
+                f"{artifact.path}: {str(error).splitlines()[0]}: remove it and build again"
+            ) from error
         if dict(table.schema) != SCHEMA or not len(table):
-            raise ScenarioError(f"{artifact / TABLE} has other columns, or no rows: remove it and build again")
+            raise ScenarioError(
+                f"{artifact / TABLE} has other columns, or no rows: remove it and build again"
+            )
         return cls(table, reported)
 
     def __len__(self) -> int:
@@ -120,7 +132,8 @@ class ScenarioSet:
 
     @cached_property
     def ends_at(self) -> Times:
-        """When the longest outcome is known: as_of + one bar + six hours, in the bars that label it."""
+        """When the longest outcome is known: as_of + one bar + six hours, in the bars that label
+        it."""
         return self.table["ends_at"].to_numpy()
 
     @cached_property
@@ -156,7 +169,10 @@ class ScenarioSet:
 
     def controls(self) -> list[AgentAction | None]:
         """What the agent did in each; None when it never said."""
-        return [None if text is None else AgentAction.from_json(json.loads(text)) for text in self.table["control"]]
+        return [
+            None if text is None else AgentAction.from_json(json.loads(text))
+            for text in self.table["control"]
+        ]
 
     def features(self) -> NDArray[np.float64]:
         """(N, len(FEATURE_NAMES)) by `app.domain.features`; NaN where not known."""
@@ -181,8 +197,9 @@ def build_scenarios(
 ) -> dict[str, Any]:
     """Write the table of real scenarios and their variants, and return facts.
 
-    `found` may come in any order; a scenario that appears twice is taken once. `excluded` counts by reason what was
-    left out before. `label_seconds` is the length of the longest bars that will label them.
+    `found` may come in any order; a scenario that appears twice is taken once. `excluded` counts by
+    reason what was left out before. `label_seconds` is the length of the longest bars that will
+    label them.
 
     Raises
     ------
@@ -191,10 +208,15 @@ def build_scenarios(
     left_out = Counter(excluded)
     unique = {one.scenario.hash(): one for one in reversed(found)}
     left_out["duplicate"] += len(found) - len(unique)
-    ids = sorted(unique, key=lambda key: (_second(unique[key].scenario), unique[key].scenario.candidate.symbol, key))
+    ids = sorted(
+        unique,
+        key=lambda key: (_second(unique[key].scenario), unique[key].scenario.candidate.symbol, key),
+    )
     real = [unique[key] for key in ids]
     as_of = np.array([_second(one.scenario) for one in real], dtype=np.int64)
-    reach = [label_reach(max(label_seconds, math.ceil(one.scenario.market.bar_seconds))) for one in real]
+    reach = [
+        label_reach(max(label_seconds, math.ceil(one.scenario.market.bar_seconds))) for one in real
+    ]
     ends_at = as_of + np.array(reach, dtype=np.int64)
     split = splits(as_of, ends_at, config)
     symbols = [one.scenario.candidate.symbol for one in real]
@@ -209,7 +231,8 @@ def build_scenarios(
     parents = np.array([row["parent"] for row in rows], dtype=np.int64)
     weights = uniqueness(np.array(symbols, dtype=np.str_), as_of, ends_at) / (1 + copies)
     table = pl.DataFrame(rows, schema_overrides=SCHEMA).with_columns(
-        # A variant that was shifted within its bar enters with the bar after it: the parent's reach has that bar.
+        # A variant that was shifted within its bar enters with the bar after it: the parent's reach
+        # has that bar.
         ends_at=pl.Series(ends_at[parents]),
         weight=pl.Series(weights[parents]),
         split=pl.Series(split[parents].tolist(), dtype=pl.String()),
@@ -221,7 +244,8 @@ def build_scenarios(
 
 
 def label_reach(bar_seconds: int) -> int:
-    """Seconds from a decision to the end of its longest outcome: the wait for the next bar, and six hours of bars."""
+    """Seconds from a decision to the end of its longest outcome: the wait for the next bar, and six
+    hours of bars."""
     return bar_seconds * (1 + -(-TIME_EXIT_S // bar_seconds))
 
 
@@ -233,7 +257,8 @@ def evenly(count: int, limit: int | None) -> NDArray[np.int64]:
 
 
 def uniqueness(symbols: NDArray[np.str_], as_of: Times, ends_at: Times) -> NDArray[np.float64]:
-    """Average uniqueness of each label among those of its symbol, exactly, in continuous time. Shape (N,), (0, 1]."""
+    """Average uniqueness of each label among those of its symbol, exactly, in continuous time.
+    Shape (N,), (0, 1]."""
     weights = np.empty(len(as_of))
     for symbol in np.unique(symbols):
         mine = np.flatnonzero(symbols == symbol)
@@ -250,17 +275,20 @@ def uniqueness(symbols: NDArray[np.str_], as_of: Times, ends_at: Times) -> NDArr
 
 
 def splits(as_of: Times, ends_at: Times, config: ScenariosConfig) -> NDArray[np.str_]:
-    """`train`, `validate` or `purged` for real rows in order of time; all `held_out` in the held-out period.
+    """`train`, `validate` or `purged` for real rows in order of time; all `held_out` in the
+    held-out period.
 
-    Validation begins with `validate_from`, or with the last fifth of rows. A training row's label ends `embargo_hours`
-    or more before that: those that end later are purged.
+    Validation begins with `validate_from`, or with the last fifth of rows. A training row's label
+    ends `embargo_hours` or more before that: those that end later are purged.
 
     Raises
     ------
     ScenarioError : no rows, none to train on, or none to validate on.
     """
     if not len(as_of):
-        raise ScenarioError("no scenarios: widen since and until, name more symbols, or bring more bars")
+        raise ScenarioError(
+            "no scenarios: widen since and until, name more symbols, or bring more bars"
+        )
     if isinstance(config, HeldOutConfig):
         return np.full(len(as_of), HELD_OUT)
     if config.validate_from is not None:
@@ -271,8 +299,11 @@ def splits(as_of: Times, ends_at: Times, config: ScenariosConfig) -> NDArray[np.
     early = np.flatnonzero(as_of < cut)
     late = np.flatnonzero(as_of >= cut)
     split[early] = TRAIN
-    # The embargo lies between the end of a label and the first validation row: lengthen the earlier window.
-    split[early[overlapping(early, late, as_of, ends_at + round(config.embargo_hours * 3600))]] = PURGED
+    # The embargo lies between the end of a label and the first validation row: lengthen the earlier
+    # window.
+    split[early[overlapping(early, late, as_of, ends_at + round(config.embargo_hours * 3600))]] = (
+        PURGED
+    )
     for name, key in ((TRAIN, "move validate_from on"), (VALIDATE, "move validate_from back")):
         if not (split == name).any():
             raise ScenarioError(
@@ -317,7 +348,11 @@ def _is_default(candidate: dict[str, Any], name: str) -> bool:
 
 def _facts(table: pl.DataFrame, left_out: Counter[str]) -> dict[str, Any]:
     real = table.filter(pl.col("synthetic").is_null())
-    by_year = real.group_by("symbol", pl.from_epoch("as_of").dt.year().alias("year")).len().sort("symbol", "year")
+    by_year = (
+        real.group_by("symbol", pl.from_epoch("as_of").dt.year().alias("year"))
+        .len()
+        .sort("symbol", "year")
+    )
     per_year: dict[str, dict[str, int]] = {}
     for symbol, year, count in by_year.iter_rows():
         per_year.setdefault(symbol, {})[str(year)] = count
@@ -327,15 +362,20 @@ def _facts(table: pl.DataFrame, left_out: Counter[str]) -> dict[str, Any]:
     return {
         "scenarios": len(table),
         "real": len(real),
-        "splits": {name: int((real["split"] == name).sum()) for name in (TRAIN, VALIDATE, PURGED, HELD_OUT)},
+        "splits": {
+            name: int((real["split"] == name).sum()) for name in (TRAIN, VALIDATE, PURGED, HELD_OUT)
+        },
         "synthetic": dict(kinds.iter_rows()),
         "per_symbol_year": per_year,
         "from": int(real["as_of"].min()),  # type: ignore[arg-type]
         "to": int(real["as_of"].max()),  # type: ignore[arg-type]
         "mean_uniqueness": round(float(table["weight"].sum()) / len(real), 4),
         "controls": len(controls),
-        # An agent that never approves compares with "always reject": say so before anybody reads an agreement rate.
+        # An agent that never approves compares with "always reject": say so before anybody reads an
+        # agreement rate.
         "control_approvals": sum(controls),
-        "possible_defaults": {name: sum(_is_default(each, name) for each in parsed) for name in DEFAULTS},
+        "possible_defaults": {
+            name: sum(_is_default(each, name) for each in parsed) for name in DEFAULTS
+        },
         "excluded": {reason: count for reason, count in sorted(left_out.items()) if count},
     }

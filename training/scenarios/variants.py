@@ -1,8 +1,9 @@
-"""Synthetic variants of a scenario: small changes after which the right action should be much the same.
+"""Synthetic variants of a scenario: small changes after which the right action should be much the
+same.
 
-Each keeps every guarantee of a scenario: it validates, and nothing in it is later than its `as_of`. They are marked,
-follow their parent's split and weight, and never enter evaluation. Labels are of the variant itself: one that was
-shifted is decided later, so that it may enter a bar later.
+Each keeps every guarantee of a scenario: it validates, and nothing in it is later than its `as_of`.
+They are marked, follow their parent's split and weight, and never enter evaluation. Labels are of
+the variant itself: one that was shifted is decided later, so that it may enter a bar later.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ DROP_PROBABILITY = 0.25
 PRICES = ("entry", "stop")
 AGES = ("fear_greed_age_s", "btc_dominance_age_s")
 _OPTIONAL = tuple(
-    name for name, field in Candidate.model_fields.items() if not field.is_required() and field.default is None
+    name
+    for name, field in Candidate.model_fields.items()
+    if not field.is_required() and field.default is None
 )
 
 Source = np.random.Generator
@@ -40,7 +43,8 @@ class Kind(StrEnum):
 
 
 def variants(scenario: Scenario, count: int, source: Source) -> list[tuple[Kind, Scenario]]:
-    """At most `count` variants of different kinds, drawn at random among those that apply; in the order of `Kind`."""
+    """At most `count` variants of different kinds, drawn at random among those that apply; in the
+    order of `Kind`."""
     kinds = source.permutation(len(Kind))
     made: list[tuple[Kind, Scenario]] = []
     for place in kinds:
@@ -52,11 +56,16 @@ def variants(scenario: Scenario, count: int, source: Source) -> list[tuple[Kind,
 
 
 def noise(scenario: Scenario, source: Source) -> Document | None:
-    """The price read elsewhere between bid and ask: last close, entry, stop and targets move by the same fraction.
+    """The price read elsewhere between bid and ask: last close, entry, stop and targets move by the
+    same fraction.
 
     At most half the spread either way; without a spread the reference agent's assumption counts.
     """
-    bps = ASSUMED_SPREAD_BPS if scenario.candidate.spread_bps is None else scenario.candidate.spread_bps
+    bps = (
+        ASSUMED_SPREAD_BPS
+        if scenario.candidate.spread_bps is None
+        else scenario.candidate.spread_bps
+    )
     if bps == 0:
         return None
     factor = 1 + source.uniform(-1, 1) * min(bps, 100.0) / 20_000
@@ -70,8 +79,13 @@ def noise(scenario: Scenario, source: Source) -> Document | None:
 
 
 def shift(scenario: Scenario, source: Source) -> Document | None:
-    """The same knowledge decided upon later, before the next bar closes: time, session and ages move on."""
-    left = scenario.market.bar_closed_at.timestamp() + scenario.market.bar_seconds - scenario.as_of.timestamp()
+    """The same knowledge decided upon later, before the next bar closes: time, session and ages
+    move on."""
+    left = (
+        scenario.market.bar_closed_at.timestamp()
+        + scenario.market.bar_seconds
+        - scenario.as_of.timestamp()
+    )
     if left < 2:
         return None
     seconds = int(source.integers(1, int(left)))
@@ -84,7 +98,9 @@ def shift(scenario: Scenario, source: Source) -> Document | None:
         if candidate[name] is not None:
             candidate[name] += seconds
     if candidate["time_to_news_minutes"] is not None:
-        candidate["time_to_news_minutes"] = max(candidate["time_to_news_minutes"] - seconds / 60, 0.0)
+        candidate["time_to_news_minutes"] = max(
+            candidate["time_to_news_minutes"] - seconds / 60, 0.0
+        )
     if document["account"]["seconds_since_loss"] is not None:
         document["account"]["seconds_since_loss"] += seconds
     document["ages"] = {name: age + seconds for name, age in document["ages"].items()}
@@ -92,11 +108,14 @@ def shift(scenario: Scenario, source: Source) -> Document | None:
 
 
 def dropped(scenario: Scenario, source: Source) -> Document | None:
-    """Optional fields of the candidate that were not known: each with probability 0.25, at least one."""
+    """Optional fields of the candidate that were not known: each with probability 0.25, at least
+    one."""
     known = [name for name in _OPTIONAL if getattr(scenario.candidate, name) is not None]
     if not known:
         return None
-    gone = [name for name in known if source.random() < DROP_PROBABILITY] or [str(source.choice(known))]
+    gone = [name for name in known if source.random() < DROP_PROBABILITY] or [
+        str(source.choice(known))
+    ]
     document = scenario.as_json()
     for name in gone:
         document["candidate"][name] = None

@@ -1,4 +1,5 @@
-"""Which source files a module leads to: its own and those that it imports, within what decides a model's results."""
+"""Which source files a module leads to: its own and those that it imports, within what decides a
+model's results."""
 
 from __future__ import annotations
 
@@ -10,13 +11,20 @@ from pathlib import Path
 
 PACKAGES = ("training", "app.domain", "app.policy")
 WITHOUT = frozenset(
-    {"training.config.learning", "training.config.judging", "training.stages.store", "training.stages.key"}
+    {
+        "training.config.learning",
+        "training.config.judging",
+        "training.stages.store",
+        "training.stages.key",
+    }
 )
-"""Settings enter an artefact's key by value, and how it is kept says nothing about what it holds."""
+"""Settings enter an artefact's key by value, and how it is kept says nothing about what it
+holds."""
 
 
 def sources_of(modules: Iterable[str]) -> list[Path]:
-    """Files of the modules and of all they import, directly or not, inside functions too; sorted by name."""
+    """Files of the modules and of all they import, directly or not, inside functions too; sorted by
+    name."""
     found: set[str] = set()
     left = [*modules]
     while left:
@@ -34,7 +42,8 @@ def _imported(module: str) -> tuple[str, ...]:
 
 
 def _named(node: ast.AST) -> Iterator[str]:
-    """Modules that an import may mean: `from package import name` may name a module or what is in one."""
+    """Modules that an import may mean: `from package import name` may name a module or what is in
+    one."""
     if isinstance(node, ast.Import):
         yield from (alias.name for alias in node.names)
     elif isinstance(node, ast.ImportFrom) and node.module:

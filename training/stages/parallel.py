@@ -20,12 +20,15 @@ class BackendMissing(AdvisorError):
 
 
 def over(
-    function: Callable[[Thing], Result], things: Iterable[Thing], workers: int, backend: str = "processes"
+    function: Callable[[Thing], Result],
+    things: Iterable[Thing],
+    workers: int,
+    backend: str = "processes",
 ) -> list[Result]:
     """Results in order. `function` and `things` must pickle unless there is one worker.
 
-    `backend` is `processes`, or `ray`: tasks on the cluster that Ray is connected to (RAY_ADDRESS), or on a local one.
-    Raises `BackendMissing`.
+    `backend` is `processes`, or `ray`: tasks on the cluster that Ray is connected to (RAY_ADDRESS),
+    or on a local one. Raises `BackendMissing`.
     """
     with _chosen(backend):
         return list(Parallel(n_jobs=workers)(delayed(function)(thing) for thing in things))
@@ -35,7 +38,9 @@ def _chosen(backend: str) -> AbstractContextManager[Any]:
     if backend != "ray":
         return nullcontext()
     if find_spec("ray") is None:
-        raise BackendMissing('Ray is not installed: pip install "shadow-advisor[ray]", or set evaluate.backend')
+        raise BackendMissing(
+            'Ray is not installed: pip install "shadow-advisor[ray]", or set evaluate.backend'
+        )
     from ray.util.joblib import register_ray
 
     register_ray()

@@ -1,8 +1,9 @@
 """Artefacts: what a stage leaves behind. Immutable folders, the manifest written last.
 
-A stage's folder is named by the hash of everything that it depends on: its configuration, the artefacts it reads, the
-code, and the prompt, action space and feature schema. So a finished stage is found again, a changed one is built anew,
-and a kill at any moment leaves nothing that looks finished.
+A stage's folder is named by the hash of everything that it depends on: its configuration, the
+artefacts it reads, the code, and the prompt, action space and feature schema. So a finished stage
+is found again, a changed one is built anew, and a kill at any moment leaves nothing that looks
+finished.
 """
 
 from __future__ import annotations
@@ -48,16 +49,21 @@ class Artifact:
 
         Raises
         ------
-        ArtifactError : no manifest (the stage did not finish), another stage, a file is absent, truncated or changed.
+        ArtifactError : no manifest (the stage did not finish), another stage, a file is absent,
+            truncated or changed.
         """
         try:
             manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
             files = dict(manifest["files"])
             found = manifest["stage"]
         except FileNotFoundError as error:
-            raise ArtifactError(f"{path} holds no finished artefact (no {MANIFEST}): build it again") from error
+            raise ArtifactError(
+                f"{path} holds no finished artefact (no {MANIFEST}): build it again"
+            ) from error
         except (ValueError, KeyError, TypeError) as error:
-            raise ArtifactError(f"{path / MANIFEST} is no manifest: remove the folder and build it again") from error
+            raise ArtifactError(
+                f"{path / MANIFEST} is no manifest: remove the folder and build it again"
+            ) from error
         if stage is not None and found != stage:
             raise ArtifactError(f"{path} is an artefact of stage {found!r}, wanted is {stage!r}")
         for name, expected in files.items():
@@ -70,7 +76,8 @@ class Artifact:
 
     @property
     def hash(self) -> str:
-        """Content hash: stage, key and every file. The same data, code, configuration and seed give the same hash."""
+        """Content hash: stage, key and every file. The same data, code, configuration and seed give
+        the same hash."""
         return content_hash({name: self.manifest[name] for name in ("stage", "key", "files")})
 
     @property
@@ -105,13 +112,19 @@ class Workshop:
         self._tell = tell
 
     def stage(
-        self, name: str, config: Any, inputs: Mapping[str, Artifact], build: Build, code: Sequence[ModuleType] = ()
+        self,
+        name: str,
+        config: Any,
+        inputs: Mapping[str, Artifact],
+        build: Build,
+        code: Sequence[ModuleType] = (),
     ) -> Artifact:
         """The artefact of a stage: found when it is finished, else built.
 
-        `config` is JSON-like or a pydantic model: whatever the result depends on besides `inputs` and the code. `code`
-        names the modules that do the work: with `build` itself and all that they import, they are the code that the
-        artefact depends on. So a change of the report retrains nothing.
+        `config` is JSON-like or a pydantic model: whatever the result depends on besides `inputs`
+        and the code. `code` names the modules that do the work: with `build` itself and all that
+        they import, they are the code that the artefact depends on. So a change of the report
+        retrains nothing.
         """
         plain = config.model_dump(mode="json") if hasattr(config, "model_dump") else config
         depends = {
@@ -131,15 +144,23 @@ class Workshop:
         self._build(target, name, key, depends, build)
         return Artifact.open(target, name)
 
-    def _build(self, target: Path, name: str, key: str, depends: dict[str, Any], build: Build) -> None:
+    def _build(
+        self, target: Path, name: str, key: str, depends: dict[str, Any], build: Build
+    ) -> None:
         self.root.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=self.root))
         try:
             wall, cpu = time.monotonic(), time.process_time()
             facts = dict(build(work))
-            cost = {"wall_s": round(time.monotonic() - wall, 3), "cpu_s": round(time.process_time() - cpu, 3)}
+            cost = {
+                "wall_s": round(time.monotonic() - wall, 3),
+                "cpu_s": round(time.process_time() - cpu, 3),
+            }
             files = {
-                path.relative_to(work).as_posix(): {"bytes": path.stat().st_size, "hash": file_hash(path)}
+                path.relative_to(work).as_posix(): {
+                    "bytes": path.stat().st_size,
+                    "hash": file_hash(path),
+                }
                 for path in sorted(work.rglob("*"))
                 if path.is_file()
             }
@@ -153,7 +174,9 @@ class Workshop:
                 "created_at": datetime.now(UTC).isoformat(),
             }
             draft = work / f".{MANIFEST}"
-            draft.write_text(json.dumps(manifest, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+            draft.write_text(
+                json.dumps(manifest, indent=2, allow_nan=False) + "\n", encoding="utf-8"
+            )
             _sync(draft)
             draft.rename(work / MANIFEST)
             work.chmod(0o755)
@@ -165,9 +188,11 @@ class Workshop:
 
 
 def code_hash(build: Build, modules: Sequence[ModuleType]) -> str:
-    """Content hash of what makes an artefact: the text of `build`, and of all modules that `modules` lead to."""
+    """Content hash of what makes an artefact: the text of `build`, and of all modules that
+    `modules` lead to."""
     sources = {
-        f"{path.parent.name}/{path.name}": file_hash(path) for path in sources_of(each.__name__ for each in modules)
+        f"{path.parent.name}/{path.name}": file_hash(path)
+        for path in sources_of(each.__name__ for each in modules)
     }
     return content_hash({"build": inspect.getsource(build), "sources": sources})
 

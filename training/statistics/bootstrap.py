@@ -1,7 +1,8 @@
-"""How sure are we? Bootstrap intervals, tests over many arms, corrections for having tried many things.
+"""How sure are we? Bootstrap intervals, tests over many arms, corrections for having tried many
+things.
 
-Series are ordered in time and may be dependent. A question without an answer (no rows, constant values) gives None and
-the reason, never NaN. A seed makes everything repeatable.
+Series are ordered in time and may be dependent. A question without an answer (no rows, constant
+values) gives None and the reason, never NaN. A seed makes everything repeatable.
 """
 
 from __future__ import annotations
@@ -29,9 +30,11 @@ _FEW = 20
 _CELLS = 2_000_000
 """Resampled values held at once: bounds memory."""
 _UNVARIED = 0.01
-"""Share of bootstrap samples that may be constant. With more, most rows are alike, and quantiles of t mean nothing."""
+"""Share of bootstrap samples that may be constant. With more, most rows are alike, and quantiles of
+t mean nothing."""
 _SAME = 1e-12
-"""Values nearer than this to each other are one value with rounding: returns and R are of the order of 1e-4 to 10."""
+"""Values nearer than this to each other are one value with rounding: returns and R are of the order
+of 1e-4 to 10."""
 
 
 class StatisticsError(AdvisorError):
@@ -65,14 +68,17 @@ def require_finite(values: Floats, what: str) -> None:
     bad = ~np.isfinite(values)
     if bad.any():
         raise StatisticsError(
-            f"{what}: {int(bad.sum())} of {values.size} values are not finite: leave those rows out, and count them"
+            f"{what}: {int(bad.sum())} of {values.size} values are not finite: leave those rows"
+            " out, and count them"
         )
 
 
 def block_length(values: Floats) -> float:
-    """Mean block length that suits the stationary bootstrap of the mean of `values` (N,), at least 1, at most N / 4.
+    """Mean block length that suits the stationary bootstrap of the mean of `values` (N,), at least
+    1, at most N / 4.
 
-    Politis & White 2004, section 3.2, as corrected by Patton, Politis & White 2009 (`arch.optimal_block_length`).
+    Politis & White 2004, section 3.2, as corrected by Patton, Politis & White 2009
+    (`arch.optimal_block_length`).
     """
     if len(values) < _FEW or is_constant(values):
         return 1.0
@@ -86,8 +92,8 @@ def block_length(values: Floats) -> float:
 def resample(n: int, block: float, draws: int, source: np.random.Generator) -> Rows:
     """Indices of `draws` stationary bootstrap samples of n rows: (draws, n).
 
-    Politis & Romano 1994, section 2: blocks begin anywhere, their lengths are geometric with mean `block`, and the
-    series wraps around.
+    Politis & Romano 1994, section 2: blocks begin anywhere, their lengths are geometric with mean
+    `block`, and the series wraps around.
     """
     begins = source.random((draws, n), dtype=np.float32) < 1 / block
     begins[:, 0] = True
@@ -100,7 +106,8 @@ def resample(n: int, block: float, draws: int, source: np.random.Generator) -> R
 
 
 def resamples(n: int, block: float, draws: int, seed: int, columns: int = 1) -> Iterator[Rows]:
-    """`resample` in parts that fit into memory with so many columns of data; `draws` rows in all."""
+    """`resample` in parts that fit into memory with so many columns of data; `draws` rows in
+    all."""
     source = np.random.default_rng(seed)
     part = max(1, min(draws, _CELLS // (n * columns)))
     for begin in range(0, draws, part):
@@ -120,11 +127,14 @@ def interval(
 
     Parameters
     ----------
-    data : (N,) or (N, K), rows in order of time; K columns are resampled together, so that pairs stay pairs.
-    statistic : from samples (draws, N) or (draws, N, K) to values (draws,); not finite where it is not defined.
+    data : (N,) or (N, K), rows in order of time; K columns are resampled together, so that pairs
+        stay pairs.
+    statistic : from samples (draws, N) or (draws, N, K) to values (draws,); not finite where it is
+        not defined.
     block : mean block length; None chooses it from the first column.
 
-    Draws where the statistic is not defined are left out; when they are more than 5 % there is no interval.
+    Draws where the statistic is not defined are left out; when they are more than 5 % there is no
+    interval.
     """
     require_finite(data, "bootstrap")
     n = len(data)
@@ -134,7 +144,9 @@ def interval(
     if not math.isfinite(value):
         return none("not defined on these rows", n)
     block = block_length(data if data.ndim == 1 else data[:, 0]) if block is None else block
-    found = np.concatenate([statistic(data[rows]) for rows in resamples(n, block, draws, seed, data[0].size)])
+    found = np.concatenate(
+        [statistic(data[rows]) for rows in resamples(n, block, draws, seed, data[0].size)]
+    )
     found = found[np.isfinite(found)]
     if len(found) < 0.95 * draws:
         return Estimate(value, n=n, reason="not defined on more than 5 % of the bootstrap samples")
@@ -151,31 +163,41 @@ def mean_intervals(
     block: float | None = None,
     seed: int = 0,
 ) -> list[Estimate]:
-    """Two-sided intervals of the mean of each column, and one-sided p-values of "the mean is 0 or less".
+    """Two-sided intervals of the mean of each column, and one-sided p-values of "the mean is 0 or
+    less".
 
     Parameters
     ----------
     values : (N, K), rows in order of time. For paired differences, pass differences.
-    as_of : (N,) seconds since 1970 UTC; when given, whole days (UTC) are resampled: what happens on one day hangs
-        together, whatever the symbol. Else each row stands for itself.
-    block : mean number of days (rows) in a block; None takes the longest of those that suit the columns.
+    as_of : (N,) seconds since 1970 UTC; when given, whole days (UTC) are resampled: what happens on
+        one day hangs together, whatever the symbol. Else each row stands for itself.
+    block : mean number of days (rows) in a block; None takes the longest of those that suit the
+        columns.
 
-    The stationary bootstrap (Politis & Romano 1994) of the studentised mean (Efron & Tibshirani 1993, section 12.5):
-    trades are skewed, and percentile intervals of skewed means are too short on one side. Mean = sum of all / number of
-    all, a ratio over days; its standard error is the linearised one for independent days. Blocks carry the dependence
-    between days into the distribution of the studentised mean.
+    The stationary bootstrap (Politis & Romano 1994) of the studentised mean (Efron & Tibshirani
+    1993, section 12.5): trades are skewed, and percentile intervals of skewed means are too short
+    on one side. Mean = sum of all / number of all, a ratio over days; its standard error is the
+    linearised one for independent days. Blocks carry the dependence between days into the
+    distribution of the studentised mean.
     """
     require_finite(values, "means")
-    totals, counts = day_totals(values, as_of) if as_of is not None else (values, np.ones(len(values)))
+    totals, counts = (
+        day_totals(values, as_of) if as_of is not None else (values, np.ones(len(values)))
+    )
     n, days = len(values), len(counts)
     if days < 2:
-        return [none("fewer than two days" if as_of is not None else "fewer than two rows", n)] * values.shape[1]
+        return [
+            none("fewer than two days" if as_of is not None else "fewer than two rows", n)
+        ] * values.shape[1]
     means = totals.sum(0) / counts.sum()
     errors = np.sqrt(((totals - means * counts[:, None]) ** 2).sum(0)) / counts.sum()
     if block is None:
         block = max(block_length(column) for column in (totals / counts[:, None]).T)
     studentised = np.concatenate(
-        [_studentised(_times(rows), totals, counts, means) for rows in resamples(days, block, draws, seed)]
+        [
+            _studentised(_times(rows), totals, counts, means)
+            for rows in resamples(days, block, draws, seed)
+        ]
     )
     found = []
     for mean, error, column, t in zip(means, errors, values.T, studentised.T, strict=True):
@@ -187,14 +209,19 @@ def mean_intervals(
             continue
         high, low = np.quantile(t, [(1 - level) / 2, (1 + level) / 2])
         p = (1 + int((t >= mean / error).sum())) / (1 + draws)
-        found.append(Estimate(float(mean), float(mean - low * error), float(mean - high * error), n, p))
+        found.append(
+            Estimate(float(mean), float(mean - low * error), float(mean - high * error), n, p)
+        )
     return found
 
 
 def day_totals(values: Floats, as_of: Rows) -> tuple[Floats, Floats]:
-    """Sums of each column per day (D, K), and rows per day (D,). Days (UTC) without rows are left out."""
+    """Sums of each column per day (D, K), and rows per day (D,). Days (UTC) without rows are left
+    out."""
     days, position = np.unique(as_of // DAY_S, return_inverse=True)
-    totals = np.stack([np.bincount(position, column, len(days)).astype(np.float64) for column in values.T], axis=1)
+    totals = np.stack(
+        [np.bincount(position, column, len(days)).astype(np.float64) for column in values.T], axis=1
+    )
     return totals, np.bincount(position, minlength=len(days)).astype(np.float64)
 
 
@@ -206,7 +233,8 @@ def _times(rows: Rows) -> Floats:
 
 
 def _studentised(times: Floats, totals: Floats, counts: Floats, means: Floats) -> Floats:
-    """(draws, K): (mean of a sample - mean) / standard error in the sample; infinite where a sample does not vary."""
+    """(draws, K): (mean of a sample - mean) / standard error in the sample; infinite where a sample
+    does not vary."""
     number = (times @ counts)[:, None]
     sampled = (times @ totals) / number
     squares = (
@@ -216,11 +244,14 @@ def _studentised(times: Floats, totals: Floats, counts: Floats, means: Floats) -
     )
     error = np.sqrt(np.maximum(squares, 0)) / number
     far = sampled - means
-    return np.where(error > _SAME, far / np.where(error > _SAME, error, 1), np.where(far < 0, -np.inf, np.inf))
+    return np.where(
+        error > _SAME, far / np.where(error > _SAME, error, 1), np.where(far < 0, -np.inf, np.inf)
+    )
 
 
 class Spa(NamedTuple):
-    """p-values of "no arm beats the benchmark": consistent is the one to read, the others bound it."""
+    """p-values of "no arm beats the benchmark": consistent is the one to read, the others bound
+    it."""
 
     lower: float | None
     consistent: float | None
@@ -230,47 +261,71 @@ class Spa(NamedTuple):
 
 
 def superior_predictive_ability(
-    benchmark: Floats, arms: Floats, *, draws: int = DRAWS, block: float | None = None, seed: int = 0
+    benchmark: Floats,
+    arms: Floats,
+    *,
+    draws: int = DRAWS,
+    block: float | None = None,
+    seed: int = 0,
 ) -> Spa:
     """Hansen 2005, "A Test for Superior Predictive Ability", section 2.3 (`arch.bootstrap.SPA`).
 
-    benchmark : (N,) returns or R; arms : (N, K), the more the better. Arms equal to the benchmark tell nothing and are
-    left out.
+    benchmark : (N,) returns or R; arms : (N, K), the more the better. Arms equal to the benchmark
+    tell nothing and are left out.
     """
     require_finite(benchmark, "SPA benchmark")
     require_finite(arms, "SPA arms")
     varied = [k for k in range(arms.shape[1]) if not is_constant(arms[:, k] - benchmark)]
     if len(benchmark) < 8 or not varied:
-        return Spa(None, None, None, len(benchmark), "no arm differs from the benchmark on 8 rows or more")
+        return Spa(
+            None, None, None, len(benchmark), "no arm differs from the benchmark on 8 rows or more"
+        )
     block = max(block_length(arms[:, k] - benchmark) for k in varied) if block is None else block
     test = SPA(-benchmark, -arms[:, varied], block_size=math.ceil(block), reps=draws, seed=seed)
     test.compute()
-    lower, consistent, upper = (float(test.pvalues[name]) for name in ("lower", "consistent", "upper"))
+    lower, consistent, upper = (
+        float(test.pvalues[name]) for name in ("lower", "consistent", "upper")
+    )
     return Spa(lower, consistent, upper, len(benchmark))
 
 
 def model_confidence_set(
-    arms: Mapping[str, Floats], *, size: float = 0.05, draws: int = DRAWS, block: float | None = None, seed: int = 0
+    arms: Mapping[str, Floats],
+    *,
+    size: float = 0.05,
+    draws: int = DRAWS,
+    block: float | None = None,
+    seed: int = 0,
 ) -> dict[str, float]:
-    """p-value of each arm's being among the best; those above `size` form the set at confidence 1 - size.
+    """p-value of each arm's being among the best; those above `size` form the set at confidence 1 -
+    size.
 
-    Hansen, Lunde & Nason 2011, section 3.1.2, statistic T_R (`arch.bootstrap.MCS`). `arms` are (N,) each, the more
-    the better. Arms that are the same everywhere share a p-value.
+    Hansen, Lunde & Nason 2011, section 3.1.2, statistic T_R (`arch.bootstrap.MCS`). `arms` are (N,)
+    each, the more the better. Arms that are the same everywhere share a p-value.
     """
     names = list(arms)
     columns = np.stack([arms[name] for name in names], axis=1)
     require_finite(columns, "model confidence set")
-    twins = [next(j for j in range(k + 1) if is_constant(columns[:, j] - columns[:, k])) for k in range(len(names))]
-    # A constant distance to another arm is a certain ranking; the test, which divides by its variance, cannot take it.
+    twins = [
+        next(j for j in range(k + 1) if is_constant(columns[:, j] - columns[:, k]))
+        for k in range(len(names))
+    ]
+    # A constant distance to another arm is a certain ranking; the test, which divides by its
+    # variance, cannot take it.
     best = {
-        first: max((k for k in range(len(names)) if twins[k] == first), key=lambda k: columns[0, k]) for first in twins
+        first: max((k for k in range(len(names)) if twins[k] == first), key=lambda k: columns[0, k])
+        for first in twins
     }
     distinct = sorted(best.values())
     p_values = {distinct[0]: 1.0}
     if len(distinct) > 1:
         first = columns[:, distinct[0]]
-        block = max(block_length(columns[:, k] - first) for k in distinct) if block is None else block
-        test = MCS(-columns[:, distinct], size=size, reps=draws, block_size=math.ceil(block), seed=seed)
+        block = (
+            max(block_length(columns[:, k] - first) for k in distinct) if block is None else block
+        )
+        test = MCS(
+            -columns[:, distinct], size=size, reps=draws, block_size=math.ceil(block), seed=seed
+        )
         test.compute()
         p_values = {distinct[k]: float(p) for k, p in test.pvalues["Pvalue"].items()}
     found = {}
@@ -286,7 +341,8 @@ def is_same(one: Floats, other: Floats) -> bool:
 
 
 class DeflatedSharpe(NamedTuple):
-    """confidence : probability that the true Sharpe exceeds what the best of `trials` without skill would show."""
+    """confidence : probability that the true Sharpe exceeds what the best of `trials` without skill
+    would show."""
 
     confidence: float | None
     sharpe: float | None
@@ -297,38 +353,53 @@ class DeflatedSharpe(NamedTuple):
 
 
 def deflated_sharpe(returns: Floats, trial_sharpes: Sequence[float]) -> DeflatedSharpe:
-    """Bailey & López de Prado 2014, "The Deflated Sharpe Ratio", equations 1 (expected maximum) and 2.
+    """Bailey & López de Prado 2014, "The Deflated Sharpe Ratio", equations 1 (expected maximum) and
+    2.
 
-    returns : (T,) per period. trial_sharpes : Sharpe ratios per period of everything that was tried, this one too; with
-    one trial nothing is deflated, and the result is the probabilistic Sharpe ratio against 0.
+    returns : (T,) per period. trial_sharpes : Sharpe ratios per period of everything that was
+    tried, this one too; with one trial nothing is deflated, and the result is the probabilistic
+    Sharpe ratio against 0.
     """
     require_finite(returns, "returns")
     n = len(returns)
     if n < 3 or is_constant(returns):
-        return DeflatedSharpe(None, None, None, n, "constant returns have no Sharpe ratio" if n else "no returns")
+        return DeflatedSharpe(
+            None, None, None, n, "constant returns have no Sharpe ratio" if n else "no returns"
+        )
     centred = returns - returns.mean()
     deviation = float(np.sqrt((centred**2).mean()))
-    skew, kurtosis = float((centred**3).mean()) / deviation**3, float((centred**4).mean()) / deviation**4
+    skew, kurtosis = (
+        float((centred**3).mean()) / deviation**3,
+        float((centred**4).mean()) / deviation**4,
+    )
     sharpe = float(returns.mean() / returns.std(ddof=1))
     threshold = expected_maximum_sharpe(trial_sharpes)
     variance = 1 - skew * sharpe + (kurtosis - 1) / 4 * sharpe**2
     if variance <= 0:
-        return DeflatedSharpe(None, sharpe, threshold, n, "returns too skewed for the Sharpe ratio's standard error")
-    return DeflatedSharpe(float(ndtr((sharpe - threshold) * math.sqrt((n - 1) / variance))), sharpe, threshold, n)
+        return DeflatedSharpe(
+            None, sharpe, threshold, n, "returns too skewed for the Sharpe ratio's standard error"
+        )
+    return DeflatedSharpe(
+        float(ndtr((sharpe - threshold) * math.sqrt((n - 1) / variance))), sharpe, threshold, n
+    )
 
 
 def expected_maximum_sharpe(trial_sharpes: Sequence[float]) -> float:
-    """What the best of so many independent trials shows without skill (equation 1 there); 0 for one trial."""
+    """What the best of so many independent trials shows without skill (equation 1 there); 0 for one
+    trial."""
     trials = len(trial_sharpes)
     if trials < 2:
         return 0.0
-    likely = (1 - np.euler_gamma) * ndtri(1 - 1 / trials) + np.euler_gamma * ndtri(1 - 1 / (trials * math.e))
+    likely = (1 - np.euler_gamma) * ndtri(1 - 1 / trials) + np.euler_gamma * ndtri(
+        1 - 1 / (trials * math.e)
+    )
     return float(np.std(trial_sharpes, ddof=1) * likely)
 
 
 @dataclass(frozen=True, eq=False)
 class Overfitting:
-    """pbo : probability that the arm chosen in sample is below the median out of sample; logits (C,) of its ranks."""
+    """pbo : probability that the arm chosen in sample is below the median out of sample; logits
+    (C,) of its ranks."""
 
     pbo: float | None
     logits: Floats
@@ -336,18 +407,24 @@ class Overfitting:
 
 
 def probability_of_overfitting(returns: Floats, parts: int = 16) -> Overfitting:
-    """Combinatorially symmetric cross-validation: Bailey, Borwein, López de Prado & Zhu 2017, section 3.
+    """Combinatorially symmetric cross-validation: Bailey, Borwein, López de Prado & Zhu 2017,
+    section 3.
 
-    returns : (T, K) per period of K arms (configurations tried). The T rows are cut into `parts` consecutive parts
-    (an even number; rows left over at the start are not used); each half of them chooses by Sharpe, the other half
-    judges. An arm without variation in a half has a Sharpe of 0 there. Ties share the mean rank.
+    returns : (T, K) per period of K arms (configurations tried). The T rows are cut into `parts`
+    consecutive parts (an even number; rows left over at the start are not used); each half of them
+    chooses by Sharpe, the other half judges. An arm without variation in a half has a Sharpe of 0
+    there. Ties share the mean rank.
     """
     require_finite(returns, "returns")
     rows, arms = returns.shape
     if parts < 2 or parts % 2:
         raise StatisticsError(f"parts is {parts}: it must be even, 2 or more")
     if arms < 2 or rows < 2 * parts:
-        return Overfitting(None, np.empty(0), f"{arms} arms and {rows} rows: 2 arms and {2 * parts} rows are needed")
+        return Overfitting(
+            None,
+            np.empty(0),
+            f"{arms} arms and {rows} rows: 2 arms and {2 * parts} rows are needed",
+        )
     used = returns[rows % parts :].reshape(parts, -1, arms)
     chosen = np.zeros((math.comb(parts, parts // 2), parts))
     for row, members in enumerate(combinations(range(parts), parts // 2)):
@@ -373,7 +450,8 @@ def _sharpes(chosen: Floats, used: Floats, length: int) -> Floats:
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """Adjusted p-values of a family of tests: Holm 1979, step-down; reject those at or below the level."""
+    """Adjusted p-values of a family of tests: Holm 1979, step-down; reject those at or below the
+    level."""
     found, worst = {}, 0.0
     for place, (name, p) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
         worst = max(worst, min(1.0, p * (len(p_values) - place)))

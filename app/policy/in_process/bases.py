@@ -1,4 +1,5 @@
-"""Base models in memory, each once: versions over the same base share its weights and its thread."""
+"""Base models in memory, each once: versions over the same base share its weights and its
+thread."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ class _Held:
 
 
 class Bases:
-    """Counts who uses which base model. Models are loaded in threads and released on the event loop, hence the lock."""
+    """Counts who uses which base model. Models are loaded in threads and released on the event
+    loop, hence the lock."""
 
     def __init__(self) -> None:
         self._held: dict[str, _Held] = {}
@@ -37,7 +39,8 @@ class Bases:
             self._held[manifest_hash] = _Held(batcher, 1)
 
     def release(self, manifest_hash: str) -> bool:
-        """One user less. True when that was the last one: the model is forgotten, and its thread is to be ended."""
+        """One user less. True when that was the last one: the model is forgotten, and its thread is
+        to be ended."""
         with self._lock:
             held = self._held[manifest_hash]
             held.users -= 1

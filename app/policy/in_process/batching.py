@@ -1,7 +1,9 @@
-"""One model, one thread: what waits for it is read together, for all versions that are served over it.
+"""One model, one thread: what waits for it is read together, for all versions that are served over
+it.
 
-All bookkeeping happens on the event loop, so there are no locks; the thread does nothing but arithmetic.
-Decisions come before rationales: a rationale advances one step at a time, and only while no decision waits.
+All bookkeeping happens on the event loop, so there are no locks; the thread does nothing but
+arithmetic. Decisions come before rationales: a rationale advances one step at a time, and only
+while no decision waits.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ _log = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class Question:
-    """A decision that somebody waits for. `owner` is the policy that asks, `adapter` its version's."""
+    """A decision that somebody waits for. `owner` is the policy that asks, `adapter` its
+    version's."""
 
     ids: tuple[int, ...]
     deadline: float
@@ -53,20 +56,28 @@ class _Rationale:
     text: Continuation | None = field(default=None)
 
 
-def choose_batch(waiting: list[Question], now: float, row_seconds: float, max_batch: int) -> list[Question]:
-    """The requests to read next: the oldest, and those nearest to it in length, so that padding costs little.
+def choose_batch(
+    waiting: list[Question], now: float, row_seconds: float, max_batch: int
+) -> list[Question]:
+    """The requests to read next: the oldest, and those nearest to it in length, so that padding
+    costs little.
 
-    A batch takes about `row_seconds` for each row, so it holds no more rows than every member's deadline
-    leaves time for, and a request that would come late even alone does not go before one that would not:
-    under overload some are answered instead of none. One is always taken, so a wrong estimate mends itself.
+    A batch takes about `row_seconds` for each row, so it holds no more rows than every member's
+    deadline leaves time for, and a request that would come late even alone does not go before one
+    that would not: under overload some are answered instead of none. One is always taken, so a
+    wrong estimate mends itself.
     """
-    in_time = [question for question in waiting if question.deadline - now >= row_seconds] or waiting
+    in_time = [
+        question for question in waiting if question.deadline - now >= row_seconds
+    ] or waiting
     if not in_time:
         return []
     oldest, *others = in_time
     others.sort(key=lambda question: abs(len(question.ids) - len(oldest.ids)))
     batch = [oldest, *others[: max_batch - 1]]
-    while len(batch) > 1 and min(question.deadline for question in batch) - now < row_seconds * len(batch):
+    while len(batch) > 1 and min(question.deadline for question in batch) - now < row_seconds * len(
+        batch
+    ):
         batch.pop()
     return batch
 
@@ -77,10 +88,10 @@ class Batcher:
     Parameters
     ----------
     reader : the loaded model; from now on only this batcher may use it.
-    threads : torch's intra-op threads. The setting is global to the process: with several models the last one loaded
-        wins. One on a shared host, else the number of physical cores.
-    max_batch : most prompts in one forward pass. On a CPU a batch takes nearly as long as its rows one by
-        one, so a big one buys little throughput and delays everybody in it.
+    threads : torch's intra-op threads. The setting is global to the process: with several models
+        the last one loaded wins. One on a shared host, else the number of physical cores.
+    max_batch : most prompts in one forward pass. On a CPU a batch takes nearly as long as its rows
+        one by one, so a big one buys little throughput and delays everybody in it.
     max_queue : requests that may wait for each policy; one more abstains with OVERLOADED at once.
     observe : called with a name ("batch_size", "queue_depth", "label_mass") and a value.
     """
@@ -98,29 +109,38 @@ class Batcher:
         self._max_batch = max_batch
         self._max_queue = max_queue
         self._observe = observe or (lambda name, value: None)
-        self._thread = ThreadPoolExecutor(1, "policy", initializer=torch.set_num_threads, initargs=(threads,))
+        self._thread = ThreadPoolExecutor(
+            1, "policy", initializer=torch.set_num_threads, initargs=(threads,)
+        )
         self._waiting: list[Question] = []
         self._rationales: list[_Rationale] = []
         self._worker: asyncio.Task[None] | None = None
         self._row_seconds = 0.0
 
     def try_out(self, adapter: Adapter) -> None:
-        """Read an empty prompt with an adapter, blocking. Raises `ModelFileError` when that gives no numbers."""
+        """Read an empty prompt with an adapter, blocking. Raises `ModelFileError` when that gives
+        no numbers."""
         asked = self._thread.submit(self.reader.answer, [Ask(self.reader.encoder.tail, (adapter,))])
         try:
             [[reading]] = asked.result()
         except (RuntimeError, IndexError, AttributeError) as error:
             raise ModelFileError(f"the adapter does not run on its base model: {error}") from error
         if not all(math.isfinite(value) for value in reading):
-            raise ModelFileError("the adapter makes the base model say numbers that are not finite: train it again")
+            raise ModelFileError(
+                "the adapter makes the base model say numbers that are not finite: train it again"
+            )
 
-    async def decide(self, ids: tuple[int, ...], deadline: float, adapter: Adapter | None, owner: object) -> Reading:
-        """The labels after a prompt. Raises `PolicyAbstained`: OVERLOADED, DEADLINE, SHUTTING_DOWN, or
-        BACKEND_PROTOCOL when the model's numbers are not finite."""
+    async def decide(
+        self, ids: tuple[int, ...], deadline: float, adapter: Adapter | None, owner: object
+    ) -> Reading:
+        """The labels after a prompt. Raises `PolicyAbstained`: OVERLOADED, DEADLINE, SHUTTING_DOWN,
+        or BACKEND_PROTOCOL when the model's numbers are not finite."""
         waiting = sum(question.owner is owner for question in self._waiting)
         if waiting >= self._max_queue:
             raise PolicyAbstained(AbstainReason.OVERLOADED, f"{waiting} requests are waiting")
-        question = Question(ids, deadline, asyncio.get_running_loop().create_future(), adapter, owner)
+        question = Question(
+            ids, deadline, asyncio.get_running_loop().create_future(), adapter, owner
+        )
         self._waiting.append(question)
         self._observe("queue_depth", len(self._waiting))
         self._wake()
@@ -134,10 +154,15 @@ class Batcher:
                 self._waiting.remove(question)
 
     async def write(
-        self, ids: tuple[int, ...], user_tokens: int, deadline: float, adapter: Adapter | None, owner: object
+        self,
+        ids: tuple[int, ...],
+        user_tokens: int,
+        deadline: float,
+        adapter: Adapter | None,
+        owner: object,
     ) -> str | None:
-        """Sentences generated after a prompt whose first `user_tokens` ids are the user's; None when late, crowded
-        out, or not a sentence."""
+        """Sentences generated after a prompt whose first `user_tokens` ids are the user's; None
+        when late, crowded out, or not a sentence."""
         if len(self._rationales) >= MAX_RATIONALES:
             return None
         answer: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
@@ -154,7 +179,8 @@ class Batcher:
                 self._rationales.remove(rationale)
 
     def dismiss(self, owner: object) -> None:
-        """What a policy still waits for ends: its questions abstain with SHUTTING_DOWN, its rationales stay away."""
+        """What a policy still waits for ends: its questions abstain with SHUTTING_DOWN, its
+        rationales stay away."""
         for question in [question for question in self._waiting if question.owner is owner]:
             self._waiting.remove(question)
             if not question.answer.done():
@@ -163,7 +189,8 @@ class Batcher:
             self._finish(rationale, None)
 
     async def aclose(self) -> None:
-        """The pass under way is finished, then the thread ends. All policies must have been dismissed."""
+        """The pass under way is finished, then the thread ends. All policies must have been
+        dismissed."""
         if self._worker is not None and not self._worker.done():
             await asyncio.wait([self._worker])
         await asyncio.to_thread(self._thread.shutdown)
@@ -186,8 +213,8 @@ class Batcher:
                 await self._advance(self._rationales[0])
 
     def _next_batch(self) -> list[list[Question]]:
-        """Take the next prompts out of the queue, each with all questions about it: further versions cost little.
-        Requests past their deadline leave unanswered."""
+        """Take the next prompts out of the queue, each with all questions about it: further
+        versions cost little. Requests past their deadline leave unanswered."""
         now = time.monotonic()
         for question in [q for q in self._waiting if q.deadline <= now]:
             self._waiting.remove(question)
@@ -197,7 +224,9 @@ class Batcher:
         for question in self._waiting:
             prompts.setdefault(question.ids, []).append(question)
         firsts = [questions[0] for questions in prompts.values()]
-        batch = [prompts[q.ids] for q in choose_batch(firsts, now, self._row_seconds, self._max_batch)]
+        batch = [
+            prompts[q.ids] for q in choose_batch(firsts, now, self._row_seconds, self._max_batch)
+        ]
         taken = {question for questions in batch for question in questions}
         self._waiting = [question for question in self._waiting if question not in taken]
         if batch:
@@ -207,17 +236,24 @@ class Batcher:
 
     async def _read(self, batch: list[list[Question]]) -> None:
         """One pass, or two with several versions; equal questions share a reading."""
-        asks = [Ask(questions[0].ids, tuple(dict.fromkeys(q.adapter for q in questions))) for questions in batch]
+        asks = [
+            Ask(questions[0].ids, tuple(dict.fromkeys(q.adapter for q in questions)))
+            for questions in batch
+        ]
         began = time.monotonic()
         try:
-            found = await asyncio.get_running_loop().run_in_executor(self._thread, self.reader.answer, asks)
+            found = await asyncio.get_running_loop().run_in_executor(
+                self._thread, self.reader.answer, asks
+            )
         except Exception as error:  # a defect or memory: each caller gets it, the worker lives on
             for question in (question for questions in batch for question in questions):
                 if not question.answer.done():
                     question.answer.set_exception(error)
             return
         seconds = (time.monotonic() - began) / len(batch)
-        self._row_seconds += (seconds - self._row_seconds) * (_SMOOTHING if self._row_seconds else 1.0)
+        self._row_seconds += (seconds - self._row_seconds) * (
+            _SMOOTHING if self._row_seconds else 1.0
+        )
         for questions, ask, rows in zip(batch, asks, found, strict=True):
             by_adapter = dict(zip(ask.adapters, rows, strict=True))
             for question in questions:
@@ -226,7 +262,9 @@ class Batcher:
 
     def _answer(self, answer: asyncio.Future[Reading], row: tuple[float, ...]) -> None:
         if not all(math.isfinite(value) for value in row):
-            answer.set_exception(PolicyAbstained(AbstainReason.BACKEND_PROTOCOL, "log-probabilities are not finite"))
+            answer.set_exception(
+                PolicyAbstained(AbstainReason.BACKEND_PROTOCOL, "log-probabilities are not finite")
+            )
             return
         reading = Reading(log_probabilities=row)
         self._observe("label_mass", reading.label_mass)
@@ -237,14 +275,22 @@ class Batcher:
         loop = asyncio.get_running_loop()
         try:
             if rationale.text is None:
-                rationale.text = self.reader.begin(rationale.ids, rationale.adapter, rationale.user_tokens)
+                rationale.text = self.reader.begin(
+                    rationale.ids, rationale.adapter, rationale.user_tokens
+                )
             await loop.run_in_executor(self._thread, self.reader.advance, rationale.text)
-        except Exception:  # a rationale is an extra: its failure is logged, the decision stands without one
+        except (
+            Exception
+        ):  # a rationale is an extra: its failure is logged, the decision stands without one
             _log.exception("generating a rationale failed")
             self._finish(rationale, None)
             return
         written = self.reader.encoder.decode(rationale.text.generated)
-        if rationale.text.finished or len(rationale.text.generated) >= RATIONALE_TOKENS or is_complete(written):
+        if (
+            rationale.text.finished
+            or len(rationale.text.generated) >= RATIONALE_TOKENS
+            or is_complete(written)
+        ):
             self._finish(rationale, sentences(written))
 
     def _finish(self, rationale: _Rationale, text: str | None) -> None:

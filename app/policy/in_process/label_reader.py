@@ -1,12 +1,14 @@
-"""A causal language model on the CPU: label log-probabilities of a batch of prompts, and greedy text.
+"""A causal language model on the CPU: label log-probabilities of a batch of prompts, and greedy
+text.
 
-Synchronous and for one thread at a time; `Batcher` gives it a thread, training and calibration call it directly, so
-serving and training read labels through the same code.
+Synchronous and for one thread at a time; `Batcher` gives it a thread, training and calibration call
+it directly, so serving and training read labels through the same code.
 
-Several versions may be activated adapters over one base model. They change nothing before the prompt's tail, so one
-pass serves them all: each version has its own copy of the tail in it, on which its adapter works, and which sees head,
-user's text and itself. The keys and values of the user's text (the *trunk*) are the base model's; they are kept for a
-while, so that a version that is asked later, or for a rationale, reads no more than what follows them.
+Several versions may be activated adapters over one base model. They change nothing before the
+prompt's tail, so one pass serves them all: each version has its own copy of the tail in it, on
+which its adapter works, and which sees head, user's text and itself. The keys and values of the
+user's text (the *trunk*) are the base model's; they are kept for a while, so that a version that is
+asked later, or for a rationale, reads no more than what follows them.
 """
 
 from __future__ import annotations
@@ -30,9 +32,11 @@ from app.policy.encoding import PROMPT_TOKENS, PromptEncoder
 from app.policy.in_process.adapter import Adapter
 
 PREFILL_TOKENS = 32
-"""Tokens of a rationale's prompt that one step reads: about as long as a decision may have to wait for it."""
+"""Tokens of a rationale's prompt that one step reads: about as long as a decision may have to wait
+for it."""
 TRUNKS = 8
-"""User texts whose keys and values are kept, the latest: some 7 MB each for the small model and a usual prompt."""
+"""User texts whose keys and values are kept, the latest: some 7 MB each for the small model and a
+usual prompt."""
 
 LogProbabilities = tuple[float, ...]
 Trunk = list[tuple[torch.Tensor, torch.Tensor]]
@@ -40,7 +44,8 @@ Trunk = list[tuple[torch.Tensor, torch.Tensor]]
 
 
 class Ask(NamedTuple):
-    """One prompt for several versions: ids after the head, and each version's adapter; None is the base itself."""
+    """One prompt for several versions: ids after the head, and each version's adapter; None is the
+    base itself."""
 
     ids: tuple[int, ...]
     adapters: tuple[Adapter | None, ...]
@@ -59,7 +64,9 @@ class LabelReader:
         accepted = inspect.signature(model.forward).parameters
         missing = {"past_key_values", "logits_to_keep"} - accepted.keys()
         if missing:
-            raise ModelFileError(f"{type(model).__name__} takes no {' and no '.join(sorted(missing))}: not supported")
+            raise ModelFileError(
+                f"{type(model).__name__} takes no {' and no '.join(sorted(missing))}: not supported"
+            )
         self.model = model
         self.encoder = encoder
         self._label_ids = torch.tensor(encoder.label_ids)
@@ -80,11 +87,13 @@ class LabelReader:
 
     @classmethod
     def load(cls, directory: Path, limit: int = PROMPT_TOKENS) -> LabelReader:
-        """Load a Hugging Face causal LM directory from safetensors, in float32. Raises `ModelFileError`."""
+        """Load a Hugging Face causal LM directory from safetensors, in float32. Raises
+        `ModelFileError`."""
         return cls(load_model(directory), PromptEncoder.from_directory(directory, limit))
 
     def read(self, batch: Sequence[Sequence[int]]) -> list[LogProbabilities]:
-        """Log-probability (nats, over the whole vocabulary) of every label after each prompt, by the base model.
+        """Log-probability (nats, over the whole vocabulary) of every label after each prompt, by
+        the base model.
 
         Parameters
         ----------
@@ -99,16 +108,23 @@ class LabelReader:
     def answer(self, asks: Sequence[Ask]) -> list[list[LogProbabilities]]:
         """Log-probabilities of the labels after each prompt, by every version that was asked for.
 
-        What several versions have in common is computed once, and kept for the latest `TRUNKS` prompts. Models whose
-        layers do not keep the keys and values of every token (sliding windows) take a whole pass per version.
+        What several versions have in common is computed once, and kept for the latest `TRUNKS`
+        prompts. Models whose layers do not keep the keys and values of every token (sliding
+        windows) take a whole pass per version.
 
         Returns
         -------
         One list per ask, in the order of its adapters.
         """
         if not self._keeps_trunks or all(ask.adapters == (None,) for ask in asks):
-            return _grouped(self._whole_pass([(ask.ids, each) for ask in asks for each in ask.adapters]), asks)
-        known = {ask: self._trunks[self._user(ask.ids)] for ask in asks if self._user(ask.ids) in self._trunks}
+            return _grouped(
+                self._whole_pass([(ask.ids, each) for ask in asks for each in ask.adapters]), asks
+            )
+        known = {
+            ask: self._trunks[self._user(ask.ids)]
+            for ask in asks
+            if self._user(ask.ids) in self._trunks
+        }
         new = [ask for ask in asks if ask not in known]
         found: dict[Ask, list[LogProbabilities]] = {}
         if known:
@@ -118,9 +134,11 @@ class LabelReader:
             found.update(zip(new, self._joint_pass(new), strict=True))
         return [found[ask] for ask in asks]
 
-    def begin(self, ids: Sequence[int], adapter: Adapter | None = None, user_tokens: int = 0) -> Continuation:
-        """Start generating after head + `ids`; `advance` does the work. An adapter works on all but the first
-        `user_tokens` ids, so also on what is generated."""
+    def begin(
+        self, ids: Sequence[int], adapter: Adapter | None = None, user_tokens: int = 0
+    ) -> Continuation:
+        """Start generating after head + `ids`; `advance` does the work. An adapter works on all but
+        the first `user_tokens` ids, so also on what is generated."""
         text = Continuation(self._expanded_head(1), list(ids), adapter, user_tokens)
         trunk = self._trunks.get(tuple(ids[:user_tokens]))
         if trunk is not None:
@@ -129,13 +147,17 @@ class LabelReader:
         return text
 
     def advance(self, text: Continuation) -> None:
-        """One short step: read up to `PREFILL_TOKENS` more of the prompt, or generate one token, greedily."""
+        """One short step: read up to `PREFILL_TOKENS` more of the prompt, or generate one token,
+        greedily."""
         chunk, text.pending = text.pending[:PREFILL_TOKENS], text.pending[PREFILL_TOKENS:]
         adapted = torch.arange(min(text.user_tokens, len(chunk)), len(chunk))
         text.user_tokens = max(text.user_tokens - len(chunk), 0)
         with self._adapted([(text.adapter, adapted)]):
             output = self.model(
-                input_ids=torch.tensor([chunk]), past_key_values=text.cache, use_cache=True, logits_to_keep=1
+                input_ids=torch.tensor([chunk]),
+                past_key_values=text.cache,
+                use_cache=True,
+                logits_to_keep=1,
             )
         text.cache = output.past_key_values
         if text.pending:
@@ -147,7 +169,9 @@ class LabelReader:
         text.generated.append(token)
         text.pending = [token]
 
-    def _whole_pass(self, rows: Sequence[tuple[tuple[int, ...], Adapter | None]]) -> list[LogProbabilities]:
+    def _whole_pass(
+        self, rows: Sequence[tuple[tuple[int, ...], Adapter | None]]
+    ) -> list[LogProbabilities]:
         """Labels of prompts, each by one version, from the head's keys and values on.
 
         Rows are padded on the right: causal attention never looks there, so no mask is needed.
@@ -171,9 +195,11 @@ class LabelReader:
         return self._labels(output.logits[torch.arange(len(rows)), column])
 
     def _joint_pass(self, asks: Sequence[Ask]) -> list[list[LogProbabilities]]:
-        """Labels of prompts by all versions asked for, in one pass from the head's keys and values on; keeps trunks.
+        """Labels of prompts by all versions asked for, in one pass from the head's keys and values
+        on; keeps trunks.
 
-        A row is the user's text, padding, and a copy of the tail for each version, at the same columns in every row.
+        A row is the user's text, padding, and a copy of the tail for each version, at the same
+        columns in every row.
         """
         users = [self._user(ask.ids) for ask in asks]
         head, tail = len(self.encoder.head), len(self.encoder.tail)
@@ -181,7 +207,9 @@ class LabelReader:
         width = text + copies * tail
         lengths = torch.tensor([len(user) for user in users])
         tails = [*self.encoder.tail] * copies
-        rows = torch.tensor([[*user, *[self.encoder.tail[0]] * (text - len(user)), *tails] for user in users])
+        rows = torch.tensor(
+            [[*user, *[self.encoder.tail[0]] * (text - len(user)), *tails] for user in users]
+        )
         columns = torch.arange(width)
         copy_of = torch.where(columns < text, -1, (columns - text) // tail)  # -1: the user's text
         places = [
@@ -189,12 +217,15 @@ class LabelReader:
             for number, ask in enumerate(asks)
             for turn, adapter in enumerate(ask.adapters)
         ]
-        # A tail follows its own text, not the padding; every position sees the head, so none sees nothing.
+        # A tail follows its own text, not the padding; every position sees the head, so none sees
+        # nothing.
         in_tail = torch.where(copy_of >= 0, (columns - text) % tail, 0)
         positions = head + torch.where(copy_of >= 0, lengths[:, None] + in_tail, columns)
         same = (copy_of[None, :] == copy_of[:, None]) | (copy_of[None, :] == -1)
         real = (columns < lengths[:, None]) | (copy_of >= 0)  # (rows, width)
-        seen = (columns[None, :] <= columns[:, None]) & same & real[:, None, :]  # (rows, width, width)
+        seen = (
+            (columns[None, :] <= columns[:, None]) & same & real[:, None, :]
+        )  # (rows, width, width)
         mask = torch.zeros(len(asks), 1, width, head + width)
         mask[:, 0, :, head:].masked_fill_(~seen, torch.finfo(mask.dtype).min)
         with self._adapted(places):
@@ -211,9 +242,11 @@ class LabelReader:
         return [readings[n * copies : n * copies + len(ask.adapters)] for n, ask in enumerate(asks)]
 
     def _tail_pass(self, rows: Sequence[tuple[Trunk, Adapter | None]]) -> list[LogProbabilities]:
-        """Labels of prompts, each by one version, from the keys and values of head and user's text on.
+        """Labels of prompts, each by one version, from the keys and values of head and user's text
+        on.
 
-        Trunks differ in length: they are padded on the right and masked, and positions are counted without padding.
+        Trunks differ in length: they are padded on the right and masked, and positions are counted
+        without padding.
         """
         head, tail = len(self.encoder.head), len(self.encoder.tail)
         lengths = torch.tensor([trunk[0][0].shape[-2] for trunk, _ in rows])
@@ -221,7 +254,8 @@ class LabelReader:
         mask = torch.ones(len(rows), head + width + tail, dtype=torch.long)
         mask[:, head : head + width] = torch.arange(width) < lengths[:, None]
         places = [
-            (adapter, torch.arange(number * tail, (number + 1) * tail)) for number, (_, adapter) in enumerate(rows)
+            (adapter, torch.arange(number * tail, (number + 1) * tail))
+            for number, (_, adapter) in enumerate(rows)
         ]
         with self._adapted(places):
             output = self.model(
@@ -249,14 +283,15 @@ class LabelReader:
         for number, user in list(enumerate(users))[-TRUNKS:]:
             part = slice(begin, begin + len(user))
             self._trunks[user] = [
-                (layer.keys[number, :, part].clone(), layer.values[number, :, part].clone()) for layer in cache.layers
+                (layer.keys[number, :, part].clone(), layer.values[number, :, part].clone())
+                for layer in cache.layers
             ]
         while len(self._trunks) > TRUNKS:
             self._trunks.popitem(last=False)
 
     def _expanded_head(self, rows: int) -> Cache:
-        """The head's cache for `rows` prompts. Views where a layer replaces its tensors when it grows (it
-        then never writes into ours), else a deep copy."""
+        """The head's cache for `rows` prompts. Views where a layer replaces its tensors when it
+        grows (it then never writes into ours), else a deep copy."""
         layers = self._head.layers
         if any(type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers):
             copied = copy.deepcopy(self._head)
@@ -289,7 +324,8 @@ class LabelReader:
 
     @contextmanager
     def _adapted(self, places: Sequence[tuple[Adapter | None, torch.Tensor]]) -> Iterator[None]:
-        """Inference in which each adapter works on the given positions, counted through all rows of the pass."""
+        """Inference in which each adapter works on the given positions, counted through all rows of
+        the pass."""
         by_adapter: dict[Adapter, list[torch.Tensor]] = {}
         for adapter, positions in places:
             if adapter is not None and len(positions):
@@ -298,7 +334,9 @@ class LabelReader:
             for name in adapter.deltas.keys() - self._hooked:
                 self.model.get_submodule(name).register_forward_hook(self._hook(name))
                 self._hooked.add(name)
-        self._active.extend((adapter, torch.cat(positions)) for adapter, positions in by_adapter.items())
+        self._active.extend(
+            (adapter, torch.cat(positions)) for adapter, positions in by_adapter.items()
+        )
         try:
             with torch.inference_mode():
                 yield
@@ -306,24 +344,31 @@ class LabelReader:
             self._active.clear()
 
     def _hook(self, name: str) -> Callable[[Any, tuple[torch.Tensor, ...], torch.Tensor], None]:
-        """What adds the active adapters' terms to the output of the linear layer `name`, in place."""
-        active = self._active  # Not this reader: a model that is closed would wait for the garbage collector.
+        """What adds the active adapters' terms to the output of the linear layer `name`, in
+        place."""
+        active = (
+            self._active
+        )  # Not this reader: a model that is closed would wait for the garbage collector.
 
         def add(module: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
             for adapter, positions in active:
                 delta = adapter.deltas.get(name)
                 if delta is not None:
                     states = inputs[0].flatten(0, -2)[positions]
-                    output.view(-1, output.shape[-1]).index_add_(0, positions, states @ delta.down.T @ delta.up.T)
+                    output.view(-1, output.shape[-1]).index_add_(
+                        0, positions, states @ delta.down.T @ delta.up.T
+                    )
 
         return add
 
 
 class Continuation:
-    """Text under way: `pending` ids are not read yet, `generated` ones are the text so far. The adapter leaves the
-    next `user_tokens` of the pending ids alone."""
+    """Text under way: `pending` ids are not read yet, `generated` ones are the text so far. The
+    adapter leaves the next `user_tokens` of the pending ids alone."""
 
-    def __init__(self, cache: Cache, pending: list[int], adapter: Adapter | None = None, user_tokens: int = 0):
+    def __init__(
+        self, cache: Cache, pending: list[int], adapter: Adapter | None = None, user_tokens: int = 0
+    ):
         self.cache = cache
         self.pending = pending
         self.adapter = adapter
@@ -345,11 +390,15 @@ def load_model(directory: Path) -> Any:
             trust_remote_code=False,
         )
     except (OSError, ValueError, RuntimeError) as error:
-        raise ModelFileError(f"{directory} holds no usable causal language model: {error}") from error
+        raise ModelFileError(
+            f"{directory} holds no usable causal language model: {error}"
+        ) from error
     return model.eval()
 
 
-def _grouped(readings: Sequence[LogProbabilities], asks: Sequence[Ask]) -> list[list[LogProbabilities]]:
+def _grouped(
+    readings: Sequence[LogProbabilities], asks: Sequence[Ask]
+) -> list[list[LogProbabilities]]:
     """One flat list of readings, cut into one list per ask."""
     remaining = iter(readings)
     return [list(islice(remaining, len(ask.adapters))) for ask in asks]

@@ -1,4 +1,5 @@
-"""Loading versions into this process: whole models, activated adapters over a shared base, and merged adapters."""
+"""Loading versions into this process: whole models, activated adapters over a shared base, and
+merged adapters."""
 
 from __future__ import annotations
 
@@ -44,14 +45,20 @@ class InProcess:
         if registry is None:
             manifest = load_manifest(directory)
         else:
-            manifest = import_directory(directory, registry, threads=self._threads, prompt_tokens=self._prompt_tokens)
+            manifest = import_directory(
+                directory, registry, threads=self._threads, prompt_tokens=self._prompt_tokens
+            )
         if manifest.base is not None:
             return self._load_adapter(directory, manifest, manifest.base)
         held = manifest.hash()
-        batcher = self._bases.acquire(held) or self._share(held, LabelReader.load(directory, self._prompt_tokens))
+        batcher = self._bases.acquire(held) or self._share(
+            held, LabelReader.load(directory, self._prompt_tokens)
+        )
         return TransformersPolicy(batcher, manifest, release=lambda: self._bases.release(held))
 
-    def _load_adapter(self, directory: Path, manifest: ModelManifest, base: BaseModelRef) -> TransformersPolicy:
+    def _load_adapter(
+        self, directory: Path, manifest: ModelManifest, base: BaseModelRef
+    ) -> TransformersPolicy:
         where, base_manifest = find_base(base, self._roots)
         held = base_manifest.hash()
         encoder = PromptEncoder.from_directory(where, self._prompt_tokens)
@@ -65,18 +72,23 @@ class InProcess:
                 model = batcher.reader.model
             adapter = Adapter.load(directory, model, encoder.tail)
             if not adapter.activated:
-                return self._merged(adapter, model if batcher is None else load_model(where), encoder, manifest)
+                return self._merged(
+                    adapter, model if batcher is None else load_model(where), encoder, manifest
+                )
             if batcher is None:
                 batcher = self._share(held, LabelReader(model, encoder))
                 undo.callback(self._drop, held, batcher)
             batcher.try_out(adapter)
             undo.pop_all()
-        return TransformersPolicy(batcher, manifest, adapter, release=lambda: self._bases.release(held))
+        return TransformersPolicy(
+            batcher, manifest, adapter, release=lambda: self._bases.release(held)
+        )
 
     def _merged(
         self, adapter: Adapter, model: object, encoder: PromptEncoder, manifest: ModelManifest
     ) -> TransformersPolicy:
-        """An ordinary adapter in a model of its own: it changes the keys and values of every token."""
+        """An ordinary adapter in a model of its own: it changes the keys and values of every
+        token."""
         adapter.merge_into(model)
         return TransformersPolicy(self._batcher(LabelReader(model, encoder)), manifest)
 

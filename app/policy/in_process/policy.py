@@ -1,4 +1,5 @@
-"""The in-process backend: a version over a model in this process. Versions with the same base model share it."""
+"""The in-process backend: a version over a model in this process. Versions with the same base model
+share it."""
 
 from __future__ import annotations
 
@@ -44,32 +45,37 @@ class TransformersPolicy:
         return self._manifest
 
     async def decide(self, prompt: Prompt, deadline: float) -> Reading:
-        """Read the labels; see `Policy.decide`. Abstains with OVERLOADED, DEADLINE, PROMPT_TOO_LONG,
-        SHUTTING_DOWN or, when the model's numbers are not finite, BACKEND_PROTOCOL."""
+        """Read the labels; see `Policy.decide`. Abstains with OVERLOADED, DEADLINE,
+        PROMPT_TOO_LONG, SHUTTING_DOWN or, when the model's numbers are not finite,
+        BACKEND_PROTOCOL."""
         ids = self._batcher.reader.encoder.encode(prompt)
         if self._closed:
             raise PolicyAbstained(AbstainReason.SHUTTING_DOWN)
         return await self._batcher.decide(ids, deadline, self._adapter, self)
 
     async def explain(self, prompt: Prompt, action: Action, deadline: float) -> str | None:
-        """One or two sentences, generated greedily; None when late, crowded out, too long or not a sentence.
+        """One or two sentences, generated greedily; None when late, crowded out, too long or not a
+        sentence.
 
-        The model sees the decision's prompt, the action's letter as its own answer, and the question why that
-        action, put in words, may be right (`PromptEncoder.encode_explanation`). An adapter that woke at the prompt's
-        tail stays awake.
+        The model sees the decision's prompt, the action's letter as its own answer, and the
+        question why that action, put in words, may be right (`PromptEncoder.encode_explanation`).
+        An adapter that woke at the prompt's tail stays awake.
         """
         if self._closed:
             return None
         encoder = self._batcher.reader.encoder
         try:
             ids = encoder.encode_explanation(prompt, action)
-        except PolicyAbstained:  # too long with the second question; the decision itself may have fitted
+        except (
+            PolicyAbstained
+        ):  # too long with the second question; the decision itself may have fitted
             return None
         user_tokens = len(encoder.encode(prompt)) - len(encoder.tail)
         return await self._batcher.write(ids, user_tokens, deadline, self._adapter, self)
 
     async def aclose(self) -> None:
-        """Queued requests abstain with SHUTTING_DOWN; the last policy over a model ends its thread."""
+        """Queued requests abstain with SHUTTING_DOWN; the last policy over a model ends its
+        thread."""
         if self._closed:
             return
         self._closed = True

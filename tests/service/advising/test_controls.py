@@ -1,4 +1,5 @@
-"""What people change while the service runs: limits and trading state, followed by every replica, kept on record."""
+"""What people change while the service runs: limits and trading state, followed by every replica,
+kept on record."""
 
 from __future__ import annotations
 
@@ -32,14 +33,18 @@ def limits_file(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-async def api(database_url: str, valkey_url: str, limits_file: Path, tmp_path: Path) -> AsyncIterator[Running]:
+async def api(
+    database_url: str, valkey_url: str, limits_file: Path, tmp_path: Path
+) -> AsyncIterator[Running]:
     settings = settings_for(database_url, valkey_url, tmp_path / "home")
     async with running(settings.model_copy(update={"limits": limits_file})) as service:
         yield service
 
 
 @pytest.fixture
-async def replicas(database_url: str, valkey_url: str, tmp_path: Path) -> AsyncIterator[list[Running]]:
+async def replicas(
+    database_url: str, valkey_url: str, tmp_path: Path
+) -> AsyncIterator[list[Running]]:
     """Two of one installation."""
     async with AsyncExitStack() as stack:
         homes = (tmp_path / "one", tmp_path / "two")
@@ -56,7 +61,10 @@ def edited(**changes: tuple[str, str]) -> str:
     return text
 
 
-NARROW = edited(version=('version = "2026-11-23"', 'version = "narrow"'), spread=("max_bps = 10.0", "max_bps = 1.0"))
+NARROW = edited(
+    version=('version = "2026-11-23"', 'version = "narrow"'),
+    spread=("max_bps = 10.0", "max_bps = 1.0"),
+)
 
 
 def replace(path: Path, text: str) -> None:
@@ -101,7 +109,9 @@ async def test_changed_limits_come_into_force_without_a_restart_and_each_decisio
     kept = [await log.decision(decision_id(key)) for key in ("before", "after")]
     await log.aclose()
     assert [decision.limits_hash for decision in kept if decision] == [before.hash(), after.hash()]
-    assert (await verify_log(database_url)).findings == [], "each replays under the limits of its time"
+    assert (await verify_log(database_url)).findings == [], (
+        "each replays under the limits of its time"
+    )
 
 
 BAD = {
@@ -135,7 +145,9 @@ async def test_a_bad_file_keeps_the_old_limits_is_counted_once_and_can_be_mended
     assert await codes(api, "r-2") == ["SPREAD"]
 
 
-async def test_a_file_that_vanishes_or_is_no_text_keeps_the_old_limits(api: Running, limits_file: Path) -> None:
+async def test_a_file_that_vanishes_or_is_no_text_keeps_the_old_limits(
+    api: Running, limits_file: Path
+) -> None:
     shipped = read_limits(SHIPPED).hash()
     limits_file.unlink()
     api.service.controls.refresh_limits()
@@ -154,7 +166,9 @@ async def test_a_file_that_vanishes_or_is_no_text_keeps_the_old_limits(api: Runn
     assert api.service.controls.limits.version == "narrow"
 
 
-async def test_an_edit_in_place_of_the_same_length_is_noticed(api: Running, limits_file: Path) -> None:
+async def test_an_edit_in_place_of_the_same_length_is_noticed(
+    api: Running, limits_file: Path
+) -> None:
     text = edited(spread=("max_bps = 10.0", "max_bps = 1.00"))
     assert len(text) == len(SHIPPED.read_text())
     limits_file.write_text(text)
@@ -162,13 +176,18 @@ async def test_an_edit_in_place_of_the_same_length_is_noticed(api: Running, limi
     assert await codes(api, "r-1") == ["SPREAD"]
 
 
-async def test_a_touched_file_changes_nothing_and_has_the_same_hash(api: Running, limits_file: Path) -> None:
+async def test_a_touched_file_changes_nothing_and_has_the_same_hash(
+    api: Running, limits_file: Path
+) -> None:
     hashed = api.service.controls.limits_hash
     replace(limits_file, "# a comment\n" + SHIPPED.read_text())
     os.utime(limits_file)
     api.service.controls.refresh_limits()
     assert api.service.controls.limits_hash == hashed
-    assert api.metric("advisor_limits_info", hash=hashed, version=api.service.controls.limits.version) == 1
+    assert (
+        api.metric("advisor_limits_info", hash=hashed, version=api.service.controls.limits.version)
+        == 1
+    )
 
 
 async def put(api: Running, state: str, token: str | None = TOKEN, reason: str = "drill") -> Any:
@@ -227,7 +246,11 @@ async def test_the_last_change_counts_whatever_the_replicas_clocks_say(
 ) -> None:
     slow, exact = replicas
     slow.service.now = lambda: datetime.now(UTC) - timedelta(minutes=1)
-    for sender, follower, state in ((exact, slow, "REDUCING"), (slow, exact, "HALTED"), (exact, slow, "ACTIVE")):
+    for sender, follower, state in (
+        (exact, slow, "REDUCING"),
+        (slow, exact, "HALTED"),
+        (exact, slow, "ACTIVE"),
+    ):
         await put(sender, state)
 
         async def followed(api: Running = follower, state: str = state) -> bool:
@@ -241,7 +264,9 @@ async def test_the_last_change_counts_whatever_the_replicas_clocks_say(
     await log.aclose()
 
 
-async def test_of_many_changes_at_once_all_replicas_end_with_the_same(replicas: list[Running]) -> None:
+async def test_of_many_changes_at_once_all_replicas_end_with_the_same(
+    replicas: list[Running],
+) -> None:
     changes = [put(replicas[n % 2], state) for n in range(5) for state in TradingState]
     assert {reply.status_code for reply in await asyncio.gather(*changes)} == {200}
     last = await replicas[0].service.journal.get_state()
@@ -259,7 +284,9 @@ async def test_halting_while_valkey_is_away_holds_here_at_once_and_everywhere_wh
 ) -> None:
     with EmbeddedValkey(tmp_path / "valkey") as valkey:
         homes = (tmp_path / "one", tmp_path / "two")
-        first, second = (settings_for(database_url, valkey.url, home, admin_token=TOKEN) for home in homes)
+        first, second = (
+            settings_for(database_url, valkey.url, home, admin_token=TOKEN) for home in homes
+        )
         async with running(first) as one, running(second) as two:
             valkey.kill()
             assert (await put(one, "HALTED")).json() == {"state": "HALTED", "recorded": "spool"}

@@ -1,4 +1,5 @@
-"""Every process and server is killed in the middle of a load: what was answered is in Postgres, once, as answered.
+"""Every process and server is killed in the middle of a load: what was answered is in Postgres,
+once, as answered.
 
 Real processes on a Postgres and a Valkey of their own, which sync to disk.
 """
@@ -207,7 +208,9 @@ async def test_a_writer_killed_with_a_batch_in_its_hands(stack: Stack) -> None:
         for _ in range(2):
             await load.more(50)
             with stack.connection() as blocker:
-                blocker.execute("LOCK TABLE decision_keys")  # The writer waits in the middle of its transaction.
+                blocker.execute(
+                    "LOCK TABLE decision_keys"
+                )  # The writer waits in the middle of its transaction.
 
                 async def in_its_hands() -> bool:
                     return pending(stack.valkey.url) != []
@@ -287,7 +290,10 @@ async def test_a_decision_that_waits_in_an_absent_stream_is_not_called_unknown(
             assert (await api.client.put(f"{where}/agent-action", json=action)).status_code == 202
         valkey.kill()
         async with running(settings_for(database_url, valkey.url, tmp_path / "second")) as api:
-            for reply in (await api.client.get(where), await api.client.put(f"{where}/agent-action", json=action)):
+            for reply in (
+                await api.client.get(where),
+                await api.client.put(f"{where}/agent-action", json=action),
+            ):
                 assert reply.status_code == 503, "404 would make the agent give up its report"
                 assert "ask again" in reply.json()["detail"]
             valkey.start()
@@ -296,7 +302,9 @@ async def test_a_decision_that_waits_in_an_absent_stream_is_not_called_unknown(
                 return (await api.client.get(where)).status_code == 200
 
             await until(known)
-            assert (await api.client.put(f"{where}/agent-action", json=action)).json()["repeated"] is True
+            assert (await api.client.put(f"{where}/agent-action", json=action)).json()[
+                "repeated"
+            ] is True
 
 
 def test_the_postgres_of_these_tests_does_sync_to_disk(durable_postgres: EmbeddedPostgres) -> None:

@@ -14,7 +14,9 @@ def cells(metrics: Metrics, **labels: str) -> dict[tuple[str, str], float | None
     """Comparisons by the answers of agent and advice."""
     value = metrics.registry.get_sample_value
     return {
-        (agent, advice): value("advisor_comparisons_total", labels | {"agent": agent, "advice": advice})
+        (agent, advice): value(
+            "advisor_comparisons_total", labels | {"agent": agent, "advice": advice}
+        )
         for agent, advice in product(ANSWERS, ANSWERS)
     }
 
@@ -30,7 +32,7 @@ def combinations(metrics: Metrics) -> list[dict[str, str]]:
     return [labels for number, labels in enumerate(found) if labels not in found[:number]]
 
 
-def test_a_decision_creates_the_four_cells_of_its_combination_at_zero_and_a_comparison_counts_in_one() -> None:
+def test_a_decision_creates_four_cells_at_zero_and_a_comparison_counts_in_one() -> None:
     metrics = Metrics([build.MODEL])
     assert combinations(metrics) == []
     decision = build.decision("r-1")
@@ -45,7 +47,9 @@ def test_a_decision_creates_the_four_cells_of_its_combination_at_zero_and_a_comp
         ("reject", "reject"): 0.0,
     }
     metrics.record(build.decision("r-2"))
-    assert cells(metrics, **labels)["approve", "reject"] == 1.0, "a second decision does not begin anew"
+    assert cells(metrics, **labels)["approve", "reject"] == 1.0, (
+        "a second decision does not begin anew"
+    )
 
 
 def test_a_comparison_whose_decision_another_process_recorded_creates_the_cells_too() -> None:

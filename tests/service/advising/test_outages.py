@@ -1,4 +1,5 @@
-"""What the service says and does while a dependency is away, locked or full: the truth, and nothing by halves."""
+"""What the service says and does while a dependency is away, locked or full: the truth, and nothing
+by halves."""
 
 from __future__ import annotations
 
@@ -43,7 +44,12 @@ async def test_without_postgres_advice_goes_on_and_reads_of_the_past_say_why_not
 ) -> None:
     async with running(settings_for(NO_POSTGRES, valkey_url, tmp_path)) as api:
         status, report = await ready(api)
-        assert (status, report["status"], report["valkey"], report["spool"]) == (200, "degraded", "up", "up")
+        assert (status, report["status"], report["valkey"], report["spool"]) == (
+            200,
+            "degraded",
+            "up",
+            "up",
+        )
         assert "Connection refused" in report["postgres"]
         assert "check DATABASE_URL" in report["postgres"]
         assert api.metric("advisor_dependency_up", dependency="postgres") == 0
@@ -51,10 +57,16 @@ async def test_without_postgres_advice_goes_on_and_reads_of_the_past_say_why_not
         first = (await api.advise(document)).json()
         assert first["recorded"] == "stream"
         assert (await api.advise(document)).json()["repeated"] is True, "the stream still has it"
-        assert (await api.client.get(f"/decisions/{first['decision_id']}")).json()["stored"] is False
+        assert (await api.client.get(f"/decisions/{first['decision_id']}")).json()[
+            "stored"
+        ] is False
         unknown = f"/decisions/{decision_id('other')}"
         require_problem(await api.client.get(unknown), 503, "check DATABASE_URL")
-        require_problem(await api.client.put(f"{unknown}/agent-action", json={"decision": True}), 503, "Postgres")
+        require_problem(
+            await api.client.put(f"{unknown}/agent-action", json={"decision": True}),
+            503,
+            "Postgres",
+        )
         assert "unavailable" in (await api.client.get("/models")).json()["registry"]
 
 
@@ -65,13 +77,20 @@ async def test_without_valkey_advice_is_spooled_and_trading_is_halted_until_the_
         valkey.kill()
         async with running(settings_for(database_url, valkey.url, tmp_path)) as api:
             status, report = await ready(api)
-            assert (status, report["status"], report["postgres"], report["spool"]) == (200, "degraded", "up", "up")
+            assert (status, report["status"], report["postgres"], report["spool"]) == (
+                200,
+                "degraded",
+                "up",
+                "up",
+            )
             assert "check REDIS_URL" in report["valkey"]
             reply = (await api.advise(request("r-1"))).json()
             assert (reply["recorded"], reply["status"]) == ("spool", "vetoed")
             assert [veto["code"] for veto in reply["vetoes"]] == ["STATE_HALTED"]
             assert (await ready(api))[1]["spool_depth"] == 1
-            require_problem(await api.advise(request("r-2"), Prefer="respond-async"), 503, "check REDIS_URL")
+            require_problem(
+                await api.advise(request("r-2"), Prefer="respond-async"), 503, "check REDIS_URL"
+            )
             assert (await api.client.get("/metrics")).status_code == 200
             assert api.metric("advisor_dependency_up", dependency="valkey") == 0
             assert api.metric("advisor_spool_depth") == 1
@@ -79,7 +98,11 @@ async def test_without_valkey_advice_is_spooled_and_trading_is_halted_until_the_
 
             async def back() -> bool:
                 report = (await ready(api))[1]
-                return (report["status"], report["state"], report["spool_depth"]) == ("ready", "ACTIVE", 0)
+                return (report["status"], report["state"], report["spool_depth"]) == (
+                    "ready",
+                    "ACTIVE",
+                    0,
+                )
 
             await until(back)
             assert (await api.advise(request("r-3"))).json()["status"] == "advised"
@@ -99,8 +122,15 @@ def silent_server() -> Iterator[int]:
 def frozen(postgres: EmbeddedPostgres) -> Iterator[None]:
     """Every process of a server holds still: its connections stay open, and nothing is answered."""
     assert postgres.pid is not None
-    pids = [pid for pid in postgres_processes(Path(os.readlink(f"/proc/{postgres.pid}/cwd"))) if pid != postgres.pid]
-    for pid in (postgres.pid, *pids):  # The postmaster first, so that no process is born in between.
+    pids = [
+        pid
+        for pid in postgres_processes(Path(os.readlink(f"/proc/{postgres.pid}/cwd")))
+        if pid != postgres.pid
+    ]
+    for pid in (
+        postgres.pid,
+        *pids,
+    ):  # The postmaster first, so that no process is born in between.
         os.kill(pid, signal.SIGSTOP)
     try:
         yield
@@ -120,7 +150,9 @@ async def test_a_postgres_that_accepts_and_says_nothing_does_not_hold_up_a_scrap
         async with running(settings_for(url, valkey_url, tmp_path)) as api:
             status, report = await ready(api)
             assert (status, report["status"], report["valkey"]) == (200, "degraded", "up")
-            assert report["postgres"].startswith(SILENT), "rather than what the driver says after its own time-out"
+            assert report["postgres"].startswith(SILENT), (
+                "rather than what the driver says after its own time-out"
+            )
             assert (await api.client.get("/metrics")).status_code == 200
             assert api.metric("advisor_dependency_up", dependency="postgres") == 0
             assert api.metric("advisor_dependency_up", dependency="valkey") == 1
@@ -135,7 +167,10 @@ async def test_a_postgres_that_freezes_is_asked_one_question_and_found_again_whe
             for _ in range(3):
                 assert (await ready(api))[1]["postgres"].startswith(SILENT)
             held = api.service.shadow_log.engine.pool.checkedout()
-            assert held <= 2, "one for all questions, one for the follower of versions; else each would keep its own"
+            assert held <= 2, (
+                "one for all questions, one for the follower of versions; else each would keep"
+                " its own"
+            )
             assert (await api.advise(request("r-1"))).json()["recorded"] == "stream"
 
         async def found() -> bool:
@@ -161,14 +196,18 @@ async def test_while_valkey_is_away_a_scrape_still_says_whether_postgres_answers
         async with running(settings_for(empty_database_url, valkey.url, tmp_path)) as api:
             valkey.kill()
             await api.client.get("/metrics")
-            assert api.metric("advisor_dependency_up", dependency="postgres") == 0, "it lacks the schema"
+            assert api.metric("advisor_dependency_up", dependency="postgres") == 0, (
+                "it lacks the schema"
+            )
             upgrade(empty_database_url)
             await api.client.get("/metrics")
             assert api.metric("advisor_dependency_up", dependency="postgres") == 1
             assert api.metric("advisor_dependency_up", dependency="valkey") == 0
 
 
-async def test_an_outage_is_logged_when_it_begins_and_not_with_every_attempt(tmp_path: Path) -> None:
+async def test_an_outage_is_logged_when_it_begins_and_not_with_every_attempt(
+    tmp_path: Path,
+) -> None:
     with EmbeddedValkey(tmp_path / "valkey") as valkey, capture_logs() as lines:
         valkey.kill()
         async with running(settings_for(NO_POSTGRES, valkey.url, tmp_path)) as api:
@@ -226,7 +265,9 @@ def spooled_bytes(home: Path) -> int:
     return sum(path.stat().st_size for path in (home / "spool").glob(f"*{SUFFIX}"))
 
 
-async def test_a_full_spool_refuses_counts_and_leaves_nothing_half_written(database_url: str, tmp_path: Path) -> None:
+async def test_a_full_spool_refuses_counts_and_leaves_nothing_half_written(
+    database_url: str, tmp_path: Path
+) -> None:
     limit = 65_536
     with EmbeddedValkey(tmp_path / "valkey") as valkey:
         settings = settings_for(database_url, valkey.url, tmp_path, max_spool_bytes=limit)
@@ -246,9 +287,15 @@ async def test_a_full_spool_refuses_counts_and_leaves_nothing_half_written(datab
             assert spooled_bytes(tmp_path) == full, "a refused decision leaves no byte"
             for cause in ("spool_full", "journal_unavailable"):
                 assert api.metric("advisor_losses_total", cause=cause) == 4
-            assert api.metric("advisor_decisions_total", status="advised", model_version="scripted-1") == len(answered)
-            require_problem(await api.client.get(f"/decisions/{decision_id('late')}"), 503, "ask again")
-            assert (await api.client.get(f"/decisions/{decision_id(answered[0])}")).json()["stored"] is False
+            assert api.metric(
+                "advisor_decisions_total", status="advised", model_version="scripted-1"
+            ) == len(answered)
+            require_problem(
+                await api.client.get(f"/decisions/{decision_id('late')}"), 503, "ask again"
+            )
+            assert (await api.client.get(f"/decisions/{decision_id(answered[0])}")).json()[
+                "stored"
+            ] is False
             status, report = await ready(api)
             assert (status, report["status"]) == (503, "unready")
             assert f"the limit is {limit}" in report["spool"]
@@ -257,7 +304,9 @@ async def test_a_full_spool_refuses_counts_and_leaves_nothing_half_written(datab
                 changes += 1  # A change of state is small: many fit where a decision does not.
             halt = change | {"state": "HALTED", "reason": "full disk".ljust(200, "!")}
             require_problem(await api.client.put("/state", json=halt), 503, "ADVISOR_HOME")
-            assert (await api.client.get("/state")).json()["state"] == "HALTED", "halting needs no disk"
+            assert (await api.client.get("/state")).json()["state"] == "HALTED", (
+                "halting needs no disk"
+            )
             valkey.start()
 
             async def empty() -> bool:

@@ -54,7 +54,9 @@ async def test_each_request_goes_to_one_replica(valkey_url: str) -> None:
         for n in range(20):
             await first.put(str(n), "sha256:a", b"body")
         taken = [await replica.take() for replica in (first, second, first, second)]
-        assert [request.decision_id for batch in taken for request in batch] == [str(n) for n in range(20)]
+        assert [request.decision_id for batch in taken for request in batch] == [
+            str(n) for n in range(20)
+        ]
 
 
 async def test_what_a_dead_replica_took_is_taken_again(valkey_url: str) -> None:
@@ -110,7 +112,9 @@ async def test_a_request_deleted_by_hand_is_not_handed_out(valkey_url: str) -> N
         assert await requests.take() == []
 
 
-async def test_long_gone_consumers_are_forgotten_unless_they_left_something(valkey_url: str) -> None:
+async def test_long_gone_consumers_are_forgotten_unless_they_left_something(
+    valkey_url: str,
+) -> None:
     async with queue(valkey_url) as idle, queue(valkey_url) as busy:
         await idle.take()
         await busy.put("one", "sha256:a", b"body")

@@ -1,4 +1,5 @@
-"""Model versions are switched while the service runs: aliases decide, no request fails, refusals change nothing."""
+"""Model versions are switched while the service runs: aliases decide, no request fails, refusals
+change nothing."""
 
 from __future__ import annotations
 
@@ -36,7 +37,8 @@ TOKEN = "correct horse"
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Versions as training publishes them: a whole model, two activated adapters and an ordinary one. Read-only."""
+    """Versions as training publishes them: a whole model, two activated adapters and an ordinary
+    one. Read-only."""
     torch.set_num_threads(1)
     root = tmp_path_factory.mktemp("published")
     directory = save_tiny_model(root / DEFAULT_MODEL)
@@ -55,7 +57,9 @@ def home(published: Path, tmp_path: Path) -> Path:
 
 
 @asynccontextmanager
-async def serving(database_url: str, valkey_url: str, home: Path, **more: Any) -> AsyncIterator[Running]:
+async def serving(
+    database_url: str, valkey_url: str, home: Path, **more: Any
+) -> AsyncIterator[Running]:
     more = {"admin_token": TOKEN, "prompt_tokens": POSITIONS, "deadline_ms": 60_000, **more}
     async with running(settings_for(database_url, valkey_url, home, **more), load=True) as api:
         yield api
@@ -93,7 +97,11 @@ async def wait_for(api: Running, *versions: str) -> None:
 def info(api: Running) -> set[tuple[str, str]]:
     """Versions and roles in the metric."""
     samples = next(iter(api.service.metrics.model_info.collect())).samples
-    return {(sample.labels["model_version"], sample.labels["role"]) for sample in samples if sample.value == 1}
+    return {
+        (sample.labels["model_version"], sample.labels["role"])
+        for sample in samples
+        if sample.value == 1
+    }
 
 
 def unused(api: Running) -> bool:
@@ -101,14 +109,18 @@ def unused(api: Running) -> bool:
     return not api.service.versions._retired
 
 
-async def test_the_version_is_switched_under_load_without_a_failed_request(api: Running, database_url: str) -> None:
+async def test_the_version_is_switched_under_load_without_a_failed_request(
+    api: Running, database_url: str
+) -> None:
     replies: list[httpx.Response] = []
     stop = asyncio.Event()
 
     async def client(name: int) -> None:
         number = 0
         while not stop.is_set():
-            document = request(f"load-{name}-{number}", candidate__rsi=20 + (7 * name + number) % 60)
+            document = request(
+                f"load-{name}-{number}", candidate__rsi=20 + (7 * name + number) % 60
+            )
             replies.append(await api.advise({**document, "rationale": name == 0 and number == 0}))
             number += 1
 
@@ -124,7 +136,11 @@ async def test_the_version_is_switched_under_load_without_a_failed_request(api: 
 
             await until(more_answers)
             moved = await move(api, "shadow", version)
-            assert moved.json() == {"alias": "shadow", "model_version": version, "before": ("base-1", *path)[number]}
+            assert moved.json() == {
+                "alias": "shadow",
+                "model_version": version,
+                "before": ("base-1", *path)[number],
+            }
             assert (await api.advise(request(f"after-{number}"))).json()["model_version"] == version
         stop.set()
     assert {reply.status_code for reply in replies} == {200}
@@ -137,7 +153,9 @@ async def test_the_version_is_switched_under_load_without_a_failed_request(api: 
         return unused(api)
 
     await until(closed)
-    assert await drained(api.settings) == len(answers) + len(path) + (answers[0]["rationale"] is not None)
+    assert await drained(api.settings) == len(answers) + len(path) + (
+        answers[0]["rationale"] is not None
+    )
     report = await verify_log(database_url)
     assert (report.decisions, report.findings) == (len(answers) + len(path), [])
 
@@ -155,7 +173,9 @@ async def test_a_request_under_way_ends_with_the_version_it_began_with_which_is_
     settings = settings_for(database_url, valkey_url, tmp_path / "home", deadline_ms=60_000)
     async with running(settings, Models(old)) as api:
         advisor_, log = api.service.advisor, api.service.shadow_log
-        new = Directories((tmp_path,), lambda path: ScriptedPolicy(["A"], manifest=manifest(path.name)))
+        new = Directories(
+            (tmp_path,), lambda path: ScriptedPolicy(["A"], manifest=manifest(path.name))
+        )
         versions = Versions(advisor_, Start(advisor_.models, new), log, Metrics())
         waiting = asyncio.create_task(api.advise(request("r-1")))
 
@@ -182,7 +202,9 @@ async def test_every_replica_follows_and_a_restart_begins_with_what_the_alias_na
     async with AsyncExitStack() as stack:
         one, two = [
             await stack.enter_async_context(
-                serving(database_url, valkey_url, tmp_path / name, shipped_models=published, model=model)
+                serving(
+                    database_url, valkey_url, tmp_path / name, shipped_models=published, model=model
+                )
             )
             for name, model in (("one", str(published / "v1")), ("two", str(published / "v2")))
         ]
@@ -198,7 +220,10 @@ async def test_every_replica_follows_and_a_restart_begins_with_what_the_alias_na
     async with AsyncExitStack() as stack:
         homes = (tmp_path / "three", tmp_path / "four")
         shutil.copytree(published, tmp_path / "four" / "models")
-        three, four = [await stack.enter_async_context(serving(database_url, valkey_url, home)) for home in homes]
+        three, four = [
+            await stack.enter_async_context(serving(database_url, valkey_url, home))
+            for home in homes
+        ]
         await wait_for(three, "base-1", "v3")
         assert (await move(three, "shadow", "v1")).is_success
         await wait_for(four, "v1", "v3")
@@ -207,11 +232,15 @@ async def test_every_replica_follows_and_a_restart_begins_with_what_the_alias_na
         assert (await models(restarted))[0] == "v1", "from the first request on"
         await wait_for(restarted, "v1", "v3")
     shutil.rmtree(tmp_path / "four" / "models" / "v1")
-    with pytest.raises(UnknownVersion, match=r"holds model version v1.*the alias shadow names it, MODEL can"):
+    with pytest.raises(
+        UnknownVersion, match=r"holds model version v1.*the alias shadow names it, MODEL can"
+    ):
         await choose(settings_for(database_url, valkey_url, tmp_path / "four"))
 
 
-async def test_without_postgres_a_start_serves_the_bundled_model(valkey_url: str, home: Path) -> None:
+async def test_without_postgres_a_start_serves_the_bundled_model(
+    valkey_url: str, home: Path
+) -> None:
     absent = "postgresql+psycopg://nobody@127.0.0.1:1/none"
     async with serving(absent, valkey_url, home) as api:
         assert await models(api) == ["base-1"]
@@ -221,11 +250,28 @@ async def test_without_postgres_a_start_serves_the_bundled_model(valkey_url: str
         assert await models(api) == ["base-1"]
 
 
-async def test_one_decision_has_one_advice_for_each_version_in_shadow(api: Running, database_url: str) -> None:
-    for alias, version in (("shadow-2", "v1"), ("shadow-3", "v2"), ("shadow-4", "v3"), ("shadow-5", "v1")):
+async def test_one_decision_has_one_advice_for_each_version_in_shadow(
+    api: Running, database_url: str
+) -> None:
+    for alias, version in (
+        ("shadow-2", "v1"),
+        ("shadow-3", "v2"),
+        ("shadow-4", "v3"),
+        ("shadow-5", "v1"),
+    ):
         assert (await move(api, alias, version)).is_success
-    assert await models(api) == ["base-1", "v1", "v2", "v3"], "the same version twice is served once"
-    assert info(api) == {("base-1", "primary"), ("v1", "shadow"), ("v2", "shadow"), ("v3", "shadow")}
+    assert await models(api) == [
+        "base-1",
+        "v1",
+        "v2",
+        "v3",
+    ], "the same version twice is served once"
+    assert info(api) == {
+        ("base-1", "primary"),
+        ("v1", "shadow"),
+        ("v2", "shadow"),
+        ("v3", "shadow"),
+    }
     reply = (await api.advise(request("r-1"))).json()
     assert reply["model_version"] == "base-1"
     assert [each["model_version"] for each in reply["advices"]] == ["base-1", "v1", "v2", "v3"]
@@ -237,11 +283,14 @@ async def test_one_decision_has_one_advice_for_each_version_in_shadow(api: Runni
     assert await models(api) == ["v2"]
     again = (await api.advise(request("r-2"))).json()
     assert [each["model_version"] for each in again["advices"]] == ["v2"]
-    assert again["approve_probability"] == pytest.approx(reply["advices"][2]["approve_probability"], abs=1e-4)
+    assert again["approve_probability"] == pytest.approx(
+        reply["advices"][2]["approve_probability"], abs=1e-4
+    )
     assert await drained(api.settings) == 2
     with psycopg.connect(database_url.replace("+psycopg", "")) as connection:
         rows = connection.execute(
-            "SELECT decision_id::text, model_version, role FROM advices ORDER BY decision_id = %s, ordinal",
+            "SELECT decision_id::text, model_version, role FROM advices ORDER BY decision_id = %s,"
+            " ordinal",
             [str(decision_id("r-2"))],
         ).fetchall()
     first, second = str(decision_id("r-1")), str(decision_id("r-2"))
@@ -296,7 +345,10 @@ async def test_a_version_that_must_not_be_served_is_refused_and_nothing_changes(
     change(home)
     for alias in ("shadow", "shadow-2"):
         refused = await move(api, alias, "v1")
-        assert (refused.status_code, refused.headers["content-type"]) == (status, "application/problem+json")
+        assert (refused.status_code, refused.headers["content-type"]) == (
+            status,
+            "application/problem+json",
+        )
         assert says in refused.json()["detail"]
     assert (await api.client.get("/aliases")).json() == before
     assert await models(api) == ["v3"]
@@ -306,7 +358,12 @@ async def test_a_version_that_must_not_be_served_is_refused_and_nothing_changes(
 async def test_moves_that_make_no_sense_are_refused(api: Running) -> None:
     assert (await move(api, "shadow", "none")).status_code == 409
     assert (await move(api, "shadow", "v9")).status_code == 404
-    for alias, version in (("Shadow", "v1"), ("shadow", "../v1"), ("shadow", ".v1"), ("shadow", "")):
+    for alias, version in (
+        ("Shadow", "v1"),
+        ("shadow", "../v1"),
+        ("shadow", ".v1"),
+        ("shadow", ""),
+    ):
         assert (await move(api, alias, version)).status_code == 422
     for changes in ({"reason": ""}, {"changed_by": ""}, {"surprise": 1}):
         assert (await move(api, "shadow", "v1", **changes)).status_code == 422
@@ -320,7 +377,9 @@ async def test_moves_that_make_no_sense_are_refused(api: Running) -> None:
     assert await models(api) == ["base-1"]
 
 
-async def test_a_registered_version_can_be_named_without_being_served(api: Running, database_url: str) -> None:
+async def test_a_registered_version_can_be_named_without_being_served(
+    api: Running, database_url: str
+) -> None:
     assert (await move(api, "champion", "v1")).status_code == 409
     for version, status in (("v1", 200), ("v9", 404), ("v1", 200)):
         assert (await put(api, f"/models/{version}")).status_code == status
@@ -342,7 +401,11 @@ async def test_a_registered_version_can_be_named_without_being_served(api: Runni
 
 
 async def test_a_replica_that_lacks_the_version_goes_on_counts_it_and_follows_when_it_is_there(
-    database_url: str, valkey_url: str, published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    database_url: str,
+    valkey_url: str,
+    published: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("app.advising.serving.RETRY_S", 0.0)
     for name in ("one", "two"):
@@ -368,7 +431,9 @@ async def test_a_replica_that_lacks_the_version_goes_on_counts_it_and_follows_wh
 async def test_the_command_shows_moves_and_rolls_back(
     api: Running, database_url: str, valkey_url: str, tmp_path: Path
 ) -> None:
-    variables = environment(tmp_path, database_url=database_url, redis_url=valkey_url, advisor_admin_token=TOKEN)
+    variables = environment(
+        tmp_path, database_url=database_url, redis_url=valkey_url, advisor_admin_token=TOKEN
+    )
 
     async def alias(*arguments: str) -> Any:
         done = await asyncio.to_thread(advisor, variables, "alias", "--url", api.url, *arguments)
@@ -381,12 +446,18 @@ async def test_the_command_shows_moves_and_rolls_back(
     moved = await alias("shadow", "v1", "--reason", "passed", "--by", "me")
     assert moved == {"alias": "shadow", "model_version": "v1", "before": "base-1"}
     assert await models(api) == ["v1"]
-    assert (await alias("--rollback", "shadow"))["model_version"] == "base-1", "what was served before the first move"
+    assert (await alias("--rollback", "shadow"))["model_version"] == "base-1", (
+        "what was served before the first move"
+    )
     assert await models(api) == ["base-1"]
     shown = await alias("shadow")
     assert shown["aliases"]["shadow"]["reason"] == "rollback from v1"
     assert shown["aliases"]["shadow"]["served"]
     moves = [(row["model_version"], row["reason"]) for row in shown["history"]]
-    assert moves == [("base-1", "rollback from v1"), ("v1", "passed"), ("base-1", "served before the first move")]
+    assert moves == [
+        ("base-1", "rollback from v1"),
+        ("v1", "passed"),
+        ("base-1", "served before the first move"),
+    ]
     assert (await alias("--rollback", "shadow"))["model_version"] == "v1"
     assert "needs the alias, and no version" in await alias("--rollback")

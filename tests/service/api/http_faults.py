@@ -44,7 +44,9 @@ def ok(handler: Handler) -> None:
 
 
 def status(code: int, **headers: str) -> Behaviour:
-    return lambda handler: handler.reply(code, json.dumps({"detail": f"says {code}"}).encode(), **headers)
+    return lambda handler: handler.reply(
+        code, json.dumps({"detail": f"says {code}"}).encode(), **headers
+    )
 
 
 def garbage(handler: Handler) -> None:
@@ -84,7 +86,9 @@ class Faulty(ThreadingHTTPServer):
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}"
 
-    def record(self, method: str, path: str, body: dict[str, Any], headers: dict[str, str]) -> Behaviour:
+    def record(
+        self, method: str, path: str, body: dict[str, Any], headers: dict[str, str]
+    ) -> Behaviour:
         with self.arrived:
             self.requests.append((method, path, body, headers))
             self.arrived.notify_all()

@@ -32,30 +32,43 @@ async def api(database_url: str, valkey_url: str, tmp_path: Path) -> AsyncIterat
         yield service
 
 
-async def test_an_approval_is_answered_with_size_stop_and_the_vetoes_of_both_arms(api: Running) -> None:
+async def test_an_approval_is_answered_with_size_stop_and_the_vetoes_of_both_arms(
+    api: Running,
+) -> None:
     reply = await api.advise(request("r-1"))
     assert reply.status_code == 200
     advice = AdviseResponse.model_validate(reply.json())
     assert advice.decision_id == str(decision_id("r-1"))
     assert (advice.status, advice.approve, advice.action) == ("advised", True, "approve_r1.00_s1.0")
     assert advice.stop == 40_000 - 412
-    assert advice.quantity == 0.01, "1 ATR is nearer than the agent's stop: never more than its quantity"
+    assert advice.quantity == 0.01, (
+        "1 ATR is nearer than the agent's stop: never more than its quantity"
+    )
     assert (advice.vetoes, advice.control_vetoes) == ([], [])
     assert advice.binding is False
     assert (advice.recorded, advice.repeated) == ("stream", False)
 
 
 async def test_a_refused_trade_is_vetoed_with_evidence(api: Running) -> None:
-    reply = (await api.advise(request("r-1", candidate__spread_bps=25.0, candidate__btc_trend="down"))).json()
+    reply = (
+        await api.advise(request("r-1", candidate__spread_bps=25.0, candidate__btc_trend="down"))
+    ).json()
     assert (reply["status"], reply["approve"], reply["action"]) == ("vetoed", False, "reject")
     assert [veto["code"] for veto in reply["vetoes"]] == ["BTC_TREND_CONFLICT", "SPREAD"]
-    assert reply["vetoes"][1] == {"code": "SPREAD", "observed": 25.0, "limit": 10.0, "missing": None}
+    assert reply["vetoes"][1] == {
+        "code": "SPREAD",
+        "observed": 25.0,
+        "limit": 10.0,
+        "missing": None,
+    }
     assert reply["control_vetoes"] == reply["vetoes"]
     assert api.metric("advisor_vetoes_total", code="SPREAD", arm="advice") == 1
     assert api.metric("advisor_vetoes_total", code="SPREAD", arm="control") == 1
 
 
-async def test_a_repeat_returns_the_stored_decision_from_the_stream_and_from_postgres(api: Running) -> None:
+async def test_a_repeat_returns_the_stored_decision_from_the_stream_and_from_postgres(
+    api: Running,
+) -> None:
     document = request("r-1")
     first = (await api.advise(document)).json()
     again = (await api.advise(document)).json()
@@ -116,7 +129,9 @@ async def test_an_asynchronous_request_is_durable_at_once_and_decided_later(api:
     assert stored["request_id"] == "r-1"
     assert stored["advices"][0]["status"] == "advised"
     assert (await api.advise(document, Prefer="respond-async")).status_code == 202
-    assert (await api.advise(request("r-1", candidate__rsi=1.0), Prefer="respond-async")).status_code == 409
+    assert (
+        await api.advise(request("r-1", candidate__rsi=1.0), Prefer="respond-async")
+    ).status_code == 409
 
 
 async def test_action_and_outcome_reported_later_are_joined_in_the_comparison(api: Running) -> None:
@@ -130,9 +145,17 @@ async def test_action_and_outcome_reported_later_are_joined_in_the_comparison(ap
     assert await drained(api.settings) == 2
     for outcome in (
         {"arm": "agent", "outcome": "not_traded", "r_multiple": 0.0, "source": "simulated"},
-        {"arm": "advice", "model_version": "scripted-1", "outcome": "sl", "r_multiple": -1.1, "source": "simulated"},
+        {
+            "arm": "advice",
+            "model_version": "scripted-1",
+            "outcome": "sl",
+            "r_multiple": -1.1,
+            "source": "simulated",
+        },
     ):
-        assert (await api.client.put(f"/decisions/{known}/outcome", json=outcome)).status_code == 202
+        assert (
+            await api.client.put(f"/decisions/{known}/outcome", json=outcome)
+        ).status_code == 202
     assert await drained(api.settings) == 2
     document = (await api.client.get(f"/decisions/{known}")).json()
     assert document["stored"] is True
@@ -172,8 +195,12 @@ BAD: list[tuple[bytes, int, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("body", "status", "says"), BAD, ids=[str(index) for index in range(len(BAD))])
-async def test_a_bad_body_is_a_problem_document(api: Running, body: bytes, status: int, says: str) -> None:
+@pytest.mark.parametrize(
+    ("body", "status", "says"), BAD, ids=[str(index) for index in range(len(BAD))]
+)
+async def test_a_bad_body_is_a_problem_document(
+    api: Running, body: bytes, status: int, says: str
+) -> None:
     reply = await api.client.post("/advise", content=body)
     assert reply.status_code == status
     assert reply.headers["content-type"] == "application/problem+json"
@@ -185,10 +212,17 @@ async def test_a_bad_body_is_a_problem_document(api: Running, body: bytes, statu
 
 
 async def test_every_violation_is_named_at_once_by_the_senders_own_path(api: Running) -> None:
-    document = request("r-1", candidate__rsi=140, candidate__symbol="btc", plan__quantity=0, unexpected=1)
+    document = request(
+        "r-1", candidate__rsi=140, candidate__symbol="btc", plan__quantity=0, unexpected=1
+    )
     problem = (await api.advise([document])).json()
     fields = {error["field"] for error in problem["errors"]}
-    assert fields == {"[0].candidate.rsi", "[0].candidate.symbol", "[0].plan.quantity", "[0].unexpected"}
+    assert fields == {
+        "[0].candidate.rsi",
+        "[0].candidate.symbol",
+        "[0].plan.quantity",
+        "[0].unexpected",
+    }
 
 
 async def test_a_time_in_the_future_is_refused_with_both_clocks(api: Running) -> None:
@@ -240,7 +274,9 @@ async def test_another_replica_follows_a_change_of_state(
     api: Running, database_url: str, valkey_url: str, tmp_path: Path
 ) -> None:
     async with running(settings_for(database_url, valkey_url, tmp_path / "other")) as second:
-        await api.client.put("/state", json={"state": "REDUCING", "reason": "drill", "changed_by": "ops"})
+        await api.client.put(
+            "/state", json={"state": "REDUCING", "reason": "drill", "changed_by": "ops"}
+        )
 
         async def followed() -> bool:
             return bool((await second.client.get("/state")).json()["state"] == "REDUCING")
@@ -248,25 +284,33 @@ async def test_another_replica_follows_a_change_of_state(
         await until(followed)
 
 
-async def test_the_admin_token_guards_the_state(database_url: str, valkey_url: str, tmp_path: Path) -> None:
+async def test_the_admin_token_guards_the_state(
+    database_url: str, valkey_url: str, tmp_path: Path
+) -> None:
     settings = settings_for(database_url, valkey_url, tmp_path, admin_token="correct horse")
     body = {"state": "HALTED", "reason": "drill", "changed_by": "ops"}
     async with running(settings) as api:
         assert (await api.client.put("/state", json=body)).status_code == 401
         wrong = await api.client.put("/state", json=body, headers={"Authorization": "Bearer wrong"})
         assert wrong.status_code == 401
-        good = await api.client.put("/state", json=body, headers={"Authorization": "Bearer correct horse"})
+        good = await api.client.put(
+            "/state", json=body, headers={"Authorization": "Bearer correct horse"}
+        )
         assert good.status_code == 200
 
 
 async def test_a_bad_state_is_a_problem_document(api: Running) -> None:
-    reply = await api.client.put("/state", json={"state": "PAUSED", "reason": "x", "changed_by": "y"})
+    reply = await api.client.put(
+        "/state", json={"state": "PAUSED", "reason": "x", "changed_by": "y"}
+    )
     assert reply.status_code == 422
     assert reply.headers["content-type"] == "application/problem+json"
     assert "state" in reply.json()["detail"]
 
 
-async def test_every_version_in_shadow_gives_one_advice_row(database_url: str, valkey_url: str, tmp_path: Path) -> None:
+async def test_every_version_in_shadow_gives_one_advice_row(
+    database_url: str, valkey_url: str, tmp_path: Path
+) -> None:
     models = Models(
         ScriptedPolicy(["A"]),
         (
@@ -339,8 +383,13 @@ async def test_a_rationale_comes_after_the_decision_and_does_not_change_it(api: 
 
 async def test_openapi_describes_bodies_with_examples(api: Running) -> None:
     schema = (await api.client.get("/openapi.json")).json()
-    body = schema["paths"]["/advise"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    body = schema["paths"]["/advise"]["post"]["requestBody"]["content"]["application/json"][
+        "schema"
+    ]
     assert "$ref" in str(body)
-    assert schema["components"]["schemas"]["AdviseRequest"]["examples"][0]["candidate"]["symbol"] == "BTCUSDT"
+    assert (
+        schema["components"]["schemas"]["AdviseRequest"]["examples"][0]["candidate"]["symbol"]
+        == "BTCUSDT"
+    )
     assert "problem" in str(schema["paths"]["/advise"]["post"]["responses"]["409"])
     assert (await api.client.get("/docs")).status_code == 200

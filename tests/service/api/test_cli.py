@@ -1,4 +1,5 @@
-"""`advisor` as people type it: every command, and every refusal in one line that says how to mend it."""
+"""`advisor` as people type it: every command, and every refusal in one line that says how to mend
+it."""
 
 from __future__ import annotations
 
@@ -24,7 +25,18 @@ from tests.service.api.http_faults import faulty, garbage
 from tests.service.processes import advisor, environment
 from tests.service.running import ROOT, running, settings_for
 
-COMMANDS = ["up", "serve", "writer", "migrate", "verify", "replay", "retention", "state", "alias", "model"]
+COMMANDS = [
+    "up",
+    "serve",
+    "writer",
+    "migrate",
+    "verify",
+    "replay",
+    "retention",
+    "state",
+    "alias",
+    "model",
+]
 COMMANDS += ["model import"]
 NOBODY_THERE = "postgresql://advisor:secret@127.0.0.1:1/advisor"
 
@@ -50,7 +62,9 @@ def variables(database_url: str, valkey_url: str, tmp_path: Path) -> dict[str, s
 async def stored(database_url: str) -> None:
     """Two decisions in the shadow log."""
     log = ShadowLog.connect(database_url)
-    await log.append([build.decision_event("r-1", control=True), build.decision_event("r-2", label="A")])
+    await log.append(
+        [build.decision_event("r-1", control=True), build.decision_event("r-2", label="A")]
+    )
     await log.aclose()
 
 
@@ -62,7 +76,9 @@ def tamper(database_url: str, statement: str) -> None:
 
 def test_every_command_explains_itself(tmp_path: Path) -> None:
     with ThreadPoolExecutor() as pool:
-        explained = pool.map(lambda name: advisor(environment(tmp_path), *name.split(), "--help"), COMMANDS)
+        explained = pool.map(
+            lambda name: advisor(environment(tmp_path), *name.split(), "--help"), COMMANDS
+        )
         for command, done in zip(COMMANDS, explained, strict=True):
             assert (done.returncode, done.stderr) == (0, "")
             assert f"Usage: python -m app.cli {command} " in done.stdout
@@ -90,7 +106,10 @@ def test_verify_passes_a_good_log_and_names_what_was_tampered_with(
 ) -> None:
     good = advisor(variables, "verify")
     assert (good.returncode, good.stdout) == (0, "")
-    assert good.stderr == "2 decisions, 0 reports: every hash matches, every decision replays, no gaps\n"
+    assert (
+        good.stderr
+        == "2 decisions, 0 reports: every hash matches, every decision replays, no gaps\n"
+    )
     known = decision_id("r-1")
     tamper(
         database_url,
@@ -106,7 +125,9 @@ def test_verify_passes_a_good_log_and_names_what_was_tampered_with(
 
 
 @pytest.mark.usefixtures("stored")
-def test_replay_shows_that_nothing_or_what_differs(variables: dict[str, str], database_url: str) -> None:
+def test_replay_shows_that_nothing_or_what_differs(
+    variables: dict[str, str], database_url: str
+) -> None:
     known = str(decision_id("r-1"))
     same = advisor(variables, "replay", known)
     assert same.returncode == 0
@@ -132,9 +153,14 @@ def test_replay_refuses_what_is_not_there_and_what_is_no_id(variables: dict[str,
 
 
 @pytest.mark.usefixtures("stored")
-def test_replay_of_a_mutilated_record_is_one_line(variables: dict[str, str], database_url: str) -> None:
+def test_replay_of_a_mutilated_record_is_one_line(
+    variables: dict[str, str], database_url: str
+) -> None:
     known = str(decision_id("r-1"))
-    tamper(database_url, f"UPDATE decisions SET record = record - 'limits' WHERE decision_id = '{known}'")
+    tamper(
+        database_url,
+        f"UPDATE decisions SET record = record - 'limits' WHERE decision_id = '{known}'",
+    )
     assert "limits: Field required" in refusal(variables, "replay", known)
 
 
@@ -143,7 +169,9 @@ async def test_retention_shows_what_would_go_and_drops_it_when_told_to(
 ) -> None:
     log = ShadowLog.connect(database_url)
     for number, (year, month) in enumerate([(2023, 11), (2023, 12), (2023, 12), (2024, 1)]):
-        await log.append([build.decision_event(f"r-{number}", at=datetime(year, month, 3, tzinfo=UTC))])
+        await log.append(
+            [build.decision_event(f"r-{number}", at=datetime(year, month, 3, tzinfo=UTC))]
+        )
     command = ("retention", "--before", "2024-01")
     months = ["2023-11            1 decisions", "2023-12            2 decisions"]
     for words, after in (
@@ -157,7 +185,9 @@ async def test_retention_shows_what_would_go_and_drops_it_when_told_to(
     await log.aclose()
 
 
-def test_retention_refuses_the_month_under_way_and_what_is_no_month(variables: dict[str, str]) -> None:
+def test_retention_refuses_the_month_under_way_and_what_is_no_month(
+    variables: dict[str, str],
+) -> None:
     assert "is in the future" in refusal(variables, "retention", "--before", "9999-12", "--yes")
     for arguments in ((), ("--before", "January"), ("--before", "2024-13")):
         done = advisor(variables, "retention", *arguments)
@@ -166,7 +196,13 @@ def test_retention_refuses_the_month_under_way_and_what_is_no_month(variables: d
 
 
 MANIFEST = build.manifest(
-    provenance={"illustrative_proposals": {"raw": {"A": 32}, "corrected": {"A": 20, "H": 12}, "label_mass_min": 0.4}}
+    provenance={
+        "illustrative_proposals": {
+            "raw": {"A": 32},
+            "corrected": {"A": 20, "H": 12},
+            "label_mass_min": 0.4,
+        }
+    }
 )
 
 
@@ -197,14 +233,18 @@ async def test_state_shows_and_changes_the_state_with_the_token(
 
         async def state(*arguments: str, token: str = "correct horse") -> dict[str, object]:
             with_token = variables | {"ADVISOR_ADMIN_TOKEN": token}
-            done = await asyncio.to_thread(advisor, with_token, "state", "--url", api.url, *arguments)
+            done = await asyncio.to_thread(
+                advisor, with_token, "state", "--url", api.url, *arguments
+            )
             assert done.returncode == 0, done.stderr
             document: dict[str, object] = json.loads(done.stdout)
             return document
 
         async def refused(*arguments: str, token: str = "correct horse") -> str:
             with_token = variables | {"ADVISOR_ADMIN_TOKEN": token}
-            return await asyncio.to_thread(refusal, with_token, "state", "--url", api.url, *arguments)
+            return await asyncio.to_thread(
+                refusal, with_token, "state", "--url", api.url, *arguments
+            )
 
         assert (await state())["state"] == "ACTIVE"
         why = ("--reason", "drill", "--by", "ops")
@@ -218,7 +258,9 @@ async def test_state_shows_and_changes_the_state_with_the_token(
         assert (await state())["state"] == "HALTED"
 
 
-def test_state_without_the_service_or_with_another_one_is_one_line(variables: dict[str, str]) -> None:
+def test_state_without_the_service_or_with_another_one_is_one_line(
+    variables: dict[str, str],
+) -> None:
     assert "does not answer" in refusal(variables, "state")
     assert "does not answer" in refusal(variables, "state", "--url", "http://[::1")
     with faulty(garbage) as server:
@@ -249,14 +291,22 @@ def test_an_absent_postgres_is_one_line_without_the_password(command: str, tmp_p
 
 
 @pytest.mark.parametrize("command", ["migrate", "verify"])
-def test_a_wrong_password_is_one_line(command: str, postgres: EmbeddedPostgres, tmp_path: Path) -> None:
+def test_a_wrong_password_is_one_line(
+    command: str, postgres: EmbeddedPostgres, tmp_path: Path
+) -> None:
     wrong = postgres.url.replace(postgres.password, "wrong-secret")
-    assert "password authentication failed" in refusal(environment(tmp_path, database_url=wrong), command)
+    assert "password authentication failed" in refusal(
+        environment(tmp_path, database_url=wrong), command
+    )
 
 
 def test_an_unmigrated_database_is_one_line(empty_database_url: str, tmp_path: Path) -> None:
     variables = environment(tmp_path, database_url=empty_database_url)
-    for command in (["verify"], ["replay", str(decision_id("r-1"))], ["retention", "--before", "2024-01"]):
+    for command in (
+        ["verify"],
+        ["replay", str(decision_id("r-1"))],
+        ["retention", "--before", "2024-01"],
+    ):
         assert refusal(variables, *command).endswith("run `advisor migrate`")
 
 
@@ -280,7 +330,10 @@ def test_a_taken_port_is_named_with_its_variable(variables: dict[str, str]) -> N
 
 
 BAD_LIMITS = {
-    'version = "x"\n[spread]\nmax_bps = -1\n[daily_los]\nmax_fraction = 0.1\n': ["spread.max_bps", "daily_los"],
+    'version = "x"\n[spread]\nmax_bps = -1\n[daily_los]\nmax_fraction = 0.1\n': [
+        "spread.max_bps",
+        "daily_los",
+    ],
     "version = \n": ["not valid TOML", "line 1"],
     "[spread]\nenabled = false\n": ["version: Field required", "spread.enabled"],
 }
@@ -304,14 +357,23 @@ def test_a_redis_url_that_cannot_be_read_is_one_line(variables: dict[str, str]) 
 
 
 WRONG: list[tuple[dict[str, str], str]] = [
-    ({"ADVISOR_LIMITS": "absent.toml"}, "absent.toml: cannot be read.*set ADVISOR_LIMITS to a limits file"),
+    (
+        {"ADVISOR_LIMITS": "absent.toml"},
+        "absent.toml: cannot be read.*set ADVISOR_LIMITS to a limits file",
+    ),
     ({"MODEL": "absent"}, "there is no model directory absent: set MODEL to one"),
     ({"VLLM_URL": "http://127.0.0.1:1", "MODEL": ""}, "VLLM_URL needs MODEL"),
-    ({"ADVISOR_HOME": "pyproject.toml/home"}, "spool .*: .*Not a directory.*; free the disk or set ADVISOR_HOME"),
+    (
+        {"ADVISOR_HOME": "pyproject.toml/home"},
+        "spool .*: .*Not a directory.*; free the disk or set ADVISOR_HOME",
+    ),
     ({"ADVISOR_PORT": "http", "ADVISOR_THREADS": "0"}, "environment: port: .*; threads: "),
     ({"ADVISOR_LOG_LEVEL": "loud"}, "environment: log_level: "),
     ({"ADVISOR_ADMIN_TOKEN": "short"}, "environment: admin_token: "),
-    ({"DATABASE_URL": "mysql://secret@host/db"}, "DATABASE_URL names mysql, not Postgres; write postgresql://"),
+    (
+        {"DATABASE_URL": "mysql://secret@host/db"},
+        "DATABASE_URL names mysql, not Postgres; write postgresql://",
+    ),
 ]
 
 
@@ -326,7 +388,9 @@ def test_up_refuses_a_home_that_cannot_be_written_or_is_in_use(tmp_path: Path) -
     (tmp_path / "file").touch()
     done = advisor(environment(tmp_path / "file"), "up", "--exit")
     assert (done.returncode, done.stderr.splitlines()[0]) == (2, "starting Postgres")
-    assert done.stderr.splitlines()[1].startswith(f"advisor: {tmp_path}/file/postgres cannot be written: Not a dir")
+    assert done.stderr.splitlines()[1].startswith(
+        f"advisor: {tmp_path}/file/postgres cannot be written: Not a dir"
+    )
     with EmbeddedValkey(tmp_path / "home" / "valkey"):
         taken = environment(tmp_path / "home", database_url=NOBODY_THERE)
         done = advisor(taken, "up", "--exit")

@@ -1,4 +1,5 @@
-"""The agent's client: it never blocks beyond its budget and never raises, whatever the service does."""
+"""The agent's client: it never blocks beyond its budget and never raises, whatever the service
+does."""
 
 from __future__ import annotations
 
@@ -48,7 +49,9 @@ def test_submit_returns_the_id_that_the_service_will_use() -> None:
 
 
 def test_a_request_without_an_id_gets_one_and_keeps_it_when_sent_again() -> None:
-    with faulty(status(500), dies_in_the_middle, garbage, status(503, Retry_After="1"), ok) as server:
+    with faulty(
+        status(500), dies_in_the_middle, garbage, status(503, Retry_After="1"), ok
+    ) as server:
         client = client_of(server.url)
         client.submit({"candidate": {}})
         server.wait_for(5)
@@ -99,7 +102,9 @@ def test_an_action_never_overtakes_its_request() -> None:
 
 
 def test_a_full_queue_drops_the_newest_and_counts_it() -> None:
-    client = client_of(f"http://127.0.0.1:{free_port()}", queue_size=3, breaker_failures=1, breaker_pause_s=30)
+    client = client_of(
+        f"http://127.0.0.1:{free_port()}", queue_size=3, breaker_failures=1, breaker_pause_s=30
+    )
     known = [client.submit({"request_id": str(number)}) for number in range(10)]
     assert known[0] is not None
     assert known[-1] is None
@@ -146,7 +151,14 @@ def test_what_cannot_be_sent_is_dropped_and_counted() -> None:
     circle: dict[str, Any] = {}
     circle["self"] = circle
     with faulty(ok) as server, client_of(server.url) as client:
-        for bad in (circle, {"x": object()}, {"x": Hostile()}, {"x": b"bytes"}, None, {"x": "y" * 2_000_000}):
+        for bad in (
+            circle,
+            {"x": object()},
+            {"x": Hostile()},
+            {"x": b"bytes"},
+            None,
+            {"x": "y" * 2_000_000},
+        ):
             assert client.submit(bad) is None  # type: ignore[arg-type]
             assert client.advise(bad, deadline_s=1) is None  # type: ignore[arg-type]
             assert client.report_action("d", bad) is False  # type: ignore[arg-type]
@@ -165,9 +177,18 @@ class Scalar:
 
 def test_what_an_agent_has_at_hand_becomes_json() -> None:
     at = datetime(2026, 11, 23, tzinfo=UTC)
-    document = {"nan": float("nan"), "inf": float("inf"), "at": at, "e": Colour.RED, "n": Scalar(), "t": (1, True)}
-    assert encode(document) == (
-        b'{"nan": null, "inf": null, "at": "2026-11-23T00:00:00+00:00", "e": "red", "n": null, "t": [1, true]}'
+    document = {
+        "nan": float("nan"),
+        "inf": float("inf"),
+        "at": at,
+        "e": Colour.RED,
+        "n": Scalar(),
+        "t": (1, True),
+    }
+    assert (
+        encode(document)
+        == b'{"nan": null, "inf": null, "at": "2026-11-23T00:00:00+00:00", "e": "red", "n": null,'
+        b' "t": [1, true]}'
     )
 
 
@@ -183,10 +204,9 @@ def test_a_closed_client_drops_and_counts_and_its_thread_ends() -> None:
 
 def test_the_client_brings_no_heavy_library() -> None:
     code = (
-        "import sys, app.client; "
-        "heavy = {'pydantic', 'torch', 'sqlalchemy', 'fastapi', 'redis', 'transformers', 'app.domain'}; "
-        "bad = heavy & set(sys.modules); "
-        "sys.exit(str(bad) if bad else 0)"
+        "import sys, app.client; heavy = {'pydantic', 'torch', 'sqlalchemy', 'fastapi', 'redis',"
+        " 'transformers', 'app.domain'}; bad = heavy & set(sys.modules); sys.exit(str(bad) if bad"
+        " else 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -203,7 +223,9 @@ async def test_against_the_real_service(api: Running) -> None:
         with client_of(api.url) as client:
             advice = client.advise(request("r-1"))
             client.report_action(str(decision_id("r-1")), {"decision": True, "size_usd": 400.0})
-            client.report_outcome(str(decision_id("r-1")), {"arm": "agent", "outcome": "tp1", "r_multiple": 1.4})
+            client.report_outcome(
+                str(decision_id("r-1")), {"arm": "agent", "outcome": "tp1", "r_multiple": 1.4}
+            )
             client.submit(request("r-2", candidate__rsi=float("nan")))
             client.close(10)
             return advice, client.stats().dropped

@@ -1,4 +1,5 @@
-"""What the documentation shows is executed: queries on a filled shadow log, the README's curl on a live service."""
+"""What the documentation shows is executed: queries on a filled shadow log, the README's curl on a
+live service."""
 
 from __future__ import annotations
 
@@ -35,13 +36,18 @@ async def filled(database_url: str) -> str:
             build.decision_event("both", label="H", control=True, at=at),
             build.decision_event("agent-only", label="A", control=True, at=at),
             build.outcome_event("agent-only", build.outcome(r=-1.0)),
-            build.decision_event("vetoed", label="H", control=True, at=at, candidate__spread_bps=40.0),
+            build.decision_event(
+                "vetoed", label="H", control=True, at=at, candidate__spread_bps=40.0
+            ),
             build.outcome_event("vetoed", build.outcome(r=-0.8)),
             build.decision_event("run-1/BTCUSDT/20261101T0900", label="A", control=True, at=at),
             build.outcome_event(
-                "run-1/BTCUSDT/20261101T0900", build.outcome(r=2.0, exit_time=at, extra={"traded": True})
+                "run-1/BTCUSDT/20261101T0900",
+                build.outcome(r=2.0, exit_time=at, extra={"traded": True}),
             ),
-            build.decision_event("silent", label=Abstention(AbstainReason.DEADLINE), control=True, at=at),
+            build.decision_event(
+                "silent", label=Abstention(AbstainReason.DEADLINE), control=True, at=at
+            ),
         ]
     )
     await log.aclose()
@@ -75,7 +81,9 @@ async def test_the_readmes_curl_commands_are_answered_as_it_says(api: Running) -
         answer = await api.client.request(method, path, json=body)
         assert answer.is_success, answer.text
         decision_id = answer.json()["decision_id"]
-    shown = json.loads(re.findall(r"```json\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[0])
+    shown = json.loads(
+        re.findall(r"```json\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[0]
+    )
     full = (await api.client.post("/advise", json=parsed(CURLS[0], "")[2])).json()
     assert shown.keys() <= full.keys()
     assert shown["decision_id"] == full["decision_id"]

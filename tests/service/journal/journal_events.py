@@ -16,7 +16,10 @@ _numbers = count()
 
 
 def event(
-    key: str | None = None, claim: str = "sha256:a", text: str = "", kind: EventKind = EventKind.DECISION
+    key: str | None = None,
+    claim: str = "sha256:a",
+    text: str = "",
+    kind: EventKind = EventKind.DECISION,
 ) -> Event:
     """An event of about `len(text)` bytes; without a key it gets one of its own."""
     return Event(kind, key or f"key-{next(_numbers)}", claim, b'{"text":"%s"}' % text.encode())

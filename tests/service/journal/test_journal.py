@@ -1,4 +1,5 @@
-"""The journal: the stream, or the spool while it is away; whatever it confirmed arrives exactly once."""
+"""The journal: the stream, or the spool while it is away; whatever it confirmed arrives exactly
+once."""
 
 from __future__ import annotations
 
@@ -114,7 +115,9 @@ async def test_without_a_stream_the_spool_answers_for_it_and_drains_when_it_is_t
         assert list((tmp_path / "spool").iterdir()) == []
 
 
-async def test_a_server_killed_in_the_middle_of_a_load_costs_nothing(server: EmbeddedValkey, tmp_path: Path) -> None:
+async def test_a_server_killed_in_the_middle_of_a_load_costs_nothing(
+    server: EmbeddedValkey, tmp_path: Path
+) -> None:
     async with started(server.url, tmp_path / "spool") as journal:
         confirmed: Counter[str] = Counter()
         targets: Counter[str] = Counter()
@@ -146,11 +149,15 @@ async def test_a_server_killed_in_the_middle_of_a_load_costs_nothing(server: Emb
         await emptied(journal)
         found = Counter(keys_in_stream(server.url))
         assert set(confirmed) <= set(found)
-        assert len(found) <= len(confirmed) + 8  # An agent cancelled in the middle may have been recorded.
+        assert (
+            len(found) <= len(confirmed) + 8
+        )  # An agent cancelled in the middle may have been recorded.
         assert set(found.values()) == {1}
 
 
-async def test_an_append_of_unknown_effect_is_spooled_and_arrives_once(server: EmbeddedValkey, tmp_path: Path) -> None:
+async def test_an_append_of_unknown_effect_is_spooled_and_arrives_once(
+    server: EmbeddedValkey, tmp_path: Path
+) -> None:
     async with started(server.url, tmp_path / "spool", timeout_s=0.2) as journal:
         await journal.append(event("before"))
         assert server.pid is not None
@@ -163,7 +170,9 @@ async def test_an_append_of_unknown_effect_is_spooled_and_arrives_once(server: E
         assert await journal.append(event("unknown")) == ("stream", True)
 
 
-async def test_only_the_first_request_waits_for_a_server_that_does_not_answer(tmp_path: Path) -> None:
+async def test_only_the_first_request_waits_for_a_server_that_does_not_answer(
+    tmp_path: Path,
+) -> None:
     connections = 0
     end = asyncio.Event()
 
@@ -185,7 +194,9 @@ async def test_only_the_first_request_waits_for_a_server_that_does_not_answer(tm
         end.set()
 
 
-async def test_where_neither_takes_it_nothing_is_confirmed(server: EmbeddedValkey, tmp_path: Path) -> None:
+async def test_where_neither_takes_it_nothing_is_confirmed(
+    server: EmbeddedValkey, tmp_path: Path
+) -> None:
     losses: Counter[str] = Counter()
     async with started(server.url, tmp_path / "spool", max_bytes=5000, losses=losses) as journal:
         await asyncio.to_thread(server.kill)
@@ -198,7 +209,9 @@ async def test_where_neither_takes_it_nothing_is_confirmed(server: EmbeddedValke
         assert keys_in_stream(server.url) == ["small"]
 
 
-async def test_the_next_process_drains_what_the_last_one_spooled(server: EmbeddedValkey, tmp_path: Path) -> None:
+async def test_the_next_process_drains_what_the_last_one_spooled(
+    server: EmbeddedValkey, tmp_path: Path
+) -> None:
     await asyncio.to_thread(server.kill)
     async with started(server.url, tmp_path / "spool") as journal:
         await journal.append(event("one"))
@@ -208,7 +221,9 @@ async def test_the_next_process_drains_what_the_last_one_spooled(server: Embedde
         assert keys_in_stream(server.url) == ["one"]
 
 
-async def test_a_living_process_drains_what_a_dead_one_left(valkey_url: str, tmp_path: Path) -> None:
+async def test_a_living_process_drains_what_a_dead_one_left(
+    valkey_url: str, tmp_path: Path
+) -> None:
     async with started(valkey_url, tmp_path):
         dying = Spool(tmp_path, 1 << 20)
         await dying.open()
@@ -271,7 +286,9 @@ async def test_a_state_set_while_the_stream_is_away_is_live_when_it_is_back_unle
         assert len(keys_in_stream(server.url)) == 3
 
 
-async def test_an_interrupted_drain_starts_again_and_repeats_nothing(server: EmbeddedValkey, tmp_path: Path) -> None:
+async def test_an_interrupted_drain_starts_again_and_repeats_nothing(
+    server: EmbeddedValkey, tmp_path: Path
+) -> None:
     await asyncio.to_thread(server.kill)
     async with started(server.url, tmp_path / "spool", retry_s=NEVER_S) as journal:
         events = [event(text="x" * 2000) for _ in range(500)]
@@ -294,7 +311,9 @@ async def test_an_interrupted_drain_starts_again_and_repeats_nothing(server: Emb
         assert journal.spool_depth() == 0
 
 
-async def test_events_of_every_kind_pass_through_the_spool_unchanged(server: EmbeddedValkey, tmp_path: Path) -> None:
+async def test_events_of_every_kind_pass_through_the_spool_unchanged(
+    server: EmbeddedValkey, tmp_path: Path
+) -> None:
     await asyncio.to_thread(server.kill)
     kinds = [kind for kind in EventKind if kind is not EventKind.STATE_CHANGE]
     async with started(server.url, tmp_path / "spool") as journal:

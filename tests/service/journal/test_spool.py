@@ -120,7 +120,9 @@ async def test_in_one_write_each_caller_gets_its_own_result_or_error(tmp_path: P
     await spool.aclose()
 
 
-async def test_a_drained_segment_is_forgotten_and_the_next_event_starts_another(tmp_path: Path) -> None:
+async def test_a_drained_segment_is_forgotten_and_the_next_event_starts_another(
+    tmp_path: Path,
+) -> None:
     spool = await opened(tmp_path)
     await spool.append(event("one"))
     [segment] = await spool.segments()
@@ -134,7 +136,9 @@ async def test_a_drained_segment_is_forgotten_and_the_next_event_starts_another(
 
 
 @given(cut=st.integers(0, 600))
-def test_of_a_torn_segment_every_whole_line_is_kept(tmp_path_factory: pytest.TempPathFactory, cut: int) -> None:
+def test_of_a_torn_segment_every_whole_line_is_kept(
+    tmp_path_factory: pytest.TempPathFactory, cut: int
+) -> None:
     async def scenario() -> None:
         directory = tmp_path_factory.mktemp("torn")
         events = [event(text="x" * n) for n in (1, 50, 100, 5)]
@@ -195,7 +199,9 @@ async def test_of_a_batch_that_does_not_fit_on_the_disk_nobody_is_told_it_was_re
     spool = await opened(tmp_path, lose=losses)
     events = [event(text="x" * 6000) for _ in range(8)]
     with largest_file(20_000):
-        results = await asyncio.gather(*(spool.append(each) for each in events), return_exceptions=True)
+        results = await asyncio.gather(
+            *(spool.append(each) for each in events), return_exceptions=True
+        )
     assert [type(result) for result in results] == [JournalUnavailable] * 8
     assert losses == {"spool_full": 8}
     assert await contents(spool) == []
@@ -263,7 +269,8 @@ async def main():
     async def agent(name):
         for n in range(1_000_000):
             key = f"{name}-{n}"
-            await spool.append(Event(EventKind.DECISION, key, "sha256:a", b'{"text":"%s"}' % (b"x" * 6000)))
+            payload = b'{"text":"%s"}' % (b"x" * 6000)
+            await spool.append(Event(EventKind.DECISION, key, "sha256:a", payload))
             print(key, flush=True)
     await asyncio.gather(*(agent(name) for name in range(8)))
 
@@ -291,7 +298,9 @@ async def test_every_confirmed_event_survives_kill_9_of_the_process(tmp_path: Pa
     await spool.aclose()
 
 
-async def test_an_event_that_is_written_while_a_segment_is_removed_is_indexed(tmp_path: Path) -> None:
+async def test_an_event_that_is_written_while_a_segment_is_removed_is_indexed(
+    tmp_path: Path,
+) -> None:
     spool = await opened(tmp_path)
     await spool.append(event("early"))
     (segment,) = await spool.segments()

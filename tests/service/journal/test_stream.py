@@ -33,16 +33,22 @@ def state(name: TradingState, at: datetime) -> StateChange:
     return StateChange(recorded_at=at, state=name, reason="test", changed_by="ops")
 
 
-async def test_an_event_appended_32_times_at_once_is_in_the_stream_once(stream: StreamJournal, valkey_url: str) -> None:
+async def test_an_event_appended_32_times_at_once_is_in_the_stream_once(
+    stream: StreamJournal, valkey_url: str
+) -> None:
     receipts = await asyncio.gather(*(stream.append(event("one")) for _ in range(32)))
     assert Counter(receipt.repeated for receipt in receipts) == {False: 1, True: 31}
     assert {receipt.target for receipt in receipts} == {"stream"}
     assert keys_in_stream(valkey_url) == ["one"]
 
 
-async def test_two_clients_at_once_append_an_event_once(stream: StreamJournal, valkey_url: str) -> None:
+async def test_two_clients_at_once_append_an_event_once(
+    stream: StreamJournal, valkey_url: str
+) -> None:
     other = StreamJournal(valkey_url, timeout_s=5)
-    receipts = await asyncio.gather(*(journal.append(event("one")) for journal in (stream, other) * 16))
+    receipts = await asyncio.gather(
+        *(journal.append(event("one")) for journal in (stream, other) * 16)
+    )
     await other.aclose()
     assert [receipt.repeated for receipt in receipts].count(False) == 1
     assert keys_in_stream(valkey_url) == ["one"]
@@ -90,7 +96,9 @@ async def test_in_one_round_trip_each_caller_gets_its_own_result_or_error(
     assert sorted(keys_in_stream(valkey_url)) == sorted(["taken", *(each.key for each in fresh)])
 
 
-async def test_commands_that_wait_share_a_round_trip(stream: StreamJournal, valkey_url: str) -> None:
+async def test_commands_that_wait_share_a_round_trip(
+    stream: StreamJournal, valkey_url: str
+) -> None:
     await stream.append(event())
     with client(valkey_url) as connection:
         before = connection.info("stats")["total_reads_processed"]
@@ -99,7 +107,9 @@ async def test_commands_that_wait_share_a_round_trip(stream: StreamJournal, valk
     assert reads < 20  # One for INFO, one for the first append, and very few for the 99 behind it.
 
 
-async def test_a_payload_is_found_until_the_writer_has_moved_it(stream: StreamJournal, valkey_url: str) -> None:
+async def test_a_payload_is_found_until_the_writer_has_moved_it(
+    stream: StreamJournal, valkey_url: str
+) -> None:
     await stream.append(event("one", claim="sha256:a", text="é\\n" * 1000))
     assert await stream.find(EventKind.DECISION, "one") == event("one", text="é\\n" * 1000).payload
     assert await stream.find(EventKind.DECISION, "two") is None
@@ -156,14 +166,18 @@ async def test_every_confirmed_append_survives_kill_9(tmp_path: Path) -> None:
     server.stop()
 
 
-async def test_a_reply_that_comes_too_late_is_never_taken_for_another_commands_reply(tmp_path: Path) -> None:
+async def test_a_reply_that_comes_too_late_is_never_taken_for_another_commands_reply(
+    tmp_path: Path,
+) -> None:
     with EmbeddedValkey(tmp_path) as server:
         assert server.pid is not None
         stream = StreamJournal(server.url, timeout_s=0.2)
         await stream.append(event("before"))
         os.kill(server.pid, signal.SIGSTOP)
         late = [event(f"late-{n}", claim=f"sha256:late-{n}") for n in range(5)]
-        outcomes = await asyncio.gather(*(stream.append(each) for each in late), return_exceptions=True)
+        outcomes = await asyncio.gather(
+            *(stream.append(each) for each in late), return_exceptions=True
+        )
         os.kill(server.pid, signal.SIGCONT)
         assert {type(outcome) for outcome in outcomes} == {JournalUnavailable}
         for n in range(20):
@@ -183,7 +197,9 @@ async def test_durability_is_what_the_server_says(tmp_path: Path) -> None:
         assert await stream.durability() is True
         connection.config_set("appendfsync", "everysec")
         assert await stream.durability() is False
-        connection.execute_command("ACL", "SETUSER", "app", "on", ">secret", "~*", "&*", "+@all", "-config")
+        connection.execute_command(
+            "ACL", "SETUSER", "app", "on", ">secret", "~*", "&*", "+@all", "-config"
+        )
         managed = StreamJournal(f"redis://app:secret@127.0.0.1:{server.port}/0")
         assert await managed.durability() is None
         await managed.append(event("one"))
@@ -192,10 +208,14 @@ async def test_durability_is_what_the_server_says(tmp_path: Path) -> None:
         await stream.aclose()
 
 
-async def test_without_a_server_or_with_a_wrong_password_the_error_says_what_to_check(tmp_path: Path) -> None:
+async def test_without_a_server_or_with_a_wrong_password_the_error_says_what_to_check(
+    tmp_path: Path,
+) -> None:
     with EmbeddedValkey(tmp_path) as server:
         wrong = StreamJournal(f"redis://:wrong@127.0.0.1:{server.port}/0")
-        with pytest.raises(JournalUnavailable, match=r"invalid username-password pair.*check REDIS_URL"):
+        with pytest.raises(
+            JournalUnavailable, match=r"invalid username-password pair.*check REDIS_URL"
+        ):
             await wrong.append(event())
         await wrong.aclose()
     absent = StreamJournal(server.url)
@@ -204,17 +224,26 @@ async def test_without_a_server_or_with_a_wrong_password_the_error_says_what_to_
     await absent.aclose()
 
 
-async def test_setting_the_state_records_it_and_makes_it_live(stream: StreamJournal, valkey_url: str) -> None:
+async def test_setting_the_state_records_it_and_makes_it_live(
+    stream: StreamJournal, valkey_url: str
+) -> None:
     assert await stream.get_state() is None
-    halted, active = state(TradingState.HALTED, NOON), state(TradingState.ACTIVE, NOON - timedelta(hours=1))
+    halted, active = (
+        state(TradingState.HALTED, NOON),
+        state(TradingState.ACTIVE, NOON - timedelta(hours=1)),
+    )
     await stream.set_state(halted)
     assert await stream.get_state() == halted
     await stream.set_state(active)  # People's last word counts, whatever the clocks say.
     assert await stream.get_state() == active
-    assert keys_in_stream(valkey_url) == [Event.of_state_change(each).key for each in (halted, active)]
+    assert keys_in_stream(valkey_url) == [
+        Event.of_state_change(each).key for each in (halted, active)
+    ]
 
 
-async def test_a_restored_state_is_live_only_when_it_is_newer(stream: StreamJournal, valkey_url: str) -> None:
+async def test_a_restored_state_is_live_only_when_it_is_newer(
+    stream: StreamJournal, valkey_url: str
+) -> None:
     live = state(TradingState.HALTED, NOON)
     older = state(TradingState.ACTIVE, NOON - timedelta(microseconds=1))
     newer = state(TradingState.REDUCING, NOON + timedelta(microseconds=1))
@@ -226,7 +255,9 @@ async def test_a_restored_state_is_live_only_when_it_is_newer(stream: StreamJour
     assert len(keys_in_stream(valkey_url)) == 3
 
 
-async def test_restoring_what_the_stream_has_already_changes_nothing(stream: StreamJournal, valkey_url: str) -> None:
+async def test_restoring_what_the_stream_has_already_changes_nothing(
+    stream: StreamJournal, valkey_url: str
+) -> None:
     await stream.append(event("one", text="answer"))
     await stream.restore(event("one", text="answer"))
     await stream.append(event("two", text="reported at 12:00", kind=EventKind.OUTCOME))

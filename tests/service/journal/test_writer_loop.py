@@ -54,7 +54,9 @@ class Observed(dict[str, list[float]]):
 async def draining(
     url: str, sink: Sink, observed: Observed | None = None, idle_ms: int = 30_000
 ) -> AsyncIterator[StreamDrain]:
-    drain = StreamDrain(url, sink, Observed() if observed is None else observed, idle_ms=idle_ms, block_ms=20)
+    drain = StreamDrain(
+        url, sink, Observed() if observed is None else observed, idle_ms=idle_ms, block_ms=20
+    )
     try:
         yield drain
     finally:
@@ -263,7 +265,9 @@ async def test_a_writer_killed_between_commit_and_acknowledgement_leaves_one_row
             for each in events:
                 delivered.append(each.key)
                 row = (each.key,)
-                connection.execute("INSERT INTO arrived VALUES (%s, 'second') ON CONFLICT DO NOTHING", row)
+                connection.execute(
+                    "INSERT INTO arrived VALUES (%s, 'second') ON CONFLICT DO NOTHING", row
+                )
 
     heir = StreamDrain(valkey_url, sink, Observed(), idle_ms=0, block_ms=20)
     assert await everything(heir) == 30

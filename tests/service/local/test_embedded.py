@@ -77,7 +77,9 @@ def refuses(port: int) -> bool:
 
 
 @BOTH
-def test_data_survive_kill_9_a_stop_and_another_port(kind: type[EmbeddedServer], home: Path) -> None:
+def test_data_survive_kill_9_a_stop_and_another_port(
+    kind: type[EmbeddedServer], home: Path
+) -> None:
     with kind(home / "data") as server:
         write(server)
         first = server.pid
@@ -94,10 +96,14 @@ def test_data_survive_kill_9_a_stop_and_another_port(kind: type[EmbeddedServer],
 
 
 def test_a_crash_with_a_session_at_work_is_recovered(home: Path) -> None:
-    """A busy backend does not notice at once that its postmaster died, and keeps the memory that both share."""
+    """A busy backend does not notice at once that its postmaster died, and keeps the memory that
+    both share."""
     with EmbeddedPostgres(home / "data") as server:
         write(server)
-        with psycopg.connect(plain(server.url), autocommit=True) as watcher, psycopg.connect(plain(server.url)) as busy:
+        with (
+            psycopg.connect(plain(server.url), autocommit=True) as watcher,
+            psycopg.connect(plain(server.url)) as busy,
+        ):
             busy.execute("INSERT INTO kept VALUES (1001)")
             busy.pgconn.send_query(BUSY.encode())
             until(lambda: watcher.execute(AT_WORK).fetchone() == (1,))
@@ -121,13 +127,19 @@ sys.stdin.read()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="parent-death signals are Linux'")
-def test_the_servers_end_when_their_parent_is_killed_and_another_parent_takes_over(home: Path) -> None:
+def test_the_servers_end_when_their_parent_is_killed_and_another_parent_takes_over(
+    home: Path,
+) -> None:
     command = [sys.executable, "-c", PARENT, str(home)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as parent:
         assert parent.stdout is not None
         ports = [int(port) for port in parent.stdout.readline().split()]
         assert not any(refuses(port) for port in ports)
-        with pytest.raises(EmbeddedServerError, match=r"in use by another running instance.*ADVISOR_HOME"):
+        with pytest.raises(
+            EmbeddedServerError, match=r"in use by another running instance.*ADVISOR_HOME"
+        ):
             EmbeddedPostgres(home / "postgres").start()
         parent.kill()
     for kind, name in ((EmbeddedPostgres, "postgres"), (EmbeddedValkey, "valkey")):
@@ -144,14 +156,18 @@ def test_a_second_instance_on_a_directory_is_refused_and_the_first_goes_on(
     with kind(home / "data") as server:
         write(server)
         second = kind(home / "data")
-        with pytest.raises(EmbeddedServerError, match="is in use by another running instance: stop it, or set"):
+        with pytest.raises(
+            EmbeddedServerError, match="is in use by another running instance: stop it, or set"
+        ):
             second.start()
         assert second.pid is None
         assert rows(server) == 1000
 
 
 @BOTH
-def test_a_port_that_is_taken_is_named_and_nothing_is_made(kind: type[EmbeddedServer], home: Path) -> None:
+def test_a_port_that_is_taken_is_named_and_nothing_is_made(
+    kind: type[EmbeddedServer], home: Path
+) -> None:
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", 0))
         holder.listen()
@@ -168,21 +184,29 @@ def test_a_port_that_is_taken_is_named_and_nothing_is_made(kind: type[EmbeddedSe
 def listening(pid: int) -> set[tuple[str, int]]:
     """Addresses on which a process accepts TCP connections, from /proc."""
     links = (os.readlink(entry) for entry in Path(f"/proc/{pid}/fd").iterdir())
-    sockets = {link.removeprefix("socket:[").removesuffix("]") for link in links if link.startswith("socket:[")}
+    sockets = {
+        link.removeprefix("socket:[").removesuffix("]")
+        for link in links
+        if link.startswith("socket:[")
+    }
     found = set()
     for name in ("tcp", "tcp6"):
         for line in Path(f"/proc/{pid}/net/{name}").read_text().splitlines()[1:]:
             fields = line.split()
             if fields[3] == LISTEN and fields[9] in sockets:
                 address, port = fields[1].split(":")
-                words = [bytes.fromhex(address[at : at + 8])[::-1] for at in range(0, len(address), 8)]
+                words = [
+                    bytes.fromhex(address[at : at + 8])[::-1] for at in range(0, len(address), 8)
+                ]
                 found.add((str(ip_address(b"".join(words))), int(port, 16)))
     return found
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @BOTH
-def test_only_the_loopback_listens_and_no_unix_socket(kind: type[EmbeddedServer], home: Path) -> None:
+def test_only_the_loopback_listens_and_no_unix_socket(
+    kind: type[EmbeddedServer], home: Path
+) -> None:
     with kind(home / "data") as server:
         assert server.pid is not None
         assert listening(server.pid) == {("127.0.0.1", server.port)}
@@ -191,25 +215,39 @@ def test_only_the_loopback_listens_and_no_unix_socket(kind: type[EmbeddedServer]
 
 def test_a_wrong_password_and_none_are_refused_by_postgres(home: Path) -> None:
     with EmbeddedPostgres(home / "data") as server:
-        for url in (server.url.replace(server.password, "wrong"), server.url.replace(f":{server.password}", "")):
+        for url in (
+            server.url.replace(server.password, "wrong"),
+            server.url.replace(f":{server.password}", ""),
+        ):
             with pytest.raises(psycopg.OperationalError, match="password"):
                 psycopg.connect(plain(url))
         with psycopg.connect(plain(server.url)) as connection:
-            (digest,) = connection.execute("SELECT rolpassword FROM pg_authid WHERE rolname = 'advisor'").fetchone()
+            (digest,) = connection.execute(
+                "SELECT rolpassword FROM pg_authid WHERE rolname = 'advisor'"
+            ).fetchone()
         assert digest.startswith("SCRAM-SHA-256$")
 
 
 def test_a_wrong_password_and_none_are_refused_by_valkey(home: Path) -> None:
     with EmbeddedValkey(home / "data") as server:
-        for url in (server.url.replace(server.password, "wrong"), server.url.replace(f":{server.password}@", "")):
+        for url in (
+            server.url.replace(server.password, "wrong"),
+            server.url.replace(f":{server.password}@", ""),
+        ):
             with redis.Redis.from_url(url) as client, pytest.raises(redis.AuthenticationError):
                 client.ping()
 
 
 @BOTH
-def test_secrets_are_for_the_owner_and_differ_between_directories(kind: type[EmbeddedServer], home: Path) -> None:
+def test_secrets_are_for_the_owner_and_differ_between_directories(
+    kind: type[EmbeddedServer], home: Path
+) -> None:
     with kind(home / "one") as one:
-        secret = [path for path in (home / "one").rglob("*") if path.is_file() and contains(path, one.password)]
+        secret = [
+            path
+            for path in (home / "one").rglob("*")
+            if path.is_file() and contains(path, one.password)
+        ]
         assert home / "one" / "password" in secret
         assert {stat.S_IMODE(path.stat().st_mode) for path in secret} == {0o600}
         assert kind(home / "one").password == one.password
@@ -253,7 +291,9 @@ def test_under_root_a_private_folder_stays_private_and_the_data_are_found_again(
 
 
 @BOTH
-def test_what_is_removed_leaves_nothing_and_can_be_made_anew(kind: type[EmbeddedServer], home: Path) -> None:
+def test_what_is_removed_leaves_nothing_and_can_be_made_anew(
+    kind: type[EmbeddedServer], home: Path
+) -> None:
     server = kind(home / "data")
     server.start()
     server.remove()
@@ -267,16 +307,22 @@ def test_what_is_removed_leaves_nothing_and_can_be_made_anew(kind: type[Embedded
 @BOTH
 def test_a_directory_that_cannot_be_made_is_named(kind: type[EmbeddedServer], home: Path) -> None:
     (home / "file").touch()
-    with pytest.raises(EmbeddedServerError, match="file/data cannot be written: Not a directory; set ADVISOR_HOME"):
+    with pytest.raises(
+        EmbeddedServerError, match="file/data cannot be written: Not a directory; set ADVISOR_HOME"
+    ):
         kind(home / "file" / "data").start()
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 @BOTH
-def test_a_directory_that_cannot_be_written_is_named(kind: type[EmbeddedServer], home: Path) -> None:
+def test_a_directory_that_cannot_be_written_is_named(
+    kind: type[EmbeddedServer], home: Path
+) -> None:
     (home / "data").mkdir(mode=0o500)
     for directory in (home / "data", home / "data" / "below"):
-        with pytest.raises(EmbeddedServerError, match="cannot be written: Permission denied; set ADVISOR_HOME"):
+        with pytest.raises(
+            EmbeddedServerError, match="cannot be written: Permission denied; set ADVISOR_HOME"
+        ):
             kind(directory).start()
 
 
@@ -284,7 +330,9 @@ def test_a_server_that_cannot_start_says_what_its_log_says(home: Path) -> None:
     with EmbeddedPostgres(home / "data") as server:
         pass
     (home / "data" / "cluster" / "PG_VERSION").write_text("12\n")
-    with pytest.raises(EmbeddedServerError, match=r"postgres did not start .*initialized by PostgreSQL version 12"):
+    with pytest.raises(
+        EmbeddedServerError, match=r"postgres did not start .*initialized by PostgreSQL version 12"
+    ):
         server.start()
     assert server.pid is None
 
@@ -299,7 +347,9 @@ def test_an_interrupted_initialisation_is_begun_anew(home: Path) -> None:
 
 
 @BOTH
-def test_a_server_that_died_by_itself_shows_and_starts_again(kind: type[EmbeddedServer], home: Path) -> None:
+def test_a_server_that_died_by_itself_shows_and_starts_again(
+    kind: type[EmbeddedServer], home: Path
+) -> None:
     with kind(home / "data") as server:
         write(server)
         assert server.pid is not None

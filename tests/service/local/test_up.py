@@ -26,7 +26,11 @@ def children(pid: int) -> dict[str, int]:
     found: dict[str, int] = {}
     for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
         arguments = Path(f"/proc/{word}/cmdline").read_bytes().decode().split("\0")
-        name = arguments[3] if "app.cli" in arguments else Path(f"/proc/{word}/comm").read_text().strip()
+        name = (
+            arguments[3]
+            if "app.cli" in arguments
+            else Path(f"/proc/{word}/comm").read_text().strip()
+        )
         found[name] = int(word)
     return found
 
@@ -34,7 +38,9 @@ def children(pid: int) -> dict[str, int]:
 class Up:
     """A running `advisor up`."""
 
-    def __init__(self, process: subprocess.Popen[bytes], log: Path, http: httpx.AsyncClient) -> None:
+    def __init__(
+        self, process: subprocess.Popen[bytes], log: Path, http: httpx.AsyncClient
+    ) -> None:
         self.pid = process.pid
         self.process = process
         self.http = http
@@ -82,7 +88,9 @@ async def up() -> AsyncIterator[Up]:
                 preexec_fn=lambda: die_with_parent(parent, signal.SIGTERM),
             )
         try:
-            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{variables['ADVISOR_PORT']}") as http:
+            async with httpx.AsyncClient(
+                base_url=f"http://127.0.0.1:{variables['ADVISOR_PORT']}"
+            ) as http:
                 running = Up(process, log, http)
                 await running.ready()
                 yield running
@@ -94,7 +102,9 @@ async def up() -> AsyncIterator[Up]:
 async def test_whatever_is_killed_is_started_again_and_no_answer_is_lost(up: Up) -> None:
     answered = []
     for number, name in enumerate(("postgres", "valkey-server", "serve", "writer")):
-        answered.append((await up.http.post("/advise", json=request(f"r-{number}"))).json()["decision_id"])
+        answered.append(
+            (await up.http.post("/advise", json=request(f"r-{number}"))).json()["decision_id"]
+        )
         pid = children(up.pid)[name]
         os.kill(pid, signal.SIGKILL)
         await up.replaced(name, pid)
@@ -106,11 +116,16 @@ async def test_whatever_is_killed_is_started_again_and_no_answer_is_lost(up: Up)
 
 
 def test_a_command_runs_beside_the_service_and_its_status_is_the_status() -> None:
-    program = "import os, urllib.request as u; print(u.urlopen(os.environ['ADVISOR_URL'] + '/readyz').read().decode())"
+    program = (
+        "import os, urllib.request as u; print(u.urlopen(os.environ['ADVISOR_URL'] +"
+        " '/readyz').read().decode())"
+    )
     with open_directory() as home:
         script = home / "look.py"
         script.write_text(f"{program}\nraise SystemExit(3)\n")
-        done = advisor(environment(home / "home"), "up", "--exit", "--then", f"{sys.executable} {script}")
+        done = advisor(
+            environment(home / "home"), "up", "--exit", "--then", f"{sys.executable} {script}"
+        )
     assert done.returncode == 3, done.stderr
     (report,) = (json.loads(line) for line in done.stdout.splitlines() if line.startswith("{"))
     assert report["status"] == "ready"

@@ -1,4 +1,5 @@
-"""Migrations: up, down and up again; the same schema as the code's tables; several starters at once."""
+"""Migrations: up, down and up again; the same schema as the code's tables; several starters at
+once."""
 
 from __future__ import annotations
 
@@ -55,11 +56,15 @@ async def test_the_schema_is_that_of_the_tables_also_with_partitions(database_ur
     await log.aclose()
     engine = create_engine(database_url)
     with engine.connect() as connection:
-        context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
+        context = MigrationContext.configure(
+            connection, opts={"compare_type": True, "compare_server_default": True}
+        )
         differences = compare_metadata(context, tables.metadata)
     engine.dispose()
     partitions = {"decisions_202611", "advices_202611"}
-    of_partitions = [each for each in differences if getattr(each[1], "table", each[1]).name in partitions]
+    of_partitions = [
+        each for each in differences if getattr(each[1], "table", each[1]).name in partitions
+    ]
     assert [each for each in differences if each not in of_partitions] == []
     command.check(config(database_url))
 
@@ -75,7 +80,9 @@ def test_every_constraint_and_index_has_a_name_of_the_convention(database_url: s
     engine = create_engine(database_url)
     found = inspect(engine)
     names = {found.get_pk_constraint(table)["name"] for table in tables.metadata.tables}
-    names |= {index["name"] for table in tables.metadata.tables for index in found.get_indexes(table)}
+    names |= {
+        index["name"] for table in tables.metadata.tables for index in found.get_indexes(table)
+    }
     engine.dispose()
     assert names == {
         *(f"pk_{table}" for table in tables.metadata.tables),
@@ -95,7 +102,9 @@ def test_starters_at_once_migrate_once(empty_database_url: str, repository: Path
         "-c",
         "import sys; from app.shadow_log.migrate import upgrade; upgrade(sys.argv[1])",
     ]
-    starters = [subprocess.Popen([*command_line, empty_database_url], cwd=repository) for _ in range(3)]
+    starters = [
+        subprocess.Popen([*command_line, empty_database_url], cwd=repository) for _ in range(3)
+    ]
     assert [starter.wait(60) for starter in starters] == [0, 0, 0]
     assert current(empty_database_url) == tables.REVISION
 
@@ -116,7 +125,9 @@ def test_a_lock_that_is_not_to_be_had_ends_the_migration_and_changes_nothing(
     assert current(database_url) == tables.REVISION
 
 
-def test_without_migrations_the_error_says_where_they_were_looked_for(database_url: str, tmp_path: Path) -> None:
+def test_without_migrations_the_error_says_where_they_were_looked_for(
+    database_url: str, tmp_path: Path
+) -> None:
     with pytest.raises(ShadowLogUnavailable, match=r"no migrations in .*run from the directory"):
         upgrade(database_url, migrations=tmp_path)
 
@@ -131,7 +142,13 @@ def test_a_database_of_a_newer_release_is_refused(database_url: str) -> None:
 def test_analysts_read_and_neither_write_nor_see_passwords(database_url: str) -> None:
     with psycopg.connect(database_url.replace("+psycopg", ""), autocommit=True) as connection:
         connection.execute("SET ROLE advisor_analyst")
-        for relation in ("shadow_comparison", "disagreements", "agreement_daily", "veto_value", "decisions"):
+        for relation in (
+            "shadow_comparison",
+            "disagreements",
+            "agreement_daily",
+            "veto_value",
+            "decisions",
+        ):
             assert connection.execute(f"SELECT count(*) FROM {relation}").fetchone() == (0,)
         for statement in (
             "INSERT INTO state_changes VALUES ('k', now(), 'ACTIVE', 'r', 'me')",

@@ -38,7 +38,9 @@ def rows(url: str, query: str, *parameters: Any) -> list[dict[str, Any]]:
         return connection.execute(query, parameters or None).fetchall()
 
 
-async def test_a_decision_is_stored_in_columns_that_people_filter_on(log: ShadowLog, database_url: str) -> None:
+async def test_a_decision_is_stored_in_columns_that_people_filter_on(
+    log: ShadowLog, database_url: str
+) -> None:
     made = build.decision(
         "r-1",
         label="H",
@@ -51,7 +53,11 @@ async def test_a_decision_is_stored_in_columns_that_people_filter_on(log: Shadow
     assert appended.inserted == {"decisions": 1, "advices": 2, "agent_actions": 1}
     assert (appended.duplicates, appended.conflicts) == (0, [])
     (row,) = rows(database_url, "SELECT * FROM decisions")
-    scenario, record, recorded = row.pop("scenario"), row.pop("record"), row.pop("recorded_in_log_at")
+    scenario, record, recorded = (
+        row.pop("scenario"),
+        row.pop("record"),
+        row.pop("recorded_in_log_at"),
+    )
     assert row == {
         "decision_id": made.decision_id,
         "as_of": build.AS_OF,
@@ -97,10 +103,14 @@ async def test_a_decision_is_stored_in_columns_that_people_filter_on(log: Shadow
     assert (control["event_key"], control["decision"]) == (f"control:{made.decision_id}", True)
 
 
-async def test_the_record_comes_back_equal_and_with_the_same_hash(log: ShadowLog, database_url: str) -> None:
+async def test_the_record_comes_back_equal_and_with_the_same_hash(
+    log: ShadowLog, database_url: str
+) -> None:
     made = build.decision(
         "r-nasty",
-        control=build.agent_action(reason=NASTY, targets=[], extra={"b": [], "a": {"deep": [1.5, None, True, ""]}}),
+        control=build.agent_action(
+            reason=NASTY, targets=[], extra={"b": [], "a": {"deep": [1.5, None, True, ""]}}
+        ),
         shadows=[("late", Abstention(AbstainReason.DEADLINE, NASTY))],
         candidate__news_summary=NASTY,
         candidate__macd=-0.0,
@@ -110,7 +120,12 @@ async def test_the_record_comes_back_equal_and_with_the_same_hash(log: ShadowLog
         candidate__cvd_divergence=-1.7976931348623157e308,
         candidate__order_flow_score=0.1 + 0.2,
         candidate__volume_profile={"failed_low": 1.0, "lvns": []},
-        candidate__extra={"zeta": 1.0, "alpha": -0.0, "ünïcode": NASTY, "numbers": [2**53 - 1, 1e-9, 0.1]},
+        candidate__extra={
+            "zeta": 1.0,
+            "alpha": -0.0,
+            "ünïcode": NASTY,
+            "numbers": [2**53 - 1, 1e-9, 0.1],
+        },
         account__equity=123456789.123456789,
         account__positions=None,
     )
@@ -123,13 +138,20 @@ async def test_the_record_comes_back_equal_and_with_the_same_hash(log: ShadowLog
     assert stored["record_hash"] == digest(event.payload) == back.hash()
     assert back.scenario.candidate.news_summary == made.scenario.candidate.news_summary
     assert back.replayed() == made
-    assert math.copysign(1, back.scenario.candidate.macd or 0) == 1, "the sign of zero is forgotten, by agreement"
+    assert math.copysign(1, back.scenario.candidate.macd or 0) == 1, (
+        "the sign of zero is forgotten, by agreement"
+    )
 
 
-async def test_floats_in_columns_are_bit_exact_and_nulls_are_null(log: ShadowLog, database_url: str) -> None:
+async def test_floats_in_columns_are_bit_exact_and_nulls_are_null(
+    log: ShadowLog, database_url: str
+) -> None:
     awkward = build.outcome(r=-1e-7, net_pnl=1e22, mae_r=-0.1 - 0.2, mfe_r=5e-324, outcome="sl")
     await log.append([build.decision_event(), build.outcome_event("r-1", awkward)])
-    (row,) = rows(database_url, "SELECT r_multiple, net_pnl, mae_r, mfe_r, exit_time, model_version FROM outcomes")
+    (row,) = rows(
+        database_url,
+        "SELECT r_multiple, net_pnl, mae_r, mfe_r, exit_time, model_version FROM outcomes",
+    )
     assert list(row.values()) == [-1e-7, 1e22, -0.1 - 0.2, 5e-324, None, None]
 
 
@@ -142,8 +164,8 @@ async def test_vetoes_and_abstentions_have_their_columns(log: ShadowLog, databas
     )
     found = rows(
         database_url,
-        "SELECT d.request_id, d.status, a.approve, a.veto_codes, a.abstain_reason, d.control_veto_codes "
-        "FROM decisions d JOIN advices a USING (decision_id) ORDER BY 1 DESC",
+        "SELECT d.request_id, d.status, a.approve, a.veto_codes, a.abstain_reason,"
+        " d.control_veto_codes FROM decisions d JOIN advices a USING (decision_id) ORDER BY 1 DESC",
     )
     assert [list(row.values()) for row in found] == [
         ["vetoed", "vetoed", False, ["SPREAD"], None, ["SPREAD"]],
@@ -161,7 +183,8 @@ async def test_every_event_arrives_exactly_once_however_often_it_comes(log: Shad
     ]
     first = await log.append(events)
     assert first.inserted == {
-        "decisions": 1, "advices": 1, "agent_actions": 2, "outcomes": 1, "rationales": 1, "state_changes": 1,
+        "decisions": 1, "advices": 1, "agent_actions": 2, "outcomes": 1, "rationales": 1,
+        "state_changes": 1,
     }  # fmt: skip
     again = await log.append([*events, *events])
     assert (again.inserted, again.duplicates, again.conflicts) == ({}, 10, [])
@@ -182,7 +205,9 @@ async def test_repeats_within_one_batch_are_one_row(log: ShadowLog) -> None:
     assert (appended.inserted["decisions"], appended.duplicates, appended.conflicts) == (2, 2, [])
 
 
-async def test_the_same_id_with_another_request_is_a_conflict_and_the_first_stays(log: ShadowLog) -> None:
+async def test_the_same_id_with_another_request_is_a_conflict_and_the_first_stays(
+    log: ShadowLog,
+) -> None:
     first, other = build.decision("r-1"), build.decision("r-1", candidate__rsi=31.0)
     await log.append([Event.of_decision(first)])
     appended = await log.append([Event.of_decision(other)])
@@ -190,8 +215,13 @@ async def test_the_same_id_with_another_request_is_a_conflict_and_the_first_stay
     assert appended.conflicts == [str(first.decision_id)]
     assert await log.decision(first.decision_id) == first
     assert await log.claim(first.decision_id) == first.request_hash
-    in_one_batch = await log.append([build.decision_event("r-2"), build.decision_event("r-2", candidate__rsi=31.0)])
-    assert (in_one_batch.inserted["decisions"], in_one_batch.conflicts) == (1, [str(decision_id("r-2"))])
+    in_one_batch = await log.append(
+        [build.decision_event("r-2"), build.decision_event("r-2", candidate__rsi=31.0)]
+    )
+    assert (in_one_batch.inserted["decisions"], in_one_batch.conflicts) == (
+        1,
+        [str(decision_id("r-2"))],
+    )
 
 
 async def test_writers_side_by_side_write_every_event_once(log: ShadowLog) -> None:
@@ -236,7 +266,9 @@ async def test_reports_may_come_before_their_decision(log: ShadowLog) -> None:
     assert [each["r_multiple"] for each in document["outcomes"]] == [2.0]
 
 
-async def test_a_decision_is_read_back_with_everything_that_was_reported_oldest_first(log: ShadowLog) -> None:
+async def test_a_decision_is_read_back_with_everything_that_was_reported_oldest_first(
+    log: ShadowLog,
+) -> None:
     made = build.decision("r-1")
     await log.append(
         [
@@ -262,7 +294,10 @@ async def test_a_decision_is_read_back_with_everything_that_was_reported_oldest_
 
 async def test_the_newest_state_change_is_the_state(log: ShadowLog) -> None:
     assert await log.latest_state() is None
-    halted, active = build.state_event(TradingState.HALTED, minutes=5), build.state_event(TradingState.ACTIVE)
+    halted, active = (
+        build.state_event(TradingState.HALTED, minutes=5),
+        build.state_event(TradingState.ACTIVE),
+    )
     await log.append([halted, active])
     newest = await log.latest_state()
     assert newest == halted.record()
@@ -292,10 +327,22 @@ async def test_model_versions_are_immutable_and_aliases_move_with_their_history(
 
 @pytest.mark.parametrize(
     "table",
-    ["decision_keys", "decisions", "advices", "agent_actions", "outcomes", "rationales", "state_changes"],
+    [
+        "decision_keys",
+        "decisions",
+        "advices",
+        "agent_actions",
+        "outcomes",
+        "rationales",
+        "state_changes",
+    ],
 )
-@pytest.mark.parametrize("change", ["UPDATE {} SET recorded_by_nobody = 1", "DELETE FROM {}", "TRUNCATE {}"])
-async def test_rows_cannot_be_changed_or_removed(log: ShadowLog, database_url: str, table: str, change: str) -> None:
+@pytest.mark.parametrize(
+    "change", ["UPDATE {} SET recorded_by_nobody = 1", "DELETE FROM {}", "TRUNCATE {}"]
+)
+async def test_rows_cannot_be_changed_or_removed(
+    log: ShadowLog, database_url: str, table: str, change: str
+) -> None:
     await log.append(
         [
             build.decision_event("r-1", control=True),

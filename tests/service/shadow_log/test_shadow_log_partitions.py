@@ -1,4 +1,5 @@
-"""Months of the shadow log: made when needed, dropped as a whole, and outages told from faults of an event."""
+"""Months of the shadow log: made when needed, dropped as a whole, and outages told from faults of
+an event."""
 
 from __future__ import annotations
 
@@ -27,12 +28,17 @@ async def log(database_url: str) -> AsyncIterator[ShadowLog]:
 
 
 def partitions(url: str) -> list[str]:
-    found = rows(url, "SELECT inhrelid::regclass::text AS name FROM pg_inherits i JOIN pg_class c ON c.oid = inhparent "
-                      "WHERE c.relkind = 'p' ORDER BY 1")  # fmt: skip
+    query = """
+        SELECT inhrelid::regclass::text AS name
+        FROM pg_inherits i JOIN pg_class c ON c.oid = inhparent
+        WHERE c.relkind = 'p' ORDER BY 1"""
+    found = rows(url, query)
     return [row["name"] for row in found]
 
 
-async def test_a_decision_lies_in_the_partition_of_its_month_in_utc(log: ShadowLog, database_url: str) -> None:
+async def test_a_decision_lies_in_the_partition_of_its_month_in_utc(
+    log: ShadowLog, database_url: str
+) -> None:
     last_moment = datetime(2024, 2, 29, 23, 59, 59, 999999, tzinfo=UTC)
     next_month = datetime(2024, 3, 1, tzinfo=UTC)
     elsewhere = datetime(2024, 1, 1, 3, tzinfo=timezone(timedelta(hours=5)))
@@ -43,31 +49,42 @@ async def test_a_decision_lies_in_the_partition_of_its_month_in_utc(log: ShadowL
             build.decision_event("december in UTC", at=elsewhere),
         ]
     )
-    found = rows(database_url, "SELECT tableoid::regclass::text AS part, request_id FROM decisions ORDER BY 1")
+    found = rows(
+        database_url,
+        "SELECT tableoid::regclass::text AS part, request_id FROM decisions ORDER BY 1",
+    )
     assert [tuple(row.values()) for row in found] == [
         ("decisions_202312", "december in UTC"),
         ("decisions_202402", "february"),
         ("decisions_202403", "march"),
     ]
     assert partitions(database_url) == [
-        f"{table}_{month}" for table in ("advices", "decisions") for month in ("202312", "202402", "202403")
+        f"{table}_{month}"
+        for table in ("advices", "decisions")
+        for month in ("202312", "202402", "202403")
     ]
 
 
 async def test_one_partition_is_read_for_one_decision(log: ShadowLog, database_url: str) -> None:
-    await log.append([build.decision_event(f"r-{m}", at=datetime(2024, m, 3, tzinfo=UTC)) for m in (1, 2, 3)])
+    await log.append(
+        [build.decision_event(f"r-{m}", at=datetime(2024, m, 3, tzinfo=UTC)) for m in (1, 2, 3)]
+    )
     plan = rows(
         database_url,
         "EXPLAIN SELECT * FROM decisions WHERE decision_id = %s AND as_of = %s",
         decision_id("r-2"),
         datetime(2024, 2, 3, tzinfo=UTC),
     )
-    assert {part for part in partitions(database_url) if any(part in line["QUERY PLAN"] for line in plan)} == {
-        "decisions_202402"
-    }
+    assert {
+        part
+        for part in partitions(database_url)
+        if any(part in line["QUERY PLAN"] for line in plan)
+    } == {"decisions_202402"}
 
 
-async def test_retention_drops_whole_months_and_notes_it_while_keys_stay(log: ShadowLog, database_url: str) -> None:
+async def test_retention_drops_whole_months_and_notes_it_while_keys_stay(
+    log: ShadowLog, database_url: str
+) -> None:
     months = [datetime(2024, month, 15, tzinfo=UTC) for month in (1, 2, 3)]
     events = [build.decision_event(f"r-{when:%m}", at=when) for when in months]
     await log.append(events)
@@ -86,7 +103,9 @@ async def test_retention_drops_whole_months_and_notes_it_while_keys_stay(log: Sh
     assert rows(database_url, "SELECT count(*) AS n FROM decisions") == [{"n": 1}]
 
 
-async def test_a_month_that_another_process_dropped_is_made_again(log: ShadowLog, database_url: str) -> None:
+async def test_a_month_that_another_process_dropped_is_made_again(
+    log: ShadowLog, database_url: str
+) -> None:
     await log.append([build.decision_event("r-1", at=datetime(2024, 1, 3, tzinfo=UTC))])
     other = ShadowLog.connect(database_url)
     await other.drop_months_before(datetime(2024, 6, 1, tzinfo=UTC))
@@ -98,7 +117,9 @@ async def test_a_month_that_another_process_dropped_is_made_again(log: ShadowLog
 async def test_months_are_dropped_while_writers_append_and_nobody_fails(log: ShadowLog) -> None:
     async def write(number: int) -> int:
         when = datetime(2020, 1 + number % 12, 1, tzinfo=UTC)
-        return (await log.append([build.decision_event(f"r-{number}", at=when)])).inserted["decisions"]
+        return (await log.append([build.decision_event(f"r-{number}", at=when)])).inserted[
+            "decisions"
+        ]
 
     async def drop(_: int) -> None:
         await log.drop_months_before(datetime(2021, 1, 1, tzinfo=UTC))
@@ -162,7 +183,9 @@ async def test_a_wrong_database_url_is_one_line_without_the_password(
         upgrade(wrong)
 
 
-async def test_missing_rights_and_a_read_only_server_are_no_events_fault(log: ShadowLog, database_url: str) -> None:
+async def test_missing_rights_and_a_read_only_server_are_no_events_fault(
+    log: ShadowLog, database_url: str
+) -> None:
     name = database_url.rsplit("/", 1)[1]
     with psycopg.connect(database_url.replace("+psycopg", ""), autocommit=True) as connection:
         connection.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")

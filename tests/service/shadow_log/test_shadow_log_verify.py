@@ -1,4 +1,5 @@
-"""`verify` passes what is as it was written, and finds every kind of tampering, even by a superuser."""
+"""`verify` passes what is as it was written, and finds every kind of tampering, even by a
+superuser."""
 
 from __future__ import annotations
 
@@ -27,8 +28,12 @@ async def log(database_url: str) -> AsyncIterator[ShadowLog]:
     await opened.append(
         [
             build.decision_event("r-1", control=True, shadows=[("other", "A")]),
-            build.decision_event("r-2", candidate__spread_bps=50.0, candidate__cvd=1e22, candidate__macd=-0.0),
-            build.decision_event("r-3", label=Abstention(AbstainReason.DEADLINE), at=datetime(2024, 1, 5, tzinfo=UTC)),
+            build.decision_event(
+                "r-2", candidate__spread_bps=50.0, candidate__cvd=1e22, candidate__macd=-0.0
+            ),
+            build.decision_event(
+                "r-3", label=Abstention(AbstainReason.DEADLINE), at=datetime(2024, 1, 5, tzinfo=UTC)
+            ),
             build.action_event("r-1", build.agent_action(False, reason="late")),
             build.outcome_event("r-1", build.outcome(r=-1.0, extra={"a": 1.0})),
             build.rationale_event("r-1"),
@@ -44,7 +49,9 @@ def tamper(url: str, statement: str, *parameters: Any) -> None:
     """What only a superuser can do: change rows with the triggers off."""
     with psycopg.connect(url.replace("+psycopg", ""), autocommit=True) as connection:
         connection.execute("SET session_replication_role = replica")
-        assert connection.execute(statement, parameters or None).rowcount > 0, "the test tampered with nothing"
+        assert connection.execute(statement, parameters or None).rowcount > 0, (
+            "the test tampered with nothing"
+        )
 
 
 async def test_an_untouched_log_has_no_faults(log: ShadowLog, database_url: str) -> None:
@@ -53,7 +60,10 @@ async def test_an_untouched_log_has_no_faults(log: ShadowLog, database_url: str)
     assert report.findings == []
     assert (report.decisions, report.reports) == (3, 4)
     assert seen == [(1, 3), (2, 3), (3, 3)]
-    assert report.summary() == "3 decisions, 4 reports: every hash matches, every decision replays, no gaps"
+    assert (
+        report.summary()
+        == "3 decisions, 4 reports: every hash matches, every decision replays, no gaps"
+    )
 
 
 ONE = f"WHERE decision_id = '{TARGET}'"
@@ -66,7 +76,10 @@ TAMPERING = {
         {Fault.HASH, Fault.REPLAY},
     ),
     "a field that no prompt shows": (
-        f"UPDATE decisions SET scenario = jsonb_set(scenario, '{{candidate,extra}}', '{{\"a\": 1}}') {ONE}",
+        (
+            "UPDATE decisions SET scenario = jsonb_set(scenario, '{candidate,extra}', '{\"a\":"
+            f" 1}}') {ONE}"
+        ),
         {Fault.HASH},
     ),
     "prompt": (
@@ -77,13 +90,19 @@ TAMPERING = {
         f"UPDATE decisions SET record = jsonb_set(record, '{{limits,spread,max_bps}}', '99') {ONE}",
         {Fault.HASH, Fault.REPLAY},
     ),
-    "limits hash": (f"UPDATE decisions SET limits_hash = 'sha256:{'1' * 64}' {ONE}", {Fault.COLUMNS}),
+    "limits hash": (
+        f"UPDATE decisions SET limits_hash = 'sha256:{'1' * 64}' {ONE}",
+        {Fault.COLUMNS},
+    ),
     "state": (
         f"UPDATE decisions SET record = jsonb_set(record, '{{state}}', '\"HALTED\"') {ONE}",
         {Fault.HASH, Fault.COLUMNS, Fault.REPLAY},
     ),
     "time of judgement": (
-        f"UPDATE decisions SET record = jsonb_set(record, '{{evaluated_at}}', '\"2026-11-23T11:00:00Z\"') {ONE}",
+        (
+            "UPDATE decisions SET record = jsonb_set(record, '{evaluated_at}',"
+            f" '\"2026-11-23T11:00:00Z\"') {ONE}"
+        ),
         {Fault.HASH, Fault.COLUMNS, Fault.REPLAY},
     ),
     "record hash": (f"UPDATE decisions SET record_hash = 'sha256:{'1' * 64}' {ONE}", {Fault.HASH}),
@@ -96,18 +115,27 @@ TAMPERING = {
         f"UPDATE agent_actions SET decision = false WHERE event_key = 'control:{TARGET}'",
         {Fault.CONTROL},
     ),
-    "a control that vanished": (f"DELETE FROM agent_actions WHERE event_key = 'control:{TARGET}'", {Fault.CONTROL}),
+    "a control that vanished": (
+        f"DELETE FROM agent_actions WHERE event_key = 'control:{TARGET}'",
+        {Fault.CONTROL},
+    ),
     "advice action": (f"UPDATE advices SET action = 'reject' {PRIMARY}", {Fault.COLUMNS}),
     "advice in the record": (
         f"UPDATE advices SET record = jsonb_set(record, '{{quantity}}', '9') {PRIMARY}",
         {Fault.HASH, Fault.COLUMNS, Fault.REPLAY},
     ),
     "log-probabilities": (
-        f"UPDATE advices SET record = jsonb_set(record, '{FIRST_LOG_PROBABILITY}', '-0.001') {PRIMARY}",
+        (
+            f"UPDATE advices SET record = jsonb_set(record, '{FIRST_LOG_PROBABILITY}', '-0.001')"
+            f" {PRIMARY}"
+        ),
         {Fault.HASH, Fault.REPLAY},
     ),
     "absurd log-probabilities": (
-        f"UPDATE advices SET record = jsonb_set(record, '{FIRST_LOG_PROBABILITY}', '1e300') {PRIMARY}",
+        (
+            f"UPDATE advices SET record = jsonb_set(record, '{FIRST_LOG_PROBABILITY}', '1e300')"
+            f" {PRIMARY}"
+        ),
         {Fault.UNREADABLE},
     ),
     "a veto that was removed": (
@@ -115,28 +143,55 @@ TAMPERING = {
         {Fault.HASH, Fault.COLUMNS, Fault.REPLAY},
     ),
     "veto codes": (f"UPDATE advices SET veto_codes = '{{}}' {OTHER}", {Fault.COLUMNS}),
-    "role": (f"UPDATE advices SET record = jsonb_set(record, '{{role}}', '\"shadow\"') {PRIMARY}", {Fault.UNREADABLE}),
+    "role": (
+        f"UPDATE advices SET record = jsonb_set(record, '{{role}}', '\"shadow\"') {PRIMARY}",
+        {Fault.UNREADABLE},
+    ),
     "an advice that vanished": (f"DELETE FROM advices {ONE} AND ordinal = 1", {Fault.HASH}),
     "every advice vanished": (f"DELETE FROM advices {ONE}", {Fault.NO_ADVICE}),
-    "an unreadable record": (f"UPDATE decisions SET record = record - 'request_id' {ONE}", {Fault.UNREADABLE}),
-    "a decision that vanished": (f"DELETE FROM decisions {ONE}", {Fault.KEY_WITHOUT_ROW, Fault.ORPHAN_ADVICE}),
-    "a key that vanished": (f"DELETE FROM decision_keys {ONE}", {Fault.ROW_WITHOUT_KEY, Fault.ORPHAN_REPORT}),
-    "a key's claim": (f"UPDATE decision_keys SET request_hash = 'sha256:{'1' * 64}' {ONE}", {Fault.ROW_WITHOUT_KEY}),
+    "an unreadable record": (
+        f"UPDATE decisions SET record = record - 'request_id' {ONE}",
+        {Fault.UNREADABLE},
+    ),
+    "a decision that vanished": (
+        f"DELETE FROM decisions {ONE}",
+        {Fault.KEY_WITHOUT_ROW, Fault.ORPHAN_ADVICE},
+    ),
+    "a key that vanished": (
+        f"DELETE FROM decision_keys {ONE}",
+        {Fault.ROW_WITHOUT_KEY, Fault.ORPHAN_REPORT},
+    ),
+    "a key's claim": (
+        f"UPDATE decision_keys SET request_hash = 'sha256:{'1' * 64}' {ONE}",
+        {Fault.ROW_WITHOUT_KEY},
+    ),
     "a key's time": (
         f"UPDATE decision_keys SET as_of = as_of + interval '1 hour' {ONE}",
         {Fault.ROW_WITHOUT_KEY, Fault.KEY_WITHOUT_ROW},
     ),
     "an outcome's R": ("UPDATE outcomes SET r_multiple = 3", {Fault.COLUMNS}),
-    "an outcome's record": ("UPDATE outcomes SET record = jsonb_set(record, '{r_multiple}', '3')", {Fault.HASH}),
-    "a reported action": (
-        "UPDATE agent_actions SET record = jsonb_set(record, '{reason}', '\"early\"') WHERE event_key LIKE 'sha256:%%'",
+    "an outcome's record": (
+        "UPDATE outcomes SET record = jsonb_set(record, '{r_multiple}', '3')",
         {Fault.HASH},
     ),
-    "an outcome moved to another decision": (f"UPDATE outcomes SET decision_id = '{decision_id('r-2')}'", {Fault.HASH}),
+    "a reported action": (
+        (
+            "UPDATE agent_actions SET record = jsonb_set(record, '{reason}', '\"early\"') WHERE"
+            " event_key LIKE 'sha256:%%'"
+        ),
+        {Fault.HASH},
+    ),
+    "an outcome moved to another decision": (
+        f"UPDATE outcomes SET decision_id = '{decision_id('r-2')}'",
+        {Fault.HASH},
+    ),
     "a rationale": ("UPDATE rationales SET text = 'Buy.'", {Fault.HASH}),
     "a state change": ("UPDATE state_changes SET state = 'ACTIVE'", {Fault.HASH}),
     "an unreadable report": ("UPDATE state_changes SET state = 'OPEN'", {Fault.UNREADABLE}),
-    "a manifest": ("UPDATE model_versions SET manifest = jsonb_set(manifest, '{licence}', '\"MIT\"')", {Fault.HASH}),
+    "a manifest": (
+        "UPDATE model_versions SET manifest = jsonb_set(manifest, '{licence}', '\"MIT\"')",
+        {Fault.HASH},
+    ),
     "a month detached": (
         "ALTER TABLE decisions DETACH PARTITION decisions_202401",
         {Fault.KEY_WITHOUT_ROW, Fault.ORPHAN_ADVICE},
@@ -158,8 +213,11 @@ async def test_tampering_is_found(log: ShadowLog, database_url: str, what: str) 
     assert report.summary().split("; ")[1].startswith(f"{len(report.findings)} faults: ")
 
 
-async def test_a_forged_record_with_a_matching_hash_does_not_replay(log: ShadowLog, database_url: str) -> None:
-    """Who also recomputes the hash and every column is found by replaying: the rules do not say so."""
+async def test_a_forged_record_with_a_matching_hash_does_not_replay(
+    log: ShadowLog, database_url: str
+) -> None:
+    """Who also recomputes the hash and every column is found by replaying: the rules do not say
+    so."""
     made = build.decision("r-1", control=True, shadows=[("other", "A")])
     bigger = made.primary.model_copy(update={"quantity": 9.0})
     forged = Event.of_decision(made.model_copy(update={"advices": (bigger, made.advices[1])}))

@@ -31,43 +31,61 @@ def one(url: str, query: str) -> dict[str, Any]:
 def days(counts: Sequence[tuple[bool, str, int]], at: datetime) -> list[Event]:
     """Decisions by (agent trades, label, how many)."""
     return [
-        build.decision_event(f"{at:%d}-{agent}-{label}-{n}", label=label, control=agent, at=at + timedelta(minutes=n))
+        build.decision_event(
+            f"{at:%d}-{agent}-{label}-{n}", label=label, control=agent, at=at + timedelta(minutes=n)
+        )
         for agent, label, count in counts
         for n in range(count)
     ]
 
 
-async def test_a_comparison_joins_control_advice_vetoes_and_both_outcomes(log: ShadowLog, database_url: str) -> None:
+async def test_a_comparison_joins_control_advice_vetoes_and_both_outcomes(
+    log: ShadowLog, database_url: str
+) -> None:
     await log.append(
         [
-            build.decision_event("r-1", control=True, shadows=[("other", "A")], candidate__spread_bps=40.0),
-            build.action_event("r-1", build.agent_action(False, final_skip_reason="spread"), minutes=1),
+            build.decision_event(
+                "r-1", control=True, shadows=[("other", "A")], candidate__spread_bps=40.0
+            ),
+            build.action_event(
+                "r-1", build.agent_action(False, final_skip_reason="spread"), minutes=1
+            ),
             build.action_event("r-1", build.agent_action(True, llm_confidence=0.7), minutes=2),
             build.outcome_event("r-1", build.outcome(r=-1.0), minutes=10),
             build.outcome_event("r-1", build.outcome(r=-0.9, source="simulated"), minutes=11),
             build.outcome_event("r-1", build.outcome("advice", r=0.0), minutes=12),
-            build.outcome_event("r-1", build.outcome("advice", r=0.4, model_version="other"), minutes=12),
+            build.outcome_event(
+                "r-1", build.outcome("advice", r=0.4, model_version="other"), minutes=12
+            ),
         ]
     )
     found = rows(database_url, "SELECT * FROM shadow_comparison ORDER BY role")
     assert [row["model_version"] for row in found] == ["test-1", "other"]
     primary, shadow = found
     expected = {
-        "request_id": "r-1", "symbol": "ETHUSDT", "session": "Europe", "regime": "normal", "state": "ACTIVE",
-        "agent_approve": True, "llm_confidence": 0.7, "final_skip_reason": None, "control_veto_codes": ["SPREAD"],
-        "status": "vetoed", "label": "H", "advice_approve": False, "advice_action": "reject", "advice_quantity": 0.0,
-        "veto_codes": ["SPREAD"], "agree": False, "agent_outcome": "sl", "agent_outcome_source": "simulated",
+        "request_id": "r-1", "symbol": "ETHUSDT", "session": "Europe", "regime": "normal",
+        "state": "ACTIVE",
+        "agent_approve": True, "llm_confidence": 0.7, "final_skip_reason": None,
+        "control_veto_codes": ["SPREAD"],
+        "status": "vetoed", "label": "H", "advice_approve": False, "advice_action": "reject",
+        "advice_quantity": 0.0,
+        "veto_codes": ["SPREAD"], "agree": False, "agent_outcome": "sl",
+        "agent_outcome_source": "simulated",
         "agent_r": -0.9, "agent_pnl": -9.0, "advice_outcome": "not_traded", "advice_r": 0.0,
     }  # fmt: skip
     assert {name: primary[name] for name in expected} == expected
     assert (shadow["status"], shadow["veto_codes"], shadow["advice_r"]) == ("advised", [], 0.4)
 
 
-async def test_agreement_is_unknown_without_a_control_or_an_opinion(log: ShadowLog, database_url: str) -> None:
+async def test_agreement_is_unknown_without_a_control_or_an_opinion(
+    log: ShadowLog, database_url: str
+) -> None:
     await log.append(
         [
             build.decision_event("no control"),
-            build.decision_event("no opinion", control=True, label=Abstention(AbstainReason.DEADLINE)),
+            build.decision_event(
+                "no opinion", control=True, label=Abstention(AbstainReason.DEADLINE)
+            ),
             build.decision_event("both", control=True),
         ]
     )
@@ -82,15 +100,21 @@ async def test_agreement_is_unknown_without_a_control_or_an_opinion(log: ShadowL
 
 async def test_skips_for_an_outage_are_no_outcome(log: ShadowLog, database_url: str) -> None:
     skipped = build.outcome(r=0.0, exogenous_skip=True)
-    await log.append([build.decision_event("r-1", control=True), build.outcome_event("r-1", skipped)])
-    assert one(database_url, "SELECT agent_outcome FROM shadow_comparison") == {"agent_outcome": None}
+    await log.append(
+        [build.decision_event("r-1", control=True), build.outcome_event("r-1", skipped)]
+    )
+    assert one(database_url, "SELECT agent_outcome FROM shadow_comparison") == {
+        "agent_outcome": None
+    }
 
 
 async def test_agreement_and_kappa_by_hand(log: ShadowLog, database_url: str) -> None:
     monday, tuesday = datetime(2026, 11, 23, 1, tzinfo=UTC), datetime(2026, 11, 24, tzinfo=UTC)
     # Cohen's own layout: 20 yes-yes, 5 yes-no, 10 no-yes, 15 no-no of 50.
     # p_o = 35/50, p_e = (25*30 + 25*20) / 2500 = 0.5, kappa = 0.2 / 0.5 = 0.4.
-    await log.append(days([(True, "H", 20), (True, "A", 5), (False, "H", 10), (False, "A", 15)], monday))
+    await log.append(
+        days([(True, "H", 20), (True, "A", 5), (False, "H", 10), (False, "A", 15)], monday)
+    )
     # All approve: agreement by chance is certain, kappa is undefined.
     await log.append(days([(True, "H", 3)], tuesday))
     found = rows(database_url, "SELECT * FROM agreement_daily ORDER BY day")
@@ -106,7 +130,9 @@ async def test_agreement_and_kappa_by_hand(log: ShadowLog, database_url: str) ->
     ]  # fmt: skip
 
 
-async def test_perfect_and_inverse_agreement_have_kappa_one_and_minus_one(log: ShadowLog, database_url: str) -> None:
+async def test_perfect_and_inverse_agreement_have_kappa_one_and_minus_one(
+    log: ShadowLog, database_url: str
+) -> None:
     first, second = datetime(2026, 11, 23, tzinfo=UTC), datetime(2026, 11, 24, tzinfo=UTC)
     await log.append(days([(True, "H", 4), (False, "A", 4)], first))
     await log.append(days([(True, "A", 4), (False, "H", 4)], second))
@@ -123,7 +149,9 @@ async def test_each_version_agrees_for_itself(log: ShadowLog, database_url: str)
     ]
 
 
-async def test_in_a_disagreement_who_rejects_earns_nothing(log: ShadowLog, database_url: str) -> None:
+async def test_in_a_disagreement_who_rejects_earns_nothing(
+    log: ShadowLog, database_url: str
+) -> None:
     would_have = {"source": "simulated", "outcome": "tp2"}
     await log.append(
         [
@@ -151,7 +179,9 @@ async def test_in_a_disagreement_who_rejects_earns_nothing(log: ShadowLog, datab
     ]
 
 
-async def test_the_value_of_a_veto_is_minus_what_the_agents_trade_made(log: ShadowLog, database_url: str) -> None:
+async def test_the_value_of_a_veto_is_minus_what_the_agents_trade_made(
+    log: ShadowLog, database_url: str
+) -> None:
     wide, shaky = {"candidate__spread_bps": 50.0}, {"candidate__volatility_pct": 0.99}
     events = [
         build.decision_event("a", control=True, **wide),
@@ -169,7 +199,8 @@ async def test_the_value_of_a_veto_is_minus_what_the_agents_trade_made(log: Shad
     await log.append(events)
     found = {row["code"]: row for row in rows(database_url, "SELECT * FROM veto_value")}
     assert found["SPREAD"] == {
-        "code": "SPREAD", "refused": 5, "with_outcome": 3, "r_saved": -0.5, "mean_r_saved": pytest.approx(-0.5 / 3),
+        "code": "SPREAD", "refused": 5, "with_outcome": 3, "r_saved": -0.5,
+        "mean_r_saved": pytest.approx(-0.5 / 3),
         "pnl_saved": -5.0, "losers_avoided": 2, "winners_missed": 1, "r_saved_alone": -1.0,
     }  # fmt: skip
     spike = found["VOLATILITY_SPIKE"]
@@ -183,6 +214,12 @@ async def test_views_say_what_they_mean(database_url: str) -> None:
         "WHERE relkind = 'v' AND relnamespace = 'public'::regnamespace",
     )
     said = {row["relname"]: row["said"] for row in found}
-    assert said.keys() == {"shadow_comparison", "disagreements", "agreement_daily", "veto_value", "paper_books"}
+    assert said.keys() == {
+        "shadow_comparison",
+        "disagreements",
+        "agreement_daily",
+        "veto_value",
+        "paper_books",
+    }
     assert "minus the R of the agent's arm" in said["veto_value"]
     assert all(said.values())

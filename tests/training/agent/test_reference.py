@@ -1,4 +1,5 @@
-"""The reference agent sees nothing later than its decision, and follows the gates in their order."""
+"""The reference agent sees nothing later than its decision, and follows the gates in their
+order."""
 
 from __future__ import annotations
 
@@ -24,7 +25,9 @@ from training.agent.reference import (
 from training.market.bars import MarketDataError
 from training.market.indicators import indicators
 
-CALM = Account(equity=10_000.0, day_pnl_fraction=0.0, drawdown_fraction=0.0, consecutive_losses=0, positions=())
+CALM = Account(
+    equity=10_000.0, day_pnl_fraction=0.0, drawdown_fraction=0.0, consecutive_losses=0, positions=()
+)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +48,9 @@ def test_future_bars_change_no_indicator(markets: Any) -> None:
         as_of = int(bars.closed_at[end - 1])
         for other in (indicators(bars.part(0, end)), indicators(with_corrupt_future(bars, as_of))):
             for name, values in vars(whole).items():
-                np.testing.assert_array_equal(getattr(other, name)[:end], values[:end], err_msg=name)
+                np.testing.assert_array_equal(
+                    getattr(other, name)[:end], values[:end], err_msg=name
+                )
 
 
 def test_future_bars_change_no_candidate_no_prompt_no_feature(markets: Any, agent: Agent) -> None:
@@ -80,10 +85,22 @@ def test_no_candidate_while_a_bar_of_the_last_day_is_missing_or_empty(markets: A
     at = opportunities([chart(bars)])[3]
     volume = bars.volume.copy()
     volume[at.bar - 20] = 0
-    emptied = type(bars)(bars.symbol, bars.seconds, bars.closed_at, bars.open, bars.high, bars.low, bars.close, volume)
+    emptied = type(bars)(
+        bars.symbol,
+        bars.seconds,
+        bars.closed_at,
+        bars.open,
+        bars.high,
+        bars.low,
+        bars.close,
+        volume,
+    )
     assert at.as_of not in {o.as_of for o in opportunities([chart(emptied)])}
     keep = np.arange(len(bars)) != at.bar - 20
-    columns = (getattr(bars, name)[keep] for name in ("closed_at", "open", "high", "low", "close", "volume"))
+    columns = (
+        getattr(bars, name)[keep]
+        for name in ("closed_at", "open", "high", "low", "close", "volume")
+    )
     holed = type(bars)(bars.symbol, bars.seconds, *columns)
     assert at.as_of not in {o.as_of for o in opportunities([chart(holed)])}
 
@@ -95,7 +112,9 @@ def test_the_plan_follows_the_agents_rules(agent: Agent) -> None:
         assert s.plan.entry == close
         assert s.plan.stop == pytest.approx(close - 1.5 * atr)
         assert s.plan.targets == pytest.approx([close + 3 * atr, close + 4 * atr, close + 5 * atr])
-        size = 500 if s.candidate.confidence >= 8.5 else 450 if s.candidate.confidence >= 6.5 else 400
+        size = (
+            500 if s.candidate.confidence >= 8.5 else 450 if s.candidate.confidence >= 6.5 else 400
+        )
         assert s.plan.notional == pytest.approx(size)
         assert s.candidate.spread_bps == ASSUMED_SPREAD_BPS
         assert s.candidate.extra == {"assumed": ["spread_bps"]}
@@ -103,7 +122,8 @@ def test_the_plan_follows_the_agents_rules(agent: Agent) -> None:
 
 
 @pytest.mark.parametrize(
-    ("hour", "session"), [(18, "US"), (19, "Asia"), (0, "Asia"), (2, "Asia"), (3, "Europe"), (10, "Europe"), (11, "US")]
+    ("hour", "session"),
+    [(18, "US"), (19, "Asia"), (0, "Asia"), (2, "Asia"), (3, "Europe"), (10, "Europe"), (11, "US")],
 )
 def test_sessions_follow_the_clock_of_karachi(hour: int, session: str) -> None:
     at = np.array([int(datetime(2024, 5, 1, hour, tzinfo=UTC).timestamp())])
@@ -112,7 +132,14 @@ def test_sessions_follow_the_clock_of_karachi(hour: int, session: str) -> None:
 
 def scenario(agent: Agent, account: Account = CALM, **candidate: Any) -> Scenario:
     document = agent.scenario(opportunities(agent.charts)[0], account).as_json()
-    calm = {"rsi": 55, "macd": 1.0, "di_plus": 30, "di_minus": 10, "volume_ratio": 0.2, "volatility_pct": 0.5}
+    calm = {
+        "rsi": 55,
+        "macd": 1.0,
+        "di_plus": 30,
+        "di_minus": 10,
+        "volume_ratio": 0.2,
+        "volatility_pct": 0.5,
+    }
     document["candidate"] |= calm | {"btc_trend": "up", "setup_type": "trend"} | candidate
     return Scenario.from_json(document)
 
@@ -121,7 +148,11 @@ def scenario(agent: Agent, account: Account = CALM, **candidate: Any) -> Scenari
     ("account", "candidate", "skip"),
     [
         ({}, {}, None),
-        ({"day_pnl_fraction": -0.03, "consecutive_losses": 3, "seconds_since_loss": 60}, {}, "drawdown_guard_day"),
+        (
+            {"day_pnl_fraction": -0.03, "consecutive_losses": 3, "seconds_since_loss": 60},
+            {},
+            "drawdown_guard_day",
+        ),
         ({"consecutive_losses": 2, "seconds_since_loss": 3600}, {}, "drawdown_guard_losses"),
         ({"consecutive_losses": 2, "seconds_since_loss": 90_000}, {}, None),
         ({"drawdown_fraction": 0.25}, {}, "drawdown_guard"),
@@ -135,7 +166,9 @@ def scenario(agent: Agent, account: Account = CALM, **candidate: Any) -> Scenari
 def test_the_first_gate_that_closes_names_the_reason(
     agent: Agent, account: dict[str, Any], candidate: dict[str, Any], skip: str | None
 ) -> None:
-    action = agent.decide(scenario(agent, Account.from_json(CALM.as_json() | account), **candidate), correlated=False)
+    action = agent.decide(
+        scenario(agent, Account.from_json(CALM.as_json() | account), **candidate), correlated=False
+    )
     assert action.final_skip_reason == skip
     assert action.decision is (skip is None)
     assert (action.entry is None) is (skip is not None)
@@ -165,7 +198,9 @@ def test_of_two_that_move_alike_the_better_scored_is_kept(markets: Any) -> None:
 
 
 def test_both_answers_occur(agent: Agent) -> None:
-    decisions = {agent.decide(agent.scenario(at, CALM), False).decision for at in opportunities(agent.charts)}
+    decisions = {
+        agent.decide(agent.scenario(at, CALM), False).decision for at in opportunities(agent.charts)
+    }
     assert decisions == {True, False}
 
 
@@ -196,6 +231,8 @@ def test_a_short_history_is_refused() -> None:
 def test_indicators_of_a_long_flat_market_give_no_candidate() -> None:
     bars = random_walk(1000)
     flat = np.full(1000, 20_000.0)
-    still = type(bars)(bars.symbol, bars.seconds, bars.closed_at, flat, flat, flat, flat, bars.volume)
+    still = type(bars)(
+        bars.symbol, bars.seconds, bars.closed_at, flat, flat, flat, flat, bars.volume
+    )
     assert opportunities([chart(still)]) == []
     assert still.closed_at[0] == START + 3600

@@ -71,9 +71,17 @@ def test_no_file_no_toml_and_no_directory_are_one_line_each(tmp_path: Path) -> N
 
 
 def test_an_override_wins_over_the_file(tmp_path: Path) -> None:
-    path = written(tmp_path, '[market]\nlength = "1h"\n[policy]\nalgorithm = "expected"\nepochs = 2\n')
-    config = read_config(path, ['market.source="directory"', 'market.directory="bars"', "policy.epochs=3"])
-    assert (config.market.directory, config.market.length, config.policy.epochs) == (Path("bars"), "1h", 3)
+    path = written(
+        tmp_path, '[market]\nlength = "1h"\n[policy]\nalgorithm = "expected"\nepochs = 2\n'
+    )
+    config = read_config(
+        path, ['market.source="directory"', 'market.directory="bars"', "policy.epochs=3"]
+    )
+    assert (config.market.directory, config.market.length, config.policy.epochs) == (
+        Path("bars"),
+        "1h",
+        3,
+    )
 
 
 def test_an_override_that_is_no_toml_is_refused(tmp_path: Path) -> None:

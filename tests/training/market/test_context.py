@@ -17,11 +17,17 @@ from training.market.context import KnownContext, load_context
 NOON = datetime(2022, 3, 1, 12, tzinfo=UTC)
 
 
-def news(folder: Path, *rows: tuple[datetime, str, list[str]], published: datetime | None = None) -> Path:
+def news(
+    folder: Path, *rows: tuple[datetime, str, list[str]], published: datetime | None = None
+) -> Path:
     path = folder / "news.parquet"
     table = pl.DataFrame(
         rows,
-        schema={"available_at": pl.Datetime("us", "UTC"), "title": pl.String, "symbols": pl.List(pl.String)},
+        schema={
+            "available_at": pl.Datetime("us", "UTC"),
+            "title": pl.String,
+            "symbols": pl.List(pl.String),
+        },
         orient="row",
     )
     table.with_columns(ts=pl.lit(published or datetime(2000, 1, 1, tzinfo=UTC))).write_parquet(path)
@@ -30,7 +36,9 @@ def news(folder: Path, *rows: tuple[datetime, str, list[str]], published: dateti
 
 def fear_greed(folder: Path, *rows: tuple[date, int]) -> Path:
     path = folder / "fear_greed.parquet"
-    pl.DataFrame(rows, schema={"date": pl.Date, "value": pl.Int16}, orient="row").write_parquet(path)
+    pl.DataFrame(rows, schema={"date": pl.Date, "value": pl.Int16}, orient="row").write_parquet(
+        path
+    )
     return path
 
 
@@ -41,9 +49,12 @@ def known(context: KnownContext, as_of: datetime, symbol: str = "ETHUSDT") -> di
 def test_a_headline_is_known_from_the_moment_it_is_available_and_not_from_when_it_was_published(
     tmp_path: Path,
 ) -> None:
-    """A headline of which only the day is known: published, by its stamp, at 00:00, available at the next midnight."""
+    """A headline of which only the day is known: published, by its stamp, at 00:00, available at
+    the next midnight."""
     day = datetime(2022, 3, 1, tzinfo=UTC)
-    context = load_context(news(tmp_path, (day + timedelta(days=1), "Exchange halts", []), published=day), None)
+    context = load_context(
+        news(tmp_path, (day + timedelta(days=1), "Exchange halts", []), published=day), None
+    )
     assert known(context, NOON) == {}
     assert known(context, day + timedelta(days=1, microseconds=-1)) == {}
     assert known(context, day + timedelta(days=1)) == {"news_summary": "Exchange halts"}
@@ -75,9 +86,14 @@ def test_old_news_is_no_news_and_none_is_null(tmp_path: Path) -> None:
 
 
 def test_a_days_fear_and_greed_is_known_three_hours_after_its_midnight(tmp_path: Path) -> None:
-    context = load_context(None, fear_greed(tmp_path, (date(2022, 3, 1), 20), (date(2022, 3, 2), 51)))
+    context = load_context(
+        None, fear_greed(tmp_path, (date(2022, 3, 1), 20), (date(2022, 3, 2), 51))
+    )
     third = datetime(2022, 3, 2, 3, tzinfo=UTC)
-    assert known(context, third - timedelta(seconds=1)) == {"fear_greed": 20, "fear_greed_age_s": 97_199.0}
+    assert known(context, third - timedelta(seconds=1)) == {
+        "fear_greed": 20,
+        "fear_greed_age_s": 97_199.0,
+    }
     assert known(context, third) == {"fear_greed": 51, "fear_greed_age_s": 10_800.0}
     assert known(context, datetime(2022, 3, 1, tzinfo=UTC)) == {}
 
@@ -92,14 +108,21 @@ def test_a_sentiment_column_changes_nothing(tmp_path: Path) -> None:
     """It was computed after the fact."""
     path = news(tmp_path, (NOON, "Rally", ["ETH"]))
     plain = known(load_context(path, None), NOON)
-    pl.read_parquet(path).with_columns(sentiment=0.9, sentiment_kind=pl.lit("model_score")).write_parquet(path)
+    pl.read_parquet(path).with_columns(
+        sentiment=0.9, sentiment_kind=pl.lit("model_score")
+    ).write_parquet(path)
     assert known(load_context(path, None), NOON) == plain == {"symbol_news_summary": "Rally"}
 
 
 @given(st.lists(st.tuples(st.integers(-3000, 3000), st.text(max_size=20)), max_size=12))
-def test_nothing_from_after_the_decision_is_ever_told(tmp_path_factory: pytest.TempPathFactory, rows: Any) -> None:
+def test_nothing_from_after_the_decision_is_ever_told(
+    tmp_path_factory: pytest.TempPathFactory, rows: Any
+) -> None:
     folder = tmp_path_factory.mktemp("news")
-    headlines = [(NOON + timedelta(seconds=s), f"{s}: {text}".replace("\x00", ""), ["ETH"]) for s, text in rows]
+    headlines = [
+        (NOON + timedelta(seconds=s), f"{s}: {text}".replace("\x00", ""), ["ETH"])
+        for s, text in rows
+    ]
     whole = load_context(news(folder, *headlines), None)
     past = load_context(news(folder, *(one for one in headlines if one[0] <= NOON)), None)
     assert known(whole, NOON) == known(past, NOON)
@@ -118,10 +141,18 @@ def test_nothing_from_after_the_decision_is_ever_told(tmp_path_factory: pytest.T
             "must be a UTC time in every row",
         ),
         (
-            {"available_at": [NOON], "ts": [NOON + timedelta(1)], "title": ["x"], "symbols": [["E"]]},
+            {
+                "available_at": [NOON],
+                "ts": [NOON + timedelta(1)],
+                "title": ["x"],
+                "symbols": [["E"]],
+            },
             "available before it was published",
         ),
-        ({"available_at": [NOON], "title": ["x"], "symbols": ["ETH"]}, "needs a column symbols of type List"),
+        (
+            {"available_at": [NOON], "title": ["x"], "symbols": ["ETH"]},
+            "needs a column symbols of type List",
+        ),
     ],
 )
 def test_bad_news_is_one_line(tmp_path: Path, table: dict[str, Any], message: str) -> None:

@@ -1,4 +1,5 @@
-"""The synthetic market: fair without an edge, worth knowing with one, and as rough as a real one."""
+"""The synthetic market: fair without an edge, worth knowing with one, and as rough as a real
+one."""
 
 from __future__ import annotations
 
@@ -84,7 +85,9 @@ def test_the_state_is_what_the_indicator_and_the_prompt_show(fair: list[Bars]) -
     made = [agent.scenario(one, NEUTRAL) for one in found]
     assert len(made) >= 3 * 400
     for number, bars in enumerate(fair):
-        np.testing.assert_allclose(volume_ratio(bars.volume)[30:], agent.charts[number].signs.volume_ratio[30:])
+        np.testing.assert_allclose(
+            volume_ratio(bars.volume)[30:], agent.charts[number].signs.volume_ratio[30:]
+        )
     shown = [" volume " in f" {render(scenario).user}".replace("\n", " ") for scenario in made]
     assert all(shown)
     planted = states(made)
@@ -102,13 +105,17 @@ def test_without_an_edge_no_state_earns_or_loses_before_costs() -> None:
         z = mine.mean(axis=0) / (mine.std(axis=0, ddof=1) / np.sqrt(len(mine)))
         assert np.abs(z).max() < 4
     everything = rewards[:, 1:]
-    assert np.abs(everything.mean(axis=0) / (everything.std(axis=0) / np.sqrt(len(state)))).max() < 4
+    assert (
+        np.abs(everything.mean(axis=0) / (everything.std(axis=0) / np.sqrt(len(state)))).max() < 4
+    )
 
 
 def test_with_an_edge_knowing_the_state_pays_and_more_edge_pays_more() -> None:
     best = []
     for edge in (0.0, 0.3, 0.6):
-        known = oracle(SyntheticConfig(edge=edge, seed=11), OutcomesConfig(), bars=12_000, symbols=3)
+        known = oracle(
+            SyntheticConfig(edge=edge, seed=11), OutcomesConfig(), bars=12_000, symbols=3
+        )
         best.append(known.best)
         assert known.expected(np.array([0, 6])).shape == (2, 10)
         if edge:

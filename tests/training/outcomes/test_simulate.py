@@ -1,6 +1,7 @@
 """Candle tables: what each path of bars does to an order, worked out by hand.
 
-The order: decided at START, entry 100, stop 97, targets 106, 108, 110, ATR 2 (so the stop is 1.5 ATR and one R is 3).
+The order: decided at START, entry 100, stop 97, targets 106, 108, 110, ATR 2 (so the stop is 1.5
+ATR and one R is 3).
 """
 
 from __future__ import annotations
@@ -34,15 +35,30 @@ def fate(bars: Bars, costs: Costs = FREE, **order: float) -> Fates:
 @pytest.mark.parametrize(
     ("path", "exit", "sold", "hours"),
     [
-        pytest.param([(100, 101, 97, 99)], Exit.STOP, 97.0, 1, id="touching the stop sells at the stop"),
-        pytest.param([(100, 120, 96, 119)], Exit.STOP, 97.0, 1, id="stop before target within a bar"),
-        pytest.param([QUIET, (95, 99, 94, 98)], Exit.STOP, 95.0, 2, id="a gap through the stop sells at the open"),
-        pytest.param([QUIET] * 6, Exit.TIME, 100.0, 6, id="after six hours the close is sold at"),
         pytest.param(
-            [QUIET] * 5 + [(100, 101, 90, 91)], Exit.STOP, 97.0, 6, id="in the last bar too the stop comes first"
+            [(100, 101, 97, 99)], Exit.STOP, 97.0, 1, id="touching the stop sells at the stop"
         ),
         pytest.param(
-            # Peak 106: target 1 is passed. max(106 - 1.5 x 2, 100 + 0.75 x 6) = 104.5 from the next bar on.
+            [(100, 120, 96, 119)], Exit.STOP, 97.0, 1, id="stop before target within a bar"
+        ),
+        pytest.param(
+            [QUIET, (95, 99, 94, 98)],
+            Exit.STOP,
+            95.0,
+            2,
+            id="a gap through the stop sells at the open",
+        ),
+        pytest.param([QUIET] * 6, Exit.TIME, 100.0, 6, id="after six hours the close is sold at"),
+        pytest.param(
+            [QUIET] * 5 + [(100, 101, 90, 91)],
+            Exit.STOP,
+            97.0,
+            6,
+            id="in the last bar too the stop comes first",
+        ),
+        pytest.param(
+            # Peak 106: target 1 is passed. max(106 - 1.5 x 2, 100 + 0.75 x 6) = 104.5 from the next
+            # bar on.
             [(100, 106, 99, 105), (105, 105, 104, 104)],
             Exit.TRAIL_1,
             104.5,
@@ -50,7 +66,8 @@ def fate(bars: Bars, costs: Costs = FREE, **order: float) -> Fates:
             id="from target 1 on 75 % of the move is kept",
         ),
         pytest.param(
-            # The bar that reaches the target falls back below the new stop: its own high does not raise its own stop.
+            # The bar that reaches the target falls back below the new stop: its own high does not
+            # raise its own stop.
             [(100, 106, 98, 99), (104.6, 105, 104.6, 105), (104, 104, 103, 103)],
             Exit.TRAIL_1,
             104.0,
@@ -74,11 +91,17 @@ def fate(bars: Bars, costs: Costs = FREE, **order: float) -> Fates:
             id="from target 2 on one ATR",
         ),
         pytest.param(
-            [(100, 107, 99, 106)] + [(106, 106.5, 105.4, 106)] * 5, Exit.TIME, 106.0, 6, id="time exit while trailing"
+            [(100, 107, 99, 106)] + [(106, 106.5, 105.4, 106)] * 5,
+            Exit.TIME,
+            106.0,
+            6,
+            id="time exit while trailing",
         ),
     ],
 )
-def test_a_path_of_bars_ends_an_order(path: list[tuple[float, ...]], exit: Exit, sold: float, hours: int) -> None:
+def test_a_path_of_bars_ends_an_order(
+    path: list[tuple[float, ...]], exit: Exit, sold: float, hours: int
+) -> None:
     ended = fate(table(*path, *[QUIET] * 8))  # type: ignore[arg-type]
     assert Exit(ended.exit[0]) is exit
     assert ended.sold[0] == pytest.approx(sold)
@@ -135,18 +158,25 @@ def test_an_outage_in_the_middle_exits_at_what_is_found_after_it() -> None:
     before = table(*[QUIET] * 3)
     after = table((93, 94, 92, 93), skip=9)
     columns = [
-        np.concatenate([getattr(before, n), getattr(after, n)]) for n in ("open", "high", "low", "close", "volume")
+        np.concatenate([getattr(before, n), getattr(after, n)])
+        for n in ("open", "high", "low", "close", "volume")
     ]
-    ended = fate(Bars("BTCUSDT", HOUR, np.concatenate([before.closed_at, after.closed_at]), *columns))
+    ended = fate(
+        Bars("BTCUSDT", HOUR, np.concatenate([before.closed_at, after.closed_at]), *columns)
+    )
     assert ended.exit[0] == Exit.STOP
     assert ended.sold[0] == 93.0
 
 
-@pytest.mark.parametrize(("stop", "atr"), [(100.0, 2.0), (101.0, 2.0), (97.0, 0.0), (float("nan"), 2.0)])
+@pytest.mark.parametrize(
+    ("stop", "atr"), [(100.0, 2.0), (101.0, 2.0), (97.0, 0.0), (float("nan"), 2.0)]
+)
 def test_an_order_without_risk_is_refused(stop: float, atr: float) -> None:
     order = orders(stop=stop)
     order.atr[:] = atr
-    with pytest.raises(ValueError, match="every stop must lie below its entry, and every ATR above 0"):
+    with pytest.raises(
+        ValueError, match="every stop must lie below its entry, and every ATR above 0"
+    ):
         simulate(table(QUIET), order)
 
 
@@ -162,14 +192,20 @@ def test_all_at_once_equals_one_by_one() -> None:
     together = many(bars)
     everything = simulate(bars, together)
     for n in range(len(together.entry)):
-        one = Orders(*(getattr(together, name)[n : n + 1] for name in ("as_of", "entry", "stop", "targets", "atr")))
+        one = Orders(
+            *(
+                getattr(together, name)[n : n + 1]
+                for name in ("as_of", "entry", "stop", "targets", "atr")
+            )
+        )
         alone = simulate(bars, one)
         for name in ("exit", "exited_at", "sold", "net", "r", "mae", "mfe"):
             np.testing.assert_array_equal(getattr(alone, name)[0], getattr(everything, name)[n])
 
 
 def test_without_costs_random_entries_into_a_fair_game_earn_nothing() -> None:
-    """A rule of exits cannot make money from a martingale: a positive mean would be a bug of the simulator."""
+    """A rule of exits cannot make money from a martingale: a positive mean would be a bug of the
+    simulator."""
     means = []
     for seed in range(12):
         bars = random_walk(6000, seed)

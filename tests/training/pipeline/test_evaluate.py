@@ -1,4 +1,5 @@
-"""What an evaluation tells: truth and doubts in its report, other costs, and a champion that must be beaten."""
+"""What an evaluation tells: truth and doubts in its report, other costs, and a champion that must
+be beaten."""
 
 from __future__ import annotations
 
@@ -39,7 +40,10 @@ def report_of(done: Evaluated) -> dict[str, Any]:
 def tables(done: Evaluated) -> dict[str, Rows]:
     """Rows of every table by its caption, each by its first cell."""
     found = [table for section in report_of(done)["sections"] for table in section["tables"]]
-    return {each["caption"]: {next(iter(row.values()))["value"]: row for row in each["rows"]} for each in found}
+    return {
+        each["caption"]: {next(iter(row.values()))["value"]: row for row in each["rows"]}
+        for each in found
+    }
 
 
 def said(done: Evaluated, title: str) -> str:
@@ -55,16 +59,27 @@ def plan_of(labels: Artifact) -> pl.DataFrame:
     return Labels.open(labels).table.filter(pl.col("action") == AGENT, pl.col("excluded").is_null())
 
 
-def test_a_share_of_the_best_is_what_an_arm_earns_over_what_could_be_earned(evaluated: Evaluated) -> None:
+def test_a_share_of_the_best_is_what_an_arm_earns_over_what_could_be_earned(
+    evaluated: Evaluated,
+) -> None:
     rows = tables(evaluated)[TRUTH]
-    assert {"policy", "policy dpo", "base model", "agent", "always approve", "logistic regression"} <= set(rows)
+    assert {
+        "policy",
+        "policy dpo",
+        "base model",
+        "agent",
+        "always approve",
+        "logistic regression",
+    } <= set(rows)
     earned, shares = values(rows, MEAN), values(rows, "share of best")
     best = {name: earned[name] / share for name, share in shares.items() if abs(share) > 1e-3}
     assert len(best) > 4
     assert np.ptp(list(best.values())) < 1e-9, "every arm is measured against the same best"
     (found,) = {round(each, 3) for each in best.values()}
     assert found > 0
-    assert f"one could earn {found:.3f} R a scenario here" in said(evaluated, "The truth, known here")
+    assert f"one could earn {found:.3f} R a scenario here" in said(
+        evaluated, "The truth, known here"
+    )
     assert max(earned.values()) <= found
     assert rows["always approve"]["approves"]["value"] == 1.0
 
@@ -72,28 +87,44 @@ def test_a_share_of_the_best_is_what_an_arm_earns_over_what_could_be_earned(eval
 def test_answers_are_judged_again_under_worse_conditions(evaluated: Evaluated) -> None:
     found = tables(evaluated)
     rows = found[STRESS]
-    assert tuple(rows) == ("as it is", *STRESSES) == ("as it is", "costs doubled", "every order an hour late")
+    assert (
+        tuple(rows)
+        == ("as it is", *STRESSES)
+        == ("as it is", "costs doubled", "every order an hour late")
+    )
     plain = values(found["Mean reward per scenario, net of costs"], MEAN)
     first = rows["as it is"]
     assert first["policy"]["value"] == pytest.approx(plain["policy"])
     assert first["policy - agent"]["value"] == pytest.approx(plain["policy"] - plain["agent"])
-    assert first["policy - random veto"]["value"] == pytest.approx(plain["policy"] - plain["random veto"])
+    assert first["policy - random veto"]["value"] == pytest.approx(
+        plain["policy"] - plain["random veto"]
+    )
     counts = values(rows, "scenarios")
     assert counts["costs doubled"] == counts["as it is"] >= counts["every order an hour late"] > 0
-    assert rows["costs doubled"]["policy"]["value"] < first["policy"]["value"], "the tiny policy trades"
+    assert rows["costs doubled"]["policy"]["value"] < first["policy"]["value"], (
+        "the tiny policy trades"
+    )
 
 
 def test_doubled_costs_take_from_the_plan_what_it_paid_before(evaluated: Evaluated) -> None:
-    """Fees of 0.1 % and slippage of 0.05 % a side: once more of both, and 2 x 0.1 % x 0.05 % of the price's move."""
+    """Fees of 0.1 % and slippage of 0.05 % a side: once more of both, and 2 x 0.1 % x 0.05 % of the
+    price's move."""
     read = [read_by(evaluated, name) for name in ("labels", *STRESSES)]
-    assert [(each.facts["costs"]["fee"], each.facts["costs"]["slippage"], each.facts["delay_s"]) for each in read] == [
+    assert [
+        (each.facts["costs"]["fee"], each.facts["costs"]["slippage"], each.facts["delay_s"])
+        for each in read
+    ] == [
         (0.001, 0.0005, 0),
         (0.002, 0.001, 0),
         (0.001, 0.0005, 3600),
     ]
     plain, doubled, late = (plan_of(each) for each in read)
     assert (doubled["reward"] < plain["reward"]).all()
-    more = plain["fees"] + plain["slippage"] + 1e-6 * plain["quantity"] * (plain["bought"] - plain["sold"])
+    more = (
+        plain["fees"]
+        + plain["slippage"]
+        + 1e-6 * plain["quantity"] * (plain["bought"] - plain["sold"])
+    )
     assert (plain["net"] - doubled["net"]).to_numpy() == pytest.approx(more.to_numpy())
     together = plain.join(late, on="row", suffix="_late")
     assert len(together) == len(late) > 0
@@ -101,7 +132,8 @@ def test_doubled_costs_take_from_the_plan_what_it_paid_before(evaluated: Evaluat
 
 
 def test_the_decisions_that_an_edge_needs_shrink_with_its_square(evaluated: Evaluated) -> None:
-    """z of 97.5 % is 1.959964, of 80 % 0.841621; the bound's distance from the mean is 1.959964 standard errors."""
+    """z of 97.5 % is 1.959964, of 80 % 0.841621; the bound's distance from the mean is 1.959964
+    standard errors."""
     rows = tables(evaluated)[POWER]
     differences = evaluated.report["verdict"]["differences"]
     assert set(rows) == set(differences)
@@ -116,7 +148,12 @@ def test_the_decisions_that_an_edge_needs_shrink_with_its_square(evaluated: Eval
 
 def test_what_a_log_would_have_told_stands_beside_what_is_known(evaluated: Evaluated) -> None:
     rows = tables(evaluated)[OFF_POLICY]
-    assert tuple(rows) == ("inverse propensity", "self-normalised", "doubly robust", "all outcomes known")
+    assert tuple(rows) == (
+        "inverse propensity",
+        "self-normalised",
+        "doubly robust",
+        "all outcomes known",
+    )
     scenarios = rows["all outcomes known"]["effective sample"]["value"]
     assert scenarios == values(tables(evaluated)[STRESS], "scenarios")["as it is"]
     for name in ("inverse propensity", "self-normalised", "doubly robust"):
@@ -126,7 +163,9 @@ def test_what_a_log_would_have_told_stands_beside_what_is_known(evaluated: Evalu
         assert row["largest weight"]["value"] > 1
 
 
-def test_the_simple_rivals_are_seen_on_five_paths_before_the_held_out_period(evaluated: Evaluated) -> None:
+def test_the_simple_rivals_are_seen_on_five_paths_before_the_held_out_period(
+    evaluated: Evaluated,
+) -> None:
     rows = tables(evaluated)[PATHS]
     assert set(rows) == {"score threshold", "logistic regression", "gradient boosting"}
     for row in rows.values():
@@ -138,12 +177,20 @@ def test_the_simple_rivals_are_seen_on_five_paths_before_the_held_out_period(eva
 
 def test_each_policy_and_rival_has_a_price(evaluated: Evaluated) -> None:
     rows = tables(evaluated)["What each costs"]
-    assert set(rows) == {"policy", "policy dpo", "score threshold", "logistic regression", "gradient boosting"}
+    assert set(rows) == {
+        "policy",
+        "policy dpo",
+        "score threshold",
+        "logistic regression",
+        "gradient boosting",
+    }
     assert all(row["making it, CPU minutes"]["value"] >= 0 for row in rows.values())
     assert rows["policy"]["a decision, ms"]["value"] > 0
 
 
-def test_a_period_may_be_judged_by_other_costs_than_were_trained_on(tmp_path: Path, tiny_base: Path) -> None:
+def test_a_period_may_be_judged_by_other_costs_than_were_trained_on(
+    tmp_path: Path, tiny_base: Path
+) -> None:
     free = config_in(tmp_path, tiny_base, evaluate__outcomes={"fee": 0.0})
     one = Evaluate(free, silent, lambda line: None, NOW)
     assert (one.held_out.config.outcomes.fee, one.rebuild.config.outcomes.fee) == (0.0, 0.001)
@@ -159,7 +206,8 @@ def test_a_period_may_be_judged_by_other_costs_than_were_trained_on(tmp_path: Pa
 def second(
     evaluated: Evaluated, workplace: Path, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> RebuildConfig:
-    """The policy trained by DPO is the one to judge; everything of the evaluation before is at hand, in a copy."""
+    """The policy trained by DPO is the one to judge; everything of the evaluation before is at
+    hand, in a copy."""
     folder = tmp_path_factory.mktemp("second")
     shutil.copytree(workplace / "artifacts", folder / "artifacts")
     shutil.copytree(tiny_base.parent, folder / "models")
@@ -172,13 +220,18 @@ def challenged(second: RebuildConfig, evaluated: Evaluated) -> Evaluated:
     lines: list[str] = []
     done = Evaluate(second, silent, lines.append, NOW, champion=evaluated.version.name).run()
     built = {line.split(":")[0] for line in lines if "building" in line}
-    assert built == {"answers", "checks", "evaluation"}, "nothing is trained, encoded or labelled again"
+    assert built == {"answers", "checks", "evaluation"}, (
+        "nothing is trained, encoded or labelled again"
+    )
     return done
 
 
-def test_a_champion_is_an_arm_and_must_be_beaten(challenged: Evaluated, evaluated: Evaluated) -> None:
+def test_a_champion_is_an_arm_and_must_be_beaten(
+    challenged: Evaluated, evaluated: Evaluated
+) -> None:
     before, now = (
-        values(tables(done)["Mean reward per scenario, net of costs"], MEAN) for done in (evaluated, challenged)
+        values(tables(done)["Mean reward per scenario, net of costs"], MEAN)
+        for done in (evaluated, challenged)
     )
     assert now["champion"] == before["policy"]
     assert now["policy"] == before["policy dpo"]
@@ -192,15 +245,24 @@ def test_a_champion_is_an_arm_and_must_be_beaten(challenged: Evaluated, evaluate
 
 def test_a_second_version_is_a_second_look(challenged: Evaluated, second: RebuildConfig) -> None:
     assert challenged.artifact.facts["look"] == 2
-    assert report_of(challenged)["facts"]["versions that looked at this period"] == "2, this one included"
+    assert (
+        report_of(challenged)["facts"]["versions that looked at this period"]
+        == "2, this one included"
+    )
     looks = (second.publish.models / LOOKS).read_text().splitlines()
-    assert json.loads(looks[1])["version"] == challenged.version.name != json.loads(looks[0])["version"]
+    assert (
+        json.loads(looks[1])["version"]
+        == challenged.version.name
+        != json.loads(looks[0])["version"]
+    )
 
 
 def test_a_champion_of_unknown_name_is_one_clear_error_and_no_look(second: RebuildConfig) -> None:
     looks = (second.publish.models / LOOKS).read_text()
     finished = sorted(second.artifacts.glob("evaluation-*"))
-    with pytest.raises(UnknownVersion, match="holds model version tiny-20200101-00000000") as refused:
+    with pytest.raises(
+        UnknownVersion, match="holds model version tiny-20200101-00000000"
+    ) as refused:
         Evaluate(second, silent, lambda line: None, NOW, champion="tiny-20200101-00000000").run()
     assert "\n" not in str(refused.value)
     assert (second.publish.models / LOOKS).read_text() == looks
@@ -211,6 +273,8 @@ def test_bars_that_end_before_what_judges_are_refused_before_anything_is_trained
     tmp_path: Path, tiny_base: Path
 ) -> None:
     early = config_in(tmp_path, tiny_base, market__synthetic__begins="2020-01-01")
-    with pytest.raises(ConfigError, match=r"the bars end on 2020-\d\d-\d\d, and what judges begins on 2023-01-01"):
+    with pytest.raises(
+        ConfigError, match=r"the bars end on 2020-\d\d-\d\d, and what judges begins on 2023-01-01"
+    ):
         Evaluate(early, silent, lambda line: None, NOW).run()
     assert not (tmp_path / "artifacts").exists()

@@ -1,4 +1,5 @@
-"""The pipeline from bars to a judged version, on a tiny model: what it leaves, how it goes on, what it refuses."""
+"""The pipeline from bars to a judged version, on a tiny model: what it leaves, how it goes on, what
+it refuses."""
 
 from __future__ import annotations
 
@@ -46,7 +47,13 @@ def test_every_stage_leaves_an_artefact_that_names_what_it_was_made_from(rebuilt
         again = Artifact.open(artifact.path, stage, deep=True)
         hashes = {each.hash for each in rebuilt.artifacts.values()}
         assert set(again.manifest["inputs"].values()) <= hashes
-    assert set(rebuilt.policy.manifest["inputs"]) == {"scenarios", "labels", "encoded", "reward", "preferences"}
+    assert set(rebuilt.policy.manifest["inputs"]) == {
+        "scenarios",
+        "labels",
+        "encoded",
+        "reward",
+        "preferences",
+    }
 
 
 def test_nothing_of_the_held_out_period_is_trained_on(rebuilt: Rebuilt) -> None:
@@ -68,7 +75,9 @@ def test_the_same_seed_and_data_give_the_same_artefacts_elsewhere(
     assert np.abs(mine - theirs).max() < 1e-4
 
 
-def test_a_rebuild_that_was_killed_goes_on_where_it_stopped(tiny_base: Path, tmp_path: Path) -> None:
+def test_a_rebuild_that_was_killed_goes_on_where_it_stopped(
+    tiny_base: Path, tmp_path: Path
+) -> None:
     config = config_in(tmp_path, tiny_base)
 
     class Killed(BaseException):
@@ -97,7 +106,9 @@ def test_a_rebuild_that_was_killed_goes_on_where_it_stopped(tiny_base: Path, tmp
     assert made.artifacts["encoded"].facts["read"] == 48
 
 
-def test_a_collapsed_policy_raises_and_leaves_no_artefact(rebuilt: Rebuilt, workplace: Path, tiny_base: Path) -> None:
+def test_a_collapsed_policy_raises_and_leaves_no_artefact(
+    rebuilt: Rebuilt, workplace: Path, tiny_base: Path
+) -> None:
     config = config_in(workplace, tiny_base, policy__min_entropy=2.4)
     with pytest.raises(CollapsedPolicy, match="entropy"):
         Rebuild(config, silent, lambda line: None).run()
@@ -106,7 +117,9 @@ def test_a_collapsed_policy_raises_and_leaves_no_artefact(rebuilt: Rebuilt, work
     assert len(policies) == 2, "the judged one and its rival"
 
 
-def test_a_truncated_artefact_is_one_clear_error(rebuilt: Rebuilt, tiny_base: Path, tmp_path: Path) -> None:
+def test_a_truncated_artefact_is_one_clear_error(
+    rebuilt: Rebuilt, tiny_base: Path, tmp_path: Path
+) -> None:
     config = config_in(tmp_path, tiny_base)
     config.artifacts.mkdir(parents=True)
     source = rebuilt.artifacts["scenarios"].path
@@ -117,12 +130,18 @@ def test_a_truncated_artefact_is_one_clear_error(rebuilt: Rebuilt, tiny_base: Pa
         Rebuild(config, silent, lambda line: None).run()
 
 
-def test_too_little_history_and_a_log_without_url_are_refused(tiny_base: Path, tmp_path: Path) -> None:
+def test_too_little_history_and_a_log_without_url_are_refused(
+    tiny_base: Path, tmp_path: Path
+) -> None:
     config = config_in(tmp_path, tiny_base, market__directory=tmp_path, market__source="directory")
     with pytest.raises(MarketDataError, match="no file named like"):
         Rebuild(config, silent, lambda line: None).run()
     with pytest.raises(ConfigError, match="--database or DATABASE_URL"):
-        Rebuild(config_in(tmp_path, tiny_base, scenarios__source="shadow_log"), silent, lambda line: None).run()
+        Rebuild(
+            config_in(tmp_path, tiny_base, scenarios__source="shadow_log"),
+            silent,
+            lambda line: None,
+        ).run()
     assert not list(tmp_path.rglob("manifest.json"))
 
 
@@ -153,7 +172,9 @@ def test_dealt_out_rewards_are_whole_fates_of_other_training_rows() -> None:
     assert shuffled[moved[:, 0], 0].tolist() == [0, 1, 2, 3, 4, 5]
 
 
-def test_the_version_is_published_and_names_its_evidence(evaluated: Evaluated, rebuilt: Rebuilt) -> None:
+def test_the_version_is_published_and_names_its_evidence(
+    evaluated: Evaluated, rebuilt: Rebuilt
+) -> None:
     manifest = load_manifest(evaluated.version)
     assert manifest.model_version == evaluated.version.name
     assert manifest.base is not None
@@ -163,13 +184,29 @@ def test_the_version_is_published_and_names_its_evidence(evaluated: Evaluated, r
 
 def test_the_report_tells_of_every_arm(evaluated: Evaluated) -> None:
     twin = json.loads((evaluated.artifact / "report.json").read_text())
-    tables = {table["caption"]: table for section in twin["sections"] for table in section["tables"]}
+    tables = {
+        table["caption"]: table for section in twin["sections"] for table in section["tables"]
+    }
     arms = [row["arm"]["value"] for row in tables["Mean reward per scenario, net of costs"]["rows"]]
-    expected = {"agent", "always approve", "score threshold", "logistic regression", "gradient boosting", "random veto"}
-    assert expected | {"policy", "policy before vetoes", "policy dpo", "base model", "warm-up", "linear probe"} == set(
-        arms
-    )
-    assert "buy and hold" in [row["arm"]["value"] for row in tables["Measures of the portfolio, by trade"]["rows"]]
+    expected = {
+        "agent",
+        "always approve",
+        "score threshold",
+        "logistic regression",
+        "gradient boosting",
+        "random veto",
+    }
+    assert expected | {
+        "policy",
+        "policy before vetoes",
+        "policy dpo",
+        "base model",
+        "warm-up",
+        "linear probe",
+    } == set(arms)
+    assert "buy and hold" in [
+        row["arm"]["value"] for row in tables["Measures of the portfolio, by trade"]["rows"]
+    ]
     page = (evaluated.artifact / "report.html").read_text()
     assert evaluated.version.name in page
     assert ">nan" not in page.lower()
@@ -183,18 +220,24 @@ def test_a_few_scenarios_never_pass_the_gate(evaluated: Evaluated) -> None:
     assert checks["parity"], evaluated.report["checks"]
 
 
-def test_each_look_at_the_held_out_period_is_counted(evaluated: Evaluated, workplace: Path, tiny_base: Path) -> None:
+def test_each_look_at_the_held_out_period_is_counted(
+    evaluated: Evaluated, workplace: Path, tiny_base: Path
+) -> None:
     looks = (tiny_base.parent / LOOKS).read_text().splitlines()
     assert [json.loads(line)["version"] for line in looks] == [evaluated.version.name]
     Evaluate(config_in(workplace, tiny_base), silent, lambda line: None, NOW, [RIVAL]).run()
-    assert (tiny_base.parent / LOOKS).read_text().splitlines() == looks, "a finished evaluation is found, not repeated"
+    assert (tiny_base.parent / LOOKS).read_text().splitlines() == looks, (
+        "a finished evaluation is found, not repeated"
+    )
 
 
 def test_promotion_needs_a_passing_report_or_a_named_override(
     evaluated: Evaluated, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def ask(*more: str) -> Any:
-        return CliRunner().invoke(app, ["promote", str(evaluated.artifact.path), "--url", "http://127.0.0.1:1", *more])
+        return CliRunner().invoke(
+            app, ["promote", str(evaluated.artifact.path), "--url", "http://127.0.0.1:1", *more]
+        )
 
     refused = ask()
     assert refused.exit_code == 1

@@ -1,4 +1,5 @@
-"""Refresh: rebuilt on the log's newest decisions, judged against the champion on what came after, left in shadow."""
+"""Refresh: rebuilt on the log's newest decisions, judged against the champion on what came after,
+left in shadow."""
 
 from __future__ import annotations
 
@@ -30,16 +31,23 @@ pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:Futu
 
 
 def test_the_window_ends_with_the_day_of_the_last_decision() -> None:
-    span = span_before(datetime(2026, 3, 10, 17, tzinfo=UTC), RefreshConfig(train_days=30, judge_days=10))
+    span = span_before(
+        datetime(2026, 3, 10, 17, tzinfo=UTC), RefreshConfig(train_days=30, judge_days=10)
+    )
     assert span == (date(2026, 1, 30), date(2026, 3, 1), date(2026, 3, 11))
     with pytest.raises(RefreshError, match="nothing is left to judge by"):
         span_before(datetime(2023, 1, 20, tzinfo=UTC), RefreshConfig(judge_days=60))
 
 
 def test_what_trains_ends_where_what_judges_begins(tmp_path: Path) -> None:
-    span = span_before(datetime(2026, 3, 10, 17, tzinfo=UTC), RefreshConfig(train_days=30, judge_days=10))
+    span = span_before(
+        datetime(2026, 3, 10, 17, tzinfo=UTC), RefreshConfig(train_days=30, judge_days=10)
+    )
     made = refreshed(config_in(tmp_path, tmp_path / "base"), span)
-    assert (made.scenarios.source, made.scenarios.since, made.scenarios.until) == ("shadow_log", *span[:2])
+    assert (made.scenarios.source, made.scenarios.since, made.scenarios.until) == (
+        "shadow_log",
+        *span[:2],
+    )
     held_out = made.evaluate.held_out
     assert (held_out.source, held_out.since, held_out.until) == ("shadow_log", *span[1:])
     assert held_out.limit == 60
@@ -53,7 +61,8 @@ def test_the_champion_is_the_alias_of_that_name_and_else_what_is_served() -> Non
 
 @pytest.fixture
 async def api(database_url: str, valkey_url: str, tmp_path: Path) -> AsyncIterator[Running]:
-    """A service with a tiny base model, and its log full of decisions on a synthetic market of 2025."""
+    """A service with a tiny base model, and its log full of decisions on a synthetic market of
+    2025."""
     models = tmp_path / "home" / "models"
     save_base(models).rename(models / DEFAULT_MODEL)
     more = {"admin_token": TOKEN, "prompt_tokens": POSITIONS, "deadline_ms": 60_000}
@@ -71,7 +80,9 @@ async def api(database_url: str, valkey_url: str, tmp_path: Path) -> AsyncIterat
     log = ShadowLog.connect(database_url)
     await log.append(events)
     await log.aclose()
-    async with running(settings_for(database_url, valkey_url, models.parent, **more), load=True) as service:
+    async with running(
+        settings_for(database_url, valkey_url, models.parent, **more), load=True
+    ) as service:
         yield service
 
 
@@ -92,7 +103,17 @@ async def test_a_refresh_leaves_a_candidate_that_was_judged_against_the_champion
     settings = refresh_config(tmp_path)
     path = tmp_path / "refresh.toml"
     path.write_text(as_toml(settings.model_dump(mode="json", exclude_none=True)))
-    asked = ["refresh", "--config", str(path), "--database", database_url, "--url", api.url, "--token", TOKEN]
+    asked = [
+        "refresh",
+        "--config",
+        str(path),
+        "--database",
+        database_url,
+        "--url",
+        api.url,
+        "--token",
+        TOKEN,
+    ]
     done = await asyncio.to_thread(CliRunner().invoke, app, [*asked, "--champion", BASE])
     assert done.exit_code == 0, done.exception
     [artifact] = (tmp_path / "artifacts").glob("evaluation-*")
@@ -107,7 +128,9 @@ async def test_a_refresh_leaves_a_candidate_that_was_judged_against_the_champion
     [ended] = {each["until"] for each in looks(tmp_path / "home" / "models")}
     judged = instant(date.fromisoformat(ended)) - 40 * 86_400
     first, last = manifest["provenance"]["period"]
-    assert judged - 60 * 86_400 <= first < last < judged, "only the window before what judges was trained on"
+    assert judged - 60 * 86_400 <= first < last < judged, (
+        "only the window before what judges was trained on"
+    )
 
 
 def looks(models: Path) -> list[dict[str, str]]:

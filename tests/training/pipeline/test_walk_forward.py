@@ -32,8 +32,13 @@ def test_each_period_is_judged_by_what_was_made_before_it(tiny_base: Path, tmp_p
     made = WalkForward(config(tmp_path, tiny_base), silent, lambda line: None, NOW).run()
     assert made.facts["periods"] == 2
     begins = [instant(FIRST), instant(FIRST + timedelta(days=20))]
-    found = [Artifact.open(path.parent) for path in (tmp_path / "artifacts").glob("scenarios-*/manifest.json")]
-    sets = sorted((ScenarioSet.open(each) for each in found), key=lambda each: int(each.as_of.max()))
+    found = [
+        Artifact.open(path.parent)
+        for path in (tmp_path / "artifacts").glob("scenarios-*/manifest.json")
+    ]
+    sets = sorted(
+        (ScenarioSet.open(each) for each in found), key=lambda each: int(each.as_of.max())
+    )
     assert len(sets) == 3, "two that train, and those that judge"
     for trained, begin in zip(sets, begins, strict=False):
         assert trained.ends_at.max() <= begin + 8 * 3600

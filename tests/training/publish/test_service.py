@@ -1,4 +1,5 @@
-"""A running service picks up what training publishes: registered, aliased, served, rolled back, without a restart."""
+"""A running service picks up what training publishes: registered, aliased, served, rolled back,
+without a restart."""
 
 from __future__ import annotations
 
@@ -16,7 +17,14 @@ from tests.policy.tiny_models import POSITIONS
 from tests.service.running import Running, drained, request, running, settings_for, until
 from tests.training.support.published import BASE, finished_policy, save_base
 from training.__main__ import app
-from training.publish.registry import RegistryError, aliases, history, publish, register_and_alias, rollback
+from training.publish.registry import (
+    RegistryError,
+    aliases,
+    history,
+    publish,
+    register_and_alias,
+    rollback,
+)
 from training.publish.version import release_of
 
 TOKEN = "correct horse"
@@ -42,7 +50,9 @@ def published(models: Path, tmp_path: Path) -> list[str]:
 @pytest.fixture
 async def api(models: Path, database_url: str, valkey_url: str) -> AsyncIterator[Running]:
     more = {"admin_token": TOKEN, "prompt_tokens": POSITIONS, "deadline_ms": 60_000}
-    async with running(settings_for(database_url, valkey_url, models.parent, **more), load=True) as service:
+    async with running(
+        settings_for(database_url, valkey_url, models.parent, **more), load=True
+    ) as service:
         yield service
 
 
@@ -52,7 +62,9 @@ async def served(api: Running) -> list[str]:
 
 
 async def point(api: Running, version: str, alias: str = "shadow") -> None:
-    moved = await asyncio.to_thread(register_and_alias, api.url, TOKEN, version, alias, "published", "tests")
+    moved = await asyncio.to_thread(
+        register_and_alias, api.url, TOKEN, version, alias, "published", "tests"
+    )
     assert moved.now == version
 
     async def follows() -> bool:
@@ -82,14 +94,17 @@ async def test_a_published_version_is_served_then_another_then_the_first_again(
     await drained(api.settings)
     with psycopg.connect(database_url.replace("+psycopg", "")) as connection:
         rows = connection.execute(
-            "SELECT request_id, model_version FROM advices JOIN decisions USING (decision_id) ORDER BY request_id"
+            "SELECT request_id, model_version FROM advices JOIN decisions USING (decision_id) ORDER"
+            " BY request_id"
         ).fetchall()
         known = connection.execute("SELECT model_version FROM model_versions").fetchall()
     assert rows == [("r-0", first), ("r-1", second), ("r-2", first)]
     assert {name for (name,) in known} == {BASE, first, second}
 
 
-async def test_several_published_versions_are_in_shadow_at_once(api: Running, published: list[str]) -> None:
+async def test_several_published_versions_are_in_shadow_at_once(
+    api: Running, published: list[str]
+) -> None:
     await point(api, published[0])
     await point(api, published[1], "shadow-next")
     assert await served(api) == published
@@ -97,7 +112,9 @@ async def test_several_published_versions_are_in_shadow_at_once(api: Running, pu
     assert answer["model_version"] == published[0]
 
 
-async def test_a_refusal_is_told_and_moves_nothing(api: Running, models: Path, published: list[str]) -> None:
+async def test_a_refusal_is_told_and_moves_nothing(
+    api: Running, models: Path, published: list[str]
+) -> None:
     await point(api, published[0])
     weights = models / published[1] / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-4])
@@ -107,7 +124,9 @@ async def test_a_refusal_is_told_and_moves_nothing(api: Running, models: Path, p
         (TOKEN, published[1], "adapter_model.safetensors"),
     ):
         with pytest.raises(RegistryError, match=says):
-            await asyncio.to_thread(register_and_alias, api.url, token, version, "shadow", "test", "tests")
+            await asyncio.to_thread(
+                register_and_alias, api.url, token, version, "shadow", "test", "tests"
+            )
     assert await served(api) == [published[0]]
     assert await asyncio.to_thread(aliases, api.url, TOKEN) == {"shadow": published[0]}
 
@@ -117,20 +136,30 @@ async def test_there_is_nothing_to_roll_back_to_before_the_first_move(api: Runni
         await asyncio.to_thread(rollback, api.url, TOKEN, "shadow", "test", "tests")
 
 
-async def test_one_command_publishes_and_serves_and_one_rolls_back(api: Running, models: Path, tmp_path: Path) -> None:
+async def test_one_command_publishes_and_serves_and_one_rolls_back(
+    api: Running, models: Path, tmp_path: Path
+) -> None:
     policy = finished_policy(tmp_path / "artifacts", models / DEFAULT_MODEL)
     surroundings = {"ADVISOR_URL": api.url, "ADVISOR_ADMIN_TOKEN": TOKEN, "COLUMNS": "200"}
 
     async def command(*arguments: str) -> str:
-        done = await asyncio.to_thread(CliRunner().invoke, app, [*arguments], env=surroundings, catch_exceptions=False)
+        done = await asyncio.to_thread(
+            CliRunner().invoke, app, [*arguments], env=surroundings, catch_exceptions=False
+        )
         assert done.exit_code == 0
         return done.output
 
-    said = await command("publish", str(policy.path), "--models", str(models), "--alias", "shadow", "--by", "tests")
+    said = await command(
+        "publish", str(policy.path), "--models", str(models), "--alias", "shadow", "--by", "tests"
+    )
     version = next(models.glob("advisor-*")).name
     assert f"shadow -> {version} (was {BASE})" in said
     assert await served(api) == [version]
-    line = next(line for line in (await command("versions", "--models", str(models))).splitlines() if version in line)
+    line = next(
+        line
+        for line in (await command("versions", "--models", str(models))).splitlines()
+        if version in line
+    )
     assert "shadow" in line
     assert f"shadow -> {BASE} (was {version})" in await command("rollback", "--by", "tests")
     assert await served(api) == [BASE]

@@ -1,4 +1,5 @@
-"""Publishing on disk: immutable versions with manifest and card; and a service that is away is one clear error."""
+"""Publishing on disk: immutable versions with manifest and card; and a service that is away is one
+clear error."""
 
 from __future__ import annotations
 
@@ -54,7 +55,9 @@ def release(policy: Artifact, models: Path) -> Release:
     return release_of(policy, "advisor", [models])
 
 
-def test_a_version_is_verified_names_its_base_and_its_adapter_loads(release: Release, models: Path) -> None:
+def test_a_version_is_verified_names_its_base_and_its_adapter_loads(
+    release: Release, models: Path
+) -> None:
     path = publish(release, models, NOON)
     manifest = load_manifest(path)
     assert path.name == manifest.model_version
@@ -70,7 +73,9 @@ def test_a_version_is_verified_names_its_base_and_its_adapter_loads(release: Rel
     assert not [one for one in models.iterdir() if one.name.startswith(".")]
 
 
-def test_provenance_names_every_artefact_code_and_configuration(release: Release, policy: Artifact) -> None:
+def test_provenance_names_every_artefact_code_and_configuration(
+    release: Release, policy: Artifact
+) -> None:
     facts = release.provenance
     assert facts["data"]["policy"] == policy.hash
     assert set(facts["data"]) == {"scenarios", "labels", "encoded", "reward", "policy"}
@@ -82,18 +87,26 @@ def test_provenance_names_every_artefact_code_and_configuration(release: Release
 
 
 def test_results_are_realised_net_rewards_of_the_validation_scenarios(release: Release) -> None:
-    """Rows 32-39: half of them win 1 R. The policy takes those alone, the plan and the base model take all."""
+    """Rows 32-39: half of them win 1 R. The policy takes those alone, the plan and the base model
+    take all."""
     found = release.provenance["results"]
     assert (found["scenarios"], found["days"]) == (8, 8)
     assert found["policy"]["value"] == 0.5
     assert found["always_approve"]["value"] == found["base_model"]["value"] == 0.0
     assert found["never_approve"] == {"value": 0.0, "low": 0.0, "high": 0.0}
-    assert found["approval_rate"] == {"policy": 0.5, "base_model": 1.0, "always_approve": 1.0, "never_approve": 0.0}
+    assert found["approval_rate"] == {
+        "policy": 0.5,
+        "base_model": 1.0,
+        "always_approve": 1.0,
+        "never_approve": 0.0,
+    }
     assert found["lead"]["always_approve"]["value"] == 0.5
     assert found["lead"]["always_approve"]["low"] > 0
 
 
-def test_the_card_says_what_it_is_and_is_not_and_how_sure_the_numbers_are(release: Release, models: Path) -> None:
+def test_the_card_says_what_it_is_and_is_not_and_how_sure_the_numbers_are(
+    release: Release, models: Path
+) -> None:
     path = publish(release, models, NOON)
     card = (path / "README.md").read_text()
     low, high = (release.provenance["results"]["policy"][name] for name in ("low", "high"))
@@ -113,7 +126,9 @@ def test_the_card_says_what_it_is_and_is_not_and_how_sure_the_numbers_are(releas
     assert "/" + "tmp" not in card
 
 
-def test_the_same_content_finds_its_version_again_on_another_day(release: Release, models: Path) -> None:
+def test_the_same_content_finds_its_version_again_on_another_day(
+    release: Release, models: Path
+) -> None:
     path = publish(release, models, NOON)
     before = {one.name: one.stat().st_mtime_ns for one in path.iterdir()}
     assert publish(release, models, LATER) == path
@@ -121,10 +136,19 @@ def test_the_same_content_finds_its_version_again_on_another_day(release: Releas
     assert len(versions(models)) == 2  # with the base
 
 
-def test_another_adapter_or_calibration_is_another_version(release: Release, models: Path, tmp_path: Path) -> None:
-    other = release_of(finished_policy(tmp_path / "other", models / "tiny", seed=2), "advisor", [models])
-    warmer = Release(release.files, "advisor", release.base, Calibration(temperature=2.0), release.provenance)
-    paths = [publish(each, models, moment) for each, moment in ((release, NOON), (other, NOON), (warmer, LATER))]
+def test_another_adapter_or_calibration_is_another_version(
+    release: Release, models: Path, tmp_path: Path
+) -> None:
+    other = release_of(
+        finished_policy(tmp_path / "other", models / "tiny", seed=2), "advisor", [models]
+    )
+    warmer = Release(
+        release.files, "advisor", release.base, Calibration(temperature=2.0), release.provenance
+    )
+    paths = [
+        publish(each, models, moment)
+        for each, moment in ((release, NOON), (other, NOON), (warmer, LATER))
+    ]
     assert len(set(paths)) == 3
     assert versions(models)[0][0].name == "tiny"
     assert versions(models)[-1][0] == paths[2]
@@ -138,7 +162,9 @@ def test_a_version_that_was_changed_is_refused_not_mended(release: Release, mode
     assert (path / "adapter_config.json").read_text() == "{}"
 
 
-def test_a_folder_of_that_name_with_other_content_is_never_overwritten(release: Release, models: Path) -> None:
+def test_a_folder_of_that_name_with_other_content_is_never_overwritten(
+    release: Release, models: Path
+) -> None:
     path = publish(release, models, NOON)
     (path / "manifest.json").rename(path / "other.md")
     with pytest.raises(RegistryError, match="immutable"):
@@ -178,7 +204,9 @@ def test_an_adapter_without_its_base_beside_it_is_refused(release: Release, tmp_
     assert not (tmp_path / "elsewhere").exists()
 
 
-def test_the_base_may_lie_in_another_folder_that_the_service_reads(release: Release, models: Path) -> None:
+def test_the_base_may_lie_in_another_folder_that_the_service_reads(
+    release: Release, models: Path
+) -> None:
     shipped = models.parent / "shipped"
     assert publish(release, shipped, NOON, [models]).parent == shipped
 
@@ -218,11 +246,15 @@ def test_a_service_that_is_away_or_another_one_is_one_clear_error() -> None:
 
 def test_the_command_publishes_and_lists(policy: Artifact, models: Path) -> None:
     runner = CliRunner()
-    done = runner.invoke(app, ["publish", str(policy.path), "--models", str(models)], catch_exceptions=False)
+    done = runner.invoke(
+        app, ["publish", str(policy.path), "--models", str(models)], catch_exceptions=False
+    )
     assert done.exit_code == 0
     path = Path(done.output.split("published ")[1].split("\n")[0])
     assert read_manifest(path / "manifest.json").provenance["algorithm"] == "expected"
-    listed = runner.invoke(app, ["versions", "--models", str(models)], env={"COLUMNS": "200"}, catch_exceptions=False)
+    listed = runner.invoke(
+        app, ["versions", "--models", str(models)], env={"COLUMNS": "200"}, catch_exceptions=False
+    )
     assert path.name in listed.output
     assert BASE in listed.output
 
@@ -236,7 +268,15 @@ def test_the_command_merges_an_ordinary_adapter_and_refuses_an_activated_one(
     assert isinstance(refused.exception, RegistryError)
     assert "activated" in str(refused.exception)
     ordinary = finished_policy(tmp_path / "ordinary", models / "tiny", activated=False)
-    arguments = ["publish", str(ordinary.path), "--models", str(models), "--merged", "--name", "merged"]
+    arguments = [
+        "publish",
+        str(ordinary.path),
+        "--models",
+        str(models),
+        "--merged",
+        "--name",
+        "merged",
+    ]
     assert runner.invoke(app, arguments, catch_exceptions=False).exit_code == 0
     path = next(models.glob("merged-*"))
     manifest = load_manifest(path)
@@ -246,7 +286,9 @@ def test_the_command_merges_an_ordinary_adapter_and_refuses_an_activated_one(
     assert files["model.safetensors"] != load_manifest(models / "tiny").files["model.safetensors"]
 
 
-def test_half_precision_halves_the_weights_and_is_another_version(policy: Artifact, models: Path) -> None:
+def test_half_precision_halves_the_weights_and_is_another_version(
+    policy: Artifact, models: Path
+) -> None:
     command = ["publish", str(policy.path), "--models", str(models)]
     for more in ([], ["--half"]):
         assert CliRunner().invoke(app, [*command, *more]).exit_code == 0

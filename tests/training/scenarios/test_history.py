@@ -1,4 +1,5 @@
-"""What a configuration reads: lengths, finer bars, the end of what may be read, and clear refusals."""
+"""What a configuration reads: lengths, finer bars, the end of what may be read, and clear
+refusals."""
 
 from __future__ import annotations
 
@@ -22,7 +23,9 @@ UNTIL = instant(date(2023, 1, 1))
 def save(folder: Path, bars: Bars, length: str) -> None:
     columns = {name: getattr(bars, name) for name in ("open", "high", "low", "close", "volume")}
     opened = pl.from_epoch(pl.Series(bars.closed_at - bars.seconds)).dt.replace_time_zone("UTC")
-    pl.DataFrame({"ts": opened, **columns}).write_parquet(folder / f"{bars.symbol}_{length}.parquet")
+    pl.DataFrame({"ts": opened, **columns}).write_parquet(
+        folder / f"{bars.symbol}_{length}.parquet"
+    )
 
 
 @pytest.fixture
@@ -57,11 +60,17 @@ def test_no_bar_after_the_end_is_kept(folder: Path) -> None:
 
 def test_news_and_fear_and_greed_beside_the_bars_are_found(folder: Path) -> None:
     assert load_history(config(folder), UNTIL).context.fear_greed is None
-    pl.DataFrame({"date": [date(2021, 1, 1)], "value": [40]}).write_parquet(folder / "fear_greed.parquet")
+    pl.DataFrame({"date": [date(2021, 1, 1)], "value": [40]}).write_parquet(
+        folder / "fear_greed.parquet"
+    )
     (folder / "news").mkdir()
     pl.DataFrame(
         {"available_at": [0], "title": ["x"], "symbols": [["BTC"]]},
-        schema={"available_at": pl.Datetime("us", "UTC"), "title": pl.String, "symbols": pl.List(pl.String)},
+        schema={
+            "available_at": pl.Datetime("us", "UTC"),
+            "title": pl.String,
+            "symbols": pl.List(pl.String),
+        },
     ).write_parquet(folder / "news" / "news.parquet")
     context = load_history(config(folder), UNTIL).context
     assert context.fear_greed is not None
@@ -97,7 +106,9 @@ def test_the_bundled_bars_come_by_the_hour_with_their_half_hours() -> None:
 
 
 def test_a_synthetic_market_is_one_of_the_sources() -> None:
-    section = MarketConfig.model_validate({"source": "synthetic", "synthetic": {"symbols": 2, "bars": 1000}})
+    section = MarketConfig.model_validate(
+        {"source": "synthetic", "synthetic": {"symbols": 2, "bars": 1000}}
+    )
     history = load_history(section, UNTIL)
     assert [bars.symbol for bars in history.bars] == ["BTCUSDT", "ETHUSDT"]
     with pytest.raises(MarketDataError, match="names its own"):
@@ -114,12 +125,16 @@ def test_a_synthetic_market_is_one_of_the_sources() -> None:
         ({"news": Path("absent.parquet")}, UNTIL, "absent.parquet: cannot be read"),
     ],
 )
-def test_what_cannot_be_read_is_one_line(folder: Path, more: dict[str, Any], until: int, message: str) -> None:
+def test_what_cannot_be_read_is_one_line(
+    folder: Path, more: dict[str, Any], until: int, message: str
+) -> None:
     with pytest.raises(MarketDataError, match=message):
         load_history(config(folder, **more), until)
 
 
-def test_history_ends_where_the_held_out_period_begins_and_the_log_goes_on_after_it(tmp_path: Path) -> None:
+def test_history_ends_where_the_held_out_period_begins_and_the_log_goes_on_after_it(
+    tmp_path: Path,
+) -> None:
     assert ScenariosConfig().bars_until == date(2023, 1, 1)
     assert ScenariosConfig(until=date(2021, 5, 1)).bars_until == date(2021, 5, 1)
     assert ScenariosConfig(source="shadow_log").bars_until is None

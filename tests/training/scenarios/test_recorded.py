@@ -1,4 +1,5 @@
-"""Scenarios of the shadow log: those that were served, byte for byte; what is no verdict is left out and counted."""
+"""Scenarios of the shadow log: those that were served, byte for byte; what is no verdict is left
+out and counted."""
 
 from __future__ import annotations
 
@@ -36,14 +37,18 @@ def scenario_set(folder: Path, url: str, **config: Any) -> tuple[ScenarioSet, di
     settings = ScenariosConfig(**{"source": "shadow_log", "embargo_hours": 0} | config)
     found, left_out = read_log(url, settings, HOUR)
     made = Workshop(folder).stage(
-        "scenarios", log_state(url, settings, HOUR), {}, lambda f: build_scenarios(f, found, settings, left_out, HOUR)
+        "scenarios",
+        log_state(url, settings, HOUR),
+        {},
+        lambda f: build_scenarios(f, found, settings, left_out, HOUR),
     )
     return ScenarioSet.open(made), made.facts
 
 
 async def test_scenarios_are_those_of_the_record(database_url: str, tmp_path: Path) -> None:
     decisions = [
-        build.decision(f"r-{n}", at=hours(8 * n), control=n % 2 == 0, candidate__rsi=30.0 + n) for n in range(10)
+        build.decision(f"r-{n}", at=hours(8 * n), control=n % 2 == 0, candidate__rsi=30.0 + n)
+        for n in range(10)
     ]
     await fill(database_url, *(build.Event.of_decision(one) for one in decisions))
     made, facts = scenario_set(tmp_path, database_url)
@@ -51,7 +56,9 @@ async def test_scenarios_are_those_of_the_record(database_url: str, tmp_path: Pa
     assert made.table["decision_id"].to_list() == [str(one.decision_id) for one in decisions]
     assert made.scenarios() == [one.scenario for one in decisions]
     assert set(made.table["source"]) == {"shadow_log"}
-    assert [control.decision for control in made.controls() if control] == [n % 2 == 0 for n in range(10)]
+    assert [control.decision for control in made.controls() if control] == [
+        n % 2 == 0 for n in range(10)
+    ]
     assert (facts["real"], facts["controls"], facts["control_approvals"]) == (10, 10, 5)
     assert (made.weight == 1).all()
 
@@ -108,14 +115,20 @@ async def test_a_repeated_scenario_counts_once_and_unreadable_ones_are_counted(
         build.decision_event("other release", at=hours(9)),
     )
     with psycopg.connect(database_url.replace("+psycopg", "")) as admin:
-        admin.execute("SET session_replication_role = replica")  # An older release's record: the log is append-only.
-        admin.execute("UPDATE decisions SET scenario = '{\"v\": 0}' WHERE request_id = 'other release'")
+        admin.execute(
+            "SET session_replication_role = replica"
+        )  # An older release's record: the log is append-only.
+        admin.execute(
+            "UPDATE decisions SET scenario = '{\"v\": 0}' WHERE request_id = 'other release'"
+        )
     made, facts = scenario_set(tmp_path, database_url)
     assert len(made) == 4
     assert facts["excluded"] == {"duplicate": 1, "unreadable": 1}
 
 
-async def test_overlapping_decisions_of_a_symbol_share_their_weight(database_url: str, tmp_path: Path) -> None:
+async def test_overlapping_decisions_of_a_symbol_share_their_weight(
+    database_url: str, tmp_path: Path
+) -> None:
     """Two labels of 7 h, one hour apart: six hours of each are shared. Another symbol is alone."""
     await fill(
         database_url,
@@ -139,7 +152,9 @@ async def test_readings_that_may_be_defaults_and_an_agent_that_never_approves_ar
     await fill(
         database_url,
         build.decision_event("default", at=hours(0), control=False, **half),
-        build.decision_event("read", at=hours(8), control=False, **half, candidate__fear_greed_age_s=60.0),
+        build.decision_event(
+            "read", at=hours(8), control=False, **half, candidate__fear_greed_age_s=60.0
+        ),
         build.decision_event("validates", at=hours(50), control=False),
     )
     _, facts = scenario_set(tmp_path, database_url)
@@ -181,13 +196,17 @@ async def test_an_empty_log_is_one_line(database_url: str) -> None:
     with pytest.raises(ScenarioError, match=r"no decision to learn from \(0 in the period"):
         read_log(database_url, LOG, HOUR)
     await fill(
-        database_url, build.decision_event("r-1"), build.outcome_event("r-1", build.outcome(exogenous_skip=True))
+        database_url,
+        build.decision_event("r-1"),
+        build.outcome_event("r-1", build.outcome(exogenous_skip=True)),
     )
     with pytest.raises(ScenarioError, match="1 in the period, 1 skipped for outages"):
         read_log(database_url, LOG, HOUR)
 
 
-def test_a_database_without_the_schema_and_no_database_are_one_line(empty_database_url: str) -> None:
+def test_a_database_without_the_schema_and_no_database_are_one_line(
+    empty_database_url: str,
+) -> None:
     with pytest.raises(ShadowLogUnavailable, match="advisor migrate"):
         read_log(empty_database_url, LOG, HOUR)
     with pytest.raises(ShadowLogUnavailable, match="check DATABASE_URL"):
@@ -198,11 +217,16 @@ async def test_of_wanted_symbols_alone(database_url: str, tmp_path: Path) -> Non
     await fill(
         database_url,
         *(build.decision_event(f"eth-{n}", at=hours(8 * n)) for n in range(4)),
-        *(build.decision_event(f"btc-{n}", at=hours(8 * n + 1), candidate__symbol="BTCUSDT") for n in range(3)),
+        *(
+            build.decision_event(f"btc-{n}", at=hours(8 * n + 1), candidate__symbol="BTCUSDT")
+            for n in range(3)
+        ),
         build.decision_event("sol", at=hours(2), candidate__symbol="SOLUSDT"),
         build.decision_event("outage", at=hours(3), candidate__symbol="BTCUSDT"),
         build.outcome_event("outage", build.outcome(exogenous_skip=True)),
-        build.decision_event("held out", at=datetime(2024, 6, 1, tzinfo=UTC), candidate__symbol="BTCUSDT"),
+        build.decision_event(
+            "held out", at=datetime(2024, 6, 1, tzinfo=UTC), candidate__symbol="BTCUSDT"
+        ),
     )
     made, facts = scenario_set(tmp_path, database_url, symbols=("ETHUSDT", "SOLUSDT"))
     assert made.symbols.tolist() == ["ETHUSDT", "SOLUSDT", "ETHUSDT", "ETHUSDT", "ETHUSDT"]
@@ -218,7 +242,10 @@ async def test_a_limit_counts_decisions_of_the_wanted_symbols(database_url: str)
     await fill(
         database_url,
         *(build.decision_event(f"eth-{n}", at=hours(24 * n)) for n in range(9)),
-        *(build.decision_event(f"btc-{n}", at=hours(24 * n), candidate__symbol="BTCUSDT") for n in range(5)),
+        *(
+            build.decision_event(f"btc-{n}", at=hours(24 * n), candidate__symbol="BTCUSDT")
+            for n in range(5)
+        ),
     )
     wanted = LOG.model_copy(update={"limit": 3, "symbols": ("BTCUSDT",)})
     found, left_out = read_log(database_url, wanted, HOUR)
@@ -229,6 +256,8 @@ async def test_a_limit_counts_decisions_of_the_wanted_symbols(database_url: str)
 
 async def test_a_symbol_that_the_log_never_saw_is_one_line(database_url: str) -> None:
     await fill(database_url, build.decision_event("r-1"))
-    with pytest.raises(ScenarioError, match=r"no decision to learn from \(0 in the period") as refused:
+    with pytest.raises(
+        ScenarioError, match=r"no decision to learn from \(0 in the period"
+    ) as refused:
         read_log(database_url, LOG.model_copy(update={"symbols": ("BTCUSDT", "{}")}), HOUR)
     assert "\n" not in str(refused.value)

@@ -1,4 +1,5 @@
-"""Splits: no training label overlaps a test label, groups are those that skfolio makes, errors are one line."""
+"""Splits: no training label overlaps a test label, groups are those that skfolio makes, errors are
+one line."""
 
 from __future__ import annotations
 
@@ -29,8 +30,13 @@ def windows(*pairs: tuple[int, int]) -> tuple[Times, Times]:
 
 
 def plainly_overlapping(fold: Fold, as_of: Times, ends_at: Times, embargo: float) -> bool:
-    """By the definition, pair by pair: (a, b] and (c, d] share an instant, or a lies within the embargo after d."""
-    return any(as_of[i] < ends_at[j] + embargo and as_of[j] < ends_at[i] for i in fold.train for j in fold.test)
+    """By the definition, pair by pair: (a, b] and (c, d] share an instant, or a lies within the
+    embargo after d."""
+    return any(
+        as_of[i] < ends_at[j] + embargo and as_of[j] < ends_at[i]
+        for i in fold.train
+        for j in fold.test
+    )
 
 
 @st.composite
@@ -38,12 +44,16 @@ def labels(draw: st.DrawFn) -> tuple[Times, Times]:
     count = draw(st.integers(12, 60))
     as_of = draw(st.lists(st.integers(0, 300), min_size=count, max_size=count))
     lengths = draw(st.lists(st.integers(1, 25), min_size=count, max_size=count))
-    return np.array(as_of, dtype=np.int64), np.array(as_of, dtype=np.int64) + np.array(lengths, dtype=np.int64)
+    return np.array(as_of, dtype=np.int64), np.array(as_of, dtype=np.int64) + np.array(
+        lengths, dtype=np.int64
+    )
 
 
 @settings(max_examples=80, deadline=None)
 @given(labels(), st.integers(2, 5), st.integers(0, 30))
-def test_no_training_window_overlaps_a_test_window(given: tuple[Times, Times], folds: int, embargo: int) -> None:
+def test_no_training_window_overlaps_a_test_window(
+    given: tuple[Times, Times], folds: int, embargo: int
+) -> None:
     as_of, ends_at = given
     try:
         found = purged_kfold(as_of, ends_at, folds, embargo)
@@ -98,7 +108,8 @@ def test_a_long_label_of_an_early_test_row_purges_beyond_later_short_ones() -> N
 
 
 def test_the_classic_five_rows() -> None:
-    """Labels of two steps, one per step: the neighbours of a test row are purged, and one more by the embargo."""
+    """Labels of two steps, one per step: the neighbours of a test row are purged, and one more by
+    the embargo."""
     as_of, ends_at = windows(*((t, t + 2) for t in range(8)))
     fold = purged_kfold(as_of, ends_at, 4, 0)[1]
     assert (fold.test.tolist(), fold.train.tolist()) == ([2, 3], [0, 5, 6, 7])
@@ -146,7 +157,9 @@ def test_rows_may_come_in_any_order() -> None:
 
 def test_an_overlap_is_an_error() -> None:
     as_of, ends_at = windows((0, 10), (5, 15))
-    with pytest.raises(SplitError, match="1 of 1 training rows overlap test rows in time, the first is row 0"):
+    with pytest.raises(
+        SplitError, match="1 of 1 training rows overlap test rows in time, the first is row 0"
+    ):
         require_apart(np.array([0]), np.array([1]), as_of, ends_at)
 
 

@@ -1,4 +1,5 @@
-"""Synthetic variants keep a scenario's guarantees, change what they say they change, and nothing else."""
+"""Synthetic variants keep a scenario's guarantees, change what they say they change, and nothing
+else."""
 
 from __future__ import annotations
 
@@ -26,20 +27,32 @@ def made(document: Any) -> Scenario:
 
 
 @given(scenarios(), seeds)
-def test_noise_stays_within_the_spread_and_moves_all_prices_alike(scenario: Scenario, source: Any) -> None:
+def test_noise_stays_within_the_spread_and_moves_all_prices_alike(
+    scenario: Scenario, source: Any
+) -> None:
     other = made(noise(scenario, source))
-    half = min(scenario.candidate.spread_bps if scenario.candidate.spread_bps is not None else 2.0, 100.0) / 20_000
+    half = (
+        min(
+            scenario.candidate.spread_bps if scenario.candidate.spread_bps is not None else 2.0,
+            100.0,
+        )
+        / 20_000
+    )
     factor = other.market.last_close / scenario.market.last_close
     assert abs(factor - 1) <= half * (1 + 1e-9) + 1e-12
     assert other.plan.entry == pytest.approx(scenario.plan.entry * factor)
     assert other.plan.stop == pytest.approx(scenario.plan.stop * factor)
-    assert other.plan.targets == pytest.approx([target * factor for target in scenario.plan.targets])
+    assert other.plan.targets == pytest.approx(
+        [target * factor for target in scenario.plan.targets]
+    )
     assert other.candidate == scenario.candidate
     assert other.plan.quantity == scenario.plan.quantity
 
 
 @given(scenarios(), seeds)
-def test_a_shift_stays_inside_the_bar_and_time_moves_on_for_everything(scenario: Scenario, source: Any) -> None:
+def test_a_shift_stays_inside_the_bar_and_time_moves_on_for_everything(
+    scenario: Scenario, source: Any
+) -> None:
     other = made(shift(scenario, source))
     seconds = (other.as_of - scenario.as_of).total_seconds()
     assert 0 < seconds < scenario.market.bar_seconds
@@ -49,7 +62,9 @@ def test_a_shift_stays_inside_the_bar_and_time_moves_on_for_everything(scenario:
     same = {"ts", "session", "fear_greed_age_s", "btc_dominance_age_s", "time_to_news_minutes"}
     assert other.candidate.model_dump(exclude=same) == scenario.candidate.model_dump(exclude=same)
     if scenario.account.seconds_since_loss is not None:
-        assert other.account.seconds_since_loss == pytest.approx(scenario.account.seconds_since_loss + seconds)
+        assert other.account.seconds_since_loss == pytest.approx(
+            scenario.account.seconds_since_loss + seconds
+        )
 
 
 @given(scenarios(), seeds)
@@ -64,7 +79,9 @@ def test_dropped_fields_were_optional_and_the_others_stay(scenario: Scenario, so
 
 
 def test_headlines_change_places_and_nothing_else_changes() -> None:
-    scenario = plain(candidate__news_summary="One / Two / Three", candidate__symbol_news_summary="Alone")
+    scenario = plain(
+        candidate__news_summary="One / Two / Three", candidate__symbol_news_summary="Alone"
+    )
     other = Scenario.from_json(news_order(scenario, np.random.default_rng(0)))
     assert other.candidate.news_summary != "One / Two / Three"
     assert sorted(other.candidate.news_summary.split(" / ")) == ["One", "Three", "Two"]  # type: ignore[union-attr]
@@ -77,7 +94,11 @@ def test_news_without_an_order_has_no_such_variant(text: str | None) -> None:
 
 
 def test_time_that_moves_on_ages_what_was_known() -> None:
-    scenario = plain(candidate__fear_greed=30, candidate__fear_greed_age_s=100.0, candidate__time_to_news_minutes=0.5)
+    scenario = plain(
+        candidate__fear_greed=30,
+        candidate__fear_greed_age_s=100.0,
+        candidate__time_to_news_minutes=0.5,
+    )
     other = Scenario.from_json(shift(scenario, np.random.default_rng(1)))
     seconds = (other.as_of - AS_OF) / timedelta(seconds=1)
     assert other.candidate.fear_greed_age_s == 100 + seconds
@@ -85,7 +106,9 @@ def test_time_that_moves_on_ages_what_was_known() -> None:
 
 
 @given(scenarios(), seeds, st.integers(0, 4))
-def test_variants_are_of_different_kinds_and_the_same_for_a_seed(scenario: Scenario, source: Any, count: int) -> None:
+def test_variants_are_of_different_kinds_and_the_same_for_a_seed(
+    scenario: Scenario, source: Any, count: int
+) -> None:
     state = source.bit_generator.state
     found = variants(scenario, count, source)
     assert len(found) <= count

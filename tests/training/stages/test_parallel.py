@@ -1,4 +1,5 @@
-"""The same function over many things: here, in processes, on Ray; the order and the results are the same."""
+"""The same function over many things: here, in processes, on Ray; the order and the results are the
+same."""
 
 from __future__ import annotations
 

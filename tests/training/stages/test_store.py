@@ -1,4 +1,5 @@
-"""Artefacts are immutable, found again, built anew when anything they depend on changes, and never half there."""
+"""Artefacts are immutable, found again, built anew when anything they depend on changes, and never
+half there."""
 
 from __future__ import annotations
 
@@ -52,13 +53,18 @@ def test_a_stage_depends_on_what_its_modules_import_and_on_no_other_code() -> No
     assert {"train_dpo.py", "losses.py", "optimise.py", "encoding.py", "actions.py"} <= names
     assert not names & {"evaluation_report.py", "train_ppo.py", "config.py", "registry.py"}
     build, other = write("a", []), write("b", [])
-    assert code_hash(build, [training.outcomes.labels]) == code_hash(other, [training.outcomes.labels])
-    assert code_hash(build, [training.outcomes.labels]) != code_hash(build, [training.learning.algorithms.dpo])
+    assert code_hash(build, [training.outcomes.labels]) == code_hash(
+        other, [training.outcomes.labels]
+    )
+    assert code_hash(build, [training.outcomes.labels]) != code_hash(
+        build, [training.learning.algorithms.dpo]
+    )
 
 
 def test_the_same_work_elsewhere_has_the_same_hash(tmp_path: Path) -> None:
     hashes = {
-        Workshop(tmp_path / name).stage("labels", {"fee": 0.001}, {}, write("same", [])).hash for name in ("a", "b")
+        Workshop(tmp_path / name).stage("labels", {"fee": 0.001}, {}, write("same", [])).hash
+        for name in ("a", "b")
     }
     assert len(hashes) == 1
 
@@ -83,7 +89,9 @@ def test_a_folder_without_a_manifest_is_replaced(tmp_path: Path) -> None:
     (made / MANIFEST).unlink()
     with pytest.raises(ArtifactError, match="no finished artefact"):
         Artifact.open(made.path)
-    assert (shop.stage("labels", {}, {}, write("whole", [])) / "sub/data.txt").read_text() == "whole"
+    assert (
+        shop.stage("labels", {}, {}, write("whole", [])) / "sub/data.txt"
+    ).read_text() == "whole"
 
 
 def test_truncated_missing_and_changed_files_are_named(tmp_path: Path) -> None:
@@ -117,5 +125,13 @@ def test_the_manifest_says_what_the_result_depends_on(tmp_path: Path) -> None:
     manifest = json.loads((pairs / MANIFEST).read_text())
     assert manifest["inputs"] == {"labels": labels.hash}
     assert manifest["config"] == {"margin": 0.25}
-    assert set(manifest) >= {"code", "prompt_version", "action_space", "feature_schema", "files", "facts", "created_at"}
+    assert set(manifest) >= {
+        "code",
+        "prompt_version",
+        "action_space",
+        "feature_schema",
+        "files",
+        "facts",
+        "created_at",
+    }
     assert manifest["files"]["sub/data.txt"]["bytes"] == 1

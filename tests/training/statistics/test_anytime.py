@@ -10,7 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from training.market.bars import Floats
-from training.statistics.anytime import SHARES, UnboundedValues, log_wealth, lower_bound, period_means
+from training.statistics.anytime import (
+    SHARES,
+    UnboundedValues,
+    log_wealth,
+    lower_bound,
+    period_means,
+)
 from training.statistics.bootstrap import DAY_S, StatisticsError, mean_intervals
 
 ALPHA = 0.05
@@ -35,7 +41,9 @@ def test_wealth_is_that_of_the_formula() -> None:
 
 
 def test_consulted_after_every_value_it_is_seldom_ever_fooled() -> None:
-    ever = (log_wealth(skewed(np.random.default_rng(0), 0.0), BOUND).max(1) >= math.log(1 / ALPHA)).mean()
+    ever = (
+        log_wealth(skewed(np.random.default_rng(0), 0.0), BOUND).max(1) >= math.log(1 / ALPHA)
+    ).mean()
     # At most 5 % are promised, in all runs and at all 500 looks together.
     assert ever <= ALPHA
     assert ever > 0.005, "a bound that is never fooled finds nothing either"
@@ -80,8 +88,12 @@ def test_the_bound_is_the_highest_refuted_mean_and_never_falls_back() -> None:
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.lists(st.floats(-3, 3), min_size=1, max_size=40), st.floats(-2.9, 2.8), st.floats(0.01, 0.1))
-def test_wealth_falls_with_the_mean_that_is_bet_against(values: list[float], mean: float, more: float) -> None:
+@given(
+    st.lists(st.floats(-3, 3), min_size=1, max_size=40), st.floats(-2.9, 2.8), st.floats(0.01, 0.1)
+)
+def test_wealth_falls_with_the_mean_that_is_bet_against(
+    values: list[float], mean: float, more: float
+) -> None:
     x = np.array(values)
     assert (log_wealth(x, BOUND, mean + more) <= log_wealth(x, BOUND, mean) + 1e-12).all()
 

@@ -1,4 +1,5 @@
-"""Statistics against `arch`, statsmodels, numbers by hand, and simulated worlds whose truth is known."""
+"""Statistics against `arch`, statsmodels, numbers by hand, and simulated worlds whose truth is
+known."""
 
 from __future__ import annotations
 
@@ -56,13 +57,19 @@ def test_the_spread_of_resampled_means_is_that_of_arch() -> None:
     theirs = StationaryBootstrap(10, values, seed=3).apply(lambda x: x.mean(), 4000)[:, 0]
     assert ours.mean() == pytest.approx(theirs.mean(), abs=0.012)
     assert ours.std() == pytest.approx(theirs.std(), rel=0.06)
-    assert np.quantile(ours, [0.025, 0.975]) == pytest.approx(np.quantile(theirs, [0.025, 0.975]), abs=0.03)
+    assert np.quantile(ours, [0.025, 0.975]) == pytest.approx(
+        np.quantile(theirs, [0.025, 0.975]), abs=0.03
+    )
 
 
 def test_percentile_intervals_are_those_of_arch() -> None:
     values = autoregressive(300, 0.5, 4)
     ours = interval(values, lambda x: x.std(-1), block=6.0, draws=3000)
-    (theirs,) = StationaryBootstrap(6, values, seed=5).conf_int(lambda x: x.std(), 3000, method="percentile").T
+    (theirs,) = (
+        StationaryBootstrap(6, values, seed=5)
+        .conf_int(lambda x: x.std(), 3000, method="percentile")
+        .T
+    )
     assert (ours.low, ours.high) == pytest.approx(tuple(theirs), abs=0.02)
     assert ours.value == pytest.approx(values.std())
 
@@ -79,7 +86,9 @@ def test_blocks_grow_with_dependence_and_stay_within_the_rows() -> None:
 
 def test_the_same_seed_gives_the_same_interval_and_pairs_stay_pairs() -> None:
     values = np.random.default_rng(0).normal(size=(60, 2))
-    first, second = (interval(values, lambda x: (x[..., 0] - x[..., 1]).mean(-1), seed=7) for _ in range(2))
+    first, second = (
+        interval(values, lambda x: (x[..., 0] - x[..., 1]).mean(-1), seed=7) for _ in range(2)
+    )
     assert first == second
     same = np.repeat(values[:, :1], 2, axis=1)
     paired = interval(same, lambda x: (x[..., 0] - x[..., 1]).mean(-1))
@@ -98,7 +107,8 @@ MEAN = float(stats.norm.cdf(0.5) * -1.1 + stats.norm.expect(lambda z: min(z * 1.
 
 
 def skewed_days(source: np.random.Generator, days: int) -> tuple[Floats, np.ndarray]:
-    """Differences as a veto makes them: mostly 0, some +1.1 (a stop avoided), few -0.5 to -3 (a winner missed)."""
+    """Differences as a veto makes them: mostly 0, some +1.1 (a stop avoided), few -0.5 to -3 (a
+    winner missed)."""
     day = np.repeat(np.arange(days), source.poisson(4, days))
     common = source.normal(size=days)
     z = math.sqrt(0.3) * common[day] + math.sqrt(0.7) * source.normal(size=len(day))
@@ -177,7 +187,9 @@ def test_nothing_to_measure_has_a_reason() -> None:
     )
     one_day = mean_intervals(np.ones((5, 1)), as_of=np.arange(5))[0]
     assert (one_day.value, one_day.reason) == (None, "fewer than two days")
-    assert deflated_sharpe(np.full(40, 0.001), [0.1]).reason == "constant returns have no Sharpe ratio"
+    assert (
+        deflated_sharpe(np.full(40, 0.001), [0.1]).reason == "constant returns have no Sharpe ratio"
+    )
     assert deflated_sharpe(np.empty(0), [0.1]).reason == "no returns"
     assert superior_predictive_ability(np.ones(50), np.ones((50, 2))).reason
     assert probability_of_overfitting(np.ones((8, 3))).reason
@@ -214,24 +226,33 @@ def test_the_model_confidence_set_drops_what_is_worse_and_keeps_what_is_equal() 
 
 
 def test_the_deflated_sharpe_ratio_is_that_of_the_papers_example() -> None:
-    # Bailey & López de Prado 2014, "A numerical example": 100 trials, variance of annualised Sharpe ratios 1/2,
-    # T = 1250 days, annualised Sharpe 2.5, skewness -3, kurtosis 10: threshold 0.1132 a day, confidence 0.9004.
+    # Bailey & López de Prado 2014, "A numerical example": 100 trials, variance of annualised Sharpe
+    # ratios 1/2, T = 1250 days, annualised Sharpe 2.5, skewness -3, kurtosis 10: threshold 0.1132 a
+    # day, confidence 0.9004.
     trials = np.array([-1.0, 1.0] * 50)
     trials *= math.sqrt(0.5 / 250) / trials.std(ddof=1)
     threshold = expected_maximum_sharpe(list(trials))
     assert threshold == pytest.approx(0.1132, abs=5e-5)
     daily = 2.5 / math.sqrt(250)
     variance = 1 + 3 * daily + 9 / 4 * daily**2
-    assert stats.norm.cdf((daily - threshold) * math.sqrt(1249 / variance)) == pytest.approx(0.9004, abs=5e-5)
+    assert stats.norm.cdf((daily - threshold) * math.sqrt(1249 / variance)) == pytest.approx(
+        0.9004, abs=5e-5
+    )
 
 
 def test_the_deflated_sharpe_ratio_of_a_series_follows_its_moments() -> None:
     returns = np.random.default_rng(0).gamma(2, 0.01, 300) - 0.019
     found = deflated_sharpe(returns, [0.02, 0.1, -0.05])
     sharpe = returns.mean() / returns.std(ddof=1)
-    moments = 1 - stats.skew(returns) * sharpe + (stats.kurtosis(returns, fisher=False) - 1) / 4 * sharpe**2
+    moments = (
+        1
+        - stats.skew(returns) * sharpe
+        + (stats.kurtosis(returns, fisher=False) - 1) / 4 * sharpe**2
+    )
     threshold = expected_maximum_sharpe([0.02, 0.1, -0.05])
-    assert found.confidence == pytest.approx(stats.norm.cdf((sharpe - threshold) * math.sqrt(299 / moments)))
+    assert found.confidence == pytest.approx(
+        stats.norm.cdf((sharpe - threshold) * math.sqrt(299 / moments))
+    )
     assert expected_maximum_sharpe([0.3]) == 0.0
     alone = deflated_sharpe(returns, [sharpe])
     assert alone.confidence is not None
@@ -258,7 +279,9 @@ def test_the_probability_of_overfitting_follows_its_definition() -> None:
 
 def test_choosing_among_noise_is_overfitting_and_choosing_a_true_edge_is_not() -> None:
     source = np.random.default_rng(9)
-    noise = [probability_of_overfitting(source.normal(0, 0.01, (320, 20)), 8).pbo for _ in range(40)]
+    noise = [
+        probability_of_overfitting(source.normal(0, 0.01, (320, 20)), 8).pbo for _ in range(40)
+    ]
     assert 0.35 < float(np.mean([each for each in noise if each is not None])) < 0.65
     edge = source.normal(0, 0.01, (320, 20))
     edge[:, 3] += 0.005
@@ -285,9 +308,14 @@ def test_holm_is_that_of_statsmodels(count: int) -> None:
 
 
 def test_where_hardly_any_row_differs_there_is_no_interval() -> None:
-    """Two of 60 days differ: every tenth sample has neither, and a quantile of t would be an artefact of that."""
+    """Two of 60 days differ: every tenth sample has neither, and a quantile of t would be an
+    artefact of that."""
     values = np.zeros((60, 1))
     values[[10, 40]] = [[0.5], [-0.4]]
     (found,) = mean_intervals(values, as_of=np.arange(60) * DAY_S)
-    assert (found.low, found.high, found.reason) == (None, None, "too few rows differ for an interval")
+    assert (found.low, found.high, found.reason) == (
+        None,
+        None,
+        "too few rows differ for an interval",
+    )
     assert found.value == pytest.approx(0.1 / 60)

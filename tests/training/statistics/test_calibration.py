@@ -32,7 +32,9 @@ def test_the_curve_and_the_score_are_those_of_scikit_learn() -> None:
     assert curve.count.sum() == 2000
     assert (curve.low < curve.observed).all()
     assert (curve.observed < curve.high).all()
-    assert brier_score(probability, happened).value == pytest.approx(brier_score_loss(happened, probability))
+    assert brier_score(probability, happened).value == pytest.approx(
+        brier_score_loss(happened, probability)
+    )
 
 
 def test_errors_by_hand() -> None:
@@ -40,7 +42,9 @@ def test_errors_by_hand() -> None:
     happened = np.array([0, 0, 0, 1, 1, 1, 0, 0.0])
     # Bins: |0.25 - 0.1| and |0.5 - 0.7|, half of the rows each.
     assert expected_calibration_error(probability, happened, bins=2).value == pytest.approx(0.175)
-    assert brier_score(probability, happened).value == pytest.approx((3 * 0.01 + 0.81 + 2 * 0.09 + 2 * 0.49) / 8)
+    assert brier_score(probability, happened).value == pytest.approx(
+        (3 * 0.01 + 0.81 + 2 * 0.09 + 2 * 0.49) / 8
+    )
 
 
 def test_honest_probabilities_have_a_small_error_and_shifted_ones_a_large_one() -> None:
@@ -68,7 +72,9 @@ def test_one_probability_for_all_has_one_bin() -> None:
 def test_nothing_ever_happening_has_an_interval_within_bounds() -> None:
     curve = reliability_curve(np.linspace(0, 0.2, 50), np.zeros(50), bins=1)
     assert curve.low.tolist() == [0.0]
-    assert curve.high[0] == pytest.approx(1.959964**2 / (50 + 1.959964**2), rel=1e-5)  # the score interval of 0 in 50
+    assert curve.high[0] == pytest.approx(
+        1.959964**2 / (50 + 1.959964**2), rel=1e-5
+    )  # the score interval of 0 in 50
 
 
 def test_no_rows_have_a_reason() -> None:

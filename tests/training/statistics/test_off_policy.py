@@ -27,7 +27,8 @@ def softmax(scores: Floats) -> Floats:
 
 
 def simulated(seed: int, count: int = 1500) -> tuple[LoggedDecisions, Floats, Floats]:
-    """A log of a policy that leans one way, a target that leans towards rewards; all rewards; a poor model's."""
+    """A log of a policy that leans one way, a target that leans towards rewards; all rewards; a
+    poor model's."""
     source = np.random.default_rng(seed)
     rewards = source.normal(-0.2, 0.6, (count, 1)) + source.normal(0, 0.5, (count, ACTIONS))
     rewards[:, 0] = 0.0
@@ -35,14 +36,19 @@ def simulated(seed: int, count: int = 1500) -> tuple[LoggedDecisions, Floats, Fl
     target = softmax(1.5 * rewards + source.normal(0, 0.5, (count, ACTIONS)))
     action = (behaviour.cumsum(1) > source.random((count, 1))).argmax(1)
     at = np.arange(count)
-    log = LoggedDecisions(action, behaviour[at, action], rewards[at, action], target, as_of=at * 21_600)
+    log = LoggedDecisions(
+        action, behaviour[at, action], rewards[at, action], target, as_of=at * 21_600
+    )
     return log, rewards, 0.5 * rewards + 0.1
 
 
 def test_by_hand() -> None:
     # Weights 0.5 / 0.25 = 2 and 0.2 / 0.8 = 0.25.
     log = LoggedDecisions(
-        np.array([1, 0]), np.array([0.25, 0.8]), np.array([1.0, -2.0]), np.array([[0.5, 0.5], [0.2, 0.8]])
+        np.array([1, 0]),
+        np.array([0.25, 0.8]),
+        np.array([1.0, -2.0]),
+        np.array([[0.5, 0.5], [0.2, 0.8]]),
     )
     assert log.weights == pytest.approx([2.0, 0.25])
     assert inverse_propensity(log).estimate.value == pytest.approx((2 - 0.5) / 2)
@@ -70,7 +76,9 @@ def test_every_estimate_agrees_with_the_full_information_value(seed: int) -> Non
         assert 50 < found.effective < 1500
 
 
-def test_intervals_cover_the_truth_as_often_as_they_promise_and_the_robust_one_is_narrower() -> None:
+def test_intervals_cover_the_truth_as_often_as_they_promise_and_the_robust_one_is_narrower() -> (
+    None
+):
     missed, widths = np.zeros(3), np.zeros(3)
     runs = 120
     for seed in range(runs):
@@ -88,11 +96,13 @@ def test_intervals_cover_the_truth_as_often_as_they_promise_and_the_robust_one_i
     assert widths[2] < widths[1] < widths[0] * 1.05
 
 
-def test_a_common_factor_in_the_logged_probabilities_changes_nothing_once_weights_are_normalised() -> None:
+def test_a_common_factor_in_logged_probabilities_changes_nothing_once_normalised() -> None:
     log, _, _ = simulated(2)
     halved = replace(log, logged=log.logged / 2)
     assert self_normalised(halved).estimate[:4] == pytest.approx(self_normalised(log).estimate[:4])
-    assert inverse_propensity(halved).estimate.value == pytest.approx(2 * inverse_propensity(log).estimate.value)
+    assert inverse_propensity(halved).estimate.value == pytest.approx(
+        2 * inverse_propensity(log).estimate.value
+    )
 
 
 def test_a_policy_valued_on_its_own_log_is_worth_what_it_earned() -> None:
@@ -127,7 +137,9 @@ def test_a_policy_that_never_does_what_was_logged_has_no_self_normalised_value()
     ],
 )
 def test_a_log_that_cannot_be_is_refused(change: dict[str, Floats], error: type[Exception]) -> None:
-    log = LoggedDecisions(np.array([0, 1]), np.array([0.5, 0.5]), np.array([1.0, 0.0]), np.full((2, 2), 0.5))
+    log = LoggedDecisions(
+        np.array([0, 1]), np.array([0.5, 0.5]), np.array([1.0, 0.0]), np.full((2, 2), 0.5)
+    )
     with pytest.raises(error):
         replace(log, **change)
 

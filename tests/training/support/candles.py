@@ -13,20 +13,28 @@ HOUR = 3600
 
 
 def table(*rows: tuple[float, float, float, float], seconds: int = HOUR, skip: int = 0) -> Bars:
-    """Bars of (open, high, low, close), the first closing one bar after START; `skip` leaves out bars before."""
+    """Bars of (open, high, low, close), the first closing one bar after START; `skip` leaves out
+    bars before."""
     opened = START + seconds * (np.arange(len(rows)) + skip)
     o, h, low, c = np.array(rows, dtype=float).T
     return Bars("BTCUSDT", seconds, opened + seconds, o, h, low, c, np.ones(len(rows)))
 
 
-def random_walk(count: int = 1500, seed: int = 0, symbol: str = "BTCUSDT", seconds: int = HOUR) -> Bars:
+def random_walk(
+    count: int = 1500, seed: int = 0, symbol: str = "BTCUSDT", seconds: int = HOUR
+) -> Bars:
     """A lively market without an edge: a geometric walk, 0.8 % a bar, with changing volume."""
     rng = np.random.default_rng(seed)
-    steps = rng.normal(0, 0.008, count) * np.repeat(rng.uniform(0.4, 1.6, count // 50 + 1), 50)[:count]
+    steps = (
+        rng.normal(0, 0.008, count) * np.repeat(rng.uniform(0.4, 1.6, count // 50 + 1), 50)[:count]
+    )
     close = 20_000 * np.exp(np.cumsum(steps))
     opened = np.concatenate([[20_000.0], close[:-1]])
     reach = np.abs(rng.normal(0, 0.004, (2, count)))
-    high, low = np.maximum(opened, close) * (1 + reach[0]), np.minimum(opened, close) * (1 - reach[1])
+    high, low = (
+        np.maximum(opened, close) * (1 + reach[0]),
+        np.minimum(opened, close) * (1 - reach[1]),
+    )
     closed_at = START + seconds * np.arange(1, count + 1)
     return Bars(symbol, seconds, closed_at, opened, high, low, close, rng.uniform(5, 50, count))
 
@@ -34,5 +42,10 @@ def random_walk(count: int = 1500, seed: int = 0, symbol: str = "BTCUSDT", secon
 def with_corrupt_future(bars: Bars, as_of: int) -> Bars:
     """The same bars up to `as_of`, and absurd ones after it."""
     later = bars.closed_at > as_of
-    columns = [np.where(later, values * 7 + 3, values) for values in (bars.open, bars.high, bars.low, bars.close)]
-    return Bars(bars.symbol, bars.seconds, bars.closed_at, *columns, np.where(later, 9e9, bars.volume))
+    columns = [
+        np.where(later, values * 7 + 3, values)
+        for values in (bars.open, bars.high, bars.low, bars.close)
+    ]
+    return Bars(
+        bars.symbol, bars.seconds, bars.closed_at, *columns, np.where(later, 9e9, bars.volume)
+    )

@@ -29,7 +29,9 @@ class Exchange:
 
     id = "fake"
 
-    def __init__(self, markets: Sequence[Bars], clock: Clock, away: Sequence[tuple[float, float]] = ()) -> None:
+    def __init__(
+        self, markets: Sequence[Bars], clock: Clock, away: Sequence[tuple[float, float]] = ()
+    ) -> None:
         self.markets = {each.symbol: each for each in markets}
         self.clock = clock
         self.away = away
@@ -44,5 +46,7 @@ class Exchange:
         bars = self.markets[pair.replace("/", "")]
         known = bars.known_at(self.clock.time - self.late.get(bars.symbol, 0))
         opened = (known.closed_at - known.seconds) * 1000
-        rows = np.column_stack([opened, known.open, known.high, known.low, known.close, known.volume])
+        rows = np.column_stack(
+            [opened, known.open, known.high, known.low, known.close, known.volume]
+        )
         return [list(row) for row in rows[opened >= since][:limit]]

@@ -18,7 +18,11 @@ from training.stages.store import Artifact, Workshop
 
 def history(*bars: Bars, context: KnownContext | None = None) -> History:
     """Two symbols that wander, when none are given."""
-    return History(bars or (random_walk(1500, 1), random_walk(1500, 2, "ETHUSDT")), {}, context or KnownContext())
+    return History(
+        bars or (random_walk(1500, 1), random_walk(1500, 2, "ETHUSDT")),
+        {},
+        context or KnownContext(),
+    )
 
 
 def scenario_artifact(folder: Path, given: History, **config: Any) -> Artifact:
@@ -36,7 +40,9 @@ def _scenarios(folder: Path, given: History, settings: ScenariosConfig) -> Artif
     def build(target: Path) -> dict[str, Any]:
         return build_scenarios(target, found, settings, left_out, given.seconds)
 
-    return Workshop(folder).stage("scenarios", [settings.model_dump(mode="json"), given.fingerprint()], {}, build)
+    return Workshop(folder).stage(
+        "scenarios", [settings.model_dump(mode="json"), given.fingerprint()], {}, build
+    )
 
 
 def scenario_set(folder: Path, given: History, **config: Any) -> ScenarioSet:
@@ -49,6 +55,10 @@ def label_artifact(
     settings = OutcomesConfig(**config)
 
     def build(target: Path) -> dict[str, Any]:
-        return build_labels(target, scenarios.scenarios(), scenarios.as_of, scenarios.real, series, settings)
+        return build_labels(
+            target, scenarios.scenarios(), scenarios.as_of, scenarios.real, series, settings
+        )
 
-    return Workshop(folder).stage("labels", [settings.model_dump(mode="json"), len(scenarios)], {}, build)
+    return Workshop(folder).stage(
+        "labels", [settings.model_dump(mode="json"), len(scenarios)], {}, build
+    )

@@ -25,7 +25,10 @@ def short_prompts(count: int, seed: int = 0) -> list[Prompt]:
     """Prompts of three lines and different lengths; the second line says `up` or `down`."""
     source = np.random.default_rng(seed)
     return [
-        prompt(f"BTC long {'x' * int(source.integers(1, 9))}\nscore {i} of 5.5\nbtc {'up' if i % 2 else 'down'}")
+        prompt(
+            f"BTC long {'x' * int(source.integers(1, 9))}\nscore {i} of 5.5\nbtc"
+            f" {'up' if i % 2 else 'down'}"
+        )
         for i in range(count)
     ]
 
@@ -38,7 +41,9 @@ def tiny_reader(folder: Path) -> tuple[LabelReader, Path]:
     return LabelReader.load(base, POSITIONS), base
 
 
-def encode(folder: Path, prompts: list[Prompt], reader: LabelReader, base: Path, **config: int) -> Artifact:
+def encode(
+    folder: Path, prompts: list[Prompt], reader: LabelReader, base: Path, **config: int
+) -> Artifact:
     """The stage `encode` in a workshop under `folder`."""
     settings = EncodeConfig(**config)
     identity = [settings.model_dump(mode="json"), [one.hash for one in prompts]]
@@ -49,7 +54,9 @@ def encode(folder: Path, prompts: list[Prompt], reader: LabelReader, base: Path,
     return Workshop(folder / "artifacts").stage("encode", identity, {}, build)
 
 
-def encoded(folder: Path, prompts: list[Prompt], reader: LabelReader, base: Path, **config: int) -> Encoded:
+def encoded(
+    folder: Path, prompts: list[Prompt], reader: LabelReader, base: Path, **config: int
+) -> Encoded:
     return Encoded.open(encode(folder, prompts, reader, base, **config))
 
 

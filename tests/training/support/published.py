@@ -26,7 +26,13 @@ from training.stages.store import Artifact, Workshop
 COUNT = 40
 BASE = "base-1"
 LANGUAGE = {
-    name: {"perplexity": perplexity, "kl_to_base": kl, "consistency": 0.75, "dialogues": 8, "tokens": 240}
+    name: {
+        "perplexity": perplexity,
+        "kl_to_base": kl,
+        "consistency": 0.75,
+        "dialogues": 8,
+        "tokens": 240,
+    }
     for name, perplexity, kl in (("before", 20.0, 0.0), ("after", 12.5, 0.25))
 }
 START = AS_OF.replace(year=2022, month=6)
@@ -41,10 +47,14 @@ def save_base(models: Path) -> Path:
 
 
 def finished_policy(folder: Path, base: Path, seed: int = 1, activated: bool = True) -> Artifact:
-    """Stages scenarios to policy as a rebuild leaves them, the numbers made up: the policy approves by action 9 where
-    that earns 1 R, on every second scenario, and rejects where it loses 1 R. The base model always approves by 9."""
+    """Stages scenarios to policy as a rebuild leaves them, the numbers made up: the policy approves
+    by action 9 where that earns 1 R, on every second scenario, and rejects where it loses 1 R. The
+    base model always approves by 9."""
     shop = Workshop(folder)
-    found = [Found(scenario(as_of=START + timedelta(days=i), candidate__rsi=30.0 + i / 2)) for i in range(COUNT)]
+    found = [
+        Found(scenario(as_of=START + timedelta(days=i), candidate__rsi=30.0 + i / 2))
+        for i in range(COUNT)
+    ]
 
     def stage(name: str, inputs: Mapping[str, Artifact], **arrays: np.ndarray) -> Artifact:
         def build(target: Path) -> dict[str, Any]:
@@ -69,7 +79,9 @@ def finished_policy(folder: Path, base: Path, seed: int = 1, activated: bool = T
     always[:, 9] = -0.1
     made["encoded"] = stage("encoded", {"scenarios": made["scenarios"]}, label_log_probs=always)
     shape = np.zeros((COUNT, 10))
-    made["reward"] = stage("reward", dict(made), predictions=shape, std=shape, members=np.zeros((1, 2, COUNT, 10)))
+    made["reward"] = stage(
+        "reward", dict(made), predictions=shape, std=shape, members=np.zeros((1, 2, COUNT, 10))
+    )
     chosen = np.full((COUNT, 10), -4.0)
     chosen[np.arange(COUNT), np.where(wins > 0, 9, 0)] = -0.1
 
@@ -79,15 +91,24 @@ def finished_policy(folder: Path, base: Path, seed: int = 1, activated: bool = T
         np.save(target / "policy_log_probs.npy", chosen)
         document = {"calibration": Calibration(temperature=1.5).as_json()}
         (target / "training.json").write_text(json.dumps(document))
-        return {"algorithm": "expected", "metrics": {"entropy": 0.7}, "language": LANGUAGE, "steps": 3}
+        return {
+            "algorithm": "expected",
+            "metrics": {"entropy": 0.7},
+            "language": LANGUAGE,
+            "steps": 3,
+        }
 
-    return shop.stage("policy", {"policy": {"seed": seed}, "activated": activated}, made, build_policy)
+    return shop.stage(
+        "policy", {"policy": {"seed": seed}, "activated": activated}, made, build_policy
+    )
 
 
 def _labels_table() -> pl.DataFrame:
     """The plan traded earns what action 9 earns."""
     rows = np.arange(COUNT)
-    return pl.DataFrame({"row": rows, "action": ["agent"] * COUNT, "reward": np.where(rows % 2 == 0, 1.0, -1.0)})
+    return pl.DataFrame(
+        {"row": rows, "action": ["agent"] * COUNT, "reward": np.where(rows % 2 == 0, 1.0, -1.0)}
+    )
 
 
 def _report() -> dict[str, Any]:

@@ -30,7 +30,13 @@ def config_in(folder: Path, base: Path, **sections: Any) -> RebuildConfig:
         "threads": 1,
         "market": {
             "source": "synthetic",
-            "synthetic": {"edge": 0.5, "symbols": 2, "bars": 4000, "begins": "2022-09-15", "seed": 7},
+            "synthetic": {
+                "edge": 0.5,
+                "symbols": 2,
+                "bars": 4000,
+                "begins": "2022-09-15",
+                "seed": 7,
+            },
         },
         "scenarios": {"limit": 80},
         "encode": {"base": base, "shard": 32},
@@ -53,5 +59,8 @@ def read_by(done: Evaluated, name: str) -> Artifact:
     """An artefact that an evaluation read, by the name under which it did."""
     artifact = done.artifact
     wanted = artifact.manifest["inputs"][name]
-    beside = (Artifact.open(path.parent) for path in sorted(artifact.path.parent.glob("*-*/manifest.json")))
+    beside = (
+        Artifact.open(path.parent)
+        for path in sorted(artifact.path.parent.glob("*-*/manifest.json"))
+    )
     return next(each for each in beside if each.hash == wanted)

@@ -1,8 +1,10 @@
-"""Records what vectorbt makes of a list of orders: `python tests/training/support/record_vectorbt.py FILE`.
+"""Records what vectorbt makes of a list of orders: `python
+tests/training/support/record_vectorbt.py FILE`.
 
-Needs vectorbt in an environment of its own; nothing of this project is imported. Two symbols share the cash. Every
-hourly bar becomes two rows, its open and its close, since a trade may enter at the open and leave within the same bar.
-Which orders are taken (at most two trades, one per symbol) is decided here by a plain loop; vectorbt does the money.
+Needs vectorbt in an environment of its own; nothing of this project is imported. Two symbols share
+the cash. Every hourly bar becomes two rows, its open and its close, since a trade may enter at the
+open and leave within the same bar. Which orders are taken (at most two trades, one per symbol) is
+decided here by a plain loop; vectorbt does the money.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ def market(source: np.random.Generator) -> list[dict[str, list[float]]]:
     return symbols
 
 
-def orders(source: np.random.Generator, symbols: list[dict[str, list[float]]]) -> list[dict[str, Any]]:
+def orders(
+    source: np.random.Generator, symbols: list[dict[str, list[float]]]
+) -> list[dict[str, Any]]:
     """Wishes in order of entry; some overlap, some ask for more than the cash can pay."""
     found = []
     for hour in range(HOURS - 8):
@@ -43,7 +47,8 @@ def orders(source: np.random.Generator, symbols: list[dict[str, list[float]]]) -
 
 
 def taken(wishes: list[dict[str, Any]]) -> list[int]:
-    """At most two trades, one per symbol; a trade that leaves in a bar makes room at the next open."""
+    """At most two trades, one per symbol; a trade that leaves in a bar makes room at the next
+    open."""
     until, accepted = {0: -1, 1: -1}, []
     for number, wish in enumerate(wishes):
         if until[wish["symbol"]] < wish["hour"]:

@@ -17,13 +17,18 @@ from training.learning.reward.network import RewardInputs
 HOUR = 3600
 BEGIN = 1_600_000_000
 SIZE = np.array([action.risk_fraction for action in ACTIONS])
-SMALL = RewardConfig(members=2, components=4, width=8, layers=1, heads=2, epochs=4, patience=2, batch=32, folds=3)
+SMALL = RewardConfig(
+    members=2, components=4, width=8, layers=1, heads=2, epochs=4, patience=2, batch=32, folds=3
+)
 """Trains in a second."""
 
 
-def reward_data(count: int = 120, signal: float = 1.0, variants: int = 0, seed: int = 0, every: int = 8) -> RewardData:
-    """`count` real scenarios, one each `every` hours, the last fifth of them to validate, and synthetic variants of the
-    first `variants`. Approving earns `signal` R a unit of risk where number 0 is positive, and loses it elsewhere."""
+def reward_data(
+    count: int = 120, signal: float = 1.0, variants: int = 0, seed: int = 0, every: int = 8
+) -> RewardData:
+    """`count` real scenarios, one each `every` hours, the last fifth of them to validate, and
+    synthetic variants of the first `variants`. Approving earns `signal` R a unit of risk where
+    number 0 is positive, and loses it elsewhere."""
     source = np.random.default_rng(seed)
     parent = np.concatenate([np.arange(count), np.arange(variants)])
     rows = len(parent)

@@ -1,7 +1,8 @@
-"""Where arms meet: the same scenarios, the same bars, the same costs. An order per scenario becomes what it earned.
+"""Where arms meet: the same scenarios, the same bars, the same costs. An order per scenario becomes
+what it earned.
 
-Orders are looked up, not simulated again: an arm's stop is the plan's or one of the action space's, its size a share of
-the plan's, and `training.outcomes.labels` followed exactly those.
+Orders are looked up, not simulated again: an arm's stop is the plan's or one of the action space's,
+its size a share of the plan's, and `training.outcomes.labels` followed exactly those.
 """
 
 from __future__ import annotations
@@ -33,8 +34,9 @@ class ArenaError(AdvisorError):
 class Played:
     """What an arm did and earned; arrays of shape (N,) over the arena's scenarios.
 
-    r : net profit in R of the agent's plan, 0 where it did not trade. own_r : in R of the order itself, NaN likewise.
-    quantity (base units), bought, sold (before costs), fees, slippage, net (quote): of the trade, NaN likewise.
+    r : net profit in R of the agent's plan, 0 where it did not trade. own_r : in R of the order
+    itself, NaN likewise. quantity (base units), bought, sold (before costs), fees, slippage, net
+    (quote): of the trade, NaN likewise.
     entered_at, exited_at : seconds since 1970 UTC, 0 likewise.
     """
 
@@ -53,9 +55,11 @@ class Played:
 
 @dataclass(frozen=True, eq=False)
 class Arena:
-    """Real, labelled scenarios in order of time. Arrays of shape (N,); `ways` holds each stop's fate at whole size.
+    """Real, labelled scenarios in order of time. Arrays of shape (N,); `ways` holds each stop's
+    fate at whole size.
 
-    rows : their rows in the scenario set. stops : distance in ATR of each way, the agent's plan first.
+    rows : their rows in the scenario set. stops : distance in ATR of each way, the agent's plan
+        first.
     risk : quote, of the agent's plan. atr : price.
     """
 
@@ -70,12 +74,18 @@ class Arena:
     ways: dict[str, dict[str, Floats]]
 
     @classmethod
-    def of(cls, scenarios: ScenarioSet, labels: Labels, rows: NDArray[np.int64] | None = None) -> Self:
-        """Of scenario rows, by default all real ones; excluded ones and synthetic ones are left out."""
+    def of(
+        cls, scenarios: ScenarioSet, labels: Labels, rows: NDArray[np.int64] | None = None
+    ) -> Self:
+        """Of scenario rows, by default all real ones; excluded ones and synthetic ones are left
+        out."""
         wanted = np.flatnonzero(scenarios.real) if rows is None else np.asarray(rows)
         known = wanted[scenarios.real[wanted] & np.isfinite(labels.rewards[wanted]).all(axis=1)]
         if not len(known):
-            raise ArenaError("no scenario with a known outcome is left: more bars are needed after the last decision")
+            raise ArenaError(
+                "no scenario with a known outcome is left: more bars are needed after the last"
+                " decision"
+            )
         parsed = scenarios.scenarios()
         plans = [(parsed[row].plan, parsed[row].candidate.atr) for row in known]
         quantity = np.array([plan.quantity for plan, _ in plans])
@@ -104,10 +114,14 @@ class Arena:
         ArenaError : another number of scenarios, or a stop that no label has.
         """
         if len(arm.approve) != len(self):
-            raise ArenaError(f"arm {arm.name!r} answers {len(arm.approve)} scenarios, there are {len(self)}")
+            raise ArenaError(
+                f"arm {arm.name!r} answers {len(arm.approve)} scenarios, there are {len(self)}"
+            )
         found = {name: np.full(len(self), np.nan) for name in (*_COLUMNS, *_TIMES)}
         left = arm.approve.copy()
-        distances = {AGENT: self.plan_stop_atr} | {str(each): np.full(len(self), each) for each in STOP_ATRS}
+        distances = {AGENT: self.plan_stop_atr} | {
+            str(each): np.full(len(self), each) for each in STOP_ATRS
+        }
         for name, distance in distances.items():
             here = left & (np.abs(arm.stop_atr - distance) < _SAME_STOP)
             left &= ~here
@@ -116,7 +130,8 @@ class Arena:
         if left.any():
             where = int(np.argmax(left))
             raise ArenaError(
-                f"arm {arm.name!r}, scenario {where}: no label has a stop at {arm.stop_atr[where]:.4f} ATR"
+                f"arm {arm.name!r}, scenario {where}: no label has a stop at"
+                f" {arm.stop_atr[where]:.4f} ATR"
             )
         share = np.where(arm.approve, arm.share, 0.0)
         net = found["net"] * share
@@ -136,8 +151,13 @@ class Arena:
 
 
 def _ways(table: pl.DataFrame, rows: NDArray[np.int64]) -> dict[str, dict[str, Floats]]:
-    """Fates of the agent's plan and of each stop, scaled to the plan's whole quantity. Times as float seconds."""
-    whole = {action.stop_atr: action.label for action in ACTIONS if action.approve and action.risk_fraction == 1.0}
+    """Fates of the agent's plan and of each stop, scaled to the plan's whole quantity. Times as
+    float seconds."""
+    whole = {
+        action.stop_atr: action.label
+        for action in ACTIONS
+        if action.approve and action.risk_fraction == 1.0
+    }
     plan = _columns(table, AGENT, rows)
     ways = {AGENT: plan}
     for distance in STOP_ATRS:

@@ -1,7 +1,8 @@
-"""The arms of an evaluation: what each would do with the same scenarios, decided without looking at their outcomes.
+"""The arms of an evaluation: what each would do with the same scenarios, decided without looking at
+their outcomes.
 
-An arm is an order per scenario, or none. What learns (threshold, logistic regression, boosting) is fitted on training
-scenarios only; its cut is chosen there too, out of fold.
+An arm is an order per scenario, or none. What learns (threshold, logistic regression, boosting) is
+fitted on training scenarios only; its cut is chosen there too, out of fold.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ BINS = 63
 
 @dataclass(frozen=True, eq=False)
 class Arm:
-    """What one arm does with N scenarios; arrays of shape (N,), orders relative to the scenario's plan.
+    """What one arm does with N scenarios; arrays of shape (N,), orders relative to the scenario's
+    plan.
 
     name : as the report calls it.
     approve : whether it trades.
@@ -117,13 +119,15 @@ def always(scenarios: Sequence[Scenario]) -> Arm:
 
 
 def agent(scenarios: Sequence[Scenario], controls: Sequence[AgentAction | None]) -> Arm:
-    """The control: the agent's plan where the agent said yes; what it never answered counts as no."""
+    """The control: the agent's plan where the agent said yes; what it never answered counts as
+    no."""
     yes = np.array([control is not None and control.decision for control in controls], dtype=bool)
     return always(scenarios).kept("agent", yes)
 
 
 def random_veto(arm: Arm, draws: int, seed: int) -> Iterator[Arm]:
-    """`arm`'s own answers dealt to scenarios at random: the same rate, the same sizes and stops, no judgement."""
+    """`arm`'s own answers dealt to scenarios at random: the same rate, the same sizes and stops, no
+    judgement."""
     source = np.random.default_rng(seed)
     for _ in range(draws):
         dealt = source.permutation(len(arm.approve))
@@ -132,9 +136,11 @@ def random_veto(arm: Arm, draws: int, seed: int) -> Iterator[Arm]:
 
 @dataclass(frozen=True, eq=False)
 class Known:
-    """Scenarios whose outcomes are known: what the simpler rivals are fitted on. Arrays of shape (M,).
+    """Scenarios whose outcomes are known: what the simpler rivals are fitted on. Arrays of shape
+    (M,).
 
-    features : (M, F). rewards : of the agent's plan, R. as_of, ends_at : seconds. weights : uniqueness.
+    features : (M, F). rewards : of the agent's plan, R. as_of, ends_at : seconds. weights :
+        uniqueness.
     embargo_s : between what is fitted and what is foretold, within these.
     """
 
@@ -147,11 +153,16 @@ class Known:
 
     def at(self, rows: NDArray[np.int64]) -> Known:
         """Some of them."""
-        return Known(**{name: values[rows] for name, values in self._arrays().items()}, embargo_s=self.embargo_s)
+        return Known(
+            **{name: values[rows] for name, values in self._arrays().items()},
+            embargo_s=self.embargo_s,
+        )
 
     def __add__(self, other: Known) -> Known:
         theirs = other._arrays()
-        joined = {name: np.concatenate([values, theirs[name]]) for name, values in self._arrays().items()}
+        joined = {
+            name: np.concatenate([values, theirs[name]]) for name, values in self._arrays().items()
+        }
         return Known(**joined, embargo_s=self.embargo_s)
 
     def _arrays(self) -> dict[str, NDArray[Any]]:
@@ -159,7 +170,8 @@ class Known:
 
 
 def fitted(known: Known, plan: Arm, new_features: Floats, folds: int = FOLDS) -> list[Arm]:
-    """The simpler rivals: a threshold on the agent's own score, logistic regression, gradient boosting.
+    """The simpler rivals: a threshold on the agent's own score, logistic regression, gradient
+    boosting.
 
     Parameters
     ----------
@@ -167,8 +179,9 @@ def fitted(known: Known, plan: Arm, new_features: Floats, folds: int = FOLDS) ->
     new_features : (N, F).
     folds : in which cuts are chosen.
 
-    Each predicts from features whether the plan will make money, and trades above a cut: the one of 20 quantiles of
-    its out-of-fold predictions (purged, embargoed) that earned most on the training scenarios.
+    Each predicts from features whether the plan will make money, and trades above a cut: the one of
+    20 quantiles of its out-of-fold predictions (purged, embargoed) that earned most on the training
+    scenarios.
     """
     features, rewards, weights = known.features, known.rewards, known.weights
     margin = FEATURE_NAMES.index("score_over_threshold")
@@ -180,7 +193,8 @@ def fitted(known: Known, plan: Arm, new_features: Floats, folds: int = FOLDS) ->
     arms = [plan.kept("score threshold", new_features[:, margin] >= cut)]
     parts = purged_kfold(known.as_of, known.ends_at, folds, known.embargo_s)
     won = rewards > 0
-    # OpenMP threads that wait for each other beside other work are up to a hundred times slower than one.
+    # OpenMP threads that wait for each other beside other work are up to a hundred times slower
+    # than one.
     with threadpool_limits(1):
         for name, model in models:
             began = time.process_time()
@@ -192,12 +206,17 @@ def fitted(known: Known, plan: Arm, new_features: Floats, folds: int = FOLDS) ->
             final = _fit(model, features, won, weights)
             cost = time.process_time() - began
             probability = final(new_features)
-            arms.append(replace(plan.kept(name, probability >= cut), probability=probability, fitted_in_s=cost))
+            arms.append(
+                replace(
+                    plan.kept(name, probability >= cut), probability=probability, fitted_in_s=cost
+                )
+            )
     return arms
 
 
 def _fit(model: Any, features: Floats, won: Flags, weights: Floats) -> Callable[[Floats], Floats]:
-    """A fresh copy of a pipeline, its classifier fitted with sample weights: features to chances of making money.
+    """A fresh copy of a pipeline, its classifier fitted with sample weights: features to chances of
+    making money.
 
     Where every plan had one fate there is nothing to tell apart: the chance is 0 or 1 for all.
     """
@@ -213,15 +232,16 @@ def _fit(model: Any, features: Floats, won: Flags, weights: Floats) -> Callable[
 
 
 def _known() -> SimpleImputer:
-    """Medians in place of what is not known, and flags that say so. A field that no source has is 0 everywhere."""
+    """Medians in place of what is not known, and flags that say so. A field that no source has is 0
+    everywhere."""
     return SimpleImputer(strategy="median", keep_empty_features=True, add_indicator=True)
 
 
 def best_cut(scores: Floats, rewards: Floats, weights: Floats) -> float:
     """The cut above which the weighted mean reward per scenario is highest; rejected ones earn 0.
 
-    Only quantiles that let `MIN_APPROVAL_RATE` through are tried. So the rival always trades: one that learned not to
-    would be compared with nothing.
+    Only quantiles that let `MIN_APPROVAL_RATE` through are tried. So the rival always trades: one
+    that learned not to would be compared with nothing.
     """
     known = np.isfinite(scores) & np.isfinite(rewards)
     scores, gains = scores[known], (rewards * weights)[known]
@@ -235,7 +255,8 @@ def policy(
     calibration: Calibration,
     limits: Limits,
 ) -> tuple[Arm, Arm]:
-    """A model version before and after the rules, judged as the service judges: `conclude()` on the same scenario.
+    """A model version before and after the rules, judged as the service judges: `conclude()` on the
+    same scenario.
 
     `log_probabilities` is (N, 10), raw, over the whole vocabulary. Time is each scenario's own.
     """
@@ -246,19 +267,26 @@ def policy(
     for scenario, row in zip(scenarios, log_probabilities, strict=True):
         reading = Reading(log_probabilities=tuple(float(value) for value in row))
         proposal = propose(reading, calibration)
-        advice = conclude(scenario, reading, version, limits, state=TradingState.ACTIVE, now=scenario.as_of)
+        advice = conclude(
+            scenario, reading, version, limits, state=TradingState.ACTIVE, now=scenario.as_of
+        )
         order = order_for(proposal.action, scenario) if proposal.action.approve else None
         raw.append(_relative(scenario, order.stop, order.quantity) if order else None)
-        guarded.append(_relative(scenario, advice.stop, advice.quantity) if advice.approve else None)
+        guarded.append(
+            _relative(scenario, advice.stop, advice.quantity) if advice.approve else None
+        )
         probability.append(proposal.approve_probability)
-        codes.append(tuple(veto.code.value for veto in advice.review.vetoes) if advice.review else ())
+        codes.append(
+            tuple(veto.code.value for veto in advice.review.vetoes) if advice.review else ()
+        )
     likely = np.array(probability)
     before, after = _arm("policy before vetoes", raw, likely), _arm("policy", guarded, likely)
     return before, replace(after, vetoes=tuple(codes))
 
 
 def allowed(scenarios: Sequence[Scenario], limits: Limits) -> Flags:
-    """(N,) whether the rules let the agent's plan pass: what a simpler rival may trade, as the policy may."""
+    """(N,) whether the rules let the agent's plan pass: what a simpler rival may trade, as the
+    policy may."""
     reviews = [review_control(each, limits, TradingState.ACTIVE, each.as_of) for each in scenarios]
     return np.array([not each.vetoes for each in reviews], dtype=bool)
 
@@ -280,8 +308,11 @@ def _arm(name: str, orders: Sequence[Relative], probability: Floats) -> Arm:
 
 
 def _binned() -> KBinsDiscretizer:
-    """Once, by quantiles: boosting's own search for bins takes longer than its trees when samples have weights."""
-    return KBinsDiscretizer(BINS, encode="ordinal", strategy="quantile", subsample=None, quantile_method="linear")
+    """Once, by quantiles: boosting's own search for bins takes longer than its trees when samples
+    have weights."""
+    return KBinsDiscretizer(
+        BINS, encode="ordinal", strategy="quantile", subsample=None, quantile_method="linear"
+    )
 
 
 def _logistic() -> LogisticRegression:

@@ -1,7 +1,8 @@
-"""The contest: every arm on the same held-out scenarios, walking forward, as rewards per scenario and as a portfolio.
+"""The contest: every arm on the same held-out scenarios, walking forward, as rewards per scenario
+and as a portfolio.
 
-Rewards are net profit in R of the agent's plan, 0 where an arm does not trade, so that trading less is not by itself
-better than trading well: it is compared with a random veto at the same rate.
+Rewards are net profit in R of the agent's plan, 0 where an arm does not trade, so that trading less
+is not by itself better than trading well: it is compared with a random veto at the same rate.
 """
 
 from __future__ import annotations
@@ -21,7 +22,16 @@ from app.domain.scenario import Scenario
 from training.config.judging import EvaluateConfig
 from training.config.learning import OutcomesConfig
 from training.judging.contest.arena import Arena, ArenaError, Played
-from training.judging.contest.arms import Arm, Known, agent, allowed, always, fitted, policy, random_veto
+from training.judging.contest.arms import (
+    Arm,
+    Known,
+    agent,
+    allowed,
+    always,
+    fitted,
+    policy,
+    random_veto,
+)
 from training.judging.contest.performance import Performance, performance
 from training.judging.contest.portfolio import Book, Clock, Size, Trades, buy_and_hold, trade
 from training.market.bars import Bars, Floats
@@ -39,7 +49,8 @@ BASE_MODEL, WARM_UP, PROBE, CHAMPION = "base model", "warm-up", "linear probe", 
 CONTROLS = (BASE_MODEL, WARM_UP, PROBE, CHAMPION)
 """Versions that stand beside the policies and are no trials."""
 RANDOM_BOOKS = 20
-"""Draws of the random veto whose portfolios are kept; their rewards need no portfolio, and all draws count there."""
+"""Draws of the random veto whose portfolios are kept; their rewards need no portfolio, and all
+draws count there."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,13 +66,16 @@ class Version:
 
     def probabilities(self) -> Floats:
         """(N, 10), of its proposals."""
-        scaled = (self.log_probabilities - np.array(self.calibration.bias)) / self.calibration.temperature
+        scaled = (
+            self.log_probabilities - np.array(self.calibration.bias)
+        ) / self.calibration.temperature
         return np.asarray(softmax(scaled, axis=1))
 
 
 @dataclass(frozen=True, eq=False)
 class RandomVeto:
-    """The policy's own answers dealt at random. rewards : (draws, N); books of the first few draws."""
+    """The policy's own answers dealt at random. rewards : (draws, N); books of the first few
+    draws."""
 
     rewards: Floats
     books: tuple[Book, ...]
@@ -103,7 +117,8 @@ class Contest:
 
     @property
     def rewards(self) -> dict[str, Floats]:
-        """(N,) R of every arm that answers scenario by scenario, the random veto's mean among them."""
+        """(N,) R of every arm that answers scenario by scenario, the random veto's mean among
+        them."""
         return {name: each.r for name, each in self.played.items()} | {RANDOM: self.random.mean}
 
 
@@ -117,17 +132,22 @@ class Trained:
 
     @property
     def until(self) -> int:
-        """The latest instant that a label of training or validation looked at; seconds since 1970 UTC."""
+        """The latest instant that a label of training or validation looked at; seconds since 1970
+        UTC."""
         used = (self.scenarios.table["split"] != PURGED).to_numpy()
         return int(self.scenarios.ends_at[used].max())
 
     def known(self) -> Known:
         """Every real training and validation scenario with a known fate."""
-        rows = np.concatenate([self.scenarios.rows(name, real_only=True) for name in (TRAIN, VALIDATE)])
+        rows = np.concatenate(
+            [self.scenarios.rows(name, real_only=True) for name in (TRAIN, VALIDATE)]
+        )
         return known_of(self.scenarios, self.labels, rows, self.embargo_s)
 
 
-def known_of(scenarios: ScenarioSet, labels: Labels, rows: NDArray[np.int64], embargo_s: float) -> Known:
+def known_of(
+    scenarios: ScenarioSet, labels: Labels, rows: NDArray[np.int64], embargo_s: float
+) -> Known:
     """What the rivals are fitted on, of these rows; those without a fate are left out."""
     rows = rows[np.isfinite(labels.agent_reward[rows])]
     return Known(
@@ -141,22 +161,34 @@ def known_of(scenarios: ScenarioSet, labels: Labels, rows: NDArray[np.int64], em
 
 
 def refitted(
-    held_out: ScenarioSet, labels: Labels, versions: Mapping[str, Version], trained: Trained, refit_days: float
+    held_out: ScenarioSet,
+    labels: Labels,
+    versions: Mapping[str, Version],
+    trained: Trained,
+    refit_days: float,
 ) -> list[Period]:
-    """Periods of one version's evaluation: it answers throughout, the rivals are fitted anew on all that was over.
+    """Periods of one version's evaluation: it answers throughout, the rivals are fitted anew on all
+    that was over.
 
-    Scenarios less than an embargo behind everything that was trained on are left out. `versions` answer all rows of
-    `held_out`. Raises `ArenaError` when no scenario is left.
+    Scenarios less than an embargo behind everything that was trained on are left out. `versions`
+    answer all rows of `held_out`. Raises `ArenaError` when no scenario is left.
     """
     usable = held_out.real & np.isfinite(labels.rewards).all(1) & np.isfinite(labels.agent_reward)
     rows = np.flatnonzero(usable & (held_out.as_of >= trained.until + trained.embargo_s))
     if not len(rows):
-        raise ArenaError("no held-out scenario with a known outcome lies behind what was trained on: bring more bars")
+        raise ArenaError(
+            "no held-out scenario with a known outcome lies behind what was trained on: bring more"
+            " bars"
+        )
     before = trained.known()
     everything = before + known_of(held_out, labels, rows, trained.embargo_s)
     first = int(held_out.as_of[rows[0]])
     folds = walk_forward(
-        everything.as_of, everything.ends_at, refit_days * DAY_S, first - int(before.as_of.min()), trained.embargo_s
+        everything.as_of,
+        everything.ends_at,
+        refit_days * DAY_S,
+        first - int(before.as_of.min()),
+        trained.embargo_s,
     )
     return [
         Period(
@@ -191,7 +223,9 @@ def hold_contest(
     parts = []
     for number, period in enumerate(periods):
         parsed = [every[row] for row in period.rows]
-        parts.append(_arms(held_out, period, parsed, [controls[row] for row in period.rows], limits))
+        parts.append(
+            _arms(held_out, period, parsed, [controls[row] for row in period.rows], limits)
+        )
         progress(number + 1, len(periods))
     arms = [Arm.joined(each) for each in zip(*parts, strict=True)]
     played = {arm.name: arena.play(arm) for arm in arms}
@@ -200,10 +234,15 @@ def hold_contest(
     clock = Clock(traded, int(arena.as_of[0]), int(arena.ends_at[-1]))
     books = {name: book(clock, arena, each, config, costs) for name, each in played.items()}
     books[HOLD] = buy_and_hold(clock, capital=config.capital, costs=costs)
-    dealt = [arena.play(arm) for arm in random_veto(played[POLICY].arm, config.random_vetoes, config.seed)]
+    dealt = [
+        arena.play(arm)
+        for arm in random_veto(played[POLICY].arm, config.random_vetoes, config.seed)
+    ]
     some = tuple(book(clock, arena, each, config, costs) for each in dealt[:RANDOM_BOOKS])
     measure = partial(performance, seconds=DAY_S, draws=config.draws, seed=config.seed)
-    measured = dict(zip(books, over(measure, books.values(), config.workers, config.backend), strict=True))
+    measured = dict(
+        zip(books, over(measure, books.values(), config.workers, config.backend), strict=True)
+    )
     return Contest(
         arena,
         [every[row] for row in arena.rows],
@@ -226,7 +265,8 @@ def _arms(
     limits: Limits,
 ) -> list[Arm]:
     plan = always(parsed)
-    # Whoever advises does so behind the rules: what they refuse is no merit or fault of one adviser.
+    # Whoever advises does so behind the rules: what they refuse is no merit or fault of one
+    # adviser.
     within = allowed(parsed, limits)
     rivals = fitted(period.known, plan, held_out.features()[period.rows])
     arms = [agent(parsed, controls), plan, *(rival.kept(rival.name, within) for rival in rivals)]
@@ -239,7 +279,8 @@ def _arms(
 
 
 def book(clock: Clock, arena: Arena, played: Played, config: EvaluateConfig, costs: Costs) -> Book:
-    """The arm's trades as a portfolio, in the sizes that it asked for, or with its share of all equity."""
+    """The arm's trades as a portfolio, in the sizes that it asked for, or with its share of all
+    equity."""
     taken = np.flatnonzero(played.arm.approve)
     numbers = {each.symbol: number for number, each in enumerate(clock.bars)}
     trades = Trades(
@@ -252,4 +293,6 @@ def book(clock: Clock, arena: Arena, played: Played, config: EvaluateConfig, cos
         size=played.quantity[taken] if config.size == "agent" else played.arm.share[taken],
     )
     size = Size.UNITS if config.size == "agent" else Size.OF_EQUITY
-    return trade(clock, trades, capital=config.capital, size=size, max_open=config.max_open, costs=costs)
+    return trade(
+        clock, trades, capital=config.capital, size=size, max_open=config.max_open, costs=costs
+    )

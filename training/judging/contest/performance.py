@@ -1,7 +1,8 @@
-"""How well a portfolio did: measures of its curve and of its trades, each with its interval or the reason for none.
+"""How well a portfolio did: measures of its curve and of its trades, each with its interval or the
+reason for none.
 
-Formulas come from empyrical-reloaded where it has them; the risk-free rate is 0. Annualised numbers follow the curve's
-own clock.
+Formulas come from empyrical-reloaded where it has them; the risk-free rate is 0. Annualised numbers
+follow the curve's own clock.
 """
 
 from __future__ import annotations
@@ -15,7 +16,16 @@ import numpy as np
 
 from training.judging.contest.portfolio import Book, Curve
 from training.market.bars import Floats
-from training.statistics.bootstrap import DAY_S, DRAWS, LEVEL, Estimate, interval, is_constant, mean_intervals, none
+from training.statistics.bootstrap import (
+    DAY_S,
+    DRAWS,
+    LEVEL,
+    Estimate,
+    interval,
+    is_constant,
+    mean_intervals,
+    none,
+)
 
 NO_TRADES = "no trades"
 CONSTANT = "constant returns"
@@ -27,9 +37,10 @@ Measure = Callable[[Floats], Floats]
 class Performance:
     """Of one book. `n` of a measure counts steps of the curve, or trades.
 
-    Of the curve: total_return (fraction), sharpe, sortino, cagr, max_drawdown (fraction below the last peak, 0-1),
-    tail_ratio (95th percentile of returns over the 5th, absolute), drawdown_days (longest time below a peak). Of trades
-    after costs: win_rate, expectancy_r (mean R), profit_factor (profits over losses). turnover : notional traded per
+    Of the curve: total_return (fraction), sharpe, sortino, cagr, max_drawdown (fraction below the
+    last peak, 0-1), tail_ratio (95th percentile of returns over the 5th, absolute), drawdown_days
+    (longest time below a peak). Of trades after costs: win_rate, expectancy_r (mean R),
+    profit_factor (profits over losses). turnover : notional traded per
     year over mean equity. exposure : share of time with an open trade.
     """
 
@@ -52,14 +63,19 @@ class Performance:
 
 
 def performance(
-    book: Book, *, seconds: int | None = None, level: float = LEVEL, draws: int = DRAWS, seed: int = 0
+    book: Book,
+    *,
+    seconds: int | None = None,
+    level: float = LEVEL,
+    draws: int = DRAWS,
+    seed: int = 0,
 ) -> Performance:
     """Every measure of a book.
 
     Parameters
     ----------
-    seconds : look at the curve only every so often (a day: 86400); None looks at every close. Sharpe and its like
-        differ with the clock, so compare arms on one clock.
+    seconds : look at the curve only every so often (a day: 86400); None looks at every close.
+        Sharpe and its like differ with the clock, so compare arms on one clock.
     draws : bootstrap samples for the intervals; 0 leaves intervals out.
     """
     curve = book.curve if seconds is None else book.curve.sampled(seconds)
@@ -77,7 +93,9 @@ def performance(
         win_rate=win,
         expectancy_r=expectancy,
         profit_factor=_profit_factor(book, level, draws, seed),
-        turnover=Estimate(float(book.notional.sum() / curve.years / curve.value.mean()), n=len(book.taken)),
+        turnover=Estimate(
+            float(book.notional.sum() / curve.years / curve.value.mean()), n=len(book.taken)
+        ),
         exposure=Estimate(open_share(book), n=len(book.taken)),
     )
 
@@ -86,8 +104,12 @@ def curve_measures(steps_per_year: float) -> dict[str, Measure]:
     """Measures of returns, for samples (draws, N) at once."""
     return {
         "total_return": lambda returns: np.asarray(np.prod(1 + returns, axis=-1) - 1),
-        "sharpe": lambda returns: _defined(empyrical.sharpe_ratio, returns, annualization=steps_per_year),
-        "sortino": lambda returns: _defined(empyrical.sortino_ratio, returns, annualization=steps_per_year),
+        "sharpe": lambda returns: _defined(
+            empyrical.sharpe_ratio, returns, annualization=steps_per_year
+        ),
+        "sortino": lambda returns: _defined(
+            empyrical.sortino_ratio, returns, annualization=steps_per_year
+        ),
         "cagr": lambda returns: np.asarray(empyrical.cagr(returns.T, annualization=steps_per_year)),
         "max_drawdown": lambda returns: -np.asarray(empyrical.max_drawdown(returns.T)),
         "tail_ratio": tail_ratio,
@@ -107,7 +129,8 @@ def max_drawdown(returns: Floats) -> float:
 
 
 def tail_ratio(returns: Floats) -> Floats:
-    """95th percentile over the 5th, absolute: (draws, N) to (draws,). NaN where the 5th percentile is 0.
+    """95th percentile over the 5th, absolute: (draws, N) to (draws,). NaN where the 5th percentile
+    is 0.
 
     As `empyrical.tail_ratio`, which takes one sample only.
     """
@@ -116,7 +139,8 @@ def tail_ratio(returns: Floats) -> Floats:
 
 
 def longest_drawdown_s(curve: Curve) -> float:
-    """Longest time from a peak to the close at which it is reached again, or to the end; seconds."""
+    """Longest time from a peak to the close at which it is reached again, or to the end;
+    seconds."""
     value = np.concatenate([[curve.capital], curve.value])
     at = np.concatenate([[curve.begins_at], curve.at])
     # A rounding error is not a fall.
@@ -136,7 +160,8 @@ def open_share(book: Book) -> float:
 
 
 def _defined(formula: Callable[..., Any], returns: Floats, **more: float) -> Floats:
-    """The formula where returns vary, NaN elsewhere; empyrical divides by 0 there, or by rounding errors."""
+    """The formula where returns vary, NaN elsewhere; empyrical divides by 0 there, or by rounding
+    errors."""
     varies = np.ptp(returns, axis=-1) > 1e-12
     found = np.full(len(returns), np.nan)
     if varies.any():
@@ -151,7 +176,9 @@ def _of_curve(curve: Curve, measure: Measure, level: float, draws: int, seed: in
     else:
         value = float(measure(returns[None])[0])
         found = (
-            Estimate(value, n=len(returns)) if np.isfinite(value) else none("not defined on these rows", len(returns))
+            Estimate(value, n=len(returns))
+            if np.isfinite(value)
+            else none("not defined on these rows", len(returns))
         )
     if found.value is None:
         return none(CONSTANT if is_constant(returns) else "no losses to compare with", len(returns))
@@ -169,7 +196,9 @@ def _of_trades(book: Book, level: float, draws: int, seed: int) -> tuple[Estimat
     found = mean_intervals(columns, as_of=book.entered_at, level=level, draws=draws, seed=seed)
     # Trades of one day only have a mean, though no interval.
     win, expectancy = (
-        each if each.value is not None else Estimate(float(column.mean()), n=len(column), reason=each.reason)
+        each
+        if each.value is not None
+        else Estimate(float(column.mean()), n=len(column), reason=each.reason)
         for each, column in zip(found, columns.T, strict=True)
     )
     return win, expectancy

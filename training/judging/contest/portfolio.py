@@ -1,13 +1,16 @@
-"""One portfolio engine for every arm: trades with known fates in, an equity curve on the bars' own clock out.
+"""One portfolio engine for every arm: trades with known fates in, an equity curve on the bars' own
+clock out.
 
-Conventions, beside those of `training.outcomes.simulate`, which says when and at what price a trade enters and leaves:
+Conventions, beside those of `training.outcomes.simulate`, which says when and at what price a trade
+enters and leaves:
 
 - Spot and long only: an order is cut down to what the cash can pay, and refused when there is none.
-- At most `max_open` trades at a time, and one per symbol. A trade that leaves in a bar makes room at the next open.
+- At most `max_open` trades at a time, and one per symbol. A trade that leaves in a bar makes room
+  at the next open.
 - Orders of one moment are taken as they are listed: list the preferred first.
 - Slippage worsens both prices, the fee is paid on both notionals.
-- At every close open trades are worth quantity x close, before what selling would cost. Where a bar is missing, the
-  last close stands; before a symbol's first close, the price that was paid for it.
+- At every close open trades are worth quantity x close, before what selling would cost. Where a bar
+  is missing, the last close stands; before a symbol's first close, the price that was paid for it.
 """
 
 from __future__ import annotations
@@ -47,7 +50,8 @@ class Refused(StrEnum):
 
 @dataclass(frozen=True, eq=False)
 class Trades:
-    """Orders with their fates; arrays of shape (N,), in any order. Prices in quote currency, before costs.
+    """Orders with their fates; arrays of shape (N,), in any order. Prices in quote currency, before
+    costs.
 
     symbol : position in the list of bars.
     entered_at, exited_at : open of the entry bar, close of the exit bar; seconds since 1970 UTC.
@@ -100,7 +104,8 @@ def _at_risk(size: float, equity: float, price: float, risk: float) -> float:
 
 
 class Size(Enum):
-    """What `Trades.size` means: (size, equity at entry, price with slippage, risk per unit) gives base units."""
+    """What `Trades.size` means: (size, equity at entry, price with slippage, risk per unit) gives
+    base units."""
 
     UNITS = (_units,)
     """Base units."""
@@ -117,7 +122,8 @@ class Size(Enum):
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """Equity at each close of the clock; arrays of shape (T,). It begins with `capital` at `begins_at`."""
+    """Equity at each close of the clock; arrays of shape (T,). It begins with `capital` at
+    `begins_at`."""
 
     begins_at: int
     at: Times
@@ -152,7 +158,8 @@ class Book:
     """What a portfolio did. Arrays over the M trades taken, in order of entry.
 
     taken : (M,) positions in the trades given.
-    quantity, pnl, notional : base units; profit after costs; what was paid and received, before fees. Quote currency.
+    quantity, pnl, notional : base units; profit after costs; what was paid and received, before
+        fees. Quote currency.
     r : profit over planned risk at the quantity traded.
     exposed : (T,) value of open trades at each close.
     refused : how many orders were not taken, for every reason.
@@ -171,12 +178,15 @@ class Book:
 
 
 class Clock:
-    """Closes of all symbols on one time line: the union of their bars' closes from `first` to `last` (seconds).
+    """Closes of all symbols on one time line: the union of their bars' closes from `first` to
+    `last` (seconds).
 
     Build it once and use it for all arms.
     """
 
-    def __init__(self, bars: Sequence[Bars], first: int | None = None, last: int | None = None) -> None:
+    def __init__(
+        self, bars: Sequence[Bars], first: int | None = None, last: int | None = None
+    ) -> None:
         if not bars or not all(len(each) for each in bars):
             raise PortfolioError("a portfolio needs symbols with bars: one has none")
         closes = np.unique(np.concatenate([each.closed_at for each in bars]))
@@ -189,7 +199,10 @@ class Clock:
         self.begins_at = int(self.at[0] - min(each.seconds for each in bars))
         seen = [np.searchsorted(each.closed_at, self.at, side="right") - 1 for each in bars]
         self.close: Floats = np.stack(
-            [np.where(i >= 0, each.close[np.maximum(i, 0)], np.nan) for each, i in zip(bars, seen, strict=True)]
+            [
+                np.where(i >= 0, each.close[np.maximum(i, 0)], np.nan)
+                for each, i in zip(bars, seen, strict=True)
+            ]
         )
         """(S, T) last close known of each symbol; NaN before its first."""
 
@@ -203,11 +216,13 @@ def trade(
     max_open: int = 1,
     costs: Costs = COSTS,
 ) -> Book:
-    """Take the trades one after the other, as far as the rules above allow, and mark them to market.
+    """Take the trades one after the other, as far as the rules above allow, and mark them to
+    market.
 
     Raises
     ------
-    PortfolioError : capital or `max_open` is not positive, or a resolved trade lacks a positive price, risk or size.
+    PortfolioError : capital or `max_open` is not positive, or a resolved trade lacks a positive
+        price, risk or size.
     """
     _check(clock, trades, capital, max_open)
     refused = dict.fromkeys(Refused, 0)
@@ -240,7 +255,11 @@ class _Ledger:
         self.cash = capital
         # Lists: Python reads single numbers from them several times faster than from arrays.
         self.symbol, self.entered_at = trades.symbol.tolist(), trades.entered_at.tolist()
-        self.exited_at, self.risk, self.size = trades.exited_at.tolist(), trades.risk.tolist(), trades.size.tolist()
+        self.exited_at, self.risk, self.size = (
+            trades.exited_at.tolist(),
+            trades.risk.tolist(),
+            trades.size.tolist(),
+        )
         self.price: list[float] = (trades.bought * (1 + costs.slippage)).tolist()
         self.paid = trades.bought * (1 + costs.slippage) * (1 + costs.fee)
         self.received = trades.sold * (1 - costs.slippage) * (1 - costs.fee)
@@ -280,7 +299,8 @@ class _Ledger:
 
 
 def _book(clock: Clock, trades: Trades, ledger: _Ledger, refused: dict[Refused, int]) -> Book:
-    """Mark to market: at each close, capital + profit of what has left + unrealised profit of what is open."""
+    """Mark to market: at each close, capital + profit of what has left + unrealised profit of what
+    is open."""
     taken = np.array(list(ledger.quantity), dtype=np.int64)
     quantity = np.array(list(ledger.quantity.values()))
     paid, received = quantity * ledger.paid[taken], quantity * ledger.received[taken]
@@ -312,9 +332,11 @@ def _book(clock: Clock, trades: Trades, ledger: _Ledger, refused: dict[Refused, 
 
 
 def buy_and_hold(clock: Clock, *, capital: float, costs: Costs = COSTS) -> Book:
-    """Equal capital in every symbol, bought at its first open on the clock and sold at its last close.
+    """Equal capital in every symbol, bought at its first open on the clock and sold at its last
+    close.
 
-    Its R means nothing: nothing was put at risk. The share of a symbol without a bar on the clock stays cash.
+    Its R means nothing: nothing was put at risk. The share of a symbol without a bar on the clock
+    stays cash.
     """
     spans = []
     for number, bars in enumerate(clock.bars):
@@ -322,10 +344,16 @@ def buy_and_hold(clock: Clock, *, capital: float, costs: Costs = COSTS) -> Book:
         if len(rows):
             first, last = int(rows[0]), int(rows[-1])
             opened = int(bars.closed_at[first]) - bars.seconds
-            spans.append((number, opened, int(bars.closed_at[last]), bars.open[first], bars.close[last]))
-    symbol, entered_at, exited_at, bought, sold = (np.array(column) for column in zip(*spans, strict=True))
+            spans.append(
+                (number, opened, int(bars.closed_at[last]), bars.open[first], bars.close[last])
+            )
+    symbol, entered_at, exited_at, bought, sold = (
+        np.array(column) for column in zip(*spans, strict=True)
+    )
     units = capital / len(clock.bars) / (bought * (1 + costs.slippage) * (1 + costs.fee))
-    trades = Trades(symbol, np.maximum(entered_at, clock.begins_at), exited_at, bought, sold, bought, units)
+    trades = Trades(
+        symbol, np.maximum(entered_at, clock.begins_at), exited_at, bought, sold, bought, units
+    )
     return trade(clock, trades, capital=capital, max_open=len(clock.bars), costs=costs)
 
 
@@ -333,13 +361,16 @@ def _check(clock: Clock, trades: Trades, capital: float, max_open: int) -> None:
     if not capital > 0 or max_open < 1:
         raise PortfolioError(f"capital {capital} and max_open {max_open}: both must be positive")
     if len(trades) and (trades.symbol.min() < 0 or trades.symbol.max() >= len(clock.bars)):
-        raise PortfolioError(f"symbol {int(trades.symbol.max())} is not among the clock's {len(clock.bars)}")
+        raise PortfolioError(
+            f"symbol {int(trades.symbol.max())} is not among the clock's {len(clock.bars)}"
+        )
     resolved = np.isfinite(trades.sold)
     sound = (trades.bought > 0) & (trades.sold > 0) & (trades.risk > 0) & (trades.size > 0)
     sound &= np.isfinite(trades.size) & (trades.exited_at > trades.entered_at)
     if (resolved & ~sound).any():
         row = int(np.argmax(resolved & ~sound))
         raise PortfolioError(
-            f"trade {row}: entered {trades.entered_at[row]} at {trades.bought[row]}, left {trades.exited_at[row]} at "
-            f"{trades.sold[row]}, risk {trades.risk[row]}, size {trades.size[row]}: all must be positive, exits later"
+            f"trade {row}: entered {trades.entered_at[row]} at {trades.bought[row]}, left"
+            f" {trades.exited_at[row]} at {trades.sold[row]}, risk {trades.risk[row]}, size"
+            f" {trades.size[row]}: all must be positive, exits later"
         )

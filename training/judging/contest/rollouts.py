@@ -1,10 +1,13 @@
-"""Rollouts: what each arm does in the same scenarios, with the log-probability with which it does it.
+"""Rollouts: what each arm does in the same scenarios, with the log-probability with which it does
+it.
 
-Traces are rows of one table, so that off-policy estimates, calibration and replays need nothing else. `log_prob` is the
-natural logarithm of the probability with which the arm, as it was run, took this action in this scenario: 0 for arms
-that always would (rules and a model's argmax are certain), log(rate) or log(1 - rate) for the random veto, the policy's
-own for a model that sampled. `log_probs` is the distribution over the ten actions that the arm held when it chose: null
-for rules, which hold none. For a model's argmax the two differ on purpose: the choice was certain, the belief was not.
+Traces are rows of one table, so that off-policy estimates, calibration and replays need nothing
+else. `log_prob` is the natural logarithm of the probability with which the arm, as it was run, took
+this action in this scenario: 0 for arms that always would (rules and a model's argmax are certain),
+log(rate) or log(1 - rate) for the random veto, the policy's own for a model that sampled.
+`log_probs` is the distribution over the ten actions that the arm held when it chose: null for
+rules, which hold none. For a model's argmax the two differ on purpose: the choice was certain, the
+belief was not.
 """
 
 from __future__ import annotations
@@ -54,13 +57,25 @@ class RolloutError(AdvisorError):
 
 
 def agent(scenarios: ScenarioSet) -> pl.DataFrame:
-    """What the agent did: its recorded control, or the reference agent's answer. Rows without one are left out."""
-    known = [(row, control) for row, control in enumerate(scenarios.controls()) if control is not None]
+    """What the agent did: its recorded control, or the reference agent's answer. Rows without one
+    are left out."""
+    known = [
+        (row, control) for row, control in enumerate(scenarios.controls()) if control is not None
+    ]
     if not known:
         raise RolloutError("no scenario has the agent's own action: the agent never reported it")
     parsed = scenarios.scenarios()
     rows = [
-        _of_plan(scenarios, row, REFERENCE_AGENT, control.decision, control, words(parsed[row], control), None, 0.0)
+        _of_plan(
+            scenarios,
+            row,
+            REFERENCE_AGENT,
+            control.decision,
+            control,
+            words(parsed[row], control),
+            None,
+            0.0,
+        )
         for row, control in known
     ]
     return _table(rows)
@@ -72,8 +87,11 @@ def always_approve(scenarios: ScenarioSet) -> pl.DataFrame:
 
 
 def threshold(scenarios: ScenarioSet, margin: float) -> pl.DataFrame:
-    """The agent's plan where its score is `margin` or more above its threshold. Reads no outcome and learns nothing."""
-    over = [s.candidate.score - s.candidate.score_threshold >= margin for s in scenarios.scenarios()]
+    """The agent's plan where its score is `margin` or more above its threshold. Reads no outcome
+    and learns nothing."""
+    over = [
+        s.candidate.score - s.candidate.score_threshold >= margin for s in scenarios.scenarios()
+    ]
     return _rule(scenarios, f"score_margin_{margin:g}", np.array(over, dtype=bool))
 
 
@@ -94,12 +112,14 @@ def model(
     seed: int | None = None,
     rationales: Sequence[str | None] | None = None,
 ) -> pl.DataFrame:
-    """A model version, before any rule: its argmax, or with a seed an action drawn from its distribution.
+    """A model version, before any rule: its argmax, or with a seed an action drawn from its
+    distribution.
 
     Parameters
     ----------
     label_log_probs : (N, 10) raw, over the whole vocabulary, nats.
-    calibration : the version's: softmax((raw - bias) / temperature), as `app.domain.decision.propose` has it.
+    calibration : the version's: softmax((raw - bias) / temperature), as
+        `app.domain.decision.propose` has it.
     rationales : its words by row, if it was asked for them.
 
     Raises
@@ -109,10 +129,13 @@ def model(
     raw = np.asarray(label_log_probs, dtype=np.float64)
     if raw.shape != (len(scenarios), len(ACTIONS)):
         raise RolloutError(
-            f"{name}: label log-probabilities are {raw.shape}, wanted is {(len(scenarios), len(ACTIONS))}"
+            f"{name}: label log-probabilities are {raw.shape}, wanted is"
+            f" {(len(scenarios), len(ACTIONS))}"
         )
     if not np.isfinite(raw).all() or (np.exp(raw).sum(axis=1) > 1 + CHECKED_SUM).any():
-        raise RolloutError(f"{name}: a row of label log-probabilities is not finite, or sums to more than 1")
+        raise RolloutError(
+            f"{name}: a row of label log-probabilities is not finite, or sums to more than 1"
+        )
     policy = log_policy(raw, calibration)
     if seed is None:
         chosen = policy.argmax(axis=1)
@@ -128,7 +151,16 @@ def model(
         order = order_for(action, scenario) if action.approve else None
         said = rationales[row] if rationales is not None else None
         quantity, stop = (order.quantity, order.stop) if order else (0.0, None)
-        acted = (action.label, action.approve, quantity, stop, said, seed, float(certainty[row]), policy[row].tolist())
+        acted = (
+            action.label,
+            action.approve,
+            quantity,
+            stop,
+            said,
+            seed,
+            float(certainty[row]),
+            policy[row].tolist(),
+        )
         rows.append((row, ids[row], name, *acted))
     return _table(rows)
 
@@ -141,13 +173,19 @@ def log_policy(raw: Floats, calibration: Calibration) -> Floats:
 
 
 def build_rollouts(folder: Path, arms: Sequence[pl.DataFrame]) -> dict[str, Any]:
-    """Write the arms' traces as one table, and return approval rates by arm. Raises `RolloutError`: one comes twice."""
+    """Write the arms' traces as one table, and return approval rates by arm. Raises `RolloutError`:
+    one comes twice."""
     table = pl.concat(arms) if arms else pl.DataFrame(schema=SCHEMA)
     if table.select("arm", "row").is_duplicated().any():
         raise RolloutError("two arms have one name: name each model version once")
     table.write_parquet(folder / TABLE)
     by_arm = table.group_by("arm", maintain_order=True).agg(pl.len(), pl.col("approve").mean())
-    return {"arms": {arm: {"rows": rows, "approval_rate": round(rate, 6)} for arm, rows, rate in by_arm.iter_rows()}}
+    return {
+        "arms": {
+            arm: {"rows": rows, "approval_rate": round(rate, 6)}
+            for arm, rows, rate in by_arm.iter_rows()
+        }
+    }
 
 
 def open_rollouts(artifact: Artifact) -> pl.DataFrame:
@@ -156,7 +194,11 @@ def open_rollouts(artifact: Artifact) -> pl.DataFrame:
 
 
 def _rule(
-    scenarios: ScenarioSet, name: str, yes: Flags, certainty: Floats | None = None, seed: int | None = None
+    scenarios: ScenarioSet,
+    name: str,
+    yes: Flags,
+    certainty: Floats | None = None,
+    seed: int | None = None,
 ) -> pl.DataFrame:
     sure = np.zeros(len(yes)) if certainty is None else certainty
     rows = [
@@ -176,14 +218,30 @@ def _of_plan(
     seed: int | None,
     log_prob: float,
 ) -> tuple[Any, ...]:
-    """The plan as it is, or as the agent filled it; its letter is the nearest action with the whole risk."""
+    """The plan as it is, or as the agent filled it; its letter is the nearest action with the whole
+    risk."""
     scenario: Scenario = scenarios.scenarios()[row]
     action, quantity, stop = REJECT, 0.0, None
     if approve:
         action = agents_label(scenario, control or AgentAction(decision=True))
         filled = control or AgentAction(decision=True)
-        quantity, stop = filled.quantity or scenario.plan.quantity, filled.stop or scenario.plan.stop
-    return (row, scenarios.table["id"][row], name, action.label, approve, quantity, stop, said, seed, log_prob, None)
+        quantity, stop = (
+            filled.quantity or scenario.plan.quantity,
+            filled.stop or scenario.plan.stop,
+        )
+    return (
+        row,
+        scenarios.table["id"][row],
+        name,
+        action.label,
+        approve,
+        quantity,
+        stop,
+        said,
+        seed,
+        log_prob,
+        None,
+    )
 
 
 def _table(rows: Sequence[tuple[Any, ...]]) -> pl.DataFrame:

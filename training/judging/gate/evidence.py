@@ -1,7 +1,8 @@
 """What the gate weighs, from a contest: rewards per scenario, and daily returns of the books.
 
-Evidence that grows (the shadow log's) is weighed live: rewards are clipped to what the anytime-valid bound was
-promised, and the random veto deals the answers of earlier days only, since nobody knows those to come.
+Evidence that grows (the shadow log's) is weighed live: rewards are clipped to what the
+anytime-valid bound was promised, and the random veto deals the answers of earlier days only, since
+nobody knows those to come.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ def evidence_of(
     mode: Mode = Mode.FIXED,
     bound_r: float = np.inf,
 ) -> Evidence:
-    """Every simple rival, trading always, and a champion are heuristics to the gate: each must be beaten."""
+    """Every simple rival, trading always, and a champion are heuristics to the gate: each must be
+    beaten."""
     rewards = contest.rewards
     if mode is Mode.LIVE:
         rewards[RANDOM] = dealt_from_before(contest)
@@ -56,7 +58,9 @@ def evidence_of(
         traded=played.arm.approve,
         policy_returns=curves[POLICY].returns,
         agent_returns=curves[AGENT].returns,
-        random_veto_returns=np.stack([each.curve.sampled(DAY_S).returns for each in contest.random.books]),
+        random_veto_returns=np.stack(
+            [each.curve.sampled(DAY_S).returns for each in contest.random.books]
+        ),
         heuristic_returns={name: curves[name].returns for name in rivals},
         steps_per_year=curves[POLICY].steps_per_year,
         trial_sharpes=tuple(sharpe(curves[name].returns, 1.0) or 0.0 for name in tried),
@@ -67,11 +71,14 @@ def evidence_of(
 
 
 def dealt_from_before(contest: Contest) -> Floats:
-    """(N,) what one of the policy's answers of earlier days, dealt at random, earns on average; 0 on the first day."""
+    """(N,) what one of the policy's answers of earlier days, dealt at random, earns on average; 0
+    on the first day."""
     arena, arm = contest.arena, contest.played[POLICY].arm
     day = arena.as_of // DAY_S
     before = np.searchsorted(day, day, side="left")
-    distances = {PLAN: arena.plan_stop_atr} | {str(each): np.full(len(arena), each) for each in STOP_ATRS}
+    distances = {PLAN: arena.plan_stop_atr} | {
+        str(each): np.full(len(arena), each) for each in STOP_ATRS
+    }
     left, earned = arm.approve.copy(), np.zeros(len(arena))
     for name, distance in distances.items():
         here = left & (np.abs(arm.stop_atr - distance) < 1e-6)

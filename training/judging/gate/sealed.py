@@ -1,4 +1,5 @@
-"""The gate's report: a verdict signed off by name, sealed by a content hash, demanded before an alias moves."""
+"""The gate's report: a verdict signed off by name, sealed by a content hash, demanded before an
+alias moves."""
 
 from __future__ import annotations
 
@@ -12,8 +13,11 @@ from training.config.judging import GateConfig
 from training.judging.gate.verdict import Evidence, GateError, Verdict
 
 
-def sign_off(verdict: Verdict, evidence: Evidence, config: GateConfig, *, by: str, at: datetime) -> dict[str, Any]:
-    """The report of a verdict: who signs, when, on which evidence and limits; sealed by a content hash."""
+def sign_off(
+    verdict: Verdict, evidence: Evidence, config: GateConfig, *, by: str, at: datetime
+) -> dict[str, Any]:
+    """The report of a verdict: who signs, when, on which evidence and limits; sealed by a content
+    hash."""
     return _sealed({
         "verdict": verdict.as_json(),
         "evidence": evidence.hash(),
@@ -25,12 +29,15 @@ def sign_off(verdict: Verdict, evidence: Evidence, config: GateConfig, *, by: st
 
 
 def overridden(report: Mapping[str, Any], *, by: str, why: str, at: datetime) -> dict[str, Any]:
-    """A report with an override: somebody promotes against the verdict, by name and with a reason."""
+    """A report with an override: somebody promotes against the verdict, by name and with a
+    reason."""
     if not by.strip() or not why.strip():
         raise GateError("an override needs a name and a reason")
     require_unchanged(report)
     plain = {key: value for key, value in report.items() if key != "hash"}
-    return _sealed({**plain, "override": {"by": by, "why": why, "at": at.isoformat(), "of": report["hash"]}})
+    return _sealed(
+        {**plain, "override": {"by": by, "why": why, "at": at.isoformat(), "of": report["hash"]}}
+    )
 
 
 def require_unchanged(report: Mapping[str, Any]) -> None:
@@ -41,7 +48,8 @@ def require_unchanged(report: Mapping[str, Any]) -> None:
 
 
 def require_promotable(report: Mapping[str, Any], model_version: str) -> None:
-    """Raise `GateError` unless the report is unchanged, of this version, and passes or was overridden."""
+    """Raise `GateError` unless the report is unchanged, of this version, and passes or was
+    overridden."""
     require_unchanged(report)
     verdict = report["verdict"]
     if verdict["model_version"] != model_version:

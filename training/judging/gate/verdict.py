@@ -1,20 +1,25 @@
-"""The gate: does a version deserve promotion? Every reason against it is given; missing evidence is one.
+"""The gate: does a version deserve promotion? Every reason against it is given; missing evidence is
+one.
 
 A version passes when all of this holds on scenarios that nothing was trained on:
 
-- the lower confidence bound of its mean R less the other's, paired by scenario, is above 0 against the agent, against
-  every heuristic (so against the best one, without choosing it afterwards), and against the random veto;
-- its Sharpe ratio is higher than that of each of them, and the deflated Sharpe ratio's confidence is high enough;
+- the lower confidence bound of its mean R less the other's, paired by scenario, is above 0 against
+  the agent, against every heuristic (so against the best one, without choosing it afterwards), and
+  against the random veto;
+- its Sharpe ratio is higher than that of each of them, and the deflated Sharpe ratio's confidence
+  is high enough;
 - its deepest drawdown is not deeper than the agent's;
 - its approval probabilities are calibrated, and there are enough scenarios, trades and days;
 - the parity and injection checks passed.
 
-Since all bounds must hold, the chance of promoting what is no better than any one of the three is at most that of one
-bound (an intersection-union test: Berger 1982); nothing is to be corrected for there being several.
+Since all bounds must hold, the chance of promoting what is no better than any one of the three is
+at most that of one bound (an intersection-union test: Berger 1982); nothing is to be corrected for
+there being several.
 
-Two modes. FIXED: evidence gathered once, bounds by the stationary bootstrap over days. LIVE: evidence grows and the
-gate is asked again and again, bounds valid at any time (`training.statistics.anytime`) on means of days. `bench.gate_power`
-measures how often either is wrong.
+Two modes. FIXED: evidence gathered once, bounds by the stationary bootstrap over days. LIVE:
+evidence grows and the gate is asked again and again, bounds valid at any time
+(`training.statistics.anytime`) on means of days. `bench.gate_power` measures how often either is
+wrong.
 """
 
 from __future__ import annotations
@@ -35,7 +40,14 @@ from training.config.judging import GateConfig
 from training.judging.contest.performance import max_drawdown, sharpe
 from training.market.bars import Floats
 from training.statistics.anytime import lower_bound, period_means
-from training.statistics.bootstrap import DAY_S, Estimate, Rows, deflated_sharpe, mean_intervals, none
+from training.statistics.bootstrap import (
+    DAY_S,
+    Estimate,
+    Rows,
+    deflated_sharpe,
+    mean_intervals,
+    none,
+)
 from training.statistics.calibration import expected_calibration_error
 
 AGENT, RANDOM_VETO = "agent", "random veto"
@@ -105,17 +117,22 @@ class Refusal:
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """What a verdict rests on: N scenarios in order of time, none trained on; T steps of equity on one clock.
+    """What a verdict rests on: N scenarios in order of time, none trained on; T steps of equity on
+    one clock.
 
-    as_of : (N,) seconds since 1970 UTC. trained_until : latest instant that a training label looked at.
-    policy, agent, random_veto, heuristics : (N,) R of the agent's plan earned in each scenario, after costs; rejecting
-        earns 0. The policy's after vetoes; the random veto's averaged over many draws, and live at the rate that the
-        policy had until then. Live, no scenario follows one whose outcome is still open.
+    as_of : (N,) seconds since 1970 UTC. trained_until : latest instant that a training label looked
+        at.
+    policy, agent, random_veto, heuristics : (N,) R of the agent's plan earned in each scenario,
+        after costs; rejecting earns 0. The policy's after vetoes; the random veto's averaged over
+        many draws, and live at the rate that the policy had until then. Live, no scenario follows
+        one whose outcome is still open.
     traded : (N,) whether the policy traded.
     *_returns : (T,) simple returns of equity; the random veto's (draws, T).
     steps_per_year : of the equity's clock.
-    trial_sharpes : Sharpe ratios per step of every version that was tried on such evidence, this one included.
-    probability, won : of the M scenarios with a known fate: approval probability, and whether the plan made money.
+    trial_sharpes : Sharpe ratios per step of every version that was tried on such evidence, this
+        one included.
+    probability, won : of the M scenarios with a known fate: approval probability, and whether the
+        plan made money.
     """
 
     model_version: str
@@ -141,16 +158,25 @@ class Evidence:
         count, steps = len(self.as_of), len(self.policy_returns)
         rows = (self.policy, self.agent, self.random_veto, self.traded, *self.heuristics.values())
         curves = (self.agent_returns, *self.heuristic_returns.values())
-        if any(each.shape != (count,) for each in rows) or any(each.shape != (steps,) for each in curves):
-            raise GateError(f"arms differ in length: {count} scenarios and {steps} steps of equity are the policy's")
+        if any(each.shape != (count,) for each in rows) or any(
+            each.shape != (steps,) for each in curves
+        ):
+            raise GateError(
+                f"arms differ in length: {count} scenarios and {steps} steps of equity are the"
+                " policy's"
+            )
         if self.random_veto_returns.ndim != 2 or self.random_veto_returns.shape[1] != steps:
-            raise GateError(f"random_veto_returns {self.random_veto_returns.shape} must be (draws, {steps})")
+            raise GateError(
+                f"random_veto_returns {self.random_veto_returns.shape} must be (draws, {steps})"
+            )
         if not self.heuristics or set(self.heuristics) != set(self.heuristic_returns):
             raise GateError("heuristics and their equity must be the same ones, and at least one")
         if {AGENT, RANDOM_VETO} & set(self.heuristics):
             raise GateError(f"a heuristic must not be called {AGENT!r} or {RANDOM_VETO!r}")
         if self.probability.shape != self.won.shape or not self.trial_sharpes:
-            raise GateError("probability and won must pair, and trial_sharpes must hold this version's own")
+            raise GateError(
+                "probability and won must pair, and trial_sharpes must hold this version's own"
+            )
 
     @property
     def rivals(self) -> dict[str, Floats]:
@@ -176,7 +202,8 @@ class Evidence:
 class Verdict:
     """The answer and everything it rests on.
 
-    differences : mean R of the policy less each rival's, with the lower bound; in LIVE mode of daily means.
+    differences : mean R of the policy less each rival's, with the lower bound; in LIVE mode of
+        daily means.
     """
 
     model_version: str
@@ -203,7 +230,8 @@ class Verdict:
 
 
 def judge(evidence: Evidence, config: GateConfig, mode: Mode) -> Verdict:
-    """Weigh the evidence. What is not finite, out of bounds or out of order is refused before anything is computed."""
+    """Weigh the evidence. What is not finite, out of bounds or out of order is refused before
+    anything is computed."""
     unsound = tuple(_unsound(evidence, config, mode))
     numbers: dict[str, float | None] = {
         "scenarios": float(len(evidence.as_of)),
@@ -241,10 +269,16 @@ def _unsound(evidence: Evidence, config: GateConfig, mode: Mode) -> Iterator[Ref
         bad = int((~np.isfinite(values)).sum())
         if bad:
             yield Refusal(
-                RefusalCode.NOT_FINITE, name, float(bad), 0.0, f"{bad} of {values.size} values are no numbers"
+                RefusalCode.NOT_FINITE,
+                name,
+                float(bad),
+                0.0,
+                f"{bad} of {values.size} values are no numbers",
             )
     if (np.diff(evidence.as_of) < 0).any():
-        yield Refusal(RefusalCode.NOT_IN_ORDER, "as_of", None, None, "scenarios must be in order of time")
+        yield Refusal(
+            RefusalCode.NOT_IN_ORDER, "as_of", None, None, "scenarios must be in order of time"
+        )
     if mode is Mode.LIVE:
         for name, values in numbers.items():
             most = float(np.nanmax(np.abs(values), initial=0.0))
@@ -259,7 +293,13 @@ def _split(evidence: Evidence) -> Iterator[Refusal]:
     early = int((evidence.as_of < earliest).sum())
     if early:
         first = float(evidence.as_of[0])
-        yield Refusal(RefusalCode.SPLIT_OVERLAPS, "as_of", first, earliest, f"{early} scenarios lie within or too near")
+        yield Refusal(
+            RefusalCode.SPLIT_OVERLAPS,
+            "as_of",
+            first,
+            earliest,
+            f"{early} scenarios lie within or too near",
+        )
 
 
 def _sample(numbers: Mapping[str, float | None], config: GateConfig) -> Iterator[Refusal]:
@@ -287,7 +327,8 @@ def _differences(evidence: Evidence, config: GateConfig, mode: Mode) -> dict[str
         return dict(zip(rivals, found, strict=True))
     bounds = {}
     for name, column in zip(rivals, columns.T, strict=True):
-        # The last period may not be over: a bet is settled only when everything it was laid on is known.
+        # The last period may not be over: a bet is settled only when everything it was laid on is
+        # known.
         means = period_means(column, evidence.as_of, config.block_days)[:-1]
         if not len(means):
             bounds[name] = none("no day is over")
@@ -298,7 +339,10 @@ def _differences(evidence: Evidence, config: GateConfig, mode: Mode) -> dict[str
 
 
 def _not_better(evidence: Evidence, differences: Mapping[str, Estimate]) -> Iterator[Refusal]:
-    codes = {AGENT: RefusalCode.NOT_BETTER_THAN_AGENT, RANDOM_VETO: RefusalCode.NOT_BETTER_THAN_RANDOM_VETO}
+    codes = {
+        AGENT: RefusalCode.NOT_BETTER_THAN_AGENT,
+        RANDOM_VETO: RefusalCode.NOT_BETTER_THAN_RANDOM_VETO,
+    }
     for name, found in differences.items():
         if found.low is None or not found.low > 0:
             code = codes.get(name, RefusalCode.NOT_BETTER_THAN_HEURISTIC)
@@ -306,8 +350,11 @@ def _not_better(evidence: Evidence, differences: Mapping[str, Estimate]) -> Iter
             yield Refusal(code, name, found.low, 0.0, detail)
 
 
-def _sharpe(evidence: Evidence, config: GateConfig, numbers: dict[str, float | None]) -> Iterator[Refusal]:
-    """Higher than each rival's, and no luck. A rival without a Sharpe ratio has taken no risk: it counts as 0."""
+def _sharpe(
+    evidence: Evidence, config: GateConfig, numbers: dict[str, float | None]
+) -> Iterator[Refusal]:
+    """Higher than each rival's, and no luck. A rival without a Sharpe ratio has taken no risk: it
+    counts as 0."""
     own = numbers["sharpe"] = sharpe(evidence.policy_returns, evidence.steps_per_year)
     deflated = deflated_sharpe(evidence.policy_returns, evidence.trial_sharpes)
     numbers["deflated_sharpe"] = deflated.confidence
@@ -316,17 +363,29 @@ def _sharpe(evidence: Evidence, config: GateConfig, numbers: dict[str, float | N
         yield Refusal(RefusalCode.SHARPE_UNDEFINED, "policy", own, None, detail)
         return
     rivals = {AGENT: evidence.agent_returns, **evidence.heuristic_returns}
-    theirs = {name: sharpe(returns, evidence.steps_per_year) or 0.0 for name, returns in rivals.items()}
-    draws = [sharpe(returns, evidence.steps_per_year) or 0.0 for returns in evidence.random_veto_returns]
+    theirs = {
+        name: sharpe(returns, evidence.steps_per_year) or 0.0 for name, returns in rivals.items()
+    }
+    draws = [
+        sharpe(returns, evidence.steps_per_year) or 0.0 for returns in evidence.random_veto_returns
+    ]
     theirs[RANDOM_VETO] = float(np.median(draws)) if draws else math.inf
     for name, value in theirs.items():
         if math.isfinite(value):
             numbers[f"sharpe of {name}"] = value
         if not own > value:
-            yield Refusal(RefusalCode.SHARPE_NOT_HIGHER, name, own, value if math.isfinite(value) else None)
+            yield Refusal(
+                RefusalCode.SHARPE_NOT_HIGHER, name, own, value if math.isfinite(value) else None
+            )
     if deflated.confidence < config.deflated_sharpe:
         detail = f"{len(evidence.trial_sharpes)} versions tried"
-        yield Refusal(RefusalCode.SHARPE_NOT_CONFIDENT, "policy", deflated.confidence, config.deflated_sharpe, detail)
+        yield Refusal(
+            RefusalCode.SHARPE_NOT_CONFIDENT,
+            "policy",
+            deflated.confidence,
+            config.deflated_sharpe,
+            detail,
+        )
 
 
 def _drawdown(evidence: Evidence, numbers: dict[str, float | None]) -> Iterator[Refusal]:
@@ -336,11 +395,19 @@ def _drawdown(evidence: Evidence, numbers: dict[str, float | None]) -> Iterator[
         yield Refusal(RefusalCode.DRAWDOWN_WORSE, AGENT, own, agents)
 
 
-def _calibration(evidence: Evidence, config: GateConfig, numbers: dict[str, float | None]) -> Iterator[Refusal]:
+def _calibration(
+    evidence: Evidence, config: GateConfig, numbers: dict[str, float | None]
+) -> Iterator[Refusal]:
     found = expected_calibration_error(evidence.probability, evidence.won, draws=0)
     numbers["calibration_error"] = found.value
     if found.value is None or found.value > config.max_calibration_error:
-        yield Refusal(RefusalCode.CALIBRATION_POOR, "policy", found.value, config.max_calibration_error, found.reason)
+        yield Refusal(
+            RefusalCode.CALIBRATION_POOR,
+            "policy",
+            found.value,
+            config.max_calibration_error,
+            found.reason,
+        )
 
 
 def _checks(evidence: Evidence) -> Iterator[Refusal]:

@@ -1,4 +1,5 @@
-"""The evaluation's report: what happened to every arm, how sure that is, and why the gate said what it said."""
+"""The evaluation's report: what happened to every arm, how sure that is, and why the gate said what
+it said."""
 
 from __future__ import annotations
 
@@ -10,7 +11,16 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from training.judging.contest.arena import Played
-from training.judging.contest.contest import AGENT, ALWAYS, CONTROLS, HEURISTICS, HOLD, POLICY, RANDOM, RAW
+from training.judging.contest.contest import (
+    AGENT,
+    ALWAYS,
+    CONTROLS,
+    HEURISTICS,
+    HOLD,
+    POLICY,
+    RANDOM,
+    RAW,
+)
 from training.judging.contest.performance import sharpe
 from training.judging.report import details, doubts
 from training.judging.report.document import Cell, Report, Section
@@ -41,15 +51,23 @@ def evaluation_report(found: Findings) -> Report:
     headline = (
         f"{found.model_version} passes the gate."
         if found.verdict.promote
-        else f"{found.model_version} is refused: {', '.join(code.replace('_', ' ') for code in codes)}."
+        else (
+            f"{found.model_version} is refused:"
+            f" {', '.join(code.replace('_', ' ') for code in codes)}."
+        )
     )
     facts = {
         "model version": found.model_version,
         "algorithm": found.config.policy.algorithm,
-        "period": f"{first:%Y-%m-%d} to {last:%Y-%m-%d}, {'held out' if found.look else 'walking forward'}",
+        "period": (
+            f"{first:%Y-%m-%d} to {last:%Y-%m-%d},"
+            f" {'held out' if found.look else 'walking forward'}"
+        ),
         "scenarios": f"{len(arena):,} of {', '.join(np.unique(arena.symbols))}",
         "costs": f"fee {costs.fee:.2%} and slippage {costs.slippage:.2%}, each side",
-        "simple rivals": f"fitted anew every {found.config.evaluate.refit_days:g} days on all that was over",
+        "simple rivals": (
+            f"fitted anew every {found.config.evaluate.refit_days:g} days on all that was over"
+        ),
     }
     if found.look:
         facts["versions that looked at this period"] = f"{found.look}, this one included"
@@ -74,15 +92,24 @@ def evaluation_report(found: Findings) -> Report:
 
 def _verdict(section: Section, found: Findings) -> None:
     section.say(
-        "A version is promoted when every bound holds: better than the agent, than every heuristic and than a random "
-        "veto at its own rate, on scenarios that nothing was trained on, after costs. A refusal is a result too."
+        "A version is promoted when every bound holds: better than the agent, than every heuristic"
+        " and than a random veto at its own rate, on scenarios that nothing was trained on, after"
+        " costs. A refusal is a result too."
     )
     rows = [
-        (Cell(each.code.value), Cell(each.about), maybe(each.observed), maybe(each.limit), Cell(each.detail or "-"))
+        (
+            Cell(each.code.value),
+            Cell(each.about),
+            maybe(each.observed),
+            maybe(each.limit),
+            Cell(each.detail or "-"),
+        )
         for each in found.verdict.refusals
     ]
     if rows:
-        section.table("Reasons for the refusal", ("reason", "about", "observed", "limit", "detail"), rows)
+        section.table(
+            "Reasons for the refusal", ("reason", "about", "observed", "limit", "detail"), rows
+        )
     checks = [
         (Cell(each.name.value), Cell("passed" if each.passed else "failed"), Cell(each.evidence))
         for each in found.checks
@@ -94,7 +121,8 @@ def _verdict(section: Section, found: Findings) -> None:
             "Policy less rival, mean R per scenario",
             ("rival", "difference"),
             differences,
-            f"Paired by scenario; {found.config.gate.confidence:.1%} one-sided bounds, stationary bootstrap over days.",
+            f"Paired by scenario; {found.config.gate.confidence:.1%} one-sided bounds, stationary"
+            " bootstrap over days.",
         )
 
 
@@ -108,14 +136,27 @@ def _rewards(section: Section, found: Findings) -> None:
     rows = []
     for name, mean in zip(names, means, strict=True):
         trades = played[name].arm.approve if name in played else played[POLICY].arm.approve
-        own = _own_r(played[name], arena.as_of, draws) if name in played else Estimate(None, reason="dealt at random")
-        rows.append((Cell(name), cell(mean), Cell(int(trades.sum())), Cell(float(trades.mean()), digits=2), cell(own)))
+        own = (
+            _own_r(played[name], arena.as_of, draws)
+            if name in played
+            else Estimate(None, reason="dealt at random")
+        )
+        rows.append(
+            (
+                Cell(name),
+                cell(mean),
+                Cell(int(trades.sum())),
+                Cell(float(trades.mean()), digits=2),
+                cell(own),
+            )
+        )
     section.table(
         "Mean reward per scenario, net of costs",
         ("arm", "mean R per scenario", "trades", "share traded", "mean R per trade"),
         rows,
-        "R is the risk of the agent's plan; not trading earns 0. 95 % intervals, stationary bootstrap over days. The "
-        f"random veto is the mean of {found.config.evaluate.random_vetoes} draws of the policy's own answers.",
+        "R is the risk of the agent's plan; not trading earns 0. 95 % intervals, stationary"
+        " bootstrap over days. The random veto is the mean of"
+        f" {found.config.evaluate.random_vetoes} draws of the policy's own answers.",
     )
     _tests(section, found, rewards)
 
@@ -123,8 +164,12 @@ def _rewards(section: Section, found: Findings) -> None:
 def _tests(section: Section, found: Findings, rewards: dict[str, Floats]) -> None:
     policy, as_of, draws = rewards[POLICY], found.contest.arena.as_of, found.config.evaluate.draws
     rivals = [name for name in rewards if name not in (POLICY, RAW)]
-    against = mean_intervals(np.stack([policy - rewards[name] for name in rivals], 1), as_of=as_of, draws=draws)
-    adjusted = holm({name: each.p for name, each in zip(rivals, against, strict=True) if each.p is not None})
+    against = mean_intervals(
+        np.stack([policy - rewards[name] for name in rivals], 1), as_of=as_of, draws=draws
+    )
+    adjusted = holm(
+        {name: each.p for name, each in zip(rivals, against, strict=True) if each.p is not None}
+    )
     best = model_confidence_set({name: rewards[name] for name in (*rivals, POLICY)}, draws=draws)
     rows = [
         (
@@ -140,8 +185,8 @@ def _tests(section: Section, found: Findings, rewards: dict[str, Floats]) -> Non
         "Policy less each arm",
         ("arm", "difference, R per scenario", "p", "p after Holm", "p of being among the best"),
         rows,
-        "p: one-sided, how likely such a difference were the policy no better. The last column is the arm's own, in "
-        f"the model confidence set; the policy's is {best[POLICY]:.3f}.",
+        "p: one-sided, how likely such a difference were the policy no better. The last column is"
+        f" the arm's own, in the model confidence set; the policy's is {best[POLICY]:.3f}.",
     )
     spa = superior_predictive_ability(
         rewards[AGENT], np.stack([rewards[n] for n in rewards if n != AGENT], 1), draws=draws
@@ -154,7 +199,11 @@ def _tests(section: Section, found: Findings, rewards: dict[str, Floats]) -> Non
 
 def _books(section: Section, found: Findings) -> None:
     contest, config = found.contest, found.config.evaluate
-    for title, measures in (("by curve", OF_CURVE), ("by its tails", OF_TAILS), ("by trade", OF_TRADES)):
+    for title, measures in (
+        ("by curve", OF_CURVE),
+        ("by its tails", OF_TAILS),
+        ("by trade", OF_TRADES),
+    ):
         rows = [
             (Cell(name), *(cell(getattr(each, measure), 2) for measure in measures))
             for name, each in contest.performances.items()
@@ -162,9 +211,10 @@ def _books(section: Section, found: Findings) -> None:
         columns = ("arm", *(name.replace("_", " ") for name in measures))
         section.table(f"Measures of the portfolio, {title}", columns, rows)
     section.say(
-        f"Capital {config.capital:g}, at most {config.max_open} open; curves are seen once a day; Sharpe and Sortino "
-        "are annualised by that clock, without a risk-free rate. Drawdown as a fraction, expectancy in R of the trade "
-        "itself, turnover per year over mean equity, exposure as a share of time."
+        f"Capital {config.capital:g}, at most {config.max_open} open; curves are seen once a day;"
+        " Sharpe and Sortino are annualised by that clock, without a risk-free rate. Drawdown as a"
+        " fraction, expectancy in R of the trade itself, turnover per year over mean equity,"
+        " exposure as a share of time."
     )
     dealt = [each.curve.sampled(DAY_S) for each in contest.random.books]
     draws = [sharpe(each.returns, each.steps_per_year) for each in dealt]
@@ -175,11 +225,14 @@ def _books(section: Section, found: Findings) -> None:
             f"Sharpe of the random veto over {len(known)} draws: median {np.median(known):.2f}, "
             f"90 % within {low:.2f} to {high:.2f}."
         )
-    returns = np.stack([each.curve.sampled(DAY_S).returns for name, each in contest.books.items() if name != HOLD], 1)
+    returns = np.stack(
+        [each.curve.sampled(DAY_S).returns for name, each in contest.books.items() if name != HOLD],
+        1,
+    )
     overfit = probability_of_overfitting(returns)
     section.say(
-        "Probability that the arm that looked best in one half of the days is below the median in the other (PBO): "
-        + (overfit.reason if overfit.pbo is None else f"{overfit.pbo:.2f}.")
+        "Probability that the arm that looked best in one half of the days is below the median in"
+        " the other (PBO): " + (overfit.reason if overfit.pbo is None else f"{overfit.pbo:.2f}.")
     )
     _curves(section, found)
 
@@ -207,35 +260,46 @@ def _curves(section: Section, found: Findings) -> None:
 
 
 def _worth(section: Section, found: Findings) -> None:
-    """The seed's last question: does tuning a language model pay, beside simpler rules that learn the same?"""
+    """The seed's last question: does tuning a language model pay, beside simpler rules that learn
+    the same?"""
     contest, draws = found.contest, found.config.evaluate.draws
     rewards = contest.rewards
     rivals = [name for name in (*HEURISTICS, *CONTROLS) if name in rewards]
     gaps = np.stack([rewards[POLICY] - rewards[name] for name in rivals], 1)
     gains = mean_intervals(gaps, as_of=contest.arena.as_of, draws=draws)
     rows = [(Cell(name), cell(gain)) for name, gain in zip(rivals, gains, strict=True)]
-    section.table("What the tuned policy earns more than simpler arms", ("arm", "gain, R per scenario"), rows)
+    section.table(
+        "What the tuned policy earns more than simpler arms", ("arm", "gain, R per scenario"), rows
+    )
     costs = [
-        (Cell(name), Cell(made.cpu_seconds / 60, digits=1), maybe(1e3 * found.decision_s or None, "not measured"))
+        (
+            Cell(name),
+            Cell(made.cpu_seconds / 60, digits=1),
+            maybe(1e3 * found.decision_s or None, "not measured"),
+        )
         for name, made in found.rebuilt.items()
     ]
     costs += [
-        (Cell(name), Cell(contest.played[name].arm.fitted_in_s / 60, digits=2), Cell("under 1")) for name in HEURISTICS
+        (Cell(name), Cell(contest.played[name].arm.fitted_in_s / 60, digits=2), Cell("under 1"))
+        for name in HEURISTICS
     ]
     section.table(
         "What each costs",
         ("arm", "making it, CPU minutes", "a decision, ms"),
         costs,
-        f"Of policies: every stage of the rebuild, for {found.rebuilt[POLICY].artifacts['scenarios'].facts['real']:,} "
-        "scenarios; a decision is one pass of the language model, median of the parity check. Of simple rivals: all "
-        "refits, each with its choice of a cut.",
+        "Of policies: every stage of the rebuild, for"
+        f" {found.rebuilt[POLICY].artifacts['scenarios'].facts['real']:,} scenarios; a decision is"
+        " one pass of the language model, median of the parity check. Of simple rivals: all"
+        " refits, each with its choice of a cut.",
     )
     sure = [gain for gain in gains if gain.low is not None and gain.low > 0]
     section.say(
         "Its gain over every one of them is above 0 with 95 % confidence."
         if len(sure) == len(gains)
-        else f"Its gain is above 0 with 95 % confidence over {len(sure)} of {len(gains)} of them: on this evidence "
-        "deploying the tuned model is not justified."
+        else (
+            f"Its gain is above 0 with 95 % confidence over {len(sure)} of {len(gains)} of them: on"
+            " this evidence deploying the tuned model is not justified."
+        )
     )
 
 

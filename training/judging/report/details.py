@@ -1,4 +1,5 @@
-"""The report's details: where the policy earned, are its probabilities honest, who was right, what vetoes saved."""
+"""The report's details: where the policy earned, are its probabilities honest, who was right, what
+vetoes saved."""
 
 from __future__ import annotations
 
@@ -14,7 +15,11 @@ from training.judging.report.document import Cell, Section
 from training.judging.report.findings import Findings, cell
 from training.market.bars import Floats
 from training.statistics.bootstrap import mean_intervals
-from training.statistics.calibration import brier_score, expected_calibration_error, reliability_curve
+from training.statistics.calibration import (
+    brier_score,
+    expected_calibration_error,
+    reliability_curve,
+)
 
 LEDGER = 25
 
@@ -45,7 +50,9 @@ def groups(section: Section, found: Findings) -> None:
                 np.stack(columns, 1)[here], as_of=as_of[here], draws=found.config.evaluate.draws
             )
             rate = float(contest.played[POLICY].arm.approve[here].mean())
-            rows.append((Cell(str(label)), Cell(rate, digits=2), *(cell(each) for each in found_means)))
+            rows.append(
+                (Cell(str(label)), Cell(rate, digits=2), *(cell(each) for each in found_means))
+            )
         section.table(
             f"By {title}",
             (title, "policy trades", "policy", "agent", "policy - agent", "policy - random veto"),
@@ -65,12 +72,20 @@ def calibration(section: Section, found: Findings) -> None:
         probability = contest.played[name].arm.probability
         if probability is None:
             continue
-        error, brier = (measure(probability, won) for measure in (expected_calibration_error, brier_score))
+        error, brier = (
+            measure(probability, won) for measure in (expected_calibration_error, brier_score)
+        )
         rows.append((Cell(name), cell(error), cell(brier)))
         curve = reliability_curve(probability, won)
         bounds = np.stack([curve.observed - curve.low, curve.high - curve.observed])
         axes.errorbar(
-            curve.predicted, curve.observed, yerr=np.maximum(bounds, 0), label=name, fmt="o-", markersize=3, linewidth=1
+            curve.predicted,
+            curve.observed,
+            yerr=np.maximum(bounds, 0),
+            label=name,
+            fmt="o-",
+            markersize=3,
+            linewidth=1,
         )
     axes.set_xlabel("probability of approving")
     axes.set_ylabel("share of plans that made money")
@@ -88,11 +103,13 @@ def disagreements(section: Section, found: Findings) -> None:
     if not len(apart):
         section.say("They never disagreed.")
         return
-    mean = mean_intervals(gap[apart, None], as_of=contest.arena.as_of[apart], draws=found.config.evaluate.draws)[0]
+    mean = mean_intervals(
+        gap[apart, None], as_of=contest.arena.as_of[apart], draws=found.config.evaluate.draws
+    )[0]
     right, wrong = int((gap[apart] > 0).sum()), int((gap[apart] < 0).sum())
     section.say(
-        f"{len(apart):,} of {len(gap):,} scenarios: the policy was right in {right:,}, the agent in {wrong:,}. "
-        f"Policy less agent: {cell(mean).text} R each."
+        f"{len(apart):,} of {len(gap):,} scenarios: the policy was right in {right:,}, the agent in"
+        f" {wrong:,}. Policy less agent: {cell(mean).text} R each."
     )
     worst = apart[np.argsort(-np.abs(gap[apart]), kind="stable")][:LEDGER]
     rows = [
@@ -106,7 +123,11 @@ def disagreements(section: Section, found: Findings) -> None:
         )
         for i in worst
     ]
-    section.table(f"The {len(rows)} widest", ("when, UTC", "symbol", "agent", "policy", "agent R", "policy R"), rows)
+    section.table(
+        f"The {len(rows)} widest",
+        ("when, UTC", "symbol", "agent", "policy", "agent R", "policy R"),
+        rows,
+    )
     figure = Figure((6, 4))
     axes = figure.add_subplot()
     probability = mine.arm.probability if mine.arm.probability is not None else np.zeros(len(gap))
@@ -125,8 +146,12 @@ def vetoes(section: Section, found: Findings) -> None:
     for code in sorted({code for each in codes for code in each}):
         here = np.array([code in each for each in codes])
         saved = -before[here]
-        mean = mean_intervals(saved[:, None], as_of=contest.arena.as_of[here], draws=found.config.evaluate.draws)[0]
-        rows.append((Cell(code), Cell(int(here.sum())), Cell(float(saved.sum()), digits=1), cell(mean)))
+        mean = mean_intervals(
+            saved[:, None], as_of=contest.arena.as_of[here], draws=found.config.evaluate.draws
+        )[0]
+        rows.append(
+            (Cell(code), Cell(int(here.sum())), Cell(float(saved.sum()), digits=1), cell(mean))
+        )
     if not rows:
         section.say("No veto refused an order of the policy.")
         return
@@ -145,7 +170,13 @@ def distribution(section: Section, found: Findings) -> None:
     for name in (ALWAYS, AGENT, POLICY):
         own = _traded(contest.played[name])
         if len(own):
-            axes.hist(np.clip(own, -2, 5), bins=70, histtype="step", density=True, label=f"{name} (n={len(own):,})")
+            axes.hist(
+                np.clip(own, -2, 5),
+                bins=70,
+                histtype="step",
+                density=True,
+                label=f"{name} (n={len(own):,})",
+            )
     axes.set_xlabel("R of the trade, after costs (clipped to -2 and 5)")
     axes.legend(fontsize=8, frameon=False)
     section.plot("Rewards of trades", figure)

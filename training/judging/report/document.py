@@ -1,7 +1,8 @@
-"""A report: one self-contained HTML file and its JSON twin. Tables sort, plots are vector graphics, it prints well.
+"""A report: one self-contained HTML file and its JSON twin. Tables sort, plots are vector graphics,
+it prints well.
 
-The report holds what it is given and computes nothing. A cell is a number with its interval and sample size, a word, or
-the reason why there is no number.
+The report holds what it is given and computes nothing. A cell is a number with its interval and
+sample size, a word, or the reason why there is no number.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ class ReportError(AdvisorError):
 
 
 class Cell(NamedTuple):
-    """A value in a table: a number with its interval and sample size, or a word, or the reason why there is none."""
+    """A value in a table: a number with its interval and sample size, or a word, or the reason why
+    there is none."""
 
     value: float | int | str | None
     low: float | None = None
@@ -42,7 +44,8 @@ class Cell(NamedTuple):
 
     @property
     def text(self) -> str:
-        """As people read it: `-0.120 [-0.180, -0.060]`; a bound on one side only ends in infinity."""
+        """As people read it: `-0.120 [-0.180, -0.060]`; a bound on one side only ends in
+        infinity."""
         if self.value is None:
             return f"none: {self.reason}"
         if isinstance(self.value, str):
@@ -89,24 +92,35 @@ class Section:
         """Add a paragraph."""
         self.paragraphs.append(text)
 
-    def table(self, caption: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]], note: str = "") -> None:
+    def table(
+        self, caption: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]], note: str = ""
+    ) -> None:
         """Add a table. Raises `ReportError` when a row does not fit, or a number is not finite."""
         for row in rows:
             if len(row) != len(columns):
-                raise ReportError(f"table {caption!r}: a row has {len(row)} cells, there are {len(columns)} columns")
+                raise ReportError(
+                    f"table {caption!r}: a row has {len(row)} cells, there are {len(columns)}"
+                    " columns"
+                )
             for name, cell in zip(columns, row, strict=True):
                 numbers = [x for x in (cell.value, cell.low, cell.high) if isinstance(x, float)]
                 if not all(map(math.isfinite, numbers)):
-                    raise ReportError(f"table {caption!r}, column {name!r}: {cell.value} is not a finite number")
+                    raise ReportError(
+                        f"table {caption!r}, column {name!r}: {cell.value} is not a finite number"
+                    )
                 if cell.value is None and not cell.reason:
-                    raise ReportError(f"table {caption!r}, column {name!r}: an empty cell without a reason")
+                    raise ReportError(
+                        f"table {caption!r}, column {name!r}: an empty cell without a reason"
+                    )
         self.parts.append(Table(caption, tuple(columns), tuple(tuple(row) for row in rows), note))
 
     def plot(self, caption: str, figure: Figure) -> None:
         """Add a figure. The same figure gives the same bytes."""
         stream = io.StringIO()
         with matplotlib.rc_context({"svg.hashsalt": caption, "svg.fonttype": "none"}):
-            figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None}, bbox_inches="tight")
+            figure.savefig(
+                stream, format="svg", metadata={"Date": None, "Creator": None}, bbox_inches="tight"
+            )
         svg = stream.getvalue()
         self.parts.append(Plot(caption, svg[svg.index("<svg") :]))
 
@@ -131,7 +145,9 @@ class Report:
         """The page. Every text is escaped; nothing is loaded from elsewhere."""
         environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
         template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-        return template.render(report=self, is_plot=lambda part: isinstance(part, Plot), safe=Markup)
+        return template.render(
+            report=self, is_plot=lambda part: isinstance(part, Plot), safe=Markup
+        )
 
     def as_json(self) -> dict[str, Any]:
         """The same numbers for programs; plots by caption only."""
@@ -144,7 +160,9 @@ class Report:
                 {
                     "title": section.title,
                     "text": section.paragraphs,
-                    "tables": [_table_json(part) for part in section.parts if isinstance(part, Table)],
+                    "tables": [
+                        _table_json(part) for part in section.parts if isinstance(part, Table)
+                    ],
                     "plots": [part.caption for part in section.parts if isinstance(part, Plot)],
                 }
                 for section in self.sections
@@ -155,7 +173,9 @@ class Report:
         """`report.html` and `report.json` in a folder."""
         html, twin = folder / "report.html", folder / "report.json"
         html.write_text(self.html(), encoding="utf-8")
-        twin.write_text(json.dumps(self.as_json(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        twin.write_text(
+            json.dumps(self.as_json(), indent=1, allow_nan=False) + "\n", encoding="utf-8"
+        )
         return html, twin
 
 
@@ -166,8 +186,17 @@ def number(value: float | int, digits: int) -> str:
 
 def _table_json(table: Table) -> dict[str, Any]:
     def plain(cell: Cell) -> Any:
-        known = {"value": cell.value, "low": cell.low, "high": cell.high, "n": cell.n, "reason": cell.reason or None}
+        known = {
+            "value": cell.value,
+            "low": cell.low,
+            "high": cell.high,
+            "n": cell.n,
+            "reason": cell.reason or None,
+        }
         return {key: value for key, value in known.items() if value is not None or key == "value"}
 
-    rows = [{name: plain(cell) for name, cell in zip(table.columns, row, strict=True)} for row in table.rows]
+    rows = [
+        {name: plain(cell) for name, cell in zip(table.columns, row, strict=True)}
+        for row in table.rows
+    ]
     return {"caption": table.caption, "note": table.note, "rows": rows}

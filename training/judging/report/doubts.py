@@ -1,4 +1,5 @@
-"""The report's doubts: would it hold under worse conditions, with fewer outcomes known, in truth, or with more data?"""
+"""The report's doubts: would it hold under worse conditions, with fewer outcomes known, in truth,
+or with more data?"""
 
 from __future__ import annotations
 
@@ -41,15 +42,24 @@ def stresses(section: Section, found: Findings) -> None:
     """The same answers with costs doubled, or every order late."""
     contest, draws = found.contest, found.config.evaluate.draws
     rewards = contest.rewards
-    columns = {"as it is": (contest.arena, {name: rewards[name] for name in (POLICY, AGENT, RANDOM)})}
+    columns = {
+        "as it is": (contest.arena, {name: rewards[name] for name in (POLICY, AGENT, RANDOM)})
+    }
     for name, labels in found.stressed.items():
         usable = np.flatnonzero(np.isfinite(labels.rewards[contest.arena.rows]).all(1))
         arena = Arena.of(found.held_out, labels, contest.arena.rows[usable])
         mine, theirs = (contest.played[arm].arm.at(usable) for arm in (POLICY, AGENT))
-        dealt = [arena.play(arm).r for arm in random_veto(mine, DRAWS_OF_CHANCE, found.config.evaluate.seed)]
+        dealt = [
+            arena.play(arm).r
+            for arm in random_veto(mine, DRAWS_OF_CHANCE, found.config.evaluate.seed)
+        ]
         columns[name] = (
             arena,
-            {POLICY: arena.play(mine).r, AGENT: arena.play(theirs).r, RANDOM: np.mean(dealt, axis=0)},
+            {
+                POLICY: arena.play(mine).r,
+                AGENT: arena.play(theirs).r,
+                RANDOM: np.mean(dealt, axis=0),
+            },
         )
     rows = []
     for name, (arena, r) in columns.items():
@@ -60,8 +70,9 @@ def stresses(section: Section, found: Findings) -> None:
         "The same answers under worse conditions",
         ("condition", "scenarios", "policy", "policy - agent", "policy - random veto"),
         rows,
-        "Mean R per scenario. An edge over chance that vanishes with an hour's delay or twice the costs is not one to "
-        "trade. Training on shuffled labels is a run of its own: targets.shuffled.",
+        "Mean R per scenario. An edge over chance that vanishes with an hour's delay or twice the"
+        " costs is not one to trade. Training on shuffled labels is a run of its own:"
+        " targets.shuffled.",
     )
 
 
@@ -90,14 +101,17 @@ def power(section: Section, found: Findings) -> None:
         f"Decisions needed to see an edge with {POWER:.0%} power",
         ("bound against", *(f"{edge:g} R per decision" for edge in EDGES)),
         rows,
-        f"One bound at {confidence:.1%}, normal approximation, errors as in this contest, shrinking with the root of "
-        "the number of decisions. `make bench-gate` measures the whole gate on simulated markets.",
+        f"One bound at {confidence:.1%}, normal approximation, errors as in this contest, shrinking"
+        " with the root of the number of decisions. `make bench-gate` measures the whole gate on"
+        " simulated markets.",
     )
     figure = Figure((7, 3.5))
     axes = figure.add_subplot()
     counts = np.geomspace(200, 50_000, 120)
     for edge in EDGES:
-        axes.plot(counts, ndtr(edge / (error * np.sqrt(n / counts)) - z), label=f"{edge:g} R per decision")
+        axes.plot(
+            counts, ndtr(edge / (error * np.sqrt(n / counts)) - z), label=f"{edge:g} R per decision"
+        )
     axes.axvline(n, color="0.6", linewidth=0.8, linestyle="--")
     axes.set_xscale("log")
     axes.set_xlabel(f"decisions (dashed: this contest, {n:,})")
@@ -115,11 +129,18 @@ def off_policy(section: Section, found: Findings) -> None:
     source = np.random.default_rng(config.seed)
     action = (behaviour.cumsum(1) > source.random(len(behaviour))[:, None]).argmax(1)
     rows = np.arange(len(action))
-    log = LoggedDecisions(action, behaviour[rows, action], rewards[rows, action], target, contest.arena.as_of)
+    log = LoggedDecisions(
+        action, behaviour[rows, action], rewards[rows, action], target, contest.arena.as_of
+    )
     known = found.trained.labels.rewards[found.trained.scenarios.rows(TRAIN, real_only=True)]
     predicted = np.tile(np.nanmean(known, axis=0), (len(rows), 1))
     shown = [
-        (Cell(name), cell(value.estimate), Cell(value.effective, digits=0), Cell(value.largest, digits=1))
+        (
+            Cell(name),
+            cell(value.estimate),
+            Cell(value.effective, digits=0),
+            Cell(value.largest, digits=1),
+        )
         for name, value in (
             ("inverse propensity", inverse_propensity(log, draws=config.draws)),
             ("self-normalised", self_normalised(log, draws=config.draws)),
@@ -131,13 +152,15 @@ def off_policy(section: Section, found: Findings) -> None:
         "Value of the policy as a distribution, from one logged action per scenario",
         ("estimate", "mean R per scenario", "effective sample", "largest weight"),
         [*shown, (Cell("all outcomes known"), Cell(truth), Cell(len(rows)), Cell("-"))],
-        "Actions are drawn from the base model's probabilities, as if it had decided; the estimates see their outcomes "
-        "only. Rewards are clipped, before rules. Doubly robust predicts each action's mean in training.",
+        "Actions are drawn from the base model's probabilities, as if it had decided; the estimates"
+        " see their outcomes only. Rewards are clipped, before rules. Doubly robust predicts each"
+        " action's mean in training.",
     )
 
 
 def truth(section: Section, found: Findings) -> None:
-    """In a synthetic market what every decision is worth on average is known: how much of the best was recovered?"""
+    """In a synthetic market what every decision is worth on average is known: how much of the best
+    was recovered?"""
     config, contest = found.config, found.contest
     known = oracle(config.market.synthetic, config.evaluate.outcomes or config.outcomes)
     worth = known.expected(states(contest.scenarios))
@@ -145,20 +168,27 @@ def truth(section: Section, found: Findings) -> None:
     rows = []
     for name, chosen in _choices(found).items():
         value = worth[np.arange(len(worth)), chosen]
-        (mean,) = mean_intervals(value[:, None], as_of=contest.arena.as_of, draws=config.evaluate.draws)
-        share = cell(Estimate(*_scaled(mean, best)), 2) if best > 0 else Cell(None, reason="nothing can be earned")
+        (mean,) = mean_intervals(
+            value[:, None], as_of=contest.arena.as_of, draws=config.evaluate.draws
+        )
+        share = (
+            cell(Estimate(*_scaled(mean, best)), 2)
+            if best > 0
+            else Cell(None, reason="nothing can be earned")
+        )
         rows.append((Cell(name), cell(mean), share, Cell(float((chosen > 0).mean()), digits=2)))
     section.say(
-        f"The planted edge is {config.market.synthetic.edge:g}. Knowing the planted state and nothing else, one could "
-        f"earn {best:.3f} R a scenario here; the one action that is best throughout earns {known.constant:.3f} R, and "
-        f"rejecting everything 0."
+        f"The planted edge is {config.market.synthetic.edge:g}. Knowing the planted state and"
+        f" nothing else, one could earn {best:.3f} R a scenario here; the one action that is best"
+        f" throughout earns {known.constant:.3f} R, and rejecting everything 0."
     )
     section.table(
         "Share of the best achievable reward",
         ("arm", "mean R per scenario", "share of best", "approves"),
         rows,
-        "Each choice counts what it earns on average in its state, measured on an independent sample of the same "
-        "market, so that luck of the held-out paths plays no part. Before rules, rewards clipped.",
+        "Each choice counts what it earns on average in its state, measured on an independent"
+        " sample of the same market, so that luck of the held-out paths plays no part. Before"
+        " rules, rewards clipped.",
     )
 
 
@@ -193,8 +223,9 @@ def combinatorial(section: Section, found: Findings) -> None:
         "Simple rivals in development: combinatorial purged paths",
         ("rival", "mean R per scenario: median [lowest, highest path]", "share traded"),
         rows,
-        f"{len(known.as_of):,} training scenarios in {GROUPS} groups, {TESTED} tested at a time, purged and embargoed: "
-        f"{len(next(iter(paths.values())))} paths (López de Prado 2018, chapter 12). Nothing held out is used.",
+        f"{len(known.as_of):,} training scenarios in {GROUPS} groups, {TESTED} tested at a time,"
+        f" purged and embargoed: {len(next(iter(paths.values())))} paths (López de Prado 2018,"
+        " chapter 12). Nothing held out is used.",
     )
 
 
@@ -208,18 +239,25 @@ def combinatorial_paths(known: Known) -> dict[str, list[Path]]:
         plan = Arm(ALWAYS, np.ones(size, dtype=bool), np.full(size, 1.5), np.ones(size))
         for arm in fitted(known.at(fold.train), plan, known.features[fold.test], INNER_FOLDS):
             taken[arm.name][number, fold.test] = arm.approve
-    group = np.minimum(np.argsort(np.argsort(known.as_of, kind="stable")) // (count // GROUPS), GROUPS - 1)
+    group = np.minimum(
+        np.argsort(np.argsort(known.as_of, kind="stable")) // (count // GROUPS), GROUPS - 1
+    )
     found: dict[str, list[Path]] = {}
     for name, answers in taken.items():
         for path in backtest_paths(GROUPS, TESTED):
             traded = answers[path[group], np.arange(count)]
-            found.setdefault(name, []).append(Path(float((traded * known.rewards).mean()), float(traded.mean())))
+            found.setdefault(name, []).append(
+                Path(float((traded * known.rewards).mean()), float(traded.mean()))
+            )
     return found
 
 
 def _choices(found: Findings) -> dict[str, np.ndarray]:
-    """(N,) index of the action that each arm takes, before rules; the agent's plan is the whole risk at 1.5 ATR."""
-    plan = next(i for i, one in enumerate(ACTIONS) if one.risk_fraction == 1.0 and one.stop_atr == 1.5)
+    """(N,) index of the action that each arm takes, before rules; the agent's plan is the whole
+    risk at 1.5 ATR."""
+    plan = next(
+        i for i, one in enumerate(ACTIONS) if one.risk_fraction == 1.0 and one.stop_atr == 1.5
+    )
     chosen = {name: values.argmax(1) for name, values in found.contest.probabilities.items()}
     arms = found.contest.played
     for name in (AGENT, ALWAYS, *HEURISTICS):
@@ -228,5 +266,7 @@ def _choices(found: Findings) -> dict[str, np.ndarray]:
 
 
 def _scaled(mean: Estimate, best: float) -> tuple[float | None, float | None, float | None, int]:
-    value, low, high = (None if each is None else each / best for each in (mean.value, mean.low, mean.high))
+    value, low, high = (
+        None if each is None else each / best for each in (mean.value, mean.low, mean.high)
+    )
     return value, low, high, mean.n

@@ -20,8 +20,10 @@ from training.statistics.bootstrap import Estimate
 class Findings:
     """Everything that the report tells.
 
-    rebuilt : artefacts of every policy, by arm's name. look : how many versions have looked at the period.
-    labels : of the held-out scenarios. stressed : the same under worse conditions, by what they are called.
+    rebuilt : artefacts of every policy, by arm's name. look : how many versions have looked at the
+        period.
+    labels : of the held-out scenarios. stressed : the same under worse conditions, by what they are
+        called.
     decision_s : median time that serving takes for one decision, as measured by the parity check.
     """
 
@@ -42,7 +44,14 @@ class Findings:
 
 def cell(estimate: Estimate, digits: int = 3) -> Cell:
     """An estimate as a cell, with its reason when there is none."""
-    return Cell(estimate.value, estimate.low, estimate.high, estimate.n, digits, estimate.reason or "not defined")
+    return Cell(
+        estimate.value,
+        estimate.low,
+        estimate.high,
+        estimate.n,
+        digits,
+        estimate.reason or "not defined",
+    )
 
 
 def maybe(value: float | None, reason: str = "") -> Cell:

@@ -1,11 +1,13 @@
 """Direct preference optimisation (Rafailov et al. 2023, eq. 7) on pairs of actions.
 
-A completion is one letter, so all pairs of a scenario share one forward pass: both log-probabilities stand in the same
-row. TRL's DPOTrainer on the same pairs gives the same loss and gradient (tests/training/learning/algorithms/test_trl_equality.py).
+A completion is one letter, so all pairs of a scenario share one forward pass: both
+log-probabilities stand in the same row. TRL's DPOTrainer on the same pairs gives the same loss and
+gradient (tests/training/learning/algorithms/test_trl_equality.py).
 
-Deviations: the completion ends at the letter, without an end-of-turn token; the reference is the supervised warm-up's
-policy (as in the paper, section 4, though the warm-up's target is the closed-form optimum, not the chosen answers) and
-its log-probabilities are computed once; pairs carry their scenario's weight.
+Deviations: the completion ends at the letter, without an end-of-turn token; the reference is the
+supervised warm-up's policy (as in the paper, section 4, though the warm-up's target is the
+closed-form optimum, not the chosen answers) and its log-probabilities are computed once; pairs
+carry their scenario's weight.
 """
 
 from __future__ import annotations
@@ -41,7 +43,8 @@ def train(
     folder: Path,
     progress: Progress = lambda done, total: None,
 ) -> TrainedPolicy:
-    """Train, judge and save. Raises `TrainingError` without pairs in the training rows, and `CollapsedPolicy`."""
+    """Train, judge and save. Raises `TrainingError` without pairs in the training rows, and
+    `CollapsedPolicy`."""
     pairs = PairTable.of(problem)
     with started(problem, config, adapter, reader, folder, progress) as run:
         for rows in batches(run, pairs.rows, config.epochs, config.learning_rate):
@@ -55,9 +58,17 @@ def train(
 
 
 class PairTable:
-    """The training rows' pairs, by row and padded: `chosen`, `rejected`, `weight` are (N, most pairs of a row)."""
+    """The training rows' pairs, by row and padded: `chosen`, `rejected`, `weight` are (N, most
+    pairs of a row)."""
 
-    def __init__(self, rows: NDArray[np.int64], chosen: Tensor, rejected: Tensor, weight: Tensor, mean_pairs: float):
+    def __init__(
+        self,
+        rows: NDArray[np.int64],
+        chosen: Tensor,
+        rejected: Tensor,
+        weight: Tensor,
+        mean_pairs: float,
+    ):
         self.rows = rows
         self.chosen, self.rejected, self.weight = chosen, rejected, weight
         self.mean_pairs = mean_pairs
@@ -67,7 +78,8 @@ class PairTable:
         """Pairs of training rows; each weighs its own weight times its scenario's."""
         if problem.pairs is None or not np.isin(problem.pairs[:, 0], problem.train_rows).any():
             raise TrainingError(
-                "DPO needs preference pairs in the training rows: lower preferences.margin, or add data"
+                "DPO needs preference pairs in the training rows: lower preferences.margin, or add"
+                " data"
             )
         kept = np.isin(problem.pairs[:, 0], problem.train_rows)
         pairs = problem.pairs[kept]
@@ -75,7 +87,11 @@ class PairTable:
         weights = own[kept] * problem.weights[pairs[:, 0]]
         rows, counts = np.unique(pairs[:, 0], return_counts=True)
         shape = (len(problem.encoded), int(counts.max()))
-        chosen, rejected, weight = np.zeros(shape, np.int64), np.zeros(shape, np.int64), np.zeros(shape)
+        chosen, rejected, weight = (
+            np.zeros(shape, np.int64),
+            np.zeros(shape, np.int64),
+            np.zeros(shape),
+        )
         filled = np.zeros(len(problem.encoded), np.int64)
         for (row, better, worse), value in zip(pairs, weights, strict=True):
             at = (row, filled[row])
@@ -85,10 +101,13 @@ class PairTable:
         return cls(rows, tables[0], tables[1], tables[2], float(counts.mean()))
 
     def loss(self, log_policy: Tensor, reference: Tensor, rows: Tensor, beta: float) -> Tensor:
-        """Weighted mean of the pairs' losses. The divisor is the mean number of pairs times the rows, not the batch's
-        own count, so that parts of a batch average to the whole."""
+        """Weighted mean of the pairs' losses. The divisor is the mean number of pairs times the
+        rows, not the batch's own count, so that parts of a batch average to the whole."""
         at = rows.cpu()
-        chosen, rejected = self.chosen[at].to(log_policy.device), self.rejected[at].to(log_policy.device)
+        chosen, rejected = (
+            self.chosen[at].to(log_policy.device),
+            self.rejected[at].to(log_policy.device),
+        )
         weight = self.weight[at].to(log_policy)
         each = losses.dpo_loss(
             log_policy.gather(1, chosen),

@@ -1,11 +1,13 @@
 """Expected reward under KL, exact: the reward of every action is known, so nothing is sampled.
 
-`distil` (default): cross-entropy to the closed-form optimum pi* ~ pi_ref exp(R / beta), normalised over the actions
-(Rafailov et al. 2023, eq. 4; as in advantage-weighted regression, Peng et al. 2019, but with all actions weighted).
-`gradient`: ascent on E_pi[R] - beta KL(pi || pi_ref) itself (eq. 3 there).
+`distil` (default): cross-entropy to the closed-form optimum pi* ~ pi_ref exp(R / beta), normalised
+over the actions (Rafailov et al. 2023, eq. 4; as in advantage-weighted regression, Peng et al.
+2019, but with all actions weighted). `gradient`: ascent on E_pi[R] - beta KL(pi || pi_ref) itself
+(eq. 3 there).
 
-Deviations: the partition function, intractable for texts, is a sum of ten terms; rewards are realised outcomes, so pi*
-fits their noise and only the adapter's small capacity, few epochs and the KL average it out over scenarios.
+Deviations: the partition function, intractable for texts, is a sum of ten terms; rewards are
+realised outcomes, so pi* fits their noise and only the adapter's small capacity, few epochs and the
+KL average it out over scenarios.
 """
 
 from __future__ import annotations
@@ -47,7 +49,9 @@ def train(
                     target = losses.closed_form(reference, rewards, config.beta)
                     loss = losses.distillation_loss(log_policy, target, weight)
                 else:
-                    loss = losses.expected_reward_loss(log_policy, reference, rewards, weight, config.beta)
+                    loss = losses.expected_reward_loss(
+                        log_policy, reference, rewards, weight, config.beta
+                    )
                 loss = loss + supervised_part(run, output, rows)
                 step(run, loss, log_policy, output.labels, rows)
         return finish(run, folder)

@@ -1,9 +1,11 @@
-"""Losses of policy optimisation: pure functions of tensors, each with its source. docs/papers.md says what deviates.
+"""Losses of policy optimisation: pure functions of tensors, each with its source. docs/papers.md
+says what deviates.
 
-Shapes: B rows, A actions, P pairs, K candidates. Log-probabilities are in nats and, where a policy over actions is
-meant (`log_policy`), normalised over the actions: log_softmax(label log-probabilities - bias). `weight` (uniqueness,
-mean 1 over the training rows) multiplies each row's loss; the result is the plain mean of the products, so that halves
-of a batch average to the whole.
+Shapes: B rows, A actions, P pairs, K candidates. Log-probabilities are in nats and, where a policy
+over actions is meant (`log_policy`), normalised over the actions: log_softmax(label
+log-probabilities - bias). `weight` (uniqueness, mean 1 over the training rows) multiplies each
+row's loss; the result is the plain mean of the products, so that halves of a batch average to the
+whole.
 """
 
 from __future__ import annotations
@@ -41,48 +43,57 @@ def supervised_loss(log_policy: Tensor, labels: Tensor, weight: Tensor) -> Tenso
 
 
 def format_loss(label_log_probs: Tensor) -> Tensor:
-    """-log of the probability mass on labels, mean over rows: the model must answer with a letter. Input (B, A), raw.
+    """-log of the probability mass on labels, mean over rows: the model must answer with a letter.
+    Input (B, A), raw.
 
-    Together with `supervised_loss` this is the token cross-entropy on the label when the bias is zero; kept apart so
-    that a bias stays removed from the policy.
+    Together with `supervised_loss` this is the token cross-entropy on the label when the bias is
+    zero; kept apart so that a bias stays removed from the policy.
     """
     return -torch.logsumexp(label_log_probs, dim=-1).mean()
 
 
 def closed_form(log_reference: Tensor, rewards: Tensor, beta: float) -> Tensor:
-    """Log of the optimum of E[R] - beta KL(pi || pi_ref): pi* ~ pi_ref exp(R / beta), normalised over the actions.
+    """Log of the optimum of E[R] - beta KL(pi || pi_ref): pi* ~ pi_ref exp(R / beta), normalised
+    over the actions.
 
-    Rafailov et al. 2023, eq. 4 (after Peters and Schaal 2007); the partition function is a sum of A terms here.
-    Inputs and result (B, A); rewards in R, any constant added to a row changes nothing.
+    Rafailov et al. 2023, eq. 4 (after Peters and Schaal 2007); the partition function is a sum of A
+    terms here. Inputs and result (B, A); rewards in R, any constant added to a row changes nothing.
     """
     _positive(beta)
     return torch.log_softmax(log_reference + rewards / beta, dim=-1)
 
 
 def distillation_loss(log_policy: Tensor, log_target: Tensor, weight: Tensor) -> Tensor:
-    """Cross-entropy of the policy to a target distribution, both (B, A); least where they are equal."""
+    """Cross-entropy of the policy to a target distribution, both (B, A); least where they are
+    equal."""
     return -(weight * (log_target.exp() * log_policy).sum(-1)).mean()
 
 
 def expected_reward_loss(
     log_policy: Tensor, log_reference: Tensor, rewards: Tensor, weight: Tensor, beta: float
 ) -> Tensor:
-    """-(E_pi[R] - beta KL(pi || pi_ref)), exact since the reward of every action is known. Inputs (B, A).
+    """-(E_pi[R] - beta KL(pi || pi_ref)), exact since the reward of every action is known. Inputs
+    (B, A).
 
-    The objective of Rafailov et al. 2023, eq. 3. Rewards are centred by the reference's mean, which leaves the gradient
-    as it is and the number readable: the gain over the reference.
+    The objective of Rafailov et al. 2023, eq. 3. Rewards are centred by the reference's mean, which
+    leaves the gradient as it is and the number readable: the gain over the reference.
     """
     gain = (log_policy.exp() * rewards).sum(-1) - (log_reference.exp() * rewards).sum(-1)
     return -(weight * (gain - beta * kl_divergence(log_policy, log_reference))).mean()
 
 
 def dpo_loss(
-    chosen: Tensor, rejected: Tensor, reference_chosen: Tensor, reference_rejected: Tensor, beta: float
+    chosen: Tensor,
+    rejected: Tensor,
+    reference_chosen: Tensor,
+    reference_rejected: Tensor,
+    beta: float,
 ) -> Tensor:
     """-log sigmoid(beta ((chosen - reference) - (rejected - reference))) of every pair. All (P,).
 
-    Rafailov et al. 2023, eq. 7. Log-probabilities of whole completions, nats: here a letter. What is common to both
-    (normalisation over labels, mass) cancels, so raw and normalised log-probabilities give the same loss.
+    Rafailov et al. 2023, eq. 7. Log-probabilities of whole completions, nats: here a letter. What
+    is common to both (normalisation over labels, mass) cancels, so raw and normalised
+    log-probabilities give the same loss.
     """
     _positive(beta)
     margin = (chosen - reference_chosen) - (rejected - reference_rejected)
@@ -104,9 +115,11 @@ def value_loss(value: Tensor, returned: Tensor) -> Tensor:
 
 
 def rrhf_ranking_loss(scores: Tensor, rewards: Tensor) -> Tensor:
-    """Sum over pairs with r_i < r_j of max(0, p_i - p_j), (B,). Inputs (B, K); NaN rewards take no part.
+    """Sum over pairs with r_i < r_j of max(0, p_i - p_j), (B,). Inputs (B, K); NaN rewards take no
+    part.
 
-    Yuan et al. 2023, eq. 2 and 3: p is the length-normalised log-probability; a letter has length 1. No margin.
+    Yuan et al. 2023, eq. 2 and 3: p is the length-normalised log-probability; a letter has length
+    1. No margin.
     """
     worse = rewards[:, :, None] < rewards[:, None, :]
     excess = (scores[:, :, None] - scores[:, None, :]).clamp(min=0)
@@ -114,7 +127,8 @@ def rrhf_ranking_loss(scores: Tensor, rewards: Tensor) -> Tensor:
 
 
 def rrhf_best_loss(scores: Tensor, rewards: Tensor) -> Tensor:
-    """-p of the best candidate, (B,). Yuan et al. 2023, eq. 4: without it the ranking degenerates. Inputs (B, K)."""
+    """-p of the best candidate, (B,). Yuan et al. 2023, eq. 4: without it the ranking degenerates.
+    Inputs (B, K)."""
     best = rewards.nan_to_num(nan=-torch.inf).argmax(1)
     return -scores.gather(1, best[:, None]).squeeze(1)
 

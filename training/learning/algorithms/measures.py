@@ -1,4 +1,5 @@
-"""Measures of a policy over actions: is it alive, what does it earn, and which temperature makes it honest."""
+"""Measures of a policy over actions: is it alive, what does it earn, and which temperature makes it
+honest."""
 
 from __future__ import annotations
 
@@ -21,12 +22,14 @@ class CollapsedPolicy(AdvisorError):
     """A policy that says nearly the same whatever it reads: a failed run, never published."""
 
 
-def policy_measures(log_policy: Tensor, log_reference: Tensor, labels: Tensor, rewards: Tensor) -> dict[str, Tensor]:
+def policy_measures(
+    log_policy: Tensor, log_reference: Tensor, labels: Tensor, rewards: Tensor
+) -> dict[str, Tensor]:
     """Of a batch, all inputs (B, 10); scalars.
 
-    `entropy` and `kl` (to the reference) are means of rows in nats; `majority` is the mean probability of the most
-    likely action; `same_argmax` the share of rows with the most frequent argmax; `label_mass` the mean probability on
-    labels; `reward` the expected reward, R.
+    `entropy` and `kl` (to the reference) are means of rows in nats; `majority` is the mean
+    probability of the most likely action; `same_argmax` the share of rows with the most frequent
+    argmax; `label_mass` the mean probability on labels; `reward` the expected reward, R.
     """
     probabilities = log_policy.exp()
     counts = torch.bincount(log_policy.argmax(-1), minlength=log_policy.shape[1])
@@ -50,10 +53,13 @@ def validation_metrics(
 ) -> Measures:
     """`policy_measures` on validation rows, and mean rewards (R) of deterministic choices there.
 
-    `greedy` takes the policy's argmax, `reference_greedy` the reference's, `best_constant` the one action that was best
-    on the training rows, `oracle` each row's best action in hindsight.
+    `greedy` takes the policy's argmax, `reference_greedy` the reference's, `best_constant` the one
+    action that was best on the training rows, `oracle` each row's best action in hindsight.
     """
-    tensors = (torch.from_numpy(np.asarray(each[rows], np.float32)) for each in (log_policy, reference, raw, rewards))
+    tensors = (
+        torch.from_numpy(np.asarray(each[rows], np.float32))
+        for each in (log_policy, reference, raw, rewards)
+    )
     found = {name: float(value) for name, value in policy_measures(*tensors).items()}
     known = rewards[rows]
     constant = int(rewards[train].mean(0).argmax())
@@ -67,25 +73,30 @@ def validation_metrics(
 
 
 def check_not_collapsed(metrics: Measures, config: TrainingConfig) -> None:
-    """Raise `CollapsedPolicy` when entropy or majority on the validation rows is beyond the configuration's limits."""
+    """Raise `CollapsedPolicy` when entropy or majority on the validation rows is beyond the
+    configuration's limits."""
     faults = []
     if not metrics["entropy"] >= config.min_entropy:
         faults.append(f"entropy {metrics['entropy']:.4f} nats is below {config.min_entropy}")
     if not metrics["majority"] <= config.max_majority:
-        faults.append(f"one action has {metrics['majority']:.3f} of the probability, above {config.max_majority}")
+        faults.append(
+            f"one action has {metrics['majority']:.3f} of the probability, above"
+            f" {config.max_majority}"
+        )
     if faults:
         raise CollapsedPolicy(
-            f"the policy collapsed on the validation rows: {'; '.join(faults)}. "
-            f"Raise beta, lower the learning rate, or start from the supervised warm-up (start = 'optimum')"
+            f"the policy collapsed on the validation rows: {'; '.join(faults)}. Raise beta, lower"
+            " the learning rate, or start from the supervised warm-up (start = 'optimum')"
         )
 
 
 def fit_temperature(log_policy: Floats, best: NDArray[np.int64], weights: Floats) -> float:
-    """Temperature under which the policy's probabilities best foretell the best action (log loss on these rows).
+    """Temperature under which the policy's probabilities best foretell the best action (log loss on
+    these rows).
 
-    Guo et al. 2017, "On Calibration of Modern Neural Networks", section 4.2. One number, so that no argmax changes; the
-    bias stays as it was in training, since fitting it to the frequency of best actions would move decisions towards
-    what is often best and away from what pays.
+    Guo et al. 2017, "On Calibration of Modern Neural Networks", section 4.2. One number, so that no
+    argmax changes; the bias stays as it was in training, since fitting it to the frequency of best
+    actions would move decisions towards what is often best and away from what pays.
     """
 
     def loss(log_temperature: float) -> float:

@@ -1,13 +1,14 @@
 """Proximal policy optimisation (Schulman et al. 2017, eq. 7 and 9) with a KL pull to the reference.
 
-An episode is one decision: the state is the prompt, the return is the reward, and nothing follows. The value baseline
-is linear in the base model's last hidden state, which is cached, so it costs no pass.
+An episode is one decision: the state is the prompt, the return is the reward, and nothing follows.
+The value baseline is linear in the base model's last hidden state, which is cached, so it costs no
+pass.
 
-Deviations: several actions are sampled per scenario, since their rewards are known (they share the state and the
-forward pass); the KL to the reference is a loss of its own, computed exactly over the ten actions, instead of a penalty
-within the sampled reward (Ziegler et al. 2019); advantages are centred and scaled by the batch, as implementations do;
-the value is not clipped. The first of the inner steps reads the old policy too: its ratio is 1, its gradient the plain
-one.
+Deviations: several actions are sampled per scenario, since their rewards are known (they share the
+state and the forward pass); the KL to the reference is a loss of its own, computed exactly over the
+ten actions, instead of a penalty within the sampled reward (Ziegler et al. 2019); advantages are
+centred and scaled by the batch, as implementations do; the value is not clipped. The first of the
+inner steps reads the old policy too: its ratio is 1, its gradient the plain one.
 """
 
 from __future__ import annotations
@@ -85,21 +86,37 @@ def train(
 def ppo_loss(
     run: Run, config: PpoConfig, log_policy: Tensor, predicted: Tensor, sample: Sample, rows: Tensor
 ) -> Tensor:
-    """Clipped surrogate + value loss - entropy bonus + KL to the reference, weighted mean over rows."""
+    """Clipped surrogate + value loss - entropy bonus + KL to the reference, weighted mean over
+    rows."""
     log_new = log_policy.gather(1, sample.actions)
-    surrogate = losses.ppo_policy_loss(log_new, sample.log_old, sample.advantage, config.clip).mean(1)
+    surrogate = losses.ppo_policy_loss(log_new, sample.log_old, sample.advantage, config.clip).mean(
+        1
+    )
     valued = losses.value_loss(predicted.expand_as(sample.returned), sample.returned).mean(1)
     pull = losses.kl_divergence(log_policy, run.to(run.reference, rows))
-    each = surrogate + config.value * valued - config.entropy * losses.entropy(log_policy) + config.beta * pull
+    each = (
+        surrogate
+        + config.value * valued
+        - config.entropy * losses.entropy(log_policy)
+        + config.beta * pull
+    )
     return (run.to(run.problem.weights, rows) * each).mean()
 
 
 def draw(
-    run: Run, config: PpoConfig, log_policy: Tensor, predicted: Tensor, rows: Tensor, source: torch.Generator
+    run: Run,
+    config: PpoConfig,
+    log_policy: Tensor,
+    predicted: Tensor,
+    rows: Tensor,
+    source: torch.Generator,
 ) -> Sample:
-    """Sample actions of the current policy with replacement, and their advantages over the value baseline."""
+    """Sample actions of the current policy with replacement, and their advantages over the value
+    baseline."""
     with torch.no_grad():
-        actions = torch.multinomial(log_policy.exp().cpu(), config.samples, replacement=True, generator=source)
+        actions = torch.multinomial(
+            log_policy.exp().cpu(), config.samples, replacement=True, generator=source
+        )
         actions = actions.to(log_policy.device)
         returned = run.to(run.problem.rewards, rows).gather(1, actions)
         advantage = returned - predicted
@@ -116,7 +133,8 @@ def mean_reward(run: Run) -> float:
 
 
 def standardised(problem: Problem) -> Tensor:
-    """(N, H) last hidden states, zero mean and unit variance on the training rows, divided by sqrt(H)."""
+    """(N, H) last hidden states, zero mean and unit variance on the training rows, divided by
+    sqrt(H)."""
     states = np.asarray(problem.encoded.last, np.float32)
     train = states[problem.train_rows]
     scaled = (states - train.mean(0)) / (train.std(0) + 1e-6)

@@ -1,15 +1,17 @@
 """Preference pairs: of two actions in one scenario, the one that earned more.
 
-Two sources. `outcome`: realised rewards that differ by a margin. `model`: the reward model's out-of-fold predictions,
-where they differ by a margin in standard errors (the ensemble's spread of that very difference) and no realised pair of
-the same two actions speaks, for or against. At most `per_scenario` of each source and scenario: the widest first, so
-that the best action is always preferred to the worst, the rest at random, so that what is preferred stays varied.
+Two sources. `outcome`: realised rewards that differ by a margin. `model`: the reward model's
+out-of-fold predictions, where they differ by a margin in standard errors (the ensemble's spread of
+that very difference) and no realised pair of the same two actions speaks, for or against. At most
+`per_scenario` of each source and scenario: the widest first, so that the best action is always
+preferred to the worst, the rest at random, so that what is preferred stays varied.
 
-The files are TRL's conversational preference format (1.16, "dataset formats"): `prompt` is the system's and the user's
-message as `app.domain.prompt` renders them, `chosen` and `rejected` one assistant's message each, the action's letter.
-TRL's `DPOTrainer` makes of them exactly the ids that the service reads (head, user's text, tail) and the letter; it
-then adds, to both completions alike, what the chat template puts after an assistant's turn (for SmolLM2 `<|im_end|>`
-and a line feed), which our own algorithms leave out.
+The files are TRL's conversational preference format (1.16, "dataset formats"): `prompt` is the
+system's and the user's message as `app.domain.prompt` renders them, `chosen` and `rejected` one
+assistant's message each, the action's letter. TRL's `DPOTrainer` makes of them exactly the ids that
+the service reads (head, user's text, tail) and the letter; it then adds, to both completions alike,
+what the chat template puts after an assistant's turn (for SmolLM2 `<|im_end|>` and a line feed),
+which our own algorithms leave out.
 """
 
 from __future__ import annotations
@@ -65,9 +67,10 @@ class PreferenceError(AdvisorError):
 class Preferences:
     """Pairs, by row of the scenario set. `table` has the columns of `SCHEMA`:
 
-    `chosen`, `rejected` are labels; `margin` the difference of their rewards (realised, or predicted for `model`), R;
-    `weight` is 1 for an outcome, and for the reward model's own 2 P(chosen beats rejected) - 1 by its pairwise head:
-    what a pair weighs beside the others of its scenario. Pairs of `validate` are of real scenarios and outcomes alone.
+    `chosen`, `rejected` are labels; `margin` the difference of their rewards (realised, or
+    predicted for `model`), R; `weight` is 1 for an outcome, and for the reward model's own 2
+    P(chosen beats rejected) - 1 by its pairwise head: what a pair weighs beside the others of its
+    scenario. Pairs of `validate` are of real scenarios and outcomes alone.
     """
 
     table: pl.DataFrame
@@ -79,10 +82,13 @@ class Preferences:
             table = pl.read_parquet(artifact / TABLE)
         except (pl.exceptions.PolarsError, OSError) as error:
             raise PreferenceError(
-                f"{artifact / TABLE}: {str(error).splitlines()[0]}: remove {artifact.path} and build again"
+                f"{artifact / TABLE}: {str(error).splitlines()[0]}: remove {artifact.path} and"
+                " build again"
             ) from error
         if dict(table.schema) != SCHEMA:
-            raise PreferenceError(f"{artifact / TABLE} has other columns: remove {artifact.path} and build again")
+            raise PreferenceError(
+                f"{artifact / TABLE} has other columns: remove {artifact.path} and build again"
+            )
         return cls(table)
 
     @property
@@ -99,7 +105,9 @@ class Preferences:
         """(P, 3) of a split: row, chosen action, rejected action."""
         chosen = self.table.filter(pl.col("split") == split)
         columns = [chosen["row"].to_list()]
-        columns += [[LABELS.index(label) for label in chosen[name]] for name in ("chosen", "rejected")]
+        columns += [
+            [LABELS.index(label) for label in chosen[name]] for name in ("chosen", "rejected")
+        ]
         return np.array(columns, np.int64).reshape(3, -1).T
 
 
@@ -113,9 +121,13 @@ def preference_record(
     scenario_id: str,
     source: PairSource,
 ) -> dict[str, Any]:
-    """One pair as TRL reads it; `margin`, `weight`, `scenario_id` and `source` are columns of our own."""
+    """One pair as TRL reads it; `margin`, `weight`, `scenario_id` and `source` are columns of our
+    own."""
     return {
-        "prompt": [{"role": "system", "content": prompt.system}, {"role": "user", "content": prompt.user}],
+        "prompt": [
+            {"role": "system", "content": prompt.system},
+            {"role": "user", "content": prompt.user},
+        ],
         "chosen": [{"role": "assistant", "content": chosen.label}],
         "rejected": [{"role": "assistant", "content": rejected.label}],
         "margin": margin,
@@ -126,10 +138,14 @@ def preference_record(
 
 
 def build_preferences(
-    folder: Path, scenarios: ScenarioSet, labels: Labels, rewards: Rewards, config: PreferencesConfig
+    folder: Path,
+    scenarios: ScenarioSet,
+    labels: Labels,
+    rewards: Rewards,
+    config: PreferencesConfig,
 ) -> dict[str, Any]:
-    """Fill `folder`: `preferences.parquet`, and for each split `preferences-SPLIT.jsonl`. Facts: counts by split and
-    source, and duplicates that were left out.
+    """Fill `folder`: `preferences.parquet`, and for each split `preferences-SPLIT.jsonl`. Facts:
+    counts by split and source, and duplicates that were left out.
 
     In the JSONL a pair's `weight` is its own times its scenario's (uniqueness).
 
@@ -143,12 +159,15 @@ def build_preferences(
         members = rewards.members if split == TRAIN and config.model_pairs else None
         for row in scenarios.rows(split):
             for pair in pairs_of(int(row), labels.rewards[row], members, config):
-                rows.append({"scenario_id": scenarios.table["id"][int(row)], "split": split, **pair})
+                rows.append(
+                    {"scenario_id": scenarios.table["id"][int(row)], "split": split, **pair}
+                )
     table, duplicates = _distinct(pl.DataFrame(rows, SCHEMA, orient="row"), prompts)
     counts = Counter(zip(table["split"], table["source"], strict=True))
     if not any(split == TRAIN for split, _ in counts):
         raise PreferenceError(
-            f"no two actions of a training scenario differ by {config.margin} R: lower preferences.margin, or add data"
+            f"no two actions of a training scenario differ by {config.margin} R: lower"
+            " preferences.margin, or add data"
         )
     table.write_parquet(folder / TABLE)
     for split in SPLITS:
@@ -156,18 +175,24 @@ def build_preferences(
         with (folder / f"preferences-{split}.jsonl").open("w", encoding="utf-8") as stream:
             stream.writelines(json.dumps(record) + "\n" for record in records)
     return {
-        "pairs": {f"{split}_{source}": number for (split, source), number in sorted(counts.items())},
+        "pairs": {
+            f"{split}_{source}": number for (split, source), number in sorted(counts.items())
+        },
         "scenarios": table.filter(pl.col("split") == TRAIN)["row"].n_unique(),
         "duplicates": duplicates,
     }
 
 
 def pairs_of(
-    row: int, realised: NDArray[np.float64], members: NDArray[np.float32] | None, config: PreferencesConfig
+    row: int,
+    realised: NDArray[np.float64],
+    members: NDArray[np.float32] | None,
+    config: PreferencesConfig,
 ) -> Iterator[dict[str, Any]]:
     """The pairs of one scenario, as rows of the table without id and split.
 
-    realised : (10,) rewards, NaN when excluded. members : (M, 2, N, 10) as `Rewards` has them; None: outcomes alone.
+    realised : (10,) rewards, NaN when excluded. members : (M, 2, N, 10) as `Rewards` has them;
+        None: outcomes alone.
     """
     source = np.random.default_rng([config.seed, row])
     gained = np.nan_to_num(realised[:, None] - realised[None, :])
@@ -199,7 +224,9 @@ def _drawn(
     return [(int(better[at]), int(worse[at])) for at in kept]
 
 
-def _pair(row: int, better: int, worse: int, margin: float, weight: float, source: PairSource) -> dict[str, Any]:
+def _pair(
+    row: int, better: int, worse: int, margin: float, weight: float, source: PairSource
+) -> dict[str, Any]:
     return {
         "row": row,
         "chosen": ACTIONS[better].label,
@@ -211,9 +238,12 @@ def _pair(row: int, better: int, worse: int, margin: float, weight: float, sourc
 
 
 def _distinct(table: pl.DataFrame, prompts: list[Prompt]) -> tuple[pl.DataFrame, int]:
-    """The same pair for the same prompt once, the widest one. Different scenarios can share a prompt, which is rounded;
-    a pair that one of them confirms and another contradicts stays, both ways: that is what is known."""
-    keyed = table.with_columns(pl.Series("prompt", [prompts[row].hash for row in table["row"]], pl.String()))
+    """The same pair for the same prompt once, the widest one. Different scenarios can share a
+    prompt, which is rounded; a pair that one of them confirms and another contradicts stays, both
+    ways: that is what is known."""
+    keyed = table.with_columns(
+        pl.Series("prompt", [prompts[row].hash for row in table["row"]], pl.String())
+    )
     kept = (
         keyed.with_row_index("order")
         .sort(["margin", "order"], descending=[True, False])
@@ -224,7 +254,9 @@ def _distinct(table: pl.DataFrame, prompts: list[Prompt]) -> tuple[pl.DataFrame,
     return kept.select(list(SCHEMA)), len(table) - len(kept)
 
 
-def _records(table: pl.DataFrame, prompts: list[Prompt], weights: NDArray[np.float64]) -> Iterator[dict[str, Any]]:
+def _records(
+    table: pl.DataFrame, prompts: list[Prompt], weights: NDArray[np.float64]
+) -> Iterator[dict[str, Any]]:
     for each in table.iter_rows(named=True):
         yield preference_record(
             prompts[each["row"]],

@@ -1,8 +1,9 @@
-"""The control: a linear probe of the base model's last hidden state with the target of the expected-reward algorithm.
+"""The control: a linear probe of the base model's last hidden state with the target of the
+expected-reward algorithm.
 
-Multinomial logistic regression (scikit-learn) fitted to the closed-form optimum pi* ~ pi_ref exp(R / beta): each row
-stands for its ten actions, weighted by pi*. Same states, same rewards, no language model to tune: an algorithm that
-does not reach it has lost something on the way.
+Multinomial logistic regression (scikit-learn) fitted to the closed-form optimum pi* ~ pi_ref exp(R
+/ beta): each row stands for its ten actions, weighted by pi*. Same states, same rewards, no
+language model to tune: an algorithm that does not reach it has lost something on the way.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ class Probe:
 
 
 def fit_probe(problem: Problem, beta: float, strengths: tuple[float, ...] = STRENGTHS) -> Probe:
-    """Fit on the training rows; the strength by expected reward in contiguous folds of them, not on validation rows."""
+    """Fit on the training rows; the strength by expected reward in contiguous folds of them, not on
+    validation rows."""
     states = np.asarray(problem.encoded.last, np.float64)
     base = torch.from_numpy(np.array(problem.encoded.label_log_probs))
     reference = losses.log_policy_of(base, problem.bias)
@@ -74,7 +76,9 @@ def _fit(
     weight = (target[rows] * weights[rows, None]).ravel()
     kept = weight > 1e-6
     labels = np.tile(np.arange(actions), len(rows))
-    return model.fit(states[repeated[kept]], labels[kept], logisticregression__sample_weight=weight[kept])
+    return model.fit(
+        states[repeated[kept]], labels[kept], logisticregression__sample_weight=weight[kept]
+    )
 
 
 def _log_policy(model: Any, states: NDArray[np.float64]) -> NDArray[np.float64]:

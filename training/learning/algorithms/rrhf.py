@@ -1,11 +1,13 @@
-"""RRHF (Yuan et al. 2023, eq. 2-5): candidates ranked by their reward, plus cross-entropy on the best.
+"""RRHF (Yuan et al. 2023, eq. 2-5): candidates ranked by their reward, plus cross-entropy on the
+best.
 
-Candidates of a scenario are its best action and others drawn at random; their scores are log-probabilities, all read
-from one pass.
+Candidates of a scenario are its best action and others drawn at random; their scores are
+log-probabilities, all read from one pass.
 
-Deviations: every reward is known, so the best of all ten actions is always among the candidates; a letter has length 1,
-so length normalisation does nothing; scores are of the policy over actions, bias removed. The method has no reference
-policy: the KL to the warm-up's policy is logged, not penalised.
+Deviations: every reward is known, so the best of all ten actions is always among the candidates; a
+letter has length 1, so length normalisation does nothing; scores are of the policy over actions,
+bias removed. The method has no reference policy: the KL to the warm-up's policy is logged, not
+penalised.
 """
 
 from __future__ import annotations
@@ -48,14 +50,19 @@ def train(
                 rewards = run.to(problem.rewards, rows)
                 chosen = candidates(rewards, config.candidates, source)
                 scores, known = log_policy.gather(1, chosen), rewards.gather(1, chosen)
-                each = losses.rrhf_ranking_loss(scores, known) + config.best * losses.rrhf_best_loss(scores, known)
-                loss = (run.to(problem.weights, rows) * each).mean() + supervised_part(run, output, rows)
+                each = losses.rrhf_ranking_loss(
+                    scores, known
+                ) + config.best * losses.rrhf_best_loss(scores, known)
+                loss = (run.to(problem.weights, rows) * each).mean() + supervised_part(
+                    run, output, rows
+                )
                 step(run, loss, log_policy, output.labels, rows)
         return finish(run, folder)
 
 
 def candidates(rewards: Tensor, count: int, source: torch.Generator) -> Tensor:
-    """(B, count) different actions per row: the best first, the others at random. `rewards` is (B, 10)."""
+    """(B, count) different actions per row: the best first, the others at random. `rewards` is (B,
+    10)."""
     keys = torch.rand(rewards.shape, generator=source).to(rewards.device)
     keys.scatter_(1, rewards.argmax(1, keepdim=True), 2.0)
     return keys.argsort(1, descending=True)[:, :count]

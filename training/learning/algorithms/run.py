@@ -1,7 +1,9 @@
-"""What the four algorithms' scripts share: the problem, a run on Accelerate, one step, and the verdict at the end.
+"""What the four algorithms' scripts share: the problem, a run on Accelerate, one step, and the
+verdict at the end.
 
-Functions, no trainer: a script reads load -> batches -> loss -> step -> save. The policy that every algorithm trains is
-softmax(label log-probabilities - bias) with the base manifest's bias, temperature 1.
+Functions, no trainer: a script reads load -> batches -> loss -> step -> save. The policy that every
+algorithm trains is softmax(label log-probabilities - bias) with the base manifest's bias,
+temperature 1.
 """
 
 from __future__ import annotations
@@ -36,7 +38,13 @@ from training.learning.algorithms.measures import (
     policy_measures,
     validation_metrics,
 )
-from training.learning.model.adapted import PolicyModel, PolicyOutput, adapted, load_adapter, save_adapter
+from training.learning.model.adapted import (
+    PolicyModel,
+    PolicyOutput,
+    adapted,
+    load_adapter,
+    save_adapter,
+)
 from training.learning.model.base_pass import Encoded
 
 Progress = Callable[[int, int], None]
@@ -59,7 +67,8 @@ class Problem:
     calibration, base_name : the base manifest's calibration and model version.
     pairs : (P, 3) int: row, chosen action, rejected action; DPO alone needs them.
     pair_weights : (P,), default 1.
-    demonstrations : what the agent did and said, for the supervised part; None: labels' format alone.
+    demonstrations : what the agent did and said, for the supervised part; None: labels' format
+        alone.
     warm_up : folder of a finished warm-up, for algorithms that start from one.
     """
 
@@ -81,7 +90,10 @@ class Problem:
             rows = np.asarray(getattr(self, name), np.int64)
             object.__setattr__(self, name, rows[known[rows]])
             if not len(getattr(self, name)):
-                raise TrainingError(f"no {name.replace('_', ' ')} with known rewards: nothing to train or validate on")
+                raise TrainingError(
+                    f"no {name.replace('_', ' ')} with known rewards: nothing to train or"
+                    " validate on"
+                )
         if np.intersect1d(self.train_rows, self.validate_rows).size:
             raise TrainingError("training and validation rows overlap")
         scaled = self.weights / self.weights[self.train_rows].mean()
@@ -95,9 +107,10 @@ class Problem:
 
 @dataclass(frozen=True, eq=False)
 class TrainedPolicy:
-    """A finished run. `folder/adapter` holds PEFT's files, `folder/policy_log_probs.npy` the (N, 10) raw label
-    log-probabilities of all rows, `folder/training.json` history, metrics and calibration. `reference` is (N, 10), the
-    reference policy's log-probabilities: what the run started from."""
+    """A finished run. `folder/adapter` holds PEFT's files, `folder/policy_log_probs.npy` the (N,
+    10) raw label log-probabilities of all rows, `folder/training.json` history, metrics and
+    calibration. `reference` is (N, 10), the reference policy's log-probabilities: what the run
+    started from."""
 
     folder: Path
     history: list[Measures]
@@ -150,13 +163,21 @@ def started(
     folder: Path,
     progress: Progress,
 ) -> Iterator[Run]:
-    """A run with an adapter on the reader's model, fresh or warmed up; what it starts as is the reference policy.
+    """A run with an adapter on the reader's model, fresh or warmed up; what it starts as is the
+    reference policy.
 
-    TensorBoard's files go to `folder/tensorboard`. Raises `TrainingError` when a warm-up is asked for and not given.
+    TensorBoard's files go to `folder/tensorboard`. Raises `TrainingError` when a warm-up is asked
+    for and not given.
     """
-    warm = problem.warm_up if isinstance(config, AlgorithmConfig) and config.start == "warm_up" else None
+    warm = (
+        problem.warm_up
+        if isinstance(config, AlgorithmConfig) and config.start == "warm_up"
+        else None
+    )
     if warm is None and isinstance(config, AlgorithmConfig) and config.start == "warm_up":
-        raise TrainingError("start = 'warm_up' needs a finished warm-up: give one, or use start = 'base'")
+        raise TrainingError(
+            "start = 'warm_up' needs a finished warm-up: give one, or use start = 'base'"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     accelerator = Accelerator(
         cpu=reader.model.device.type == "cpu",
@@ -172,7 +193,9 @@ def started(
             load_adapter(policy, warm / ADAPTER)
         reference = losses.log_policy_of(torch.from_numpy(np.array(begins)), problem.bias)
         try:
-            yield Run(accelerator, accelerator.prepare(policy), problem, config, reference, progress)
+            yield Run(
+                accelerator, accelerator.prepare(policy), problem, config, reference, progress
+            )
         finally:
             accelerator.end_training()
 
@@ -186,7 +209,8 @@ def batches(
     steps_each: int = 1,
     extra: list[torch.nn.Parameter] | None = None,
 ) -> Iterator[Tensor]:
-    """Rows in shuffled batches, with an optimiser and a schedule (a linear ramp, then a cosine to zero).
+    """Rows in shuffled batches, with an optimiser and a schedule (a linear ramp, then a cosine to
+    zero).
 
     Parameters
     ----------
@@ -202,7 +226,9 @@ def batches(
         drop_last=len(rows) >= size,
         generator=torch.Generator().manual_seed(config.seed),
     )
-    trained = [weights for weights in run.policy.parameters() if weights.requires_grad] + (extra or [])
+    trained = [weights for weights in run.policy.parameters() if weights.requires_grad] + (
+        extra or []
+    )
     optimiser = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=config.weight_decay)
     steps = max(1, len(loader) * epochs * steps_each // config.accumulate)
     schedule = get_cosine_schedule_with_warmup(optimiser, round(config.ramp * steps), steps)
@@ -215,8 +241,8 @@ def batches(
 
 
 def step(run: Run, loss: Tensor, log_policy: Tensor, labels: Tensor, rows: Tensor) -> None:
-    """One backward pass; when the batch is complete, clip, step and log. Call it, like the forward pass, within
-    `run.accelerator.accumulate(run.policy)`."""
+    """One backward pass; when the batch is complete, clip, step and log. Call it, like the forward
+    pass, within `run.accelerator.accumulate(run.policy)`."""
     accelerator = run.accelerator
     accelerator.backward(loss)
     if accelerator.sync_gradients:
@@ -227,7 +253,9 @@ def step(run: Run, loss: Tensor, log_policy: Tensor, labels: Tensor, rows: Tenso
     run.schedule.step()
     run.optimiser.zero_grad()
     with torch.no_grad():
-        measures = policy_measures(log_policy, run.to(run.reference, rows), labels, run.to(run.problem.rewards, rows))
+        measures = policy_measures(
+            log_policy, run.to(run.reference, rows), labels, run.to(run.problem.rewards, rows)
+        )
         measures["loss"] = loss.detach()
         reduced = accelerator.reduce(measures, "mean")
     entry = {name: float(value) for name, value in reduced.items()} | {"learning_rate": float(rate)}
@@ -237,7 +265,8 @@ def step(run: Run, loss: Tensor, log_policy: Tensor, labels: Tensor, rows: Tenso
 
 
 def supervised_part(run: Run, output: PolicyOutput, rows: Tensor) -> Tensor:
-    """What is mixed in, weighted: the format of the answer, and in some steps the agent's words in one dialogue.
+    """What is mixed in, weighted: the format of the answer, and in some steps the agent's words in
+    one dialogue.
 
     The agent's letter is given there, not asked for: imitating it would pull against the reward.
     """
@@ -252,22 +281,31 @@ def supervised_part(run: Run, output: PolicyOutput, rows: Tensor) -> Tensor:
 
 
 def words_loss(run: Run, rows: Tensor, said: Demonstrations) -> Tensor:
-    """Mean negative log-likelihood (nats a token) of the agent's words after its letter and the follow-up question."""
-    texts = [dialogue(run.unwrapped.encoder, int(said.labels[row]), said.words[row]) for row in rows.tolist()]
+    """Mean negative log-likelihood (nats a token) of the agent's words after its letter and the
+    follow-up question."""
+    texts = [
+        dialogue(run.unwrapped.encoder, int(said.labels[row]), said.words[row])
+        for row in rows.tolist()
+    ]
     output = run.policy(rows, [text.ids for text in texts])
     parts = [output.text[i, text.begins : len(text.ids)] for i, text in enumerate(texts)]
     return -torch.cat(parts).mean()
 
 
 def read_rows(run: Run, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Raw label log-probabilities of rows, (len(rows), 10): shared out among the processes, known to all of them."""
+    """Raw label log-probabilities of rows, (len(rows), 10): shared out among the processes, known
+    to all of them."""
     mine = rows[run.accelerator.process_index :: run.accelerator.num_processes]
     policy, found = run.unwrapped, []
     with torch.no_grad():
         for begin in range(0, len(mine), _EVALUATION_BATCH):
             part = mine[begin : begin + _EVALUATION_BATCH]
             found.append((part, policy(torch.from_numpy(part)).labels.float().cpu().numpy()))
-    by_row = {int(row): value for part, values in gather_object(found) for row, value in zip(part, values, strict=True)}
+    by_row = {
+        int(row): value
+        for part, values in gather_object(found)
+        for row, value in zip(part, values, strict=True)
+    }
     return np.stack([by_row[int(row)] for row in rows]).astype(np.float32)
 
 
@@ -282,7 +320,12 @@ def finish(run: Run, folder: Path) -> TrainedPolicy:
     raw = read_rows(run, np.arange(len(problem.encoded)))
     log_policy = torch.log_softmax(torch.from_numpy(raw) - problem.bias, -1).numpy()
     metrics = validation_metrics(
-        log_policy, raw, run.reference.numpy(), problem.rewards, problem.train_rows, problem.validate_rows
+        log_policy,
+        raw,
+        run.reference.numpy(),
+        problem.rewards,
+        problem.train_rows,
+        problem.validate_rows,
     )
     check_not_collapsed(metrics, run.config)
     validate = problem.validate_rows
@@ -303,6 +346,8 @@ def finish(run: Run, folder: Path) -> TrainedPolicy:
             "config": run.config.model_dump(mode="json"),
             "history": run.history,
         }
-        (folder / "training.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        (folder / "training.json").write_text(
+            json.dumps(document, indent=1) + "\n", encoding="utf-8"
+        )
     run.accelerator.wait_for_everyone()
     return trained

@@ -1,4 +1,5 @@
-"""Which rewards a policy is trained on: realised, foretold, or both; centred, or dealt out at random as a control."""
+"""Which rewards a policy is trained on: realised, foretold, or both; centred, or dealt out at
+random as a control."""
 
 from __future__ import annotations
 
@@ -14,11 +15,15 @@ Rows = NDArray[np.int64]
 def targets(realised: Floats, predicted: Floats, train: Rows, config: TargetsConfig) -> Floats:
     """(N, 10) rewards to train on; NaN rows stay NaN.
 
-    The reward model averages away an outcome's luck, the outcome knows what the model does not: the mean of both is the
-    default. Centred, the mean over the training rows is 0 for every action.
+    The reward model averages away an outcome's luck, the outcome knows what the model does not: the
+    mean of both is the default. Centred, the mean over the training rows is 0 for every action.
     """
     known = np.where(np.isfinite(realised), predicted, np.nan)
-    choices: dict[str, Floats] = {"outcomes": realised, "model": known, "mean": (realised + known) / 2}
+    choices: dict[str, Floats] = {
+        "outcomes": realised,
+        "model": known,
+        "mean": (realised + known) / 2,
+    }
     mixed = choices[config.source]
     if not config.centre:
         return mixed
@@ -28,8 +33,8 @@ def targets(realised: Floats, predicted: Floats, train: Rows, config: TargetsCon
 def dealt_out(rewards: Floats, pairs: Rows, train: Rows, seed: int) -> tuple[Floats, Rows]:
     """Rewards (N, 10) and pairs (P, 3) with the training rows' fates dealt to each other at random.
 
-    Prompts keep nothing of their own fate, and each fate stays whole, so that actions are worth what they were on
-    average. Rows that do not train, and their pairs, stay as they are.
+    Prompts keep nothing of their own fate, and each fate stays whole, so that actions are worth
+    what they were on average. Rows that do not train, and their pairs, stay as they are.
     """
     source = np.random.default_rng(seed).permutation(train)
     shuffled = rewards.copy()

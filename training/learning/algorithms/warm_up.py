@@ -1,13 +1,15 @@
-"""Supervised warm-up: a target of one's own or of the agent's, the format of the answer, the agent's words.
+"""Supervised warm-up: a target of one's own or of the agent's, the format of the answer, the
+agent's words.
 
-Preference losses start from its result, because they rank actions that the base model hardly distinguishes. The target
-is the closed-form optimum of expected reward under KL (`optimum`, Rafailov et al. 2023, eq. 4), or one letter per
-scenario: the action with the highest reward (`best`), as one would tune on the chosen answers before DPO, or the
-agent's own (`agent`). `optimum` is what train_expected distils: what a preference loss adds is to be counted from the
+Preference losses start from its result, because they rank actions that the base model hardly
+distinguishes. The target is the closed-form optimum of expected reward under KL (`optimum`,
+Rafailov et al. 2023, eq. 4), or one letter per scenario: the action with the highest reward
+(`best`), as one would tune on the chosen answers before DPO, or the agent's own (`agent`).
+`optimum` is what train_expected distils: what a preference loss adds is to be counted from the
 warm-up's result on.
 
-Deviation from token cross-entropy: the label's bias stays removed, and the mass on labels is asked for by a term of its
-own; see losses.format_loss.
+Deviation from token cross-entropy: the label's bias stays removed, and the mass on labels is asked
+for by a term of its own; see losses.format_loss.
 """
 
 from __future__ import annotations
@@ -42,9 +44,11 @@ def train(
     folder: Path,
     progress: Progress = lambda done, total: None,
 ) -> TrainedPolicy:
-    """Train, judge and save. Raises `TrainingError` without the agent's actions where they are the target, and
-    `CollapsedPolicy`."""
-    labels = None if config.target == "optimum" else torch.from_numpy(target_labels(problem, config))
+    """Train, judge and save. Raises `TrainingError` without the agent's actions where they are the
+    target, and `CollapsedPolicy`."""
+    labels = (
+        None if config.target == "optimum" else torch.from_numpy(target_labels(problem, config))
+    )
     with started(problem, config, adapter, reader, folder, progress) as run:
         for rows in batches(run, problem.train_rows, config.epochs, config.learning_rate):
             with run.accelerator.accumulate(run.policy):
@@ -56,7 +60,9 @@ def train(
                     target = losses.closed_form(reference, rewards, config.beta)
                     loss = losses.distillation_loss(log_policy, target, weight)
                 else:
-                    loss = losses.supervised_loss(log_policy, labels[rows.cpu()].to(log_policy.device), weight)
+                    loss = losses.supervised_loss(
+                        log_policy, labels[rows.cpu()].to(log_policy.device), weight
+                    )
                 loss = loss + supervised_part(run, output, rows)
                 step(run, loss, log_policy, output.labels, rows)
         return finish(run, folder)
@@ -67,5 +73,8 @@ def target_labels(problem: Problem, config: WarmUpConfig) -> NDArray[np.int64]:
     if config.target == "best":
         return np.asarray(np.nan_to_num(problem.rewards, nan=-np.inf).argmax(1))
     if problem.demonstrations is None:
-        raise TrainingError("target = 'agent' needs the agent's actions: give demonstrations, or use target = 'best'")
+        raise TrainingError(
+            "target = 'agent' needs the agent's actions: give demonstrations, or use target ="
+            " 'best'"
+        )
     return problem.demonstrations.labels

@@ -1,9 +1,11 @@
-"""The policy that is trained: the base model, frozen, with LoRA through PEFT, read as label log-probabilities.
+"""The policy that is trained: the base model, frozen, with LoRA through PEFT, read as label
+log-probabilities.
 
-Two kinds. *Activated* (PEFT `alora_invocation_tokens` = the prompt's tail; Greenewald et al. 2025): tokens before the
-tail are the base model's, so the pass begins with the cached keys and values of head and user's text and reads the
-tail alone; gradients flow through the tail only, because nothing before it is adapted. *Ordinary*: every token is
-adapted and read; it can be merged into a plain model directory, which vLLM serves.
+Two kinds. *Activated* (PEFT `alora_invocation_tokens` = the prompt's tail; Greenewald et al. 2025):
+tokens before the tail are the base model's, so the pass begins with the cached keys and values of
+head and user's text and reads the tail alone; gradients flow through the tail only, because nothing
+before it is adapted. *Ordinary*: every token is adapted and read; it can be merged into a plain
+model directory, which vLLM serves.
 
 Both are modules called with rows of an `Encoded`, so that `Accelerator.prepare` can wrap them.
 """
@@ -29,14 +31,20 @@ from training.config.learning import AdapterConfig
 from training.learning.model.base_pass import Encoded, head_states
 from training.learning.model.tail_attention import Past, looking_back
 
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json")
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "special_tokens_map.json",
+)
 
 
 class PolicyOutput(NamedTuple):
     """What one pass reads.
 
-    `labels` (B, 10): log-probabilities of the labels after the tail, over the whole vocabulary, nats.
-    `text` (B, T): log-probability of each token of the given texts, 0 where a text has ended; None without texts.
+    `labels` (B, 10): log-probabilities of the labels after the tail, over the whole vocabulary,
+    nats. `text` (B, T): log-probability of each token of the given texts, 0 where a text has ended;
+    None without texts.
     """
 
     labels: Tensor
@@ -44,7 +52,8 @@ class PolicyOutput(NamedTuple):
 
 
 class PolicyModel(torch.nn.Module, ABC):
-    """Base of the two kinds: label log-probabilities of rows, and log-probabilities of texts after the tail.
+    """Base of the two kinds: label log-probabilities of rows, and log-probabilities of texts after
+    the tail.
 
     Parameters
     ----------
@@ -70,22 +79,26 @@ class PolicyModel(torch.nn.Module, ABC):
         return self.label_ids.device
 
     def forward(self, rows: Tensor, texts: Sequence[Sequence[int]] | None = None) -> PolicyOutput:
-        """Read `rows` (B,). `texts` are token ids that follow the tail, one per row; they may differ in length."""
+        """Read `rows` (B,). `texts` are token ids that follow the tail, one per row; they may
+        differ in length."""
         indices = [int(row) for row in rows]
         suffixes = [[*self.tail, *text] for text in texts] if texts else [self.tail] * len(indices)
         logits = self._logits(indices, suffixes, all_positions=texts is not None)
         if texts is None:
-            return PolicyOutput(torch.log_softmax(logits[:, -1].float(), -1)[:, self.label_ids], None)
+            return PolicyOutput(
+                torch.log_softmax(logits[:, -1].float(), -1)[:, self.label_ids], None
+            )
         log_probs = torch.log_softmax(logits.float(), -1)
         first = len(self.tail) - 1
-        padded = pad_sequence([torch.tensor(text) for text in texts], batch_first=True, padding_value=-1).to(
-            self.device
-        )
+        padded = pad_sequence(
+            [torch.tensor(text) for text in texts], batch_first=True, padding_value=-1
+        ).to(self.device)
         picked = log_probs[:, first:-1].gather(2, padded.clamp(min=0)[:, :, None]).squeeze(2)
         return PolicyOutput(log_probs[:, first, self.label_ids], picked * (padded >= 0))
 
     def distributions(self, rows: Sequence[int], texts: Sequence[Sequence[int]]) -> Tensor:
-        """(B, T, V): log-probabilities of every token at each place of the texts; arbitrary where a text has ended."""
+        """(B, T, V): log-probabilities of every token at each place of the texts; arbitrary where a
+        text has ended."""
         suffixes = [[*self.tail, *text] for text in texts]
         logits = self._logits([int(row) for row in rows], suffixes, all_positions=True)
         return torch.log_softmax(logits[:, len(self.tail) - 1 : -1].float(), -1)
@@ -107,22 +120,25 @@ class ActivatedPolicy(PolicyModel):
 
     def _logits(self, rows: list[int], suffixes: list[list[int]], all_positions: bool) -> Tensor:
         user, lengths = self.encoded.keys_values(rows)
-        ids = pad_sequence([torch.tensor(one) for one in suffixes], batch_first=True).to(self.device)
+        ids = pad_sequence([torch.tensor(one) for one in suffixes], batch_first=True).to(
+            self.device
+        )
         size = ids.shape[1]
         hidden = torch.zeros(len(rows), user.shape[-2]).masked_fill(
             torch.arange(user.shape[-2]) >= lengths[:, None], -torch.inf
         )
         past = Past(self.head_states, user.to(self.device), hidden.to(self.device))
         positions = len(self.head) + lengths[:, None] + torch.arange(size)
-        # Every token here is at or after the invocation. PEFT would look for its last occurrence, which in a dialogue
-        # is a later turn of the assistant.
+        # Every token here is at or after the invocation. PEFT would look for its last occurrence,
+        # which in a dialogue is a later turn of the assistant.
         offsets = {"alora_offsets": [size] * len(rows)} if isinstance(self.model, PeftModel) else {}
         with looking_back(self.transformer, past):
             output = self.model(
                 input_ids=ids,
                 position_ids=positions.to(self.device),
                 use_cache=False,
-                # an index, since a slice of a batch makes the product with the vocabulary ten times slower
+                # an index, since a slice of a batch makes the product with the vocabulary ten times
+                # slower
                 logits_to_keep=0 if all_positions else torch.tensor([size - 1], device=self.device),
                 **offsets,
             )
@@ -133,7 +149,10 @@ class OrdinaryPolicy(PolicyModel):
     """Reads the whole prompt: for adapters that change every token."""
 
     def _logits(self, rows: list[int], suffixes: list[list[int]], all_positions: bool) -> Tensor:
-        whole = [[*self.head, *self.encoded.ids(row), *suffix] for row, suffix in zip(rows, suffixes, strict=True)]
+        whole = [
+            [*self.head, *self.encoded.ids(row), *suffix]
+            for row, suffix in zip(rows, suffixes, strict=True)
+        ]
         # Padded on the left, so that all suffixes of one length end together.
         width, size = max(map(len, whole)), max(map(len, suffixes))
         spare = [size - len(suffix) for suffix in suffixes]
@@ -153,8 +172,11 @@ class OrdinaryPolicy(PolicyModel):
 
 
 @contextmanager
-def adapted(reader: LabelReader, encoded: Encoded, config: AdapterConfig, seed: int) -> Iterator[PolicyModel]:
-    """The reader's model with a fresh adapter (B = 0: it starts as the base model); taken off again at the end."""
+def adapted(
+    reader: LabelReader, encoded: Encoded, config: AdapterConfig, seed: int
+) -> Iterator[PolicyModel]:
+    """The reader's model with a fresh adapter (B = 0: it starts as the base model); taken off again
+    at the end."""
     torch.manual_seed(seed)
     tail = list(reader.encoder.tail) if config.kind == "activated" else None
     lora = LoraConfig(
@@ -189,7 +211,8 @@ def opened(reader: LabelReader, encoded: Encoded, folder: Path) -> Iterator[Poli
 
 
 def save_adapter(policy: PolicyModel, folder: Path, base_name: str) -> None:
-    """Write `adapter_config.json` and `adapter_model.safetensors`, PEFT's own files, and nothing else.
+    """Write `adapter_config.json` and `adapter_model.safetensors`, PEFT's own files, and nothing
+    else.
 
     `base_name` (a model version) replaces the base's path, which would tell about the machine.
     """
@@ -207,8 +230,8 @@ def load_adapter(policy: PolicyModel, folder: Path) -> None:
 
 
 def save_merged(adapter: Path, reader: LabelReader, base: Path, folder: Path) -> None:
-    """An ordinary adapter merged into the base: a plain model directory, as vLLM serves it. Raises `ValueError` from
-    PEFT for an activated one, which cannot be merged."""
+    """An ordinary adapter merged into the base: a plain model directory, as vLLM serves it. Raises
+    `ValueError` from PEFT for an activated one, which cannot be merged."""
     with _without_deprecations():
         merged = PeftModel.from_pretrained(reader.model, adapter).merge_and_unload()
     merged.save_pretrained(folder)
@@ -221,7 +244,9 @@ def save_merged(adapter: Path, reader: LabelReader, base: Path, folder: Path) ->
 def _without_deprecations() -> Iterator[None]:
     """PEFT 0.21 asks transformers for a name that is to go in its version 6."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        warnings.filterwarnings(
+            "ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning
+        )
         yield
 
 

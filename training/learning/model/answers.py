@@ -25,9 +25,13 @@ _PATIENCE_S = 300.0
 
 
 def of_adapter(
-    reader: LabelReader, encoded: Encoded, adapter: Path, progress: Progress = lambda done, total: None
+    reader: LabelReader,
+    encoded: Encoded,
+    adapter: Path,
+    progress: Progress = lambda done, total: None,
 ) -> NDArray[np.float32]:
-    """(N, 10) of an adapter, read over the base pass: seconds where whole prompts would take minutes."""
+    """(N, 10) of an adapter, read over the base pass: seconds where whole prompts would take
+    minutes."""
     parts = []
     with opened(reader, encoded, adapter) as model, torch.no_grad():
         for begin in range(0, len(encoded), _ROWS):
@@ -44,7 +48,8 @@ def of_version(
     threads: int,
     progress: Progress = lambda done, total: None,
 ) -> NDArray[np.float32]:
-    """(N, 10) of any published version, loaded and asked as the service does; whole prompts, one after the other.
+    """(N, 10) of any published version, loaded and asked as the service does; whole prompts, one
+    after the other.
 
     Raises what `load_policy` raises: the files were changed, or belong to another prompt version.
     """

@@ -1,13 +1,16 @@
-"""The one base pass over every scenario's prompt: what training, the reward model and drift read of the base model.
+"""The one base pass over every scenario's prompt: what training, the reward model and drift read of
+the base model.
 
-For every distinct prompt: label log-probabilities, the last token's final hidden state, mean hidden states by line of
-the prompt, and the keys and values of the user's tokens (float16). An activated adapter changes nothing before the
-prompt's tail, so with these a training step reads the tail alone.
+For every distinct prompt: label log-probabilities, the last token's final hidden state, mean hidden
+states by line of the prompt, and the keys and values of the user's tokens (float16). An activated
+adapter changes nothing before the prompt's tail, so with these a training step reads the tail
+alone.
 
-The cache is content-addressed: a shard holds prompts of one model, named by both, and is written whole or not at all.
-A killed stage loses one shard; a second run over the same prompts reads nothing but the cache. Only one batch is in
-memory at a time. The artefact holds the small arrays, aligned with the scenarios' rows, and finds keys and values in
-the cache; a cache that was cleared is refilled by building the stage again.
+The cache is content-addressed: a shard holds prompts of one model, named by both, and is written
+whole or not at all. A killed stage loses one shard; a second run over the same prompts reads
+nothing but the cache. Only one batch is in memory at a time. The artefact holds the small arrays,
+aligned with the scenarios' rows, and finds keys and values in the cache; a cache that was cleared
+is refilled by building the stage again.
 """
 
 from __future__ import annotations
@@ -50,13 +53,15 @@ Progress = Callable[[int, int], None]
 
 
 class EncodeError(AdvisorError):
-    """A prompt cannot be encoded, the base model keeps its keys and values in another way, or the cache is damaged."""
+    """A prompt cannot be encoded, the base model keeps its keys and values in another way, or the
+    cache is damaged."""
 
 
 class KeysValues(NamedTuple):
     """Keys and values of the users' tokens of some rows, padded on the right.
 
-    `states` is (layers, 2, rows, heads, width, head size) float32, keys first; `lengths` (rows,) int64.
+    `states` is (layers, 2, rows, heads, width, head size) float32, keys first; `lengths` (rows,)
+    int64.
     """
 
     states: torch.Tensor
@@ -68,7 +73,8 @@ class Encoded:
     """What the base model says and knows of N scenarios, rows aligned with the scenario set.
 
     label_log_probs : (N, 10) float32, over the whole vocabulary, nats.
-    hidden : (N, LINES, H) float16, last layer's states averaged by line; zero where the prompt has no such line.
+    hidden : (N, LINES, H) float16, last layer's states averaged by line; zero where the prompt has
+        no such line.
     lines : (N, LINES) bool, the lines that are there.
     last : (N, H) float32, the state that the language-model head reads.
     tokens, offsets : user tokens of row i are tokens[offsets[i]:offsets[i + 1]], int32.
@@ -86,12 +92,15 @@ class Encoded:
 
     @classmethod
     def open(cls, artifact: Artifact) -> Self:
-        """Of a finished stage; large arrays stay on disk. Raises `EncodeError` when the cache was cleared."""
+        """Of a finished stage; large arrays stay on disk. Raises `EncodeError` when the cache was
+        cleared."""
         cache = Path(artifact.facts["cache"])
         shards = tuple(cache / name for name in artifact.facts["shards"])
         absent = [path.name for path in shards if not path.is_file()]
         if absent:
-            raise EncodeError(f"{cache} lacks {absent[0]}: remove {artifact.path} and build the stage again")
+            raise EncodeError(
+                f"{cache} lacks {absent[0]}: remove {artifact.path} and build the stage again"
+            )
         names = (*_SMALL, "tokens", "offsets", "where")
         arrays = {name: np.load(artifact / f"{name}.npy", mmap_mode="r") for name in names}
         return cls(shards=shards, **arrays)
@@ -109,7 +118,8 @@ class Encoded:
         return np.asarray(self.offsets[1:] - self.offsets[:-1])
 
     def keys_values(self, rows: Sequence[int] | NDArray[np.int64]) -> KeysValues:
-        """Of the users' tokens of `rows`, read from the cache. Raises `EncodeError` when a shard is damaged."""
+        """Of the users' tokens of `rows`, read from the cache. Raises `EncodeError` when a shard is
+        damaged."""
         lengths = self.lengths[np.asarray(rows)]
         out: torch.Tensor | None = None
         for position, row in enumerate(rows):
@@ -132,9 +142,13 @@ class Encoded:
                 starts, shape = (handle.get_tensor(name).tolist() for name in ("starts", "shape"))
                 self._open[number] = (handle, starts, shape)
             handle, starts, (layers, heads, size) = self._open[number]
-            flat: torch.Tensor = handle.get_slice("keys_values")[starts[position] : starts[position + 1]]
+            flat: torch.Tensor = handle.get_slice("keys_values")[
+                starts[position] : starts[position + 1]
+            ]
         except (OSError, SafetensorError) as error:
-            raise EncodeError(f"{path} is damaged ({error}): remove it and build the encode stage again") from error
+            raise EncodeError(
+                f"{path} is damaged ({error}): remove it and build the encode stage again"
+            ) from error
         return flat.view(layers, 2, heads, -1, size)
 
 
@@ -147,7 +161,8 @@ def build_encoded(
     cache: Path,
     progress: Progress = lambda done, total: None,
 ) -> dict[str, Any]:
-    """Fill `folder` with the arrays of `Encoded`, reading from `cache` what it holds and adding what it lacks.
+    """Fill `folder` with the arrays of `Encoded`, reading from `cache` what it holds and adding
+    what it lacks.
 
     Parameters
     ----------
@@ -159,7 +174,9 @@ def build_encoded(
     ------
     EncodeError : a prompt is too long for the model; the message names its row.
     """
-    cache = (cache / content_hash([FORMAT, _model_hash(base)]).removeprefix("sha256:")[:16]).resolve()
+    cache = (
+        cache / content_hash([FORMAT, _model_hash(base)]).removeprefix("sha256:")[:16]
+    ).resolve()
     cache.mkdir(parents=True, exist_ok=True)
     rows: dict[str, int] = {}
     for row, prompt in enumerate(prompts):
@@ -177,8 +194,11 @@ def build_encoded(
     return {"cache": str(cache), "shards": names, "prompts": len(rows), "read": len(missing)}
 
 
-def write_shard(cache: Path, prompts: Sequence[tuple[str, Prompt]], reader: LabelReader, batch: int) -> Path:
-    """Encode prompts (hash, prompt), shortest together, and write them as one file under its final name."""
+def write_shard(
+    cache: Path, prompts: Sequence[tuple[str, Prompt]], reader: LabelReader, batch: int
+) -> Path:
+    """Encode prompts (hash, prompt), shortest together, and write them as one file under its final
+    name."""
     ids: list[list[int]] = []
     for name, prompt in prompts:
         try:
@@ -219,7 +239,9 @@ def encode_batch(
     head, tail = reader.encoder.head, list(reader.encoder.tail)
     ends = torch.tensor([len(one) + len(tail) - 1 for one in ids])
     width = int(ends.max()) + 1
-    full = torch.tensor([[*one, *tail, *[tail[-1]] * (width - len(one) - len(tail))] for one in ids])
+    full = torch.tensor(
+        [[*one, *tail, *[tail[-1]] * (width - len(one) - len(tail))] for one in ids]
+    )
     device = next(reader.model.parameters()).device
     cache = expanded(head_states(reader), len(ids))
     with torch.inference_mode():
@@ -239,7 +261,10 @@ def encode_batch(
         weight = mask / mask.sum(1, keepdim=True).clamp(min=1)
         layers = [
             torch.stack(
-                [layer.keys[i, :, len(head) : len(head) + len(one)], layer.values[i, :, len(head) :][:, : len(one)]]
+                [
+                    layer.keys[i, :, len(head) : len(head) + len(one)],
+                    layer.values[i, :, len(head) :][:, : len(one)],
+                ]
             )
             for layer in cache.layers
         ]
@@ -274,11 +299,14 @@ def head_states(reader: LabelReader) -> torch.Tensor:
             f"{type(reader.model).__name__} does not keep all keys and values alike in every layer "
             f"(sliding windows, for example): choose another base model"
         )
-    return torch.stack([torch.stack([layer.keys[0], layer.values[0]]) for layer in cache.layers]).clone()
+    return torch.stack(
+        [torch.stack([layer.keys[0], layer.values[0]]) for layer in cache.layers]
+    ).clone()
 
 
 def expanded(head: torch.Tensor, rows: int) -> DynamicCache:
-    """A cache that holds the head for `rows` prompts: views, which a growing layer never writes into."""
+    """A cache that holds the head for `rows` prompts: views, which a growing layer never writes
+    into."""
     cache = DynamicCache()
     for keys, values in head.unsqueeze(2).expand(-1, -1, rows, -1, -1, -1):
         layer = DynamicLayer()
@@ -289,7 +317,8 @@ def expanded(head: torch.Tensor, rows: int) -> DynamicCache:
 
 
 def _line_masks(reader: LabelReader, prompt: Prompt) -> torch.Tensor:
-    """(LINES, user tokens + tail) float: 1 where a token belongs to a line; a token on a border, to where it ends."""
+    """(LINES, user tokens + tail) float: 1 where a token belongs to a line; a token on a border, to
+    where it ends."""
     kinds: list[int] = []
     for number, line in enumerate(prompt.user.split("\n")):
         word = line.split(" ", 1)[0]
@@ -304,7 +333,8 @@ def _model_hash(base: Path) -> str:
 
 
 def _known(cache: Path) -> dict[str, tuple[str, int]]:
-    """Prompt hash to shard and position in it. A shard that cannot be read is removed: it is built again."""
+    """Prompt hash to shard and position in it. A shard that cannot be read is removed: it is built
+    again."""
     known: dict[str, tuple[str, int]] = {}
     for path in sorted(cache.glob("*.safetensors")):
         try:
@@ -318,7 +348,9 @@ def _known(cache: Path) -> dict[str, tuple[str, int]]:
     return known
 
 
-def _write_arrays(folder: Path, cache: Path, places: Sequence[tuple[str, int]], names: Sequence[str]) -> None:
+def _write_arrays(
+    folder: Path, cache: Path, places: Sequence[tuple[str, int]], names: Sequence[str]
+) -> None:
     """The artefact's arrays: rows gathered from the shards, one shard in memory at a time."""
     rows_of: dict[str, list[tuple[int, int]]] = {}
     for row, (name, position) in enumerate(places):
@@ -333,7 +365,9 @@ def _write_arrays(folder: Path, cache: Path, places: Sequence[tuple[str, int]], 
         for each, values in small.items():
             if each not in arrays:
                 shape = (len(places), *values.shape[1:])
-                arrays[each] = np.lib.format.open_memmap(folder / f"{each}.npy", "w+", values.dtype, shape)
+                arrays[each] = np.lib.format.open_memmap(
+                    folder / f"{each}.npy", "w+", values.dtype, shape
+                )
             arrays[each][rows] = values[positions]
         for row, position in zip(rows, positions, strict=True):
             ids[row] = tokens[offsets[position] : offsets[position + 1]]
@@ -342,7 +376,10 @@ def _write_arrays(folder: Path, cache: Path, places: Sequence[tuple[str, int]], 
     numbers = {name: number for number, name in enumerate(names)}
     np.save(folder / "tokens.npy", np.concatenate(ids) if ids else np.empty(0, np.int32))
     np.save(folder / "offsets.npy", np.cumsum([0, *(len(one) for one in ids)]))
-    np.save(folder / "where.npy", np.array([(numbers[name], position) for name, position in places], np.int64))
+    np.save(
+        folder / "where.npy",
+        np.array([(numbers[name], position) for name, position in places], np.int64),
+    )
 
 
 def _save(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:

@@ -1,9 +1,11 @@
-"""Is the model still a language model? Measured on held-out dialogues of the agent, before and after training.
+"""Is the model still a language model? Measured on held-out dialogues of the agent, before and
+after training.
 
-Perplexity of the agent's words; KL of the adapted model to the base, token by token; and whether a rationale would
-follow the decision: of the words that the agent's rules would give for approving and for rejecting, the model should
-find those more likely that fit the action named in the question. The words are templated (training/agent/words.py), so
-this says whether fluency was destroyed, not whether the prose is good.
+Perplexity of the agent's words; KL of the adapted model to the base, token by token; and whether a
+rationale would follow the decision: of the words that the agent's rules would give for approving
+and for rejecting, the model should find those more likely that fit the action named in the
+question. The words are templated (training/agent/words.py), so this says whether fluency was
+destroyed, not whether the prose is good.
 """
 
 from __future__ import annotations
@@ -29,8 +31,9 @@ _BATCH = 8
 
 @dataclass(frozen=True)
 class Fluency:
-    """Over `dialogues` dialogues of `tokens` tokens: `perplexity` of the agent's words, `kl_to_base` in nats per token,
-    `consistency` the share whose likelier words fit the action (None without contrasting words)."""
+    """Over `dialogues` dialogues of `tokens` tokens: `perplexity` of the agent's words,
+    `kl_to_base` in nats per token, `consistency` the share whose likelier words fit the action
+    (None without contrasting words)."""
 
     perplexity: float
     kl_to_base: float
@@ -50,7 +53,8 @@ def compare(
 ) -> dict[str, dict[str, float | int | None]]:
     """`before` (the base model) and `after` (with a saved adapter) on held-out rows.
 
-    `actions` (N,) is the index of each row's action whose rationale is asked for in the test of consistency.
+    `actions` (N,) is the index of each row's action whose rationale is asked for in the test of
+    consistency.
     """
     with opened(reader, encoded, adapter) as policy, torch.no_grad():
         after = fluency(policy, rows, said, actions, adapted=True)
@@ -61,7 +65,12 @@ def compare(
 
 
 def fluency(
-    policy: PolicyModel, rows: NDArray[np.int64], said: Demonstrations, actions: NDArray[np.int64], *, adapted: bool
+    policy: PolicyModel,
+    rows: NDArray[np.int64],
+    said: Demonstrations,
+    actions: NDArray[np.int64],
+    *,
+    adapted: bool,
 ) -> Fluency:
     """Measure the adapted model, or the base model beneath it."""
     nats = divergence = 0.0
@@ -73,7 +82,9 @@ def fluency(
         own = _distributions(policy, part, texts, adapted=True) if adapted else base
         for i, text in enumerate(texts):
             places = slice(text.begins, len(text.ids))
-            picked = own[i, places].gather(1, torch.tensor(text.ids[places])[:, None].to(own.device))
+            picked = own[i, places].gather(
+                1, torch.tensor(text.ids[places])[:, None].to(own.device)
+            )
             nats -= float(picked.sum())
             divergence += float((own[i, places].exp() * (own[i, places] - base[i, places])).sum())
             tokens += len(text.ids) - text.begins
@@ -89,18 +100,29 @@ def fluency(
 
 
 def _fitting(
-    policy: PolicyModel, rows: list[int], said: Demonstrations, actions: NDArray[np.int64], adapted: bool
+    policy: PolicyModel,
+    rows: list[int],
+    said: Demonstrations,
+    actions: NDArray[np.int64],
+    adapted: bool,
 ) -> int:
-    """In how many rows the words that fit the action are likelier per token than the contrary ones."""
+    """In how many rows the words that fit the action are likelier per token than the contrary
+    ones."""
     likelihood = []
     for side in (0, 1):
-        texts = [dialogue(policy.encoder, int(actions[row]), said.contrast[row][side]) for row in rows]
+        texts = [
+            dialogue(policy.encoder, int(actions[row]), said.contrast[row][side]) for row in rows
+        ]
         found = _distributions(policy, rows, texts, adapted=adapted)
         means = []
         for i, text in enumerate(texts):
             places = slice(text.begins, len(text.ids))
             means.append(
-                float(found[i, places].gather(1, torch.tensor(text.ids[places])[:, None].to(found.device)).mean())
+                float(
+                    found[i, places]
+                    .gather(1, torch.tensor(text.ids[places])[:, None].to(found.device))
+                    .mean()
+                )
             )
         likelihood.append(means)
     approving = [actions[row] != 0 for row in rows]

@@ -1,9 +1,10 @@
 """Attention of a prompt's tail over keys and values that are already known.
 
-What transformers' own attention would do over one joined cache, in three parts: the fixed head (the same for every row,
-so one product serves the batch), the user's tokens, and the tail itself. Nothing is copied or repeated per query head,
-and no gradient is computed for what is frozen: a training step takes a third of the time. Plain softmax attention with
-grouped heads; tests compare it with whole passes.
+What transformers' own attention would do over one joined cache, in three parts: the fixed head (the
+same for every row, so one product serves the batch), the user's tokens, and the tail itself.
+Nothing is copied or repeated per query head, and no gradient is computed for what is frozen: a
+training step takes a third of the time. Plain softmax attention with grouped heads; tests compare
+it with whole passes.
 """
 
 from __future__ import annotations
@@ -30,8 +31,9 @@ class AttentionUnsupported(AdvisorError):
 class Past(NamedTuple):
     """What the tail looks back on.
 
-    `head` (layers, 2, heads, head tokens, size); `user` (layers, 2, rows, heads, width, size), padded on the right;
-    `hidden` (rows, width) float, 0 for a token and -inf for padding, added to scores.
+    `head` (layers, 2, heads, head tokens, size); `user` (layers, 2, rows, heads, width, size),
+    padded on the right; `hidden` (rows, width) float, 0 for a token and -inf for padding, added to
+    scores.
     """
 
     head: Tensor
@@ -44,7 +46,8 @@ _past: ContextVar[Past] = ContextVar("past")
 
 @contextmanager
 def looking_back(model: Any, past: Past) -> Iterator[None]:
-    """Within, `model` (transformers) reads tails over `past`: give it no cache and no mask, but position ids."""
+    """Within, `model` (transformers) reads tails over `past`: give it no cache and no mask, but
+    position ids."""
     before = model.config._attn_implementation
     token = _past.set(past)
     model.set_attn_implementation(_NAME)
@@ -56,18 +59,27 @@ def looking_back(model: Any, past: Past) -> Iterator[None]:
 
 
 def tail_attention(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: None, scaling: float, **options: Any
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: None,
+    scaling: float,
+    **options: Any,
 ) -> tuple[Tensor, None]:
-    """An attention function of transformers' interface: query (B, query heads, T, size), key and value (B, heads, T,
-    size) of the tail. Returns (B, T, query heads, size)."""
+    """An attention function of transformers' interface: query (B, query heads, T, size), key and
+    value (B, heads, T, size) of the tail. Returns (B, T, query heads, size)."""
     given = [name for name in _UNSUPPORTED if options.get(name) is not None]
     if given:
         raise AttentionUnsupported(
-            f"{type(module).__name__} attends with {', '.join(given)}, which activated adapters are not trained over: "
-            f"choose another base model, or adapter.kind = 'ordinary'"
+            f"{type(module).__name__} attends with {', '.join(given)}, which activated adapters are"
+            " not trained over: choose another base model, or adapter.kind = 'ordinary'"
         )
     past = _past.get()
-    (head_key, head_value), (user_key, user_value) = past.head[module.layer_idx], past.user[module.layer_idx]
+    (head_key, head_value), (user_key, user_value) = (
+        past.head[module.layer_idx],
+        past.user[module.layer_idx],
+    )
     rows, query_heads, tokens, size = query.shape
     heads = key.shape[1]
     each = query_heads // heads * tokens
@@ -79,9 +91,15 @@ def tail_attention(
     later = later.repeat(query_heads // heads, 1)
     to_tail = (grouped @ key.transpose(2, 3)).masked_fill(later, -torch.inf)
     share = torch.softmax(torch.cat([to_head, to_user, to_tail], -1), -1)
-    of_head, of_user, of_tail = torch.split(share, [head_key.shape[1], user_key.shape[2], tokens], -1)
+    of_head, of_user, of_tail = torch.split(
+        share, [head_key.shape[1], user_key.shape[2], tokens], -1
+    )
     joined = of_head.transpose(0, 1).reshape(heads, rows * each, -1) @ head_value
-    found = joined.view(heads, rows, each, size).transpose(0, 1) + of_user @ user_value + of_tail @ value
+    found = (
+        joined.view(heads, rows, each, size).transpose(0, 1)
+        + of_user @ user_value
+        + of_tail @ value
+    )
     return found.reshape(rows, query_heads, tokens, size).transpose(1, 2), None
 
 

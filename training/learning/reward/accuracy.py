@@ -1,8 +1,10 @@
-"""How good a reward model is out of sample: pairwise accuracy, calibration, rank correlation, beside trivial controls.
+"""How good a reward model is out of sample: pairwise accuracy, calibration, rank correlation,
+beside trivial controls.
 
-Scenarios of one day share their market, so intervals are those of a cluster bootstrap over UTC days (Cameron, Gelbach &
-Miller 2008, section II.B): percentiles of the statistic over samples of whole days, drawn with replacement. All
-rankings are compared on the same pairs and the same samples, so that differences are paired.
+Scenarios of one day share their market, so intervals are those of a cluster bootstrap over UTC days
+(Cameron, Gelbach & Miller 2008, section II.B): percentiles of the statistic over samples of whole
+days, drawn with replacement. All rankings are compared on the same pairs and the same samples, so
+that differences are paired.
 """
 
 from __future__ import annotations
@@ -31,8 +33,9 @@ _DIGITS = 4
 class Pairs:
     """Comparisons with a known winner; arrays of shape (P,).
 
-    (row, action) against (other_row, other_action); `first` says whether the first one earned more; `weight` is the
-    product of the scenarios' weights (the weight itself within one scenario); `day`, `other_day` number the days.
+    (row, action) against (other_row, other_action); `first` says whether the first one earned more;
+    `weight` is the product of the scenarios' weights (the weight itself within one scenario);
+    `day`, `other_day` number the days.
     """
 
     row: Rows
@@ -48,7 +51,8 @@ class Pairs:
         return len(self.row)
 
     def right(self, values: Floats) -> Floats:
-        """Whether `values` (N, 10) rank each pair as it came out: 1, 0, or 0.5 where they are equal."""
+        """Whether `values` (N, 10) rank each pair as it came out: 1, 0, or 0.5 where they are
+        equal."""
         gap = values[self.row, self.action] - values[self.other_row, self.other_action]
         return np.where(np.abs(gap) <= SAME, 0.5, (gap > 0) == self.first)
 
@@ -59,11 +63,14 @@ def pairs_within(rewards: Floats, weights: Floats, as_of: Rows, rows: Rows) -> P
     gained = rewards[rows][:, i] - rewards[rows][:, j]
     at, pair = np.nonzero(np.abs(np.nan_to_num(gained)) > SAME)
     day = _days(as_of)[rows[at]]
-    return Pairs(rows[at], i[pair], rows[at], j[pair], gained[at, pair] > 0, weights[rows[at]], day, day)
+    return Pairs(
+        rows[at], i[pair], rows[at], j[pair], gained[at, pair] > 0, weights[rows[at]], day, day
+    )
 
 
 def pairs_across(rewards: Floats, weights: Floats, as_of: Rows, rows: Rows, seed: int) -> Pairs:
-    """`ACROSS` random pairs of scenarios for the same approving action: is this trade better than that one?"""
+    """`ACROSS` random pairs of scenarios for the same approving action: is this trade better than
+    that one?"""
     known = rows[np.isfinite(rewards[rows]).all(1)]
     source = np.random.default_rng(seed)
     size = ACROSS if len(known) else 0
@@ -73,11 +80,16 @@ def pairs_across(rewards: Floats, weights: Floats, as_of: Rows, rows: Rows, seed
     kept = np.abs(gained) > SAME
     one, other, action, gained = one[kept], other[kept], action[kept], gained[kept]
     day = _days(as_of)
-    return Pairs(one, action, other, action, gained > 0, weights[one] * weights[other], day[one], day[other])
+    return Pairs(
+        one, action, other, action, gained > 0, weights[one] * weights[other], day[one], day[other]
+    )
 
 
-def accuracies(pairs: Pairs, rankings: Mapping[str, Floats], subject: str, seed: int) -> dict[str, Any]:
-    """Weighted share of pairs that each ranking (N, 10) orders rightly, as `compared` tells it, with counts."""
+def accuracies(
+    pairs: Pairs, rankings: Mapping[str, Floats], subject: str, seed: int
+) -> dict[str, Any]:
+    """Weighted share of pairs that each ranking (N, 10) orders rightly, as `compared` tells it,
+    with counts."""
     right = {name: pairs.right(values) for name, values in rankings.items()}
     days = len(np.unique(np.concatenate([pairs.day, pairs.other_day])))
     found = compared(right, pairs.weight, pairs.day, pairs.other_day, subject, seed)
@@ -85,13 +97,20 @@ def accuracies(pairs: Pairs, rankings: Mapping[str, Floats], subject: str, seed:
 
 
 def compared(
-    values: Mapping[str, Floats], weight: Floats, day: Rows, other_day: Rows, subject: str, seed: int
+    values: Mapping[str, Floats],
+    weight: Floats,
+    day: Rows,
+    other_day: Rows,
+    subject: str,
+    seed: int,
 ) -> dict[str, Any]:
-    """Weighted means of named values (P,) with intervals, and by how much `subject` leads each of the others.
+    """Weighted means of named values (P,) with intervals, and by how much `subject` leads each of
+    the others.
 
     Returns
     -------
-    {NAME: {"value", "low", "high"}, "lead": {NAME: the same of the difference}}; numbers are None where P is 0.
+    {NAME: {"value", "low", "high"}, "lead": {NAME: the same of the difference}}; numbers are None
+    where P is 0.
     """
     if not len(weight):
         return {name: _summary(None, np.empty(0)) for name in values} | {"lead": {}}
@@ -106,14 +125,16 @@ def compared(
 
 
 def calibration(pairs: Pairs, probability: Floats) -> dict[str, Any]:
-    """Is P(first beats second) what it says? (P,) probabilities, in ten bins of equal count of the probability.
+    """Is P(first beats second) what it says? (P,) probabilities, in ten bins of equal count of the
+    probability.
 
-    Bins hold weighted means of prediction and outcome; `ece` is their mean distance by weight (Guo et al. 2017, eq. 3),
-    `log_loss` in nats, `log_loss_of_even_odds` is ln 2 for comparison.
+    Bins hold weighted means of prediction and outcome; `ece` is their mean distance by weight (Guo
+    et al. 2017, eq. 3), `log_loss` in nats, `log_loss_of_even_odds` is ln 2 for comparison.
     """
     if not len(pairs):
         return {"bins": [], "ece": None, "log_loss": None, "brier": None}
-    # The order of actions is ours, so each pair stands for both directions, and the curve is symmetric.
+    # The order of actions is ours, so each pair stands for both directions, and the curve is
+    # symmetric.
     stated = np.concatenate([probability, 1 - probability])
     came = np.concatenate([pairs.first, ~pairs.first]).astype(float)
     weight = np.concatenate([pairs.weight, pairs.weight])
@@ -125,7 +146,11 @@ def calibration(pairs: Pairs, probability: Floats) -> dict[str, Any]:
         share = weight[at].sum()
         means = [float((weight[at] * values[at]).sum() / share) for values in (stated, came)]
         bins.append(
-            {"predicted": round(means[0], _DIGITS), "observed": round(means[1], _DIGITS), "pairs": int(at.sum())}
+            {
+                "predicted": round(means[0], _DIGITS),
+                "observed": round(means[1], _DIGITS),
+                "pairs": int(at.sum()),
+            }
         )
         gap += share * abs(means[0] - means[1])
     safe = np.clip(stated, 1e-6, 1 - 1e-6)
@@ -141,8 +166,9 @@ def calibration(pairs: Pairs, probability: Floats) -> dict[str, Any]:
 
 
 def spearman(predicted: Floats, rewards: Floats, rows: Rows) -> dict[str, float | None]:
-    """Rank correlation of predicted and realised rewards over scenarios and approving actions; None when either is
-    constant. `within` is the mean over scenarios of the correlation over their ten actions, where it exists."""
+    """Rank correlation of predicted and realised rewards over scenarios and approving actions; None
+    when either is constant. `within` is the mean over scenarios of the correlation over their ten
+    actions, where it exists."""
     known = rows[np.isfinite(rewards[rows]).all(1)]
     pooled = _correlation(predicted[known, 1:].ravel(), rewards[known, 1:].ravel())
     each = [_correlation(predicted[row], rewards[row]) for row in known]
@@ -153,13 +179,16 @@ def spearman(predicted: Floats, rewards: Floats, rows: Rows) -> dict[str, float 
 def _sampled(
     values: Mapping[str, Floats], weight: Floats, day: Rows, other_day: Rows, seed: int
 ) -> dict[str, NDArray[np.float64]]:
-    """(SAMPLES,) weighted means over samples of days; a pair across days counts as often as both days together."""
+    """(SAMPLES,) weighted means over samples of days; a pair across days counts as often as both
+    days together."""
     source = np.random.default_rng(seed)
     days = np.unique(np.concatenate([day, other_day]))
     at, other, size = np.searchsorted(days, day), np.searchsorted(days, other_day), len(days)
     together = np.array_equal(at, other)
     totals = np.stack([weight * value for value in values.values()] + [weight], 1)
-    by_day = np.stack([np.bincount(at, column, size) for column in totals.T], 1) if together else totals
+    by_day = (
+        np.stack([np.bincount(at, column, size) for column in totals.T], 1) if together else totals
+    )
     found = np.full((SAMPLES, totals.shape[1] - 1), np.nan)
     for sample in range(SAMPLES):
         count = np.bincount(source.integers(0, size, size), minlength=size).astype(float)

@@ -1,12 +1,14 @@
-"""Training the reward model: an ensemble, purged and embargoed cross-validation, out-of-fold predictions, its report.
+"""Training the reward model: an ensemble, purged and embargoed cross-validation, out-of-fold
+predictions, its report.
 
-Every training scenario is predicted by members that saw neither it nor a label that overlaps its own; everything else
-by members trained on all training scenarios. Synthetic variants train only in folds where their parent does. Members
-differ by seed and by a Bayesian bootstrap (Rubin 1981) over days: every day's scenarios get one exponential weight.
-Each stops early on its own latest rows, purged and embargoed as well, which it never trains on.
+Every training scenario is predicted by members that saw neither it nor a label that overlaps its
+own; everything else by members trained on all training scenarios. Synthetic variants train only in
+folds where their parent does. Members differ by seed and by a Bayesian bootstrap (Rubin 1981) over
+days: every day's scenarios get one exponential weight. Each stops early on its own latest rows,
+purged and embargoed as well, which it never trains on.
 
-Controls, on the same rows and folds: ridge regression of the rewards on the same inputs, and the constant ranking of
-actions by their mean reward.
+Controls, on the same rows and folds: ridge regression of the rewards on the same inputs, and the
+constant ranking of actions by their mean reward.
 """
 
 from __future__ import annotations
@@ -26,8 +28,21 @@ from numpy.typing import NDArray
 from app.domain.actions import ACTIONS
 from training.config.learning import RewardConfig
 from training.learning.model.base_pass import Encoded
-from training.learning.reward.accuracy import DAY_S, accuracies, calibration, pairs_across, pairs_within, spearman
-from training.learning.reward.linear import Sample, choose_strength, fit_linear, fit_ridge, predict_linear
+from training.learning.reward.accuracy import (
+    DAY_S,
+    accuracies,
+    calibration,
+    pairs_across,
+    pairs_within,
+    spearman,
+)
+from training.learning.reward.linear import (
+    Sample,
+    choose_strength,
+    fit_linear,
+    fit_ridge,
+    predict_linear,
+)
 from training.learning.reward.network import (
     Floats,
     RewardError,
@@ -76,8 +91,8 @@ class RewardData:
         count = len(scenarios.as_of)
         if not count == len(labels.rewards) == len(encoded):
             raise RewardError(
-                f"{count} scenarios, {len(labels.rewards)} labels and {len(encoded)} encoded prompts are not of the "
-                f"same set: build the stages again"
+                f"{count} scenarios, {len(labels.rewards)} labels and {len(encoded)} encoded"
+                " prompts are not of the same set: build the stages again"
             )
         return cls(
             RewardInputs(encoded.hidden, encoded.lines, scenarios.features()),
@@ -137,7 +152,8 @@ class Predicted:
 class Rewards:
     """The finished stage `reward`, rows aligned with the scenario set.
 
-    predictions : (N, 10) float64, R; out of fold for training rows, by the whole ensemble elsewhere. No NaN.
+    predictions : (N, 10) float64, R; out of fold for training rows, by the whole ensemble
+        elsewhere. No NaN.
     std : (N, 10) between members.
     members : (M, 2, N, 10), as `Predicted` has it; report : as `report.json` has it.
     """
@@ -150,7 +166,9 @@ class Rewards:
     @classmethod
     def open(cls, artifact: Artifact) -> Self:
         """Of a finished stage."""
-        predictions, std, members = (np.load(artifact / f"{name}.npy") for name in ("predictions", "std", "members"))
+        predictions, std, members = (
+            np.load(artifact / f"{name}.npy") for name in ("predictions", "std", "members")
+        )
         report = json.loads((artifact / "report.json").read_text(encoding="utf-8"))
         return cls(predictions, std, members, report)
 
@@ -167,7 +185,8 @@ def build_reward(
     embargo_s: float,
     progress: Progress = lambda done, total: None,
 ) -> dict[str, Any]:
-    """Fill `folder`: `member-M.safetensors`, `predictions.npy`, `std.npy`, `members.npy`, `report.json`.
+    """Fill `folder`: `member-M.safetensors`, `predictions.npy`, `std.npy`, `members.npy`,
+    `report.json`.
 
     `progress` is told members trained and in all.
 
@@ -184,14 +203,20 @@ def build_reward(
     np.save(folder / "std.npy", predicted.members[:, 0].std(0, dtype=np.float64))
     np.save(folder / "members.npy", predicted.members)
     report = report_of(data, predicted, config.seed)
-    (folder / "report.json").write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    (folder / "report.json").write_text(
+        json.dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8"
+    )
     return {"members": names, "rows": len(data.known(data.train)), **_headline(report)}
 
 
 def cross_validate(
-    data: RewardData, config: RewardConfig, embargo_s: float, progress: Progress = lambda done, total: None
+    data: RewardData,
+    config: RewardConfig,
+    embargo_s: float,
+    progress: Progress = lambda done, total: None,
 ) -> tuple[list[RewardNetwork], Predicted]:
-    """The ensemble of all training scenarios, and predictions of every row, out of fold where it trained."""
+    """The ensemble of all training scenarios, and predictions of every row, out of fold where it
+    trained."""
     folds = purged_kfold(data.as_of[data.train], data.ends_at[data.train], config.folds, embargo_s)
     everything = np.arange(len(data.inputs))
     parts = [(data.train, everything)]
@@ -216,7 +241,8 @@ def cross_validate(
 
 
 def inner_split(data: RewardData, train: Rows, embargo_s: float) -> tuple[Rows, Rows]:
-    """Real training rows with known rewards -> rows to fit on (with their variants) and the latest ones, to stop on."""
+    """Real training rows with known rewards -> rows to fit on (with their variants) and the latest
+    ones, to stop on."""
     known = data.known(train)
     order = known[np.argsort(data.as_of[known], kind="stable")]
     stopping = order[len(order) - round(TAIL * len(order)) :]
@@ -224,15 +250,17 @@ def inner_split(data: RewardData, train: Rows, embargo_s: float) -> tuple[Rows, 
     fitting = variants[~overlapping(variants, stopping, data.as_of, data.ends_at, embargo_s)]
     if not len(fitting) or not len(stopping):
         raise RewardError(
-            f"{len(known)} scenarios with known rewards leave {len(fitting)} to fit on and {len(stopping)} to stop on: "
-            f"take more scenarios, fewer folds, or a shorter embargo"
+            f"{len(known)} scenarios with known rewards leave {len(fitting)} to fit on and"
+            f" {len(stopping)} to stop on: take more scenarios, fewer folds, or a shorter embargo"
         )
     return fitting, stopping
 
 
-def fit_member(data: RewardData, fitting: Rows, stopping: Rows, config: RewardConfig, seed: int) -> RewardNetwork:
-    """One member, deterministic for its seed. It keeps the epoch with the least loss on `stopping`; the first candidate
-    is the linear part alone."""
+def fit_member(
+    data: RewardData, fitting: Rows, stopping: Rows, config: RewardConfig, seed: int
+) -> RewardNetwork:
+    """One member, deterministic for its seed. It keeps the epoch with the least loss on `stopping`;
+    the first candidate is the linear part alone."""
     weights = data.weights[fitting] * _bootstrap(data.as_of[fitting] // DAY_S, seed)
     shape = config.model_dump(include={"components", "width", "layers", "heads", "dropout"})
     with torch.random.fork_rng(devices=[]):
@@ -240,14 +268,24 @@ def fit_member(data: RewardData, fitting: Rows, stopping: Rows, config: RewardCo
         scaling = Scaling.fit(data.inputs, fitting, config.components)
         sample = data.sample(scaling, fitting)._replace(weights=weights)
         linear = fit_linear(sample, choose_strength(sample, data.sample(scaling, stopping)))
-        network = RewardNetwork(Sizes(data.inputs.numbers.shape[-1], **shape), scaling, linear.linear)
-        optimiser = torch.optim.AdamW(network.parameters(), config.learning_rate, weight_decay=config.weight_decay)
-        best, state, waited = _loss_on(network, data, stopping, config), copy.deepcopy(network.state_dict()), 0
+        network = RewardNetwork(
+            Sizes(data.inputs.numbers.shape[-1], **shape), scaling, linear.linear
+        )
+        optimiser = torch.optim.AdamW(
+            network.parameters(), config.learning_rate, weight_decay=config.weight_decay
+        )
+        best, state, waited = (
+            _loss_on(network, data, stopping, config),
+            copy.deepcopy(network.state_dict()),
+            0,
+        )
         for _ in range(config.epochs):
             network.train()
             order = torch.randperm(len(fitting)).numpy()
             for at in np.split(order, range(config.batch, len(order), config.batch)):
-                loss = _loss(network, data, fitting[at], weights[at], config, linear.cross_fitted[at])
+                loss = _loss(
+                    network, data, fitting[at], weights[at], config, linear.cross_fitted[at]
+                )
                 optimiser.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -264,7 +302,8 @@ def fit_member(data: RewardData, fitting: Rows, stopping: Rows, config: RewardCo
 def linear_control(
     data: RewardData, fitting: Rows, stopping: Rows, asked: Rows, config: RewardConfig
 ) -> NDArray[np.float64]:
-    """(len(asked), 10) by ridge regression on the same inputs; its strength is the best on `stopping`."""
+    """(len(asked), 10) by ridge regression on the same inputs; its strength is the best on
+    `stopping`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         scaling = Scaling.fit(data.inputs, fitting, config.components)
@@ -293,14 +332,17 @@ def report_of(data: RewardData, predicted: Predicted, seed: int) -> dict[str, An
             "within": accuracies(within, rankings, "pairwise_head", seed),
             "across": accuracies(across, trades, "scalar_head", seed),
             "calibration": calibration(within, (1 / (1 + np.exp(-gaps))).mean(0)),
-            "spearman": {key: spearman(values, data.rewards, rows) for key, values in trades.items()},
+            "spearman": {
+                key: spearman(values, data.rewards, rows) for key, values in trades.items()
+            },
         }
     return found
 
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """These matrices are too small to share: on a busy machine two threads took ten times as long as one."""
+    """These matrices are too small to share: on a busy machine two threads took ten times as long
+    as one."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -325,7 +367,9 @@ def _loss(
 ) -> torch.Tensor:
     start = None if linear is None else torch.from_numpy(np.asarray(linear, np.float32))
     scalar, scores = network(data.inputs.batch(rows), start)
-    rewards, weight = (torch.from_numpy(np.asarray(each, np.float32)) for each in (data.rewards[rows], weights))
+    rewards, weight = (
+        torch.from_numpy(np.asarray(each, np.float32)) for each in (data.rewards[rows], weights)
+    )
     pairwise = bradley_terry_loss(scores, rewards, weight)
     return config.pairwise * pairwise + (1 - config.pairwise) * scalar_loss(scalar, rewards, weight)
 

@@ -1,11 +1,14 @@
-"""The linear part of the reward model: ridge regression of every action's reward, and standing, on standardised inputs.
+"""The linear part of the reward model: ridge regression of every action's reward, and standing, on
+standardised inputs.
 
-An action's standing is the share of the other nine that it beats less the share that beats it: what a comparison shows,
-whatever the amount. It is where the pairwise head starts from; the reward is where the scalar head does.
+An action's standing is the share of the other nine that it beats less the share that beats it: what
+a comparison shows, whatever the amount. It is where the pairwise head starts from; the reward is
+where the scalar head does.
 
-It is the control that the reward model is compared with, and what the transformer adds to. While that trains it sees
-cross-fitted predictions (Wolpert 1992, stacked generalisation): of each scenario, by a ridge that saw neither it nor a
-label that overlaps its own, since a regression flatters the rows that it was fitted to.
+It is the control that the reward model is compared with, and what the transformer adds to. While
+that trains it sees cross-fitted predictions (Wolpert 1992, stacked generalisation): of each
+scenario, by a ridge that saw neither it nor a label that overlaps its own, since a regression
+flatters the rows that it was fitted to.
 """
 
 from __future__ import annotations
@@ -28,7 +31,8 @@ BLOCKS = 5
 
 
 class Sample(NamedTuple):
-    """n rows: inputs (n, D), rewards (n, 10), weights (n,); windows (n,) of seconds and parents (n,)."""
+    """n rows: inputs (n, D), rewards (n, 10), weights (n,); windows (n,) of seconds and parents
+    (n,)."""
 
     inputs: NDArray[np.float32]
     rewards: NDArray[np.float64]
@@ -39,7 +43,8 @@ class Sample(NamedTuple):
 
 
 class Fitted(NamedTuple):
-    """The linear part, and its cross-fitted predictions (n, 2, 10) of the rows that it was fitted to."""
+    """The linear part, and its cross-fitted predictions (n, 2, 10) of the rows that it was fitted
+    to."""
 
     linear: Linear
     cross_fitted: NDArray[np.float64]
@@ -49,7 +54,10 @@ def choose_strength(fitting: Sample, stopping: Sample) -> float:
     """The strength with the least weighted squared error on rows held back."""
     errors = {}
     for strength in STRENGTHS:
-        gap = predict_linear(fit_ridge(fitting, slice(None), strength), stopping.inputs)[:, 0] - stopping.rewards
+        gap = (
+            predict_linear(fit_ridge(fitting, slice(None), strength), stopping.inputs)[:, 0]
+            - stopping.rewards
+        )
         errors[strength] = float((stopping.weights[:, None] * gap**2).sum())
     return min(errors, key=lambda strength: errors[strength])
 
@@ -62,11 +70,14 @@ def fit_linear(sample: Sample, strength: float) -> Fitted:
     losses = {nats: float(bradley_terry_loss(standing * nats, rewards, weights)) for nats in NATS}
     ridge = fit_ridge(sample, slice(None), strength)
     parts = (ridge.coef_.T, ridge.intercept_, np.array(min(losses, key=lambda nats: losses[nats])))
-    return Fitted(Linear(*(torch.from_numpy(np.array(each, np.float32)) for each in parts)), crossed)
+    return Fitted(
+        Linear(*(torch.from_numpy(np.array(each, np.float32)) for each in parts)), crossed
+    )
 
 
 def fit_ridge(sample: Sample, rows: Rows | slice, strength: float) -> Ridge:
-    """scikit-learn's, on some of the rows, by their weights: rewards, then standings, 20 columns."""
+    """scikit-learn's, on some of the rows, by their weights: rewards, then standings, 20
+    columns."""
     targets = np.concatenate([sample.rewards, standings(sample.rewards)], 1)
     return Ridge(strength).fit(sample.inputs[rows], targets[rows], sample.weights[rows])
 
@@ -83,7 +94,8 @@ def standings(rewards: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _cross_fitted(sample: Sample, strength: float) -> NDArray[np.float64]:
-    """Families (a scenario and its variants) stay together; a block without anything to learn from gets the means."""
+    """Families (a scenario and its variants) stay together; a block without anything to learn from
+    gets the means."""
     targets = np.stack([sample.rewards, standings(sample.rewards)], 1)
     found = np.tile(np.average(targets, axis=0, weights=sample.weights), (len(targets), 1, 1))
     families, family = np.unique(sample.parent, return_inverse=True)

@@ -1,8 +1,10 @@
-"""Has the world, or the model's behaviour in it, moved away from what the model was made for? ok, watch or refresh.
+"""Has the world, or the model's behaviour in it, moved away from what the model was made for? ok,
+watch or refresh.
 
-Two windows of decisions of one model version are compared: a reference (from the log, its features also from a training
-artefact) and the recent past. Numbers are judged by size *and* significance: a distance counts when it exceeds its
-threshold and its p-value, corrected for all comparisons of the look (Holm), lies below `alpha`. docs/drift.md explains.
+Two windows of decisions of one model version are compared: a reference (from the log, its features
+also from a training artefact) and the recent past. Numbers are judged by size *and* significance: a
+distance counts when it exceeds its threshold and its p-value, corrected for all comparisons of the
+look (Holm), lies below `alpha`. docs/drift.md explains.
 """
 
 from __future__ import annotations
@@ -39,7 +41,8 @@ STREAMS = ("agreement", "label_mass", "reward")
 
 @dataclass(frozen=True, eq=False)
 class Window:
-    """Decisions of one model version in order of time; arrays of shape (N,), NaN where not known or not applicable."""
+    """Decisions of one model version in order of time; arrays of shape (N,), NaN where not known or
+    not applicable."""
 
     features: Floats
     """Shape (N, len(FEATURE_NAMES))."""
@@ -163,7 +166,8 @@ def look(
     ----------
     now : for the age of the model only.
     spans : of the reference and the recent window.
-    trained_on : name and features (N, F) of a training artefact, which then stand for the reference's features.
+    trained_on : name and features (N, F) of a training artefact, which then stand for the
+        reference's features.
     """
     where, known = trained_on or ("the log's reference window", reference.features)
     few = min(len(known), len(reference))
@@ -171,7 +175,11 @@ def look(
     seen = _compare(known, reference, recent, config) if enough else _NOTHING
     age = (now - subject.created_at) / timedelta(days=1)
     judge = Judge(config)
-    reasons = [*([] if enough else [judge.too_few(few, len(recent))]), *_reasons(judge, seen), *judge.age(age)]
+    reasons = [
+        *([] if enough else [judge.too_few(few, len(recent))]),
+        *_reasons(judge, seen),
+        *judge.age(age),
+    ]
     severity = list(DriftVerdict)
     reasons.sort(key=lambda reason: -severity.index(reason.verdict))
     return Drift(
@@ -210,12 +218,16 @@ _NOTHING = _Seen((), (), (), None, None, ())
 def _compare(known: Floats, reference: Window, recent: Window, config: DriftConfig) -> _Seen:
     """Every comparison of one look; `known` are the features of the reference, shape (N, F)."""
     shifts = _features(known, recent.features)
-    distributions = [shift(name, getattr(reference, name), getattr(recent, name)) for name in DISTRIBUTIONS]
+    distributions = [
+        shift(name, getattr(reference, name), getattr(recent, name)) for name in DISTRIBUTIONS
+    ]
     moved = [move(name, getattr(reference, name), getattr(recent, name)) for name in RATES]
     rates = [each for each in moved if each is not None]
     estimate, residual = _rewards(reference, recent, config)
     means = [*rates, residual] if residual else rates
-    p_values = [each.p_value for each in (*shifts, *distributions)] + [each.p_value for each in means]
+    p_values = [each.p_value for each in (*shifts, *distributions)] + [
+        each.p_value for each in means
+    ]
     corrected = iter(holm(p_values))
     shifts = [each._replace(p_value=next(corrected)) for each in shifts]
     return _Seen(
@@ -247,19 +259,27 @@ def _features(reference: Floats, recent: Floats) -> list[Shift]:
     ]
 
 
-def _rewards(reference: Window, recent: Window, config: DriftConfig) -> tuple[Estimate | None, Move | None]:
+def _rewards(
+    reference: Window, recent: Window, config: DriftConfig
+) -> tuple[Estimate | None, Move | None]:
     """The estimate before outcomes arrive, and the residuals of those that have."""
     known = np.isfinite(reference.reward) & np.isfinite(reference.approve_probability)
     approved = (recent.approval == 1) & np.isfinite(recent.approve_probability)
     if min(known.sum(), approved.sum()) < config.min_outcomes:
         return None, None
     estimate, curve = expected_reward(
-        reference.approve_probability[known], reference.reward[known], recent.approve_probability[approved]
+        reference.approve_probability[known],
+        reference.reward[known],
+        recent.approve_probability[approved],
     )
     arrived = approved & np.isfinite(recent.reward)
     if arrived.sum() < config.min_outcomes:
         return estimate, None
-    return estimate, move("residual", _residuals(curve, reference.part(known)), _residuals(curve, recent.part(arrived)))
+    return estimate, move(
+        "residual",
+        _residuals(curve, reference.part(known)),
+        _residuals(curve, recent.part(arrived)),
+    )
 
 
 def _residuals(curve: IsotonicRegression, window: Window) -> Floats:
@@ -267,7 +287,8 @@ def _residuals(curve: IsotonicRegression, window: Window) -> Floats:
 
 
 def _changes(reference: Window, recent: Window, config: DriftConfig) -> list[Change]:
-    """Changes that the online detector notices in the recent window, having read the reference first."""
+    """Changes that the online detector notices in the recent window, having read the reference
+    first."""
     found = []
     for name in STREAMS:
         before, after = getattr(reference, name), getattr(recent, name)

@@ -46,7 +46,9 @@ def show_look(
     metrics.show(found)
     if output is not None:
         draft = output.with_name(f".{output.name}.{os.getpid()}")
-        draft.write_text(json.dumps(found.as_json(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        draft.write_text(
+            json.dumps(found.as_json(), indent=2, allow_nan=False) + "\n", encoding="utf-8"
+        )
         draft.replace(output)
     if textfile is not None:
         metrics.write(textfile)
@@ -59,7 +61,8 @@ def observe(
     now: datetime,
     trained_on: tuple[str, Floats] | None = None,
 ) -> Drift:
-    """One look at a version of the log, or at the one that decided last. Windows end at its last decision.
+    """One look at a version of the log, or at the one that decided last. Windows end at its last
+    decision.
 
     Raises
     ------
@@ -70,7 +73,9 @@ def observe(
         split = who.last - timedelta(days=config.recent_days)
         begin = split - timedelta(days=config.reference_days)
         before, recent = (
-            Window.of_rows(chain.from_iterable(judged_between(connection, who.model_version, *span)))
+            Window.of_rows(
+                chain.from_iterable(judged_between(connection, who.model_version, *span))
+            )
             for span in ((begin, split), (split, who.last))
         )
     return look(
@@ -89,12 +94,18 @@ def trained_on_rows(path: Path) -> tuple[str, Floats]:
 
     Raises
     ------
-    ArtifactError, ScenarioError, DriftReference : it is no finished scenarios artefact, or it has no row that trains.
+    ArtifactError, ScenarioError, DriftReference : it is no finished scenarios artefact, or it has
+        no row that trains.
     """
     scenarios = ScenarioSet.open(Artifact.open(path, "scenarios"))
     rows = scenarios.rows("train", real_only=True)
     if not len(rows):
-        raise DriftReference(f"{path}: no scenario of it trains; name the artefact that the model was trained on")
+        raise DriftReference(
+            f"{path}: no scenario of it trains; name the artefact that the model was trained on"
+        )
     chosen = rows[np.unique(np.linspace(0, len(rows) - 1, MOST_TRAINED_ON).astype(int))]
-    vectors = [features(Scenario.from_json(json.loads(text))) for text in scenarios.table["scenario"].gather(chosen)]
+    vectors = [
+        features(Scenario.from_json(json.loads(text)))
+        for text in scenarios.table["scenario"].gather(chosen)
+    ]
     return f"artefact {path.name}", np.array(vectors, dtype=float)

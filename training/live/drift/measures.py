@@ -1,6 +1,7 @@
 """Measures of drift between two samples, and of change within a stream. Pure functions on arrays.
 
-A sample's size counts for less when neighbours in time are alike: every p-value here uses effective sizes.
+A sample's size counts for less when neighbours in time are alike: every p-value here uses effective
+sizes.
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ DRAWS = 200
 
 
 def effective_size(values: Floats) -> float:
-    """n / (1 + 2 x sum of autocorrelations), those before the first negative pair (Geyer 1992, section 3.3).
+    """n / (1 + 2 x sum of autocorrelations), those before the first negative pair (Geyer 1992,
+    section 3.3).
 
-    `values` of shape (N,) in order of time; NaN counts as the mean. Between 1 and the number of known values.
+    `values` of shape (N,) in order of time; NaN counts as the mean. Between 1 and the number of
+    known values.
     """
     known = np.isfinite(values)
     count = int(known.sum())
@@ -32,7 +35,9 @@ def effective_size(values: Floats) -> float:
     size = len(values)
     spectrum = np.abs(np.fft.rfft(centred, 2 * size)) ** 2
     covariance = np.fft.irfft(spectrum)[:size]
-    if covariance[0] <= 0:  # a constant: every value says the same, and there is nothing to be unsure of
+    if (
+        covariance[0] <= 0
+    ):  # a constant: every value says the same, and there is nothing to be unsure of
         return float(count)
     correlation = covariance / covariance[0]
     pairs = correlation[: size - size % 2].reshape(-1, 2).sum(axis=1)
@@ -47,22 +52,27 @@ def bins_of(reference: Floats) -> Floats:
         return np.zeros(0)
     if len(values) <= BINS:
         middles = (values[:-1] + values[1:]) / 2
-        return np.concatenate([[np.nextafter(values[0], -np.inf)], middles, [np.nextafter(values[-1], np.inf)]])
+        return np.concatenate(
+            [[np.nextafter(values[0], -np.inf)], middles, [np.nextafter(values[-1], np.inf)]]
+        )
     return np.unique(np.nanquantile(reference, np.linspace(0, 1, BINS + 1)[1:-1]))
 
 
 def counts_in(values: Floats, edges: Floats) -> Floats:
-    """How many values lie in each bin, and in the last place how many are NaN; shape (len(edges) + 2,)."""
+    """How many values lie in each bin, and in the last place how many are NaN; shape (len(edges) +
+    2,)."""
     known = values[np.isfinite(values)]
     inside = np.bincount(np.searchsorted(edges, known, side="right"), minlength=len(edges) + 1)
     return np.append(inside, len(values) - len(known)).astype(float)
 
 
 def psi(reference: Floats, recent: Floats) -> tuple[float, int]:
-    """Population stability index: sum of (q - p) ln(q / p) over bins, and the number of bins that are in use.
+    """Population stability index: sum of (q - p) ln(q / p) over bins, and the number of bins that
+    are in use.
 
-    `p` and `q` are the shares of the reference and of the recent values; what is not known has a bin of its own, and an
-    empty bin counts as half a value. Credit scoring's rule of thumb (Siddiqi 2006): below 0.1 stable, above 0.25 not.
+    `p` and `q` are the shares of the reference and of the recent values; what is not known has a
+    bin of its own, and an empty bin counts as half a value. Credit scoring's rule of thumb (Siddiqi
+    2006): below 0.1 stable, above 0.25 not.
     """
     edges = bins_of(reference)
     first, second = counts_in(reference, edges), counts_in(recent, edges)
@@ -73,7 +83,8 @@ def psi(reference: Floats, recent: Floats) -> tuple[float, int]:
 
 
 def psi_p_value(value: float, bins: int, reference: float, recent: float) -> float:
-    """Without drift, PSI x n m / (n + m) follows chi-square with bins - 1 degrees of freedom (Yurdakul 2018, ch. 3)."""
+    """Without drift, PSI x n m / (n + m) follows chi-square with bins - 1 degrees of freedom
+    (Yurdakul 2018, ch. 3)."""
     if bins < 2:
         return 1.0
     return float(stats.chi2.sf(value * reference * recent / (reference + recent), bins - 1))
@@ -136,7 +147,8 @@ class Move(NamedTuple):
 
 
 def move(name: str, reference: Floats, recent: Floats) -> Move | None:
-    """Difference of means by a z test at effective sizes; None when either sample has fewer than two known values."""
+    """Difference of means by a z test at effective sizes; None when either sample has fewer than
+    two known values."""
     samples = [values[np.isfinite(values)] for values in (reference, recent)]
     if min(len(each) for each in samples) < 2:
         return None
@@ -148,11 +160,14 @@ def move(name: str, reference: Floats, recent: Floats) -> Move | None:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjusted p-values (Holm 1979): rejecting those below alpha keeps the chance of any false alarm below alpha."""
+    """Adjusted p-values (Holm 1979): rejecting those below alpha keeps the chance of any false
+    alarm below alpha."""
     order = np.argsort(p_values, kind="stable")
     count = len(order)
     adjusted = np.empty(count)
-    adjusted[order] = np.minimum(np.maximum.accumulate(np.asarray(p_values)[order] * (count - np.arange(count))), 1)
+    adjusted[order] = np.minimum(
+        np.maximum.accumulate(np.asarray(p_values)[order] * (count - np.arange(count))), 1
+    )
     return [float(value) for value in adjusted]
 
 
@@ -170,10 +185,12 @@ class Change(NamedTuple):
 
 
 def changes(name: str, values: Floats, delta: float) -> list[Change]:
-    """ADWIN (Bifet & Gavalda 2007): every change of the mean of a stream in [0, 1], at confidence 1 - delta per cut.
+    """ADWIN (Bifet & Gavalda 2007): every change of the mean of a stream in [0, 1], at confidence 1
+    - delta per cut.
 
-    ADWIN says that there was a change, and only roughly where: its window shrinks by whole buckets. The place is where
-    the two sides differ most, in standard errors; the detector then begins anew behind it.
+    ADWIN says that there was a change, and only roughly where: its window shrinks by whole buckets.
+    The place is where the two sides differ most, in standard errors; the detector then begins anew
+    behind it.
 
     `values` of shape (N,) in order of time, without NaN.
     """
@@ -183,7 +200,10 @@ def changes(name: str, values: Floats, delta: float) -> list[Change]:
         detector.update(float(value))
         if detector.drift_detected:
             began = last + _split(values[last : number + 1])
-            before, after = float(values[last:began].mean()), float(values[began : number + 1].mean())
+            before, after = (
+                float(values[last:began].mean()),
+                float(values[began : number + 1].mean()),
+            )
             found.append(Change(name, number, began, before, after))
             detector, last = ADWIN(delta=delta), began
             for again in values[began : number + 1]:
@@ -192,7 +212,8 @@ def changes(name: str, values: Floats, delta: float) -> list[Change]:
 
 
 def _split(values: Floats) -> int:
-    """Where to cut so that the means of both sides differ most, in standard errors; at least one value on each side."""
+    """Where to cut so that the means of both sides differ most, in standard errors; at least one
+    value on each side."""
     count = len(values)
     left = np.arange(1, count)
     gap = np.cumsum(values)[:-1] - left * values.mean()
@@ -211,17 +232,23 @@ class Estimate(NamedTuple):
 
 
 def expected_reward(
-    reference_probability: Floats, reference_reward: Floats, recent_probability: Floats, seed: int = 0
+    reference_probability: Floats,
+    reference_reward: Floats,
+    recent_probability: Floats,
+    seed: int = 0,
 ) -> tuple[Estimate, IsotonicRegression]:
-    """What recent approvals will earn, judging by the model's own confidence; and the curve that says so.
+    """What recent approvals will earn, judging by the model's own confidence; and the curve that
+    says so.
 
-    The idea of confidence-based performance estimation (NannyML's CBPE) carried from accuracy to reward: on approvals
-    with known outcomes the mean reward is fitted as a rising function of the approval probability (isotonic
-    regression), and averaged over the recent approvals' probabilities.
+    The idea of confidence-based performance estimation (NannyML's CBPE) carried from accuracy to
+    reward: on approvals with known outcomes the mean reward is fitted as a rising function of the
+    approval probability (isotonic regression), and averaged over the recent approvals'
+    probabilities.
 
-    It assumes that reward given probability is as it was (no concept drift): it sees approvals move to where the model
-    earned less, not a market in which the same confidence earns less. The residuals see that, once outcomes arrive. The
-    curve is level beyond the probabilities that the reference has.
+    It assumes that reward given probability is as it was (no concept drift): it sees approvals move
+    to where the model earned less, not a market in which the same confidence earns less. The
+    residuals see that, once outcomes arrive. The curve is level beyond the probabilities that the
+    reference has.
 
     Parameters
     ----------
@@ -234,8 +261,12 @@ def expected_reward(
     draws = np.empty(DRAWS)
     for number in range(DRAWS):
         rows = random.integers(len(reference_reward), size=len(reference_reward))
-        again = IsotonicRegression(out_of_bounds="clip").fit(reference_probability[rows], reference_reward[rows])
-        drawn = recent_probability[random.integers(len(recent_probability), size=len(recent_probability))]
+        again = IsotonicRegression(out_of_bounds="clip").fit(
+            reference_probability[rows], reference_reward[rows]
+        )
+        drawn = recent_probability[
+            random.integers(len(recent_probability), size=len(recent_probability))
+        ]
         draws[number] = again.predict(drawn).mean()
     low, high = np.percentile(draws, (2.5, 97.5))
     return Estimate(expected, float(low), float(high), float(reference_reward.mean())), curve

@@ -1,4 +1,5 @@
-"""Drift for Prometheus: one gauge per kind of number, in a registry of its own. docs/drift.md lists them."""
+"""Drift for Prometheus: one gauge per kind of number, in a registry of its own. docs/drift.md lists
+them."""
 
 from __future__ import annotations
 
@@ -18,25 +19,43 @@ class DriftMetrics:
         self._gauges: list[Gauge] = []
         version = ("model_version",)
         self.verdict = self._gauge(
-            "advisor_drift_verdict", "1 for the verdict of the newest look, 0 for the others", *version, "verdict"
+            "advisor_drift_verdict",
+            "1 for the verdict of the newest look, 0 for the others",
+            *version,
+            "verdict",
         )
-        self.psi = self._gauge("advisor_drift_psi", "population stability index of a number", *version, "name")
-        self.rate = self._gauge("advisor_drift_rate", "a rate in a window", *version, "name", "window")
+        self.psi = self._gauge(
+            "advisor_drift_psi", "population stability index of a number", *version, "name"
+        )
+        self.rate = self._gauge(
+            "advisor_drift_rate", "a rate in a window", *version, "name", "window"
+        )
         self.reward = self._gauge(
-            "advisor_drift_expected_reward", "mean R of approvals, estimated before outcomes", *version, "bound"
+            "advisor_drift_expected_reward",
+            "mean R of approvals, estimated before outcomes",
+            *version,
+            "bound",
         )
         self.residual = self._gauge(
             "advisor_drift_reward_residual",
             "mean R above what the confidence promised, where outcomes arrived",
             *version,
         )
-        self.decisions = self._gauge("advisor_drift_decisions", "decisions in a window", *version, "window")
-        self.age = self._gauge("advisor_drift_model_age_seconds", "age of the model version", *version)
+        self.decisions = self._gauge(
+            "advisor_drift_decisions", "decisions in a window", *version, "window"
+        )
+        self.age = self._gauge(
+            "advisor_drift_model_age_seconds", "age of the model version", *version
+        )
         self.changes = self._gauge(
-            "advisor_drift_changes", "changes that the online detector found in the recent window", *version
+            "advisor_drift_changes",
+            "changes that the online detector found in the recent window",
+            *version,
         )
         self.looked_at = Gauge(
-            "advisor_drift_last_look_timestamp_seconds", "when the newest look was taken", registry=self.registry
+            "advisor_drift_last_look_timestamp_seconds",
+            "when the newest look was taken",
+            registry=self.registry,
         )
 
     def _gauge(self, name: str, says: str, *labels: str) -> Gauge:

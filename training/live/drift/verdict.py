@@ -50,7 +50,9 @@ class Judge:
     def __init__(self, config: DriftConfig) -> None:
         self._config = config
 
-    def _level(self, observed: float, watch: float, refresh: float) -> tuple[DriftVerdict, float] | None:
+    def _level(
+        self, observed: float, watch: float, refresh: float
+    ) -> tuple[DriftVerdict, float] | None:
         if observed >= refresh:
             return DriftVerdict.REFRESH, refresh
         return (DriftVerdict.WATCH, watch) if observed >= watch else None
@@ -58,13 +60,26 @@ class Judge:
     def too_few(self, reference: int, recent: int) -> Reason:
         """Silence is no good news."""
         least = self._config.min_decisions
-        says = f"{reference} decisions in the reference and {recent} recent ones: {least} of each are needed to tell"
-        return Reason(DriftReason.TOO_FEW, DriftVerdict.WATCH, "decisions", min(reference, recent), least, says)
+        says = (
+            f"{reference} decisions in the reference and {recent} recent ones: {least} of each are"
+            " needed to tell"
+        )
+        return Reason(
+            DriftReason.TOO_FEW,
+            DriftVerdict.WATCH,
+            "decisions",
+            min(reference, recent),
+            least,
+            says,
+        )
 
     def features(self, shifts: Sequence[Shift]) -> list[Reason]:
-        """Single features are to be watched; when many have shifted, the model is to be made anew."""
+        """Single features are to be watched; when many have shifted, the model is to be made
+        anew."""
         config = self._config
-        significant = [each for each in shifts if each.p_value < config.alpha and each.psi >= config.psi_watch]
+        significant = [
+            each for each in shifts if each.p_value < config.alpha and each.psi >= config.psi_watch
+        ]
         reasons = [
             Reason(
                 DriftReason.FEATURE,
@@ -81,7 +96,14 @@ class Judge:
         if far and share >= config.features_refresh:
             says = f"{far} of {len(shifts)} features have a PSI of {config.psi_refresh} or more"
             reasons.append(
-                Reason(DriftReason.FEATURES, DriftVerdict.REFRESH, "features", share, config.features_refresh, says)
+                Reason(
+                    DriftReason.FEATURES,
+                    DriftVerdict.REFRESH,
+                    "features",
+                    share,
+                    config.features_refresh,
+                    says,
+                )
             )
         return reasons
 
@@ -90,10 +112,16 @@ class Judge:
         config = self._config
         return [
             Reason(
-                DriftReason.DISTRIBUTION, level[0], each.name, each.psi, level[1], f"{each.name}: PSI {each.psi:.2f}"
+                DriftReason.DISTRIBUTION,
+                level[0],
+                each.name,
+                each.psi,
+                level[1],
+                f"{each.name}: PSI {each.psi:.2f}",
             )
             for each in shifts
-            if each.p_value < config.alpha and (level := self._level(each.psi, config.psi_watch, config.psi_refresh))
+            if each.p_value < config.alpha
+            and (level := self._level(each.psi, config.psi_watch, config.psi_refresh))
         ]
 
     def rates(self, moves: Sequence[Move]) -> list[Reason]:
@@ -110,7 +138,11 @@ class Judge:
             )
             for each in moves
             if each.p_value < config.alpha
-            and (level := self._level(abs(each.recent - each.reference), config.rate_watch, config.rate_refresh))
+            and (
+                level := self._level(
+                    abs(each.recent - each.reference), config.rate_watch, config.rate_refresh
+                )
+            )
         ]
 
     def rewards(self, estimate: Estimate | None, residual: Move | None) -> list[Reason]:
@@ -120,15 +152,27 @@ class Judge:
             drop = estimate.reference - estimate.expected
             if level := self._level(drop, config.reward_watch, config.reward_refresh):
                 says = (
-                    f"approvals are expected to earn {estimate.expected:+.2f} R "
-                    f"[{estimate.low:+.2f}, {estimate.high:+.2f}], before {estimate.reference:+.2f} R"
+                    f"approvals are expected to earn {estimate.expected:+.2f} R"
+                    f" [{estimate.low:+.2f}, {estimate.high:+.2f}], before"
+                    f" {estimate.reference:+.2f} R"
                 )
-                reasons.append(Reason(DriftReason.EXPECTED_REWARD, level[0], "expected_reward", -drop, level[1], says))
+                reasons.append(
+                    Reason(
+                        DriftReason.EXPECTED_REWARD,
+                        level[0],
+                        "expected_reward",
+                        -drop,
+                        level[1],
+                        says,
+                    )
+                )
         if residual is not None and residual.p_value < config.alpha:
             drop = residual.reference - residual.recent
             if level := self._level(drop, config.reward_watch, config.reward_refresh):
                 says = f"approvals earn {drop:.2f} R less than their confidence promises"
-                reasons.append(Reason(DriftReason.RESIDUAL, level[0], "residual", -drop, level[1], says))
+                reasons.append(
+                    Reason(DriftReason.RESIDUAL, level[0], "residual", -drop, level[1], says)
+                )
         return reasons
 
     def changes(self, found: Sequence[Change]) -> list[Reason]:
@@ -137,7 +181,11 @@ class Judge:
         return [
             Reason(
                 DriftReason.CHANGE,
-                DriftVerdict.REFRESH if one.name == "reward" and one.after < one.before else DriftVerdict.WATCH,
+                (
+                    DriftVerdict.REFRESH
+                    if one.name == "reward" and one.after < one.before
+                    else DriftVerdict.WATCH
+                ),
                 one.name,
                 one.after - one.before,
                 delta,
@@ -151,8 +199,28 @@ class Judge:
         config = self._config
         if days >= config.expiry_days:
             says = f"the model is {days:.0f} days old: it expired after {config.expiry_days:g}"
-            return [Reason(DriftReason.EXPIRED, DriftVerdict.REFRESH, "age_days", days, config.expiry_days, says)]
+            return [
+                Reason(
+                    DriftReason.EXPIRED,
+                    DriftVerdict.REFRESH,
+                    "age_days",
+                    days,
+                    config.expiry_days,
+                    says,
+                )
+            ]
         if days >= config.retrain_days:
-            says = f"the model is {days:.0f} days old: a new one is due every {config.retrain_days:g}"
-            return [Reason(DriftReason.RETRAIN_DUE, DriftVerdict.WATCH, "age_days", days, config.retrain_days, says)]
+            says = (
+                f"the model is {days:.0f} days old: a new one is due every {config.retrain_days:g}"
+            )
+            return [
+                Reason(
+                    DriftReason.RETRAIN_DUE,
+                    DriftVerdict.WATCH,
+                    "age_days",
+                    days,
+                    config.retrain_days,
+                    says,
+                )
+            ]
         return []

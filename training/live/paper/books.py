@@ -12,13 +12,22 @@ import numpy as np
 from app.domain.control import Arm, Outcome, OutcomeCode, OutcomeSource
 from app.domain.scenario import Account, Position
 from training.market.bars import Bars
-from training.outcomes.simulate import OUTCOME_CODES, TIME_EXIT_S, TRAIL_ATR, Exit, Fates, Orders, simulate
+from training.outcomes.simulate import (
+    OUTCOME_CODES,
+    TIME_EXIT_S,
+    TRAIL_ATR,
+    Exit,
+    Fates,
+    Orders,
+    simulate,
+)
 
 DAY_S = 86_400
 
 
 class Trade(NamedTuple):
-    """An order and what became of it. Prices and money in quote currency, times in seconds since 1970 UTC."""
+    """An order and what became of it. Prices and money in quote currency, times in seconds since
+    1970 UTC."""
 
     symbol: str
     quantity: float
@@ -34,7 +43,8 @@ class Trade(NamedTuple):
 
 
 class Order(NamedTuple):
-    """A long order of one arm. Prices in quote currency, quantity in base units, times in seconds since 1970 UTC."""
+    """A long order of one arm. Prices in quote currency, quantity in base units, times in seconds
+    since 1970 UTC."""
 
     symbol: str
     as_of: int
@@ -103,19 +113,27 @@ def _outcome(fates: Fates, at: int, quantity: float) -> dict[str, object]:
 
 
 def never_filled(bars: Bars, trade: Trade, now: int) -> bool:
-    """Whether the bars go on past the longest trade, as does `now`, and do not tell of this one: nothing was bought."""
+    """Whether the bars go on past the longest trade, as does `now`, and do not tell of this one:
+    nothing was bought."""
     told_by = trade.opened_at + TIME_EXIT_S + 2 * bars.seconds
     return trade.exited_at is None and min(now, int(bars.closed_at[-1])) >= told_by
 
 
-def outcome(trade: Trade | None, arm: Arm, model_version: str | None, *, traded: bool) -> Outcome | None:
+def outcome(
+    trade: Trade | None, arm: Arm, model_version: str | None, *, traded: bool
+) -> Outcome | None:
     """The outcome to report for an arm; None while the bars do not tell.
 
-    `traded` tells whether the arm's book traded the order. It is false for an agent's plan that it rejected, and for an
-    approval by the advice while its book had a trade open: their outcomes are what would have been.
+    `traded` tells whether the arm's book traded the order. It is false for an agent's plan that it
+    rejected, and for an approval by the advice while its book had a trade open: their outcomes are
+    what would have been.
     """
     if trade is None:
-        ended: dict[str, object] = {"outcome": OutcomeCode.NOT_TRADED, "net_pnl": 0.0, "r_multiple": 0.0}
+        ended: dict[str, object] = {
+            "outcome": OutcomeCode.NOT_TRADED,
+            "net_pnl": 0.0,
+            "r_multiple": 0.0,
+        }
     elif trade.exited_at is None:
         return None
     else:
@@ -156,7 +174,8 @@ class Book:
         self._open = None
 
     def learn(self, trade: Trade) -> None:
-        """Replace the open trade by what is known of it now; nothing happens when it is not open."""
+        """Replace the open trade by what is known of it now; nothing happens when it is not
+        open."""
         if self._open is not None and self._open[:5] == trade[:5]:
             self._open = self.trades[-1] = trade
 
@@ -181,7 +200,11 @@ class Book:
     def account(self, now: int) -> Account:
         """The book as the agent reports it at `now`; settle first."""
         peak = max(self._peak, self.equity)
-        today = sum(t.net for t in self._closed if t.exited_at is not None and t.exited_at > now - now % DAY_S)
+        today = sum(
+            t.net
+            for t in self._closed
+            if t.exited_at is not None and t.exited_at > now - now % DAY_S
+        )
         return Account(
             equity=self.equity,
             day_pnl_fraction=today / (self.equity - today),

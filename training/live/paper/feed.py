@@ -1,6 +1,8 @@
-"""What paper trading follows: a replayed market, or an exchange that is polled as its bars complete.
+"""What paper trading follows: a replayed market, or an exchange that is polled as its bars
+complete.
 
-A feed is an iterable of moments, oldest first. The market's clock is the close of bars; the wall clock is an argument.
+A feed is an iterable of moments, oldest first. The market's clock is the close of bars; the wall
+clock is an argument.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ PATIENCE_S = 60.0
 
 
 class Moment(NamedTuple):
-    """The market when bars closed: charts as they are known then, and the candidates of this moment."""
+    """The market when bars closed: charts as they are known then, and the candidates of this
+    moment."""
 
     as_of: int
     """Seconds since 1970 UTC."""
@@ -51,17 +54,19 @@ def replayed(agent: Agent, chosen: Iterable[Opportunity]) -> Iterator[Moment]:
 class LiveFeed:
     """An exchange, polled as bars complete. Iterating never ends by itself.
 
-    Every chart is computed anew from the last `window` bars, so that what the agent sees at a bar does not depend on
-    when this process began; against a replay, whose averages remember all bars, scores differ by some 1e-4. A candidate
-    is judged only while its bar is the newest: nobody can trade an old close. Those of bars that completed while nobody
-    looked are counted in `missed` and left out.
+    Every chart is computed anew from the last `window` bars, so that what the agent sees at a bar
+    does not depend on when this process began; against a replay, whose averages remember all bars,
+    scores differ by some 1e-4. A candidate is judged only while its bar is the newest: nobody can
+    trade an old close. Those of bars that completed while nobody looked are counted in `missed` and
+    left out.
 
     Parameters
     ----------
     exchange : a ccxt object; only `fetch_ohlcv` and `id` are used.
     symbols : ours, for example BTCUSDT.
     length : of a bar, for example 1h.
-    asked : when each symbol was last judged (seconds since 1970), to keep the cool-down over a restart.
+    asked : when each symbol was last judged (seconds since 1970), to keep the cool-down over a
+        restart.
     now : wall clock, seconds since 1970.
     sleep : waits so many seconds.
     tell : hears of polls that failed; the feed tries again.
@@ -81,7 +86,9 @@ class LiveFeed:
         poll_s: float = 5.0,
     ) -> None:
         if not symbols:
-            raise MarketDataError("a live feed needs symbols: name them with --symbols BTCUSDT,ETHUSDT")
+            raise MarketDataError(
+                "a live feed needs symbols: name them with --symbols BTCUSDT,ETHUSDT"
+            )
         self._exchange = exchange
         self._symbols = tuple(symbols)
         self._length = length
@@ -99,7 +106,8 @@ class LiveFeed:
 
         Raises
         ------
-        MarketDataError : at the start a symbol has no bars or too few of them. Later failures are told and tried again.
+        MarketDataError : at the start a symbol has no bars or too few of them. Later failures are
+            told and tried again.
         """
         seen = 0
         while True:
@@ -120,13 +128,16 @@ class LiveFeed:
         return int(self._charts[symbol].bars.closed_at[-1])
 
     def _refresh(self, close: int, *, strict: bool) -> bool:
-        """Fetch every symbol that lacks the bar that closed at `close`; whether all have it then."""
+        """Fetch every symbol that lacks the bar that closed at `close`; whether all have it
+        then."""
         begin = datetime.fromtimestamp(close - self._window * self._seconds, UTC)
         for symbol in self._symbols:
             if symbol in self._charts and self._newest(symbol) >= close:
                 continue
             try:
-                bars = load_exchange(self._exchange, symbol, self._length, begin, datetime.fromtimestamp(close, UTC))
+                bars = load_exchange(
+                    self._exchange, symbol, self._length, begin, datetime.fromtimestamp(close, UTC)
+                )
                 self._charts[symbol] = chart(bars)
             except MarketDataError as error:
                 if strict:

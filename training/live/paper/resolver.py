@@ -1,9 +1,11 @@
-"""Outcomes for decisions that lack one: joins bars to the log, reports through the HTTP client, source `simulated`.
+"""Outcomes for decisions that lack one: joins bars to the log, reports through the HTTP client,
+source `simulated`.
 
-For every arm: the agent's plan (also when it was rejected: a veto's value is what the refused order would have done)
-and each version's advised order; a rejection by the advice earns 0. The exits are the reference agent's
-(training/outcomes/simulate.py). Safe to run again at any time: what has an outcome is not asked for, and a report that is sent
-twice counts once. An agent that reports its own outcome later overrules the simulated one: the newest report counts.
+For every arm: the agent's plan (also when it was rejected: a veto's value is what the refused order
+would have done) and each version's advised order; a rejection by the advice earns 0. The exits are
+the reference agent's (training/outcomes/simulate.py). Safe to run again at any time: what has an
+outcome is not asked for, and a report that is sent twice counts once. An agent that reports its own
+outcome later overrules the simulated one: the newest report counts.
 """
 
 from __future__ import annotations
@@ -77,7 +79,10 @@ def _begin(bars: Bars) -> int:
 
 
 def _follow(
-    known: Sequence[tuple[Unresolved, Order]], bars: Bars, client: AdvisorClient, wait: Callable[[float], None]
+    known: Sequence[tuple[Unresolved, Order]],
+    bars: Bars,
+    client: AdvisorClient,
+    wait: Callable[[float], None],
 ) -> Counter[Fate]:
     fates: Counter[Fate] = Counter()
     last = int(bars.closed_at[-1])
@@ -91,15 +96,28 @@ def _follow(
 
 
 def _order(one: Unresolved) -> Order | None:
-    """The order of an arm; None when its stop is not below its entry, or the quantity is not positive."""
+    """The order of an arm; None when its stop is not below its entry, or the quantity is not
+    positive."""
     plan, candidate = one.scenario.plan, one.scenario.candidate
-    stop, quantity = (plan.stop, plan.quantity) if one.arm is Arm.AGENT else (one.stop, one.quantity)
+    stop, quantity = (
+        (plan.stop, plan.quantity) if one.arm is Arm.AGENT else (one.stop, one.quantity)
+    )
     if stop is None or not quantity or stop >= plan.entry or candidate.direction != "long":
         return None
-    return Order(candidate.symbol, int(one.as_of.timestamp()), plan.entry, stop, plan.targets, candidate.atr, quantity)
+    return Order(
+        candidate.symbol,
+        int(one.as_of.timestamp()),
+        plan.entry,
+        stop,
+        plan.targets,
+        candidate.atr,
+        quantity,
+    )
 
 
-def _report(client: AdvisorClient, one: Unresolved, trade: Trade | None, wait: Callable[[float], None]) -> None:
+def _report(
+    client: AdvisorClient, one: Unresolved, trade: Trade | None, wait: Callable[[float], None]
+) -> None:
     """Queue a report, when there is room. Only the agent is known to have traded: it said so."""
     while client.stats().queued >= MOST_QUEUED:
         wait(0.05)

@@ -1,12 +1,13 @@
-"""Paper trading: the reference agent follows a market, asks the service through the client, and keeps two books.
+"""Paper trading: the reference agent follows a market, asks the service through the client, and
+keeps two books.
 
-At each moment: settle what has ended, decide, ask for advice (the agent's decision goes with the request, so that both
-are recorded in one step), and report outcomes once the market's clock has passed them. The advice changes nothing: the
-agent trades its own decision.
+At each moment: settle what has ended, decide, ask for advice (the agent's decision goes with the
+request, so that both are recorded in one step), and report outcomes once the market's clock has
+passed them. The advice changes nothing: the agent trades its own decision.
 
-The shadow log is the memory of a run. A replay that is taken up again asks everything again under the same ids and
-gets the stored answers; a live run is rebuilt from what the log has of it. Reports carry their content as their key, so
-those that are sent again count once.
+The shadow log is the memory of a run. A replay that is taken up again asks everything again under
+the same ids and gets the stored answers; a live run is rebuilt from what the log has of it. Reports
+carry their content as their key, so those that are sent again count once.
 """
 
 from __future__ import annotations
@@ -55,7 +56,11 @@ class Judged:
     @property
     def disagrees(self) -> bool:
         """Whether one approved and the other rejected."""
-        return self.answered and self.advice is not None and self.advice["approve"] != self.control.decision
+        return (
+            self.answered
+            and self.advice is not None
+            and self.advice["approve"] != self.control.decision
+        )
 
     @property
     def agent_r(self) -> float | None:
@@ -91,7 +96,8 @@ class Recalled(NamedTuple):
 
 @dataclass
 class _Awaited:
-    """An order whose outcome is not reported yet. Without an order it is a rejection, which ends at once."""
+    """An order whose outcome is not reported yet. Without an order it is a rejection, which ends at
+    once."""
 
     decision_id: str
     arm: Arm
@@ -113,14 +119,18 @@ class Paper:
 
     Parameters
     ----------
-    recalled : what the log has of this run, oldest first; books are rebuilt from it at the first moment of the feed.
+    recalled : what the log has of this run, oldest first; books are rebuilt from it at the first
+        moment of the feed.
 
     Raises
     ------
-    BadRunName : it is empty, too long, or holds something else than letters, digits, `.`, `_` and `-`.
+    BadRunName : it is empty, too long, or holds something else than letters, digits, `.`, `_` and
+        `-`.
     """
 
-    def __init__(self, client: AdvisorClient, run: str, deadline_s: float, recalled: Sequence[Recalled] = ()) -> None:
+    def __init__(
+        self, client: AdvisorClient, run: str, deadline_s: float, recalled: Sequence[Recalled] = ()
+    ) -> None:
         if not RUN_NAME.fullmatch(run):
             raise BadRunName(f"run {run!r}: use 1 to 80 letters, digits, '.', '_' or '-'")
         self._client = client
@@ -134,8 +144,11 @@ class Paper:
         self.unfilled = 0
         """Orders that an outage of the exchange kept from being filled; they have no outcome."""
 
-    def trade(self, feed: Iterable[Moment], tell: Callable[[Judged], None] = lambda judged: None) -> list[Judged]:
-        """Follow a feed to its end; `tell` hears of each candidate. Outcomes that the bars tell are all reported."""
+    def trade(
+        self, feed: Iterable[Moment], tell: Callable[[Judged], None] = lambda judged: None
+    ) -> list[Judged]:
+        """Follow a feed to its end; `tell` hears of each candidate. Outcomes that the bars tell are
+        all reported."""
         for moment in feed:
             self._advance(moment)
             for at in moment.opportunities:
@@ -155,34 +168,58 @@ class Paper:
             plan = plan_order(one.scenario)
             self._take_up(one, Arm.AGENT, plan, one.agent_trades, bars, now)
             if one.approve is not None:
-                advised = plan._replace(stop=one.stop, quantity=one.quantity) if one.stop is not None else None
-                self._take_up(one, Arm.ADVICE, advised, advised is not None and self.advice_book.flat, bars, now)
+                advised = (
+                    plan._replace(stop=one.stop, quantity=one.quantity)
+                    if one.stop is not None
+                    else None
+                )
+                self._take_up(
+                    one,
+                    Arm.ADVICE,
+                    advised,
+                    advised is not None and self.advice_book.flat,
+                    bars,
+                    now,
+                )
         self._recalled = ()
 
     def _take_up(
-        self, one: Recalled, arm: Arm, order: Order | None, traded: bool, bars: Mapping[str, Bars], now: int
+        self,
+        one: Recalled,
+        arm: Arm,
+        order: Order | None,
+        traded: bool,
+        bars: Mapping[str, Bars],
+        now: int,
     ) -> None:
-        """One arm of a decision: into its book when it was traded, among the awaited while it is not reported."""
+        """One arm of a decision: into its book when it was traded, among the awaited while it is
+        not reported."""
         ended = one.ended.get(arm)
         trade = None
         if order is not None and ended is not None:
             trade = _recorded(order, ended)
         elif order is not None:
             if order.symbol not in bars:
-                raise MarketDataError(f"run {self._run} has an open order in {order.symbol}: name it with --symbols")
+                raise MarketDataError(
+                    f"run {self._run} has an open order in {order.symbol}: name it with --symbols"
+                )
             trade = follow(bars[order.symbol], order)
             if never_filled(bars[order.symbol], trade, now):
                 self.unfilled += 1
                 return
         if traded and trade is not None:
             (self.agent_book if arm is Arm.AGENT else self.advice_book).take(trade)
-        # `advisor-train resolve` does not know what the books held: where it reported first, say it right.
+        # `advisor-train resolve` does not know what the books held: where it reported first, say it
+        # right.
         if ended is None or (order is not None and ended.extra.get("traded") is not traded):
             version = one.model_version if arm is Arm.ADVICE else None
-            self._awaited.append(_Awaited(one.decision_id, arm, version, traded, order, trade, None))
+            self._awaited.append(
+                _Awaited(one.decision_id, arm, version, traded, order, trade, None)
+            )
 
     def _advance(self, moment: Moment) -> None:
-        """Follow what is open through the bars that are known now; report and settle what has ended."""
+        """Follow what is open through the bars that are known now; report and settle what has
+        ended."""
         bars = {each.bars.symbol: each.bars for each in moment.agent.charts}
         self._rebuild(bars, moment.as_of)
         for one in list(self._awaited):
@@ -230,13 +267,17 @@ class Paper:
         known, number = str(decision_id(request_id)), len(self.judged)
         if control.decision:
             self.agent_book.take(agent_trade)
-        self._awaited.append(_Awaited(known, Arm.AGENT, None, control.decision, plan, agent_trade, number))
+        self._awaited.append(
+            _Awaited(known, Arm.AGENT, None, control.decision, plan, agent_trade, number)
+        )
         if advice is not None and advice["approve"] is not None:
             taken = advice_trade is not None and self.advice_book.flat
             if taken and advice_trade is not None:
                 self.advice_book.take(advice_trade)
             version = advice["model_version"]
-            self._awaited.append(_Awaited(known, Arm.ADVICE, version, taken, advised, advice_trade, number))
+            self._awaited.append(
+                _Awaited(known, Arm.ADVICE, version, taken, advised, advice_trade, number)
+            )
         self.judged.append(Judged(scenario, control, advice, latency_s, agent_trade, advice_trade))
 
     def _report(self, now: int | None) -> None:
@@ -257,11 +298,14 @@ def plan_order(scenario: Scenario) -> Order:
     """The agent's plan as an order."""
     plan, candidate = scenario.plan, scenario.candidate
     as_of = int(scenario.as_of.timestamp())
-    return Order(candidate.symbol, as_of, plan.entry, plan.stop, plan.targets, candidate.atr, plan.quantity)
+    return Order(
+        candidate.symbol, as_of, plan.entry, plan.stop, plan.targets, candidate.atr, plan.quantity
+    )
 
 
 def _recorded(order: Order, ended: Outcome) -> Trade:
-    """The trade of an order with the outcome that was reported; one without a price or a time ended at once, at 0."""
+    """The trade of an order with the outcome that was reported; one without a price or a time ended
+    at once, at 0."""
     opened = (order.symbol, order.quantity, order.entry, order.stop, order.as_of)
     if ended.exit_time is None or ended.net_pnl is None:
         return Trade(*opened, order.as_of, 0.0, 0.0, {})

@@ -20,7 +20,9 @@ MOST_SHOWN = 10
 BOOTSTRAP_DRAWS = 2000
 
 
-def print_result(console: Console, judged: Sequence[Judged], agent: Book, advice: Book, stats: ClientStats) -> None:
+def print_result(
+    console: Console, judged: Sequence[Judged], agent: Book, advice: Book, stats: ClientStats
+) -> None:
     """All tables of one replay."""
     for table in (
         answers(judged),
@@ -44,7 +46,11 @@ def answers(judged: Sequence[Judged]) -> Table:
     """Candidates by what became of them, and how far both sides agree."""
     total = len(judged)
     status = Counter(one.advice["status"] if one.advice else "no answer" for one in judged)
-    both = [(one.control.decision, bool(one.advice["approve"])) for one in judged if one.advice and one.answered]
+    both = [
+        (one.control.decision, bool(one.advice["approve"]))
+        for one in judged
+        if one.advice and one.answered
+    ]
     table = _table("Candidates and answers", "", "count", "share")
 
     def row(name: str, count: int, of: int) -> None:
@@ -67,7 +73,9 @@ def vetoes(judged: Sequence[Judged]) -> Table:
     of_advice = Counter(veto["code"] for reply in replies for veto in reply["vetoes"])
     of_control = Counter(veto["code"] for reply in replies for veto in reply["control_vetoes"])
     table = _table("Vetoes by code", "code", "advice", "agent's order")
-    for code in sorted(of_advice.keys() | of_control.keys(), key=lambda c: (-of_advice[c] - of_control[c], c)):
+    for code in sorted(
+        of_advice.keys() | of_control.keys(), key=lambda c: (-of_advice[c] - of_control[c], c)
+    ):
         table.add_row(code, str(of_advice[code]), str(of_control[code]))
     if not table.rows:
         table.add_row("none", "0", "0")
@@ -75,7 +83,8 @@ def vetoes(judged: Sequence[Judged]) -> Table:
 
 
 def disagreements(judged: Sequence[Judged]) -> Table:
-    """Where one approved and the other rejected: who earned what, the widest first. Who rejects earns 0 R."""
+    """Where one approved and the other rejected: who earned what, the widest first. Who rejects
+    earns 0 R."""
     differ = [one for one in judged if one.disagrees]
     told = [(one, one.agent_r, one.advice_r) for one in differ]
     known = [(one, a, b) for one, a, b in told if a is not None and b is not None]
@@ -109,7 +118,8 @@ def _short(action: str) -> str:
 
 
 def books(agent: Book, advice: Book) -> Table:
-    """Both books, each with at most one open trade, net of fees and slippage. Intervals are 95 %, bootstrapped."""
+    """Both books, each with at most one open trade, net of fees and slippage. Intervals are 95 %,
+    bootstrapped."""
     table = _table("Both books (net of costs)", "", "agent", "advice")
     rows: dict[str, list[str]] = {}
     for book in (agent, advice):

@@ -1,4 +1,5 @@
-"""Arms meet on the same scenarios: what is looked up equals what a simulation of the very order gives."""
+"""Arms meet on the same scenarios: what is looked up equals what a simulation of the very order
+gives."""
 
 from __future__ import annotations
 
@@ -52,7 +53,10 @@ def test_an_order_earns_what_its_simulation_earns(
         assert played.r[i] == pytest.approx(fates.net[0] * share * plan.quantity / risk)
         assert played.own_r[i] == pytest.approx(fates.r[0])
         assert played.quantity[i] == pytest.approx(share * plan.quantity)
-        assert (played.entered_at[i], played.exited_at[i]) == (fates.entered_at[0], fates.exited_at[0])
+        assert (played.entered_at[i], played.exited_at[i]) == (
+            fates.entered_at[0],
+            fates.exited_at[0],
+        )
 
 
 def test_the_plan_earns_what_the_labels_say(made: tuple[ScenarioSet, Labels], arena: Arena) -> None:
@@ -77,7 +81,9 @@ def test_synthetic_and_excluded_scenarios_never_enter(made: tuple[ScenarioSet, L
     assert 3 not in without.rows
     assert len(without) == int(np.isfinite(rewards).all(1).sum())
     with pytest.raises(ArenaError, match="no scenario with a known outcome"):
-        Arena.of(scenarios, Labels(np.full_like(rewards, np.nan), labels.agent_reward, labels.table))
+        Arena.of(
+            scenarios, Labels(np.full_like(rewards, np.nan), labels.agent_reward, labels.table)
+        )
 
 
 def test_a_stop_that_no_label_has_and_another_count_are_refused(arena: Arena) -> None:

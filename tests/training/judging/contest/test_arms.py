@@ -15,7 +15,17 @@ from app.domain.features import FEATURE_NAMES
 from app.domain.manifest import Calibration
 from tests.builders import agent_action, reading, scenario
 from tests.domain.scenarios import LIMITS
-from training.judging.contest.arms import Arm, Known, agent, allowed, always, best_cut, fitted, policy, random_veto
+from training.judging.contest.arms import (
+    Arm,
+    Known,
+    agent,
+    allowed,
+    always,
+    best_cut,
+    fitted,
+    policy,
+    random_veto,
+)
 
 DAY = 86_400
 
@@ -34,13 +44,19 @@ def test_always_takes_every_plan_whole() -> None:
 
 def test_the_agent_trades_where_it_says_yes() -> None:
     arm = agent([scenario()] * 3, [agent_action(True), agent_action(False), None])
-    assert (arm.name, arm.approve.tolist(), arm.share.tolist()) == ("agent", [True, False, False], [1.0, 0.0, 0.0])
+    assert (arm.name, arm.approve.tolist(), arm.share.tolist()) == (
+        "agent",
+        [True, False, False],
+        [1.0, 0.0, 0.0],
+    )
     assert np.isnan(arm.stop_atr[1:]).all()
 
 
 def test_the_policy_is_judged_as_the_service_judges_it() -> None:
     refused = scenario(candidate__volatility_pct=0.99)
-    before, after = policy([scenario(), scenario(), refused], readings("H", "A", "H"), Calibration(), LIMITS)
+    before, after = policy(
+        [scenario(), scenario(), refused], readings("H", "A", "H"), Calibration(), LIMITS
+    )
     assert before.approve.tolist() == [True, False, True]
     assert after.approve.tolist() == [True, False, False]
     assert after.vetoes is not None
@@ -108,7 +124,8 @@ def test_rivals_find_a_signal_out_of_sample() -> None:
 
 
 def test_rivals_see_no_outcome_of_the_new_scenarios() -> None:
-    """They are given features only; where there is no signal, what they choose earns what chance earns."""
+    """They are given features only; where there is no signal, what they choose earns what chance
+    earns."""
     for arm, rewards in rivals(800, signal=False).values():
         chosen = rewards[arm.approve]
         assert abs(chosen.mean() - rewards.mean()) < 4 * rewards.std() / math.sqrt(len(chosen))
@@ -116,10 +133,16 @@ def test_rivals_see_no_outcome_of_the_new_scenarios() -> None:
 
 def same(one: Arm, other: Arm) -> bool:
     """Every answer, whatever fitting took."""
-    if (one.name, one.vetoes, one.probability is None) != (other.name, other.vetoes, other.probability is None):
+    if (one.name, one.vetoes, one.probability is None) != (
+        other.name,
+        other.vetoes,
+        other.probability is None,
+    ):
         return False
     names = ("approve", "stop_atr", "share", *(() if one.probability is None else ("probability",)))
-    return all(np.array_equal(getattr(one, name), getattr(other, name), equal_nan=True) for name in names)
+    return all(
+        np.array_equal(getattr(one, name), getattr(other, name), equal_nan=True) for name in names
+    )
 
 
 def any_arm(count: int, seed: int, *, judged: bool) -> Arm:
@@ -131,13 +154,19 @@ def any_arm(count: int, seed: int, *, judged: bool) -> Arm:
         np.where(approve, source.choice([1.0, 1.5, 2.5], count), np.nan),
         np.where(approve, source.random(count), 0.0),
         source.random(count) if judged else None,
-        tuple(("VOLATILITY_SPIKE",) * int(n) for n in source.integers(0, 3, count)) if judged else None,
+        tuple(("VOLATILITY_SPIKE",) * int(n) for n in source.integers(0, 3, count))
+        if judged
+        else None,
         fitted_in_s=1.5,
     )
 
 
-@given(st.integers(0, 30), st.integers(0, 5), st.booleans(), st.lists(st.integers(0, 30), max_size=3))
-def test_an_arm_in_parts_joins_to_the_same_arm(count: int, seed: int, judged: bool, cuts: list[int]) -> None:
+@given(
+    st.integers(0, 30), st.integers(0, 5), st.booleans(), st.lists(st.integers(0, 30), max_size=3)
+)
+def test_an_arm_in_parts_joins_to_the_same_arm(
+    count: int, seed: int, judged: bool, cuts: list[int]
+) -> None:
     arm = any_arm(count, seed, judged=judged)
     edges = [0, *sorted(min(cut, count) for cut in cuts), count]
     parts = [arm.at(np.arange(begin, end)) for begin, end in pairwise(edges)]
@@ -166,7 +195,14 @@ def test_an_arm_of_which_a_part_has_no_probability_has_none() -> None:
 def test_what_is_known_in_parts_adds_up_to_the_same(count: int, cut: int, seed: int) -> None:
     source = np.random.default_rng(seed)
     as_of = np.cumsum(source.integers(1, DAY, count))
-    known = Known(source.normal(size=(count, 3)), source.normal(size=count), as_of, as_of + 7, as_of / DAY, 5.0)
+    known = Known(
+        source.normal(size=(count, 3)),
+        source.normal(size=count),
+        as_of,
+        as_of + 7,
+        as_of / DAY,
+        5.0,
+    )
     rows = np.arange(count)
     first, second = known.at(rows[:cut]), known.at(rows[cut:])
     for name in ("features", "rewards", "as_of", "ends_at", "weights"):

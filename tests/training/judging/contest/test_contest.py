@@ -1,4 +1,5 @@
-"""The contest walks forward: rivals know only what was over, every row is answered once, and money is what it was."""
+"""The contest walks forward: rivals know only what was over, every row is answered once, and money
+is what it was."""
 
 from __future__ import annotations
 
@@ -18,7 +19,12 @@ from app.domain.manifest import Calibration
 from tests import builders as build
 from tests.domain.scenarios import LIMITS
 from tests.training.support.candles import HOUR, random_walk
-from tests.training.support.histories import held_out_artifact, history, label_artifact, scenario_set
+from tests.training.support.histories import (
+    held_out_artifact,
+    history,
+    label_artifact,
+    scenario_set,
+)
 from training.config.judging import EvaluateConfig
 from training.config.learning import HeldOutConfig, OutcomesConfig, ScenariosConfig, instant
 from training.judging.contest.arena import ArenaError, Played
@@ -57,7 +63,8 @@ FREE = Costs(0.0, 0.0)
 
 
 class Market(NamedTuple):
-    """Four months around the beginning of the held-out period, with bars of a symbol more than it has scenarios of."""
+    """Four months around the beginning of the held-out period, with bars of a symbol more than it
+    has scenarios of."""
 
     history: History
     trained: Trained
@@ -91,10 +98,18 @@ def market(tmp_path_factory: pytest.TempPathFactory) -> Market:
     return Market(given, Trained(training, labels, EMBARGO_S), held_out, fates, versions)
 
 
-def contest(market: Market, refit_days: float, config: EvaluateConfig = CONFIG, bars: tuple[Bars, ...] = ()) -> Contest:
+def contest(
+    market: Market, refit_days: float, config: EvaluateConfig = CONFIG, bars: tuple[Bars, ...] = ()
+) -> Contest:
     periods = refitted(market.held_out, market.labels, market.versions, market.trained, refit_days)
     return hold_contest(
-        market.held_out, market.labels, bars or market.history.bars, periods, LIMITS, config, OutcomesConfig()
+        market.held_out,
+        market.labels,
+        bars or market.history.bars,
+        periods,
+        LIMITS,
+        config,
+        OutcomesConfig(),
     )
 
 
@@ -140,7 +155,11 @@ def test_a_rival_is_fitted_on_all_that_was_over_an_embargo_before_its_period_and
 
 
 @settings(deadline=None, max_examples=20)
-@given(days=st.integers(2, 90), unknown=st.sets(st.integers(0, 40), max_size=6), made_up=st.sets(st.integers(0, 40)))
+@given(
+    days=st.integers(2, 90),
+    unknown=st.sets(st.integers(0, 40), max_size=6),
+    made_up=st.sets(st.integers(0, 40)),
+)
 def test_every_usable_row_appears_exactly_once_in_order_with_its_own_answers(
     market: Market, days: int, unknown: set[int], made_up: set[int]
 ) -> None:
@@ -149,7 +168,9 @@ def test_every_usable_row_appears_exactly_once_in_order_with_its_own_answers(
     labels = Labels(rewards, plan, market.labels.table)
     kinds = ["rename" if row in made_up else None for row in range(len(market.held_out))]
     table = market.held_out.table.with_columns(synthetic=pl.Series(kinds, dtype=pl.String()))
-    periods = refitted(ScenarioSet(table, market.held_out.reported), labels, market.versions, market.trained, days)
+    periods = refitted(
+        ScenarioSet(table, market.held_out.reported), labels, market.versions, market.trained, days
+    )
     late = market.held_out.as_of >= market.trained.until + EMBARGO_S
     usable = [
         row
@@ -162,12 +183,17 @@ def test_every_usable_row_appears_exactly_once_in_order_with_its_own_answers(
         assert set(period.versions) == {POLICY, BASE_MODEL}
         for name, version in period.versions.items():
             mine = market.versions[name]
-            assert version.log_probabilities.tolist() == mine.log_probabilities[period.rows].tolist()
+            assert (
+                version.log_probabilities.tolist() == mine.log_probabilities[period.rows].tolist()
+            )
             assert version.calibration == mine.calibration
 
 
-def by_hand(folder: Path, config: ScenariosConfig, *moments: datetime) -> tuple[ScenarioSet, Labels]:
-    """Scenarios of ETHUSDT on hourly bars: each label ends 7 hours later. Each earns 1 R, but every second loses it."""
+def by_hand(
+    folder: Path, config: ScenariosConfig, *moments: datetime
+) -> tuple[ScenarioSet, Labels]:
+    """Scenarios of ETHUSDT on hourly bars: each label ends 7 hours later. Each earns 1 R, but every
+    second loses it."""
     found = [Found(build.scenario(as_of=moment, market__bar_seconds=3600)) for moment in moments]
     made = Workshop(folder).stage(
         "scenarios",
@@ -180,9 +206,12 @@ def by_hand(folder: Path, config: ScenariosConfig, *moments: datetime) -> tuple[
 
 
 def test_what_lies_within_the_embargo_of_training_is_left_out(tmp_path: Path) -> None:
-    """The last label that was trained on ends at 7 in the morning of the 31st; a day later the contest may begin."""
+    """The last label that was trained on ends at 7 in the morning of the 31st; a day later the
+    contest may begin."""
     last = datetime(2022, 12, 31, tzinfo=UTC)
-    training = by_hand(tmp_path, ScenariosConfig(), *(last - timedelta(days=day) for day in range(20, -1, -1)))
+    training = by_hand(
+        tmp_path, ScenariosConfig(), *(last - timedelta(days=day) for day in range(20, -1, -1))
+    )
     trained = Trained(*training, embargo_s=EMBARGO_S)
     assert datetime.fromtimestamp(trained.until, UTC) == last + timedelta(hours=7)
     moments = [datetime(2023, 1, 1, hour, tzinfo=UTC) for hour in (0, 6, 7, 20)]
@@ -190,18 +219,25 @@ def test_what_lies_within_the_embargo_of_training_is_left_out(tmp_path: Path) ->
     answers = {POLICY: tagged(4, 0)}
     (period,) = refitted(held_out, labels, answers, trained, 10)
     assert period.rows.tolist() == [2, 3]
-    assert len(period.known.as_of) == len(trained.known().as_of) == 20, "one of 21 was purged before validation"
+    assert len(period.known.as_of) == len(trained.known().as_of) == 20, (
+        "one of 21 was purged before validation"
+    )
     (sooner,) = refitted(held_out, labels, answers, replace(trained, embargo_s=23 * HOUR), 10)
     assert sooner.rows.tolist() == [1, 2, 3]
 
 
 def test_a_new_period_begins_after_so_many_days_and_knows_what_ended_before(tmp_path: Path) -> None:
-    """Ten days a period from the first row on: they begin on the 2nd, the 12th and the 22nd of January at 0:00."""
+    """Ten days a period from the first row on: they begin on the 2nd, the 12th and the 22nd of
+    January at 0:00."""
     last = datetime(2022, 12, 31, tzinfo=UTC)
-    training = by_hand(tmp_path, ScenariosConfig(), *(last - timedelta(days=day) for day in range(20, -1, -1)))
+    training = by_hand(
+        tmp_path, ScenariosConfig(), *(last - timedelta(days=day) for day in range(20, -1, -1))
+    )
     trained = Trained(*training, embargo_s=EMBARGO_S)
     moments = [(2, 0), (10, 16), (10, 17), (10, 18), (12, 0), (30, 0)]
-    held_out, labels = by_hand(tmp_path, HeldOutConfig(), *(datetime(2023, 1, d, h, tzinfo=UTC) for d, h in moments))
+    held_out, labels = by_hand(
+        tmp_path, HeldOutConfig(), *(datetime(2023, 1, d, h, tzinfo=UTC) for d, h in moments)
+    )
     periods = refitted(held_out, labels, {POLICY: tagged(6, 0)}, trained, 10)
     assert [period.rows.tolist() for period in periods] == [[0, 1, 2, 3], [4], [5]]
     # Until the 11th at 0:00 ended what was decided until the 10th at 17:00.
@@ -214,7 +250,13 @@ def test_without_a_usable_row_there_is_one_clear_error(market: Market) -> None:
     with pytest.raises(ArenaError, match="no held-out scenario with a known outcome lies behind"):
         refitted(market.held_out, unknown, market.versions, market.trained, 30)
     with pytest.raises(ArenaError, match="bring more bars"):
-        refitted(market.held_out, market.labels, market.versions, replace(market.trained, embargo_s=1000.0 * DAY_S), 30)
+        refitted(
+            market.held_out,
+            market.labels,
+            market.versions,
+            replace(market.trained, embargo_s=1000.0 * DAY_S),
+            30,
+        )
 
 
 def test_every_arm_answers_every_row(held: Contest, market: Market) -> None:
@@ -223,7 +265,9 @@ def test_every_arm_answers_every_row(held: Contest, market: Market) -> None:
     assert set(held.rewards) == {*held.played, RANDOM}
     assert all(each.shape == (count,) for each in held.rewards.values())
     assert set(held.books) == set(held.performances) == {*held.played, HOLD}
-    assert [one.hash() for one in held.scenarios] == [market.held_out.table["id"][int(r)] for r in held.arena.rows]
+    assert [one.hash() for one in held.scenarios] == [
+        market.held_out.table["id"][int(r)] for r in held.arena.rows
+    ]
     assert held.random.rewards.shape == (20, count)
     assert held.random.mean == pytest.approx(held.random.rewards.sum(0) / 20)
     for name, version in market.versions.items():
@@ -231,7 +275,9 @@ def test_every_arm_answers_every_row(held: Contest, market: Market) -> None:
         assert held.probabilities[name].sum(1) == pytest.approx(1)
 
 
-def test_periods_change_nothing_for_arms_that_are_not_fitted(held: Contest, whole: Contest, market: Market) -> None:
+def test_periods_change_nothing_for_arms_that_are_not_fitted(
+    held: Contest, whole: Contest, market: Market
+) -> None:
     assert held.arena.rows.tolist() == whole.arena.rows.tolist()
     for name in (AGENT, ALWAYS, RAW, POLICY, BASE_MODEL):
         assert held.played[name].r.tolist() == whole.played[name].r.tolist()
@@ -241,7 +287,9 @@ def test_periods_change_nothing_for_arms_that_are_not_fitted(held: Contest, whol
     assert len(later) >= 2
     for name in HEURISTICS:
         ours, theirs = held.played[name].arm.approve, whole.played[name].arm.approve
-        assert ours[: len(first.rows)].tolist() == theirs[: len(first.rows)].tolist(), "the same was known"
+        assert ours[: len(first.rows)].tolist() == theirs[: len(first.rows)].tolist(), (
+            "the same was known"
+        )
 
 
 def same(one: Book, other: Book) -> bool:
@@ -265,7 +313,8 @@ def test_only_symbols_of_the_contest_are_bought_and_held(whole: Contest, market:
 
 
 def played(count: int, **columns: list[float]) -> Played:
-    """Trades by hand, two hours each, one after the other; what `book` does not look at is nothing."""
+    """Trades by hand, two hours each, one after the other; what `book` does not look at is
+    nothing."""
     asked = np.array(columns["share"])
     traded = asked > 0
     arm = Arm("test", traded, np.where(traded, 1.5, np.nan), asked)
@@ -319,8 +368,11 @@ def test_a_portfolio_trades_what_was_asked_for_or_a_share_of_all_equity(
     assert made.exposed == pytest.approx(worth)
 
 
-def test_with_a_share_of_equity_gains_compound_in_the_contest(whole: Contest, market: Market) -> None:
-    """Where every plan is traded whole, each trade turns equity by its own price's move, after costs."""
+def test_with_a_share_of_equity_gains_compound_in_the_contest(
+    whole: Contest, market: Market
+) -> None:
+    """Where every plan is traded whole, each trade turns equity by its own price's move, after
+    costs."""
     shared = contest(market, 1000.0, CONFIG.model_copy(update={"size": "equity"}))
     made, all_played = shared.books[ALWAYS], shared.played[ALWAYS]
     costs = Costs()
@@ -330,4 +382,6 @@ def test_with_a_share_of_equity_gains_compound_in_the_contest(whole: Contest, ma
         moves.append(all_played.sold[row] * (1 - costs.slippage) * (1 - costs.fee) / paid)
     assert len(moves) > 20
     assert made.curve.value[-1] == pytest.approx(CONFIG.capital * np.prod(moves))
-    assert shared.rewards[ALWAYS].tolist() == whole.rewards[ALWAYS].tolist(), "rewards know no portfolio"
+    assert shared.rewards[ALWAYS].tolist() == whole.rewards[ALWAYS].tolist(), (
+        "rewards know no portfolio"
+    )

@@ -26,7 +26,9 @@ from training.market.bars import Floats
 DAY = 86_400
 
 
-def book(returns: list[float] | Floats, pnl: list[float], r: list[float], seconds: int = DAY) -> Book:
+def book(
+    returns: list[float] | Floats, pnl: list[float], r: list[float], seconds: int = DAY
+) -> Book:
     """A book with this daily curve and these trades, one a day, each open for half of it."""
     steps = np.arange(1, len(returns) + 1)
     curve = Curve(START, START + seconds * steps, 1000 * np.cumprod(1 + np.array(returns)), 1000.0)
@@ -47,14 +49,18 @@ def book(returns: list[float] | Floats, pnl: list[float], r: list[float], second
 
 
 def test_measures_are_those_worked_out_by_hand() -> None:
-    found = performance(book([0.01, -0.02, 0.03, 0.0], [30, -10, -10, 20], [1.5, -1, -1, 1]), draws=0)
+    found = performance(
+        book([0.01, -0.02, 0.03, 0.0], [30, -10, -10, 20], [1.5, -1, -1, 1]), draws=0
+    )
     # mean 0.005; squares about it 0.000025 + 0.000625 + 0.000625 + 0.000025 = 0.0013, over 3
     assert found.sharpe.value == pytest.approx(0.005 / math.sqrt(0.0013 / 3) * math.sqrt(365.25))
     # downside: sqrt(0.0004 / 4) = 0.01
     assert found.sortino.value == pytest.approx(0.5 * math.sqrt(365.25))
     assert found.cagr.value == pytest.approx((1.01 * 0.98 * 1.03) ** (365.25 / 4) - 1)
     assert found.max_drawdown.value == pytest.approx(0.02)
-    assert found.drawdown_days.value == pytest.approx(2.0)  # peak at the first close, passed at the third
+    assert found.drawdown_days.value == pytest.approx(
+        2.0
+    )  # peak at the first close, passed at the third
     assert found.win_rate.value == pytest.approx(0.5)
     assert found.expectancy_r.value == pytest.approx(0.125)
     assert found.profit_factor.value == pytest.approx(2.5)
@@ -75,7 +81,9 @@ def test_curve_measures_are_those_of_empyrical_sample_by_sample() -> None:
         ("max_drawdown", lambda x: -empyrical.max_drawdown(x)),
         ("tail_ratio", empyrical.tail_ratio),
     ):
-        assert measures[name](samples) == pytest.approx([formula(sample) for sample in samples]), name
+        assert measures[name](samples) == pytest.approx([formula(sample) for sample in samples]), (
+            name
+        )
 
 
 def test_the_tail_ratio_takes_the_fifth_and_the_ninety_fifth_percentile() -> None:
@@ -92,16 +100,21 @@ def test_intervals_enclose_their_values_and_carry_sample_sizes() -> None:
         assert one.n in (400, 500)
         if one.low is not None and each.name != "max_drawdown":
             assert one.low < one.value < one.high, each.name
-    with_interval = {each.name for each in fields(Performance) if getattr(found, each.name).low is not None}
+    with_interval = {
+        each.name for each in fields(Performance) if getattr(found, each.name).low is not None
+    }
     assert with_interval == {
-        "total_return", "sharpe", "sortino", "cagr", "max_drawdown", "tail_ratio", "win_rate", "expectancy_r",
+        "total_return", "sharpe", "sortino", "cagr", "max_drawdown", "tail_ratio", "win_rate",
+        "expectancy_r",
         "profit_factor",
     }  # fmt: skip
 
 
 def test_an_arm_without_trades_has_reasons_instead_of_numbers() -> None:
     clock = Clock([table(*[(100, 101, 99, 100)] * 50)])
-    nothing = Trades(*(np.array([], dtype=kind) for kind in (int, int, int, float, float, float, float)))
+    nothing = Trades(
+        *(np.array([], dtype=kind) for kind in (int, int, int, float, float, float, float))
+    )
     found = performance(trade(clock, nothing, capital=1000))
     for name in ("sharpe", "sortino", "tail_ratio", "win_rate", "expectancy_r", "profit_factor"):
         assert getattr(found, name)[0] is None, name
@@ -118,7 +131,10 @@ def test_constant_returns_have_no_ratio_but_a_growth() -> None:
     assert found.max_drawdown.value == 0.0
     assert (found.profit_factor.value, found.profit_factor.reason) == (None, "no losing trade")
     assert found.expectancy_r.value == pytest.approx(0.1)
-    assert (found.expectancy_r.low, found.expectancy_r.reason) == (None, "constant values have no interval")
+    assert (found.expectancy_r.low, found.expectancy_r.reason) == (
+        None,
+        "constant values have no interval",
+    )
 
 
 @pytest.mark.parametrize("draws", [0, 50])

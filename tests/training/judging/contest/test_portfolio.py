@@ -1,4 +1,5 @@
-"""One engine for all arms: candle tables by hand, the same orders in vectorbt, and rules as properties."""
+"""One engine for all arms: candle tables by hand, the same orders in vectorbt, and rules as
+properties."""
 
 from __future__ import annotations
 
@@ -13,7 +14,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.training.support.candles import HOUR, START, random_walk, table
-from training.judging.contest.portfolio import Book, Clock, PortfolioError, Refused, Size, Trades, buy_and_hold, trade
+from training.judging.contest.portfolio import (
+    Book,
+    Clock,
+    PortfolioError,
+    Refused,
+    Size,
+    Trades,
+    buy_and_hold,
+    trade,
+)
 from training.market.bars import Bars
 from training.outcomes.simulate import Costs, Orders, simulate
 
@@ -23,11 +33,13 @@ Row = tuple[int, int, int, float, float]
 
 
 def trades(*rows: Row, size: float = 1.0, risk: float = 10.0) -> Trades:
-    """Rows of (symbol, hour of entry, hour of exit, bought, sold); hour 0 is the open of the first bar."""
+    """Rows of (symbol, hour of entry, hour of exit, bought, sold); hour 0 is the open of the first
+    bar."""
     symbol, entered, exited, bought, sold = (np.array(column) for column in zip(*rows, strict=True))
     many = np.ones(len(rows))
     return Trades(
-        symbol, START + HOUR * entered, START + HOUR * exited, bought.astype(float), sold.astype(float), many * risk,
+        symbol, START + HOUR * entered, START + HOUR * exited, bought.astype(float),
+        sold.astype(float), many * risk,
         many * size,
     )  # fmt: skip
 
@@ -42,11 +54,19 @@ def counted(book: Book) -> dict[str, int]:
 
 
 def test_equity_is_marked_at_every_close_and_ends_with_the_profit_after_costs() -> None:
-    # Two units bought at 100: price 101 with 1 % slippage, fee 0.2 % -> 101.202 each, 202.404 in all.
-    # Sold at 110: 108.9 with slippage, less the fee 108.6822 -> 217.3644. Profit 14.9604, planned risk 2 x 10.
+    # Two units bought at 100: price 101 with 1 % slippage, fee 0.2 % -> 101.202 each, 202.404 in
+    # all. Sold at 110: 108.9 with slippage, less the fee 108.6822 -> 217.3644. Profit 14.9604,
+    # planned risk 2 x 10.
     clock = Clock([flat(100, 104, 98, 110, 110)])
-    book = trade(clock, trades((0, 1, 4, 100, 110), size=2.0), capital=1000, costs=Costs(fee=0.002, slippage=0.01))
-    assert book.curve.value == pytest.approx([1000, 797.596 + 208, 797.596 + 196, 1014.9604, 1014.9604])
+    book = trade(
+        clock,
+        trades((0, 1, 4, 100, 110), size=2.0),
+        capital=1000,
+        costs=Costs(fee=0.002, slippage=0.01),
+    )
+    assert book.curve.value == pytest.approx(
+        [1000, 797.596 + 208, 797.596 + 196, 1014.9604, 1014.9604]
+    )
     assert book.pnl == pytest.approx([14.9604])
     assert book.r == pytest.approx([0.74802])
     assert book.exposed == pytest.approx([0, 208, 196, 0, 0])
@@ -89,10 +109,14 @@ def test_size_rules_follow_equity_at_entry_and_cash_bounds_them() -> None:
     rows = trades((0, 1, 2, 100, 110), (0, 3, 4, 100, 90), size=0.5)
     spent = trade(clock, rows, capital=1000, size=Size.OF_EQUITY, costs=FREE)
     assert spent.quantity == pytest.approx([5.0, 5.25])  # half of 1000, half of 1050
-    at_risk = trade(clock, replace(rows, size=np.full(2, 0.02)), capital=1000, size=Size.AT_RISK, costs=FREE)
+    at_risk = trade(
+        clock, replace(rows, size=np.full(2, 0.02)), capital=1000, size=Size.AT_RISK, costs=FREE
+    )
     assert at_risk.quantity == pytest.approx([2.0, 2.04])  # 2 % of 1000 and of 1020 over 10 a unit
     assert at_risk.r == pytest.approx([1.0, -1.0])
-    bounded = trade(clock, replace(rows, size=np.full(2, 30.0)), capital=1000, costs=Costs(0.001, 0.0))
+    bounded = trade(
+        clock, replace(rows, size=np.full(2, 30.0)), capital=1000, costs=Costs(0.001, 0.0)
+    )
     assert bounded.quantity[0] == pytest.approx(1000 / 100.1)
 
 
@@ -100,9 +124,16 @@ def test_equity_at_entry_counts_open_trades_at_the_last_close_before() -> None:
     clock = Clock([flat(100, 120, 80, 80, 80), flat(*[50] * 5, symbol="ETHUSDT")])
     rows = trades((0, 0, 4, 100, 80), (1, 2, 3, 50, 50))
     book = trade(
-        clock, replace(rows, size=np.array([0.4, 0.25])), capital=1000, size=Size.OF_EQUITY, max_open=2, costs=FREE
+        clock,
+        replace(rows, size=np.array([0.4, 0.25])),
+        capital=1000,
+        size=Size.OF_EQUITY,
+        max_open=2,
+        costs=FREE,
     )
-    assert book.quantity == pytest.approx([4.0, (600 + 4 * 120) * 0.25 / 50])  # 120: the close when the bar opens
+    assert book.quantity == pytest.approx(
+        [4.0, (600 + 4 * 120) * 0.25 / 50]
+    )  # 120: the close when the bar opens
 
 
 def test_without_cash_an_order_is_refused() -> None:
@@ -114,7 +145,9 @@ def test_without_cash_an_order_is_refused() -> None:
 def test_unknown_fates_and_orders_outside_the_clock_are_counted_and_not_taken() -> None:
     bars = flat(*[100] * 10)
     clock = Clock([bars], START + 3 * HOUR, START + 8 * HOUR)
-    rows = trades((0, 1, 4, 100, 101), (0, 2, 4, 100, 101), (0, 5, 9, 100, 101), (0, 6, 8, 100, np.nan))
+    rows = trades(
+        (0, 1, 4, 100, 101), (0, 2, 4, 100, 101), (0, 5, 9, 100, 101), (0, 6, 8, 100, np.nan)
+    )
     book = trade(clock, rows, capital=1000, costs=FREE)
     assert book.taken.tolist() == [1]  # it enters at the open of the clock's first bar
     assert counted(book) == {"outside": 2, "unresolved": 1}
@@ -137,8 +170,12 @@ def test_where_bars_are_missing_the_last_close_stands() -> None:
 
 
 def test_before_its_first_close_a_symbol_is_worth_what_was_paid() -> None:
-    late = replace(table((100, 100, 100, 110), (110, 110, 110, 120), seconds=2 * HOUR), symbol="ETHUSDT")
-    book = trade(Clock([flat(*[50] * 4), late]), trades((1, 0, 4, 100, 120)), capital=1000, costs=FREE)
+    late = replace(
+        table((100, 100, 100, 110), (110, 110, 110, 120), seconds=2 * HOUR), symbol="ETHUSDT"
+    )
+    book = trade(
+        Clock([flat(*[50] * 4), late]), trades((1, 0, 4, 100, 120)), capital=1000, costs=FREE
+    )
     assert book.curve.value == pytest.approx([1000, 1010, 1010, 1020])
 
 
@@ -167,7 +204,11 @@ def test_profit_and_r_are_those_of_the_outcomes() -> None:
     at = np.arange(60, 2900, 11)
     close, atr = bars.close[at], bars.close[at] * 0.01
     plans = Orders(
-        bars.closed_at[at], close, close - 1.5 * atr, close[:, None] + atr[:, None] * np.array([3.0, 4.0, 5.0]), atr
+        bars.closed_at[at],
+        close,
+        close - 1.5 * atr,
+        close[:, None] + atr[:, None] * np.array([3.0, 4.0, 5.0]),
+        atr,
     )
     fates = simulate(bars, plans)
     orders = Trades.of(0, fates, close - plans.stop, np.full(len(at), 1e-4))
@@ -187,12 +228,21 @@ def test_vectorbt_makes_the_same_of_the_same_orders() -> None:
     record = recorded()
     market = [
         replace(
-            table(*[(o, max(o, c), min(o, c), c) for o, c in zip(one["open"], one["close"], strict=True)]), symbol=name
+            table(
+                *[
+                    (o, max(o, c), min(o, c), c)
+                    for o, c in zip(one["open"], one["close"], strict=True)
+                ]
+            ),
+            symbol=name,
         )
         for name, one in zip(("BTCUSDT", "ETHUSDT"), record["symbols"], strict=True)
     ]
     assert record["begins_at"] == START
-    rows = [(o["symbol"], o["hour"], o["hour"] + o["length"] + 1, o["bought"], o["sold"]) for o in record["orders"]]
+    rows = [
+        (o["symbol"], o["hour"], o["hour"] + o["length"] + 1, o["bought"], o["sold"])
+        for o in record["orders"]
+    ]
     orders = replace(trades(*rows), size=np.array([o["quantity"] for o in record["orders"]]))
     costs = Costs(record["fee"], record["slippage"])
     book = trade(Clock(market), orders, capital=record["capital"], max_open=2, costs=costs)
@@ -200,25 +250,38 @@ def test_vectorbt_makes_the_same_of_the_same_orders() -> None:
     assert book.quantity == pytest.approx(record["quantity"], rel=1e-9)
     assert book.pnl == pytest.approx(record["pnl"], rel=1e-9)
     assert book.curve.value == pytest.approx(record["equity"], rel=1e-9)
-    assert (book.quantity < orders.size[book.taken] * 0.99).any(), "some order was cut down to the cash"
+    assert (book.quantity < orders.size[book.taken] * 0.99).any(), (
+        "some order was cut down to the cash"
+    )
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 4), st.sampled_from(list(Size)))
-def test_equity_ends_with_all_profits_and_no_rule_is_broken(seed: int, max_open: int, size: Size) -> None:
+def test_equity_ends_with_all_profits_and_no_rule_is_broken(
+    seed: int, max_open: int, size: Size
+) -> None:
     source = np.random.default_rng(seed)
-    bars = [random_walk(200, seed + k, symbol) for k, symbol in enumerate(("BTCUSDT", "ETHUSDT", "LTCUSDT"))]
+    bars = [
+        random_walk(200, seed + k, symbol)
+        for k, symbol in enumerate(("BTCUSDT", "ETHUSDT", "LTCUSDT"))
+    ]
     symbol, entry = source.integers(0, 3, 60), source.integers(0, 190, 60)
     exit_ = np.minimum(entry + source.integers(1, 8, 60), 200)
     bought = np.array([bars[s].open[i] for s, i in zip(symbol, entry, strict=True)])
-    rows = list(zip(symbol, entry, exit_, bought, bought * np.exp(source.normal(0, 0.02, 60)), strict=True))
-    orders = replace(trades(*rows), risk=bought * 0.02, size=np.full(60, 0.2 if size is not Size.UNITS else 0.01))
+    rows = list(
+        zip(symbol, entry, exit_, bought, bought * np.exp(source.normal(0, 0.02, 60)), strict=True)
+    )
+    orders = replace(
+        trades(*rows), risk=bought * 0.02, size=np.full(60, 0.2 if size is not Size.UNITS else 0.01)
+    )
     book = trade(Clock(bars), orders, capital=1000, max_open=max_open, size=size)
     assert book.curve.value[-1] == pytest.approx(1000 + book.pnl.sum())
     assert len(book.taken) + sum(book.refused.values()) == 60
     assert (book.curve.value > 0).all()
     for at in bars[0].closed_at:
-        live = book.taken[(orders.entered_at[book.taken] < at) & (orders.exited_at[book.taken] >= at)]
+        live = book.taken[
+            (orders.entered_at[book.taken] < at) & (orders.exited_at[book.taken] >= at)
+        ]
         assert len(live) <= max_open
         assert len(set(orders.symbol[live])) == len(live)
 

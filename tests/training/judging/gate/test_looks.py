@@ -1,4 +1,5 @@
-"""Looks at a held-out period: every version that was judged on days of it counts once, and nothing is forgotten."""
+"""Looks at a held-out period: every version that was judged on days of it counts once, and nothing
+is forgotten."""
 
 from __future__ import annotations
 
@@ -16,7 +17,9 @@ from training.judging.gate.looks import FILE, count_look
 BARS = MarketConfig()
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 WHOLE = HeldOutConfig()
-FIRST, SECOND = (HeldOutConfig(since=date(year, 1, 1), until=date(year + 1, 1, 1)) for year in (2023, 2024))
+FIRST, SECOND = (
+    HeldOutConfig(since=date(year, 1, 1), until=date(year + 1, 1, 1)) for year in (2023, 2024)
+)
 
 
 def test_versions_count_once_each_however_often_they_are_judged(tmp_path: Path) -> None:
@@ -28,17 +31,36 @@ def test_versions_count_once_each_however_often_they_are_judged(tmp_path: Path) 
 
 def test_periods_that_share_a_day_count_together_and_others_apart(tmp_path: Path) -> None:
     assert count_look(tmp_path, "one", BARS, FIRST, NOW) == 1
-    assert count_look(tmp_path, "two", BARS, SECOND, NOW) == 1, "one period ends where the other begins"
+    assert count_look(tmp_path, "two", BARS, SECOND, NOW) == 1, (
+        "one period ends where the other begins"
+    )
     assert count_look(tmp_path, "three", BARS, WHOLE, NOW) == 3
-    assert count_look(tmp_path, "four", BARS, FIRST, NOW) == 3, "the second was only judged on the other year"
+    assert count_look(tmp_path, "four", BARS, FIRST, NOW) == 3, (
+        "the second was only judged on the other year"
+    )
     last_day = HeldOutConfig(since=date(2023, 12, 31), until=date(2024, 1, 2))
     assert count_look(tmp_path, "five", BARS, last_day, NOW) == 5
-    assert count_look(tmp_path, "two", BARS, HeldOutConfig(since=date(2030, 1, 1), until=None), NOW) == 1
+    assert (
+        count_look(tmp_path, "two", BARS, HeldOutConfig(since=date(2030, 1, 1), until=None), NOW)
+        == 1
+    )
 
 
 def test_a_period_without_an_end_goes_on(tmp_path: Path) -> None:
-    assert count_look(tmp_path, "one", BARS, HeldOutConfig(since=date(2023, 1, 1), until=None), NOW) == 1
-    assert count_look(tmp_path, "two", BARS, HeldOutConfig(since=date(2031, 5, 1), until=date(2031, 6, 1)), NOW) == 2
+    assert (
+        count_look(tmp_path, "one", BARS, HeldOutConfig(since=date(2023, 1, 1), until=None), NOW)
+        == 1
+    )
+    assert (
+        count_look(
+            tmp_path,
+            "two",
+            BARS,
+            HeldOutConfig(since=date(2031, 5, 1), until=date(2031, 6, 1)),
+            NOW,
+        )
+        == 2
+    )
 
 
 def test_the_same_days_of_another_market_are_another_period(tmp_path: Path) -> None:
@@ -59,7 +81,12 @@ def test_the_file_keeps_every_look_beside_the_versions(tmp_path: Path) -> None:
     count_look(models, "one", BARS, WHOLE, NOW)
     assert (models / FILE).read_bytes().startswith(before)
     first, second = (json.loads(line) for line in (models / FILE).read_text().splitlines())
-    expected = {"version": "one", "at": "2026-11-24T12:00:00+00:00", "since": "2023-01-01", "until": "2024-01-01"}
+    expected = {
+        "version": "one",
+        "at": "2026-11-24T12:00:00+00:00",
+        "since": "2023-01-01",
+        "until": "2024-01-01",
+    }
     assert {name: first[name] for name in expected} == expected
     assert second == first | {"until": "2025-01-01"}
 
@@ -67,13 +94,21 @@ def test_the_file_keeps_every_look_beside_the_versions(tmp_path: Path) -> None:
 Looks = list[tuple[int, int, int]]
 
 
-@given(looks=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 30), st.integers(1, 15)), min_size=1, max_size=8))
-def test_the_count_is_that_of_versions_whose_days_meet(looks: Looks, tmp_path_factory: pytest.TempPathFactory) -> None:
+@given(
+    looks=st.lists(
+        st.tuples(st.integers(0, 3), st.integers(0, 30), st.integers(1, 15)), min_size=1, max_size=8
+    )
+)
+def test_the_count_is_that_of_versions_whose_days_meet(
+    looks: Looks, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     """(version, first day of January 2023, number of days), written one after the other."""
     models = tmp_path_factory.mktemp("models")
     days = [set(range(first, first + length)) for _, first, length in looks]
     for number, (version, first, length) in enumerate(looks):
         begin = date(2023, 1, 1).toordinal() + first
-        period = HeldOutConfig(since=date.fromordinal(begin), until=date.fromordinal(begin + length))
+        period = HeldOutConfig(
+            since=date.fromordinal(begin), until=date.fromordinal(begin + length)
+        )
         met = {looks[other][0] for other in range(number + 1) if days[other] & days[number]}
         assert count_look(models, f"version-{version}", BARS, period, NOW) == len(met)

@@ -1,4 +1,5 @@
-"""Every reason for a refusal by itself, bad input, and a report that cannot be changed unnoticed."""
+"""Every reason for a refusal by itself, bad input, and a report that cannot be changed
+unnoticed."""
 
 from __future__ import annotations
 
@@ -120,7 +121,9 @@ def test_live_a_day_that_may_not_be_over_does_not_count() -> None:
     base = good()
     changed = base.policy.copy()
     changed[-4:] = 3.0
-    first, second = (judge(replace(base, policy=each), CONFIG, Mode.LIVE) for each in (base.policy, changed))
+    first, second = (
+        judge(replace(base, policy=each), CONFIG, Mode.LIVE) for each in (base.policy, changed)
+    )
     assert first.differences == second.differences
     assert first.differences["agent"].n == DAYS - 1
     fixed = judge(replace(base, policy=changed), CONFIG, Mode.FIXED).differences["agent"].value
@@ -136,7 +139,9 @@ def test_live_a_day_that_may_not_be_over_does_not_count() -> None:
         ("random veto", RefusalCode.NOT_BETTER_THAN_RANDOM_VETO),
     ],
 )
-def test_whoever_is_not_beaten_is_a_reason_by_itself(mode: Mode, rival: str, code: RefusalCode) -> None:
+def test_whoever_is_not_beaten_is_a_reason_by_itself(
+    mode: Mode, rival: str, code: RefusalCode
+) -> None:
     base = good()
     noise = np.random.default_rng(1).normal(0, 0.3, COUNT)
     as_good = np.clip(base.policy + noise - noise.mean(), -3, 3)
@@ -144,7 +149,10 @@ def test_whoever_is_not_beaten_is_a_reason_by_itself(mode: Mode, rival: str, cod
         "agent": {"agent": as_good},
         "heuristic": {
             "heuristics": {**base.heuristics, "gradient boosting": as_good},
-            "heuristic_returns": {**base.heuristic_returns, "gradient boosting": base.agent_returns},
+            "heuristic_returns": {
+                **base.heuristic_returns,
+                "gradient boosting": base.agent_returns,
+            },
         },
         "random veto": {"random_veto": as_good},
     }[rival]
@@ -159,14 +167,20 @@ def test_whoever_is_not_beaten_is_a_reason_by_itself(mode: Mode, rival: str, cod
 def test_too_little_evidence_is_refused_with_what_was_seen_and_what_is_needed() -> None:
     asked = CONFIG.model_copy(update={"min_scenarios": 3001, "min_trades": 3000, "min_days": 751})
     found = judge(good(), asked, Mode.FIXED)
-    assert codes(found) == [RefusalCode.TOO_FEW_SCENARIOS, RefusalCode.TOO_FEW_TRADES, RefusalCode.TOO_FEW_DAYS]
+    assert codes(found) == [
+        RefusalCode.TOO_FEW_SCENARIOS,
+        RefusalCode.TOO_FEW_TRADES,
+        RefusalCode.TOO_FEW_DAYS,
+    ]
     assert (found.refusals[0].observed, found.refusals[0].limit) == (3000.0, 3001.0)
 
 
 def test_a_sharpe_ratio_must_be_higher_than_each_rivals_and_no_luck() -> None:
     base = good()
     better = base.policy_returns + 1e-6
-    refusal = only(judge(replace(base, heuristic_returns={"score threshold": better}), CONFIG, Mode.FIXED))
+    refusal = only(
+        judge(replace(base, heuristic_returns={"score threshold": better}), CONFIG, Mode.FIXED)
+    )
     assert (refusal.code, refusal.about) == (RefusalCode.SHARPE_NOT_HIGHER, "score threshold")
     assert refusal.observed is not None
     assert refusal.limit is not None
@@ -185,7 +199,9 @@ def test_a_sharpe_ratio_must_be_higher_than_each_rivals_and_no_luck() -> None:
 
 def test_a_rival_that_took_no_risk_has_a_sharpe_ratio_of_nothing() -> None:
     still = np.zeros(DAYS)
-    verdict = judge(replace(good(), heuristic_returns={"score threshold": still}), CONFIG, Mode.FIXED)
+    verdict = judge(
+        replace(good(), heuristic_returns={"score threshold": still}), CONFIG, Mode.FIXED
+    )
     assert verdict.promote
     assert verdict.numbers["sharpe of score threshold"] == 0.0
 
@@ -204,7 +220,9 @@ def test_a_deeper_drawdown_than_the_agents_is_a_reason() -> None:
 
 def test_dishonest_probabilities_are_a_reason() -> None:
     base = good()
-    shifted = only(judge(replace(base, probability=np.clip(base.probability + 0.15, 0, 1)), CONFIG, Mode.FIXED))
+    shifted = only(
+        judge(replace(base, probability=np.clip(base.probability + 0.15, 0, 1)), CONFIG, Mode.FIXED)
+    )
     assert shifted.code is RefusalCode.CALIBRATION_POOR
     assert shifted.observed == pytest.approx(0.15, abs=0.01)
     nothing = replace(base, probability=np.empty(0), won=np.empty(0))
@@ -241,8 +259,13 @@ def test_what_is_no_number_is_refused_and_nothing_is_computed_from_it(mode: Mode
     assert found.differences == {}
     returns = base.policy_returns.copy()
     returns[0] = math.inf
-    assert only(judge(replace(base, policy_returns=returns), CONFIG, mode)).about == "policy returns"
-    assert only(judge(replace(base, trial_sharpes=(math.nan,)), CONFIG, mode)).about == "trial Sharpe ratios"
+    assert (
+        only(judge(replace(base, policy_returns=returns), CONFIG, mode)).about == "policy returns"
+    )
+    assert (
+        only(judge(replace(base, trial_sharpes=(math.nan,)), CONFIG, mode)).about
+        == "trial Sharpe ratios"
+    )
 
 
 def test_live_returns_beyond_the_bound_and_unordered_scenarios_are_refused() -> None:
@@ -252,7 +275,10 @@ def test_live_returns_beyond_the_bound_and_unordered_scenarios_are_refused() -> 
     refusal = only(judge(replace(base, policy=wild), CONFIG, Mode.LIVE))
     assert (refusal.code, refusal.observed, refusal.limit) == (RefusalCode.OUT_OF_BOUNDS, 3.5, 3.0)
     assert judge(replace(base, policy=wild), CONFIG, Mode.FIXED).promote
-    assert only(judge(replace(base, as_of=base.as_of[::-1]), CONFIG, Mode.FIXED)).code is RefusalCode.NOT_IN_ORDER
+    assert (
+        only(judge(replace(base, as_of=base.as_of[::-1]), CONFIG, Mode.FIXED)).code
+        is RefusalCode.NOT_IN_ORDER
+    )
 
 
 @pytest.mark.parametrize("mode", Mode)
@@ -267,9 +293,11 @@ def test_a_policy_that_never_trades_is_refused_with_reasons_and_without_nan(mode
         random_veto_returns=np.zeros((10, DAYS)),
     )
     verdict = judge(still, CONFIG, mode)
-    assert {RefusalCode.TOO_FEW_TRADES, RefusalCode.NOT_BETTER_THAN_RANDOM_VETO, RefusalCode.SHARPE_UNDEFINED} <= set(
-        codes(verdict)
-    )
+    assert {
+        RefusalCode.TOO_FEW_TRADES,
+        RefusalCode.NOT_BETTER_THAN_RANDOM_VETO,
+        RefusalCode.SHARPE_UNDEFINED,
+    } <= set(codes(verdict))
     require_unchanged(sign_off(verdict, still, CONFIG, by="owner", at=AT))
     for number in verdict.numbers.values():
         assert number is None or math.isfinite(number)
@@ -278,7 +306,10 @@ def test_a_policy_that_never_trades_is_refused_with_reasons_and_without_nan(mode
 @pytest.mark.parametrize("mode", Mode)
 def test_no_scenarios_at_all_are_refused_not_crashed_on(mode: Mode) -> None:
     base = good()
-    nothing = {name: np.empty(0) for name in ("policy", "agent", "random_veto", "probability", "won", "policy_returns")}
+    nothing = {
+        name: np.empty(0)
+        for name in ("policy", "agent", "random_veto", "probability", "won", "policy_returns")
+    }
     empty = replace(
         base,
         **nothing,
@@ -316,22 +347,31 @@ def test_evidence_that_does_not_fit_together_is_an_error(changes: dict[str, Any]
 
 def test_a_report_is_sealed_and_moves_the_alias_only_when_it_passes() -> None:
     evidence = good()
-    report = sign_off(judge(evidence, CONFIG, Mode.FIXED), evidence, CONFIG, by="model owner", at=AT)
+    report = sign_off(
+        judge(evidence, CONFIG, Mode.FIXED), evidence, CONFIG, by="model owner", at=AT
+    )
     assert report["signed_by"] == "model owner"
     assert report["evidence"] == good().hash() != good(trained_until=-3 * DAY_S).hash()
     require_promotable(report, "advisor-7")
     with pytest.raises(GateError, match="about advisor-7, not advisor-8"):
         require_promotable(report, "advisor-8")
-    changed = {**report, "verdict": {**report["verdict"], "promote": True, "model_version": "advisor-8"}}
+    changed = {
+        **report,
+        "verdict": {**report["verdict"], "promote": True, "model_version": "advisor-8"},
+    }
     with pytest.raises(GateError, match="was changed"):
         require_promotable(changed, "advisor-8")
     with pytest.raises(GateError, match="was changed"):
-        require_promotable({key: value for key, value in report.items() if key != "hash"}, "advisor-7")
+        require_promotable(
+            {key: value for key, value in report.items() if key != "hash"}, "advisor-7"
+        )
 
 
 def test_an_override_is_explicit_named_and_sealed() -> None:
     evidence = good(checks=())
-    report = sign_off(judge(evidence, CONFIG, Mode.FIXED), evidence, CONFIG, by="model owner", at=AT)
+    report = sign_off(
+        judge(evidence, CONFIG, Mode.FIXED), evidence, CONFIG, by="model owner", at=AT
+    )
     with pytest.raises(GateError, match="did not pass the gate: check_missing"):
         require_promotable(report, "advisor-7")
     with pytest.raises(GateError, match="a name and a reason"):
@@ -339,7 +379,8 @@ def test_an_override_is_explicit_named_and_sealed() -> None:
     forced = overridden(report, by="A. Person", why="demo on a test account", at=AT)
     require_promotable(forced, "advisor-7")
     assert forced["override"] == {
-        "by": "A. Person", "why": "demo on a test account", "at": AT.isoformat(), "of": report["hash"],
+        "by": "A. Person", "why": "demo on a test account", "at": AT.isoformat(),
+        "of": report["hash"],
     }  # fmt: skip
     with pytest.raises(GateError, match="was changed"):
         require_promotable({**report, "override": {"by": "nobody"}}, "advisor-7")

@@ -1,4 +1,5 @@
-"""A report is one file that loads nothing, escapes everything, and has no number without its context."""
+"""A report is one file that loads nothing, escapes everything, and has no number without its
+context."""
 
 from __future__ import annotations
 
@@ -17,14 +18,18 @@ HOSTILE = '<script>alert("news")</script>'
 
 
 def report() -> Report:
-    made = Report("Does it deserve promotion?", f"Refused. {HOSTILE}", MADE_AT, {"version": HOSTILE})
+    made = Report(
+        "Does it deserve promotion?", f"Refused. {HOSTILE}", MADE_AT, {"version": HOSTILE}
+    )
     section = made.section("Arms")
     section.say(HOSTILE)
     rows = [
         (Cell(HOSTILE), Cell(-0.12, -0.2, -0.01, n=1000), Cell(500)),
         (Cell("buy and hold"), Cell(None, reason="no trades"), Cell(1)),
     ]
-    section.table("Arms on the same scenarios", ("arm", "mean R", "trades"), rows, "R of the agent's plan")
+    section.table(
+        "Arms on the same scenarios", ("arm", "mean R", "trades"), rows, "R of the agent's plan"
+    )
     figure = Figure((4, 2))
     figure.add_subplot().plot([1, 2, 3], [1.0, 0.5, 2.0])
     section.plot("Equity", figure)
@@ -49,7 +54,9 @@ def tags(page: str) -> Tags:
 def test_hostile_text_stays_text() -> None:
     page = report().html()
     assert HOSTILE not in page
-    assert page.count("&lt;script&gt;") == 5  # headline, fact, paragraph, cell and the key that the cell is sorted by
+    assert (
+        page.count("&lt;script&gt;") == 5
+    )  # headline, fact, paragraph, cell and the key that the cell is sorted by
     assert [tag for tag, _ in tags(page).found].count("script") == 1
 
 
@@ -67,7 +74,9 @@ def test_a_cell_reads_with_its_interval_or_its_reason() -> None:
 
 
 def test_rows_are_sorted_by_number_and_nothing_comes_last() -> None:
-    orders = [attributes["data-order"] for tag, attributes in tags(report().html()).found if tag == "td"]
+    orders = [
+        attributes["data-order"] for tag, attributes in tags(report().html()).found if tag == "td"
+    ]
     assert orders[1] == "-0.12"
     assert orders[4] == "-inf"
 
@@ -77,7 +86,12 @@ def test_the_twin_holds_the_same_numbers(tmp_path: Path) -> None:
     assert html.read_text().startswith("<!DOCTYPE html>")
     document = json.loads(twin.read_text())
     [section] = document["sections"]
-    assert section["tables"][0]["rows"][0]["mean R"] == {"value": -0.12, "low": -0.2, "high": -0.01, "n": 1000}
+    assert section["tables"][0]["rows"][0]["mean R"] == {
+        "value": -0.12,
+        "low": -0.2,
+        "high": -0.01,
+        "n": 1000,
+    }
     assert section["tables"][0]["rows"][1]["mean R"] == {"value": None, "reason": "no trades"}
     assert section["plots"] == ["Equity"]
 
@@ -88,7 +102,11 @@ def test_the_same_report_gives_the_same_bytes() -> None:
 
 @pytest.mark.parametrize(
     ("cell", "fault"),
-    [(Cell(float("nan")), "not a finite number"), (Cell(1.0, float("-inf"), 2.0), "finite"), (Cell(None), "reason")],
+    [
+        (Cell(float("nan")), "not a finite number"),
+        (Cell(1.0, float("-inf"), 2.0), "finite"),
+        (Cell(None), "reason"),
+    ],
 )
 def test_a_number_that_is_none_is_refused(cell: Cell, fault: str) -> None:
     section = report().section("bad")

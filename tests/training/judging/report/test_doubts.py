@@ -1,4 +1,5 @@
-"""The simple rivals on combinatorial paths: five of them, each over all rows, and a planted signal is found on each."""
+"""The simple rivals on combinatorial paths: five of them, each over all rows, and a planted signal
+is found on each."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ def known(features: Floats, rewards: Floats) -> Known:
 
 
 def readings(rows: int, source: np.random.Generator) -> Floats:
-    """Rounded to a tenth within -3..3: as few values as boosting has bins, which spares it the search for them."""
+    """Rounded to a tenth within -3..3: as few values as boosting has bins, which spares it the
+    search for them."""
     return np.asarray(source.normal(size=(rows, len(FEATURE_NAMES))).clip(-3, 3).round(1))
 
 
@@ -43,15 +45,21 @@ def test_a_planted_signal_beats_the_threshold_on_every_path() -> None:
     threshold, logistic, boosting = (found[name] for name in HEURISTICS)
     assert len(threshold) == len(logistic) == len(boosting) == 5
     for learned in (logistic, boosting):
-        assert all(mine.mean > other.mean + 0.1 for mine, other in zip(learned, threshold, strict=True))
-    # Half of the rows earn 0.6 R on average, the others lose: nobody can do better than 0.3, but for luck.
+        assert all(
+            mine.mean > other.mean + 0.1 for mine, other in zip(learned, threshold, strict=True)
+        )
+    # Half of the rows earn 0.6 R on average, the others lose: nobody can do better than 0.3, but
+    # for luck.
     assert all(0.25 < path.mean < 0.35 for path in boosting)
     assert all(MIN_APPROVAL_RATE / 2 < path.rate <= 1 for paths in found.values() for path in paths)
-    assert len({path.mean for path in logistic}) == 5, "paths differ by what each group's answers were learned from"
+    assert len({path.mean for path in logistic}) == 5, (
+        "paths differ by what each group's answers were learned from"
+    )
 
 
 def test_each_path_answers_every_row_once() -> None:
-    """A score that is the same everywhere lets everything through: each path then earns the mean of all rows."""
+    """A score that is the same everywhere lets everything through: each path then earns the mean of
+    all rows."""
     given = planted(130, 2)
     given.features[:, MARGIN] = 1.0
     threshold = combinatorial_paths(given)["score threshold"]
@@ -63,13 +71,16 @@ def test_rows_need_not_come_in_order_of_time() -> None:
     """The threshold's path is made of the answers of the split that tests each row's group."""
     given = planted(130, 3)
     order = np.random.default_rng(0).permutation(130)
-    ours, theirs = (combinatorial_paths(each)["score threshold"] for each in (given, given.at(order)))
+    ours, theirs = (
+        combinatorial_paths(each)["score threshold"] for each in (given, given.at(order))
+    )
     assert [path.mean for path in ours] == pytest.approx([path.mean for path in theirs])
     assert [path.rate for path in ours] == pytest.approx([path.rate for path in theirs])
 
 
 def test_what_a_path_answers_was_learned_from_other_groups() -> None:
-    """Where the score pays in all groups but one, no path learns from that one what it is tested on there."""
+    """Where the score pays in all groups but one, no path learns from that one what it is tested on
+    there."""
     source = np.random.default_rng(4)
     features = readings(600, source)
     group = np.minimum(np.arange(600) // 100, GROUPS - 1)
@@ -91,4 +102,7 @@ def test_a_cell_tells_a_number_or_why_there_is_none() -> None:
     assert cell(Estimate(None)).text == "none: not defined"
     assert maybe(0.5) == Cell(0.5)
     assert maybe(0.0) == Cell(0.0)
-    assert (maybe(None).text, maybe(None, "constant difference").text) == ("-", "constant difference")
+    assert (maybe(None).text, maybe(None, "constant difference").text) == (
+        "-",
+        "constant difference",
+    )

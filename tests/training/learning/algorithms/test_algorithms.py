@@ -1,4 +1,5 @@
-"""The four algorithms on a tiny random model: every part moves, reruns agree, collapse is refused."""
+"""The four algorithms on a tiny random model: every part moves, reruns agree, collapse is
+refused."""
 
 from __future__ import annotations
 
@@ -76,7 +77,9 @@ def problem(rows: Encoded, **changes: Any) -> Problem:
     return Problem(**(given | changes))
 
 
-def trained(tiny: tuple[LabelReader, Encoded], folder: Path, name: str, **changes: Any) -> TrainedPolicy:
+def trained(
+    tiny: tuple[LabelReader, Encoded], folder: Path, name: str, **changes: Any
+) -> TrainedPolicy:
     """One run, after a warm-up of one epoch where the algorithm starts from one."""
     reader, rows = tiny
     train, config = ALGORITHMS[name]
@@ -95,7 +98,15 @@ def test_every_weight_moves_every_step_is_logged_and_a_seed_repeats_the_run(
     first = trained(tiny, tmp_path / "a", name)
     assert len(first.history) == (12 if name == "ppo" else 6)
     for entry in first.history:
-        assert entry.keys() >= {"loss", "entropy", "majority", "kl", "label_mass", "learning_rate", "reward"}
+        assert entry.keys() >= {
+            "loss",
+            "entropy",
+            "majority",
+            "kl",
+            "label_mass",
+            "learning_rate",
+            "reward",
+        }
         assert all(np.isfinite(value) for value in entry.values())
     weights = load_file(first.adapter / "adapter_model.safetensors")
     assert all(value.abs().sum() > 0 for value in weights.values())  # B starts at zero
@@ -106,8 +117,12 @@ def test_every_weight_moves_every_step_is_logged_and_a_seed_repeats_the_run(
     assert not np.allclose(first.label_log_probs, other.label_log_probs, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["expected", "gradient", "dpo"])  # the others draw actions batch by batch
-def test_parts_of_a_batch_make_the_same_run(tiny: tuple[LabelReader, Encoded], tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    "name", ["expected", "gradient", "dpo"]
+)  # the others draw actions batch by batch
+def test_parts_of_a_batch_make_the_same_run(
+    tiny: tuple[LabelReader, Encoded], tmp_path: Path, name: str
+) -> None:
     whole = trained(tiny, tmp_path / "a", name, supervised=0.0)
     parts = trained(tiny, tmp_path / "b", name, supervised=0.0, accumulate=4)
     np.testing.assert_allclose(whole.label_log_probs, parts.label_log_probs, atol=1e-3)
@@ -115,7 +130,10 @@ def test_parts_of_a_batch_make_the_same_run(tiny: tuple[LabelReader, Encoded], t
 
 def test_what_is_left_behind_is_complete(tiny: tuple[LabelReader, Encoded], tmp_path: Path) -> None:
     run = trained(tiny, tmp_path, "expected")
-    assert {path.name for path in run.adapter.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    assert {path.name for path in run.adapter.iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
     np.testing.assert_array_equal(np.load(tmp_path / "policy_log_probs.npy"), run.label_log_probs)
     document = json.loads((tmp_path / "training.json").read_text())
     assert document["history"] == run.history
@@ -124,7 +142,9 @@ def test_what_is_left_behind_is_complete(tiny: tuple[LabelReader, Encoded], tmp_
     assert list((tmp_path / "tensorboard").rglob("events.*"))
 
 
-def test_the_policys_readings_are_those_of_the_saved_adapter(tiny: tuple[LabelReader, Encoded], tmp_path: Path) -> None:
+def test_the_policys_readings_are_those_of_the_saved_adapter(
+    tiny: tuple[LabelReader, Encoded], tmp_path: Path
+) -> None:
     from peft import PeftModel
 
     reader, rows = tiny
@@ -136,7 +156,9 @@ def test_the_policys_readings_are_those_of_the_saved_adapter(tiny: tuple[LabelRe
             logits = model(input_ids=torch.tensor([ids])).logits[0, -1].log_softmax(-1)
     finally:
         model.unload()
-    np.testing.assert_allclose(run.label_log_probs[3], logits[list(reader.encoder.label_ids)], atol=2e-2)
+    np.testing.assert_allclose(
+        run.label_log_probs[3], logits[list(reader.encoder.label_ids)], atol=2e-2
+    )
 
 
 def test_expected_reward_rises(tiny: tuple[LabelReader, Encoded], tmp_path: Path) -> None:
@@ -148,26 +170,39 @@ def test_expected_reward_rises(tiny: tuple[LabelReader, Encoded], tmp_path: Path
 def test_ordinary_lora_trains_too(tiny: tuple[LabelReader, Encoded], tmp_path: Path) -> None:
     reader, rows = tiny
     train, config = ALGORITHMS["expected"]
-    run = train(problem(rows), config, ADAPTER.model_copy(update={"kind": "ordinary"}), reader, tmp_path)
+    run = train(
+        problem(rows), config, ADAPTER.model_copy(update={"kind": "ordinary"}), reader, tmp_path
+    )
     settings = json.loads((run.adapter / "adapter_config.json").read_text())
     assert settings["alora_invocation_tokens"] is None
     assert run.history[-1]["kl"] > 0
 
 
-def test_a_collapsed_run_fails_and_saves_nothing(tiny: tuple[LabelReader, Encoded], tmp_path: Path) -> None:
+def test_a_collapsed_run_fails_and_saves_nothing(
+    tiny: tuple[LabelReader, Encoded], tmp_path: Path
+) -> None:
     with pytest.raises(CollapsedPolicy, match="entropy"):
         trained(tiny, tmp_path, "expected", min_entropy=2.4)
     assert not (tmp_path / "adapter").exists()
     assert not (tmp_path / "training.json").exists()
 
 
-def test_dialogues_are_learned_in_the_warm_up(tiny: tuple[LabelReader, Encoded], tmp_path: Path) -> None:
+def test_dialogues_are_learned_in_the_warm_up(
+    tiny: tuple[LabelReader, Encoded], tmp_path: Path
+) -> None:
     reader, rows = tiny
     said = Demonstrations(
-        np.arange(ROWS) % 2 * 8, tuple("Buyers lead." if i % 2 else "Too quiet." for i in range(ROWS))
+        np.arange(ROWS) % 2 * 8,
+        tuple("Buyers lead." if i % 2 else "Too quiet." for i in range(ROWS)),
     )
     config = WarmUpConfig(
-        epochs=3, batch=8, target="agent", supervised=1.0, dialogue_every=1, learning_rate=1e-2, **LIVELY
+        epochs=3,
+        batch=8,
+        target="agent",
+        supervised=1.0,
+        dialogue_every=1,
+        learning_rate=1e-2,
+        **LIVELY,
     )
     run = warm_up.train(problem(rows, demonstrations=said), config, ADAPTER, reader, tmp_path)
     assert len(run.history) == 9
@@ -178,7 +213,9 @@ def test_dialogues_are_learned_in_the_warm_up(tiny: tuple[LabelReader, Encoded],
         rrhf.train(problem(rows), RrhfConfig(), ADAPTER, reader, tmp_path / "cold")
 
 
-def test_the_warm_up_on_the_optimum_nears_it(tiny: tuple[LabelReader, Encoded], tmp_path: Path) -> None:
+def test_the_warm_up_on_the_optimum_nears_it(
+    tiny: tuple[LabelReader, Encoded], tmp_path: Path
+) -> None:
     bias = problem(tiny[1]).bias
     base = losses.log_policy_of(torch.from_numpy(np.array(tiny[1].label_log_probs)), bias)
     target = losses.closed_form(base, torch.from_numpy(problem(tiny[1]).rewards).float(), 0.2)
@@ -196,7 +233,9 @@ def test_an_algorithm_goes_on_from_the_warm_up_which_is_its_reference(
     warm = np.load(tmp_path / "warm" / "policy_log_probs.npy")
     assert not np.allclose(warm, tiny[1].label_log_probs, atol=1e-2)
     np.testing.assert_allclose(run.label_log_probs, warm, atol=1e-3)
-    np.testing.assert_allclose(run.reference, losses.log_policy_of(torch.from_numpy(warm), bias), atol=1e-6)
+    np.testing.assert_allclose(
+        run.reference, losses.log_policy_of(torch.from_numpy(warm), bias), atol=1e-6
+    )
     assert run.history[0]["kl"] == pytest.approx(0, abs=1e-5)
 
 
@@ -223,7 +262,9 @@ def test_rows_without_rewards_do_not_train(tiny: tuple[LabelReader, Encoded]) ->
 def test_pairs_weigh_as_their_scenarios_do(tiny: tuple[LabelReader, Encoded]) -> None:
     weights = np.ones(ROWS)
     weights[:24] = [2.0] * 12 + [0.0] * 12
-    pairs = np.array([(0, 1, 2), (0, 3, 4), (13, 1, 2), (30, 1, 2)])  # the last is a validation row's
+    pairs = np.array(
+        [(0, 1, 2), (0, 3, 4), (13, 1, 2), (30, 1, 2)]
+    )  # the last is a validation row's
     table = dpo.PairTable.of(problem(tiny[1], pairs=pairs, weights=weights))
     assert table.rows.tolist() == [0, 13]
     policy = torch.full((2, 10), 0.1).log()
@@ -274,7 +315,8 @@ def test_the_probe_finds_what_is_linear(tiny: tuple[LabelReader, Encoded]) -> No
 
 
 def test_the_loss_of_the_closed_form_is_its_entropy(tiny: tuple[LabelReader, Encoded]) -> None:
-    """The first step of `expected` starts at the reference, so its loss is the cross-entropy to the target."""
+    """The first step of `expected` starts at the reference, so its loss is the cross-entropy to the
+    target."""
     rows = tiny[1]
     one = problem(rows)
     reference = losses.log_policy_of(torch.from_numpy(np.array(rows.label_log_probs)), one.bias)

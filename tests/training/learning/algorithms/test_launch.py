@@ -19,9 +19,25 @@ ROOT = Path(__file__).parents[4]
 def test_two_processes_train_what_one_trains(tmp_path: Path) -> None:
     alone = run(tmp_path / "one", tmp_path / "data", "dpo")
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
-    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    launch += [
+        "--num_machines",
+        "1",
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+        "--main_process_port",
+        "0",
+    ]
     done = subprocess.run(
-        [*launch, "-m", "tests.training.support.launched", str(tmp_path / "two"), str(tmp_path / "data"), "dpo"],
+        [
+            *launch,
+            "-m",
+            "tests.training.support.launched",
+            str(tmp_path / "two"),
+            str(tmp_path / "data"),
+            "dpo",
+        ],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HOME": str(tmp_path)},
         capture_output=True,
@@ -31,4 +47,6 @@ def test_two_processes_train_what_one_trains(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     together = np.load(tmp_path / "two" / "policy_log_probs.npy")
     np.testing.assert_allclose(together, alone.label_log_probs, atol=2e-3)
-    assert not np.allclose(together, np.load(next((tmp_path / "data").rglob("label_log_probs.npy"))), atol=2e-3)
+    assert not np.allclose(
+        together, np.load(next((tmp_path / "data").rglob("label_log_probs.npy"))), atol=2e-3
+    )

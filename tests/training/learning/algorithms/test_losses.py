@@ -50,7 +50,9 @@ def test_a_beta_of_zero_is_refused() -> None:
 
 def test_the_closed_form_by_hand() -> None:
     # 0.5 e^(ln 3) : 0.25 : 0.25 = 1.5 : 0.25 : 0.25
-    found = losses.closed_form(log(0.5, 0.25, 0.25), torch.tensor([[0.3 * math.log(3), 0.0, 0.0]]), 0.3)
+    found = losses.closed_form(
+        log(0.5, 0.25, 0.25), torch.tensor([[0.3 * math.log(3), 0.0, 0.0]]), 0.3
+    )
     torch.testing.assert_close(found.exp(), torch.tensor([[0.75, 0.125, 0.125]]))
 
 
@@ -70,17 +72,25 @@ def test_nothing_beats_the_closed_form_and_a_constant_changes_nothing(
     assert least <= losses.expected_reward_loss(rival, log_reference, reward, weight, beta) + 1e-9
     torch.testing.assert_close(losses.closed_form(log_reference, reward + shift, beta), best)
     # and distilling it is least at itself
-    assert losses.distillation_loss(best, best, weight) <= losses.distillation_loss(rival, best, weight) + 1e-9
+    assert (
+        losses.distillation_loss(best, best, weight)
+        <= losses.distillation_loss(rival, best, weight) + 1e-9
+    )
 
 
 def test_expected_reward_by_hand() -> None:
-    # policy (0.75, 0.25), reference (0.5, 0.5), rewards (1, 0): gain 0.25, KL 0.75 ln 1.5 + 0.25 ln 0.5 = 0.130812
-    loss = losses.expected_reward_loss(log(0.75, 0.25), log(0.5, 0.5), torch.tensor([[1.0, 0.0]]), ONES, 0.5)
+    # policy (0.75, 0.25), reference (0.5, 0.5), rewards (1, 0): gain 0.25, KL 0.75 ln 1.5 + 0.25 ln
+    # 0.5 = 0.130812
+    loss = losses.expected_reward_loss(
+        log(0.75, 0.25), log(0.5, 0.5), torch.tensor([[1.0, 0.0]]), ONES, 0.5
+    )
     assert loss.item() == pytest.approx(-(0.25 - 0.5 * 0.130812), abs=1e-6)
 
 
 def test_kl_and_entropy_by_hand() -> None:
-    assert losses.kl_divergence(log(0.75, 0.25), log(0.5, 0.5)).item() == pytest.approx(0.130812, abs=1e-6)
+    assert losses.kl_divergence(log(0.75, 0.25), log(0.5, 0.5)).item() == pytest.approx(
+        0.130812, abs=1e-6
+    )
     assert losses.kl_divergence(log(0.3, 0.7), log(0.3, 0.7)).item() == pytest.approx(0, abs=1e-7)
     assert losses.entropy(log(0.5, 0.5)).item() == pytest.approx(LN2)
 
@@ -135,7 +145,9 @@ def test_rrhf_ranks_by_hand() -> None:
     scores, rewards = torch.tensor([[-1.0, -2.0, -3.0]]), torch.tensor([[0.0, 1.0, 2.0]])
     # worse before better: (-1 - -2) + (-1 - -3) + (-2 - -3) = 4
     assert losses.rrhf_ranking_loss(scores, rewards).item() == 4.0
-    assert losses.rrhf_ranking_loss(-scores, rewards).item() == 0.0  # in order: no margin is asked for
+    assert (
+        losses.rrhf_ranking_loss(-scores, rewards).item() == 0.0
+    )  # in order: no margin is asked for
     assert losses.rrhf_best_loss(scores, rewards).item() == 3.0
 
 

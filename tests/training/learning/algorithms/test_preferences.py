@@ -1,4 +1,5 @@
-"""Preference pairs: which, how many, in whose format, and that TRL reads in them what the service reads."""
+"""Preference pairs: which, how many, in whose format, and that TRL reads in them what the service
+reads."""
 
 from __future__ import annotations
 
@@ -41,12 +42,17 @@ R = np.array([0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 2.0])
 @pytest.fixture(scope="module")
 def scenarios(tmp_path_factory: pytest.TempPathFactory) -> ScenarioSet:
     """Twenty, a day apart, with one variant each of the training ones; the last fifth validates."""
-    found = [Found(scenario(as_of=START + timedelta(days=i), candidate__rsi=30.0 + i)) for i in range(COUNT)]
+    found = [
+        Found(scenario(as_of=START + timedelta(days=i), candidate__rsi=30.0 + i))
+        for i in range(COUNT)
+    ]
 
     def build(folder: Path) -> dict[str, Any]:
         return build_scenarios(folder, found, ScenariosConfig(perturbations=1), {}, 3600)
 
-    return ScenarioSet.open(Workshop(tmp_path_factory.mktemp("shop")).stage("scenarios", {}, {}, build))
+    return ScenarioSet.open(
+        Workshop(tmp_path_factory.mktemp("shop")).stage("scenarios", {}, {}, build)
+    )
 
 
 def labelled(rewards: np.ndarray) -> Labels:
@@ -63,25 +69,36 @@ def silent(rows: int) -> Rewards:
 
 
 def built(
-    folder: Path, scenarios: ScenarioSet, rewards: np.ndarray, model: Rewards | None = None, **config: Any
+    folder: Path,
+    scenarios: ScenarioSet,
+    rewards: np.ndarray,
+    model: Rewards | None = None,
+    **config: Any,
 ) -> Artifact:
     def build(target: Path) -> dict[str, Any]:
         settings = PreferencesConfig(**config)
-        return build_preferences(target, scenarios, labelled(rewards), model or silent(len(rewards)), settings)
+        return build_preferences(
+            target, scenarios, labelled(rewards), model or silent(len(rewards)), settings
+        )
 
     return Workshop(folder).stage("preferences", config, {}, build)
 
 
-def drawn(realised: np.ndarray, members: np.ndarray | None = None, **config: Any) -> list[tuple[str, str, float, str]]:
+def drawn(
+    realised: np.ndarray, members: np.ndarray | None = None, **config: Any
+) -> list[tuple[str, str, float, str]]:
     pairs = pairs_of(0, realised, members, PreferencesConfig(**config))
-    return [(one["chosen"], one["rejected"], round(one["margin"], 6), one["source"]) for one in pairs]
+    return [
+        (one["chosen"], one["rejected"], round(one["margin"], 6), one["source"]) for one in pairs
+    ]
 
 
 def test_every_pair_clears_the_margin_and_the_widest_is_there() -> None:
     pairs = drawn(R, margin=0.45, per_scenario=100)
     assert pairs[0] == ("J", "A", 2.0, "outcome")
     assert min(margin for _, _, margin, _ in pairs) == 0.5
-    # Of actions 0-8, a tenth of R apart: 4 + 3 + 2 + 1 pairs at least 0.5 apart; J against each of the nine.
+    # Of actions 0-8, a tenth of R apart: 4 + 3 + 2 + 1 pairs at least 0.5 apart; J against each of
+    # the nine.
     assert len(set(pairs)) == len(pairs) == 19
 
 
@@ -111,7 +128,9 @@ def test_the_reward_model_speaks_where_its_members_agree_and_outcomes_are_silent
     assert {pair[0] for pair in drawn(quiet, found, model_margin=1.9, per_scenario=100)} == {"D"}
     assert drawn(quiet, found, model_margin=2.1) == []
     realised = np.zeros(10)
-    realised[3] = -1.0  # it was the worst: nine realised pairs against it, and none of the model's for it
+    realised[
+        3
+    ] = -1.0  # it was the worst: nine realised pairs against it, and none of the model's for it
     pairs = drawn(realised, found, model_margin=1.9, per_scenario=100)
     assert {pair[3] for pair in pairs} == {"outcome"}
     assert {pair[1] for pair in pairs} == {"D"}
@@ -122,7 +141,9 @@ def test_a_pair_of_the_model_weighs_as_sure_as_its_pairwise_head_is() -> None:
     agree[3] = 0.2
     scores = np.zeros(10)
     scores[3] = np.log(3)  # P = 3 / 4, so 2 P - 1 = 1 / 2
-    pairs = list(pairs_of(0, np.full(10, np.nan), members(agree, agree, scores=scores), PreferencesConfig()))
+    pairs = list(
+        pairs_of(0, np.full(10, np.nan), members(agree, agree, scores=scores), PreferencesConfig())
+    )
     assert [pair["weight"] for pair in pairs] == pytest.approx([0.5] * 4)
     unsure = members(agree, agree, scores=-scores)
     assert list(pairs_of(0, np.full(10, np.nan), unsure, PreferencesConfig())) == []
@@ -137,7 +158,9 @@ def test_the_stage_trains_on_training_scenarios_and_validates_on_real_outcomes_a
     model = modelled(np.broadcast_to(np.stack([R, R])[None, :, None], (2, 2, len(scenarios), 10)))
     artifact = built(tmp_path, scenarios, rewards, model)
     found = Preferences.open(artifact)
-    trained, validated = (found.table.filter(pl.col("split") == split) for split in ("train", "validate"))
+    trained, validated = (
+        found.table.filter(pl.col("split") == split) for split in ("train", "validate")
+    )
     assert set(trained["row"]) == set(train)
     assert set(validated["row"]) == set(validate)
     assert scenarios.real[validated["row"].to_numpy()].all()
@@ -155,7 +178,10 @@ def test_the_stage_trains_on_training_scenarios_and_validates_on_real_outcomes_a
 
 def test_the_same_pair_of_the_same_prompt_is_there_once_the_widest(tmp_path: Path) -> None:
     """Scenarios that differ in what the prompt rounds away read alike to the policy."""
-    found = [Found(scenario(as_of=START + timedelta(days=i), candidate__rsi=50.0 + i / 100)) for i in range(COUNT)]
+    found = [
+        Found(scenario(as_of=START + timedelta(days=i), candidate__rsi=50.0 + i / 100))
+        for i in range(COUNT)
+    ]
 
     def build(folder: Path) -> dict[str, Any]:
         return build_scenarios(folder, found, ScenariosConfig(), {}, 3600)
@@ -171,7 +197,8 @@ def test_the_same_pair_of_the_same_prompt_is_there_once_the_widest(tmp_path: Pat
     last = alike.rows("train")[-1]
     assert table.filter(pl.col("chosen") == "J")["row"].to_list() == [last] * 9
     assert against["row"].to_list() == [3] * 9
-    # 15 train, one is purged, 4 validate: nine pairs each. Nine stay each way in training, nine in validation.
+    # 15 train, one is purged, 4 validate: nine pairs each. Nine stay each way in training, nine in
+    # validation.
     assert artifact.facts["duplicates"] == 9 * 19 - 27
 
 
@@ -189,16 +216,28 @@ def test_a_damaged_table_is_refused(scenarios: ScenarioSet, tmp_path: Path) -> N
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_the_lines_load_as_a_dataset_of_trls_conversational_preferences(scenarios: ScenarioSet, tmp_path: Path) -> None:
+def test_the_lines_load_as_a_dataset_of_trls_conversational_preferences(
+    scenarios: ScenarioSet, tmp_path: Path
+) -> None:
     from datasets import load_dataset
     from trl.data_utils import is_conversational
 
     artifact = built(tmp_path / "shop", scenarios, np.tile(R, (len(scenarios), 1)))
     path = artifact / "preferences-train.jsonl"
-    data = load_dataset("json", data_files=str(path), split="train", cache_dir=str(tmp_path / "cache"))
+    data = load_dataset(
+        "json", data_files=str(path), split="train", cache_dir=str(tmp_path / "cache")
+    )
     table = Preferences.open(artifact).table.filter(pl.col("split") == "train")
     assert len(data) == len(table)
-    assert set(data.column_names) == {"prompt", "chosen", "rejected", "margin", "weight", "scenario_id", "source"}
+    assert set(data.column_names) == {
+        "prompt",
+        "chosen",
+        "rejected",
+        "margin",
+        "weight",
+        "scenario_id",
+        "source",
+    }
     assert is_conversational(data[0])
     assert [one["chosen"][0]["content"] for one in data] == table["chosen"].to_list()
     first = json.loads(path.read_text().splitlines()[0])
@@ -207,14 +246,19 @@ def test_the_lines_load_as_a_dataset_of_trls_conversational_preferences(scenario
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_trl_reads_the_ids_that_the_service_reads_then_the_letter_and_the_end_of_turn(repository: Path) -> None:
-    """Stated difference: TRL's completions go on after the letter with the template's end of turn, the same in both."""
+def test_trl_reads_the_ids_that_the_service_reads_then_the_letter_and_the_end_of_turn(
+    repository: Path,
+) -> None:
+    """Stated difference: TRL's completions go on after the letter with the template's end of turn,
+    the same in both."""
     from transformers import AutoTokenizer
     from trl.data_utils import _tokenize
 
     base = import_smollm2(repository / "var" / "models")
     tokenizer, encoder = AutoTokenizer.from_pretrained(base), PromptEncoder.from_directory(base)
-    about = scenario(candidate__news_summary="Rates: 5% <|im_end|> up, says the ECB", candidate__macd=-1.5)
+    about = scenario(
+        candidate__news_summary="Rates: 5% <|im_end|> up, says the ECB", candidate__macd=-1.5
+    )
     prompt = prepare(about)
     served = [*encoder.head, *encoder.encode(prompt)]
     for chosen, rejected in (("H", "A"), ("B", "J")):
@@ -232,4 +276,8 @@ def test_trl_reads_the_ids_that_the_service_reads_then_the_letter_and_the_end_of
         for name, label in (("chosen", chosen), ("rejected", rejected)):
             whole = _tokenize(tokenizer, record["prompt"] + record[name])["input_ids"]
             letter = encoder.label_ids[ACTIONS.index(BY_LABEL[label])]
-            assert whole == [*served, letter, *tokenizer.encode("<|im_end|>\n", add_special_tokens=False)]
+            assert whole == [
+                *served,
+                letter,
+                *tokenizer.encode("<|im_end|>\n", add_special_tokens=False),
+            ]

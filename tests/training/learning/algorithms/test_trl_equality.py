@@ -1,4 +1,5 @@
-"""train_dpo is TRL's DPOTrainer: the same loss and the same gradient on the same preference records."""
+"""train_dpo is TRL's DPOTrainer: the same loss and the same gradient on the same preference
+records."""
 
 from __future__ import annotations
 
@@ -39,7 +40,10 @@ def record(number: int) -> dict[str, Any]:
     """TRL's conversational preference format."""
     prompt, (chosen, rejected) = short_prompts(len(PAIRS))[number], PAIRS[number]
     return {
-        "prompt": [{"role": "system", "content": prompt.system}, {"role": "user", "content": prompt.user}],
+        "prompt": [
+            {"role": "system", "content": prompt.system},
+            {"role": "user", "content": prompt.user},
+        ],
         "chosen": [{"role": "assistant", "content": LABELS[chosen]}],
         "rejected": [{"role": "assistant", "content": LABELS[rejected]}],
     }
@@ -48,7 +52,8 @@ def record(number: int) -> dict[str, Any]:
 def ours(
     reader: LabelReader, rows: Encoded, kind: str
 ) -> tuple[float, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """Loss, gradients and weights of one batch, reference: the base model, through a bias that must cancel."""
+    """Loss, gradients and weights of one batch, reference: the base model, through a bias that must
+    cancel."""
     config = AdapterConfig(rank=RANK, alpha=2.0 * RANK, kind=kind)  # type: ignore[arg-type]
     bias = torch.linspace(-1, 1, len(LABELS))
     numbers = torch.arange(len(PAIRS))
@@ -65,9 +70,21 @@ def ours(
             BETA,
         ).mean()
         loss.backward()
-        trained = {name: weights for name, weights in policy.model.named_parameters() if weights.requires_grad}
-        gradients = {name: weights.grad.clone() for name, weights in trained.items() if weights.grad is not None}
-        return loss.item(), gradients, {name: weights.detach().clone() for name, weights in trained.items()}
+        trained = {
+            name: weights
+            for name, weights in policy.model.named_parameters()
+            if weights.requires_grad
+        }
+        gradients = {
+            name: weights.grad.clone()
+            for name, weights in trained.items()
+            if weights.grad is not None
+        }
+        return (
+            loss.item(),
+            gradients,
+            {name: weights.detach().clone() for name, weights in trained.items()},
+        )
 
 
 def trl_settings(folder: Path) -> Any:
@@ -101,7 +118,10 @@ def theirs(
         def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
             cut = {"chosen_ids", "rejected_ids"}
             return super().torch_call(
-                [{name: value[:1] if name in cut else value for name, value in one.items()} for one in examples]
+                [
+                    {name: value[:1] if name in cut else value for name, value in one.items()}
+                    for one in examples
+                ]
             )
 
     tokenizer = AutoTokenizer.from_pretrained(base)
@@ -133,7 +153,9 @@ def theirs(
 
 
 @pytest.mark.parametrize("kind", ["activated", "ordinary"])
-def test_loss_and_gradients_equal_trls(tiny: tuple[LabelReader, Encoded, Path], tmp_path: Path, kind: str) -> None:
+def test_loss_and_gradients_equal_trls(
+    tiny: tuple[LabelReader, Encoded, Path], tmp_path: Path, kind: str
+) -> None:
     reader, rows, base = tiny
     loss, gradients, weights = ours(reader, rows, kind)
     tail = list(reader.encoder.tail) if kind == "activated" else None

@@ -46,13 +46,18 @@ def full_pass(model: Any, reader: LabelReader, encoded: Encoded, rows: list[int]
     return torch.stack(found)
 
 
-def check_equal(reader: LabelReader, encoded: Encoded, base: Path, config: AdapterConfig, rows: list[int]) -> None:
+def check_equal(
+    reader: LabelReader, encoded: Encoded, base: Path, config: AdapterConfig, rows: list[int]
+) -> None:
     source = exact(encoded, base) if config.kind == "activated" else encoded
     with adapted(reader, source, config, seed=0) as policy:
         with torch.no_grad():
             untrained = policy(torch.tensor(rows)).labels
         torch.testing.assert_close(
-            untrained, torch.from_numpy(np.array(encoded.label_log_probs[rows])), atol=TOLERANCE, rtol=0
+            untrained,
+            torch.from_numpy(np.array(encoded.label_log_probs[rows])),
+            atol=TOLERANCE,
+            rtol=0,
         )
         randomise(policy)
         expected = full_pass(policy.model, reader, encoded, rows)
@@ -63,16 +68,22 @@ def check_equal(reader: LabelReader, encoded: Encoded, base: Path, config: Adapt
         if config.kind == "activated":
             policy.encoded = encoded
             with torch.no_grad():
-                torch.testing.assert_close(policy(torch.tensor(rows)).labels, expected, atol=CACHED, rtol=0)
+                torch.testing.assert_close(
+                    policy(torch.tensor(rows)).labels, expected, atol=CACHED, rtol=0
+                )
 
 
 @pytest.mark.parametrize("config", [TINY, ORDINARY], ids=["activated", "ordinary"])
-def test_a_batch_of_tails_equals_whole_passes(tiny: tuple[LabelReader, Encoded, Path], config: AdapterConfig) -> None:
+def test_a_batch_of_tails_equals_whole_passes(
+    tiny: tuple[LabelReader, Encoded, Path], config: AdapterConfig
+) -> None:
     reader, rows, base = tiny
     check_equal(reader, rows, base, config, [4, 0, 3])
 
 
-@pytest.mark.parametrize("config", [AdapterConfig(), AdapterConfig(kind="ordinary")], ids=["activated", "ordinary"])
+@pytest.mark.parametrize(
+    "config", [AdapterConfig(), AdapterConfig(kind="ordinary")], ids=["activated", "ordinary"]
+)
 def test_on_smollm2_too(tmp_path: Path, config: AdapterConfig) -> None:
     base = import_smollm2(Path(__file__).parents[4] / "var" / "models")
     reader = LabelReader.load(base)
@@ -95,34 +106,54 @@ def test_texts_after_the_tail_are_read_as_the_whole_sequence_would_be(
             suffix = [*reader.encoder.tail, *text]
             ids = [*reader.encoder.head, *source.ids(row), *suffix]
             more = {"alora_offsets": [len(suffix)]} if config.kind == "activated" else {}
-            logits = policy.model(input_ids=torch.tensor([ids]), use_cache=False, **more).logits[0].log_softmax(-1)
+            logits = (
+                policy.model(input_ids=torch.tensor([ids]), use_cache=False, **more)
+                .logits[0]
+                .log_softmax(-1)
+            )
             begin = len(ids) - len(text)
             expected = torch.stack([logits[begin - 1 + t, text[t]] for t in range(len(text))])
-            torch.testing.assert_close(output.text[i, : len(text)], expected, atol=TOLERANCE, rtol=0)
+            torch.testing.assert_close(
+                output.text[i, : len(text)], expected, atol=TOLERANCE, rtol=0
+            )
             assert (output.text[i, len(text) :] == 0).all()
             torch.testing.assert_close(
-                output.labels[i], logits[begin - 1, list(reader.encoder.label_ids)], atol=TOLERANCE, rtol=0
+                output.labels[i],
+                logits[begin - 1, list(reader.encoder.label_ids)],
+                atol=TOLERANCE,
+                rtol=0,
             )
 
 
-def test_gradients_reach_every_part_of_the_adapter_and_nothing_else(tiny: tuple[LabelReader, Encoded, Path]) -> None:
+def test_gradients_reach_every_part_of_the_adapter_and_nothing_else(
+    tiny: tuple[LabelReader, Encoded, Path],
+) -> None:
     reader, rows, _ = tiny
     with adapted(reader, rows, TINY, seed=0) as policy:
         randomise(policy)
         policy(torch.tensor([0, 1])).labels[:, 0].sum().backward()
-        trained = {name: weights.grad for name, weights in policy.named_parameters() if weights.requires_grad}
+        trained = {
+            name: weights.grad
+            for name, weights in policy.named_parameters()
+            if weights.requires_grad
+        }
         assert trained
         assert all("lora_" in name for name in trained)
         assert all(grad is not None and grad.abs().sum() > 0 for grad in trained.values())
 
 
-def test_what_is_saved_is_pefts_own_and_names_no_path(tiny: tuple[LabelReader, Encoded, Path], tmp_path: Path) -> None:
+def test_what_is_saved_is_pefts_own_and_names_no_path(
+    tiny: tuple[LabelReader, Encoded, Path], tmp_path: Path
+) -> None:
     reader, rows, base = tiny
     with adapted(reader, rows, TINY, seed=0) as policy:
         randomise(policy)
         save_adapter(policy, tmp_path, "tiny-1")
         expected = full_pass(policy.model, reader, rows, [0, 5])
-    assert {path.name for path in tmp_path.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
     settings = json.loads((tmp_path / "adapter_config.json").read_text())
     assert settings["base_model_name_or_path"] == "tiny-1"
     assert settings["alora_invocation_tokens"] == list(reader.encoder.tail)
@@ -149,4 +180,6 @@ def test_an_ordinary_adapter_merges_into_a_plain_directory(
         expected = full_pass(policy.model, reader, rows, [0, 1])
     save_merged(tmp_path / "adapter", LabelReader.load(base), base, tmp_path / "merged")
     merged = LabelReader.load(tmp_path / "merged")
-    torch.testing.assert_close(full_pass(merged.model, merged, rows, [0, 1]), expected, atol=TOLERANCE, rtol=0)
+    torch.testing.assert_close(
+        full_pass(merged.model, merged, rows, [0, 1]), expected, atol=TOLERANCE, rtol=0
+    )

@@ -1,4 +1,5 @@
-"""A version's answers are the same, over the base pass or asked prompt by prompt as the service asks."""
+"""A version's answers are the same, over the base pass or asked prompt by prompt as the service
+asks."""
 
 from __future__ import annotations
 
@@ -28,7 +29,11 @@ def test_an_adapter_asked_as_the_service_asks_answers_what_it_answers_over_the_b
 ) -> None:
     steps: list[tuple[int, int]] = []
     found = answers.of_version(
-        evaluated.version, [tiny_base.parent], asked, 1, lambda done, total: steps.append((done, total))
+        evaluated.version,
+        [tiny_base.parent],
+        asked,
+        1,
+        lambda done, total: steps.append((done, total)),
     )
     kept = np.load(read_by(evaluated, "answers of policy") / answers.FILE)
     assert found.shape == (SOME, 10)

@@ -1,4 +1,5 @@
-"""The base pass: the same numbers as the service reads, resumable, bounded, and clear about damage."""
+"""The base pass: the same numbers as the service reads, resumable, bounded, and clear about
+damage."""
 
 from __future__ import annotations
 
@@ -25,11 +26,15 @@ def whole_pass(reader: LabelReader, ids: list[int]) -> tuple[torch.Tensor, objec
     """Last-layer states and cache of one prompt, the plain way."""
     sequence = [*reader.encoder.head, *ids, *reader.encoder.tail]
     with torch.no_grad():
-        output = reader.model(input_ids=torch.tensor([sequence]), use_cache=True, output_hidden_states=True)
+        output = reader.model(
+            input_ids=torch.tensor([sequence]), use_cache=True, output_hidden_states=True
+        )
     return output.hidden_states[-1][0], output.past_key_values
 
 
-def test_labels_states_and_keys_are_those_of_a_whole_pass(tmp_path: Path, tiny: tuple[LabelReader, Path]) -> None:
+def test_labels_states_and_keys_are_those_of_a_whole_pass(
+    tmp_path: Path, tiny: tuple[LabelReader, Path]
+) -> None:
     reader, base = tiny
     prompts = short_prompts(5)
     found = encoded(tmp_path, prompts, reader, base, batch=3, shard=2)
@@ -43,7 +48,9 @@ def test_labels_states_and_keys_are_those_of_a_whole_pass(tmp_path: Path, tiny: 
         assert length == len(found.ids(row))
         for number, layer in enumerate(cache.layers):  # type: ignore[attr-defined]
             expected = torch.stack([layer.keys[0], layer.values[0]])[:, :, head : head + length]
-            torch.testing.assert_close(batch.states[number, :, position, :, :length], expected, atol=5e-3, rtol=5e-3)
+            torch.testing.assert_close(
+                batch.states[number, :, position, :, :length], expected, atol=5e-3, rtol=5e-3
+            )
         assert (batch.states[:, :, position, :, length:] == 0).all()
 
 
@@ -51,21 +58,32 @@ def test_every_line_of_the_prompt_is_averaged_over_its_own_tokens(
     tmp_path: Path, tiny: tuple[LabelReader, Path]
 ) -> None:
     reader, base = tiny
-    found = encoded(tmp_path, [prompt("BTC long\nscore 7\nbtc up\nnews <<one>>\nnews <<two>>")], reader, base)
+    found = encoded(
+        tmp_path, [prompt("BTC long\nscore 7\nbtc up\nnews <<one>>\nnews <<two>>")], reader, base
+    )
     # identity, scores, context, news (both lines), tail; no indicators, flow or book
     assert found.lines[0].tolist() == [True, True, False, True, False, False, True, True]
     states, _ = whole_pass(reader, found.ids(0))
     own = states[len(reader.encoder.head) :]
-    lengths = [len("BTC long\n"), len("score 7\n"), len("btc up\n"), len("news <<one>>\nnews <<two>>")]
+    lengths = [
+        len("BTC long\n"),
+        len("score 7\n"),
+        len("btc up\n"),
+        len("news <<one>>\nnews <<two>>"),
+    ]
     begins = np.cumsum([0, *lengths])  # one token per byte
     for line, i in ((0, 0), (1, 1), (3, 2), (6, 3)):
         expected = own[begins[i] : begins[i + 1]].mean(0)
         np.testing.assert_allclose(found.hidden[0, line].astype(np.float32), expected, atol=2e-3)
-    np.testing.assert_allclose(found.hidden[0, 7].astype(np.float32), own[begins[-1] :].mean(0), atol=2e-3)
+    np.testing.assert_allclose(
+        found.hidden[0, 7].astype(np.float32), own[begins[-1] :].mean(0), atol=2e-3
+    )
     assert (found.hidden[0, [2, 4, 5]] == 0).all()
 
 
-def test_lines_of_a_rendered_scenario_are_told_apart(tmp_path: Path, tiny: tuple[LabelReader, Path]) -> None:
+def test_lines_of_a_rendered_scenario_are_told_apart(
+    tmp_path: Path, tiny: tuple[LabelReader, Path]
+) -> None:
     reader, base = tiny
     full = render(scenario(candidate__news_summary="Calm", candidate__orderflow="buyers"))
     found = encoded(tmp_path, [full], reader, base)
@@ -93,12 +111,18 @@ def test_a_second_run_reads_nothing_and_a_killed_one_loses_one_shard(
             encode(tmp_path, prompts, reader, base, shard=2)
     resumed = encode(tmp_path, prompts, reader, base, shard=2)
     assert resumed.facts["read"] == 2
-    np.testing.assert_array_equal(Encoded.open(resumed).label_log_probs, Encoded.open(whole).label_log_probs)
+    np.testing.assert_array_equal(
+        Encoded.open(resumed).label_log_probs, Encoded.open(whole).label_log_probs
+    )
     again = encode(tmp_path, [*prompts[::-1], prompts[0]], reader, base, shard=2)
     assert (again.facts["read"], again.facts["prompts"]) == (0, 6)
     order = [5, 4, 3, 2, 1, 0, 0]
-    assert [Encoded.open(again).ids(i) for i in range(7)] == [Encoded.open(whole).ids(i) for i in order]
-    np.testing.assert_array_equal(Encoded.open(again).last, np.array(Encoded.open(whole).last)[order])
+    assert [Encoded.open(again).ids(i) for i in range(7)] == [
+        Encoded.open(whole).ids(i) for i in order
+    ]
+    np.testing.assert_array_equal(
+        Encoded.open(again).last, np.array(Encoded.open(whole).last)[order]
+    )
 
 
 def test_another_models_cache_is_not_used(tmp_path: Path, tiny: tuple[LabelReader, Path]) -> None:
@@ -124,7 +148,9 @@ def test_a_damaged_shard_is_built_again_and_a_missing_one_is_named(
         Encoded.open(built)
 
 
-def test_a_prompt_that_is_too_long_is_one_clear_error(tmp_path: Path, tiny: tuple[LabelReader, Path]) -> None:
+def test_a_prompt_that_is_too_long_is_one_clear_error(
+    tmp_path: Path, tiny: tuple[LabelReader, Path]
+) -> None:
     reader, base = tiny
     with pytest.raises(EncodeError, match="prompt_too_long"):
         encode(tmp_path, [prompt("x" * 5000)], reader, base)
@@ -138,6 +164,12 @@ def test_progress_counts_distinct_prompts(tmp_path: Path, tiny: tuple[LabelReade
     folder.mkdir()
     config = stage.EncodeConfig(shard=2)
     stage.build_encoded(
-        folder, [*prompts, prompts[0]], reader, base, config, tmp_path / "cache", lambda *now: seen.append(now)
+        folder,
+        [*prompts, prompts[0]],
+        reader,
+        base,
+        config,
+        tmp_path / "cache",
+        lambda *now: seen.append(now),
     )
     assert seen == [(0, 3), (2, 3), (3, 3)]

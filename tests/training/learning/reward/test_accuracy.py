@@ -1,4 +1,5 @@
-"""Pairwise accuracy, intervals by day, calibration and rank correlation: numbers worked out by hand."""
+"""Pairwise accuracy, intervals by day, calibration and rank correlation: numbers worked out by
+hand."""
 
 from __future__ import annotations
 
@@ -48,7 +49,8 @@ def test_accuracy_counts_pairs_by_weight_and_a_tie_as_half() -> None:
 
 
 def test_a_day_counts_as_one_however_many_scenarios_it_has() -> None:
-    """Nine scenarios of one day that are right, one of another that is wrong: two clusters, so the interval is wide."""
+    """Nine scenarios of one day that are right, one of another that is wrong: two clusters, so the
+    interval is wide."""
     day = np.array([0] * 9 + [1])
     right = np.array([1.0] * 9 + [0.0])
     found = compared({"a": right, "b": 1 - right}, np.ones(10), day, day, "a", 0)
@@ -63,7 +65,9 @@ def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
     for seed in range(60):
         level = source.normal(0.2, 1, 40)  # of each day; ten values a day
         day = np.repeat(np.arange(40), 10)
-        found = compared({"a": level[day] + source.normal(0, 0.5, 400)}, np.ones(400), day, day, "a", seed)["a"]
+        found = compared(
+            {"a": level[day] + source.normal(0, 0.5, 400)}, np.ones(400), day, day, "a", seed
+        )["a"]
         covered += found["low"] <= 0.2 <= found["high"]
     assert 51 <= covered <= 60  # 95 % of 60 is 57; without clusters it would be some 30
 
@@ -76,7 +80,10 @@ def test_pairs_across_compare_one_action_of_two_scenarios() -> None:
     assert (pairs.action > 0).all()
     assert (pairs.first == (pairs.row == 1)).all()
     assert set(pairs.weight) == {0.125}
-    assert accuracies(pairs, {"truth": rewards, "wrong": -rewards}, "truth", 0)["truth"]["value"] == 1.0
+    assert (
+        accuracies(pairs, {"truth": rewards, "wrong": -rewards}, "truth", 0)["truth"]["value"]
+        == 1.0
+    )
 
 
 def test_without_pairs_there_are_no_numbers() -> None:
@@ -104,7 +111,9 @@ def test_calibration_of_a_judge_that_says_four_in_five() -> None:
         assert [one["observed"] for one in found["bins"]] == pytest.approx([1 - won / 5, won / 5])
         assert sum(one["pairs"] for one in found["bins"]) == 200
         share = won / 5
-        assert found["log_loss"] == pytest.approx(-(share * np.log(0.8) + (1 - share) * np.log(0.2)), abs=1e-4)
+        assert found["log_loss"] == pytest.approx(
+            -(share * np.log(0.8) + (1 - share) * np.log(0.2)), abs=1e-4
+        )
         assert found["brier"] == pytest.approx(share * 0.04 + (1 - share) * 0.64)
 
 
@@ -112,8 +121,12 @@ def test_spearman_is_of_ranks_and_undefined_for_constants() -> None:
     rewards = table(RISING, RISING + 20)
     assert spearman(rewards**3, rewards, np.arange(2)) == {"pooled": 1.0, "within": 1.0}
     assert spearman(-rewards, rewards, np.arange(2)) == {"pooled": -1.0, "within": -1.0}
-    assert spearman(np.zeros_like(rewards), rewards, np.arange(2)) == {"pooled": None, "within": None}
-    # The same order in both scenarios says all about actions, and half about which scenario was better.
+    assert spearman(np.zeros_like(rewards), rewards, np.arange(2)) == {
+        "pooled": None,
+        "within": None,
+    }
+    # The same order in both scenarios says all about actions, and half about which scenario was
+    # better.
     constant = np.tile(RISING, (2, 1))
     assert spearman(constant, rewards, np.arange(2))["within"] == 1.0
     assert spearman(constant, rewards, np.arange(2))["pooled"] == pytest.approx(0.498, abs=0.02)

@@ -1,4 +1,5 @@
-"""Training the reward model: what is predicted was not seen, variants follow parents, signal is found or none is."""
+"""Training the reward model: what is predicted was not seen, variants follow parents, signal is
+found or none is."""
 
 from __future__ import annotations
 
@@ -108,7 +109,9 @@ def test_the_transformer_finds_what_is_not_linear() -> None:
     """The sign of a product: no linear model of either number ranks better than a coin."""
     data = reward_data(500, seed=3)
     sign = np.sign(data.inputs.numbers[:, 0] * data.inputs.numbers[:, 2])
-    data = replace(data, rewards=data.rewards * (np.sign(data.inputs.numbers[:, 0]) * sign)[:, None])
+    data = replace(
+        data, rewards=data.rewards * (np.sign(data.inputs.numbers[:, 0]) * sign)[:, None]
+    )
     fitting, stopping = inner_split(data, data.train, EMBARGO_S)
     config = small(epochs=40, patience=10, width=32, learning_rate=3e-3)
     member = fit_member(data, fitting, stopping, config, 0)
@@ -150,7 +153,9 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> tuple[Artifact, list[tupl
     return Workshop(tmp_path_factory.mktemp("shop")).stage("reward", small(), {}, build), told
 
 
-def test_the_stage_leaves_predictions_of_every_row(stage: tuple[Artifact, list[tuple[int, int]]]) -> None:
+def test_the_stage_leaves_predictions_of_every_row(
+    stage: tuple[Artifact, list[tuple[int, int]]],
+) -> None:
     artifact, told = stage
     found = Rewards.open(artifact)
     assert found.predictions.shape == found.std.shape == (120, 10)
@@ -161,7 +166,10 @@ def test_the_stage_leaves_predictions_of_every_row(stage: tuple[Artifact, list[t
     assert told[0] == (0, 8)  # two members of all rows and of each of three folds
     assert told[-1] == (8, 8)
     assert set(found.report) == {"out_of_fold", "validate"}
-    assert artifact.facts["out_of_fold"]["pairwise_accuracy"] == found.report["out_of_fold"]["within"]["pairwise_head"]
+    assert (
+        artifact.facts["out_of_fold"]["pairwise_accuracy"]
+        == found.report["out_of_fold"]["within"]["pairwise_head"]
+    )
 
 
 def test_the_saved_ensemble_gives_the_validation_rows_predictions(
@@ -169,10 +177,14 @@ def test_the_saved_ensemble_gives_the_validation_rows_predictions(
 ) -> None:
     artifact, data = stage[0], reward_data()
     again = predict(load_members(artifact), data.inputs, data.validate)
-    assert np.allclose(again[:, 0].mean(0), Rewards.open(artifact).predictions[data.validate], atol=1e-6)
+    assert np.allclose(
+        again[:, 0].mean(0), Rewards.open(artifact).predictions[data.validate], atol=1e-6
+    )
 
 
-def test_a_truncated_artefact_is_refused(stage: tuple[Artifact, list[tuple[int, int]]], tmp_path: Path) -> None:
+def test_a_truncated_artefact_is_refused(
+    stage: tuple[Artifact, list[tuple[int, int]]], tmp_path: Path
+) -> None:
     copy = tmp_path / "reward"
     copy.mkdir()
     for path in stage[0].path.iterdir():

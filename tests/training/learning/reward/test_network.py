@@ -60,8 +60,12 @@ def test_scores_that_say_nothing_cost_ln_2_a_pair() -> None:
 def test_a_winner_ahead_by_one_nat_costs_what_the_logistic_says() -> None:
     scores = torch.zeros(1, 10)
     scores[0, 3] = 1.0
-    won, lost = (bradley_terry_loss(scores, rewards(a3=gain), torch.ones(1)).item() for gain in (1.0, -1.0))
-    assert won == pytest.approx(math.log(1 + math.exp(-1)))  # nine pairs with action 3, all alike; the others are ties
+    won, lost = (
+        bradley_terry_loss(scores, rewards(a3=gain), torch.ones(1)).item() for gain in (1.0, -1.0)
+    )
+    assert won == pytest.approx(
+        math.log(1 + math.exp(-1))
+    )  # nine pairs with action 3, all alike; the others are ties
     assert lost == pytest.approx(math.log(1 + math.e))
 
 
@@ -77,16 +81,21 @@ def test_ties_are_no_pairs_and_a_scenario_counts_by_its_weight() -> None:
 def test_the_scalar_loss_is_hubers_over_the_nine_approving_actions() -> None:
     predicted = rewards(a0=9.0, a1=0.5, a2=3.0)
     # 0.5^2 / 2 = 0.125; beyond 1 R it is linear: 3 - 0.5 = 2.5; to reject (9.0) does not count.
-    assert scalar_loss(predicted, rewards(), torch.tensor([2.0])).item() == pytest.approx((0.125 + 2.5) / 9)
+    assert scalar_loss(predicted, rewards(), torch.tensor([2.0])).item() == pytest.approx(
+        (0.125 + 2.5) / 9
+    )
 
 
 def test_standings_count_wins_less_losses() -> None:
     found = standings(np.array([[0.0, 1.0, 1.0, -2.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]]))
-    # Action 1 beats all but action 2, which is equal; action 3 loses to all; 0 loses to two and beats one.
+    # Action 1 beats all but action 2, which is equal; action 3 loses to all; 0 loses to two and
+    # beats one.
     assert found[0, [1, 2, 3, 0]].tolist() == pytest.approx([8 / 9, 8 / 9, -1.0, -1 / 9])
 
 
-def test_an_action_is_valued_alike_alone_and_among_others(network: RewardNetwork, inputs: RewardInputs) -> None:
+def test_an_action_is_valued_alike_alone_and_among_others(
+    network: RewardNetwork, inputs: RewardInputs
+) -> None:
     batch = inputs.batch(ROWS)
     together = torch.stack(network(batch))
     for action in (0, 4, 9):
@@ -94,14 +103,18 @@ def test_an_action_is_valued_alike_alone_and_among_others(network: RewardNetwork
         assert torch.allclose(alone, together[:, :, action], atol=1e-5)
 
 
-def test_to_reject_earns_nothing_and_other_actions_differ(network: RewardNetwork, inputs: RewardInputs) -> None:
+def test_to_reject_earns_nothing_and_other_actions_differ(
+    network: RewardNetwork, inputs: RewardInputs
+) -> None:
     scalar, score = network(inputs.batch(ROWS))
     assert scalar[:, 0].abs().max() == 0
     assert scalar[:, 1:].std(1).min() > 0
     assert score.std(1).min() > 0
 
 
-def test_what_stands_in_an_absent_line_does_not_matter(network: RewardNetwork, inputs: RewardInputs) -> None:
+def test_what_stands_in_an_absent_line_does_not_matter(
+    network: RewardNetwork, inputs: RewardInputs
+) -> None:
     batch = inputs.batch(ROWS)
     filled = Batch(batch.hidden + 7.0 * ~batch.lines[:, :, None], batch.lines, batch.numbers)
     assert not torch.equal(filled.hidden, batch.hidden)
@@ -124,7 +137,9 @@ def test_scaling_reads_its_own_rows_alone(inputs: RewardInputs) -> None:
     later = RewardInputs(inputs.hidden.copy(), inputs.lines, inputs.numbers.copy())
     later.hidden[40:] *= 3
     later.numbers[40:] += 5
-    for one, other in zip(*(vars(Scaling.fit(each, ROWS, 1)).values() for each in (inputs, later)), strict=True):
+    for one, other in zip(
+        *(vars(Scaling.fit(each, ROWS, 1)).values() for each in (inputs, later)), strict=True
+    ):
         assert torch.allclose(one.abs(), other.abs(), atol=1e-5)  # a component's sign is arbitrary
 
 

@@ -47,8 +47,11 @@ CONFIG = DriftConfig()
 ROOT = Path(__file__).parents[4]
 
 
-def window(seed: int, count: int, *, moved: float = 0.0, earns: float = 0.0, agree: float = 0.6) -> Window:
-    """Independent decisions: normal features, some flags and one unknown; a reward that rises with confidence."""
+def window(
+    seed: int, count: int, *, moved: float = 0.0, earns: float = 0.0, agree: float = 0.6
+) -> Window:
+    """Independent decisions: normal features, some flags and one unknown; a reward that rises with
+    confidence."""
     rng = np.random.default_rng(seed)
     vectors = rng.normal(size=(count, len(FEATURE_NAMES)))
     vectors[:, 30:50] = vectors[:, 30:50] > 0.5
@@ -56,7 +59,9 @@ def window(seed: int, count: int, *, moved: float = 0.0, earns: float = 0.0, agr
     vectors[:, :20] += moved
     confidence = rng.beta(4, 3, count)
     approval = (confidence > 0.4).astype(float)
-    reward = np.where(rng.random(count) < 0.3 + 0.2 * confidence, rng.gamma(2, 0.8, count), -1.1) + earns
+    reward = (
+        np.where(rng.random(count) < 0.3 + 0.2 * confidence, rng.gamma(2, 0.8, count), -1.1) + earns
+    )
     return Window(
         features=vectors,
         as_of=3600.0 * np.arange(count),
@@ -88,14 +93,19 @@ def test_psi_by_hand() -> None:
 
 
 def test_what_is_not_known_has_a_bin_of_its_own_and_an_empty_bin_counts_half() -> None:
-    """None of four was unknown, then two of four: (0.5 - 1) ln(0.5 / 1) + (0.5 - 0.125) ln(0.5 / 0.125)."""
+    """None of four was unknown, then two of four: (0.5 - 1) ln(0.5 / 1) + (0.5 - 0.125) ln(0.5 /
+    0.125)."""
     value, bins = psi(np.ones(4), np.array([1.0, 1.0, np.nan, np.nan]))
     assert value == pytest.approx(-0.5 * math.log(0.5) + 0.375 * math.log(4))
     assert bins == 2
 
 
-@pytest.mark.parametrize(("reference", "recent"), [([1.0] * 5, [2.0] * 5), ([0.0, 1.0] * 5, [7.0] * 5)])
-def test_a_value_that_the_reference_never_had_is_seen(reference: list[float], recent: list[float]) -> None:
+@pytest.mark.parametrize(
+    ("reference", "recent"), [([1.0] * 5, [2.0] * 5), ([0.0, 1.0] * 5, [7.0] * 5)]
+)
+def test_a_value_that_the_reference_never_had_is_seen(
+    reference: list[float], recent: list[float]
+) -> None:
     assert psi(np.array(reference), np.array(recent))[0] > 1
 
 
@@ -157,13 +167,15 @@ def test_the_detector_finds_a_planted_change_and_where_it_was() -> None:
 
 def test_the_detector_is_silent_without_a_change() -> None:
     alarms = [
-        bool(changes("x", (np.random.default_rng(seed).random(1500) < 0.6).astype(float), 0.001)) for seed in range(40)
+        bool(changes("x", (np.random.default_rng(seed).random(1500) < 0.6).astype(float), 0.001))
+        for seed in range(40)
     ]
     assert sum(alarms) <= 1
 
 
 def test_the_expected_reward_is_what_the_confidences_promise() -> None:
-    """Confident approvals earned 1 R and hesitant ones lost 1 R, half each; three of four recent ones hesitate."""
+    """Confident approvals earned 1 R and hesitant ones lost 1 R, half each; three of four recent
+    ones hesitate."""
     confidence = np.tile([0.9, 0.5], 100)
     earned = np.tile([1.0, -1.0], 100)
     estimate, curve = expected_reward(confidence, earned, np.tile([0.9, 0.5, 0.5, 0.4], 50))
@@ -174,7 +186,8 @@ def test_the_expected_reward_is_what_the_confidences_promise() -> None:
 
 
 def test_resampled_data_is_ok_but_for_few_false_alarms() -> None:
-    """20 pairs of windows of one market; at a true rate of 2 % more than 2 alarms would come once in 140 times."""
+    """20 pairs of windows of one market; at a true rate of 2 % more than 2 alarms would come once
+    in 140 times."""
     whole = window(0, 4000)
     alarms = []
     for seed in range(20):
@@ -192,7 +205,8 @@ def test_shifted_features_ask_for_a_refresh_and_are_named() -> None:
     assert named == set(FEATURE_NAMES[:20])
     assert found.reasons[0].verdict is DriftVerdict.REFRESH, "worst first"
     assert [each.name for each in found.features[:20]] == sorted(
-        named, key=lambda name: next(i for i, each in enumerate(found.features) if each.name == name)
+        named,
+        key=lambda name: next(i for i, each in enumerate(found.features) if each.name == name),
     )
 
 
@@ -200,12 +214,17 @@ def test_one_shifted_feature_is_watched() -> None:
     recent = window(2, 300)
     recent.features[:, 5] += 1.5
     found = looked(window(1, 1200), recent)
-    assert (found.verdict, [reason.name for reason in found.reasons]) == (DriftVerdict.WATCH, [FEATURE_NAMES[5]])
+    assert (found.verdict, [reason.name for reason in found.reasons]) == (
+        DriftVerdict.WATCH,
+        [FEATURE_NAMES[5]],
+    )
 
 
 def test_an_artefacts_features_take_the_place_of_the_logs() -> None:
     shifted = window(2, 300, moved=1.0)
-    found = looked(window(1, 1200, moved=1.0), shifted, trained_on=("artefact x", window(3, 900).features))
+    found = looked(
+        window(1, 1200, moved=1.0), shifted, trained_on=("artefact x", window(3, 900).features)
+    )
     assert found.reference_features == "artefact x"
     assert DriftReason.FEATURES in codes(found)
 
@@ -219,12 +238,16 @@ def test_agreement_that_falls_by_thirty_points_asks_for_a_refresh() -> None:
     assert DriftReason.CHANGE in codes(found)
 
 
-def test_a_market_that_pays_less_shows_in_the_residuals_and_one_that_pays_more_is_no_reason() -> None:
+def test_a_market_that_pays_less_shows_in_the_residuals_and_one_that_pays_more_is_no_reason() -> (
+    None
+):
     worse = looked(window(1, 1200), window(2, 300, earns=-1.0))
     assert DriftReason.RESIDUAL in codes(worse)
     assert worse.verdict is DriftVerdict.REFRESH
     assert worse.estimate is not None
-    assert worse.estimate.expected == pytest.approx(worse.estimate.reference, abs=0.1), "confidence does not see it"
+    assert worse.estimate.expected == pytest.approx(worse.estimate.reference, abs=0.1), (
+        "confidence does not see it"
+    )
     better = looked(window(1, 1200), window(2, 300, earns=1.0))
     assert better.residual is not None
     assert better.residual.recent > 0.8
@@ -233,7 +256,8 @@ def test_a_market_that_pays_less_shows_in_the_residuals_and_one_that_pays_more_i
 
 
 def test_hesitant_approvals_are_seen_before_their_outcomes_arrive() -> None:
-    """Reward is 2 R x confidence - 1 R in the reference; recent approvals are at 0.42 instead of 0.4 to 1."""
+    """Reward is 2 R x confidence - 1 R in the reference; recent approvals are at 0.42 instead of
+    0.4 to 1."""
     reference, recent = window(1, 1200), window(2, 300)
     promised = np.where(reference.approval == 1, 2 * reference.approve_probability - 1, np.nan)
     reference = replace(reference, reward=promised)
@@ -255,16 +279,24 @@ def test_hesitant_approvals_are_seen_before_their_outcomes_arrive() -> None:
         (90, DriftReason.EXPIRED, DriftVerdict.REFRESH),
     ],
 )
-def test_age_alone_decides_by_the_schedule(days: float, code: DriftReason | None, verdict: DriftVerdict) -> None:
+def test_age_alone_decides_by_the_schedule(
+    days: float, code: DriftReason | None, verdict: DriftVerdict
+) -> None:
     found = looked(window(1, 1200), window(4, 300), days)
     assert (codes(found), found.verdict) == ({code} if code else set(), verdict)
-    assert found.retrain_due - timedelta(days=30) == found.expires - timedelta(days=90) == NOW - timedelta(days=days)
+    assert (
+        found.retrain_due - timedelta(days=30)
+        == found.expires - timedelta(days=90)
+        == NOW - timedelta(days=days)
+    )
 
 
 def test_too_few_decisions_are_not_called_ok() -> None:
     found = looked(window(1, 1200), window(2, 99, moved=5.0))
     assert (found.verdict, codes(found)) == (DriftVerdict.WATCH, {DriftReason.TOO_FEW})
-    assert "1200 decisions in the reference and 99 recent ones: 100 of each" in found.reasons[0].says
+    assert (
+        "1200 decisions in the reference and 99 recent ones: 100 of each" in found.reasons[0].says
+    )
     assert looked(window(1, 0), window(2, 0)).verdict is DriftVerdict.WATCH
 
 
@@ -278,7 +310,10 @@ def test_a_look_is_json_without_nan_and_gauges_show_it() -> None:
     metrics.show(looked(window(1, 1200), window(4, 300)))
     metrics.show(found)
     value = metrics.registry.get_sample_value
-    shown = {v: value("advisor_drift_verdict", {"model_version": "m1", "verdict": v}) for v in DriftVerdict}
+    shown = {
+        v: value("advisor_drift_verdict", {"model_version": "m1", "verdict": v})
+        for v in DriftVerdict
+    }
     assert shown == {"ok": 0, "watch": 0, "refresh": 1}
     assert value("advisor_drift_model_age_seconds", {"model_version": "m1"}) == 3 * 86_400
     assert value("advisor_drift_last_look_timestamp_seconds") == NOW.timestamp()
@@ -296,7 +331,9 @@ def test_the_dashboard_asks_for_gauges_and_labels_that_exist() -> None:
     dashboard = json.loads((ROOT / "deploy" / "grafana" / "dashboards" / "drift.json").read_text())
     metrics, seen = DriftMetrics(), set()
     metrics.show(looked(window(1, 1200), window(4, 300)))
-    labels = {s.name: set(s.labels) for family in metrics.registry.collect() for s in family.samples}
+    labels = {
+        s.name: set(s.labels) for family in metrics.registry.collect() for s in family.samples
+    }
     for panel in dashboard["panels"]:
         for name, matchers in re.findall(r"(advisor_\w+)\{([^}]*)\}", panel["targets"][0]["expr"]):
             assert set(re.findall(r"(\w+)=", matchers.replace("=~", "="))) <= labels[name]
@@ -312,11 +349,16 @@ def test_thresholds_that_contradict_each_other_are_refused() -> None:
 
 
 async def fill(url: str, first: datetime) -> None:
-    """240 decisions, six a day: agreement and confidence as in the label; in the last ten days RSI is 20 higher."""
+    """240 decisions, six a day: agreement and confidence as in the label; in the last ten days RSI
+    is 20 higher."""
     log = ShadowLog.connect(url)
     events = [build_one(number, first) for number in range(240)]
     for number in range(0, 240, 2):
-        events.append(build.outcome_event(f"r-{number}", build.outcome("advice", r=0.5 if number % 4 else -1.0)))
+        events.append(
+            build.outcome_event(
+                f"r-{number}", build.outcome("advice", r=0.5 if number % 4 else -1.0)
+            )
+        )
     await log.append(events)
     await log.aclose()
 
@@ -338,8 +380,14 @@ async def test_a_look_at_a_real_log(database_url: str, tmp_path: Path) -> None:
     config = DriftConfig(recent_days=10, reference_days=30, min_decisions=50, min_outcomes=20)
     now = first + timedelta(days=40)
     found = observe(database_url, None, config, now)
-    assert (found.model_version, found.reference.decisions, found.recent.decisions) == ("test-1", 180, 60)
-    assert [reason.name for reason in found.reasons if reason.code is DriftReason.FEATURE] == ["rsi"]
+    assert (found.model_version, found.reference.decisions, found.recent.decisions) == (
+        "test-1",
+        180,
+        60,
+    )
+    assert [reason.name for reason in found.reasons if reason.code is DriftReason.FEATURE] == [
+        "rsi"
+    ]
     rates = {each.name: each for each in found.rates}
     assert rates["approval"].recent == pytest.approx(0.5)
     assert rates["agent_approval"].recent == pytest.approx(1 / 3)
@@ -353,7 +401,10 @@ async def test_a_look_at_a_real_log(database_url: str, tmp_path: Path) -> None:
     assert again.returncode == 0, again.stderr
     assert "test-1: watch" in again.stdout
     assert json.loads((tmp_path / "drift.json").read_text())["model_version"] == "test-1"
-    assert 'advisor_drift_verdict{model_version="test-1",verdict="watch"} 1.0' in (tmp_path / "drift.prom").read_text()
+    assert (
+        'advisor_drift_verdict{model_version="test-1",verdict="watch"} 1.0'
+        in (tmp_path / "drift.prom").read_text()
+    )
 
 
 @pytest.mark.parametrize(
@@ -365,7 +416,9 @@ async def test_a_look_at_a_real_log(database_url: str, tmp_path: Path) -> None:
         ({"config": ROOT / "absent.toml"}, "cannot be read"),
     ],
 )
-def test_what_cannot_be_looked_at_is_one_clear_error(database_url: str, options: dict[str, Any], message: str) -> None:
+def test_what_cannot_be_looked_at_is_one_clear_error(
+    database_url: str, options: dict[str, Any], message: str
+) -> None:
     with pytest.raises(AdvisorError, match=message):
         drift(database_url, **options)
 

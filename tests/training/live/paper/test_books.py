@@ -18,7 +18,9 @@ def trade(net: float, opened: int = START, hours: float = 1) -> Trade:
 
 def order(as_of: int = START, quantity: float = 1.0, **changes: Any) -> Order:
     """Long at 100, stop 97, targets 106, 108 and 110, ATR 2."""
-    return Order("BTCUSDT", as_of, 100.0, 97.0, (106.0, 108.0, 110.0), 2.0, quantity)._replace(**changes)
+    return Order("BTCUSDT", as_of, 100.0, 97.0, (106.0, 108.0, 110.0), 2.0, quantity)._replace(
+        **changes
+    )
 
 
 def test_the_account_follows_what_has_ended_by_now() -> None:
@@ -77,7 +79,11 @@ def test_an_order_is_followed_and_told_in_the_words_of_an_outcome() -> None:
 def test_a_rejection_is_an_outcome_of_zero_and_the_unresolved_is_none() -> None:
     rejected = outcome(None, Arm.ADVICE, "v1", traded=False)
     assert rejected is not None
-    assert (rejected.outcome, rejected.r_multiple, rejected.net_pnl) == (OutcomeCode.NOT_TRADED, 0.0, 0.0)
+    assert (rejected.outcome, rejected.r_multiple, rejected.net_pnl) == (
+        OutcomeCode.NOT_TRADED,
+        0.0,
+        0.0,
+    )
     open_still = follow(table((100, 101, 99, 100)), order())
     assert open_still.exited_at is None
     assert outcome(open_still, Arm.AGENT, None, traded=True) is None
@@ -90,15 +96,17 @@ def test_orders_followed_together_fare_as_each_alone() -> None:
 
 
 def test_a_plan_with_one_target_trails_from_it_and_no_further() -> None:
-    """Target 1 at 103: the high of 106 passes it, not the targets that are not there; stop 106 - 1.5 x 2 = 103, and no
-    lower than 100 + 75 % of 6 = 104.5. The next bar falls through 104.5."""
+    """Target 1 at 103: the high of 106 passes it, not the targets that are not there; stop 106 -
+    1.5 x 2 = 103, and no lower than 100 + 75 % of 6 = 104.5. The next bar falls through 104.5."""
     bars = table((100, 106, 99, 105), (105, 105, 100, 101), *[(101, 101, 100, 101)] * 6)
     told = outcome(follow(bars, order(targets=(103.0,))), Arm.AGENT, None, traded=True)
     assert told is not None
     assert (told.exit_reason, told.exit_price) == ("trail_1", 104.5)
 
 
-def test_an_order_without_an_entry_bar_is_never_filled_and_known_to_be_so_after_eight_hours() -> None:
+def test_an_order_without_an_entry_bar_is_never_filled_and_known_to_be_so_after_eight_hours() -> (
+    None
+):
     bars = table(*[(100, 101, 99, 100)] * 10, skip=3)
     unfilled = follow(bars, order())
     assert unfilled.exited_at is None

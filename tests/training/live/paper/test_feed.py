@@ -24,10 +24,14 @@ MARKETS = [random_walk(1500, 1, "BTCUSDT"), random_walk(1500, 2, "ETHUSDT")]
 FIRST = int(MARKETS[0].closed_at[1100])
 
 
-def live(clock: Clock, exchange: Any = None, asked: dict[str, int] | None = None, **more: Any) -> LiveFeed:
+def live(
+    clock: Clock, exchange: Any = None, asked: dict[str, int] | None = None, **more: Any
+) -> LiveFeed:
     exchange = exchange or Exchange(MARKETS, clock)
     symbols = [each.symbol for each in MARKETS]
-    return LiveFeed(exchange, symbols, "1h", asked=asked or {}, now=clock.now, sleep=clock.sleep, **more)
+    return LiveFeed(
+        exchange, symbols, "1h", asked=asked or {}, now=clock.now, sleep=clock.sleep, **more
+    )
 
 
 def moments(feed: LiveFeed) -> list[Moment]:
@@ -62,7 +66,8 @@ def test_every_bar_that_completes_is_a_moment_and_no_later_bar_is_known() -> Non
 
 
 def test_live_candidates_are_those_of_a_replay_of_the_same_bars() -> None:
-    """From bar 1100 on. The slowest average (200 bars) has forgotten all but e^-8 of what lies before the window."""
+    """From bar 1100 on. The slowest average (200 bars) has forgotten all but e^-8 of what lies
+    before the window."""
     hours = 300
     found = moments(live(Clock(FIRST, FIRST + hours * HOUR)))
     agent = Agent([chart(bars) for bars in MARKETS])
@@ -71,7 +76,8 @@ def test_live_candidates_are_those_of_a_replay_of_the_same_bars() -> None:
     expected: list[tuple[str, int]] = []
     last: dict[str, int] = {}
     for one in sorted(
-        ((c.bars.symbol, int(t)) for c in after for t in c.bars.closed_at[1100:][passes(c)[1100:]]), key=lambda o: o[1]
+        ((c.bars.symbol, int(t)) for c in after for t in c.bars.closed_at[1100:][passes(c)[1100:]]),
+        key=lambda o: o[1],
     ):
         if one[1] - last.get(one[0], 0) >= 6 * HOUR:
             last[one[0]] = one[1]
@@ -136,15 +142,28 @@ def test_what_can_never_work_ends_at_the_start(symbols: list[str], message: str)
     clock = Clock(FIRST, FIRST + HOUR)
     young = random_walk(1100, 3, "NEWUSDT").part(1000, 1100)
     with pytest.raises(MarketDataError, match=message):
-        next(iter(LiveFeed(Exchange([young], clock), symbols, "1h", asked={}, now=clock.now, sleep=clock.sleep)))
+        next(
+            iter(
+                LiveFeed(
+                    Exchange([young], clock),
+                    symbols,
+                    "1h",
+                    asked={},
+                    now=clock.now,
+                    sleep=clock.sleep,
+                )
+            )
+        )
 
 
 @contextmanager
 def binance(bars: Bars, clock: Clock) -> Iterator[str]:
     """Binance's public spot API, as far as ccxt needs it for one pair."""
     pair = {
-        "symbol": "BTCUSDT", "status": "TRADING", "baseAsset": "BTC", "quoteAsset": "USDT", "baseAssetPrecision": 8,
-        "quoteAssetPrecision": 8, "orderTypes": ["LIMIT"], "isSpotTradingAllowed": True, "permissions": ["SPOT"],
+        "symbol": "BTCUSDT", "status": "TRADING", "baseAsset": "BTC", "quoteAsset": "USDT",
+        "baseAssetPrecision": 8,
+        "quoteAssetPrecision": 8, "orderTypes": ["LIMIT"], "isSpotTradingAllowed": True,
+        "permissions": ["SPOT"],
         "permissionSets": [["SPOT"]], "filters": [],
     }  # fmt: skip
 
@@ -153,8 +172,14 @@ def binance(bars: Bars, clock: Clock) -> Iterator[str]:
             url = urlsplit(self.path)
             document: Any = {"symbols": [pair]}
             if url.path.endswith("/klines"):
-                query = {name: int(value[0]) for name, value in parse_qs(url.query).items() if value[0].isdigit()}
-                rows = Exchange([bars], clock).fetch_ohlcv("BTC/USDT", "1h", query["startTime"], query["limit"])
+                query = {
+                    name: int(value[0])
+                    for name, value in parse_qs(url.query).items()
+                    if value[0].isdigit()
+                }
+                rows = Exchange([bars], clock).fetch_ohlcv(
+                    "BTC/USDT", "1h", query["startTime"], query["limit"]
+                )
                 document = [[int(row[0]), *(str(value) for value in row[1:])] for row in rows]
             body = json.dumps(document).encode()
             self.send_response(200)
@@ -181,10 +206,14 @@ def test_a_real_ccxt_object_feeds_the_same_bars() -> None:
     ccxt = pytest.importorskip("ccxt")
     clock = Clock(FIRST, FIRST + 3 * HOUR)
     with binance(MARKETS[0], clock) as url:
-        exchange = ccxt.binance({"enableRateLimit": False, "options": {"fetchMarkets": {"types": ["spot"]}}})
+        exchange = ccxt.binance(
+            {"enableRateLimit": False, "options": {"fetchMarkets": {"types": ["spot"]}}}
+        )
         exchange.urls["api"]["public"] = url
         exchange.session.trust_env = False
-        found = moments(LiveFeed(exchange, ["BTCUSDT"], "1h", asked={}, now=clock.now, sleep=clock.sleep))
+        found = moments(
+            LiveFeed(exchange, ["BTCUSDT"], "1h", asked={}, now=clock.now, sleep=clock.sleep)
+        )
         exchange.session.close()
     assert [moment.as_of for moment in found] == [FIRST, FIRST + HOUR, FIRST + 2 * HOUR]
     (last,) = found[-1].agent.charts

@@ -36,7 +36,8 @@ BARS = table((100, 101, 99, 100), (99, 100, 96, 97), *[(97, 98, 96, 97)] * 10)
 def plan(request_id: str, at: datetime = AT, **more: Any) -> Any:
     """A long of 5 at 100, stop 97, targets 106 to 110, ATR 2."""
     fields = {
-        "candidate__symbol": "BTCUSDT", "candidate__atr": 2.0, "plan__entry": 100.0, "plan__stop": 97.0,
+        "candidate__symbol": "BTCUSDT", "candidate__atr": 2.0, "plan__entry": 100.0,
+        "plan__stop": 97.0,
         "plan__targets": [106.0, 108.0, 110.0], "plan__quantity": 5.0, "market__last_close": 100.0,
     }  # fmt: skip
     return build.decision_event(request_id, at=at, **(fields | more))
@@ -59,7 +60,10 @@ async def resolved(service: Running, *bars: Bars) -> Counter[Fate]:
     """One run of the resolver, until its reports are in Postgres."""
 
     def go() -> Counter[Fate]:
-        with AdvisorClient(service.url) as client, reading(str(service.settings.database_url)) as connection:
+        with (
+            AdvisorClient(service.url) as client,
+            reading(str(service.settings.database_url)) as connection,
+        ):
             known = {each.symbol: each for each in bars}
             fates = resolve(without_outcome(connection), known, client, lambda seconds: None)
             client.close(20)
@@ -79,14 +83,17 @@ def outcomes(service: Running) -> dict[tuple[str, str, str | None], Any]:
     url = str(service.settings.database_url).replace("+psycopg", "")
     with psycopg.connect(url) as connection:
         found = connection.execute(
-            "SELECT d.request_id, o.arm, o.model_version, o.outcome, o.source, o.r_multiple, o.net_pnl, "
-            "o.record #> '{extra,traded}' FROM outcomes o JOIN decisions d USING (decision_id)"
+            "SELECT d.request_id, o.arm, o.model_version, o.outcome, o.source, o.r_multiple,"
+            " o.net_pnl, o.record #> '{extra,traded}' FROM outcomes o JOIN decisions d USING"
+            " (decision_id)"
         ).fetchall()
     assert len(found) == len({row[:3] for row in found}), "one outcome for each arm"
     return {row[:3]: row[3:] for row in found}
 
 
-async def test_every_arm_without_an_outcome_gets_what_the_bars_tell(service: Running, database_url: str) -> None:
+async def test_every_arm_without_an_outcome_gets_what_the_bars_tell(
+    service: Running, database_url: str
+) -> None:
     silent = Abstention(AbstainReason.DEADLINE)
     await fill(
         database_url,
@@ -98,8 +105,8 @@ async def test_every_arm_without_an_outcome_gets_what_the_bars_tell(service: Run
     assert (await resolved(service, BARS))[Fate.REPORTED] == 6
     found = outcomes(service)
     stopped = ("sl", "simulated", pytest.approx(-1.0985005), pytest.approx(-16.4775075))
-    # H: the whole risk at a stop 1.0 ATR away, 98, and no more than the agent's 5 units. Bought at 100.05, sold at
-    # 97.951, fees 0.198001: -2.297001 a unit, of a risk of 2.
+    # H: the whole risk at a stop 1.0 ATR away, 98, and no more than the agent's 5 units. Bought at
+    # 100.05, sold at 97.951, fees 0.198001: -2.297001 a unit, of a risk of 2.
     tighter = ("sl", "simulated", pytest.approx(-1.1485005), pytest.approx(-11.485005))
     # C: a quarter of the risk, stop 1.5 ATR away, so again 97; quantity 5 / 4.
     quarter = (*stopped[:3], pytest.approx(-16.4775075 / 4))
@@ -142,11 +149,21 @@ async def test_what_cannot_be_resolved_is_counted_by_reason_and_never_made_up(
         plan("stop above", control=True, label="A", plan__stop=103.0),
     )
     with reading(database_url) as connection:
-        assert symbols_without_outcome(connection) == {"BTCUSDT": AT - timedelta(hours=2), "ETHUSDT": AT}
+        assert symbols_without_outcome(connection) == {
+            "BTCUSDT": AT - timedelta(hours=2),
+            "ETHUSDT": AT,
+        }
     earlier = table(*[(100, 101, 99, 100)] * 40, skip=-30)
-    gap = Bars(*(v if isinstance(v, str | int) else v[all_but_two_bars(earlier)] for v in vars(earlier).values()))
+    gap = Bars(
+        *(
+            v if isinstance(v, str | int) else v[all_but_two_bars(earlier)]
+            for v in vars(earlier).values()
+        )
+    )
     fates = await resolved(service, gap)
-    assert fates == Counter({Fate.REJECTED: 3, Fate.UNFILLED: 1, Fate.NO_BARS: 1, Fate.NOT_SIMULATED: 1})
+    assert fates == Counter(
+        {Fate.REJECTED: 3, Fate.UNFILLED: 1, Fate.NO_BARS: 1, Fate.NOT_SIMULATED: 1}
+    )
     assert {key[1] for key in outcomes(service)} == {"advice"}
 
 
@@ -159,7 +176,9 @@ async def test_the_command_loads_the_bars_that_are_needed_and_says_what_it_did(
     service: Running, database_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     await fill(
-        database_url, plan("traded", control=True), plan("no such bars", control=False, candidate__symbol="XRPUSDT")
+        database_url,
+        plan("traded", control=True),
+        plan("no such bars", control=False, candidate__symbol="XRPUSDT"),
     )
     columns = {name: getattr(BARS, name) for name in ("open", "high", "low", "close", "volume")}
     closed = pl.Series("closed_at", BARS.closed_at * 1000).cast(pl.Datetime("ms", "UTC"))
@@ -195,8 +214,14 @@ async def test_an_analyst_may_read_and_nobody_writes(database_url: str) -> None:
     await fill(database_url, plan("traded", control=True))
     host = plain.split("@")[1]
     with reading(f"postgresql+psycopg://alice:secret@{host}") as connection:
-        assert [one.arm for chunk in without_outcome(connection) for one in chunk] == [Arm.ADVICE, Arm.AGENT]
-    with pytest.raises(ShadowLogUnavailable, match="read-only transaction"), reading(database_url) as connection:
+        assert [one.arm for chunk in without_outcome(connection) for one in chunk] == [
+            Arm.ADVICE,
+            Arm.AGENT,
+        ]
+    with (
+        pytest.raises(ShadowLogUnavailable, match="read-only transaction"),
+        reading(database_url) as connection,
+    ):
         connection.execute("CREATE TABLE x (y int)")
     with psycopg.connect(plain) as admin:
         admin.execute("DROP ROLE alice")
@@ -215,5 +240,8 @@ def test_a_log_that_cannot_be_read_is_one_clear_error(url: str, message: str) ->
 
 
 def test_a_database_without_the_schema_says_so(empty_database_url: str) -> None:
-    with pytest.raises(ShadowLogUnavailable, match="advisor migrate"), reading(empty_database_url) as connection:
+    with (
+        pytest.raises(ShadowLogUnavailable, match="advisor migrate"),
+        reading(empty_database_url) as connection,
+    ):
         list(without_outcome(connection))

@@ -1,4 +1,5 @@
-"""A replay against the real service: every candidate is on the record, with both answers and both outcomes."""
+"""A replay against the real service: every candidate is on the record, with both answers and both
+outcomes."""
 
 from __future__ import annotations
 
@@ -45,19 +46,29 @@ CANDIDATES = 24
 
 @pytest.fixture(scope="module")
 def agent() -> Agent:
-    return Agent([chart(random_walk(1500, seed, symbol)) for seed, symbol in ((1, "BTCUSDT"), (2, "ETHUSDT"))])
+    return Agent(
+        [
+            chart(random_walk(1500, seed, symbol))
+            for seed, symbol in ((1, "BTCUSDT"), (2, "ETHUSDT"))
+        ]
+    )
 
 
 @pytest.fixture
-async def service(database_url: str, valkey_url: str, tmp_path: Path, repository: Path) -> AsyncIterator[Running]:
-    """As in `make demo`: rules judge at the scenario's time, by the limits for replays. It approves two of three."""
+async def service(
+    database_url: str, valkey_url: str, tmp_path: Path, repository: Path
+) -> AsyncIterator[Running]:
+    """As in `make demo`: rules judge at the scenario's time, by the limits for replays. It approves
+    two of three."""
     settings = settings_for(database_url, valkey_url, tmp_path, clock=Clock.REQUEST)
     settings = settings.model_copy(update={"limits": repository / "deploy" / "limits.replay.toml"})
     async with running(settings, Models(ScriptedPolicy(["H", "A", "I"]))) as api, writing(settings):
         yield api
 
 
-async def replay(service: Running, agent: Agent, run: str, chosen: list[Opportunity]) -> tuple[Paper, list[Judged]]:
+async def replay(
+    service: Running, agent: Agent, run: str, chosen: list[Opportunity]
+) -> tuple[Paper, list[Judged]]:
     client = AdvisorClient(service.url, deadline_s=20)
     paper = Paper(client, run, 20.0)
     judged = await asyncio.to_thread(paper.trade, replayed(agent, chosen))
@@ -85,7 +96,8 @@ async def test_the_shadow_log_holds_what_the_replay_saw(service: Running, agent:
     await recorded(service, CANDIDATES, 2 * CANDIDATES)
     found = rows(
         service,
-        "SELECT request_id, agent_approve, advice_approve, agent_r, advice_r FROM shadow_comparison ORDER BY as_of",
+        "SELECT request_id, agent_approve, advice_approve, agent_r, advice_r FROM shadow_comparison"
+        " ORDER BY as_of",
     )
     by_id = {row[0]: row[1:] for row in found}
     for one in judged:
@@ -102,7 +114,9 @@ async def test_the_shadow_log_holds_what_the_replay_saw(service: Running, agent:
     assert paid == pytest.approx(total)
 
 
-async def test_a_replay_taken_up_again_decides_nothing_twice(service: Running, agent: Agent) -> None:
+async def test_a_replay_taken_up_again_decides_nothing_twice(
+    service: Running, agent: Agent
+) -> None:
     chosen = opportunities(agent.charts)[:8]
     _, first = await replay(service, agent, "again", chosen[:5])
     _, second = await replay(service, agent, "again", chosen)
@@ -115,19 +129,24 @@ async def test_a_replay_taken_up_again_decides_nothing_twice(service: Running, a
 
 
 BOOKS = """
-SELECT arm, model_version, trade, symbol, as_of, exit_time, outcome, r_multiple, net_pnl, equity, drawdown,
+SELECT arm, model_version, trade, symbol, as_of, exit_time, outcome, r_multiple, net_pnl, equity,
+       drawdown,
        drawdown_fraction
 FROM paper_books WHERE run = '{run}' ORDER BY arm, model_version, trade
 """
 
 
-async def test_the_view_of_the_books_is_what_the_replay_kept(service: Running, agent: Agent) -> None:
+async def test_the_view_of_the_books_is_what_the_replay_kept(
+    service: Running, agent: Agent
+) -> None:
     paper, judged = await replay(service, agent, "books", opportunities(agent.charts)[:CANDIDATES])
     await recorded(service, CANDIDATES, 2 * CANDIDATES)
     found = rows(service, BOOKS.format(run="books"))
     for arm, book in (("advice", paper.advice_book), ("agent", paper.agent_book)):
         shown = [row for row in found if row[0] == arm]
-        assert [(row[3], row[8]) for row in shown] == [(t.symbol, pytest.approx(t.net)) for t in book.trades]
+        assert [(row[3], row[8]) for row in shown] == [
+            (t.symbol, pytest.approx(t.net)) for t in book.trades
+        ]
         assert len(shown) > 2
         equity = peak = 10_000.0
         for number, row in enumerate(shown, start=1):
@@ -137,7 +156,9 @@ async def test_the_view_of_the_books_is_what_the_replay_kept(service: Running, a
             assert row[9:] == pytest.approx((equity, peak - equity, 1 - equity / peak))
     assert {row[1] for row in found} == {None, "scripted-1"}
     approvals = sum(one.advice_trade is not None for one in judged)
-    assert approvals > len(paper.advice_book.trades), "some approvals came while a trade was open: not traded"
+    assert approvals > len(paper.advice_book.trades), (
+        "some approvals came while a trade was open: not traded"
+    )
 
 
 async def test_a_run_that_is_killed_and_taken_up_again_ends_with_the_books_of_one_that_was_not(
@@ -150,7 +171,9 @@ async def test_a_run_that_is_killed_and_taken_up_again_ends_with_the_books_of_on
     asked = itertools.count(1)
 
     def script(prompt: Prompt) -> str:
-        if next(asked) == CANDIDATES + half:  # Half of the second run: the next request waits at the gate.
+        if (
+            next(asked) == CANDIDATES + half
+        ):  # Half of the second run: the next request waits at the gate.
             gate.clear()
         return "HAI"[int(prompt.hash[-4:], 16) % 3]
 
@@ -207,7 +230,8 @@ async def command(service: Running, source: Path, run: str) -> str:
 async def test_a_live_run_that_is_cut_takes_itself_up_from_the_log(
     database_url: str, valkey_url: str, tmp_path: Path, repository: Path, resolver_comes_first: bool
 ) -> None:
-    """One run without a break, one cut with a trade open and no report sent, on the same exchange: the same books.
+    """One run without a break, one cut with a trade open and no report sent, on the same exchange:
+    the same books.
 
     Also when `advisor-train resolve` fills the outcomes before the run is taken up again.
     """
@@ -219,8 +243,13 @@ async def test_a_live_run_that_is_cut_takes_itself_up_from_the_log(
     policy = ScriptedPolicy(lambda prompt: "HAI"[int(prompt.hash[-4:], 16) % 3])
     async with running(settings, Models(policy)) as api, writing(settings):
         whole = await follow_live(api, markets, "whole", begin, end)
-        # The instant after a decision whose trade is open in both books: its outcomes are known hours later.
-        both = [j for j in whole.judged if j.control.decision and j.advice_trade in whole.advice_book.trades]
+        # The instant after a decision whose trade is open in both books: its outcomes are known
+        # hours later.
+        both = [
+            j
+            for j in whole.judged
+            if j.control.decision and j.advice_trade in whole.advice_book.trades
+        ]
         cut_at = int(both[len(both) // 2].scenario.as_of.timestamp()) + 60
         before = await follow_live(api, markets, "cut", begin, cut_at, reports=False)
         assert not before.agent_book.flat
@@ -230,7 +259,10 @@ async def test_a_live_run_that_is_cut_takes_itself_up_from_the_log(
             assert (await asyncio.to_thread(resolve_run, api, markets, "cut"))[Fate.REPORTED] > 4
         after = await follow_live(api, markets, "cut", cut_at + HOUR // 2, end)
         assert 0 < len(after.judged) < len(whole.judged)
-        for cut, one in ((after.agent_book, whole.agent_book), (after.advice_book, whole.advice_book)):
+        for cut, one in (
+            (after.agent_book, whole.agent_book),
+            (after.advice_book, whole.advice_book),
+        ):
             assert [trade[:8] for trade in cut.trades] == [trade[:8] for trade in one.trades]
             assert cut.equity == one.equity
         await written(api)
@@ -242,7 +274,10 @@ async def test_a_live_run_that_is_cut_takes_itself_up_from_the_log(
 
 def resolve_run(service: Running, markets: list[Bars], run: str) -> Counter[Fate]:
     """Fill the outcomes of a run from all of the market."""
-    with AdvisorClient(service.url) as client, reading(str(service.settings.database_url)) as connection:
+    with (
+        AdvisorClient(service.url) as client,
+        reading(str(service.settings.database_url)) as connection,
+    ):
         bars = {each.symbol: each for each in markets}
         fates = resolve(without_outcome(connection, f"{run}/"), bars, client, lambda seconds: None)
         client.close(20)
@@ -259,16 +294,25 @@ async def written(service: Running) -> None:
 
 
 async def follow_live(
-    service: Running, markets: list[Bars], run: str, begin: float, end: float, *, reports: bool = True
+    service: Running,
+    markets: list[Bars],
+    run: str,
+    begin: float,
+    end: float,
+    *,
+    reports: bool = True,
 ) -> Paper:
-    """A live run on an exchange that shows its bars by a clock. Without `reports` outcomes are lost, as in a crash."""
+    """A live run on an exchange that shows its bars by a clock. Without `reports` outcomes are
+    lost, as in a crash."""
     await written(service)
     with reading(str(service.settings.database_url)) as connection:
         recalled = decisions_of_run(connection, run)
     clock = FeedClock(begin, end)
     asked = {one.scenario.candidate.symbol: int(one.scenario.as_of.timestamp()) for one in recalled}
     symbols = [bars.symbol for bars in markets]
-    feed = LiveFeed(Exchange(markets, clock), symbols, "1h", asked=asked, now=clock.now, sleep=clock.sleep)
+    feed = LiveFeed(
+        Exchange(markets, clock), symbols, "1h", asked=asked, now=clock.now, sleep=clock.sleep
+    )
     client = AdvisorClient(service.url, deadline_s=20)
     paper = Paper(client if reports else Unreported(client), run, 20.0, recalled)
 
@@ -295,7 +339,17 @@ class Unreported(AdvisorClient):
 
 async def test_a_live_run_without_the_log_is_one_clear_error(service: Running) -> None:
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "training", "paper", "--url", service.url, "--live", "--source", "ccxt:binance"),
+        *(
+            sys.executable,
+            "-m",
+            "training",
+            "paper",
+            "--url",
+            service.url,
+            "--live",
+            "--source",
+            "ccxt:binance",
+        ),
         stderr=asyncio.subprocess.PIPE,
         env={name: value for name, value in os.environ.items() if name != "DATABASE_URL"},
     )
@@ -306,12 +360,18 @@ async def test_a_live_run_without_the_log_is_one_clear_error(service: Running) -
 
 @pytest.mark.parametrize("run", ["", "a/b", "a b", "x" * 81])
 def test_a_runs_name_fits_a_request_id(run: str) -> None:
-    with AdvisorClient("http://127.0.0.1:9") as client, pytest.raises(BadRunName, match="letters, digits"):
+    with (
+        AdvisorClient("http://127.0.0.1:9") as client,
+        pytest.raises(BadRunName, match="letters, digits"),
+    ):
         Paper(client, run, 1.0)
 
 
-async def test_the_agent_trades_its_own_decision_whatever_the_advice(service: Running, agent: Agent) -> None:
-    """Shadow mode: the agent's book is the same with a service that approves all, and without any service."""
+async def test_the_agent_trades_its_own_decision_whatever_the_advice(
+    service: Running, agent: Agent
+) -> None:
+    """Shadow mode: the agent's book is the same with a service that approves all, and without any
+    service."""
     chosen = opportunities(agent.charts)[:CANDIDATES]
     advised, _ = await replay(service, agent, "harmless", chosen)
     absent = Paper(AdvisorClient("http://127.0.0.1:9", deadline_s=0.01), "absent", 0.01)
@@ -364,7 +424,11 @@ def test_tables_of_a_replay_without_answers_have_no_numbers_made_up(agent: Agent
 )
 def test_bad_input_is_one_clear_error(arguments: list[str], message: str) -> None:
     ended = subprocess.run(
-        [sys.executable, "-m", "training", "paper", *arguments], capture_output=True, text=True, check=False, timeout=60
+        [sys.executable, "-m", "training", "paper", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
     )
     assert ended.returncode != 0
     assert message in " ".join(ended.stderr.split())
@@ -373,7 +437,16 @@ def test_bad_input_is_one_clear_error(arguments: list[str], message: str) -> Non
 
 async def test_a_source_that_is_none_is_one_clear_error(service: Running, tmp_path: Path) -> None:
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "training", "paper", "--url", service.url, "--source", str(tmp_path / "absent")),
+        *(
+            sys.executable,
+            "-m",
+            "training",
+            "paper",
+            "--url",
+            service.url,
+            "--source",
+            str(tmp_path / "absent"),
+        ),
         stderr=asyncio.subprocess.PIPE,
     )
     _, stderr = await process.communicate()
