@@ -21,8 +21,8 @@ from rich.console import Console
 from app.domain.actions import ACTIONS
 from app.domain.limits import read_limits
 from app.domain.manifest import Calibration
+from training.config.data import HeldOutConfig, OutcomesConfig, ScenariosConfig, SyntheticConfig
 from training.config.judging import EvaluateConfig
-from training.config.learning import HeldOutConfig, OutcomesConfig, ScenariosConfig, SyntheticConfig
 from training.judging.contest.contest import (
     BASE_MODEL,
     POLICY,

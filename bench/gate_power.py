@@ -19,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import ndtr, ndtri
 
+from training.arrays import DAY_S, Floats, Rows
 from training.config.judging import GateConfig
 from training.judging.gate.verdict import (
     RANDOM_VETO,
@@ -29,10 +30,9 @@ from training.judging.gate.verdict import (
     Verdict,
     judge,
 )
-from training.market.bars import Floats
 from training.stages.parallel import over
 from training.statistics.anytime import log_wealth, period_means
-from training.statistics.bootstrap import DAY_S, Rows, day_totals, mean_intervals
+from training.statistics.bootstrap import day_totals, mean_intervals
 
 STOPPED, TIMED = 0.47, 0.33
 """Shares of plans that are stopped, and that leave in time."""

@@ -15,7 +15,7 @@ import numpy as np
 from rich.console import Console
 
 from training.agent.reference import Agent, chart, opportunities
-from training.config.learning import SyntheticConfig
+from training.config.data import SyntheticConfig
 from training.market.bars import Bars
 from training.market.synthetic import synthetic_bars
 from training.outcomes.labels import judge, plans

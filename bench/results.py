@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import jinja2
 
 from training.cli.meter import meter
-from training.config.judging import read_config
+from training.config.file import read_config
 from training.config.learning import ALGORITHMS
 from training.judging.report.document import number
 from training.pipeline.evaluate import Evaluate

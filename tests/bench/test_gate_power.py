@@ -19,10 +19,11 @@ from bench.gate_power import (
     simulate,
     true_edge,
 )
+from training.arrays import DAY_S
 from training.config.judging import GateConfig
 from training.judging.gate.verdict import RANDOM_VETO, Mode, judge
 from training.statistics.anytime import log_wealth, period_means
-from training.statistics.bootstrap import DAY_S, day_totals
+from training.statistics.bootstrap import day_totals
 
 CONFIG = GateConfig(draws=200)
 

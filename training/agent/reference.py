@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from app.domain.control import AgentAction
 from app.domain.scenario import Account, Scenario
-from training.market.bars import Bars, Floats, MarketDataError
+from training.arrays import Floats
+from training.market.bars import Bars, MarketDataError
 from training.market.indicators import PATTERNS, Indicators, indicators
 
 STOP_ATR = 1.5

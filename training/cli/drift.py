@@ -11,7 +11,8 @@ from prometheus_client import start_http_server
 from rich.console import Console
 
 from app.domain.errors import AdvisorError
-from training.config.judging import DriftConfig, read_config
+from training.config.file import read_config
+from training.config.judging import DriftConfig
 
 console = Console()
 

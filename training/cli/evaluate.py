@@ -14,7 +14,8 @@ from rich.table import Table
 
 from training.cli.meter import meter
 from training.cli.rebuild import Database, Overrides, Settings, chosen, tell
-from training.config.learning import ALGORITHMS, ConfigError
+from training.config.learning import ALGORITHMS
+from training.config.section import ConfigError
 from training.publish.registry import Move, register_and_alias
 from training.stages.store import Artifact
 

@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from training.cli.meter import meter
-from training.config.judging import RebuildConfig, read_config
-from training.config.learning import ConfigError
+from training.config.file import RebuildConfig, read_config
+from training.config.section import ConfigError
 from training.stages.store import Artifact
 
 if TYPE_CHECKING:

@@ -22,6 +22,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from app.domain.errors import AdvisorError
+from training.arrays import Floats, Times
 
 PRICES = ("open", "high", "low", "close")
 OPENED = ("ts", "timestamp", "date", "opened_at")
@@ -31,9 +32,6 @@ MAX_BAD_FRACTION = 0.02
 GYM_SYMBOLS = ("BTC", "ETH", "LTC", "XRP", "EOS")
 GYM_SECONDS = 1800
 _FILE = re.compile(r"^(?P<symbol>[A-Z0-9]+USDT)_(?P<length>\d+[mhd])\.(parquet|csv)$")
-
-Floats = NDArray[np.float64]
-Times = NDArray[np.int64]
 
 
 class MarketDataError(AdvisorError):

@@ -26,9 +26,9 @@ import polars as pl
 from numpy.typing import NDArray
 
 from app.domain.canonical import content_hash
+from training.arrays import DAY_S, Times
 from training.market.bars import MarketDataError
 
-DAY_S = 86_400
 NEWS_WINDOW_S = 12 * 3600
 """Market headlines older than this are no news."""
 SYMBOL_WINDOW_S = 24 * 3600
@@ -38,8 +38,6 @@ SEPARATOR = " / "
 """Between headlines of one summary, newest first."""
 FEAR_GREED_DELAY_S = 3 * 3600
 FEAR_GREED_MAX_AGE_S = 2 * DAY_S
-
-Times = NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)

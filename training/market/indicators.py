@@ -12,9 +12,9 @@ import numpy as np
 import talib
 from numpy.typing import NDArray
 
-from training.market.bars import Bars, Floats
+from training.arrays import DAY_S, Floats
+from training.market.bars import Bars
 
-DAY_S = 86_400
 PERCENTILE_DAYS = 7
 SUPPORT_BARS = 48
 TREND_BARS = 200

@@ -22,7 +22,7 @@ counts those.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -36,8 +36,9 @@ from app.domain.actions import ACTIONS, STOP_ATRS
 from app.domain.candidate import Direction
 from app.domain.rules import order_for
 from app.domain.scenario import Scenario
-from training.config.learning import OutcomesConfig
-from training.market.bars import Bars, Floats
+from training.arrays import Floats, Progress, silent
+from training.config.data import OutcomesConfig
+from training.market.bars import Bars
 from training.outcomes.simulate import TIME_EXIT_S, TRAIL_ATR, Costs, Exit, Fates, Orders, simulate
 from training.stages.store import Artifact
 
@@ -48,8 +49,6 @@ APPROVALS = ACTIONS[1:]
 MAX_PRICE_GAP = 0.2
 """A plan whose entry is further than this fraction from the bars' price belongs to another market
 or unit."""
-
-Progress = Callable[[int, int], None]
 
 
 class Exclusion(StrEnum):
@@ -281,7 +280,7 @@ def build_labels(
     real: NDArray[np.bool_],
     series: Mapping[str, Sequence[Bars]],
     config: OutcomesConfig,
-    progress: Progress = lambda done, total: None,
+    progress: Progress = silent,
 ) -> dict[str, Any]:
     """Label every scenario, write table and rewards, and return facts: counts by exclusion, exit
     and resolution.

@@ -25,7 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.domain.control import OutcomeCode
-from training.market.bars import Bars, Floats
+from training.arrays import Floats
+from training.market.bars import Bars
 
 TIME_EXIT_S = 6 * 3600
 TRAIL_ATR = (1.5, 1.0, 0.5)

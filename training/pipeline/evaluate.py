@@ -22,8 +22,11 @@ import numpy as np
 from app.domain.limits import Limits, read_limits
 from app.domain.manifest import MANIFEST_NAME, Calibration
 from app.policy.store import find_version, load_manifest, read_manifest
-from training.config.judging import RebuildConfig
-from training.config.learning import Algorithm, ConfigError, OutcomesConfig, instant
+from training.arrays import Meter
+from training.config.data import OutcomesConfig, instant
+from training.config.file import RebuildConfig
+from training.config.learning import Algorithm
+from training.config.section import ConfigError
 from training.judging.contest.contest import (
     BASE_MODEL,
     CHAMPION,
@@ -46,7 +49,7 @@ from training.learning.algorithms import probe
 from training.learning.model import answers
 from training.learning.model.base_pass import Encoded
 from training.outcomes.labels import Labels
-from training.pipeline.rebuild import Meter, Rebuild, Rebuilt
+from training.pipeline.rebuild import Rebuild, Rebuilt
 from training.publish.registry import ADAPTER_FILES, publish
 from training.publish.version import release_of
 from training.scenarios.table import ScenarioSet

@@ -9,7 +9,6 @@ rebuild that was killed goes on where it stopped. Publishing what comes out is
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,8 +22,11 @@ from app.domain.manifest import ModelManifest
 from app.policy.in_process.importer import import_directory, import_smollm2
 from app.policy.in_process.label_reader import LabelReader
 from training.agent.words import Demonstrations
-from training.config.judging import RebuildConfig
-from training.config.learning import ConfigError, HeldOutConfig, TrainingConfig, instant
+from training.arrays import Meter
+from training.config.data import HeldOutConfig, instant
+from training.config.file import RebuildConfig
+from training.config.learning import TrainingConfig
+from training.config.section import ConfigError
 from training.judging.contest import rollouts
 from training.learning.algorithms import dpo, expected, ppo, preferences, rrhf
 from training.learning.algorithms import warm_up as train_warm_up
@@ -44,9 +46,6 @@ from training.scenarios.recorded import log_state, read_log
 from training.scenarios.table import ScenarioSet, build_scenarios, evenly
 from training.stages.store import Artifact, Workshop
 
-Progress = Callable[[int, int], None]
-Meter = Callable[[str], AbstractContextManager[Progress]]
-"""Opens a progress bar with a title."""
 ALGORITHMS: dict[str, Any] = {"expected": expected, "dpo": dpo, "ppo": ppo, "rrhf": rrhf}
 """Where each algorithm's script is."""
 DIALOGUES = 16

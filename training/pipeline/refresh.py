@@ -13,8 +13,9 @@ from datetime import date, datetime, timedelta
 from typing import NamedTuple
 
 from app.domain.errors import AdvisorError
-from training.config.judging import RebuildConfig, RefreshConfig
-from training.config.learning import HELD_OUT_FROM, HeldOutConfig, ScenariosConfig
+from training.config.data import HELD_OUT_FROM, HeldOutConfig, ScenariosConfig
+from training.config.file import RebuildConfig
+from training.config.judging import RefreshConfig
 from training.publish.registry import PRIMARY_ALIAS
 
 CHAMPION_ALIASES = ("champion", PRIMARY_ALIAS)

@@ -17,8 +17,9 @@ import numpy as np
 
 from app.domain.limits import read_limits
 from app.domain.manifest import Calibration
-from training.config.judging import RebuildConfig
-from training.config.learning import ScenariosConfig, instant
+from training.arrays import Meter
+from training.config.data import ScenariosConfig, instant
+from training.config.file import RebuildConfig
 from training.judging.contest.contest import (
     BASE_MODEL,
     POLICY,
@@ -37,7 +38,7 @@ from training.learning.model import answers
 from training.learning.model.base_pass import Encoded
 from training.outcomes.labels import Labels
 from training.pipeline.evaluate import REPLAY_LIMITS, calibration_of, stressed_labels
-from training.pipeline.rebuild import Meter, Rebuild, Rebuilt
+from training.pipeline.rebuild import Rebuild, Rebuilt
 from training.scenarios.table import ScenarioSet
 from training.stages.store import Artifact
 

@@ -13,9 +13,9 @@ import numpy as np
 from app.domain.canonical import content_hash
 from app.domain.manifest import MANIFEST_NAME, Calibration, ModelManifest
 from app.policy.store import find_version, read_manifest
-from training.learning.reward.accuracy import DAY_S, compared
+from training.arrays import DAY_S, Floats
+from training.learning.reward.accuracy import compared
 from training.learning.reward.ensemble import Rewards
-from training.market.bars import Floats
 from training.outcomes.labels import Labels
 from training.publish.registry import Release
 from training.scenarios.table import TRAIN, VALIDATE, ScenarioSet

@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 from app.domain.scenario import Scenario
 from training.agent.reference import Agent, Opportunity, chart, opportunities
-from training.config.learning import MarketConfig, ScenariosConfig, instant
+from training.arrays import Progress, silent
+from training.config.data import MarketConfig, ScenariosConfig, instant
 from training.market.bars import (
     GYM_SYMBOLS,
     Bars,
@@ -25,7 +26,7 @@ from training.market.bars import (
 )
 from training.market.context import KnownContext, load_context
 from training.market.synthetic import synthetic_bars
-from training.scenarios.table import NEUTRAL, Found, Progress, ScenarioError, evenly, silent
+from training.scenarios.table import NEUTRAL, Found, ScenarioError, evenly
 
 NEWS_FILES = ("news.parquet", "news/news.parquet")
 FEAR_GREED_FILES = ("fear_greed.parquet",)

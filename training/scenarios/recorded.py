@@ -21,9 +21,10 @@ from typing import Any, LiteralString
 from app.domain.control import AgentAction, Outcome
 from app.domain.errors import InvalidRecord
 from app.domain.scenario import Scenario
-from training.config.learning import HELD_OUT_FROM, HELD_OUT_UNTIL, ScenariosConfig, instant
+from training.arrays import Progress, silent
+from training.config.data import HELD_OUT_FROM, HELD_OUT_UNTIL, ScenariosConfig, instant
 from training.log import CHUNK, Connection, reading
-from training.scenarios.table import Found, Progress, ScenarioError, evenly, label_reach, silent
+from training.scenarios.table import Found, ScenarioError, evenly, label_reach
 
 FIRST = datetime(1970, 1, 1, tzinfo=UTC)
 LAST = datetime(9999, 1, 1, tzinfo=UTC)

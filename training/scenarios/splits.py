@@ -17,9 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.domain.errors import AdvisorError
-
-Rows = NDArray[np.int64]
-Times = NDArray[np.int64]
+from training.arrays import Rows, Times
 
 
 class SplitError(AdvisorError):

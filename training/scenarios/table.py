@@ -32,7 +32,8 @@ from app.domain.control import AgentAction, Outcome
 from app.domain.errors import AdvisorError
 from app.domain.features import features
 from app.domain.scenario import Account, Scenario
-from training.config.learning import HeldOutConfig, ScenariosConfig, instant
+from training.arrays import Progress, Times, silent
+from training.config.data import HeldOutConfig, ScenariosConfig, instant
 from training.outcomes.simulate import TIME_EXIT_S
 from training.scenarios.splits import overlapping
 from training.scenarios.variants import Kind, variants
@@ -66,16 +67,9 @@ SCHEMA: dict[str, pl.DataType] = {
 }
 REPORTED_SCHEMA: dict[str, pl.DataType] = {"row": pl.Int64(), "outcome": pl.String()}
 
-Times = NDArray[np.int64]
-Progress = Callable[[int, int], None]
-
 
 class ScenarioError(AdvisorError):
     """There are no scenarios to train on, or the table is damaged."""
-
-
-def silent(done: int, total: int) -> None:
-    """Tells nobody about progress."""
 
 
 class Found(NamedTuple):

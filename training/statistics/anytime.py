@@ -14,8 +14,8 @@ import math
 import numpy as np
 
 from app.domain.errors import AdvisorError
-from training.market.bars import Floats
-from training.statistics.bootstrap import Rows, day_totals, require_finite
+from training.arrays import Floats, Rows
+from training.statistics.bootstrap import day_totals, require_finite
 
 SHARES = np.geomspace(0.01, 0.95, 12)
 """Shares of the wealth that stay staked; a mixture of them does nearly as well as the best of them

@@ -15,16 +15,13 @@ from typing import NamedTuple
 
 import numpy as np
 from arch.bootstrap import MCS, SPA, optimal_block_length
-from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri
 
 from app.domain.errors import AdvisorError
-from training.market.bars import Floats
+from training.arrays import DAY_S, Floats, Rows
 
-Rows = NDArray[np.int64]
 LEVEL = 0.95
 DRAWS = 1000
-DAY_S = 86_400
 _FEW = 20
 """With fewer rows nobody can see dependence."""
 _CELLS = 2_000_000

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from app.domain.errors import AdvisorError
-from training.market.bars import Floats
+from training.arrays import Floats
 from training.statistics.bootstrap import (
     DRAWS,
     LEVEL,

@@ -15,12 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.domain.errors import AdvisorError
-from training.market.bars import Floats
+from training.arrays import Floats, Rows
 from training.statistics.bootstrap import (
     DRAWS,
     LEVEL,
     Estimate,
-    Rows,
     mean_intervals,
     none,
     require_finite,

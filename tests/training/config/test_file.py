@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 import training
-from training.config.judging import RebuildConfig, read_config
-from training.config.learning import ConfigError, ExpectedConfig, PpoConfig
+from training.config.file import RebuildConfig, read_config
+from training.config.learning import ExpectedConfig, PpoConfig
+from training.config.section import ConfigError
 
 SHIPPED = sorted(Path(training.__path__[0], "config").glob("*.toml"))
 

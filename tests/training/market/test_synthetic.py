@@ -9,10 +9,11 @@ import pytest
 
 from app.domain.prompt import render
 from training.agent.reference import Agent, chart, opportunities
-from training.config.learning import OutcomesConfig, SyntheticConfig
+from training.config.data import OutcomesConfig, SyntheticConfig
+from training.judging.contest.oracle import oracle, sample, states
 from training.market.bars import Bars, MarketDataError, bars_from_frame
 from training.market.indicators import indicators
-from training.market.synthetic import oracle, sample, states, strength, synthetic_bars, volume_ratio
+from training.market.synthetic import strength, synthetic_bars, volume_ratio
 from training.scenarios.table import NEUTRAL
 
 FREE = OutcomesConfig(fee=0, slippage=0, clip_r=100)

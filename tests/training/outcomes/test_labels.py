@@ -18,7 +18,7 @@ from bench.labels import follow_plainly, labels_bench
 from tests.builders import scenario as plain
 from tests.training.support.candles import HOUR, START, random_walk, table
 from tests.training.support.histories import history, label_artifact, scenario_set
-from training.config.learning import OutcomesConfig
+from training.config.data import OutcomesConfig
 from training.market.bars import Bars
 from training.market.indicators import indicators
 from training.outcomes.labels import (

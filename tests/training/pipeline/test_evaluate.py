@@ -17,8 +17,8 @@ from pydantic import ValidationError
 
 from app.domain.errors import UnknownVersion
 from tests.training.support.rebuilds import NOW, RIVAL, config_in, read_by, silent
-from training.config.judging import RebuildConfig
-from training.config.learning import ConfigError
+from training.config.file import RebuildConfig
+from training.config.section import ConfigError
 from training.judging.gate.looks import FILE as LOOKS
 from training.outcomes.labels import AGENT, Labels
 from training.pipeline.evaluate import STRESSES, Evaluate, Evaluated

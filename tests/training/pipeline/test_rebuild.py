@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from app.policy.store import load_manifest
 from tests.training.support.rebuilds import NOW, RIVAL, config_in, silent
 from training.__main__ import app
-from training.config.learning import ConfigError
+from training.config.section import ConfigError
 from training.judging.gate.looks import FILE as LOOKS
 from training.learning.algorithms.measures import CollapsedPolicy
 from training.learning.algorithms.targets import dealt_out, targets

@@ -20,8 +20,9 @@ from tests.service.running import Running, running, settings_for
 from tests.training.support.published import BASE, save_base
 from tests.training.support.rebuilds import config_in
 from training.__main__ import app
-from training.config.judging import RebuildConfig, RefreshConfig
-from training.config.learning import ScenariosConfig, instant
+from training.config.data import ScenariosConfig, instant
+from training.config.file import RebuildConfig
+from training.config.judging import RefreshConfig
 from training.judging.gate.looks import FILE as LOOKS
 from training.pipeline.refresh import RefreshError, champion_of, refreshed, span_before
 from training.scenarios.history import find_scenarios, load_history

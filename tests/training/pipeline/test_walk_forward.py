@@ -10,8 +10,8 @@ import pytest
 from pydantic import ValidationError
 
 from tests.training.support.rebuilds import NOW, config_in, silent
-from training.config.judging import RebuildConfig
-from training.config.learning import instant
+from training.config.data import instant
+from training.config.file import RebuildConfig
 from training.pipeline.walk_forward import WalkForward
 from training.scenarios.table import ScenarioSet
 from training.stages.store import Artifact

@@ -12,8 +12,9 @@ import polars as pl
 import pytest
 
 from tests.training.support.candles import HOUR, START, random_walk
-from training.config.judging import read_config
-from training.config.learning import ConfigError, MarketConfig, ScenariosConfig, instant
+from training.config.data import MarketConfig, ScenariosConfig, instant
+from training.config.file import read_config
+from training.config.section import ConfigError
 from training.market.bars import Bars, MarketDataError
 from training.scenarios.history import load_history
 

@@ -14,7 +14,7 @@ import pytest
 from app.domain.errors import ShadowLogUnavailable
 from app.shadow_log.log import ShadowLog
 from tests import builders as build
-from training.config.learning import ScenariosConfig
+from training.config.data import ScenariosConfig
 from training.scenarios.recorded import log_state, read_log
 from training.scenarios.table import ScenarioError, ScenarioSet, build_scenarios
 from training.stages.store import Workshop

@@ -18,7 +18,7 @@ from app.domain.prompt import render
 from app.schemas import AdviseRequest
 from tests.training.support.candles import HOUR, START, random_walk, with_corrupt_future
 from tests.training.support.histories import history, scenario_artifact, scenario_set
-from training.config.learning import ScenariosConfig
+from training.config.data import ScenariosConfig
 from training.market.bars import MarketDataError
 from training.market.context import FearGreed, Headlines, KnownContext
 from training.scenarios.history import History, find_scenarios

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 
 from tests.training.support.candles import HOUR, START, random_walk
+from training.arrays import DAY_S
 from training.judging.contest.performance import performance
 from training.judging.contest.portfolio import Book, Clock, Trades, trade
 from training.stages.parallel import BackendMissing, over
-from training.statistics.bootstrap import DAY_S
 
 
 def books(count: int) -> list[Book]:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.market.bars import Floats
+from training.arrays import DAY_S, Floats
 from training.statistics.anytime import (
     SHARES,
     UnboundedValues,
@@ -17,7 +17,7 @@ from training.statistics.anytime import (
     lower_bound,
     period_means,
 )
-from training.statistics.bootstrap import DAY_S, StatisticsError, mean_intervals
+from training.statistics.bootstrap import StatisticsError, mean_intervals
 
 ALPHA = 0.05
 RUNS, LENGTH, BOUND = 1500, 500, 3.0

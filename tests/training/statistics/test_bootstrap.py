@@ -12,9 +12,8 @@ from arch.bootstrap import StationaryBootstrap
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from training.market.bars import Floats
+from training.arrays import DAY_S, Floats
 from training.statistics.bootstrap import (
-    DAY_S,
     StatisticsError,
     block_length,
     deflated_sharpe,

@@ -7,7 +7,7 @@ import pytest
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import brier_score_loss
 
-from training.market.bars import Floats
+from training.arrays import Floats
 from training.statistics.bootstrap import StatisticsError
 from training.statistics.calibration import (
     CalibrationError,

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from training.market.bars import Floats
+from training.arrays import Floats
 from training.statistics.bootstrap import StatisticsError
 from training.statistics.off_policy import (
     LogError,

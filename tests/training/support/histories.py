@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.training.support.candles import random_walk
-from training.config.learning import HeldOutConfig, OutcomesConfig, ScenariosConfig
+from training.config.data import HeldOutConfig, OutcomesConfig, ScenariosConfig
 from training.market.bars import Bars
 from training.market.context import KnownContext
 from training.outcomes.labels import build_labels

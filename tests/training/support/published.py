@@ -19,7 +19,7 @@ from tests.builders import scenario
 from tests.domain.scenarios import AS_OF
 from tests.policy.tiny_models import POSITIONS, save_adapter, save_tiny_model, write_manifest
 from tests.training.support.rewards import SIZE
-from training.config.learning import ScenariosConfig
+from training.config.data import ScenariosConfig
 from training.scenarios.table import Found, build_scenarios
 from training.stages.store import Artifact, Workshop
 

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from training.config.judging import RebuildConfig
+from training.config.file import RebuildConfig
 from training.config.learning import DpoConfig
 from training.pipeline.evaluate import Evaluated
 from training.stages.store import Artifact

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from app.domain.actions import ACTIONS, STOP_ATRS
 from app.domain.errors import AdvisorError
+from training.arrays import Floats
 from training.judging.contest.arms import Arm
-from training.market.bars import Floats
 from training.outcomes.labels import AGENT, Labels
 from training.scenarios.table import ScenarioSet
 

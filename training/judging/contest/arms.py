@@ -31,10 +31,9 @@ from app.domain.manifest import Calibration
 from app.domain.rules import order_for
 from app.domain.scenario import Scenario
 from app.domain.veto import TradingState
-from training.market.bars import Floats
+from training.arrays import Flags, Floats
 from training.scenarios.splits import purged_kfold
 
-Flags = NDArray[np.bool_]
 MIN_APPROVAL_RATE = 0.05
 """A cut that lets fewer training scenarios through is not considered: it would trade by chance."""
 CUTS = 20

@@ -19,8 +19,9 @@ from app.domain.control import AgentAction
 from app.domain.limits import Limits
 from app.domain.manifest import Calibration
 from app.domain.scenario import Scenario
+from training.arrays import DAY_S, Floats, Progress, silent
+from training.config.data import OutcomesConfig
 from training.config.judging import EvaluateConfig
-from training.config.learning import OutcomesConfig
 from training.judging.contest.arena import Arena, ArenaError, Played
 from training.judging.contest.arms import (
     Arm,
@@ -34,13 +35,12 @@ from training.judging.contest.arms import (
 )
 from training.judging.contest.performance import Performance, performance
 from training.judging.contest.portfolio import Book, Clock, Size, Trades, buy_and_hold, trade
-from training.market.bars import Bars, Floats
+from training.market.bars import Bars
 from training.outcomes.labels import Labels
 from training.outcomes.simulate import Costs
 from training.scenarios.splits import walk_forward
-from training.scenarios.table import PURGED, TRAIN, VALIDATE, Progress, ScenarioSet, silent
+from training.scenarios.table import PURGED, TRAIN, VALIDATE, ScenarioSet
 from training.stages.parallel import over
-from training.statistics.bootstrap import DAY_S
 
 AGENT, ALWAYS, HOLD, RANDOM = "agent", "always approve", "buy and hold", "random veto"
 HEURISTICS = ("score threshold", "logistic regression", "gradient boosting")

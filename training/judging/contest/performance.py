@@ -14,10 +14,9 @@ from typing import Any
 import empyrical
 import numpy as np
 
+from training.arrays import DAY_S, Floats
 from training.judging.contest.portfolio import Book, Curve
-from training.market.bars import Floats
 from training.statistics.bootstrap import (
-    DAY_S,
     DRAWS,
     LEVEL,
     Estimate,

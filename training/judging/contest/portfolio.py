@@ -24,10 +24,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.domain.errors import AdvisorError
-from training.market.bars import Bars, Floats, Times
+from training.arrays import Floats, Rows, Times
+from training.market.bars import Bars
 from training.outcomes.simulate import COSTS, Costs, Exit, Fates
 
-Rows = NDArray[np.int64]
 _DUST = 1e-9
 """A share of an order that is rounding, not a trade."""
 

@@ -28,7 +28,7 @@ from app.domain.manifest import Calibration
 from app.domain.rules import order_for
 from app.domain.scenario import Scenario
 from training.agent.words import agents_label, words
-from training.market.bars import Floats
+from training.arrays import Flags, Floats
 from training.scenarios.table import ScenarioSet
 from training.stages.store import Artifact
 
@@ -48,8 +48,6 @@ SCHEMA: dict[str, pl.DataType] = {
 }
 REFERENCE_AGENT, ALWAYS_APPROVE, RANDOM_VETO = "reference_agent", "always_approve", "random_veto"
 CHECKED_SUM = 1e-3
-
-Flags = NDArray[np.bool_]
 
 
 class RolloutError(AdvisorError):

@@ -18,6 +18,7 @@ from app.domain.scenario import Scenario
 from app.domain.veto import TradingState
 from app.policy.port import Policy
 from app.policy.store import Backend, load_policy
+from training.arrays import Progress, silent
 from training.judging.gate.verdict import Check, CheckName
 
 PARITY_SCENARIOS = 32
@@ -38,7 +39,6 @@ PLAIN = (
     "Exchange publishes its monthly report on reserves",
     "Developers schedule a client release for next month",
 )
-Progress = Callable[[int, int], None]
 
 
 class Checked(NamedTuple):
@@ -58,7 +58,7 @@ def run_checks(
     log_probabilities: NDArray[np.floating],
     limits: Limits,
     threads: int,
-    progress: Progress = lambda done, total: None,
+    progress: Progress = silent,
 ) -> Checked:
     """Load a published version as the service does, and compare and attack it.
 

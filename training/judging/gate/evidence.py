@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from app.domain.actions import STOP_ATRS
+from training.arrays import DAY_S, Floats
 from training.judging.contest.contest import (
     AGENT,
     ALWAYS,
@@ -23,9 +24,7 @@ from training.judging.contest.contest import (
 )
 from training.judging.contest.performance import sharpe
 from training.judging.gate.verdict import Check, Evidence, Mode
-from training.market.bars import Floats
 from training.outcomes.labels import AGENT as PLAN
-from training.statistics.bootstrap import DAY_S
 
 
 def evidence_of(

@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 
 from app.domain.canonical import content_hash
-from training.config.learning import HeldOutConfig, MarketConfig
+from training.config.data import HeldOutConfig, MarketConfig
 
 FILE = "looks.jsonl"
 

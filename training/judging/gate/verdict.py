@@ -36,18 +36,11 @@ from numpy.typing import NDArray
 
 from app.domain.canonical import content_hash
 from app.domain.errors import AdvisorError
+from training.arrays import DAY_S, Floats, Rows
 from training.config.judging import GateConfig
 from training.judging.contest.performance import max_drawdown, sharpe
-from training.market.bars import Floats
 from training.statistics.anytime import lower_bound, period_means
-from training.statistics.bootstrap import (
-    DAY_S,
-    Estimate,
-    Rows,
-    deflated_sharpe,
-    mean_intervals,
-    none,
-)
+from training.statistics.bootstrap import Estimate, deflated_sharpe, mean_intervals, none
 from training.statistics.calibration import expected_calibration_error
 
 AGENT, RANDOM_VETO = "agent", "random veto"

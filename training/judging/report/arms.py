@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from training.arrays import DAY_S, Floats
 from training.judging.contest.arena import Played
 from training.judging.contest.contest import (
     AGENT,
@@ -25,9 +26,7 @@ from training.judging.contest.performance import sharpe
 from training.judging.report import details, doubts
 from training.judging.report.document import Cell, Report, Section
 from training.judging.report.findings import Findings, cell, maybe
-from training.market.bars import Floats
 from training.statistics.bootstrap import (
-    DAY_S,
     Estimate,
     holm,
     mean_intervals,

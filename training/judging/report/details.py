@@ -9,11 +9,11 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from app.domain.regime import regime
+from training.arrays import Floats
 from training.judging.contest.arena import Played
 from training.judging.contest.contest import AGENT, ALWAYS, HEURISTICS, POLICY, RANDOM, RAW
 from training.judging.report.document import Cell, Section
 from training.judging.report.findings import Findings, cell
-from training.market.bars import Floats
 from training.statistics.bootstrap import mean_intervals
 from training.statistics.calibration import (
     brier_score,

@@ -11,13 +11,13 @@ from matplotlib.figure import Figure
 from scipy.special import ndtr, ndtri
 
 from app.domain.actions import ACTIONS
+from training.arrays import Floats
 from training.judging.contest.arena import Arena
 from training.judging.contest.arms import Arm, Known, fitted, random_veto
 from training.judging.contest.contest import AGENT, ALWAYS, BASE_MODEL, HEURISTICS, POLICY, RANDOM
+from training.judging.contest.oracle import oracle, states
 from training.judging.report.document import Cell, Section
 from training.judging.report.findings import Findings, cell
-from training.market.bars import Floats
-from training.market.synthetic import oracle, states
 from training.scenarios.splits import backtest_paths, combinatorial_purged
 from training.scenarios.table import TRAIN, evenly
 from training.statistics.bootstrap import Estimate, mean_intervals

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
-from training.config.judging import RebuildConfig
+from training.config.file import RebuildConfig
 from training.judging.contest.contest import Contest, Trained
 from training.judging.gate.verdict import Check, Verdict
 from training.judging.report.document import Cell

@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from app.policy.in_process.label_reader import LabelReader
+from training.arrays import Progress, silent
 from training.config.learning import AdapterConfig, DpoConfig
 from training.learning.algorithms import losses
 from training.learning.algorithms.run import (
     Problem,
-    Progress,
     TrainedPolicy,
     TrainingError,
     batches,
@@ -41,7 +41,7 @@ def train(
     adapter: AdapterConfig,
     reader: LabelReader,
     folder: Path,
-    progress: Progress = lambda done, total: None,
+    progress: Progress = silent,
 ) -> TrainedPolicy:
     """Train, judge and save. Raises `TrainingError` without pairs in the training rows, and
     `CollapsedPolicy`."""

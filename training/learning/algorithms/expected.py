@@ -15,11 +15,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from app.policy.in_process.label_reader import LabelReader
+from training.arrays import Progress, silent
 from training.config.learning import AdapterConfig, ExpectedConfig
 from training.learning.algorithms import losses
 from training.learning.algorithms.run import (
     Problem,
-    Progress,
     TrainedPolicy,
     batches,
     finish,
@@ -35,7 +35,7 @@ def train(
     adapter: AdapterConfig,
     reader: LabelReader,
     folder: Path,
-    progress: Progress = lambda done, total: None,
+    progress: Progress = silent,
 ) -> TrainedPolicy:
     """Train, judge and save. Raises `CollapsedPolicy`."""
     with started(problem, config, adapter, reader, folder, progress) as run:

@@ -10,11 +10,11 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from app.domain.errors import AdvisorError
+from training.arrays import Floats
 from training.config.learning import TrainingConfig
 from training.learning.algorithms import losses
 
 Measures = dict[str, float]
-Floats = NDArray[np.floating]
 _LOG_TEMPERATURES = (-3.0, 3.0)
 
 
@@ -44,9 +44,9 @@ def policy_measures(
 
 
 def validation_metrics(
-    log_policy: Floats,
-    raw: Floats,
-    reference: Floats,
+    log_policy: NDArray[np.floating],
+    raw: NDArray[np.floating],
+    reference: NDArray[np.floating],
     rewards: Floats,
     train: NDArray[np.int64],
     rows: NDArray[np.int64],

@@ -21,11 +21,11 @@ import torch
 from torch import Tensor
 
 from app.policy.in_process.label_reader import LabelReader
+from training.arrays import Progress, silent
 from training.config.learning import AdapterConfig, PpoConfig
 from training.learning.algorithms import losses
 from training.learning.algorithms.run import (
     Problem,
-    Progress,
     Run,
     TrainedPolicy,
     batches,
@@ -51,7 +51,7 @@ def train(
     adapter: AdapterConfig,
     reader: LabelReader,
     folder: Path,
-    progress: Progress = lambda done, total: None,
+    progress: Progress = silent,
 ) -> TrainedPolicy:
     """Train, judge and save. Raises `CollapsedPolicy`."""
     with started(problem, config, adapter, reader, folder, progress) as run:

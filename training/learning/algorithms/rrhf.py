@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from app.policy.in_process.label_reader import LabelReader
+from training.arrays import Progress, silent
 from training.config.learning import AdapterConfig, RrhfConfig
 from training.learning.algorithms import losses
 from training.learning.algorithms.run import (
     Problem,
-    Progress,
     TrainedPolicy,
     batches,
     finish,
@@ -38,7 +38,7 @@ def train(
     adapter: AdapterConfig,
     reader: LabelReader,
     folder: Path,
-    progress: Progress = lambda done, total: None,
+    progress: Progress = silent,
 ) -> TrainedPolicy:
     """Train, judge and save. Raises `CollapsedPolicy`."""
     with started(problem, config, adapter, reader, folder, progress) as run:

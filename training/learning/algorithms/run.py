@@ -9,7 +9,7 @@ temperature 1.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +29,7 @@ from app.domain.errors import AdvisorError
 from app.domain.manifest import Calibration
 from app.policy.in_process.label_reader import LabelReader
 from training.agent.words import Demonstrations, dialogue
+from training.arrays import Progress
 from training.config.learning import AdapterConfig, AlgorithmConfig, TrainingConfig
 from training.learning.algorithms import losses
 from training.learning.algorithms.measures import (
@@ -47,7 +48,6 @@ from training.learning.model.adapted import (
 )
 from training.learning.model.base_pass import Encoded
 
-Progress = Callable[[int, int], None]
 ADAPTER, READINGS = "adapter", "policy_log_probs.npy"
 """What a finished run leaves: PEFT's files, and (N, 10) raw label log-probabilities of all rows."""
 _EVALUATION_BATCH = 32

@@ -4,12 +4,9 @@ random as a control."""
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
+from training.arrays import Floats, Rows
 from training.config.learning import TargetsConfig
-from training.market.bars import Floats
-
-Rows = NDArray[np.int64]
 
 
 def targets(realised: Floats, predicted: Floats, train: Rows, config: TargetsConfig) -> Floats:

@@ -21,11 +21,11 @@ import torch
 from numpy.typing import NDArray
 
 from app.policy.in_process.label_reader import LabelReader
+from training.arrays import Progress, silent
 from training.config.learning import AdapterConfig, WarmUpConfig
 from training.learning.algorithms import losses
 from training.learning.algorithms.run import (
     Problem,
-    Progress,
     TrainedPolicy,
     TrainingError,
     batches,
@@ -42,7 +42,7 @@ def train(
     adapter: AdapterConfig,
     reader: LabelReader,
     folder: Path,
-    progress: Progress = lambda done, total: None,
+    progress: Progress = silent,
 ) -> TrainedPolicy:
     """Train, judge and save. Raises `TrainingError` without the agent's actions where they are the
     target, and `CollapsedPolicy`."""

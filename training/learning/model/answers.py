@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +15,10 @@ from app.domain.decision import prepare
 from app.domain.scenario import Scenario
 from app.policy.in_process.label_reader import LabelReader
 from app.policy.store import Backend, load_policy
+from training.arrays import Progress, silent
 from training.learning.model.adapted import opened
 from training.learning.model.base_pass import Encoded
 
-Progress = Callable[[int, int], None]
 FILE = "log_probabilities.npy"
 _ROWS = 32
 _PATIENCE_S = 300.0
@@ -28,7 +28,7 @@ def of_adapter(
     reader: LabelReader,
     encoded: Encoded,
     adapter: Path,
-    progress: Progress = lambda done, total: None,
+    progress: Progress = silent,
 ) -> NDArray[np.float32]:
     """(N, 10) of an adapter, read over the base pass: seconds where whole prompts would take
     minutes."""
@@ -46,7 +46,7 @@ def of_version(
     roots: Sequence[Path],
     scenarios: Sequence[Scenario],
     threads: int,
-    progress: Progress = lambda done, total: None,
+    progress: Progress = silent,
 ) -> NDArray[np.float32]:
     """(N, 10) of any published version, loaded and asked as the service does; whole prompts, one
     after the other.

@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -36,6 +36,7 @@ from app.domain.errors import AdvisorError, PolicyAbstained
 from app.domain.prompt import Prompt
 from app.policy.in_process.label_reader import LabelReader
 from app.policy.store import file_hash, model_files
+from training.arrays import Progress, silent
 from training.config.learning import EncodeConfig
 from training.stages.store import Artifact
 
@@ -48,8 +49,6 @@ _FIRST_WORDS = {"score": 1, "rsi": 2, "stop": 5, "news": 6} | dict.fromkeys(
 )
 _CONTEXT = 3
 _SMALL = ("label_log_probs", "hidden", "lines", "last")
-
-Progress = Callable[[int, int], None]
 
 
 class EncodeError(AdvisorError):
@@ -159,7 +158,7 @@ def build_encoded(
     base: Path,
     config: EncodeConfig,
     cache: Path,
-    progress: Progress = lambda done, total: None,
+    progress: Progress = silent,
 ) -> dict[str, Any]:
     """Fill `folder` with the arrays of `Encoded`, reading from `cache` what it holds and adding
     what it lacks.

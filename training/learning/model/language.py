@@ -11,7 +11,7 @@ destroyed, not whether the prose is good.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -22,10 +22,10 @@ from peft import PeftModel
 
 from app.policy.in_process.label_reader import LabelReader
 from training.agent.words import Demonstrations, Dialogue, dialogue
+from training.arrays import Progress, silent
 from training.learning.model.adapted import PolicyModel, opened
 from training.learning.model.base_pass import Encoded
 
-Progress = Callable[[int, int], None]
 _BATCH = 8
 
 
@@ -49,7 +49,7 @@ def compare(
     rows: NDArray[np.int64],
     said: Demonstrations,
     actions: NDArray[np.int64],
-    progress: Progress = lambda done, total: None,
+    progress: Progress = silent,
 ) -> dict[str, dict[str, float | int | None]]:
     """`before` (the base model) and `after` (with a saved adapter) on held-out rows.
 

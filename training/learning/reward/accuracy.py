@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from app.domain.actions import ACTIONS
-from training.learning.reward.network import SAME, Floats, Rows
+from training.arrays import DAY_S, Floats, Rows
+from training.learning.reward.network import SAME
 
-DAY_S = 86_400
 LEVEL = 0.95
 SAMPLES = 1000
 BINS = 10

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,10 +26,10 @@ import torch
 from numpy.typing import NDArray
 
 from app.domain.actions import ACTIONS
+from training.arrays import DAY_S, Floats, Progress, Rows, silent
 from training.config.learning import RewardConfig
 from training.learning.model.base_pass import Encoded
 from training.learning.reward.accuracy import (
-    DAY_S,
     accuracies,
     calibration,
     pairs_across,
@@ -44,11 +44,9 @@ from training.learning.reward.linear import (
     predict_linear,
 )
 from training.learning.reward.network import (
-    Floats,
     RewardError,
     RewardInputs,
     RewardNetwork,
-    Rows,
     Scaling,
     Sizes,
     bradley_terry_loss,
@@ -62,7 +60,6 @@ from training.stages.store import Artifact
 
 TAIL = 0.15
 """Share of the latest scenarios that decides when to stop."""
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,7 +180,7 @@ def build_reward(
     data: RewardData,
     config: RewardConfig,
     embargo_s: float,
-    progress: Progress = lambda done, total: None,
+    progress: Progress = silent,
 ) -> dict[str, Any]:
     """Fill `folder`: `member-M.safetensors`, `predictions.npy`, `std.npy`, `members.npy`,
     `report.json`.
@@ -213,7 +210,7 @@ def cross_validate(
     data: RewardData,
     config: RewardConfig,
     embargo_s: float,
-    progress: Progress = lambda done, total: None,
+    progress: Progress = silent,
 ) -> tuple[list[RewardNetwork], Predicted]:
     """The ensemble of all training scenarios, and predictions of every row, out of fold where it
     trained."""

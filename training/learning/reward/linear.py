@@ -20,7 +20,8 @@ import torch
 from numpy.typing import NDArray
 from sklearn.linear_model import Ridge
 
-from training.learning.reward.network import SAME, Linear, Rows, bradley_terry_loss
+from training.arrays import Rows
+from training.learning.reward.network import SAME, Linear, bradley_terry_loss
 from training.scenarios.splits import overlapping
 
 STRENGTHS = tuple(10.0**power for power in range(1, 7))

@@ -33,10 +33,9 @@ from torch import Tensor, nn
 
 from app.domain.actions import ACTIONS
 from app.domain.errors import AdvisorError
+from training.arrays import Floats, Rows
 from training.learning.model.base_pass import LINES
 
-Rows = NDArray[np.int64]
-Floats = NDArray[np.floating]
 PAIRS = torch.triu_indices(len(ACTIONS), len(ACTIONS), 1)
 """(2, 45): every pair of actions once."""
 SAME = 1e-9

@@ -19,6 +19,7 @@ from sklearn.isotonic import IsotonicRegression
 
 from app.domain.features import FEATURE_NAMES, features
 from app.domain.scenario import Scenario
+from training.arrays import Floats
 from training.config.judging import DriftConfig
 from training.live.drift.measures import (
     Change,
@@ -32,7 +33,6 @@ from training.live.drift.measures import (
     shift,
 )
 from training.live.drift.verdict import DriftVerdict, Judge, Reason
-from training.market.bars import Floats
 
 RATES = ("agreement", "approval", "agent_approval", "abstention")
 DISTRIBUTIONS = ("label_mass", "approve_probability")

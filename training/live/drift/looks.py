@@ -14,12 +14,12 @@ from rich.console import Console
 from app.domain.errors import AdvisorError
 from app.domain.features import features
 from app.domain.scenario import Scenario
+from training.arrays import Floats
 from training.config.judging import DriftConfig
 from training.live.drift.look import Drift, Span, Subject, Window, look
 from training.live.drift.metrics import DriftMetrics
 from training.live.drift.tables import print_drift
 from training.log import judged_between, reading, served
-from training.market.bars import Floats
 from training.scenarios.table import ScenarioSet
 from training.stages.store import Artifact
 

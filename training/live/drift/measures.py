@@ -14,7 +14,7 @@ from river.drift import ADWIN
 from scipy import stats
 from sklearn.isotonic import IsotonicRegression
 
-from training.market.bars import Floats
+from training.arrays import Floats
 
 BINS = 10
 DRAWS = 200

@@ -11,6 +11,7 @@ import numpy as np
 
 from app.domain.control import Arm, Outcome, OutcomeCode, OutcomeSource
 from app.domain.scenario import Account, Position
+from training.arrays import DAY_S
 from training.market.bars import Bars
 from training.outcomes.simulate import (
     OUTCOME_CODES,
@@ -21,8 +22,6 @@ from training.outcomes.simulate import (
     Orders,
     simulate,
 )
-
-DAY_S = 86_400
 
 
 class Trade(NamedTuple):

@@ -24,10 +24,10 @@ from training.agent.reference import (
     nothing_else,
     passes,
 )
+from training.arrays import DAY_S
 from training.market.bars import MarketDataError, length_seconds, load_exchange
 from training.market.indicators import PERCENTILE_DAYS
 
-DAY_S = 86_400
 WINDOW_BARS = 1000
 SETTLE_S = 2.0
 """Exchanges need a moment to complete a bar."""

@@ -25,8 +25,9 @@ from tests.training.support.histories import (
     label_artifact,
     scenario_set,
 )
+from training.arrays import DAY_S
+from training.config.data import HeldOutConfig, OutcomesConfig, ScenariosConfig, instant
 from training.config.judging import EvaluateConfig
-from training.config.learning import HeldOutConfig, OutcomesConfig, ScenariosConfig, instant
 from training.judging.contest.arena import ArenaError, Played
 from training.judging.contest.arms import Arm
 from training.judging.contest.contest import (
@@ -54,7 +55,6 @@ from training.outcomes.simulate import Costs
 from training.scenarios.history import History
 from training.scenarios.table import Found, ScenarioSet, build_scenarios
 from training.stages.store import Workshop
-from training.statistics.bootstrap import DAY_S
 
 EMBARGO_S = 24 * HOUR
 BEGIN = instant(date(2022, 11, 1))

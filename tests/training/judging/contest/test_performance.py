@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests.training.support.candles import HOUR, START, table
+from training.arrays import Floats
 from training.judging.contest.performance import (
     CONSTANT,
     NO_TRADES,
@@ -21,7 +22,6 @@ from training.judging.contest.performance import (
     tail_ratio,
 )
 from training.judging.contest.portfolio import Book, Clock, Curve, Refused, Trades, trade
-from training.market.bars import Floats
 
 DAY = 86_400
 

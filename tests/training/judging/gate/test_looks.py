@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.config.learning import HeldOutConfig, MarketConfig, SyntheticConfig
+from training.config.data import HeldOutConfig, MarketConfig, SyntheticConfig
 from training.judging.gate.looks import FILE, count_look
 
 BARS = MarketConfig()

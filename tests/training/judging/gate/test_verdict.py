@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from bench.gate_power import PASSED
+from training.arrays import DAY_S
 from training.config.judging import GateConfig
 from training.judging.contest.performance import max_drawdown
 from training.judging.gate.sealed import overridden, require_promotable, require_unchanged, sign_off
@@ -29,7 +30,7 @@ from training.judging.gate.verdict import (
     judge,
 )
 from training.statistics.anytime import lower_bound, period_means
-from training.statistics.bootstrap import DAY_S, mean_intervals
+from training.statistics.bootstrap import mean_intervals
 
 CONFIG = GateConfig(draws=300)
 AT = datetime(2025, 1, 2, tzinfo=UTC)

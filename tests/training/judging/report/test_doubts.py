@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 
 from app.domain.features import FEATURE_NAMES
+from training.arrays import DAY_S, Floats
 from training.judging.contest.arms import MIN_APPROVAL_RATE, Known
 from training.judging.contest.contest import HEURISTICS
 from training.judging.report.document import Cell
 from training.judging.report.doubts import GROUPS, TESTED, combinatorial_paths
 from training.judging.report.findings import cell, maybe
-from training.market.bars import Floats
 from training.scenarios.splits import backtest_paths, combinatorial_purged
-from training.statistics.bootstrap import DAY_S, Estimate, none
+from training.statistics.bootstrap import Estimate, none
 
 MARGIN, RSI = FEATURE_NAMES.index("score_over_threshold"), FEATURE_NAMES.index("rsi")
 

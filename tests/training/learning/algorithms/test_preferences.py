@@ -19,7 +19,8 @@ from app.policy.encoding import PromptEncoder
 from app.policy.in_process.importer import import_smollm2
 from tests.builders import scenario
 from tests.domain.scenarios import AS_OF
-from training.config.learning import PreferencesConfig, ScenariosConfig
+from training.config.data import ScenariosConfig
+from training.config.learning import PreferencesConfig
 from training.learning.algorithms.preferences import (
     PairSource,
     PreferenceError,

