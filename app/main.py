@@ -32,9 +32,10 @@ from app.journal.later import RequestQueue
 from app.journal.spool import Spool
 from app.journal.stream import StreamJournal
 from app.metrics import LossCause, Metrics
+from app.policy.backends import Backend, load_policy
 from app.policy.in_process.bases import Bases
 from app.policy.port import Policy
-from app.policy.store import Backend, described, find_base, find_version, load_policy
+from app.policy.store import described, find_base, find_version
 from app.settings import SCRIPTED, Settings, SettingsError
 from app.shadow_log.log import ShadowLog
 

@@ -13,12 +13,11 @@ from time import perf_counter
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from app.domain.actions import ACTIONS
-from app.domain.agreement import cohens_kappa
 from app.domain.candidate import Candidate
+from app.domain.comparison import cohens_kappa, regime
 from app.domain.decision import AdviceStatus, Decision, Role
 from app.domain.errors import AbstainReason
 from app.domain.manifest import ModelManifest
-from app.domain.regime import regime
 from app.domain.veto import TradingState, VetoCode
 
 COMPARISON_WINDOW = 1000

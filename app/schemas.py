@@ -8,10 +8,11 @@ from uuid import uuid4
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, TypeAdapter
 
 from app.domain.canonical import content_hash
-from app.domain.control import AgentAction, Outcome
+from app.domain.control import AgentAction
 from app.domain.decision import Advice, Decision
 from app.domain.fields import Flag, Record, ShortText, Whole
 from app.domain.manifest import VERSION_PATTERN
+from app.domain.outcome import Outcome
 from app.domain.scenario import Scenario
 from app.domain.veto import TradingState, Veto
 

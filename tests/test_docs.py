@@ -11,9 +11,10 @@ from pydantic.fields import FieldInfo
 
 from app.api.routes import install
 from app.domain.candidate import Candidate, Onchain, PatternMemory, Social, VolumeProfile
-from app.domain.control import AgentAction, Outcome
+from app.domain.control import AgentAction
 from app.domain.fields import Record
 from app.domain.limits import Limits
+from app.domain.outcome import Outcome
 from app.domain.scenario import Account, Market, Plan, Position, Scenario
 from app.domain.veto import VetoCode
 from app.metrics import Metrics

@@ -16,10 +16,9 @@ from psycopg.rows import dict_row
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
-from app.domain.control import Arm, Outcome
 from app.domain.errors import ShadowLogUnavailable
+from app.domain.outcome import Arm, Outcome
 from app.domain.scenario import Scenario
-from training.live.paper.run import Recalled
 
 CHUNK = 500
 Connection = psycopg.Connection[dict[str, Any]]
@@ -54,6 +53,21 @@ def reading(url: str) -> Iterator[Connection]:
         raise ShadowLogUnavailable(
             f"Postgres: {lines[0]}; check DATABASE_URL and the server"
         ) from error
+
+
+class Recalled(NamedTuple):
+    """A decision of this run as the shadow log has it."""
+
+    decision_id: str
+    scenario: Scenario
+    agent_trades: bool
+    approve: bool | None
+    """The primary version's advice; None when it abstained."""
+    quantity: float
+    stop: float | None
+    model_version: str
+    ended: dict[Arm, Outcome]
+    """The newest outcome of each arm, of those that were reported."""
 
 
 _RUN: LiteralString = """

@@ -11,10 +11,11 @@ from uuid import UUID
 import orjson
 
 from app.domain.candidate import Candidate
-from app.domain.control import AgentAction, Outcome
+from app.domain.control import AgentAction
 from app.domain.decision import Decision
 from app.domain.errors import JournalUnavailable, UnknownDecision
 from app.domain.event import AgentActionReport, Event, EventKind, OutcomeReport
+from app.domain.outcome import Outcome
 from app.journal.journal import Journal, Receipt
 from app.metrics import LossCause, Metrics
 from app.shadow_log.log import ShadowLog

@@ -139,3 +139,6 @@ def measure(
     if null is not None and default is ...:
         default = None
     return Field(default, ge=ge, le=le, gt=gt, description=what, json_schema_extra=extra)
+
+
+Extra = Annotated[dict[str, Any], AfterValidator(exact), Field(max_length=64)]

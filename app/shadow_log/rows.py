@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import Row as SqlRow
 
 from app.domain.canonical import digest
+from app.domain.comparison import regime
 from app.domain.control import AgentAction
 from app.domain.decision import Advice, Decision
 from app.domain.event import (
@@ -18,7 +19,6 @@ from app.domain.event import (
     Rationale,
     StateChange,
 )
-from app.domain.regime import regime
 
 Row = dict[str, Any]
 Report = AgentActionReport | OutcomeReport | Rationale | StateChange

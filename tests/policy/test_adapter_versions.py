@@ -16,11 +16,12 @@ from app.domain.decision import Reading
 from app.domain.errors import ManifestMismatch, ModelFileError, UnknownVersion
 from app.domain.manifest import BaseModelRef, ModelManifest
 from app.domain.prompt import PROMPT_VERSION, SYSTEM, Prompt
+from app.policy.backends import Backend, load_policy
 from app.policy.in_process.bases import Bases
 from app.policy.in_process.batching import Batcher
 from app.policy.in_process.label_reader import LabelReader
 from app.policy.in_process.policy import TransformersPolicy
-from app.policy.store import Backend, find_base, find_version, load_policy, read_manifest
+from app.policy.store import find_base, find_version, read_manifest
 from tests.policy.peft_reading import TEXTS, assert_agree, change_config, ids_of, peft_says
 from tests.policy.tiny_models import POSITIONS, TINY, save_adapter, save_tiny_model, write_manifest
 

@@ -16,11 +16,12 @@ from app.domain.actions import ACTIONS
 from app.domain.canonical import content_hash
 from app.domain.errors import ManifestMismatch, ModelFileError
 from app.domain.manifest import MANIFEST_NAME, ModelManifest
+from app.policy.backends import Backend, load_policy
 from app.policy.calibration import random_prompts
 from app.policy.in_process.importer import import_directory, import_smollm2
 from app.policy.in_process.policy import TransformersPolicy
 from app.policy.scripted import ScriptedPolicy
-from app.policy.store import Backend, find_manifest, load_manifest, load_policy
+from app.policy.store import find_manifest, load_manifest
 from app.policy.vllm import VllmPolicy
 from tests.policy.tiny_models import POSITIONS, save_tiny_model
 

@@ -21,9 +21,15 @@ from training.agent.reference import Agent, Opportunity, chart, opportunities
 from training.cli.meter import meter
 from training.live.paper.feed import LiveFeed, Moment, replayed
 from training.live.paper.resolver import resolve
-from training.live.paper.run import Judged, Paper, Recalled
+from training.live.paper.run import Judged, Paper
 from training.live.paper.tables import fates_table, print_result
-from training.log import decisions_of_run, reading, symbols_without_outcome, without_outcome
+from training.log import (
+    Recalled,
+    decisions_of_run,
+    reading,
+    symbols_without_outcome,
+    without_outcome,
+)
 from training.market.bars import (
     Bars,
     MarketDataError,

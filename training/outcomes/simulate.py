@@ -24,7 +24,7 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from app.domain.control import OutcomeCode
+from app.domain.outcome import OutcomeCode
 from training.arrays import Floats
 from training.market.bars import Bars
 

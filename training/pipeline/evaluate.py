@@ -201,7 +201,7 @@ class Evaluate:
             contest=contest,
             verdict=verdict,
             checks=passed,
-            rebuilt=given.rebuilt,
+            cpu_seconds={name: each.cpu_seconds for name, each in given.rebuilt.items()},
             look=look,
             config=self.config,
             made_at=self.now,

@@ -177,7 +177,7 @@ class WalkForward:
                 contest=contest,
                 verdict=verdict,
                 checks=(),
-                rebuilt={POLICY: steps[-1].made},
+                cpu_seconds={POLICY: steps[-1].made.cpu_seconds},
                 look=0,
                 config=self.config,
                 made_at=self.now,

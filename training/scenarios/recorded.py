@@ -18,8 +18,9 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any, LiteralString
 
-from app.domain.control import AgentAction, Outcome
+from app.domain.control import AgentAction
 from app.domain.errors import InvalidRecord
+from app.domain.outcome import Outcome
 from app.domain.scenario import Scenario
 from training.arrays import Progress, silent
 from training.config.data import HELD_OUT_FROM, HELD_OUT_UNTIL, ScenariosConfig, instant

@@ -1,5 +1,4 @@
-"""How sure are we? Bootstrap intervals, tests over many arms, corrections for having tried many
-things.
+"""How sure are we? Intervals by the stationary bootstrap.
 
 Series are ordered in time and may be dependent. A question without an answer (no rows, constant
 values) gives None and the reason, never NaN. A seed makes everything repeatable.
@@ -8,14 +7,11 @@ values) gives None and the reason, never NaN. A seed makes everything repeatable
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import combinations
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
-from arch.bootstrap import MCS, SPA, optimal_block_length
-from scipy.special import ndtr, ndtri
+from arch.bootstrap import optimal_block_length
 
 from app.domain.errors import AdvisorError
 from training.arrays import DAY_S, Floats, Rows
@@ -29,7 +25,8 @@ _CELLS = 2_000_000
 _UNVARIED = 0.01
 """Share of bootstrap samples that may be constant. With more, most rows are alike, and quantiles of
 t mean nothing."""
-_SAME = 1e-12
+
+SAME = 1e-12
 """Values nearer than this to each other are one value with rounding: returns and R are of the order
 of 1e-4 to 10."""
 
@@ -57,7 +54,7 @@ def none(reason: str, n: int = 0) -> Estimate:
 
 def is_constant(values: Floats) -> bool:
     """Whether nothing varies, but for rounding."""
-    return len(values) == 0 or bool(np.ptp(values) <= _SAME)
+    return len(values) == 0 or bool(np.ptp(values) <= SAME)
 
 
 def require_finite(values: Floats, what: str) -> None:
@@ -198,7 +195,7 @@ def mean_intervals(
     )
     found = []
     for mean, error, column, t in zip(means, errors, values.T, studentised.T, strict=True):
-        if is_constant(column) or error <= _SAME:
+        if is_constant(column) or error <= SAME:
             found.append(Estimate(float(mean), n=n, reason="constant values have no interval"))
             continue
         if np.isinf(t).mean() > _UNVARIED:
@@ -242,215 +239,5 @@ def _studentised(times: Floats, totals: Floats, counts: Floats, means: Floats) -
     error = np.sqrt(np.maximum(squares, 0)) / number
     far = sampled - means
     return np.where(
-        error > _SAME, far / np.where(error > _SAME, error, 1), np.where(far < 0, -np.inf, np.inf)
+        error > SAME, far / np.where(error > SAME, error, 1), np.where(far < 0, -np.inf, np.inf)
     )
-
-
-class Spa(NamedTuple):
-    """p-values of "no arm beats the benchmark": consistent is the one to read, the others bound
-    it."""
-
-    lower: float | None
-    consistent: float | None
-    upper: float | None
-    n: int
-    reason: str = ""
-
-
-def superior_predictive_ability(
-    benchmark: Floats,
-    arms: Floats,
-    *,
-    draws: int = DRAWS,
-    block: float | None = None,
-    seed: int = 0,
-) -> Spa:
-    """Hansen 2005, "A Test for Superior Predictive Ability", section 2.3 (`arch.bootstrap.SPA`).
-
-    benchmark : (N,) returns or R; arms : (N, K), the more the better. Arms equal to the benchmark
-    tell nothing and are left out.
-    """
-    require_finite(benchmark, "SPA benchmark")
-    require_finite(arms, "SPA arms")
-    varied = [k for k in range(arms.shape[1]) if not is_constant(arms[:, k] - benchmark)]
-    if len(benchmark) < 8 or not varied:
-        return Spa(
-            None, None, None, len(benchmark), "no arm differs from the benchmark on 8 rows or more"
-        )
-    block = max(block_length(arms[:, k] - benchmark) for k in varied) if block is None else block
-    test = SPA(-benchmark, -arms[:, varied], block_size=math.ceil(block), reps=draws, seed=seed)
-    test.compute()
-    lower, consistent, upper = (
-        float(test.pvalues[name]) for name in ("lower", "consistent", "upper")
-    )
-    return Spa(lower, consistent, upper, len(benchmark))
-
-
-def model_confidence_set(
-    arms: Mapping[str, Floats],
-    *,
-    size: float = 0.05,
-    draws: int = DRAWS,
-    block: float | None = None,
-    seed: int = 0,
-) -> dict[str, float]:
-    """p-value of each arm's being among the best; those above `size` form the set at confidence 1 -
-    size.
-
-    Hansen, Lunde & Nason 2011, section 3.1.2, statistic T_R (`arch.bootstrap.MCS`). `arms` are (N,)
-    each, the more the better. Arms that are the same everywhere share a p-value.
-    """
-    names = list(arms)
-    columns = np.stack([arms[name] for name in names], axis=1)
-    require_finite(columns, "model confidence set")
-    twins = [
-        next(j for j in range(k + 1) if is_constant(columns[:, j] - columns[:, k]))
-        for k in range(len(names))
-    ]
-    # A constant distance to another arm is a certain ranking; the test, which divides by its
-    # variance, cannot take it.
-    best = {
-        first: max((k for k in range(len(names)) if twins[k] == first), key=lambda k: columns[0, k])
-        for first in twins
-    }
-    distinct = sorted(best.values())
-    p_values = {distinct[0]: 1.0}
-    if len(distinct) > 1:
-        first = columns[:, distinct[0]]
-        block = (
-            max(block_length(columns[:, k] - first) for k in distinct) if block is None else block
-        )
-        test = MCS(
-            -columns[:, distinct], size=size, reps=draws, block_size=math.ceil(block), seed=seed
-        )
-        test.compute()
-        p_values = {distinct[k]: float(p) for k, p in test.pvalues["Pvalue"].items()}
-    found = {}
-    for k, name in enumerate(names):
-        leader = best[twins[k]]
-        found[name] = p_values[leader] if is_same(columns[:, k], columns[:, leader]) else 0.0
-    return found
-
-
-def is_same(one: Floats, other: Floats) -> bool:
-    """Whether two columns are equal, but for rounding."""
-    return bool(np.abs(one - other).max() <= _SAME)
-
-
-class DeflatedSharpe(NamedTuple):
-    """confidence : probability that the true Sharpe exceeds what the best of `trials` without skill
-    would show."""
-
-    confidence: float | None
-    sharpe: float | None
-    """Of one period."""
-    threshold: float | None
-    n: int
-    reason: str = ""
-
-
-def deflated_sharpe(returns: Floats, trial_sharpes: Sequence[float]) -> DeflatedSharpe:
-    """Bailey & López de Prado 2014, "The Deflated Sharpe Ratio", equations 1 (expected maximum) and
-    2.
-
-    returns : (T,) per period. trial_sharpes : Sharpe ratios per period of everything that was
-    tried, this one too; with one trial nothing is deflated, and the result is the probabilistic
-    Sharpe ratio against 0.
-    """
-    require_finite(returns, "returns")
-    n = len(returns)
-    if n < 3 or is_constant(returns):
-        return DeflatedSharpe(
-            None, None, None, n, "constant returns have no Sharpe ratio" if n else "no returns"
-        )
-    centred = returns - returns.mean()
-    deviation = float(np.sqrt((centred**2).mean()))
-    skew, kurtosis = (
-        float((centred**3).mean()) / deviation**3,
-        float((centred**4).mean()) / deviation**4,
-    )
-    sharpe = float(returns.mean() / returns.std(ddof=1))
-    threshold = expected_maximum_sharpe(trial_sharpes)
-    variance = 1 - skew * sharpe + (kurtosis - 1) / 4 * sharpe**2
-    if variance <= 0:
-        return DeflatedSharpe(
-            None, sharpe, threshold, n, "returns too skewed for the Sharpe ratio's standard error"
-        )
-    return DeflatedSharpe(
-        float(ndtr((sharpe - threshold) * math.sqrt((n - 1) / variance))), sharpe, threshold, n
-    )
-
-
-def expected_maximum_sharpe(trial_sharpes: Sequence[float]) -> float:
-    """What the best of so many independent trials shows without skill (equation 1 there); 0 for one
-    trial."""
-    trials = len(trial_sharpes)
-    if trials < 2:
-        return 0.0
-    likely = (1 - np.euler_gamma) * ndtri(1 - 1 / trials) + np.euler_gamma * ndtri(
-        1 - 1 / (trials * math.e)
-    )
-    return float(np.std(trial_sharpes, ddof=1) * likely)
-
-
-@dataclass(frozen=True, eq=False)
-class Overfitting:
-    """pbo : probability that the arm chosen in sample is below the median out of sample; logits
-    (C,) of its ranks."""
-
-    pbo: float | None
-    logits: Floats
-    reason: str = ""
-
-
-def probability_of_overfitting(returns: Floats, parts: int = 16) -> Overfitting:
-    """Combinatorially symmetric cross-validation: Bailey, Borwein, López de Prado & Zhu 2017,
-    section 3.
-
-    returns : (T, K) per period of K arms (configurations tried). The T rows are cut into `parts`
-    consecutive parts (an even number; rows left over at the start are not used); each half of them
-    chooses by Sharpe, the other half judges. An arm without variation in a half has a Sharpe of 0
-    there. Ties share the mean rank.
-    """
-    require_finite(returns, "returns")
-    rows, arms = returns.shape
-    if parts < 2 or parts % 2:
-        raise StatisticsError(f"parts is {parts}: it must be even, 2 or more")
-    if arms < 2 or rows < 2 * parts:
-        return Overfitting(
-            None,
-            np.empty(0),
-            f"{arms} arms and {rows} rows: 2 arms and {2 * parts} rows are needed",
-        )
-    used = returns[rows % parts :].reshape(parts, -1, arms)
-    chosen = np.zeros((math.comb(parts, parts // 2), parts))
-    for row, members in enumerate(combinations(range(parts), parts // 2)):
-        chosen[row, list(members)] = 1
-    length = used.shape[1] * parts // 2
-    inside = _sharpes(chosen, used, length)
-    outside = _sharpes(1 - chosen, used, length)
-    best = inside.argmax(1)
-    score = outside[np.arange(len(best)), best][:, None]
-    rank = (outside < score).sum(1) + ((outside == score).sum(1) + 1) / 2
-    relative = rank / (arms + 1)
-    logits = np.log(relative / (1 - relative))
-    return Overfitting(float((logits <= 0).mean()), logits)
-
-
-def _sharpes(chosen: Floats, used: Floats, length: int) -> Floats:
-    """(C, K) Sharpe ratios over the parts that each row of `chosen` (C, parts) names."""
-    mean = chosen @ used.sum(1) / length
-    square = chosen @ (used**2).sum(1) / length
-    variance = square - mean**2
-    flat = variance <= _SAME * square
-    return np.where(flat, 0.0, mean / np.sqrt(np.where(flat, 1.0, variance)))
-
-
-def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """Adjusted p-values of a family of tests: Holm 1979, step-down; reject those at or below the
-    level."""
-    found, worst = {}, 0.0
-    for place, (name, p) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
-        worst = max(worst, min(1.0, p * (len(p_values) - place)))
-        found[name] = worst
-    return {name: found[name] for name in p_values}

@@ -19,7 +19,8 @@ from app.advising.advise import Models
 from app.domain.actions import ACTIONS
 from app.domain.candidate import Candidate
 from app.domain.canonical import decision_id
-from app.domain.control import AgentAction, Outcome
+from app.domain.control import AgentAction
+from app.domain.outcome import Outcome
 from app.domain.prompt import SYSTEM
 from app.policy.encoding import PromptEncoder
 from app.policy.scripted import ScriptedPolicy

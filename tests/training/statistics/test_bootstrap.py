@@ -16,15 +16,17 @@ from training.arrays import DAY_S, Floats
 from training.statistics.bootstrap import (
     StatisticsError,
     block_length,
+    interval,
+    mean_intervals,
+    resample,
+    resamples,
+)
+from training.statistics.selection import (
     deflated_sharpe,
     expected_maximum_sharpe,
     holm,
-    interval,
-    mean_intervals,
     model_confidence_set,
     probability_of_overfitting,
-    resample,
-    resamples,
     superior_predictive_ability,
 )
 

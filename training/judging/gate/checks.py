@@ -16,8 +16,8 @@ from app.domain.decision import Reading, Role, Version, conclude, prepare, propo
 from app.domain.limits import Limits
 from app.domain.scenario import Scenario
 from app.domain.veto import TradingState
+from app.policy.backends import Backend, load_policy
 from app.policy.port import Policy
-from app.policy.store import Backend, load_policy
 from training.arrays import Progress, silent
 from training.judging.gate.verdict import Check, CheckName
 

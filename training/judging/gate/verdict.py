@@ -40,8 +40,9 @@ from training.arrays import DAY_S, Floats, Rows
 from training.config.judging import GateConfig
 from training.judging.contest.performance import max_drawdown, sharpe
 from training.statistics.anytime import lower_bound, period_means
-from training.statistics.bootstrap import Estimate, deflated_sharpe, mean_intervals, none
+from training.statistics.bootstrap import Estimate, mean_intervals, none
 from training.statistics.calibration import expected_calibration_error
+from training.statistics.selection import deflated_sharpe
 
 AGENT, RANDOM_VETO = "agent", "random veto"
 

@@ -26,10 +26,9 @@ from training.judging.contest.performance import sharpe
 from training.judging.report import details, doubts
 from training.judging.report.document import Cell, Report, Section
 from training.judging.report.findings import Findings, cell, maybe
-from training.statistics.bootstrap import (
-    Estimate,
+from training.statistics.bootstrap import Estimate, mean_intervals
+from training.statistics.selection import (
     holm,
-    mean_intervals,
     model_confidence_set,
     probability_of_overfitting,
     superior_predictive_ability,
@@ -273,10 +272,10 @@ def _worth(section: Section, found: Findings) -> None:
     costs = [
         (
             Cell(name),
-            Cell(made.cpu_seconds / 60, digits=1),
+            Cell(seconds / 60, digits=1),
             maybe(1e3 * found.decision_s or None, "not measured"),
         )
-        for name, made in found.rebuilt.items()
+        for name, seconds in found.cpu_seconds.items()
     ]
     costs += [
         (Cell(name), Cell(contest.played[name].arm.fitted_in_s / 60, digits=2), Cell("under 1"))
@@ -287,7 +286,7 @@ def _worth(section: Section, found: Findings) -> None:
         ("arm", "making it, CPU minutes", "a decision, ms"),
         costs,
         "Of policies: every stage of the rebuild, for"
-        f" {found.rebuilt[POLICY].artifacts['scenarios'].facts['real']:,} scenarios; a decision is"
+        f" {int(found.trained.scenarios.real.sum()):,} scenarios; a decision is"
         " one pass of the language model, median of the parity check. Of simple rivals: all"
         " refits, each with its choice of a cut.",
     )

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 from matplotlib.figure import Figure
 
-from app.domain.regime import regime
+from app.domain.comparison import regime
 from training.arrays import Floats
 from training.judging.contest.arena import Played
 from training.judging.contest.contest import AGENT, ALWAYS, HEURISTICS, POLICY, RANDOM, RAW

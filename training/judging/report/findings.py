@@ -11,7 +11,6 @@ from training.judging.contest.contest import Contest, Trained
 from training.judging.gate.verdict import Check, Verdict
 from training.judging.report.document import Cell
 from training.outcomes.labels import Labels
-from training.pipeline.rebuild import Rebuilt
 from training.scenarios.table import ScenarioSet
 from training.statistics.bootstrap import Estimate
 
@@ -20,8 +19,8 @@ from training.statistics.bootstrap import Estimate
 class Findings:
     """Everything that the report tells.
 
-    rebuilt : artefacts of every policy, by arm's name. look : how many versions have looked at the
-        period.
+    cpu_seconds : what making each policy took, every stage, by arm's name.
+    look : how many versions have looked at the period.
     labels : of the held-out scenarios. stressed : the same under worse conditions, by what they are
         called.
     decision_s : median time that serving takes for one decision, as measured by the parity check.
@@ -31,7 +30,7 @@ class Findings:
     contest: Contest
     verdict: Verdict
     checks: tuple[Check, ...]
-    rebuilt: Mapping[str, Rebuilt]
+    cpu_seconds: Mapping[str, float]
     look: int
     config: RebuildConfig
     made_at: datetime

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from app.domain.decision import prepare
 from app.domain.scenario import Scenario
+from app.policy.backends import Backend, load_policy
 from app.policy.in_process.label_reader import LabelReader
-from app.policy.store import Backend, load_policy
 from training.arrays import Progress, silent
 from training.learning.model.adapted import opened
 from training.learning.model.base_pass import Encoded

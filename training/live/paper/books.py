@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from app.domain.control import Arm, Outcome, OutcomeCode, OutcomeSource
+from app.domain.outcome import Arm, Outcome, OutcomeCode, OutcomeSource
 from app.domain.scenario import Account, Position
 from training.arrays import DAY_S
 from training.market.bars import Bars

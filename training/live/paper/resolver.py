@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import StrEnum
 
 from app.client import AdvisorClient
-from app.domain.control import Arm
+from app.domain.outcome import Arm
 from training.live.paper.books import Order, Trade, follow_all, never_filled, outcome
 from training.log import Unresolved
 from training.market.bars import Bars

@@ -15,16 +15,18 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 from app.client import AdvisorClient
 from app.domain.canonical import decision_id
-from app.domain.control import AgentAction, Arm, Outcome
+from app.domain.control import AgentAction
 from app.domain.errors import AdvisorError
+from app.domain.outcome import Arm, Outcome
 from app.domain.scenario import Scenario
 from training.agent.reference import Opportunity
 from training.live.paper.books import Book, Order, Trade, follow, never_filled, outcome
 from training.live.paper.feed import Moment
+from training.log import Recalled
 from training.market.bars import Bars, MarketDataError
 
 RUN_NAME = re.compile(r"[A-Za-z0-9._-]{1,80}")
@@ -77,21 +79,6 @@ def _earned(trade: Trade | None) -> float | None:
     if trade is None:
         return 0.0
     return None if trade.exited_at is None else trade.r
-
-
-class Recalled(NamedTuple):
-    """A decision of this run as the shadow log has it."""
-
-    decision_id: str
-    scenario: Scenario
-    agent_trades: bool
-    approve: bool | None
-    """The primary version's advice; None when it abstained."""
-    quantity: float
-    stop: float | None
-    model_version: str
-    ended: dict[Arm, Outcome]
-    """The newest outcome of each arm, of those that were reported."""
 
 
 @dataclass

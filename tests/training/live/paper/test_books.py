@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from app.domain.control import Arm, OutcomeCode
+from app.domain.outcome import Arm, OutcomeCode
 from tests.training.support.candles import HOUR, START, table
 from training.live.paper.books import Book, Order, Trade, follow, follow_all, never_filled, outcome
 

@@ -15,9 +15,9 @@ import pytest
 
 from app.advising.advise import Models
 from app.client import AdvisorClient
-from app.domain.control import Arm
 from app.domain.decision import Abstention
 from app.domain.errors import AbstainReason, ShadowLogUnavailable
+from app.domain.outcome import Arm
 from app.policy.scripted import ScriptedPolicy
 from app.shadow_log.log import ShadowLog
 from tests import builders as build

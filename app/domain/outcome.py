@@ -1,0 +1,85 @@
+"""What became of a decision's orders, reported or simulated."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from app.domain.fields import Extra, Flag, Instant, Number, Record, ShortText, measure
+
+
+class Arm(StrEnum):
+    """Whose action an outcome belongs to."""
+
+    AGENT = "agent"
+    ADVICE = "advice"
+
+
+class OutcomeSource(StrEnum):
+    REPORTED = "reported"
+    SIMULATED = "simulated"
+
+
+class OutcomeCode(StrEnum):
+    TP1_PARTIAL = "tp1_partial"
+    TP2_PARTIAL = "tp2_partial"
+    TP1 = "tp1"
+    TP2 = "tp2"
+    TP3 = "tp3"
+    TP4 = "tp4"
+    TRAILING_SL = "trailing_sl"
+    SL = "sl"
+    EARLY_EXIT = "early_exit"
+    TIME_EXIT = "time_exit"
+    NOT_TRADED = "not_traded"
+
+
+class Outcome(Record):
+    """What later bars did to an action. One R is quantity x |entry - stop| of the action that was
+    traded."""
+
+    arm: Arm = measure("label", "whose action this is the outcome of")
+    model_version: ShortText | None = measure(
+        "label", "version advised; required for arm advice", null="arm agent"
+    )
+    source: OutcomeSource = measure(
+        "label", "reported by the agent, or simulated on bars", default=OutcomeSource.REPORTED
+    )
+    outcome: OutcomeCode = measure("label", "how the trade ended")
+    exit_time: Instant | None = measure("time", "when the last part was closed", null="not traded")
+    exit_price: Number | None = measure("price", "average exit", gt=0, null="not traded")
+    exit_reason: ShortText | None = measure("text", "the agent's words", null="none")
+    fees: Number | None = measure("quote", "commissions, both sides", ge=0, null="not reported")
+    slippage: Number | None = measure("quote", "cost of slippage, both sides", null="not reported")
+    net_pnl: Number | None = measure(
+        "quote", "profit after fees and slippage; 0 when not traded", null="not reported"
+    )
+    pnl_pct: Number | None = measure(
+        "percent of entry notional", "net_pnl over notional", null="not reported"
+    )
+    r_multiple: Number | None = measure(
+        "R", "net_pnl over the risk taken; 0 when not traded", null="risk not known"
+    )
+    mae_r: Number | None = measure("R", "worst excursion, <= 0", le=0, null="bars not joined")
+    mfe_r: Number | None = measure("R", "best excursion, >= 0", ge=0, null="bars not joined")
+    max_price: Number | None = measure(
+        "price", "highest price while open", gt=0, null="not reported"
+    )
+    holding_seconds: Number | None = measure("s", "entry to last exit", ge=0, null="not traded")
+    exogenous_skip: Flag = measure(
+        "flag", "skipped for maintenance or an outage: not a verdict", default=False
+    )
+    extra: Extra = Field(
+        default_factory=dict,
+        description="further keys, kept as sent",
+        json_schema_extra={"unit": "any JSON"},
+    )
+
+    @model_validator(mode="after")
+    def advice_names_its_version(self) -> Self:
+        """An outcome of advice belongs to one model version."""
+        if self.arm is Arm.ADVICE and not self.model_version:
+            raise ValueError("model_version is required when arm is 'advice'")
+        return self
