@@ -255,28 +255,30 @@ class AdvisorClient:
         if os.getpid() != self._pid:
             self._reset()
         with self._lock:
-            reason = (
-                "closed"
-                if self._closing
-                else (
-                    "queue_full"
-                    if len(self._queue) >= self._queue_size
-                    else "unserialisable"
-                    if len(message.body) > MAX_MESSAGE_BYTES
-                    else None
-                )
-            )
+            reason = self._why_not(message)
             if reason is None:
                 self._queue.append(message)
-                if self._thread is None:
-                    self._thread = threading.Thread(
-                        target=self._run, name="advisor-client", daemon=True
-                    )
-                    self._thread.start()
+                self._start_thread()
                 self._wake.notify()
         if reason is not None:
             self._drop(reason, None)
         return reason is None
+
+    def _why_not(self, message: _Message) -> str | None:
+        """Why a message cannot be queued, or None. The lock is held."""
+        if self._closing:
+            return "closed"
+        if len(self._queue) >= self._queue_size:
+            return "queue_full"
+        if len(message.body) > MAX_MESSAGE_BYTES:
+            return "unserialisable"
+        return None
+
+    def _start_thread(self) -> None:
+        """The thread begins with the first message. The lock is held."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="advisor-client", daemon=True)
+            self._thread.start()
 
     def _drop(self, reason: str, error: Exception | None) -> None:
         """Count a loss, and say so at most once a minute."""

@@ -14,11 +14,12 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from app.domain.actions import ACTIONS
 from app.domain.candidate import Candidate
+from app.domain.case import TradingState
 from app.domain.comparison import cohens_kappa, regime
 from app.domain.decision import AdviceStatus, Decision, Role
 from app.domain.errors import AbstainReason
 from app.domain.manifest import ModelManifest
-from app.domain.veto import TradingState, VetoCode
+from app.domain.rules import VetoCode
 
 COMPARISON_WINDOW = 1000
 MAX_SYMBOLS = 64

@@ -7,14 +7,16 @@ from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, TypeAdapter
 
+from app.domain.actions import LABELS
 from app.domain.canonical import content_hash
+from app.domain.case import TradingState
 from app.domain.control import AgentAction
 from app.domain.decision import Advice, Decision
 from app.domain.fields import Flag, Record, ShortText, Whole
 from app.domain.manifest import VERSION_PATTERN
 from app.domain.outcome import Outcome
+from app.domain.review import Veto
 from app.domain.scenario import Scenario
-from app.domain.veto import TradingState, Veto
 
 EXAMPLE: dict[str, Any] = {
     "request_id": "2026-11-23T09:00:00Z-BTCUSDT",
@@ -147,7 +149,9 @@ class AdviseResponse(BaseModel):
     vetoes: list[Veto]
     control_vetoes: list[Veto] = Field(description="the agent's own order through the same rules")
     approve_probability: float | None
-    probabilities: list[float] | None = Field(description="over the labels A-J")
+    probabilities: list[float] | None = Field(
+        description=f"over the labels {LABELS[0]}-{LABELS[-1]}"
+    )
     model_version: str
     binding: bool = False
     rationale: str | None = None

@@ -28,6 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from app.domain.canonical import decision_id
+from app.domain.case import Case, TradingState, agents_order
 from app.domain.decision import (
     Calibration,
     Decision,
@@ -39,9 +40,8 @@ from app.domain.decision import (
 )
 from app.domain.event import Event
 from app.domain.limits import read_limits
-from app.domain.rules import agents_order, review
+from app.domain.review import review
 from app.domain.scenario import Scenario
-from app.domain.veto import Case, TradingState
 from app.journal.stream import StreamJournal
 from app.local.servers import EmbeddedPostgres, EmbeddedValkey, die_with_parent, free_port
 from app.policy.scripted import reading_of

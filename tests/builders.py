@@ -17,6 +17,7 @@ from uuid import UUID
 
 from app.domain.actions import LABELS
 from app.domain.canonical import decision_id
+from app.domain.case import TradingState
 from app.domain.control import AgentAction
 from app.domain.decision import (
     Abstention,
@@ -40,7 +41,6 @@ from app.domain.limits import Limits
 from app.domain.manifest import Calibration, ModelManifest
 from app.domain.outcome import Arm, Outcome
 from app.domain.scenario import Scenario
-from app.domain.veto import TradingState
 from tests.domain.scenarios import AS_OF, LIMITS, scenario_json
 
 MODEL = "test-1"

@@ -15,8 +15,8 @@ from app.domain.control import AgentAction
 from app.domain.fields import Record
 from app.domain.limits import Limits
 from app.domain.outcome import Outcome
+from app.domain.rules import AFTER_CAPS, RULES, VetoCode
 from app.domain.scenario import Account, Market, Plan, Position, Scenario
-from app.domain.veto import VetoCode
 from app.metrics import Metrics
 
 ROOT = Path(__file__).parents[1]
@@ -61,6 +61,7 @@ def test_every_veto_has_its_row_and_every_limit_is_named() -> None:
     text = (DOCS / "vetoes.md").read_text()
     documented = set(re.findall(r"^\| `([A-Z_]+)` \|", text, re.MULTILINE))
     assert documented == {code.value for code in VetoCode}
+    assert [rule.row for rule in (*RULES, *AFTER_CAPS) if rule.row not in text.splitlines()] == []
     tables = Limits.model_fields.items()
     fields = {
         f"{section}.{name}"

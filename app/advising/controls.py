@@ -7,10 +7,10 @@ from pathlib import Path
 
 import structlog
 
+from app.domain.case import TradingState
 from app.domain.errors import AdvisorError, JournalUnavailable, LimitsError, ShadowLogUnavailable
 from app.domain.event import StateChange
 from app.domain.limits import Limits, read_limits
-from app.domain.veto import TradingState
 from app.journal.journal import Journal, Receipt
 from app.metrics import Metrics
 from app.shadow_log.log import ShadowLog

@@ -1,7 +1,9 @@
-"""The action space: ten actions, each one letter that must be one token of the model."""
+"""The action space: a closed set, each action one letter that must be one token of the model."""
 
 from __future__ import annotations
 
+from itertools import product
+from string import ascii_uppercase
 from typing import NamedTuple
 
 from app.domain.canonical import content_hash
@@ -26,13 +28,13 @@ class Action(NamedTuple):
         )
 
 
-REJECT = Action("A", approve=False, risk_fraction=0.0, stop_atr=0.0)
+REJECT = Action(ascii_uppercase[0], approve=False, risk_fraction=0.0, stop_atr=0.0)
 ACTIONS: tuple[Action, ...] = (
     REJECT,
     *(
         Action(label, approve=True, risk_fraction=fraction, stop_atr=stop)
         for label, (fraction, stop) in zip(
-            "BCDEFGHIJ", ((f, s) for f in RISK_FRACTIONS for s in STOP_ATRS), strict=True
+            ascii_uppercase[1:], product(RISK_FRACTIONS, STOP_ATRS), strict=False
         )
     ),
 )

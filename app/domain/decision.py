@@ -12,15 +12,15 @@ from uuid import UUID
 from pydantic import Field
 
 from app.domain.actions import ACTIONS, BY_LABEL, LABELS, REJECT, Action
+from app.domain.case import Case, TradingState, agents_order, order_for
 from app.domain.control import AgentAction
 from app.domain.errors import AbstainReason
 from app.domain.fields import Hash, Instant, Record, ShortText
 from app.domain.limits import Limits
 from app.domain.manifest import Calibration
 from app.domain.prompt import Prompt, render
-from app.domain.rules import agents_order, order_for, review
+from app.domain.review import Review, review
 from app.domain.scenario import Scenario
-from app.domain.veto import Case, Review, TradingState
 
 DECISION_SCHEMA = "2026-11-1"
 

@@ -11,11 +11,11 @@ import orjson
 from pydantic import Field
 
 from app.domain.canonical import canonical_json, content_hash
+from app.domain.case import TradingState
 from app.domain.control import AgentAction
 from app.domain.decision import Decision
 from app.domain.fields import Instant, Record, ShortText
 from app.domain.outcome import Outcome
-from app.domain.veto import TradingState
 
 
 class EventKind(StrEnum):

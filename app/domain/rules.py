@@ -1,188 +1,206 @@
-"""Every rule, the caps, and `review()`, which runs them all. See `veto.py` for the words and the
-contract."""
+"""The closed set of vetoes, and the rule behind each.
+
+A rule is a pure function of (case, limits) that gives a `Refusal` or None. It is declared once,
+with its code, its table of the limits and the fields it reads there; its docstring is its row in
+docs/vetoes.md. A missing input refuses unless that table says `when_missing = "pass"`. Comparisons
+are written so that NaN refuses. `review.py` runs the rules.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from enum import StrEnum
 from math import isfinite
+from typing import NamedTuple, TypeVar
 
-from app.domain.actions import Action
 from app.domain.candidate import BtcTrend, Direction
-from app.domain.limits import Limits, RuleLimits
+from app.domain.case import Case, TradingState
+from app.domain.limits import Limits
 from app.domain.scenario import Scenario
-from app.domain.veto import (
-    Cap,
-    Case,
-    MissingInput,
-    Order,
-    Review,
-    Rule,
-    TradingState,
-    Veto,
-    VetoCode,
-    known,
-)
 
 
-def order_for(action: Action, scenario: Scenario) -> Order:
-    """The order that an approving action means: its stop in ATR below entry, and the quantity that
-    follows.
+class VetoCode(StrEnum):
+    """Closed set; each has a row in docs/vetoes.md."""
 
-    quantity = min(agent's quantity, fraction x agent's risk / stop distance): never more than the
-    agent's own risk, never more than its own notional.
+    STATE_HALTED = "STATE_HALTED"
+    STATE_REDUCING = "STATE_REDUCING"
+    STALE_SNAPSHOT = "STALE_SNAPSHOT"
+    INPUT_SANITY = "INPUT_SANITY"
+    PRICE_SANITY = "PRICE_SANITY"
+    DIRECTION = "DIRECTION"
+    STOP_DISTANCE = "STOP_DISTANCE"
+    BTC_TREND_CONFLICT = "BTC_TREND_CONFLICT"
+    NEWS_WINDOW = "NEWS_WINDOW"
+    MACRO_NEWS = "MACRO_NEWS"
+    VOLATILITY_SPIKE = "VOLATILITY_SPIKE"
+    REWARD_RISK = "REWARD_RISK"
+    SPREAD = "SPREAD"
+    LIQUIDITY = "LIQUIDITY"
+    RISK_PER_TRADE = "RISK_PER_TRADE"
+    SYMBOL_EXPOSURE = "SYMBOL_EXPOSURE"
+    TOTAL_EXPOSURE = "TOTAL_EXPOSURE"
+    MIN_NOTIONAL = "MIN_NOTIONAL"
+    OPEN_POSITIONS = "OPEN_POSITIONS"
+    DAILY_LOSS = "DAILY_LOSS"
+    DRAWDOWN = "DRAWDOWN"
+    CONSECUTIVE_LOSSES = "CONSECUTIVE_LOSSES"
+    COOL_DOWN = "COOL_DOWN"
+    DUPLICATE_SYMBOL = "DUPLICATE_SYMBOL"
+    RESTRICTED_SYMBOL = "RESTRICTED_SYMBOL"
+    SESSION_CLOSED = "SESSION_CLOSED"
+    MAINTENANCE_WINDOW = "MAINTENANCE_WINDOW"
+    MODEL_CONFIDENCE = "MODEL_CONFIDENCE"
+    RULE_FAILED = "RULE_FAILED"
+
+
+class Refusal(NamedTuple):
+    """What a rule saw, and the limit that it compares with."""
+
+    observed: float | str | None
+    limit: float | str | None = None
+
+
+class MissingInput(Exception):
+    """A rule needs an input that is not known; the argument names it."""
+
+
+Known = TypeVar("Known")
+Check = Callable[[Case, Limits], Refusal | None]
+
+
+class Rule(NamedTuple):
+    """A declared rule.
+
+    Parameters
+    ----------
+    section : its table of the limits, which says what a missing input does; "" has none.
+    fields : what it reads in that table.
     """
-    plan = scenario.plan
-    distance = action.stop_atr * scenario.candidate.atr
-    quantity = min(plan.quantity, action.risk_fraction * plan.risk / distance)
-    return Order(plan.entry, plan.entry - distance, min(plan.targets), quantity)
+
+    code: VetoCode
+    section: str
+    fields: tuple[str, ...]
+    check: Check
+
+    @property
+    def row(self) -> str:
+        """Its row in docs/vetoes.md."""
+        refuses = " ".join((self.check.__doc__ or "").split())
+        limits = ", ".join(f"`{self.section}.{field}`" for field in self.fields)
+        return f"| `{self.code}` | {refuses} | {limits or '-'} |"
 
 
-def agents_order(scenario: Scenario) -> Order:
-    """The agent's own plan as an order."""
-    plan = scenario.plan
-    return Order(plan.entry, plan.stop, min(plan.targets), plan.quantity)
+_declared: list[Rule] = []
+_declared_after_caps: list[Rule] = []
 
 
-def review(case: Case, limits: Limits) -> Review:
-    """Run every rule on `case` and cap its order. Total: whatever a rule does, a verdict comes
-    back."""
-    vetoes = [
-        veto for code, section, rule in RULES if (veto := _judge(code, section, rule, case, limits))
-    ]
-    order: Order = case.order
-    caps: tuple[Cap, ...] = ()
-    try:
-        order, caps = _cap(case, limits)
-    except Exception as error:
-        vetoes.append(_failed("caps", error))
-    if order.notional < limits.exposure.min_notional or order.quantity <= 0:
-        vetoes.append(
-            Veto(
-                code=VetoCode.MIN_NOTIONAL,
-                observed=_number(order.notional),
-                limit=limits.exposure.min_notional,
-            )
-        )
-    return Review(
-        vetoes=tuple(vetoes), caps=caps, quantity=_number(order.quantity), stop=_number(order.stop)
-    )
+def rule(
+    code: VetoCode, section: str = "", *fields: str, after_caps: bool = False
+) -> Callable[[Check], Check]:
+    """Declare a rule. Rules run, and their refusals are recorded, in the order of this file; those
+    `after_caps` judge the order that the caps left."""
+
+    def declare(check: Check) -> Check:
+        declared = _declared_after_caps if after_caps else _declared
+        declared.append(Rule(code, section, fields, check))
+        return check
+
+    return declare
 
 
-def _judge(code: VetoCode, section: str, rule: Rule, case: Case, limits: Limits) -> Veto | None:
-    """One rule, failing closed."""
-    try:
-        return rule(case, limits)
-    except MissingInput as missing:
-        passes: RuleLimits | None = getattr(limits, section, None)
-        if passes is not None and passes.when_missing == "pass":
-            return None
-        return Veto(code=code, missing=str(missing))
-    except Exception as error:
-        return _failed(code.value, error)
+def known(value: Known | None, name: str) -> Known:
+    """`value`, or `MissingInput` when it is not known."""
+    if value is None:
+        raise MissingInput(name)
+    return value
 
 
-def _failed(what: str, error: Exception) -> Veto:
-    return Veto(
-        code=VetoCode.RULE_FAILED, observed=f"{what}: {type(error).__name__}: {error}"[:300]
-    )
+@rule(VetoCode.STATE_HALTED)
+def state_halted(case: Case, limits: Limits) -> Refusal | None:
+    """The trading state (`PUT /state`) is HALTED, or not known."""
+    return Refusal(case.state) if case.state is TradingState.HALTED else None
 
 
-def _number(value: float) -> float | None:
-    return value if isfinite(value) else None
+@rule(VetoCode.STATE_REDUCING)
+def state_reducing(case: Case, limits: Limits) -> Refusal | None:
+    """The state is REDUCING: every spot entry is new exposure."""
+    return Refusal(case.state) if case.state is TradingState.REDUCING else None
 
 
-def _refuse(code: VetoCode, observed: float | str, limit: float | str | None = None) -> Veto:
-    return Veto(code=code, observed=observed, limit=limit)
-
-
-def state_halted(case: Case, limits: Limits) -> Veto | None:
-    """HALTED refuses every trade."""
-    return _refuse(VetoCode.STATE_HALTED, case.state) if case.state is TradingState.HALTED else None
-
-
-def state_reducing(case: Case, limits: Limits) -> Veto | None:
-    """REDUCING refuses new exposure; every spot entry is new exposure."""
-    return (
-        _refuse(VetoCode.STATE_REDUCING, case.state)
-        if case.state is TradingState.REDUCING
-        else None
-    )
-
-
-def stale_snapshot(case: Case, limits: Limits) -> Veto | None:
-    """The scenario is too old (s), from the future, or its last bar is (in bar lengths)."""
+@rule(
+    VetoCode.STALE_SNAPSHOT, "stale_snapshot", "max_age_s", "max_clock_skew_s", "max_bar_age_bars"
+)
+def stale_snapshot(case: Case, limits: Limits) -> Refusal | None:
+    """The scenario is older, or further in the future, than allowed (s), or its last bar is
+    (bars)."""
     bound = limits.stale_snapshot
     age = (case.now - case.scenario.as_of).total_seconds()
     if not -bound.max_clock_skew_s <= age <= bound.max_age_s:
-        return _refuse(VetoCode.STALE_SNAPSHOT, age, bound.max_age_s)
+        return Refusal(age, bound.max_age_s)
     market = case.scenario.market
     bars = (case.scenario.as_of - market.bar_closed_at).total_seconds() / market.bar_seconds
     if not 0 <= bars <= bound.max_bar_age_bars:
-        return _refuse(
-            VetoCode.STALE_SNAPSHOT, f"last bar closed {bars:.2f} bars ago", bound.max_bar_age_bars
-        )
+        return Refusal(f"last bar closed {bars:.2f} bars ago", bound.max_bar_age_bars)
     return None
 
 
-def input_sanity(case: Case, limits: Limits) -> Veto | None:
-    """Units that do not fit each other: ATR against price, entry against the last close."""
+@rule(VetoCode.INPUT_SANITY, "input_sanity", "max_atr_fraction", "max_entry_gap_fraction")
+def input_sanity(case: Case, limits: Limits) -> Refusal | None:
+    """Units do not fit: ATR is too large a share of price, entry too far from the last close."""
     bound, s = limits.input_sanity, case.scenario
     atr = s.candidate.atr / s.market.last_close
     if not 0 < atr <= bound.max_atr_fraction:
-        return _refuse(
-            VetoCode.INPUT_SANITY, f"atr is {atr:.4g} of last_close", bound.max_atr_fraction
-        )
+        return Refusal(f"atr is {atr:.4g} of last_close", bound.max_atr_fraction)
     gap = abs(s.plan.entry / s.market.last_close - 1)
     if not gap <= bound.max_entry_gap_fraction:
-        return _refuse(
-            VetoCode.INPUT_SANITY,
+        return Refusal(
             f"entry is {gap:.4g} away from last_close",
             bound.max_entry_gap_fraction,
         )
     return None
 
 
-def price_sanity(case: Case, limits: Limits) -> Veto | None:
-    """Long: 0 < stop < entry < target and a positive quantity, in the order and in the agent's plan
-    behind it."""
+@rule(VetoCode.PRICE_SANITY)
+def price_sanity(case: Case, limits: Limits) -> Refusal | None:
+    """Not 0 < stop < entry < target, or no positive quantity, in the order or in the agent's
+    plan."""
     order, plan = case.order, case.scenario.plan
     if not (isfinite(order.target) and isfinite(order.quantity) and order.quantity > 0):
-        return _refuse(VetoCode.PRICE_SANITY, "quantity or target is not a positive number")
+        return Refusal("quantity or target is not a positive number")
     if not 0 < order.stop < order.entry:
-        return _refuse(
-            VetoCode.PRICE_SANITY, f"stop {order.stop:.10g} is not between 0 and entry", order.entry
-        )
+        return Refusal(f"stop {order.stop:.10g} is not between 0 and entry", order.entry)
     if not order.entry < order.target:
-        return _refuse(
-            VetoCode.PRICE_SANITY, f"target {order.target:.10g} is not above entry", order.entry
-        )
+        return Refusal(f"target {order.target:.10g} is not above entry", order.entry)
     if not 0 < plan.stop < plan.entry:
-        return _refuse(
-            VetoCode.PRICE_SANITY,
+        return Refusal(
             f"plan.stop {plan.stop:.10g} is not between 0 and entry",
             plan.entry,
         )
     return None
 
 
-def direction(case: Case, limits: Limits) -> Veto | None:
-    """Spot: long only."""
+@rule(VetoCode.DIRECTION)
+def direction(case: Case, limits: Limits) -> Refusal | None:
+    """Not long: spot."""
     side = case.scenario.candidate.direction
-    return None if side is Direction.LONG else _refuse(VetoCode.DIRECTION, side, Direction.LONG)
+    return None if side is Direction.LONG else Refusal(side, Direction.LONG)
 
 
-def stop_distance(case: Case, limits: Limits) -> Veto | None:
-    """The stop is too near, or too far where the limits refuse rather than clamp (price units)."""
-    floor, ceiling = _stop_bounds(case, limits)
+@rule(VetoCode.STOP_DISTANCE, "stop_distance", "min_atr", "max_atr", "min_fraction", "max_fraction")
+def stop_distance(case: Case, limits: Limits) -> Refusal | None:
+    """The stop is too near; or too far, where `stop_distance.on_excess` is `refuse` (price
+    units)."""
+    floor, ceiling = stop_bounds(case, limits)
     distance = case.order.distance
     if not distance >= floor:
-        return _refuse(VetoCode.STOP_DISTANCE, distance, floor)
+        return Refusal(distance, floor)
     too_far = not distance <= ceiling
     if too_far and (limits.stop_distance.on_excess == "refuse" or ceiling < floor):
-        return _refuse(VetoCode.STOP_DISTANCE, distance, ceiling)
+        return Refusal(distance, ceiling)
     return None
 
 
-def _stop_bounds(case: Case, limits: Limits) -> tuple[float, float]:
+def stop_bounds(case: Case, limits: Limits) -> tuple[float, float]:
     bound, atr, entry = limits.stop_distance, case.scenario.candidate.atr, case.order.entry
     # One part in 10^9 of slack: 1.5 ATR below entry is 1.5 ATR, whatever the rounding of the
     # subtraction says.
@@ -191,93 +209,102 @@ def _stop_bounds(case: Case, limits: Limits) -> tuple[float, float]:
     return floor, ceiling
 
 
-def btc_trend_conflict(case: Case, limits: Limits) -> Veto | None:
-    """A long against a falling BTC, unless the setup is allowed to be."""
+@rule(VetoCode.BTC_TREND_CONFLICT, "btc_trend_conflict", "allowed_setups")
+def btc_trend_conflict(case: Case, limits: Limits) -> Refusal | None:
+    """BTC falls and the setup is not an allowed one."""
     trend = known(case.scenario.candidate.btc_trend, "btc_trend")
     setup = case.scenario.candidate.setup_type
     if trend is not BtcTrend.DOWN or setup in limits.btc_trend_conflict.allowed_setups:
         return None
-    return _refuse(VetoCode.BTC_TREND_CONFLICT, f"{setup} while BTC is {trend}")
+    return Refusal(f"{setup} while BTC is {trend}")
 
 
-def news_window(case: Case, limits: Limits) -> Veto | None:
-    """Too near a scheduled event (minutes); the window is longer for systemic news."""
+@rule(VetoCode.NEWS_WINDOW, "news_window", "min_minutes", "systemic_severity", "systemic_minutes")
+def news_window(case: Case, limits: Limits) -> Refusal | None:
+    """A scheduled event is too near (min); the window is longer from a severity on."""
     bound, candidate = limits.news_window, case.scenario.candidate
     minutes = known(candidate.time_to_news_minutes, "time_to_news_minutes")
     systemic = known(candidate.news_severity, "news_severity") >= bound.systemic_severity
     limit = max(bound.min_minutes, bound.systemic_minutes) if systemic else bound.min_minutes
-    return None if minutes >= limit else _refuse(VetoCode.NEWS_WINDOW, minutes, limit)
+    return None if minutes >= limit else Refusal(minutes, limit)
 
 
-def macro_news(case: Case, limits: Limits) -> Veto | None:
+@rule(VetoCode.MACRO_NEWS, "news_window", "allow_unsafe_macro")
+def macro_news(case: Case, limits: Limits) -> Refusal | None:
     """The agent's macro gate calls trading unsafe."""
     safe = known(case.scenario.candidate.macro_news_safe, "macro_news_safe")
-    return (
-        None
-        if safe or limits.news_window.allow_unsafe_macro
-        else _refuse(VetoCode.MACRO_NEWS, "unsafe")
-    )
+    return None if safe or limits.news_window.allow_unsafe_macro else Refusal("unsafe")
 
 
-def volatility_spike(case: Case, limits: Limits) -> Veto | None:
-    """ATR percentile (0-1) at or above the limit."""
+@rule(VetoCode.VOLATILITY_SPIKE, "volatility_spike", "max_percentile")
+def volatility_spike(case: Case, limits: Limits) -> Refusal | None:
+    """The ATR percentile (0-1) is at or above the limit."""
     percentile = known(case.scenario.candidate.volatility_pct, "volatility_pct")
     limit = limits.volatility_spike.max_percentile
-    return None if percentile < limit else _refuse(VetoCode.VOLATILITY_SPIKE, percentile, limit)
+    return None if percentile < limit else Refusal(percentile, limit)
 
 
-def reward_risk(case: Case, limits: Limits) -> Veto | None:
-    """Nearest target over stop distance below the limit, which is higher in high volatility."""
+@rule(
+    VetoCode.REWARD_RISK,
+    "reward_risk",
+    "min_ratio",
+    "high_volatility_percentile",
+    "min_ratio_high_volatility",
+)
+def reward_risk(case: Case, limits: Limits) -> Refusal | None:
+    """Nearest target over stop distance is below the limit, which is higher in high volatility."""
     bound, order = limits.reward_risk, case.order
     percentile = known(case.scenario.candidate.volatility_pct, "volatility_pct")
     calm = percentile < bound.high_volatility_percentile
     limit = bound.min_ratio if calm else max(bound.min_ratio, bound.min_ratio_high_volatility)
     ratio = (order.target - order.entry) / order.distance
-    return None if ratio >= limit else _refuse(VetoCode.REWARD_RISK, ratio, limit)
+    return None if ratio >= limit else Refusal(ratio, limit)
 
 
-def spread(case: Case, limits: Limits) -> Veto | None:
-    """Bid-ask spread above the limit (bps)."""
+@rule(VetoCode.SPREAD, "spread", "max_bps")
+def spread(case: Case, limits: Limits) -> Refusal | None:
+    """The spread is above the limit (bps)."""
     value = known(case.scenario.candidate.spread_bps, "spread_bps")
-    return (
-        None
-        if value <= limits.spread.max_bps
-        else _refuse(VetoCode.SPREAD, value, limits.spread.max_bps)
-    )
+    return None if value <= limits.spread.max_bps else Refusal(value, limits.spread.max_bps)
 
 
-def liquidity(case: Case, limits: Limits) -> Veto | None:
-    """24 h volume (quote) below the floor, or an order above its share of it where the limits
-    refuse."""
+@rule(VetoCode.LIQUIDITY, "liquidity", "min_volume_24h", "max_volume_fraction")
+def liquidity(case: Case, limits: Limits) -> Refusal | None:
+    """The 24 h volume (quote) is below the floor; or the order is above its share, where
+    `liquidity.on_excess` is `refuse`."""
     bound = limits.liquidity
     volume = known(case.scenario.market.volume_24h, "market.volume_24h")
     if not volume >= bound.min_volume_24h:
-        return _refuse(VetoCode.LIQUIDITY, volume, bound.min_volume_24h)
-    return _excess(
-        VetoCode.LIQUIDITY, case.order.notional, bound.max_volume_fraction * volume, bound.on_excess
-    )
+        return Refusal(volume, bound.min_volume_24h)
+    return _excess(case.order.notional, bound.max_volume_fraction * volume, bound.on_excess)
 
 
-def risk_per_trade(case: Case, limits: Limits) -> Veto | None:
-    """Risk (quote) above the allowed share of equity, where the limits refuse."""
+@rule(VetoCode.RISK_PER_TRADE, "risk_per_trade", "max_equity_fraction")
+def risk_per_trade(case: Case, limits: Limits) -> Refusal | None:
+    """Nothing may be risked (quote); or too much is, where `risk_per_trade.on_excess` is
+    `refuse`."""
     bound = limits.risk_per_trade
     allowed = bound.max_equity_fraction * known(case.scenario.account.equity, "account.equity")
-    return _excess(VetoCode.RISK_PER_TRADE, case.order.risk, allowed, bound.on_excess)
+    return _excess(case.order.risk, allowed, bound.on_excess)
 
 
-def symbol_exposure(case: Case, limits: Limits) -> Veto | None:
-    """No room left for this symbol, or too little where the limits refuse (quote)."""
-    room = _symbol_room(case.scenario, limits)
-    return _excess(VetoCode.SYMBOL_EXPOSURE, case.order.notional, room, limits.exposure.on_excess)
+@rule(VetoCode.SYMBOL_EXPOSURE, "exposure", "max_symbol_fraction")
+def symbol_exposure(case: Case, limits: Limits) -> Refusal | None:
+    """No room is left for the symbol (quote); or too little, where `exposure.on_excess` is
+    `refuse`."""
+    room = symbol_room(case.scenario, limits)
+    return _excess(case.order.notional, room, limits.exposure.on_excess)
 
 
-def total_exposure(case: Case, limits: Limits) -> Veto | None:
-    """No room left in the whole book, or too little where the limits refuse (quote)."""
-    room = _total_room(case.scenario, limits)
-    return _excess(VetoCode.TOTAL_EXPOSURE, case.order.notional, room, limits.exposure.on_excess)
+@rule(VetoCode.TOTAL_EXPOSURE, "exposure", "max_total_fraction")
+def total_exposure(case: Case, limits: Limits) -> Refusal | None:
+    """No room is left in the book (quote); or too little, where `exposure.on_excess` is
+    `refuse`."""
+    room = total_room(case.scenario, limits)
+    return _excess(case.order.notional, room, limits.exposure.on_excess)
 
 
-def _symbol_room(s: Scenario, limits: Limits) -> float:
+def symbol_room(s: Scenario, limits: Limits) -> float:
     equity = known(s.account.equity, "account.equity")
     held = sum(
         p.notional
@@ -287,23 +314,24 @@ def _symbol_room(s: Scenario, limits: Limits) -> float:
     return limits.exposure.max_symbol_fraction * equity - held
 
 
-def _total_room(s: Scenario, limits: Limits) -> float:
+def total_room(s: Scenario, limits: Limits) -> float:
     equity = known(s.account.equity, "account.equity")
     return limits.exposure.max_total_fraction * equity - sum(
         p.notional for p in known(s.account.positions, "account.positions")
     )
 
 
-def _excess(code: VetoCode, observed: float, allowed: float, on_excess: str) -> Veto | None:
+def _excess(observed: float, allowed: float, on_excess: str) -> Refusal | None:
     """Refuse when nothing is allowed, or when more than allowed is asked and the limit does not
     cap."""
     if allowed > 0 and (observed <= allowed or (on_excess == "cap" and isfinite(observed))):
         return None
-    return _refuse(code, observed, allowed)
+    return Refusal(observed, allowed)
 
 
-def open_positions(case: Case, limits: Limits) -> Veto | None:
-    """As many positions are open as the limit allows."""
+@rule(VetoCode.OPEN_POSITIONS, "open_positions", "max_count")
+def open_positions(case: Case, limits: Limits) -> Refusal | None:
+    """As many positions are open as allowed."""
     positions = case.scenario.account.positions
     count = len(positions) if positions is not None else None
     reported = case.scenario.candidate.open_positions
@@ -311,156 +339,89 @@ def open_positions(case: Case, limits: Limits) -> Veto | None:
         raise MissingInput("account.positions")
     number = max(count or 0, reported or 0)
     limit = limits.open_positions.max_count
-    return None if number < limit else _refuse(VetoCode.OPEN_POSITIONS, number, limit)
+    return None if number < limit else Refusal(number, limit)
 
 
-def daily_loss(case: Case, limits: Limits) -> Veto | None:
+@rule(VetoCode.DAILY_LOSS, "daily_loss", "max_fraction")
+def daily_loss(case: Case, limits: Limits) -> Refusal | None:
     """The day's loss has reached the limit (fraction of equity)."""
     pnl = known(case.scenario.account.day_pnl_fraction, "account.day_pnl_fraction")
     limit = -limits.daily_loss.max_fraction
-    return None if pnl > limit else _refuse(VetoCode.DAILY_LOSS, pnl, limit)
+    return None if pnl > limit else Refusal(pnl, limit)
 
 
-def drawdown(case: Case, limits: Limits) -> Veto | None:
+@rule(VetoCode.DRAWDOWN, "drawdown", "max_fraction")
+def drawdown(case: Case, limits: Limits) -> Refusal | None:
     """The fall from the peak has reached the limit (fraction)."""
     value = known(case.scenario.account.drawdown_fraction, "account.drawdown_fraction")
     limit = limits.drawdown.max_fraction
-    return None if value < limit else _refuse(VetoCode.DRAWDOWN, value, limit)
+    return None if value < limit else Refusal(value, limit)
 
 
-def consecutive_losses(case: Case, limits: Limits) -> Veto | None:
-    """As many losses in a row as the limit allows."""
+@rule(VetoCode.CONSECUTIVE_LOSSES, "consecutive_losses", "max_count")
+def consecutive_losses(case: Case, limits: Limits) -> Refusal | None:
+    """As many losses in a row as allowed."""
     count = known(case.scenario.account.consecutive_losses, "account.consecutive_losses")
     limit = limits.consecutive_losses.max_count
-    return None if count < limit else _refuse(VetoCode.CONSECUTIVE_LOSSES, count, limit)
+    return None if count < limit else Refusal(count, limit)
 
 
-def cool_down(case: Case, limits: Limits) -> Veto | None:
+@rule(VetoCode.COOL_DOWN, "consecutive_losses", "cool_down_after", "cool_down_s")
+def cool_down(case: Case, limits: Limits) -> Refusal | None:
     """Too soon after a run of losses (s)."""
     bound, account = limits.consecutive_losses, case.scenario.account
     if known(account.consecutive_losses, "account.consecutive_losses") < bound.cool_down_after:
         return None
     waited = known(account.seconds_since_loss, "account.seconds_since_loss")
-    return (
-        None
-        if waited >= bound.cool_down_s
-        else _refuse(VetoCode.COOL_DOWN, waited, bound.cool_down_s)
-    )
+    return None if waited >= bound.cool_down_s else Refusal(waited, bound.cool_down_s)
 
 
-def duplicate_symbol(case: Case, limits: Limits) -> Veto | None:
+@rule(VetoCode.DUPLICATE_SYMBOL, "exposure")
+def duplicate_symbol(case: Case, limits: Limits) -> Refusal | None:
     """The symbol is held already."""
     symbol = case.scenario.candidate.symbol
     positions = known(case.scenario.account.positions, "account.positions")
-    return (
-        _refuse(VetoCode.DUPLICATE_SYMBOL, symbol)
-        if any(p.symbol == symbol for p in positions)
-        else None
-    )
+    return Refusal(symbol) if any(p.symbol == symbol for p in positions) else None
 
 
-def restricted_symbol(case: Case, limits: Limits) -> Veto | None:
-    """The symbol is on the restricted list."""
+@rule(VetoCode.RESTRICTED_SYMBOL, "restricted_symbols", "symbols")
+def restricted_symbol(case: Case, limits: Limits) -> Refusal | None:
+    """The symbol is on the list."""
     symbol = case.scenario.candidate.symbol
-    return (
-        _refuse(VetoCode.RESTRICTED_SYMBOL, symbol)
-        if symbol in limits.restricted_symbols.symbols
-        else None
-    )
+    return Refusal(symbol) if symbol in limits.restricted_symbols.symbols else None
 
 
-def session_closed(case: Case, limits: Limits) -> Veto | None:
+@rule(VetoCode.SESSION_CLOSED, "trading_hours", "sessions")
+def session_closed(case: Case, limits: Limits) -> Refusal | None:
     """The session is not among those that may trade."""
     session, allowed = case.scenario.candidate.session, limits.trading_hours.sessions
-    return (
-        None
-        if session in allowed
-        else _refuse(VetoCode.SESSION_CLOSED, session, ", ".join(allowed))
-    )
+    return None if session in allowed else Refusal(session, ", ".join(allowed))
 
 
-def maintenance_window(case: Case, limits: Limits) -> Veto | None:
-    """Now lies in a maintenance window (UTC)."""
+@rule(VetoCode.MAINTENANCE_WINDOW, "trading_hours", "daily_maintenance", "maintenance")
+def maintenance_window(case: Case, limits: Limits) -> Refusal | None:
+    """Now lies in a window (UTC)."""
     window = limits.trading_hours.closed_by(case.now)
-    return _refuse(VetoCode.MAINTENANCE_WINDOW, case.now.isoformat(), window) if window else None
+    return Refusal(case.now.isoformat(), window) if window else None
 
 
-def model_confidence(case: Case, limits: Limits) -> Veto | None:
-    """The policy approves with too little probability; the agent's own order has none and
-    passes."""
+@rule(VetoCode.MODEL_CONFIDENCE, "model_confidence", "min_approve_probability")
+def model_confidence(case: Case, limits: Limits) -> Refusal | None:
+    """The policy's approvals have too little probability together; not asked of the control."""
     if case.approve_probability is None:
         return None
     limit = limits.model_confidence.min_approve_probability
-    return (
-        None
-        if case.approve_probability >= limit
-        else _refuse(VetoCode.MODEL_CONFIDENCE, case.approve_probability, limit)
-    )
+    return None if case.approve_probability >= limit else Refusal(case.approve_probability, limit)
 
 
-def _cap(case: Case, limits: Limits) -> tuple[Order, tuple[Cap, ...]]:
-    """Clamp the stop towards entry and take the smallest quantity that any limit allows.
-
-    Size is capped by the risk at the *unclamped* stop, so that allowing wider stops never shrinks
-    an order.
-    """
-    order, caps = case.order, []
-    _, ceiling = _stop_bounds(case, limits)
-    if order.distance > ceiling and limits.stop_distance.on_excess == "cap":
-        stop = max(order.stop, order.entry - ceiling)
-        caps.append(Cap(limit="stop_distance", before=order.stop, after=stop))
-        order = order._replace(stop=stop)
-    for name, allowed in _allowed_quantities(case, limits):
-        if order.quantity > allowed:
-            caps.append(Cap(limit=name, before=order.quantity, after=max(allowed, 0.0)))
-            order = order._replace(quantity=max(allowed, 0.0))
-    return order, tuple(caps)
+@rule(VetoCode.MIN_NOTIONAL, "exposure", "min_notional", "max_notional", after_caps=True)
+def min_notional(case: Case, limits: Limits) -> Refusal | None:
+    """What is left after the caps is too small to trade (quote)."""
+    order, limit = case.order, limits.exposure.min_notional
+    if order.notional < limit or order.quantity <= 0:
+        return Refusal(order.notional if isfinite(order.notional) else None, limit)
+    return None
 
 
-def _allowed_quantities(case: Case, limits: Limits) -> list[tuple[str, float]]:
-    """Upper bounds on quantity (base units) from every limit whose inputs are known."""
-    s, order, bound = case.scenario, case.order, limits.exposure
-    allowed = [("exposure.max_notional", bound.max_notional / order.entry)]
-    if s.market.volume_24h is not None:
-        share = limits.liquidity.max_volume_fraction * s.market.volume_24h
-        allowed.append(("liquidity.max_volume_fraction", share / order.entry))
-    if s.account.equity is not None:
-        risk = limits.risk_per_trade.max_equity_fraction * s.account.equity
-        allowed.append(("risk_per_trade.max_equity_fraction", risk / order.distance))
-        if s.account.positions is not None:
-            allowed.append(("exposure.max_symbol_fraction", _symbol_room(s, limits) / order.entry))
-            allowed.append(("exposure.max_total_fraction", _total_room(s, limits) / order.entry))
-    return allowed
-
-
-RULES: tuple[tuple[VetoCode, str, Rule], ...] = (
-    (VetoCode.STATE_HALTED, "", state_halted),
-    (VetoCode.STATE_REDUCING, "", state_reducing),
-    (VetoCode.STALE_SNAPSHOT, "stale_snapshot", stale_snapshot),
-    (VetoCode.INPUT_SANITY, "input_sanity", input_sanity),
-    (VetoCode.PRICE_SANITY, "", price_sanity),
-    (VetoCode.DIRECTION, "", direction),
-    (VetoCode.STOP_DISTANCE, "stop_distance", stop_distance),
-    (VetoCode.BTC_TREND_CONFLICT, "btc_trend_conflict", btc_trend_conflict),
-    (VetoCode.NEWS_WINDOW, "news_window", news_window),
-    (VetoCode.MACRO_NEWS, "news_window", macro_news),
-    (VetoCode.VOLATILITY_SPIKE, "volatility_spike", volatility_spike),
-    (VetoCode.REWARD_RISK, "reward_risk", reward_risk),
-    (VetoCode.SPREAD, "spread", spread),
-    (VetoCode.LIQUIDITY, "liquidity", liquidity),
-    (VetoCode.RISK_PER_TRADE, "risk_per_trade", risk_per_trade),
-    (VetoCode.SYMBOL_EXPOSURE, "exposure", symbol_exposure),
-    (VetoCode.TOTAL_EXPOSURE, "exposure", total_exposure),
-    (VetoCode.OPEN_POSITIONS, "open_positions", open_positions),
-    (VetoCode.DAILY_LOSS, "daily_loss", daily_loss),
-    (VetoCode.DRAWDOWN, "drawdown", drawdown),
-    (VetoCode.CONSECUTIVE_LOSSES, "consecutive_losses", consecutive_losses),
-    (VetoCode.COOL_DOWN, "consecutive_losses", cool_down),
-    (VetoCode.DUPLICATE_SYMBOL, "exposure", duplicate_symbol),
-    (VetoCode.RESTRICTED_SYMBOL, "", restricted_symbol),
-    (VetoCode.SESSION_CLOSED, "", session_closed),
-    (VetoCode.MAINTENANCE_WINDOW, "", maintenance_window),
-    (VetoCode.MODEL_CONFIDENCE, "", model_confidence),
-)
-"""Code, section of the limits (for `when_missing`), rule. MIN_NOTIONAL is judged after caps, in
-`review()`."""
+RULES = tuple(_declared)
+AFTER_CAPS = tuple(_declared_after_caps)

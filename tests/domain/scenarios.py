@@ -9,10 +9,9 @@ from typing import Any
 from hypothesis import strategies as st
 
 from app.domain.candidate import BtcTrend, Direction, Session, SetupType
+from app.domain.case import Case, Order, TradingState, agents_order
 from app.domain.limits import Limits
-from app.domain.rules import agents_order
 from app.domain.scenario import Scenario
-from app.domain.veto import Case, Order, TradingState
 
 AS_OF = datetime(2026, 11, 23, 9, tzinfo=UTC)
 BASE: dict[str, Any] = {

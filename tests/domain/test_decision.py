@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from app.domain.actions import LABELS
 from app.domain.canonical import decision_id
+from app.domain.case import TradingState
 from app.domain.decision import (
     Abstention,
     AdviceStatus,
@@ -28,7 +29,6 @@ from app.domain.errors import AbstainReason, ManifestMismatch
 from app.domain.event import AgentActionReport, Event, EventKind
 from app.domain.manifest import ModelManifest
 from app.domain.scenario import Scenario
-from app.domain.veto import TradingState
 from tests.domain.scenarios import AS_OF, LIMITS, sane_scenarios, scenario, scenarios
 
 HASH = "sha256:" + "0" * 64

@@ -12,12 +12,13 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from app.domain.actions import ACTIONS, BY_LABEL, LABELS
+from app.domain.case import Case, Order, TradingState, agents_order, order_for
 from app.domain.decision import AdviceStatus, Calibration, Reading, Role, Version, conclude
 from app.domain.errors import LimitsError
 from app.domain.limits import Limits, parse_limits, read_limits
-from app.domain.rules import RULES, agents_order, order_for, review
+from app.domain.review import review
+from app.domain.rules import AFTER_CAPS, RULES, Rule, VetoCode
 from app.domain.scenario import Scenario
-from app.domain.veto import Case, Order, TradingState, VetoCode
 from tests.domain.scenarios import AS_OF, LIMITS, case, sane_scenarios, scenario, scenarios
 
 VERSION = Version("test-1", "sha256:" + "0" * 64, Calibration(), Role.PRIMARY)
@@ -201,17 +202,31 @@ def test_a_rule_that_raises_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(case: Case, limits: Limits) -> None:
         raise ZeroDivisionError("a defect")
 
-    monkeypatch.setattr("app.domain.rules.RULES", ((VetoCode.SPREAD, "spread", broken),))
+    monkeypatch.setattr(
+        "app.domain.review.RULES", (Rule(VetoCode.SPREAD, "spread", ("max_bps",), broken),)
+    )
     (veto,) = review(case(), LIMITS).vetoes
     assert veto.code is VetoCode.RULE_FAILED
     assert veto.observed == "SPREAD: ZeroDivisionError: a defect"
 
 
-def test_the_registry_holds_every_code_that_is_judged_before_caps() -> None:
-    assert {code for code, _, _ in RULES} == set(VetoCode) - {
-        VetoCode.MIN_NOTIONAL,
-        VetoCode.RULE_FAILED,
-    }
+def test_every_code_is_declared_by_one_rule_but_that_of_a_rule_that_failed() -> None:
+    declared = [rule.code for rule in (*RULES, *AFTER_CAPS)]
+    assert sorted(declared) == sorted(set(VetoCode) - {VetoCode.RULE_FAILED})
+
+
+def test_what_a_rule_reads_is_in_the_limits() -> None:
+    for rule in (*RULES, *AFTER_CAPS):
+        table = getattr(LIMITS, rule.section) if rule.section else None
+        assert [field for field in rule.fields if not hasattr(table, field)] == []
+
+
+def test_what_the_caps_leave_may_be_too_little_to_trade() -> None:
+    verdict = review(case(), limits(exposure={"max_notional": 9.5}))
+    assert [(veto.code, veto.observed, veto.limit) for veto in verdict.vetoes] == [
+        (VetoCode.MIN_NOTIONAL, pytest.approx(9.5), 10.0)
+    ]
+    assert codes(case(), limits(exposure={"max_notional": 10.0})) == set()
 
 
 @given(scenarios() | sane_scenarios(), st.sampled_from(LABELS), st.sampled_from(TradingState))
@@ -337,7 +352,11 @@ def test_no_rule_can_be_switched_off() -> None:
         parse_limits('version = "x"\n[spread]\nenabled = false\n', "limits.toml")
 
 
-def test_there_are_ten_actions_and_the_first_rejects() -> None:
-    assert len(ACTIONS) == 10
-    assert not ACTIONS[0].approve
-    assert all(action.approve for action in ACTIONS[1:])
+def test_the_first_action_rejects_and_each_other_is_one_way_to_approve() -> None:
+    assert [(a.label, a.risk_fraction, a.stop_atr) for a in ACTIONS] == [
+        ("A", 0.0, 0.0),
+        *(("B", 0.25, 1.0), ("C", 0.25, 1.5), ("D", 0.25, 2.5)),
+        *(("E", 0.5, 1.0), ("F", 0.5, 1.5), ("G", 0.5, 2.5)),
+        *(("H", 1.0, 1.0), ("I", 1.0, 1.5), ("J", 1.0, 2.5)),
+    ]
+    assert [action.label for action in ACTIONS if not action.approve] == ["A"]

@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 
 from app.domain.actions import ACTIONS, STOP_ATRS
 from app.domain.candidate import Direction
-from app.domain.rules import order_for
+from app.domain.case import order_for
 from app.domain.scenario import Scenario
 from training.arrays import Floats, Progress, silent
 from training.config.data import OutcomesConfig

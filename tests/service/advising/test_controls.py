@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from app.domain.canonical import decision_id
+from app.domain.case import TradingState
 from app.domain.limits import read_limits
-from app.domain.veto import TradingState
 from app.local.servers import EmbeddedValkey
 from app.shadow_log.log import ShadowLog
 from app.shadow_log.verify import verify_log

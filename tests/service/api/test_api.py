@@ -15,7 +15,7 @@ from app.advising.advise import Models
 from app.domain.canonical import decision_id
 from app.domain.errors import AbstainReason, PolicyAbstained
 from app.domain.manifest import ModelManifest
-from app.domain.veto import VetoCode
+from app.domain.rules import VetoCode
 from app.policy.scripted import SCRIPTED_MANIFEST, ScriptedPolicy
 from app.schemas import AdviseResponse
 from app.shadow_log.log import ShadowLog

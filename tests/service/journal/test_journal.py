@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from app.domain.case import TradingState
 from app.domain.errors import JournalUnavailable, RequestConflict
 from app.domain.event import EventKind, StateChange
-from app.domain.veto import TradingState
 from app.journal.journal import Journal
 from app.journal.spool import Spool
 from app.journal.stream import StreamJournal

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from app.domain.case import TradingState
 from app.domain.errors import JournalUnavailable, RequestConflict
 from app.domain.event import Event, EventKind, StateChange
-from app.domain.veto import TradingState
 from app.journal.stream import EVENTS, StreamJournal
 from app.local.servers import EmbeddedValkey
 from tests.service.journal.journal_events import client, event, keys_in_stream

@@ -15,10 +15,10 @@ import pytest
 from psycopg.rows import dict_row
 
 from app.domain.canonical import canonical_json, decision_id, digest
+from app.domain.case import TradingState
 from app.domain.decision import Abstention
 from app.domain.errors import AbstainReason, InvalidRecord, ManifestMismatch, ShadowLogUnavailable
 from app.domain.event import Event, EventKind
-from app.domain.veto import TradingState
 from app.shadow_log.log import ShadowLog
 from tests import builders as build
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.domain.actions import ACTIONS, LABELS
-from app.domain.rules import order_for
+from app.domain.case import order_for
 from app.domain.scenario import Scenario
 from bench.labels import follow_plainly, labels_bench
 from tests.builders import scenario as plain

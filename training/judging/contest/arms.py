@@ -23,14 +23,13 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import KBinsDiscretizer, StandardScaler
 from threadpoolctl import threadpool_limits
 
+from app.domain.case import TradingState, order_for
 from app.domain.control import AgentAction
 from app.domain.decision import Reading, Role, Version, conclude, propose, review_control
 from app.domain.features import FEATURE_NAMES
 from app.domain.limits import Limits
 from app.domain.manifest import Calibration
-from app.domain.rules import order_for
 from app.domain.scenario import Scenario
-from app.domain.veto import TradingState
 from training.arrays import Flags, Floats
 from training.scenarios.splits import purged_kfold
 

@@ -22,10 +22,10 @@ import polars as pl
 from numpy.typing import NDArray
 
 from app.domain.actions import ACTIONS, REJECT
+from app.domain.case import order_for
 from app.domain.control import AgentAction
 from app.domain.errors import AdvisorError
 from app.domain.manifest import Calibration
-from app.domain.rules import order_for
 from app.domain.scenario import Scenario
 from training.agent.words import agents_label, words
 from training.arrays import Flags, Floats

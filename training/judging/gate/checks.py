@@ -12,10 +12,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from app.domain.case import TradingState
 from app.domain.decision import Reading, Role, Version, conclude, prepare, propose
 from app.domain.limits import Limits
 from app.domain.scenario import Scenario
-from app.domain.veto import TradingState
 from app.policy.backends import Backend, load_policy
 from app.policy.port import Policy
 from training.arrays import Progress, silent

@@ -11,9 +11,9 @@ import polars as pl
 import pytest
 
 from app.domain.actions import ACTIONS, LABELS
+from app.domain.case import order_for
 from app.domain.decision import Reading, propose
 from app.domain.manifest import Calibration
-from app.domain.rules import order_for
 from tests.training.support.histories import history, scenario_set
 from training.judging.contest import rollouts
 from training.judging.contest.rollouts import RolloutError
