@@ -3,7 +3,7 @@ times in UTC."""
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Annotated
 
 from pydantic import Field, model_validator
@@ -12,6 +12,7 @@ from app.domain.candidate import SYMBOL_PATTERN, Candidate
 from app.domain.fields import Instant, Number, Record, Whole, measure
 
 SCENARIO_SCHEMA = "2026-11-1"
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Bar(Record):
@@ -130,6 +131,15 @@ class Scenario(Record):
     def as_of(self) -> datetime:
         """The decision time: nothing in the scenario is later."""
         return self.candidate.ts
+
+    @property
+    def second(self) -> int:
+        """`as_of` in seconds since 1970 UTC, rounded up: no order is filled before its decision.
+
+        Nothing else rounds a decision's time. A bar that opens at this second or later is the
+        earliest that an order of this scenario can enter with.
+        """
+        return -((_EPOCH - self.as_of) // timedelta(seconds=1))
 
     @model_validator(mode="after")
     def nothing_later_than_as_of(self) -> Scenario:

@@ -177,6 +177,18 @@ def test_times_are_stored_in_utc() -> None:
     assert scenario(candidate__ts=karachi).as_of == datetime(2026, 11, 23, 9, tzinfo=UTC)
 
 
+@pytest.mark.parametrize(
+    ("microseconds", "second"),
+    [(0, 0), (1, 1), (400_000, 1), (999_999, 1), (1_000_000, 1), (1_000_001, 2)],
+)
+def test_the_second_of_a_decision_is_rounded_up_to_the_microsecond(
+    microseconds: int, second: int
+) -> None:
+    for whole in (datetime(2026, 11, 23, 9, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC)):
+        decided = scenario(candidate__ts=whole + timedelta(microseconds=microseconds))
+        assert decided.second - int(whole.timestamp()) == second
+
+
 def test_control_characters_are_dropped_from_texts_that_postgres_must_store() -> None:
     s = scenario(candidate__news_summary="a\x00b\ud800c", candidate__extra={"k\x00": "v\x01"})
     assert s.candidate.news_summary == "a b c"

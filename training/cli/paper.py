@@ -222,7 +222,7 @@ def _live(
         raise MarketDataError(
             f"--live needs an exchange, --source {source} is none: write --source ccxt:binance"
         )
-    asked = {one.scenario.candidate.symbol: int(one.scenario.as_of.timestamp()) for one in recalled}
+    asked = {one.scenario.candidate.symbol: one.scenario.second for one in recalled}
     return LiveFeed(
         _exchange(source),
         symbols,

@@ -205,10 +205,10 @@ def build_scenarios(
     left_out["duplicate"] += len(found) - len(unique)
     ids = sorted(
         unique,
-        key=lambda key: (_second(unique[key].scenario), unique[key].scenario.candidate.symbol, key),
+        key=lambda key: (unique[key].scenario.second, unique[key].scenario.candidate.symbol, key),
     )
     real = [unique[key] for key in ids]
-    as_of = np.array([_second(one.scenario) for one in real], dtype=np.int64)
+    as_of = np.array([one.scenario.second for one in real], dtype=np.int64)
     reach = [
         label_reach(max(label_seconds, math.ceil(one.scenario.market.bar_seconds))) for one in real
     ]
@@ -308,11 +308,6 @@ def splits(as_of: Times, ends_at: Times, config: ScenariosConfig) -> NDArray[np.
     return split
 
 
-def _second(scenario: Scenario) -> int:
-    """Rounded up: an order is never filled before its decision."""
-    return math.ceil(scenario.as_of.timestamp())
-
-
 def _text(record: Scenario | AgentAction | Outcome) -> str:
     return canonical_json(record.as_json()).decode()
 
@@ -321,7 +316,7 @@ def _row(one: Found, parent: int, kind: Kind | None) -> dict[str, Any]:
     return {
         "id": one.scenario.hash(),
         "symbol": one.scenario.candidate.symbol,
-        "as_of": _second(one.scenario),
+        "as_of": one.scenario.second,
         "parent": parent,
         "synthetic": None if kind is None else kind.value,
         "source": HISTORY if one.decision_id is None else SHADOW_LOG,

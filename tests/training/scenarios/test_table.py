@@ -93,7 +93,7 @@ def test_the_future_changes_no_byte_of_any_scenario(market: History) -> None:
     found, _ = find_scenarios(market, ScenariosConfig())
     assert len(found) > 40
     for one in found:
-        as_of = int(one.scenario.as_of.timestamp())
+        as_of = one.scenario.second
         blind, _ = find_scenarios(corrupt(market, as_of), ScenariosConfig())
         (same,) = [
             b

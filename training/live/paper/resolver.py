@@ -106,7 +106,7 @@ def _order(one: Unresolved) -> Order | None:
         return None
     return Order(
         candidate.symbol,
-        int(one.as_of.timestamp()),
+        one.scenario.second,
         plan.entry,
         stop,
         plan.targets,

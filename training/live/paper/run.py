@@ -151,7 +151,7 @@ class Paper:
     def _rebuild(self, bars: Mapping[str, Bars], now: int) -> None:
         """Books and open orders from the log's decisions of this run, oldest first."""
         for one in self._recalled:
-            self._settle(int(one.scenario.as_of.timestamp()))
+            self._settle(one.scenario.second)
             plan = plan_order(one.scenario)
             self._take_up(one, Arm.AGENT, plan, one.agent_trades, bars, now)
             if one.approve is not None:
@@ -284,9 +284,14 @@ class Paper:
 def plan_order(scenario: Scenario) -> Order:
     """The agent's plan as an order."""
     plan, candidate = scenario.plan, scenario.candidate
-    as_of = int(scenario.as_of.timestamp())
     return Order(
-        candidate.symbol, as_of, plan.entry, plan.stop, plan.targets, candidate.atr, plan.quantity
+        candidate.symbol,
+        scenario.second,
+        plan.entry,
+        plan.stop,
+        plan.targets,
+        candidate.atr,
+        plan.quantity,
     )
 
 

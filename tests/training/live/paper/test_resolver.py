@@ -7,8 +7,9 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import polars as pl
 import psycopg
 import pytest
@@ -24,23 +25,29 @@ from tests import builders as build
 from tests.service.running import Running, running, settings_for, until, writing
 from tests.training.support.candles import HOUR, START, table
 from training.cli.paper import resolve_outcomes
+from training.live.paper.books import follow
 from training.live.paper.resolver import Fate, resolve
+from training.live.paper.run import plan_order
 from training.log import reading, symbols_without_outcome, without_outcome
 from training.market.bars import Bars
+from training.outcomes.labels import AGENT, judge, plans
+from training.outcomes.simulate import COSTS
 
 AT = datetime.fromtimestamp(START, UTC)
 BARS = table((100, 101, 99, 100), (99, 100, 96, 97), *[(97, 98, 96, 97)] * 10)
 """An entry at 100; the second bar falls through a stop of 97."""
 
 
+PLAN: dict[str, Any] = {
+    "candidate__symbol": "BTCUSDT", "candidate__atr": 2.0, "plan__entry": 100.0,
+    "plan__stop": 97.0,
+    "plan__targets": [106.0, 108.0, 110.0], "plan__quantity": 5.0, "market__last_close": 100.0,
+}  # fmt: skip
+"""A long of 5 at 100, stop 97, targets 106 to 110, ATR 2."""
+
+
 def plan(request_id: str, at: datetime = AT, **more: Any) -> Any:
-    """A long of 5 at 100, stop 97, targets 106 to 110, ATR 2."""
-    fields = {
-        "candidate__symbol": "BTCUSDT", "candidate__atr": 2.0, "plan__entry": 100.0,
-        "plan__stop": 97.0,
-        "plan__targets": [106.0, 108.0, 110.0], "plan__quantity": 5.0, "market__last_close": 100.0,
-    }  # fmt: skip
-    return build.decision_event(request_id, at=at, **(fields | more))
+    return build.decision_event(request_id, at=at, **(PLAN | more))
 
 
 @pytest.fixture
@@ -119,6 +126,48 @@ async def test_every_arm_without_an_outcome_gets_what_the_bars_tell(
         ("silent", "advice", "other"): (*quarter, False),
         ("unknown control", "advice", "test-1"): (*tighter, False),
     }
+
+
+MOMENTS = {
+    "on the stroke": (timedelta(hours=1), 1),
+    "0.4 s into a bar": (timedelta(hours=1, seconds=0.4), 2),
+    "a microsecond into a bar": (timedelta(hours=1, microseconds=1), 2),
+    "within a bar": (timedelta(hours=1, minutes=30), 2),
+    "a microsecond before the next": (timedelta(hours=2, microseconds=-1), 2),
+    "on the stroke of the next": (timedelta(hours=2), 2),
+}
+"""Decisions after `AT`, and the hour at whose open each enters: never the one under way."""
+
+
+async def test_a_decision_enters_at_one_bars_open_in_labels_paper_and_resolver(
+    service: Running, database_url: str
+) -> None:
+    bars = table(*[(price, price + 1, price - 1, price) for price in range(100, 112)])
+    decided = {
+        name: build.scenario(as_of=AT + after, **PLAN) for name, (after, _) in MOMENTS.items()
+    }
+    events = [
+        build.decision_event(name, about=scenario, control=True)
+        for name, scenario in decided.items()
+    ]
+    await fill(database_url, *events)
+    await resolved(service, bars)
+    url = database_url.replace("+psycopg", "")
+    with psycopg.connect(url) as connection:
+        found = connection.execute(
+            "SELECT d.request_id, o.exit_time, (o.record ->> 'holding_seconds')::float"
+            " FROM outcomes o JOIN decisions d USING (decision_id) WHERE o.arm = 'agent'"
+        ).fetchall()
+    by_resolver = {name: int(ended.timestamp() - held) for name, ended, held in found}
+    for name, (_, hour) in MOMENTS.items():
+        scenario = decided[name]
+        labelled = judge([bars], plans([scenario], np.array([scenario.second])), COSTS)
+        followed = follow(bars, plan_order(scenario))
+        opened = START + hour * HOUR
+        assert int(labelled.fates[AGENT].entered_at[0]) == opened, name
+        assert followed.exited_at is not None
+        assert followed.exited_at - cast(float, followed.outcome["holding_seconds"]) == opened, name
+        assert by_resolver[name] == opened, name
 
 
 async def test_a_second_run_finds_nothing_to_do(service: Running, database_url: str) -> None:
