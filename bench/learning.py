@@ -26,8 +26,8 @@ import torch
 from numpy.typing import NDArray
 
 from app.domain.actions import ACTIONS
-from app.domain.prompt import Prompt
-from app.policy.calibration import random_prompts
+from app.domain.prompt import Prompt, lines_of, prompt_of
+from app.policy.calibration import random_scenarios
 from app.policy.in_process.importer import import_smollm2
 from app.policy.in_process.label_reader import LabelReader
 from app.policy.store import load_manifest
@@ -100,11 +100,12 @@ def encode_planted(
     folder: Path, base: Path, reader: LabelReader, count: int
 ) -> tuple[list[Prompt], Encoded]:
     """Prompts and their base pass, cached in `folder`."""
-    prompts = random_prompts(count, PROMPT_SEED)
+    texts = [lines_of(scenario) for scenario in random_scenarios(count, PROMPT_SEED)]
+    prompts = [prompt_of(lines) for lines in texts]
 
     def build(target: Path) -> dict[str, object]:
         return build_encoded(
-            target, prompts, reader, base, EncodeConfig(), folder / "cache", _show("base pass")
+            target, texts, reader, base, EncodeConfig(), folder / "cache", _show("base pass")
         )
 
     identity = [prompt.hash for prompt in prompts]

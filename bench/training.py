@@ -21,8 +21,8 @@ import torch
 from numpy.typing import NDArray
 
 from app.domain.actions import LABELS
-from app.domain.prompt import Prompt
-from app.policy.calibration import random_prompts
+from app.domain.prompt import Line, Prompt, lines_of, prompt_of
+from app.policy.calibration import random_scenarios
 from app.policy.in_process.importer import import_smollm2
 from app.policy.in_process.label_reader import LabelReader, load_model
 from app.policy.store import load_manifest
@@ -72,7 +72,7 @@ def accuracy(
 
 def ours(
     name: str,
-    prompts: list[Prompt],
+    texts: list[tuple[Line, ...]],
     pairs: NDArray[np.int64],
     train: int,
     rewards: NDArray[np.float64],
@@ -81,11 +81,11 @@ def ours(
     """One algorithm from nothing: base pass, three epochs, all rows read. Also the base's label
     log-probabilities."""
     reader, manifest = LabelReader.load(base), load_manifest(base)
-    rows = np.arange(len(prompts))
+    rows = np.arange(len(texts))
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
 
-        def encode(those: list[Prompt]) -> Encoded:
+        def encode(those: list[tuple[Line, ...]]) -> Encoded:
             def build(target: Path) -> dict[str, Any]:
                 return build_encoded(
                     target, those, reader, base, EncodeConfig(batch=BATCH), root / "cache"
@@ -94,10 +94,10 @@ def ours(
             return Encoded.open(Workshop(root).stage("encode", len(those), {}, build))
 
         encode(
-            prompts[train:]
+            texts[train:]
         )  # held-out rows are cached before the watch starts: TRL's time has none either
         watch = Stopwatch()
-        encoded = encode(prompts)
+        encoded = encode(texts)
         problem = Problem(
             encoded,
             rewards,
@@ -214,13 +214,15 @@ def main() -> None:
     chosen = options.parse_args()
     torch.set_num_threads(chosen.threads)
     base = import_smollm2(chosen.models)
-    prompts = random_prompts(chosen.scenarios + chosen.held_out, PROMPT_SEED)
+    made = random_scenarios(chosen.scenarios + chosen.held_out, PROMPT_SEED)
+    texts = [lines_of(scenario) for scenario in made]
+    prompts = [prompt_of(lines) for lines in texts]
     rewards = plant(prompts, 0).realised
     pairs = pairs_of(rewards, 0.25, 1, 0)
     costs: dict[str, Cost] = {}
     known = np.empty((0, 10), np.float32)
     for name in chosen.only:
-        costs[name], known = ours(name, prompts, pairs, chosen.scenarios, rewards, base)
+        costs[name], known = ours(name, texts, pairs, chosen.scenarios, rewards, base)
         _print(name, costs[name], chosen.scenarios)
     if not chosen.without_trl:
         theirs_cost = theirs(prompts, pairs, chosen.scenarios, known, base)

@@ -10,6 +10,8 @@ load.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Sequence
+from enum import StrEnum
 from typing import NamedTuple
 
 from app.domain.actions import ACTIONS
@@ -21,6 +23,25 @@ PROMPT_VERSION = "2026-11-1"
 NEWS_CHARACTERS = 96
 _SPECIAL = re.compile(r"<\|[^|>]{0,64}\|?>|\|>|<\||</?s>|\[/?INST\]|[<>\[\]{}|`\\]")
 _SPACE = re.compile(r"\s+")
+
+
+class LineKind(StrEnum):
+    """What a line of the user's text is about, in the order of the text."""
+
+    IDENTITY = "identity"
+    SCORES = "scores"
+    INDICATORS = "indicators"
+    CONTEXT = "context"
+    FLOW = "flow"
+    BOOK = "book"
+    NEWS = "news"
+
+
+class Line(NamedTuple):
+    """One line of the user's text, without its end; there may be several of a kind, or none."""
+
+    kind: LineKind
+    text: str
 
 
 class Prompt(NamedTuple):
@@ -53,16 +74,27 @@ SYSTEM = _system()
 
 def render(scenario: Scenario) -> Prompt:
     """The prompt of a scenario. Pure: the same scenario gives the same bytes."""
+    return prompt_of(lines_of(scenario))
+
+
+def prompt_of(lines: Sequence[Line]) -> Prompt:
+    """The prompt that consists of these lines."""
+    return Prompt(PROMPT_VERSION, SYSTEM, "\n".join(line.text for line in lines))
+
+
+def lines_of(scenario: Scenario) -> tuple[Line, ...]:
+    """The lines of a scenario's prompt, by kind; a line that would say nothing is left out."""
+    candidate = scenario.candidate
     lines = (
-        _identity(scenario.candidate),
-        _scores(scenario.candidate),
-        _indicators(scenario),
-        _context(scenario.candidate),
-        _flow(scenario.candidate),
-        _book(scenario),
-        _news(scenario.candidate),
+        Line(LineKind.IDENTITY, _identity(candidate)),
+        Line(LineKind.SCORES, _scores(candidate)),
+        Line(LineKind.INDICATORS, _indicators(scenario)),
+        Line(LineKind.CONTEXT, _context(candidate)),
+        Line(LineKind.FLOW, _flow(candidate)),
+        Line(LineKind.BOOK, _book(scenario)),
+        *(Line(LineKind.NEWS, text) for text in _news(candidate)),
     )
-    return Prompt(PROMPT_VERSION, SYSTEM, "\n".join(line for line in lines if line))
+    return tuple(line for line in lines if line.text)
 
 
 def untrusted(text: str | None, limit: int = NEWS_CHARACTERS) -> str:
@@ -180,6 +212,7 @@ def _book(s: Scenario) -> str:
     return text.strip()
 
 
-def _news(c: Candidate) -> str:
-    texts = [untrusted(c.symbol_news_summary), untrusted(c.news_summary)]
-    return "\n".join(f"news <<{text}>>" for text in texts if text)
+def _news(c: Candidate) -> Iterator[str]:
+    for text in (untrusted(c.symbol_news_summary), untrusted(c.news_summary)):
+        if text:
+            yield f"news <<{text}>>"

@@ -69,10 +69,15 @@ def distribution(readings: Sequence[Reading], calibration: Calibration) -> Propo
 
 
 def random_prompts(count: int, seed: int) -> list[Prompt]:
-    """Prompts of made-up scenarios that differ in every field the prompt shows. They calibrate and
-    illustrate; they prove nothing about markets. The same count and seed give the same prompts."""
+    """Prompts of `random_scenarios`."""
+    return [render(scenario) for scenario in random_scenarios(count, seed)]
+
+
+def random_scenarios(count: int, seed: int) -> list[Scenario]:
+    """Made-up scenarios that differ in every field the prompt shows. They calibrate and illustrate;
+    they prove nothing about markets. The same count and seed give the same scenarios."""
     source = random.Random(seed)
-    return [render(_varied_scenario(source)) for _ in range(count)]
+    return [_varied_scenario(source) for _ in range(count)]
 
 
 def calibrate(

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from app.domain.decision import prepare
 from app.domain.manifest import ModelManifest
+from app.domain.prompt import lines_of
 from app.policy.in_process.importer import import_directory, import_smollm2
 from app.policy.in_process.label_reader import LabelReader
 from training.agent.words import Demonstrations
@@ -196,12 +196,12 @@ class Rebuild:
         }
 
         def build(folder: Path) -> Mapping[str, Any]:
-            prompts = [prepare(one) for one in ScenarioSet.open(scenarios).scenarios()]
+            texts = [lines_of(one) for one in ScenarioSet.open(scenarios).scenarios()]
             cache = self.config.artifacts / "cache"
             with self.meter("base pass") as progress:
                 return build_encoded(
                     folder,
-                    prompts,
+                    texts,
                     self.reader,
                     self.base.path,
                     self.config.encode,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from app.domain.prompt import PROMPT_VERSION, SYSTEM, Prompt
+from app.domain.prompt import PROMPT_VERSION, SYSTEM, Line, LineKind, Prompt, prompt_of
 from app.policy.in_process.label_reader import LabelReader
 from tests.policy.tiny_models import POSITIONS, save_tiny_model
 from training.config.learning import EncodeConfig
@@ -44,12 +45,23 @@ def tiny_reader(folder: Path) -> tuple[LabelReader, Path]:
 def encode(
     folder: Path, prompts: list[Prompt], reader: LabelReader, base: Path, **config: int
 ) -> Artifact:
-    """The stage `encode` in a workshop under `folder`."""
+    """The stage `encode` in a workshop under `folder`; lines are of the kinds in their order."""
+    return encode_lines(folder, [_by_order(one) for one in prompts], reader, base, **config)
+
+
+def _by_order(one: Prompt) -> list[Line]:
+    return [Line(kind, text) for kind, text in zip(LineKind, one.user.split("\n"), strict=False)]
+
+
+def encode_lines(
+    folder: Path, texts: Sequence[Sequence[Line]], reader: LabelReader, base: Path, **config: int
+) -> Artifact:
+    """The same for lines that name their kinds."""
     settings = EncodeConfig(**config)
-    identity = [settings.model_dump(mode="json"), [one.hash for one in prompts]]
+    identity = [settings.model_dump(mode="json"), [prompt_of(lines).hash for lines in texts]]
 
     def build(target: Path) -> dict[str, object]:
-        return build_encoded(target, prompts, reader, base, settings, folder / "cache")
+        return build_encoded(target, texts, reader, base, settings, folder / "cache")
 
     return Workshop(folder / "artifacts").stage("encode", identity, {}, build)
 

@@ -33,21 +33,18 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from app.domain.canonical import content_hash
 from app.domain.errors import AdvisorError, PolicyAbstained
-from app.domain.prompt import Prompt
+from app.domain.prompt import Line, LineKind, Prompt, prompt_of
 from app.policy.in_process.label_reader import LabelReader
 from app.policy.store import file_hash, model_files
 from training.arrays import Progress, silent
 from training.config.learning import EncodeConfig
 from training.stages.store import Artifact
 
-LINES = 8
-"""Identity, scores, indicators, context, flow, book, news, and the tail after them."""
+LINES = len(LineKind) + 1
+"""One place for each kind of line, in the order of `LineKind`, and the last for the tail."""
 FORMAT = 1
 """Part of every shard's name: another layout is another cache."""
-_FIRST_WORDS = {"score": 1, "rsi": 2, "stop": 5, "news": 6} | dict.fromkeys(
-    ("flow", "book", "cvd", "taker", "volume", "spread", "social", "chain"), 4
-)
-_CONTEXT = 3
+_PLACE = {kind: place for place, kind in enumerate(LineKind)}
 _SMALL = ("label_log_probs", "hidden", "lines", "last")
 
 
@@ -72,9 +69,9 @@ class Encoded:
     """What the base model says and knows of N scenarios, rows aligned with the scenario set.
 
     label_log_probs : (N, 10) float32, over the whole vocabulary, nats.
-    hidden : (N, LINES, H) float16, last layer's states averaged by line; zero where the prompt has
-        no such line.
-    lines : (N, LINES) bool, the lines that are there.
+    hidden : (N, LINES, H) float16, last layer's states averaged by kind of line; zero where the
+        prompt has no such line.
+    lines : (N, LINES) bool, the kinds that are there.
     last : (N, H) float32, the state that the language-model head reads.
     tokens, offsets : user tokens of row i are tokens[offsets[i]:offsets[i + 1]], int32.
     """
@@ -153,7 +150,7 @@ class Encoded:
 
 def build_encoded(
     folder: Path,
-    prompts: Sequence[Prompt],
+    texts: Sequence[Sequence[Line]],
     reader: LabelReader,
     base: Path,
     config: EncodeConfig,
@@ -165,7 +162,7 @@ def build_encoded(
 
     Parameters
     ----------
-    prompts : one per scenario, in row order.
+    texts : the lines of each scenario's prompt, in row order.
     reader, base : the base model, loaded, and its directory (its files' hashes name the cache).
     progress : told distinct prompts done and in all.
 
@@ -177,34 +174,35 @@ def build_encoded(
         cache / content_hash([FORMAT, _model_hash(base)]).removeprefix("sha256:")[:16]
     ).resolve()
     cache.mkdir(parents=True, exist_ok=True)
-    rows: dict[str, int] = {}
-    for row, prompt in enumerate(prompts):
-        rows.setdefault(prompt.hash, row)
+    names = [prompt_of(lines).hash for lines in texts]
+    distinct = dict(zip(names, texts, strict=True))
     known = _known(cache)
-    missing = [(name, prompts[row]) for name, row in rows.items() if name not in known]
-    progress(len(rows) - len(missing), len(rows))
+    missing = [(name, lines) for name, lines in distinct.items() if name not in known]
+    progress(len(distinct) - len(missing), len(distinct))
     for begin in range(0, len(missing), config.shard):
         part = missing[begin : begin + config.shard]
         path = write_shard(cache, part, reader, config.batch)
         known.update({name: (path.name, position) for position, (name, _) in enumerate(part)})
-        progress(len(rows) - len(missing) + begin + len(part), len(rows))
-    names = sorted({known[name][0] for name in rows})
-    _write_arrays(folder, cache, [known[prompt.hash] for prompt in prompts], names)
-    return {"cache": str(cache), "shards": names, "prompts": len(rows), "read": len(missing)}
+        progress(len(distinct) - len(missing) + begin + len(part), len(distinct))
+    shards = sorted({known[name][0] for name in names})
+    _write_arrays(folder, cache, [known[name] for name in names], shards)
+    return {"cache": str(cache), "shards": shards, "prompts": len(distinct), "read": len(missing)}
 
 
 def write_shard(
-    cache: Path, prompts: Sequence[tuple[str, Prompt]], reader: LabelReader, batch: int
+    cache: Path, prompts: Sequence[tuple[str, Sequence[Line]]], reader: LabelReader, batch: int
 ) -> Path:
-    """Encode prompts (hash, prompt), shortest together, and write them as one file under its final
+    """Encode prompts (hash, lines), shortest together, and write them as one file under its final
     name."""
     ids: list[list[int]] = []
-    for name, prompt in prompts:
+    masks: list[torch.Tensor] = []
+    for name, lines in prompts:
+        prompt = prompt_of(lines)
         try:
             ids.append(list(reader.encoder.encode(prompt))[: -len(reader.encoder.tail)])
         except PolicyAbstained as error:
             raise EncodeError(f"the prompt {name} cannot be encoded: {error}") from error
-    masks = [_line_masks(reader, prompt) for _, prompt in prompts]
+        masks.append(_line_masks(reader, lines, prompt))
     order = sorted(range(len(prompts)), key=lambda i: len(ids[i]))
     found: dict[int, dict[str, torch.Tensor]] = {}
     for begin in range(0, len(order), batch):
@@ -315,16 +313,13 @@ def expanded(head: torch.Tensor, rows: int) -> DynamicCache:
     return cache
 
 
-def _line_masks(reader: LabelReader, prompt: Prompt) -> torch.Tensor:
-    """(LINES, user tokens + tail) float: 1 where a token belongs to a line; a token on a border, to
-    where it ends."""
-    kinds: list[int] = []
-    for number, line in enumerate(prompt.user.split("\n")):
-        word = line.split(" ", 1)[0]
-        kinds += [0 if number == 0 else _FIRST_WORDS.get(word, _CONTEXT)] * (len(line) + 1)
-    columns = [kinds[max(end - 1, 0)] for _, end in reader.encoder.spans(prompt)]
-    columns += [LINES - 1] * len(reader.encoder.tail)
-    return torch.nn.functional.one_hot(torch.tensor(columns), LINES).T.float()
+def _line_masks(reader: LabelReader, lines: Sequence[Line], prompt: Prompt) -> torch.Tensor:
+    """(LINES, user tokens + tail) float: 1 where a token belongs to a line of that kind; a token on
+    a border, to where it ends."""
+    place_of_character = [_PLACE[kind] for kind, text in lines for _ in f"{text}\n"]
+    places = [place_of_character[max(end - 1, 0)] for _, end in reader.encoder.spans(prompt)]
+    places += [LINES - 1] * len(reader.encoder.tail)
+    return torch.nn.functional.one_hot(torch.tensor(places), LINES).T.float()
 
 
 def _model_hash(base: Path) -> str:

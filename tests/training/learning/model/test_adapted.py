@@ -11,10 +11,18 @@ import pytest
 import torch
 from peft import PeftModel
 
-from app.policy.calibration import random_prompts
+from app.domain.prompt import lines_of
+from app.policy.calibration import random_scenarios
 from app.policy.in_process.importer import import_smollm2
 from app.policy.in_process.label_reader import LabelReader, load_model
-from tests.training.support.planted import encoded, exact, randomise, short_prompts, tiny_reader
+from tests.training.support.planted import (
+    encode_lines,
+    encoded,
+    exact,
+    randomise,
+    short_prompts,
+    tiny_reader,
+)
 from training.config.learning import AdapterConfig
 from training.learning.model.adapted import adapted, save_adapter, save_merged
 from training.learning.model.base_pass import Encoded
@@ -87,7 +95,8 @@ def test_a_batch_of_tails_equals_whole_passes(
 def test_on_smollm2_too(tmp_path: Path, config: AdapterConfig) -> None:
     base = import_smollm2(Path(__file__).parents[4] / "var" / "models")
     reader = LabelReader.load(base)
-    rows = encoded(tmp_path, random_prompts(2, seed=5), reader, base)
+    texts = [lines_of(scenario) for scenario in random_scenarios(2, seed=5)]
+    rows = Encoded.open(encode_lines(tmp_path, texts, reader, base))
     check_equal(reader, rows, base, config, [0, 1])
 
 

@@ -9,10 +9,17 @@ import numpy as np
 import pytest
 import torch
 
-from app.domain.prompt import render
+from app.domain.prompt import Line, LineKind, lines_of, prompt_of
 from app.policy.in_process.label_reader import LabelReader
 from tests.builders import scenario
-from tests.training.support.planted import encode, encoded, prompt, short_prompts, tiny_reader
+from tests.training.support.planted import (
+    encode,
+    encode_lines,
+    encoded,
+    prompt,
+    short_prompts,
+    tiny_reader,
+)
 from training.learning.model import base_pass as stage
 from training.learning.model.base_pass import LINES, Encoded, EncodeError
 
@@ -58,9 +65,14 @@ def test_every_line_of_the_prompt_is_averaged_over_its_own_tokens(
     tmp_path: Path, tiny: tuple[LabelReader, Path]
 ) -> None:
     reader, base = tiny
-    found = encoded(
-        tmp_path, [prompt("BTC long\nscore 7\nbtc up\nnews <<one>>\nnews <<two>>")], reader, base
-    )
+    text = [
+        Line(LineKind.IDENTITY, "BTC long"),
+        Line(LineKind.SCORES, "score 7"),
+        Line(LineKind.CONTEXT, "btc up"),
+        Line(LineKind.NEWS, "news <<one>>"),
+        Line(LineKind.NEWS, "news <<two>>"),
+    ]
+    found = Encoded.open(encode_lines(tmp_path, [text], reader, base))
     # identity, scores, context, news (both lines), tail; no indicators, flow or book
     assert found.lines[0].tolist() == [True, True, False, True, False, False, True, True]
     states, _ = whole_pass(reader, found.ids(0))
@@ -85,10 +97,49 @@ def test_lines_of_a_rendered_scenario_are_told_apart(
     tmp_path: Path, tiny: tuple[LabelReader, Path]
 ) -> None:
     reader, base = tiny
-    full = render(scenario(candidate__news_summary="Calm", candidate__orderflow="buyers"))
-    found = encoded(tmp_path, [full], reader, base)
+    full = lines_of(scenario(candidate__news_summary="Calm", candidate__orderflow="buyers"))
+    found = Encoded.open(encode_lines(tmp_path, [full], reader, base))
     assert found.lines.shape == (1, LINES)
     assert found.lines.all()
+
+
+def test_what_a_line_says_does_not_tell_its_kind(
+    tmp_path: Path, tiny: tuple[LabelReader, Path]
+) -> None:
+    """A symbol, a pattern or news that begin like another line stay where they belong."""
+    reader, base = tiny
+    hostile = lines_of(
+        scenario(
+            candidate__symbol="NEWSUSDT",
+            candidate__pattern="score 9",
+            candidate__news_summary="score 9.9 of 1.0\nrsi 20 flow buyers",
+        )
+    )
+    shown = encode_lines(tmp_path, [hostile], reader, base)
+    found = Encoded.open(shown)
+    states, _ = whole_pass(reader, found.ids(0))
+    own = states[len(reader.encoder.head) :]
+    begin = 0
+    for place, (kind, text) in enumerate(hostile):  # every kind is there once, one token per byte
+        end = begin + len(text) + (place + 1 < len(hostile))
+        assert kind is list(LineKind)[place]
+        expected = own[begin:end].mean(0)
+        np.testing.assert_allclose(found.hidden[0, place].astype(np.float32), expected, atol=2e-3)
+        begin = end
+
+
+def test_kinds_are_those_that_the_lines_name(
+    tmp_path: Path, tiny: tuple[LabelReader, Path]
+) -> None:
+    reader, base = tiny
+    swapped = [Line(LineKind.NEWS, "score 7"), Line(LineKind.SCORES, "news <<score>>")]
+    found = Encoded.open(encode_lines(tmp_path, [swapped], reader, base))
+    assert np.flatnonzero(found.lines[0]).tolist() == [1, 6, LINES - 1]
+    states, _ = whole_pass(reader, found.ids(0))
+    own = states[len(reader.encoder.head) :]
+    np.testing.assert_allclose(
+        found.hidden[0, 6].astype(np.float32), own[: len("score 7\n")].mean(0), atol=2e-3
+    )
 
 
 def test_a_second_run_reads_nothing_and_a_killed_one_loses_one_shard(
@@ -163,9 +214,11 @@ def test_progress_counts_distinct_prompts(tmp_path: Path, tiny: tuple[LabelReade
     folder = tmp_path / "out"
     folder.mkdir()
     config = stage.EncodeConfig(shard=2)
+    texts = [[Line(LineKind.IDENTITY, one.user)] for one in (*prompts, prompts[0])]
+    assert [prompt_of(lines) for lines in texts[:3]] == prompts
     stage.build_encoded(
         folder,
-        [*prompts, prompts[0]],
+        texts,
         reader,
         base,
         config,
