@@ -193,20 +193,25 @@ def mean_intervals(
             for rows in resamples(days, block, draws, seed)
         ]
     )
-    found = []
-    for mean, error, column, t in zip(means, errors, values.T, studentised.T, strict=True):
-        if is_constant(column) or error <= SAME:
-            found.append(Estimate(float(mean), n=n, reason="constant values have no interval"))
-            continue
-        if np.isinf(t).mean() > _UNVARIED:
-            found.append(Estimate(float(mean), n=n, reason="too few rows differ for an interval"))
-            continue
-        high, low = np.quantile(t, [(1 - level) / 2, (1 + level) / 2])
-        p = (1 + int((t >= mean / error).sum())) / (1 + draws)
-        found.append(
-            Estimate(float(mean), float(mean - low * error), float(mean - high * error), n, p)
-        )
-    return found
+    return [
+        _studentised_interval(column, float(mean), float(error), t, level)
+        for column, mean, error, t in zip(values.T, means, errors, studentised.T, strict=True)
+    ]
+
+
+def _studentised_interval(
+    values: Floats, mean: float, error: float, studentised: Floats, level: float
+) -> Estimate:
+    """Of one column (N,), from its studentised means (draws,), which are infinite where a sample
+    does not vary."""
+    n = len(values)
+    if is_constant(values) or error <= SAME:
+        return Estimate(mean, n=n, reason="constant values have no interval")
+    if np.isinf(studentised).mean() > _UNVARIED:
+        return Estimate(mean, n=n, reason="too few rows differ for an interval")
+    high, low = np.quantile(studentised, [(1 - level) / 2, (1 + level) / 2])
+    p = (1 + int((studentised >= mean / error).sum())) / (1 + len(studentised))
+    return Estimate(mean, mean - float(low) * error, mean - float(high) * error, n, p)
 
 
 def day_totals(values: Floats, as_of: Rows) -> tuple[Floats, Floats]:
