@@ -11,7 +11,6 @@ from pydantic import Field, model_validator
 from app.domain.candidate import SYMBOL_PATTERN, Candidate
 from app.domain.fields import Instant, Number, Record, Whole, measure
 
-SCENARIO_SCHEMA = "2026-11-1"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 import random
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
@@ -25,7 +24,6 @@ from app.domain.decision import Reading, propose
 from app.domain.manifest import Calibration
 from app.domain.prompt import Prompt, render
 from app.domain.scenario import Scenario
-from app.policy.port import Policy
 
 BIAS_SCENARIOS, BIAS_SEED = 32, 2021
 ILLUSTRATION_SCENARIOS, ILLUSTRATION_SEED = 32, 7
@@ -95,15 +93,6 @@ def calibrate(
     return calibration.model_copy(
         update={"min_label_mass": round(shown.label_mass_min / 2, 3)}
     ), shown
-
-
-async def proposal_distribution(
-    policy: Policy, prompts: Sequence[Prompt], seconds_each: float = 60.0
-) -> ProposalDistribution:
-    """What a policy proposes for `prompts`, before and after its own calibration. Raises
-    `PolicyAbstained`."""
-    readings = [await policy.decide(prompt, time.monotonic() + seconds_each) for prompt in prompts]
-    return distribution(readings, policy.manifest.calibration)
 
 
 def _varied_scenario(source: random.Random) -> Scenario:

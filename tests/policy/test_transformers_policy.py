@@ -16,7 +16,7 @@ from app.domain.decision import Reading
 from app.domain.errors import AbstainReason, PolicyAbstained
 from app.domain.manifest import ModelManifest
 from app.domain.prompt import PROMPT_VERSION, SYSTEM, Prompt
-from app.policy.calibration import proposal_distribution, random_prompts
+from app.policy.calibration import distribution, random_prompts
 from app.policy.in_process.batching import Batcher, Question, choose_batch
 from app.policy.in_process.label_reader import Ask, Continuation, LabelReader
 from app.policy.in_process.policy import TransformersPolicy
@@ -299,7 +299,8 @@ async def test_smollm2_proposes_by_scenario_once_its_bias_is_removed(
     smollm2: LabelReader, smollm2_manifest: ModelManifest
 ) -> None:
     policy = TransformersPolicy(Batcher(smollm2), smollm2_manifest)
-    shown = await proposal_distribution(policy, random_prompts(16, seed=3))
+    readings = [await policy.decide(prompt, soon()) for prompt in random_prompts(16, seed=3)]
+    shown = distribution(readings, smollm2_manifest.calibration)
     assert sum(shown.raw.values()) == sum(shown.corrected.values()) == 16
     assert shown.raw["A"] == 16
     assert sum(count > 0 for count in shown.corrected.values()) >= 4

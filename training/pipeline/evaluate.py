@@ -394,8 +394,3 @@ def calibration_of(policy: Artifact) -> Calibration:
 def read_report(artifact: Artifact) -> dict[str, Any]:
     """The gate's signed report of a finished evaluation."""
     return dict(json.loads((artifact / "verdict.json").read_text(encoding="utf-8")))
-
-
-def utc_now() -> datetime:
-    """For the command line: the time is an argument everywhere else."""
-    return datetime.now(UTC)

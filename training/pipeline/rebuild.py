@@ -1,4 +1,4 @@
-"""The pipeline: history or shadow log -> scenarios -> labels -> encoded, rollouts -> reward ->
+"""The pipeline: history or shadow log -> scenarios -> labels -> encoded -> reward ->
 preferences -> policy.
 
 Each stage reads finished artefacts and writes one; what is finished is found again, so that a
@@ -27,7 +27,6 @@ from training.config.data import HeldOutConfig, instant
 from training.config.file import RebuildConfig
 from training.config.learning import TrainingConfig
 from training.config.section import ConfigError
-from training.judging.contest import rollouts
 from training.learning.algorithms import dpo, expected, ppo, preferences, rrhf
 from training.learning.algorithms import warm_up as train_warm_up
 from training.learning.algorithms.preferences import Preferences, build_preferences
@@ -50,9 +49,6 @@ ALGORITHMS: dict[str, Any] = {"expected": expected, "dpo": dpo, "ppo": ppo, "rrh
 """Where each algorithm's script is."""
 DIALOGUES = 16
 """Held-out dialogues on which the language is looked at."""
-ROLLOUTS: dict[str, Any] = {"margins": (0.5, 1.0), "veto_rate": 0.5}
-"""Arms that nothing is fitted for: score above threshold by so much, and a random veto at this
-rate."""
 
 
 class Base(NamedTuple):
@@ -101,7 +97,6 @@ class Rebuild:
         made = {"scenarios": self.scenarios()}
         made["labels"] = self.labels(made["scenarios"])
         made["encoded"] = self.encoded(made["scenarios"])
-        made["rollouts"] = self.rollouts(made)
         made["reward"] = self.reward(made)
         made["preferences"] = self.preferences(made)
         if self.config.policy.start == "warm_up":
@@ -210,26 +205,6 @@ class Rebuild:
                 )
 
         return self.shop.stage("encoded", depends, {"scenarios": scenarios}, build, (base_pass,))
-
-    def rollouts(self, made: Mapping[str, Artifact]) -> Artifact:
-        """What the agent, simple rules and the base model do."""
-        inputs = {name: made[name] for name in ("scenarios", "encoded")}
-        version, calibration = self.base.manifest.model_version, self.base.manifest.calibration
-        depends = {"base": version, "calibration": calibration.as_json(), "rollouts": ROLLOUTS}
-
-        def build(folder: Path) -> Mapping[str, Any]:
-            found, encoded = ScenarioSet.open(made["scenarios"]), Encoded.open(made["encoded"])
-            arms = [rollouts.always_approve(found)]
-            arms += [rollouts.threshold(found, margin) for margin in ROLLOUTS["margins"]]
-            arms.append(
-                rollouts.random_veto(found, ROLLOUTS["veto_rate"], self.config.scenarios.seed)
-            )
-            arms.append(rollouts.model(found, version, encoded.label_log_probs, calibration))
-            if any(found.controls()):
-                arms.insert(0, rollouts.agent(found))
-            return rollouts.build_rollouts(folder, arms)
-
-        return self.shop.stage("rollouts", depends, inputs, build, (rollouts,))
 
     def reward(self, made: Mapping[str, Artifact]) -> Artifact:
         """The reward model, with predictions out of fold."""

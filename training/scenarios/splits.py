@@ -55,16 +55,6 @@ def overlapping(
     return np.asarray(last > as_of[rows])
 
 
-def require_apart(train: Rows, test: Rows, as_of: Times, ends_at: Times) -> None:
-    """Raise `SplitError` when a training row's label overlaps a test row's."""
-    leaks = overlapping(train, test, as_of, ends_at)
-    if leaks.any():
-        raise SplitError(
-            f"{int(leaks.sum())} of {len(train)} training rows overlap test rows in time, the first"
-            f" is row {int(train[int(np.argmax(leaks))])}: purge them"
-        )
-
-
 def purged_kfold(as_of: Times, ends_at: Times, folds: int, embargo_s: float) -> list[Fold]:
     """Each of `folds` consecutive groups is tested once; all other rows train, but for purged and
     embargoed ones.

@@ -29,7 +29,7 @@ from training.pipeline.rebuild import Rebuild, Rebuilt
 from training.scenarios.table import ScenarioSet
 from training.stages.store import Artifact, ArtifactError
 
-STAGES = ("scenarios", "labels", "encoded", "rollouts", "reward", "preferences", "policy")
+STAGES = ("scenarios", "labels", "encoded", "reward", "preferences", "policy")
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_the_same_seed_and_data_give_the_same_artefacts_elsewhere(
     rebuilt: Rebuilt, tiny_base: Path, tmp_path: Path
 ) -> None:
     again = Rebuild(config_in(tmp_path, tiny_base), silent, lambda line: None).run()
-    for stage in ("scenarios", "labels", "rollouts", "preferences"):
+    for stage in ("scenarios", "labels", "preferences"):
         assert again.artifacts[stage].hash == rebuilt.artifacts[stage].hash, stage
     mine, theirs = (np.load(each.policy / "policy_log_probs.npy") for each in (rebuilt, again))
     assert np.abs(mine - theirs).max() < 1e-4

@@ -17,7 +17,6 @@ from training.scenarios.splits import (
     combinatorial_purged,
     overlapping,
     purged_kfold,
-    require_apart,
     walk_forward,
 )
 
@@ -61,7 +60,6 @@ def test_no_training_window_overlaps_a_test_window(
         return  # Everything was purged: an error, not a leak.
     for fold in found:
         assert not plainly_overlapping(fold, as_of, ends_at, embargo)
-        require_apart(fold.train, fold.test, as_of, ends_at)
     assert sorted(np.concatenate([fold.test for fold in found])) == list(range(len(as_of)))
 
 
@@ -153,14 +151,6 @@ def test_rows_may_come_in_any_order() -> None:
     for one, other in zip(straight, mixed, strict=True):
         assert as_of[one.train].tolist() == as_of[shuffled][other.train].tolist()
         assert as_of[one.test].tolist() == as_of[shuffled][other.test].tolist()
-
-
-def test_an_overlap_is_an_error() -> None:
-    as_of, ends_at = windows((0, 10), (5, 15))
-    with pytest.raises(
-        SplitError, match="1 of 1 training rows overlap test rows in time, the first is row 0"
-    ):
-        require_apart(np.array([0]), np.array([1]), as_of, ends_at)
 
 
 @pytest.mark.parametrize(

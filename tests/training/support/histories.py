@@ -1,4 +1,4 @@
-"""A small history and its artefacts, for tests of scenarios, labels and rollouts."""
+"""A small history and its artefacts, for tests of scenarios and labels."""
 
 from __future__ import annotations
 

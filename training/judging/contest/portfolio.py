@@ -91,31 +91,24 @@ class Trades:
         return type(self)(*(getattr(self, name)[rows] for name in names))
 
 
-def _units(size: float, equity: float, price: float, risk: float) -> float:
+def _units(size: float, equity: float, price: float) -> float:
     return size
 
 
-def _of_equity(size: float, equity: float, price: float, risk: float) -> float:
+def _of_equity(size: float, equity: float, price: float) -> float:
     return size * equity / price
 
 
-def _at_risk(size: float, equity: float, price: float, risk: float) -> float:
-    return size * equity / risk
-
-
 class Size(Enum):
-    """What `Trades.size` means: (size, equity at entry, price with slippage, risk per unit) gives
-    base units."""
+    """What `Trades.size` means: (size, equity at entry, price with slippage) gives base units."""
 
     UNITS = (_units,)
     """Base units."""
     OF_EQUITY = (_of_equity,)
     """Fraction of equity that is spent, before the fee."""
-    AT_RISK = (_at_risk,)
-    """Fraction of equity lost at the planned stop, before costs."""
 
     @property
-    def units(self) -> Callable[[float, float, float, float], float]:
+    def units(self) -> Callable[[float, float, float], float]:
         """The rule."""
         return self.value[0]
 
@@ -249,7 +242,7 @@ class _Ledger:
         trades: Trades,
         capital: float,
         costs: Costs,
-        units: Callable[[float, float, float, float], float],
+        units: Callable[[float, float, float], float],
     ) -> None:
         self.clock, self.capital, self.units = clock, capital, units
         self.cash = capital
@@ -277,7 +270,7 @@ class _Ledger:
             return Refused.MAX_OPEN
         if any(self.symbol[other] == self.symbol[row] for other in self.open):
             return Refused.SYMBOL_OPEN
-        wanted = self.units(self.size[row], self._equity(now), self.price[row], self.risk[row])
+        wanted = self.units(self.size[row], self._equity(now), self.price[row])
         quantity = min(wanted, self.cash / self.pay[row])
         if quantity <= _DUST * wanted:
             return Refused.NO_CASH

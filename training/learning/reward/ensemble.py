@@ -170,11 +170,6 @@ class Rewards:
         return cls(predictions, std, members, report)
 
 
-def load_members(artifact: Artifact) -> list[RewardNetwork]:
-    """The ensemble that was trained on all training scenarios, for `predict` on new ones."""
-    return [RewardNetwork.load(artifact / name) for name in artifact.facts["members"]]
-
-
 def build_reward(
     folder: Path,
     data: RewardData,

@@ -23,10 +23,9 @@ from training.learning.reward.ensemble import (
     fit_member,
     inner_split,
     linear_control,
-    load_members,
     report_of,
 )
-from training.learning.reward.network import RewardError, predict
+from training.learning.reward.network import RewardError, RewardNetwork, predict
 from training.scenarios.splits import overlapping, purged_kfold
 from training.stages.store import Artifact, ArtifactError, Workshop
 
@@ -176,7 +175,8 @@ def test_the_saved_ensemble_gives_the_validation_rows_predictions(
     stage: tuple[Artifact, list[tuple[int, int]]],
 ) -> None:
     artifact, data = stage[0], reward_data()
-    again = predict(load_members(artifact), data.inputs, data.validate)
+    members = [RewardNetwork.load(artifact / name) for name in artifact.facts["members"]]
+    again = predict(members, data.inputs, data.validate)
     assert np.allclose(
         again[:, 0].mean(0), Rewards.open(artifact).predictions[data.validate], atol=1e-6
     )
