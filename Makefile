@@ -45,7 +45,7 @@ evaluate: $(STAMP) ## judge it on the held-out period: arms, gate, report (CONFI
 	$(BIN)/advisor-train evaluate --config $(or $(CONFIG),bundled) $(foreach one,$(SET),--set '$(one)')
 
 bench: $(STAMP) ## overhead of /advise, vetoes, journal; the model through the service against bare forward passes
-	$(BIN)/python -m bench
+	$(BIN)/python -m bench.service
 
 bench-train: $(STAMP) ## cost of the four algorithms against TRL's DPOTrainer (about half an hour on two cores)
 	$(BIN)/python -m bench.training

@@ -1,4 +1,4 @@
-"""How long a contest takes once the model's probabilities are known: `python -m bench.contest`.
+"""How long a contest takes once the model's probabilities are known.
 
 Every candidate of eleven synthetic symbols over two years, after one year that the rivals are
 fitted on: all arms, walking forward, portfolios and bootstraps included. Probabilities are made up,
@@ -7,25 +7,27 @@ so the result means nothing.
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Annotated, TypeVar
 
 import numpy as np
+import typer
 from rich.console import Console
 
 from app.domain.actions import ACTIONS
 from app.domain.limits import read_limits
 from app.domain.manifest import Calibration
+from bench.history import record
 from training.config.data import HeldOutConfig, OutcomesConfig, ScenariosConfig, SyntheticConfig
 from training.config.judging import EvaluateConfig
 from training.judging.contest.contest import (
     BASE_MODEL,
     POLICY,
+    Contest,
     Trained,
     Version,
     hold_contest,
@@ -41,6 +43,7 @@ from training.stages.store import Artifact, Workshop
 
 HOURS_PER_YEAR = 8766
 EMBARGO_S = 86_400.0
+Result = TypeVar("Result")
 console = Console()
 
 
@@ -66,12 +69,12 @@ def scenarios_and_labels(
     """Every candidate of the period, labelled."""
     found, left_out = find_scenarios(given, config)
 
-    def scenarios(folder: Path) -> dict[str, Any]:
+    def scenarios(folder: Path) -> dict[str, object]:
         return build_scenarios(folder, found, config, left_out, given.seconds)
 
     made = ScenarioSet.open(shop.stage("scenarios", config, {}, scenarios))
 
-    def labels(folder: Path) -> dict[str, Any]:
+    def labels(folder: Path) -> dict[str, object]:
         return build_labels(
             folder, made.scenarios(), made.as_of, made.real, given.series(), OutcomesConfig()
         )
@@ -80,58 +83,60 @@ def scenarios_and_labels(
     return made, Labels.open(artifact)
 
 
-def timed(what: str, work: Callable[[], Any]) -> Any:
-    """Do it, and say how long it took."""
+def timed(what: str, work: Callable[[], Result]) -> tuple[Result, float]:
+    """Do it, and say how long it took, s."""
     begin = perf_counter()
-    found = work()
-    console.print(f"{what}: {perf_counter() - begin:.1f} s")
-    return found
+    made = work()
+    seconds = perf_counter() - begin
+    console.print(f"{what}: {seconds:.1f} s")
+    return made, seconds
 
 
-def main() -> None:
+def answers(count: int, versions: int) -> dict[str, Version]:
+    """Made-up probabilities of so many scenarios: the base model's and those of some policies."""
+    source = np.random.default_rng(0)
+    names = [POLICY, BASE_MODEL, *(f"{POLICY} {number}" for number in range(2, versions + 1))]
+    return {
+        name: Version(np.log(source.dirichlet(np.ones(len(ACTIONS)), count)), Calibration())
+        for name in names
+    }
+
+
+def main(
+    symbols: Annotated[int, typer.Option(help="Of the synthetic market.")] = 11,
+    versions: Annotated[int, typer.Option(help="Policies, beside the base model.")] = 4,
+    workers: Annotated[int, typer.Option(help="Processes.")] = 2,
+) -> None:
     """Prepare, run, print."""
-    options = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    options.add_argument("--symbols", type=int, default=11)
-    options.add_argument(
-        "--versions", type=int, default=4, help="policies in the contest, beside the base model"
-    )
-    options.add_argument("--workers", type=int, default=2)
-    chosen = options.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        shop, given = Workshop(Path(folder)), market(chosen.symbols, 3)
-        before, after = timed(
+        shop, given = Workshop(Path(folder)), market(symbols, 3)
+        (before, (held_out, labels)), _ = timed(
             "not counted: scenarios and labels",
             lambda: [
                 scenarios_and_labels(shop, given, config)
                 for config in (ScenariosConfig(), HeldOutConfig())
             ],
         )
-        source = np.random.default_rng(0)
-        names = [
-            POLICY,
-            BASE_MODEL,
-            *(f"{POLICY} {number}" for number in range(2, chosen.versions + 1)),
-        ]
-        versions = {
-            name: Version(
-                np.log(source.dirichlet(np.ones(len(ACTIONS)), len(after[0]))), Calibration()
-            )
-            for name in names
-        }
+        policies = answers(len(held_out), versions)
         console.print(
-            f"{len(after[0]):,} held-out candidates, {len(before[0]):,} before them, {len(names)}"
-            " versions"
+            f"{len(held_out):,} held-out candidates, {len(before[0]):,} before them,"
+            f" {len(policies)} versions"
         )
-        config, limits = EvaluateConfig(workers=chosen.workers), read_limits(REPLAY_LIMITS)
+        config, limits = EvaluateConfig(workers=workers), read_limits(REPLAY_LIMITS)
 
-        def contest() -> Any:
-            periods = refitted(*after, versions, Trained(*before, EMBARGO_S), config.refit_days)
-            return hold_contest(*after, given.bars, periods, limits, config, OutcomesConfig())
+        def contest() -> Contest:
+            trained = Trained(*before, embargo_s=EMBARGO_S)
+            periods = refitted(held_out, labels, policies, trained, config.refit_days)
+            return hold_contest(
+                held_out, labels, given.bars, periods, limits, config, OutcomesConfig()
+            )
 
-        timed("contest of all arms", contest)
+        _, seconds = timed("contest of all arms", contest)
+    record(
+        "contest",
+        {"candidates": len(held_out), "versions": len(policies), "contest_s": seconds},
+    )
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

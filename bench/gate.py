@@ -1,5 +1,4 @@
-"""How often is the gate wrong? `python -m bench.gate`: simulated markets without edge, and power
-with a stated one.
+"""How often is the gate wrong? Simulated markets without edge, and power with a stated one.
 
 1. Four markets without edge, 500 histories of two years each: promotions when asked once, and
    whether the anytime-valid bounds ever rose above 0 when consulted every day (no live promotion
@@ -10,13 +9,15 @@ with a stated one.
 
 from __future__ import annotations
 
-import argparse
 import time
+from typing import Annotated
 
+import typer
 from rich.console import Console
 from rich.table import Table
 
 from bench.gate_power import FLAGS, NO_EDGE, PowerPoint, Share, World, power_curve, runs, shares
+from bench.history import record
 from training.config.judging import GateConfig
 
 DECISIONS = 2920
@@ -33,12 +34,16 @@ def percent(share: Share) -> str:
     return f"{100 * share.share:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
-def false_promotions(count: int, config: GateConfig, workers: int) -> Table:
+def false_promotions(
+    count: int, config: GateConfig, workers: int, figures: dict[str, float]
+) -> Table:
     """One row per market without edge."""
     table = Table("market without edge", *COLUMNS)
     for world in NO_EDGE:
         found = runs(world, DECISIONS, count, config, workers=workers)
-        table.add_row(world.name, *map(percent, shares(world.name, found, FLAGS)))
+        promoted = shares(world.name, found, FLAGS)
+        table.add_row(world.name, *map(percent, promoted))
+        figures |= {share.name: share.share for share in promoted}
     return table
 
 
@@ -59,33 +64,31 @@ def power_table(curve: list[PowerPoint]) -> Table:
     return table
 
 
-def main() -> None:
-    """Run and print."""
-    parser = argparse.ArgumentParser(
-        description="False promotions and power of the gate on simulated markets"
-    )
-    parser.add_argument("--runs", type=int, default=500, help="histories per market without edge")
-    parser.add_argument(
-        "--power-runs", type=int, default=60, help="histories per point of the power curve"
-    )
-    parser.add_argument("--workers", type=int, default=2, help="processes")
-    arguments = parser.parse_args()
+def main(
+    histories: Annotated[
+        int, typer.Option("--runs", help="Histories per market without edge.")
+    ] = 500,
+    power_runs: Annotated[int, typer.Option(help="Histories per point of the power curve.")] = 60,
+    workers: Annotated[int, typer.Option(help="Processes.")] = 2,
+) -> None:
+    """False promotions and power of the gate on simulated markets."""
     config = GateConfig(draws=400)
     begin = time.monotonic()
+    figures: dict[str, float] = {"runs": histories, "power_runs": power_runs}
     console.print(
-        f"{arguments.runs} histories of {DECISIONS} decisions; per cent, in brackets their 95 %"
-        " interval"
+        f"{histories} histories of {DECISIONS} decisions; per cent, in brackets their 95 % interval"
     )
-    console.print(false_promotions(arguments.runs, config, arguments.workers))
-    again = repeated_looks(arguments.runs // 4, config, arguments.workers)
+    console.print(false_promotions(histories, config, workers, figures))
+    again = repeated_looks(histories // 4, config, workers)
     console.print(f"bounds for one look, consulted every 20 days, {again.name}: {percent(again)} %")
-    base = World("power")
-    curve = power_curve(
-        base, SKILLS, COUNTS, arguments.power_runs, config, workers=arguments.workers
-    )
+    figures[again.name] = again.share
+    curve = power_curve(World("power"), SKILLS, COUNTS, power_runs, config, workers=workers)
     console.print(power_table(curve))
-    console.print(f"{time.monotonic() - begin:.0f} s")
+    figures |= {share.name: share.share for point in curve for share in (point.fixed, point.live)}
+    figures["seconds"] = time.monotonic() - begin
+    console.print(f"{figures['seconds']:.0f} s")
+    record("gate", figures)
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

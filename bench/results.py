@@ -1,4 +1,4 @@
-"""Every number of docs/results.md: `python -m bench.results --market DIRECTORY`.
+"""Every number of docs/results.md (`make results MARKET=DIRECTORY`).
 
 Runs these evaluations, or finds them finished, and writes their tables down: all algorithms and
 arms on the held-out period of real bars, the same with labels dealt out at random, the window of a
@@ -8,14 +8,14 @@ first time takes an hour or two. The words are in bench/results.md.j2.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jinja2
+import typer
 
 from training.cli.meter import meter
 from training.config.file import read_config
@@ -59,7 +59,7 @@ class Finished(NamedTuple):
     def said(self, begins: str) -> str:
         """The paragraph that begins so."""
         texts = (text for section in self.twin["sections"] for text in section["text"])
-        return next(text for text in texts if text.startswith(begins))
+        return next(str(text) for text in texts if text.startswith(begins))
 
 
 def evaluated(config: str, overrides: Sequence[str], rivals: Sequence[str] = RIVALS) -> Finished:
@@ -166,19 +166,14 @@ def page(market: Path) -> str:
     )
 
 
-def main() -> None:
+def main(
+    market: Annotated[Path, typer.Option(help="Folder of bars, news, fear and greed.")],
+    output: Annotated[Path, typer.Option(help="The page.")] = Path("docs/results.md"),
+) -> None:
     """Run, and write the page."""
-    options = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    options.add_argument(
-        "--market", type=Path, required=True, help="folder of bars, news, fear and greed"
-    )
-    options.add_argument("--output", type=Path, default=Path("docs/results.md"))
-    chosen = options.parse_args()
-    chosen.output.write_text(page(chosen.market), encoding="utf-8")
-    print(f"written: {chosen.output}")
+    output.write_text(page(market), encoding="utf-8")
+    print(f"written: {output}")
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

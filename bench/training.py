@@ -1,5 +1,4 @@
-"""Cost of training: `python -m bench.training`, the four algorithms against TRL's DPOTrainer in one
-run.
+"""Cost of training: the four algorithms against TRL's DPOTrainer, in one run.
 
 Same prompts, same pairs (one per scenario), same adapter (activated LoRA of the same rank and
 targets), same batch, three epochs, reference log-probabilities precomputed for TRL. Our time counts
@@ -10,14 +9,14 @@ pairs per scenario would multiply its cost and not ours.
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
+import typer
 from numpy.typing import NDArray
 
 from app.domain.actions import LABELS
@@ -26,7 +25,8 @@ from app.policy.calibration import random_scenarios
 from app.policy.in_process.importer import import_smollm2
 from app.policy.in_process.label_reader import LabelReader, load_model
 from app.policy.store import load_manifest
-from bench.learning import ALGORITHMS, PROMPT_SEED, pairs_of, plant
+from bench.history import record
+from bench.planted import ALGORITHMS, PROMPT_SEED, pairs_of, plant
 from training.config.learning import AdapterConfig, EncodeConfig
 from training.learning.algorithms.run import Problem
 from training.learning.model.base_pass import Encoded, build_encoded
@@ -34,6 +34,8 @@ from training.stages.store import Workshop
 
 EPOCHS, BATCH, BETA = 3, 4, 0.1
 ADAPTER = AdapterConfig()
+DEFAULT = ["expected", "dpo", "ppo", "rrhf"]
+TRL = "trl dpo"
 WITHOUT_EXTRAS = {"start": "base", "supervised": 0.0, "min_entropy": 0.0, "max_majority": 1.0}
 
 
@@ -198,38 +200,38 @@ def labels_after(model: Any, reader: LabelReader, prompt: Prompt) -> NDArray[np.
     return np.asarray(torch.log_softmax(logits.float(), -1)[list(reader.encoder.label_ids)].numpy())
 
 
-def main() -> None:
+def main(
+    scenarios: Annotated[int, typer.Option(help="Training scenarios, one pair each.")] = 24,
+    held_out: Annotated[int, typer.Option(help="Scenarios that preferences are tried on.")] = 24,
+    threads: Annotated[int, typer.Option(help="Torch threads.")] = 1,
+    models: Annotated[Path, typer.Option(help="Where the small model is.")] = Path("var/models"),
+    only: Annotated[list[str], typer.Option(help="These algorithms; may be repeated.")] = DEFAULT,
+    trl: Annotated[bool, typer.Option(help="TRL's DPOTrainer too.")] = True,
+) -> None:
     """Print one line per algorithm, TRL last."""
-    options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument(
-        "--scenarios", type=int, default=24, help="training scenarios, one pair each"
-    )
-    options.add_argument("--held-out", type=int, default=24)
-    options.add_argument("--threads", type=int, default=1)
-    options.add_argument("--models", type=Path, default=Path("var/models"))
-    options.add_argument(
-        "--only", nargs="*", choices=list(ALGORITHMS), default=["expected", "dpo", "ppo", "rrhf"]
-    )
-    options.add_argument("--without-trl", action="store_true")
-    chosen = options.parse_args()
-    torch.set_num_threads(chosen.threads)
-    base = import_smollm2(chosen.models)
-    made = random_scenarios(chosen.scenarios + chosen.held_out, PROMPT_SEED)
+    torch.set_num_threads(threads)
+    base = import_smollm2(models)
+    made = random_scenarios(scenarios + held_out, PROMPT_SEED)
     texts = [lines_of(scenario) for scenario in made]
     prompts = [prompt_of(lines) for lines in texts]
     rewards = plant(prompts, 0).realised
     pairs = pairs_of(rewards, 0.25, 1, 0)
     costs: dict[str, Cost] = {}
-    known = np.empty((0, 10), np.float32)
-    for name in chosen.only:
-        costs[name], known = ours(name, texts, pairs, chosen.scenarios, rewards, base)
-        _print(name, costs[name], chosen.scenarios)
-    if not chosen.without_trl:
-        theirs_cost = theirs(prompts, pairs, chosen.scenarios, known, base)
-        _print("trl dpo", theirs_cost, chosen.scenarios)
-        for name, cost in costs.items():
-            by_cpu, by_clock = theirs_cost.cpu / cost.cpu, theirs_cost.clock / cost.clock
+    base_labels = np.empty((0, 10), np.float32)
+    for name in only:
+        costs[name], base_labels = ours(name, texts, pairs, scenarios, rewards, base)
+        _print(name, costs[name], scenarios)
+    if trl:
+        costs[TRL] = theirs(prompts, pairs, scenarios, base_labels, base)
+        _print(TRL, costs[TRL], scenarios)
+        for name in only:
+            by_cpu, by_clock = (
+                costs[TRL].cpu / costs[name].cpu,
+                costs[TRL].clock / costs[name].clock,
+            )
             print(f"{name}: {by_cpu:.1f} x TRL in CPU time, {by_clock:.1f} x by the clock")
+    rates = {f"{name}_scenarios_per_cpu_s": scenarios / cost.cpu for name, cost in costs.items()}
+    record("training", {"scenarios": scenarios, **rates})
 
 
 def _print(name: str, cost: Cost, scenarios: int) -> None:
@@ -241,4 +243,4 @@ def _print(name: str, cost: Cost, scenarios: int) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

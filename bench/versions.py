@@ -1,5 +1,4 @@
-"""`python -m bench.versions`: what further versions over one base model cost, in one run; compare
-ratios.
+"""What further versions over one base model cost, in one run; compare ratios.
 
 Batches of four prompts through `LabelReader`, in turns, so that other load on the machine meets all
 alike: the base model alone (bare forward passes), one activated adapter, two, and both beside the
@@ -24,6 +23,7 @@ from app.policy.in_process.adapter import Adapter, Delta
 from app.policy.in_process.importer import import_smollm2
 from app.policy.in_process.label_reader import Ask, LabelReader
 from app.settings import read_settings
+from bench.history import record
 
 BATCH, RANK = 4, 16
 console = Console()
@@ -86,9 +86,13 @@ def main(
     table = Table(title="medians by versions being served", title_justify="left")
     for heading in ("versions", "decisions/s", "of the base alone"):
         table.add_column(heading, justify="left" if heading == "versions" else "right")
+    figures: dict[str, float] = {}
     for name in compared:
-        table.add_row(name, f"{BATCH / median(seconds[name]):.2f}", f"{median(ratios[name]):.1%}")
+        rate, ratio = BATCH / median(seconds[name]), median(ratios[name])
+        table.add_row(name, f"{rate:.2f}", f"{ratio:.1%}")
+        figures |= {f"{name}: per_s": rate, f"{name}: of_base": ratio}
     console.print(table)
+    record("versions", figures)
 
 
 if __name__ == "__main__":

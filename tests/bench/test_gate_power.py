@@ -128,11 +128,11 @@ def test_runs_are_the_same_over_several_processes() -> None:
 def test_the_random_veto_is_what_binds_a_policy_that_only_trades_less() -> None:
     world = NO_EDGE[1]
     verdict = judge(evidence(simulate(world, 2900, 5), world, 5), CONFIG, Mode.FIXED)
-    low = {name: each.low for name, each in verdict.differences.items()}
-    assert low["agent"] is not None
-    assert low["agent"] > 0.1
-    assert low[RANDOM_VETO] is not None
-    assert low[RANDOM_VETO] < 0
+    agent, veto = (verdict.differences[name].low for name in ("agent", RANDOM_VETO))
+    assert agent is not None
+    assert agent > 0.1
+    assert veto is not None
+    assert veto < 0
 
 
 def test_a_share_has_a_wilson_interval() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from deploy.dockerfile import Step, parse
+from tests.deploy.dockerfile import Step, parse
 from tests.deploy.prometheus_tool import ROOT
 
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())

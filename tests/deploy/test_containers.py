@@ -15,7 +15,6 @@ from pydantic import AliasChoices
 from app.cli import app as advisor
 from app.domain.limits import read_limits
 from app.settings import Clock, Settings, read_settings
-from deploy.dockerfile import Step, context_files, ignored, parse
 from tests.deploy.containers import (
     COMPOSE,
     SERVICES,
@@ -27,6 +26,7 @@ from tests.deploy.containers import (
     stages,
     variables,
 )
+from tests.deploy.dockerfile import Step, context_files, ignored, parse
 from tests.deploy.prometheus_tool import ROOT
 
 OURS = ("migrate", "api", "writer")

@@ -20,12 +20,12 @@ from typer.main import get_command
 
 from app.local.servers import die_with_parent, free_port
 from app.shadow_log.log import ShadowLog
-from deploy.run_dockerfile import AS_ANALYST
 from tests import builders as build
 from tests.deploy.containers import SERVICES, answering, lineage, resolved, stages
 from tests.deploy.monitoring import DRIFT_DASHBOARD, queries
 from tests.deploy.monitoring import resolved as queries_with
 from tests.deploy.prometheus_tool import ROOT, Tools
+from tests.deploy.run_dockerfile import AS_ANALYST
 from tests.deploy.scraper import Scraper, empty_panels, scraping
 from tests.service.running import until
 from training.__main__ import app as trainer

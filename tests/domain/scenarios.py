@@ -82,7 +82,10 @@ def case(
 
 
 positive = st.floats(1e-6, 1e6)
-maybe = lambda strategy: st.none() | strategy  # noqa: E731
+
+
+def maybe(strategy: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    return st.none() | strategy
 
 
 @st.composite

@@ -15,7 +15,6 @@ from app.domain.case import TradingState
 from app.domain.decision import (
     Abstention,
     AdviceStatus,
-    Calibration,
     Decision,
     Reading,
     Role,
@@ -27,7 +26,7 @@ from app.domain.decision import (
 )
 from app.domain.errors import AbstainReason, ManifestMismatch
 from app.domain.event import AgentActionReport, Event, EventKind
-from app.domain.manifest import ModelManifest
+from app.domain.manifest import Calibration, ModelManifest
 from app.domain.scenario import Scenario
 from tests.domain.scenarios import AS_OF, LIMITS, sane_scenarios, scenario, scenarios
 

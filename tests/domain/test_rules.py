@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from app.domain.actions import ACTIONS, BY_LABEL, LABELS
 from app.domain.case import Case, Order, TradingState, agents_order, order_for
-from app.domain.decision import AdviceStatus, Calibration, Reading, Role, Version, conclude
+from app.domain.decision import AdviceStatus, Reading, Role, Version, conclude
 from app.domain.errors import LimitsError
 from app.domain.limits import Limits, parse_limits, read_limits
+from app.domain.manifest import Calibration
 from app.domain.review import review
 from app.domain.rules import AFTER_CAPS, RULES, Rule, VetoCode
 from app.domain.scenario import Scenario

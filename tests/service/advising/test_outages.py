@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from sqlalchemy import QueuePool
 from structlog.testing import capture_logs
 
 from app.domain.canonical import decision_id
@@ -166,7 +167,9 @@ async def test_a_postgres_that_freezes_is_asked_one_question_and_found_again_whe
         with frozen(postgres):
             for _ in range(3):
                 assert (await ready(api))[1]["postgres"].startswith(SILENT)
-            held = api.service.shadow_log.engine.pool.checkedout()
+            pool = api.service.shadow_log.engine.pool
+            assert isinstance(pool, QueuePool)
+            held = pool.checkedout()
             assert held <= 2, (
                 "one for all questions, one for the follower of versions; else each would keep"
                 " its own"

@@ -416,7 +416,7 @@ TEXTS = (
     "9999-12-31T23:59:59-12:00",
     *HOSTILE,
 )
-OTHERS = (None, True, [], {}, [1], {"a": 1}, {"\x00": 1e22}, [[[[[[[1]]]]]]])
+OTHERS: tuple[Any, ...] = (None, True, [], {}, [1], {"a": 1}, {"\x00": 1e22}, [[[[[[[1]]]]]]])
 
 
 def mutated(source: random.Random, request_id: str) -> dict[str, Any]:

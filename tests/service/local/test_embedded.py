@@ -20,13 +20,13 @@ import redis
 from app.local.servers import (
     NOBODY,
     EmbeddedPostgres,
-    EmbeddedServer,
     EmbeddedServerError,
     EmbeddedValkey,
     free_port,
 )
 from tests.conftest import open_directory
 
+Server = EmbeddedPostgres | EmbeddedValkey
 DEADLINE_S = 30
 BOTH = pytest.mark.parametrize("kind", [EmbeddedPostgres, EmbeddedValkey])
 LISTEN = "0A"
@@ -51,7 +51,7 @@ def plain(url: str) -> str:
     return url.replace("+psycopg", "")
 
 
-def write(server: EmbeddedServer) -> None:
+def write(server: Server) -> None:
     """Store something, and stay connected: a crash finds open sessions."""
     if isinstance(server, EmbeddedPostgres):
         with psycopg.connect(plain(server.url)) as connection:
@@ -61,7 +61,7 @@ def write(server: EmbeddedServer) -> None:
             client.rpush("kept", *range(1000))
 
 
-def rows(server: EmbeddedServer) -> int:
+def rows(server: Server) -> int:
     if isinstance(server, EmbeddedPostgres):
         with psycopg.connect(plain(server.url)) as connection:
             row = connection.execute("SELECT count(*) FROM kept").fetchone()
@@ -77,9 +77,7 @@ def refuses(port: int) -> bool:
 
 
 @BOTH
-def test_data_survive_kill_9_a_stop_and_another_port(
-    kind: type[EmbeddedServer], home: Path
-) -> None:
+def test_data_survive_kill_9_a_stop_and_another_port(kind: type[Server], home: Path) -> None:
     with kind(home / "data") as server:
         write(server)
         first = server.pid
@@ -151,7 +149,7 @@ def test_the_servers_end_when_their_parent_is_killed_and_another_parent_takes_ov
 
 @BOTH
 def test_a_second_instance_on_a_directory_is_refused_and_the_first_goes_on(
-    kind: type[EmbeddedServer], home: Path
+    kind: type[Server], home: Path
 ) -> None:
     with kind(home / "data") as server:
         write(server)
@@ -165,9 +163,7 @@ def test_a_second_instance_on_a_directory_is_refused_and_the_first_goes_on(
 
 
 @BOTH
-def test_a_port_that_is_taken_is_named_and_nothing_is_made(
-    kind: type[EmbeddedServer], home: Path
-) -> None:
+def test_a_port_that_is_taken_is_named_and_nothing_is_made(kind: type[Server], home: Path) -> None:
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", 0))
         holder.listen()
@@ -204,9 +200,7 @@ def listening(pid: int) -> set[tuple[str, int]]:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @BOTH
-def test_only_the_loopback_listens_and_no_unix_socket(
-    kind: type[EmbeddedServer], home: Path
-) -> None:
+def test_only_the_loopback_listens_and_no_unix_socket(kind: type[Server], home: Path) -> None:
     with kind(home / "data") as server:
         assert server.pid is not None
         assert listening(server.pid) == {("127.0.0.1", server.port)}
@@ -222,10 +216,11 @@ def test_a_wrong_password_and_none_are_refused_by_postgres(home: Path) -> None:
             with pytest.raises(psycopg.OperationalError, match="password"):
                 psycopg.connect(plain(url))
         with psycopg.connect(plain(server.url)) as connection:
-            (digest,) = connection.execute(
+            row = connection.execute(
                 "SELECT rolpassword FROM pg_authid WHERE rolname = 'advisor'"
             ).fetchone()
-        assert digest.startswith("SCRAM-SHA-256$")
+        assert row is not None
+        assert row[0].startswith("SCRAM-SHA-256$")
 
 
 def test_a_wrong_password_and_none_are_refused_by_valkey(home: Path) -> None:
@@ -240,7 +235,7 @@ def test_a_wrong_password_and_none_are_refused_by_valkey(home: Path) -> None:
 
 @BOTH
 def test_secrets_are_for_the_owner_and_differ_between_directories(
-    kind: type[EmbeddedServer], home: Path
+    kind: type[Server], home: Path
 ) -> None:
     with kind(home / "one") as one:
         secret = [
@@ -292,7 +287,7 @@ def test_under_root_a_private_folder_stays_private_and_the_data_are_found_again(
 
 @BOTH
 def test_what_is_removed_leaves_nothing_and_can_be_made_anew(
-    kind: type[EmbeddedServer], home: Path
+    kind: type[Server], home: Path
 ) -> None:
     server = kind(home / "data")
     server.start()
@@ -305,7 +300,7 @@ def test_what_is_removed_leaves_nothing_and_can_be_made_anew(
 
 
 @BOTH
-def test_a_directory_that_cannot_be_made_is_named(kind: type[EmbeddedServer], home: Path) -> None:
+def test_a_directory_that_cannot_be_made_is_named(kind: type[Server], home: Path) -> None:
     (home / "file").touch()
     with pytest.raises(
         EmbeddedServerError, match="file/data cannot be written: Not a directory; set ADVISOR_HOME"
@@ -315,9 +310,7 @@ def test_a_directory_that_cannot_be_made_is_named(kind: type[EmbeddedServer], ho
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 @BOTH
-def test_a_directory_that_cannot_be_written_is_named(
-    kind: type[EmbeddedServer], home: Path
-) -> None:
+def test_a_directory_that_cannot_be_written_is_named(kind: type[Server], home: Path) -> None:
     (home / "data").mkdir(mode=0o500)
     for directory in (home / "data", home / "data" / "below"):
         with pytest.raises(
@@ -348,7 +341,7 @@ def test_an_interrupted_initialisation_is_begun_anew(home: Path) -> None:
 
 @BOTH
 def test_a_server_that_died_by_itself_shows_and_starts_again(
-    kind: type[EmbeddedServer], home: Path
+    kind: type[Server], home: Path
 ) -> None:
     with kind(home / "data") as server:
         write(server)

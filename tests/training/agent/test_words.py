@@ -69,6 +69,8 @@ def test_an_adapter_that_does_nothing_leaves_language_alone_and_a_strong_one_doe
         save_adapter(policy, tmp_path / "adapter", "tiny-1")
     found = compare(reader, rows, tmp_path / "adapter", np.arange(4), said, actions)
     assert found["before"]["perplexity"] == pytest.approx(plain.perplexity)
+    assert found["after"]["kl_to_base"] is not None
     assert found["after"]["kl_to_base"] > 0.01
     assert found["after"]["perplexity"] != pytest.approx(plain.perplexity, rel=1e-3)
+    assert found["after"]["consistency"] is not None
     assert 0 <= found["after"]["consistency"] <= 1

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from app.domain.actions import ACTIONS, LABELS
 from app.domain.case import order_for
 from app.domain.scenario import Scenario
-from bench.labels import follow_plainly, labels_bench
 from tests.builders import scenario as plain
+from tests.training.outcomes.plain import follow_plainly
 from tests.training.support.candles import HOUR, START, random_walk, table
 from tests.training.support.histories import history, label_artifact, scenario_set
 from training.config.data import OutcomesConfig
@@ -40,7 +40,7 @@ QUIET = (100, 101, 99, 100)
 def order(**changes: Any) -> Scenario:
     """Decided at START: entry 100, stop 97, targets 106, 108, 110, ATR 2, quantity 5: a risk of
     15."""
-    fields = {
+    fields: dict[str, Any] = {
         "candidate__symbol": "BTCUSDT", "candidate__atr": 2.0, "plan__entry": 100.0,
         "plan__stop": 97.0,
         "plan__targets": [106.0, 108.0, 110.0], "plan__quantity": 5.0,
@@ -256,14 +256,6 @@ def test_all_at_once_equals_the_plain_loop() -> None:
         alone = follow_plainly(bars, orders, n)
         assert together.exit[n] == alone.exit
         np.testing.assert_allclose([together.sold[n], together.net[n]], [alone.sold, alone.net])
-
-
-def test_the_benchmark_labels_every_candidate() -> None:
-    measured = labels_bench(hours=1500, symbols=2)
-    assert measured["scenarios"] > 60
-    assert measured["ratio"] == pytest.approx(
-        measured["scenarios_per_s"] / measured["plain_scenarios_per_s"]
-    )
 
 
 @settings(deadline=None, max_examples=40)

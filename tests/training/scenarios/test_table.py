@@ -225,7 +225,7 @@ def test_splits_by_hand() -> None:
 def test_a_split_without_rows_is_one_line(config: dict[str, object], message: str) -> None:
     as_of = np.array([0, 50_000, 100_000])
     with pytest.raises(ScenarioError, match=message):
-        splits(as_of, as_of + 7 * HOUR, ScenariosConfig(**config))  # type: ignore[arg-type]
+        splits(as_of, as_of + 7 * HOUR, ScenariosConfig(**config))
 
 
 def test_a_limit_draws_evenly_over_time(market: History, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import numpy as np
@@ -42,10 +43,8 @@ def random_walk(
 def with_corrupt_future(bars: Bars, as_of: int) -> Bars:
     """The same bars up to `as_of`, and absurd ones after it."""
     later = bars.closed_at > as_of
-    columns = [
-        np.where(later, values * 7 + 3, values)
-        for values in (bars.open, bars.high, bars.low, bars.close)
-    ]
-    return Bars(
-        bars.symbol, bars.seconds, bars.closed_at, *columns, np.where(later, 9e9, bars.volume)
-    )
+    prices = {
+        name: np.where(later, getattr(bars, name) * 7 + 3, getattr(bars, name))
+        for name in ("open", "high", "low", "close")
+    }
+    return replace(bars, **prices, volume=np.where(later, 9e9, bars.volume))

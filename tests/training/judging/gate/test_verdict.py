@@ -307,7 +307,7 @@ def test_a_policy_that_never_trades_is_refused_with_reasons_and_without_nan(mode
 @pytest.mark.parametrize("mode", Mode)
 def test_no_scenarios_at_all_are_refused_not_crashed_on(mode: Mode) -> None:
     base = good()
-    nothing = {
+    nothing: dict[str, Any] = {
         name: np.empty(0)
         for name in ("policy", "agent", "random_veto", "probability", "won", "policy_returns")
     }

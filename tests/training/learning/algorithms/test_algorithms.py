@@ -64,7 +64,7 @@ def problem(rows: Encoded, **changes: Any) -> Problem:
     rewards = np.zeros((ROWS, 10))
     rewards[:, 1:] = np.where(np.arange(ROWS) % 2, 1.0, -1.0)[:, None] * np.linspace(0.2, 1.0, 9)
     pairs = [(row, 9, 0) if row % 2 else (row, 0, 9) for row in range(ROWS)]
-    given = {
+    given: dict[str, Any] = {
         "encoded": rows,
         "rewards": rewards,
         "weights": np.ones(ROWS),

@@ -28,9 +28,10 @@ def test_dpo_of_the_reference_itself_is_ln_2() -> None:
 
 def test_dpo_by_hand_and_swapping_flips_the_margin() -> None:
     # margin (-1 - -2) - (-3 - -2) = 2, beta 0.5: -log sigmoid(1) = 0.313262
-    arguments = [torch.tensor([value]) for value in (-1.0, -3.0, -2.0, -2.0)]
-    assert losses.dpo_loss(*arguments, beta=0.5).item() == pytest.approx(0.313262, abs=1e-6)
-    swapped = losses.dpo_loss(arguments[1], arguments[0], arguments[3], arguments[2], beta=0.5)
+    chosen, rejected, reference = (torch.tensor([value]) for value in (-1.0, -3.0, -2.0))
+    loss = losses.dpo_loss(chosen, rejected, reference, reference, beta=0.5)
+    assert loss.item() == pytest.approx(0.313262, abs=1e-6)
+    swapped = losses.dpo_loss(rejected, chosen, reference, reference, beta=0.5)
     assert swapped.item() == pytest.approx(1.313262, abs=1e-6)
 
 

@@ -4,7 +4,6 @@ reads."""
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from app.policy.encoding import PromptEncoder
 from app.policy.in_process.importer import import_smollm2
 from tests.builders import scenario
 from tests.domain.scenarios import AS_OF
+from training.arrays import Floats
 from training.config.data import ScenariosConfig
 from training.config.learning import PreferencesConfig
 from training.learning.algorithms.preferences import (
@@ -115,9 +115,9 @@ def test_an_excluded_scenario_has_no_outcome_to_prefer() -> None:
     assert drawn(np.full(10, np.nan)) == []
 
 
-def members(*each: Sequence[float], scores: Sequence[float] = R) -> np.ndarray:
+def members(*each: Floats, scores: Floats = R) -> np.ndarray:
     """(M, 2, 1, 10): what each member predicts of one scenario."""
-    return np.stack([np.stack([np.asarray(one), np.asarray(scores)])[:, None] for one in each])
+    return np.stack([np.stack([predicted, scores])[:, None] for predicted in each])
 
 
 def test_the_reward_model_speaks_where_its_members_agree_and_outcomes_are_silent() -> None:

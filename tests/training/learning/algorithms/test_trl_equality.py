@@ -54,7 +54,7 @@ def ours(
 ) -> tuple[float, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """Loss, gradients and weights of one batch, reference: the base model, through a bias that must
     cancel."""
-    config = AdapterConfig(rank=RANK, alpha=2.0 * RANK, kind=kind)  # type: ignore[arg-type]
+    config = AdapterConfig(rank=RANK, alpha=2.0 * RANK, kind=kind)
     bias = torch.linspace(-1, 1, len(LABELS))
     numbers = torch.arange(len(PAIRS))
     chosen, rejected = torch.tensor(PAIRS).unbind(1)
@@ -114,7 +114,7 @@ def theirs(
     from trl import DPOTrainer
     from trl.trainer.dpo_trainer import DataCollatorForPreference
 
-    class LetterOnly(DataCollatorForPreference):
+    class LetterOnly(DataCollatorForPreference):  # type: ignore[misc]  # TRL has no types
         def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
             cut = {"chosen_ids", "rejected_ids"}
             return super().torch_call(

@@ -20,6 +20,7 @@ from tests.training.support.planted import (
     short_prompts,
     tiny_reader,
 )
+from training.config.learning import EncodeConfig
 from training.learning.model import base_pass as stage
 from training.learning.model.base_pass import LINES, Encoded, EncodeError
 
@@ -213,7 +214,7 @@ def test_progress_counts_distinct_prompts(tmp_path: Path, tiny: tuple[LabelReade
     prompts, seen = short_prompts(3), []
     folder = tmp_path / "out"
     folder.mkdir()
-    config = stage.EncodeConfig(shard=2)
+    config = EncodeConfig(shard=2)
     texts = [[Line(LineKind.IDENTITY, one.user)] for one in (*prompts, prompts[0])]
     assert [prompt_of(lines) for lines in texts[:3]] == prompts
     stage.build_encoded(

@@ -64,7 +64,7 @@ def window(
     )
     return Window(
         features=vectors,
-        as_of=3600.0 * np.arange(count),
+        as_of=np.arange(0, 3600 * count, 3600, dtype=np.float64),
         agreement=(rng.random(count) < agree).astype(float),
         approval=approval,
         agent_approval=(rng.random(count) < 0.4).astype(float),

@@ -111,7 +111,8 @@ def test_the_cool_down_outlives_a_restart() -> None:
 
 
 def test_an_outage_is_told_and_mended_and_what_passed_meanwhile_is_missed_not_traded() -> None:
-    clock, said = Clock(FIRST, FIRST + 100 * HOUR), []
+    clock = Clock(FIRST, FIRST + 100 * HOUR)
+    said: list[str] = []
     begin, end = FIRST + 10 * HOUR + 30, FIRST + 60 * HOUR + 600
     feed = live(clock, Exchange(MARKETS, clock, away=[(begin, end)]), tell=said.append)
     found = moments(feed)

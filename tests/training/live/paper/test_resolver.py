@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, cast
@@ -203,11 +204,10 @@ async def test_what_cannot_be_resolved_is_counted_by_reason_and_never_made_up(
             "ETHUSDT": AT,
         }
     earlier = table(*[(100, 101, 99, 100)] * 40, skip=-30)
-    gap = Bars(
-        *(
-            v if isinstance(v, str | int) else v[all_but_two_bars(earlier)]
-            for v in vars(earlier).values()
-        )
+    kept = all_but_two_bars(earlier)
+    gap = replace(
+        earlier,
+        **{name: v[kept] for name, v in vars(earlier).items() if isinstance(v, np.ndarray)},
     )
     fates = await resolved(service, gap)
     assert fates == Counter(

@@ -79,7 +79,7 @@ async def replay(
 
 def rows(service: Running, query: str) -> list[Any]:
     with psycopg.connect(str(service.settings.database_url).replace("+psycopg", "")) as connection:
-        return connection.execute(query).fetchall()  # type: ignore[arg-type]
+        return connection.execute(query).fetchall()
 
 
 async def recorded(service: Running, decisions: int, outcomes: int) -> None:

@@ -5,7 +5,7 @@ As compose would: migrate, then API and writer with a read-only root and a volum
 health check, one request, the reference agent, drift, SIGTERM. Postgres and Valkey are those of the
 project's own environment.
 
-usage: python -m deploy.run_dockerfile [--keep]
+usage: python -m tests.deploy.run_dockerfile [--keep]
 
 Run it from the repository's root; --keep leaves the stages in var/.
 """
@@ -29,7 +29,16 @@ import psycopg
 
 from app.local.servers import EmbeddedPostgres, EmbeddedValkey, free_port
 from app.schemas import EXAMPLE
-from deploy.dockerfile import ROOT, WORK, Builder, BuildError, Image, copy, end_with_us, execute
+from tests.deploy.dockerfile import (
+    ROOT,
+    WORK,
+    Builder,
+    BuildError,
+    Image,
+    copy,
+    end_with_us,
+    execute,
+)
 
 START_S = 180.0
 HOME = "/var/lib/advisor"

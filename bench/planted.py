@@ -1,5 +1,4 @@
-"""Does it learn? `python -m bench.learning`: every algorithm on a planted rule, beside a linear
-probe.
+"""Does it learn? Every algorithm on a planted rule, beside a linear probe.
 
 The prompts are of made-up scenarios. The rule is visible in the prompt and nowhere else: approving
 pays unless Bitcoin trends down or sellers lead the flow, and costs as much otherwise. Realised
@@ -12,17 +11,16 @@ here says anything about markets.
 
 from __future__ import annotations
 
-import argparse
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
+import typer
 from numpy.typing import NDArray
 
 from app.domain.actions import ACTIONS
@@ -31,6 +29,8 @@ from app.policy.calibration import random_scenarios
 from app.policy.in_process.importer import import_smollm2
 from app.policy.in_process.label_reader import LabelReader
 from app.policy.store import load_manifest
+from bench.history import record
+from training.cli.meter import meter
 from training.config.learning import (
     AdapterConfig,
     DpoConfig,
@@ -104,9 +104,10 @@ def encode_planted(
     prompts = [prompt_of(lines) for lines in texts]
 
     def build(target: Path) -> dict[str, object]:
-        return build_encoded(
-            target, texts, reader, base, EncodeConfig(), folder / "cache", _show("base pass")
-        )
+        with meter("base pass") as progress:
+            return build_encoded(
+                target, texts, reader, base, EncodeConfig(), folder / "cache", progress
+            )
 
     identity = [prompt.hash for prompt in prompts]
     return prompts, Encoded.open(
@@ -135,10 +136,37 @@ def planted_problem(
     return problem, planted
 
 
-def score(planted: Planted, rows: NDArray[np.int64], log_policy: NDArray[np.floating]) -> str:
-    """One line, of the likeliest action share of the best achievable reward, reward and share of
-    right approvals; the share that is expected of a sampled action; share of the most frequent
-    action; entropy."""
+class Score(NamedTuple):
+    """What a policy is worth on the rows that it is tried on, by the rule itself."""
+
+    of_best: float
+    """Share of the best achievable reward, by the likeliest action."""
+    reward: float
+    """Its reward, R."""
+    right: float
+    """Share of right approvals."""
+    sampled: float
+    """Share of the best achievable reward that is expected of a sampled action."""
+    same: float
+    """Share of the most frequent action."""
+    entropy: float
+    """Nats."""
+
+    def line(self) -> str:
+        """Aligned below `HEADING`."""
+        return (
+            f"{self.of_best:8.2f} {self.reward:8.3f} {self.right:8.2f} {self.sampled:8.2f}"
+            f" {self.same:8.2f} {self.entropy:8.2f}"
+        )
+
+
+HEADING = f"{'':10} " + " ".join(
+    f"{name:>8}" for name in ("of best", "reward", "right", "sampled", "same", "entropy", "CPU-s")
+)
+
+
+def score(planted: Planted, rows: NDArray[np.int64], log_policy: NDArray[np.floating]) -> Score:
+    """Of (N, 10) log-probabilities, on some rows."""
     taken = log_policy[rows].argmax(1)
     mean = planted.mean[rows]
     sampled = (np.exp(log_policy[rows]) * mean).sum(1).mean()
@@ -146,93 +174,89 @@ def score(planted: Planted, rows: NDArray[np.int64], log_policy: NDArray[np.floa
     right = ((taken > 0) == planted.pays[rows]).mean()
     entropy = -(np.exp(log_policy[rows]) * log_policy[rows]).sum(1).mean()
     largest = np.bincount(taken, minlength=len(ACTIONS)).max() / len(rows)
-    return (
-        f"{reward / best:8.2f} {reward:8.3f} {right:8.2f} {sampled / best:8.2f} {largest:8.2f}"
-        f" {entropy:8.2f}"
-    )
+    return Score(*map(float, (reward / best, reward, right, sampled / best, largest, entropy)))
 
 
-def main() -> None:
+def log_policy_of(
+    label_log_probs: NDArray[np.floating], bias: torch.Tensor
+) -> NDArray[np.floating]:
+    """(N, 10) of raw log-probabilities of the labels, less the base model's leaning."""
+    raw = torch.from_numpy(np.array(label_log_probs))
+    return np.asarray(torch.log_softmax(raw - bias, -1).numpy())
+
+
+class Trial(NamedTuple):
+    """The planted problem, and where each algorithm is scored; `figures` go into the history."""
+
+    problem: Problem
+    planted: Planted
+    rows: NDArray[np.int64]
+    figures: dict[str, float]
+
+    def tell(self, name: str, log_policy: NDArray[np.floating], more: str = "") -> None:
+        """One line."""
+        scored = score(self.planted, self.rows, log_policy)
+        print(f"{name:10} {scored.line()} {more}", flush=True)
+        self.figures.update(
+            {f"{name}: of_best": scored.of_best, f"{name}: sampled": scored.sampled}
+        )
+
+    def base_and_probe(self) -> None:
+        """What the algorithms start from, and the linear control."""
+        problem = self.problem
+        self.tell("base", log_policy_of(problem.encoded.label_log_probs, problem.bias))
+        began = time.process_time()
+        probe = fit_probe(problem, ExpectedConfig().beta)
+        seconds = time.process_time() - began
+        self.tell("probe", probe.log_policy, f"{seconds:8.0f}  C={probe.strength}")
+
+    def algorithm(
+        self, name: str, changes: dict[str, str], reader: LabelReader, into: Path
+    ) -> None:
+        """Train it in a folder beside the warm-up that it starts from."""
+        train, config = ALGORITHMS[name]
+        config = type(config).model_validate(config.model_dump() | changes)
+        problem = replace(self.problem, warm_up=None if name == WARM_UP else into / WARM_UP)
+        began = time.process_time()
+        with meter(name) as progress:
+            trained = train(problem, config, AdapterConfig(), reader, into / name, progress)
+        seconds = time.process_time() - began
+        log_policy = log_policy_of(trained.label_log_probs, problem.bias)
+        self.tell(name, log_policy, f"{seconds:8.0f}  T={trained.calibration.temperature}")
+        self.figures[f"{name}: cpu_s"] = seconds
+
+
+def main(
+    scenarios: Annotated[int, typer.Option(help="Training and validation rows.")] = 600,
+    seed: Annotated[int, typer.Option(help="Of the noise and of training.")] = 0,
+    fresh: Annotated[int, typer.Option(help="Score so many further scenarios instead.")] = 0,
+    folder: Annotated[Path, typer.Option(help="Keeps the base pass.")] = Path("var/bench/planted"),
+    models: Annotated[Path, typer.Option(help="Where the small model is.")] = Path("var/models"),
+    threads: Annotated[int, typer.Option(help="Torch threads.")] = 1,
+    only: Annotated[
+        list[str] | None, typer.Option(help="After the warm-up; may be repeated.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="KEY=VALUE: changes to their configuration; may be repeated."),
+    ] = None,
+) -> None:
     """Print one line per algorithm."""
-    options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--scenarios", type=int, default=600)
-    options.add_argument("--seed", type=int, default=0)
-    options.add_argument(
-        "--fresh", type=int, default=0, help="score so many further scenarios instead"
-    )
-    options.add_argument(
-        "--folder", type=Path, default=Path("var/bench/learning"), help="keeps the base pass"
-    )
-    options.add_argument("--models", type=Path, default=Path("var/models"))
-    options.add_argument("--threads", type=int, default=1)
-    options.add_argument(
-        "--only", nargs="*", choices=list(ALGORITHMS), default=[], help="after the warm-up"
-    )
-    options.add_argument(
-        "--set", nargs="*", default=[], metavar="KEY=VALUE", help="changes to their configuration"
-    )
-    chosen = options.parse_args()
-    torch.set_num_threads(chosen.threads)
-    base = import_smollm2(chosen.models, print)
+    torch.set_num_threads(threads)
+    base = import_smollm2(models, print)
     reader = LabelReader.load(base)
-    problem, planted = planted_problem(
-        chosen.folder, base, reader, chosen.scenarios, chosen.seed, chosen.fresh
-    )
-    rows = (
-        np.arange(chosen.scenarios, len(problem.encoded)) if chosen.fresh else problem.validate_rows
-    )
-    print(
-        f"{'':10} {'of best':>8} {'reward':>8} {'right':>8} {'sampled':>8} {'same':>8}"
-        f" {'entropy':>8} {'CPU-s':>8}"
-    )
-    base_policy = torch.log_softmax(
-        torch.from_numpy(np.array(problem.encoded.label_log_probs)) - problem.bias, -1
-    )
-    print(f"{'base':10} {score(planted, rows, base_policy.numpy())}")
-    began = time.process_time()
-    probe = fit_probe(problem, ExpectedConfig().beta)
-    print(
-        f"{'probe':10} {score(planted, rows, probe.log_policy)} {time.process_time() - began:8.0f} "
-        f" C={probe.strength}",
-        flush=True,
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        for name in [*ALGORITHMS] if not chosen.only else [WARM_UP, *chosen.only]:
-            train, config = ALGORITHMS[name]
-            changes = dict(one.split("=", 1) for one in chosen.set) if name != WARM_UP else {}
-            config = type(config).model_validate(
-                config.model_dump() | {"seed": chosen.seed} | changes
-            )
-            began = time.process_time()
-            given = replace(problem, warm_up=None if name == WARM_UP else Path(folder) / WARM_UP)
-            trained = train(
-                given, config, AdapterConfig(), reader, Path(folder) / name, _show(name)
-            )
-            seconds = time.process_time() - began
-            log_policy = torch.log_softmax(
-                torch.from_numpy(trained.label_log_probs) - problem.bias, -1
-            ).numpy()
-            print(
-                f"{name:10} {score(planted, rows, log_policy)} {seconds:8.0f} "
-                f" T={trained.calibration.temperature}",
-                flush=True,
-            )
-
-
-def _show(name: str) -> Callable[[int, int], None]:
-    """Progress on one line of a terminal."""
-
-    def show(done: int, total: int) -> None:
-        if sys.stderr.isatty():
-            print(
-                f"\r{name} {done}/{total}",
-                end="\r" if done < total else "\r\033[K",
-                file=sys.stderr,
-                flush=True,
-            )
-
-    return show
+    problem, planted = planted_problem(folder, base, reader, scenarios, seed, fresh)
+    rows = np.arange(scenarios, len(problem.encoded)) if fresh else problem.validate_rows
+    trial = Trial(problem, planted, rows, {"scenarios": scenarios, "seed": seed, "fresh": fresh})
+    print(HEADING)
+    trial.base_and_probe()
+    changes = dict(setting.split("=", 1) for setting in overrides or ())
+    with tempfile.TemporaryDirectory() as made:
+        for name in [WARM_UP, *only] if only else ALGORITHMS:
+            own = {} if name == WARM_UP else changes
+            trial.algorithm(name, {"seed": str(seed), **own}, reader, Path(made))
+    record("planted", trial.figures)
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 from app.local.servers import die_with_parent
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 WORK = ROOT / "var" / "containers"
 BASE_PATH = "/usr/local/bin:/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin"
 # What a base image has of its own in /etc, and what an engine puts there; pip.conf: this machine's
