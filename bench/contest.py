@@ -29,10 +29,10 @@ from training.judging.contest.contest import (
     POLICY,
     Contest,
     Trained,
-    Version,
     hold_contest,
     refitted,
 )
+from training.learning.model.answers import Answers
 from training.market.context import KnownContext
 from training.market.synthetic import synthetic_bars
 from training.outcomes.labels import Labels, build_labels
@@ -92,12 +92,12 @@ def timed(what: str, work: Callable[[], Result]) -> tuple[Result, float]:
     return made, seconds
 
 
-def answers(count: int, versions: int) -> dict[str, Version]:
+def answers(count: int, versions: int) -> dict[str, Answers]:
     """Made-up probabilities of so many scenarios: the base model's and those of some policies."""
     source = np.random.default_rng(0)
     names = [POLICY, BASE_MODEL, *(f"{POLICY} {number}" for number in range(2, versions + 1))]
     return {
-        name: Version(np.log(source.dirichlet(np.ones(len(ACTIONS)), count)), Calibration())
+        name: Answers(np.log(source.dirichlet(np.ones(len(ACTIONS)), count)), Calibration())
         for name in names
     }
 

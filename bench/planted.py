@@ -44,6 +44,7 @@ from training.config.learning import (
 from training.learning.algorithms import dpo, expected, ppo, rrhf, warm_up
 from training.learning.algorithms.probe import fit_probe
 from training.learning.algorithms.run import Problem, TrainedPolicy
+from training.learning.model.answers import Answers
 from training.learning.model.base_pass import Encoded, build_encoded
 from training.stages.store import Workshop
 
@@ -177,14 +178,6 @@ def score(planted: Planted, rows: NDArray[np.int64], log_policy: NDArray[np.floa
     return Score(*map(float, (reward / best, reward, right, sampled / best, largest, entropy)))
 
 
-def log_policy_of(
-    label_log_probs: NDArray[np.floating], bias: torch.Tensor
-) -> NDArray[np.floating]:
-    """(N, 10) of raw log-probabilities of the labels, less the base model's leaning."""
-    raw = torch.from_numpy(np.array(label_log_probs))
-    return np.asarray(torch.log_softmax(raw - bias, -1).numpy())
-
-
 class Trial(NamedTuple):
     """The planted problem, and where each algorithm is scored; `figures` go into the history."""
 
@@ -204,7 +197,8 @@ class Trial(NamedTuple):
     def base_and_probe(self) -> None:
         """What the algorithms start from, and the linear control."""
         problem = self.problem
-        self.tell("base", log_policy_of(problem.encoded.label_log_probs, problem.bias))
+        untuned = Answers(problem.encoded.label_log_probs, problem.untempered)
+        self.tell("base", untuned.log_policy)
         began = time.process_time()
         probe = fit_probe(problem, ExpectedConfig().beta)
         seconds = time.process_time() - began
@@ -221,8 +215,8 @@ class Trial(NamedTuple):
         with meter(name) as progress:
             trained = train(problem, config, AdapterConfig(), reader, into / name, progress)
         seconds = time.process_time() - began
-        log_policy = log_policy_of(trained.label_log_probs, problem.bias)
-        self.tell(name, log_policy, f"{seconds:8.0f}  T={trained.calibration.temperature}")
+        log_policy = Answers(trained.answers.raw, problem.untempered).log_policy
+        self.tell(name, log_policy, f"{seconds:8.0f}  T={trained.answers.calibration.temperature}")
         self.figures[f"{name}: cpu_s"] = seconds
 
 

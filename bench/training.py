@@ -117,7 +117,7 @@ def ours(
         cpu, clock = watch.read()
         known = np.array(encoded.label_log_probs)
         held_out = pairs[pairs[:, 0] >= train]
-        return Cost(cpu, clock, accuracy(trained.label_log_probs, known, held_out)), known
+        return Cost(cpu, clock, accuracy(trained.answers.raw, known, held_out)), known
 
 
 def theirs(

@@ -35,7 +35,6 @@ from training.judging.contest.contest import (
     WARM_UP,
     Contest,
     Trained,
-    Version,
     hold_contest,
     refitted,
 )
@@ -47,6 +46,7 @@ from training.judging.report import arms
 from training.judging.report.findings import Findings
 from training.learning.algorithms import probe
 from training.learning.model import answers
+from training.learning.model.answers import Answers
 from training.learning.model.base_pass import Encoded
 from training.outcomes.labels import Labels
 from training.pipeline.rebuild import Rebuild, Rebuilt
@@ -333,17 +333,17 @@ class Evaluate:
             "checks", depends, {"held_out": held.scenarios, "answers": read}, build, (checks,)
         )
 
-    def _versions(self, given: Gathered) -> dict[str, Version]:
+    def _versions(self, given: Gathered) -> dict[str, Answers]:
         found = {
-            name: Version(
+            name: Answers(
                 np.load(each / answers.FILE), Calibration.from_json(each.facts["calibration"])
             )
             for name, each in given.read.items()
         }
         untuned = np.asarray(Encoded.open(given.held.encoded).label_log_probs)
-        return found | {BASE_MODEL: Version(untuned, self.rebuild.base.manifest.calibration)}
+        return found | {BASE_MODEL: Answers(untuned, self.rebuild.base.manifest.calibration)}
 
-    def _contest(self, held: HeldOut, versions: Mapping[str, Version], trained: Trained) -> Contest:
+    def _contest(self, held: HeldOut, versions: Mapping[str, Answers], trained: Trained) -> Contest:
         scenarios, labels = ScenarioSet.open(held.scenarios), Labels.open(held.labels)
         config = self.config.evaluate
         periods = refitted(scenarios, labels, versions, trained, config.refit_days)

@@ -14,7 +14,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
 from app.domain.manifest import ModelManifest
@@ -302,8 +301,7 @@ class Rebuild:
             return None
         rows = problem.validate_rows
         rows = rows[evenly(len(rows), DIALOGUES)]
-        bias = np.array(trained.calibration.bias)
-        actions = (trained.label_log_probs - bias).argmax(1)
+        actions = trained.answers.action
         with self.meter("language, before and after") as progress:
             return language.compare(
                 self.reader,

@@ -26,7 +26,6 @@ from training.judging.contest.contest import (
     Contest,
     Period,
     Trained,
-    Version,
     hold_contest,
 )
 from training.judging.gate import evidence
@@ -35,6 +34,7 @@ from training.judging.report import arms
 from training.judging.report.document import Report
 from training.judging.report.findings import Findings
 from training.learning.model import answers
+from training.learning.model.answers import Answers
 from training.learning.model.base_pass import Encoded
 from training.outcomes.labels import Labels
 from training.pipeline.evaluate import REPLAY_LIMITS, calibration_of, stressed_labels
@@ -90,7 +90,7 @@ class WalkForward:
 
         def build(folder: Path) -> Mapping[str, Any]:
             judged, known = ScenarioSet.open(scenarios), Labels.open(labels)
-            untuned = Version(
+            untuned = Answers(
                 np.asarray(Encoded.open(encoded).label_log_probs),
                 self.judged.base.manifest.calibration,
             )
@@ -149,14 +149,14 @@ class WalkForward:
         )
         return Trained(scenarios, labels, self.config.scenarios.embargo_hours * 3600)
 
-    def _period(self, judged: ScenarioSet, labels: Labels, step: Step, untuned: Version) -> Period:
+    def _period(self, judged: ScenarioSet, labels: Labels, step: Step, untuned: Answers) -> Period:
         trained = self._trained(step.made)
         within = (judged.as_of >= max(step.begins, trained.until + trained.embargo_s)) & (
             judged.as_of < step.ends
         )
         rows = np.flatnonzero(judged.real & within & np.isfinite(labels.rewards).all(1))
         calibration = Calibration.from_json(step.answers.facts["calibration"])
-        tuned = Version(np.load(step.answers / answers.FILE), calibration)
+        tuned = Answers(np.load(step.answers / answers.FILE), calibration)
         return Period(rows, {POLICY: tuned.at(rows), BASE_MODEL: untuned.at(rows)}, trained.known())
 
     def _report(

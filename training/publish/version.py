@@ -14,6 +14,7 @@ from app.domain.canonical import content_hash
 from app.domain.manifest import MANIFEST_NAME, Calibration, ModelManifest
 from app.policy.store import find_version, read_manifest
 from training.arrays import DAY_S, Floats
+from training.learning.model.answers import Answers
 from training.learning.reward.accuracy import compared
 from training.learning.reward.ensemble import Rewards
 from training.outcomes.labels import Labels
@@ -113,8 +114,8 @@ def results(
     rows = rows[np.isfinite(labels.rewards[rows]).all(1) & np.isfinite(labels.agent_reward[rows])]
     untuned = np.load(made["encoded"] / "label_log_probs.npy")
     taken = {
-        "policy": (raw[rows] - np.array(own.bias)).argmax(1),
-        "base_model": (untuned[rows] - np.array(base.bias)).argmax(1),
+        "policy": Answers(raw[rows], own).action,
+        "base_model": Answers(untuned[rows], base).action,
     }
     values = {name: labels.rewards[rows, chosen] for name, chosen in taken.items()}
     values |= {"always_approve": labels.agent_reward[rows], "never_approve": np.zeros(len(rows))}

@@ -13,11 +13,9 @@ from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import softmax
 
 from app.domain.control import AgentAction
 from app.domain.limits import Limits
-from app.domain.manifest import Calibration
 from app.domain.scenario import Scenario
 from training.arrays import DAY_S, Floats, Progress, silent
 from training.config.data import OutcomesConfig
@@ -35,6 +33,7 @@ from training.judging.contest.arms import (
 )
 from training.judging.contest.performance import Performance, performance
 from training.judging.contest.portfolio import Book, Clock, Size, Trades, buy_and_hold, trade
+from training.learning.model.answers import Answers
 from training.market.bars import Bars
 from training.outcomes.labels import Labels
 from training.outcomes.simulate import Costs
@@ -51,25 +50,6 @@ CONTROLS = (BASE_MODEL, WARM_UP, PROBE, CHAMPION)
 RANDOM_BOOKS = 20
 """Draws of the random veto whose portfolios are kept; their rewards need no portfolio, and all
 draws count there."""
-
-
-@dataclass(frozen=True, eq=False)
-class Version:
-    """A model version's answers to N held-out scenarios: (N, 10) raw label log-probabilities."""
-
-    log_probabilities: NDArray[np.floating]
-    calibration: Calibration
-
-    def at(self, rows: NDArray[np.int64]) -> Version:
-        """Its answers to some of them."""
-        return Version(self.log_probabilities[rows], self.calibration)
-
-    def probabilities(self) -> Floats:
-        """(N, 10), of its proposals."""
-        scaled = (
-            self.log_probabilities - np.array(self.calibration.bias)
-        ) / self.calibration.temperature
-        return np.asarray(softmax(scaled, axis=1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +76,7 @@ class Period:
     """
 
     rows: NDArray[np.int64]
-    versions: Mapping[str, Version]
+    versions: Mapping[str, Answers]
     known: Known
 
 
@@ -163,7 +143,7 @@ def known_of(
 def refitted(
     held_out: ScenarioSet,
     labels: Labels,
-    versions: Mapping[str, Version],
+    versions: Mapping[str, Answers],
     trained: Trained,
     refit_days: float,
 ) -> list[Period]:
@@ -251,7 +231,7 @@ def hold_contest(
         books,
         measured,
         {
-            name: np.concatenate([each.versions[name].probabilities() for each in periods])
+            name: np.concatenate([each.versions[name].probabilities for each in periods])
             for name in periods[0].versions
         },
     )
@@ -271,7 +251,7 @@ def _arms(
     rivals = fitted(period.known, plan, held_out.features()[period.rows])
     arms = [agent(parsed, controls), plan, *(rival.kept(rival.name, within) for rival in rivals)]
     for name, version in period.versions.items():
-        raw, guarded = policy(parsed, version.log_probabilities, version.calibration, limits)
+        raw, guarded = policy(parsed, version.raw, version.calibration, limits)
         if name == POLICY:
             arms.append(raw)
         arms.append(guarded.named(name))

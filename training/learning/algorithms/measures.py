@@ -7,12 +7,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax
 from torch import Tensor
 
 from app.domain.errors import AdvisorError
 from training.arrays import Floats
 from training.config.learning import TrainingConfig
 from training.learning.algorithms import losses
+from training.learning.model.answers import Answers
 
 Measures = dict[str, float]
 _LOG_TEMPERATURES = (-3.0, 3.0)
@@ -44,8 +46,7 @@ def policy_measures(
 
 
 def validation_metrics(
-    log_policy: NDArray[np.floating],
-    raw: NDArray[np.floating],
+    answers: Answers,
     reference: NDArray[np.floating],
     rewards: Floats,
     train: NDArray[np.int64],
@@ -58,13 +59,13 @@ def validation_metrics(
     """
     tensors = (
         torch.from_numpy(np.asarray(each[rows], np.float32))
-        for each in (log_policy, reference, raw, rewards)
+        for each in (answers.log_policy, reference, answers.raw, rewards)
     )
     found = {name: float(value) for name, value in policy_measures(*tensors).items()}
     known = rewards[rows]
     constant = int(rewards[train].mean(0).argmax())
     return found | {
-        "greedy": _taken(known, log_policy[rows].argmax(1)),
+        "greedy": _taken(known, answers.action[rows]),
         "reference_greedy": _taken(known, reference[rows].argmax(1)),
         "best_constant": float(known[:, constant].mean()),
         "oracle": float(known.max(1).mean()),
@@ -100,9 +101,8 @@ def fit_temperature(log_policy: Floats, best: NDArray[np.int64], weights: Floats
     """
 
     def loss(log_temperature: float) -> float:
-        scaled = log_policy / np.exp(log_temperature)
-        normaliser = np.log(np.exp(scaled - scaled.max(1, keepdims=True)).sum(1)) + scaled.max(1)
-        return float((weights * (normaliser - scaled[np.arange(len(best)), best])).mean())
+        scaled = log_softmax(log_policy / np.exp(log_temperature), axis=1)
+        return -float((weights * scaled[np.arange(len(best)), best]).mean())
 
     found = minimize_scalar(loss, bounds=_LOG_TEMPERATURES, method="bounded")
     return round(float(np.exp(found.x)), 4)

@@ -46,6 +46,7 @@ from training.learning.model.adapted import (
     load_adapter,
     save_adapter,
 )
+from training.learning.model.answers import Answers
 from training.learning.model.base_pass import Encoded
 
 ADAPTER, READINGS = "adapter", "policy_log_probs.npy"
@@ -100,6 +101,11 @@ class Problem:
         object.__setattr__(self, "weights", scaled)
 
     @property
+    def untempered(self) -> Calibration:
+        """Of the policy that is trained: the base's bias, temperature 1."""
+        return self.calibration.model_copy(update={"temperature": 1.0})
+
+    @property
     def bias(self) -> Tensor:
         """(10,) float32, nats."""
         return torch.tensor(self.calibration.bias)
@@ -107,16 +113,14 @@ class Problem:
 
 @dataclass(frozen=True, eq=False)
 class TrainedPolicy:
-    """A finished run. `folder/adapter` holds PEFT's files, `folder/policy_log_probs.npy` the (N,
-    10) raw label log-probabilities of all rows, `folder/training.json` history, metrics and
-    calibration. `reference` is (N, 10), the reference policy's log-probabilities: what the run
-    started from."""
+    """A finished run. `folder/adapter` holds PEFT's files, `folder/policy_log_probs.npy` the raw
+    answers to all rows, `folder/training.json` history, metrics and calibration. `reference` is (N,
+    10), the reference policy's log-probabilities: what the run started from."""
 
     folder: Path
     history: list[Measures]
     metrics: dict[str, float]
-    calibration: Calibration
-    label_log_probs: NDArray[np.float32]
+    answers: Answers
     reference: NDArray[np.float32]
 
     @property
@@ -318,10 +322,9 @@ def finish(run: Run, folder: Path) -> TrainedPolicy:
     """
     problem = run.problem
     raw = read_rows(run, np.arange(len(problem.encoded)))
-    log_policy = torch.log_softmax(torch.from_numpy(raw) - problem.bias, -1).numpy()
+    plain = Answers(raw, problem.untempered)
     metrics = validation_metrics(
-        log_policy,
-        raw,
+        plain,
         run.reference.numpy(),
         problem.rewards,
         problem.train_rows,
@@ -330,12 +333,13 @@ def finish(run: Run, folder: Path) -> TrainedPolicy:
     check_not_collapsed(metrics, run.config)
     validate = problem.validate_rows
     best = problem.rewards[validate].argmax(1)
-    temperature = fit_temperature(log_policy[validate], best, problem.weights[validate])
-    mass = np.exp(raw[validate]).sum(1).min()
+    temperature = fit_temperature(plain.log_policy[validate], best, problem.weights[validate])
+    least_mass = float(plain.label_mass[validate].min())
     calibration = problem.calibration.model_copy(
-        update={"temperature": temperature, "min_label_mass": round(float(mass) / 2, 3)}
+        update={"temperature": temperature, "min_label_mass": round(least_mass / 2, 3)}
     )
-    trained = TrainedPolicy(folder, run.history, metrics, calibration, raw, run.reference.numpy())
+    answers = Answers(raw, calibration)
+    trained = TrainedPolicy(folder, run.history, metrics, answers, run.reference.numpy())
     if run.accelerator.is_main_process:
         save_adapter(run.unwrapped, trained.adapter, problem.base_name)
         np.save(folder / READINGS, raw)

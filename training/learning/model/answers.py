@@ -1,27 +1,84 @@
-"""What model versions answer to scenarios: raw label log-probabilities, read once and kept."""
+"""What a model answers to scenarios: raw label log-probabilities, read once and kept, and what
+they propose."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import log_softmax
 
+from app.domain.actions import ACTIONS
 from app.domain.decision import prepare
+from app.domain.manifest import Calibration
 from app.domain.scenario import Scenario
 from app.policy.backends import Backend, load_policy
 from app.policy.in_process.label_reader import LabelReader
-from training.arrays import Progress, silent
+from training.arrays import Floats, Progress, Rows, silent
 from training.learning.model.adapted import opened
 from training.learning.model.base_pass import Encoded
 
 FILE = "log_probabilities.npy"
 _ROWS = 32
 _PATIENCE_S = 300.0
+_APPROVING = np.array([action.approve for action in ACTIONS])
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """A model's answers to N scenarios: what `app.domain.decision.propose` makes of each reading,
+    for all of them at once.
+
+    raw : (N, 10) label log-probabilities over the whole vocabulary, nats.
+    """
+
+    raw: NDArray[np.floating]
+    calibration: Calibration
+
+    def __len__(self) -> int:
+        return len(self.raw)
+
+    def at(self, rows: Rows) -> Answers:
+        """Its answers to some of the scenarios."""
+        return Answers(self.raw[rows], self.calibration)
+
+    @cached_property
+    def _scores(self) -> Floats:
+        """(N, 10) before they are normalised over the labels."""
+        bias = np.array(self.calibration.bias)
+        return np.asarray((self.raw - bias) / self.calibration.temperature)
+
+    @cached_property
+    def log_policy(self) -> Floats:
+        """(N, 10) log-probabilities of the actions, nats."""
+        return np.asarray(log_softmax(self._scores, axis=1))
+
+    @property
+    def probabilities(self) -> Floats:
+        """(N, 10) of the actions; every row sums to 1."""
+        return np.exp(self.log_policy)
+
+    @property
+    def approve_probability(self) -> Floats:
+        """(N,) of all approving actions together."""
+        return np.asarray(self.probabilities[:, _APPROVING].sum(axis=1))
+
+    @property
+    def action(self) -> Rows:
+        """(N,) index of the most probable action; the earlier label wins a tie."""
+        return np.asarray(self._scores.argmax(axis=1))
+
+    @property
+    def label_mass(self) -> Floats:
+        """(N,) probability that fell on labels, 0-1."""
+        return np.asarray(np.exp(np.asarray(self.raw, np.float64)).sum(axis=1))
 
 
 def of_adapter(

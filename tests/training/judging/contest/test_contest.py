@@ -42,13 +42,13 @@ from training.judging.contest.contest import (
     Contest,
     Period,
     Trained,
-    Version,
     book,
     hold_contest,
     known_of,
     refitted,
 )
 from training.judging.contest.portfolio import Book, Clock, buy_and_hold
+from training.learning.model.answers import Answers
 from training.market.bars import Bars
 from training.outcomes.labels import Labels
 from training.outcomes.simulate import Costs
@@ -70,7 +70,7 @@ class Market(NamedTuple):
     trained: Trained
     held_out: ScenarioSet
     labels: Labels
-    versions: dict[str, Version]
+    versions: dict[str, Answers]
 
 
 def walk(seed: int, symbol: str) -> Bars:
@@ -78,11 +78,11 @@ def walk(seed: int, symbol: str) -> Bars:
     return replace(bars, closed_at=bars.closed_at - bars.closed_at[0] + BEGIN + HOUR)
 
 
-def tagged(count: int, seed: int) -> Version:
+def tagged(count: int, seed: int) -> Answers:
     """Answers of any kind; the first label's tells the row."""
     rows = np.random.default_rng(seed).normal(-2.3, 0.8, (count, 10))
     rows[:, 0] = -2.0 - np.arange(count) / count
-    return Version(rows, Calibration(temperature=1.5))
+    return Answers(rows, Calibration(temperature=1.5))
 
 
 @pytest.fixture(scope="module")
@@ -183,9 +183,7 @@ def test_every_usable_row_appears_exactly_once_in_order_with_its_own_answers(
         assert set(period.versions) == {POLICY, BASE_MODEL}
         for name, version in period.versions.items():
             mine = market.versions[name]
-            assert (
-                version.log_probabilities.tolist() == mine.log_probabilities[period.rows].tolist()
-            )
+            assert version.raw.tolist() == mine.raw[period.rows].tolist()
             assert version.calibration == mine.calibration
 
 
@@ -271,7 +269,7 @@ def test_every_arm_answers_every_row(held: Contest, market: Market) -> None:
     assert held.random.rewards.shape == (20, count)
     assert held.random.mean == pytest.approx(held.random.rewards.sum(0) / 20)
     for name, version in market.versions.items():
-        assert held.probabilities[name] == pytest.approx(version.probabilities()[held.arena.rows])
+        assert held.probabilities[name] == pytest.approx(version.probabilities[held.arena.rows])
         assert held.probabilities[name].sum(1) == pytest.approx(1)
 
 

@@ -35,6 +35,7 @@ from training.learning.algorithms.measures import (
 )
 from training.learning.algorithms.probe import fit_probe
 from training.learning.algorithms.run import Problem, TrainedPolicy, TrainingError
+from training.learning.model.answers import Answers
 from training.learning.model.base_pass import Encoded
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
@@ -111,10 +112,10 @@ def test_every_weight_moves_every_step_is_logged_and_a_seed_repeats_the_run(
     weights = load_file(first.adapter / "adapter_model.safetensors")
     assert all(value.abs().sum() > 0 for value in weights.values())  # B starts at zero
     second = trained(tiny, tmp_path / "b", name)
-    np.testing.assert_array_equal(first.label_log_probs, second.label_log_probs)
+    np.testing.assert_array_equal(first.answers.raw, second.answers.raw)
     assert first.history == second.history
     other = trained(tiny, tmp_path / "c", name, seed=1)
-    assert not np.allclose(first.label_log_probs, other.label_log_probs, atol=1e-4)
+    assert not np.allclose(first.answers.raw, other.answers.raw, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +126,7 @@ def test_parts_of_a_batch_make_the_same_run(
 ) -> None:
     whole = trained(tiny, tmp_path / "a", name, supervised=0.0)
     parts = trained(tiny, tmp_path / "b", name, supervised=0.0, accumulate=4)
-    np.testing.assert_allclose(whole.label_log_probs, parts.label_log_probs, atol=1e-3)
+    np.testing.assert_allclose(whole.answers.raw, parts.answers.raw, atol=1e-3)
 
 
 def test_what_is_left_behind_is_complete(tiny: tuple[LabelReader, Encoded], tmp_path: Path) -> None:
@@ -134,11 +135,11 @@ def test_what_is_left_behind_is_complete(tiny: tuple[LabelReader, Encoded], tmp_
         "adapter_config.json",
         "adapter_model.safetensors",
     }
-    np.testing.assert_array_equal(np.load(tmp_path / "policy_log_probs.npy"), run.label_log_probs)
+    np.testing.assert_array_equal(np.load(tmp_path / "policy_log_probs.npy"), run.answers.raw)
     document = json.loads((tmp_path / "training.json").read_text())
     assert document["history"] == run.history
     assert document["metrics"]["rows"] == 8
-    assert Calibration.from_json(document["calibration"]) == run.calibration
+    assert Calibration.from_json(document["calibration"]) == run.answers.calibration
     assert list((tmp_path / "tensorboard").rglob("events.*"))
 
 
@@ -157,7 +158,7 @@ def test_the_policys_readings_are_those_of_the_saved_adapter(
     finally:
         model.unload()
     np.testing.assert_allclose(
-        run.label_log_probs[3], logits[list(reader.encoder.label_ids)], atol=2e-2
+        run.answers.raw[3], logits[list(reader.encoder.label_ids)], atol=2e-2
     )
 
 
@@ -220,7 +221,7 @@ def test_the_warm_up_on_the_optimum_nears_it(
     base = losses.log_policy_of(torch.from_numpy(np.array(tiny[1].label_log_probs)), bias)
     target = losses.closed_form(base, torch.from_numpy(problem(tiny[1]).rewards).float(), 0.2)
     run = trained(tiny, tmp_path, "warm-up", epochs=15, beta=0.2)
-    nearer, rows = losses.log_policy_of(torch.from_numpy(run.label_log_probs), bias), slice(0, 24)
+    nearer, rows = losses.log_policy_of(torch.from_numpy(run.answers.raw), bias), slice(0, 24)
     away = losses.kl_divergence(target, nearer)[rows].mean()
     assert away < 0.8 * losses.kl_divergence(target, base)[rows].mean()
 
@@ -232,7 +233,7 @@ def test_an_algorithm_goes_on_from_the_warm_up_which_is_its_reference(
     bias = problem(tiny[1]).bias
     warm = np.load(tmp_path / "warm" / "policy_log_probs.npy")
     assert not np.allclose(warm, tiny[1].label_log_probs, atol=1e-2)
-    np.testing.assert_allclose(run.label_log_probs, warm, atol=1e-3)
+    np.testing.assert_allclose(run.answers.raw, warm, atol=1e-3)
     np.testing.assert_allclose(
         run.reference, losses.log_policy_of(torch.from_numpy(warm), bias), atol=1e-6
     )
@@ -295,7 +296,7 @@ def test_collapse_is_a_matter_of_probability_not_of_the_argmax() -> None:
     rewards = np.zeros((4, 10))
     same = np.tile(np.log([0.55, *[0.05] * 9]), (4, 1))
     rows = np.arange(4)
-    metrics = validation_metrics(same, same, same, rewards, rows, rows)
+    metrics = validation_metrics(Answers(same, Calibration()), same, rewards, rows, rows)
     assert metrics["same_argmax"] == 1.0
     assert metrics["majority"] == pytest.approx(0.55)
     check_not_collapsed(metrics, ExpectedConfig())

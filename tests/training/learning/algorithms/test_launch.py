@@ -46,7 +46,7 @@ def test_two_processes_train_what_one_trains(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr[-2000:]
     together = np.load(tmp_path / "two" / "policy_log_probs.npy")
-    np.testing.assert_allclose(together, alone.label_log_probs, atol=2e-3)
+    np.testing.assert_allclose(together, alone.answers.raw, atol=2e-3)
     assert not np.allclose(
         together, np.load(next((tmp_path / "data").rglob("label_log_probs.npy"))), atol=2e-3
     )
