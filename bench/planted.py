@@ -30,7 +30,7 @@ from app.policy.in_process.importer import import_smollm2
 from app.policy.in_process.label_reader import LabelReader
 from app.policy.store import load_manifest
 from bench.history import record
-from training.cli.meter import meter
+from training.cli.options import meter
 from training.config.learning import (
     AdapterConfig,
     DpoConfig,

@@ -17,7 +17,7 @@ from typing import Annotated, Any, NamedTuple
 import jinja2
 import typer
 
-from training.cli.meter import meter
+from training.cli.options import meter
 from training.config.file import read_config
 from training.config.learning import ALGORITHMS
 from training.judging.report.document import number

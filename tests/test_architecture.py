@@ -17,12 +17,8 @@ FOLDERS = ("app", "training", "migrations", "bench")
 MAX_FUNCTION_LINES = 50
 GROWN = {
     "app/policy/backends.py",
-    "training/cli/drift.py",
-    "training/cli/paper.py",
-    "training/cli/refresh.py",
     "training/judging/contest/contest.py",
     "training/judging/contest/rollouts.py",
-    "training/scenarios/table.py",
     "training/statistics/bootstrap.py",
     "bench/learning.py",
 }
@@ -132,12 +128,8 @@ OUTGROWN = {
     "app/policy/backends.py",
     "bench/learning.py",
     "bench/planted.py",
-    "training/cli/drift.py",
-    "training/cli/paper.py",
-    "training/cli/refresh.py",
     "training/judging/contest/contest.py",
     "training/judging/contest/rollouts.py",
-    "training/scenarios/table.py",
 }
 """Grew past the limit when code lines became 100 characters long; to be split."""
 

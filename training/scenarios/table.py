@@ -200,31 +200,17 @@ def build_scenarios(
     ------
     ScenarioError : nothing to train on, or nothing to validate on.
     """
-    left_out = Counter(excluded)
-    unique = {one.scenario.hash(): one for one in reversed(found)}
-    left_out["duplicate"] += len(found) - len(unique)
-    ids = sorted(
-        unique,
-        key=lambda key: (unique[key].scenario.second, unique[key].scenario.candidate.symbol, key),
-    )
-    real = [unique[key] for key in ids]
-    as_of = np.array([one.scenario.second for one in real], dtype=np.int64)
-    reach = [
-        label_reach(max(label_seconds, math.ceil(one.scenario.market.bar_seconds))) for one in real
-    ]
-    ends_at = as_of + np.array(reach, dtype=np.int64)
+    real = _in_order(found)
+    as_of = np.array([row.scenario.second for row in real], dtype=np.int64)
+    longest = (max(label_seconds, math.ceil(row.scenario.market.bar_seconds)) for row in real)
+    ends_at = as_of + np.array([label_reach(seconds) for seconds in longest], dtype=np.int64)
     split = splits(as_of, ends_at, config)
-    symbols = [one.scenario.candidate.symbol for one in real]
-    rows = [_row(one, number, None) for number, one in enumerate(real)]
-    copies = np.zeros(len(real))
-    source = np.random.default_rng(config.seed)
-    for number in np.flatnonzero(split == TRAIN) if config.perturbations else ():
-        made = variants(real[number].scenario, config.perturbations, source)
-        copies[number] = len(made)
-        rows += [_variant(real[number], int(number), kind, scenario) for kind, scenario in made]
-        progress(int(number) + 1, len(real))
+    rows = [_row(row, number, None) for number, row in enumerate(real)]
+    rows += _variants(real, split, config, progress)
     parents = np.array([row["parent"] for row in rows], dtype=np.int64)
-    weights = uniqueness(np.array(symbols, dtype=np.str_), as_of, ends_at) / (1 + copies)
+    symbols = np.array([row.scenario.candidate.symbol for row in real], dtype=np.str_)
+    # A row and its variants share the weight.
+    weights = uniqueness(symbols, as_of, ends_at) / np.bincount(parents)
     table = pl.DataFrame(rows, schema_overrides=SCHEMA).with_columns(
         # A variant that was shifted within its bar enters with the bar after it: the parent's reach
         # has that bar.
@@ -233,9 +219,36 @@ def build_scenarios(
         split=pl.Series(split[parents].tolist(), dtype=pl.String()),
     )
     table.select(list(SCHEMA)).write_parquet(folder / TABLE)
-    reported = [(n, _text(each)) for n, one in enumerate(real) for each in one.reported]
+    reported = [(n, _text(outcome)) for n, row in enumerate(real) for outcome in row.reported]
     pl.DataFrame(reported, schema=REPORTED_SCHEMA, orient="row").write_parquet(folder / REPORTED)
-    return _facts(table, left_out)
+    return _facts(table, Counter(excluded) + Counter(duplicate=len(found) - len(real)))
+
+
+def _in_order(found: Sequence[Found]) -> list[Found]:
+    """By time, symbol and content; of a scenario that appears twice, the first."""
+    unique = {row.scenario.hash(): row for row in reversed(found)}
+
+    def place(key: str) -> tuple[int, str, str]:
+        scenario = unique[key].scenario
+        return scenario.second, scenario.candidate.symbol, key
+
+    return [unique[key] for key in sorted(unique, key=place)]
+
+
+def _variants(
+    real: Sequence[Found], split: NDArray[np.str_], config: ScenariosConfig, progress: Progress
+) -> list[dict[str, Any]]:
+    """Rows of the marked perturbations of every training scenario."""
+    if not config.perturbations:
+        return []
+    rows, source = [], np.random.default_rng(config.seed)
+    for number in np.flatnonzero(split == TRAIN).tolist():
+        parent = real[number]
+        for kind, scenario in variants(parent.scenario, config.perturbations, source):
+            control = parent.redecide(scenario) if parent.redecide else parent.control
+            rows.append(_row(parent._replace(scenario=scenario, control=control), number, kind))
+        progress(number + 1, len(real))
+    return rows
 
 
 def label_reach(bar_seconds: int) -> int:
@@ -312,23 +325,18 @@ def _text(record: Scenario | AgentAction | Outcome) -> str:
     return canonical_json(record.as_json()).decode()
 
 
-def _row(one: Found, parent: int, kind: Kind | None) -> dict[str, Any]:
+def _row(found: Found, parent: int, kind: Kind | None) -> dict[str, Any]:
     return {
-        "id": one.scenario.hash(),
-        "symbol": one.scenario.candidate.symbol,
-        "as_of": one.scenario.second,
+        "id": found.scenario.hash(),
+        "symbol": found.scenario.candidate.symbol,
+        "as_of": found.scenario.second,
         "parent": parent,
         "synthetic": None if kind is None else kind.value,
-        "source": HISTORY if one.decision_id is None else SHADOW_LOG,
-        "decision_id": one.decision_id,
-        "scenario": _text(one.scenario),
-        "control": None if one.control is None else _text(one.control),
+        "source": HISTORY if found.decision_id is None else SHADOW_LOG,
+        "decision_id": found.decision_id,
+        "scenario": _text(found.scenario),
+        "control": None if found.control is None else _text(found.control),
     }
-
-
-def _variant(parent: Found, number: int, kind: Kind, scenario: Scenario) -> dict[str, Any]:
-    control = parent.redecide(scenario) if parent.redecide else parent.control
-    return _row(parent._replace(scenario=scenario, control=control), number, kind)
 
 
 def _is_default(candidate: dict[str, Any], name: str) -> bool:

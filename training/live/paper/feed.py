@@ -7,6 +7,7 @@ clock is an argument.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import groupby
@@ -22,11 +23,14 @@ from training.agent.reference import (
     Opportunity,
     chart,
     nothing_else,
+    opportunities,
     passes,
 )
 from training.arrays import DAY_S
-from training.market.bars import MarketDataError, length_seconds, load_exchange
+from training.log import Recalled
+from training.market.bars import MarketDataError, length_seconds
 from training.market.indicators import PERCENTILE_DAYS
+from training.market.sources import load_exchange, market_named, open_exchange
 
 WINDOW_BARS = 1000
 SETTLE_S = 2.0
@@ -45,10 +49,33 @@ class Moment(NamedTuple):
     opportunities: Sequence[Opportunity]
 
 
+def first_candidates(
+    charts: Sequence[Chart], since: datetime | None, count: int
+) -> list[Opportunity]:
+    """The first `count` candidates from `since` on. Raises `MarketDataError`: there are none."""
+    first = since.timestamp() if since else 0
+    chosen = [at for at in opportunities(charts) if at.as_of >= first][:count]
+    if not chosen:
+        bars = sum(len(chart.bars) for chart in charts)
+        raise MarketDataError(f"no candidate since {since or 'the first bar'} in {bars} bars")
+    return chosen
+
+
 def replayed(agent: Agent, chosen: Iterable[Opportunity]) -> Iterator[Moment]:
     """The moments of chosen opportunities, oldest first, on bars that are all known already."""
-    for as_of, together in groupby(chosen, key=lambda one: one.as_of):
+    for as_of, together in groupby(chosen, key=lambda at: at.as_of):
         yield Moment(as_of, agent, list(together))
+
+
+def limited(feed: Iterable[Moment], candidates: int) -> Iterator[Moment]:
+    """A feed that ends with the last of so many candidates."""
+    left = candidates
+    for moment in feed:
+        taken = moment.opportunities[:left]
+        yield moment._replace(opportunities=taken)
+        left -= len(taken)
+        if not left:
+            return
 
 
 class LiveFeed:
@@ -148,14 +175,40 @@ class LiveFeed:
     def _moment(self, close: int, seen: int) -> Moment:
         charts = [self._charts[symbol] for symbol in self._symbols]
         agent = Agent(charts, self._context)
-        found = []
-        for number, each in enumerate(charts):
-            symbol, times = each.bars.symbol, each.bars.closed_at
-            good = passes(each)
+        candidates = []
+        for number, chart_now in enumerate(charts):
+            symbol, times = chart_now.bars.symbol, chart_now.bars.closed_at
+            good = passes(chart_now)
             after = max(seen, self._asked.get(symbol, 0) + COOL_DOWN_S - 1)
             if seen:
                 self.missed += int(np.count_nonzero(good & (times > after) & (times < close)))
             if good[-1] and times[-1] == close and close > after:
                 self._asked[symbol] = close
-                found.append(Opportunity(number, len(times) - 1, close))
-        return Moment(close, agent, found)
+                candidates.append(Opportunity(number, len(times) - 1, close))
+        return Moment(close, agent, candidates)
+
+
+def live_feed(
+    source: str,
+    symbols: Sequence[str],
+    length: str | None,
+    recalled: Sequence[Recalled],
+    tell: Callable[[str], None],
+) -> LiveFeed:
+    """The exchange named `ccxt:EXCHANGE`, for a run that the log recalls. Raises
+    `MarketDataError`: another source, or no such exchange."""
+    market = market_named(source, symbols, length)
+    if market.exchange is None:
+        raise MarketDataError(
+            f"--live needs an exchange, --source {source} is none: write --source ccxt:binance"
+        )
+    asked = {decision.scenario.candidate.symbol: decision.scenario.second for decision in recalled}
+    return LiveFeed(
+        open_exchange(market.exchange),
+        symbols,
+        market.length,
+        asked=asked,
+        now=time.time,
+        sleep=time.sleep,
+        tell=tell,
+    )

@@ -13,6 +13,7 @@ carry their content as their key, so those that are sent again count once.
 from __future__ import annotations
 
 import re
+import signal
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -142,6 +143,19 @@ class Paper:
                 self._judge(moment, at)
                 tell(self.judged[-1])
         self.close()
+        return self.judged
+
+    def trade_until_stopped(
+        self, feed: Iterable[Moment], tell: Callable[[Judged], None] = lambda judged: None
+    ) -> list[Judged]:
+        """As `trade`, until Ctrl-C or SIGTERM: then too, outcomes that are known are reported."""
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        try:
+            self.trade(feed, tell)
+        except KeyboardInterrupt:
+            self.close()
+        finally:
+            signal.signal(signal.SIGTERM, before)
         return self.judged
 
     def close(self) -> None:

