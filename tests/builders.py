@@ -45,6 +45,8 @@ from tests.domain.scenarios import AS_OF, LIMITS, scenario_json
 
 MODEL = "test-1"
 HASH = "sha256:" + "0" * 64
+PLAN_RISK = 0.25 * (2000 - 1970)
+"""Quote currency, of the plain scenario's plan: what one R is."""
 
 
 def scenario(*, as_of: datetime = AS_OF, **overrides: Any) -> Scenario:
@@ -127,16 +129,18 @@ def agent_action(traded: bool = True, **fields: Any) -> AgentAction:
 
 
 def outcome(arm: str = "agent", r: float | None = None, **fields: Any) -> Outcome:
-    """An outcome of `r` R: a stop-out when it lost, a target when it won, not traded at 0."""
+    """An outcome of `r` R of the plain scenario's plan: a stop-out when it lost, a target when it
+    won, not traded at 0. What the agent traded is its plan, so that `r` is its own risk's too."""
     code = "not_traded" if not r else "sl" if r < 0 else "tp2"
-    document = {
+    document: dict[str, Any] = {
         "arm": arm,
         "outcome": code,
-        "r_multiple": r,
-        "net_pnl": None if r is None else 10 * r,
+        "net_pnl": None if r is None else PLAN_RISK * r,
     }
     if arm == Arm.ADVICE:
         document["model_version"] = MODEL
+    else:
+        document["r_multiple"] = r
     return Outcome.from_json(document | fields)
 
 

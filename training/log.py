@@ -1,5 +1,4 @@
-"""What paper trading, the resolver and drift read from the shadow log: published tables and views,
-read-only.
+"""What training reads from the shadow log, all its SQL: published tables and views, read-only.
 
 Any role that was granted `advisor_analyst` may read; the session refuses to write.
 """
@@ -72,15 +71,14 @@ class Recalled(NamedTuple):
 
 _RUN: LiteralString = """
 SELECT d.decision_id, d.scenario, a.approve, a.quantity, a.stop, a.model_version,
-       coalesce((SELECT c.decision FROM agent_actions c WHERE c.decision_id = d.decision_id
-                 ORDER BY c.recorded_at DESC, c.event_key DESC LIMIT 1), false) AS agent_trades,
-       (SELECT o.record FROM outcomes o WHERE o.decision_id = d.decision_id AND o.arm = 'agent'
-        ORDER BY o.recorded_at DESC, o.event_key DESC LIMIT 1) AS agent_ended,
-       (SELECT o.record FROM outcomes o WHERE o.decision_id = d.decision_id AND o.arm = 'advice'
-          AND o.model_version = a.model_version
-        ORDER BY o.recorded_at DESC, o.event_key DESC LIMIT 1) AS advice_ended
+       coalesce(c.decision, false) AS agent_trades,
+       oa.record AS agent_ended, ov.record AS advice_ended
 FROM decisions d
 JOIN advices a ON a.decision_id = d.decision_id AND a.as_of = d.as_of AND a.ordinal = 0
+LEFT JOIN latest_actions c ON c.decision_id = d.decision_id
+LEFT JOIN latest_outcomes oa ON oa.decision_id = d.decision_id AND oa.arm = 'agent'
+LEFT JOIN latest_outcomes ov ON ov.decision_id = d.decision_id AND ov.arm = 'advice'
+      AND ov.model_version = a.model_version
 WHERE starts_with(d.request_id, %(prefix)s)
 ORDER BY d.as_of, d.received_at, d.request_id
 """
@@ -126,11 +124,10 @@ _UNRESOLVED: LiteralString = """
 SELECT d.decision_id, d.as_of, 'agent' AS arm, NULL AS model_version, c.decision AS approve,
        d.scenario, NULL::float8 AS quantity, NULL::float8 AS stop
 FROM decisions d
-JOIN LATERAL (
-    SELECT x.decision FROM agent_actions x WHERE x.decision_id = d.decision_id
-    ORDER BY x.recorded_at DESC, x.event_key DESC LIMIT 1
-) c ON true
-WHERE NOT EXISTS (SELECT FROM outcomes o WHERE o.decision_id = d.decision_id AND o.arm = 'agent')
+JOIN latest_actions c ON c.decision_id = d.decision_id
+WHERE NOT EXISTS (
+    SELECT FROM latest_outcomes o WHERE o.decision_id = d.decision_id AND o.arm = 'agent'
+  )
   AND starts_with(d.request_id, %(prefix)s)
 UNION ALL
 SELECT d.decision_id, d.as_of, 'advice', a.model_version, a.approve, d.scenario, a.quantity, a.stop
@@ -138,7 +135,7 @@ FROM decisions d
 JOIN advices a ON a.decision_id = d.decision_id AND a.as_of = d.as_of
 WHERE a.approve IS NOT NULL AND starts_with(d.request_id, %(prefix)s)
   AND NOT EXISTS (
-    SELECT FROM outcomes o WHERE o.decision_id = d.decision_id
+    SELECT FROM latest_outcomes o WHERE o.decision_id = d.decision_id
     AND (o.exogenous_skip OR (o.arm = 'advice' AND o.model_version = a.model_version))
   )
 """
@@ -201,6 +198,81 @@ def judged_between(
         cursor.execute(_JUDGED, {"version": version, "begin": begin, "end": end})
         while rows := cursor.fetchmany(CHUNK):
             yield rows
+
+
+class Period(NamedTuple):
+    """Decisions with `since` <= as_of < `until` of some symbols (all, when none is named).
+
+    Those with `held_from` < as_of < `held_until` are held out: a label of theirs would lie there.
+    """
+
+    since: datetime
+    until: datetime
+    held_from: datetime
+    held_until: datetime
+    symbols: list[str]
+
+
+_IN_PERIOD: LiteralString = """
+WITH in_period AS (
+    SELECT d.*, d.as_of > %(held_from)s AND d.as_of < %(held_until)s AS held_out,
+           EXISTS (
+               SELECT FROM latest_outcomes o
+               WHERE o.decision_id = d.decision_id AND o.exogenous_skip
+           ) AS skipped
+    FROM decisions d
+    WHERE d.as_of >= %(since)s AND d.as_of < %(until)s
+      AND (d.symbol = ANY(%(symbols)s) OR %(symbols)s = '{}')
+)
+"""
+_COUNTS: LiteralString = (
+    _IN_PERIOD
+    + """
+SELECT count(*) AS decisions, count(*) FILTER (WHERE skipped) AS exogenous_skip,
+       count(*) FILTER (WHERE NOT skipped AND held_out) AS held_out
+FROM in_period
+"""
+)
+_RECORDED: LiteralString = (
+    _IN_PERIOD
+    + """
+SELECT d.decision_id, d.scenario, c.record AS control,
+       (SELECT jsonb_agg(o.record ORDER BY o.recorded_at, o.event_key) FROM latest_outcomes o
+        WHERE o.decision_id = d.decision_id) AS outcomes
+FROM in_period d
+LEFT JOIN latest_actions c ON c.decision_id = d.decision_id
+WHERE NOT d.held_out AND NOT d.skipped
+ORDER BY d.as_of, d.symbol, d.decision_id
+"""
+)
+_STATE: LiteralString = """
+SELECT (SELECT max(recorded_in_log_at) FROM decisions d
+        WHERE d.as_of >= %(since)s AND d.as_of < %(until)s)::text AS decided,
+       (SELECT count(*) FROM agent_actions) AS actions,
+       (SELECT max(recorded_at) FROM agent_actions)::text AS acted,
+       (SELECT count(*) FROM outcomes) AS outcomes,
+       (SELECT max(recorded_at) FROM outcomes)::text AS ended
+"""
+
+
+def counts_in(connection: Connection, period: Period) -> dict[str, int]:
+    """How many `decisions` there are, and how many of them are no use: `exogenous_skip`, and of the
+    others `held_out`."""
+    return connection.execute(_COUNTS, period._asdict()).fetchone() or {}
+
+
+def recorded_in(connection: Connection, period: Period) -> Iterator[dict[str, Any]]:
+    """Usable decisions, oldest first: `decision_id`, `scenario`, the newest `control`, and the
+    newest `outcomes` of each arm and version."""
+    with connection.cursor(name="scenarios") as cursor:
+        cursor.itersize = CHUNK
+        cursor.execute(_RECORDED, period._asdict())
+        yield from cursor
+
+
+def state_of(connection: Connection, period: Period) -> dict[str, Any]:
+    """Counts and times of the newest rows: where they are equal, nothing has been added."""
+    return connection.execute(_STATE, period._asdict()).fetchone() or {}
 
 
 class Served(NamedTuple):

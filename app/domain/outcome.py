@@ -37,8 +37,11 @@ class OutcomeCode(StrEnum):
 
 
 class Outcome(Record):
-    """What later bars did to an action. One R is quantity x |entry - stop| of the action that was
-    traded."""
+    """What later bars did to an action.
+
+    What is reported in multiples of risk is over the order's own: quantity x |entry - stop| of the
+    order that this is the outcome of. R, over the risk of the agent's plan, is derived from it.
+    """
 
     arm: Arm = measure("label", "whose action this is the outcome of")
     model_version: ShortText | None = measure(
@@ -60,10 +63,14 @@ class Outcome(Record):
         "percent of entry notional", "net_pnl over notional", null="not reported"
     )
     r_multiple: Number | None = measure(
-        "R", "net_pnl over the risk taken; 0 when not traded", null="risk not known"
+        "own risk", "net_pnl over the order's own risk; 0 when not traded", null="risk not known"
     )
-    mae_r: Number | None = measure("R", "worst excursion, <= 0", le=0, null="bars not joined")
-    mfe_r: Number | None = measure("R", "best excursion, >= 0", ge=0, null="bars not joined")
+    mae_r: Number | None = measure(
+        "own risk", "worst excursion, <= 0", le=0, null="bars not joined"
+    )
+    mfe_r: Number | None = measure(
+        "own risk", "best excursion, >= 0", ge=0, null="bars not joined"
+    )
     max_price: Number | None = measure(
         "price", "highest price while open", gt=0, null="not reported"
     )

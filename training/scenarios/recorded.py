@@ -6,7 +6,7 @@ those of the record, byte for byte, so that features and prompts are the ones th
 the log says of outcomes is kept beside the scenarios; labels come from bars alone, since rejected
 candidates and other actions have no reported outcome.
 
-Left out and counted: decisions whose outcome was marked as an exogenous skip (maintenance, an
+Left out and counted: decisions whose newest outcome is marked as an exogenous skip (maintenance, an
 outage: not a verdict on anything), those whose label would lie in the held-out period, and records
 that this release cannot read.
 """
@@ -14,9 +14,9 @@ that this release cannot read.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any, LiteralString
+from typing import Any
 
 from app.domain.control import AgentAction
 from app.domain.errors import InvalidRecord
@@ -24,54 +24,11 @@ from app.domain.outcome import Outcome
 from app.domain.scenario import Scenario
 from training.arrays import Progress, silent
 from training.config.data import HELD_OUT_FROM, HELD_OUT_UNTIL, ScenariosConfig, instant
-from training.log import CHUNK, Connection, reading
+from training.log import CHUNK, Period, counts_in, reading, recorded_in, state_of
 from training.scenarios.table import Found, ScenarioError, evenly, label_reach
 
 FIRST = datetime(1970, 1, 1, tzinfo=UTC)
 LAST = datetime(9999, 1, 1, tzinfo=UTC)
-
-_SKIPPED: LiteralString = (
-    "EXISTS (SELECT FROM outcomes o WHERE o.decision_id = d.decision_id AND o.exogenous_skip)"
-)
-_PERIOD: LiteralString = (
-    "d.as_of >= %(since)s AND d.as_of < %(until)s AND (d.symbol = ANY(%(symbols)s) OR %(symbols)s ="
-    " '{}')"
-)
-_HELD_OUT: LiteralString = "d.as_of > %(held_from)s AND d.as_of < %(held_until)s"
-_COUNTS: LiteralString = (
-    "SELECT count(*) AS decisions, count(*) FILTER (WHERE "
-    + _SKIPPED
-    + ") AS exogenous_skip, count(*) FILTER (WHERE NOT "
-    + _SKIPPED
-    + " AND "
-    + _HELD_OUT
-    + ") AS held_out FROM decisions d WHERE "
-    + _PERIOD
-)
-_STATE: LiteralString = """
-SELECT (SELECT max(recorded_in_log_at) FROM decisions d
-        WHERE d.as_of >= %(since)s AND d.as_of < %(until)s)::text AS decided,
-       (SELECT count(*) FROM agent_actions) AS actions,
-       (SELECT max(recorded_at) FROM agent_actions)::text AS acted,
-       (SELECT count(*) FROM outcomes) AS outcomes,
-       (SELECT max(recorded_at) FROM outcomes)::text AS ended
-"""
-_RECORDED: LiteralString = (
-    """
-SELECT d.decision_id, d.scenario,
-       (SELECT c.record FROM agent_actions c WHERE c.decision_id = d.decision_id
-        ORDER BY c.recorded_at DESC, c.event_key DESC LIMIT 1) AS control,
-       (SELECT jsonb_agg(o.record ORDER BY o.recorded_at, o.event_key) FROM outcomes o
-        WHERE o.decision_id = d.decision_id) AS outcomes
-FROM decisions d
-WHERE """
-    + _PERIOD
-    + " AND NOT ("
-    + _HELD_OUT
-    + ") AND NOT "
-    + _SKIPPED
-    + " ORDER BY d.as_of, d.symbol, d.decision_id"
-)
 
 
 def read_log(
@@ -97,7 +54,7 @@ def read_log(
     with reading(url) as connection:
         # One view of the log for both queries, however much is recorded meanwhile.
         connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
-        counts = connection.execute(_COUNTS, period).fetchone() or {}
+        counts = counts_in(connection, period)
         usable = counts["decisions"] - counts["exogenous_skip"] - counts["held_out"]
         left_out = Counter({name: int(counts[name]) for name in ("exogenous_skip", "held_out")})
         if not usable:
@@ -110,7 +67,7 @@ def read_log(
         places = set(evenly(usable, config.limit).tolist())
         left_out["beyond_limit"] = usable - len(places)
         found = []
-        for place, row in enumerate(_rows(connection, period)):
+        for place, row in enumerate(recorded_in(connection, period)):
             if place in places:
                 try:
                     found.append(_found(row))
@@ -131,28 +88,18 @@ def log_state(url: str, config: ScenariosConfig, label_seconds: int) -> dict[str
     scenarios."""
     period = _period(config, label_seconds)
     with reading(url) as connection:
-        counts = connection.execute(_COUNTS, period).fetchone() or {}
-        return dict(counts) | dict(connection.execute(_STATE, period).fetchone() or {})
+        return counts_in(connection, period) | state_of(connection, period)
 
 
-def _period(config: ScenariosConfig, label_seconds: int) -> dict[str, datetime | list[str]]:
+def _period(config: ScenariosConfig, label_seconds: int) -> Period:
     reach = label_reach(label_seconds)
-    return {
-        "since": datetime.fromtimestamp(instant(config.since), UTC) if config.since else FIRST,
-        "until": datetime.fromtimestamp(instant(config.until), UTC) if config.until else LAST,
-        "held_from": datetime.fromtimestamp(instant(HELD_OUT_FROM) - reach, UTC),
-        "held_until": datetime.fromtimestamp(instant(HELD_OUT_UNTIL), UTC),
-        "symbols": list(config.symbols),
-    }
-
-
-def _rows(
-    connection: Connection, period: dict[str, datetime | list[str]]
-) -> Iterator[dict[str, Any]]:
-    with connection.cursor(name="scenarios") as cursor:
-        cursor.itersize = CHUNK
-        cursor.execute(_RECORDED, period)
-        yield from cursor
+    return Period(
+        since=datetime.fromtimestamp(instant(config.since), UTC) if config.since else FIRST,
+        until=datetime.fromtimestamp(instant(config.until), UTC) if config.until else LAST,
+        held_from=datetime.fromtimestamp(instant(HELD_OUT_FROM) - reach, UTC),
+        held_until=datetime.fromtimestamp(instant(HELD_OUT_UNTIL), UTC),
+        symbols=list(config.symbols),
+    )
 
 
 def _found(row: dict[str, Any]) -> Found:
@@ -161,5 +108,5 @@ def _found(row: dict[str, Any]) -> Found:
         Scenario.from_json(row["scenario"]),
         None if row["control"] is None else AgentAction.from_json(row["control"]),
         str(row["decision_id"]),
-        tuple(Outcome.from_json(each) for each in outcomes),
+        tuple(Outcome.from_json(record) for record in outcomes),
     )

@@ -22,6 +22,16 @@ from app.shadow_log.log import ShadowLog
 from app.shadow_log.migrate import config, current, downgrade, upgrade
 from tests import builders as build
 
+VIEWS = (
+    "latest_actions",
+    "latest_outcomes",
+    "shadow_comparison",
+    "disagreements",
+    "agreement_daily",
+    "veto_value",
+    "paper_books",
+)
+
 
 def relations(url: str) -> set[str]:
     engine = create_engine(url)
@@ -36,8 +46,7 @@ def test_up_down_and_up_again_gives_the_same_schema(empty_database_url: str) -> 
     upgrade(empty_database_url)
     assert current(empty_database_url) == tables.REVISION
     full = relations(empty_database_url)
-    views = {"shadow_comparison", "disagreements", "agreement_daily", "veto_value", "paper_books"}
-    assert full == {*tables.metadata.tables, *views, "alembic_version"}
+    assert full == {*tables.metadata.tables, *VIEWS, "alembic_version"}
     downgrade(empty_database_url, "base")
     assert current(empty_database_url) is None
     assert relations(empty_database_url) == {"alembic_version"}
@@ -142,13 +151,7 @@ def test_a_database_of_a_newer_release_is_refused(database_url: str) -> None:
 def test_analysts_read_and_neither_write_nor_see_passwords(database_url: str) -> None:
     with psycopg.connect(database_url.replace("+psycopg", ""), autocommit=True) as connection:
         connection.execute("SET ROLE advisor_analyst")
-        for relation in (
-            "shadow_comparison",
-            "disagreements",
-            "agreement_daily",
-            "veto_value",
-            "decisions",
-        ):
+        for relation in (*VIEWS, "decisions"):
             assert connection.execute(f"SELECT count(*) FROM {relation}").fetchone() == (0,)
         for statement in (
             "INSERT INTO state_changes VALUES ('k', now(), 'ACTIVE', 'r', 'me')",

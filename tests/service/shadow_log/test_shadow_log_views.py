@@ -71,7 +71,7 @@ async def test_a_comparison_joins_control_advice_vetoes_and_both_outcomes(
         "advice_quantity": 0.0,
         "veto_codes": ["SPREAD"], "agree": False, "agent_outcome": "sl",
         "agent_outcome_source": "simulated",
-        "agent_r": -0.9, "agent_pnl": -9.0, "advice_outcome": "not_traded", "advice_r": 0.0,
+        "agent_r": -0.9, "agent_pnl": -6.75, "advice_outcome": "not_traded", "advice_r": 0.0,
     }  # fmt: skip
     assert {name: primary[name] for name in expected} == expected
     assert (shadow["status"], shadow["veto_codes"], shadow["advice_r"]) == ("advised", [], 0.4)
@@ -101,11 +101,55 @@ async def test_agreement_is_unknown_without_a_control_or_an_opinion(
 async def test_skips_for_an_outage_are_no_outcome(log: ShadowLog, database_url: str) -> None:
     skipped = build.outcome(r=0.0, exogenous_skip=True)
     await log.append(
-        [build.decision_event("r-1", control=True), build.outcome_event("r-1", skipped)]
+        [
+            build.decision_event("skipped", control=True),
+            build.outcome_event("skipped", build.outcome(r=1.0), minutes=1),
+            build.outcome_event("skipped", skipped, minutes=2),
+            build.decision_event("corrected", control=True),
+            build.outcome_event("corrected", skipped, minutes=1),
+            build.outcome_event("corrected", build.outcome(r=1.0), minutes=2),
+        ]
     )
-    assert one(database_url, "SELECT agent_outcome FROM shadow_comparison") == {
-        "agent_outcome": None
-    }
+    found = rows(
+        database_url, "SELECT request_id, agent_outcome, agent_r FROM shadow_comparison ORDER BY 1"
+    )
+    assert [tuple(row.values()) for row in found] == [
+        ("corrected", "tp2", 1.0),
+        ("skipped", None, None),
+    ]
+
+
+async def test_the_newest_report_of_an_arm_and_version_counts(
+    log: ShadowLog, database_url: str
+) -> None:
+    """The agent is one arm, whatever version a report names; of two at one time, one counts."""
+    await log.append(
+        [
+            build.decision_event("r-1"),
+            build.action_event("r-1", False, minutes=1),
+            build.action_event("r-1", True, minutes=2),
+            build.action_event("r-1", build.agent_action(False, reason="late"), minutes=2),
+            build.outcome_event("r-1", build.outcome(r=-1.0), minutes=3),
+            build.outcome_event("r-1", build.outcome(r=-0.5, model_version="other"), minutes=4),
+            build.outcome_event("r-1", build.outcome("advice", r=1.0), minutes=5),
+            build.outcome_event("r-1", build.outcome("advice", r=2.0), minutes=4),
+            build.outcome_event("r-1", build.outcome("advice", r=3.0, model_version="other")),
+        ]
+    )
+    outcomes = rows(
+        database_url,
+        "SELECT arm, model_version, net_pnl FROM latest_outcomes ORDER BY arm DESC, model_version",
+    )
+    assert [tuple(row.values()) for row in outcomes] == [
+        ("agent", "other", -0.5 * build.PLAN_RISK),
+        ("advice", "other", 3.0 * build.PLAN_RISK),
+        ("advice", "test-1", 1.0 * build.PLAN_RISK),
+    ]
+    newest = rows(
+        database_url,
+        "SELECT event_key FROM agent_actions ORDER BY recorded_at DESC, event_key DESC LIMIT 1",
+    )
+    assert rows(database_url, "SELECT event_key FROM latest_actions") == newest
 
 
 async def test_agreement_and_kappa_by_hand(log: ShadowLog, database_url: str) -> None:
@@ -201,7 +245,7 @@ async def test_the_value_of_a_veto_is_minus_what_the_agents_trade_made(
     assert found["SPREAD"] == {
         "code": "SPREAD", "refused": 5, "with_outcome": 3, "r_saved": -0.5,
         "mean_r_saved": pytest.approx(-0.5 / 3),
-        "pnl_saved": -5.0, "losers_avoided": 2, "winners_missed": 1, "r_saved_alone": -1.0,
+        "pnl_saved": -3.75, "losers_avoided": 2, "winners_missed": 1, "r_saved_alone": -1.0,
     }  # fmt: skip
     spike = found["VOLATILITY_SPIKE"]
     assert (spike["refused"], spike["r_saved"], spike["r_saved_alone"]) == (1, 0.5, None)
@@ -215,6 +259,8 @@ async def test_views_say_what_they_mean(database_url: str) -> None:
     )
     said = {row["relname"]: row["said"] for row in found}
     assert said.keys() == {
+        "latest_actions",
+        "latest_outcomes",
         "shadow_comparison",
         "disagreements",
         "agreement_daily",

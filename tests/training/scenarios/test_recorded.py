@@ -63,7 +63,7 @@ async def test_scenarios_are_those_of_the_record(database_url: str, tmp_path: Pa
     assert (made.weight == 1).all()
 
 
-async def test_the_newest_control_counts_and_reported_outcomes_are_kept_beside(
+async def test_the_newest_control_and_outcome_of_an_arm_count_and_are_kept_beside(
     database_url: str, tmp_path: Path
 ) -> None:
     await fill(
@@ -74,6 +74,7 @@ async def test_the_newest_control_counts_and_reported_outcomes_are_kept_beside(
         build.action_event("late", True, minutes=602),
         build.outcome_event("late", build.outcome(r=-1.0), minutes=700),
         build.outcome_event("late", build.outcome(r=0.5), minutes=800),
+        build.outcome_event("late", build.outcome("advice", r=2.0), minutes=810),
     )
     made, _ = scenario_set(tmp_path, database_url)
     first, second = made.controls()
@@ -81,7 +82,11 @@ async def test_the_newest_control_counts_and_reported_outcomes_are_kept_beside(
     assert second is not None
     assert second.decision is True
     assert made.reported["row"].to_list() == [1, 1]
-    assert [json.loads(text)["r_multiple"] for text in made.reported["outcome"]] == [-1.0, 0.5]
+    kept = [json.loads(text) for text in made.reported["outcome"]]
+    assert [(each["arm"], each["net_pnl"]) for each in kept] == [
+        ("agent", 0.5 * build.PLAN_RISK),
+        ("advice", 2.0 * build.PLAN_RISK),
+    ]
 
 
 async def test_skips_for_outages_and_the_held_out_period_are_left_out_and_counted(
@@ -98,6 +103,9 @@ async def test_skips_for_outages_and_the_held_out_period_are_left_out_and_counte
         build.decision_event("outage", at=hours(1)),
         build.outcome_event("outage", build.outcome(exogenous_skip=True)),
         build.decision_event("judged", at=hours(20)),
+        # A skip that was reported by mistake, and corrected, is none.
+        build.outcome_event("judged", build.outcome(exogenous_skip=True), minutes=60),
+        build.outcome_event("judged", build.outcome(r=1.0), minutes=90),
     )
     made, facts = scenario_set(tmp_path, database_url)
     assert facts["excluded"] == {"exogenous_skip": 1, "held_out": 2}

@@ -56,7 +56,7 @@ class Window:
     label_mass: Floats
     approve_probability: Floats
     reward: Floats
-    """R of the advised order, of approvals with an outcome."""
+    """R, of approvals with an outcome."""
 
     def __len__(self) -> int:
         return len(self.as_of)

@@ -37,6 +37,7 @@ class Trade(NamedTuple):
     """None while the bars do not tell."""
     net: float
     r: float
+    """R: `net` over the risk of the agent's plan, also when the order is the advice's."""
     outcome: dict[str, object]
     """Fields of an `Outcome`; empty while the bars do not tell."""
 
@@ -53,6 +54,8 @@ class Order(NamedTuple):
     """Nearest first; the exits know three, further ones are never reached for."""
     atr: float
     quantity: float
+    plan_risk: float
+    """Quote currency, of the agent's plan: what one R is, also for an order of another size."""
 
 
 def follow(bars: Bars, order: Order) -> Trade:
@@ -87,8 +90,9 @@ def _trade(fates: Fates, at: int, order: Order) -> Trade:
     opened = (order.symbol, order.quantity, order.entry, order.stop, order.as_of)
     if fates.exit[at] == Exit.UNRESOLVED:
         return Trade(*opened, None, 0.0, 0.0, {})
-    net, r = float(fates.net[at]) * order.quantity, float(fates.r[at])
-    return Trade(*opened, int(fates.exited_at[at]), net, r, _outcome(fates, at, order.quantity))
+    net = float(fates.net[at]) * order.quantity
+    ended = _outcome(fates, at, order.quantity)
+    return Trade(*opened, int(fates.exited_at[at]), net, net / order.plan_risk, ended)
 
 
 def _outcome(fates: Fates, at: int, quantity: float) -> dict[str, object]:

@@ -112,6 +112,7 @@ def _order(one: Unresolved) -> Order | None:
         plan.targets,
         candidate.atr,
         quantity,
+        plan.risk,
     )
 
 

@@ -306,6 +306,7 @@ def plan_order(scenario: Scenario) -> Order:
         plan.targets,
         candidate.atr,
         plan.quantity,
+        plan.risk,
     )
 
 
@@ -316,4 +317,5 @@ def _recorded(order: Order, ended: Outcome) -> Trade:
     if ended.exit_time is None or ended.net_pnl is None:
         return Trade(*opened, order.as_of, 0.0, 0.0, {})
     exited = int(ended.exit_time.timestamp())
-    return Trade(*opened, exited, ended.net_pnl, ended.r_multiple or 0.0, ended.as_json())
+    r = ended.net_pnl / order.plan_risk
+    return Trade(*opened, exited, ended.net_pnl, r, ended.as_json())

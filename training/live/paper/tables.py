@@ -17,6 +17,7 @@ from training.live.paper.resolver import Fate
 from training.live.paper.run import Judged
 
 MOST_SHOWN = 10
+R_IS = "net profit over the risk of the agent's plan"
 BOOTSTRAP_DRAWS = 2000
 
 
@@ -94,7 +95,7 @@ def disagreements(judged: Sequence[Judged]) -> Table:
     mean = _mean_with_interval([b - a for _, a, b in known])
     title = (
         f"Disagreements: {len(differ)}, the advice was right in {better}, the agent in {worse}; "
-        f"advice minus agent {mean} R each"
+        f"advice minus agent {mean} R each (R: {R_IS})"
     )
     table = _table(title, "when (UTC)", "symbol", "agent", "advice", "agent R", "advice R")
     for one, a, b in known[:MOST_SHOWN]:
@@ -120,7 +121,7 @@ def _short(action: str) -> str:
 def books(agent: Book, advice: Book) -> Table:
     """Both books, each with at most one open trade, net of fees and slippage. Intervals are 95 %,
     bootstrapped."""
-    table = _table("Both books (net of costs)", "", "agent", "advice")
+    table = _table(f"Both books (net of costs; R: {R_IS})", "", "agent", "advice")
     rows: dict[str, list[str]] = {}
     for book in (agent, advice):
         closed = [trade for trade in book.trades if trade.exited_at is not None]

@@ -17,8 +17,9 @@ def trade(net: float, opened: int = START, hours: float = 1) -> Trade:
 
 
 def order(as_of: int = START, quantity: float = 1.0, **changes: Any) -> Order:
-    """Long at 100, stop 97, targets 106, 108 and 110, ATR 2."""
-    return Order("BTCUSDT", as_of, 100.0, 97.0, (106.0, 108.0, 110.0), 2.0, quantity)._replace(
+    """Long at 100, stop 97, targets 106, 108 and 110, ATR 2: the agent's plan."""
+    targets = (106.0, 108.0, 110.0)
+    return Order("BTCUSDT", as_of, 100.0, 97.0, targets, 2.0, quantity, 3 * quantity)._replace(
         **changes
     )
 
@@ -74,6 +75,17 @@ def test_an_order_is_followed_and_told_in_the_words_of_an_outcome() -> None:
     assert told.pnl_pct == pytest.approx(-3.2955015)
     assert (told.mae_r, told.mfe_r) == (pytest.approx(-1.0), pytest.approx(1 / 3))
     assert told.holding_seconds == 2 * HOUR
+
+
+def test_an_advised_order_counts_in_r_of_the_agents_plan_and_reports_its_own_risk() -> None:
+    """A quarter of the plan's risk of 15: 1.25 units from 100 to 97, own risk 3.75."""
+    bars = table((100, 101, 99, 100), (99, 100, 96, 97), *[(97, 98, 96, 97)] * 6)
+    ended = follow(bars, order(quantity=1.25, plan_risk=15.0))
+    assert ended.net == pytest.approx(-4.119376875)
+    assert ended.r == pytest.approx(-4.119376875 / 15)
+    told = outcome(ended, Arm.ADVICE, "v1", traded=True)
+    assert told is not None
+    assert told.r_multiple == pytest.approx(-4.119376875 / 3.75)
 
 
 def test_a_rejection_is_an_outcome_of_zero_and_the_unresolved_is_none() -> None:

@@ -129,7 +129,7 @@ async def test_a_replay_taken_up_again_decides_nothing_twice(
 
 
 BOOKS = """
-SELECT arm, model_version, trade, symbol, as_of, exit_time, outcome, r_multiple, net_pnl, equity,
+SELECT arm, model_version, trade, symbol, as_of, exit_time, outcome, r, net_pnl, equity,
        drawdown,
        drawdown_fraction
 FROM paper_books WHERE run = '{run}' ORDER BY arm, model_version, trade
