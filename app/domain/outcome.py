@@ -68,9 +68,7 @@ class Outcome(Record):
     mae_r: Number | None = measure(
         "own risk", "worst excursion, <= 0", le=0, null="bars not joined"
     )
-    mfe_r: Number | None = measure(
-        "own risk", "best excursion, >= 0", ge=0, null="bars not joined"
-    )
+    mfe_r: Number | None = measure("own risk", "best excursion, >= 0", ge=0, null="bars not joined")
     max_price: Number | None = measure(
         "price", "highest price while open", gt=0, null="not reported"
     )
