@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from enum import StrEnum
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -76,6 +77,20 @@ class Opportunity(NamedTuple):
     """When the bar closed; seconds since 1970 UTC."""
 
 
+class SkipReason(StrEnum):
+    """Why the agent passed a candidate up: its `final_skip_reason`, in the order of its gates."""
+
+    DAY_LOSS = "drawdown_guard_day"
+    STOP_LOSSES = "drawdown_guard_losses"
+    DRAWDOWN = "drawdown_guard"
+    MAX_TRADES = "max_trades"
+    CORRELATED = "correlated_with_better"
+    LLM_VETO = "llm_veto"
+    BITCOIN_TREND = "risk_btc_trend"
+    VOLATILITY = "risk_volatility"
+    REWARD_RISK = "risk_reward"
+
+
 class Guards(NamedTuple):
     """The agent's own guards on its book, as fractions."""
 
@@ -85,8 +100,6 @@ class Guards(NamedTuple):
 
 
 GUARDS = Guards()
-
-
 SESSIONS = ("Asia", "Europe", "US")
 
 
@@ -129,14 +142,14 @@ def opportunities(charts: Sequence[Chart]) -> list[Opportunity]:
     Volume floor, score threshold, resistance guard, confidence; no missing or empty bar in the last
     24 hours; at most one per symbol in six hours.
     """
-    found = []
-    for number, each in enumerate(charts):
-        times, last = each.bars.closed_at, -COOL_DOWN_S
-        for bar in np.flatnonzero(passes(each)):
+    candidates = []
+    for number, chart in enumerate(charts):
+        times, last = chart.bars.closed_at, -COOL_DOWN_S
+        for bar in np.flatnonzero(passes(chart)):
             if times[bar] - last >= COOL_DOWN_S:
                 last = int(times[bar])
-                found.append(Opportunity(number, int(bar), last))
-    return sorted(found, key=lambda one: (one.as_of, one.chart))
+                candidates.append(Opportunity(number, int(bar), last))
+    return sorted(candidates, key=lambda at: (at.as_of, at.chart))
 
 
 def passes(c: Chart) -> NDArray[np.bool_]:
@@ -198,16 +211,16 @@ class Agent:
 
     def _candidate(self, c: Chart, i: int, as_of: datetime, account: Account) -> dict[str, Any]:
         signs, score = c.signs, float(c.score[i])
-        reverts = c.mean_reversion_norm[i] > c.trend_norm[i]
+        setup = "trend"
+        if c.mean_reversion_norm[i] > c.trend_norm[i]:
+            setup = "counter_trend" if signs.htf_trend_pct[i] < 0 else "mean_reversion"
         pattern = int(signs.pattern[i])
         return {
             "symbol": c.bars.symbol,
             "direction": "long",
             "ts": as_of,
             "session": SESSIONS[c.session[i]],
-            "setup_type": ("counter_trend" if signs.htf_trend_pct[i] < 0 else "mean_reversion")
-            if reverts
-            else "trend",
+            "setup_type": setup,
             "pattern": list(PATTERNS)[pattern] if pattern >= 0 else None,
             "score": score,
             "normalized_score_pre_macro": min(max(score, 0.0), 10.0),
@@ -251,12 +264,11 @@ class Agent:
         risk veto."""
         skip = self._guard(scenario.account)
         if skip is None and correlated:
-            skip = "correlated_with_better"
+            skip = SkipReason.CORRELATED
         if skip is not None:
             return AgentAction(decision=False, decided_at=scenario.as_of, final_skip_reason=skip)
         approval, confidence = stand_in_approval(scenario)
-        skip = None if approval else "llm_veto"
-        skip = skip or _risk_veto(scenario)
+        skip = _risk_veto(scenario) if approval else SkipReason.LLM_VETO
         asked = {
             "llm_decision": approval,
             "llm_approval": approval,
@@ -281,18 +293,18 @@ class Agent:
             take_profit_strategy="trail_after_tp1",
         )
 
-    def _guard(self, account: Account) -> str | None:
+    def _guard(self, account: Account) -> SkipReason | None:
         """Drawdown guard and the limit of one open trade."""
         guards = self._guards
         if (account.day_pnl_fraction or 0) <= -guards.max_day_loss:
-            return "drawdown_guard_day"
+            return SkipReason.DAY_LOSS
         if (account.consecutive_losses or 0) >= guards.max_stop_losses and (
             account.seconds_since_loss or 0
         ) < MAX_GAP_S:
-            return "drawdown_guard_losses"
+            return SkipReason.STOP_LOSSES
         if (account.drawdown_fraction or 0) >= guards.max_drawdown:
-            return "drawdown_guard"
-        return "max_trades" if account.positions else None
+            return SkipReason.DRAWDOWN
+        return SkipReason.MAX_TRADES if account.positions else None
 
     def correlated(self, at: Opportunity, others: Sequence[Opportunity]) -> bool:
         """Whether a better-scored candidate of the same moment moved alike (correlation of 96
@@ -323,14 +335,15 @@ def stand_in_approval(scenario: Scenario) -> tuple[bool, float]:
     return votes >= 3, votes / 4
 
 
-def _risk_veto(scenario: Scenario) -> str | None:
+def _risk_veto(scenario: Scenario) -> SkipReason | None:
     """BTC conflict, ATR percentile and reward:risk, as the agent judges them: what is missing
     passes."""
     c, plan = scenario.candidate, scenario.plan
     if c.btc_trend == "down" and c.setup_type != "counter_trend":
-        return "risk_btc_trend"
+        return SkipReason.BITCOIN_TREND
     percentile = c.volatility_pct or 0.0
     if percentile >= 0.9:
-        return "risk_volatility"
+        return SkipReason.VOLATILITY
     ratio = (plan.targets[0] - plan.entry) / (plan.entry - plan.stop)
-    return "risk_reward" if ratio < (1.8 if percentile >= 0.75 else 1.0) else None
+    least = 1.8 if percentile >= 0.75 else 1.0
+    return SkipReason.REWARD_RISK if ratio < least else None

@@ -7,7 +7,7 @@ own reason is used where it gave one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,18 +19,20 @@ from app.domain.control import AgentAction
 from app.domain.prompt import PROMPT_VERSION, SYSTEM, Prompt, untrusted
 from app.domain.scenario import Scenario
 from app.policy.encoding import PromptEncoder
+from training.agent.reference import SkipReason
 
 WORDS_CHARACTERS = 160
-_REFUSALS = {
-    "drawdown_guard_day": "The day's loss has reached the guard, so nothing new is opened.",
-    "drawdown_guard_losses": "Too many stops in a row, so the agent cools down.",
-    "drawdown_guard": "The account is too far below its peak to add risk.",
-    "max_trades": "A trade is already open.",
-    "correlated_with_better": "A better-scored candidate of the same hour moves alike.",
-    "risk_btc_trend": "Bitcoin trends down against a long.",
-    "risk_volatility": "Volatility is near the top of its range.",
-    "risk_reward": "The nearest target is too close for the stop.",
+_REFUSALS: Mapping[str, str] = {
+    SkipReason.DAY_LOSS: "The day's loss has reached the guard, so nothing new is opened.",
+    SkipReason.STOP_LOSSES: "Too many stops in a row, so the agent cools down.",
+    SkipReason.DRAWDOWN: "The account is too far below its peak to add risk.",
+    SkipReason.MAX_TRADES: "A trade is already open.",
+    SkipReason.CORRELATED: "A better-scored candidate of the same hour moves alike.",
+    SkipReason.BITCOIN_TREND: "Bitcoin trends down against a long.",
+    SkipReason.VOLATILITY: "Volatility is near the top of its range.",
+    SkipReason.REWARD_RISK: "The nearest target is too close for the stop.",
 }
+"""What a rule says. The LLM's veto is told by the chart, and so are other agents' reasons."""
 _EMPTY = Prompt(PROMPT_VERSION, SYSTEM, "x")
 
 
@@ -70,8 +72,8 @@ def agents_label(scenario: Scenario, action: AgentAction) -> Action:
     if not action.decision:
         return REJECT
     distance = abs(scenario.plan.entry - scenario.plan.stop) / scenario.candidate.atr
-    whole = [one for one in ACTIONS if one.risk_fraction == 1.0]
-    return min(whole, key=lambda one: abs(one.stop_atr - distance))
+    whole = [approval for approval in ACTIONS if approval.risk_fraction == 1.0]
+    return min(whole, key=lambda approval: abs(approval.stop_atr - distance))
 
 
 def words(scenario: Scenario, action: AgentAction) -> str:
@@ -82,12 +84,8 @@ def words(scenario: Scenario, action: AgentAction) -> str:
         if own:
             return own
     if action.decision:
-        return (
-            f"Score {scenario.candidate.score:.1f} clears {scenario.candidate.score_threshold:.1f};"
-            f" {_chart(scenario)}."
-        )
-    reason = action.final_skip_reason or ""
-    return _REFUSALS.get(reason) or f"Too little speaks for it: {_chart(scenario)}."
+        return _for(scenario)
+    return _REFUSALS.get(action.final_skip_reason or "") or _against(scenario)
 
 
 def dialogue(encoder: PromptEncoder, label: int, said: str) -> Dialogue:
