@@ -141,13 +141,14 @@ def bars_from_frame(frame: pl.DataFrame, symbol: str, seconds: int, source: str)
 def _closed_at(
     frame: pl.DataFrame, names: dict[str, str], seconds: int, fail: Callable[[str], MarketDataError]
 ) -> Times:
-    known = [name for name in (CLOSED, *OPENED) if name in names]
-    if len(known) != 1:
+    columns = [name for name in (CLOSED, *OPENED) if name in names]
+    if len(columns) != 1:
         raise fail(
             f"one time column is needed, {CLOSED} (close) or one of {', '.join(OPENED)} (open); it"
-            f" has {known}"
+            f" has {columns}"
         )
-    series = frame[names[known[0]]]
+    column = columns[0]
+    series = frame[names[column]]
     try:
         if series.dtype == pl.String:
             series = series.str.to_datetime(time_unit="us", time_zone="UTC")
@@ -160,11 +161,11 @@ def _closed_at(
         )
         microseconds = stamps.dt.timestamp("us")
     except (pl.exceptions.PolarsError, AttributeError) as error:
-        raise fail(f"column {known[0]} holds no times: {str(error).splitlines()[0]}") from error
+        raise fail(f"column {column} holds no times: {str(error).splitlines()[0]}") from error
     if microseconds.null_count():
-        raise fail(f"column {known[0]} has {microseconds.null_count()} empty times")
+        raise fail(f"column {column} has {microseconds.null_count()} empty times")
     moments = microseconds.to_numpy() // 1_000_000
-    return moments + (0 if known[0] == CLOSED else seconds)
+    return moments + (0 if column == CLOSED else seconds)
 
 
 def _check(bars: Bars, fail: Callable[[str], MarketDataError]) -> None:

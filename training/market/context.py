@@ -86,24 +86,24 @@ class KnownContext:
     def __call__(self, symbol: str, as_of: datetime) -> Mapping[str, Any]:
         """Fields known at `as_of`."""
         moment = as_of.timestamp()
-        known: dict[str, Any] = {}
+        fields: dict[str, Any] = {}
         coin = self.by_coin.get(symbol.removesuffix("USDT"))
         own = coin.newest(moment, SYMBOL_WINDOW_S) if coin else []
         # A headline is said once: every token of the prompt costs time.
         market = self.market.newest(moment, NEWS_WINDOW_S, without=own) if self.market else []
         for name, headlines in (("symbol_news_summary", own), ("news_summary", market)):
             if headlines:
-                known[name] = SEPARATOR.join(headlines)
+                fields[name] = SEPARATOR.join(headlines)
         reading = self.fear_greed.at(moment) if self.fear_greed else None
         if reading is not None:
-            known["fear_greed"], known["fear_greed_age_s"] = reading
-        return known
+            fields["fear_greed"], fields["fear_greed_age_s"] = reading
+        return fields
 
     def fingerprint(self) -> str:
         """Hash of all that it knows."""
         coins = {
-            coin: [each.available_at.tolist(), each.titles]
-            for coin, each in sorted(self.by_coin.items())
+            coin: [news.available_at.tolist(), news.titles]
+            for coin, news in sorted(self.by_coin.items())
         }
         market = [self.market.available_at.tolist(), self.market.titles] if self.market else None
         index = (

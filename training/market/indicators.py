@@ -125,7 +125,7 @@ def _last_day(bars: Bars) -> Floats:
 
 
 def _patterns(bars: Bars) -> NDArray[np.int8]:
-    found = np.full(len(bars), -1, dtype=np.int8)
+    pattern = np.full(len(bars), -1, dtype=np.int8)
     for number, recognise in reversed(list(enumerate(PATTERNS.values()))):
-        found[recognise(bars.open, bars.high, bars.low, bars.close) > 0] = number
-    return found
+        pattern[recognise(bars.open, bars.high, bars.low, bars.close) > 0] = number
+    return pattern

@@ -63,11 +63,11 @@ def synthetic_bars(config: SyntheticConfig, seconds: int = HOUR) -> list[Bars]:
         raise MarketDataError(
             f"a synthetic market has no bars of {seconds} s: choose a multiple of 5m"
         )
-    sources = np.random.SeedSequence(config.seed).spawn(config.symbols)
-    steps = [
-        _steps(number, config, np.random.default_rng(one)) for number, one in enumerate(sources)
+    seeds = np.random.SeedSequence(config.seed).spawn(config.symbols)
+    return [
+        _steps(number, config, np.random.default_rng(seed)).resampled(seconds)
+        for number, seed in enumerate(seeds)
     ]
-    return [each.resampled(seconds) for each in steps]
 
 
 def _steps(number: int, config: SyntheticConfig, source: np.random.Generator) -> Bars:

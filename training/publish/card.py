@@ -122,19 +122,19 @@ def _arms(results: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
 
 
 def _leads(results: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
-    for name, found in results["lead"].items():
-        yield (name.replace("_", " "), *_with_interval(found))
+    for name, lead in results["lead"].items():
+        yield (name.replace("_", " "), *_with_interval(lead))
 
 
-def _language(found: Mapping[str, Any] | None) -> Iterator[str]:
-    if not found:
+def _language(language: Mapping[str, Any] | None) -> Iterator[str]:
+    if not language:
         return
     yield "## Its language"
     yield ""
     yield (
-        f"On {found['after']['dialogues']} dialogues of the validation scenarios: the agent's words"
-        " after its letter, templated from its rules. Consistency: how often words that fit the"
-        " action are likelier than contrary ones."
+        f"On {language['after']['dialogues']} dialogues of the validation scenarios: the agent's"
+        " words after its letter, templated from its rules. Consistency: how often words that fit"
+        " the action are likelier than contrary ones."
     )
     yield ""
     rows = [
@@ -144,7 +144,7 @@ def _language(found: Mapping[str, Any] | None) -> Iterator[str]:
             f"{part['kl_to_base']:.3f}",
             "unknown" if part["consistency"] is None else f"{part['consistency']:.0%}",
         )
-        for name, part in (("before training", found["before"]), ("after", found["after"]))
+        for name, part in (("before training", language["before"]), ("after", language["after"]))
     ]
     yield from _table("model", ("perplexity", "KL to the base, nats a token", "consistency"), rows)
     yield ""
@@ -161,20 +161,20 @@ def _reward(report: Mapping[str, Any] | None) -> Iterator[str]:
     )
     yield ""
     rows = [
-        (f"{split.replace('_', ' ')}, {name.replace('_', ' ')}", *_with_interval(found))
+        (f"{split.replace('_', ' ')}, {name.replace('_', ' ')}", *_with_interval(accuracy))
         for split, part in report.items()
-        for name, found in part.items()
+        for name, accuracy in part.items()
     ]
     yield from _table("rows, ranking", ("accuracy", "95 % interval"), rows)
     yield ""
 
 
-def _with_interval(found: Mapping[str, float | None]) -> tuple[str, str]:
-    value, low, high = (found[name] for name in ("value", "low", "high"))
-    known = low is not None and high is not None
+def _with_interval(estimate: Mapping[str, float | None]) -> tuple[str, str]:
+    value, low, high = (estimate[name] for name in ("value", "low", "high"))
+    has_interval = low is not None and high is not None
     return (
         "unknown" if value is None else f"{value:.3f}",
-        f"{low:.3f} to {high:.3f}" if known else "unknown",
+        f"{low:.3f} to {high:.3f}" if has_interval else "unknown",
     )
 
 

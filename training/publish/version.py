@@ -102,10 +102,10 @@ def publish(
         "provenance": dict(release.provenance),
     }
     digest = content_hash(content).removeprefix("sha256:")[:8]
-    known = sorted(models.glob(f"{release.name}-????????-{digest}/{MANIFEST_NAME}"))
-    if known:
-        load_manifest(known[0].parent)
-        return known[0].parent
+    earlier = sorted(models.glob(f"{release.name}-????????-{digest}/{MANIFEST_NAME}"))
+    if earlier:
+        load_manifest(earlier[0].parent)
+        return earlier[0].parent
     manifest = ModelManifest(
         model_version=f"{release.name}-{created_at:%Y%m%d}-{digest}",
         base_model=release.base.base_model,
@@ -133,17 +133,16 @@ def release_of(
     ------
     ArtifactError : an input is not there any more. UnknownVersion : the base model is not there.
     """
-    made = lineage(policy)
+    inputs = lineage(policy)
+    artifacts = sorted((inputs | {"policy": policy}).items())
     base = base_of(policy, roots)
     trained = json.loads((policy / "training.json").read_text(encoding="utf-8"))
     calibration = Calibration.from_json(trained["calibration"])
-    scenarios = ScenarioSet.open(made["scenarios"])
+    scenarios = ScenarioSet.open(inputs["scenarios"])
     real = scenarios.table.filter(scenarios.real)
     used = real.filter(real["split"].is_in((TRAIN, VALIDATE)))
     sources, symbols = (", ".join(sorted(used[column].unique())) for column in ("source", "symbol"))
-    config = {
-        stage: one.manifest["config"] for stage, one in sorted((made | {"policy": policy}).items())
-    }
+    config = {stage: artifact.manifest["config"] for stage, artifact in artifacts}
     provenance = {
         "algorithm": policy.facts["algorithm"],
         "market": f"{sources}: {symbols}",
@@ -152,34 +151,38 @@ def release_of(
             "training": len(scenarios.rows(TRAIN)),
             "validation": len(scenarios.rows(VALIDATE)),
         },
-        "data": {stage: one.hash for stage, one in sorted((made | {"policy": policy}).items())},
+        "data": {stage: artifact.hash for stage, artifact in artifacts},
         "code": policy.manifest["code"],
         "config": config,
         "config_hash": content_hash(config),
         "metrics": policy.facts["metrics"],
         "results": results(
-            made, scenarios, np.load(policy / "policy_log_probs.npy"), calibration, base.calibration
+            inputs,
+            scenarios,
+            np.load(policy / "policy_log_probs.npy"),
+            calibration,
+            base.calibration,
         ),
         "language": policy.facts["language"],
-        "reward": _reward_summary(made["reward"]),
+        "reward": _reward_summary(inputs["reward"]),
     }
     return Release(files or policy / "adapter", name, base, calibration, provenance)
 
 
 def lineage(policy: Artifact) -> dict[str, Artifact]:
     """The artefacts that a policy was made from, by stage: found beside it, by their hashes."""
-    found = {}
+    inputs = {}
     for stage, wanted in policy.manifest["inputs"].items():
         for path in sorted(policy.path.parent.glob(f"{stage}-*/{MANIFEST_NAME}")):
             artifact = Artifact.open(path.parent, stage)
             if artifact.hash == wanted:
-                found[stage] = artifact
-        if stage not in found:
+                inputs[stage] = artifact
+        if stage not in inputs:
             raise ArtifactError(
                 f"{policy.path} was made from a {stage} artefact {wanted[:23]} that is not in"
                 f" {policy.path.parent}: rebuild, or publish from the folder where it was made"
             )
-    return found
+    return inputs
 
 
 def base_of(policy: Artifact, roots: Sequence[Path]) -> ModelManifest:
@@ -189,7 +192,7 @@ def base_of(policy: Artifact, roots: Sequence[Path]) -> ModelManifest:
 
 
 def results(
-    made: Mapping[str, Artifact],
+    inputs: Mapping[str, Artifact],
     scenarios: ScenarioSet,
     raw: Floats,
     own: Calibration,
@@ -202,10 +205,10 @@ def results(
     tells it; also `approval_rate` by arm, `scenarios` and `days`. `raw` is (N, 10), the policy's
     label log-probabilities.
     """
-    labels = Labels.open(made["labels"])
+    labels = Labels.open(inputs["labels"])
     rows = scenarios.rows(VALIDATE)
     rows = rows[np.isfinite(labels.rewards[rows]).all(1) & np.isfinite(labels.agent_reward[rows])]
-    untuned = np.load(made["encoded"] / "label_log_probs.npy")
+    untuned = np.load(inputs["encoded"] / "label_log_probs.npy")
     taken = {
         "policy": Answers(raw[rows], own).action,
         "base_model": Answers(untuned[rows], base).action,

@@ -8,9 +8,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import groupby
+from itertools import chain, groupby
 
-from app.domain.scenario import Scenario
 from training.agent.reference import Agent, Opportunity, chart, opportunities
 from training.arrays import Progress, silent
 from training.config.data import MarketConfig, ScenariosConfig, instant
@@ -39,14 +38,14 @@ class History:
 
     def series(self) -> dict[str, tuple[Bars, ...]]:
         """All bars by symbol, of every length: what labels are made of."""
-        return {each.symbol: (*self.finer.get(each.symbol, ()), each) for each in self.bars}
+        return {bars.symbol: (*self.finer.get(bars.symbol, ()), bars) for bars in self.bars}
 
     def fingerprint(self) -> str:
         """Hash of every bar, headline and reading: what an artefact made of them depends on."""
         sha = hashlib.sha256()
-        for one in (one for many in self.series().values() for one in many):
-            sha.update(f"{one.symbol} {one.seconds} {len(one)}".encode())
-            for column in (one.closed_at, one.open, one.high, one.low, one.close, one.volume):
+        for bars in chain.from_iterable(self.series().values()):
+            sha.update(f"{bars.symbol} {bars.seconds} {len(bars)}".encode())
+            for column in (bars.closed_at, bars.open, bars.high, bars.low, bars.close, bars.volume):
                 sha.update(column.tobytes())
         sha.update(self.context.fingerprint().encode())
         return f"sha256:{sha.hexdigest()}"
@@ -107,46 +106,46 @@ def find_scenarios(
     ScenarioError : no candidate in the period, or no bars of a wanted symbol.
     """
     agent = Agent([chart(bars) for bars in history.bars], history.context)
-    found = opportunities(agent.charts)
+    candidates = opportunities(agent.charts)
     first = instant(config.since) if config.since else 0
     last = instant(config.bars_until) if config.bars_until else None
     wanted = _wanted(history, config)
-    mine = [one for one in found if history.bars[one.chart].symbol in wanted]
-    within = [one for one in mine if one.as_of >= first and (last is None or one.as_of < last)]
+    mine = [at for at in candidates if history.bars[at.chart].symbol in wanted]
+    within = [at for at in mine if at.as_of >= first and (last is None or at.as_of < last)]
     if not within:
-        count = sum(len(each) for each in history.bars)
+        count = sum(len(bars) for bars in history.bars)
         raise ScenarioError(
             f"no candidate between since and until in {count} bars: widen them, or bring more bars"
         )
     peers = {
-        moment: list(together) for moment, together in groupby(found, key=lambda one: one.as_of)
+        moment: list(together) for moment, together in groupby(candidates, key=lambda at: at.as_of)
     }
     chosen = [within[place] for place in evenly(len(within), config.limit)]
-    made = []
-    for done, one in enumerate(chosen):
-        made.append(_found(agent, one, peers[one.as_of]))
-        progress(done + 1, len(chosen))
+    scenarios = []
+    for done, at in enumerate(chosen, 1):
+        scenarios.append(_decided(agent, at, peers[at.as_of]))
+        progress(done, len(chosen))
     left_out = {
-        "other_symbol": len(found) - len(mine),
+        "other_symbol": len(candidates) - len(mine),
         "outside_period": len(mine) - len(within),
         "beyond_limit": len(within) - len(chosen),
     }
-    return made, left_out
+    return scenarios, left_out
 
 
 def _wanted(history: History, config: ScenariosConfig) -> set[str]:
     """Symbols whose candidates count; the others' bars are still looked at for what moves alike."""
-    known = {each.symbol for each in history.bars}
-    absent = sorted(set(config.symbols) - known)
+    symbols = {bars.symbol for bars in history.bars}
+    absent = sorted(set(config.symbols) - symbols)
     if absent:
         raise ScenarioError(
             f"scenarios.symbols: no bars of {', '.join(absent)}; there are"
-            f" {', '.join(sorted(known))}"
+            f" {', '.join(sorted(symbols))}"
         )
-    return set(config.symbols) or known
+    return set(config.symbols) or symbols
 
 
-def _found(agent: Agent, one: Opportunity, peers: Sequence[Opportunity]) -> Found:
-    scenario: Scenario = agent.scenario(one, NEUTRAL)
-    decide = partial(agent.decide, correlated=agent.correlated(one, peers))
+def _decided(agent: Agent, at: Opportunity, peers: Sequence[Opportunity]) -> Found:
+    scenario = agent.scenario(at, NEUTRAL)
+    decide = partial(agent.decide, correlated=agent.correlated(at, peers))
     return Found(scenario, decide(scenario), redecide=decide)

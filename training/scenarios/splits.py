@@ -88,13 +88,13 @@ def combinatorial_purged(
     order = np.argsort(as_of, kind="stable")
     size = len(order) // folds
     groups = np.split(order, size * np.arange(1, folds))
-    found = []
+    splits = []
     for chosen in combinations(range(folds), test_folds):
         test = np.concatenate([groups[number] for number in chosen])
         rest = np.concatenate([groups[number] for number in range(folds) if number not in chosen])
         train = rest[~overlapping(rest, test, as_of, ends_at, embargo_s)]
-        found.append(_fold(train, test, chosen))
-    return found
+        splits.append(_fold(train, test, chosen))
+    return splits
 
 
 def backtest_paths(folds: int, test_folds: int) -> NDArray[np.int64]:
@@ -134,19 +134,19 @@ def walk_forward(
         )
     order = np.argsort(as_of, kind="stable")
     first, last = int(as_of[order[0]]), int(as_of[order[-1]])
-    found = []
+    periods = []
     begin = first + min_train_s
     while begin <= last:
         test = order[(as_of[order] >= begin) & (as_of[order] < begin + test_len_s)]
         if len(test):
-            found.append(_fold(order[ends_at[order] + embargo_s <= begin], test, ()))
+            periods.append(_fold(order[ends_at[order] + embargo_s <= begin], test, ()))
         begin += test_len_s
-    if not found:
+    if not periods:
         raise SplitError(
             f"rows span {last - first} s: nothing is left to test after {min_train_s:.0f} s of"
             " training"
         )
-    return found
+    return periods
 
 
 def _fold(train: Rows, test: Rows, groups: Sequence[int]) -> Fold:

@@ -179,7 +179,7 @@ class ScenarioSet:
 
     @cached_property
     def _features(self) -> NDArray[np.float64]:
-        return np.array([features(one) for one in self._scenarios])
+        return np.array([features(scenario) for scenario in self._scenarios])
 
 
 def build_scenarios(
@@ -373,7 +373,7 @@ def _facts(table: pl.DataFrame, left_out: Counter[str]) -> dict[str, Any]:
         # agreement rate.
         "control_approvals": sum(controls),
         "possible_defaults": {
-            name: sum(_is_default(each, name) for each in parsed) for name in DEFAULTS
+            name: sum(_is_default(candidate, name) for candidate in parsed) for name in DEFAULTS
         },
         "excluded": {reason: count for reason, count in sorted(left_out.items()) if count},
     }

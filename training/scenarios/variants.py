@@ -45,14 +45,13 @@ class Kind(StrEnum):
 def variants(scenario: Scenario, count: int, source: Source) -> list[tuple[Kind, Scenario]]:
     """At most `count` variants of different kinds, drawn at random among those that apply; in the
     order of `Kind`."""
-    kinds = source.permutation(len(Kind))
-    made: list[tuple[Kind, Scenario]] = []
-    for place in kinds:
-        kind = list(Kind)[place]
-        changed = _CHANGES[kind](scenario, source)
-        if changed is not None and len(made) < count:
-            made.append((kind, Scenario.from_json(changed)))
-    return sorted(made, key=lambda one: list(Kind).index(one[0]))
+    kinds = list(Kind)
+    chosen: dict[Kind, Scenario] = {}
+    for place in source.permutation(len(kinds)):
+        changed = _CHANGES[kinds[place]](scenario, source)
+        if changed is not None and len(chosen) < count:
+            chosen[kinds[place]] = Scenario.from_json(changed)
+    return [(kind, chosen[kind]) for kind in kinds if kind in chosen]
 
 
 def noise(scenario: Scenario, source: Source) -> Document | None:
@@ -110,12 +109,12 @@ def shift(scenario: Scenario, source: Source) -> Document | None:
 def dropped(scenario: Scenario, source: Source) -> Document | None:
     """Optional fields of the candidate that were not known: each with probability 0.25, at least
     one."""
-    known = [name for name in _OPTIONAL if getattr(scenario.candidate, name) is not None]
-    if not known:
+    given = [name for name in _OPTIONAL if getattr(scenario.candidate, name) is not None]
+    if not given:
         return None
-    gone = [name for name in known if source.random() < DROP_PROBABILITY] or [
-        str(source.choice(known))
-    ]
+    gone = [name for name in given if source.random() < DROP_PROBABILITY]
+    if not gone:
+        gone = [str(source.choice(given))]
     document = scenario.as_json()
     for name in gone:
         document["candidate"][name] = None

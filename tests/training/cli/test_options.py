@@ -1,0 +1,51 @@
+"""What commands share: a configuration by name or path, options that mean the same everywhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from training.__main__ import app
+from training.cli.options import CONFIGS, chosen
+from training.config.section import ConfigError
+
+COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+
+
+def test_a_configuration_is_chosen_by_name_or_by_path(tmp_path: Path) -> None:
+    copy = tmp_path / "mine.toml"
+    copy.write_bytes((CONFIGS / "tiny.toml").read_bytes())
+    assert chosen(str(copy), ["threads=3"]) == chosen("tiny", ["threads=3"])
+    assert chosen("tiny", ["threads=3"]).threads == 3
+    with pytest.raises(
+        ConfigError, match=r"no configuration tinny: name a TOML file, or one of .*tiny"
+    ):
+        chosen("tinny")
+
+
+@pytest.mark.parametrize("command", ["rebuild", "evaluate", "walk-forward"])
+def test_a_folder_of_bars_without_its_source_ends_a_command_before_it_begins(
+    command: str, tmp_path: Path
+) -> None:
+    arguments = [command, "--config", "bundled", "--set", 'market.directory="bars"']
+    arguments += ["--set", f'artifacts="{tmp_path / "artifacts"}"']
+    done = CliRunner().invoke(app, arguments)
+    assert isinstance(done.exception, ConfigError)
+    assert "set market.source='directory' too" in str(done.exception)
+    assert not (tmp_path / "artifacts").exists()
+
+
+@pytest.mark.parametrize("option", ["url", "token", "database", "overrides", "by"])
+def test_an_option_is_called_and_read_alike_in_every_command_but_versions(option: str) -> None:
+    """`versions` asks no service by default, so its --url has other words."""
+    read = {
+        name: (parameter.opts, parameter.envvar, parameter.help)
+        for name, command in COMMANDS.items()
+        for parameter in command.params
+        if parameter.name == option and name != "versions"
+    }
+    assert len(read) >= 3
+    assert len({str(value) for value in read.values()}) == 1
