@@ -32,7 +32,7 @@ from training.judging.gate.verdict import (
 )
 from training.stages.parallel import over
 from training.statistics.anytime import log_wealth, period_means
-from training.statistics.bootstrap import day_totals, mean_intervals
+from training.statistics.bootstrap import day_totals, mean_intervals, wilson
 
 STOPPED, TIMED = 0.47, 0.33
 """Shares of plans that are stopped, and that leave in time."""
@@ -210,11 +210,9 @@ class Share(NamedTuple):
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Wilson 1927."""
-        z, n, p = 1.959964, self.runs, self.share
-        centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
-        reach = z / (1 + z**2 / n) * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
-        return max(0.0, centre - reach), min(1.0, centre + reach)
+        """Lower and upper bound."""
+        low, high = wilson(np.array([self.share]), np.array([self.runs]))
+        return float(low[0]), float(high[0])
 
 
 class Run(NamedTuple):

@@ -138,4 +138,4 @@ def test_the_random_veto_is_what_binds_a_policy_that_only_trades_less() -> None:
 def test_a_share_has_a_wilson_interval() -> None:
     # Wilson's interval of 5 in 500, worked out: 0.43 % to 2.32 %.
     assert Share("five", 5, 500).interval == pytest.approx((0.00428, 0.02319), abs=2e-5)
-    assert Share("none", 0, 500).interval[0] == 0.0
+    assert Share("none", 0, 500).interval[0] == pytest.approx(0.0)

@@ -1,4 +1,4 @@
-"""How sure are we? Intervals by the stationary bootstrap.
+"""How sure are we? Intervals: of shares by Wilson's formula, of the rest by resampling.
 
 Series are ordered in time and may be dependent. A question without an answer (no rows, constant
 values) gives None and the reason, never NaN. A seed makes everything repeatable.
@@ -7,11 +7,10 @@ values) gives None and the reason, never NaN. A seed makes everything repeatable
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
-from arch.bootstrap import optimal_block_length
 
 from app.domain.errors import AdvisorError
 from training.arrays import DAY_S, Floats, Rows
@@ -25,6 +24,9 @@ _CELLS = 2_000_000
 _UNVARIED = 0.01
 """Share of bootstrap samples that may be constant. With more, most rows are alike, and quantiles of
 t mean nothing."""
+
+_Z = 1.959963984540054
+"""Two-sided 95 % of the normal distribution."""
 
 SAME = 1e-12
 """Values nearer than this to each other are one value with rounding: returns and R are of the order
@@ -71,16 +73,31 @@ def block_length(values: Floats) -> float:
     """Mean block length that suits the stationary bootstrap of the mean of `values` (N,), at least
     1, at most N / 4.
 
-    Politis & White 2004, section 3.2, as corrected by Patton, Politis & White 2009
-    (`arch.optimal_block_length`).
+    Politis & White 2004, section 3.2, as corrected by Patton, Politis & White 2009:
+    b = (N G^2 / S^2)^(1/3), where S is the spectrum at 0, the sum of all autocovariances R(k), and
+    G the same sum weighted by |k|. Both are cut by a flat-top window at M, twice the first lag from
+    which on `in_a_row` autocorrelations are not significant.
     """
-    if len(values) < _FEW or is_constant(values):
+    n = len(values)
+    if n < _FEW or is_constant(values):
         return 1.0
-    with np.errstate(
-        divide="ignore", invalid="ignore"
-    ):  # where nothing happens for long, as in an arm that stops trading
-        found = float(optimal_block_length(values)["stationary"].iloc[0])
-    return float(np.clip(found if math.isfinite(found) else 1.0, 1.0, len(values) / 4))
+    in_a_row = max(5, int(math.log10(n)))
+    most = math.ceil(math.sqrt(n)) + in_a_row
+    centred = values - values.mean()
+    covariance = np.array([centred[lag:] @ centred[: n - lag] for lag in range(most + 1)]) / n
+    significant = np.abs(covariance) >= 2 * math.sqrt(math.log10(n) / n) * covariance[0]
+    quiet = (
+        lag for lag in range(1, most - in_a_row + 1) if not significant[lag : lag + in_a_row].any()
+    )
+    window = min(2 * next(quiet, most), most)
+    lags = np.arange(1, window + 1)
+    kept = np.minimum(1.0, 2 * (1 - lags / window)) * covariance[lags]
+    spectrum = covariance[0] + 2 * kept.sum()
+    weighted = 2 * (lags * kept).sum()
+    if spectrum == 0:
+        return 1.0
+    length = (n * weighted**2 / spectrum**2) ** (1 / 3)
+    return float(np.clip(length, 1.0, min(math.ceil(min(3 * math.sqrt(n), n / 3)), n / 4)))
 
 
 def resample(n: int, block: float, draws: int, source: np.random.Generator) -> Rows:
@@ -88,13 +105,17 @@ def resample(n: int, block: float, draws: int, source: np.random.Generator) -> R
 
     Politis & Romano 1994, section 2: blocks begin anywhere, their lengths are geometric with mean
     `block`, and the series wraps around.
+
+    All samples are one line of draws * n places, cut into blocks: a new one begins at the start of
+    each sample and elsewhere by chance. A block that begins at place s with row r holds row
+    r + (p - s) at place p, less n where that is beyond the last row (a block has n rows at most).
     """
     begins = source.random((draws, n), dtype=np.float32) < 1 / block
     begins[:, 0] = True
-    first = np.flatnonzero(begins)
-    length = np.diff(first, append=draws * n)
-    rows = np.repeat(source.integers(0, n, len(first)) - first, length)
-    rows += np.arange(draws * n)
+    first_place = np.flatnonzero(begins)
+    length = np.diff(first_place, append=draws * n)
+    first_row = source.integers(0, n, len(first_place))
+    rows = np.repeat(first_row - first_place, length) + np.arange(draws * n)
     rows[rows >= n] -= n
     return rows.reshape(draws, n)
 
@@ -106,6 +127,15 @@ def resamples(n: int, block: float, draws: int, seed: int, columns: int = 1) -> 
     part = max(1, min(draws, _CELLS // (n * columns)))
     for begin in range(0, draws, part):
         yield resample(n, block, min(part, draws - begin), source)
+
+
+def wilson(share: Floats, count: Floats) -> tuple[Floats, Floats]:
+    """Lower and upper 95 % bounds of shares, each of `count` trials: Wilson 1927, the score
+    interval. Defined and within 0-1 even when all or none happened. Equal shapes."""
+    spread = _Z**2 / count
+    centre = (share + spread / 2) / (1 + spread)
+    reach = _Z / (1 + spread) * np.sqrt(share * (1 - share) / count + spread / (4 * count))
+    return np.maximum(centre - reach, 0.0), np.minimum(centre + reach, 1.0)
 
 
 def interval(
@@ -138,14 +168,12 @@ def interval(
     if not math.isfinite(value):
         return none("not defined on these rows", n)
     block = block_length(data if data.ndim == 1 else data[:, 0]) if block is None else block
-    found = np.concatenate(
+    sampled = np.concatenate(
         [statistic(data[rows]) for rows in resamples(n, block, draws, seed, data[0].size)]
     )
-    found = found[np.isfinite(found)]
-    if len(found) < 0.95 * draws:
+    if np.isfinite(sampled).sum() < 0.95 * draws:
         return Estimate(value, n=n, reason="not defined on more than 5 % of the bootstrap samples")
-    low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
-    return Estimate(value, float(low), float(high), n)
+    return _percentiles(value, sampled, n, level)
 
 
 def mean_intervals(
@@ -189,7 +217,7 @@ def mean_intervals(
         block = max(block_length(column) for column in (totals / counts[:, None]).T)
     studentised = np.concatenate(
         [
-            _studentised(_times(rows), totals, counts, means)
+            _studentised(times_drawn(rows), totals, counts, means)
             for rows in resamples(days, block, draws, seed)
         ]
     )
@@ -214,6 +242,77 @@ def _studentised_interval(
     return Estimate(mean, mean - float(low) * error, mean - float(high) * error, n, p)
 
 
+class Cluster(NamedTuple):
+    """Two clusters for each of P rows, by number; the same one twice where a row is of one only."""
+
+    first: Rows
+    second: Rows
+
+
+def compare_means(
+    values: Mapping[str, Floats],
+    weight: Floats,
+    cluster: Cluster,
+    subject: str,
+    *,
+    level: float = LEVEL,
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> tuple[dict[str, Estimate], dict[str, Estimate]]:
+    """Weighted means of named values (P,), and by how much `subject` leads each of the others.
+
+    Percentiles of the means over samples of whole clusters, drawn with replacement (Cameron,
+    Gelbach & Miller 2008, section II.B). All means are taken of the same samples, so that
+    differences are paired.
+    """
+    n = len(weight)
+    if not n:
+        return {name: none("no rows") for name in values}, {}
+    means = {name: float((weight * value).sum() / weight.sum()) for name, value in values.items()}
+    columns = np.stack(list(values.values()), axis=1)
+    by_draw = _cluster_means(columns, weight, cluster, draws, seed)
+    sampled = dict(zip(values, by_draw.T, strict=True))
+    leads = {}
+    for name in values:
+        if name != subject:
+            lead, of_samples = means[subject] - means[name], sampled[subject] - sampled[name]
+            leads[name] = _percentiles(lead, of_samples, n, level)
+    return {name: _percentiles(means[name], sampled[name], n, level) for name in values}, leads
+
+
+def _cluster_means(
+    values: Floats, weight: Floats, cluster: Cluster, draws: int, seed: int
+) -> Floats:
+    """(draws, K) weighted means of (P, K) over samples of clusters; NaN where a sample has no row.
+
+    A row that stands for two clusters counts as often as both are drawn together: the product of
+    their counts. Rows of one cluster only count as often as it is drawn, so they are added up once.
+    """
+    source = np.random.default_rng(seed)
+    names = np.unique(np.concatenate(cluster))
+    first, second = (np.searchsorted(names, numbers) for numbers in cluster)
+    size, of_one = len(names), np.array_equal(first, second)
+    totals = np.column_stack([weight[:, None] * values, weight])
+    if of_one:
+        totals = np.stack([np.bincount(first, column, size) for column in totals.T], axis=1)
+    means = np.full((draws, values.shape[1]), np.nan)
+    for draw in range(draws):
+        drawn = np.bincount(source.integers(0, size, size), minlength=size).astype(float)
+        *sums, all_weight = (drawn if of_one else drawn[first] * drawn[second]) @ totals
+        if all_weight > 0:
+            means[draw] = np.array(sums) / all_weight
+    return means
+
+
+def _percentiles(value: float, sampled: Floats, n: int, level: float) -> Estimate:
+    """Of what was sampled where it is defined."""
+    there = sampled[np.isfinite(sampled)]
+    if not len(there):
+        return Estimate(value, n=n, reason="not defined on any sample")
+    low, high = np.quantile(there, [(1 - level) / 2, (1 + level) / 2])
+    return Estimate(value, float(low), float(high), n)
+
+
 def day_totals(values: Floats, as_of: Rows) -> tuple[Floats, Floats]:
     """Sums of each column per day (D, K), and rows per day (D,). Days (UTC) without rows are left
     out."""
@@ -224,8 +323,8 @@ def day_totals(values: Floats, as_of: Rows) -> tuple[Floats, Floats]:
     return totals, np.bincount(position, minlength=len(days)).astype(np.float64)
 
 
-def _times(rows: Rows) -> Floats:
-    """How often each row was drawn: (draws, n)."""
+def times_drawn(rows: Rows) -> Floats:
+    """How often each row is in each sample: (draws, n), of indices as `resample` gives them."""
     draws, n = rows.shape
     flat = (rows + n * np.arange(draws)[:, None]).ravel()
     return np.bincount(flat, minlength=draws * n).reshape(draws, n).astype(np.float64)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from app.domain.errors import AdvisorError
-from training.arrays import Floats
+from training.arrays import Floats, Rows
 from training.statistics.bootstrap import (
     DRAWS,
     LEVEL,
@@ -21,10 +21,10 @@ from training.statistics.bootstrap import (
     interval,
     none,
     require_finite,
+    wilson,
 )
 
 BINS = 10
-_Z = 1.959963984540054
 
 
 class CalibrationError(AdvisorError):
@@ -46,38 +46,34 @@ class Reliability:
     count: Floats
 
 
-def reliability_curve(probability: Floats, happened: Floats, bins: int = BINS) -> Reliability:
+def reliability_curve(
+    probability: Floats, happened: Floats, *, weight: Floats | None = None, bins: int = BINS
+) -> Reliability:
     """Share of events against probability, in bins of equal count (quantiles; equal probabilities
     stay together).
 
-    probability : (N,) in 0-1. happened : (N,) 0 or 1. Bins that nothing falls into are left out.
+    probability : (N,) in 0-1. happened : (N,) 0 or 1. weight : (N,), of each row in its bin's
+    means. Bins that nothing falls into are left out.
     """
     _check(probability, happened)
     if not len(probability):
         nothing = np.empty(0)
         return Reliability(nothing, nothing, nothing, nothing, nothing)
-    which = _bins(probability, bins)
-    count = np.bincount(which, minlength=bins).astype(np.float64)
-    seen = count > 0
-    count = count[seen]
-    predicted = np.bincount(which, probability, bins)[seen] / count
-    observed = np.bincount(which, happened, bins)[seen] / count
-    # Wilson 1927, the score interval: defined and within 0-1 even when all or none happened.
-    centre = (observed + _Z**2 / (2 * count)) / (1 + _Z**2 / count)
-    reach = (
-        _Z
-        / (1 + _Z**2 / count)
-        * np.sqrt(observed * (1 - observed) / count + _Z**2 / (4 * count**2))
-    )
-    return Reliability(
-        predicted, observed, np.maximum(centre - reach, 0), np.minimum(centre + reach, 1), count
-    )
+    bin_of = _bins(probability, bins)
+    used, bin_of = np.unique(bin_of, return_inverse=True)
+    weights = _mean_one(weight, len(probability))
+    weighed = np.bincount(bin_of, weights)
+    predicted = np.bincount(bin_of, weights * probability) / weighed
+    observed = np.bincount(bin_of, weights * happened) / weighed
+    count = np.bincount(bin_of, minlength=len(used)).astype(np.float64)
+    return Reliability(predicted, observed, *wilson(observed, count), count)
 
 
 def expected_calibration_error(
     probability: Floats,
     happened: Floats,
     *,
+    weight: Floats | None = None,
     bins: int = BINS,
     level: float = LEVEL,
     draws: int = DRAWS,
@@ -93,16 +89,17 @@ def expected_calibration_error(
     _check(probability, happened)
     if not len(probability):
         return none("no rows")
-    which = _bins(probability, bins)
-    gaps = np.zeros((len(which), bins))
-    gaps[np.arange(len(which)), which] = happened - probability
-    if not draws or len(which) < 2:
-        return Estimate(float(np.abs(gaps.mean(0)).sum()), n=len(which))
-    block = block_length(happened - probability)
+    gap = _mean_one(weight, len(probability)) * (happened - probability)
+    # One column per bin, 0 for rows of other bins: a column's mean is the bin's gap times its
+    # share of the rows.
+    gaps = np.zeros((len(gap), bins))
+    gaps[np.arange(len(gap)), _bins(probability, bins)] = gap
+    if not draws or len(gap) < 2:
+        return Estimate(float(np.abs(gaps.mean(0)).sum()), n=len(gap))
     return interval(
         gaps,
         lambda sample: np.abs(sample.mean(1)).sum(-1),
-        block=block,
+        block=block_length(gap),
         level=level,
         draws=draws,
         seed=seed,
@@ -113,6 +110,7 @@ def brier_score(
     probability: Floats,
     happened: Floats,
     *,
+    weight: Floats | None = None,
     level: float = LEVEL,
     draws: int = DRAWS,
     seed: int = 0,
@@ -121,16 +119,32 @@ def brier_score(
     _check(probability, happened)
     if not len(probability):
         return none("no rows")
-    squares = (probability - happened) ** 2
+    squares = _mean_one(weight, len(probability)) * (probability - happened) ** 2
     if not draws or len(squares) < 2:
         return Estimate(float(squares.mean()), n=len(squares))
     return interval(squares, lambda sample: sample.mean(-1), level=level, draws=draws, seed=seed)
 
 
-def _bins(probability: Floats, bins: int) -> np.ndarray:
+def log_loss(probability: Floats, happened: Floats, weight: Floats | None = None) -> float | None:
+    """Mean of -log of the probability of what came, nats; probabilities are kept 1e-6 away from 0
+    and 1. None without rows."""
+    _check(probability, happened)
+    if not len(probability):
+        return None
+    safe = np.clip(probability, 1e-6, 1 - 1e-6)
+    losses = -np.log(np.where(happened == 1, safe, 1 - safe))
+    return float((_mean_one(weight, len(losses)) * losses).mean())
+
+
+def _mean_one(weight: Floats | None, n: int) -> Floats:
+    """(n,) weights scaled to a mean of 1, so that a mean of products is a weighted mean."""
+    return np.ones(n) if weight is None else weight / weight.mean()
+
+
+def _bins(probability: Floats, bins: int) -> Rows:
     """(N,) bin of each row: between quantiles, as scikit-learn's `strategy="quantile"`."""
     edges = np.quantile(probability, np.linspace(0, 1, bins + 1))
-    return np.searchsorted(edges[1:-1], probability)
+    return np.asarray(np.searchsorted(edges[1:-1], probability))
 
 
 def _check(probability: Floats, happened: Floats) -> None:

@@ -4,13 +4,12 @@ probability of overfitting, and Holm's correction."""
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
-from arch.bootstrap import MCS, SPA
 from scipy.special import ndtr, ndtri
 
 from training.arrays import Floats
@@ -21,7 +20,11 @@ from training.statistics.bootstrap import (
     block_length,
     is_constant,
     require_finite,
+    resamples,
+    times_drawn,
 )
+
+Name = TypeVar("Name", bound=Hashable)
 
 
 class Spa(NamedTuple):
@@ -43,40 +46,58 @@ def superior_predictive_ability(
     block: float | None = None,
     seed: int = 0,
 ) -> Spa:
-    """Hansen 2005, "A Test for Superior Predictive Ability", section 2.3 (`arch.bootstrap.SPA`).
+    """Hansen 2005, "A Test for Superior Predictive Ability", sections 2.2 and 2.3.
+
+    The statistic is the largest studentised mean lead over the benchmark. It is compared with the
+    same of bootstrap samples, whose means are centred as if no arm were better: all of them at 0
+    (upper), those that are far worse left where they are (consistent), or all that are worse
+    (lower). Standard errors are the bootstrap's own.
 
     benchmark : (N,) returns or R; arms : (N, K), the more the better. Arms equal to the benchmark
     tell nothing and are left out.
     """
     require_finite(benchmark, "SPA benchmark")
     require_finite(arms, "SPA arms")
-    varied = [k for k in range(arms.shape[1]) if not is_constant(arms[:, k] - benchmark)]
-    if len(benchmark) < 8 or not varied:
-        return Spa(
-            None, None, None, len(benchmark), "no arm differs from the benchmark on 8 rows or more"
-        )
-    block = max(block_length(arms[:, k] - benchmark) for k in varied) if block is None else block
-    test = SPA(-benchmark, -arms[:, varied], block_size=math.ceil(block), reps=draws, seed=seed)
-    test.compute()
-    lower, consistent, upper = (
-        float(test.pvalues[name]) for name in ("lower", "consistent", "upper")
+    n, leads = len(benchmark), arms - benchmark[:, None]
+    leads = leads[:, [k for k in range(leads.shape[1]) if not is_constant(leads[:, k])]]
+    if n < 8 or not leads.shape[1]:
+        return Spa(None, None, None, n, "no arm differs from the benchmark on 8 rows or more")
+    if block is None:
+        block = max(block_length(lead) for lead in leads.T)
+    mean, sampled = leads.mean(0), _sampled_means(leads, block, draws, seed)
+    error = sampled.std(0)
+    largest = (mean / error).max()
+    far_worse = mean < -error * math.sqrt(2 * math.log(math.log(n)))
+
+    def p_value(centre: Floats) -> float:
+        return float((((sampled - centre) / error).max(1) >= largest).mean())
+
+    return Spa(
+        lower=p_value(np.maximum(mean, 0)),
+        consistent=p_value(np.where(far_worse, 0, mean)),
+        upper=p_value(mean),
+        n=n,
     )
-    return Spa(lower, consistent, upper, len(benchmark))
+
+
+def _sampled_means(columns: Floats, block: float, draws: int, seed: int) -> Floats:
+    """(draws, K) means of (N, K) in stationary bootstrap samples."""
+    parts = resamples(len(columns), block, draws, seed)
+    return np.concatenate([times_drawn(rows) @ columns for rows in parts]) / len(columns)
 
 
 def model_confidence_set(
     arms: Mapping[str, Floats],
     *,
-    size: float = 0.05,
     draws: int = DRAWS,
     block: float | None = None,
     seed: int = 0,
 ) -> dict[str, float]:
-    """p-value of each arm's being among the best; those above `size` form the set at confidence 1 -
+    """p-value of each arm's being among the best; those above a size form the set at confidence 1 -
     size.
 
-    Hansen, Lunde & Nason 2011, section 3.1.2, statistic T_R (`arch.bootstrap.MCS`). `arms` are (N,)
-    each, the more the better. Arms that are the same everywhere share a p-value.
+    Hansen, Lunde & Nason 2011, section 3.1.2, statistic T_R. `arms` are (N,) each, the more the
+    better. Arms that are the same everywhere share a p-value.
     """
     names = list(arms)
     columns = np.stack([arms[name] for name in names], axis=1)
@@ -98,16 +119,38 @@ def model_confidence_set(
         block = (
             max(block_length(columns[:, k] - first) for k in distinct) if block is None else block
         )
-        test = MCS(
-            -columns[:, distinct], size=size, reps=draws, block_size=math.ceil(block), seed=seed
-        )
-        test.compute()
-        p_values = {distinct[k]: float(p) for k, p in test.pvalues["Pvalue"].items()}
+        sampled = _sampled_means(columns[:, distinct], block, draws, seed)
+        found_p = _eliminated(columns[:, distinct].mean(0), sampled)
+        p_values = dict(zip(distinct, found_p, strict=True))
     found = {}
     for k, name in enumerate(names):
         leader = best[twins[k]]
         found[name] = p_values[leader] if is_same(columns[:, k], columns[:, leader]) else 0.0
     return found
+
+
+def _eliminated(mean: Floats, sampled: Floats) -> list[float]:
+    """p-values of K arms by elimination; `mean` (K,), `sampled` (draws, K) of bootstrap samples.
+
+    As long as two are left, the largest studentised distance between any two of them is compared
+    with the same of the samples; the arm that lies so far behind goes, with that p-value, or an
+    earlier higher one. The last arm has 1.
+    """
+    behind = mean - mean[:, None]
+    sampled_behind = sampled[:, None, :] - sampled[:, :, None] - behind
+    error = np.sqrt((sampled_behind**2).mean(0))
+    np.fill_diagonal(error, 1.0)
+    behind, sampled_behind = behind / error, sampled_behind / error
+    p_values, left, reached = np.ones(len(mean)), list(range(len(mean))), 0.0
+    while len(left) > 1:
+        square = np.ix_(left, left)
+        largest = behind[square].max()
+        largest_sampled = sampled_behind[:, left][:, :, left].max((1, 2))
+        reached = max(reached, float((largest_sampled > largest).mean()))
+        worst = left[int(behind[square].max(1).argmax())]
+        p_values[worst] = reached
+        left.remove(worst)
+    return [float(p) for p in p_values]
 
 
 def is_same(one: Floats, other: Floats) -> bool:
@@ -224,11 +267,11 @@ def _sharpes(chosen: Floats, used: Floats, length: int) -> Floats:
     return np.where(flat, 0.0, mean / np.sqrt(np.where(flat, 1.0, variance)))
 
 
-def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+def holm(p_values: Mapping[Name, float]) -> dict[Name, float]:
     """Adjusted p-values of a family of tests: Holm 1979, step-down; reject those at or below the
     level."""
-    found, worst = {}, 0.0
+    adjusted, worst = {}, 0.0
     for place, (name, p) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
         worst = max(worst, min(1.0, p * (len(p_values) - place)))
-        found[name] = worst
-    return {name: found[name] for name in p_values}
+        adjusted[name] = worst
+    return {name: adjusted[name] for name in p_values}

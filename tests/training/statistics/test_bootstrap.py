@@ -4,28 +4,26 @@ known."""
 from __future__ import annotations
 
 import math
-from itertools import combinations
 
 import numpy as np
 import pytest
-from arch.bootstrap import StationaryBootstrap
+from arch.bootstrap import StationaryBootstrap, optimal_block_length
 from scipy import stats
-from statsmodels.stats.multitest import multipletests
 
 from training.arrays import DAY_S, Floats
 from training.statistics.bootstrap import (
+    Cluster,
     StatisticsError,
     block_length,
+    compare_means,
     interval,
     mean_intervals,
     resample,
     resamples,
+    wilson,
 )
 from training.statistics.selection import (
     deflated_sharpe,
-    expected_maximum_sharpe,
-    holm,
-    model_confidence_set,
     probability_of_overfitting,
     superior_predictive_ability,
 )
@@ -83,6 +81,61 @@ def test_blocks_grow_with_dependence_and_stay_within_the_rows() -> None:
     assert block_length(np.arange(19.0)) == 1.0
     stops_early = np.concatenate([np.random.default_rng(0).normal(size=10), np.zeros(90)])
     assert 1 <= block_length(stops_early) <= 25
+
+
+@pytest.mark.parametrize("carry", [-0.5, 0.0, 0.3, 0.8])
+def test_block_lengths_of_long_series_are_those_of_arch(carry: float) -> None:
+    """In short ones arch's correlations, which leave out another row for each lag, can be
+    significant where the paper's are not."""
+    for seed in range(10):
+        values = autoregressive(6000, carry, seed)
+        theirs = float(optimal_block_length(values)["stationary"].iloc[0])
+        assert block_length(values) == pytest.approx(max(theirs, 1.0))
+
+
+def test_a_block_length_by_hand() -> None:
+    """Of 100 values that are 1, 1, -1, -1, ... every second correlation is significant, so the
+    window has its full width, 15 lags: those up to 7 with a full weight, then 14/15, 12/15, ..."""
+    values = np.tile([1.0, 1.0, -1.0, -1.0], 25)
+    weights = [*[15] * 7, 14, 12, 10, 8, 6, 4, 2, 0]
+    spectrum, weighted = 1.0, 0.0
+    for lag, weight in enumerate(weights, 1):
+        products = values[lag:] * values[:-lag]
+        covariance = products.sum() / 100 * weight / 15
+        spectrum, weighted = spectrum + 2 * covariance, weighted + 2 * lag * covariance
+    assert block_length(values) == pytest.approx((100 * (weighted / spectrum) ** 2) ** (1 / 3))
+
+
+@pytest.mark.parametrize(
+    ("share", "count", "low", "high"),
+    [(0.01, 500, 0.0043, 0.0232), (0.0, 10, 0.0, 0.2775), (1.0, 10, 0.7225, 1.0)],
+)
+def test_wilsons_interval(share: float, count: int, low: float, high: float) -> None:
+    found = wilson(np.array([share]), np.array([count]))
+    assert [float(bound[0]) for bound in found] == pytest.approx([low, high], abs=5e-5)
+
+
+def test_means_of_clusters_are_compared_on_the_same_samples() -> None:
+    """Three days; `a` is `b` and 0.1 more on every row, so the lead is certain and the means are
+    not."""
+    b = np.array([1.0, 3.0, 0.0, 2.0])
+    day = np.array([0, 0, 5, 9])
+    weight = np.array([1.0, 1.0, 2.0, 4.0])
+    means, lead = compare_means({"a": b + 0.1, "b": b}, weight, Cluster(day, day), "a")
+    assert means["b"].value == pytest.approx(12 / 8)
+    # The extreme samples are one day three times: its own mean, 0 and 2 (twice of three days).
+    assert (means["b"].low, means["b"].high) == pytest.approx((0.0, 2.0))
+    assert list(lead) == ["b"]
+    assert lead["b"][:3] == pytest.approx((0.1, 0.1, 0.1))
+
+
+def test_a_row_of_two_clusters_counts_as_often_as_both_are_drawn_together() -> None:
+    """Day 0 with day 1, and day 1 with day 2: a sample without day 1 has no row, and is left out.
+    Otherwise the counts c0 c1 and c1 c2 weigh 1 and 0: the mean is c0 / (c0 + c2)."""
+    cluster = Cluster(np.array([0, 1]), np.array([1, 2]))
+    means, _ = compare_means({"a": np.array([1.0, 0.0])}, np.ones(2), cluster, "a", draws=4000)
+    assert means["a"].value == 0.5
+    assert (means["a"].low, means["a"].high) == (0.0, 1.0)
 
 
 def test_the_same_seed_gives_the_same_interval_and_pairs_stay_pairs() -> None:
@@ -194,118 +247,6 @@ def test_nothing_to_measure_has_a_reason() -> None:
     assert deflated_sharpe(np.empty(0), [0.1]).reason == "no returns"
     assert superior_predictive_ability(np.ones(50), np.ones((50, 2))).reason
     assert probability_of_overfitting(np.ones((8, 3))).reason
-
-
-def test_spa_finds_a_better_arm_and_is_seldom_fooled_by_many_equal_ones() -> None:
-    source = np.random.default_rng(3)
-    benchmark, arms = source.normal(0, 1, 500), source.normal(0, 1, (500, 10))
-    fooled = superior_predictive_ability(benchmark, arms)
-    assert fooled.consistent is not None
-    assert fooled.consistent > 0.05
-    arms[:, 4] += 0.3
-    found = superior_predictive_ability(benchmark, np.column_stack([arms, benchmark]))
-    assert found.consistent is not None
-    assert found.consistent < 0.01
-
-
-def test_the_model_confidence_set_drops_what_is_worse_and_keeps_what_is_equal() -> None:
-    source = np.random.default_rng(4)
-    common = source.normal(0, 1, 600)
-    arms = {
-        "best": common + source.normal(0.3, 0.5, 600),
-        "as good": common + source.normal(0.3, 0.5, 600),
-        "worse": common + source.normal(0.0, 0.5, 600),
-    }
-    arms |= {"twin": arms["best"].copy(), "always less": arms["best"] - 0.01}
-    found = model_confidence_set(arms)
-    assert found["best"] > 0.05
-    assert found["as good"] > 0.05
-    assert found["worse"] < 0.05
-    assert found["twin"] == found["best"]
-    assert found["always less"] == 0.0
-    assert model_confidence_set({"alone": np.ones(50)}) == {"alone": 1.0}
-
-
-def test_the_deflated_sharpe_ratio_is_that_of_the_papers_example() -> None:
-    # Bailey & López de Prado 2014, "A numerical example": 100 trials, variance of annualised Sharpe
-    # ratios 1/2, T = 1250 days, annualised Sharpe 2.5, skewness -3, kurtosis 10: threshold 0.1132 a
-    # day, confidence 0.9004.
-    trials = np.array([-1.0, 1.0] * 50)
-    trials *= math.sqrt(0.5 / 250) / trials.std(ddof=1)
-    threshold = expected_maximum_sharpe(list(trials))
-    assert threshold == pytest.approx(0.1132, abs=5e-5)
-    daily = 2.5 / math.sqrt(250)
-    variance = 1 + 3 * daily + 9 / 4 * daily**2
-    assert stats.norm.cdf((daily - threshold) * math.sqrt(1249 / variance)) == pytest.approx(
-        0.9004, abs=5e-5
-    )
-
-
-def test_the_deflated_sharpe_ratio_of_a_series_follows_its_moments() -> None:
-    returns = np.random.default_rng(0).gamma(2, 0.01, 300) - 0.019
-    found = deflated_sharpe(returns, [0.02, 0.1, -0.05])
-    sharpe = returns.mean() / returns.std(ddof=1)
-    moments = (
-        1
-        - stats.skew(returns) * sharpe
-        + (stats.kurtosis(returns, fisher=False) - 1) / 4 * sharpe**2
-    )
-    threshold = expected_maximum_sharpe([0.02, 0.1, -0.05])
-    assert found.confidence == pytest.approx(
-        stats.norm.cdf((sharpe - threshold) * math.sqrt(299 / moments))
-    )
-    assert expected_maximum_sharpe([0.3]) == 0.0
-    alone = deflated_sharpe(returns, [sharpe])
-    assert alone.confidence is not None
-    assert found.confidence is not None
-    assert alone.confidence > found.confidence
-
-
-def by_definition(returns: Floats, parts: int) -> float:
-    """The probability of overfitting written as loops over the paper's steps."""
-    blocks, below = np.split(returns, parts), []
-    for inside in combinations(range(parts), parts // 2):
-        train = np.concatenate([blocks[i] for i in inside])
-        test = np.concatenate([blocks[i] for i in range(parts) if i not in inside])
-        best = int((train.mean(0) / train.std(0)).argmax())
-        rank = stats.rankdata(test.mean(0) / test.std(0))[best] / (returns.shape[1] + 1)
-        below.append(math.log(rank / (1 - rank)) <= 0)
-    return float(np.mean(below))
-
-
-def test_the_probability_of_overfitting_follows_its_definition() -> None:
-    returns = np.random.default_rng(8).normal(0, 0.01, (120, 7)) + np.linspace(0, 0.002, 7)
-    assert probability_of_overfitting(returns, 6).pbo == pytest.approx(by_definition(returns, 6))
-
-
-def test_choosing_among_noise_is_overfitting_and_choosing_a_true_edge_is_not() -> None:
-    source = np.random.default_rng(9)
-    noise = [
-        probability_of_overfitting(source.normal(0, 0.01, (320, 20)), 8).pbo for _ in range(40)
-    ]
-    assert 0.35 < float(np.mean([each for each in noise if each is not None])) < 0.65
-    edge = source.normal(0, 0.01, (320, 20))
-    edge[:, 3] += 0.005
-    found = probability_of_overfitting(edge)
-    assert found.pbo is not None
-    assert found.pbo < 0.01
-    assert len(found.logits) == math.comb(16, 8)
-
-
-def test_an_arm_that_never_trades_has_a_sharpe_of_nothing_in_the_cross_validation() -> None:
-    returns = np.random.default_rng(1).normal(-0.01, 0.001, (64, 3))
-    returns[:, 0] = 0.0
-    assert probability_of_overfitting(returns, 4).pbo == 0.0
-    with pytest.raises(StatisticsError, match="even"):
-        probability_of_overfitting(returns, 5)
-
-
-@pytest.mark.parametrize("count", [1, 2, 7, 12])
-def test_holm_is_that_of_statsmodels(count: int) -> None:
-    p_values = [0.04, 0.5, 0.004, 0.004, 0.9, 0.021, 1.0, 0.3, 0.0, 0.011, 0.05, 0.6][:count]
-    found = holm({str(k): p for k, p in enumerate(p_values)})
-    assert list(found) == [str(k) for k in range(len(p_values))]
-    assert list(found.values()) == pytest.approx(multipletests(p_values, method="holm")[1])
 
 
 def test_where_hardly_any_row_differs_there_is_no_interval() -> None:

@@ -1,10 +1,8 @@
 """How good a reward model is out of sample: pairwise accuracy, calibration, rank correlation,
 beside trivial controls.
 
-Scenarios of one day share their market, so intervals are those of a cluster bootstrap over UTC days
-(Cameron, Gelbach & Miller 2008, section II.B): percentiles of the statistic over samples of whole
-days, drawn with replacement. All rankings are compared on the same pairs and the same samples, so
-that differences are paired.
+Scenarios of one day share their market, so intervals are those of a bootstrap over whole UTC days.
+All rankings are compared on the same pairs and the same samples, so that differences are paired.
 """
 
 from __future__ import annotations
@@ -20,10 +18,14 @@ from scipy.stats import spearmanr
 from app.domain.actions import ACTIONS
 from training.arrays import DAY_S, Floats, Rows
 from training.learning.reward.network import SAME
+from training.statistics.bootstrap import Cluster, Estimate, compare_means
+from training.statistics.calibration import (
+    brier_score,
+    expected_calibration_error,
+    log_loss,
+    reliability_curve,
+)
 
-LEVEL = 0.95
-SAMPLES = 1000
-BINS = 10
 ACROSS = 100_000
 """Pairs across scenarios that are drawn."""
 _DIGITS = 4
@@ -112,54 +114,36 @@ def compared(
     {NAME: {"value", "low", "high"}, "lead": {NAME: the same of the difference}}; numbers are None
     where P is 0.
     """
-    if not len(weight):
-        return {name: _summary(None, np.empty(0)) for name in values} | {"lead": {}}
-    means = {name: float((weight * value).sum() / weight.sum()) for name, value in values.items()}
-    sampled = _sampled(values, weight, day, other_day, seed)
-    lead = {
-        name: _summary(means[subject] - means[name], sampled[subject] - sampled[name])
-        for name in values
-        if name != subject
-    }
-    return {name: _summary(means[name], sampled[name]) for name in values} | {"lead": lead}
+    means, leads = compare_means(values, weight, Cluster(day, other_day), subject, seed=seed)
+    lead = {name: _summary(estimate) for name, estimate in leads.items()}
+    return {name: _summary(estimate) for name, estimate in means.items()} | {"lead": lead}
 
 
 def calibration(pairs: Pairs, probability: Floats) -> dict[str, Any]:
     """Is P(first beats second) what it says? (P,) probabilities, in ten bins of equal count of the
     probability.
 
-    Bins hold weighted means of prediction and outcome; `ece` is their mean distance by weight (Guo
-    et al. 2017, eq. 3), `log_loss` in nats, `log_loss_of_even_odds` is ln 2 for comparison.
+    Bins hold weighted means of prediction and outcome; `ece` is their mean distance by weight,
+    `log_loss` in nats, `log_loss_of_even_odds` is ln 2 for comparison.
     """
-    if not len(pairs):
-        return {"bins": [], "ece": None, "log_loss": None, "brier": None}
     # The order of actions is ours, so each pair stands for both directions, and the curve is
     # symmetric.
     stated = np.concatenate([probability, 1 - probability])
     came = np.concatenate([pairs.first, ~pairs.first]).astype(float)
     weight = np.concatenate([pairs.weight, pairs.weight])
-    edges = np.unique(np.quantile(stated, np.linspace(0, 1, BINS + 1)[1:-1]))
-    number = np.searchsorted(edges, stated, side="right")
-    bins, gap = [], 0.0
-    for each in np.unique(number):
-        at = number == each
-        share = weight[at].sum()
-        means = [float((weight[at] * values[at]).sum() / share) for values in (stated, came)]
-        bins.append(
-            {
-                "predicted": round(means[0], _DIGITS),
-                "observed": round(means[1], _DIGITS),
-                "pairs": int(at.sum()),
-            }
-        )
-        gap += share * abs(means[0] - means[1])
-    safe = np.clip(stated, 1e-6, 1 - 1e-6)
-    loss = -(weight * (came * np.log(safe) + (1 - came) * np.log(1 - safe))).sum() / weight.sum()
-    brier = (weight * (stated - came) ** 2).sum() / weight.sum()
+    curve = reliability_curve(stated, came, weight=weight)
+    bins = zip(curve.predicted, curve.observed, curve.count, strict=True)
+    error, brier = (
+        measure(stated, came, weight=weight, draws=0).value
+        for measure in (expected_calibration_error, brier_score)
+    )
     return {
-        "bins": bins,
-        "ece": _rounded(gap / weight.sum()),
-        "log_loss": _rounded(loss),
+        "bins": [
+            {"predicted": _rounded(predicted), "observed": _rounded(observed), "pairs": int(count)}
+            for predicted, observed, count in bins
+        ],
+        "ece": _rounded(error),
+        "log_loss": _rounded(log_loss(stated, came, weight)),
         "log_loss_of_even_odds": _rounded(np.log(2)),
         "brier": _rounded(brier),
     }
@@ -176,34 +160,8 @@ def spearman(predicted: Floats, rewards: Floats, rows: Rows) -> dict[str, float 
     return {"pooled": _rounded(pooled), "within": _rounded(np.mean(there)) if there else None}
 
 
-def _sampled(
-    values: Mapping[str, Floats], weight: Floats, day: Rows, other_day: Rows, seed: int
-) -> dict[str, NDArray[np.float64]]:
-    """(SAMPLES,) weighted means over samples of days; a pair across days counts as often as both
-    days together."""
-    source = np.random.default_rng(seed)
-    days = np.unique(np.concatenate([day, other_day]))
-    at, other, size = np.searchsorted(days, day), np.searchsorted(days, other_day), len(days)
-    together = np.array_equal(at, other)
-    totals = np.stack([weight * value for value in values.values()] + [weight], 1)
-    by_day = (
-        np.stack([np.bincount(at, column, size) for column in totals.T], 1) if together else totals
-    )
-    found = np.full((SAMPLES, totals.shape[1] - 1), np.nan)
-    for sample in range(SAMPLES):
-        count = np.bincount(source.integers(0, size, size), minlength=size).astype(float)
-        drawn = (count if together else count[at] * count[other]) @ by_day
-        if drawn[-1] > 0:
-            found[sample] = drawn[:-1] / drawn[-1]
-    return dict(zip(values, found.T, strict=True))
-
-
-def _summary(value: float | None, sampled: Floats) -> dict[str, float | None]:
-    there = sampled[np.isfinite(sampled)]
-    if value is None or not len(there):
-        return {"value": _rounded(value), "low": None, "high": None}
-    low, high = np.quantile(there, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return {"value": _rounded(value), "low": _rounded(low), "high": _rounded(high)}
+def _summary(estimate: Estimate) -> dict[str, float | None]:
+    return {name: _rounded(getattr(estimate, name)) for name in ("value", "low", "high")}
 
 
 def _correlation(one: Floats, other: Floats) -> float | None:

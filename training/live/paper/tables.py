@@ -15,10 +15,10 @@ from app.domain.comparison import cohens_kappa
 from training.live.paper.books import Book
 from training.live.paper.resolver import Fate
 from training.live.paper.run import Judged
+from training.statistics.bootstrap import mean_intervals
 
 MOST_SHOWN = 10
 R_IS = "net profit over the risk of the agent's plan"
-BOOTSTRAP_DRAWS = 2000
 
 
 def print_result(
@@ -92,7 +92,9 @@ def disagreements(judged: Sequence[Judged]) -> Table:
     known.sort(key=lambda item: -abs(item[2] - item[1]))
     better = sum(b > a for _, a, b in known)
     worse = sum(b < a for _, a, b in known)
-    mean = _mean_with_interval([b - a for _, a, b in known])
+    mean = _mean_with_interval(
+        [b - a for _, a, b in known], [int(one.scenario.as_of.timestamp()) for one, _, _ in known]
+    )
     title = (
         f"Disagreements: {len(differ)}, the advice was right in {better}, the agent in {worse}; "
         f"advice minus agent {mean} R each (R: {R_IS})"
@@ -126,10 +128,11 @@ def books(agent: Book, advice: Book) -> Table:
     for book in (agent, advice):
         closed = [trade for trade in book.trades if trade.exited_at is not None]
         wins = sum(trade.net > 0 for trade in closed)
+        opened_at = [trade.opened_at for trade in closed]
         for name, value in (
             ("closed trades", str(len(closed))),
             ("won", f"{wins / len(closed):.0%}" if closed else "-"),
-            ("mean R", _mean_with_interval([trade.r for trade in closed])),
+            ("mean R", _mean_with_interval([trade.r for trade in closed], opened_at)),
             ("total R", f"{sum(trade.r for trade in closed):+.2f}"),
             ("P&L, USDT", f"{sum(trade.net for trade in closed):+.2f}"),
             ("deepest drawdown, USDT", f"{_drawdown([trade.net for trade in closed]):.2f}"),
@@ -152,14 +155,17 @@ def latency(judged: Sequence[Judged], stats: ClientStats) -> Table:
     return table
 
 
-def _mean_with_interval(values: Sequence[float]) -> str:
-    """`+0.03 [-0.10, +0.17]`: percentile bootstrap of the mean, seed fixed."""
-    if len(values) < 2:
-        return f"{values[0]:+.2f}" if values else "-"
-    sample = np.asarray(values)
-    draws = np.random.default_rng(0).choice(sample, (BOOTSTRAP_DRAWS, len(sample))).mean(axis=1)
-    low, high = np.percentile(draws, (2.5, 97.5))
-    return f"{sample.mean():+.2f} [{low:+.2f}, {high:+.2f}]"
+def _mean_with_interval(values: Sequence[float], at: Sequence[int]) -> str:
+    """`+0.03 [-0.10, +0.17]`, days resampled; the mean alone on a single day. `at` in seconds since
+    1970 UTC."""
+    if not values:
+        return "-"
+    column = np.array(values)[:, None]
+    (found,) = mean_intervals(column, as_of=np.array(at, np.int64))
+    mean = f"{column.mean():+.2f}"
+    if found.low is None or found.high is None:
+        return mean
+    return f"{mean} [{found.low:+.2f}, {found.high:+.2f}]"
 
 
 def _drawdown(profits: Iterable[float]) -> float:
