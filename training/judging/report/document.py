@@ -57,6 +57,16 @@ class Cell(NamedTuple):
         return f"{shown} [{number(self.low, self.digits)}, {high}]"
 
     @property
+    def fault(self) -> str:
+        """Why it cannot be shown; nothing when it can."""
+        numbers = [x for x in (self.value, self.low, self.high) if isinstance(x, float)]
+        if not all(map(math.isfinite, numbers)):
+            return f"{self.value} is not a finite number"
+        if self.value is None and not self.reason:
+            return "an empty cell without a reason"
+        return ""
+
+    @property
     def order(self) -> float | str:
         """What the column is sorted by; nothing comes last."""
         return -math.inf if self.value is None else self.value
@@ -103,15 +113,8 @@ class Section:
                     " columns"
                 )
             for name, cell in zip(columns, row, strict=True):
-                numbers = [x for x in (cell.value, cell.low, cell.high) if isinstance(x, float)]
-                if not all(map(math.isfinite, numbers)):
-                    raise ReportError(
-                        f"table {caption!r}, column {name!r}: {cell.value} is not a finite number"
-                    )
-                if cell.value is None and not cell.reason:
-                    raise ReportError(
-                        f"table {caption!r}, column {name!r}: an empty cell without a reason"
-                    )
+                if fault := cell.fault:
+                    raise ReportError(f"table {caption!r}, column {name!r}: {fault}")
         self.parts.append(Table(caption, tuple(columns), tuple(tuple(row) for row in rows), note))
 
     def plot(self, caption: str, figure: Figure) -> None:
@@ -181,19 +184,15 @@ class Report:
 
 def number(value: float | int, digits: int) -> str:
     """A number as people read it, thousands apart; integers as they are, and no negative nought."""
-    return f"{value:,}" if isinstance(value, int) else f"{round(value, digits) + 0.0:,.{digits}f}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{round(value, digits) + 0.0:,.{digits}f}"
 
 
 def _table_json(table: Table) -> dict[str, Any]:
-    def plain(cell: Cell) -> Any:
-        known = {
-            "value": cell.value,
-            "low": cell.low,
-            "high": cell.high,
-            "n": cell.n,
-            "reason": cell.reason or None,
-        }
-        return {key: value for key, value in known.items() if value is not None or key == "value"}
+    def plain(cell: Cell) -> dict[str, Any]:
+        beside = {"low": cell.low, "high": cell.high, "n": cell.n, "reason": cell.reason or None}
+        return {"value": cell.value} | {k: v for k, v in beside.items() if v is not None}
 
     rows = [
         {name: plain(cell) for name, cell in zip(table.columns, row, strict=True)}

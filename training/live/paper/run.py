@@ -162,31 +162,27 @@ class Paper:
         """Report every outcome that is known. `trade` does it at the end of its feed."""
         self._report(None)
 
+    def _book(self, arm: Arm) -> Book:
+        return self.agent_book if arm is Arm.AGENT else self.advice_book
+
     def _rebuild(self, bars: Mapping[str, Bars], now: int) -> None:
         """Books and open orders from the log's decisions of this run, oldest first."""
-        for one in self._recalled:
-            self._settle(one.scenario.second)
-            plan = plan_order(one.scenario)
-            self._take_up(one, Arm.AGENT, plan, one.agent_trades, bars, now)
-            if one.approve is not None:
-                advised = (
-                    plan._replace(stop=one.stop, quantity=one.quantity)
-                    if one.stop is not None
-                    else None
-                )
-                self._take_up(
-                    one,
-                    Arm.ADVICE,
-                    advised,
-                    advised is not None and self.advice_book.flat,
-                    bars,
-                    now,
-                )
+        for decision in self._recalled:
+            self._settle(decision.scenario.second)
+            plan = plan_order(decision.scenario)
+            self._take_up(decision, Arm.AGENT, plan, decision.agent_trades, bars, now)
+            if decision.approve is None:
+                continue
+            advised = None
+            if decision.stop is not None:
+                advised = plan._replace(stop=decision.stop, quantity=decision.quantity)
+            traded = advised is not None and self.advice_book.flat
+            self._take_up(decision, Arm.ADVICE, advised, traded, bars, now)
         self._recalled = ()
 
     def _take_up(
         self,
-        one: Recalled,
+        decision: Recalled,
         arm: Arm,
         order: Order | None,
         traded: bool,
@@ -195,7 +191,7 @@ class Paper:
     ) -> None:
         """One arm of a decision: into its book when it was traded, among the awaited while it is
         not reported."""
-        ended = one.ended.get(arm)
+        ended = decision.ended.get(arm)
         trade = None
         if order is not None and ended is not None:
             trade = _recorded(order, ended)
@@ -209,43 +205,44 @@ class Paper:
                 self.unfilled += 1
                 return
         if traded and trade is not None:
-            (self.agent_book if arm is Arm.AGENT else self.advice_book).take(trade)
+            self._book(arm).take(trade)
         # `advisor-train resolve` does not know what the books held: where it reported first, say it
         # right.
         if ended is None or (order is not None and ended.extra.get("traded") is not traded):
-            version = one.model_version if arm is Arm.ADVICE else None
+            version = decision.model_version if arm is Arm.ADVICE else None
             self._awaited.append(
-                _Awaited(one.decision_id, arm, version, traded, order, trade, None)
+                _Awaited(decision.decision_id, arm, version, traded, order, trade, None)
             )
 
     def _advance(self, moment: Moment) -> None:
         """Follow what is open through the bars that are known now; report and settle what has
         ended."""
-        bars = {each.bars.symbol: each.bars for each in moment.agent.charts}
+        bars = {chart.bars.symbol: chart.bars for chart in moment.agent.charts}
         self._rebuild(bars, moment.as_of)
-        for one in list(self._awaited):
-            if one.order is not None and one.ended_at is None and one.order.symbol in bars:
-                self._follow(one, one.order, bars[one.order.symbol], moment.as_of)
+        for awaited in list(self._awaited):
+            order = awaited.order
+            if order is not None and awaited.ended_at is None and order.symbol in bars:
+                self._follow(awaited, order, bars[order.symbol], moment.as_of)
         self._report(moment.as_of)
         self._settle(moment.as_of)
 
-    def _follow(self, one: _Awaited, order: Order, bars: Bars, now: int) -> None:
-        one.trade = follow(bars, order)
-        book = self.agent_book if one.arm is Arm.AGENT else self.advice_book
-        if never_filled(bars, one.trade, now):
+    def _follow(self, awaited: _Awaited, order: Order, bars: Bars, now: int) -> None:
+        trade = awaited.trade = follow(bars, order)
+        book = self._book(awaited.arm)
+        if never_filled(bars, trade, now):
             self.unfilled += 1
-            self._awaited.remove(one)
-            if one.traded:
-                book.cancel(one.trade)
-        elif one.ended_at is not None:
-            if one.traded:
-                book.learn(one.trade)
-            if one.judged is not None:
-                before, now_known = self.judged[one.judged], one.trade
-                self.judged[one.judged] = (
-                    replace(before, agent_trade=now_known)
-                    if one.arm is Arm.AGENT
-                    else replace(before, advice_trade=now_known)
+            self._awaited.remove(awaited)
+            if awaited.traded:
+                book.cancel(trade)
+        elif trade.exited_at is not None:
+            if awaited.traded:
+                book.learn(trade)
+            if awaited.judged is not None:
+                before = self.judged[awaited.judged]
+                self.judged[awaited.judged] = (
+                    replace(before, agent_trade=trade)
+                    if awaited.arm is Arm.AGENT
+                    else replace(before, advice_trade=trade)
                 )
 
     def _settle(self, now: int) -> None:
@@ -265,11 +262,11 @@ class Paper:
         if advice is not None and advice["approve"]:
             advised = plan._replace(stop=advice["stop"], quantity=advice["quantity"])
             advice_trade = follow(bars, advised)
-        known, number = str(decision_id(request_id)), len(self.judged)
+        decision, number = str(decision_id(request_id)), len(self.judged)
         if control.decision:
             self.agent_book.take(agent_trade)
         self._awaited.append(
-            _Awaited(known, Arm.AGENT, None, control.decision, plan, agent_trade, number)
+            _Awaited(decision, Arm.AGENT, None, control.decision, plan, agent_trade, number)
         )
         if advice is not None and advice["approve"] is not None:
             taken = advice_trade is not None and self.advice_book.flat
@@ -277,22 +274,24 @@ class Paper:
                 self.advice_book.take(advice_trade)
             version = advice["model_version"]
             self._awaited.append(
-                _Awaited(known, Arm.ADVICE, version, taken, advised, advice_trade, number)
+                _Awaited(decision, Arm.ADVICE, version, taken, advised, advice_trade, number)
             )
         self.judged.append(Judged(scenario, control, advice, latency_s, agent_trade, advice_trade))
 
     def _report(self, now: int | None) -> None:
         """Report outcomes that are known by `now`; all that the bars tell when it is None."""
-        waiting = []
-        for one in self._awaited:
-            end = one.ended_at
+        still = []
+        for awaited in self._awaited:
+            end = awaited.ended_at
             if end is None or (now is not None and end > now):
-                waiting.append(one)
+                still.append(awaited)
                 continue
-            ended = outcome(one.trade, one.arm, one.model_version, traded=one.traded)
+            ended = outcome(
+                awaited.trade, awaited.arm, awaited.model_version, traded=awaited.traded
+            )
             if ended is not None:
-                self._client.report_outcome(one.decision_id, ended.as_json())
-        self._awaited = waiting
+                self._client.report_outcome(awaited.decision_id, ended.as_json())
+        self._awaited = still
 
 
 def plan_order(scenario: Scenario) -> Order:
