@@ -35,11 +35,11 @@ from training.judging.contest.contest import (
 from training.learning.model.answers import Answers
 from training.market.context import KnownContext
 from training.market.synthetic import synthetic_bars
-from training.outcomes.labels import Labels, build_labels
+from training.outcomes.labels import Labels, labels
 from training.pipeline.evaluate import REPLAY_LIMITS
-from training.scenarios.history import History, find_scenarios
-from training.scenarios.table import ScenarioSet, build_scenarios
-from training.stages.store import Artifact, Workshop
+from training.scenarios.history import History, of_history
+from training.scenarios.table import ScenarioSet
+from training.stages.workshop import Workshop
 
 HOURS_PER_YEAR = 8766
 EMBARGO_S = 86_400.0
@@ -67,20 +67,9 @@ def scenarios_and_labels(
     shop: Workshop, given: History, config: ScenariosConfig
 ) -> tuple[ScenarioSet, Labels]:
     """Every candidate of the period, labelled."""
-    found, left_out = find_scenarios(given, config)
-
-    def scenarios(folder: Path) -> dict[str, object]:
-        return build_scenarios(folder, found, config, left_out, given.seconds)
-
-    made = ScenarioSet.open(shop.stage("scenarios", config, {}, scenarios))
-
-    def labels(folder: Path) -> dict[str, object]:
-        return build_labels(
-            folder, made.scenarios(), made.as_of, made.real, given.series(), OutcomesConfig()
-        )
-
-    artifact: Artifact = shop.stage("labels", config, {}, labels)
-    return made, Labels.open(artifact)
+    scenarios = shop.make(of_history, market=given, settings=config)
+    made = shop.make(labels, scenarios=scenarios, market=given, settings=OutcomesConfig())
+    return ScenarioSet.open(scenarios), Labels.open(made)
 
 
 def timed(what: str, work: Callable[[], Result]) -> tuple[Result, float]:

@@ -46,7 +46,7 @@ from training.learning.algorithms.probe import fit_probe
 from training.learning.algorithms.run import Problem, TrainedPolicy
 from training.learning.model.answers import Answers
 from training.learning.model.base_pass import Encoded, build_encoded
-from training.stages.store import Workshop
+from training.stages.store import Store
 
 EDGE, NOISE = 0.8, 0.5
 STOP_SHARE = {1.0: 0.6, 1.5: 1.0, 2.5: 0.8}
@@ -110,10 +110,9 @@ def encode_planted(
                 target, texts, reader, base, EncodeConfig(), folder / "cache", progress
             )
 
-    identity = [prompt.hash for prompt in prompts]
-    return prompts, Encoded.open(
-        Workshop(folder / "artifacts").stage("encode", identity, {}, build)
-    )
+    store, depends = Store(folder / "artifacts"), {"prompts": [prompt.hash for prompt in prompts]}
+    made = store.find("encode", depends) or store.build("encode", depends, build)
+    return prompts, Encoded.open(made)
 
 
 def planted_problem(

@@ -21,7 +21,8 @@ from training.cli.options import meter
 from training.config.file import read_config
 from training.config.learning import ALGORITHMS
 from training.judging.report.document import number
-from training.pipeline.evaluate import Evaluate
+from training.pipeline.evaluate import evaluate
+from training.stages.workshop import Workshop
 
 CONFIGS = Path("training/config")
 TEMPLATE = Path(__file__).with_name("results.md.j2")
@@ -66,7 +67,8 @@ def evaluated(config: str, overrides: Sequence[str], rivals: Sequence[str] = RIV
     """Run an evaluation, or find it."""
     settings = read_config(CONFIGS / f"{config}.toml", overrides)
     others = [ALGORITHMS[name]() for name in rivals]
-    done = Evaluate(settings, meter, print, datetime.now(UTC), others).run()
+    shop = Workshop(settings.artifacts, print, meter)
+    done = evaluate(settings, shop, datetime.now(UTC), others)
     twin = json.loads((done.artifact / "report.json").read_text(encoding="utf-8"))
     manifest = json.loads((done.version / "manifest.json").read_text(encoding="utf-8"))
     return Finished(twin, done.report["verdict"], manifest["provenance"])

@@ -30,7 +30,7 @@ from bench.planted import ALGORITHMS, PROMPT_SEED, pairs_of, plant
 from training.config.learning import AdapterConfig, EncodeConfig
 from training.learning.algorithms.run import Problem
 from training.learning.model.base_pass import Encoded, build_encoded
-from training.stages.store import Workshop
+from training.stages.store import Store
 
 EPOCHS, BATCH, BETA = 3, 4, 0.1
 ADAPTER = AdapterConfig()
@@ -93,7 +93,7 @@ def ours(
                     target, those, reader, base, EncodeConfig(batch=BATCH), root / "cache"
                 )
 
-            return Encoded.open(Workshop(root).stage("encode", len(those), {}, build))
+            return Encoded.open(Store(root).build("encode", {"prompts": len(those)}, build))
 
         encode(
             texts[train:]

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.policy.tiny_models import save_tiny_model, write_manifest
-from tests.training.support.rebuilds import NOW, RIVAL, config_in, silent
-from training.pipeline.evaluate import Evaluate, Evaluated
+from tests.training.support.rebuilds import NOW, RIVAL, config_in, shop_of
+from training.pipeline.evaluate import Evaluated, evaluate
 
 
 @pytest.fixture(scope="session")
@@ -31,4 +31,5 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def evaluated(workplace: Path, tiny_base: Path) -> Evaluated:
     """A rebuild by `expected`, published and judged against the agent, simple rules and a policy
     trained by DPO."""
-    return Evaluate(config_in(workplace, tiny_base), silent, lambda line: None, NOW, [RIVAL]).run()
+    config = config_in(workplace, tiny_base)
+    return evaluate(config, shop_of(config), NOW, [RIVAL])

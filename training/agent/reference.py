@@ -35,6 +35,7 @@ GUARD_ATR = 0.3
 """Nearer than this to the 48-bar high counts as at resistance, to the low as at support."""
 ASSUMED_SPREAD_BPS = 2.0
 COOL_DOWN_S = 6 * 3600
+TIME_EXIT_S = 6 * 3600
 """At most one candidate per symbol in this time, the longest a trade lasts: outcomes of a symbol do
 not overlap."""
 MAX_GAP_S = 86_400

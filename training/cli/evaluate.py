@@ -13,6 +13,7 @@ from rich.table import Table
 
 from training.cli.options import (
     DEFAULT_URL,
+    Adopt,
     By,
     Config,
     Database,
@@ -29,6 +30,7 @@ from training.config.learning import ALGORITHMS
 from training.config.section import ConfigError
 from training.publish.registry import Move, register_and_alias
 from training.stages.store import Artifact
+from training.stages.workshop import Workshop
 
 CHAMPION = "champion"
 
@@ -49,6 +51,7 @@ def evaluate(
     database: Database = "",
     against: Against = "",
     champion: Champion = "",
+    adopt: Adopt = None,
 ) -> None:
     """Judge what a configuration rebuilds on the held-out period, against the agent, simple rivals
     and chance.
@@ -61,17 +64,18 @@ def evaluate(
     unknown = sorted(set(names) - ALGORITHMS.keys())
     if unknown:
         raise ConfigError(f"--against {', '.join(unknown)}: choose from {', '.join(ALGORITHMS)}")
-    from training.pipeline.evaluate import Evaluate
+    from training.pipeline import evaluate as pipeline
 
     rivals = [ALGORITHMS[name]() for name in names]
     now, log = datetime.now(UTC), database or None
-    done = Evaluate(settings, meter, tell, now, rivals, log, champion or None).run()
+    shop = Workshop(settings.artifacts, tell, meter, adopt or ())
+    done = pipeline.evaluate(settings, shop, now, rivals, log, champion or None)
     print_verdict(done.report["verdict"])
     tell(f"version {done.version.name}")
     tell(f"report  {done.artifact / 'report.html'}")
 
 
-def walk_forward(config: Config = "cpu", overrides: Set = None) -> None:
+def walk_forward(config: Config = "cpu", overrides: Set = None, adopt: Adopt = None) -> None:
     """Judge the procedure: retrain before each period of the training years, and judge on it. No
     held-out day is read.
 
@@ -79,9 +83,10 @@ def walk_forward(config: Config = "cpu", overrides: Set = None) -> None:
     published.
     """
     settings = chosen(config, overrides)
-    from training.pipeline.walk_forward import WalkForward
+    from training.pipeline import walk_forward as pipeline
 
-    done = WalkForward(settings, meter, tell, datetime.now(UTC)).run()
+    shop = Workshop(settings.artifacts, tell, meter, adopt or ())
+    done = pipeline.walk_forward(settings, shop, datetime.now(UTC))
     tell(f"report  {done / 'report.html'}")
 
 

@@ -44,6 +44,16 @@ Token = Annotated[
         envvar="ADVISOR_ADMIN_TOKEN", help="the service's bearer token", show_default=False
     ),
 ]
+Adopt = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--adopt",
+        help=(
+            "a finished artefact's folder name, taken although other code made it from the same"
+            " settings and inputs: you vouch for it"
+        ),
+    ),
+]
 By = Annotated[str, typer.Option(help="who; recorded. Default: who runs this")]
 Why = Annotated[str, typer.Option(help="why; recorded")]
 

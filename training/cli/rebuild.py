@@ -6,14 +6,20 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from training.cli.options import Config, Database, Set, chosen, console, meter, tell
+from training.cli.options import Adopt, Config, Database, Set, chosen, console, meter, tell
 from training.stages.store import Artifact
+from training.stages.workshop import Workshop
 
 if TYPE_CHECKING:
     from training.pipeline.rebuild import Rebuilt
 
 
-def rebuild(config: Config = "bundled", overrides: Set = None, database: Database = "") -> None:
+def rebuild(
+    config: Config = "bundled",
+    overrides: Set = None,
+    database: Database = "",
+    adopt: Adopt = None,
+) -> None:
     """From scenarios to a trained policy, stage by stage. What is finished is found again; a killed
     run goes on.
 
@@ -22,9 +28,10 @@ def rebuild(config: Config = "bundled", overrides: Set = None, database: Databas
     held-out period.
     """
     settings = chosen(config, overrides)
-    from training.pipeline.rebuild import Rebuild
+    from training.pipeline import rebuild as pipeline
 
-    print_rebuilt(Rebuild(settings, meter, tell, database or None).run())
+    shop = Workshop(settings.artifacts, tell, meter, adopt or ())
+    print_rebuilt(pipeline.rebuild(settings, shop, database or None))
 
 
 def print_rebuilt(rebuilt: Rebuilt) -> None:

@@ -21,6 +21,7 @@ from training.cli.options import (
     tell,
 )
 from training.publish.registry import aliases, register_and_alias
+from training.stages.workshop import Workshop
 
 Champion = Annotated[
     str,
@@ -60,7 +61,7 @@ def refresh(
     from training.live.drift.looks import observe
     from training.live.drift.verdict import DriftVerdict
     from training.log import reading, served
-    from training.pipeline.evaluate import Evaluate
+    from training.pipeline.evaluate import evaluate
     from training.pipeline.refresh import champion_of, refreshed, span_before
 
     settings, now = chosen(config, overrides), datetime.now(UTC)
@@ -78,7 +79,8 @@ def refresh(
     )
     rival = champion or champion_of(aliases(url, token))
     tell(f"champion: {rival or 'none yet'}")
-    done = Evaluate(refreshed(settings, span), meter, tell, now, (), database, rival).run()
+    shop = Workshop(settings.artifacts, tell, meter)
+    done = evaluate(refreshed(settings, span), shop, now, (), database, rival)
     print_verdict(done.report["verdict"])
     tell(f"version {done.version.name}")
     tell(f"report  {done.artifact / 'report.html'}")

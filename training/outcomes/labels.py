@@ -36,11 +36,15 @@ from app.domain.actions import ACTIONS, STOP_ATRS
 from app.domain.candidate import Direction
 from app.domain.case import order_for
 from app.domain.scenario import Scenario
+from training.agent.reference import TIME_EXIT_S
 from training.arrays import Floats, Progress, silent
 from training.config.data import OutcomesConfig
 from training.market.bars import Bars
-from training.outcomes.simulate import TIME_EXIT_S, TRAIL_ATR, Costs, Exit, Fates, Orders, simulate
-from training.stages.store import Artifact
+from training.outcomes.simulate import TRAIL_ATR, Costs, Exit, Fates, Orders, simulate
+from training.scenarios.history import History
+from training.scenarios.table import ScenarioSet
+from training.stages.declared import stage
+from training.stages.store import Artifact, Facts
 
 TABLE = "labels.parquet"
 REWARDS = "rewards.npy"
@@ -271,6 +275,27 @@ def _nothing(count: int) -> Fates:
 def _put(all_fates: Fates, where: NDArray[np.int64], some: Fates) -> None:
     for name, values in vars(some).items():
         getattr(all_fates, name)[where] = values
+
+
+@stage("labels")
+def labels(
+    folder: Path,
+    scenarios: ScenarioSet,
+    market: History,
+    *,
+    settings: OutcomesConfig,
+    progress: Progress = silent,
+) -> Facts:
+    """What every action would have earned."""
+    return build_labels(
+        folder,
+        scenarios.scenarios(),
+        scenarios.as_of,
+        scenarios.real,
+        market.series(),
+        settings,
+        progress,
+    )
 
 
 def build_labels(

@@ -25,10 +25,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.domain.outcome import OutcomeCode
+from training.agent.reference import TIME_EXIT_S
 from training.arrays import Floats
 from training.market.bars import Bars
 
-TIME_EXIT_S = 6 * 3600
 TRAIL_ATR = (1.5, 1.0, 0.5)
 KEEP = 0.75
 FEE = 0.001

@@ -36,7 +36,7 @@ from app.policy.store import (
 )
 from training.arrays import DAY_S, Floats
 from training.learning.model.adapted import save_merged
-from training.learning.model.answers import Answers
+from training.learning.model.answers import Answers, calibration_of
 from training.learning.reward.accuracy import compared
 from training.learning.reward.ensemble import Rewards
 from training.outcomes.labels import Labels
@@ -136,13 +136,15 @@ def release_of(
     inputs = lineage(policy)
     artifacts = sorted((inputs | {"policy": policy}).items())
     base = base_of(policy, roots)
-    trained = json.loads((policy / "training.json").read_text(encoding="utf-8"))
-    calibration = Calibration.from_json(trained["calibration"])
+    calibration = calibration_of(policy)
     scenarios = ScenarioSet.open(inputs["scenarios"])
     real = scenarios.table.filter(scenarios.real)
     used = real.filter(real["split"].is_in((TRAIN, VALIDATE)))
     sources, symbols = (", ".join(sorted(used[column].unique())) for column in ("source", "symbol"))
-    config = {stage: artifact.manifest["config"] for stage, artifact in artifacts}
+    config = {
+        stage: artifact.manifest["config"] | artifact.manifest["data"]
+        for stage, artifact in artifacts
+    }
     provenance = {
         "algorithm": policy.facts["algorithm"],
         "market": f"{sources}: {symbols}",

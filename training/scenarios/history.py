@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, groupby
+from pathlib import Path
 
 from training.agent.reference import Agent, Opportunity, chart, opportunities
 from training.arrays import Progress, silent
@@ -16,7 +17,9 @@ from training.config.data import MarketConfig, ScenariosConfig, instant
 from training.market.bars import Bars, MarketDataError, length_seconds
 from training.market.context import KnownContext, load_context
 from training.market.sources import load_market
-from training.scenarios.table import NEUTRAL, Found, ScenarioError, evenly
+from training.scenarios.table import NEUTRAL, Found, ScenarioError, build_scenarios, evenly
+from training.stages.declared import stage
+from training.stages.store import Facts
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,8 +43,8 @@ class History:
         """All bars by symbol, of every length: what labels are made of."""
         return {bars.symbol: (*self.finer.get(bars.symbol, ()), bars) for bars in self.bars}
 
-    def fingerprint(self) -> str:
-        """Hash of every bar, headline and reading: what an artefact made of them depends on."""
+    def hash(self) -> str:
+        """Of every bar, headline and reading: what an artefact made of them depends on."""
         sha = hashlib.sha256()
         for bars in chain.from_iterable(self.series().values()):
             sha.update(f"{bars.symbol} {bars.seconds} {len(bars)}".encode())
@@ -92,6 +95,15 @@ def load_history(config: MarketConfig, bars_until: int | None) -> History:
 
 def _until(bars: Bars, moment: int | None) -> Bars:
     return bars if moment is None else bars.known_at(moment)
+
+
+@stage("scenarios")
+def of_history(
+    folder: Path, market: History, *, settings: ScenariosConfig, progress: Progress = silent
+) -> Facts:
+    """The reference agent's candidates on the market's bars."""
+    found, left_out = find_scenarios(market, settings, progress)
+    return build_scenarios(folder, found, settings, left_out, market.seconds, progress)
 
 
 def find_scenarios(

@@ -14,10 +14,12 @@ that this release cannot read.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple, Self
 
+from app.domain.canonical import content_hash
 from app.domain.control import AgentAction
 from app.domain.errors import InvalidRecord
 from app.domain.outcome import Outcome
@@ -25,10 +27,44 @@ from app.domain.scenario import Scenario
 from training.arrays import Progress, silent
 from training.config.data import HELD_OUT_FROM, HELD_OUT_UNTIL, ScenariosConfig, instant
 from training.log import CHUNK, Period, counts_in, reading, recorded_in, state_of
-from training.scenarios.table import Found, ScenarioError, evenly, label_reach
+from training.scenarios.table import Found, ScenarioError, build_scenarios, evenly, label_reach
+from training.stages.declared import stage
+from training.stages.store import Facts
 
 FIRST = datetime(1970, 1, 1, tzinfo=UTC)
 LAST = datetime(9999, 1, 1, tzinfo=UTC)
+
+
+class RecordedLog(NamedTuple):
+    """The shadow log as it is now: `state` has counts and latest times of what `read_log` would
+    read."""
+
+    url: str
+    state: Mapping[str, Any]
+
+    @classmethod
+    def now(cls, url: str, config: ScenariosConfig, label_seconds: int) -> Self:
+        """Ask it."""
+        return cls(url, log_state(url, config, label_seconds))
+
+    def hash(self) -> str:
+        """The same state gives the same scenarios, wherever the log is."""
+        return content_hash(dict(self.state))
+
+
+@stage("scenarios")
+def of_log(
+    folder: Path,
+    log: RecordedLog,
+    *,
+    settings: ScenariosConfig,
+    label_seconds: int,
+    progress: Progress = silent,
+) -> Facts:
+    """What an agent asked the service. `label_seconds` is the length of the bars that will label
+    it."""
+    found, left_out = read_log(log.url, settings, label_seconds, progress)
+    return build_scenarios(folder, found, settings, left_out, label_seconds, progress)
 
 
 def read_log(

@@ -1,67 +1,157 @@
-"""Which source files a module leads to: its own and those that it imports, within what decides a
-model's results."""
+"""What a stage's code leads to: source files, and the libraries that these import.
+
+Nothing here is a list that somebody must remember. From the module of the stage's function, imports
+are followed through `training` and `app`, within functions too. Their files count, and the files
+that are no Python beside them, which they may read; of every other library that one of them
+imports, the installed version counts. What is not code is left out: settings enter a key by value,
+and how artefacts are kept says nothing about what they hold.
+"""
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
-from importlib.util import find_spec
+from importlib import metadata
 from pathlib import Path
+from typing import NamedTuple
 
-PACKAGES = ("training", "app.domain", "app.policy")
-WITHOUT = frozenset(
-    {
-        "training.config.learning",
-        "training.config.judging",
-        "training.stages.store",
-        "training.stages.key",
-    }
-)
-"""Settings enter an artefact's key by value, and how it is kept says nothing about what it
-holds."""
+from app.domain.canonical import content_hash
+from app.policy.store import file_hash
 
-
-def sources_of(modules: Iterable[str]) -> list[Path]:
-    """Files of the modules and of all they import, directly or not, inside functions too; sorted by
-    name."""
-    found: set[str] = set()
-    left = [*modules]
-    while left:
-        name = left.pop()
-        if name not in found:
-            found.add(name)
-            left += _imported(name)
-    return sorted(_file(name) for name in found)
+ROOT = Path(__file__).parents[2]
+"""The folder that holds `training` and `app`."""
+OURS = ("training", "app")
+NO_CODE = ("training.config", "training.stages")
+"""Packages whose values, or nothing, enter a key."""
+ABSENT = "absent"
 
 
-@cache
-def _imported(module: str) -> tuple[str, ...]:
-    tree = ast.parse(_file(module).read_text(encoding="utf-8"))
-    return tuple(name for node in ast.walk(tree) for name in _named(node) if _ours(name))
+class Code(NamedTuple):
+    """What a stage's result depends on beside settings and inputs."""
+
+    files: dict[str, str]
+    """Content hash by path below the root."""
+    libraries: dict[str, str]
+    """Installed version by distribution; `absent` where an import is optional."""
+
+    @property
+    def hash(self) -> str:
+        """Of every file's path and content."""
+        return content_hash(self.files)
 
 
-def _named(node: ast.AST) -> Iterator[str]:
+class Sources:
+    """A tree of source files, read once.
+
+    Parameters
+    ----------
+    root : folder that holds the packages.
+    version_of : of a distribution; `metadata.version` but in tests.
+    """
+
+    def __init__(
+        self, root: Path = ROOT, version_of: Callable[[str], str] = metadata.version
+    ) -> None:
+        self._root, self._version_of = root, version_of
+        self._imports: dict[str, frozenset[str]] = {}
+        self._hashes: dict[Path, str] = {}
+
+    def behind(self, modules: Iterable[str]) -> Code:
+        """All that these modules lead to. Raises `ModuleNotFoundError`: there is no such module."""
+        waiting, reached, others = [*modules], set[str](), set[str]()
+        while waiting:
+            module = waiting.pop()
+            if module in reached:
+                continue
+            reached.add(module)
+            for name in self._imported(module):
+                if _within(name, OURS):
+                    waiting.append(name)
+                else:
+                    others.add(name)
+        paths = {path for module in reached for path in self._files(module)}
+        files = {path.relative_to(self._root).as_posix(): self._hash(path) for path in paths}
+        return Code(dict(sorted(files.items())), self._libraries(others))
+
+    def _imported(self, module: str) -> frozenset[str]:
+        """Modules of ours, and top-level names of other libraries."""
+        if module not in self._imports:
+            path = self._path(module)
+            if path is None:
+                raise ModuleNotFoundError(f"no source file of {module} in {self._root}")
+            package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            names = {name for node in ast.walk(tree) for name in _named(node, package)}
+            mine = {
+                name
+                for name in names
+                if _within(name, OURS) and not _within(name, NO_CODE) and self._path(name)
+            }
+            theirs = {name.partition(".")[0] for name in names if not _within(name, OURS)}
+            self._imports[module] = frozenset(mine | (theirs - sys.stdlib_module_names))
+        return self._imports[module]
+
+    def _path(self, module: str) -> Path | None:
+        """Its file; None when the name is of something within a module."""
+        stem = self._root.joinpath(*module.split("."))
+        for path in (stem.with_name(f"{stem.name}.py"), stem / "__init__.py"):
+            if path.is_file():
+                return path
+        return None
+
+    def _files(self, module: str) -> Iterator[Path]:
+        """The module's, those of the packages that are imported with it, and what lies beside it
+        and is no Python."""
+        path = self._path(module)
+        assert path is not None
+        yield path
+        for folder in path.relative_to(self._root).parents[:-1]:
+            package = self._root / folder / "__init__.py"
+            if package.is_file():
+                yield package
+        for beside in path.parent.iterdir():
+            hidden = beside.name.startswith(".")
+            if beside.is_file() and beside.suffix not in (".py", ".pyc") and not hidden:
+                yield beside
+
+    def _hash(self, path: Path) -> str:
+        if path not in self._hashes:
+            self._hashes[path] = file_hash(path)
+        return self._hashes[path]
+
+    def _libraries(self, imported: Iterable[str]) -> dict[str, str]:
+        versions = {}
+        for name in imported:
+            for distribution in _distributions().get(name, ()):
+                versions[distribution] = self._version_of(distribution)
+            if name not in _distributions():
+                versions[name] = ABSENT
+        return dict(sorted(versions.items()))
+
+
+def _named(node: ast.AST, package: str) -> Iterator[str]:
     """Modules that an import may mean: `from package import name` may name a module or what is in
     one."""
     if isinstance(node, ast.Import):
         yield from (alias.name for alias in node.names)
-    elif isinstance(node, ast.ImportFrom) and node.module:
-        yield node.module
-        yield from (f"{node.module}.{alias.name}" for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+        module = node.module or ""
+        if node.level:
+            above = package.split(".")[: len(package.split(".")) - node.level + 1]
+            module = ".".join([*above, *([module] if module else [])])
+        yield module
+        yield from (f"{module}.{alias.name}" for alias in node.names)
 
 
-def _ours(name: str) -> bool:
-    if name in WITHOUT or not name.startswith(tuple(f"{package}." for package in PACKAGES)):
-        return False
-    try:
-        return find_spec(name) is not None
-    except ModuleNotFoundError:  # a name within a module
-        return False
+def _within(name: str, packages: Iterable[str]) -> bool:
+    return any(name == package or name.startswith(f"{package}.") for package in packages)
 
 
-def _file(module: str) -> Path:
-    spec = find_spec(module)
-    if spec is None or spec.origin is None:
-        raise ModuleNotFoundError(f"no source file of {module}")
-    return Path(spec.origin)
+@cache
+def _distributions() -> dict[str, tuple[str, ...]]:
+    """By the name that is imported: `sklearn` is of scikit-learn."""
+    return {
+        name: tuple(sorted(set(many))) for name, many in metadata.packages_distributions().items()
+    }

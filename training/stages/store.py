@@ -1,35 +1,29 @@
 """Artefacts: what a stage leaves behind. Immutable folders, the manifest written last.
 
-A stage's folder is named by the hash of everything that it depends on: its configuration, the
-artefacts it reads, the code, and the prompt, action space and feature schema. So a finished stage
-is found again, a changed one is built anew, and a kill at any moment leaves nothing that looks
-finished.
+A folder is named by the hash of everything that it depends on. So a finished artefact is found
+again, a changed one is built anew, and a kill at any moment leaves nothing that looks finished.
 """
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Self
 
-from app.domain.actions import ACTION_SPACE_HASH
 from app.domain.canonical import content_hash
 from app.domain.errors import AdvisorError
-from app.domain.features import FEATURE_SCHEMA
-from app.domain.prompt import PROMPT_VERSION
 from app.policy.store import file_hash
-from training.stages.key import sources_of
 
 MANIFEST = "manifest.json"
+Facts = dict[str, Any]
+"""Counts and measures that a stage reports; JSON."""
 
 
 class ArtifactError(AdvisorError):
@@ -94,82 +88,37 @@ class Artifact:
         return self.path / name
 
 
-Build = Callable[[Path], Mapping[str, Any]]
-"""Fills an empty folder and returns facts (JSON) for the manifest."""
+class Store:
+    """A folder of artefacts, one sub-folder per stage and key. `root` is made when first needed."""
 
-
-class Workshop:
-    """A folder of artefacts, one sub-folder per stage and key.
-
-    Parameters
-    ----------
-    root : where artefacts live; made when first needed.
-    tell : hears one line per stage, for people.
-    """
-
-    def __init__(self, root: Path, tell: Callable[[str], None] = lambda line: None) -> None:
+    def __init__(self, root: Path) -> None:
         self.root = root
-        self._tell = tell
 
-    def stage(
-        self,
-        name: str,
-        config: Any,
-        inputs: Mapping[str, Artifact],
-        build: Build,
-        code: Sequence[ModuleType] = (),
+    def find(self, stage: str, depends: Mapping[str, Any]) -> Artifact | None:
+        """The finished artefact of a stage that depends on this (JSON)."""
+        target = self._target(stage, depends)
+        return Artifact.open(target, stage) if (target / MANIFEST).is_file() else None
+
+    def build(
+        self, stage: str, depends: Mapping[str, Any], fill: Callable[[Path], Facts]
     ) -> Artifact:
-        """The artefact of a stage: found when it is finished, else built.
-
-        `config` is JSON-like or a pydantic model: whatever the result depends on besides `inputs`
-        and the code. `code` names the modules that do the work: with `build` itself and all that
-        they import, they are the code that the artefact depends on. So a change of the report
-        retrains nothing.
-        """
-        plain = config.model_dump(mode="json") if hasattr(config, "model_dump") else config
-        depends = {
-            "config": plain,
-            "inputs": {key: one.hash for key, one in inputs.items()},
-            "code": code_hash(build, code),
-            "prompt_version": PROMPT_VERSION,
-            "action_space": ACTION_SPACE_HASH,
-            "feature_schema": FEATURE_SCHEMA,
-        }
-        key = content_hash({"stage": name, **depends})
-        target = self.root / f"{name}-{key.removeprefix('sha256:')[:16]}"
-        if (target / MANIFEST).is_file():
-            self._tell(f"{name}: found {target.name}")
-            return Artifact.open(target, name)
-        self._tell(f"{name}: building {target.name}")
-        self._build(target, name, key, depends, build)
-        return Artifact.open(target, name)
-
-    def _build(
-        self, target: Path, name: str, key: str, depends: dict[str, Any], build: Build
-    ) -> None:
+        """Let `fill` put files into an empty folder, and make an artefact of it."""
+        target = self._target(stage, depends)
         self.root.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=self.root))
         try:
             wall, cpu = time.monotonic(), time.process_time()
-            facts = dict(build(work))
+            facts = fill(work)
             cost = {
                 "wall_s": round(time.monotonic() - wall, 3),
                 "cpu_s": round(time.process_time() - cpu, 3),
             }
-            files = {
-                path.relative_to(work).as_posix(): {
-                    "bytes": path.stat().st_size,
-                    "hash": file_hash(path),
-                }
-                for path in sorted(work.rglob("*"))
-                if path.is_file()
-            }
             manifest = {
-                "stage": name,
-                "key": key,
+                "stage": stage,
+                "key": _key(stage, depends),
                 **depends,
                 "facts": facts,
-                "files": files,
+                "files": _files(work),
                 "cost": cost,
                 "created_at": datetime.now(UTC).isoformat(),
             }
@@ -185,16 +134,30 @@ class Workshop:
             work.rename(target)
         finally:
             shutil.rmtree(work, ignore_errors=True)
+        return Artifact.open(target, stage)
+
+    def name(self, stage: str, depends: Mapping[str, Any]) -> str:
+        """Of the folder."""
+        return f"{stage}-{_key(stage, depends).removeprefix('sha256:')[:16]}"
+
+    def _target(self, stage: str, depends: Mapping[str, Any]) -> Path:
+        return self.root / self.name(stage, depends)
 
 
-def code_hash(build: Build, modules: Sequence[ModuleType]) -> str:
-    """Content hash of what makes an artefact: the text of `build`, and of all modules that
-    `modules` lead to."""
-    sources = {
-        f"{path.parent.name}/{path.name}": file_hash(path)
-        for path in sources_of(each.__name__ for each in modules)
+def _key(stage: str, depends: Mapping[str, Any]) -> str:
+    return content_hash({"stage": stage, **depends})
+
+
+def _files(folder: Path) -> dict[str, dict[str, Any]]:
+    """Sizes and hashes of all files."""
+    return {
+        path.relative_to(folder).as_posix(): {
+            "bytes": path.stat().st_size,
+            "hash": file_hash(path),
+        }
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
     }
-    return content_hash({"build": inspect.getsource(build), "sources": sources})
 
 
 def _sync(path: Path) -> None:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from training.agent.reference import TIME_EXIT_S
 from training.market.bars import Bars
-from training.outcomes.simulate import COSTS, KEEP, TIME_EXIT_S, TRAIL_ATR, Costs, Exit, Orders
+from training.outcomes.simulate import COSTS, KEEP, TRAIL_ATR, Costs, Exit, Orders
 
 
 class PlainFate(NamedTuple):

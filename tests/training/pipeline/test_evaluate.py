@@ -16,12 +16,12 @@ import pytest
 from pydantic import ValidationError
 
 from app.domain.errors import UnknownVersion
-from tests.training.support.rebuilds import NOW, RIVAL, config_in, read_by, silent
+from tests.training.support.rebuilds import NOW, RIVAL, config_in, read_by, shop_of
 from training.config.file import RebuildConfig
 from training.config.section import ConfigError
 from training.judging.gate.looks import FILE as LOOKS
 from training.outcomes.labels import AGENT, Labels
-from training.pipeline.evaluate import STRESSES, Evaluate, Evaluated
+from training.pipeline.evaluate import STRESSES, Evaluated, evaluate, terms_of
 from training.stages.store import Artifact
 
 TRUTH = "Share of the best achievable reward"
@@ -109,7 +109,9 @@ def test_answers_are_judged_again_under_worse_conditions(evaluated: Evaluated) -
 def test_doubled_costs_take_from_the_plan_what_it_paid_before(evaluated: Evaluated) -> None:
     """Fees of 0.1 % and slippage of 0.05 % a side: once more of both, and 2 x 0.1 % x 0.05 % of the
     price's move."""
-    read = [read_by(evaluated, name) for name in ("labels", *STRESSES)]
+    read = [
+        read_by(evaluated, name) for name in ("labels", *(f"stressed: {name}" for name in STRESSES))
+    ]
     assert [
         (each.facts["costs"]["fee"], each.facts["costs"]["slippage"], each.facts["delay_s"])
         for each in read
@@ -192,12 +194,11 @@ def test_a_period_may_be_judged_by_other_costs_than_were_trained_on(
     tmp_path: Path, tiny_base: Path
 ) -> None:
     free = config_in(tmp_path, tiny_base, evaluate__outcomes={"fee": 0.0})
-    one = Evaluate(free, silent, lambda line: None, NOW)
-    assert (one.held_out.config.outcomes.fee, one.rebuild.config.outcomes.fee) == (0.0, 0.001)
-    late = STRESSES["every order an hour late"](one.outcomes)
+    assert (terms_of(free).outcomes.fee, free.outcomes.fee) == (0.0, 0.001)
+    late = STRESSES["every order an hour late"](terms_of(free).outcomes)
     assert (late.delay_s, late.fee) == (3600, 0.0)
-    same = Evaluate(config_in(tmp_path, tiny_base), silent, lambda line: None, NOW)
-    assert same.outcomes == same.rebuild.config.outcomes
+    same = config_in(tmp_path, tiny_base)
+    assert terms_of(same).outcomes == same.outcomes
     with pytest.raises(ValidationError, match="delay_s must be 0"):
         config_in(tmp_path, tiny_base, outcomes__delay_s=60)
 
@@ -218,9 +219,10 @@ def second(
 def challenged(second: RebuildConfig, evaluated: Evaluated) -> Evaluated:
     """Judged with the version of the evaluation before as champion."""
     lines: list[str] = []
-    done = Evaluate(second, silent, lines.append, NOW, champion=evaluated.version.name).run()
+    shop = shop_of(second, lines.append)
+    done = evaluate(second, shop, NOW, champion=evaluated.version.name)
     built = {line.split(":")[0] for line in lines if "building" in line}
-    assert built == {"answers", "checks", "evaluation"}, (
+    assert built == {"answers (champion)", "checks", "evaluation"}, (
         "nothing is trained, encoded or labelled again"
     )
     return done
@@ -263,7 +265,7 @@ def test_a_champion_of_unknown_name_is_one_clear_error_and_no_look(second: Rebui
     with pytest.raises(
         UnknownVersion, match="holds model version tiny-20200101-00000000"
     ) as refused:
-        Evaluate(second, silent, lambda line: None, NOW, champion="tiny-20200101-00000000").run()
+        evaluate(second, shop_of(second), NOW, champion="tiny-20200101-00000000")
     assert "\n" not in str(refused.value)
     assert (second.publish.models / LOOKS).read_text() == looks
     assert sorted(second.artifacts.glob("evaluation-*")) == finished
@@ -276,5 +278,5 @@ def test_bars_that_end_before_what_judges_are_refused_before_anything_is_trained
     with pytest.raises(
         ConfigError, match=r"the bars end on 2020-\d\d-\d\d, and what judges begins on 2023-01-01"
     ):
-        Evaluate(early, silent, lambda line: None, NOW).run()
+        evaluate(early, shop_of(early), NOW)
     assert not (tmp_path / "artifacts").exists()

@@ -16,7 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 from app.policy.store import load_manifest
-from tests.training.support.rebuilds import NOW, RIVAL, config_in, silent
+from tests.training.support.rebuilds import NOW, RIVAL, config_in, shop_of
 from training.__main__ import app
 from training.config.section import ConfigError
 from training.judging.gate.looks import FILE as LOOKS
@@ -24,8 +24,8 @@ from training.learning.algorithms.measures import CollapsedPolicy
 from training.learning.algorithms.targets import dealt_out, targets
 from training.market.bars import MarketDataError
 from training.outcomes.labels import Labels
-from training.pipeline.evaluate import Evaluate, Evaluated
-from training.pipeline.rebuild import Rebuild, Rebuilt
+from training.pipeline.evaluate import Evaluated, evaluate
+from training.pipeline.rebuild import Rebuilt, rebuild
 from training.scenarios.table import ScenarioSet
 from training.stages.store import Artifact, ArtifactError
 
@@ -36,7 +36,8 @@ STAGES = ("scenarios", "labels", "encoded", "reward", "preferences", "policy")
 def rebuilt(workplace: Path, tiny_base: Path, evaluated: Evaluated) -> Rebuilt:
     """The same again: everything is found."""
     lines: list[str] = []
-    made = Rebuild(config_in(workplace, tiny_base), silent, lines.append).run()
+    config = config_in(workplace, tiny_base)
+    made = rebuild(config, shop_of(config, lines.append))
     assert [line.split(":")[1].split()[0] for line in lines] == ["found"] * len(STAGES)
     return made
 
@@ -62,13 +63,14 @@ def test_nothing_of_the_held_out_period_is_trained_on(rebuilt: Rebuilt) -> None:
     assert len(table) == 80
     assert table["as_of"].to_numpy().max() < first_held_out
     labels = Labels.open(rebuilt.artifacts["labels"]).table
-    assert labels["exited_at"].to_numpy().max() <= first_held_out
+    assert labels["exited_at"].drop_nulls().to_numpy().max() <= first_held_out
 
 
 def test_the_same_seed_and_data_give_the_same_artefacts_elsewhere(
     rebuilt: Rebuilt, tiny_base: Path, tmp_path: Path
 ) -> None:
-    again = Rebuild(config_in(tmp_path, tiny_base), silent, lambda line: None).run()
+    config = config_in(tmp_path, tiny_base)
+    again = rebuild(config, shop_of(config))
     for stage in ("scenarios", "labels", "preferences"):
         assert again.artifacts[stage].hash == rebuilt.artifacts[stage].hash, stage
     mine, theirs = (np.load(each.policy / "policy_log_probs.npy") for each in (rebuilt, again))
@@ -86,22 +88,22 @@ def test_a_rebuild_that_was_killed_goes_on_where_it_stopped(
     @contextmanager
     def dying(title: str) -> Iterator[Callable[[int, int], None]]:
         def kill(done: int, total: int) -> None:
-            if title == "base pass" and done >= 32:
+            if title == "encoded" and done >= 32:
                 raise Killed
 
         yield kill
 
     with pytest.raises(Killed):
-        Rebuild(config, dying, lambda line: None).run()
+        rebuild(config, shop_of(config, meter=dying))
     left = sorted(path.name.split("-")[0] for path in config.artifacts.iterdir())
     assert left == ["cache", "labels", "scenarios"]
     read: list[int] = []
 
     @contextmanager
     def watching(title: str) -> Iterator[Callable[[int, int], None]]:
-        yield lambda done, total: read.append(done) if title == "base pass" else None
+        yield lambda done, total: read.append(done) if title == "encoded" else None
 
-    made = Rebuild(config, watching, lambda line: None).run()
+    made = rebuild(config, shop_of(config, meter=watching))
     assert read[0] == 32, "the finished shard is not read again"
     assert made.artifacts["encoded"].facts["read"] == 48
 
@@ -111,7 +113,7 @@ def test_a_collapsed_policy_raises_and_leaves_no_artefact(
 ) -> None:
     config = config_in(workplace, tiny_base, policy__min_entropy=2.4)
     with pytest.raises(CollapsedPolicy, match="entropy"):
-        Rebuild(config, silent, lambda line: None).run()
+        rebuild(config, shop_of(config))
     policies = {path.name for path in config.artifacts.glob("policy-*")}
     assert rebuilt.policy.path.name in policies
     assert len(policies) == 2, "the judged one and its rival"
@@ -127,21 +129,18 @@ def test_a_truncated_artefact_is_one_clear_error(
     damaged = config.artifacts / source.name / "scenarios.parquet"
     damaged.write_bytes(damaged.read_bytes()[:-10])
     with pytest.raises(ArtifactError, match=r"scenarios\.parquet was cut or changed"):
-        Rebuild(config, silent, lambda line: None).run()
+        rebuild(config, shop_of(config))
 
 
 def test_too_little_history_and_a_log_without_url_are_refused(
     tiny_base: Path, tmp_path: Path
 ) -> None:
-    config = config_in(tmp_path, tiny_base, market__directory=tmp_path, market__source="directory")
+    config = config_in(tmp_path, tiny_base, market={"source": "directory", "directory": tmp_path})
     with pytest.raises(MarketDataError, match="no file named like"):
-        Rebuild(config, silent, lambda line: None).run()
+        rebuild(config, shop_of(config))
+    config = config_in(tmp_path, tiny_base, scenarios__source="shadow_log")
     with pytest.raises(ConfigError, match="--database or DATABASE_URL"):
-        Rebuild(
-            config_in(tmp_path, tiny_base, scenarios__source="shadow_log"),
-            silent,
-            lambda line: None,
-        ).run()
+        rebuild(config, shop_of(config))
     assert not list(tmp_path.rglob("manifest.json"))
 
 
@@ -225,7 +224,8 @@ def test_each_look_at_the_held_out_period_is_counted(
 ) -> None:
     looks = (tiny_base.parent / LOOKS).read_text().splitlines()
     assert [json.loads(line)["version"] for line in looks] == [evaluated.version.name]
-    Evaluate(config_in(workplace, tiny_base), silent, lambda line: None, NOW, [RIVAL]).run()
+    config = config_in(workplace, tiny_base)
+    evaluate(config, shop_of(config), NOW, [RIVAL])
     assert (tiny_base.parent / LOOKS).read_text().splitlines() == looks, (
         "a finished evaluation is found, not repeated"
     )

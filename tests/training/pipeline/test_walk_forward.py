@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from tests.training.support.rebuilds import NOW, config_in, silent
+from tests.training.support.rebuilds import NOW, config_in, shop_of
 from training.config.data import instant
 from training.config.file import RebuildConfig
-from training.pipeline.walk_forward import WalkForward
+from training.pipeline.walk_forward import walk_forward
 from training.scenarios.table import ScenarioSet
 from training.stages.store import Artifact
 
@@ -29,7 +29,8 @@ def config(folder: Path, base: Path) -> RebuildConfig:
 
 
 def test_each_period_is_judged_by_what_was_made_before_it(tiny_base: Path, tmp_path: Path) -> None:
-    made = WalkForward(config(tmp_path, tiny_base), silent, lambda line: None, NOW).run()
+    settings = config(tmp_path, tiny_base)
+    made = walk_forward(settings, shop_of(settings), NOW)
     assert made.facts["periods"] == 2
     begins = [instant(FIRST), instant(FIRST + timedelta(days=20))]
     found = [

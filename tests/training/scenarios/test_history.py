@@ -79,12 +79,12 @@ def test_news_and_fear_and_greed_beside_the_bars_are_found(folder: Path) -> None
 
 
 def test_a_fingerprint_follows_every_value(folder: Path) -> None:
-    before = load_history(config(folder), UNTIL).fingerprint()
-    assert load_history(config(folder), UNTIL).fingerprint() == before
+    before = load_history(config(folder), UNTIL).hash()
+    assert load_history(config(folder), UNTIL).hash() == before
     bars = random_walk(1000, 2, "ETHUSDT")
     bars.volume[500] += 1e-6
     save(folder, bars, "1h")
-    assert load_history(config(folder), UNTIL).fingerprint() != before
+    assert load_history(config(folder), UNTIL).hash() != before
 
 
 def test_bars_join_into_longer_ones_and_only_whole_ones_count() -> None:

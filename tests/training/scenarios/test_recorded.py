@@ -15,9 +15,9 @@ from app.domain.errors import ShadowLogUnavailable
 from app.shadow_log.log import ShadowLog
 from tests import builders as build
 from training.config.data import ScenariosConfig
-from training.scenarios.recorded import log_state, read_log
-from training.scenarios.table import ScenarioError, ScenarioSet, build_scenarios
-from training.stages.store import Workshop
+from training.scenarios.recorded import RecordedLog, log_state, of_log, read_log
+from training.scenarios.table import ScenarioError, ScenarioSet
+from training.stages.workshop import Workshop
 
 HOUR = 3600
 LOG = ScenariosConfig(source="shadow_log", embargo_hours=0)
@@ -35,13 +35,8 @@ def hours(count: float) -> datetime:
 
 def scenario_set(folder: Path, url: str, **config: Any) -> tuple[ScenarioSet, dict[str, Any]]:
     settings = ScenariosConfig(**{"source": "shadow_log", "embargo_hours": 0} | config)
-    found, left_out = read_log(url, settings, HOUR)
-    made = Workshop(folder).stage(
-        "scenarios",
-        log_state(url, settings, HOUR),
-        {},
-        lambda f: build_scenarios(f, found, settings, left_out, HOUR),
-    )
+    log = RecordedLog.now(url, settings, HOUR)
+    made = Workshop(folder).make(of_log, log=log, settings=settings, label_seconds=HOUR)
     return ScenarioSet.open(made), made.facts
 
 

@@ -1,101 +1,72 @@
-"""Artefacts are immutable, found again, built anew when anything they depend on changes, and never
-half there."""
+"""Artefacts are immutable, found again, and never half there."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from training.stages.store import MANIFEST, Artifact, ArtifactError, Workshop
+from training.stages.store import MANIFEST, Artifact, ArtifactError, Facts, Store
+
+DEPENDS = {"config": {"fee": 0.001}, "inputs": {}}
 
 
-def write(text: str, calls: list[str]) -> Any:
-    def build(folder: Path) -> dict[str, Any]:
-        calls.append(text)
+def write(text: str) -> Callable[[Path], Facts]:
+    def fill(folder: Path) -> Facts:
         (folder / "sub").mkdir()
         (folder / "sub" / "data.txt").write_text(text)
         return {"characters": len(text)}
 
-    return build
+    return fill
 
 
-def test_a_finished_stage_is_found_again_and_not_built_twice(tmp_path: Path) -> None:
-    calls: list[str] = []
-    shop = Workshop(tmp_path)
-    first = shop.stage("labels", {"fee": 0.001}, {}, write("hello", calls))
-    again = Workshop(tmp_path).stage("labels", {"fee": 0.001}, {}, write("hello", calls))
-    assert calls == ["hello"]
+def test_what_is_finished_is_found_by_what_it_depends_on(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    assert store.find("labels", DEPENDS) is None
+    first = store.build("labels", DEPENDS, write("hello"))
+    again = Store(tmp_path).find("labels", DEPENDS)
+    assert again is not None
     assert (first.path, first.hash, first.facts) == (again.path, again.hash, {"characters": 5})
     assert (again / "sub/data.txt").read_text() == "hello"
-
-
-def test_another_configuration_or_input_gives_another_artefact(tmp_path: Path) -> None:
-    calls: list[str] = []
-    shop = Workshop(tmp_path)
-    one = shop.stage("labels", {"fee": 0.001}, {}, write("a", calls))
-    other = shop.stage("labels", {"fee": 0.002}, {}, write("b", calls))
-    on_one = shop.stage("pairs", {}, {"labels": one}, write("c", calls))
-    on_other = shop.stage("pairs", {}, {"labels": other}, write("d", calls))
-    assert calls == ["a", "b", "c", "d"]
-    assert len({each.path for each in (one, other, on_one, on_other)}) == 4
-
-
-def test_a_stage_depends_on_what_its_modules_import_and_on_no_other_code() -> None:
-    import training.learning.algorithms.dpo
-    import training.outcomes.labels
-    from training.stages.key import sources_of
-    from training.stages.store import code_hash
-
-    names = {path.name for path in sources_of(["training.learning.algorithms.dpo"])}
-    assert {"train_dpo.py", "losses.py", "optimise.py", "encoding.py", "actions.py"} <= names
-    assert not names & {"evaluation_report.py", "train_ppo.py", "config.py", "registry.py"}
-    build, other = write("a", []), write("b", [])
-    assert code_hash(build, [training.outcomes.labels]) == code_hash(
-        other, [training.outcomes.labels]
-    )
-    assert code_hash(build, [training.outcomes.labels]) != code_hash(
-        build, [training.learning.algorithms.dpo]
-    )
+    assert store.find("labels", DEPENDS | {"config": {"fee": 0.002}}) is None
+    assert store.find("pairs", DEPENDS) is None
 
 
 def test_the_same_work_elsewhere_has_the_same_hash(tmp_path: Path) -> None:
     hashes = {
-        Workshop(tmp_path / name).stage("labels", {"fee": 0.001}, {}, write("same", [])).hash
-        for name in ("a", "b")
+        Store(tmp_path / name).build("labels", DEPENDS, write("same")).hash for name in ("a", "b")
     }
     assert len(hashes) == 1
 
 
 def test_a_build_that_fails_leaves_nothing_and_can_be_repeated(tmp_path: Path) -> None:
-    shop = Workshop(tmp_path)
+    store = Store(tmp_path)
 
-    def fail(folder: Path) -> dict[str, Any]:
+    def fail(folder: Path) -> Facts:
         (folder / "half.txt").write_text("half")
         raise RuntimeError("the lights went out")
 
     with pytest.raises(RuntimeError, match="lights"):
-        shop.stage("labels", {}, {}, fail)
+        store.build("labels", DEPENDS, fail)
     assert list(tmp_path.iterdir()) == []
-    assert shop.stage("labels", {}, {}, write("whole", [])).facts == {"characters": 5}
+    assert store.build("labels", DEPENDS, write("whole")).facts == {"characters": 5}
 
 
 def test_a_folder_without_a_manifest_is_replaced(tmp_path: Path) -> None:
     """What a kill between two renames, or a person, may leave."""
-    shop = Workshop(tmp_path)
-    made = shop.stage("labels", {}, {}, write("whole", []))
+    store = Store(tmp_path)
+    made = store.build("labels", DEPENDS, write("whole"))
     (made / MANIFEST).unlink()
     with pytest.raises(ArtifactError, match="no finished artefact"):
         Artifact.open(made.path)
-    assert (
-        shop.stage("labels", {}, {}, write("whole", [])) / "sub/data.txt"
-    ).read_text() == "whole"
+    assert store.find("labels", DEPENDS) is None
+    assert (store.build("labels", DEPENDS, write("whole")) / "sub/data.txt").read_text() == "whole"
 
 
 def test_truncated_missing_and_changed_files_are_named(tmp_path: Path) -> None:
-    made = Workshop(tmp_path).stage("labels", {}, {}, write("whole", []))
+    made = Store(tmp_path).build("labels", DEPENDS, write("whole"))
     data = made / "sub/data.txt"
     data.write_text("whol")
     with pytest.raises(ArtifactError, match=r"data\.txt was cut or changed"):
@@ -110,7 +81,7 @@ def test_truncated_missing_and_changed_files_are_named(tmp_path: Path) -> None:
 
 
 def test_another_stage_and_a_broken_manifest_are_refused(tmp_path: Path) -> None:
-    made = Workshop(tmp_path).stage("labels", {}, {}, write("whole", []))
+    made = Store(tmp_path).build("labels", DEPENDS, write("whole"))
     with pytest.raises(ArtifactError, match="stage 'labels', wanted is 'pairs'"):
         Artifact.open(made.path, "pairs")
     (made / MANIFEST).write_text("{")
@@ -119,19 +90,10 @@ def test_another_stage_and_a_broken_manifest_are_refused(tmp_path: Path) -> None
 
 
 def test_the_manifest_says_what_the_result_depends_on(tmp_path: Path) -> None:
-    shop = Workshop(tmp_path)
-    labels = shop.stage("labels", {"fee": 0.001}, {}, write("a", []))
-    pairs = shop.stage("pairs", {"margin": 0.25}, {"labels": labels}, write("b", []))
-    manifest = json.loads((pairs / MANIFEST).read_text())
-    assert manifest["inputs"] == {"labels": labels.hash}
-    assert manifest["config"] == {"margin": 0.25}
-    assert set(manifest) >= {
-        "code",
-        "prompt_version",
-        "action_space",
-        "feature_schema",
-        "files",
-        "facts",
-        "created_at",
-    }
+    store = Store(tmp_path)
+    labels = store.build("labels", DEPENDS, write("a"))
+    depends = {"config": {"margin": 0.25}, "inputs": {"labels": labels.hash}, "code": "sha256:0"}
+    manifest = json.loads((store.build("pairs", depends, write("b")) / MANIFEST).read_text())
+    assert {name: manifest[name] for name in depends} == depends
+    assert set(manifest) >= {"stage", "key", "files", "facts", "cost", "created_at"}
     assert manifest["files"]["sub/data.txt"]["bytes"] == 1

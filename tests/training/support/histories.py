@@ -6,14 +6,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tests.training.support.artifacts import made_up
 from tests.training.support.candles import random_walk
 from training.config.data import HeldOutConfig, OutcomesConfig, ScenariosConfig
 from training.market.bars import Bars
 from training.market.context import KnownContext
 from training.outcomes.labels import build_labels
-from training.scenarios.history import History, find_scenarios
-from training.scenarios.table import ScenarioSet, build_scenarios
-from training.stages.store import Artifact, Workshop
+from training.scenarios.history import History, of_history
+from training.scenarios.table import ScenarioSet
+from training.stages.store import Artifact
+from training.stages.workshop import Workshop
 
 
 def history(*bars: Bars, context: KnownContext | None = None) -> History:
@@ -35,14 +37,7 @@ def held_out_artifact(folder: Path, given: History, **config: Any) -> Artifact:
 
 
 def _scenarios(folder: Path, given: History, settings: ScenariosConfig) -> Artifact:
-    found, left_out = find_scenarios(given, settings)
-
-    def build(target: Path) -> dict[str, Any]:
-        return build_scenarios(target, found, settings, left_out, given.seconds)
-
-    return Workshop(folder).stage(
-        "scenarios", [settings.model_dump(mode="json"), given.fingerprint()], {}, build
-    )
+    return Workshop(folder).make(of_history, market=given, settings=settings)
 
 
 def scenario_set(folder: Path, given: History, **config: Any) -> ScenarioSet:
@@ -59,6 +54,4 @@ def label_artifact(
             target, scenarios.scenarios(), scenarios.as_of, scenarios.real, series, settings
         )
 
-    return Workshop(folder).stage(
-        "labels", [settings.model_dump(mode="json"), len(scenarios)], {}, build
-    )
+    return made_up(folder, "labels", build, [settings, len(scenarios)])

@@ -12,10 +12,11 @@ import torch
 from app.domain.prompt import PROMPT_VERSION, SYSTEM, Line, LineKind, Prompt, prompt_of
 from app.policy.in_process.label_reader import LabelReader
 from tests.policy.tiny_models import POSITIONS, save_tiny_model
+from tests.training.support.artifacts import made_up
 from training.config.learning import EncodeConfig
 from training.learning.model.adapted import PolicyModel
 from training.learning.model.base_pass import Encoded, build_encoded
-from training.stages.store import Artifact, Workshop
+from training.stages.store import Artifact
 
 
 def prompt(text: str) -> Prompt:
@@ -63,7 +64,7 @@ def encode_lines(
     def build(target: Path) -> dict[str, object]:
         return build_encoded(target, texts, reader, base, settings, folder / "cache")
 
-    return Workshop(folder / "artifacts").stage("encode", identity, {}, build)
+    return made_up(folder / "artifacts", "encode", build, identity)
 
 
 def encoded(

@@ -18,10 +18,11 @@ from app.policy.in_process.label_reader import load_model
 from tests.builders import scenario
 from tests.domain.scenarios import AS_OF
 from tests.policy.tiny_models import POSITIONS, save_adapter, save_tiny_model, write_manifest
+from tests.training.support.artifacts import made_up
 from tests.training.support.rewards import SIZE
 from training.config.data import ScenariosConfig
 from training.scenarios.table import Found, build_scenarios
-from training.stages.store import Artifact, Workshop
+from training.stages.store import Artifact
 
 COUNT = 40
 BASE = "base-1"
@@ -50,7 +51,6 @@ def finished_policy(folder: Path, base: Path, seed: int = 1, activated: bool = T
     """Stages scenarios to policy as a rebuild leaves them, the numbers made up: the policy approves
     by action 9 where that earns 1 R, on every second scenario, and rejects where it loses 1 R. The
     base model always approves by 9."""
-    shop = Workshop(folder)
     found = [
         Found(scenario(as_of=START + timedelta(days=i), candidate__rsi=30.0 + i / 2))
         for i in range(COUNT)
@@ -66,14 +66,14 @@ def finished_policy(folder: Path, base: Path, seed: int = 1, activated: bool = T
                 (target / "report.json").write_text(json.dumps(_report()))
             return {"clip_r": 3.0}
 
-        return shop.stage(name, {"made": "up"}, inputs, build)
+        return made_up(folder, name, build, {"made": "up"}, inputs)
 
     def build_set(target: Path) -> dict[str, Any]:
         return build_scenarios(target, found, ScenariosConfig(), {}, 3600)
 
     wins = np.where(np.arange(COUNT) % 2 == 0, 1.0, -1.0)
     rewards = SIZE * wins[:, None]
-    made = {"scenarios": shop.stage("scenarios", {"seed": 0}, {}, build_set)}
+    made = {"scenarios": made_up(folder, "scenarios", build_set, {"seed": 0})}
     made["labels"] = stage("labels", made, rewards=rewards)
     always = np.full((COUNT, 10), -4.0)
     always[:, 9] = -0.1
@@ -98,9 +98,8 @@ def finished_policy(folder: Path, base: Path, seed: int = 1, activated: bool = T
             "steps": 3,
         }
 
-    return shop.stage(
-        "policy", {"policy": {"seed": seed}, "activated": activated}, made, build_policy
-    )
+    config = {"policy": {"seed": seed}, "activated": activated}
+    return made_up(folder, "policy", build_policy, config, made)
 
 
 def _labels_table() -> pl.DataFrame:

@@ -8,10 +8,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from training.arrays import Meter
 from training.config.file import RebuildConfig
 from training.config.learning import DpoConfig
 from training.pipeline.evaluate import Evaluated
 from training.stages.store import Artifact
+from training.stages.workshop import Workshop
 
 NOW = datetime(2026, 11, 24, tzinfo=UTC)
 RIVAL = DpoConfig(epochs=1, max_majority=1.0)
@@ -21,6 +23,15 @@ RIVAL = DpoConfig(epochs=1, max_majority=1.0)
 @contextmanager
 def silent(title: str) -> Iterator[Callable[[int, int], None]]:
     yield lambda done, total: None
+
+
+def shop_of(
+    config: RebuildConfig,
+    tell: Callable[[str], None] = lambda line: None,
+    meter: Meter = silent,
+) -> Workshop:
+    """Where its artefacts are made."""
+    return Workshop(config.artifacts, tell, meter)
 
 
 def config_in(folder: Path, base: Path, **sections: Any) -> RebuildConfig:

@@ -6,8 +6,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,10 @@ from app.policy.backends import Backend, load_policy
 from app.policy.port import Policy
 from training.arrays import Progress, silent
 from training.judging.gate.verdict import Check, CheckName
+from training.learning.model.answers import Answers, Published
+from training.scenarios.table import ScenarioSet
+from training.stages.declared import Aside, stage
+from training.stages.store import Artifact, Facts
 
 PARITY_SCENARIOS = 32
 TOLERANCE = 1e-2
@@ -47,8 +52,39 @@ class Checked(NamedTuple):
     checks: tuple[Check, ...]
     decision_s: float
 
+    @classmethod
+    def open(cls, artifact: Artifact) -> Self:
+        """Of a finished stage."""
+        checks = tuple(
+            Check(CheckName(check["name"]), check["passed"], check["evidence"])
+            for check in artifact.facts["checks"]
+        )
+        return cls(checks, artifact.facts["decision_s"])
+
 
 _PATIENCE_S = 300.0
+
+
+@stage("checks")
+def checks(
+    folder: Path,
+    version: Published,
+    scenarios: ScenarioSet,
+    answers: Answers,
+    limits: Limits,
+    *,
+    models: Aside[Path],
+    threads: Aside[int],
+    progress: Progress = silent,
+) -> Facts:
+    """Of a published version against what training read of it; its base lies in `models` too."""
+    checked = run_checks(
+        version.path, models, scenarios.scenarios(), answers.raw, limits, threads, progress
+    )
+    return {
+        "checks": [asdict(check) for check in checked.checks],
+        "decision_s": checked.decision_s,
+    }
 
 
 def run_checks(

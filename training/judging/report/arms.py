@@ -44,7 +44,7 @@ def evaluation_report(found: Findings) -> Report:
     """The whole report, in the order in which people ask."""
     arena = found.contest.arena
     first, last = (datetime.fromtimestamp(int(at), UTC) for at in (arena.as_of[0], arena.as_of[-1]))
-    costs = found.config.evaluate.outcomes or found.config.outcomes
+    costs = found.terms.outcomes
     codes = sorted({refusal.code.value for refusal in found.verdict.refusals})
     headline = (
         f"{found.model_version} passes the gate."
@@ -56,7 +56,7 @@ def evaluation_report(found: Findings) -> Report:
     )
     facts = {
         "model version": found.model_version,
-        "algorithm": found.config.policy.algorithm,
+        "algorithm": found.terms.algorithm,
         "period": (
             f"{first:%Y-%m-%d} to {last:%Y-%m-%d},"
             f" {'held out' if found.look else 'walking forward'}"
@@ -64,7 +64,7 @@ def evaluation_report(found: Findings) -> Report:
         "scenarios": f"{len(arena):,} of {', '.join(np.unique(arena.symbols))}",
         "costs": f"fee {costs.fee:.2%} and slippage {costs.slippage:.2%}, each side",
         "simple rivals": (
-            f"fitted anew every {found.config.evaluate.refit_days:g} days on all that was over"
+            f"fitted anew every {found.terms.evaluate.refit_days:g} days on all that was over"
         ),
     }
     if found.look:
@@ -73,7 +73,7 @@ def evaluation_report(found: Findings) -> Report:
     _verdict(report.section("The gate's verdict"), found)
     _rewards(report.section("Every arm on the same scenarios"), found)
     _books(report.section("As a portfolio"), found)
-    if found.config.market.source == "synthetic":
+    if found.terms.market.source == "synthetic":
         doubts.truth(report.section("The truth, known here"), found)
     doubts.stresses(report.section("Would it hold?"), found)
     doubts.power(report.section("How much data would it take?"), found)
@@ -119,7 +119,7 @@ def _verdict(section: Section, found: Findings) -> None:
             "Policy less rival, mean R per scenario",
             ("rival", "difference"),
             differences,
-            f"Paired by scenario; {found.config.gate.confidence:.1%} one-sided bounds, stationary"
+            f"Paired by scenario; {found.terms.gate.confidence:.1%} one-sided bounds, stationary"
             " bootstrap over days.",
         )
 
@@ -129,7 +129,7 @@ def _rewards(section: Section, found: Findings) -> None:
     rewards, played = contest.rewards, contest.played
     names = list(rewards)
     values = np.stack([rewards[name] for name in names], axis=1)
-    arena, draws = contest.arena, found.config.evaluate.draws
+    arena, draws = contest.arena, found.terms.evaluate.draws
     means = mean_intervals(values, as_of=arena.as_of, draws=draws)
     rows = []
     for name, mean in zip(names, means, strict=True):
@@ -154,13 +154,13 @@ def _rewards(section: Section, found: Findings) -> None:
         rows,
         "R is the risk of the agent's plan; not trading earns 0. 95 % intervals, stationary"
         " bootstrap over days. The random veto is the mean of"
-        f" {found.config.evaluate.random_vetoes} draws of the policy's own answers.",
+        f" {found.terms.evaluate.random_vetoes} draws of the policy's own answers.",
     )
     _tests(section, found, rewards)
 
 
 def _tests(section: Section, found: Findings, rewards: dict[str, Floats]) -> None:
-    policy, as_of, draws = rewards[POLICY], found.contest.arena.as_of, found.config.evaluate.draws
+    policy, as_of, draws = rewards[POLICY], found.contest.arena.as_of, found.terms.evaluate.draws
     rivals = [name for name in rewards if name not in (POLICY, RAW)]
     against = mean_intervals(
         np.stack([policy - rewards[name] for name in rivals], 1), as_of=as_of, draws=draws
@@ -196,7 +196,7 @@ def _tests(section: Section, found: Findings, rewards: dict[str, Floats]) -> Non
 
 
 def _books(section: Section, found: Findings) -> None:
-    contest, config = found.contest, found.config.evaluate
+    contest, config = found.contest, found.terms.evaluate
     for title, measures in (
         ("by curve", OF_CURVE),
         ("by its tails", OF_TAILS),
@@ -260,7 +260,7 @@ def _curves(section: Section, found: Findings) -> None:
 def _worth(section: Section, found: Findings) -> None:
     """The seed's last question: does tuning a language model pay, beside simpler rules that learn
     the same?"""
-    contest, draws = found.contest, found.config.evaluate.draws
+    contest, draws = found.contest, found.terms.evaluate.draws
     rewards = contest.rewards
     rivals = [name for name in (*HEURISTICS, *CONTROLS) if name in rewards]
     gaps = np.stack([rewards[POLICY] - rewards[name] for name in rivals], 1)

@@ -47,7 +47,7 @@ def groups(section: Section, found: Findings) -> None:
                 rewards[POLICY] - rewards[RANDOM],
             ]
             found_means = mean_intervals(
-                np.stack(columns, 1)[here], as_of=as_of[here], draws=found.config.evaluate.draws
+                np.stack(columns, 1)[here], as_of=as_of[here], draws=found.terms.evaluate.draws
             )
             rate = float(contest.played[POLICY].arm.approve[here].mean())
             rows.append(
@@ -104,7 +104,7 @@ def disagreements(section: Section, found: Findings) -> None:
         section.say("They never disagreed.")
         return
     mean = mean_intervals(
-        gap[apart, None], as_of=contest.arena.as_of[apart], draws=found.config.evaluate.draws
+        gap[apart, None], as_of=contest.arena.as_of[apart], draws=found.terms.evaluate.draws
     )[0]
     right, wrong = int((gap[apart] > 0).sum()), int((gap[apart] < 0).sum())
     section.say(
@@ -147,7 +147,7 @@ def vetoes(section: Section, found: Findings) -> None:
         here = np.array([code in each for each in codes])
         saved = -before[here]
         mean = mean_intervals(
-            saved[:, None], as_of=contest.arena.as_of[here], draws=found.config.evaluate.draws
+            saved[:, None], as_of=contest.arena.as_of[here], draws=found.terms.evaluate.draws
         )[0]
         rows.append(
             (Cell(code), Cell(int(here.sum())), Cell(float(saved.sum()), digits=1), cell(mean))

@@ -40,7 +40,7 @@ INNER_FOLDS = 2
 
 def stresses(section: Section, found: Findings) -> None:
     """The same answers with costs doubled, or every order late."""
-    contest, draws = found.contest, found.config.evaluate.draws
+    contest, draws = found.contest, found.terms.evaluate.draws
     rewards = contest.rewards
     columns = {
         "as it is": (contest.arena, {name: rewards[name] for name in (POLICY, AGENT, RANDOM)})
@@ -51,7 +51,7 @@ def stresses(section: Section, found: Findings) -> None:
         mine, theirs = (contest.played[arm].arm.at(usable) for arm in (POLICY, AGENT))
         dealt = [
             arena.play(arm).r
-            for arm in random_veto(mine, DRAWS_OF_CHANCE, found.config.evaluate.seed)
+            for arm in random_veto(mine, DRAWS_OF_CHANCE, found.terms.evaluate.seed)
         ]
         columns[name] = (
             arena,
@@ -78,7 +78,7 @@ def stresses(section: Section, found: Findings) -> None:
 
 def power(section: Section, found: Findings) -> None:
     """How many decisions the gate's bound would need, from this contest's own spread."""
-    confidence = found.config.gate.confidence
+    confidence = found.terms.gate.confidence
     spreads = {
         name: (each.value, (each.value - each.low) / ndtri(confidence), each.n)
         for name, each in found.verdict.differences.items()
@@ -123,7 +123,7 @@ def power(section: Section, found: Findings) -> None:
 
 def off_policy(section: Section, found: Findings) -> None:
     """What could be said of the policy if only the outcome of the logged action were known."""
-    contest, config = found.contest, found.config.evaluate
+    contest, config = found.contest, found.terms.evaluate
     rewards = found.labels.rewards[contest.arena.rows]
     target, behaviour = contest.probabilities[POLICY], contest.probabilities[BASE_MODEL]
     source = np.random.default_rng(config.seed)
@@ -161,15 +161,15 @@ def off_policy(section: Section, found: Findings) -> None:
 def truth(section: Section, found: Findings) -> None:
     """In a synthetic market what every decision is worth on average is known: how much of the best
     was recovered?"""
-    config, contest = found.config, found.contest
-    known = oracle(config.market.synthetic, config.evaluate.outcomes or config.outcomes)
+    terms, contest = found.terms, found.contest
+    known = oracle(terms.market.synthetic, terms.outcomes)
     worth = known.expected(states(contest.scenarios))
     best = float(worth.max(1).mean())
     rows = []
     for name, chosen in _choices(found).items():
         value = worth[np.arange(len(worth)), chosen]
         (mean,) = mean_intervals(
-            value[:, None], as_of=contest.arena.as_of, draws=config.evaluate.draws
+            value[:, None], as_of=contest.arena.as_of, draws=terms.evaluate.draws
         )
         share = (
             cell(Estimate(*_scaled(mean, best)), 2)
@@ -178,7 +178,7 @@ def truth(section: Section, found: Findings) -> None:
         )
         rows.append((Cell(name), cell(mean), share, Cell(float((chosen > 0).mean()), digits=2)))
     section.say(
-        f"The planted edge is {config.market.synthetic.edge:g}. Knowing the planted state and"
+        f"The planted edge is {terms.market.synthetic.edge:g}. Knowing the planted state and"
         f" nothing else, one could earn {best:.3f} R a scenario here; the one action that is best"
         f" throughout earns {known.constant:.3f} R, and rejecting everything 0."
     )

@@ -6,13 +6,28 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
-from training.config.file import RebuildConfig
+from training.config.data import MarketConfig, OutcomesConfig
+from training.config.judging import EvaluateConfig, GateConfig
 from training.judging.contest.contest import Contest, Trained
 from training.judging.gate.verdict import Check, Verdict
 from training.judging.report.document import Cell
 from training.outcomes.labels import Labels
 from training.scenarios.table import ScenarioSet
 from training.statistics.bootstrap import Estimate
+
+
+@dataclass(frozen=True)
+class Terms:
+    """The settings that a contest is judged by, and that its report speaks of.
+
+    algorithm : of the policy. outcomes : costs to judge by.
+    """
+
+    algorithm: str
+    market: MarketConfig
+    outcomes: OutcomesConfig
+    evaluate: EvaluateConfig
+    gate: GateConfig
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +47,7 @@ class Findings:
     checks: tuple[Check, ...]
     cpu_seconds: Mapping[str, float]
     look: int
-    config: RebuildConfig
+    terms: Terms
     made_at: datetime
     held_out: ScenarioSet
     labels: Labels

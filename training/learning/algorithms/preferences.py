@@ -36,7 +36,8 @@ from training.config.learning import PreferencesConfig
 from training.learning.reward.ensemble import Rewards
 from training.outcomes.labels import Labels
 from training.scenarios.table import TRAIN, VALIDATE, ScenarioSet
-from training.stages.store import Artifact
+from training.stages.declared import stage
+from training.stages.store import Artifact, Facts
 
 TABLE = "preferences.parquet"
 SPLITS = (TRAIN, VALIDATE)
@@ -137,13 +138,15 @@ def preference_record(
     }
 
 
-def build_preferences(
+@stage("preferences")
+def preferences(
     folder: Path,
     scenarios: ScenarioSet,
     labels: Labels,
-    rewards: Rewards,
-    config: PreferencesConfig,
-) -> dict[str, Any]:
+    reward: Rewards,
+    *,
+    settings: PreferencesConfig,
+) -> Facts:
     """Fill `folder`: `preferences.parquet`, and for each split `preferences-SPLIT.jsonl`. Facts:
     counts by split and source, and duplicates that were left out.
 
@@ -156,9 +159,9 @@ def build_preferences(
     prompts = [prepare(one) for one in scenarios.scenarios()]
     rows: list[dict[str, Any]] = []
     for split in SPLITS:
-        members = rewards.members if split == TRAIN and config.model_pairs else None
+        members = reward.members if split == TRAIN and settings.model_pairs else None
         for row in scenarios.rows(split):
-            for pair in pairs_of(int(row), labels.rewards[row], members, config):
+            for pair in pairs_of(int(row), labels.rewards[row], members, settings):
                 rows.append(
                     {"scenario_id": scenarios.table["id"][int(row)], "split": split, **pair}
                 )
@@ -166,7 +169,7 @@ def build_preferences(
     counts = Counter(zip(table["split"], table["source"], strict=True))
     if not any(split == TRAIN for split, _ in counts):
         raise PreferenceError(
-            f"no two actions of a training scenario differ by {config.margin} R: lower"
+            f"no two actions of a training scenario differ by {settings.margin} R: lower"
             " preferences.margin, or add data"
         )
     table.write_parquet(folder / TABLE)

@@ -9,6 +9,7 @@ language model to tune: an algorithm that does not reach it has lost something o
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,20 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from app.domain.actions import ACTIONS
+from app.domain.manifest import Calibration
+from training.config.learning import TargetsConfig
 from training.learning.algorithms import losses
+from training.learning.algorithms.preferences import Preferences
+from training.learning.algorithms.problem import problem_of
 from training.learning.algorithms.run import Problem
+from training.learning.model.answers import Answers
+from training.learning.model.base import Base
+from training.learning.model.base_pass import Encoded
+from training.learning.reward.ensemble import Rewards
+from training.outcomes.labels import Labels
+from training.scenarios.table import ScenarioSet
+from training.stages.declared import stage
+from training.stages.store import Facts
 
 STRENGTHS = (0.001, 0.01, 0.1, 1.0)
 """Inverse regularisation, the candidates."""
@@ -38,6 +51,28 @@ class Probe:
     def of(self, states: NDArray[np.floating]) -> NDArray[np.float64]:
         """(n, 10) log-probabilities for other scenarios' last hidden states (n, H)."""
         return _log_policy(self.model, np.asarray(states, np.float64))
+
+
+@stage("answers")
+def of_probe(
+    folder: Path,
+    scenarios: ScenarioSet,
+    labels: Labels,
+    encoded: Encoded,
+    reward: Rewards,
+    preferences: Preferences,
+    base: Base,
+    held_out: Encoded,
+    *,
+    beta: float,
+    targets: TargetsConfig,
+    seed: int,
+) -> Facts:
+    """Answers to the held-out scenarios of a probe fitted to those before them."""
+    problem = problem_of(scenarios, labels, encoded, reward, preferences, base, targets, seed)
+    probe = fit_probe(problem, beta)
+    answers = Answers(probe.of(np.asarray(held_out.last)), Calibration())
+    return answers.save(folder) | {"strength": probe.strength}
 
 
 def fit_probe(problem: Problem, beta: float, strengths: tuple[float, ...] = STRENGTHS) -> Probe:

@@ -5,7 +5,7 @@ Preference losses start from its result, because they rank actions that the base
 distinguishes. The target is the closed-form optimum of expected reward under KL (`optimum`,
 Rafailov et al. 2023, eq. 4), or one letter per scenario: the action with the highest reward
 (`best`), as one would tune on the chosen answers before DPO, or the agent's own (`agent`).
-`optimum` is what train_expected distils: what a preference loss adds is to be counted from the
+`optimum` is what `expected` distils: what a preference loss adds is to be counted from the
 warm-up's result on.
 
 Deviation from token cross-entropy: the label's bias stays removed, and the mass on labels is asked
@@ -22,8 +22,10 @@ from numpy.typing import NDArray
 
 from app.policy.in_process.label_reader import LabelReader
 from training.arrays import Progress, silent
-from training.config.learning import AdapterConfig, WarmUpConfig
+from training.config.learning import AdapterConfig, TargetsConfig, WarmUpConfig
 from training.learning.algorithms import losses
+from training.learning.algorithms.preferences import Preferences
+from training.learning.algorithms.problem import problem_of
 from training.learning.algorithms.run import (
     Problem,
     TrainedPolicy,
@@ -34,6 +36,35 @@ from training.learning.algorithms.run import (
     step,
     supervised_part,
 )
+from training.learning.model.base import Base
+from training.learning.model.base_pass import Encoded
+from training.learning.reward.ensemble import Rewards
+from training.outcomes.labels import Labels
+from training.scenarios.table import ScenarioSet
+from training.stages.declared import stage
+from training.stages.store import Facts
+
+
+@stage("warm_up")
+def warm_up(
+    folder: Path,
+    scenarios: ScenarioSet,
+    labels: Labels,
+    encoded: Encoded,
+    reward: Rewards,
+    preferences: Preferences,
+    base: Base,
+    *,
+    settings: WarmUpConfig,
+    adapter: AdapterConfig,
+    targets: TargetsConfig,
+    seed: int,
+    progress: Progress = silent,
+) -> Facts:
+    """What all preference algorithms of the same targets start from."""
+    problem = problem_of(scenarios, labels, encoded, reward, preferences, base, targets, seed)
+    trained = train(problem, settings, adapter, base.reader, folder, progress)
+    return {"metrics": trained.metrics, "steps": len(trained.history)}
 
 
 def train(

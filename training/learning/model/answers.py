@@ -4,11 +4,13 @@ they propose."""
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
@@ -17,13 +19,17 @@ from scipy.special import log_softmax
 
 from app.domain.actions import ACTIONS
 from app.domain.decision import prepare
-from app.domain.manifest import Calibration
+from app.domain.manifest import Calibration, ModelManifest
 from app.domain.scenario import Scenario
 from app.policy.backends import Backend, load_policy
 from app.policy.in_process.label_reader import LabelReader
 from training.arrays import Floats, Progress, Rows, silent
 from training.learning.model.adapted import opened
+from training.learning.model.base import Base
 from training.learning.model.base_pass import Encoded
+from training.scenarios.table import ScenarioSet
+from training.stages.declared import Aside, stage
+from training.stages.store import Artifact, Facts
 
 FILE = "log_probabilities.npy"
 _ROWS = 32
@@ -41,6 +47,17 @@ class Answers:
 
     raw: NDArray[np.floating]
     calibration: Calibration
+
+    @classmethod
+    def open(cls, artifact: Artifact) -> Self:
+        """Of a finished stage."""
+        calibration = Calibration.from_json(artifact.facts["calibration"])
+        return cls(np.load(artifact / FILE), calibration)
+
+    def save(self, folder: Path) -> Facts:
+        """Write the raw ones; the facts of a stage `answers`."""
+        np.save(folder / FILE, self.raw)
+        return {"rows": len(self), "calibration": self.calibration.as_json()}
 
     def __len__(self) -> int:
         return len(self.raw)
@@ -79,6 +96,56 @@ class Answers:
     def label_mass(self) -> Floats:
         """(N,) probability that fell on labels, 0-1."""
         return np.asarray(np.exp(np.asarray(self.raw, np.float64)).sum(axis=1))
+
+
+class Published(NamedTuple):
+    """A version's directory, and its manifest as it was verified."""
+
+    path: Path
+    manifest: ModelManifest
+
+    def hash(self) -> str:
+        """Of the manifest, which has the hashes of all files."""
+        return self.manifest.hash()
+
+
+@stage("answers")
+def of_policy(
+    folder: Path, policy: Artifact, encoded: Encoded, base: Base, *, progress: Progress = silent
+) -> Facts:
+    """A policy's, or a warm-up's, to every scenario."""
+    raw = of_adapter(base.reader, encoded, policy / "adapter", progress)
+    return Answers(raw, calibration_of(policy)).save(folder)
+
+
+@stage("answers")
+def of_published(
+    folder: Path,
+    version: Published,
+    scenarios: ScenarioSet,
+    encoded: Encoded,
+    base: Base,
+    *,
+    models: Aside[Path],
+    shipped: Aside[Path],
+    threads: Aside[int],
+    progress: Progress = silent,
+) -> Facts:
+    """A published version's: fast when it is an adapter over the same base, else prompt by prompt.
+    Model directories lie in `models` and `shipped`."""
+    named = version.manifest.base
+    if named is not None and named.model_version == base.manifest.model_version:
+        raw = of_adapter(base.reader, encoded, version.path, progress)
+    else:
+        roots = [models, shipped]
+        raw = of_version(version.path, roots, scenarios.scenarios(), threads, progress)
+    return Answers(raw, version.manifest.calibration).save(folder)
+
+
+def calibration_of(policy: Artifact) -> Calibration:
+    """As it was fitted on the validation scenarios."""
+    trained = json.loads((policy / "training.json").read_text(encoding="utf-8"))
+    return Calibration.from_json(trained["calibration"])
 
 
 def of_adapter(

@@ -33,15 +33,19 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from app.domain.canonical import content_hash
 from app.domain.errors import AdvisorError, PolicyAbstained
-from app.domain.prompt import Line, LineKind, Prompt, prompt_of
+from app.domain.prompt import Line, LineKind, Prompt, lines_of, prompt_of
 from app.policy.in_process.label_reader import LabelReader
 from app.policy.store import file_hash, model_files
 from training.arrays import Progress, silent
 from training.config.learning import EncodeConfig
-from training.stages.store import Artifact
+from training.learning.model.base import Base
+from training.scenarios.table import ScenarioSet
+from training.stages.declared import stage
+from training.stages.store import Artifact, Facts
 
 LINES = len(LineKind) + 1
 """One place for each kind of line, in the order of `LineKind`, and the last for the tail."""
+CACHE = "cache"
 FORMAT = 1
 """Part of every shard's name: another layout is another cache."""
 _PLACE = {kind: place for place, kind in enumerate(LineKind)}
@@ -146,6 +150,22 @@ class Encoded:
                 f"{path} is damaged ({error}): remove it and build the encode stage again"
             ) from error
         return flat.view(layers, 2, heads, -1, size)
+
+
+@stage("encoded")
+def encoded(
+    folder: Path,
+    scenarios: ScenarioSet,
+    base: Base,
+    *,
+    settings: EncodeConfig,
+    progress: Progress = silent,
+) -> Facts:
+    """The base pass. Its cache, beside the artefacts, survives a change of anything but model and
+    prompt."""
+    texts = [lines_of(scenario) for scenario in scenarios.scenarios()]
+    cache = folder.parent / CACHE
+    return build_encoded(folder, texts, base.reader, base.path, settings, cache, progress)
 
 
 def build_encoded(

@@ -56,7 +56,8 @@ from training.learning.reward.network import (
 from training.outcomes.labels import Labels
 from training.scenarios.splits import overlapping, purged_kfold
 from training.scenarios.table import TRAIN, VALIDATE, ScenarioSet
-from training.stages.store import Artifact
+from training.stages.declared import stage
+from training.stages.store import Artifact, Facts
 
 TAIL = 0.15
 """Share of the latest scenarios that decides when to stop."""
@@ -168,6 +169,22 @@ class Rewards:
         )
         report = json.loads((artifact / "report.json").read_text(encoding="utf-8"))
         return cls(predictions, std, members, report)
+
+
+@stage("reward")
+def reward(
+    folder: Path,
+    scenarios: ScenarioSet,
+    labels: Labels,
+    encoded: Encoded,
+    *,
+    settings: RewardConfig,
+    embargo_hours: float,
+    progress: Progress = silent,
+) -> Facts:
+    """The reward model, with predictions out of fold."""
+    data = RewardData.of(scenarios, labels, encoded)
+    return build_reward(folder, data, settings, embargo_hours * 3600, progress)
 
 
 def build_reward(

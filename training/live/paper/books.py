@@ -11,11 +11,11 @@ import numpy as np
 
 from app.domain.outcome import Arm, Outcome, OutcomeCode, OutcomeSource
 from app.domain.scenario import Account, Position
+from training.agent.reference import TIME_EXIT_S
 from training.arrays import DAY_S
 from training.market.bars import Bars
 from training.outcomes.simulate import (
     OUTCOME_CODES,
-    TIME_EXIT_S,
     TRAIL_ATR,
     Exit,
     Fates,

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from app.domain.manifest import Calibration
 from tests import builders as build
 from tests.domain.scenarios import LIMITS
+from tests.training.support.artifacts import made_up
 from tests.training.support.candles import HOUR, random_walk
 from tests.training.support.histories import (
     held_out_artifact,
@@ -54,7 +55,6 @@ from training.outcomes.labels import Labels
 from training.outcomes.simulate import Costs
 from training.scenarios.history import History
 from training.scenarios.table import Found, ScenarioSet, build_scenarios
-from training.stages.store import Workshop
 
 EMBARGO_S = 24 * HOUR
 BEGIN = instant(date(2022, 11, 1))
@@ -193,11 +193,11 @@ def by_hand(
     """Scenarios of ETHUSDT on hourly bars: each label ends 7 hours later. Each earns 1 R, but every
     second loses it."""
     found = [Found(build.scenario(as_of=moment, market__bar_seconds=3600)) for moment in moments]
-    made = Workshop(folder).stage(
+    made = made_up(
+        folder,
         "scenarios",
-        [config.model_dump(mode="json"), [str(moment) for moment in moments]],
-        {},
         lambda target: build_scenarios(target, found, config, {}, HOUR),
+        [config, moments],
     )
     reward = np.where(np.arange(len(moments)) % 2 == 0, 1.0, -1.0)
     return ScenarioSet.open(made), Labels(reward[:, None] * np.ones(10), reward, pl.DataFrame())

@@ -18,6 +18,7 @@ from app.policy.encoding import PromptEncoder
 from app.policy.in_process.importer import import_smollm2
 from tests.builders import scenario
 from tests.domain.scenarios import AS_OF
+from tests.training.support.artifacts import made_up
 from training.arrays import Floats
 from training.config.data import ScenariosConfig
 from training.config.learning import PreferencesConfig
@@ -25,14 +26,14 @@ from training.learning.algorithms.preferences import (
     PairSource,
     PreferenceError,
     Preferences,
-    build_preferences,
     pairs_of,
     preference_record,
+    preferences,
 )
 from training.learning.reward.ensemble import Rewards
 from training.outcomes.labels import Labels
 from training.scenarios.table import Found, ScenarioSet, build_scenarios
-from training.stages.store import Artifact, Workshop
+from training.stages.store import Artifact
 
 COUNT = 20
 START = AS_OF.replace(year=2022)
@@ -51,9 +52,7 @@ def scenarios(tmp_path_factory: pytest.TempPathFactory) -> ScenarioSet:
     def build(folder: Path) -> dict[str, Any]:
         return build_scenarios(folder, found, ScenariosConfig(perturbations=1), {}, 3600)
 
-    return ScenarioSet.open(
-        Workshop(tmp_path_factory.mktemp("shop")).stage("scenarios", {}, {}, build)
-    )
+    return ScenarioSet.open(made_up(tmp_path_factory.mktemp("shop"), "scenarios", build))
 
 
 def labelled(rewards: np.ndarray) -> Labels:
@@ -77,12 +76,15 @@ def built(
     **config: Any,
 ) -> Artifact:
     def build(target: Path) -> dict[str, Any]:
-        settings = PreferencesConfig(**config)
-        return build_preferences(
-            target, scenarios, labelled(rewards), model or silent(len(rewards)), settings
+        return preferences(
+            target,
+            scenarios,
+            labelled(rewards),
+            model or silent(len(rewards)),
+            settings=PreferencesConfig(**config),
         )
 
-    return Workshop(folder).stage("preferences", config, {}, build)
+    return made_up(folder, "preferences", build, config)
 
 
 def drawn(
@@ -187,7 +189,7 @@ def test_the_same_pair_of_the_same_prompt_is_there_once_the_widest(tmp_path: Pat
     def build(folder: Path) -> dict[str, Any]:
         return build_scenarios(folder, found, ScenariosConfig(), {}, 3600)
 
-    alike = ScenarioSet.open(Workshop(tmp_path).stage("scenarios", {}, {}, build))
+    alike = ScenarioSet.open(made_up(tmp_path, "scenarios", build))
     assert len({prepare(one).hash for one in alike.scenarios()}) == 1
     rewards = np.zeros((COUNT, 10))
     rewards[:, 9] = np.linspace(1, 2, COUNT)

@@ -41,7 +41,7 @@ def test_an_adapter_asked_as_the_service_asks_answers_what_it_answers_over_the_b
         1,
         lambda done, total: steps.append((done, total)),
     )
-    kept = np.load(read_by(evaluated, "answers of policy") / answers.FILE)
+    kept = np.load(read_by(evaluated, "answers: policy") / answers.FILE)
     assert found.shape == (SOME, 10)
     assert found.dtype == kept.dtype == np.float32
     assert np.abs(found - kept[:SOME]).max() < TOLERANCE
@@ -54,7 +54,7 @@ def test_a_whole_model_answers_what_the_base_pass_read(
     found = answers.of_version(tiny_base, [tiny_base.parent], asked, 1)
     untuned = np.asarray(Encoded.open(read_by(evaluated, "encoded")).label_log_probs)
     assert np.abs(found - untuned[:SOME]).max() < TOLERANCE
-    tuned = np.load(read_by(evaluated, "answers of policy") / answers.FILE)
+    tuned = np.load(read_by(evaluated, "answers: policy") / answers.FILE)
     assert np.abs(found - tuned[:SOME]).max() > TOLERANCE, "the adapter does something"
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from tests.training.support.artifacts import made_up
 from tests.training.support.rewards import HOUR, reward_data, small, with_rewards
 from training.learning.reward.accuracy import accuracies, pairs_within
 from training.learning.reward.ensemble import (
@@ -27,7 +28,7 @@ from training.learning.reward.ensemble import (
 )
 from training.learning.reward.network import RewardError, RewardNetwork, predict
 from training.scenarios.splits import overlapping, purged_kfold
-from training.stages.store import Artifact, ArtifactError, Workshop
+from training.stages.store import Artifact, ArtifactError
 
 EMBARGO_S = 12.0 * HOUR
 
@@ -149,7 +150,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> tuple[Artifact, list[tupl
     def build(folder: Path) -> dict[str, object]:
         return build_reward(folder, reward_data(), small(), EMBARGO_S, lambda *at: told.append(at))
 
-    return Workshop(tmp_path_factory.mktemp("shop")).stage("reward", small(), {}, build), told
+    return made_up(tmp_path_factory.mktemp("shop"), "reward", build, small()), told
 
 
 def test_the_stage_leaves_predictions_of_every_row(

@@ -1,0 +1,188 @@
+"""An evaluation: hold the contest, ask the gate, write verdict and report.
+
+Of one version on a held-out period (each such look is counted), or of how versions are made, period
+by period before it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+
+from app.domain.limits import Limits
+from training.arrays import Progress, silent
+from training.config.data import HeldOutConfig
+from training.judging.contest.contest import (
+    BASE_MODEL,
+    POLICY,
+    Period,
+    Trained,
+    hold_contest,
+    refitted,
+)
+from training.judging.gate.checks import Checked
+from training.judging.gate.evidence import evidence_of
+from training.judging.gate.looks import count_look
+from training.judging.gate.sealed import sign_off
+from training.judging.gate.verdict import Mode, judge
+from training.judging.report.arms import evaluation_report
+from training.judging.report.findings import Findings, Terms
+from training.learning.model.answers import Answers
+from training.learning.model.base import Base
+from training.learning.model.base_pass import Encoded
+from training.outcomes.labels import Labels
+from training.scenarios.history import History
+from training.scenarios.table import ScenarioSet
+from training.stages.declared import Aside, stage
+from training.stages.store import Facts
+
+NAME = "retrained before each period"
+"""What stands for a model version when many are judged together."""
+VERDICT = "verdict.json"
+
+
+@stage("evaluation")  # long: every input is a parameter, every finding a field
+def evaluation(
+    folder: Path,
+    scenarios: ScenarioSet,
+    labels: Labels,
+    encoded: Encoded,
+    stressed: Mapping[str, Labels],
+    answers: Mapping[str, Answers],
+    checks: Checked,
+    trained_scenarios: ScenarioSet,
+    trained_labels: Labels,
+    base: Base,
+    market: History,
+    limits: Limits,
+    *,
+    version: str,
+    terms: Terms,
+    period: HeldOutConfig,
+    embargo_hours: float,
+    models: Aside[Path],
+    now: Aside[datetime],
+    cpu_seconds: Aside[Mapping[str, float]],
+    progress: Progress = silent,
+) -> Facts:
+    """Judge a version. The look is counted beside the versions in `models` before anything is seen.
+
+    answers : of the policy, and of all that stand beside it, to the held-out scenarios.
+    cpu_seconds : what making each policy took.
+    """
+    look = count_look(models, version, terms.market, period, now)
+    trained = Trained(trained_scenarios, trained_labels, embargo_hours * 3600)
+    versions = {**answers, BASE_MODEL: _untuned(encoded, base)}
+    periods = refitted(scenarios, labels, versions, trained, terms.evaluate.refit_days)
+    contest = hold_contest(
+        scenarios,
+        labels,
+        market.bars,
+        periods,
+        limits,
+        terms.evaluate,
+        terms.outcomes,
+        progress,
+    )
+    # The log grows, and the question is asked again and again.
+    mode = Mode.LIVE if period.source == "shadow_log" else Mode.FIXED
+    evidence = evidence_of(version, contest, trained, checks.checks, mode, terms.gate.bound_r)
+    verdict = judge(evidence, terms.gate, mode)
+    signed = sign_off(verdict, evidence, terms.gate, by="advisor-train evaluate", at=now)
+    (folder / VERDICT).write_text(json.dumps(signed, indent=1) + "\n", encoding="utf-8")
+    findings = Findings(
+        model_version=version,
+        contest=contest,
+        verdict=verdict,
+        checks=checks.checks,
+        cpu_seconds=cpu_seconds,
+        look=look,
+        terms=terms,
+        made_at=now,
+        held_out=scenarios,
+        labels=labels,
+        stressed=stressed,
+        trained=trained,
+        decision_s=checks.decision_s,
+    )
+    evaluation_report(findings).write(folder)
+    return {"model_version": version, "promote": verdict.promote, "look": look}
+
+
+@stage("walk_forward")  # long: as above
+def walk_forward(
+    folder: Path,
+    scenarios: ScenarioSet,
+    labels: Labels,
+    encoded: Encoded,
+    stressed: Mapping[str, Labels],
+    answers: Mapping[str, Answers],
+    trained_scenarios: Mapping[str, ScenarioSet],
+    trained_labels: Mapping[str, Labels],
+    base: Base,
+    market: History,
+    limits: Limits,
+    *,
+    spans: Mapping[str, Sequence[int]],
+    terms: Terms,
+    embargo_hours: float,
+    now: Aside[datetime],
+    cpu_seconds: Aside[float],
+    progress: Progress = silent,
+) -> Facts:
+    """Judge how versions are made: all periods together are one contest.
+
+    answers, trained_scenarios, trained_labels, spans : by period, in order of time. A span has the
+        seconds at which the period begins and ends; answers are to all scenarios.
+    """
+    untuned = _untuned(encoded, base)
+    known = np.isfinite(labels.rewards).all(1) & scenarios.real
+    before = {
+        name: Trained(learnt, trained_labels[name], embargo_hours * 3600)
+        for name, learnt in trained_scenarios.items()
+    }
+    periods = []
+    for name, (begins, ends) in spans.items():
+        trained = before[name]
+        first = max(begins, trained.until + trained.embargo_s)
+        rows = np.flatnonzero(known & (scenarios.as_of >= first) & (scenarios.as_of < ends))
+        versions = {POLICY: answers[name].at(rows), BASE_MODEL: untuned.at(rows)}
+        periods.append(Period(rows, versions, trained.known()))
+    contest = hold_contest(
+        scenarios,
+        labels,
+        market.bars,
+        periods,
+        limits,
+        terms.evaluate,
+        terms.outcomes,
+        progress,
+    )
+    first_trained = before[next(iter(spans))]
+    verdict = judge(evidence_of(NAME, contest, first_trained, ()), terms.gate, Mode.FIXED)
+    findings = Findings(
+        model_version=NAME,
+        contest=contest,
+        verdict=verdict,
+        checks=(),
+        cpu_seconds={POLICY: cpu_seconds},
+        look=0,
+        terms=terms,
+        made_at=now,
+        held_out=scenarios,
+        labels=labels,
+        stressed=stressed,
+        trained=first_trained,
+        decision_s=0.0,
+    )
+    evaluation_report(findings).write(folder)
+    return {"periods": len(periods), "scenarios": len(contest.arena)}
+
+
+def _untuned(encoded: Encoded, base: Base) -> Answers:
+    """What the base model says."""
+    return Answers(np.asarray(encoded.label_log_probs), base.manifest.calibration)
