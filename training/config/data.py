@@ -59,7 +59,8 @@ class MarketConfig(Section):
         """A setting that the chosen source does not read is a mistake, never ignored."""
         for source, names in SETTINGS_OF.items():
             for name in names:
-                if source != self.source and name in self.model_fields_set:
+                given = getattr(self, name) != type(self).model_fields[name].default
+                if given and source != self.source:
                     raise ValueError(
                         f"market.{name} is set, but market.source is {self.source!r}, which does"
                         f" not read it: set market.source={source!r} too, or leave it out"

@@ -62,13 +62,6 @@ class Bars:
         moment = as_of.timestamp() if isinstance(as_of, datetime) else as_of
         return self.part(0, int(np.searchsorted(self.closed_at, moment, side="right")))
 
-    def between(self, first: datetime, last: datetime) -> Bars:
-        """The bars that closed in (first, last]."""
-        begin, end = np.searchsorted(
-            self.closed_at, [first.timestamp(), last.timestamp()], side="right"
-        )
-        return self.part(int(begin), int(end))
-
     def resampled(self, seconds: int) -> Bars:
         """Longer bars, of which only those are kept that are complete. Raises `MarketDataError`:
         not a multiple."""

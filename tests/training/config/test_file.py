@@ -117,5 +117,8 @@ def test_another_source_takes_the_place_of_the_files_own() -> None:
     bars = ['market.directory="bars"', 'market.source="directory"']
     assert read_config(planted, bars).market.directory == Path("bars")
     assert read_config(gpu, ['market.source="synthetic"']).market.directory is None
+    for path in SHIPPED:
+        config = read_config(path)
+        assert RebuildConfig.model_validate(config.model_dump()) == config
     same = read_config(planted, ['market.source="synthetic"', "market.synthetic.edge=0.25"])
     assert (same.market.synthetic.edge, same.market.synthetic.bars) == (0.25, 9000)

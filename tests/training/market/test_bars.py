@@ -119,6 +119,6 @@ def test_a_bar_length_that_is_none_is_refused(text: str) -> None:
 
 def test_parts_of_bars_keep_symbol_and_length() -> None:
     bars = table((1, 2, 1, 2), (2, 3, 2, 3), (3, 4, 3, 4))
-    later = bars.between(FIRST + timedelta(hours=1), FIRST + timedelta(hours=3))
+    later = bars.part(1, 3)
     assert list(later.close) == [3.0, 4.0]
     assert (later.symbol, later.seconds) == ("BTCUSDT", 3600)
