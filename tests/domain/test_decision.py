@@ -25,7 +25,7 @@ from app.domain.decision import (
     review_control,
 )
 from app.domain.errors import AbstainReason, ManifestMismatch
-from app.domain.event import AgentActionReport, Event, EventKind
+from app.domain.event import AgentActionReport, Event, EventKind, StateChange
 from app.domain.manifest import Calibration, ModelManifest
 from app.domain.scenario import Scenario
 from tests.domain.scenarios import AS_OF, LIMITS, sane_scenarios, scenario, scenarios
@@ -146,6 +146,15 @@ def test_a_decision_comes_back_from_its_event() -> None:
     event = Event.of_decision(decision)
     assert (event.key, event.claim) == (str(decision.decision_id), decision.request_hash)
     assert event.record() == decision
+
+
+def test_a_change_of_state_comes_back_from_its_event() -> None:
+    change = StateChange(
+        recorded_at=AS_OF, state=TradingState.HALTED, reason="test", changed_by="ops"
+    )
+    event = Event.of_state_change(change)
+    assert (event.kind, event.claim) == (EventKind.STATE_CHANGE, change.hash())
+    assert event.record() == change
 
 
 @pytest.mark.parametrize("field", ["prompt_version", "action_space", "feature_schema"])

@@ -361,3 +361,11 @@ def test_the_first_action_rejects_and_each_other_is_one_way_to_approve() -> None
         *(("H", 1.0, 1.0), ("I", 1.0, 1.5), ("J", 1.0, 2.5)),
     ]
     assert [action.label for action in ACTIONS if not action.approve] == ["A"]
+
+
+def test_a_rule_says_its_row_of_the_documentation() -> None:
+    rows = {rule.code: rule.row for rule in (*RULES, *AFTER_CAPS)}
+    assert rows[VetoCode.STATE_HALTED] == (
+        "| `STATE_HALTED` | The trading state (`PUT /state`) is HALTED, or not known. | - |"
+    )
+    assert rows[VetoCode.SPREAD].endswith(" | `spread.max_bps` |")

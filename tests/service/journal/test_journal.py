@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from app.domain.case import TradingState
 from app.domain.errors import JournalUnavailable, RequestConflict
@@ -21,7 +22,7 @@ from app.journal.journal import Journal
 from app.journal.spool import Spool
 from app.journal.stream import StreamJournal
 from app.local.servers import EmbeddedValkey
-from tests.service.journal.journal_events import dead_letters, event, keys_in_stream
+from tests.service.journal.journal_events import client, dead_letters, event, keys_in_stream
 from tests.service.running import until
 
 NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
@@ -325,3 +326,55 @@ async def test_events_of_every_kind_pass_through_the_spool_unchanged(
         for kind in kinds:
             assert await stream.find(kind, "same key") == f'{{"text":"é \\" {kind}"}}'.encode()
         await stream.aclose()
+
+
+async def test_a_stream_that_goes_away_during_a_look_knows_nothing(
+    server: EmbeddedValkey, tmp_path: Path
+) -> None:
+    for name in ("claim_of", "find"):
+        async with started(server.url, tmp_path / name, retry_s=NEVER_S) as journal:
+            await journal.append(event("one"))
+            await asyncio.to_thread(server.kill)
+            assert await getattr(journal, name)("one") is None
+            assert not journal.reachable
+            await asyncio.to_thread(server.start)
+
+
+async def test_a_stream_that_does_not_fsync_every_write_is_told(
+    server: EmbeddedValkey, tmp_path: Path
+) -> None:
+    with client(server.url) as connection:
+        connection.config_set("appendfsync", "everysec")
+    with capture_logs() as logs:
+        async with started(server.url, tmp_path / "spool") as journal:
+            assert journal.reachable
+            assert journal.durable is False
+    assert "set appendonly yes and appendfsync always" in logs[0]["event"]
+
+
+async def test_an_event_that_cannot_be_read_again_keeps_its_segment_and_is_told(
+    valkey_url: str, tmp_path: Path
+) -> None:
+    before = Spool(tmp_path, 1 << 20)
+    await before.open()
+    await before.append(event("broken", text="no change", kind=EventKind.STATE_CHANGE))
+    await before.aclose()
+    with capture_logs() as logs:
+        async with started(valkey_url, tmp_path) as journal:
+
+            async def told_twice() -> bool:
+                return [log["event"] for log in logs].count(
+                    "draining failed, it is tried again"
+                ) >= 2
+
+            await until(told_twice)
+            assert journal.spool_depth() == 1
+            assert (await journal.append(event("one"))).target == "stream"
+
+
+async def test_a_journal_that_was_never_started_closes(valkey_url: str, tmp_path: Path) -> None:
+    journal = Journal(
+        StreamJournal(valkey_url), Spool(tmp_path, 1 << 20), lambda cause, count: None
+    )
+    await journal.aclose()
+    assert list(tmp_path.iterdir()) == []

@@ -311,3 +311,80 @@ async def test_an_event_that_is_written_while_a_segment_is_removed_is_indexed(
     assert await spool.find(late.kind, late.key) == late.payload
     assert await spool.append(late) is True
     await spool.aclose()
+
+
+async def taken(spool: Spool, given: Event) -> asyncio.Task[bool]:
+    """An append whose write is under way in the thread."""
+    append = asyncio.create_task(spool.append(given))
+    await asyncio.sleep(0)  # It waits for the flusher,
+    await asyncio.sleep(0)  # which has handed it to the thread.
+    return append
+
+
+async def test_an_event_repeated_during_its_own_write_is_written_once(tmp_path: Path) -> None:
+    spool = await opened(tmp_path)
+    first = await taken(spool, event("one"))
+    assert await spool.append(event("one")) is True
+    assert await first is False
+    assert [each.key for each in await contents(spool)] == ["one"]
+    await spool.aclose()
+
+
+async def test_an_event_whose_caller_went_away_is_durable_all_the_same(tmp_path: Path) -> None:
+    spool = await opened(tmp_path)
+    cancelled = await taken(spool, event("one"))
+    cancelled.cancel()
+    assert await spool.append(event("two")) is False
+    assert cancelled.cancelled()
+    assert [each.key for each in await contents(spool)] == ["one", "two"]
+    await spool.aclose()
+
+
+async def test_a_closed_spool_confirms_nothing(tmp_path: Path) -> None:
+    spool = await opened(tmp_path)
+    await spool.aclose()
+    cancelled = asyncio.create_task(spool.append(event("one")))
+    waiting = asyncio.create_task(spool.append(event("two")))
+    await asyncio.sleep(0)
+    cancelled.cancel()
+    with pytest.raises(JournalUnavailable, match=r"spooling was abandoned: .*after shutdown"):
+        await waiting
+    assert cancelled.cancelled()
+    assert list(tmp_path.iterdir()) == []
+    await spool.aclose()
+
+
+async def test_an_event_that_goes_to_the_stream_while_it_is_looked_for_is_not_here(
+    tmp_path: Path,
+) -> None:
+    spool = await opened(tmp_path)
+    await spool.append(event("one"))
+    (segment,) = await spool.segments()
+    _, found = await asyncio.gather(spool.remove(segment), spool.find(EventKind.DECISION, "one"))
+    assert found is None
+    await spool.aclose()
+
+
+async def test_an_event_that_was_damaged_on_disk_is_an_error_not_an_answer(tmp_path: Path) -> None:
+    spool = await opened(tmp_path)
+    await spool.append(event("one", text="approve"))
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(path.read_bytes().replace(b"approve", b"rejects"))
+    with pytest.raises(JournalUnavailable, match="checksum does not match"):
+        await spool.find(EventKind.DECISION, "one")
+    await spool.aclose()
+
+
+async def test_a_spool_that_refused_something_shows_it_in_the_probe_until_it_is_drained(
+    tmp_path: Path,
+) -> None:
+    spool = await opened(tmp_path, max_bytes=10_000)
+    await spool.append(event("one", text="x" * 100))
+    with pytest.raises(JournalUnavailable, match="the limit is 10000"):
+        await spool.append(event("two", text="x" * 10_000))
+    with pytest.raises(JournalUnavailable, match="the limit is 10000"):
+        await spool.probe()
+    (segment,) = await spool.segments()
+    await spool.remove(segment)
+    await spool.probe()
+    await spool.aclose()

@@ -272,3 +272,17 @@ async def test_restoring_another_answer_to_a_recorded_decision_is_a_conflict(
     with pytest.raises(RequestConflict, match="answered twice"):
         await stream.restore(event("one", text="reject"))
     assert keys_in_stream(valkey_url) == ["one"]
+
+
+def test_an_address_that_is_none_says_how_to_write_one() -> None:
+    with pytest.raises(JournalUnavailable, match="write redis://:password@host:6379/0"):
+        StreamJournal("postgres://somewhere")
+
+
+async def test_a_command_that_cannot_be_encoded_fails_alone_and_the_next_ones_pass(
+    stream: StreamJournal, valkey_url: str
+) -> None:
+    with pytest.raises(JournalUnavailable, match="sending was abandoned: UnicodeEncodeError"):
+        await stream.append(event("\ud800"))
+    assert (await stream.append(event("one"))).repeated is False
+    assert keys_in_stream(valkey_url) == ["one"]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from redis.exceptions import ResponseError
 
 from app.domain.errors import ShadowLogUnavailable
 from app.domain.event import Event
@@ -278,3 +279,17 @@ async def test_a_writer_killed_between_commit_and_acknowledgement_leaves_one_row
     assert rows == [("first", 30)]
     assert keys_in_stream(valkey_url) == []
     assert left_behind(valkey_url) == 0
+
+
+async def test_a_stream_that_is_none_is_an_error_not_an_empty_batch(valkey_url: str) -> None:
+    with client(valkey_url) as connection:
+        connection.set(EVENTS, "no stream")
+    sink = Sink()
+    async with draining(valkey_url, sink) as drain:
+        with pytest.raises(ResponseError, match="WRONGTYPE"):
+            await drain.step()
+        with client(valkey_url) as connection:
+            connection.delete(EVENTS)
+        await append(valkey_url, [event("one")])
+        assert await drain.step() == 1
+    assert list(sink.rows) == ["one"]

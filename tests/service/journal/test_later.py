@@ -1,0 +1,75 @@
+"""Accepted requests: durable once, done once, handed on when a replica dies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from app.domain.errors import JournalUnavailable, RequestConflict
+from app.journal.later import GROUP, REQUESTS, QueuedRequest, RequestQueue
+from app.local.servers import EmbeddedValkey
+from tests.service.journal.journal_events import client
+
+
+def queue(url: str, idle_ms: int = 60_000) -> RequestQueue:
+    return RequestQueue(url, idle_ms=idle_ms, block_ms=20)
+
+
+async def test_a_request_is_taken_done_and_forgotten_and_a_repeat_changes_nothing(
+    valkey_url: str,
+) -> None:
+    requests = queue(valkey_url)
+    assert not await requests.pending("one")
+    await requests.put("one", "sha256:a", b"payload")
+    await requests.put("one", "sha256:a", b"payload")
+    with pytest.raises(RequestConflict, match="decision one was requested before"):
+        await requests.put("one", "sha256:b", b"other")
+    assert await requests.pending("one")
+    (taken,) = await requests.take()
+    assert taken == QueuedRequest(taken.stream_id, "one", "sha256:a", b"payload")
+    assert await requests.take() == []
+    await requests.done(taken)
+    assert not await requests.pending("one")
+    with client(valkey_url) as connection:
+        assert connection.xlen(REQUESTS) == 0
+        assert connection.xpending(REQUESTS, GROUP)["pending"] == 0
+    await requests.aclose()
+
+
+async def test_what_a_dead_replica_took_is_taken_again_by_another(valkey_url: str) -> None:
+    dead, patient, heir = queue(valkey_url), queue(valkey_url), queue(valkey_url, idle_ms=0)
+    await dead.put("one", "sha256:a", b"payload")
+    (taken,) = await dead.take()
+    assert await patient.take() == []
+    assert await heir.take() == [taken]
+    for each in (dead, patient, heir):
+        await each.aclose()
+
+
+async def test_a_request_deleted_by_hand_is_not_handed_out(valkey_url: str) -> None:
+    dead, heir = queue(valkey_url), queue(valkey_url, idle_ms=0)
+    await dead.put("one", "sha256:a", b"payload")
+    await dead.put("two", "sha256:a", b"payload")
+    assert len(await dead.take()) == 2
+    with client(valkey_url) as connection:
+        connection.xtrim(REQUESTS, maxlen=1, approximate=False)
+    assert [each.decision_id for each in await heir.take()] == ["two"]
+    for each in (dead, heir):
+        await each.aclose()
+
+
+async def test_without_a_server_each_call_says_what_to_check(tmp_path: Path) -> None:
+    with EmbeddedValkey(tmp_path) as server:
+        requests = queue(server.url)
+        await requests.put("one", "sha256:a", b"payload")
+        (taken,) = await requests.take()
+    for call in (
+        requests.put("two", "sha256:a", b""),
+        requests.pending("one"),
+        requests.take(),
+        requests.done(taken),
+    ):
+        with pytest.raises(JournalUnavailable, match="check REDIS_URL"):
+            await call
+    await requests.aclose()
