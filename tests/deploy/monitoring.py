@@ -13,7 +13,7 @@ import yaml
 
 from app.metrics import Metrics
 from tests.deploy.prometheus_tool import ROOT
-from training.live.drift.metrics import DriftMetrics
+from training.live.drift.show import DriftMetrics
 
 PROMETHEUS = ROOT / "deploy" / "prometheus"
 DASHBOARD = ROOT / "deploy" / "grafana" / "dashboards" / "agreement.json"

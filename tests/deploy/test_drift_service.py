@@ -123,14 +123,14 @@ def test_its_image_has_what_it_imports_and_the_services_image_has_none_of_that()
         {name.lower() for name in names["drift"] | names["market"]} - {"shadow-advisor"}
     )
     absent = (names["train"] | names["model"] | names["exchange"]) - present - {"shadow-advisor"}
-    assert {"torch", "peft", "arch"} <= absent
+    assert {"torch", "peft", "empyrical-reloaded"} <= absent
     lacking = [
         module
         for module, found in packages_distributions().items()
         if absent & {n.lower() for n in found}
     ]
     code = (
-        f"import sys, training.__main__, training.live.drift.looks; print(*sorted({set(lacking)!r}"
+        f"import sys, training.__main__, training.live.drift.show; print(*sorted({set(lacking)!r}"
         " & set(sys.modules)))"
     )
     done = subprocess.run(

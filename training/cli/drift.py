@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,7 @@ import typer
 from prometheus_client import start_http_server
 
 from app.domain.errors import AdvisorError
-from training.cli.options import Database, chosen, tell
+from training.cli.options import Database, chosen, console, tell
 from training.config.judging import DriftConfig
 
 Reference = Annotated[
@@ -48,8 +49,8 @@ def drift(
     number.
     """
     # scikit-learn and river take a second to load, and the light installation has neither.
-    from training.live.drift.looks import show_look, trained_on_rows
-    from training.live.drift.metrics import DriftMetrics
+    from training.live.drift.look import observe, trained_on_rows
+    from training.live.drift.show import DriftMetrics, show
 
     settings = chosen(config).drift if config else DriftConfig()
     trained_on = trained_on_rows(reference) if reference else None
@@ -59,9 +60,9 @@ def drift(
         tell(f"gauges at port {listen}, a look every {every:g} minutes; Ctrl-C ends it")
     while True:
         try:
-            show_look(
-                database, model_version or None, settings, trained_on, metrics, output, textfile
-            )
+            now = datetime.now(UTC)
+            look = observe(database, model_version or None, settings, now, trained_on)
+            show(look, console, metrics, output, textfile)
         except AdvisorError as error:
             if listen is None:
                 raise

@@ -58,7 +58,7 @@ def refresh(
     the champion's alias when the gate passes it. Bars come from the configuration's market, which
     must reach up to the last decision.
     """
-    from training.live.drift.looks import observe
+    from training.live.drift.look import observe
     from training.live.drift.verdict import DriftVerdict
     from training.log import reading, served
     from training.pipeline.evaluate import evaluate

@@ -172,3 +172,9 @@ def test_holm_is_that_of_statsmodels(count: int) -> None:
     found = holm({str(k): p for k, p in enumerate(p_values)})
     assert list(found) == [str(k) for k in range(len(p_values))]
     assert list(found.values()) == pytest.approx(multipletests(p_values, method="holm")[1])
+
+
+def test_holm_by_hand() -> None:
+    adjusted = holm({"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.005})
+    assert adjusted == pytest.approx({"a": 0.03, "b": 0.06, "c": 0.06, "d": 0.02})
+    assert holm({}) == {}

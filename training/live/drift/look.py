@@ -9,86 +9,89 @@ look (Holm), lies below `alpha`. docs/drift.md explains.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
+from itertools import chain
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from sklearn.isotonic import IsotonicRegression
 
+from app.domain.errors import AdvisorError
 from app.domain.features import FEATURE_NAMES, features
 from app.domain.scenario import Scenario
-from training.arrays import Floats
+from training.arrays import Flags, Floats, Rows
 from training.config.judging import DriftConfig
 from training.live.drift.measures import (
+    MEASURES,
     Change,
-    Estimate,
+    ExpectedReward,
     Move,
+    Row,
     Shift,
     changes,
     expected_reward,
-    holm,
     move,
     shift,
 )
-from training.live.drift.verdict import DriftVerdict, Judge, Reason
+from training.live.drift.verdict import (
+    Compared,
+    DriftVerdict,
+    Reason,
+    of_age,
+    reasons_of,
+    too_few,
+)
+from training.log import judged_between, reading, served
+from training.scenarios.table import ScenarioSet
+from training.stages.store import Artifact
+from training.statistics.selection import holm
 
-RATES = ("agreement", "approval", "agent_approval", "abstention")
-DISTRIBUTIONS = ("label_mass", "approve_probability")
-STREAMS = ("agreement", "label_mass", "reward")
+MOST_TRAINED_ON = 5000
+"""Scenarios of an artefact that are looked at, evenly over time: enough for any distribution."""
+
+
+class DriftReference(AdvisorError):
+    """The reference is no artefact of scenarios, or none of it trains."""
 
 
 @dataclass(frozen=True, eq=False)
 class Window:
-    """Decisions of one model version in order of time; arrays of shape (N,), NaN where not known or
-    not applicable."""
+    """Decisions of one model version in order of time.
+
+    features : (N, len(FEATURE_NAMES)).
+    numbers : (N,) of each of `MEASURES` by name; NaN where not known or not applicable.
+    """
 
     features: Floats
-    """Shape (N, len(FEATURE_NAMES))."""
-    as_of: Floats
-    """Seconds since 1970 UTC."""
-    agreement: Floats
-    approval: Floats
-    agent_approval: Floats
-    abstention: Floats
-    """0 or 1."""
-    label_mass: Floats
-    approve_probability: Floats
-    reward: Floats
-    """R, of approvals with an outcome."""
+    numbers: Mapping[str, Floats]
 
     def __len__(self) -> int:
-        return len(self.as_of)
+        return len(self.features)
 
     @classmethod
-    def of_rows(cls, rows: Iterable[Mapping[str, Any]]) -> Window:
-        """From rows of `log_reader.judged_between`."""
+    def of_rows(cls, rows: Iterable[Row]) -> Window:
+        """From rows of `log.judged_between`."""
         vectors: list[tuple[float, ...]] = []
         numbers: list[list[float]] = []
         for row in rows:
             vectors.append(features(Scenario.from_json(row["scenario"])))
-            approves = row["advice_approve"]
-            numbers.append(
-                [
-                    row["as_of"].timestamp(),
-                    *(_number(row[name]) for name in ("agree", "advice_approve", "agent_approve")),
-                    float(row["status"] == "abstained"),
-                    _number(row["label_mass"]),
-                    _number(row["approve_probability"]),
-                    _number(row["advice_r"]) if approves else np.nan,
-                ]
-            )
-        columns = np.array(numbers, dtype=float).reshape(-1, 8).T
-        return cls(np.array(vectors, dtype=float).reshape(-1, len(FEATURE_NAMES)), *columns)
+            numbers.append([measure.number(row) for measure in MEASURES])
+        columns = np.array(numbers, dtype=float).reshape(-1, len(MEASURES)).T
+        names = [measure.name for measure in MEASURES]
+        return cls(
+            np.array(vectors, dtype=float).reshape(-1, len(FEATURE_NAMES)),
+            dict(zip(names, columns, strict=True)),
+        )
 
-    def part(self, rows: Any) -> Window:
+    def part(self, rows: Rows | Flags) -> Window:
         """Chosen rows."""
-        return Window(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
-
-
-def _number(value: float | bool | None) -> float:
-    return np.nan if value is None else float(value)
+        return Window(
+            self.features[rows], {name: column[rows] for name, column in self.numbers.items()}
+        )
 
 
 class Span(NamedTuple):
@@ -118,7 +121,7 @@ class Drift:
     rates: tuple[Move, ...]
     residual: Move | None
     """Reward minus what the reference's curve expects, in R; None while outcomes are too few."""
-    estimate: Estimate | None
+    estimate: ExpectedReward | None
     changes: tuple[Change, ...]
     """Found in the recent window."""
     age_days: float
@@ -135,11 +138,11 @@ def _plain(value: Any) -> Any:
     if isinstance(value, datetime):
         return value.isoformat()
     if isinstance(value, Mapping):
-        return {key: _plain(each) for key, each in value.items()}
+        return {key: _plain(inner) for key, inner in value.items()}
     if isinstance(value, tuple) and hasattr(value, "_asdict"):
         return _plain(value._asdict())
     if isinstance(value, tuple | list):
-        return [_plain(each) for each in value]
+        return [_plain(inner) for inner in value]
     return value
 
 
@@ -148,6 +151,41 @@ class Subject(NamedTuple):
 
     model_version: str
     created_at: datetime
+
+
+def observe(
+    database: str,
+    version: str | None,
+    config: DriftConfig,
+    now: datetime,
+    trained_on: tuple[str, Floats] | None = None,
+) -> Drift:
+    """One look at a version of the log, or at the one that decided last. Windows end at its last
+    decision.
+
+    Raises
+    ------
+    ShadowLogUnavailable : the log cannot be read, or has no advice of that version.
+    """
+    with reading(database) as connection:
+        who = served(connection, version)
+        split = who.last - timedelta(days=config.recent_days)
+        begin = split - timedelta(days=config.reference_days)
+        before, recent = (
+            Window.of_rows(
+                chain.from_iterable(judged_between(connection, who.model_version, *span))
+            )
+            for span in ((begin, split), (split, who.last))
+        )
+    return look(
+        Subject(who.model_version, who.created_at or who.first),
+        before,
+        recent,
+        config,
+        now,
+        spans=(Span(begin, split, len(before)), Span(split, who.last, len(recent))),
+        trained_on=trained_on,
+    )
 
 
 def look(
@@ -171,17 +209,17 @@ def look(
     """
     where, known = trained_on or ("the log's reference window", reference.features)
     few = min(len(known), len(reference))
-    enough = min(few, len(recent)) >= config.min_decisions
-    seen = _compare(known, reference, recent, config) if enough else _NOTHING
+    reasons: list[Reason] = []
+    compared = Compared()
+    if min(few, len(recent)) >= config.min_decisions:
+        compared = compare(known, reference, recent, config)
+    else:
+        reasons.append(too_few(few, len(recent), config))
     age = (now - subject.created_at) / timedelta(days=1)
-    judge = Judge(config)
-    reasons = [
-        *([] if enough else [judge.too_few(few, len(recent))]),
-        *_reasons(judge, seen),
-        *judge.age(age),
-    ]
+    reasons += [*reasons_of(compared, config), *of_age(age, config)]
     severity = list(DriftVerdict)
     reasons.sort(key=lambda reason: -severity.index(reason.verdict))
+    found = [result for _, result in compared.measured]
     return Drift(
         subject.model_version,
         reasons[0].verdict if reasons else DriftVerdict.OK,
@@ -189,65 +227,51 @@ def look(
         now,
         *spans,
         where,
-        features=seen.features,
-        distributions=seen.distributions,
-        rates=seen.rates,
-        residual=seen.residual,
-        estimate=seen.estimate,
-        changes=seen.changes,
+        features=compared.features,
+        distributions=tuple(result for result in found if isinstance(result, Shift)),
+        rates=tuple(result for result in found if isinstance(result, Move)),
+        residual=compared.residual,
+        estimate=compared.expected,
+        changes=compared.changes,
         age_days=age,
         retrain_due=subject.created_at + timedelta(days=config.retrain_days),
         expires=subject.created_at + timedelta(days=config.expiry_days),
     )
 
 
-class _Seen(NamedTuple):
-    """The numbers of a look, p-values corrected; the fields of `Drift` of the same names."""
-
-    features: tuple[Shift, ...]
-    distributions: tuple[Shift, ...]
-    rates: tuple[Move, ...]
-    residual: Move | None
-    estimate: Estimate | None
-    changes: tuple[Change, ...]
-
-
-_NOTHING = _Seen((), (), (), None, None, ())
-
-
-def _compare(known: Floats, reference: Window, recent: Window, config: DriftConfig) -> _Seen:
-    """Every comparison of one look; `known` are the features of the reference, shape (N, F)."""
-    shifts = _features(known, recent.features)
-    distributions = [
-        shift(name, getattr(reference, name), getattr(recent, name)) for name in DISTRIBUTIONS
+def compare(known: Floats, reference: Window, recent: Window, config: DriftConfig) -> Compared:
+    """Every comparison of one look, their p-values corrected for each other; `known` are the
+    features of the reference, (N, F)."""
+    expected, residual = _rewards(reference, recent, config)
+    found: dict[tuple[str, str], Shift | Move] = {
+        ("feature", result.name): result for result in _features(known, recent.features)
+    }
+    for measure in MEASURES:
+        if measure.compare is not None:
+            numbers = reference.numbers[measure.name], recent.numbers[measure.name]
+            if (result := measure.compare(measure.name, *numbers)) is not None:
+                found["measure", measure.name] = result
+    if residual is not None:
+        found["residual", residual.name] = residual
+    p_values = holm({key: result.p_value for key, result in found.items()})
+    corrected = {key: result._replace(p_value=p_values[key]) for key, result in found.items()}
+    shifts = [
+        result
+        for (kind, _), result in corrected.items()
+        if kind == "feature" and isinstance(result, Shift)
     ]
-    moved = [move(name, getattr(reference, name), getattr(recent, name)) for name in RATES]
-    rates = [each for each in moved if each is not None]
-    estimate, residual = _rewards(reference, recent, config)
-    means = [*rates, residual] if residual else rates
-    p_values = [each.p_value for each in (*shifts, *distributions)] + [
-        each.p_value for each in means
-    ]
-    corrected = iter(holm(p_values))
-    shifts = [each._replace(p_value=next(corrected)) for each in shifts]
-    return _Seen(
-        tuple(sorted(shifts, key=lambda each: (each.p_value, -each.psi))),
-        tuple(each._replace(p_value=next(corrected)) for each in distributions),
-        tuple(each._replace(p_value=next(corrected)) for each in rates),
-        residual._replace(p_value=next(corrected)) if residual else None,
-        estimate,
-        tuple(_changes(reference, recent, config)),
+    left = corrected.get(("residual", "residual"))
+    return Compared(
+        features=tuple(sorted(shifts, key=lambda result: (result.p_value, -result.psi))),
+        measured=tuple(
+            (measure, corrected["measure", measure.name])
+            for measure in MEASURES
+            if ("measure", measure.name) in corrected
+        ),
+        residual=left if isinstance(left, Move) else None,
+        expected=expected,
+        changes=tuple(_changes(reference, recent, config)),
     )
-
-
-def _reasons(judge: Judge, seen: _Seen) -> list[Reason]:
-    return [
-        *judge.features(seen.features),
-        *judge.distributions(seen.distributions),
-        *judge.rates(seen.rates),
-        *judge.rewards(seen.estimate, seen.residual),
-        *judge.changes(seen.changes),
-    ]
 
 
 def _features(reference: Floats, recent: Floats) -> list[Shift]:
@@ -261,49 +285,65 @@ def _features(reference: Floats, recent: Floats) -> list[Shift]:
 
 def _rewards(
     reference: Window, recent: Window, config: DriftConfig
-) -> tuple[Estimate | None, Move | None]:
-    """The estimate before outcomes arrive, and the residuals of those that have."""
-    known = np.isfinite(reference.reward) & np.isfinite(reference.approve_probability)
-    approved = (recent.approval == 1) & np.isfinite(recent.approve_probability)
-    if min(known.sum(), approved.sum()) < config.min_outcomes:
+) -> tuple[ExpectedReward | None, Move | None]:
+    """What is expected before outcomes arrive, and the residuals of those that have."""
+    chance, chance_now = (window.numbers["approve_probability"] for window in (reference, recent))
+    told = np.isfinite(reference.numbers["reward"]) & np.isfinite(chance)
+    approved = (recent.numbers["approval"] == 1) & np.isfinite(chance_now)
+    if min(told.sum(), approved.sum()) < config.min_outcomes:
         return None, None
-    estimate, curve = expected_reward(
-        reference.approve_probability[known],
-        reference.reward[known],
-        recent.approve_probability[approved],
+    expected, curve = expected_reward(
+        chance[told], reference.numbers["reward"][told], chance_now[approved]
     )
-    arrived = approved & np.isfinite(recent.reward)
+    arrived = approved & np.isfinite(recent.numbers["reward"])
     if arrived.sum() < config.min_outcomes:
-        return estimate, None
-    return estimate, move(
+        return expected, None
+    return expected, move(
         "residual",
-        _residuals(curve, reference.part(known)),
+        _residuals(curve, reference.part(told)),
         _residuals(curve, recent.part(arrived)),
     )
 
 
 def _residuals(curve: IsotonicRegression, window: Window) -> Floats:
-    return np.asarray(window.reward - curve.predict(window.approve_probability), dtype=float)
+    predicted = curve.predict(window.numbers["approve_probability"])
+    return np.asarray(window.numbers["reward"] - predicted, dtype=float)
 
 
 def _changes(reference: Window, recent: Window, config: DriftConfig) -> list[Change]:
     """Changes that the online detector notices in the recent window, having read the reference
     first."""
-    found = []
-    for name in STREAMS:
-        before, after = getattr(reference, name), getattr(recent, name)
-        before, after = before[np.isfinite(before)], after[np.isfinite(after)]
-        stream = np.concatenate([before, after])
-        if name == "reward":
-            stream = np.clip(stream, -config.clip_r, config.clip_r) / (2 * config.clip_r) + 0.5
-        found += [
-            _in_r(one, config.clip_r) if name == "reward" else one
-            for one in changes(name, stream, config.adwin_delta)
-            if one.noticed >= len(before)
-        ]
-    return found
+    noticed = []
+    for measure in MEASURES:
+        if measure.changes_within is not None:
+            before, after = (window.numbers[measure.name] for window in (reference, recent))
+            before, after = before[np.isfinite(before)], after[np.isfinite(after)]
+            stream, bounds = np.concatenate([before, after]), measure.changes_within(config)
+            noticed += [
+                change
+                for change in changes(measure.name, stream, config.adwin_delta, bounds)
+                if change.noticed >= len(before)
+            ]
+    return noticed
 
 
-def _in_r(one: Change, clip_r: float) -> Change:
-    """A change of the scaled reward in R again."""
-    return one._replace(before=(2 * one.before - 1) * clip_r, after=(2 * one.after - 1) * clip_r)
+def trained_on_rows(path: Path) -> tuple[str, Floats]:
+    """Name and features of the real training rows of a scenarios artefact.
+
+    Raises
+    ------
+    ArtifactError, ScenarioError, DriftReference : it is no finished scenarios artefact, or it has
+        no row that trains.
+    """
+    scenarios = ScenarioSet.open(Artifact.open(path, "scenarios"))
+    rows = scenarios.rows("train", real_only=True)
+    if not len(rows):
+        raise DriftReference(
+            f"{path}: no scenario of it trains; name the artefact that the model was trained on"
+        )
+    chosen = rows[np.unique(np.linspace(0, len(rows) - 1, MOST_TRAINED_ON).astype(int))]
+    vectors = [
+        features(Scenario.from_json(json.loads(text)))
+        for text in scenarios.table["scenario"].gather(chosen)
+    ]
+    return f"artefact {path.name}", np.array(vectors, dtype=float)

@@ -1,20 +1,25 @@
-"""Measures of drift between two samples, and of change within a stream. Pure functions on arrays.
+"""Measures of drift between two samples, and of change within a stream: numbers in, numbers out.
 
-A sample's size counts for less when neighbours in time are alike: every p-value here uses effective
-sizes.
+`MEASURES`, at the end, lists what is looked at in every decision: its name, the number, how it is
+compared, and the thresholds. A sample's size counts for less when neighbours in time are alike:
+every p-value here uses effective sizes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 from river.drift import ADWIN
 from scipy import stats
 from sklearn.isotonic import IsotonicRegression
 
-from training.arrays import Floats
+from training.arrays import Floats, Rows
+from training.config.judging import DriftConfig
+from training.statistics.bootstrap import block_length, resamples
 
 BINS = 10
 DRAWS = 200
@@ -118,6 +123,16 @@ class Shift(NamedTuple):
     recent_missing: float
     """Shares that are not known."""
 
+    @property
+    def size(self) -> float:
+        """What thresholds are about."""
+        return self.psi
+
+    @property
+    def says(self) -> str:
+        """In words."""
+        return f"{self.name}: PSI {self.psi:.2f}"
+
 
 def shift(name: str, reference: Floats, recent: Floats) -> Shift:
     """Compare two samples of shape (N,) and (M,), each in order of time; NaN is not known."""
@@ -145,30 +160,28 @@ class Move(NamedTuple):
     recent: float
     p_value: float
 
+    @property
+    def size(self) -> float:
+        """What thresholds are about, with its sign."""
+        return self.recent - self.reference
+
+    @property
+    def says(self) -> str:
+        """In words."""
+        return f"{self.name} went from {self.reference:.0%} to {self.recent:.0%}"
+
 
 def move(name: str, reference: Floats, recent: Floats) -> Move | None:
     """Difference of means by a z test at effective sizes; None when either sample has fewer than
     two known values."""
     samples = [values[np.isfinite(values)] for values in (reference, recent)]
-    if min(len(each) for each in samples) < 2:
+    if min(len(sample) for sample in samples) < 2:
         return None
-    means = [float(each.mean()) for each in samples]
+    means = [float(sample.mean()) for sample in samples]
     pooled = np.concatenate(samples)
-    error = np.sqrt(pooled.var() * sum(1 / effective_size(each) for each in samples))
+    error = np.sqrt(pooled.var() * sum(1 / effective_size(sample) for sample in samples))
     p_value = float(2 * stats.norm.sf(abs(means[1] - means[0]) / error)) if error > 0 else 1.0
     return Move(name, means[0], means[1], p_value)
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjusted p-values (Holm 1979): rejecting those below alpha keeps the chance of any false
-    alarm below alpha."""
-    order = np.argsort(p_values, kind="stable")
-    count = len(order)
-    adjusted = np.empty(count)
-    adjusted[order] = np.minimum(
-        np.maximum.accumulate(np.asarray(p_values)[order] * (count - np.arange(count))), 1
-    )
-    return [float(value) for value in adjusted]
 
 
 class Change(NamedTuple):
@@ -184,29 +197,31 @@ class Change(NamedTuple):
     """Means of the two sides, from the change before up to where it was noticed."""
 
 
-def changes(name: str, values: Floats, delta: float) -> list[Change]:
-    """ADWIN (Bifet & Gavalda 2007): every change of the mean of a stream in [0, 1], at confidence 1
-    - delta per cut.
+def changes(
+    name: str, values: Floats, delta: float, bounds: tuple[float, float] = (0.0, 1.0)
+) -> list[Change]:
+    """ADWIN (Bifet & Gavalda 2007): every change of the mean of a stream, at confidence 1 - delta
+    per cut.
 
     ADWIN says that there was a change, and only roughly where: its window shrinks by whole buckets.
     The place is where the two sides differ most, in standard errors; the detector then begins anew
     behind it.
 
-    `values` of shape (N,) in order of time, without NaN.
+    `values` of shape (N,) in order of time, without NaN; beyond the bounds they are clipped.
     """
+    low, high = bounds
+    clipped = np.clip(values, low, high)
+    scaled = (clipped - low) / (high - low)  # the detector wants numbers between 0 and 1
     found: list[Change] = []
     detector, last = ADWIN(delta=delta), 0
-    for number, value in enumerate(values):
+    for number, value in enumerate(scaled):
         detector.update(float(value))
         if detector.drift_detected:
-            began = last + _split(values[last : number + 1])
-            before, after = (
-                float(values[last:began].mean()),
-                float(values[began : number + 1].mean()),
-            )
-            found.append(Change(name, number, began, before, after))
+            began = last + _split(scaled[last : number + 1])
+            before, after = clipped[last:began].mean(), clipped[began : number + 1].mean()
+            found.append(Change(name, number, began, float(before), float(after)))
             detector, last = ADWIN(delta=delta), began
-            for again in values[began : number + 1]:
+            for again in scaled[began : number + 1]:
                 detector.update(float(again))
     return found
 
@@ -220,13 +235,13 @@ def _split(values: Floats) -> int:
     return int(np.argmax(np.abs(gap) / np.sqrt(left * (count - left)))) + 1
 
 
-class Estimate(NamedTuple):
+class ExpectedReward(NamedTuple):
     """Mean R of the advice's approvals, estimated before their outcomes are known."""
 
     expected: float
     low: float
     high: float
-    """Bounds of 95 %, bootstrapped over both samples."""
+    """Bounds of 95 %: blocks of both samples are resampled, and the curve is fitted anew."""
     reference: float
     """What approvals earned in the reference window."""
 
@@ -236,7 +251,7 @@ def expected_reward(
     reference_reward: Floats,
     recent_probability: Floats,
     seed: int = 0,
-) -> tuple[Estimate, IsotonicRegression]:
+) -> tuple[ExpectedReward, IsotonicRegression]:
     """What recent approvals will earn, judging by the model's own confidence; and the curve that
     says so.
 
@@ -257,16 +272,76 @@ def expected_reward(
     """
     curve = IsotonicRegression(out_of_bounds="clip").fit(reference_probability, reference_reward)
     expected = float(curve.predict(recent_probability).mean())
-    random = np.random.default_rng(seed)
-    draws = np.empty(DRAWS)
-    for number in range(DRAWS):
-        rows = random.integers(len(reference_reward), size=len(reference_reward))
+    sampled = []
+    for rows, recent_rows in zip(
+        _samples(reference_reward, seed), _samples(recent_probability, seed + 1), strict=True
+    ):
         again = IsotonicRegression(out_of_bounds="clip").fit(
             reference_probability[rows], reference_reward[rows]
         )
-        drawn = recent_probability[
-            random.integers(len(recent_probability), size=len(recent_probability))
-        ]
-        draws[number] = again.predict(drawn).mean()
-    low, high = np.percentile(draws, (2.5, 97.5))
-    return Estimate(expected, float(low), float(high), float(reference_reward.mean())), curve
+        sampled.append(again.predict(recent_probability[recent_rows]).mean())
+    low, high = np.quantile(sampled, [0.025, 0.975])
+    return ExpectedReward(expected, float(low), float(high), float(reference_reward.mean())), curve
+
+
+def _samples(values: Floats, seed: int) -> Rows:
+    """(DRAWS, N) rows of stationary bootstrap samples, in blocks that suit the values."""
+    return np.concatenate(list(resamples(len(values), block_length(values), DRAWS, seed)))
+
+
+Row = Mapping[str, Any]
+"""Of `log.judged_between`."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A number of every decision, and what about it is looked at.
+
+    number : of a row; NaN where it is not known or not applicable.
+    compare : of the reference's and the recent numbers, if they are compared; None when there are
+        too few.
+    limits : sizes from which it is to be watched, and from which the model is to be made anew.
+    changes_within : bounds of the number, if the detector looks for changes within the window.
+    """
+
+    name: str
+    number: Callable[[Row], float]
+    compare: Callable[[str, Floats, Floats], Shift | Move | None] | None = None
+    limits: Callable[[DriftConfig], tuple[float, float]] = lambda config: (math.inf, math.inf)
+    changes_within: Callable[[DriftConfig], tuple[float, float]] | None = None
+
+
+def _column(name: str) -> Callable[[Row], float]:
+    return lambda row: math.nan if row[name] is None else float(row[name])
+
+
+def _reward(row: Row) -> float:
+    """R of the advised order, of approvals with an outcome."""
+    return _column("advice_r")(row) if row["advice_approve"] else math.nan
+
+
+def _psi_limits(config: DriftConfig) -> tuple[float, float]:
+    return config.psi_watch, config.psi_refresh
+
+
+def _rate_limits(config: DriftConfig) -> tuple[float, float]:
+    return config.rate_watch, config.rate_refresh
+
+
+def _share(config: DriftConfig) -> tuple[float, float]:
+    return 0.0, 1.0
+
+
+def _clipped_reward(config: DriftConfig) -> tuple[float, float]:
+    return -config.clip_r, config.clip_r
+
+
+MEASURES = (
+    Measure("label_mass", _column("label_mass"), shift, _psi_limits, _share),
+    Measure("approve_probability", _column("approve_probability"), shift, _psi_limits),
+    Measure("agreement", _column("agree"), move, _rate_limits, _share),
+    Measure("approval", _column("advice_approve"), move, _rate_limits),
+    Measure("agent_approval", _column("agent_approve"), move, _rate_limits),
+    Measure("abstention", lambda row: float(row["status"] == "abstained"), move, _rate_limits),
+    Measure("reward", _reward, changes_within=_clipped_reward),
+)

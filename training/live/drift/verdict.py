@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from training.config.judging import DriftConfig
-from training.live.drift.measures import Change, Estimate, Move, Shift
+from training.live.drift.measures import Change, ExpectedReward, Measure, Move, Shift
 
 
 class DriftVerdict(StrEnum):
@@ -44,183 +44,153 @@ class Reason(NamedTuple):
     says: str
 
 
-class Judge:
-    """Turns numbers into reasons."""
+class Compared(NamedTuple):
+    """The numbers of a look; p-values corrected for all comparisons of it (Holm)."""
 
-    def __init__(self, config: DriftConfig) -> None:
-        self._config = config
+    features: tuple[Shift, ...] = ()
+    """Most significant first."""
+    measured: tuple[tuple[Measure, Shift | Move], ...] = ()
+    residual: Move | None = None
+    """Reward minus what the reference's curve expects, in R; None while outcomes are too few."""
+    expected: ExpectedReward | None = None
+    changes: tuple[Change, ...] = ()
+    """Found in the recent window."""
 
-    def _level(
-        self, observed: float, watch: float, refresh: float
-    ) -> tuple[DriftVerdict, float] | None:
-        if observed >= refresh:
-            return DriftVerdict.REFRESH, refresh
-        return (DriftVerdict.WATCH, watch) if observed >= watch else None
 
-    def too_few(self, reference: int, recent: int) -> Reason:
-        """Silence is no good news."""
-        least = self._config.min_decisions
-        says = (
-            f"{reference} decisions in the reference and {recent} recent ones: {least} of each are"
-            " needed to tell"
-        )
-        return Reason(
-            DriftReason.TOO_FEW,
+def reasons_of(compared: Compared, config: DriftConfig) -> list[Reason]:
+    """Everything about the numbers that asks for more than ok."""
+    return [
+        *_features(compared.features, config),
+        *_measured(compared.measured, config),
+        *_expected(compared.expected, config),
+        *_residual(compared.residual, config),
+        *_changes(compared.changes, config),
+    ]
+
+
+def too_few(reference: int, recent: int, config: DriftConfig) -> Reason:
+    """Silence is no good news."""
+    least = config.min_decisions
+    says = (
+        f"{reference} decisions in the reference and {recent} recent ones: {least} of each are"
+        " needed to tell"
+    )
+    observed = min(reference, recent)
+    return Reason(DriftReason.TOO_FEW, DriftVerdict.WATCH, "decisions", observed, least, says)
+
+
+def of_age(days: float, config: DriftConfig) -> list[Reason]:
+    """The schedule, whatever the numbers say."""
+    old = f"the model is {days:.0f} days old"
+    if days >= config.expiry_days:
+        code, verdict, limit = DriftReason.EXPIRED, DriftVerdict.REFRESH, config.expiry_days
+        says = f"{old}: it expired after {limit:g}"
+    elif days >= config.retrain_days:
+        code, verdict, limit = DriftReason.RETRAIN_DUE, DriftVerdict.WATCH, config.retrain_days
+        says = f"{old}: a new one is due every {limit:g}"
+    else:
+        return []
+    return [Reason(code, verdict, "age_days", days, limit, says)]
+
+
+def _graded(
+    code: DriftReason,
+    name: str,
+    observed: float,
+    size: float,
+    limits: tuple[float, float],
+    says: str,
+) -> list[Reason]:
+    """A reason when the size reaches a limit: to be watched, or to be made anew."""
+    watch, refresh = limits
+    if size >= refresh:
+        return [Reason(code, DriftVerdict.REFRESH, name, observed, refresh, says)]
+    if size >= watch:
+        return [Reason(code, DriftVerdict.WATCH, name, observed, watch, says)]
+    return []
+
+
+def _features(shifts: Sequence[Shift], config: DriftConfig) -> list[Reason]:
+    """Single features are to be watched; when many have shifted, the model is to be made anew."""
+    shifted = [
+        shift for shift in shifts if shift.p_value < config.alpha and shift.psi >= config.psi_watch
+    ]
+    reasons = [
+        Reason(
+            DriftReason.FEATURE,
             DriftVerdict.WATCH,
-            "decisions",
-            min(reference, recent),
-            least,
-            says,
+            shift.name,
+            shift.psi,
+            config.psi_watch,
+            f"{shift.name} shifted: PSI {shift.psi:.2f}, KS {shift.ks:.2f}",
         )
+        for shift in sorted(shifted, key=lambda shift: -shift.psi)
+    ]
+    far = sum(shift.psi >= config.psi_refresh for shift in shifted)
+    share = far / len(shifts) if shifts else 0.0
+    if far and share >= config.features_refresh:
+        says = f"{far} of {len(shifts)} features have a PSI of {config.psi_refresh} or more"
+        limit = config.features_refresh
+        reasons.append(
+            Reason(DriftReason.FEATURES, DriftVerdict.REFRESH, "features", share, limit, says)
+        )
+    return reasons
 
-    def features(self, shifts: Sequence[Shift]) -> list[Reason]:
-        """Single features are to be watched; when many have shifted, the model is to be made
-        anew."""
-        config = self._config
-        significant = [
-            each for each in shifts if each.p_value < config.alpha and each.psi >= config.psi_watch
-        ]
-        reasons = [
-            Reason(
-                DriftReason.FEATURE,
-                DriftVerdict.WATCH,
-                each.name,
-                each.psi,
-                config.psi_watch,
-                f"{each.name} shifted: PSI {each.psi:.2f}, KS {each.ks:.2f}",
-            )
-            for each in sorted(significant, key=lambda each: -each.psi)
-        ]
-        far = sum(each.psi >= config.psi_refresh for each in significant)
-        share = far / len(shifts) if shifts else 0.0
-        if far and share >= config.features_refresh:
-            says = f"{far} of {len(shifts)} features have a PSI of {config.psi_refresh} or more"
-            reasons.append(
-                Reason(
-                    DriftReason.FEATURES,
-                    DriftVerdict.REFRESH,
-                    "features",
-                    share,
-                    config.features_refresh,
-                    says,
-                )
-            )
-        return reasons
 
-    def distributions(self, shifts: Sequence[Shift]) -> list[Reason]:
-        """Label mass and approval probability."""
-        config = self._config
-        return [
-            Reason(
-                DriftReason.DISTRIBUTION,
-                level[0],
-                each.name,
-                each.psi,
-                level[1],
-                f"{each.name}: PSI {each.psi:.2f}",
+def _measured(
+    measured: Sequence[tuple[Measure, Shift | Move]], config: DriftConfig
+) -> list[Reason]:
+    """Every registered measure that moved, whichever way."""
+    reasons = []
+    for measure, found in measured:
+        code = DriftReason.DISTRIBUTION if isinstance(found, Shift) else DriftReason.RATE
+        if found.p_value < config.alpha:
+            reasons += _graded(
+                code, found.name, found.size, abs(found.size), measure.limits(config), found.says
             )
-            for each in shifts
-            if each.p_value < config.alpha
-            and (level := self._level(each.psi, config.psi_watch, config.psi_refresh))
-        ]
+    return reasons
 
-    def rates(self, moves: Sequence[Move]) -> list[Reason]:
-        """Agreement, approvals, abstentions."""
-        config = self._config
-        return [
-            Reason(
-                DriftReason.RATE,
-                level[0],
-                each.name,
-                each.recent - each.reference,
-                level[1],
-                f"{each.name} went from {each.reference:.0%} to {each.recent:.0%}",
-            )
-            for each in moves
-            if each.p_value < config.alpha
-            and (
-                level := self._level(
-                    abs(each.recent - each.reference), config.rate_watch, config.rate_refresh
-                )
-            )
-        ]
 
-    def rewards(self, estimate: Estimate | None, residual: Move | None) -> list[Reason]:
-        """Only losses count: a model that earns more than expected is no reason to replace it."""
-        config, reasons = self._config, []
-        if estimate is not None and estimate.high < estimate.reference:
-            drop = estimate.reference - estimate.expected
-            if level := self._level(drop, config.reward_watch, config.reward_refresh):
-                says = (
-                    f"approvals are expected to earn {estimate.expected:+.2f} R"
-                    f" [{estimate.low:+.2f}, {estimate.high:+.2f}], before"
-                    f" {estimate.reference:+.2f} R"
-                )
-                reasons.append(
-                    Reason(
-                        DriftReason.EXPECTED_REWARD,
-                        level[0],
-                        "expected_reward",
-                        -drop,
-                        level[1],
-                        says,
-                    )
-                )
-        if residual is not None and residual.p_value < config.alpha:
-            drop = residual.reference - residual.recent
-            if level := self._level(drop, config.reward_watch, config.reward_refresh):
-                says = f"approvals earn {drop:.2f} R less than their confidence promises"
-                reasons.append(
-                    Reason(DriftReason.RESIDUAL, level[0], "residual", -drop, level[1], says)
-                )
-        return reasons
+def _expected(expected: ExpectedReward | None, config: DriftConfig) -> list[Reason]:
+    """Only losses count: a model that earns more than before is no reason to replace it."""
+    if expected is None or expected.high >= expected.reference:
+        return []
+    says = (
+        f"approvals are expected to earn {expected.expected:+.2f} R"
+        f" [{expected.low:+.2f}, {expected.high:+.2f}], before {expected.reference:+.2f} R"
+    )
+    drop = expected.reference - expected.expected
+    limits = config.reward_watch, config.reward_refresh
+    return _graded(DriftReason.EXPECTED_REWARD, "expected_reward", -drop, drop, limits, says)
 
-    def changes(self, found: Sequence[Change]) -> list[Reason]:
-        """A change that the online detector noticed; a reward that fell asks for a refresh."""
-        delta = self._config.adwin_delta
-        return [
+
+def _residual(residual: Move | None, config: DriftConfig) -> list[Reason]:
+    """Only losses count here too."""
+    if residual is None or residual.p_value >= config.alpha:
+        return []
+    drop = -residual.size
+    says = f"approvals earn {drop:.2f} R less than their confidence promises"
+    limits = config.reward_watch, config.reward_refresh
+    return _graded(DriftReason.RESIDUAL, "residual", -drop, drop, limits, says)
+
+
+def _changes(changes: Sequence[Change], config: DriftConfig) -> list[Reason]:
+    """A change that the online detector noticed; a reward that fell asks for a refresh."""
+    reasons = []
+    for change in changes:
+        fell = change.name == "reward" and change.after < change.before
+        says = (
+            f"{change.name} changed within the window, from {change.before:.2f} to"
+            f" {change.after:.2f}"
+        )
+        reasons.append(
             Reason(
                 DriftReason.CHANGE,
-                (
-                    DriftVerdict.REFRESH
-                    if one.name == "reward" and one.after < one.before
-                    else DriftVerdict.WATCH
-                ),
-                one.name,
-                one.after - one.before,
-                delta,
-                f"{one.name} changed within the window, from {one.before:.2f} to {one.after:.2f}",
+                DriftVerdict.REFRESH if fell else DriftVerdict.WATCH,
+                change.name,
+                change.after - change.before,
+                config.adwin_delta,
+                says,
             )
-            for one in found
-        ]
-
-    def age(self, days: float) -> list[Reason]:
-        """The schedule, whatever the numbers say."""
-        config = self._config
-        if days >= config.expiry_days:
-            says = f"the model is {days:.0f} days old: it expired after {config.expiry_days:g}"
-            return [
-                Reason(
-                    DriftReason.EXPIRED,
-                    DriftVerdict.REFRESH,
-                    "age_days",
-                    days,
-                    config.expiry_days,
-                    says,
-                )
-            ]
-        if days >= config.retrain_days:
-            says = (
-                f"the model is {days:.0f} days old: a new one is due every {config.retrain_days:g}"
-            )
-            return [
-                Reason(
-                    DriftReason.RETRAIN_DUE,
-                    DriftVerdict.WATCH,
-                    "age_days",
-                    days,
-                    config.retrain_days,
-                    says,
-                )
-            ]
-        return []
+        )
+    return reasons

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 import subprocess
 import sys
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -20,25 +18,11 @@ from app.domain.errors import AdvisorError
 from app.domain.features import FEATURE_NAMES
 from app.shadow_log.log import ShadowLog
 from tests import builders as build
+from training.arrays import Floats
 from training.cli.drift import drift
 from training.config.judging import DriftConfig
-from training.live.drift.look import Drift, Span, Subject, Window, look
-from training.live.drift.looks import observe
-from training.live.drift.measures import (
-    bins_of,
-    changes,
-    counts_in,
-    effective_size,
-    expected_reward,
-    holm,
-    ks,
-    ks_p_value,
-    move,
-    psi,
-    psi_p_value,
-    shift,
-)
-from training.live.drift.metrics import DriftMetrics
+from training.live.drift.look import Drift, Span, Subject, Window, look, observe
+from training.live.drift.show import DriftMetrics
 from training.live.drift.verdict import DriftReason, DriftVerdict
 
 NOW = datetime(2026, 11, 24, tzinfo=UTC)
@@ -62,17 +46,21 @@ def window(
     reward = (
         np.where(rng.random(count) < 0.3 + 0.2 * confidence, rng.gamma(2, 0.8, count), -1.1) + earns
     )
-    return Window(
-        features=vectors,
-        as_of=np.arange(0, 3600 * count, 3600, dtype=np.float64),
-        agreement=(rng.random(count) < agree).astype(float),
-        approval=approval,
-        agent_approval=(rng.random(count) < 0.4).astype(float),
-        abstention=(rng.random(count) < 0.02).astype(float),
-        label_mass=rng.beta(20, 2, count),
-        approve_probability=confidence,
-        reward=np.where(approval == 1, reward, np.nan),
-    )
+    numbers = {
+        "agreement": (rng.random(count) < agree).astype(float),
+        "approval": approval,
+        "agent_approval": (rng.random(count) < 0.4).astype(float),
+        "abstention": (rng.random(count) < 0.02).astype(float),
+        "label_mass": rng.beta(20, 2, count),
+        "approve_probability": confidence,
+        "reward": np.where(approval == 1, reward, np.nan),
+    }
+    return Window(vectors, numbers)
+
+
+def with_numbers(some: Window, **numbers: Floats) -> Window:
+    """The window with other numbers of some measures."""
+    return Window(some.features, dict(some.numbers) | numbers)
 
 
 def looked(reference: Window, recent: Window, age_days: float = 3, **more: Any) -> Drift:
@@ -82,107 +70,6 @@ def looked(reference: Window, recent: Window, age_days: float = 3, **more: Any) 
 
 def codes(drift: Drift) -> set[DriftReason]:
     return {reason.code for reason in drift.reasons}
-
-
-def test_psi_by_hand() -> None:
-    """Half and half against a quarter and three quarters: 0.25 ln 1.5 - 0.25 ln 0.5."""
-    value, bins = psi(np.array([0.0, 1.0] * 4), np.array([0.0, 1.0, 1.0, 1.0]))
-    assert value == pytest.approx(0.25 * math.log(1.5) - 0.25 * math.log(0.5))
-    assert bins == 2
-    assert psi_p_value(value, 2, 8, 4) == pytest.approx(math.erfc(math.sqrt(value * 32 / 12 / 2)))
-
-
-def test_what_is_not_known_has_a_bin_of_its_own_and_an_empty_bin_counts_half() -> None:
-    """None of four was unknown, then two of four: (0.5 - 1) ln(0.5 / 1) + (0.5 - 0.125) ln(0.5 /
-    0.125)."""
-    value, bins = psi(np.ones(4), np.array([1.0, 1.0, np.nan, np.nan]))
-    assert value == pytest.approx(-0.5 * math.log(0.5) + 0.375 * math.log(4))
-    assert bins == 2
-
-
-@pytest.mark.parametrize(
-    ("reference", "recent"), [([1.0] * 5, [2.0] * 5), ([0.0, 1.0] * 5, [7.0] * 5)]
-)
-def test_a_value_that_the_reference_never_had_is_seen(
-    reference: list[float], recent: list[float]
-) -> None:
-    assert psi(np.array(reference), np.array(recent))[0] > 1
-
-
-def test_many_values_fall_into_tenths_of_the_reference() -> None:
-    reference = np.arange(1000.0)
-    assert list(counts_in(reference, bins_of(reference))) == [100.0] * 10 + [0.0]
-
-
-def test_ks_by_hand() -> None:
-    first, second = np.array([1.0, 2, 3, 4, np.nan]), np.array([3.0, 4, 5, 6])
-    assert ks(first, second) == 0.5
-    assert ks(first, np.full(3, np.nan)) == 0.0
-    # The 5 % point of Kolmogorov's distribution is 1.3581.
-    assert ks_p_value(1.3581 / math.sqrt(50), 100, 100) == pytest.approx(0.05, abs=1e-4)
-
-
-def test_holm_by_hand() -> None:
-    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert holm([]) == []
-
-
-def test_the_effective_size_of_noise_is_its_length_and_of_a_slow_process_far_less() -> None:
-    """An AR(1) of coefficient a has n (1 - a) / (1 + a): 0.9 leaves a nineteenth."""
-    rng = np.random.default_rng(0)
-    noise = rng.normal(size=20_000)
-    assert effective_size(noise) > 18_000
-    slow = np.empty_like(noise)
-    slow[0] = noise[0]
-    for n in range(1, len(noise)):
-        slow[n] = 0.9 * slow[n - 1] + noise[n]
-    assert effective_size(slow) == pytest.approx(20_000 / 19, rel=0.15)
-    assert effective_size(np.full(50, 3.0)) == 50
-    assert effective_size(np.full(50, np.nan)) == 0
-
-
-def test_a_move_of_a_mean_is_tested_by_its_standard_error() -> None:
-    """60 of 100 against 40 of 100: z = 0.2 / sqrt(0.25 x 2 / 100) = 2.828, p = 0.00468."""
-    half = np.random.default_rng(1).permutation(np.repeat([1.0, 0.0], [60, 40]))
-    other = np.random.default_rng(2).permutation(np.repeat([1.0, 0.0], [40, 60]))
-    found = move("x", half, other)
-    assert found is not None
-    assert (found.reference, found.recent) == (0.6, 0.4)
-    sizes = effective_size(half), effective_size(other)
-    z = 0.2 / math.sqrt(0.25 * (1 / sizes[0] + 1 / sizes[1]))
-    assert found.p_value == pytest.approx(math.erfc(z / math.sqrt(2)))
-    assert move("x", np.full(3, np.nan), half) is None
-
-
-def test_the_detector_finds_a_planted_change_and_where_it_was() -> None:
-    rng = np.random.default_rng(3)
-    stream = np.concatenate([rng.random(1000) < 0.7, rng.random(500) < 0.3]).astype(float)
-    found = changes("agreement", stream, 0.001)
-    assert len(found) == 1
-    assert 1000 <= found[0].noticed < 1100
-    assert found[0].began == pytest.approx(1000, abs=20)
-    assert found[0].before == pytest.approx(0.7, abs=0.05)
-    assert found[0].after == pytest.approx(0.3, abs=0.1)
-
-
-def test_the_detector_is_silent_without_a_change() -> None:
-    alarms = [
-        bool(changes("x", (np.random.default_rng(seed).random(1500) < 0.6).astype(float), 0.001))
-        for seed in range(40)
-    ]
-    assert sum(alarms) <= 1
-
-
-def test_the_expected_reward_is_what_the_confidences_promise() -> None:
-    """Confident approvals earned 1 R and hesitant ones lost 1 R, half each; three of four recent
-    ones hesitate."""
-    confidence = np.tile([0.9, 0.5], 100)
-    earned = np.tile([1.0, -1.0], 100)
-    estimate, curve = expected_reward(confidence, earned, np.tile([0.9, 0.5, 0.5, 0.4], 50))
-    assert estimate.expected == pytest.approx(-0.5)
-    assert estimate.reference == 0
-    assert estimate.low < -0.5 < estimate.high < 0
-    assert list(curve.predict([0.2, 0.7, 0.95])) == pytest.approx([-1, 0, 1])
 
 
 def test_resampled_data_is_ok_but_for_few_false_alarms() -> None:
@@ -259,10 +146,14 @@ def test_hesitant_approvals_are_seen_before_their_outcomes_arrive() -> None:
     """Reward is 2 R x confidence - 1 R in the reference; recent approvals are at 0.42 instead of
     0.4 to 1."""
     reference, recent = window(1, 1200), window(2, 300)
-    promised = np.where(reference.approval == 1, 2 * reference.approve_probability - 1, np.nan)
-    reference = replace(reference, reward=promised)
-    hesitant = np.where(recent.approval == 1, 0.42, recent.approve_probability)
-    recent = replace(recent, approve_probability=hesitant, reward=np.full(300, np.nan))
+    approval, confidence = reference.numbers["approval"], reference.numbers["approve_probability"]
+    reference = with_numbers(reference, reward=np.where(approval == 1, 2 * confidence - 1, np.nan))
+    approval, confidence = recent.numbers["approval"], recent.numbers["approve_probability"]
+    recent = with_numbers(
+        recent,
+        approve_probability=np.where(approval == 1, 0.42, confidence),
+        reward=np.full(300, np.nan),
+    )
     found = looked(reference, recent)
     assert found.residual is None, "no outcome has arrived"
     assert found.estimate is not None
@@ -421,15 +312,3 @@ def test_what_cannot_be_looked_at_is_one_clear_error(
 ) -> None:
     with pytest.raises(AdvisorError, match=message):
         drift(database_url, **options)
-
-
-def test_features_that_drift_in_slow_waves_are_not_significant() -> None:
-    """A process far slower than the window: a distance as large as a shift, and yet no evidence."""
-    rng = np.random.default_rng(5)
-    slow = np.empty(1500)
-    slow[0] = 0
-    for n in range(1, 1500):
-        slow[n] = 0.998 * slow[n - 1] + rng.normal()
-    found = shift("slow", slow[:1200], slow[1200:])
-    assert found.psi > CONFIG.psi_refresh
-    assert found.p_value > CONFIG.alpha

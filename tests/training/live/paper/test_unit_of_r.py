@@ -156,7 +156,7 @@ async def test_the_books_the_log_and_drift_tell_one_r_of_a_followed_order(servic
     assert book["return_on_own_risk"] == pytest.approx(net / 1.545)
     with reading(str(service.settings.database_url)) as connection:
         ((row,),) = judged_between(connection, VERSION, AS_OF.replace(hour=0), AS_OF)
-    assert Window.of_rows([row]).reward == pytest.approx([net / 6.18])
+    assert Window.of_rows([row]).numbers["reward"] == pytest.approx([net / 6.18])
     symbol = {
         "symbol": "BTCUSDT",
         "session": "Europe",
