@@ -4,11 +4,9 @@ zero is visible."""
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from enum import StrEnum
+from collections.abc import Iterable, Mapping
 from itertools import product
-from time import perf_counter
+from time import time
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -20,40 +18,15 @@ from app.domain.decision import AdviceStatus, Decision, Role
 from app.domain.errors import AbstainReason
 from app.domain.manifest import ModelManifest
 from app.domain.rules import VetoCode
+from app.telemetry import Dependency, LossCause, Stage
 
 COMPARISON_WINDOW = 1000
 MAX_SYMBOLS = 64
 ANSWERS = ("reject", "approve")
 
 
-class Stage(StrEnum):
-    VALIDATE = "validate"
-    PREPARE = "prepare"
-    POLICY = "policy"
-    CONCLUDE = "conclude"
-    JOURNAL = "journal"
-    TOTAL = "total"
-
-
-class LossCause(StrEnum):
-    """Each way in which something could not be kept."""
-
-    JOURNAL_UNAVAILABLE = "journal_unavailable"
-    SPOOL_FULL = "spool_full"
-    DUPLICATE_CONFLICT = "duplicate_conflict"
-    REJECTED_BY_DATABASE = "rejected_by_database"
-    LATE_RATIONALE = "late_rationale"
-    CORRUPT_ENTRY = "corrupt_entry"
-
-
-class Dependency(StrEnum):
-    POSTGRES = "postgres"
-    VALKEY = "valkey"
-    MODEL = "model"
-
-
 class Metrics:
-    """The process' metrics, on a registry of their own."""
+    """The process' metrics, on a registry of their own: `Telemetry`, counted."""
 
     def __init__(self, model_versions: Iterable[str] = ()) -> None:
         # long: one statement per metric, and nothing else.
@@ -158,13 +131,30 @@ class Metrics:
         self._stages = {stage: self.stage.labels(stage) for stage in Stage}
         self.create_model_series(model_versions)
 
-    def show_models(self, serving: Iterable[tuple[ModelManifest, Role]]) -> None:
-        """Exactly these versions are being served; those that are new to this process get their
-        series, at zero."""
+    def serving(self, versions: Iterable[tuple[ModelManifest, Role]]) -> None:
+        """Versions that are new to this process get their series, at zero."""
         self.model_info.clear()
-        for manifest, role in serving:
+        for manifest, role in versions:
             self.model_info.labels(manifest.model_version, role, manifest.prompt_version).set(1)
             self.create_model_series([manifest.model_version])
+
+    def version_refused(self) -> None:
+        self.version_refusals.inc()
+
+    def limits_adopted(self, version: str, limits_hash: str) -> None:
+        self.limits_info.clear()
+        self.limits_info.labels(limits_hash, version).set(1)
+
+    def limits_refused(self) -> None:
+        self.limits_failures.inc()
+
+    def state_entered(self, state: TradingState) -> None:
+        """1 for the state in force, 0 for the others."""
+        for each in TradingState:
+            self.state.labels(each).set(float(each is state))
+
+    def dependency_seen(self, dependency: Dependency, up: bool) -> None:
+        self.dependency.labels(dependency).set(float(up))
 
     def create_model_series(self, versions: Iterable[str]) -> None:
         """Series of versions, at zero."""
@@ -193,10 +183,16 @@ class Metrics:
             self.losses.labels(cause)
         for dependency in Dependency:
             self.dependency.labels(dependency)
-        self.set_state(TradingState.ACTIVE)
+        self.state_entered(TradingState.ACTIVE)
 
-    def record(self, decision: Decision) -> None:
-        """Count one recorded decision."""
+    def answered(self, route: str, status: int) -> None:
+        self.requests.labels(route, str(status)).inc()
+
+    def stage_took(self, stage: Stage, seconds: float) -> None:
+        self._stages[stage].observe(seconds)
+
+    def decided(self, decision: Decision) -> None:
+        """Count every advice, its vetoes, and those of the control."""
         for advice in decision.advices:
             self._combination(decision.scenario.candidate, advice.model_version)
             self.decisions.labels(advice.status, advice.model_version).inc()
@@ -208,7 +204,7 @@ class Metrics:
         for veto in decision.control_review.vetoes:
             self.vetoes.labels(veto.code, "control").inc()
 
-    def compare(self, candidate: Candidate, version: str, agent: bool, advice: bool) -> None:
+    def compared(self, candidate: Candidate, version: str, agent: bool, advice: bool) -> None:
         """Count one pair of control and advice. Symbols beyond the first 64 are counted as
         `other`."""
         self.comparisons.labels(
@@ -235,30 +231,30 @@ class Metrics:
                 self.comparisons.labels(*labels, agent, advice)
         return labels
 
-    def set_state(self, state: TradingState) -> None:
-        """1 for the state in force, 0 for the others."""
-        for each in TradingState:
-            self.state.labels(each).set(float(each is state))
-
-    def observe_policy(self, name: str, value: float) -> None:
-        """What a policy reports about itself: batch_size, queue_depth, label_mass."""
-        if name == "queue_depth":
-            self.queue_depth.set(value)
-        elif name == "batch_size":
-            self.batch_size.observe(value)
-        elif name == "label_mass":
-            self.label_mass.observe(value)
-
-    def lose(self, cause: LossCause, count: float = 1) -> None:
-        """Count what could not be kept."""
+    def lost(self, cause: LossCause, count: int = 1) -> None:
         self.losses.labels(cause).inc(count)
 
-    @contextmanager
-    def timed(self, stage: Stage, into: dict[str, float]) -> Iterator[None]:
-        """Time a stage (s) into the histogram and into the decision's own `into`."""
-        begin = perf_counter()
-        try:
-            yield
-        finally:
-            into[stage.value] = elapsed = perf_counter() - begin
-            self._stages[stage].observe(elapsed)
+    def appended(self, target: str) -> None:
+        self.appends.labels(target).inc()
+
+    def stream_holds(self, events: int, oldest_s: float) -> None:
+        self.backlog.set(events)
+        self.oldest.set(oldest_s)
+
+    def spool_holds(self, events: int) -> None:
+        self.spool_depth.set(events)
+
+    def written(self, rows: Mapping[str, int], seconds: float) -> None:
+        self.writer_batch.observe(seconds)
+        self.writer_commit.set(time())
+        for table, number in rows.items():
+            self.writer_rows.labels(table).inc(number)
+
+    def prompts_wait(self, prompts: int) -> None:
+        self.queue_depth.set(prompts)
+
+    def batch_read(self, prompts: int) -> None:
+        self.batch_size.observe(prompts)
+
+    def labels_read(self, mass: float) -> None:
+        self.label_mass.observe(mass)

@@ -6,17 +6,18 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import Sequence
-from time import perf_counter, time
+from time import perf_counter
 
 import structlog
 from prometheus_client import start_http_server
 
 from app.domain.event import Event
 from app.journal.drain import StreamDrain
-from app.metrics import LossCause, Metrics
+from app.metrics import Metrics
 from app.settings import Settings, SettingsError
 from app.shadow_log.log import ShadowLog
 from app.tasks import end
+from app.telemetry import LossCause, Telemetry
 
 log = structlog.get_logger()
 
@@ -24,10 +25,10 @@ log = structlog.get_logger()
 class Writer:
     """One member of the consumer group. As many may run as are needed."""
 
-    def __init__(self, redis_url: str, shadow_log: ShadowLog, metrics: Metrics) -> None:
+    def __init__(self, redis_url: str, shadow_log: ShadowLog, telemetry: Telemetry) -> None:
         self._shadow_log = shadow_log
-        self._metrics = metrics
-        self._drain = StreamDrain(redis_url, self._write, self._observe)
+        self._telemetry = telemetry
+        self._drain = StreamDrain(redis_url, self._write, telemetry)
 
     async def run(self) -> None:
         """Drain until cancelled."""
@@ -40,23 +41,12 @@ class Writer:
     async def _write(self, events: Sequence[Event]) -> None:
         begin = perf_counter()
         appended = await self._shadow_log.append(events)
-        self._metrics.writer_batch.observe(perf_counter() - begin)
-        self._metrics.writer_commit.set(time())
-        for table, rows in appended.inserted.items():
-            self._metrics.writer_rows.labels(table).inc(rows)
+        self._telemetry.written(appended.inserted, perf_counter() - begin)
         if appended.conflicts:
-            self._metrics.lose(LossCause.DUPLICATE_CONFLICT, len(appended.conflicts))
+            self._telemetry.lost(LossCause.DUPLICATE_CONFLICT, len(appended.conflicts))
             log.error(
                 "answered twice with other content, the first is kept", decisions=appended.conflicts
             )
-
-    def _observe(self, name: str, value: float) -> None:
-        if name == "backlog":
-            self._metrics.backlog.set(value)
-        elif name == "oldest_seconds":
-            self._metrics.oldest.set(value)
-        else:
-            self._metrics.lose(LossCause(name), value)
 
 
 async def run_writer(settings: Settings) -> None:

@@ -6,10 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
-from fastapi import FastAPI
 from pydantic.fields import FieldInfo
 
-from app.api.routes import install
 from app.domain.candidate import Candidate, Onchain, PatternMemory, Social, VolumeProfile
 from app.domain.control import AgentAction
 from app.domain.fields import Record
@@ -17,6 +15,7 @@ from app.domain.limits import Limits
 from app.domain.outcome import Outcome
 from app.domain.rules import AFTER_CAPS, RULES, VetoCode
 from app.domain.scenario import Account, Market, Plan, Position, Scenario
+from app.main import create_app
 from app.metrics import Metrics
 
 ROOT = Path(__file__).parents[1]
@@ -84,10 +83,8 @@ def test_every_metric_is_in_the_runbook_or_the_metrics_page() -> None:
 
 
 def test_every_route_is_in_the_architecture_page_and_has_a_summary() -> None:
-    app = FastAPI()
-    install(app)
     text = (DOCS / "architecture.md").read_text()
-    for path, operations in app.openapi()["paths"].items():
+    for path, operations in create_app().openapi()["paths"].items():
         for method, operation in operations.items():
             assert f"`{method.upper()} {path}`" in text
             assert operation["summary"]

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
 from datetime import datetime
-from functools import cached_property
 from time import monotonic
 from typing import NamedTuple
 
@@ -16,14 +12,13 @@ import structlog
 
 from app.advising.controls import Controls
 from app.advising.records import Records
+from app.advising.serving import Models, Serving
 from app.domain.canonical import decision_id
 from app.domain.control import AgentAction
 from app.domain.decision import (
     Abstention,
     Decision,
     Reading,
-    Role,
-    Version,
     conclude,
     prepare,
     review_control,
@@ -32,8 +27,8 @@ from app.domain.errors import PolicyAbstained, RequestConflict
 from app.domain.event import Event, EventKind, Rationale
 from app.domain.prompt import Prompt
 from app.domain.scenario import Scenario
-from app.metrics import LossCause, Metrics, Stage
 from app.policy.port import Policy
+from app.telemetry import LossCause, Stage, Telemetry, timed
 
 log = structlog.get_logger()
 JOURNAL_RESERVE_S = 0.1
@@ -63,50 +58,21 @@ class Answer(NamedTuple):
     rationale: str | None = None
 
 
-@dataclass(frozen=True, eq=False)
-class Models:
-    """The versions being served: the primary's advice is the reply, the others are recorded beside
-    it."""
-
-    primary: Policy
-    shadows: tuple[Policy, ...] = ()
-
-    @property
-    def policies(self) -> tuple[Policy, ...]:
-        """Every policy, the primary first."""
-        return (self.primary, *self.shadows)
-
-    def with_roles(self) -> tuple[tuple[Policy, Role], ...]:
-        """Every policy with its role, the primary first."""
-        return ((self.primary, Role.PRIMARY), *((policy, Role.SHADOW) for policy in self.shadows))
-
-    @cached_property
-    def versions(self) -> tuple[Version, ...]:
-        """What each policy's readings are concluded with, the primary's first."""
-        return tuple(
-            Version(p.manifest.model_version, p.manifest.hash(), p.manifest.calibration, role)
-            for p, role in self.with_roles()
-        )
-
-
 class Advisor:
     """Pure halves around the model calls; durable before the reply."""
 
     def __init__(
         self,
-        models: Models,
+        serving: Serving,
         records: Records,
         controls: Controls,
-        metrics: Metrics,
+        telemetry: Telemetry,
         judge_at: Callable[[Scenario], datetime],
     ) -> None:
-        self.models = models
-        """Versions that the next request gets; replaced as a whole, also while requests are under
-        way."""
-        self._in_use: Counter[Models] = Counter()
+        self._serving = serving
         self._records = records
         self._controls = controls
-        self._metrics = metrics
+        self._telemetry = telemetry
         self._judge_at = judge_at
 
     async def advise(self, incoming: Incoming) -> Answer:
@@ -119,43 +85,26 @@ class Advisor:
         """
         if self._records.recent_claim(decision_id(incoming.request_id)) is not None:
             return await self._stored(incoming)
-        with self._using_models() as models:
+        with self._serving.using() as models:
             return await self._decide(incoming, models)
-
-    def uses(self, policy: Policy) -> bool:
-        """Whether the next request would ask this policy, or one under way still may."""
-        return any(policy in models.policies for models in (self.models, *self._in_use))
 
     async def _decide(self, incoming: Incoming, models: Models) -> Answer:
         seconds: dict[str, float] = {}
-        with self._metrics.timed(Stage.PREPARE, seconds):
+        with timed(self._telemetry, Stage.PREPARE, seconds):
             prompt = prepare(incoming.scenario)
-        with self._metrics.timed(Stage.POLICY, seconds):
+        with timed(self._telemetry, Stage.POLICY, seconds):
             readings = await _read(models, prompt, incoming.deadline - JOURNAL_RESERVE_S)
-        with self._metrics.timed(Stage.CONCLUDE, seconds):
+        with timed(self._telemetry, Stage.CONCLUDE, seconds):
             decision = self._conclude(incoming, models, prompt, readings, seconds)
-        with self._metrics.timed(Stage.JOURNAL, {}):
+        with timed(self._telemetry, Stage.JOURNAL, {}):
             receipt = await self._records.append(Event.of_decision(decision))
         if receipt.repeated:
             return await self._stored(incoming)
-        self._metrics.record(decision)
+        self._telemetry.decided(decision)
         self._records.remember(decision)
         return Answer(
             decision, receipt.target, False, await self._explain(incoming, models, decision)
         )
-
-    @contextmanager
-    def _using_models(self) -> Iterator[Models]:
-        """The versions in force now, for a whole request: a switch meanwhile concerns the next
-        one."""
-        models = self.models
-        self._in_use[models] += 1
-        try:
-            yield models
-        finally:
-            self._in_use[models] -= 1
-            if not self._in_use[models]:
-                del self._in_use[models]
 
     async def _stored(self, incoming: Incoming) -> Answer:
         """The decision stored under this id. A repeat that reaches another replica is found by the
@@ -210,7 +159,7 @@ class Advisor:
         deadline = incoming.deadline - JOURNAL_RESERVE_S
         text = await models.primary.explain(decision.prompt, proposal.action, deadline)
         if text is None or monotonic() > deadline:
-            self._metrics.lose(LossCause.LATE_RATIONALE)
+            self._telemetry.lost(LossCause.LATE_RATIONALE)
             return None
         rationale = Rationale(
             decision_id=decision.decision_id,

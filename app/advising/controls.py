@@ -12,8 +12,8 @@ from app.domain.errors import AdvisorError, JournalUnavailable, LimitsError, Sha
 from app.domain.event import StateChange
 from app.domain.limits import Limits, read_limits
 from app.journal.journal import Journal, Receipt
-from app.metrics import Metrics
 from app.shadow_log.log import ShadowLog
+from app.telemetry import Telemetry
 
 log = structlog.get_logger()
 REFRESH_S = 0.5
@@ -24,12 +24,12 @@ class Controls:
     is HALTED."""
 
     def __init__(
-        self, limits_path: Path, journal: Journal, shadow_log: ShadowLog, metrics: Metrics
+        self, limits_path: Path, journal: Journal, shadow_log: ShadowLog, telemetry: Telemetry
     ) -> None:
         self._path = limits_path
         self._journal = journal
         self._log = shadow_log
-        self._metrics = metrics
+        self._telemetry = telemetry
         self._stamp: tuple[int, int, int] | None = None
         self.state = TradingState.HALTED
         self.change: StateChange | None = None
@@ -49,12 +49,11 @@ class Controls:
         try:
             stored = await self._journal.get_state() or await self._log.latest_state()
         except (JournalUnavailable, ShadowLogUnavailable) as error:
-            if self._told != (
-                reason := str(error)
-            ):  # Once for each reason: this is tried twice a second.
-                self._told = reason
+            reason = str(error)
+            if reason != self._told:  # Once for each reason: this is tried twice a second.
                 log.error("trading state unknown, HALTED until it is known or set", error=reason)
-            self._metrics.set_state(self.state)
+            self._told = reason
+            self._telemetry.state_entered(self.state)
             return
         self._told = ""
         self._enter(stored, shared=True)
@@ -84,7 +83,7 @@ class Controls:
         try:
             limits = read_limits(self._path)
         except LimitsError as error:
-            self._metrics.limits_failures.inc()
+            self._telemetry.limits_refused()
             log.error(
                 "limits file refused, the old limits stay in force",
                 error=str(error),
@@ -114,7 +113,7 @@ class Controls:
         before = self.state
         self.change, self._shared = change, shared
         self.state = change.state if change is not None else TradingState.ACTIVE
-        self._metrics.set_state(self.state)
+        self._telemetry.state_entered(self.state)
         if before is not self.state:
             log.warning(
                 "trading state",
@@ -126,8 +125,7 @@ class Controls:
     def _adopt(self, limits: Limits) -> None:
         self.limits = limits
         self.limits_hash = limits.hash()
-        self._metrics.limits_info.clear()
-        self._metrics.limits_info.labels(self.limits_hash, limits.version).set(1)
+        self._telemetry.limits_adopted(limits.version, self.limits_hash)
 
     def _file_stamp(self) -> tuple[int, int, int] | None:
         try:

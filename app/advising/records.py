@@ -17,8 +17,8 @@ from app.domain.errors import JournalUnavailable, UnknownDecision
 from app.domain.event import AgentActionReport, Event, EventKind, OutcomeReport
 from app.domain.outcome import Outcome
 from app.journal.journal import Journal, Receipt
-from app.metrics import LossCause, Metrics
 from app.shadow_log.log import ShadowLog
+from app.telemetry import LossCause, Telemetry
 
 REMEMBERED = 10_000
 
@@ -35,11 +35,15 @@ class Records:
     """Durable writes, and reads that find a decision whether or not the writer has moved it yet."""
 
     def __init__(
-        self, journal: Journal, shadow_log: ShadowLog, metrics: Metrics, now: Callable[[], datetime]
+        self,
+        journal: Journal,
+        shadow_log: ShadowLog,
+        telemetry: Telemetry,
+        now: Callable[[], datetime],
     ) -> None:
         self._journal = journal
         self._log = shadow_log
-        self._metrics = metrics
+        self._telemetry = telemetry
         self._now = now
         self._recent: OrderedDict[UUID, _Recent] = OrderedDict()
 
@@ -48,20 +52,16 @@ class Records:
         try:
             receipt = await self._journal.append(event)
         except JournalUnavailable:
-            self._metrics.lose(LossCause.JOURNAL_UNAVAILABLE)
+            self._telemetry.lost(LossCause.JOURNAL_UNAVAILABLE)
             raise
         if not receipt.repeated:
-            self._metrics.appends.labels(receipt.target).inc()
+            self._telemetry.appended(receipt.target)
         return receipt
 
     def recent_claim(self, decision_id: UUID) -> str | None:
         """Hash of the request that this process decided under this id, not long ago."""
         recent = self._recent.get(decision_id)
         return None if recent is None else recent.claim
-
-    async def claim(self, decision_id: UUID) -> str | None:
-        """Hash of the request that was decided under this id, while the journal remembers it."""
-        return await self._journal.claim_of(str(decision_id))
 
     async def decision(self, decision_id: UUID) -> Decision:
         """The decision as it was recorded.
@@ -129,7 +129,7 @@ class Records:
 
     def _compare(self, recent: _Recent, control: AgentAction) -> None:
         for version, approve in recent.advised:
-            self._metrics.compare(recent.candidate, version, control.decision, approve)
+            self._telemetry.compared(recent.candidate, version, control.decision, approve)
 
 
 def _recent(decision: Decision) -> _Recent:

@@ -1,29 +1,40 @@
-"""Which model versions are served: those that the settings fix, and those that aliases name.
+"""Which model versions are served: those that the settings pin, and those that aliases name.
 
 The alias `shadow` names the primary, every alias `shadow-...` a further version in shadow. Other
-aliases are names and nothing more. An alias that is moved to `none` names nothing. A running
-service follows the aliases: it loads a version in a thread, swaps it in between two requests, and
-closes the old one when its last request has ended.
+aliases are names and nothing more. An alias that is moved to `none` names nothing. A look at the
+aliases loads what they name in a thread, swaps it in between two requests, and closes the old one
+when its last request has ended. The first look is the start.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
 
-from app.advising.advise import Advisor, Models
-from app.domain.errors import AdvisorError, AliasRefused, ModelFileError, ShadowLogUnavailable
+from app.domain.decision import Role, Version
+from app.domain.errors import (
+    AdvisorError,
+    AliasRefused,
+    ManifestMismatch,
+    ModelFileError,
+    ShadowLogUnavailable,
+    UnknownVersion,
+)
 from app.domain.manifest import ModelManifest
-from app.metrics import Metrics
+from app.policy.backends import Backends
 from app.policy.port import Policy
 from app.policy.store import find_base, find_version, load_manifest
 from app.shadow_log.log import NOTHING, ShadowLog
+from app.telemetry import Telemetry
 
 log = structlog.get_logger()
 PRIMARY_ALIAS = "shadow"
@@ -34,52 +45,53 @@ RETRY_S = 30.0
 way."""
 
 
-@dataclass(frozen=True)
-class Directories:
-    """Where versions lie, and how one becomes a policy (blocks for seconds; raises what
-    `load_policy` raises)."""
+@dataclass(frozen=True, eq=False)
+class Models:
+    """The versions being served: the primary's advice is the reply, the others are recorded beside
+    it."""
 
-    roots: Sequence[Path]
-    load: Callable[[Path], Policy]
-
-
-@dataclass(frozen=True)
-class Fixed:
-    """What the settings say, whatever the aliases do.
-
-    Parameters
-    ----------
-    primary : why the alias `shadow` is not followed; None follows it.
-    aliases : why no alias is followed at all; None follows them.
-    shadows : versions that are always served beside the primary.
-    """
-
-    primary: str | None = None
-    aliases: str | None = None
+    primary: Policy
     shadows: tuple[Policy, ...] = ()
 
+    @property
+    def policies(self) -> tuple[Policy, ...]:
+        """Every policy, the primary first."""
+        return (self.primary, *self.shadows)
 
-@dataclass(frozen=True)
-class Start:
-    """What is served at the start, and where versions are found later.
+    def with_roles(self) -> tuple[tuple[Policy, Role], ...]:
+        """Every policy with its role, the primary first."""
+        return ((self.primary, Role.PRIMARY), *((policy, Role.SHADOW) for policy in self.shadows))
+
+    @cached_property
+    def versions(self) -> tuple[Version, ...]:
+        """What each policy's readings are concluded with, the primary's first."""
+        return tuple(
+            Version(p.manifest.model_version, p.manifest.hash(), p.manifest.calibration, role)
+            for p, role in self.with_roles()
+        )
+
+
+class Pins(NamedTuple):
+    """What the settings say, whatever the aliases do. A pin is a version's directory, or a policy.
 
     Parameters
     ----------
-    named : policies among `models` that are there because an alias names them, by alias.
+    primary : what is served while the alias `shadow` names nothing, cannot be asked, or is not
+        followed.
+    because : why it is not followed; None follows it.
+    shadows : always served beside the primary.
     """
 
-    models: Models
-    directories: Directories
-    fixed: Fixed = Fixed()
-    named: Mapping[str, Policy] = field(default_factory=dict)
+    primary: Path | Policy
+    because: str | None = None
+    shadows: tuple[Path | Policy, ...] = ()
 
 
-@dataclass
-class _Refusal:
+class _Refused(NamedTuple):
     """A version that an alias names and that could not be loaded."""
 
     model_version: str
-    again_at: float = field(default_factory=lambda: monotonic() + RETRY_S)
+    again_at: float
 
 
 def is_served(alias: str) -> bool:
@@ -87,24 +99,80 @@ def is_served(alias: str) -> bool:
     return alias == PRIMARY_ALIAS or alias.startswith(FURTHER_PREFIX)
 
 
-class Versions:
-    """Moves aliases and follows them. One move or switch at a time; whatever fails leaves
-    everything as it was."""
+class Serving:
+    """Moves aliases and follows them. One move or look at a time; whatever fails leaves everything
+    as it was."""
 
     def __init__(
-        self, advisor: Advisor, start: Start, shadow_log: ShadowLog, metrics: Metrics
+        self, pins: Pins, backends: Backends, shadow_log: ShadowLog, telemetry: Telemetry
     ) -> None:
-        self._advisor = advisor
-        self._directories = start.directories
-        self._fixed = start.fixed
-        self._initial = start.models.primary
-        self._named = dict(start.named)
+        self._pins = pins
+        self._backends = backends
         self._log = shadow_log
-        self._metrics = metrics
-        self._refused: dict[str, _Refusal] = {}
+        self._telemetry = telemetry
+        self._models: Models | None = None
+        self._initial: Policy
+        self._pinned: tuple[Policy, ...] = ()
+        self._named: dict[str, Policy] = {}
+        self._unregistered: list[ModelManifest] = []
+        self._refused: dict[str, _Refused] = {}
         self._retired: list[Policy] = []
+        self._in_use: Counter[Models] = Counter()
         self._lock = asyncio.Lock()
-        self._show()
+
+    @property
+    def models(self) -> Models:
+        """Versions that the next request gets, from the first look on; replaced as a whole, also
+        while requests are under way."""
+        assert self._models is not None, "the first look decides what is served"
+        return self._models
+
+    @contextmanager
+    def using(self) -> Iterator[Models]:
+        """The versions in force now, for a whole request: a switch meanwhile concerns the next
+        one."""
+        models = self.models
+        self._in_use[models] += 1
+        try:
+            yield models
+        finally:
+            self._in_use[models] -= 1
+            if not self._in_use[models]:
+                del self._in_use[models]
+
+    async def follow_forever(self) -> None:
+        """Serve what the aliases name, and close what is not used any more, until cancelled."""
+        while True:
+            await self._register_initial()
+            await asyncio.sleep(REFRESH_S)
+            await self.follow()
+
+    async def follow(self) -> None:
+        """One look at the aliases. Without Postgres, what is served stays; at the start, it is the
+        default.
+
+        Raises
+        ------
+        UnknownVersion, ManifestMismatch, ModelFileError : at the start, when the primary cannot be
+            served. Later such a version is refused and counted, and what was served stays.
+        """
+        await self._close_retired()
+        async with self._lock:
+            try:
+                aliases = await self._aliases()
+                if self._models is None:
+                    await self._start(aliases)
+            except ShadowLogUnavailable as error:
+                if self._models is not None:
+                    return  # /readyz and advisor_dependency_up say so.
+                if self._why_fixed(PRIMARY_ALIAS) is None:
+                    log.warning(
+                        "aliases unknown, starting with the default version", error=str(error)
+                    )
+                aliases = {}
+                await self._start(aliases)
+            for alias in sorted({*aliases, *self._named}):
+                await self._follow_alias(alias, aliases.get(alias, NOTHING))
 
     async def register(self, model_version: str) -> ModelManifest:
         """Verify a version's directory and make its manifest known.
@@ -127,7 +195,12 @@ class Versions:
         AliasRefused, UnknownVersion, ManifestMismatch, ModelFileError, ShadowLogUnavailable : the
             alias did not move, and what is served stays.
         """
-        self._require_movable(alias, model_version)
+        if is_served(alias) and (fixed := self._why_fixed(alias)) is not None:
+            raise AliasRefused(f"this service does not follow the alias {alias}: {fixed}")
+        if alias == PRIMARY_ALIAS and model_version == NOTHING:
+            raise AliasRefused(
+                f"the alias {PRIMARY_ALIAS} names the primary version: it cannot name {NOTHING}"
+            )
         async with self._lock:
             before = (await self._log.aliases()).get(alias)
             policy = None
@@ -157,34 +230,87 @@ class Versions:
             "history": moves[::-1],
         }
 
-    async def follow_forever(self) -> None:
-        """Serve what the aliases name, and close what is not used any more, until cancelled."""
-        while True:
-            await asyncio.sleep(REFRESH_S)
-            await self.follow()
-
-    async def follow(self) -> None:
-        """One look at the aliases. Without Postgres, what is served stays."""
-        await self._close_retired()
-        if self._fixed.aliases is not None:
-            return
-        async with self._lock:
-            try:
-                aliases = await self._log.aliases()
-            except ShadowLogUnavailable:
-                return  # /readyz and advisor_dependency_up say so.
-            for alias in sorted({*aliases, *self._named}):
-                if is_served(alias) and not (
-                    alias == PRIMARY_ALIAS and self._fixed.primary is not None
-                ):
-                    await self._follow_one(alias, aliases.get(alias, NOTHING))
+    async def describe(self) -> dict[str, Any]:
+        """Versions being served with their manifests; versions and aliases of the registry when it
+        can be read."""
+        serving = [
+            {
+                "role": role.value,
+                "manifest_hash": policy.manifest.hash(),
+                "manifest": policy.manifest.as_json(),
+            }
+            for policy, role in self.models.with_roles()
+        ]
+        try:
+            registry: Any = {
+                "models": await self._log.models(),
+                "aliases": await self._log.aliases(),
+            }
+        except ShadowLogUnavailable as error:
+            registry = {"unavailable": str(error)}
+        return {"serving": serving, "registry": registry}
 
     async def aclose(self) -> None:
         """Close every policy."""
-        for policy in {*self._advisor.models.policies, *self._fixed.shadows, *self._retired}:
+        for policy in {*self._policies, *self._pinned, *self._retired}:
             await policy.aclose()
 
-    async def _follow_one(self, alias: str, model_version: str) -> None:
+    @property
+    def _policies(self) -> tuple[Policy, ...]:
+        return () if self._models is None else self._models.policies
+
+    def _why_fixed(self, alias: str) -> str | None:
+        """Why an alias that says what is served is not followed here; None follows it."""
+        if self._backends.options.vllm_url is not None:
+            return "with VLLM_URL, that server's weights decide"
+        return self._pins.because if alias == PRIMARY_ALIAS else None
+
+    async def _aliases(self) -> dict[str, str]:
+        """The aliases that are followed here, and what they name. Raises
+        `ShadowLogUnavailable`."""
+        if self._why_fixed(FURTHER_PREFIX) is not None:
+            return {}
+        return {
+            alias: model_version
+            for alias, model_version in (await self._log.aliases()).items()
+            if is_served(alias) and self._why_fixed(alias) is None
+        }
+
+    async def _start(self, aliases: dict[str, str]) -> None:
+        """Serve the pinned versions, and as primary what the alias names, else the default."""
+        named = aliases.get(PRIMARY_ALIAS)
+        if named is not None:
+            self._initial = self._named[PRIMARY_ALIAS] = await self._first(named)
+        else:
+            self._initial = await self._pin(self._pins.primary)
+        for pin in self._pins.shadows:
+            self._pinned = (*self._pinned, await self._pin(pin))
+        self._unregistered = [policy.manifest for policy in (self._initial, *self._pinned)]
+        self._serve()
+
+    async def _first(self, model_version: str) -> Policy:
+        try:
+            return await self._registered(model_version)
+        except UnknownVersion as error:
+            raise UnknownVersion(
+                f"{error}; the alias {PRIMARY_ALIAS} names it, MODEL can name another"
+            ) from error
+
+    async def _pin(self, pin: Path | Policy) -> Policy:
+        return await asyncio.to_thread(self._backends.load, pin) if isinstance(pin, Path) else pin
+
+    async def _register_initial(self) -> None:
+        """Make what the start served known to the registry, as soon as Postgres answers."""
+        while self._unregistered:
+            try:
+                await self._log.register_model(self._unregistered[0])
+            except ShadowLogUnavailable:
+                return
+            except ManifestMismatch as error:
+                log.error("a version is served that the registry knows otherwise", error=str(error))
+            self._unregistered.pop(0)
+
+    async def _follow_alias(self, alias: str, model_version: str) -> None:
         """Serve what one alias names. A version that cannot be loaded is counted, and what was
         served stays."""
         serving = self._named.get(alias)
@@ -192,20 +318,16 @@ class Versions:
             if serving is not None and alias != PRIMARY_ALIAS:
                 self._name(alias, None)
             return
-        refused = self._refused.get(alias)
         if serving is not None and serving.manifest.model_version == model_version:
             return
-        if (
-            refused is not None
-            and refused.model_version == model_version
-            and monotonic() < refused.again_at
-        ):
+        refused = self._refused.get(alias, _Refused("", 0.0))
+        if refused.model_version == model_version and monotonic() < refused.again_at:
             return
         try:
             policy = await self._registered(model_version)
         except AdvisorError as error:
-            self._refused[alias] = _Refusal(model_version)
-            self._metrics.version_refusals.inc()
+            self._refused[alias] = _Refused(model_version, monotonic() + RETRY_S)
+            self._telemetry.version_refused()
             log.error(
                 "version refused, what was served stays",
                 alias=alias,
@@ -216,23 +338,10 @@ class Versions:
         self._refused.pop(alias, None)
         self._name(alias, policy)
 
-    def _require_movable(self, alias: str, model_version: str) -> None:
-        fixed = self._fixed.aliases if is_served(alias) else None
-        if alias == PRIMARY_ALIAS:
-            fixed = fixed or self._fixed.primary
-            if model_version == NOTHING:
-                raise AliasRefused(
-                    f"the alias {PRIMARY_ALIAS} names the primary version: it cannot name {NOTHING}"
-                )
-        if fixed is not None:
-            raise AliasRefused(f"this service does not follow the alias {alias}: {fixed}")
-
     async def _registered(self, model_version: str) -> Policy:
         """A policy of this version, loaded unless it is being served, and known to the registry by
         its manifest."""
-        serving = {
-            policy.manifest.model_version: policy for policy in self._advisor.models.policies
-        }
+        serving = {policy.manifest.model_version: policy for policy in self._policies}
         policy = serving.get(model_version)
         if policy is None:
             policy = await asyncio.to_thread(self._load, model_version)
@@ -245,16 +354,17 @@ class Versions:
 
     def _load(self, model_version: str) -> Policy:
         try:
-            return self._directories.load(find_version(model_version, self._directories.roots))
+            return self._backends.load(find_version(model_version, self._backends.options.roots))
         except OSError as error:
             raise ModelFileError(
                 f"model version {model_version} cannot be read: {error}"
             ) from error
 
     def _verified(self, model_version: str) -> ModelManifest:
-        manifest = load_manifest(find_version(model_version, self._directories.roots))
+        roots = self._backends.options.roots
+        manifest = load_manifest(find_version(model_version, roots))
         if manifest.base is not None:
-            find_base(manifest.base, self._directories.roots)
+            find_base(manifest.base, roots)
         return manifest
 
     async def _note_initial(self, by: str) -> str:
@@ -273,32 +383,34 @@ class Versions:
             self._named.pop(alias, None)
         else:
             self._named[alias] = policy
-        before = self._advisor.models
+        before = self._policies
+        self._serve()
+        if self._policies == before:
+            return
+        log.info("versions", serving=[policy.manifest.model_version for policy in self._policies])
+        gone = [policy for policy in before if policy not in self._policies]
+        self._retired += [policy for policy in gone if policy not in self._pinned]
+
+    def _serve(self) -> None:
+        """The primary, the pinned versions, and those that further aliases name, each once."""
         primary = self._named.get(PRIMARY_ALIAS, self._initial)
         further = [self._named[alias] for alias in sorted(self._named) if alias != PRIMARY_ALIAS]
         distinct = {primary.manifest.model_version: primary}
-        for each in (*self._fixed.shadows, *further):
-            distinct.setdefault(each.manifest.model_version, each)
-        models = Models(primary, tuple(distinct.values())[1:])
-        if models.policies == before.policies:
+        for policy in (*self._pinned, *further):
+            distinct.setdefault(policy.manifest.model_version, policy)
+        policies = tuple(distinct.values())
+        if policies == self._policies:
             return
-        self._advisor.models = models
-        self._show()
-        gone = [policy for policy in before.policies if policy not in models.policies]
-        self._retired += [policy for policy in gone if policy not in self._fixed.shadows]
-        log.info("versions", serving=[policy.manifest.model_version for policy in models.policies])
-
-    def _show(self) -> None:
-        self._metrics.show_models(
-            (policy.manifest, role) for policy, role in self._advisor.models.with_roles()
-        )
+        self._models = models = Models(policies[0], policies[1:])
+        self._telemetry.serving((policy.manifest, role) for policy, role in models.with_roles())
 
     async def _close_unless_served(self, policy: Policy | None) -> None:
-        if policy is not None and policy not in self._advisor.models.policies:
+        if policy is not None and policy not in self._policies:
             await policy.aclose()
 
     async def _close_retired(self) -> None:
         """Close what no request can ask any more."""
-        for policy in [policy for policy in self._retired if not self._advisor.uses(policy)]:
+        in_use = {policy for models in self._in_use for policy in models.policies}
+        for policy in [policy for policy in self._retired if policy not in in_use]:
             self._retired.remove(policy)
             await policy.aclose()

@@ -18,6 +18,7 @@ from app.domain.errors import JournalUnavailable, ShadowLogUnavailable
 from app.domain.event import Event, EventKind
 from app.journal.batch import Consumer, Entry
 from app.journal.stream import DEAD, EVENTS, StreamJournal, bury_command, connect
+from app.telemetry import UNOBSERVED, LossCause, Telemetry
 
 log = structlog.get_logger()
 GROUP = "writers"
@@ -34,15 +35,14 @@ class StreamDrain:
 
     The sink writes a batch in one transaction and is idempotent by (kind, key). It raises
     `ShadowLogUnavailable` or OSError when it is away; any other exception means that the batch
-    holds an event that can never be written. `observe` gets `backlog` (events), `oldest_seconds`,
-    and 1 as `rejected_by_database` for each event put aside.
+    holds an event that can never be written: it is put aside, and told to `telemetry` as lost.
     """
 
     def __init__(
         self,
         url: str,
         sink: Sink,
-        observe: Callable[[str, float], None],
+        telemetry: Telemetry = UNOBSERVED,
         *,
         idle_ms: int = IDLE_MS,
         block_ms: int = BLOCK_MS,
@@ -52,7 +52,7 @@ class StreamDrain:
         self._stream = StreamJournal(url, timeout_s)
         self._consumer = Consumer(self._redis, EVENTS, GROUP, idle_ms=idle_ms, block_ms=block_ms)
         self._sink = sink
-        self._observe = observe
+        self._telemetry = telemetry
 
     async def run(self) -> None:
         """Drain until cancelled, through outages of either server."""
@@ -79,9 +79,7 @@ class StreamDrain:
         entries = await self._consumer.unfinished(BATCH) or await self._consumer.take(BATCH)
         if entries:
             await self._deliver(entries)
-        length, oldest = await self._stream.backlog()
-        self._observe("backlog", length)
-        self._observe("oldest_seconds", oldest)
+        self._telemetry.stream_holds(*await self._stream.backlog())
         return len(entries)
 
     async def aclose(self) -> None:
@@ -119,7 +117,7 @@ class StreamDrain:
             error=reason,
         )
         await self._consumer.done([stream_id], *bury_command(fields, reason))
-        self._observe("rejected_by_database", 1)
+        self._telemetry.lost(LossCause.REJECTED_BY_DATABASE)
 
 
 def _event(fields: dict[bytes, bytes]) -> Event:

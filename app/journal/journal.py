@@ -13,6 +13,7 @@ from app.domain.event import Event, EventKind, StateChange
 from app.journal.spool import Spool
 from app.journal.stream import Receipt, StreamJournal
 from app.tasks import end
+from app.telemetry import UNOBSERVED, LossCause, Telemetry
 
 __all__ = ["Journal", "Receipt"]
 
@@ -26,21 +27,20 @@ class Journal:
 
     After a failure of the stream everything goes to the spool at once, until a background task,
     which tries every `retry_s`, reaches the stream again: no request waits for a server that is
-    away. `lose` is called with `duplicate_conflict` and a number when spooled events met others in
-    the stream.
+    away. Spooled events that met others in the stream are told to `telemetry` as lost.
     """
 
     def __init__(
         self,
         stream: StreamJournal,
         spool: Spool,
-        lose: Callable[[str, int], None],
+        telemetry: Telemetry = UNOBSERVED,
         *,
         retry_s: float = RETRY_S,
     ) -> None:
         self._stream = stream
         self._spool = spool
-        self._lose = lose
+        self._telemetry = telemetry
         self._retry_s = retry_s
         self._background: asyncio.Task[None] | None = None
         self.reachable = True
@@ -177,8 +177,10 @@ class Journal:
                 await self.drain()
                 told = ""
             except JournalUnavailable as error:
-                if told != (told := str(error)):  # Once for each reason, not for each attempt.
-                    log.warning("spool waits", events=len(self._spool), error=told)
+                reason = str(error)
+                if reason != told:  # Once for each reason, not for each attempt.
+                    log.warning("spool waits", events=len(self._spool), error=reason)
+                told = reason
             except Exception:
                 log.exception("draining failed, it is tried again", events=len(self._spool))
 
@@ -190,4 +192,4 @@ class Journal:
                 "spooled event kept in the dead-letter stream", key=event.key, error=str(conflict)
             )
             await self._stream.bury(event, str(conflict))
-            self._lose("duplicate_conflict", 1)
+            self._telemetry.lost(LossCause.DUPLICATE_CONFLICT)

@@ -20,6 +20,7 @@ import structlog
 from app.domain.errors import JournalUnavailable, RequestConflict
 from app.domain.event import Event, EventKind
 from app.journal.segment import SUFFIX, Line, Segment, encode, sync_directory
+from app.telemetry import UNOBSERVED, LossCause, Telemetry
 
 log = structlog.get_logger()
 _T = TypeVar("_T")
@@ -40,19 +41,19 @@ class _Place(NamedTuple):
 class Spool:
     """Durable, idempotent by key, bounded in bytes. File work happens in one thread of its own.
 
-    `lose` is called with a cause and a number: `spool_full` for events that were refused,
-    `corrupt_entry` for lines that were set aside; the latter from the thread.
+    Told to `telemetry` as lost: events that were refused, and, from the thread, lines that were set
+    aside.
     """
 
     def __init__(
         self,
         directory: Path,
         max_bytes: int,
-        lose: Callable[[str, int], None] = lambda cause, count: None,
+        telemetry: Telemetry = UNOBSERVED,
     ) -> None:
         self._directory = directory
         self._max_bytes = max_bytes
-        self._lose = lose
+        self._telemetry = telemetry
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="spool")
         self._places: dict[_Key, _Place] = {}
         self._active: Segment | None = None
@@ -170,7 +171,7 @@ class Spool:
             )  # Not in one line: meanwhile a drain may have put another index here.
         except JournalUnavailable as error:
             failure = error
-            self._lose("spool_full", len(fresh))
+            self._telemetry.lost(LossCause.SPOOL_FULL, len(fresh))
         for event, line, future in batch:
             place = self._places.get((event.kind, event.key))
             if future.done():
@@ -223,7 +224,7 @@ class Spool:
     def _read(self, segment: Segment) -> list[Line]:
         lines, set_aside = segment.read()
         if set_aside:
-            self._lose("corrupt_entry", set_aside)
+            self._telemetry.lost(LossCause.CORRUPT_ENTRY, set_aside)
             log.error(
                 "corrupt spool lines set aside",
                 file=f"{segment.path.stem}.corrupt",

@@ -1,12 +1,13 @@
-"""From a model's name or path to a policy that is verified and ready to answer."""
+"""Versions on disk: where they lie, their manifests, and whether their bytes are what those say."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
+
+import structlog
 
 from app.domain.actions import ACTION_SPACE_HASH
 from app.domain.canonical import content_hash
@@ -19,7 +20,7 @@ PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"})
 _HARMLESS_SUFFIXES = frozenset({".md", ".png", ".jpg", ".svg", ".pdf"})
 _HARMLESS_NAMES = frozenset({"LICENSE", "LICENSE.TXT", "NOTICE", "NOTICE.TXT"})
 _CHUNK_BYTES = 1 << 20
-_log = logging.getLogger(__name__)
+log = structlog.get_logger()
 
 
 def find_version(model_version: str, roots: Sequence[Path]) -> Path:
@@ -77,7 +78,7 @@ def described(roots: Sequence[Path]) -> Iterator[tuple[Path, ModelManifest]]:
             try:
                 yield path.parent, read_manifest(path)
             except ModelFileError as error:
-                _log.warning("%s", error)
+                log.warning("a version is passed over", reason=str(error))
 
 
 def find_manifest(directory: Path, registry: Path | None) -> ModelManifest:

@@ -9,13 +9,12 @@ vLLM's prefix cache holds it.
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import time
-from collections.abc import Callable
 from typing import Any
 
 import httpx
+import structlog
 
 from app.domain.actions import LABELS, Action
 from app.domain.decision import Reading
@@ -23,11 +22,11 @@ from app.domain.errors import AbstainReason, PolicyAbstained
 from app.domain.manifest import ModelManifest
 from app.domain.prompt import Prompt
 from app.policy.encoding import PromptEncoder
+from app.policy.options import DEFAULTS, BackendOptions
 from app.policy.rationale import RATIONALE_TOKENS, sentences
 
-MAX_IN_FLIGHT = 64
 _DETAIL_CHARACTERS = 300
-_log = logging.getLogger(__name__)
+log = structlog.get_logger()
 
 
 class VllmPolicy:
@@ -40,10 +39,9 @@ class VllmPolicy:
         given).
     manifest : the version that it serves.
     encoder : built from the same model directory.
-    max_in_flight : requests under way; one more abstains with OVERLOADED at once.
+    options : at most `max_queue` requests are under way; one more abstains with OVERLOADED at once.
     transport : of the HTTP client; None is the network.
     api_key : sent as a bearer token, for a server started with `--api-key`.
-    observe : called with a name ("queue_depth": requests under way, "label_mass") and a value.
     """
 
     def __init__(
@@ -52,15 +50,14 @@ class VllmPolicy:
         model_name: str,
         manifest: ModelManifest,
         encoder: PromptEncoder,
+        options: BackendOptions = DEFAULTS,
         *,
-        max_in_flight: int = MAX_IN_FLIGHT,
         api_key: str | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
-        observe: Callable[[str, float], None] | None = None,
     ):
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         limits = httpx.Limits(
-            max_connections=max_in_flight, max_keepalive_connections=max_in_flight
+            max_connections=options.max_queue, max_keepalive_connections=options.max_queue
         )
         transport = transport or httpx.AsyncHTTPTransport(limits=limits)
         # No timeout of its own: every request runs under its deadline.
@@ -70,9 +67,9 @@ class VllmPolicy:
         self._model_name = model_name
         self._manifest = manifest
         self._encoder = encoder
-        self._max_in_flight = max_in_flight
+        self._max_in_flight = options.max_queue
         self._in_flight = 0
-        self._observe = observe or (lambda name, value: None)
+        self._telemetry = options.telemetry
         self._closed = False
 
     @property
@@ -96,7 +93,7 @@ class VllmPolicy:
             "return_tokens_as_token_ids": True,
         }
         reading = self._reading(await self._complete(body, deadline))
-        self._observe("label_mass", reading.label_mass)
+        self._telemetry.labels_read(reading.label_mass)
         return reading
 
     async def explain(self, prompt: Prompt, action: Action, deadline: float) -> str | None:
@@ -118,7 +115,7 @@ class VllmPolicy:
         except (
             PolicyAbstained
         ) as abstained:  # a rationale is an extra: the decision stands without one
-            _log.info("no rationale: %s", abstained)
+            log.info("no rationale", reason=str(abstained))
             return None
 
     async def aclose(self) -> None:
@@ -135,7 +132,7 @@ class VllmPolicy:
                 AbstainReason.OVERLOADED, f"{self._in_flight} requests are under way"
             )
         self._in_flight += 1
-        self._observe("queue_depth", self._in_flight)
+        self._telemetry.prompts_wait(self._in_flight)
         try:
             async with asyncio.timeout(deadline - time.monotonic()):
                 response = await self._client.post("/v1/completions", json=body)
@@ -150,7 +147,7 @@ class VllmPolicy:
             ) from error
         finally:
             self._in_flight -= 1
-            self._observe("queue_depth", self._in_flight)
+            self._telemetry.prompts_wait(self._in_flight)
         if response.status_code != httpx.codes.OK:
             raise _odd(f"HTTP {response.status_code}: {response.text}")
         try:

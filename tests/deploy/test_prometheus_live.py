@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from app.advising.advise import Models
+from app.advising.serving import Models
 from app.domain.canonical import decision_id
 from app.domain.errors import AbstainReason, PolicyAbstained
 from app.local.servers import free_port

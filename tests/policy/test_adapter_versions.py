@@ -16,11 +16,11 @@ from app.domain.decision import Reading
 from app.domain.errors import ManifestMismatch, ModelFileError, UnknownVersion
 from app.domain.manifest import BaseModelRef, ModelManifest
 from app.domain.prompt import PROMPT_VERSION, SYSTEM, Prompt
-from app.policy.backends import Backend, load_policy
-from app.policy.in_process.bases import Bases
+from app.policy.backends import Backends
 from app.policy.in_process.batching import Batcher
 from app.policy.in_process.label_reader import LabelReader
 from app.policy.in_process.policy import TransformersPolicy
+from app.policy.options import BackendOptions
 from app.policy.store import find_base, find_version, read_manifest
 from tests.policy.peft_reading import TEXTS, assert_agree, change_config, ids_of, peft_says
 from tests.policy.tiny_models import POSITIONS, TINY, save_adapter, save_tiny_model, write_manifest
@@ -43,11 +43,18 @@ def store(tiny: LabelReader, tmp_path: Path) -> Path:
 PROMPTS = [Prompt(PROMPT_VERSION, SYSTEM, text) for text in TEXTS]
 
 
-def served(root: Path, name: str, bases: Bases) -> TransformersPolicy:
-    path = find_version(name, [root])
-    policy = load_policy(
-        Backend.TRANSFORMERS, path, roots=[root], bases=bases, prompt_tokens=POSITIONS
-    )
+def backends(root: Path, **more: Any) -> Backends:
+    return Backends(BackendOptions(roots=[root], prompt_tokens=POSITIONS, **more))
+
+
+def kept(over: Backends, manifest_hash: str) -> Batcher | None:
+    """A base model that is still in memory."""
+    assert over._in_process is not None
+    return over._in_process._bases.acquire(manifest_hash)
+
+
+def served(root: Path, name: str, over: Backends | None = None) -> TransformersPolicy:
+    policy = (over or backends(root)).load(find_version(name, [root]))
     assert isinstance(policy, TransformersPolicy)
     return policy
 
@@ -59,27 +66,27 @@ async def ask(policy: TransformersPolicy, prompt: Prompt = PROMPTS[1]) -> Readin
 async def test_versions_are_loaded_from_their_directories_and_say_what_peft_says(
     store: Path, fresh: LabelReader
 ) -> None:
-    bases = Bases()
+    over = backends(store)
     ids = ids_of(fresh)
     for name in ("v3", "v1", "v2", "v3"):
-        policy = served(store, name, bases)
+        policy = served(store, name, over)
         expected = peft_says(store / "a-base", store / name, fresh, ids)
         readings = [await ask(policy, prompt) for prompt in PROMPTS]
         assert_agree([reading.log_probabilities for reading in readings], expected)
         assert policy.manifest.model_version == name
         await policy.aclose()
-    assert bases.acquire(policy.manifest.hash()) is None
+    assert kept(over, policy.manifest.hash()) is None
 
 
 async def test_versions_over_one_base_share_its_weights_and_close_one_by_one(store: Path) -> None:
-    bases = Bases()
-    base, one, two = (served(store, name, bases) for name in ("base-1", "v1", "v2"))
+    over = backends(store)
+    base, one, two = (served(store, name, over) for name in ("base-1", "v1", "v2"))
     batchers = {policy._batcher for policy in (base, one, two)}
     assert len(batchers) == 1
     [batcher] = batchers
     assert isinstance(batcher, Batcher)
     before = [await ask(policy) for policy in (base, one, two)]
-    ordinary = served(store, "v3", bases)
+    ordinary = served(store, "v3", over)
     assert ordinary._batcher is not batcher, "a merged adapter changes every token"
     await base.aclose()
     await base.aclose()
@@ -89,7 +96,7 @@ async def test_versions_over_one_base_share_its_weights_and_close_one_by_one(sto
     await two.aclose()
     await ordinary.aclose()
     assert batcher._thread._shutdown
-    again = served(store, "v1", bases)
+    again = served(store, "v1", over)
     assert_agree(
         [(await ask(again)).log_probabilities], torch.tensor([before[1].log_probabilities])
     )
@@ -109,41 +116,41 @@ def test_an_adapter_without_its_base_or_with_another_one_is_refused(
     other = "sha256:" + "0" * 64
     tampered(store, "v1", weights_hash=other)
     with pytest.raises(ManifestMismatch, match="a-base has other weights than the base-1"):
-        served(store, "v1", Bases())
+        served(store, "v1")
     tampered(store, "v1", model_version="elsewhere-1")
     with pytest.raises(
         ModelFileError, match=r"base model elsewhere-1 is not under .*`advisor model import`"
     ):
-        served(store, "v1", Bases())
+        served(store, "v1")
     with pytest.raises(UnknownVersion, match="holds model version v9"):
         find_version("v9", [store])
     (store / "a-base" / "config.json").write_text("{}")
     with pytest.raises(ManifestMismatch, match=r"bytes differ from the manifest: config\.json"):
-        served(store, "v2", Bases())
+        served(store, "v2")
 
 
 def test_an_adapter_that_was_damaged_or_has_a_pickle_is_refused_and_the_base_is_not_kept(
     store: Path,
 ) -> None:
-    bases = Bases()
+    over = backends(store)
     manifest = read_manifest(store / "a-base" / "manifest.json")
     (store / "v1" / "adapter_model.bin").write_bytes(b"")
     with pytest.raises(ModelFileError, match="pickled code"):
-        served(store, "v1", bases)
+        served(store, "v1", over)
     change_config(use_dora=True)(store / "v2")
     with pytest.raises(
         ManifestMismatch, match=r"bytes differ from the manifest: adapter_config\.json"
     ):
-        served(store, "v2", bases)
+        served(store, "v2", over)
     write_manifest(store / "v2", "v2", manifest)
     with pytest.raises(ModelFileError, match="use_dora"):
-        served(store, "v2", bases)
-    assert bases.acquire(manifest.hash()) is None
+        served(store, "v2", over)
+    assert kept(over, manifest.hash()) is None
 
 
 def test_vllm_takes_no_adapter(store: Path) -> None:
     with pytest.raises(ModelFileError, match="vLLM takes whole models"):
-        load_policy(Backend.VLLM, store / "v1", prompt_tokens=POSITIONS)
+        backends(store, vllm_url="http://127.0.0.1:8000").load(store / "v1")
 
 
 def test_the_manifest_of_a_whole_model_is_hashed_as_before_and_an_adapter_is_no_base(

@@ -146,7 +146,10 @@ def test_a_directory_without_a_usable_tokenizer_is_refused(tmp_path: Path) -> No
         PromptEncoder.from_directory(tmp_path)
 
 
-@pytest.mark.parametrize("module", ["encoding", "vllm", "scripted", "loader", "calibration"])
+MODULES = ["encoding", "vllm", "scripted", "store", "backends", "options", "calibration"]
+
+
+@pytest.mark.parametrize("module", MODULES)
 def test_only_the_in_process_backend_imports_torch(module: str) -> None:
     code = (
         f"import sys, app.policy.{module}; sys.exit('torch' in sys.modules or 'transformers' in"

@@ -6,6 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,11 @@ from app.domain.actions import ACTIONS
 from app.domain.canonical import content_hash
 from app.domain.errors import ManifestMismatch, ModelFileError
 from app.domain.manifest import MANIFEST_NAME, ModelManifest
-from app.policy.backends import Backend, load_policy
+from app.policy.backends import Backends
 from app.policy.calibration import random_prompts
 from app.policy.in_process.importer import import_directory, import_smollm2
 from app.policy.in_process.policy import TransformersPolicy
-from app.policy.scripted import ScriptedPolicy
+from app.policy.options import BackendOptions
 from app.policy.store import find_manifest, load_manifest
 from app.policy.vllm import VllmPolicy
 from tests.policy.tiny_models import POSITIONS, save_tiny_model
@@ -186,19 +187,16 @@ def test_a_registry_entry_about_other_files_is_refused(tmp_path: Path) -> None:
 
 
 async def test_policies_are_loaded_by_backend(version: Path, tiny_manifest: ModelManifest) -> None:
-    scripted = load_policy(Backend.SCRIPTED)
-    assert isinstance(scripted, ScriptedPolicy)
-    vllm = load_policy(Backend.VLLM, version, prompt_tokens=POSITIONS)
+    options = BackendOptions(prompt_tokens=POSITIONS)
+    vllm = Backends(replace(options, vllm_url="http://127.0.0.1:8000")).load(version)
     assert isinstance(vllm, VllmPolicy)
-    model = load_policy(Backend.TRANSFORMERS, version, prompt_tokens=POSITIONS)
+    model = Backends(options).load(version)
     assert isinstance(model, TransformersPolicy)
     assert vllm.manifest == model.manifest == tiny_manifest
     reading = await model.decide(random_prompts(1, seed=1)[0], time.monotonic() + 60)
     assert len(reading.log_probabilities) == len(ACTIONS)
-    for policy in (scripted, vllm, model):
+    for policy in (vllm, model):
         await policy.aclose()
-    with pytest.raises(ModelFileError, match="needs MODEL"):
-        load_policy(Backend.VLLM)
 
 
 def test_the_smollm2_import_is_kept_verified_and_described(smollm2_directory: Path) -> None:

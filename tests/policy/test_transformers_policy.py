@@ -20,7 +20,9 @@ from app.policy.calibration import distribution, random_prompts
 from app.policy.in_process.batching import Batcher, Question, choose_batch
 from app.policy.in_process.label_reader import Ask, Continuation, LabelReader
 from app.policy.in_process.policy import TransformersPolicy
+from app.policy.options import BackendOptions
 from app.policy.scripted import SCRIPTED_MANIFEST
+from tests.telemetry import Told
 
 PATIENCE = 120.0
 PROMPTS = [Prompt(PROMPT_VERSION, SYSTEM, f"BTC long {'x' * 7 * number}") for number in range(8)]
@@ -55,7 +57,9 @@ def reader(tiny: LabelReader) -> GatedReader:
 
 @pytest.fixture
 async def policy(reader: GatedReader) -> AsyncIterator[TransformersPolicy]:
-    policy = TransformersPolicy(Batcher(reader, max_batch=8, max_queue=8), SCRIPTED_MANIFEST)
+    policy = TransformersPolicy(
+        Batcher(reader, BackendOptions(max_batch=8, max_queue=8)), SCRIPTED_MANIFEST
+    )
     yield policy
     reader.gate.set()
     await policy.aclose()
@@ -74,15 +78,13 @@ async def abstention(decision: asyncio.Future[Reading] | asyncio.Task[Reading]) 
 async def test_concurrent_requests_share_a_pass_and_get_what_single_ones_get(
     tiny: LabelReader,
 ) -> None:
-    seen: dict[str, list[float]] = {}
-    batcher = Batcher(
-        tiny, max_batch=8, observe=lambda name, value: seen.setdefault(name, []).append(value)
-    )
+    told = Told()
+    batcher = Batcher(tiny, BackendOptions(max_batch=8, telemetry=told))
     policy = TransformersPolicy(batcher, SCRIPTED_MANIFEST)
     together = await asyncio.gather(*(policy.decide(prompt, soon()) for prompt in PROMPTS))
-    assert seen["batch_size"] == [8]
-    assert seen["queue_depth"] == [1, 2, 3, 4, 5, 6, 7, 8, 0]
-    assert seen["label_mass"] == pytest.approx([reading.label_mass for reading in together])
+    assert told.seen["batch_read"] == [8]
+    assert told.seen["prompts_wait"] == [1, 2, 3, 4, 5, 6, 7, 8, 0]
+    assert told.seen["labels_read"] == pytest.approx([reading.label_mass for reading in together])
     for prompt, reading in zip(PROMPTS, together, strict=True):
         single = await policy.decide(prompt, soon())
         assert single.log_probabilities == pytest.approx(reading.log_probabilities, abs=1e-4)
@@ -92,7 +94,7 @@ async def test_concurrent_requests_share_a_pass_and_get_what_single_ones_get(
 async def test_a_batch_holds_the_oldest_request_and_those_nearest_in_length(
     reader: GatedReader,
 ) -> None:
-    policy = TransformersPolicy(Batcher(reader, max_batch=3), SCRIPTED_MANIFEST)
+    policy = TransformersPolicy(Batcher(reader, BackendOptions(max_batch=3)), SCRIPTED_MANIFEST)
     first = asyncio.create_task(policy.decide(PROMPTS[0], soon()))
     await asyncio.to_thread(reader.started.wait, PATIENCE)
     texts = ["m" * 50, "z" * 400, "y" * 390, "n" * 52, "o" * 48]

@@ -21,8 +21,10 @@ from app.domain.prompt import PROMPT_VERSION, SYSTEM, Prompt
 from app.policy.calibration import random_prompts
 from app.policy.encoding import PromptEncoder
 from app.policy.in_process.label_reader import LabelReader
+from app.policy.options import BackendOptions
 from app.policy.scripted import SCRIPTED_MANIFEST
 from app.policy.vllm import VllmPolicy
+from tests.telemetry import Told
 
 RECORDINGS = Path(__file__).with_name("recordings")
 PROMPT = random_prompts(1, seed=11)[0]
@@ -99,7 +101,8 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture
 async def policy(server: Server, smollm2_encoder: PromptEncoder) -> Any:
-    policy = VllmPolicy(server.url, "advisor", SCRIPTED_MANIFEST, smollm2_encoder, max_in_flight=2)
+    options = BackendOptions(max_queue=2)
+    policy = VllmPolicy(server.url, "advisor", SCRIPTED_MANIFEST, smollm2_encoder, options)
     yield policy
     await policy.aclose()
 
@@ -295,17 +298,17 @@ async def test_a_rationale_is_asked_for_as_recorded(
 async def test_the_key_is_sent_and_the_mass_observed(
     server: Server, smollm2_encoder: PromptEncoder
 ) -> None:
-    seen: list[tuple[str, float]] = []
+    told = Told()
     policy = VllmPolicy(
         server.url,
         "advisor",
         SCRIPTED_MANIFEST,
         smollm2_encoder,
+        BackendOptions(telemetry=told),
         api_key="secret",
-        observe=lambda name, value: seen.append((name, value)),
     )
     server.answer(recording("labels")["response"])
     reading: Reading = await policy.decide(PROMPT, soon())
     assert server.requests[0][1]["Authorization"] == "Bearer secret"
-    assert seen == [("queue_depth", 1), ("queue_depth", 0), ("label_mass", reading.label_mass)]
+    assert told.seen == {"prompts_wait": [1, 0], "labels_read": [reading.label_mass]}
     await policy.aclose()

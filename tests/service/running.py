@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import uvicorn
 
-from app.advising.advise import Models
+from app import main
 from app.advising.service import Service
+from app.advising.serving import Models
 from app.journal.drain import StreamDrain
-from app.main import create_app
 from app.metrics import Metrics
 from app.policy.scripted import ScriptedPolicy
 from app.schemas import EXAMPLE
@@ -57,9 +56,12 @@ async def until(condition: Callable[[], Awaitable[bool]]) -> None:
 class Running:
     """The service and an HTTP client on it."""
 
-    def __init__(self, client: httpx.AsyncClient, service: Service, settings: Settings) -> None:
+    def __init__(
+        self, client: httpx.AsyncClient, service: Service, metrics: Metrics, settings: Settings
+    ) -> None:
         self.client = client
         self.service = service
+        self.metrics = metrics
         self.settings = settings
 
     @property
@@ -71,7 +73,7 @@ class Running:
 
     def metric(self, name: str, **labels: str) -> float:
         """Current value of a series of this process."""
-        value = self.service.metrics.registry.get_sample_value(name, labels)
+        value = self.metrics.registry.get_sample_value(name, labels)
         assert value is not None, f"{name}{labels} does not exist"
         return value
 
@@ -93,25 +95,12 @@ async def running(
 ) -> AsyncIterator[Running]:
     """Serve on a free port until the block ends: `models`, else a scripted one; with `load`, what
     settings say."""
-    app = create_app(settings, None if load else models or Models(ScriptedPolicy(["H"])))
-    server = uvicorn.Server(
-        uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning", access_log=False)
-    )
-    serving = asyncio.create_task(server.serve())
-    try:
-
-        async def listening() -> bool:
-            if serving.done():
-                serving.result()
-            return server.started
-
-        await until(listening)
-        port = server.servers[0].sockets[0].getsockname()[1]
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
-            yield Running(client, app.state.service, settings)
-    finally:
-        server.should_exit = True
-        await serving
+    given = None if load else models or Models(ScriptedPolicy(["H"]))
+    async with (
+        main.running(settings, given) as served,
+        httpx.AsyncClient(base_url=served.url, timeout=30) as client,
+    ):
+        yield Running(client, served.service, served.metrics, settings)
 
 
 @asynccontextmanager
@@ -138,7 +127,7 @@ async def drained(settings: Settings) -> int:
     async def sink(events: Sequence[Any]) -> None:
         await log.append(events)
 
-    drain = StreamDrain(settings.redis_url, sink, lambda name, value: None, block_ms=10)
+    drain = StreamDrain(settings.redis_url, sink, block_ms=10)
     try:
         moved = 0
         while step := await drain.step():

@@ -9,26 +9,24 @@ while no decision waits.
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+import structlog
 import torch
 
 from app.domain.decision import Reading
 from app.domain.errors import AbstainReason, ModelFileError, PolicyAbstained
 from app.policy.in_process.adapter import Adapter
 from app.policy.in_process.label_reader import Ask, Continuation, LabelReader
+from app.policy.options import DEFAULTS, BackendOptions
 from app.policy.rationale import RATIONALE_TOKENS, is_complete, sentences
 
-MAX_BATCH = 4
-MAX_QUEUE = 64
 MAX_RATIONALES = 8
 _SMOOTHING = 0.2
-_log = logging.getLogger(__name__)
+log = structlog.get_logger()
 
 
 @dataclass(eq=False)
@@ -88,29 +86,19 @@ class Batcher:
     Parameters
     ----------
     reader : the loaded model; from now on only this batcher may use it.
-    threads : torch's intra-op threads. The setting is global to the process: with several models
-        the last one loaded wins. One on a shared host, else the number of physical cores.
-    max_batch : most prompts in one forward pass. On a CPU a batch takes nearly as long as its rows
-        one by one, so a big one buys little throughput and delays everybody in it.
-    max_queue : requests that may wait for each policy; one more abstains with OVERLOADED at once.
-    observe : called with a name ("batch_size", "queue_depth", "label_mass") and a value.
     """
 
     def __init__(
         self,
         reader: LabelReader,
-        *,
-        threads: int = 1,
-        max_batch: int = MAX_BATCH,
-        max_queue: int = MAX_QUEUE,
-        observe: Callable[[str, float], None] | None = None,
+        options: BackendOptions = DEFAULTS,
     ):
         self.reader = reader
-        self._max_batch = max_batch
-        self._max_queue = max_queue
-        self._observe = observe or (lambda name, value: None)
+        self._max_batch = options.max_batch
+        self._max_queue = options.max_queue
+        self._telemetry = options.telemetry
         self._thread = ThreadPoolExecutor(
-            1, "policy", initializer=torch.set_num_threads, initargs=(threads,)
+            1, "policy", initializer=torch.set_num_threads, initargs=(options.threads,)
         )
         self._waiting: list[Question] = []
         self._rationales: list[_Rationale] = []
@@ -142,7 +130,7 @@ class Batcher:
             ids, deadline, asyncio.get_running_loop().create_future(), adapter, owner
         )
         self._waiting.append(question)
-        self._observe("queue_depth", len(self._waiting))
+        self._telemetry.prompts_wait(len(self._waiting))
         self._wake()
         try:
             async with asyncio.timeout(deadline - time.monotonic()):
@@ -230,8 +218,8 @@ class Batcher:
         taken = {question for questions in batch for question in questions}
         self._waiting = [question for question in self._waiting if question not in taken]
         if batch:
-            self._observe("batch_size", len(batch))
-            self._observe("queue_depth", len(self._waiting))
+            self._telemetry.batch_read(len(batch))
+            self._telemetry.prompts_wait(len(self._waiting))
         return batch
 
     async def _read(self, batch: list[list[Question]]) -> None:
@@ -267,7 +255,7 @@ class Batcher:
             )
             return
         reading = Reading(log_probabilities=row)
-        self._observe("label_mass", reading.label_mass)
+        self._telemetry.labels_read(reading.label_mass)
         answer.set_result(reading)
 
     async def _advance(self, rationale: _Rationale) -> None:
@@ -282,7 +270,7 @@ class Batcher:
         except (
             Exception
         ):  # a rationale is an extra: its failure is logged, the decision stands without one
-            _log.exception("generating a rationale failed")
+            log.exception("generating a rationale failed")
             self._finish(rationale, None)
             return
         written = self.reader.encoder.decode(rationale.text.generated)

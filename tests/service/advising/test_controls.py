@@ -102,7 +102,7 @@ async def test_changed_limits_come_into_force_without_a_restart_and_each_decisio
     assert await codes(api, "after") == ["SPREAD"]
     assert api.metric("advisor_limits_info", hash=after.hash(), version="narrow") == 1
     old = {"hash": before.hash(), "version": before.version}
-    assert api.service.metrics.registry.get_sample_value("advisor_limits_info", old) is None
+    assert api.metrics.registry.get_sample_value("advisor_limits_info", old) is None
     assert api.metric("advisor_limits_reload_failures_total") == 0
     assert await drained(api.settings) == 2
     log = ShadowLog.connect(database_url)

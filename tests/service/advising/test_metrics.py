@@ -36,17 +36,17 @@ def test_a_decision_creates_four_cells_at_zero_and_a_comparison_counts_in_one() 
     metrics = Metrics([build.MODEL])
     assert combinations(metrics) == []
     decision = build.decision("r-1")
-    metrics.record(decision)
+    metrics.decided(decision)
     (labels,) = combinations(metrics)
     assert set(cells(metrics, **labels).values()) == {0.0}
-    metrics.compare(decision.scenario.candidate, build.MODEL, True, False)
+    metrics.compared(decision.scenario.candidate, build.MODEL, True, False)
     assert cells(metrics, **labels) == {
         ("approve", "approve"): 0.0,
         ("approve", "reject"): 1.0,
         ("reject", "approve"): 0.0,
         ("reject", "reject"): 0.0,
     }
-    metrics.record(build.decision("r-2"))
+    metrics.decided(build.decision("r-2"))
     assert cells(metrics, **labels)["approve", "reject"] == 1.0, (
         "a second decision does not begin anew"
     )
@@ -54,7 +54,7 @@ def test_a_decision_creates_four_cells_at_zero_and_a_comparison_counts_in_one() 
 
 def test_a_comparison_whose_decision_another_process_recorded_creates_the_cells_too() -> None:
     metrics = Metrics([build.MODEL])
-    metrics.compare(build.scenario().candidate, build.MODEL, False, False)
+    metrics.compared(build.scenario().candidate, build.MODEL, False, False)
     (labels,) = combinations(metrics)
     assert cells(metrics, **labels)["reject", "reject"] == 1.0
     assert sum(value or 0 for value in cells(metrics, **labels).values()) == 1.0
@@ -64,7 +64,7 @@ def test_a_comparison_whose_decision_another_process_recorded_creates_the_cells_
 def test_symbols_beyond_the_first_share_one_name(more: int) -> None:
     metrics = Metrics([build.MODEL])
     for number in range(MAX_SYMBOLS + more):
-        metrics.record(build.decision(f"r-{number}", candidate__symbol=f"C{number}USDT"))
+        metrics.decided(build.decision(f"r-{number}", candidate__symbol=f"C{number}USDT"))
     names = {labels["symbol"] for labels in combinations(metrics)}
     assert len(names) == MAX_SYMBOLS + min(more, 1)
     assert ("other" in names) is (more > 0)

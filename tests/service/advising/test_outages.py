@@ -215,7 +215,7 @@ async def test_an_outage_is_logged_when_it_begins_and_not_with_every_attempt(
         valkey.kill()
         async with running(settings_for(NO_POSTGRES, valkey.url, tmp_path)) as api:
             attempts = Counter[str]()
-            look, take = api.service.controls.start, api.service._requests.take
+            look, take = api.service.controls.start, api.service.requests.take
 
             async def looked() -> None:
                 attempts["state"] += 1
@@ -226,7 +226,7 @@ async def test_an_outage_is_logged_when_it_begins_and_not_with_every_attempt(
                 return await take()
 
             api.service.controls.start = looked  # type: ignore[method-assign]
-            api.service._requests.take = taken  # type: ignore[method-assign]
+            api.service.requests.take = taken  # type: ignore[method-assign]
 
             async def tried_often() -> bool:
                 return min(attempts["state"], attempts["requests"]) >= 3

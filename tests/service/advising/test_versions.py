@@ -16,18 +16,21 @@ import psycopg
 import pytest
 import torch
 
-from app.advising.advise import Models
-from app.advising.serving import Directories, Start, Versions
+from app.advising.serving import Pins, Serving
 from app.domain.canonical import decision_id
-from app.domain.errors import AbstainReason, PolicyAbstained, UnknownVersion
+from app.domain.decision import prepare
+from app.domain.errors import AbstainReason, ManifestMismatch, PolicyAbstained, UnknownVersion
 from app.domain.manifest import ModelManifest
-from app.main import DEFAULT_MODEL, choose
-from app.metrics import Metrics
+from app.main import DEFAULT_MODEL
+from app.policy.backends import Backends
 from app.policy.encoding import PromptEncoder
 from app.policy.in_process.label_reader import load_model
+from app.policy.options import BackendOptions
 from app.policy.scripted import SCRIPTED_MANIFEST, ScriptedPolicy
 from app.shadow_log.log import ShadowLog
 from app.shadow_log.verify import verify_log
+from app.telemetry import UNOBSERVED
+from tests import builders as build
 from tests.policy.tiny_models import POSITIONS, save_adapter, save_tiny_model, write_manifest
 from tests.service.processes import advisor, environment
 from tests.service.running import Running, drained, request, running, settings_for, until
@@ -96,7 +99,7 @@ async def wait_for(api: Running, *versions: str) -> None:
 
 def info(api: Running) -> set[tuple[str, str]]:
     """Versions and roles in the metric."""
-    samples = next(iter(api.service.metrics.model_info.collect())).samples
+    samples = next(iter(api.metrics.model_info.collect())).samples
     return {
         (sample.labels["model_version"], sample.labels["role"])
         for sample in samples
@@ -106,7 +109,7 @@ def info(api: Running) -> set[tuple[str, str]]:
 
 def unused(api: Running) -> bool:
     """Whether every policy that is not served has been closed."""
-    return not api.service.versions._retired
+    return not api.service.serving._retired
 
 
 async def test_the_version_is_switched_under_load_without_a_failed_request(
@@ -160,40 +163,51 @@ async def test_the_version_is_switched_under_load_without_a_failed_request(
     assert (report.decisions, report.findings) == (len(answers) + len(path), [])
 
 
+class Scripted(Backends):
+    """Every directory is a version that rejects."""
+
+    def load(self, directory: Path) -> ScriptedPolicy:
+        return ScriptedPolicy(["A"], manifest=scripted_manifest(directory.name))
+
+
+def scripted_manifest(name: str) -> ModelManifest:
+    return SCRIPTED_MANIFEST.model_copy(update={"model_version": name})
+
+
 async def test_a_request_under_way_ends_with_the_version_it_began_with_which_is_closed_afterwards(
-    database_url: str, valkey_url: str, tmp_path: Path
+    database_url: str, tmp_path: Path
 ) -> None:
-    def manifest(name: str) -> ModelManifest:
-        return SCRIPTED_MANIFEST.model_copy(update={"model_version": name})
-
     (tmp_path / "new").mkdir()
-    (tmp_path / "new" / "manifest.json").write_text(json.dumps(manifest("new").as_json()))
-    gate = asyncio.Event()
-    old = ScriptedPolicy(["H"], gate=gate, manifest=manifest("old"))
-    settings = settings_for(database_url, valkey_url, tmp_path / "home", deadline_ms=60_000)
-    async with running(settings, Models(old)) as api:
-        advisor_, log = api.service.advisor, api.service.shadow_log
-        new = Directories(
-            (tmp_path,), lambda path: ScriptedPolicy(["A"], manifest=manifest(path.name))
-        )
-        versions = Versions(advisor_, Start(advisor_.models, new), log, Metrics())
-        waiting = asyncio.create_task(api.advise(request("r-1")))
+    document = scripted_manifest("new").as_json()
+    (tmp_path / "new" / "manifest.json").write_text(json.dumps(document))
+    old = ScriptedPolicy(["H"], manifest=scripted_manifest("old"))
+    shadow_log, prompt = ShadowLog.connect(database_url), prepare(build.scenario())
+    backends = Scripted(BackendOptions(roots=(tmp_path,)))
+    serving_ = Serving(Pins(old), backends, shadow_log, UNOBSERVED)
+    await serving_.follow()
+    with serving_.using() as models_:
+        assert await serving_.move("shadow", "new", reason="test", by="tests") == "old"
+        with serving_.using() as later:
+            assert later.primary.manifest.model_version == "new"
+        await serving_.follow()
+        assert models_.primary is old
+        await old.decide(prompt, 0)
+    await serving_.follow()
+    with pytest.raises(PolicyAbstained) as closed:
+        await old.decide(prompt, 0)
+    assert closed.value.reason is AbstainReason.SHUTTING_DOWN
+    await shadow_log.aclose()
 
-        async def asked() -> bool:
-            return len(old.prompts) == 1
 
-        await until(asked)
-        assert await versions.move("shadow", "new", reason="test", by="tests") == "old"
-        assert (await api.advise(request("r-2"))).json()["model_version"] == "new"
-        await versions.follow()
-        assert not waiting.done()
-        gate.set()
-        reply = (await waiting).json()
-        assert (reply["model_version"], reply["status"]) == ("old", "advised")
-        await versions.follow()
-        with pytest.raises(PolicyAbstained) as closed:
-            await old.decide(old.prompts[0], 0)
-        assert closed.value.reason is AbstainReason.SHUTTING_DOWN
+async def test_a_start_with_a_version_that_the_registry_knows_otherwise_is_refused(
+    database_url: str, valkey_url: str, home: Path
+) -> None:
+    async with serving(database_url, valkey_url, home) as api:
+        assert (await move(api, "shadow", "v1")).is_success
+    other_manifest(home)
+    with pytest.raises(ManifestMismatch, match="versions are immutable"):
+        async with serving(database_url, valkey_url, home):
+            pass
 
 
 async def test_every_replica_follows_and_a_restart_begins_with_what_the_alias_names(
@@ -235,7 +249,8 @@ async def test_every_replica_follows_and_a_restart_begins_with_what_the_alias_na
     with pytest.raises(
         UnknownVersion, match=r"holds model version v1.*the alias shadow names it, MODEL can"
     ):
-        await choose(settings_for(database_url, valkey_url, tmp_path / "four"))
+        async with serving(database_url, valkey_url, tmp_path / "four"):
+            pass
 
 
 async def test_without_postgres_a_start_serves_the_bundled_model(

@@ -11,7 +11,7 @@ from uuid import uuid4
 
 import pytest
 
-from app.advising.advise import Models
+from app.advising.serving import Models
 from app.domain.canonical import decision_id
 from app.domain.errors import AbstainReason, PolicyAbstained
 from app.domain.manifest import ModelManifest

@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
-from app.advising.advise import Models
+from app.advising.serving import Models
 from app.domain.actions import ACTIONS
 from app.domain.candidate import Candidate
 from app.domain.canonical import decision_id

@@ -22,8 +22,10 @@ from app.journal.journal import Journal
 from app.journal.spool import Spool
 from app.journal.stream import StreamJournal
 from app.local.servers import EmbeddedValkey
+from app.telemetry import UNOBSERVED, Telemetry
 from tests.service.journal.journal_events import client, dead_letters, event, keys_in_stream
 from tests.service.running import until
+from tests.telemetry import Told
 
 NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
 NEVER_S = 3600.0
@@ -46,15 +48,10 @@ async def started(
     timeout_s: float = 0.5,
     retry_s: float = 0.05,
     max_bytes: int = 1 << 26,
-    losses: Counter[str] | None = None,
+    telemetry: Telemetry = UNOBSERVED,
 ) -> AsyncIterator[Journal]:
-    counts = Counter[str]() if losses is None else losses
-
-    def lose(cause: str, count: int) -> None:
-        counts[cause] += count
-
-    spool = Spool(directory, max_bytes, lose)
-    journal = Journal(StreamJournal(url, timeout_s), spool, lose, retry_s=retry_s)
+    spool = Spool(directory, max_bytes, telemetry)
+    journal = Journal(StreamJournal(url, timeout_s), spool, telemetry, retry_s=retry_s)
     await journal.start()
     try:
         yield journal
@@ -198,13 +195,13 @@ async def test_only_the_first_request_waits_for_a_server_that_does_not_answer(
 async def test_where_neither_takes_it_nothing_is_confirmed(
     server: EmbeddedValkey, tmp_path: Path
 ) -> None:
-    losses: Counter[str] = Counter()
-    async with started(server.url, tmp_path / "spool", max_bytes=5000, losses=losses) as journal:
+    told = Told()
+    async with started(server.url, tmp_path / "spool", max_bytes=5000, telemetry=told) as journal:
         await asyncio.to_thread(server.kill)
         assert (await journal.append(event("small"))).target == "spool"
         with pytest.raises(JournalUnavailable, match="the limit is 5000"):
             await journal.append(event("large", text="x" * 5000))
-        assert losses == {"spool_full": 1}
+        assert told.losses == {"spool_full": 1}
         await asyncio.to_thread(server.start)
         await emptied(journal)
         assert keys_in_stream(server.url) == ["small"]
@@ -240,11 +237,11 @@ async def test_a_living_process_drains_what_a_dead_one_left(
 async def test_when_two_replicas_answered_one_id_the_second_answer_is_put_aside_and_counted(
     server: EmbeddedValkey, tmp_path: Path
 ) -> None:
-    losses: Counter[str] = Counter()
+    told = Told()
     await asyncio.to_thread(server.kill)
     async with (
         started(server.url, tmp_path / "a", retry_s=NEVER_S) as first,
-        started(server.url, tmp_path / "b", retry_s=NEVER_S, losses=losses) as second,
+        started(server.url, tmp_path / "b", retry_s=NEVER_S, telemetry=told) as second,
     ):
         await first.append(event("one", claim="sha256:a", text="approve"))
         await second.append(event("one", claim="sha256:a", text="reject"))
@@ -252,7 +249,7 @@ async def test_when_two_replicas_answered_one_id_the_second_answer_is_put_aside_
         await asyncio.to_thread(server.start)
         await first.drain()
         await second.drain()
-        assert losses == {"duplicate_conflict": 1}
+        assert told.losses == {"duplicate_conflict": 1}
         assert keys_in_stream(server.url) == ["one", "two"]
         assert second.spool_depth() == 0
         [letter] = dead_letters(server.url)
@@ -373,8 +370,6 @@ async def test_an_event_that_cannot_be_read_again_keeps_its_segment_and_is_told(
 
 
 async def test_a_journal_that_was_never_started_closes(valkey_url: str, tmp_path: Path) -> None:
-    journal = Journal(
-        StreamJournal(valkey_url), Spool(tmp_path, 1 << 20), lambda cause, count: None
-    )
+    journal = Journal(StreamJournal(valkey_url), Spool(tmp_path, 1 << 20))
     await journal.aclose()
     assert list(tmp_path.iterdir()) == []

@@ -19,20 +19,17 @@ from app.domain.errors import JournalUnavailable, RequestConflict
 from app.domain.event import Event, EventKind
 from app.journal.segment import decode, encode
 from app.journal.spool import Spool
+from app.telemetry import UNOBSERVED, Telemetry
 from tests.service.journal.journal_events import event
+from tests.telemetry import Told
 
 MIB = 1 << 20
 
 
-class Losses(Counter[str]):
-    """Counts what the journal reports as lost."""
-
-    def __call__(self, cause: str, count: int) -> None:
-        self[cause] += count
-
-
-async def opened(directory: Path, max_bytes: int = 10 * MIB, lose: Losses | None = None) -> Spool:
-    spool = Spool(directory, max_bytes, Losses() if lose is None else lose)
+async def opened(
+    directory: Path, max_bytes: int = 10 * MIB, telemetry: Telemetry = UNOBSERVED
+) -> Spool:
+    spool = Spool(directory, max_bytes, telemetry)
     await spool.open()
     return spool
 
@@ -145,10 +142,10 @@ def test_of_a_torn_segment_every_whole_line_is_kept(
         path = await spooled(directory, events)
         whole = path.read_bytes()
         path.write_bytes(whole[:cut])
-        losses = Losses()
-        spool = await opened(directory, lose=losses)
+        told = Told()
+        spool = await opened(directory, telemetry=told)
         assert await contents(spool) == events[: whole[:cut].count(b"\n")]
-        assert losses == {}
+        assert told.losses == {}
         await spool.aclose()
 
     asyncio.run(scenario())
@@ -160,22 +157,22 @@ async def test_a_corrupt_line_is_set_aside_and_counted_once(tmp_path: Path) -> N
     lines = path.read_bytes().splitlines(keepends=True)
     lines[2] = lines[2].replace(b"xxx", b"xyx", 1)
     path.write_bytes(b"".join(lines))
-    losses = Losses()
-    spool = await opened(tmp_path, lose=losses)
+    told = Told()
+    spool = await opened(tmp_path, telemetry=told)
     kept = [*events[:2], *events[3:]]
     assert await contents(spool) == kept
     [segment] = await spool.segments()
     await spool.remove(segment)
     await spool.aclose()
-    assert losses == {"corrupt_entry": 1}
+    assert told.losses == {"corrupt_entry": 1}
     [aside] = tmp_path.iterdir()
     assert aside.suffix == ".corrupt"
     assert aside.read_bytes() == lines[2]
 
 
 async def test_a_full_disk_refuses_and_leaves_nothing_half_written(tmp_path: Path) -> None:
-    losses = Losses()
-    spool = await opened(tmp_path, lose=losses)
+    told = Told()
+    spool = await opened(tmp_path, telemetry=told)
     events = [event(text="x" * 6000) for _ in range(4)]
     size = len(encode(events[0]))
     with largest_file(3 * size + 1000):
@@ -186,7 +183,7 @@ async def test_a_full_disk_refuses_and_leaves_nothing_half_written(tmp_path: Pat
         [path] = tmp_path.glob("*.segment")
         assert path.stat().st_size == 3 * size
         assert spool.claim(EventKind.DECISION, events[3].key) is None
-    assert losses == {"spool_full": 1}
+    assert told.losses == {"spool_full": 1}
     await spool.append(events[3])  # Somebody made room.
     assert await contents(spool) == events
     await spool.aclose()
@@ -195,27 +192,27 @@ async def test_a_full_disk_refuses_and_leaves_nothing_half_written(tmp_path: Pat
 async def test_of_a_batch_that_does_not_fit_on_the_disk_nobody_is_told_it_was_recorded(
     tmp_path: Path,
 ) -> None:
-    losses = Losses()
-    spool = await opened(tmp_path, lose=losses)
+    told = Told()
+    spool = await opened(tmp_path, telemetry=told)
     events = [event(text="x" * 6000) for _ in range(8)]
     with largest_file(20_000):
         results = await asyncio.gather(
             *(spool.append(each) for each in events), return_exceptions=True
         )
     assert [type(result) for result in results] == [JournalUnavailable] * 8
-    assert losses == {"spool_full": 8}
+    assert told.losses == {"spool_full": 8}
     assert await contents(spool) == []
     await spool.aclose()
 
 
 async def test_the_spool_stops_at_its_limit_and_says_so(tmp_path: Path) -> None:
-    losses = Losses()
-    spool = await opened(tmp_path, max_bytes=10_000, lose=losses)
+    told = Told()
+    spool = await opened(tmp_path, max_bytes=10_000, telemetry=told)
     await spool.probe()
     await spool.append(event(text="x" * 9_000))
     with pytest.raises(JournalUnavailable, match="bytes wait already, the limit is 10000"):
         await spool.append(event(text="x" * 9_000))
-    assert losses == {"spool_full": 1}
+    assert told.losses == {"spool_full": 1}
     await spool.append(event(text="x" * 800))
     with pytest.raises(JournalUnavailable, match="bytes wait already"):
         await asyncio.gather(*(spool.append(event(text="x" * 100)) for _ in range(5)))
@@ -289,12 +286,12 @@ async def test_every_confirmed_event_survives_kill_9_of_the_process(tmp_path: Pa
         return {line.strip() for line in confirmed}
 
     confirmed = await asyncio.to_thread(kill_in_the_middle)
-    losses = Losses()
-    spool = await opened(tmp_path, lose=losses)
+    told = Told()
+    spool = await opened(tmp_path, telemetry=told)
     found = Counter(each.key for each in await contents(spool))
     assert confirmed <= set(found)
     assert set(found.values()) == {1}
-    assert losses == {}
+    assert told.losses == {}
     await spool.aclose()
 
 

@@ -20,8 +20,10 @@ from app.journal.drain import GROUP, StreamDrain
 from app.journal.stream import EVENTS, StreamJournal
 from app.local.servers import EmbeddedValkey
 from app.tasks import end
+from app.telemetry import UNOBSERVED, Telemetry
 from tests.service.journal.journal_events import client, dead_letters, event, keys_in_stream
 from tests.service.running import until
+from tests.telemetry import Told
 
 
 class Sink:
@@ -44,20 +46,11 @@ class Sink:
             self.rows.setdefault(each.key, each)
 
 
-class Observed(dict[str, list[float]]):
-    """What the loop reports, in order."""
-
-    def __call__(self, name: str, value: float) -> None:
-        self.setdefault(name, []).append(value)
-
-
 @asynccontextmanager
 async def draining(
-    url: str, sink: Sink, observed: Observed | None = None, idle_ms: int = 30_000
+    url: str, sink: Sink, telemetry: Telemetry = UNOBSERVED, idle_ms: int = 30_000
 ) -> AsyncIterator[StreamDrain]:
-    drain = StreamDrain(
-        url, sink, Observed() if observed is None else observed, idle_ms=idle_ms, block_ms=20
-    )
+    drain = StreamDrain(url, sink, telemetry, idle_ms=idle_ms, block_ms=20)
     try:
         yield drain
     finally:
@@ -86,15 +79,16 @@ def left_behind(url: str) -> int:
 async def test_everything_moves_in_order_and_nothing_stays(valkey_url: str) -> None:
     events = [event(text=f"é {n}") for n in range(600)]
     await append(valkey_url, events)
-    sink, observed = Sink(), Observed()
-    async with draining(valkey_url, sink, observed) as drain:
+    sink, told = Sink(), Told()
+    async with draining(valkey_url, sink, told) as drain:
         assert await everything(drain) == 600
     assert list(sink.rows.values()) == events
     assert set(sink.deliveries.values()) == {1}
     assert keys_in_stream(valkey_url) == []
     assert left_behind(valkey_url) == 0
-    assert observed["backlog"] == [344, 88, 0, 0]
-    assert observed["oldest_seconds"][-1] == 0
+    held = [events for events, _ in told.seen["stream_holds"]]
+    assert held == [344, 88, 0, 0]
+    assert told.seen["stream_holds"][-1] == (0, 0)
 
 
 async def test_while_the_sink_is_away_nothing_is_acknowledged(valkey_url: str) -> None:
@@ -117,15 +111,15 @@ async def test_poison_is_put_aside_with_its_reason_and_the_others_pass(valkey_ur
     events = [event() for _ in range(50)]
     poison = [events[n].key for n in (0, 17, 18, 49)]
     await append(valkey_url, events)
-    sink, observed = Sink(poison), Observed()
-    async with draining(valkey_url, sink, observed) as drain:
+    sink, told = Sink(poison), Told()
+    async with draining(valkey_url, sink, told) as drain:
         assert await everything(drain) == 50
     assert list(sink.rows) == [each.key for each in events if each.key not in poison]
     letters = dead_letters(valkey_url)
     assert [letter["key"] for letter in letters] == poison
     assert letters[1]["error"] == f"KeyError: '{poison[1]} does not fit'"
     assert letters[1]["payload"] == events[17].payload.decode()
-    assert observed["rejected_by_database"] == [1, 1, 1, 1]
+    assert told.losses == {"rejected_by_database": 4}
     assert keys_in_stream(valkey_url) == []
     assert left_behind(valkey_url) == 0
 
@@ -218,7 +212,7 @@ async def test_what_a_stopped_writer_left_goes_to_another(valkey_url: str) -> No
         entered.set()
         await asyncio.Event().wait()
 
-    drain = StreamDrain(valkey_url, hangs, Observed(), block_ms=20)
+    drain = StreamDrain(valkey_url, hangs, block_ms=20)
     running = asyncio.create_task(drain.run())
     await entered.wait()
     await end([running])
@@ -244,7 +238,7 @@ async def sink(events):
             connection.execute(statement, (event.key,))
     os.kill(os.getpid(), signal.SIGKILL)
 
-asyncio.run(StreamDrain(sys.argv[1], sink, lambda name, value: None).run())
+asyncio.run(StreamDrain(sys.argv[1], sink).run())
 """
 
 
@@ -270,7 +264,7 @@ async def test_a_writer_killed_between_commit_and_acknowledgement_leaves_one_row
                     "INSERT INTO arrived VALUES (%s, 'second') ON CONFLICT DO NOTHING", row
                 )
 
-    heir = StreamDrain(valkey_url, sink, Observed(), idle_ms=0, block_ms=20)
+    heir = StreamDrain(valkey_url, sink, idle_ms=0, block_ms=20)
     assert await everything(heir) == 30
     await heir.aclose()
     assert len(delivered) == 30

@@ -17,7 +17,8 @@ from app.domain.case import TradingState
 from app.domain.decision import Reading, Role, Version, conclude, prepare, propose
 from app.domain.limits import Limits
 from app.domain.scenario import Scenario
-from app.policy.backends import Backend, load_policy
+from app.policy.backends import Backends
+from app.policy.options import BackendOptions
 from app.policy.port import Policy
 from training.arrays import Progress, silent
 from training.judging.gate.verdict import Check, CheckName
@@ -100,7 +101,7 @@ def run_checks(
 
     `log_probabilities` is (N, 10), what training read of `scenarios`.
     """
-    policy = load_policy(Backend.TRANSFORMERS, version, roots=[models], threads=threads)
+    policy = Backends(BackendOptions(roots=[models], threads=threads)).load(version)
 
     async def both() -> Checked:
         try:

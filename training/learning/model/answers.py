@@ -21,8 +21,9 @@ from app.domain.actions import ACTIONS
 from app.domain.decision import prepare
 from app.domain.manifest import Calibration, ModelManifest
 from app.domain.scenario import Scenario
-from app.policy.backends import Backend, load_policy
+from app.policy.backends import Backends
 from app.policy.in_process.label_reader import LabelReader
+from app.policy.options import BackendOptions
 from training.arrays import Floats, Progress, Rows, silent
 from training.learning.model.adapted import opened
 from training.learning.model.base import Base
@@ -175,9 +176,9 @@ def of_version(
     """(N, 10) of any published version, loaded and asked as the service does; whole prompts, one
     after the other.
 
-    Raises what `load_policy` raises: the files were changed, or belong to another prompt version.
+    Raises what `Backends.load` raises: the files were changed, or belong to another prompt version.
     """
-    policy = load_policy(Backend.TRANSFORMERS, version, roots=roots, threads=threads)
+    policy = Backends(BackendOptions(roots=roots, threads=threads)).load(version)
 
     async def ask() -> list[tuple[float, ...]]:
         try:

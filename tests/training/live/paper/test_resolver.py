@@ -15,7 +15,7 @@ import polars as pl
 import psycopg
 import pytest
 
-from app.advising.advise import Models
+from app.advising.serving import Models
 from app.client import AdvisorClient
 from app.domain.decision import Abstention
 from app.domain.errors import AbstainReason, ShadowLogUnavailable

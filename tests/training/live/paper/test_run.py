@@ -21,7 +21,7 @@ import psycopg
 import pytest
 from rich.console import Console
 
-from app.advising.advise import Models
+from app.advising.serving import Models
 from app.client import AdvisorClient
 from app.domain.control import AgentAction
 from app.domain.prompt import Prompt

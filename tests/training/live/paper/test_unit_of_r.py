@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from app.advising.advise import Models
+from app.advising.serving import Models
 from app.domain.outcome import Arm
 from app.domain.scenario import Scenario
 from app.policy.scripted import ScriptedPolicy

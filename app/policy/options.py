@@ -1,0 +1,44 @@
+"""How a version is run, wherever it runs: what a person may set, and who is told."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from app.policy.encoding import PROMPT_TOKENS
+from app.telemetry import UNOBSERVED, Telemetry
+
+
+@dataclass(frozen=True)
+class BackendOptions:
+    """Options of every backend; each takes what concerns it.
+
+    Parameters
+    ----------
+    roots : directories of version directories, in which also an adapter's base model is looked for.
+    registry : where manifests of directories without one are kept; None refuses such a directory.
+        In process a missing one is measured and stored; vLLM wants it made before.
+    prompt_tokens : longest prompt, head and tail included; longer ones abstain.
+    threads : torch's intra-op threads. The setting is global to the process: with several models
+        the last one loaded wins. One on a shared host, else the number of physical cores.
+    max_batch : most prompts in one forward pass. On a CPU a batch takes nearly as long as its rows
+        one by one, so a big one buys little throughput and delays everybody in it.
+    max_queue : requests that may wait for each policy, or be under way at vLLM; one more abstains
+        with OVERLOADED at once.
+    vllm_url : the server that runs the weights; None runs them in this process.
+    vllm_model : the model's name there; None is the directory as it was given.
+    """
+
+    roots: Sequence[Path] = ()
+    registry: Path | None = None
+    prompt_tokens: int = PROMPT_TOKENS
+    threads: int = 1
+    max_batch: int = 4
+    max_queue: int = 64
+    vllm_url: str | None = None
+    vllm_model: str | None = None
+    telemetry: Telemetry = UNOBSERVED
+
+
+DEFAULTS = BackendOptions()

@@ -1,0 +1,136 @@
+"""What the service tells about itself. One method per observation: one that nobody counts is a type
+error, not silence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from enum import StrEnum
+from time import perf_counter
+from typing import Protocol
+
+from app.domain.candidate import Candidate
+from app.domain.case import TradingState
+from app.domain.decision import Decision, Role
+from app.domain.manifest import ModelManifest
+
+
+class Stage(StrEnum):
+    VALIDATE = "validate"
+    PREPARE = "prepare"
+    POLICY = "policy"
+    CONCLUDE = "conclude"
+    JOURNAL = "journal"
+    TOTAL = "total"
+
+
+class LossCause(StrEnum):
+    """Each way in which something could not be kept."""
+
+    JOURNAL_UNAVAILABLE = "journal_unavailable"
+    SPOOL_FULL = "spool_full"
+    DUPLICATE_CONFLICT = "duplicate_conflict"
+    REJECTED_BY_DATABASE = "rejected_by_database"
+    LATE_RATIONALE = "late_rationale"
+    CORRUPT_ENTRY = "corrupt_entry"
+
+
+class Dependency(StrEnum):
+    POSTGRES = "postgres"
+    VALKEY = "valkey"
+    MODEL = "model"
+
+
+class Telemetry(Protocol):
+    """The port. `app.metrics.Metrics` counts; `Unobserved` does not. Seconds are monotonic."""
+
+    def answered(self, route: str, status: int) -> None:
+        """One HTTP request, by its route's template."""
+
+    def stage_took(self, stage: Stage, seconds: float) -> None:
+        """One stage of a request."""
+
+    def decided(self, decision: Decision) -> None:
+        """A decision was recorded."""
+
+    def compared(self, candidate: Candidate, version: str, agent: bool, advice: bool) -> None:
+        """Whether the agent and a version approve the same candidate."""
+
+    def lost(self, cause: LossCause, count: int = 1) -> None:
+        """What could not be kept."""
+
+    def appended(self, target: str) -> None:
+        """An event became durable, in `stream` or `spool`."""
+
+    def stream_holds(self, events: int, oldest_s: float) -> None:
+        """Events that are not in Postgres yet, and the age of the oldest."""
+
+    def spool_holds(self, events: int) -> None:
+        """Events on local disk, waiting for the stream."""
+
+    def written(self, rows: Mapping[str, int], seconds: float) -> None:
+        """The writer committed one batch: rows by table."""
+
+    def prompts_wait(self, prompts: int) -> None:
+        """Prompts that wait for a model."""
+
+    def batch_read(self, prompts: int) -> None:
+        """One forward pass."""
+
+    def labels_read(self, mass: float) -> None:
+        """Probability that fell on the labels, 0-1."""
+
+    def serving(self, versions: Iterable[tuple[ModelManifest, Role]]) -> None:
+        """Exactly these versions are served from now on."""
+
+    def version_refused(self) -> None:
+        """An alias names a version that did not load."""
+
+    def limits_adopted(self, version: str, limits_hash: str) -> None:
+        """These limits are in force from now on."""
+
+    def limits_refused(self) -> None:
+        """A limits file was refused on reload."""
+
+    def state_entered(self, state: TradingState) -> None:
+        """The trading state in force."""
+
+    def dependency_seen(self, dependency: Dependency, up: bool) -> None:
+        """Whether a dependency answers."""
+
+
+class Unobserved:
+    """Telemetry for where nobody looks."""
+
+    def answered(self, route: str, status: int) -> None: ...
+    def stage_took(self, stage: Stage, seconds: float) -> None: ...
+    def decided(self, decision: Decision) -> None: ...
+    def compared(self, candidate: Candidate, version: str, agent: bool, advice: bool) -> None: ...
+    def lost(self, cause: LossCause, count: int = 1) -> None: ...
+    def appended(self, target: str) -> None: ...
+    def stream_holds(self, events: int, oldest_s: float) -> None: ...
+    def spool_holds(self, events: int) -> None: ...
+    def written(self, rows: Mapping[str, int], seconds: float) -> None: ...
+    def prompts_wait(self, prompts: int) -> None: ...
+    def batch_read(self, prompts: int) -> None: ...
+    def labels_read(self, mass: float) -> None: ...
+    def serving(self, versions: Iterable[tuple[ModelManifest, Role]]) -> None: ...
+    def version_refused(self) -> None: ...
+    def limits_adopted(self, version: str, limits_hash: str) -> None: ...
+    def limits_refused(self) -> None: ...
+    def state_entered(self, state: TradingState) -> None: ...
+    def dependency_seen(self, dependency: Dependency, up: bool) -> None: ...
+
+
+UNOBSERVED: Telemetry = Unobserved()
+
+
+@contextmanager
+def timed(telemetry: Telemetry, stage: Stage, into: dict[str, float]) -> Iterator[None]:
+    """Time a stage (s), also into the decision's own `into`."""
+    begin = perf_counter()
+    try:
+        yield
+    finally:
+        into[stage.value] = elapsed = perf_counter() - begin
+        telemetry.stage_took(stage, elapsed)

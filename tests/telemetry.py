@@ -1,0 +1,31 @@
+"""Telemetry that tests can read."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from typing import Any
+
+from app.telemetry import LossCause, Unobserved
+
+
+class Told(Unobserved):
+    """What was told, in order, by the name of the observation; and what was lost, by cause."""
+
+    def __init__(self) -> None:
+        self.seen: defaultdict[str, list[Any]] = defaultdict(list)
+        self.losses: Counter[str] = Counter()
+
+    def lost(self, cause: LossCause, count: int = 1) -> None:
+        self.losses[cause.value] += count
+
+    def stream_holds(self, events: int, oldest_s: float) -> None:
+        self.seen["stream_holds"].append((events, oldest_s))
+
+    def prompts_wait(self, prompts: int) -> None:
+        self.seen["prompts_wait"].append(prompts)
+
+    def batch_read(self, prompts: int) -> None:
+        self.seen["batch_read"].append(prompts)
+
+    def labels_read(self, mass: float) -> None:
+        self.seen["labels_read"].append(mass)
