@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from enum import Enum
+from functools import cache
 from typing import Any
 
 from sqlalchemy import Row as SqlRow
+from sqlalchemy import Table
 
 from app.domain.canonical import digest
 from app.domain.comparison import regime
-from app.domain.control import AgentAction
 from app.domain.decision import Advice, Decision
 from app.domain.event import (
     AgentActionReport,
@@ -19,6 +21,8 @@ from app.domain.event import (
     Rationale,
     StateChange,
 )
+from app.domain.fields import Record
+from app.shadow_log import tables
 
 Row = dict[str, Any]
 Report = AgentActionReport | OutcomeReport | Rationale | StateChange
@@ -31,26 +35,15 @@ def decision_row(decision: Decision, payload: bytes) -> Row:
     against it."""
     candidate, document = decision.scenario.candidate, decision.as_json()
     return {
-        "decision_id": decision.decision_id,
+        **_columns(tables.decisions, candidate),
+        **_columns(tables.decisions, decision),
         "as_of": decision.scenario.as_of,
-        "request_id": decision.request_id,
-        "received_at": decision.received_at,
-        "evaluated_at": decision.evaluated_at,
-        "symbol": candidate.symbol,
-        "session": candidate.session.value,
-        "setup_type": candidate.setup_type.value,
-        "tier": candidate.tier.value if candidate.tier else None,
         "regime": regime(candidate).value,
-        "score": candidate.score,
-        "state": decision.state.value,
         "status": decision.primary.status.value,
         "approve": decision.primary.approve,
         "control_veto_codes": [veto.code.value for veto in decision.control_review.vetoes],
         "prompt_version": decision.prompt.version,
-        "prompt_hash": decision.prompt_hash,
         "limits_version": decision.limits.version,
-        "limits_hash": decision.limits_hash,
-        "traceparent": decision.traceparent,
         "scenario": document["scenario"],
         "record": {key: value for key, value in document.items() if key not in SEPARATE},
         "record_hash": digest(payload),
@@ -67,22 +60,14 @@ def advice_rows(decision: Decision) -> list[Row]:
 def _advice_row(decision: Decision, ordinal: int, advice: Advice) -> Row:
     proposal, review = advice.proposal, advice.review
     return {
+        **_columns(tables.advices, advice),
         "decision_id": decision.decision_id,
         "as_of": decision.scenario.as_of,
         "ordinal": ordinal,
-        "model_version": advice.model_version,
-        "manifest_hash": advice.manifest_hash,
-        "role": advice.role.value,
-        "status": advice.status.value,
-        "abstain_reason": advice.abstain_reason.value if advice.abstain_reason else None,
         "label": proposal.label if proposal else None,
         "approve_probability": proposal.approve_probability if proposal else None,
         "label_mass": proposal.label_mass if proposal else None,
         "veto_codes": [veto.code.value for veto in review.vetoes] if review else [],
-        "approve": advice.approve,
-        "action": advice.action,
-        "quantity": advice.quantity,
-        "stop": advice.stop,
         "record": advice.as_json(),
     }
 
@@ -91,55 +76,42 @@ def control_row(decision: Decision) -> Row | None:
     """The control that came with the request, as a row of `agent_actions`."""
     if decision.control is None:
         return None
-    return _action_row(
-        f"control:{decision.decision_id}",
-        decision.decision_id,
-        decision.received_at,
-        decision.control,
-    )
+    return {
+        "event_key": f"control:{decision.decision_id}",
+        "decision_id": decision.decision_id,
+        "recorded_at": decision.received_at,
+        **_columns(tables.agent_actions, decision.control),
+        "record": decision.control.as_json(),
+    }
 
 
 def report_row(event: Event, report: Report) -> Row:
     """The row of a report."""
+    row: Row = {"event_key": event.key}
     if isinstance(report, AgentActionReport):
-        return _action_row(event.key, report.decision_id, report.recorded_at, report.action)
-    if isinstance(report, OutcomeReport):
-        outcome = report.outcome
-        document = outcome.as_json()
-        columns = (
-            "arm",
-            "model_version",
-            "source",
-            "outcome",
-            "r_multiple",
-            "net_pnl",
-            "mae_r",
-            "mfe_r",
-        )
-        return {
-            "event_key": event.key,
-            "decision_id": report.decision_id,
-            "recorded_at": report.recorded_at,
-            **{column: document[column] for column in columns},
-            "exit_time": outcome.exit_time,
-            "exogenous_skip": outcome.exogenous_skip,
-            "record": document,
-        }
-    return {"event_key": event.key, **report.model_dump(mode="python")}
+        row |= _columns(tables.agent_actions, report, report.action)
+        row["record"] = report.action.as_json()
+    elif isinstance(report, OutcomeReport):
+        row |= _columns(tables.outcomes, report, report.outcome)
+        row["record"] = report.outcome.as_json()
+    else:
+        row |= report.model_dump(mode="python")
+    return row
 
 
-def _action_row(key: str, decision_id: Any, recorded_at: Any, action: AgentAction) -> Row:
-    return {
-        "event_key": key,
-        "decision_id": decision_id,
-        "recorded_at": recorded_at,
-        "decision": action.decision,
-        "llm_confidence": action.llm_confidence,
-        "final_skip_reason": action.final_skip_reason,
-        "size_usd": action.size_usd,
-        "quantity": action.quantity,
-        "record": action.as_json(),
-    }
+def _columns(table: Table, *records: Record) -> Row:
+    """The fields of records that a table has columns for, as plain values."""
+    row: Row = {}
+    for record in records:
+        for name in _shared(table, type(record)):
+            value = getattr(record, name)
+            row[name] = value.value if isinstance(value, Enum) else value
+    return row
+
+
+@cache
+def _shared(table: Table, kind: type[Record]) -> tuple[str, ...]:
+    return tuple(name for name in kind.model_fields if name in table.c)
 
 
 def assemble(decision: Mapping[str, Any], advices: Sequence[Mapping[str, Any]]) -> Decision:

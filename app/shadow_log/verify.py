@@ -10,7 +10,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, Table, and_, func, select, true, tuple_
+from sqlalchemy import ColumnElement, Select, Table, and_, exists, func, select, true, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app.domain.canonical import canonical_json, digest
@@ -241,40 +241,18 @@ async def _check_gaps(
     decisions."""
     keys, decisions, advices = tables.decision_keys, tables.decisions, tables.advices
     dropped = set(await connection.scalars(select(tables.dropped_months.c.month)))
-    rows_of_keys = keys.outerjoin(
-        decisions,
-        and_(decisions.c.decision_id == keys.c.decision_id, decisions.c.as_of == keys.c.as_of),
-    )
-    unmatched = select(keys.c.decision_id, keys.c.as_of).select_from(rows_of_keys)
-    lost = unmatched.where(decisions.c.decision_id.is_(None), _within(keys, since, until))
-    for key in await connection.execute(lost):
-        if month_of(key.as_of) not in dropped:
-            report.add(Fault.KEY_WITHOUT_ROW, key.decision_id)
     same_claim = decisions.c.record["request_hash"].astext == keys.c.request_hash
-    keys_of_rows = decisions.outerjoin(
-        keys,
-        and_(
-            keys.c.decision_id == decisions.c.decision_id,
-            keys.c.as_of == decisions.c.as_of,
-            same_claim,
-        ),
-    )
-    keyless = select(decisions.c.decision_id).select_from(keys_of_rows)
-    for known in await connection.scalars(
-        keyless.where(keys.c.decision_id.is_(None), _within(decisions, since, until))
+    for fault, table, other, matches in (
+        (Fault.KEY_WITHOUT_ROW, keys, decisions, true()),
+        (Fault.ROW_WITHOUT_KEY, decisions, keys, same_claim),
+        (Fault.ORPHAN_ADVICE, advices, decisions, true()),
     ):
-        report.add(Fault.ROW_WITHOUT_KEY, known)
-    rows_of_advices = advices.outerjoin(
-        decisions,
-        and_(
-            decisions.c.decision_id == advices.c.decision_id, decisions.c.as_of == advices.c.as_of
-        ),
-    )
-    orphans = select(advices.c.decision_id).select_from(rows_of_advices).distinct()
-    for known in await connection.scalars(
-        orphans.where(decisions.c.decision_id.is_(None), _within(advices, since, until))
-    ):
-        report.add(Fault.ORPHAN_ADVICE, known)
+        same = and_(other.c.decision_id == table.c.decision_id, other.c.as_of == table.c.as_of)
+        alone = select(table.c.decision_id, table.c.as_of).distinct()
+        alone = alone.where(_within(table, since, until), ~exists().where(same, matches))
+        for row in await connection.execute(alone):
+            if fault is not Fault.KEY_WITHOUT_ROW or month_of(row.as_of) not in dropped:
+                report.add(fault, row.decision_id)
 
 
 async def _check_reports(connection: AsyncConnection, report: VerifyReport) -> None:
