@@ -31,19 +31,18 @@ from app.policy.in_process.label_reader import LabelReader
 from app.policy.store import load_manifest
 from bench.history import record
 from training.cli.options import meter
+from training.config.learning import ALGORITHMS as SETTINGS
 from training.config.learning import (
     AdapterConfig,
-    DpoConfig,
     EncodeConfig,
     ExpectedConfig,
-    PpoConfig,
-    RrhfConfig,
     TrainingConfig,
     WarmUpConfig,
 )
-from training.learning.algorithms import dpo, expected, ppo, rrhf, warm_up
+from training.learning.algorithms import warm_up
 from training.learning.algorithms.probe import fit_probe
 from training.learning.algorithms.run import Problem, TrainedPolicy
+from training.learning.algorithms.table import TRAINS
 from training.learning.model.answers import Answers
 from training.learning.model.base_pass import Encoded, build_encoded
 from training.stages.store import Store
@@ -56,11 +55,8 @@ Train = Callable[..., TrainedPolicy]
 WARM_UP = "warm-up"
 ALGORITHMS: dict[str, tuple[Train, TrainingConfig]] = {
     WARM_UP: (warm_up.train, WarmUpConfig()),
-    "expected": (expected.train, ExpectedConfig()),
-    "gradient": (expected.train, ExpectedConfig(objective="gradient")),
-    "dpo": (dpo.train, DpoConfig()),
-    "ppo": (ppo.train, PpoConfig()),
-    "rrhf": (rrhf.train, RrhfConfig()),
+    **{name: (TRAINS[name], settings()) for name, settings in SETTINGS.items()},
+    "gradient": (TRAINS["expected"], ExpectedConfig(objective="gradient")),
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
@@ -188,18 +188,11 @@ class RrhfConfig(AlgorithmConfig):
     )
 
 
-Algorithm = Annotated[
-    ExpectedConfig | DpoConfig | PpoConfig | RrhfConfig, Field(discriminator="algorithm")
-]
-
-
-ALGORITHMS: dict[
-    str, type[ExpectedConfig] | type[DpoConfig] | type[PpoConfig] | type[RrhfConfig]
-] = {
-    "expected": ExpectedConfig,
-    "dpo": DpoConfig,
-    "ppo": PpoConfig,
-    "rrhf": RrhfConfig,
+AnyAlgorithm = ExpectedConfig | DpoConfig | PpoConfig | RrhfConfig
+"""Every algorithm's settings; a new one is added here and in learning/algorithms/table.py."""
+Algorithm = Annotated[AnyAlgorithm, Field(discriminator="algorithm")]
+ALGORITHMS: dict[str, type[AnyAlgorithm]] = {
+    settings.model_fields["algorithm"].default: settings for settings in get_args(AnyAlgorithm)
 }
 
 

@@ -15,9 +15,9 @@ import torch
 from training.config.data import HeldOutConfig, instant
 from training.config.file import RebuildConfig
 from training.config.section import ConfigError
-from training.learning.algorithms import dpo, expected, ppo, rrhf
-from training.learning.algorithms.policy import Train, policy
+from training.learning.algorithms.policy import policy
 from training.learning.algorithms.preferences import preferences
+from training.learning.algorithms.table import TRAINS
 from training.learning.algorithms.warm_up import warm_up
 from training.learning.model.base import Base
 from training.learning.model.base_pass import encoded
@@ -27,14 +27,6 @@ from training.scenarios.history import History, load_history, of_history
 from training.scenarios.recorded import RecordedLog, of_log
 from training.stages.store import Artifact
 from training.stages.workshop import Workshop
-
-ALGORITHMS: dict[str, Train] = {
-    "expected": expected.train,
-    "dpo": dpo.train,
-    "ppo": ppo.train,
-    "rrhf": rrhf.train,
-}
-"""How each algorithm trains."""
 
 
 class Rebuilt(NamedTuple):
@@ -102,7 +94,7 @@ def rebuild(
         policy,
         config.policy.algorithm,
         **learning,
-        algorithm=ALGORITHMS[config.policy.algorithm],
+        algorithm=TRAINS[config.policy.algorithm],
         warm_up=made.get("warm_up"),
         settings=config.policy,
     )

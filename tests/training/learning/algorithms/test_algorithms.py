@@ -17,16 +17,16 @@ from app.domain.manifest import Calibration
 from app.policy.in_process.label_reader import LabelReader
 from tests.training.support.planted import encoded, short_prompts, tiny_reader
 from training.agent.words import Demonstrations
+from training.config.learning import ALGORITHMS as SETTINGS
 from training.config.learning import (
     AdapterConfig,
     DpoConfig,
     ExpectedConfig,
-    PpoConfig,
     RrhfConfig,
     TrainingConfig,
     WarmUpConfig,
 )
-from training.learning.algorithms import dpo, expected, losses, ppo, rrhf, warm_up
+from training.learning.algorithms import dpo, expected, losses, rrhf, warm_up
 from training.learning.algorithms.measures import (
     CollapsedPolicy,
     check_not_collapsed,
@@ -35,6 +35,7 @@ from training.learning.algorithms.measures import (
 )
 from training.learning.algorithms.probe import fit_probe
 from training.learning.algorithms.run import Problem, TrainedPolicy, TrainingError
+from training.learning.algorithms.table import TRAINS
 from training.learning.model.answers import Answers
 from training.learning.model.base_pass import Encoded
 
@@ -45,11 +46,11 @@ ADAPTER = AdapterConfig(rank=4, alpha=8.0)
 LIVELY = {"min_entropy": 0.0, "max_majority": 1.0}
 ALGORITHMS: dict[str, tuple[Callable[..., TrainedPolicy], TrainingConfig]] = {
     "warm-up": (warm_up.train, WarmUpConfig(epochs=2, batch=8, **LIVELY)),
-    "expected": (expected.train, ExpectedConfig(epochs=2, batch=8, **LIVELY)),
+    **{
+        name: (TRAINS[name], settings(epochs=2, batch=8, **LIVELY))
+        for name, settings in SETTINGS.items()
+    },
     "gradient": (expected.train, ExpectedConfig(epochs=2, batch=8, objective="gradient", **LIVELY)),
-    "dpo": (dpo.train, DpoConfig(epochs=2, batch=8, **LIVELY)),
-    "ppo": (ppo.train, PpoConfig(epochs=2, batch=8, **LIVELY)),
-    "rrhf": (rrhf.train, RrhfConfig(epochs=2, batch=8, **LIVELY)),
 }
 
 
@@ -90,6 +91,11 @@ def trained(
         settings = WarmUpConfig(epochs=1, batch=8, seed=config.seed, **LIVELY)
         warm_up.train(problem(rows), settings, ADAPTER, reader, warm)
     return train(problem(rows, warm_up=warm), config, ADAPTER, reader, folder)
+
+
+def test_every_algorithm_that_can_be_chosen_has_a_loop() -> None:
+    assert SETTINGS.keys() == TRAINS.keys()
+    assert {settings().algorithm: settings for settings in SETTINGS.values()} == SETTINGS
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
