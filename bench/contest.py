@@ -24,14 +24,8 @@ from app.domain.manifest import Calibration
 from bench.history import record
 from training.config.data import HeldOutConfig, OutcomesConfig, ScenariosConfig, SyntheticConfig
 from training.config.judging import EvaluateConfig
-from training.judging.contest.contest import (
-    BASE_MODEL,
-    POLICY,
-    Contest,
-    Trained,
-    hold_contest,
-    refitted,
-)
+from training.judging.contest.arms import BASE_MODEL, POLICY
+from training.judging.contest.contest import Contest, Trained, hold_contest, refitted
 from training.learning.model.answers import Answers
 from training.market.context import KnownContext
 from training.market.synthetic import synthetic_bars
@@ -116,9 +110,7 @@ def main(
         def contest() -> Contest:
             trained = Trained(*before, embargo_s=EMBARGO_S)
             periods = refitted(held_out, labels, policies, trained, config.refit_days)
-            return hold_contest(
-                held_out, labels, given.bars, periods, limits, config, OutcomesConfig()
-            )
+            return hold_contest(held_out, given, periods, limits, config, OutcomesConfig())
 
         _, seconds = timed("contest of all arms", contest)
     record(

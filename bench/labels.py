@@ -6,6 +6,7 @@ one that tests hold the simulation against.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from time import perf_counter
 from typing import Annotated
 
@@ -18,7 +19,7 @@ from tests.training.outcomes.plain import walk
 from training.agent.reference import Agent, chart, opportunities
 from training.config.data import SyntheticConfig
 from training.market.synthetic import synthetic_bars
-from training.outcomes.labels import judge, plans
+from training.outcomes.labels import judge, plan_orders, shares_of
 from training.outcomes.simulate import COSTS
 from training.scenarios.table import NEUTRAL
 
@@ -36,36 +37,30 @@ def labels_bench(hours: int = YEARS * HOURS_PER_YEAR, symbols: int = SYMBOLS) ->
     """
     market = synthetic_bars(SyntheticConfig(edge=0.2, symbols=symbols, bars=hours, seed=5))
     agent = Agent([chart(bars) for bars in market])
-    found = opportunities(agent.charts)
-    by_symbol = [[one for one in found if one.chart == number] for number in range(symbols)]
-    given = [
-        plans(
-            [agent.scenario(one, NEUTRAL) for one in mine],
-            np.array([one.as_of for one in mine], dtype=np.int64),
-        )
-        for mine in by_symbol
-    ]
+    scenarios = [agent.scenario(found, NEUTRAL) for found in opportunities(agent.charts)]
+    plans, shares = plan_orders(scenarios), shares_of(scenarios)
+    series = {bars.symbol: [bars] for bars in market}
     begin = perf_counter()
-    for bars, many in zip(market, given, strict=True):
-        judge([bars], many, COSTS).rewards()
+    judge(series, plans, shares, COSTS).rewards()
     together = perf_counter() - begin
-    bars, some = market[0], given[0]
+    bars = market[0]
+    some = plans.at(plans.symbol == bars.symbol)
     begin = perf_counter()
-    count = min(PLAIN, len(some.as_of))
+    count = min(PLAIN, len(some))
     for n in range(count):
         first = int(np.searchsorted(bars.closed_at, some.as_of[n] + bars.seconds))
         for stop in (
             some.stop,
             *(some.entry - distance * some.atr for distance in (1.0, 1.5, 2.5)),
         ):
-            walk(bars, some.orders(stop), n, first, COSTS)
+            walk(bars, replace(some, stop=stop), n, first, COSTS)
     plainly = (perf_counter() - begin) / count
     return {
-        "scenarios": len(found),
+        "scenarios": len(scenarios),
         "seconds_for_all": together,
-        "scenarios_per_s": len(found) / together,
+        "scenarios_per_s": len(scenarios) / together,
         "plain_scenarios_per_s": 1 / plainly,
-        "ratio": plainly * len(found) / together,
+        "ratio": plainly * len(scenarios) / together,
     }
 
 

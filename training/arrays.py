@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +26,31 @@ Progress = Callable[[int, int], None]
 """Hears how much of a work is done: `progress(done, total)`."""
 Meter = Callable[[str], AbstractContextManager[Progress]]
 """Opens a progress bar with a title."""
+
+
+@dataclass(frozen=True, eq=False)
+class Columns:
+    """Many things of one kind, an array per property; each array's first axis counts the things."""
+
+    def __len__(self) -> int:
+        return len(next(iter(vars(self).values())))
+
+    def at(self, rows: Rows | Flags) -> Self:
+        """Some of them."""
+        return type(self)(**{name: values[rows] for name, values in vars(self).items()})
+
+    def put(self, rows: Rows, some: Self) -> None:
+        """Overwrite some of them."""
+        for name, values in vars(some).items():
+            getattr(self, name)[rows] = values
+
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        """One after the other."""
+        names = vars(parts[0])
+        return cls(**{
+            name: np.concatenate([getattr(part, name) for part in parts]) for name in names
+        })  # fmt: skip
 
 
 def silent(done: int, total: int) -> None:

@@ -1,4 +1,4 @@
-"""An evaluation: hold the contest, ask the gate, write verdict and report.
+"""An evaluation: hold the contest, ask the gate, write rollouts, verdict and report.
 
 Of one version on a held-out period (each such look is counted), or of how versions are made, period
 by period before it.
@@ -16,14 +16,9 @@ import numpy as np
 from app.domain.limits import Limits
 from training.arrays import Progress, silent
 from training.config.data import HeldOutConfig
-from training.judging.contest.contest import (
-    BASE_MODEL,
-    POLICY,
-    Period,
-    Trained,
-    hold_contest,
-    refitted,
-)
+from training.judging.contest.arms import BASE_MODEL, POLICY
+from training.judging.contest.contest import Period, Trained, hold_contest, refitted
+from training.judging.contest.rollouts import ROLLOUTS, rollouts
 from training.judging.gate.checks import Checked
 from training.judging.gate.evidence import evidence_of
 from training.judging.gate.looks import count_look
@@ -51,7 +46,6 @@ def evaluation(
     scenarios: ScenarioSet,
     labels: Labels,
     encoded: Encoded,
-    stressed: Mapping[str, Labels],
     answers: Mapping[str, Answers],
     checks: Checked,
     trained_scenarios: ScenarioSet,
@@ -79,14 +73,7 @@ def evaluation(
     versions = {**answers, BASE_MODEL: _untuned(encoded, base)}
     periods = refitted(scenarios, labels, versions, trained, terms.evaluate.refit_days)
     contest = hold_contest(
-        scenarios,
-        labels,
-        market.bars,
-        periods,
-        limits,
-        terms.evaluate,
-        terms.outcomes,
-        progress,
+        scenarios, market, periods, limits, terms.evaluate, terms.outcomes, progress
     )
     # The log grows, and the question is asked again and again.
     mode = Mode.LIVE if period.source == "shadow_log" else Mode.FIXED
@@ -104,11 +91,12 @@ def evaluation(
         terms=terms,
         made_at=now,
         held_out=scenarios,
+        market=market,
         labels=labels,
-        stressed=stressed,
         trained=trained,
         decision_s=checks.decision_s,
     )
+    rollouts(contest).write_parquet(folder / ROLLOUTS)
     evaluation_report(findings).write(folder)
     return {"model_version": version, "promote": verdict.promote, "look": look}
 
@@ -119,7 +107,6 @@ def walk_forward(
     scenarios: ScenarioSet,
     labels: Labels,
     encoded: Encoded,
-    stressed: Mapping[str, Labels],
     answers: Mapping[str, Answers],
     trained_scenarios: Mapping[str, ScenarioSet],
     trained_labels: Mapping[str, Labels],
@@ -153,14 +140,7 @@ def walk_forward(
         versions = {POLICY: answers[name].at(rows), BASE_MODEL: untuned.at(rows)}
         periods.append(Period(rows, versions, trained.known()))
     contest = hold_contest(
-        scenarios,
-        labels,
-        market.bars,
-        periods,
-        limits,
-        terms.evaluate,
-        terms.outcomes,
-        progress,
+        scenarios, market, periods, limits, terms.evaluate, terms.outcomes, progress
     )
     first_trained = before[next(iter(spans))]
     verdict = judge(evidence_of(NAME, contest, first_trained, ()), terms.gate, Mode.FIXED)
@@ -174,11 +154,12 @@ def walk_forward(
         terms=terms,
         made_at=now,
         held_out=scenarios,
+        market=market,
         labels=labels,
-        stressed=stressed,
         trained=first_trained,
         decision_s=0.0,
     )
+    rollouts(contest).write_parquet(folder / ROLLOUTS)
     evaluation_report(findings).write(folder)
     return {"periods": len(periods), "scenarios": len(contest.arena)}
 

@@ -13,21 +13,24 @@ Conventions, once and for all:
   of the move.
 - Six hours after entry the rest is sold at the close of the bar that completes them.
 - Fee and slippage are paid on both sides.
-- One R is quantity x (planned entry - planned stop), the risk that was decided on.
+- A fate is in money, for the order's whole quantity. It becomes R where it is divided by the risk
+  of the agent's plan, and nowhere else.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from app.domain.outcome import OutcomeCode
 from training.agent.reference import TIME_EXIT_S
-from training.arrays import Floats
+from training.arrays import Columns, Floats, Times
 from training.market.bars import Bars
+from training.outcomes.orders import Orders
 
 TRAIL_ATR = (1.5, 1.0, 0.5)
 KEEP = 0.75
@@ -57,19 +60,6 @@ OUTCOME_CODES = {
 
 
 @dataclass(frozen=True, eq=False)
-class Orders:
-    """Long orders on one symbol; arrays of shape (N,), targets (N, 3). Prices in quote currency."""
-
-    as_of: NDArray[np.int64]
-    """Decision times; seconds since 1970 UTC."""
-    entry: Floats
-    """Planned entry."""
-    stop: Floats
-    targets: Floats
-    atr: Floats
-
-
-@dataclass(frozen=True, eq=False)
 class Costs:
     """As fractions of notional, on each side."""
 
@@ -80,41 +70,77 @@ class Costs:
 COSTS = Costs()
 
 
-@dataclass(frozen=True, eq=False)
-class Fates:
-    """What became of orders; arrays of shape (N,), NaN where UNRESOLVED. Money is per base unit."""
+class Fate(NamedTuple):
+    """What became of an order. Prices and money in quote currency, money for its whole quantity."""
 
-    exit: NDArray[np.int8]
-    """Members of `Exit`."""
-    entered_at: NDArray[np.int64]
-    exited_at: NDArray[np.int64]
-    """The opening of the entry bar, the close of the exit bar; seconds since 1970 UTC."""
-    bought: Floats
-    sold: Floats
+    exit: Exit
+    entered_at: int
+    """Opening of the entry bar; seconds since 1970 UTC."""
+    exited_at: int
+    """Close of the exit bar."""
+    bought: float
+    sold: float
     """Prices before costs."""
-    fees: Floats
-    slippage: Floats
-    net: Floats
+    fees: float
+    slippage: float
+    net: float
     """Profit after costs."""
-    r: Floats
-    """Net profit in R."""
-    mae: Floats
-    mfe: Floats
-    """Worst (<= 0) and best (>= 0) excursion from entry before the exit, before costs, in R."""
-    highest: Floats
+    mae: float
+    mfe: float
+    """Worst (<= 0) and best (>= 0) excursion from entry before the exit, before costs."""
+    highest: float
     """Highest price while open."""
 
 
+@dataclass(frozen=True, eq=False)
+class Fates(Columns):
+    """The fields of `Fate`, each as an array of shape (N,).
+
+    Where an order is UNRESOLVED, or nothing was bought, times are 0 and numbers NaN.
+    """
+
+    exit: NDArray[np.int8]
+    entered_at: Times
+    exited_at: Times
+    bought: Floats
+    sold: Floats
+    fees: Floats
+    slippage: Floats
+    net: Floats
+    mae: Floats
+    mfe: Floats
+    highest: Floats
+
+    @classmethod
+    def unknown(cls, count: int) -> Self:
+        """Of orders that nobody followed yet."""
+        numbers = ("bought", "sold", "fees", "slippage", "net", "mae", "mfe", "highest")
+        return cls(
+            exit=np.full(count, Exit.UNRESOLVED, dtype=np.int8),
+            entered_at=np.zeros(count, dtype=np.int64),
+            exited_at=np.zeros(count, dtype=np.int64),
+            **{name: np.full(count, np.nan) for name in numbers},
+        )
+
+    def row(self, number: int) -> Fate | None:
+        """One of them; None while the bars do not tell."""
+        if self.exit[number] == Exit.UNRESOLVED:
+            return None
+        values = {name: column[number].item() for name, column in vars(self).items()}
+        return Fate(**(values | {"exit": Exit(values["exit"])}))
+
+
 def simulate(bars: Bars, orders: Orders, costs: Costs = COSTS) -> Fates:
-    """Follow each order through the bars after its decision. Cost: one pass over six hours of bars,
-    for all at once.
+    """Follow each order through the bars after its decision; those that buy nothing have no fate.
+
+    Cost: one pass over six hours of bars, for all at once. `bars` are those of the orders' symbol.
 
     Raises
     ------
-    ValueError : a stop is not below its planned entry, or an ATR is not positive.
+    ValueError : a stop is not below its planned entry, or an ATR or a quantity is not positive.
     """
-    if not (orders.stop < orders.entry).all() or not (orders.atr > 0).all():
-        raise ValueError("every stop must lie below its entry, and every ATR above 0")
+    if not (orders.sound | ~orders.placed).all():
+        raise ValueError("every stop must lie below its entry, and every ATR and quantity above 0")
     walk = _Walk(bars, orders)
     for step in range(TIME_EXIT_S // bars.seconds + 1):
         if not walk.open.any():
@@ -136,7 +162,8 @@ class _Walk:
         # would have happened.
         nearby = np.minimum(self.first, len(bars) - 1)
         opened = bars.closed_at[nearby] - bars.seconds
-        self.open = (self.first < len(bars)) & (opened - orders.as_of < bars.seconds)
+        soon = (self.first < len(bars)) & (opened - orders.as_of < bars.seconds)
+        self.open = soon & orders.placed
         self.bought = np.where(self.open, bars.open[nearby], np.nan)
         self.entered_at = np.where(self.open, opened, 0)
         self.stop = orders.stop.copy()
@@ -192,19 +219,17 @@ class _Walk:
         bought, sold = (np.where(unresolved, np.nan, price) for price in (self.bought, self.sold))
         paid, received = bought * (1 + costs.slippage), sold * (1 - costs.slippage)
         fees = costs.fee * (paid + received)
-        risk = self.orders.entry - self.orders.stop
-        net = received - paid - fees
+        quantity = self.orders.quantity
         return Fates(
             exit=self.exit,
-            entered_at=self.entered_at,
+            entered_at=np.where(unresolved, 0, self.entered_at),
             exited_at=self.exited_at,
             bought=bought,
             sold=sold,
-            fees=fees,
-            slippage=costs.slippage * (bought + sold),
-            net=net,
-            r=net / risk,
-            mae=(np.where(unresolved, np.nan, self.trough) - bought) / risk,
-            mfe=(np.where(unresolved, np.nan, self.peak) - bought) / risk,
+            fees=fees * quantity,
+            slippage=costs.slippage * (bought + sold) * quantity,
+            net=(received - paid - fees) * quantity,
+            mae=(self.trough - bought) * quantity,
+            mfe=(self.peak - bought) * quantity,
             highest=np.where(unresolved, np.nan, self.peak),
         )

@@ -10,18 +10,18 @@ versions and told in the report (`training.judging.gate.looks`).
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from app.domain.limits import Limits, read_limits
 from app.policy.store import find_version, load_manifest
-from training.config.data import OutcomesConfig, instant
+from training.config.data import instant
 from training.config.file import RebuildConfig
 from training.config.learning import Algorithm
 from training.config.section import ConfigError
-from training.judging.contest.contest import CHAMPION, POLICY, PROBE, WARM_UP
+from training.judging.contest.arms import CHAMPION, POLICY, PROBE, WARM_UP
 from training.judging.evaluation import VERDICT, evaluation
 from training.judging.gate.checks import checks
 from training.judging.report.findings import Terms
@@ -39,16 +39,6 @@ from training.stages.workshop import Workshop
 REPLAY_LIMITS = Path("deploy/limits.replay.toml")
 SHIPPED = Path("models")
 """Versions that come with a release."""
-STRESSES: dict[str, Callable[[OutcomesConfig], OutcomesConfig]] = {
-    "costs doubled": lambda given: given.model_copy(
-        update={"fee": 2 * given.fee, "slippage": 2 * given.slippage}
-    ),
-    "every order an hour late": lambda given: given.model_copy(
-        update={"delay_s": given.delay_s + 3600}
-    ),
-}
-"""The same answers under worse conditions: an edge that vanishes in one of them was never one to
-trade."""
 
 
 class Evaluated(NamedTuple):
@@ -131,7 +121,6 @@ def evaluate(  # long: a list of calls, read from top to bottom
         scenarios=scenarios,
         labels=shop.make(labels, scenarios=scenarios, market=market, settings=terms.outcomes),
         encoded=base_pass,
-        stressed=stressed_labels(scenarios, market, terms.outcomes, shop),
         answers=answers,
         checks=checked,
         trained_scenarios=made.artifacts["scenarios"],
@@ -178,16 +167,6 @@ def answers_of(
     return {
         name: shop.make(of_policy, name, policy=policy, encoded=held_out, base=base)
         for name, policy in policies.items()
-    }
-
-
-def stressed_labels(
-    scenarios: Artifact, market: History, outcomes: OutcomesConfig, shop: Workshop
-) -> dict[str, Artifact]:
-    """Labels of the same scenarios under each of `STRESSES`."""
-    return {
-        name: shop.make(labels, name, scenarios=scenarios, market=market, settings=harder(outcomes))
-        for name, harder in STRESSES.items()
     }
 
 

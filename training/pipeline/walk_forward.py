@@ -18,7 +18,7 @@ from training.judging.evaluation import walk_forward as judged
 from training.learning.model.answers import of_policy
 from training.learning.model.base_pass import encoded
 from training.outcomes.labels import labels
-from training.pipeline.evaluate import limits_of, stressed_labels, terms_of
+from training.pipeline.evaluate import limits_of, terms_of
 from training.pipeline.rebuild import base_of, market_of, rebuild, scenarios_of
 from training.stages.store import Artifact
 from training.stages.workshop import Workshop
@@ -50,7 +50,6 @@ def walk_forward(config: RebuildConfig, shop: Workshop, now: datetime) -> Artifa
         scenarios=scenarios,
         labels=shop.make(labels, scenarios=scenarios, market=market, settings=terms.outcomes),
         encoded=base_pass,
-        stressed=stressed_labels(scenarios, market, terms.outcomes, shop),
         answers=answers,
         trained_scenarios={name: made.artifacts["scenarios"] for name, made in rebuilt.items()},
         trained_labels={name: made.artifacts["labels"] for name, made in rebuilt.items()},

@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 from training.agent.reference import TIME_EXIT_S
 from training.market.bars import Bars
-from training.outcomes.simulate import COSTS, KEEP, TRAIL_ATR, Costs, Exit, Orders
+from training.outcomes.orders import Orders
+from training.outcomes.simulate import COSTS, KEEP, TRAIL_ATR, Costs, Exit
 
 
 class PlainFate(NamedTuple):

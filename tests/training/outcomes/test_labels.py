@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +23,19 @@ from tests.training.support.histories import history, label_artifact, scenario_s
 from training.config.data import OutcomesConfig
 from training.market.bars import Bars
 from training.market.indicators import indicators
+from training.outcomes.ground import Exclusion
 from training.outcomes.labels import (
     AGENT,
     APPROVALS,
-    Exclusion,
     Judged,
     Labels,
     build_labels,
     judge,
-    plans,
+    plan_orders,
+    shares_of,
 )
-from training.outcomes.simulate import Costs, Exit, Orders, simulate
+from training.outcomes.orders import Orders
+from training.outcomes.simulate import Costs, Exit, simulate
 
 FREE = Costs(0.0, 0.0)
 QUIET = (100, 101, 99, 100)
@@ -52,7 +56,8 @@ def judged(
     *series: Bars, scenarios: tuple[Scenario, ...] = (), as_of: int = START, costs: Costs = FREE
 ) -> Judged:
     subjects = scenarios or (order(),)
-    return judge(series, plans(subjects, np.full(len(subjects), as_of, dtype=np.int64)), costs)
+    plans = replace(plan_orders(subjects), as_of=np.full(len(subjects), as_of))
+    return judge({"BTCUSDT": series}, plans, shares_of(subjects), costs)
 
 
 def whole(*first: tuple[float, ...], seconds: int = HOUR, skip: int = 0) -> Bars:
@@ -87,7 +92,7 @@ BOTH = (100, 111, 96, 110)
 def test_without_finer_bars_the_stop_comes_first() -> None:
     found = judged(whole(BOTH))
     assert found.fates[AGENT].exit[0] == Exit.STOP
-    assert found.resolution[0] == HOUR
+    assert found.ground.resolution[0] == HOUR
 
 
 def test_finer_bars_tell_that_the_target_came_first() -> None:
@@ -96,7 +101,7 @@ def test_finer_bars_tell_that_the_target_came_first() -> None:
     found = judged(
         whole(BOTH), whole((100, 111, 99.5, 110.5), (110.5, 110.6, 96, 110), seconds=1800)
     )
-    assert found.resolution[0] == 1800
+    assert found.ground.resolution[0] == 1800
     assert found.fates[AGENT].exit[0] == Exit.TRAIL_3
     assert found.fates[AGENT].sold[0] == 110.0
     assert found.agent_reward()[0] == pytest.approx(10 / 3)
@@ -104,7 +109,7 @@ def test_finer_bars_tell_that_the_target_came_first() -> None:
 
 def test_finer_bars_tell_that_the_stop_came_first() -> None:
     found = judged(whole(BOTH), whole((100, 100, 96, 97), (97, 111, 97, 110), seconds=1800))
-    assert (found.resolution[0], found.fates[AGENT].exit[0]) == (1800, Exit.STOP)
+    assert (found.ground.resolution[0], found.fates[AGENT].exit[0]) == (1800, Exit.STOP)
     assert found.agent_reward()[0] == pytest.approx(-1.0)
 
 
@@ -113,7 +118,7 @@ def test_the_finest_of_three_lengths_decides() -> None:
     found = judged(
         whole(BOTH), whole((100, 111, 96, 110), QUIET, seconds=1800), whole(*quarters, seconds=900)
     )
-    assert (found.resolution[0], found.fates[AGENT].exit[0]) == (900, Exit.TRAIL_3)
+    assert (found.ground.resolution[0], found.fates[AGENT].exit[0]) == (900, Exit.TRAIL_3)
 
 
 @pytest.mark.parametrize(
@@ -132,7 +137,7 @@ def test_the_finest_of_three_lengths_decides() -> None:
 )
 def test_finer_bars_with_a_hole_do_not_decide(finer: Bars) -> None:
     found = judged(whole(BOTH), finer)
-    assert (found.resolution[0], found.fates[AGENT].exit[0]) == (HOUR, Exit.STOP)
+    assert (found.ground.resolution[0], found.fates[AGENT].exit[0]) == (HOUR, Exit.STOP)
 
 
 def test_every_action_by_hand() -> None:
@@ -169,7 +174,7 @@ def test_a_decision_within_a_bar_enters_with_the_next_one() -> None:
     assert judged(bars, as_of=START + 60).fates[AGENT].bought[0] == 100.0
     finer = whole(*[(90, 101, 89, 100), (99, 101, 98, 100)], seconds=1800)
     found = judged(bars, finer, as_of=START + 60)
-    assert (found.resolution[0], found.fates[AGENT].bought[0]) == (1800, 99.0)
+    assert (found.ground.resolution[0], found.fates[AGENT].bought[0]) == (1800, 99.0)
 
 
 @pytest.mark.parametrize(
@@ -224,16 +229,16 @@ def test_what_bars_cannot_judge_is_excluded(
     series: Any, changes: dict[str, Any], reason: Exclusion
 ) -> None:
     found = judged(*series, scenarios=(order(**changes), order()))
-    assert found.excluded[0] == reason
+    assert found.ground.excluded[0] == reason
     assert np.isnan(found.rewards()[0]).all()
     assert np.isnan(found.agent_reward()[0])
-    assert found.resolution[0] == 0
+    assert found.ground.resolution[0] == 0
 
 
 @pytest.mark.parametrize("at", [6, 7])
 def test_what_happens_after_the_window_excludes_nothing(at: int) -> None:
     for bars in (holed(whole(QUIET), at), emptied(whole(QUIET), at)):
-        assert judged(bars).excluded[0] == ""
+        assert judged(bars).ground.excluded[0] == ""
 
 
 def test_fewer_targets_and_any_order_of_them_are_understood() -> None:
@@ -250,7 +255,9 @@ def test_all_at_once_equals_the_plain_loop() -> None:
     at = np.arange(400, len(bars) - 3, 3)
     entry, atr = bars.close[at], indicators(bars).atr[at]
     targets = entry[:, None] + np.array([3.0, 4.0, 5.0]) * atr[:, None]
-    orders = Orders(bars.closed_at[at] + at % 2 * 30, entry, entry - 1.5 * atr, targets, atr)
+    as_of, one = bars.closed_at[at] + at % 2 * 30, np.ones(len(at))
+    symbol = np.full(len(at), bars.symbol)
+    orders = Orders(symbol, as_of, entry, entry - 1.5 * atr, targets, atr, one, 1.5 * atr)
     together = simulate(bars, orders)
     for n in range(len(at)):
         alone = follow_plainly(bars, orders, n)
@@ -264,9 +271,9 @@ def test_no_action_risks_or_spends_more_than_the_agent(
     atr: float, distance: float, quantity: float, seed: int
 ) -> None:
     scenario = order(candidate__atr=atr, plan__stop=100 - distance, plan__quantity=quantity)
-    given = plans([scenario], np.array([START]))
+    shares = shares_of([scenario])
     for n, action in enumerate(APPROVALS):
-        share = given.share[0, n]
+        share = shares[0, n]
         assert share * quantity == pytest.approx(order_for(action, scenario).quantity)
         assert share <= 1
         assert share * action.stop_atr * atr <= action.risk_fraction * distance * (1 + 1e-9)
@@ -360,11 +367,9 @@ def late(folder: Path, delay_s: int, *series: Bars) -> pl.DataFrame:
     """Labels of an order whose targets are far, decided at START, without costs, when it comes so
     late."""
     folder.mkdir()
-    far = order(plan__targets=[200.0])
+    far = order(as_of=datetime.fromtimestamp(START, UTC), plan__targets=[200.0])
     config = OutcomesConfig(fee=0.0, slippage=0.0, delay_s=delay_s, clip_r=9.0)
-    facts = build_labels(
-        folder, [far], np.array([START]), np.array([True]), {"BTCUSDT": series}, config
-    )
+    facts = build_labels(folder, [far], np.array([True]), {"BTCUSDT": series}, config)
     assert facts["delay_s"] == delay_s
     return pl.read_parquet(folder / "labels.parquet")
 
@@ -413,7 +418,7 @@ def test_without_delay_nothing_changes(tmp_path: Path) -> None:
     ).table.equals(plain.table)
     symbol = scenarios.symbols == "ETHUSDT"
     mine = [one for one, here in zip(scenarios.scenarios(), symbol, strict=True) if here]
-    directly = judge(market.series()["ETHUSDT"], plans(mine, scenarios.as_of[symbol]), Costs())
+    directly = judge(market.series(), plan_orders(mine), shares_of(mine), Costs())
     assert plain.rewards[symbol] == pytest.approx(np.clip(directly.rewards(), -3, 3), nan_ok=True)
 
 

@@ -1,7 +1,7 @@
 """Candle tables: what each path of bars does to an order, worked out by hand.
 
-The order: decided at START, entry 100, stop 97, targets 106, 108, 110, ATR 2 (so the stop is 1.5
-ATR and one R is 3).
+The order: decided at START, 5 units, entry 100, stop 97, targets 106, 108, 110, ATR 2: the stop is
+1.5 ATR, and 15 are at risk.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import pytest
 from tests.training.support.candles import HOUR, START, random_walk, table
 from training.market.bars import Bars
 from training.market.indicators import indicators
-from training.outcomes.simulate import Costs, Exit, Fates, Orders, simulate
+from training.outcomes.orders import Orders
+from training.outcomes.simulate import Costs, Exit, Fate, Fates, simulate
 
 FREE = Costs(fee=0.0, slippage=0.0)
 QUIET = (100, 101, 99, 100)
@@ -20,11 +21,14 @@ QUIET = (100, 101, 99, 100)
 
 def orders(count: int = 1, stop: float = 97.0, as_of: int = START) -> Orders:
     return Orders(
+        symbol=np.full(count, "BTCUSDT"),
         as_of=np.full(count, as_of),
         entry=np.full(count, 100.0),
         stop=np.full(count, stop),
         targets=np.tile([106.0, 108.0, 110.0], (count, 1)),
         atr=np.full(count, 2.0),
+        quantity=np.full(count, 5.0),
+        plan_risk=np.full(count, 15.0),
     )
 
 
@@ -106,31 +110,30 @@ def test_a_path_of_bars_ends_an_order(
     assert Exit(ended.exit[0]) is exit
     assert ended.sold[0] == pytest.approx(sold)
     assert ended.exited_at[0] == START + hours * HOUR
-    assert ended.r[0] == pytest.approx((sold - 100) / 3)
+    assert ended.net[0] == pytest.approx(5 * (sold - 100))
 
 
-def test_entry_is_the_open_of_the_next_bar_and_r_counts_the_planned_risk() -> None:
+def test_entry_is_the_open_of_the_next_bar() -> None:
     ended = fate(table((101, 102, 100, 101), *[(101, 102, 100, 102)] * 6))
     assert ended.entered_at[0] == START
     assert ended.bought[0] == 101.0
-    assert ended.r[0] == pytest.approx((102 - 101) / (100 - 97))
+    assert ended.net[0] == pytest.approx(5 * (102 - 101))
 
 
 def test_costs_are_paid_on_both_sides() -> None:
     ended = fate(table(*[QUIET] * 7), Costs(fee=0.001, slippage=0.0005))
     paid, received = 100 * 1.0005, 100 * 0.9995
     fees = 0.001 * (paid + received)
-    assert ended.fees[0] == pytest.approx(0.2)
-    assert ended.slippage[0] == pytest.approx(0.1)
-    assert ended.net[0] == pytest.approx(received - paid - fees) == pytest.approx(-0.3)
-    assert ended.r[0] == pytest.approx(-0.1)
+    assert ended.fees[0] == pytest.approx(5 * 0.2)
+    assert ended.slippage[0] == pytest.approx(5 * 0.1)
+    assert ended.net[0] == pytest.approx(5 * (received - paid - fees)) == pytest.approx(-1.5)
 
 
 def test_excursions_are_measured_until_the_exit_and_not_beyond() -> None:
     ended = fate(table((100, 103, 98.5, 102), (102, 150, 96, 140), *[QUIET] * 6))
     assert ended.exit[0] == Exit.STOP
-    assert ended.mae[0] == pytest.approx(-1.0)
-    assert ended.mfe[0] == pytest.approx(1.0)
+    assert ended.mae[0] == pytest.approx(5 * (97 - 100))
+    assert ended.mfe[0] == pytest.approx(5 * (103 - 100))
     assert ended.highest[0] == 103.0
 
 
@@ -150,8 +153,29 @@ def test_half_hour_bars_end_after_six_hours_too() -> None:
 def test_what_bars_do_not_tell_is_unresolved(bars: Bars) -> None:
     ended = fate(bars)
     assert ended.exit[0] == Exit.UNRESOLVED
-    for values in (ended.bought, ended.sold, ended.net, ended.r, ended.mae, ended.mfe):
+    for values in (ended.bought, ended.sold, ended.net, ended.mae, ended.mfe):
         assert np.isnan(values[0])
+    assert ended.row(0) is None
+
+
+def test_where_nothing_is_bought_there_is_no_fate_and_the_others_keep_theirs() -> None:
+    bars = random_walk(600)
+    together = many(bars)
+    some = np.arange(len(together)) % 3 == 0
+    apart = simulate(bars, together.only(some))
+    alone = simulate(bars, together.at(some))
+    for name, values in vars(alone).items():
+        np.testing.assert_array_equal(getattr(apart, name)[some], values)
+    assert (apart.exit[~some] == Exit.UNRESOLVED).all()
+    assert np.isnan(apart.net[~some]).all()
+    assert not apart.entered_at[~some].any()
+
+
+def test_a_row_is_the_fate_of_one_order() -> None:
+    ended = fate(table((100, 103, 98.5, 102), (102, 150, 96, 140), *[QUIET] * 6))
+    assert ended.row(0) == Fate(
+        Exit.STOP, START, START + 2 * HOUR, 100.0, 97.0, 0.0, 0.0, -15.0, -15.0, 15.0, 103.0
+    )
 
 
 def test_an_outage_in_the_middle_exits_at_what_is_found_after_it() -> None:
@@ -174,9 +198,7 @@ def test_an_outage_in_the_middle_exits_at_what_is_found_after_it() -> None:
 def test_an_order_without_risk_is_refused(stop: float, atr: float) -> None:
     order = orders(stop=stop)
     order.atr[:] = atr
-    with pytest.raises(
-        ValueError, match="every stop must lie below its entry, and every ATR above 0"
-    ):
+    with pytest.raises(ValueError, match="every stop must lie below its entry, and every ATR"):
         simulate(table(QUIET), order)
 
 
@@ -184,7 +206,17 @@ def many(bars: Bars) -> Orders:
     at = np.arange(400, len(bars) - 10)
     entry, atr = bars.close[at], indicators(bars).atr[at]
     targets = entry[:, None] + np.array([3.0, 4.0, 5.0]) * atr[:, None]
-    return Orders(bars.closed_at[at], entry, entry - 1.5 * atr, targets, atr)
+    symbol, quantity = np.full(len(at), bars.symbol), np.linspace(0.5, 2, len(at))
+    return Orders(
+        symbol,
+        bars.closed_at[at],
+        entry,
+        entry - 1.5 * atr,
+        targets,
+        atr,
+        quantity,
+        1.5 * atr * quantity,
+    )
 
 
 def test_all_at_once_equals_one_by_one() -> None:
@@ -192,14 +224,8 @@ def test_all_at_once_equals_one_by_one() -> None:
     together = many(bars)
     everything = simulate(bars, together)
     for n in range(len(together.entry)):
-        one = Orders(
-            *(
-                getattr(together, name)[n : n + 1]
-                for name in ("as_of", "entry", "stop", "targets", "atr")
-            )
-        )
-        alone = simulate(bars, one)
-        for name in ("exit", "exited_at", "sold", "net", "r", "mae", "mfe"):
+        alone = simulate(bars, together.at(np.array([n])))
+        for name in ("exit", "exited_at", "sold", "net", "mae", "mfe"):
             np.testing.assert_array_equal(getattr(alone, name)[0], getattr(everything, name)[n])
 
 
@@ -209,7 +235,8 @@ def test_without_costs_random_entries_into_a_fair_game_earn_nothing() -> None:
     means = []
     for seed in range(12):
         bars = random_walk(6000, seed)
-        means.append(float(np.nanmean(simulate(bars, many(bars), FREE).r)))
+        orders = many(bars)
+        means.append(float(np.nanmean(simulate(bars, orders, FREE).net / orders.plan_risk)))
     error = np.std(means, ddof=1) / np.sqrt(len(means))
     assert abs(np.mean(means)) < 3 * error + 0.02
     assert error < 0.05

@@ -20,11 +20,12 @@ from tests.training.support.rebuilds import NOW, RIVAL, config_in, read_by, shop
 from training.config.file import RebuildConfig
 from training.config.section import ConfigError
 from training.judging.gate.looks import FILE as LOOKS
+from training.judging.report.doubts import STRESSES
 from training.outcomes.labels import AGENT, Labels
-from training.pipeline.evaluate import STRESSES, Evaluated, evaluate, terms_of
-from training.stages.store import Artifact
+from training.pipeline.evaluate import Evaluated, evaluate, terms_of
 
 TRUTH = "Share of the best achievable reward"
+REWARDS = "Mean reward per scenario, net of costs"
 STRESS = "The same answers under worse conditions"
 POWER = "Decisions needed to see an edge with 80% power"
 OFF_POLICY = "Value of the policy as a distribution, from one logged action per scenario"
@@ -53,10 +54,6 @@ def said(done: Evaluated, title: str) -> str:
 
 def values(rows: Rows, column: str) -> dict[str, float]:
     return {name: row[column]["value"] for name, row in rows.items()}
-
-
-def plan_of(labels: Artifact) -> pl.DataFrame:
-    return Labels.open(labels).table.filter(pl.col("action") == AGENT, pl.col("excluded").is_null())
 
 
 def test_a_share_of_the_best_is_what_an_arm_earns_over_what_could_be_earned(
@@ -92,7 +89,7 @@ def test_answers_are_judged_again_under_worse_conditions(evaluated: Evaluated) -
         == ("as it is", *STRESSES)
         == ("as it is", "costs doubled", "every order an hour late")
     )
-    plain = values(found["Mean reward per scenario, net of costs"], MEAN)
+    plain = values(found[REWARDS], MEAN)
     first = rows["as it is"]
     assert first["policy"]["value"] == pytest.approx(plain["policy"])
     assert first["policy - agent"]["value"] == pytest.approx(plain["policy"] - plain["agent"])
@@ -106,31 +103,36 @@ def test_answers_are_judged_again_under_worse_conditions(evaluated: Evaluated) -
     )
 
 
-def test_doubled_costs_take_from_the_plan_what_it_paid_before(evaluated: Evaluated) -> None:
-    """Fees of 0.1 % and slippage of 0.05 % a side: once more of both, and 2 x 0.1 % x 0.05 % of the
-    price's move."""
-    read = [
-        read_by(evaluated, name) for name in ("labels", *(f"stressed: {name}" for name in STRESSES))
-    ]
-    assert [
-        (each.facts["costs"]["fee"], each.facts["costs"]["slippage"], each.facts["delay_s"])
-        for each in read
-    ] == [
-        (0.001, 0.0005, 0),
-        (0.002, 0.001, 0),
-        (0.001, 0.0005, 3600),
-    ]
-    plain, doubled, late = (plan_of(each) for each in read)
-    assert (doubled["reward"] < plain["reward"]).all()
-    more = (
-        plain["fees"]
-        + plain["slippage"]
-        + 1e-6 * plain["quantity"] * (plain["bought"] - plain["sold"])
-    )
-    assert (plain["net"] - doubled["net"]).to_numpy() == pytest.approx(more.to_numpy())
-    together = plain.join(late, on="row", suffix="_late")
-    assert len(together) == len(late) > 0
-    assert (together["entered_at_late"] - together["entered_at"] == 3600).all()
+def test_r_per_trade_and_r_per_scenario_are_of_one_unit(evaluated: Evaluated) -> None:
+    """An arm that trades all of them earns one and the same; every other its share of it."""
+    rows = tables(evaluated)[REWARDS]
+    per_trade = "mean R per trade"
+    everything = rows["always approve"]
+    assert everything["share traded"]["value"] == 1.0
+    assert everything[MEAN]["value"] == pytest.approx(everything[per_trade]["value"], abs=1e-12)
+    traded = [row for name, row in rows.items() if row["trades"]["value"] and name != "random veto"]
+    assert len(traded) > 5
+    count = everything["trades"]["value"]
+    for row in traded:
+        share = row["trades"]["value"] / count
+        assert row[MEAN]["value"] == pytest.approx(share * row[per_trade]["value"], abs=1e-12)
+
+
+def test_rollouts_hold_every_arm_on_every_scenario(evaluated: Evaluated) -> None:
+    table = pl.read_parquet(evaluated.artifact / "rollouts.parquet")
+    rows = tables(evaluated)[REWARDS]
+    told = {row["arm"]: row for row in table.group_by("arm").agg(
+        pl.len(), pl.col("r").mean(), pl.col("trades").sum()
+    ).iter_rows(named=True)}  # fmt: skip
+    assert set(told) == set(rows) - {"random veto"}
+    for name, row in told.items():
+        assert row["len"] == rows["always approve"]["trades"]["value"]
+        assert row["r"] == pytest.approx(rows[name][MEAN]["value"], abs=1e-12)
+        assert row["trades"] == rows[name]["trades"]["value"]
+    plan = Labels.open(read_by(evaluated, "labels")).table.filter(pl.col("action") == AGENT)
+    together = table.filter(pl.col("arm") == "always approve").join(plan, on="row")
+    assert together["net"].to_numpy() == pytest.approx(together["net_right"].to_numpy())
+    assert together["r"].to_numpy() == pytest.approx(together["reward"].to_numpy())
 
 
 def test_the_decisions_that_an_edge_needs_shrink_with_its_square(evaluated: Evaluated) -> None:
@@ -231,10 +233,7 @@ def challenged(second: RebuildConfig, evaluated: Evaluated) -> Evaluated:
 def test_a_champion_is_an_arm_and_must_be_beaten(
     challenged: Evaluated, evaluated: Evaluated
 ) -> None:
-    before, now = (
-        values(tables(done)["Mean reward per scenario, net of costs"], MEAN)
-        for done in (evaluated, challenged)
-    )
+    before, now = (values(tables(done)[REWARDS], MEAN) for done in (evaluated, challenged))
     assert now["champion"] == before["policy"]
     assert now["policy"] == before["policy dpo"]
     assert now["agent"] == before["agent"]

@@ -34,7 +34,7 @@ def books(count: int) -> list[Book]:
             exited_at=START + HOUR * (entered + 6),
             bought=bars.open[entered],
             sold=bars.close[entered + 5],
-            risk=bars.open[entered] * 0.01,
+            r=bars.close[entered + 5] / bars.open[entered] - 1,
             size=np.full(len(entered), 0.01),
         )
         made.append(trade(clock, orders, capital=1000.0))

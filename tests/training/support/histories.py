@@ -50,8 +50,6 @@ def label_artifact(
     settings = OutcomesConfig(**config)
 
     def build(target: Path) -> dict[str, Any]:
-        return build_labels(
-            target, scenarios.scenarios(), scenarios.as_of, scenarios.real, series, settings
-        )
+        return build_labels(target, scenarios.scenarios(), scenarios.real, series, settings)
 
     return made_up(folder, "labels", build, [settings, len(scenarios)])

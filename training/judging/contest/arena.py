@@ -1,29 +1,31 @@
-"""Where arms meet: the same scenarios, the same bars, the same costs. An order per scenario becomes
-what it earned.
+"""Where arms meet: the same scenarios, the same bars, the same costs. Orders become fates, fates
+become R of the agent's plan.
 
-Orders are looked up, not simulated again: an arm's stop is the plan's or one of the action space's,
-its size a share of the plan's, and `training.outcomes.labels` followed exactly those.
+Every order is simulated as it is, whatever a limit made of it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
-import polars as pl
 from numpy.typing import NDArray
 
-from app.domain.actions import ACTIONS, STOP_ATRS
 from app.domain.errors import AdvisorError
-from training.arrays import Floats
+from training.arrays import Floats, Rows, Times
+from training.config.data import OutcomesConfig
 from training.judging.contest.arms import Arm
-from training.outcomes.labels import AGENT, Labels
+from training.market.bars import Bars
+from training.outcomes.ground import Ground
+from training.outcomes.labels import plan_orders
+from training.outcomes.orders import Orders
+from training.outcomes.simulate import Costs, Exit, Fates
 from training.scenarios.table import ScenarioSet
 
-_COLUMNS = ("net", "fees", "slippage", "quantity", "bought", "sold", "r", "mae", "mfe", "holding_s")
-_TIMES = ("entered_at", "exited_at")
-_SAME_STOP = 1e-6
+DRAWS_AT_ONCE = 10
+"""Draws of a random veto that are simulated together: more cost memory and save nothing."""
 
 
 class ArenaError(AdvisorError):
@@ -32,144 +34,114 @@ class ArenaError(AdvisorError):
 
 @dataclass(frozen=True, eq=False)
 class Played:
-    """What an arm did and earned; arrays of shape (N,) over the arena's scenarios.
+    """What an arm did in N scenarios, what became of its orders, and what it earned.
 
-    r : net profit in R of the agent's plan, 0 where it did not trade. own_r : in R of the order
-    itself, NaN likewise. quantity (base units), bought, sold (before costs), fees, slippage, net
-    (quote): of the trade, NaN likewise.
-    entered_at, exited_at : seconds since 1970 UTC, 0 likewise.
+    r : (N,) net profit in R of the agent's plan, 0 where it did not trade.
     """
 
     arm: Arm
+    fates: Fates
     r: Floats
-    own_r: Floats
-    quantity: Floats
-    bought: Floats
-    sold: Floats
-    fees: Floats
-    slippage: Floats
-    net: Floats
-    entered_at: NDArray[np.int64]
-    exited_at: NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
 class Arena:
-    """Real, labelled scenarios in order of time. Arrays of shape (N,); `ways` holds each stop's
-    fate at whole size.
+    """N real scenarios whose outcomes can be known, in order of time.
 
-    rows : their rows in the scenario set. stops : distance in ATR of each way, the agent's plan
-        first.
-    risk : quote, of the agent's plan. atr : price.
+    rows : their rows in the scenario set.
+    as_of : when each was decided. ends_at : when its longest outcome is known.
+    plans : the agent's, as they reach the market: `as_of`, or late.
     """
 
-    rows: NDArray[np.int64]
-    as_of: NDArray[np.int64]
-    ends_at: NDArray[np.int64]
-    symbols: NDArray[np.str_]
-    risk: Floats
-    plan_quantity: Floats
-    plan_stop_atr: Floats
-    atr: Floats
-    ways: dict[str, dict[str, Floats]]
+    rows: Rows
+    as_of: Times
+    ends_at: Times
+    plans: Orders
+    ground: Ground
+    costs: Costs
 
     @classmethod
     def of(
-        cls, scenarios: ScenarioSet, labels: Labels, rows: NDArray[np.int64] | None = None
+        cls,
+        scenarios: ScenarioSet,
+        series: Mapping[str, Sequence[Bars]],
+        outcomes: OutcomesConfig,
+        rows: Rows | None = None,
     ) -> Self:
-        """Of scenario rows, by default all real ones; excluded ones and synthetic ones are left
-        out."""
+        """Of scenario rows, by default all real ones; what bars cannot judge and synthetic ones are
+        left out."""
         wanted = np.flatnonzero(scenarios.real) if rows is None else np.asarray(rows)
-        known = wanted[scenarios.real[wanted] & np.isfinite(labels.rewards[wanted]).all(axis=1)]
-        if not len(known):
+        wanted = wanted[scenarios.real[wanted]]
+        parsed = scenarios.scenarios()
+        plans = plan_orders([parsed[row] for row in wanted], outcomes.delay_s)
+        judged = np.flatnonzero(Ground.of(series, plans).excluded == "")
+        if not len(judged):
             raise ArenaError(
                 "no scenario with a known outcome is left: more bars are needed after the last"
                 " decision"
             )
-        parsed = scenarios.scenarios()
-        plans = [(parsed[row].plan, parsed[row].candidate.atr) for row in known]
-        quantity = np.array([plan.quantity for plan, _ in plans])
-        distance = np.array([plan.entry - plan.stop for plan, _ in plans])
-        atr = np.array([each for _, each in plans])
+        rows, plans = wanted[judged], plans.at(judged)
         return cls(
-            known,
-            scenarios.as_of[known],
-            scenarios.ends_at[known],
-            scenarios.symbols[known],
-            quantity * distance,
-            quantity,
-            distance / atr,
-            atr,
-            _ways(labels.table, known),
+            rows,
+            scenarios.as_of[rows],
+            scenarios.ends_at[rows],
+            plans,
+            Ground.of(series, plans),
+            Costs(outcomes.fee, outcomes.slippage),
         )
 
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def symbols(self) -> NDArray[np.str_]:
+        """(N,)"""
+        return self.plans.symbol
+
     def play(self, arm: Arm) -> Played:
-        """What the arm earned.
+        """What the arm earned. Raises `ArenaError`: it answers another number of scenarios."""
+        if len(arm.orders) != len(self):
+            raise ArenaError(f"an arm answers {len(arm.orders)} scenarios, there are {len(self)}")
+        return self._followed(arm, np.arange(len(self)))
 
-        Raises
-        ------
-        ArenaError : another number of scenarios, or a stop that no label has.
+    def deal(self, arm: Arm, answers: Rows, onto: Rows) -> Played:
+        """What the arm's answers to some scenarios earn in others; (M,) each.
+
+        What is dealt is the shape of the final order: the distance of its stop in ATR, and its
+        share of the plan's quantity. The answer to scenario j, dealt onto scenario i, is the order
+
+            stop     = entry_i - (entry_j - stop_j) / ATR_j x ATR_i
+            quantity = quantity_j / plan's quantity_j x plan's quantity_i
+
+        with entry and targets of i's plan. A refusal is dealt as a refusal; rules are not asked
+        again, since a veto at random asks nobody.
         """
-        if len(arm.approve) != len(self):
-            raise ArenaError(
-                f"arm {arm.name!r} answers {len(arm.approve)} scenarios, there are {len(self)}"
-            )
-        found = {name: np.full(len(self), np.nan) for name in (*_COLUMNS, *_TIMES)}
-        left = arm.approve.copy()
-        distances = {AGENT: self.plan_stop_atr} | {
-            str(each): np.full(len(self), each) for each in STOP_ATRS
-        }
-        for name, distance in distances.items():
-            here = left & (np.abs(arm.stop_atr - distance) < _SAME_STOP)
-            left &= ~here
-            for column, values in found.items():
-                values[here] = self.ways[name][column][here]
-        if left.any():
-            where = int(np.argmax(left))
-            raise ArenaError(
-                f"arm {arm.name!r}, scenario {where}: no label has a stop at"
-                f" {arm.stop_atr[where]:.4f} ATR"
-            )
-        share = np.where(arm.approve, arm.share, 0.0)
-        net = found["net"] * share
-        return Played(
-            arm,
-            r=np.nan_to_num(net / self.risk),
-            own_r=found["r"],
-            quantity=found["quantity"] * share,
-            bought=found["bought"],
-            sold=found["sold"],
-            fees=found["fees"] * share,
-            slippage=found["slippage"] * share,
-            net=net,
-            entered_at=np.nan_to_num(found["entered_at"]).astype(np.int64),
-            exited_at=np.nan_to_num(found["exited_at"]).astype(np.int64),
+        dealt, plans = arm.orders.at(answers), self.plans.at(onto)
+        distance = (dealt.entry - dealt.stop) / dealt.atr
+        share = dealt.quantity / self.plans.quantity[answers]
+        orders = replace(
+            plans, stop=plans.entry - distance * plans.atr, quantity=share * plans.quantity
         )
+        return self._followed(Arm(orders), onto)
 
+    def random_veto(self, arm: Arm, draws: int, seed: int) -> Iterator[Played]:
+        """The arm's own answers dealt to all scenarios at random: the same rate, the same shapes of
+        orders, no judgement."""
+        source, count = np.random.default_rng(seed), len(self)
+        for begin in range(0, draws, DRAWS_AT_ONCE):
+            some = min(DRAWS_AT_ONCE, draws - begin)
+            answers = np.concatenate([source.permutation(count) for _ in range(some)])
+            dealt = self.deal(arm, answers, np.tile(np.arange(count), some))
+            for number in range(some):
+                rows = np.arange(number * count, (number + 1) * count)
+                yield Played(dealt.arm.at(rows), dealt.fates.at(rows), dealt.r[rows])
 
-def _ways(table: pl.DataFrame, rows: NDArray[np.int64]) -> dict[str, dict[str, Floats]]:
-    """Fates of the agent's plan and of each stop, scaled to the plan's whole quantity. Times as
-    float seconds."""
-    whole = {
-        action.stop_atr: action.label
-        for action in ACTIONS
-        if action.approve and action.risk_fraction == 1.0
-    }
-    plan = _columns(table, AGENT, rows)
-    ways = {AGENT: plan}
-    for distance in STOP_ATRS:
-        way = _columns(table, whole[distance], rows)
-        scale = plan["quantity"] / way["quantity"]
-        for column in ("net", "fees", "slippage", "quantity"):
-            way[column] = way[column] * scale
-        ways[str(distance)] = way
-    return ways
-
-
-def _columns(table: pl.DataFrame, action: str, rows: NDArray[np.int64]) -> dict[str, Floats]:
-    part = table.filter(pl.col("action") == action).sort("row")
-    places = np.searchsorted(part["row"].to_numpy(), rows)
-    return {name: part[name].cast(pl.Float64).to_numpy()[places] for name in (*_COLUMNS, *_TIMES)}
+    def _followed(self, arm: Arm, scenarios: Rows) -> Played:
+        # The arena says when an order reaches the market: with the plan of its scenario.
+        orders = replace(arm.orders, as_of=self.plans.as_of[scenarios])
+        fates = self.ground.follow(orders, self.costs, scenarios)
+        lost = orders.placed & (fates.exit == Exit.UNRESOLVED)
+        if lost.any():
+            row = int(self.rows[scenarios[np.argmax(lost)]])
+            raise ArenaError(f"an order of scenario {row} has no fate, though its bars are there")
+        return Played(arm, fates, np.nan_to_num(fates.net / orders.plan_risk))

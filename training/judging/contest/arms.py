@@ -1,17 +1,20 @@
 """The arms of an evaluation: what each would do with the same scenarios, decided without looking at
 their outcomes.
 
-An arm is an order per scenario, or none. What learns (threshold, logistic regression, boosting) is
-fitted on training scenarios only; its cut is chosen there too, out of fold.
+An arm is a final order per scenario, or none. Every arm has its name and its maker in one table,
+`ARMS`; model versions are arms under the names that they are given. What learns (threshold,
+logistic regression, boosting) is fitted on training scenarios only; its cut is chosen there too,
+out of fold.
 """
 
 from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import cached_property, partial
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,11 +31,17 @@ from app.domain.control import AgentAction
 from app.domain.decision import Reading, Role, Version, conclude, propose, review_control
 from app.domain.features import FEATURE_NAMES
 from app.domain.limits import Limits
-from app.domain.manifest import Calibration
 from app.domain.scenario import Scenario
-from training.arrays import Flags, Floats
+from training.arrays import Flags, Floats, Rows
+from training.learning.model.answers import Answers
+from training.outcomes.orders import Orders
 from training.scenarios.splits import purged_kfold
 
+AGENT, ALWAYS, HOLD, RANDOM = "agent", "always approve", "buy and hold", "random veto"
+RAW, POLICY = "policy before vetoes", "policy"
+BASE_MODEL, WARM_UP, PROBE, CHAMPION = "base model", "warm-up", "linear probe", "champion"
+CONTROLS = (BASE_MODEL, WARM_UP, PROBE, CHAMPION)
+"""Versions that stand beside the policies and are no trials."""
 MIN_APPROVAL_RATE = 0.05
 """A cut that lets fewer training scenarios through is not considered: it would trade by chance."""
 CUTS = 20
@@ -42,44 +51,31 @@ BINS = 63
 
 @dataclass(frozen=True, eq=False)
 class Arm:
-    """What one arm does with N scenarios; arrays of shape (N,), orders relative to the scenario's
-    plan.
+    """What one arm does with N scenarios.
 
-    name : as the report calls it.
-    approve : whether it trades.
-    stop_atr : distance of the stop from entry, in ATR; NaN where it does not trade.
-    share : quantity over the plan's quantity, 0-1; 0 where it does not trade.
-    probability : its approval probability, 0-1, for calibration; None for arms without one.
+    orders : (N,) final; nothing is bought where it refuses.
+    probability : (N,) its approval probability, 0-1, for calibration; None for arms without one.
     vetoes : codes that refused its order, per scenario; None for arms without rules.
     fitted_in_s : CPU seconds that fitting took; 0 for arms that learn nothing here.
     """
 
-    name: str
-    approve: Flags
-    stop_atr: Floats
-    share: Floats
+    orders: Orders
     probability: Floats | None = None
     vetoes: tuple[tuple[str, ...], ...] | None = None
     fitted_in_s: float = 0.0
 
     @property
-    def approval_rate(self) -> float:
-        """Share of scenarios that it trades."""
-        return float(self.approve.mean()) if len(self.approve) else 0.0
+    def approve(self) -> Flags:
+        """(N,) whether it trades."""
+        return self.orders.placed
 
-    def named(self, name: str) -> Arm:
-        """The same answers under another name."""
-        return replace(self, name=name)
-
-    def at(self, chosen: NDArray[np.int64]) -> Arm:
+    def at(self, rows: Rows) -> Arm:
         """Its answers to some of the scenarios."""
         return replace(
             self,
-            approve=self.approve[chosen],
-            stop_atr=self.stop_atr[chosen],
-            share=self.share[chosen],
-            probability=None if self.probability is None else self.probability[chosen],
-            vetoes=None if self.vetoes is None else tuple(self.vetoes[i] for i in chosen),
+            orders=self.orders.at(rows),
+            probability=None if self.probability is None else self.probability[rows],
+            vetoes=None if self.vetoes is None else tuple(self.vetoes[row] for row in rows),
         )
 
     @staticmethod
@@ -88,48 +84,11 @@ class Arm:
         likely = [part.probability for part in parts if part.probability is not None]
         codes = [part.vetoes for part in parts if part.vetoes is not None]
         return Arm(
-            parts[0].name,
-            np.concatenate([part.approve for part in parts]),
-            np.concatenate([part.stop_atr for part in parts]),
-            np.concatenate([part.share for part in parts]),
+            Orders.joined([part.orders for part in parts]),
             np.concatenate(likely) if len(likely) == len(parts) else None,
-            tuple(code for each in codes for code in each) if len(codes) == len(parts) else None,
+            tuple(code for part in codes for code in part) if len(codes) == len(parts) else None,
             sum(part.fitted_in_s for part in parts),
         )
-
-    def kept(self, name: str, keep: Flags) -> Arm:
-        """The same arm trading only where `keep` is set."""
-        approve = self.approve & keep
-        return replace(
-            self,
-            name=name,
-            approve=approve,
-            stop_atr=np.where(approve, self.stop_atr, np.nan),
-            share=np.where(approve, self.share, 0.0),
-        )
-
-
-def always(scenarios: Sequence[Scenario]) -> Arm:
-    """The agent's plan on every candidate."""
-    distances = [abs(s.plan.entry - s.plan.stop) / s.candidate.atr for s in scenarios]
-    everywhere = np.ones(len(scenarios), dtype=bool)
-    return Arm("always approve", everywhere, np.array(distances), everywhere.astype(float))
-
-
-def agent(scenarios: Sequence[Scenario], controls: Sequence[AgentAction | None]) -> Arm:
-    """The control: the agent's plan where the agent said yes; what it never answered counts as
-    no."""
-    yes = np.array([control is not None and control.decision for control in controls], dtype=bool)
-    return always(scenarios).kept("agent", yes)
-
-
-def random_veto(arm: Arm, draws: int, seed: int) -> Iterator[Arm]:
-    """`arm`'s own answers dealt to scenarios at random: the same rate, the same sizes and stops, no
-    judgement."""
-    source = np.random.default_rng(seed)
-    for _ in range(draws):
-        dealt = source.permutation(len(arm.approve))
-        yield Arm("random veto", arm.approve[dealt], arm.stop_atr[dealt], arm.share[dealt])
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,49 +126,75 @@ class Known:
         return {name: value for name, value in vars(self).items() if name != "embargo_s"}
 
 
-def fitted(known: Known, plan: Arm, new_features: Floats, folds: int = FOLDS) -> list[Arm]:
-    """The simpler rivals: a threshold on the agent's own score, logistic regression, gradient
-    boosting.
+@dataclass(frozen=True, eq=False)
+class Given:
+    """What arms may look at when they decide on N scenarios: nothing of their outcomes.
 
-    Parameters
-    ----------
-    plan : `always` on the N new scenarios.
-    new_features : (N, F).
-    folds : in which cuts are chosen.
-
-    Each predicts from features whether the plan will make money, and trades above a cut: the one of
-    20 quantiles of its out-of-fold predictions (purged, embargoed) that earned most on the training
-    scenarios.
+    controls : what the agent did; None where it never said. features : (N, F).
+    known : what the simpler rivals are fitted on. versions : answers to these scenarios, by name;
+        `POLICY` must be among them.
     """
-    features, rewards, weights = known.features, known.rewards, known.weights
+
+    scenarios: Sequence[Scenario]
+    controls: Sequence[AgentAction | None]
+    plans: Orders
+    features: Floats
+    known: Known
+    versions: Mapping[str, Answers]
+    limits: Limits
+
+    @cached_property
+    def allowed(self) -> Flags:
+        """(N,) whether the rules let the agent's plan pass: what a simpler rival may trade, as the
+        policy may."""
+        reviews = [
+            review_control(scenario, self.limits, TradingState.ACTIVE, scenario.as_of)
+            for scenario in self.scenarios
+        ]
+        return np.array([not review.vetoes for review in reviews], dtype=bool)
+
+
+class Choice(NamedTuple):
+    """Which of N plans a rival trades, before any rule; its chance of each, and what fitting
+    took."""
+
+    trades: Flags
+    probability: Floats | None = None
+    fitted_in_s: float = 0.0
+
+
+Rival = Callable[[Known, Floats, int], Choice]
+"""Fits on what is known and chooses among plans by their features (N, F); its cut is chosen in so
+many folds."""
+
+
+def score_threshold(known: Known, features: Floats, folds: int = FOLDS) -> Choice:
+    """The agent's own score, above the margin that earned most."""
     margin = FEATURE_NAMES.index("score_over_threshold")
-    models: list[tuple[str, Any]] = [
-        ("logistic regression", make_pipeline(_known(), StandardScaler(), _logistic())),
-        ("gradient boosting", make_pipeline(_known(), _binned(), _boosting())),
-    ]
-    cut = best_cut(features[:, margin], rewards, weights)
-    arms = [plan.kept("score threshold", new_features[:, margin] >= cut)]
-    parts = purged_kfold(known.as_of, known.ends_at, folds, known.embargo_s)
-    won = rewards > 0
+    cut = best_cut(known.features[:, margin], known.rewards, known.weights)
+    return Choice(features[:, margin] >= cut)
+
+
+def learned(
+    pipeline: Callable[[], Any], known: Known, features: Floats, folds: int = FOLDS
+) -> Choice:
+    """Predicts whether the plan will make money, and trades above a cut: the one of 20 quantiles of
+    its out-of-fold predictions (purged, embargoed) that earned most on the training scenarios."""
+    model, won = pipeline(), known.rewards > 0
+    began = time.process_time()
+    out_of_fold = np.full(len(won), np.nan)
     # OpenMP threads that wait for each other beside other work are up to a hundred times slower
     # than one.
     with threadpool_limits(1):
-        for name, model in models:
-            began = time.process_time()
-            out_of_fold = np.full(len(rewards), np.nan)
-            for fold in parts:
-                chance = _fit(model, features[fold.train], won[fold.train], weights[fold.train])
-                out_of_fold[fold.test] = chance(features[fold.test])
-            cut = best_cut(out_of_fold, rewards, weights)
-            final = _fit(model, features, won, weights)
-            cost = time.process_time() - began
-            probability = final(new_features)
-            arms.append(
-                replace(
-                    plan.kept(name, probability >= cut), probability=probability, fitted_in_s=cost
-                )
-            )
-    return arms
+        for fold in purged_kfold(known.as_of, known.ends_at, folds, known.embargo_s):
+            train = known.at(fold.train)
+            chance = _fit(model, train.features, won[fold.train], train.weights)
+            out_of_fold[fold.test] = chance(known.features[fold.test])
+        cut = best_cut(out_of_fold, known.rewards, known.weights)
+        final = _fit(model, known.features, won, known.weights)
+        fitted_in_s = time.process_time() - began
+        probability = final(features)
+    return Choice(probability >= cut, probability, fitted_in_s)
 
 
 def _fit(model: Any, features: Floats, won: Flags, weights: Floats) -> Callable[[Floats], Floats]:
@@ -247,77 +232,101 @@ def best_cut(scores: Floats, rewards: Floats, weights: Floats) -> float:
     return float(max(cuts, key=lambda cut: gains[scores >= cut].sum()))
 
 
-def policy(
-    scenarios: Sequence[Scenario],
-    log_probabilities: NDArray[np.floating[Any]],
-    calibration: Calibration,
-    limits: Limits,
-) -> tuple[Arm, Arm]:
-    """A model version before and after the rules, judged as the service judges: `conclude()` on the
-    same scenario.
-
-    `log_probabilities` is (N, 10), raw, over the whole vocabulary. Time is each scenario's own.
-    """
-    version = Version("evaluated", "sha256:" + "0" * 64, calibration, Role.PRIMARY)
-    raw: list[Relative] = []
-    guarded: list[Relative] = []
-    probability, codes = [], []
-    for scenario, row in zip(scenarios, log_probabilities, strict=True):
-        reading = Reading(log_probabilities=tuple(float(value) for value in row))
-        proposal = propose(reading, calibration)
-        advice = conclude(
-            scenario, reading, version, limits, state=TradingState.ACTIVE, now=scenario.as_of
-        )
-        order = order_for(proposal.action, scenario) if proposal.action.approve else None
-        raw.append(_relative(scenario, order.stop, order.quantity) if order else None)
-        guarded.append(
-            _relative(scenario, advice.stop, advice.quantity) if advice.approve else None
-        )
-        probability.append(proposal.approve_probability)
-        codes.append(
-            tuple(veto.code.value for veto in advice.review.vetoes) if advice.review else ()
-        )
-    likely = np.array(probability)
-    before, after = _arm("policy before vetoes", raw, likely), _arm("policy", guarded, likely)
-    return before, replace(after, vetoes=tuple(codes))
+def _logistic() -> Any:
+    return make_pipeline(_known(), StandardScaler(), LogisticRegression(C=0.01, max_iter=1000))
 
 
-def allowed(scenarios: Sequence[Scenario], limits: Limits) -> Flags:
-    """(N,) whether the rules let the agent's plan pass: what a simpler rival may trade, as the
-    policy may."""
-    reviews = [review_control(each, limits, TradingState.ACTIVE, each.as_of) for each in scenarios]
-    return np.array([not each.vetoes for each in reviews], dtype=bool)
-
-
-Relative = tuple[float, float] | None
-
-
-def _relative(scenario: Scenario, stop: float | None, quantity: float | None) -> Relative:
-    """Stop distance in ATR and share of the plan's quantity."""
-    if stop is None or quantity is None:
-        raise ValueError("an approving advice has a stop and a quantity")
-    return (scenario.plan.entry - stop) / scenario.candidate.atr, quantity / scenario.plan.quantity
-
-
-def _arm(name: str, orders: Sequence[Relative], probability: Floats) -> Arm:
-    approve = np.array([order is not None for order in orders], dtype=bool)
-    both = np.array([(np.nan, 0.0) if order is None else order for order in orders]).reshape(-1, 2)
-    return Arm(name, approve, both[:, 0], both[:, 1], probability)
-
-
-def _binned() -> KBinsDiscretizer:
-    """Once, by quantiles: boosting's own search for bins takes longer than its trees when samples
-    have weights."""
-    return KBinsDiscretizer(
+def _boosting() -> Any:
+    """Bins are made once, by quantiles: boosting's own search for them takes longer than its trees
+    when samples have weights."""
+    bins = KBinsDiscretizer(
         BINS, encode="ordinal", strategy="quantile", subsample=None, quantile_method="linear"
     )
-
-
-def _logistic() -> LogisticRegression:
-    return LogisticRegression(C=0.01, max_iter=1000)
-
-
-def _boosting() -> HistGradientBoostingClassifier:
-    return HistGradientBoostingClassifier(
+    trees = HistGradientBoostingClassifier(
         max_iter=80, learning_rate=0.05, max_leaf_nodes=8, min_samples_leaf=100, max_bins=BINS
     )
+    return make_pipeline(_known(), bins, trees)
+
+
+def agent(given: Given) -> Arm:
+    """The control: the agent's plan where the agent said yes; what it never answered counts as
+    no."""
+    yes = [control is not None and control.decision for control in given.controls]
+    return Arm(given.plans.only(np.array(yes, dtype=bool)))
+
+
+def always(given: Given) -> Arm:
+    """The agent's plan on every candidate."""
+    return Arm(given.plans)
+
+
+def behind_rules(rival: Rival, given: Given) -> Arm:
+    """Whoever advises does so behind the rules: what they refuse is no merit or fault of one
+    adviser."""
+    choice = rival(given.known, given.features, FOLDS)
+    trades = choice.trades & given.allowed
+    return Arm(given.plans.only(trades), choice.probability, fitted_in_s=choice.fitted_in_s)
+
+
+def proposed(name: str, given: Given) -> Arm:
+    """What a model version proposes, whatever the rules say to it."""
+    answers, stops, quantities, likely = given.versions[name], [], [], []
+    for scenario, reading in zip(given.scenarios, _readings(answers), strict=True):
+        proposal = propose(reading, answers.calibration)
+        order = order_for(proposal.action, scenario) if proposal.action.approve else None
+        stops.append(order.stop if order else None)
+        quantities.append(order.quantity if order else None)
+        likely.append(proposal.approve_probability)
+    return Arm(_answered(given.plans, stops, quantities), np.array(likely))
+
+
+def advised(name: str, given: Given) -> Arm:
+    """A model version's advice, concluded as the service concludes it, at each scenario's own
+    time."""
+    answers = given.versions[name]
+    version = Version("evaluated", "sha256:" + "0" * 64, answers.calibration, Role.PRIMARY)
+    stops, quantities, likely, codes = [], [], [], []
+    for scenario, reading in zip(given.scenarios, _readings(answers), strict=True):
+        advice = conclude(
+            scenario, reading, version, given.limits, state=TradingState.ACTIVE, now=scenario.as_of
+        )
+        stops.append(advice.stop if advice.approve else None)
+        quantities.append(advice.quantity if advice.approve else None)
+        likely.append(propose(reading, answers.calibration).approve_probability)
+        vetoes = advice.review.vetoes if advice.review else ()
+        codes.append(tuple(veto.code.value for veto in vetoes))
+    return Arm(_answered(given.plans, stops, quantities), np.array(likely), tuple(codes))
+
+
+def _readings(answers: Answers) -> list[Reading]:
+    return [Reading(log_probabilities=tuple(row)) for row in answers.raw.tolist()]
+
+
+def _answered(
+    plans: Orders, stops: Sequence[float | None], quantities: Sequence[float | None]
+) -> Orders:
+    """The plans with other stops and quantities; None refuses."""
+    stop, quantity = (np.array(column, dtype=np.float64) for column in (stops, quantities))
+    return replace(plans, stop=stop, quantity=quantity)
+
+
+HEURISTICS: dict[str, Rival] = {
+    "score threshold": score_threshold,
+    "logistic regression": partial(learned, _logistic),
+    "gradient boosting": partial(learned, _boosting),
+}
+"""Simpler rivals: each must be beaten."""
+ARMS: dict[str, Callable[[Given], Arm]] = {
+    AGENT: agent,
+    ALWAYS: always,
+    **{name: partial(behind_rules, rival) for name, rival in HEURISTICS.items()},
+    RAW: partial(proposed, POLICY),
+}
+"""Every arm by name, but for model versions (their names are the evaluation's), the random veto
+(the policy's answers, dealt in the arena) and buy and hold (no order answers a scenario)."""
+
+
+def act(given: Given) -> dict[str, Arm]:
+    """Every arm's answers, by its name."""
+    arms = {name: make(given) for name, make in ARMS.items()}
+    return arms | {name: advised(name, given) for name in given.versions}

@@ -12,41 +12,23 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-from numpy.typing import NDArray
 
-from app.domain.control import AgentAction
 from app.domain.limits import Limits
 from app.domain.scenario import Scenario
-from training.arrays import DAY_S, Floats, Progress, silent
+from training.arrays import DAY_S, Floats, Progress, Rows, silent
 from training.config.data import OutcomesConfig
 from training.config.judging import EvaluateConfig
 from training.judging.contest.arena import Arena, ArenaError, Played
-from training.judging.contest.arms import (
-    Arm,
-    Known,
-    agent,
-    allowed,
-    always,
-    fitted,
-    policy,
-    random_veto,
-)
+from training.judging.contest.arms import HOLD, POLICY, RANDOM, Arm, Given, Known, act
 from training.judging.contest.performance import Performance, performance
 from training.judging.contest.portfolio import Book, Clock, Size, Trades, buy_and_hold, trade
 from training.learning.model.answers import Answers
-from training.market.bars import Bars
 from training.outcomes.labels import Labels
-from training.outcomes.simulate import Costs
+from training.scenarios.history import History
 from training.scenarios.splits import walk_forward
 from training.scenarios.table import PURGED, TRAIN, VALIDATE, ScenarioSet
 from training.stages.parallel import over
 
-AGENT, ALWAYS, HOLD, RANDOM = "agent", "always approve", "buy and hold", "random veto"
-HEURISTICS = ("score threshold", "logistic regression", "gradient boosting")
-RAW, POLICY = "policy before vetoes", "policy"
-BASE_MODEL, WARM_UP, PROBE, CHAMPION = "base model", "warm-up", "linear probe", "champion"
-CONTROLS = (BASE_MODEL, WARM_UP, PROBE, CHAMPION)
-"""Versions that stand beside the policies and are no trials."""
 RANDOM_BOOKS = 20
 """Draws of the random veto whose portfolios are kept; their rewards need no portfolio, and all
 draws count there."""
@@ -75,7 +57,7 @@ class Period:
     known : what the simpler rivals are fitted on.
     """
 
-    rows: NDArray[np.int64]
+    rows: Rows
     versions: Mapping[str, Answers]
     known: Known
 
@@ -125,9 +107,7 @@ class Trained:
         return known_of(self.scenarios, self.labels, rows, self.embargo_s)
 
 
-def known_of(
-    scenarios: ScenarioSet, labels: Labels, rows: NDArray[np.int64], embargo_s: float
-) -> Known:
+def known_of(scenarios: ScenarioSet, labels: Labels, rows: Rows, embargo_s: float) -> Known:
     """What the rivals are fitted on, of these rows; those without a fate are left out."""
     rows = rows[np.isfinite(labels.agent_reward[rows])]
     return Known(
@@ -182,8 +162,7 @@ def refitted(
 
 def hold_contest(
     held_out: ScenarioSet,
-    labels: Labels,
-    bars: Sequence[Bars],
+    history: History,
     periods: Sequence[Period],
     limits: Limits,
     config: EvaluateConfig,
@@ -194,85 +173,78 @@ def hold_contest(
 
     Parameters
     ----------
-    bars : of the symbols, covering the period: the portfolio's clock.
+    history : bars that judge every order; those at whose closes decisions fall are the portfolio's
+        clock.
     periods : in order of time, of rows with known rewards.
     progress : told periods answered and in all.
     """
-    arena = Arena.of(held_out, labels, np.concatenate([each.rows for each in periods]))
-    every, controls = held_out.scenarios(), held_out.controls()
+    rows = np.concatenate([period.rows for period in periods])
+    arena = Arena.of(held_out, history.series(), outcomes, rows)
+    if len(arena) != len(rows):
+        raise ArenaError(f"of {len(rows)} scenarios with rewards bars judge only {len(arena)}")
     parts = []
     for number, period in enumerate(periods):
-        parsed = [every[row] for row in period.rows]
-        parts.append(
-            _arms(held_out, period, parsed, [controls[row] for row in period.rows], limits)
-        )
+        parts.append(act(_given(held_out, arena, period, limits)))
         progress(number + 1, len(periods))
-    arms = [Arm.joined(each) for each in zip(*parts, strict=True)]
-    played = {arm.name: arena.play(arm) for arm in arms}
-    costs = Costs(outcomes.fee, outcomes.slippage)
-    traded = [each for each in bars if each.symbol in set(arena.symbols)]
+    played = {name: arena.play(Arm.joined([part[name] for part in parts])) for name in parts[0]}
+    traded = [bars for bars in history.bars if bars.symbol in set(arena.symbols)]
     clock = Clock(traded, int(arena.as_of[0]), int(arena.ends_at[-1]))
-    books = {name: book(clock, arena, each, config, costs) for name, each in played.items()}
-    books[HOLD] = buy_and_hold(clock, capital=config.capital, costs=costs)
-    dealt = [
-        arena.play(arm)
-        for arm in random_veto(played[POLICY].arm, config.random_vetoes, config.seed)
-    ]
-    some = tuple(book(clock, arena, each, config, costs) for each in dealt[:RANDOM_BOOKS])
+    books = {name: book(clock, arena, each, config) for name, each in played.items()}
+    books[HOLD] = buy_and_hold(clock, capital=config.capital, costs=arena.costs)
     measure = partial(performance, seconds=DAY_S, draws=config.draws, seed=config.seed)
-    measured = dict(
-        zip(books, over(measure, books.values(), config.workers, config.backend), strict=True)
-    )
+    measured = over(measure, books.values(), config.workers, config.backend)
+    every = held_out.scenarios()
     return Contest(
         arena,
         [every[row] for row in arena.rows],
         played,
-        RandomVeto(np.stack([each.r for each in dealt]), some),
+        _random_veto(clock, arena, played[POLICY].arm, config),
         books,
-        measured,
+        dict(zip(books, measured, strict=True)),
         {
-            name: np.concatenate([each.versions[name].probabilities for each in periods])
+            name: np.concatenate([period.versions[name].probabilities for period in periods])
             for name in periods[0].versions
         },
     )
 
 
-def _arms(
-    held_out: ScenarioSet,
-    period: Period,
-    parsed: Sequence[Scenario],
-    controls: Sequence[AgentAction | None],
-    limits: Limits,
-) -> list[Arm]:
-    plan = always(parsed)
-    # Whoever advises does so behind the rules: what they refuse is no merit or fault of one
-    # adviser.
-    within = allowed(parsed, limits)
-    rivals = fitted(period.known, plan, held_out.features()[period.rows])
-    arms = [agent(parsed, controls), plan, *(rival.kept(rival.name, within) for rival in rivals)]
-    for name, version in period.versions.items():
-        raw, guarded = policy(parsed, version.raw, version.calibration, limits)
-        if name == POLICY:
-            arms.append(raw)
-        arms.append(guarded.named(name))
-    return arms
+def _given(held_out: ScenarioSet, arena: Arena, period: Period, limits: Limits) -> Given:
+    every, controls = held_out.scenarios(), held_out.controls()
+    return Given(
+        [every[row] for row in period.rows],
+        [controls[row] for row in period.rows],
+        arena.plans.at(np.searchsorted(arena.rows, period.rows)),
+        held_out.features()[period.rows],
+        period.known,
+        period.versions,
+        limits,
+    )
 
 
-def book(clock: Clock, arena: Arena, played: Played, config: EvaluateConfig, costs: Costs) -> Book:
+def _random_veto(clock: Clock, arena: Arena, arm: Arm, config: EvaluateConfig) -> RandomVeto:
+    rewards: list[Floats] = []
+    books: list[Book] = []
+    for dealt in arena.random_veto(arm, config.random_vetoes, config.seed):
+        rewards.append(dealt.r)
+        if len(books) < RANDOM_BOOKS:
+            books.append(book(clock, arena, dealt, config))
+    return RandomVeto(np.stack(rewards), tuple(books))
+
+
+def book(clock: Clock, arena: Arena, played: Played, config: EvaluateConfig) -> Book:
     """The arm's trades as a portfolio, in the sizes that it asked for, or with its share of all
     equity."""
     taken = np.flatnonzero(played.arm.approve)
-    numbers = {each.symbol: number for number, each in enumerate(clock.bars)}
-    trades = Trades(
-        symbol=np.array([numbers[str(symbol)] for symbol in arena.symbols[taken]], dtype=np.int64),
-        entered_at=played.entered_at[taken],
-        exited_at=played.exited_at[taken],
-        bought=played.bought[taken],
-        sold=played.sold[taken],
-        risk=played.arm.stop_atr[taken] * arena.atr[taken],
-        size=played.quantity[taken] if config.size == "agent" else played.arm.share[taken],
-    )
-    size = Size.UNITS if config.size == "agent" else Size.OF_EQUITY
+    numbers = {bars.symbol: number for number, bars in enumerate(clock.bars)}
+    symbol = np.array([numbers[str(name)] for name in arena.symbols[taken]], dtype=np.int64)
+    quantity = played.arm.orders.quantity[taken]
+    share = quantity / arena.plans.quantity[taken]
+    size, rule = (quantity, Size.UNITS) if config.size == "agent" else (share, Size.OF_EQUITY)
     return trade(
-        clock, trades, capital=config.capital, size=size, max_open=config.max_open, costs=costs
+        clock,
+        Trades.of(symbol, played.fates.at(taken), played.r[taken], size),
+        capital=config.capital,
+        size=rule,
+        max_open=config.max_open,
+        costs=arena.costs,
     )

@@ -13,11 +13,8 @@ from app.domain.scenario import Scenario
 from training.agent.reference import Agent, chart, opportunities
 from training.arrays import Floats
 from training.config.data import OutcomesConfig, SyntheticConfig
-from training.market.synthetic import (
-    STATE_EDGES,
-    synthetic_bars,
-)
-from training.outcomes.labels import judge, plans
+from training.market.synthetic import STATE_EDGES, synthetic_bars
+from training.outcomes.labels import judge, plan_orders, shares_of
 from training.outcomes.simulate import Costs
 from training.scenarios.table import NEUTRAL
 
@@ -67,18 +64,11 @@ def sample(
     a market."""
     agent = Agent([chart(bars) for bars in synthetic_bars(config)])
     costs = Costs(outcomes.fee, outcomes.slippage)
-    scenarios, rewards, plain = [], [], []
-    found = opportunities(agent.charts)
-    for number, each in enumerate(agent.charts):
-        mine = [one for one in found if one.chart == number]
-        made = [agent.scenario(one, NEUTRAL) for one in mine]
-        judged = judge(
-            [each.bars], plans(made, np.array([one.as_of for one in mine], dtype=np.int64)), costs
-        )
-        scenarios += made
-        rewards.append(judged.rewards())
-        plain.append(judged.agent_reward())
-    every, whole = np.concatenate(rewards), np.concatenate(plain)
+    found = sorted(opportunities(agent.charts), key=lambda opportunity: opportunity.chart)
+    scenarios = [agent.scenario(opportunity, NEUTRAL) for opportunity in found]
+    series = {chart.bars.symbol: [chart.bars] for chart in agent.charts}
+    judged = judge(series, plan_orders(scenarios), shares_of(scenarios), costs)
+    every, whole = judged.rewards(), judged.agent_reward()
     known = ~np.isnan(every[:, 0])
     clip = outcomes.clip_r
     return (

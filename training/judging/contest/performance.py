@@ -15,7 +15,7 @@ import empyrical
 import numpy as np
 
 from training.arrays import DAY_S, Floats
-from training.judging.contest.portfolio import Book, Curve
+from training.judging.contest.portfolio import Book, Curve, drawdown
 from training.statistics.bootstrap import (
     DRAWS,
     LEVEL,
@@ -27,6 +27,7 @@ from training.statistics.bootstrap import (
 )
 
 NO_TRADES = "no trades"
+NO_PLAN = "no plan, so no R"
 CONSTANT = "constant returns"
 Measure = Callable[[Floats], Floats]
 """Of samples (draws, N) to values (draws,); not finite where it is not defined."""
@@ -38,9 +39,9 @@ class Performance:
 
     Of the curve: total_return (fraction), sharpe, sortino, cagr, max_drawdown (fraction below the
     last peak, 0-1), tail_ratio (95th percentile of returns over the 5th, absolute), drawdown_days
-    (longest time below a peak). Of trades after costs: win_rate, expectancy_r (mean R),
-    profit_factor (profits over losses). turnover : notional traded per
-    year over mean equity. exposure : share of time with an open trade.
+    (longest time below a peak). Of trades after costs: win_rate, expectancy_r (mean R of
+    the agent's plan), profit_factor (profits over losses). turnover : notional traded per year over
+    mean equity. exposure : share of time with an open trade.
     """
 
     total_return: Estimate
@@ -85,12 +86,12 @@ def performance(
     if not len(book.taken):
         for name in ("sharpe", "sortino", "tail_ratio"):
             of_curve[name] = none(NO_TRADES, len(curve.at))
-    win, expectancy = _of_trades(book, level, draws, seed)
+    won = (book.pnl > 0).astype(float)
     return Performance(
         **of_curve,
         drawdown_days=Estimate(longest_drawdown_s(curve) / DAY_S, n=len(curve.at)),
-        win_rate=win,
-        expectancy_r=expectancy,
+        win_rate=_mean_of_trades(won, book, level, draws, seed),
+        expectancy_r=_mean_of_trades(book.r, book, level, draws, seed),
         profit_factor=_profit_factor(book, level, draws, seed),
         turnover=Estimate(
             float(book.notional.sum() / curve.years / curve.value.mean()), n=len(book.taken)
@@ -110,7 +111,7 @@ def curve_measures(steps_per_year: float) -> dict[str, Measure]:
             empyrical.sortino_ratio, returns, annualization=steps_per_year
         ),
         "cagr": lambda returns: np.asarray(empyrical.cagr(returns.T, annualization=steps_per_year)),
-        "max_drawdown": lambda returns: -np.asarray(empyrical.max_drawdown(returns.T)),
+        "max_drawdown": lambda returns: _fall(returns).max(axis=-1),
         "tail_ratio": tail_ratio,
     }
 
@@ -124,7 +125,12 @@ def sharpe(returns: Floats, steps_per_year: float) -> float | None:
 
 def max_drawdown(returns: Floats) -> float:
     """Deepest fall below a peak, the beginning counted as one; fraction, 0-1."""
-    return -float(empyrical.max_drawdown(returns)) if len(returns) else 0.0
+    return float(_fall(returns).max()) if len(returns) else 0.0
+
+
+def _fall(returns: Floats) -> Floats:
+    value: Floats = np.cumprod(1 + returns, axis=-1, dtype=np.float64)
+    return drawdown(value, 1.0)
 
 
 def tail_ratio(returns: Floats) -> Floats:
@@ -140,10 +146,9 @@ def tail_ratio(returns: Floats) -> Floats:
 def longest_drawdown_s(curve: Curve) -> float:
     """Longest time from a peak to the close at which it is reached again, or to the end;
     seconds."""
-    value = np.concatenate([[curve.capital], curve.value])
     at = np.concatenate([[curve.begins_at], curve.at])
-    # A rounding error is not a fall.
-    peaks = np.flatnonzero(value >= np.maximum.accumulate(value) * (1 - 1e-12))
+    # The beginning is a peak. A rounding error is not a fall.
+    peaks = np.flatnonzero(np.concatenate([[0.0], curve.drawdown]) <= 1e-12)
     ends = np.append(at[np.minimum(peaks[1:], len(at) - 1)], at[-1])
     below = np.append(np.diff(peaks) > 1, peaks[-1] < len(at) - 1)
     return float(((ends - at[peaks]) * below).max())
@@ -184,23 +189,19 @@ def _of_curve(curve: Curve, measure: Measure, level: float, draws: int, seed: in
     return found
 
 
-def _of_trades(book: Book, level: float, draws: int, seed: int) -> tuple[Estimate, Estimate]:
-    if not len(book.r):
-        return none(NO_TRADES), none(NO_TRADES)
-    columns = np.stack([(book.pnl > 0).astype(float), book.r], axis=1)
+def _mean_of_trades(values: Floats, book: Book, level: float, draws: int, seed: int) -> Estimate:
+    if not len(values):
+        return none(NO_TRADES)
+    if not np.isfinite(values).all():
+        return none(NO_PLAN, len(values))
+    mean = Estimate(float(values.mean()), n=len(values))
     if not draws:
-        return Estimate(float(columns[:, 0].mean()), n=len(columns)), Estimate(
-            float(columns[:, 1].mean()), n=len(columns)
-        )
-    found = mean_intervals(columns, as_of=book.entered_at, level=level, draws=draws, seed=seed)
-    # Trades of one day only have a mean, though no interval.
-    win, expectancy = (
-        each
-        if each.value is not None
-        else Estimate(float(column.mean()), n=len(column), reason=each.reason)
-        for each, column in zip(found, columns.T, strict=True)
+        return mean
+    (found,) = mean_intervals(
+        values[:, None], as_of=book.entered_at, level=level, draws=draws, seed=seed
     )
-    return win, expectancy
+    # Trades of one day only have a mean, though no interval.
+    return mean._replace(reason=found.reason) if found.value is None else found
 
 
 def _profit_factor(book: Book, level: float, draws: int, seed: int) -> Estimate:

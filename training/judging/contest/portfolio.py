@@ -21,12 +21,11 @@ from enum import Enum, StrEnum
 from typing import Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from app.domain.errors import AdvisorError
-from training.arrays import Floats, Rows, Times
+from training.arrays import Columns, Floats, Rows, Times
 from training.market.bars import Bars
-from training.outcomes.simulate import COSTS, Costs, Exit, Fates
+from training.outcomes.simulate import COSTS, Costs, Fates
 
 _DUST = 1e-9
 """A share of an order that is rounding, not a trade."""
@@ -49,14 +48,14 @@ class Refused(StrEnum):
 
 
 @dataclass(frozen=True, eq=False)
-class Trades:
-    """Orders with their fates; arrays of shape (N,), in any order. Prices in quote currency, before
-    costs.
+class Trades(Columns):
+    """Fates as a portfolio sees them; arrays of shape (N,), in any order. Prices in quote currency,
+    before costs.
 
     symbol : position in the list of bars.
     entered_at, exited_at : open of the entry bar, close of the exit bar; seconds since 1970 UTC.
     bought, sold : NaN where unresolved.
-    risk : planned entry - planned stop, per base unit.
+    r : what the order earned, in R of the agent's plan; NaN where there is no plan.
     size : what the `Size` rule says.
     """
 
@@ -65,30 +64,13 @@ class Trades:
     exited_at: Times
     bought: Floats
     sold: Floats
-    risk: Floats
+    r: Floats
     size: Floats
 
-    def __len__(self) -> int:
-        return len(self.symbol)
-
     @classmethod
-    def of(cls, symbol: int, fates: Fates, risk: Floats, size: Floats) -> Self:
-        """Trades of one symbol from `outcomes.simulate`."""
-        unresolved = fates.exit == Exit.UNRESOLVED
-        bought, sold = (np.where(unresolved, np.nan, price) for price in (fates.bought, fates.sold))
-        where = np.full(len(risk), symbol, dtype=np.int64)
-        return cls(where, fates.entered_at, fates.exited_at, bought, sold, risk, size)
-
-    @classmethod
-    def joined(cls, parts: Sequence[Self]) -> Self:
-        """All trades of several lists."""
-        names = ("symbol", "entered_at", "exited_at", "bought", "sold", "risk", "size")
-        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
-
-    def at(self, rows: Rows | NDArray[np.bool_]) -> Self:
-        """Some of them."""
-        names = ("symbol", "entered_at", "exited_at", "bought", "sold", "risk", "size")
-        return type(self)(*(getattr(self, name)[rows] for name in names))
+    def of(cls, symbol: Rows, fates: Fates, r: Floats, size: Floats) -> Self:
+        """Trades with these fates."""
+        return cls(symbol, fates.entered_at, fates.exited_at, fates.bought, fates.sold, r, size)
 
 
 def _units(size: float, equity: float, price: float) -> float:
@@ -111,6 +93,13 @@ class Size(Enum):
     def units(self) -> Callable[[float, float, float], float]:
         """The rule."""
         return self.value[0]
+
+
+def drawdown(value: Floats, begin: float) -> Floats:
+    """(..., T) fraction by which each value lies below the last peak, 0-1; `begin` is the first
+    peak."""
+    peak = np.maximum(np.maximum.accumulate(value, axis=-1), begin)
+    return np.asarray(1 - value / peak)
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,6 +127,11 @@ class Curve:
         """The curve's own clock: what it is annualised by."""
         return len(self.at) / self.years
 
+    @property
+    def drawdown(self) -> Floats:
+        """(T,) fraction below the last peak."""
+        return drawdown(self.value, self.capital)
+
     def sampled(self, seconds: int) -> Curve:
         """The same curve seen only at the last close of each period of `seconds` (UTC)."""
         # A close at the stroke of midnight belongs to the day that it ends.
@@ -153,7 +147,8 @@ class Book:
     taken : (M,) positions in the trades given.
     quantity, pnl, notional : base units; profit after costs; what was paid and received, before
         fees. Quote currency.
-    r : profit over planned risk at the quantity traded.
+    r : what the order earned, in R of the agent's plan, times the share of it that the cash could
+        pay; NaN where there is no plan.
     exposed : (T,) value of open trades at each close.
     refused : how many orders were not taken, for every reason.
     """
@@ -248,17 +243,15 @@ class _Ledger:
         self.cash = capital
         # Lists: Python reads single numbers from them several times faster than from arrays.
         self.symbol, self.entered_at = trades.symbol.tolist(), trades.entered_at.tolist()
-        self.exited_at, self.risk, self.size = (
-            trades.exited_at.tolist(),
-            trades.risk.tolist(),
-            trades.size.tolist(),
-        )
+        self.exited_at, self.size = trades.exited_at.tolist(), trades.size.tolist()
         self.price: list[float] = (trades.bought * (1 + costs.slippage)).tolist()
         self.paid = trades.bought * (1 + costs.slippage) * (1 + costs.fee)
         self.received = trades.sold * (1 - costs.slippage) * (1 - costs.fee)
         self.pay, self.receive = self.paid.tolist(), self.received.tolist()
         self.open: list[int] = []
         self.quantity: dict[int, float] = {}
+        self.filled: dict[int, float] = {}
+        """Of what was wanted, the share that the cash could pay."""
 
     def offer(self, row: int, max_open: int) -> Refused | None:
         """Take an order, or say why not. Orders come in order of entry."""
@@ -275,7 +268,7 @@ class _Ledger:
         if quantity <= _DUST * wanted:
             return Refused.NO_CASH
         self.cash -= quantity * self.pay[row]
-        self.quantity[row] = quantity
+        self.quantity[row], self.filled[row] = quantity, quantity / wanted
         self.open.append(row)
         return None
 
@@ -315,7 +308,7 @@ def _book(clock: Clock, trades: Trades, ledger: _Ledger, refused: dict[Refused, 
         taken=taken,
         quantity=quantity,
         pnl=pnl,
-        r=pnl / (quantity * trades.risk[taken]),
+        r=trades.r[taken] * np.array(list(ledger.filled.values())),
         notional=quantity * (trades.bought + trades.sold)[taken],
         entered_at=trades.entered_at[taken],
         held_s=(trades.exited_at - trades.entered_at)[taken],
@@ -328,7 +321,7 @@ def buy_and_hold(clock: Clock, *, capital: float, costs: Costs = COSTS) -> Book:
     """Equal capital in every symbol, bought at its first open on the clock and sold at its last
     close.
 
-    Its R means nothing: nothing was put at risk. The share of a symbol without a bar on the clock
+    It has no plan, and so no R. The share of a symbol without a bar on the clock
     stays cash.
     """
     spans = []
@@ -345,7 +338,13 @@ def buy_and_hold(clock: Clock, *, capital: float, costs: Costs = COSTS) -> Book:
     )
     units = capital / len(clock.bars) / (bought * (1 + costs.slippage) * (1 + costs.fee))
     trades = Trades(
-        symbol, np.maximum(entered_at, clock.begins_at), exited_at, bought, sold, bought, units
+        symbol,
+        np.maximum(entered_at, clock.begins_at),
+        exited_at,
+        bought,
+        sold,
+        np.full(len(symbol), np.nan),
+        units,
     )
     return trade(clock, trades, capital=capital, max_open=len(clock.bars), costs=costs)
 
@@ -358,12 +357,12 @@ def _check(clock: Clock, trades: Trades, capital: float, max_open: int) -> None:
             f"symbol {int(trades.symbol.max())} is not among the clock's {len(clock.bars)}"
         )
     resolved = np.isfinite(trades.sold)
-    sound = (trades.bought > 0) & (trades.sold > 0) & (trades.risk > 0) & (trades.size > 0)
+    sound = (trades.bought > 0) & (trades.sold > 0) & (trades.size > 0)
     sound &= np.isfinite(trades.size) & (trades.exited_at > trades.entered_at)
     if (resolved & ~sound).any():
         row = int(np.argmax(resolved & ~sound))
         raise PortfolioError(
             f"trade {row}: entered {trades.entered_at[row]} at {trades.bought[row]}, left"
-            f" {trades.exited_at[row]} at {trades.sold[row]}, risk {trades.risk[row]}, size"
+            f" {trades.exited_at[row]} at {trades.sold[row]}, size"
             f" {trades.size[row]}: all must be positive, exits later"
         )

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from app.domain.actions import STOP_ATRS
 from training.arrays import DAY_S, Floats
-from training.judging.contest.contest import (
+from training.judging.contest.arms import (
     AGENT,
     ALWAYS,
     CHAMPION,
@@ -19,12 +18,13 @@ from training.judging.contest.contest import (
     HEURISTICS,
     POLICY,
     RANDOM,
-    Contest,
-    Trained,
 )
+from training.judging.contest.contest import Contest, Trained
 from training.judging.contest.performance import sharpe
 from training.judging.gate.verdict import Check, Evidence, Mode
-from training.outcomes.labels import AGENT as PLAN
+
+SEED = 0
+"""Of the answers that are dealt: the same evidence gives the same verdict."""
 
 
 def evidence_of(
@@ -71,17 +71,18 @@ def evidence_of(
 
 def dealt_from_before(contest: Contest) -> Floats:
     """(N,) what one of the policy's answers of earlier days, dealt at random, earns on average; 0
-    on the first day."""
+    on the first day.
+
+    As often as the contest dealt: each scenario is given the answer to a scenario drawn uniformly
+    from those of all earlier days (`Arena.deal` says what that means), and the mean is taken.
+    """
     arena, arm = contest.arena, contest.played[POLICY].arm
     day = arena.as_of // DAY_S
     before = np.searchsorted(day, day, side="left")
-    distances = {PLAN: arena.plan_stop_atr} | {
-        str(each): np.full(len(arena), each) for each in STOP_ATRS
-    }
-    left, earned = arm.approve.copy(), np.zeros(len(arena))
-    for name, distance in distances.items():
-        here = left & (np.abs(arm.stop_atr - distance) < 1e-6)
-        left &= ~here
-        shares = np.concatenate([[0.0], np.cumsum(np.where(here, arm.share, 0.0))])[before]
-        earned += shares * arena.ways[name]["net"] / arena.risk
-    return np.asarray(earned / np.maximum(before, 1))
+    onto = np.flatnonzero(before > 0)
+    source, draws = np.random.default_rng(SEED), len(contest.random.rewards)
+    earned = np.zeros(len(arena))
+    for _ in range(draws):
+        answers = source.integers(0, before[onto])
+        earned[onto] += arena.deal(arm, answers, onto).r
+    return earned / draws

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from training.arrays import DAY_S, Floats
 from training.judging.contest.arena import Played
-from training.judging.contest.contest import (
+from training.judging.contest.arms import (
     AGENT,
     ALWAYS,
     CONTROLS,
@@ -134,8 +134,8 @@ def _rewards(section: Section, found: Findings) -> None:
     rows = []
     for name, mean in zip(names, means, strict=True):
         trades = played[name].arm.approve if name in played else played[POLICY].arm.approve
-        own = (
-            _own_r(played[name], arena.as_of, draws)
+        per_trade = (
+            _per_trade(played[name], arena.as_of, draws)
             if name in played
             else Estimate(None, reason="dealt at random")
         )
@@ -145,15 +145,15 @@ def _rewards(section: Section, found: Findings) -> None:
                 cell(mean),
                 Cell(int(trades.sum())),
                 Cell(float(trades.mean()), digits=2),
-                cell(own),
+                cell(per_trade),
             )
         )
     section.table(
         "Mean reward per scenario, net of costs",
         ("arm", "mean R per scenario", "trades", "share traded", "mean R per trade"),
         rows,
-        "R is the risk of the agent's plan; not trading earns 0. 95 % intervals, stationary"
-        " bootstrap over days. The random veto is the mean of"
+        "R is the risk of the agent's plan, in both columns; not trading earns 0. 95 % intervals,"
+        " stationary bootstrap over days. The random veto is the mean of"
         f" {found.terms.evaluate.random_vetoes} draws of the policy's own answers.",
     )
     _tests(section, found, rewards)
@@ -211,7 +211,7 @@ def _books(section: Section, found: Findings) -> None:
     section.say(
         f"Capital {config.capital:g}, at most {config.max_open} open; curves are seen once a day;"
         " Sharpe and Sortino are annualised by that clock, without a risk-free rate. Drawdown as a"
-        " fraction, expectancy in R of the trade itself, turnover per year over mean equity,"
+        " fraction, expectancy in R of the agent's plan, turnover per year over mean equity,"
         " exposure as a share of time."
     )
     dealt = [each.curve.sampled(DAY_S) for each in contest.random.books]
@@ -246,8 +246,7 @@ def _curves(section: Section, found: Findings) -> None:
         if name in contest.books:
             curve = contest.books[name].curve.sampled(DAY_S)
             above.plot(_dates(curve.at), curve.value, label=name, linewidth=1.2, zorder=2)
-            peak = np.maximum.accumulate(np.concatenate([[curve.capital], curve.value]))[1:]
-            below.plot(_dates(curve.at), 100 * (curve.value / peak - 1), label=name, linewidth=1.0)
+            below.plot(_dates(curve.at), -100 * curve.drawdown, label=name, linewidth=1.0)
     above.set_ylabel("equity, quote")
     below.set_ylabel("below the last peak, %")
     for axes in (above, below):
@@ -306,11 +305,11 @@ def _p(value: float, draws: int) -> str:
     return f"= {value:.3f}" if value >= 1 / draws else f"< {1 / draws:g}"
 
 
-def _own_r(played: Played, as_of: NDArray[np.int64], draws: int) -> Estimate:
+def _per_trade(played: Played, as_of: NDArray[np.int64], draws: int) -> Estimate:
     traded = played.arm.approve
     if not traded.any():
         return Estimate(None, reason="no trades")
-    return mean_intervals(played.own_r[traded][:, None], as_of=as_of[traded], draws=draws)[0]
+    return mean_intervals(played.r[traded][:, None], as_of=as_of[traded], draws=draws)[0]
 
 
 def _dates(seconds: NDArray[np.int64]) -> Any:

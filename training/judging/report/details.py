@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from app.domain.comparison import regime
 from training.arrays import Floats
 from training.judging.contest.arena import Played
-from training.judging.contest.contest import AGENT, ALWAYS, HEURISTICS, POLICY, RANDOM, RAW
+from training.judging.contest.arms import AGENT, ALWAYS, HEURISTICS, POLICY, RANDOM, RAW
 from training.judging.report.document import Cell, Section
 from training.judging.report.findings import Findings, cell
 from training.statistics.bootstrap import mean_intervals
@@ -68,7 +68,7 @@ def calibration(section: Section, found: Findings) -> None:
     axes = figure.add_subplot()
     axes.plot([0, 1], [0, 1], color="0.7", linewidth=0.8)
     won = (contest.rewards[ALWAYS] > 0).astype(float)
-    for name in (POLICY, *HEURISTICS[1:]):
+    for name in (POLICY, *HEURISTICS):
         probability = contest.played[name].arm.probability
         if probability is None:
             continue
@@ -168,19 +168,19 @@ def distribution(section: Section, found: Findings) -> None:
     figure = Figure((8, 3.5))
     axes = figure.add_subplot()
     for name in (ALWAYS, AGENT, POLICY):
-        own = _traded(contest.played[name])
-        if len(own):
+        r = _of_trades(contest.played[name])
+        if len(r):
             axes.hist(
-                np.clip(own, -2, 5),
+                np.clip(r, -2, 5),
                 bins=70,
                 histtype="step",
                 density=True,
-                label=f"{name} (n={len(own):,})",
+                label=f"{name} (n={len(r):,})",
             )
-    axes.set_xlabel("R of the trade, after costs (clipped to -2 and 5)")
+    axes.set_xlabel("R of the agent's plan, after costs (clipped to -2 and 5)")
     axes.legend(fontsize=8, frameon=False)
     section.plot("Rewards of trades", figure)
 
 
-def _traded(played: Played) -> Floats:
-    return np.asarray(played.own_r[played.arm.approve])
+def _of_trades(played: Played) -> Floats:
+    return np.asarray(played.r[played.arm.approve])

@@ -4,6 +4,7 @@ or with more data?"""
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,9 +13,17 @@ from scipy.special import ndtr, ndtri
 
 from app.domain.actions import ACTIONS
 from training.arrays import Floats
+from training.config.data import OutcomesConfig
 from training.judging.contest.arena import Arena
-from training.judging.contest.arms import Arm, Known, fitted, random_veto
-from training.judging.contest.contest import AGENT, ALWAYS, BASE_MODEL, HEURISTICS, POLICY, RANDOM
+from training.judging.contest.arms import (
+    AGENT,
+    ALWAYS,
+    BASE_MODEL,
+    HEURISTICS,
+    POLICY,
+    RANDOM,
+    Known,
+)
 from training.judging.contest.oracle import oracle, states
 from training.judging.report.document import Cell, Section
 from training.judging.report.findings import Findings, cell
@@ -29,6 +38,16 @@ from training.statistics.off_policy import (
     self_normalised,
 )
 
+STRESSES: dict[str, Callable[[OutcomesConfig], OutcomesConfig]] = {
+    "costs doubled": lambda given: given.model_copy(
+        update={"fee": 2 * given.fee, "slippage": 2 * given.slippage}
+    ),
+    "every order an hour late": lambda given: given.model_copy(
+        update={"delay_s": given.delay_s + 3600}
+    ),
+}
+"""The same answers under worse conditions: an edge that vanishes in one of them was never one to
+trade."""
 DRAWS_OF_CHANCE = 50
 EDGES = (0.02, 0.05, 0.1)
 POWER = 0.8
@@ -45,20 +64,18 @@ def stresses(section: Section, found: Findings) -> None:
     columns = {
         "as it is": (contest.arena, {name: rewards[name] for name in (POLICY, AGENT, RANDOM)})
     }
-    for name, labels in found.stressed.items():
-        usable = np.flatnonzero(np.isfinite(labels.rewards[contest.arena.rows]).all(1))
-        arena = Arena.of(found.held_out, labels, contest.arena.rows[usable])
+    for name, harder in STRESSES.items():
+        outcomes = harder(found.terms.outcomes)
+        arena = Arena.of(found.held_out, found.market.series(), outcomes, contest.arena.rows)
+        usable = np.searchsorted(contest.arena.rows, arena.rows)
         mine, theirs = (contest.played[arm].arm.at(usable) for arm in (POLICY, AGENT))
-        dealt = [
-            arena.play(arm).r
-            for arm in random_veto(mine, DRAWS_OF_CHANCE, found.terms.evaluate.seed)
-        ]
+        dealt = arena.random_veto(mine, DRAWS_OF_CHANCE, found.terms.evaluate.seed)
         columns[name] = (
             arena,
             {
                 POLICY: arena.play(mine).r,
                 AGENT: arena.play(theirs).r,
-                RANDOM: np.mean(dealt, axis=0),
+                RANDOM: np.mean([played.r for played in dealt], axis=0),
             },
         )
     rows = []
@@ -235,10 +252,9 @@ def combinatorial_paths(known: Known) -> dict[str, list[Path]]:
     folds = combinatorial_purged(known.as_of, known.ends_at, GROUPS, TESTED, known.embargo_s)
     taken: dict[str, Floats] = {name: np.zeros((len(folds), count)) for name in HEURISTICS}
     for number, fold in enumerate(folds):
-        size = len(fold.test)
-        plan = Arm(ALWAYS, np.ones(size, dtype=bool), np.full(size, 1.5), np.ones(size))
-        for arm in fitted(known.at(fold.train), plan, known.features[fold.test], INNER_FOLDS):
-            taken[arm.name][number, fold.test] = arm.approve
+        train, features = known.at(fold.train), known.features[fold.test]
+        for name, rival in HEURISTICS.items():
+            taken[name][number, fold.test] = rival(train, features, INNER_FOLDS).trades
     group = np.minimum(
         np.argsort(np.argsort(known.as_of, kind="stable")) // (count // GROUPS), GROUPS - 1
     )

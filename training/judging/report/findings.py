@@ -12,6 +12,7 @@ from training.judging.contest.contest import Contest, Trained
 from training.judging.gate.verdict import Check, Verdict
 from training.judging.report.document import Cell
 from training.outcomes.labels import Labels
+from training.scenarios.history import History
 from training.scenarios.table import ScenarioSet
 from training.statistics.bootstrap import Estimate
 
@@ -36,8 +37,7 @@ class Findings:
 
     cpu_seconds : what making each policy took, every stage, by arm's name.
     look : how many versions have looked at the period.
-    labels : of the held-out scenarios. stressed : the same under worse conditions, by what they are
-        called.
+    market : the bars that judged. labels : of the held-out scenarios.
     decision_s : median time that serving takes for one decision, as measured by the parity check.
     """
 
@@ -50,8 +50,8 @@ class Findings:
     terms: Terms
     made_at: datetime
     held_out: ScenarioSet
+    market: History
     labels: Labels
-    stressed: Mapping[str, Labels]
     trained: Trained
     decision_s: float
 

@@ -7,21 +7,13 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import NamedTuple
 
-import numpy as np
-
 from app.domain.outcome import Arm, Outcome, OutcomeCode, OutcomeSource
 from app.domain.scenario import Account, Position
 from training.agent.reference import TIME_EXIT_S
 from training.arrays import DAY_S
 from training.market.bars import Bars
-from training.outcomes.simulate import (
-    OUTCOME_CODES,
-    TRAIL_ATR,
-    Exit,
-    Fates,
-    Orders,
-    simulate,
-)
+from training.outcomes.orders import Order, Orders
+from training.outcomes.simulate import OUTCOME_CODES, Fate, simulate
 
 
 class Trade(NamedTuple):
@@ -42,22 +34,6 @@ class Trade(NamedTuple):
     """Fields of an `Outcome`; empty while the bars do not tell."""
 
 
-class Order(NamedTuple):
-    """A long order of one arm. Prices in quote currency, quantity in base units, times in seconds
-    since 1970 UTC."""
-
-    symbol: str
-    as_of: int
-    entry: float
-    stop: float
-    targets: tuple[float, ...]
-    """Nearest first; the exits know three, further ones are never reached for."""
-    atr: float
-    quantity: float
-    plan_risk: float
-    """Quote currency, of the agent's plan: what one R is, also for an order of another size."""
-
-
 def follow(bars: Bars, order: Order) -> Trade:
     """Simulate one order on the bars after its decision. The stop lies below the entry."""
     return follow_all(bars, [order])[0]
@@ -68,50 +44,35 @@ def follow_all(bars: Bars, orders: Sequence[Order]) -> list[Trade]:
 
     Raises
     ------
-    ValueError : a stop is not below its entry, or an ATR is not positive.
+    ValueError : a stop is not below its entry, or an ATR or a quantity is not positive.
     """
-    columns = Orders(
-        np.array([order.as_of for order in orders], dtype=np.int64),
-        np.array([order.entry for order in orders]),
-        np.array([order.stop for order in orders]),
-        np.array([_three(order.targets) for order in orders]),
-        np.array([order.atr for order in orders]),
-    )
-    fates = simulate(bars, columns)
-    return [_trade(fates, number, order) for number, order in enumerate(orders)]
+    fates = simulate(bars, Orders.of(orders))
+    return [_trade(order, fates.row(number)) for number, order in enumerate(orders)]
 
 
-def _three(targets: tuple[float, ...]) -> tuple[float, ...]:
-    """The first three targets; an absent one is out of reach."""
-    return (*targets, np.inf, np.inf, np.inf)[: len(TRAIL_ATR)]
-
-
-def _trade(fates: Fates, at: int, order: Order) -> Trade:
+def _trade(order: Order, fate: Fate | None) -> Trade:
     opened = (order.symbol, order.quantity, order.entry, order.stop, order.as_of)
-    if fates.exit[at] == Exit.UNRESOLVED:
+    if fate is None:
         return Trade(*opened, None, 0.0, 0.0, {})
-    net = float(fates.net[at]) * order.quantity
-    ended = _outcome(fates, at, order.quantity)
-    return Trade(*opened, int(fates.exited_at[at]), net, net / order.plan_risk, ended)
+    r = fate.net / order.plan_risk
+    return Trade(*opened, fate.exited_at, fate.net, r, _outcome(order, fate))
 
 
-def _outcome(fates: Fates, at: int, quantity: float) -> dict[str, object]:
-    bought = float(fates.bought[at])
-    how = Exit(int(fates.exit[at]))
+def _outcome(order: Order, fate: Fate) -> dict[str, object]:
     return {
-        "outcome": OUTCOME_CODES[how],
-        "exit_time": datetime.fromtimestamp(int(fates.exited_at[at]), UTC),
-        "exit_price": float(fates.sold[at]),
-        "exit_reason": how.name.lower(),
-        "fees": float(fates.fees[at]) * quantity,
-        "slippage": float(fates.slippage[at]) * quantity,
-        "net_pnl": float(fates.net[at]) * quantity,
-        "pnl_pct": 100 * float(fates.net[at]) / bought,
-        "r_multiple": float(fates.r[at]),
-        "mae_r": min(float(fates.mae[at]), 0.0),
-        "mfe_r": max(float(fates.mfe[at]), 0.0),
-        "max_price": float(fates.highest[at]),
-        "holding_seconds": float(fates.exited_at[at] - fates.entered_at[at]),
+        "outcome": OUTCOME_CODES[fate.exit],
+        "exit_time": datetime.fromtimestamp(fate.exited_at, UTC),
+        "exit_price": fate.sold,
+        "exit_reason": fate.exit.name.lower(),
+        "fees": fate.fees,
+        "slippage": fate.slippage,
+        "net_pnl": fate.net,
+        "pnl_pct": 100 * fate.net / (order.quantity * fate.bought),
+        "r_multiple": fate.net / order.risk,
+        "mae_r": min(fate.mae / order.risk, 0.0),
+        "mfe_r": max(fate.mfe / order.risk, 0.0),
+        "max_price": fate.highest,
+        "holding_seconds": float(fate.exited_at - fate.entered_at),
     }
 
 

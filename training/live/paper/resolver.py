@@ -16,9 +16,10 @@ from enum import StrEnum
 
 from app.client import AdvisorClient
 from app.domain.outcome import Arm
-from training.live.paper.books import Order, Trade, follow_all, never_filled, outcome
+from training.live.paper.books import Trade, follow_all, never_filled, outcome
 from training.log import Unresolved
 from training.market.bars import Bars
+from training.outcomes.orders import Order, plan_order
 
 MOST_QUEUED = 500
 """Half of the client's queue: the rest stays free, so nothing is dropped."""
@@ -96,24 +97,13 @@ def _follow(
 
 
 def _order(one: Unresolved) -> Order | None:
-    """The order of an arm; None when its stop is not below its entry, or the quantity is not
-    positive."""
-    plan, candidate = one.scenario.plan, one.scenario.candidate
-    stop, quantity = (
-        (plan.stop, plan.quantity) if one.arm is Arm.AGENT else (one.stop, one.quantity)
-    )
-    if stop is None or not quantity or stop >= plan.entry or candidate.direction != "long":
-        return None
-    return Order(
-        candidate.symbol,
-        one.scenario.second,
-        plan.entry,
-        stop,
-        plan.targets,
-        candidate.atr,
-        quantity,
-        plan.risk,
-    )
+    """The order of an arm; None when the exits are not defined for it or for the plan."""
+    order = plan_order(one.scenario)
+    if one.arm is Arm.ADVICE and order.sound:
+        if one.stop is None or one.quantity is None:
+            return None
+        order = order._replace(stop=one.stop, quantity=one.quantity)
+    return order if order.sound else None
 
 
 def _report(

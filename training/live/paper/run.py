@@ -25,10 +25,11 @@ from app.domain.errors import AdvisorError
 from app.domain.outcome import Arm, Outcome
 from app.domain.scenario import Scenario
 from training.agent.reference import Opportunity
-from training.live.paper.books import Book, Order, Trade, follow, never_filled, outcome
+from training.live.paper.books import Book, Trade, follow, never_filled, outcome
 from training.live.paper.feed import Moment
 from training.log import Recalled
 from training.market.bars import Bars, MarketDataError
+from training.outcomes.orders import Order, plan_order
 
 RUN_NAME = re.compile(r"[A-Za-z0-9._-]{1,80}")
 
@@ -292,21 +293,6 @@ class Paper:
             if ended is not None:
                 self._client.report_outcome(awaited.decision_id, ended.as_json())
         self._awaited = still
-
-
-def plan_order(scenario: Scenario) -> Order:
-    """The agent's plan as an order."""
-    plan, candidate = scenario.plan, scenario.candidate
-    return Order(
-        candidate.symbol,
-        scenario.second,
-        plan.entry,
-        plan.stop,
-        plan.targets,
-        candidate.atr,
-        plan.quantity,
-        plan.risk,
-    )
 
 
 def _recorded(order: Order, ended: Outcome) -> Trade:

@@ -3,89 +3,132 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given as drawn
 from hypothesis import strategies as st
 
-from app.domain.actions import ACTIONS
+from app.domain.actions import BY_LABEL
+from app.domain.case import order_for
+from app.domain.control import AgentAction
 from app.domain.features import FEATURE_NAMES
 from app.domain.manifest import Calibration
+from app.domain.scenario import Scenario
 from tests.builders import agent_action, reading, scenario
 from tests.domain.scenarios import LIMITS
 from training.judging.contest.arms import (
+    ARMS,
+    HEURISTICS,
+    POLICY,
     Arm,
+    Choice,
+    Given,
     Known,
+    act,
+    advised,
     agent,
-    allowed,
     always,
+    behind_rules,
     best_cut,
-    fitted,
-    policy,
-    random_veto,
+    proposed,
 )
+from training.learning.model.answers import Answers
+from training.outcomes.labels import plan_orders
+from training.outcomes.orders import Orders
 
 DAY = 86_400
 
 
-def readings(*labels: str) -> np.ndarray:
-    return np.array([reading(label).log_probabilities for label in labels])
+def readings(*labels: str) -> Answers:
+    rows = [reading(label).log_probabilities for label in labels]
+    return Answers(np.array(rows), Calibration())
+
+
+def given(
+    scenarios: Sequence[Scenario],
+    version: Answers | None = None,
+    controls: Sequence[AgentAction | None] = (),
+    known: Known | None = None,
+    features: np.ndarray | None = None,
+) -> Given:
+    """What a test is not about is missing."""
+    nothing = np.zeros((len(scenarios), len(FEATURE_NAMES)))
+    return Given(
+        scenarios,
+        controls or [None] * len(scenarios),
+        plan_orders(scenarios),
+        nothing if features is None else features,
+        known or problem(60, 0, signal=False)[0],
+        {POLICY: version or readings(*["A"] * len(scenarios))},
+        LIMITS,
+    )
 
 
 def test_always_takes_every_plan_whole() -> None:
-    arm = always([scenario(), scenario()])
     plan = scenario().plan
-    assert arm.approve.tolist() == [True, True]
-    assert arm.share.tolist() == [1.0, 1.0]
-    assert arm.stop_atr[0] == pytest.approx((plan.entry - plan.stop) / scenario().candidate.atr)
+    orders = always(given([scenario(), scenario()])).orders
+    assert orders.quantity.tolist() == [plan.quantity] * 2
+    assert orders.stop.tolist() == [plan.stop] * 2
 
 
 def test_the_agent_trades_where_it_says_yes() -> None:
-    arm = agent([scenario()] * 3, [agent_action(True), agent_action(False), None])
-    assert (arm.name, arm.approve.tolist(), arm.share.tolist()) == (
-        "agent",
-        [True, False, False],
-        [1.0, 0.0, 0.0],
-    )
-    assert np.isnan(arm.stop_atr[1:]).all()
+    answers = [agent_action(True), agent_action(False), None]
+    assert agent(given([scenario()] * 3, controls=answers)).approve.tolist() == [True, False, False]
 
 
 def test_the_policy_is_judged_as_the_service_judges_it() -> None:
     refused = scenario(candidate__volatility_pct=0.99)
-    before, after = policy(
-        [scenario(), scenario(), refused], readings("H", "A", "H"), Calibration(), LIMITS
-    )
+    about = given([scenario(), scenario(), refused], readings("H", "A", "H"))
+    before, after = proposed(POLICY, about), advised(POLICY, about)
     assert before.approve.tolist() == [True, False, True]
     assert after.approve.tolist() == [True, False, False]
     assert after.vetoes is not None
     assert "VOLATILITY_SPIKE" in after.vetoes[2]
     assert after.vetoes[0] == ()
-    half_risk = next(i for i, action in enumerate(ACTIONS) if action.label == "H")
-    assert after.stop_atr[0] == pytest.approx(ACTIONS[half_risk].stop_atr)
-    assert 0 < after.share[0] <= 1
+    order = order_for(BY_LABEL["H"], scenario())
+    assert (before.orders.stop[0], before.orders.quantity[0]) == (order.stop, order.quantity)
     assert before.probability is not None
     assert before.probability[1] == pytest.approx(1 - 0.91)
 
 
+def test_what_a_limit_clamps_and_caps_is_the_order() -> None:
+    """A stop may lie 2 ATR below entry, a trade be worth 100: J, 2.5 ATR, becomes that order."""
+    tight = LIMITS.model_copy(
+        update={
+            "stop_distance": LIMITS.stop_distance.model_copy(update={"max_atr": 2.0}),
+            "exposure": LIMITS.exposure.model_copy(update={"max_notional": 100.0}),
+        }
+    )
+    subject = scenario()
+    about = replace(given([subject], readings("J")), limits=tight)
+    (stop,), (quantity,) = (getattr(advised(POLICY, about).orders, n) for n in ("stop", "quantity"))
+    assert stop == pytest.approx(subject.plan.entry - 2.0 * subject.candidate.atr)
+    assert quantity == pytest.approx(100.0 / subject.plan.entry)
+    assert proposed(POLICY, about).orders.stop[0] == pytest.approx(
+        subject.plan.entry - 2.5 * subject.candidate.atr
+    )
+
+
 def test_rivals_may_trade_what_the_rules_would_let_the_agent_trade() -> None:
     volatile = scenario(candidate__volatility_pct=0.99)
-    assert allowed([scenario(), volatile, scenario()], LIMITS).tolist() == [True, False, True]
+    about = given([scenario(), volatile, scenario()])
+    assert about.allowed.tolist() == [True, False, True]
+
+    def everything(known: Known, features: np.ndarray, folds: int) -> Choice:
+        return Choice(np.ones(len(features), dtype=bool))
+
+    assert behind_rules(everything, about).approve.tolist() == [True, False, True]
 
 
-def test_a_random_veto_deals_the_same_answers_to_other_scenarios() -> None:
-    source = np.random.default_rng(0)
-    approve = source.random(200) < 0.3
-    arm = Arm("policy", approve, np.where(approve, 2.5, np.nan), np.where(approve, 0.25, 0.0))
-    draws = list(random_veto(arm, 20, seed=1))
-    for draw in draws:
-        assert draw.approve.sum() == approve.sum()
-        assert (draw.share[draw.approve] == 0.25).all()
-        assert np.isnan(draw.stop_atr[~draw.approve]).all()
-    assert len({draw.approve.tobytes() for draw in draws}) == 20
-    again = list(random_veto(arm, 20, seed=1))
-    assert all((a.approve == b.approve).all() for a, b in zip(draws, again, strict=True))
+def test_every_arm_acts_under_its_own_name() -> None:
+    arms = act(given([scenario()] * 4, readings("H", "A", "J", "A")))
+    assert list(arms) == [*ARMS, POLICY]
+    assert set(HEURISTICS) < set(ARMS)
+    assert all(len(arm.orders) == 4 for arm in arms.values())
 
 
 def test_the_best_cut_keeps_what_pays_and_always_trades() -> None:
@@ -97,71 +140,73 @@ def test_the_best_cut_keeps_what_pays_and_always_trades() -> None:
     assert (scores >= cut).sum() >= 5
 
 
-def problem(rows: int, seed: int, *, signal: bool) -> tuple[np.ndarray, np.ndarray]:
+def problem(rows: int, seed: int, *, signal: bool) -> tuple[Known, np.ndarray]:
+    """What is known, and its rewards again."""
     source = np.random.default_rng(seed)
     features = source.normal(size=(rows, len(FEATURE_NAMES)))
     edge = np.sign(features[:, FEATURE_NAMES.index("rsi")]) if signal else 0.0
-    return features, 0.8 * edge + source.normal(size=rows)
-
-
-def rivals(rows: int, *, signal: bool) -> dict[str, tuple[Arm, np.ndarray]]:
-    features, rewards = problem(rows, 1, signal=signal)
-    new_features, new_rewards = problem(rows, 2, signal=signal)
-    plan = Arm("always approve", np.ones(rows, dtype=bool), np.full(rows, 1.5), np.ones(rows))
+    rewards = 0.8 * edge + source.normal(size=rows)
     as_of = np.arange(rows) * DAY
-    known = Known(features, rewards, as_of, as_of + DAY // 4, np.ones(rows), DAY)
-    arms = fitted(known, plan, new_features)
-    return {arm.name: (arm, new_rewards) for arm in arms}
+    return Known(features, rewards, as_of, as_of + DAY // 4, np.ones(rows), DAY), rewards
+
+
+def rivals(rows: int, *, signal: bool) -> dict[str, tuple[Choice, np.ndarray]]:
+    known, _ = problem(rows, 1, signal=signal)
+    new, rewards = problem(rows, 2, signal=signal)
+    return {name: (rival(known, new.features, 5), rewards) for name, rival in HEURISTICS.items()}
 
 
 def test_rivals_find_a_signal_out_of_sample() -> None:
     found = rivals(800, signal=True)
     assert set(found) == {"score threshold", "logistic regression", "gradient boosting"}
     for name in ("logistic regression", "gradient boosting"):
-        arm, rewards = found[name]
-        assert rewards[arm.approve].mean() > 0.5
-        assert arm.probability is not None
+        choice, rewards = found[name]
+        assert rewards[choice.trades].mean() > 0.5
+        assert choice.probability is not None
+        assert choice.fitted_in_s > 0
 
 
 def test_rivals_see_no_outcome_of_the_new_scenarios() -> None:
     """They are given features only; where there is no signal, what they choose earns what chance
     earns."""
-    for arm, rewards in rivals(800, signal=False).values():
-        chosen = rewards[arm.approve]
+    for choice, rewards in rivals(800, signal=False).values():
+        chosen = rewards[choice.trades]
         assert abs(chosen.mean() - rewards.mean()) < 4 * rewards.std() / math.sqrt(len(chosen))
 
 
 def same(one: Arm, other: Arm) -> bool:
     """Every answer, whatever fitting took."""
-    if (one.name, one.vetoes, one.probability is None) != (
-        other.name,
-        other.vetoes,
-        other.probability is None,
-    ):
+    if (one.vetoes, one.probability is None) != (other.vetoes, other.probability is None):
         return False
-    names = ("approve", "stop_atr", "share", *(() if one.probability is None else ("probability",)))
-    return all(
-        np.array_equal(getattr(one, name), getattr(other, name), equal_nan=True) for name in names
+    mine, theirs = (
+        [] if arm.probability is None else arm.probability.tolist() for arm in (one, other)
+    )
+    return mine == theirs and all(
+        np.array_equal(values, getattr(other.orders, name), equal_nan=name == "quantity")
+        for name, values in vars(one.orders).items()
     )
 
 
 def any_arm(count: int, seed: int, *, judged: bool) -> Arm:
     source = np.random.default_rng(seed)
-    approve = source.random(count) < 0.5
+    entry, atr = source.uniform(50, 150, count), source.uniform(1, 3, count)
+    orders = Orders(
+        source.choice(["BTCUSDT", "ETHUSDT"], count),
+        source.integers(0, 10**9, count),
+        entry,
+        entry - source.choice([1.0, 1.5, 2.5], count) * atr,
+        entry[:, None] + np.array([1.0, 2.0, 3.0]),
+        atr,
+        np.where(source.random(count) < 0.5, source.random(count), np.nan),
+        source.random(count),
+    )
+    codes = tuple(("VOLATILITY_SPIKE",) * int(n) for n in source.integers(0, 3, count))
     return Arm(
-        "policy",
-        approve,
-        np.where(approve, source.choice([1.0, 1.5, 2.5], count), np.nan),
-        np.where(approve, source.random(count), 0.0),
-        source.random(count) if judged else None,
-        tuple(("VOLATILITY_SPIKE",) * int(n) for n in source.integers(0, 3, count))
-        if judged
-        else None,
-        fitted_in_s=1.5,
+        orders, source.random(count) if judged else None, codes if judged else None, fitted_in_s=1.5
     )
 
 
-@given(
+@drawn(
     st.integers(0, 30), st.integers(0, 5), st.booleans(), st.lists(st.integers(0, 30), max_size=3)
 )
 def test_an_arm_in_parts_joins_to_the_same_arm(
@@ -174,7 +219,7 @@ def test_an_arm_in_parts_joins_to_the_same_arm(
     assert Arm.joined(parts).fitted_in_s == 1.5 * len(parts), "what fitting took adds up"
 
 
-@given(st.permutations(range(12)), st.integers(0, 5))
+@drawn(st.permutations(range(12)), st.integers(0, 5))
 def test_an_arm_at_some_scenarios_answers_them_alike(order: list[int], seed: int) -> None:
     arm, chosen = any_arm(12, seed, judged=True), np.array(order)
     there = arm.at(chosen)
@@ -191,7 +236,7 @@ def test_an_arm_of_which_a_part_has_no_probability_has_none() -> None:
     assert joined.approve.tolist() == [*whole.approve, *bare.approve]
 
 
-@given(st.integers(2, 40), st.integers(0, 40), st.integers(0, 5))
+@drawn(st.integers(2, 40), st.integers(0, 40), st.integers(0, 5))
 def test_what_is_known_in_parts_adds_up_to_the_same(count: int, cut: int, seed: int) -> None:
     source = np.random.default_rng(seed)
     as_of = np.cumsum(source.integers(1, DAY, count))
@@ -214,11 +259,11 @@ def test_what_is_known_in_parts_adds_up_to_the_same(count: int, cut: int, seed: 
 
 
 def test_where_every_plan_lost_nothing_is_told_apart() -> None:
-    features, _ = problem(200, 1, signal=False)
+    features = problem(200, 1, signal=False)[0].features
     as_of = np.arange(200) * DAY
     for rewards in (-np.ones(200), np.where(np.arange(200) < 40, 1.0, -1.0)):
         known = Known(features, rewards, as_of, as_of + DAY // 4, np.ones(200), DAY)
-        plan = Arm("always approve", np.ones(50, dtype=bool), np.full(50, 1.5), np.ones(50))
-        for arm in fitted(known, plan, features[:50]):
-            assert len(arm.approve) == 50
-            assert arm.probability is None or np.isfinite(arm.probability).all()
+        for rival in HEURISTICS.values():
+            choice = rival(known, features[:50], 5)
+            assert len(choice.trades) == 50
+            assert choice.probability is None or np.isfinite(choice.probability).all()

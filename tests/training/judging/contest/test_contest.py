@@ -30,8 +30,7 @@ from training.arrays import DAY_S
 from training.config.data import HeldOutConfig, OutcomesConfig, ScenariosConfig, instant
 from training.config.judging import EvaluateConfig
 from training.judging.contest.arena import ArenaError, Played
-from training.judging.contest.arms import Arm
-from training.judging.contest.contest import (
+from training.judging.contest.arms import (
     AGENT,
     ALWAYS,
     BASE_MODEL,
@@ -40,6 +39,9 @@ from training.judging.contest.contest import (
     POLICY,
     RANDOM,
     RAW,
+    Arm,
+)
+from training.judging.contest.contest import (
     Contest,
     Period,
     Trained,
@@ -52,7 +54,8 @@ from training.judging.contest.portfolio import Book, Clock, buy_and_hold
 from training.learning.model.answers import Answers
 from training.market.bars import Bars
 from training.outcomes.labels import Labels
-from training.outcomes.simulate import Costs
+from training.outcomes.orders import Orders
+from training.outcomes.simulate import Costs, Fates
 from training.scenarios.history import History
 from training.scenarios.table import Found, ScenarioSet, build_scenarios
 
@@ -102,15 +105,8 @@ def contest(
     market: Market, refit_days: float, config: EvaluateConfig = CONFIG, bars: tuple[Bars, ...] = ()
 ) -> Contest:
     periods = refitted(market.held_out, market.labels, market.versions, market.trained, refit_days)
-    return hold_contest(
-        market.held_out,
-        market.labels,
-        bars or market.history.bars,
-        periods,
-        LIMITS,
-        config,
-        OutcomesConfig(),
-    )
+    known = history(*bars) if bars else market.history
+    return hold_contest(market.held_out, known, periods, LIMITS, config, OutcomesConfig())
 
 
 @pytest.fixture(scope="module")
@@ -310,27 +306,20 @@ def test_only_symbols_of_the_contest_are_bought_and_held(whole: Contest, market:
     assert all(same(each, without.books[name]) for name, each in whole.books.items())
 
 
-def played(count: int, **columns: list[float]) -> Played:
+def played(plans: Orders, **columns: list[float]) -> Played:
     """Trades by hand, two hours each, one after the other; what `book` does not look at is
     nothing."""
-    asked = np.array(columns["share"])
-    traded = asked > 0
-    arm = Arm("test", traded, np.where(traded, 1.5, np.nan), asked)
-    nothing = np.zeros(count)
+    count = len(plans)
     entered_at = BEGIN + HOUR * (1 + 2 * np.arange(count))
-    return Played(
-        arm,
-        r=nothing,
-        own_r=nothing,
-        quantity=np.array(columns["quantity"]),
+    fates = replace(
+        Fates.unknown(count),
         bought=np.array(columns["bought"]),
         sold=np.array(columns["sold"]),
-        fees=nothing,
-        slippage=nothing,
-        net=nothing,
         entered_at=entered_at,
         exited_at=entered_at + 2 * HOUR,
     )
+    orders = replace(plans, quantity=np.array(columns["quantity"]))
+    return Played(Arm(orders), fates, np.array(columns["r"]))
 
 
 @pytest.mark.parametrize(
@@ -347,20 +336,24 @@ def test_a_portfolio_trades_what_was_asked_for_or_a_share_of_all_equity(
 ) -> None:
     ether = walk(2, "ETHUSDT")
     clock = Clock([walk(1, "BTCUSDT"), ether], BEGIN + HOUR, BEGIN + 10 * HOUR)
+    plans = replace(
+        whole.arena.plans.at(np.arange(3)),
+        symbol=np.array(["ETHUSDT"] * 3),
+        quantity=np.array([4.0, 4.0, 4.0]),
+    )
     trades = played(
-        3,
-        share=[0.5, 0.0, 1.0],
+        plans,
         quantity=[2.0, np.nan, 4.0],
         bought=[100.0, np.nan, 50.0],
         sold=[110.0, np.nan, 40.0],
+        r=[0.4, 0.0, -1.1],
     )
-    arena = replace(whole.arena, symbols=np.array(["ETHUSDT"] * 3), atr=np.array([4.0, 4.0, 2.0]))
-    made = book(clock, arena, trades, EvaluateConfig(size=size, capital=1000.0), FREE)
+    arena = replace(whole.arena, plans=plans, costs=FREE)
+    made = book(clock, arena, trades, EvaluateConfig(size=size, capital=1000.0))
     assert made.quantity == pytest.approx(quantity)
     assert made.pnl == pytest.approx(pnl)
     assert made.curve.value[-1] == pytest.approx(equity)
-    # A unit risks 1.5 ATR: 6 and 3.
-    assert made.r == pytest.approx([10 / 6, -10 / 3])
+    assert made.r.tolist() == [0.4, -1.1], "what an order earned in R knows no portfolio"
     # Open at the second and at the sixth close, marked by the prices of their own symbol.
     worth = [0, quantity[0] * ether.close[1], 0, 0, 0, quantity[1] * ether.close[5], 0, 0, 0, 0]
     assert made.exposed == pytest.approx(worth)
@@ -376,8 +369,8 @@ def test_with_a_share_of_equity_gains_compound_in_the_contest(
     costs = Costs()
     moves = []
     for row in made.taken:
-        paid = all_played.bought[row] * (1 + costs.slippage) * (1 + costs.fee)
-        moves.append(all_played.sold[row] * (1 - costs.slippage) * (1 - costs.fee) / paid)
+        paid = all_played.fates.bought[row] * (1 + costs.slippage) * (1 + costs.fee)
+        moves.append(all_played.fates.sold[row] * (1 - costs.slippage) * (1 - costs.fee) / paid)
     assert len(moves) > 20
     assert made.curve.value[-1] == pytest.approx(CONFIG.capital * np.prod(moves))
     assert shared.rewards[ALWAYS].tolist() == whole.rewards[ALWAYS].tolist(), (

@@ -13,6 +13,7 @@ from tests.training.support.candles import HOUR, START, table
 from training.arrays import Floats
 from training.judging.contest.performance import (
     CONSTANT,
+    NO_PLAN,
     NO_TRADES,
     Performance,
     curve_measures,
@@ -121,6 +122,13 @@ def test_an_arm_without_trades_has_reasons_instead_of_numbers() -> None:
         assert getattr(found, name).reason == NO_TRADES, name
     for name in ("cagr", "max_drawdown", "drawdown_days", "turnover", "exposure"):
         assert getattr(found, name).value == 0.0, name
+
+
+def test_what_has_no_plan_has_no_r_and_is_measured_otherwise() -> None:
+    found = performance(book([0.01, -0.02] * 20, [3.0, -1.0], [math.nan, math.nan]), draws=50)
+    assert (found.expectancy_r.value, found.expectancy_r.reason) == (None, NO_PLAN)
+    assert found.win_rate.value == 0.5
+    assert found.sharpe.value is not None
 
 
 def test_constant_returns_have_no_ratio_but_a_growth() -> None:

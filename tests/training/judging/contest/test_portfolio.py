@@ -17,29 +17,32 @@ from tests.training.support.candles import HOUR, START, random_walk, table
 from training.judging.contest.portfolio import (
     Book,
     Clock,
+    Curve,
     PortfolioError,
     Refused,
     Size,
     Trades,
     buy_and_hold,
+    drawdown,
     trade,
 )
 from training.market.bars import Bars
-from training.outcomes.simulate import Costs, Orders, simulate
+from training.outcomes.orders import Orders
+from training.outcomes.simulate import Costs, simulate
 
 VECTORBT = Path(__file__).parents[3] / "golden" / "vectorbt.json"
 FREE = Costs(0.0, 0.0)
 Row = tuple[int, int, int, float, float]
 
 
-def trades(*rows: Row, size: float = 1.0, risk: float = 10.0) -> Trades:
+def trades(*rows: Row, size: float = 1.0, r: float = 0.5) -> Trades:
     """Rows of (symbol, hour of entry, hour of exit, bought, sold); hour 0 is the open of the first
     bar."""
     symbol, entered, exited, bought, sold = (np.array(column) for column in zip(*rows, strict=True))
     many = np.ones(len(rows))
     return Trades(
         symbol, START + HOUR * entered, START + HOUR * exited, bought.astype(float),
-        sold.astype(float), many * risk,
+        sold.astype(float), many * r,
         many * size,
     )  # fmt: skip
 
@@ -55,8 +58,7 @@ def counted(book: Book) -> dict[str, int]:
 
 def test_equity_is_marked_at_every_close_and_ends_with_the_profit_after_costs() -> None:
     # Two units bought at 100: price 101 with 1 % slippage, fee 0.2 % -> 101.202 each, 202.404 in
-    # all. Sold at 110: 108.9 with slippage, less the fee 108.6822 -> 217.3644. Profit 14.9604,
-    # planned risk 2 x 10.
+    # all. Sold at 110: 108.9 with slippage, less the fee 108.6822 -> 217.3644. Profit 14.9604.
     clock = Clock([flat(100, 104, 98, 110, 110)])
     book = trade(
         clock,
@@ -68,7 +70,7 @@ def test_equity_is_marked_at_every_close_and_ends_with_the_profit_after_costs() 
         [1000, 797.596 + 208, 797.596 + 196, 1014.9604, 1014.9604]
     )
     assert book.pnl == pytest.approx([14.9604])
-    assert book.r == pytest.approx([0.74802])
+    assert book.r.tolist() == [0.5]
     assert book.exposed == pytest.approx([0, 208, 196, 0, 0])
     assert book.notional == pytest.approx([420])
     assert book.held_s.tolist() == [3 * HOUR]
@@ -109,11 +111,12 @@ def test_size_rules_follow_equity_at_entry_and_cash_bounds_them() -> None:
     rows = trades((0, 1, 2, 100, 110), (0, 3, 4, 100, 90), size=0.5)
     spent = trade(clock, rows, capital=1000, size=Size.OF_EQUITY, costs=FREE)
     assert spent.quantity == pytest.approx([5.0, 5.25])  # half of 1000, half of 1050
-    assert spent.r == pytest.approx([1.0, -1.0])
     bounded = trade(
         clock, replace(rows, size=np.full(2, 30.0)), capital=1000, costs=Costs(0.001, 0.0)
     )
     assert bounded.quantity[0] == pytest.approx(1000 / 100.1)
+    # Of 30 units that would have earned 0.5 R the cash paid a third.
+    assert bounded.r[0] == pytest.approx(0.5 * 1000 / 100.1 / 30)
 
 
 def test_equity_at_entry_counts_open_trades_at_the_last_close_before() -> None:
@@ -180,6 +183,7 @@ def test_buy_and_hold_puts_equal_capital_into_every_symbol_and_pays_costs_once_e
     book = buy_and_hold(clock, capital=1000, costs=Costs(fee=0.001, slippage=0.0))
     units = 500 / 1.001  # money that reaches each market
     assert book.curve.value[:2] == pytest.approx([2 * units, units * 1.1 + units])
+    assert np.isnan(book.r).all()
     assert book.curve.value[2] == pytest.approx((units * 1.2 + units * 0.5) * 0.999)
 
 
@@ -200,19 +204,32 @@ def test_profit_and_r_are_those_of_the_outcomes() -> None:
     at = np.arange(60, 2900, 11)
     close, atr = bars.close[at], bars.close[at] * 0.01
     plans = Orders(
+        np.full(len(at), bars.symbol),
         bars.closed_at[at],
         close,
         close - 1.5 * atr,
         close[:, None] + atr[:, None] * np.array([3.0, 4.0, 5.0]),
         atr,
+        np.full(len(at), 1e-4),
+        1.5 * atr * 1e-4,
     )
     fates = simulate(bars, plans)
-    orders = Trades.of(0, fates, close - plans.stop, np.full(len(at), 1e-4))
+    symbol = np.zeros(len(at), dtype=np.int64)
+    orders = Trades.of(symbol, fates, fates.net / plans.plan_risk, plans.quantity)
     book = trade(Clock([bars]), orders, capital=1000)
     assert len(book.taken) == len(at)  # eleven hours apart: no two at a time
-    assert book.r == pytest.approx(fates.r)
-    assert book.pnl == pytest.approx(fates.net * 1e-4)
-    assert book.curve.value[-1] == pytest.approx(1000 + fates.net.sum() * 1e-4)
+    assert book.r == pytest.approx(book.pnl / plans.plan_risk)
+    assert book.pnl == pytest.approx(fates.net)
+    assert book.curve.value[-1] == pytest.approx(1000 + fates.net.sum())
+
+
+def test_a_drawdown_is_a_share_of_the_last_peak_and_the_beginning_is_one() -> None:
+    value = np.array([90.0, 110, 99, 121, 60.5])
+    curve = Curve(START, START + HOUR * np.arange(1, 6), value, 100.0)
+    assert curve.drawdown == pytest.approx([0.1, 0.0, 0.1, 0.0, 0.5])
+    assert drawdown(np.array([[50.0, 60.0], [110.0, 88.0]]), 100.0) == pytest.approx(
+        np.array([[0.5, 0.4], [0.0, 0.2]])
+    )
 
 
 def recorded() -> dict[str, Any]:
@@ -267,9 +284,7 @@ def test_equity_ends_with_all_profits_and_no_rule_is_broken(
     rows = list(
         zip(symbol, entry, exit_, bought, bought * np.exp(source.normal(0, 0.02, 60)), strict=True)
     )
-    orders = replace(
-        trades(*rows), risk=bought * 0.02, size=np.full(60, 0.2 if size is not Size.UNITS else 0.01)
-    )
+    orders = replace(trades(*rows), size=np.full(60, 0.2 if size is not Size.UNITS else 0.01))
     book = trade(Clock(bars), orders, capital=1000, max_open=max_open, size=size)
     assert book.curve.value[-1] == pytest.approx(1000 + book.pnl.sum())
     assert len(book.taken) + sum(book.refused.values()) == 60
@@ -286,7 +301,6 @@ def test_equity_ends_with_all_profits_and_no_rule_is_broken(
     "broken",
     [
         {"bought": np.array([0.0])},
-        {"risk": np.array([-1.0])},
         {"size": np.array([np.nan])},
         {"exited_at": np.array([START])},
         {"symbol": np.array([3])},

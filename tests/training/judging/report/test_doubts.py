@@ -8,8 +8,7 @@ import pytest
 
 from app.domain.features import FEATURE_NAMES
 from training.arrays import DAY_S, Floats
-from training.judging.contest.arms import MIN_APPROVAL_RATE, Known
-from training.judging.contest.contest import HEURISTICS
+from training.judging.contest.arms import HEURISTICS, MIN_APPROVAL_RATE, Known
 from training.judging.report.document import Cell
 from training.judging.report.doubts import GROUPS, TESTED, combinatorial_paths
 from training.judging.report.findings import cell, maybe
@@ -41,7 +40,7 @@ def planted(rows: int, seed: int) -> Known:
 def test_a_planted_signal_beats_the_threshold_on_every_path() -> None:
     given = planted(900, 1)
     found = combinatorial_paths(given)
-    assert tuple(found) == HEURISTICS
+    assert list(found) == list(HEURISTICS)
     threshold, logistic, boosting = (found[name] for name in HEURISTICS)
     assert len(threshold) == len(logistic) == len(boosting) == 5
     for learned in (logistic, boosting):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from math import inf
 from typing import Any
 
 import pytest
 
 from app.domain.outcome import Arm, OutcomeCode
 from tests.training.support.candles import HOUR, START, table
-from training.live.paper.books import Book, Order, Trade, follow, follow_all, never_filled, outcome
+from training.live.paper.books import Book, Trade, follow, follow_all, never_filled, outcome
+from training.outcomes.orders import Order
 
 
 def trade(net: float, opened: int = START, hours: float = 1) -> Trade:
@@ -111,7 +113,7 @@ def test_a_plan_with_one_target_trails_from_it_and_no_further() -> None:
     """Target 1 at 103: the high of 106 passes it, not the targets that are not there; stop 106 -
     1.5 x 2 = 103, and no lower than 100 + 75 % of 6 = 104.5. The next bar falls through 104.5."""
     bars = table((100, 106, 99, 105), (105, 105, 100, 101), *[(101, 101, 100, 101)] * 6)
-    told = outcome(follow(bars, order(targets=(103.0,))), Arm.AGENT, None, traded=True)
+    told = outcome(follow(bars, order(targets=(103.0, inf, inf))), Arm.AGENT, None, traded=True)
     assert told is not None
     assert (told.exit_reason, told.exit_price) == ("trail_1", 104.5)
 

@@ -28,10 +28,10 @@ from tests.training.support.candles import HOUR, START, table
 from training.cli.paper import resolve_outcomes
 from training.live.paper.books import follow
 from training.live.paper.resolver import Fate, resolve
-from training.live.paper.run import plan_order
 from training.log import reading, symbols_without_outcome, without_outcome
 from training.market.bars import Bars
-from training.outcomes.labels import AGENT, judge, plans
+from training.outcomes.labels import AGENT, judge, plan_orders, shares_of
+from training.outcomes.orders import plan_order
 from training.outcomes.simulate import COSTS
 
 AT = datetime.fromtimestamp(START, UTC)
@@ -162,7 +162,7 @@ async def test_a_decision_enters_at_one_bars_open_in_labels_paper_and_resolver(
     by_resolver = {name: int(ended.timestamp() - held) for name, ended, held in found}
     for name, (_, hour) in MOMENTS.items():
         scenario = decided[name]
-        labelled = judge([bars], plans([scenario], np.array([scenario.second])), COSTS)
+        labelled = judge({"BTCUSDT": [bars]}, plan_orders([scenario]), shares_of([scenario]), COSTS)
         followed = follow(bars, plan_order(scenario))
         opened = START + hour * HOUR
         assert int(labelled.fates[AGENT].entered_at[0]) == opened, name

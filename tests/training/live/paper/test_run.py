@@ -36,10 +36,11 @@ from training.agent.reference import Agent, Opportunity, chart, opportunities
 from training.live.paper.books import Book, follow
 from training.live.paper.feed import LiveFeed, Moment, replayed
 from training.live.paper.resolver import Fate, resolve
-from training.live.paper.run import BadRunName, Judged, Paper, plan_order
+from training.live.paper.run import BadRunName, Judged, Paper
 from training.live.paper.tables import print_result
 from training.log import decisions_of_run, reading, without_outcome
 from training.market.bars import Bars
+from training.outcomes.orders import plan_order
 
 CANDIDATES = 24
 

@@ -24,8 +24,8 @@ from tests.service.shadow_log.test_shadow_log import rows
 from tests.training.support.candles import HOUR, START, table
 from training.live.drift.look import Window
 from training.live.paper.books import follow, outcome
-from training.live.paper.run import plan_order
 from training.log import judged_between, reading
+from training.outcomes.orders import plan_order
 
 VERSION = "scripted-1"
 AS_OF = datetime.fromtimestamp(START + HOUR, UTC)
