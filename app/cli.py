@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Annotated, Any
 from uuid import UUID
 
-import httpx
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -18,6 +17,7 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
+from app.client import OperatorClient, OperatorError
 from app.domain.actions import ACTIONS
 from app.domain.errors import AdvisorError
 from app.domain.manifest import MANIFEST_NAME
@@ -32,8 +32,6 @@ app = typer.Typer(
 model_app = typer.Typer(help="Model versions on disk.", no_args_is_help=True)
 app.add_typer(model_app, name="model")
 console = Console(stderr=True)
-ANSWER_S = 120.0
-"""A version is loaded and verified before the alias moves."""
 Url = Annotated[
     str | None,
     typer.Option("--url", help="Where the API answers. Default: ADVISOR_HOST and ADVISOR_PORT."),
@@ -202,13 +200,11 @@ def state(
 ) -> None:
     """Show or change the trading state of a running service. HALTED refuses every trade at once."""
     if new is None:
-        document = ask(url, "GET", "/state")
+        document = operator(url).state()
+    elif not reason or not by:
+        raise SettingsError("a change of state needs --reason and --by: both are recorded")
     else:
-        if not reason or not by:
-            raise SettingsError("a change of state needs --reason and --by: both are recorded")
-        document = ask(
-            url, "PUT", "/state", {"state": new.upper(), "reason": reason, "changed_by": by}
-        )
+        document = operator(url).set_state(new.upper(), reason, by)
     typer.echo(json.dumps(document, indent=2))
 
 
@@ -229,58 +225,30 @@ def alias(
 ) -> None:
     """Show the aliases of model versions, or move one: a running service follows without a
     restart."""
-    known = ask(url, "GET", "/aliases")
-    moves = [
-        move for move in known["history"] if name in (None, move["alias"])
-    ]  # The newest first.
+    service = operator(url)
     if rollback:
         if name is None or version is not None:
             raise SettingsError(
                 "--rollback needs the alias, and no version: advisor alias shadow --rollback"
             )
-        earlier = [
-            move["model_version"]
-            for move in moves
-            if move["model_version"] != moves[0]["model_version"]
-        ]
-        if not earlier:
-            raise SettingsError(
-                f"the alias {name} has never pointed anywhere else: there is nothing to go back to"
-            )
-        version, reason = earlier[0], reason or f"rollback from {moves[0]['model_version']}"
-        by = by or "advisor alias --rollback"
-    if version is None:
-        current = {key: value for key, value in known["aliases"].items() if name in (None, key)}
-        typer.echo(json.dumps({"aliases": current, "history": moves}, indent=2))
-        return
-    if not reason or not by:
+        document = service.roll_back(name, reason, by or "advisor alias --rollback")
+    elif name is None or version is None:
+        shown = service.aliases()
+        document = {
+            "aliases": {key: at for key, at in shown["aliases"].items() if name in (None, key)},
+            "history": [move for move in shown["history"] if name in (None, move["alias"])],
+        }
+    elif not reason or not by:
         raise SettingsError("moving an alias needs --reason and --by: both are recorded")
-    body = {"model_version": version, "reason": reason, "changed_by": by}
-    typer.echo(json.dumps(ask(url, "PUT", f"/aliases/{name}", body), indent=2))
+    else:
+        document = service.move_alias(name, version, reason, by)
+    typer.echo(json.dumps(document, indent=2))
 
 
-def ask(
-    url: str | None, method: str, path: str, body: dict[str, str] | None = None
-) -> dict[str, Any]:
-    """A running service's answer to an operator. Raises `SettingsError` when there is none, or with
-    its problem."""
+def operator(url: str | None) -> OperatorClient:
+    """The running service that `url`, or else the environment, names."""
     settings = read_settings()
-    base = url or f"http://{settings.host}:{settings.port}"
-    headers = {"Authorization": f"Bearer {settings.admin_token}"} if settings.admin_token else {}
-    try:
-        answer = httpx.request(
-            method, f"{base}{path}", json=body, headers=headers, timeout=ANSWER_S
-        )
-        document: dict[str, Any] = answer.json()
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise SettingsError(
-            f"{base} does not answer ({error}): is the service running? set --url"
-        ) from error
-    except ValueError as error:
-        raise SettingsError(f"{base} answers, but is not the advisor: set --url") from error
-    if answer.is_error:
-        raise SettingsError(document.get("detail", answer.text))
-    return document
+    return OperatorClient(url or f"http://{settings.host}:{settings.port}", settings.admin_token)
 
 
 @model_app.command("import")
@@ -334,7 +302,7 @@ def main() -> None:
     """Entry point: expected failures are one line, with status 2."""
     try:
         app()
-    except AdvisorError as error:
+    except (AdvisorError, OperatorError) as error:
         console.print(
             f"[bold red]advisor:[/] {escape(str(error))}", highlight=False, soft_wrap=True
         )

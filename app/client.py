@@ -12,6 +12,8 @@ request. A message that could not be delivered is sent again with the same id, s
 decided twice, until it is `max_age_s` old; a circuit breaker spares a service that is down. When
 the queue is full the newest message is dropped. Every loss is counted in `stats()`. After a fork
 the child has a thread and a queue of its own; what was queued stays the parent's.
+
+`OperatorClient` is for people and scripts: the trading state, versions, aliases.
 """
 
 from __future__ import annotations
@@ -23,13 +25,13 @@ import os
 import random
 import threading
 from collections import Counter, OrderedDict, deque
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from enum import Enum
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any
 from uuid import UUID, uuid4, uuid5
 
@@ -398,6 +400,133 @@ class AdvisorClient:
             pause = max(pause, self._breaker_pause_s)
             self._open_until = monotonic() + pause
         return pause
+
+
+class OperatorError(Exception):
+    """The service does not answer an operator, or refuses; the message says what to do."""
+
+
+class OperatorClient:
+    """What operators and their scripts ask of a running service. It waits for the answer, and
+    raises `OperatorError`.
+
+    Parameters
+    ----------
+    token : the service's ADVISOR_ADMIN_TOKEN, where it has one.
+    timeout_s : a version is loaded and verified before its alias moves.
+    """
+
+    def __init__(self, base_url: str, token: str | None = None, timeout_s: float = 120.0) -> None:
+        self.base_url = base_url.rstrip("/")
+        self._headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+        self._timeout_s = timeout_s
+
+    def state(self) -> dict[str, Any]:
+        """The trading state in force, and the change that made it so."""
+        return self._document("GET", "/state")
+
+    def set_state(self, state: str, reason: str, by: str) -> dict[str, Any]:
+        """Change the trading state. HALTED refuses every trade at once."""
+        body = {"state": state, "reason": reason, "changed_by": by}
+        return self._document("PUT", "/state", body)
+
+    def register(self, model_version: str) -> dict[str, Any]:
+        """Have a published version verified and made known."""
+        return self._document("PUT", f"/models/{model_version}")
+
+    def aliases(self) -> dict[str, Any]:
+        """`aliases`: where each points; `history`: every move, newest first."""
+        return self._document("GET", "/aliases")
+
+    def move_alias(self, alias: str, model_version: str, reason: str, by: str) -> dict[str, Any]:
+        """Point an alias at a version; `before` is where it pointed. What is served follows."""
+        body = {"model_version": model_version, "reason": reason, "changed_by": by}
+        return self._document("PUT", f"/aliases/{alias}", body)
+
+    def roll_back(self, alias: str, reason: str, by: str) -> dict[str, Any]:
+        """Point an alias at the version that it pointed at before its present one."""
+        moves = [move for move in self.aliases()["history"] if move["alias"] == alias]
+        versions = [move["model_version"] for move in moves]
+        earlier = [version for version in versions if version != versions[0]]
+        if not earlier:
+            raise OperatorError(
+                f"the alias {alias} has never pointed anywhere else: there is nothing to go back to"
+            )
+        return self.move_alias(alias, earlier[0], reason or f"rollback from {versions[0]}", by)
+
+    def readiness(self) -> dict[str, Any]:
+        """Each dependency, the versions being served, and `status`: ready, degraded, unready."""
+        return self._document("GET", "/readyz", accepted=(200, 503))
+
+    def metrics(self) -> dict[str, float]:
+        """The service's own metrics: `name{labels}` -> value."""
+        lines = self._ask("GET", "/metrics").text.splitlines()
+        pairs = [line.rpartition(" ") for line in lines if not line.startswith("#")]
+        try:
+            return {series: float(value) for series, _, value in pairs}
+        except ValueError as error:
+            raise self._not_the_advisor() from error
+
+    def wait_for_writer(
+        self, within_s: float, pause: Callable[[], object] = lambda: sleep(0.2)
+    ) -> None:
+        """Until everything that was answered is in Postgres. A service that is just being started
+        again is waited for."""
+        end = monotonic() + within_s
+        while (problem := self._unwritten()) is not None:
+            if monotonic() > end:
+                raise OperatorError(problem)
+            pause()
+
+    def _unwritten(self) -> str | None:
+        """Why not everything is in Postgres; None when it is."""
+        try:
+            metrics = self.metrics()
+            waiting = metrics["advisor_journal_backlog"] + metrics["advisor_spool_depth"]
+        except OperatorError as error:
+            return str(error)
+        except KeyError:
+            return str(self._not_the_advisor())
+        if waiting == 0:
+            return None
+        return f"{waiting:.0f} events wait for the writer: start `advisor writer`, then try again"
+
+    def _not_the_advisor(self) -> OperatorError:
+        return OperatorError(f"{self.base_url} answers, but is not the advisor: set --url")
+
+    def _document(
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, str] | None = None,
+        accepted: Collection[int] = (),
+    ) -> dict[str, Any]:
+        answer = self._ask(method, path, body)
+        try:
+            document: dict[str, Any] = dict(answer.json())
+        except (ValueError, TypeError) as error:
+            raise self._not_the_advisor() from error
+        if answer.is_error and answer.status_code not in accepted:
+            detail = document.get("detail", answer.text)
+            raise OperatorError(
+                f"{self.base_url} refuses {method} {path} ({answer.status_code}): {detail}"
+            )
+        return document
+
+    def _ask(self, method: str, path: str, body: Mapping[str, str] | None = None) -> httpx.Response:
+        try:
+            return httpx.request(
+                method,
+                self.base_url + path,
+                json=body,
+                headers=self._headers,
+                timeout=self._timeout_s,
+            )
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise OperatorError(
+                f"{self.base_url} does not answer ({error or type(error).__name__}): is the service"
+                " running? start it with `advisor up`, or set --url"
+            ) from error
 
 
 def encode(document: Mapping[str, Any]) -> bytes:

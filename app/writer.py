@@ -12,7 +12,7 @@ import structlog
 from prometheus_client import start_http_server
 
 from app.domain.event import Event
-from app.journal.drain import StreamDrain
+from app.journal.journal import StreamDrain
 from app.metrics import Metrics
 from app.settings import Settings, SettingsError
 from app.shadow_log.log import ShadowLog

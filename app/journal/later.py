@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from redis.exceptions import RedisError
 
 from app.domain.errors import RequestConflict
-from app.journal.batch import Consumer
+from app.journal.consumer import Consumer
 from app.journal.stream import KEY_TTL_S, connect, run, unavailable
 
 REQUESTS = "advisor:requests"

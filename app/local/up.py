@@ -9,7 +9,6 @@ with this process.
 from __future__ import annotations
 
 import asyncio
-import math
 import os
 import shlex
 import signal
@@ -17,14 +16,14 @@ import subprocess
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from time import monotonic
 
-import httpx
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from app.client import OperatorClient, OperatorError
 from app.domain.errors import AdvisorError
 from app.local.servers import EmbeddedPostgres, EmbeddedServer, EmbeddedValkey, die_with_parent
 from app.settings import Settings
@@ -34,6 +33,7 @@ from app.shadow_log.migrate import upgrade
 START_DEADLINE_S = 180.0
 DRAIN_DEADLINE_S = 60.0
 POLL_S = 0.2
+ANSWER_S = 5.0
 RESTART_PAUSE_S = 1.0
 console = Console(stderr=True)
 
@@ -134,8 +134,10 @@ def run_up(settings: Settings, then: str | None, leave: bool) -> int:
             if then is not None:
                 before = _counts(environment)
                 status = _run(then, environment, parts)
-                _wait_for_writer(environment, parts)
-                _print_record(before, _counts(environment), _answers(environment["ADVISOR_URL"]))
+                service = OperatorClient(environment["ADVISOR_URL"], timeout_s=ANSWER_S)
+                with suppress(OperatorError):  # The table shows what is missing.
+                    service.wait_for_writer(DRAIN_DEADLINE_S, lambda: _watch(parts))
+                _print_record(before, _counts(environment), _answers(service))
             _print_where(settings, environment)
             while not leave:
                 _watch(parts)
@@ -175,7 +177,7 @@ def _running(settings: Settings) -> Iterator[tuple[dict[str, str], list[Supervis
 
 
 def _wait_until_ready(url: str, children: list[Child]) -> None:
-    deadline = monotonic() + START_DEADLINE_S
+    service, deadline = OperatorClient(url, timeout_s=ANSWER_S), monotonic() + START_DEADLINE_S
     while monotonic() < deadline:
         for child in children:
             if child.returncode is not None:
@@ -183,9 +185,9 @@ def _wait_until_ready(url: str, children: list[Child]) -> None:
                     f"{child.name} ended with status {child.returncode}; its message stands above"
                 )
         try:
-            if httpx.get(f"{url}/readyz").status_code == 200:
+            if service.readiness()["status"] != "unready":
                 return
-        except httpx.TransportError:
+        except OperatorError:
             pass  # Not listening yet: the deadline decides.
         _watch([])
     raise StartError(f"{url}/readyz did not answer within {START_DEADLINE_S:.0f} s")
@@ -221,37 +223,16 @@ def _counts(environment: Mapping[str, str]) -> dict[str, int]:
     return asyncio.run(count())
 
 
-def _backlog(url: str) -> float:
-    """Events that are not in Postgres yet, from the service's own metrics; not known while it is
-    started again."""
-    try:
-        lines = httpx.get(f"{url}/metrics").text.splitlines()
-    except httpx.TransportError:
-        return math.inf
-    values = [
-        line.split()[1]
-        for line in lines
-        if line.startswith(("advisor_journal_backlog ", "advisor_spool_depth "))
-    ]
-    return sum(float(value) for value in values)
-
-
-def _wait_for_writer(environment: Mapping[str, str], parts: Sequence[Supervised]) -> None:
-    deadline = monotonic() + DRAIN_DEADLINE_S
-    while _backlog(environment["ADVISOR_URL"]) > 0 and monotonic() < deadline:
-        _watch(parts)
-
-
-def _answers(url: str) -> int:
+def _answers(service: OperatorClient) -> int:
     """Answers that the API gave since it started: advices of the primary version."""
-    primary = httpx.get(f"{url}/readyz").json()["models"][0]
-    lines = httpx.get(f"{url}/metrics").text.splitlines()
-    mine = (
-        line
-        for line in lines
-        if line.startswith("advisor_decisions_total{") and f'"{primary}"' in line
+    primary = service.readiness()["models"][0]
+    return int(
+        sum(
+            value
+            for series, value in service.metrics().items()
+            if series.startswith("advisor_decisions_total{") and f'"{primary}"' in series
+        )
     )
-    return int(sum(float(line.split()[-1]) for line in mine))
 
 
 def _print_record(before: dict[str, int], after: dict[str, int], answers: int) -> None:

@@ -15,7 +15,7 @@ import httpx
 from app import main
 from app.advising.service import Service
 from app.advising.serving import Models
-from app.journal.drain import StreamDrain
+from app.journal.journal import StreamDrain
 from app.metrics import Metrics
 from app.policy.scripted import ScriptedPolicy
 from app.schemas import EXAMPLE

@@ -19,7 +19,7 @@ import pytest
 
 from app.domain.canonical import decision_id
 from app.domain.decision import Decision
-from app.journal.drain import GROUP, IDLE_MS
+from app.journal.journal import GROUP, IDLE_MS
 from app.journal.stream import EVENTS
 from app.local.servers import EmbeddedPostgres, EmbeddedValkey
 from app.schemas import response

@@ -5,8 +5,12 @@ from __future__ import annotations
 from itertools import product
 
 import pytest
+from prometheus_client import generate_latest
 
+from app.domain.case import TradingState
+from app.domain.decision import Role
 from app.metrics import ANSWERS, MAX_SYMBOLS, Metrics
+from app.telemetry import Dependency, LossCause, Stage, Telemetry
 from tests import builders as build
 
 
@@ -68,3 +72,38 @@ def test_symbols_beyond_the_first_share_one_name(more: int) -> None:
     names = {labels["symbol"] for labels in combinations(metrics)}
     assert len(names) == MAX_SYMBOLS + min(more, 1)
     assert ("other" in names) is (more > 0)
+
+
+OBSERVATIONS: dict[str, tuple[object, ...]] = {
+    "answered": ("/advise", 200),
+    "stage_took": (Stage.POLICY, 0.2),
+    "decided": (build.decision("r-1"),),
+    "compared": (build.scenario().candidate, build.MODEL, True, False),
+    "lost": (LossCause.SPOOL_FULL, 2),
+    "appended": ("spool",),
+    "stream_holds": (3, 4.5),
+    "spool_holds": (5,),
+    "written": ({"decisions": 1}, 0.1),
+    "prompts_wait": (6,),
+    "batch_read": (4,),
+    "labels_read": (0.97,),
+    "serving": ([(build.manifest("new"), Role.PRIMARY)],),
+    "version_refused": (),
+    "limits_adopted": ("2026-11-23", build.HASH),
+    "limits_refused": (),
+    "state_entered": (TradingState.HALTED,),
+    "dependency_seen": (Dependency.VALKEY, True),
+}
+
+
+def test_every_observation_of_the_port_is_tried_here() -> None:
+    port = {name for name in vars(Telemetry) if not name.startswith("_")}
+    assert set(OBSERVATIONS) == port
+
+
+@pytest.mark.parametrize(("name", "told"), OBSERVATIONS.items(), ids=OBSERVATIONS)
+def test_what_is_observed_can_be_scraped(name: str, told: tuple[object, ...]) -> None:
+    metrics = Metrics([build.MODEL])
+    before = generate_latest(metrics.registry)
+    getattr(metrics, name)(*told)
+    assert generate_latest(metrics.registry) != before

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from app.domain.errors import JournalUnavailable, RequestConflict
-from app.journal.batch import FORGET_IDLE
+from app.journal.consumer import FORGET_IDLE
 from app.journal.later import GROUP, REQUESTS, RequestQueue
 from app.local.servers import EmbeddedValkey
 from tests.service.journal.journal_events import client

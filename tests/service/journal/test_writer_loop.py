@@ -16,7 +16,7 @@ from redis.exceptions import ResponseError
 
 from app.domain.errors import ShadowLogUnavailable
 from app.domain.event import Event
-from app.journal.drain import GROUP, StreamDrain
+from app.journal.journal import GROUP, StreamDrain
 from app.journal.stream import EVENTS, StreamJournal
 from app.local.servers import EmbeddedValkey
 from app.tasks import end
@@ -229,7 +229,7 @@ async def test_what_a_stopped_writer_left_goes_to_another(valkey_url: str) -> No
 COMMITS_AND_DIES = """
 import asyncio, os, signal, sys
 import psycopg
-from app.journal.drain import StreamDrain
+from app.journal.journal import StreamDrain
 
 async def sink(events):
     with psycopg.connect(sys.argv[2]) as connection:

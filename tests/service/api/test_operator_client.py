@@ -1,0 +1,74 @@
+"""What people and scripts ask of a running service."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from app.client import OperatorClient, OperatorError
+from tests.service.api.http_faults import faulty, garbage
+from tests.service.running import Running, drained, request, running, settings_for
+
+NOWHERE = "http://127.0.0.1:1"
+
+
+@pytest.fixture
+async def api(database_url: str, valkey_url: str, tmp_path: Path) -> AsyncIterator[Running]:
+    async with running(settings_for(database_url, valkey_url, tmp_path)) as service:
+        yield service
+
+
+async def test_state_readiness_and_metrics_are_those_of_the_service(api: Running) -> None:
+    operator = OperatorClient(f"{api.url}/")
+    assert (await asyncio.to_thread(operator.state))["state"] == "ACTIVE"
+    halted = await asyncio.to_thread(operator.set_state, "HALTED", "drill", "tests")
+    assert halted == {"state": "HALTED", "recorded": "stream"}
+    assert (await asyncio.to_thread(operator.state))["change"]["reason"] == "drill"
+    assert (await asyncio.to_thread(operator.readiness))["models"] == ["scripted-1"]
+    metrics = await asyncio.to_thread(operator.metrics)
+    assert metrics['advisor_state{state="HALTED"}'] == 1.0
+    assert metrics["advisor_journal_backlog"] == 1.0
+
+
+async def test_it_waits_until_the_writer_has_written(api: Running) -> None:
+    operator = OperatorClient(api.url)
+    await api.advise(request("r-1"))
+    with pytest.raises(OperatorError, match="1 events wait for the writer"):
+        await asyncio.to_thread(operator.wait_for_writer, -1.0)
+    loop, pauses = asyncio.get_running_loop(), 0
+
+    def write() -> None:
+        nonlocal pauses
+        pauses += 1
+        asyncio.run_coroutine_threadsafe(drained(api.settings), loop).result()
+
+    await asyncio.to_thread(operator.wait_for_writer, 60.0, write)
+    assert pauses == 1
+
+
+async def test_a_refusal_has_the_reason_of_the_service(api: Running) -> None:
+    operator = OperatorClient(api.url)
+    with pytest.raises(OperatorError, match=r"refuses PUT /models/v9 \(404\).*model version v9"):
+        await asyncio.to_thread(operator.register, "v9")
+    with pytest.raises(OperatorError, match=r"refuses PUT /aliases/shadow \(409\).*were given"):
+        await asyncio.to_thread(operator.move_alias, "shadow", "v9", "test", "tests")
+    with pytest.raises(OperatorError, match="there is nothing to go back to"):
+        await asyncio.to_thread(operator.roll_back, "shadow", "", "tests")
+    assert (await asyncio.to_thread(operator.aliases))["history"] == []
+
+
+def test_no_service_or_another_one_is_told() -> None:
+    with pytest.raises(OperatorError, match=f"{NOWHERE} does not answer .*advisor up"):
+        OperatorClient(NOWHERE).state()
+    with pytest.raises(OperatorError, match="does not answer"):
+        OperatorClient(NOWHERE).wait_for_writer(-1.0)
+    with pytest.raises(OperatorError, match="does not answer"):
+        OperatorClient("http://").state()
+    with faulty(garbage) as server:
+        operator = OperatorClient(server.url)
+        for ask in (operator.state, operator.metrics, lambda: operator.wait_for_writer(-1.0)):
+            with pytest.raises(OperatorError, match="is not the advisor"):
+                ask()
