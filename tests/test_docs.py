@@ -90,6 +90,32 @@ def test_every_route_is_in_the_architecture_page_and_has_a_summary() -> None:
             assert operation["summary"]
 
 
+def test_every_file_that_the_architecture_page_walks_through_is_there() -> None:
+    text = (DOCS / "architecture.md").read_text()
+    named = re.findall(r"`((?:app|training)/[\w/]+\.py)`", text)
+    assert len(named) > 30
+    assert [name for name in named if not (ROOT / name).is_file()] == []
+
+
+@pytest.mark.parametrize("package", ["app", "training"])
+def test_the_architecture_page_shows_every_room_of_both_houses(package: str) -> None:
+    text = (DOCS / "architecture.md").read_text()
+    drawing = text[text.index(f"```\n{package}/") :].split("```")[1]
+    shown = set(re.findall(r"[a-z_]+", drawing))
+    rooms = {path.stem for path in (ROOT / package).iterdir() if not path.name.startswith("__")}
+    assert rooms - shown == set()
+    assert len(rooms) <= 16, "a level of the tree holds some fourteen entries"
+
+
+def test_the_vocabulary_has_each_word_once() -> None:
+    rows = re.findall(
+        r"^\| ([^|]+) \| [^|]+ \|$", (DOCS / "vocabulary.md").read_text(), re.MULTILINE
+    )
+    words = [word.strip() for row in rows if row != "word" for word in re.split("[,/]", row)]
+    assert len(words) > 80
+    assert sorted(words) == sorted(set(words))
+
+
 def test_links_between_pages_lead_somewhere() -> None:
     broken = []
     for page in (*ROOT.glob("*.md"), *DOCS.rglob("*.md")):
