@@ -87,18 +87,15 @@ class PairTable:
         weights = own[kept] * problem.weights[pairs[:, 0]]
         rows, counts = np.unique(pairs[:, 0], return_counts=True)
         shape = (len(problem.encoded), int(counts.max()))
-        chosen, rejected, weight = (
-            np.zeros(shape, np.int64),
-            np.zeros(shape, np.int64),
-            np.zeros(shape),
-        )
+        chosen = torch.zeros(shape, dtype=torch.int64)
+        rejected = torch.zeros(shape, dtype=torch.int64)
+        weight = torch.zeros(shape, dtype=torch.float64)  # 0 where a row has no more pairs
         filled = np.zeros(len(problem.encoded), np.int64)
         for (row, better, worse), value in zip(pairs, weights, strict=True):
-            at = (row, filled[row])
-            chosen[at], rejected[at], weight[at] = better, worse, value
+            place = row, filled[row]
+            chosen[place], rejected[place], weight[place] = int(better), int(worse), float(value)
             filled[row] += 1
-        tables = [torch.from_numpy(each) for each in (chosen, rejected, weight)]
-        return cls(rows, tables[0], tables[1], tables[2], float(counts.mean()))
+        return cls(rows, chosen, rejected, weight, float(counts.mean()))
 
     def loss(self, log_policy: Tensor, reference: Tensor, rows: Tensor, beta: float) -> Tensor:
         """Weighted mean of the pairs' losses. The divisor is the mean number of pairs times the
@@ -109,11 +106,11 @@ class PairTable:
             self.rejected[at].to(log_policy.device),
         )
         weight = self.weight[at].to(log_policy)
-        each = losses.dpo_loss(
+        losses_of_pairs = losses.dpo_loss(
             log_policy.gather(1, chosen),
             log_policy.gather(1, rejected),
             reference.gather(1, chosen),
             reference.gather(1, rejected),
             beta,
         )
-        return (weight * each).sum() / (self.mean_pairs * len(rows))
+        return (weight * losses_of_pairs).sum() / (self.mean_pairs * len(rows))

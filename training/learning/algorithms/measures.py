@@ -58,8 +58,8 @@ def validation_metrics(
     action that was best on the training rows, `oracle` each row's best action in hindsight.
     """
     tensors = (
-        torch.from_numpy(np.asarray(each[rows], np.float32))
-        for each in (answers.log_policy, reference, answers.raw, rewards)
+        torch.from_numpy(np.asarray(table[rows], np.float32))
+        for table in (answers.log_policy, reference, answers.raw, rewards)
     )
     found = {name: float(value) for name, value in policy_measures(*tensors).items()}
     known = rewards[rows]

@@ -76,7 +76,8 @@ def train(
                     output = run.policy(rows)
                     log_policy = run.log_policy(output)
                     predicted = value(run.to(states, rows))
-                    sample = sample or draw(run, config, log_policy, predicted, rows, source)
+                    if sample is None:
+                        sample = draw(run, config, log_policy, predicted, rows, source)
                     loss = ppo_loss(run, config, log_policy, predicted, sample, rows)
                     loss = loss + supervised_part(run, output, rows)
                     step(run, loss, log_policy, output.labels, rows)
@@ -94,13 +95,13 @@ def ppo_loss(
     )
     valued = losses.value_loss(predicted.expand_as(sample.returned), sample.returned).mean(1)
     pull = losses.kl_divergence(log_policy, run.to(run.reference, rows))
-    each = (
+    of_rows = (
         surrogate
         + config.value * valued
         - config.entropy * losses.entropy(log_policy)
         + config.beta * pull
     )
-    return (run.to(run.problem.weights, rows) * each).mean()
+    return (run.to(run.problem.weights, rows) * of_rows).mean()
 
 
 def draw(

@@ -156,7 +156,7 @@ def preferences(
     ------
     PreferenceError : no training pair clears the margin.
     """
-    prompts = [prepare(one) for one in scenarios.scenarios()]
+    prompts = [prepare(scenario) for scenario in scenarios.scenarios()]
     rows: list[dict[str, Any]] = []
     for split in SPLITS:
         members = reward.members if split == TRAIN and settings.model_pairs else None
@@ -204,8 +204,8 @@ def pairs_of(
         yield _pair(row, better, worse, gained[better, worse], 1.0, PairSource.OUTCOME)
     if members is None:
         return
-    each = members[:, 0, row].astype(np.float64)
-    gaps = each[:, :, None] - each[:, None, :]
+    predicted = members[:, 0, row].astype(np.float64)  # (M, 10)
+    gaps = predicted[:, :, None] - predicted[:, None, :]
     mean, error = gaps.mean(0), gaps.std(0)
     clear = (mean > config.model_margin * error) & (mean > 0) & ~spoken
     scores = members[:, 1, row].mean(0, dtype=np.float64)
@@ -221,10 +221,9 @@ def _drawn(
     better, worse = np.nonzero(allowed)
     if not len(better):
         return []
-    order = source.permutation(len(better))
     widest = int(np.argmax(gaps[better, worse]))
-    kept = [widest, *(int(each) for each in order if each != widest)][:limit]
-    return [(int(better[at]), int(worse[at])) for at in kept]
+    others = [int(pair) for pair in source.permutation(len(better)) if pair != widest]
+    return [(int(better[pair]), int(worse[pair])) for pair in [widest, *others][:limit]]
 
 
 def _pair(
@@ -260,13 +259,13 @@ def _distinct(table: pl.DataFrame, prompts: list[Prompt]) -> tuple[pl.DataFrame,
 def _records(
     table: pl.DataFrame, prompts: list[Prompt], weights: NDArray[np.float64]
 ) -> Iterator[dict[str, Any]]:
-    for each in table.iter_rows(named=True):
+    for pair in table.iter_rows(named=True):
         yield preference_record(
-            prompts[each["row"]],
-            BY_LABEL[each["chosen"]],
-            BY_LABEL[each["rejected"]],
-            margin=each["margin"],
-            weight=each["weight"] * float(weights[each["row"]]),
-            scenario_id=each["scenario_id"],
-            source=PairSource(each["source"]),
+            prompts[pair["row"]],
+            BY_LABEL[pair["chosen"]],
+            BY_LABEL[pair["rejected"]],
+            margin=pair["margin"],
+            weight=pair["weight"] * float(weights[pair["row"]]),
+            scenario_id=pair["scenario_id"],
+            source=PairSource(pair["source"]),
         )

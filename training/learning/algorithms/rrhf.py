@@ -49,20 +49,21 @@ def train(
                 log_policy = run.log_policy(output)
                 rewards = run.to(problem.rewards, rows)
                 chosen = candidates(rewards, config.candidates, source)
-                scores, known = log_policy.gather(1, chosen), rewards.gather(1, chosen)
-                each = losses.rrhf_ranking_loss(
-                    scores, known
-                ) + config.best * losses.rrhf_best_loss(scores, known)
-                loss = (run.to(problem.weights, rows) * each).mean() + supervised_part(
-                    run, output, rows
-                )
+                scores, earned = log_policy.gather(1, chosen), rewards.gather(1, chosen)
+                ranking = losses.rrhf_ranking_loss(scores, earned)
+                best = losses.rrhf_best_loss(scores, earned)
+                loss = (run.to(problem.weights, rows) * (ranking + config.best * best)).mean()
+                loss = loss + supervised_part(run, output, rows)
                 step(run, loss, log_policy, output.labels, rows)
         return finish(run, folder)
 
 
 def candidates(rewards: Tensor, count: int, source: torch.Generator) -> Tensor:
     """(B, count) different actions per row: the best first, the others at random. `rewards` is (B,
-    10)."""
-    keys = torch.rand(rewards.shape, generator=source).to(rewards.device)
-    keys.scatter_(1, rewards.argmax(1, keepdim=True), 2.0)
-    return keys.argsort(1, descending=True)[:, :count]
+    10).
+
+    Every action draws a lot in [0, 1), the best action's is 2; the highest lots are taken.
+    """
+    lots = torch.rand(rewards.shape, generator=source).to(rewards.device)
+    lots.scatter_(1, rewards.argmax(1, keepdim=True), 2.0)
+    return lots.argsort(1, descending=True)[:, :count]

@@ -173,15 +173,13 @@ def started(
     TensorBoard's files go to `folder/tensorboard`. Raises `TrainingError` when a warm-up is asked
     for and not given.
     """
-    warm = (
-        problem.warm_up
-        if isinstance(config, AlgorithmConfig) and config.start == "warm_up"
-        else None
-    )
-    if warm is None and isinstance(config, AlgorithmConfig) and config.start == "warm_up":
-        raise TrainingError(
-            "start = 'warm_up' needs a finished warm-up: give one, or use start = 'base'"
-        )
+    warm = None
+    if isinstance(config, AlgorithmConfig) and config.start == "warm_up":
+        warm = problem.warm_up
+        if warm is None:
+            raise TrainingError(
+                "start = 'warm_up' needs a finished warm-up: give one, or use start = 'base'"
+            )
     folder.mkdir(parents=True, exist_ok=True)
     accelerator = Accelerator(
         cpu=reader.model.device.type == "cpu",

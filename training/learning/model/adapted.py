@@ -120,9 +120,8 @@ class ActivatedPolicy(PolicyModel):
 
     def _logits(self, rows: list[int], suffixes: list[list[int]], all_positions: bool) -> Tensor:
         user, lengths = self.encoded.keys_values(rows)
-        ids = pad_sequence([torch.tensor(one) for one in suffixes], batch_first=True).to(
-            self.device
-        )
+        suffix_ids = [torch.tensor(suffix) for suffix in suffixes]
+        ids = pad_sequence(suffix_ids, batch_first=True).to(self.device)
         size = ids.shape[1]
         hidden = torch.zeros(len(rows), user.shape[-2]).masked_fill(
             torch.arange(user.shape[-2]) >= lengths[:, None], -torch.inf
@@ -149,17 +148,17 @@ class OrdinaryPolicy(PolicyModel):
     """Reads the whole prompt: for adapters that change every token."""
 
     def _logits(self, rows: list[int], suffixes: list[list[int]], all_positions: bool) -> Tensor:
-        whole = [
-            [*self.head, *self.encoded.ids(row), *suffix]
-            for row, suffix in zip(rows, suffixes, strict=True)
-        ]
-        # Padded on the left, so that all suffixes of one length end together.
-        width, size = max(map(len, whole)), max(map(len, suffixes))
-        spare = [size - len(suffix) for suffix in suffixes]
-        rights = [[*one, *[self.tail[-1]] * more] for one, more in zip(whole, spare, strict=True)]
-        width = max(map(len, rights))
-        ids = torch.tensor([[*[self.tail[-1]] * (width - len(one)), *one] for one in rights])
-        mask = torch.tensor([[0] * (width - len(one)) + [1] * len(one) for one in rights])
+        # Suffixes are padded on the right to one length, then whole texts on the left: all suffixes
+        # stand in the same places, the last `size` ones. What is on the right is read, but nothing
+        # looks back at it.
+        filler, size = self.tail[-1], max(map(len, suffixes))
+        texts = []
+        for row, suffix in zip(rows, suffixes, strict=True):
+            padded = [*suffix, *[filler] * (size - len(suffix))]
+            texts.append([*self.head, *self.encoded.ids(row), *padded])
+        width = max(map(len, texts))
+        ids = torch.tensor([[filler] * (width - len(text)) + text for text in texts])
+        mask = torch.tensor([[0] * (width - len(text)) + [1] * len(text) for text in texts])
         positions = (mask.cumsum(1) - 1).clamp(min=0)
         output = self.model(
             input_ids=ids.to(self.device),

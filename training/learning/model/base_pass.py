@@ -224,21 +224,21 @@ def write_shard(
             raise EncodeError(f"the prompt {name} cannot be encoded: {error}") from error
         masks.append(_line_masks(reader, lines, prompt))
     order = sorted(range(len(prompts)), key=lambda i: len(ids[i]))
-    found: dict[int, dict[str, torch.Tensor]] = {}
+    read: dict[int, dict[str, torch.Tensor]] = {}
     for begin in range(0, len(order), batch):
         chosen = order[begin : begin + batch]
         results = encode_batch(reader, [ids[i] for i in chosen], [masks[i] for i in chosen])
-        found.update(zip(chosen, results, strict=True))
-    each = [found[i] for i in range(len(prompts))]
-    tensors = {name: torch.stack([one[name] for one in each]) for name in _SMALL}
-    sizes = torch.tensor([0, *(one["keys_values"].numel() for one in each)])
-    layers, _, heads, _, size = each[0]["keys_values"].shape
+        read.update(zip(chosen, results, strict=True))
+    readings = [read[i] for i in range(len(prompts))]
+    keys_values = [reading["keys_values"] for reading in readings]
+    layers, _, heads, _, size = keys_values[0].shape
+    tensors = {name: torch.stack([reading[name] for reading in readings]) for name in _SMALL}
     tensors |= {
-        "keys_values": torch.cat([one["keys_values"].flatten() for one in each]),
-        "starts": sizes.cumsum(0),
+        "keys_values": torch.cat([states.flatten() for states in keys_values]),
+        "starts": torch.tensor([0, *(states.numel() for states in keys_values)]).cumsum(0),
         "shape": torch.tensor([layers, heads, size]),
-        "tokens": torch.tensor([number for one in ids for number in one], dtype=torch.int32),
-        "offsets": torch.tensor([0, *(len(one) for one in ids)]).cumsum(0),
+        "tokens": torch.tensor([token for user in ids for token in user], dtype=torch.int32),
+        "offsets": torch.tensor([0, *(len(user) for user in ids)]).cumsum(0),
     }
     names = [name for name, _ in prompts]
     path = cache / f"{content_hash(names).removeprefix('sha256:')[:24]}.safetensors"
@@ -254,11 +254,10 @@ def encode_batch(
     Rows are padded on the right, where causal attention never looks.
     """
     head, tail = reader.encoder.head, list(reader.encoder.tail)
-    ends = torch.tensor([len(one) + len(tail) - 1 for one in ids])
+    texts = [[*user, *tail] for user in ids]
+    ends = torch.tensor([len(text) - 1 for text in texts])
     width = int(ends.max()) + 1
-    full = torch.tensor(
-        [[*one, *tail, *[tail[-1]] * (width - len(one) - len(tail))] for one in ids]
-    )
+    full = torch.tensor([text + [tail[-1]] * (width - len(text)) for text in texts])
     device = next(reader.model.parameters()).device
     cache = expanded(head_states(reader), len(ids))
     with torch.inference_mode():
@@ -271,18 +270,14 @@ def encode_batch(
         )
     states = output.hidden_states[-1].float().cpu()
     labels = torch.tensor(reader.encoder.label_ids)
-    for i, (one, mask) in enumerate(zip(ids, masks, strict=True)):
+    for i, (user, mask) in enumerate(zip(ids, masks, strict=True)):
         # logits_to_keep keeps every row's end for every row: the i-th end is this row's.
         logits = output.logits[i, i].float().cpu()
-        own = states[i, : len(one) + len(tail)]
+        own = states[i, : len(texts[i])]
         weight = mask / mask.sum(1, keepdim=True).clamp(min=1)
+        places = slice(len(head), len(head) + len(user))
         layers = [
-            torch.stack(
-                [
-                    layer.keys[i, :, len(head) : len(head) + len(one)],
-                    layer.values[i, :, len(head) :][:, : len(one)],
-                ]
-            )
+            torch.stack([layer.keys[i, :, places], layer.values[i, :, places]])
             for layer in cache.layers
         ]
         yield {
@@ -374,22 +369,22 @@ def _write_arrays(
     for name in names:
         rows, positions = (np.array(column) for column in zip(*rows_of[name], strict=True))
         with safe_open(cache / name, framework="np") as handle:
-            small: Mapping[str, NDArray[Any]] = {each: handle.get_tensor(each) for each in _SMALL}
+            small: Mapping[str, NDArray[Any]] = {kind: handle.get_tensor(kind) for kind in _SMALL}
             tokens, offsets = handle.get_tensor("tokens"), handle.get_tensor("offsets")
-        for each, values in small.items():
-            if each not in arrays:
+        for kind, values in small.items():
+            if kind not in arrays:
                 shape = (len(places), *values.shape[1:])
-                arrays[each] = np.lib.format.open_memmap(
-                    folder / f"{each}.npy", "w+", values.dtype, shape
+                arrays[kind] = np.lib.format.open_memmap(
+                    folder / f"{kind}.npy", "w+", values.dtype, shape
                 )
-            arrays[each][rows] = values[positions]
+            arrays[kind][rows] = values[positions]
         for row, position in zip(rows, positions, strict=True):
             ids[row] = tokens[offsets[position] : offsets[position + 1]]
     for values in arrays.values():
         values.flush()  # type: ignore[attr-defined]
     numbers = {name: number for number, name in enumerate(names)}
     np.save(folder / "tokens.npy", np.concatenate(ids) if ids else np.empty(0, np.int32))
-    np.save(folder / "offsets.npy", np.cumsum([0, *(len(one) for one in ids)]))
+    np.save(folder / "offsets.npy", np.cumsum([0, *(len(user) for user in ids)]))
     np.save(
         folder / "where.npy",
         np.array([(numbers[name], position) for name, position in places], np.int64),

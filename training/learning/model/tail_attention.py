@@ -82,10 +82,13 @@ def tail_attention(
     )
     rows, query_heads, tokens, size = query.shape
     heads = key.shape[1]
-    each = query_heads // heads * tokens
-    grouped = (query * scaling).reshape(rows, heads, each, size)
-    by_head = grouped.transpose(0, 1).reshape(heads, rows * each, size)
-    to_head = (by_head @ head_key.transpose(1, 2)).view(heads, rows, each, -1).transpose(0, 1)
+    # Query heads that share a key head stand together: (rows, heads, asking, size), where `asking`
+    # counts all their tokens. The head's keys are the same for every row, so the rows are lined up
+    # under each key head for one product.
+    asking = query_heads // heads * tokens
+    grouped = (query * scaling).reshape(rows, heads, asking, size)
+    by_head = grouped.transpose(0, 1).reshape(heads, rows * asking, size)
+    to_head = (by_head @ head_key.transpose(1, 2)).view(heads, rows, asking, -1).transpose(0, 1)
     to_user = grouped @ user_key.transpose(2, 3) + past.hidden[:, None, None, :]
     later = torch.ones(tokens, tokens, dtype=torch.bool, device=query.device).triu(1)
     later = later.repeat(query_heads // heads, 1)
@@ -94,13 +97,13 @@ def tail_attention(
     of_head, of_user, of_tail = torch.split(
         share, [head_key.shape[1], user_key.shape[2], tokens], -1
     )
-    joined = of_head.transpose(0, 1).reshape(heads, rows * each, -1) @ head_value
-    found = (
-        joined.view(heads, rows, each, size).transpose(0, 1)
+    from_head = of_head.transpose(0, 1).reshape(heads, rows * asking, -1) @ head_value
+    attended = (
+        from_head.view(heads, rows, asking, size).transpose(0, 1)
         + of_user @ user_value
         + of_tail @ value
     )
-    return found.reshape(rows, query_heads, tokens, size).transpose(1, 2), None
+    return attended.reshape(rows, query_heads, tokens, size).transpose(1, 2), None
 
 
 AttentionInterface.register(_NAME, tail_attention)

@@ -155,8 +155,8 @@ def spearman(predicted: Floats, rewards: Floats, rows: Rows) -> dict[str, float 
     actions, where it exists."""
     known = rows[np.isfinite(rewards[rows]).all(1)]
     pooled = _correlation(predicted[known, 1:].ravel(), rewards[known, 1:].ravel())
-    each = [_correlation(predicted[row], rewards[row]) for row in known]
-    there = [value for value in each if value is not None]
+    by_row = [_correlation(predicted[row], rewards[row]) for row in known]
+    there = [value for value in by_row if value is not None]
     return {"pooled": _rounded(pooled), "within": _rounded(np.mean(there)) if there else None}
 
 

@@ -244,7 +244,8 @@ def cross_validate(
         outputs[:, :, asked] = predict(ensemble, data.inputs, asked)
         linear[asked] = linear_control(data, fitting, stopping, asked, config)
         constant[asked] = _means(data, np.concatenate([fitting, stopping]))
-        whole = whole or ensemble
+        if not whole:  # the first part is all training scenarios
+            whole = ensemble
     progress(len(parts) * config.members, len(parts) * config.members)
     return whole, Predicted(outputs, linear, constant)
 
@@ -283,11 +284,8 @@ def fit_member(
         optimiser = torch.optim.AdamW(
             network.parameters(), config.learning_rate, weight_decay=config.weight_decay
         )
-        best, state, waited = (
-            _loss_on(network, data, stopping, config),
-            copy.deepcopy(network.state_dict()),
-            0,
-        )
+        best, waited = _loss_on(network, data, stopping, config), 0
+        state = copy.deepcopy(network.state_dict())
         for _ in range(config.epochs):
             network.train()
             order = torch.randperm(len(fitting)).numpy()
@@ -299,9 +297,12 @@ def fit_member(
                 loss.backward()  # type: ignore[no-untyped-call]
                 torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
                 optimiser.step()
-            reached, waited = _loss_on(network, data, stopping, config), waited + 1
+            reached = _loss_on(network, data, stopping, config)
             if reached < best:
-                best, state, waited = reached, copy.deepcopy(network.state_dict()), 0
+                best, waited = reached, 0
+                state = copy.deepcopy(network.state_dict())
+            else:
+                waited += 1
             if waited >= config.patience:
                 break
     network.load_state_dict(state)
@@ -377,7 +378,7 @@ def _loss(
     start = None if linear is None else torch.from_numpy(np.asarray(linear, np.float32))
     scalar, scores = network(data.inputs.batch(rows), start)
     rewards, weight = (
-        torch.from_numpy(np.asarray(each, np.float32)) for each in (data.rewards[rows], weights)
+        torch.from_numpy(np.asarray(values, np.float32)) for values in (data.rewards[rows], weights)
     )
     pairwise = bradley_terry_loss(scores, rewards, weight)
     return config.pairwise * pairwise + (1 - config.pairwise) * scalar_loss(scalar, rewards, weight)

@@ -67,12 +67,14 @@ def fit_linear(sample: Sample, strength: float) -> Fitted:
     """Fit on all rows, and cross-fit in blocks of time."""
     crossed = _cross_fitted(sample, strength)
     arrays = (crossed[:, 1], sample.rewards, sample.weights)
-    standing, rewards, weights = (torch.from_numpy(np.asarray(each, np.float32)) for each in arrays)
+    standing, rewards, weights = (
+        torch.from_numpy(np.asarray(array, np.float32)) for array in arrays
+    )
     losses = {nats: float(bradley_terry_loss(standing * nats, rewards, weights)) for nats in NATS}
     ridge = fit_ridge(sample, slice(None), strength)
     parts = (ridge.coef_.T, ridge.intercept_, np.array(min(losses, key=lambda nats: losses[nats])))
     return Fitted(
-        Linear(*(torch.from_numpy(np.array(each, np.float32)) for each in parts)), crossed
+        Linear(*(torch.from_numpy(np.array(part, np.float32)) for part in parts)), crossed
     )
 
 

@@ -137,7 +137,8 @@ class Scaling:
         basis = np.stack(
             [_basis(inputs, sample, line, mean[line], scale, components) for line in range(LINES)]
         )
-        return cls(*(_float(each) for each in (mean, scale, basis, number_mean, _scale(spread))))
+        parts = (mean, scale, basis, number_mean, _scale(spread))
+        return cls(*(_float(part) for part in parts))
 
     def hidden(self, batch: Batch) -> Tensor:
         """(B, LINES, H) standardised, 0 where a line is absent."""
@@ -158,13 +159,11 @@ class Scaling:
 
     def flat(self, inputs: RewardInputs, rows: Rows) -> NDArray[np.float32]:
         """The same, side by side: (len(rows), LINES * K + 2 F)."""
-        parts = [
-            self.inputs(inputs.batch(rows[begin : begin + _CHUNK]))
-            for begin in range(0, len(rows), _CHUNK)
-        ]
-        return np.concatenate(
-            [torch.cat([one.flatten(1), other], 1).numpy() for one, other in parts]
-        )
+        parts = []
+        for begin in range(0, len(rows), _CHUNK):
+            components, numbers = self.inputs(inputs.batch(rows[begin : begin + _CHUNK]))
+            parts.append(torch.cat([components.flatten(1), numbers], 1).numpy())
+        return np.concatenate(parts)
 
 
 def _basis(
@@ -264,6 +263,7 @@ class RewardNetwork(nn.Module):
         trace = self.from_trace(_TRACE[chosen]) + self.action[chosen]
         context = torch.cat([lines, self.from_numbers(self.drop(numbers))[:, None]], 1)
         tokens = torch.cat([context, trace.expand(len(lines), -1, -1)], 1)
+        # Every token reads the scenario's; an action reads no other action, only itself.
         size, known = tokens.shape[1], context.shape[1]
         unseen = ~torch.eye(size, dtype=torch.bool)
         unseen[:, :known] = False
@@ -328,18 +328,18 @@ def bradley_terry_loss(scores: Tensor, rewards: Tensor, weights: Tensor) -> Tens
     first, second = PAIRS
     gained = rewards[:, first] - rewards[:, second]
     differ = (gained.abs() > SAME).float()
-    each = nn.functional.softplus(-gained.sign() * (scores[:, first] - scores[:, second])) * differ
+    lead_of_winner = gained.sign() * (scores[:, first] - scores[:, second])
+    of_pairs = nn.functional.softplus(-lead_of_winner) * differ
+    of_scenarios = of_pairs.sum(1) / differ.sum(1).clamp(min=1)
     counted = weights * (differ.sum(1) > 0)
-    return (counted * each.sum(1) / differ.sum(1).clamp(min=1)).sum() / counted.sum().clamp(
-        min=1e-12
-    )
+    return (counted * of_scenarios).sum() / counted.sum().clamp(min=1e-12)
 
 
 def scalar_loss(predicted: Tensor, rewards: Tensor, weights: Tensor) -> Tensor:
     """Huber's loss (1964, threshold 1 R) on rewards of approving actions, (B, 10) both; weighted
     mean of scenarios."""
-    each = nn.functional.huber_loss(predicted, rewards, reduction="none") * _APPROVE
-    return (weights * each.sum(1)).sum() / (weights.sum() * _APPROVE.sum())
+    of_actions = nn.functional.huber_loss(predicted, rewards, reduction="none") * _APPROVE
+    return (weights * of_actions.sum(1)).sum() / (weights.sum() * _APPROVE.sum())
 
 
 def _scale(variance: Floats) -> Floats:
