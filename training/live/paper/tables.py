@@ -18,7 +18,7 @@ from training.live.paper.run import Judged
 from training.statistics.bootstrap import mean_intervals
 
 MOST_SHOWN = 10
-R_IS = "net profit over the risk of the agent's plan"
+R_IS = "R: net profit over the risk of the agent's plan"
 
 
 def print_result(
@@ -97,9 +97,10 @@ def disagreements(judged: Sequence[Judged]) -> Table:
     )
     title = (
         f"Disagreements: {len(differ)}, the advice was right in {better}, the agent in {worse}; "
-        f"advice minus agent {mean} R each (R: {R_IS})"
+        f"advice minus agent {mean} R each"
     )
     table = _table(title, "when (UTC)", "symbol", "agent", "advice", "agent R", "advice R")
+    table.caption, table.caption_justify = R_IS, "left"
     for one, a, b in known[:MOST_SHOWN]:
         assert one.advice is not None
         table.add_row(
@@ -123,7 +124,8 @@ def _short(action: str) -> str:
 def books(agent: Book, advice: Book) -> Table:
     """Both books, each with at most one open trade, net of fees and slippage. Intervals are 95 %,
     bootstrapped."""
-    table = _table(f"Both books (net of costs; R: {R_IS})", "", "agent", "advice")
+    table = _table("Both books (net of costs)", "", "agent", "advice")
+    table.caption, table.caption_justify = R_IS, "left"
     rows: dict[str, list[str]] = {}
     for book in (agent, advice):
         closed = [trade for trade in book.trades if trade.exited_at is not None]
