@@ -1,10 +1,11 @@
-"""Names for what passes between the stages: arrays by their meaning, a day, and progress."""
+"""Names for what passes between the stages: arrays by their meaning, days, and progress."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from datetime import UTC, date, datetime, time
 from typing import Self
 
 import numpy as np
@@ -12,6 +13,9 @@ from numpy.typing import NDArray
 
 DAY_S = 86_400
 """Seconds of a day; days are UTC."""
+HELD_OUT_FROM = date(2023, 1, 1)
+HELD_OUT_UNTIL = date(2025, 1, 1)
+"""The held-out period, without its last day: no rebuild trains on it."""
 
 Floats = NDArray[np.float64]
 """Numbers, of the shape that is said where they are used."""
@@ -55,3 +59,8 @@ class Columns:
 
 def silent(done: int, total: int) -> None:
     """The progress that nobody watches."""
+
+
+def instant(day: date) -> int:
+    """Midnight UTC at which a day begins; seconds since 1970."""
+    return int(datetime.combine(day, time(), UTC).timestamp())

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import UTC, date, datetime, time
+from datetime import date
 from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from training.arrays import HELD_OUT_FROM, HELD_OUT_UNTIL
 from training.config.section import Section
-
-HELD_OUT_FROM = date(2023, 1, 1)
-HELD_OUT_UNTIL = date(2025, 1, 1)
-"""The held-out period, without its last day: no rebuild trains on it."""
 
 
 class SyntheticConfig(Section):
@@ -113,11 +110,6 @@ class ScenariosConfig(Section):
             )
         return self
 
-    @property
-    def bars_until(self) -> date | None:
-        """The day on which no bar may close any more; None: no end."""
-        return self.until or (HELD_OUT_FROM if self.source == "history" else None)
-
 
 class HeldOutConfig(ScenariosConfig):
     """The held-out period: scenarios that are judged on and never trained on."""
@@ -144,8 +136,3 @@ class OutcomesConfig(Section):
     clip_r: float = Field(
         3.0, gt=0, description="rewards are clipped to +- this, in R of the agent's plan"
     )
-
-
-def instant(day: date) -> int:
-    """Midnight UTC at which a day begins; seconds since 1970."""
-    return int(datetime.combine(day, time(), UTC).timestamp())

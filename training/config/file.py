@@ -11,13 +11,8 @@ from typing import Any, Self
 from pydantic import Field, ValidationError, model_validator
 
 from app.domain.fields import describe
-from training.config.data import (
-    HELD_OUT_FROM,
-    SETTINGS_OF,
-    MarketConfig,
-    OutcomesConfig,
-    ScenariosConfig,
-)
+from training.arrays import HELD_OUT_FROM
+from training.config.data import SETTINGS_OF, MarketConfig, OutcomesConfig, ScenariosConfig
 from training.config.judging import (
     DriftConfig,
     EvaluateConfig,

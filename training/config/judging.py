@@ -8,11 +8,8 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from training.config.data import (
-    HELD_OUT_FROM,
-    HeldOutConfig,
-    OutcomesConfig,
-)
+from training.arrays import HELD_OUT_FROM
+from training.config.data import HeldOutConfig, OutcomesConfig
 from training.config.section import Section
 
 

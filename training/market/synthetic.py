@@ -18,8 +18,8 @@ from __future__ import annotations
 import numpy as np
 import talib
 
-from training.arrays import Floats
-from training.config.data import SyntheticConfig, instant
+from training.arrays import Floats, instant
+from training.config.data import SyntheticConfig
 from training.market.bars import Bars, MarketDataError
 
 HOUR = 3600

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from app.domain.limits import Limits, read_limits
 from app.policy.store import find_version, load_manifest
-from training.config.data import instant
+from training.arrays import instant
 from training.config.file import RebuildConfig
 from training.config.learning import Algorithm
 from training.config.section import ConfigError

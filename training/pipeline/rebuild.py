@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from training.config.data import HeldOutConfig, instant
+from training.arrays import instant
+from training.config.data import HeldOutConfig
 from training.config.file import RebuildConfig
 from training.config.section import ConfigError
 from training.learning.algorithms.policy import policy
@@ -23,7 +24,7 @@ from training.learning.model.base import Base
 from training.learning.model.base_pass import encoded
 from training.learning.reward.ensemble import reward
 from training.outcomes.labels import labels
-from training.scenarios.history import History, load_history, of_history
+from training.scenarios.history import History, bars_until, load_history, of_history
 from training.scenarios.recorded import RecordedLog, of_log
 from training.stages.store import Artifact
 from training.stages.workshop import Workshop
@@ -105,7 +106,7 @@ def market_of(config: RebuildConfig) -> History:
     """Bars and context up to the end of what the scenarios' period may read; all of them for the
     held-out period."""
     scenarios = config.scenarios
-    until = None if isinstance(scenarios, HeldOutConfig) else scenarios.bars_until
+    until = None if isinstance(scenarios, HeldOutConfig) else bars_until(scenarios)
     return load_history(config.market, instant(until) if until else None)
 
 

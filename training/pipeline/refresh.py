@@ -13,7 +13,8 @@ from datetime import date, datetime, timedelta
 from typing import NamedTuple
 
 from app.domain.errors import AdvisorError
-from training.config.data import HELD_OUT_FROM, HeldOutConfig, ScenariosConfig
+from training.arrays import HELD_OUT_FROM
+from training.config.data import HeldOutConfig, ScenariosConfig
 from training.config.file import RebuildConfig
 from training.config.judging import RefreshConfig
 from training.publish.registry import PRIMARY_ALIAS

@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import date, datetime, timedelta
 
-from training.config.data import ScenariosConfig, instant
+from training.arrays import instant
+from training.config.data import ScenariosConfig
 from training.config.file import RebuildConfig
 from training.config.judging import WalkForwardConfig
 from training.judging.evaluation import walk_forward as judged

@@ -7,13 +7,14 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from functools import partial
 from itertools import chain, groupby
 from pathlib import Path
 
 from training.agent.reference import Agent, Opportunity, chart, opportunities
-from training.arrays import Progress, silent
-from training.config.data import MarketConfig, ScenariosConfig, instant
+from training.arrays import HELD_OUT_FROM, Progress, instant, silent
+from training.config.data import MarketConfig, ScenariosConfig
 from training.market.bars import Bars, MarketDataError, length_seconds
 from training.market.context import KnownContext, load_context
 from training.market.sources import load_market
@@ -54,14 +55,19 @@ class History:
         return f"sha256:{sha.hexdigest()}"
 
 
-def load_history(config: MarketConfig, bars_until: int | None) -> History:
-    """What the configuration names. No bar that closes after `bars_until` (seconds since 1970 UTC)
+def bars_until(config: ScenariosConfig) -> date | None:
+    """The day on which no bar may close any more; None: no end."""
+    return config.until or (HELD_OUT_FROM if config.source == "history" else None)
+
+
+def load_history(config: MarketConfig, ends: int | None) -> History:
+    """What the configuration names. No bar that closes after `ends` (seconds since 1970 UTC)
     is kept.
 
     Raises
     ------
     MarketDataError : a file is absent or bad, a length cannot be had, or nothing is left before
-        `bars_until`.
+        `ends`.
     """
     main = length_seconds(config.length)
     if any(length_seconds(length) >= main for length in config.finer):
@@ -71,7 +77,7 @@ def load_history(config: MarketConfig, bars_until: int | None) -> History:
         )
     market = load_market(config)
     kept = {
-        length: [_until(bars, bars_until) for bars in series]
+        length: [_until(bars, ends) for bars in series]
         for length, series in market.by_length.items()
     }
     empty = [bars.symbol for bars in kept[config.length] if not len(bars)]
@@ -120,7 +126,8 @@ def find_scenarios(
     agent = Agent([chart(bars) for bars in history.bars], history.context)
     candidates = opportunities(agent.charts)
     first = instant(config.since) if config.since else 0
-    last = instant(config.bars_until) if config.bars_until else None
+    ends = bars_until(config)
+    last = instant(ends) if ends else None
     wanted = _wanted(history, config)
     mine = [at for at in candidates if history.bars[at.chart].symbol in wanted]
     within = [at for at in mine if at.as_of >= first and (last is None or at.as_of < last)]

@@ -24,8 +24,8 @@ from app.domain.control import AgentAction
 from app.domain.errors import InvalidRecord
 from app.domain.outcome import Outcome
 from app.domain.scenario import Scenario
-from training.arrays import Progress, silent
-from training.config.data import HELD_OUT_FROM, HELD_OUT_UNTIL, ScenariosConfig, instant
+from training.arrays import HELD_OUT_FROM, HELD_OUT_UNTIL, Progress, instant, silent
+from training.config.data import ScenariosConfig
 from training.log import CHUNK, Period, counts_in, reading, recorded_in, state_of
 from training.scenarios.table import Found, ScenarioError, build_scenarios, evenly, label_reach
 from training.stages.declared import stage

@@ -34,8 +34,8 @@ from app.domain.features import features
 from app.domain.outcome import Outcome
 from app.domain.scenario import Account, Scenario
 from training.agent.reference import TIME_EXIT_S
-from training.arrays import Progress, Times, silent
-from training.config.data import HeldOutConfig, ScenariosConfig, instant
+from training.arrays import Progress, Times, instant, silent
+from training.config.data import HeldOutConfig, ScenariosConfig
 from training.scenarios.splits import overlapping
 from training.scenarios.variants import Kind, variants
 from training.stages.store import Artifact

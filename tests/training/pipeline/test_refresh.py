@@ -20,7 +20,8 @@ from tests.service.running import Running, running, settings_for
 from tests.training.support.published import BASE, save_base
 from tests.training.support.rebuilds import config_in
 from training.__main__ import app
-from training.config.data import ScenariosConfig, instant
+from training.arrays import instant
+from training.config.data import ScenariosConfig
 from training.config.file import RebuildConfig
 from training.config.judging import RefreshConfig
 from training.judging.gate.looks import FILE as LOOKS

@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from tests.training.support.rebuilds import NOW, config_in, shop_of
-from training.config.data import instant
+from training.arrays import instant
 from training.config.file import RebuildConfig
 from training.pipeline.walk_forward import walk_forward
 from training.scenarios.table import ScenarioSet

@@ -12,11 +12,12 @@ import polars as pl
 import pytest
 
 from tests.training.support.candles import HOUR, START, random_walk
-from training.config.data import MarketConfig, ScenariosConfig, instant
+from training.arrays import instant
+from training.config.data import MarketConfig, ScenariosConfig
 from training.config.file import read_config
 from training.config.section import ConfigError
 from training.market.bars import Bars, MarketDataError
-from training.scenarios.history import load_history
+from training.scenarios.history import bars_until, load_history
 
 UNTIL = instant(date(2023, 1, 1))
 
@@ -136,9 +137,9 @@ def test_what_cannot_be_read_is_one_line(
 def test_history_ends_where_the_held_out_period_begins_and_the_log_goes_on_after_it(
     tmp_path: Path,
 ) -> None:
-    assert ScenariosConfig().bars_until == date(2023, 1, 1)
-    assert ScenariosConfig(until=date(2021, 5, 1)).bars_until == date(2021, 5, 1)
-    assert ScenariosConfig(source="shadow_log").bars_until is None
+    assert bars_until(ScenariosConfig()) == date(2023, 1, 1)
+    assert bars_until(ScenariosConfig(until=date(2021, 5, 1))) == date(2021, 5, 1)
+    assert bars_until(ScenariosConfig(source="shadow_log")) is None
     (tmp_path / "bad.toml").write_text('[scenarios]\nsource = "history"\nuntil = 2026-01-01\n')
     with pytest.raises(ConfigError, match="held out for evaluation"):
         read_config(tmp_path / "bad.toml")

@@ -3,8 +3,9 @@ it is a list."""
 
 from __future__ import annotations
 
+import ast
 import shutil
-from importlib import metadata
+from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,14 @@ from tests.training.support.stages import (
     named,
     stages,
 )
+from training.config.learning import Algorithm
 from training.learning.algorithms import dpo
 from training.stages.declared import Stage
 from training.stages.key import ABSENT, ROOT, Sources
 from training.stages.store import Artifact
 from training.stages.workshop import depends_on
 
+CONFIG = "training.config"
 HELPERS: dict[str, tuple[str, str]] = {
     "answers-of_policy": (
         "training/learning/model/tail_attention.py",
@@ -79,6 +82,12 @@ def keys(tree: Path) -> dict[str, dict[str, Any]]:
     """Of all stages."""
     sources = Sources(tree)
     return {named(stage): key(stage, sources) for stage in stages()}
+
+
+def files_of(root: Path) -> list[dict[str, str]]:
+    """Files behind every stage."""
+    sources = Sources(root)
+    return [sources.behind([stage.function.__module__]).files for stage in stages()]
 
 
 def other_input(value: Any) -> Any:
@@ -200,6 +209,26 @@ def test_an_algorithm_counts_where_it_is_chosen(tree: Path) -> None:
     edit(tree / "training/learning/algorithms/dpo.py")
     assert key(policy, Sources(tree)) == by_expected
     assert key(policy, Sources(tree), algorithm=dpo.train) != by_dpo
+
+
+def test_settings_enter_by_value_because_they_have_no_code() -> None:
+    """A stage imports sections from training.config and nothing else, and a section has validators
+    alone: what is computed from settings is computed in a module that counts."""
+    files = {file for each in files_of(ROOT) for file in each}
+    for file in files:
+        for node in ast.walk(ast.parse((ROOT / file).read_text())) if file.endswith(".py") else ():
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(CONFIG):
+                module = import_module(str(node.module))
+                kinds = [getattr(module, alias.name) for alias in node.names]
+                assert all(kind is Algorithm or isinstance(kind, type) for kind in kinds), file
+    for path in sorted((ROOT / CONFIG.replace(".", "/")).glob("*.py")):
+        for kind in ast.walk(ast.parse(path.read_text())):
+            if isinstance(kind, ast.ClassDef):
+                functions = [node for node in kind.body if isinstance(node, ast.FunctionDef)]
+                decorators = {
+                    ast.unparse(each) for node in functions for each in node.decorator_list
+                }
+                assert len(functions) == 0 or decorators == {"model_validator(mode='after')"}
 
 
 FILES = {

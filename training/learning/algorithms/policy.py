@@ -22,6 +22,8 @@ from training.stages.store import Artifact, Facts
 
 DIALOGUES = 16
 """Held-out dialogues on which the language is looked at."""
+MEASURED = 2
+"""Times that it is looked at."""
 Train = Callable[..., TrainedPolicy]
 """An algorithm's `train`."""
 
@@ -49,16 +51,32 @@ def policy(
     problem = problem_of(
         scenarios, labels, encoded, reward, preferences, base, targets, seed, start
     )
-    trained = algorithm(problem, settings, adapter, base.reader, folder, progress)
+    # The bar ends with the language: before training, and after.
+    trained = algorithm(
+        problem,
+        settings,
+        adapter,
+        base.reader,
+        folder,
+        lambda done, total: progress(done, total + MEASURED),
+    )
+    steps = len(trained.history)
     return {
         "algorithm": settings.algorithm,
         "metrics": trained.metrics,
-        "language": _language(problem, trained, base),
-        "steps": len(trained.history),
+        "language": _language(
+            problem,
+            trained,
+            base,
+            lambda done, total: progress(steps + done, steps + total),
+        ),
+        "steps": steps,
     }
 
 
-def _language(problem: Problem, trained: TrainedPolicy, base: Base) -> dict[str, Any] | None:
+def _language(
+    problem: Problem, trained: TrainedPolicy, base: Base, progress: Progress
+) -> dict[str, Any] | None:
     """Fluency before and after, on dialogues of the validation period; None when the agent never
     said anything."""
     if problem.demonstrations is None:
@@ -71,4 +89,5 @@ def _language(problem: Problem, trained: TrainedPolicy, base: Base) -> dict[str,
         rows,
         problem.demonstrations,
         trained.answers.action,
+        progress,
     )

@@ -26,8 +26,8 @@ from tests.training.support.histories import (
     label_artifact,
     scenario_set,
 )
-from training.arrays import DAY_S
-from training.config.data import HeldOutConfig, OutcomesConfig, ScenariosConfig, instant
+from training.arrays import DAY_S, instant
+from training.config.data import HeldOutConfig, OutcomesConfig, ScenariosConfig
 from training.config.judging import EvaluateConfig
 from training.judging.contest.arena import ArenaError, Played
 from training.judging.contest.arms import (
