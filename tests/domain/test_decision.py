@@ -14,8 +14,10 @@ from app.domain.canonical import decision_id
 from app.domain.case import TradingState
 from app.domain.decision import (
     Abstention,
+    Advice,
     AdviceStatus,
     Decision,
+    Proposal,
     Reading,
     Role,
     Version,
@@ -24,7 +26,7 @@ from app.domain.decision import (
     propose,
     review_control,
 )
-from app.domain.errors import AbstainReason, ManifestMismatch
+from app.domain.errors import AbstainReason, InvalidRecord, ManifestMismatch
 from app.domain.event import AgentActionReport, Event, EventKind, StateChange
 from app.domain.manifest import Calibration, ModelManifest
 from app.domain.scenario import Scenario
@@ -99,6 +101,64 @@ def test_too_little_mass_on_labels_abstains() -> None:
     )
     assert advice.approve is None
     assert advice.reading is not None, "what the model said is kept"
+
+
+def test_exactly_the_asked_mass_on_labels_is_enough() -> None:
+    read = Reading(log_probabilities=(math.log(0.05),) * 10)
+    asked = Calibration(min_label_mass=read.label_mass)
+    assert decide(scenario(), read, asked).primary.status is AdviceStatus.ADVISED
+
+
+def test_a_proposal_of_tokens_that_hardly_occur_is_one_all_the_same() -> None:
+    # exp(-1000) is 0 in floating point: differences count, not the probabilities themselves.
+    reading = Reading(log_probabilities=(-1000.0, -1000.0 + math.log(3), *[-2000.0] * 8))
+    proposal = propose(reading, Calibration())
+    assert proposal.probabilities[:2] == pytest.approx((0.25, 0.75))
+    assert (proposal.label, proposal.label_mass) == ("B", 0)
+
+
+def test_a_rejection_trades_nothing_and_names_itself() -> None:
+    advice = decide(scenario(), FLAT).primary
+    assert (advice.status, advice.approve) == (AdviceStatus.ADVISED, False)
+    assert (advice.action, advice.quantity, advice.stop) == ("reject", 0, None)
+
+
+def test_probabilities_of_another_action_space_are_refused() -> None:
+    short = Proposal(label="A", probabilities=(0.5, 0.5), label_mass=1.0)
+    with pytest.raises(ValueError, match="zip"):
+        _ = short.approve_probability
+
+
+@pytest.mark.parametrize(
+    ("name", "allowed"), [("", False), ("x", True), ("x" * 128, True), ("x" * 129, False)]
+)
+def test_a_request_has_a_name_of_bounded_length(name: str, allowed: bool) -> None:
+    document = decide(scenario(), FLAT).as_json() | {"request_id": name}
+    if allowed:
+        assert Decision.from_json(document).request_id == name
+    else:
+        with pytest.raises(InvalidRecord, match=r"Decision: request_id"):
+            Decision.from_json(document)
+
+
+@pytest.mark.parametrize(
+    ("changes", "allowed"),
+    [
+        ({"quantity": 0.0}, True),
+        ({"quantity": -0.001}, False),
+        ({"abstain_detail": "x" * 500}, True),
+        ({"abstain_detail": "x" * 501}, False),
+    ],
+)
+def test_advice_has_no_negative_quantity_and_no_endless_detail(
+    changes: dict[str, object], allowed: bool
+) -> None:
+    document = decide(scenario(), FLAT).primary.as_json() | changes
+    if allowed:
+        assert Advice.from_json(document).as_json() == document
+    else:
+        with pytest.raises(InvalidRecord, match=f"Advice: {next(iter(changes))}"):
+            Advice.from_json(document)
 
 
 def test_an_abstention_is_no_opinion_not_a_rejection() -> None:

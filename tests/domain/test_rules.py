@@ -124,6 +124,156 @@ def test_a_rule_refuses(code: str, refused: Case, by: Limits) -> None:
     assert code in codes(refused, by)
 
 
+PLAIN = agents_order(scenario())
+REFUSE = {"on_excess": "refuse"}
+NO_FLOOR = limits(exposure={"min_notional": 0}, liquidity={"min_volume_24h": 0} | REFUSE)
+TIGHT = limits(exposure=REFUSE, risk_per_trade=REFUSE, stop_distance=REFUSE)
+CHEAP: dict[str, Any] = {
+    "market__last_close": 1.0,
+    "candidate__atr": 0.1,
+    "plan__entry": 1.0,
+    "plan__targets": [2.0],
+}
+Edge = tuple[dict[str, Any], dict[str, Any], Limits]
+
+
+def at(name: str, passes: Any, refuses: Any, by: Limits = LIMITS, **more: Any) -> Edge:
+    """A field on the last value that passes, and beyond it."""
+    return more | {name: passes}, more | {name: refuses}, by
+
+
+def moved(**changes: float) -> Order:
+    return PLAIN._replace(**changes)
+
+
+LAST_TO_PASS: list[tuple[str, Edge]] = [
+    ("STALE_SNAPSHOT", at("now", AS_OF + timedelta(seconds=30), AS_OF + timedelta(seconds=30.1))),
+    ("STALE_SNAPSHOT", at("now", AS_OF - timedelta(seconds=5), AS_OF - timedelta(seconds=5.1))),
+    (
+        "STALE_SNAPSHOT",
+        at(
+            "market__bar_closed_at",
+            AS_OF - timedelta(hours=2),
+            AS_OF - timedelta(hours=2, seconds=1),
+        ),
+    ),
+    ("INPUT_SANITY", at("candidate__atr", 500.0, 500.1)),
+    (
+        "INPUT_SANITY",
+        at("plan__entry", 2500.0, 2501.0, limits(input_sanity={"max_entry_gap_fraction": 0.25})),
+    ),
+    (
+        "INPUT_SANITY",
+        at("plan__entry", 1500.0, 1499.0, limits(input_sanity={"max_entry_gap_fraction": 0.25})),
+    ),
+    ("PRICE_SANITY", at("order", PLAIN, moved(target=math.inf))),
+    ("PRICE_SANITY", at("order", PLAIN, moved(quantity=math.inf))),
+    ("PRICE_SANITY", at("order", moved(quantity=1e-9), moved(quantity=0.0))),
+    ("PRICE_SANITY", at("order", moved(stop=1999.99), moved(stop=2000.0))),
+    ("PRICE_SANITY", at("order", moved(stop=0.01), moved(stop=0.0))),
+    ("PRICE_SANITY", at("order", moved(target=2000.01), moved(target=2000.0))),
+    ("PRICE_SANITY", at("plan__stop", 1999.99, 2000.0, order=PLAIN)),
+    ("PRICE_SANITY", at("plan__stop", 0.5, 1.0, **CHEAP)),
+    ("STOP_DISTANCE", at("plan__stop", 1990.0, 1990.01)),
+    ("STOP_DISTANCE", at("plan__stop", 2000 - 10 * (1 - 5e-10), 2000 - 10 * (1 - 2e-9))),
+    ("STOP_DISTANCE", at("plan__stop", 1998.0, 1998.01, candidate__atr=2.0)),
+    ("STOP_DISTANCE", at("plan__stop", 1940.0, 1939.99, TIGHT)),
+    ("STOP_DISTANCE", at("plan__stop", 1700.0, 1699.9, TIGHT, candidate__atr=200.0)),
+    (
+        "BTC_TREND_CONFLICT",
+        at("candidate__setup_type", "counter_trend", "trend", candidate__btc_trend="down"),
+    ),
+    ("NEWS_WINDOW", at("candidate__time_to_news_minutes", 30, 29.9, candidate__news_severity=2)),
+    ("NEWS_WINDOW", at("candidate__time_to_news_minutes", 120, 119.9, candidate__news_severity=3)),
+    ("NEWS_WINDOW", at("candidate__news_severity", 2, 3, candidate__time_to_news_minutes=119.9)),
+    (
+        "NEWS_WINDOW",
+        at(
+            "candidate__time_to_news_minutes",
+            30,
+            29.9,
+            limits(news_window={"systemic_minutes": 10}),
+            candidate__news_severity=3,
+        ),
+    ),
+    ("VOLATILITY_SPIKE", at("candidate__volatility_pct", 0.899, 0.9)),
+    ("REWARD_RISK", at("plan__targets", [2030.0], [2029.9])),
+    ("REWARD_RISK", at("plan__targets", [2048.0], [2047.9], candidate__volatility_pct=0.75)),
+    ("REWARD_RISK", at("candidate__volatility_pct", 0.749, 0.75, plan__targets=[2047.9])),
+    (
+        "REWARD_RISK",
+        at(
+            "plan__targets",
+            [2060.0],
+            [2059.9],
+            limits(reward_risk={"min_ratio": 2.0}),
+            candidate__volatility_pct=0.8,
+        ),
+    ),
+    ("SPREAD", at("candidate__spread_bps", 10.0, 10.1)),
+    ("LIQUIDITY", at("market__volume_24h", 1_000_000, 999_999)),
+    ("LIQUIDITY", at("market__volume_24h", 500_000, 499_999, NO_FLOOR)),
+    ("RISK_PER_TRADE", at("account__equity", 375, 374, TIGHT)),
+    ("SYMBOL_EXPOSURE", at("account__equity", 2000, 1999, TIGHT)),
+    ("SYMBOL_EXPOSURE", at("account__equity", 2800, 2799, TIGHT, account__positions=[HELD, OTHER])),
+    ("SYMBOL_EXPOSURE", at("account__equity", 802, 800, account__positions=[HELD])),
+    ("TOTAL_EXPOSURE", at("account__equity", 4700, 4699, TIGHT, account__positions=[HELD, OTHER])),
+    ("TOTAL_EXPOSURE", at("account__equity", 4000.5, 4000, account__positions=[OTHER])),
+    ("MIN_NOTIONAL", at("order", moved(quantity=0.005), moved(quantity=0.00499))),
+    ("MIN_NOTIONAL", at("order", moved(quantity=1e-9), moved(quantity=0.0), NO_FLOOR)),
+    ("OPEN_POSITIONS", at("account__positions", [OTHER] * 2, [OTHER] * 3)),
+    ("OPEN_POSITIONS", at("candidate__open_positions", 2, 3)),
+    (
+        "OPEN_POSITIONS",
+        at("candidate__open_positions", 0, 1, limits(open_positions={"max_count": 1})),
+    ),
+    ("DAILY_LOSS", at("account__day_pnl_fraction", -0.0299, -0.03)),
+    ("DRAWDOWN", at("account__drawdown_fraction", 0.249, 0.25)),
+    ("CONSECUTIVE_LOSSES", at("account__consecutive_losses", 3, 4)),
+    ("COOL_DOWN", at("account__consecutive_losses", 1, 2, account__seconds_since_loss=0)),
+    (
+        "COOL_DOWN",
+        at("account__seconds_since_loss", 3600, 3599.9, account__consecutive_losses=2),
+    ),
+    ("DUPLICATE_SYMBOL", at("account__positions", [OTHER], [OTHER, HELD])),
+    ("MODEL_CONFIDENCE", at("approve_probability", 0.5, 0.499)),
+]
+
+
+@pytest.mark.parametrize(
+    ("code", "edge"), LAST_TO_PASS, ids=[f"{c}-{i}" for i, (c, _) in enumerate(LAST_TO_PASS)]
+)
+def test_a_rule_passes_what_reaches_its_limit_and_refuses_what_is_beyond(
+    code: str, edge: Edge
+) -> None:
+    passes, refuses, by = edge
+    assert code not in codes(changed_case(passes), by)
+    assert code in codes(changed_case(refuses), by)
+
+
+def changed_case(changes: dict[str, Any]) -> Case:
+    """The plain case with changes of its scenario, and of the case itself."""
+    own = {name: value for name, value in changes.items() if "__" not in name}
+    return case(scenario(**{k: v for k, v in changes.items() if k not in own}), **own)
+
+
+def test_where_nothing_may_be_risked_every_order_is_refused() -> None:
+    nothing = limits(risk_per_trade={"max_equity_fraction": 0})
+    assert "RISK_PER_TRADE" in codes(case(), nothing)
+
+
+def test_limits_may_allow_trading_while_macro_news_are_unsafe() -> None:
+    unsafe = case(scenario(candidate__macro_news_safe=False))
+    assert codes(unsafe, limits(news_window={"allow_unsafe_macro": True})) == set()
+
+
+def test_where_no_stop_fits_between_the_limits_every_order_is_refused() -> None:
+    # At least half an ATR, 10; at most 0.4 % of entry, 8: a clamp would come too near.
+    narrow = limits(stop_distance={"max_fraction": 0.004})
+    for stop in (1991.0, 1990.0, 1970.0):
+        assert "STOP_DISTANCE" in codes(case(scenario(plan__stop=stop)), narrow)
+
+
 def test_every_code_has_a_refusal_tested_here() -> None:
     tested = {code for code, _, _ in REFUSED} | {VetoCode.RULE_FAILED.value}
     assert tested == {code.value for code in VetoCode}
