@@ -1,17 +1,17 @@
 """How well a portfolio did: measures of its curve and of its trades, each with its interval or the
 reason for none.
 
-Formulas come from empyrical-reloaded where it has them; the risk-free rate is 0. Annualised numbers
-follow the curve's own clock.
+The risk-free rate is 0. Annualised numbers follow the curve's own clock. The formulas are those of
+empyrical, for all bootstrap samples at once; the tests compare them.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import empyrical
 import numpy as np
 
 from training.arrays import DAY_S, Floats
@@ -19,6 +19,7 @@ from training.judging.contest.portfolio import Book, Curve, drawdown
 from training.statistics.bootstrap import (
     DRAWS,
     LEVEL,
+    SAME,
     Estimate,
     interval,
     is_constant,
@@ -104,13 +105,13 @@ def curve_measures(steps_per_year: float) -> dict[str, Measure]:
     """Measures of returns, for samples (draws, N) at once."""
     return {
         "total_return": lambda returns: np.asarray(np.prod(1 + returns, axis=-1) - 1),
-        "sharpe": lambda returns: _defined(
-            empyrical.sharpe_ratio, returns, annualization=steps_per_year
+        "sharpe": lambda returns: (
+            _defined(_mean_over_deviation, returns) * math.sqrt(steps_per_year)
         ),
-        "sortino": lambda returns: _defined(
-            empyrical.sortino_ratio, returns, annualization=steps_per_year
+        "sortino": lambda returns: _defined(_mean_over_losses, returns) * math.sqrt(steps_per_year),
+        "cagr": lambda returns: np.asarray(
+            np.prod(1 + returns, axis=-1) ** (steps_per_year / returns.shape[-1]) - 1
         ),
-        "cagr": lambda returns: np.asarray(empyrical.cagr(returns.T, annualization=steps_per_year)),
         "max_drawdown": lambda returns: _fall(returns).max(axis=-1),
         "tail_ratio": tail_ratio,
     }
@@ -120,7 +121,7 @@ def sharpe(returns: Floats, steps_per_year: float) -> float | None:
     """Annualised Sharpe ratio of (N,) returns; None when they are constant."""
     if len(returns) < 2 or is_constant(returns):
         return None
-    return float(empyrical.sharpe_ratio(returns, annualization=steps_per_year))
+    return float(_mean_over_deviation(returns)) * math.sqrt(steps_per_year)
 
 
 def max_drawdown(returns: Floats) -> float:
@@ -135,10 +136,7 @@ def _fall(returns: Floats) -> Floats:
 
 def tail_ratio(returns: Floats) -> Floats:
     """95th percentile over the 5th, absolute: (draws, N) to (draws,). NaN where the 5th percentile
-    is 0.
-
-    As `empyrical.tail_ratio`, which takes one sample only.
-    """
+    is 0."""
     low, high = np.abs(np.quantile(returns, [0.05, 0.95], axis=-1))
     return np.where(low > 0, high / np.where(low > 0, low, 1), np.nan)
 
@@ -163,14 +161,25 @@ def open_share(book: Book) -> float:
     return float(np.maximum(ends - begins, 0).sum() / (book.curve.at[-1] - book.curve.begins_at))
 
 
-def _defined(formula: Callable[..., Any], returns: Floats, **more: float) -> Floats:
-    """The formula where returns vary, NaN elsewhere; empyrical divides by 0 there, or by rounding
+def _mean_over_deviation(returns: Floats) -> Floats:
+    """Of (..., N) returns that vary."""
+    return np.asarray(returns.mean(axis=-1) / returns.std(axis=-1, ddof=1))
+
+
+def _mean_over_losses(returns: Floats) -> Floats:
+    """Over the root of the mean squared loss, gains counting as 0; NaN without losses."""
+    losses = np.sqrt((np.minimum(returns, 0) ** 2).mean(axis=-1))
+    return np.where(losses > 0, returns.mean(axis=-1) / np.where(losses > 0, losses, 1), np.nan)
+
+
+def _defined(formula: Measure, returns: Floats) -> Floats:
+    """The formula where returns vary, NaN elsewhere: it would divide by 0 there, or by rounding
     errors."""
-    varies = np.ptp(returns, axis=-1) > 1e-12
-    found = np.full(len(returns), np.nan)
+    varies = np.ptp(returns, axis=-1) > SAME
+    values = np.full(len(returns), np.nan)
     if varies.any():
-        found[varies] = formula(returns[varies].T, **more)
-    return found
+        values[varies] = formula(returns[varies])
+    return values
 
 
 def _of_curve(curve: Curve, measure: Measure, level: float, draws: int, seed: int) -> Estimate:
