@@ -17,7 +17,7 @@ from training.cli.options import DEFAULT_URL, Database, Url, console, meter, tel
 from training.live.paper.feed import LiveFeed, first_candidates, limited, live_feed, replayed
 from training.live.paper.resolver import resolve
 from training.live.paper.run import Judged, Paper
-from training.live.paper.tables import fates_table, print_result
+from training.live.paper.tables import print_result, resolved_table
 from training.log import (
     Recalled,
     decisions_of_run,
@@ -160,10 +160,10 @@ def resolve_outcomes(
     prefix = f"{run}/" if run else ""
     with AdvisorClient(url, deadline_s=10) as client, reading(database) as connection:
         bars = dict(_bars_of(source, symbols_without_outcome(connection, prefix), length))
-        fates = resolve(without_outcome(connection, prefix), bars, client, time.sleep)
+        counts = resolve(without_outcome(connection, prefix), bars, client, time.sleep)
         client.close(timeout_s=120)
         stats = client.stats()
-    console.print(fates_table(fates))
+    console.print(resolved_table(counts))
     if dropped := sum(stats.dropped.values()):
         raise ServiceAbsent(f"{dropped} reports were not taken ({stats.last_error}): run it again")
 

@@ -163,7 +163,7 @@ def build_labels(
     series : bars of every symbol, of one length or more.
     """
     symbols = np.array([scenario.candidate.symbol for scenario in scenarios])
-    costs = Costs(config.fee, config.slippage)
+    costs = Costs.of(config)
     rewards = np.full((len(scenarios), len(ACTIONS)), np.nan)
     parts = []
     for done, symbol in enumerate(names := np.unique(symbols)):

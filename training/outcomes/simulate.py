@@ -29,13 +29,12 @@ from numpy.typing import NDArray
 from app.domain.outcome import OutcomeCode
 from training.agent.reference import TIME_EXIT_S
 from training.arrays import Columns, Floats, Times
+from training.config.data import OutcomesConfig
 from training.market.bars import Bars
 from training.outcomes.orders import Orders
 
 TRAIL_ATR = (1.5, 1.0, 0.5)
 KEEP = 0.75
-FEE = 0.001
-SLIPPAGE = 0.0005
 
 
 class Exit(IntEnum):
@@ -59,15 +58,21 @@ OUTCOME_CODES = {
 """In the agent's words."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Costs:
     """As fractions of notional, on each side."""
 
-    fee: float = FEE
-    slippage: float = SLIPPAGE
+    fee: float
+    slippage: float
+
+    @classmethod
+    def of(cls, outcomes: OutcomesConfig) -> Self:
+        """As configured."""
+        return cls(outcomes.fee, outcomes.slippage)
 
 
-COSTS = Costs()
+COSTS = Costs.of(OutcomesConfig())
+"""Where nothing else is said."""
 
 
 class Fate(NamedTuple):

@@ -35,7 +35,7 @@ from training.outcomes.labels import (
     shares_of,
 )
 from training.outcomes.orders import Orders
-from training.outcomes.simulate import Costs, Exit, simulate
+from training.outcomes.simulate import COSTS, Costs, Exit, simulate
 
 FREE = Costs(0.0, 0.0)
 QUIET = (100, 101, 99, 100)
@@ -418,7 +418,7 @@ def test_without_delay_nothing_changes(tmp_path: Path) -> None:
     ).table.equals(plain.table)
     symbol = scenarios.symbols == "ETHUSDT"
     mine = [one for one, here in zip(scenarios.scenarios(), symbol, strict=True) if here]
-    directly = judge(market.series(), plan_orders(mine), shares_of(mine), Costs())
+    directly = judge(market.series(), plan_orders(mine), shares_of(mine), COSTS)
     assert plain.rewards[symbol] == pytest.approx(np.clip(directly.rewards(), -3, 3), nan_ok=True)
 
 

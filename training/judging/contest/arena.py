@@ -87,7 +87,7 @@ class Arena:
             scenarios.ends_at[rows],
             plans,
             Ground.of(series, plans),
-            Costs(outcomes.fee, outcomes.slippage),
+            Costs.of(outcomes),
         )
 
     def __len__(self) -> int:

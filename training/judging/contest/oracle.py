@@ -63,11 +63,10 @@ def sample(
     """States (N,), clipped rewards (N, 10) and those of the agent's plan (N,) of all candidates of
     a market."""
     agent = Agent([chart(bars) for bars in synthetic_bars(config)])
-    costs = Costs(outcomes.fee, outcomes.slippage)
     found = sorted(opportunities(agent.charts), key=lambda opportunity: opportunity.chart)
     scenarios = [agent.scenario(opportunity, NEUTRAL) for opportunity in found]
     series = {chart.bars.symbol: [chart.bars] for chart in agent.charts}
-    judged = judge(series, plan_orders(scenarios), shares_of(scenarios), costs)
+    judged = judge(series, plan_orders(scenarios), shares_of(scenarios), Costs.of(outcomes))
     every, whole = judged.rewards(), judged.agent_reward()
     known = ~np.isnan(every[:, 0])
     clip = outcomes.clip_r

@@ -23,7 +23,7 @@ from typing import Self
 import numpy as np
 
 from app.domain.errors import AdvisorError
-from training.arrays import Columns, Floats, Rows, Times
+from training.arrays import DAY_S, Columns, Floats, Rows, Times
 from training.market.bars import Bars
 from training.outcomes.simulate import COSTS, Costs, Fates
 
@@ -120,7 +120,7 @@ class Curve:
     @property
     def years(self) -> float:
         """Its length; a year has 365.25 days."""
-        return float(self.at[-1] - self.begins_at) / (365.25 * 86_400)
+        return float(self.at[-1] - self.begins_at) / (365.25 * DAY_S)
 
     @property
     def steps_per_year(self) -> float:

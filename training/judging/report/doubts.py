@@ -12,7 +12,9 @@ from matplotlib.figure import Figure
 from scipy.special import ndtr, ndtri
 
 from app.domain.actions import ACTIONS
-from training.arrays import Floats
+from app.domain.control import AgentAction
+from training.agent.words import agents_label
+from training.arrays import Floats, Rows
 from training.config.data import OutcomesConfig
 from training.judging.contest.arena import Arena
 from training.judging.contest.arms import (
@@ -268,16 +270,13 @@ def combinatorial_paths(known: Known) -> dict[str, list[Path]]:
     return found
 
 
-def _choices(found: Findings) -> dict[str, np.ndarray]:
-    """(N,) index of the action that each arm takes, before rules; the agent's plan is the whole
-    risk at 1.5 ATR."""
-    plan = next(
-        i for i, one in enumerate(ACTIONS) if one.risk_fraction == 1.0 and one.stop_atr == 1.5
-    )
-    chosen = {name: values.argmax(1) for name, values in found.contest.probabilities.items()}
-    arms = found.contest.played
+def _choices(found: Findings) -> dict[str, Rows]:
+    """(N,) index of the action that each arm takes, before rules; a plan's is the nearest one."""
+    contest, yes = found.contest, AgentAction(decision=True)
+    plan = [ACTIONS.index(agents_label(scenario, yes)) for scenario in contest.scenarios]
+    chosen = {name: values.argmax(1) for name, values in contest.probabilities.items()}
     for name in (AGENT, ALWAYS, *HEURISTICS):
-        chosen[name] = np.where(arms[name].arm.approve, plan, 0)
+        chosen[name] = np.where(contest.played[name].arm.approve, plan, 0)
     return chosen
 
 

@@ -17,21 +17,19 @@ from training.outcomes.simulate import OUTCOME_CODES, Fate, simulate
 
 
 class Trade(NamedTuple):
-    """An order and what became of it. Prices and money in quote currency, times in seconds since
-    1970 UTC."""
+    """An order in a book, and how it ended as far as that is known. Money in quote currency."""
 
-    symbol: str
-    quantity: float
-    entry: float
-    stop: float
-    opened_at: int
-    exited_at: int | None
-    """None while the bars do not tell."""
-    net: float
-    r: float
-    """R: `net` over the risk of the agent's plan, also when the order is the advice's."""
-    outcome: dict[str, object]
-    """Fields of an `Outcome`; empty while the bars do not tell."""
+    order: Order
+    exited_at: int | None = None
+    """Seconds since 1970 UTC; None while nobody knows."""
+    net: float = 0.0
+    outcome: dict[str, object] | None = None
+    """Fields of an `Outcome`; None while nobody knows."""
+
+    @property
+    def r(self) -> float:
+        """`net` in R of the agent's plan, also when the order is the advice's."""
+        return self.net / self.order.plan_risk
 
 
 def follow(bars: Bars, order: Order) -> Trade:
@@ -51,11 +49,9 @@ def follow_all(bars: Bars, orders: Sequence[Order]) -> list[Trade]:
 
 
 def _trade(order: Order, fate: Fate | None) -> Trade:
-    opened = (order.symbol, order.quantity, order.entry, order.stop, order.as_of)
     if fate is None:
-        return Trade(*opened, None, 0.0, 0.0, {})
-    r = fate.net / order.plan_risk
-    return Trade(*opened, fate.exited_at, fate.net, r, _outcome(order, fate))
+        return Trade(order)
+    return Trade(order, fate.exited_at, fate.net, _outcome(order, fate))
 
 
 def _outcome(order: Order, fate: Fate) -> dict[str, object]:
@@ -79,7 +75,7 @@ def _outcome(order: Order, fate: Fate) -> dict[str, object]:
 def never_filled(bars: Bars, trade: Trade, now: int) -> bool:
     """Whether the bars go on past the longest trade, as does `now`, and do not tell of this one:
     nothing was bought."""
-    told_by = trade.opened_at + TIME_EXIT_S + 2 * bars.seconds
+    told_by = trade.order.as_of + TIME_EXIT_S + 2 * bars.seconds
     return trade.exited_at is None and min(now, int(bars.closed_at[-1])) >= told_by
 
 
@@ -98,7 +94,7 @@ def outcome(
             "net_pnl": 0.0,
             "r_multiple": 0.0,
         }
-    elif trade.exited_at is None:
+    elif trade.outcome is None:
         return None
     else:
         ended = trade.outcome
@@ -140,12 +136,12 @@ class Book:
     def learn(self, trade: Trade) -> None:
         """Replace the open trade by what is known of it now; nothing happens when it is not
         open."""
-        if self._open is not None and self._open[:5] == trade[:5]:
+        if self._open is not None and self._open.order == trade.order:
             self._open = self.trades[-1] = trade
 
     def cancel(self, trade: Trade) -> None:
         """Take back the open trade, which was never filled; nothing happens when it is not open."""
-        if self._open is not None and self._open[:5] == trade[:5]:
+        if self._open is not None and self._open.order == trade.order:
             self._open = None
             self.trades.pop()
 
@@ -157,7 +153,7 @@ class Book:
     def take(self, trade: Trade) -> None:
         """Open a trade. Raises ValueError when one is open."""
         if self._open is not None:
-            raise ValueError(f"{self._open.symbol} is still open")
+            raise ValueError(f"{self._open.order.symbol} is still open")
         self._open = trade
         self.trades.append(trade)
 
@@ -175,15 +171,15 @@ class Book:
             drawdown_fraction=1 - self.equity / peak,
             consecutive_losses=self._losses,
             seconds_since_loss=None if self._lost_at is None else float(now - self._lost_at),
-            positions=() if self._open is None else (_position(self._open),),
+            positions=() if self._open is None else (_position(self._open.order),),
         )
 
 
-def _position(trade: Trade) -> Position:
+def _position(order: Order) -> Position:
     return Position(
-        symbol=trade.symbol,
-        quantity=trade.quantity,
-        entry=trade.entry,
-        stop=trade.stop,
-        opened_at=datetime.fromtimestamp(trade.opened_at, UTC),
+        symbol=order.symbol,
+        quantity=order.quantity,
+        entry=order.entry,
+        stop=order.stop,
+        opened_at=datetime.fromtimestamp(order.as_of, UTC),
     )

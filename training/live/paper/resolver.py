@@ -25,7 +25,7 @@ MOST_QUEUED = 500
 """Half of the client's queue: the rest stays free, so nothing is dropped."""
 
 
-class Fate(StrEnum):
+class Resolved(StrEnum):
     """What became of an arm that lacked an outcome."""
 
     REPORTED = "reported"
@@ -46,32 +46,32 @@ def resolve(
     bars: Mapping[str, Bars],
     client: AdvisorClient,
     wait: Callable[[float], None],
-) -> Counter[Fate]:
-    """Report every outcome that the bars tell; how many arms met which fate.
+) -> Counter[Resolved]:
+    """Report every outcome that the bars tell; how many arms were resolved how.
 
     Parameters
     ----------
-    chunks : arms without an outcome, from `log_reader.without_outcome`.
+    chunks : arms without an outcome, from `training.log.without_outcome`.
     bars : by symbol; the finest there are.
     wait : pauses for so many seconds while the client's queue is long.
     """
-    fates: Counter[Fate] = Counter()
+    counts: Counter[Resolved] = Counter()
     for chunk in chunks:
         by_symbol: dict[str, list[tuple[Unresolved, Order]]] = defaultdict(list)
         for one in chunk:
             order = _order(one)
             if one.arm is Arm.ADVICE and not one.approve:
                 _report(client, one, None, wait)
-                fates[Fate.REJECTED] += 1
+                counts[Resolved.REJECTED] += 1
             elif order is None:
-                fates[Fate.NOT_SIMULATED] += 1
+                counts[Resolved.NOT_SIMULATED] += 1
             elif order.symbol not in bars or order.as_of < _begin(bars[order.symbol]):
-                fates[Fate.NO_BARS] += 1
+                counts[Resolved.NO_BARS] += 1
             else:
                 by_symbol[order.symbol].append((one, order))
         for symbol, known in by_symbol.items():
-            fates += _follow(known, bars[symbol], client, wait)
-    return fates
+            counts += _follow(known, bars[symbol], client, wait)
+    return counts
 
 
 def _begin(bars: Bars) -> int:
@@ -84,16 +84,16 @@ def _follow(
     bars: Bars,
     client: AdvisorClient,
     wait: Callable[[float], None],
-) -> Counter[Fate]:
-    fates: Counter[Fate] = Counter()
+) -> Counter[Resolved]:
+    counts: Counter[Resolved] = Counter()
     last = int(bars.closed_at[-1])
     for (one, _), trade in zip(known, follow_all(bars, [order for _, order in known]), strict=True):
         if trade.exited_at is not None:
             _report(client, one, trade, wait)
-            fates[Fate.REPORTED] += 1
+            counts[Resolved.REPORTED] += 1
         else:
-            fates[Fate.UNFILLED if never_filled(bars, trade, last) else Fate.OPEN] += 1
-    return fates
+            counts[Resolved.UNFILLED if never_filled(bars, trade, last) else Resolved.OPEN] += 1
+    return counts
 
 
 def _order(one: Unresolved) -> Order | None:

@@ -298,9 +298,6 @@ class Paper:
 def _recorded(order: Order, ended: Outcome) -> Trade:
     """The trade of an order with the outcome that was reported; one without a price or a time ended
     at once, at 0."""
-    opened = (order.symbol, order.quantity, order.entry, order.stop, order.as_of)
     if ended.exit_time is None or ended.net_pnl is None:
-        return Trade(*opened, order.as_of, 0.0, 0.0, {})
-    exited = int(ended.exit_time.timestamp())
-    r = ended.net_pnl / order.plan_risk
-    return Trade(*opened, exited, ended.net_pnl, r, ended.as_json())
+        return Trade(order, order.as_of, 0.0, ended.as_json())
+    return Trade(order, int(ended.exit_time.timestamp()), ended.net_pnl, ended.as_json())

@@ -13,7 +13,7 @@ from rich.table import Table
 from app.client import ClientStats
 from app.domain.comparison import cohens_kappa
 from training.live.paper.books import Book
-from training.live.paper.resolver import Fate
+from training.live.paper.resolver import Resolved
 from training.live.paper.run import Judged
 from training.statistics.bootstrap import mean_intervals
 
@@ -130,7 +130,7 @@ def books(agent: Book, advice: Book) -> Table:
     for book in (agent, advice):
         closed = [trade for trade in book.trades if trade.exited_at is not None]
         wins = sum(trade.net > 0 for trade in closed)
-        opened_at = [trade.opened_at for trade in closed]
+        opened_at = [trade.order.as_of for trade in closed]
         for name, value in (
             ("closed trades", str(len(closed))),
             ("won", f"{wins / len(closed):.0%}" if closed else "-"),
@@ -176,9 +176,9 @@ def _drawdown(profits: Iterable[float]) -> float:
     return float((np.maximum.accumulate(curve) - curve).max())
 
 
-def fates_table(fates: Mapping[Fate, int]) -> Table:
+def resolved_table(counts: Mapping[Resolved, int]) -> Table:
     """What became of the arms that lacked an outcome."""
     table = _table("Arms without an outcome", "", "count")
-    for fate in Fate:
-        table.add_row(fate.value.replace("_", " "), str(fates.get(fate, 0)))
+    for kind in Resolved:
+        table.add_row(kind.value.replace("_", " "), str(counts.get(kind, 0)))
     return table

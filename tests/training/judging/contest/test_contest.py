@@ -55,7 +55,7 @@ from training.learning.model.answers import Answers
 from training.market.bars import Bars
 from training.outcomes.labels import Labels
 from training.outcomes.orders import Orders
-from training.outcomes.simulate import Costs, Fates
+from training.outcomes.simulate import COSTS, Costs, Fates
 from training.scenarios.history import History
 from training.scenarios.table import Found, ScenarioSet, build_scenarios
 
@@ -301,7 +301,7 @@ def test_only_symbols_of_the_contest_are_bought_and_held(whole: Contest, market:
     two = market.history.bars[1:]
     clock = Clock(two, int(whole.arena.as_of[0]), int(whole.arena.ends_at[-1]))
     assert len(whole.books[HOLD].taken) == 2
-    assert same(whole.books[HOLD], buy_and_hold(clock, capital=CONFIG.capital, costs=Costs()))
+    assert same(whole.books[HOLD], buy_and_hold(clock, capital=CONFIG.capital, costs=COSTS))
     without = contest(market, 1000.0, bars=two)
     assert all(same(each, without.books[name]) for name, each in whole.books.items())
 
@@ -366,7 +366,7 @@ def test_with_a_share_of_equity_gains_compound_in_the_contest(
     costs."""
     shared = contest(market, 1000.0, CONFIG.model_copy(update={"size": "equity"}))
     made, all_played = shared.books[ALWAYS], shared.played[ALWAYS]
-    costs = Costs()
+    costs = COSTS
     moves = []
     for row in made.taken:
         paid = all_played.fates.bought[row] * (1 + costs.slippage) * (1 + costs.fee)

@@ -15,7 +15,7 @@ from training.outcomes.orders import Order
 
 
 def trade(net: float, opened: int = START, hours: float = 1) -> Trade:
-    return Trade("BTCUSDT", 0.01, 100.0, 97.0, opened, opened + int(hours * HOUR), net, net / 3, {})
+    return Trade(order(opened, 0.01), opened + int(hours * HOUR), net, {})
 
 
 def order(as_of: int = START, quantity: float = 1.0, **changes: Any) -> Order:

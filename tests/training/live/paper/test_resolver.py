@@ -27,7 +27,7 @@ from tests.service.running import Running, running, settings_for, until, writing
 from tests.training.support.candles import HOUR, START, table
 from training.cli.paper import resolve_outcomes
 from training.live.paper.books import follow
-from training.live.paper.resolver import Fate, resolve
+from training.live.paper.resolver import Resolved, resolve
 from training.log import reading, symbols_without_outcome, without_outcome
 from training.market.bars import Bars
 from training.outcomes.labels import AGENT, judge, plan_orders, shares_of
@@ -64,10 +64,10 @@ async def fill(url: str, *events: Any) -> None:
     await log.aclose()
 
 
-async def resolved(service: Running, *bars: Bars) -> Counter[Fate]:
+async def resolved(service: Running, *bars: Bars) -> Counter[Resolved]:
     """One run of the resolver, until its reports are in Postgres."""
 
-    def go() -> Counter[Fate]:
+    def go() -> Counter[Resolved]:
         with (
             AdvisorClient(service.url) as client,
             reading(str(service.settings.database_url)) as connection,
@@ -110,7 +110,7 @@ async def test_every_arm_without_an_outcome_gets_what_the_bars_tell(
         plan("silent", control=True, label=silent, shadows=[("other", "C")]),
         plan("unknown control"),
     )
-    assert (await resolved(service, BARS))[Fate.REPORTED] == 6
+    assert (await resolved(service, BARS))[Resolved.REPORTED] == 6
     found = outcomes(service)
     stopped = ("sl", "simulated", pytest.approx(-1.0985005), pytest.approx(-16.4775075))
     # H: the whole risk at a stop 1.0 ATR away, 98, and no more than the agent's 5 units. Bought at
@@ -167,7 +167,9 @@ async def test_a_decision_enters_at_one_bars_open_in_labels_paper_and_resolver(
         opened = START + hour * HOUR
         assert int(labelled.fates[AGENT].entered_at[0]) == opened, name
         assert followed.exited_at is not None
-        assert followed.exited_at - cast(float, followed.outcome["holding_seconds"]) == opened, name
+        assert (
+            followed.exited_at - cast(float, (followed.outcome or {})["holding_seconds"]) == opened
+        ), name
         assert by_resolver[name] == opened, name
 
 
@@ -183,9 +185,11 @@ async def test_a_trade_that_the_bars_do_not_finish_is_resolved_when_they_do(
     service: Running, database_url: str
 ) -> None:
     await fill(database_url, plan("open", control=True, label="A"))
-    assert await resolved(service, BARS.part(0, 1)) == Counter({Fate.OPEN: 1, Fate.REJECTED: 1})
+    assert await resolved(service, BARS.part(0, 1)) == Counter(
+        {Resolved.OPEN: 1, Resolved.REJECTED: 1}
+    )
     assert ("open", "agent", None) not in outcomes(service)
-    assert await resolved(service, BARS) == Counter({Fate.REPORTED: 1})
+    assert await resolved(service, BARS) == Counter({Resolved.REPORTED: 1})
     assert outcomes(service)[("open", "agent", None)][0] == "sl"
 
 
@@ -211,7 +215,7 @@ async def test_what_cannot_be_resolved_is_counted_by_reason_and_never_made_up(
     )
     fates = await resolved(service, gap)
     assert fates == Counter(
-        {Fate.REJECTED: 3, Fate.UNFILLED: 1, Fate.NO_BARS: 1, Fate.NOT_SIMULATED: 1}
+        {Resolved.REJECTED: 3, Resolved.UNFILLED: 1, Resolved.NO_BARS: 1, Resolved.NOT_SIMULATED: 1}
     )
     assert {key[1] for key in outcomes(service)} == {"advice"}
 
@@ -250,7 +254,7 @@ async def test_what_was_reported_and_what_was_skipped_for_an_outage_are_left_alo
         plan("outage", control=False),
         build.outcome_event("outage", build.outcome(exogenous_skip=True)),
     )
-    assert await resolved(service, BARS) == Counter({Fate.REJECTED: 1})
+    assert await resolved(service, BARS) == Counter({Resolved.REJECTED: 1})
     assert outcomes(service)[("reported", "agent", None)][2] == 0.5
 
 

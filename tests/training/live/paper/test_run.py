@@ -35,7 +35,7 @@ from tests.training.support.exchange import Exchange
 from training.agent.reference import Agent, Opportunity, chart, opportunities
 from training.live.paper.books import Book, follow
 from training.live.paper.feed import LiveFeed, Moment, replayed
-from training.live.paper.resolver import Fate, resolve
+from training.live.paper.resolver import Resolved, resolve
 from training.live.paper.run import BadRunName, Judged, Paper
 from training.live.paper.tables import print_result
 from training.log import decisions_of_run, reading, without_outcome
@@ -146,7 +146,7 @@ async def test_the_view_of_the_books_is_what_the_replay_kept(
     for arm, book in (("advice", paper.advice_book), ("agent", paper.agent_book)):
         shown = [row for row in found if row[0] == arm]
         assert [(row[3], row[8]) for row in shown] == [
-            (t.symbol, pytest.approx(t.net)) for t in book.trades
+            (t.order.symbol, pytest.approx(t.net)) for t in book.trades
         ]
         assert len(shown) > 2
         equity = peak = 10_000.0
@@ -257,14 +257,16 @@ async def test_a_live_run_that_is_cut_takes_itself_up_from_the_log(
         assert not before.advice_book.flat
         if resolver_comes_first:
             await written(api)
-            assert (await asyncio.to_thread(resolve_run, api, markets, "cut"))[Fate.REPORTED] > 4
+            assert (await asyncio.to_thread(resolve_run, api, markets, "cut"))[
+                Resolved.REPORTED
+            ] > 4
         after = await follow_live(api, markets, "cut", cut_at + HOUR // 2, end)
         assert 0 < len(after.judged) < len(whole.judged)
         for cut, one in (
             (after.agent_book, whole.agent_book),
             (after.advice_book, whole.advice_book),
         ):
-            assert [trade[:8] for trade in cut.trades] == [trade[:8] for trade in one.trades]
+            assert [trade[:3] for trade in cut.trades] == [trade[:3] for trade in one.trades]
             assert cut.equity == one.equity
         await written(api)
         assert (await api.service.shadow_log.counts())["decisions"] == 2 * len(whole.judged)
@@ -273,7 +275,7 @@ async def test_a_live_run_that_is_cut_takes_itself_up_from_the_log(
         assert len(books[0]) > 6
 
 
-def resolve_run(service: Running, markets: list[Bars], run: str) -> Counter[Fate]:
+def resolve_run(service: Running, markets: list[Bars], run: str) -> Counter[Resolved]:
     """Fill the outcomes of a run from all of the market."""
     with (
         AdvisorClient(service.url) as client,
