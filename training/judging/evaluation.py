@@ -127,7 +127,7 @@ def walk_forward(
         seconds at which the period begins and ends; answers are to all scenarios.
     """
     untuned = _untuned(encoded, base)
-    known = np.isfinite(labels.rewards).all(1) & scenarios.real
+    judged = np.isfinite(labels.rewards).all(1) & scenarios.real
     before = {
         name: Trained(learnt, trained_labels[name], embargo_hours * 3600)
         for name, learnt in trained_scenarios.items()
@@ -136,9 +136,9 @@ def walk_forward(
     for name, (begins, ends) in spans.items():
         trained = before[name]
         first = max(begins, trained.until + trained.embargo_s)
-        rows = np.flatnonzero(known & (scenarios.as_of >= first) & (scenarios.as_of < ends))
+        rows = np.flatnonzero(judged & (scenarios.as_of >= first) & (scenarios.as_of < ends))
         versions = {POLICY: answers[name].at(rows), BASE_MODEL: untuned.at(rows)}
-        periods.append(Period(rows, versions, trained.known()))
+        periods.append(Period(rows, versions, trained.past()))
     contest = hold_contest(
         scenarios, market, periods, limits, terms.evaluate, terms.outcomes, progress
     )

@@ -92,9 +92,9 @@ class Arm:
 
 
 @dataclass(frozen=True, eq=False)
-class Known:
-    """Scenarios whose outcomes are known: what the simpler rivals are fitted on. Arrays of shape
-    (M,).
+class Past:
+    """Scenarios that were over, outcomes known: what the simpler rivals are fitted on. Arrays of
+    shape (M,).
 
     features : (M, F). rewards : of the agent's plan, R. as_of, ends_at : seconds. weights :
         uniqueness.
@@ -108,19 +108,19 @@ class Known:
     weights: Floats
     embargo_s: float
 
-    def at(self, rows: NDArray[np.int64]) -> Known:
+    def at(self, rows: NDArray[np.int64]) -> Past:
         """Some of them."""
-        return Known(
+        return Past(
             **{name: values[rows] for name, values in self._arrays().items()},
             embargo_s=self.embargo_s,
         )
 
-    def __add__(self, other: Known) -> Known:
+    def __add__(self, other: Past) -> Past:
         theirs = other._arrays()
         joined = {
             name: np.concatenate([values, theirs[name]]) for name, values in self._arrays().items()
         }
-        return Known(**joined, embargo_s=self.embargo_s)
+        return Past(**joined, embargo_s=self.embargo_s)
 
     def _arrays(self) -> dict[str, NDArray[Any]]:
         return {name: value for name, value in vars(self).items() if name != "embargo_s"}
@@ -131,7 +131,7 @@ class Given:
     """What arms may look at when they decide on N scenarios: nothing of their outcomes.
 
     controls : what the agent did; None where it never said. features : (N, F).
-    known : what the simpler rivals are fitted on. versions : answers to these scenarios, by name;
+    past : what the simpler rivals are fitted on. versions : answers to these scenarios, by name;
         `POLICY` must be among them.
     """
 
@@ -139,7 +139,7 @@ class Given:
     controls: Sequence[AgentAction | None]
     plans: Orders
     features: Floats
-    known: Known
+    past: Past
     versions: Mapping[str, Answers]
     limits: Limits
 
@@ -163,35 +163,35 @@ class Choice(NamedTuple):
     fitted_in_s: float = 0.0
 
 
-Rival = Callable[[Known, Floats, int], Choice]
-"""Fits on what is known and chooses among plans by their features (N, F); its cut is chosen in so
+Rival = Callable[[Past, Floats, int], Choice]
+"""Fits on the past and chooses among plans by their features (N, F); its cut is chosen in so
 many folds."""
 
 
-def score_threshold(known: Known, features: Floats, folds: int = FOLDS) -> Choice:
+def score_threshold(past: Past, features: Floats, folds: int = FOLDS) -> Choice:
     """The agent's own score, above the margin that earned most."""
     margin = FEATURE_NAMES.index("score_over_threshold")
-    cut = best_cut(known.features[:, margin], known.rewards, known.weights)
+    cut = best_cut(past.features[:, margin], past.rewards, past.weights)
     return Choice(features[:, margin] >= cut)
 
 
 def learned(
-    pipeline: Callable[[], Any], known: Known, features: Floats, folds: int = FOLDS
+    pipeline: Callable[[], Any], past: Past, features: Floats, folds: int = FOLDS
 ) -> Choice:
     """Predicts whether the plan will make money, and trades above a cut: the one of 20 quantiles of
     its out-of-fold predictions (purged, embargoed) that earned most on the training scenarios."""
-    model, won = pipeline(), known.rewards > 0
+    model, won = pipeline(), past.rewards > 0
     began = time.process_time()
     out_of_fold = np.full(len(won), np.nan)
     # OpenMP threads that wait for each other beside other work are up to a hundred times slower
     # than one.
     with threadpool_limits(1):
-        for fold in purged_kfold(known.as_of, known.ends_at, folds, known.embargo_s):
-            train = known.at(fold.train)
+        for fold in purged_kfold(past.as_of, past.ends_at, folds, past.embargo_s):
+            train = past.at(fold.train)
             chance = _fit(model, train.features, won[fold.train], train.weights)
-            out_of_fold[fold.test] = chance(known.features[fold.test])
-        cut = best_cut(out_of_fold, known.rewards, known.weights)
-        final = _fit(model, known.features, won, known.weights)
+            out_of_fold[fold.test] = chance(past.features[fold.test])
+        cut = best_cut(out_of_fold, past.rewards, past.weights)
+        final = _fit(model, past.features, won, past.weights)
         fitted_in_s = time.process_time() - began
         probability = final(features)
     return Choice(probability >= cut, probability, fitted_in_s)
@@ -214,7 +214,7 @@ def _fit(model: Any, features: Floats, won: Flags, weights: Floats) -> Callable[
     return lambda new: np.asarray(fresh.predict_proba(new)[:, 1])
 
 
-def _known() -> SimpleImputer:
+def _imputed() -> SimpleImputer:
     """Medians in place of what is not known, and flags that say so. A field that no source has is 0
     everywhere."""
     return SimpleImputer(strategy="median", keep_empty_features=True, add_indicator=True)
@@ -226,14 +226,14 @@ def best_cut(scores: Floats, rewards: Floats, weights: Floats) -> float:
     Only quantiles that let `MIN_APPROVAL_RATE` through are tried. So the rival always trades: one
     that learned not to would be compared with nothing.
     """
-    known = np.isfinite(scores) & np.isfinite(rewards)
-    scores, gains = scores[known], (rewards * weights)[known]
+    finite = np.isfinite(scores) & np.isfinite(rewards)
+    scores, gains = scores[finite], (rewards * weights)[finite]
     cuts = np.unique(np.quantile(scores, np.linspace(0, 1 - MIN_APPROVAL_RATE, CUTS)))
     return float(max(cuts, key=lambda cut: gains[scores >= cut].sum()))
 
 
 def _logistic() -> Any:
-    return make_pipeline(_known(), StandardScaler(), LogisticRegression(C=0.01, max_iter=1000))
+    return make_pipeline(_imputed(), StandardScaler(), LogisticRegression(C=0.01, max_iter=1000))
 
 
 def _boosting() -> Any:
@@ -245,7 +245,7 @@ def _boosting() -> Any:
     trees = HistGradientBoostingClassifier(
         max_iter=80, learning_rate=0.05, max_leaf_nodes=8, min_samples_leaf=100, max_bins=BINS
     )
-    return make_pipeline(_known(), bins, trees)
+    return make_pipeline(_imputed(), bins, trees)
 
 
 def agent(given: Given) -> Arm:
@@ -263,7 +263,7 @@ def always(given: Given) -> Arm:
 def behind_rules(rival: Rival, given: Given) -> Arm:
     """Whoever advises does so behind the rules: what they refuse is no merit or fault of one
     adviser."""
-    choice = rival(given.known, given.features, FOLDS)
+    choice = rival(given.past, given.features, FOLDS)
     trades = choice.trades & given.allowed
     return Arm(given.plans.only(trades), choice.probability, fitted_in_s=choice.fitted_in_s)
 

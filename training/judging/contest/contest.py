@@ -19,7 +19,7 @@ from training.arrays import DAY_S, Floats, Progress, Rows, silent
 from training.config.data import OutcomesConfig
 from training.config.judging import EvaluateConfig
 from training.judging.contest.arena import Arena, ArenaError, Played
-from training.judging.contest.arms import HOLD, POLICY, RANDOM, Arm, Given, Known, act
+from training.judging.contest.arms import HOLD, POLICY, RANDOM, Arm, Given, Past, act
 from training.judging.contest.performance import Performance, performance
 from training.judging.contest.portfolio import Book, Clock, Size, Trades, buy_and_hold, trade
 from training.learning.model.answers import Answers
@@ -54,12 +54,12 @@ class Period:
 
     rows : (n,) of the held-out set, in order of time.
     versions : answers to these rows by name; `POLICY` must be among them.
-    known : what the simpler rivals are fitted on.
+    past : what the simpler rivals are fitted on.
     """
 
     rows: Rows
     versions: Mapping[str, Answers]
-    known: Known
+    past: Past
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,18 +99,18 @@ class Trained:
         used = (self.scenarios.table["split"] != PURGED).to_numpy()
         return int(self.scenarios.ends_at[used].max())
 
-    def known(self) -> Known:
+    def past(self) -> Past:
         """Every real training and validation scenario with a known fate."""
         rows = np.concatenate(
             [self.scenarios.rows(name, real_only=True) for name in (TRAIN, VALIDATE)]
         )
-        return known_of(self.scenarios, self.labels, rows, self.embargo_s)
+        return past_of(self.scenarios, self.labels, rows, self.embargo_s)
 
 
-def known_of(scenarios: ScenarioSet, labels: Labels, rows: Rows, embargo_s: float) -> Known:
+def past_of(scenarios: ScenarioSet, labels: Labels, rows: Rows, embargo_s: float) -> Past:
     """What the rivals are fitted on, of these rows; those without a fate are left out."""
     rows = rows[np.isfinite(labels.agent_reward[rows])]
-    return Known(
+    return Past(
         scenarios.features()[rows],
         labels.agent_reward[rows],
         scenarios.as_of[rows],
@@ -140,8 +140,8 @@ def refitted(
             "no held-out scenario with a known outcome lies behind what was trained on: bring more"
             " bars"
         )
-    before = trained.known()
-    everything = before + known_of(held_out, labels, rows, trained.embargo_s)
+    before = trained.past()
+    everything = before + past_of(held_out, labels, rows, trained.embargo_s)
     first = int(held_out.as_of[rows[0]])
     folds = walk_forward(
         everything.as_of,
@@ -215,7 +215,7 @@ def _given(held_out: ScenarioSet, arena: Arena, period: Period, limits: Limits) 
         [controls[row] for row in period.rows],
         arena.plans.at(np.searchsorted(arena.rows, period.rows)),
         held_out.features()[period.rows],
-        period.known,
+        period.past,
         period.versions,
         limits,
     )

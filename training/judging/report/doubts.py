@@ -24,7 +24,7 @@ from training.judging.contest.arms import (
     HEURISTICS,
     POLICY,
     RANDOM,
-    Known,
+    Past,
 )
 from training.judging.contest.oracle import oracle, states
 from training.judging.report.document import Cell, Section
@@ -151,8 +151,8 @@ def off_policy(section: Section, found: Findings) -> None:
     log = LoggedDecisions(
         action, behaviour[rows, action], rewards[rows, action], target, contest.arena.as_of
     )
-    known = found.trained.labels.rewards[found.trained.scenarios.rows(TRAIN, real_only=True)]
-    predicted = np.tile(np.nanmean(known, axis=0), (len(rows), 1))
+    earned = found.trained.labels.rewards[found.trained.scenarios.rows(TRAIN, real_only=True)]
+    predicted = np.tile(np.nanmean(earned, axis=0), (len(rows), 1))
     shown = [
         (
             Cell(name),
@@ -181,8 +181,8 @@ def truth(section: Section, found: Findings) -> None:
     """In a synthetic market what every decision is worth on average is known: how much of the best
     was recovered?"""
     terms, contest = found.terms, found.contest
-    known = oracle(terms.market.synthetic, terms.outcomes)
-    worth = known.expected(states(contest.scenarios))
+    planted = oracle(terms.market.synthetic, terms.outcomes)
+    worth = planted.expected(states(contest.scenarios))
     best = float(worth.max(1).mean())
     rows = []
     for name, chosen in _choices(found).items():
@@ -199,7 +199,7 @@ def truth(section: Section, found: Findings) -> None:
     section.say(
         f"The planted edge is {terms.market.synthetic.edge:g}. Knowing the planted state and"
         f" nothing else, one could earn {best:.3f} R a scenario here; the one action that is best"
-        f" throughout earns {known.constant:.3f} R, and rejecting everything 0."
+        f" throughout earns {planted.constant:.3f} R, and rejecting everything 0."
     )
     section.table(
         "Share of the best achievable reward",
@@ -221,12 +221,12 @@ class Path:
 
 def combinatorial(section: Section, found: Findings) -> None:
     """How the simple rivals would have done in development, over all combinatorial purged paths."""
-    known = found.trained.known()
-    known = known.at(evenly(len(known.as_of), MOST_KNOWN))
-    if len(known.as_of) < 10 * GROUPS:
-        section.say(f"{len(known.as_of)} training scenarios are too few for {GROUPS} groups.")
+    past = found.trained.past()
+    past = past.at(evenly(len(past.as_of), MOST_KNOWN))
+    if len(past.as_of) < 10 * GROUPS:
+        section.say(f"{len(past.as_of)} training scenarios are too few for {GROUPS} groups.")
         return
-    paths = combinatorial_paths(known)
+    paths = combinatorial_paths(past)
     rows = []
     for name, mine in paths.items():
         means = np.array([each.mean for each in mine])
@@ -242,30 +242,30 @@ def combinatorial(section: Section, found: Findings) -> None:
         "Simple rivals in development: combinatorial purged paths",
         ("rival", "mean R per scenario: median [lowest, highest path]", "share traded"),
         rows,
-        f"{len(known.as_of):,} training scenarios in {GROUPS} groups, {TESTED} tested at a time,"
+        f"{len(past.as_of):,} training scenarios in {GROUPS} groups, {TESTED} tested at a time,"
         f" purged and embargoed: {len(next(iter(paths.values())))} paths (López de Prado 2018,"
         " chapter 12). Nothing held out is used.",
     )
 
 
-def combinatorial_paths(known: Known) -> dict[str, list[Path]]:
+def combinatorial_paths(past: Past) -> dict[str, list[Path]]:
     """Every path of every rival, by name."""
-    count = len(known.as_of)
-    folds = combinatorial_purged(known.as_of, known.ends_at, GROUPS, TESTED, known.embargo_s)
+    count = len(past.as_of)
+    folds = combinatorial_purged(past.as_of, past.ends_at, GROUPS, TESTED, past.embargo_s)
     taken: dict[str, Floats] = {name: np.zeros((len(folds), count)) for name in HEURISTICS}
     for number, fold in enumerate(folds):
-        train, features = known.at(fold.train), known.features[fold.test]
+        train, features = past.at(fold.train), past.features[fold.test]
         for name, rival in HEURISTICS.items():
             taken[name][number, fold.test] = rival(train, features, INNER_FOLDS).trades
     group = np.minimum(
-        np.argsort(np.argsort(known.as_of, kind="stable")) // (count // GROUPS), GROUPS - 1
+        np.argsort(np.argsort(past.as_of, kind="stable")) // (count // GROUPS), GROUPS - 1
     )
     found: dict[str, list[Path]] = {}
     for name, answers in taken.items():
         for path in backtest_paths(GROUPS, TESTED):
             traded = answers[path[group], np.arange(count)]
             found.setdefault(name, []).append(
-                Path(float((traded * known.rewards).mean()), float(traded.mean()))
+                Path(float((traded * past.rewards).mean()), float(traded.mean()))
             )
     return found
 

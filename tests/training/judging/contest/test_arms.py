@@ -27,7 +27,7 @@ from training.judging.contest.arms import (
     Arm,
     Choice,
     Given,
-    Known,
+    Past,
     act,
     advised,
     agent,
@@ -52,7 +52,7 @@ def given(
     scenarios: Sequence[Scenario],
     version: Answers | None = None,
     controls: Sequence[AgentAction | None] = (),
-    known: Known | None = None,
+    past: Past | None = None,
     features: np.ndarray | None = None,
 ) -> Given:
     """What a test is not about is missing."""
@@ -62,7 +62,7 @@ def given(
         controls or [None] * len(scenarios),
         plan_orders(scenarios),
         nothing if features is None else features,
-        known or problem(60, 0, signal=False)[0],
+        past or problem(60, 0, signal=False)[0],
         {POLICY: version or readings(*["A"] * len(scenarios))},
         LIMITS,
     )
@@ -118,7 +118,7 @@ def test_rivals_may_trade_what_the_rules_would_let_the_agent_trade() -> None:
     about = given([scenario(), volatile, scenario()])
     assert about.allowed.tolist() == [True, False, True]
 
-    def everything(known: Known, features: np.ndarray, folds: int) -> Choice:
+    def everything(past: Past, features: np.ndarray, folds: int) -> Choice:
         return Choice(np.ones(len(features), dtype=bool))
 
     assert behind_rules(everything, about).approve.tolist() == [True, False, True]
@@ -140,20 +140,20 @@ def test_the_best_cut_keeps_what_pays_and_always_trades() -> None:
     assert (scores >= cut).sum() >= 5
 
 
-def problem(rows: int, seed: int, *, signal: bool) -> tuple[Known, np.ndarray]:
-    """What is known, and its rewards again."""
+def problem(rows: int, seed: int, *, signal: bool) -> tuple[Past, np.ndarray]:
+    """What is past, and its rewards again."""
     source = np.random.default_rng(seed)
     features = source.normal(size=(rows, len(FEATURE_NAMES)))
     edge = np.sign(features[:, FEATURE_NAMES.index("rsi")]) if signal else 0.0
     rewards = 0.8 * edge + source.normal(size=rows)
     as_of = np.arange(rows) * DAY
-    return Known(features, rewards, as_of, as_of + DAY // 4, np.ones(rows), DAY), rewards
+    return Past(features, rewards, as_of, as_of + DAY // 4, np.ones(rows), DAY), rewards
 
 
 def rivals(rows: int, *, signal: bool) -> dict[str, tuple[Choice, np.ndarray]]:
-    known, _ = problem(rows, 1, signal=signal)
+    past, _ = problem(rows, 1, signal=signal)
     new, rewards = problem(rows, 2, signal=signal)
-    return {name: (rival(known, new.features, 5), rewards) for name, rival in HEURISTICS.items()}
+    return {name: (rival(past, new.features, 5), rewards) for name, rival in HEURISTICS.items()}
 
 
 def test_rivals_find_a_signal_out_of_sample() -> None:
@@ -240,7 +240,7 @@ def test_an_arm_of_which_a_part_has_no_probability_has_none() -> None:
 def test_what_is_known_in_parts_adds_up_to_the_same(count: int, cut: int, seed: int) -> None:
     source = np.random.default_rng(seed)
     as_of = np.cumsum(source.integers(1, DAY, count))
-    known = Known(
+    past = Past(
         source.normal(size=(count, 3)),
         source.normal(size=count),
         as_of,
@@ -249,11 +249,11 @@ def test_what_is_known_in_parts_adds_up_to_the_same(count: int, cut: int, seed: 
         5.0,
     )
     rows = np.arange(count)
-    first, second = known.at(rows[:cut]), known.at(rows[cut:])
+    first, second = past.at(rows[:cut]), past.at(rows[cut:])
     for name in ("features", "rewards", "as_of", "ends_at", "weights"):
-        whole = getattr(known, name)
+        whole = getattr(past, name)
         assert getattr(first + second, name).tolist() == whole.tolist()
-        assert getattr(known.at(rows[::-1]), name).tolist() == whole[::-1].tolist()
+        assert getattr(past.at(rows[::-1]), name).tolist() == whole[::-1].tolist()
         assert len(getattr(first, name)) == min(cut, count)
     assert (first + second).embargo_s == first.embargo_s == 5.0
 
@@ -262,8 +262,8 @@ def test_where_every_plan_lost_nothing_is_told_apart() -> None:
     features = problem(200, 1, signal=False)[0].features
     as_of = np.arange(200) * DAY
     for rewards in (-np.ones(200), np.where(np.arange(200) < 40, 1.0, -1.0)):
-        known = Known(features, rewards, as_of, as_of + DAY // 4, np.ones(200), DAY)
+        past = Past(features, rewards, as_of, as_of + DAY // 4, np.ones(200), DAY)
         for rival in HEURISTICS.values():
-            choice = rival(known, features[:50], 5)
+            choice = rival(past, features[:50], 5)
             assert len(choice.trades) == 50
             assert choice.probability is None or np.isfinite(choice.probability).all()

@@ -47,7 +47,7 @@ from training.judging.contest.contest import (
     Trained,
     book,
     hold_contest,
-    known_of,
+    past_of,
     refitted,
 )
 from training.judging.contest.portfolio import Book, Clock, buy_and_hold
@@ -133,7 +133,7 @@ def test_a_rival_is_fitted_on_all_that_was_over_an_embargo_before_its_period_and
     trained = replace(market.trained, embargo_s=hours * HOUR)
     periods = refitted(market.held_out, market.labels, market.versions, trained, days)
     rows = in_order(periods)
-    before, behind = trained.known(), known_of(market.held_out, market.labels, rows, hours * HOUR)
+    before, behind = trained.past(), past_of(market.held_out, market.labels, rows, hours * HOUR)
     everything = before + behind
     first = int(market.held_out.as_of[rows[0]])
     for period in periods:
@@ -142,10 +142,10 @@ def test_a_rival_is_fitted_on_all_that_was_over_an_embargo_before_its_period_and
         assert as_of[-1] < begins + days * DAY_S
         over = np.flatnonzero(everything.ends_at + hours * HOUR <= begins)
         for name in ("as_of", "ends_at", "rewards", "weights"):
-            assert getattr(period.known, name).tolist() == getattr(everything, name)[over].tolist()
-        assert (period.known.ends_at + hours * HOUR <= as_of.min()).all()
-        assert period.known.embargo_s == hours * HOUR
-    counts = [len(period.known.as_of) for period in periods]
+            assert getattr(period.past, name).tolist() == getattr(everything, name)[over].tolist()
+        assert (period.past.ends_at + hours * HOUR <= as_of.min()).all()
+        assert period.past.embargo_s == hours * HOUR
+    counts = [len(period.past.as_of) for period in periods]
     assert counts == sorted(counts)
     assert counts[0] >= len(before.as_of) > 20, "nothing of the development period is forgotten"
 
@@ -213,7 +213,7 @@ def test_what_lies_within_the_embargo_of_training_is_left_out(tmp_path: Path) ->
     answers = {POLICY: tagged(4, 0)}
     (period,) = refitted(held_out, labels, answers, trained, 10)
     assert period.rows.tolist() == [2, 3]
-    assert len(period.known.as_of) == len(trained.known().as_of) == 20, (
+    assert len(period.past.as_of) == len(trained.past().as_of) == 20, (
         "one of 21 was purged before validation"
     )
     (sooner,) = refitted(held_out, labels, answers, replace(trained, embargo_s=23 * HOUR), 10)
@@ -235,7 +235,7 @@ def test_a_new_period_begins_after_so_many_days_and_knows_what_ended_before(tmp_
     periods = refitted(held_out, labels, {POLICY: tagged(6, 0)}, trained, 10)
     assert [period.rows.tolist() for period in periods] == [[0, 1, 2, 3], [4], [5]]
     # Until the 11th at 0:00 ended what was decided until the 10th at 17:00.
-    assert [len(period.known.as_of) for period in periods] == [20, 23, 25]
+    assert [len(period.past.as_of) for period in periods] == [20, 23, 25]
 
 
 def test_without_a_usable_row_there_is_one_clear_error(market: Market) -> None:

@@ -20,7 +20,7 @@ from training.arrays import DAY_S
 from training.config.data import OutcomesConfig
 from training.config.judging import EvaluateConfig
 from training.judging.contest.arms import POLICY, RAW
-from training.judging.contest.contest import Contest, Period, Trained, hold_contest, known_of
+from training.judging.contest.contest import Contest, Period, Trained, hold_contest, past_of
 from training.judging.contest.rollouts import ROLLOUTS_SCHEMA, rollouts
 from training.judging.gate.evidence import dealt_from_before, evidence_of
 from training.judging.gate.verdict import Mode
@@ -61,7 +61,7 @@ def held(folder: Path, known: History, limits: Path, **config: object) -> tuple[
     period = Period(
         after,
         {POLICY: Answers(answers, Calibration())},
-        known_of(scenarios, labels, before, EMBARGO_S),
+        past_of(scenarios, labels, before, EMBARGO_S),
     )
     contest = hold_contest(
         scenarios, known, [period], read_limits(limits), CONFIG, OutcomesConfig()

@@ -8,7 +8,7 @@ import pytest
 
 from app.domain.features import FEATURE_NAMES
 from training.arrays import DAY_S, Floats
-from training.judging.contest.arms import HEURISTICS, MIN_APPROVAL_RATE, Known
+from training.judging.contest.arms import HEURISTICS, MIN_APPROVAL_RATE, Past
 from training.judging.report.document import Cell
 from training.judging.report.doubts import GROUPS, TESTED, combinatorial_paths
 from training.judging.report.findings import cell, maybe
@@ -18,10 +18,10 @@ from training.statistics.bootstrap import Estimate, none
 MARGIN, RSI = FEATURE_NAMES.index("score_over_threshold"), FEATURE_NAMES.index("rsi")
 
 
-def known(features: Floats, rewards: Floats) -> Known:
+def known(features: Floats, rewards: Floats) -> Past:
     """One scenario a day, whose label ends after six hours; an embargo of a day."""
     as_of = np.arange(len(rewards), dtype=np.int64) * DAY_S
-    return Known(features, rewards, as_of, as_of + DAY_S // 4, np.ones(len(rewards)), float(DAY_S))
+    return Past(features, rewards, as_of, as_of + DAY_S // 4, np.ones(len(rewards)), float(DAY_S))
 
 
 def readings(rows: int, source: np.random.Generator) -> Floats:
@@ -30,7 +30,7 @@ def readings(rows: int, source: np.random.Generator) -> Floats:
     return np.asarray(source.normal(size=(rows, len(FEATURE_NAMES))).clip(-3, 3).round(1))
 
 
-def planted(rows: int, seed: int) -> Known:
+def planted(rows: int, seed: int) -> Past:
     """The sign of one feature is worth 0.8 R; the agent's own score says nothing."""
     source = np.random.default_rng(seed)
     features = readings(rows, source)
