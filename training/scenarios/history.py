@@ -18,7 +18,7 @@ from training.config.data import MarketConfig, ScenariosConfig
 from training.market.bars import Bars, MarketDataError, length_seconds
 from training.market.context import KnownContext, load_context
 from training.market.sources import load_market
-from training.scenarios.table import NEUTRAL, Found, ScenarioError, build_scenarios, evenly
+from training.scenarios.table import NEUTRAL, RealScenario, ScenarioError, build_scenarios, evenly
 from training.stages.declared import stage
 from training.stages.store import Facts
 
@@ -108,13 +108,13 @@ def of_history(
     folder: Path, market: History, *, settings: ScenariosConfig, progress: Progress = silent
 ) -> Facts:
     """The reference agent's candidates on the market's bars."""
-    found, left_out = find_scenarios(market, settings, progress)
-    return build_scenarios(folder, found, settings, left_out, market.seconds, progress)
+    scenarios, left_out = find_scenarios(market, settings, progress)
+    return build_scenarios(folder, scenarios, settings, left_out, market.seconds, progress)
 
 
 def find_scenarios(
     history: History, config: ScenariosConfig, progress: Progress = silent
-) -> tuple[list[Found], dict[str, int]]:
+) -> tuple[list[RealScenario], dict[str, int]]:
     """Scenarios of the reference agent's candidates, with its own answers; and counts of what was
     left out, by reason.
 
@@ -164,7 +164,7 @@ def _wanted(history: History, config: ScenariosConfig) -> set[str]:
     return set(config.symbols) or symbols
 
 
-def _decided(agent: Agent, at: Opportunity, peers: Sequence[Opportunity]) -> Found:
+def _decided(agent: Agent, at: Opportunity, peers: Sequence[Opportunity]) -> RealScenario:
     scenario = agent.scenario(at, NEUTRAL)
     decide = partial(agent.decide, correlated=agent.correlated(at, peers))
-    return Found(scenario, decide(scenario), redecide=decide)
+    return RealScenario(scenario, decide(scenario), redecide=decide)

@@ -27,7 +27,13 @@ from app.domain.scenario import Scenario
 from training.arrays import HELD_OUT_FROM, HELD_OUT_UNTIL, Progress, instant, silent
 from training.config.data import ScenariosConfig
 from training.log import CHUNK, Period, counts_in, reading, recorded_in, state_of
-from training.scenarios.table import Found, ScenarioError, build_scenarios, evenly, label_reach
+from training.scenarios.table import (
+    RealScenario,
+    ScenarioError,
+    build_scenarios,
+    evenly,
+    label_reach,
+)
 from training.stages.declared import stage
 from training.stages.store import Facts
 
@@ -63,13 +69,13 @@ def of_log(
 ) -> Facts:
     """What an agent asked the service. `label_seconds` is the length of the bars that will label
     it."""
-    found, left_out = read_log(log.url, settings, label_seconds, progress)
-    return build_scenarios(folder, found, settings, left_out, label_seconds, progress)
+    scenarios, left_out = read_log(log.url, settings, label_seconds, progress)
+    return build_scenarios(folder, scenarios, settings, left_out, label_seconds, progress)
 
 
 def read_log(
     url: str, config: ScenariosConfig, label_seconds: int, progress: Progress = silent
-) -> tuple[list[Found], dict[str, int]]:
+) -> tuple[list[RealScenario], dict[str, int]]:
     """Scenarios of the log in the configured period, and counts of what was left out, by reason.
 
     The log is streamed; in memory are the chosen scenarios alone, some kilobytes each: `limit`
@@ -102,21 +108,21 @@ def read_log(
             )
         places = set(evenly(usable, config.limit).tolist())
         left_out["beyond_limit"] = usable - len(places)
-        found = []
+        scenarios = []
         for place, row in enumerate(recorded_in(connection, period)):
             if place in places:
                 try:
-                    found.append(_found(row))
+                    scenarios.append(_read(row))
                 except InvalidRecord:
                     left_out["unreadable"] += 1
             if place % CHUNK == 0:
                 progress(place, usable)
         progress(usable, usable)
-    if not found:
+    if not scenarios:
         raise ScenarioError(
             f"none of {usable} decisions in the shadow log can be read: they are of another release"
         )
-    return found, dict(left_out)
+    return scenarios, dict(left_out)
 
 
 def log_state(url: str, config: ScenariosConfig, label_seconds: int) -> dict[str, Any]:
@@ -138,9 +144,9 @@ def _period(config: ScenariosConfig, label_seconds: int) -> Period:
     )
 
 
-def _found(row: dict[str, Any]) -> Found:
+def _read(row: dict[str, Any]) -> RealScenario:
     outcomes: Sequence[Any] = row["outcomes"] or ()
-    return Found(
+    return RealScenario(
         Scenario.from_json(row["scenario"]),
         None if row["control"] is None else AgentAction.from_json(row["control"]),
         str(row["decision_id"]),

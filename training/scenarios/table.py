@@ -73,7 +73,7 @@ class ScenarioError(AdvisorError):
     """There are no scenarios to train on, or the table is damaged."""
 
 
-class Found(NamedTuple):
+class RealScenario(NamedTuple):
     """A real scenario with what else is known of it."""
 
     scenario: Scenario
@@ -184,7 +184,7 @@ class ScenarioSet:
 
 def build_scenarios(
     folder: Path,
-    found: Sequence[Found],
+    scenarios: Sequence[RealScenario],
     config: ScenariosConfig,
     excluded: Mapping[str, int],
     label_seconds: int,
@@ -192,7 +192,7 @@ def build_scenarios(
 ) -> dict[str, Any]:
     """Write the table of real scenarios and their variants, and return facts.
 
-    `found` may come in any order; a scenario that appears twice is taken once. `excluded` counts by
+    `scenarios` may come in any order; one that appears twice is taken once. `excluded` counts by
     reason what was left out before. `label_seconds` is the length of the longest bars that will
     label them.
 
@@ -200,7 +200,7 @@ def build_scenarios(
     ------
     ScenarioError : nothing to train on, or nothing to validate on.
     """
-    real = _in_order(found)
+    real = _in_order(scenarios)
     as_of = np.array([row.scenario.second for row in real], dtype=np.int64)
     longest = (max(label_seconds, math.ceil(row.scenario.market.bar_seconds)) for row in real)
     ends_at = as_of + np.array([label_reach(seconds) for seconds in longest], dtype=np.int64)
@@ -221,12 +221,12 @@ def build_scenarios(
     table.select(list(SCHEMA)).write_parquet(folder / TABLE)
     reported = [(n, _text(outcome)) for n, row in enumerate(real) for outcome in row.reported]
     pl.DataFrame(reported, schema=REPORTED_SCHEMA, orient="row").write_parquet(folder / REPORTED)
-    return _facts(table, Counter(excluded) + Counter(duplicate=len(found) - len(real)))
+    return _facts(table, Counter(excluded) + Counter(duplicate=len(scenarios) - len(real)))
 
 
-def _in_order(found: Sequence[Found]) -> list[Found]:
+def _in_order(scenarios: Sequence[RealScenario]) -> list[RealScenario]:
     """By time, symbol and content; of a scenario that appears twice, the first."""
-    unique = {row.scenario.hash(): row for row in reversed(found)}
+    unique = {row.scenario.hash(): row for row in reversed(scenarios)}
 
     def place(key: str) -> tuple[int, str, str]:
         scenario = unique[key].scenario
@@ -236,7 +236,10 @@ def _in_order(found: Sequence[Found]) -> list[Found]:
 
 
 def _variants(
-    real: Sequence[Found], split: NDArray[np.str_], config: ScenariosConfig, progress: Progress
+    real: Sequence[RealScenario],
+    split: NDArray[np.str_],
+    config: ScenariosConfig,
+    progress: Progress,
 ) -> list[dict[str, Any]]:
     """Rows of the marked perturbations of every training scenario."""
     if not config.perturbations:
@@ -325,17 +328,17 @@ def _text(record: Scenario | AgentAction | Outcome) -> str:
     return canonical_json(record.as_json()).decode()
 
 
-def _row(found: Found, parent: int, kind: Kind | None) -> dict[str, Any]:
+def _row(row: RealScenario, parent: int, kind: Kind | None) -> dict[str, Any]:
     return {
-        "id": found.scenario.hash(),
-        "symbol": found.scenario.candidate.symbol,
-        "as_of": found.scenario.second,
+        "id": row.scenario.hash(),
+        "symbol": row.scenario.candidate.symbol,
+        "as_of": row.scenario.second,
         "parent": parent,
         "synthetic": None if kind is None else kind.value,
-        "source": HISTORY if found.decision_id is None else SHADOW_LOG,
-        "decision_id": found.decision_id,
-        "scenario": _text(found.scenario),
-        "control": None if found.control is None else _text(found.control),
+        "source": HISTORY if row.decision_id is None else SHADOW_LOG,
+        "decision_id": row.decision_id,
+        "scenario": _text(row.scenario),
+        "control": None if row.control is None else _text(row.control),
     }
 
 

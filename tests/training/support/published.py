@@ -21,7 +21,7 @@ from tests.policy.tiny_models import POSITIONS, save_adapter, save_tiny_model, w
 from tests.training.support.artifacts import made_up
 from tests.training.support.rewards import SIZE
 from training.config.data import ScenariosConfig
-from training.scenarios.table import Found, build_scenarios
+from training.scenarios.table import RealScenario, build_scenarios
 from training.stages.store import Artifact
 
 COUNT = 40
@@ -52,7 +52,7 @@ def finished_policy(folder: Path, base: Path, seed: int = 1, activated: bool = T
     by action 9 where that earns 1 R, on every second scenario, and rejects where it loses 1 R. The
     base model always approves by 9."""
     found = [
-        Found(scenario(as_of=START + timedelta(days=i), candidate__rsi=30.0 + i / 2))
+        RealScenario(scenario(as_of=START + timedelta(days=i), candidate__rsi=30.0 + i / 2))
         for i in range(COUNT)
     ]
 

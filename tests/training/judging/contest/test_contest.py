@@ -57,7 +57,7 @@ from training.outcomes.labels import Labels
 from training.outcomes.orders import Orders
 from training.outcomes.simulate import COSTS, Costs, Fates
 from training.scenarios.history import History
-from training.scenarios.table import Found, ScenarioSet, build_scenarios
+from training.scenarios.table import RealScenario, ScenarioSet, build_scenarios
 
 EMBARGO_S = 24 * HOUR
 BEGIN = instant(date(2022, 11, 1))
@@ -188,7 +188,9 @@ def by_hand(
 ) -> tuple[ScenarioSet, Labels]:
     """Scenarios of ETHUSDT on hourly bars: each label ends 7 hours later. Each earns 1 R, but every
     second loses it."""
-    found = [Found(build.scenario(as_of=moment, market__bar_seconds=3600)) for moment in moments]
+    found = [
+        RealScenario(build.scenario(as_of=moment, market__bar_seconds=3600)) for moment in moments
+    ]
     made = made_up(
         folder,
         "scenarios",

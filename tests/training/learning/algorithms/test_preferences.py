@@ -32,7 +32,7 @@ from training.learning.algorithms.preferences import (
 )
 from training.learning.reward.ensemble import Rewards
 from training.outcomes.labels import Labels
-from training.scenarios.table import Found, ScenarioSet, build_scenarios
+from training.scenarios.table import RealScenario, ScenarioSet, build_scenarios
 from training.stages.store import Artifact
 
 COUNT = 20
@@ -45,7 +45,7 @@ R = np.array([0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 2.0])
 def scenarios(tmp_path_factory: pytest.TempPathFactory) -> ScenarioSet:
     """Twenty, a day apart, with one variant each of the training ones; the last fifth validates."""
     found = [
-        Found(scenario(as_of=START + timedelta(days=i), candidate__rsi=30.0 + i))
+        RealScenario(scenario(as_of=START + timedelta(days=i), candidate__rsi=30.0 + i))
         for i in range(COUNT)
     ]
 
@@ -182,7 +182,7 @@ def test_the_stage_trains_on_training_scenarios_and_validates_on_real_outcomes_a
 def test_the_same_pair_of_the_same_prompt_is_there_once_the_widest(tmp_path: Path) -> None:
     """Scenarios that differ in what the prompt rounds away read alike to the policy."""
     found = [
-        Found(scenario(as_of=START + timedelta(days=i), candidate__rsi=50.0 + i / 100))
+        RealScenario(scenario(as_of=START + timedelta(days=i), candidate__rsi=50.0 + i / 100))
         for i in range(COUNT)
     ]
 
