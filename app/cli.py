@@ -1,4 +1,5 @@
-"""`advisor`: run the service, look after it, and check its record."""
+"""`advisor`: run the service, look after it, check its record. Commands import what they need when
+they run, so that help and the halt switch are light."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ import sys
 import typer
 from rich.console import Console
 
+from app.client import OperatorError
 from app.domain.errors import AdvisorError
 from training.cli.drift import drift
 from training.cli.evaluate import evaluate, promote, walk_forward
@@ -41,7 +42,7 @@ def main() -> None:
     """Entry point: expected failures are one line on stderr, and status 1."""
     try:
         app()
-    except AdvisorError as error:
+    except (AdvisorError, OperatorError) as error:
         Console(stderr=True).print(
             f"advisor-train: {error}", markup=False, style="red", soft_wrap=True
         )

@@ -29,7 +29,7 @@ from app.domain.errors import (
     ShadowLogUnavailable,
     UnknownVersion,
 )
-from app.domain.manifest import ModelManifest
+from app.domain.manifest import PRIMARY_ALIAS, ModelManifest
 from app.policy.backends import Backends
 from app.policy.port import Policy
 from app.policy.store import find_base, find_version, load_manifest
@@ -37,7 +37,6 @@ from app.shadow_log.log import NOTHING, ShadowLog
 from app.telemetry import Telemetry
 
 log = structlog.get_logger()
-PRIMARY_ALIAS = "shadow"
 FURTHER_PREFIX = "shadow-"
 REFRESH_S = 0.5
 RETRY_S = 30.0
@@ -195,7 +194,8 @@ class Serving:
         AliasRefused, UnknownVersion, ManifestMismatch, ModelFileError, ShadowLogUnavailable : the
             alias did not move, and what is served stays.
         """
-        if is_served(alias) and (fixed := self._why_fixed(alias)) is not None:
+        fixed = self._why_fixed(alias) if is_served(alias) else None
+        if fixed is not None:
             raise AliasRefused(f"this service does not follow the alias {alias}: {fixed}")
         if alias == PRIMARY_ALIAS and model_version == NOTHING:
             raise AliasRefused(

@@ -25,13 +25,9 @@ def regime(candidate: Candidate) -> Regime:
     percentile = candidate.volatility_pct
     if percentile is None:
         return Regime.UNKNOWN
-    return (
-        Regime.CALM
-        if percentile < CALM_BELOW
-        else Regime.NORMAL
-        if percentile < VOLATILE_FROM
-        else Regime.VOLATILE
-    )
+    if percentile < CALM_BELOW:
+        return Regime.CALM
+    return Regime.NORMAL if percentile < VOLATILE_FROM else Regime.VOLATILE
 
 
 def cohens_kappa(pairs: Iterable[tuple[bool, bool]]) -> float:

@@ -61,7 +61,10 @@ def location(loc: tuple[int | str, ...]) -> str:
     """`candidate.positions[0].stop` for pydantic's location tuple."""
     path = ""
     for part in loc:
-        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else str(part)
+        if isinstance(part, int):
+            path += f"[{part}]"
+        else:
+            path += f".{part}" if path else part
     return path or "(whole document)"
 
 

@@ -15,6 +15,8 @@ from app.domain.fields import Hash, Instant, Record, ShortText
 from app.domain.prompt import PROMPT_VERSION
 
 MANIFEST_NAME = "manifest.json"
+PRIMARY_ALIAS = "shadow"
+"""The alias that names the primary version."""
 VERSION_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 
 

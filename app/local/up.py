@@ -164,7 +164,7 @@ def _running(settings: Settings) -> Iterator[tuple[dict[str, str], list[Supervis
             servers.append(Server(valkey))
         upgrade(environment["DATABASE_URL"])
         if settings.model is None:
-            from app.policy.in_process.importer import import_smollm2
+            from app.policy.in_process.importer import import_smollm2  # It brings torch.
 
             import_smollm2(settings.models_dir, console.print, threads=settings.threads)
         children = []

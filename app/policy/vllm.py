@@ -79,7 +79,7 @@ class VllmPolicy:
 
     async def decide(self, prompt: Prompt, deadline: float) -> Reading:
         """Read the labels; see `Policy.decide`. Abstains with BACKEND_UNAVAILABLE when the server
-        cannot be reached, BACKEND_PROTOCOL when its answer is not the ten labels'
+        cannot be reached, BACKEND_PROTOCOL when its answer is not the labels'
         log-probabilities, OVERLOADED, DEADLINE, PROMPT_TOO_LONG or SHUTTING_DOWN."""
         labels = list(self._encoder.label_ids)
         body = {
@@ -162,7 +162,7 @@ class VllmPolicy:
         return choices[0]
 
     def _reading(self, answer: Any) -> Reading:
-        """The labels' log-probabilities; exactly the ten labels must be there, each finite and at
+        """The labels' log-probabilities; exactly the labels must be there, each finite and at
         most 0."""
         logprobs = self._choice(answer).get("logprobs")
         positions = logprobs.get("top_logprobs") if isinstance(logprobs, dict) else None

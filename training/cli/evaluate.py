@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import json
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,11 +23,11 @@ from training.cli.options import (
     chosen,
     console,
     meter,
+    point,
     tell,
 )
 from training.config.learning import ALGORITHMS
 from training.config.section import ConfigError
-from training.publish.registry import Move, register_and_alias
 from training.stages.store import Artifact
 from training.stages.workshop import Workshop
 
@@ -108,7 +107,7 @@ def promote(
 
     artifact = Artifact.open(evaluation, "evaluation", deep=True)
     report: dict[str, Any] = json.loads((artifact / "verdict.json").read_text(encoding="utf-8"))
-    now, who = datetime.now(UTC), by or getpass.getuser()
+    now = datetime.now(UTC)
     reason = why or "passed the gate"
     if override:
         report = overridden(report, by=by, why=why, at=now)
@@ -119,8 +118,7 @@ def promote(
         kept = artifact.path.with_name(f"{artifact.path.name}.override-{now:%Y%m%dT%H%M%S}.json")
         kept.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         tell(f"override written to {kept}")
-    move: Move = register_and_alias(url, token, version, alias, f"{reason} ({report['hash']})", who)
-    tell(f"{move.alias}: {move.before or 'nothing'} -> {move.now}")
+    point(url, token, alias, version, f"{reason} ({report['hash']})", by)
 
 
 def print_verdict(verdict: dict[str, Any]) -> None:

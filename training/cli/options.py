@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import getpass
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -18,6 +19,7 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bar
 
+from app.client import OperatorClient
 from training.arrays import Progress
 from training.config.file import RebuildConfig, read_config
 from training.config.section import ConfigError
@@ -69,6 +71,19 @@ def chosen(name: str, overrides: Sequence[str] | None = None) -> RebuildConfig:
                 f"there is no configuration {name}: name a TOML file, or one of {names}"
             )
     return read_config(path, overrides or ())
+
+
+def point(url: str, token: str | None, alias: str, version: str, reason: str, by: str) -> None:
+    """Have a running service verify a version, and point an alias at it."""
+    service = OperatorClient(url, token)
+    service.register(version)
+    tell_move(service.move_alias(alias, version, reason, by or getpass.getuser()))
+
+
+def tell_move(move: Mapping[str, Any]) -> None:
+    """Where an alias points now, and where it pointed."""
+    before = f" (was {move['before']})" if move["before"] else ""
+    tell(f"{move['alias']} -> {move['model_version']}{before}")
 
 
 def tell(line: str) -> None:

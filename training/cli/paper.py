@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Annotated
 
-import httpx
 import typer
 
-from app.client import AdvisorClient
+from app.client import AdvisorClient, OperatorClient
 from app.domain.errors import AdvisorError
 from training.agent.reference import Agent, chart
 from training.cli.options import DEFAULT_URL, Database, Url, console, meter, tell
@@ -31,6 +30,7 @@ from training.market.sources import Span, load_market, market_named
 WARM_UP = timedelta(days=30)
 REPLAYED = 150
 WRITER_S = 30.0
+ANSWER_S = 5.0
 
 Source = Annotated[
     str,
@@ -81,7 +81,7 @@ def paper(
     A live run needs neither, but the shadow log, from which it takes itself up again. Both books
     are in the view `paper_books`.
     """
-    _require_service(url)
+    OperatorClient(url, timeout_s=ANSWER_S).readiness()  # Or say at once that it is not there.
     name = run or f"paper-{datetime.now(UTC):%Y%m%dT%H%M%S}"
     wanted = [symbol.strip() for symbol in symbols.split(",") if symbol.strip()]
     with AdvisorClient(url, deadline_s=deadline) as client:
@@ -155,8 +155,7 @@ def resolve_outcomes(
     Decisions of every agent are resolved (with --run those of one paper run): the agent's plan and
     each version's advice, on the bars of --source, which are loaded for the symbols that need them.
     """
-    _require_service(url)
-    _wait_for_writer(url)
+    OperatorClient(url).wait_for_writer(WRITER_S)
     prefix = f"{run}/" if run else ""
     with AdvisorClient(url, deadline_s=10) as client, reading(database) as connection:
         bars = dict(_bars_of(source, symbols_without_outcome(connection, prefix), length))
@@ -197,40 +196,6 @@ def _recalled(url: str, database: str, run: str) -> list[Recalled]:
             "a live run takes itself up from the shadow log: name it with --database or"
             " DATABASE_URL"
         )
-    _wait_for_writer(url)
+    OperatorClient(url).wait_for_writer(WRITER_S)
     with reading(database) as connection:
         return decisions_of_run(connection, run)
-
-
-def _require_service(url: str) -> None:
-    try:
-        httpx.get(f"{url}/healthz", timeout=5).raise_for_status()
-    except httpx.HTTPError as error:
-        raise ServiceAbsent(
-            f"no service at {url} ({type(error).__name__}): start one with `advisor up`, or name it"
-            " with --url"
-        ) from error
-
-
-def _wait_for_writer(url: str, sleep: Callable[[float], None] = time.sleep) -> None:
-    """Until everything that was answered is in Postgres. Raises `ServiceAbsent` after half a
-    minute."""
-    end = time.monotonic() + WRITER_S
-    while (waiting := _waiting(url)) > 0:
-        if time.monotonic() > end:
-            raise ServiceAbsent(
-                f"{waiting:.0f} events wait for the writer: start `advisor writer`, then try again"
-            )
-        sleep(0.2)
-
-
-def _waiting(url: str) -> float:
-    """Events on their way to Postgres."""
-    try:
-        lines = httpx.get(f"{url}/metrics", timeout=10).raise_for_status().text.splitlines()
-    except httpx.HTTPError as error:
-        raise ServiceAbsent(
-            f"{url}/metrics does not answer ({type(error).__name__}): is the service up?"
-        ) from error
-    names = ("advisor_journal_backlog ", "advisor_spool_depth ")
-    return sum(float(line.split()[1]) for line in lines if line.startswith(names))

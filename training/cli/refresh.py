@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import getpass
 from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
 
+from app.client import OperatorClient
 from training.cli.evaluate import print_verdict
 from training.cli.options import (
     DEFAULT_URL,
@@ -18,9 +18,9 @@ from training.cli.options import (
     Url,
     chosen,
     meter,
+    point,
     tell,
 )
-from training.publish.registry import aliases, register_and_alias
 from training.stages.workshop import Workshop
 
 Champion = Annotated[
@@ -77,7 +77,7 @@ def refresh(
         f"trains on decisions of {span.since} to {span.judged_since}, judges on those before"
         f" {span.until}"
     )
-    rival = champion or champion_of(aliases(url, token))
+    rival = champion or champion_of(_aliases(url, token))
     tell(f"champion: {rival or 'none yet'}")
     shop = Workshop(settings.artifacts, tell, meter)
     done = evaluate(refreshed(settings, span), shop, now, (), database, rival)
@@ -85,8 +85,10 @@ def refresh(
     tell(f"version {done.version.name}")
     tell(f"report  {done.artifact / 'report.html'}")
     if leave:
-        by = getpass.getuser()
-        move = register_and_alias(
-            url, token, done.version.name, settings.refresh.alias, "refresh", by
-        )
-        tell(f"{move.alias}: {move.before or 'nothing'} -> {move.now}")
+        point(url, token, settings.refresh.alias, done.version.name, "refresh", "")
+
+
+def _aliases(url: str, token: str | None) -> dict[str, str]:
+    """Where each alias points."""
+    moves = OperatorClient(url, token).aliases()["aliases"]
+    return {alias: move["model_version"] for alias, move in moves.items()}

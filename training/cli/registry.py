@@ -11,18 +11,12 @@ from typing import Annotated
 import typer
 from rich.table import Column, Table
 
-from app.domain.manifest import ModelManifest
+from app.client import OperatorClient
+from app.domain.errors import ModelFileError
+from app.domain.manifest import PRIMARY_ALIAS, ModelManifest
 from app.policy.store import described
-from training.cli.options import DEFAULT_URL, By, Token, Url, console, tell
+from training.cli.options import DEFAULT_URL, By, Token, Url, console, point, tell, tell_move
 from training.config.judging import PublishConfig
-from training.publish.registry import (
-    PRIMARY_ALIAS,
-    Move,
-    RegistryError,
-    aliases,
-    register_and_alias,
-    rollback,
-)
 from training.stages.store import Artifact
 
 DEFAULTS = PublishConfig()
@@ -69,10 +63,16 @@ def publish_policy(
 ) -> None:
     """Write an immutable version; with --alias, let a running service serve it without a
     restart."""
-    from training.publish.version import in_half_precision, merge, publish, release_of
+    from training.publish.version import (
+        PublishError,
+        in_half_precision,
+        merge,
+        publish,
+        release_of,
+    )
 
     if merged and half:
-        raise RegistryError("--half is for adapters: leave out --half or --merged")
+        raise PublishError("--half is for adapters: leave out --half or --merged")
     artifact = Artifact.open(policy, "policy", deep=True)
     roots = (models, DEFAULTS.models)
     with tempfile.TemporaryDirectory() as work:
@@ -84,7 +84,7 @@ def publish_policy(
         path = publish(release_of(artifact, name, roots, files), models, datetime.now(UTC), roots)
     tell(f"published {path}")
     if alias:
-        _say(register_and_alias(url, token, path.name, alias, reason, by or getpass.getuser()))
+        point(url, token, alias, path.name, reason, by)
 
 
 def roll_back(
@@ -95,19 +95,21 @@ def roll_back(
     by: By = "",
 ) -> None:
     """Point an alias back at the version before; a running service follows without a restart."""
-    _say(rollback(url, token, alias, reason, by or getpass.getuser()))
+    service = OperatorClient(url, token)
+    tell_move(service.roll_back(alias, reason, by or getpass.getuser()))
 
 
 def list_versions(models: Models = DEFAULTS.models, url: Asked = "", token: Token = None) -> None:
     """List the versions on disk, oldest first, and which aliases point at them."""
     named: dict[str, list[str]] = {}
-    for alias, version in aliases(url, token).items() if url else ():
-        named.setdefault(version, []).append(alias)
+    moves = OperatorClient(url, token).aliases()["aliases"] if url else {}
+    for alias, move in moves.items():
+        named.setdefault(move["model_version"], []).append(alias)
     versions = sorted(
         (manifest for _, manifest in described([models])), key=lambda version: version.created_at
     )
     if not versions:
-        raise RegistryError(f"no version is under {models}: publish one, or give --models")
+        raise ModelFileError(f"no version is under {models}: publish one, or give --models")
     table = Table(
         Column("version", no_wrap=True),
         "created",
@@ -130,8 +132,3 @@ def _facts(manifest: ModelManifest) -> tuple[str, ...]:
         str(manifest.provenance.get("algorithm", "")),
         f"{lead['value']} ({lead['low']} to {lead['high']})" if lead else "",
     )
-
-
-def _say(move: Move) -> None:
-    before = f" (was {move.before})" if move.before else ""
-    tell(f"{move.alias} -> {move.now}{before}")

@@ -1,10 +1,11 @@
 """Labels: what every action of the action space would have earned in every scenario, and what the
 agent's plan would.
 
-Each scenario is four orders on the bars after its decision: the agent's plan, and entries with the
-stop at 1.0, 1.5 and 2.5 ATR, all with the agent's targets. They are followed on the ground that
-judges the decision (`training.outcomes.ground`). A risk fraction changes the size and not the path,
-so that ten actions cost three simulations. Rejected candidates are labelled like the others.
+Each scenario is several orders on the bars after its decision: the agent's plan, and entries with
+the stop at each distance of the action space, all with the agent's targets. They are followed on
+the ground that judges the decision (`training.outcomes.ground`). A risk fraction changes the size
+and not the path, so that all actions cost one simulation a stop. Rejected candidates are labelled
+like the others.
 
 The reward of an action is the net profit of its order (`order_for`: never more than the agent's
 risk nor its notional) over the agent's own risk, quantity x (entry - stop) of its plan: "agent R".

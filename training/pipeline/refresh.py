@@ -13,11 +13,11 @@ from datetime import date, datetime, timedelta
 from typing import NamedTuple
 
 from app.domain.errors import AdvisorError
+from app.domain.manifest import PRIMARY_ALIAS
 from training.arrays import HELD_OUT_FROM
 from training.config.data import HeldOutConfig, ScenariosConfig
 from training.config.file import RebuildConfig
 from training.config.judging import RefreshConfig
-from training.publish.registry import PRIMARY_ALIAS
 
 CHAMPION_ALIASES = ("champion", PRIMARY_ALIAS)
 """Who has to be beaten: the first of these aliases that points anywhere."""

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from app.domain.actions import ACTIONS
 from app.domain.manifest import ModelManifest
 
 LIMITS = (
@@ -48,9 +49,9 @@ def _lines(manifest: ModelManifest) -> Iterator[str]:
     yield f"# {manifest.model_version}"
     yield ""
     yield (
-        f"A {kind} for shadow-advisor: it reads one trade candidate and gives every one of ten"
-        " actions (reject, or approve with a share of the risk and a stop distance) a probability,"
-        " by one letter each."
+        f"A {kind} for shadow-advisor: it reads one trade candidate and gives every one of"
+        f" {len(ACTIONS)} actions (reject, or approve with a share of the risk and a stop"
+        " distance) a probability, by one letter each."
     )
     yield ""
     yield from _list("What it is", _identity(manifest, facts))

@@ -12,18 +12,12 @@ import psycopg
 import pytest
 from typer.testing import CliRunner
 
+from app.client import OperatorClient, OperatorError
 from app.main import DEFAULT_MODEL
 from tests.policy.tiny_models import POSITIONS
 from tests.service.running import Running, drained, request, running, settings_for, until
 from tests.training.support.published import BASE, finished_policy, save_base
 from training.__main__ import app
-from training.publish.registry import (
-    RegistryError,
-    aliases,
-    history,
-    register_and_alias,
-    rollback,
-)
 from training.publish.version import publish, release_of
 
 TOKEN = "correct horse"
@@ -61,10 +55,10 @@ async def served(api: Running) -> list[str]:
 
 
 async def point(api: Running, version: str, alias: str = "shadow") -> None:
-    moved = await asyncio.to_thread(
-        register_and_alias, api.url, TOKEN, version, alias, "published", "tests"
-    )
-    assert moved.now == version
+    service = OperatorClient(api.url, TOKEN)
+    await asyncio.to_thread(service.register, version)
+    moved = await asyncio.to_thread(service.move_alias, alias, version, "published", "tests")
+    assert moved["model_version"] == version
 
     async def follows() -> bool:
         return version in await served(api)
@@ -81,13 +75,15 @@ async def test_a_published_version_is_served_then_another_then_the_first_again(
     for number, version in enumerate((first, second)):
         await point(api, version)
         replies.append(await api.advise(request(f"r-{number}")))
-    back = await asyncio.to_thread(rollback, api.url, TOKEN, "shadow", "worse", "tests")
-    assert back == ("shadow", second, first)
+    service = OperatorClient(api.url, TOKEN)
+    back = await asyncio.to_thread(service.roll_back, "shadow", "worse", "tests")
+    assert back == {"alias": "shadow", "model_version": first, "before": second}
     replies.append(await api.advise(request("r-2")))
     assert [reply.status_code for reply in replies] == [200, 200, 200]
     assert await served(api) == [first]
-    assert await asyncio.to_thread(aliases, api.url, TOKEN) == {"shadow": first}
-    moves = await asyncio.to_thread(history, api.url, TOKEN)
+    shown = await asyncio.to_thread(service.aliases)
+    assert shown["aliases"]["shadow"]["model_version"] == first
+    moves = shown["history"]
     assert [move["model_version"] for move in moves] == [first, second, first, BASE]
     assert moves[0]["reason"] == "worse"
     await drained(api.settings)
@@ -122,17 +118,18 @@ async def test_a_refusal_is_told_and_moves_nothing(
         (TOKEN, "advisor-never-published", "404"),
         (TOKEN, published[1], "adapter_model.safetensors"),
     ):
-        with pytest.raises(RegistryError, match=says):
-            await asyncio.to_thread(
-                register_and_alias, api.url, token, version, "shadow", "test", "tests"
-            )
+        service = OperatorClient(api.url, token)
+        with pytest.raises(OperatorError, match=says):
+            await asyncio.to_thread(service.register, version)
     assert await served(api) == [published[0]]
-    assert await asyncio.to_thread(aliases, api.url, TOKEN) == {"shadow": published[0]}
+    shown = await asyncio.to_thread(OperatorClient(api.url, TOKEN).aliases)
+    assert shown["aliases"]["shadow"]["model_version"] == published[0]
 
 
 async def test_there_is_nothing_to_roll_back_to_before_the_first_move(api: Running) -> None:
-    with pytest.raises(RegistryError, match="nothing to go back to"):
-        await asyncio.to_thread(rollback, api.url, TOKEN, "shadow", "test", "tests")
+    service = OperatorClient(api.url, TOKEN)
+    with pytest.raises(OperatorError, match="nothing to go back to"):
+        await asyncio.to_thread(service.roll_back, "shadow", "test", "tests")
 
 
 async def test_one_command_publishes_and_serves_and_one_rolls_back(

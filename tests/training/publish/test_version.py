@@ -22,7 +22,6 @@ from app.policy.store import described, load_manifest, read_manifest
 from tests.policy.tiny_models import POSITIONS
 from tests.training.support.published import BASE, finished_policy, save_base
 from training.__main__ import app
-from training.publish.registry import RegistryError, register_and_alias, rollback
 from training.publish.version import PublishError, Release, in_half_precision, publish, release_of
 from training.stages.store import Artifact, ArtifactError
 
@@ -226,13 +225,6 @@ def test_a_whole_model_is_published_without_a_base(policy: Artifact, models: Pat
     assert manifest.base is None
     assert "model.safetensors" in manifest.files
     assert "A whole model" in (path / "README.md").read_text()
-
-
-def test_a_service_that_is_away_or_another_one_is_one_clear_error() -> None:
-    with pytest.raises(RegistryError, match=r"does not answer.*stays"):
-        register_and_alias(NOWHERE, None, "v1", "shadow", "test", "tests")
-    with pytest.raises(RegistryError, match="does not answer"):
-        rollback("http://", None, "shadow", "test", "tests")
 
 
 def test_the_command_publishes_and_lists(policy: Artifact, models: Path) -> None:

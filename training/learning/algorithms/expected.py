@@ -5,7 +5,7 @@ over the actions (Rafailov et al. 2023, eq. 4; as in advantage-weighted regressi
 2019, but with all actions weighted). `gradient`: ascent on E_pi[R] - beta KL(pi || pi_ref) itself
 (eq. 3 there).
 
-Deviations: the partition function, intractable for texts, is a sum of ten terms; rewards are
+Deviations: the partition function, intractable for texts, is a sum over the actions; rewards are
 realised outcomes, so pi* fits their noise and only the adapter's small capacity, few epochs and the
 KL average it out over scenarios.
 """

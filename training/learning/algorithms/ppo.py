@@ -6,7 +6,7 @@ pass.
 
 Deviations: several actions are sampled per scenario, since their rewards are known (they share the
 state and the forward pass); the KL to the reference is a loss of its own, computed exactly over the
-ten actions, instead of a penalty within the sampled reward (Ziegler et al. 2019); advantages are
+actions, instead of a penalty within the sampled reward (Ziegler et al. 2019); advantages are
 centred and scaled by the batch, as implementations do; the value is not clipped. The first of the
 inner steps reads the old policy too: its ratio is 1, its gradient the plain one.
 """

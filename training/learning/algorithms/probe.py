@@ -2,7 +2,7 @@
 expected-reward algorithm.
 
 Multinomial logistic regression (scikit-learn) fitted to the closed-form optimum pi* ~ pi_ref exp(R
-/ beta): each row stands for its ten actions, weighted by pi*. Same states, same rewards, no
+/ beta): each row stands for all its actions, weighted by pi*. Same states, same rewards, no
 language model to tune: an algorithm that does not reach it has lost something on the way.
 """
 

@@ -4,7 +4,7 @@ best.
 Candidates of a scenario are its best action and others drawn at random; their scores are
 log-probabilities, all read from one pass.
 
-Deviations: every reward is known, so the best of all ten actions is always among the candidates; a
+Deviations: every reward is known, so the best of all actions is always among the candidates; a
 letter has length 1, so length normalisation does nothing; scores are of the policy over actions,
 bias removed. The method has no reference policy: the KL to the warm-up's policy is logged, not
 penalised.

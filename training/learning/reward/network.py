@@ -4,7 +4,7 @@ numeric features.
 A small transformer reads a scenario as nine tokens - the base model's mean hidden state of each of
 the prompt's eight lines, and one of numeric features - and an action (the decision trace: label,
 share of the risk, stop distance) as one more. Action tokens read the scenario and themselves, never
-each other, so that one pass values all ten actions, each as if it had been asked for alone.
+each other, so that one pass values all actions, each as if it had been asked for alone.
 
 Two heads on an action's last state: `scalar`, R of the agent's plan (to reject earns 0 by
 definition), and `pairwise`, nats: P(a beats b) = sigmoid(score_a - score_b), Bradley & Terry 1952
@@ -31,7 +31,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from app.domain.actions import ACTIONS
+from app.domain.actions import ACTIONS, STOP_ATRS
 from app.domain.errors import AdvisorError
 from training.arrays import Floats, Rows
 from training.learning.model.base_pass import LINES
@@ -45,7 +45,9 @@ _CHUNK = 512
 _SAMPLE = 4096
 _OVERSAMPLED = 8
 _APPROVE = torch.tensor([float(action.approve) for action in ACTIONS])
-_TRACE = torch.tensor([(action.risk_fraction, action.stop_atr / 2.5) for action in ACTIONS])
+_TRACE = torch.tensor(
+    [(action.risk_fraction, action.stop_atr / max(STOP_ATRS)) for action in ACTIONS]
+)
 
 
 class RewardError(AdvisorError):

@@ -440,7 +440,8 @@ def test_tables_of_a_replay_without_answers_have_no_numbers_made_up(agent: Agent
     [
         (
             ["--url", "http://127.0.0.1:9"],
-            "no service at http://127.0.0.1:9 (ConnectError): start one with `advisor up`",
+            "http://127.0.0.1:9 does not answer ([Errno 111] Connection refused): is the service"
+            " running? start it with `advisor up`",
         ),
         (["--candidates", "0"], "Invalid value for '--candidates'"),
         (["--from", "soon"], "Invalid value for '--from'"),
