@@ -122,16 +122,8 @@ def functions(tree: ast.AST) -> Iterator[Function]:
     return (node for node in ast.walk(tree) if isinstance(node, Function))
 
 
-OUTGROWN = {
-    "app/policy/backends.py",
-}
-"""Grew past the limit when code lines became 100 characters long; to be split."""
-
-
 @SOURCES
 def test_no_function_is_too_long_unless_it_says_why(path: Path) -> None:
-    if str(path.relative_to(ROOT)) in OUTGROWN:
-        return
     text = path.read_text()
     lines = text.splitlines()
     for function in functions(ast.parse(text)):

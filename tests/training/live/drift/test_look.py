@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
@@ -18,54 +17,19 @@ from app.domain.errors import AdvisorError
 from app.domain.features import FEATURE_NAMES
 from app.shadow_log.log import ShadowLog
 from tests import builders as build
+from tests.training.support.drifting import NOW, looked, window
 from training.arrays import Floats
 from training.cli.drift import drift
 from training.config.judging import DriftConfig
-from training.live.drift.look import Drift, Span, Subject, Window, look, observe
-from training.live.drift.show import DriftMetrics
+from training.live.drift.look import Drift, Window, observe
 from training.live.drift.verdict import DriftReason, DriftVerdict
 
-NOW = datetime(2026, 11, 24, tzinfo=UTC)
-SPAN = Span(NOW, NOW, 0)
-CONFIG = DriftConfig()
 ROOT = Path(__file__).parents[4]
-
-
-def window(
-    seed: int, count: int, *, moved: float = 0.0, earns: float = 0.0, agree: float = 0.6
-) -> Window:
-    """Independent decisions: normal features, some flags and one unknown; a reward that rises with
-    confidence."""
-    rng = np.random.default_rng(seed)
-    vectors = rng.normal(size=(count, len(FEATURE_NAMES)))
-    vectors[:, 30:50] = vectors[:, 30:50] > 0.5
-    vectors[:, 60] = np.nan
-    vectors[:, :20] += moved
-    confidence = rng.beta(4, 3, count)
-    approval = (confidence > 0.4).astype(float)
-    reward = (
-        np.where(rng.random(count) < 0.3 + 0.2 * confidence, rng.gamma(2, 0.8, count), -1.1) + earns
-    )
-    numbers = {
-        "agreement": (rng.random(count) < agree).astype(float),
-        "approval": approval,
-        "agent_approval": (rng.random(count) < 0.4).astype(float),
-        "abstention": (rng.random(count) < 0.02).astype(float),
-        "label_mass": rng.beta(20, 2, count),
-        "approve_probability": confidence,
-        "reward": np.where(approval == 1, reward, np.nan),
-    }
-    return Window(vectors, numbers)
 
 
 def with_numbers(some: Window, **numbers: Floats) -> Window:
     """The window with other numbers of some measures."""
     return Window(some.features, dict(some.numbers) | numbers)
-
-
-def looked(reference: Window, recent: Window, age_days: float = 3, **more: Any) -> Drift:
-    subject = Subject("m1", NOW - timedelta(days=age_days))
-    return look(subject, reference, recent, CONFIG, NOW, spans=(SPAN, SPAN), **more)
 
 
 def codes(drift: Drift) -> set[DriftReason]:
@@ -189,47 +153,6 @@ def test_too_few_decisions_are_not_called_ok() -> None:
         "1200 decisions in the reference and 99 recent ones: 100 of each" in found.reasons[0].says
     )
     assert looked(window(1, 0), window(2, 0)).verdict is DriftVerdict.WATCH
-
-
-def test_a_look_is_json_without_nan_and_gauges_show_it() -> None:
-    found = looked(window(1, 1200), window(2, 300, moved=1.0))
-    document = json.loads(json.dumps(found.as_json(), allow_nan=False))
-    assert document["verdict"] == "refresh"
-    assert document["looked_at"] == "2026-11-24T00:00:00+00:00"
-    assert document["features"][0].keys() >= {"name", "psi", "ks", "p_value"}
-    metrics = DriftMetrics()
-    metrics.show(looked(window(1, 1200), window(4, 300)))
-    metrics.show(found)
-    value = metrics.registry.get_sample_value
-    shown = {
-        v: value("advisor_drift_verdict", {"model_version": "m1", "verdict": v})
-        for v in DriftVerdict
-    }
-    assert shown == {"ok": 0, "watch": 0, "refresh": 1}
-    assert value("advisor_drift_model_age_seconds", {"model_version": "m1"}) == 3 * 86_400
-    assert value("advisor_drift_last_look_timestamp_seconds") == NOW.timestamp()
-    unknown = {"model_version": "m1", "name": FEATURE_NAMES[60]}
-    assert value("advisor_drift_psi", unknown) is None
-
-
-def test_every_gauge_and_reason_is_documented() -> None:
-    text = (ROOT / "docs" / "drift.md").read_text()
-    names = {metric.name for metric in DriftMetrics().registry.collect()}
-    assert set(re.findall(r"^\| `(advisor_\w+)`", text, re.MULTILINE)) == names
-
-
-def test_the_dashboard_asks_for_gauges_and_labels_that_exist() -> None:
-    dashboard = json.loads((ROOT / "deploy" / "grafana" / "dashboards" / "drift.json").read_text())
-    metrics, seen = DriftMetrics(), set()
-    metrics.show(looked(window(1, 1200), window(4, 300)))
-    labels = {
-        s.name: set(s.labels) for family in metrics.registry.collect() for s in family.samples
-    }
-    for panel in dashboard["panels"]:
-        for name, matchers in re.findall(r"(advisor_\w+)\{([^}]*)\}", panel["targets"][0]["expr"]):
-            assert set(re.findall(r"(\w+)=", matchers.replace("=~", "="))) <= labels[name]
-            seen.add(name)
-    assert len(seen) == 5
 
 
 def test_thresholds_that_contradict_each_other_are_refused() -> None:
