@@ -19,6 +19,7 @@ from app.domain.errors import UnknownVersion
 from tests.training.support.rebuilds import NOW, RIVAL, config_in, read_by, shop_of
 from training.config.file import RebuildConfig
 from training.config.section import ConfigError
+from training.judging.contest.arms import HEURISTICS
 from training.judging.gate.looks import FILE as LOOKS
 from training.judging.report.doubts import STRESSES
 from training.outcomes.labels import AGENT, Labels
@@ -171,7 +172,7 @@ def test_the_simple_rivals_are_seen_on_five_paths_before_the_held_out_period(
     evaluated: Evaluated,
 ) -> None:
     rows = tables(evaluated)[PATHS]
-    assert set(rows) == {"score threshold", "logistic regression", "gradient boosting"}
+    assert set(rows) == set(HEURISTICS)
     for row in rows.values():
         mean = row["mean R per scenario: median [lowest, highest path]"]
         assert mean["n"] == 5
@@ -181,13 +182,7 @@ def test_the_simple_rivals_are_seen_on_five_paths_before_the_held_out_period(
 
 def test_each_policy_and_rival_has_a_price(evaluated: Evaluated) -> None:
     rows = tables(evaluated)["What each costs"]
-    assert set(rows) == {
-        "policy",
-        "policy dpo",
-        "score threshold",
-        "logistic regression",
-        "gradient boosting",
-    }
+    assert set(rows) == {"policy", "policy dpo", *HEURISTICS}
     assert all(row["making it, CPU minutes"]["value"] >= 0 for row in rows.values())
     assert rows["policy"]["a decision, ms"]["value"] > 0
 

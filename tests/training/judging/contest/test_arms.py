@@ -158,7 +158,6 @@ def rivals(rows: int, *, signal: bool) -> dict[str, tuple[Choice, np.ndarray]]:
 
 def test_rivals_find_a_signal_out_of_sample() -> None:
     found = rivals(800, signal=True)
-    assert set(found) == {"score threshold", "logistic regression", "gradient boosting"}
     for name in ("logistic regression", "gradient boosting"):
         choice, rewards = found[name]
         assert rewards[choice.trades].mean() > 0.5
