@@ -95,6 +95,7 @@ async def running(settings: Settings, models: Models | None = None) -> AsyncIter
             settings.max_candidates,
             settings.deadline_ms,
             settings.admin_token,
+            settings.instance,
         )
         listener.listen()  # From here on nobody is refused who connects.
         server = _Server(_configuration(app, settings))
@@ -147,7 +148,7 @@ def build(settings: Settings, metrics: Metrics, models: Models | None = None) ->
     return Service(
         Serving(pins(settings, models), backends, shadow_log, metrics),
         settings.limits,
-        Journal(stream, spool, metrics),
+        Journal(stream, spool, metrics, holds=shadow_log.holds),
         RequestQueue(settings.redis_url),
         shadow_log,
         metrics,

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Mapping
+from datetime import datetime
 from itertools import product
 from time import time
 
@@ -97,6 +98,13 @@ class Metrics:
         self.backlog = gauge("journal_backlog", "Events in the stream that are not in Postgres yet")
         self.oldest = gauge("journal_oldest_seconds", "Age of the oldest event not in Postgres yet")
         self.spool_depth = gauge("spool_depth", "Events on local disk, waiting for the stream")
+        self.queue_durable = gauge(
+            "queue_durable", "1 when Valkey keeps what it confirms, 0 when not, NaN when untold"
+        )
+        self.queue_memory = gauge("queue_memory_ratio", "Used share of Valkey's maxmemory")
+        self.queue_since = gauge(
+            "queue_memory_since_timestamp_seconds", "When what Valkey remembers began"
+        )
         self.appends = counter("journal_appends_total", "Events made durable", "target")
         self.losses = counter(
             "losses_total", "What could not be kept, or was refused at the end", "cause"
@@ -184,6 +192,7 @@ class Metrics:
         for dependency in Dependency:
             self.dependency.labels(dependency)
         self.state_entered(TradingState.ACTIVE)
+        self.queue_durable.set(float("nan"))
 
     def answered(self, route: str, status: int) -> None:
         self.requests.labels(route, str(status)).inc()
@@ -243,6 +252,11 @@ class Metrics:
 
     def spool_holds(self, events: int) -> None:
         self.spool_depth.set(events)
+
+    def stream_seen(self, durable: bool | None, memory: float, since: datetime) -> None:
+        self.queue_durable.set(float("nan") if durable is None else float(durable))
+        self.queue_memory.set(memory)
+        self.queue_since.set(since.timestamp())
 
     def written(self, rows: Mapping[str, int], seconds: float) -> None:
         self.writer_batch.observe(seconds)

@@ -61,6 +61,9 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = Field(8321, ge=0, le=65535)
     writer_metrics_port: int = Field(8322, ge=0, le=65535)
+    instance: str = Field(
+        "", description="set by `advisor up`, and told by /healthz: what answers is its own child"
+    )
     home: Path = Path("var")
     limits: Path = Path("limits.toml")
     clock: Clock = Clock.WALL

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import datetime
 from enum import StrEnum
 from time import perf_counter
 from typing import Protocol
@@ -68,6 +69,10 @@ class Telemetry(Protocol):
     def spool_holds(self, events: int) -> None:
         """Events on local disk, waiting for the stream."""
 
+    def stream_seen(self, durable: bool | None, memory: float, since: datetime) -> None:
+        """Whether the stream keeps what it confirms, the used share of its memory, and when what
+        it remembers began."""
+
     def written(self, rows: Mapping[str, int], seconds: float) -> None:
         """The writer committed one batch: rows by table."""
 
@@ -110,6 +115,7 @@ class Unobserved:
     def appended(self, target: str) -> None: ...
     def stream_holds(self, events: int, oldest_s: float) -> None: ...
     def spool_holds(self, events: int) -> None: ...
+    def stream_seen(self, durable: bool | None, memory: float, since: datetime) -> None: ...
     def written(self, rows: Mapping[str, int], seconds: float) -> None: ...
     def prompts_wait(self, prompts: int) -> None: ...
     def batch_read(self, prompts: int) -> None: ...

@@ -10,10 +10,17 @@ from uuid import UUID
 
 import orjson
 
+from app.advising.earlier import PATIENCE_S, Earlier
 from app.domain.candidate import Candidate
 from app.domain.control import AgentAction
 from app.domain.decision import Decision
-from app.domain.errors import JournalUnavailable, UnknownDecision
+from app.domain.errors import (
+    AnswerGone,
+    JournalUnavailable,
+    RequestConflict,
+    ShadowLogUnavailable,
+    UnknownDecision,
+)
 from app.domain.event import AgentActionReport, Event, EventKind, OutcomeReport
 from app.domain.outcome import Outcome
 from app.journal.journal import Journal, Receipt
@@ -40,7 +47,11 @@ class Records:
         shadow_log: ShadowLog,
         telemetry: Telemetry,
         now: Callable[[], datetime],
+        *,
+        live: bool = True,
     ) -> None:
+        self._earlier = Earlier(shadow_log.claims)
+        self._live = live
         self._journal = journal
         self._log = shadow_log
         self._telemetry = telemetry
@@ -62,6 +73,77 @@ class Records:
         """Hash of the request that this process decided under this id, not long ago."""
         recent = self._recent.get(decision_id)
         return None if recent is None else recent.claim
+
+    async def earlier_claim(
+        self, decision_id: UUID, as_of: datetime, patience_s: float = PATIENCE_S
+    ) -> str | None:
+        """Hash of the request that was decided under this id, as Postgres knows it: the journal
+        forgets, and what it forgot must not be answered anew.
+
+        While Postgres cannot tell, an id counts as new when the journal remembers everything since
+        the candidate's time. In a replay of history that time says nothing, and it counts as new.
+
+        Raises
+        ------
+        JournalUnavailable : it may have been decided before, and nobody can tell now.
+        """
+        try:
+            return await self._earlier.claim(decision_id, patience_s)
+        except ShadowLogUnavailable as error:
+            since = self._journal.remembers_since
+            if not self._live or as_of >= since:
+                return None
+            claim = await self._journal.claim_of(str(decision_id))
+            if claim is None:
+                raise JournalUnavailable(
+                    f"decision {decision_id} may have been answered before {since.isoformat()},"
+                    f" where the journal's memory begins, and Postgres cannot tell: {error}"
+                ) from error
+            return claim
+
+    async def answered(self, decision_id: UUID, claim: str) -> Decision:
+        """The decision that was answered before under this id.
+
+        Raises
+        ------
+        RequestConflict : it was the answer to another request.
+        AnswerGone : it is not in the record any more.
+        ShadowLogUnavailable, JournalUnavailable : it was not found, and what is away may hold it.
+        """
+        try:
+            decision = await self.decision(decision_id)
+        except UnknownDecision:
+            raise await self._gone(decision_id, claim) from None
+        if decision.request_hash != claim:
+            raise self._conflict(decision_id)
+        return decision
+
+    async def _gone(self, decision_id: UUID, claim: str) -> RequestConflict | AnswerGone:
+        """Why an answer that was given is nowhere. Postgres and the stream have just answered."""
+        stored = await self._log.claim(decision_id)
+        known = stored or await self._journal.claim_of(str(decision_id))
+        if (known or self.recent_claim(decision_id) or claim) != claim:
+            return self._conflict(decision_id)
+        why = (
+            "its month was dropped by retention"
+            if stored is not None
+            else "it lies in the dead-letter stream, was lost with the queue server's data, or"
+            " Postgres is older than it, from a backup"
+        )
+        return AnswerGone(
+            f"decision {decision_id} was answered before, and the record does not hold it: {why};"
+            " send a new id to be advised anew"
+        )
+
+    def _conflict(self, decision_id: UUID) -> RequestConflict:
+        return RequestConflict(
+            f"the request id of decision {decision_id} was used before with other content; send a"
+            " new id, or the same content"
+        )
+
+    async def aclose(self) -> None:
+        """Give up the question under way."""
+        await self._earlier.aclose()
 
     async def decision(self, decision_id: UUID) -> Decision:
         """The decision as it was recorded.

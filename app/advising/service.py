@@ -65,7 +65,7 @@ class Service:
         self.requests = requests
         self.serving = serving
         self.controls = Controls(limits, journal, shadow_log, telemetry)
-        self.records = Records(journal, shadow_log, telemetry, now)
+        self.records = Records(journal, shadow_log, telemetry, now, live=by_wall_clock)
         self.advisor = Advisor(serving, self.records, self.controls, telemetry, self._judge_at)
         self._postgres = Probe(shadow_log.ping)
         self._valkey = Probe(journal.ping)
@@ -96,6 +96,7 @@ class Service:
         for probe in (self._postgres, self._valkey, self._spool):
             await probe.aclose()
         await self.serving.aclose()
+        await self.records.aclose()
         await self.requests.aclose()
         await self.journal.aclose()
         await self.shadow_log.aclose()
@@ -105,6 +106,8 @@ class Service:
         `JournalUnavailable`."""
         known = decision_id(incoming.request_id)
         claim = await self.journal.claim_of(str(known))
+        if claim is None:
+            claim = await self.records.earlier_claim(known, incoming.scenario.as_of)
         if claim is not None and claim != incoming.claim:
             raise RequestConflict(
                 f"request_id {incoming.request_id!r} was used before with other content"
@@ -121,9 +124,10 @@ class Service:
         )
         self.telemetry.dependency_seen(Dependency.POSTGRES, postgres == "up")
         self.telemetry.dependency_seen(Dependency.VALKEY, valkey == "up")
+        faults = self.journal.condition.faults
         if "up" not in (valkey, spool):
             status = "unready"
-        elif postgres == valkey == "up":
+        elif postgres == valkey == "up" and not faults:
             status = "ready"
         else:
             status = "degraded"
@@ -132,6 +136,7 @@ class Service:
             "postgres": postgres,
             "valkey": valkey,
             "valkey_durable": self.journal.durable,
+            "valkey_faults": list(faults),
             "spool": spool,
             "spool_depth": self.journal.spool_depth(),
             "models": [policy.manifest.model_version for policy in self.serving.models.policies],

@@ -26,6 +26,7 @@ from app.api.wire import (
 from app.domain.canonical import decision_id
 from app.domain.errors import (
     AdvisorError,
+    AnswerGone,
     InvalidRecord,
     JournalUnavailable,
     RequestConflict,
@@ -54,7 +55,12 @@ router = APIRouter()
 @router.post(
     "/advise",
     openapi_extra={**body_schema(ADVISE_BODY), "parameters": header_parameters()},
-    responses={200: {"model": AdviseResponse}, 202: {"model": Pending}, **PROBLEMS},
+    responses={
+        200: {"model": AdviseResponse},
+        202: {"model": Pending},
+        **PROBLEMS,
+        **problems(AnswerGone),
+    },
     summary="Advise on one candidate, or on a list of them",
 )
 async def advise(request: Request) -> Response:
@@ -193,8 +199,9 @@ async def get_decision(id: UUID, request: Request) -> Response:
 
 
 @router.get("/healthz", summary="The process answers")
-async def healthz() -> Response:
-    return Json({"status": "ok"})
+async def healthz(request: Request) -> Response:
+    instance = request.app.state.options.instance
+    return Json({"status": "ok", **({"instance": instance} if instance else {})})
 
 
 @router.get("/readyz", summary="Each dependency, and whether advice can be given and recorded")

@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.domain.errors import (
     AdvisorError,
     AliasRefused,
+    AnswerGone,
     InvalidRecord,
     JournalUnavailable,
     ManifestMismatch,
@@ -33,6 +34,7 @@ STATUS: dict[type[AdvisorError], tuple[int, str]] = {
     InvalidRecord: (422, "The record does not fit its schema"),
     RequestConflict: (409, "The request id was used with other content"),
     UnknownDecision: (404, "No such decision"),
+    AnswerGone: (410, "It was answered before, and the answer is not kept any more"),
     JournalUnavailable: (503, "Nothing could be recorded, so nothing was answered"),
     ShadowLogUnavailable: (503, "The shadow log cannot be read now"),
     UnknownVersion: (404, "No such model version"),
@@ -70,6 +72,7 @@ class ApiOptions:
     max_candidates: int
     deadline_ms: int
     admin_token: str | None
+    instance: str = ""
 
 
 def problem_document(error: AdvisorError) -> dict[str, Any]:

@@ -12,6 +12,8 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -19,9 +21,20 @@ from redis.exceptions import RedisError
 
 from app.domain.errors import JournalUnavailable, RequestConflict, ShadowLogUnavailable
 from app.domain.event import Event, EventKind, StateChange
+from app.journal.condition import UNTOLD
 from app.journal.consumer import Consumer, Entry
+from app.journal.segment import Segment
 from app.journal.spool import Spool
-from app.journal.stream import DEAD, EVENTS, Receipt, StreamJournal, bury_command, connect
+from app.journal.stream import (
+    DEAD,
+    EVENTS,
+    Memory,
+    MemoryReplaced,
+    Receipt,
+    StreamJournal,
+    bury_command,
+    connect,
+)
 from app.tasks import end
 from app.telemetry import UNOBSERVED, LossCause, Telemetry
 
@@ -37,6 +50,16 @@ IDLE_MS = 30_000
 MAX_PAUSE_S = 10.0
 
 Sink = Callable[[Sequence[Event]], Awaitable[None]]
+Holds = Callable[[Sequence[Event]], Awaitable[bool]]
+
+
+async def _holds_nothing(events: Sequence[Event]) -> bool:
+    """What is not known to be stored is kept."""
+    return not events
+
+
+def wall_clock() -> datetime:
+    return datetime.now(UTC)
 
 
 class Journal:
@@ -45,6 +68,10 @@ class Journal:
     After a failure of the stream everything goes to the spool at once, until a background task,
     which tries every `retry_s`, reaches the stream again: no request waits for a server that is
     away. Spooled events that met others in the stream are told to `telemetry` as lost.
+
+    The same task looks at the stream's condition. While the stream may forget what it confirms,
+    events go to both, the stream for its one key space and the spool for its disk, and stay in the
+    spool until `holds` says that the shadow log has them.
     """
 
     def __init__(
@@ -53,18 +80,40 @@ class Journal:
         spool: Spool,
         telemetry: Telemetry = UNOBSERVED,
         *,
+        holds: Holds = _holds_nothing,
         retry_s: float = RETRY_S,
+        now: Callable[[], datetime] = wall_clock,
     ) -> None:
         self._stream = stream
         self._spool = spool
         self._telemetry = telemetry
+        self._holds = holds
         self._retry_s = retry_s
+        self._now = now
+        self._started = now()
         self._background: asyncio.Task[None] | None = None
+        self._moved: dict[Path, tuple[object, ...]] = {}
+        """Segments that are in a forgetful stream already, and in which memory."""
+        self.condition = UNTOLD
+        """The stream's, as it was seen last."""
+        self.memory: Memory | None = None
+        """The stream's, as it was seen last."""
         self.reachable = True
         """Whether the stream answered last. While it does not, what was written to it cannot be
         found."""
-        self.durable: bool | None = None
-        """Whether the stream fsyncs every write; None while it did not tell."""
+
+    @property
+    def durable(self) -> bool | None:
+        """Whether the stream keeps what it confirms; None while it did not tell."""
+        return self.condition.durable
+
+    @property
+    def remembers_since(self) -> datetime:
+        """From when on every key is found here. While the stream is away only what came to this
+        process is."""
+        if self.reachable and self.memory is not None:
+            return self.memory.covers(self._now())
+        return self._started
 
     async def start(self) -> None:
         """Open the spool and start draining it. Raises `JournalUnavailable` when the spool cannot
@@ -144,12 +193,13 @@ class Journal:
         """Move the spool into the stream, in order; a segment goes when all of it is there."""
         for segment in await self._spool.segments():
             events = await self._spool.events(segment)
-            for first in range(0, len(events), DRAIN_BATCH):
-                moves = (self._move(event) for event in events[first : first + DRAIN_BATCH])
-                for outcome in await asyncio.gather(*moves, return_exceptions=True):
-                    if isinstance(outcome, BaseException):
-                        raise outcome
+            if self.durable is False and not await self._stored(events):
+                await self._lend(segment, events)
+                continue
+            if self.durable is not False:
+                await self._move_all(events)
             await self._spool.remove(segment)
+            self._moved.pop(segment.path, None)
             log.info("spool drained", events=len(events))
 
     async def aclose(self) -> None:
@@ -164,9 +214,15 @@ class Journal:
     ) -> Receipt:
         if self.reachable and self._spool.claim(event.kind, event.key) is None:
             try:
-                return await to_stream()
+                receipt = await to_stream()
             except JournalUnavailable as error:
                 self._leave(error)
+                if isinstance(error, MemoryReplaced) and event.kind is EventKind.DECISION:
+                    # Whether its id is known was asked before: ask again.
+                    raise JournalUnavailable(str(error)) from error
+            else:
+                if receipt.repeated or self.durable is not False:
+                    return receipt
         return Receipt("spool", await self._spool.append(event))
 
     def _leave(self, error: JournalUnavailable) -> None:
@@ -177,10 +233,25 @@ class Journal:
     async def _meet(self) -> None:
         """Reach the stream, for the first time or again."""
         await self._stream.ping()
-        self.durable = await self._stream.durability()
-        if self.durable is False:
-            log.error("Valkey may lose confirmed writes: set appendonly yes and appendfsync always")
+        await self._look()
         self.reachable = True
+
+    async def _look(self) -> None:
+        """See whether the stream keeps what it confirms, and whether its memory is still the
+        same."""
+        before, was = self.memory, self.condition
+        self.condition = await self._stream.look()
+        self.memory = await self._stream.join(self._now())
+        self._telemetry.stream_seen(
+            self.condition.durable, self.condition.memory, self.memory.since
+        )
+        if self.condition.faults and self.condition.faults != was.faults:
+            log.error("Valkey may not keep what it confirms", faults=list(self.condition.faults))
+        if before is not None and before.identity != self.memory.identity:
+            log.error(
+                "Valkey was emptied, or is another one: known ids are found in Postgres",
+                remembered_since=before.since.isoformat(),
+            )
 
     async def _look_after(self) -> None:
         """Reach the stream again when it was away, and drain, until cancelled."""
@@ -191,6 +262,8 @@ class Journal:
                 if not self.reachable:
                     await self._meet()
                     log.info("stream is back")
+                else:
+                    await self._look()
                 await self.drain()
                 told = ""
             except JournalUnavailable as error:
@@ -200,6 +273,27 @@ class Journal:
                 told = reason
             except Exception:
                 log.exception("draining failed, it is tried again", events=len(self._spool))
+
+    async def _stored(self, events: Sequence[Event]) -> bool:
+        try:
+            return await self._holds(events)
+        except ShadowLogUnavailable:
+            return False
+
+    async def _lend(self, segment: Segment, events: Sequence[Event]) -> None:
+        """Put a segment's events into a stream that may forget them, once as long as it does
+        not."""
+        memory = (self.memory, self.condition.evicted)
+        if self._moved.get(segment.path) != memory:
+            await self._move_all(events)
+            self._moved[segment.path] = memory
+
+    async def _move_all(self, events: Sequence[Event]) -> None:
+        for first in range(0, len(events), DRAIN_BATCH):
+            moves = (self._move(event) for event in events[first : first + DRAIN_BATCH])
+            for outcome in await asyncio.gather(*moves, return_exceptions=True):
+                if isinstance(outcome, BaseException):
+                    raise outcome
 
     async def _move(self, event: Event) -> None:
         try:

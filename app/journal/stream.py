@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from hashlib import sha1
 from typing import Any, Literal, NamedTuple
+from uuid import uuid4
 from zlib import crc32
 
 from redis.asyncio import Redis
@@ -21,14 +22,17 @@ from redis.exceptions import NoScriptError, RedisError
 
 from app.domain.errors import JournalUnavailable, RequestConflict
 from app.domain.event import Event, EventKind, StateChange
+from app.journal.condition import UNTOLD, Condition, condition
 
 EVENTS = "advisor:events"
 DEAD = "advisor:dead"
 STATE = "advisor:state"
+MEMORY = "advisor:memory"
 KEY_TTL_S = 30 * 86_400
 MAX_BATCH = 128
 
 APPEND = """
+if ARGV[9] ~= '' and redis.call('GET', KEYS[4]) ~= ARGV[9] then return {-1, ''} end
 local known = redis.call('GET', KEYS[1])
 if known then return {0, known} end
 local id = redis.call('XADD', KEYS[2], '*',
@@ -43,8 +47,12 @@ if ARGV[7] ~= '' then
 end
 return {1, value}
 """
-"""Keys: idempotency key, stream, state. Returns {1, value} when new, {0, value} when known; see
-`Known`."""
+"""Keys: idempotency key, stream, state, memory. Returns {1, value} when new, {0, value} when known;
+see `Known`; {-1, ''} when the memory is not the one that the caller knows."""
+JOIN = """
+redis.call('SET', KEYS[1], ARGV[1], 'NX')
+return redis.call('GET', KEYS[1])
+"""
 APPEND_SHA = sha1(APPEND.encode(), usedforsecurity=False).hexdigest()
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -54,6 +62,22 @@ class Receipt(NamedTuple):
 
     target: Literal["stream", "spool"]
     repeated: bool
+
+
+class MemoryReplaced(JournalUnavailable):
+    """The stream does not remember what it remembered a moment ago: it was emptied."""
+
+
+class Memory(NamedTuple):
+    """What the stream remembers of keys began at `since`, empty; whoever empties it, or puts
+    another server there, ends this memory and begins a new one."""
+
+    identity: str
+    since: datetime
+
+    def covers(self, now: datetime) -> datetime:
+        """From when on every key is remembered."""
+        return max(self.since, now - timedelta(seconds=KEY_TTL_S))
 
 
 class Known(NamedTuple):
@@ -166,6 +190,16 @@ class StreamJournal:
     def __init__(self, url: str, timeout_s: float = 0.5) -> None:
         self._redis = connect(url, timeout_s)
         self._send = GroupCommit(self._redis)
+        self._condition = UNTOLD
+        self._memory = ""
+
+    async def join(self, now: datetime) -> Memory:
+        """The stream's memory, begun now when it has none. From here on only this one is appended
+        to: another one raises `MemoryReplaced`."""
+        begun = f"{uuid4().hex} {now.isoformat()}"
+        self._memory = (await self._run("EVAL", JOIN, 1, MEMORY, begun)).decode()
+        identity, _, since = self._memory.partition(" ")
+        return Memory(identity, datetime.fromisoformat(since))
 
     async def append(self, event: Event) -> Receipt:
         """Append once. Raises `RequestConflict` when the key is known with another claim."""
@@ -239,13 +273,18 @@ class StreamJournal:
         """Raise `JournalUnavailable` unless it answers."""
         await self._run("PING")
 
-    async def durability(self) -> bool | None:
-        """Whether every write is on disk before its reply; None where the server does not tell."""
+    async def look(self) -> Condition:
+        """Whether it keeps what it confirms, and what is wrong. Raises `JournalUnavailable`."""
+        info: dict[str, Any] = {}
+        for section in ("persistence", "memory", "stats"):
+            info |= await self._run("INFO", section)
         try:
-            settings = await self._run("CONFIG GET", "append*")
+            settings = await self._run("CONFIG GET", "*append*")
         except JournalUnavailable:
-            return None
-        return bool(settings.get("appendonly") == "yes" and settings.get("appendfsync") == "always")
+            settings = None
+        was = self._condition.durable
+        self._condition = condition(info, settings, was_durable=was)
+        return self._condition
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -253,14 +292,21 @@ class StreamJournal:
         await self._redis.aclose()
 
     async def _append(self, event: Event, state: str = "", when: str = "") -> tuple[bool, Known]:
-        keys = (idempotency_key(event.kind, event.key), EVENTS, STATE)
-        values = (*_fields(event).values(), _checksum(event), KEY_TTL_S, state, when)
+        keys = (idempotency_key(event.kind, event.key), EVENTS, STATE, MEMORY)
+        values = (
+            *(*_fields(event).values(), _checksum(event), KEY_TTL_S, state, when),
+            self._memory,
+        )
         try:
             new, value = await self._send("EVALSHA", APPEND_SHA, len(keys), *keys, *values)
         except NoScriptError:  # The server is new, or was restarted.
             new, value = await self._run("EVAL", APPEND, len(keys), *keys, *values)
         except (RedisError, OSError) as error:
             raise unavailable(error) from error
+        if new < 0:
+            raise MemoryReplaced(
+                "Valkey was emptied, or is another one; it is looked at anew: ask again"
+            )
         return bool(new), _known(value)
 
     async def _run(self, *command: Any) -> Any:

@@ -3,19 +3,33 @@ package."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any, Self
 from uuid import UUID
 
-from sqlalchemy import Select, Table, Text, func, insert, literal_column, select, table
+from sqlalchemy import (
+    ARRAY,
+    BindParameter,
+    Select,
+    Table,
+    Text,
+    Uuid,
+    any_,
+    func,
+    insert,
+    literal,
+    literal_column,
+    select,
+    table,
+)
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app.domain.decision import Decision
 from app.domain.errors import ManifestMismatch, ShadowLogUnavailable
-from app.domain.event import Event, StateChange
+from app.domain.event import Event, EventKind, StateChange
 from app.domain.manifest import ModelManifest
 from app.shadow_log import partitions, tables
 from app.shadow_log.append import REPORTS, Appended, Batch, append
@@ -65,6 +79,33 @@ class ShadowLog:
                 select(keys.request_hash).where(keys.decision_id == decision_id)
             )
         return claim
+
+    async def claims(self, decision_ids: Sequence[UUID]) -> dict[UUID, str]:
+        """`claim` of many at once, without those that nothing is stored under."""
+        keys = tables.decision_keys.c
+        query = select(keys.decision_id, keys.request_hash).where(
+            keys.decision_id == any_(_uuids(decision_ids))
+        )
+        async with self._transaction() as connection:
+            return {row.decision_id: row.request_hash for row in await connection.execute(query)}
+
+    async def holds(self, events: Sequence[Event]) -> bool:
+        """Whether all of them are stored."""
+        wanted: dict[EventKind, set[str]] = {}
+        for event in events:
+            wanted.setdefault(event.kind, set()).add(event.key)
+        async with self._transaction() as connection:
+            for kind, found in wanted.items():
+                if kind is EventKind.DECISION:
+                    column, values = tables.decision_keys.c.decision_id, _uuids(found)
+                else:
+                    column, values = REPORTS[kind].c.event_key, literal(list(found), ARRAY(Text))
+                stored = await connection.scalar(
+                    select(func.count()).select_from(column.table).where(column == any_(values))
+                )
+                if stored != len(found):
+                    return False
+        return True
 
     async def decision(self, decision_id: UUID) -> Decision | None:
         """A decision as it was recorded."""
@@ -194,6 +235,10 @@ class ShadowLog:
         with translated_errors():
             async with self.engine.begin() as connection:
                 yield connection
+
+
+def _uuids(values: Iterable[UUID | str]) -> BindParameter[list[UUID]]:
+    return literal([UUID(str(value)) for value in values], ARRAY(Uuid))
 
 
 async def _manifest_hash(connection: AsyncConnection, model_version: str) -> str | None:

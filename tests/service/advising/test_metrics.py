@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from itertools import product
 
 import pytest
@@ -83,6 +84,7 @@ OBSERVATIONS: dict[str, tuple[object, ...]] = {
     "appended": ("spool",),
     "stream_holds": (3, 4.5),
     "spool_holds": (5,),
+    "stream_seen": (True, 0.4, datetime(2026, 11, 20, tzinfo=UTC)),
     "written": ({"decisions": 1}, 0.1),
     "prompts_wait": (6,),
     "batch_read": (4,),

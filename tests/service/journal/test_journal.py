@@ -7,17 +7,18 @@ import asyncio
 import os
 import signal
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
 
 from app.domain.case import TradingState
 from app.domain.errors import JournalUnavailable, RequestConflict
-from app.domain.event import EventKind, StateChange
+from app.domain.event import Event, EventKind, StateChange
 from app.journal.journal import Journal
 from app.journal.spool import Spool
 from app.journal.stream import StreamJournal
@@ -49,9 +50,10 @@ async def started(
     retry_s: float = 0.05,
     max_bytes: int = 1 << 26,
     telemetry: Telemetry = UNOBSERVED,
+    **more: Any,
 ) -> AsyncIterator[Journal]:
     spool = Spool(directory, max_bytes, telemetry)
-    journal = Journal(StreamJournal(url, timeout_s), spool, telemetry, retry_s=retry_s)
+    journal = Journal(StreamJournal(url, timeout_s), spool, telemetry, retry_s=retry_s, **more)
     await journal.start()
     try:
         yield journal
@@ -346,7 +348,45 @@ async def test_a_stream_that_does_not_fsync_every_write_is_told(
         async with started(server.url, tmp_path / "spool") as journal:
             assert journal.reachable
             assert journal.durable is False
-    assert "set appendonly yes and appendfsync always" in logs[0]["event"]
+    assert logs[0]["faults"] == ["appendfsync is everysec: set it to always"]
+
+
+async def test_what_a_forgetful_stream_takes_is_on_disk_until_the_shadow_log_has_it(
+    server: EmbeddedValkey, tmp_path: Path
+) -> None:
+    stored: set[str] = set()
+
+    async def holds(events: Sequence[Event]) -> bool:
+        return {each.key for each in events} <= stored
+
+    with client(server.url) as connection:
+        async with started(server.url, tmp_path / "spool", holds=holds) as journal:
+            assert await journal.append(event("before")) == ("stream", False)
+            connection.config_set("appendonly", "no")
+
+            async def told() -> bool:
+                return journal.durable is False
+
+            await until(told)
+            assert await journal.append(event("one", text="1")) == ("spool", False)
+            assert await journal.append(event("one", text="1")) == ("spool", True)
+            assert await journal.append(event("two", text="2")) == ("spool", False)
+            assert keys_in_stream(server.url) == ["before", "one", "two"], "for its one key space"
+            connection.flushall()
+
+            async def lent_again() -> bool:
+                return sorted(keys_in_stream(server.url)) == ["one", "two"]
+
+            await until(lent_again)
+            assert journal.spool_depth() == 2
+            stored |= {"one", "two"}
+            await emptied(journal)
+            assert await journal.append(event("three", text="3")) == ("spool", False)
+            connection.config_set("appendonly", "yes")
+            await emptied(journal)
+            assert journal.durable is True
+            assert await journal.append(event("four")) == ("stream", False)
+    assert sorted(keys_in_stream(server.url)) == ["four", "one", "three", "two"]
 
 
 async def test_an_event_that_cannot_be_read_again_keeps_its_segment_and_is_told(
