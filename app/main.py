@@ -31,7 +31,7 @@ from app.policy.backends import Backends
 from app.policy.options import BackendOptions
 from app.policy.port import Policy
 from app.policy.scripted import ScriptedPolicy
-from app.policy.store import described, find_base
+from app.policy.store import base_of, described
 from app.settings import SCRIPTED, Clock, Settings, SettingsError
 from app.shadow_log.log import ShadowLog
 
@@ -136,6 +136,7 @@ def build(settings: Settings, metrics: Metrics, models: Models | None = None) ->
         BackendOptions(
             roots=settings.model_roots,
             registry=settings.models_dir,
+            copies=settings.models_dir / ".verified",
             prompt_tokens=settings.prompt_tokens,
             threads=settings.threads,
             max_batch=settings.max_batch,
@@ -191,7 +192,7 @@ def _has_base(manifest: ModelManifest, settings: Settings) -> bool:
     if manifest.base is None:
         return False
     try:
-        find_base(manifest.base, settings.model_roots)
+        base_of(manifest, settings.model_roots)
     except (ManifestMismatch, ModelFileError) as error:
         log.warning(
             "a shipped version cannot be served", version=manifest.model_version, error=str(error)

@@ -140,6 +140,7 @@ class Service:
             "spool": spool,
             "spool_depth": self.journal.spool_depth(),
             "models": [policy.manifest.model_version for policy in self.serving.models.policies],
+            "models_refused": self.serving.refusals(),
             "state": self.controls.state.value,
             "limits": {"version": self.controls.limits.version, "hash": self.controls.limits_hash},
             "clock": "wall" if self.by_wall_clock else "request",

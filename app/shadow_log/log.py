@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 from uuid import UUID
 
 from sqlalchemy import (
@@ -38,6 +38,13 @@ from app.shadow_log.rows import Row, assemble, plain
 
 NOTHING = "none"
 """What an alias is moved to when it shall name no version any more; moves are never deleted."""
+
+
+class Registered(NamedTuple):
+    """A version in the registry: its manifest as it was written, and the hash that it had then."""
+
+    manifest_hash: str
+    document: dict[str, Any]
 
 
 class ShadowLog:
@@ -156,6 +163,16 @@ class ShadowLog:
                 f" one is {row['manifest_hash']}: versions are immutable, give the new one a new"
                 " name"
             )
+
+    async def registered(self, model_version: str) -> Registered | None:
+        """What is registered under this name; None when nothing is."""
+        versions = tables.model_versions.c
+        rows = await self._rows(
+            select(versions.manifest_hash, versions.manifest).where(
+                versions.model_version == model_version
+            )
+        )
+        return Registered(rows[0]["manifest_hash"], rows[0]["manifest"]) if rows else None
 
     async def models(self) -> list[dict[str, Any]]:
         """Registered versions, oldest first."""
