@@ -117,8 +117,8 @@ class Service:
             await self.requests.put(str(known), incoming.claim, content.model_dump_json().encode())
 
     async def readiness(self) -> dict[str, Any]:
-        """The truth about each dependency. Without Postgres or Valkey, but with disk, the service
-        is degraded."""
+        """The truth about each dependency. Without Postgres or Valkey, but with disk, or with a
+        version that is refused, the service is degraded."""
         postgres, valkey, spool = await asyncio.gather(
             self._postgres.ask(), self._valkey.ask(), self._spool.ask()
         )
@@ -127,7 +127,7 @@ class Service:
         faults = self.journal.condition.faults
         if "up" not in (valkey, spool):
             status = "unready"
-        elif postgres == valkey == "up" and not faults:
+        elif postgres == valkey == "up" and not faults and not self.serving.refusals():
             status = "ready"
         else:
             status = "degraded"
