@@ -170,7 +170,7 @@ def retention(
         )
 
     async def months() -> dict[str, int]:
-        log = ShadowLog.connect(database_url(read_settings()))
+        log = ShadowLog.connect(database_url(read_settings()), patience_s=None)
         try:
             look = log.drop_months_before if yes else log.months_before
             return await look(before.replace(tzinfo=UTC))

@@ -130,7 +130,7 @@ def build(settings: Settings, metrics: Metrics, models: Models | None = None) ->
             "DATABASE_URL and REDIS_URL must be set; or run `advisor up`, which starts both servers"
         )
     shadow_log = ShadowLog.connect(settings.database_url)
-    stream = StreamJournal(settings.redis_url)
+    stream = StreamJournal(settings.redis_url, telemetry=metrics)
     spool = Spool(settings.spool_dir, settings.max_spool_bytes, metrics)
     backends = Backends(
         BackendOptions(
@@ -150,7 +150,7 @@ def build(settings: Settings, metrics: Metrics, models: Models | None = None) ->
         Serving(pins(settings, models), backends, shadow_log, metrics),
         settings.limits,
         Journal(stream, spool, metrics, holds=shadow_log.holds),
-        RequestQueue(settings.redis_url),
+        RequestQueue(settings.redis_url, metrics),
         shadow_log,
         metrics,
         by_wall_clock=settings.clock is Clock.WALL,

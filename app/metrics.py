@@ -19,7 +19,7 @@ from app.domain.decision import AdviceStatus, Decision, Role
 from app.domain.errors import AbstainReason
 from app.domain.manifest import ModelManifest
 from app.domain.rules import VetoCode
-from app.telemetry import Dependency, LossCause, Stage
+from app.telemetry import Dependency, LossCause, Stage, Task
 
 COMPARISON_WINDOW = 1000
 MAX_SYMBOLS = 64
@@ -131,6 +131,11 @@ class Metrics:
         )
         self.state = gauge("state", "1 for the trading state in force", "state")
         self.dependency = gauge("dependency_up", "1 when it answers", "dependency")
+        self.unchecked = counter(
+            "reports_unchecked_total", "Reports taken while their decision could not be looked up"
+        )
+        self.task_up = gauge("task_up", "1 while background work of this process works", "task")
+        self.task_failures = counter("task_failures_total", "Background work that raised", "task")
         self._versions: set[str] = set()
         self._symbols: set[str] = set()
         self._compared: set[tuple[str, ...]] = set()
@@ -164,6 +169,15 @@ class Metrics:
     def dependency_seen(self, dependency: Dependency, up: bool) -> None:
         self.dependency.labels(dependency).set(float(up))
 
+    def report_unchecked(self) -> None:
+        self.unchecked.inc()
+
+    def task_works(self, task: Task, works: bool) -> None:
+        self.task_up.labels(task).set(float(works))
+
+    def task_failed(self, task: Task) -> None:
+        self.task_failures.labels(task).inc()
+
     def create_model_series(self, versions: Iterable[str]) -> None:
         """Series of versions, at zero."""
         for version in versions:
@@ -191,6 +205,8 @@ class Metrics:
             self.losses.labels(cause)
         for dependency in Dependency:
             self.dependency.labels(dependency)
+        for task in Task:
+            self.task_failures.labels(task)
         self.state_entered(TradingState.ACTIVE)
         self.queue_durable.set(float("nan"))
 

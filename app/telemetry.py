@@ -34,12 +34,26 @@ class LossCause(StrEnum):
     REJECTED_BY_DATABASE = "rejected_by_database"
     LATE_RATIONALE = "late_rationale"
     CORRUPT_ENTRY = "corrupt_entry"
+    REJECTED_REQUEST = "rejected_request"
 
 
 class Dependency(StrEnum):
     POSTGRES = "postgres"
     VALKEY = "valkey"
     MODEL = "model"
+
+
+class Task(StrEnum):
+    """Background work. What is done only when needed is begun again by the next need."""
+
+    CONTROLS = "controls"
+    ALIASES = "aliases"
+    REQUESTS = "requests"
+    SPOOL_DRAIN = "spool_drain"
+    WRITER = "writer"
+    STREAM_SENDER = "stream_sender"
+    SPOOL_WRITER = "spool_writer"
+    POLICY_BATCHER = "policy_batcher"
 
 
 class Telemetry(Protocol):
@@ -103,6 +117,15 @@ class Telemetry(Protocol):
     def dependency_seen(self, dependency: Dependency, up: bool) -> None:
         """Whether a dependency answers."""
 
+    def report_unchecked(self) -> None:
+        """A report was taken while nobody could tell whether its decision exists."""
+
+    def task_works(self, task: Task, works: bool) -> None:
+        """Whether the last round of a background task succeeded, and in time."""
+
+    def task_failed(self, task: Task) -> None:
+        """A round of a background task raised."""
+
 
 class Unobserved:
     """Telemetry for where nobody looks."""
@@ -126,6 +149,9 @@ class Unobserved:
     def limits_refused(self) -> None: ...
     def state_entered(self, state: TradingState) -> None: ...
     def dependency_seen(self, dependency: Dependency, up: bool) -> None: ...
+    def report_unchecked(self) -> None: ...
+    def task_works(self, task: Task, works: bool) -> None: ...
+    def task_failed(self, task: Task) -> None: ...
 
 
 UNOBSERVED: Telemetry = Unobserved()

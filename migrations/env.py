@@ -11,10 +11,9 @@ from __future__ import annotations
 import re
 
 from alembic import context
-from sqlalchemy import create_engine, text
-from sqlalchemy.pool import NullPool
+from sqlalchemy import text
 
-from app.shadow_log.database import CONNECT_ARGS, async_url
+from app.shadow_log.database import async_url, connect_once
 from app.shadow_log.tables import metadata
 
 MIGRATION_LOCK = 0x5AD1
@@ -31,7 +30,7 @@ def run() -> None:
     url = context.config.attributes.get("url") or async_url(
         context.get_x_argument(as_dictionary=True)["url"]
     )
-    engine = create_engine(url, poolclass=NullPool, connect_args=CONNECT_ARGS)
+    engine = connect_once(url)
     with engine.connect() as connection:
         connection.execute(text("SELECT pg_advisory_lock(:lock)"), {"lock": MIGRATION_LOCK})
         connection.execute(text(f"SET lock_timeout = '{LOCK_TIMEOUT}'"))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict
 from collections.abc import Callable
 from datetime import datetime
+from time import monotonic
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -28,6 +30,9 @@ from app.shadow_log.log import ShadowLog
 from app.telemetry import LossCause, Telemetry
 
 REMEMBERED = 10_000
+LOG_PATIENCE_S = 0.5
+"""How long a request that could do without the log waits for it."""
+QUIET_S = 2.0
 
 
 class _Recent(NamedTuple):
@@ -57,6 +62,7 @@ class Records:
         self._telemetry = telemetry
         self._now = now
         self._recent: OrderedDict[UUID, _Recent] = OrderedDict()
+        self._quiet_until = 0.0
 
     async def append(self, event: Event) -> Receipt:
         """Make an event durable. Raises `JournalUnavailable` (counted) or `RequestConflict`."""
@@ -173,17 +179,23 @@ class Records:
         return {"stored": True, **document}
 
     async def report_action(self, decision_id: UUID, action: AgentAction) -> Receipt:
-        """Record the agent's own action and, the first time, compare it with the advice."""
-        recent = await self._known(decision_id)
+        """Record the agent's own action and, the first time, compare it with the advice.
+
+        Raises `UnknownDecision` only when journal and log both say so: while either is away the
+        report is taken, and `advisor verify` names it if its decision never comes.
+        """
+        await self._require(decision_id)
         report = AgentActionReport(decision_id=decision_id, recorded_at=self._now(), action=action)
         receipt = await self.append(Event.of_report(EventKind.AGENT_ACTION, report))
         if not receipt.repeated:
-            self._compare(recent, action)
+            recent = await self._comparable(decision_id)
+            if recent is not None:
+                self._compare(recent, action)
         return receipt
 
     async def report_outcome(self, decision_id: UUID, outcome: Outcome) -> Receipt:
-        """Record what became of one arm."""
-        await self._known(decision_id)
+        """Record what became of one arm. Raises as `report_action`."""
+        await self._require(decision_id)
         report = OutcomeReport(decision_id=decision_id, recorded_at=self._now(), outcome=outcome)
         return await self.append(Event.of_report(EventKind.OUTCOME, report))
 
@@ -205,13 +217,59 @@ class Records:
             " away: ask again"
         )
 
-    async def _known(self, decision_id: UUID) -> _Recent:
+    async def _require(self, decision_id: UUID) -> None:
+        """Raise `UnknownDecision` when everybody who can know says that there is no such one."""
+        if decision_id in self._recent or await self._journal.claim_of(str(decision_id)):
+            return
+        try:
+            claim = await self._earlier.claim(decision_id)
+        except ShadowLogUnavailable:
+            claim = None
+        else:
+            if claim is None and self._journal.reachable:
+                raise UnknownDecision(f"no decision has the id {decision_id}")
+        if claim is None:
+            self._telemetry.report_unchecked()
+
+    async def _comparable(self, decision_id: UUID) -> _Recent | None:
+        """What a control is compared with; None when what holds the decision is away."""
         recent = self._recent.get(decision_id)
-        return recent if recent is not None else _recent(await self.decision(decision_id))
+        if recent is not None:
+            return recent
+        payload = await self._journal.find(str(decision_id))
+        if payload is not None:
+            return _recent(Decision.from_json(orjson.loads(payload)))
+        try:
+            stored = await self._ask_log(decision_id)
+        except ShadowLogUnavailable:
+            return None
+        return None if stored is None else _recent(stored)
+
+    async def _ask_log(self, decision_id: UUID) -> Decision | None:
+        """The log's decision, when it comes soon; else `ShadowLogUnavailable`.
+
+        A question that is not answered in time goes on by itself (see `Probe`); for `QUIET_S` after
+        it no other is asked.
+        """
+        if monotonic() < self._quiet_until:
+            raise ShadowLogUnavailable("Postgres was silent a moment ago")
+        asked = asyncio.create_task(self._log.decision(decision_id))
+        done, _ = await asyncio.wait({asked}, timeout=LOG_PATIENCE_S)
+        if done:
+            return asked.result()
+        self._quiet_until = monotonic() + QUIET_S
+        asked.add_done_callback(_heard)
+        raise ShadowLogUnavailable(f"Postgres: no answer within {LOG_PATIENCE_S:g} s")
 
     def _compare(self, recent: _Recent, control: AgentAction) -> None:
         for version, approve in recent.advised:
             self._telemetry.compared(recent.candidate, version, control.decision, approve)
+
+
+def _heard(question: asyncio.Future[Any]) -> None:
+    """Nobody waits for this answer any more."""
+    if not question.cancelled():
+        question.exception()
 
 
 def _recent(decision: Decision) -> _Recent:

@@ -42,6 +42,8 @@ from app.telemetry import Telemetry
 log = structlog.get_logger()
 FURTHER_PREFIX = "shadow-"
 REFRESH_S = 0.5
+PATIENCE_S = 300.0
+"""A look may load a model, or several."""
 RETRY_S = 30.0
 """After which a version that could not be loaded is tried again: its files may have been on their
 way."""
@@ -143,12 +145,11 @@ class Serving:
             if not self._in_use[models]:
                 del self._in_use[models]
 
-    async def follow_forever(self) -> None:
-        """Serve what the aliases name, and close what is not used any more, until cancelled."""
-        while True:
-            await self._register_initial()
-            await asyncio.sleep(REFRESH_S)
-            await self.follow()
+    async def keep_up(self) -> None:
+        """Register what the start served, serve what the aliases name, and close what is not used
+        any more."""
+        await self._register_initial()
+        await self.follow()
 
     async def follow(self) -> None:
         """One look at the aliases. Without Postgres, what is served stays; at the start, it is the

@@ -198,12 +198,14 @@ async def get_decision(id: UUID, request: Request) -> Response:
         raise
 
 
+@router.head("/healthz", include_in_schema=False)
 @router.get("/healthz", summary="The process answers")
 async def healthz(request: Request) -> Response:
     instance = request.app.state.options.instance
     return Json({"status": "ok", **({"instance": instance} if instance else {})})
 
 
+@router.head("/readyz", include_in_schema=False)
 @router.get("/readyz", summary="Each dependency, and whether advice can be given and recorded")
 async def readyz(request: Request) -> Response:
     report = await request.app.state.service.readiness()

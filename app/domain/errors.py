@@ -1,7 +1,7 @@
 """The exception tree. Each leaf has one fate, named beside it.
 
 AdvisorError
-├─ InvalidRecord         422 at the API; one-line error elsewhere
+├─ InvalidRecord         422 at the API; put aside by the writer; one-line error elsewhere
 ├─ RequestConflict       409: the request id was used with other content
 ├─ UnknownDecision       404
 ├─ AnswerGone            410: the request was answered before, and the answer is not kept any more

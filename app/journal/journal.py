@@ -19,7 +19,12 @@ from typing import Any
 import structlog
 from redis.exceptions import RedisError
 
-from app.domain.errors import JournalUnavailable, RequestConflict, ShadowLogUnavailable
+from app.domain.errors import (
+    InvalidRecord,
+    JournalUnavailable,
+    RequestConflict,
+    ShadowLogUnavailable,
+)
 from app.domain.event import Event, EventKind, StateChange
 from app.journal.condition import UNTOLD
 from app.journal.consumer import Consumer, Entry
@@ -34,9 +39,10 @@ from app.journal.stream import (
     StreamJournal,
     bury_command,
     connect,
+    state_change,
 )
-from app.tasks import end
-from app.telemetry import UNOBSERVED, LossCause, Telemetry
+from app.tasks import Supervisor
+from app.telemetry import UNOBSERVED, LossCause, Task, Telemetry
 
 __all__ = ["Journal", "Receipt"]
 
@@ -91,13 +97,15 @@ class Journal:
         self._retry_s = retry_s
         self._now = now
         self._started = now()
-        self._background: asyncio.Task[None] | None = None
         self._moved: dict[Path, tuple[object, ...]] = {}
         """Segments that are in a forgetful stream already, and in which memory."""
         self.condition = UNTOLD
         """The stream's, as it was seen last."""
         self.memory: Memory | None = None
         """The stream's, as it was seen last."""
+        self._supervisor = Supervisor(telemetry)
+        self._told = ""
+        """Why the spool waits, as it was last logged."""
         self.reachable = True
         """Whether the stream answered last. While it does not, what was written to it cannot be
         found."""
@@ -116,14 +124,22 @@ class Journal:
         return self._started
 
     async def start(self) -> None:
-        """Open the spool and start draining it. Raises `JournalUnavailable` when the spool cannot
-        be used."""
-        await self._spool.open()
+        """Open the spool and start draining it. A spool that cannot be used is left aside while the
+        stream can be; /readyz says so. Raises `JournalUnavailable` when neither can be used."""
+        unusable: JournalUnavailable | None = None
+        try:
+            await self._spool.open()
+        except JournalUnavailable as error:
+            unusable = error
         try:
             await self._meet()
         except JournalUnavailable as error:
+            if unusable is not None:
+                raise unusable from error
             self._leave(error)
-        self._background = asyncio.create_task(self._look_after())
+        if unusable is not None:
+            log.error("the spool cannot be used", error=str(unusable))
+        self._supervisor.start(Task.SPOOL_DRAIN, self._look_after, every_s=self._retry_s)
 
     async def append(self, event: Event) -> Receipt:
         """Make an event durable, once.
@@ -146,8 +162,18 @@ class Journal:
         )
 
     async def get_state(self) -> StateChange | None:
-        """The live state. Raises `JournalUnavailable`."""
+        """The live state. Raises `JournalUnavailable`, or `InvalidRecord` when it cannot be
+        read."""
         return await self._stream.get_state()
+
+    async def spooled_state(self) -> StateChange | None:
+        """The newest change of state that waits on disk. Raises `JournalUnavailable`."""
+        payloads = [
+            await self._spool.find(EventKind.STATE_CHANGE, key)
+            for key in self._spool.keys(EventKind.STATE_CHANGE)
+        ]
+        changes = [state_change(payload) for payload in payloads if payload is not None]
+        return max(changes, key=lambda change: change.recorded_at, default=None)
 
     async def claim_of(self, decision_id: str) -> str | None:
         """Claim of a decision, while the journal remembers it; None also when the stream is
@@ -177,6 +203,10 @@ class Journal:
         """Events in the stream that are not in Postgres yet, and the age (s) of the oldest."""
         return await self._stream.backlog()
 
+    def failing(self) -> dict[Task, str]:
+        """Background work that is not working now, with the reason."""
+        return self._supervisor.failing()
+
     def spool_depth(self) -> int:
         """Events that wait on disk."""
         return len(self._spool)
@@ -204,8 +234,7 @@ class Journal:
 
     async def aclose(self) -> None:
         """Stop draining; what is on disk stays."""
-        if self._background is not None:
-            await end([self._background])
+        await self._supervisor.aclose()
         await self._stream.aclose()
         await self._spool.aclose()
 
@@ -254,25 +283,20 @@ class Journal:
             )
 
     async def _look_after(self) -> None:
-        """Reach the stream again when it was away, and drain, until cancelled."""
-        told = ""
-        while True:
-            await asyncio.sleep(self._retry_s)
-            try:
-                if not self.reachable:
-                    await self._meet()
-                    log.info("stream is back")
-                else:
-                    await self._look()
-                await self.drain()
-                told = ""
-            except JournalUnavailable as error:
-                reason = str(error)
-                if reason != told:  # Once for each reason, not for each attempt.
-                    log.warning("spool waits", events=len(self._spool), error=reason)
-                told = reason
-            except Exception:
-                log.exception("draining failed, it is tried again", events=len(self._spool))
+        """Reach the stream again when it was away, see whether it can be trusted, and drain."""
+        try:
+            if not self.reachable:
+                await self._meet()
+                log.info("stream is back")
+            else:
+                await self._look()
+            await self.drain()
+            self._told = ""
+        except JournalUnavailable as error:
+            reason = str(error)
+            if reason != self._told:  # Once for each reason, not for each attempt.
+                log.warning("spool waits", events=len(self._spool), error=reason)
+            self._told = reason
 
     async def _stored(self, events: Sequence[Event]) -> bool:
         try:
@@ -310,8 +334,8 @@ class StreamDrain:
     """One consumer of the group. As many may run as are needed.
 
     The sink writes a batch in one transaction and is idempotent by (kind, key). It raises
-    `ShadowLogUnavailable` or OSError when it is away; any other exception means that the batch
-    holds an event that can never be written: it is put aside, and told to `telemetry` as lost.
+    `InvalidRecord` when the batch holds an event that can never be written: that one is put aside,
+    and told to `telemetry` as lost. Whatever else it raises is no event's fault: all of them wait.
     """
 
     def __init__(
@@ -325,23 +349,30 @@ class StreamDrain:
     ) -> None:
         timeout_s = block_ms / 1000 + 5
         self._redis = connect(url, timeout_s)
-        self._stream = StreamJournal(url, timeout_s)
+        self._stream = StreamJournal(url, timeout_s, telemetry)
         self._consumer = Consumer(self._redis, EVENTS, GROUP, idle_ms=idle_ms, block_ms=block_ms)
         self._sink = sink
         self._telemetry = telemetry
+        self._outages = 0
 
     async def run(self) -> None:
         """Drain until cancelled, through outages of either server."""
-        failures = 0
-        while True:
-            try:
-                await self.step()
-                failures = 0
-            except (RedisError, OSError, JournalUnavailable, ShadowLogUnavailable) as error:
-                failures += 1
-                pause = min(0.1 * 2 ** min(failures, 10), MAX_PAUSE_S) * random.uniform(0.5, 1.0)
-                log.warning("writer waits", error=str(error), seconds=round(pause, 2))
-                await asyncio.sleep(pause)
+        supervisor = Supervisor(self._telemetry)
+        supervisor.start(Task.WRITER, self._step_or_wait)
+        try:
+            await supervisor.wait()
+        finally:
+            await supervisor.aclose()
+
+    async def _step_or_wait(self) -> None:
+        try:
+            await self.step()
+            self._outages = 0
+        except (RedisError, OSError, JournalUnavailable, ShadowLogUnavailable) as error:
+            self._outages += 1
+            pause = min(0.1 * 2 ** min(self._outages, 10), MAX_PAUSE_S) * random.uniform(0.5, 1.0)
+            log.warning("writer waits", error=str(error), seconds=round(pause, 2))
+            await asyncio.sleep(pause)
 
     async def step(self) -> int:
         """Move one batch; the number of events moved. Nothing is acknowledged when the sink is
@@ -370,9 +401,7 @@ class StreamDrain:
             # An entry that somebody deleted by hand comes without fields, and only needs to be
             # acknowledged.
             await self._sink([_event(fields) for _, fields in entries if fields])
-        except (ShadowLogUnavailable, OSError):
-            raise
-        except Exception as error:
+        except InvalidRecord as error:
             if len(entries) == 1:
                 await self._bury(entries[0], error)
                 return
@@ -382,10 +411,11 @@ class StreamDrain:
             return
         await self._consumer.done([stream_id for stream_id, _ in entries])
 
-    async def _bury(self, entry: Entry, error: Exception) -> None:
+    async def _bury(self, entry: Entry, error: InvalidRecord) -> None:
         """Keep an event that cannot be written for people to look at."""
         stream_id, fields = entry
-        reason = f"{type(error).__name__}: {error}"
+        cause = error.__cause__ or error
+        reason = f"{type(cause).__name__}: {cause}"
         log.error(
             "event refused, kept in the dead-letter stream",
             stream=DEAD,
@@ -397,5 +427,9 @@ class StreamDrain:
 
 
 def _event(fields: dict[bytes, bytes]) -> Event:
-    kind, key, claim = (fields[name].decode() for name in (b"kind", b"key", b"claim"))
-    return Event(EventKind(kind), key, claim, fields[b"payload"])
+    """Raises `InvalidRecord` when an entry is not what `StreamJournal` writes."""
+    try:
+        kind, key, claim = (fields[name].decode() for name in (b"kind", b"key", b"claim"))
+        return Event(EventKind(kind), key, claim, fields[b"payload"])
+    except (KeyError, ValueError) as error:
+        raise InvalidRecord(f"not an event: {error!r}") from error

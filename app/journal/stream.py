@@ -8,28 +8,36 @@ all of them.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+import socket
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from hashlib import sha1
+from time import monotonic
 from typing import Any, Literal, NamedTuple
 from uuid import uuid4
 from zlib import crc32
 
+import orjson
+import structlog
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError
 
-from app.domain.errors import JournalUnavailable, RequestConflict
+from app.domain.errors import InvalidRecord, JournalUnavailable, RequestConflict
 from app.domain.event import Event, EventKind, StateChange
 from app.journal.condition import UNTOLD, Condition, condition
+from app.telemetry import UNOBSERVED, Task, Telemetry
 
+log = structlog.get_logger()
 EVENTS = "advisor:events"
 DEAD = "advisor:dead"
 STATE = "advisor:state"
 MEMORY = "advisor:memory"
 KEY_TTL_S = 30 * 86_400
 MAX_BATCH = 128
+KEEPALIVE = {socket.TCP_KEEPIDLE: 5, socket.TCP_KEEPINTVL: 2, socket.TCP_KEEPCNT: 3}
+"""A host that vanished is noticed within some ten seconds also where nothing is being sent."""
 
 APPEND = """
 if ARGV[9] ~= '' and redis.call('GET', KEYS[4]) ~= ARGV[9] then return {-1, ''} end
@@ -100,6 +108,8 @@ def connect(url: str, timeout_s: float) -> Redis:
             protocol=2,
             socket_timeout=timeout_s,
             socket_connect_timeout=timeout_s,
+            socket_keepalive=True,
+            socket_keepalive_options=KEEPALIVE,
             retry=Retry(NoBackoff(), 0),
             health_check_interval=0,
         )
@@ -121,6 +131,17 @@ def unavailable(error: Exception) -> JournalUnavailable:
     )
 
 
+def state_change(document: bytes) -> StateChange:
+    """A change of state. Fields that only a newer release knows are no reason not to obey it.
+    Raises `InvalidRecord`."""
+    try:
+        fields = orjson.loads(document)
+        mine = {name: fields[name] for name in StateChange.model_fields if name in fields}
+    except (ValueError, TypeError) as error:
+        raise InvalidRecord(f"the trading state cannot be read: {error}") from error
+    return StateChange.from_json(mine)
+
+
 def idempotency_key(kind: EventKind, key: str) -> str:
     """The key under which an event is remembered."""
     return f"advisor:key:{kind.value}:{key}"
@@ -129,8 +150,9 @@ def idempotency_key(kind: EventKind, key: str) -> str:
 class GroupCommit:
     """Sends the commands that queued up during one round trip together in the next."""
 
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, redis: Redis, telemetry: Telemetry) -> None:
         self._redis = redis
+        self._telemetry = telemetry
         self._waiting: list[tuple[tuple[Any, ...], asyncio.Future[Any]]] = []
         self._sender: asyncio.Task[None] | None = None
 
@@ -164,6 +186,9 @@ class GroupCommit:
                     error if expected else ConnectionError(f"sending was abandoned: {error!r}"),
                 )
             if not expected:
+                self._telemetry.task_failed(Task.STREAM_SENDER)
+                log.error("sending was abandoned, the next command begins anew", error=repr(error))
+            if not isinstance(error, Exception):
                 raise
 
     async def aclose(self) -> None:
@@ -187,9 +212,19 @@ class StreamJournal:
     Every failure is `JournalUnavailable`; whether the command took effect is then unknown.
     """
 
-    def __init__(self, url: str, timeout_s: float = 0.5) -> None:
+    def __init__(
+        self,
+        url: str,
+        timeout_s: float = 0.5,
+        telemetry: Telemetry = UNOBSERVED,
+        *,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
+        self._clock = clock
+        self._oldest: tuple[bytes, float] = (b"", 0.0)
+        """The oldest entry, and when it was born, by this process' own clock."""
         self._redis = connect(url, timeout_s)
-        self._send = GroupCommit(self._redis)
+        self._send = GroupCommit(self._redis, telemetry)
         self._condition = UNTOLD
         self._memory = ""
 
@@ -252,13 +287,16 @@ class StreamJournal:
         return entries[0][1][b"payload"] if entries else None
 
     async def get_state(self) -> StateChange | None:
-        """The live state, or None on a new installation."""
+        """The live state, or None on a new installation. Raises also `InvalidRecord`."""
         reply = await self._run("GET", STATE)
-        return None if reply is None else StateChange.model_validate_json(reply.partition(b" ")[2])
+        return None if reply is None else state_change(reply.partition(b" ")[2])
 
     async def backlog(self) -> tuple[int, float]:
-        """Events that are not in Postgres yet, and the age (s) of the oldest by the stream's
-        clock."""
+        """Events that are not in Postgres yet, and the age (s) of the oldest.
+
+        When it is first seen as the oldest, the stream's clock says how old it is; from then on it
+        ages by this process' own clock, whatever is done to the stream's.
+        """
         length, oldest, (seconds, micros) = await asyncio.gather(
             self._run("XLEN", EVENTS),
             self._run("XRANGE", EVENTS, "-", "+", "COUNT", 1),
@@ -266,8 +304,11 @@ class StreamJournal:
         )
         if not oldest:
             return length, 0.0
-        born = int(oldest[0][0].split(b"-")[0]) / 1000
-        return length, max(int(seconds) + int(micros) / 1e6 - born, 0.0)
+        stream_id, now = oldest[0][0], self._clock()
+        if stream_id != self._oldest[0]:
+            age = int(seconds) + int(micros) / 1e6 - int(stream_id.split(b"-")[0]) / 1000
+            self._oldest = (stream_id, now - max(age, 0.0))
+        return length, now - self._oldest[1]
 
     async def ping(self) -> None:
         """Raise `JournalUnavailable` unless it answers."""
@@ -316,10 +357,10 @@ class StreamJournal:
             raise unavailable(error) from error
 
 
-def bury_command(fields: Mapping[Any, Any], reason: str) -> tuple[Any, ...]:
-    """XADD of an entry's fields to the dead-letter stream."""
+def bury_command(fields: Mapping[Any, Any], reason: str, stream: str = DEAD) -> tuple[Any, ...]:
+    """XADD of an entry's fields to a dead-letter stream."""
     flat = (part for pair in fields.items() for part in pair)
-    return ("XADD", DEAD, "*", *flat, "error", reason[:2000])
+    return ("XADD", stream, "*", *flat, "error", reason[:2000])
 
 
 def _fields(event: Event) -> dict[str, str | bytes]:

@@ -214,7 +214,7 @@ def _counts(environment: Mapping[str, str]) -> dict[str, int]:
     """Rows by table."""
 
     async def count() -> dict[str, int]:
-        log = ShadowLog.connect(environment["DATABASE_URL"])
+        log = ShadowLog.connect(environment["DATABASE_URL"], patience_s=None)
         try:
             return await log.counts()
         finally:

@@ -16,6 +16,7 @@ from sqlalchemy.dialects.postgresql import JSONB, insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.decision import Decision
+from app.domain.errors import InvalidRecord
 from app.domain.event import Event, EventKind
 from app.shadow_log import tables
 from app.shadow_log.partitions import month_of
@@ -65,12 +66,20 @@ class Batch(NamedTuple):
         """Raises `InvalidRecord` when an event does not fit its schema."""
         batch = cls([], {})
         for event in events:
-            record = event.record()
-            if isinstance(record, Decision):
-                batch.decisions.append((event, record))
-            else:
-                batch.reports.setdefault(REPORTS[event.kind], []).append(report_row(event, record))
+            try:
+                batch._add(event)
+            except InvalidRecord:
+                raise
+            except Exception as error:  # Nothing but this event's own bytes was looked at.
+                raise InvalidRecord(f"{event.kind.value} {event.key}: {error!r}") from error
         return batch
+
+    def _add(self, event: Event) -> None:
+        record = event.record()
+        if isinstance(record, Decision):
+            self.decisions.append((event, record))
+        else:
+            self.reports.setdefault(REPORTS[event.kind], []).append(report_row(event, record))
 
     @property
     def months(self) -> set[str]:

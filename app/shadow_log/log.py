@@ -17,6 +17,7 @@ from sqlalchemy import (
     Text,
     Uuid,
     any_,
+    exists,
     func,
     insert,
     literal,
@@ -33,7 +34,13 @@ from app.domain.event import Event, EventKind, StateChange
 from app.domain.manifest import ModelManifest
 from app.shadow_log import partitions, tables
 from app.shadow_log.append import REPORTS, Appended, Batch, append
-from app.shadow_log.database import NO_SCHEMA, connect, translated_errors
+from app.shadow_log.database import (
+    NO_SCHEMA,
+    PATIENCE_S,
+    connect,
+    faults_of_values,
+    translated_errors,
+)
 from app.shadow_log.rows import Row, assemble, plain
 
 NOTHING = "none"
@@ -55,9 +62,10 @@ class ShadowLog:
         self.engine = engine
 
     @classmethod
-    def connect(cls, url: str) -> Self:
-        """A log at a SQLAlchemy or libpq URL. Connects when first used."""
-        return cls(connect(url))
+    def connect(cls, url: str, *, patience_s: float | None = PATIENCE_S) -> Self:
+        """A log at a SQLAlchemy or libpq URL. Connects when first used. A server that is silent for
+        `patience_s` counts as away; None waits for as long as the connection lives."""
+        return cls(connect(url, patience_s=patience_s))
 
     async def append(self, events: Sequence[Event]) -> Appended:
         """Write a batch in one transaction; what is there already stays as it is.
@@ -65,18 +73,19 @@ class ShadowLog:
         Raises
         ------
         ShadowLogUnavailable : nothing was written; try again later.
-        InvalidRecord, or another error : an event of the batch can never be written, so nothing
-            was.
+        InvalidRecord : an event of the batch can never be written, so nothing was.
         """
         batch = Batch.of(events)
         while True:
             async with self._transaction() as connection:
-                missing = await partitions.missing_months(connection, batch.months)
-                if not missing:
-                    return await append(connection, batch)
+                with faults_of_values():
+                    missing = await partitions.missing_months(connection, batch.months)
+                    if not missing:
+                        return await append(connection, batch)
             for month in missing:
                 async with self._transaction() as connection:
-                    await partitions.make_month(connection, month)
+                    with faults_of_values():
+                        await partitions.make_month(connection, month)
 
     async def claim(self, decision_id: UUID) -> str | None:
         """Hash of the request that is stored under this id, also after its month was dropped."""
@@ -143,6 +152,11 @@ class ShadowLog:
         columns = (changes.recorded_at, changes.state, changes.reason, changes.changed_by)
         rows = await self._rows(select(*columns).order_by(changes.recorded_at.desc()).limit(1))
         return StateChange.from_json(rows[0]) if rows else None
+
+    async def holds_decisions(self) -> bool:
+        """Whether any decision was ever recorded."""
+        async with self._transaction() as connection:
+            return await connection.scalar(select(exists(tables.decision_keys.select()))) or False
 
     async def register_model(self, manifest: ModelManifest) -> None:
         """Make a version known. Raises `ManifestMismatch` when its name is taken by another

@@ -82,7 +82,7 @@ Progress = Callable[[int, int], None]
 
 async def verify_log(url: str, progress: Progress = lambda done, total: None) -> VerifyReport:
     """Check the whole log at a URL. Raises `ShadowLogUnavailable`."""
-    engine = connect(url)
+    engine = connect(url, patience_s=None)
     try:
         return await verify(engine, progress)
     finally:

@@ -11,7 +11,7 @@ from prometheus_client import generate_latest
 from app.domain.case import TradingState
 from app.domain.decision import Role
 from app.metrics import ANSWERS, MAX_SYMBOLS, Metrics
-from app.telemetry import Dependency, LossCause, Stage, Telemetry
+from app.telemetry import Dependency, LossCause, Stage, Task, Telemetry
 from tests import builders as build
 
 
@@ -95,6 +95,9 @@ OBSERVATIONS: dict[str, tuple[object, ...]] = {
     "limits_refused": (),
     "state_entered": (TradingState.HALTED,),
     "dependency_seen": (Dependency.VALKEY, True),
+    "report_unchecked": (),
+    "task_works": (Task.CONTROLS, True),
+    "task_failed": (Task.CONTROLS,),
 }
 
 

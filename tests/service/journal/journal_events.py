@@ -38,12 +38,12 @@ def keys_in_stream(url: str) -> list[str]:
         return [fields[b"key"].decode() for _, fields in _entries(connection, EVENTS)]
 
 
-def dead_letters(url: str) -> list[dict[str, str]]:
+def dead_letters(url: str, stream: str = DEAD) -> list[dict[str, str]]:
     """What was put aside, in order."""
     with client(url) as connection:
         return [
-            {name.decode(): value.decode() for name, value in fields.items()}
-            for _, fields in _entries(connection, DEAD)
+            {name.decode(): value.decode(errors="replace") for name, value in fields.items()}
+            for _, fields in _entries(connection, stream)
         ]
 
 

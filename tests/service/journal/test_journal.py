@@ -20,10 +20,11 @@ from app.domain.case import TradingState
 from app.domain.errors import JournalUnavailable, RequestConflict
 from app.domain.event import Event, EventKind, StateChange
 from app.journal.journal import Journal
+from app.journal.segment import SUFFIX
 from app.journal.spool import Spool
 from app.journal.stream import StreamJournal
 from app.local.servers import EmbeddedValkey
-from app.telemetry import UNOBSERVED, Telemetry
+from app.telemetry import UNOBSERVED, Task, Telemetry
 from tests.service.journal.journal_events import client, dead_letters, event, keys_in_stream
 from tests.service.running import until
 from tests.telemetry import Told
@@ -401,10 +402,11 @@ async def test_an_event_that_cannot_be_read_again_keeps_its_segment_and_is_told(
 
             async def told_twice() -> bool:
                 return [log["event"] for log in logs].count(
-                    "draining failed, it is tried again"
+                    "background task failed, it is tried again"
                 ) >= 2
 
             await until(told_twice)
+            assert "InvalidRecord" in journal.failing()[Task.SPOOL_DRAIN]
             assert journal.spool_depth() == 1
             assert (await journal.append(event("one"))).target == "stream"
 
@@ -413,3 +415,17 @@ async def test_a_journal_that_was_never_started_closes(valkey_url: str, tmp_path
     journal = Journal(StreamJournal(valkey_url), Spool(tmp_path, 1 << 20))
     await journal.aclose()
     assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_spool_that_cannot_be_used_keeps_nobody_from_starting_while_the_stream_is_up(
+    server: EmbeddedValkey, tmp_path: Path
+) -> None:
+    orphan = tmp_path / "spool" / f"00000000000000000001-dead{SUFFIX}"
+    orphan.mkdir(parents=True)  # Neither readable nor writable as a file, also for root.
+    async with started(server.url, tmp_path / "spool") as journal:
+        assert (await journal.append(event("one"))).target == "stream"
+    server.kill()
+    journal = Journal(StreamJournal(server.url), Spool(tmp_path / "spool", 1 << 20))
+    with pytest.raises(JournalUnavailable, match="spool"):
+        await journal.start()
+    await journal.aclose()

@@ -14,7 +14,7 @@ import psycopg
 import pytest
 from redis.exceptions import ResponseError
 
-from app.domain.errors import ShadowLogUnavailable
+from app.domain.errors import InvalidRecord, ShadowLogUnavailable
 from app.domain.event import Event
 from app.journal.journal import GROUP, StreamDrain
 from app.journal.stream import EVENTS, StreamJournal
@@ -40,7 +40,7 @@ class Sink:
             raise ShadowLogUnavailable("Postgres is away")
         for each in events:
             if each.key in self.poison:
-                raise KeyError(f"{each.key} does not fit")
+                raise InvalidRecord(f"{each.key} does not fit")
         for each in events:
             self.deliveries[each.key] += 1
             self.rows.setdefault(each.key, each)
@@ -117,7 +117,7 @@ async def test_poison_is_put_aside_with_its_reason_and_the_others_pass(valkey_ur
     assert list(sink.rows) == [each.key for each in events if each.key not in poison]
     letters = dead_letters(valkey_url)
     assert [letter["key"] for letter in letters] == poison
-    assert letters[1]["error"] == f"KeyError: '{poison[1]} does not fit'"
+    assert letters[1]["error"] == f"InvalidRecord: {poison[1]} does not fit"
     assert letters[1]["payload"] == events[17].payload.decode()
     assert told.losses == {"rejected_by_database": 4}
     assert keys_in_stream(valkey_url) == []
