@@ -202,7 +202,9 @@ class Spool:
         missing = [
             path for path in (self._directory, *self._directory.parents) if not path.exists()
         ]
-        self._directory.mkdir(parents=True, exist_ok=True)
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if self._directory.stat().st_uid == os.geteuid():
+            self._directory.chmod(0o700)  # It was made for everybody once.
         for path in missing:
             sync_directory(path.parent)
         return self._adopt()
