@@ -207,7 +207,7 @@ class Batcher:
                 for question in (question for questions in batch for question in questions):
                     if not question.answer.done():
                         question.answer.set_exception(error)
-                if not batch:
+                if not batch and self._rationales:
                     self._finish(self._rationales[0], None)
 
     def _next_batch(self) -> list[list[Question]]:
