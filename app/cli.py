@@ -114,6 +114,7 @@ def verify(
             )
         )
     say(report.summary())
+    say(report.chain_summary())
     for finding in report.findings[:sample]:
         say(f"  {finding}")
     raise typer.Exit(1 if report.findings else 0)

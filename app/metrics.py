@@ -109,6 +109,9 @@ class Metrics:
         self.losses = counter(
             "losses_total", "What could not be kept, or was refused at the end", "cause"
         )
+        self.missing = gauge(
+            "events_missing", "Numbered events that should be in Postgres and are not (writer)"
+        )
         self.writer_rows = counter("writer_rows_total", "Rows written to Postgres", "table")
         self.writer_batch = histogram("writer_batch_seconds", "One batch, read to acknowledged")
         self.writer_commit = gauge(
@@ -279,6 +282,9 @@ class Metrics:
         self.writer_commit.set(time())
         for table, number in rows.items():
             self.writer_rows.labels(table).inc(number)
+
+    def events_missing(self, events: int) -> None:
+        self.missing.set(events)
 
     def prompts_wait(self, prompts: int) -> None:
         self.queue_depth.set(prompts)

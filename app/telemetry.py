@@ -51,6 +51,8 @@ class Task(StrEnum):
     REQUESTS = "requests"
     SPOOL_DRAIN = "spool_drain"
     WRITER = "writer"
+    HEADS = "heads"
+    CHAIN_WATCH = "chain_watch"
     STREAM_SENDER = "stream_sender"
     SPOOL_WRITER = "spool_writer"
     POLICY_BATCHER = "policy_batcher"
@@ -89,6 +91,9 @@ class Telemetry(Protocol):
 
     def written(self, rows: Mapping[str, int], seconds: float) -> None:
         """The writer committed one batch: rows by table."""
+
+    def events_missing(self, events: int) -> None:
+        """Numbered events that should be in Postgres and are not."""
 
     def prompts_wait(self, prompts: int) -> None:
         """Prompts that wait for a model."""
@@ -140,6 +145,7 @@ class Unobserved:
     def spool_holds(self, events: int) -> None: ...
     def stream_seen(self, durable: bool | None, memory: float, since: datetime) -> None: ...
     def written(self, rows: Mapping[str, int], seconds: float) -> None: ...
+    def events_missing(self, events: int) -> None: ...
     def prompts_wait(self, prompts: int) -> None: ...
     def batch_read(self, prompts: int) -> None: ...
     def labels_read(self, mass: float) -> None: ...

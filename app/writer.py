@@ -11,15 +11,17 @@ from time import perf_counter
 import structlog
 from prometheus_client import start_http_server
 
-from app.domain.event import Event
+from app.domain.errors import JournalUnavailable, ShadowLogUnavailable
+from app.domain.event import Entry
 from app.journal.journal import StreamDrain
 from app.metrics import Metrics
 from app.settings import Settings, SettingsError
 from app.shadow_log.log import ShadowLog
-from app.tasks import end
-from app.telemetry import LossCause, Telemetry
+from app.tasks import Supervisor, end
+from app.telemetry import LossCause, Task, Telemetry
 
 log = structlog.get_logger()
+WATCH_S = 2.0
 
 
 class Writer:
@@ -28,25 +30,54 @@ class Writer:
     def __init__(self, redis_url: str, shadow_log: ShadowLog, telemetry: Telemetry) -> None:
         self._shadow_log = shadow_log
         self._telemetry = telemetry
+        self._missing = 0
         self._drain = StreamDrain(redis_url, self._write, telemetry)
 
     async def run(self) -> None:
-        """Drain until cancelled."""
+        """Drain until cancelled, and count what is missing."""
+        supervisor = Supervisor(self._telemetry)
+        supervisor.start(Task.CHAIN_WATCH, self._watch_on, every_s=WATCH_S)
         try:
             await self._drain.run()
         finally:
+            await supervisor.aclose()
             await self._drain.aclose()
             await self._shadow_log.aclose()
 
-    async def _write(self, events: Sequence[Event]) -> None:
+    async def _write(self, events: Sequence[Entry]) -> None:
         begin = perf_counter()
         appended = await self._shadow_log.append(events)
         self._telemetry.written(appended.inserted, perf_counter() - begin)
         if appended.conflicts:
             self._telemetry.lost(LossCause.DUPLICATE_CONFLICT, len(appended.conflicts))
             log.error(
-                "answered twice with other content, the first is kept", decisions=appended.conflicts
+                "answered twice with other content, the second is put aside",
+                decisions=appended.conflicts,
             )
+
+    async def watch(self) -> int:
+        """How many numbered events are missing. What a producer tells counts when the stream was
+        found empty after it was told: what it names was then written, or is lost.
+
+        Raises
+        ------
+        ShadowLogUnavailable, JournalUnavailable : either server is away.
+        """
+        told = await self._shadow_log.heads()
+        if await self._drain.backlog() > 0:
+            told = {}
+        missing = await self._shadow_log.missing_events(told)
+        self._telemetry.events_missing(missing)
+        return missing
+
+    async def _watch_on(self) -> None:
+        try:
+            missing = await self.watch()
+        except (JournalUnavailable, ShadowLogUnavailable):
+            return  # An outage, which others tell: it is counted afterwards.
+        if missing > self._missing:
+            log.error("events are missing; `advisor verify` names them", events=missing)
+        self._missing = missing
 
 
 async def run_writer(settings: Settings) -> None:

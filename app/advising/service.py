@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic
@@ -37,6 +38,7 @@ ASYNC_DEADLINE_S = 30.0
 ACCEPTED_PATIENCE_S = 10 * ASYNC_DEADLINE_S
 """A round decides up to eight requests, one after the other."""
 RETRY_S = 1.0
+HEAD_S = 5.0
 
 
 def wall_clock() -> datetime:
@@ -81,6 +83,7 @@ class Service:
         self._supervisor = Supervisor(telemetry)
         self._told = ""
         """Why accepted requests wait, as it was last logged."""
+        self._told_head: tuple[str, int] | None = None
 
     def _judge_at(self, scenario: Scenario) -> datetime:
         return self.now() if self.by_wall_clock else scenario.as_of
@@ -105,11 +108,13 @@ class Service:
             every_s=serving.REFRESH_S,
             patience_s=serving.PATIENCE_S,
         )
+        start(Task.HEADS, self._tell_head, every_s=HEAD_S)
         start(Task.REQUESTS, self._serve_accepted, patience_s=ACCEPTED_PATIENCE_S)
 
     async def aclose(self) -> None:
         """Stop the background work, then the models, then the connections."""
         await self._supervisor.aclose()
+        await self._tell_head()
         for probe in (self._postgres, self._valkey, self._spool):
             await probe.aclose()
         await self.serving.aclose()
@@ -183,6 +188,15 @@ class Service:
             return
         self.telemetry.stream_holds(events, oldest_s)
         self.telemetry.dependency_seen(Dependency.VALKEY, True)
+
+    async def _tell_head(self) -> None:
+        """Tell Postgres, past the queue server, up to which number this process' events are
+        durable; later, of more events, when it is away."""
+        numbered = self.journal.numbered()
+        if numbered is not None and numbered != self._told_head and numbered[1] > 0:
+            with suppress(ShadowLogUnavailable):
+                await self.shadow_log.note_head(*numbered)
+                self._told_head = numbered
 
     async def _serve_accepted(self) -> None:
         """Decide what was accepted asynchronously; an entry is done when its decision is

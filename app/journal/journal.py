@@ -19,15 +19,18 @@ from typing import Any
 import structlog
 from redis.exceptions import RedisError
 
+from app.domain.canonical import digest
 from app.domain.errors import (
     InvalidRecord,
     JournalUnavailable,
     RequestConflict,
     ShadowLogUnavailable,
 )
-from app.domain.event import Event, EventKind, StateChange
+from app.domain.event import Aside, Entry, Event, EventKind, StateChange
+from app.domain.link import Fate, Link, Linked, Producer
+from app.journal import consumer
 from app.journal.condition import UNTOLD
-from app.journal.consumer import Consumer, Entry
+from app.journal.consumer import Consumer
 from app.journal.segment import Segment
 from app.journal.spool import Spool
 from app.journal.stream import (
@@ -39,6 +42,7 @@ from app.journal.stream import (
     StreamJournal,
     bury_command,
     connect,
+    entry_of,
     state_change,
 )
 from app.tasks import Supervisor
@@ -55,7 +59,7 @@ BLOCK_MS = 500
 IDLE_MS = 30_000
 MAX_PAUSE_S = 10.0
 
-Sink = Callable[[Sequence[Event]], Awaitable[None]]
+Sink = Callable[[Sequence[Entry]], Awaitable[None]]
 Holds = Callable[[Sequence[Event]], Awaitable[bool]]
 
 
@@ -78,6 +82,9 @@ class Journal:
     The same task looks at the stream's condition. While the stream may forget what it confirms,
     events go to both, the stream for its one key space and the spool for its disk, and stay in the
     spool until `holds` says that the shadow log has them.
+
+    Every event gets a number and the hash of the one before it (`app/domain/link.py`). A number
+    whose event came to nothing is withdrawn, so that a gap means a loss and nothing else.
     """
 
     def __init__(
@@ -97,6 +104,9 @@ class Journal:
         self._retry_s = retry_s
         self._now = now
         self._started = now()
+        self._producer = Producer()
+        self._unsettled: dict[int, Linked] = {}
+        self._unused: dict[int, bool] = {}
         self._moved: dict[Path, tuple[object, ...]] = {}
         """Segments that are in a forgetful stream already, and in which memory."""
         self.condition = UNTOLD
@@ -152,13 +162,13 @@ class Journal:
         RequestConflict : the key is known with another claim.
         JournalUnavailable : neither stream nor spool took it.
         """
-        return await self._append(event, lambda: self._stream.append(event))
+        return await self._append(event, self._stream.append)
 
     async def set_state(self, change: StateChange) -> Receipt:
         """Record a change of state and make it the live one for all replicas (when drained, if
         spooled)."""
         return await self._append(
-            Event.of_state_change(change), lambda: self._stream.set_state(change)
+            Event.of_state_change(change), lambda event: self._stream.set_state(change, event.link)
         )
 
     async def get_state(self) -> StateChange | None:
@@ -211,6 +221,13 @@ class Journal:
         """Events that wait on disk."""
         return len(self._spool)
 
+    def numbered(self) -> tuple[str, int] | None:
+        """The name under which this process numbers its events, and up to which number each of
+        them is in the stream, or was; None while some wait on disk."""
+        if len(self._spool):
+            return None
+        return self._producer.name, min(self._unsettled, default=self._producer.seq + 1) - 1
+
     async def ping(self) -> None:
         """Raise `JournalUnavailable` unless the stream answers."""
         await self._stream.ping()
@@ -220,7 +237,11 @@ class Journal:
         await self._spool.probe()
 
     async def drain(self) -> None:
-        """Move the spool into the stream, in order; a segment goes when all of it is there."""
+        """Move the spool into the stream, in order; a segment goes when all of it is there. Numbers
+        that came to nothing are withdrawn."""
+        for seq in list(self._unused):
+            await self._stream.void(self._unsettled[seq]._replace(fate=Fate.WITHDRAWN))
+            del self._unused[seq], self._unsettled[seq]
         for segment in await self._spool.segments():
             events = await self._spool.events(segment)
             if self.durable is False and not await self._stored(events):
@@ -239,20 +260,58 @@ class Journal:
         await self._spool.aclose()
 
     async def _append(
-        self, event: Event, to_stream: Callable[[], Coroutine[Any, Any, Receipt]]
+        self, event: Event, to_stream: Callable[[Event], Coroutine[Any, Any, Receipt]]
     ) -> Receipt:
-        if self.reachable and self._spool.claim(event.kind, event.key) is None:
-            try:
-                receipt = await to_stream()
-            except JournalUnavailable as error:
-                self._leave(error)
-                if isinstance(error, MemoryReplaced) and event.kind is EventKind.DECISION:
-                    # Whether its id is known was asked before: ask again.
-                    raise JournalUnavailable(str(error)) from error
-            else:
-                if receipt.repeated or self.durable is not False:
-                    return receipt
-        return Receipt("spool", await self._spool.append(event))
+        if self._spool.claim(event.kind, event.key) is not None:
+            return Receipt("spool", await self._spool.append(event))
+        hashes = (event.kind.value, event.key, event.claim, digest(event.payload))
+        linked = self._producer.link(*hashes)
+        self._unsettled[linked.seq] = linked
+        event = event._replace(link=Link(linked.producer, linked.seq, linked.previous))
+        sent = False
+        try:
+            if self.reachable:
+                sent = True
+                try:
+                    receipt = await to_stream(event)
+                except RequestConflict:
+                    del self._unsettled[linked.seq]  # The stream has its link.
+                    raise
+                except JournalUnavailable as error:
+                    self._leave(error)
+                    if isinstance(error, MemoryReplaced):
+                        sent = False
+                        if event.kind is EventKind.DECISION:
+                            # Whether its id is known was asked before: ask again.
+                            raise JournalUnavailable(str(error)) from error
+                else:
+                    if receipt.repeated or self.durable is not False:
+                        return self._settled(linked, receipt)
+            repeated = await self._spool.append(event)
+        except BaseException as error:
+            # A caller who was cancelled does not know: its event may be in the stream, or on disk.
+            refused = isinstance(error, RequestConflict | JournalUnavailable)
+            self._withdraw(linked, unseen=refused and not sent)
+            raise
+        if repeated:
+            self._withdraw(linked, unseen=not sent)
+            return Receipt("spool", repeated)
+        return self._settled(linked, Receipt("spool", repeated))
+
+    def _settled(self, linked: Linked, receipt: Receipt) -> Receipt:
+        del self._unsettled[linked.seq]
+        return receipt
+
+    def _withdraw(self, linked: Linked, *, unseen: bool) -> None:
+        """A number came to nothing. The newest ones that nobody has seen are given again; the
+        others are withdrawn with the next drain."""
+        if linked.seq not in self._unsettled:
+            return
+        self._unused[linked.seq] = unseen
+        while self._unused.get(self._producer.seq):
+            seq = self._producer.seq
+            self._producer.take_back(self._unsettled.pop(seq))
+            del self._unused[seq]
 
     def _leave(self, error: JournalUnavailable) -> None:
         if self.reachable:
@@ -389,18 +448,22 @@ class StreamDrain:
         self._telemetry.stream_holds(*await self._stream.backlog())
         return len(entries)
 
+    async def backlog(self) -> int:
+        """Events in the stream."""
+        return (await self._stream.backlog())[0]
+
     async def aclose(self) -> None:
         """Close the connections; unacknowledged entries go to another writer."""
         await self._redis.aclose()
         await self._stream.aclose()
 
-    async def _deliver(self, entries: Sequence[Entry]) -> None:
+    async def _deliver(self, entries: Sequence[consumer.Entry]) -> None:
         """Write a batch; when the sink refuses it, halve it until the event at fault stands
         alone."""
         try:
             # An entry that somebody deleted by hand comes without fields, and only needs to be
             # acknowledged.
-            await self._sink([_event(fields) for _, fields in entries if fields])
+            await self._sink([entry_of(fields) for _, fields in entries if fields])
         except InvalidRecord as error:
             if len(entries) == 1:
                 await self._bury(entries[0], error)
@@ -411,11 +474,18 @@ class StreamDrain:
             return
         await self._consumer.done([stream_id for stream_id, _ in entries])
 
-    async def _bury(self, entry: Entry, error: InvalidRecord) -> None:
-        """Keep an event that cannot be written for people to look at."""
+    async def _bury(self, entry: consumer.Entry, error: InvalidRecord) -> None:
+        """Keep an event that cannot be written for people to look at, in the log's `put_aside`
+        where the log takes it."""
         stream_id, fields = entry
         cause = error.__cause__ or error
         reason = f"{type(cause).__name__}: {cause}"
+        try:
+            event = entry_of(fields)
+            if isinstance(event, Event):
+                await self._sink([Aside(event, reason)])
+        except InvalidRecord as refusal:
+            log.warning("not even put aside", error=str(refusal))
         log.error(
             "event refused, kept in the dead-letter stream",
             stream=DEAD,
@@ -424,12 +494,3 @@ class StreamDrain:
         )
         await self._consumer.done([stream_id], *bury_command(fields, reason))
         self._telemetry.lost(LossCause.REJECTED_BY_DATABASE)
-
-
-def _event(fields: dict[bytes, bytes]) -> Event:
-    """Raises `InvalidRecord` when an entry is not what `StreamJournal` writes."""
-    try:
-        kind, key, claim = (fields[name].decode() for name in (b"kind", b"key", b"claim"))
-        return Event(EventKind(kind), key, claim, fields[b"payload"])
-    except (KeyError, ValueError) as error:
-        raise InvalidRecord(f"not an event: {error!r}") from error

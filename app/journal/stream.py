@@ -24,8 +24,10 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError
 
+from app.domain.canonical import digest
 from app.domain.errors import InvalidRecord, JournalUnavailable, RequestConflict
-from app.domain.event import Event, EventKind, StateChange
+from app.domain.event import Aside, Entry, Event, EventKind, StateChange
+from app.domain.link import Fate, Link, Linked
 from app.journal.condition import UNTOLD, Condition, condition
 from app.telemetry import UNOBSERVED, Task, Telemetry
 
@@ -42,9 +44,29 @@ KEEPALIVE = {socket.TCP_KEEPIDLE: 5, socket.TCP_KEEPINTVL: 2, socket.TCP_KEEPCNT
 APPEND = """
 if ARGV[9] ~= '' and redis.call('GET', KEYS[4]) ~= ARGV[9] then return {-1, ''} end
 local known = redis.call('GET', KEYS[1])
-if known then return {0, known} end
-local id = redis.call('XADD', KEYS[2], '*',
-    'kind', ARGV[1], 'key', ARGV[2], 'claim', ARGV[3], 'payload', ARGV[4])
+local entry = {'kind', ARGV[1], 'key', ARGV[2], 'claim', ARGV[3]}
+local function add(name, value)
+    entry[#entry + 1] = name
+    entry[#entry + 1] = value
+end
+if ARGV[10] ~= '' then
+    add('producer', ARGV[10]) add('seq', ARGV[11]) add('previous', ARGV[12])
+end
+local function same(id)
+    local there = redis.call('XRANGE', KEYS[2], id, id)[1]
+    local of = {}
+    for i = 1, there and #there[2] or 0, 2 do of[there[2][i]] = there[2][i + 1] end
+    return of['producer'] == ARGV[10] and of['seq'] == ARGV[11]
+end
+if known then
+    if ARGV[10] ~= '' and not same(string.match(known, '[^|]*$')) then
+        add('digest', ARGV[13]) add('fate', 'repeat')
+        redis.call('XADD', KEYS[2], '*', unpack(entry))
+    end
+    return {0, known}
+end
+add('payload', ARGV[4])
+local id = redis.call('XADD', KEYS[2], '*', unpack(entry))
 local value = ARGV[3] .. '|' .. ARGV[5] .. '|' .. id
 redis.call('SET', KEYS[1], value, 'EX', ARGV[6])
 if ARGV[7] ~= '' then
@@ -56,7 +78,8 @@ end
 return {1, value}
 """
 """Keys: idempotency key, stream, state, memory. Returns {1, value} when new, {0, value} when known;
-see `Known`; {-1, ''} when the memory is not the one that the caller knows."""
+see `Known`; {-1, ''} when the memory is not the one that the caller knows. A numbered event whose
+key is known leaves its link, so that no number is missing, unless it is itself what is known."""
 JOIN = """
 redis.call('SET', KEYS[1], ARGV[1], 'NX')
 return redis.call('GET', KEYS[1])
@@ -242,9 +265,10 @@ class StreamJournal:
         _require_same_claim(event, known)
         return Receipt("stream", repeated=not new)
 
-    async def set_state(self, change: StateChange) -> Receipt:
+    async def set_state(self, change: StateChange, link: Link | None = None) -> Receipt:
         """Record a change of state and make it the live one, in one step."""
-        new, _ = await self._append(Event.of_state_change(change), _state_value(change), "always")
+        event = Event.of_state_change(change)._replace(link=link)
+        new, _ = await self._append(event, _state_value(change), "always")
         return Receipt("stream", repeated=not new)
 
     async def restore(self, event: Event) -> None:
@@ -269,9 +293,19 @@ class StreamJournal:
             )
 
     async def bury(self, event: Event, reason: str) -> None:
-        """Keep an event that cannot be recorded in the dead-letter stream, for people to look
-        at."""
-        await self._run(*bury_command(_fields(event), reason))
+        """Keep an event that cannot be recorded: in the log's `put_aside`, by way of the stream,
+        and in the dead-letter stream, for people to look at."""
+        fields = _fields(event)
+        aside = (part for pair in fields.items() for part in pair)
+        await self._run("XADD", EVENTS, "*", *aside, "fate", "aside", "reason", reason[:2000])
+        await self._run(*bury_command(fields, reason))
+
+    async def void(self, linked: Linked) -> None:
+        """Leave a link in the stream whose event is not to come."""
+        names = {"payload": "digest"}
+        fields = linked._asdict() | {"fate": linked.fate.value}
+        flat = (part for name, value in fields.items() for part in (names.get(name, name), value))
+        await self._run("XADD", EVENTS, "*", *flat)
 
     async def known(self, kind: EventKind, key: str) -> Known | None:
         """What is remembered under a key, or None."""
@@ -334,10 +368,9 @@ class StreamJournal:
 
     async def _append(self, event: Event, state: str = "", when: str = "") -> tuple[bool, Known]:
         keys = (idempotency_key(event.kind, event.key), EVENTS, STATE, MEMORY)
-        values = (
-            *(*_fields(event).values(), _checksum(event), KEY_TTL_S, state, when),
-            self._memory,
-        )
+        body = (event.kind.value, event.key, event.claim, event.payload)
+        link = (*event.link, digest(event.payload)) if event.link else ("", "", "", "")
+        values = (*body, _checksum(event), KEY_TTL_S, state, when, self._memory, *link)
         try:
             new, value = await self._send("EVALSHA", APPEND_SHA, len(keys), *keys, *values)
         except NoScriptError:  # The server is new, or was restarted.
@@ -363,13 +396,38 @@ def bury_command(fields: Mapping[Any, Any], reason: str, stream: str = DEAD) -> 
     return ("XADD", stream, "*", *flat, "error", reason[:2000])
 
 
-def _fields(event: Event) -> dict[str, str | bytes]:
-    return {
+def _fields(event: Event) -> dict[str, str | bytes | int]:
+    fields: dict[str, str | bytes | int] = {
         "kind": event.kind.value,
         "key": event.key,
         "claim": event.claim,
         "payload": event.payload,
     }
+    return fields if event.link is None else fields | event.link._asdict()
+
+
+def entry_of(fields: Mapping[bytes, bytes]) -> Entry:
+    """What an entry of the stream says. Raises `InvalidRecord` when it says nothing that anybody
+    knows."""
+    try:
+        return _entry_of(fields)
+    except (KeyError, ValueError) as error:
+        raise InvalidRecord(f"not an event: {error!r}") from error
+
+
+def _entry_of(fields: Mapping[bytes, bytes]) -> Entry:
+    text = {name.decode(): value for name, value in fields.items() if name != b"payload"}
+    kind, key, claim = (text[name].decode() for name in ("kind", "key", "claim"))
+    link = None
+    if "producer" in text:
+        link = Link(text["producer"].decode(), int(text["seq"]), text["previous"].decode())
+    fate = Fate(text["fate"].decode()) if "fate" in text else Fate.EVENT
+    if fate in (Fate.REPEAT, Fate.WITHDRAWN):
+        if link is None:
+            raise ValueError("a link without its number")
+        return Linked(*link, kind, key, claim, text["digest"].decode(), fate)
+    event = Event(EventKind(kind), key, claim, fields[b"payload"], link)
+    return Aside(event, text["reason"].decode()) if fate is Fate.ASIDE else event
 
 
 def _checksum(event: Event) -> str:

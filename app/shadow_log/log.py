@@ -3,7 +3,8 @@ package."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any, NamedTuple, Self
@@ -25,14 +26,16 @@ from sqlalchemy import (
     select,
     table,
 )
+from sqlalchemy import Row as SqlRow
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app.domain.decision import Decision
 from app.domain.errors import ManifestMismatch, ShadowLogUnavailable
-from app.domain.event import Event, EventKind, StateChange
+from app.domain.event import Entry, Event, EventKind, StateChange
+from app.domain.link import Producer
 from app.domain.manifest import ModelManifest
-from app.shadow_log import partitions, tables
+from app.shadow_log import links, partitions, tables
 from app.shadow_log.append import REPORTS, Appended, Batch, append
 from app.shadow_log.database import (
     NO_SCHEMA,
@@ -41,7 +44,7 @@ from app.shadow_log.database import (
     faults_of_values,
     translated_errors,
 )
-from app.shadow_log.rows import Row, assemble, plain
+from app.shadow_log.rows import Row, assemble, plain, row_hash
 
 NOTHING = "none"
 """What an alias is moved to when it shall name no version any more; moves are never deleted."""
@@ -60,6 +63,9 @@ class ShadowLog:
 
     def __init__(self, engine: AsyncEngine) -> None:
         self.engine = engine
+        self._own = Producer()
+        self._linking_one = asyncio.Lock()
+        self._watch = links.Watch()
 
     @classmethod
     def connect(cls, url: str, *, patience_s: float | None = PATIENCE_S) -> Self:
@@ -67,7 +73,7 @@ class ShadowLog:
         `patience_s` counts as away; None waits for as long as the connection lives."""
         return cls(connect(url, patience_s=patience_s))
 
-    async def append(self, events: Sequence[Event]) -> Appended:
+    async def append(self, events: Sequence[Entry]) -> Appended:
         """Write a batch in one transaction; what is there already stays as it is.
 
         Raises
@@ -77,11 +83,11 @@ class ShadowLog:
         """
         batch = Batch.of(events)
         while True:
-            async with self._transaction() as connection:
+            async with self._linking() as connection:
                 with faults_of_values():
                     missing = await partitions.missing_months(connection, batch.months)
                     if not missing:
-                        return await append(connection, batch)
+                        return await append(connection, batch, self._own)
             for month in missing:
                 async with self._transaction() as connection:
                     with faults_of_values():
@@ -166,10 +172,14 @@ class ShadowLog:
             "manifest_hash": manifest.hash(),
             "manifest": manifest.as_json(),
         }
-        async with self._transaction() as connection:
-            await connection.execute(
-                upsert(tables.model_versions).values(row).on_conflict_do_nothing()
+        async with self._linking() as connection:
+            added = await connection.execute(
+                upsert(tables.model_versions)
+                .values(row)
+                .on_conflict_do_nothing()
+                .returning(tables.model_versions)
             )
+            await self._link_rows(connection, "model", added.all())
             known = await _manifest_hash(connection, manifest.model_version)
         if known != row["manifest_hash"]:
             raise ManifestMismatch(
@@ -217,12 +227,15 @@ class ShadowLog:
         """Move an alias, to a version or to `NOTHING`; every move is kept. Raises
         `ManifestMismatch` when the version is not registered."""
         row = {"alias": alias, "model_version": model_version, "reason": reason, "changed_by": by}
-        async with self._transaction() as connection:
+        async with self._linking() as connection:
             if model_version != NOTHING and await _manifest_hash(connection, model_version) is None:
                 raise ManifestMismatch(
                     f"model version {model_version} is not registered: serve or publish it first"
                 )
-            await connection.execute(insert(tables.aliases).values(row))
+            added = await connection.execute(
+                insert(tables.aliases).values(row).returning(tables.aliases)
+            )
+            await self._link_rows(connection, "alias", added.all())
 
     async def counts(self) -> dict[str, int]:
         """Rows by table."""
@@ -250,8 +263,25 @@ class ShadowLog:
 
     async def drop_months_before(self, moment: datetime) -> dict[str, int]:
         """Retention: drop those months; what was dropped, as `months_before` tells it."""
+        async with self._linking() as connection:
+            dropped, noted = await partitions.drop_months_before(connection, moment)
+            await self._link_rows(connection, "month", noted)
+        return dropped
+
+    async def note_head(self, producer: str, seq: int) -> None:
+        """A producer tells up to which number its events are durable."""
         async with self._transaction() as connection:
-            return await partitions.drop_months_before(connection, moment)
+            await links.note_head(connection, producer, seq)
+
+    async def heads(self) -> dict[str, int]:
+        """Up to which number each producer told that its events are durable."""
+        async with self._transaction() as connection:
+            return await links.heads(connection)
+
+    async def missing_events(self, told: Mapping[str, int]) -> int:
+        """Numbered events that are not in the log and should be: see `Watch`."""
+        async with self._transaction() as connection:
+            return await self._watch.missing(connection, told)
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -260,6 +290,30 @@ class ShadowLog:
     async def _rows(self, query: Select[Any]) -> list[dict[str, Any]]:
         async with self._transaction() as connection:
             return [plain(row) for row in await connection.execute(query)]
+
+    @asynccontextmanager
+    async def _linking(self) -> AsyncIterator[AsyncConnection]:
+        """A transaction that may add links of the log's own. After a failure nobody knows whether
+        they were committed: the next ones begin a chain of their own."""
+        async with self._linking_one:
+            try:
+                async with self._transaction() as connection:
+                    yield connection
+            except BaseException:
+                self._own = Producer()
+                raise
+
+    async def _link_rows(
+        self, connection: AsyncConnection, kind: str, rows: Sequence[SqlRow[Any]]
+    ) -> None:
+        """Link rows that were added without the journal."""
+        if rows:
+            await links.shared(connection)
+        new = []
+        for row in rows:
+            key, claim = (str(row._mapping[name]) for name in tables.OWN_KEYS[kind])
+            new.append(self._own.link(kind, key, claim, row_hash(plain(row))))
+        await links.append_links(connection, new)
 
     @asynccontextmanager
     async def _transaction(self) -> AsyncIterator[AsyncConnection]:

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import datetime
+from typing import Any
 
-from sqlalchemy import func, insert, select, text
+from sqlalchemy import Row, func, insert, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.fields import utc
@@ -62,17 +63,23 @@ async def months_before(connection: AsyncConnection, moment: datetime) -> dict[s
     }
 
 
-async def drop_months_before(connection: AsyncConnection, moment: datetime) -> dict[str, int]:
-    """Retention: drop the months that `months_before` names, and note each in `dropped_months`."""
+async def drop_months_before(
+    connection: AsyncConnection, moment: datetime
+) -> tuple[dict[str, int], list[Row[Any]]]:
+    """Retention: drop the months that `months_before` names, and note each in `dropped_months`.
+    What was dropped, and the notes."""
     # Behind an analyst's long query this would hold up everybody else: give up and be called again.
     await connection.execute(text(f"SET LOCAL lock_timeout = '{DROP_LOCK_TIMEOUT}'"))
     await connection.execute(select(func.pg_advisory_xact_lock(PARTITION_LOCK)))
     old = await months_before(connection, moment)
+    notes: list[Row[Any]] = []
     for month, rows in old.items():
         for table in tables.PARTITIONED:
             await connection.execute(text(f"DROP TABLE {table}_{month}"))
-        await connection.execute(insert(tables.dropped_months).values(month=month, decisions=rows))
-    return old
+        months = tables.dropped_months
+        note = insert(months).values(month=month, decisions=rows).returning(months)
+        notes += (await connection.execute(note)).all()
+    return old, notes
 
 
 async def _exists(connection: AsyncConnection, name: str) -> bool:

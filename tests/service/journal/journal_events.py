@@ -33,9 +33,10 @@ def client(url: str) -> Iterator[redis.Redis]:
 
 
 def keys_in_stream(url: str) -> list[str]:
-    """Keys of the events in the stream, in order."""
+    """Keys of the events in the stream, in order; what has another fate is not among them."""
     with client(url) as connection:
-        return [fields[b"key"].decode() for _, fields in _entries(connection, EVENTS)]
+        entries = _entries(connection, EVENTS)
+    return [fields[b"key"].decode() for _, fields in entries if b"fate" not in fields]
 
 
 def dead_letters(url: str, stream: str = DEAD) -> list[dict[str, str]]:

@@ -15,7 +15,7 @@ from sqlalchemy import make_url, text
 from app.domain.canonical import decision_id
 from app.domain.decision import Decision
 from app.domain.errors import InvalidRecord, ShadowLogUnavailable
-from app.domain.event import Event
+from app.domain.event import Entry
 from app.journal.journal import StreamDrain
 from app.journal.stream import StreamJournal
 from app.main import build
@@ -158,7 +158,7 @@ async def test_a_writer_whose_postgres_vanishes_without_a_word_goes_on_with_a_ne
     async with proxied(database_url) as (proxy, url):
         log = ShadowLog.connect(url, patience_s=0.3)
 
-        async def sink(events: Sequence[Event]) -> None:
+        async def sink(events: Sequence[Entry]) -> None:
             await log.append(events)
 
         drain = StreamDrain(valkey_url, sink, block_ms=20)

@@ -97,11 +97,15 @@ def test_every_constraint_and_index_has_a_name_of_the_convention(database_url: s
         *(f"pk_{table}" for table in tables.metadata.tables),
         "ix_advices_model_version_as_of",
         "ix_agent_actions_decision_id",
+        "ix_chain_heads_producer_seq",
         "ix_decisions_as_of",
         "ix_decisions_symbol_as_of",
+        "ix_event_links_key",
         "ix_outcomes_decision_id",
         "ix_rationales_decision_id",
+        "uq_event_links_producer_seq_fate",
         "uq_model_versions_manifest_hash",
+        "uq_put_aside_kind_key_payload_hash",
     }
 
 
