@@ -15,7 +15,7 @@ from sqlalchemy import make_url, text
 from app.domain.canonical import decision_id
 from app.domain.decision import Decision
 from app.domain.errors import InvalidRecord, ShadowLogUnavailable
-from app.domain.event import Entry
+from app.domain.event import Entry, Event
 from app.journal.journal import StreamDrain
 from app.journal.stream import StreamJournal
 from app.main import build
