@@ -41,8 +41,12 @@ class Writer:
             await self._drain.run()
         finally:
             await supervisor.aclose()
-            await self._drain.aclose()
-            await self._shadow_log.aclose()
+            await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._drain.aclose()
+        await self._shadow_log.aclose()
 
     async def _write(self, events: Sequence[Entry]) -> None:
         begin = perf_counter()

@@ -86,6 +86,7 @@ OBSERVATIONS: dict[str, tuple[object, ...]] = {
     "spool_holds": (5,),
     "stream_seen": (True, 0.4, datetime(2026, 11, 20, tzinfo=UTC)),
     "written": ({"decisions": 1}, 0.1),
+    "events_missing": (3,),
     "prompts_wait": (6,),
     "batch_read": (4,),
     "labels_read": (0.97,),

@@ -12,6 +12,7 @@ import pytest
 from redis.exceptions import RedisError
 
 from app.domain.canonical import decision_id
+from app.domain.errors import JournalUnavailable
 from app.domain.event import Entry, Event
 from app.domain.link import Fate, Producer
 from app.journal.journal import Journal, StreamDrain
@@ -25,15 +26,14 @@ from app.writer import Writer
 from bench.tamper import fill, linked, trials
 from tests import builders as build
 from tests.service.journal.journal_events import client
-
-NEVER_S = 3600.0
+from tests.service.running import until
 
 
 class Way:
     """A journal and a writer, moved by hand."""
 
     def __init__(self, valkey_url: str, database_url: str, spool: Path) -> None:
-        self.journal = Journal(StreamJournal(valkey_url), Spool(spool, 10_000_000), retry_s=NEVER_S)
+        self.journal = Journal(StreamJournal(valkey_url), Spool(spool, 10_000_000), retry_s=0.02)
         self.log = ShadowLog.connect(database_url)
         self.drain = StreamDrain(valkey_url, self._write, block_ms=10)
         self.writer = Writer(valkey_url, self.log, UNOBSERVED)
@@ -61,7 +61,7 @@ async def way(valkey_url: str, database_url: str, tmp_path: Path) -> AsyncIterat
     yield made
     await made.journal.aclose()
     await made.drain.aclose()
-    await made.log.aclose()
+    await made.writer.aclose()
 
 
 async def test_what_valkey_lost_is_counted_with_the_next_event(
@@ -76,7 +76,16 @@ async def test_what_valkey_lost_is_counted_with_the_next_event(
     with client(valkey_url) as connection:
         connection.flushall()
     assert await way.writer.watch() == 0, "nobody can know yet"
-    await way.journal.append(build.decision_event("after"))
+
+    async def answered() -> bool:
+        """The journal looks at the new memory first; until then nobody is answered."""
+        try:
+            await way.journal.append(build.decision_event("after"))
+        except JournalUnavailable:
+            return False
+        return True
+
+    await until(answered)
     await way.write()
     assert await way.writer.watch() == 7
     assert await way.writer.watch() == 7, "each is counted once"
