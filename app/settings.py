@@ -79,6 +79,15 @@ class Settings(BaseSettings):
     admin_token: str | None = Field(
         None, min_length=8, description="when set, operators' PUT routes need it (bearer)"
     )
+    checkpoints: str | None = Field(
+        None,
+        description="file that the writer adds signed checkpoints to, or `log:`; none by default,"
+        " a file under ADVISOR_HOME with `advisor up`",
+    )
+    checkpoint_key: Path | None = Field(
+        None,
+        description="Ed25519 key that signs them, made when absent; default: HOME/checkpoint.key",
+    )
     log_level: Literal["critical", "error", "warning", "info", "debug", "trace"] = "info"
 
     @model_validator(mode="after")
@@ -98,6 +107,11 @@ class Settings(BaseSettings):
         """Where model versions are looked for."""
         beside = (Path(self.model).parent,) if self.model and self.model != SCRIPTED else ()
         return (self.models_dir, self.shipped_models, *beside)
+
+    @property
+    def signing_key(self) -> Path:
+        """Where the key of the checkpoints lies."""
+        return self.checkpoint_key or self.home / "checkpoint.key"
 
     @property
     def spool_dir(self) -> Path:

@@ -53,6 +53,7 @@ class Task(StrEnum):
     WRITER = "writer"
     HEADS = "heads"
     CHAIN_WATCH = "chain_watch"
+    CHECKPOINTS = "checkpoints"
     STREAM_SENDER = "stream_sender"
     SPOOL_WRITER = "spool_writer"
     POLICY_BATCHER = "policy_batcher"

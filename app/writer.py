@@ -16,19 +16,28 @@ from app.domain.event import Entry
 from app.journal.journal import StreamDrain
 from app.metrics import Metrics
 from app.settings import Settings, SettingsError
+from app.shadow_log.checkpoint import Checkpointer, key_at, writer_to
 from app.shadow_log.log import ShadowLog
 from app.tasks import Supervisor, end
 from app.telemetry import LossCause, Task, Telemetry
 
 log = structlog.get_logger()
 WATCH_S = 2.0
+CHECKPOINT_S = 60.0
 
 
 class Writer:
     """One member of the consumer group. As many may run as are needed."""
 
-    def __init__(self, redis_url: str, shadow_log: ShadowLog, telemetry: Telemetry) -> None:
+    def __init__(
+        self,
+        redis_url: str,
+        shadow_log: ShadowLog,
+        telemetry: Telemetry,
+        checkpointer: Checkpointer | None = None,
+    ) -> None:
         self._shadow_log = shadow_log
+        self._checkpointer = checkpointer
         self._telemetry = telemetry
         self._missing = 0
         self._drain = StreamDrain(redis_url, self._write, telemetry)
@@ -37,6 +46,9 @@ class Writer:
         """Drain until cancelled, and count what is missing."""
         supervisor = Supervisor(self._telemetry)
         supervisor.start(Task.CHAIN_WATCH, self._watch_on, every_s=WATCH_S)
+        if self._checkpointer is not None:
+            work = self._checkpointer.checkpoint
+            supervisor.start(Task.CHECKPOINTS, work, every_s=CHECKPOINT_S, patience_s=600)
         try:
             await self._drain.run()
         finally:
@@ -97,8 +109,12 @@ async def run_writer(settings: Settings) -> None:
             f"cannot listen on {settings.host}:{settings.writer_metrics_port}: {error.strerror}; "
             f"stop what listens there, or set ADVISOR_WRITER_METRICS_PORT"
         ) from error
+    shadow_log, checkpointer = ShadowLog.connect(settings.database_url), None
+    if settings.checkpoints:
+        write = writer_to(settings.checkpoints)
+        checkpointer = Checkpointer(shadow_log.engine, key_at(settings.signing_key), write)
     writer = asyncio.create_task(
-        Writer(settings.redis_url, ShadowLog.connect(settings.database_url), metrics).run()
+        Writer(settings.redis_url, shadow_log, metrics, checkpointer).run()
     )
     stop = asyncio.Event()
     for name in (signal.SIGTERM, signal.SIGINT):

@@ -1,4 +1,5 @@
-"""A superuser deletes, edits or inserts one row, over and over: does `advisor verify` find it?
+"""A superuser deletes, edits or inserts one row, over and over: does `advisor verify` find it, or
+else `advisor verify --checkpoints`?
 
 Every table of the record is tried. Left out are what a log of statements about itself cannot say:
 `chain_heads`, the columns of `UNCOVERED`, and the time in the key of a decision that retention
@@ -18,6 +19,7 @@ from uuid import uuid4
 import orjson
 import psycopg
 import typer
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
@@ -26,6 +28,8 @@ from app.domain.case import TradingState
 from app.domain.event import Event, EventKind, Rationale, StateChange
 from app.domain.link import Link, Producer
 from app.domain.manifest import ModelManifest
+from app.shadow_log.checkpoint import Checkpointer, check_log
+from app.shadow_log.database import connect
 from app.shadow_log.log import ShadowLog
 from app.shadow_log.migrate import upgrade
 from app.shadow_log.verify import verify_log
@@ -208,11 +212,18 @@ async def trials(url: str, count: int, seed: int) -> tuple[Counter[str], list[st
     """Trials by operation, and those that verification did not find."""
     done: Counter[str] = Counter()
     unseen = []
+    engine = connect(url)
+    signer = Ed25519PrivateKey.generate()
+    checkpoint = await Checkpointer(engine, signer, lambda line: None).checkpoint()
+    await engine.dispose()
+    assert checkpoint is not None
     tamperer = Tamperer(url, seed)
     try:
         for _ in range(count):
             operation, what = tamperer.change()
             report = await verify_log(url)
+            if not report.findings:
+                await check_log(url, [checkpoint], report)
             tamperer.undo()
             done[operation] += 1
             if not report.findings:

@@ -235,6 +235,7 @@ def _running(settings: Settings) -> Iterator[tuple[dict[str, str], list[Supervis
             "ADVISOR_INSTANCE": uuid4().hex,
         }
         home = settings.home.absolute()
+        environment.setdefault("ADVISOR_CHECKPOINTS", str(home / "checkpoints.jsonl"))
         console.print(f"state lies in {home}", markup=False, highlight=False, soft_wrap=True)
         if settings.database_url is None:
             postgres = EmbeddedPostgres(home / "postgres")
