@@ -19,6 +19,8 @@ from fastapi import FastAPI
 from app.advising.service import Service
 from app.advising.serving import Models, Pins, Serving
 from app.api import operators, routes
+from app.api.budget import Buckets
+from app.api.connection import BoundedConfig, Bounds
 from app.api.wire import ApiOptions, install
 from app.domain.errors import ManifestMismatch, ModelFileError
 from app.domain.manifest import ModelManifest
@@ -96,9 +98,12 @@ async def running(settings: Settings, models: Models | None = None) -> AsyncIter
             settings.deadline_ms,
             settings.admin_token,
             settings.instance,
+            settings.max_values,
+            settings.max_extra_bytes,
         )
+        app.state.buckets = Buckets(settings.rate_per_s, 2 * settings.rate_per_s)
         listener.listen()  # From here on nobody is refused who connects.
-        server = _Server(_configuration(app, settings))
+        server = _Server(BoundedConfig(app, _bounds(settings), metrics, settings.log_level))
         answering = asyncio.create_task(server.serve(sockets=[listener]))
         host, port = listener.getsockname()[:2]
         served = Running(f"http://{host}:{port}", service, metrics, server, answering)
@@ -217,14 +222,13 @@ class _Server(uvicorn.Server):
         yield
 
 
-def _configuration(app: FastAPI, settings: Settings) -> uvicorn.Config:
-    return uvicorn.Config(
-        app,
-        log_level=settings.log_level,
-        access_log=False,
-        lifespan="off",
-        http="httptools",
-        proxy_headers=False,
+def _bounds(settings: Settings) -> Bounds:
+    return Bounds(
+        settings.max_header_bytes,
+        settings.max_headers,
+        settings.request_s,
+        settings.idle_s,
+        settings.max_connections,
     )
 
 

@@ -19,7 +19,7 @@ from app.domain.decision import AdviceStatus, Decision, Role
 from app.domain.errors import AbstainReason
 from app.domain.manifest import ModelManifest
 from app.domain.rules import VetoCode
-from app.telemetry import Dependency, LossCause, Stage, Task
+from app.telemetry import Dependency, LossCause, Refusal, Stage, Task
 
 COMPARISON_WINDOW = 1000
 MAX_SYMBOLS = 64
@@ -118,6 +118,7 @@ class Metrics:
             "writer_last_commit_timestamp_seconds", "When the writer last committed"
         )
         self.requests = counter("requests_total", "HTTP requests", "route", "code")
+        self.refusals = counter("refusals_total", "Requests over a budget", "budget")
         self.model_info = gauge(
             "model_info",
             "1 for each version being served",
@@ -206,6 +207,8 @@ class Metrics:
             self.appends.labels(target)
         for cause in LossCause:
             self.losses.labels(cause)
+        for why in Refusal:
+            self.refusals.labels(why)
         for dependency in Dependency:
             self.dependency.labels(dependency)
         for task in Task:
@@ -215,6 +218,9 @@ class Metrics:
 
     def answered(self, route: str, status: int) -> None:
         self.requests.labels(route, str(status)).inc()
+
+    def refused(self, why: Refusal) -> None:
+        self.refusals.labels(why).inc()
 
     def stage_took(self, stage: Stage, seconds: float) -> None:
         self._stages[stage].observe(seconds)

@@ -37,6 +37,19 @@ class LossCause(StrEnum):
     REJECTED_REQUEST = "rejected_request"
 
 
+class Refusal(StrEnum):
+    """Each budget of a request that can be exceeded."""
+
+    HEADER = "header"
+    BODY = "body"
+    VALUES = "values"
+    ITEMS = "items"
+    EXTRA = "extra"
+    SLOW = "slow"
+    CONNECTIONS = "connections"
+    RATE = "rate"
+
+
 class Dependency(StrEnum):
     POSTGRES = "postgres"
     VALKEY = "valkey"
@@ -64,6 +77,9 @@ class Telemetry(Protocol):
 
     def answered(self, route: str, status: int) -> None:
         """One HTTP request, by its route's template."""
+
+    def refused(self, why: Refusal) -> None:
+        """A request, or a connection, exceeded a budget."""
 
     def stage_took(self, stage: Stage, seconds: float) -> None:
         """One stage of a request."""
@@ -137,6 +153,7 @@ class Unobserved:
     """Telemetry for where nobody looks."""
 
     def answered(self, route: str, status: int) -> None: ...
+    def refused(self, why: Refusal) -> None: ...
     def stage_took(self, stage: Stage, seconds: float) -> None: ...
     def decided(self, decision: Decision) -> None: ...
     def compared(self, candidate: Candidate, version: str, agent: bool, advice: bool) -> None: ...

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from time import monotonic, perf_counter
 from typing import Any
@@ -19,6 +19,7 @@ from app.api.wire import (
     body_schema,
     header_parameters,
     parse,
+    parse_candidates,
     problem_document,
     problems,
     read_headers,
@@ -69,26 +70,17 @@ async def advise(request: Request) -> Response:
     seconds: dict[str, float] = {}
     with timed(service.telemetry, Stage.VALIDATE, seconds):
         headers = read_headers(request)
-        body = await parse(request, ADVISE_BODY)
-        many = body if isinstance(body, list) else [body]
-        incoming = [
-            _incoming(request, each, headers.idempotency_key if body is each else None, headers)
-            for each in many
-        ]
-    most = request.app.state.options.max_candidates
-    if len(many) > most:
-        raise InvalidRecord(f"{len(many)} candidates in one call; at most {most}")
+        bodies, many = await parse_candidates(request)
     asynchronous = headers.prefer is not None and "respond-async" in headers.prefer.lower()
     answer, status = (_accept, 202) if asynchronous else (_answer, 200)
-    if body is not many:
-        reply = Json(await answer(service, incoming[0], many[0]), status)
+    if many:
+        elements = (_element(request, body, headers, answer) for body in bodies)
+        reply = Json(await asyncio.gather(*elements), status)
     else:
-        reply = Json(
-            await asyncio.gather(
-                *(_item(answer(service, i, r)) for i, r in zip(incoming, many, strict=True))
-            ),
-            status,
-        )
+        body = bodies[0]
+        assert isinstance(body, AdviseRequest)
+        incoming = _incoming(request, body, headers.idempotency_key, headers)
+        reply = Json(await answer(service, incoming, body), status)
     service.telemetry.stage_took(Stage.TOTAL, perf_counter() - begin)
     return reply
 
@@ -145,10 +137,21 @@ async def _accept(service: Service, incoming: Incoming, body: AdviseRequest) -> 
     return {"decision_id": known, "status": "pending", "location": f"/decisions/{known}"}
 
 
-async def _item(work: Awaitable[dict[str, Any]]) -> dict[str, Any]:
+Answering = Callable[[Service, Incoming, AdviseRequest], Awaitable[dict[str, Any]]]
+
+
+async def _element(
+    request: Request,
+    body: AdviseRequest | dict[str, Any],
+    headers: AdviseHeaders,
+    answer: Answering,
+) -> dict[str, Any]:
     """One element of a list: its decision, or its own problem."""
+    if isinstance(body, dict):
+        return {"problem": body}
     try:
-        return {"decision": await work}
+        incoming = _incoming(request, body, None, headers)
+        return {"decision": await answer(request.app.state.service, incoming, body)}
     except AdvisorError as error:
         return {"problem": problem_document(error)}
 

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import orjson
 import psycopg
 from sqlalchemy import URL, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, StatementError
@@ -113,6 +114,7 @@ def connect(url: str, *, patience_s: float | None = PATIENCE_S) -> AsyncEngine:
         pool_size=POOL_SIZE,
         pool_timeout=POOL_TIMEOUT_S,
         pool_pre_ping=True,
+        json_deserializer=orjson.loads,  # JSONB writes 1e25 in full: no integer of 64 bits.
         connect_args={**CONNECT_ARGS, "async_creator_fn": open_one},
     )
 
