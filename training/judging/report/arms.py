@@ -15,7 +15,7 @@ from training.judging.contest.arena import Played
 from training.judging.contest.arms import (
     AGENT,
     ALWAYS,
-    CONTROLS,
+    BASELINES,
     HEURISTICS,
     HOLD,
     POLICY,
@@ -263,7 +263,7 @@ def _worth(section: Section, findings: Findings) -> None:
     the same?"""
     contest, draws = findings.contest, findings.terms.evaluate.draws
     rewards = contest.rewards
-    rivals = [name for name in (*HEURISTICS, *CONTROLS) if name in rewards]
+    rivals = [name for name in (*HEURISTICS, *BASELINES) if name in rewards]
     gaps = np.stack([rewards[POLICY] - rewards[name] for name in rivals], 1)
     gains = mean_intervals(gaps, as_of=contest.arena.as_of, draws=draws)
     rows = [(Cell(name), cell(gain)) for name, gain in zip(rivals, gains, strict=True)]
