@@ -50,6 +50,29 @@ def test_every_import_contract_holds() -> None:
     assert f"Contracts: {len(contracts)} kept, 0 broken." in done.stdout
 
 
+def test_every_room_that_holds_rooms_is_layered_to_the_last_and_nothing_imports_in_a_circle() -> (
+    None
+):
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"][
+        "contracts"
+    ]
+    layered = {
+        container
+        for each in contracts
+        if each["type"] == "layers" and each.get("exhaustive")
+        for container in each["containers"]
+    }
+    packages = {
+        path.parent
+        for folder in ("app", "training")
+        for path in (ROOT / folder).rglob("__init__.py")
+    }
+    above = {package.parent for package in packages} - {ROOT}
+    assert {named(folder).replace("/", ".") for folder in above} <= layered
+    circles = [each["ancestors"] for each in contracts if each["type"] == "acyclic_siblings"]
+    assert circles == [["app", "training"]]
+
+
 def test_training_is_forbidden_all_of_the_service_but_the_domain_the_policies_and_the_client() -> (
     None
 ):
