@@ -135,6 +135,7 @@ def read_settings(**overrides: object) -> Settings:
     """Settings from the environment, then from `overrides`. Raises `SettingsError` with every
     violation."""
     try:
-        return Settings(**{key: value for key, value in overrides.items() if value is not None})  # type: ignore[arg-type]
+        given = {key: value for key, value in overrides.items() if value is not None}
+        return Settings(**given)  # type: ignore[arg-type]
     except ValidationError as error:
         raise SettingsError(f"environment: {describe(error.errors())}") from error

@@ -30,7 +30,6 @@ from training.learning.model.answers import Answers
 from training.market.context import KnownContext
 from training.market.synthetic import synthetic_bars
 from training.outcomes.labels import Labels, labels
-from training.pipeline.evaluate import REPLAY_LIMITS
 from training.scenarios.history import History, of_history
 from training.scenarios.table import ScenarioSet
 from training.stages.workshop import Workshop
@@ -105,7 +104,8 @@ def main(
             f"{len(held_out):,} held-out candidates, {len(before[0]):,} before them,"
             f" {len(policies)} versions"
         )
-        config, limits = EvaluateConfig(workers=workers), read_limits(REPLAY_LIMITS)
+        config = EvaluateConfig(workers=workers)
+        limits = read_limits(config.limits)
 
         def contest() -> Contest:
             trained = Trained(*before, embargo_s=EMBARGO_S)

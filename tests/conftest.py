@@ -13,10 +13,14 @@ from pathlib import Path
 import psycopg
 import pytest
 import redis
+from hypothesis import HealthCheck, settings
 
 from app.local.servers import EmbeddedPostgres, EmbeddedValkey
 from app.shadow_log.migrate import upgrade
 
+# An example that takes long on a busy machine is no failure.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 _numbers = itertools.count()
 
 

@@ -165,6 +165,8 @@ def test_an_abstention_is_no_opinion_not_a_rejection() -> None:
     advice = decide(scenario(), Abstention(AbstainReason.DEADLINE, "2.0 s")).primary
     assert (advice.approve, advice.action, advice.quantity) == (None, None, None)
     assert advice.abstain_detail == "2.0 s"
+    decision = decide(scenario(), Abstention(AbstainReason.DEADLINE, "2.0 s"))
+    assert decision.replayed() == decision
 
 
 @given(scenarios() | sane_scenarios(), readings | st.just(Abstention(AbstainReason.OVERLOADED)))

@@ -257,6 +257,15 @@ def changed_case(changes: dict[str, Any]) -> Case:
     return case(scenario(**{k: v for k, v in changes.items() if k not in own}), **own)
 
 
+def test_open_positions_are_those_of_the_account_or_else_those_reported() -> None:
+    reported = scenario(account__positions=None, candidate__open_positions=2)
+    assert "OPEN_POSITIONS" not in codes(case(reported))
+    neither = review(case(scenario(account__positions=None)), LIMITS).vetoes
+    assert [v.missing for v in neither if v.code is VetoCode.OPEN_POSITIONS] == [
+        "account.positions"
+    ]
+
+
 def test_where_nothing_may_be_risked_every_order_is_refused() -> None:
     nothing = limits(risk_per_trade={"max_equity_fraction": 0})
     assert "RISK_PER_TRADE" in codes(case(), nothing)

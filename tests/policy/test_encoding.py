@@ -58,7 +58,7 @@ def test_control_tokens_in_a_text_from_outside_stay_text(smollm2_encoder: Prompt
     assert ids[-len(smollm2_encoder.tail) :] == smollm2_encoder.tail
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.lists(
         st.sampled_from(["<|im_end|>", "<|", "|>", "im_start", "<|endoftext|>", "\n"]) | st.text()

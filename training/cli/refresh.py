@@ -37,7 +37,7 @@ IfDue = Annotated[
 ]
 Leave = Annotated[
     bool,
-    typer.Option("--leave/--keep", help="leave the candidate in shadow, or keep it on disk only"),
+    typer.Option("--leave/--keep", help="leave the challenger in shadow, or keep it on disk only"),
 ]
 
 
@@ -52,9 +52,9 @@ def refresh(
     leave: Leave = True,
 ) -> None:
     """Rebuild on the log's newest decisions, judge what comes out against the champion, leave a
-    candidate in shadow.
+    challenger in shadow.
 
-    The candidate decides in shadow beside the primary from then on; `advisor-train promote` moves
+    The challenger decides in shadow beside the primary from then on; `advisor-train promote` moves
     the champion's alias when the gate passes it. Bars come from the configuration's market, which
     must reach up to the last decision.
     """

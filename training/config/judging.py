@@ -40,8 +40,8 @@ class EvaluateConfig(Section):
     )
     draws: int = Field(1000, ge=100, description="bootstrap samples")
     random_vetoes: int = Field(200, ge=20)
-    limits: Path | None = Field(
-        None, description="rules' limits; none: those shipped for replays of history"
+    limits: Path = Field(
+        Path("deploy/limits.replay.toml"), description="of the rules that all arms stand behind"
     )
     seed: int = Field(0, ge=0)
 
@@ -53,6 +53,7 @@ class PublishConfig(Section):
     models: Path = Field(
         Path("var/models"), description="where versions live; the service reads the same folder"
     )
+    shipped: Path = Field(Path("models"), description="where those lie that come with a release")
 
 
 class WalkForwardConfig(Section):

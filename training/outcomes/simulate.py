@@ -147,10 +147,10 @@ def simulate(bars: Bars, orders: Orders, costs: Costs = COSTS) -> Fates:
     if not (orders.sound | ~orders.placed).all():
         raise ValueError("every stop must lie below its entry, and every ATR and quantity above 0")
     walk = _Walk(bars, orders)
-    for step in range(TIME_EXIT_S // bars.seconds + 1):
-        if not walk.open.any():
-            break
+    step = 0
+    while walk.open.any():
         walk.step(step)
+        step += 1
     return walk.fates(costs)
 
 
@@ -170,7 +170,7 @@ class _Walk:
         soon = (self.first < len(bars)) & (opened - orders.as_of < bars.seconds)
         self.open = soon & orders.placed
         self.bought = np.where(self.open, bars.open[nearby], np.nan)
-        self.entered_at = np.where(self.open, opened, 0)
+        self.entered_at = opened
         self.stop = orders.stop.copy()
         self.passed = np.zeros(count, dtype=np.int8)
         self.peak = self.bought.copy()

@@ -36,10 +36,6 @@ from training.scenarios.history import History
 from training.stages.store import Artifact
 from training.stages.workshop import Workshop
 
-REPLAY_LIMITS = Path("deploy/limits.replay.toml")
-SHIPPED = Path("models")
-"""Versions that come with a release."""
-
 
 class Evaluated(NamedTuple):
     """A finished evaluation."""
@@ -74,7 +70,7 @@ def evaluate(  # long: a list of calls, read from top to bottom
     )
     market = market_of(judged)
     _require_held_out_bars(config, market)
-    models, roots = config.publish.models, [config.publish.models, SHIPPED]
+    models, roots = config.publish.models, [config.publish.models, config.publish.shipped]
     rival = published(find_version(champion, roots)) if champion else None
 
     base = base_of(config, shop)
@@ -105,7 +101,7 @@ def evaluate(  # long: a list of calls, read from top to bottom
             scenarios=scenarios,
             encoded=base_pass,
             base=base,
-            shipped=SHIPPED,
+            shipped=config.publish.shipped,
             **asides,
         )
     checked = shop.make(
@@ -178,7 +174,7 @@ def terms_of(config: RebuildConfig) -> Terms:
 
 def limits_of(config: RebuildConfig) -> Limits:
     """What the rules judge by. Raises `LimitsError` or `ConfigError`."""
-    path = config.evaluate.limits or REPLAY_LIMITS
+    path = config.evaluate.limits
     if not path.is_file():
         raise ConfigError(f"there are no limits at {path}: name a file with evaluate.limits")
     return read_limits(path)

@@ -3,7 +3,7 @@ the champion.
 
 The last decision in the log ends the window. What lies `judge_days` before it judges, what lies
 `train_days` before that trains; of the held-out period (2023-2024) nothing is read. The result is a
-candidate, never a promotion.
+challenger, never a promotion.
 """
 
 from __future__ import annotations
@@ -75,5 +75,5 @@ def refreshed(config: RebuildConfig, span: Span) -> RebuildConfig:
 
 
 def champion_of(aliases: Mapping[str, str]) -> str | None:
-    """The version that a candidate has to beat; None when nothing is served by an alias."""
+    """The version that a challenger has to beat; None when nothing is served by an alias."""
     return next((aliases[name] for name in CHAMPION_ALIASES if name in aliases), None)

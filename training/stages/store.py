@@ -102,7 +102,8 @@ class Store:
     def build(
         self, stage: str, depends: Mapping[str, Any], fill: Callable[[Path], Facts]
     ) -> Artifact:
-        """Let `fill` put files into an empty folder, and make an artefact of it."""
+        """Let `fill` put files into an empty folder, and make an artefact of it. When another
+        process finishes the same first, its artefact is taken and stays as it is."""
         target = self._target(stage, depends)
         self.root.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=self.root))
@@ -129,9 +130,7 @@ class Store:
             _sync(draft)
             draft.rename(work / MANIFEST)
             work.chmod(0o755)
-            if target.exists():  # a folder without a manifest: nothing that anybody finished
-                shutil.rmtree(target)
-            work.rename(target)
+            _put(work, target)
         finally:
             shutil.rmtree(work, ignore_errors=True)
         return Artifact.open(target, stage)
@@ -158,6 +157,18 @@ def _files(folder: Path) -> dict[str, dict[str, Any]]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
+
+
+def _put(work: Path, target: Path) -> None:
+    """Give a finished folder its name, unless another process finished the same in the meantime:
+    then that one stays, for somebody may be reading it."""
+    if target.exists() and not (target / MANIFEST).is_file():
+        shutil.rmtree(target)  # nothing that anybody finished
+    try:
+        work.rename(target)
+    except OSError:
+        if not (target / MANIFEST).is_file():
+            raise
 
 
 def _sync(path: Path) -> None:

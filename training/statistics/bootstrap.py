@@ -167,7 +167,8 @@ def interval(
     value = float(statistic(data[None])[0])
     if not math.isfinite(value):
         return none("not defined on these rows", n)
-    block = block_length(data if data.ndim == 1 else data[:, 0]) if block is None else block
+    if block is None:
+        block = block_length(data if data.ndim == 1 else data[:, 0])
     sampled = np.concatenate(
         [statistic(data[rows]) for rows in resamples(n, block, draws, seed, data[0].size)]
     )

@@ -265,7 +265,7 @@ def test_all_at_once_equals_the_plain_loop() -> None:
         np.testing.assert_allclose([together.sold[n], together.net[n]], [alone.sold, alone.net])
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.floats(0.5, 6), st.floats(0.2, 8), st.floats(0.01, 100), st.integers(0, 50))
 def test_no_action_risks_or_spends_more_than_the_agent(
     atr: float, distance: float, quantity: float, seed: int

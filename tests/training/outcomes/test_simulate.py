@@ -6,6 +6,8 @@ The order: decided at START, 5 units, entry 100, stop 97, targets 106, 108, 110,
 
 from __future__ import annotations
 
+from dataclasses import FrozenInstanceError
+
 import numpy as np
 import pytest
 
@@ -13,7 +15,7 @@ from tests.training.support.candles import HOUR, START, random_walk, table
 from training.market.bars import Bars
 from training.market.indicators import indicators
 from training.outcomes.orders import Orders
-from training.outcomes.simulate import Costs, Exit, Fate, Fates, simulate
+from training.outcomes.simulate import COSTS, Costs, Exit, Fate, Fates, simulate
 
 FREE = Costs(fee=0.0, slippage=0.0)
 QUIET = (100, 101, 99, 100)
@@ -176,6 +178,45 @@ def test_a_row_is_the_fate_of_one_order() -> None:
     assert ended.row(0) == Fate(
         Exit.STOP, START, START + 2 * HOUR, 100.0, 97.0, 0.0, 0.0, -15.0, -15.0, 15.0, 103.0
     )
+
+
+def test_the_last_bar_of_all_may_be_the_entry_and_the_exit() -> None:
+    ended = fate(table((80, 81, 79, 80), (100, 101, 97, 99)), as_of=START + HOUR)
+    assert ended.row(0) == Fate(
+        Exit.STOP, START + HOUR, START + 2 * HOUR, 100.0, 97.0, 0.0, 0.0, -15.0, -15.0, 0.0, 100.0
+    )
+
+
+def test_a_bar_that_opens_one_bar_after_the_decision_is_too_late() -> None:
+    assert fate(table(*[QUIET] * 9, skip=1)).row(0) is None
+    assert fate(table(*[QUIET] * 9, skip=1), as_of=START + 1).row(0) is not None
+
+
+def test_bars_that_six_hours_do_not_divide_exit_with_the_first_that_completes_them() -> None:
+    ended = fate(table(QUIET, (100, 101, 99, 100.5), QUIET, seconds=4 * HOUR))
+    assert (ended.exit[0], ended.exited_at[0]) == (Exit.TIME, START + 8 * HOUR)
+    assert ended.sold[0] == 100.5
+
+
+def test_a_far_move_is_trailed_by_atr_and_a_near_one_by_its_share() -> None:
+    """Peak 120, entry 100: 75 % of the move is 115; 1.5, 1.0, 0.5 ATR below the peak are nearer."""
+    for passed, stop in ((1, 117.0), (2, 118.0), (3, 119.0)):
+        order = orders()
+        order.targets[0] = [106.0] * passed + [200.0] * (3 - passed)
+        ended = simulate(table((100, 120, 99, 119), (119.5, 119.5, 110, 111)), order, FREE)
+        assert (ended.exit[0], ended.sold[0]) == (Exit.STOP + passed, stop)
+
+
+def test_exits_keep_their_numbers() -> None:
+    """They lie in artefacts of earlier runs."""
+    assert {name: int(number) for name, number in Exit.__members__.items()} == {
+        "UNRESOLVED": 0, "STOP": 1, "TRAIL_1": 2, "TRAIL_2": 3, "TRAIL_3": 4, "TIME": 5,
+    }  # fmt: skip
+
+
+def test_costs_that_all_share_cannot_be_changed() -> None:
+    with pytest.raises(FrozenInstanceError):
+        COSTS.fee = 0.0  # type: ignore[misc]
 
 
 def test_an_outage_in_the_middle_exits_at_what_is_found_after_it() -> None:

@@ -99,7 +99,7 @@ def refresh_config(folder: Path) -> RebuildConfig:
     )
 
 
-async def test_a_refresh_leaves_a_candidate_that_was_judged_against_the_champion(
+async def test_a_refresh_leaves_a_challenger_that_was_judged_against_the_champion(
     api: Running, database_url: str, tmp_path: Path
 ) -> None:
     settings = refresh_config(tmp_path)
@@ -123,10 +123,10 @@ async def test_a_refresh_leaves_a_candidate_that_was_judged_against_the_champion
     assert verdict["mode"] == "live", "the log grows and is consulted again"
     assert "champion" in verdict["differences"]
     aliases = (await api.client.get("/aliases")).json()["aliases"]
-    candidate = aliases["shadow-candidate"]["model_version"]
-    assert candidate.startswith("tiny-")
-    assert verdict["model_version"] == candidate
-    manifest = json.loads((tmp_path / "home" / "models" / candidate / "manifest.json").read_text())
+    challenger = aliases["shadow-candidate"]["model_version"]
+    assert challenger.startswith("tiny-")
+    assert verdict["model_version"] == challenger
+    manifest = json.loads((tmp_path / "home" / "models" / challenger / "manifest.json").read_text())
     [ended] = {each["until"] for each in looks(tmp_path / "home" / "models")}
     judged = instant(date.fromisoformat(ended)) - 40 * 86_400
     first, last = manifest["provenance"]["period"]

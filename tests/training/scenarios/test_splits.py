@@ -48,7 +48,7 @@ def labels(draw: st.DrawFn) -> tuple[Times, Times]:
     )
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(labels(), st.integers(2, 5), st.integers(0, 30))
 def test_no_training_window_overlaps_a_test_window(
     given: tuple[Times, Times], folds: int, embargo: int
@@ -63,7 +63,7 @@ def test_no_training_window_overlaps_a_test_window(
     assert sorted(np.concatenate([fold.test for fold in found])) == list(range(len(as_of)))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(labels(), st.integers(0, 30))
 def test_what_is_purged_overlaps(given: tuple[Times, Times], embargo: int) -> None:
     """Nothing more than needed is thrown away."""
@@ -77,7 +77,7 @@ def test_what_is_purged_overlaps(given: tuple[Times, Times], embargo: int) -> No
             assert plainly_overlapping(Fold(np.array([row]), fold.test), as_of, ends_at, embargo)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(labels(), st.integers(20, 90), st.integers(1, 150), st.integers(0, 30))
 def test_walking_forward_trains_on_the_past_alone(
     given: tuple[Times, Times], test_len: int, min_train: int, embargo: int

@@ -175,7 +175,7 @@ def test_uniqueness_by_hand() -> None:
     )
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.lists(st.tuples(st.integers(0, 40), st.integers(1, 9)), min_size=1, max_size=25))
 def test_uniqueness_is_the_mean_of_one_over_the_labels_at_each_instant(
     pairs: list[tuple[int, int]],

@@ -65,6 +65,20 @@ def test_a_folder_without_a_manifest_is_replaced(tmp_path: Path) -> None:
     assert (store.build("labels", DEPENDS, write("whole")) / "sub/data.txt").read_text() == "whole"
 
 
+def test_of_two_builds_of_the_same_the_first_that_is_finished_stays(tmp_path: Path) -> None:
+    """A second process finds nothing and begins too; what the first made may be in use by then."""
+    store, kept = Store(tmp_path), []
+
+    def overtaken(folder: Path) -> Facts:
+        kept.append(Store(tmp_path).build("labels", DEPENDS, write("first")))
+        return write("second")(folder)
+
+    second = store.build("labels", DEPENDS, overtaken)
+    assert second == kept[0]
+    assert (kept[0] / "sub/data.txt").read_text() == "first"
+    assert list(tmp_path.iterdir()) == [second.path]
+
+
 def test_truncated_missing_and_changed_files_are_named(tmp_path: Path) -> None:
     made = Store(tmp_path).build("labels", DEPENDS, write("whole"))
     data = made / "sub/data.txt"

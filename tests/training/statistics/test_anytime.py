@@ -87,7 +87,7 @@ def test_the_bound_is_the_highest_refuted_mean_and_never_falls_back() -> None:
     assert last < fixed.low, "always valid costs width"
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     st.lists(st.floats(-3, 3), min_size=1, max_size=40), st.floats(-2.9, 2.8), st.floats(0.01, 0.1)
 )

@@ -40,7 +40,7 @@ from training.scenarios.splits import purged_kfold
 AGENT, ALWAYS, HOLD, RANDOM = "agent", "always approve", "buy and hold", "random veto"
 RAW, POLICY = "policy before vetoes", "policy"
 BASE_MODEL, WARM_UP, PROBE, CHAMPION = "base model", "warm-up", "linear probe", "champion"
-CONTROLS = (BASE_MODEL, WARM_UP, PROBE, CHAMPION)
+BASELINES = (BASE_MODEL, WARM_UP, PROBE, CHAMPION)
 """Versions that stand beside the policies and are no trials."""
 MIN_APPROVAL_RATE = 0.05
 """A cut that lets fewer training scenarios through is not considered: it would trade by chance."""

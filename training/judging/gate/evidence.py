@@ -13,8 +13,8 @@ from training.arrays import DAY_S, Floats
 from training.judging.contest.arms import (
     AGENT,
     ALWAYS,
+    BASELINES,
     CHAMPION,
-    CONTROLS,
     HEURISTICS,
     POLICY,
     RANDOM,
@@ -44,7 +44,7 @@ def evidence_of(
     curves = {name: each.curve.sampled(DAY_S) for name, each in contest.books.items()}
     played = contest.played[POLICY]
     rivals = [*HEURISTICS, ALWAYS, *([CHAMPION] if CHAMPION in contest.played else [])]
-    tried = [name for name in contest.probabilities if name not in CONTROLS]
+    tried = [name for name in contest.probabilities if name not in BASELINES]
     likely = played.arm.probability
     return Evidence(
         model_version=model_version,

@@ -15,7 +15,7 @@ from training.judging.contest.arena import Played
 from training.judging.contest.arms import (
     AGENT,
     ALWAYS,
-    CONTROLS,
+    BASELINES,
     HEURISTICS,
     HOLD,
     POLICY,
@@ -40,55 +40,53 @@ OF_TAILS = ("sortino", "tail_ratio")
 OF_TRADES = ("win_rate", "expectancy_r", "profit_factor", "turnover", "exposure")
 
 
-def evaluation_report(found: Findings) -> Report:
+def evaluation_report(findings: Findings) -> Report:
     """The whole report, in the order in which people ask."""
-    arena = found.contest.arena
+    arena = findings.contest.arena
     first, last = (datetime.fromtimestamp(int(at), UTC) for at in (arena.as_of[0], arena.as_of[-1]))
-    costs = found.terms.outcomes
-    codes = sorted({refusal.code.value for refusal in found.verdict.refusals})
-    headline = (
-        f"{found.model_version} passes the gate."
-        if found.verdict.promote
-        else (
-            f"{found.model_version} is refused:"
-            f" {', '.join(code.replace('_', ' ') for code in codes)}."
-        )
-    )
+    costs = findings.terms.outcomes
     facts = {
-        "model version": found.model_version,
-        "algorithm": found.terms.algorithm,
+        "model version": findings.model_version,
+        "algorithm": findings.terms.algorithm,
         "period": (
             f"{first:%Y-%m-%d} to {last:%Y-%m-%d},"
-            f" {'held out' if found.look else 'walking forward'}"
+            f" {'held out' if findings.look else 'walking forward'}"
         ),
         "scenarios": f"{len(arena):,} of {', '.join(np.unique(arena.symbols))}",
         "costs": f"fee {costs.fee:.2%} and slippage {costs.slippage:.2%}, each side",
         "simple rivals": (
-            f"fitted anew every {found.terms.evaluate.refit_days:g} days on all that was over"
+            f"fitted anew every {findings.terms.evaluate.refit_days:g} days on all that was over"
         ),
     }
-    if found.look:
-        facts["versions that looked at this period"] = f"{found.look}, this one included"
-    report = Report("Does it deserve promotion?", headline, found.made_at, facts)
-    _verdict(report.section("The gate's verdict"), found)
-    _rewards(report.section("Every arm on the same scenarios"), found)
-    _books(report.section("As a portfolio"), found)
-    if found.terms.market.source == "synthetic":
-        doubts.truth(report.section("The truth, known here"), found)
-    doubts.stresses(report.section("Would it hold?"), found)
-    doubts.power(report.section("How much data would it take?"), found)
-    details.groups(report.section("Where"), found)
-    details.calibration(report.section("Are its probabilities honest?"), found)
-    details.disagreements(report.section("When policy and agent disagreed"), found)
-    details.vetoes(report.section("What each veto was worth"), found)
-    details.distribution(report.section("Rewards of trades"), found)
-    doubts.off_policy(report.section("If only the logged action's outcome were known"), found)
-    doubts.combinatorial(report.section("The simple rivals before the held-out period"), found)
-    _worth(report.section("Is it worth it?"), found)
+    if findings.look:
+        facts["versions that looked at this period"] = f"{findings.look}, this one included"
+    report = Report("Does it deserve promotion?", _headline(findings), findings.made_at, facts)
+    _verdict(report.section("The gate's verdict"), findings)
+    _rewards(report.section("Every arm on the same scenarios"), findings)
+    _books(report.section("As a portfolio"), findings)
+    if findings.terms.market.source == "synthetic":
+        doubts.truth(report.section("The truth, known here"), findings)
+    doubts.stresses(report.section("Would it hold?"), findings)
+    doubts.power(report.section("How much data would it take?"), findings)
+    details.groups(report.section("Where"), findings)
+    details.calibration(report.section("Are its probabilities honest?"), findings)
+    details.disagreements(report.section("When policy and agent disagreed"), findings)
+    details.vetoes(report.section("What each veto was worth"), findings)
+    details.distribution(report.section("Rewards of trades"), findings)
+    doubts.off_policy(report.section("If only the logged action's outcome were known"), findings)
+    doubts.combinatorial(report.section("The simple rivals before the held-out period"), findings)
+    _worth(report.section("Is it worth it?"), findings)
     return report
 
 
-def _verdict(section: Section, found: Findings) -> None:
+def _headline(findings: Findings) -> str:
+    if findings.verdict.promote:
+        return f"{findings.model_version} passes the gate."
+    codes = sorted({refusal.code.value.replace("_", " ") for refusal in findings.verdict.refusals})
+    return f"{findings.model_version} is refused: {', '.join(codes)}."
+
+
+def _verdict(section: Section, findings: Findings) -> None:
     section.say(
         "A version is promoted when every bound holds: better than the agent, than every heuristic"
         " and than a random veto at its own rate, on scenarios that nothing was trained on, after"
@@ -96,49 +94,49 @@ def _verdict(section: Section, found: Findings) -> None:
     )
     rows = [
         (
-            Cell(each.code.value),
-            Cell(each.about),
-            maybe(each.observed),
-            maybe(each.limit),
-            Cell(each.detail or "-"),
+            Cell(refusal.code.value),
+            Cell(refusal.about),
+            maybe(refusal.observed),
+            maybe(refusal.limit),
+            Cell(refusal.detail or "-"),
         )
-        for each in found.verdict.refusals
+        for refusal in findings.verdict.refusals
     ]
     if rows:
         section.table(
             "Reasons for the refusal", ("reason", "about", "observed", "limit", "detail"), rows
         )
     checks = [
-        (Cell(each.name.value), Cell("passed" if each.passed else "failed"), Cell(each.evidence))
-        for each in found.checks
+        (Cell(check.name.value), Cell("passed" if check.passed else "failed"), Cell(check.evidence))
+        for check in findings.checks
     ]
     section.table("Checks", ("check", "result", "evidence"), checks)
-    differences = [(Cell(name), cell(each)) for name, each in found.verdict.differences.items()]
+    differences = [(Cell(name), cell(gap)) for name, gap in findings.verdict.differences.items()]
     if differences:
         section.table(
             "Policy less rival, mean R per scenario",
             ("rival", "difference"),
             differences,
-            f"Paired by scenario; {found.terms.gate.confidence:.1%} one-sided bounds, stationary"
+            f"Paired by scenario; {findings.terms.gate.confidence:.1%} one-sided bounds, stationary"
             " bootstrap over days.",
         )
 
 
-def _rewards(section: Section, found: Findings) -> None:
-    contest = found.contest
+def _rewards(section: Section, findings: Findings) -> None:
+    contest = findings.contest
     rewards, played = contest.rewards, contest.played
     names = list(rewards)
     values = np.stack([rewards[name] for name in names], axis=1)
-    arena, draws = contest.arena, found.terms.evaluate.draws
+    arena, draws = contest.arena, findings.terms.evaluate.draws
     means = mean_intervals(values, as_of=arena.as_of, draws=draws)
     rows = []
     for name, mean in zip(names, means, strict=True):
-        trades = played[name].arm.approve if name in played else played[POLICY].arm.approve
-        per_trade = (
-            _per_trade(played[name], arena.as_of, draws)
-            if name in played
-            else Estimate(None, reason="dealt at random")
-        )
+        # The random veto is no arm that was played: it deals the policy's own answers.
+        trades = played[POLICY].arm.approve
+        per_trade = Estimate(None, reason="dealt at random")
+        if name in played:
+            trades = played[name].arm.approve
+            per_trade = _per_trade(played[name], arena.as_of, draws)
         rows.append(
             (
                 Cell(name),
@@ -154,30 +152,34 @@ def _rewards(section: Section, found: Findings) -> None:
         rows,
         "R is the risk of the agent's plan, in both columns; not trading earns 0. 95 % intervals,"
         " stationary bootstrap over days. The random veto is the mean of"
-        f" {found.terms.evaluate.random_vetoes} draws of the policy's own answers.",
+        f" {findings.terms.evaluate.random_vetoes} draws of the policy's own answers.",
     )
-    _tests(section, found, rewards)
+    _tests(section, findings, rewards)
 
 
-def _tests(section: Section, found: Findings, rewards: dict[str, Floats]) -> None:
-    policy, as_of, draws = rewards[POLICY], found.contest.arena.as_of, found.terms.evaluate.draws
+def _tests(section: Section, findings: Findings, rewards: dict[str, Floats]) -> None:
+    policy, as_of, draws = (
+        rewards[POLICY],
+        findings.contest.arena.as_of,
+        findings.terms.evaluate.draws,
+    )
     rivals = [name for name in rewards if name not in (POLICY, RAW)]
     against = mean_intervals(
         np.stack([policy - rewards[name] for name in rivals], 1), as_of=as_of, draws=draws
     )
     adjusted = holm(
-        {name: each.p for name, each in zip(rivals, against, strict=True) if each.p is not None}
+        {name: gap.p for name, gap in zip(rivals, against, strict=True) if gap.p is not None}
     )
     best = model_confidence_set({name: rewards[name] for name in (*rivals, POLICY)}, draws=draws)
     rows = [
         (
             Cell(name),
-            cell(each),
-            maybe(each.p, "constant difference"),
+            cell(gap),
+            maybe(gap.p, "constant difference"),
             maybe(adjusted.get(name), "constant difference"),
             Cell(best[name]),
         )
-        for name, each in zip(rivals, against, strict=True)
+        for name, gap in zip(rivals, against, strict=True)
     ]
     section.table(
         "Policy less each arm",
@@ -195,16 +197,16 @@ def _tests(section: Section, found: Findings, rewards: dict[str, Floats]) -> Non
     )
 
 
-def _books(section: Section, found: Findings) -> None:
-    contest, config = found.contest, found.terms.evaluate
+def _books(section: Section, findings: Findings) -> None:
+    contest, config = findings.contest, findings.terms.evaluate
     for title, measures in (
         ("by curve", OF_CURVE),
         ("by its tails", OF_TAILS),
         ("by trade", OF_TRADES),
     ):
         rows = [
-            (Cell(name), *(cell(getattr(each, measure), 2) for measure in measures))
-            for name, each in contest.performances.items()
+            (Cell(name), *(cell(getattr(performance, measure), 2) for measure in measures))
+            for name, performance in contest.performances.items()
         ]
         columns = ("arm", *(name.replace("_", " ") for name in measures))
         section.table(f"Measures of the portfolio, {title}", columns, rows)
@@ -214,17 +216,17 @@ def _books(section: Section, found: Findings) -> None:
         " fraction, expectancy in R of the agent's plan, turnover per year over mean equity,"
         " exposure as a share of time."
     )
-    dealt = [each.curve.sampled(DAY_S) for each in contest.random.books]
-    draws = [sharpe(each.returns, each.steps_per_year) for each in dealt]
-    known = np.array([each for each in draws if each is not None])
-    if len(known):
-        low, high = np.quantile(known, [0.05, 0.95])
+    dealt = [book.curve.sampled(DAY_S) for book in contest.random.books]
+    ratios = [sharpe(curve.returns, curve.steps_per_year) for curve in dealt]
+    defined = np.array([ratio for ratio in ratios if ratio is not None])
+    if len(defined):
+        low, high = np.quantile(defined, [0.05, 0.95])
         section.say(
-            f"Sharpe of the random veto over {len(known)} draws: median {np.median(known):.2f}, "
-            f"90 % within {low:.2f} to {high:.2f}."
+            f"Sharpe of the random veto over {len(defined)} draws: median"
+            f" {np.median(defined):.2f}, 90 % within {low:.2f} to {high:.2f}."
         )
     returns = np.stack(
-        [each.curve.sampled(DAY_S).returns for name, each in contest.books.items() if name != HOLD],
+        [book.curve.sampled(DAY_S).returns for name, book in contest.books.items() if name != HOLD],
         1,
     )
     overfit = probability_of_overfitting(returns)
@@ -232,15 +234,15 @@ def _books(section: Section, found: Findings) -> None:
         "Probability that the arm that looked best in one half of the days is below the median in"
         " the other (PBO): " + (overfit.reason if overfit.pbo is None else f"{overfit.pbo:.2f}.")
     )
-    _curves(section, found)
+    _curves(section, findings)
 
 
-def _curves(section: Section, found: Findings) -> None:
-    contest = found.contest
+def _curves(section: Section, findings: Findings) -> None:
+    contest = findings.contest
     equity, fall = Figure((10, 4)), Figure((10, 3))
     above, below = equity.add_subplot(), fall.add_subplot()
-    for each in contest.random.books:
-        curve = each.curve.sampled(DAY_S)
+    for book in contest.random.books:
+        curve = book.curve.sampled(DAY_S)
         above.plot(_dates(curve.at), curve.value, color="0.85", linewidth=0.6, zorder=1)
     for name in SHOWN:
         if name in contest.books:
@@ -256,12 +258,12 @@ def _curves(section: Section, found: Findings) -> None:
     section.plot("Drawdown", fall)
 
 
-def _worth(section: Section, found: Findings) -> None:
+def _worth(section: Section, findings: Findings) -> None:
     """The seed's last question: does tuning a language model pay, beside simpler rules that learn
     the same?"""
-    contest, draws = found.contest, found.terms.evaluate.draws
+    contest, draws = findings.contest, findings.terms.evaluate.draws
     rewards = contest.rewards
-    rivals = [name for name in (*HEURISTICS, *CONTROLS) if name in rewards]
+    rivals = [name for name in (*HEURISTICS, *BASELINES) if name in rewards]
     gaps = np.stack([rewards[POLICY] - rewards[name] for name in rivals], 1)
     gains = mean_intervals(gaps, as_of=contest.arena.as_of, draws=draws)
     rows = [(Cell(name), cell(gain)) for name, gain in zip(rivals, gains, strict=True)]
@@ -272,9 +274,9 @@ def _worth(section: Section, found: Findings) -> None:
         (
             Cell(name),
             Cell(seconds / 60, digits=1),
-            maybe(1e3 * found.decision_s or None, "not measured"),
+            maybe(1e3 * findings.decision_s or None, "not measured"),
         )
-        for name, seconds in found.cpu_seconds.items()
+        for name, seconds in findings.cpu_seconds.items()
     ]
     costs += [
         (Cell(name), Cell(contest.played[name].arm.fitted_in_s / 60, digits=2), Cell("under 1"))
@@ -285,19 +287,18 @@ def _worth(section: Section, found: Findings) -> None:
         ("arm", "making it, CPU minutes", "a decision, ms"),
         costs,
         "Of policies: every stage of the rebuild, for"
-        f" {int(found.trained.scenarios.real.sum()):,} scenarios; a decision is"
+        f" {int(findings.trained.scenarios.real.sum()):,} scenarios; a decision is"
         " one pass of the language model, median of the parity check. Of simple rivals: all"
         " refits, each with its choice of a cut.",
     )
     sure = [gain for gain in gains if gain.low is not None and gain.low > 0]
-    section.say(
-        "Its gain over every one of them is above 0 with 95 % confidence."
-        if len(sure) == len(gains)
-        else (
+    if len(sure) == len(gains):
+        section.say("Its gain over every one of them is above 0 with 95 % confidence.")
+    else:
+        section.say(
             f"Its gain is above 0 with 95 % confidence over {len(sure)} of {len(gains)} of them: on"
             " this evidence deploying the tuned model is not justified."
         )
-    )
 
 
 def _p(value: float, draws: int) -> str:

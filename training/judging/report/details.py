@@ -4,6 +4,7 @@ vetoes saved."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import chain
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -24,8 +25,9 @@ from training.statistics.calibration import (
 LEDGER = 25
 
 
-def groups(section: Section, found: Findings) -> None:
-    contest = found.contest
+def groups(section: Section, findings: Findings) -> None:
+    """Mean R by symbol, year, regime, setup and session."""
+    contest = findings.contest
     scenarios, as_of = contest.scenarios, contest.arena.as_of
     groups: tuple[tuple[str, Callable[[int], str]], ...] = (
         ("symbol", lambda i: str(contest.arena.symbols[i])),
@@ -46,13 +48,11 @@ def groups(section: Section, found: Findings) -> None:
                 rewards[POLICY] - rewards[AGENT],
                 rewards[POLICY] - rewards[RANDOM],
             ]
-            found_means = mean_intervals(
-                np.stack(columns, 1)[here], as_of=as_of[here], draws=found.terms.evaluate.draws
+            means = mean_intervals(
+                np.stack(columns, 1)[here], as_of=as_of[here], draws=findings.terms.evaluate.draws
             )
             rate = float(contest.played[POLICY].arm.approve[here].mean())
-            rows.append(
-                (Cell(str(label)), Cell(rate, digits=2), *(cell(each) for each in found_means))
-            )
+            rows.append((Cell(str(label)), Cell(rate, digits=2), *map(cell, means)))
         section.table(
             f"By {title}",
             (title, "policy trades", "policy", "agent", "policy - agent", "policy - random veto"),
@@ -61,8 +61,9 @@ def groups(section: Section, found: Findings) -> None:
         )
 
 
-def calibration(section: Section, found: Findings) -> None:
-    contest = found.contest
+def calibration(section: Section, findings: Findings) -> None:
+    """Whether plans make money as often as the arms that give probabilities say."""
+    contest = findings.contest
     rows = []
     figure = Figure((5, 4.5))
     axes = figure.add_subplot()
@@ -95,8 +96,9 @@ def calibration(section: Section, found: Findings) -> None:
     section.plot("Reliability, 95 % Wilson intervals", figure)
 
 
-def disagreements(section: Section, found: Findings) -> None:
-    contest = found.contest
+def disagreements(section: Section, findings: Findings) -> None:
+    """Who was right where one traded and the other did not."""
+    contest = findings.contest
     mine, theirs = contest.played[POLICY], contest.played[AGENT]
     apart = np.flatnonzero(mine.arm.approve != theirs.arm.approve)
     gap = mine.r - theirs.r
@@ -104,7 +106,7 @@ def disagreements(section: Section, found: Findings) -> None:
         section.say("They never disagreed.")
         return
     mean = mean_intervals(
-        gap[apart, None], as_of=contest.arena.as_of[apart], draws=found.terms.evaluate.draws
+        gap[apart, None], as_of=contest.arena.as_of[apart], draws=findings.terms.evaluate.draws
     )[0]
     right, wrong = int((gap[apart] > 0).sum()), int((gap[apart] < 0).sum())
     section.say(
@@ -130,7 +132,9 @@ def disagreements(section: Section, found: Findings) -> None:
     )
     figure = Figure((6, 4))
     axes = figure.add_subplot()
-    probability = mine.arm.probability if mine.arm.probability is not None else np.zeros(len(gap))
+    probability = mine.arm.probability
+    if probability is None:
+        probability = np.zeros(len(gap))
     axes.scatter(probability[apart], gap[apart], s=6, alpha=0.5)
     axes.axhline(0, color="0.6", linewidth=0.8)
     axes.set_xlabel("policy's approval probability")
@@ -138,16 +142,17 @@ def disagreements(section: Section, found: Findings) -> None:
     section.plot("Disagreements", figure)
 
 
-def vetoes(section: Section, found: Findings) -> None:
-    contest = found.contest
+def vetoes(section: Section, findings: Findings) -> None:
+    """What the policy's refused orders would have earned, by the code that refused them."""
+    contest = findings.contest
     codes = contest.played[POLICY].arm.vetoes or ()
     before = contest.played[RAW].r
     rows = []
-    for code in sorted({code for each in codes for code in each}):
-        here = np.array([code in each for each in codes])
+    for code in sorted(set(chain.from_iterable(codes))):
+        here = np.array([code in refusals for refusals in codes])
         saved = -before[here]
         mean = mean_intervals(
-            saved[:, None], as_of=contest.arena.as_of[here], draws=found.terms.evaluate.draws
+            saved[:, None], as_of=contest.arena.as_of[here], draws=findings.terms.evaluate.draws
         )[0]
         rows.append(
             (Cell(code), Cell(int(here.sum())), Cell(float(saved.sum()), digits=1), cell(mean))
@@ -163,8 +168,9 @@ def vetoes(section: Section, found: Findings) -> None:
     )
 
 
-def distribution(section: Section, found: Findings) -> None:
-    contest = found.contest
+def distribution(section: Section, findings: Findings) -> None:
+    """A histogram of R over the trades of three arms."""
+    contest = findings.contest
     figure = Figure((8, 3.5))
     axes = figure.add_subplot()
     for name in (ALWAYS, AGENT, POLICY):

@@ -59,19 +59,19 @@ MOST_KNOWN = 3000
 INNER_FOLDS = 2
 
 
-def stresses(section: Section, found: Findings) -> None:
+def stresses(section: Section, findings: Findings) -> None:
     """The same answers with costs doubled, or every order late."""
-    contest, draws = found.contest, found.terms.evaluate.draws
+    contest, draws = findings.contest, findings.terms.evaluate.draws
     rewards = contest.rewards
     columns = {
         "as it is": (contest.arena, {name: rewards[name] for name in (POLICY, AGENT, RANDOM)})
     }
     for name, harder in STRESSES.items():
-        outcomes = harder(found.terms.outcomes)
-        arena = Arena.of(found.held_out, found.market.series(), outcomes, contest.arena.rows)
+        outcomes = harder(findings.terms.outcomes)
+        arena = Arena.of(findings.held_out, findings.market.series(), outcomes, contest.arena.rows)
         usable = np.searchsorted(contest.arena.rows, arena.rows)
         mine, theirs = (contest.played[arm].arm.at(usable) for arm in (POLICY, AGENT))
-        dealt = arena.random_veto(mine, DRAWS_OF_CHANCE, found.terms.evaluate.seed)
+        dealt = arena.random_veto(mine, DRAWS_OF_CHANCE, findings.terms.evaluate.seed)
         columns[name] = (
             arena,
             {
@@ -84,7 +84,7 @@ def stresses(section: Section, found: Findings) -> None:
     for name, (arena, r) in columns.items():
         gaps = np.stack([r[POLICY], r[POLICY] - r[AGENT], r[POLICY] - r[RANDOM]], 1)
         means = mean_intervals(gaps, as_of=arena.as_of, draws=draws)
-        rows.append((Cell(name), Cell(len(arena)), *(cell(each) for each in means)))
+        rows.append((Cell(name), Cell(len(arena)), *map(cell, means)))
     section.table(
         "The same answers under worse conditions",
         ("condition", "scenarios", "policy", "policy - agent", "policy - random veto"),
@@ -95,13 +95,13 @@ def stresses(section: Section, found: Findings) -> None:
     )
 
 
-def power(section: Section, found: Findings) -> None:
+def power(section: Section, findings: Findings) -> None:
     """How many decisions the gate's bound would need, from this contest's own spread."""
-    confidence = found.terms.gate.confidence
+    confidence = findings.terms.gate.confidence
     spreads = {
-        name: (each.value, (each.value - each.low) / ndtri(confidence), each.n)
-        for name, each in found.verdict.differences.items()
-        if each.value is not None and each.low is not None and each.low < each.value
+        name: (gap.value, (gap.value - gap.low) / ndtri(confidence), gap.n)
+        for name, gap in findings.verdict.differences.items()
+        if gap.value is not None and gap.low is not None and gap.low < gap.value
     }
     if not spreads:
         section.say("No bound has an interval, so nothing can be said about power.")
@@ -140,10 +140,10 @@ def power(section: Section, found: Findings) -> None:
     section.plot(f"Power of the hardest bound (against {hardest})", figure)
 
 
-def off_policy(section: Section, found: Findings) -> None:
+def off_policy(section: Section, findings: Findings) -> None:
     """What could be said of the policy if only the outcome of the logged action were known."""
-    contest, config = found.contest, found.terms.evaluate
-    rewards = found.labels.rewards[contest.arena.rows]
+    contest, config = findings.contest, findings.terms.evaluate
+    rewards = findings.labels.rewards[contest.arena.rows]
     target, behaviour = contest.probabilities[POLICY], contest.probabilities[BASE_MODEL]
     source = np.random.default_rng(config.seed)
     action = (behaviour.cumsum(1) > source.random(len(behaviour))[:, None]).argmax(1)
@@ -151,7 +151,7 @@ def off_policy(section: Section, found: Findings) -> None:
     log = LoggedDecisions(
         action, behaviour[rows, action], rewards[rows, action], target, contest.arena.as_of
     )
-    earned = found.trained.labels.rewards[found.trained.scenarios.rows(TRAIN, real_only=True)]
+    earned = findings.trained.labels.rewards[findings.trained.scenarios.rows(TRAIN, real_only=True)]
     predicted = np.tile(np.nanmean(earned, axis=0), (len(rows), 1))
     shown = [
         (
@@ -177,24 +177,22 @@ def off_policy(section: Section, found: Findings) -> None:
     )
 
 
-def truth(section: Section, found: Findings) -> None:
+def truth(section: Section, findings: Findings) -> None:
     """In a synthetic market what every decision is worth on average is known: how much of the best
     was recovered?"""
-    terms, contest = found.terms, found.contest
+    terms, contest = findings.terms, findings.contest
     planted = oracle(terms.market.synthetic, terms.outcomes)
     worth = planted.expected(states(contest.scenarios))
     best = float(worth.max(1).mean())
     rows = []
-    for name, chosen in _choices(found).items():
+    for name, chosen in _choices(findings).items():
         value = worth[np.arange(len(worth)), chosen]
         (mean,) = mean_intervals(
             value[:, None], as_of=contest.arena.as_of, draws=terms.evaluate.draws
         )
-        share = (
-            cell(Estimate(*_scaled(mean, best)), 2)
-            if best > 0
-            else Cell(None, reason="nothing can be earned")
-        )
+        share = Cell(None, reason="nothing can be earned")
+        if best > 0:
+            share = cell(Estimate(*_scaled(mean, best)), 2)
         rows.append((Cell(name), cell(mean), share, Cell(float((chosen > 0).mean()), digits=2)))
     section.say(
         f"The planted edge is {terms.market.synthetic.edge:g}. Knowing the planted state and"
@@ -219,9 +217,9 @@ class Path:
     rate: float
 
 
-def combinatorial(section: Section, found: Findings) -> None:
+def combinatorial(section: Section, findings: Findings) -> None:
     """How the simple rivals would have done in development, over all combinatorial purged paths."""
-    past = found.trained.past()
+    past = findings.trained.past()
     past = past.at(evenly(len(past.as_of), MOST_KNOWN))
     if len(past.as_of) < 10 * GROUPS:
         section.say(f"{len(past.as_of)} training scenarios are too few for {GROUPS} groups.")
@@ -229,8 +227,8 @@ def combinatorial(section: Section, found: Findings) -> None:
     paths = combinatorial_paths(past)
     rows = []
     for name, mine in paths.items():
-        means = np.array([each.mean for each in mine])
-        rates = np.array([each.rate for each in mine])
+        means = np.array([path.mean for path in mine])
+        rates = np.array([path.rate for path in mine])
         rows.append(
             (
                 Cell(name),
@@ -260,19 +258,19 @@ def combinatorial_paths(past: Past) -> dict[str, list[Path]]:
     group = np.minimum(
         np.argsort(np.argsort(past.as_of, kind="stable")) // (count // GROUPS), GROUPS - 1
     )
-    found: dict[str, list[Path]] = {}
+    paths: dict[str, list[Path]] = {}
     for name, answers in taken.items():
         for path in backtest_paths(GROUPS, TESTED):
             traded = answers[path[group], np.arange(count)]
-            found.setdefault(name, []).append(
+            paths.setdefault(name, []).append(
                 Path(float((traded * past.rewards).mean()), float(traded.mean()))
             )
-    return found
+    return paths
 
 
-def _choices(found: Findings) -> dict[str, Rows]:
+def _choices(findings: Findings) -> dict[str, Rows]:
     """(N,) index of the action that each arm takes, before rules; a plan's is the nearest one."""
-    contest, yes = found.contest, AgentAction(decision=True)
+    contest, yes = findings.contest, AgentAction(decision=True)
     plan = [ACTIONS.index(agents_label(scenario, yes)) for scenario in contest.scenarios]
     chosen = {name: values.argmax(1) for name, values in contest.probabilities.items()}
     for name in (AGENT, ALWAYS, *HEURISTICS):
@@ -282,6 +280,6 @@ def _choices(found: Findings) -> dict[str, Rows]:
 
 def _scaled(mean: Estimate, best: float) -> tuple[float | None, float | None, float | None, int]:
     value, low, high = (
-        None if each is None else each / best for each in (mean.value, mean.low, mean.high)
+        None if number is None else number / best for number in (mean.value, mean.low, mean.high)
     )
     return value, low, high, mean.n

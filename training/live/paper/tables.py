@@ -93,7 +93,7 @@ def disagreements(judged: Sequence[Judged]) -> Table:
     better = sum(b > a for _, a, b in known)
     worse = sum(b < a for _, a, b in known)
     mean = _mean_with_interval(
-        [b - a for _, a, b in known], [int(one.scenario.as_of.timestamp()) for one, _, _ in known]
+        [b - a for _, a, b in known], [one.scenario.second for one, _, _ in known]
     )
     title = (
         f"Disagreements: {len(differ)}, the advice was right in {better}, the agent in {worse}; "

@@ -126,7 +126,7 @@ def in_order(periods: list[Period]) -> NDArray[np.int64]:
     return np.concatenate([period.rows for period in periods])
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(days=st.integers(2, 90), hours=st.integers(0, 24 * 20))
 def test_a_rival_is_fitted_on_all_that_was_over_an_embargo_before_its_period_and_on_nothing_else(
     market: Market, days: int, hours: int
@@ -151,7 +151,7 @@ def test_a_rival_is_fitted_on_all_that_was_over_an_embargo_before_its_period_and
     assert counts[0] >= len(before.as_of) > 20, "nothing of the development period is forgotten"
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(
     days=st.integers(2, 90),
     unknown=st.sets(st.integers(0, 40), max_size=6),

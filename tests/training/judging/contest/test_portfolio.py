@@ -268,7 +268,7 @@ def test_vectorbt_makes_the_same_of_the_same_orders() -> None:
     )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 10_000), st.integers(1, 4), st.sampled_from(list(Size)))
 def test_equity_ends_with_all_profits_and_no_rule_is_broken(
     seed: int, max_open: int, size: Size

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import replace
+from dataclasses import FrozenInstanceError, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -198,6 +198,66 @@ def test_a_sharpe_ratio_must_be_higher_than_each_rivals_and_no_luck() -> None:
     assert refusal.limit == 0.95
 
 
+def test_just_enough_is_enough() -> None:
+    base = good()
+    found = judge(base, CONFIG, Mode.FIXED)
+    asked = CONFIG.model_copy(
+        update={
+            "min_scenarios": COUNT,
+            "min_trades": int(base.traded.sum()),
+            "min_days": DAYS,
+            "deflated_sharpe": found.numbers["deflated_sharpe"],
+            "max_calibration_error": found.numbers["calibration_error"],
+        }
+    )
+    assert judge(base, asked, Mode.FIXED).refusals == ()
+    assert judge(replace(base, trained_until=-DAY_S), CONFIG, Mode.FIXED).promote
+    bounded = CONFIG.model_copy(update={"bound_r": float(np.abs(base.policy).max())})
+    assert RefusalCode.OUT_OF_BOUNDS not in codes(judge(base, bounded, Mode.LIVE))
+
+
+def test_as_good_as_a_rival_is_not_better() -> None:
+    base = good()
+    even = judge(replace(base, agent_returns=base.policy_returns), CONFIG, Mode.FIXED)
+    assert only(even).code is RefusalCode.SHARPE_NOT_HIGHER
+    assert only(even).about == "agent"
+    same = judge(replace(base, agent=base.policy), CONFIG, Mode.FIXED)
+    assert (only(same).code, only(same).observed) == (RefusalCode.NOT_BETTER_THAN_AGENT, None)
+    assert only(same).detail == "constant values have no interval"
+
+
+def test_why_a_sharpe_ratio_is_undefined_is_said() -> None:
+    still = replace(good(), policy_returns=np.zeros(DAYS))
+    (undefined,) = (
+        refusal
+        for refusal in judge(still, CONFIG, Mode.FIXED).refusals
+        if refusal.code is RefusalCode.SHARPE_UNDEFINED
+    )
+    assert (undefined.observed, undefined.detail) == (None, "constant returns have no Sharpe ratio")
+    # One of four stands out, so skew 2 / sqrt(3); at a ratio of sqrt(3) the variance of a Sharpe
+    # ratio (Mertens 2002), 1 - skew x ratio + (kurtosis - 1) / 4 x ratio squared, is 1 - 2 + 1 = 0.
+    lonely = np.array([1.0, 0.0, 0.0, 0.0]) - 0.25
+    skew = (lonely**3).mean() / (lonely**2).mean() ** 1.5
+    returns = (lonely + 2 / skew * lonely.std(ddof=1)) * 0.001
+    skewed = replace(
+        good(),
+        policy_returns=returns,
+        agent_returns=np.zeros(4),
+        random_veto_returns=np.zeros((3, 4)),
+        heuristic_returns={"score threshold": np.zeros(4)},
+    )
+    refusal = only(judge(skewed, CONFIG, Mode.FIXED))
+    assert refusal.code is RefusalCode.SHARPE_UNDEFINED
+    assert refusal.observed == pytest.approx(math.sqrt(3 * 365.25))
+    assert refusal.detail == "returns too skewed for the Sharpe ratio's standard error"
+
+
+def test_days_are_counted_not_moments() -> None:
+    base = good()
+    spread = base.as_of + np.tile(np.arange(4) * 6 * 3600, DAYS)
+    assert judge(replace(base, as_of=spread), CONFIG, Mode.FIXED).numbers["days"] == DAYS
+
+
 def test_a_rival_that_took_no_risk_has_a_sharpe_ratio_of_nothing() -> None:
     still = np.zeros(DAYS)
     verdict = judge(
@@ -205,6 +265,8 @@ def test_a_rival_that_took_no_risk_has_a_sharpe_ratio_of_nothing() -> None:
     )
     assert verdict.promote
     assert verdict.numbers["sharpe of score threshold"] == 0.0
+    undealt = replace(good(), random_veto_returns=np.zeros((3, DAYS)))
+    assert judge(undealt, CONFIG, Mode.FIXED).numbers["sharpe of random veto"] == 0.0
 
 
 def test_a_deeper_drawdown_than_the_agents_is_a_reason() -> None:
@@ -245,6 +307,8 @@ def test_scenarios_that_training_has_seen_are_refused() -> None:
     assert overlapping.code is RefusalCode.SPLIT_OVERLAPS
     assert overlapping.limit == 11 * DAY_S
     assert overlapping.detail.startswith("44 scenarios")
+    later = good(trained_until=0, as_of=np.arange(COUNT) * DAY_S // 4 + 7)
+    assert only(judge(later, CONFIG, Mode.FIXED)).observed == 7.0
     embargoed = only(judge(good(trained_until=-DAY_S // 2), CONFIG, Mode.FIXED))
     assert embargoed.code is RefusalCode.SPLIT_OVERLAPS
 
@@ -256,7 +320,7 @@ def test_what_is_no_number_is_refused_and_nothing_is_computed_from_it(mode: Mode
     agent[[3, 9]] = math.nan
     found = judge(replace(base, agent=agent), CONFIG, mode)
     assert only(found).code is RefusalCode.NOT_FINITE
-    assert (only(found).about, only(found).observed) == ("agent", 2.0)
+    assert (only(found).about, only(found).observed, only(found).limit) == ("agent", 2.0, 0.0)
     assert found.differences == {}
     returns = base.policy_returns.copy()
     returns[0] = math.inf
@@ -280,6 +344,16 @@ def test_live_returns_beyond_the_bound_and_unordered_scenarios_are_refused() -> 
         only(judge(replace(base, as_of=base.as_of[::-1]), CONFIG, Mode.FIXED)).code
         is RefusalCode.NOT_IN_ORDER
     )
+    swapped = base.as_of.copy()
+    swapped[:2] += [1, 0]
+    assert codes(judge(replace(base, as_of=swapped), CONFIG, Mode.FIXED)) == [
+        RefusalCode.NOT_IN_ORDER
+    ]
+    narrow = CONFIG.model_copy(update={"bound_r": 0.5})
+    small = {name: getattr(base, name) / 10 for name in ("policy", "agent", "random_veto")}
+    tenth: dict[str, Any] = small | {"heuristics": {"score threshold": base.agent / 10}}
+    found = codes(judge(replace(base, **tenth), narrow, Mode.LIVE))
+    assert RefusalCode.OUT_OF_BOUNDS not in found
 
 
 @pytest.mark.parametrize("mode", Mode)
@@ -323,6 +397,7 @@ def test_no_scenarios_at_all_are_refused_not_crashed_on(mode: Mode) -> None:
     )
     found = codes(judge(empty, CONFIG, mode))
     assert RefusalCode.TOO_FEW_SCENARIOS in found
+    assert list(judge(empty, CONFIG, mode).differences) == list(base.rivals)
     assert RefusalCode.NOT_BETTER_THAN_AGENT in found
     assert RefusalCode.SHARPE_UNDEFINED in found
 
@@ -390,6 +465,20 @@ def test_an_override_is_explicit_named_and_sealed() -> None:
 def test_the_same_evidence_gives_the_same_verdict() -> None:
     first, second = (judge(good(), CONFIG, Mode.FIXED).as_json() for _ in range(2))
     assert first == second
+
+
+def test_evidence_and_verdict_cannot_be_changed_and_evidence_is_known_by_its_hash() -> None:
+    verdict = judge(good(checks=()), CONFIG, Mode.FIXED)
+    for made, field in (
+        (good(), "policy"),
+        (PASSED[0], "passed"),
+        (verdict, "refusals"),
+        (verdict.refusals[0], "code"),
+    ):
+        with pytest.raises(FrozenInstanceError):
+            setattr(made, field, None)
+    assert good() != good()
+    assert good().hash() == good().hash()
 
 
 def test_every_refusal_code_is_explained() -> None:
