@@ -227,7 +227,7 @@ def read_manifest(path: Path) -> ModelManifest:
             manifest.hash()  # Whatever it holds, it can be compared.
             return manifest
     except (ModelFileError, InvalidRecord) as error:
-        raise ModelFileError(f"{path} is not a manifest: {error}") from error
+        raise ModelFileError(f"{path} is not a manifest: {' '.join(str(error).split())}") from error
 
 
 def model_files(directory: Path) -> set[str]:

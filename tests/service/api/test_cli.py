@@ -389,10 +389,11 @@ def test_serve_refuses_a_wrong_setting(variables: dict[str, str]) -> None:
 def test_up_refuses_a_home_that_cannot_be_written_or_is_in_use(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     done = advisor(environment(tmp_path / "file"), "up", "--exit")
-    assert (done.returncode, done.stderr.splitlines()[0]) == (2, "starting Postgres")
-    assert done.stderr.splitlines()[1].startswith(
-        f"advisor: {tmp_path}/file/postgres cannot be written: Not a dir"
-    )
+    assert done.returncode == 2
+    lies, starting, refused, *_ = done.stderr.splitlines()
+    assert lies == f"state lies in {tmp_path}/file"
+    assert starting == "starting Postgres"
+    assert refused.startswith(f"advisor: {tmp_path}/file/postgres cannot be written: Not a dir")
     with EmbeddedValkey(tmp_path / "home" / "valkey"):
         taken = environment(tmp_path / "home", database_url=NOBODY_THERE)
         done = advisor(taken, "up", "--exit")
