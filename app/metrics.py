@@ -3,7 +3,7 @@ zero is visible."""
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from itertools import product
@@ -24,6 +24,36 @@ from app.telemetry import Dependency, LossCause, Refusal, Stage, Task
 COMPARISON_WINDOW = 1000
 MAX_SYMBOLS = 64
 ANSWERS = ("reject", "approve")
+
+
+class Frequent:
+    """The names that came most often, `most` of them; who came once or twice does not stay in the
+    way of those who come often."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._named: dict[str, int] = {}
+        self._others: OrderedDict[str, int] = OrderedDict()
+
+    def seen(self, name: str) -> tuple[str, str | None]:
+        """The name to count under, `other` when it is not among the most frequent; and the name
+        whose place it takes, if it takes one."""
+        if name in self._named or len(self._named) < self._most:
+            self._named[name] = self._named.get(name, 0) + 1
+            return name, None
+        times = self._others.pop(name, 0) + 1
+        rarest = min(self._named, key=self._named.__getitem__)
+        if times <= self._named[rarest]:
+            self._remember(name, times)
+            return "other", None
+        self._remember(rarest, self._named.pop(rarest))
+        self._named[name] = times
+        return name, rarest
+
+    def _remember(self, name: str, times: int) -> None:
+        self._others[name] = times
+        if len(self._others) > 16 * self._most:
+            self._others.popitem(last=False)
 
 
 class Metrics:
@@ -141,7 +171,7 @@ class Metrics:
         self.task_up = gauge("task_up", "1 while background work of this process works", "task")
         self.task_failures = counter("task_failures_total", "Background work that raised", "task")
         self._versions: set[str] = set()
-        self._symbols: set[str] = set()
+        self._symbols = Frequent(MAX_SYMBOLS)
         self._compared: set[tuple[str, ...]] = set()
         self._recent: dict[str, deque[tuple[bool, bool]]] = {}
         self._create_series()
@@ -239,8 +269,8 @@ class Metrics:
             self.vetoes.labels(veto.code, "control").inc()
 
     def compared(self, candidate: Candidate, version: str, agent: bool, advice: bool) -> None:
-        """Count one pair of control and advice. Symbols beyond the first 64 are counted as
-        `other`."""
+        """Count one pair of control and advice. Symbols but for the 64 that come most often
+        are counted as `other`."""
         self.comparisons.labels(
             *self._combination(candidate, version), ANSWERS[agent], ANSWERS[advice]
         ).inc()
@@ -252,18 +282,27 @@ class Metrics:
     def _combination(self, candidate: Candidate, version: str) -> tuple[str, ...]:
         """The labels of a comparison but for both answers. With its first decision all four cells
         begin, at 0."""
-        symbol = candidate.symbol
-        if symbol not in self._symbols:
-            if len(self._symbols) >= MAX_SYMBOLS:
-                symbol = "other"
-            else:
-                self._symbols.add(symbol)
+        symbol, displaced = self._symbols.seen(candidate.symbol)
+        if displaced is not None:
+            self._fold_into_other(displaced)
         labels = (symbol, candidate.session, regime(candidate), version)
         if labels not in self._compared:
             self._compared.add(labels)
             for agent, advice in product(ANSWERS, ANSWERS):
                 self.comparisons.labels(*labels, agent, advice)
         return labels
+
+    def _fold_into_other(self, symbol: str) -> None:
+        """The series of a symbol end, and what they counted goes on as that of `other`."""
+        self._compared = {
+            ("other", *rest) if first == symbol else (first, *rest)
+            for first, *rest in self._compared
+        }
+        [metric] = self.comparisons.collect()
+        for sample in metric.samples:
+            if sample.name.endswith("_total") and sample.labels["symbol"] == symbol:
+                self.comparisons.labels(**{**sample.labels, "symbol": "other"}).inc(sample.value)
+                self.comparisons.remove_by_labels(sample.labels)
 
     def lost(self, cause: LossCause, count: int = 1) -> None:
         self.losses.labels(cause).inc(count)

@@ -35,6 +35,17 @@ LOG_PATIENCE_S = 0.5
 QUIET_S = 2.0
 
 
+_NOT_COMPARED: dict[str, Any] = {
+    "extra": {},
+    "macro_flags": (),
+    "macro_news_reason": None,
+    "news_summary": None,
+    "symbol_news_summary": None,
+    "volume_profile": None,
+}
+"""What could be large in a candidate, and is not remembered."""
+
+
 class _Recent(NamedTuple):
     """What a repeat must match, and what a late control is compared with."""
 
@@ -274,4 +285,5 @@ def _heard(question: asyncio.Future[Any]) -> None:
 
 def _recent(decision: Decision) -> _Recent:
     advised = tuple((a.model_version, a.approve) for a in decision.advices if a.approve is not None)
-    return _Recent(decision.request_hash, decision.scenario.candidate, advised)
+    candidate = decision.scenario.candidate.model_copy(update=_NOT_COMPARED)
+    return _Recent(decision.request_hash, candidate, advised)

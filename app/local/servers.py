@@ -451,6 +451,7 @@ class EmbeddedPostgres(EmbeddedServer):
             "log_timezone": "UTC",
             "fsync": "on" if self._fsync else "off",
             "max_connections": 100,
+            "max_locks_per_transaction": 256,  # A query over all months locks each and its indexes.
             "shared_buffers": "64MB",
         }
         command = [str(self._binaries / "bin" / "postgres"), "-D", str(self._cluster)]

@@ -224,3 +224,13 @@ async def test_who_asks_too_often_is_told_to_wait_but_may_always_halt(
         halt = {"state": "HALTED", "reason": "test", "changed_by": "test"}
         assert (await api.client.put("/state", json=halt)).status_code < 300
         assert refusals(api, "rate") == 1
+
+
+async def test_what_is_remembered_of_a_decision_does_not_grow_with_its_texts(api: Running) -> None:
+    texts = {"candidate__news_summary": "x" * 2000, "candidate__mine": "x" * 30_000}
+    await api.advise(request("small"))
+    await api.advise(request("large", **texts))
+    small, large = (
+        len(recent.candidate.model_dump_json()) for recent in api.service.records._recent.values()
+    )
+    assert abs(large - small) < 100
