@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from time import perf_counter
 
 import structlog
-from prometheus_client import start_http_server
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from app.domain.errors import JournalUnavailable, ShadowLogUnavailable
 from app.domain.event import Entry
@@ -19,11 +20,13 @@ from app.settings import Settings, SettingsError
 from app.shadow_log.checkpoint import Checkpointer, key_at, writer_to
 from app.shadow_log.log import ShadowLog
 from app.tasks import Supervisor, end
-from app.telemetry import LossCause, Task, Telemetry
+from app.telemetry import LossCause, Refusal, Task, Telemetry
 
 log = structlog.get_logger()
 WATCH_S = 2.0
 CHECKPOINT_S = 60.0
+SCRAPE_CONNECTIONS, SCRAPE_S = 32, 2.0
+"""Nobody but a scraper comes to the metrics, and it must not cost the writer anything."""
 
 
 class Writer:
@@ -102,20 +105,64 @@ async def run_writer(settings: Settings) -> None:
     if not settings.database_url or not settings.redis_url:
         raise SettingsError("DATABASE_URL and REDIS_URL must be set for the writer")
     metrics = Metrics()
+    async with scraped(metrics, settings.host, settings.writer_metrics_port):
+        await _write_until_stopped(settings, settings.redis_url, settings.database_url, metrics)
+    log.info("writer stopped")
+
+
+@asynccontextmanager
+async def scraped(metrics: Metrics, host: str, port: int) -> AsyncIterator[int]:
+    """Metrics over HTTP until the block ends, on the event loop: half requests make no threads. The
+    port. Raises `SettingsError` when it is taken."""
+    connections = 0
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        try:
+            if connections > SCRAPE_CONNECTIONS:
+                metrics.refused(Refusal.CONNECTIONS)
+                return
+            async with asyncio.timeout(SCRAPE_S):
+                await reader.readuntil(b"\r\n\r\n")
+                writer.write(_scrape(metrics))
+                await writer.drain()
+        except TimeoutError:
+            metrics.refused(Refusal.SLOW)
+        except (asyncio.IncompleteReadError, asyncio.LimitOverrunError, ConnectionError):
+            pass
+        finally:
+            connections -= 1
+            writer.close()
+
     try:
-        start_http_server(settings.writer_metrics_port, settings.host, metrics.registry)
+        server = await asyncio.start_server(answer, host, port)
     except OSError as error:
         raise SettingsError(
-            f"cannot listen on {settings.host}:{settings.writer_metrics_port}: {error.strerror}; "
+            f"cannot listen on {host}:{port}: {error.strerror}; "
             f"stop what listens there, or set ADVISOR_WRITER_METRICS_PORT"
         ) from error
-    shadow_log, checkpointer = ShadowLog.connect(settings.database_url), None
+    async with server:
+        yield server.sockets[0].getsockname()[1]
+
+
+def _scrape(metrics: Metrics) -> bytes:
+    body = generate_latest(metrics.registry)
+    head = (
+        f"HTTP/1.1 200 OK\r\nContent-Type: {CONTENT_TYPE_LATEST}\r\n"
+        f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    )
+    return head.encode() + body
+
+
+async def _write_until_stopped(
+    settings: Settings, redis_url: str, database_url: str, metrics: Metrics
+) -> None:
+    shadow_log, checkpointer = ShadowLog.connect(database_url), None
     if settings.checkpoints:
         write = writer_to(settings.checkpoints)
         checkpointer = Checkpointer(shadow_log.engine, key_at(settings.signing_key), write)
-    writer = asyncio.create_task(
-        Writer(settings.redis_url, shadow_log, metrics, checkpointer).run()
-    )
+    writer = asyncio.create_task(Writer(redis_url, shadow_log, metrics, checkpointer).run())
     stop = asyncio.Event()
     for name in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(name, stop.set)
@@ -125,7 +172,6 @@ async def run_writer(settings: Settings) -> None:
     if writer.done():
         writer.result()
     await end([writer, stopping])
-    log.info("writer stopped")
 
 
 async def _wait(event: asyncio.Event) -> None:

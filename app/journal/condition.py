@@ -37,7 +37,7 @@ def condition(
     rewriting = info.get("aof_rewrite_in_progress") == 1 or info.get("aof_rewrite_scheduled") == 1
     if rewriting and not was_durable:
         faults.append("the append-only file is being written anew, wait until it is")
-    durable = False if faults else None if settings is None else True
+    durable = None if settings is None and not faults else not faults
     limit = int(info.get("maxmemory", 0))
     memory = int(info.get("used_memory", 0)) / limit if limit else 0.0
     if memory > HEADROOM:
