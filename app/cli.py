@@ -100,11 +100,20 @@ def migrate() -> None:
 @app.command()
 def verify(
     sample: Annotated[int, typer.Option(help="How many findings to print.")] = 20,
+    checkpoints: Annotated[
+        Path | None, typer.Option(help="File of signed checkpoints to hold the log against.")
+    ] = None,
+    key: Annotated[
+        str | None, typer.Option(help="Public key (hex) that must have signed them.")
+    ] = None,
 ) -> None:
-    """Re-hash and replay every stored decision; exit 1 when anything does not match."""
+    """Re-hash and replay every stored decision, follow every chain; exit 1 when anything does not
+    match."""
+    from app.shadow_log.checkpoint import check_log, read_checkpoints
     from app.shadow_log.verify import verify_log
 
     settings = read_settings()
+    signed = None if checkpoints is None else read_checkpoints(checkpoints, key)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("verifying", total=None)
         report = asyncio.run(
@@ -113,10 +122,48 @@ def verify(
                 lambda done, total: progress.update(task, completed=done, total=total),
             )
         )
+    if signed is not None:
+        asyncio.run(check_log(database_url(settings), signed, report))
+        signers = ", ".join({str(each["key"]) for each in signed}) or "nobody"
+        say(f"{len(signed)} checkpoints, signed by {signers}")
     say(report.summary())
+    say(report.chain_summary())
     for finding in report.findings[:sample]:
         say(f"  {finding}")
     raise typer.Exit(1 if report.findings else 0)
+
+
+@app.command()
+def prove(
+    decision_id: Annotated[UUID, typer.Argument(help="Id of a stored decision.")],
+    checkpoints: Annotated[
+        Path | None, typer.Option(help="File of checkpoints. Default: ADVISOR_CHECKPOINTS.")
+    ] = None,
+) -> None:
+    """Print a proof that a decision is in the log as it was at a signed checkpoint, for
+    deploy/check_proof.py."""
+    from app.domain.canonical import canonical_json
+    from app.shadow_log.checkpoint import proof, read_checkpoints
+    from app.shadow_log.log import ShadowLog
+
+    settings = read_settings()
+    place = checkpoints or settings.checkpoints
+    if place is None:
+        raise SettingsError("name the file with --checkpoints, or set ADVISOR_CHECKPOINTS")
+    signed = read_checkpoints(Path(place))
+
+    async def made() -> dict[str, Any]:
+        log = ShadowLog.connect(database_url(settings))
+        try:
+            stored = await log.decision(decision_id)
+            if stored is None:
+                raise SettingsError(f"no decision has the id {decision_id}")
+            record = canonical_json(stored.as_json())
+            return await proof(log.engine, decision_id, record, signed)
+        finally:
+            await log.aclose()
+
+    typer.echo(json.dumps(asyncio.run(made()), indent=2))
 
 
 @app.command()
@@ -170,7 +217,7 @@ def retention(
         )
 
     async def months() -> dict[str, int]:
-        log = ShadowLog.connect(database_url(read_settings()))
+        log = ShadowLog.connect(database_url(read_settings()), patience_s=None)
         try:
             look = log.drop_months_before if yes else log.months_before
             return await look(before.replace(tzinfo=UTC))

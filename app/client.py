@@ -458,6 +458,10 @@ class OperatorClient:
         """Each dependency, the versions being served, and `status`: ready, degraded, unready."""
         return self._document("GET", "/readyz", accepted=(200, 503))
 
+    def instance(self) -> str:
+        """Which instance answers: what `advisor up` gave its own service; empty for others."""
+        return str(self._document("GET", "/healthz").get("instance", ""))
+
     def metrics(self) -> dict[str, float]:
         """The service's own metrics: `name{labels}` -> value."""
         lines = self._ask("GET", "/metrics").text.splitlines()

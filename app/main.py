@@ -19,6 +19,8 @@ from fastapi import FastAPI
 from app.advising.service import Service
 from app.advising.serving import Models, Pins, Serving
 from app.api import operators, routes
+from app.api.budget import Buckets
+from app.api.connection import BoundedConfig, Bounds
 from app.api.wire import ApiOptions, install
 from app.domain.errors import ManifestMismatch, ModelFileError
 from app.domain.manifest import ModelManifest
@@ -31,7 +33,7 @@ from app.policy.backends import Backends
 from app.policy.options import BackendOptions
 from app.policy.port import Policy
 from app.policy.scripted import ScriptedPolicy
-from app.policy.store import described, find_base
+from app.policy.store import base_of, described
 from app.settings import SCRIPTED, Clock, Settings, SettingsError
 from app.shadow_log.log import ShadowLog
 
@@ -95,9 +97,13 @@ async def running(settings: Settings, models: Models | None = None) -> AsyncIter
             settings.max_candidates,
             settings.deadline_ms,
             settings.admin_token,
+            settings.instance,
+            settings.max_values,
+            settings.max_extra_bytes,
         )
+        app.state.buckets = Buckets(settings.rate_per_s, 2 * settings.rate_per_s)
         listener.listen()  # From here on nobody is refused who connects.
-        server = _Server(_configuration(app, settings))
+        server = _Server(BoundedConfig(app, _bounds(settings), metrics, settings.log_level))
         answering = asyncio.create_task(server.serve(sockets=[listener]))
         host, port = listener.getsockname()[:2]
         served = Running(f"http://{host}:{port}", service, metrics, server, answering)
@@ -129,12 +135,13 @@ def build(settings: Settings, metrics: Metrics, models: Models | None = None) ->
             "DATABASE_URL and REDIS_URL must be set; or run `advisor up`, which starts both servers"
         )
     shadow_log = ShadowLog.connect(settings.database_url)
-    stream = StreamJournal(settings.redis_url)
+    stream = StreamJournal(settings.redis_url, telemetry=metrics)
     spool = Spool(settings.spool_dir, settings.max_spool_bytes, metrics)
     backends = Backends(
         BackendOptions(
             roots=settings.model_roots,
             registry=settings.models_dir,
+            copies=settings.models_dir / ".verified",
             prompt_tokens=settings.prompt_tokens,
             threads=settings.threads,
             max_batch=settings.max_batch,
@@ -147,8 +154,8 @@ def build(settings: Settings, metrics: Metrics, models: Models | None = None) ->
     return Service(
         Serving(pins(settings, models), backends, shadow_log, metrics),
         settings.limits,
-        Journal(stream, spool, metrics),
-        RequestQueue(settings.redis_url),
+        Journal(stream, spool, metrics, holds=shadow_log.holds),
+        RequestQueue(settings.redis_url, metrics),
         shadow_log,
         metrics,
         by_wall_clock=settings.clock is Clock.WALL,
@@ -190,7 +197,7 @@ def _has_base(manifest: ModelManifest, settings: Settings) -> bool:
     if manifest.base is None:
         return False
     try:
-        find_base(manifest.base, settings.model_roots)
+        base_of(manifest, settings.model_roots)
     except (ManifestMismatch, ModelFileError) as error:
         log.warning(
             "a shipped version cannot be served", version=manifest.model_version, error=str(error)
@@ -215,14 +222,13 @@ class _Server(uvicorn.Server):
         yield
 
 
-def _configuration(app: FastAPI, settings: Settings) -> uvicorn.Config:
-    return uvicorn.Config(
-        app,
-        log_level=settings.log_level,
-        access_log=False,
-        lifespan="off",
-        http="httptools",
-        proxy_headers=False,
+def _bounds(settings: Settings) -> Bounds:
+    return Bounds(
+        settings.max_header_bytes,
+        settings.max_headers,
+        settings.request_s,
+        settings.idle_s,
+        settings.max_connections,
     )
 
 

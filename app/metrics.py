@@ -3,8 +3,9 @@ zero is visible."""
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterable, Mapping
+from datetime import datetime
 from itertools import product
 from time import time
 
@@ -18,11 +19,41 @@ from app.domain.decision import AdviceStatus, Decision, Role
 from app.domain.errors import AbstainReason
 from app.domain.manifest import ModelManifest
 from app.domain.rules import VetoCode
-from app.telemetry import Dependency, LossCause, Stage
+from app.telemetry import Dependency, LossCause, Refusal, Stage, Task
 
 COMPARISON_WINDOW = 1000
 MAX_SYMBOLS = 64
 ANSWERS = ("reject", "approve")
+
+
+class Frequent:
+    """The names that came most often, `most` of them; who came once or twice does not stay in the
+    way of those who come often."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._named: dict[str, int] = {}
+        self._others: OrderedDict[str, int] = OrderedDict()
+
+    def seen(self, name: str) -> tuple[str, str | None]:
+        """The name to count under, `other` when it is not among the most frequent; and the name
+        whose place it takes, if it takes one."""
+        if name in self._named or len(self._named) < self._most:
+            self._named[name] = self._named.get(name, 0) + 1
+            return name, None
+        times = self._others.pop(name, 0) + 1
+        rarest = min(self._named, key=self._named.__getitem__)
+        if times <= self._named[rarest]:
+            self._remember(name, times)
+            return "other", None
+        self._remember(rarest, self._named.pop(rarest))
+        self._named[name] = times
+        return name, rarest
+
+    def _remember(self, name: str, times: int) -> None:
+        self._others[name] = times
+        if len(self._others) > 16 * self._most:
+            self._others.popitem(last=False)
 
 
 class Metrics:
@@ -97,9 +128,19 @@ class Metrics:
         self.backlog = gauge("journal_backlog", "Events in the stream that are not in Postgres yet")
         self.oldest = gauge("journal_oldest_seconds", "Age of the oldest event not in Postgres yet")
         self.spool_depth = gauge("spool_depth", "Events on local disk, waiting for the stream")
+        self.queue_durable = gauge(
+            "queue_durable", "1 when Valkey keeps what it confirms, 0 when not, NaN when untold"
+        )
+        self.queue_memory = gauge("queue_memory_ratio", "Used share of Valkey's maxmemory")
+        self.queue_since = gauge(
+            "queue_memory_since_timestamp_seconds", "When what Valkey remembers began"
+        )
         self.appends = counter("journal_appends_total", "Events made durable", "target")
         self.losses = counter(
             "losses_total", "What could not be kept, or was refused at the end", "cause"
+        )
+        self.missing = gauge(
+            "events_missing", "Numbered events that should be in Postgres and are not (writer)"
         )
         self.writer_rows = counter("writer_rows_total", "Rows written to Postgres", "table")
         self.writer_batch = histogram("writer_batch_seconds", "One batch, read to acknowledged")
@@ -107,6 +148,7 @@ class Metrics:
             "writer_last_commit_timestamp_seconds", "When the writer last committed"
         )
         self.requests = counter("requests_total", "HTTP requests", "route", "code")
+        self.refusals = counter("refusals_total", "Requests over a budget", "budget")
         self.model_info = gauge(
             "model_info",
             "1 for each version being served",
@@ -123,8 +165,13 @@ class Metrics:
         )
         self.state = gauge("state", "1 for the trading state in force", "state")
         self.dependency = gauge("dependency_up", "1 when it answers", "dependency")
+        self.unchecked = counter(
+            "reports_unchecked_total", "Reports taken while their decision could not be looked up"
+        )
+        self.task_up = gauge("task_up", "1 while background work of this process works", "task")
+        self.task_failures = counter("task_failures_total", "Background work that raised", "task")
         self._versions: set[str] = set()
-        self._symbols: set[str] = set()
+        self._symbols = Frequent(MAX_SYMBOLS)
         self._compared: set[tuple[str, ...]] = set()
         self._recent: dict[str, deque[tuple[bool, bool]]] = {}
         self._create_series()
@@ -156,6 +203,15 @@ class Metrics:
     def dependency_seen(self, dependency: Dependency, up: bool) -> None:
         self.dependency.labels(dependency).set(float(up))
 
+    def report_unchecked(self) -> None:
+        self.unchecked.inc()
+
+    def task_works(self, task: Task, works: bool) -> None:
+        self.task_up.labels(task).set(float(works))
+
+    def task_failed(self, task: Task) -> None:
+        self.task_failures.labels(task).inc()
+
     def create_model_series(self, versions: Iterable[str]) -> None:
         """Series of versions, at zero."""
         for version in versions:
@@ -181,12 +237,20 @@ class Metrics:
             self.appends.labels(target)
         for cause in LossCause:
             self.losses.labels(cause)
+        for why in Refusal:
+            self.refusals.labels(why)
         for dependency in Dependency:
             self.dependency.labels(dependency)
+        for task in Task:
+            self.task_failures.labels(task)
         self.state_entered(TradingState.ACTIVE)
+        self.queue_durable.set(float("nan"))
 
     def answered(self, route: str, status: int) -> None:
         self.requests.labels(route, str(status)).inc()
+
+    def refused(self, why: Refusal) -> None:
+        self.refusals.labels(why).inc()
 
     def stage_took(self, stage: Stage, seconds: float) -> None:
         self._stages[stage].observe(seconds)
@@ -205,8 +269,8 @@ class Metrics:
             self.vetoes.labels(veto.code, "control").inc()
 
     def compared(self, candidate: Candidate, version: str, agent: bool, advice: bool) -> None:
-        """Count one pair of control and advice. Symbols beyond the first 64 are counted as
-        `other`."""
+        """Count one pair of control and advice. Symbols but for the 64 that come most often
+        are counted as `other`."""
         self.comparisons.labels(
             *self._combination(candidate, version), ANSWERS[agent], ANSWERS[advice]
         ).inc()
@@ -218,18 +282,27 @@ class Metrics:
     def _combination(self, candidate: Candidate, version: str) -> tuple[str, ...]:
         """The labels of a comparison but for both answers. With its first decision all four cells
         begin, at 0."""
-        symbol = candidate.symbol
-        if symbol not in self._symbols:
-            if len(self._symbols) >= MAX_SYMBOLS:
-                symbol = "other"
-            else:
-                self._symbols.add(symbol)
+        symbol, displaced = self._symbols.seen(candidate.symbol)
+        if displaced is not None:
+            self._fold_into_other(displaced)
         labels = (symbol, candidate.session, regime(candidate), version)
         if labels not in self._compared:
             self._compared.add(labels)
             for agent, advice in product(ANSWERS, ANSWERS):
                 self.comparisons.labels(*labels, agent, advice)
         return labels
+
+    def _fold_into_other(self, symbol: str) -> None:
+        """The series of a symbol end, and what they counted goes on as that of `other`."""
+        self._compared = {
+            ("other", *rest) if first == symbol else (first, *rest)
+            for first, *rest in self._compared
+        }
+        [metric] = self.comparisons.collect()
+        for sample in metric.samples:
+            if sample.name.endswith("_total") and sample.labels["symbol"] == symbol:
+                self.comparisons.labels(**{**sample.labels, "symbol": "other"}).inc(sample.value)
+                self.comparisons.remove_by_labels(sample.labels)
 
     def lost(self, cause: LossCause, count: int = 1) -> None:
         self.losses.labels(cause).inc(count)
@@ -244,11 +317,19 @@ class Metrics:
     def spool_holds(self, events: int) -> None:
         self.spool_depth.set(events)
 
+    def stream_seen(self, durable: bool | None, memory: float, since: datetime) -> None:
+        self.queue_durable.set(float("nan") if durable is None else float(durable))
+        self.queue_memory.set(memory)
+        self.queue_since.set(since.timestamp())
+
     def written(self, rows: Mapping[str, int], seconds: float) -> None:
         self.writer_batch.observe(seconds)
         self.writer_commit.set(time())
         for table, number in rows.items():
             self.writer_rows.labels(table).inc(number)
+
+    def events_missing(self, events: int) -> None:
+        self.missing.set(events)
 
     def prompts_wait(self, prompts: int) -> None:
         self.queue_depth.set(prompts)

@@ -121,6 +121,9 @@ AdviseBody = Annotated[
     Discriminator(_one_or_many),
 ]
 ADVISE_BODY: TypeAdapter[AdviseRequest | list[AdviseRequest]] = TypeAdapter(AdviseBody)
+ADVISE_ONE: TypeAdapter[AdviseRequest] = TypeAdapter(AdviseRequest)
+ITEMS: TypeAdapter[list[Any]] = TypeAdapter(Annotated[list[Any], Field(min_length=1)])
+"""The elements of a list, before any of them is looked at."""
 AGENT_ACTION: TypeAdapter[AgentAction] = TypeAdapter(AgentAction)
 OUTCOME: TypeAdapter[Outcome] = TypeAdapter(Outcome)
 

@@ -61,6 +61,9 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = Field(8321, ge=0, le=65535)
     writer_metrics_port: int = Field(8322, ge=0, le=65535)
+    instance: str = Field(
+        "", description="set by `advisor up`, and told by /healthz: what answers is its own child"
+    )
     home: Path = Path("var")
     limits: Path = Path("limits.toml")
     clock: Clock = Clock.WALL
@@ -72,9 +75,30 @@ class Settings(BaseSettings):
     deadline_ms: int = Field(2000, ge=10, le=60_000)
     max_body_bytes: int = Field(1_048_576, ge=1024)
     max_candidates: int = Field(32, ge=1, le=256)
+    max_values: int = Field(32_768, ge=1024, description="JSON values in one body")
+    max_extra_bytes: int = Field(
+        32_768, ge=256, description="keys outside the schema, as JSON, in one candidate or report"
+    )
+    max_header_bytes: int = Field(16_384, ge=1024)
+    max_headers: int = Field(64, ge=16)
+    max_connections: int = Field(512, ge=8)
+    request_s: float = Field(10.0, gt=0, le=600, description="time to send one request")
+    idle_s: int = Field(5, ge=1, le=600, description="time from an answer to the next request")
+    rate_per_s: float = Field(
+        5000.0, gt=0, description="requests a second of one address, on average over two seconds"
+    )
     max_spool_bytes: int = Field(1_073_741_824, ge=65_536)
     admin_token: str | None = Field(
         None, min_length=8, description="when set, operators' PUT routes need it (bearer)"
+    )
+    checkpoints: str | None = Field(
+        None,
+        description="file that the writer adds signed checkpoints to, or `log:`; none by default,"
+        " a file under ADVISOR_HOME with `advisor up`",
+    )
+    checkpoint_key: Path | None = Field(
+        None,
+        description="Ed25519 key that signs them, made when absent; default: HOME/checkpoint.key",
     )
     log_level: Literal["critical", "error", "warning", "info", "debug", "trace"] = "info"
 
@@ -95,6 +119,11 @@ class Settings(BaseSettings):
         """Where model versions are looked for."""
         beside = (Path(self.model).parent,) if self.model and self.model != SCRIPTED else ()
         return (self.models_dir, self.shipped_models, *beside)
+
+    @property
+    def signing_key(self) -> Path:
+        """Where the key of the checkpoints lies."""
+        return self.checkpoint_key or self.home / "checkpoint.key"
 
     @property
     def spool_dir(self) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import datetime
 from enum import StrEnum
 from time import perf_counter
 from typing import Protocol
@@ -33,6 +34,20 @@ class LossCause(StrEnum):
     REJECTED_BY_DATABASE = "rejected_by_database"
     LATE_RATIONALE = "late_rationale"
     CORRUPT_ENTRY = "corrupt_entry"
+    REJECTED_REQUEST = "rejected_request"
+
+
+class Refusal(StrEnum):
+    """Each budget of a request that can be exceeded."""
+
+    HEADER = "header"
+    BODY = "body"
+    VALUES = "values"
+    ITEMS = "items"
+    EXTRA = "extra"
+    SLOW = "slow"
+    CONNECTIONS = "connections"
+    RATE = "rate"
 
 
 class Dependency(StrEnum):
@@ -41,11 +56,30 @@ class Dependency(StrEnum):
     MODEL = "model"
 
 
+class Task(StrEnum):
+    """Background work. What is done only when needed is begun again by the next need."""
+
+    CONTROLS = "controls"
+    ALIASES = "aliases"
+    REQUESTS = "requests"
+    SPOOL_DRAIN = "spool_drain"
+    WRITER = "writer"
+    HEADS = "heads"
+    CHAIN_WATCH = "chain_watch"
+    CHECKPOINTS = "checkpoints"
+    STREAM_SENDER = "stream_sender"
+    SPOOL_WRITER = "spool_writer"
+    POLICY_BATCHER = "policy_batcher"
+
+
 class Telemetry(Protocol):
     """The port. `app.metrics.Metrics` counts; `Unobserved` does not. Seconds are monotonic."""
 
     def answered(self, route: str, status: int) -> None:
         """One HTTP request, by its route's template."""
+
+    def refused(self, why: Refusal) -> None:
+        """A request, or a connection, exceeded a budget."""
 
     def stage_took(self, stage: Stage, seconds: float) -> None:
         """One stage of a request."""
@@ -68,8 +102,15 @@ class Telemetry(Protocol):
     def spool_holds(self, events: int) -> None:
         """Events on local disk, waiting for the stream."""
 
+    def stream_seen(self, durable: bool | None, memory: float, since: datetime) -> None:
+        """Whether the stream keeps what it confirms, the used share of its memory, and when what
+        it remembers began."""
+
     def written(self, rows: Mapping[str, int], seconds: float) -> None:
         """The writer committed one batch: rows by table."""
+
+    def events_missing(self, events: int) -> None:
+        """Numbered events that should be in Postgres and are not."""
 
     def prompts_wait(self, prompts: int) -> None:
         """Prompts that wait for a model."""
@@ -98,11 +139,21 @@ class Telemetry(Protocol):
     def dependency_seen(self, dependency: Dependency, up: bool) -> None:
         """Whether a dependency answers."""
 
+    def report_unchecked(self) -> None:
+        """A report was taken while nobody could tell whether its decision exists."""
+
+    def task_works(self, task: Task, works: bool) -> None:
+        """Whether the last round of a background task succeeded, and in time."""
+
+    def task_failed(self, task: Task) -> None:
+        """A round of a background task raised."""
+
 
 class Unobserved:
     """Telemetry for where nobody looks."""
 
     def answered(self, route: str, status: int) -> None: ...
+    def refused(self, why: Refusal) -> None: ...
     def stage_took(self, stage: Stage, seconds: float) -> None: ...
     def decided(self, decision: Decision) -> None: ...
     def compared(self, candidate: Candidate, version: str, agent: bool, advice: bool) -> None: ...
@@ -110,7 +161,9 @@ class Unobserved:
     def appended(self, target: str) -> None: ...
     def stream_holds(self, events: int, oldest_s: float) -> None: ...
     def spool_holds(self, events: int) -> None: ...
+    def stream_seen(self, durable: bool | None, memory: float, since: datetime) -> None: ...
     def written(self, rows: Mapping[str, int], seconds: float) -> None: ...
+    def events_missing(self, events: int) -> None: ...
     def prompts_wait(self, prompts: int) -> None: ...
     def batch_read(self, prompts: int) -> None: ...
     def labels_read(self, mass: float) -> None: ...
@@ -120,6 +173,9 @@ class Unobserved:
     def limits_refused(self) -> None: ...
     def state_entered(self, state: TradingState) -> None: ...
     def dependency_seen(self, dependency: Dependency, up: bool) -> None: ...
+    def report_unchecked(self) -> None: ...
+    def task_works(self, task: Task, works: bool) -> None: ...
+    def task_failed(self, task: Task) -> None: ...
 
 
 UNOBSERVED: Telemetry = Unobserved()

@@ -5,48 +5,98 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from time import perf_counter
 
 import structlog
-from prometheus_client import start_http_server
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from app.domain.event import Event
+from app.domain.errors import JournalUnavailable, ShadowLogUnavailable
+from app.domain.event import Entry
 from app.journal.journal import StreamDrain
 from app.metrics import Metrics
 from app.settings import Settings, SettingsError
+from app.shadow_log.checkpoint import Checkpointer, key_at, writer_to
 from app.shadow_log.log import ShadowLog
-from app.tasks import end
-from app.telemetry import LossCause, Telemetry
+from app.tasks import Supervisor, end
+from app.telemetry import LossCause, Refusal, Task, Telemetry
 
 log = structlog.get_logger()
+WATCH_S = 2.0
+CHECKPOINT_S = 60.0
+SCRAPE_CONNECTIONS, SCRAPE_S = 32, 2.0
+"""Nobody but a scraper comes to the metrics, and it must not cost the writer anything."""
 
 
 class Writer:
     """One member of the consumer group. As many may run as are needed."""
 
-    def __init__(self, redis_url: str, shadow_log: ShadowLog, telemetry: Telemetry) -> None:
+    def __init__(
+        self,
+        redis_url: str,
+        shadow_log: ShadowLog,
+        telemetry: Telemetry,
+        checkpointer: Checkpointer | None = None,
+    ) -> None:
         self._shadow_log = shadow_log
+        self._checkpointer = checkpointer
         self._telemetry = telemetry
+        self._missing = 0
         self._drain = StreamDrain(redis_url, self._write, telemetry)
 
     async def run(self) -> None:
-        """Drain until cancelled."""
+        """Drain until cancelled, and count what is missing."""
+        supervisor = Supervisor(self._telemetry)
+        supervisor.start(Task.CHAIN_WATCH, self._watch_on, every_s=WATCH_S)
+        if self._checkpointer is not None:
+            work = self._checkpointer.checkpoint
+            supervisor.start(Task.CHECKPOINTS, work, every_s=CHECKPOINT_S, patience_s=600)
         try:
             await self._drain.run()
         finally:
-            await self._drain.aclose()
-            await self._shadow_log.aclose()
+            await supervisor.aclose()
+            await self.aclose()
 
-    async def _write(self, events: Sequence[Event]) -> None:
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._drain.aclose()
+        await self._shadow_log.aclose()
+
+    async def _write(self, events: Sequence[Entry]) -> None:
         begin = perf_counter()
         appended = await self._shadow_log.append(events)
         self._telemetry.written(appended.inserted, perf_counter() - begin)
         if appended.conflicts:
             self._telemetry.lost(LossCause.DUPLICATE_CONFLICT, len(appended.conflicts))
             log.error(
-                "answered twice with other content, the first is kept", decisions=appended.conflicts
+                "answered twice with other content, the second is put aside",
+                decisions=appended.conflicts,
             )
+
+    async def watch(self) -> int:
+        """How many numbered events are missing. What a producer tells counts when the stream was
+        found empty after it was told: what it names was then written, or is lost.
+
+        Raises
+        ------
+        ShadowLogUnavailable, JournalUnavailable : either server is away.
+        """
+        told = await self._shadow_log.heads()
+        if await self._drain.backlog() > 0:
+            told = {}
+        missing = await self._shadow_log.missing_events(told)
+        self._telemetry.events_missing(missing)
+        return missing
+
+    async def _watch_on(self) -> None:
+        try:
+            missing = await self.watch()
+        except (JournalUnavailable, ShadowLogUnavailable):
+            return  # An outage, which others tell: it is counted afterwards.
+        if missing > self._missing:
+            log.error("events are missing; `advisor verify` names them", events=missing)
+        self._missing = missing
 
 
 async def run_writer(settings: Settings) -> None:
@@ -55,16 +105,64 @@ async def run_writer(settings: Settings) -> None:
     if not settings.database_url or not settings.redis_url:
         raise SettingsError("DATABASE_URL and REDIS_URL must be set for the writer")
     metrics = Metrics()
+    async with scraped(metrics, settings.host, settings.writer_metrics_port):
+        await _write_until_stopped(settings, settings.redis_url, settings.database_url, metrics)
+    log.info("writer stopped")
+
+
+@asynccontextmanager
+async def scraped(metrics: Metrics, host: str, port: int) -> AsyncIterator[int]:
+    """Metrics over HTTP until the block ends, on the event loop: half requests make no threads. The
+    port. Raises `SettingsError` when it is taken."""
+    connections = 0
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        try:
+            if connections > SCRAPE_CONNECTIONS:
+                metrics.refused(Refusal.CONNECTIONS)
+                return
+            async with asyncio.timeout(SCRAPE_S):
+                await reader.readuntil(b"\r\n\r\n")
+                writer.write(_scrape(metrics))
+                await writer.drain()
+        except TimeoutError:
+            metrics.refused(Refusal.SLOW)
+        except (asyncio.IncompleteReadError, asyncio.LimitOverrunError, ConnectionError):
+            pass
+        finally:
+            connections -= 1
+            writer.close()
+
     try:
-        start_http_server(settings.writer_metrics_port, settings.host, metrics.registry)
+        server = await asyncio.start_server(answer, host, port)
     except OSError as error:
         raise SettingsError(
-            f"cannot listen on {settings.host}:{settings.writer_metrics_port}: {error.strerror}; "
+            f"cannot listen on {host}:{port}: {error.strerror}; "
             f"stop what listens there, or set ADVISOR_WRITER_METRICS_PORT"
         ) from error
-    writer = asyncio.create_task(
-        Writer(settings.redis_url, ShadowLog.connect(settings.database_url), metrics).run()
+    async with server:
+        yield server.sockets[0].getsockname()[1]
+
+
+def _scrape(metrics: Metrics) -> bytes:
+    body = generate_latest(metrics.registry)
+    head = (
+        f"HTTP/1.1 200 OK\r\nContent-Type: {CONTENT_TYPE_LATEST}\r\n"
+        f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
     )
+    return head.encode() + body
+
+
+async def _write_until_stopped(
+    settings: Settings, redis_url: str, database_url: str, metrics: Metrics
+) -> None:
+    shadow_log, checkpointer = ShadowLog.connect(database_url), None
+    if settings.checkpoints:
+        write = writer_to(settings.checkpoints)
+        checkpointer = Checkpointer(shadow_log.engine, key_at(settings.signing_key), write)
+    writer = asyncio.create_task(Writer(redis_url, shadow_log, metrics, checkpointer).run())
     stop = asyncio.Event()
     for name in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(name, stop.set)
@@ -74,7 +172,6 @@ async def run_writer(settings: Settings) -> None:
     if writer.done():
         writer.result()
     await end([writer, stopping])
-    log.info("writer stopped")
 
 
 async def _wait(event: asyncio.Event) -> None:

@@ -11,10 +11,9 @@ from __future__ import annotations
 import re
 
 from alembic import context
-from sqlalchemy import create_engine, text
-from sqlalchemy.pool import NullPool
+from sqlalchemy import text
 
-from app.shadow_log.database import CONNECT_ARGS, async_url
+from app.shadow_log.database import async_url, connect_once
 from app.shadow_log.tables import metadata
 
 MIGRATION_LOCK = 0x5AD1
@@ -22,8 +21,11 @@ LOCK_TIMEOUT = "10s"
 
 
 def without_partitions(name: str | None, kind: str, parents: object) -> bool:
-    """Months are made by the writer, not by migrations."""
-    return not (kind == "table" and name is not None and re.fullmatch(r"\w+_\d{6}", name))
+    """Months are made by the writer, not by migrations; the two beside them are no tables of their
+    own."""
+    return not (
+        kind == "table" and name is not None and re.fullmatch(r"\w+_(\d{6}|before|after)", name)
+    )
 
 
 def run() -> None:
@@ -31,7 +33,7 @@ def run() -> None:
     url = context.config.attributes.get("url") or async_url(
         context.get_x_argument(as_dictionary=True)["url"]
     )
-    engine = create_engine(url, poolclass=NullPool, connect_args=CONNECT_ARGS)
+    engine = connect_once(url)
     with engine.connect() as connection:
         connection.execute(text("SELECT pg_advisory_lock(:lock)"), {"lock": MIGRATION_LOCK})
         connection.execute(text(f"SET lock_timeout = '{LOCK_TIMEOUT}'"))

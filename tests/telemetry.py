@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from typing import Any
 
-from app.telemetry import LossCause, Unobserved
+from app.telemetry import LossCause, Task, Unobserved
 
 
 class Told(Unobserved):
@@ -14,9 +14,13 @@ class Told(Unobserved):
     def __init__(self) -> None:
         self.seen: defaultdict[str, list[Any]] = defaultdict(list)
         self.losses: Counter[str] = Counter()
+        self.failures: Counter[Task] = Counter()
 
     def lost(self, cause: LossCause, count: int = 1) -> None:
         self.losses[cause.value] += count
+
+    def task_failed(self, task: Task) -> None:
+        self.failures[task] += 1
 
     def stream_holds(self, events: int, oldest_s: float) -> None:
         self.seen["stream_holds"].append((events, oldest_s))

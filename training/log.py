@@ -20,6 +20,13 @@ from app.domain.outcome import Arm, Outcome
 from app.domain.scenario import Scenario
 
 CHUNK = 500
+SESSION = (
+    ("TimeZone", "UTC"),
+    ("DateStyle", "ISO, MDY"),
+    ("search_path", '"$user", public'),
+    ("standard_conforming_strings", "on"),
+)
+"""Of a reader; what server, database or role would have it inherit does not count."""
 Connection = psycopg.Connection[dict[str, Any]]
 
 
@@ -39,8 +46,18 @@ def reading(url: str) -> Iterator[Connection]:
         ) from error
     try:
         with psycopg.connect(
-            plain, connect_timeout=5, application_name="advisor-train", row_factory=dict_row
+            plain,
+            connect_timeout=5,
+            keepalives_idle=5,
+            keepalives_interval=2,
+            keepalives_count=3,
+            tcp_user_timeout=20_000,
+            application_name="advisor-train",
+            row_factory=dict_row,
         ) as connection:
+            for name, value in SESSION:
+                connection.execute("SELECT set_config(%s, %s, false)", (name, value), prepare=False)
+            connection.commit()
             connection.read_only = True
             yield connection
     except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn) as error:

@@ -23,7 +23,7 @@ from app.domain.decision import (
     prepare,
     review_control,
 )
-from app.domain.errors import PolicyAbstained, RequestConflict
+from app.domain.errors import JournalUnavailable, PolicyAbstained
 from app.domain.event import Event, EventKind, Rationale
 from app.domain.prompt import Prompt
 from app.domain.scenario import Scenario
@@ -81,7 +81,9 @@ class Advisor:
         Raises
         ------
         RequestConflict : the id was used with other content.
-        JournalUnavailable : the decision could not be made durable, so there is no answer.
+        AnswerGone : the id was answered before, and the answer is not in the record any more.
+        JournalUnavailable : the decision could not be made durable, or nobody can tell whether it
+            was answered before, so there is no answer.
         """
         if self._records.recent_claim(decision_id(incoming.request_id)) is not None:
             return await self._stored(incoming)
@@ -92,8 +94,14 @@ class Advisor:
         seconds: dict[str, float] = {}
         with timed(self._telemetry, Stage.PREPARE, seconds):
             prompt = prepare(incoming.scenario)
-        with timed(self._telemetry, Stage.POLICY, seconds):
-            readings = await _read(models, prompt, incoming.deadline - JOURNAL_RESERVE_S)
+        readings, earlier = await asyncio.gather(
+            self._policy(models, prompt, incoming.deadline - JOURNAL_RESERVE_S, seconds),
+            self._earlier_claim(incoming),
+        )
+        if isinstance(earlier, JournalUnavailable):
+            raise earlier
+        if earlier is not None:
+            return await self._stored(incoming)
         with timed(self._telemetry, Stage.CONCLUDE, seconds):
             decision = self._conclude(incoming, models, prompt, readings, seconds)
         with timed(self._telemetry, Stage.JOURNAL, {}):
@@ -109,13 +117,25 @@ class Advisor:
     async def _stored(self, incoming: Incoming) -> Answer:
         """The decision stored under this id. A repeat that reaches another replica is found by the
         journal's append."""
-        decision = await self._records.decision(decision_id(incoming.request_id))
-        if decision.request_hash != incoming.claim:
-            raise RequestConflict(
-                f"request_id {incoming.request_id!r} was used before with other content; "
-                f"send a new id, or the same content (decision {decision.decision_id})"
-            )
+        decision = await self._records.answered(decision_id(incoming.request_id), incoming.claim)
         return Answer(decision, "shadow_log", repeated=True)
+
+    async def _policy(
+        self, models: Models, prompt: Prompt, deadline: float, seconds: dict[str, float]
+    ) -> list[Reading | Abstention]:
+        with timed(self._telemetry, Stage.POLICY, seconds):
+            return await _read(models, prompt, deadline)
+
+    async def _earlier_claim(self, incoming: Incoming) -> str | JournalUnavailable | None:
+        """Asked while the model reads; an error is returned, so that the model is waited for."""
+        try:
+            return await self._records.earlier_claim(
+                decision_id(incoming.request_id),
+                incoming.scenario.as_of,
+                incoming.deadline - JOURNAL_RESERVE_S - monotonic(),
+            )
+        except JournalUnavailable as error:
+            return error
 
     def _conclude(
         self,

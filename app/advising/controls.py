@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 
 import structlog
 
 from app.domain.case import TradingState
-from app.domain.errors import AdvisorError, JournalUnavailable, LimitsError, ShadowLogUnavailable
+from app.domain.errors import (
+    InvalidRecord,
+    JournalUnavailable,
+    LimitsError,
+    ShadowLogUnavailable,
+)
 from app.domain.event import StateChange
 from app.domain.limits import Limits, read_limits
 from app.journal.journal import Journal, Receipt
@@ -16,7 +20,9 @@ from app.shadow_log.log import ShadowLog
 from app.telemetry import Telemetry
 
 log = structlog.get_logger()
-REFRESH_S = 0.5
+REFRESH_S = 0.25
+MAX_PAUSE_S = 1.0
+"""While it fails, the state is looked for at least this often."""
 
 
 class Controls:
@@ -44,19 +50,40 @@ class Controls:
         self._stamp = self._file_stamp()
 
     async def start(self) -> None:
-        """Learn the state: from the stream, else the last change in Postgres, else ACTIVE on a new
-        installation."""
+        """Learn the state: the newer of the stream's and the spool's, else the last change in
+        Postgres, else ACTIVE on a new installation. While nobody can tell it, it is HALTED."""
         try:
-            stored = await self._journal.get_state() or await self._log.latest_state()
-        except (JournalUnavailable, ShadowLogUnavailable) as error:
-            reason = str(error)
-            if reason != self._told:  # Once for each reason: this is tried twice a second.
-                log.error("trading state unknown, HALTED until it is known or set", error=reason)
-            self._told = reason
-            self._telemetry.state_entered(self.state)
+            stored, shared = await self._learn()
+        except (JournalUnavailable, ShadowLogUnavailable, InvalidRecord) as error:
+            self._unknown(str(error))
             return
         self._told = ""
-        self._enter(stored, shared=True)
+        self._enter(stored, shared=shared)
+
+    async def _learn(self) -> tuple[StateChange | None, bool]:
+        """The state's last change, and whether all replicas can know it.
+
+        Without the stream, Postgres and this machine's spool tell: a change that the writer had not
+        moved yet is then missed until the stream is back. A log that is empty tells nothing.
+        """
+        spooled = await self._journal.spooled_state()
+        try:
+            shared = await self._journal.get_state() or await self._log.latest_state()
+        except JournalUnavailable:
+            shared = await self._log.latest_state()
+            if shared is None and spooled is None and not await self._log.holds_decisions():
+                raise
+        if spooled is None or (shared is not None and shared.recorded_at >= spooled.recorded_at):
+            return shared, True
+        return spooled, False
+
+    def _unknown(self, reason: str) -> None:
+        """Nobody can tell the state, so it refuses."""
+        if reason != self._told:  # Once for each reason: this is tried several times a second.
+            log.error("trading state unknown, HALTED until it is known or set", error=reason)
+        self._told = reason
+        self.state, self.change = TradingState.HALTED, None
+        self._telemetry.state_entered(self.state)
 
     async def set_state(self, change: StateChange) -> Receipt:
         """Record a change, then enter it. HALTED takes effect here even when nothing could be
@@ -67,12 +94,15 @@ class Controls:
         self._enter(change, shared=receipt.target == "stream")
         return receipt
 
-    async def refresh_forever(self) -> None:
-        """Follow the limits file and other replicas' state changes until cancelled."""
-        while True:
-            await asyncio.sleep(REFRESH_S)
-            self.refresh_limits()
+    async def refresh(self) -> None:
+        """Follow the limits file and other replicas' state changes. Raises what keeps it from
+        knowing the state, which then is HALTED."""
+        try:
             await self._refresh_state()
+        except Exception as error:
+            self._unknown(f"{type(error).__name__}: {error}")
+            raise
+        self.refresh_limits()
 
     def refresh_limits(self) -> None:
         """Adopt a changed limits file; refuse a bad one, say so, and keep what is in force."""
@@ -94,12 +124,12 @@ class Controls:
         log.info("limits reloaded", version=limits.version, hash=self.limits_hash)
 
     async def _refresh_state(self) -> None:
+        if self.change is None and self.state is TradingState.HALTED:
+            await self.start()
+            return
         try:
-            if self.change is None and self.state is TradingState.HALTED:
-                await self.start()
-                return
             stored = await self._journal.get_state()
-        except AdvisorError:
+        except JournalUnavailable:
             # The stream is away: /readyz says so, and the state in force stays.
             return
         if stored is None or (self._shared and stored == self.change):

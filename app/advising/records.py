@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict
 from collections.abc import Callable
 from datetime import datetime
+from time import monotonic
 from typing import Any, NamedTuple
 from uuid import UUID
 
 import orjson
 
+from app.advising.earlier import PATIENCE_S, Earlier
 from app.domain.candidate import Candidate
 from app.domain.control import AgentAction
 from app.domain.decision import Decision
-from app.domain.errors import JournalUnavailable, UnknownDecision
+from app.domain.errors import (
+    AnswerGone,
+    JournalUnavailable,
+    RequestConflict,
+    ShadowLogUnavailable,
+    UnknownDecision,
+)
 from app.domain.event import AgentActionReport, Event, EventKind, OutcomeReport
 from app.domain.outcome import Outcome
 from app.journal.journal import Journal, Receipt
@@ -21,6 +30,20 @@ from app.shadow_log.log import ShadowLog
 from app.telemetry import LossCause, Telemetry
 
 REMEMBERED = 10_000
+LOG_PATIENCE_S = 0.5
+"""How long a request that could do without the log waits for it."""
+QUIET_S = 2.0
+
+
+_NOT_COMPARED: dict[str, Any] = {
+    "extra": {},
+    "macro_flags": (),
+    "macro_news_reason": None,
+    "news_summary": None,
+    "symbol_news_summary": None,
+    "volume_profile": None,
+}
+"""What could be large in a candidate, and is not remembered."""
 
 
 class _Recent(NamedTuple):
@@ -40,12 +63,17 @@ class Records:
         shadow_log: ShadowLog,
         telemetry: Telemetry,
         now: Callable[[], datetime],
+        *,
+        live: bool = True,
     ) -> None:
+        self._earlier = Earlier(shadow_log.claims)
+        self._live = live
         self._journal = journal
         self._log = shadow_log
         self._telemetry = telemetry
         self._now = now
         self._recent: OrderedDict[UUID, _Recent] = OrderedDict()
+        self._quiet_until = 0.0
 
     async def append(self, event: Event) -> Receipt:
         """Make an event durable. Raises `JournalUnavailable` (counted) or `RequestConflict`."""
@@ -62,6 +90,77 @@ class Records:
         """Hash of the request that this process decided under this id, not long ago."""
         recent = self._recent.get(decision_id)
         return None if recent is None else recent.claim
+
+    async def earlier_claim(
+        self, decision_id: UUID, as_of: datetime, patience_s: float = PATIENCE_S
+    ) -> str | None:
+        """Hash of the request that was decided under this id, as Postgres knows it: the journal
+        forgets, and what it forgot must not be answered anew.
+
+        While Postgres cannot tell, an id counts as new when the journal remembers everything since
+        the candidate's time. In a replay of history that time says nothing, and it counts as new.
+
+        Raises
+        ------
+        JournalUnavailable : it may have been decided before, and nobody can tell now.
+        """
+        try:
+            return await self._earlier.claim(decision_id, patience_s)
+        except ShadowLogUnavailable as error:
+            since = self._journal.remembers_since
+            if not self._live or as_of >= since:
+                return None
+            claim = await self._journal.claim_of(str(decision_id))
+            if claim is None:
+                raise JournalUnavailable(
+                    f"decision {decision_id} may have been answered before {since.isoformat()},"
+                    f" where the journal's memory begins, and Postgres cannot tell: {error}"
+                ) from error
+            return claim
+
+    async def answered(self, decision_id: UUID, claim: str) -> Decision:
+        """The decision that was answered before under this id.
+
+        Raises
+        ------
+        RequestConflict : it was the answer to another request.
+        AnswerGone : it is not in the record any more.
+        ShadowLogUnavailable, JournalUnavailable : it was not found, and what is away may hold it.
+        """
+        try:
+            decision = await self.decision(decision_id)
+        except UnknownDecision:
+            raise await self._gone(decision_id, claim) from None
+        if decision.request_hash != claim:
+            raise self._conflict(decision_id)
+        return decision
+
+    async def _gone(self, decision_id: UUID, claim: str) -> RequestConflict | AnswerGone:
+        """Why an answer that was given is nowhere. Postgres and the stream have just answered."""
+        stored = await self._log.claim(decision_id)
+        known = stored or await self._journal.claim_of(str(decision_id))
+        if (known or self.recent_claim(decision_id) or claim) != claim:
+            return self._conflict(decision_id)
+        why = (
+            "its month was dropped by retention"
+            if stored is not None
+            else "it lies in the dead-letter stream, was lost with the queue server's data, or"
+            " Postgres is older than it, from a backup"
+        )
+        return AnswerGone(
+            f"decision {decision_id} was answered before, and the record does not hold it: {why};"
+            " send a new id to be advised anew"
+        )
+
+    def _conflict(self, decision_id: UUID) -> RequestConflict:
+        return RequestConflict(
+            f"the request id of decision {decision_id} was used before with other content; send a"
+            " new id, or the same content"
+        )
+
+    async def aclose(self) -> None:
+        """Give up the question under way."""
+        await self._earlier.aclose()
 
     async def decision(self, decision_id: UUID) -> Decision:
         """The decision as it was recorded.
@@ -91,17 +190,23 @@ class Records:
         return {"stored": True, **document}
 
     async def report_action(self, decision_id: UUID, action: AgentAction) -> Receipt:
-        """Record the agent's own action and, the first time, compare it with the advice."""
-        recent = await self._known(decision_id)
+        """Record the agent's own action and, the first time, compare it with the advice.
+
+        Raises `UnknownDecision` only when journal and log both say so: while either is away the
+        report is taken, and `advisor verify` names it if its decision never comes.
+        """
+        await self._require(decision_id)
         report = AgentActionReport(decision_id=decision_id, recorded_at=self._now(), action=action)
         receipt = await self.append(Event.of_report(EventKind.AGENT_ACTION, report))
         if not receipt.repeated:
-            self._compare(recent, action)
+            recent = await self._comparable(decision_id)
+            if recent is not None:
+                self._compare(recent, action)
         return receipt
 
     async def report_outcome(self, decision_id: UUID, outcome: Outcome) -> Receipt:
-        """Record what became of one arm."""
-        await self._known(decision_id)
+        """Record what became of one arm. Raises as `report_action`."""
+        await self._require(decision_id)
         report = OutcomeReport(decision_id=decision_id, recorded_at=self._now(), outcome=outcome)
         return await self.append(Event.of_report(EventKind.OUTCOME, report))
 
@@ -123,15 +228,62 @@ class Records:
             " away: ask again"
         )
 
-    async def _known(self, decision_id: UUID) -> _Recent:
+    async def _require(self, decision_id: UUID) -> None:
+        """Raise `UnknownDecision` when everybody who can know says that there is no such one."""
+        if decision_id in self._recent or await self._journal.claim_of(str(decision_id)):
+            return
+        try:
+            claim = await self._earlier.claim(decision_id)
+        except ShadowLogUnavailable:
+            claim = None
+        else:
+            if claim is None and self._journal.reachable:
+                raise UnknownDecision(f"no decision has the id {decision_id}")
+        if claim is None:
+            self._telemetry.report_unchecked()
+
+    async def _comparable(self, decision_id: UUID) -> _Recent | None:
+        """What a control is compared with; None when what holds the decision is away."""
         recent = self._recent.get(decision_id)
-        return recent if recent is not None else _recent(await self.decision(decision_id))
+        if recent is not None:
+            return recent
+        payload = await self._journal.find(str(decision_id))
+        if payload is not None:
+            return _recent(Decision.from_json(orjson.loads(payload)))
+        try:
+            stored = await self._ask_log(decision_id)
+        except ShadowLogUnavailable:
+            return None
+        return None if stored is None else _recent(stored)
+
+    async def _ask_log(self, decision_id: UUID) -> Decision | None:
+        """The log's decision, when it comes soon; else `ShadowLogUnavailable`.
+
+        A question that is not answered in time goes on by itself (see `Probe`); for `QUIET_S` after
+        it no other is asked.
+        """
+        if monotonic() < self._quiet_until:
+            raise ShadowLogUnavailable("Postgres was silent a moment ago")
+        asked = asyncio.create_task(self._log.decision(decision_id))
+        done, _ = await asyncio.wait({asked}, timeout=LOG_PATIENCE_S)
+        if done:
+            return asked.result()
+        self._quiet_until = monotonic() + QUIET_S
+        asked.add_done_callback(_heard)
+        raise ShadowLogUnavailable(f"Postgres: no answer within {LOG_PATIENCE_S:g} s")
 
     def _compare(self, recent: _Recent, control: AgentAction) -> None:
         for version, approve in recent.advised:
             self._telemetry.compared(recent.candidate, version, control.decision, approve)
 
 
+def _heard(question: asyncio.Future[Any]) -> None:
+    """Nobody waits for this answer any more."""
+    if not question.cancelled():
+        question.exception()
+
+
 def _recent(decision: Decision) -> _Recent:
     advised = tuple((a.model_version, a.approve) for a in decision.advices if a.approve is not None)
-    return _Recent(decision.request_hash, decision.scenario.candidate, advised)
+    candidate = decision.scenario.candidate.model_copy(update=_NOT_COMPARED)
+    return _Recent(decision.request_hash, candidate, advised)

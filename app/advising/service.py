@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic
@@ -11,24 +12,33 @@ from typing import Any
 
 import structlog
 
+from app.advising import controls, serving
 from app.advising.advise import Advisor, Incoming
 from app.advising.controls import Controls
 from app.advising.probes import Probe
 from app.advising.records import Records
 from app.advising.serving import Serving
 from app.domain.canonical import decision_id
-from app.domain.errors import AdvisorError, RequestConflict
+from app.domain.errors import (
+    AdvisorError,
+    JournalUnavailable,
+    RequestConflict,
+    ShadowLogUnavailable,
+)
 from app.domain.scenario import Scenario
 from app.journal.journal import Journal
 from app.journal.later import QueuedRequest, RequestQueue
 from app.schemas import AdviseRequest
 from app.shadow_log.log import ShadowLog
-from app.tasks import end
-from app.telemetry import Dependency, Telemetry
+from app.tasks import Supervisor, described
+from app.telemetry import Dependency, Task, Telemetry
 
 log = structlog.get_logger()
 ASYNC_DEADLINE_S = 30.0
+ACCEPTED_PATIENCE_S = 10 * ASYNC_DEADLINE_S
+"""A round decides up to eight requests, one after the other."""
 RETRY_S = 1.0
+HEAD_S = 5.0
 
 
 def wall_clock() -> datetime:
@@ -65,12 +75,15 @@ class Service:
         self.requests = requests
         self.serving = serving
         self.controls = Controls(limits, journal, shadow_log, telemetry)
-        self.records = Records(journal, shadow_log, telemetry, now)
+        self.records = Records(journal, shadow_log, telemetry, now, live=by_wall_clock)
         self.advisor = Advisor(serving, self.records, self.controls, telemetry, self._judge_at)
         self._postgres = Probe(shadow_log.ping)
         self._valkey = Probe(journal.ping)
         self._spool = Probe(journal.ping_spool)
-        self._tasks: list[asyncio.Task[None]] = []
+        self._supervisor = Supervisor(telemetry)
+        self._told = ""
+        """Why accepted requests wait, as it was last logged."""
+        self._told_head: tuple[str, int] | None = None
 
     def _judge_at(self, scenario: Scenario) -> datetime:
         return self.now() if self.by_wall_clock else scenario.as_of
@@ -82,20 +95,30 @@ class Service:
         self.telemetry.dependency_seen(Dependency.MODEL, True)
         await self.journal.start()
         await self.controls.start()
-        background = (
-            self.controls.refresh_forever(),
-            self.serving.follow_forever(),
-            self._serve_accepted(),
+        start = self._supervisor.start
+        start(
+            Task.CONTROLS,
+            self.controls.refresh,
+            every_s=controls.REFRESH_S,
+            max_pause_s=controls.MAX_PAUSE_S,
         )
-        for work in background:
-            self._tasks.append(asyncio.create_task(_logged(work)))
+        start(
+            Task.ALIASES,
+            self.serving.keep_up,
+            every_s=serving.REFRESH_S,
+            patience_s=serving.PATIENCE_S,
+        )
+        start(Task.HEADS, self._tell_head, every_s=HEAD_S)
+        start(Task.REQUESTS, self._serve_accepted, patience_s=ACCEPTED_PATIENCE_S)
 
     async def aclose(self) -> None:
         """Stop the background work, then the models, then the connections."""
-        await end(self._tasks)
+        await self._supervisor.aclose()
+        await self._tell_head()
         for probe in (self._postgres, self._valkey, self._spool):
             await probe.aclose()
         await self.serving.aclose()
+        await self.records.aclose()
         await self.requests.aclose()
         await self.journal.aclose()
         await self.shadow_log.aclose()
@@ -105,6 +128,8 @@ class Service:
         `JournalUnavailable`."""
         known = decision_id(incoming.request_id)
         claim = await self.journal.claim_of(str(known))
+        if claim is None:
+            claim = await self.records.earlier_claim(known, incoming.scenario.as_of)
         if claim is not None and claim != incoming.claim:
             raise RequestConflict(
                 f"request_id {incoming.request_id!r} was used before with other content"
@@ -114,16 +139,21 @@ class Service:
             await self.requests.put(str(known), incoming.claim, content.model_dump_json().encode())
 
     async def readiness(self) -> dict[str, Any]:
-        """The truth about each dependency. Without Postgres or Valkey, but with disk, the service
-        is degraded."""
+        """The truth about each dependency and each background task. Without Postgres or Valkey, but
+        with disk, or with a version that is refused, the service is degraded; while state and
+        limits are not followed, no advice can be given rightly."""
         postgres, valkey, spool = await asyncio.gather(
             self._postgres.ask(), self._valkey.ask(), self._spool.ask()
         )
         self.telemetry.dependency_seen(Dependency.POSTGRES, postgres == "up")
         self.telemetry.dependency_seen(Dependency.VALKEY, valkey == "up")
-        if "up" not in (valkey, spool):
+        faults = self.journal.condition.faults
+        failing = {**self._supervisor.failing(), **self.journal.failing()}
+        if "up" not in (valkey, spool) or Task.CONTROLS in failing:
             status = "unready"
-        elif postgres == valkey == "up":
+        elif postgres == valkey == spool == "up" and not (
+            failing or faults or self.serving.refusals()
+        ):
             status = "ready"
         else:
             status = "degraded"
@@ -132,9 +162,12 @@ class Service:
             "postgres": postgres,
             "valkey": valkey,
             "valkey_durable": self.journal.durable,
+            "valkey_faults": list(faults),
             "spool": spool,
             "spool_depth": self.journal.spool_depth(),
+            "tasks": {task.value: reason for task, reason in failing.items()} or "up",
             "models": [policy.manifest.model_version for policy in self.serving.models.policies],
+            "models_refused": self.serving.refusals(),
             "state": self.controls.state.value,
             "limits": {"version": self.controls.limits.version, "hash": self.controls.limits_hash},
             "clock": "wall" if self.by_wall_clock else "request",
@@ -156,21 +189,44 @@ class Service:
         self.telemetry.stream_holds(events, oldest_s)
         self.telemetry.dependency_seen(Dependency.VALKEY, True)
 
+    async def _tell_head(self) -> None:
+        """Tell Postgres, past the queue server, up to which number this process' events are
+        durable; later, of more events, when it is away."""
+        numbered = self.journal.numbered()
+        if numbered is not None and numbered != self._told_head and numbered[1] > 0:
+            with suppress(ShadowLogUnavailable):
+                await self.shadow_log.note_head(*numbered)
+                self._told_head = numbered
+
     async def _serve_accepted(self) -> None:
         """Decide what was accepted asynchronously; an entry is done when its decision is
         durable."""
-        told = ""
-        while True:
-            try:
-                for entry in await self.requests.take():
-                    await self._decide(entry)
-                told = ""
-            except AdvisorError as error:
-                reason = str(error)
-                if reason != told:  # Once for each reason, not for each attempt.
-                    log.warning("accepted requests wait", error=reason)
-                told = reason
-                await asyncio.sleep(RETRY_S)
+        try:
+            entries = await self.requests.take()
+            if self._told:  # The round before was interrupted: its rest comes first.
+                entries = await self.requests.unfinished()
+            for entry in entries:
+                await self._decide_or_put_aside(entry)
+            self._told = ""
+        except (JournalUnavailable, ShadowLogUnavailable) as error:
+            reason = str(error)
+            if reason != self._told:  # Once for each reason, not for each attempt.
+                log.warning("accepted requests wait", error=reason)
+            self._told = reason
+            await asyncio.sleep(RETRY_S)
+
+    async def _decide_or_put_aside(self, entry: QueuedRequest) -> None:
+        """An outage leaves the entry for later; whatever else keeps it from being decided would
+        keep it for ever."""
+        try:
+            await self._decide(entry)
+        except (JournalUnavailable, ShadowLogUnavailable):
+            raise
+        except RequestConflict as conflict:
+            await self.requests.put_aside(entry, str(conflict))
+        except Exception as error:
+            log.exception("accepted request cannot be decided", decision=entry.decision_id)
+            await self.requests.put_aside(entry, described(error))
 
     async def _decide(self, entry: QueuedRequest) -> None:
         body = AdviseRequest.model_validate_json(entry.payload)
@@ -185,14 +241,3 @@ class Service:
         )
         await self.advisor.advise(incoming)
         await self.requests.done(entry)
-
-
-async def _logged(work: Coroutine[Any, Any, None]) -> None:
-    """Background work that ends is a defect, and must not end silently."""
-    try:
-        await work
-    except asyncio.CancelledError:
-        raise
-    except Exception:
-        log.exception("background work failed")
-        raise

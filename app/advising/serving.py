@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +24,7 @@ from app.domain.decision import Role, Version
 from app.domain.errors import (
     AdvisorError,
     AliasRefused,
+    InvalidRecord,
     ManifestMismatch,
     ModelFileError,
     ShadowLogUnavailable,
@@ -31,14 +32,18 @@ from app.domain.errors import (
 )
 from app.domain.manifest import PRIMARY_ALIAS, ModelManifest
 from app.policy.backends import Backends
+from app.policy.files import refusals
 from app.policy.port import Policy
-from app.policy.store import find_base, find_version, load_manifest
+from app.policy.store import base_of, find_version, load_manifest
+from app.policy.withheld import WithheldPolicy
 from app.shadow_log.log import NOTHING, ShadowLog
 from app.telemetry import Telemetry
 
 log = structlog.get_logger()
 FURTHER_PREFIX = "shadow-"
 REFRESH_S = 0.5
+PATIENCE_S = 300.0
+"""A look may load a model, or several."""
 RETRY_S = 30.0
 """After which a version that could not be loaded is tried again: its files may have been on their
 way."""
@@ -91,6 +96,7 @@ class _Refused(NamedTuple):
 
     model_version: str
     again_at: float
+    because: str = ""
 
 
 def is_served(alias: str) -> bool:
@@ -113,7 +119,7 @@ class Serving:
         self._initial: Policy
         self._pinned: tuple[Policy, ...] = ()
         self._named: dict[str, Policy] = {}
-        self._unregistered: list[ModelManifest] = []
+        self._unregistered: list[tuple[Path | Policy, Policy]] = []
         self._refused: dict[str, _Refused] = {}
         self._retired: list[Policy] = []
         self._in_use: Counter[Models] = Counter()
@@ -139,12 +145,11 @@ class Serving:
             if not self._in_use[models]:
                 del self._in_use[models]
 
-    async def follow_forever(self) -> None:
-        """Serve what the aliases name, and close what is not used any more, until cancelled."""
-        while True:
-            await self._register_initial()
-            await asyncio.sleep(REFRESH_S)
-            await self.follow()
+    async def keep_up(self) -> None:
+        """Register what the start served, serve what the aliases name, and close what is not used
+        any more."""
+        await self._register_initial()
+        await self.follow()
 
     async def follow(self) -> None:
         """One look at the aliases. Without Postgres, what is served stays; at the start, it is the
@@ -181,7 +186,10 @@ class Serving:
         UnknownVersion, ManifestMismatch, ModelFileError, ShadowLogUnavailable : nothing was
             changed.
         """
-        manifest = await asyncio.to_thread(self._verified, model_version)
+        known = await self._log.registered(model_version)
+        manifest = await asyncio.to_thread(
+            self._verified, model_version, known.manifest_hash if known is not None else None
+        )
         await self._log.register_model(manifest)
         return manifest
 
@@ -250,6 +258,15 @@ class Serving:
             registry = {"unavailable": str(error)}
         return {"serving": serving, "registry": registry}
 
+    def refusals(self) -> dict[str, str]:
+        """Why versions are not served, by the alias that names them or by their own name."""
+        withheld = {
+            policy.manifest.model_version: policy.because
+            for policy in self._policies
+            if isinstance(policy, WithheldPolicy)
+        }
+        return withheld | {alias: refused.because for alias, refused in self._refused.items()}
+
     async def aclose(self) -> None:
         """Close every policy."""
         for policy in {*self._policies, *self._pinned, *self._retired}:
@@ -285,7 +302,8 @@ class Serving:
             self._initial = await self._pin(self._pins.primary)
         for pin in self._pins.shadows:
             self._pinned = (*self._pinned, await self._pin(pin))
-        self._unregistered = [policy.manifest for policy in (self._initial, *self._pinned)]
+        pins = (self._pins.primary, *self._pins.shadows)
+        self._unregistered = list(zip(pins, (self._initial, *self._pinned), strict=True))
         self._serve()
 
     async def _first(self, model_version: str) -> Policy:
@@ -297,18 +315,95 @@ class Serving:
             ) from error
 
     async def _pin(self, pin: Path | Policy) -> Policy:
-        return await asyncio.to_thread(self._backends.load, pin) if isinstance(pin, Path) else pin
+        """A pinned version, as the registry knows it; without Postgres, as it is.
+
+        Raises
+        ------
+        ManifestMismatch, ModelFileError : it must not be served.
+        """
+        if not isinstance(pin, Path):
+            return pin
+        policy = confirmed = await asyncio.to_thread(self._backends.load, pin)
+        try:
+            confirmed = await self._as_registered(pin, policy)
+        except ShadowLogUnavailable:
+            pass  # `_register_initial` asks again.
+        except AdvisorError:
+            await policy.aclose()
+            raise
+        if confirmed is not policy:
+            await policy.aclose()
+        return confirmed
+
+    async def _as_registered(self, pin: Path, policy: Policy) -> Policy:
+        """The same files under the manifest that is registered under the version's name: the same
+        model, imported here on another day, has another one.
+
+        Raises
+        ------
+        ManifestMismatch : other files are registered.
+        """
+        manifest = policy.manifest
+        known = await self._log.registered(manifest.model_version)
+        if known is None or known.manifest_hash == manifest.hash():
+            return policy
+        same: Policy | None = None
+        with suppress(InvalidRecord):
+            registered = ModelManifest.from_json(known.document)
+            if (
+                registered.hash() == known.manifest_hash
+                and registered.files == manifest.files
+                and registered.base == manifest.base
+            ):
+                same = await asyncio.to_thread(self._backends.load, pin, registered)
+        if same is None:
+            raise ManifestMismatch(
+                f"{pin} is called {manifest.model_version} and has manifest {manifest.hash()}, but"
+                f" {known.manifest_hash} with other content is registered under that name: versions"
+                " are immutable, give the new one a new name"
+            )
+        log.info("served under the manifest that is registered", version=manifest.model_version)
+        return same
 
     async def _register_initial(self) -> None:
-        """Make what the start served known to the registry, as soon as Postgres answers."""
+        """Make what the start served known to the registry, as soon as Postgres answers. What the
+        registry knows otherwise is not served any longer."""
         while self._unregistered:
+            pin, policy = self._unregistered[0]
             try:
-                await self._log.register_model(self._unregistered[0])
+                if isinstance(pin, Path):
+                    self._replace(policy, await self._confirmed(pin, policy))
+                else:
+                    await self._log.register_model(policy.manifest)
             except ShadowLogUnavailable:
                 return
             except ManifestMismatch as error:
                 log.error("a version is served that the registry knows otherwise", error=str(error))
             self._unregistered.pop(0)
+
+    async def _confirmed(self, pin: Path, policy: Policy) -> Policy:
+        """The policy as the registry knows it, and known to it; or one that abstains."""
+        try:
+            confirmed = await self._as_registered(pin, policy)
+            await self._log.register_model(confirmed.manifest)
+            return confirmed
+        except (ManifestMismatch, ModelFileError) as error:
+            self._telemetry.version_refused()
+            log.error("version refused, it abstains from now on", error=str(error))
+            return WithheldPolicy(policy.manifest, str(error))
+
+    def _replace(self, old: Policy, new: Policy) -> None:
+        """Serve another policy in the place of a pinned one, from the next request on."""
+        if new is old:
+            return
+        if self._initial is old:
+            self._initial = new
+        self._pinned = tuple(new if policy is old else policy for policy in self._pinned)
+        for alias, policy in self._named.items():
+            if policy is old:
+                self._named[alias] = new
+        self._serve()
+        self._retired.append(old)
 
     async def _follow_alias(self, alias: str, model_version: str) -> None:
         """Serve what one alias names. A version that cannot be loaded is counted, and what was
@@ -326,7 +421,7 @@ class Serving:
         try:
             policy = await self._registered(model_version)
         except AdvisorError as error:
-            self._refused[alias] = _Refused(model_version, monotonic() + RETRY_S)
+            self._refused[alias] = _Refused(model_version, monotonic() + RETRY_S, str(error))
             self._telemetry.version_refused()
             log.error(
                 "version refused, what was served stays",
@@ -344,7 +439,10 @@ class Serving:
         serving = {policy.manifest.model_version: policy for policy in self._policies}
         policy = serving.get(model_version)
         if policy is None:
-            policy = await asyncio.to_thread(self._load, model_version)
+            known = await self._log.registered(model_version)
+            policy = await asyncio.to_thread(
+                self._load, model_version, known.manifest_hash if known is not None else None
+            )
         try:
             await self._log.register_model(policy.manifest)
         except AdvisorError:
@@ -352,20 +450,17 @@ class Serving:
             raise
         return policy
 
-    def _load(self, model_version: str) -> Policy:
-        try:
-            return self._backends.load(find_version(model_version, self._backends.options.roots))
-        except OSError as error:
-            raise ModelFileError(
-                f"model version {model_version} cannot be read: {error}"
-            ) from error
+    def _load(self, model_version: str, manifest_hash: str | None) -> Policy:
+        with refusals(f"model version {model_version}"):
+            directory = find_version(model_version, self._backends.options.roots, manifest_hash)
+            return self._backends.load(directory)
 
-    def _verified(self, model_version: str) -> ModelManifest:
+    def _verified(self, model_version: str, manifest_hash: str | None) -> ModelManifest:
         roots = self._backends.options.roots
-        manifest = load_manifest(find_version(model_version, roots))
-        if manifest.base is not None:
-            find_base(manifest.base, roots)
-        return manifest
+        with refusals(f"model version {model_version}"):
+            manifest = load_manifest(find_version(model_version, roots, manifest_hash))
+            base_of(manifest, roots)
+            return manifest
 
     async def _note_initial(self, by: str) -> str:
         """Record what was served before the first move, so that there is something to go back

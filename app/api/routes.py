@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from time import monotonic, perf_counter
 from typing import Any
@@ -19,6 +19,7 @@ from app.api.wire import (
     body_schema,
     header_parameters,
     parse,
+    parse_candidates,
     problem_document,
     problems,
     read_headers,
@@ -26,6 +27,7 @@ from app.api.wire import (
 from app.domain.canonical import decision_id
 from app.domain.errors import (
     AdvisorError,
+    AnswerGone,
     InvalidRecord,
     JournalUnavailable,
     RequestConflict,
@@ -54,7 +56,12 @@ router = APIRouter()
 @router.post(
     "/advise",
     openapi_extra={**body_schema(ADVISE_BODY), "parameters": header_parameters()},
-    responses={200: {"model": AdviseResponse}, 202: {"model": Pending}, **PROBLEMS},
+    responses={
+        200: {"model": AdviseResponse},
+        202: {"model": Pending},
+        **PROBLEMS,
+        **problems(AnswerGone),
+    },
     summary="Advise on one candidate, or on a list of them",
 )
 async def advise(request: Request) -> Response:
@@ -63,26 +70,17 @@ async def advise(request: Request) -> Response:
     seconds: dict[str, float] = {}
     with timed(service.telemetry, Stage.VALIDATE, seconds):
         headers = read_headers(request)
-        body = await parse(request, ADVISE_BODY)
-        many = body if isinstance(body, list) else [body]
-        incoming = [
-            _incoming(request, each, headers.idempotency_key if body is each else None, headers)
-            for each in many
-        ]
-    most = request.app.state.options.max_candidates
-    if len(many) > most:
-        raise InvalidRecord(f"{len(many)} candidates in one call; at most {most}")
+        bodies, many = await parse_candidates(request)
     asynchronous = headers.prefer is not None and "respond-async" in headers.prefer.lower()
     answer, status = (_accept, 202) if asynchronous else (_answer, 200)
-    if body is not many:
-        reply = Json(await answer(service, incoming[0], many[0]), status)
+    if many:
+        elements = (_element(request, body, headers, answer) for body in bodies)
+        reply = Json(await asyncio.gather(*elements), status)
     else:
-        reply = Json(
-            await asyncio.gather(
-                *(_item(answer(service, i, r)) for i, r in zip(incoming, many, strict=True))
-            ),
-            status,
-        )
+        body = bodies[0]
+        assert isinstance(body, AdviseRequest)
+        incoming = _incoming(request, body, headers.idempotency_key, headers)
+        reply = Json(await answer(service, incoming, body), status)
     service.telemetry.stage_took(Stage.TOTAL, perf_counter() - begin)
     return reply
 
@@ -139,10 +137,21 @@ async def _accept(service: Service, incoming: Incoming, body: AdviseRequest) -> 
     return {"decision_id": known, "status": "pending", "location": f"/decisions/{known}"}
 
 
-async def _item(work: Awaitable[dict[str, Any]]) -> dict[str, Any]:
+Answering = Callable[[Service, Incoming, AdviseRequest], Awaitable[dict[str, Any]]]
+
+
+async def _element(
+    request: Request,
+    body: AdviseRequest | dict[str, Any],
+    headers: AdviseHeaders,
+    answer: Answering,
+) -> dict[str, Any]:
     """One element of a list: its decision, or its own problem."""
+    if isinstance(body, dict):
+        return {"problem": body}
     try:
-        return {"decision": await work}
+        incoming = _incoming(request, body, None, headers)
+        return {"decision": await answer(request.app.state.service, incoming, body)}
     except AdvisorError as error:
         return {"problem": problem_document(error)}
 
@@ -192,11 +201,14 @@ async def get_decision(id: UUID, request: Request) -> Response:
         raise
 
 
+@router.head("/healthz", include_in_schema=False)
 @router.get("/healthz", summary="The process answers")
-async def healthz() -> Response:
-    return Json({"status": "ok"})
+async def healthz(request: Request) -> Response:
+    instance = request.app.state.options.instance
+    return Json({"status": "ok", **({"instance": instance} if instance else {})})
 
 
+@router.head("/readyz", include_in_schema=False)
 @router.get("/readyz", summary="Each dependency, and whether advice can be given and recorded")
 async def readyz(request: Request) -> Response:
     report = await request.app.state.service.readiness()

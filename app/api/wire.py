@@ -3,8 +3,12 @@ OpenAPI."""
 
 from __future__ import annotations
 
+import reprlib
 from dataclasses import dataclass
 from hmac import compare_digest
+from itertools import islice
+from math import ceil
+from time import monotonic
 from typing import Any
 
 import orjson
@@ -14,9 +18,11 @@ from pydantic import TypeAdapter, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.api.budget import Buckets, values
 from app.domain.errors import (
     AdvisorError,
     AliasRefused,
+    AnswerGone,
     InvalidRecord,
     JournalUnavailable,
     ManifestMismatch,
@@ -27,12 +33,14 @@ from app.domain.errors import (
     UnknownVersion,
 )
 from app.domain.fields import location
-from app.schemas import AdviseHeaders, Problem
+from app.schemas import ADVISE_BODY, ADVISE_ONE, ITEMS, AdviseHeaders, AdviseRequest, Problem
+from app.telemetry import Refusal
 
 STATUS: dict[type[AdvisorError], tuple[int, str]] = {
     InvalidRecord: (422, "The record does not fit its schema"),
     RequestConflict: (409, "The request id was used with other content"),
     UnknownDecision: (404, "No such decision"),
+    AnswerGone: (410, "It was answered before, and the answer is not kept any more"),
     JournalUnavailable: (503, "Nothing could be recorded, so nothing was answered"),
     ShadowLogUnavailable: (503, "The shadow log cannot be read now"),
     UnknownVersion: (404, "No such model version"),
@@ -42,10 +50,13 @@ STATUS: dict[type[AdvisorError], tuple[int, str]] = {
 }
 
 
+EXCEEDED = ((408, "Sent too slowly"), (413, "Body too large"), (429, "Too many requests"))
+
+
 def problems(*errors: type[AdvisorError]) -> dict[int | str, dict[str, Any]]:
-    """OpenAPI responses of routes that raise these errors; every route may find a body too
-    large."""
-    described = ((413, "Body too large"), *sorted({STATUS[error] for error in errors}))
+    """OpenAPI responses of routes that raise these errors; every route may find that a request
+    exceeds its budget."""
+    described = (*EXCEEDED, *sorted({STATUS[error] for error in errors}))
     return {
         status: {"model": Problem, "content": {"application/problem+json": {}}, "description": what}
         for status, what in described
@@ -70,6 +81,9 @@ class ApiOptions:
     max_candidates: int
     deadline_ms: int
     admin_token: str | None
+    instance: str = ""
+    max_values: int = 32_768
+    max_extra_bytes: int = 32_768
 
 
 def problem_document(error: AdvisorError) -> dict[str, Any]:
@@ -94,17 +108,77 @@ def body_schema(adapter: TypeAdapter[Any]) -> dict[str, Any]:
 
 async def parse(request: Request, adapter: TypeAdapter[Any]) -> Any:
     """Validate the raw body: UTF-8 JSON, limited in size, every violation named."""
-    limit = request.app.state.options.max_body_bytes
-    chunks, size = [], 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size > limit:
-            raise HTTPException(
-                413,
-                f"the body is larger than {limit} bytes: send fewer candidates or shorter texts",
-            )
-        chunks.append(chunk)
-    return adapter.validate_json(b"".join(chunks))
+    record = adapter.validate_json(await read_body(request))
+    require_small_extra(request, "extra", getattr(record, "extra", None))
+    return record
+
+
+async def parse_candidates(
+    request: Request,
+) -> tuple[list[AdviseRequest | dict[str, Any]], bool]:
+    """The body of `/advise`, and whether it is a list. What is wrong with an element of a list is
+    that element's own problem, in its place; a list of nothing else is refused as a whole."""
+    body = await read_body(request)
+    if body.lstrip()[:1] != b"[":
+        return [_within_budget(request, ADVISE_ONE.validate_json(body))], False
+    items = ITEMS.validate_json(body)
+    most = request.app.state.options.max_candidates
+    if len(items) > most:
+        request.app.state.metrics.refused(Refusal.ITEMS)
+        raise InvalidRecord(f"{len(items)} candidates in one call; at most {most}")
+    elements = [_element(request, item) for item in items]
+    if all(isinstance(element, dict) for element in elements):
+        ADVISE_BODY.validate_json(body)  # When nothing is left to do, the whole call is refused.
+    return elements, True
+
+
+def _element(request: Request, item: Any) -> AdviseRequest | dict[str, Any]:
+    try:
+        return _within_budget(request, ADVISE_ONE.validate_python(item))
+    except ValidationError as error:
+        return invalid_document(error)
+    except AdvisorError as error:
+        return problem_document(error)
+
+
+def _within_budget(request: Request, body: AdviseRequest) -> AdviseRequest:
+    require_small_extra(request, "candidate.extra", body.candidate.extra)
+    if body.agent_action is not None:
+        require_small_extra(request, "agent_action.extra", body.agent_action.extra)
+    return body
+
+
+def require_small_extra(request: Request, field: str, extra: dict[str, Any] | None) -> None:
+    """Raises `InvalidRecord` when the keys outside the schema are too large together."""
+    most = request.app.state.options.max_extra_bytes
+    if extra and len(orjson.dumps(extra)) > most:
+        request.app.state.metrics.refused(Refusal.EXTRA)
+        raise InvalidRecord(f"{field}: keys outside the schema take more than {most} bytes of JSON")
+
+
+async def read_body(request: Request) -> bytes:
+    """The raw body, limited in bytes and in JSON values before anything is made of it."""
+    options = request.app.state.options
+    limit = options.max_body_bytes
+    told = request.headers.get("content-length", "")
+    chunks, size = [], int(told) if told.isdecimal() and int(told) > limit else 0
+    if not size:
+        async for chunk in request.stream():
+            chunks.append(chunk)
+            size += len(chunk)
+            if size > limit:
+                break
+    if size > limit:
+        request.app.state.metrics.refused(Refusal.BODY)
+        raise HTTPException(
+            413, f"the body is larger than {limit} bytes: send fewer candidates or shorter texts"
+        )
+    body = b"".join(chunks)
+    if values(body, options.max_values) > options.max_values:
+        request.app.state.metrics.refused(Refusal.VALUES)
+        message = f"it holds more than {options.max_values} JSON values"
+        raise RequestValidationError([{"loc": (), "msg": message, "input": "(not read)"}])
+    return body
 
 
 def require_operator(request: Request, authorization: str | None) -> None:
@@ -166,16 +240,50 @@ async def _advisor_error(request: Request, error: Exception) -> Response:
 
 
 async def _invalid(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ValidationError | RequestValidationError)
+    return Json(invalid_document(error), 422, media_type="application/problem+json")
+
+
+def invalid_document(error: ValidationError | RequestValidationError) -> dict[str, Any]:
+    """What is wrong with a document, by field."""
     if isinstance(error, ValidationError):
         found: list[Any] = error.errors(include_url=False, include_context=False)
     else:
-        found = list(error.errors())  # type: ignore[attr-defined]
+        found = list(error.errors())
     errors = [
-        {"field": _field(e["loc"]), "message": e["msg"], "got": repr(e.get("input"))[:120]}
+        {"field": _field(e["loc"]), "message": e["msg"], "got": _shown(e.get("input"))}
         for e in found[:50]
     ]
+    status, title = STATUS[InvalidRecord]
     detail = "; ".join(f"{e['field']}: {e['message']}" for e in errors[:5])
-    return problem(422, STATUS[InvalidRecord][1], detail, errors=errors)
+    document = {"type": "about:blank", "title": title, "status": status, "detail": detail}
+    return document | {"errors": errors}
+
+
+class _Short(reprlib.Repr):
+    """The beginning of a value: what a refusal shows does not cost more than what was sent."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxlist, self.maxstring = 3, 8, 100
+        self.maxlong, self.maxother = 60, 100
+
+    def repr_dict(self, value: dict[str, Any], level: int) -> str:
+        """Unsorted, and no further than it is shown."""
+        if level <= 0:
+            return "{...}"
+        pairs = (
+            f"{self.repr1(key, level - 1)}: {self.repr1(item, level - 1)}"
+            for key, item in islice(value.items(), 8)
+        )
+        return "{" + ", ".join(pairs) + ("" if len(value) <= 8 else ", ...") + "}"
+
+
+_SHORT = _Short()
+
+
+def _shown(value: Any) -> str:
+    return _SHORT.repr(value)[:120]
 
 
 def _field(loc: tuple[int | str, ...]) -> str:
@@ -195,7 +303,8 @@ async def _bug(request: Request, error: Exception) -> Response:
 
 
 class CountRequests:
-    """ASGI middleware: one counter increment per request, by route template and status."""
+    """ASGI middleware: one counter increment per request, by route template and status; and who
+    asks too often is told to wait."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -211,7 +320,27 @@ class CountRequests:
                 scope["app"].state.metrics.answered(path, message["status"])
             await send(message)
 
-        await self._app(scope, receive, count)
+        wait = 0.0
+        if scope["path"].startswith(METERED):
+            buckets: Buckets = scope["app"].state.buckets
+            wait = buckets.wait((scope.get("client") or ("",))[0], monotonic())
+        if wait:
+            scope["app"].state.metrics.refused(Refusal.RATE)
+            await too_often(wait)(scope, receive, count)
+        else:
+            await self._app(scope, receive, count)
+
+
+METERED = ("/advise", "/decisions")
+"""Whoever halts, or asks after health, is never told to wait."""
+
+
+def too_often(wait: float) -> Response:
+    """429: come back when the bucket holds a token again."""
+    title, detail = "Too many requests from this address", "slow down, or set ADVISOR_RATE_PER_S"
+    document = {"type": "about:blank", "title": title, "status": 429, "detail": detail}
+    headers = {"Retry-After": str(max(1, ceil(wait)))}
+    return Json(document, 429, headers=headers, media_type="application/problem+json")
 
 
 def openapi(app: FastAPI) -> dict[str, Any]:

@@ -7,14 +7,12 @@ key order, the sign of zero, and whether 1.0 was written as 1.
 from __future__ import annotations
 
 import hashlib
-import re
 from typing import Any
 from uuid import UUID, uuid5
 
 import orjson
 
 NAMESPACE = UUID("6f9b9f0e-4a54-5c0e-9d6a-3f1d7a0c9b11")
-_NEGATIVE_ZERO = re.compile(rb"(?<=[:,\[])-0\.0(?=[,\]}])")
 
 
 def canonical_json(value: Any) -> bytes:
@@ -30,7 +28,20 @@ def canonical_json(value: Any) -> bytes:
     TypeError : something in it is not JSON, for example an integer beyond 64 bits.
     """
     data = orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
-    return _NEGATIVE_ZERO.sub(b"0.0", data) if b"-0.0" in data else data
+    if b"-0.0" not in data:
+        return data
+    # A negative zero, or a text that looks like one: values are changed, bytes never are.
+    return orjson.dumps(_unsigned_zeros(value), option=orjson.OPT_SORT_KEYS)
+
+
+def _unsigned_zeros(value: Any) -> Any:
+    if isinstance(value, float):
+        return value or 0.0
+    if isinstance(value, dict):
+        return {key: _unsigned_zeros(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_unsigned_zeros(item) for item in value]
+    return value
 
 
 def content_hash(value: Any) -> str:

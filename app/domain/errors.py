@@ -1,9 +1,10 @@
 """The exception tree. Each leaf has one fate, named beside it.
 
 AdvisorError
-├─ InvalidRecord         422 at the API; one-line error elsewhere
+├─ InvalidRecord         422 at the API; put aside by the writer; one-line error elsewhere
 ├─ RequestConflict       409: the request id was used with other content
 ├─ UnknownDecision       404
+├─ AnswerGone            410: the request was answered before, and the answer is not kept any more
 ├─ JournalUnavailable    503: nothing was recorded, nothing was answered
 ├─ ShadowLogUnavailable  503 for reads; the journal keeps what is written
 ├─ LimitsError           start refused; on reload the old limits stay
@@ -33,6 +34,10 @@ class RequestConflict(AdvisorError):
 
 class UnknownDecision(AdvisorError):
     """No decision has this id."""
+
+
+class AnswerGone(AdvisorError):
+    """A request that was answered before, and whose answer is not in the record any more."""
 
 
 class JournalUnavailable(AdvisorError):

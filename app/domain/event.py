@@ -10,11 +10,12 @@ from uuid import UUID
 import orjson
 from pydantic import Field
 
-from app.domain.canonical import canonical_json, content_hash
+from app.domain.canonical import canonical_json, content_hash, digest
 from app.domain.case import TradingState
 from app.domain.control import AgentAction
 from app.domain.decision import Decision
 from app.domain.fields import Instant, Record, ShortText
+from app.domain.link import Fate, Link, Linked
 from app.domain.outcome import Outcome
 
 
@@ -71,12 +72,14 @@ _KINDS: dict[EventKind, type[Record]] = {
 
 
 class Event(NamedTuple):
-    """`key` makes the event idempotent; `claim` is what a repeat under the same key must match."""
+    """`key` makes the event idempotent; `claim` is what a repeat under the same key must match;
+    `link` is its place among the events of who made it."""
 
     kind: EventKind
     key: str
     claim: str
     payload: bytes
+    link: Link | None = None
 
     @classmethod
     def of_decision(cls, decision: Decision) -> Self:
@@ -105,3 +108,21 @@ class Event(NamedTuple):
     def record(self) -> Payload:
         """The payload as a record. Raises `InvalidRecord` when it does not fit its schema."""
         return _KINDS[self.kind].from_json(orjson.loads(self.payload))  # type: ignore[return-value]
+
+    def linked(self, fate: Fate = Fate.EVENT) -> Linked:
+        """The row of its link, which it must have."""
+        assert self.link is not None
+        hashes = (self.kind.value, self.key, self.claim, digest(self.payload))
+        return Linked(*self.link, *hashes, fate)
+
+
+class Aside(NamedTuple):
+    """An event that cannot be recorded where it belongs, kept with the reason: a second answer
+    under an id that has one, or what the database refuses."""
+
+    event: Event
+    reason: str
+
+
+Entry = Event | Linked | Aside
+"""What the journal hands to the shadow log. A link alone is a number that carries no new event."""

@@ -24,6 +24,7 @@ from app.domain.canonical import content_hash
 from app.domain.errors import InvalidRecord
 
 MAX_EXACT_INTEGER = 2**53
+MAX_INTEGER = 2**63 - 1
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
 
 
@@ -108,16 +109,19 @@ def exact(value: Any, depth: int = 0) -> Any:
 
 def _number(value: Any) -> Any:
     """Pass what may be a whole number on. Raises ValueError for a flag or a text, which pydantic
-    would convert."""
+    would convert, and for what JSON's writers have no integer for."""
     if isinstance(value, bool | str):
         raise ValueError("Input should be a whole number, not a flag or a text")
+    if isinstance(value, int | float) and not -MAX_INTEGER <= value <= MAX_INTEGER:
+        raise ValueError("Input should be a whole number of 64 bits")
     return value
 
 
 Number = Annotated[float, Strict()]
 """A JSON number; `true` and `"56"` are none."""
 Whole = Annotated[int, BeforeValidator(_number)]
-"""A whole JSON number: 34, or 34.0 as senders write it whose languages have one kind of number."""
+"""A whole JSON number of 64 bits: 34, or 34.0 as senders write it whose languages have one kind of
+number."""
 Flag = Annotated[bool, Strict()]
 """`true` or `false`; 1 and `"yes"` are none."""
 Instant = Annotated[AwareDatetime, AfterValidator(utc)]

@@ -10,13 +10,13 @@ from __future__ import annotations
 import tomllib
 from datetime import datetime, time
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
 from app.domain.candidate import SYMBOL_PATTERN, Session, SetupType
 from app.domain.errors import LimitsError
-from app.domain.fields import Instant, Record, ShortText, describe
+from app.domain.fields import MAX_EXACT_INTEGER, Instant, Record, ShortText, describe
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -179,11 +179,28 @@ class Limits(Record):
 def parse_limits(text: str, source: str) -> Limits:
     """Limits from TOML text. Raises `LimitsError` naming `source` and every violation."""
     try:
-        return Limits.model_validate(tomllib.loads(text))
+        document = tomllib.loads(text)
+        _require_exact(document)
+        return Limits.model_validate(document)
     except tomllib.TOMLDecodeError as error:
         raise LimitsError(f"{source}: not valid TOML: {error}") from error
     except ValidationError as error:
         raise LimitsError(f"{source}: {describe(error.errors())}") from error
+    except (ValueError, RecursionError) as error:
+        raise LimitsError(f"{source}: {error}") from error
+
+
+def _require_exact(value: Any) -> None:
+    """Raises ValueError for an integer that JSON readers do not keep: limits are part of every
+    record, and are hashed."""
+    if isinstance(value, dict):
+        for item in value.values():
+            _require_exact(item)
+    elif isinstance(value, list):
+        for item in value:
+            _require_exact(item)
+    elif isinstance(value, int) and abs(value) > MAX_EXACT_INTEGER:
+        raise ValueError(f"an integer of {value.bit_length()} bits is beyond 2^53")
 
 
 def read_limits(path: Path) -> Limits:

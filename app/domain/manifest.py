@@ -42,15 +42,24 @@ class Calibration(Record):
 
 
 class BaseModelRef(Record):
-    """The model that an adapter was trained on. Found by its weights: the same ones, imported on
-    another day or by another release, have another manifest. `BaseModelRef.of(manifest)` makes
-    one."""
+    """The model that an adapter was trained on. Found by its files: the same ones, imported on
+    another day, have another manifest. `BaseModelRef.of(manifest)` makes one."""
 
     model_version: str = Field(pattern=VERSION_PATTERN)
     manifest_hash: Hash = Field(
         description="of the manifest that it had when the adapter was trained"
     )
     weights_hash: Hash = Field(description="as `ModelManifest.weights_hash()` gives it")
+    files_hash: Hash | None = Field(
+        None, description="as `ModelManifest.files_hash()` gives it; versions before it have none"
+    )
+
+    def as_json(self) -> dict[str, Any]:
+        """As every record; a reference without `files_hash` stays as it was written."""
+        document = super().as_json()
+        if self.files_hash is None:
+            del document["files_hash"]
+        return document
 
     @classmethod
     def of(cls, manifest: ModelManifest) -> Self:
@@ -65,6 +74,7 @@ class BaseModelRef(Record):
             model_version=manifest.model_version,
             manifest_hash=manifest.hash(),
             weights_hash=manifest.weights_hash(),
+            files_hash=manifest.files_hash(),
         )
 
 
@@ -93,19 +103,39 @@ class ModelManifest(Record):
         document = super().as_json()
         if self.base is None:
             del document["base"]
+        else:
+            document["base"] = self.base.as_json()
         return document
+
+    def files_hash(self) -> str:
+        """Hash of the names and bytes of all files."""
+        return content_hash(self.files)
+
+    def base_files_hash(self) -> str | None:
+        """`files_hash` of the model that an adapter was trained on; None when nothing tells. An
+        adapter of a release that did not write it down has those files in its provenance, from
+        the stage that read the base."""
+        if self.base is None or self.base.files_hash is not None:
+            return self.base.files_hash if self.base is not None else None
+        found: Any = self.provenance
+        for key in ("config", "encoded", "base"):
+            found = found.get(key) if isinstance(found, dict) else None
+        return content_hash(found) if isinstance(found, dict) else None
+
+    def has_weights(self) -> bool:
+        """Whether there are safetensors among the files."""
+        return any(name.endswith(".safetensors") for name in self.files)
 
     def weights_hash(self) -> str:
         """Hash of the names and bytes of the weights alone. Raises `ModelFileError` when there are
         none."""
-        weights = {
-            name: value for name, value in self.files.items() if name.endswith(".safetensors")
-        }
-        if not weights:
+        if not self.has_weights():
             raise ModelFileError(
                 f"model {self.model_version} lists no safetensors: it cannot be a base model"
             )
-        return content_hash(weights)
+        return content_hash(
+            {name: value for name, value in self.files.items() if name.endswith(".safetensors")}
+        )
 
     def require_compatible(self) -> None:
         """Raise `ManifestMismatch` unless this code renders and reads what the model was made

@@ -3,7 +3,9 @@ dead."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from time import monotonic
+from typing import Any, NamedTuple
 from uuid import uuid4
 
 from redis.asyncio import Redis
@@ -25,15 +27,50 @@ end
 """Each process is a consumer of its own: those long gone, with nothing left to take over, are
 forgotten."""
 
+PENDING = "return redis.call('XPENDING', KEYS[1], ARGV[1], '-', '+', ARGV[2])"
+LOOK_AT = 2_000
+"""Pending entries that are watched at once, the oldest ones."""
+
+TAKE_OVER = """
+local ids = {}
+for i = 3, #ARGV, 3 do
+    local p = redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[i], ARGV[i], 1)[1]
+    if p and p[2] == ARGV[i + 1] and p[4] == tonumber(ARGV[i + 2]) then ids[#ids + 1] = ARGV[i] end
+end
+if #ids == 0 then return {} end
+return redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, unpack(ids))
+"""
+"""Of entries, each with its owner and the number of its deliveries, those for which both still
+hold."""
+
+LOOKS = 8
+"""At the entries of others, within the time after which they seem abandoned."""
+
 Entry = tuple[bytes, dict[bytes, bytes]]
+
+
+class _Watched(NamedTuple):
+    """An entry of another consumer, and since when nothing happened to it."""
+
+    owner: bytes
+    deliveries: int
+    since: float
 
 
 class Consumer:
     """One member of a group. Errors are those of redis-py."""
 
     def __init__(
-        self, redis: Redis, stream: str, group: str, *, idle_ms: int, block_ms: int
+        self,
+        redis: Redis,
+        stream: str,
+        group: str,
+        *,
+        idle_ms: int,
+        block_ms: int,
+        clock: Callable[[], float] = monotonic,
     ) -> None:
+        self._clock = clock
         self._redis = redis
         self._stream = stream
         self._group = group
@@ -42,6 +79,8 @@ class Consumer:
         self._block_ms = block_ms
         self._cursor: bytes = b"0-0"
         self._joined = False
+        self._watched: dict[bytes, _Watched] = {}
+        self._look_at = 0.0
 
     async def unfinished(self, count: int) -> list[Entry]:
         """What this consumer took and did not finish; reading it again keeps others from taking it
@@ -56,7 +95,40 @@ class Consumer:
             *(self._stream, self._group, self._name, self._idle_ms, self._cursor, "COUNT", count),
         )
         self._cursor = reply[0]
-        return list(reply[1]) or await self._read(">", count, self._block_ms)
+        left = list(reply[1]) or await self._abandoned(count)
+        return left or await self._read(">", count, self._block_ms)
+
+    async def _abandoned(self, count: int) -> list[Entry]:
+        """What others took and, by the clock of this process, have not touched for as long as a
+        dead one would. Valkey's own clock, by which XAUTOCLAIM goes, may have been set back."""
+        now = self._clock()
+        if now < self._look_at:
+            return []
+        self._look_at = now + self._idle_ms / 1000 / LOOKS
+        pending = await self._call("EVAL", PENDING, 1, self._stream, self._group, LOOK_AT)
+        before, self._watched = self._watched, {}
+        for stream_id, owner, _, deliveries in pending:
+            seen = _Watched(owner, deliveries, now)
+            known = before.get(stream_id)
+            if known is not None and known[:2] == seen[:2]:
+                seen = known
+            if owner != self._name.encode():
+                self._watched[stream_id] = seen
+        stale = [
+            (stream_id, seen.owner, seen.deliveries)
+            for stream_id, seen in self._watched.items()
+            if (now - seen.since) * 1000 >= self._idle_ms
+        ][:count]
+        if not stale:
+            return []
+        flat = (part for triple in stale for part in triple)
+        claimed = await self._call(
+            "EVAL", TAKE_OVER, 1, self._stream, self._group, self._name, *flat
+        )
+        return [
+            (stream_id, dict(zip(fields[::2], fields[1::2], strict=True)))
+            for stream_id, fields in claimed
+        ]
 
     async def done(self, ids: list[bytes], *alongside: Any) -> None:
         """Acknowledge and delete entries, together with one more command, in one step."""

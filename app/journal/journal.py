@@ -12,18 +12,41 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import structlog
 from redis.exceptions import RedisError
 
-from app.domain.errors import JournalUnavailable, RequestConflict, ShadowLogUnavailable
-from app.domain.event import Event, EventKind, StateChange
-from app.journal.consumer import Consumer, Entry
+from app.domain.canonical import digest
+from app.domain.errors import (
+    InvalidRecord,
+    JournalUnavailable,
+    RequestConflict,
+    ShadowLogUnavailable,
+)
+from app.domain.event import Aside, Entry, Event, EventKind, StateChange
+from app.domain.link import Fate, Link, Linked, Producer
+from app.journal import consumer
+from app.journal.condition import UNTOLD
+from app.journal.consumer import Consumer
+from app.journal.segment import Segment
 from app.journal.spool import Spool
-from app.journal.stream import DEAD, EVENTS, Receipt, StreamJournal, bury_command, connect
-from app.tasks import end
-from app.telemetry import UNOBSERVED, LossCause, Telemetry
+from app.journal.stream import (
+    DEAD,
+    EVENTS,
+    Memory,
+    MemoryReplaced,
+    Receipt,
+    StreamJournal,
+    bury_command,
+    connect,
+    entry_of,
+    state_change,
+)
+from app.tasks import Supervisor
+from app.telemetry import UNOBSERVED, LossCause, Task, Telemetry
 
 __all__ = ["Journal", "Receipt"]
 
@@ -36,7 +59,17 @@ BLOCK_MS = 500
 IDLE_MS = 30_000
 MAX_PAUSE_S = 10.0
 
-Sink = Callable[[Sequence[Event]], Awaitable[None]]
+Sink = Callable[[Sequence[Entry]], Awaitable[None]]
+Holds = Callable[[Sequence[Event]], Awaitable[bool]]
+
+
+async def _holds_nothing(events: Sequence[Event]) -> bool:
+    """What is not known to be stored is kept."""
+    return not events
+
+
+def wall_clock() -> datetime:
+    return datetime.now(UTC)
 
 
 class Journal:
@@ -45,6 +78,13 @@ class Journal:
     After a failure of the stream everything goes to the spool at once, until a background task,
     which tries every `retry_s`, reaches the stream again: no request waits for a server that is
     away. Spooled events that met others in the stream are told to `telemetry` as lost.
+
+    The same task looks at the stream's condition. While the stream may forget what it confirms,
+    events go to both, the stream for its one key space and the spool for its disk, and stay in the
+    spool until `holds` says that the shadow log has them.
+
+    Every event gets a number and the hash of the one before it (`app/domain/link.py`). A number
+    whose event came to nothing is withdrawn, so that a gap means a loss and nothing else.
     """
 
     def __init__(
@@ -53,28 +93,63 @@ class Journal:
         spool: Spool,
         telemetry: Telemetry = UNOBSERVED,
         *,
+        holds: Holds = _holds_nothing,
         retry_s: float = RETRY_S,
+        now: Callable[[], datetime] = wall_clock,
     ) -> None:
         self._stream = stream
         self._spool = spool
         self._telemetry = telemetry
+        self._holds = holds
         self._retry_s = retry_s
-        self._background: asyncio.Task[None] | None = None
+        self._now = now
+        self._started = now()
+        self._producer = Producer()
+        self._unsettled: dict[int, Linked] = {}
+        self._unused: dict[int, bool] = {}
+        self._moved: dict[Path, tuple[object, ...]] = {}
+        """Segments that are in a forgetful stream already, and in which memory."""
+        self.condition = UNTOLD
+        """The stream's, as it was seen last."""
+        self.memory: Memory | None = None
+        """The stream's, as it was seen last."""
+        self._supervisor = Supervisor(telemetry)
+        self._told = ""
+        """Why the spool waits, as it was last logged."""
         self.reachable = True
         """Whether the stream answered last. While it does not, what was written to it cannot be
         found."""
-        self.durable: bool | None = None
-        """Whether the stream fsyncs every write; None while it did not tell."""
+
+    @property
+    def durable(self) -> bool | None:
+        """Whether the stream keeps what it confirms; None while it did not tell."""
+        return self.condition.durable
+
+    @property
+    def remembers_since(self) -> datetime:
+        """From when on every key is found here. While the stream is away only what came to this
+        process is."""
+        if self.reachable and self.memory is not None:
+            return self.memory.covers(self._now())
+        return self._started
 
     async def start(self) -> None:
-        """Open the spool and start draining it. Raises `JournalUnavailable` when the spool cannot
-        be used."""
-        await self._spool.open()
+        """Open the spool and start draining it. A spool that cannot be used is left aside while the
+        stream can be; /readyz says so. Raises `JournalUnavailable` when neither can be used."""
+        unusable: JournalUnavailable | None = None
+        try:
+            await self._spool.open()
+        except JournalUnavailable as error:
+            unusable = error
         try:
             await self._meet()
         except JournalUnavailable as error:
+            if unusable is not None:
+                raise unusable from error
             self._leave(error)
-        self._background = asyncio.create_task(self._look_after())
+        if unusable is not None:
+            log.error("the spool cannot be used", error=str(unusable))
+        self._supervisor.start(Task.SPOOL_DRAIN, self._look_after, every_s=self._retry_s)
 
     async def append(self, event: Event) -> Receipt:
         """Make an event durable, once.
@@ -87,18 +162,28 @@ class Journal:
         RequestConflict : the key is known with another claim.
         JournalUnavailable : neither stream nor spool took it.
         """
-        return await self._append(event, lambda: self._stream.append(event))
+        return await self._append(event, self._stream.append)
 
     async def set_state(self, change: StateChange) -> Receipt:
         """Record a change of state and make it the live one for all replicas (when drained, if
         spooled)."""
         return await self._append(
-            Event.of_state_change(change), lambda: self._stream.set_state(change)
+            Event.of_state_change(change), lambda event: self._stream.set_state(change, event.link)
         )
 
     async def get_state(self) -> StateChange | None:
-        """The live state. Raises `JournalUnavailable`."""
+        """The live state. Raises `JournalUnavailable`, or `InvalidRecord` when it cannot be
+        read."""
         return await self._stream.get_state()
+
+    async def spooled_state(self) -> StateChange | None:
+        """The newest change of state that waits on disk. Raises `JournalUnavailable`."""
+        payloads = [
+            await self._spool.find(EventKind.STATE_CHANGE, key)
+            for key in self._spool.keys(EventKind.STATE_CHANGE)
+        ]
+        changes = [state_change(payload) for payload in payloads if payload is not None]
+        return max(changes, key=lambda change: change.recorded_at, default=None)
 
     async def claim_of(self, decision_id: str) -> str | None:
         """Claim of a decision, while the journal remembers it; None also when the stream is
@@ -128,9 +213,20 @@ class Journal:
         """Events in the stream that are not in Postgres yet, and the age (s) of the oldest."""
         return await self._stream.backlog()
 
+    def failing(self) -> dict[Task, str]:
+        """Background work that is not working now, with the reason."""
+        return self._supervisor.failing()
+
     def spool_depth(self) -> int:
         """Events that wait on disk."""
         return len(self._spool)
+
+    def numbered(self) -> tuple[str, int] | None:
+        """The name under which this process numbers its events, and up to which number each of
+        them is in the stream, or was; None while some wait on disk."""
+        if len(self._spool):
+            return None
+        return self._producer.name, min(self._unsettled, default=self._producer.seq + 1) - 1
 
     async def ping(self) -> None:
         """Raise `JournalUnavailable` unless the stream answers."""
@@ -141,33 +237,81 @@ class Journal:
         await self._spool.probe()
 
     async def drain(self) -> None:
-        """Move the spool into the stream, in order; a segment goes when all of it is there."""
+        """Move the spool into the stream, in order; a segment goes when all of it is there. Numbers
+        that came to nothing are withdrawn."""
+        for seq in list(self._unused):
+            await self._stream.void(self._unsettled[seq]._replace(fate=Fate.WITHDRAWN))
+            del self._unused[seq], self._unsettled[seq]
         for segment in await self._spool.segments():
             events = await self._spool.events(segment)
-            for first in range(0, len(events), DRAIN_BATCH):
-                moves = (self._move(event) for event in events[first : first + DRAIN_BATCH])
-                for outcome in await asyncio.gather(*moves, return_exceptions=True):
-                    if isinstance(outcome, BaseException):
-                        raise outcome
+            if self.durable is False and not await self._stored(events):
+                await self._lend(segment, events)
+                continue
+            if self.durable is not False:
+                await self._move_all(events)
             await self._spool.remove(segment)
+            self._moved.pop(segment.path, None)
             log.info("spool drained", events=len(events))
 
     async def aclose(self) -> None:
         """Stop draining; what is on disk stays."""
-        if self._background is not None:
-            await end([self._background])
+        await self._supervisor.aclose()
         await self._stream.aclose()
         await self._spool.aclose()
 
     async def _append(
-        self, event: Event, to_stream: Callable[[], Coroutine[Any, Any, Receipt]]
+        self, event: Event, to_stream: Callable[[Event], Coroutine[Any, Any, Receipt]]
     ) -> Receipt:
-        if self.reachable and self._spool.claim(event.kind, event.key) is None:
-            try:
-                return await to_stream()
-            except JournalUnavailable as error:
-                self._leave(error)
-        return Receipt("spool", await self._spool.append(event))
+        if self._spool.claim(event.kind, event.key) is not None:
+            return Receipt("spool", await self._spool.append(event))
+        hashes = (event.kind.value, event.key, event.claim, digest(event.payload))
+        linked = self._producer.link(*hashes)
+        self._unsettled[linked.seq] = linked
+        event = event._replace(link=Link(linked.producer, linked.seq, linked.previous))
+        sent = False
+        try:
+            if self.reachable:
+                sent = True
+                try:
+                    receipt = await to_stream(event)
+                except RequestConflict:
+                    del self._unsettled[linked.seq]  # The stream has its link.
+                    raise
+                except JournalUnavailable as error:
+                    self._leave(error)
+                    if isinstance(error, MemoryReplaced):
+                        sent = False
+                        if event.kind is EventKind.DECISION:
+                            # Whether its id is known was asked before: ask again.
+                            raise JournalUnavailable(str(error)) from error
+                else:
+                    if receipt.repeated or self.durable is not False:
+                        return self._settled(linked, receipt)
+            repeated = await self._spool.append(event)
+        except BaseException as error:
+            # A caller who was cancelled does not know: its event may be in the stream, or on disk.
+            refused = isinstance(error, RequestConflict | JournalUnavailable)
+            self._withdraw(linked, unseen=refused and not sent)
+            raise
+        if repeated:
+            self._withdraw(linked, unseen=not sent)
+            return Receipt("spool", repeated)
+        return self._settled(linked, Receipt("spool", repeated))
+
+    def _settled(self, linked: Linked, receipt: Receipt) -> Receipt:
+        del self._unsettled[linked.seq]
+        return receipt
+
+    def _withdraw(self, linked: Linked, *, unseen: bool) -> None:
+        """A number came to nothing. The newest ones that nobody has seen are given again; the
+        others are withdrawn with the next drain."""
+        if linked.seq not in self._unsettled:
+            return
+        self._unused[linked.seq] = unseen
+        while self._unused.get(self._producer.seq):
+            seq = self._producer.seq
+            self._producer.take_back(self._unsettled.pop(seq))
+            del self._unused[seq]
 
     def _leave(self, error: JournalUnavailable) -> None:
         if self.reachable:
@@ -177,29 +321,62 @@ class Journal:
     async def _meet(self) -> None:
         """Reach the stream, for the first time or again."""
         await self._stream.ping()
-        self.durable = await self._stream.durability()
-        if self.durable is False:
-            log.error("Valkey may lose confirmed writes: set appendonly yes and appendfsync always")
+        await self._look()
         self.reachable = True
 
+    async def _look(self) -> None:
+        """See whether the stream keeps what it confirms, and whether its memory is still the
+        same."""
+        before, was = self.memory, self.condition
+        self.condition = await self._stream.look()
+        self.memory = await self._stream.join(self._now())
+        self._telemetry.stream_seen(
+            self.condition.durable, self.condition.memory, self.memory.since
+        )
+        if self.condition.faults and self.condition.faults != was.faults:
+            log.error("Valkey may not keep what it confirms", faults=list(self.condition.faults))
+        if before is not None and before.identity != self.memory.identity:
+            log.error(
+                "Valkey was emptied, or is another one: known ids are found in Postgres",
+                remembered_since=before.since.isoformat(),
+            )
+
     async def _look_after(self) -> None:
-        """Reach the stream again when it was away, and drain, until cancelled."""
-        told = ""
-        while True:
-            await asyncio.sleep(self._retry_s)
-            try:
-                if not self.reachable:
-                    await self._meet()
-                    log.info("stream is back")
-                await self.drain()
-                told = ""
-            except JournalUnavailable as error:
-                reason = str(error)
-                if reason != told:  # Once for each reason, not for each attempt.
-                    log.warning("spool waits", events=len(self._spool), error=reason)
-                told = reason
-            except Exception:
-                log.exception("draining failed, it is tried again", events=len(self._spool))
+        """Reach the stream again when it was away, see whether it can be trusted, and drain."""
+        try:
+            if not self.reachable:
+                await self._meet()
+                log.info("stream is back")
+            else:
+                await self._look()
+            await self.drain()
+            self._told = ""
+        except JournalUnavailable as error:
+            reason = str(error)
+            if reason != self._told:  # Once for each reason, not for each attempt.
+                log.warning("spool waits", events=len(self._spool), error=reason)
+            self._told = reason
+
+    async def _stored(self, events: Sequence[Event]) -> bool:
+        try:
+            return await self._holds(events)
+        except ShadowLogUnavailable:
+            return False
+
+    async def _lend(self, segment: Segment, events: Sequence[Event]) -> None:
+        """Put a segment's events into a stream that may forget them, once as long as it does
+        not."""
+        memory = (self.memory, self.condition.evicted)
+        if self._moved.get(segment.path) != memory:
+            await self._move_all(events)
+            self._moved[segment.path] = memory
+
+    async def _move_all(self, events: Sequence[Event]) -> None:
+        for first in range(0, len(events), DRAIN_BATCH):
+            moves = (self._move(event) for event in events[first : first + DRAIN_BATCH])
+            for outcome in await asyncio.gather(*moves, return_exceptions=True):
+                if isinstance(outcome, BaseException):
+                    raise outcome
 
     async def _move(self, event: Event) -> None:
         try:
@@ -216,8 +393,8 @@ class StreamDrain:
     """One consumer of the group. As many may run as are needed.
 
     The sink writes a batch in one transaction and is idempotent by (kind, key). It raises
-    `ShadowLogUnavailable` or OSError when it is away; any other exception means that the batch
-    holds an event that can never be written: it is put aside, and told to `telemetry` as lost.
+    `InvalidRecord` when the batch holds an event that can never be written: that one is put aside,
+    and told to `telemetry` as lost. Whatever else it raises is no event's fault: all of them wait.
     """
 
     def __init__(
@@ -231,23 +408,30 @@ class StreamDrain:
     ) -> None:
         timeout_s = block_ms / 1000 + 5
         self._redis = connect(url, timeout_s)
-        self._stream = StreamJournal(url, timeout_s)
+        self._stream = StreamJournal(url, timeout_s, telemetry)
         self._consumer = Consumer(self._redis, EVENTS, GROUP, idle_ms=idle_ms, block_ms=block_ms)
         self._sink = sink
         self._telemetry = telemetry
+        self._outages = 0
 
     async def run(self) -> None:
         """Drain until cancelled, through outages of either server."""
-        failures = 0
-        while True:
-            try:
-                await self.step()
-                failures = 0
-            except (RedisError, OSError, JournalUnavailable, ShadowLogUnavailable) as error:
-                failures += 1
-                pause = min(0.1 * 2 ** min(failures, 10), MAX_PAUSE_S) * random.uniform(0.5, 1.0)
-                log.warning("writer waits", error=str(error), seconds=round(pause, 2))
-                await asyncio.sleep(pause)
+        supervisor = Supervisor(self._telemetry)
+        supervisor.start(Task.WRITER, self._step_or_wait)
+        try:
+            await supervisor.wait()
+        finally:
+            await supervisor.aclose()
+
+    async def _step_or_wait(self) -> None:
+        try:
+            await self.step()
+            self._outages = 0
+        except (RedisError, OSError, JournalUnavailable, ShadowLogUnavailable) as error:
+            self._outages += 1
+            pause = min(0.1 * 2 ** min(self._outages, 10), MAX_PAUSE_S) * random.uniform(0.5, 1.0)
+            log.warning("writer waits", error=str(error), seconds=round(pause, 2))
+            await asyncio.sleep(pause)
 
     async def step(self) -> int:
         """Move one batch; the number of events moved. Nothing is acknowledged when the sink is
@@ -264,21 +448,23 @@ class StreamDrain:
         self._telemetry.stream_holds(*await self._stream.backlog())
         return len(entries)
 
+    async def backlog(self) -> int:
+        """Events in the stream."""
+        return (await self._stream.backlog())[0]
+
     async def aclose(self) -> None:
         """Close the connections; unacknowledged entries go to another writer."""
         await self._redis.aclose()
         await self._stream.aclose()
 
-    async def _deliver(self, entries: Sequence[Entry]) -> None:
+    async def _deliver(self, entries: Sequence[consumer.Entry]) -> None:
         """Write a batch; when the sink refuses it, halve it until the event at fault stands
         alone."""
         try:
             # An entry that somebody deleted by hand comes without fields, and only needs to be
             # acknowledged.
-            await self._sink([_event(fields) for _, fields in entries if fields])
-        except (ShadowLogUnavailable, OSError):
-            raise
-        except Exception as error:
+            await self._sink([entry_of(fields) for _, fields in entries if fields])
+        except InvalidRecord as error:
             if len(entries) == 1:
                 await self._bury(entries[0], error)
                 return
@@ -288,10 +474,18 @@ class StreamDrain:
             return
         await self._consumer.done([stream_id for stream_id, _ in entries])
 
-    async def _bury(self, entry: Entry, error: Exception) -> None:
-        """Keep an event that cannot be written for people to look at."""
+    async def _bury(self, entry: consumer.Entry, error: InvalidRecord) -> None:
+        """Keep an event that cannot be written for people to look at, in the log's `put_aside`
+        where the log takes it."""
         stream_id, fields = entry
-        reason = f"{type(error).__name__}: {error}"
+        cause = error.__cause__ or error
+        reason = f"{type(cause).__name__}: {cause}"
+        try:
+            event = entry_of(fields)
+            if isinstance(event, Event):
+                await self._sink([Aside(event, reason)])
+        except InvalidRecord as refusal:
+            log.warning("not even put aside", error=str(refusal))
         log.error(
             "event refused, kept in the dead-letter stream",
             stream=DEAD,
@@ -300,8 +494,3 @@ class StreamDrain:
         )
         await self._consumer.done([stream_id], *bury_command(fields, reason))
         self._telemetry.lost(LossCause.REJECTED_BY_DATABASE)
-
-
-def _event(fields: dict[bytes, bytes]) -> Event:
-    kind, key, claim = (fields[name].decode() for name in (b"kind", b"key", b"claim"))
-    return Event(EventKind(kind), key, claim, fields[b"payload"])

@@ -3,19 +3,26 @@ free."""
 
 from __future__ import annotations
 
+from collections.abc import Coroutine
 from typing import Any, NamedTuple
 
+import structlog
 from redis.exceptions import RedisError
 
 from app.domain.errors import RequestConflict
-from app.journal.consumer import Consumer
-from app.journal.stream import KEY_TTL_S, connect, run, unavailable
+from app.journal.consumer import Consumer, Entry
+from app.journal.stream import KEY_TTL_S, bury_command, connect, run, unavailable
+from app.telemetry import UNOBSERVED, LossCause, Telemetry
+
+log = structlog.get_logger()
 
 REQUESTS = "advisor:requests"
 GROUP = "advisors"
 BLOCK_MS = 1000
 IDLE_MS = 60_000
 TAKE = 8
+DEAD_REQUESTS = "advisor:dead-requests"
+"""Accepted requests that cannot be decided, with the reason."""
 
 PUT = """
 local known = redis.call('GET', KEYS[1])
@@ -43,7 +50,15 @@ class RequestQueue:
     is `JournalUnavailable`.
     """
 
-    def __init__(self, url: str, *, idle_ms: int = IDLE_MS, block_ms: int = BLOCK_MS) -> None:
+    def __init__(
+        self,
+        url: str,
+        telemetry: Telemetry = UNOBSERVED,
+        *,
+        idle_ms: int = IDLE_MS,
+        block_ms: int = BLOCK_MS,
+    ) -> None:
+        self._telemetry = telemetry
         self._redis = connect(url, timeout_s=block_ms / 1000 + 1)
         self._consumer = Consumer(self._redis, REQUESTS, GROUP, idle_ms=idle_ms, block_ms=block_ms)
 
@@ -64,13 +79,48 @@ class RequestQueue:
         """The next requests, those of dead replicas first; empty after a second without any.
 
         A request that is not `done` after `idle_ms` is handed out again, to this replica or
-        another.
+        another. What is no request at all is put aside, and told to `telemetry` as lost.
         """
+        return await self._requests(self._consumer.take(TAKE))
+
+    async def unfinished(self) -> list[QueuedRequest]:
+        """What this replica took and has not done, without waiting for `idle_ms`."""
+        return await self._requests(self._consumer.unfinished(TAKE))
+
+    async def _requests(self, reading: Coroutine[Any, Any, list[Entry]]) -> list[QueuedRequest]:
         try:
-            entries = await self._consumer.take(TAKE)
+            entries = await reading
         except (RedisError, OSError) as error:
             raise unavailable(error) from error
-        return [_request(stream_id, fields) for stream_id, fields in entries if fields]
+        requests = []
+        for stream_id, fields in entries:
+            if not fields:  # Somebody deleted it by hand.
+                continue
+            try:
+                requests.append(_request(stream_id, fields))
+            except (KeyError, ValueError) as error:
+                await self._bury(stream_id, fields, f"not a request: {error!r}")
+        return requests
+
+    async def put_aside(self, request: QueuedRequest, reason: str) -> None:
+        """Keep a request that cannot be decided for people to look at; nobody waits for it any
+        more."""
+        fields = {
+            b"id": request.decision_id.encode(),
+            b"claim": request.claim.encode(),
+            b"payload": request.payload,
+        }
+        await self._bury(request.stream_id.encode(), fields, reason)
+        await self._run("DEL", _key(request.decision_id))
+
+    async def _bury(self, stream_id: bytes, fields: dict[bytes, bytes], reason: str) -> None:
+        log.error("accepted request put aside", stream=DEAD_REQUESTS, error=reason)
+        command = bury_command(fields, reason, DEAD_REQUESTS)
+        try:
+            await self._consumer.done([stream_id], *command)
+        except (RedisError, OSError) as error:
+            raise unavailable(error) from error
+        self._telemetry.lost(LossCause.REJECTED_REQUEST)
 
     async def done(self, request: QueuedRequest) -> None:
         """Forget a request whose decision is durable."""

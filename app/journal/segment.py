@@ -1,7 +1,8 @@
 """One file of the spool: `crc32 json` lines, written by the process that locks it, fsynced before
 they count.
 
-A torn last line was never confirmed and is dropped. A corrupt line elsewhere is copied to a
+A torn last line was never confirmed and is dropped; one that lost nothing but its end of line is
+whole. A corrupt line elsewhere is copied to a
 `.corrupt` file.
 """
 
@@ -19,6 +20,7 @@ from zlib import crc32
 import orjson
 
 from app.domain.event import Event, EventKind
+from app.domain.link import Link
 
 SUFFIX = ".segment"
 
@@ -39,18 +41,22 @@ class Contents(NamedTuple):
 
 
 def encode(event: Event) -> bytes:
-    """One line. Raises ValueError when the payload is not UTF-8."""
-    body = orjson.dumps([event.kind.value, event.key, event.claim, event.payload.decode()])
+    """One line: kind, key, claim, payload, and the link where it has one. Raises ValueError when
+    the payload is not UTF-8."""
+    parts: list[object] = [event.kind.value, event.key, event.claim, event.payload.decode()]
+    if event.link is not None:
+        parts.append(list(event.link))
+    body = orjson.dumps(parts)
     return b"%08x %s\n" % (crc32(body), body)
 
 
 def decode(line: bytes) -> Event:
     """Raises ValueError when the line is not what was written."""
     checksum, _, body = line.rstrip(b"\n").partition(b" ")
-    if not line.endswith(b"\n") or checksum != b"%08x" % crc32(body):
+    if checksum != b"%08x" % crc32(body):
         raise ValueError("checksum does not match")
-    kind, key, claim, payload = orjson.loads(body)
-    return Event(EventKind(kind), key, claim, payload.encode())
+    kind, key, claim, payload, *link = orjson.loads(body)
+    return Event(EventKind(kind), key, claim, payload.encode(), Link(*link[0]) if link else None)
 
 
 def sync_directory(path: Path) -> None:

@@ -20,7 +20,7 @@ import structlog
 from app.domain.errors import JournalUnavailable, RequestConflict
 from app.domain.event import Event, EventKind
 from app.journal.segment import SUFFIX, Line, Segment, encode, sync_directory
-from app.telemetry import UNOBSERVED, LossCause, Telemetry
+from app.telemetry import UNOBSERVED, LossCause, Task, Telemetry
 
 log = structlog.get_logger()
 _T = TypeVar("_T")
@@ -91,6 +91,10 @@ class Spool:
         place = self._places.get((kind, key))
         return None if place is None else place.claim
 
+    def keys(self, kind: EventKind) -> list[str]:
+        """Keys of the events of a kind that wait here."""
+        return [key for of, key in self._places if of is kind]
+
     async def find(self, kind: EventKind, key: str) -> bytes | None:
         """Payload of an event that waits here. Raises `JournalUnavailable` when the disk cannot
         read it."""
@@ -156,7 +160,10 @@ class Spool:
             for *_, future in stranded:
                 if not future.done():
                     future.set_exception(JournalUnavailable(f"spooling was abandoned: {error!r}"))
-            raise
+            self._telemetry.task_failed(Task.SPOOL_WRITER)
+            log.error("spooling was abandoned, the next event begins anew", error=repr(error))
+            if not isinstance(error, Exception):
+                raise
 
     async def _commit(self, batch: list[_Waiter]) -> None:
         fresh: dict[_Key, tuple[Event, bytes]] = {}
@@ -195,7 +202,9 @@ class Spool:
         missing = [
             path for path in (self._directory, *self._directory.parents) if not path.exists()
         ]
-        self._directory.mkdir(parents=True, exist_ok=True)
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if self._directory.stat().st_uid == os.geteuid():
+            self._directory.chmod(0o700)  # It was made for everybody once.
         for path in missing:
             sync_directory(path.parent)
         return self._adopt()

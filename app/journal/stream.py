@@ -8,31 +8,65 @@ all of them.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
-from datetime import UTC, datetime
+import socket
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
 from hashlib import sha1
+from time import monotonic
 from typing import Any, Literal, NamedTuple
+from uuid import uuid4
 from zlib import crc32
 
+import orjson
+import structlog
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError
 
-from app.domain.errors import JournalUnavailable, RequestConflict
-from app.domain.event import Event, EventKind, StateChange
+from app.domain.canonical import digest
+from app.domain.errors import InvalidRecord, JournalUnavailable, RequestConflict
+from app.domain.event import Aside, Entry, Event, EventKind, StateChange
+from app.domain.link import Fate, Link, Linked
+from app.journal.condition import UNTOLD, Condition, condition
+from app.telemetry import UNOBSERVED, Task, Telemetry
 
+log = structlog.get_logger()
 EVENTS = "advisor:events"
 DEAD = "advisor:dead"
 STATE = "advisor:state"
+MEMORY = "advisor:memory"
 KEY_TTL_S = 30 * 86_400
 MAX_BATCH = 128
+KEEPALIVE = {socket.TCP_KEEPIDLE: 5, socket.TCP_KEEPINTVL: 2, socket.TCP_KEEPCNT: 3}
+"""A host that vanished is noticed within some ten seconds also where nothing is being sent."""
 
 APPEND = """
+if ARGV[9] ~= '' and redis.call('GET', KEYS[4]) ~= ARGV[9] then return {-1, ''} end
 local known = redis.call('GET', KEYS[1])
-if known then return {0, known} end
-local id = redis.call('XADD', KEYS[2], '*',
-    'kind', ARGV[1], 'key', ARGV[2], 'claim', ARGV[3], 'payload', ARGV[4])
+local entry = {'kind', ARGV[1], 'key', ARGV[2], 'claim', ARGV[3]}
+local function add(name, value)
+    entry[#entry + 1] = name
+    entry[#entry + 1] = value
+end
+if ARGV[10] ~= '' then
+    add('producer', ARGV[10]) add('seq', ARGV[11]) add('previous', ARGV[12])
+end
+local function same(id)
+    local there = redis.call('XRANGE', KEYS[2], id, id)[1]
+    local of = {}
+    for i = 1, there and #there[2] or 0, 2 do of[there[2][i]] = there[2][i + 1] end
+    return of['producer'] == ARGV[10] and of['seq'] == ARGV[11]
+end
+if known then
+    if ARGV[10] ~= '' and not same(string.match(known, '[^|]*$')) then
+        add('digest', ARGV[13]) add('fate', 'repeat')
+        redis.call('XADD', KEYS[2], '*', unpack(entry))
+    end
+    return {0, known}
+end
+add('payload', ARGV[4])
+local id = redis.call('XADD', KEYS[2], '*', unpack(entry))
 local value = ARGV[3] .. '|' .. ARGV[5] .. '|' .. id
 redis.call('SET', KEYS[1], value, 'EX', ARGV[6])
 if ARGV[7] ~= '' then
@@ -43,8 +77,13 @@ if ARGV[7] ~= '' then
 end
 return {1, value}
 """
-"""Keys: idempotency key, stream, state. Returns {1, value} when new, {0, value} when known; see
-`Known`."""
+"""Keys: idempotency key, stream, state, memory. Returns {1, value} when new, {0, value} when known;
+see `Known`; {-1, ''} when the memory is not the one that the caller knows. A numbered event whose
+key is known leaves its link, so that no number is missing, unless it is itself what is known."""
+JOIN = """
+redis.call('SET', KEYS[1], ARGV[1], 'NX')
+return redis.call('GET', KEYS[1])
+"""
 APPEND_SHA = sha1(APPEND.encode(), usedforsecurity=False).hexdigest()
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -54,6 +93,22 @@ class Receipt(NamedTuple):
 
     target: Literal["stream", "spool"]
     repeated: bool
+
+
+class MemoryReplaced(JournalUnavailable):
+    """The stream does not remember what it remembered a moment ago: it was emptied."""
+
+
+class Memory(NamedTuple):
+    """What the stream remembers of keys began at `since`, empty; whoever empties it, or puts
+    another server there, ends this memory and begins a new one."""
+
+    identity: str
+    since: datetime
+
+    def covers(self, now: datetime) -> datetime:
+        """From when on every key is remembered."""
+        return max(self.since, now - timedelta(seconds=KEY_TTL_S))
 
 
 class Known(NamedTuple):
@@ -76,6 +131,8 @@ def connect(url: str, timeout_s: float) -> Redis:
             protocol=2,
             socket_timeout=timeout_s,
             socket_connect_timeout=timeout_s,
+            socket_keepalive=True,
+            socket_keepalive_options=KEEPALIVE,
             retry=Retry(NoBackoff(), 0),
             health_check_interval=0,
         )
@@ -97,6 +154,17 @@ def unavailable(error: Exception) -> JournalUnavailable:
     )
 
 
+def state_change(document: bytes) -> StateChange:
+    """A change of state. Fields that only a newer release knows are no reason not to obey it.
+    Raises `InvalidRecord`."""
+    try:
+        fields = orjson.loads(document)
+        mine = {name: fields[name] for name in StateChange.model_fields if name in fields}
+    except (ValueError, TypeError) as error:
+        raise InvalidRecord(f"the trading state cannot be read: {error}") from error
+    return StateChange.from_json(mine)
+
+
 def idempotency_key(kind: EventKind, key: str) -> str:
     """The key under which an event is remembered."""
     return f"advisor:key:{kind.value}:{key}"
@@ -105,8 +173,9 @@ def idempotency_key(kind: EventKind, key: str) -> str:
 class GroupCommit:
     """Sends the commands that queued up during one round trip together in the next."""
 
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, redis: Redis, telemetry: Telemetry) -> None:
         self._redis = redis
+        self._telemetry = telemetry
         self._waiting: list[tuple[tuple[Any, ...], asyncio.Future[Any]]] = []
         self._sender: asyncio.Task[None] | None = None
 
@@ -140,6 +209,9 @@ class GroupCommit:
                     error if expected else ConnectionError(f"sending was abandoned: {error!r}"),
                 )
             if not expected:
+                self._telemetry.task_failed(Task.STREAM_SENDER)
+                log.error("sending was abandoned, the next command begins anew", error=repr(error))
+            if not isinstance(error, Exception):
                 raise
 
     async def aclose(self) -> None:
@@ -163,9 +235,29 @@ class StreamJournal:
     Every failure is `JournalUnavailable`; whether the command took effect is then unknown.
     """
 
-    def __init__(self, url: str, timeout_s: float = 0.5) -> None:
+    def __init__(
+        self,
+        url: str,
+        timeout_s: float = 0.5,
+        telemetry: Telemetry = UNOBSERVED,
+        *,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
+        self._clock = clock
+        self._oldest: tuple[bytes, float] = (b"", 0.0)
+        """The oldest entry, and when it was born, by this process' own clock."""
         self._redis = connect(url, timeout_s)
-        self._send = GroupCommit(self._redis)
+        self._send = GroupCommit(self._redis, telemetry)
+        self._condition = UNTOLD
+        self._memory = ""
+
+    async def join(self, now: datetime) -> Memory:
+        """The stream's memory, begun now when it has none. From here on only this one is appended
+        to: another one raises `MemoryReplaced`."""
+        begun = f"{uuid4().hex} {now.isoformat()}"
+        self._memory = (await self._run("EVAL", JOIN, 1, MEMORY, begun)).decode()
+        identity, _, since = self._memory.partition(" ")
+        return Memory(identity, datetime.fromisoformat(since))
 
     async def append(self, event: Event) -> Receipt:
         """Append once. Raises `RequestConflict` when the key is known with another claim."""
@@ -173,9 +265,10 @@ class StreamJournal:
         _require_same_claim(event, known)
         return Receipt("stream", repeated=not new)
 
-    async def set_state(self, change: StateChange) -> Receipt:
+    async def set_state(self, change: StateChange, link: Link | None = None) -> Receipt:
         """Record a change of state and make it the live one, in one step."""
-        new, _ = await self._append(Event.of_state_change(change), _state_value(change), "always")
+        event = Event.of_state_change(change)._replace(link=link)
+        new, _ = await self._append(event, _state_value(change), "always")
         return Receipt("stream", repeated=not new)
 
     async def restore(self, event: Event) -> None:
@@ -200,9 +293,19 @@ class StreamJournal:
             )
 
     async def bury(self, event: Event, reason: str) -> None:
-        """Keep an event that cannot be recorded in the dead-letter stream, for people to look
-        at."""
-        await self._run(*bury_command(_fields(event), reason))
+        """Keep an event that cannot be recorded: in the log's `put_aside`, by way of the stream,
+        and in the dead-letter stream, for people to look at."""
+        fields = _fields(event)
+        aside = (part for pair in fields.items() for part in pair)
+        await self._run("XADD", EVENTS, "*", *aside, "fate", "aside", "reason", reason[:2000])
+        await self._run(*bury_command(fields, reason))
+
+    async def void(self, linked: Linked) -> None:
+        """Leave a link in the stream whose event is not to come."""
+        names = {"payload": "digest"}
+        fields = linked._asdict() | {"fate": linked.fate.value}
+        flat = (part for name, value in fields.items() for part in (names.get(name, name), value))
+        await self._run("XADD", EVENTS, "*", *flat)
 
     async def known(self, kind: EventKind, key: str) -> Known | None:
         """What is remembered under a key, or None."""
@@ -218,13 +321,16 @@ class StreamJournal:
         return entries[0][1][b"payload"] if entries else None
 
     async def get_state(self) -> StateChange | None:
-        """The live state, or None on a new installation."""
+        """The live state, or None on a new installation. Raises also `InvalidRecord`."""
         reply = await self._run("GET", STATE)
-        return None if reply is None else StateChange.model_validate_json(reply.partition(b" ")[2])
+        return None if reply is None else state_change(reply.partition(b" ")[2])
 
     async def backlog(self) -> tuple[int, float]:
-        """Events that are not in Postgres yet, and the age (s) of the oldest by the stream's
-        clock."""
+        """Events that are not in Postgres yet, and the age (s) of the oldest.
+
+        When it is first seen as the oldest, the stream's clock says how old it is; from then on it
+        ages by this process' own clock, whatever is done to the stream's.
+        """
         length, oldest, (seconds, micros) = await asyncio.gather(
             self._run("XLEN", EVENTS),
             self._run("XRANGE", EVENTS, "-", "+", "COUNT", 1),
@@ -232,20 +338,28 @@ class StreamJournal:
         )
         if not oldest:
             return length, 0.0
-        born = int(oldest[0][0].split(b"-")[0]) / 1000
-        return length, max(int(seconds) + int(micros) / 1e6 - born, 0.0)
+        stream_id, now = oldest[0][0], self._clock()
+        if stream_id != self._oldest[0]:
+            age = int(seconds) + int(micros) / 1e6 - int(stream_id.split(b"-")[0]) / 1000
+            self._oldest = (stream_id, now - max(age, 0.0))
+        return length, now - self._oldest[1]
 
     async def ping(self) -> None:
         """Raise `JournalUnavailable` unless it answers."""
         await self._run("PING")
 
-    async def durability(self) -> bool | None:
-        """Whether every write is on disk before its reply; None where the server does not tell."""
+    async def look(self) -> Condition:
+        """Whether it keeps what it confirms, and what is wrong. Raises `JournalUnavailable`."""
+        info: dict[str, Any] = {}
+        for section in ("persistence", "memory", "stats"):
+            info |= await self._run("INFO", section)
         try:
-            settings = await self._run("CONFIG GET", "append*")
+            settings = await self._run("CONFIG GET", "*append*")
         except JournalUnavailable:
-            return None
-        return bool(settings.get("appendonly") == "yes" and settings.get("appendfsync") == "always")
+            settings = None
+        was = self._condition.durable
+        self._condition = condition(info, settings, was_durable=was)
+        return self._condition
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -253,14 +367,20 @@ class StreamJournal:
         await self._redis.aclose()
 
     async def _append(self, event: Event, state: str = "", when: str = "") -> tuple[bool, Known]:
-        keys = (idempotency_key(event.kind, event.key), EVENTS, STATE)
-        values = (*_fields(event).values(), _checksum(event), KEY_TTL_S, state, when)
+        keys = (idempotency_key(event.kind, event.key), EVENTS, STATE, MEMORY)
+        body = (event.kind.value, event.key, event.claim, event.payload)
+        link = (*event.link, digest(event.payload)) if event.link else ("", "", "", "")
+        values = (*body, _checksum(event), KEY_TTL_S, state, when, self._memory, *link)
         try:
             new, value = await self._send("EVALSHA", APPEND_SHA, len(keys), *keys, *values)
         except NoScriptError:  # The server is new, or was restarted.
             new, value = await self._run("EVAL", APPEND, len(keys), *keys, *values)
         except (RedisError, OSError) as error:
             raise unavailable(error) from error
+        if new < 0:
+            raise MemoryReplaced(
+                "Valkey was emptied, or is another one; it is looked at anew: ask again"
+            )
         return bool(new), _known(value)
 
     async def _run(self, *command: Any) -> Any:
@@ -270,19 +390,44 @@ class StreamJournal:
             raise unavailable(error) from error
 
 
-def bury_command(fields: Mapping[Any, Any], reason: str) -> tuple[Any, ...]:
-    """XADD of an entry's fields to the dead-letter stream."""
+def bury_command(fields: Mapping[Any, Any], reason: str, stream: str = DEAD) -> tuple[Any, ...]:
+    """XADD of an entry's fields to a dead-letter stream."""
     flat = (part for pair in fields.items() for part in pair)
-    return ("XADD", DEAD, "*", *flat, "error", reason[:2000])
+    return ("XADD", stream, "*", *flat, "error", reason[:2000])
 
 
-def _fields(event: Event) -> dict[str, str | bytes]:
-    return {
+def _fields(event: Event) -> dict[str, str | bytes | int]:
+    fields: dict[str, str | bytes | int] = {
         "kind": event.kind.value,
         "key": event.key,
         "claim": event.claim,
         "payload": event.payload,
     }
+    return fields if event.link is None else fields | event.link._asdict()
+
+
+def entry_of(fields: Mapping[bytes, bytes]) -> Entry:
+    """What an entry of the stream says. Raises `InvalidRecord` when it says nothing that anybody
+    knows."""
+    try:
+        return _entry_of(fields)
+    except (KeyError, ValueError) as error:
+        raise InvalidRecord(f"not an event: {error!r}") from error
+
+
+def _entry_of(fields: Mapping[bytes, bytes]) -> Entry:
+    text = {name.decode(): value for name, value in fields.items() if name != b"payload"}
+    kind, key, claim = (text[name].decode() for name in ("kind", "key", "claim"))
+    link = None
+    if "producer" in text:
+        link = Link(text["producer"].decode(), int(text["seq"]), text["previous"].decode())
+    fate = Fate(text["fate"].decode()) if "fate" in text else Fate.EVENT
+    if fate in (Fate.REPEAT, Fate.WITHDRAWN):
+        if link is None:
+            raise ValueError("a link without its number")
+        return Linked(*link, kind, key, claim, text["digest"].decode(), fate)
+    event = Event(EventKind(kind), key, claim, fields[b"payload"], link)
+    return Aside(event, text["reason"].decode()) if fate is Fate.ASIDE else event
 
 
 def _checksum(event: Event) -> str:

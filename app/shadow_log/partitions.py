@@ -1,6 +1,10 @@
 """Months of `decisions` and `advices`: made by the writer when first needed, dropped as a whole by
 retention.
 
+Months are made for times that a market can have had, 2010 to 2039: a candidate's time is whatever
+its sender says, and thousands of partitions would be more than a query can lock. Everything else
+lies in the partitions `before` and `after` of migration 0007.
+
 Appends hold the partition lock shared, and whoever makes or drops a month holds it alone, so that a
 month cannot vanish under an append. A month is made in a transaction of its own, by ATTACH: this
 never waits for another writer's rows.
@@ -10,8 +14,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import datetime
+from typing import Any
 
-from sqlalchemy import func, insert, select, text
+from sqlalchemy import Row, func, insert, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.fields import utc
@@ -19,6 +24,9 @@ from app.shadow_log import tables
 
 PARTITION_LOCK = 0x5AD0
 DROP_LOCK_TIMEOUT = "10s"
+FIRST_MONTH, END_MONTH = "201001", "204001"
+BEFORE = "before"
+_BEFORE_BOUNDS = "FROM (MINVALUE) TO ('2010-01-01 00:00:00+00')"
 
 
 def month_of(moment: datetime) -> str:
@@ -28,12 +36,14 @@ def month_of(moment: datetime) -> str:
 
 
 async def missing_months(connection: AsyncConnection, months: Iterable[str]) -> list[str]:
-    """Which months have no partition. Until the transaction ends, no month is made or dropped."""
+    """Which months need a partition that is not there. Until the transaction ends, no month is made
+    or dropped."""
     await connection.execute(select(func.pg_advisory_xact_lock_shared(PARTITION_LOCK)))
     return [
         month
         for month in sorted(months)
-        if not await _exists(connection, f"{tables.PARTITIONED[-1]}_{month}")
+        if FIRST_MONTH <= month < END_MONTH
+        and not await _exists(connection, f"{tables.PARTITIONED[-1]}_{month}")
     ]
 
 
@@ -42,56 +52,79 @@ async def make_month(connection: AsyncConnection, month: str) -> None:
     await connection.execute(select(func.pg_advisory_xact_lock(PARTITION_LOCK)))
     for table in tables.PARTITIONED:
         if not await _exists(connection, f"{table}_{month}"):
-            await _make_partition(connection, table, month)
+            await _make_partition(connection, table, month, _bounds(month))
 
 
 async def months_before(connection: AsyncConnection, moment: datetime) -> dict[str, int]:
     """Every month that ended before the month of `moment`, with its number of decisions, oldest
-    first."""
+    first. Those before `FIRST_MONTH` go together or not at all."""
     await connection.execute(select(func.pg_advisory_xact_lock_shared(PARTITION_LOCK)))
     found = await connection.scalars(
         text(
             "SELECT right(inhrelid::regclass::text, 6) FROM pg_inherits WHERE inhparent ="
-            " 'decisions'::regclass"
+            " 'decisions'::regclass AND inhrelid::regclass::text ~ '_[0-9]{6}$'"
         )
     )
-    return {
-        month: await connection.scalar(text(f"SELECT count(*) FROM decisions_{month}")) or 0
-        for month in sorted(found)
-        if month < month_of(moment)
-    }
+    end = month_of(moment)
+    old = await _months_in_before(connection) if end >= FIRST_MONTH else {}
+    for month in sorted(found):
+        if month < end:
+            count = text(f"SELECT count(*) FROM decisions_{month}")
+            old[month] = await connection.scalar(count) or 0
+    return old
 
 
-async def drop_months_before(connection: AsyncConnection, moment: datetime) -> dict[str, int]:
-    """Retention: drop the months that `months_before` names, and note each in `dropped_months`."""
+async def _months_in_before(connection: AsyncConnection) -> dict[str, int]:
+    rows = await connection.execute(
+        text(
+            "SELECT to_char(as_of AT TIME ZONE 'UTC', 'YYYYMM') AS month, count(*) AS decisions"
+            f" FROM decisions_{BEFORE} GROUP BY 1 ORDER BY 1"
+        )
+    )
+    return {row.month: row.decisions for row in rows}
+
+
+async def drop_months_before(
+    connection: AsyncConnection, moment: datetime
+) -> tuple[dict[str, int], list[Row[Any]]]:
+    """Retention: drop the months that `months_before` names, and note each in `dropped_months`.
+    What was dropped, and the notes."""
     # Behind an analyst's long query this would hold up everybody else: give up and be called again.
     await connection.execute(text(f"SET LOCAL lock_timeout = '{DROP_LOCK_TIMEOUT}'"))
     await connection.execute(select(func.pg_advisory_xact_lock(PARTITION_LOCK)))
     old = await months_before(connection, moment)
+    notes: list[Row[Any]] = []
     for month, rows in old.items():
-        for table in tables.PARTITIONED:
+        for table in tables.PARTITIONED if month >= FIRST_MONTH else ():
             await connection.execute(text(f"DROP TABLE {table}_{month}"))
-        await connection.execute(insert(tables.dropped_months).values(month=month, decisions=rows))
-    return old
+        months = tables.dropped_months
+        note = insert(months).values(month=month, decisions=rows).returning(months)
+        notes += (await connection.execute(note)).all()
+    if any(month < FIRST_MONTH for month in old):
+        for table in tables.PARTITIONED:
+            await connection.execute(text(f"DROP TABLE {table}_{BEFORE}"))
+            await _make_partition(connection, table, BEFORE, _BEFORE_BOUNDS)
+    return old, notes
 
 
 async def _exists(connection: AsyncConnection, name: str) -> bool:
     return await connection.scalar(select(func.to_regclass(name))) is not None
 
 
-async def _make_partition(connection: AsyncConnection, table: str, month: str) -> None:
+def _bounds(month: str) -> str:
     year, number = int(month[:4]), int(month[4:])
     begin, end = (
         f"{year:04d}-{number:02d}-01",
         f"{year + number // 12:04d}-{number % 12 + 1:02d}-01",
     )
-    partition = f"{table}_{month}"
+    return f"FROM ('{begin} 00:00:00+00') TO ('{end} 00:00:00+00')"
+
+
+async def _make_partition(connection: AsyncConnection, table: str, name: str, bounds: str) -> None:
+    partition = f"{table}_{name}"
     for statement in (
         f"CREATE TABLE {partition} (LIKE {table} INCLUDING DEFAULTS INCLUDING CONSTRAINTS)",
-        (
-            f"ALTER TABLE {table} ATTACH PARTITION {partition} "
-            f"FOR VALUES FROM ('{begin} 00:00:00+00') TO ('{end} 00:00:00+00')"
-        ),
+        (f"ALTER TABLE {table} ATTACH PARTITION {partition} FOR VALUES {bounds}"),
         # Attaching copies row triggers from the parent, but not this one.
         (
             f"CREATE TRIGGER never_truncated BEFORE TRUNCATE ON {partition} "

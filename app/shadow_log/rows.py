@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from enum import Enum
 from functools import cache
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from sqlalchemy import Row as SqlRow
 from sqlalchemy import Table
 
-from app.domain.canonical import digest
+from app.domain.canonical import content_hash, digest
 from app.domain.comparison import regime
 from app.domain.decision import Advice, Decision
 from app.domain.event import (
@@ -21,7 +22,7 @@ from app.domain.event import (
     Rationale,
     StateChange,
 )
-from app.domain.fields import Record
+from app.domain.fields import Record, utc
 from app.shadow_log import tables
 
 Row = dict[str, Any]
@@ -127,6 +128,16 @@ def assemble(decision: Mapping[str, Any], advices: Sequence[Mapping[str, Any]]) 
 def plain(row: SqlRow[Any]) -> Row:
     """A row as a dictionary with ordinary strings for keys, which pydantic and orjson insist on."""
     return {str(name): value for name, value in row._mapping.items()}
+
+
+def row_hash(row: Mapping[str, Any]) -> str:
+    """The hash of a whole row of plain values, by the names of its columns."""
+    return content_hash(
+        {
+            name: utc(value).isoformat() if isinstance(value, datetime) else value
+            for name, value in row.items()
+        }
+    )
 
 
 def report_event(kind: EventKind, row: Mapping[str, Any]) -> Event:

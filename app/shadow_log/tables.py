@@ -13,6 +13,7 @@ from sqlalchemy import (
     Identity,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     PrimaryKeyConstraint,
     Table,
@@ -23,7 +24,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
-REVISION = "0005"
+REVISION = "0007"
 """The schema that this release works with; a test holds it against the newest migration."""
 
 metadata = MetaData(
@@ -196,6 +197,55 @@ dropped_months = Table(
 )
 """What retention took, so that `advisor verify` can tell it from rows that vanished."""
 
+event_links = Table(
+    "event_links",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("producer", Text, nullable=False),
+    Column("seq", BigInteger, nullable=False),
+    Column("fate", Text, nullable=False),
+    Column("previous", Text, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("key", Text, nullable=False),
+    Column("claim", Text, nullable=False),
+    Column("payload", Text, nullable=False),
+    UniqueConstraint("producer", "seq", "fate"),
+    Index(None, "key"),
+)
+"""One row per numbered event for ever. `id` is the order in the tree of the checkpoints."""
+
+put_aside = Table(
+    "put_aside",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("kind", Text, nullable=False),
+    Column("key", Text, nullable=False),
+    Column("claim", Text, nullable=False),
+    Column("payload_hash", Text, nullable=False),
+    Column("payload", LargeBinary, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("put_aside_at", Time, nullable=False, server_default=func.now()),
+    UniqueConstraint("kind", "key", "payload_hash"),
+)
+
+chain_heads = Table(
+    "chain_heads",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("producer", Text, nullable=False),
+    Column("seq", BigInteger, nullable=False),
+    Column("seen_at", Time, nullable=False, server_default=func.now()),
+    Index(None, "producer", "seq"),
+)
+
 PARTITIONED = ("decisions", "advices")
 """Dropping a month of both is the only way in which rows leave. Written, made and dropped in this
 order."""
+
+OWN_KEYS = {
+    "model": ("model_version", "manifest_hash"),
+    "alias": ("id", "model_version"),
+    "month": ("id", "month"),
+}
+"""Kinds of rows that the log links by itself: which columns are key and claim of the link."""
+OWN_TABLES = {"model": model_versions, "alias": aliases, "month": dropped_months}

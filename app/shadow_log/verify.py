@@ -3,11 +3,9 @@ missing."""
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from datetime import datetime
-from enum import StrEnum
 from typing import Any
 
 from sqlalchemy import ColumnElement, Select, Table, and_, exists, func, select, true, tuple_
@@ -20,7 +18,9 @@ from app.domain.errors import InvalidRecord
 from app.domain.manifest import ModelManifest
 from app.shadow_log import tables
 from app.shadow_log.append import REPORTS
+from app.shadow_log.chain import check_chain, check_links, payloads_of
 from app.shadow_log.database import connect, translated_errors
+from app.shadow_log.findings import Fault, VerifyReport
 from app.shadow_log.partitions import month_of
 from app.shadow_log.rows import (
     Row,
@@ -39,50 +39,12 @@ JSON_COLUMNS = ("scenario", "record")
 """Held against the hash, not column by column."""
 
 
-class Fault(StrEnum):
-    """What can be wrong with what is stored."""
-
-    UNREADABLE = "cannot be read as a record"
-    HASH = "hash differs from the content"
-    COLUMNS = "columns differ from the record"
-    REPLAY = "replay gives another record"
-    NO_ADVICE = "no advice rows"
-    CONTROL = "its control is missing or differs"
-    KEY_WITHOUT_ROW = "recorded, but its row is missing"
-    ROW_WITHOUT_KEY = "its idempotency key is missing or differs"
-    ORPHAN_ADVICE = "advice of a decision that is missing"
-    ORPHAN_REPORT = "report of a decision that is missing; it may still be in the journal"
-
-
-@dataclass
-class VerifyReport:
-    """What was looked at, and every fault found."""
-
-    decisions: int = 0
-    reports: int = 0
-    findings: list[str] = field(default_factory=list)
-    counts: Counter[Fault] = field(default_factory=Counter)
-
-    def add(self, fault: Fault, what: object, detail: str = "") -> None:
-        """Note a fault of `what`: a decision's id, or a table and key."""
-        self.counts[fault] += 1
-        self.findings.append(f"{what}: {fault.value}" + (f" ({detail})" if detail else ""))
-
-    def summary(self) -> str:
-        """One line."""
-        looked_at = f"{self.decisions} decisions, {self.reports} reports"
-        if not self.findings:
-            return f"{looked_at}: every hash matches, every decision replays, no gaps"
-        faults = ", ".join(f"{count} x {fault.value}" for fault, count in self.counts.items())
-        return f"{looked_at}; {len(self.findings)} faults: {faults}"
-
-
 Progress = Callable[[int, int], None]
 
 
 async def verify_log(url: str, progress: Progress = lambda done, total: None) -> VerifyReport:
     """Check the whole log at a URL. Raises `ShadowLogUnavailable`."""
-    engine = connect(url)
+    engine = connect(url, patience_s=None)
     try:
         return await verify(engine, progress)
     finally:
@@ -120,6 +82,8 @@ async def verify(
             if since is None and until is None:
                 await _check_reports(connection, report)
                 await _check_models(connection, report)
+                await check_chain(connection, report)
+                await check_links(connection, report)
     return report
 
 
@@ -264,6 +228,7 @@ async def _check_reports(connection: AsyncConnection, report: VerifyReport) -> N
         )  # Those that came with a request are checked with their decision.
         async for chunk in _chunks(connection, select(table).where(own), table.c.event_key):
             known = await _known(connection, chunk)
+            payloads = await payloads_of(connection, kind.value, [r["event_key"] for r in chunk])
             for row in chunk:
                 report.reports += 1
                 what = f"{table.name} {row['event_key']}"
@@ -276,6 +241,8 @@ async def _check_reports(connection: AsyncConnection, report: VerifyReport) -> N
                     report.add(Fault.HASH, what)
                 elif wrong := _differences(report_row(event, report_of(kind, row)), row):
                     report.add(Fault.COLUMNS, what, ", ".join(wrong))
+                elif payloads.get(event.key) not in (None, "", digest(event.payload)):
+                    report.add(Fault.OTHER_THAN_LINKED, what)
                 if "decision_id" in row and row["decision_id"] not in known:
                     report.add(Fault.ORPHAN_REPORT, what)
 

@@ -18,7 +18,8 @@ from app.domain.errors import ModelFileError
 from app.domain.prompt import PROMPT_VERSION, SYSTEM, Prompt
 from app.policy.calibration import random_prompts
 from app.policy.in_process.adapter import Adapter
-from app.policy.in_process.label_reader import TRUNKS, Ask, LabelReader, load_model
+from app.policy.in_process.label_reader import TRUNKS, Ask, LabelReader
+from app.policy.in_process.weights import load_model
 from tests.policy.peft_reading import (
     TEXTS,
     activated,

@@ -93,10 +93,10 @@ def test_log_probabilities_are_over_the_whole_vocabulary(smollm2: LabelReader) -
 
 
 def test_a_directory_without_a_model_is_refused(tmp_path: Path, tiny_directory: Path) -> None:
-    with pytest.raises(ModelFileError, match="no usable causal language model"):
+    with pytest.raises(ModelFileError, match=r"config\.json cannot be read"):
         LabelReader.load(tmp_path)
     for path in tiny_directory.iterdir():
         if path.suffix != ".safetensors":
             (tmp_path / path.name).write_bytes(path.read_bytes())
-    with pytest.raises(ModelFileError, match="no usable causal language model"):
+    with pytest.raises(ModelFileError, match=r"has neither model\.safetensors nor"):
         LabelReader.load(tmp_path)

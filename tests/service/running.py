@@ -46,9 +46,9 @@ def request(request_id: str, **changes: Any) -> dict[str, Any]:
     return document
 
 
-async def until(condition: Callable[[], Awaitable[bool]]) -> None:
+async def until(condition: Callable[[], Awaitable[bool]], within_s: float = DEADLINE_S) -> None:
     """Wait for a condition, checked often, for at most twenty seconds."""
-    async with asyncio.timeout(DEADLINE_S):
+    async with asyncio.timeout(within_s):
         while not await condition():
             await asyncio.sleep(0.02)
 

@@ -12,7 +12,6 @@ low-rank term on linear layers. Any option that would change the arithmetic is r
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -21,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from app.domain.errors import ModelFileError
+from app.policy.files import read_object, refusals
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -113,12 +112,9 @@ class Adapter:
 
 def _read_config(path: Path) -> dict[str, Any]:
     """The configuration, when this module can do all that it asks for."""
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelFileError(f"{path} cannot be read: {error}") from error
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        kind = config.get("peft_type") if isinstance(config, dict) else None
+    config = read_object(path)
+    if config.get("peft_type") != "LORA":
+        kind = config.get("peft_type")
         raise ModelFileError(f"{path}: peft_type is {kind!r}; only LORA is supported")
     asked = {key for key, value in config.items() if value} - _READ - _WITHOUT_EFFECT
     if config.get("bias", "none") != "none":
@@ -148,10 +144,8 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    try:
+    with refusals(f"{path} cannot be read and"):
         return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ModelFileError(f"{path} cannot be read: {error}") from error
 
 
 def _deltas(

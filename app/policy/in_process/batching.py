@@ -23,6 +23,7 @@ from app.policy.in_process.adapter import Adapter
 from app.policy.in_process.label_reader import Ask, Continuation, LabelReader
 from app.policy.options import DEFAULTS, BackendOptions
 from app.policy.rationale import RATIONALE_TOKENS, is_complete, sentences
+from app.telemetry import Task
 
 MAX_RATIONALES = 8
 _SMOOTHING = 0.2
@@ -195,10 +196,19 @@ class Batcher:
     async def _work(self) -> None:
         while self._waiting or self._rationales:
             batch = self._next_batch()
-            if batch:
-                await self._read(batch)
-            elif self._rationales:
-                await self._advance(self._rationales[0])
+            try:
+                if batch:
+                    await self._read(batch)
+                elif self._rationales:
+                    await self._advance(self._rationales[0])
+            except Exception as error:  # a defect or memory: each caller gets it, the worker lives
+                self._telemetry.task_failed(Task.POLICY_BATCHER)
+                log.exception("reading a batch failed")
+                for question in (question for questions in batch for question in questions):
+                    if not question.answer.done():
+                        question.answer.set_exception(error)
+                if not batch and self._rationales:
+                    self._finish(self._rationales[0], None)
 
     def _next_batch(self) -> list[list[Question]]:
         """Take the next prompts out of the queue, each with all questions about it: further
@@ -229,15 +239,9 @@ class Batcher:
             for questions in batch
         ]
         began = time.monotonic()
-        try:
-            found = await asyncio.get_running_loop().run_in_executor(
-                self._thread, self.reader.answer, asks
-            )
-        except Exception as error:  # a defect or memory: each caller gets it, the worker lives on
-            for question in (question for questions in batch for question in questions):
-                if not question.answer.done():
-                    question.answer.set_exception(error)
-            return
+        found = await asyncio.get_running_loop().run_in_executor(
+            self._thread, self.reader.answer, asks
+        )
         seconds = (time.monotonic() - began) / len(batch)
         self._row_seconds += (seconds - self._row_seconds) * (
             _SMOOTHING if self._row_seconds else 1.0

@@ -21,6 +21,7 @@ from app.domain.errors import ManifestMismatch, ModelFileError
 from app.domain.manifest import MANIFEST_NAME, ModelManifest
 from app.domain.prompt import PROMPT_VERSION, Prompt
 from app.policy.calibration import BIAS_SCENARIOS, BIAS_SEED, calibrate
+from app.policy.copies import PrivateCopies
 from app.policy.encoding import PROMPT_TOKENS
 from app.policy.in_process.label_reader import LabelReader
 from app.policy.store import (
@@ -92,6 +93,7 @@ def import_directory(
     *,
     threads: int = 1,
     prompt_tokens: int = PROMPT_TOKENS,
+    copies: PrivateCopies | None = None,
 ) -> ModelManifest:
     """The manifest of any Hugging Face causal LM directory; measured the first time, then found
     again.
@@ -103,6 +105,7 @@ def import_directory(
     ----------
     version : name of the version when it is measured; default: the directory's name and a content
         hash.
+    copies : where what is measured is copied to; default: for the time of measuring.
 
     Raises
     ------
@@ -117,16 +120,17 @@ def import_directory(
     name = "".join(
         c if c.isalnum() or c in "._-" else "-" for c in directory.resolve().name
     ).lstrip("._-")
-    manifest = _build_manifest(
-        directory,
-        version or f"{name[:80] or 'model'}-{path.stem[:12]}",
-        name[:100] or "unknown",
-        "unknown: see the model's own files",
-        {"source": "a local directory"},
-        threads,
-        prompt_tokens,
-        files,
-    )
+    with (copies or PrivateCopies()).of(directory, files) as copy:
+        manifest = _build_manifest(
+            copy,
+            version or f"{name[:80] or 'model'}-{path.stem[:12]}",
+            name[:100] or "unknown",
+            "unknown: see the model's own files",
+            {"source": "a local directory"},
+            threads,
+            prompt_tokens,
+            files,
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     _write_atomically(path, manifest)
     return manifest

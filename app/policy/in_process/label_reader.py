@@ -23,13 +23,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from transformers import AutoModelForCausalLM
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
-from transformers.utils import logging as transformers_logging
 
 from app.domain.errors import ModelFileError
 from app.policy.encoding import PROMPT_TOKENS, PromptEncoder
 from app.policy.in_process.adapter import Adapter
+from app.policy.in_process.weights import load_model
 
 PREFILL_TOKENS = 32
 """Tokens of a rationale's prompt that one step reads: about as long as a decision may have to wait
@@ -375,25 +374,6 @@ class Continuation:
         self.user_tokens = user_tokens
         self.generated: list[int] = []
         self.finished = False
-
-
-def load_model(directory: Path) -> Any:
-    """The model of a Hugging Face directory: safetensors only, no remote code, no network. Raises
-    `ModelFileError`."""
-    transformers_logging.disable_progress_bar()
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            directory,
-            dtype=torch.float32,
-            local_files_only=True,
-            use_safetensors=True,
-            trust_remote_code=False,
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ModelFileError(
-            f"{directory} holds no usable causal language model: {error}"
-        ) from error
-    return model.eval()
 
 
 def _grouped(

@@ -8,15 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 
-from app.domain.manifest import BaseModelRef, ModelManifest
+from app.domain.manifest import MANIFEST_NAME, ModelManifest
+from app.policy.copies import PrivateCopies
 from app.policy.encoding import PromptEncoder
 from app.policy.in_process.adapter import Adapter
 from app.policy.in_process.batching import Batcher
 from app.policy.in_process.importer import import_directory
-from app.policy.in_process.label_reader import LabelReader, load_model
+from app.policy.in_process.label_reader import LabelReader
 from app.policy.in_process.policy import TransformersPolicy
+from app.policy.in_process.weights import load_model
 from app.policy.options import BackendOptions
-from app.policy.store import find_base, load_manifest
+from app.policy.store import base_of, read_manifest
 
 
 @dataclass
@@ -33,27 +35,27 @@ class Bases:
         self._held: dict[str, _Held] = {}
         self._lock = Lock()
 
-    def acquire(self, manifest_hash: str) -> Batcher | None:
-        """The model with this manifest, with one more user; None when it is not in memory."""
+    def acquire(self, content: str) -> Batcher | None:
+        """The model with these files, with one more user; None when it is not in memory."""
         with self._lock:
-            held = self._held.get(manifest_hash)
+            held = self._held.get(content)
             if held is not None:
                 held.users += 1
             return held.batcher if held is not None else None
 
-    def add(self, manifest_hash: str, batcher: Batcher) -> None:
+    def add(self, content: str, batcher: Batcher) -> None:
         """Share a model that was just loaded; who loaded it is its first user."""
         with self._lock:
-            self._held[manifest_hash] = _Held(batcher, 1)
+            self._held[content] = _Held(batcher, 1)
 
-    def release(self, manifest_hash: str) -> bool:
+    def release(self, content: str) -> bool:
         """One user less. True when that was the last one: the model is forgotten, and its thread is
         to be ended."""
         with self._lock:
-            held = self._held[manifest_hash]
+            held = self._held[content]
             held.users -= 1
             if held.users == 0:
-                del self._held[manifest_hash]
+                del self._held[content]
             return held.users == 0
 
 
@@ -64,51 +66,63 @@ class InProcess:
     def __init__(self, options: BackendOptions) -> None:
         self._options = options
         self._bases = Bases()
+        self._copies = PrivateCopies(options.copies)
 
-    def load(self, directory: Path) -> TransformersPolicy:
-        """A version, verified. Raises `ManifestMismatch` or `ModelFileError`."""
-        options = self._options
-        if options.registry is None:
-            manifest = load_manifest(directory)
-        else:
-            manifest = import_directory(
-                directory,
-                options.registry,
-                threads=options.threads,
-                prompt_tokens=options.prompt_tokens,
-            )
-        if manifest.base is not None:
-            return self._load_adapter(directory, manifest, manifest.base)
-        held = manifest.hash()
-        batcher = self._bases.acquire(held) or self._share(
-            held, LabelReader.load(directory, self._options.prompt_tokens)
-        )
+    def load(self, directory: Path, registered: ModelManifest | None = None) -> TransformersPolicy:
+        """A version, from a verified private copy, under its own manifest or the one that is
+        registered under its name. Raises `ManifestMismatch` or `ModelFileError`."""
+        manifest = registered or self._manifest_of(directory)
+        manifest.require_compatible()
+        base = base_of(manifest, self._options.roots)
+        if base is not None:
+            return self._load_adapter(directory, manifest, *base)
+        held = manifest.files_hash()
+        batcher = self._bases.acquire(held)
+        if batcher is None:
+            with self._copies.of(directory, manifest.files) as copy:
+                reader = LabelReader.load(copy, self._options.prompt_tokens)
+            batcher = self._share(held, reader)
         return TransformersPolicy(batcher, manifest, release=lambda: self._bases.release(held))
 
+    def _manifest_of(self, directory: Path) -> ModelManifest:
+        """The directory's own manifest, or the registry's; measured when there is none."""
+        options = self._options
+        if options.registry is None or (directory / MANIFEST_NAME).is_file():
+            return read_manifest(directory / MANIFEST_NAME)
+        return import_directory(
+            directory,
+            options.registry,
+            threads=options.threads,
+            prompt_tokens=options.prompt_tokens,
+            copies=self._copies,
+        )
+
     def _load_adapter(
-        self, directory: Path, manifest: ModelManifest, base: BaseModelRef
+        self, directory: Path, manifest: ModelManifest, where: Path, base: ModelManifest
     ) -> TransformersPolicy:
-        where, base_manifest = find_base(base, self._options.roots)
-        held = base_manifest.hash()
-        encoder = PromptEncoder.from_directory(where, self._options.prompt_tokens)
+        base.require_compatible()
+        held = base.files_hash()
         with ExitStack() as undo:
             batcher = self._bases.acquire(held)
             if batcher is None:
-                load_manifest(where)  # What is in memory was verified when it was loaded.
-                model = load_model(where)
-            else:
+                whole = undo.enter_context(self._copies.of(where, base.files))
+                encoder = PromptEncoder.from_directory(whole, self._options.prompt_tokens)
+                model = load_model(whole)
+            else:  # What is in memory was verified when it was loaded.
                 undo.callback(self._drop, held, batcher)
-                model = batcher.reader.model
-            adapter = Adapter.load(directory, model, encoder.tail)
+                encoder, model = batcher.reader.encoder, batcher.reader.model
+            with self._copies.of(directory, manifest.files) as copy:
+                adapter = Adapter.load(copy, model, encoder.tail)
             if not adapter.activated:
-                return self._merged(
-                    adapter, model if batcher is None else load_model(where), encoder, manifest
-                )
+                if batcher is not None:
+                    whole = undo.enter_context(self._copies.of(where, base.files))
+                    model = load_model(whole)
+                return self._merged(adapter, model, encoder, manifest)
             if batcher is None:
                 batcher = self._share(held, LabelReader(model, encoder))
                 undo.callback(self._drop, held, batcher)
             batcher.try_out(adapter)
-            undo.pop_all()
+            self._bases.acquire(held)  # The policy's own; what was acquired here is given back.
         return TransformersPolicy(
             batcher, manifest, adapter, release=lambda: self._bases.release(held)
         )
@@ -121,12 +135,12 @@ class InProcess:
         adapter.merge_into(model)
         return TransformersPolicy(Batcher(LabelReader(model, encoder), self._options), manifest)
 
-    def _share(self, manifest_hash: str, reader: LabelReader) -> Batcher:
+    def _share(self, content: str, reader: LabelReader) -> Batcher:
         batcher = Batcher(reader, self._options)
-        self._bases.add(manifest_hash, batcher)
+        self._bases.add(content, batcher)
         return batcher
 
-    def _drop(self, manifest_hash: str, batcher: Batcher) -> None:
+    def _drop(self, content: str, batcher: Batcher) -> None:
         """Give back what was acquired for a version that is not going to be served over it."""
-        if self._bases.release(manifest_hash):
+        if self._bases.release(content):
             batcher.abandon()

@@ -290,12 +290,13 @@ async def test_a_decision_that_waits_in_an_absent_stream_is_not_called_unknown(
             assert (await api.client.put(f"{where}/agent-action", json=action)).status_code == 202
         valkey.kill()
         async with running(settings_for(database_url, valkey.url, tmp_path / "second")) as api:
-            for reply in (
-                await api.client.get(where),
-                await api.client.put(f"{where}/agent-action", json=action),
-            ):
-                assert reply.status_code == 503, "404 would make the agent give up its report"
-                assert "ask again" in reply.json()["detail"]
+            reply = await api.client.get(where)
+            assert reply.status_code == 503
+            assert "ask again" in reply.json()["detail"]
+            late = await api.client.put(f"{where}/agent-action", json=action)
+            assert (late.status_code, late.json()["recorded"]) == (202, "spool"), (
+                "404 would make the agent give up its report, 503 would hold up its advice"
+            )
             valkey.start()
 
             async def known() -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from itertools import product
 
 import pytest
@@ -10,7 +11,7 @@ from prometheus_client import generate_latest
 from app.domain.case import TradingState
 from app.domain.decision import Role
 from app.metrics import ANSWERS, MAX_SYMBOLS, Metrics
-from app.telemetry import Dependency, LossCause, Stage, Telemetry
+from app.telemetry import Dependency, LossCause, Refusal, Stage, Task, Telemetry
 from tests import builders as build
 
 
@@ -74,8 +75,31 @@ def test_symbols_beyond_the_first_share_one_name(more: int) -> None:
     assert ("other" in names) is (more > 0)
 
 
+def test_made_up_symbols_do_not_keep_a_frequent_one_from_its_name_and_nothing_is_uncounted() -> (
+    None
+):
+    metrics = Metrics([build.MODEL])
+    for number in range(3 * MAX_SYMBOLS):
+        made_up = build.scenario(candidate__symbol=f"C{number}USDT").candidate
+        metrics.compared(made_up, build.MODEL, True, number % 2 == 0)
+    real = build.scenario(candidate__symbol="BTCUSDT").candidate
+    for _ in range(5):
+        metrics.compared(real, build.MODEL, True, True)
+    total = 0.0
+    symbols = set()
+    for labels in combinations(metrics):
+        total += sum(value or 0 for value in cells(metrics, **labels).values())
+        symbols.add(labels["symbol"])
+        if labels["symbol"] == "BTCUSDT":
+            assert cells(metrics, **labels)["approve", "approve"] == 4, "the first came as `other`"
+    assert total == 3 * MAX_SYMBOLS + 5
+    assert "BTCUSDT" in symbols
+    assert len(symbols) == MAX_SYMBOLS + 1
+
+
 OBSERVATIONS: dict[str, tuple[object, ...]] = {
     "answered": ("/advise", 200),
+    "refused": (Refusal.RATE,),
     "stage_took": (Stage.POLICY, 0.2),
     "decided": (build.decision("r-1"),),
     "compared": (build.scenario().candidate, build.MODEL, True, False),
@@ -83,7 +107,9 @@ OBSERVATIONS: dict[str, tuple[object, ...]] = {
     "appended": ("spool",),
     "stream_holds": (3, 4.5),
     "spool_holds": (5,),
+    "stream_seen": (True, 0.4, datetime(2026, 11, 20, tzinfo=UTC)),
     "written": ({"decisions": 1}, 0.1),
+    "events_missing": (3,),
     "prompts_wait": (6,),
     "batch_read": (4,),
     "labels_read": (0.97,),
@@ -93,6 +119,9 @@ OBSERVATIONS: dict[str, tuple[object, ...]] = {
     "limits_refused": (),
     "state_entered": (TradingState.HALTED,),
     "dependency_seen": (Dependency.VALKEY, True),
+    "report_unchecked": (),
+    "task_works": (Task.CONTROLS, True),
+    "task_failed": (Task.CONTROLS,),
 }
 
 

@@ -15,19 +15,27 @@ import httpx
 import psycopg
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from app.advising.serving import Pins, Serving
 from app.domain.canonical import decision_id
 from app.domain.decision import prepare
-from app.domain.errors import AbstainReason, ManifestMismatch, PolicyAbstained, UnknownVersion
+from app.domain.errors import (
+    AbstainReason,
+    ManifestMismatch,
+    PolicyAbstained,
+    ShadowLogUnavailable,
+    UnknownVersion,
+)
 from app.domain.manifest import ModelManifest
 from app.main import DEFAULT_MODEL
 from app.policy.backends import Backends
 from app.policy.encoding import PromptEncoder
-from app.policy.in_process.label_reader import load_model
+from app.policy.in_process.weights import load_model
 from app.policy.options import BackendOptions
 from app.policy.scripted import SCRIPTED_MANIFEST, ScriptedPolicy
-from app.shadow_log.log import ShadowLog
+from app.policy.store import file_hash
+from app.shadow_log.log import Registered, ShadowLog
 from app.shadow_log.verify import verify_log
 from app.telemetry import UNOBSERVED
 from tests import builders as build
@@ -166,7 +174,7 @@ async def test_the_version_is_switched_under_load_without_a_failed_request(
 class Scripted(Backends):
     """Every directory is a version that rejects."""
 
-    def load(self, directory: Path) -> ScriptedPolicy:
+    def load(self, directory: Path, registered: ModelManifest | None = None) -> ScriptedPolicy:
         return ScriptedPolicy(["A"], manifest=scripted_manifest(directory.name))
 
 
@@ -344,7 +352,7 @@ REFUSED: dict[str, tuple[Any, int, str]] = {
     "changed bytes": (damage, 409, "bytes differ"),
     "no base": (lose_the_base, 409, "base model base-1 is not under"),
     "another manifest under the same name": (other_manifest, 409, "versions are immutable"),
-    "another prompt version": (other_prompt, 409, "was made for prompt version 1999-1"),
+    "another prompt version": (other_prompt, 409, "versions are immutable"),
     "no manifest": (no_manifest, 404, "holds model version v1"),
 }
 
@@ -476,3 +484,85 @@ async def test_the_command_shows_moves_and_rolls_back(
     ]
     assert (await alias("--rollback", "shadow"))["model_version"] == "v1"
     assert "needs the alias, and no version" in await alias("--rollback")
+
+
+def other_bytes(home: Path) -> None:
+    """The same name, other weights, and a manifest that describes them."""
+    path = home / "models" / "v1" / "adapter_model.safetensors"
+    tensors = load_file(path)
+    save_file({name: tensor * 2 for name, tensor in tensors.items()}, path)
+    document = json.loads((home / "models" / "v1" / "manifest.json").read_text())
+    document["files"][path.name] = file_hash(path)
+    (home / "models" / "v1" / "manifest.json").write_text(json.dumps(document))
+
+
+async def test_other_content_under_a_registered_name_is_refused_at_a_restart(
+    database_url: str, valkey_url: str, home: Path
+) -> None:
+    pinned = {"model": str(home / "models" / "v1")}
+    async with serving(database_url, valkey_url, home, **pinned) as api:
+        assert (await put(api, "/models/v1")).is_success
+    other_bytes(home)
+    with pytest.raises(ManifestMismatch, match="other content is registered under that name"):
+        async with serving(database_url, valkey_url, home, **pinned):
+            pass
+
+
+async def test_the_same_files_imported_on_another_day_are_served_as_registered(
+    database_url: str, valkey_url: str, home: Path
+) -> None:
+    async with serving(database_url, valkey_url, home) as api:
+        assert (await put(api, "/models/base-1")).is_success
+        before = (await api.client.get("/models")).json()["serving"][0]["manifest_hash"]
+    path = home / "models" / DEFAULT_MODEL / "manifest.json"
+    document = json.loads(path.read_text()) | {"created_at": "2026-02-03T00:00:00Z"}
+    path.write_text(json.dumps(document))
+    async with serving(database_url, valkey_url, home) as api:
+        [served] = (await api.client.get("/models")).json()["serving"]
+        assert served["manifest_hash"] == before
+        assert (await api.client.get("/readyz")).json()["models_refused"] == {}
+
+
+async def test_what_began_without_postgres_abstains_when_the_registry_knows_it_otherwise(
+    database_url: str, valkey_url: str, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving(database_url, valkey_url, home) as api:
+        assert (await put(api, "/models/v1")).is_success
+    other_bytes(home)
+    asked = ShadowLog.registered
+    away = True
+
+    async def registered(log: ShadowLog, model_version: str) -> Registered | None:
+        if away:
+            raise ShadowLogUnavailable("away")
+        return await asked(log, model_version)
+
+    monkeypatch.setattr(ShadowLog, "registered", registered)
+    async with serving(database_url, valkey_url, home, model=str(home / "models" / "v1")) as api:
+        assert (await api.advise(request("r-1"))).json()["status"] in ("advised", "vetoed")
+        away = False
+
+        async def withheld() -> bool:
+            refused = (await api.client.get("/readyz")).json()["models_refused"]
+            return "other content is registered" in refused.get("v1", "")
+
+        await until(withheld)
+        reply = (await api.advise(request("r-2"))).json()
+        assert (reply["status"], reply["approve"]) == ("abstained", None)
+        assert api.metric("advisor_version_refusals_total") == 1
+
+
+async def test_a_library_that_panics_is_a_refusal(
+    api: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Panic(BaseException):
+        """As Rust's panics come through pyo3."""
+
+    def panic(*_: Any) -> None:
+        raise Panic("index out of bounds")
+
+    monkeypatch.setattr("app.policy.in_process.adapter.load_file", panic)
+    refused = await move(api, "shadow", "v1")
+    assert refused.status_code == 409
+    assert "Panic: index out of bounds" in refused.json()["detail"]
+    assert await models(api) == ["base-1"]

@@ -218,12 +218,14 @@ async def test_a_whole_number_may_come_as_either_kind_of_json_number(api: Runnin
     assert isinstance(stored["candidate"]["fear_greed"], int)
 
 
-async def test_one_bad_candidate_of_a_list_refuses_the_list_and_says_which(api: Running) -> None:
-    body = [request("r-1"), request("r-2", candidate__rsi=101), request("r-3")]
-    problem = require_problem(await api.advise(body))
-    assert problem["errors"][0]["field"] == "[1].candidate.rsi"
-    require_problem(await api.advise([[request("r-1")]]))
-    assert await drained(api.settings) == 0
+async def test_one_bad_candidate_of_a_list_is_that_candidates_own_problem(api: Running) -> None:
+    body = [request("r-1"), request("r-2", candidate__rsi=101), request("r-3"), [request("r-4")]]
+    first, second, third, fourth = (await api.advise(body)).json()
+    assert first["decision"]["request_id"] == "r-1"
+    assert second["problem"]["status"] == fourth["problem"]["status"] == 422
+    assert second["problem"]["errors"][0]["field"] == "candidate.rsi"
+    assert third["decision"]["request_id"] == "r-3"
+    assert await drained(api.settings) == 2
 
 
 async def test_of_one_id_twice_in_a_list_the_first_content_is_decided(api: Running) -> None:

@@ -31,6 +31,7 @@ COMMANDS = [
     "writer",
     "migrate",
     "verify",
+    "prove",
     "replay",
     "retention",
     "state",
@@ -109,6 +110,7 @@ def test_verify_passes_a_good_log_and_names_what_was_tampered_with(
     assert (
         good.stderr
         == "2 decisions, 0 reports: every hash matches, every decision replays, no gaps\n"
+        "2 links of 1 producers, 0 events missing\n"
     )
     known = decision_id("r-1")
     tamper(
@@ -118,10 +120,10 @@ def test_verify_passes_a_good_log_and_names_what_was_tampered_with(
     )
     bad = advisor(variables, "verify")
     assert bad.returncode == 1
-    summary, *findings = bad.stderr.splitlines()
+    summary, _, *findings = bad.stderr.splitlines()
     assert summary.startswith("2 decisions, 0 reports; 2 faults: ")
     assert [finding.split(":")[0].strip() for finding in findings] == [str(known)] * 2
-    assert len(advisor(variables, "verify", "--sample", "1").stderr.splitlines()) == 2
+    assert len(advisor(variables, "verify", "--sample", "1").stderr.splitlines()) == 3
 
 
 @pytest.mark.usefixtures("stored")
@@ -387,10 +389,11 @@ def test_serve_refuses_a_wrong_setting(variables: dict[str, str]) -> None:
 def test_up_refuses_a_home_that_cannot_be_written_or_is_in_use(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     done = advisor(environment(tmp_path / "file"), "up", "--exit")
-    assert (done.returncode, done.stderr.splitlines()[0]) == (2, "starting Postgres")
-    assert done.stderr.splitlines()[1].startswith(
-        f"advisor: {tmp_path}/file/postgres cannot be written: Not a dir"
-    )
+    assert done.returncode == 2
+    lies, starting, refused, *_ = done.stderr.splitlines()
+    assert lies == f"state lies in {tmp_path}/file"
+    assert starting == "starting Postgres"
+    assert refused.startswith(f"advisor: {tmp_path}/file/postgres cannot be written: Not a dir")
     with EmbeddedValkey(tmp_path / "home" / "valkey"):
         taken = environment(tmp_path / "home", database_url=NOBODY_THERE)
         done = advisor(taken, "up", "--exit")

@@ -33,17 +33,18 @@ def client(url: str) -> Iterator[redis.Redis]:
 
 
 def keys_in_stream(url: str) -> list[str]:
-    """Keys of the events in the stream, in order."""
+    """Keys of the events in the stream, in order; what has another fate is not among them."""
     with client(url) as connection:
-        return [fields[b"key"].decode() for _, fields in _entries(connection, EVENTS)]
+        entries = _entries(connection, EVENTS)
+    return [fields[b"key"].decode() for _, fields in entries if b"fate" not in fields]
 
 
-def dead_letters(url: str) -> list[dict[str, str]]:
+def dead_letters(url: str, stream: str = DEAD) -> list[dict[str, str]]:
     """What was put aside, in order."""
     with client(url) as connection:
         return [
-            {name.decode(): value.decode() for name, value in fields.items()}
-            for _, fields in _entries(connection, DEAD)
+            {name.decode(): value.decode(errors="replace") for name, value in fields.items()}
+            for _, fields in _entries(connection, stream)
         ]
 
 

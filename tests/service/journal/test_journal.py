@@ -7,22 +7,24 @@ import asyncio
 import os
 import signal
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
 
 from app.domain.case import TradingState
 from app.domain.errors import JournalUnavailable, RequestConflict
-from app.domain.event import EventKind, StateChange
+from app.domain.event import Event, EventKind, StateChange
 from app.journal.journal import Journal
+from app.journal.segment import SUFFIX
 from app.journal.spool import Spool
 from app.journal.stream import StreamJournal
 from app.local.servers import EmbeddedValkey
-from app.telemetry import UNOBSERVED, Telemetry
+from app.telemetry import UNOBSERVED, Task, Telemetry
 from tests.service.journal.journal_events import client, dead_letters, event, keys_in_stream
 from tests.service.running import until
 from tests.telemetry import Told
@@ -49,9 +51,10 @@ async def started(
     retry_s: float = 0.05,
     max_bytes: int = 1 << 26,
     telemetry: Telemetry = UNOBSERVED,
+    **more: Any,
 ) -> AsyncIterator[Journal]:
     spool = Spool(directory, max_bytes, telemetry)
-    journal = Journal(StreamJournal(url, timeout_s), spool, telemetry, retry_s=retry_s)
+    journal = Journal(StreamJournal(url, timeout_s), spool, telemetry, retry_s=retry_s, **more)
     await journal.start()
     try:
         yield journal
@@ -346,7 +349,45 @@ async def test_a_stream_that_does_not_fsync_every_write_is_told(
         async with started(server.url, tmp_path / "spool") as journal:
             assert journal.reachable
             assert journal.durable is False
-    assert "set appendonly yes and appendfsync always" in logs[0]["event"]
+    assert logs[0]["faults"] == ["appendfsync is everysec: set it to always"]
+
+
+async def test_what_a_forgetful_stream_takes_is_on_disk_until_the_shadow_log_has_it(
+    server: EmbeddedValkey, tmp_path: Path
+) -> None:
+    stored: set[str] = set()
+
+    async def holds(events: Sequence[Event]) -> bool:
+        return {each.key for each in events} <= stored
+
+    with client(server.url) as connection:
+        async with started(server.url, tmp_path / "spool", holds=holds) as journal:
+            assert await journal.append(event("before")) == ("stream", False)
+            connection.config_set("appendonly", "no")
+
+            async def told() -> bool:
+                return journal.durable is False
+
+            await until(told)
+            assert await journal.append(event("one", text="1")) == ("spool", False)
+            assert await journal.append(event("one", text="1")) == ("spool", True)
+            assert await journal.append(event("two", text="2")) == ("spool", False)
+            assert keys_in_stream(server.url) == ["before", "one", "two"], "for its one key space"
+            connection.flushall()
+
+            async def lent_again() -> bool:
+                return sorted(keys_in_stream(server.url)) == ["one", "two"]
+
+            await until(lent_again)
+            assert journal.spool_depth() == 2
+            stored |= {"one", "two"}
+            await emptied(journal)
+            assert await journal.append(event("three", text="3")) == ("spool", False)
+            connection.config_set("appendonly", "yes")
+            await emptied(journal)
+            assert journal.durable is True
+            assert await journal.append(event("four")) == ("stream", False)
+    assert sorted(keys_in_stream(server.url)) == ["four", "one", "three", "two"]
 
 
 async def test_an_event_that_cannot_be_read_again_keeps_its_segment_and_is_told(
@@ -361,10 +402,11 @@ async def test_an_event_that_cannot_be_read_again_keeps_its_segment_and_is_told(
 
             async def told_twice() -> bool:
                 return [log["event"] for log in logs].count(
-                    "draining failed, it is tried again"
+                    "background task failed, it is tried again"
                 ) >= 2
 
             await until(told_twice)
+            assert "InvalidRecord" in journal.failing()[Task.SPOOL_DRAIN]
             assert journal.spool_depth() == 1
             assert (await journal.append(event("one"))).target == "stream"
 
@@ -373,3 +415,17 @@ async def test_a_journal_that_was_never_started_closes(valkey_url: str, tmp_path
     journal = Journal(StreamJournal(valkey_url), Spool(tmp_path, 1 << 20))
     await journal.aclose()
     assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_spool_that_cannot_be_used_keeps_nobody_from_starting_while_the_stream_is_up(
+    server: EmbeddedValkey, tmp_path: Path
+) -> None:
+    orphan = tmp_path / "spool" / f"00000000000000000001-dead{SUFFIX}"
+    orphan.mkdir(parents=True)  # Neither readable nor writable as a file, also for root.
+    async with started(server.url, tmp_path / "spool") as journal:
+        assert (await journal.append(event("one"))).target == "stream"
+    server.kill()
+    journal = Journal(StreamJournal(server.url), Spool(tmp_path / "spool", 1 << 20))
+    with pytest.raises(JournalUnavailable, match="spool"):
+        await journal.start()
+    await journal.aclose()

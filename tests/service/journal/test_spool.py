@@ -144,7 +144,9 @@ def test_of_a_torn_segment_every_whole_line_is_kept(
         path.write_bytes(whole[:cut])
         told = Told()
         spool = await opened(directory, telemetry=told)
-        assert await contents(spool) == events[: whole[:cut].count(b"\n")]
+        ends = [place for place, byte in enumerate(whole) if byte == ord("\n")]
+        kept = sum(end <= cut for end in ends)
+        assert await contents(spool) == events[:kept], "a line may lack its end, and nothing else"
         assert told.losses == {}
         await spool.aclose()
 

@@ -15,9 +15,10 @@ import pytest
 from app.domain.case import TradingState
 from app.domain.errors import JournalUnavailable, RequestConflict
 from app.domain.event import Event, EventKind, StateChange
-from app.journal.stream import EVENTS, StreamJournal
+from app.journal.stream import EVENTS, MemoryReplaced, StreamJournal
 from app.local.servers import EmbeddedValkey
 from tests.service.journal.journal_events import client, event, keys_in_stream
+from tests.service.running import until
 
 NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
 
@@ -191,21 +192,89 @@ async def test_a_reply_that_comes_too_late_is_never_taken_for_another_commands_r
         await stream.aclose()
 
 
-async def test_durability_is_what_the_server_says(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("setting", "value", "says"),
+    [
+        ("appendonly", "no", "appendonly is no: set it to yes"),
+        ("appendfsync", "everysec", "appendfsync is everysec: set it to always"),
+        ("no-appendfsync-on-rewrite", "yes", "no-appendfsync-on-rewrite is yes: set it to no"),
+        ("maxmemory-policy", "allkeys-lru", "maxmemory-policy is allkeys-lru: set it to noevict"),
+    ],
+)
+async def test_each_setting_that_forgets_is_seen_while_it_runs_and_its_mending_too(
+    setting: str, value: str, says: str, tmp_path: Path
+) -> None:
     with EmbeddedValkey(tmp_path) as server, client(server.url) as connection:
         stream = StreamJournal(server.url)
-        assert await stream.durability() is True
-        connection.config_set("appendfsync", "everysec")
-        assert await stream.durability() is False
+        assert await stream.look() == (True, (), 0.0, 0)
+        right = str(connection.config_get(setting)[setting])
+        connection.config_set(setting, value)
+        seen = await stream.look()
+        assert seen.durable is False
+        assert [fault.startswith(says) for fault in seen.faults] == [True]
+        connection.config_set(setting, right)
+
+        async def mended() -> bool:
+            return (await stream.look()).durable is True
+
+        await until(mended)
+        await stream.aclose()
+
+
+async def test_little_memory_is_told_before_it_is_gone(valkey_url: str) -> None:
+    with client(valkey_url) as connection:
+        stream = StreamJournal(valkey_url)
+        used = int(connection.info("memory")["used_memory"])
+        connection.config_set("maxmemory", int(used * 1.05))
+        try:
+            seen = await stream.look()
+        finally:
+            connection.config_set("maxmemory", 0)
+        assert seen.durable is True, "what does not fit is refused, and goes to the spool"
+        assert 0.9 < seen.memory < 1.1
+        assert "of maxmemory is used" in seen.faults[0]
+        await stream.aclose()
+
+
+async def test_a_stream_that_was_emptied_takes_nothing_from_who_knew_it_before(
+    valkey_url: str,
+) -> None:
+    noon = NOON
+    stream, other = StreamJournal(valkey_url), StreamJournal(valkey_url)
+    memory = await stream.join(noon)
+    assert memory.since == noon
+    assert await other.join(noon + timedelta(hours=1)) == memory, "begun once, then shared"
+    assert memory.covers(noon + timedelta(days=10)) == noon
+    assert memory.covers(noon + timedelta(days=40)) == noon + timedelta(days=10), "keys expire"
+    await stream.append(event("one"))
+    with client(valkey_url) as connection:
+        connection.flushall()
+    with pytest.raises(MemoryReplaced):
+        await stream.append(event("two"))
+    anew = await stream.join(noon + timedelta(hours=2))
+    assert anew.identity != memory.identity
+    await stream.append(event("two"))
+    with pytest.raises(MemoryReplaced):
+        await other.append(event("three"))
+    assert keys_in_stream(valkey_url) == ["two"]
+    await stream.aclose()
+    await other.aclose()
+
+
+async def test_a_server_that_does_not_tell_its_settings_is_not_called_durable(
+    tmp_path: Path,
+) -> None:
+    with EmbeddedValkey(tmp_path) as server, client(server.url) as connection:
         connection.execute_command(
             "ACL", "SETUSER", "app", "on", ">secret", "~*", "&*", "+@all", "-config"
         )
         managed = StreamJournal(f"redis://app:secret@127.0.0.1:{server.port}/0")
-        assert await managed.durability() is None
+        assert (await managed.look()).durable is None
+        connection.config_set("maxmemory-policy", "allkeys-lru")
+        assert (await managed.look()).durable is False, "INFO tells this much"
         await managed.append(event("one"))
         assert keys_in_stream(server.url) == ["one"]
         await managed.aclose()
-        await stream.aclose()
 
 
 async def test_without_a_server_or_with_a_wrong_password_the_error_says_what_to_check(

@@ -14,8 +14,8 @@ import psycopg
 import pytest
 from redis.exceptions import ResponseError
 
-from app.domain.errors import ShadowLogUnavailable
-from app.domain.event import Event
+from app.domain.errors import InvalidRecord, ShadowLogUnavailable
+from app.domain.event import Entry, Event
 from app.journal.journal import GROUP, StreamDrain
 from app.journal.stream import EVENTS, StreamJournal
 from app.local.servers import EmbeddedValkey
@@ -35,12 +35,13 @@ class Sink:
         self.poison = set(poison)
         self.away = False
 
-    async def __call__(self, events: Sequence[Event]) -> None:
+    async def __call__(self, entries: Sequence[Entry]) -> None:
         if self.away:
             raise ShadowLogUnavailable("Postgres is away")
+        events = [entry for entry in entries if isinstance(entry, Event)]
         for each in events:
             if each.key in self.poison:
-                raise KeyError(f"{each.key} does not fit")
+                raise InvalidRecord(f"{each.key} does not fit")
         for each in events:
             self.deliveries[each.key] += 1
             self.rows.setdefault(each.key, each)
@@ -117,7 +118,7 @@ async def test_poison_is_put_aside_with_its_reason_and_the_others_pass(valkey_ur
     assert list(sink.rows) == [each.key for each in events if each.key not in poison]
     letters = dead_letters(valkey_url)
     assert [letter["key"] for letter in letters] == poison
-    assert letters[1]["error"] == f"KeyError: '{poison[1]} does not fit'"
+    assert letters[1]["error"] == f"InvalidRecord: {poison[1]} does not fit"
     assert letters[1]["payload"] == events[17].payload.decode()
     assert told.losses == {"rejected_by_database": 4}
     assert keys_in_stream(valkey_url) == []
@@ -136,7 +137,7 @@ async def test_an_entry_that_is_no_event_is_put_aside(valkey_url: str) -> None:
     assert list(sink.rows) == ["one", "two"]
     assert [letter["error"] for letter in dead_letters(valkey_url)] == [
         "ValueError: 'gossip' is not a valid EventKind",
-        "KeyError: b'kind'",
+        "KeyError: 'kind'",
     ]
 
 
@@ -208,7 +209,7 @@ async def test_what_a_stopped_writer_left_goes_to_another(valkey_url: str) -> No
     await append(valkey_url, [event() for _ in range(20)])
     entered = asyncio.Event()
 
-    async def hangs(events: Sequence[Event]) -> None:
+    async def hangs(events: Sequence[Entry]) -> None:
         entered.set()
         await asyncio.Event().wait()
 
@@ -255,9 +256,10 @@ async def test_a_writer_killed_between_commit_and_acknowledgement_leaves_one_row
     assert left_behind(valkey_url) == 30
     delivered: list[str] = []
 
-    async def sink(events: Sequence[Event]) -> None:
+    async def sink(events: Sequence[Entry]) -> None:
         with psycopg.connect(database) as connection:
             for each in events:
+                assert isinstance(each, Event)
                 delivered.append(each.key)
                 row = (each.key,)
                 connection.execute(

@@ -8,6 +8,7 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from ipaddress import ip_address
 from pathlib import Path
@@ -17,6 +18,7 @@ import psycopg
 import pytest
 import redis
 
+from app.local import servers
 from app.local.servers import (
     NOBODY,
     EmbeddedPostgres,
@@ -77,7 +79,7 @@ def refuses(port: int) -> bool:
 
 
 @BOTH
-def test_data_survive_kill_9_a_stop_and_another_port(kind: type[Server], home: Path) -> None:
+def test_data_and_the_port_survive_kill_9_and_a_stop(kind: type[Server], home: Path) -> None:
     with kind(home / "data") as server:
         write(server)
         first = server.pid
@@ -89,8 +91,15 @@ def test_data_survive_kill_9_a_stop_and_another_port(kind: type[Server], home: P
             assert rows(server) == 1000
         assert server.pid != first
     with kind(home / "data") as again:
-        assert again.port != server.port
+        assert again.port == server.port
         assert rows(again) == 1000
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(("127.0.0.1", server.port))
+        holder.listen()
+        with kind(home / "data") as elsewhere:
+            assert elsewhere.port != server.port, "somebody else has it now"
+            assert rows(elsewhere) == 1000
 
 
 def test_a_crash_with_a_session_at_work_is_recovered(home: Path) -> None:
@@ -109,6 +118,63 @@ def test_a_crash_with_a_session_at_work_is_recovered(home: Path) -> None:
             server.start()
             assert rows(server) == 1000, "what was not committed is gone, what was is there"
             busy.close()
+
+
+def test_a_session_that_is_frozen_does_not_keep_a_crashed_server_from_starting(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(servers, "ORPHANS_S", 0.5)
+    with EmbeddedPostgres(home / "data") as server:
+        write(server)
+        with psycopg.connect(plain(server.url)) as session:
+            os.kill(session.info.backend_pid, signal.SIGSTOP)
+            server.kill()
+            server.start()
+        assert rows(server) == 1000
+
+
+def test_a_stale_pid_file_whose_number_another_process_has_is_no_server(home: Path) -> None:
+    server = EmbeddedPostgres(home / "data")
+    with server:
+        write(server)
+        left = server.directory / "cluster" / "postmaster.pid"
+        text = left.read_text()
+    user = NOBODY if os.geteuid() == 0 else None
+    with subprocess.Popen(["sleep", "600"], user=user) as another:
+        left.write_text(text.replace(text.splitlines()[0], str(another.pid), 1))
+        with server:
+            assert rows(server) == 1000
+        assert another.poll() is None
+        another.kill()
+
+
+def test_only_a_cluster_that_was_never_finished_is_made_anew(home: Path) -> None:
+    server = EmbeddedPostgres(home / "data")
+    with server:
+        write(server)
+    control = server.directory / "cluster" / "global" / "pg_control"
+    content = control.read_bytes()
+    control.unlink()
+    for sign in ("cluster.finished", "cluster/postmaster.opts"):
+        assert server.finished
+        with pytest.raises(EmbeddedServerError):
+            server.start()
+        (server.directory / sign).unlink()
+    assert not server.finished, "what a kill within initdb leaves: a version, and no server's trace"
+    assert (server.directory / "cluster" / "PG_VERSION").exists()
+    with server:
+        assert control.read_bytes() != content
+        write(server)
+
+
+@BOTH
+def test_what_a_server_writes_is_private(kind: type[Server], home: Path) -> None:
+    with kind(home / "data") as server:
+        write(server)
+        files = [path for path in server.directory.rglob("*") if path.is_file()]
+        assert {stat.S_IMODE(path.stat().st_mode) & 0o077 for path in files} == {0}
+        mode = stat.S_IMODE(server.directory.stat().st_mode)
+        assert mode == (0o711 if kind is EmbeddedPostgres and os.geteuid() == 0 else 0o700)
 
 
 PARENT = """
@@ -267,22 +333,64 @@ def test_under_root_postgres_runs_as_nobody_and_valkey_as_root(home: Path) -> No
         assert user_of(valkey.pid) == 0
 
 
+@pytest.fixture
+def state(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where data lie that cannot lie where they were asked for."""
+    monkeypatch.setattr(servers, "STATE", home / "state")
+    return home / "state"
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
-def test_under_root_a_private_folder_stays_private_and_the_data_are_found_again(home: Path) -> None:
-    home.chmod(0o700)
-    server = EmbeddedPostgres(home / "data")
+def test_under_root_a_private_folder_stays_private_and_the_data_are_found_again(
+    home: Path, state: Path
+) -> None:
+    private = home / "private"
+    private.mkdir(mode=0o700)
+    server = EmbeddedPostgres(private / "data")
     try:
         with server:
             write(server)
-        assert stat.S_IMODE(home.stat().st_mode) == 0o700
-        assert not server.directory.is_relative_to(home)
-        with EmbeddedPostgres(home / "data") as again:
-            assert rows(again) == 1000
+        assert stat.S_IMODE(private.stat().st_mode) == 0o700
+        assert server.directory.parent == state
+        with EmbeddedPostgres(private / "data") as again:
+            assert (again.port, rows(again)) == (server.port, 1000)
             with pytest.raises(EmbeddedServerError, match="in use"):
-                EmbeddedPostgres(home / "data").start()
+                EmbeddedPostgres(private / "data").start()
     finally:
         server.remove()
     assert not server.directory.exists()
+
+
+def test_the_default_state_is_not_temporary() -> None:
+    assert not servers.STATE.is_relative_to(tempfile.gettempdir())
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_a_record_under_the_temporary_directory_is_moved_to_its_place(
+    home: Path, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    private = home / "private"
+    private.mkdir(mode=0o700)
+    temporary = home / "temporary"
+    temporary.mkdir()
+    with EmbeddedPostgres(private / "data") as server:
+        write(server)
+    server.directory.rename(temporary / f"advisor-{server.directory.name}")
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    with EmbeddedPostgres(private / "data") as moved:
+        assert moved.directory == server.directory
+        assert rows(moved) == 1000
+    assert list(temporary.iterdir()) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_without_any_place_for_the_data_it_is_refused_in_one_sentence(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (home / "private").mkdir(mode=0o700)
+    monkeypatch.setattr(servers, "STATE", home / "private" / "state")
+    with pytest.raises(EmbeddedServerError, match=r"can use neither .* set ADVISOR_HOME"):
+        EmbeddedPostgres(home / "private" / "data")
 
 
 @BOTH

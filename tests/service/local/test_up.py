@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -14,17 +16,21 @@ import httpx
 import pytest
 
 from app.local.servers import die_with_parent
+from app.local.up import StartError, _wait_until_ready
 from tests.conftest import open_directory
 from tests.service.processes import advisor, environment
-from tests.service.running import ROOT, request, until
+from tests.service.running import ROOT, request, running, settings_for, until
 
+START_S = 120.0
+"""Four processes start at once, beside whatever else the machine does."""
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 
 def children(pid: int) -> dict[str, int]:
     """Process ids of the parts of a running `advisor up`."""
     found: dict[str, int] = {}
-    for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+    lists = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")]
+    for word in " ".join(lists).split():
         arguments = Path(f"/proc/{word}/cmdline").read_bytes().decode().split("\0")
         name = (
             arguments[3]
@@ -38,13 +44,28 @@ def children(pid: int) -> dict[str, int]:
 class Up:
     """A running `advisor up`."""
 
-    def __init__(
-        self, process: subprocess.Popen[bytes], log: Path, http: httpx.AsyncClient
-    ) -> None:
-        self.pid = process.pid
-        self.process = process
-        self.http = http
+    def __init__(self, home: Path, log: Path, variables: dict[str, str]) -> None:
+        self.home = home
+        self.variables = variables
+        self.http = httpx.AsyncClient(base_url=f"http://127.0.0.1:{variables['ADVISOR_PORT']}")
         self._log = log
+        self.start()
+
+    def start(self) -> None:
+        parent = os.getpid()
+        with self._log.open("ab") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "app.cli", "up"],
+                env=self.variables,
+                cwd=ROOT,
+                stdout=output,
+                stderr=output,
+                preexec_fn=lambda: die_with_parent(parent, signal.SIGTERM),
+            )
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
 
     @property
     def said(self) -> str:
@@ -61,7 +82,7 @@ class Up:
             except httpx.TransportError:
                 return False
 
-        await until(answers)
+        await until(answers, START_S)
 
     async def replaced(self, name: str, pid: int) -> None:
         """Wait until another process has taken a part's place."""
@@ -70,33 +91,21 @@ class Up:
             assert self.process.poll() is None, self.said
             return children(self.pid).get(name, pid) != pid
 
-        await until(another)
+        await until(another, START_S)
 
 
 @pytest.fixture
 async def up() -> AsyncIterator[Up]:
-    with open_directory() as home:
-        variables, log = environment(home / "home"), home / "up.log"
-        parent = os.getpid()
-        with log.open("wb") as output:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "app.cli", "up"],
-                env=variables,
-                cwd=ROOT,
-                stdout=output,
-                stderr=output,
-                preexec_fn=lambda: die_with_parent(parent, signal.SIGTERM),
-            )
+    with open_directory() as directory:
+        home = directory / "home"
+        running = Up(home, directory / "up.log", environment(home))
         try:
-            async with httpx.AsyncClient(
-                base_url=f"http://127.0.0.1:{variables['ADVISOR_PORT']}"
-            ) as http:
-                running = Up(process, log, http)
+            async with running.http:
                 await running.ready()
                 yield running
         finally:
-            process.terminate()
-            process.wait(60)
+            running.process.terminate()
+            running.process.wait(60)
 
 
 async def test_whatever_is_killed_is_started_again_and_no_answer_is_lost(up: Up) -> None:
@@ -113,6 +122,84 @@ async def test_whatever_is_killed_is_started_again_and_no_answer_is_lost(up: Up)
         assert up.said.count(f"{name} ended") == 1
     for known in answered:
         assert (await up.http.get(f"/decisions/{known}")).status_code == 200
+
+
+async def test_the_service_goes_on_while_postgres_cannot_be_started_and_finds_it_again(
+    up: Up,
+) -> None:
+    addresses = up.home / "addresses"
+    told = addresses.read_text()
+    assert stat.S_IMODE(addresses.stat().st_mode) == 0o600
+    assert f"state lies in {up.home}" in up.said
+    version = up.home / "postgres" / "cluster" / "PG_VERSION"
+    right = version.read_text()
+    version.write_text("12\n")
+    os.kill(children(up.pid)["postgres"], signal.SIGKILL)
+
+    async def refused() -> bool:
+        assert up.process.poll() is None, up.said
+        return "postgres cannot be started, the service goes on without it" in up.said
+
+    await until(refused, START_S)
+    reply = (await up.http.post("/advise", json=request("r-1"))).json()
+    assert reply["recorded"] == "stream"
+    assert (await up.http.get("/readyz")).json()["status"] == "degraded"
+    version.write_text(right)
+    await up.ready()
+
+    async def said() -> bool:
+        return "postgres runs again" in up.said
+
+    await until(said, START_S)
+
+    async def written() -> bool:
+        found = await up.http.get(f"/decisions/{reply['decision_id']}")
+        return bool(found.json().get("stored"))
+
+    await until(written, START_S)
+    assert addresses.read_text() == told
+
+
+async def test_a_start_without_a_postgres_that_ran_before_serves_and_a_second_instance_is_refused(
+    up: Up,
+) -> None:
+    up.process.terminate()
+    up.process.wait(60)
+    version = up.home / "postgres" / "cluster" / "PG_VERSION"
+    right = version.read_text()
+    version.write_text("12\n")
+    up.start()
+
+    async def serves() -> bool:
+        assert up.process.poll() is None, up.said
+        try:
+            return (await up.http.get("/readyz")).json()["status"] == "degraded"
+        except httpx.TransportError:
+            return False
+
+    await until(serves, START_S)
+    with open_directory() as home:
+        second = advisor({**up.variables, "ADVISOR_HOME": str(home / "home")}, "up")
+        assert second.returncode == 2
+        assert "stop what listens there, another `advisor up` perhaps" in second.stderr
+        assert "Traceback" not in second.stderr
+        assert not (home / "home").exists()
+    version.write_text(right)
+    await up.ready()
+
+
+async def test_the_health_of_another_instance_is_not_taken_for_our_own(
+    database_url: str, valkey_url: str, tmp_path: Path
+) -> None:
+    async with running(settings_for(database_url, valkey_url, tmp_path, instance="theirs")) as api:
+        for instance in ("theirs", "ours"):
+            environment = {"ADVISOR_URL": api.url, "ADVISOR_INSTANCE": instance}
+            waiting = asyncio.to_thread(_wait_until_ready, environment, [], [])
+            if instance == "theirs":
+                await waiting
+            else:
+                with pytest.raises(StartError, match="another instance: stop it, or set ADVISOR_P"):
+                    await waiting
 
 
 def test_a_command_runs_beside_the_service_and_its_status_is_the_status() -> None:

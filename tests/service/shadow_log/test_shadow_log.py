@@ -211,7 +211,7 @@ async def test_the_same_id_with_another_request_is_a_conflict_and_the_first_stay
     first, other = build.decision("r-1"), build.decision("r-1", candidate__rsi=31.0)
     await log.append([Event.of_decision(first)])
     appended = await log.append([Event.of_decision(other)])
-    assert (appended.inserted, appended.duplicates) == ({}, 0)
+    assert (appended.inserted, appended.duplicates) == ({"put_aside": 1}, 0)
     assert appended.conflicts == [str(first.decision_id)]
     assert await log.decision(first.decision_id) == first
     assert await log.claim(first.decision_id) == first.request_hash

@@ -15,6 +15,7 @@ from app.domain.errors import ShadowLogUnavailable
 from app.local.servers import EmbeddedPostgres
 from app.shadow_log.log import ShadowLog
 from app.shadow_log.migrate import downgrade, upgrade
+from app.shadow_log.verify import verify_log
 from tests import builders as build
 from tests.conftest import open_directory
 from tests.service.shadow_log.test_shadow_log import rows
@@ -31,7 +32,7 @@ def partitions(url: str) -> list[str]:
     query = """
         SELECT inhrelid::regclass::text AS name
         FROM pg_inherits i JOIN pg_class c ON c.oid = inhparent
-        WHERE c.relkind = 'p' ORDER BY 1"""
+        WHERE c.relkind = 'p' AND inhrelid::regclass::text ~ '\\d{6}$' ORDER BY 1"""
     found = rows(url, query)
     return [row["name"] for row in found]
 
@@ -112,6 +113,56 @@ async def test_a_month_that_another_process_dropped_is_made_again(
     await other.aclose()
     late = await log.append([build.decision_event("r-2", at=datetime(2024, 1, 4, tzinfo=UTC))])
     assert late.inserted["decisions"] == 1
+
+
+async def test_times_that_no_market_had_make_no_months_and_are_read_verified_and_dropped(
+    log: ShadowLog, database_url: str
+) -> None:
+    moments = [datetime(year, 1 + year % 12, 5, tzinfo=UTC) for year in range(1, 2009, 11)]
+    moments += [
+        datetime(2009, 12, 31, 23, 59, tzinfo=UTC),
+        datetime(2010, 1, 1, tzinfo=UTC),
+        datetime(2039, 12, 31, 23, 59, tzinfo=UTC),
+        datetime(2040, 1, 1, tzinfo=UTC),
+        datetime(9999, 12, 31, 23, 59, tzinfo=UTC),
+    ]
+    events = [build.decision_event(f"r-{n}", at=when) for n, when in enumerate(moments)]
+    await log.append(events)
+    assert partitions(database_url) == [
+        f"{table}_{month}" for table in ("advices", "decisions") for month in ("201001", "203912")
+    ]
+    assert rows(database_url, "SELECT count(*) AS n FROM shadow_comparison") == [
+        {"n": len(moments)}
+    ]
+    kept = await log.decision(decision_id("r-0"))
+    assert kept is not None
+    assert kept.scenario.as_of == moments[0]
+    assert (await verify_log(database_url)).findings == []
+    assert await log.months_before(datetime(2009, 6, 1, tzinfo=UTC)) == {}
+    dropped = await log.drop_months_before(datetime(2010, 1, 1, tzinfo=UTC))
+    assert sum(dropped.values()) == len(moments) - 4
+    assert dropped[f"{moments[0]:%Y%m}".zfill(6)] == 1
+    assert rows(database_url, "SELECT count(*) AS n FROM decisions") == [{"n": 4}]
+    assert (await verify_log(database_url)).findings == []
+    again = await log.append([build.decision_event("late", at=moments[0]), events[0]])
+    assert again.inserted["decisions"] == 1
+    assert (await verify_log(database_url)).findings == []
+
+
+async def test_rows_outside_the_window_of_months_move_with_the_migration(
+    log: ShadowLog, database_url: str
+) -> None:
+    downgrade(database_url, "0006")
+    upgrade(database_url)
+    moments = [datetime(year, 3, 5, tzinfo=UTC) for year in (1, 1999, 2024, 2077)]
+    await log.append([build.decision_event(f"r-{n}", at=when) for n, when in enumerate(moments)])
+    downgrade(database_url, "0006")
+    assert [name for name in partitions(database_url) if name.startswith("decisions")] == [
+        f"decisions_{month}" for month in ("000103", "199903", "202403", "207703")
+    ]
+    upgrade(database_url)
+    assert partitions(database_url) == ["advices_202403", "decisions_202403"]
+    assert (await verify_log(database_url)).findings == []
 
 
 async def test_months_are_dropped_while_writers_append_and_nobody_fails(log: ShadowLog) -> None:

@@ -15,8 +15,9 @@ from app.domain.canonical import content_hash, decision_id
 from app.domain.decision import Abstention
 from app.domain.errors import AbstainReason, ShadowLogUnavailable
 from app.domain.event import Event
+from app.shadow_log.findings import Fault
 from app.shadow_log.log import ShadowLog
-from app.shadow_log.verify import CHUNK, Fault, verify, verify_log
+from app.shadow_log.verify import CHUNK, verify, verify_log
 from tests import builders as build
 
 TARGET = decision_id("r-1")
@@ -66,6 +67,7 @@ async def test_an_untouched_log_has_no_faults(log: ShadowLog, database_url: str)
     )
 
 
+LINK = {Fault.OTHER_THAN_LINKED}
 ONE = f"WHERE decision_id = '{TARGET}'"
 PRIMARY = f"{ONE} AND ordinal = 0"
 OTHER = f"WHERE decision_id = '{decision_id('r-2')}'"
@@ -105,7 +107,10 @@ TAMPERING = {
         ),
         {Fault.HASH, Fault.COLUMNS, Fault.REPLAY},
     ),
-    "record hash": (f"UPDATE decisions SET record_hash = 'sha256:{'1' * 64}' {ONE}", {Fault.HASH}),
+    "record hash": (
+        f"UPDATE decisions SET record_hash = 'sha256:{'1' * 64}' {ONE}",
+        LINK | {Fault.HASH},
+    ),
     "a filter column": (f"UPDATE decisions SET symbol = 'BTCUSDT' {ONE}", {Fault.COLUMNS}),
     "the control in the record": (
         f"UPDATE decisions SET record = jsonb_set(record, '{{control,decision}}', 'false') {ONE}",
@@ -159,11 +164,16 @@ TAMPERING = {
     ),
     "a key that vanished": (
         f"DELETE FROM decision_keys {ONE}",
-        {Fault.ROW_WITHOUT_KEY, Fault.ORPHAN_REPORT},
+        {
+            Fault.ROW_WITHOUT_KEY,
+            Fault.ORPHAN_REPORT,
+            Fault.LINK_WITHOUT_ROW,
+            Fault.ROW_WITHOUT_LINK,
+        },
     ),
     "a key's claim": (
         f"UPDATE decision_keys SET request_hash = 'sha256:{'1' * 64}' {ONE}",
-        {Fault.ROW_WITHOUT_KEY},
+        LINK | {Fault.ROW_WITHOUT_KEY},
     ),
     "a key's time": (
         f"UPDATE decision_keys SET as_of = as_of + interval '1 hour' {ONE}",
@@ -190,7 +200,7 @@ TAMPERING = {
     "an unreadable report": ("UPDATE state_changes SET state = 'OPEN'", {Fault.UNREADABLE}),
     "a manifest": (
         "UPDATE model_versions SET manifest = jsonb_set(manifest, '{licence}', '\"MIT\"')",
-        {Fault.HASH},
+        LINK | {Fault.HASH},
     ),
     "a month detached": (
         "ALTER TABLE decisions DETACH PARTITION decisions_202401",
@@ -230,8 +240,8 @@ async def test_a_forged_record_with_a_matching_hash_does_not_replay(
     )
     tamper(database_url, f"UPDATE decisions SET record_hash = '{content_hash(document)}' {ONE}")
     report = await verify_log(database_url)
-    assert set(report.counts) == {Fault.REPLAY}
-    assert report.findings == [f"{TARGET}: replay gives another record (advices)"]
+    assert set(report.counts) == LINK | {Fault.REPLAY}
+    assert report.findings[0] == f"{TARGET}: replay gives another record (advices)"
 
 
 async def test_months_that_retention_dropped_are_no_gaps(log: ShadowLog, database_url: str) -> None:

@@ -17,7 +17,7 @@ from app.domain.errors import ManifestMismatch, ModelFileError
 from app.domain.manifest import Calibration
 from app.policy.encoding import PromptEncoder
 from app.policy.in_process.adapter import Adapter
-from app.policy.in_process.label_reader import load_model
+from app.policy.in_process.weights import load_model
 from app.policy.store import described, load_manifest, read_manifest
 from tests.policy.tiny_models import POSITIONS
 from tests.training.support.published import BASE, finished_policy, save_base

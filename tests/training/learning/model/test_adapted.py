@@ -14,7 +14,8 @@ from peft import PeftModel
 from app.domain.prompt import lines_of
 from app.policy.calibration import random_scenarios
 from app.policy.in_process.importer import import_smollm2
-from app.policy.in_process.label_reader import LabelReader, load_model
+from app.policy.in_process.label_reader import LabelReader
+from app.policy.in_process.weights import load_model
 from tests.training.support.planted import (
     encode_lines,
     encoded,

@@ -1,0 +1,246 @@
+"""Links in Postgres: written with the rows they link, counted, and missed.
+
+Whoever appends links holds `LINK_LOCK` shared until it commits; who holds it alone knows that every
+link up to the newest `id` is there, or never comes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+from uuid import UUID
+
+from sqlalchemy import func, insert, select, text, tuple_
+from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.domain.canonical import digest
+from app.domain.event import Aside, Event, EventKind
+from app.domain.link import BEFORE, Fate, Linked, Producer
+from app.shadow_log import tables
+
+LINK_LOCK = 0x5AD1
+COLUMNS = ("producer", "seq", "previous", "kind", "key", "claim", "payload", "fate")
+_TYPES = {"seq": "bigint"}
+_ARRAYS = ", ".join(f"CAST(:{name} AS {_TYPES.get(name, 'text')}[])" for name in COLUMNS)
+_INSERT = text(
+    f"INSERT INTO event_links ({', '.join(COLUMNS)}) SELECT * FROM unnest({_ARRAYS})"
+    " ON CONFLICT (producer, seq, fate) DO NOTHING"
+)
+SECOND = "answered before with another answer"
+
+
+async def append_links(connection: AsyncConnection, links: Sequence[Linked]) -> None:
+    """Write links; those that are there already stay."""
+    if links:
+        columns = dict(zip(COLUMNS, map(list, zip(*links, strict=True)), strict=True))
+        await connection.execute(_INSERT, columns)
+
+
+async def link_events(connection: AsyncConnection, written: Sequence[Event], own: Producer) -> None:
+    """Links of events whose rows were written just now. One that came without, from an earlier
+    release, is linked by the log itself."""
+    await append_links(
+        connection,
+        [
+            event.linked()
+            if event.link
+            else own.link(event.kind.value, event.key, event.claim, digest(event.payload))
+            for event in written
+        ],
+    )
+
+
+class Repeats(NamedTuple):
+    """Events whose key was there before: how many repeat it, and which answer it otherwise."""
+
+    repeated: int
+    second: list[Aside]
+
+
+async def link_repeats(connection: AsyncConnection, events: Sequence[Event]) -> Repeats:
+    """Leave a link for each repeat, but for one that is only delivered again."""
+    events_of = tables.event_links.c
+    places = [(event.link.producer, event.link.seq) for event in events if event.link]
+    found = await connection.execute(
+        select(events_of.producer, events_of.seq).where(
+            tuple_(events_of.producer, events_of.seq).in_(places), events_of.fate == Fate.EVENT
+        )
+    )
+    delivered = {(row.producer, row.seq) for row in found}
+    stored = await _answers(connection, [e.key for e in events if e.kind is EventKind.DECISION])
+    repeats, second = [], []
+    for event in events:
+        if event.link and (event.link.producer, event.link.seq) in delivered:
+            continue
+        claim, payload = stored.get(event.key, (event.claim, ""))
+        other = payload not in ("", digest(event.payload)) or claim != event.claim
+        if event.kind is EventKind.DECISION and other:
+            second.append(Aside(event, SECOND))
+        else:
+            repeats.append(event)
+    await append_links(connection, [e.linked(Fate.REPEAT) for e in repeats if e.link])
+    return Repeats(len(events) - len(second), second)
+
+
+async def put_aside(
+    connection: AsyncConnection, asides: Sequence[Aside], own: Producer
+) -> list[Event]:
+    """Keep events that have no place elsewhere, once each; those that were not there yet."""
+    new = []
+    for event, reason in asides:
+        hashes = (event.kind.value, event.key, event.claim, digest(event.payload))
+        names = ("kind", "key", "claim", "payload_hash")
+        row: dict[str, str | bytes] = dict(zip(names, hashes, strict=True))
+        content = {"payload": event.payload, "reason": reason[:2000]}
+        table = tables.put_aside
+        statement = (
+            upsert(table).values(row | content).on_conflict_do_nothing().returning(table.c.id)
+        )
+        fresh = await connection.scalar(statement) is not None
+        if fresh:
+            new.append(event)
+        if event.link:
+            await append_links(connection, [event.linked(Fate.ASIDE)])
+        elif fresh:
+            await append_links(connection, [own.link(*hashes)._replace(fate=Fate.ASIDE)])
+    return new
+
+
+async def _answers(connection: AsyncConnection, keys: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Claim and hash of the answers that stand under these decision ids; the hash is empty where
+    it is not known any more."""
+    if not keys:
+        return {}
+    c, known = tables.event_links.c, tables.decision_keys.c
+    claims = await connection.execute(
+        select(known.decision_id, known.request_hash).where(
+            known.decision_id.in_([UUID(key) for key in keys])
+        )
+    )
+    answers = {str(row.decision_id): (row.request_hash, "") for row in claims}
+    links = await connection.execute(
+        select(c.key, c.payload).where(
+            c.key.in_(keys), c.kind == EventKind.DECISION.value, c.fate == Fate.EVENT
+        )
+    )
+    for row in links:
+        answers[row.key] = (answers[row.key][0], row.payload)
+    return answers
+
+
+async def note_head(connection: AsyncConnection, producer: str, seq: int) -> None:
+    """A producer tells, past the queue server, up to which number its events are durable."""
+    await connection.execute(insert(tables.chain_heads).values(producer=producer, seq=seq))
+
+
+class Hole(NamedTuple):
+    """Numbers of a producer that are missing, both ends included."""
+
+    producer: str
+    first: int
+    last: int
+
+    @property
+    def size(self) -> int:
+        """How many."""
+        return self.last - self.first + 1
+
+
+_TOLD = """
+WITH RECURSIVE told AS (
+    (SELECT producer FROM chain_heads ORDER BY producer LIMIT 1)
+    UNION ALL
+    SELECT (SELECT producer FROM chain_heads h WHERE h.producer > told.producer
+            ORDER BY producer LIMIT 1)
+    FROM told WHERE told.producer IS NOT NULL
+)
+SELECT producer, (SELECT max(seq) FROM chain_heads h WHERE h.producer = t.producer) AS head
+FROM told t WHERE producer IS NOT NULL
+"""
+_PRODUCERS = """
+WITH RECURSIVE linked AS (
+    (SELECT producer FROM event_links ORDER BY producer LIMIT 1)
+    UNION ALL
+    SELECT (SELECT producer FROM event_links l WHERE l.producer > linked.producer
+            ORDER BY producer LIMIT 1)
+    FROM linked WHERE linked.producer IS NOT NULL
+), marks AS (
+    SELECT * FROM unnest(CAST(:producers AS text[]), CAST(:marks AS bigint[])) m (producer, mark)
+)
+SELECT producer, coalesce(mark, 0) AS mark,
+       (SELECT max(seq) FROM event_links l WHERE l.producer = p.producer) AS newest,
+       (SELECT count(DISTINCT seq) FROM event_links l
+        WHERE l.producer = p.producer AND l.seq > coalesce(mark, 0)) AS arrived
+FROM linked p LEFT JOIN marks USING (producer)
+WHERE producer IS NOT NULL AND producer <> :before
+"""
+_HOLES = """
+SELECT below + 1 AS first, seq - 1 AS last
+FROM (
+    SELECT seq, lag(seq, 1, CAST(:mark AS bigint)) OVER (ORDER BY seq) AS below
+    FROM (SELECT DISTINCT seq FROM event_links WHERE producer = :producer AND seq > :mark) numbers
+) neighbours
+WHERE seq > below + 1 ORDER BY seq
+"""
+
+
+class Watch:
+    """Counts what is missing, each number once, without reading again what is complete."""
+
+    def __init__(self) -> None:
+        self._marks: dict[str, int] = {}
+        self._holes: list[Hole] = []
+
+    async def missing(self, connection: AsyncConnection, told: Mapping[str, int]) -> int:
+        """Numbers that are not in the log although later ones of their producer are, or although
+        the producer `told` that they are durable.
+
+        What waits in a spool is missing until it arrives.
+        """
+        open_holes = []
+        for hole in self._holes:
+            open_holes += await _open_parts(connection, hole)
+        marks = {"producers": list(self._marks), "marks": list(self._marks.values())}
+        rows = await connection.execute(text(_PRODUCERS), {**marks, "before": BEFORE})
+        for row in rows.all():
+            if row.newest - row.mark > row.arrived:
+                arguments = {"producer": row.producer, "mark": row.mark}
+                holes = await connection.execute(text(_HOLES), arguments)
+                open_holes += [Hole(row.producer, each.first, each.last) for each in holes]
+            self._marks[row.producer] = row.newest
+        self._holes = open_holes
+        tails = (max(seq - self._marks.get(producer, 0), 0) for producer, seq in told.items())
+        return sum(tails) + sum(hole.size for hole in open_holes)
+
+
+async def heads(connection: AsyncConnection) -> dict[str, int]:
+    """What each producer told last."""
+    return {row.producer: row.head for row in await connection.execute(text(_TOLD))}
+
+
+async def _open_parts(connection: AsyncConnection, hole: Hole) -> list[Hole]:
+    """What of a hole is still missing."""
+    c = tables.event_links.c
+    arrived = await connection.scalars(
+        select(c.seq)
+        .distinct()
+        .where(c.producer == hole.producer, c.seq.between(hole.first, hole.last))
+        .order_by(c.seq)
+    )
+    parts, first = [], hole.first
+    for seq in (*arrived, hole.last + 1):
+        if seq > first:
+            parts.append(Hole(hole.producer, first, seq - 1))
+        first = seq + 1
+    return parts
+
+
+async def exclusive(connection: AsyncConnection) -> None:
+    """Wait until no append is under way, and keep others out until the transaction ends."""
+    await connection.execute(select(func.pg_advisory_xact_lock(LINK_LOCK)))
+
+
+async def shared(connection: AsyncConnection) -> None:
+    """An append is under way until the transaction ends."""
+    await connection.execute(select(func.pg_advisory_xact_lock_shared(LINK_LOCK)))

@@ -1,0 +1,207 @@
+"""Checkpoints find every change of what they cover, and a stranger can check that a decision is
+there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+import psycopg
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.domain.canonical import canonical_json, decision_id
+from app.domain.link import FIRST, Linked, Producer
+from app.domain.tree import Tree, path
+from app.shadow_log.checkpoint import (
+    Checkpointer,
+    CheckpointError,
+    check_checkpoints,
+    key_at,
+    proof,
+    read_checkpoints,
+    writer_to,
+)
+from app.shadow_log.findings import Fault, VerifyReport
+from app.shadow_log.log import ShadowLog
+from app.shadow_log.verify import verify_log
+from bench.tamper import linked
+from deploy.check_proof import fault, root_of
+from tests import builders as build
+from tests.service.processes import advisor, environment
+
+LEAVES = [hashlib.sha256(bytes([n])).digest() for n in range(40)]
+
+
+def joined(left: bytes, right: bytes) -> bytes:
+    return hashlib.sha256(b"\x01" + left + right).digest()
+
+
+def test_the_root_of_five_leaves_is_as_written_out_by_hand() -> None:
+    a, b, c, d, e = LEAVES[:5]
+    tree = Tree()
+    assert tree.root() == hashlib.sha256(b"").digest()
+    for leaf in (a, b, c, d, e):
+        tree.add(leaf)
+    assert tree.root() == joined(joined(joined(a, b), joined(c, d)), e)
+    assert path([a, b, c, d, e], 2) == [d, joined(a, b), e]
+
+
+@given(st.data(), st.integers(1, 40))
+def test_every_leaf_has_a_path_to_the_root_and_no_other_leaf_fits(
+    data: st.DataObject, size: int
+) -> None:
+    index = data.draw(st.integers(0, size - 1))
+    tree = Tree()
+    for leaf in LEAVES[:size]:
+        tree.add(leaf)
+    way = path(LEAVES[:size], index)
+    assert root_of(LEAVES[index], index, size, way) == tree.root()
+    assert root_of(b"\x00" * 32, index, size, way) != tree.root()
+
+
+class Kept:
+    """A log with a checkpoint after every few events."""
+
+    def __init__(self, url: str, directory: Path) -> None:
+        self.url = url
+        self.log = ShadowLog.connect(url)
+        self.producer = Producer()
+        self.file = directory / "checkpoints.jsonl"
+        self.key = directory / "checkpoint.key"
+        self.checkpointer = Checkpointer(
+            self.log.engine, key_at(self.key), writer_to(str(self.file))
+        )
+
+    async def add(self, *names: str) -> None:
+        await self.log.append([linked(self.producer, build.decision_event(n)) for n in names])
+
+    async def check(self) -> VerifyReport:
+        report = VerifyReport()
+        await check_checkpoints(self.log.engine, read_checkpoints(self.file), report)
+        return report
+
+
+@pytest.fixture
+async def kept(database_url: str, tmp_path: Path) -> AsyncIterator[Kept]:
+    made = Kept(database_url, tmp_path)
+    await made.add("r-1", "r-2", "r-3")
+    await made.checkpointer.checkpoint()
+    await made.add("r-4", "r-5")
+    await made.checkpointer.checkpoint()
+    assert await made.checkpointer.checkpoint() is None, "nothing was added"
+    yield made
+    await made.log.aclose()
+
+
+async def test_checkpoints_are_signed_and_hold(kept: Kept) -> None:
+    first, second = read_checkpoints(kept.file)
+    assert (first["size"], first["counts"]) == (3, {"decision": 3})
+    assert (second["size"], second["counts"]) == (5, {"decision": 5})
+    assert (await kept.check()).findings == []
+    assert {oct(place.stat().st_mode & 0o777) for place in (kept.key, kept.file)} == {"0o600"}
+    again = Checkpointer(kept.log.engine, key_at(kept.key), lambda line: None)
+    anew = await again.checkpoint()
+    assert anew is not None
+    assert (anew["root"], anew["key"]) == (second["root"], second["key"])
+
+
+async def test_a_file_that_was_changed_or_signed_by_another_is_refused(
+    kept: Kept, tmp_path: Path
+) -> None:
+    changed = [orjson.loads(line) for line in kept.file.read_bytes().splitlines()]
+    changed[1]["size"] = 6
+    kept.file.write_bytes(b"\n".join(orjson.dumps(each) for each in changed))
+    with pytest.raises(CheckpointError, match="line 2: the signature does not fit"):
+        read_checkpoints(kept.file)
+    kept.file.unlink()
+    other = Checkpointer(kept.log.engine, key_at(tmp_path / "other"), writer_to(str(kept.file)))
+    await other.checkpoint()
+    with pytest.raises(CheckpointError, match="another key"):
+        read_checkpoints(kept.file, changed[0]["key"])
+
+
+async def test_a_consistent_forgery_after_the_checkpoint_is_found(kept: Kept) -> None:
+    """A superuser takes a decision out of every table and makes the whole chain anew: the log
+    agrees with itself, and not with what was signed."""
+    gone = decision_id("r-2")
+    with psycopg.connect(kept.url.replace("+psycopg", ""), autocommit=True) as connection:
+        connection.execute("SET session_replication_role = replica")
+        for table in ("decisions", "advices", "decision_keys"):
+            connection.execute(f"DELETE FROM {table} WHERE decision_id = %s", [gone])
+        connection.execute("DELETE FROM event_links WHERE key = %s", [str(gone)])
+        rows = connection.execute(
+            "SELECT id, producer, kind, key, claim, payload FROM event_links ORDER BY seq"
+        ).fetchall()
+        previous = FIRST
+        for seq, (number, *hashes) in enumerate(rows, 1):
+            producer, *others = hashes
+            connection.execute(
+                "UPDATE event_links SET seq = %s, previous = %s WHERE id = %s",
+                [seq, previous, number],
+            )
+            previous = Linked(producer, seq, previous, *others).hash()
+    assert (await verify_log(kept.url)).findings == []
+    report = await kept.check()
+    assert set(report.counts) == {Fault.CHECKPOINT}
+    assert len(report.findings) == 2
+
+
+async def test_a_stranger_checks_a_proof_without_the_service(
+    kept: Kept, tmp_path: Path, repository: Path
+) -> None:
+    stored = await kept.log.decision(decision_id("r-4"))
+    assert stored is not None
+    signed = read_checkpoints(kept.file)
+    record = canonical_json(stored.as_json())
+    made = await proof(kept.log.engine, stored.decision_id, record, signed)
+    script = tmp_path / "check_proof.py"
+    script.write_text((repository / "deploy" / "check_proof.py").read_text())
+
+    def check(document: dict[str, Any], key: str) -> tuple[int, str]:
+        place = tmp_path / "proof.json"
+        place.write_text(json.dumps(document))
+        done = subprocess.run(
+            [sys.executable, "-I", script, place, key],
+            cwd=tmp_path,
+            env={"PATH": os.environ["PATH"]},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return done.returncode, done.stdout
+
+    key = signed[0]["key"]
+    status, said = check(made, key)
+    assert (status, said.split(" was in the log")[0]) == (0, f"decision {stored.decision_id}")
+    assert check(made | {"record": made["record"].replace("r-4", "r-9")}, key)[0] == 1
+    assert check(made | {"index": 0}, key)[0] == 1
+    assert check(made, "00" * 32)[0] == 1
+
+
+async def test_the_commands_hold_a_log_against_its_checkpoints_and_prove_a_decision(
+    kept: Kept, tmp_path: Path
+) -> None:
+    variables = environment(tmp_path, database_url=kept.url, advisor_checkpoints=kept.file)
+    key = read_checkpoints(kept.file)[0]["key"]
+    held = advisor(variables, "verify", "--checkpoints", str(kept.file), "--key", key)
+    assert held.returncode == 0, held.stderr
+    assert f"2 checkpoints, signed by {key}" in held.stderr
+    assert "5 links of 1 producers, 0 events missing" in held.stderr
+    proved = advisor(variables, "prove", str(decision_id("r-1")))
+    assert fault(json.loads(proved.stdout), key) is None
+    tampered = "UPDATE event_links SET payload = claim WHERE seq = 5"
+    with psycopg.connect(kept.url.replace("+psycopg", ""), autocommit=True) as connection:
+        connection.execute("SET session_replication_role = replica")
+        connection.execute(tampered)
+    held = advisor(variables, "verify", "--checkpoints", str(kept.file))
+    assert held.returncode == 1
+    assert "5 links at" in held.stderr
