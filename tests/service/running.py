@@ -15,6 +15,7 @@ import httpx
 from app import main
 from app.advising.service import Service
 from app.advising.serving import Models
+from app.domain.event import Event
 from app.journal.journal import StreamDrain
 from app.metrics import Metrics
 from app.policy.scripted import ScriptedPolicy
@@ -119,19 +120,23 @@ async def writing(settings: Settings) -> AsyncIterator[Metrics]:
 
 
 async def drained(settings: Settings) -> int:
-    """Write everything that is in the stream, once; the number of events."""
+    """Write everything that is in the stream, once; the number of events, without the links that
+    repeats left there."""
     assert settings.redis_url is not None
     assert settings.database_url is not None
     log = ShadowLog.connect(settings.database_url)
 
-    async def sink(events: Sequence[Any]) -> None:
-        await log.append(events)
+    moved = 0
+
+    async def sink(entries: Sequence[Any]) -> None:
+        nonlocal moved
+        await log.append(entries)
+        moved += sum(isinstance(entry, Event) for entry in entries)
 
     drain = StreamDrain(settings.redis_url, sink, block_ms=10)
     try:
-        moved = 0
-        while step := await drain.step():
-            moved += step
+        while await drain.step():
+            pass
         return moved
     finally:
         await drain.aclose()
