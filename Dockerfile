@@ -24,7 +24,7 @@ ARG PIP_EXTRA_INDEX_URL
 ARG PIP_FIND_LINKS
 # Without our code this installs the dependencies alone: a change of code leaves the layer as it is.
 RUN --mount=type=cache,target=/root/.cache/pip \
-    pip install --constraint constraints.txt ".[model]"
+    pip install --constraint constraints.txt ".[model,objects]"
 COPY app app
 COPY training training
 RUN --mount=type=cache,target=/root/.cache/pip \

@@ -101,7 +101,8 @@ def migrate() -> None:
 def verify(
     sample: Annotated[int, typer.Option(help="How many findings to print.")] = 20,
     checkpoints: Annotated[
-        Path | None, typer.Option(help="File of signed checkpoints to hold the log against.")
+        str | None,
+        typer.Option(help="File or bucket of signed checkpoints to hold the log against."),
     ] = None,
     key: Annotated[
         str | None, typer.Option(help="Public key (hex) that must have signed them.")
@@ -110,10 +111,11 @@ def verify(
     """Re-hash and replay every stored decision, follow every chain; exit 1 when anything does not
     match."""
     from app.shadow_log.checkpoint import check_log, read_checkpoints
+    from app.shadow_log.places import place_at
     from app.shadow_log.verify import verify_log
 
     settings = read_settings()
-    signed = None if checkpoints is None else read_checkpoints(checkpoints, key)
+    signed, cut = (None, 0) if checkpoints is None else read_checkpoints(place_at(checkpoints), key)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("verifying", total=None)
         report = asyncio.run(
@@ -125,7 +127,7 @@ def verify(
     if signed is not None:
         asyncio.run(check_log(database_url(settings), signed, report))
         signers = ", ".join({str(each["key"]) for each in signed}) or "nobody"
-        say(f"{len(signed)} checkpoints, signed by {signers}")
+        say(f"{len(signed)} checkpoints, signed by {signers}" + (f"; {cut} are cut" if cut else ""))
     say(report.summary())
     say(report.chain_summary())
     for finding in report.findings[:sample]:
@@ -137,7 +139,7 @@ def verify(
 def prove(
     decision_id: Annotated[UUID, typer.Argument(help="Id of a stored decision.")],
     checkpoints: Annotated[
-        Path | None, typer.Option(help="File of checkpoints. Default: ADVISOR_CHECKPOINTS.")
+        str | None, typer.Option(help="Where checkpoints are. Default: ADVISOR_CHECKPOINTS.")
     ] = None,
 ) -> None:
     """Print a proof that a decision is in the log as it was at a signed checkpoint, for
@@ -145,12 +147,13 @@ def prove(
     from app.domain.canonical import canonical_json
     from app.shadow_log.checkpoint import proof, read_checkpoints
     from app.shadow_log.log import ShadowLog
+    from app.shadow_log.places import place_at
 
     settings = read_settings()
     place = checkpoints or settings.checkpoints
     if place is None:
-        raise SettingsError("name the file with --checkpoints, or set ADVISOR_CHECKPOINTS")
-    signed = read_checkpoints(Path(place))
+        raise SettingsError("say where they are with --checkpoints, or set ADVISOR_CHECKPOINTS")
+    signed, _ = read_checkpoints(place_at(place))
 
     async def made() -> dict[str, Any]:
         log = ShadowLog.connect(database_url(settings))

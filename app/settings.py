@@ -93,8 +93,9 @@ class Settings(BaseSettings):
     )
     checkpoints: str | None = Field(
         None,
-        description="file that the writer adds signed checkpoints to, or `log:`; none by default,"
-        " a file under ADVISOR_HOME with `advisor up`",
+        description="where the writer keeps signed checkpoints: a file, the URL of a bucket"
+        " (extra `objects`), or `log:`; none by default, a file under ADVISOR_HOME with"
+        " `advisor up`",
     )
     checkpoint_key: Path | None = Field(
         None,

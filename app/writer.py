@@ -17,8 +17,9 @@ from app.domain.event import Entry
 from app.journal.journal import StreamDrain
 from app.metrics import Metrics
 from app.settings import Settings, SettingsError
-from app.shadow_log.checkpoint import Checkpointer, key_at, writer_to
+from app.shadow_log.checkpoint import Checkpointer, key_at
 from app.shadow_log.log import ShadowLog
+from app.shadow_log.places import place_at
 from app.tasks import Supervisor, end
 from app.telemetry import LossCause, Refusal, Task, Telemetry
 
@@ -160,8 +161,8 @@ async def _write_until_stopped(
 ) -> None:
     shadow_log, checkpointer = ShadowLog.connect(database_url), None
     if settings.checkpoints:
-        write = writer_to(settings.checkpoints)
-        checkpointer = Checkpointer(shadow_log.engine, key_at(settings.signing_key), write)
+        place = place_at(settings.checkpoints)
+        checkpointer = Checkpointer(shadow_log.engine, key_at(settings.signing_key), place)
     writer = asyncio.create_task(Writer(redis_url, shadow_log, metrics, checkpointer).run())
     stop = asyncio.Event()
     for name in (signal.SIGTERM, signal.SIGINT):

@@ -32,6 +32,7 @@ from app.shadow_log.checkpoint import Checkpointer, check_log
 from app.shadow_log.database import connect
 from app.shadow_log.log import ShadowLog
 from app.shadow_log.migrate import upgrade
+from app.shadow_log.places import LogPlace
 from app.shadow_log.verify import verify_log
 from bench.service import a_decision, console, servers
 
@@ -214,7 +215,7 @@ async def trials(url: str, count: int, seed: int) -> tuple[Counter[str], list[st
     unseen = []
     engine = connect(url)
     signer = Ed25519PrivateKey.generate()
-    checkpoint = await Checkpointer(engine, signer, lambda line: None).checkpoint()
+    checkpoint = await Checkpointer(engine, signer, LogPlace()).checkpoint()
     await engine.dispose()
     assert checkpoint is not None
     tamperer = Tamperer(url, seed)

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import orjson
-import structlog
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import (
@@ -28,33 +27,27 @@ from sqlalchemy import func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app.domain.canonical import canonical_json
-from app.domain.errors import AdvisorError, ShadowLogUnavailable
+from app.domain.errors import ShadowLogUnavailable
 from app.domain.link import Fate, Linked
 from app.domain.tree import Tree, path
 from app.shadow_log import links, tables
 from app.shadow_log.database import connect, translated_errors
 from app.shadow_log.findings import Fault, VerifyReport
+from app.shadow_log.places import CheckpointError, Place
 
-log = structlog.get_logger()
 Document = dict[str, Any]
-Write = Callable[[bytes], None]
-LOG = "log:"
 PATIENCE = "2s"
 """How long a checkpoint waits for appends that are under way, which hold up those behind it."""
-
-
-class CheckpointError(AdvisorError):
-    """A key or a file of checkpoints cannot be used."""
 
 
 class Checkpointer:
     """Signs what was added, and keeps the tree between two checkpoints. Several writers may each
     have one."""
 
-    def __init__(self, engine: AsyncEngine, key: Ed25519PrivateKey, write: Write) -> None:
+    def __init__(self, engine: AsyncEngine, key: Ed25519PrivateKey, place: Place) -> None:
         self._engine = engine
         self._key = key
-        self._write = write
+        self._place = place
         self._tree = Tree()
         self._counts: Counter[str] = Counter()
         self._newest = 0
@@ -76,10 +69,7 @@ class Checkpointer:
         if self._tree.size == self._written:
             return None
         document = self._signed()
-        try:
-            self._write(orjson.dumps(document))
-        except OSError as error:
-            raise CheckpointError(f"checkpoints cannot be written: {error}") from error
+        await self._place.add(self._tree.size, orjson.dumps(document))
         self._written = self._tree.size
         return document
 
@@ -131,42 +121,31 @@ def key_at(place: Path) -> Ed25519PrivateKey:
     return key
 
 
-def writer_to(where: str) -> Write:
-    """`log:` writes to the log, anything else is a file that lines are added to."""
-    if where == LOG:
-        return lambda line: log.info("checkpoint", checkpoint=line.decode())
-
-    def add(line: bytes) -> None:
-        descriptor = os.open(where, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+def read_checkpoints(place: Place, key: str | None = None) -> tuple[list[Document], int]:
+    """Checkpoints by size, all of one key, which is `key` if one is given; and how many lines are
+    cut, as a crash leaves them. Raises `CheckpointError` when one is not what was signed."""
+    documents: list[Document] = []
+    cut = 0
+    for number, line in enumerate(place.lines(), 1):
         try:
-            os.write(descriptor, line + b"\n")
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+            document = orjson.loads(line)
+        except ValueError:
+            cut += 1
+            continue
+        _require_signed(document, key or (documents or [document])[0].get("key"), number)
+        documents.append(document)
+    return sorted(documents, key=lambda document: int(document["size"])), cut
 
-    return add
 
-
-def read_checkpoints(place: Path, key: str | None = None) -> list[Document]:
-    """Checkpoints of a file, by size; all of one key, which is `key` if one is given. Raises
-    `CheckpointError` when one is not what was signed."""
+def _require_signed(document: Document, key: str | None, number: int) -> None:
     try:
-        found = [orjson.loads(line) for line in place.read_bytes().splitlines() if line.strip()]
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"checkpoints {place}: {error}") from error
-    expected = key or (found[0].get("key") if found else None)
-    for number, document in enumerate(found, 1):
         signed = {name: value for name, value in document.items() if name != "signature"}
-        try:
-            if document["key"] != expected:
-                raise CheckpointError(f"checkpoints {place}, line {number}: another key signed it")
-            public = Ed25519PublicKey.from_public_bytes(bytes.fromhex(document["key"]))
-            public.verify(bytes.fromhex(document["signature"]), canonical_json(signed))
-        except (InvalidSignature, KeyError, ValueError, TypeError) as error:
-            raise CheckpointError(
-                f"checkpoints {place}, line {number}: the signature does not fit"
-            ) from error
-    return sorted(found, key=lambda document: int(document["size"]))
+        if document["key"] != key:
+            raise CheckpointError(f"checkpoint {number}: another key signed it")
+        public = Ed25519PublicKey.from_public_bytes(bytes.fromhex(document["key"]))
+        public.verify(bytes.fromhex(document["signature"]), canonical_json(signed))
+    except (InvalidSignature, KeyError, ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"checkpoint {number}: the signature does not fit") from error
 
 
 async def check_log(url: str, checkpoints: Sequence[Document], report: VerifyReport) -> None:

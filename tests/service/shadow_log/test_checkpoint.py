@@ -23,15 +23,14 @@ from app.domain.link import FIRST, Linked, Producer
 from app.domain.tree import Tree, path
 from app.shadow_log.checkpoint import (
     Checkpointer,
-    CheckpointError,
     check_checkpoints,
     key_at,
     proof,
     read_checkpoints,
-    writer_to,
 )
 from app.shadow_log.findings import Fault, VerifyReport
 from app.shadow_log.log import ShadowLog
+from app.shadow_log.places import CheckpointError, ObjectPlace, Place, place_at
 from app.shadow_log.verify import verify_log
 from bench.tamper import linked
 from deploy.check_proof import fault, root_of
@@ -76,17 +75,21 @@ class Kept:
         self.log = ShadowLog.connect(url)
         self.producer = Producer()
         self.file = directory / "checkpoints.jsonl"
+        self.place: Place = place_at(str(self.file))
         self.key = directory / "checkpoint.key"
-        self.checkpointer = Checkpointer(
-            self.log.engine, key_at(self.key), writer_to(str(self.file))
-        )
+        self.checkpointer = self.signing_to(self.place)
+
+    def signing_to(self, place: Place) -> Checkpointer:
+        """Another writer's, with the same key."""
+        return Checkpointer(self.log.engine, key_at(self.key), place)
 
     async def add(self, *names: str) -> None:
         await self.log.append([linked(self.producer, build.decision_event(n)) for n in names])
 
     async def check(self) -> VerifyReport:
         report = VerifyReport()
-        await check_checkpoints(self.log.engine, read_checkpoints(self.file), report)
+        signed, _ = read_checkpoints(self.place)
+        await check_checkpoints(self.log.engine, signed, report)
         return report
 
 
@@ -103,13 +106,12 @@ async def kept(database_url: str, tmp_path: Path) -> AsyncIterator[Kept]:
 
 
 async def test_checkpoints_are_signed_and_hold(kept: Kept) -> None:
-    first, second = read_checkpoints(kept.file)
+    (first, second), _ = read_checkpoints(kept.place)
     assert (first["size"], first["counts"]) == (3, {"decision": 3})
     assert (second["size"], second["counts"]) == (5, {"decision": 5})
     assert (await kept.check()).findings == []
     assert {oct(place.stat().st_mode & 0o777) for place in (kept.key, kept.file)} == {"0o600"}
-    again = Checkpointer(kept.log.engine, key_at(kept.key), lambda line: None)
-    anew = await again.checkpoint()
+    anew = await kept.signing_to(place_at("log:")).checkpoint()
     assert anew is not None
     assert (anew["root"], anew["key"]) == (second["root"], second["key"])
 
@@ -120,13 +122,54 @@ async def test_a_file_that_was_changed_or_signed_by_another_is_refused(
     changed = [orjson.loads(line) for line in kept.file.read_bytes().splitlines()]
     changed[1]["size"] = 6
     kept.file.write_bytes(b"\n".join(orjson.dumps(each) for each in changed))
-    with pytest.raises(CheckpointError, match="line 2: the signature does not fit"):
-        read_checkpoints(kept.file)
+    with pytest.raises(CheckpointError, match="checkpoint 2: the signature does not fit"):
+        read_checkpoints(kept.place)
     kept.file.unlink()
-    other = Checkpointer(kept.log.engine, key_at(tmp_path / "other"), writer_to(str(kept.file)))
+    other = Checkpointer(kept.log.engine, key_at(tmp_path / "other"), kept.place)
     await other.checkpoint()
     with pytest.raises(CheckpointError, match="another key"):
-        read_checkpoints(kept.file, changed[0]["key"])
+        read_checkpoints(kept.place, changed[0]["key"])
+
+
+async def test_a_line_that_a_crash_cut_is_told_and_hides_nothing(kept: Kept) -> None:
+    with kept.file.open("ab") as file:
+        file.write(b'{"at":"2026-11-2')
+    await kept.add("r-6")
+    await kept.checkpointer.checkpoint()
+    documents, cut = read_checkpoints(kept.place)
+    assert ([each["size"] for each in documents], cut) == ([3, 5, 6], 1)
+    assert (await kept.check()).findings == []
+
+
+async def test_an_object_store_holds_each_checkpoint_as_an_object_that_is_never_written_again(
+    kept: Kept, tmp_path: Path
+) -> None:
+    (tmp_path / "bucket").mkdir()
+    bucket = place_at((tmp_path / "bucket").as_uri())
+    assert isinstance(bucket, ObjectPlace)
+    document = await kept.signing_to(bucket).checkpoint()
+    assert document is not None
+    await bucket.add(document["size"], orjson.dumps(document))
+    documents, cut = read_checkpoints(bucket)
+    assert (documents, cut) == ([document], 0)
+    [stored] = (tmp_path / "bucket").iterdir()
+    assert stored.name.startswith("000000000000005-")
+    report = VerifyReport()
+    await check_checkpoints(kept.log.engine, documents, report)
+    assert report.findings == []
+
+
+async def test_a_place_that_cannot_be_used_says_which_and_why(tmp_path: Path) -> None:
+    for where, why in (
+        ("ftp://host/there", "checkpoints ftp://host/there: .*recognise"),
+        (f"{(tmp_path / 'absent').as_uri()}", "checkpoints .*absent: "),
+        (str(tmp_path / "absent" / "file"), "cannot be written: .*No such file"),
+    ):
+        with pytest.raises(CheckpointError, match=why) as refused:
+            await place_at(where).add(1, b"{}")
+        assert "\n" not in str(refused.value)
+    with pytest.raises(CheckpointError, match="copy their lines into a file"):
+        place_at("log:").lines()
 
 
 async def test_a_consistent_forgery_after_the_checkpoint_is_found(kept: Kept) -> None:
@@ -160,7 +203,7 @@ async def test_a_stranger_checks_a_proof_without_the_service(
 ) -> None:
     stored = await kept.log.decision(decision_id("r-4"))
     assert stored is not None
-    signed = read_checkpoints(kept.file)
+    signed, _ = read_checkpoints(kept.place)
     record = canonical_json(stored.as_json())
     made = await proof(kept.log.engine, stored.decision_id, record, signed)
     script = tmp_path / "check_proof.py"
@@ -191,7 +234,7 @@ async def test_the_commands_hold_a_log_against_its_checkpoints_and_prove_a_decis
     kept: Kept, tmp_path: Path
 ) -> None:
     variables = environment(tmp_path, database_url=kept.url, advisor_checkpoints=kept.file)
-    key = read_checkpoints(kept.file)[0]["key"]
+    key = read_checkpoints(kept.place)[0][0]["key"]
     held = advisor(variables, "verify", "--checkpoints", str(kept.file), "--key", key)
     assert held.returncode == 0, held.stderr
     assert f"2 checkpoints, signed by {key}" in held.stderr
