@@ -2,9 +2,11 @@
 
 The prompts are of made-up scenarios. The rule is visible in the prompt and nowhere else: approving
 pays unless Bitcoin trends down or sellers lead the flow, and costs as much otherwise. Realised
-rewards carry noise, common to all actions of a scenario, as one price path is. Training sees noisy
-rewards; the held-out rows are scored by the rule itself: those beside the training rows, which
-settings were tuned on, or with --fresh N others that no tuning saw. The line `warm-up` is the
+rewards carry skewed noise, common to all actions of a scenario, as one price path is: losses small
+and frequent, gains large and rare. Training sees what a teacher that knows the rule's states makes
+of the other scenarios' realised rewards; the held-out rows are scored by the rule itself: those
+beside the training rows, which settings were tuned on, or with --fresh N others that no tuning saw.
+The line `warm-up` is the
 supervised warm-up that DPO, PPO and RRHF start from: what they add is counted from there. Nothing
 here says anything about markets.
 """
@@ -43,11 +45,11 @@ from training.learning.algorithms import warm_up
 from training.learning.algorithms.probe import fit_probe
 from training.learning.algorithms.run import Problem, TrainedPolicy
 from training.learning.algorithms.table import TRAINS
-from training.learning.model.answers import Answers
+from training.learning.model.answers import Answers, choices
 from training.learning.model.base_pass import Encoded, build_encoded
 from training.stages.store import Store
 
-EDGE, NOISE = 0.8, 0.5
+EDGE, NOISE, FOLDS = 0.8, 0.5, 5
 STOP_SHARE = {1.0: 0.6, 1.5: 1.0, 2.5: 0.8}
 """Share of the edge that a stop distance keeps: one of them is best."""
 PROMPT_SEED = 31
@@ -61,11 +63,13 @@ ALGORITHMS: dict[str, tuple[Train, TrainingConfig]] = {
 
 
 class Planted(NamedTuple):
-    """(N,) whether approving pays; (N, 10) mean rewards; (N, 10) realised ones, R."""
+    """(N,) whether approving pays; (N, 10) mean rewards, realised ones, and those that a teacher
+    expects out of fold, R."""
 
     pays: NDArray[np.bool_]
     mean: NDArray[np.float64]
     realised: NDArray[np.float64]
+    expected: NDArray[np.float64]
 
 
 def plant(prompts: list[Prompt], seed: int) -> Planted:
@@ -76,8 +80,21 @@ def plant(prompts: list[Prompt], seed: int) -> Planted:
     size = np.array([one.risk_fraction for one in ACTIONS])
     share = np.array([STOP_SHARE.get(one.stop_atr, 0.0) for one in ACTIONS])
     mean = np.where(pays, EDGE, -EDGE)[:, None] * size * np.where(pays[:, None], share, 1.0)
-    noise = np.random.default_rng(seed).normal(0, NOISE, len(prompts))[:, None] * size
-    return Planted(pays, mean, mean + noise)
+    source = np.random.default_rng(seed)
+    noise = NOISE * (source.exponential(1.0, len(prompts)) - 1)
+    realised = mean + noise[:, None] * size
+    return Planted(pays, mean, realised, taught(pays, realised, source))
+
+
+def taught(
+    pays: NDArray[np.bool_], realised: NDArray[np.float64], source: np.random.Generator
+) -> NDArray[np.float64]:
+    """(N, 10) mean realised rewards of the other folds' scenarios in the same state."""
+    fold = source.permutation(np.arange(len(pays)) % FOLDS)
+    expected = np.empty_like(realised)
+    for row, (state, own) in enumerate(zip(pays, fold, strict=True)):
+        expected[row] = realised[(pays == state) & (fold != own)].mean(0)
+    return expected
 
 
 def pairs_of(
@@ -121,13 +138,13 @@ def planted_problem(
     manifest = load_manifest(base)
     problem = Problem(
         encoded,
-        planted.realised,
+        planted.expected,
         np.ones(count + fresh),
         rows[: 3 * count // 4],
         rows[3 * count // 4 :],
         manifest.calibration,
         manifest.model_version,
-        pairs=pairs_of(planted.realised, 0.25, len(ACTIONS) ** 2, seed),
+        pairs=pairs_of(planted.expected, 0.02, len(ACTIONS) ** 2, seed),
     )
     return problem, planted
 
@@ -163,7 +180,7 @@ HEADING = f"{'':10} " + " ".join(
 
 def score(planted: Planted, rows: NDArray[np.int64], log_policy: NDArray[np.floating]) -> Score:
     """Of (N, 10) log-probabilities, on some rows."""
-    taken = log_policy[rows].argmax(1)
+    taken = choices(log_policy[rows])
     mean = planted.mean[rows]
     sampled = (np.exp(log_policy[rows]) * mean).sum(1).mean()
     reward, best = mean[np.arange(len(rows)), taken].mean(), mean.max(1).mean()

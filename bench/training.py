@@ -215,8 +215,8 @@ def main(
     made = random_scenarios(scenarios + held_out, PROMPT_SEED)
     texts = [lines_of(scenario) for scenario in made]
     prompts = [prompt_of(lines) for lines in texts]
-    rewards = plant(prompts, 0).realised
-    pairs = pairs_of(rewards, 0.25, 1, 0)
+    rewards = plant(prompts, 0).expected
+    pairs = pairs_of(rewards, 0.02, 1, 0)
     costs: dict[str, Cost] = {}
     base_labels = np.empty((0, 10), np.float32)
     for name in only:

@@ -13,6 +13,7 @@ from pydantic import Field
 
 from app.domain.actions import ACTIONS, BY_LABEL, LABELS, REJECT, Action
 from app.domain.case import Case, TradingState, agents_order, order_for
+from app.domain.choice import chosen
 from app.domain.control import AgentAction
 from app.domain.errors import AbstainReason
 from app.domain.fields import Hash, Instant, Record, ShortText
@@ -52,7 +53,7 @@ class Reading(Record):
 
 
 class Proposal(Record):
-    """The policy's distribution over actions and its argmax, before rules."""
+    """The policy's distribution over actions and the action that it takes, before rules."""
 
     label: str
     probabilities: tuple[float, ...]
@@ -60,7 +61,7 @@ class Proposal(Record):
 
     @property
     def action(self) -> Action:
-        """The most probable action; the earlier label wins a tie, and the first one rejects."""
+        """What `app.domain.choice` chose: the action of the highest expected utility."""
         return BY_LABEL[self.label]
 
     @property
@@ -171,7 +172,8 @@ def prepare(scenario: Scenario) -> Prompt:
 
 
 def propose(reading: Reading, calibration: Calibration) -> Proposal:
-    """softmax((log p - bias) / temperature) over the labels, and its argmax.
+    """softmax((log p - bias) / temperature) over the labels, and the action that the decision rule
+    takes.
 
     Contextual calibration (Zhao et al. 2021) in log space: the bias is what the model says without
     a scenario.
@@ -184,7 +186,7 @@ def propose(reading: Reading, calibration: Calibration) -> Proposal:
     weights = [math.exp(score - top) for score in scores]
     total = math.fsum(weights)
     return Proposal(
-        label=LABELS[scores.index(top)],
+        label=LABELS[chosen(scores)],
         probabilities=tuple(weight / total for weight in weights),
         label_mass=reading.label_mass,
     )

@@ -57,15 +57,12 @@ class PreferencesConfig(Section):
     """Which pairs."""
 
     margin: float = Field(
-        0.25, gt=0, description="least difference of reward between chosen and rejected, in R"
+        0.02, gt=0, description="least difference of expectation between chosen and rejected, in R"
     )
-    per_scenario: int = Field(
-        4, ge=1, description="at most so many pairs of a scenario, from each source"
-    )
+    per_scenario: int = Field(4, ge=1, description="at most so many pairs of a scenario")
     model_margin: float = Field(
-        0.5, gt=0, description="the same for pairs of the reward model, in standard errors"
+        0.0, ge=0, description="the same in the teacher's standard deviations"
     )
-    model_pairs: bool = Field(True, description="also pairs that the reward model sees out of fold")
     seed: int = 0
 
 
@@ -97,7 +94,11 @@ class TrainingConfig(Section):
     dialogue_every: int = Field(
         4, ge=0, description="steps from one dialogue of the agent to the next; 0: none"
     )
-    beta: float = Field(0.1, gt=0, description="strength of the pull to the reference policy")
+    beta: float = Field(
+        0.1,
+        gt=0,
+        description="strength of the pull to the reference policy; R that a nat of score means",
+    )
     min_entropy: float = Field(
         0.02, ge=0, description="nats, mean of rows; a policy below it has collapsed"
     )
@@ -126,8 +127,8 @@ class WarmUpConfig(TrainingConfig):
     target: Literal["optimum", "best", "agent"] = Field(
         "optimum",
         description=(
-            "what it imitates: the optimum of expected reward under KL (with beta), each scenario's"
-            " best action, or the agent's own"
+            "what it imitates: the optimum of expected utility under KL (with beta), each"
+            " scenario's best action, or, a control, the agent's own"
         ),
     )
     epochs: int = Field(5, ge=1)
@@ -142,7 +143,7 @@ class AlgorithmConfig(TrainingConfig):
 
 
 class ExpectedConfig(AlgorithmConfig):
-    """Expected reward under KL: its closed-form optimum distilled, or its gradient."""
+    """Expected utility under KL: its closed-form optimum distilled, or its gradient."""
 
     algorithm: Literal["expected"] = "expected"
     objective: Literal["distil", "gradient"] = "distil"
@@ -197,20 +198,21 @@ ALGORITHMS: dict[str, type[AnyAlgorithm]] = {
 
 
 class TargetsConfig(Section):
-    """Which rewards the policy is trained on."""
+    """What the policy is trained on: the teacher's expectation. Anything else is a control."""
 
-    source: Literal["outcomes", "model", "mean"] = Field(
-        "mean",
+    source: Literal["teacher", "outcomes"] = Field(
+        "teacher",
         description=(
-            "realised outcomes, the reward model's predictions (out of fold), or the mean of both"
+            "the teacher's expectation of every action, out of fold; or, a control, realised"
+            " outcomes, whose distilled optimum is what was often best in hindsight, not what earns"
+            " most"
         ),
     )
     centre: bool = Field(
-        True,
+        False,
         description=(
-            "subtract each action's mean over the training scenarios, so that no action pays by"
-            " itself: the policy then learns which scenarios are better than most, not that trading"
-            " costs money"
+            "a control: subtract each action's mean over the training scenarios; the policy then"
+            " approves the better half also where everything loses"
         ),
     )
     shuffled: bool = Field(
@@ -220,3 +222,13 @@ class TargetsConfig(Section):
             " learned then, and seems to earn something, is an error of the pipeline"
         ),
     )
+
+    @property
+    def controls(self) -> tuple[str, ...]:
+        """Names of the controls that are switched on; a policy of none of them is a candidate."""
+        on = {
+            "realised outcomes": self.source == "outcomes",
+            "centred targets": self.centre,
+            "shuffled targets": self.shuffled,
+        }
+        return tuple(name for name, switched in on.items() if switched)

@@ -81,6 +81,7 @@ def rebuild(
         preferences,
         **{name: made[name] for name in ("scenarios", "labels", "reward")},
         settings=config.preferences,
+        targets=config.targets,
     )
     learning: dict[str, Any] = {
         **made,

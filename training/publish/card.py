@@ -78,6 +78,8 @@ def _identity(manifest: ModelManifest, facts: Mapping[str, Any]) -> Iterator[str
     yield f"prompt version {manifest.prompt_version}, feature schema {manifest.feature_schema}"
     if "algorithm" in facts:
         yield f"algorithm: {facts['algorithm']} (docs/papers.md)"
+    if facts.get("controls"):
+        yield f"a control, not a candidate: trained on {' and '.join(facts['controls'])}"
     calibration = manifest.calibration
     yield (
         f"temperature {calibration.temperature:g}; it abstains below {calibration.min_label_mass:g}"

@@ -136,7 +136,7 @@ def release_of(
     inputs = lineage(policy)
     artifacts = sorted((inputs | {"policy": policy}).items())
     base = base_of(policy, roots)
-    calibration = calibration_of(policy)
+    calibration, raw = calibration_of(policy), np.load(policy / "policy_log_probs.npy")
     scenarios = ScenarioSet.open(inputs["scenarios"])
     real = scenarios.table.filter(scenarios.real)
     used = real.filter(real["split"].is_in((TRAIN, VALIDATE)))
@@ -147,6 +147,7 @@ def release_of(
     }
     provenance = {
         "algorithm": policy.facts["algorithm"],
+        "controls": policy.facts.get("controls", []),
         "market": f"{sources}: {symbols}",
         "period": [int(used["as_of"].min()), int(used["as_of"].max())],  # type: ignore[arg-type]
         "scenarios": {
@@ -158,13 +159,7 @@ def release_of(
         "config": config,
         "config_hash": content_hash(config),
         "metrics": policy.facts["metrics"],
-        "results": results(
-            inputs,
-            scenarios,
-            np.load(policy / "policy_log_probs.npy"),
-            calibration,
-            base.calibration,
-        ),
+        "results": results(inputs, scenarios, raw, calibration, base.calibration),
         "language": policy.facts["language"],
         "reward": _reward_summary(inputs["reward"]),
     }

@@ -145,18 +145,19 @@ def test_too_little_history_and_a_log_without_url_are_refused(
     assert not list(tmp_path.rglob("manifest.json"))
 
 
-def test_targets_mix_what_happened_with_what_the_reward_model_expects() -> None:
+def test_targets_are_what_the_teacher_expects_and_controls_are_what_they_say() -> None:
     from training.config.learning import TargetsConfig
 
     realised = np.array([[0.0, 2.0], [0.0, -1.0], [np.nan, np.nan]])
-    predicted = np.array([[0.2, 0.0], [0.0, 1.0], [5.0, 5.0]])
+    expected = np.array([[0.2, 0.0], [0.0, 1.0], [5.0, 5.0]])
     train = np.array([0, 1])
-    mean = targets(realised, predicted, train, TargetsConfig(source="mean", centre=False))
-    assert mean[:2].tolist() == [[0.1, 1.0], [0.0, 0.0]]
-    assert np.isnan(mean[2]).all()
-    centred = targets(realised, predicted, train, TargetsConfig(source="outcomes", centre=True))
+    taught = targets(realised, expected, train, TargetsConfig())
+    assert taught[:2].tolist() == expected[:2].tolist()
+    assert np.isnan(taught[2]).all(), "what bars cannot judge trains nobody"
+    outcomes = targets(realised, expected, train, TargetsConfig(source="outcomes"))
+    assert outcomes[:2].tolist() == realised[:2].tolist()
+    centred = targets(realised, expected, train, TargetsConfig(source="outcomes", centre=True))
     assert centred[:2].tolist() == [[0.0, 1.5], [0.0, -1.5]]
-    assert np.isnan(targets(realised, predicted, train, TargetsConfig(source="model"))[2]).all()
 
 
 def test_dealt_out_rewards_are_whole_fates_of_other_training_rows() -> None:

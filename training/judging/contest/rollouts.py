@@ -7,7 +7,6 @@ scenario.
 
 from __future__ import annotations
 
-import numpy as np
 import polars as pl
 
 from app.domain.actions import ACTIONS
@@ -15,6 +14,7 @@ from training.arrays import Floats
 from training.judging.contest.arena import Played
 from training.judging.contest.arms import POLICY, RAW
 from training.judging.contest.contest import Contest
+from training.learning.model.answers import choices
 from training.outcomes.simulate import Exit
 
 ROLLOUTS = "rollouts.parquet"
@@ -109,4 +109,4 @@ def _rows(contest: Contest, name: str, played: Played, ids: list[str]) -> pl.Dat
 def _actions(believed: Floats | None) -> list[str] | None:
     if believed is None:
         return None
-    return [ACTIONS[number].name for number in np.argmax(believed, axis=1).tolist()]
+    return [ACTIONS[number].name for number in choices(believed)]

@@ -29,6 +29,7 @@ from training.judging.contest.arms import (
 from training.judging.contest.oracle import oracle, states
 from training.judging.report.document import Cell, Section
 from training.judging.report.findings import Findings, cell
+from training.learning.model.answers import choices
 from training.scenarios.splits import backtest_paths, combinatorial_purged
 from training.scenarios.table import TRAIN, evenly
 from training.statistics.bootstrap import Estimate, mean_intervals
@@ -272,7 +273,7 @@ def _choices(findings: Findings) -> dict[str, Rows]:
     """(N,) index of the action that each arm takes, before rules; a plan's is the nearest one."""
     contest, yes = findings.contest, AgentAction(decision=True)
     plan = [ACTIONS.index(agents_label(scenario, yes)) for scenario in contest.scenarios]
-    chosen = {name: values.argmax(1) for name, values in contest.probabilities.items()}
+    chosen = {name: choices(values) for name, values in contest.probabilities.items()}
     for name in (AGENT, ALWAYS, *HEURISTICS):
         chosen[name] = np.where(contest.played[name].arm.approve, plan, 0)
     return chosen

@@ -6,8 +6,8 @@ gradient (tests/training/learning/algorithms/test_trl_equality.py).
 
 Deviations: the completion ends at the letter, without an end-of-turn token; the reference is the
 supervised warm-up's policy (as in the paper, section 4, though the warm-up's target is the
-closed-form optimum, not the chosen answers) and its log-probabilities are computed once; pairs
-carry their scenario's weight.
+closed-form optimum, not the chosen answers) and its log-probabilities are computed once; pairs are
+the teacher's, weighted by its certainty and their scenario's weight.
 """
 
 from __future__ import annotations
@@ -84,13 +84,20 @@ class PairTable:
         kept = np.isin(problem.pairs[:, 0], problem.train_rows)
         pairs = problem.pairs[kept]
         own = np.ones(len(kept)) if problem.pair_weights is None else problem.pair_weights
-        weights = own[kept] * problem.weights[pairs[:, 0]]
+        return cls.weighted(pairs, own[kept], problem.weights)
+
+    @classmethod
+    def weighted(
+        cls, pairs: NDArray[np.int64], own: NDArray[np.floating], of_rows: NDArray[np.floating]
+    ) -> PairTable:
+        """Pairs (P, 3) with weights of their own (P,), scaled to mean 1, and of all rows (N,)."""
+        weights = own / own.mean() * of_rows[pairs[:, 0]]
         rows, counts = np.unique(pairs[:, 0], return_counts=True)
-        shape = (len(problem.encoded), int(counts.max()))
+        shape = (len(of_rows), int(counts.max()))
         chosen = torch.zeros(shape, dtype=torch.int64)
         rejected = torch.zeros(shape, dtype=torch.int64)
         weight = torch.zeros(shape, dtype=torch.float64)  # 0 where a row has no more pairs
-        filled = np.zeros(len(problem.encoded), np.int64)
+        filled = np.zeros(len(of_rows), np.int64)
         for (row, better, worse), value in zip(pairs, weights, strict=True):
             place = row, filled[row]
             chosen[place], rejected[place], weight[place] = int(better), int(worse), float(value)

@@ -1,18 +1,21 @@
-"""Expected reward under KL, exact: the reward of every action is known, so nothing is sampled.
+"""Expected utility under KL, exact: the teacher's expectation of every action is given, so nothing
+is sampled.
 
-`distil` (default): cross-entropy to the closed-form optimum pi* ~ pi_ref exp(R / beta), normalised
-over the actions (Rafailov et al. 2023, eq. 4; as in advantage-weighted regression, Peng et al.
-2019, but with all actions weighted). `gradient`: ascent on E_pi[R] - beta KL(pi || pi_ref) itself
-(eq. 3 there).
+`distil` (default): cross-entropy to the closed-form optimum pi* ~ exp(E[U] / beta), normalised over
+the actions (Rafailov et al. 2023, eq. 4, with an indifferent reference). `gradient`: ascent on
+E_pi[U] - beta KL(pi || indifferent) itself (eq. 3 there). Both have the same optimum, whose scores
+are utilities over beta: its likeliest action is the one of the highest expected utility.
 
-Deviations: the partition function, intractable for texts, is a sum over the actions; rewards are
-realised outcomes, so pi* fits their noise and only the adapter's small capacity, few epochs and the
-KL average it out over scenarios.
+Deviations: the partition function, intractable for texts, is a sum over the actions. The reference
+is indifferent instead of the base model: what that prefers among letters is no knowledge of
+trading, and would stand between scores and utilities; the language is kept by the supervised part.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+
+from torch import Tensor
 
 from app.policy.in_process.label_reader import LabelReader
 from training.arrays import Progress, silent
@@ -43,15 +46,19 @@ def train(
             with run.accelerator.accumulate(run.policy):
                 output = run.policy(rows)
                 log_policy = run.log_policy(output)
-                reference, rewards = run.to(run.reference, rows), run.to(problem.rewards, rows)
-                weight = run.to(problem.weights, rows)
-                if config.objective == "distil":
-                    target = losses.closed_form(reference, rewards, config.beta)
-                    loss = losses.distillation_loss(log_policy, target, weight)
-                else:
-                    loss = losses.expected_reward_loss(
-                        log_policy, reference, rewards, weight, config.beta
-                    )
+                rewards, weight = run.to(problem.rewards, rows), run.to(problem.weights, rows)
+                loss = objective(log_policy, rewards, weight, config)
                 loss = loss + supervised_part(run, output, rows)
                 step(run, loss, log_policy, output.labels, rows)
         return finish(run, folder)
+
+
+def objective(
+    log_policy: Tensor, rewards: Tensor, weight: Tensor, config: ExpectedConfig
+) -> Tensor:
+    """A batch's loss. `log_policy` and `rewards` (expected utilities) are (B, A), `weight` (B,)."""
+    reference = losses.indifferent(log_policy)
+    if config.objective == "distil":
+        target = losses.closed_form(reference, rewards, config.beta)
+        return losses.distillation_loss(log_policy, target, weight)
+    return losses.expected_reward_loss(log_policy, reference, rewards, weight, config.beta)

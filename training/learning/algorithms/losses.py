@@ -10,6 +10,8 @@ whole.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -52,12 +54,23 @@ def format_loss(label_log_probs: Tensor) -> Tensor:
     return -torch.logsumexp(label_log_probs, dim=-1).mean()
 
 
+def indifferent(log_policy: Tensor) -> Tensor:
+    """The policy that knows nothing: every action alike. Same shape as `log_policy`, (B, A).
+
+    As a reference it makes the optimum below the softmax of rewards / beta: scores that are
+    utilities.
+    """
+    return torch.full_like(log_policy, -math.log(log_policy.shape[-1]))
+
+
 def closed_form(log_reference: Tensor, rewards: Tensor, beta: float) -> Tensor:
     """Log of the optimum of E[R] - beta KL(pi || pi_ref): pi* ~ pi_ref exp(R / beta), normalised
     over the actions.
 
     Rafailov et al. 2023, eq. 4 (after Peters and Schaal 2007); the partition function is a sum of A
     terms here. Inputs and result (B, A); rewards in R, any constant added to a row changes nothing.
+    Rewards must be expectations: a mean of optima of realised rewards is not the optimum of their
+    mean, and prefers what is often best to what earns most.
     """
     _positive(beta)
     return torch.log_softmax(log_reference + rewards / beta, dim=-1)

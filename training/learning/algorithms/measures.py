@@ -14,7 +14,7 @@ from app.domain.errors import AdvisorError
 from training.arrays import Floats
 from training.config.learning import TrainingConfig
 from training.learning.algorithms import losses
-from training.learning.model.answers import Answers
+from training.learning.model.answers import Answers, choices
 
 Measures = dict[str, float]
 _LOG_TEMPERATURES = (-3.0, 3.0)
@@ -54,8 +54,9 @@ def validation_metrics(
 ) -> Measures:
     """`policy_measures` on validation rows, and mean rewards (R) of deterministic choices there.
 
-    `greedy` takes the policy's argmax, `reference_greedy` the reference's, `best_constant` the one
-    action that was best on the training rows, `oracle` each row's best action in hindsight.
+    `greedy` takes what the policy chooses, `reference_greedy` what the reference does,
+    `best_constant` the one action that was best on the training rows, `oracle` each row's best
+    action by the rewards.
     """
     tensors = (
         torch.from_numpy(np.asarray(table[rows], np.float32))
@@ -66,7 +67,7 @@ def validation_metrics(
     constant = int(rewards[train].mean(0).argmax())
     return found | {
         "greedy": _taken(known, answers.action[rows]),
-        "reference_greedy": _taken(known, reference[rows].argmax(1)),
+        "reference_greedy": _taken(known, choices(reference[rows])),
         "best_constant": float(known[:, constant].mean()),
         "oracle": float(known.max(1).mean()),
         "rows": float(len(rows)),
@@ -91,18 +92,19 @@ def check_not_collapsed(metrics: Measures, config: TrainingConfig) -> None:
         )
 
 
-def fit_temperature(log_policy: Floats, best: NDArray[np.int64], weights: Floats) -> float:
-    """Temperature under which the policy's probabilities best foretell the best action (log loss on
-    these rows).
+def fit_temperature(log_policy: Floats, log_target: Floats, weights: Floats) -> float:
+    """Temperature under which the policy comes nearest to a target distribution, both (N, A): least
+    cross-entropy on these rows.
 
-    Guo et al. 2017, "On Calibration of Modern Neural Networks", section 4.2. One number, so that no
-    argmax changes; the bias stays as it was in training, since fitting it to the frequency of best
-    actions would move decisions towards what is often best and away from what pays.
+    As in Guo et al. 2017, "On Calibration of Modern Neural Networks", section 4.2, with
+    softmax(E[U] / beta) in place of a class: scores that are too sharp become utilities over beta
+    again. One number, so that no decision changes.
     """
+    target = np.exp(log_target)
 
     def loss(log_temperature: float) -> float:
         scaled = log_softmax(log_policy / np.exp(log_temperature), axis=1)
-        return -float((weights * scaled[np.arange(len(best)), best]).mean())
+        return -float((weights * (target * scaled).sum(1)).mean())
 
     found = minimize_scalar(loss, bounds=_LOG_TEMPERATURES, method="bounded")
     return round(float(np.exp(found.x)), 4)

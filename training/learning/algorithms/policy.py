@@ -63,6 +63,7 @@ def policy(
     steps = len(trained.history)
     return {
         "algorithm": settings.algorithm,
+        "controls": list(targets.controls),
         "metrics": trained.metrics,
         "language": _language(
             problem,

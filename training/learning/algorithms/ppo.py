@@ -1,10 +1,10 @@
 """Proximal policy optimisation (Schulman et al. 2017, eq. 7 and 9) with a KL pull to the reference.
 
-An episode is one decision: the state is the prompt, the return is the reward, and nothing follows.
-The value baseline is linear in the base model's last hidden state, which is cached, so it costs no
-pass.
+An episode is one decision: the state is the prompt, the return is the action's expected utility,
+and nothing follows. The value baseline is linear in the base model's last hidden state, which is
+cached, so it costs no pass.
 
-Deviations: several actions are sampled per scenario, since their rewards are known (they share the
+Deviations: several actions are sampled per scenario, since their returns are known (they share the
 state and the forward pass); the KL to the reference is a loss of its own, computed exactly over the
 actions, instead of a penalty within the sampled reward (Ziegler et al. 2019); advantages are
 centred and scaled by the batch, as implementations do; the value is not clipped. The first of the
@@ -76,50 +76,57 @@ def train(
                     output = run.policy(rows)
                     log_policy = run.log_policy(output)
                     predicted = value(run.to(states, rows))
+                    rewards, weight = run.to(problem.rewards, rows), run.to(problem.weights, rows)
                     if sample is None:
-                        sample = draw(run, config, log_policy, predicted, rows, source)
-                    loss = ppo_loss(run, config, log_policy, predicted, sample, rows)
+                        sample = draw(config, log_policy, predicted, rewards, source)
+                    reference = run.to(run.reference, rows)
+                    loss = objective(log_policy, reference, predicted, sample, weight, config)
                     loss = loss + supervised_part(run, output, rows)
                     step(run, loss, log_policy, output.labels, rows)
         return finish(run, folder)
 
 
-def ppo_loss(
-    run: Run, config: PpoConfig, log_policy: Tensor, predicted: Tensor, sample: Sample, rows: Tensor
+def objective(
+    log_policy: Tensor,
+    reference: Tensor,
+    predicted: Tensor,
+    sample: Sample,
+    weight: Tensor,
+    config: PpoConfig,
 ) -> Tensor:
-    """Clipped surrogate + value loss - entropy bonus + KL to the reference, weighted mean over
-    rows."""
+    """A batch's loss: clipped surrogate + value loss - entropy bonus + KL to the reference,
+    weighted mean over rows. `log_policy` and `reference` (B, A), `predicted` (B, 1), `weight`
+    (B,)."""
     log_new = log_policy.gather(1, sample.actions)
     surrogate = losses.ppo_policy_loss(log_new, sample.log_old, sample.advantage, config.clip).mean(
         1
     )
     valued = losses.value_loss(predicted.expand_as(sample.returned), sample.returned).mean(1)
-    pull = losses.kl_divergence(log_policy, run.to(run.reference, rows))
+    pull = losses.kl_divergence(log_policy, reference)
     of_rows = (
         surrogate
         + config.value * valued
         - config.entropy * losses.entropy(log_policy)
         + config.beta * pull
     )
-    return (run.to(run.problem.weights, rows) * of_rows).mean()
+    return (weight * of_rows).mean()
 
 
 def draw(
-    run: Run,
     config: PpoConfig,
     log_policy: Tensor,
     predicted: Tensor,
-    rows: Tensor,
+    rewards: Tensor,
     source: torch.Generator,
 ) -> Sample:
-    """Sample actions of the current policy with replacement, and their advantages over the value
-    baseline."""
+    """Sample actions of the current policy with replacement, and the advantages of their
+    expectations (B, A) over the value baseline (B, 1)."""
     with torch.no_grad():
         actions = torch.multinomial(
             log_policy.exp().cpu(), config.samples, replacement=True, generator=source
         )
         actions = actions.to(log_policy.device)
-        returned = run.to(run.problem.rewards, rows).gather(1, actions)
+        returned = rewards.gather(1, actions)
         advantage = returned - predicted
         if advantage.numel() > 1:
             advantage = (advantage - advantage.mean()) / advantage.std().clamp(min=1e-6)

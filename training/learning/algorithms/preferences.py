@@ -1,10 +1,10 @@
-"""Preference pairs: of two actions in one scenario, the one that earned more.
+"""Preference pairs: of two actions in one scenario, the one that is worth more.
 
-Two sources. `outcome`: realised rewards that differ by a margin. `model`: the reward model's
-out-of-fold predictions, where they differ by a margin in standard errors (the ensemble's spread of
-that very difference) and no realised pair of the same two actions speaks, for or against. At most
-`per_scenario` of each source and scenario: the widest first, so that the best action is always
-preferred to the worst, the rest at random, so that what is preferred stays varied.
+`model`, which trains: the teacher's expectations out of fold, where they differ by a margin, in R
+and in the teacher's own standard deviations. `outcome`: what really came of both, to validate on,
+and to train where `targets.source` asks for that control. At most `per_scenario` of a scenario: the
+widest first, so that the best action is always preferred to the worst, the rest drawn by their
+margins, so that what is preferred stays varied and the best is preferred most often.
 
 The files are TRL's conversational preference format (1.16, "dataset formats"): `prompt` is the
 system's and the user's message as `app.domain.prompt` renders them, `chosen` and `rejected` one
@@ -27,12 +27,14 @@ from typing import Any, Self
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
+from scipy.special import ndtr
 
 from app.domain.actions import ACTIONS, BY_LABEL, LABELS, Action
 from app.domain.decision import prepare
 from app.domain.errors import AdvisorError
 from app.domain.prompt import Prompt
-from training.config.learning import PreferencesConfig
+from training.config.learning import PreferencesConfig, TargetsConfig
+from training.learning.algorithms.targets import targets as worths
 from training.learning.reward.ensemble import Rewards
 from training.outcomes.labels import Labels
 from training.scenarios.table import TRAIN, VALIDATE, ScenarioSet
@@ -68,10 +70,10 @@ class PreferenceError(AdvisorError):
 class Preferences:
     """Pairs, by row of the scenario set. `table` has the columns of `SCHEMA`:
 
-    `chosen`, `rejected` are labels; `margin` the difference of their rewards (realised, or
-    predicted for `model`), R; `weight` is 1 for an outcome, and for the reward model's own 2
-    P(chosen beats rejected) - 1 by its pairwise head: what a pair weighs beside the others of its
-    scenario. Pairs of `validate` are of real scenarios and outcomes alone.
+    `chosen`, `rejected` are labels; `margin` the difference of what they are worth (realised, or
+    expected for `model`), R; `weight` is 1 for an outcome, and for the teacher's own its certainty,
+    2 P(chosen is worth more) - 1: what a pair weighs beside others. Pairs of `validate` are of real
+    scenarios and outcomes alone.
     """
 
     table: pl.DataFrame
@@ -146,6 +148,7 @@ def preferences(
     reward: Rewards,
     *,
     settings: PreferencesConfig,
+    targets: TargetsConfig,
 ) -> Facts:
     """Fill `folder`: `preferences.parquet`, and for each split `preferences-SPLIT.jsonl`. Facts:
     counts by split and source, and duplicates that were left out.
@@ -157,14 +160,16 @@ def preferences(
     PreferenceError : no training pair clears the margin.
     """
     prompts = [prepare(scenario) for scenario in scenarios.scenarios()]
+    learnt = worths(labels.rewards, reward.predictions, scenarios.rows(TRAIN), targets)
+    taught = targets.source == "teacher"
     rows: list[dict[str, Any]] = []
     for split in SPLITS:
-        members = reward.members if split == TRAIN and settings.model_pairs else None
-        for row in scenarios.rows(split):
-            for pair in pairs_of(int(row), labels.rewards[row], members, settings):
-                rows.append(
-                    {"scenario_id": scenarios.table["id"][int(row)], "split": split, **pair}
-                )
+        worth = learnt if split == TRAIN else labels.rewards
+        sure = reward.std if split == TRAIN and taught else None
+        for row in map(int, scenarios.rows(split)):
+            sd = None if sure is None else sure[row]
+            for pair in pairs_of(row, worth[row], sd, settings):
+                rows.append({"scenario_id": scenarios.table["id"][row], "split": split, **pair})
     table, duplicates = _distinct(pl.DataFrame(rows, SCHEMA, orient="row"), prompts)
     counts = Counter(zip(table["split"], table["source"], strict=True))
     if not any(split == TRAIN for split, _ in counts):
@@ -188,42 +193,43 @@ def preferences(
 
 def pairs_of(
     row: int,
-    realised: NDArray[np.float64],
-    members: NDArray[np.float32] | None,
+    worth: NDArray[np.float64],
+    sd: NDArray[np.float64] | None,
     config: PreferencesConfig,
 ) -> Iterator[dict[str, Any]]:
     """The pairs of one scenario, as rows of the table without id and split.
 
-    realised : (10,) rewards, NaN when excluded. members : (M, 2, N, 10) as `Rewards` has them;
-        None: outcomes alone.
+    worth : (10,) what each action is worth, R; NaN when excluded.
+    sd : (10,) the teacher's standard deviations of that, R; None: outcomes, which are certain.
+
+    Certainty is the margin over the larger of both deviations: actions of one scenario follow one
+    price path, and their difference varies less than the riskier of them.
     """
-    source = np.random.default_rng([config.seed, row])
-    gained = np.nan_to_num(realised[:, None] - realised[None, :])
-    spoken = np.abs(gained) >= config.margin
-    for better, worse in _drawn(gained, gained >= config.margin, config.per_scenario, source):
-        yield _pair(row, better, worse, gained[better, worse], 1.0, PairSource.OUTCOME)
-    if members is None:
-        return
-    predicted = members[:, 0, row].astype(np.float64)  # (M, 10)
-    gaps = predicted[:, :, None] - predicted[:, None, :]
-    mean, error = gaps.mean(0), gaps.std(0)
-    clear = (mean > config.model_margin * error) & (mean > 0) & ~spoken
-    scores = members[:, 1, row].mean(0, dtype=np.float64)
-    sure = np.tanh((scores[:, None] - scores[None, :]) / 2)  # 2 sigmoid(x) - 1
-    for better, worse in _drawn(mean, clear & (sure > 0), config.per_scenario, source):
-        yield _pair(row, better, worse, mean[better, worse], sure[better, worse], PairSource.MODEL)
+    gaps = np.nan_to_num(worth[:, None] - worth[None, :])
+    spread = np.zeros_like(gaps) if sd is None else np.maximum(sd[:, None], sd[None, :])
+    certainty = np.divide(gaps, spread, out=np.full_like(gaps, np.inf), where=spread > 0)
+    allowed = (gaps >= config.margin) & (certainty >= config.model_margin)
+    weight = 2 * ndtr(certainty) - 1
+    source = PairSource.OUTCOME if sd is None else PairSource.MODEL
+    drawn = _drawn(gaps * allowed, config.per_scenario, np.random.default_rng([config.seed, row]))
+    for better, worse in drawn:
+        yield _pair(row, better, worse, gaps[better, worse], weight[better, worse], source)
 
 
 def _drawn(
-    gaps: NDArray[np.float64], allowed: NDArray[np.bool_], limit: int, source: np.random.Generator
+    margins: NDArray[np.float64], limit: int, source: np.random.Generator
 ) -> list[tuple[int, int]]:
-    """The widest allowed pair, and others at random, `limit` at most."""
-    better, worse = np.nonzero(allowed)
-    if not len(better):
-        return []
-    widest = int(np.argmax(gaps[better, worse]))
-    others = [int(pair) for pair in source.permutation(len(better)) if pair != widest]
-    return [(int(better[pair]), int(worse[pair])) for pair in [widest, *others][:limit]]
+    """The widest pair, and others drawn by their margins without replacement, `limit` at most; what
+    has no margin is never drawn.
+
+    Of exponential lots divided by margins the least come first: the k-th pair is drawn with a
+    chance in proportion to its margin among those that are left (Efraimidis and Spirakis 2006).
+    """
+    better, worse = np.nonzero(margins)
+    lots = source.exponential(size=len(better)) / margins[better, worse]
+    if len(lots):
+        lots[margins[better, worse].argmax()] = -1.0
+    return [(int(better[pair]), int(worse[pair])) for pair in lots.argsort()[:limit]]
 
 
 def _pair(

@@ -1,8 +1,8 @@
 """The control: a linear probe of the base model's last hidden state with the target of the
 expected-reward algorithm.
 
-Multinomial logistic regression (scikit-learn) fitted to the closed-form optimum pi* ~ pi_ref exp(R
-/ beta): each row stands for all its actions, weighted by pi*. Same states, same rewards, no
+Multinomial logistic regression (scikit-learn) fitted to the closed-form optimum pi* ~ exp(E[U] /
+beta): each row stands for all its actions, weighted by pi*. Same states, same rewards, no
 language model to tune: an algorithm that does not reach it has lost something on the way.
 """
 
@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
+from scipy.special import log_softmax
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -22,11 +22,10 @@ from sklearn.preprocessing import StandardScaler
 from app.domain.actions import ACTIONS
 from app.domain.manifest import Calibration
 from training.config.learning import TargetsConfig
-from training.learning.algorithms import losses
 from training.learning.algorithms.preferences import Preferences
 from training.learning.algorithms.problem import problem_of
 from training.learning.algorithms.run import Problem
-from training.learning.model.answers import Answers
+from training.learning.model.answers import Answers, choices
 from training.learning.model.base import Base
 from training.learning.model.base_pass import Encoded
 from training.learning.reward.ensemble import Rewards
@@ -79,10 +78,7 @@ def fit_probe(problem: Problem, beta: float, strengths: tuple[float, ...] = STRE
     """Fit on the training rows; the strength by expected reward in contiguous folds of them, not on
     validation rows."""
     states = np.asarray(problem.encoded.last, np.float64)
-    base = torch.from_numpy(np.array(problem.encoded.label_log_probs))
-    reference = losses.log_policy_of(base, problem.bias)
-    rewards = torch.from_numpy(np.nan_to_num(problem.rewards)).float()
-    target = losses.closed_form(reference, rewards, beta).exp().double().numpy()
+    target = np.exp(log_softmax(np.nan_to_num(problem.rewards) / beta, axis=1))
     rows = problem.train_rows
     gains = {}
     for strength in strengths:
@@ -90,7 +86,7 @@ def fit_probe(problem: Problem, beta: float, strengths: tuple[float, ...] = STRE
         gain = 0.0
         for part in parts:
             model = _fit(states, target, problem.weights, np.setdiff1d(rows, part), strength)
-            chosen = _log_policy(model, states[part]).argmax(1)
+            chosen = choices(_log_policy(model, states[part]))
             gain += float((problem.weights[part] * problem.rewards[part, chosen]).sum())
         gains[strength] = gain
     best = max(gains, key=lambda strength: gains[strength])

@@ -4,10 +4,10 @@ best.
 Candidates of a scenario are its best action and others drawn at random; their scores are
 log-probabilities, all read from one pass.
 
-Deviations: every reward is known, so the best of all actions is always among the candidates; a
-letter has length 1, so length normalisation does nothing; scores are of the policy over actions,
-bias removed. The method has no reference policy: the KL to the warm-up's policy is logged, not
-penalised.
+Deviations: every action has its expectation, so the best of all actions is always among the
+candidates; a letter has length 1, so length normalisation does nothing; scores are of the policy
+over actions, bias removed. The method has no reference policy: the KL to the warm-up's policy is
+logged, not penalised.
 """
 
 from __future__ import annotations
@@ -47,15 +47,26 @@ def train(
             with run.accelerator.accumulate(run.policy):
                 output = run.policy(rows)
                 log_policy = run.log_policy(output)
-                rewards = run.to(problem.rewards, rows)
-                chosen = candidates(rewards, config.candidates, source)
-                scores, earned = log_policy.gather(1, chosen), rewards.gather(1, chosen)
-                ranking = losses.rrhf_ranking_loss(scores, earned)
-                best = losses.rrhf_best_loss(scores, earned)
-                loss = (run.to(problem.weights, rows) * (ranking + config.best * best)).mean()
+                rewards, weight = run.to(problem.rewards, rows), run.to(problem.weights, rows)
+                loss = objective(log_policy, rewards, weight, config, source)
                 loss = loss + supervised_part(run, output, rows)
                 step(run, loss, log_policy, output.labels, rows)
         return finish(run, folder)
+
+
+def objective(
+    log_policy: Tensor,
+    rewards: Tensor,
+    weight: Tensor,
+    config: RrhfConfig,
+    source: torch.Generator,
+) -> Tensor:
+    """A batch's loss. `log_policy` and `rewards` (expected utilities) are (B, A), `weight` (B,)."""
+    chosen = candidates(rewards, config.candidates, source)
+    scores, expected = log_policy.gather(1, chosen), rewards.gather(1, chosen)
+    ranking = losses.rrhf_ranking_loss(scores, expected)
+    best = losses.rrhf_best_loss(scores, expected)
+    return (weight * (ranking + config.best * best)).mean()
 
 
 def candidates(rewards: Tensor, count: int, source: torch.Generator) -> Tensor:

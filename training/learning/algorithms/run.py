@@ -20,6 +20,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration, gather_object
 from numpy.typing import NDArray
+from scipy.special import log_softmax
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import get_cosine_schedule_with_warmup
@@ -62,7 +63,8 @@ class TrainingError(AdvisorError):
 class Problem:
     """What an algorithm is given. Rows are the scenario set's.
 
-    rewards : (N, 10) float, R of the agent's plan; rows with NaN are left out.
+    rewards : (N, 10) float, what each action is worth, R of the agent's plan: the teacher's
+        expectation, but for a control; rows with NaN are left out.
     weights : (N,) uniqueness, 0-1; scaled to mean 1 over the training rows.
     train_rows, validate_rows : indices, disjoint.
     calibration, base_name : the base manifest's calibration and model version.
@@ -330,8 +332,8 @@ def finish(run: Run, folder: Path) -> TrainedPolicy:
     )
     check_not_collapsed(metrics, run.config)
     validate = problem.validate_rows
-    best = problem.rewards[validate].argmax(1)
-    temperature = fit_temperature(plain.log_policy[validate], best, problem.weights[validate])
+    target = log_softmax(problem.rewards[validate] / run.config.beta, axis=1)
+    temperature = fit_temperature(plain.log_policy[validate], target, problem.weights[validate])
     least_mass = float(plain.label_mass[validate].min())
     calibration = problem.calibration.model_copy(
         update={"temperature": temperature, "min_label_mass": round(least_mass / 2, 3)}

@@ -1,5 +1,8 @@
-"""Which rewards a policy is trained on: realised, foretold, or both; centred, or dealt out at
-random as a control."""
+"""What the policy learns from: the utility of every action, as the teacher expects it out of fold.
+
+Three controls show what a run must not do: realised outcomes in the teacher's place, targets
+centred by action, and targets dealt to other scenarios at random.
+"""
 
 from __future__ import annotations
 
@@ -9,22 +12,20 @@ from training.arrays import Floats, Rows
 from training.config.learning import TargetsConfig
 
 
-def targets(realised: Floats, predicted: Floats, train: Rows, config: TargetsConfig) -> Floats:
-    """(N, 10) rewards to train on; NaN rows stay NaN.
+def targets(realised: Floats, expected: Floats, train: Rows, config: TargetsConfig) -> Floats:
+    """(N, 10) to train on; rows without a known outcome are NaN.
 
-    The reward model averages away an outcome's luck, the outcome knows what the model does not: the
-    mean of both is the default. Centred, the mean over the training rows is 0 for every action.
+    realised, expected : (N, 10) R; what came of each action, and what the teacher expects of it.
+
+    Expectations are not centred: an action that loses on average is worth less than rejecting, and
+    the policy is to say so. Centred, the mean over the training rows is 0 for every action, and a
+    perfect learner approves the better half of a world in which everything loses.
     """
-    known = np.where(np.isfinite(realised), predicted, np.nan)
-    choices: dict[str, Floats] = {
-        "outcomes": realised,
-        "model": known,
-        "mean": (realised + known) / 2,
-    }
-    mixed = choices[config.source]
+    taken = realised if config.source == "outcomes" else expected
+    known = np.where(np.isfinite(realised), taken, np.nan)
     if not config.centre:
-        return mixed
-    return np.asarray(mixed - np.nanmean(mixed[train], axis=0))
+        return known
+    return np.asarray(known - np.nanmean(known[train], axis=0))
 
 
 def dealt_out(rewards: Floats, pairs: Rows, train: Rows, seed: int) -> tuple[Floats, Rows]:

@@ -2,11 +2,11 @@
 agent's words.
 
 Preference losses start from its result, because they rank actions that the base model hardly
-distinguishes. The target is the closed-form optimum of expected reward under KL (`optimum`,
-Rafailov et al. 2023, eq. 4), or one letter per scenario: the action with the highest reward
-(`best`), as one would tune on the chosen answers before DPO, or the agent's own (`agent`).
-`optimum` is what `expected` distils: what a preference loss adds is to be counted from the
-warm-up's result on.
+distinguishes. The target is the closed-form optimum of expected utility under KL (`optimum`,
+Rafailov et al. 2023, eq. 4, with an indifferent reference), or one letter per scenario: the action
+with the highest expectation (`best`), as one would tune on the chosen answers before DPO, or, as a
+control, the agent's own (`agent`). `optimum` is what `expected` distils: what a preference loss
+adds is to be counted from the warm-up's result on.
 
 Deviation from token cross-entropy: the label's bias stays removed, and the mass on labels is asked
 for by a term of its own; see losses.format_loss.
@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from app.policy.in_process.label_reader import LabelReader
 from training.arrays import Progress, silent
@@ -36,6 +37,7 @@ from training.learning.algorithms.run import (
     step,
     supervised_part,
 )
+from training.learning.model.answers import choices
 from training.learning.model.base import Base
 from training.learning.model.base_pass import Encoded
 from training.learning.reward.ensemble import Rewards
@@ -77,32 +79,39 @@ def train(
 ) -> TrainedPolicy:
     """Train, judge and save. Raises `TrainingError` without the agent's actions where they are the
     target, and `CollapsedPolicy`."""
-    labels = (
-        None if config.target == "optimum" else torch.from_numpy(target_labels(problem, config))
+    imitated = (
+        None if config.target == "optimum" else torch.from_numpy(imitated_by(problem, config))
     )
     with started(problem, config, adapter, reader, folder, progress) as run:
         for rows in batches(run, problem.train_rows, config.epochs, config.learning_rate):
             with run.accelerator.accumulate(run.policy):
                 output = run.policy(rows)
                 log_policy = run.log_policy(output)
-                weight = run.to(problem.weights, rows)
-                if labels is None:
-                    reference, rewards = run.to(run.reference, rows), run.to(problem.rewards, rows)
-                    target = losses.closed_form(reference, rewards, config.beta)
-                    loss = losses.distillation_loss(log_policy, target, weight)
-                else:
-                    loss = losses.supervised_loss(
-                        log_policy, labels[rows.cpu()].to(log_policy.device), weight
-                    )
+                rewards, weight = run.to(problem.rewards, rows), run.to(problem.weights, rows)
+                letters = None
+                if imitated is not None:
+                    letters = imitated[rows.cpu()].to(log_policy.device)
+                loss = objective(log_policy, rewards, weight, letters, config.beta)
                 loss = loss + supervised_part(run, output, rows)
                 step(run, loss, log_policy, output.labels, rows)
         return finish(run, folder)
 
 
-def target_labels(problem: Problem, config: WarmUpConfig) -> NDArray[np.int64]:
+def objective(
+    log_policy: Tensor, rewards: Tensor, weight: Tensor, letters: Tensor | None, beta: float
+) -> Tensor:
+    """A batch's loss: cross-entropy to the optimum of `rewards` (B, A), or to `letters` (B,), where
+    they are given."""
+    if letters is not None:
+        return losses.supervised_loss(log_policy, letters, weight)
+    target = losses.closed_form(losses.indifferent(log_policy), rewards, beta)
+    return losses.distillation_loss(log_policy, target, weight)
+
+
+def imitated_by(problem: Problem, config: WarmUpConfig) -> NDArray[np.int64]:
     """(N,) index of the action to imitate; 0 where no reward is known (such rows do not train)."""
     if config.target == "best":
-        return np.asarray(np.nan_to_num(problem.rewards, nan=-np.inf).argmax(1))
+        return choices(np.nan_to_num(problem.rewards))
     if problem.demonstrations is None:
         raise TrainingError(
             "target = 'agent' needs the agent's actions: give demonstrations, or use target ="

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from scipy.special import log_softmax
 
 from app.domain.actions import ACTIONS
+from app.domain.choice import chosen
 from app.domain.decision import prepare
 from app.domain.manifest import Calibration, ModelManifest
 from app.domain.scenario import Scenario
@@ -90,13 +91,19 @@ class Answers:
 
     @property
     def action(self) -> Rows:
-        """(N,) index of the most probable action; the earlier label wins a tie."""
-        return np.asarray(self._scores.argmax(axis=1))
+        """(N,) index of the action that each reading proposes."""
+        return choices(self._scores)
 
     @property
     def label_mass(self) -> Floats:
         """(N,) probability that fell on labels, 0-1."""
         return np.asarray(np.exp(np.asarray(self.raw, np.float64)).sum(axis=1))
+
+
+def choices(scores: NDArray[np.floating]) -> Rows:
+    """(N,) index of the action that the decision rule takes, by (N, 10) scores: utilities, or
+    log-probabilities."""
+    return np.array([chosen(row) for row in scores.tolist()], np.int64)
 
 
 class Published(NamedTuple):

@@ -19,9 +19,8 @@ from app.policy.in_process.importer import import_smollm2
 from tests.builders import scenario
 from tests.domain.scenarios import AS_OF
 from tests.training.support.artifacts import made_up
-from training.arrays import Floats
 from training.config.data import ScenariosConfig
-from training.config.learning import PreferencesConfig
+from training.config.learning import PreferencesConfig, TargetsConfig
 from training.learning.algorithms.preferences import (
     PairSource,
     PreferenceError,
@@ -35,6 +34,7 @@ from training.outcomes.labels import Labels
 from training.scenarios.table import RealScenario, ScenarioSet, build_scenarios
 from training.stages.store import Artifact
 
+OUTCOMES = TargetsConfig(source="outcomes")
 COUNT = 20
 START = AS_OF.replace(year=2022)
 R = np.array([0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 2.0])
@@ -59,13 +59,10 @@ def labelled(rewards: np.ndarray) -> Labels:
     return Labels(rewards, np.zeros(len(rewards)), pl.DataFrame())
 
 
-def modelled(members: np.ndarray) -> Rewards:
-    """A reward model of which `members` (M, 2, N, 10) is all that matters here."""
-    return Rewards(members[:, 0].mean(0), members[:, 0].std(0), members.astype(np.float32), {})
-
-
-def silent(rows: int) -> Rewards:
-    return modelled(np.zeros((2, 2, rows, 10)))
+def teacher(expected: np.ndarray, sd: float = 0.1) -> Rewards:
+    """What it expects, (N, 10), everywhere as certain."""
+    members = np.zeros((1, 2, *expected.shape), np.float32)
+    return Rewards(expected, np.full_like(expected, sd), members, {})
 
 
 def built(
@@ -73,6 +70,7 @@ def built(
     scenarios: ScenarioSet,
     rewards: np.ndarray,
     model: Rewards | None = None,
+    targets: TargetsConfig = OUTCOMES,
     **config: Any,
 ) -> Artifact:
     def build(target: Path) -> dict[str, Any]:
@@ -80,17 +78,18 @@ def built(
             target,
             scenarios,
             labelled(rewards),
-            model or silent(len(rewards)),
+            model or teacher(np.zeros_like(rewards)),
             settings=PreferencesConfig(**config),
+            targets=targets,
         )
 
     return made_up(folder, "preferences", build, config)
 
 
 def drawn(
-    realised: np.ndarray, members: np.ndarray | None = None, **config: Any
+    worth: np.ndarray, sd: np.ndarray | None = None, **config: Any
 ) -> list[tuple[str, str, float, str]]:
-    pairs = pairs_of(0, realised, members, PreferencesConfig(**config))
+    pairs = pairs_of(0, worth, sd, PreferencesConfig(**config))
     return [
         (one["chosen"], one["rejected"], round(one["margin"], 6), one["source"]) for one in pairs
     ]
@@ -113,43 +112,35 @@ def test_a_scenario_gives_no_more_than_its_cap_and_the_seed_decides_which() -> N
     assert drawn(R, per_scenario=4, seed=1) != pairs
 
 
-def test_an_excluded_scenario_has_no_outcome_to_prefer() -> None:
+def test_an_excluded_scenario_has_nothing_to_prefer() -> None:
     assert drawn(np.full(10, np.nan)) == []
 
 
-def members(*each: Floats, scores: Floats = R) -> np.ndarray:
-    """(M, 2, 1, 10): what each member predicts of one scenario."""
-    return np.stack([np.stack([predicted, scores])[:, None] for predicted in each])
+def test_pairs_are_drawn_by_their_margins() -> None:
+    """Of B-I two are worth 0.1, the others nothing; J, always first, apart: a margin of 1.0 is
+    drawn ten times as often as one of 0.1, as a first lot."""
+    worth = np.array([0.0, 0.1, *[0.0] * 7, 1.0])
+    firsts = [
+        [pair["margin"] for pair in pairs_of(row, worth, None, PreferencesConfig(per_scenario=2))]
+        for row in range(2000)
+    ]
+    assert all(margins[0] == 1.0 for margins in firsts)
+    narrow = np.mean([margins[1] == pytest.approx(0.1) for margins in firsts])
+    # Left are 7 pairs of J with margin 1.0, one with 0.9, and 8 of B with 0.1.
+    assert narrow == pytest.approx(0.8 / (7 + 0.9 + 0.8), abs=0.02)
 
 
-def test_the_reward_model_speaks_where_its_members_agree_and_outcomes_are_silent() -> None:
-    quiet = np.full(10, np.nan)
-    agree = np.zeros(10)
-    agree[3] = 0.2
-    # Members say 0.1 and 0.3 of action 3: mean 0.2, standard error 0.1: two of them.
-    found = members(agree / 2, agree * 1.5)
-    assert {pair[0] for pair in drawn(quiet, found, model_margin=1.9, per_scenario=100)} == {"D"}
-    assert drawn(quiet, found, model_margin=2.1) == []
-    realised = np.zeros(10)
-    realised[
-        3
-    ] = -1.0  # it was the worst: nine realised pairs against it, and none of the model's for it
-    pairs = drawn(realised, found, model_margin=1.9, per_scenario=100)
-    assert {pair[3] for pair in pairs} == {"outcome"}
-    assert {pair[1] for pair in pairs} == {"D"}
-
-
-def test_a_pair_of_the_model_weighs_as_sure_as_its_pairwise_head_is() -> None:
-    agree = np.zeros(10)
-    agree[3] = 0.2
-    scores = np.zeros(10)
-    scores[3] = np.log(3)  # P = 3 / 4, so 2 P - 1 = 1 / 2
-    pairs = list(
-        pairs_of(0, np.full(10, np.nan), members(agree, agree, scores=scores), PreferencesConfig())
-    )
-    assert [pair["weight"] for pair in pairs] == pytest.approx([0.5] * 4)
-    unsure = members(agree, agree, scores=-scores)
-    assert list(pairs_of(0, np.full(10, np.nan), unsure, PreferencesConfig())) == []
+def test_the_teachers_pairs_clear_a_margin_in_its_deviations_and_weigh_as_it_is_certain() -> None:
+    worth = np.zeros(10)
+    worth[3] = 0.2
+    sd = np.full(10, 0.1)
+    sd[0] = 0.0  # rejecting is certain
+    pairs = list(pairs_of(0, worth, sd, PreferencesConfig(model_margin=1.9, per_scenario=100)))
+    assert {pair["chosen"] for pair in pairs} == {"D"}
+    assert {pair["source"] for pair in pairs} == {"model"}
+    # 0.2 over 0.1: two deviations, 2 x 0.97725 - 1
+    assert [pair["weight"] for pair in pairs] == pytest.approx([0.9545] * 9, abs=1e-4)
+    assert drawn(worth, sd, model_margin=2.1) == []
 
 
 def test_the_stage_trains_on_training_scenarios_and_validates_on_real_outcomes_alone(
@@ -158,22 +149,23 @@ def test_the_stage_trains_on_training_scenarios_and_validates_on_real_outcomes_a
     rewards = np.tile(R, (len(scenarios), 1))
     train, validate = scenarios.rows("train"), scenarios.rows("validate")
     rewards[train[0]] = np.nan
-    model = modelled(np.broadcast_to(np.stack([R, R])[None, :, None], (2, 2, len(scenarios), 10)))
-    artifact = built(tmp_path, scenarios, rewards, model)
+    artifact = built(tmp_path, scenarios, rewards, teacher(rewards[:, ::-1]), TargetsConfig())
     found = Preferences.open(artifact)
     trained, validated = (
         found.table.filter(pl.col("split") == split) for split in ("train", "validate")
     )
-    assert set(trained["row"]) == set(train)
+    assert set(trained["row"]) == set(train[1:])
     assert set(validated["row"]) == set(validate)
     assert scenarios.real[validated["row"].to_numpy()].all()
     assert not scenarios.real[trained["row"].to_numpy()].all()  # variants train
     assert set(validated["source"]) == {"outcome"}
-    assert set(trained.filter(pl.col("row") == train[0])["source"]) == {"model"}
+    assert set(trained["source"]) == {"model"}
+    assert trained["chosen"][0] == "A", "the teacher says otherwise than what came of it"
+    assert validated["chosen"][0] == "J"
     assert found.indices.shape == (len(trained), 3)
     assert found.weights.shape == (len(trained),)
     row, better, worse = found.of("validate")[-1]
-    assert rewards[row, better] - rewards[row, worse] >= 0.25
+    assert rewards[row, better] - rewards[row, worse] >= 0.02
     counts = artifact.facts["pairs"]
     assert counts["validate_outcome"] == 4 * len(validate)
     assert sum(counts.values()) == len(found.table)
@@ -194,7 +186,7 @@ def test_the_same_pair_of_the_same_prompt_is_there_once_the_widest(tmp_path: Pat
     rewards = np.zeros((COUNT, 10))
     rewards[:, 9] = np.linspace(1, 2, COUNT)
     rewards[3] *= -1  # one of them contradicts: both ways stay
-    artifact = built(tmp_path, alike, rewards, per_scenario=100)
+    artifact = built(tmp_path, alike, rewards, per_scenario=100, margin=0.25)
     table = Preferences.open(artifact).table.filter(pl.col("split") == "train")
     against = table.filter(pl.col("rejected") == "J")
     last = alike.rows("train")[-1]
