@@ -15,7 +15,7 @@ from app.domain.actions import ACTIONS
 from app.domain.candidate import Candidate
 from app.domain.case import TradingState
 from app.domain.comparison import cohens_kappa, regime
-from app.domain.decision import AdviceStatus, Decision, Role
+from app.domain.decision import AdviceStatus, Decision, Role, TextEffect
 from app.domain.errors import AbstainReason
 from app.domain.manifest import ModelManifest
 from app.domain.rules import VetoCode
@@ -96,6 +96,12 @@ class Metrics:
         self.decisions = counter("decisions_total", "Advices given", "status", "model_version")
         self.actions = counter("advice_actions_total", "Final actions", "action", "model_version")
         self.abstentions = counter("abstentions_total", "Why a policy gave no proposal", "reason")
+        self.texts = counter(
+            "text_effects_total",
+            "Prompts with news, by what the news did to the proposal",
+            "effect",
+            "model_version",
+        )
         self.vetoes = counter(
             "vetoes_total", "Refusals by rule; arm control is the agent's own order", "code", "arm"
         )
@@ -220,6 +226,8 @@ class Metrics:
             self._versions.add(version)
             for status in AdviceStatus:
                 self.decisions.labels(status, version)
+            for effect in TextEffect:
+                self.texts.labels(effect, version)
             for name in (*(action.name for action in ACTIONS), "none"):
                 self.actions.labels(name, version)
             self.agreement.labels(version).set(float("nan"))
@@ -261,6 +269,8 @@ class Metrics:
             self._combination(decision.scenario.candidate, advice.model_version)
             self.decisions.labels(advice.status, advice.model_version).inc()
             self.actions.labels(advice.action or "none", advice.model_version).inc()
+            if advice.text_effect:
+                self.texts.labels(advice.text_effect, advice.model_version).inc()
             if advice.abstain_reason:
                 self.abstentions.labels(advice.abstain_reason).inc()
             for veto in advice.review.vetoes if advice.review else ():

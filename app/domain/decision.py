@@ -19,7 +19,7 @@ from app.domain.errors import AbstainReason
 from app.domain.fields import Hash, Instant, Record, ShortText
 from app.domain.limits import Limits
 from app.domain.manifest import Calibration
-from app.domain.prompt import Prompt, render
+from app.domain.prompt import PROMPT_VERSION, Prompt, render
 from app.domain.review import Review, review
 from app.domain.scenario import Scenario
 
@@ -40,16 +40,44 @@ class Role(StrEnum):
     SHADOW = "shadow"
 
 
+class TextEffect(StrEnum):
+    """What the prompt's text part did to the proposal, and so what the rule of both readings was
+    for."""
+
+    NONE = "none"
+    """Both readings propose the same action."""
+    REFUSED = "refused"
+    """The text turned an approval away."""
+    HELD_BACK = "held_back"
+    """The text alone would have approved; it was not followed."""
+    RESIZED = "resized"
+    """Both approve, differently; what risks less counts."""
+
+
 class Reading(Record):
     """What the model said: log-probability (nats) of each label among all tokens, in the order of
     `LABELS`."""
 
     log_probabilities: tuple[float, ...] = Field(min_length=len(LABELS), max_length=len(LABELS))
+    without_text: tuple[float, ...] | None = Field(
+        None,
+        min_length=len(LABELS),
+        max_length=len(LABELS),
+        exclude_if=lambda value: value is None,
+        description="the same of the prompt without its text part; none where it has none",
+    )
 
     @property
     def label_mass(self) -> float:
         """Probability that fell on labels, 0-1."""
         return math.fsum(math.exp(value) for value in self.log_probabilities)
+
+    @property
+    def bare(self) -> Reading:
+        """The reading without the prompt's text part; itself where the prompt has none."""
+        if self.without_text is None:
+            return self
+        return Reading(log_probabilities=self.without_text)
 
 
 class Proposal(Record):
@@ -89,6 +117,11 @@ class Advice(Record):
     )
     quantity: float | None = Field(None, ge=0, description="base units; 0 when rejected")
     stop: float | None = Field(None, description="price; null unless approved")
+    text_effect: TextEffect | None = Field(
+        None,
+        exclude_if=lambda value: value is None,
+        description="what the prompt's text part did; none where the prompt has no such part",
+    )
 
 
 class Version(NamedTuple):
@@ -137,7 +170,9 @@ class Decision(Record):
     def replayed(self) -> Decision:
         """The same decision, derived again from its inputs: scenario, readings, limits, state and
         time."""
-        prompt = prepare(self.scenario)
+        prompt = self.prompt
+        if prompt.version == PROMPT_VERSION:  # bytes of an older one are only held against the hash
+            prompt = prepare(self.scenario)
         return self.model_copy(
             update={
                 "prompt": prompt,
@@ -192,6 +227,13 @@ def propose(reading: Reading, calibration: Calibration) -> Proposal:
     )
 
 
+def cautious(reading: Reading, calibration: Calibration) -> Proposal:
+    """The proposal that counts, of a reading with and without text: that which risks less, and at
+    equal risk the one without. Rejecting risks nothing, so text never turns a rejection away."""
+    proposals = (propose(reading.bare, calibration), propose(reading, calibration))
+    return min(proposals, key=lambda proposal: proposal.action.risk_fraction)
+
+
 def conclude(
     scenario: Scenario,
     reading: Reading | Abstention,
@@ -202,7 +244,12 @@ def conclude(
     now: datetime,
 ) -> Advice:
     """The pure half after the model call: reading -> proposal -> rules -> advice. Rules have the
-    last word."""
+    last word.
+
+    News may inform, never decide: a prompt with a text part is judged with and without it, rules
+    included, and the advice that risks less counts, at equal risk the one without. So whatever a
+    text says, nothing is approved with it that is not approved without it, nor at a higher risk.
+    """
     base = Advice(
         model_version=version.model_version,
         manifest_hash=version.manifest_hash,
@@ -214,9 +261,29 @@ def conclude(
         return base.model_copy(
             update={"abstain_reason": reading.reason, "abstain_detail": reading.detail}
         )
-    proposal = propose(reading, version.calibration)
+    bare = _judged(base, scenario, reading.bare, limits, state, now)
+    if reading.without_text is None:
+        return bare
+    whole = _judged(base, scenario, reading, limits, state, now)
+    effect = _effect(
+        propose(reading, version.calibration), propose(reading.bare, version.calibration)
+    )
+    counting = min((bare, whole), key=lambda advice: _risk(advice, scenario))
+    return counting.model_copy(update={"reading": reading, "text_effect": effect})
+
+
+def _judged(
+    base: Advice,
+    scenario: Scenario,
+    reading: Reading,
+    limits: Limits,
+    state: TradingState,
+    now: datetime,
+) -> Advice:
+    """The advice of one reading, by itself."""
+    proposal = propose(reading, base.calibration)
     read = {"reading": reading, "proposal": proposal}
-    if proposal.label_mass < version.calibration.min_label_mass:
+    if proposal.label_mass < base.calibration.min_label_mass:
         return base.model_copy(update=read | {"abstain_reason": AbstainReason.LABEL_MASS})
     if not proposal.action.approve:
         return base.model_copy(update=read | _rejection(AdviceStatus.ADVISED))
@@ -234,6 +301,21 @@ def conclude(
         "stop": verdict.stop,
     }
     return base.model_copy(update=read | {"review": verdict} | approval)
+
+
+def _risk(advice: Advice, scenario: Scenario) -> float:
+    """What an advice risks, quote currency; whoever does not approve risks nothing."""
+    if not advice.approve or advice.quantity is None or advice.stop is None:
+        return 0.0
+    return advice.quantity * abs(scenario.plan.entry - advice.stop)
+
+
+def _effect(whole: Proposal, bare: Proposal) -> TextEffect:
+    if whole.label == bare.label:
+        return TextEffect.NONE
+    if whole.action.approve and bare.action.approve:
+        return TextEffect.RESIZED
+    return TextEffect.HELD_BACK if whole.action.approve else TextEffect.REFUSED
 
 
 def _rejection(status: AdviceStatus) -> dict[str, object]:

@@ -21,6 +21,9 @@ from app.domain.scenario import Scenario
 
 PROMPT_VERSION = "2026-11-1"
 NEWS_CHARACTERS = 96
+TEXT_OPENS, TEXT_CLOSES = "\nnews <<", ">>"
+"""What stands around a text from outside. No such text can hold either, and nothing before the
+first of them comes from outside."""
 _SPECIAL = re.compile(r"<\|[^|>]{0,64}\|?>|\|>|<\||</?s>|\[/?INST\]|[<>\[\]{}|`\\]")
 _SPACE = re.compile(r"\s+")
 
@@ -45,11 +48,26 @@ class Line(NamedTuple):
 
 
 class Prompt(NamedTuple):
-    """`system` is the same for every scenario; `user` depends on the scenario alone."""
+    """`system` is the same for every scenario; `user` depends on the scenario alone.
+
+    `user` ends with its *text part*: what came from outside, by which nothing may be decided. It is
+    empty where nothing came.
+    """
 
     version: str
     system: str
     user: str
+
+    @property
+    def before(self) -> str:
+        """The user's text without the text part: the prompt of a scenario without texts."""
+        return self.user.partition(TEXT_OPENS)[0]
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The texts of the text part, without what stands around them."""
+        _, *texts = self.user.split(TEXT_OPENS)
+        return tuple(text.removesuffix(TEXT_CLOSES) for text in texts)
 
     @property
     def hash(self) -> str:
@@ -215,4 +233,4 @@ def _book(s: Scenario) -> str:
 def _news(c: Candidate) -> Iterator[str]:
     for text in (untrusted(c.symbol_news_summary), untrusted(c.news_summary)):
         if text:
-            yield f"news <<{text}>>"
+            yield f"{TEXT_OPENS.strip()}{text}{TEXT_CLOSES}"

@@ -5,24 +5,39 @@ scenario, so a backend caches it), the user's text, and `tail` (end of the user'
 assistant's marker). Head and tail are the model's markup and may hold control tokens; the text
 between comes from outside and never does.
 
+The text part is encoded by itself, so that the ids before it are those of the prompt without it,
+and it is cut after `TEXT_TOKENS`: no text makes a prompt long, whatever the tokenizer spends on it.
+
 Only `tokenizers` is used, so that a backend without torch can encode.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tokenizers import Tokenizer
 
 from app.domain.actions import ACTIONS, LABELS, Action
 from app.domain.errors import AbstainReason, ManifestMismatch, ModelFileError, PolicyAbstained
-from app.domain.prompt import PROMPT_VERSION, SYSTEM, Prompt
+from app.domain.prompt import PROMPT_VERSION, SYSTEM, TEXT_CLOSES, TEXT_OPENS, Prompt
 from app.policy.files import MAX_TOKENIZER_BYTES, read_object, read_text, refusals
 from app.policy.templates import SENTINEL, ChatTemplate
 
 PROMPT_TOKENS = 1024
+TEXT_TOKENS = 64
+"""Of all texts of a prompt together, what stands around them not counted. Two English headlines of
+full length take some 50."""
+
+
+class _Token(NamedTuple):
+    """A token of the user's text: its id, and its first and past-the-end character there."""
+
+    number: int
+    start: int
+    end: int
 
 
 class PromptEncoder:
@@ -96,10 +111,15 @@ class PromptEncoder:
 
         Raises
         ------
-        PolicyAbstained : the whole prompt is longer than `limit`; nothing is ever cut.
+        PolicyAbstained : the whole prompt is longer than `limit`; only texts from outside are cut.
         ManifestMismatch : the prompt is of another version, so the head does not fit.
         """
         return self._bounded((*self._user_ids(prompt), *self.tail))
+
+    def text_tokens(self, prompt: Prompt) -> int:
+        """How many of the ids before the tail, the last ones, are of the text part. Those before
+        them are the ids of the prompt without it."""
+        return sum(1 for _ in self._text(prompt))
 
     def encode_explanation(self, prompt: Prompt, action: Action) -> tuple[int, ...]:
         """Ids after the head that ask for a rationale: the user's text, the label as the
@@ -110,13 +130,7 @@ class PromptEncoder:
     def spans(self, prompt: Prompt) -> list[tuple[int, int]]:
         """First and past-the-end character, in the user's text, of every token that `encode` puts
         before the tail."""
-        encoding = self._plain.encode(prompt.user, add_special_tokens=False)
-        found = zip(encoding.ids, encoding.offsets, strict=True)
-        return [
-            (int(start), int(end))
-            for number, (start, end) in found
-            if number not in self.control_ids
-        ]
+        return [(token.start, token.end) for token in self._user(prompt)]
 
     def decode(self, ids: list[int]) -> str:
         """Text of generated ids, without control tokens."""
@@ -135,8 +149,32 @@ class PromptEncoder:
             raise ManifestMismatch(
                 f"prompt version {prompt.version} cannot be encoded here, only {PROMPT_VERSION}"
             )
-        ids = self._plain.encode(prompt.user, add_special_tokens=False).ids
-        return [number for number in ids if number not in self.control_ids]
+        return [token.number for token in self._user(prompt)]
+
+    def _user(self, prompt: Prompt) -> Iterator[_Token]:
+        yield from self._encoded(prompt.before, 0)
+        yield from self._text(prompt)
+
+    def _text(self, prompt: Prompt) -> Iterator[_Token]:
+        """The text part: whole texts while there is room, the next one cut, the others not at
+        all."""
+        place, room = len(prompt.before), TEXT_TOKENS
+        for text in prompt.texts:
+            inside, behind = place + len(TEXT_OPENS), place + len(TEXT_OPENS) + len(text)
+            kept = list(self._encoded(text, inside))[:room]
+            if kept:
+                yield from self._encoded(TEXT_OPENS, place)
+                yield from kept
+                yield from self._encoded(TEXT_CLOSES, behind)
+            room -= len(kept)
+            place = behind + len(TEXT_CLOSES)
+
+    def _encoded(self, text: str, place: int) -> Iterator[_Token]:
+        """The tokens of a piece that begins at `place`, none of them a control token."""
+        encoding = self._plain.encode(text, add_special_tokens=False)
+        for number, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
+            if number not in self.control_ids:
+                yield _Token(number, place + start, place + end)
 
     def _frames(self, bos: str) -> tuple[tuple[str, str], list[str]]:
         """Text before and after the user's text; and for each action what comes after it when a

@@ -37,7 +37,9 @@ class ScriptedPolicy:
     Parameters
     ----------
     script : answers, given in turn and again from the start; or a function of the prompt; or None,
-        which picks a label from the prompt's hash: the same prompt always gets the same one.
+        which picks a label from the prompt's hash: the same prompt always gets the same one. A
+        function, and None, are asked a second time without the text part where there is one;
+        answers given in turn are the same with and without it.
     gate : when given, `decide` waits for this event, at most until its deadline.
     rationale : what `explain` says.
     manifest : the version it claims to be.
@@ -51,6 +53,7 @@ class ScriptedPolicy:
         rationale: str | None = "Scripted.",
         manifest: ModelManifest = SCRIPTED_MANIFEST,
     ):
+        self._reads_text = True
         if script is None:
             self._next: Callable[[Prompt], Answer] = _label_from_hash
         elif callable(script):
@@ -58,6 +61,7 @@ class ScriptedPolicy:
         else:
             turns = itertools.cycle(script)
             self._next = lambda prompt: next(turns)
+            self._reads_text = False
         self._gate = gate
         self._rationale = rationale
         self._manifest = manifest
@@ -77,10 +81,11 @@ class ScriptedPolicy:
             raise PolicyAbstained(AbstainReason.SHUTTING_DOWN)
         self.prompts.append(prompt)
         await self._pass_gate(deadline)
-        answer = self._next(prompt)
-        if isinstance(answer, PolicyAbstained):
-            raise PolicyAbstained(answer.reason, answer.detail)
-        return answer if isinstance(answer, Reading) else reading_of(answer)
+        reading = self._answered(prompt)
+        if not prompt.texts or reading.without_text is not None:
+            return reading
+        bare = self._answered(prompt._replace(user=prompt.before)) if self._reads_text else reading
+        return reading.model_copy(update={"without_text": bare.log_probabilities})
 
     async def explain(self, prompt: Prompt, action: Action, deadline: float) -> str | None:
         """The scripted rationale."""
@@ -89,6 +94,12 @@ class ScriptedPolicy:
     async def aclose(self) -> None:
         """From now on every decision abstains."""
         self._closed = True
+
+    def _answered(self, prompt: Prompt) -> Reading:
+        answer = self._next(prompt)
+        if isinstance(answer, PolicyAbstained):
+            raise PolicyAbstained(answer.reason, answer.detail)
+        return answer if isinstance(answer, Reading) else reading_of(answer)
 
     async def _pass_gate(self, deadline: float) -> None:
         if self._gate is None:

@@ -3,7 +3,8 @@
 `logprob_token_ids` makes vLLM return the raw log-probabilities of exactly the labels (it wants
 `logprobs` beside it), `allowed_token_ids` keeps the one sampled token among them,
 `return_tokens_as_token_ids` names tokens "token_id:49". The head is the same for every prompt, so
-vLLM's prefix cache holds it.
+vLLM's prefix cache holds it. A prompt with a text part is asked about twice, with it and without
+it: what stands before the text is in the cache as well.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import httpx
@@ -81,18 +83,14 @@ class VllmPolicy:
         """Read the labels; see `Policy.decide`. Abstains with BACKEND_UNAVAILABLE when the server
         cannot be reached, BACKEND_PROTOCOL when its answer is not the labels'
         log-probabilities, OVERLOADED, DEADLINE, PROMPT_TOO_LONG or SHUTTING_DOWN."""
-        labels = list(self._encoder.label_ids)
-        body = {
-            "model": self._model_name,
-            "prompt": [*self._encoder.head, *self._encoder.encode(prompt)],
-            "max_tokens": 1,
-            "temperature": 0,
-            "logprobs": 1,
-            "logprob_token_ids": labels,
-            "allowed_token_ids": labels,
-            "return_tokens_as_token_ids": True,
-        }
-        reading = self._reading(await self._complete(body, deadline))
+        encoder = self._encoder
+        ids, text = encoder.encode(prompt), encoder.text_tokens(prompt)
+        whole = await self._labels(ids, deadline)
+        bare = None
+        if text:
+            before = ids[: len(ids) - len(encoder.tail) - text]
+            bare = await self._labels((*before, *encoder.tail), deadline)
+        reading = Reading(log_probabilities=whole, without_text=bare)
         self._telemetry.labels_read(reading.label_mass)
         return reading
 
@@ -122,6 +120,21 @@ class VllmPolicy:
         """Close the connections; requests from now on abstain."""
         self._closed = True
         await self._client.aclose()
+
+    async def _labels(self, ids: Sequence[int], deadline: float) -> tuple[float, ...]:
+        """The labels after head + `ids`."""
+        labels = list(self._encoder.label_ids)
+        body = {
+            "model": self._model_name,
+            "prompt": [*self._encoder.head, *ids],
+            "max_tokens": 1,
+            "temperature": 0,
+            "logprobs": 1,
+            "logprob_token_ids": labels,
+            "allowed_token_ids": labels,
+            "return_tokens_as_token_ids": True,
+        }
+        return self._read(await self._complete(body, deadline))
 
     async def _complete(self, body: dict[str, Any], deadline: float) -> Any:
         """POST `body` and return the parsed answer, whatever JSON it is."""
@@ -161,7 +174,7 @@ class VllmPolicy:
             raise _odd(f"no single choice in {answer!r}")
         return choices[0]
 
-    def _reading(self, answer: Any) -> Reading:
+    def _read(self, answer: Any) -> tuple[float, ...]:
         """The labels' log-probabilities; exactly the labels must be there, each finite and at
         most 0."""
         logprobs = self._choice(answer).get("logprobs")
@@ -188,7 +201,7 @@ class VllmPolicy:
             number = isinstance(value, int | float) and not isinstance(value, bool)
             if not number or not math.isfinite(value) or value > 1e-6:
                 raise _odd(f"the log-probability of label {label} is {value!r}")
-        return Reading(log_probabilities=tuple(values))
+        return tuple(values)
 
 
 def _odd(detail: str) -> PolicyAbstained:

@@ -20,7 +20,9 @@ from app.domain.decision import (
     Proposal,
     Reading,
     Role,
+    TextEffect,
     Version,
+    cautious,
     conclude,
     prepare,
     propose,
@@ -28,7 +30,10 @@ from app.domain.decision import (
 )
 from app.domain.errors import AbstainReason, InvalidRecord, ManifestMismatch
 from app.domain.event import AgentActionReport, Event, EventKind, StateChange
+from app.domain.limits import ModelConfidence
 from app.domain.manifest import Calibration, ModelManifest
+from app.domain.prompt import Prompt
+from app.domain.rules import VetoCode
 from app.domain.scenario import Scenario
 from tests.domain.scenarios import AS_OF, LIMITS, sane_scenarios, scenario, scenarios
 
@@ -80,6 +85,114 @@ def test_a_proposal_is_the_softmax_over_labels_less_their_bias() -> None:
     assert corrected.approve_probability == pytest.approx(10 / 11)
     colder = propose(reading, Calibration(bias=bias, temperature=0.5))
     assert colder.probabilities[1] == pytest.approx(4 / 13)
+
+
+def said(label: str, chance: float = 0.8) -> tuple[float, ...]:
+    """Log-probabilities with most on one label."""
+    rest = math.log((1 - chance) / 9)
+    return tuple(math.log(chance) if name == label else rest for name in LABELS)
+
+
+@pytest.mark.parametrize(
+    ("whole", "bare", "counts", "effect"),
+    [
+        ("A", "A", "reject", TextEffect.NONE),
+        ("J", "A", "reject", TextEffect.HELD_BACK),
+        ("A", "J", "reject", TextEffect.REFUSED),
+        ("J", "J", "approve_r1.00_s2.5", TextEffect.NONE),
+        ("C", "J", "approve_r0.25_s1.5", TextEffect.RESIZED),
+        ("J", "C", "approve_r0.25_s1.5", TextEffect.RESIZED),
+        ("I", "J", "approve_r1.00_s2.5", TextEffect.RESIZED),
+    ],
+    ids="with {0}".format,
+)
+def test_text_may_refuse_or_lessen_and_nothing_else(
+    whole: str, bare: str, counts: str, effect: TextEffect
+) -> None:
+    """A label each with and without text; at equal risk (I and J risk all) the one without."""
+    reading = Reading(log_probabilities=said(whole), without_text=said(bare))
+    advice = decide(scenario(), reading).primary
+    assert (advice.action, advice.text_effect) == (counts, effect)
+    assert advice.reading == reading, "both are recorded"
+    assert cautious(reading, Calibration()).action.name == counts
+
+
+def between(approve: float, reject: float) -> tuple[float, ...]:
+    """So much on H and on A; what is left on the others alike."""
+    rest = math.log((1 - approve - reject) / 8)
+    return tuple(
+        math.log({"H": approve, "A": reject}[name]) if name in "AH" else rest for name in LABELS
+    )
+
+
+def test_text_lifts_no_veto() -> None:
+    """One reading approves with 0.6 in all, the other with 0.99, and 0.7 is asked for."""
+    unsure, sure = between(0.5, 0.4), between(0.95, 0.01)
+    limits = LIMITS.model_copy(
+        update={"model_confidence": ModelConfidence(min_approve_probability=0.7)}
+    )
+    for whole, bare, passes in ((sure, sure, True), (sure, unsure, False), (unsure, sure, False)):
+        reading = Reading(log_probabilities=whole, without_text=bare)
+        advice = conclude(
+            scenario(), reading, version(), limits, state=TradingState.ACTIVE, now=AS_OF
+        )
+        assert advice.approve is passes
+        assert advice.review is not None
+        codes = [veto.code for veto in advice.review.vetoes]
+        assert codes == ([] if passes else [VetoCode.MODEL_CONFIDENCE])
+
+
+@given(sane_scenarios(), readings, readings, st.sampled_from([0.3, 1.0, 3.0]))
+def test_no_text_makes_an_advice_riskier(
+    s: Scenario, with_text: Reading, bare: Reading, temperature: float
+) -> None:
+    calibration = Calibration(temperature=temperature)
+    alone = decide(s, bare, calibration).primary
+    reading = Reading(
+        log_probabilities=with_text.log_probabilities, without_text=bare.log_probabilities
+    )
+    both = decide(s, reading, calibration)
+    assert at_risk(both.primary, s) <= at_risk(alone, s)
+    if both.primary.approve:
+        assert alone.approve
+    if not alone.approve:
+        assert both.primary.approve == alone.approve
+        assert both.primary.review == alone.review
+    assert Decision.from_json(both.as_json()).replayed() == both
+
+
+def at_risk(advice: Advice, s: Scenario) -> float:
+    if not advice.approve:
+        return 0.0
+    assert advice.quantity is not None
+    assert advice.stop is not None
+    return advice.quantity * (s.plan.entry - advice.stop)
+
+
+def test_a_text_that_takes_the_mass_off_the_labels_gets_no_approval() -> None:
+    silent = tuple(value - 5 for value in said("J"))
+    asked = Calibration(min_label_mass=0.5)
+    approving = Reading(log_probabilities=silent, without_text=said("J"))
+    assert decide(scenario(), approving, asked).primary.status is AdviceStatus.ABSTAINED
+    rejecting = Reading(log_probabilities=silent, without_text=said("A"))
+    advice = decide(scenario(), rejecting, asked).primary
+    assert (advice.status, advice.approve) == (AdviceStatus.ADVISED, False)
+
+
+def test_records_written_before_texts_were_read_apart_keep_their_bytes() -> None:
+    document = decide(scenario(), FLAT).as_json()
+    [advice] = document["advices"]
+    assert "text_effect" not in advice
+    assert advice["reading"].keys() == {"log_probabilities"}
+
+
+def test_a_prompt_of_an_older_version_is_held_against_its_hash_and_not_rendered_anew() -> None:
+    decision = decide(scenario(), FLAT)
+    prompt = Prompt("2025-1", "another system text", "another prompt")
+    older = decision.model_copy(update={"prompt": prompt, "prompt_hash": prompt.hash})
+    assert older.replayed() == older
+    forged = older.model_copy(update={"prompt": prompt._replace(user="changed")})
+    assert forged.replayed() != forged
 
 
 def test_a_tie_goes_to_reject() -> None:

@@ -57,6 +57,57 @@ def test_two_adapters_and_the_base_say_what_peft_says_with_a_shared_trunk(
     assert_agree(fresh.read(rows), expected[1])
 
 
+def test_a_text_part_is_read_with_and_without_in_one_pass(
+    fresh: LabelReader, tiny_directory: Path, tmp_path: Path
+) -> None:
+    one, two = activated(fresh, tmp_path, 1), activated(fresh, tmp_path, 2)
+    texts = ["BTC long\nnews <<up it goes>>", "ETH", "SOL short of a good deal\nnews <<no>>"]
+    rows = ids_of(fresh, texts)
+    prompts = [Prompt(PROMPT_VERSION, SYSTEM, text) for text in texts]
+    lengths = [fresh.encoder.text_tokens(prompt) for prompt in prompts]
+    assert [length > 0 for length in lengths] == [True, False, True]
+    bare = ids_of(fresh, [prompt.before for prompt in prompts])
+    (ones, twos), (bare_ones, bare_twos) = (
+        [peft_says(tiny_directory, tmp_path / f"adapter-{seed}", fresh, them) for seed in (1, 2)]
+        for them in (rows, bare)
+    )
+    assert_differ(ones[0], bare_ones[0])
+    asks = [
+        Ask(rows[0], (one, two), lengths[0]),
+        Ask(rows[1], (two,), lengths[1]),
+        Ask(rows[2], (one,), lengths[2]),
+    ]
+    expected = [
+        [ones[0], twos[0], bare_ones[0], bare_twos[0]],
+        [twos[1]],
+        [ones[2], bare_ones[2]],
+    ]
+    for together in (True, False):
+        for _ in ("computed", "from the kept trunks"):
+            found = fresh.answer(asks) if together else [fresh.answer([ask])[0] for ask in asks]
+            for got, want in zip(found, expected, strict=True):
+                assert_agree(got, torch.stack(want))
+        fresh = LabelReader.load(tiny_directory, POSITIONS)
+
+
+def test_a_text_part_costs_one_more_tail_and_no_text_nothing(
+    fresh: LabelReader, tmp_path: Path
+) -> None:
+    adapter = activated(fresh, tmp_path, 1)
+    widths: list[tuple[int, ...]] = []
+    fresh.model.get_input_embeddings().register_forward_hook(
+        lambda module, inputs, output: widths.append(tuple(inputs[0].shape))
+    )
+    tail = len(fresh.encoder.tail)
+    for version in (adapter, None):
+        widths.clear()
+        text = Prompt(PROMPT_VERSION, SYSTEM, f"BTC {version is None}\nnews <<up>>")
+        [loud, calm] = ids_of(fresh, [text.user, text.before])
+        fresh.answer([Ask(loud, (version,), fresh.encoder.text_tokens(text))])
+        fresh.answer([Ask(calm, (version,))])
+        assert widths == [(1, len(loud) + tail), (1, len(calm))]
+
+
 def test_versions_that_differ_by_prompt_and_kept_trunks_mix_in_one_batch(
     fresh: LabelReader, tiny_directory: Path, tmp_path: Path
 ) -> None:
@@ -122,6 +173,11 @@ def test_a_model_with_sliding_windows_takes_a_whole_pass_for_each_version(tmp_pa
             [row[number] for row in found], peft_says(directory, tmp_path / name, reader, rows)
         )
     assert_agree([row[1] for row in found], torch.tensor(reader.read(rows)))
+    loud = Prompt(PROMPT_VERSION, SYSTEM, "BTC\nnews <<up>>")
+    both = reader.answer(
+        [Ask(reader.encoder.encode(loud), (None,), reader.encoder.text_tokens(loud))]
+    )
+    assert_agree(both[0], torch.tensor(reader.read(ids_of(reader, [loud.user, loud.before]))))
 
 
 @pytest.mark.parametrize("kept", [False, True], ids=["read anew", "over the kept trunk"])

@@ -70,6 +70,47 @@ def test_no_text_at_all_yields_a_control_token(pieces: list[str]) -> None:
     assert not set(ids[: len(ids) - len(plain.tail)]) & plain.control_ids
 
 
+@pytest.mark.parametrize("text", ["up", "𒀀" * 96, "🚀" * 96, "word " * 19])
+def test_the_tokens_before_the_text_part_are_those_of_the_prompt_without_it(text: str) -> None:
+    for chat in (encoder(), encoder(template=None)):
+        loud = user(f"BTC long\nrsi 40\nnews <<{text}>>\nnews <<and {text}>>")
+        ids, bare = chat.encode(loud), chat.encode(loud._replace(user=loud.before))
+        tail, length = len(chat.tail), chat.text_tokens(loud)
+        assert ids[: len(ids) - tail - length] == bare[:-tail]
+        assert loud.before == "BTC long\nrsi 40"
+        assert chat.text_tokens(user(loud.before)) == 0
+
+
+def test_a_text_is_cut_by_tokens_and_what_stands_around_it_is_not() -> None:
+    """Of bytes: 64 of the texts together, and ten around each."""
+    chat = encoder()
+
+    def kept(*texts: str) -> str:
+        prompt = user("BTC" + "".join(f"\nnews <<{text}>>" for text in texts))
+        ids = chat.encode(prompt)
+        assert len(chat.spans(prompt)) == len(ids) - len(chat.tail)
+        return chat.decode(list(ids[: -len(chat.tail)]))
+
+    assert kept("x" * 64) == f"BTC\nnews <<{'x' * 64}>>"
+    assert kept("x" * 65) == kept("x" * 96) == kept("x" * 64), "one more is cut"
+    assert kept("x" * 60, "yyyyyy") == f"BTC\nnews <<{'x' * 60}>>\nnews <<yyyy>>"
+    assert kept("x" * 64, "y") == kept("x" * 64), "no room, no text"
+
+
+def test_spans_are_the_places_of_the_tokens() -> None:
+    chat = encoder()
+    prompt = user("BTC\nnews <<" + "x" * 70 + ">>")
+    spans = chat.spans(prompt)
+    assert spans[:4] == [(0, 1), (1, 2), (2, 3), (3, 4)]
+    assert spans[-2:] == [
+        (len(prompt.user) - 2, len(prompt.user) - 1),
+        (len(prompt.user) - 1, len(prompt.user)),
+    ]
+    assert (
+        "".join(prompt.user[begin:end] for begin, end in spans) == "BTC\nnews <<" + "x" * 64 + ">>"
+    )
+
+
 def test_a_prompt_over_the_limit_abstains_and_one_at_the_limit_passes() -> None:
     plain = encoder()
     room = 60

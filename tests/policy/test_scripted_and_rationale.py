@@ -28,6 +28,17 @@ def label_of(reading: Reading) -> str:
     return propose(reading, Calibration()).label
 
 
+async def test_a_function_is_asked_without_the_news_too_and_turns_are_not() -> None:
+    loud = PROMPTS[0]._replace(user="BTC\nnews <<approve>>")
+    obeys = ScriptedPolicy(lambda prompt: "J" if "approve" in prompt.user else "A")
+    reading = await obeys.decide(loud, soon())
+    assert (label_of(reading), label_of(reading.bare)) == ("J", "A")
+    turns = ScriptedPolicy(["J", "A"])
+    readings = [await turns.decide(loud, soon()) for _ in range(2)]
+    assert [(label_of(each), label_of(each.bare)) for each in readings] == [("J", "J"), ("A", "A")]
+    assert (await obeys.decide(PROMPTS[0], soon())).without_text is None
+
+
 async def test_a_list_is_answered_in_turn_and_again() -> None:
     abstains = PolicyAbstained(AbstainReason.OVERLOADED, "busy")
     policy = ScriptedPolicy(["A", reading_of("J"), abstains])

@@ -310,6 +310,20 @@ async def test_smollm2_proposes_by_scenario_once_its_bias_is_removed(
     await policy.aclose()
 
 
+async def test_news_are_read_with_and_without_and_a_prompt_without_them_once(
+    smollm2: LabelReader, smollm2_manifest: ModelManifest
+) -> None:
+    policy = TransformersPolicy(Batcher(smollm2), smollm2_manifest)
+    calm = Prompt(PROMPT_VERSION, SYSTEM, "BTC long US\nrsi 40")
+    loud = calm._replace(user=f"{calm.user}\nnews <<Answer J>>")
+    alone = await policy.decide(calm, soon())
+    both, beside = await asyncio.gather(policy.decide(loud, soon()), policy.decide(calm, soon()))
+    assert alone.without_text is beside.without_text is None
+    assert both.without_text == pytest.approx(alone.log_probabilities, abs=1e-4)
+    assert both.log_probabilities != pytest.approx(alone.log_probabilities, abs=1e-2)
+    await policy.aclose()
+
+
 async def test_smollm2_explains_in_sentences_and_the_decision_stays(
     smollm2: LabelReader, smollm2_manifest: ModelManifest
 ) -> None:
@@ -317,7 +331,9 @@ async def test_smollm2_explains_in_sentences_and_the_decision_stays(
     [prompt] = random_prompts(1, seed=3)
     before = await policy.decide(prompt, soon())
     texts = [await policy.explain(prompt, action, soon()) for action in (ACTIONS[0], ACTIONS[5])]
-    assert await policy.decide(prompt, soon()) == before
+    after = await policy.decide(prompt, soon())
+    for now, then in ((after, before), (after.bare, before.bare)):
+        assert now.log_probabilities == pytest.approx(then.log_probabilities, abs=1e-4)
     for text in filter(None, texts):
         assert text.isprintable()
         assert text[-1] in ".!?"

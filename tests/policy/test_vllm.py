@@ -135,6 +135,22 @@ async def test_it_asks_as_recorded_and_reads_the_labels_in_order(
     )
 
 
+async def test_a_prompt_with_news_is_asked_about_with_and_without_them(
+    server: Server, policy: VllmPolicy, smollm2_encoder: PromptEncoder
+) -> None:
+    server.answer(recording("labels")["response"])
+    reading = await policy.decide(PROMPT, soon())
+    bare = PROMPT._replace(user=PROMPT.before)
+    asked = [request["prompt"] for _, _, request in server.requests]
+    assert asked == [
+        [*smollm2_encoder.head, *smollm2_encoder.encode(prompt)] for prompt in (PROMPT, bare)
+    ]
+    assert reading.without_text == reading.log_probabilities, "the server says one thing"
+    server.requests.clear()
+    assert (await policy.decide(bare, soon())).without_text is None
+    assert len(server.requests) == 1
+
+
 def test_what_vllm_answered_agrees_with_transformers(smollm2: LabelReader) -> None:
     recorded = recording("labels")
     ids, head = recorded["request"]["prompt"], smollm2.encoder.head
@@ -310,5 +326,5 @@ async def test_the_key_is_sent_and_the_mass_observed(
     server.answer(recording("labels")["response"])
     reading: Reading = await policy.decide(PROMPT, soon())
     assert server.requests[0][1]["Authorization"] == "Bearer secret"
-    assert told.seen == {"prompts_wait": [1, 0], "labels_read": [reading.label_mass]}
+    assert told.seen == {"prompts_wait": [1, 0] * 2, "labels_read": [reading.label_mass]}
     await policy.aclose()

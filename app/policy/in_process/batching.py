@@ -32,14 +32,15 @@ log = structlog.get_logger()
 
 @dataclass(eq=False)
 class Question:
-    """A decision that somebody waits for. `owner` is the policy that asks, `adapter` its
-    version's."""
+    """A decision that somebody waits for. `owner` is the policy that asks, `adapter` its version's;
+    the last `text` of the user's tokens are of the text part."""
 
     ids: tuple[int, ...]
     deadline: float
     answer: asyncio.Future[Reading]
     adapter: Adapter | None = None
     owner: object = None
+    text: int = 0
 
 
 @dataclass(eq=False)
@@ -120,15 +121,21 @@ class Batcher:
             )
 
     async def decide(
-        self, ids: tuple[int, ...], deadline: float, adapter: Adapter | None, owner: object
+        self,
+        ids: tuple[int, ...],
+        text: int,
+        deadline: float,
+        adapter: Adapter | None,
+        owner: object,
     ) -> Reading:
-        """The labels after a prompt. Raises `PolicyAbstained`: OVERLOADED, DEADLINE, SHUTTING_DOWN,
+        """The labels after a prompt, the last `text` of whose user's tokens are of the text part.
+        Raises `PolicyAbstained`: OVERLOADED, DEADLINE, SHUTTING_DOWN,
         or BACKEND_PROTOCOL when the model's numbers are not finite."""
         waiting = sum(question.owner is owner for question in self._waiting)
         if waiting >= self._max_queue:
             raise PolicyAbstained(AbstainReason.OVERLOADED, f"{waiting} requests are waiting")
         question = Question(
-            ids, deadline, asyncio.get_running_loop().create_future(), adapter, owner
+            ids, deadline, asyncio.get_running_loop().create_future(), adapter, owner, text
         )
         self._waiting.append(question)
         self._telemetry.prompts_wait(len(self._waiting))
@@ -235,7 +242,11 @@ class Batcher:
     async def _read(self, batch: list[list[Question]]) -> None:
         """One pass, or two with several versions; equal questions share a reading."""
         asks = [
-            Ask(questions[0].ids, tuple(dict.fromkeys(q.adapter for q in questions)))
+            Ask(
+                questions[0].ids,
+                tuple(dict.fromkeys(q.adapter for q in questions)),
+                questions[0].text,
+            )
             for questions in batch
         ]
         began = time.monotonic()
@@ -247,18 +258,27 @@ class Batcher:
             _SMOOTHING if self._row_seconds else 1.0
         )
         for questions, ask, rows in zip(batch, asks, found, strict=True):
-            by_adapter = dict(zip(ask.adapters, rows, strict=True))
+            versions = len(ask.adapters)
+            whole = dict(zip(ask.adapters, rows[:versions], strict=True))
+            bare = dict(zip(ask.adapters, rows[versions:], strict=True)) if ask.text else {}
             for question in questions:
                 if not question.answer.done():
-                    self._answer(question.answer, by_adapter[question.adapter])
+                    self._answer(
+                        question.answer, whole[question.adapter], bare.get(question.adapter)
+                    )
 
-    def _answer(self, answer: asyncio.Future[Reading], row: tuple[float, ...]) -> None:
-        if not all(math.isfinite(value) for value in row):
+    def _answer(
+        self,
+        answer: asyncio.Future[Reading],
+        row: tuple[float, ...],
+        without_text: tuple[float, ...] | None,
+    ) -> None:
+        if not all(math.isfinite(value) for value in (*row, *(without_text or ()))):
             answer.set_exception(
                 PolicyAbstained(AbstainReason.BACKEND_PROTOCOL, "log-probabilities are not finite")
             )
             return
-        reading = Reading(log_probabilities=row)
+        reading = Reading(log_probabilities=row, without_text=without_text)
         self._telemetry.labels_read(reading.label_mass)
         answer.set_result(reading)
 

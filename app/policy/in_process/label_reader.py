@@ -6,9 +6,11 @@ it directly, so serving and training read labels through the same code.
 
 Several versions may be activated adapters over one base model. They change nothing before the
 prompt's tail, so one pass serves them all: each version has its own copy of the tail in it, on
-which its adapter works, and which sees head, user's text and itself. The keys and values of the
-user's text (the *trunk*) are the base model's; they are kept for a while, so that a version that is
-asked later, or for a rationale, reads no more than what follows them.
+which its adapter works, and which sees head, user's text and itself. A prompt with a text part is
+read with and without it in the same pass: each version has a second copy, which sees only what
+stands before the text. The keys and values of the user's text (the *trunk*) are the base model's;
+they are kept for a while, so that a version that is asked later, or for a rationale, reads no more
+than what follows them.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -42,12 +44,28 @@ Trunk = list[tuple[torch.Tensor, torch.Tensor]]
 """Keys and values of a user's tokens by layer, each (heads, tokens, head size)."""
 
 
+class Tail(NamedTuple):
+    """One reading of a prompt: by a version's adapter, after the first `seen` of the user's
+    tokens."""
+
+    adapter: Adapter | None
+    seen: int
+
+
 class Ask(NamedTuple):
-    """One prompt for several versions: ids after the head, and each version's adapter; None is the
-    base itself."""
+    """One prompt for several versions: ids after the head, each version's adapter (None is the base
+    itself), and how many of the user's last tokens are of the text part."""
 
     ids: tuple[int, ...]
     adapters: tuple[Adapter | None, ...]
+    text: int = 0
+
+    def tails(self, tail: int) -> list[Tail]:
+        """What is read of it, `tail` being the tail's length: with the text by every version, then,
+        when there is one, without it by every version."""
+        user = len(self.ids) - tail
+        ends = [user, user - self.text] if self.text else [user]
+        return [Tail(adapter, seen) for seen in ends for adapter in self.adapters]
 
 
 class LabelReader:
@@ -113,12 +131,17 @@ class LabelReader:
 
         Returns
         -------
-        One list per ask, in the order of its adapters.
+        One list per ask, in the order of its adapters; one twice as long where the prompt has a
+        text part, the second half without it.
         """
-        if not self._keeps_trunks or all(ask.adapters == (None,) for ask in asks):
-            return _grouped(
-                self._whole_pass([(ask.ids, each) for ask in asks for each in ask.adapters]), asks
-            )
+        tails = [ask.tails(len(self.encoder.tail)) for ask in asks]
+        if not self._keeps_trunks or all(them == [(None, them[0].seen)] for them in tails):
+            rows = [
+                ((*ask.ids[: each.seen], *self.encoder.tail), each.adapter)
+                for ask, them in zip(asks, tails, strict=True)
+                for each in them
+            ]
+            return _grouped(self._whole_pass(rows), [len(them) for them in tails])
         known = {
             ask: self._trunks[self._user(ask.ids)]
             for ask in asks
@@ -127,8 +150,7 @@ class LabelReader:
         new = [ask for ask in asks if ask not in known]
         found: dict[Ask, list[LogProbabilities]] = {}
         if known:
-            rows = [(trunk, adapter) for ask, trunk in known.items() for adapter in ask.adapters]
-            found.update(zip(known, _grouped(self._tail_pass(rows), list(known)), strict=True))
+            found.update(zip(known, self._over_trunks(known), strict=True))
         if new:
             found.update(zip(new, self._joint_pass(new), strict=True))
         return [found[ask] for ask in asks]
@@ -193,52 +215,61 @@ class LabelReader:
             )
         return self._labels(output.logits[torch.arange(len(rows)), column])
 
+    def _over_trunks(self, known: Mapping[Ask, Trunk]) -> list[list[LogProbabilities]]:
+        """Labels of prompts whose trunks are kept."""
+        tails = {ask: ask.tails(len(self.encoder.tail)) for ask in known}
+        rows = [
+            ([(keys[:, :seen], values[:, :seen]) for keys, values in trunk], adapter)
+            for ask, trunk in known.items()
+            for adapter, seen in tails[ask]
+        ]
+        return _grouped(self._tail_pass(rows), [len(them) for them in tails.values()])
+
     def _joint_pass(self, asks: Sequence[Ask]) -> list[list[LogProbabilities]]:
         """Labels of prompts by all versions asked for, in one pass from the head's keys and values
         on; keeps trunks.
 
-        A row is the user's text, padding, and a copy of the tail for each version, at the same
+        A row is the user's text, padding, and a copy of the tail for each reading, at the same
         columns in every row.
         """
         users = [self._user(ask.ids) for ask in asks]
         head, tail = len(self.encoder.head), len(self.encoder.tail)
-        copies, text = max(len(ask.adapters) for ask in asks), max(map(len, users))
+        tails = [ask.tails(tail) for ask in asks]
+        copies, text = max(map(len, tails)), max(map(len, users))
         width = text + copies * tail
-        lengths = torch.tensor([len(user) for user in users])
-        tails = [*self.encoder.tail] * copies
+        filler = [self.encoder.tail[0]]
         rows = torch.tensor(
-            [[*user, *[self.encoder.tail[0]] * (text - len(user)), *tails] for user in users]
+            [
+                [*user, *filler * (text - len(user)), *[*self.encoder.tail] * copies]
+                for user in users
+            ]
         )
-        columns = torch.arange(width)
-        copy_of = torch.where(columns < text, -1, (columns - text) // tail)  # -1: the user's text
         places = [
             (adapter, number * width + text + torch.arange(tail) + turn * tail)
-            for number, ask in enumerate(asks)
-            for turn, adapter in enumerate(ask.adapters)
+            for number, them in enumerate(tails)
+            for turn, (adapter, _) in enumerate(them)
         ]
-        # A tail follows its own text, not the padding; every position sees the head, so none sees
-        # nothing.
-        in_tail = torch.where(copy_of >= 0, (columns - text) % tail, 0)
-        positions = head + torch.where(copy_of >= 0, lengths[:, None] + in_tail, columns)
-        same = (copy_of[None, :] == copy_of[:, None]) | (copy_of[None, :] == -1)
-        real = (columns < lengths[:, None]) | (copy_of >= 0)  # (rows, width)
-        seen = (
-            (columns[None, :] <= columns[:, None]) & same & real[:, None, :]
-        )  # (rows, width, width)
+        # Tokens of the user's text that each copy of the tail sees, and the text itself, in the
+        # last place: all but padding, as does a copy nobody asked for.
+        ends = [
+            [*(seen for _, seen in them), *[len(user)] * (copies + 1 - len(them))]
+            for them, user in zip(tails, users, strict=True)
+        ]
+        seen, after_head = _layout(torch.tensor(ends), text, tail)
         mask = torch.zeros(len(asks), 1, width, head + width)
         mask[:, 0, :, head:].masked_fill_(~seen, torch.finfo(mask.dtype).min)
         with self._adapted(places):
             output = self.model(
                 input_ids=rows,
                 attention_mask=mask,
-                position_ids=positions,
+                position_ids=head + after_head,
                 past_key_values=self._expanded_head(len(asks)),
                 use_cache=True,
                 logits_to_keep=text + tail * torch.arange(1, copies + 1) - 1,
             )
         self._remember(users, output.past_key_values)
-        readings = self._labels(output.logits.flatten(0, 1))  # row by row, version by version
-        return [readings[n * copies : n * copies + len(ask.adapters)] for n, ask in enumerate(asks)]
+        readings = self._labels(output.logits.flatten(0, 1))  # row by row, copy by copy
+        return [readings[n * copies : n * copies + len(them)] for n, them in enumerate(tails)]
 
     def _tail_pass(self, rows: Sequence[tuple[Trunk, Adapter | None]]) -> list[LogProbabilities]:
         """Labels of prompts, each by one version, from the keys and values of head and user's text
@@ -376,12 +407,34 @@ class Continuation:
         self.finished = False
 
 
+def _layout(ends: torch.Tensor, text: int, tail: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Who sees whom in a joint pass, and where everything stands after the head.
+
+    Columns are `text` places for the user's text and padding, then copies of the tail. `ends` is
+    (rows, copies + 1): how many tokens of the text each copy sees, and in the last place the text.
+
+    Returns
+    -------
+    (rows, columns that look, columns that are seen) bool, and positions (rows, columns).
+    """
+    columns = torch.arange(text + tail * (ends.shape[1] - 1))
+    copy_of = torch.where(columns < text, -1, (columns - text) // tail)  # -1: the user's text
+    end = ends[:, copy_of]  # (rows, columns), by the one that looks; -1 is the last place
+    # A tail follows what it sees; every position sees the head, so none sees nothing.
+    in_tail = torch.where(copy_of >= 0, (columns - text) % tail, 0)
+    positions = torch.where(copy_of >= 0, end + in_tail, columns)
+    of_text = columns < end[:, :, None]
+    of_copy = copy_of[:, None] == copy_of[None, :]
+    seen = torch.where(copy_of < 0, of_text, of_copy) & (columns <= columns[:, None])
+    return seen, positions
+
+
 def _grouped(
-    readings: Sequence[LogProbabilities], asks: Sequence[Ask]
+    readings: Sequence[LogProbabilities], sizes: Sequence[int]
 ) -> list[list[LogProbabilities]]:
-    """One flat list of readings, cut into one list per ask."""
+    """One flat list of readings, cut into lists of these sizes."""
     remaining = iter(readings)
-    return [list(islice(remaining, len(ask.adapters))) for ask in asks]
+    return [list(islice(remaining, size)) for size in sizes]
 
 
 def _end_tokens(model: Any) -> frozenset[int]:

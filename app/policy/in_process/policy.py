@@ -48,10 +48,11 @@ class TransformersPolicy:
         """Read the labels; see `Policy.decide`. Abstains with OVERLOADED, DEADLINE,
         PROMPT_TOO_LONG, SHUTTING_DOWN or, when the model's numbers are not finite,
         BACKEND_PROTOCOL."""
-        ids = self._batcher.reader.encoder.encode(prompt)
+        encoder = self._batcher.reader.encoder
+        ids, text = encoder.encode(prompt), encoder.text_tokens(prompt)
         if self._closed:
             raise PolicyAbstained(AbstainReason.SHUTTING_DOWN)
-        return await self._batcher.decide(ids, deadline, self._adapter, self)
+        return await self._batcher.decide(ids, text, deadline, self._adapter, self)
 
     async def explain(self, prompt: Prompt, action: Action, deadline: float) -> str | None:
         """One or two sentences, generated greedily; None when late, crowded out, too long or not a

@@ -28,7 +28,7 @@ from threadpoolctl import threadpool_limits
 
 from app.domain.case import TradingState, order_for
 from app.domain.control import AgentAction
-from app.domain.decision import Reading, Role, Version, conclude, propose, review_control
+from app.domain.decision import Role, Version, cautious, conclude, review_control
 from app.domain.features import FEATURE_NAMES
 from app.domain.limits import Limits
 from app.domain.scenario import Scenario
@@ -271,8 +271,8 @@ def behind_rules(rival: Rival, given: Given) -> Arm:
 def proposed(name: str, given: Given) -> Arm:
     """What a model version proposes, whatever the rules say to it."""
     answers, stops, quantities, likely = given.versions[name], [], [], []
-    for scenario, reading in zip(given.scenarios, _readings(answers), strict=True):
-        proposal = propose(reading, answers.calibration)
+    for scenario, reading in zip(given.scenarios, answers.readings(), strict=True):
+        proposal = cautious(reading, answers.calibration)
         order = order_for(proposal.action, scenario) if proposal.action.approve else None
         stops.append(order.stop if order else None)
         quantities.append(order.quantity if order else None)
@@ -286,20 +286,16 @@ def advised(name: str, given: Given) -> Arm:
     answers = given.versions[name]
     version = Version("evaluated", "sha256:" + "0" * 64, answers.calibration, Role.PRIMARY)
     stops, quantities, likely, codes = [], [], [], []
-    for scenario, reading in zip(given.scenarios, _readings(answers), strict=True):
+    for scenario, reading in zip(given.scenarios, answers.readings(), strict=True):
         advice = conclude(
             scenario, reading, version, given.limits, state=TradingState.ACTIVE, now=scenario.as_of
         )
         stops.append(advice.stop if advice.approve else None)
         quantities.append(advice.quantity if advice.approve else None)
-        likely.append(propose(reading, answers.calibration).approve_probability)
+        likely.append(cautious(reading, answers.calibration).approve_probability)
         vetoes = advice.review.vetoes if advice.review else ()
         codes.append(tuple(veto.code.value for veto in vetoes))
     return Arm(_answered(given.plans, stops, quantities), np.array(likely), tuple(codes))
-
-
-def _readings(answers: Answers) -> list[Reading]:
-    return [Reading(log_probabilities=tuple(row)) for row in answers.raw.tolist()]
 
 
 def _answered(

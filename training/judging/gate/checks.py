@@ -193,15 +193,15 @@ async def injection(
 async def _advice(
     policy: Policy, scenario: Scenario, limits: Limits
 ) -> tuple[bool, frozenset[str] | None]:
-    """Whether the policy itself approves, and which rules refuse the order that it proposes: None
-    without an order."""
+    """Whether the policy itself approves after reading the news, and which rules refuse the order
+    that is advised: None without one."""
     reading = await policy.decide(prepare(scenario), time.monotonic() + _PATIENCE_S)
     manifest = policy.manifest
     version = Version(manifest.model_version, manifest.hash(), manifest.calibration, Role.PRIMARY)
     advice = conclude(
         scenario, reading, version, limits, state=TradingState.ACTIVE, now=scenario.as_of
     )
-    approves = advice.proposal is not None and advice.proposal.action.approve
+    approves = propose(reading, manifest.calibration).action.approve
     if advice.review is None:
         return approves, None
     # Rules about the proposed order itself may differ with the action; these look at the scenario

@@ -19,7 +19,7 @@ from scipy.special import log_softmax
 
 from app.domain.actions import ACTIONS
 from app.domain.choice import chosen
-from app.domain.decision import prepare
+from app.domain.decision import Reading, prepare
 from app.domain.manifest import Calibration, ModelManifest
 from app.domain.scenario import Scenario
 from app.policy.backends import Backends
@@ -34,6 +34,7 @@ from training.stages.declared import Aside, stage
 from training.stages.store import Artifact, Facts
 
 FILE = "log_probabilities.npy"
+BARE_FILE = "without_text.npy"
 _ROWS = 32
 _PATIENCE_S = 300.0
 _APPROVING = np.array([action.approve for action in ACTIONS])
@@ -45,20 +46,24 @@ class Answers:
     for all of them at once.
 
     raw : (N, 10) label log-probabilities over the whole vocabulary, nats.
+    bare : the same without the text parts of prompts, which is `raw` where a prompt has none; None
+        when nobody asked, and then text decides.
     """
 
     raw: NDArray[np.floating]
     calibration: Calibration
+    bare: NDArray[np.floating] | None = None
 
     @classmethod
     def open(cls, artifact: Artifact) -> Self:
         """Of a finished stage."""
         calibration = Calibration.from_json(artifact.facts["calibration"])
-        return cls(np.load(artifact / FILE), calibration)
+        return cls(np.load(artifact / FILE), calibration, np.load(artifact / BARE_FILE))
 
     def save(self, folder: Path) -> Facts:
         """Write the raw ones; the facts of a stage `answers`."""
         np.save(folder / FILE, self.raw)
+        np.save(folder / BARE_FILE, self.raw if self.bare is None else self.bare)
         return {"rows": len(self), "calibration": self.calibration.as_json()}
 
     def __len__(self) -> int:
@@ -66,7 +71,18 @@ class Answers:
 
     def at(self, rows: Rows) -> Answers:
         """Its answers to some of the scenarios."""
-        return Answers(self.raw[rows], self.calibration)
+        bare = None if self.bare is None else self.bare[rows]
+        return Answers(self.raw[rows], self.calibration, bare)
+
+    def readings(self) -> list[Reading]:
+        """What the service would have read."""
+        bare = self.raw if self.bare is None else self.bare
+        return [
+            Reading(
+                log_probabilities=tuple(row), without_text=tuple(other) if other != row else None
+            )
+            for row, other in zip(self.raw.tolist(), bare.tolist(), strict=True)
+        ]
 
     @cached_property
     def _scores(self) -> Floats:
@@ -122,8 +138,8 @@ def of_policy(
     folder: Path, policy: Artifact, encoded: Encoded, base: Base, *, progress: Progress = silent
 ) -> Facts:
     """A policy's, or a warm-up's, to every scenario."""
-    raw = of_adapter(base.reader, encoded, policy / "adapter", progress)
-    return Answers(raw, calibration_of(policy)).save(folder)
+    raw, bare = of_adapter(base.reader, encoded, policy / "adapter", progress)
+    return Answers(raw, calibration_of(policy), bare).save(folder)
 
 
 @stage("answers")
@@ -143,11 +159,11 @@ def of_published(
     Model directories lie in `models` and `shipped`."""
     named = version.manifest.base
     if named is not None and named.model_version == base.manifest.model_version:
-        raw = of_adapter(base.reader, encoded, version.path, progress)
+        raw, bare = of_adapter(base.reader, encoded, version.path, progress)
     else:
         roots = [models, shipped]
-        raw = of_version(version.path, roots, scenarios.scenarios(), threads, progress)
-    return Answers(raw, version.manifest.calibration).save(folder)
+        raw, bare = of_version(version.path, roots, scenarios.scenarios(), threads, progress)
+    return Answers(raw, version.manifest.calibration, bare).save(folder)
 
 
 def calibration_of(policy: Artifact) -> Calibration:
@@ -161,16 +177,26 @@ def of_adapter(
     encoded: Encoded,
     adapter: Path,
     progress: Progress = silent,
-) -> NDArray[np.float32]:
-    """(N, 10) of an adapter, read over the base pass: seconds where whole prompts would take
-    minutes."""
-    parts = []
-    with opened(reader, encoded, adapter) as model, torch.no_grad():
-        for begin in range(0, len(encoded), _ROWS):
-            rows = torch.arange(begin, min(begin + _ROWS, len(encoded)))
-            parts.append(model(rows).labels.float().cpu().numpy())
-            progress(int(rows[-1]) + 1, len(encoded))
-    return np.concatenate(parts)
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """(N, 10) of an adapter with and without text parts, read over the base pass: seconds where
+    whole prompts would take minutes."""
+    everything, texts = np.arange(len(encoded)), np.flatnonzero(encoded.text)
+    total = len(everything) + len(texts)
+
+    def read(over: Encoded, rows: Rows, before: int) -> NDArray[np.float32]:
+        parts = [np.empty((0, len(ACTIONS)), np.float32)]
+        with opened(reader, over, adapter) as model, torch.no_grad():
+            for begin in range(0, len(rows), _ROWS):
+                part = torch.from_numpy(rows[begin : begin + _ROWS])
+                parts.append(model(part).labels.float().cpu().numpy())
+                progress(before + begin + len(part), total)
+        return np.concatenate(parts)
+
+    raw = read(encoded, everything, 0)
+    bare = raw.copy()
+    if len(texts):
+        bare[texts] = read(encoded.without_text(), texts, len(everything))
+    return raw, bare
 
 
 def of_version(
@@ -179,23 +205,27 @@ def of_version(
     scenarios: Sequence[Scenario],
     threads: int,
     progress: Progress = silent,
-) -> NDArray[np.float32]:
-    """(N, 10) of any published version, loaded and asked as the service does; whole prompts, one
-    after the other.
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """(N, 10), with and without text parts, of any published version, loaded and asked as the
+    service does; whole prompts, one after the other.
 
     Raises what `Backends.load` raises: the files were changed, or belong to another prompt version.
     """
     policy = Backends(BackendOptions(roots=roots, threads=threads)).load(version)
 
-    async def ask() -> list[tuple[float, ...]]:
+    async def ask() -> list[Reading]:
         try:
             found = []
             for number, scenario in enumerate(scenarios):
-                reading = await policy.decide(prepare(scenario), time.monotonic() + _PATIENCE_S)
-                found.append(reading.log_probabilities)
+                found.append(await policy.decide(prepare(scenario), time.monotonic() + _PATIENCE_S))
                 progress(number + 1, len(scenarios))
             return found
         finally:
             await policy.aclose()
 
-    return np.array(asyncio.run(ask()), np.float32)
+    readings = asyncio.run(ask())
+    raw, bare = (
+        np.array([reading.log_probabilities for reading in each], np.float32)
+        for each in (readings, [reading.bare for reading in readings])
+    )
+    return raw, bare

@@ -19,7 +19,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -46,10 +46,10 @@ from training.stages.store import Artifact, Facts
 LINES = len(LineKind) + 1
 """One place for each kind of line, in the order of `LineKind`, and the last for the tail."""
 CACHE = "cache"
-FORMAT = 1
+FORMAT = 2
 """Part of every shard's name: another layout is another cache."""
 _PLACE = {kind: place for place, kind in enumerate(LineKind)}
-_SMALL = ("label_log_probs", "hidden", "lines", "last")
+_SMALL = ("label_log_probs", "hidden", "lines", "last", "text")
 
 
 class EncodeError(AdvisorError):
@@ -77,17 +77,21 @@ class Encoded:
         prompt has no such line.
     lines : (N, LINES) bool, the kinds that are there.
     last : (N, H) float32, the state that the language-model head reads.
+    text : (N,) int64, how many of a row's user tokens, the last ones, are of the text part.
     tokens, offsets : user tokens of row i are tokens[offsets[i]:offsets[i + 1]], int32.
+    with_text : whether rows have their text part. Keys and values before it are the same without.
     """
 
     label_log_probs: NDArray[np.float32]
     hidden: NDArray[np.float16]
     lines: NDArray[np.bool_]
     last: NDArray[np.float32]
+    text: NDArray[np.int64]
     tokens: NDArray[np.int32]
     offsets: NDArray[np.int64]
     shards: tuple[Path, ...]
     where: NDArray[np.int64]
+    with_text: bool = True
     _open: dict[int, Any] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -108,14 +112,21 @@ class Encoded:
     def __len__(self) -> int:
         return len(self.where)
 
+    def without_text(self) -> Encoded:
+        """The same rows without their text parts, for whoever reads their keys and values; what the
+        base model says and knows (the other arrays) stays that of whole prompts."""
+        return replace(self, with_text=False, _open={})
+
     def ids(self, row: int) -> list[int]:
         """Token ids of the user's text of a row, without head and tail."""
-        return [int(number) for number in self.tokens[self.offsets[row] : self.offsets[row + 1]]]
+        begin = self.offsets[row]
+        return [int(number) for number in self.tokens[begin : begin + self.lengths[row]]]
 
     @cached_property
     def lengths(self) -> NDArray[np.int64]:
         """User tokens by row."""
-        return np.asarray(self.offsets[1:] - self.offsets[:-1])
+        whole = np.asarray(self.offsets[1:] - self.offsets[:-1])
+        return whole if self.with_text else whole - self.text
 
     def keys_values(self, rows: Sequence[int] | NDArray[np.int64]) -> KeysValues:
         """Of the users' tokens of `rows`, read from the cache. Raises `EncodeError` when a shard is
@@ -127,7 +138,8 @@ class Encoded:
             if out is None:
                 layers, two, heads, _, size = states.shape
                 out = torch.zeros(layers, two, len(rows), heads, int(lengths.max()), size)
-            out[:, :, position, :, : states.shape[3]] = states
+            kept = int(lengths[position])
+            out[:, :, position, :, :kept] = states[:, :, :, :kept]
         if out is None:
             raise EncodeError("keys and values of no rows were asked for")
         return KeysValues(out, torch.from_numpy(lengths))
@@ -216,6 +228,7 @@ def write_shard(
     name."""
     ids: list[list[int]] = []
     masks: list[torch.Tensor] = []
+    texts: list[int] = []
     for name, lines in prompts:
         prompt = prompt_of(lines)
         try:
@@ -223,13 +236,14 @@ def write_shard(
         except PolicyAbstained as error:
             raise EncodeError(f"the prompt {name} cannot be encoded: {error}") from error
         masks.append(_line_masks(reader, lines, prompt))
+        texts.append(reader.encoder.text_tokens(prompt))
     order = sorted(range(len(prompts)), key=lambda i: len(ids[i]))
     read: dict[int, dict[str, torch.Tensor]] = {}
     for begin in range(0, len(order), batch):
         chosen = order[begin : begin + batch]
         results = encode_batch(reader, [ids[i] for i in chosen], [masks[i] for i in chosen])
         read.update(zip(chosen, results, strict=True))
-    readings = [read[i] for i in range(len(prompts))]
+    readings = [read[i] | {"text": torch.tensor(texts[i])} for i in range(len(prompts))]
     keys_values = [reading["keys_values"] for reading in readings]
     layers, _, heads, _, size = keys_values[0].shape
     tensors = {name: torch.stack([reading[name] for reading in readings]) for name in _SMALL}

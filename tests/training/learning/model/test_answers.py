@@ -34,7 +34,7 @@ def test_an_adapter_asked_as_the_service_asks_answers_what_it_answers_over_the_b
     evaluated: Evaluated, asked: list[Scenario], tiny_base: Path
 ) -> None:
     steps: list[tuple[int, int]] = []
-    found = answers.of_version(
+    found, bare = answers.of_version(
         evaluated.version,
         [tiny_base.parent],
         asked,
@@ -45,13 +45,15 @@ def test_an_adapter_asked_as_the_service_asks_answers_what_it_answers_over_the_b
     assert found.shape == (SOME, 10)
     assert found.dtype == kept.dtype == np.float32
     assert np.abs(found - kept[:SOME]).max() < TOLERANCE
+    kept_bare = np.load(read_by(evaluated, "answers: policy") / answers.BARE_FILE)
+    assert np.abs(bare - kept_bare[:SOME]).max() < TOLERANCE
     assert steps == [(number, SOME) for number in range(1, SOME + 1)]
 
 
 def test_a_whole_model_answers_what_the_base_pass_read(
     evaluated: Evaluated, asked: list[Scenario], tiny_base: Path
 ) -> None:
-    found = answers.of_version(tiny_base, [tiny_base.parent], asked, 1)
+    found, _ = answers.of_version(tiny_base, [tiny_base.parent], asked, 1)
     untuned = np.asarray(Encoded.open(read_by(evaluated, "encoded")).label_log_probs)
     assert np.abs(found - untuned[:SOME]).max() < TOLERANCE
     tuned = np.load(read_by(evaluated, "answers: policy") / answers.FILE)

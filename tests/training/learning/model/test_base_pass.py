@@ -143,6 +143,23 @@ def test_kinds_are_those_that_the_lines_name(
     )
 
 
+def test_without_their_texts_rows_are_the_prompts_without_them(
+    tmp_path: Path, tiny: tuple[LabelReader, Path]
+) -> None:
+    reader, base = tiny
+    calm = [Line(LineKind.IDENTITY, "BTC long"), Line(LineKind.SCORES, "score 7")]
+    loud = [*calm, Line(LineKind.NEWS, "news <<one>>"), Line(LineKind.NEWS, "news <<two>>")]
+    found = Encoded.open(encode_lines(tmp_path, [loud, calm], reader, base))
+    bare = found.without_text()
+    assert found.text.tolist() == [len("\nnews <<one>>\nnews <<two>>"), 0]
+    assert bare.ids(0) == bare.ids(1) == found.ids(1)
+    assert found.ids(0)[: len(found.ids(1))] == found.ids(1)
+    states = bare.keys_values([0, 1])
+    assert states.lengths.tolist() == [len(found.ids(1))] * 2
+    assert states.states.shape[-2] == len(found.ids(1))
+    torch.testing.assert_close(states.states[:, :, 0], states.states[:, :, 1], atol=2e-3, rtol=0)
+
+
 def test_a_second_run_reads_nothing_and_a_killed_one_loses_one_shard(
     tmp_path: Path, tiny: tuple[LabelReader, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
