@@ -194,11 +194,12 @@ async def test_garbage_among_events_is_put_aside_and_what_comes_behind_is_writte
             with client(valkey_url) as connection:
                 return bool(connection.xlen(EVENTS) == 0)
 
+        async def counted() -> bool:
+            cause = {"cause": "rejected_by_database"}
+            return metrics.registry.get_sample_value("advisor_losses_total", cause) == 15
+
         await until(written)
-        lost = metrics.registry.get_sample_value(
-            "advisor_losses_total", {"cause": "rejected_by_database"}
-        )
-        assert lost == 15
+        await until(counted)
         assert metrics.registry.get_sample_value("advisor_task_up", {"task": "writer"}) == 1
     assert (await verify_log(database_url)).decisions == 3
 
