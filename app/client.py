@@ -14,10 +14,16 @@ the queue is full the newest message is dropped. Every loss is counted in `stats
 the child has a thread and a queue of its own; what was queued stays the parent's.
 
 `OperatorClient` is for people and scripts: the trading state, versions, aliases.
+
+Both say who they are by a token: the one they are given, else that of the environment
+(`ADVISOR_TOKEN`, for operators `ADVISOR_ADMIN_TOKEN` before it; or a file that
+`ADVISOR_TOKEN_FILE` names), else, of a service on this machine, the one that `advisor up` left
+under `ADVISOR_HOME`. A token is looked for again when it is refused: it may have been rotated.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
@@ -31,8 +37,10 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from enum import Enum
+from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import UUID, uuid4, uuid5
 
 import httpx
@@ -41,6 +49,9 @@ NAMESPACE = UUID("6f9b9f0e-4a54-5c0e-9d6a-3f1d7a0c9b11")
 MAX_DEPTH = 16
 MAX_MESSAGE_BYTES = 1_000_000
 LOG_EVERY_S = 60.0
+DEFAULT_PRINCIPAL = "agent"
+_AGENTS = ("ADVISOR_TOKEN",)
+_OPERATORS = ("ADVISOR_ADMIN_TOKEN", "ADVISOR_TOKEN")
 log = logging.getLogger("advisor.client")
 
 
@@ -97,6 +108,7 @@ class AdvisorClient:
     Parameters
     ----------
     base_url : where the service answers.
+    token : who asks; by default found as told above.
     deadline_s : how long `advise` waits unless told otherwise, and the time that the service is
         given to decide.
     queue_size : messages that may wait; more are dropped.
@@ -109,6 +121,7 @@ class AdvisorClient:
         self,
         base_url: str,
         *,
+        token: str | None = None,
         deadline_s: float = 2.0,
         queue_size: int = 1000,
         max_age_s: float = 600.0,
@@ -119,6 +132,8 @@ class AdvisorClient:
         remembered: int = 1000,
     ) -> None:
         self._base_url = base_url
+        self._given = token
+        self._token = token or find_token(base_url, "agent", _AGENTS)
         self._deadline_s = deadline_s
         self._queue_size = queue_size
         self._max_age_s = max_age_s
@@ -232,7 +247,7 @@ class AdvisorClient:
     def _advise_message(self, request: Mapping[str, Any], deadline_ms: int | None) -> _Message:
         document = dict(request)
         request_id = str(document.setdefault("request_id", str(uuid4())))
-        known = str(uuid5(NAMESPACE, request_id))
+        known = str(decision_id(request_id, principal_of(self._token)))
         return _Message(
             "POST", "/advise", encode(document), monotonic(), known, deadline_ms=deadline_ms
         )
@@ -335,7 +350,7 @@ class AdvisorClient:
             self._counters.retried += 1
         message.attempts += 1
         begin = monotonic()
-        headers = {"Content-Type": "application/json"}
+        headers = {"Content-Type": "application/json", **_bearer(self._token)}
         if message.deadline_ms is not None:
             headers["X-Deadline-Ms"] = str(message.deadline_ms)
         try:
@@ -345,7 +360,9 @@ class AdvisorClient:
                 self._read(reply, begin)
         except httpx.HTTPError as error:
             return self._failed(message, f"{type(error).__name__}: {error}", None)
-        if reply.status_code >= 500 or reply.status_code in (408, 429):
+        if reply.status_code == 401:
+            self._token = self._given or find_token(self._base_url, "agent", _AGENTS)
+        if reply.status_code >= 500 or reply.status_code in (401, 408, 429):
             return self._failed(
                 message,
                 f"HTTP {reply.status_code}: {reply.text[:300]}",
@@ -412,13 +429,13 @@ class OperatorClient:
 
     Parameters
     ----------
-    token : the service's ADVISOR_ADMIN_TOKEN, where it has one.
+    token : who asks; by default found as told above.
     timeout_s : a version is loaded and verified before its alias moves.
     """
 
     def __init__(self, base_url: str, token: str | None = None, timeout_s: float = 120.0) -> None:
         self.base_url = base_url.rstrip("/")
-        self._headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+        self._given = token
         self._timeout_s = timeout_s
 
     def state(self) -> dict[str, Any]:
@@ -523,7 +540,7 @@ class OperatorClient:
                 method,
                 self.base_url + path,
                 json=body,
-                headers=self._headers,
+                headers=_bearer(self._given or find_token(self.base_url, "operator", _OPERATORS)),
                 timeout=self._timeout_s,
             )
         except (httpx.HTTPError, httpx.InvalidURL) as error:
@@ -531,6 +548,43 @@ class OperatorClient:
                 f"{self.base_url} does not answer ({error or type(error).__name__}): is the service"
                 " running? start it with `advisor up`, or set --url"
             ) from error
+
+
+def find_token(base_url: str, name: str, variables: Collection[str]) -> str | None:
+    """The token of the environment, or for a service on this machine that of its own file; None
+    when there is none. Never raises."""
+    for variable in variables:
+        if token := os.environ.get(variable, "").strip():
+            return token
+    try:
+        if file := os.environ.get("ADVISOR_TOKEN_FILE"):
+            return Path(file).read_text().strip() or None
+        if urlsplit(base_url).hostname not in ("127.0.0.1", "localhost", "::1"):
+            return None
+        home = Path(os.environ.get("ADVISOR_HOME") or "var")
+        return (home / "tokens" / name).read_text().strip() or None
+    except (OSError, ValueError):
+        return None
+
+
+def _bearer(token: str | None) -> dict[str, str]:
+    return {} if token is None else {"Authorization": f"Bearer {token}"}
+
+
+def principal_of(token: str | None) -> str:
+    """Whose decisions a token's are: it carries the name, `advisor.NAME.SECRET`."""
+    parts = (token or "").split(".")
+    return parts[1] if len(parts) == 3 and parts[0] == "advisor" else DEFAULT_PRINCIPAL
+
+
+def decision_id(request_id: str, principal: str) -> UUID:
+    """The id of a decision, as the service gives it."""
+    if principal == DEFAULT_PRINCIPAL:
+        return uuid5(NAMESPACE, request_id)
+    mark = hashlib.sha256(f"principal {principal}".encode()).digest()[:6]
+    both = hashlib.sha256(f"{principal} {request_id}".encode()).digest()
+    number = int.from_bytes(mark + both[:10]) & ~(0xF << 76) | 8 << 76
+    return UUID(int=number & ~(0x3 << 62) | 2 << 62)
 
 
 def encode(document: Mapping[str, Any]) -> bytes:

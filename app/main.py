@@ -19,8 +19,10 @@ from fastapi import FastAPI
 from app.advising.service import Service
 from app.advising.serving import Models, Pins, Serving
 from app.api import operators, routes
+from app.api.access import Door
 from app.api.budget import Buckets
 from app.api.connection import BoundedConfig, Bounds
+from app.api.tokens import Tokens, require_somebody
 from app.api.wire import ApiOptions, install
 from app.domain.errors import ManifestMismatch, ModelFileError
 from app.domain.manifest import ModelManifest
@@ -81,9 +83,11 @@ async def running(settings: Settings, models: Models | None = None) -> AsyncIter
 
     Raises
     ------
-    SettingsError, LimitsError, ModelFileError, ManifestMismatch, UnknownVersion,
+    SettingsError, TokenError, LimitsError, ModelFileError, ManifestMismatch, UnknownVersion,
     JournalUnavailable : it cannot start.
     """
+    tokens = Tokens(*settings.who_may)
+    require_somebody(tokens, settings.host)
     listener = _bind(settings.host, settings.port)
     metrics = Metrics()
     service = build(settings, metrics, models)
@@ -91,12 +95,11 @@ async def running(settings: Settings, models: Models | None = None) -> AsyncIter
         await service.start()
         _calm_garbage_collection()
         app = create_app()
-        app.state.service, app.state.metrics = service, metrics
+        app.state.service, app.state.metrics, app.state.tokens = service, metrics, tokens
         app.state.options = ApiOptions(
             settings.max_body_bytes,
             settings.max_candidates,
             settings.deadline_ms,
-            settings.admin_token,
             settings.instance,
             settings.max_values,
             settings.max_extra_bytes,
@@ -124,6 +127,7 @@ def create_app() -> FastAPI:
     app = FastAPI(title="shadow-advisor", version="0.1.0", description=DESCRIPTION)
     app.include_router(routes.router)
     app.include_router(operators.router)
+    app.add_middleware(Door)
     install(app)
     return app
 

@@ -19,7 +19,7 @@ from app.domain.decision import AdviceStatus, Decision, Role, TextEffect
 from app.domain.errors import AbstainReason
 from app.domain.manifest import ModelManifest
 from app.domain.rules import VetoCode
-from app.telemetry import Dependency, LossCause, Refusal, Stage, Task
+from app.telemetry import AuthFailure, Dependency, LossCause, Refusal, Stage, Task
 
 COMPARISON_WINDOW = 1000
 MAX_SYMBOLS = 64
@@ -155,6 +155,9 @@ class Metrics:
         )
         self.requests = counter("requests_total", "HTTP requests", "route", "code")
         self.refusals = counter("refusals_total", "Requests over a budget", "budget")
+        self.auth_failures = counter(
+            "auth_failures_total", "Callers who could not say who they are", "reason"
+        )
         self.model_info = gauge(
             "model_info",
             "1 for each version being served",
@@ -247,6 +250,8 @@ class Metrics:
             self.losses.labels(cause)
         for why in Refusal:
             self.refusals.labels(why)
+        for failure in AuthFailure:
+            self.auth_failures.labels(failure)
         for dependency in Dependency:
             self.dependency.labels(dependency)
         for task in Task:
@@ -256,6 +261,9 @@ class Metrics:
 
     def answered(self, route: str, status: int) -> None:
         self.requests.labels(route, str(status)).inc()
+
+    def unauthenticated(self, why: AuthFailure) -> None:
+        self.auth_failures.labels(why).inc()
 
     def refused(self, why: Refusal) -> None:
         self.refusals.labels(why).inc()

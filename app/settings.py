@@ -89,7 +89,14 @@ class Settings(BaseSettings):
     )
     max_spool_bytes: int = Field(1_073_741_824, ge=65_536)
     admin_token: str | None = Field(
-        None, min_length=8, description="when set, operators' PUT routes need it (bearer)"
+        None, min_length=8, description="a token of an operator, beside those of the file"
+    )
+    tokens: Path | None = Field(
+        None, description="file of tokens, hashed; default: HOME/tokens.json"
+    )
+    open: Literal["loopback"] | None = Field(
+        None,
+        description="`loopback`: whoever asks from this machine without a token may do everything",
     )
     checkpoints: str | None = Field(
         None,
@@ -125,6 +132,21 @@ class Settings(BaseSettings):
     def signing_key(self) -> Path:
         """Where the key of the checkpoints lies."""
         return self.checkpoint_key or self.home / "checkpoint.key"
+
+    @property
+    def tokens_file(self) -> Path:
+        """Where it is written who holds a token."""
+        return self.tokens or self.home / "tokens.json"
+
+    @property
+    def token_uses(self) -> Path:
+        """Where last uses of tokens are noted."""
+        return self.home / "token-uses"
+
+    @property
+    def who_may(self) -> tuple[Path, Path, str | None, bool]:
+        """What `Tokens` is made of."""
+        return (self.tokens_file, self.token_uses, self.admin_token, self.open is not None)
 
     @property
     def spool_dir(self) -> Path:

@@ -50,6 +50,15 @@ class Refusal(StrEnum):
     RATE = "rate"
 
 
+class AuthFailure(StrEnum):
+    """Why a caller is nobody."""
+
+    MISSING = "missing"
+    MALFORMED = "malformed"
+    UNKNOWN = "unknown"
+    EXPIRED = "expired"
+
+
 class Dependency(StrEnum):
     POSTGRES = "postgres"
     VALKEY = "valkey"
@@ -80,6 +89,9 @@ class Telemetry(Protocol):
 
     def refused(self, why: Refusal) -> None:
         """A request, or a connection, exceeded a budget."""
+
+    def unauthenticated(self, why: AuthFailure) -> None:
+        """A caller could not say who it is."""
 
     def stage_took(self, stage: Stage, seconds: float) -> None:
         """One stage of a request."""
@@ -154,6 +166,7 @@ class Unobserved:
 
     def answered(self, route: str, status: int) -> None: ...
     def refused(self, why: Refusal) -> None: ...
+    def unauthenticated(self, why: AuthFailure) -> None: ...
     def stage_took(self, stage: Stage, seconds: float) -> None: ...
     def decided(self, decision: Decision) -> None: ...
     def compared(self, candidate: Candidate, version: str, agent: bool, advice: bool) -> None: ...

@@ -7,13 +7,16 @@ import asyncio
 import signal
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from time import perf_counter
 
 import structlog
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from app.api.tokens import Tokens, require_somebody
 from app.domain.errors import JournalUnavailable, ShadowLogUnavailable
 from app.domain.event import Entry
+from app.domain.principal import Role
 from app.journal.journal import StreamDrain
 from app.metrics import Metrics
 from app.settings import Settings, SettingsError
@@ -21,7 +24,7 @@ from app.shadow_log.checkpoint import Checkpointer, key_at
 from app.shadow_log.log import ShadowLog
 from app.shadow_log.places import place_at
 from app.tasks import Supervisor, end
-from app.telemetry import LossCause, Refusal, Task, Telemetry
+from app.telemetry import AuthFailure, LossCause, Refusal, Task, Telemetry
 
 log = structlog.get_logger()
 WATCH_S = 2.0
@@ -105,16 +108,17 @@ async def run_writer(settings: Settings) -> None:
     taken."""
     if not settings.database_url or not settings.redis_url:
         raise SettingsError("DATABASE_URL and REDIS_URL must be set for the writer")
-    metrics = Metrics()
-    async with scraped(metrics, settings.host, settings.writer_metrics_port):
+    metrics, tokens = Metrics(), Tokens(*settings.who_may)
+    require_somebody(tokens, settings.host)
+    async with scraped(metrics, tokens, settings.host, settings.writer_metrics_port):
         await _write_until_stopped(settings, settings.redis_url, settings.database_url, metrics)
     log.info("writer stopped")
 
 
 @asynccontextmanager
-async def scraped(metrics: Metrics, host: str, port: int) -> AsyncIterator[int]:
-    """Metrics over HTTP until the block ends, on the event loop: half requests make no threads. The
-    port. Raises `SettingsError` when it is taken."""
+async def scraped(metrics: Metrics, tokens: Tokens, host: str, port: int) -> AsyncIterator[int]:
+    """Metrics over HTTP until the block ends, on the event loop, for whoever has the role: half
+    requests make no threads. The port. Raises `SettingsError` when it is taken."""
     connections = 0
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -125,8 +129,9 @@ async def scraped(metrics: Metrics, host: str, port: int) -> AsyncIterator[int]:
                 metrics.refused(Refusal.CONNECTIONS)
                 return
             async with asyncio.timeout(SCRAPE_S):
-                await reader.readuntil(b"\r\n\r\n")
-                writer.write(_scrape(metrics))
+                head = await reader.readuntil(b"\r\n\r\n")
+                address = str(writer.get_extra_info("peername")[0])
+                writer.write(_scrape(metrics, _may_scrape(metrics, tokens, head, address)))
                 await writer.drain()
         except TimeoutError:
             metrics.refused(Refusal.SLOW)
@@ -147,10 +152,24 @@ async def scraped(metrics: Metrics, host: str, port: int) -> AsyncIterator[int]:
         yield server.sockets[0].getsockname()[1]
 
 
-def _scrape(metrics: Metrics) -> bytes:
-    body = generate_latest(metrics.registry)
+def _may_scrape(metrics: Metrics, tokens: Tokens, head: bytes, address: str) -> bool:
+    lines = (line.partition(b":") for line in head.split(b"\r\n")[1:])
+    sent = [value.strip() for name, _, value in lines if name.lower() == b"authorization"]
+    header = sent[0].decode("latin-1") if sent else None
+    caller = tokens.holder(header, datetime.now(UTC), address)
+    if isinstance(caller, AuthFailure):
+        metrics.unauthenticated(caller)
+        log.warning("authentication failed", reason=caller.value, address=address)
+        return False
+    return caller.may(Role.METRICS)
+
+
+def _scrape(metrics: Metrics, allowed: bool) -> bytes:
+    body = generate_latest(metrics.registry) if allowed else b"a token with the role metrics\n"
+    status = "200 OK" if allowed else '401 Unauthorized\r\nWWW-Authenticate: Bearer realm="advisor"'
+    kind = CONTENT_TYPE_LATEST if allowed else "text/plain"
     head = (
-        f"HTTP/1.1 200 OK\r\nContent-Type: {CONTENT_TYPE_LATEST}\r\n"
+        f"HTTP/1.1 {status}\r\nContent-Type: {kind}\r\n"
         f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
     )
     return head.encode() + body

@@ -42,13 +42,15 @@ async def post(
     return answer
 
 
-async def load(url: str, clients: int, requests: int, body: Callable[[int], bytes]) -> Load:
+async def load(
+    url: str, token: str, clients: int, requests: int, body: Callable[[int], bytes]
+) -> Load:
     """`clients` closed-loop connections send `requests` requests in total; `body(n)` is the
     n-th."""
     parts = urlsplit(url)
     head = (
-        f"POST /advise HTTP/1.1\r\nHost: {parts.netloc}\r\nContent-Type:"
-        " application/json\r\nContent-Length: ".encode()
+        f"POST /advise HTTP/1.1\r\nHost: {parts.netloc}\r\nAuthorization: Bearer {token}\r\n"
+        "Content-Type: application/json\r\nContent-Length: ".encode()
     )
     bodies = [body(number) for number in range(requests)]
     bodies.reverse()

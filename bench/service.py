@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic, perf_counter
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import httpx
 import typer
@@ -27,6 +27,8 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
+from app.api.tokens import TokenFile
+from app.domain import principal
 from app.domain.canonical import decision_id
 from app.domain.case import Case, TradingState, agents_order
 from app.domain.decision import (
@@ -143,6 +145,13 @@ async def bench_journal(redis_url: str, appends: int) -> tuple[Load, Load]:
     return Load(alone, sum(alone)), Load(together, seconds)
 
 
+class Served(NamedTuple):
+    """Where a service answers, and whom."""
+
+    url: str
+    token: str
+
+
 @contextmanager
 def servers() -> Iterator[tuple[Path, EmbeddedPostgres, EmbeddedValkey]]:
     """A folder, and both servers in it; afterwards nothing of them is left, also where Postgres
@@ -158,8 +167,9 @@ def servers() -> Iterator[tuple[Path, EmbeddedPostgres, EmbeddedValkey]]:
 
 
 @contextmanager
-def serving(environment: dict[str, str], **more: str) -> Iterator[str]:
-    """The API as a process of its own."""
+def serving(environment: dict[str, str], **more: str) -> Iterator[Served]:
+    """The API as a process of its own, with a token for an agent."""
+    token = TokenFile(Path(environment["ADVISOR_TOKENS"])).create("agent", [principal.Role.AGENT])
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     process = subprocess.Popen(
@@ -177,17 +187,17 @@ def serving(environment: dict[str, str], **more: str) -> Iterator[str]:
             except httpx.TransportError:
                 if process.poll() is not None or monotonic() > deadline:
                     raise
-        yield url
+        yield Served(url, token)
     finally:
         process.terminate()
         process.wait()
 
 
-def drive(url: str, clients: int, requests: int, run: str, prompts: bool = False) -> Load:
+def drive(served: Served, clients: int, requests: int, run: str, prompts: bool = False) -> Load:
     """Load from this process, on uvloop."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(
-            load(url, clients, requests, lambda number: document(number, run, prompts))
+            load(*served, clients, requests, lambda number: document(number, run, prompts))
         )
 
 
@@ -229,16 +239,17 @@ def main(
             "DATABASE_URL": postgres.url,
             "REDIS_URL": valkey.url,
             "ADVISOR_LIMITS": str(ROOT / "limits.toml"),
+            "ADVISOR_TOKENS": str(folder / "tokens.json"),
         }
         alone, together = asyncio.run(bench_journal(valkey.url, 1000))
         measured.times("journal append, fsynced, one at a time", "append", alone)
         measured.times("journal appends from 32 tasks", "append_32_tasks", together)
         home = str(folder / "home")
-        with serving(environment, MODEL="scripted", ADVISOR_HOME=home) as url:
-            drive(url, 8, 400, "warm")
+        with serving(environment, MODEL="scripted", ADVISOR_HOME=home) as served:
+            drive(served, 8, 400, "warm")
             for clients in (1, 32):
                 count = requests if clients > 1 else requests // 4
-                done = drive(url, clients, count, f"c{clients}")
+                done = drive(served, clients, count, f"c{clients}")
                 measured.times(
                     f"/advise without the model, {clients} client{'s' if clients > 1 else ''}",
                     f"advise_{clients}_clients",
@@ -262,9 +273,9 @@ def _bench_model(
     model = settings.models_dir / DEFAULT_MODEL
     clients = 2 * BATCH  # One batch waits while the other is computed.
     before = bare_rate(model, threads, BATCH, decisions // BATCH)
-    with serving(environment, ADVISOR_THREADS=str(threads), ADVISOR_MAX_BATCH=str(BATCH)) as url:
-        drive(url, clients, 2 * clients, "model-warm", True)
-        done = drive(url, clients, decisions, "model", True)
+    with serving(environment, ADVISOR_THREADS=str(threads), ADVISOR_MAX_BATCH=str(BATCH)) as served:
+        drive(served, clients, 2 * clients, "model-warm", True)
+        done = drive(served, clients, decisions, "model", True)
     after = bare_rate(model, threads, BATCH, decisions // BATCH)
     bare = 2 / (1 / before + 1 / after)
     what = f"decisions through the service, real model, {clients} clients"

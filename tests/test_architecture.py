@@ -199,8 +199,9 @@ def test_the_service_reads_the_environment_in_one_place_and_the_clock_where_it_m
     name = named(path)
     if name not in (
         "app/settings.py",
+        "app/client.py",
         "app/local/up.py",
-    ):  # `up` hands its own environment on to its children.
+    ):  # The client runs in the agent's process; `up` hands its environment on to its children.
         assert not re.search(r"os\.environ|os\.getenv|getenv\(", text)
     if name.startswith("app/domain/"):
         assert not re.search(

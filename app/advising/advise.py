@@ -7,13 +7,14 @@ from collections.abc import Callable
 from datetime import datetime
 from time import monotonic
 from typing import NamedTuple
+from uuid import UUID
 
 import structlog
 
 from app.advising.controls import Controls
 from app.advising.records import Records
 from app.advising.serving import Models, Serving
-from app.domain.canonical import decision_id
+from app.domain.canonical import DEFAULT_PRINCIPAL, decision_id
 from app.domain.control import AgentAction
 from app.domain.decision import (
     Abstention,
@@ -46,6 +47,12 @@ class Incoming(NamedTuple):
     deadline: float
     traceparent: str | None = None
     rationale: bool = False
+    principal: str = DEFAULT_PRINCIPAL
+
+    @property
+    def decision_id(self) -> UUID:
+        """The id that its decision has."""
+        return decision_id(self.request_id, self.principal)
 
 
 class Answer(NamedTuple):
@@ -85,7 +92,7 @@ class Advisor:
         JournalUnavailable : the decision could not be made durable, or nobody can tell whether it
             was answered before, so there is no answer.
         """
-        if self._records.recent_claim(decision_id(incoming.request_id)) is not None:
+        if self._records.recent_claim(incoming.decision_id) is not None:
             return await self._stored(incoming)
         with self._serving.using() as models:
             return await self._decide(incoming, models)
@@ -117,7 +124,7 @@ class Advisor:
     async def _stored(self, incoming: Incoming) -> Answer:
         """The decision stored under this id. A repeat that reaches another replica is found by the
         journal's append."""
-        decision = await self._records.answered(decision_id(incoming.request_id), incoming.claim)
+        decision = await self._records.answered(incoming.decision_id, incoming.claim)
         return Answer(decision, "shadow_log", repeated=True)
 
     async def _policy(
@@ -130,7 +137,7 @@ class Advisor:
         """Asked while the model reads; an error is returned, so that the model is waited for."""
         try:
             return await self._records.earlier_claim(
-                decision_id(incoming.request_id),
+                incoming.decision_id,
                 incoming.scenario.as_of,
                 incoming.deadline - JOURNAL_RESERVE_S - monotonic(),
             )
@@ -152,8 +159,9 @@ class Advisor:
             for version, reading in zip(models.versions, readings, strict=True)
         )
         return Decision.model_construct(
-            decision_id=decision_id(incoming.request_id),
+            decision_id=incoming.decision_id,
             request_id=incoming.request_id,
+            principal=incoming.principal,
             request_hash=incoming.claim,
             received_at=incoming.received_at,
             evaluated_at=now,

@@ -189,14 +189,18 @@ class Records:
             raise self._not_found(decision_id)
         return {"stored": True, **document}
 
-    async def report_action(self, decision_id: UUID, action: AgentAction) -> Receipt:
+    async def report_action(
+        self, decision_id: UUID, action: AgentAction, by: str | None = None
+    ) -> Receipt:
         """Record the agent's own action and, the first time, compare it with the advice.
 
         Raises `UnknownDecision` only when journal and log both say so: while either is away the
         report is taken, and `advisor verify` names it if its decision never comes.
         """
         await self._require(decision_id)
-        report = AgentActionReport(decision_id=decision_id, recorded_at=self._now(), action=action)
+        report = AgentActionReport(
+            decision_id=decision_id, recorded_at=self._now(), reported_by=by, action=action
+        )
         receipt = await self.append(Event.of_report(EventKind.AGENT_ACTION, report))
         if not receipt.repeated:
             recent = await self._comparable(decision_id)
@@ -204,10 +208,14 @@ class Records:
                 self._compare(recent, action)
         return receipt
 
-    async def report_outcome(self, decision_id: UUID, outcome: Outcome) -> Receipt:
+    async def report_outcome(
+        self, decision_id: UUID, outcome: Outcome, by: str | None = None
+    ) -> Receipt:
         """Record what became of one arm. Raises as `report_action`."""
         await self._require(decision_id)
-        report = OutcomeReport(decision_id=decision_id, recorded_at=self._now(), outcome=outcome)
+        report = OutcomeReport(
+            decision_id=decision_id, recorded_at=self._now(), reported_by=by, outcome=outcome
+        )
         return await self.append(Event.of_report(EventKind.OUTCOME, report))
 
     def remember(self, decision: Decision) -> None:
@@ -222,7 +230,7 @@ class Records:
 
     def _not_found(self, decision_id: UUID) -> UnknownDecision | JournalUnavailable:
         if self._journal.reachable:
-            return UnknownDecision(f"no decision has the id {decision_id}")
+            return unknown_decision(decision_id)
         return JournalUnavailable(
             f"decision {decision_id} is not in the shadow log; it may wait in the journal, which is"
             " away: ask again"
@@ -238,7 +246,7 @@ class Records:
             claim = None
         else:
             if claim is None and self._journal.reachable:
-                raise UnknownDecision(f"no decision has the id {decision_id}")
+                raise unknown_decision(decision_id)
         if claim is None:
             self._telemetry.report_unchecked()
 
@@ -275,6 +283,11 @@ class Records:
     def _compare(self, recent: _Recent, control: AgentAction) -> None:
         for version, approve in recent.advised:
             self._telemetry.compared(recent.candidate, version, control.decision, approve)
+
+
+def unknown_decision(decision_id: UUID) -> UnknownDecision:
+    """What is said of an id that nothing is stored under, and of one that is another's."""
+    return UnknownDecision(f"no decision has the id {decision_id}")
 
 
 def _heard(question: asyncio.Future[Any]) -> None:

@@ -18,7 +18,6 @@ from app.advising.controls import Controls
 from app.advising.probes import Probe
 from app.advising.records import Records
 from app.advising.serving import Serving
-from app.domain.canonical import decision_id
 from app.domain.errors import (
     AdvisorError,
     JournalUnavailable,
@@ -126,7 +125,7 @@ class Service:
     async def accept(self, incoming: Incoming, body: AdviseRequest) -> None:
         """Make a request durable, to be decided later. Raises `RequestConflict` or
         `JournalUnavailable`."""
-        known = decision_id(incoming.request_id)
+        known = incoming.decision_id
         claim = await self.journal.claim_of(str(known))
         if claim is None:
             claim = await self.records.earlier_claim(known, incoming.scenario.as_of)
@@ -136,7 +135,8 @@ class Service:
             )
         if claim is None:
             content = body.model_copy(update={"request_id": incoming.request_id})
-            await self.requests.put(str(known), incoming.claim, content.model_dump_json().encode())
+            payload = content.model_dump_json().encode()
+            await self.requests.put(str(known), incoming.claim, payload, incoming.principal)
 
     async def readiness(self) -> dict[str, Any]:
         """The truth about each dependency and each background task. Without Postgres or Valkey, but
@@ -238,6 +238,7 @@ class Service:
             self.now(),
             monotonic() + ASYNC_DEADLINE_S,
             rationale=body.rationale,
+            principal=entry.principal,
         )
         await self.advisor.advise(incoming)
         await self.requests.done(entry)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Header, Path, Request, Response
+from fastapi import APIRouter, Path, Request, Response
 
 from app.advising.service import Service
-from app.api.wire import Json, body_schema, parse, problems, require_operator
+from app.api.access import allowed
+from app.api.wire import Json, body_schema, parse, problems
 from app.domain.errors import (
     AliasRefused,
     InvalidRecord,
@@ -18,11 +19,13 @@ from app.domain.errors import (
 )
 from app.domain.event import StateChange
 from app.domain.manifest import VERSION_PATTERN
+from app.domain.principal import Principal, Role
 from app.schemas import ALIAS_MOVE, ALIAS_PATTERN, STATE, AliasMove, Problem, StateBody
 
 READ_PROBLEMS = problems(ShadowLogUnavailable)
 CHANGE_PROBLEMS = {
     401: {"model": Problem},
+    403: {"model": Problem},
     **problems(
         InvalidRecord,
         UnknownVersion,
@@ -34,6 +37,7 @@ CHANGE_PROBLEMS = {
 }
 STATE_PROBLEMS = {
     401: {"model": Problem},
+    403: {"model": Problem},
     **problems(InvalidRecord, JournalUnavailable, RequestConflict),
 }
 router = APIRouter()
@@ -41,6 +45,7 @@ router = APIRouter()
 
 @router.get("/state", summary="The trading state in force")
 async def get_state(request: Request) -> Response:
+    allowed(request, Role.READER, Role.AGENT)
     controls = request.app.state.service.controls
     change = controls.change.as_json() if controls.change else None
     return Json({"state": controls.state.value, "change": change})
@@ -52,12 +57,15 @@ async def get_state(request: Request) -> Response:
     responses=STATE_PROBLEMS,
     summary="Change the trading state",
 )
-async def put_state(request: Request, authorization: str | None = Header(None)) -> Response:
+async def put_state(request: Request) -> Response:
+    caller = allowed(request, Role.OPERATOR)
     service: Service = request.app.state.service
-    require_operator(request, authorization)
     body: StateBody = await parse(request, STATE)
     change = StateChange(
-        recorded_at=service.now(), state=body.state, reason=body.reason, changed_by=body.changed_by
+        recorded_at=service.now(),
+        state=body.state,
+        reason=explained(caller, body.changed_by, body.reason),
+        changed_by=caller.name,
     )
     receipt = await service.controls.set_state(change)
     return Json({"state": service.controls.state.value, "recorded": receipt.target})
@@ -65,6 +73,7 @@ async def put_state(request: Request, authorization: str | None = Header(None)) 
 
 @router.get("/models", summary="Versions being served, and what the registry knows")
 async def get_models(request: Request) -> Response:
+    allowed(request, Role.READER)
     return Json(await request.app.state.service.serving.describe())
 
 
@@ -73,19 +82,16 @@ async def get_models(request: Request) -> Response:
     responses=CHANGE_PROBLEMS,
     summary="Verify a version's directory and register its manifest",
 )
-async def put_model(
-    request: Request,
-    version: str = Path(pattern=VERSION_PATTERN),
-    authorization: str | None = Header(None),
-) -> Response:
+async def put_model(request: Request, version: str = Path(pattern=VERSION_PATTERN)) -> Response:
+    allowed(request, Role.OPERATOR)
     service: Service = request.app.state.service
-    require_operator(request, authorization)
     manifest = await service.serving.register(version)
     return Json({"model_version": manifest.model_version, "manifest_hash": manifest.hash()})
 
 
 @router.get("/aliases", responses=READ_PROBLEMS, summary="Where each alias points, and every move")
 async def get_aliases(request: Request) -> Response:
+    allowed(request, Role.READER)
     service: Service = request.app.state.service
     return Json(await service.serving.aliases())
 
@@ -96,15 +102,16 @@ async def get_aliases(request: Request) -> Response:
     responses=CHANGE_PROBLEMS,
     summary="Point an alias at a version; what is served follows",
 )
-async def put_alias(
-    request: Request,
-    alias: str = Path(pattern=ALIAS_PATTERN),
-    authorization: str | None = Header(None),
-) -> Response:
+async def put_alias(request: Request, alias: str = Path(pattern=ALIAS_PATTERN)) -> Response:
+    caller = allowed(request, Role.OPERATOR)
     service: Service = request.app.state.service
-    require_operator(request, authorization)
     move: AliasMove = await parse(request, ALIAS_MOVE)
-    before = await service.serving.move(
-        alias, move.model_version, reason=move.reason, by=move.changed_by
-    )
+    reason = explained(caller, move.changed_by, move.reason)
+    before = await service.serving.move(alias, move.model_version, reason=reason, by=caller.name)
     return Json({"alias": alias, "model_version": move.model_version, "before": before})
+
+
+def explained(caller: Principal, said: str, reason: str) -> str:
+    """The reason, with who it is said to come from: what is recorded as `changed_by` is the token's
+    name."""
+    return reason if said == caller.name else f"{said}: {reason}"

@@ -13,7 +13,9 @@ from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from app.advising.advise import Answer, Incoming
+from app.advising.records import unknown_decision
 from app.advising.service import Service
+from app.api.access import allowed, caller_of
 from app.api.wire import (
     Json,
     body_schema,
@@ -24,7 +26,6 @@ from app.api.wire import (
     problems,
     read_headers,
 )
-from app.domain.canonical import decision_id
 from app.domain.errors import (
     AdvisorError,
     AnswerGone,
@@ -34,6 +35,7 @@ from app.domain.errors import (
     ShadowLogUnavailable,
     UnknownDecision,
 )
+from app.domain.principal import Principal, Role
 from app.schemas import (
     ADVISE_BODY,
     AGENT_ACTION,
@@ -65,6 +67,7 @@ router = APIRouter()
     summary="Advise on one candidate, or on a list of them",
 )
 async def advise(request: Request) -> Response:
+    caller = allowed(request, Role.AGENT)
     service: Service = request.app.state.service
     begin = perf_counter()
     seconds: dict[str, float] = {}
@@ -74,19 +77,23 @@ async def advise(request: Request) -> Response:
     asynchronous = headers.prefer is not None and "respond-async" in headers.prefer.lower()
     answer, status = (_accept, 202) if asynchronous else (_answer, 200)
     if many:
-        elements = (_element(request, body, headers, answer) for body in bodies)
+        elements = (_element(request, caller, body, headers, answer) for body in bodies)
         reply = Json(await asyncio.gather(*elements), status)
     else:
         body = bodies[0]
         assert isinstance(body, AdviseRequest)
-        incoming = _incoming(request, body, headers.idempotency_key, headers)
+        incoming = _incoming(request, caller, body, headers.idempotency_key, headers)
         reply = Json(await answer(service, incoming, body), status)
     service.telemetry.stage_took(Stage.TOTAL, perf_counter() - begin)
     return reply
 
 
 def _incoming(
-    request: Request, body: AdviseRequest, key: str | None, headers: AdviseHeaders
+    request: Request,
+    caller: Principal,
+    body: AdviseRequest,
+    key: str | None,
+    headers: AdviseHeaders,
 ) -> Incoming:
     service: Service = request.app.state.service
     now = service.now()
@@ -114,6 +121,7 @@ def _incoming(
         monotonic() + wait,
         headers.traceparent,
         body.rationale,
+        caller.name,
     )
 
 
@@ -133,7 +141,7 @@ def respond(answer: Answer) -> dict[str, Any]:
 
 async def _accept(service: Service, incoming: Incoming, body: AdviseRequest) -> dict[str, Any]:
     await service.accept(incoming, body)
-    known = str(decision_id(incoming.request_id))
+    known = str(incoming.decision_id)
     return {"decision_id": known, "status": "pending", "location": f"/decisions/{known}"}
 
 
@@ -142,6 +150,7 @@ Answering = Callable[[Service, Incoming, AdviseRequest], Awaitable[dict[str, Any
 
 async def _element(
     request: Request,
+    caller: Principal,
     body: AdviseRequest | dict[str, Any],
     headers: AdviseHeaders,
     answer: Answering,
@@ -150,10 +159,18 @@ async def _element(
     if isinstance(body, dict):
         return {"problem": body}
     try:
-        incoming = _incoming(request, body, None, headers)
+        incoming = _incoming(request, caller, body, None, headers)
         return {"decision": await answer(request.app.state.service, incoming, body)}
     except AdvisorError as error:
         return {"problem": problem_document(error)}
+
+
+def _reporter(request: Request, decision: UUID) -> str:
+    """Who reports. Another's decision is as unknown as one that is not there."""
+    caller = allowed(request, Role.AGENT, Role.REPORTER)
+    if not caller.may_report_on(decision):
+        raise unknown_decision(decision)
+    return caller.name
 
 
 @router.put(
@@ -164,8 +181,9 @@ async def _element(
     summary="Report what the agent did",
 )
 async def put_agent_action(id: UUID, request: Request) -> Response:
+    by = _reporter(request, id)
     service: Service = request.app.state.service
-    receipt = await service.records.report_action(id, await parse(request, AGENT_ACTION))
+    receipt = await service.records.report_action(id, await parse(request, AGENT_ACTION), by)
     return Json(
         {"decision_id": str(id), "recorded": receipt.target, "repeated": receipt.repeated}, 202
     )
@@ -179,8 +197,9 @@ async def put_agent_action(id: UUID, request: Request) -> Response:
     summary="Report what the market did",
 )
 async def put_outcome(id: UUID, request: Request) -> Response:
+    by = _reporter(request, id)
     service: Service = request.app.state.service
-    receipt = await service.records.report_outcome(id, await parse(request, OUTCOME))
+    receipt = await service.records.report_outcome(id, await parse(request, OUTCOME), by)
     return Json(
         {"decision_id": str(id), "recorded": receipt.target, "repeated": receipt.repeated}, 202
     )
@@ -190,6 +209,9 @@ async def put_outcome(id: UUID, request: Request) -> Response:
     "/decisions/{id}", responses=PROBLEMS, summary="The full stored record, or its pending state"
 )
 async def get_decision(id: UUID, request: Request) -> Response:
+    caller = allowed(request, Role.AGENT, Role.REPORTER, Role.READER)
+    if not caller.may_read(id):
+        raise unknown_decision(id)
     service: Service = request.app.state.service
     try:
         return Json(await service.records.document(id))
@@ -212,11 +234,14 @@ async def healthz(request: Request) -> Response:
 @router.get("/readyz", summary="Each dependency, and whether advice can be given and recorded")
 async def readyz(request: Request) -> Response:
     report = await request.app.state.service.readiness()
+    if caller_of(request) is None:
+        report = {"status": report["status"]}
     return Json(report, 503 if report["status"] == "unready" else 200)
 
 
 @router.get("/metrics", include_in_schema=False)
 async def metrics(request: Request) -> Response:
+    allowed(request, Role.METRICS)
     await request.app.state.service.observe_backlog()
     registry = request.app.state.metrics.registry
     return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)

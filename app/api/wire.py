@@ -1,11 +1,9 @@
-"""What all routes share: JSON in and out, errors as problem documents, the operators' token,
-OpenAPI."""
+"""What all routes share: JSON in and out, errors as problem documents, OpenAPI."""
 
 from __future__ import annotations
 
 import reprlib
 from dataclasses import dataclass
-from hmac import compare_digest
 from itertools import islice
 from math import ceil
 from time import monotonic
@@ -74,13 +72,11 @@ class Json(Response):
 
 @dataclass(frozen=True)
 class ApiOptions:
-    """What a person may set about requests. Operators' PUT routes need `admin_token` when there is
-    one."""
+    """What a person may set about requests."""
 
     max_body_bytes: int
     max_candidates: int
     deadline_ms: int
-    admin_token: str | None
     instance: str = ""
     max_values: int = 32_768
     max_extra_bytes: int = 32_768
@@ -179,16 +175,6 @@ async def read_body(request: Request) -> bytes:
         message = f"it holds more than {options.max_values} JSON values"
         raise RequestValidationError([{"loc": (), "msg": message, "input": "(not read)"}])
     return body
-
-
-def require_operator(request: Request, authorization: str | None) -> None:
-    """Answer 401 unless the bearer token is the operators', or they have none."""
-    token = request.app.state.options.admin_token
-    if token is not None and not compare_digest(
-        (authorization or "").encode(), f"Bearer {token}".encode()
-    ):
-        what = f"{request.method} {request.url.path}"
-        raise HTTPException(401, f"{what} needs the bearer token that ADVISOR_ADMIN_TOKEN holds")
 
 
 HEADER_NAMES = frozenset(

@@ -13,6 +13,8 @@ from uuid import UUID, uuid5
 import orjson
 
 NAMESPACE = UUID("6f9b9f0e-4a54-5c0e-9d6a-3f1d7a0c9b11")
+DEFAULT_PRINCIPAL = "agent"
+"""Whose decision ids are those of the time before principals."""
 
 
 def canonical_json(value: Any) -> bytes:
@@ -54,6 +56,27 @@ def digest(data: bytes) -> str:
     return "sha256:" + hashlib.sha256(data).hexdigest()
 
 
-def decision_id(request_id: str) -> UUID:
-    """The decision's id follows from the request's: a repeat finds the stored decision."""
-    return uuid5(NAMESPACE, request_id)
+def decision_id(request_id: str, principal: str = DEFAULT_PRINCIPAL) -> UUID:
+    """The decision's id follows from the request's and from who asks: a repeat finds the stored
+    decision, and whose it is can be told from the id alone.
+
+    Ids of the default principal are UUIDs of version 5 of the request's id. Those of others are of
+    version 8: 48 bits of the principal's mark, then 74 bits of a hash of both names.
+    """
+    if principal == DEFAULT_PRINCIPAL:
+        return uuid5(NAMESPACE, request_id)
+    both = hashlib.sha256(f"{principal} {request_id}".encode()).digest()
+    number = int.from_bytes(_mark(principal) + both[:10])
+    number = number & ~(0xF << 76) | 8 << 76
+    return UUID(int=number & ~(0x3 << 62) | 2 << 62)
+
+
+def is_of(decision_id: UUID, principal: str) -> bool:
+    """Whether an id can be one of this principal's decisions."""
+    if principal == DEFAULT_PRINCIPAL:
+        return decision_id.version == 5
+    return decision_id.version == 8 and decision_id.bytes[:6] == _mark(principal)
+
+
+def _mark(principal: str) -> bytes:
+    return hashlib.sha256(f"principal {principal}".encode()).digest()[:6]

@@ -16,7 +16,7 @@ from app.domain.case import Case, TradingState, agents_order, order_for
 from app.domain.choice import chosen
 from app.domain.control import AgentAction
 from app.domain.errors import AbstainReason
-from app.domain.fields import Hash, Instant, Record, ShortText
+from app.domain.fields import Hash, Instant, Record, ShortText, absent
 from app.domain.limits import Limits
 from app.domain.manifest import Calibration
 from app.domain.prompt import PROMPT_VERSION, Prompt, render
@@ -147,6 +147,9 @@ class Decision(Record):
     schema_version: str = DECISION_SCHEMA
     decision_id: UUID
     request_id: str = Field(min_length=1, max_length=128)
+    principal: ShortText | None = Field(
+        None, exclude_if=absent, description="who asked; absent before there were principals"
+    )
     request_hash: Hash
     received_at: Instant
     evaluated_at: Instant = Field(description="the time that the rules judged at")

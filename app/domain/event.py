@@ -14,7 +14,7 @@ from app.domain.canonical import canonical_json, content_hash, digest
 from app.domain.case import TradingState
 from app.domain.control import AgentAction
 from app.domain.decision import Decision
-from app.domain.fields import Instant, Record, ShortText
+from app.domain.fields import Instant, Record, ShortText, Text, absent
 from app.domain.link import Fate, Link, Linked
 from app.domain.outcome import Outcome
 
@@ -32,6 +32,7 @@ class AgentActionReport(Record):
 
     decision_id: UUID
     recorded_at: Instant
+    reported_by: ShortText | None = Field(None, exclude_if=absent)
     action: AgentAction
 
 
@@ -40,6 +41,7 @@ class OutcomeReport(Record):
 
     decision_id: UUID
     recorded_at: Instant
+    reported_by: ShortText | None = Field(None, exclude_if=absent)
     outcome: Outcome
 
 
@@ -57,7 +59,7 @@ class StateChange(Record):
 
     recorded_at: Instant
     state: TradingState
-    reason: ShortText
+    reason: Text
     changed_by: ShortText
 
 

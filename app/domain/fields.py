@@ -52,6 +52,11 @@ class Record(BaseModel):
             raise InvalidRecord(f"{cls.__name__}: {describe(error.errors())}") from error
 
 
+def absent(value: Any) -> bool:
+    """For fields that came later: a record without one is written as it was before."""
+    return value is None
+
+
 def describe(errors: list[ErrorDetails]) -> str:
     """One line for all violations: `candidate.rsi: Input should be less than or equal to 100 (got
     140)`."""

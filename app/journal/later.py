@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import structlog
 from redis.exceptions import RedisError
 
+from app.domain.canonical import DEFAULT_PRINCIPAL
 from app.domain.errors import RequestConflict
 from app.journal.consumer import Consumer, Entry
 from app.journal.stream import KEY_TTL_S, bury_command, connect, run, unavailable
@@ -27,7 +28,8 @@ DEAD_REQUESTS = "advisor:dead-requests"
 PUT = """
 local known = redis.call('GET', KEYS[1])
 if known then return known end
-redis.call('XADD', KEYS[2], '*', 'id', ARGV[1], 'claim', ARGV[2], 'payload', ARGV[3])
+redis.call('XADD', KEYS[2], '*', 'id', ARGV[1], 'claim', ARGV[2], 'payload', ARGV[3],
+    'principal', ARGV[5])
 redis.call('SET', KEYS[1], ARGV[2], 'EX', ARGV[4])
 return ARGV[2]
 """
@@ -40,6 +42,7 @@ class QueuedRequest(NamedTuple):
     decision_id: str
     claim: str
     payload: bytes
+    principal: str = DEFAULT_PRINCIPAL
 
 
 class RequestQueue:
@@ -62,12 +65,13 @@ class RequestQueue:
         self._redis = connect(url, timeout_s=block_ms / 1000 + 1)
         self._consumer = Consumer(self._redis, REQUESTS, GROUP, idle_ms=idle_ms, block_ms=block_ms)
 
-    async def put(self, decision_id: str, claim: str, payload: bytes) -> None:
+    async def put(
+        self, decision_id: str, claim: str, payload: bytes, principal: str = DEFAULT_PRINCIPAL
+    ) -> None:
         """Make a request durable, once. Raises `RequestConflict` when the id waits with another
         claim."""
-        known = await self._run(
-            "EVAL", PUT, 2, _key(decision_id), REQUESTS, decision_id, claim, payload, KEY_TTL_S
-        )
+        values = (decision_id, claim, payload, KEY_TTL_S, principal)
+        known = await self._run("EVAL", PUT, 2, _key(decision_id), REQUESTS, *values)
         if known.decode() != claim:
             raise RequestConflict(f"decision {decision_id} was requested before with other content")
 
@@ -109,6 +113,7 @@ class RequestQueue:
             b"id": request.decision_id.encode(),
             b"claim": request.claim.encode(),
             b"payload": request.payload,
+            b"principal": request.principal.encode(),
         }
         await self._bury(request.stream_id.encode(), fields, reason)
         await self._run("DEL", _key(request.decision_id))
@@ -144,7 +149,8 @@ class RequestQueue:
 
 def _request(stream_id: bytes, fields: dict[bytes, bytes]) -> QueuedRequest:
     decision_id, claim = fields[b"id"].decode(), fields[b"claim"].decode()
-    return QueuedRequest(stream_id.decode(), decision_id, claim, fields[b"payload"])
+    principal = fields.get(b"principal", DEFAULT_PRINCIPAL.encode()).decode()
+    return QueuedRequest(stream_id.decode(), decision_id, claim, fields[b"payload"], principal)
 
 
 def _key(decision_id: str) -> str:

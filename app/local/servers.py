@@ -29,6 +29,7 @@ from typing import IO, Self
 import psycopg
 import redis
 
+from app.api.tokens import write_private
 from app.domain.errors import AdvisorError
 
 NOBODY = 65534
@@ -73,17 +74,6 @@ def _wheel(module: str, wheel: str) -> Path:
             "or set DATABASE_URL and REDIS_URL"
         )
     return Path(spec.origin).parent
-
-
-def write_private(path: Path, text: str) -> None:
-    """All of it or nothing, readable by the owner only."""
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path)
 
 
 def _enterable(path: Path) -> bool:

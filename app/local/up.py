@@ -27,6 +27,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from app.api.tokens import TokenFile, provide, write_private
 from app.client import OperatorClient, OperatorError
 from app.domain.errors import AdvisorError, ShadowLogUnavailable
 from app.local.servers import (
@@ -36,7 +37,6 @@ from app.local.servers import (
     EmbeddedValkey,
     InUse,
     die_with_parent,
-    write_private,
 )
 from app.settings import Settings
 from app.shadow_log.log import ShadowLog
@@ -211,7 +211,7 @@ def run_up(settings: Settings, then: str | None, leave: bool) -> int:
             if then is not None:
                 before = _counts(environment)
                 status = _run(then, environment, parts)
-                service = OperatorClient(environment["ADVISOR_URL"], timeout_s=ANSWER_S)
+                service = _operator(environment)
                 with suppress(OperatorError):  # The table shows what is missing.
                     service.wait_for_writer(DRAIN_DEADLINE_S, lambda: _watch(parts))
                 _print_record(before, _counts(environment), _answers(service))
@@ -233,10 +233,10 @@ def _running(settings: Settings) -> Iterator[tuple[dict[str, str], list[Supervis
             **os.environ,
             "ADVISOR_URL": f"http://{settings.host}:{settings.port}",
             "ADVISOR_INSTANCE": uuid4().hex,
+            "ADVISOR_HOME": str(home := settings.home.absolute()),
         }
-        home = settings.home.absolute()
         environment.setdefault("ADVISOR_CHECKPOINTS", str(home / "checkpoints.jsonl"))
-        console.print(f"state lies in {home}", markup=False, highlight=False, soft_wrap=True)
+        _tell(f"state lies in {home}")
         if settings.database_url is None:
             postgres = EmbeddedPostgres(home / "postgres")
             _tell_start(postgres, home)
@@ -255,6 +255,8 @@ def _running(settings: Settings) -> Iterator[tuple[dict[str, str], list[Supervis
             from app.policy.in_process.importer import import_smollm2  # It brings torch.
 
             import_smollm2(settings.models_dir, console.print, threads=settings.threads)
+        for name in provide(TokenFile(settings.tokens_file), _token_folder(environment)):
+            _tell(f"made the token {_token_folder(environment) / name}")
         children = []
         for name in ("serve", "writer"):
             child = Child(name, name, environment)
@@ -262,6 +264,18 @@ def _running(settings: Settings) -> Iterator[tuple[dict[str, str], list[Supervis
             children.append(child)
         _wait_until_ready(environment, servers, children)
         yield environment, [*servers, *children]
+
+
+def _token_folder(environment: Mapping[str, str]) -> Path:
+    """Where clients on this machine look for their tokens."""
+    return Path(environment["ADVISOR_HOME"]) / "tokens"
+
+
+def _operator(environment: Mapping[str, str]) -> OperatorClient:
+    """The service that was started here, asked as its operator."""
+    place = _token_folder(environment) / "operator"
+    token = place.read_text().strip() if place.exists() else None
+    return OperatorClient(environment["ADVISOR_URL"], token, ANSWER_S)
 
 
 def _write_addresses(path: Path, environment: Mapping[str, str]) -> None:
@@ -279,7 +293,11 @@ def _begun(stack: ExitStack, server: Server) -> Server:
 
 def _tell_start(server: EmbeddedServer, home: Path) -> None:
     lies = "" if server.directory.is_relative_to(home) else f", its data lie in {server.directory}"
-    console.print(f"starting {server.name}{lies}", markup=False, highlight=False, soft_wrap=True)
+    _tell(f"starting {server.name}{lies}")
+
+
+def _tell(line: str) -> None:
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _require_free(settings: Settings) -> None:
@@ -304,7 +322,7 @@ def _wait_until_ready(
 ) -> None:
     """Until our own API answers; another one's health says nothing of ours."""
     url, deadline = environment["ADVISOR_URL"], monotonic() + START_DEADLINE_S
-    service = OperatorClient(url, timeout_s=ANSWER_S)
+    service = _operator(environment)
     while monotonic() < deadline:
         for child in children:
             if child.returncode is not None:
@@ -396,6 +414,7 @@ def _print_where(settings: Settings, environment: Mapping[str, str]) -> None:
         ("health", f"{url}/readyz"),
         ("metrics", f"{url}/metrics"),
         ("", f"http://{settings.host}:{settings.writer_metrics_port}/metrics (writer)"),
+        ("tokens", f"{os.path.relpath(_token_folder(environment))}/agent, operator, metrics"),
         ("shadow log", f"psql '{database}'"),
         ("who was right", f"psql '{database}' -c 'select * from disagreements limit 20'"),
         ("check the record", f"DATABASE_URL='{database}' {advisor} verify"),

@@ -363,5 +363,6 @@ async def _reports_of(
             "model_version": values["model_version"],
             "text": values["text"],
         }
-        rows.append({"recorded_at": values["recorded_at"].isoformat(), **content})
+        by = {"reported_by": values["reported_by"]} if values.get("reported_by") else {}
+        rows.append({"recorded_at": values["recorded_at"].isoformat(), **by, **content})
     return rows

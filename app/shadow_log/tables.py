@@ -24,7 +24,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
-REVISION = "0007"
+REVISION = "0008"
 """The schema that this release works with; a test holds it against the newest migration."""
 
 metadata = MetaData(
@@ -78,6 +78,7 @@ decisions = Table(
     Column("record", JSONB, nullable=False),
     Column("record_hash", Text, nullable=False),
     _now(),
+    Column("principal", Text),
     PrimaryKeyConstraint("decision_id", "as_of"),
     Index(None, "as_of"),
     Index(None, "symbol", "as_of"),
@@ -121,6 +122,7 @@ agent_actions = Table(
     Column("size_usd", Double),
     Column("quantity", Double),
     Column("record", JSONB, nullable=False),
+    Column("reported_by", Text),
     Index(None, "decision_id"),
 )
 
@@ -141,6 +143,7 @@ outcomes = Table(
     Column("mfe_r", Double),
     Column("exogenous_skip", Boolean, nullable=False),
     Column("record", JSONB, nullable=False),
+    Column("reported_by", Text),
     Index(None, "decision_id"),
 )
 

@@ -26,6 +26,7 @@ def environment(home: Path, **variables: Any) -> dict[str, str]:
     ours = {
         "MODEL": "scripted",
         "ADVISOR_HOME": home,
+        "ADVISOR_OPEN": "loopback",
         "ADVISOR_LIMITS": ROOT / "limits.toml",
         "ADVISOR_PORT": free_port(),
         "ADVISOR_WRITER_METRICS_PORT": free_port(),

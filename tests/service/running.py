@@ -86,7 +86,7 @@ def settings_for(database_url: str, valkey_url: str, home: Path, **more: Any) ->
         home=home,
         limits=ROOT / "limits.toml",
         port=0,
-        **more,
+        **{"open": "loopback"} | more,
     )
 
 

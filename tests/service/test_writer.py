@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from pathlib import Path
 
 import httpx
 
+from app.api.tokens import Tokens
 from app.metrics import Metrics
 from app.writer import SCRAPE_CONNECTIONS, scraped
 
 
-async def test_half_requests_make_no_threads_and_do_not_stay() -> None:
+async def test_half_requests_make_no_threads_and_do_not_stay(tmp_path: Path) -> None:
     metrics = Metrics()
     before = threading.active_count()
-    async with scraped(metrics, "127.0.0.1", 0) as port:
+    async with scraped(
+        metrics, Tokens(tmp_path / "none", tmp_path, None, True), "127.0.0.1", 0
+    ) as port:
         held = []
         for _ in range(400):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)

@@ -265,7 +265,8 @@ async def test_halting_takes_effect_at_once_is_recorded_and_survives_a_restart(
     change = await log.latest_state()
     await log.aclose()
     assert change is not None
-    assert (change.state.value, change.reason, change.changed_by) == ("HALTED", "drill", "ops")
+    assert (change.state.value, change.reason) == ("HALTED", "ops: drill")
+    assert change.changed_by == "agent", "the name of the token"
     async with running(settings_for(database_url, valkey_url, tmp_path / "other")) as second:
         assert (await second.client.get("/state")).json()["state"] == "HALTED"
 
@@ -287,7 +288,9 @@ async def test_another_replica_follows_a_change_of_state(
 async def test_the_admin_token_guards_the_state(
     database_url: str, valkey_url: str, tmp_path: Path
 ) -> None:
-    settings = settings_for(database_url, valkey_url, tmp_path, admin_token="correct horse")
+    settings = settings_for(
+        database_url, valkey_url, tmp_path, admin_token="correct horse", open=None
+    )
     body = {"state": "HALTED", "reason": "drill", "changed_by": "ops"}
     async with running(settings) as api:
         assert (await api.client.put("/state", json=body)).status_code == 401

@@ -37,8 +37,9 @@ COMMANDS = [
     "state",
     "alias",
     "model",
+    "token",
 ]
-COMMANDS += ["model import"]
+COMMANDS += ["model import", "token create", "token list", "token rotate", "token revoke"]
 NOBODY_THERE = "postgresql://advisor:secret@127.0.0.1:1/advisor"
 
 
@@ -230,7 +231,9 @@ def test_the_import_of_a_model_shows_its_proposals_before_and_after_calibration(
 async def test_state_shows_and_changes_the_state_with_the_token(
     variables: dict[str, str], database_url: str, valkey_url: str, tmp_path: Path
 ) -> None:
-    settings = settings_for(database_url, valkey_url, tmp_path, admin_token="correct horse")
+    settings = settings_for(
+        database_url, valkey_url, tmp_path, admin_token="correct horse", open=None
+    )
     async with running(settings) as api:
 
         async def state(*arguments: str, token: str = "correct horse") -> dict[str, object]:
@@ -253,8 +256,8 @@ async def test_state_shows_and_changes_the_state_with_the_token(
         assert await state("halted", *why) == {"state": "HALTED", "recorded": "stream"}
         shown = await state()
         assert shown["state"] == "HALTED"
-        assert shown["change"] == {**shown["change"], "reason": "drill", "changed_by": "ops"}  # type: ignore[dict-item]
-        assert "ADVISOR_ADMIN_TOKEN" in await refused("ACTIVE", *why, token="wrong horse")
+        assert shown["change"] == {**shown["change"], "reason": "ops: drill", "changed_by": "admin"}  # type: ignore[dict-item]
+        assert "is not known here" in await refused("ACTIVE", *why, token="wrong horse")
         assert "'ACTIVE', 'REDUCING' or 'HALTED'" in await refused("PAUSED", *why)
         assert "needs --reason and --by" in await refused("ACTIVE", "--reason", "only")
         assert (await state())["state"] == "HALTED"

@@ -26,7 +26,7 @@ async def test_state_readiness_and_metrics_are_those_of_the_service(api: Running
     assert (await asyncio.to_thread(operator.state))["state"] == "ACTIVE"
     halted = await asyncio.to_thread(operator.set_state, "HALTED", "drill", "tests")
     assert halted == {"state": "HALTED", "recorded": "stream"}
-    assert (await asyncio.to_thread(operator.state))["change"]["reason"] == "drill"
+    assert (await asyncio.to_thread(operator.state))["change"]["reason"] == "tests: drill"
     assert (await asyncio.to_thread(operator.readiness))["models"] == ["scripted-1"]
     metrics = await asyncio.to_thread(operator.metrics)
     assert metrics['advisor_state{state="HALTED"}'] == 1.0

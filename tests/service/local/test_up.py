@@ -193,7 +193,11 @@ async def test_the_health_of_another_instance_is_not_taken_for_our_own(
 ) -> None:
     async with running(settings_for(database_url, valkey_url, tmp_path, instance="theirs")) as api:
         for instance in ("theirs", "ours"):
-            environment = {"ADVISOR_URL": api.url, "ADVISOR_INSTANCE": instance}
+            environment = {
+                "ADVISOR_URL": api.url,
+                "ADVISOR_INSTANCE": instance,
+                "ADVISOR_HOME": str(tmp_path),
+            }
             waiting = asyncio.to_thread(_wait_until_ready, environment, [], [])
             if instance == "theirs":
                 await waiting

@@ -1,0 +1,152 @@
+"""Who is at the door: every request has a principal, or may ask after health alone.
+
+A token that is not known costs its sender time: the answer comes later with each failure of an
+address in a minute. A known one is never made to wait, wherever it comes from: behind one proxy, or
+on one machine, callers share their address with whoever tries to guess.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from base64 import b64decode
+from binascii import Error as NotBase64
+from collections import OrderedDict
+from datetime import UTC, datetime
+from time import monotonic
+
+import structlog
+from fastapi import Request
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from app.api.tokens import Tokens
+from app.api.wire import problem
+from app.domain.principal import Principal, Role
+from app.telemetry import AuthFailure, Telemetry
+
+log = structlog.get_logger()
+ANYBODY = frozenset({"/healthz", "/readyz"})
+PAGES = frozenset({"/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"})
+"""For browsers, which ask people for a name and a password: any name, and a token."""
+WINDOW_S = 60.0
+STEP_S, LONGEST_S = 0.1, 2.0
+MAX_WAITING = 64
+"""So many refusals are held back at once; more are given at once."""
+MAX_ADDRESSES = 4096
+LOG_EVERY_S = 1.0
+_WHAT = {
+    AuthFailure.MISSING: "send a token: `Authorization: Bearer TOKEN`; `advisor token create`"
+    " makes one",
+    AuthFailure.MALFORMED: "the header Authorization is not `Bearer TOKEN`",
+    AuthFailure.UNKNOWN: "this token is not known here, or was revoked",
+    AuthFailure.EXPIRED: "this token has expired: `advisor token rotate` makes another",
+}
+
+
+class Failures:
+    """Failed authentications by address: how long the next answer is held back."""
+
+    def __init__(self, most: int = MAX_ADDRESSES) -> None:
+        self._most = most
+        self._failures: OrderedDict[str, tuple[int, float]] = OrderedDict()
+
+    def delay(self, address: str, now: float) -> float:
+        """Count one; seconds that its answer waits."""
+        count, since = self._failures.pop(address, (0, now))
+        if now - since > WINDOW_S:
+            count, since = 0, now
+        self._failures[address] = (count + 1, since)
+        if len(self._failures) > self._most:
+            self._failures.popitem(last=False)
+        return min(count * STEP_S, LONGEST_S)
+
+
+class Door:
+    """ASGI middleware: puts the principal into the scope, or answers 401."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._failures = Failures()
+        self._waiting = 0
+        self._logged_at = -LOG_EVERY_S
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        state = scope["app"].state
+        caller = _caller(scope, state.tokens, datetime.now(UTC))
+        path = scope["path"]
+        if isinstance(caller, Principal):
+            scope["principal"] = caller
+        elif path in ANYBODY:
+            if caller is not AuthFailure.MISSING:
+                self._tell(scope, state.metrics, caller)
+        else:
+            self._tell(scope, state.metrics, caller)
+            await self._hold_back(_address(scope))
+            challenge = 'Basic realm="advisor"' if path in PAGES else 'Bearer realm="advisor"'
+            refusal = problem(401, "Nobody is known by this", _WHAT[caller])
+            refusal.headers["WWW-Authenticate"] = challenge
+            await refusal(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+    def _tell(self, scope: Scope, telemetry: Telemetry, why: AuthFailure) -> None:
+        """Count it; log it, no token in it, and not oftener than every second."""
+        telemetry.unauthenticated(why)
+        if monotonic() - self._logged_at >= LOG_EVERY_S:
+            self._logged_at = monotonic()
+            what = f"{scope['method']} {scope['path'][:100]}"
+            log.warning(
+                "authentication failed", reason=why.value, address=_address(scope), request=what
+            )
+
+    async def _hold_back(self, address: str) -> None:
+        delay = self._failures.delay(address, monotonic())
+        if delay and self._waiting < MAX_WAITING:
+            self._waiting += 1
+            try:
+                await asyncio.sleep(delay)
+            finally:
+                self._waiting -= 1
+
+
+def caller_of(request: Request) -> Principal | None:
+    """Who asks; None is nobody, who may ask after health."""
+    principal: Principal | None = request.scope.get("principal")
+    return principal
+
+
+def allowed(request: Request, *roles: Role) -> Principal:
+    """Who asks, when it has one of these roles; else 403."""
+    principal = caller_of(request)
+    assert principal is not None, "the door let nobody in"
+    if not any(principal.may(role) for role in roles):
+        needed = " or ".join(role.value for role in roles)
+        has = ", ".join(sorted(principal.roles))
+        raise HTTPException(
+            403,
+            f"{request.method} {request.url.path} needs the role {needed}; {principal.name} has"
+            f" {has}",
+        )
+    return principal
+
+
+def _caller(scope: Scope, tokens: Tokens, now: datetime) -> Principal | AuthFailure:
+    sent = [value for name, value in scope["headers"] if name == b"authorization"]
+    header = sent[0].decode("latin-1") if sent else None
+    if header is not None and scope["path"] in PAGES and header[:6].lower() == "basic ":
+        return tokens.holder_of(_password(header[6:]), now)
+    return tokens.holder(header, now, _address(scope))
+
+
+def _password(credentials: str) -> str:
+    try:
+        return b64decode(credentials, validate=True).decode().partition(":")[2]
+    except (NotBase64, UnicodeDecodeError):
+        return ""
+
+
+def _address(scope: Scope) -> str:
+    return str((scope.get("client") or ("",))[0])

@@ -1,0 +1,302 @@
+"""Who may ask what of the running service."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import re
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from structlog.testing import capture_logs
+
+from app.api.access import Failures
+from app.api.tokens import TokenFile, Tokens
+from app.client import AdvisorClient, OperatorClient, OperatorError
+from app.domain.canonical import decision_id
+from app.domain.principal import Role
+from app.main import create_app
+from app.metrics import Metrics
+from app.shadow_log.verify import verify
+from app.writer import scraped
+from tests.service.running import Running, drained, request, running, settings_for
+
+ROLES = {
+    "agent": [Role.AGENT],
+    "desk": [Role.AGENT],
+    "operator": [Role.OPERATOR],
+    "reader": [Role.READER],
+    "metrics": [Role.METRICS],
+}
+ACTION = {"decision": False, "final_skip_reason": "llm_veto"}
+OUTCOME = {"arm": "agent", "outcome": "not_traded", "r_multiple": 0.0}
+CHANGE = {"state": "REDUCING", "reason": "drill", "changed_by": "alice"}
+
+
+class Asked:
+    """A running service, and a token for each name."""
+
+    def __init__(self, api: Running, tokens: dict[str, str]) -> None:
+        self.api = api
+        self.tokens = tokens
+
+    async def ask(self, who: str, method: str, path: str, **more: Any) -> httpx.Response:
+        headers = {"Authorization": f"Bearer {self.tokens[who]}"} | more.pop("headers", {})
+        return await self.api.client.request(method, path, headers=headers, **more)
+
+
+@pytest.fixture
+async def service(database_url: str, valkey_url: str, tmp_path: Path) -> AsyncIterator[Asked]:
+    file = TokenFile(tmp_path / "tokens.json")
+    tokens = {name: file.create(name, roles) for name, roles in ROLES.items()}
+    tokens["resolver"] = file.create("resolver", [Role.REPORTER], of=["desk"])
+    settings = settings_for(database_url, valkey_url, tmp_path, open=None)
+    async with running(settings) as api:
+        yield Asked(api, tokens)
+
+
+def routes() -> list[tuple[str, str]]:
+    """Every route with a method, those that OpenAPI does not show, and what is no route."""
+    found = [
+        (method.upper(), re.sub(r"[{}]", "", path.replace("{id}", str(decision_id("r-1")))))
+        for path, operations in create_app().openapi()["paths"].items()
+        for method in operations
+    ]
+    assert len(found) >= 12
+    others = ("/metrics", "/docs", "/redoc", "/openapi.json", "/nothing", "/", "/healthz/")
+    return [
+        *found,
+        *(("GET", path) for path in others),
+        ("HEAD", "/metrics"),
+        ("OPTIONS", "/state"),
+    ]
+
+
+async def test_an_anonymous_caller_may_ask_after_health_and_nothing_else(service: Asked) -> None:
+    client = service.api.client
+    assert (await client.get("/healthz")).json() == {"status": "ok"}
+    assert (await client.get("/readyz")).json() == {"status": "ready"}
+    closed = [route for route in routes() if route[1] not in ("/healthz", "/readyz")]
+    replies = await asyncio.gather(*(client.request(*route) for route in closed))
+    assert {reply.status_code for reply in replies} == {401}
+    assert all("advisor" in reply.headers["WWW-Authenticate"] for reply in replies)
+
+
+MAY = {
+    ("POST", "/advise"): {"agent", "desk"},
+    ("PUT", "/decisions/{id}/agent-action"): {"agent"},
+    ("PUT", "/decisions/{id}/outcome"): {"agent"},
+    ("GET", "/decisions/{id}"): {"agent", "operator", "reader"},
+    ("GET", "/state"): {"agent", "desk", "operator", "reader"},
+    ("PUT", "/state"): {"operator"},
+    ("GET", "/models"): {"operator", "reader"},
+    ("PUT", "/models/v1"): {"operator"},
+    ("GET", "/aliases"): {"operator", "reader"},
+    ("PUT", "/aliases/shadow"): {"operator"},
+    ("GET", "/metrics"): {"operator", "reader", "metrics"},
+    ("GET", "/readyz"): {*ROLES, "resolver"},
+    ("GET", "/openapi.json"): {*ROLES, "resolver"},
+}
+
+
+async def test_every_role_may_do_what_it_is_for_and_nothing_else(service: Asked) -> None:
+    await service.ask("agent", "POST", "/advise", json=request("r-1"))
+    bodies: dict[str, Any] = {"/advise": request("r-2"), "/state": CHANGE}
+    for (method, template), names in MAY.items():
+        path = template.replace("{id}", str(decision_id("r-1")))
+        for who in service.tokens:
+            body = bodies.get(path, ACTION if "action" in path else OUTCOME)
+            if method == "GET":
+                reply = await service.ask(who, method, path)
+            else:
+                reply = await service.ask(who, method, path, json=body)
+            # Another's decision is unknown rather than forbidden; a version that is not there, too.
+            refused = reply.status_code == 403 or (
+                reply.status_code == 404 and template.startswith("/decisions")
+            )
+            assert refused == (who not in names), (who, method, path, reply.text)
+            assert reply.status_code < 500
+
+
+async def test_nobody_occupies_reads_or_reports_on_anothers_decision(service: Asked) -> None:
+    first = (await service.ask("desk", "POST", "/advise", json=request("r-1"))).json()
+    other = request("r-1", candidate__rsi=11.0)
+    second = await service.ask("agent", "POST", "/advise", json=other)
+    assert second.status_code == 200, "the id is not occupied"
+    assert first["decision_id"] == str(decision_id("r-1", "desk"))
+    assert second.json()["decision_id"] == str(decision_id("r-1"))
+    theirs, absent = f"/decisions/{first['decision_id']}", f"/decisions/{decision_id('x', 'agent')}"
+    for method, path, body in (
+        ("GET", "", None),
+        ("PUT", "/agent-action", ACTION),
+        ("PUT", "/outcome", OUTCOME),
+    ):
+        more = {} if body is None else {"json": body}
+        reply = await service.ask("agent", method, theirs + path, **more)
+        nothing = await service.ask("agent", method, absent + path, **more)
+        assert (reply.status_code, nothing.status_code) == (404, 404)
+        assert reply.json()["detail"].split()[:2] == nothing.json()["detail"].split()[:2]
+        assert (await service.ask("desk", method, theirs + path, **more)).is_success
+    assert (await service.ask("resolver", "PUT", f"{theirs}/outcome", json=OUTCOME)).is_success
+    denied = await service.ask(
+        "resolver", "PUT", f"/decisions/{decision_id('r-1')}/outcome", json=OUTCOME
+    )
+    assert denied.status_code == 404
+
+
+async def test_the_record_says_who_asked_who_reported_and_who_changed_the_state(
+    service: Asked,
+) -> None:
+    known = (await service.ask("desk", "POST", "/advise", json=request("r-1"))).json()[
+        "decision_id"
+    ]
+    await service.ask("desk", "PUT", f"/decisions/{known}/agent-action", json=ACTION)
+    for who in ("desk", "resolver"):
+        await service.ask(who, "PUT", f"/decisions/{known}/outcome", json=OUTCOME)
+    later = await service.ask(
+        "desk", "POST", "/advise", json=request("r-2"), headers={"Prefer": "respond-async"}
+    )
+    assert later.status_code == 202
+    await service.ask("operator", "PUT", "/state", json=CHANGE)
+    change = (await service.ask("reader", "GET", "/state")).json()["change"]
+    assert (change["changed_by"], change["reason"]) == ("operator", "alice: drill")
+    await drained(service.api.settings)
+    stored = (await service.ask("reader", "GET", f"/decisions/{known}")).json()
+    assert stored["decision"]["principal"] == "desk"
+    assert stored["agent_actions"][0]["reported_by"] == "desk"
+    assert [each["reported_by"] for each in stored["outcomes"]] == ["desk", "resolver"]
+    where = later.json()["location"]
+    async with asyncio.timeout(20):
+        while (await service.ask("desk", "GET", where)).status_code != 200:
+            await asyncio.sleep(0.02)
+    await drained(service.api.settings)
+    accepted = (await service.ask("desk", "GET", where)).json()
+    assert accepted["decision"]["principal"] == "desk"
+    report = await verify(service.api.service.shadow_log.engine)
+    assert report.findings == []
+
+
+async def test_clients_say_who_they_are_and_know_their_ids(
+    service: Asked, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def talk() -> tuple[str | None, Any]:
+        with AdvisorClient(service.api.url, token=service.tokens["desk"]) as client:
+            advice = client.advise(request("r-1"), deadline_s=20)
+            known = client.submit(request("r-2"))
+            client.close(20)
+            assert client.stats().dropped == {}
+        return known, advice
+
+    known, advice = await asyncio.to_thread(talk)
+    assert advice is not None
+    assert known == str(decision_id("r-2", "desk"))
+    assert (await service.ask("desk", "GET", f"/decisions/{known}")).is_success
+    for name in ("ADVISOR_TOKEN", "ADVISOR_ADMIN_TOKEN", "ADVISOR_TOKEN_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("ADVISOR_HOME", str(tmp_path))
+    operator = OperatorClient(service.api.url)
+    with pytest.raises(OperatorError, match=r"refuses GET /state \(401\): send a token"):
+        await asyncio.to_thread(operator.state)
+    (tmp_path / "tokens").mkdir()
+    (tmp_path / "tokens" / "operator").write_text(service.tokens["operator"] + "\n")
+    assert (await asyncio.to_thread(operator.state))["state"] == "ACTIVE"
+    monkeypatch.setenv("ADVISOR_TOKEN_FILE", str(tmp_path / "tokens" / "operator"))
+    assert (await asyncio.to_thread(operator.state))["state"] == "ACTIVE"
+    monkeypatch.setenv("ADVISOR_TOKEN", service.tokens["metrics"])
+    with pytest.raises(
+        OperatorError, match=r"\(403\).*needs the role reader or agent; metrics has"
+    ):
+        await asyncio.to_thread(operator.state)
+
+
+async def test_a_message_waits_for_a_token_that_was_rotated(
+    service: Asked, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("ADVISOR_TOKEN", raising=False)
+    monkeypatch.setenv("ADVISOR_HOME", str(tmp_path))
+    (tmp_path / "tokens").mkdir()
+    place = tmp_path / "tokens" / "agent"
+    place.write_text("advisor.agent.revoked")
+    client = AdvisorClient(service.api.url, breaker_pause_s=0.05)
+
+    async def refused() -> None:
+        async with asyncio.timeout(20):
+            while not client.stats().last_error:
+                await asyncio.sleep(0.02)
+
+    assert client.submit(request("r-1")) == str(decision_id("r-1"))
+    await refused()
+    assert "HTTP 401" in str(client.stats().last_error)
+    place.write_text(service.tokens["agent"])
+    await asyncio.to_thread(client.close, 20.0)
+    assert (client.stats().sent, client.stats().dropped) == (1, {})
+
+
+async def test_failures_are_counted_and_logged_without_the_token_and_known_callers_never_wait(
+    service: Asked,
+) -> None:
+    api = service.api
+    with capture_logs() as logs:
+        for header, reason in (
+            (None, "missing"),
+            ("Token x", "malformed"),
+            ("Bearer advisor.agent.guessed", "unknown"),
+        ):
+            headers = {} if header is None else {"Authorization": header}
+            reply = await api.client.get("/state", headers=headers)
+            assert reply.status_code == 401
+            assert api.metric("advisor_auth_failures_total", reason=reason) == 1
+            assert "guessed" not in reply.text
+    (line,) = (each for each in logs if each["event"] == "authentication failed")
+    assert (line["reason"], line["address"]) == ("missing", "127.0.0.1")
+    assert "guessed" not in json.dumps(logs, default=str)
+    wrong = await api.client.get("/readyz", headers={"Authorization": "Bearer guessed"})
+    assert wrong.json() == {"status": "ready"}
+    assert api.metric("advisor_auth_failures_total", reason="unknown") == 2
+
+
+def test_each_failure_of_an_address_makes_the_next_answer_wait_longer() -> None:
+    failures = Failures(most=2)
+    assert [failures.delay("a", at) for at in (0.0, 1.0, 2.0)] == [0.0, 0.1, 0.2]
+    assert failures.delay("b", 2.0) == 0.0
+    for _ in range(100):
+        assert failures.delay("a", 3.0) <= 2.0
+    assert failures.delay("a", 61.0) == 0.0, "a minute later it begins anew"
+    failures.delay("c", 62.0)
+    assert failures.delay("b", 63.0) == 0.0, "the oldest is forgotten"
+
+
+async def test_pages_for_people_take_a_token_as_a_password(service: Asked) -> None:
+    client = service.api.client
+    asked = await client.get("/docs")
+    assert asked.headers["WWW-Authenticate"].startswith("Basic ")
+    credentials = base64.b64encode(f"me:{service.tokens['reader']}".encode()).decode()
+    basic = {"Authorization": f"Basic {credentials}"}
+    assert (await client.get("/docs", headers=basic)).is_success
+    assert (await client.get("/state", headers=basic)).status_code == 401
+    for broken in ("!!", base64.b64encode(b"\xff").decode(), base64.b64encode(b"no").decode()):
+        reply = await client.get("/docs", headers={"Authorization": f"Basic {broken}"})
+        assert reply.status_code == 401
+
+
+async def test_the_writers_metrics_are_for_whoever_has_the_role(tmp_path: Path) -> None:
+    file = TokenFile(tmp_path / "tokens.json")
+    tokens = {name: file.create(name, roles) for name, roles in ROLES.items()}
+    metrics = Metrics()
+    known = Tokens(file.path, tmp_path / "uses")
+    async with (
+        scraped(metrics, known, "127.0.0.1", 0) as port,
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client,
+    ):
+        assert (await client.get("/metrics")).status_code == 401
+        for who in ROLES:
+            reply = await client.get("/metrics", headers={"Authorization": f"Bearer {tokens[who]}"})
+            assert reply.is_success == (who in ("operator", "reader", "metrics"))
+            assert ("advisor_writer_rows_total" in reply.text) == reply.is_success
+    assert (
+        metrics.registry.get_sample_value("advisor_auth_failures_total", {"reason": "missing"}) == 1
+    )
