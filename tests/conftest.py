@@ -4,6 +4,7 @@ database per test."""
 from __future__ import annotations
 
 import itertools
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -21,7 +22,16 @@ from app.shadow_log.migrate import upgrade
 # An example that takes long on a busy machine is no failure.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
+# Tests share the machine: read by torch and numpy when they are imported, here and in children.
+os.environ["OMP_NUM_THREADS"] = "1"
 _numbers = itertools.count()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What runs in one process when there are several: a file, and all that look at one rebuild."""
+    for item in items:
+        together = "evaluated" if "evaluated" in getattr(item, "fixturenames", ()) else item.path
+        item.add_marker(pytest.mark.xdist_group(str(together)))
 
 
 def administration(url: str) -> psycopg.Connection:

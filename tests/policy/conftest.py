@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 
 import pytest
-import torch
 
 from app.domain.manifest import ModelManifest
 from app.policy.encoding import PromptEncoder
@@ -14,12 +13,6 @@ from app.policy.in_process.importer import import_smollm2
 from app.policy.in_process.label_reader import LabelReader
 from app.policy.store import load_manifest
 from tests.policy.tiny_models import POSITIONS, save_tiny_model
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_torch_thread() -> None:
-    """Tests share the machine."""
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

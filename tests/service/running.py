@@ -26,7 +26,7 @@ from app.tasks import end
 from app.writer import Writer
 
 ROOT = Path(__file__).parents[2]
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 
 
 def request(request_id: str, **changes: Any) -> dict[str, Any]:
@@ -48,7 +48,7 @@ def request(request_id: str, **changes: Any) -> dict[str, Any]:
 
 
 async def until(condition: Callable[[], Awaitable[bool]], within_s: float = DEADLINE_S) -> None:
-    """Wait for a condition, checked often, for at most twenty seconds."""
+    """Wait for a condition, checked often, for at most a minute: machines are busy."""
     async with asyncio.timeout(within_s):
         while not await condition():
             await asyncio.sleep(0.02)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.metadata
 import json
 import os
@@ -28,9 +29,9 @@ from app.policy.store import (
     file_hash,
     find_manifest,
     load_manifest,
+    manifest_entry,
     model_files,
     read_manifest,
-    registry_entry,
 )
 
 SMOLLM2_NAME = "smollm2-135m-instruct"
@@ -45,8 +46,8 @@ def import_smollm2(
     unless it is there.
 
     An import that fits this code is verified and kept; one made for another prompt version is
-    replaced. Nothing is visible under the final name before it is complete. Takes about a minute of
-    CPU and 1.1 GB of memory.
+    replaced. Nothing is visible under the final name before it is complete; of processes that come
+    at once, one imports and the others wait. Takes about a minute of CPU and 1.1 GB of memory.
 
     Raises
     ------
@@ -55,13 +56,22 @@ def import_smollm2(
     """
     say = on_progress or (lambda line: None)
     target = target_root / SMOLLM2_NAME
-    if _fits(target):
-        say(f"verifying {target}")
-        load_manifest(target)
-        return target
-    source = _wheel_gguf()
-    target_root.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{SMOLLM2_NAME}-", dir=target_root))
+    if not _fits(target):
+        source = _wheel_gguf()
+        target_root.mkdir(parents=True, exist_ok=True)
+        with (target_root / f".{SMOLLM2_NAME}.lock").open("wb") as turn:
+            fcntl.flock(turn, fcntl.LOCK_EX)
+            if not _fits(target):
+                _import(source, target, say, threads)
+                return target
+    say(f"verifying {target}")
+    load_manifest(target)
+    return target
+
+
+def _import(source: Path, target: Path, say: Callable[[str], None], threads: int) -> None:
+    """Convert, measure, describe; put in place when all is done."""
+    work = Path(tempfile.mkdtemp(prefix=f".{SMOLLM2_NAME}-", dir=target.parent))
     try:
         say(f"converting {source.name} to safetensors")
         _convert_gguf(source, work)
@@ -83,12 +93,11 @@ def import_smollm2(
     finally:
         shutil.rmtree(work, ignore_errors=True)
     say(f"imported {manifest.model_version} into {target}")
-    return target
 
 
 def import_directory(
     directory: Path,
-    registry: Path,
+    manifests: Path,
     version: str | None = None,
     *,
     threads: int = 1,
@@ -99,7 +108,7 @@ def import_directory(
     again.
 
     A directory with a manifest of its own is verified against it. For one without, the manifest is
-    kept in the registry (`registry_entry`): the directory is never written to.
+    kept in `manifests` (`manifest_entry`): the directory is never written to.
 
     Parameters
     ----------
@@ -114,9 +123,9 @@ def import_directory(
     """
     if (directory / MANIFEST_NAME).is_file():
         return load_manifest(directory)
-    path, files = registry_entry(directory, registry)
+    path, files = manifest_entry(directory, manifests)
     if path.is_file():
-        return find_manifest(directory, registry)
+        return find_manifest(directory, manifests)
     name = "".join(
         c if c.isalnum() or c in "._-" else "-" for c in directory.resolve().name
     ).lstrip("._-")
@@ -240,16 +249,10 @@ def _write_atomically(path: Path, manifest: ModelManifest) -> None:
 
 
 def _put_in_place(work: Path, target: Path) -> None:
-    """Rename the finished import; of two processes that import at once, the first one wins."""
-    if _fits(target):
-        return
+    """Rename the finished import; what was there under its name goes."""
     if target.exists():
         old = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.parent))
         target.rename(old / target.name)
         shutil.rmtree(old)
     work.chmod(0o755)
-    try:
-        work.rename(target)
-    except OSError:
-        if not _fits(target):
-            raise
+    work.rename(target)

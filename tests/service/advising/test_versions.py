@@ -14,7 +14,6 @@ from typing import Any
 import httpx
 import psycopg
 import pytest
-import torch
 from safetensors.torch import load_file, save_file
 
 from app.advising.serving import Pins, Serving
@@ -50,7 +49,6 @@ TOKEN = "correct horse"
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Versions as training publishes them: a whole model, two activated adapters and an ordinary
     one. Read-only."""
-    torch.set_num_threads(1)
     root = tmp_path_factory.mktemp("published")
     directory = save_tiny_model(root / DEFAULT_MODEL)
     base = write_manifest(directory, "base-1")

@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from app.domain.manifest import Calibration
 from tests.training.support.planted import encoded, short_prompts, tiny_reader
@@ -44,5 +43,4 @@ def run(folder: Path, data: Path, algorithm: str) -> TrainedPolicy:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
     run(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])

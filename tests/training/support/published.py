@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-import torch
 
 from app.domain.manifest import Calibration
 from app.policy.encoding import PromptEncoder
@@ -41,7 +40,6 @@ START = AS_OF.replace(year=2022, month=6)
 
 def save_base(models: Path) -> Path:
     """A tiny base model under `models`, as version `base-1`."""
-    torch.set_num_threads(1)
     directory = save_tiny_model(models / "tiny")
     write_manifest(directory, BASE)
     return directory

@@ -39,7 +39,7 @@ def test_two_processes_train_what_one_trains(tmp_path: Path) -> None:
             "dpo",
         ],
         cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HOME": str(tmp_path)},
+        env=os.environ | {"HF_HOME": str(tmp_path)},
         capture_output=True,
         text=True,
         timeout=150,

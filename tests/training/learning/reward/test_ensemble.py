@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from pydantic import ValidationError
 
 from tests.training.support.artifacts import made_up
@@ -31,11 +30,6 @@ from training.scenarios.splits import overlapping, purged_kfold
 from training.stages.store import Artifact, ArtifactError
 
 EMBARGO_S = 12.0 * HOUR
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_torch_thread() -> None:
-    torch.set_num_threads(1)
 
 
 def predicted(data: RewardData, **changes: object) -> Predicted:
