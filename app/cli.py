@@ -414,7 +414,7 @@ def model_import(
         path = import_smollm2(settings.models_dir, console.print, threads=settings.threads)
         manifest = read_manifest(path / MANIFEST_NAME)
     else:
-        manifest = import_directory(path, settings.models_dir, name, threads=settings.threads)
+        manifest = import_directory(path, settings.manifests_dir, name, threads=settings.threads)
     _show_proposals(manifest.provenance.get("illustrative_proposals"))
     say(f"version {manifest.model_version}, manifest {manifest.hash()}")
     say(f"ready: MODEL={path}")

@@ -144,7 +144,7 @@ def build(settings: Settings, metrics: Metrics, models: Models | None = None) ->
     backends = Backends(
         BackendOptions(
             roots=settings.model_roots,
-            registry=settings.models_dir,
+            manifests=settings.manifests_dir,
             copies=settings.models_dir / ".verified",
             prompt_tokens=settings.prompt_tokens,
             threads=settings.threads,

@@ -123,6 +123,11 @@ class Settings(BaseSettings):
         return self.home / "models"
 
     @property
+    def manifests_dir(self) -> Path:
+        """Where manifests of models that bring none are kept."""
+        return self.models_dir / "manifests"
+
+    @property
     def model_roots(self) -> tuple[Path, ...]:
         """Where model versions are looked for."""
         beside = (Path(self.model).parent,) if self.model and self.model != SCRIPTED else ()

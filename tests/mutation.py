@@ -15,6 +15,7 @@ import difflib
 import importlib
 import os
 import re
+import select
 import shutil
 import signal
 import sys
@@ -139,16 +140,13 @@ def passes(tree: Path, tests: tuple[str, ...], loaded: Path | None = None) -> bo
     child = os.fork()
     if not child:
         os._exit(_tested(tree, tests, loaded))
-    deadline = time.monotonic() + TIMEOUT_S
-    while True:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            break
-        if time.monotonic() > deadline:
-            os.killpg(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-            return False
-        time.sleep(0.02)
+    with open(os.pidfd_open(child)) as end:
+        in_time = bool(select.select([end], [], [], TIMEOUT_S)[0])
+    if not in_time:
+        os.killpg(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    if not in_time:
+        return False
     if os.waitstatus_to_exitcode(status) == ELSEWHERE:
         raise RuntimeError(f"{tree} was not what was tested")
     return os.waitstatus_to_exitcode(status) == 0

@@ -323,9 +323,9 @@ class EmbeddedPostgres(EmbeddedServer):
         return f"postgresql+psycopg://advisor:{self.password}@127.0.0.1:{self.port}/advisor"
 
     @property
-    def psql(self) -> str:
-        """A psql command line for people."""
-        return f'{self._binaries / "bin" / "psql"} "{self.url.replace("+psycopg", "")}"'
+    def tools(self) -> Path:
+        """Where psql, pg_dump and their kind are."""
+        return self._binaries / "bin"
 
     def _user(self) -> int | None:
         return NOBODY if os.geteuid() == 0 else None
@@ -388,7 +388,7 @@ class EmbeddedPostgres(EmbeddedServer):
                 os.chown(path, user, user)
         password_file.chmod(0o600)
         command = [
-            str(self._binaries / "bin" / "initdb"),
+            str(self.tools / "initdb"),
             "--pgdata",
             str(self._cluster),
             "--username",
@@ -444,7 +444,7 @@ class EmbeddedPostgres(EmbeddedServer):
             "max_locks_per_transaction": 256,  # A query over all months locks each and its indexes.
             "shared_buffers": "64MB",
         }
-        command = [str(self._binaries / "bin" / "postgres"), "-D", str(self._cluster)]
+        command = [str(self.tools / "postgres"), "-D", str(self._cluster)]
         return command + [
             part for key, value in settings.items() for part in ("-c", f"{key}={value}")
         ]

@@ -60,7 +60,7 @@ def _on_vllm(
 ) -> Policy:
     """The weights are hashed where they lie, since the server reads them there; what prompts are
     written with is loaded from a copy."""
-    manifest = registered or find_manifest(directory, options.registry)
+    manifest = registered or find_manifest(directory, options.manifests)
     manifest.require_compatible()
     if manifest.base is not None:
         raise ModelFileError(

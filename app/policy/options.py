@@ -17,7 +17,7 @@ class BackendOptions:
     Parameters
     ----------
     roots : directories of version directories, in which also an adapter's base model is looked for.
-    registry : where manifests of directories without one are kept; None refuses such a directory.
+    manifests : where those of directories without one are kept; None refuses such a directory.
         In process a missing one is measured and stored; vLLM wants it made before.
     copies : where private copies of versions are kept, from which they are loaded; None copies to
         a temporary directory for as long as loading takes.
@@ -33,7 +33,7 @@ class BackendOptions:
     """
 
     roots: Sequence[Path] = ()
-    registry: Path | None = None
+    manifests: Path | None = None
     copies: Path | None = None
     prompt_tokens: int = PROMPT_TOKENS
     threads: int = 1

@@ -132,18 +132,17 @@ def described(roots: Sequence[Path]) -> Iterator[tuple[Path, ModelManifest]]:
                 log.warning("a version is passed over", reason=str(error))
 
 
-def find_manifest(directory: Path, registry: Path | None) -> ModelManifest:
-    """The directory's own manifest, verified; without one, the manifest that `registry` holds for
+def find_manifest(directory: Path, manifests: Path | None) -> ModelManifest:
+    """The directory's own manifest, verified; without one, the manifest that is kept for
     exactly these bytes, this prompt version, action space and feature schema.
 
     Raises
     ------
-    ManifestMismatch, ModelFileError : as `load_manifest`, and when the registry holds no such
-        manifest.
+    ManifestMismatch, ModelFileError : as `load_manifest`, and when none is kept.
     """
-    if (directory / MANIFEST_NAME).is_file() or registry is None:
+    if (directory / MANIFEST_NAME).is_file() or manifests is None:
         return load_manifest(directory)
-    path, files = registry_entry(directory, registry)
+    path, files = manifest_entry(directory, manifests)
     if not path.is_file():
         raise ModelFileError(
             f"{directory} has no manifest: make one with `advisor model import {directory}`"
@@ -158,8 +157,8 @@ def find_manifest(directory: Path, registry: Path | None) -> ModelManifest:
     return manifest
 
 
-def registry_entry(directory: Path, registry: Path) -> tuple[Path, dict[str, str]]:
-    """Where the registry keeps the manifest of a directory that has none, and the hashes of its
+def manifest_entry(directory: Path, manifests: Path) -> tuple[Path, dict[str, str]]:
+    """Where the manifest of a directory that has none is kept, and the hashes of its
     files.
 
     The name follows from those hashes and from what this code makes of a model, so that other bytes
@@ -167,7 +166,7 @@ def registry_entry(directory: Path, registry: Path) -> tuple[Path, dict[str, str
     """
     files = {name: file_hash(directory / name) for name in sorted(model_files(directory))}
     identity = content_hash([files, PROMPT_VERSION, ACTION_SPACE_HASH, FEATURE_SCHEMA])
-    return registry / "manifests" / f"{identity.removeprefix('sha256:')}.json", files
+    return manifests / f"{identity.removeprefix('sha256:')}.json", files
 
 
 def load_manifest(directory: Path) -> ModelManifest:

@@ -20,7 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -72,9 +72,12 @@ class Container:
         self._process.kill()
         self._process.wait()
 
-    @property
-    def ended(self) -> bool:
-        return self._process is None or self._process.poll() is not None
+    def ends_within(self, seconds: float) -> bool:
+        """Wait for its end, for so long."""
+        assert self._process is not None
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(seconds)
+        return self._process.poll() is not None
 
     @property
     def pid(self) -> int:
@@ -111,16 +114,14 @@ def expect(fact: bool, what: str) -> None:
     say(what)
 
 
-def wait(what: str, condition: Callable[[], bool], *containers: Container) -> None:
-    """Wait for a condition while the containers run. Raises `TrialError`."""
+def wait(what: str, condition: Callable[[], bool], container: Container) -> None:
+    """Wait for a condition while the container runs. Raises `TrialError`."""
     begin = time.monotonic()
     while not condition():
-        for container in containers:
-            if container.ended:
-                raise TrialError(f"{container.name} ended while waiting: {what}")
+        if container.ends_within(0.5):
+            raise TrialError(f"{container.name} ended while waiting: {what}")
         if time.monotonic() - begin > START_S:
             raise TrialError(f"not within {START_S:.0f} s: {what}")
-        time.sleep(0.5)
     say(f"{what}  ({time.monotonic() - begin:.1f} s)")
 
 
@@ -160,7 +161,7 @@ def try_service(image: Image, trainer: Image) -> None:
         api = stack.enter_context(Container("advisor serve", image, image.command, env, home))
         writer = stack.enter_context(Container("advisor writer", image, ["writer"], env, home))
         healthy = image.sandboxed(image.health, env)
-        wait("the image's health check succeeds", lambda: succeeds(healthy), api, writer)
+        wait("the image's health check succeeds", lambda: succeeds(healthy), api)
         for container in (api, writer):
             expect(
                 container.status("Uid")[0] == image.user.split(":")[0],
@@ -170,7 +171,7 @@ def try_service(image: Image, trainer: Image) -> None:
                 int(container.status("CapEff")[0], 16) == 0, f"{container.name} has no capability"
             )
         url = f"http://127.0.0.1:{ports['ADVISOR_PORT']}"
-        try_advice(url, postgres.url)
+        try_advice(url, postgres.url, writer)
         say("advisor-train paper, from the trainer's image")
         agent = trainer.sandboxed(
             [*trainer.entrypoint, "paper", "--candidates", "3", "--url", url], {"COLUMNS": "120"}
@@ -185,7 +186,7 @@ def try_service(image: Image, trainer: Image) -> None:
         execute(image.sandboxed([*image.entrypoint, "verify"], env, {home: HOME}))
 
 
-def try_advice(url: str, database: str) -> None:
+def try_advice(url: str, database: str, writer: Container) -> None:
     """One request, and its way into Postgres."""
     headers = {"X-Deadline-Ms": "20000"}
     answer = httpx.post(
@@ -196,7 +197,7 @@ def try_advice(url: str, database: str) -> None:
         f"POST /advise is answered with {answer.status_code}: {answer.text[:300]}",
     )
     expect(answer.json()["probabilities"] is not None, "the model gave a proposal")
-    wait("the decision is in Postgres", lambda: rows(database) == 1)
+    wait("the decision is in Postgres", lambda: rows(database) == 1, writer)
 
 
 def try_drift(trainer: Image, database: str) -> None:

@@ -40,7 +40,7 @@ def test_promtool_accepts_the_configuration_and_the_rules(tools: Tools) -> None:
 def test_the_rules_give_the_numbers_and_alerts_that_were_worked_out_by_hand(
     tools: Tools, path: Path
 ) -> None:
-    promtool(tools, "test", "rules", path)
+    assert "SUCCESS" in promtool(tools, "test", "rules", path)
 
 
 def test_promtool_finds_a_wrong_number(tools: Tools, tmp_path: Path) -> None:

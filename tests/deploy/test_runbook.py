@@ -152,7 +152,6 @@ async def test_a_dump_that_is_restored_elsewhere_verifies(
         ]
     )
     await log.aclose()
-    tools = Path(postgres.psql.split('"')[0].strip()).parent
     source, target = (url.replace("+psycopg", "") for url in (database_url, empty_database_url))
     with psycopg.connect(target) as connection:
         found = connection.execute(
@@ -161,9 +160,9 @@ async def test_a_dump_that_is_restored_elsewhere_verifies(
     assert found is not None, "the role belongs to the server, so it is here already"
     dump = tmp_path / "advisor.dump"
     for command in (
-        [str(tools / "pg_dump"), "--format=custom", f"--file={dump}", source],
+        [str(postgres.tools / "pg_dump"), "--format=custom", f"--file={dump}", source],
         [
-            str(tools / "pg_restore"),
+            str(postgres.tools / "pg_restore"),
             "--exit-on-error",
             "--no-owner",
             f"--dbname={target}",

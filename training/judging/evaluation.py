@@ -57,7 +57,7 @@ def evaluation(
     version: str,
     terms: Terms,
     period: HeldOutConfig,
-    embargo_hours: float,
+    embargo_s: float,
     models: Aside[Path],
     now: Aside[datetime],
     cpu_seconds: Aside[Mapping[str, float]],
@@ -69,7 +69,7 @@ def evaluation(
     cpu_seconds : what making each policy took.
     """
     look = count_look(models, version, terms.market, period, now)
-    trained = Trained(trained_scenarios, trained_labels, embargo_hours * 3600)
+    trained = Trained(trained_scenarios, trained_labels, embargo_s)
     versions = {**answers, BASE_MODEL: _untuned(encoded, base)}
     periods = refitted(scenarios, labels, versions, trained, terms.evaluate.refit_days)
     contest = hold_contest(
@@ -116,7 +116,7 @@ def walk_forward(
     *,
     spans: Mapping[str, Sequence[int]],
     terms: Terms,
-    embargo_hours: float,
+    embargo_s: float,
     now: Aside[datetime],
     cpu_seconds: Aside[float],
     progress: Progress = silent,
@@ -129,7 +129,7 @@ def walk_forward(
     untuned = _untuned(encoded, base)
     judged = np.isfinite(labels.rewards).all(1) & scenarios.real
     before = {
-        name: Trained(learnt, trained_labels[name], embargo_hours * 3600)
+        name: Trained(learnt, trained_labels[name], embargo_s)
         for name, learnt in trained_scenarios.items()
     }
     periods = []

@@ -127,7 +127,7 @@ def evaluate(  # long: a list of calls, read from top to bottom
         version=version.path.name,
         terms=terms,
         period=config.evaluate.held_out,
-        embargo_hours=config.scenarios.embargo_hours,
+        embargo_s=config.scenarios.embargo_s,
         models=models,
         now=now,
         cpu_seconds={name: each.cpu_seconds for name, each in rebuilt.items()},

@@ -75,8 +75,8 @@ def rebuild(
     made["encoded"] = shop.make(
         encoded, scenarios=made["scenarios"], base=base, settings=config.encode
     )
-    embargo_hours = config.scenarios.embargo_hours
-    made["reward"] = shop.make(reward, **made, settings=config.reward, embargo_hours=embargo_hours)
+    embargo_s = config.scenarios.embargo_s
+    made["reward"] = shop.make(reward, **made, settings=config.reward, embargo_s=embargo_s)
     made["preferences"] = shop.make(
         preferences,
         **{name: made[name] for name in ("scenarios", "labels", "reward")},

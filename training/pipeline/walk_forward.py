@@ -59,7 +59,7 @@ def walk_forward(config: RebuildConfig, shop: Workshop, now: datetime) -> Artifa
         limits=limits,
         spans=spans,
         terms=terms,
-        embargo_hours=config.scenarios.embargo_hours,
+        embargo_s=config.scenarios.embargo_s,
         now=now,
         cpu_seconds=made.cpu_seconds,
     )

@@ -290,7 +290,7 @@ def splits(as_of: Times, ends_at: Times, config: ScenariosConfig) -> NDArray[np.
     held-out period.
 
     Validation begins with `validate_from`, or with the last fifth of rows. A training row's label
-    ends `embargo_hours` or more before that: those that end later are purged.
+    ends `embargo_s` or more before that: those that end later are purged.
 
     Raises
     ------
@@ -312,9 +312,7 @@ def splits(as_of: Times, ends_at: Times, config: ScenariosConfig) -> NDArray[np.
     split[early] = TRAIN
     # The embargo lies between the end of a label and the first validation row: lengthen the earlier
     # window.
-    split[early[overlapping(early, late, as_of, ends_at + round(config.embargo_hours * 3600))]] = (
-        PURGED
-    )
+    split[early[overlapping(early, late, as_of, ends_at + round(config.embargo_s))]] = PURGED
     for name, key in ((TRAIN, "move validate_from on"), (VALIDATE, "move validate_from back")):
         if not (split == name).any():
             raise ScenarioError(

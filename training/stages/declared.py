@@ -130,27 +130,18 @@ class Stage:
         return taken
 
 
-_DECLARED: dict[Callable[..., Facts], Stage] = {}
+DECLARED: dict[Callable[..., Facts], Stage] = {}
+"""The stages of all modules that were imported, by their functions."""
 
 
 def stage(name: str) -> Callable[[Function], Function]:
     """Declare a function as a way to artefacts of this name. It stays what it is."""
 
     def declare(function: Function) -> Function:
-        _DECLARED[function] = Stage(name, function)
+        DECLARED[function] = Stage(name, function)
         return function
 
     return declare
-
-
-def declared(function: Callable[..., Facts]) -> Stage:
-    """The stage that a function was declared as. Raises `KeyError`: it was not."""
-    return _DECLARED[function]
-
-
-def all_declared() -> tuple[Stage, ...]:
-    """Every stage of the modules that were imported."""
-    return tuple(_DECLARED.values())
 
 
 def _value_of(setting: Any) -> Any:

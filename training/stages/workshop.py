@@ -16,7 +16,7 @@ from app.domain.actions import ACTION_SPACE_HASH
 from app.domain.features import FEATURE_SCHEMA
 from app.domain.prompt import PROMPT_VERSION
 from training.arrays import Meter, silent
-from training.stages.declared import FOLDER, PROGRESS, Stage, declared
+from training.stages.declared import DECLARED, FOLDER, PROGRESS, Stage
 from training.stages.key import Sources
 from training.stages.store import Artifact, Facts, Store
 
@@ -59,7 +59,7 @@ class Workshop:
         TypeError : the arguments are not the function's. ArtifactError : a finished artefact was
             damaged. And what the stage raises: then nothing is left behind.
         """
-        stage = declared(function)
+        stage = DECLARED[function]
         depends = depends_on(stage, arguments, self._sources)
         title = f"{stage.name} ({about})" if about else stage.name
         finished = self._store.find(stage.name, depends)

@@ -85,13 +85,13 @@ class InProcess:
         return TransformersPolicy(batcher, manifest, release=lambda: self._bases.release(held))
 
     def _manifest_of(self, directory: Path) -> ModelManifest:
-        """The directory's own manifest, or the registry's; measured when there is none."""
+        """The directory's own manifest, or the one kept for it; measured when there is none."""
         options = self._options
-        if options.registry is None or (directory / MANIFEST_NAME).is_file():
+        if options.manifests is None or (directory / MANIFEST_NAME).is_file():
             return read_manifest(directory / MANIFEST_NAME)
         return import_directory(
             directory,
-            options.registry,
+            options.manifests,
             threads=options.threads,
             prompt_tokens=options.prompt_tokens,
             copies=self._copies,

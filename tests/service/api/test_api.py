@@ -283,6 +283,7 @@ async def test_another_replica_follows_a_change_of_state(
             return bool((await second.client.get("/state")).json()["state"] == "REDUCING")
 
         await until(followed)
+        assert second.metric("advisor_state", state="REDUCING") == 1
 
 
 async def test_the_admin_token_guards_the_state(

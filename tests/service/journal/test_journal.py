@@ -235,6 +235,7 @@ async def test_a_living_process_drains_what_a_dead_one_left(
             return keys_in_stream(valkey_url) == ["one"]
 
         await until(arrived)
+        assert keys_in_stream(valkey_url) == ["one"], "once"
 
 
 async def test_when_two_replicas_answered_one_id_the_second_answer_is_put_aside_and_counted(

@@ -463,4 +463,6 @@ def test_a_server_that_died_by_itself_shows_and_starts_again(
 
 def test_a_free_port_can_be_bound() -> None:
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", free_port()))
+        port = free_port()
+        probe.bind(("127.0.0.1", port))
+        assert probe.getsockname()[1] == port

@@ -17,7 +17,7 @@ from training.config.judging import EvaluateConfig, GateConfig
 from training.config.learning import Algorithm, ExpectedConfig
 from training.judging.report.findings import Terms
 from training.learning.algorithms import expected
-from training.stages.declared import FOLDER, PROGRESS, Stage, all_declared
+from training.stages.declared import DECLARED, FOLDER, PROGRESS, Stage
 from training.stages.store import Artifact
 
 PLAIN: dict[Any, Any] = {str: "a", float: 1.0, int: 1}
@@ -42,7 +42,7 @@ def named(stage: Stage) -> str:
 
 def stages() -> list[Stage]:
     """Those of the product; tests declare some of their own."""
-    every = sorted(all_declared(), key=named)
+    every = sorted(DECLARED.values(), key=named)
     return [stage for stage in every if stage.function.__module__.startswith("training.")]
 
 

@@ -27,7 +27,7 @@ class Base:
     ) -> Self:
         """A directory, or the bundled small model; it gets a manifest when it has none yet."""
         path = wanted or import_smollm2(models, tell, threads=threads)
-        return cls(path, import_directory(path, models, threads=threads))
+        return cls(path, import_directory(path, models / "manifests", threads=threads))
 
     @cached_property
     def reader(self) -> LabelReader:

@@ -179,12 +179,12 @@ def reward(
     encoded: Encoded,
     *,
     settings: RewardConfig,
-    embargo_hours: float,
+    embargo_s: float,
     progress: Progress = silent,
 ) -> Facts:
     """The reward model, with predictions out of fold."""
     data = RewardData.of(scenarios, labels, encoded)
-    return build_reward(folder, data, settings, embargo_hours * 3600, progress)
+    return build_reward(folder, data, settings, embargo_s, progress)
 
 
 def build_reward(
