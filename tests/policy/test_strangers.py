@@ -225,7 +225,7 @@ def test_a_configuration_that_asks_for_too_much_is_refused(
     version: Path, changes: dict[str, Any]
 ) -> None:
     configure(version, **changes)
-    assert str(version) in refused(version)
+    assert str(version.parent) in refused(version)
 
 
 # --- templates --------------------------------------------------------------------------------
@@ -459,7 +459,7 @@ def test_files_that_libraries_choke_on_are_refused(
     version: Path, name: str, content: bytes
 ) -> None:
     (version / name).write_bytes(content)
-    assert str(version) in refused(version)
+    assert str(version.parent) in refused(version)
 
 
 @pytest.mark.parametrize(

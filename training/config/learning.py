@@ -222,13 +222,3 @@ class TargetsConfig(Section):
             " learned then, and seems to earn something, is an error of the pipeline"
         ),
     )
-
-    @property
-    def controls(self) -> tuple[str, ...]:
-        """Names of the controls that are switched on; a policy of none of them is a candidate."""
-        on = {
-            "realised outcomes": self.source == "outcomes",
-            "centred targets": self.centre,
-            "shuffled targets": self.shuffled,
-        }
-        return tuple(name for name, switched in on.items() if switched)

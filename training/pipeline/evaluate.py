@@ -33,6 +33,7 @@ from training.outcomes.labels import labels
 from training.pipeline.rebuild import Rebuilt, base_of, market_of, rebuild, scenarios_of
 from training.publish.version import publish, release_of
 from training.scenarios.history import History
+from training.scenarios.table import embargo_s
 from training.stages.store import Artifact
 from training.stages.workshop import Workshop
 
@@ -127,7 +128,7 @@ def evaluate(  # long: a list of calls, read from top to bottom
         version=version.path.name,
         terms=terms,
         period=config.evaluate.held_out,
-        embargo_s=config.scenarios.embargo_s,
+        embargo_s=embargo_s(config.scenarios),
         models=models,
         now=now,
         cpu_seconds={name: each.cpu_seconds for name, each in rebuilt.items()},

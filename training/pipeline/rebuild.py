@@ -26,6 +26,7 @@ from training.learning.reward.ensemble import reward
 from training.outcomes.labels import labels
 from training.scenarios.history import History, bars_until, load_history, of_history
 from training.scenarios.recorded import RecordedLog, of_log
+from training.scenarios.table import embargo_s
 from training.stages.store import Artifact
 from training.stages.workshop import Workshop
 
@@ -75,8 +76,9 @@ def rebuild(
     made["encoded"] = shop.make(
         encoded, scenarios=made["scenarios"], base=base, settings=config.encode
     )
-    embargo_s = config.scenarios.embargo_s
-    made["reward"] = shop.make(reward, **made, settings=config.reward, embargo_s=embargo_s)
+    made["reward"] = shop.make(
+        reward, **made, settings=config.reward, embargo_s=embargo_s(config.scenarios)
+    )
     made["preferences"] = shop.make(
         preferences,
         **{name: made[name] for name in ("scenarios", "labels", "reward")},

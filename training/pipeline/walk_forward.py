@@ -21,6 +21,7 @@ from training.learning.model.base_pass import encoded
 from training.outcomes.labels import labels
 from training.pipeline.evaluate import limits_of, terms_of
 from training.pipeline.rebuild import base_of, market_of, rebuild, scenarios_of
+from training.scenarios.table import embargo_s
 from training.stages.store import Artifact
 from training.stages.workshop import Workshop
 
@@ -59,7 +60,7 @@ def walk_forward(config: RebuildConfig, shop: Workshop, now: datetime) -> Artifa
         limits=limits,
         spans=spans,
         terms=terms,
-        embargo_s=config.scenarios.embargo_s,
+        embargo_s=embargo_s(config.scenarios),
         now=now,
         cpu_seconds=made.cpu_seconds,
     )

@@ -182,16 +182,17 @@ def test_what_computes_is_among_the_libraries() -> None:
 
 
 def test_a_changed_target_moves_the_policy_and_no_label(tree: Path) -> None:
-    """The fault: another formula of the mean found the policy of the one before it."""
+    """The fault: another formula found the policy of the one before it."""
     before = keys(tree)
     edit(
         tree / "training/learning/algorithms/targets.py",
-        '"mean": (realised + known) / 2',
-        '"mean": (realised - known) / 2',
+        "np.asarray(known - np.nanmean",
+        "np.asarray(known + np.nanmean",
     )
     after = keys(tree)
     moved = {name for name in before if before[name] != after[name]}
-    assert moved == {"policy-policy", "warm_up-warm_up", "answers-of_probe"}
+    learning = {"preferences-preferences", "policy-policy", "warm_up-warm_up", "answers-of_probe"}
+    assert moved == learning
 
 
 def test_an_evaluations_own_code_moves_the_evaluation_alone(tree: Path) -> None:

@@ -11,6 +11,7 @@ from training.config.learning import AdapterConfig, Algorithm, TargetsConfig
 from training.learning.algorithms.preferences import Preferences
 from training.learning.algorithms.problem import problem_of
 from training.learning.algorithms.run import Problem, TrainedPolicy
+from training.learning.algorithms.targets import controls
 from training.learning.model import language
 from training.learning.model.base import Base
 from training.learning.model.base_pass import Encoded
@@ -63,7 +64,7 @@ def policy(
     steps = len(trained.history)
     return {
         "algorithm": settings.algorithm,
-        "controls": list(targets.controls),
+        "controls": list(controls(targets)),
         "metrics": trained.metrics,
         "language": _language(
             problem,

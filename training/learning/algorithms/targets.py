@@ -28,6 +28,16 @@ def targets(realised: Floats, expected: Floats, train: Rows, config: TargetsConf
     return np.asarray(known - np.nanmean(known[train], axis=0))
 
 
+def controls(config: TargetsConfig) -> tuple[str, ...]:
+    """Names of the controls that are switched on; a policy of none of them is a candidate."""
+    on = {
+        "realised outcomes": config.source == "outcomes",
+        "centred targets": config.centre,
+        "shuffled targets": config.shuffled,
+    }
+    return tuple(name for name, switched in on.items() if switched)
+
+
 def dealt_out(rewards: Floats, pairs: Rows, train: Rows, seed: int) -> tuple[Floats, Rows]:
     """Rewards (N, 10) and pairs (P, 3) with the training rows' fates dealt to each other at random.
 

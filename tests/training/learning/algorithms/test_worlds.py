@@ -29,7 +29,7 @@ from training.config.learning import (
 )
 from training.learning.algorithms import dpo, expected, ppo, rrhf, warm_up
 from training.learning.algorithms.preferences import pairs_of
-from training.learning.algorithms.targets import targets
+from training.learning.algorithms.targets import controls, targets
 from training.learning.model.answers import choices
 
 SIZE = np.array([action.risk_fraction for action in ACTIONS])
@@ -216,7 +216,7 @@ LEARNERS: dict[str, Callable[[World, TargetsConfig], Tensor]] = {
 }
 SOURCES = get_args(TargetsConfig.model_fields["source"].annotation)
 OPTIONS = [TargetsConfig(source=source) for source in SOURCES]
-CANDIDATES = [option for option in OPTIONS if not option.controls]
+CANDIDATES = [option for option in OPTIONS if not controls(option)]
 
 
 def earned(world: World, actions: Sequence[int]) -> float:
@@ -242,11 +242,11 @@ def test_the_first_world_is_worth_by_hand() -> None:
 
 
 def test_by_default_the_teacher_speaks_uncentred_and_everything_else_is_a_named_control() -> None:
-    assert TargetsConfig().controls == ()
+    assert controls(TargetsConfig()) == ()
     assert [option.source for option in CANDIDATES] == ["teacher"]
-    assert TargetsConfig(source="outcomes").controls == ("realised outcomes",)
+    assert controls(TargetsConfig(source="outcomes")) == ("realised outcomes",)
     everything = TargetsConfig(source="outcomes", centre=True, shuffled=True)
-    assert everything.controls == ("realised outcomes", "centred targets", "shuffled targets")
+    assert controls(everything) == ("realised outcomes", "centred targets", "shuffled targets")
 
 
 def test_distilled_outcomes_reject_what_earns_most_and_centred_ones_approve_what_loses() -> None:
