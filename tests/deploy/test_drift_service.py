@@ -109,10 +109,10 @@ def test_its_image_has_what_it_imports_and_the_services_image_has_none_of_that()
     assert (DRIFT["build"]["target"], DRIFT["image"]) == ("trainer", SERVICES["agent"]["image"])
     (source,) = [step.flags["from"] for step in lineage("trainer") if step.name == "COPY"]
     extras = {
-        stage: re.findall(r'"\.\[(\w+)\]"', " ".join(s.text for s in stages()[stage]))
+        stage: re.findall(r'"\.\[([\w,]+)\]"', " ".join(s.text for s in stages()[stage]))
         for stage in stages()
     }
-    assert (extras[source], extras["build"]) == (["drift"], ["model"])
+    assert (extras[source], extras["build"]) == (["drift"], ["model,objects"])
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
         "optional-dependencies"
     ]
