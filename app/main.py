@@ -96,6 +96,7 @@ async def running(settings: Settings, models: Models | None = None) -> AsyncIter
         _calm_garbage_collection()
         app = create_app()
         app.state.service, app.state.metrics, app.state.tokens = service, metrics, tokens
+        app.state.hosts = settings.hosts
         app.state.options = ApiOptions(
             settings.max_body_bytes,
             settings.max_candidates,
@@ -163,6 +164,7 @@ def build(settings: Settings, metrics: Metrics, models: Models | None = None) ->
         shadow_log,
         metrics,
         by_wall_clock=settings.clock is Clock.WALL,
+        max_reports=settings.max_reports,
     )
 
 

@@ -87,6 +87,12 @@ class Settings(BaseSettings):
     rate_per_s: float = Field(
         5000.0, gt=0, description="requests a second of one address, on average over two seconds"
     )
+    max_reports: int = Field(
+        64, ge=1, description="new reports of one kind on one decision, in the life of a process"
+    )
+    allowed_hosts: str = Field(
+        "", description="names under which callers reach the service, separated by commas"
+    )
     max_spool_bytes: int = Field(1_073_741_824, ge=65_536)
     admin_token: str | None = Field(
         None, min_length=8, description="a token of an operator, beside those of the file"
@@ -137,6 +143,12 @@ class Settings(BaseSettings):
     def signing_key(self) -> Path:
         """Where the key of the checkpoints lies."""
         return self.checkpoint_key or self.home / "checkpoint.key"
+
+    @property
+    def hosts(self) -> frozenset[str]:
+        """Names that the header Host may have; numbers and `localhost` always."""
+        names = (name.strip().lower() for name in self.allowed_hosts.split(","))
+        return frozenset({"localhost", self.host.lower(), *names} - {""})
 
     @property
     def tokens_file(self) -> Path:

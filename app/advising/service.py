@@ -14,6 +14,7 @@ import structlog
 
 from app.advising import controls, serving
 from app.advising.advise import Advisor, Incoming
+from app.advising.bounds import ReportBounds
 from app.advising.controls import Controls
 from app.advising.probes import Probe
 from app.advising.records import Records
@@ -64,6 +65,7 @@ class Service:
         telemetry: Telemetry,
         *,
         by_wall_clock: bool = True,
+        max_reports: int = 64,
         now: Callable[[], datetime] = wall_clock,
     ) -> None:
         self.now = now
@@ -75,6 +77,7 @@ class Service:
         self.serving = serving
         self.controls = Controls(limits, journal, shadow_log, telemetry)
         self.records = Records(journal, shadow_log, telemetry, now, live=by_wall_clock)
+        self.report_bounds = ReportBounds(max_reports)
         self.advisor = Advisor(serving, self.records, self.controls, telemetry, self._judge_at)
         self._postgres = Probe(shadow_log.ping)
         self._valkey = Probe(journal.ping)

@@ -1,4 +1,5 @@
-"""Who is at the door: every request has a principal, or may ask after health alone.
+"""Who is at the door: every request has a principal, or may ask after health alone; and it was not
+sent by a web page that took a browser for its own ends.
 
 A token that is not known costs its sender time: the answer comes later with each failure of an
 address in a minute. A known one is never made to wait, wherever it comes from: behind one proxy, or
@@ -8,16 +9,20 @@ on one machine, callers share their address with whoever tries to guess.
 from __future__ import annotations
 
 import asyncio
+import re
 from base64 import b64decode
 from binascii import Error as NotBase64
 from collections import OrderedDict
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
+from ipaddress import ip_address
 from time import monotonic
+from urllib.parse import urlsplit
 
 import structlog
 from fastapi import Request
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.tokens import Tokens
 from app.api.wire import problem
@@ -41,6 +46,25 @@ _WHAT = {
     AuthFailure.UNKNOWN: "this token is not known here, or was revoked",
     AuthFailure.EXPIRED: "this token has expired: `advisor token rotate` makes another",
 }
+
+
+_HOST = re.compile(r"^(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?$")
+_HEADERS = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"cache-control", b"no-store"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+]
+_PAGE_HEADERS = [
+    *_HEADERS[:-1],
+    (
+        b"content-security-policy",
+        b"default-src 'none'; frame-ancestors 'none'; connect-src 'self'; img-src 'self' data:"
+        b" https://fastapi.tiangolo.com; script-src 'unsafe-inline' https://cdn.jsdelivr.net;"
+        b" style-src 'unsafe-inline' https://cdn.jsdelivr.net",
+    ),
+]
 
 
 class Failures:
@@ -74,7 +98,12 @@ class Door:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        state = scope["app"].state
+        state, send = scope["app"].state, _with_headers(scope["path"], send)
+        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        misled = misdirected(headers, state.hosts, scope["scheme"])
+        if misled is not None:
+            await problem(*misled)(scope, receive, send)
+            return
         caller = _caller(scope, state.tokens, datetime.now(UTC))
         path = scope["path"]
         if isinstance(caller, Principal):
@@ -110,6 +139,45 @@ class Door:
                 await asyncio.sleep(delay)
             finally:
                 self._waiting -= 1
+
+
+def misdirected(
+    headers: Mapping[bytes, str], hosts: Collection[str], scheme: str
+) -> tuple[int, str, str] | None:
+    """Status, title and detail for what a web page made a browser send: a name that is not ours, or
+    another page's request. None when nothing is wrong.
+
+    Numbers are ours: a page that would be taken for us needs a name that it can point elsewhere.
+    """
+    host = headers.get(b"host", "")
+    name = urlsplit(f"//{host}").hostname if _HOST.match(host) else None
+    if name is None or not (name in hosts or _is_number(name)):
+        detail = f"{host[:100]!r} is not a name of this service: set ADVISOR_ALLOWED_HOSTS"
+        return 421, "Misdirected", detail
+    origin = headers.get(b"origin")
+    if origin is not None and origin.lower() != f"{scheme}://{host.lower()}":
+        return 403, "Another page's request", "requests of other pages are not answered"
+    return None
+
+
+def _is_number(name: str) -> bool:
+    try:
+        ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _with_headers(path: str, send: Send) -> Send:
+    """Every answer says how little a browser may do with it."""
+    extra = _PAGE_HEADERS if path in PAGES else _HEADERS
+
+    async def sending(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message["headers"], *extra]
+        await send(message)
+
+    return sending
 
 
 def caller_of(request: Request) -> Principal | None:

@@ -33,8 +33,11 @@ from app.domain.errors import (
     JournalUnavailable,
     RequestConflict,
     ShadowLogUnavailable,
+    TooManyReports,
     UnknownDecision,
 )
+from app.domain.event import EventKind
+from app.domain.plausible import require_plausible
 from app.domain.principal import Principal, Role
 from app.schemas import (
     ADVISE_BODY,
@@ -177,13 +180,18 @@ def _reporter(request: Request, decision: UUID) -> str:
     "/decisions/{id}/agent-action",
     status_code=202,
     openapi_extra=body_schema(AGENT_ACTION),
-    responses={202: {"model": Accepted}, **PROBLEMS},
+    responses={202: {"model": Accepted}, **PROBLEMS, **problems(TooManyReports)},
     summary="Report what the agent did",
 )
 async def put_agent_action(id: UUID, request: Request) -> Response:
     by = _reporter(request, id)
     service: Service = request.app.state.service
-    receipt = await service.records.report_action(id, await parse(request, AGENT_ACTION), by)
+    action = await parse(request, AGENT_ACTION)
+    require_plausible(action, service.now())
+    service.report_bounds.require_room(id, EventKind.AGENT_ACTION)
+    receipt = await service.records.report_action(id, action, by)
+    if not receipt.repeated:
+        service.report_bounds.count(id, EventKind.AGENT_ACTION)
     return Json(
         {"decision_id": str(id), "recorded": receipt.target, "repeated": receipt.repeated}, 202
     )
@@ -193,13 +201,18 @@ async def put_agent_action(id: UUID, request: Request) -> Response:
     "/decisions/{id}/outcome",
     status_code=202,
     openapi_extra=body_schema(OUTCOME),
-    responses={202: {"model": Accepted}, **PROBLEMS},
+    responses={202: {"model": Accepted}, **PROBLEMS, **problems(TooManyReports)},
     summary="Report what the market did",
 )
 async def put_outcome(id: UUID, request: Request) -> Response:
     by = _reporter(request, id)
     service: Service = request.app.state.service
-    receipt = await service.records.report_outcome(id, await parse(request, OUTCOME), by)
+    outcome = await parse(request, OUTCOME)
+    require_plausible(outcome, service.now(), service.records.asked_at(id))
+    service.report_bounds.require_room(id, EventKind.OUTCOME)
+    receipt = await service.records.report_outcome(id, outcome, by)
+    if not receipt.repeated:
+        service.report_bounds.count(id, EventKind.OUTCOME)
     return Json(
         {"decision_id": str(id), "recorded": receipt.target, "repeated": receipt.repeated}, 202
     )

@@ -27,6 +27,7 @@ from app.domain.errors import (
     ModelFileError,
     RequestConflict,
     ShadowLogUnavailable,
+    TooManyReports,
     UnknownDecision,
     UnknownVersion,
 )
@@ -38,6 +39,7 @@ STATUS: dict[type[AdvisorError], tuple[int, str]] = {
     InvalidRecord: (422, "The record does not fit its schema"),
     RequestConflict: (409, "The request id was used with other content"),
     UnknownDecision: (404, "No such decision"),
+    TooManyReports: (429, "Too many reports on one decision"),
     AnswerGone: (410, "It was answered before, and the answer is not kept any more"),
     JournalUnavailable: (503, "Nothing could be recorded, so nothing was answered"),
     ShadowLogUnavailable: (503, "The shadow log cannot be read now"),
@@ -48,16 +50,23 @@ STATUS: dict[type[AdvisorError], tuple[int, str]] = {
 }
 
 
-EXCEEDED = ((408, "Sent too slowly"), (413, "Body too large"), (429, "Too many requests"))
+EXCEEDED = (
+    (401, "Nobody is known by this token"),
+    (403, "The token's roles do not allow it"),
+    (408, "Sent too slowly"),
+    (413, "Body too large"),
+    (415, "Not JSON"),
+    (429, "Too many requests"),
+)
 
 
 def problems(*errors: type[AdvisorError]) -> dict[int | str, dict[str, Any]]:
     """OpenAPI responses of routes that raise these errors; every route may find that a request
     exceeds its budget."""
-    described = (*EXCEEDED, *sorted({STATUS[error] for error in errors}))
+    described = dict([*EXCEEDED, *sorted({STATUS[error] for error in errors})])
     return {
         status: {"model": Problem, "content": {"application/problem+json": {}}, "description": what}
-        for status, what in described
+        for status, what in described.items()
     }
 
 
@@ -152,8 +161,17 @@ def require_small_extra(request: Request, field: str, extra: dict[str, Any] | No
         raise InvalidRecord(f"{field}: keys outside the schema take more than {most} bytes of JSON")
 
 
+def require_json(request: Request) -> None:
+    """415 unless a body says that it is JSON: what a web page can send without being asked first
+    says something else."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise HTTPException(415, "send the body with `Content-Type: application/json`")
+
+
 async def read_body(request: Request) -> bytes:
     """The raw body, limited in bytes and in JSON values before anything is made of it."""
+    require_json(request)
     options = request.app.state.options
     limit = options.max_body_bytes
     told = request.headers.get("content-length", "")

@@ -4,6 +4,7 @@ AdvisorError
 ├─ InvalidRecord         422 at the API; put aside by the writer; one-line error elsewhere
 ├─ RequestConflict       409: the request id was used with other content
 ├─ UnknownDecision       404
+├─ TooManyReports        429: a decision has as many reports of a kind as it may have
 ├─ AnswerGone            410: the request was answered before, and the answer is not kept any more
 ├─ JournalUnavailable    503: nothing was recorded, nothing was answered
 ├─ ShadowLogUnavailable  503 for reads; the journal keeps what is written
@@ -34,6 +35,10 @@ class RequestConflict(AdvisorError):
 
 class UnknownDecision(AdvisorError):
     """No decision has this id."""
+
+
+class TooManyReports(AdvisorError):
+    """A decision has as many reports of a kind as it may have."""
 
 
 class AnswerGone(AdvisorError):

@@ -27,6 +27,7 @@ from app.writer import Writer
 
 ROOT = Path(__file__).parents[2]
 DEADLINE_S = 60.0
+JSON = {"Content-Type": "application/json"}
 
 
 def request(request_id: str, **changes: Any) -> dict[str, Any]:
@@ -99,7 +100,7 @@ async def running(
     given = None if load else models or Models(ScriptedPolicy(["H"]))
     async with (
         main.running(settings, given) as served,
-        httpx.AsyncClient(base_url=served.url, timeout=30) as client,
+        httpx.AsyncClient(base_url=served.url, headers=JSON, timeout=30) as client,
     ):
         yield Running(client, served.service, served.metrics, settings)
 

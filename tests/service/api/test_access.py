@@ -300,3 +300,115 @@ async def test_the_writers_metrics_are_for_whoever_has_the_role(tmp_path: Path) 
     assert (
         metrics.registry.get_sample_value("advisor_auth_failures_total", {"reason": "missing"}) == 1
     )
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        ({"Host": "evil.example"}, 421),
+        ({"Host": "evil.example:8321"}, 421),
+        ({"Host": "127.0.0.1.evil.example"}, 421),
+        ({"Host": "localhost, evil.example"}, 421),
+        ({"Host": "user@localhost"}, 421),
+        ({"Host": ""}, 421),
+        ({"Host": "advisor.desk.example:8321"}, 200),
+        ({"Host": "localhost:1"}, 200),
+        ({"Host": "[::1]:8321"}, 200),
+        ({"Host": "192.0.2.7"}, 200),
+        ({"Origin": "http://evil.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Host": "localhost:8321", "Origin": "http://localhost:8322"}, 403),
+        ({"Host": "localhost:8321", "Origin": "https://localhost:8321"}, 403),
+        ({"Host": "localhost:8321", "Origin": "http://localhost:8321"}, 200),
+    ],
+    ids=str,
+)
+async def test_a_browser_that_was_pointed_here_is_not_answered(
+    database_url: str, valkey_url: str, tmp_path: Path, sent: dict[str, str], status: int
+) -> None:
+    names = settings_for(
+        database_url, valkey_url, tmp_path, allowed_hosts="a, advisor.desk.example"
+    )
+    async with running(names) as api:
+        for method, path in (("GET", "/healthz"), ("GET", "/state")):
+            assert (await api.client.request(method, path, headers=sent)).status_code == status
+        body = json.dumps(CHANGE | {"state": "HALTED"})
+        await api.client.put("/state", content=body, headers=sent)
+        assert (await api.client.get("/state")).json()["state"] == (
+            "HALTED" if status == 200 else "ACTIVE"
+        )
+
+
+async def test_a_body_is_json_and_says_so_and_no_page_is_given_leave(service: Asked) -> None:
+    body = json.dumps(request("r-1"))
+    kinds = ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "", "json")
+    for kind in kinds:
+        reply = await service.ask(
+            "agent", "POST", "/advise", content=body, headers={"Content-Type": kind}
+        )
+        assert reply.status_code == 415, kind
+    for kind in ("application/json", "Application/JSON; charset=utf-8"):
+        reply = await service.ask(
+            "agent", "POST", "/advise", content=body, headers={"Content-Type": kind}
+        )
+        assert reply.status_code == 200
+    asked = {"Origin": service.api.url, "Access-Control-Request-Method": "PUT"}
+    preflight = await service.api.client.options("/state", headers=asked)
+    for headers in (reply.headers, preflight.headers):
+        assert [name for name in headers if name.startswith("access-control")] == []
+        assert headers["X-Content-Type-Options"] == "nosniff"
+        assert headers["Cache-Control"] == "no-store"
+        assert "default-src 'none'" in headers["Content-Security-Policy"]
+
+
+@pytest.mark.parametrize(
+    ("part", "field", "value"),
+    [
+        ("outcome", "r_multiple", 1.7e308),
+        ("outcome", "r_multiple", -1000.5),
+        ("outcome", "net_pnl", 1e13),
+        ("outcome", "fees", 1e13),
+        ("outcome", "pnl_pct", -1e7),
+        ("outcome", "holding_seconds", 1e12),
+        ("outcome", "exit_price", 1e13),
+        ("outcome", "exit_time", "2001-01-01T00:00:00Z"),
+        ("outcome", "exit_time", "2999-01-01T00:00:00Z"),
+        ("agent-action", "decided_at", "2999-01-01T00:00:00Z"),
+        ("agent-action", "size_usd", 1e13),
+        ("agent-action", "quantity", 1e16),
+    ],
+)
+async def test_a_report_that_no_market_can_give_is_refused(
+    service: Asked, part: str, field: str, value: Any
+) -> None:
+    known = (await service.ask("desk", "POST", "/advise", json=request("r-1"))).json()[
+        "decision_id"
+    ]
+    bodies: dict[str, dict[str, Any]] = {
+        "outcome": {"arm": "agent", "outcome": "sl"},
+        "agent-action": {"decision": True},
+    }
+    body = bodies[part]
+    where = f"/decisions/{known}/{part}"
+    refused = await service.ask("desk", "PUT", where, json=body | {field: value})
+    assert refused.status_code == 422
+    assert field in refused.json()["detail"]
+    assert (await service.ask("desk", "PUT", where, json=body)).status_code == 202
+
+
+async def test_a_decision_has_room_for_corrections_and_not_for_floods(
+    database_url: str, valkey_url: str, tmp_path: Path
+) -> None:
+    settings = settings_for(database_url, valkey_url, tmp_path, max_reports=3)
+    async with running(settings) as api:
+        known, other = [
+            (await api.advise(request(name))).json()["decision_id"] for name in ("r-1", "r-2")
+        ]
+        statuses = []
+        for size in (1.0, 1.0, 2.0, 3.0, 4.0, 5.0):
+            body = {"decision": True, "size_usd": size}
+            reply = await api.client.put(f"/decisions/{known}/agent-action", json=body)
+            statuses.append(reply.status_code)
+        assert statuses == [202, 202, 202, 202, 429, 429], "a repeat is not counted"
+        for path in (f"/decisions/{known}/outcome", f"/decisions/{other}/outcome"):
+            assert (await api.client.put(path, json=OUTCOME)).status_code == 202

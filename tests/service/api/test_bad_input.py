@@ -42,7 +42,9 @@ PATHS = (
 
 @pytest.fixture
 async def api(database_url: str, valkey_url: str, tmp_path: Path) -> AsyncIterator[Running]:
-    async with running(settings_for(database_url, valkey_url, tmp_path)) as service:
+    async with running(
+        settings_for(database_url, valkey_url, tmp_path, max_reports=1000)
+    ) as service:
         yield service
 
 

@@ -10,10 +10,12 @@ import string
 from collections.abc import AsyncIterator
 from pathlib import Path
 from urllib.parse import urlsplit
+from uuid import UUID
 
 import pytest
 
 from app.api.budget import Buckets, values
+from app.domain.outcome import Outcome
 from tests.service.running import Running, drained, request, running, settings_for
 
 
@@ -101,7 +103,11 @@ async def test_a_body_of_many_values_or_candidates_is_refused_before_it_is_valid
 
 async def test_a_body_that_says_it_is_too_large_is_not_read(api: Running) -> None:
     answer = await raw(
-        api, b"POST /advise HTTP/1.1\r\nHost: x\r\nContent-Length: 9999999\r\n\r\n", b"", b"{"
+        api,
+        b"POST /advise HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        b"Content-Length: 9999999\r\n\r\n",
+        b"",
+        b"{",
     )
     assert answer.startswith(b"HTTP/1.1 413")
     assert refusals(api, "body") == 1
@@ -156,14 +162,16 @@ async def test_whatever_number_an_outcome_holds_its_decision_can_be_read(
     decided = (await api.advise(request("r-1"))).json()
     path = f"/decisions/{decided['decision_id']}"
     body = f'{{"arm": "agent", "outcome": "sl", "net_pnl": {number}}}'
-    assert (await api.client.put(f"{path}/outcome", content=body)).status_code == 202
+    # As before reports had to be plausible.
+    outcome = Outcome.model_validate_json(body)
+    await api.service.records.report_outcome(UUID(decided["decision_id"]), outcome)
     assert await drained(api.settings) == 2
     document = (await api.client.get(path)).json()
     assert float(document["outcomes"][0]["net_pnl"]) == float(number)
 
 
 async def test_a_header_has_a_size_and_a_number_of_fields(api: Running) -> None:
-    head = b"GET /healthz HTTP/1.1\r\nHost: x\r\n"
+    head = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n"
     long = head + b"X-Long: " + b"x" * 10_000_000
     many = head + b"".join(b"X-%d: x\r\n" % number for number in range(100)) + b"\r\n"
     for sent in (long, many, b"GET /" + b"x" * 100_000):
@@ -179,8 +187,9 @@ async def test_a_header_has_a_size_and_a_number_of_fields(api: Running) -> None:
     [
         b"",
         b"POST /advise HT",
-        b"POST /advise HTTP/1.1\r\nHost: x\r\n",
-        b'POST /advise HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{"a',
+        b"POST /advise HTTP/1.1\r\nHost: localhost\r\n",
+        b"POST /advise HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        b'Content-Length: 100\r\n\r\n{"a',
     ],
     ids=["nothing", "half a line", "half a header", "half a body"],
 )
@@ -203,7 +212,7 @@ async def test_connections_are_bounded_and_the_others_go_on(
         assert (await api.advise(request("r-1"))).status_code == 200
         parts = urlsplit(api.url)
         held = [await asyncio.open_connection(parts.hostname, parts.port) for _ in range(7)]
-        answer = await raw(api, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        answer = await raw(api, b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert answer == b"" or answer.startswith(b"HTTP/1.1 503")
         assert b"Retry-After" in answer or answer == b""
         assert refusals(api, "connections") == 1
