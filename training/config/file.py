@@ -29,6 +29,7 @@ from training.config.learning import (
     PreferencesConfig,
     RewardConfig,
     TargetsConfig,
+    TeacherConfig,
     WarmUpConfig,
 )
 from training.config.section import ConfigError, Section
@@ -43,6 +44,7 @@ class RebuildConfig(Section):
     scenarios: ScenariosConfig = ScenariosConfig()
     outcomes: OutcomesConfig = OutcomesConfig()
     encode: EncodeConfig = EncodeConfig()
+    teacher: TeacherConfig = TeacherConfig()
     reward: RewardConfig = RewardConfig()
     preferences: PreferencesConfig = PreferencesConfig()
     targets: TargetsConfig = TargetsConfig()

@@ -20,6 +20,19 @@ class EncodeConfig(Section):
     )
 
 
+class TeacherConfig(Section):
+    """The teacher. Its numbers were chosen by walk-forward within 2018-2022."""
+
+    folds: int = Field(5, ge=2)
+    ridge: float = Field(2000.0, gt=0, description="strength of the linear learner's penalty")
+    learning_rate: float = Field(0.03, gt=0)
+    trees: int = Field(120, ge=1)
+    leaves: int = Field(8, ge=2, description="of each tree")
+    least_rows: int = Field(60, ge=1, description="that a leaf is made of")
+    l2: float = Field(10.0, ge=0)
+    seed: int = Field(0, ge=0)
+
+
 class RewardConfig(Section):
     """The reward model."""
 

@@ -83,6 +83,17 @@ class Ground:
             seconds[rows] = bars.seconds
         return seconds
 
+    def range_of(self, plans: Orders) -> Floats:
+        """(N,) highest high less lowest low from the entry bar to the time exit, quote currency;
+        NaN where no bars judge. What a stop did in between changes nothing."""
+        span = np.full(len(self), np.nan)
+        for bars, rows in self.judges:
+            steps = -(-TIME_EXIT_S // bars.seconds)
+            first = np.searchsorted(bars.closed_at - bars.seconds, plans.as_of[rows], side="left")
+            window = first[:, None] + np.arange(steps)
+            span[rows] = bars.high[window].max(axis=1) - bars.low[window].min(axis=1)
+        return span
+
     def follow(self, orders: Orders, costs: Costs, decisions: Rows | None = None) -> Fates:
         """Fates of M orders, each on the bars that judge its decision.
 

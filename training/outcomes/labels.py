@@ -23,6 +23,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -61,6 +62,7 @@ class Labels:
         `entered_at`, `exited_at` (seconds since 1970 UTC), `bought`, `sold` (before costs),
         `quantity` (base units), `fees`, `slippage`, `net` (quote), `reward` (agent R, unclipped),
         `mae`, `mfe` (agent R), `holding_s`, `resolution_s` (length of the bars that decided),
+        `range_atr` (highest high less lowest low of the whole horizon, whatever the exit; ATR),
         `excluded` (reason or null). An action that rejects has an exit of null and zeros.
     """
 
@@ -75,6 +77,21 @@ class Labels:
         clip = float(artifact.facts["clip_r"])
         agent = table.filter(pl.col("action") == AGENT).sort("row")["reward"].to_numpy()
         return cls(np.load(artifact / REWARDS), np.clip(agent, -clip, clip), table)
+
+    @cached_property
+    def _plans(self) -> pl.DataFrame:
+        return self.table.filter(pl.col("action") == AGENT).sort("row")
+
+    @property
+    def stopped(self) -> Flags:
+        """(N,) whether the agent's plan ended at its initial stop."""
+        stop = Exit.STOP.name.lower()
+        return (self._plans["exit"] == stop).fill_null(value=False).to_numpy()
+
+    @property
+    def range_atr(self) -> Floats:
+        """(N,) highest high less lowest low of the horizon, ATR; NaN where excluded."""
+        return self._plans["range_atr"].to_numpy()
 
 
 def plan_orders(scenarios: Sequence[Scenario], delay_s: int = 0) -> Orders:
@@ -234,6 +251,7 @@ def _grounds(judged: Judged) -> dict[str, Any]:
     reasons = [str(reason) or None for reason in judged.ground.excluded]
     return {
         "resolution_s": judged.ground.resolution,
+        "range_atr": judged.ground.range_of(judged.plans) / judged.plans.atr,
         "excluded": pl.Series(reasons, dtype=pl.String()),
     }
 

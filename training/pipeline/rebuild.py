@@ -1,5 +1,5 @@
-"""The pipeline: history or shadow log -> scenarios -> labels -> encoded -> reward -> preferences ->
-policy.
+"""The pipeline: history or shadow log -> candidates -> teacher; and of those that a limit keeps:
+scenarios -> labels -> encoded -> reward -> preferences -> policy.
 
 Each stage reads finished artefacts and leaves one; what is finished is found again, so that a
 rebuild that was killed goes on where it stopped. Publishing what comes out is
@@ -23,6 +23,7 @@ from training.learning.algorithms.warm_up import warm_up
 from training.learning.model.base import Base
 from training.learning.model.base_pass import encoded
 from training.learning.reward.ensemble import reward
+from training.learning.teacher.teacher import teacher
 from training.outcomes.labels import labels
 from training.scenarios.history import History, bars_until, load_history, of_history
 from training.scenarios.recorded import RecordedLog, of_log
@@ -71,6 +72,7 @@ def rebuild(
     torch.set_num_threads(config.threads)
     market = market_of(config)
     base = base or base_of(config, shop)
+    taught = teacher_of(config, market, shop, database)
     made = {"scenarios": scenarios_of(config, market, shop, database)}
     made["labels"] = shop.make(labels, **made, market=market, settings=config.outcomes)
     made["encoded"] = shop.make(
@@ -102,7 +104,26 @@ def rebuild(
         warm_up=made.get("warm_up"),
         settings=config.policy,
     )
-    return Rebuilt(made)
+    return Rebuilt(taught | made)
+
+
+def teacher_of(
+    config: RebuildConfig, market: History, shop: Workshop, database: str | None
+) -> dict[str, Artifact]:
+    """The teacher, of every candidate of the period: `scenarios.limit` bounds the prompts alone."""
+    every = config.scenarios.model_copy(update={"limit": None, "perturbations": 0})
+    all_of_it = config.model_copy(update={"scenarios": every})
+    candidates = scenarios_of(all_of_it, market, shop, database)
+    fates = shop.make(labels, scenarios=candidates, market=market, settings=config.outcomes)
+    taught = shop.make(
+        teacher,
+        scenarios=candidates,
+        labels=fates,
+        settings=config.teacher,
+        outcomes=config.outcomes,
+        embargo_hours=config.scenarios.embargo_hours,
+    )
+    return {"candidates": candidates, "candidate_labels": fates, "teacher": taught}
 
 
 def market_of(config: RebuildConfig) -> History:

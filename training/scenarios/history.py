@@ -18,7 +18,7 @@ from training.config.data import MarketConfig, ScenariosConfig
 from training.market.bars import Bars, MarketDataError, length_seconds
 from training.market.context import KnownContext, load_context
 from training.market.sources import load_market
-from training.scenarios.table import NEUTRAL, RealScenario, ScenarioError, build_scenarios, evenly
+from training.scenarios.table import NEUTRAL, RealScenario, ScenarioError, build_scenarios
 from training.stages.declared import stage
 from training.stages.store import Facts
 
@@ -115,8 +115,8 @@ def of_history(
 def find_scenarios(
     history: History, config: ScenariosConfig, progress: Progress = silent
 ) -> tuple[list[RealScenario], dict[str, int]]:
-    """Scenarios of the reference agent's candidates, with its own answers; and counts of what was
-    left out, by reason.
+    """Scenarios of all of the reference agent's candidates, with its own answers; and counts of
+    what was left out, by reason.
 
     Raises
     ------
@@ -139,15 +139,13 @@ def find_scenarios(
     peers = {
         moment: list(together) for moment, together in groupby(candidates, key=lambda at: at.as_of)
     }
-    chosen = [within[place] for place in evenly(len(within), config.limit)]
     scenarios = []
-    for done, at in enumerate(chosen, 1):
+    for done, at in enumerate(within, 1):
         scenarios.append(_decided(agent, at, peers[at.as_of]))
-        progress(done, len(chosen))
+        progress(done, len(within))
     left_out = {
         "other_symbol": len(candidates) - len(mine),
         "outside_period": len(mine) - len(within),
-        "beyond_limit": len(within) - len(chosen),
     }
     return scenarios, left_out
 

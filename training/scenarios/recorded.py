@@ -31,7 +31,6 @@ from training.scenarios.table import (
     RealScenario,
     ScenarioError,
     build_scenarios,
-    evenly,
     label_reach,
 )
 from training.stages.declared import stage
@@ -78,8 +77,8 @@ def read_log(
 ) -> tuple[list[RealScenario], dict[str, int]]:
     """Scenarios of the log in the configured period, and counts of what was left out, by reason.
 
-    The log is streamed; in memory are the chosen scenarios alone, some kilobytes each: `limit`
-    bounds them.
+    The log is streamed; in memory are its scenarios, some ten kilobytes each: the period bounds
+    them.
 
     Parameters
     ----------
@@ -106,15 +105,12 @@ def read_log(
                 " the held-out period): let the agent ask the service first, or widen"
                 " scenarios.since and until"
             )
-        places = set(evenly(usable, config.limit).tolist())
-        left_out["beyond_limit"] = usable - len(places)
         scenarios = []
         for place, row in enumerate(recorded_in(connection, period)):
-            if place in places:
-                try:
-                    scenarios.append(_read(row))
-                except InvalidRecord:
-                    left_out["unreadable"] += 1
+            try:
+                scenarios.append(_read(row))
+            except InvalidRecord:
+                left_out["unreadable"] += 1
             if place % CHUNK == 0:
                 progress(place, usable)
         progress(usable, usable)

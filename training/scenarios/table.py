@@ -194,7 +194,8 @@ def build_scenarios(
 
     `scenarios` may come in any order; one that appears twice is taken once. `excluded` counts by
     reason what was left out before. `label_seconds` is the length of the longest bars that will
-    label them.
+    label them. Splits and weights are those among all of them, whatever the limit keeps, so that a
+    scenario lies on the same side of the split in every table of its period.
 
     Raises
     ------
@@ -205,12 +206,17 @@ def build_scenarios(
     longest = (max(label_seconds, math.ceil(row.scenario.market.bar_seconds)) for row in real)
     ends_at = as_of + np.array([label_reach(seconds) for seconds in longest], dtype=np.int64)
     split = splits(as_of, ends_at, config)
+    symbols = np.array([row.scenario.candidate.symbol for row in real], dtype=np.str_)
+    weights = uniqueness(symbols, as_of, ends_at)
+    chosen = evenly(len(real), config.limit)
+    left_out = Counter(excluded)
+    left_out.update(duplicate=len(scenarios) - len(real), beyond_limit=len(real) - len(chosen))
+    real = [real[place] for place in chosen]
+    ends_at, split, weights = ends_at[chosen], split[chosen], weights[chosen]
     rows = [_row(row, number, None) for number, row in enumerate(real)]
     rows += _variants(real, split, config, progress)
     parents = np.array([row["parent"] for row in rows], dtype=np.int64)
-    symbols = np.array([row.scenario.candidate.symbol for row in real], dtype=np.str_)
-    # A row and its variants share the weight.
-    weights = uniqueness(symbols, as_of, ends_at) / np.bincount(parents)
+    weights = weights / np.bincount(parents)  # a row and its variants share the weight
     table = pl.DataFrame(rows, schema_overrides=SCHEMA).with_columns(
         # A variant that was shifted within its bar enters with the bar after it: the parent's reach
         # has that bar.
@@ -221,7 +227,7 @@ def build_scenarios(
     table.select(list(SCHEMA)).write_parquet(folder / TABLE)
     reported = [(n, _text(outcome)) for n, row in enumerate(real) for outcome in row.reported]
     pl.DataFrame(reported, schema=REPORTED_SCHEMA, orient="row").write_parquet(folder / REPORTED)
-    return _facts(table, Counter(excluded) + Counter(duplicate=len(scenarios) - len(real)))
+    return _facts(table, left_out)
 
 
 def _in_order(scenarios: Sequence[RealScenario]) -> list[RealScenario]:

@@ -165,11 +165,13 @@ async def test_readings_that_may_be_defaults_and_an_agent_that_never_approves_ar
     assert (facts["controls"], facts["control_approvals"]) == (3, 0)
 
 
-async def test_a_limit_draws_evenly_and_the_period_bounds(database_url: str) -> None:
+async def test_a_limit_draws_evenly_and_the_period_bounds(
+    database_url: str, tmp_path: Path
+) -> None:
     await fill(database_url, *(build.decision_event(f"r-{n}", at=hours(24 * n)) for n in range(9)))
-    found, left_out = read_log(database_url, LOG.model_copy(update={"limit": 3}), HOUR)
-    assert [one.scenario.as_of for one in found] == [hours(0), hours(96), hours(192)]
-    assert left_out["beyond_limit"] == 6
+    made, facts = scenario_set(tmp_path, database_url, limit=3)
+    assert made.as_of.tolist() == [int(hours(24 * n).timestamp()) for n in (0, 4, 8)]
+    assert facts["excluded"]["beyond_limit"] == 6
     some = LOG.model_copy(update={"since": hours(24).date(), "until": hours(72).date()})
     found, _ = read_log(database_url, some, HOUR)
     assert [one.scenario.as_of for one in found] == [hours(24), hours(48)]
@@ -236,12 +238,14 @@ async def test_of_wanted_symbols_alone(database_url: str, tmp_path: Path) -> Non
     assert facts["excluded"] == {}, "what was skipped or held out of another symbol is not told"
     found, left_out = read_log(database_url, LOG.model_copy(update={"symbols": ("BTCUSDT",)}), HOUR)
     assert [one.scenario.as_of for one in found] == [hours(1), hours(9), hours(17)]
-    assert left_out == {"exogenous_skip": 1, "held_out": 1, "beyond_limit": 0}
+    assert left_out == {"exogenous_skip": 1, "held_out": 1}
     every, _ = read_log(database_url, LOG, HOUR)
     assert len(every) == 8
 
 
-async def test_a_limit_counts_decisions_of_the_wanted_symbols(database_url: str) -> None:
+async def test_a_limit_counts_decisions_of_the_wanted_symbols(
+    database_url: str, tmp_path: Path
+) -> None:
     await fill(
         database_url,
         *(build.decision_event(f"eth-{n}", at=hours(24 * n)) for n in range(9)),
@@ -250,10 +254,10 @@ async def test_a_limit_counts_decisions_of_the_wanted_symbols(database_url: str)
             for n in range(5)
         ),
     )
+    made, facts = scenario_set(tmp_path, database_url, limit=3, symbols=("BTCUSDT",))
+    assert made.as_of.tolist() == [int(hours(24 * n).timestamp()) for n in (0, 2, 4)]
+    assert facts["excluded"]["beyond_limit"] == 2
     wanted = LOG.model_copy(update={"limit": 3, "symbols": ("BTCUSDT",)})
-    found, left_out = read_log(database_url, wanted, HOUR)
-    assert [one.scenario.as_of for one in found] == [hours(0), hours(48), hours(96)]
-    assert left_out["beyond_limit"] == 2
     assert log_state(database_url, wanted, HOUR)["decisions"] == 5
 
 

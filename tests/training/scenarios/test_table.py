@@ -9,6 +9,7 @@ from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -304,13 +305,20 @@ def test_scenarios_of_wanted_symbols_are_what_they_are_among_all(market: History
     assert len(both) == len(every)
 
 
-def test_a_limit_holds_for_the_wanted_symbols(market: History) -> None:
-    ether = [
-        one.scenario.as_of
-        for one in find_scenarios(market, ScenariosConfig(symbols=("ETHUSDT",)))[0]
-    ]
-    few, _ = find_scenarios(market, ScenariosConfig(symbols=("ETHUSDT",), limit=3))
-    assert [one.scenario.as_of for one in few] == [ether[place] for place in evenly(len(ether), 3)]
+def test_a_limit_holds_for_the_wanted_symbols(market: History, tmp_path: Path) -> None:
+    ether = scenario_set(tmp_path, market, symbols=("ETHUSDT",))
+    few = scenario_set(tmp_path, market, symbols=("ETHUSDT",), limit=12)
+    assert few.as_of.tolist() == ether.as_of[evenly(len(ether), 12)].tolist()
+
+
+def test_a_limit_changes_neither_split_nor_weight_of_what_it_keeps(
+    market: History, tmp_path: Path
+) -> None:
+    every = scenario_set(tmp_path, market)
+    few = scenario_set(tmp_path, market, limit=30)
+    columns = ["id", "split", "weight", "ends_at"]
+    kept = every.table.filter(pl.col("id").is_in(few.table["id"].to_list())).select(columns)
+    assert kept.equals(few.table.select(columns))
 
 
 def test_a_symbol_without_bars_is_named(market: History) -> None:

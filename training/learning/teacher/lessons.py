@@ -1,0 +1,120 @@
+"""Lessons: what the teacher is told of scenarios, and what became of them.
+
+It is asked one question at a time. Three are of the profit before costs of the plan's whole
+quantity with its stop at each distance of the action space, in R, and three of its square. Costs
+are no question: they follow from the plan, so that they are subtracted as they are. An action
+trades a share of that quantity (`shares_of`), so that three answers value all ten actions. The
+others are of the agent's plan: does it win, is it stopped; and of the market: how far does it
+range.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+
+from app.domain.actions import ACTIONS, RISK_FRACTIONS, STOP_ATRS
+from app.domain.features import FEATURE_NAMES
+from app.domain.scenario import Scenario
+from training.agent.reference import ASSUMED_SPREAD_BPS
+from training.arrays import Columns, Floats, Times
+from training.config.data import OutcomesConfig
+from training.outcomes.labels import APPROVALS, Labels, shares_of
+from training.scenarios.table import ScenarioSet
+
+GROSS = tuple(f"gross_{distance:g}" for distance in STOP_ATRS)
+SQUARE = tuple(f"square_{distance:g}" for distance in STOP_ATRS)
+WIN, STOPPED, RANGE = "win", "stopped", "range"
+CHANCES = (WIN, STOPPED)
+QUESTIONS = (*GROSS, *SQUARE, WIN, STOPPED, RANGE)
+UNREAD = ("day_pnl_fraction", "drawdown_fraction", "consecutive_losses")
+"""Features that the teacher is not told: a price does not know whose account it moves."""
+READ = tuple(number for number, name in enumerate(FEATURE_NAMES) if name not in UNREAD)
+OF_STOP = tuple(STOP_ATRS.index(action.stop_atr) for action in APPROVALS)
+"""(9,) which of the three distances each approving action has."""
+_WHOLE = tuple(
+    number
+    for number, action in enumerate(ACTIONS)
+    if action.approve and action.risk_fraction == max(RISK_FRACTIONS)
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Told(Columns):
+    """What is known of N scenarios when they are decided.
+
+    inputs : (N, len(READ) + 1) features, then costs; NaN where not known.
+    shares : (N, 9) quantity of each approving action over the plan's.
+    costs : (N,) of trading the plan's whole quantity, both sides, in R.
+    beyond : (N,) the part of them that labels leave out, for a spread wider than the assumed one.
+    """
+
+    inputs: Floats
+    shares: Floats
+    costs: Floats
+    beyond: Floats
+
+    @classmethod
+    def of(cls, scenarios: ScenarioSet, outcomes: OutcomesConfig) -> Self:
+        """Of a table of scenarios."""
+        parsed = scenarios.scenarios()
+        beyond = spread_beyond(parsed)
+        costs = 2 * (outcomes.fee + outcomes.slippage) / risk_of(parsed) + beyond
+        inputs = np.column_stack([scenarios.features()[:, list(READ)], costs])
+        return cls(inputs, shares_of(parsed), costs, beyond)
+
+
+@dataclass(frozen=True, eq=False)
+class Lessons:
+    """What N scenarios teach.
+
+    answers : (N, len(QUESTIONS)); NaN where bars cannot judge.
+    weight : (N,) uniqueness. as_of, ends_at : (N,) seconds.
+    """
+
+    told: Told
+    answers: Floats
+    weight: Floats
+    as_of: Times
+    ends_at: Times
+
+    @classmethod
+    def of(cls, scenarios: ScenarioSet, labels: Labels, outcomes: OutcomesConfig) -> Self:
+        """Of labelled scenarios."""
+        told = Told.of(scenarios, outcomes)
+        return cls(
+            told,
+            answers_of(told, labels),
+            scenarios.weight,
+            np.minimum(scenarios.as_of, scenarios.as_of[scenarios.parent]),
+            np.maximum(scenarios.ends_at, scenarios.ends_at[scenarios.parent]),
+        )
+
+
+def risk_of(scenarios: Sequence[Scenario]) -> Floats:
+    """(N,) the plan's distance to its stop over its entry: what one R is, as a fraction."""
+    plans = [scenario.plan for scenario in scenarios]
+    return np.array([abs(plan.entry - plan.stop) / plan.entry for plan in plans])
+
+
+def spread_beyond(scenarios: Sequence[Scenario]) -> Floats:
+    """(N,) R. Slippage stands for the spread that the reference agent assumes; what a scenario's
+    spread has beyond it is paid on top, half on each side."""
+    spreads = (scenario.candidate.spread_bps for scenario in scenarios)
+    wider = [max((spread or 0.0) - ASSUMED_SPREAD_BPS, 0.0) / 10_000 for spread in spreads]
+    return np.asarray(np.array(wider) / risk_of(scenarios))
+
+
+def answers_of(told: Told, labels: Labels) -> Floats:
+    """(N, len(QUESTIONS)) what came, from the labels."""
+    whole = list(_WHOLE)
+    net = labels.rewards[:, whole] / told.shares[:, [number - 1 for number in whole]]
+    gross = net + (told.costs - told.beyond)[:, None]
+    known = np.isfinite(labels.agent_reward)
+    won = labels.agent_reward > told.beyond
+    chances = np.column_stack([won, labels.stopped]).astype(float)
+    chances[~known] = np.nan
+    return np.column_stack([gross, gross**2, chances, np.log(labels.range_atr)])

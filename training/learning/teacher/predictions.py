@@ -1,0 +1,26 @@
+"""What the teacher says of scenarios: an expectation for every action, and chances for the plan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from training.arrays import Columns, Floats
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions(Columns):
+    """Of N scenarios.
+
+    expected : (N, 10) net R of each action, in the order of `ACTIONS`; to reject is worth 0.
+    sd : (N, 10) standard deviation of what that action will have earned, R: the luck of one trade,
+        not the doubt about its expectation. 0 for rejecting.
+    win : (N,) probability that the agent's plan makes money after costs.
+    stopped : (N,) probability that it ends at its initial stop.
+    range_atr : (N,) highest high less lowest low from entry to the time exit, in ATR: the median.
+    """
+
+    expected: Floats
+    sd: Floats
+    win: Floats
+    stopped: Floats
+    range_atr: Floats

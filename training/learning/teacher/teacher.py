@@ -1,0 +1,282 @@
+"""The teacher: what every action is worth and how likely a plan wins, learned from every candidate.
+
+Learners compete on the same rows, question by question, out of fold (purged, embargoed); a blend of
+them answers (`training.learning.teacher.blend`). A training row is answered by learners that saw
+neither it nor a label that overlaps its own, every other row by learners of all training rows.
+
+Everything is kept as arrays: `learners.safetensors`, `out_of_fold.safetensors`, and
+`teacher.json` with blends, errors, ids and folds.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+
+from app.domain.actions import ACTIONS
+from app.domain.errors import AdvisorError
+from training.arrays import Floats, Progress, Rows, silent
+from training.config.data import OutcomesConfig
+from training.config.learning import TeacherConfig
+from training.learning.teacher.blend import Blend, Choice, chosen
+from training.learning.teacher.boosting import Boosting
+from training.learning.teacher.lessons import (
+    CHANCES,
+    GROSS,
+    OF_STOP,
+    QUESTIONS,
+    RANGE,
+    SQUARE,
+    STOPPED,
+    WIN,
+    Lessons,
+    Told,
+)
+from training.learning.teacher.linear import Linear
+from training.learning.teacher.predictions import Predictions
+from training.outcomes.labels import Labels
+from training.scenarios.splits import purged_kfold
+from training.scenarios.table import TRAIN, ScenarioSet
+from training.stages.declared import stage
+from training.stages.store import Artifact, Facts
+
+ARRAYS, KEPT, SAID = "learners.safetensors", "out_of_fold.safetensors", "teacher.json"
+WHOLE = "whole"
+LEAST_DEVIATION = 0.05
+"""R; no trade is surer than that."""
+
+
+class TeacherError(AdvisorError):
+    """Too few scenarios to learn from, or the artefact is damaged."""
+
+
+class Learner(Protocol):
+    """A fitted learner: a dataclass of arrays."""
+
+    def predict(self, inputs: Floats) -> Floats:
+        """(N,)"""
+        ...
+
+
+LEARNERS: dict[str, type[Linear] | type[Boosting]] = {"ridge": Linear, "boosting": Boosting}
+"""Who competes. A new one is a dataclass of arrays with `fit` and `predict`, and an entry here."""
+School = dict[str, dict[str, Learner]]
+"""Fitted learners by question and name."""
+
+
+@dataclass(frozen=True, eq=False)
+class Teacher:
+    """The finished stage.
+
+    out_of_fold : of all rows of the candidates' table, in its order; rows that did not train are
+        answered by the whole teacher.
+    schools : learners by part: `whole`, and the number of each fold.
+    ids, fold : (N,) of the candidates' table; fold -1 where a row did not train.
+    """
+
+    out_of_fold: Predictions
+    schools: Mapping[str, School]
+    blends: Mapping[str, Blend]
+    ids: NDArray[np.str_]
+    fold: Rows
+    outcomes: OutcomesConfig
+    report: dict[str, Any]
+
+    @classmethod
+    def open(cls, artifact: Artifact) -> Self:
+        """Of a finished stage. Raises `TeacherError` when a file is damaged."""
+        try:
+            said = json.loads((artifact / SAID).read_text(encoding="utf-8"))
+            kept = load_file(artifact / KEPT)
+            schools = _restored(load_file(artifact / ARRAYS))
+            fold = kept.pop("fold")
+            return cls(
+                Predictions(**kept),
+                schools,
+                {name: Blend(**blend) for name, blend in said["blends"].items()},
+                np.array(said["ids"], dtype=np.str_),
+                fold,
+                OutcomesConfig(**said["outcomes"]),
+                said["report"],
+            )
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise TeacherError(
+                f"{artifact.path} is damaged ({error}): remove it and build the stage again"
+            ) from error
+
+    def predict(self, scenarios: ScenarioSet) -> Predictions:
+        """Of scenarios that did not train it, rows aligned with the table; by the whole teacher."""
+        return self._said(self.schools[WHOLE], Told.of(scenarios, self.outcomes))
+
+    def of(self, scenarios: ScenarioSet) -> Predictions:
+        """Of any scenarios, rows aligned with the table; out of fold for those that trained and for
+        variants of them."""
+        place = {name: number for number, name in enumerate(self.ids.tolist())}
+        names = scenarios.table["id"].to_list()
+        parents = [place.get(names[parent], -1) for parent in scenarios.parent.tolist()]
+        fold = np.where(np.array(parents) >= 0, self.fold[np.array(parents)], -1)
+        told = Told.of(scenarios, self.outcomes)
+        said = self._said(self.schools[WHOLE], told)
+        for number in np.unique(fold[fold >= 0]):
+            rows = np.flatnonzero(fold == number)
+            said.put(rows, self._said(self.schools[str(number)], told.at(rows)))
+        return said
+
+    def _said(self, school: School, told: Told) -> Predictions:
+        answers = {
+            name: self.blends[name].of({
+                learner: fitted.predict(told.inputs) for learner, fitted in learners.items()
+            })
+            for name, learners in school.items()
+        }  # fmt: skip
+        return predictions_of(told, answers)
+
+
+def predictions_of(told: Told, answers: Mapping[str, Floats]) -> Predictions:
+    """From blended answers to what they mean for each action."""
+    gross, square = (np.column_stack([answers[name] for name in many]) for many in (GROSS, SQUARE))
+    variance = np.maximum(square - gross**2, LEAST_DEVIATION**2)
+    stops = list(OF_STOP)
+    nothing = np.zeros((len(told.costs), 1))
+    net = (gross - told.costs[:, None])[:, stops] * told.shares
+    deviation = np.sqrt(variance)[:, stops] * told.shares
+    expected, sd = np.hstack([nothing, net]), np.hstack([nothing, deviation])
+    assert expected.shape[1] == len(ACTIONS)
+    return Predictions(expected, sd, answers[WIN], answers[STOPPED], np.exp(answers[RANGE]))
+
+
+@stage("teacher")
+def teacher(
+    folder: Path,
+    scenarios: ScenarioSet,
+    labels: Labels,
+    *,
+    settings: TeacherConfig,
+    outcomes: OutcomesConfig,
+    embargo_hours: float,
+    progress: Progress = silent,
+) -> Facts:
+    """The teacher of all candidates, with predictions out of fold."""
+    lessons = Lessons.of(scenarios, labels, outcomes)
+    taught = teach(
+        lessons, scenarios.rows(TRAIN, real_only=True), settings, embargo_hours * 3600, progress
+    )
+    said = {
+        "blends": {name: choice.blend.as_json() for name, choice in taught.choices.items()},
+        "ids": scenarios.table["id"].to_list(),
+        "outcomes": outcomes.model_dump(mode="json"),
+        "report": taught.report,
+    }
+    (folder / SAID).write_text(json.dumps(said, allow_nan=False) + "\n", encoding="utf-8")
+    save_file(dict(_flat(taught.schools)), folder / ARRAYS)
+    save_file(
+        {name: np.ascontiguousarray(array) for name, array in vars(taught.out_of_fold).items()}
+        | {"fold": taught.fold},
+        folder / KEPT,
+    )
+    return {"rows": int((taught.fold >= 0).sum()), **taught.report}
+
+
+class Taught(NamedTuple):
+    """What `teach` comes to."""
+
+    schools: dict[str, School]
+    choices: dict[str, Choice]
+    out_of_fold: Predictions
+    fold: Rows
+    report: dict[str, Any]
+
+
+def teach(
+    lessons: Lessons,
+    train: Rows,
+    config: TeacherConfig,
+    embargo_s: float,
+    progress: Progress = silent,
+) -> Taught:
+    """Fit every learner on every fold and on all training rows, and blend them.
+
+    Raises
+    ------
+    TeacherError, SplitError : too few scenarios that bars can judge.
+    """
+    known = train[np.isfinite(lessons.answers[train]).all(1)]
+    if len(known) < 2 * config.folds:
+        raise TeacherError(
+            f"{len(known)} scenarios with known outcomes are too few for {config.folds} folds"
+        )
+    folds = purged_kfold(lessons.as_of[known], lessons.ends_at[known], config.folds, embargo_s)
+    fold = np.full(len(lessons.answers), -1)
+    schools = {WHOLE: _school(lessons, known, config)}
+    inputs = lessons.told.inputs
+    foretold = _answers(schools[WHOLE], inputs)
+    progress(1, config.folds + 1)
+    for number, part in enumerate(folds):
+        test = known[part.test]
+        schools[str(number)] = _school(lessons, known[part.train], config)
+        fold[test] = number
+        for name, answers in _answers(schools[str(number)], inputs[test]).items():
+            for learner, values in answers.items():
+                foretold[name][learner][test] = values
+        progress(number + 2, config.folds + 1)
+    choices = {name: _choice(name, foretold[name], lessons, known, fold) for name in QUESTIONS}
+    blended = {name: choices[name].blend.of(foretold[name]) for name in QUESTIONS}
+    report = {name: {"teaches": c.name, "errors": c.errors} for name, c in choices.items()}
+    said = predictions_of(lessons.told, blended)
+    return Taught(schools, choices, said, fold, {"questions": report})
+
+
+def _school(lessons: Lessons, rows: Rows, config: TeacherConfig) -> School:
+    inputs, weight = lessons.told.inputs[rows], lessons.weight[rows]
+    return {
+        name: {
+            learner: kind.fit(
+                inputs, lessons.answers[rows, number], weight, config, name in CHANCES
+            )
+            for learner, kind in LEARNERS.items()
+        }
+        for number, name in enumerate(QUESTIONS)
+    }
+
+
+def _answers(school: School, inputs: Floats) -> dict[str, dict[str, Floats]]:
+    return {
+        name: {learner: fitted.predict(inputs) for learner, fitted in learners.items()}
+        for name, learners in school.items()
+    }
+
+
+def _choice(
+    name: str, foretold: Mapping[str, Floats], lessons: Lessons, rows: Rows, fold: Rows
+) -> Choice:
+    came = lessons.answers[rows, QUESTIONS.index(name)]
+    told = {learner: values[rows] for learner, values in foretold.items()}
+    return chosen(told, came, lessons.weight[rows], fold[rows], name in CHANCES)
+
+
+def _flat(schools: Mapping[str, School]) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Arrays by `part/question/learner/name`."""
+    for part, school in schools.items():
+        for question, learners in school.items():
+            for learner, fitted in learners.items():
+                for name, array in vars(fitted).items():
+                    yield f"{part}/{question}/{learner}/{name}", np.ascontiguousarray(array)
+
+
+def _restored(arrays: Mapping[str, NDArray[Any]]) -> dict[str, School]:
+    gathered: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for path, array in arrays.items():
+        part, question, learner, name = path.split("/")
+        gathered.setdefault((part, question, learner), {})[name] = array
+    schools: dict[str, School] = {}
+    for (part, question, learner), fields in gathered.items():
+        fitted = LEARNERS[learner](**fields)
+        schools.setdefault(part, {}).setdefault(question, {})[learner] = fitted
+    return schools
