@@ -108,7 +108,7 @@ def test_a_rebuild_that_was_killed_goes_on_where_it_stopped(
     with pytest.raises(Killed):
         rebuild(config, shop_of(config, meter=dying))
     left = sorted(path.name.split("-")[0] for path in config.artifacts.iterdir())
-    assert left == ["cache", "labels", "scenarios"]
+    assert left == ["cache", "labels", "labels", "scenarios", "scenarios", "teacher"]
     read: list[int] = []
 
     @contextmanager
