@@ -62,10 +62,8 @@ def rebuild(
 ) -> Rebuilt:
     """All stages in order.
 
-    Parameters
-    ----------
-    database : Postgres' URL, needed when scenarios come from the shadow log; bars then only judge.
-    base : the base model, when it is at hand; else it is imported.
+    `database` is Postgres' URL, needed when scenarios come from the shadow log; bars then only
+    judge. `base` is the base model, when it is at hand; else it is imported.
 
     Raises an `AdvisorError` of the stage that cannot go on; what is finished stays.
     """
