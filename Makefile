@@ -11,7 +11,7 @@ WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test check coverage mutation hooks rebuild evaluate bench bench-train bench-gate bench-contest results test-vllm containers clean
+.PHONY: help install demo up test check coverage mutation hooks rebuild evaluate fuzz chaos bench bench-train bench-gate bench-contest results test-vllm containers clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -42,6 +42,13 @@ coverage: $(STAMP) ## branch coverage: 100 % of the domain and the journal; repo
 
 mutation: $(STAMP) ## would tests notice small errors in rules, decision, simulation, verdict? (an hour; TARGET=rules: one)
 	nice $(BIN)/python -m tests.mutation $(TARGET)
+
+fuzz: $(STAMP) ## generated requests (REQUESTS=20000), journeys and damaged files (EXAMPLES=300): no defect (an hour on two cores)
+	ADVISOR_FUZZ_REQUESTS=$(or $(REQUESTS),20000) ADVISOR_FUZZ_EXAMPLES=$(or $(EXAMPLES),300) \
+	  nice $(BIN)/python -m pytest -q -s --timeout 14400 tests/fuzz tests/policy/test_model_fuzz.py
+
+chaos: $(STAMP) ## faults under load, two replicas, two writers (ROUNDS=108 SEED=1; FAULT='Valkey emptied': that one)
+	nice $(BIN)/python -m tests.chaos --rounds $(or $(ROUNDS),108) --seed $(or $(SEED),1) $(if $(FAULT),--fault "$(FAULT)")
 
 hooks: $(STAMP) ## let git run the checks before each commit (pre-commit)
 	$(BIN)/pre-commit install

@@ -25,6 +25,7 @@ from app.domain.errors import AdvisorError
 from app.domain.manifest import MANIFEST_NAME
 from app.domain.principal import Role
 from app.settings import Settings, SettingsError, read_settings
+from app.telemetry import configure_log
 
 app = typer.Typer(
     help="Shadow-mode advice on trades: run it, look after it, check its record.",
@@ -441,6 +442,7 @@ def _show_proposals(shown: Any) -> None:
 
 def main() -> None:
     """Entry point: expected failures are one line, with status 2."""
+    configure_log()
     try:
         app()
     except (AdvisorError, OperatorError) as error:

@@ -3,12 +3,15 @@ error, not silence."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from enum import StrEnum
 from time import perf_counter
-from typing import Protocol
+from typing import Any, Protocol
+
+import structlog
 
 from app.domain.candidate import Candidate
 from app.domain.case import TradingState
@@ -203,3 +206,29 @@ def timed(telemetry: Telemetry, stage: Stage, into: dict[str, float]) -> Iterato
     finally:
         into[stage.value] = elapsed = perf_counter() - begin
         telemetry.stage_took(stage, elapsed)
+
+
+class Unfailing(structlog.PrintLogger):
+    """Prints log lines to standard output, and never fails whoever speaks: behind a full disk a
+    line is dropped, and no request and no background task ends."""
+
+    def msg(self, message: str) -> None:
+        """Print a line, if that is possible."""
+        with suppress(OSError):
+            super().msg(message)
+
+    log = debug = info = warn = warning = msg
+    fatal = failure = err = error = critical = exception = msg
+
+
+def configure_log() -> None:
+    """How this process logs from now on. Tracebacks show code, not the values that it worked
+    on."""
+    before: dict[str, Any] = structlog.get_config()
+    renderer = structlog.dev.ConsoleRenderer(
+        colors=sys.stdout.isatty(), exception_formatter=structlog.dev.plain_traceback
+    )
+    structlog.configure(
+        processors=[*before["processors"][:-1], renderer],
+        logger_factory=lambda *_: Unfailing(),
+    )

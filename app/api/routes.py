@@ -55,6 +55,18 @@ from app.telemetry import Stage, timed
 PROBLEMS = problems(
     InvalidRecord, RequestConflict, UnknownDecision, JournalUnavailable, ShadowLogUnavailable
 )
+DECISION = {
+    operation.partition("_decision")[0]: {
+        "operationId": operation,
+        "parameters": {"id": "$response.body#/decision_id"},
+    }
+    for operation in (
+        "get_decision_decisions__id__get",
+        "put_agent_action_decisions__id__agent_action_put",
+        "put_outcome_decisions__id__outcome_put",
+    )
+}
+"""OpenAPI links: what can be done with a decision."""
 router = APIRouter()
 
 
@@ -62,8 +74,8 @@ router = APIRouter()
     "/advise",
     openapi_extra={**body_schema(ADVISE_BODY), "parameters": header_parameters()},
     responses={
-        200: {"model": AdviseResponse},
-        202: {"model": Pending},
+        200: {"model": AdviseResponse, "links": DECISION},
+        202: {"model": Pending, "links": DECISION},
         **PROBLEMS,
         **problems(AnswerGone),
     },

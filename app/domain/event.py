@@ -14,6 +14,7 @@ from app.domain.canonical import canonical_json, content_hash, digest
 from app.domain.case import TradingState
 from app.domain.control import AgentAction
 from app.domain.decision import Decision
+from app.domain.errors import InvalidRecord
 from app.domain.fields import Instant, Record, ShortText, Text, absent
 from app.domain.link import Fate, Link, Linked
 from app.domain.outcome import Outcome
@@ -109,7 +110,11 @@ class Event(NamedTuple):
 
     def record(self) -> Payload:
         """The payload as a record. Raises `InvalidRecord` when it does not fit its schema."""
-        return _KINDS[self.kind].from_json(orjson.loads(self.payload))  # type: ignore[return-value]
+        try:
+            document = orjson.loads(self.payload)
+        except ValueError as error:
+            raise InvalidRecord(f"{self.kind.value} {self.key}: {error}") from error
+        return _KINDS[self.kind].from_json(document)  # type: ignore[return-value]
 
     def linked(self, fate: Fate = Fate.EVENT) -> Linked:
         """The row of its link, which it must have."""

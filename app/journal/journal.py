@@ -56,7 +56,9 @@ DRAIN_BATCH = 64
 GROUP = "writers"
 BATCH = 256
 BLOCK_MS = 500
-IDLE_MS = 30_000
+IDLE_MS = 5_000
+"""After which a writer seems dead to the others. One that was only slow writes what is there
+already, which changes nothing."""
 MAX_PAUSE_S = 10.0
 
 Sink = Callable[[Sequence[Entry]], Awaitable[None]]

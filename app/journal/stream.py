@@ -36,6 +36,8 @@ EVENTS = "advisor:events"
 DEAD = "advisor:dead"
 STATE = "advisor:state"
 MEMORY = "advisor:memory"
+EVICTED = "advisor:evicted"
+"""How many keys had been thrown away when this was last looked at."""
 KEY_TTL_S = 30 * 86_400
 MAX_BATCH = 128
 KEEPALIVE = {socket.TCP_KEEPIDLE: 5, socket.TCP_KEEPINTVL: 2, socket.TCP_KEEPCNT: 3}
@@ -52,14 +54,19 @@ end
 if ARGV[10] ~= '' then
     add('producer', ARGV[10]) add('seq', ARGV[11]) add('previous', ARGV[12])
 end
-local function same(id)
+local function at(id)
     local there = redis.call('XRANGE', KEYS[2], id, id)[1]
     local of = {}
     for i = 1, there and #there[2] or 0, 2 do of[there[2][i]] = there[2][i + 1] end
-    return of['producer'] == ARGV[10] and of['seq'] == ARGV[11]
+    return of
 end
 if known then
-    if ARGV[10] ~= '' and not same(string.match(known, '[^|]*$')) then
+    local there = at(string.match(known, '[^|]*$'))
+    local mine = ARGV[3] .. '|' .. ARGV[5] .. '|'
+    if ARGV[14] ~= '' and not there['key'] and string.sub(known, 1, #mine) == mine then
+        add('payload', ARGV[4])
+        redis.call('XADD', KEYS[2], '*', unpack(entry))
+    elseif ARGV[10] ~= '' and not (there['producer'] == ARGV[10] and there['seq'] == ARGV[11]) then
         add('digest', ARGV[13]) add('fate', 'repeat')
         redis.call('XADD', KEYS[2], '*', unpack(entry))
     end
@@ -79,11 +86,18 @@ return {1, value}
 """
 """Keys: idempotency key, stream, state, memory. Returns {1, value} when new, {0, value} when known;
 see `Known`; {-1, ''} when the memory is not the one that the caller knows. A numbered event whose
-key is known leaves its link, so that no number is missing, unless it is itself what is known."""
+key is known leaves its link, so that no number is missing, unless it is itself what is known. One
+that is restored comes again when its entry is gone: the writer knows whether it was moved, or
+thrown away."""
 JOIN = """
+local evicted, before = tonumber(ARGV[2]), tonumber(redis.call('GET', KEYS[2]) or '0')
+if evicted > before then redis.call('DEL', KEYS[1]) end
+if evicted ~= before then redis.call('SET', KEYS[2], evicted) end
 redis.call('SET', KEYS[1], ARGV[1], 'NX')
 return redis.call('GET', KEYS[1])
 """
+"""A memory of which something was thrown away is none: another one begins, once for all
+replicas."""
 APPEND_SHA = sha1(APPEND.encode(), usedforsecurity=False).hexdigest()
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -252,10 +266,10 @@ class StreamJournal:
         self._memory = ""
 
     async def join(self, now: datetime) -> Memory:
-        """The stream's memory, begun now when it has none. From here on only this one is appended
-        to: another one raises `MemoryReplaced`."""
-        begun = f"{uuid4().hex} {now.isoformat()}"
-        self._memory = (await self._run("EVAL", JOIN, 1, MEMORY, begun)).decode()
+        """The stream's memory, begun now when it has none, or when `look()` saw that keys were
+        evicted. From here on only this one is appended to: another one raises `MemoryReplaced`."""
+        begun, evicted = f"{uuid4().hex} {now.isoformat()}", self._condition.evicted
+        self._memory = (await self._run("EVAL", JOIN, 2, MEMORY, EVICTED, begun, evicted)).decode()
         identity, _, since = self._memory.partition(" ")
         return Memory(identity, datetime.fromisoformat(since))
 
@@ -285,7 +299,7 @@ class StreamJournal:
             change = event.record()
             assert isinstance(change, StateChange)
             state = _state_value(change)
-        _, known = await self._append(event, state, "newer")
+        _, known = await self._append(event, state, "newer", again="again")
         _require_same_claim(event, known)
         if event.kind is EventKind.DECISION and known.checksum != _checksum(event):
             raise RequestConflict(
@@ -366,11 +380,14 @@ class StreamJournal:
         await self._send.aclose()
         await self._redis.aclose()
 
-    async def _append(self, event: Event, state: str = "", when: str = "") -> tuple[bool, Known]:
+    async def _append(
+        self, event: Event, state: str = "", when: str = "", again: str = ""
+    ) -> tuple[bool, Known]:
         keys = (idempotency_key(event.kind, event.key), EVENTS, STATE, MEMORY)
         body = (event.kind.value, event.key, event.claim, event.payload)
         link = (*event.link, digest(event.payload)) if event.link else ("", "", "", "")
-        values = (*body, _checksum(event), KEY_TTL_S, state, when, self._memory, *link)
+        about = (_checksum(event), KEY_TTL_S, state, when, self._memory)
+        values = (*body, *about, *link, again)
         try:
             new, value = await self._send("EVALSHA", APPEND_SHA, len(keys), *keys, *values)
         except NoScriptError:  # The server is new, or was restarted.

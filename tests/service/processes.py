@@ -16,6 +16,8 @@ import httpx
 from app.local.servers import die_with_parent, free_port
 from tests.service.running import ROOT, until
 
+START_S = 60.0
+"""A process may take that long to start on a busy machine."""
 OURS = ("ADVISOR_", "DATABASE_URL", "REDIS_URL", "MODEL", "VLLM_URL")
 
 
@@ -33,6 +35,12 @@ def environment(home: Path, **variables: Any) -> dict[str, str]:
     }
     ours |= {name.upper(): value for name, value in variables.items()}
     return plain | {name: str(value) for name, value in ours.items() if value is not None}
+
+
+def bearer() -> dict[str, str]:
+    """The header of whoever asks: the token in ADVISOR_TOKEN, where there is one."""
+    token = os.environ.get("ADVISOR_TOKEN")
+    return {"Authorization": f"Bearer {token}"} if token else {}
 
 
 def advisor(
@@ -81,6 +89,12 @@ class Child:
             self._process.wait()
 
     @property
+    def pid(self) -> int:
+        """Of the process that was started last."""
+        assert self._process is not None
+        return self._process.pid
+
+    @property
     def said(self) -> str:
         """Its own words."""
         return self._log.read_text(errors="replace")
@@ -97,7 +111,7 @@ class Child:
                 except httpx.TransportError:
                     return False
 
-            await until(answers)
+            await until(answers, START_S)
 
     async def restart(self) -> None:
         """Kill it, start it, wait until it answers."""

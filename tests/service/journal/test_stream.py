@@ -9,12 +9,14 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from app.domain.case import TradingState
 from app.domain.errors import JournalUnavailable, RequestConflict
 from app.domain.event import Event, EventKind, StateChange
+from app.domain.link import Link
 from app.journal.stream import EVENTS, MemoryReplaced, StreamJournal
 from app.local.servers import EmbeddedValkey
 from tests.service.journal.journal_events import client, event, keys_in_stream
@@ -261,6 +263,30 @@ async def test_a_stream_that_was_emptied_takes_nothing_from_who_knew_it_before(
     await other.aclose()
 
 
+async def test_a_stream_that_threw_keys_away_remembers_from_now_on_only(tmp_path: Path) -> None:
+    with EmbeddedValkey(tmp_path) as server, client(server.url) as connection:
+        stream, other = StreamJournal(server.url), StreamJournal(server.url)
+        await stream.look()
+        memory = await stream.join(NOON)
+        used: Any = connection.info("memory")
+        connection.config_set("maxmemory-policy", "allkeys-lru")
+        connection.config_set("maxmemory", used["used_memory"] + 100_000)
+        for number in range(100):
+            connection.set(f"filler-{number}", bytes(4_000))
+        later = NOON + timedelta(hours=1)
+        connection.config_set("maxmemory", 0)
+        for each in (stream, other):
+            assert (await each.look()).evicted > 0
+        anew = await stream.join(later)
+        assert anew.identity != memory.identity
+        assert anew.since == later
+        assert await other.join(later) == anew, "once for all replicas"
+        await stream.look()
+        assert await stream.join(later) == anew, "what was seen is not seen again"
+        await stream.aclose()
+        await other.aclose()
+
+
 async def test_a_server_that_does_not_tell_its_settings_is_not_called_durable(
     tmp_path: Path,
 ) -> None:
@@ -354,4 +380,17 @@ async def test_a_command_that_cannot_be_encoded_fails_alone_and_the_next_ones_pa
     with pytest.raises(JournalUnavailable, match="sending was abandoned: UnicodeEncodeError"):
         await stream.append(event("\ud800"))
     assert (await stream.append(event("one"))).repeated is False
+    assert keys_in_stream(valkey_url) == ["one"]
+
+
+async def test_restoring_brings_back_an_event_whose_entry_was_thrown_away(
+    stream: StreamJournal, valkey_url: str
+) -> None:
+    numbered = event("one", text="answer")._replace(link=Link("p", 1, ""))
+    await stream.append(numbered)
+    with client(valkey_url) as connection:
+        connection.delete(EVENTS)  # As eviction does, which left the key of the event.
+    await stream.append(numbered)
+    assert keys_in_stream(valkey_url) == [], "whoever repeats it leaves a link only"
+    await stream.restore(numbered)
     assert keys_in_stream(valkey_url) == ["one"]
