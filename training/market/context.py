@@ -178,7 +178,7 @@ def _midnights(days: Sequence[date]) -> Times:
 
 def _read(path: Path, needed: Mapping[str, type[pl.DataType] | None]) -> pl.DataFrame:
     try:
-        table = pl.read_parquet(path)
+        table = pl.read_parquet(path, glob=False)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise MarketDataError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from error
     for name, kind in needed.items():

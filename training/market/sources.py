@@ -32,7 +32,7 @@ GYM_SYMBOLS = ("BTCUSDT", "ETHUSDT", "LTCUSDT", "XRPUSDT", "EOSUSDT")
 CCXT = "ccxt:"
 NEWS_FILES = ("news.parquet", "news/news.parquet")
 FEAR_GREED_FILES = ("fear_greed.parquet",)
-_FILE = re.compile(r"^(?P<symbol>[A-Z0-9]+USDT)_(?P<length>\d+[mhd])\.(parquet|csv)$")
+_FILE = re.compile(r"^(?P<symbol>[A-Z0-9]+USDT)_(?P<length>[1-9]\d*[mhd])\.(parquet|csv)$")
 
 
 class Market(NamedTuple):
@@ -133,35 +133,44 @@ def load_directory(directory: Path, length: str, symbols: Sequence[str] = ()) ->
 
     Raises
     ------
-    MarketDataError : no such files, a symbol is absent, or a file is bad.
+    MarketDataError : no such files, a symbol is absent or there twice, or a file is bad.
     """
-    if not directory.is_dir():
-        raise MarketDataError(f"{directory} is not a directory")
-    folders = [directory, *sorted(directory.glob("ohlcv*"))]
-    files = [
-        (path, match)
-        for folder in folders
-        for path in sorted(folder.iterdir())
-        if (match := _FILE.match(path.name))
-    ]
-    lengths = sorted({match["length"] for _, match in files}, key=length_seconds)
+    files = _bar_files(directory)
     if not files:
         raise MarketDataError(
             f"{directory}: no file named like BTCUSDT_1h.parquet or BTCUSDT_1h.csv"
         )
-    chosen = {match["symbol"]: path for path, match in files if match["length"] == length}
+    chosen = files.get(length, {})
     absent = sorted(set(symbols) - chosen.keys())
     if not chosen or absent:
         raise MarketDataError(
             f"{directory}: no {length} bars of {', '.join(absent) or 'any symbol'} (lengths:"
-            f" {lengths})"
+            f" {sorted(files, key=length_seconds)})"
         )
     return [_load_file(chosen[symbol], symbol, length) for symbol in symbols or sorted(chosen)]
 
 
-def _load_file(path: Path, symbol: str, length: str) -> Bars:
+def _bar_files(directory: Path) -> dict[str, dict[str, list[Path]]]:
+    """Files by length and symbol: one, unless somebody keeps several."""
+    if not directory.is_dir():
+        raise MarketDataError(f"{directory} is not a directory")
+    files: dict[str, dict[str, list[Path]]] = {}
+    folders = [directory, *(path for path in sorted(directory.glob("ohlcv*")) if path.is_dir())]
+    for path in (path for folder in folders for path in sorted(folder.iterdir())):
+        if match := _FILE.match(path.name):
+            of_length = files.setdefault(match["length"], {})
+            of_length.setdefault(match["symbol"], []).append(path)
+    return files
+
+
+def _load_file(paths: Sequence[Path], symbol: str, length: str) -> Bars:
+    if len(paths) > 1:
+        names = " and ".join(str(path) for path in paths)
+        raise MarketDataError(f"{length} bars of {symbol} are there twice, keep one: {names}")
+    (path,) = paths
+    read = pl.read_parquet if path.suffix == ".parquet" else pl.read_csv
     try:
-        frame = pl.read_parquet(path) if path.suffix == ".parquet" else pl.read_csv(path)
+        frame = read(path, glob=False)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise MarketDataError(
             f"{path.name}: cannot be read: {str(error).splitlines()[0]}"
@@ -224,12 +233,13 @@ def _directory(config: MarketConfig, span: Span | None) -> dict[str, list[Bars]]
     """Every symbol that has the main length; finer bars of those symbols that have them."""
     folder = config.directory or Path()
     main = load_directory(folder, config.length, config.symbols)
-    symbols = {bars.symbol for bars in main}
-    finer = {
-        length: [bars for bars in load_directory(folder, length) if bars.symbol in symbols]
-        for length in config.finer
-    }
-    return finer | {config.length: main}
+    by_length = {config.length: main}
+    files = _bar_files(folder)
+    symbols = [bars.symbol for bars in main]
+    for length in config.finer:
+        having = [symbol for symbol in symbols if symbol in files.get(length, {})]
+        by_length[length] = load_directory(folder, length, having or symbols)
+    return by_length
 
 
 def _synthetic(config: MarketConfig, span: Span | None) -> dict[str, list[Bars]]:

@@ -73,7 +73,7 @@ class Labels:
     @classmethod
     def open(cls, artifact: Artifact) -> Self:
         """Of a finished stage."""
-        table = pl.read_parquet(artifact / TABLE)
+        table = pl.read_parquet(artifact / TABLE, glob=False)
         clip = float(artifact.facts["clip_r"])
         agent = table.filter(pl.col("action") == AGENT).sort("row")["reward"].to_numpy()
         return cls(np.load(artifact / REWARDS), np.clip(agent, -clip, clip), table)

@@ -106,7 +106,9 @@ class ScenarioSet:
     def open(cls, artifact: Artifact) -> Self:
         """Of a finished stage. Raises `ScenarioError` when a file is damaged."""
         try:
-            table, reported = (pl.read_parquet(artifact / name) for name in (TABLE, REPORTED))
+            table, reported = (
+                pl.read_parquet(artifact / name, glob=False) for name in (TABLE, REPORTED)
+            )
         except (pl.exceptions.PolarsError, OSError) as error:
             raise ScenarioError(
                 f"{artifact.path}: {str(error).splitlines()[0]}: remove it and build again"

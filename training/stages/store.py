@@ -2,16 +2,19 @@
 
 A folder is named by the hash of everything that it depends on. So a finished artefact is found
 again, a changed one is built anew, and a kill at any moment leaves nothing that looks finished.
+What it does leave is removed when the same is built again.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +25,8 @@ from app.domain.errors import AdvisorError
 from app.policy.store import file_hash
 
 MANIFEST = "manifest.json"
+TO_WATCH = "tensorboard"
+"""A folder whose files are for people who watch: they hold times, and no result reads them."""
 Facts = dict[str, Any]
 """Counts and measures that a stage reports; JSON."""
 
@@ -106,8 +111,7 @@ class Store:
         process finishes the same first, its artefact is taken and stays as it is."""
         target = self._target(stage, depends)
         self.root.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=self.root))
-        try:
+        with _building(target) as work:
             wall, cpu = time.monotonic(), time.process_time()
             facts = fill(work)
             cost = {
@@ -131,8 +135,6 @@ class Store:
             draft.rename(work / MANIFEST)
             work.chmod(0o755)
             _put(work, target)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
         return Artifact.open(target, stage)
 
     def name(self, stage: str, depends: Mapping[str, Any]) -> str:
@@ -148,15 +150,48 @@ def _key(stage: str, depends: Mapping[str, Any]) -> str:
 
 
 def _files(folder: Path) -> dict[str, dict[str, Any]]:
-    """Sizes and hashes of all files."""
+    """Sizes and hashes of all files that are a result."""
     return {
         path.relative_to(folder).as_posix(): {
             "bytes": path.stat().st_size,
             "hash": file_hash(path),
         }
         for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        if path.is_file() and folder / TO_WATCH not in path.parents
     }
+
+
+@contextmanager
+def _building(target: Path) -> Iterator[Path]:
+    """An empty folder beside the target, locked while it is filled, and removed unless it was
+    renamed. Those of the same target that nobody holds were left by processes that were killed."""
+    with ExitStack() as held:
+        with _locked(target.parent, fcntl.LOCK_EX):
+            for left in target.parent.glob(f".{target.name}-*"):
+                with _locked(left, fcntl.LOCK_EX | fcntl.LOCK_NB) as abandoned:
+                    if abandoned:
+                        shutil.rmtree(left, ignore_errors=True)
+            work = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+            held.enter_context(_locked(work, fcntl.LOCK_EX))
+        try:
+            yield work
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+@contextmanager
+def _locked(folder: Path, how: int) -> Iterator[bool]:
+    """Whether the lock was had; it ends with the process, however that ends. Not had of a folder
+    that another process has finished, and so renamed."""
+    with ExitStack() as opened:
+        try:
+            descriptor = os.open(folder, os.O_RDONLY)
+            opened.callback(os.close, descriptor)
+            fcntl.flock(descriptor, how)
+            had = True
+        except (BlockingIOError, FileNotFoundError):
+            had = False
+        yield had
 
 
 def _put(work: Path, target: Path) -> None:

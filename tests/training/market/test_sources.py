@@ -4,6 +4,7 @@ machine, a synthetic market; all by one table."""
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
@@ -135,6 +136,34 @@ def test_a_directory_is_read_by_file_name_parquet_or_csv(tmp_path: Path) -> None
     (tmp_path / "empty").mkdir()
     with pytest.raises(MarketDataError, match="no file named like BTCUSDT_1h"):
         load_directory(tmp_path / "empty", "1h")
+
+
+def test_files_that_nobody_asked_for_are_passed_over_and_doubles_are_not_chosen_from(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "bars [1]*"
+    (folder / "ohlcv_1").mkdir(parents=True)
+    half_hours = [FIRST + timedelta(minutes=30 * n) for n in range(200)]
+    for name, times in (("BTCUSDT_1h", None), ("ETHUSDT_1h", None), ("BTCUSDT_30m", half_hours)):
+        bars = frame() if times is None else frame(ts=times)
+        bars.write_csv(folder / f"{name}.csv")
+    for name in ("ETHUSDT_30m.csv", "BTCUSDT_0h.csv", "ohlcv.txt", "._BTCUSDT_1h.csv"):
+        (folder / name).write_text("no bars")
+    config = MarketConfig(
+        source="directory", directory=folder, symbols=("BTCUSDT",), finer=("30m",)
+    )
+    by_length = load_market(config).by_length
+    assert {k: [bars.symbol for bars in v] for k, v in by_length.items()} == {
+        "1h": ["BTCUSDT"],
+        "30m": ["BTCUSDT"],
+    }
+    without = config.model_copy(update={"finer": ("15m",)})
+    with pytest.raises(MarketDataError, match="no 15m bars of BTCUSDT"):
+        load_market(without)
+    shutil.copy(folder / "ETHUSDT_1h.csv", folder / "ohlcv_1" / "ETHUSDT_1h.csv")
+    assert len(load_directory(folder, "1h", ["BTCUSDT"])) == 1
+    with pytest.raises(MarketDataError, match="1h bars of ETHUSDT are there twice, keep one"):
+        load_directory(folder, "1h")
 
 
 @pytest.fixture

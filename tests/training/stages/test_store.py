@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,6 +43,21 @@ def test_the_same_work_elsewhere_has_the_same_hash(tmp_path: Path) -> None:
     assert len(hashes) == 1
 
 
+def test_what_is_only_to_watch_is_kept_and_changes_no_hash(tmp_path: Path) -> None:
+    def run(number: int) -> Callable[[Path], Facts]:
+        def fill(folder: Path) -> Facts:
+            (folder / "tensorboard" / "run").mkdir(parents=True)
+            (folder / "tensorboard" / "run" / f"events.{number}").write_text(str(number))
+            return write("same")(folder)
+
+        return fill
+
+    first, second = (Store(tmp_path / str(n)).build("policy", DEPENDS, run(n)) for n in (1, 2))
+    assert first.hash == second.hash
+    assert (second / "tensorboard/run/events.2").is_file()
+    assert list(first.manifest["files"]) == ["sub/data.txt"]
+
+
 def test_a_build_that_fails_leaves_nothing_and_can_be_repeated(tmp_path: Path) -> None:
     store = Store(tmp_path)
 
@@ -52,6 +69,23 @@ def test_a_build_that_fails_leaves_nothing_and_can_be_repeated(tmp_path: Path) -
         store.build("labels", DEPENDS, fail)
     assert list(tmp_path.iterdir()) == []
     assert store.build("labels", DEPENDS, write("whole")).facts == {"characters": 5}
+
+
+def test_what_a_killed_build_left_is_removed_and_what_is_being_built_is_not(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    killed, alive = (
+        tmp_path / f".{store.name('labels', DEPENDS)}-{end}" for end in ("killed", "alive")
+    )
+    other = tmp_path / f".{store.name('pairs', DEPENDS)}-killed"
+    for folder in (killed, alive, other):
+        folder.mkdir()
+        (folder / "half").write_text("half")
+    builder = os.open(alive, os.O_RDONLY)
+    fcntl.flock(builder, fcntl.LOCK_EX)
+    artifact = store.build("labels", DEPENDS, write("whole"))
+    assert not killed.exists()
+    assert {path for path in tmp_path.iterdir() if path.is_dir()} == {artifact.path, alive, other}
+    os.close(builder)
 
 
 def test_a_folder_without_a_manifest_is_replaced(tmp_path: Path) -> None:

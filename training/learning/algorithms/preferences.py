@@ -82,7 +82,7 @@ class Preferences:
     def open(cls, artifact: Artifact) -> Self:
         """Of a finished stage. Raises `PreferenceError` when the table is damaged."""
         try:
-            table = pl.read_parquet(artifact / TABLE)
+            table = pl.read_parquet(artifact / TABLE, glob=False)
         except (pl.exceptions.PolarsError, OSError) as error:
             raise PreferenceError(
                 f"{artifact / TABLE}: {str(error).splitlines()[0]}: remove {artifact.path} and"
