@@ -1,6 +1,6 @@
 """What training reads from the shadow log, all its SQL: published tables and views, read-only.
 
-Any role that was granted `advisor_analyst` may read; the session refuses to write.
+Any role that was granted `advisor_reader` may read; the session refuses to write.
 """
 
 from __future__ import annotations

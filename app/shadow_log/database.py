@@ -49,6 +49,11 @@ _EXAMPLE = "write postgresql://user:password@host:5432/database"
 _VALUES_FAULT = ("22", "23", "54")
 """SQLSTATE classes that a row can cause: data exception, integrity violation, program limit
 exceeded."""
+_OTHER_SCHEMA = (
+    psycopg.errors.UndefinedTable,
+    psycopg.errors.UndefinedColumn,
+    psycopg.errors.UndefinedFunction,
+)
 _UNSENDABLE = (ValueError, TypeError, OverflowError, struct.error)
 """What Python and psycopg raise for values that cannot be put into a message."""
 
@@ -189,7 +194,7 @@ class translated_errors:
         cause = error.orig if isinstance(error, DBAPIError) else error
         if not isinstance(cause, psycopg.Error):
             return
-        if isinstance(cause, psycopg.errors.UndefinedTable | psycopg.errors.UndefinedColumn):
+        if isinstance(cause, _OTHER_SCHEMA):
             raise ShadowLogUnavailable(NO_SCHEMA) from error
         lost = isinstance(error, DBAPIError) and error.connection_invalidated
         if not lost and _is_the_values_fault(cause):

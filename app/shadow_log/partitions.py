@@ -48,11 +48,9 @@ async def missing_months(connection: AsyncConnection, months: Iterable[str]) -> 
 
 
 async def make_month(connection: AsyncConnection, month: str) -> None:
-    """Make the partitions of one month; does nothing when another writer was faster."""
-    await connection.execute(select(func.pg_advisory_xact_lock(PARTITION_LOCK)))
-    for table in tables.PARTITIONED:
-        if not await _exists(connection, f"{table}_{month}"):
-            await _make_partition(connection, table, month, _bounds(month))
+    """Make the partitions of one month; does nothing when another writer was faster. A function of
+    the schema's owner makes them: whoever writes may not make tables."""
+    await connection.execute(select(func.advisor_make_month(month)))
 
 
 async def months_before(connection: AsyncConnection, moment: datetime) -> dict[str, int]:
@@ -103,32 +101,10 @@ async def drop_months_before(
     if any(month < FIRST_MONTH for month in old):
         for table in tables.PARTITIONED:
             await connection.execute(text(f"DROP TABLE {table}_{BEFORE}"))
-            await _make_partition(connection, table, BEFORE, _BEFORE_BOUNDS)
+            made = func.advisor_make_partition(table, BEFORE, _BEFORE_BOUNDS)
+            await connection.execute(select(made))
     return old, notes
 
 
 async def _exists(connection: AsyncConnection, name: str) -> bool:
     return await connection.scalar(select(func.to_regclass(name))) is not None
-
-
-def _bounds(month: str) -> str:
-    year, number = int(month[:4]), int(month[4:])
-    begin, end = (
-        f"{year:04d}-{number:02d}-01",
-        f"{year + number // 12:04d}-{number % 12 + 1:02d}-01",
-    )
-    return f"FROM ('{begin} 00:00:00+00') TO ('{end} 00:00:00+00')"
-
-
-async def _make_partition(connection: AsyncConnection, table: str, name: str, bounds: str) -> None:
-    partition = f"{table}_{name}"
-    for statement in (
-        f"CREATE TABLE {partition} (LIKE {table} INCLUDING DEFAULTS INCLUDING CONSTRAINTS)",
-        (f"ALTER TABLE {table} ATTACH PARTITION {partition} FOR VALUES {bounds}"),
-        # Attaching copies row triggers from the parent, but not this one.
-        (
-            f"CREATE TRIGGER never_truncated BEFORE TRUNCATE ON {partition} "
-            "FOR EACH STATEMENT EXECUTE FUNCTION advisor_refuse_change()"
-        ),
-    ):
-        await connection.execute(text(statement))

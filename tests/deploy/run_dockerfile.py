@@ -42,7 +42,7 @@ from tests.deploy.dockerfile import (
 
 START_S = 180.0
 HOME = "/var/lib/advisor"
-AS_ANALYST = "?options=-crole%3Dadvisor_analyst"
+AS_READER = "?options=-crole%3Dadvisor_reader"
 """What the compose file adds to the database's address for drift: the read-only role."""
 
 
@@ -203,7 +203,7 @@ def try_advice(url: str, database: str, writer: Container) -> None:
 def try_drift(trainer: Image, database: str) -> None:
     """A look at what was decided, in the read-only role, and its gauges."""
     port = free_port()
-    env = {"DATABASE_URL": database + AS_ANALYST, "COLUMNS": "120"}
+    env = {"DATABASE_URL": database + AS_READER, "COLUMNS": "120"}
     url = f"http://127.0.0.1:{port}/metrics"
     with Container(
         "advisor-train drift", trainer, ["drift", "--listen", str(port)], env, None

@@ -25,7 +25,7 @@ from tests.deploy.containers import SERVICES, answering, lineage, resolved, stag
 from tests.deploy.monitoring import DRIFT_DASHBOARD, queries
 from tests.deploy.monitoring import resolved as queries_with
 from tests.deploy.prometheus_tool import ROOT, Tools
-from tests.deploy.run_dockerfile import AS_ANALYST
+from tests.deploy.run_dockerfile import AS_READER
 from tests.deploy.scraper import Scraper, empty_panels, scraping
 from tests.service.running import until
 from training.__main__ import app as trainer
@@ -84,10 +84,10 @@ def test_a_process_without_a_handler_ends_on_sigterm_only_behind_an_init() -> No
 def test_it_reads_the_log_in_the_role_that_may_only_read(database_url: str) -> None:
     url, mark, options = DRIFT["environment"]["DATABASE_URL"].partition("?")
     assert url == SERVICES["api"]["environment"]["DATABASE_URL"]
-    assert mark + options == AS_ANALYST
-    with reading(database_url + AS_ANALYST) as connection:
+    assert mark + options == AS_READER
+    with reading(database_url + AS_READER) as connection:
         row = connection.execute("SELECT current_user AS who").fetchone()
-    assert row == {"who": "advisor_analyst"}
+    assert row == {"who": "advisor_reader"}
 
 
 def with_dependencies(names: set[str]) -> set[str]:
@@ -144,7 +144,7 @@ def looking(database_url: str) -> Iterator[int]:
     """The service's process on a database; the port of its gauges."""
     port = free_port()
     words = [str(port) if word == PORT else word for word in command()]
-    environment = {**os.environ, "DATABASE_URL": database_url + AS_ANALYST}
+    environment = {**os.environ, "DATABASE_URL": database_url + AS_READER}
     line = [sys.executable, "-m", "training", *words]
     with subprocess.Popen(line, env=environment, cwd=ROOT, preexec_fn=die_with_parent) as process:
         try:

@@ -1,7 +1,7 @@
 """Scenarios of the shadow log: what an agent asked the service, its own answers, and the outcomes
 it reported.
 
-Read through the published tables by a role that may only read (`advisor_analyst`). Scenarios are
+Read through the published tables by a role that may only read (`advisor_reader`). Scenarios are
 those of the record, byte for byte, so that features and prompts are the ones that were served. What
 the log says of outcomes is kept beside the scenarios; labels come from bars alone, since rejected
 candidates and other actions have no reported outcome.

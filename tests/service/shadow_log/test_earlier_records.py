@@ -13,24 +13,24 @@ import pytest
 
 from app.shadow_log.log import ShadowLog
 from app.shadow_log.migrate import downgrade, upgrade
-from app.shadow_log.partitions import make_month
 from app.shadow_log.verify import verify
 from tests.service.shadow_log.test_shadow_log import rows
 
 RECORDING = Path(__file__).parent / "recordings" / "schema_0004.sql"
-MONTHS = ("202610", "202611")
+MONTHS = (("202610", "2026-10-01", "2026-11-01"), ("202611", "2026-11-01", "2026-12-01"))
 
 
 @pytest.fixture
 async def earlier_url(empty_database_url: str) -> str:
     """A database at revision 0004 with the recorded rows."""
     upgrade(empty_database_url, "0004")
-    log = ShadowLog.connect(empty_database_url)
-    async with log.engine.begin() as connection:
-        for month in MONTHS:
-            await make_month(connection, month)
-    await log.aclose()
     with psycopg.connect(empty_database_url.replace("+psycopg", "")) as connection:
+        for month, first, end in MONTHS:
+            for table in ("decisions", "advices"):
+                connection.execute(
+                    f"CREATE TABLE {table}_{month} PARTITION OF {table}"
+                    f" FOR VALUES FROM ('{first} 00:00:00+00') TO ('{end} 00:00:00+00')"
+                )
         for block in RECORDING.read_text().strip().split("\n\n"):
             statement, _, lines = block.removesuffix("\\.").partition("\n")
             with connection.cursor().copy(statement.encode()) as copy:

@@ -190,7 +190,7 @@ async def test_a_role_that_may_only_read_suffices(database_url: str) -> None:
     plain = database_url.replace("+psycopg", "")
     with psycopg.connect(plain) as admin:
         admin.execute("DROP ROLE IF EXISTS rebuilder")
-        admin.execute("CREATE ROLE rebuilder LOGIN PASSWORD 'secret' IN ROLE advisor_analyst")
+        admin.execute("CREATE ROLE rebuilder LOGIN PASSWORD 'secret' IN ROLE advisor_reader")
     found, _ = read_log(f"postgresql+psycopg://rebuilder:secret@{plain.split('@')[1]}", LOG, HOUR)
     assert len(found) == 1
     with psycopg.connect(plain) as admin:

@@ -263,7 +263,7 @@ async def test_an_analyst_may_read_and_nobody_writes(database_url: str) -> None:
     with psycopg.connect(plain) as admin:
         admin.execute("DROP ROLE IF EXISTS alice")
         admin.execute("CREATE ROLE alice LOGIN PASSWORD 'secret'")
-        admin.execute("GRANT advisor_analyst TO alice")
+        admin.execute("GRANT advisor_reader TO alice")
     await fill(database_url, plan("traded", control=True))
     host = plain.split("@")[1]
     with reading(f"postgresql+psycopg://alice:secret@{host}") as connection:
