@@ -11,7 +11,7 @@ WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test check coverage mutation hooks rebuild evaluate fuzz chaos bench bench-train bench-gate bench-contest results test-vllm containers clean
+.PHONY: help install demo up test check coverage mutation hooks rebuild evaluate fuzz chaos bench load bench-train bench-gate bench-contest results test-vllm containers clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -67,6 +67,9 @@ evaluate: $(STAMP) ## judge it on the held-out period: arms, gate, report (CONFI
 
 bench: $(STAMP) ## overhead of /advise, vetoes, journal; the model through the service against bare forward passes
 	$(BIN)/python -m bench.service
+
+load: $(STAMP) ## three times the sustainable rate against a running service, and its memory (a few minutes)
+	$(BIN)/python -m bench.overload
 
 bench-train: $(STAMP) ## cost of the four algorithms against TRL's DPOTrainer (about half an hour on two cores)
 	$(BIN)/python -m bench.training

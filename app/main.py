@@ -20,6 +20,7 @@ from app.advising.service import Service
 from app.advising.serving import Models, Pins, Serving
 from app.api import operators, routes
 from app.api.access import Door
+from app.api.admission import Admission
 from app.api.budget import Buckets
 from app.api.connection import BoundedConfig, Bounds
 from app.api.tokens import Tokens, require_somebody
@@ -128,6 +129,7 @@ def create_app() -> FastAPI:
     app = FastAPI(title="shadow-advisor", version="0.1.0", description=DESCRIPTION)
     app.include_router(routes.router)
     app.include_router(operators.router)
+    app.add_middleware(Admission)
     app.add_middleware(Door)
     install(app)
     return app
@@ -160,7 +162,7 @@ def build(settings: Settings, metrics: Metrics, models: Models | None = None) ->
         Serving(pins(settings, models), backends, shadow_log, metrics),
         settings.limits,
         Journal(stream, spool, metrics, holds=shadow_log.holds),
-        RequestQueue(settings.redis_url, metrics),
+        RequestQueue(settings.redis_url, metrics, most=settings.max_pending),
         shadow_log,
         metrics,
         by_wall_clock=settings.clock is Clock.WALL,

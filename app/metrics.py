@@ -3,11 +3,12 @@ zero is visible."""
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
-from collections.abc import Iterable, Mapping
+from collections import OrderedDict
+from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime
 from itertools import product
 from time import time
+from uuid import UUID
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -19,7 +20,7 @@ from app.domain.decision import AdviceStatus, Decision, Role, TextEffect
 from app.domain.errors import AbstainReason
 from app.domain.manifest import ModelManifest
 from app.domain.rules import VetoCode
-from app.telemetry import AuthFailure, Dependency, LossCause, Refusal, Stage, Task
+from app.telemetry import AuthFailure, Dependency, LossCause, Pair, Refusal, Stage, Task
 
 COMPARISON_WINDOW = 1000
 MAX_SYMBOLS = 64
@@ -125,6 +126,8 @@ class Metrics:
         self.batch_size = histogram(
             "policy_batch_size", "Prompts per forward pass", buckets=(1, 2, 4, 8, 16, 32)
         )
+        self.items = gauge("items_under_way", "Candidates let in and not answered yet")
+        self.wait = gauge("estimated_wait_seconds", "How long one more candidate would take")
         self.queue_depth = gauge("policy_queue_depth", "Prompts waiting for the model")
         self.label_mass = histogram(
             "label_mass",
@@ -182,7 +185,7 @@ class Metrics:
         self._versions: set[str] = set()
         self._symbols = Frequent(MAX_SYMBOLS)
         self._compared: set[tuple[str, ...]] = set()
-        self._recent: dict[str, deque[tuple[bool, bool]]] = {}
+        self._recent: dict[str, OrderedDict[UUID, Pair]] = {}
         self._create_series()
         self._stages = {stage: self.stage.labels(stage) for stage in Stage}
         self.create_model_series(model_versions)
@@ -286,16 +289,28 @@ class Metrics:
         for veto in decision.control_review.vetoes:
             self.vetoes.labels(veto.code, "control").inc()
 
-    def compared(self, candidate: Candidate, version: str, agent: bool, advice: bool) -> None:
+    def compared(self, decision: UUID, candidate: Candidate, version: str, pair: Pair) -> None:
         """Count one pair of control and advice. Symbols but for the 64 that come most often
         are counted as `other`."""
         self.comparisons.labels(
-            *self._combination(candidate, version), ANSWERS[agent], ANSWERS[advice]
+            *self._combination(candidate, version), ANSWERS[pair.agent], ANSWERS[pair.advice]
         ).inc()
-        recent = self._recent.setdefault(version, deque(maxlen=COMPARISON_WINDOW))
-        recent.append((agent, advice))
-        self.agreement.labels(version).set(sum(a == b for a, b in recent) / len(recent))
-        self.kappa.labels(version).set(cohens_kappa(recent))
+        recent = self._recent.setdefault(version, OrderedDict())
+        recent[decision] = pair
+        if len(recent) > COMPARISON_WINDOW:
+            recent.popitem(last=False)
+        self._show_agreement(version, recent.values())
+
+    def compared_anew(self, decision: UUID, version: str, pair: Pair) -> None:
+        """Agreement and kappa follow; a counter cannot take back what it counted."""
+        recent = self._recent.get(version, OrderedDict())
+        if decision in recent:
+            recent[decision] = pair
+            self._show_agreement(version, recent.values())
+
+    def _show_agreement(self, version: str, pairs: Collection[Pair]) -> None:
+        self.agreement.labels(version).set(sum(a == b for a, b in pairs) / len(pairs))
+        self.kappa.labels(version).set(cohens_kappa(pairs))
 
     def _combination(self, candidate: Candidate, version: str) -> tuple[str, ...]:
         """The labels of a comparison but for both answers. With its first decision all four cells
@@ -348,6 +363,10 @@ class Metrics:
 
     def events_missing(self, events: int) -> None:
         self.missing.set(events)
+
+    def under_way(self, items: int, wait_s: float) -> None:
+        self.items.set(items)
+        self.wait.set(wait_s)
 
     def prompts_wait(self, prompts: int) -> None:
         self.queue_depth.set(prompts)

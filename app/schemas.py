@@ -63,6 +63,7 @@ EXAMPLE: dict[str, Any] = {
 }
 
 
+LONGEST_DEADLINE_MS = 60_000
 REQUEST_ID_PATTERN = r"^[\x21-\x7e]{1,128}$"
 
 
@@ -83,7 +84,7 @@ class AdviseRequest(Scenario):
     )
     rationale: Flag = Field(False, description="also explain, after the decision, if there is time")
     deadline_ms: Whole | None = Field(
-        None, ge=10, le=60_000, description="answer within; also header X-Deadline-Ms"
+        None, ge=10, le=LONGEST_DEADLINE_MS, description="answer within; also header X-Deadline-Ms"
     )
 
     def scenario(self) -> Scenario:
@@ -104,7 +105,7 @@ class AdviseHeaders(BaseModel):
 
     idempotency_key: str | None = Field(None, alias="idempotency-key", pattern=REQUEST_ID_PATTERN)
     prefer: str | None = None
-    x_deadline_ms: int | None = Field(None, alias="x-deadline-ms", ge=10, le=60_000)
+    x_deadline_ms: int | None = Field(None, alias="x-deadline-ms", ge=10, le=LONGEST_DEADLINE_MS)
     traceparent: str | None = Field(None, max_length=200)
 
 

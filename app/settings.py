@@ -75,6 +75,9 @@ class Settings(BaseSettings):
     deadline_ms: int = Field(2000, ge=10, le=60_000)
     max_body_bytes: int = Field(1_048_576, ge=1024)
     max_candidates: int = Field(32, ge=1, le=256)
+    max_pending: int = Field(
+        2048, ge=1, description="accepted requests (`respond-async`) that may wait to be decided"
+    )
     max_values: int = Field(32_768, ge=1024, description="JSON values in one body")
     max_extra_bytes: int = Field(
         32_768, ge=256, description="keys outside the schema, as JSON, in one candidate or report"
@@ -85,7 +88,9 @@ class Settings(BaseSettings):
     request_s: float = Field(10.0, gt=0, le=600, description="time to send one request")
     idle_s: int = Field(5, ge=1, le=600, description="time from an answer to the next request")
     rate_per_s: float = Field(
-        5000.0, gt=0, description="requests a second of one address, on average over two seconds"
+        5000.0,
+        gt=0,
+        description="requests a second of one principal or address, on average over two seconds",
     )
     max_reports: int = Field(
         64, ge=1, description="new reports of one kind on one decision, in the life of a process"

@@ -9,7 +9,8 @@ from contextlib import contextmanager, suppress
 from datetime import datetime
 from enum import StrEnum
 from time import perf_counter
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
+from uuid import UUID
 
 import structlog
 
@@ -51,6 +52,8 @@ class Refusal(StrEnum):
     SLOW = "slow"
     CONNECTIONS = "connections"
     RATE = "rate"
+    WAIT = "wait"
+    PENDING = "pending"
 
 
 class AuthFailure(StrEnum):
@@ -84,6 +87,13 @@ class Task(StrEnum):
     POLICY_BATCHER = "policy_batcher"
 
 
+class Pair(NamedTuple):
+    """Who approves: the agent, the advice."""
+
+    agent: bool
+    advice: bool
+
+
 class Telemetry(Protocol):
     """The port. `app.metrics.Metrics` counts; `Unobserved` does not. Seconds are monotonic."""
 
@@ -102,8 +112,11 @@ class Telemetry(Protocol):
     def decided(self, decision: Decision) -> None:
         """A decision was recorded."""
 
-    def compared(self, candidate: Candidate, version: str, agent: bool, advice: bool) -> None:
-        """Whether the agent and a version approve the same candidate."""
+    def compared(self, decision: UUID, candidate: Candidate, version: str, pair: Pair) -> None:
+        """Whether the agent and a version approve the same candidate: once for each decision."""
+
+    def compared_anew(self, decision: UUID, version: str, pair: Pair) -> None:
+        """The agent's action on a decision that was compared before was corrected."""
 
     def lost(self, cause: LossCause, count: int = 1) -> None:
         """What could not be kept."""
@@ -126,6 +139,9 @@ class Telemetry(Protocol):
 
     def events_missing(self, events: int) -> None:
         """Numbered events that should be in Postgres and are not."""
+
+    def under_way(self, items: int, wait_s: float) -> None:
+        """Items that were let in and are not answered yet, and how long one more would wait."""
 
     def prompts_wait(self, prompts: int) -> None:
         """Prompts that wait for a model."""
@@ -172,7 +188,8 @@ class Unobserved:
     def unauthenticated(self, why: AuthFailure) -> None: ...
     def stage_took(self, stage: Stage, seconds: float) -> None: ...
     def decided(self, decision: Decision) -> None: ...
-    def compared(self, candidate: Candidate, version: str, agent: bool, advice: bool) -> None: ...
+    def compared(self, decision: UUID, candidate: Candidate, version: str, pair: Pair) -> None: ...
+    def compared_anew(self, decision: UUID, version: str, pair: Pair) -> None: ...
     def lost(self, cause: LossCause, count: int = 1) -> None: ...
     def appended(self, target: str) -> None: ...
     def stream_holds(self, events: int, oldest_s: float) -> None: ...
@@ -180,6 +197,7 @@ class Unobserved:
     def stream_seen(self, durable: bool | None, memory: float, since: datetime) -> None: ...
     def written(self, rows: Mapping[str, int], seconds: float) -> None: ...
     def events_missing(self, events: int) -> None: ...
+    def under_way(self, items: int, wait_s: float) -> None: ...
     def prompts_wait(self, prompts: int) -> None: ...
     def batch_read(self, prompts: int) -> None: ...
     def labels_read(self, mass: float) -> None: ...

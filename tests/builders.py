@@ -161,16 +161,28 @@ def decision_event(*arguments: Any, **keywords: Any) -> Event:
     return Event.of_decision(decision(*arguments, **keywords))
 
 
-def action_event(of: UUID | str, action: AgentAction | bool = True, *, minutes: float = 1) -> Event:
+def action_event(
+    of: UUID | str,
+    action: AgentAction | bool = True,
+    *,
+    minutes: float = 1,
+    arrival: int | None = None,
+) -> Event:
     """A control reported `minutes` after `AS_OF`; `of` is a decision's id or a request's."""
     reported = agent_action(action) if isinstance(action, bool) else action
-    report = AgentActionReport(decision_id=_id(of), recorded_at=_later(minutes), action=reported)
+    report = AgentActionReport(
+        decision_id=_id(of), recorded_at=_later(minutes), action=reported, arrival=arrival
+    )
     return Event.of_report(EventKind.AGENT_ACTION, report)
 
 
-def outcome_event(of: UUID | str, result: Outcome, *, minutes: float = 60) -> Event:
+def outcome_event(
+    of: UUID | str, result: Outcome, *, minutes: float = 60, arrival: int | None = None
+) -> Event:
     """An outcome reported `minutes` after `AS_OF`; `of` is a decision's id or a request's."""
-    report = OutcomeReport(decision_id=_id(of), recorded_at=_later(minutes), outcome=result)
+    report = OutcomeReport(
+        decision_id=_id(of), recorded_at=_later(minutes), outcome=result, arrival=arrival
+    )
     return Event.of_report(EventKind.OUTCOME, report)
 
 

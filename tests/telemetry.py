@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from typing import Any
 
-from app.telemetry import LossCause, Task, Unobserved
+from app.telemetry import LossCause, Refusal, Task, Unobserved
 
 
 class Told(Unobserved):
@@ -18,6 +18,9 @@ class Told(Unobserved):
 
     def lost(self, cause: LossCause, count: int = 1) -> None:
         self.losses[cause.value] += count
+
+    def refused(self, why: Refusal) -> None:
+        self.seen["refused"].append(why)
 
     def task_failed(self, task: Task) -> None:
         self.failures[task] += 1

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from datetime import datetime
 from time import monotonic
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from uuid import UUID
 
 import orjson
@@ -23,12 +23,20 @@ from app.domain.errors import (
     ShadowLogUnavailable,
     UnknownDecision,
 )
-from app.domain.event import AgentActionReport, Event, EventKind, OutcomeReport
+from app.domain.event import (
+    AgentActionReport,
+    Event,
+    EventKind,
+    OutcomeReport,
+    content_of,
+)
 from app.domain.outcome import Outcome
-from app.journal.journal import Journal, Receipt
+from app.journal.journal import Journal, Place, Receipt
 from app.shadow_log.log import ShadowLog
-from app.telemetry import LossCause, Telemetry
+from app.telemetry import LossCause, Pair, Telemetry
 
+Reply = TypeVar("Reply")
+Placed = TypeVar("Placed", AgentActionReport, OutcomeReport)
 REMEMBERED = 10_000
 LOG_PATIENCE_S = 0.5
 """How long a request that could do without the log waits for it."""
@@ -52,6 +60,8 @@ class _Recent(NamedTuple):
     claim: str
     candidate: Candidate
     advised: tuple[tuple[str, bool], ...]
+    controlled: bool
+    """Whether the control came with the request."""
 
 
 class Records:
@@ -197,7 +207,8 @@ class Records:
     async def report_action(
         self, decision_id: UUID, action: AgentAction, by: str | None = None
     ) -> Receipt:
-        """Record the agent's own action and, the first time, compare it with the advice.
+        """Record the agent's own action and compare it with the advice. One that says what the
+        newest says repeats it; any other corrects it.
 
         Raises `UnknownDecision` only when journal and log both say so: while either is away the
         report is taken, and `advisor verify` names it if its decision never comes.
@@ -206,11 +217,13 @@ class Records:
         report = AgentActionReport(
             decision_id=decision_id, recorded_at=self._now(), reported_by=by, action=action
         )
-        receipt = await self.append(Event.of_report(EventKind.AGENT_ACTION, report))
+        placed = await self._placed(EventKind.AGENT_ACTION, report)
+        receipt = await self.append(Event.of_report(EventKind.AGENT_ACTION, placed))
         if not receipt.repeated:
             recent = await self._comparable(decision_id)
             if recent is not None:
-                self._compare(recent, action)
+                first = placed.arrival == 1 and not recent.controlled
+                self._compare(decision_id, recent, action, first=first)
         return receipt
 
     async def report_outcome(
@@ -221,7 +234,27 @@ class Records:
         report = OutcomeReport(
             decision_id=decision_id, recorded_at=self._now(), reported_by=by, outcome=outcome
         )
-        return await self.append(Event.of_report(EventKind.OUTCOME, report))
+        placed = await self._placed(EventKind.OUTCOME, report)
+        return await self.append(Event.of_report(EventKind.OUTCOME, placed))
+
+    async def _placed(self, kind: EventKind, report: Placed) -> Placed:
+        """The report in its place among those on the same subject; in that of the newest when it
+        says the same."""
+        content = content_of(kind, report)
+
+        async def stored() -> Place | None:
+            try:
+                newest = await self._ask_log(self._log.newest_report(kind, report))
+            except ShadowLogUnavailable:
+                return None
+            if newest is None:
+                return None
+            return Place(newest.arrival or 0, content_of(kind, newest))
+
+        arrival = await self._journal.place(
+            report.subject, content, str(report.decision_id), stored
+        )
+        return report.model_copy(update={"arrival": arrival or None})
 
     def remember(self, decision: Decision) -> None:
         """Keep what a late control will be compared with; compare at once when the control came
@@ -231,7 +264,7 @@ class Records:
         if len(self._recent) > REMEMBERED:
             self._recent.popitem(last=False)
         if decision.control is not None:
-            self._compare(recent, decision.control)
+            self._compare(decision.decision_id, recent, decision.control, first=True)
 
     def _not_found(self, decision_id: UUID) -> UnknownDecision | JournalUnavailable:
         if self._journal.reachable:
@@ -264,20 +297,21 @@ class Records:
         if payload is not None:
             return _recent(Decision.from_json(orjson.loads(payload)))
         try:
-            stored = await self._ask_log(decision_id)
+            stored = await self._ask_log(self._log.decision(decision_id))
         except ShadowLogUnavailable:
             return None
         return None if stored is None else _recent(stored)
 
-    async def _ask_log(self, decision_id: UUID) -> Decision | None:
-        """The log's decision, when it comes soon; else `ShadowLogUnavailable`.
+    async def _ask_log(self, question: Coroutine[Any, Any, Reply]) -> Reply:
+        """The log's answer, when it comes soon; else `ShadowLogUnavailable`.
 
         A question that is not answered in time goes on by itself (see `Probe`); for `QUIET_S` after
         it no other is asked.
         """
         if monotonic() < self._quiet_until:
+            question.close()
             raise ShadowLogUnavailable("Postgres was silent a moment ago")
-        asked = asyncio.create_task(self._log.decision(decision_id))
+        asked = asyncio.create_task(question)
         done, _ = await asyncio.wait({asked}, timeout=LOG_PATIENCE_S)
         if done:
             return asked.result()
@@ -285,9 +319,15 @@ class Records:
         asked.add_done_callback(_heard)
         raise ShadowLogUnavailable(f"Postgres: no answer within {LOG_PATIENCE_S:g} s")
 
-    def _compare(self, recent: _Recent, control: AgentAction) -> None:
+    def _compare(
+        self, decision_id: UUID, recent: _Recent, control: AgentAction, *, first: bool
+    ) -> None:
         for version, approve in recent.advised:
-            self._telemetry.compared(recent.candidate, version, control.decision, approve)
+            pair = Pair(control.decision, approve)
+            if first:
+                self._telemetry.compared(decision_id, recent.candidate, version, pair)
+            else:
+                self._telemetry.compared_anew(decision_id, version, pair)
 
 
 def unknown_decision(decision_id: UUID) -> UnknownDecision:
@@ -304,4 +344,4 @@ def _heard(question: asyncio.Future[Any]) -> None:
 def _recent(decision: Decision) -> _Recent:
     advised = tuple((a.model_version, a.approve) for a in decision.advices if a.approve is not None)
     candidate = decision.scenario.candidate.model_copy(update=_NOT_COMPARED)
-    return _Recent(decision.request_hash, candidate, advised)
+    return _Recent(decision.request_hash, candidate, advised, decision.control is not None)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
+from math import ceil, inf
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -13,21 +14,23 @@ from typing import Any
 import structlog
 
 from app.advising import controls, serving
-from app.advising.advise import Advisor, Incoming
+from app.advising.advise import JOURNAL_RESERVE_S, Advisor, Incoming
 from app.advising.bounds import ReportBounds
 from app.advising.controls import Controls
+from app.advising.door import Door
 from app.advising.probes import Probe
 from app.advising.records import Records
 from app.advising.serving import Serving
 from app.domain.errors import (
     AdvisorError,
     JournalUnavailable,
+    Overloaded,
     RequestConflict,
     ShadowLogUnavailable,
 )
 from app.domain.scenario import Scenario
 from app.journal.journal import Journal
-from app.journal.later import QueuedRequest, RequestQueue
+from app.journal.later import AcceptedRequest, QueuedRequest, QueueFull, RequestQueue
 from app.schemas import AdviseRequest
 from app.shadow_log.log import ShadowLog
 from app.tasks import Supervisor, described
@@ -79,6 +82,7 @@ class Service:
         self.records = Records(journal, shadow_log, telemetry, now, live=by_wall_clock)
         self.report_bounds = ReportBounds(max_reports)
         self.advisor = Advisor(serving, self.records, self.controls, telemetry, self._judge_at)
+        self.door = Door(telemetry, JOURNAL_RESERVE_S, self._parallel)
         self._postgres = Probe(shadow_log.ping)
         self._valkey = Probe(journal.ping)
         self._spool = Probe(journal.ping_spool)
@@ -86,6 +90,9 @@ class Service:
         self._told = ""
         """Why accepted requests wait, as it was last logged."""
         self._told_head: tuple[str, int] | None = None
+
+    def _parallel(self) -> int:
+        return min(policy.parallel for policy in self.serving.models.policies)
 
     def _judge_at(self, scenario: Scenario) -> datetime:
         return self.now() if self.by_wall_clock else scenario.as_of
@@ -125,21 +132,47 @@ class Service:
         await self.journal.aclose()
         await self.shadow_log.aclose()
 
-    async def accept(self, incoming: Incoming, body: AdviseRequest) -> None:
-        """Make a request durable, to be decided later. Raises `RequestConflict` or
-        `JournalUnavailable`."""
+    async def accept(
+        self, asked: Sequence[tuple[Incoming, AdviseRequest]]
+    ) -> list[RequestConflict | None]:
+        """Make requests durable together, to be decided later; which of them cannot be because
+        their id was used with other content.
+
+        Raises
+        ------
+        Overloaded, JournalUnavailable : none was accepted.
+        """
+        claims = await asyncio.gather(*(self._claim_of(incoming) for incoming, _ in asked))
+        new = [one for one, claim in zip(asked, claims, strict=True) if claim is None]
+        waiting = iter(await self._put(new) if new else ())
+        return [
+            _conflict(incoming, claim or next(waiting))
+            for (incoming, _), claim in zip(asked, claims, strict=True)
+        ]
+
+    async def _claim_of(self, incoming: Incoming) -> str | None:
         known = incoming.decision_id
         claim = await self.journal.claim_of(str(known))
-        if claim is None:
-            claim = await self.records.earlier_claim(known, incoming.scenario.as_of)
-        if claim is not None and claim != incoming.claim:
-            raise RequestConflict(
-                f"request_id {incoming.request_id!r} was used before with other content"
-            )
-        if claim is None:
+        return claim or await self.records.earlier_claim(known, incoming.scenario.as_of)
+
+    async def _put(self, asked: Sequence[tuple[Incoming, AdviseRequest]]) -> list[str]:
+        """The claims that wait under the ids afterwards. Raises as `accept`."""
+        accepted = []
+        for incoming, body in asked:
             content = body.model_copy(update={"request_id": incoming.request_id})
-            payload = content.model_dump_json().encode()
-            await self.requests.put(str(known), incoming.claim, payload, incoming.principal)
+            accepted.append(
+                AcceptedRequest(
+                    str(incoming.decision_id),
+                    incoming.claim,
+                    content.model_dump_json().encode(),
+                    incoming.principal,
+                )
+            )
+        try:
+            return await self.requests.put_all(accepted)
+        except QueueFull as full:
+            retry_after_s = max(1, ceil(self.door.estimate(full.excess)))
+            raise Overloaded(f"{full}; nothing of this call was accepted", retry_after_s) from full
 
     async def readiness(self) -> dict[str, Any]:
         """The truth about each dependency and each background task. Without Postgres or Valkey, but
@@ -177,9 +210,10 @@ class Service:
         }
 
     async def observe_backlog(self) -> None:
-        """Refresh the gauges that describe the journal and the dependencies, within the patience of
-        a scrape."""
+        """Refresh the gauges that describe the journal, the dependencies and the door, within the
+        patience of a scrape."""
         self.telemetry.spool_holds(self.journal.spool_depth())
+        self.telemetry.under_way(self.door.under_way, self.door.estimate(1))
         postgres, _ = await asyncio.gather(self._postgres.ask(), self._observe_stream())
         self.telemetry.dependency_seen(Dependency.POSTGRES, postgres == "up")
 
@@ -243,5 +277,15 @@ class Service:
             rationale=body.rationale,
             principal=entry.principal,
         )
-        await self.advisor.advise(incoming)
+        ticket = self.door.enter(monotonic(), inf)
+        try:
+            await self.advisor.advise(incoming)
+        finally:
+            self.door.leave(ticket)
         await self.requests.done(entry)
+
+
+def _conflict(incoming: Incoming, claim: str) -> RequestConflict | None:
+    if claim == incoming.claim:
+        return None
+    return RequestConflict(f"request_id {incoming.request_id!r} was used before with other content")

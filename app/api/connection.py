@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 from http import HTTPStatus
+from time import monotonic
 from typing import Any
 
 import orjson
@@ -19,6 +20,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app.telemetry import Refusal, Telemetry
 
+ARRIVED = "arrived"
+"""In a request's state: when its header was complete (`time.monotonic()`)."""
 TITLE = "The request exceeds what this service takes"
 
 
@@ -101,6 +104,7 @@ class BoundedHttp(HttpToolsProtocol):
         size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
         self._check_head(size)
         if not self._refused:
+            self.scope["state"][ARRIVED] = monotonic()
             super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -109,8 +113,15 @@ class BoundedHttp(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         self._stop_timer()
-        if not self._refused:
-            super().on_message_complete()
+        if self._refused:
+            return
+        super().on_message_complete()
+        if self.cycle.response_complete:
+            # It was answered before its body was read, which has stopped the timer of idleness.
+            self._unset_keepalive_if_required()
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
 
     def _check_head(self, size: int) -> None:
         bounds = self.config.bounds

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Sequence
 from datetime import timedelta
 from time import monotonic, perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from app.advising.advise import Answer, Incoming
+from app.advising.door import Ticket
 from app.advising.records import unknown_decision
 from app.advising.service import Service
 from app.api.access import allowed, caller_of
+from app.api.admission import is_asynchronous, ticket_of
+from app.api.connection import ARRIVED
 from app.api.wire import (
     Json,
     body_schema,
@@ -27,10 +30,12 @@ from app.api.wire import (
     read_headers,
 )
 from app.domain.errors import (
+    AbstainReason,
     AdvisorError,
     AnswerGone,
     InvalidRecord,
     JournalUnavailable,
+    Overloaded,
     RequestConflict,
     ShadowLogUnavailable,
     TooManyReports,
@@ -77,7 +82,7 @@ router = APIRouter()
         200: {"model": AdviseResponse, "links": DECISION},
         202: {"model": Pending, "links": DECISION},
         **PROBLEMS,
-        **problems(AnswerGone),
+        **problems(AnswerGone, Overloaded),
     },
     summary="Advise on one candidate, or on a list of them",
 )
@@ -89,18 +94,65 @@ async def advise(request: Request) -> Response:
     with timed(service.telemetry, Stage.VALIDATE, seconds):
         headers = read_headers(request)
         bodies, many = await parse_candidates(request)
-    asynchronous = headers.prefer is not None and "respond-async" in headers.prefer.lower()
-    answer, status = (_accept, 202) if asynchronous else (_answer, 200)
-    if many:
-        elements = (_element(request, caller, body, headers, answer) for body in bodies)
-        reply = Json(await asyncio.gather(*elements), status)
+        asked = [_asked(request, caller, body, headers, many) for body in bodies]
+        sound = [one for one in asked if isinstance(one, Asked)]
+    asynchronous = is_asynchronous(headers.prefer or "")
+    if asynchronous:
+        answers = await _accept(service, sound)
     else:
-        body = bodies[0]
-        assert isinstance(body, AdviseRequest)
-        incoming = _incoming(request, caller, body, headers.idempotency_key, headers)
-        reply = Json(await answer(service, incoming, body), status)
+        answers = await _answer(service, ticket_of(request), sound)
     service.telemetry.stage_took(Stage.TOTAL, perf_counter() - begin)
-    return reply
+    status = 202 if asynchronous else 200
+    if many:
+        return Json(_elements(asked, answers), status)
+    [answer] = answers
+    if isinstance(answer, AdvisorError):
+        raise answer
+    return Json(answer, status)
+
+
+class Asked(NamedTuple):
+    """One candidate that shall be advised on."""
+
+    incoming: Incoming
+    body: AdviseRequest
+
+
+Answered = dict[str, Any] | AdvisorError
+
+
+def _asked(
+    request: Request,
+    caller: Principal,
+    body: AdviseRequest | dict[str, Any],
+    headers: AdviseHeaders,
+    many: bool,
+) -> Asked | dict[str, Any]:
+    """A candidate; of a list also what is wrong with an element, which is its own problem."""
+    if isinstance(body, dict):
+        return body
+    try:
+        key = None if many else headers.idempotency_key
+        incoming = _incoming(request, caller, body, key, headers)
+    except AdvisorError as error:
+        if not many:
+            raise
+        return problem_document(error)
+    return Asked(incoming, body)
+
+
+def _elements(
+    asked: Sequence[Asked | dict[str, Any]], answers: Sequence[Answered]
+) -> list[dict[str, Any]]:
+    """The answer to each element of a list, or its problem, in its place."""
+    left = iter(answers)
+    return [{"problem": one} if isinstance(one, dict) else _element(next(left)) for one in asked]
+
+
+def _element(answer: Answered) -> dict[str, Any]:
+    if isinstance(answer, AdvisorError):
+        return {"problem": problem_document(answer)}
+    return {"decision": answer}
 
 
 def _incoming(
@@ -133,15 +185,35 @@ def _incoming(
         body.scenario(),
         body.agent_action,
         now,
-        monotonic() + wait,
+        request.scope["state"].get(ARRIVED, monotonic()) + wait,
         headers.traceparent,
         body.rationale,
         caller.name,
     )
 
 
-async def _answer(service: Service, incoming: Incoming, body: AdviseRequest) -> dict[str, Any]:
-    return respond(await service.advisor.advise(incoming))
+async def _answer(service: Service, ticket: Ticket, asked: Sequence[Asked]) -> list[Answered]:
+    """The decisions; of a list all are let in, or none. Raises `Overloaded`."""
+    if asked:
+        deadline = min(incoming.deadline for incoming, _ in asked)
+        service.door.widen(ticket, len(asked), deadline)
+    answers = await asyncio.gather(*(_advise(service, incoming) for incoming, _ in asked))
+    ticket.answered = bool(asked) and not any(
+        isinstance(answer, AdvisorError) or _came_without_reading(answer) or one.incoming.rationale
+        for one, answer in zip(asked, answers, strict=True)
+    )
+    return [respond(each) if isinstance(each, Answer) else each for each in answers]
+
+
+async def _advise(service: Service, incoming: Incoming) -> Answer | AdvisorError:
+    try:
+        return await service.advisor.advise(incoming)
+    except AdvisorError as error:
+        return error
+
+
+def _came_without_reading(answer: Answer) -> bool:
+    return answer.repeated or answer.decision.primary.abstain_reason is AbstainReason.OVERLOADED
 
 
 def respond(answer: Answer) -> dict[str, Any]:
@@ -154,30 +226,18 @@ def respond(answer: Answer) -> dict[str, Any]:
     )
 
 
-async def _accept(service: Service, incoming: Incoming, body: AdviseRequest) -> dict[str, Any]:
-    await service.accept(incoming, body)
-    known = str(incoming.decision_id)
-    return {"decision_id": known, "status": "pending", "location": f"/decisions/{known}"}
+async def _accept(service: Service, asked: Sequence[Asked]) -> list[Answered]:
+    """Where the decisions will be; of a list all are accepted, but for ids that other content has,
+    or none. Raises `Overloaded`."""
+    conflicts = await service.accept(asked)
+    return [
+        conflict or _pending(one.incoming.decision_id)
+        for one, conflict in zip(asked, conflicts, strict=True)
+    ]
 
 
-Answering = Callable[[Service, Incoming, AdviseRequest], Awaitable[dict[str, Any]]]
-
-
-async def _element(
-    request: Request,
-    caller: Principal,
-    body: AdviseRequest | dict[str, Any],
-    headers: AdviseHeaders,
-    answer: Answering,
-) -> dict[str, Any]:
-    """One element of a list: its decision, or its own problem."""
-    if isinstance(body, dict):
-        return {"problem": body}
-    try:
-        incoming = _incoming(request, caller, body, None, headers)
-        return {"decision": await answer(request.app.state.service, incoming, body)}
-    except AdvisorError as error:
-        return {"problem": problem_document(error)}
+def _pending(known: UUID) -> dict[str, Any]:
+    return {"decision_id": str(known), "status": "pending", "location": f"/decisions/{known}"}
 
 
 def _reporter(request: Request, decision: UUID) -> str:
@@ -242,9 +302,7 @@ async def get_decision(id: UUID, request: Request) -> Response:
         return Json(await service.records.document(id))
     except UnknownDecision:
         if await service.requests.pending(str(id)):
-            return Json(
-                {"decision_id": str(id), "status": "pending", "location": f"/decisions/{id}"}, 202
-            )
+            return Json(_pending(id), 202)
         raise
 
 

@@ -6,7 +6,6 @@ import reprlib
 from dataclasses import dataclass
 from itertools import islice
 from math import ceil
-from time import monotonic
 from typing import Any
 
 import orjson
@@ -16,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.api.budget import Buckets, values
+from app.api.budget import values
 from app.domain.errors import (
     AdvisorError,
     AliasRefused,
@@ -25,6 +24,7 @@ from app.domain.errors import (
     JournalUnavailable,
     ManifestMismatch,
     ModelFileError,
+    Overloaded,
     RequestConflict,
     ShadowLogUnavailable,
     TooManyReports,
@@ -36,6 +36,7 @@ from app.schemas import ADVISE_BODY, ADVISE_ONE, ITEMS, AdviseHeaders, AdviseReq
 from app.telemetry import Refusal
 
 STATUS: dict[type[AdvisorError], tuple[int, str]] = {
+    Overloaded: (503, "There is too much to do to answer this in time"),
     InvalidRecord: (422, "The record does not fit its schema"),
     RequestConflict: (409, "The request id was used with other content"),
     UnknownDecision: (404, "No such decision"),
@@ -97,11 +98,16 @@ def problem_document(error: AdvisorError) -> dict[str, Any]:
     return {"type": "about:blank", "title": title, "status": status, "detail": str(error)}
 
 
-def problem(status: int, title: str, detail: str, **more: Any) -> Json:
+def problem(status: int, title: str, detail: str, retry_after_s: int = 1) -> Json:
     """An RFC 9457 problem document."""
-    retry = {"Retry-After": "1"} if status == 503 else {}
-    body = {"type": "about:blank", "title": title, "status": status, "detail": detail, **more}
+    retry = {"Retry-After": str(retry_after_s)} if status == 503 else {}
+    body = {"type": "about:blank", "title": title, "status": status, "detail": detail}
     return Json(body, status, headers=retry, media_type="application/problem+json")
+
+
+def overloaded(error: Overloaded) -> Json:
+    """503: come back when there is less to do."""
+    return problem(*STATUS[Overloaded], str(error), error.retry_after_s)
 
 
 def body_schema(adapter: TypeAdapter[Any]) -> dict[str, Any]:
@@ -239,6 +245,8 @@ def install(app: FastAPI) -> None:
 
 
 async def _advisor_error(request: Request, error: Exception) -> Response:
+    if isinstance(error, Overloaded):
+        return overloaded(error)
     status, title = STATUS[type(error)]  # type: ignore[index]
     return problem(status, title, str(error))
 
@@ -307,8 +315,7 @@ async def _bug(request: Request, error: Exception) -> Response:
 
 
 class CountRequests:
-    """ASGI middleware: one counter increment per request, by route template and status; and who
-    asks too often is told to wait."""
+    """ASGI middleware: one counter increment per request, by route template and status."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -320,28 +327,17 @@ class CountRequests:
 
         async def count(message: Message) -> None:
             if message["type"] == "http.response.start":
-                path = getattr(scope.get("route"), "path", "unknown")
+                refused = scope["path"] if scope["path"] == "/advise" else "unknown"
+                path = getattr(scope.get("route"), "path", refused)
                 scope["app"].state.metrics.answered(path, message["status"])
             await send(message)
 
-        wait = 0.0
-        if scope["path"].startswith(METERED):
-            buckets: Buckets = scope["app"].state.buckets
-            wait = buckets.wait((scope.get("client") or ("",))[0], monotonic())
-        if wait:
-            scope["app"].state.metrics.refused(Refusal.RATE)
-            await too_often(wait)(scope, receive, count)
-        else:
-            await self._app(scope, receive, count)
-
-
-METERED = ("/advise", "/decisions")
-"""Whoever halts, or asks after health, is never told to wait."""
+        await self._app(scope, receive, count)
 
 
 def too_often(wait: float) -> Response:
     """429: come back when the bucket holds a token again."""
-    title, detail = "Too many requests from this address", "slow down, or set ADVISOR_RATE_PER_S"
+    title, detail = "Too many requests of this caller", "slow down, or set ADVISOR_RATE_PER_S"
     document = {"type": "about:blank", "title": title, "status": 429, "detail": detail}
     headers = {"Retry-After": str(max(1, ceil(wait)))}
     return Json(document, 429, headers=headers, media_type="application/problem+json")

@@ -7,6 +7,7 @@ AdvisorError
 ├─ TooManyReports        429: a decision has as many reports of a kind as it may have
 ├─ AnswerGone            410: the request was answered before, and the answer is not kept any more
 ├─ JournalUnavailable    503: nothing was recorded, nothing was answered
+├─ Overloaded            503 with Retry-After: it could not be answered in time, nothing was done
 ├─ ShadowLogUnavailable  503 for reads; the journal keeps what is written
 ├─ LimitsError           start refused; on reload the old limits stay
 ├─ ManifestMismatch      start refused; a switch of version: 409, and the old one stays
@@ -47,6 +48,14 @@ class AnswerGone(AdvisorError):
 
 class JournalUnavailable(AdvisorError):
     """Neither the stream nor the spool could make the record durable."""
+
+
+class Overloaded(AdvisorError):
+    """There is too much to do to answer this in time; nothing was done about it."""
+
+    def __init__(self, message: str, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class ShadowLogUnavailable(AdvisorError):

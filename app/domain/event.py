@@ -4,7 +4,7 @@ one set of rows)."""
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, NamedTuple, Self
+from typing import Annotated, Any, NamedTuple, Self
 from uuid import UUID
 
 import orjson
@@ -17,7 +17,7 @@ from app.domain.decision import Decision
 from app.domain.errors import InvalidRecord
 from app.domain.fields import Instant, Record, ShortText, Text, absent
 from app.domain.link import Fate, Link, Linked
-from app.domain.outcome import Outcome
+from app.domain.outcome import Arm, Outcome
 
 
 class EventKind(StrEnum):
@@ -28,6 +28,11 @@ class EventKind(StrEnum):
     STATE_CHANGE = "state_change"
 
 
+Arrival = Annotated[int, Field(ge=1, lt=2**31)]
+"""Which of the reports on the same thing it is, by the order in which they came: the first is 1, a
+correction of it 2. No clock decides it. None in reports of earlier releases, which are older."""
+
+
 class AgentActionReport(Record):
     """The control, reported after the advice."""
 
@@ -35,6 +40,12 @@ class AgentActionReport(Record):
     recorded_at: Instant
     reported_by: ShortText | None = Field(None, exclude_if=absent)
     action: AgentAction
+    arrival: Arrival | None = Field(None, exclude_if=absent)
+
+    @property
+    def subject(self) -> str:
+        """What it reports on; of two reports on the same thing the later corrects the earlier."""
+        return f"{EventKind.AGENT_ACTION}:{self.decision_id}"
 
 
 class OutcomeReport(Record):
@@ -44,6 +55,14 @@ class OutcomeReport(Record):
     recorded_at: Instant
     reported_by: ShortText | None = Field(None, exclude_if=absent)
     outcome: Outcome
+    arrival: Arrival | None = Field(None, exclude_if=absent)
+
+    @property
+    def subject(self) -> str:
+        """As of `AgentActionReport`; the arm of the agent is one, whatever version it names."""
+        arm = self.outcome.arm
+        version = "" if arm is Arm.AGENT else f":{self.outcome.model_version}"
+        return f"{EventKind.OUTCOME}:{self.decision_id}:{arm}{version}"
 
 
 class Rationale(Record):
@@ -64,6 +83,9 @@ class StateChange(Record):
     changed_by: ShortText
 
 
+CorrectableReport = AgentActionReport | OutcomeReport
+CORRECTABLE = (EventKind.AGENT_ACTION, EventKind.OUTCOME)
+"""Kinds of reports of which a later one corrects an earlier one."""
 Payload = Decision | AgentActionReport | OutcomeReport | Rationale | StateChange
 _KINDS: dict[EventKind, type[Record]] = {
     EventKind.DECISION: Decision,
@@ -93,13 +115,10 @@ class Event(NamedTuple):
     @classmethod
     def of_report(cls, kind: EventKind, report: Record) -> Self:
         """Key and claim: the content without the time it was recorded, so that a retry is the same
-        event."""
-        content = report.as_json()
-        payload = canonical_json(content)
-        claim = content_hash(
-            {"kind": kind.value, **{k: v for k, v in content.items() if k != "recorded_at"}}
-        )
-        return cls(kind, claim, claim, payload)
+        event, while the same content that comes again after a correction is another one."""
+        document = report.as_json()
+        claim = content_hash({"kind": kind.value, **_without(document, "recorded_at")})
+        return cls(kind, claim, claim, canonical_json(document))
 
     @classmethod
     def of_state_change(cls, change: StateChange) -> Self:
@@ -121,6 +140,17 @@ class Event(NamedTuple):
         assert self.link is not None
         hashes = (self.kind.value, self.key, self.claim, digest(self.payload))
         return Linked(*self.link, *hashes, fate)
+
+
+def content_of(kind: EventKind, report: CorrectableReport) -> str:
+    """The hash of what is reported, whenever and in which place it came: reports with the same
+    content say the same."""
+    said = _without(report.as_json(), "recorded_at", "arrival")
+    return content_hash({"kind": kind.value, **said})
+
+
+def _without(document: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in document.items() if name not in names}
 
 
 class Aside(NamedTuple):

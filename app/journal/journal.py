@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,7 +27,16 @@ from app.domain.errors import (
     RequestConflict,
     ShadowLogUnavailable,
 )
-from app.domain.event import Aside, Entry, Event, EventKind, StateChange
+from app.domain.event import (
+    CORRECTABLE,
+    Aside,
+    CorrectableReport,
+    Entry,
+    Event,
+    EventKind,
+    StateChange,
+    content_of,
+)
 from app.domain.link import Fate, Link, Linked, Producer
 from app.journal import consumer
 from app.journal.condition import UNTOLD
@@ -36,8 +46,10 @@ from app.journal.spool import Spool
 from app.journal.stream import (
     DEAD,
     EVENTS,
+    NOTHING_YET,
     Memory,
     MemoryReplaced,
+    Place,
     Receipt,
     StreamJournal,
     bury_command,
@@ -48,7 +60,7 @@ from app.journal.stream import (
 from app.tasks import Supervisor
 from app.telemetry import UNOBSERVED, LossCause, Task, Telemetry
 
-__all__ = ["Journal", "Receipt"]
+__all__ = ["Journal", "Place", "Receipt"]
 
 log = structlog.get_logger()
 RETRY_S = 1.0
@@ -59,6 +71,7 @@ BLOCK_MS = 500
 IDLE_MS = 5_000
 """After which a writer seems dead to the others. One that was only slow writes what is there
 already, which changes nothing."""
+REMEMBERED = 10_000
 MAX_PAUSE_S = 10.0
 
 Sink = Callable[[Sequence[Entry]], Awaitable[None]]
@@ -118,6 +131,8 @@ class Journal:
         self._supervisor = Supervisor(telemetry)
         self._told = ""
         """Why the spool waits, as it was last logged."""
+        self._newest: OrderedDict[str, Place] = OrderedDict()
+        """The newest report on each subject, of those that came to this process not long ago."""
         self.reachable = True
         """Whether the stream answered last. While it does not, what was written to it cannot be
         found."""
@@ -165,6 +180,35 @@ class Journal:
         JournalUnavailable : neither stream nor spool took it.
         """
         return await self._append(event, self._stream.append)
+
+    async def place(
+        self,
+        subject: str,
+        content: str,
+        decision_id: str,
+        stored: Callable[[], Awaitable[Place | None]],
+    ) -> int:
+        """The arrival of a report: which of those on its subject it is. The stream counts; while it
+        is away, and where it forgot, this process and `stored` tell what came before."""
+        known = self._newest.get(subject)
+        if known is None and self.condition.evicted:  # What is not there may have been.
+            known = await stored() or NOTHING_YET
+        place = None
+        if self.reachable:
+            try:
+                place = await self._stream.place(subject, content, decision_id, known)
+                if place is None:
+                    before = await stored() or NOTHING_YET
+                    place = await self._stream.place(subject, content, decision_id, before)
+            except JournalUnavailable as error:
+                self._leave(error)
+        if place is None:
+            place = (known or await stored() or NOTHING_YET).after(content)
+        self._newest[subject] = place
+        self._newest.move_to_end(subject)
+        if len(self._newest) > REMEMBERED:
+            self._newest.popitem(last=False)
+        return place.arrival
 
     async def set_state(self, change: StateChange) -> Receipt:
         """Record a change of state and make it the live one for all replicas (when drained, if
@@ -383,12 +427,24 @@ class Journal:
     async def _move(self, event: Event) -> None:
         try:
             await self._stream.restore(event)
+            if event.kind in CORRECTABLE:
+                await self._lift(event)
         except RequestConflict as conflict:
             log.error(
                 "spooled event kept in the dead-letter stream", key=event.key, error=str(conflict)
             )
             await self._stream.bury(event, str(conflict))
             self._telemetry.lost(LossCause.DUPLICATE_CONFLICT)
+
+    async def _lift(self, event: Event) -> None:
+        """What comes on the same subject through the stream is later than what was spooled."""
+        try:
+            report = event.record()
+        except InvalidRecord:
+            return  # Whoever writes it into the log says so.
+        assert isinstance(report, CorrectableReport)
+        place = Place(report.arrival or 0, content_of(event.kind, report))
+        await self._stream.lift(report.subject, place)
 
 
 class StreamDrain:

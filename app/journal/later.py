@@ -3,17 +3,16 @@ free."""
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from typing import Any, NamedTuple
 
 import structlog
 from redis.exceptions import RedisError
 
 from app.domain.canonical import DEFAULT_PRINCIPAL
-from app.domain.errors import RequestConflict
 from app.journal.consumer import Consumer, Entry
-from app.journal.stream import KEY_TTL_S, bury_command, connect, run, unavailable
-from app.telemetry import UNOBSERVED, LossCause, Telemetry
+from app.journal.stream import KEY_TTL_S, GroupCommit, bury_command, connect, unavailable
+from app.telemetry import UNOBSERVED, LossCause, Refusal, Telemetry
 
 log = structlog.get_logger()
 
@@ -25,14 +24,48 @@ TAKE = 8
 DEAD_REQUESTS = "advisor:dead-requests"
 """Accepted requests that cannot be decided, with the reason."""
 
-PUT = """
-local known = redis.call('GET', KEYS[1])
-if known then return known end
-redis.call('XADD', KEYS[2], '*', 'id', ARGV[1], 'claim', ARGV[2], 'payload', ARGV[3],
-    'principal', ARGV[5])
-redis.call('SET', KEYS[1], ARGV[2], 'EX', ARGV[4])
-return ARGV[2]
+PUT_ALL = """
+local length, seen, known = redis.call('XLEN', KEYS[1]), {}, {}
+for i = 2, #KEYS do
+    known[i - 1] = redis.call('GET', KEYS[i])
+    if not known[i - 1] and not seen[KEYS[i]] then
+        length, seen[KEYS[i]] = length + 1, true
+    end
+end
+if next(seen) and length > tonumber(ARGV[2]) then return length - ARGV[2] end
+for i = 2, #KEYS do
+    local claim = ARGV[4 * i - 4]
+    known[i - 1] = redis.call('GET', KEYS[i])
+    if not known[i - 1] then
+        redis.call('XADD', KEYS[1], '*', 'id', ARGV[4 * i - 5], 'claim', claim,
+            'payload', ARGV[4 * i - 3], 'principal', ARGV[4 * i - 2])
+        redis.call('SET', KEYS[i], claim, 'EX', ARGV[1])
+        known[i - 1] = claim
+    end
+end
+return known
 """
+"""Keys: the stream, then one of each request. Arguments: seconds to remember, how many may wait,
+then id, claim, payload and principal of each. Returns the claims that wait under the keys now; or
+a number, how many too many they would be, when none was taken."""
+MAX_PENDING = 2048
+
+
+class QueueFull(Exception):
+    """As many accepted requests wait as may."""
+
+    def __init__(self, excess: int, message: str) -> None:
+        super().__init__(message)
+        self.excess = excess
+
+
+class AcceptedRequest(NamedTuple):
+    """A request that is to be accepted."""
+
+    decision_id: str
+    claim: str
+    payload: bytes
+    principal: str = DEFAULT_PRINCIPAL
 
 
 class QueuedRequest(NamedTuple):
@@ -58,22 +91,28 @@ class RequestQueue:
         url: str,
         telemetry: Telemetry = UNOBSERVED,
         *,
+        most: int = MAX_PENDING,
         idle_ms: int = IDLE_MS,
         block_ms: int = BLOCK_MS,
     ) -> None:
         self._telemetry = telemetry
+        self._most = most
         self._redis = connect(url, timeout_s=block_ms / 1000 + 1)
+        self._send = GroupCommit(self._redis, telemetry)
         self._consumer = Consumer(self._redis, REQUESTS, GROUP, idle_ms=idle_ms, block_ms=block_ms)
 
-    async def put(
-        self, decision_id: str, claim: str, payload: bytes, principal: str = DEFAULT_PRINCIPAL
-    ) -> None:
-        """Make a request durable, once. Raises `RequestConflict` when the id waits with another
-        claim."""
-        values = (decision_id, claim, payload, KEY_TTL_S, principal)
-        known = await self._run("EVAL", PUT, 2, _key(decision_id), REQUESTS, *values)
-        if known.decode() != claim:
-            raise RequestConflict(f"decision {decision_id} was requested before with other content")
+    async def put_all(self, requests: Sequence[AcceptedRequest]) -> list[str]:
+        """Make requests durable, each once, in one step; the claims that wait under their ids then,
+        which are others' where the id was taken. Raises `QueueFull`: none was taken."""
+        keys = (_key(request.decision_id) for request in requests)
+        values = (value for request in requests for value in request)
+        known = await self._run(
+            "EVAL", PUT_ALL, 1 + len(requests), REQUESTS, *keys, KEY_TTL_S, self._most, *values
+        )
+        if isinstance(known, int):
+            self._telemetry.refused(Refusal.PENDING)
+            raise QueueFull(known, f"{self._most} accepted requests may wait, and do")
+        return [claim.decode() for claim in known]
 
     async def pending(self, decision_id: str) -> bool:
         """Whether a request waits under this id."""
@@ -138,11 +177,12 @@ class RequestQueue:
 
     async def aclose(self) -> None:
         """Close the connections."""
+        await self._send.aclose()
         await self._redis.aclose()
 
     async def _run(self, *command: Any) -> Any:
         try:
-            return await run(self._redis, *command)
+            return await self._send(*command)
         except (RedisError, OSError) as error:
             raise unavailable(error) from error
 

@@ -98,6 +98,26 @@ return redis.call('GET', KEYS[1])
 """
 """A memory of which something was thrown away is none: another one begins, once for all
 replicas."""
+PLACE = """
+local arrival, content = string.match(redis.call('GET', KEYS[1]) or '', '^(%d+) (.*)$')
+if not arrival and ARGV[2] == '' and redis.call('EXISTS', KEYS[2]) == 0 then return -1 end
+arrival = tonumber(arrival or 0)
+local told, of = string.match(ARGV[2], '^(%d+) (.*)$')
+if told and tonumber(told) >= arrival then arrival, content = tonumber(told), of end
+if content ~= ARGV[1] then arrival = arrival + 1 end
+redis.call('SET', KEYS[1], arrival .. ' ' .. ARGV[1], 'EX', ARGV[3])
+return arrival
+"""
+"""Keys: the newest report on a subject, the idempotency key of its decision. Arguments: the content
+of a report, the newest that its receiver knows of, seconds to remember it. Returns the arrival of
+the report: that of the newest when it says the same, else the next; -1 when nothing is remembered
+here of subject and decision, and nobody told."""
+LIFT = """
+local arrival = string.match(redis.call('GET', KEYS[1]) or '', '^(%d+) ')
+if not arrival or tonumber(arrival) < tonumber(ARGV[1]) then
+    redis.call('SET', KEYS[1], ARGV[1] .. ' ' .. ARGV[2], 'EX', ARGV[3])
+end
+"""
 APPEND_SHA = sha1(APPEND.encode(), usedforsecurity=False).hexdigest()
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -123,6 +143,20 @@ class Memory(NamedTuple):
     def covers(self, now: datetime) -> datetime:
         """From when on every key is remembered."""
         return max(self.since, now - timedelta(seconds=KEY_TTL_S))
+
+
+class Place(NamedTuple):
+    """The newest report on a subject: its arrival (0 of one that has none), and its content."""
+
+    arrival: int
+    content: str
+
+    def after(self, content: str) -> Place:
+        """The place of a report that comes next: the same when it says the same."""
+        return Place(self.arrival + (content != self.content), content)
+
+
+NOTHING_YET = Place(0, "")
 
 
 class Known(NamedTuple):
@@ -182,6 +216,10 @@ def state_change(document: bytes) -> StateChange:
 def idempotency_key(kind: EventKind, key: str) -> str:
     """The key under which an event is remembered."""
     return f"advisor:key:{kind.value}:{key}"
+
+
+def _newest_key(subject: str) -> str:
+    return f"advisor:newest:{subject}"
 
 
 class GroupCommit:
@@ -320,6 +358,20 @@ class StreamJournal:
         fields = linked._asdict() | {"fate": linked.fate.value}
         flat = (part for name, value in fields.items() for part in (names.get(name, name), value))
         await self._run("XADD", EVENTS, "*", *flat)
+
+    async def place(
+        self, subject: str, content: str, decision_id: str, newest: Place | None
+    ) -> Place | None:
+        """The place of a report among those on its subject, taken in one step: who comes later gets
+        a later one. None when what came before is not known here; `newest` tells it."""
+        told = "" if newest is None else f"{newest.arrival} {newest.content}"
+        keys = (_newest_key(subject), idempotency_key(EventKind.DECISION, decision_id))
+        arrival = await self._run("EVAL", PLACE, 2, *keys, content, told, KEY_TTL_S)
+        return None if arrival < 0 else Place(arrival, content)
+
+    async def lift(self, subject: str, place: Place) -> None:
+        """Tell of a report that got its place elsewhere."""
+        await self._run("EVAL", LIFT, 1, _newest_key(subject), *place, KEY_TTL_S)
 
     async def known(self, kind: EventKind, key: str) -> Known | None:
         """What is remembered under a key, or None."""

@@ -18,6 +18,11 @@ class Policy(Protocol):
         """The version that is answering."""
         ...
 
+    @property
+    def parallel(self) -> int:
+        """How many prompts it reads at the same time, without one waiting for another."""
+        ...
+
     async def decide(self, prompt: Prompt, deadline: float) -> Reading:
         """Read the labels' log-probabilities.
 

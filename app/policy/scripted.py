@@ -41,6 +41,9 @@ class ScriptedPolicy:
         function, and None, are asked a second time without the text part where there is one;
         answers given in turn are the same with and without it.
     gate : when given, `decide` waits for this event, at most until its deadline.
+    pace_s : how long it takes to read a prompt, one after the other; what would come late abstains
+        at its deadline, unread.
+    parallel : how many prompts it says that it reads at the same time, when it has no pace.
     rationale : what `explain` says.
     manifest : the version it claims to be.
     """
@@ -50,6 +53,8 @@ class ScriptedPolicy:
         script: Sequence[Answer] | Callable[[Prompt], Answer] | None = None,
         *,
         gate: asyncio.Event | None = None,
+        pace_s: float = 0.0,
+        parallel: int = 64,
         rationale: str | None = "Scripted.",
         manifest: ModelManifest = SCRIPTED_MANIFEST,
     ):
@@ -63,6 +68,9 @@ class ScriptedPolicy:
             self._next = lambda prompt: next(turns)
             self._reads_text = False
         self._gate = gate
+        self._pace_s = pace_s
+        self._parallel = 1 if pace_s else parallel
+        self._free_at = 0.0
         self._rationale = rationale
         self._manifest = manifest
         self._closed = False
@@ -74,13 +82,19 @@ class ScriptedPolicy:
         """The version that is answering."""
         return self._manifest
 
+    @property
+    def parallel(self) -> int:
+        """One with a pace; without, as it was told."""
+        return self._parallel
+
     async def decide(self, prompt: Prompt, deadline: float) -> Reading:
-        """The next answer of the script. Raises `PolicyAbstained` when it says so, when the gate
-        stays closed until the deadline, and after `aclose`."""
+        """The next answer of the script. Raises `PolicyAbstained` when it says so, when it would
+        come after the deadline, and after `aclose`."""
         if self._closed:
             raise PolicyAbstained(AbstainReason.SHUTTING_DOWN)
         self.prompts.append(prompt)
         await self._pass_gate(deadline)
+        await self._take_its_time(deadline)
         reading = self._answered(prompt)
         if not prompt.texts or reading.without_text is not None:
             return reading
@@ -109,6 +123,17 @@ class ScriptedPolicy:
                 await self._gate.wait()
         except TimeoutError:
             raise PolicyAbstained(AbstainReason.DEADLINE) from None
+
+    async def _take_its_time(self, deadline: float) -> None:
+        if not self._pace_s:
+            return
+        now = time.monotonic()
+        done_at = max(now, self._free_at) + self._pace_s
+        if done_at > deadline:
+            await asyncio.sleep(deadline - now)
+            raise PolicyAbstained(AbstainReason.DEADLINE)
+        self._free_at = done_at
+        await asyncio.sleep(done_at - now)
 
 
 def reading_of(label: str) -> Reading:

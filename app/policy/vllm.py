@@ -79,6 +79,11 @@ class VllmPolicy:
         """The version that is answering."""
         return self._manifest
 
+    @property
+    def parallel(self) -> int:
+        """As many as may be under way: the server batches them."""
+        return self._max_in_flight
+
     async def decide(self, prompt: Prompt, deadline: float) -> Reading:
         """Read the labels; see `Policy.decide`. Abstains with BACKEND_UNAVAILABLE when the server
         cannot be reached, BACKEND_PROTOCOL when its answer is not the labels'

@@ -28,6 +28,11 @@ class WithheldPolicy:
         """The version that is not answering."""
         return self._manifest
 
+    @property
+    def parallel(self) -> int:
+        """It reads none."""
+        return 1
+
     async def decide(self, prompt: Prompt, deadline: float) -> Never:
         """Abstain with BACKEND_UNAVAILABLE."""
         raise PolicyAbstained(AbstainReason.BACKEND_UNAVAILABLE, self.because)

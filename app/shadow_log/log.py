@@ -13,6 +13,7 @@ from uuid import UUID
 from sqlalchemy import (
     ARRAY,
     BindParameter,
+    ColumnElement,
     Select,
     Table,
     Text,
@@ -32,7 +33,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app.domain.decision import Decision
 from app.domain.errors import ManifestMismatch, ShadowLogUnavailable
-from app.domain.event import Entry, Event, EventKind, StateChange
+from app.domain.event import CorrectableReport, Entry, Event, EventKind, StateChange
 from app.domain.link import Producer
 from app.domain.manifest import ModelManifest
 from app.shadow_log import links, partitions, tables
@@ -44,7 +45,7 @@ from app.shadow_log.database import (
     faults_of_values,
     translated_errors,
 )
-from app.shadow_log.rows import Row, assemble, plain, row_hash
+from app.shadow_log.rows import Row, assemble, plain, report_of, row_hash
 
 NOTHING = "none"
 """What an alias is moved to when it shall name no version any more; moves are never deleted."""
@@ -151,6 +152,24 @@ class ShadowLog:
             "record_hash": found[0]["record_hash"],
             **reports,
         }
+
+    async def newest_report(
+        self, kind: EventKind, about: CorrectableReport
+    ) -> CorrectableReport | None:
+        """The report on the subject of `about` that came last, of those that are stored."""
+        reports = REPORTS[kind]
+        query = select(reports).where(
+            reports.c.decision_id == about.decision_id, ~reports.c.event_key.like("control:%")
+        )
+        stored = [
+            report_of(kind, row) for row in await self._rows(query.order_by(*oldest(reports)))
+        ]
+        same = [
+            report
+            for report in stored
+            if isinstance(report, CorrectableReport) and report.subject == about.subject
+        ]
+        return same[-1] if same else None
 
     async def latest_state(self) -> StateChange | None:
         """The newest change of the trading state."""
@@ -357,12 +376,24 @@ async def _reports_of(
 ) -> list[dict[str, Any]]:
     query = select(reports).where(reports.c.decision_id == decision_id)
     rows = []
-    for row in await connection.execute(query.order_by(reports.c.recorded_at, reports.c.event_key)):
+    for row in await connection.execute(query.order_by(*oldest(reports))):
         values = row._mapping
         content = values.get("record") or {
             "model_version": values["model_version"],
             "text": values["text"],
         }
-        by = {"reported_by": values["reported_by"]} if values.get("reported_by") else {}
-        rows.append({"recorded_at": values["recorded_at"].isoformat(), **by, **content})
+        told = {
+            name: values[name]
+            for name in ("reported_by", "arrival")
+            if values.get(name) is not None
+        }
+        rows.append({"recorded_at": values["recorded_at"].isoformat(), **told, **content})
     return rows
+
+
+def oldest(reports: Table) -> list[ColumnElement[Any]]:
+    """The order of reports on one subject, the newest last, as in the views `latest_...`."""
+    by_clock: list[ColumnElement[Any]] = [reports.c.recorded_at, reports.c.event_key]
+    if "arrival" not in reports.c:
+        return by_clock
+    return [func.coalesce(reports.c.arrival, 0), *by_clock]

@@ -15,6 +15,7 @@ from app.domain.canonical import content_hash, digest
 from app.domain.comparison import regime
 from app.domain.decision import Advice, Decision
 from app.domain.event import (
+    CORRECTABLE,
     AgentActionReport,
     Event,
     EventKind,
@@ -155,8 +156,8 @@ def report_of(kind: EventKind, row: Mapping[str, Any]) -> Report:
         names = ("state", "reason", "changed_by")
         return StateChange.from_json(common | {name: row[name] for name in names})
     common["decision_id"] = row["decision_id"]
-    if kind in (EventKind.AGENT_ACTION, EventKind.OUTCOME):
-        common["reported_by"] = row["reported_by"]
+    if kind in CORRECTABLE:
+        common |= {name: row[name] for name in ("reported_by", "arrival")}
     if kind is EventKind.AGENT_ACTION:
         return AgentActionReport.from_json(common | {"action": row["record"]})
     if kind is EventKind.OUTCOME:

@@ -123,6 +123,7 @@ agent_actions = Table(
     Column("quantity", Double),
     Column("record", JSONB, nullable=False),
     Column("reported_by", Text),
+    Column("arrival", Integer),
     Index(None, "decision_id"),
 )
 
@@ -144,6 +145,7 @@ outcomes = Table(
     Column("exogenous_skip", Boolean, nullable=False),
     Column("record", JSONB, nullable=False),
     Column("reported_by", Text),
+    Column("arrival", Integer),
     Index(None, "decision_id"),
 )
 

@@ -44,6 +44,11 @@ class TransformersPolicy:
         """The version that is answering."""
         return self._manifest
 
+    @property
+    def parallel(self) -> int:
+        """One thread reads: a batch takes nearly as long as its rows one by one."""
+        return 1
+
     async def decide(self, prompt: Prompt, deadline: float) -> Reading:
         """Read the labels; see `Policy.decide`. Abstains with OVERLOADED, DEADLINE,
         PROMPT_TOO_LONG, SHUTTING_DOWN or, when the model's numbers are not finite,

@@ -13,12 +13,14 @@ from typing import Any
 
 import pytest
 
+from app.advising.controls import MAX_PAUSE_S, REFRESH_S, Controls
 from app.domain.canonical import decision_id
 from app.domain.case import TradingState
 from app.domain.limits import read_limits
 from app.local.servers import EmbeddedValkey
 from app.shadow_log.log import ShadowLog
 from app.shadow_log.verify import verify_log
+from app.telemetry import UNOBSERVED
 from tests.service.running import ROOT, Running, drained, request, running, settings_for, until
 
 TOKEN = "correct horse"
@@ -220,6 +222,21 @@ async def test_each_state_does_what_it_says_on_every_replica(replicas: list[Runn
                 each: float(each == state) for each in TradingState
             }
             assert (await api.client.get("/state")).json()["change"]["changed_by"] == "admin"
+
+
+async def test_the_next_look_of_a_replica_obeys_what_another_was_told_and_looks_come_each_second(
+    api: Running,
+) -> None:
+    """The other replica is one whose background work stands still but for one look."""
+    service = api.service
+    other = Controls(SHIPPED, service.journal, service.shadow_log, UNOBSERVED)
+    await other.start()
+    assert other.state is TradingState.ACTIVE
+    for state in (TradingState.HALTED, TradingState.REDUCING, TradingState.ACTIVE):
+        assert (await put(api, state.value, token=None)).status_code == 200
+        await other.refresh()
+        assert other.state is state
+    assert max(REFRESH_S, MAX_PAUSE_S) <= 1.0, "also while looks fail"
 
 
 async def test_a_refused_change_changes_nothing_anywhere(replicas: list[Running]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from itertools import product
+from uuid import uuid4
 
 import pytest
 from prometheus_client import generate_latest
@@ -11,7 +12,7 @@ from prometheus_client import generate_latest
 from app.domain.case import TradingState
 from app.domain.decision import Role
 from app.metrics import ANSWERS, MAX_SYMBOLS, Metrics
-from app.telemetry import Dependency, LossCause, Refusal, Stage, Task, Telemetry
+from app.telemetry import AuthFailure, Dependency, LossCause, Pair, Refusal, Stage, Task, Telemetry
 from tests import builders as build
 
 
@@ -44,7 +45,8 @@ def test_a_decision_creates_four_cells_at_zero_and_a_comparison_counts_in_one() 
     metrics.decided(decision)
     (labels,) = combinations(metrics)
     assert set(cells(metrics, **labels).values()) == {0.0}
-    metrics.compared(decision.scenario.candidate, build.MODEL, True, False)
+    candidate = decision.scenario.candidate
+    metrics.compared(decision.decision_id, candidate, build.MODEL, Pair(True, False))
     assert cells(metrics, **labels) == {
         ("approve", "approve"): 0.0,
         ("approve", "reject"): 1.0,
@@ -59,10 +61,29 @@ def test_a_decision_creates_four_cells_at_zero_and_a_comparison_counts_in_one() 
 
 def test_a_comparison_whose_decision_another_process_recorded_creates_the_cells_too() -> None:
     metrics = Metrics([build.MODEL])
-    metrics.compared(build.scenario().candidate, build.MODEL, False, False)
+    candidate = build.scenario().candidate
+    metrics.compared(uuid4(), candidate, build.MODEL, Pair(False, False))
     (labels,) = combinations(metrics)
     assert cells(metrics, **labels)["reject", "reject"] == 1.0
     assert sum(value or 0 for value in cells(metrics, **labels).values()) == 1.0
+
+
+def test_a_corrected_action_takes_the_place_of_what_was_compared_and_counts_no_second_time() -> (
+    None
+):
+    metrics = Metrics([build.MODEL])
+    candidate, first, second = build.scenario().candidate, uuid4(), uuid4()
+    metrics.compared(first, candidate, build.MODEL, Pair(True, True))
+    metrics.compared(second, candidate, build.MODEL, Pair(False, False))
+    for agent in (False, True, False):
+        metrics.compared_anew(first, build.MODEL, Pair(agent, True))
+    metrics.compared_anew(uuid4(), build.MODEL, Pair(True, True))
+    ratio = metrics.registry.get_sample_value(
+        "advisor_agreement_ratio", {"model_version": build.MODEL}
+    )
+    assert ratio == 0.5, "the newest of the first disagrees, the second agrees"
+    (labels,) = combinations(metrics)
+    assert sum(value or 0 for value in cells(metrics, **labels).values()) == 2
 
 
 @pytest.mark.parametrize("more", [0, 1, 5])
@@ -81,10 +102,10 @@ def test_made_up_symbols_do_not_keep_a_frequent_one_from_its_name_and_nothing_is
     metrics = Metrics([build.MODEL])
     for number in range(3 * MAX_SYMBOLS):
         made_up = build.scenario(candidate__symbol=f"C{number}USDT").candidate
-        metrics.compared(made_up, build.MODEL, True, number % 2 == 0)
+        metrics.compared(uuid4(), made_up, build.MODEL, Pair(True, number % 2 == 0))
     real = build.scenario(candidate__symbol="BTCUSDT").candidate
     for _ in range(5):
-        metrics.compared(real, build.MODEL, True, True)
+        metrics.compared(uuid4(), real, build.MODEL, Pair(True, True))
     total = 0.0
     symbols = set()
     for labels in combinations(metrics):
@@ -97,12 +118,15 @@ def test_made_up_symbols_do_not_keep_a_frequent_one_from_its_name_and_nothing_is
     assert len(symbols) == MAX_SYMBOLS + 1
 
 
+COMPARED = uuid4()
 OBSERVATIONS: dict[str, tuple[object, ...]] = {
     "answered": ("/advise", 200),
     "refused": (Refusal.RATE,),
+    "unauthenticated": (AuthFailure.UNKNOWN,),
     "stage_took": (Stage.POLICY, 0.2),
     "decided": (build.decision("r-1"),),
-    "compared": (build.scenario().candidate, build.MODEL, True, False),
+    "compared": (uuid4(), build.scenario().candidate, build.MODEL, Pair(True, False)),
+    "compared_anew": (COMPARED, build.MODEL, Pair(False, True)),
     "lost": (LossCause.SPOOL_FULL, 2),
     "appended": ("spool",),
     "stream_holds": (3, 4.5),
@@ -110,6 +134,7 @@ OBSERVATIONS: dict[str, tuple[object, ...]] = {
     "stream_seen": (True, 0.4, datetime(2026, 11, 20, tzinfo=UTC)),
     "written": ({"decisions": 1}, 0.1),
     "events_missing": (3,),
+    "under_way": (3, 1.5),
     "prompts_wait": (6,),
     "batch_read": (4,),
     "labels_read": (0.97,),
@@ -133,6 +158,7 @@ def test_every_observation_of_the_port_is_tried_here() -> None:
 @pytest.mark.parametrize(("name", "told"), OBSERVATIONS.items(), ids=OBSERVATIONS)
 def test_what_is_observed_can_be_scraped(name: str, told: tuple[object, ...]) -> None:
     metrics = Metrics([build.MODEL])
+    metrics.compared(COMPARED, build.scenario().candidate, build.MODEL, Pair(True, True))
     before = generate_latest(metrics.registry)
     getattr(metrics, name)(*told)
     assert generate_latest(metrics.registry) != before

@@ -18,7 +18,7 @@ from app.journal.later import DEAD_REQUESTS, REQUESTS
 from app.journal.stream import EVENTS, STATE
 from app.local.servers import EmbeddedValkey
 from app.shadow_log.verify import verify_log
-from tests.service.journal.journal_events import client, dead_letters
+from tests.service.journal.journal_events import client, dead_letters, put
 from tests.service.running import (
     ROOT,
     Running,
@@ -150,7 +150,7 @@ async def test_what_is_no_request_or_was_answered_otherwise_is_put_aside_and_the
     other = request("twice", candidate__rsi=1.0)
     with client(valkey_url) as connection:
         connection.delete(f"advisor:request:{decision_id('twice')}")
-    await api.service.requests.put(str(decision_id("twice")), "sha256:x", orjson.dumps(other))
+    await put(api.service.requests, str(decision_id("twice")), "sha256:x", orjson.dumps(other))
     assert (await api.advise(request("last"), Prefer="respond-async")).status_code == 202
     for key in ("later", "much-later", "last"):
 

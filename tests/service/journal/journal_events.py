@@ -10,6 +10,7 @@ from typing import Any
 import redis
 
 from app.domain.event import Event, EventKind
+from app.journal.later import AcceptedRequest, RequestQueue
 from app.journal.stream import DEAD, EVENTS
 
 _numbers = count()
@@ -23,6 +24,12 @@ def event(
 ) -> Event:
     """An event of about `len(text)` bytes; without a key it gets one of its own."""
     return Event(kind, key or f"key-{next(_numbers)}", claim, b'{"text":"%s"}' % text.encode())
+
+
+async def put(requests: RequestQueue, decision_id: str, claim: str, payload: bytes) -> str:
+    """Accept one request; the claim that waits under its id then."""
+    [waiting] = await requests.put_all([AcceptedRequest(decision_id, claim, payload)])
+    return waiting
 
 
 @contextmanager

@@ -6,10 +6,19 @@ from pathlib import Path
 
 import pytest
 
-from app.domain.errors import JournalUnavailable, RequestConflict
-from app.journal.later import GROUP, REQUESTS, QueuedRequest, RequestQueue
+from app.domain.errors import JournalUnavailable
+from app.journal.later import (
+    GROUP,
+    REQUESTS,
+    AcceptedRequest,
+    QueuedRequest,
+    QueueFull,
+    RequestQueue,
+)
 from app.local.servers import EmbeddedValkey
-from tests.service.journal.journal_events import client
+from app.telemetry import Refusal
+from tests.service.journal.journal_events import client, put
+from tests.telemetry import Told
 
 
 def queue(url: str, idle_ms: int = 60_000) -> RequestQueue:
@@ -21,10 +30,9 @@ async def test_a_request_is_taken_done_and_forgotten_and_a_repeat_changes_nothin
 ) -> None:
     requests = queue(valkey_url)
     assert not await requests.pending("one")
-    await requests.put("one", "sha256:a", b"payload")
-    await requests.put("one", "sha256:a", b"payload")
-    with pytest.raises(RequestConflict, match="decision one was requested before"):
-        await requests.put("one", "sha256:b", b"other")
+    await put(requests, "one", "sha256:a", b"payload")
+    await put(requests, "one", "sha256:a", b"payload")
+    assert await put(requests, "one", "sha256:b", b"other") == "sha256:a", "another request has it"
     assert await requests.pending("one")
     (taken,) = await requests.take()
     assert taken == QueuedRequest(taken.stream_id, "one", "sha256:a", b"payload")
@@ -39,7 +47,7 @@ async def test_a_request_is_taken_done_and_forgotten_and_a_repeat_changes_nothin
 
 async def test_what_a_dead_replica_took_is_taken_again_by_another(valkey_url: str) -> None:
     dead, patient, heir = queue(valkey_url), queue(valkey_url), queue(valkey_url, idle_ms=0)
-    await dead.put("one", "sha256:a", b"payload")
+    await put(dead, "one", "sha256:a", b"payload")
     (taken,) = await dead.take()
     assert await patient.take() == []
     assert await heir.take() == [taken]
@@ -49,8 +57,8 @@ async def test_what_a_dead_replica_took_is_taken_again_by_another(valkey_url: st
 
 async def test_a_request_deleted_by_hand_is_not_handed_out(valkey_url: str) -> None:
     dead, heir = queue(valkey_url), queue(valkey_url, idle_ms=0)
-    await dead.put("one", "sha256:a", b"payload")
-    await dead.put("two", "sha256:a", b"payload")
+    await put(dead, "one", "sha256:a", b"payload")
+    await put(dead, "two", "sha256:a", b"payload")
     assert len(await dead.take()) == 2
     with client(valkey_url) as connection:
         connection.xtrim(REQUESTS, maxlen=1, approximate=False)
@@ -62,14 +70,35 @@ async def test_a_request_deleted_by_hand_is_not_handed_out(valkey_url: str) -> N
 async def test_without_a_server_each_call_says_what_to_check(tmp_path: Path) -> None:
     with EmbeddedValkey(tmp_path) as server:
         requests = queue(server.url)
-        await requests.put("one", "sha256:a", b"payload")
+        await put(requests, "one", "sha256:a", b"payload")
         (taken,) = await requests.take()
     for call in (
-        requests.put("two", "sha256:a", b""),
+        put(requests, "two", "sha256:a", b""),
         requests.pending("one"),
         requests.take(),
         requests.done(taken),
     ):
         with pytest.raises(JournalUnavailable, match="check REDIS_URL"):
             await call
+    await requests.aclose()
+
+
+def accepted(*names: str) -> list[AcceptedRequest]:
+    return [AcceptedRequest(name, f"sha256:{name}", b"payload") for name in names]
+
+
+async def test_a_list_is_accepted_whole_or_not_at_all(valkey_url: str) -> None:
+    told = Told()
+    requests = RequestQueue(valkey_url, told, most=3, block_ms=20)
+    assert await requests.put_all(accepted("one", "two")) == ["sha256:one", "sha256:two"]
+    with pytest.raises(QueueFull) as full:
+        await requests.put_all(accepted("three", "four"))
+    assert full.value.excess == 1
+    assert not await requests.pending("three")
+    # What waits already, and what stands twice in one list, takes no room of its own.
+    again = await requests.put_all(accepted("one", "two", "three", "three"))
+    assert again == ["sha256:one", "sha256:two", "sha256:three", "sha256:three"]
+    assert await requests.put_all(accepted("one", "three")) == ["sha256:one", "sha256:three"]
+    assert [each.decision_id for each in await requests.take()] == ["one", "two", "three"]
+    assert told.seen["refused"] == [Refusal.PENDING]
     await requests.aclose()

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
+from app.domain.canonical import decision_id
 from app.domain.decision import Abstention
 from app.domain.errors import AbstainReason
 from app.domain.event import Event
 from app.shadow_log.log import ShadowLog
+from app.shadow_log.verify import verify
 from tests import builders as build
 from tests.service.shadow_log.test_shadow_log import rows
 
@@ -150,6 +152,33 @@ async def test_the_newest_report_of_an_arm_and_version_counts(
         "SELECT event_key FROM agent_actions ORDER BY recorded_at DESC, event_key DESC LIMIT 1",
     )
     assert rows(database_url, "SELECT event_key FROM latest_actions") == newest
+
+
+async def test_the_report_that_came_last_counts_whatever_clocks_and_writers_did(
+    log: ShadowLog, database_url: str
+) -> None:
+    """A correction from a clock that is behind, written before what it corrects by a faster
+    writer; and one of a report from an earlier release, which has no number."""
+    await log.append(
+        [
+            build.decision_event("r-1", control=build.agent_action(True)),
+            build.action_event("r-1", True, minutes=-3, arrival=3),
+            build.outcome_event("r-1", build.outcome(r=-1.0), minutes=9),
+            build.outcome_event("r-1", build.outcome(r=2.0), minutes=3, arrival=1),
+        ]
+    )
+    await log.append([build.action_event("r-1", False, minutes=7, arrival=2)])
+    await log.append([build.action_event("r-1", True, minutes=8, arrival=1)])
+    [action] = rows(database_url, "SELECT decision, event_key FROM latest_actions")
+    assert action["event_key"] == build.action_event("r-1", True, arrival=3).key
+    assert rows(database_url, "SELECT net_pnl FROM latest_outcomes") == [
+        {"net_pnl": 2.0 * build.PLAN_RISK}
+    ]
+    document = await log.get(decision_id("r-1"))
+    assert document is not None
+    told = [action.get("arrival") for action in document["agent_actions"]]
+    assert told == [None, 1, 2, 3], "the control that came along is the oldest"
+    assert (await verify(log.engine)).findings == []
 
 
 async def test_agreement_and_kappa_by_hand(log: ShadowLog, database_url: str) -> None:
