@@ -80,9 +80,9 @@ async def test_a_refusal_does_not_wait_for_the_body_and_keeps_the_connection(
     async with busy(database_url, valkey_url, tmp_path, idle_s=1) as (api, _, _):
         parts = urlsplit(api.url)
         reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
-        head = (
-            b"POST /advise HTTP/1.1\r\nHost: x\r\nX-Deadline-Ms: 900\r\nContent-Length: 5\r\n\r\n"
-        )
+        host = f"Host: {parts.netloc}\r\n".encode()
+        head = b"POST /advise HTTP/1.1\r\n" + host + b"X-Deadline-Ms: 900\r\n"
+        head += b"Content-Type: application/json\r\nContent-Length: 5\r\n\r\n"
         writer.write(head)
         answer = await asyncio.wait_for(reader.readuntil(b"}"), 10)
         assert answer.startswith(b"HTTP/1.1 503")
