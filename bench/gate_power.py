@@ -5,7 +5,8 @@ Simulated are outcomes of scenarios in R, not prices: half of the plans are stop
 (some gap lower), a third leave in time with little, a fifth trail to as much as +3 R; after costs
 the mean is about -0.33 R. Outcomes of a day hang together, and so do days. An arm trades where its
 score is high; its skill is the correlation of its score with the outcome (in normal scores), and
-scores of a day hang together as outcomes do.
+scores of a day hang together as outcomes do. As a veto the policy lets the agent's trades through
+where its score is high.
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ import numpy as np
 from scipy.special import ndtr, ndtri
 
 from training.arrays import DAY_S, Floats, Rows
-from training.config.judging import GateConfig
+from training.config.judging import GateConfig, Kind
 from training.judging.gate.verdict import (
     RANDOM_VETO,
+    WIN,
     Check,
     CheckName,
     Evidence,
+    Foretold,
     Mode,
     Verdict,
     judge,
@@ -33,6 +36,7 @@ from training.judging.gate.verdict import (
 from training.stages.parallel import over
 from training.statistics.anytime import log_wealth, period_means
 from training.statistics.bootstrap import day_totals, mean_intervals, wilson
+from training.statistics.selection import deflated_sharpe
 
 STOPPED, TIMED = 0.47, 0.33
 """Shares of plans that are stopped, and that leave in time."""
@@ -82,6 +86,13 @@ NO_EDGE = (
     ),
 )
 """In each, the policy is no better than one rival, and in the last three better than another."""
+NO_SAVING = (
+    *NO_EDGE[:3],
+    World("the agent has skill, the veto none", policy_rate=0.7, agent_skill=0.5, shift=0.3),
+)
+"""In each, the policy's refusals are no better than others at the same rate; in the first two any
+refusal saves R."""
+TRIES = 8
 
 
 def outcome(score: Floats) -> Floats:
@@ -171,19 +182,49 @@ def evidence(market: Market, world: World, seed: int) -> Evidence:
         random_veto=market.policy.mean() * market.r,
         heuristics={"heuristic": market.heuristic * market.r},
         traded=market.policy > 0,
+        agent_traded=market.agent > 0,
         policy_returns=returns[0],
         agent_returns=returns[1],
         random_veto_returns=returns[3:],
         heuristic_returns={"heuristic": returns[2]},
         steps_per_year=365.25,
         trial_sharpes=(*sharpes, float(own)),
-        probability=probability,
-        won=(market.r > 0).astype(np.float64),
+        trials=world.tried + 1,
+        looks=world.tried + 1,
+        foretold={WIN: Foretold(probability, (market.r > 0).astype(np.float64))},
         checks=PASSED,
     )
 
 
+def as_veto(seen: Evidence, market: Market) -> Evidence:
+    """The same history, the policy's refusals of the agent's trades alone."""
+    kept = market.policy * market.agent
+    returns = RISK * day_totals((kept * market.r)[:, None], market.as_of)[0].T
+    return replace(
+        seen,
+        kind=Kind.VETO,
+        policy=kept * market.r,
+        random_veto=kept.sum() / market.agent.sum() * market.agent * market.r,
+        traded=kept > 0,
+        policy_returns=returns[0],
+        random_veto_returns=np.empty((0, returns.shape[1])),
+        heuristics={},
+        heuristic_returns={},
+    )
+
+
+def kept_until(market: Market) -> Floats:
+    """Share of the agent's trades of earlier days that the policy let through, 1 before there were
+    any. (N,)"""
+    both = np.column_stack([market.policy * market.agent, market.agent])
+    totals, counts = day_totals(both, market.as_of)
+    kept, asked = (np.cumsum(totals, axis=0) - totals).T
+    rate = np.divide(kept, asked, out=np.ones(len(kept)), where=asked > 0)
+    return np.asarray(np.repeat(rate, counts.astype(int)))
+
+
 _GRID = np.linspace(-4, 4, 20_001)
+_WEIGHTS = np.exp(-(_GRID**2) / 2) / np.exp(-(_GRID**2) / 2).sum()
 PRIOR = 100.0
 """Scenarios that the rate known from validation is worth, when the live rate is reckoned."""
 
@@ -227,6 +268,10 @@ class Run(NamedTuple):
     live_bounds: bool
     """All three anytime-valid bounds rose above 0 at some day: no promotion at any look happens
     without."""
+    veto: bool
+    """Promoted as a veto, asked once."""
+    live_veto: bool
+    """Promoted as a veto in live mode, asked at the end."""
     repeated: bool
     """The bounds of FIXED, wrongly asked every 20 days, were all above 0 at some look; only if so
     wished."""
@@ -239,8 +284,12 @@ def one_run(world: World, decisions: int, config: GateConfig, repeated: bool, se
     market = simulate(world, decisions, seed)
     seen = evidence(market, world, seed)
     fixed = judge(seen, config, Mode.FIXED)
+    vetoing = as_veto(seen, market)
+    veto = judge(vetoing, config, Mode.FIXED)
     # Live, nobody knows the rate of days to come: the random veto has the rate that the policy had
     # until then.
+    vetoing = replace(vetoing, random_veto=kept_until(market) * vetoing.agent)
+    live_veto = judge(vetoing, config, Mode.LIVE)
     seen = replace(seen, random_veto=running_rate(market, world) * market.r)
     live = judge(seen, config, Mode.LIVE)
     wealth = [
@@ -254,6 +303,8 @@ def one_run(world: World, decisions: int, config: GateConfig, repeated: bool, se
         fixed_bounds=_bounds_hold(fixed),
         live=live.promote,
         live_bounds=bool(min(wealth) >= -math.log(1 - config.confidence)),
+        veto=veto.promote,
+        live_veto=live_veto.promote,
         repeated=repeated and _ever(market, config),
         edge=fixed.differences[RANDOM_VETO].value or 0.0,
     )
@@ -302,7 +353,7 @@ def runs(
     return over(judged, seeds, workers, backend)
 
 
-FLAGS = ("fixed", "fixed_bounds", "live", "live_bounds")
+FLAGS = ("fixed", "fixed_bounds", "live", "live_bounds", "veto", "live_veto")
 
 
 def shares(name: str, found: Sequence[Run], of: Iterable[str]) -> list[Share]:
@@ -326,6 +377,8 @@ class PowerPoint(NamedTuple):
     fixed_bounds: Share
     live: Share
     live_bounds: Share
+    veto: Share
+    live_veto: Share
 
 
 def power_curve(
@@ -352,11 +405,31 @@ def power_curve(
     return curve
 
 
+def best_of_many(
+    tries: int, count: int, config: GateConfig, days: int = 730, seed: int = 0
+) -> tuple[Share, Share]:
+    """Of so many versions that earn nothing but luck, how often the best one's deflated Sharpe
+    ratio is confident enough: when the gate knows of it alone, and when it knows of every try."""
+    alone = together = 0
+    for run in range(count):
+        scores = np.random.default_rng([seed, run]).normal(size=(tries, days))
+        returns = RISK * (outcome(scores) - outcome(_GRID) @ _WEIGHTS)
+        sharpes = returns.mean(axis=1) / returns.std(axis=1, ddof=1)
+        best = int(sharpes.argmax())
+        known = (float(sharpes[best]),), tuple(map(float, sharpes))
+        passed = [
+            (deflated_sharpe(returns[best], tried).confidence or 0.0) >= config.deflated_sharpe
+            for tried in known
+        ]
+        alone, together = alone + passed[0], together + passed[1]
+    name = f"the best of {tries} without skill"
+    return Share(f"{name}, known alone", alone, count), Share(f"{name}, all known", together, count)
+
+
 def true_edge(world: World) -> tuple[float, float]:
     """The policy's mean R per decision less the random veto's, and its mean R per trade: by
     integration over scores."""
-    weights = np.exp(-(_GRID**2) / 2)
-    weights /= weights.sum()
+    weights = _WEIGHTS
     r = np.clip(outcome(_GRID) + world.shift, -HIGHEST, HIGHEST)
     cut = ndtri(1 - world.policy_rate)
     chance = ndtr((world.policy_skill * _GRID - cut) / math.sqrt(1 - world.policy_skill**2))

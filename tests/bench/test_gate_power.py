@@ -10,9 +10,13 @@ import pytest
 
 from bench.gate_power import (
     NO_EDGE,
+    NO_SAVING,
     Share,
     World,
+    as_veto,
+    best_of_many,
     evidence,
+    kept_until,
     power_curve,
     running_rate,
     runs,
@@ -21,7 +25,7 @@ from bench.gate_power import (
 )
 from training.arrays import DAY_S
 from training.config.judging import GateConfig
-from training.judging.gate.verdict import RANDOM_VETO, Mode, judge
+from training.judging.gate.verdict import RANDOM_VETO, WIN, Mode, judge
 from training.statistics.anytime import log_wealth, period_means
 from training.statistics.bootstrap import day_totals
 
@@ -68,10 +72,10 @@ def test_the_stated_edge_is_the_one_that_is_simulated(skill: float) -> None:
 
 def test_the_policys_probabilities_are_honest() -> None:
     world = World("edge", policy_skill=0.5)
-    seen = evidence(simulate(world, 40_000, 3), world, 3)
+    win = evidence(simulate(world, 40_000, 3), world, 3).foretold[WIN]
     for low, high in ((0.0, 0.2), (0.2, 0.4), (0.4, 1.0)):
-        part = (seen.probability >= low) & (seen.probability < high)
-        assert seen.won[part].mean() == pytest.approx(seen.probability[part].mean(), abs=0.02)
+        part = (win.probability >= low) & (win.probability < high)
+        assert win.came[part].mean() == pytest.approx(win.probability[part].mean(), abs=0.02)
 
 
 def test_the_live_rate_of_a_day_is_known_before_it_begins() -> None:
@@ -139,3 +143,43 @@ def test_a_share_has_a_wilson_interval() -> None:
     # Wilson's interval of 5 in 500, worked out: 0.43 % to 2.32 %.
     assert Share("five", 5, 500).interval == pytest.approx((0.00428, 0.02319), abs=2e-5)
     assert Share("none", 0, 500).interval[0] == pytest.approx(0.0)
+
+
+@pytest.mark.parametrize("world", NO_SAVING, ids=lambda world: world.name)
+def test_refusals_without_skill_are_seldom_promoted_as_a_veto(world: World) -> None:
+    found = runs(world, 1600, 40, CONFIG)
+    # Five looks: 0.5 % of 40 each; 3 or more have a chance of 0.1 %.
+    assert sum(run.veto for run in found) <= 2
+    assert sum(run.live_veto for run in found) <= 2
+
+
+def test_a_veto_with_skill_is_promoted_where_the_agent_only_loses() -> None:
+    world = World("edge", policy_skill=0.65, policy_rate=0.5, tried=0)
+    found = runs(world, 1600, 10, CONFIG)
+    assert sum(run.veto for run in found) >= 9
+
+
+def test_the_live_rate_of_a_veto_is_that_of_earlier_days() -> None:
+    world = World("any")
+    market = simulate(world, 800, 4)
+    rate, both = kept_until(market), market.policy * market.agent
+    assert rate[0] == 1.0
+    before = market.as_of < market.as_of[-1]
+    assert rate[-1] == pytest.approx(both[before].sum() / market.agent[before].sum())
+
+
+def test_a_veto_keeps_the_agents_trades_alone() -> None:
+    world = World("any")
+    market = simulate(world, 800, 4)
+    seen = as_veto(evidence(market, world, 4), market)
+    assert not (seen.traded & ~seen.agent_traded).any()
+    assert seen.random_veto.sum() == pytest.approx(
+        seen.traded.sum() / seen.agent_traded.sum() * seen.agent.sum()
+    )
+
+
+def test_the_best_of_eight_without_skill_passes_no_more_than_one_does() -> None:
+    """1 - 0.95^8 = 33.7 % of best ones look confident by themselves; 5 % may."""
+    alone, together = best_of_many(8, 300, CONFIG)
+    assert alone.share == pytest.approx(0.337, abs=0.09)
+    assert together.share <= 0.05

@@ -26,19 +26,23 @@ from training.cli.options import (
     point,
     tell,
 )
+from training.config.judging import Kind
 from training.config.learning import ALGORITHMS
 from training.config.section import ConfigError
 from training.stages.store import Artifact
 from training.stages.workshop import Workshop
 
-CHAMPION = "champion"
+ALIASES = {Kind.TRADER: "champion", Kind.VETO: "champion-veto"}
 
 Against = Annotated[
     str, typer.Option(help="further algorithms in the contest, separated by commas; or all")
 ]
 Champion = Annotated[str, typer.Option(help="a published version that must be beaten too")]
 Evaluation = Annotated[Path, typer.Argument(help="a finished evaluation artefact")]
-Alias = Annotated[str, typer.Option(help="the alias that moves")]
+Alias = Annotated[
+    str, typer.Option(help="the alias that moves; none: champion, of a veto champion-veto")
+]
+As = Annotated[Kind, typer.Option("--as", help="what it is promoted as, each by its own verdict")]
 Override = Annotated[
     bool, typer.Option("--override", help="promote against the verdict; needs --by and --why")
 ]
@@ -70,6 +74,7 @@ def evaluate(
     shop = Workshop(settings.artifacts, tell, meter, adopt or ())
     done = pipeline.evaluate(settings, shop, now, rivals, log, champion or None)
     print_verdict(done.report["verdict"])
+    print_verdict(done.veto["verdict"])
     tell(f"version {done.version.name}")
     tell(f"report  {done.artifact / 'report.html'}")
 
@@ -93,12 +98,15 @@ def promote(
     evaluation: Evaluation,
     url: Url = DEFAULT_URL,
     token: Token = None,
-    alias: Alias = CHAMPION,
+    alias: Alias = "",
+    kind: As = Kind.TRADER,
     override: Override = False,
     by: By = "",
     why: Why = "",
 ) -> None:
     """Move the champion's alias to the evaluated version: only with a report that passes.
+
+    As a veto the version is to refuse trades of the agent's, and its size and stop are not taken.
 
     An override is explicit: it names somebody and a reason, is sealed into a copy of the report
     beside the artefact, and stands in the alias' history.
@@ -106,7 +114,7 @@ def promote(
     from training.judging.gate.sealed import overridden, require_promotable
 
     artifact = Artifact.open(evaluation, "evaluation", deep=True)
-    report: dict[str, Any] = json.loads((artifact / "verdict.json").read_text(encoding="utf-8"))
+    report: dict[str, Any] = json.loads((artifact / kind.file).read_text(encoding="utf-8"))
     now = datetime.now(UTC)
     reason = why or "passed the gate"
     if override:
@@ -118,7 +126,7 @@ def promote(
         kept = artifact.path.with_name(f"{artifact.path.name}.override-{now:%Y%m%dT%H%M%S}.json")
         kept.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         tell(f"override written to {kept}")
-    point(url, token, alias, version, f"{reason} ({report['hash']})", by)
+    point(url, token, alias or ALIASES[kind], version, f"{reason} ({report['hash']})", by)
 
 
 def print_verdict(verdict: dict[str, Any]) -> None:
@@ -127,14 +135,15 @@ def print_verdict(verdict: dict[str, Any]) -> None:
         "rival",
         "policy less rival, R per scenario",
         "lower bound",
-        title="Held out",
+        title=f"Held out, as a {verdict.get('kind', Kind.TRADER)}",
         title_justify="left",
     )
     for name, difference in verdict["differences"].items():
         table.add_row(name, _signed(difference["value"]), _signed(difference["low"]))
     console.print(table)
     if verdict["promote"]:
-        console.print("the gate passes it: advisor-train promote EVALUATION")
+        asked = " --as veto" if verdict.get("kind") == Kind.VETO else ""
+        console.print(f"the gate passes it: advisor-train promote EVALUATION{asked}")
         return
     console.print("the gate refuses it:")
     for refusal in verdict["refusals"]:

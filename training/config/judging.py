@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import date
+from enum import StrEnum
 from pathlib import Path
 from typing import Literal, Self
 
@@ -136,6 +137,21 @@ class DriftConfig(Section):
         return self
 
 
+class Kind(StrEnum):
+    """What a version is to be promoted as."""
+
+    TRADER = "trader"
+    """It decides: it has to beat everybody, not trading too."""
+    VETO = "veto"
+    """It only refuses trades of the agent's: it has to save R, against the agent and against
+    refusals dealt at random at its rate."""
+
+    @property
+    def file(self) -> str:
+        """Where an evaluation keeps the gate's signed verdict."""
+        return "verdict.json" if self is Kind.TRADER else f"verdict-{self.value}.json"
+
+
 class GateConfig(Section):
     """What a version must show before it is promoted."""
 
@@ -151,7 +167,7 @@ class GateConfig(Section):
         120, ge=2, description="days with scenarios: what happens on one day hangs together"
     )
     max_calibration_error: float = Field(
-        0.1, gt=0, lt=1, description="expected calibration error of its approvals"
+        0.1, gt=0, lt=1, description="expected calibration error of each thing that it foretells"
     )
     bound_r: float = Field(
         3.0, gt=0, description="live: every return lies within +- this, R; as outcomes.clip_r"

@@ -20,8 +20,8 @@ from training.judging.contest.arms import BASE_MODEL, POLICY
 from training.judging.contest.contest import Period, Trained, hold_contest, refitted
 from training.judging.contest.rollouts import ROLLOUTS, rollouts
 from training.judging.gate.checks import Checked
-from training.judging.gate.evidence import evidence_of
-from training.judging.gate.looks import count_look
+from training.judging.gate.evidence import Before, as_veto, evidence_of, sharpes_tried
+from training.judging.gate.looks import count_look, note_tried, tried_before
 from training.judging.gate.sealed import sign_off
 from training.judging.gate.verdict import Mode, judge
 from training.judging.report.arms import evaluation_report
@@ -37,7 +37,6 @@ from training.stages.store import Facts
 
 NAME = "retrained before each period"
 """What stands for a model version when many are judged together."""
-VERDICT = "verdict.json"
 
 
 @stage("evaluation")  # long: every input is a parameter, every finding a field
@@ -77,14 +76,25 @@ def evaluation(
     )
     # The log grows, and the question is asked again and again.
     mode = Mode.LIVE if period.source == "shadow_log" else Mode.FIXED
-    evidence = evidence_of(version, contest, trained, checks.checks, mode, terms.gate.bound_r)
+    tried = tried_before(models, version, terms.market, period, now)
+    note_tried(models, version, terms.market, period, now, sharpes_tried(contest))
+    bound_r = terms.gate.bound_r
+    evidence = evidence_of(
+        version, contest, trained, checks.checks, mode, bound_r, Before(tried, look)
+    )
     verdict = judge(evidence, terms.gate, mode)
-    signed = sign_off(verdict, evidence, terms.gate, by="advisor-train evaluate", at=now)
-    (folder / VERDICT).write_text(json.dumps(signed, indent=1) + "\n", encoding="utf-8")
+    vetoing = as_veto(evidence, contest, mode, bound_r)
+    veto = judge(vetoing, terms.gate, mode)
+    for weighed, judged in ((evidence, verdict), (vetoing, veto)):
+        signed = sign_off(judged, weighed, terms.gate, by="advisor-train evaluate", at=now)
+        path = folder / weighed.kind.file
+        path.write_text(json.dumps(signed, indent=1) + "\n", encoding="utf-8")
     findings = Findings(
         model_version=version,
         contest=contest,
         verdict=verdict,
+        veto=veto,
+        foretold=evidence.foretold,
         checks=checks.checks,
         cpu_seconds=cpu_seconds,
         look=look,
@@ -98,7 +108,12 @@ def evaluation(
     )
     rollouts(contest).write_parquet(folder / ROLLOUTS)
     evaluation_report(findings).write(folder)
-    return {"model_version": version, "promote": verdict.promote, "look": look}
+    return {
+        "model_version": version,
+        "promote": verdict.promote,
+        "promote_as_veto": veto.promote,
+        "look": look,
+    }
 
 
 @stage("walk_forward")  # long: as above
@@ -143,11 +158,14 @@ def walk_forward(
         scenarios, market, periods, limits, terms.evaluate, terms.outcomes, progress
     )
     first_trained = before[next(iter(spans))]
-    verdict = judge(evidence_of(NAME, contest, first_trained, ()), terms.gate, Mode.FIXED)
+    evidence = evidence_of(NAME, contest, first_trained, ())
+    verdict = judge(evidence, terms.gate, Mode.FIXED)
     findings = Findings(
         model_version=NAME,
         contest=contest,
         verdict=verdict,
+        veto=judge(as_veto(evidence, contest, Mode.FIXED), terms.gate, Mode.FIXED),
+        foretold=evidence.foretold,
         checks=(),
         cpu_seconds={POLICY: cpu_seconds},
         look=0,

@@ -19,10 +19,11 @@ from app.domain.limits import Limits, read_limits
 from app.policy.store import find_version, load_manifest
 from training.arrays import instant
 from training.config.file import RebuildConfig
+from training.config.judging import Kind
 from training.config.learning import Algorithm
 from training.config.section import ConfigError
 from training.judging.contest.arms import CHAMPION, POLICY, PROBE, WARM_UP
-from training.judging.evaluation import VERDICT, evaluation
+from training.judging.evaluation import evaluation
 from training.judging.gate.checks import checks
 from training.judging.report.findings import Terms
 from training.learning.algorithms.probe import of_probe
@@ -44,7 +45,9 @@ class Evaluated(NamedTuple):
     artifact: Artifact
     version: Path
     report: dict[str, Any]
-    """The gate's, signed."""
+    """The gate's, signed: as a trader."""
+    veto: dict[str, Any]
+    """The same as a veto."""
 
 
 def evaluate(  # long: a list of calls, read from top to bottom
@@ -133,7 +136,8 @@ def evaluate(  # long: a list of calls, read from top to bottom
         now=now,
         cpu_seconds={name: each.cpu_seconds for name, each in rebuilt.items()},
     )
-    return Evaluated(artifact, version.path, read_report(artifact))
+    reports = (read_report(artifact, kind) for kind in (Kind.TRADER, Kind.VETO))
+    return Evaluated(artifact, version.path, *reports)
 
 
 def rebuild_all(
@@ -186,9 +190,9 @@ def published(directory: Path) -> Published:
     return Published(directory, load_manifest(directory))
 
 
-def read_report(artifact: Artifact) -> dict[str, Any]:
+def read_report(artifact: Artifact, kind: Kind) -> dict[str, Any]:
     """The gate's signed report of a finished evaluation."""
-    return dict(json.loads((artifact / VERDICT).read_text(encoding="utf-8")))
+    return dict(json.loads((artifact / kind.file).read_text(encoding="utf-8")))
 
 
 def _require_held_out_bars(config: RebuildConfig, market: History) -> None:

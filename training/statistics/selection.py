@@ -170,13 +170,15 @@ class DeflatedSharpe(NamedTuple):
     reason: str = ""
 
 
-def deflated_sharpe(returns: Floats, trial_sharpes: Sequence[float]) -> DeflatedSharpe:
+def deflated_sharpe(
+    returns: Floats, trial_sharpes: Sequence[float], trials: int = 1
+) -> DeflatedSharpe:
     """Bailey & López de Prado 2014, "The Deflated Sharpe Ratio", equations 1 (expected maximum) and
     2.
 
     returns : (T,) per period. trial_sharpes : Sharpe ratios per period of everything that was
-    tried, this one too; with one trial nothing is deflated, and the result is the probabilistic
-    Sharpe ratio against 0.
+    tried, this one too, as far as they are known. trials : how many were tried, if more. With one
+    trial nothing is deflated, and the result is the probabilistic Sharpe ratio against 0.
     """
     require_finite(returns, "returns")
     n = len(returns)
@@ -191,7 +193,7 @@ def deflated_sharpe(returns: Floats, trial_sharpes: Sequence[float]) -> Deflated
         float((centred**4).mean()) / deviation**4,
     )
     sharpe = float(returns.mean() / returns.std(ddof=1))
-    threshold = expected_maximum_sharpe(trial_sharpes)
+    threshold = expected_maximum_sharpe(trial_sharpes, trials, 1 / math.sqrt(n - 1))
     variance = 1 - skew * sharpe + (kurtosis - 1) / 4 * sharpe**2
     if variance <= 0:
         return DeflatedSharpe(
@@ -202,16 +204,23 @@ def deflated_sharpe(returns: Floats, trial_sharpes: Sequence[float]) -> Deflated
     )
 
 
-def expected_maximum_sharpe(trial_sharpes: Sequence[float]) -> float:
+def expected_maximum_sharpe(
+    trial_sharpes: Sequence[float], trials: int = 1, error: float = 0.0
+) -> float:
     """What the best of so many independent trials shows without skill (equation 1 there); 0 for one
-    trial."""
-    trials = len(trial_sharpes)
+    trial.
+
+    error : standard error of a ratio without skill, which stands for the deviation between trials
+        where fewer than two are known.
+    """
+    trials = max(trials, len(trial_sharpes))
     if trials < 2:
         return 0.0
+    deviation = np.std(trial_sharpes, ddof=1) if len(trial_sharpes) > 1 else error
     likely = (1 - np.euler_gamma) * ndtri(1 - 1 / trials) + np.euler_gamma * ndtri(
         1 - 1 / (trials * math.e)
     )
-    return float(np.std(trial_sharpes, ddof=1) * likely)
+    return float(deviation * likely)
 
 
 @dataclass(frozen=True, eq=False)

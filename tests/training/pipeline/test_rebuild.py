@@ -19,7 +19,7 @@ from app.policy.store import load_manifest
 from tests.training.support.rebuilds import NOW, RIVAL, config_in, shop_of
 from training.__main__ import app
 from training.config.section import ConfigError
-from training.judging.contest.arms import ARMS, BASE_MODEL, POLICY, PROBE, RANDOM, WARM_UP
+from training.judging.contest.arms import ARMS, AS_VETO, BASE_MODEL, POLICY, PROBE, RANDOM, WARM_UP
 from training.judging.gate.looks import FILE as LOOKS
 from training.learning.algorithms.measures import CollapsedPolicy
 from training.learning.algorithms.targets import dealt_out, targets
@@ -200,7 +200,7 @@ def test_the_report_tells_of_every_arm(evaluated: Evaluated) -> None:
         table["caption"]: table for section in twin["sections"] for table in section["tables"]
     }
     arms = [row["arm"]["value"] for row in tables["Mean reward per scenario, net of costs"]["rows"]]
-    assert set(arms) == {*ARMS, RANDOM, POLICY, "policy dpo", BASE_MODEL, WARM_UP, PROBE}
+    assert set(arms) == {*ARMS, RANDOM, POLICY, AS_VETO, "policy dpo", BASE_MODEL, WARM_UP, PROBE}
     assert "buy and hold" in [
         row["arm"]["value"] for row in tables["Measures of the portfolio, by trade"]["rows"]
     ]

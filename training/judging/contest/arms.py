@@ -38,7 +38,8 @@ from training.outcomes.orders import Orders
 from training.scenarios.splits import purged_kfold
 
 AGENT, ALWAYS, HOLD, RANDOM = "agent", "always approve", "buy and hold", "random veto"
-RAW, POLICY = "policy before vetoes", "policy"
+NOT_TRADING = "not trading"
+RAW, POLICY, AS_VETO = "policy before vetoes", "policy", "policy as veto"
 BASE_MODEL, WARM_UP, PROBE, CHAMPION = "base model", "warm-up", "linear probe", "champion"
 BASELINES = (BASE_MODEL, WARM_UP, PROBE, CHAMPION)
 """Versions that stand beside the policies and are no trials."""
@@ -168,11 +169,11 @@ Rival = Callable[[Past, Floats, int], Choice]
 many folds."""
 
 
-def score_threshold(past: Past, features: Floats, folds: int = FOLDS) -> Choice:
-    """The agent's own score, above the margin that earned most."""
-    margin = FEATURE_NAMES.index("score_over_threshold")
-    cut = best_cut(past.features[:, margin], past.rewards, past.weights)
-    return Choice(features[:, margin] >= cut)
+def threshold(feature: str, past: Past, features: Floats, folds: int = FOLDS) -> Choice:
+    """One number of the scenario, above the cut that earned most; what lacks it is not traded."""
+    column = FEATURE_NAMES.index(feature)
+    cut = best_cut(past.features[:, column], past.rewards, past.weights)
+    return Choice(features[:, column] >= cut)
 
 
 def learned(
@@ -260,6 +261,11 @@ def always(given: Given) -> Arm:
     return Arm(given.plans)
 
 
+def not_trading(given: Given) -> Arm:
+    """Nothing, ever: it earns 0."""
+    return Arm(given.plans.only(np.zeros(len(given.scenarios), dtype=bool)))
+
+
 def behind_rules(rival: Rival, given: Given) -> Arm:
     """Whoever advises does so behind the rules: what they refuse is no merit or fault of one
     adviser."""
@@ -307,14 +313,17 @@ def _answered(
 
 
 HEURISTICS: dict[str, Rival] = {
-    "score threshold": score_threshold,
+    "score threshold": partial(threshold, "score_over_threshold"),
+    "cost filter": partial(threshold, "atr_fraction"),
     "logistic regression": partial(learned, _logistic),
     "gradient boosting": partial(learned, _boosting),
 }
-"""Simpler rivals: each must be beaten."""
+"""Simpler rivals: each must be beaten. The cost filter trades where markets move much, since costs
+are then a small part of the risk: it knows nothing else."""
 ARMS: dict[str, Callable[[Given], Arm]] = {
     AGENT: agent,
     ALWAYS: always,
+    NOT_TRADING: not_trading,
     **{name: partial(behind_rules, rival) for name, rival in HEURISTICS.items()},
     RAW: partial(proposed, POLICY),
 }
@@ -325,4 +334,10 @@ ARMS: dict[str, Callable[[Given], Arm]] = {
 def act(given: Given) -> dict[str, Arm]:
     """Every arm's answers, by its name."""
     arms = {name: make(given) for name, make in ARMS.items()}
-    return arms | {name: advised(name, given) for name in given.versions}
+    arms |= {name: advised(name, given) for name in given.versions}
+    return arms | {AS_VETO: vetoed(arms[AGENT], arms[POLICY])}
+
+
+def vetoed(agents: Arm, policys: Arm) -> Arm:
+    """The agent's own orders, where the policy approves as well: it never trades more."""
+    return Arm(agents.orders.only(policys.approve))

@@ -7,12 +7,17 @@ nobody knows those to come.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
 import numpy as np
 
 from training.arrays import DAY_S, Floats
+from training.config.judging import Kind
 from training.judging.contest.arms import (
     AGENT,
     ALWAYS,
+    AS_VETO,
     BASELINES,
     CHAMPION,
     HEURISTICS,
@@ -21,10 +26,32 @@ from training.judging.contest.arms import (
 )
 from training.judging.contest.contest import Contest, Trained
 from training.judging.contest.performance import sharpe
-from training.judging.gate.verdict import Check, Evidence, Mode
+from training.judging.gate.verdict import (
+    STOPPED,
+    WIN,
+    Check,
+    Evidence,
+    Foretold,
+    Mode,
+)
+from training.outcomes.simulate import Exit
 
 SEED = 0
 """Of the answers that are dealt: the same evidence gives the same verdict."""
+
+
+@dataclass(frozen=True, eq=False)
+class Before:
+    """What was known of the held-out period when it was looked at. tried : Sharpe ratios per step
+    of configurations of other versions, None where it was not written down. looks : versions that
+    were judged, this one included."""
+
+    tried: Mapping[str, float | None] = field(default_factory=dict)
+    looks: int = 1
+
+
+NOTHING = Before()
+"""A first look."""
 
 
 def evidence_of(
@@ -34,18 +61,22 @@ def evidence_of(
     checks: tuple[Check, ...],
     mode: Mode = Mode.FIXED,
     bound_r: float = np.inf,
+    before: Before = NOTHING,
+    readings: Mapping[str, Floats] | None = None,
 ) -> Evidence:
-    """Every simple rival, trading always, and a champion are heuristics to the gate: each must be
-    beaten."""
+    """As a trader: every simple rival, trading always, and a champion are heuristics to the gate:
+    each must be beaten.
+
+    readings : (N,) chances of the contest's scenarios, by name: `WIN`, `STOPPED`.
+    """
     rewards = contest.rewards
     if mode is Mode.LIVE:
         rewards[RANDOM] = dealt_from_before(contest)
         rewards = {name: np.clip(each, -bound_r, bound_r) for name, each in rewards.items()}
     curves = {name: each.curve.sampled(DAY_S) for name, each in contest.books.items()}
-    played = contest.played[POLICY]
     rivals = [*HEURISTICS, ALWAYS, *([CHAMPION] if CHAMPION in contest.played else [])]
-    tried = [name for name in contest.probabilities if name not in BASELINES]
-    likely = played.arm.probability
+    told = [ratio for ratio in before.tried.values() if ratio is not None]
+    sharpes = (*sharpes_tried(contest).values(), *told)
     return Evidence(
         model_version=model_version,
         as_of=contest.arena.as_of,
@@ -54,7 +85,8 @@ def evidence_of(
         agent=rewards[AGENT],
         random_veto=rewards[RANDOM],
         heuristics={name: rewards[name] for name in rivals},
-        traded=played.arm.approve,
+        traded=contest.played[POLICY].arm.approve,
+        agent_traded=contest.played[AGENT].arm.approve,
         policy_returns=curves[POLICY].returns,
         agent_returns=curves[AGENT].returns,
         random_veto_returns=np.stack(
@@ -62,11 +94,61 @@ def evidence_of(
         ),
         heuristic_returns={name: curves[name].returns for name in rivals},
         steps_per_year=curves[POLICY].steps_per_year,
-        trial_sharpes=tuple(sharpe(curves[name].returns, 1.0) or 0.0 for name in tried),
-        probability=likely if likely is not None else np.zeros(0),
-        won=(rewards[ALWAYS] > 0).astype(float),
+        trial_sharpes=sharpes,
+        trials=len(sharpes) + len(before.tried) - len(told),
+        looks=before.looks,
+        foretold=foretold(contest, readings or {}),
         checks=checks,
     )
+
+
+def as_veto(evidence: Evidence, contest: Contest, mode: Mode, bound_r: float = np.inf) -> Evidence:
+    """The same version's, as a veto on the agent: its plans where both approve, against refusals
+    that are dealt to the agent's trades at random, at the same rate."""
+    played, agent = contest.played[AS_VETO], contest.played[AGENT]
+    kept, theirs = played.arm.approve, agent.arm.approve
+    asked = max(1, int(theirs.sum()))
+    rate = kept_before(contest) if mode is Mode.LIVE else int((kept & theirs).sum()) / asked
+    clip = bound_r if mode is Mode.LIVE else np.inf
+    curve = contest.books[AS_VETO].curve.sampled(DAY_S)
+    return replace(
+        evidence,
+        kind=Kind.VETO,
+        policy=np.clip(played.r, -clip, clip),
+        random_veto=rate * np.clip(agent.r, -clip, clip),
+        traded=kept,
+        policy_returns=curve.returns,
+        random_veto_returns=np.empty((0, len(curve.returns))),
+        heuristics={},
+        heuristic_returns={},
+    )
+
+
+def kept_before(contest: Contest) -> Floats:
+    """(N,) share of the agent's trades of earlier days that the veto let through; 1 before there
+    were any."""
+    kept, theirs = (contest.played[name].arm.approve for name in (AS_VETO, AGENT))
+    day = contest.arena.as_of // DAY_S
+    first = np.searchsorted(day, day, side="left")
+    passed, asked = (np.concatenate([[0], np.cumsum(each)])[first] for each in (kept, theirs))
+    return np.asarray(np.divide(passed, asked, out=np.ones(len(day)), where=asked > 0))
+
+
+def sharpes_tried(contest: Contest) -> dict[str, float]:
+    """Sharpe ratio per step of every configuration that was tried in this contest, by its arm."""
+    curves = {name: contest.books[name].curve.sampled(DAY_S) for name in contest.probabilities}
+    return {
+        name: sharpe(curve.returns, 1.0) or 0.0
+        for name, curve in curves.items()
+        if name not in BASELINES
+    }
+
+
+def foretold(contest: Contest, readings: Mapping[str, Floats]) -> dict[str, Foretold]:
+    """Each reading beside what came of the agent's plan."""
+    plans = contest.played[ALWAYS]
+    came = {WIN: plans.r > 0, STOPPED: plans.fates.exit == Exit.STOP}
+    return {name: Foretold(said, came[name].astype(float)) for name, said in readings.items()}
 
 
 def dealt_from_before(contest: Contest) -> Floats:

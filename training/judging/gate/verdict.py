@@ -1,20 +1,24 @@
 """The gate: does a version deserve promotion? Every reason against it is given; missing evidence is
 one.
 
-A version passes when all of this holds on scenarios that nothing was trained on:
+A version is promoted as a trader when all of this holds on scenarios that nothing was trained on:
 
 - the lower confidence bound of its mean R less the other's, paired by scenario, is above 0 against
-  the agent, against every heuristic (so against the best one, without choosing it afterwards), and
-  against the random veto;
+  the agent, against every heuristic (so against the best one, without choosing it afterwards),
+  against the random veto, and against not trading;
 - its Sharpe ratio is higher than that of each of them, and the deflated Sharpe ratio's confidence
-  is high enough;
+  is high enough, given everything that was ever tried on these days;
 - its deepest drawdown is not deeper than the agent's;
-- its approval probabilities are calibrated, and there are enough scenarios, trades and days;
+- what it foretells of plans is calibrated (that they make money, at least), and there are enough
+  scenarios, trades and days;
 - the parity and injection checks passed.
 
-Since all bounds must hold, the chance of promoting what is no better than any one of the three is
-at most that of one bound (an intersection-union test: Berger 1982); nothing is to be corrected for
-there being several.
+It is promoted as a veto, which only refuses the agent's trades, when the bounds against the agent
+and against refusals dealt at random hold, divided by the number of looks, with the last three.
+
+Since all bounds must hold, the chance of promoting what is no better than any one rival is at most
+that of one bound (an intersection-union test: Berger 1982); nothing is to be corrected for there
+being several.
 
 Two modes. FIXED: evidence gathered once, bounds by the stationary bootstrap over days. LIVE:
 evidence grows and the gate is asked again and again, bounds valid at any time
@@ -37,14 +41,18 @@ from numpy.typing import NDArray
 from app.domain.canonical import content_hash
 from app.domain.errors import AdvisorError
 from training.arrays import DAY_S, Floats, Rows
-from training.config.judging import GateConfig
+from training.config.judging import GateConfig, Kind
 from training.judging.contest.performance import max_drawdown, sharpe
 from training.statistics.anytime import lower_bound, period_means
 from training.statistics.bootstrap import Estimate, mean_intervals, none
 from training.statistics.calibration import expected_calibration_error
 from training.statistics.selection import deflated_sharpe
 
-AGENT, RANDOM_VETO = "agent", "random veto"
+AGENT, RANDOM_VETO, NOT_TRADING = "agent", "random veto", "not trading"
+WIN, STOPPED, RANGE = "win", "stopped", "range"
+"""What a version foretells of the agent's plan: it makes money after costs; its stop is hit; the
+market ranges less than the median that was said."""
+REQUIRED_READINGS = (WIN,)
 
 
 class GateError(AdvisorError):
@@ -67,14 +75,18 @@ class RefusalCode(StrEnum):
     SPLIT_OVERLAPS = "split_overlaps"
     TOO_FEW_SCENARIOS = "too_few_scenarios"
     TOO_FEW_TRADES = "too_few_trades"
+    TOO_FEW_VETOES = "too_few_vetoes"
     TOO_FEW_DAYS = "too_few_days"
+    APPROVES_MORE_THAN_AGENT = "approves_more_than_agent"
     NOT_BETTER_THAN_AGENT = "not_better_than_agent"
     NOT_BETTER_THAN_HEURISTIC = "not_better_than_heuristic"
     NOT_BETTER_THAN_RANDOM_VETO = "not_better_than_random_veto"
+    NOT_BETTER_THAN_NOT_TRADING = "not_better_than_not_trading"
     SHARPE_UNDEFINED = "sharpe_undefined"
     SHARPE_NOT_HIGHER = "sharpe_not_higher"
     SHARPE_NOT_CONFIDENT = "sharpe_not_confident"
     DRAWDOWN_WORSE = "drawdown_worse"
+    CALIBRATION_MISSING = "calibration_missing"
     CALIBRATION_POOR = "calibration_poor"
     CHECK_MISSING = "check_missing"
     CHECK_FAILED = "check_failed"
@@ -110,6 +122,19 @@ class Refusal:
 
 
 @dataclass(frozen=True, eq=False)
+class Foretold:
+    """One reading of the M scenarios with a known fate: (M,) probability, 0-1, and whether it came
+    so, 0 or 1."""
+
+    probability: Floats
+    came: Floats
+
+    def __post_init__(self) -> None:
+        if self.probability.shape != self.came.shape:
+            raise GateError("what was foretold and what came must pair")
+
+
+@dataclass(frozen=True, eq=False)
 class Evidence:
     """What a verdict rests on: N scenarios in order of time, none trained on; T steps of equity on
     one clock.
@@ -123,10 +148,12 @@ class Evidence:
     traded : (N,) whether the policy traded.
     *_returns : (T,) simple returns of equity; the random veto's (draws, T).
     steps_per_year : of the equity's clock.
-    trial_sharpes : Sharpe ratios per step of every version that was tried on such evidence, this
-        one included.
-    probability, won : of the M scenarios with a known fate: approval probability, and whether the
-        plan made money.
+    trial_sharpes : Sharpe ratios per step of every configuration that was tried on such evidence,
+        this one included, as far as they are known. trials : how many were tried.
+    looks : versions that were judged on this period, this one included.
+    foretold : readings by name, `win` among them.
+    kind : of a veto, the policy's orders are the agent's where both approve, the random veto deals
+        refusals to the agent's trades at the same rate, and there are no heuristics.
     """
 
     model_version: str
@@ -137,20 +164,30 @@ class Evidence:
     random_veto: Floats
     heuristics: Mapping[str, Floats]
     traded: NDArray[np.bool_]
+    agent_traded: NDArray[np.bool_]
     policy_returns: Floats
     agent_returns: Floats
     random_veto_returns: Floats
     heuristic_returns: Mapping[str, Floats]
     steps_per_year: float
     trial_sharpes: tuple[float, ...]
-    probability: Floats
-    won: Floats
+    foretold: Mapping[str, Foretold]
     checks: tuple[Check, ...]
     embargo_s: float = DAY_S
+    trials: int = 1
+    looks: int = 1
+    kind: Kind = Kind.TRADER
 
     def __post_init__(self) -> None:
         count, steps = len(self.as_of), len(self.policy_returns)
-        rows = (self.policy, self.agent, self.random_veto, self.traded, *self.heuristics.values())
+        rows = (
+            self.policy,
+            self.agent,
+            self.random_veto,
+            self.traded,
+            self.agent_traded,
+            *self.heuristics.values(),
+        )
         curves = (self.agent_returns, *self.heuristic_returns.values())
         if any(each.shape != (count,) for each in rows) or any(
             each.shape != (steps,) for each in curves
@@ -163,26 +200,38 @@ class Evidence:
             raise GateError(
                 f"random_veto_returns {self.random_veto_returns.shape} must be (draws, {steps})"
             )
-        if not self.heuristics or set(self.heuristics) != set(self.heuristic_returns):
-            raise GateError("heuristics and their equity must be the same ones, and at least one")
-        if {AGENT, RANDOM_VETO} & set(self.heuristics):
-            raise GateError(f"a heuristic must not be called {AGENT!r} or {RANDOM_VETO!r}")
-        if self.probability.shape != self.won.shape or not self.trial_sharpes:
+        if set(self.heuristics) != set(self.heuristic_returns):
+            raise GateError("heuristics and their equity must be the same ones")
+        if {AGENT, RANDOM_VETO, NOT_TRADING} & set(self.heuristics):
+            raise GateError(f"{AGENT}, {RANDOM_VETO} and {NOT_TRADING} are no heuristics' names")
+        if self.kind is Kind.TRADER and not (self.heuristics and self.trial_sharpes):
             raise GateError(
-                "probability and won must pair, and trial_sharpes must hold this version's own"
+                "a trader needs at least one heuristic, and trial_sharpes with its own among them"
             )
 
     @property
     def rivals(self) -> dict[str, Floats]:
         """R of everything that must be beaten."""
-        return {AGENT: self.agent, **self.heuristics, RANDOM_VETO: self.random_veto}
+        if self.kind is Kind.VETO:
+            return {AGENT: self.agent, RANDOM_VETO: self.random_veto}
+        return {
+            AGENT: self.agent,
+            **self.heuristics,
+            RANDOM_VETO: self.random_veto,
+            NOT_TRADING: np.zeros_like(self.policy),
+        }
 
     def hash(self) -> str:
         """Content hash of every number."""
         plain = {}
         for field in fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, Mapping):
+            if field.name == "foretold":
+                value = {
+                    name: [_digest(each.probability), _digest(each.came)]
+                    for name, each in value.items()
+                }
+            elif isinstance(value, Mapping):
                 value = {name: _digest(each) for name, each in value.items()}
             elif isinstance(value, np.ndarray):
                 value = _digest(value)
@@ -201,6 +250,7 @@ class Verdict:
     """
 
     model_version: str
+    kind: Kind
     mode: Mode
     refusals: tuple[Refusal, ...]
     differences: Mapping[str, Estimate]
@@ -215,6 +265,7 @@ class Verdict:
         """Plain values for a report."""
         return {
             "model_version": self.model_version,
+            "kind": self.kind.value,
             "mode": self.mode.value,
             "promote": self.promote,
             "refusals": [asdict(each) for each in self.refusals],
@@ -230,21 +281,25 @@ def judge(evidence: Evidence, config: GateConfig, mode: Mode) -> Verdict:
     numbers: dict[str, float | None] = {
         "scenarios": float(len(evidence.as_of)),
         "trades": float(evidence.traded.sum()),
+        "vetoes": float((evidence.agent_traded & ~evidence.traded).sum()),
         "days": float(len(np.unique(evidence.as_of // DAY_S))),
     }
     if unsound:
-        return Verdict(evidence.model_version, mode, unsound, {}, numbers)
+        return Verdict(evidence.model_version, evidence.kind, mode, unsound, {}, numbers)
     differences = _differences(evidence, config, mode)
+    of_kind = _sharpe if evidence.kind is Kind.TRADER else _more_than_agent
     refusals = [
         *_split(evidence),
-        *_sample(numbers, config),
-        *_not_better(evidence, differences),
-        *_sharpe(evidence, config, numbers),
+        *_sample(evidence, numbers, config),
+        *_not_better(differences),
+        *of_kind(evidence, config, numbers),
         *_drawdown(evidence, numbers),
         *_calibration(evidence, config, numbers),
         *_checks(evidence),
     ]
-    return Verdict(evidence.model_version, mode, tuple(refusals), differences, numbers)
+    return Verdict(
+        evidence.model_version, evidence.kind, mode, tuple(refusals), differences, numbers
+    )
 
 
 def _unsound(evidence: Evidence, config: GateConfig, mode: Mode) -> Iterator[Refusal]:
@@ -255,8 +310,8 @@ def _unsound(evidence: Evidence, config: GateConfig, mode: Mode) -> Iterator[Ref
         "agent returns": evidence.agent_returns,
         "random veto returns": evidence.random_veto_returns,
         **{f"{name} returns": each for name, each in evidence.heuristic_returns.items()},
-        "probability": evidence.probability,
-        "won": evidence.won,
+        **{f"chance of {name}": each.probability for name, each in evidence.foretold.items()},
+        **{f"came {name}": each.came for name, each in evidence.foretold.items()},
         "trial Sharpe ratios": np.array(evidence.trial_sharpes),
     }
     for name, values in series.items():
@@ -296,10 +351,16 @@ def _split(evidence: Evidence) -> Iterator[Refusal]:
         )
 
 
-def _sample(numbers: Mapping[str, float | None], config: GateConfig) -> Iterator[Refusal]:
+def _sample(
+    evidence: Evidence, numbers: Mapping[str, float | None], config: GateConfig
+) -> Iterator[Refusal]:
+    """Of a veto it is its vetoes that are judged, not the trades that it lets through."""
+    deeds = (RefusalCode.TOO_FEW_TRADES, "trades", config.min_trades)
+    if evidence.kind is Kind.VETO:
+        deeds = (RefusalCode.TOO_FEW_VETOES, "vetoes", config.min_trades)
     for code, name, least in (
         (RefusalCode.TOO_FEW_SCENARIOS, "scenarios", config.min_scenarios),
-        (RefusalCode.TOO_FEW_TRADES, "trades", config.min_trades),
+        deeds,
         (RefusalCode.TOO_FEW_DAYS, "days", config.min_days),
     ):
         found = numbers[name]
@@ -308,13 +369,17 @@ def _sample(numbers: Mapping[str, float | None], config: GateConfig) -> Iterator
 
 
 def _differences(evidence: Evidence, config: GateConfig, mode: Mode) -> dict[str, Estimate]:
+    """Paired, with lower bounds. A trader's luck in many looks is reckoned with by its deflated
+    Sharpe ratio; a veto has none, so its bounds are (Bonferroni)."""
     rivals = evidence.rivals
+    looks = evidence.looks if evidence.kind is Kind.VETO else 1
+    error = (1 - config.confidence) / looks
     columns = np.stack([evidence.policy - each for each in rivals.values()], axis=1)
     if mode is Mode.FIXED:
         found = mean_intervals(
             columns,
             as_of=evidence.as_of,
-            level=2 * config.confidence - 1,
+            level=1 - 2 * error,
             draws=config.draws,
             seed=config.seed,
         )
@@ -327,15 +392,16 @@ def _differences(evidence: Evidence, config: GateConfig, mode: Mode) -> dict[str
         if not len(means):
             bounds[name] = none("no day is over")
             continue
-        low = lower_bound(means, 2 * config.bound_r, 1 - config.confidence)
+        low = lower_bound(means, 2 * config.bound_r, error)
         bounds[name] = Estimate(float(means.mean()), low, None, len(means))
     return bounds
 
 
-def _not_better(evidence: Evidence, differences: Mapping[str, Estimate]) -> Iterator[Refusal]:
+def _not_better(differences: Mapping[str, Estimate]) -> Iterator[Refusal]:
     codes = {
         AGENT: RefusalCode.NOT_BETTER_THAN_AGENT,
         RANDOM_VETO: RefusalCode.NOT_BETTER_THAN_RANDOM_VETO,
+        NOT_TRADING: RefusalCode.NOT_BETTER_THAN_NOT_TRADING,
     }
     for name, found in differences.items():
         if found.low is None or not found.low > 0:
@@ -350,7 +416,7 @@ def _sharpe(
     """Higher than each rival's, and no luck. A rival without a Sharpe ratio has taken no risk: it
     counts as 0."""
     own = numbers["sharpe"] = sharpe(evidence.policy_returns, evidence.steps_per_year)
-    deflated = deflated_sharpe(evidence.policy_returns, evidence.trial_sharpes)
+    deflated = deflated_sharpe(evidence.policy_returns, evidence.trial_sharpes, evidence.trials)
     numbers["deflated_sharpe"] = deflated.confidence
     if own is None or deflated.confidence is None:
         detail = deflated.reason or "too few returns"
@@ -372,7 +438,7 @@ def _sharpe(
                 RefusalCode.SHARPE_NOT_HIGHER, name, own, value if math.isfinite(value) else None
             )
     if deflated.confidence < config.deflated_sharpe:
-        detail = f"{len(evidence.trial_sharpes)} versions tried"
+        detail = f"{max(evidence.trials, len(evidence.trial_sharpes))} configurations tried"
         yield Refusal(
             RefusalCode.SHARPE_NOT_CONFIDENT,
             "policy",
@@ -380,6 +446,15 @@ def _sharpe(
             config.deflated_sharpe,
             detail,
         )
+
+
+def _more_than_agent(
+    evidence: Evidence, config: GateConfig, numbers: dict[str, float | None]
+) -> Iterator[Refusal]:
+    """A veto trades nothing that the agent would not."""
+    more = int((evidence.traded & ~evidence.agent_traded).sum())
+    if more:
+        yield Refusal(RefusalCode.APPROVES_MORE_THAN_AGENT, AGENT, float(more), 0.0)
 
 
 def _drawdown(evidence: Evidence, numbers: dict[str, float | None]) -> Iterator[Refusal]:
@@ -392,16 +467,17 @@ def _drawdown(evidence: Evidence, numbers: dict[str, float | None]) -> Iterator[
 def _calibration(
     evidence: Evidence, config: GateConfig, numbers: dict[str, float | None]
 ) -> Iterator[Refusal]:
-    found = expected_calibration_error(evidence.probability, evidence.won, draws=0)
-    numbers["calibration_error"] = found.value
-    if found.value is None or found.value > config.max_calibration_error:
-        yield Refusal(
-            RefusalCode.CALIBRATION_POOR,
-            "policy",
-            found.value,
-            config.max_calibration_error,
-            found.reason,
-        )
+    """Of what is foretold: an approval probability is a share of utilities and foretells
+    nothing."""
+    limit = config.max_calibration_error
+    for name in REQUIRED_READINGS:
+        if name not in evidence.foretold:
+            yield Refusal(RefusalCode.CALIBRATION_MISSING, name, None, limit, "nobody foretold it")
+    for name, reading in evidence.foretold.items():
+        error = expected_calibration_error(reading.probability, reading.came, draws=0)
+        numbers[f"calibration error of {name}"] = error.value
+        if error.value is None or error.value > limit:
+            yield Refusal(RefusalCode.CALIBRATION_POOR, name, error.value, limit, error.reason)
 
 
 def _checks(evidence: Evidence) -> Iterator[Refusal]:

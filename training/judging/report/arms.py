@@ -23,6 +23,7 @@ from training.judging.contest.arms import (
     RAW,
 )
 from training.judging.contest.performance import sharpe
+from training.judging.gate.verdict import Verdict
 from training.judging.report import details, doubts
 from training.judging.report.document import Cell, Report, Section
 from training.judging.report.findings import Findings, cell, maybe
@@ -69,7 +70,7 @@ def evaluation_report(findings: Findings) -> Report:
     doubts.stresses(report.section("Would it hold?"), findings)
     doubts.power(report.section("How much data would it take?"), findings)
     details.groups(report.section("Where"), findings)
-    details.calibration(report.section("Are its probabilities honest?"), findings)
+    details.calibration(report.section("Is what it foretells honest?"), findings)
     details.disagreements(report.section("When policy and agent disagreed"), findings)
     details.vetoes(report.section("What each veto was worth"), findings)
     details.distribution(report.section("Rewards of trades"), findings)
@@ -88,10 +89,32 @@ def _headline(findings: Findings) -> str:
 
 def _verdict(section: Section, findings: Findings) -> None:
     section.say(
-        "A version is promoted when every bound holds: better than the agent, than every heuristic"
-        " and than a random veto at its own rate, on scenarios that nothing was trained on, after"
-        " costs. A refusal is a result too."
+        "A version is promoted when every bound holds: better than the agent, than every heuristic,"
+        " than a random veto at its own rate and than not trading, on scenarios that nothing was"
+        " trained on, after costs. A refusal is a result too."
     )
+    _reasons(section, "Reasons for the refusal", findings.verdict)
+    checks = [
+        (Cell(check.name.value), Cell("passed" if check.passed else "failed"), Cell(check.evidence))
+        for check in findings.checks
+    ]
+    section.table("Checks", ("check", "result", "evidence"), checks)
+    note = (
+        f"Paired by scenario; {findings.terms.gate.confidence:.1%} one-sided bounds, stationary"
+        " bootstrap over days."
+    )
+    _differences(section, "Policy less rival, mean R per scenario", findings.verdict, note)
+    section.say(
+        "As a veto it may be promoted without trading better than nobody: it refuses trades of the"
+        " agent's, adds none, and must save R against the agent and against as many refusals dealt"
+        f" at random. {'It passes.' if findings.veto.promote else 'It is refused.'}"
+    )
+    _reasons(section, "Reasons for the refusal as a veto", findings.veto)
+    note += " The bounds' error is divided by the number of versions that looked."
+    _differences(section, "Veto less rival, mean R per scenario", findings.veto, note)
+
+
+def _reasons(section: Section, title: str, verdict: Verdict) -> None:
     rows = [
         (
             Cell(refusal.code.value),
@@ -100,26 +123,16 @@ def _verdict(section: Section, findings: Findings) -> None:
             maybe(refusal.limit),
             Cell(refusal.detail or "-"),
         )
-        for refusal in findings.verdict.refusals
+        for refusal in verdict.refusals
     ]
     if rows:
-        section.table(
-            "Reasons for the refusal", ("reason", "about", "observed", "limit", "detail"), rows
-        )
-    checks = [
-        (Cell(check.name.value), Cell("passed" if check.passed else "failed"), Cell(check.evidence))
-        for check in findings.checks
-    ]
-    section.table("Checks", ("check", "result", "evidence"), checks)
-    differences = [(Cell(name), cell(gap)) for name, gap in findings.verdict.differences.items()]
-    if differences:
-        section.table(
-            "Policy less rival, mean R per scenario",
-            ("rival", "difference"),
-            differences,
-            f"Paired by scenario; {findings.terms.gate.confidence:.1%} one-sided bounds, stationary"
-            " bootstrap over days.",
-        )
+        section.table(title, ("reason", "about", "observed", "limit", "detail"), rows)
+
+
+def _differences(section: Section, title: str, verdict: Verdict, note: str) -> None:
+    rows = [(Cell(name), cell(gap)) for name, gap in verdict.differences.items()]
+    if rows:
+        section.table(title, ("rival", "difference"), rows, note)
 
 
 def _rewards(section: Section, findings: Findings) -> None:

@@ -13,6 +13,7 @@ from app.domain.comparison import regime
 from training.arrays import Floats
 from training.judging.contest.arena import Played
 from training.judging.contest.arms import AGENT, ALWAYS, HEURISTICS, POLICY, RANDOM, RAW
+from training.judging.gate.verdict import Foretold
 from training.judging.report.document import Cell, Section
 from training.judging.report.findings import Findings, cell
 from training.statistics.bootstrap import mean_intervals
@@ -62,22 +63,26 @@ def groups(section: Section, findings: Findings) -> None:
 
 
 def calibration(section: Section, findings: Findings) -> None:
-    """Whether plans make money as often as the arms that give probabilities say."""
+    """Whether it comes as often as it is foretold: what the version reads of a plan, and that it
+    makes money, by the rivals that give a chance of it."""
     contest = findings.contest
     rows = []
     figure = Figure((5, 4.5))
     axes = figure.add_subplot()
     axes.plot([0, 1], [0, 1], color="0.7", linewidth=0.8)
     won = (contest.rewards[ALWAYS] > 0).astype(float)
-    for name in (POLICY, *HEURISTICS):
+    readings = {f"{name}, foretold": reading for name, reading in findings.foretold.items()}
+    for name in HEURISTICS:
         probability = contest.played[name].arm.probability
-        if probability is None:
-            continue
+        if probability is not None:
+            readings[name] = Foretold(probability, won)
+    for name, reading in readings.items():
         error, brier = (
-            measure(probability, won) for measure in (expected_calibration_error, brier_score)
+            measure(reading.probability, reading.came)
+            for measure in (expected_calibration_error, brier_score)
         )
         rows.append((Cell(name), cell(error), cell(brier)))
-        curve = reliability_curve(probability, won)
+        curve = reliability_curve(reading.probability, reading.came)
         bounds = np.stack([curve.observed - curve.low, curve.high - curve.observed])
         axes.errorbar(
             curve.predicted,
@@ -88,11 +93,16 @@ def calibration(section: Section, findings: Findings) -> None:
             markersize=3,
             linewidth=1,
         )
-    axes.set_xlabel("probability of approving")
-    axes.set_ylabel("share of plans that made money")
+    axes.set_xlabel("probability")
+    axes.set_ylabel("share of plans")
     axes.legend(fontsize=8, frameon=False)
-    note = "Event: the agent's plan makes money after costs."
-    section.table("Calibration", ("arm", "expected calibration error", "Brier score"), rows, note)
+    note = (
+        "Events: the agent's plan makes money after costs (`win`, and of rivals), its stop is hit"
+        " (`stopped`). A probability of approving foretells none of them and is not judged."
+    )
+    section.table(
+        "Calibration", ("reading", "expected calibration error", "Brier score"), rows, note
+    )
     section.plot("Reliability, 95 % Wilson intervals", figure)
 
 

@@ -9,7 +9,7 @@ from datetime import datetime
 from training.config.data import MarketConfig, OutcomesConfig
 from training.config.judging import EvaluateConfig, GateConfig
 from training.judging.contest.contest import Contest, Trained
-from training.judging.gate.verdict import Check, Verdict
+from training.judging.gate.verdict import Check, Foretold, Verdict
 from training.judging.report.document import Cell
 from training.outcomes.labels import Labels
 from training.scenarios.history import History
@@ -35,6 +35,7 @@ class Terms:
 class Findings:
     """Everything that the report tells.
 
+    verdict, veto : as a trader, and as a veto on the agent. foretold : readings and what came.
     cpu_seconds : what making each policy took, every stage, by arm's name.
     look : how many versions have looked at the period.
     market : the bars that judged. labels : of the held-out scenarios.
@@ -44,6 +45,8 @@ class Findings:
     model_version: str
     contest: Contest
     verdict: Verdict
+    veto: Verdict
+    foretold: Mapping[str, Foretold]
     checks: tuple[Check, ...]
     cpu_seconds: Mapping[str, float]
     look: int

@@ -22,6 +22,7 @@ from tests.builders import agent_action, reading, scenario
 from tests.domain.scenarios import LIMITS
 from training.judging.contest.arms import (
     ARMS,
+    AS_VETO,
     HEURISTICS,
     POLICY,
     Arm,
@@ -34,6 +35,7 @@ from training.judging.contest.arms import (
     always,
     behind_rules,
     best_cut,
+    not_trading,
     proposed,
 )
 from training.learning.model.answers import Answers
@@ -126,9 +128,31 @@ def test_rivals_may_trade_what_the_rules_would_let_the_agent_trade() -> None:
 
 def test_every_arm_acts_under_its_own_name() -> None:
     arms = act(given([scenario()] * 4, readings("H", "A", "J", "A")))
-    assert list(arms) == [*ARMS, POLICY]
+    assert list(arms) == [*ARMS, POLICY, AS_VETO]
     assert set(HEURISTICS) < set(ARMS)
     assert all(len(arm.orders) == 4 for arm in arms.values())
+
+
+def test_not_trading_is_an_arm_and_the_cost_filter_knows_the_atr_alone() -> None:
+    about = given([scenario()] * 3)
+    assert not not_trading(about).approve.any()
+    atr = FEATURE_NAMES.index("atr_fraction")
+    past, _ = problem(400, 1, signal=False)
+    wide = past.features[:, atr] > 0
+    past = replace(past, rewards=np.where(wide, 0.5, -0.5))
+    new = np.zeros((2, len(FEATURE_NAMES)))
+    new[:, atr] = (-1.0, 1.0)
+    assert HEURISTICS["cost filter"](past, new, 5).trades.tolist() == [False, True]
+
+
+def test_a_veto_keeps_the_agents_order_where_the_policy_approves() -> None:
+    answers = [AgentAction(decision=True), AgentAction(decision=True), AgentAction(decision=False)]
+    about = given([scenario()] * 3, readings("B", "A", "J"), controls=answers)
+    arms = act(about)
+    veto = arms[AS_VETO]
+    assert veto.approve.tolist() == [True, False, False]
+    assert veto.orders.quantity[0] == about.plans.quantity[0], "the agent's size, not a quarter"
+    assert veto.orders.stop[0] == about.plans.stop[0]
 
 
 def test_the_best_cut_keeps_what_pays_and_always_trades() -> None:

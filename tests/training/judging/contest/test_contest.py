@@ -34,6 +34,7 @@ from training.judging.contest.arms import (
     AGENT,
     ALWAYS,
     ARMS,
+    AS_VETO,
     BASE_MODEL,
     HEURISTICS,
     HOLD,
@@ -258,7 +259,7 @@ def test_without_a_usable_row_there_is_one_clear_error(market: Market) -> None:
 
 def test_every_arm_answers_every_row(held: Contest, market: Market) -> None:
     count = len(held.arena)
-    assert set(held.played) == {*ARMS, POLICY, BASE_MODEL}
+    assert set(held.played) == {*ARMS, POLICY, BASE_MODEL, AS_VETO}
     assert set(held.rewards) == {*held.played, RANDOM}
     assert all(each.shape == (count,) for each in held.rewards.values())
     assert set(held.books) == set(held.performances) == {*held.played, HOLD}

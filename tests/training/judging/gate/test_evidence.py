@@ -19,11 +19,18 @@ from tests.training.support.histories import history, label_artifact, scenario_s
 from training.arrays import DAY_S
 from training.config.data import OutcomesConfig
 from training.config.judging import EvaluateConfig
-from training.judging.contest.arms import POLICY, RAW
+from training.judging.contest.arms import AGENT, ALWAYS, AS_VETO, POLICY, RAW
 from training.judging.contest.contest import Contest, Period, Trained, hold_contest, past_of
 from training.judging.contest.rollouts import ROLLOUTS_SCHEMA, rollouts
-from training.judging.gate.evidence import dealt_from_before, evidence_of
-from training.judging.gate.verdict import Mode
+from training.judging.gate.evidence import (
+    Before,
+    as_veto,
+    dealt_from_before,
+    evidence_of,
+    foretold,
+    sharpes_tried,
+)
+from training.judging.gate.verdict import STOPPED, WIN, Mode
 from training.learning.model.answers import Answers
 from training.market.bars import Bars
 from training.market.sources import load_directory
@@ -34,6 +41,7 @@ from training.scenarios.history import History
 DATA = Path("shared", "data")
 CONFIG = EvaluateConfig(draws=100, random_vetoes=20, workers=1)
 EMBARGO_S = float(DAY_S)
+EARLIER = Before({"v-1: policy": 0.07, "v-2": None}, looks=3)
 WIDE = BY_LABEL["J"]
 """The agent's whole risk at 2.5 ATR."""
 
@@ -124,13 +132,48 @@ def test_evidence_is_made_of_clamped_orders_too(
     contest: tuple[Contest, Trained], mode: Mode
 ) -> None:
     found, trained = contest
-    evidence = evidence_of("v", found, trained, (), mode, bound_r=3.0)
+    evidence = evidence_of("v", found, trained, (), mode, bound_r=3.0, before=EARLIER)
     played = found.played[POLICY]
     assert evidence.policy == pytest.approx(
         np.clip(played.r, -3, 3) if mode is Mode.LIVE else played.r
     )
     assert evidence.traded.tolist() == played.arm.approve.tolist()
     assert np.isfinite(evidence.random_veto).all()
+    own = sharpes_tried(found)
+    assert set(own) == {POLICY}
+    assert evidence.trial_sharpes == (own[POLICY], 0.07)
+    assert (evidence.trials, evidence.looks) == (3, 3)
+
+
+@pytest.mark.parametrize("mode", list(Mode))
+def test_evidence_as_a_veto_deals_refusals_to_the_agents_trades(
+    contest: tuple[Contest, Trained], mode: Mode
+) -> None:
+    found, trained = contest
+    evidence = as_veto(evidence_of("v", found, trained, (), mode, 3.0), found, mode, 3.0)
+    kept, agent = (found.played[name].arm.approve for name in (AS_VETO, AGENT))
+    assert evidence.traded.tolist() == (found.played[POLICY].arm.approve & agent).tolist()
+    assert not (kept & ~agent).any()
+    agents_r = evidence.agent
+    if mode is Mode.FIXED:
+        assert evidence.random_veto == pytest.approx(kept.sum() / agent.sum() * agents_r)
+        return
+    day = found.arena.as_of // DAY_S
+    assert evidence.random_veto[day == day[0]] == pytest.approx(agents_r[day == day[0]])
+    row = len(day) - 1
+    earlier = day < day[row]
+    share = kept[earlier].sum() / agent[earlier].sum()
+    assert evidence.random_veto[row] == pytest.approx(share * agents_r[row])
+
+
+def test_readings_stand_beside_what_came_of_the_plan(contest: tuple[Contest, Trained]) -> None:
+    found, _ = contest
+    chances = np.linspace(0, 1, len(found.arena))
+    readings = foretold(found, {WIN: chances, STOPPED: chances})
+    plans = found.played[ALWAYS]
+    assert readings[WIN].came.tolist() == (plans.r > 0).astype(float).tolist()
+    assert readings[STOPPED].came.tolist() == (plans.fates.exit == Exit.STOP).tolist()
+    assert readings[WIN].probability is chances
 
 
 def test_live_the_random_veto_deals_answers_of_earlier_days_only(

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from training.config.data import HeldOutConfig, MarketConfig, SyntheticConfig
-from training.judging.gate.looks import FILE, count_look
+from training.judging.gate.looks import FILE, count_look, note_tried, tried_before
 
 BARS = MarketConfig()
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
@@ -112,3 +112,21 @@ def test_the_count_is_that_of_versions_whose_days_meet(
         )
         met = {looks[other][0] for other in range(number + 1) if days[other] & days[number]}
         assert count_look(models, f"version-{version}", BARS, period, NOW) == len(met)
+
+
+def test_what_other_versions_tried_on_these_days_is_remembered(tmp_path: Path) -> None:
+    """The newest ratios of a version count; one that never said any counts as one unknown."""
+    count_look(tmp_path, "one", BARS, WHOLE, NOW)
+    note_tried(tmp_path, "one", BARS, WHOLE, NOW, {"policy": 0.1, "policy dpo": 0.2})
+    note_tried(tmp_path, "one", BARS, WHOLE, NOW, {"policy": 0.3})
+    count_look(tmp_path, "two", BARS, FIRST, NOW)
+    count_look(tmp_path, "one", BARS, WHOLE, NOW)
+    assert count_look(tmp_path, "three", BARS, WHOLE, NOW) == 3
+    expected = {"one: policy": 0.3, "one: policy dpo": 0.2, "two": None}
+    assert tried_before(tmp_path, "three", BARS, WHOLE, NOW) == expected
+    assert tried_before(tmp_path, "one", BARS, WHOLE, NOW) == {"two": None, "three": None}
+    assert tried_before(tmp_path, "three", BARS, SECOND, NOW) == {
+        name: ratio for name, ratio in expected.items() if name != "two"
+    }
+    assert tried_before(tmp_path, "three", MarketConfig(source="synthetic"), WHOLE, NOW) == {}
+    assert tried_before(tmp_path / "nothing", "three", BARS, WHOLE, NOW) == {}

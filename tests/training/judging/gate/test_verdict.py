@@ -15,13 +15,16 @@ import pytest
 
 from bench.gate_power import PASSED
 from training.arrays import DAY_S
-from training.config.judging import GateConfig
+from training.config.judging import GateConfig, Kind
 from training.judging.contest.performance import max_drawdown
 from training.judging.gate.sealed import overridden, require_promotable, require_unchanged, sign_off
 from training.judging.gate.verdict import (
+    STOPPED,
+    WIN,
     Check,
     CheckName,
     Evidence,
+    Foretold,
     GateError,
     Mode,
     Refusal,
@@ -58,14 +61,19 @@ def good(**changes: Any) -> Evidence:
         "random_veto": traded.mean() * r,
         "heuristics": {"score threshold": heuristic * r},
         "traded": traded,
+        "agent_traded": agent,
         "policy_returns": returns(traded),
         "agent_returns": returns(agent),
         "random_veto_returns": returns(dealt),
         "heuristic_returns": {"score threshold": returns(heuristic)},
         "steps_per_year": 365.25,
         "trial_sharpes": (0.4, 0.02, -0.01),
-        "probability": np.where(traded, (r > 0)[traded].mean(), (r > 0)[~traded].mean()),
-        "won": (r > 0).astype(float),
+        "foretold": {
+            WIN: Foretold(
+                np.where(traded, (r > 0)[traded].mean(), (r > 0)[~traded].mean()),
+                (r > 0).astype(float),
+            )
+        },
         "checks": PASSED,
     }
     return Evidence(**{**whole, **changes})
@@ -86,7 +94,7 @@ def test_a_version_that_beats_everything_passes(mode: Mode) -> None:
     verdict = judge(good(), CONFIG, mode)
     assert verdict.refusals == ()
     assert verdict.promote
-    assert list(verdict.differences) == ["agent", "score threshold", "random veto"]
+    assert list(verdict.differences) == ["agent", "score threshold", "random veto", "not trading"]
     base = good()
     rows = slice(0, COUNT if mode is Mode.FIXED else COUNT - 4)
     expected = base.policy[rows].mean() - base.agent[rows].mean()
@@ -207,7 +215,7 @@ def test_just_enough_is_enough() -> None:
             "min_trades": int(base.traded.sum()),
             "min_days": DAYS,
             "deflated_sharpe": found.numbers["deflated_sharpe"],
-            "max_calibration_error": found.numbers["calibration_error"],
+            "max_calibration_error": found.numbers["calibration error of win"],
         }
     )
     assert judge(base, asked, Mode.FIXED).refusals == ()
@@ -281,15 +289,114 @@ def test_a_deeper_drawdown_than_the_agents_is_a_reason() -> None:
     assert judge(replace(base, agent_returns=still), CONFIG, Mode.FIXED).promote
 
 
-def test_dishonest_probabilities_are_a_reason() -> None:
+def test_dishonest_readings_are_a_reason_each() -> None:
     base = good()
-    shifted = only(
-        judge(replace(base, probability=np.clip(base.probability + 0.15, 0, 1)), CONFIG, Mode.FIXED)
-    )
-    assert shifted.code is RefusalCode.CALIBRATION_POOR
+    honest = base.foretold[WIN]
+    off = Foretold(np.clip(honest.probability + 0.15, 0, 1), honest.came)
+    shifted = only(judge(replace(base, foretold={WIN: off}), CONFIG, Mode.FIXED))
+    assert (shifted.code, shifted.about) == (RefusalCode.CALIBRATION_POOR, "win")
     assert shifted.observed == pytest.approx(0.15, abs=0.01)
-    nothing = replace(base, probability=np.empty(0), won=np.empty(0))
+    both = {WIN: honest, STOPPED: Foretold(honest.probability, 1 - honest.came)}
+    stopped = only(judge(replace(base, foretold=both), CONFIG, Mode.FIXED))
+    assert (stopped.code, stopped.about) == (RefusalCode.CALIBRATION_POOR, "stopped")
+    nothing = replace(base, foretold={WIN: Foretold(np.empty(0), np.empty(0))})
     assert only(judge(nothing, CONFIG, Mode.FIXED)).detail == "no rows"
+
+
+def test_a_version_that_does_not_foretell_winning_is_refused() -> None:
+    silent = only(judge(good(foretold={}), CONFIG, Mode.FIXED))
+    assert (silent.code, silent.about) == (RefusalCode.CALIBRATION_MISSING, "win")
+
+
+def test_a_trader_must_earn_more_than_nothing() -> None:
+    """It beats an agent and rivals that lose, by losing less."""
+    base = good()
+    lost = 1.2 * base.policy.mean()
+    poorer: dict[str, Any] = {
+        name: getattr(base, name) - lost for name in ("policy", "agent", "random_veto")
+    }
+    poorer["heuristics"] = {name: each - lost for name, each in base.heuristics.items()}
+    refusal = only(judge(replace(base, **poorer), CONFIG, Mode.FIXED))
+    assert (refusal.code, refusal.about) == (
+        RefusalCode.NOT_BETTER_THAN_NOT_TRADING,
+        "not trading",
+    )
+
+
+def vetoing(**changes: Any) -> Evidence:
+    """The same version as a veto: the agent's trades where both approve; the agent loses."""
+    base = good()
+    kept = base.traded & base.agent_traded
+    rate = kept.sum() / base.agent_traded.sum()
+    r = np.where(base.agent_traded, base.agent, 0.0) - 1.1 * base.agent_traded
+    whole: dict[str, Any] = {
+        "kind": Kind.VETO,
+        "policy": np.where(kept, r, 0.0),
+        "agent": r,
+        "random_veto": rate * r,
+        "traded": kept,
+        "policy_returns": 0.005 * np.where(kept, r, 0.0).reshape(DAYS, 4).sum(1),
+        "agent_returns": 0.005 * r.reshape(DAYS, 4).sum(1),
+        "random_veto_returns": np.empty((0, DAYS)),
+        "heuristics": {},
+        "heuristic_returns": {},
+    }
+    return replace(base, **{**whole, **changes})
+
+
+@pytest.mark.parametrize("mode", Mode)
+def test_a_veto_that_saves_more_than_chance_passes_though_it_earns_nothing(mode: Mode) -> None:
+    evidence = vetoing()
+    assert evidence.policy.mean() < 0.02
+    verdict = judge(evidence, CONFIG, mode)
+    assert verdict.refusals == ()
+    assert verdict.kind is Kind.VETO
+    assert list(verdict.differences) == ["agent", "random veto"]
+    assert verdict.as_json()["kind"] == "veto"
+
+
+def test_a_veto_must_beat_chance_and_may_not_add_trades() -> None:
+    base = vetoing()
+    lucky = np.random.default_rng(3).permutation(COUNT) < 0.4 * COUNT
+    r = base.agent
+    kept = lucky & base.agent_traded
+    chance = replace(
+        base,
+        policy=np.where(kept, r, 0.0),
+        random_veto=kept.sum() / base.agent_traded.sum() * r,
+        traded=kept,
+    )
+    found = judge(chance, CONFIG, Mode.FIXED)
+    assert only(found).code is RefusalCode.NOT_BETTER_THAN_RANDOM_VETO
+    low = found.differences["agent"].low
+    assert low is not None
+    assert low > 0, "any refusal saves R of a losing agent"
+    more = base.traded.copy()
+    more[np.flatnonzero(~base.agent_traded)[:7]] = True
+    refusal = only(judge(replace(base, traded=more), CONFIG, Mode.FIXED))
+    assert (refusal.code, refusal.observed) == (RefusalCode.APPROVES_MORE_THAN_AGENT, 7.0)
+
+
+def test_few_vetoes_prove_nothing_and_many_looks_widen_a_vetos_bounds() -> None:
+    base = vetoing()
+    count = int((base.agent_traded & ~base.traded).sum())
+    asked = CONFIG.model_copy(update={"min_trades": count + 1})
+    assert codes(judge(base, asked, Mode.FIXED)) == [RefusalCode.TOO_FEW_VETOES]
+    columns = np.stack([base.policy - other for other in base.rivals.values()], axis=1)
+    level = 1 - 2 * 0.025 / 8
+    expected = mean_intervals(columns, as_of=base.as_of, level=level, draws=300)[0]
+    found = judge(replace(base, looks=8), CONFIG, Mode.FIXED).differences["agent"]
+    assert (found.low, found.high) == (expected.low, expected.high)
+
+
+def test_configurations_whose_ratio_nobody_wrote_down_count_as_tried() -> None:
+    weak = np.random.default_rng(4).normal(0.0004, 0.01, DAYS)
+    base = good(trial_sharpes=(0.05,), policy_returns=weak)
+    alone = judge(base, CONFIG, Mode.FIXED).numbers["deflated_sharpe"]
+    many = judge(replace(base, trials=1000), CONFIG, Mode.FIXED).numbers["deflated_sharpe"]
+    assert alone is not None
+    assert many is not None
+    assert many < alone
 
 
 def test_a_check_that_failed_or_was_not_made_is_a_reason() -> None:
@@ -382,14 +489,15 @@ def test_a_policy_that_never_trades_is_refused_with_reasons_and_without_nan(mode
 def test_no_scenarios_at_all_are_refused_not_crashed_on(mode: Mode) -> None:
     base = good()
     nothing: dict[str, Any] = {
-        name: np.empty(0)
-        for name in ("policy", "agent", "random_veto", "probability", "won", "policy_returns")
+        name: np.empty(0) for name in ("policy", "agent", "random_veto", "policy_returns")
     }
     empty = replace(
         base,
         **nothing,
         as_of=np.empty(0, dtype=np.int64),
         traded=np.empty(0, dtype=bool),
+        agent_traded=np.empty(0, dtype=bool),
+        foretold={WIN: Foretold(np.empty(0), np.empty(0))},
         agent_returns=np.empty(0),
         random_veto_returns=np.empty((3, 0)),
         heuristics={"score threshold": np.empty(0)},
@@ -411,7 +519,7 @@ def test_no_scenarios_at_all_are_refused_not_crashed_on(mode: Mode) -> None:
         {"heuristics": {}, "heuristic_returns": {}},
         {"heuristics": {"agent": np.zeros(COUNT)}, "heuristic_returns": {"agent": np.zeros(DAYS)}},
         {"heuristic_returns": {"other": np.zeros(DAYS)}},
-        {"won": np.zeros(5)},
+        {"agent_traded": np.zeros(5, dtype=bool)},
         {"trial_sharpes": ()},
     ],
     ids=lambda changes: "+".join(changes),
