@@ -24,7 +24,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
-REVISION = "0009"
+REVISION = "0010"
 """The schema that this release works with; a test holds it against the newest migration."""
 
 metadata = MetaData(

@@ -3,15 +3,15 @@
 Rows that are there already keep no number: they are older than those that have one, and of two of
 them the later by their clocks counts, as before.
 
-Revision: 0009, after 0008
+Revision: 0010, after 0009
 """
 
 from __future__ import annotations
 
 from alembic import op
 
-revision = "0009"
-down_revision = "0008"
+revision = "0010"
+down_revision = "0009"
 branch_labels = None
 depends_on = None
 
