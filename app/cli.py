@@ -49,14 +49,23 @@ def say(text: str) -> None:
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def database_url(settings: Settings) -> str:
-    """DATABASE_URL, or a clear error."""
-    if not settings.database_url:
+def database_url(settings: Settings, *, owner: bool = False) -> str:
+    """DATABASE_URL, else the one that `advisor up` left under ADVISOR_HOME: the service's, or the
+    owner's for who changes the schema. Or a clear error."""
+    if settings.database_url:
+        return settings.database_url
+    name, place = "OWNER_DATABASE_URL" if owner else "DATABASE_URL", settings.home / "addresses"
+    try:
+        lines = place.read_text().splitlines()
+    except OSError:
+        lines = []
+    addresses = dict(line.split("=", 1) for line in lines if "=" in line)
+    if name not in addresses:
         raise SettingsError(
-            "DATABASE_URL is not set: point it at Postgres, or run `advisor up`, which prints"
-            " its own"
+            "DATABASE_URL is not set: point it at Postgres, or run `advisor up`, whose addresses"
+            f" are found in {place}"
         )
-    return settings.database_url
+    return addresses[name]
 
 
 @app.command()
@@ -97,7 +106,7 @@ def migrate() -> None:
     """Bring the database at DATABASE_URL to the newest schema."""
     from app.shadow_log.migrate import current, upgrade
 
-    url = database_url(read_settings())
+    url = database_url(read_settings(), owner=True)
     upgrade(url)
     console.print(f"database is at revision {current(url)}")
 
@@ -225,7 +234,7 @@ def retention(
         )
 
     async def months() -> dict[str, int]:
-        log = ShadowLog.connect(database_url(read_settings()), patience_s=None)
+        log = ShadowLog.connect(database_url(read_settings(), owner=True), patience_s=None)
         try:
             look = log.drop_months_before if yes else log.months_before
             return await look(before.replace(tzinfo=UTC))

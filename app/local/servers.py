@@ -31,6 +31,8 @@ import redis
 
 from app.api.tokens import write_private
 from app.domain.errors import AdvisorError
+from app.shadow_log.logins import ANALYST, READER, WRITER, give_logins, url_as
+from app.shadow_log.migrate import upgrade
 
 NOBODY = 65534
 START_DEADLINE_S = 60.0
@@ -41,6 +43,7 @@ POLL_S = 0.02
 STATE = Path("/var/lib/shadow-advisor")
 """Where the data of a server lie that may not be where they were asked for."""
 _PR_SET_PDEATHSIG = 1
+LOGINS = (WRITER, READER, ANALYST)
 
 
 class EmbeddedServerError(AdvisorError):
@@ -112,8 +115,12 @@ class EmbeddedServer:
 
     @property
     def password(self) -> str:
+        """Of the server's own superuser."""
+        return self.secret("password")
+
+    def secret(self, name: str) -> str:
         """Random, made once, readable by the owner only."""
-        path = self.directory / "password"
+        path = self.directory / name
         if not path.exists() or not path.read_text():
             write_private(path, secrets.token_urlsafe(24))
         return path.read_text()
@@ -326,6 +333,15 @@ class EmbeddedPostgres(EmbeddedServer):
     def tools(self) -> Path:
         """Where psql, pg_dump and their kind are."""
         return self._binaries / "bin"
+
+    def url_of(self, role: str) -> str:
+        """The same database, asked as a role that logs in with a password of its own."""
+        return url_as(self.url, role, self.secret(f"password-{role}"))
+
+    def set_up(self) -> None:
+        """The newest schema, and a login for each role. Raises `ShadowLogUnavailable`."""
+        upgrade(self.url)
+        give_logins(self.url, {role: self.secret(f"password-{role}") for role in LOGINS})
 
     def _user(self) -> int | None:
         return NOBODY if os.geteuid() == 0 else None

@@ -39,7 +39,9 @@ from app.local.servers import (
     die_with_parent,
 )
 from app.settings import Settings
+from app.shadow_log.database import async_url
 from app.shadow_log.log import ShadowLog
+from app.shadow_log.logins import ANALYST, READER, WRITER
 from app.shadow_log.migrate import upgrade
 
 START_DEADLINE_S = 180.0
@@ -48,6 +50,7 @@ POLL_S = 0.2
 ANSWER_S = 5.0
 RESTART_PAUSE_S = 1.0
 MAX_PAUSE_S = 30.0
+SERVICES = "pg_service.conf"
 console = Console(stderr=True)
 
 
@@ -229,6 +232,7 @@ def _running(settings: Settings) -> Iterator[tuple[dict[str, str], list[Supervis
     _require_free(settings)
     with ExitStack() as stack:
         servers: list[Supervised] = []
+        owner = {}
         environment = {
             **os.environ,
             "ADVISOR_URL": f"http://{settings.host}:{settings.port}",
@@ -240,8 +244,10 @@ def _running(settings: Settings) -> Iterator[tuple[dict[str, str], list[Supervis
         if settings.database_url is None:
             postgres = EmbeddedPostgres(home / "postgres")
             _tell_start(postgres, home)
-            servers.append(_begun(stack, Server(postgres, lambda: upgrade(postgres.url))))
-            environment["DATABASE_URL"] = postgres.url
+            servers.append(_begun(stack, Server(postgres, postgres.set_up)))
+            environment["DATABASE_URL"] = postgres.url_of(WRITER)
+            owner["OWNER_DATABASE_URL"] = postgres.url
+            _write_services(home / SERVICES, postgres)
         else:
             upgrade(settings.database_url)
         if settings.redis_url is None:
@@ -250,7 +256,7 @@ def _running(settings: Settings) -> Iterator[tuple[dict[str, str], list[Supervis
             servers.append(_begun(stack, Server(valkey)))
             environment["REDIS_URL"] = valkey.url
         if servers:
-            _write_addresses(home / "addresses", environment)
+            _write_addresses(home / "addresses", environment, owner)
         if settings.model is None:
             from app.policy.in_process.importer import import_smollm2  # It brings torch.
 
@@ -278,11 +284,30 @@ def _operator(environment: Mapping[str, str]) -> OperatorClient:
     return OperatorClient(environment["ADVISOR_URL"], token, ANSWER_S)
 
 
-def _write_addresses(path: Path, environment: Mapping[str, str]) -> None:
+def _write_services(path: Path, postgres: EmbeddedPostgres) -> None:
+    """For psql, whose command line everybody can see: who asks, by name."""
+    urls = {
+        "analyst": postgres.url_of(ANALYST),
+        "reader": postgres.url_of(READER),
+        "owner": postgres.url,
+    }
+    sections = []
+    for name, url in urls.items():
+        parsed = async_url(url)
+        sections.append(
+            f"[{name}]\nhost={parsed.host}\nport={parsed.port}\ndbname={parsed.database}\n"
+            f"user={parsed.username}\npassword={parsed.password}\n"
+        )
+    with suppress(OSError):
+        write_private(path, "\n".join(sections))
+
+
+def _write_addresses(path: Path, environment: Mapping[str, str], owner: Mapping[str, str]) -> None:
     """Where everything answers, for whoever may read our files; the ports stay between starts."""
     names = ("ADVISOR_URL", "DATABASE_URL", "REDIS_URL")
+    addresses = {**{name: environment[name] for name in names}, **owner}
     with suppress(OSError):  # A full disk keeps nobody from being advised.
-        write_private(path, "".join(f"{name}={environment[name]}\n" for name in names))
+        write_private(path, "".join(f"{name}={value}\n" for name, value in addresses.items()))
 
 
 def _begun(stack: ExitStack, server: Server) -> Server:
@@ -406,7 +431,7 @@ def _print_record(before: dict[str, int], after: dict[str, int], answers: int) -
 def _print_where(settings: Settings, environment: Mapping[str, str]) -> None:
     """Lines rather than a table: they are there to be copied."""
     url = environment["ADVISOR_URL"]
-    database = environment["DATABASE_URL"].replace("postgresql+psycopg://", "postgresql://")
+    psql = f"PGSERVICEFILE={os.path.relpath(settings.home / SERVICES)} psql service=analyst"
     advisor = os.path.relpath(os.path.join(os.path.dirname(sys.executable), "advisor"))
     console.print("\n[bold]Where to look next[/]")
     for what, where in (
@@ -415,9 +440,9 @@ def _print_where(settings: Settings, environment: Mapping[str, str]) -> None:
         ("metrics", f"{url}/metrics"),
         ("", f"http://{settings.host}:{settings.writer_metrics_port}/metrics (writer)"),
         ("tokens", f"{os.path.relpath(_token_folder(environment))}/agent, operator, metrics"),
-        ("shadow log", f"psql '{database}'"),
-        ("who was right", f"psql '{database}' -c 'select * from disagreements limit 20'"),
-        ("check the record", f"DATABASE_URL='{database}' {advisor} verify"),
+        ("shadow log", psql),
+        ("who was right", f"{psql} -c 'select * from disagreements limit 20'"),
+        ("check the record", f"{advisor} verify"),
         ("halt everything", f"{advisor} state HALTED --reason test --by me"),
         ("addresses", str(settings.home.absolute() / "addresses")),
     ):

@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import stat
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
+import psycopg
 import pytest
 
 from app.local.servers import die_with_parent
@@ -39,6 +42,15 @@ def children(pid: int) -> dict[str, int]:
         )
         found[name] = int(word)
     return found
+
+
+def arguments_of_all_processes() -> str:
+    """Every command line of this machine, as everybody may read it."""
+    lines = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            lines.append((process / "cmdline").read_bytes().decode(errors="replace"))
+    return "\n".join(lines)
 
 
 class Up:
@@ -125,12 +137,25 @@ async def test_whatever_is_killed_is_started_again_and_no_answer_is_lost(up: Up)
 
 
 async def test_the_service_goes_on_while_postgres_cannot_be_started_and_finds_it_again(
-    up: Up,
+    up: Up, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     addresses = up.home / "addresses"
     told = addresses.read_text()
     assert stat.S_IMODE(addresses.stat().st_mode) == 0o600
     assert f"state lies in {up.home}" in up.said
+    services = up.home / "pg_service.conf"
+    assert stat.S_IMODE(services.stat().st_mode) == 0o600
+    secrets = re.findall(r"password=(\S+)", services.read_text())
+    secrets += [place.read_text().strip() for place in (up.home / "tokens").iterdir()]
+    assert len(secrets) == 6
+    assert not [secret for secret in secrets if secret in up.said]
+    assert not [secret for secret in secrets if secret in arguments_of_all_processes()]
+    assert "//advisor_writer:" in told
+    verified = advisor(up.variables, "verify")
+    assert verified.returncode == 0, verified.stderr
+    monkeypatch.setenv("PGSERVICEFILE", str(services))
+    with psycopg.connect("service=analyst") as connection:
+        assert connection.execute("SELECT count(*) FROM disagreements").fetchone() == (0,)
     version = up.home / "postgres" / "cluster" / "PG_VERSION"
     right = version.read_text()
     version.write_text("12\n")
