@@ -7,6 +7,8 @@ at 39,588. A profit of 9.4554 is 6.12 times the order's own risk, and 1.53 R.
 
 from __future__ import annotations
 
+import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,16 +17,27 @@ from typing import Any
 import pytest
 
 from app.advising.serving import Models
+from app.client import AdvisorClient
 from app.domain.outcome import Arm
 from app.domain.scenario import Scenario
 from app.policy.scripted import ScriptedPolicy
 from app.settings import Clock
-from tests.service.running import Running, drained, request, running, settings_for
+from tests.service.running import (
+    Running,
+    drained,
+    request,
+    running,
+    settings_for,
+    until,
+    writing,
+)
 from tests.service.shadow_log.test_shadow_log import rows
 from tests.training.support.candles import HOUR, START, table
 from training.live.drift.look import Window
 from training.live.paper.books import follow, outcome
-from training.log import judged_between, reading
+from training.live.paper.resolver import Resolved, resolve
+from training.log import judged_between, reading, without_outcome
+from training.market.bars import Bars
 from training.outcomes.orders import plan_order
 
 VERSION = "scripted-1"
@@ -46,9 +59,7 @@ async def quarter(service: Running, request_id: str, **action: Any) -> dict[str,
     advice: dict[str, Any] = (await service.advise(document)).json()
     assert (advice["action"], advice["stop"]) == ("approve_r0.25_s1.0", 39_588.0)
     assert advice["quantity"] == pytest.approx(0.00375)
-    return advice | {
-        "scenario": {key: document[key] for key in Scenario.model_fields if key in document}
-    }
+    return advice | {"scenario": scenario_of(document)}
 
 
 async def report(service: Running, advice: dict[str, Any], **ended: Any) -> None:
@@ -172,3 +183,87 @@ async def test_the_books_the_log_and_drift_tell_one_r_of_a_followed_order(servic
         )
         == 1
     )
+
+
+async def test_an_order_that_limits_cut_and_moved_has_one_r_wherever_it_is_told(
+    database_url: str, valkey_url: str, tmp_path: Path
+) -> None:
+    """`approve_r0.25_s2.5` asks for 1.545 / 1,030 = 0.0015 BTC with a stop at 38,970. Stops may be
+    2 % away, orders 40 USDT big: 0.001 BTC, stop at 39,200. Bought at 40,020, sold at 39,180.4,
+    fees of 79.2004: -918.8004 a BTC, -0.9188004 net, -0.1486732 R, -1.1485005 times its own risk of
+    0.8. The agent's plan, stopped at 39,362.309: -737.073309 a BTC, -7.37073309 net, -1.1926752 R.
+    """
+    shipped = Path("limits.toml").read_text(encoding="utf-8")
+    limits = tmp_path / "limits.toml"
+    limits.write_text(
+        shipped.replace("max_fraction = 0.15", "max_fraction = 0.02").replace(
+            "max_notional = 5_000.0", "max_notional = 40.0"
+        )
+    )
+    settings = settings_for(database_url, valkey_url, tmp_path, clock=Clock.REQUEST)
+    settings = settings.model_copy(update={"limits": limits})
+    document = request("hand/BTCUSDT/20210101T0100", agent_action={"decision": False})
+    for section, field in (("candidate", "ts"), ("market", "bar_closed_at")):
+        document[section][field] = AS_OF.isoformat()
+    quiet = (40_000.0,) * 4
+    bars = table(quiet, (40_000, 40_010, 39_100, 39_150), *[quiet] * 7)
+    net, agent_net = -918.8004 * 0.001, -737.073309 * 0.01
+
+    async with running(settings, Models(ScriptedPolicy(["D"]))) as api, writing(settings):
+        advice = (await api.advise(document)).json()
+        assert advice["action"] == "approve_r0.25_s2.5"
+        assert (advice["quantity"], advice["stop"]) == pytest.approx((0.001, 39_200.0))
+        await recorded(api, "decisions", 1)
+        counts = await asyncio.to_thread(resolve_with, api, bars)
+        assert counts == {Resolved.REPORTED: 2}
+        await recorded(api, "outcomes", 2)
+
+        path = f"/decisions/{advice['decision_id']}"
+        stored = (await api.client.get(path)).json()
+        (answer,) = stored["decision"]["advices"]
+        caps = {cap["limit"]: cap["before"] for cap in answer["review"]["caps"]}
+        assert caps == pytest.approx({"stop_distance": 38_970, "exposure.max_notional": 0.0015})
+        told = {each["arm"]: each for each in stored["outcomes"]}
+        assert told["advice"]["net_pnl"] == pytest.approx(net)
+        assert told["advice"]["r_multiple"] == pytest.approx(-1.1485005)
+        (compared,) = rows(database_url, "SELECT * FROM shadow_comparison")
+        assert (compared["advice_r"], compared["agent_r"]) == pytest.approx(
+            (net / 6.18, agent_net / 6.18)
+        )
+        (opposed,) = rows(database_url, "SELECT * FROM disagreements")
+        assert opposed["advice_minus_agent_r"] == pytest.approx(-0.1486732)
+
+    order = plan_order(Scenario.from_json(scenario_of(document)))
+    order = order._replace(stop=39_200.0, quantity=0.001)
+    trade = follow(bars, order)
+    assert (trade.net, trade.r) == pytest.approx((net, -0.1486732))
+
+
+def scenario_of(document: dict[str, Any]) -> dict[str, Any]:
+    return {key: document[key] for key in Scenario.model_fields if key in document}
+
+
+def resolve_with(api: Running, bars: Bars) -> Counter[Resolved]:
+    """One run of the resolver over the log."""
+    with (
+        AdvisorClient(api.url) as client,
+        reading(str(api.settings.database_url)) as connection,
+    ):
+        counts = resolve(
+            without_outcome(connection), {bars.symbol: bars}, client, lambda seconds: None
+        )
+        client.close(20)
+        assert client.stats().dropped == {}
+    return counts
+
+
+async def recorded(api: Running, name: str, count: int) -> None:
+    """Wait until so many rows are in Postgres."""
+
+    async def there() -> bool:
+        found = await asyncio.to_thread(
+            rows, str(api.settings.database_url), f"SELECT count(*) AS n FROM {name}"
+        )
+        return bool(found[0]["n"] == count)
+
+    await until(there)
