@@ -118,7 +118,7 @@ def disagreements(judged: Sequence[Judged]) -> Table:
 
 def _short(action: str) -> str:
     """`reject`, or what of the agent's risk and which stop was approved."""
-    return action.replace("approve_r", "risk x").replace("_s", " stop ")
+    return action.replace("approve_r", "risk ").replace("_s", " stop ")
 
 
 def books(agent: Book, advice: Book) -> Table:
