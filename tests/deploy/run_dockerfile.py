@@ -27,6 +27,8 @@ from pathlib import Path
 import httpx
 import psycopg
 
+from app.api.tokens import TokenFile
+from app.domain.principal import Role
 from app.local.servers import EmbeddedPostgres, EmbeddedValkey, free_port
 from app.schemas import EXAMPLE
 from tests.deploy.dockerfile import (
@@ -154,6 +156,9 @@ def try_service(image: Image, trainer: Image) -> None:
         shutil.copystat(image.at(HOME), home)
         owner = image.at(HOME).stat()
         os.chown(home, owner.st_uid, owner.st_gid)
+        tokens = TokenFile(home / "tokens.json")
+        token = tokens.create("agent", [Role.AGENT, Role.METRICS])
+        os.chown(tokens.path, owner.st_uid, owner.st_gid)
         ports = {"ADVISOR_PORT": str(free_port()), "ADVISOR_WRITER_METRICS_PORT": str(free_port())}
         env = {"DATABASE_URL": postgres.url, "REDIS_URL": valkey.url, **ports, **demo_variables()}
         say("advisor migrate")
@@ -171,10 +176,11 @@ def try_service(image: Image, trainer: Image) -> None:
                 int(container.status("CapEff")[0], 16) == 0, f"{container.name} has no capability"
             )
         url = f"http://127.0.0.1:{ports['ADVISOR_PORT']}"
-        try_advice(url, postgres.url, writer)
+        try_advice(url, token, postgres.url, writer)
         say("advisor-train paper, from the trainer's image")
         agent = trainer.sandboxed(
-            [*trainer.entrypoint, "paper", "--candidates", "3", "--url", url], {"COLUMNS": "120"}
+            [*trainer.entrypoint, "paper", "--candidates", "3", "--url", url],
+            {"COLUMNS": "120", "ADVISOR_TOKEN": token},
         )
         subprocess.run(agent, check=True, preexec_fn=end_with_us)
         api.stop()
@@ -186,9 +192,9 @@ def try_service(image: Image, trainer: Image) -> None:
         execute(image.sandboxed([*image.entrypoint, "verify"], env, {home: HOME}))
 
 
-def try_advice(url: str, database: str, writer: Container) -> None:
+def try_advice(url: str, token: str, database: str, writer: Container) -> None:
     """One request, and its way into Postgres."""
-    headers = {"X-Deadline-Ms": "20000"}
+    headers = {"X-Deadline-Ms": "20000", "Authorization": f"Bearer {token}"}
     answer = httpx.post(
         f"{url}/advise", json=request(), headers=headers, timeout=30, trust_env=False
     )

@@ -64,6 +64,7 @@ def render(directory: Path, ports: Mapping[str, int]) -> Path:
     configuration["global"] = dict.fromkeys(configuration["global"], SCRAPE_INTERVAL)
     jobs = {job["job_name"]: job for job in configuration["scrape_configs"]}
     for name, port in ports.items():
+        jobs[name].pop("authorization", None)
         jobs[name]["static_configs"] = [{"targets": [f"127.0.0.1:{port}"]}]
     configuration["scrape_configs"] = [jobs[name] for name in ports]
     for path in RULE_FILES:

@@ -4,16 +4,21 @@ them."""
 from __future__ import annotations
 
 import re
+import stat
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 import yaml
 from pydantic import AliasChoices
 
+from app.api.tokens import TokenFile, Tokens
 from app.cli import app as advisor
+from app.domain import principal as access
 from app.domain.limits import read_limits
+from app.domain.principal import Principal
 from app.settings import Clock, Settings, read_settings
 from tests.deploy.containers import (
     COMPOSE,
@@ -108,6 +113,7 @@ def test_everything_mounted_from_the_repository_exists() -> None:
         for s in SERVICES.values()
         for volume in s.get("volumes", [])
     ]
+    mounted = [source for source in mounted if not source.startswith("./deploy/secrets/")]
     paths = {source for source in mounted if source.startswith((".", "/"))}
     assert paths == {
         "./deploy/prometheus",
@@ -119,8 +125,79 @@ def test_everything_mounted_from_the_repository_exists() -> None:
 
 
 def test_a_first_start_needs_no_variable() -> None:
-    assert {"POSTGRES_PASSWORD", "VALKEY_PASSWORD", "GRAFANA_PASSWORD"} <= set(interpolated())
     assert [name for name, default in interpolated().items() if not default] == []
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Path:
+    """What `make secrets` makes."""
+    command = [sys.executable, str(ROOT / "deploy" / "make_secrets.py"), str(tmp_path / "secrets")]
+    for _ in range(2):  # The second time changes nothing.
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "already" in done.stdout
+    return tmp_path / "secrets"
+
+
+def test_every_secret_that_the_compose_file_names_is_made_and_only_its_owner_gets_at_it(
+    made: Path,
+) -> None:
+    named = [file for service in SERVICES.values() for file in service.get("env_file", [])]
+    named += [
+        volume.split(":")[0].removeprefix("./")
+        for service in SERVICES.values()
+        for volume in service.get("volumes", [])
+        if volume.startswith("./deploy/secrets/")
+    ]
+    assert len(named) >= 9
+    for name in named:
+        assert (made / name.removeprefix("deploy/secrets/")).exists(), name
+    assert stat.S_IMODE(made.stat().st_mode) == 0o700
+    for place in made.glob("*.env"):
+        assert stat.S_IMODE(place.stat().st_mode) == 0o600
+    text = (ROOT / "docker-compose.yml").read_text()
+    assert "local-only" not in text
+    assert "PASSWORD:" not in text
+
+
+def test_what_is_made_fits_the_program(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in setting_names():
+        monkeypatch.delenv(name, raising=False)
+    migrate, service, drift = (
+        variables(made / f"{n}.env") for n in ("migrate", "service", "drift")
+    )
+    for name, value in (migrate | {"DATABASE_URL": service["DATABASE_URL"]}).items():
+        monkeypatch.setenv(name, value)
+    assert set(migrate) | set(service) <= setting_names()
+    logins = read_settings().logins
+    assert set(logins) == {"advisor_writer", "advisor_reader", "advisor_analyst"}
+    assert f"advisor_writer:{logins['advisor_writer']}@" in service["DATABASE_URL"]
+    assert f"advisor_reader:{logins['advisor_reader']}@" in drift["DATABASE_URL"]
+    known = Tokens(made / "tokens" / "tokens.json", made / "uses")
+    now = datetime.now(UTC)
+    agent = known.holder_of(variables(made / "agent.env")["ADVISOR_TOKEN"], now)
+    operator = known.holder_of(variables(made / "operator.env")["ADVISOR_ADMIN_TOKEN"], now)
+    scraper = known.holder_of((made / "metrics_token").read_text().strip(), now)
+    assert isinstance(agent, Principal)
+    assert (agent.name, agent.roles) == ("agent", {"agent", "metrics"})
+    assert isinstance(operator, Principal)
+    assert operator.may(access.Role.OPERATOR)
+    assert isinstance(scraper, Principal)
+    assert scraper.roles == {"metrics"}
+    TokenFile(made / "tokens" / "tokens.json").create("desk", [access.Role.AGENT])
+    assert stat.S_IMODE((made / "tokens" / "tokens.json").stat().st_mode) == 0o644
+
+
+def test_every_service_has_limits_and_meets_only_whom_it_needs() -> None:
+    for name, service in SERVICES.items():
+        assert {"mem_limit", "pids_limit", "networks"} <= set(service), name
+    reach = {name: set(service["networks"]) for name, service in SERVICES.items()}
+    assert set().union(*reach.values()) == set(COMPOSE["networks"])
+    for server in ("postgres", "valkey"):
+        for stranger in ("agent", "prometheus", "grafana", "vllm"):
+            assert not reach[server] & reach[stranger], (server, stranger)
+    assert not reach["drift"] & reach["valkey"]
+    for asker, asked in (("agent", "api"), ("api", "vllm"), ("prometheus", "writer")):
+        assert reach[asker] & reach[asked]
 
 
 @pytest.mark.parametrize("service", OURS)
@@ -267,6 +344,7 @@ def test_the_spool_outlives_the_container() -> None:
 def test_valkey_keeps_every_write_and_evicts_nothing() -> None:
     command = " ".join(SERVICES["valkey"]["command"])
     assert "--appendonly yes --appendfsync always" in command
+    assert "requirepass" not in command, "arguments are for everybody to see"
     assert "--maxmemory-policy noeviction" in command
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -14,6 +15,7 @@ from app.shadow_log.logins import ANALYST, READER, WRITER, give_logins, url_as
 from app.shadow_log.migrate import downgrade, upgrade
 from app.shadow_log.verify import verify
 from tests import builders as build
+from tests.service.processes import advisor, environment
 
 REFUSED = psycopg.errors.InsufficientPrivilege
 
@@ -162,6 +164,16 @@ def test_the_writer_neither_changes_nor_removes_nor_makes_anything_else(url: str
         assert bounds[1] == "advisor"
         connection.execute("SET TimeZone = 'America/New_York'")
         connection.execute("SELECT advisor_make_month('202011')")
+
+
+def test_migrate_lets_roles_log_in_and_says_no_password(url: str, tmp_path: Path) -> None:
+    passwords = {"ADVISOR_WRITER_PASSWORD": "w2-secret", "ADVISOR_ANALYST_PASSWORD": "a2-secret"}
+    done = advisor(environment(tmp_path, database_url=url) | passwords, "migrate")
+    assert done.returncode == 0, done.stderr
+    assert "secret" not in done.stdout + done.stderr
+    for role, password in ((WRITER, "w2-secret"), (ANALYST, "a2-secret"), (READER, "r@:/")):
+        with psycopg.connect(plain(url_as(url, role, password))) as connection:
+            assert connection.execute("SELECT current_user").fetchone() == (role,)
 
 
 async def test_a_role_in_the_connection_string_is_kept(url: str) -> None:
