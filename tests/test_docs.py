@@ -14,7 +14,7 @@ from app.domain.fields import Record
 from app.domain.limits import Limits
 from app.domain.outcome import Outcome
 from app.domain.rules import AFTER_CAPS, RULES, VetoCode
-from app.domain.scenario import Account, Market, Plan, Position, Scenario
+from app.domain.scenario import Account, Market, Plan, Position, Scenario, Surroundings
 from app.main import create_app
 from app.metrics import Metrics
 
@@ -30,6 +30,7 @@ CAPTURED: tuple[type[Record], ...] = (
     Account,
     Position,
     Market,
+    Surroundings,
     Scenario,
     AgentAction,
     Outcome,

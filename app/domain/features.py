@@ -11,7 +11,10 @@ import math
 from app.domain.candidate import BtcTrend, Candidate, Orderflow, SentimentBias, Session, SetupType
 from app.domain.scenario import Scenario
 
-FEATURE_SCHEMA = "2026-11-1"
+FEATURE_SCHEMA = "2026-11-2"
+SERVED_SCHEMAS = ("2026-11-1", FEATURE_SCHEMA)
+"""Each begins with all features of those before it, unchanged: what was made for an earlier one is
+served on."""
 NAN = math.nan
 
 _CANDIDATE_NUMBERS = (
@@ -61,6 +64,23 @@ _CATEGORIES: dict[str, tuple[str, ...]] = {
     "btc_trend": tuple(BtcTrend),
     "orderflow": tuple(Orderflow),
 }
+_VOLATILITIES = (
+    "volatility_1h",
+    "volatility_6h",
+    "volatility_24h",
+    "volatility_7d",
+    "volatility_same_hours",
+)
+_RETURNS = ("return_6h", "return_24h", "return_7d", "return_30d")
+_RANKS = ("momentum_rank", "volatility_rank")
+_ABROAD = (
+    "market_return_24h",
+    "market_volatility_24h",
+    "btc_return_1h",
+    "btc_return_6h",
+    "btc_return_24h",
+    "btc_volatility_24h",
+)
 FEATURE_NAMES: tuple[str, ...] = (
     *_CANDIDATE_NUMBERS,
     *(f"{name}={value}" for name, values in _CATEGORIES.items() for value in values),
@@ -77,6 +97,10 @@ FEATURE_NAMES: tuple[str, ...] = (
     "consecutive_losses",
     "hour_sin",
     "hour_cos",
+    *(f"{name}_over_atr" for name in _VOLATILITIES),
+    *(f"{name}_in_atr" for name in _RETURNS),
+    *_RANKS,
+    *_ABROAD,
 )
 
 
@@ -90,7 +114,7 @@ def features(scenario: Scenario) -> tuple[float, ...]:
         for name, values in _CATEGORIES.items()
         for value in values
     ]
-    return (*numbers, *flags, *_derived(scenario, candidate))
+    return (*numbers, *flags, *_derived(scenario, candidate), *_surroundings(scenario))
 
 
 def _number(value: float | None) -> float:
@@ -115,4 +139,19 @@ def _derived(scenario: Scenario, c: Candidate) -> tuple[float, ...]:
         _number(account.consecutive_losses),
         math.sin(angle),
         math.cos(angle),
+    )
+
+
+def _surroundings(s: Scenario) -> tuple[float, ...]:
+    """A volatility is the logarithm of its ratio to the ATR, a return is in ATR."""
+    around = s.market.surroundings
+    if around is None:
+        return (NAN,) * (len(_VOLATILITIES) + len(_RETURNS) + len(_RANKS) + len(_ABROAD))
+    atr = s.candidate.atr / s.market.last_close
+    volatilities = (_number(getattr(around, name)) / atr for name in _VOLATILITIES)
+    returns = (_number(getattr(around, name)) / atr for name in _RETURNS)
+    return (
+        *(math.log(ratio) if ratio > 0 else NAN for ratio in volatilities),
+        *returns,
+        *(_number(getattr(around, name)) for name in (*_RANKS, *_ABROAD)),
     )

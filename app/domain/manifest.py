@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from app.domain.actions import ACTION_SPACE_HASH, ACTIONS
 from app.domain.canonical import content_hash
 from app.domain.errors import ManifestMismatch, ModelFileError
-from app.domain.features import FEATURE_SCHEMA
+from app.domain.features import FEATURE_SCHEMA, SERVED_SCHEMAS
 from app.domain.fields import Hash, Instant, Record, ShortText
 from app.domain.prompt import PROMPT_VERSION
 
@@ -141,12 +141,12 @@ class ModelManifest(Record):
         """Raise `ManifestMismatch` unless this code renders and reads what the model was made
         for."""
         for what, made_for, ours in (
-            ("prompt version", self.prompt_version, PROMPT_VERSION),
-            ("action space", self.action_space, ACTION_SPACE_HASH),
-            ("feature schema", self.feature_schema, FEATURE_SCHEMA),
+            ("prompt version", self.prompt_version, (PROMPT_VERSION,)),
+            ("action space", self.action_space, (ACTION_SPACE_HASH,)),
+            ("feature schema", self.feature_schema, SERVED_SCHEMAS),
         ):
-            if made_for != ours:
+            if made_for not in ours:
                 raise ManifestMismatch(
                     f"model {self.model_version} was made for {what} {made_for}, this service has"
-                    f" {ours}: retrain the model, or serve it with the release it was made for"
+                    f" {ours[-1]}: retrain the model, or serve it with the release it was made for"
                 )

@@ -101,6 +101,66 @@ class Account(Record):
     )
 
 
+class Surroundings(Record):
+    """How the symbol and the market around it moved until `as_of`, by complete bars alone.
+
+    Volatility is the square root of the mean of ln(high / low)^2 / (4 ln 2) (Parkinson 1980), per
+    hour. A return is ln(close / close before).
+    """
+
+    volatility_1h: Number | None = measure(
+        "fraction per hour", "of the last hour", ge=0, null="not computed"
+    )
+    volatility_6h: Number | None = measure(
+        "fraction per hour", "of six hours", ge=0, null="not computed"
+    )
+    volatility_24h: Number | None = measure(
+        "fraction per hour", "of a day", ge=0, null="not computed"
+    )
+    volatility_7d: Number | None = measure(
+        "fraction per hour", "of a week", ge=0, null="not computed"
+    )
+    volatility_same_hours: Number | None = measure(
+        "fraction per hour",
+        "of the six hours of the day that come next, on the last 14 days",
+        ge=0,
+        null="not computed",
+    )
+    return_6h: Number | None = measure("log return", "over six hours", null="not computed")
+    return_24h: Number | None = measure("log return", "over a day", null="not computed")
+    return_7d: Number | None = measure("log return", "over a week", null="not computed")
+    return_30d: Number | None = measure("log return", "over 30 days", null="not computed")
+    momentum_rank: Number | None = measure(
+        "fraction 0-1",
+        "share of the other symbols with a lower return over a day",
+        ge=0,
+        le=1,
+        null="fewer than two others",
+    )
+    volatility_rank: Number | None = measure(
+        "fraction 0-1",
+        "share of the other symbols with a lower volatility of a day",
+        ge=0,
+        le=1,
+        null="fewer than two others",
+    )
+    market_return_24h: Number | None = measure(
+        "log return", "mean of all symbols over a day", null="fewer than two others"
+    )
+    market_volatility_24h: Number | None = measure(
+        "fraction per hour",
+        "mean of all symbols' volatility of a day",
+        ge=0,
+        null="fewer than two others",
+    )
+    btc_return_1h: Number | None = measure("log return", "BTCUSDT, an hour", null="no BTC bars")
+    btc_return_6h: Number | None = measure("log return", "BTCUSDT, six hours", null="no BTC bars")
+    btc_return_24h: Number | None = measure("log return", "BTCUSDT, a day", null="no BTC bars")
+    btc_volatility_24h: Number | None = measure(
+        "fraction per hour", "BTCUSDT, a day", ge=0, null="no BTC bars"
+    )
+
+
 class Market(Record):
     """The symbol's market at `as_of`."""
 
@@ -109,6 +169,13 @@ class Market(Record):
     bar_seconds: Number = measure("s", "length of that bar", gt=0, le=604_800)
     volume_24h: Number | None = measure(
         "quote", "traded in the last 24 h", ge=0, null="not reported"
+    )
+    surroundings: Surroundings | None = Field(
+        None,
+        # Records and requests of before have no such key, and keep their hashes.
+        exclude_if=lambda value: value is None,
+        description="how the symbol and the market around it moved",
+        json_schema_extra={"unit": "object", "null": "not computed"},
     )
 
 

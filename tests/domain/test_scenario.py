@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -11,12 +12,15 @@ import pytest
 from hypothesis import given
 
 from app.domain.candidate import Candidate
-from app.domain.canonical import canonical_json
+from app.domain.canonical import canonical_json, content_hash
 from app.domain.errors import InvalidRecord
 from app.domain.features import FEATURE_NAMES, features
+from app.domain.prompt import render
 from app.domain.scenario import Scenario
 from tests.domain.scenarios import AS_OF, scenario, scenario_json, scenarios
 
+FIRST_SCHEMA = "sha256:1a8b86273e2043a77fdad48735e3ec8396b94bdc8c0a3db473951187624be3f1"
+"""Of the names of the features of 2026-11-1."""
 AGENT_FIELDS = [
     "symbol",
     "direction",
@@ -198,6 +202,32 @@ def test_control_characters_are_dropped_from_texts_that_postgres_must_store() ->
 @given(scenarios())
 def test_features_have_one_value_per_name(s: Scenario) -> None:
     assert len(features(s)) == len(FEATURE_NAMES) == len(set(FEATURE_NAMES))
+
+
+def test_surroundings_that_nobody_sent_are_unknown_and_leave_no_trace_in_the_record() -> None:
+    s = scenario()
+    assert "surroundings" not in s.as_json()["market"]
+    known = dict(zip(FEATURE_NAMES, features(s), strict=True))
+    assert math.isnan(known["momentum_rank"])
+    assert math.isnan(known["volatility_24h_over_atr"])
+
+
+def test_features_of_the_surroundings_by_hand() -> None:
+    around = {"volatility_24h": 0.005, "volatility_1h": 0.0, "return_6h": -0.02, "btc_return_1h": 0}
+    s = scenario(market__surroundings=around)
+    known = dict(zip(FEATURE_NAMES, features(s), strict=True))
+    assert known["volatility_24h_over_atr"] == pytest.approx(math.log(0.5))
+    assert math.isnan(known["volatility_1h_over_atr"]), "no logarithm of an hour without a trade"
+    assert known["return_6h_in_atr"] == pytest.approx(-2.0)
+    assert known["btc_return_1h"] == 0.0
+    assert math.isnan(known["btc_return_6h"])
+    assert Scenario.from_json(s.as_json()) == s
+    assert render(s) == render(scenario()), "the prompt shows none of it"
+
+
+def test_the_features_of_the_first_schema_stand_first_and_unchanged() -> None:
+    first = FEATURE_NAMES[: FEATURE_NAMES.index("hour_cos") + 1]
+    assert content_hash(first) == FIRST_SCHEMA
 
 
 def test_features_by_hand() -> None:

@@ -116,6 +116,11 @@ def test_a_missing_file_is_named(version: Path) -> None:
         load_manifest(version)
 
 
+def test_a_model_of_the_first_feature_schema_is_served_on(version: Path) -> None:
+    rewrite(version, lambda document: document.update(feature_schema="2026-11-1"))
+    assert load_manifest(version).feature_schema == "2026-11-1"
+
+
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [

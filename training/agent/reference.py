@@ -24,6 +24,7 @@ from app.domain.scenario import Account, Scenario
 from training.arrays import Floats
 from training.market.bars import Bars, MarketDataError
 from training.market.indicators import PATTERNS, Indicators, indicators
+from training.market.surroundings import Neighbourhood
 
 STOP_ATR = 1.5
 TARGETS_ATR = (3.0, 4.0, 5.0)
@@ -185,6 +186,7 @@ class Agent:
         self._context = context
         self._guards = guards
         self._bitcoin = next((c for c in charts if c.bars.symbol == "BTCUSDT"), None)
+        self._around = Neighbourhood([c.bars for c in charts])
 
     def scenario(self, at: Opportunity, account: Account) -> Scenario:
         """What is known when the bar closes. No later bar is looked at."""
@@ -202,6 +204,7 @@ class Agent:
             "bar_closed_at": as_of,
             "bar_seconds": c.bars.seconds,
             "volume_24h": float(c.signs.volume_24h[i]),
+            "surroundings": self._around.at(at.chart, i),
         }
         candidate = self._candidate(c, i, as_of, account) | dict(
             self._context(c.bars.symbol, as_of)

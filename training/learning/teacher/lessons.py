@@ -20,7 +20,7 @@ from app.domain.actions import ACTIONS, RISK_FRACTIONS, STOP_ATRS
 from app.domain.features import FEATURE_NAMES
 from app.domain.scenario import Scenario
 from training.agent.reference import ASSUMED_SPREAD_BPS
-from training.arrays import Columns, Floats, Times
+from training.arrays import Columns, Flags, Floats, Rows, Times
 from training.config.data import OutcomesConfig
 from training.outcomes.labels import APPROVALS, Labels, shares_of
 from training.scenarios.table import ScenarioSet
@@ -91,6 +91,27 @@ class Lessons:
             scenarios.weight,
             np.minimum(scenarios.as_of, scenarios.as_of[scenarios.parent]),
             np.maximum(scenarios.ends_at, scenarios.ends_at[scenarios.parent]),
+        )
+
+    def at(self, rows: Rows | Flags) -> Self:
+        """Some of them."""
+        return type(self)(
+            self.told.at(rows),
+            self.answers[rows],
+            self.weight[rows],
+            self.as_of[rows],
+            self.ends_at[rows],
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        """One after the other."""
+        return cls(
+            Told.joined([part.told for part in parts]),
+            np.concatenate([part.answers for part in parts]),
+            np.concatenate([part.weight for part in parts]),
+            np.concatenate([part.as_of for part in parts]),
+            np.concatenate([part.ends_at for part in parts]),
         )
 
 

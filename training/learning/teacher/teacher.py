@@ -130,13 +130,13 @@ class Teacher:
         return said
 
     def _said(self, school: School, told: Told) -> Predictions:
-        answers = {
-            name: self.blends[name].of({
-                learner: fitted.predict(told.inputs) for learner, fitted in learners.items()
-            })
-            for name, learners in school.items()
-        }  # fmt: skip
-        return predictions_of(told, answers)
+        return said_by(school, self.blends, told)
+
+
+def said_by(school: School, blends: Mapping[str, Blend], told: Told) -> Predictions:
+    """What a school's learners say together."""
+    foretold = _answers(school, told.inputs)
+    return predictions_of(told, {name: blends[name].of(foretold[name]) for name in QUESTIONS})
 
 
 def predictions_of(told: Told, answers: Mapping[str, Floats]) -> Predictions:

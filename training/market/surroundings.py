@@ -1,0 +1,160 @@
+"""What moved around a candidate, at every bar from that bar and earlier ones only: volatility at
+several horizons, returns, ranks among the symbols, the lead of BTC.
+
+The names and definitions are those of `app.domain.scenario.Surroundings`. Horizons count bars, so
+that an outage lengthens them. NaN where the history is too short.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from training.arrays import DAY_S, Floats, Times
+from training.market.bars import Bars
+
+_HOUR_S = 3600
+_DAYS = 14
+_NEXT_HOURS = 6
+_OTHERS = 2
+"""A rank needs so many other symbols."""
+_VOLATILITY_HOURS = {
+    "volatility_1h": 1,
+    "volatility_6h": 6,
+    "volatility_24h": 24,
+    "volatility_7d": 168,
+}
+_RETURN_HOURS = {
+    "return_1h": 1,
+    "return_6h": 6,
+    "return_24h": 24,
+    "return_7d": 168,
+    "return_30d": 720,
+}
+_OWN = (
+    *_VOLATILITY_HOURS,
+    "volatility_same_hours",
+    "return_6h",
+    "return_24h",
+    "return_7d",
+    "return_30d",
+)
+_LEADER = "BTCUSDT"
+_LEAD = ("return_1h", "return_6h", "return_24h", "volatility_24h")
+
+
+class Neighbourhood:
+    """Several symbols' bars, side by side.
+
+    Parameters
+    ----------
+    series : bars of each symbol, of one length.
+    """
+
+    def __init__(self, series: Sequence[Bars]) -> None:
+        self._series = list(series)
+        self._own = [movements(bars) for bars in series]
+        self._times: Times = np.unique(np.concatenate([bars.closed_at for bars in series]))
+        self._across = across(self._series, self._own, self._times)
+        self._leader = next((n for n, bars in enumerate(series) if bars.symbol == _LEADER), None)
+
+    def at(self, chart: int, bar: int) -> dict[str, float | None]:
+        """Fields of `Surroundings` when a bar of a symbol closes. No later bar is looked at."""
+        moment = int(self._series[chart].closed_at[bar])
+        values = {name: self._own[chart][name][bar] for name in _OWN}
+        place = int(np.searchsorted(self._times, moment))
+        values |= {name: columns[place, chart] for name, columns in self._across.items()}
+        values |= self._lead(moment)
+        return {
+            name: float(value) if np.isfinite(value) else None for name, value in values.items()
+        }
+
+    def _lead(self, moment: int) -> dict[str, float]:
+        """What BTC did, unless its last bar is older than two: that tells nothing of now."""
+        if self._leader is None:
+            return {}
+        bars, moved = self._series[self._leader], self._own[self._leader]
+        last = int(np.searchsorted(bars.closed_at, moment, side="right")) - 1
+        if last < 0 or moment - bars.closed_at[last] > 2 * bars.seconds:
+            return {}
+        return {f"btc_{name}": moved[name][last] for name in _LEAD}
+
+
+def movements(bars: Bars) -> dict[str, Floats]:
+    """Volatilities and returns of one symbol, each of shape (N,)."""
+    per_hour = _HOUR_S / bars.seconds
+    variance = np.log(bars.high / bars.low) ** 2 / (4 * np.log(2)) * per_hour
+    moved = {
+        name: np.sqrt(trailing_mean(variance, round(hours * per_hour)))
+        for name, hours in _VOLATILITY_HOURS.items()
+    }
+    moved["volatility_same_hours"] = np.sqrt(_same_hours(variance, bars.seconds))
+    close = np.log(bars.close)
+    for name, hours in _RETURN_HOURS.items():
+        moved[name] = close - _before(close, round(hours * per_hour))
+    return moved
+
+
+def trailing_mean(values: Floats, window: int) -> Floats:
+    """Mean of the last `window` values at each; NaN until there are so many, or with a window of
+    0."""
+    means = np.full(len(values), np.nan)
+    if 0 < window <= len(values):
+        total = np.concatenate([[0.0], np.cumsum(values)])
+        means[window - 1 :] = np.maximum(total[window:] - total[:-window], 0.0) / window
+    return means
+
+
+def across(
+    series: Sequence[Bars], own: Sequence[Mapping[str, Floats]], times: Times
+) -> dict[str, Floats]:
+    """Ranks and means over all symbols, each of shape (times, symbols); NaN where a symbol has no
+    bar that closes then."""
+    names = ("return_24h", "volatility_24h")
+    table = {name: np.full((len(times), len(series)), np.nan) for name in names}
+    for number, bars in enumerate(series):
+        places = np.searchsorted(times, bars.closed_at)
+        for name, values in table.items():
+            values[places, number] = own[number][name]
+    returns, volatilities = (table[name] for name in names)
+    return {
+        "momentum_rank": ranks(returns),
+        "volatility_rank": ranks(volatilities),
+        "market_return_24h": means(returns),
+        "market_volatility_24h": means(volatilities),
+    }
+
+
+def ranks(values: Floats) -> Floats:
+    """(T, S) -> (T, S), share of the other known symbols whose value is lower."""
+    known = np.isfinite(values)
+    others = known.sum(axis=1, keepdims=True) - 1
+    with np.errstate(invalid="ignore"):
+        lower = np.column_stack([(values < column[:, None]).sum(axis=1) for column in values.T])
+    return np.where(known & (others >= _OTHERS), lower / np.maximum(others, 1), np.nan)
+
+
+def means(values: Floats) -> Floats:
+    """(T, S) -> (T, S), mean of the known symbols, the same for each of them."""
+    known = np.isfinite(values)
+    count = known.sum(axis=1, keepdims=True)
+    mean = np.where(known, values, 0.0).sum(axis=1, keepdims=True) / np.maximum(count, 1)
+    return np.where(known & (count > _OTHERS), mean, np.nan)
+
+
+def _same_hours(variance: Floats, seconds: int) -> Floats:
+    """Mean variance of the bars that closed in the six hours after this one's time of day, on each
+    of the last 14 days."""
+    per_day, ahead = DAY_S // seconds, _NEXT_HOURS * _HOUR_S // seconds
+    window = trailing_mean(variance, ahead)
+    days = [_before(window, day * per_day - ahead) for day in range(1, _DAYS + 1)]
+    return np.asarray(np.mean(days, axis=0))
+
+
+def _before(values: Floats, steps: int) -> Floats:
+    """The values so many bars ago; NaN where there is none, or for 0 steps."""
+    shifted = np.full(len(values), np.nan)
+    if 0 < steps < len(values):
+        shifted[steps:] = values[:-steps]
+    return shifted
