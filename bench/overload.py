@@ -32,6 +32,7 @@ from app.advising.serving import Models
 from app.api.tokens import TokenFile
 from app.domain.principal import Role
 from app.local.servers import free_port
+from app.policy.in_process.importer import import_smollm2
 from app.policy.scripted import ScriptedPolicy
 from app.settings import Settings, read_settings
 from app.shadow_log.migrate import upgrade
@@ -270,6 +271,7 @@ def main(
                 figures |= measure("paced", served, seconds, prompts=False)
             if model:
                 home = read_settings().home.absolute()
+                import_smollm2(home / "models", console.print)
                 with running(settings | {"home": home}, None) as served:
                     figures |= measure("model", served, seconds, prompts=True)
             figures |= halts(settings)
