@@ -81,6 +81,14 @@ class Table:
     rows: tuple[tuple[Cell, ...], ...]
     note: str = ""
 
+    @property
+    def wordy(self) -> tuple[bool, ...]:
+        """Which columns hold no number: they are read from the left."""
+        return tuple(
+            not any(isinstance(row[at].value, int | float) for row in self.rows)
+            for at in range(len(self.columns))
+        )
+
 
 @dataclass(frozen=True)
 class Plot:

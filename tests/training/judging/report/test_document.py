@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 
-from training.judging.report.document import Cell, Report, ReportError
+from training.judging.report.document import Cell, Report, ReportError, Table
 
 MADE_AT = datetime(2026, 11, 24, 9, tzinfo=UTC)
 HOSTILE = '<script>alert("news")</script>'
@@ -117,3 +117,11 @@ def test_a_number_that_is_none_is_refused(cell: Cell, fault: str) -> None:
 def test_a_row_that_does_not_fit_is_refused() -> None:
     with pytest.raises(ReportError, match="2 cells, there are 1 columns"):
         report().section("bad").table("bad", ("value",), [(Cell(1), Cell(2))])
+
+
+def test_a_column_of_numbers_stays_one_where_there_is_none() -> None:
+    """Its gaps stand under its numbers; words are read from the left."""
+    (table,) = [part for part in report().sections[0].parts if isinstance(part, Table)]
+    assert table.wordy == (True, False, False)
+    cells = [attributes for tag, attributes in tags(report().html()).found if tag == "td"]
+    assert ["class" in cell for cell in cells] == [True, False, False] * 2
