@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -38,6 +39,8 @@ app.add_typer(model_app, name="model")
 token_app = typer.Typer(help="Who may ask the service what.", no_args_is_help=True)
 app.add_typer(token_app, name="token")
 console = Console(stderr=True)
+PRIVATE = 0o077
+"""What a process of the service writes is for its own user."""
 Url = Annotated[
     str | None,
     typer.Option("--url", help="Where the API answers. Default: ADVISOR_HOST and ADVISOR_PORT."),
@@ -90,6 +93,7 @@ def serve() -> None:
     REDIS_URL."""
     from app.main import serve as serve_api
 
+    os.umask(PRIVATE)
     serve_api(read_settings())
 
 
@@ -98,6 +102,7 @@ def writer() -> None:
     """Move events from the journal into Postgres until stopped. As many may run as are needed."""
     from app.writer import run_writer
 
+    os.umask(PRIVATE)
     asyncio.run(run_writer(read_settings()))
 
 
