@@ -221,6 +221,14 @@ class TargetsConfig(Section):
             " most"
         ),
     )
+    risk_aversion: float = Field(
+        0.1,
+        ge=0,
+        description=(
+            "what a unit of variance costs, in R of the agent's plan: utility is mean less so many"
+            " times variance; at 0 the largest size is the best of whatever pays"
+        ),
+    )
     centre: bool = Field(
         False,
         description=(

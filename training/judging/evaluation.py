@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from app.domain.limits import Limits
-from training.arrays import Progress, silent
+from training.arrays import Floats, Progress, silent
 from training.config.data import HeldOutConfig
 from training.judging.contest.arms import BASE_MODEL, POLICY
 from training.judging.contest.contest import Period, Trained, hold_contest, refitted
@@ -23,12 +23,13 @@ from training.judging.gate.checks import Checked
 from training.judging.gate.evidence import Before, as_veto, evidence_of, sharpes_tried
 from training.judging.gate.looks import count_look, note_tried, tried_before
 from training.judging.gate.sealed import sign_off
-from training.judging.gate.verdict import Mode, judge
+from training.judging.gate.verdict import STOPPED, WIN, Mode, judge
 from training.judging.report.arms import evaluation_report
 from training.judging.report.findings import Findings, Terms
 from training.learning.model.answers import Answers
 from training.learning.model.base import Base
 from training.learning.model.base_pass import Encoded
+from training.learning.teacher.predictions import Predictions
 from training.outcomes.labels import Labels
 from training.scenarios.history import History
 from training.scenarios.table import ScenarioSet
@@ -47,6 +48,7 @@ def evaluation(
     encoded: Encoded,
     answers: Mapping[str, Answers],
     checks: Checked,
+    taught: Predictions,
     trained_scenarios: ScenarioSet,
     trained_labels: Labels,
     base: Base,
@@ -65,6 +67,7 @@ def evaluation(
     """Judge a version. The look is counted beside the versions in `models` before anything is seen.
 
     answers : of the policy, and of all that stand beside it, to the held-out scenarios.
+    taught : the teacher's readings of them, which stand for the version's.
     cpu_seconds : what making each policy took.
     """
     look = count_look(models, version, terms.market, period, now)
@@ -80,7 +83,14 @@ def evaluation(
     note_tried(models, version, terms.market, period, now, sharpes_tried(contest))
     bound_r = terms.gate.bound_r
     evidence = evidence_of(
-        version, contest, trained, checks.checks, mode, bound_r, Before(tried, look)
+        version,
+        contest,
+        trained,
+        checks.checks,
+        mode,
+        bound_r,
+        Before(tried, look),
+        _readings(taught.at(contest.arena.rows)),
     )
     verdict = judge(evidence, terms.gate, mode)
     vetoing = as_veto(evidence, contest, mode, bound_r)
@@ -123,6 +133,7 @@ def walk_forward(
     labels: Labels,
     encoded: Encoded,
     answers: Mapping[str, Answers],
+    taught: Mapping[str, Predictions],
     trained_scenarios: Mapping[str, ScenarioSet],
     trained_labels: Mapping[str, Labels],
     base: Base,
@@ -138,8 +149,9 @@ def walk_forward(
 ) -> Facts:
     """Judge how versions are made: all periods together are one contest.
 
-    answers, trained_scenarios, trained_labels, spans : by period, in order of time. A span has the
-        seconds at which the period begins and ends; answers are to all scenarios.
+    answers, taught, trained_scenarios, trained_labels, spans : by period, in order of time. A span
+        has the seconds at which the period begins and ends; answers and what is taught are of all
+        scenarios.
     """
     untuned = _untuned(encoded, base)
     judged = np.isfinite(labels.rewards).all(1) & scenarios.real
@@ -147,18 +159,20 @@ def walk_forward(
         name: Trained(learnt, trained_labels[name], embargo_s)
         for name, learnt in trained_scenarios.items()
     }
-    periods = []
+    periods, read = [], []
     for name, (begins, ends) in spans.items():
         trained = before[name]
         first = max(begins, trained.until + trained.embargo_s)
         rows = np.flatnonzero(judged & (scenarios.as_of >= first) & (scenarios.as_of < ends))
         versions = {POLICY: answers[name].at(rows), BASE_MODEL: untuned.at(rows)}
         periods.append(Period(rows, versions, trained.past()))
+        read.append(taught[name].at(rows))
     contest = hold_contest(
         scenarios, market, periods, limits, terms.evaluate, terms.outcomes, progress
     )
     first_trained = before[next(iter(spans))]
-    evidence = evidence_of(NAME, contest, first_trained, ())
+    readings = _readings(Predictions.joined(read))
+    evidence = evidence_of(NAME, contest, first_trained, (), readings=readings)
     verdict = judge(evidence, terms.gate, Mode.FIXED)
     findings = Findings(
         model_version=NAME,
@@ -180,6 +194,10 @@ def walk_forward(
     rollouts(contest).write_parquet(folder / ROLLOUTS)
     evaluation_report(findings).write(folder)
     return {"periods": len(periods), "scenarios": len(contest.arena)}
+
+
+def _readings(taught: Predictions) -> dict[str, Floats]:
+    return {WIN: taught.win, STOPPED: taught.stopped}
 
 
 def _untuned(encoded: Encoded, base: Base) -> Answers:

@@ -22,14 +22,16 @@ from training.config.file import RebuildConfig
 from training.config.judging import Kind
 from training.config.learning import Algorithm
 from training.config.section import ConfigError
-from training.judging.contest.arms import CHAMPION, POLICY, PROBE, WARM_UP
+from training.judging.contest.arms import CHAMPION, POLICY, PROBE, TEACHER, WARM_UP
 from training.judging.evaluation import evaluation
 from training.judging.gate.checks import checks
 from training.judging.report.findings import Terms
 from training.learning.algorithms.probe import of_probe
+from training.learning.algorithms.teacher import of_teacher
 from training.learning.model.answers import Published, of_policy, of_published
 from training.learning.model.base import Base
 from training.learning.model.base_pass import encoded
+from training.learning.teacher.expectations import taught
 from training.outcomes.labels import labels
 from training.pipeline.rebuild import Rebuilt, base_of, market_of, rebuild, scenarios_of
 from training.publish.version import publish, release_of
@@ -96,6 +98,14 @@ def evaluate(  # long: a list of calls, read from top to bottom
         targets=config.targets,
         seed=config.scenarios.seed,
     )
+    read = shop.make(taught, "held out", scenarios=scenarios, teacher=made.artifacts["teacher"])
+    answers[TEACHER] = shop.make(
+        of_teacher,
+        TEACHER,
+        taught=read,
+        beta=config.policy.beta,
+        risk_aversion=config.targets.risk_aversion,
+    )
     asides = {"models": models, "threads": config.threads}
     if rival:
         answers[CHAMPION] = shop.make(
@@ -123,6 +133,7 @@ def evaluate(  # long: a list of calls, read from top to bottom
         encoded=base_pass,
         answers=answers,
         checks=checked,
+        taught=read,
         trained_scenarios=made.artifacts["scenarios"],
         trained_labels=made.artifacts["labels"],
         base=base,

@@ -23,6 +23,7 @@ from training.learning.algorithms.warm_up import warm_up
 from training.learning.model.base import Base
 from training.learning.model.base_pass import encoded
 from training.learning.reward.ensemble import reward
+from training.learning.teacher.expectations import taught
 from training.learning.teacher.teacher import teacher
 from training.outcomes.labels import labels
 from training.scenarios.history import History, bars_until, load_history, of_history
@@ -30,6 +31,9 @@ from training.scenarios.recorded import RecordedLog, of_log
 from training.scenarios.table import embargo_s
 from training.stages.store import Artifact
 from training.stages.workshop import Workshop
+
+LEARNT_FROM = ("scenarios", "labels", "encoded", "taught", "preferences")
+"""What a policy, a warm-up and a probe are made from."""
 
 
 class Rebuilt(NamedTuple):
@@ -49,9 +53,8 @@ class Rebuilt(NamedTuple):
 
     @property
     def learnt_from(self) -> dict[str, Artifact]:
-        """What a policy, a warm-up and a probe are made from."""
-        names = ("scenarios", "labels", "encoded", "reward", "preferences")
-        return {name: self.artifacts[name] for name in names}
+        """Those of them that a policy, a warm-up and a probe are made from."""
+        return {name: self.artifacts[name] for name in LEARNT_FROM}
 
 
 def rebuild(
@@ -70,7 +73,7 @@ def rebuild(
     torch.set_num_threads(config.threads)
     market = market_of(config)
     base = base or base_of(config, shop)
-    taught = teacher_of(config, market, shop, database)
+    school = teacher_of(config, market, shop, database)
     made = {"scenarios": scenarios_of(config, market, shop, database)}
     made["labels"] = shop.make(labels, **made, market=market, settings=config.outcomes)
     made["encoded"] = shop.make(
@@ -79,14 +82,15 @@ def rebuild(
     made["reward"] = shop.make(
         reward, **made, settings=config.reward, embargo_s=embargo_s(config.scenarios)
     )
+    made["taught"] = shop.make(taught, scenarios=made["scenarios"], teacher=school["teacher"])
     made["preferences"] = shop.make(
         preferences,
-        **{name: made[name] for name in ("scenarios", "labels", "reward")},
+        **{name: made[name] for name in ("scenarios", "labels", "taught")},
         settings=config.preferences,
         targets=config.targets,
     )
     learning: dict[str, Any] = {
-        **made,
+        **{name: made[name] for name in LEARNT_FROM},
         "base": base,
         "adapter": config.adapter,
         "targets": config.targets,
@@ -102,7 +106,7 @@ def rebuild(
         warm_up=made.get("warm_up"),
         settings=config.policy,
     )
-    return Rebuilt(taught | made)
+    return Rebuilt(school | made)
 
 
 def teacher_of(
@@ -113,7 +117,7 @@ def teacher_of(
     all_of_it = config.model_copy(update={"scenarios": every})
     candidates = scenarios_of(all_of_it, market, shop, database)
     fates = shop.make(labels, scenarios=candidates, market=market, settings=config.outcomes)
-    taught = shop.make(
+    fitted = shop.make(
         teacher,
         scenarios=candidates,
         labels=fates,
@@ -121,7 +125,7 @@ def teacher_of(
         outcomes=config.outcomes,
         embargo_hours=config.scenarios.embargo_hours,
     )
-    return {"candidates": candidates, "candidate_labels": fates, "teacher": taught}
+    return {"candidates": candidates, "candidate_labels": fates, "teacher": fitted}
 
 
 def market_of(config: RebuildConfig) -> History:

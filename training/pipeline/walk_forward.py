@@ -18,6 +18,7 @@ from training.config.judging import WalkForwardConfig
 from training.judging.evaluation import walk_forward as judged
 from training.learning.model.answers import of_policy
 from training.learning.model.base_pass import encoded
+from training.learning.teacher.expectations import taught
 from training.outcomes.labels import labels
 from training.pipeline.evaluate import limits_of, terms_of
 from training.pipeline.rebuild import base_of, market_of, rebuild, scenarios_of
@@ -38,7 +39,7 @@ def walk_forward(config: RebuildConfig, shop: Workshop, now: datetime) -> Artifa
     scenarios = scenarios_of(all_periods, market, shop, None)
     base_pass = shop.make(encoded, scenarios=scenarios, base=base, settings=config.encode)
 
-    rebuilt, answers, spans = {}, {}, {}
+    rebuilt, answers, read, spans = {}, {}, {}, {}
     for begin, end in periods(walk):
         name = f"{begin} to {end}"
         shop.tell(f"period {name}")
@@ -46,6 +47,7 @@ def walk_forward(config: RebuildConfig, shop: Workshop, now: datetime) -> Artifa
         made = rebuild(config.model_copy(update={"scenarios": before}), shop, None, base)
         rebuilt[name], spans[name] = made, (instant(begin), instant(end))
         answers[name] = shop.make(of_policy, name, policy=made.policy, encoded=base_pass, base=base)
+        read[name] = shop.make(taught, name, scenarios=scenarios, teacher=made.artifacts["teacher"])
 
     return shop.make(
         judged,
@@ -53,6 +55,7 @@ def walk_forward(config: RebuildConfig, shop: Workshop, now: datetime) -> Artifa
         labels=shop.make(labels, scenarios=scenarios, market=market, settings=terms.outcomes),
         encoded=base_pass,
         answers=answers,
+        taught=read,
         trained_scenarios={name: made.artifacts["scenarios"] for name, made in rebuilt.items()},
         trained_labels={name: made.artifacts["labels"] for name, made in rebuilt.items()},
         base=base,

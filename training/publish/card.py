@@ -59,6 +59,7 @@ def _lines(manifest: ModelManifest) -> Iterator[str]:
     yield from _results(facts.get("results"))
     yield from _language(facts.get("language"))
     yield from _reward(facts.get("reward"))
+    yield from _teacher(facts.get("teacher"))
     yield from _list("What it was made from", _origins(facts))
     yield "## Files"
     yield ""
@@ -169,6 +170,28 @@ def _reward(report: Mapping[str, Any] | None) -> Iterator[str]:
         for name, accuracy in part.items()
     ]
     yield from _table("rows, ranking", ("accuracy", "95 % interval"), rows)
+    yield ""
+
+
+def _teacher(questions: Mapping[str, Any] | None) -> Iterator[str]:
+    if not questions:
+        return
+    yield "## Its teacher"
+    yield ""
+    yield (
+        "Who answers each question about a candidate, and the mean squared errors of all who tried,"
+        " out of fold."
+    )
+    yield ""
+    rows = [
+        (
+            name,
+            str(answer["teaches"]),
+            ", ".join(f"{who} {error:.4f}" for who, error in answer["errors"].items()),
+        )
+        for name, answer in questions.items()
+    ]
+    yield from _table("question", ("teaches", "errors"), rows)
     yield ""
 
 

@@ -161,7 +161,8 @@ def release_of(
         "metrics": policy.facts["metrics"],
         "results": results(inputs, scenarios, raw, calibration, base.calibration),
         "language": policy.facts["language"],
-        "reward": _reward_summary(inputs["reward"]),
+        "reward": _reward_summary(inputs["reward"]) if "reward" in inputs else None,
+        "teacher": inputs["taught"].facts["questions"] if "taught" in inputs else None,
     }
     return Release(files or policy / "adapter", name, base, calibration, provenance)
 

@@ -19,10 +19,20 @@ from app.policy.store import load_manifest
 from tests.training.support.rebuilds import NOW, RIVAL, config_in, shop_of
 from training.__main__ import app
 from training.config.section import ConfigError
-from training.judging.contest.arms import ARMS, AS_VETO, BASE_MODEL, POLICY, PROBE, RANDOM, WARM_UP
+from training.judging.contest.arms import (
+    ARMS,
+    AS_VETO,
+    BASE_MODEL,
+    POLICY,
+    PROBE,
+    RANDOM,
+    TEACHER,
+    WARM_UP,
+)
 from training.judging.gate.looks import FILE as LOOKS
 from training.learning.algorithms.measures import CollapsedPolicy
 from training.learning.algorithms.targets import dealt_out, targets
+from training.learning.teacher.predictions import Predictions
 from training.market.bars import MarketDataError
 from training.outcomes.labels import Labels
 from training.pipeline.evaluate import Evaluated, evaluate
@@ -38,6 +48,7 @@ STAGES = {
     "labels": "labels",
     "encoded": "encoded",
     "reward": "reward",
+    "taught": "taught",
     "preferences": "preferences",
     "policy": "policy",
 }
@@ -64,7 +75,7 @@ def test_every_stage_leaves_an_artefact_that_names_what_it_was_made_from(rebuilt
         "scenarios",
         "labels",
         "encoded",
-        "reward",
+        "taught",
         "preferences",
     }
 
@@ -162,12 +173,15 @@ def test_targets_are_what_the_teacher_expects_and_controls_are_what_they_say() -
     realised = np.array([[0.0, 2.0], [0.0, -1.0], [np.nan, np.nan]])
     expected = np.array([[0.2, 0.0], [0.0, 1.0], [5.0, 5.0]])
     train = np.array([0, 1])
-    taught = targets(realised, expected, train, TargetsConfig())
-    assert taught[:2].tolist() == expected[:2].tolist()
-    assert np.isnan(taught[2]).all(), "what bars cannot judge trains nobody"
-    outcomes = targets(realised, expected, train, TargetsConfig(source="outcomes"))
+    sd, none = np.array([[0.0, 1.0], [0.0, 2.0], [0.0, 1.0]]), np.zeros(3)
+    said = Predictions(expected, sd, none, none, none)
+    worth = targets(realised, said, train, TargetsConfig(risk_aversion=0.1))
+    assert worth[:2].tolist() == [[0.2, -0.1], [0.0, 0.6]]
+    assert np.isnan(worth[2]).all(), "what bars cannot judge trains nobody"
+    plain = {"source": "outcomes", "risk_aversion": 0.0}
+    outcomes = targets(realised, said, train, TargetsConfig(**plain))
     assert outcomes[:2].tolist() == realised[:2].tolist()
-    centred = targets(realised, expected, train, TargetsConfig(source="outcomes", centre=True))
+    centred = targets(realised, said, train, TargetsConfig(**plain, centre=True))
     assert centred[:2].tolist() == [[0.0, 1.5], [0.0, -1.5]]
 
 
@@ -200,7 +214,17 @@ def test_the_report_tells_of_every_arm(evaluated: Evaluated) -> None:
         table["caption"]: table for section in twin["sections"] for table in section["tables"]
     }
     arms = [row["arm"]["value"] for row in tables["Mean reward per scenario, net of costs"]["rows"]]
-    assert set(arms) == {*ARMS, RANDOM, POLICY, AS_VETO, "policy dpo", BASE_MODEL, WARM_UP, PROBE}
+    assert set(arms) == {
+        *ARMS,
+        RANDOM,
+        POLICY,
+        AS_VETO,
+        "policy dpo",
+        BASE_MODEL,
+        WARM_UP,
+        PROBE,
+        TEACHER,
+    }
     assert "buy and hold" in [
         row["arm"]["value"] for row in tables["Measures of the portfolio, by trade"]["rows"]
     ]

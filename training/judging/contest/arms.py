@@ -41,7 +41,8 @@ AGENT, ALWAYS, HOLD, RANDOM = "agent", "always approve", "buy and hold", "random
 NOT_TRADING = "not trading"
 RAW, POLICY, AS_VETO = "policy before vetoes", "policy", "policy as veto"
 BASE_MODEL, WARM_UP, PROBE, CHAMPION = "base model", "warm-up", "linear probe", "champion"
-BASELINES = (BASE_MODEL, WARM_UP, PROBE, CHAMPION)
+TEACHER, SHUFFLED = "teacher alone", "teacher of shuffled labels"
+BASELINES = (BASE_MODEL, WARM_UP, PROBE, TEACHER, SHUFFLED, CHAMPION)
 """Versions that stand beside the policies and are no trials."""
 MIN_APPROVAL_RATE = 0.05
 """A cut that lets fewer training scenarios through is not considered: it would trade by chance."""

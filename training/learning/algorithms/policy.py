@@ -15,7 +15,7 @@ from training.learning.algorithms.targets import controls
 from training.learning.model import language
 from training.learning.model.base import Base
 from training.learning.model.base_pass import Encoded
-from training.learning.reward.ensemble import Rewards
+from training.learning.teacher.predictions import Predictions
 from training.outcomes.labels import Labels
 from training.scenarios.table import ScenarioSet, evenly
 from training.stages.declared import stage
@@ -35,7 +35,7 @@ def policy(
     scenarios: ScenarioSet,
     labels: Labels,
     encoded: Encoded,
-    reward: Rewards,
+    taught: Predictions,
     preferences: Preferences,
     base: Base,
     algorithm: Train,
@@ -50,7 +50,7 @@ def policy(
     """The adapter with its measures. A policy that collapsed raises and leaves nothing."""
     start = None if warm_up is None else warm_up.path
     problem = problem_of(
-        scenarios, labels, encoded, reward, preferences, base, targets, seed, start
+        scenarios, labels, encoded, taught, preferences, base, targets, seed, start
     )
     # The bar ends with the language: before training, and after.
     trained = algorithm(

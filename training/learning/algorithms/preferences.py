@@ -2,9 +2,8 @@
 
 `model`, which trains: the teacher's expectations out of fold, where they differ by a margin, in R
 and in the teacher's own standard deviations. `outcome`: what really came of both, to validate on,
-and to train where `targets.source` asks for that control. At most `per_scenario` of a scenario: the
-widest first, so that the best action is always preferred to the worst, the rest drawn by their
-margins, so that what is preferred stays varied and the best is preferred most often.
+and to train where `targets.source` asks for that control. At most `per_scenario` of a scenario, of
+the best action against others: against the worst first, the rest drawn by their margins.
 
 The files are TRL's conversational preference format (1.16, "dataset formats"): `prompt` is the
 system's and the user's message as `app.domain.prompt` renders them, `chosen` and `rejected` one
@@ -33,9 +32,11 @@ from app.domain.actions import ACTIONS, BY_LABEL, LABELS, Action
 from app.domain.decision import prepare
 from app.domain.errors import AdvisorError
 from app.domain.prompt import Prompt
+from training.arrays import Floats
 from training.config.learning import PreferencesConfig, TargetsConfig
 from training.learning.algorithms.targets import targets as worths
-from training.learning.reward.ensemble import Rewards
+from training.learning.model.answers import choices
+from training.learning.teacher.predictions import Predictions
 from training.outcomes.labels import Labels
 from training.scenarios.table import TRAIN, VALIDATE, ScenarioSet
 from training.stages.declared import stage
@@ -145,7 +146,7 @@ def preferences(
     folder: Path,
     scenarios: ScenarioSet,
     labels: Labels,
-    reward: Rewards,
+    taught: Predictions,
     *,
     settings: PreferencesConfig,
     targets: TargetsConfig,
@@ -160,12 +161,12 @@ def preferences(
     PreferenceError : no training pair clears the margin.
     """
     prompts = [prepare(scenario) for scenario in scenarios.scenarios()]
-    learnt = worths(labels.rewards, reward.predictions, scenarios.rows(TRAIN), targets)
-    taught = targets.source == "teacher"
+    learnt = worths(labels.rewards, taught, scenarios.rows(TRAIN), targets)
+    by_teacher = targets.source == "teacher"
     rows: list[dict[str, Any]] = []
     for split in SPLITS:
         worth = learnt if split == TRAIN else labels.rewards
-        sure = reward.std if split == TRAIN and taught else None
+        sure = taught.sd if split == TRAIN and by_teacher else None
         for row in map(int, scenarios.rows(split)):
             sd = None if sure is None else sure[row]
             for pair in pairs_of(row, worth[row], sd, settings):
@@ -202,34 +203,35 @@ def pairs_of(
     worth : (10,) what each action is worth, R; NaN when excluded.
     sd : (10,) the teacher's standard deviations of that, R; None: outcomes, which are certain.
 
-    Certainty is the margin over the larger of both deviations: actions of one scenario follow one
-    price path, and their difference varies less than the riskier of them.
+    The best action is chosen in all of them: pairs among others would lift some of those as far,
+    where few are drawn. Certainty is the margin over the larger of both deviations: actions of one
+    scenario follow one price path, and their difference varies less than the riskier of them.
     """
-    gaps = np.nan_to_num(worth[:, None] - worth[None, :])
-    spread = np.zeros_like(gaps) if sd is None else np.maximum(sd[:, None], sd[None, :])
-    certainty = np.divide(gaps, spread, out=np.full_like(gaps, np.inf), where=spread > 0)
-    allowed = (gaps >= config.margin) & (certainty >= config.model_margin)
+    known = np.nan_to_num(worth)
+    best = int(choices(known[None])[0])
+    margins = known[best] - known
+    spread = np.zeros_like(margins) if sd is None else np.maximum(sd[best], sd)
+    certainty = np.divide(margins, spread, out=np.full_like(margins, np.inf), where=spread > 0)
+    allowed = (margins >= config.margin) & (certainty >= config.model_margin)
     weight = 2 * ndtr(certainty) - 1
     source = PairSource.OUTCOME if sd is None else PairSource.MODEL
-    drawn = _drawn(gaps * allowed, config.per_scenario, np.random.default_rng([config.seed, row]))
-    for better, worse in drawn:
-        yield _pair(row, better, worse, gaps[better, worse], weight[better, worse], source)
+    lots = np.random.default_rng([config.seed, row])
+    for worse in _drawn(margins * allowed, config.per_scenario, lots):
+        yield _pair(row, best, worse, margins[worse], weight[worse], source)
 
 
-def _drawn(
-    margins: NDArray[np.float64], limit: int, source: np.random.Generator
-) -> list[tuple[int, int]]:
-    """The widest pair, and others drawn by their margins without replacement, `limit` at most; what
-    has no margin is never drawn.
+def _drawn(margins: Floats, limit: int, source: np.random.Generator) -> list[int]:
+    """The action with the widest margin, and others drawn by their margins without replacement,
+    `limit` at most; what has no margin is never drawn.
 
-    Of exponential lots divided by margins the least come first: the k-th pair is drawn with a
-    chance in proportion to its margin among those that are left (Efraimidis and Spirakis 2006).
+    Of exponential lots divided by margins the least come first: the k-th is drawn with a chance in
+    proportion to its margin among those that are left (Efraimidis and Spirakis 2006).
     """
-    better, worse = np.nonzero(margins)
-    lots = source.exponential(size=len(better)) / margins[better, worse]
-    if len(lots):
-        lots[margins[better, worse].argmax()] = -1.0
-    return [(int(better[pair]), int(worse[pair])) for pair in lots.argsort()[:limit]]
+    worse = np.flatnonzero(margins)
+    lots = source.exponential(size=len(worse)) / margins[worse]
+    if len(worse):
+        lots[margins[worse].argmax()] = -1.0
+    return [int(action) for action in worse[lots.argsort()[:limit]]]
 
 
 def _pair(

@@ -28,7 +28,7 @@ from training.learning.algorithms.run import Problem
 from training.learning.model.answers import Answers, choices
 from training.learning.model.base import Base
 from training.learning.model.base_pass import Encoded
-from training.learning.reward.ensemble import Rewards
+from training.learning.teacher.predictions import Predictions
 from training.outcomes.labels import Labels
 from training.scenarios.table import ScenarioSet
 from training.stages.declared import stage
@@ -58,7 +58,7 @@ def of_probe(
     scenarios: ScenarioSet,
     labels: Labels,
     encoded: Encoded,
-    reward: Rewards,
+    taught: Predictions,
     preferences: Preferences,
     base: Base,
     held_out: Encoded,
@@ -68,7 +68,7 @@ def of_probe(
     seed: int,
 ) -> Facts:
     """Answers to the held-out scenarios of a probe fitted to those before them."""
-    problem = problem_of(scenarios, labels, encoded, reward, preferences, base, targets, seed)
+    problem = problem_of(scenarios, labels, encoded, taught, preferences, base, targets, seed)
     probe = fit_probe(problem, beta)
     answers = Answers(probe.of(np.asarray(held_out.last)), Calibration())
     return answers.save(folder) | {"strength": probe.strength}

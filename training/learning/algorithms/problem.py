@@ -11,7 +11,7 @@ from training.learning.algorithms.run import Problem
 from training.learning.algorithms.targets import dealt_out, targets
 from training.learning.model.base import Base
 from training.learning.model.base_pass import Encoded
-from training.learning.reward.ensemble import Rewards
+from training.learning.teacher.predictions import Predictions
 from training.outcomes.labels import Labels
 from training.scenarios.table import TRAIN, VALIDATE, ScenarioSet
 
@@ -20,7 +20,7 @@ def problem_of(
     scenarios: ScenarioSet,
     labels: Labels,
     encoded: Encoded,
-    reward: Rewards,
+    taught: Predictions,
     preferences: Preferences,
     base: Base,
     config: TargetsConfig,
@@ -30,7 +30,7 @@ def problem_of(
     """Rewards to train on, pairs, and what the agent said if it always did. `seed` deals rewards
     out when they are to be shuffled."""
     train = scenarios.rows(TRAIN)
-    rewards = targets(labels.rewards, reward.predictions, train, config)
+    rewards = targets(labels.rewards, taught, train, config)
     pairs = preferences.indices
     if config.shuffled:
         rewards, pairs = dealt_out(rewards, pairs, train, seed)

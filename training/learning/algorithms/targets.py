@@ -1,5 +1,10 @@
 """What the policy learns from: the utility of every action, as the teacher expects it out of fold.
 
+Utility is mean less `risk_aversion` times variance of the action's R, in units of which the agent's
+own size is 1. A share scales the mean once and the variance twice, so that a small share of a risky
+plan may be worth more than all of it. To second order it is the growth of the logarithm of an
+account that stakes 2 `risk_aversion` of itself on one R: log(1 + sR) / s = R - s R^2 / 2 + ...
+
 Three controls show what a run must not do: realised outcomes in the teacher's place, targets
 centred by action, and targets dealt to other scenarios at random.
 """
@@ -10,22 +15,29 @@ import numpy as np
 
 from training.arrays import Floats, Rows
 from training.config.learning import TargetsConfig
+from training.learning.teacher.predictions import Predictions
 
 
-def targets(realised: Floats, expected: Floats, train: Rows, config: TargetsConfig) -> Floats:
+def targets(realised: Floats, taught: Predictions, train: Rows, config: TargetsConfig) -> Floats:
     """(N, 10) to train on; rows without a known outcome are NaN.
 
-    realised, expected : (N, 10) R; what came of each action, and what the teacher expects of it.
+    realised : (N, 10) R, what came of each action. taught : what the teacher expects of it.
 
     Expectations are not centred: an action that loses on average is worth less than rejecting, and
     the policy is to say so. Centred, the mean over the training rows is 0 for every action, and a
     perfect learner approves the better half of a world in which everything loses.
     """
-    taken = realised if config.source == "outcomes" else expected
-    known = np.where(np.isfinite(realised), taken, np.nan)
+    mean = realised if config.source == "outcomes" else taught.expected
+    worth = utility(mean, taught.sd, config.risk_aversion)
+    known = np.where(np.isfinite(realised), worth, np.nan)
     if not config.centre:
         return known
     return np.asarray(known - np.nanmean(known[train], axis=0))
+
+
+def utility(mean: Floats, sd: Floats, risk_aversion: float) -> Floats:
+    """(N, 10) mean less so many times the variance, R; to reject is worth 0."""
+    return np.asarray(mean - risk_aversion * sd**2)
 
 
 def controls(config: TargetsConfig) -> tuple[str, ...]:

@@ -40,7 +40,7 @@ from training.learning.algorithms.run import (
 from training.learning.model.answers import choices
 from training.learning.model.base import Base
 from training.learning.model.base_pass import Encoded
-from training.learning.reward.ensemble import Rewards
+from training.learning.teacher.predictions import Predictions
 from training.outcomes.labels import Labels
 from training.scenarios.table import ScenarioSet
 from training.stages.declared import stage
@@ -53,7 +53,7 @@ def warm_up(
     scenarios: ScenarioSet,
     labels: Labels,
     encoded: Encoded,
-    reward: Rewards,
+    taught: Predictions,
     preferences: Preferences,
     base: Base,
     *,
@@ -64,7 +64,7 @@ def warm_up(
     progress: Progress = silent,
 ) -> Facts:
     """What all preference algorithms of the same targets start from."""
-    problem = problem_of(scenarios, labels, encoded, reward, preferences, base, targets, seed)
+    problem = problem_of(scenarios, labels, encoded, taught, preferences, base, targets, seed)
     trained = train(problem, settings, adapter, base.reader, folder, progress)
     return {"metrics": trained.metrics, "steps": len(trained.history)}
 

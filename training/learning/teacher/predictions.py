@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Self
+
+from safetensors.numpy import load_file
 
 from training.arrays import Columns, Floats
+from training.stages.store import Artifact
+
+FILE = "taught.safetensors"
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,3 +30,8 @@ class Predictions(Columns):
     win: Floats
     stopped: Floats
     range_atr: Floats
+
+    @classmethod
+    def open(cls, artifact: Artifact) -> Self:
+        """Of a finished stage `taught`."""
+        return cls(**load_file(artifact / FILE))

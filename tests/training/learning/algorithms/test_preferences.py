@@ -29,12 +29,12 @@ from training.learning.algorithms.preferences import (
     preference_record,
     preferences,
 )
-from training.learning.reward.ensemble import Rewards
+from training.learning.teacher.predictions import Predictions
 from training.outcomes.labels import Labels
 from training.scenarios.table import RealScenario, ScenarioSet, build_scenarios
 from training.stages.store import Artifact
 
-OUTCOMES = TargetsConfig(source="outcomes")
+OUTCOMES = TargetsConfig(source="outcomes", risk_aversion=0.0)
 COUNT = 20
 START = AS_OF.replace(year=2022)
 R = np.array([0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 2.0])
@@ -59,17 +59,17 @@ def labelled(rewards: np.ndarray) -> Labels:
     return Labels(rewards, np.zeros(len(rewards)), pl.DataFrame())
 
 
-def teacher(expected: np.ndarray, sd: float = 0.1) -> Rewards:
+def teacher(expected: np.ndarray, sd: float = 0.1) -> Predictions:
     """What it expects, (N, 10), everywhere as certain."""
-    members = np.zeros((1, 2, *expected.shape), np.float32)
-    return Rewards(expected, np.full_like(expected, sd), members, {})
+    none = np.zeros(len(expected))
+    return Predictions(expected, np.full_like(expected, sd), none, none, none)
 
 
 def built(
     folder: Path,
     scenarios: ScenarioSet,
     rewards: np.ndarray,
-    model: Rewards | None = None,
+    model: Predictions | None = None,
     targets: TargetsConfig = OUTCOMES,
     **config: Any,
 ) -> Artifact:
@@ -98,10 +98,11 @@ def drawn(
 def test_every_pair_clears_the_margin_and_the_widest_is_there() -> None:
     pairs = drawn(R, margin=0.45, per_scenario=100)
     assert pairs[0] == ("J", "A", 2.0, "outcome")
-    assert min(margin for _, _, margin, _ in pairs) == 0.5
-    # Of actions 0-8, a tenth of R apart: 4 + 3 + 2 + 1 pairs at least 0.5 apart; J against each of
-    # the nine.
-    assert len(set(pairs)) == len(pairs) == 19
+    assert {chosen for chosen, *_ in pairs} == {"J"}
+    # J, 2.0, against the nine, 0.0 to 0.8.
+    assert len(set(pairs)) == len(pairs) == 9
+    near = drawn(R, margin=1.45, per_scenario=100)
+    assert sorted(margin for _, _, margin, _ in near) == [1.5, 1.6, 1.7, 1.8, 1.9, 2.0]
 
 
 def test_a_scenario_gives_no_more_than_its_cap_and_the_seed_decides_which() -> None:
@@ -117,17 +118,16 @@ def test_an_excluded_scenario_has_nothing_to_prefer() -> None:
 
 
 def test_pairs_are_drawn_by_their_margins() -> None:
-    """Of B-I two are worth 0.1, the others nothing; J, always first, apart: a margin of 1.0 is
-    drawn ten times as often as one of 0.1, as a first lot."""
-    worth = np.array([0.0, 0.1, *[0.0] * 7, 1.0])
+    """J is worth 1, B a half, the others nothing: A comes first, and of the other eight B is half
+    as likely as each of the seven."""
+    worth = np.array([0.0, 0.5, *[0.0] * 7, 1.0])
     firsts = [
         [pair["margin"] for pair in pairs_of(row, worth, None, PreferencesConfig(per_scenario=2))]
         for row in range(2000)
     ]
     assert all(margins[0] == 1.0 for margins in firsts)
-    narrow = np.mean([margins[1] == pytest.approx(0.1) for margins in firsts])
-    # Left are 7 pairs of J with margin 1.0, one with 0.9, and 8 of B with 0.1.
-    assert narrow == pytest.approx(0.8 / (7 + 0.9 + 0.8), abs=0.02)
+    narrow = np.mean([margins[1] == 0.5 for margins in firsts])
+    assert narrow == pytest.approx(0.5 / 7.5, abs=0.02)
 
 
 def test_the_teachers_pairs_clear_a_margin_in_its_deviations_and_weigh_as_it_is_certain() -> None:
@@ -191,10 +191,10 @@ def test_the_same_pair_of_the_same_prompt_is_there_once_the_widest(tmp_path: Pat
     against = table.filter(pl.col("rejected") == "J")
     last = alike.rows("train")[-1]
     assert table.filter(pl.col("chosen") == "J")["row"].to_list() == [last] * 9
-    assert against["row"].to_list() == [3] * 9
-    # 15 train, one is purged, 4 validate: nine pairs each. Nine stay each way in training, nine in
-    # validation.
-    assert artifact.facts["duplicates"] == 9 * 19 - 27
+    assert against["row"].to_list() == [3]
+    # 15 train, one is purged, 4 validate: nine pairs each, but for the one that contradicts, whose
+    # best action is only better than J. Nine and that one stay in training, nine in validation.
+    assert artifact.facts["duplicates"] == 9 * 18 + 1 - 19
 
 
 def test_no_pair_is_one_clear_error(scenarios: ScenarioSet, tmp_path: Path) -> None:

@@ -29,12 +29,17 @@ from training.config.learning import (
 )
 from training.learning.algorithms import dpo, expected, ppo, rrhf, warm_up
 from training.learning.algorithms.preferences import pairs_of
-from training.learning.algorithms.targets import controls, targets
+from training.learning.algorithms.targets import controls, targets, utility
 from training.learning.model.answers import choices
+from training.learning.teacher.predictions import Predictions
 
 SIZE = np.array([action.risk_fraction for action in ACTIONS])
-STOP_COST = np.array([{1.0: 0.04, 2.5: 0.06}.get(action.stop_atr, 0.0) for action in ACTIONS])
-REJECT, FULL = 0, next(i for i, a in enumerate(ACTIONS) if a.name == "approve_r1.00_s1.5")
+STOP_COST = np.array([{1.0: 0.1, 2.5: 0.14}.get(action.stop_atr, 0.0) for action in ACTIONS])
+REJECT = 0
+QUARTER, HALF, FULL = (
+    next(i for i, a in enumerate(ACTIONS) if a.name == f"approve_r{size}_s1.5")
+    for size in ("0.25", "0.50", "1.00")
+)
 PER_STATE, FOLDS, STEPS = 400, 5, 200
 
 
@@ -49,11 +54,17 @@ def _one_thread() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class World:
-    """Of each state: what the plan earns, R, and how often. The middle stop is best by a little."""
+    """Of each state: what the plan earns, R, and how often. The middle stop is best by a little;
+    `risk_aversion` is the policy's."""
 
     name: str
     states: tuple[tuple[tuple[float, float], ...], ...]
     best: tuple[int, ...]
+    risk_aversion: float = 0.0
+
+    def asked(self, config: TargetsConfig) -> TargetsConfig:
+        """The targets of this world."""
+        return config.model_copy(update={"risk_aversion": self.risk_aversion})
 
     @cached_property
     def state(self) -> Rows:
@@ -72,26 +83,27 @@ class World:
         return SIZE * (np.concatenate(drawn)[:, None] - STOP_COST)
 
     @cached_property
-    def taught(self) -> tuple[Floats, Floats]:
-        """What a perfect teacher expects out of fold of every scenario, and its standard deviation:
-        (N, 10) each."""
+    def taught(self) -> Predictions:
+        """What a perfect teacher expects out of fold of every scenario."""
         fold = np.random.default_rng(1).integers(0, FOLDS, len(self.state))
         mean, sd = np.empty_like(self.realised), np.empty_like(self.realised)
         for state in range(len(self.states)):
             for part in range(FOLDS):
                 seen = self.realised[(self.state == state) & (fold != part)]
                 rows = (self.state == state) & (fold == part)
-                mean[rows], sd[rows] = seen.mean(0), seen.std(0) / np.sqrt(len(seen))
-        return mean, sd
+                mean[rows], sd[rows] = seen.mean(0), seen.std(0)
+        nothing = np.zeros(len(mean))
+        return Predictions(mean, sd, nothing, nothing, nothing)
 
     def worth(self, config: TargetsConfig) -> Floats:
         """What the policy is trained on."""
-        return targets(self.realised, self.taught[0], np.arange(len(self.state)), config)
+        rows = np.arange(len(self.state))
+        return targets(self.realised, self.taught, rows, self.asked(config))
 
     @cache  # noqa: B019
     def pairs(self, config: TargetsConfig) -> dpo.PairTable:
         """The pairs that the stage would draw."""
-        worth, sd = self.worth(config), self.taught[1]
+        worth, sd = self.worth(config), self.taught.sd
         drawn = [
             pair
             for row in range(len(worth))
@@ -121,6 +133,20 @@ WORLDS = (
         "losses small and frequent, gains large and rare; and the reverse",
         (((6.0, 0.18), (-0.9, 0.82)), ((0.5, 0.8), (-2.6, 0.2)), ((0.2, 1.0),)),
         (FULL, REJECT, FULL),
+    ),
+    World(
+        # Of share f the utility is f x mean - 0.25 f^2 x variance, by hand:
+        # mean 0.25, variance 1.0: 0.0469, 0.0625, 0.0: half; sd 2, mean 0.6: 0.0875, 0.05, -0.4: a
+        # quarter; mean 0.3, variance 0.04: 0.0744, 0.1475, 0.29: all; mean -0.1: nothing.
+        "size matters",
+        (
+            ((1.25, 0.5), (-0.75, 0.5)),
+            ((2.6, 0.5), (-1.4, 0.5)),
+            ((0.5, 0.5), (0.1, 0.5)),
+            ((0.1, 0.5), (-0.3, 0.5)),
+        ),
+        (HALF, QUARTER, FULL, REJECT),
+        risk_aversion=0.25,
     ),
 )
 SKEWED = 3 * np.linspace(-1, 1, 10)
@@ -288,3 +314,27 @@ def test_approvals_do_not_share_their_votes() -> None:
     log_policy = learnt(world, worth, expected_utility("distil")).numpy()
     assert np.exp(log_policy[0, REJECT]) < 0.5
     assert ACTIONS[choices(log_policy)[0]].risk_fraction == 1.0
+
+
+def test_a_share_of_a_risky_plan_is_worth_more_than_all_of_it_by_hand() -> None:
+    """f x 0.25 - 0.25 f^2 with a deviation of 1; with one of 0.2, f x 0.25 - 0.01 f^2."""
+    size = np.array([0.0, 0.25, 0.5, 1.0])
+    risky = utility(0.25 * size, 1.0 * size, 0.25)
+    assert risky.tolist() == pytest.approx([0.0, 0.046875, 0.0625, 0.0])
+    calm = utility(0.25 * size, 0.2 * size, 0.25)
+    assert calm.tolist() == pytest.approx([0.0, 0.061875, 0.1225, 0.24])
+    assert utility(0.25 * size, 1.0 * size, 0.0).argmax() == 3, "without aversion size is free"
+    # By default a plan of deviation 1 is taken whole from 0.15 R on, by half from 0.075 on.
+    aversion = TargetsConfig().risk_aversion
+    assert [int(utility(m * size, size, aversion).argmax()) for m in (0.02, 0.05, 0.1, 0.2)] == [
+        0, 1, 2, 3,
+    ]  # fmt: skip
+
+
+def test_utility_is_the_growth_of_an_account_to_second_order() -> None:
+    """0.4 x log(1 + 2.6 s) + 0.6 x log(1 - 1.15 s), over s, beside mean less s / 2 variances."""
+    stake = 0.01
+    growth = (0.4 * np.log1p(2.6 * stake) + 0.6 * np.log1p(-1.15 * stake)) / stake
+    mean, variance = 0.35, 0.24 * 3.75**2
+    found = utility(np.array([mean]), np.sqrt(np.array([variance])), stake / 2)
+    assert found[0] == pytest.approx(growth, abs=stake * mean**2)
