@@ -22,7 +22,7 @@ from training.config.file import RebuildConfig
 from training.config.judging import Kind
 from training.config.learning import Algorithm
 from training.config.section import ConfigError
-from training.judging.contest.arms import CHAMPION, POLICY, PROBE, TEACHER, WARM_UP
+from training.judging.contest.arms import CHAMPION, POLICY, PROBE, SHUFFLED, TEACHER, WARM_UP
 from training.judging.evaluation import evaluation
 from training.judging.gate.checks import checks
 from training.judging.report.findings import Terms
@@ -31,7 +31,7 @@ from training.learning.algorithms.teacher import of_teacher
 from training.learning.model.answers import Published, of_policy, of_published
 from training.learning.model.base import Base
 from training.learning.model.base_pass import encoded
-from training.learning.teacher.expectations import taught
+from training.learning.teacher.expectations import taught, taught_at_random
 from training.outcomes.labels import labels
 from training.pipeline.rebuild import Rebuilt, base_of, market_of, rebuild, scenarios_of
 from training.publish.version import publish, release_of
@@ -103,6 +103,23 @@ def evaluate(  # long: a list of calls, read from top to bottom
         of_teacher,
         TEACHER,
         taught=read,
+        beta=config.policy.beta,
+        risk_aversion=config.targets.risk_aversion,
+    )
+    fooled = shop.make(
+        taught_at_random,
+        "shuffled",
+        candidates=made.artifacts["candidates"],
+        labels=made.artifacts["candidate_labels"],
+        scenarios=scenarios,
+        settings=config.teacher,
+        outcomes=config.outcomes,
+        embargo_s=embargo_s(config.scenarios),
+    )
+    answers[SHUFFLED] = shop.make(
+        of_teacher,
+        SHUFFLED,
+        taught=fooled,
         beta=config.policy.beta,
         risk_aversion=config.targets.risk_aversion,
     )

@@ -26,6 +26,7 @@ from training.judging.contest.arms import (
     POLICY,
     PROBE,
     RANDOM,
+    SHUFFLED,
     TEACHER,
     WARM_UP,
 )
@@ -224,6 +225,7 @@ def test_the_report_tells_of_every_arm(evaluated: Evaluated) -> None:
         WARM_UP,
         PROBE,
         TEACHER,
+        SHUFFLED,
     }
     assert "buy and hold" in [
         row["arm"]["value"] for row in tables["Measures of the portfolio, by trade"]["rows"]
@@ -245,7 +247,10 @@ def test_each_look_at_the_held_out_period_is_counted(
     evaluated: Evaluated, workplace: Path, tiny_base: Path
 ) -> None:
     looks = (tiny_base.parent / LOOKS).read_text().splitlines()
-    assert [json.loads(line)["version"] for line in looks] == [evaluated.version.name]
+    counted, told = map(json.loads, looks)
+    assert counted["version"] == told["version"] == evaluated.version.name
+    assert "tried" not in counted, "a look is counted before anything is seen"
+    assert set(told["tried"]) == {"policy", "policy dpo"}
     config = config_in(workplace, tiny_base)
     evaluate(config, shop_of(config), NOW, [RIVAL])
     assert (tiny_base.parent / LOOKS).read_text().splitlines() == looks, (

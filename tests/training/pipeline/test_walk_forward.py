@@ -6,6 +6,7 @@ import json
 from datetime import date, timedelta
 from pathlib import Path
 
+import numpy as np
 import pytest
 from pydantic import ValidationError
 
@@ -40,8 +41,8 @@ def test_each_period_is_judged_by_what_was_made_before_it(tiny_base: Path, tmp_p
     sets = sorted(
         (ScenarioSet.open(each) for each in found), key=lambda each: int(each.as_of.max())
     )
-    assert len(sets) == 3, "two that train, and those that judge"
-    for trained, begin in zip(sets, begins, strict=False):
+    assert len(sets) == 5, "prompts and all candidates of two that train, and those that judge"
+    for trained, begin in zip(sets[:4], np.repeat(begins, 2), strict=True):
         assert trained.ends_at.max() <= begin + 8 * 3600
         assert trained.as_of.max() < begin
     assert sets[-1].as_of.min() >= begins[0]

@@ -38,7 +38,7 @@ from training.outcomes.orders import Orders
 from training.scenarios.splits import purged_kfold
 
 AGENT, ALWAYS, HOLD, RANDOM = "agent", "always approve", "buy and hold", "random veto"
-NOT_TRADING = "not trading"
+NOT_TRADING, SIZED = "not trading", "agent sized by 1/ATR"
 RAW, POLICY, AS_VETO = "policy before vetoes", "policy", "policy as veto"
 BASE_MODEL, WARM_UP, PROBE, CHAMPION = "base model", "warm-up", "linear probe", "champion"
 TEACHER, SHUFFLED = "teacher alone", "teacher of shuffled labels"
@@ -267,6 +267,20 @@ def not_trading(given: Given) -> Arm:
     return Arm(given.plans.only(np.zeros(len(given.scenarios), dtype=bool)))
 
 
+def sized(given: Given) -> Arm:
+    """The agent's orders with sizes inverse to the ATR, at the mean size that it has in the past:
+    what a policy's sizes have to be better than. It is no advice, since it may trade more than the
+    agent."""
+    column = FEATURE_NAMES.index("atr_fraction")
+    past, now = (
+        np.where(table[:, column] > 0, table[:, column], np.nan)
+        for table in (given.past.features, given.features)
+    )
+    share = 1 / (now * float(np.nanmean(1 / past)))
+    orders = replace(given.plans, quantity=given.plans.quantity * share)
+    return Arm(orders.only(agent(given).approve))
+
+
 def behind_rules(rival: Rival, given: Given) -> Arm:
     """Whoever advises does so behind the rules: what they refuse is no merit or fault of one
     adviser."""
@@ -325,6 +339,7 @@ ARMS: dict[str, Callable[[Given], Arm]] = {
     AGENT: agent,
     ALWAYS: always,
     NOT_TRADING: not_trading,
+    SIZED: sized,
     **{name: partial(behind_rules, rival) for name, rival in HEURISTICS.items()},
     RAW: partial(proposed, POLICY),
 }

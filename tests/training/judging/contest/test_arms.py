@@ -37,6 +37,7 @@ from training.judging.contest.arms import (
     best_cut,
     not_trading,
     proposed,
+    sized,
 )
 from training.learning.model.answers import Answers
 from training.outcomes.labels import plan_orders
@@ -143,6 +144,18 @@ def test_not_trading_is_an_arm_and_the_cost_filter_knows_the_atr_alone() -> None
     new = np.zeros((2, len(FEATURE_NAMES)))
     new[:, atr] = (-1.0, 1.0)
     assert HEURISTICS["cost filter"](past, new, 5).trades.tolist() == [False, True]
+
+
+def test_sizes_by_atr_are_the_agents_on_average_and_half_where_markets_move_twice_as_much() -> None:
+    answers = [AgentAction(decision=True)] * 2 + [AgentAction(decision=False)]
+    about = given([scenario()] * 3, controls=answers)
+    column = FEATURE_NAMES.index("atr_fraction")
+    before, new = about.past.features.copy(), about.features.copy()
+    before[:, column], new[:, column] = 0.01, (0.01, 0.02, 0.01)
+    about = replace(about, features=new, past=replace(about.past, features=before))
+    found = sized(about).orders.quantity / about.plans.quantity
+    assert found[:2].tolist() == pytest.approx([1.0, 0.5])
+    assert np.isnan(found[2]), "the agent said no"
 
 
 def test_a_veto_keeps_the_agents_order_where_the_policy_approves() -> None:
