@@ -101,16 +101,16 @@ async def _life(
                     before = await _round(stack, load, random, done, before)
                     if not planned or not left:
                         done.violations += await _verified(stack, before)
-                except TimeoutError as error:
-                    done.violations.append(f"it did not end: {_where(error)}")
+                except Exception as error:
+                    done.violations.append(f"it did not end: {error!r} in {_where(error)}")
                     left = 0
                 yield done
         finally:
             await load.aclose()
 
 
-def _where(error: TimeoutError) -> str:
-    """What of this harness waited."""
+def _where(error: Exception) -> str:
+    """What of this harness was under way."""
     frames = traceback.extract_tb(error.__traceback__)
     return " > ".join(frame.name for frame in frames if f"{os.sep}chaos{os.sep}" in frame.filename)
 

@@ -83,7 +83,7 @@ class Stack:
     @asynccontextmanager
     async def shadow_log(self) -> AsyncIterator[ShadowLog]:
         """The log, over connections of its own: earlier ones may have died with the server."""
-        log = ShadowLog.connect(self.database_url)
+        log = ShadowLog.connect(self.database_url, patience_s=None)
         try:
             yield log
         finally:
