@@ -92,7 +92,7 @@ class Stack:
     async def readiness(self, replica: Child) -> dict[str, Any]:
         """Its word about itself; `away` when it gives none."""
         try:
-            reply = await self.http.get(f"{replica.url}/readyz")
+            reply = await self.http.get(f"{replica.url}/readyz", timeout=2)
         except httpx.TransportError:
             return {"status": "away"}
         return dict(reply.json())
