@@ -102,18 +102,18 @@ def _judge_one(judgement: Judgement, key: str, told: Told, stored: _Stored) -> N
     kept = [*stored.decisions, *stored.aside]
     judgement.second += len(stored.aside)
     judgement.forgotten += told.accepted and not kept
+    fresh = [_plain(answer) for answer in told.answers if not answer["repeated"]]
     unmatched = list(kept)
-    for answer in told.answers:
-        given = _plain(answer)
-        if answer["repeated"]:
-            if stored.decisions and given not in kept:
-                judgement.violations.append(f"{key} was repeated otherwise than stored")
-            continue
+    for given in fresh:
         judgement.answered += 1
         if given in unmatched:  # Each event is one record, also where two answers are alike.
             unmatched.remove(given)
         else:
             judgement.lost += 1
+    for answer in told.answers:
+        # An answer that is lost may have been repeated before it was.
+        if answer["repeated"] and kept and _plain(answer) not in [*kept, *fresh]:
+            judgement.violations.append(f"{key} was repeated otherwise than answered or stored")
     _judge_reports(judgement, key, told.actions, stored.actions)
     _judge_reports(judgement, key, told.outcomes, stored.outcomes)
 
