@@ -11,7 +11,7 @@ WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test check coverage mutation hooks rebuild evaluate fuzz chaos bench load bench-train bench-gate bench-contest results test-vllm sbom licences secrets containers clean
+.PHONY: help install demo up test check coverage mutation hooks rebuild evaluate fuzz chaos bench load bench-train bench-gate bench-teacher bench-contest results test-vllm sbom licences secrets containers clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -76,6 +76,9 @@ bench-train: $(STAMP) ## cost of the four algorithms against TRL's DPOTrainer (a
 
 bench-gate: $(STAMP) ## how often the gate is wrong: simulated markets without an edge, and with one
 	$(BIN)/python -m bench.gate
+
+bench-teacher: $(STAMP) ## how good the teacher is on the held-out period (MARKET=directory of bars)
+	$(BIN)/python -m bench.teacher --market $(or $(MARKET),$(error say where the bars are: make bench-teacher MARKET=DIRECTORY))
 
 bench-contest: $(STAMP) ## time of a contest of all arms: eleven symbols, two years, once probabilities are known
 	$(BIN)/python -m bench.contest
