@@ -1,15 +1,15 @@
 """The prompt: rendered here and nowhere else, for serving, replay and training alike.
 
-A fixed head, which a backend may cache, and a short dynamic text. Numbers are rounded to what a
-trader would say, since every digit is a token; a field that is not known is left out. Text from
-outside is hostile: it is stripped of control and special-token characters, cut, and delimited as
-data. Change anything here and bump `PROMPT_VERSION`: models made for another version then refuse to
-load.
+A fixed head, which a backend may cache, and a short dynamic text. Numbers are rounded and bounded
+to what a trader would say, since every digit is a token; a field that is not known is left out.
+Text from outside is hostile: it is reduced to words (`app.domain.text`), delimited as data, and
+stands last, where it can be left out. Before it stand numbers, members of closed sets and names of
+fixed lists: no text that somebody else wrote. Change anything here and bump `PROMPT_VERSION`:
+models made for another version then refuse to load.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from typing import NamedTuple
@@ -18,14 +18,15 @@ from app.domain.actions import ACTIONS
 from app.domain.candidate import Candidate
 from app.domain.canonical import digest
 from app.domain.scenario import Scenario
+from app.domain.text import coin_of, harmless, pattern_of
 
-PROMPT_VERSION = "2026-11-1"
+PROMPT_VERSION = "2026-11-2"
 NEWS_CHARACTERS = 96
 TEXT_OPENS, TEXT_CLOSES = "\nnews <<", ">>"
 """What stands around a text from outside. No such text can hold either, and nothing before the
 first of them comes from outside."""
-_SPECIAL = re.compile(r"<\|[^|>]{0,64}\|?>|\|>|<\||</?s>|\[/?INST\]|[<>\[\]{}|`\\]")
-_SPACE = re.compile(r"\s+")
+MOST = 9999
+"""Numbers are shown up to this, either way: an absurd one is no longer than others."""
 
 
 class LineKind(StrEnum):
@@ -115,15 +116,6 @@ def lines_of(scenario: Scenario) -> tuple[Line, ...]:
     return tuple(line for line in lines if line.text)
 
 
-def untrusted(text: str | None, limit: int = NEWS_CHARACTERS) -> str:
-    """Text from outside, made harmless: printable, without special tokens or delimiters, at most
-    `limit` characters."""
-    if not text:
-        return ""
-    printable = "".join(character if character.isprintable() else " " for character in text)
-    return _SPACE.sub(" ", _SPECIAL.sub(" ", printable)).strip()[:limit].rstrip()
-
-
 def _plain(value: float, digits: int = 0) -> str:
     """A number that is always there. The record keeps -0.0 as 0.0, so a replay must see the same of
     both."""
@@ -134,18 +126,18 @@ def _pair(name: str, value: float | None, scale: float = 1.0, digits: int = 0) -
     """` name 12`, or nothing when the value is not known."""
     if value is None:
         return ""
-    number = f"{value * scale:.{digits}f}"
+    number = f"{min(max(value * scale, -MOST), MOST):.{digits}f}"
     return f" {name} {'0' if float(number) == 0 else number}"
 
 
 def _identity(c: Candidate) -> str:
     tier = f" {c.tier.value.lower()}" if c.tier else ""
-    pattern = f" {untrusted(c.pattern, 24)}" if c.pattern else ""
+    pattern, _ = pattern_of(c.pattern)
     auction = "" if c.auction_state == "unknown" else f" {c.auction_state.value}"
     setup = c.setup_type.value.replace("_", " ")
     return (
-        f"{c.symbol.removesuffix('USDT')} {c.direction.value} {c.session.value}{tier}"
-        f" {setup}{pattern}{auction}"
+        f"{coin_of(c.symbol)} {c.direction.value} {c.session.value}{tier} {setup}"
+        f"{f' {pattern}' if pattern else ''}{auction}"
     )
 
 
@@ -231,6 +223,8 @@ def _book(s: Scenario) -> str:
 
 
 def _news(c: Candidate) -> Iterator[str]:
-    for text in (untrusted(c.symbol_news_summary), untrusted(c.news_summary)):
+    _, unlisted = pattern_of(c.pattern)
+    for outside in (c.symbol_news_summary, c.news_summary, unlisted):
+        text = harmless(outside, NEWS_CHARACTERS)
         if text:
             yield f"{TEXT_OPENS.strip()}{text}{TEXT_CLOSES}"

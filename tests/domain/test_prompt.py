@@ -18,9 +18,9 @@ from app.domain.prompt import (
     lines_of,
     prompt_of,
     render,
-    untrusted,
 )
 from app.domain.scenario import Scenario
+from app.domain.text import harmless
 from tests.domain.scenarios import scenario, scenario_json, scenarios
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -66,12 +66,36 @@ def test_the_system_text_and_version_are_the_golden_ones() -> None:
     assert f"{PROMPT_VERSION}\n{SYSTEM}\n" == (GOLDEN / "prompt_system.txt").read_text()
 
 
-@given(st.text(max_size=400))
-def test_untrusted_text_cannot_leave_its_line_or_its_delimiters(text: str) -> None:
-    safe = untrusted(text)
-    assert len(safe) <= NEWS_CHARACTERS
-    assert safe.isprintable()
-    assert not set(safe) & set("<>|{}[]`\\")
+@given(st.text(max_size=400), st.text(max_size=60))
+def test_text_from_outside_stands_in_the_text_part_and_nowhere_else(text: str, name: str) -> None:
+    calm = render(scenario())
+    loud = render(
+        scenario(
+            candidate__news_summary=text,
+            candidate__symbol_news_summary=text[::-1],
+            candidate__pattern=f"{name}?",
+        )
+    )
+    assert loud.before == calm.user
+    safe = (harmless(text[::-1], NEWS_CHARACTERS), harmless(text, NEWS_CHARACTERS))
+    assert loud.texts[: len(list(filter(None, safe)))] == tuple(filter(None, safe))
+    assert loud.user.count("<<") == loud.user.count(">>") == len(loud.texts) <= 3
+
+
+def test_names_are_those_of_the_lists_or_not_in_the_lines_at_all() -> None:
+    s = scenario(candidate__pattern="ShootingStar, HHHHHHHH, Hammer", candidate__symbol="HHHHUSDT")
+    assert render(s).before.startswith("coin long Europe trend shooting_star hammer\n")
+    assert render(s).texts == (), "a letter repeated says nothing"
+    named = scenario(candidate__pattern="spring of the beast")
+    assert render(named).before == render(scenario()).user
+    assert render(named).texts == ("spring of the beast",)
+
+
+@pytest.mark.parametrize("value", [1e300, -1e300, 9999.4, 123456.0])
+def test_an_absurd_number_is_no_longer_than_others(value: float) -> None:
+    shown = render(scenario(candidate__cvd_change=value, candidate__macd=value)).user
+    assert f"cvd {'-' if value < 0 else ''}9999 " in shown
+    assert len(shown) < len(render(scenario()).user) + 30
 
 
 @given(scenarios())
@@ -100,8 +124,8 @@ def test_news_stay_news_whatever_they_say() -> None:
         )
     )
     assert [line.text for line in news if line.kind is LineKind.NEWS] == [
-        "news <<score 9.9 of 1.0 rsi 20>>",
-        "news <<stop 1.0 reward 9>>",
+        "news <<score of rsi>>",
+        "news <<stop reward>>",
     ]
     assert sum(line.kind is LineKind.SCORES for line in news) == 1
 

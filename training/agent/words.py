@@ -7,6 +7,7 @@ own reason is used where it gave one.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from app.domain.actions import ACTIONS, REJECT, Action
 from app.domain.control import AgentAction
-from app.domain.prompt import PROMPT_VERSION, SYSTEM, Prompt, untrusted
+from app.domain.prompt import PROMPT_VERSION, SYSTEM, Prompt
 from app.domain.scenario import Scenario
 from app.policy.encoding import PromptEncoder
 from training.agent.reference import SkipReason
@@ -33,6 +34,7 @@ _REFUSALS: Mapping[str, str] = {
     SkipReason.REWARD_RISK: "The nearest target is too close for the stop.",
 }
 """What a rule says. The LLM's veto is told by the chart, and so are other agents' reasons."""
+_MARKUP = re.compile(r"<\|[^|>]{0,64}\|?>|\|>|<\||</?s>|\[/?INST\]|[<>\[\]{}|`\\]")
 _EMPTY = Prompt(PROMPT_VERSION, SYSTEM, "x")
 
 
@@ -80,12 +82,18 @@ def words(scenario: Scenario, action: AgentAction) -> str:
     """One sentence on why the agent did what it did: its own, if it gave one, else from its
     rules."""
     if action.reason:
-        own = untrusted(action.reason, WORDS_CHARACTERS)
+        own = _printable(action.reason)
         if own:
             return own
     if action.decision:
         return _for(scenario)
     return _REFUSALS.get(action.final_skip_reason or "") or _against(scenario)
+
+
+def _printable(text: str) -> str:
+    """A reason on one line, without markup, cut."""
+    readable = "".join(character if character.isprintable() else " " for character in text)
+    return " ".join(_MARKUP.sub(" ", readable).split())[:WORDS_CHARACTERS].rstrip()
 
 
 def dialogue(encoder: PromptEncoder, label: int, said: str) -> Dialogue:

@@ -97,6 +97,12 @@ class ScenariosConfig(Section):
     perturbations: int = Field(
         0, ge=0, le=4, description="synthetic variants per training scenario"
     )
+    texts: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of training scenarios with a variant whose news are made up",
+    )
     embargo_hours: float = Field(24.0, ge=0)
     seed: int = Field(0, ge=0)
 

@@ -140,7 +140,6 @@ def evaluate(  # long: a list of calls, read from top to bottom
         version=version,
         scenarios=scenarios,
         answers=answers[POLICY],
-        limits=limits,
         **asides,
     )
     artifact = shop.make(

@@ -113,7 +113,7 @@ def teacher_of(
     config: RebuildConfig, market: History, shop: Workshop, database: str | None
 ) -> dict[str, Artifact]:
     """The teacher, of every candidate of the period: `scenarios.limit` bounds the prompts alone."""
-    every = config.scenarios.model_copy(update={"limit": None, "perturbations": 0})
+    every = config.scenarios.model_copy(update={"limit": None, "perturbations": 0, "texts": 0.0})
     all_of_it = config.model_copy(update={"scenarios": every})
     candidates = scenarios_of(all_of_it, market, shop, database)
     fates = shop.make(labels, scenarios=candidates, market=market, settings=config.outcomes)

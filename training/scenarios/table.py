@@ -37,7 +37,7 @@ from training.agent.reference import TIME_EXIT_S
 from training.arrays import Progress, Times, instant, silent
 from training.config.data import HeldOutConfig, ScenariosConfig
 from training.scenarios.splits import overlapping
-from training.scenarios.variants import Kind, variants
+from training.scenarios.variants import Kind, other_text, variants
 from training.stages.store import Artifact
 
 TABLE = "scenarios.parquet"
@@ -249,13 +249,18 @@ def _variants(
     config: ScenariosConfig,
     progress: Progress,
 ) -> list[dict[str, Any]]:
-    """Rows of the marked perturbations of every training scenario."""
-    if not config.perturbations:
+    """Rows of the marked perturbations of every training scenario, and of those that are shown
+    with another text."""
+    if not config.perturbations and not config.texts:
         return []
     rows, source = [], np.random.default_rng(config.seed)
+    texts = np.random.default_rng([config.seed, 1])  # of its own: perturbations stay as they are
     for number in np.flatnonzero(split == TRAIN).tolist():
         parent = real[number]
-        for kind, scenario in variants(parent.scenario, config.perturbations, source):
+        changed = variants(parent.scenario, config.perturbations, source)
+        if texts.random() < config.texts:
+            changed.append(other_text(parent.scenario, texts))
+        for kind, scenario in changed:
             control = parent.redecide(scenario) if parent.redecide else parent.control
             rows.append(_row(parent._replace(scenario=scenario, control=control), number, kind))
         progress(number + 1, len(real))

@@ -19,6 +19,7 @@ from app.domain.candidate import Candidate
 from app.domain.scenario import Scenario
 from training.agent.reference import ASSUMED_SPREAD_BPS, session_at
 from training.market.context import SEPARATOR
+from training.scenarios.headlines import trained, with_text
 
 DROP_PROBABILITY = 0.25
 PRICES = ("entry", "stop")
@@ -40,18 +41,27 @@ class Kind(StrEnum):
     SHIFT = "shift"
     DROPPED = "dropped"
     NEWS_ORDER = "news_order"
+    HOSTILE_TEXT = "hostile_text"
+    NEUTRAL_TEXT = "neutral_text"
 
 
 def variants(scenario: Scenario, count: int, source: Source) -> list[tuple[Kind, Scenario]]:
-    """At most `count` variants of different kinds, drawn at random among those that apply; in the
-    order of `Kind`."""
-    kinds = list(Kind)
+    """At most `count` variants of different kinds, drawn at random among those of `_CHANGES` that
+    apply; in the order of `Kind`."""
+    kinds = list(_CHANGES)
     chosen: dict[Kind, Scenario] = {}
     for place in source.permutation(len(kinds)):
         changed = _CHANGES[kinds[place]](scenario, source)
         if changed is not None and len(chosen) < count:
             chosen[kinds[place]] = Scenario.from_json(changed)
     return [(kind, chosen[kind]) for kind in kinds if kind in chosen]
+
+
+def other_text(scenario: Scenario, source: Source) -> tuple[Kind, Scenario]:
+    """The same scenario with made-up news in place of its own: hostile or neutral, at even odds."""
+    hostile = bool(source.random() < 0.5)
+    kind = Kind.HOSTILE_TEXT if hostile else Kind.NEUTRAL_TEXT
+    return kind, with_text(scenario, trained(hostile, source))
 
 
 def noise(scenario: Scenario, source: Source) -> Document | None:

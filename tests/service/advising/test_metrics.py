@@ -10,7 +10,7 @@ import pytest
 from prometheus_client import generate_latest
 
 from app.domain.case import TradingState
-from app.domain.decision import Role
+from app.domain.decision import Role, TextEffect
 from app.metrics import ANSWERS, MAX_SYMBOLS, Metrics
 from app.telemetry import AuthFailure, Dependency, LossCause, Pair, Refusal, Stage, Task, Telemetry
 from tests import builders as build
@@ -57,6 +57,21 @@ def test_a_decision_creates_four_cells_at_zero_and_a_comparison_counts_in_one() 
     assert cells(metrics, **labels)["approve", "reject"] == 1.0, (
         "a second decision does not begin anew"
     )
+
+
+def test_what_news_did_is_counted_and_prompts_without_news_are_not() -> None:
+    metrics = Metrics([build.MODEL])
+    calm = build.decision("r-1")
+    for effect in (None, TextEffect.HELD_BACK, TextEffect.HELD_BACK, TextEffect.NONE):
+        advice = calm.primary.model_copy(update={"text_effect": effect})
+        metrics.decided(calm.model_copy(update={"advices": (advice,)}))
+    counted = {
+        effect: metrics.registry.get_sample_value(
+            "advisor_text_effects_total", {"effect": effect, "model_version": build.MODEL}
+        )
+        for effect in TextEffect
+    }
+    assert counted == {"none": 1, "refused": 0, "held_back": 2, "resized": 0}
 
 
 def test_a_comparison_whose_decision_another_process_recorded_creates_the_cells_too() -> None:

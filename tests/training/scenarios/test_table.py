@@ -122,8 +122,25 @@ def test_a_scenario_of_history_and_the_same_one_sent_to_the_service_are_the_same
 def test_news_and_fear_and_greed_reach_the_prompt(made: ScenarioSet) -> None:
     prompts = [render(one).user for one in made.scenarios()]
     assert all("news <<" in prompt for prompt, real in zip(prompts, made.real, strict=True) if real)
-    assert any("Ether" in prompt for prompt in prompts)
+    assert any("ether" in prompt for prompt in prompts)
     assert any("fear " in prompt for prompt in prompts)
+
+
+def test_a_share_of_training_scenarios_is_shown_with_another_text(
+    tmp_path: Path, market: History
+) -> None:
+    made = scenario_set(tmp_path, market, texts=0.5)
+    plain = scenario_set(tmp_path / "plain", market)
+    variants = np.flatnonzero(~made.real)
+    count = len(made.rows(TRAIN, real_only=True))
+    assert 0.25 * count < len(variants) < 0.75 * count
+    assert set(made.table["synthetic"].drop_nulls()) == {"hostile_text", "neutral_text"}
+    assert (made.table["split"].to_numpy()[variants] == TRAIN).all()
+    parents = made.table["id"].to_numpy()[made.parent[variants]]
+    assert set(parents) <= set(plain.table["id"])
+    assert made.weight[variants].tolist() == made.weight[made.parent[variants]].tolist()
+    again = scenario_set(tmp_path / "again", market, texts=0.5)
+    assert again.table["id"].to_list() == made.table["id"].to_list()
 
 
 def test_rows_are_in_order_and_ids_are_of_their_content(made: ScenarioSet) -> None:

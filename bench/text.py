@@ -1,0 +1,204 @@
+"""How often headlines turn decisions of a version, by family and by order of the options.
+
+Ten hostile and ten neutral headlines on each of forty real scenarios (the gate's corpus), against
+the same scenarios without news; then again with the options of the prompt listed in other orders,
+letters keeping their meaning. Prints Markdown: the table of docs/security.md.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from copy import copy
+from datetime import date
+from itertools import groupby
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import typer
+from tokenizers import Tokenizer
+
+from app.domain.decision import Reading
+from app.domain.errors import ModelFileError
+from app.domain.manifest import Calibration
+from app.domain.prompt import SYSTEM, Prompt
+from app.domain.scenario import Scenario
+from app.policy.encoding import PromptEncoder
+from app.policy.in_process.adapter import Adapter
+from app.policy.in_process.label_reader import Ask, LabelReader
+from app.policy.in_process.weights import load_model
+from app.policy.store import base_of, load_manifest
+from bench.history import machine, record
+from training.cli.options import meter
+from training.config.data import HeldOutConfig, MarketConfig
+from training.judging.gate.texts import SCENARIOS, Attempt, Turned, attempts_on, judged, table
+from training.scenarios.history import find_scenarios, load_history
+from training.scenarios.table import evenly
+
+BATCH = 8
+COLUMNS = (
+    "family",
+    "sort",
+    "tried",
+    "left a text",
+    "model: to approve",
+    "model: to reject",
+    "advice: to approve",
+    "advice: to reject",
+)
+ORDER_COLUMNS = (
+    "order of the options",
+    "approves without news",
+    "model, hostile",
+    "model, neutral",
+    "advice, hostile",
+    "advice, neutral",
+)
+Version = Annotated[Path, typer.Argument(help="a version's directory, an activated adapter's")]
+Models = Annotated[list[Path] | None, typer.Option(help="where its base lies; several: repeat")]
+Market = Annotated[Path | None, typer.Option(help="folder of bars; none: those that are bundled")]
+Orders = Annotated[int, typer.Option(min=1, help="of the options; the first is the trained one")]
+
+
+class Loaded(NamedTuple):
+    """A version, its base model's directory and both in memory."""
+
+    base: Path
+    reader: LabelReader
+    adapter: Adapter
+    calibration: Calibration
+
+
+def loaded(version: Path, roots: Sequence[Path]) -> Loaded:
+    """A version over its base. Raises what loading raises, and `ModelFileError` for a whole
+    model."""
+    manifest = load_manifest(version)
+    manifest.require_compatible()
+    found = base_of(manifest, roots)
+    if found is None:
+        raise ModelFileError(f"{version} is a whole model: this bench reads adapters")
+    base, _ = found
+    reader = LabelReader(load_model(base), PromptEncoder.from_directory(base))
+    adapter = Adapter.load(version, reader.model, reader.encoder.tail)
+    return Loaded(base, reader, adapter, manifest.calibration)
+
+
+def scenarios_of(market: Path | None) -> list[Scenario]:
+    """Candidates spread over the held-out period; over the bundled bars' last half year."""
+    if market is not None:
+        source = MarketConfig(source="directory", directory=market)
+        period = HeldOutConfig()
+    else:
+        source = MarketConfig()
+        period = HeldOutConfig(since=date(2019, 4, 1), until=date(2019, 10, 1))
+    found, _ = find_scenarios(load_history(source, None), period)
+    return [found[place].scenario for place in evenly(len(found), SCENARIOS)]
+
+
+def ordered(version: Loaded, order: int) -> LabelReader:
+    """The model with the options listed in another order in its head: 0 as trained, 1 reversed,
+    others shuffled."""
+    if order == 0:
+        return version.reader
+    first, *options = SYSTEM.split("\n")
+    if order == 1:
+        options.reverse()
+    else:
+        random.Random(order).shuffle(options)
+    encoder = PromptEncoder.from_directory(version.base)
+    tokenizer = Tokenizer.from_file(str(version.base / "tokenizer.json"))
+    head = tokenizer.decode(list(encoder.head), skip_special_tokens=False)
+    if head.count(SYSTEM) != 1:
+        raise ModelFileError(f"{version.base}: the options are not found in its template")
+    other = head.replace(SYSTEM, "\n".join([first, *options]))
+    encoder.head = tuple(tokenizer.encode(other, add_special_tokens=False).ids)
+    return LabelReader(version.reader.model, encoder)
+
+
+def readings_of(
+    reader: LabelReader, adapter: Adapter, attempts: Sequence[Attempt], name: str
+) -> list[Reading]:
+    """One for each attempt. What a scenario's prompts have in common is read once, as if it were
+    the head: the texts alone differ."""
+    read: dict[Prompt, Reading] = {}
+    scenarios = groupby(sorted(attempts, key=_number), key=_number)
+    with meter(name) as progress:
+        for number, its in scenarios:
+            prompts = list(dict.fromkeys(attempt.prompt for attempt in its))
+            calm = prompts[0]._replace(user=prompts[0].before)
+            before = reader.encoder.encode(calm)[: -len(reader.encoder.tail)]
+            encoder = copy(reader.encoder)
+            encoder.head = (*reader.encoder.head, *before)
+            shared = LabelReader(reader.model, encoder)
+            for begin in range(0, len(prompts), BATCH):
+                part = prompts[begin : begin + BATCH]
+                read.update(zip(part, _read(shared, adapter, part, len(before)), strict=True))
+            progress(number + 1, SCENARIOS)
+    return [read[attempt.prompt] for attempt in attempts]
+
+
+def _number(attempt: Attempt) -> int:
+    return attempt.number
+
+
+def _read(
+    reader: LabelReader, adapter: Adapter, prompts: Sequence[Prompt], before: int
+) -> list[Reading]:
+    """Readings of prompts whose first `before` user tokens are in the reader's head."""
+    encoder = reader.encoder
+    asks = [
+        Ask(encoder.encode(prompt)[before:], (adapter,), encoder.text_tokens(prompt))
+        for prompt in prompts
+    ]
+    return [
+        Reading(log_probabilities=whole, without_text=bare[0] if bare else None)
+        for whole, *bare in reader.answer(asks)
+    ]
+
+
+def markdown(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A table."""
+    rule = "|".join(["---"] * len(columns))
+    return "\n".join(
+        [f"| {' | '.join(columns)} |", f"|{rule}|", *(f"| {' | '.join(line)} |" for line in lines)]
+    )
+
+
+def main(
+    version: Version,
+    models: Models = None,
+    market: Market = None,
+    orders: Orders = 3,
+) -> None:
+    """Read, print, and keep the figures."""
+    model = loaded(version, models or [Path("var/models"), Path("models")])
+    attempts = attempts_on(scenarios_of(market))
+    features = " ".join(machine()["features"])
+    print(f"{version.name} on {machine()['cpu']} ({features}), torch float32.\n")
+    by_order: dict[str, Turned] = {}
+    orderings = ["as trained", "reversed", *(f"shuffled {n}" for n in range(1, orders))][:orders]
+    for order, name in enumerate(orderings):
+        readings = readings_of(ordered(model, order), model.adapter, attempts, name)
+        turned = Turned.of(attempts, readings, model.calibration)
+        if not by_order:
+            print(markdown(COLUMNS, table(turned)), end="\n\n")
+            print(markdown(ORDER_COLUMNS, []))
+        by_order[name] = turned
+        hostile, neutral = table(turned)[-2:]
+        share = f"{turned.before.mean():.0%}"
+        print(f"| {name} | {share} | {hostile[4]} | {neutral[4]} | {hostile[6]} | {neutral[6]} |")
+    trained = by_order[orderings[0]]
+    check = judged(trained)
+    print(f"\nThe gate's check {'passes' if check.passed else 'fails'}: {check.evidence}.")
+    record(
+        "text",
+        {
+            "hostile_turned": trained.rate(hostile=True),
+            "neutral_turned": trained.rate(hostile=False),
+            "passed": str(check.passed),
+        },
+    )
+
+
+if __name__ == "__main__":
+    typer.run(main)
