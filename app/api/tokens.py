@@ -320,7 +320,7 @@ def _read(path: Path) -> list[Token]:
         document = json.loads(path.read_bytes())
     except FileNotFoundError:
         return []
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise TokenError(f"{path} cannot be read: {error}") from error
     if mode & 0o022:
         raise TokenError(f"{path} can be changed by others than its owner: chmod 600 {path}")
@@ -335,8 +335,9 @@ def _digest(text: str) -> str:
 
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:
+    """Another one after each change, that of owner or mode included."""
     try:
         stat = path.stat()
     except OSError:
         return None
-    return stat.st_mtime_ns, stat.st_size, stat.st_ino
+    return stat.st_ctime_ns, stat.st_size, stat.st_ino

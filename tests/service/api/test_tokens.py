@@ -98,7 +98,9 @@ def test_nobody_is_known_by_what_is_missing_malformed_or_guessed(file: TokenFile
         assert known.holder(header, NOW, "127.0.0.1") is why
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"tokens": [{}]}', '{"tokens": 1}', "\0"])
+@pytest.mark.parametrize(
+    "content", ["", "[]", '{"tokens": [{}]}', '{"tokens": 1}', "\0", "[" * 100_000]
+)
 def test_a_file_that_cannot_be_read_keeps_what_was_read_before(
     file: TokenFile, content: str
 ) -> None:
@@ -117,7 +119,10 @@ def test_a_file_that_cannot_be_read_keeps_what_was_read_before(
 def test_a_file_that_others_may_change_is_refused(file: TokenFile) -> None:
     token = file.create("a", [Role.AGENT], now=NOW)
     file.path.chmod(0o620)
-    assert asked(tokens(file), token) is AuthFailure.UNKNOWN
+    known = tokens(file)
+    assert asked(known, token) is AuthFailure.UNKNOWN
+    file.path.chmod(0o600)
+    assert isinstance(asked(known, token), Principal), "a change of mode alone is followed"
 
 
 @pytest.mark.parametrize(
