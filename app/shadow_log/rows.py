@@ -14,6 +14,7 @@ from sqlalchemy import Table
 from app.domain.canonical import content_hash, digest
 from app.domain.comparison import regime
 from app.domain.decision import Advice, Decision
+from app.domain.errors import InvalidRecord
 from app.domain.event import (
     CORRECTABLE,
     AgentActionReport,
@@ -118,6 +119,8 @@ def _shared(table: Table, kind: type[Record]) -> tuple[str, ...]:
 
 def assemble(decision: Mapping[str, Any], advices: Sequence[Mapping[str, Any]]) -> Decision:
     """The decision of its rows; `advices` in order of `ordinal`. Raises `InvalidRecord`."""
+    if surplus := [name for name in SEPARATE if name in decision["record"]]:
+        raise InvalidRecord(f"the record holds what is kept beside it: {', '.join(surplus)}")
     document = {
         **decision["record"],
         "scenario": decision["scenario"],

@@ -92,6 +92,14 @@ TAMPERING = {
         f"UPDATE decisions SET record = jsonb_set(record, '{{limits,spread,max_bps}}', '99') {ONE}",
         {Fault.HASH, Fault.REPLAY},
     ),
+    "a second scenario, in the record": (
+        f"UPDATE decisions SET record = jsonb_set(record, '{{scenario}}', '{{}}') {ONE}",
+        {Fault.UNREADABLE},
+    ),
+    "second advices, in the record": (
+        f"UPDATE decisions SET record = jsonb_set(record, '{{advices}}', '[]') {ONE}",
+        {Fault.UNREADABLE},
+    ),
     "limits hash": (
         f"UPDATE decisions SET limits_hash = 'sha256:{'1' * 64}' {ONE}",
         {Fault.COLUMNS},
