@@ -13,6 +13,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import TypeAdapter, ValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.budget import values
@@ -239,6 +240,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(ValidationError, _invalid)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(ClientDisconnect, _left)
     app.add_exception_handler(Exception, _bug)
     app.add_middleware(CountRequests)
     app.openapi = lambda: openapi(app)  # type: ignore[method-assign]
@@ -308,6 +310,11 @@ async def _http_error(request: Request, error: Exception) -> Response:
     return problem(error.status_code, "The request cannot be served", str(error.detail))
 
 
+async def _left(request: Request, error: Exception) -> Response:
+    """Its sender hung up in the middle of a body, which is no defect of ours; nobody reads this."""
+    return problem(400, "The request cannot be served", "the connection ended within the body")
+
+
 async def _bug(request: Request, error: Exception) -> Response:
     return problem(
         500, "A defect of this service", f"{type(error).__name__}; the log has the trace"
@@ -327,12 +334,20 @@ class CountRequests:
 
         async def count(message: Message) -> None:
             if message["type"] == "http.response.start":
-                refused = scope["path"] if scope["path"] == "/advise" else "unknown"
-                path = getattr(scope.get("route"), "path", refused)
-                scope["app"].state.metrics.answered(path, message["status"])
+                _count(scope, message["status"])
             await send(message)
 
-        await self._app(scope, receive, count)
+        try:
+            await self._app(scope, receive, count)
+        except Exception:
+            _count(scope, 500)  # A defect is answered further out, by `_bug`.
+            raise
+
+
+def _count(scope: Scope, status: int) -> None:
+    refused = scope["path"] if scope["path"] == "/advise" else "unknown"
+    path = getattr(scope.get("route"), "path", refused)
+    scope["app"].state.metrics.answered(path, status)
 
 
 def too_often(wait: float) -> Response:

@@ -9,14 +9,16 @@ import random
 import string
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 from uuid import UUID
 
 import pytest
 
 from app.api.budget import Buckets, values
+from app.domain.canonical import decision_id
 from app.domain.outcome import Outcome
-from tests.service.running import Running, drained, request, running, settings_for
+from tests.service.running import Running, drained, request, running, settings_for, until
 
 
 @pytest.fixture
@@ -202,6 +204,34 @@ async def test_a_request_has_a_time_to_arrive(
         assert answer == b"" or answer.startswith(b"HTTP/1.1 408")
         assert refusals(api, "slow") == 1
         assert (await api.advise(request("r-1"))).status_code == 200
+
+
+async def test_who_hangs_up_within_a_body_is_no_defect_and_a_defect_is_counted(
+    database_url: str, valkey_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = settings_for(database_url, valkey_url, tmp_path, request_s=0.2)
+    async with running(settings) as api:
+        head = b"POST /advise HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        assert await raw(api, head + b"Content-Length: 100\r\n\r\n", b'{"a') == b""
+
+        async def noticed() -> bool:
+            return answers(api, "/advise", 400) == 1
+
+        await until(noticed)
+        assert answers(api, "/advise", 500) == 0
+
+        async def broken(_: UUID) -> dict[str, Any]:
+            raise RuntimeError("a defect")
+
+        monkeypatch.setattr(api.service.records, "document", broken)
+        reply = await api.client.get(f"/decisions/{decision_id('r-1')}")
+        assert reply.status_code == 500
+        assert answers(api, "/decisions/{id}", 500) == 1
+
+
+def answers(api: Running, route: str, code: int) -> float:
+    labels = {"route": route, "code": str(code)}
+    return api.metrics.registry.get_sample_value("advisor_requests_total", labels) or 0.0
 
 
 async def test_connections_are_bounded_and_the_others_go_on(
