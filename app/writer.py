@@ -8,7 +8,7 @@ import signal
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from time import perf_counter
+from time import monotonic, perf_counter
 
 import structlog
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -16,7 +16,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from app.api.tokens import Tokens, require_somebody
 from app.domain.errors import JournalUnavailable, ShadowLogUnavailable
 from app.domain.event import Entry
-from app.domain.principal import Role
+from app.domain.principal import Principal, Role
 from app.journal.journal import StreamDrain
 from app.metrics import Metrics
 from app.settings import Settings, SettingsError
@@ -27,6 +27,7 @@ from app.tasks import Supervisor, end
 from app.telemetry import AuthFailure, LossCause, Refusal, Task, Telemetry
 
 log = structlog.get_logger()
+LOG_EVERY_S = 1.0
 WATCH_S = 2.0
 CHECKPOINT_S = 60.0
 SCRAPE_CONNECTIONS, SCRAPE_S = 32, 2.0
@@ -119,7 +120,18 @@ async def run_writer(settings: Settings) -> None:
 async def scraped(metrics: Metrics, tokens: Tokens, host: str, port: int) -> AsyncIterator[int]:
     """Metrics over HTTP until the block ends, on the event loop, for whoever has the role: half
     requests make no threads. The port. Raises `SettingsError` when it is taken."""
-    connections = 0
+    connections, logged_at = 0, -LOG_EVERY_S
+
+    def may_scrape(head: bytes, address: str) -> bool:
+        nonlocal logged_at
+        caller = _caller(tokens, head, address)
+        if not isinstance(caller, AuthFailure):
+            return caller.may(Role.METRICS)
+        metrics.unauthenticated(caller)
+        if monotonic() - logged_at >= LOG_EVERY_S:
+            logged_at = monotonic()
+            log.warning("authentication failed", reason=caller.value, address=address)
+        return False
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         nonlocal connections
@@ -131,7 +143,7 @@ async def scraped(metrics: Metrics, tokens: Tokens, host: str, port: int) -> Asy
             async with asyncio.timeout(SCRAPE_S):
                 head = await reader.readuntil(b"\r\n\r\n")
                 address = str(writer.get_extra_info("peername")[0])
-                writer.write(_scrape(metrics, _may_scrape(metrics, tokens, head, address)))
+                writer.write(_scrape(metrics, may_scrape(head, address)))
                 await writer.drain()
         except TimeoutError:
             metrics.refused(Refusal.SLOW)
@@ -152,16 +164,11 @@ async def scraped(metrics: Metrics, tokens: Tokens, host: str, port: int) -> Asy
         yield server.sockets[0].getsockname()[1]
 
 
-def _may_scrape(metrics: Metrics, tokens: Tokens, head: bytes, address: str) -> bool:
+def _caller(tokens: Tokens, head: bytes, address: str) -> Principal | AuthFailure:
+    """Who sent a request with this head."""
     lines = (line.partition(b":") for line in head.split(b"\r\n")[1:])
     sent = [value.strip() for name, _, value in lines if name.lower() == b"authorization"]
-    header = sent[0].decode("latin-1") if sent else None
-    caller = tokens.holder(header, datetime.now(UTC), address)
-    if isinstance(caller, AuthFailure):
-        metrics.unauthenticated(caller)
-        log.warning("authentication failed", reason=caller.value, address=address)
-        return False
-    return caller.may(Role.METRICS)
+    return tokens.holder(sent[0].decode("latin-1") if sent else None, datetime.now(UTC), address)
 
 
 def _scrape(metrics: Metrics, allowed: bool) -> bytes:

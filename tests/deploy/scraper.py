@@ -57,14 +57,18 @@ class Scraper:
         return reached
 
 
-def render(directory: Path, ports: Mapping[str, int]) -> Path:
-    """The shipped configuration and rules, but for addresses and intervals; only the jobs that
-    `ports` names."""
+def render(directory: Path, ports: Mapping[str, int], token: str | None = None) -> Path:
+    """The shipped configuration and rules, but for addresses, intervals and where the token is;
+    only the jobs that `ports` names. Without a token nobody is told one."""
     configuration = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())
     configuration["global"] = dict.fromkeys(configuration["global"], SCRAPE_INTERVAL)
     jobs = {job["job_name"]: job for job in configuration["scrape_configs"]}
     for name, port in ports.items():
-        jobs[name].pop("authorization", None)
+        credentials = jobs[name].pop("authorization", None)
+        if credentials is not None and token is not None:
+            place = directory / Path(credentials["credentials_file"]).name
+            place.write_text(token)
+            jobs[name]["authorization"] = {"credentials_file": str(place)}
         jobs[name]["static_configs"] = [{"targets": [f"127.0.0.1:{port}"]}]
     configuration["scrape_configs"] = [jobs[name] for name in ports]
     for path in RULE_FILES:
@@ -80,10 +84,10 @@ def render(directory: Path, ports: Mapping[str, int]) -> Path:
 
 @asynccontextmanager
 async def scraping(
-    tools: Tools, directory: Path, ports: Mapping[str, int]
+    tools: Tools, directory: Path, ports: Mapping[str, int], token: str | None = None
 ) -> AsyncIterator[Scraper]:
     """A Prometheus that has scraped the process of every job that `ports` names."""
-    with Prometheus(tools, render(directory, ports), directory / "prometheus") as server:
+    with Prometheus(tools, render(directory, ports, token), directory / "prometheus") as server:
         async with httpx.AsyncClient(base_url=server.url, timeout=30) as client:
             prometheus = Scraper(client)
             await until(prometheus.reaches('sum(up{job=~"advisor-.+"})', len(ports)))

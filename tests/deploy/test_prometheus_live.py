@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from app.advising.serving import Models
+from app.api.tokens import TokenFile
 from app.domain.canonical import decision_id
 from app.domain.errors import AbstainReason, PolicyAbstained
+from app.domain.principal import Role
 from app.local.servers import free_port
 from app.local.up import Child
 from app.policy.scripted import SCRIPTED_MANIFEST, ScriptedPolicy
@@ -52,11 +54,16 @@ async def live(
     tools: Tools, database_url: str, valkey_url: str, tmp_path: Path
 ) -> AsyncIterator[Live]:
     port = free_port()
-    settings = settings_for(database_url, valkey_url, tmp_path / "home")
+    tokens = TokenFile(tmp_path / "tokens.json")
+    token = tokens.create("prometheus", [Role.METRICS])
+    settings = settings_for(database_url, valkey_url, tmp_path / "home").model_copy(
+        update={"tokens": tokens.path}
+    )
     environment = {
         "DATABASE_URL": database_url,
         "REDIS_URL": valkey_url,
         "ADVISOR_WRITER_METRICS_PORT": str(port),
+        "ADVISOR_TOKENS": str(tokens.path),
     }
     second = SCRIPTED_MANIFEST.model_copy(update={"model_version": "scripted-2"})
     script = [label for _, label, *_ in CASES]
@@ -69,7 +76,7 @@ async def live(
             api_port = service.client.base_url.port
             assert api_port is not None
             async with scraping(
-                tools, tmp_path, {"advisor-api": api_port, "advisor-writer": port}
+                tools, tmp_path, {"advisor-api": api_port, "advisor-writer": port}, token
             ) as prometheus:
                 await until(prometheus.reaches("sum(advisor_decisions_total)", 0))
                 yield Live(service, writer, prometheus)

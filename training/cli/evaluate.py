@@ -111,10 +111,10 @@ def promote(
     An override is explicit: it names somebody and a reason, is sealed into a copy of the report
     beside the artefact, and stands in the alias' history.
     """
-    from training.judging.gate.sealed import overridden, require_promotable
+    from training.judging.gate.sealed import overridden, require_promotable, verdict_file
 
     artifact = Artifact.open(evaluation, "evaluation", deep=True)
-    report: dict[str, Any] = json.loads((artifact / kind.file).read_text(encoding="utf-8"))
+    report: dict[str, Any] = json.loads((artifact / verdict_file(kind)).read_text(encoding="utf-8"))
     now = datetime.now(UTC)
     reason = why or "passed the gate"
     if override:

@@ -146,11 +146,6 @@ class Kind(StrEnum):
     """It only refuses trades of the agent's: it has to save R, against the agent and against
     refusals dealt at random at its rate."""
 
-    @property
-    def file(self) -> str:
-        """Where an evaluation keeps the gate's signed verdict."""
-        return "verdict.json" if self is Kind.TRADER else f"verdict-{self.value}.json"
-
 
 class GateConfig(Section):
     """What a version must show before it is promoted."""

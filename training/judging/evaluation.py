@@ -22,7 +22,7 @@ from training.judging.contest.rollouts import ROLLOUTS, rollouts
 from training.judging.gate.checks import Checked
 from training.judging.gate.evidence import Before, as_veto, evidence_of, sharpes_tried
 from training.judging.gate.looks import count_look, note_tried, tried_before
-from training.judging.gate.sealed import sign_off
+from training.judging.gate.sealed import sign_off, verdict_file
 from training.judging.gate.verdict import STOPPED, WIN, Mode, judge
 from training.judging.report.arms import evaluation_report
 from training.judging.report.findings import Findings, Terms
@@ -97,7 +97,7 @@ def evaluation(
     veto = judge(vetoing, terms.gate, mode)
     for weighed, judged in ((evidence, verdict), (vetoing, veto)):
         signed = sign_off(judged, weighed, terms.gate, by="advisor-train evaluate", at=now)
-        path = folder / weighed.kind.file
+        path = folder / verdict_file(weighed.kind)
         path.write_text(json.dumps(signed, indent=1) + "\n", encoding="utf-8")
     findings = Findings(
         model_version=version,

@@ -25,6 +25,7 @@ from training.config.section import ConfigError
 from training.judging.contest.arms import CHAMPION, POLICY, PROBE, SHUFFLED, TEACHER, WARM_UP
 from training.judging.evaluation import evaluation
 from training.judging.gate.checks import checks
+from training.judging.gate.sealed import verdict_file
 from training.judging.report.findings import Terms
 from training.learning.algorithms.probe import of_probe
 from training.learning.algorithms.teacher import of_teacher
@@ -219,7 +220,7 @@ def published(directory: Path) -> Published:
 
 def read_report(artifact: Artifact, kind: Kind) -> dict[str, Any]:
     """The gate's signed report of a finished evaluation."""
-    return dict(json.loads((artifact / kind.file).read_text(encoding="utf-8")))
+    return dict(json.loads((artifact / verdict_file(kind)).read_text(encoding="utf-8")))
 
 
 def _require_held_out_bars(config: RebuildConfig, market: History) -> None:

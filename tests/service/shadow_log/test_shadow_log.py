@@ -61,6 +61,7 @@ async def test_a_decision_is_stored_in_columns_that_people_filter_on(
     assert row == {
         "decision_id": made.decision_id,
         "as_of": build.AS_OF,
+        "principal": None,
         "request_id": "r-1",
         "received_at": build.AS_OF,
         "evaluated_at": build.AS_OF,

@@ -236,7 +236,7 @@ def test_the_command_publishes_and_lists(policy: Artifact, models: Path) -> None
     path = Path(done.output.split("published ")[1].split("\n")[0])
     assert read_manifest(path / "manifest.json").provenance["algorithm"] == "expected"
     listed = runner.invoke(
-        app, ["versions", "--models", str(models)], env={"COLUMNS": "200"}, catch_exceptions=False
+        app, ["versions", "--models", str(models)], env={"COLUMNS": "400"}, catch_exceptions=False
     )
     assert BASE in listed.output
     names = [line.split()[1] for line in listed.output.splitlines() if line.startswith("│")]

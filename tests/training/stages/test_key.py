@@ -43,6 +43,10 @@ HELPERS: dict[str, tuple[str, str]] = {
         "app/policy/in_process/label_reader.py",
         "training/learning/reward/ensemble.py",
     ),
+    "answers-of_teacher": (
+        "training/learning/teacher/predictions.py",
+        "training/learning/algorithms/dpo.py",
+    ),
     "checks-checks": ("app/domain/rules.py", "training/judging/contest/arms.py"),
     "encoded-encoded": ("app/policy/encoding.py", "training/outcomes/simulate.py"),
     "evaluation-evaluation": (
@@ -58,6 +62,15 @@ HELPERS: dict[str, tuple[str, str]] = {
     ),
     "scenarios-of_history": ("training/market/indicators.py", "training/outcomes/simulate.py"),
     "scenarios-of_log": ("training/log.py", "training/market/sources.py"),
+    "taught-taught": (
+        "training/learning/teacher/boosting.py",
+        "training/learning/algorithms/dpo.py",
+    ),
+    "taught-taught_at_random": (
+        "training/learning/teacher/lessons.py",
+        "training/judging/contest/arms.py",
+    ),
+    "teacher-teacher": ("training/scenarios/splits.py", "training/learning/algorithms/dpo.py"),
     "walk_forward-walk_forward": (
         "training/judging/contest/portfolio.py",
         "training/learning/algorithms/run.py",
@@ -174,8 +187,9 @@ def test_another_version_of_a_library_that_it_imports_moves_the_key(stage: Stage
 
 def test_what_computes_is_among_the_libraries() -> None:
     libraries = {named(stage): set(key(stage)["libraries"]) for stage in stages()}
-    computing = {"torch", "transformers", "peft", "accelerate", "numpy", "polars", "scikit-learn"}
+    computing = {"torch", "transformers", "peft", "accelerate", "numpy", "polars"}
     assert libraries["policy-policy"] >= computing
+    assert libraries["teacher-teacher"] >= {"scikit-learn", "numpy", "polars"}
     assert libraries["encoded-encoded"] >= {"torch", "transformers", "numpy"}
     assert libraries["labels-labels"] >= {"numpy", "polars"}
     assert not libraries["labels-labels"] & {"torch", "transformers", "peft"}
@@ -191,8 +205,10 @@ def test_a_changed_target_moves_the_policy_and_no_label(tree: Path) -> None:
     )
     after = keys(tree)
     moved = {name for name in before if before[name] != after[name]}
-    learning = {"preferences-preferences", "policy-policy", "warm_up-warm_up", "answers-of_probe"}
-    assert moved == learning
+    assert moved == {
+        "preferences-preferences", "policy-policy", "warm_up-warm_up",
+        "answers-of_probe", "answers-of_teacher",
+    }  # fmt: skip
 
 
 def test_an_evaluations_own_code_moves_the_evaluation_alone(tree: Path) -> None:

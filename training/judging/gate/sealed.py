@@ -9,8 +9,13 @@ from datetime import datetime
 from typing import Any
 
 from app.domain.canonical import content_hash
-from training.config.judging import GateConfig
+from training.config.judging import GateConfig, Kind
 from training.judging.gate.verdict import Evidence, GateError, Verdict
+
+
+def verdict_file(kind: Kind) -> str:
+    """Where an evaluation keeps the gate's signed verdict."""
+    return "verdict.json" if kind is Kind.TRADER else f"verdict-{kind.value}.json"
 
 
 def sign_off(

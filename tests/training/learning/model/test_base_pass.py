@@ -120,13 +120,12 @@ def test_what_a_line_says_does_not_tell_its_kind(
     found = Encoded.open(shown)
     states, _ = whole_pass(reader, found.ids(0))
     own = states[len(reader.encoder.head) :]
-    begin = 0
-    for place, (kind, text) in enumerate(hostile):  # every kind is there once, one token per byte
-        end = begin + len(text) + (place + 1 < len(hostile))
-        assert kind is list(LineKind)[place]
+    assert [kind for kind, _ in hostile] == [*LineKind, LineKind.NEWS], "the pattern is a text"
+    begins = np.cumsum([0, *(len(f"{text}\n") for _, text in hostile)])  # one token per byte
+    ends = [*begins[1:7], begins[-1] - 1]
+    for place, (begin, end) in enumerate(zip(begins[:7], ends, strict=True)):
         expected = own[begin:end].mean(0)
         np.testing.assert_allclose(found.hidden[0, place].astype(np.float32), expected, atol=2e-3)
-        begin = end
 
 
 def test_kinds_are_those_that_the_lines_name(
