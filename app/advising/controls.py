@@ -44,6 +44,8 @@ class Controls:
         held against it."""
         self._told = ""
         """Why the state is unknown, as it was last logged."""
+        self._unreadable = False
+        """Whether it is unknown because what the stream holds is no state."""
         self.limits: Limits
         self.limits_hash: str
         self._adopt(read_limits(limits_path))
@@ -56,8 +58,9 @@ class Controls:
             stored, shared = await self._learn()
         except (JournalUnavailable, ShadowLogUnavailable, InvalidRecord) as error:
             self._unknown(str(error))
+            self._unreadable = isinstance(error, InvalidRecord)
             return
-        self._told = ""
+        self._told, self._unreadable = "", False
         self._enter(stored, shared=shared)
 
     async def _learn(self) -> tuple[StateChange | None, bool]:
@@ -100,7 +103,7 @@ class Controls:
         try:
             await self._refresh_state()
         except Exception as error:
-            self._unknown(f"{type(error).__name__}: {error}")
+            self._unknown(str(error) or type(error).__name__)
             raise
         self.refresh_limits()
 
@@ -126,6 +129,8 @@ class Controls:
     async def _refresh_state(self) -> None:
         if self.change is None and self.state is TradingState.HALTED:
             await self.start()
+            if self._unreadable:
+                raise InvalidRecord(self._told)
             return
         try:
             stored = await self._journal.get_state()
@@ -162,4 +167,4 @@ class Controls:
             stat = self._path.stat()
         except OSError:
             return None
-        return stat.st_mtime_ns, stat.st_size, stat.st_ino
+        return stat.st_ctime_ns, stat.st_size, stat.st_ino  # Also after a change of mode.
