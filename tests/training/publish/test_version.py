@@ -22,6 +22,7 @@ from app.policy.store import described, load_manifest, read_manifest
 from tests.policy.tiny_models import POSITIONS
 from tests.training.support.published import BASE, finished_policy, save_base
 from training.__main__ import app
+from training.cli.options import console
 from training.publish.version import PublishError, Release, in_half_precision, publish, release_of
 from training.stages.store import Artifact, ArtifactError
 
@@ -227,7 +228,10 @@ def test_a_whole_model_is_published_without_a_base(policy: Artifact, models: Pat
     assert "A whole model" in (path / "README.md").read_text()
 
 
-def test_the_command_publishes_and_lists(policy: Artifact, models: Path) -> None:
+def test_the_command_publishes_and_lists(
+    policy: Artifact, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console, "_width", 400)  # whatever the terminal was when it was made
     runner = CliRunner()
     done = runner.invoke(
         app, ["publish", str(policy.path), "--models", str(models)], catch_exceptions=False
@@ -235,9 +239,7 @@ def test_the_command_publishes_and_lists(policy: Artifact, models: Path) -> None
     assert done.exit_code == 0
     path = Path(done.output.split("published ")[1].split("\n")[0])
     assert read_manifest(path / "manifest.json").provenance["algorithm"] == "expected"
-    listed = runner.invoke(
-        app, ["versions", "--models", str(models)], env={"COLUMNS": "400"}, catch_exceptions=False
-    )
+    listed = runner.invoke(app, ["versions", "--models", str(models)], catch_exceptions=False)
     assert BASE in listed.output
     names = [line.split()[1] for line in listed.output.splitlines() if line.startswith("│")]
     assert names == [BASE, path.name]  # the oldest first
