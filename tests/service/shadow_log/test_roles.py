@@ -189,6 +189,6 @@ def test_the_way_back_leaves_everything_as_it_was(url: str) -> None:
     with psycopg.connect(plain(url), autocommit=True) as connection:
         connection.execute("SET ROLE advisor_analyst")
         connection.execute("SELECT pg_advisory_lock(1)")
-        connection.execute("SELECT count(*) FROM decisions")
+        assert connection.execute("SELECT count(*) FROM decisions").fetchone() == (0,)
         connection.execute("CREATE TEMPORARY TABLE mine (id int)")
     upgrade(url)
