@@ -21,9 +21,10 @@ from app.domain.actions import ACTIONS
 from training.arrays import DAY_S, Floats, Rows, instant
 from training.cli.options import meter
 from training.config.data import HeldOutConfig, MarketConfig, OutcomesConfig, ScenariosConfig
-from training.config.learning import TeacherConfig
+from training.config.learning import NetworkConfig, TeacherConfig
 from training.learning.teacher.accuracy import chance, range_controls, slope, uplift
 from training.learning.teacher.lessons import GROSS, QUESTIONS, RANGE, STOPPED, WIN, Lessons
+from training.learning.teacher.network import Inputs
 from training.learning.teacher.predictions import Predictions
 from training.learning.teacher.teacher import WHOLE, said_by, teach
 from training.outcomes.labels import Labels, labels
@@ -61,7 +62,8 @@ def main(
     folder: Annotated[Path, typer.Option(help="where artefacts are kept")] = Path("var/artifacts"),
 ) -> None:
     """Print the table."""
-    config, outcomes = TeacherConfig(), OutcomesConfig()
+    config = TeacherConfig(network=NetworkConfig(members=0))  # there are no prompts to read
+    outcomes = OutcomesConfig()
     shop = Workshop(folder, typer.echo, meter)
     source = MarketConfig(source="directory", directory=market)
     known = load_history(source, instant(date(2023, 1, 1)))
@@ -187,7 +189,8 @@ def _asked(
     with meter(name) as progress:
         made = teach(lessons, learned, config, EMBARGO_S, progress)
     blends = {question: choice.blend for question, choice in made.choices.items()}
-    return said_by(made.schools[WHOLE], blends, lessons.told.at(exam.asked))
+    asked = lessons.told.at(exam.asked)
+    return said_by(made.schools[WHOLE], blends, asked, Inputs.without_prompts(asked.inputs))
 
 
 def _interval(estimate: Estimate) -> str:

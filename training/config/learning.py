@@ -20,6 +20,30 @@ class EncodeConfig(Section):
     )
 
 
+class NetworkConfig(Section):
+    """The teacher's small transformers."""
+
+    members: int = Field(2, ge=0, le=20, description="0: they do not compete")
+    components: int = Field(
+        16, ge=1, description="principal components kept of each prompt line's hidden states"
+    )
+    width: int = Field(32, ge=8)
+    layers: int = Field(1, ge=1)
+    heads: int = Field(2, ge=1)
+    dropout: float = Field(0.1, ge=0, lt=1)
+    learning_rate: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(0.05, ge=0)
+    epochs: int = Field(4, ge=1)
+    batch: int = Field(128, ge=1)
+
+    @model_validator(mode="after")
+    def heads_divide_the_width(self) -> Self:
+        """Attention splits the width into equal heads."""
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        return self
+
+
 class TeacherConfig(Section):
     """The teacher. Its numbers were chosen by walk-forward within 2018-2022."""
 
@@ -30,6 +54,7 @@ class TeacherConfig(Section):
     leaves: int = Field(8, ge=2, description="of each tree")
     least_rows: int = Field(60, ge=1, description="that a leaf is made of")
     l2: float = Field(10.0, ge=0)
+    network: NetworkConfig = NetworkConfig()
     seed: int = Field(0, ge=0)
 
 

@@ -99,7 +99,13 @@ def evaluate(  # long: a list of calls, read from top to bottom
         targets=config.targets,
         seed=config.scenarios.seed,
     )
-    read = shop.make(taught, "held out", scenarios=scenarios, teacher=made.artifacts["teacher"])
+    read = shop.make(
+        taught,
+        "held out",
+        scenarios=scenarios,
+        teacher=made.artifacts["teacher"],
+        encoded=base_pass,
+    )
     answers[TEACHER] = shop.make(
         of_teacher,
         TEACHER,

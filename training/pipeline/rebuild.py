@@ -1,5 +1,5 @@
-"""The pipeline: history or shadow log -> candidates -> teacher; and of those that a limit keeps:
-scenarios -> labels -> encoded -> reward -> preferences -> policy.
+"""The pipeline: history or shadow log -> candidates; of those that a limit keeps, scenarios ->
+labels -> encoded; of both, teacher -> preferences -> policy.
 
 Each stage reads finished artefacts and leaves one; what is finished is found again, so that a
 rebuild that was killed goes on where it stopped. Publishing what comes out is
@@ -73,7 +73,7 @@ def rebuild(
     torch.set_num_threads(config.threads)
     market = market_of(config)
     base = base or base_of(config, shop)
-    school = teacher_of(config, market, shop, database)
+    every = every_candidate(config, market, shop, database)
     made = {"scenarios": scenarios_of(config, market, shop, database)}
     made["labels"] = shop.make(labels, **made, market=market, settings=config.outcomes)
     made["encoded"] = shop.make(
@@ -82,7 +82,19 @@ def rebuild(
     made["reward"] = shop.make(
         reward, **made, settings=config.reward, embargo_s=embargo_s(config.scenarios)
     )
-    made["taught"] = shop.make(taught, scenarios=made["scenarios"], teacher=school["teacher"])
+    made["teacher"] = shop.make(
+        teacher,
+        scenarios=every["candidates"],
+        labels=every["candidate_labels"],
+        prompted=made["scenarios"],
+        encoded=made["encoded"],
+        settings=config.teacher,
+        outcomes=config.outcomes,
+        embargo_hours=config.scenarios.embargo_hours,
+    )
+    made["taught"] = shop.make(
+        taught, scenarios=made["scenarios"], teacher=made["teacher"], encoded=made["encoded"]
+    )
     made["preferences"] = shop.make(
         preferences,
         **{name: made[name] for name in ("scenarios", "labels", "taught")},
@@ -106,26 +118,21 @@ def rebuild(
         warm_up=made.get("warm_up"),
         settings=config.policy,
     )
-    return Rebuilt(school | made)
+    return Rebuilt(every | made)
 
 
-def teacher_of(
+def every_candidate(
     config: RebuildConfig, market: History, shop: Workshop, database: str | None
 ) -> dict[str, Artifact]:
-    """The teacher, of every candidate of the period: `scenarios.limit` bounds the prompts alone."""
-    every = config.scenarios.model_copy(update={"limit": None, "perturbations": 0, "texts": 0.0})
-    all_of_it = config.model_copy(update={"scenarios": every})
+    """Of the period, labelled: the teacher learns from all; `scenarios.limit` bounds the prompts
+    alone."""
+    unlimited = config.scenarios.model_copy(
+        update={"limit": None, "perturbations": 0, "texts": 0.0}
+    )
+    all_of_it = config.model_copy(update={"scenarios": unlimited})
     candidates = scenarios_of(all_of_it, market, shop, database)
     fates = shop.make(labels, scenarios=candidates, market=market, settings=config.outcomes)
-    fitted = shop.make(
-        teacher,
-        scenarios=candidates,
-        labels=fates,
-        settings=config.teacher,
-        outcomes=config.outcomes,
-        embargo_hours=config.scenarios.embargo_hours,
-    )
-    return {"candidates": candidates, "candidate_labels": fates, "teacher": fitted}
+    return {"candidates": candidates, "candidate_labels": fates}
 
 
 def market_of(config: RebuildConfig) -> History:

@@ -47,7 +47,13 @@ def walk_forward(config: RebuildConfig, shop: Workshop, now: datetime) -> Artifa
         made = rebuild(config.model_copy(update={"scenarios": before}), shop, None, base)
         rebuilt[name], spans[name] = made, (instant(begin), instant(end))
         answers[name] = shop.make(of_policy, name, policy=made.policy, encoded=base_pass, base=base)
-        read[name] = shop.make(taught, name, scenarios=scenarios, teacher=made.artifacts["teacher"])
+        read[name] = shop.make(
+            taught,
+            name,
+            scenarios=scenarios,
+            teacher=made.artifacts["teacher"],
+            encoded=base_pass,
+        )
 
     return shop.make(
         judged,

@@ -33,7 +33,9 @@ from training.judging.contest.arms import (
 from training.judging.gate.looks import FILE as LOOKS
 from training.learning.algorithms.measures import CollapsedPolicy
 from training.learning.algorithms.targets import dealt_out, targets
+from training.learning.model.base_pass import Encoded
 from training.learning.teacher.predictions import Predictions
+from training.learning.teacher.teacher import Teacher
 from training.market.bars import MarketDataError
 from training.outcomes.labels import Labels
 from training.pipeline.evaluate import Evaluated, evaluate
@@ -44,11 +46,11 @@ from training.stages.store import Artifact, ArtifactError
 STAGES = {
     "candidates": "scenarios",
     "candidate_labels": "labels",
-    "teacher": "teacher",
     "scenarios": "scenarios",
     "labels": "labels",
     "encoded": "encoded",
     "reward": "reward",
+    "teacher": "teacher",
     "taught": "taught",
     "preferences": "preferences",
     "policy": "policy",
@@ -79,6 +81,30 @@ def test_every_stage_leaves_an_artefact_that_names_what_it_was_made_from(rebuilt
         "taught",
         "preferences",
     }
+
+
+def test_the_teachers_networks_read_the_prompts_where_the_base_pass_was_made(
+    rebuilt: Rebuilt,
+) -> None:
+    made = rebuilt.artifacts
+    assert made["teacher"].manifest["inputs"] == {
+        "scenarios": made["candidates"].hash,
+        "labels": made["candidate_labels"].hash,
+        "prompted": made["scenarios"].hash,
+        "encoded": made["encoded"].hash,
+    }
+    for answer in made["teacher"].facts["questions"].values():
+        assert set(answer["errors"]) == {"ridge", "boosting", "network", "stack"}
+    scenarios, teacher = ScenarioSet.open(made["scenarios"]), Teacher.open(made["teacher"])
+    kept = Predictions.open(made["taught"])
+    again = teacher.of(scenarios, Encoded.open(made["encoded"]))
+    np.testing.assert_allclose(kept.expected, again.expected, atol=1e-5)
+    # What it said of a scenario among all candidates, it says of it among those with prompts.
+    place = {name: row for row, name in enumerate(teacher.ids.tolist())}
+    rows = [place[name] for name in scenarios.table["id"]]
+    np.testing.assert_allclose(kept.win, teacher.out_of_fold.win[rows], atol=1e-5)
+    school = teacher.schools["whole"]
+    assert all(member.get_buffer("basis").abs().sum() > 0 for member in school.networks.members)
 
 
 def test_nothing_of_the_held_out_period_is_trained_on(rebuilt: Rebuilt) -> None:
@@ -120,7 +146,7 @@ def test_a_rebuild_that_was_killed_goes_on_where_it_stopped(
     with pytest.raises(Killed):
         rebuild(config, shop_of(config, meter=dying))
     left = sorted(path.name.split("-")[0] for path in config.artifacts.iterdir())
-    assert left == ["cache", "labels", "labels", "scenarios", "scenarios", "teacher"]
+    assert left == ["cache", "labels", "labels", "scenarios", "scenarios"]
     read: list[int] = []
 
     @contextmanager

@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 from training.arrays import Progress, silent
 from training.config.data import OutcomesConfig
 from training.config.learning import TeacherConfig
+from training.learning.model.base_pass import Encoded
 from training.learning.teacher.lessons import Lessons
 from training.learning.teacher.predictions import FILE, Predictions
 from training.learning.teacher.teacher import Teacher, teach
@@ -22,9 +23,11 @@ from training.stages.store import Facts
 
 
 @stage("taught")
-def taught(folder: Path, scenarios: ScenarioSet, teacher: Teacher) -> Facts:
+def taught(
+    folder: Path, scenarios: ScenarioSet, teacher: Teacher, encoded: Encoded | None = None
+) -> Facts:
     """Out of fold where a scenario trained the teacher, by the whole of it elsewhere."""
-    said: Predictions = teacher.of(scenarios)
+    said: Predictions = teacher.of(scenarios, encoded)
     save_file(vars(said), folder / FILE)
     return {"rows": len(said), **teacher.report}
 

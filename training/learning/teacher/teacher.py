@@ -24,7 +24,8 @@ from app.domain.actions import ACTIONS
 from app.domain.errors import AdvisorError
 from training.arrays import Floats, Progress, Rows, silent
 from training.config.data import OutcomesConfig
-from training.config.learning import TeacherConfig
+from training.config.learning import NetworkConfig, TeacherConfig
+from training.learning.model.base_pass import Encoded
 from training.learning.teacher.blend import Blend, Choice, chosen
 from training.learning.teacher.boosting import Boosting
 from training.learning.teacher.lessons import (
@@ -40,6 +41,7 @@ from training.learning.teacher.lessons import (
     Told,
 )
 from training.learning.teacher.linear import Linear
+from training.learning.teacher.network import Inputs, Networks, Prompts
 from training.learning.teacher.predictions import Predictions
 from training.outcomes.labels import Labels
 from training.scenarios.splits import purged_kfold
@@ -58,7 +60,7 @@ class TeacherError(AdvisorError):
 
 
 class Learner(Protocol):
-    """A fitted learner: a dataclass of arrays."""
+    """A fitted learner of one question from numbers: a dataclass of arrays."""
 
     def predict(self, inputs: Floats) -> Floats:
         """(N,)"""
@@ -66,9 +68,47 @@ class Learner(Protocol):
 
 
 LEARNERS: dict[str, type[Linear] | type[Boosting]] = {"ridge": Linear, "boosting": Boosting}
-"""Who competes. A new one is a dataclass of arrays with `fit` and `predict`, and an entry here."""
-School = dict[str, dict[str, Learner]]
-"""Fitted learners by question and name."""
+"""Who competes on numbers alone. A new one is a dataclass of arrays with `fit` and `predict`, and
+an entry here."""
+NETWORK = "network"
+
+
+@dataclass(frozen=True, eq=False)
+class School:
+    """Fitted learners: those of numbers by question and name, and networks of all questions."""
+
+    by_question: Mapping[str, Mapping[str, Learner]]
+    networks: Networks
+
+    @classmethod
+    def of(cls, lessons: Lessons, inputs: Inputs, rows: Rows, config: TeacherConfig) -> Self:
+        """Every learner fitted to these rows."""
+        numbers, weight = inputs.numbers[rows], lessons.weight[rows]
+        by_question = {
+            name: {
+                learner: kind.fit(
+                    numbers, lessons.answers[rows, number], weight, config, name in CHANCES
+                )
+                for learner, kind in LEARNERS.items()
+            }
+            for number, name in enumerate(QUESTIONS)
+        }
+        networks = Networks.fit(
+            inputs.at(rows), lessons.answers[rows], weight, config.network, config.seed
+        )
+        return cls(by_question, networks)
+
+    def answers(self, inputs: Inputs) -> dict[str, dict[str, Floats]]:
+        """(N,) by question and learner."""
+        told = {
+            name: {learner: fitted.predict(inputs.numbers) for learner, fitted in learners.items()}
+            for name, learners in self.by_question.items()
+        }
+        if self.networks.members:
+            together = self.networks.predict(inputs)
+            for number, name in enumerate(QUESTIONS):
+                told[name][NETWORK] = together[:, number]
+        return told
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +135,9 @@ class Teacher:
         try:
             said = json.loads((artifact / SAID).read_text(encoding="utf-8"))
             kept = load_file(artifact / KEPT)
-            schools = _restored(load_file(artifact / ARRAYS))
+            schools = _restored(
+                load_file(artifact / ARRAYS), NetworkConfig.model_validate(said[NETWORK])
+            )
             fold = kept.pop("fold")
             return cls(
                 Predictions(**kept),
@@ -111,11 +153,13 @@ class Teacher:
                 f"{artifact.path} is damaged ({error}): remove it and build the stage again"
             ) from error
 
-    def predict(self, scenarios: ScenarioSet) -> Predictions:
-        """Of scenarios that did not train it, rows aligned with the table; by the whole teacher."""
-        return self._said(self.schools[WHOLE], Told.of(scenarios, self.outcomes))
+    def predict(self, scenarios: ScenarioSet, encoded: Encoded | None = None) -> Predictions:
+        """Of scenarios that did not train it, rows aligned with the table; by the whole teacher.
+        `encoded` is their base pass, for the networks, when there is one."""
+        told = Told.of(scenarios, self.outcomes)
+        return self._said(self.schools[WHOLE], told, _inputs(told, scenarios, scenarios, encoded))
 
-    def of(self, scenarios: ScenarioSet) -> Predictions:
+    def of(self, scenarios: ScenarioSet, encoded: Encoded | None = None) -> Predictions:
         """Of any scenarios, rows aligned with the table; out of fold for those that trained and for
         variants of them."""
         place = {name: number for number, name in enumerate(self.ids.tolist())}
@@ -123,19 +167,20 @@ class Teacher:
         parents = [place.get(names[parent], -1) for parent in scenarios.parent.tolist()]
         fold = np.where(np.array(parents) >= 0, self.fold[np.array(parents)], -1)
         told = Told.of(scenarios, self.outcomes)
-        said = self._said(self.schools[WHOLE], told)
+        inputs = _inputs(told, scenarios, scenarios, encoded)
+        said = self._said(self.schools[WHOLE], told, inputs)
         for number in np.unique(fold[fold >= 0]):
             rows = np.flatnonzero(fold == number)
-            said.put(rows, self._said(self.schools[str(number)], told.at(rows)))
+            said.put(rows, self._said(self.schools[str(number)], told.at(rows), inputs.at(rows)))
         return said
 
-    def _said(self, school: School, told: Told) -> Predictions:
-        return said_by(school, self.blends, told)
+    def _said(self, school: School, told: Told, inputs: Inputs) -> Predictions:
+        return said_by(school, self.blends, told, inputs)
 
 
-def said_by(school: School, blends: Mapping[str, Blend], told: Told) -> Predictions:
+def said_by(school: School, blends: Mapping[str, Blend], told: Told, inputs: Inputs) -> Predictions:
     """What a school's learners say together."""
-    foretold = _answers(school, told.inputs)
+    foretold = school.answers(inputs)
     return predictions_of(told, {name: blends[name].of(foretold[name]) for name in QUESTIONS})
 
 
@@ -157,21 +202,30 @@ def teacher(
     folder: Path,
     scenarios: ScenarioSet,
     labels: Labels,
+    prompted: ScenarioSet | None = None,
+    encoded: Encoded | None = None,
     *,
     settings: TeacherConfig,
     outcomes: OutcomesConfig,
     embargo_hours: float,
     progress: Progress = silent,
 ) -> Facts:
-    """The teacher of all candidates, with predictions out of fold."""
+    """The teacher of all candidates, with predictions out of fold. `prompted` are the scenarios
+    whose prompts the base pass `encoded` read: some of the candidates."""
     lessons = Lessons.of(scenarios, labels, outcomes)
     taught = teach(
-        lessons, scenarios.rows(TRAIN, real_only=True), settings, embargo_hours * 3600, progress
+        lessons,
+        scenarios.rows(TRAIN, real_only=True),
+        settings,
+        embargo_hours * 3600,
+        progress,
+        _inputs(lessons.told, scenarios, prompted, encoded),
     )
     said = {
         "blends": {name: choice.blend.as_json() for name, choice in taught.choices.items()},
         "ids": scenarios.table["id"].to_list(),
         "outcomes": outcomes.model_dump(mode="json"),
+        NETWORK: settings.network.model_dump(mode="json"),
         "report": taught.report,
     }
     (folder / SAID).write_text(json.dumps(said, allow_nan=False) + "\n", encoding="utf-8")
@@ -200,8 +254,10 @@ def teach(
     config: TeacherConfig,
     embargo_s: float,
     progress: Progress = silent,
+    inputs: Inputs | None = None,
 ) -> Taught:
-    """Fit every learner on every fold and on all training rows, and blend them.
+    """Fit every learner on every fold and on all training rows, and blend them. Without `inputs`
+    networks read numbers alone.
 
     Raises
     ------
@@ -214,15 +270,15 @@ def teach(
         )
     folds = purged_kfold(lessons.as_of[known], lessons.ends_at[known], config.folds, embargo_s)
     fold = np.full(len(lessons.answers), -1)
-    schools = {WHOLE: _school(lessons, known, config)}
-    inputs = lessons.told.inputs
-    foretold = _answers(schools[WHOLE], inputs)
+    inputs = inputs or Inputs.without_prompts(lessons.told.inputs)
+    schools = {WHOLE: School.of(lessons, inputs, known, config)}
+    foretold = schools[WHOLE].answers(inputs)
     progress(1, config.folds + 1)
     for number, part in enumerate(folds):
         test = known[part.test]
-        schools[str(number)] = _school(lessons, known[part.train], config)
+        schools[str(number)] = School.of(lessons, inputs, known[part.train], config)
         fold[test] = number
-        for name, answers in _answers(schools[str(number)], inputs[test]).items():
+        for name, answers in schools[str(number)].answers(inputs.at(test)).items():
             for learner, values in answers.items():
                 foretold[name][learner][test] = values
         progress(number + 2, config.folds + 1)
@@ -233,24 +289,12 @@ def teach(
     return Taught(schools, choices, said, fold, {"questions": report})
 
 
-def _school(lessons: Lessons, rows: Rows, config: TeacherConfig) -> School:
-    inputs, weight = lessons.told.inputs[rows], lessons.weight[rows]
-    return {
-        name: {
-            learner: kind.fit(
-                inputs, lessons.answers[rows, number], weight, config, name in CHANCES
-            )
-            for learner, kind in LEARNERS.items()
-        }
-        for number, name in enumerate(QUESTIONS)
-    }
-
-
-def _answers(school: School, inputs: Floats) -> dict[str, dict[str, Floats]]:
-    return {
-        name: {learner: fitted.predict(inputs) for learner, fitted in learners.items()}
-        for name, learners in school.items()
-    }
+def _inputs(
+    told: Told, scenarios: ScenarioSet, prompted: ScenarioSet | None, encoded: Encoded | None
+) -> Inputs:
+    if prompted is None or encoded is None:
+        return Inputs.without_prompts(told.inputs)
+    return Inputs.of(told.inputs, scenarios, Prompts.of(prompted, encoded))
 
 
 def _choice(
@@ -262,21 +306,29 @@ def _choice(
 
 
 def _flat(schools: Mapping[str, School]) -> Iterator[tuple[str, NDArray[Any]]]:
-    """Arrays by `part/question/learner/name`."""
+    """Arrays by `part/question/learner/name`, and `part/network/member/name`."""
     for part, school in schools.items():
-        for question, learners in school.items():
+        for question, learners in school.by_question.items():
             for learner, fitted in learners.items():
                 for name, array in vars(fitted).items():
                     yield f"{part}/{question}/{learner}/{name}", np.ascontiguousarray(array)
+        for name, array in school.networks.arrays():
+            yield f"{part}/{NETWORK}/{name}", np.ascontiguousarray(array)
 
 
-def _restored(arrays: Mapping[str, NDArray[Any]]) -> dict[str, School]:
+def _restored(arrays: Mapping[str, NDArray[Any]], config: NetworkConfig) -> dict[str, School]:
     gathered: dict[tuple[str, str, str], dict[str, Any]] = {}
+    networks: dict[str, dict[str, Any]] = {}
     for path, array in arrays.items():
         part, question, learner, name = path.split("/")
-        gathered.setdefault((part, question, learner), {})[name] = array
-    schools: dict[str, School] = {}
+        if question == NETWORK:
+            networks.setdefault(part, {})[f"{learner}/{name}"] = array
+        else:
+            gathered.setdefault((part, question, learner), {})[name] = array
+    fitted: dict[str, dict[str, dict[str, Learner]]] = {}
     for (part, question, learner), fields in gathered.items():
-        fitted = LEARNERS[learner](**fields)
-        schools.setdefault(part, {}).setdefault(question, {})[learner] = fitted
-    return schools
+        fitted.setdefault(part, {}).setdefault(question, {})[learner] = LEARNERS[learner](**fields)
+    return {
+        part: School(by_question, Networks.restored(networks.get(part, {}), config))
+        for part, by_question in fitted.items()
+    }

@@ -14,7 +14,7 @@ from app.domain.actions import ACTIONS
 from tests.training.support.histories import history, label_artifact, scenario_artifact
 from training.arrays import DAY_S
 from training.config.data import OutcomesConfig
-from training.config.learning import TeacherConfig
+from training.config.learning import NetworkConfig, TeacherConfig
 from training.learning.teacher.lessons import (
     GROSS,
     QUESTIONS,
@@ -30,7 +30,10 @@ from training.scenarios.table import TRAIN, ScenarioSet
 from training.stages.store import Artifact
 from training.stages.workshop import Workshop
 
-CONFIG = TeacherConfig(folds=3, trees=15, learning_rate=0.2, leaves=4, ridge=10.0)
+NUMBERS_ALONE = NetworkConfig(members=0)
+CONFIG = TeacherConfig(
+    folds=3, trees=15, learning_rate=0.2, leaves=4, ridge=10.0, network=NUMBERS_ALONE
+)
 HOUR = 3600
 
 
@@ -110,7 +113,7 @@ def test_a_fold_learns_nothing_of_labels_that_overlap_it_or_lie_in_its_embargo()
         answers[row, QUESTIONS.index(GROSS[0])] += 50.0
         after = taught(replace(given, answers=answers), config)
         first, second = (
-            once.schools["1"][GROSS[0]]["ridge"].predict(given.told.inputs)
+            once.schools["1"].by_question[GROSS[0]]["ridge"].predict(given.told.inputs)
             for once in (before, after)
         )
         assert (np.abs(first - second).max() > 1e-6) == learns, row
@@ -151,7 +154,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Artifact, ScenarioSe
     scenarios = ScenarioSet.open(table)
     fates = label_artifact(folder, scenarios, given.series())
     shop = Workshop(folder)
-    settings = TeacherConfig(folds=2, trees=5, least_rows=5)
+    settings = TeacherConfig(folds=2, trees=5, least_rows=5, network=NUMBERS_ALONE)
     artifact = shop.make(
         teacher,
         scenarios=table,
@@ -175,7 +178,7 @@ def test_an_artefact_answers_anew_what_it_kept(
     others = np.setdiff1d(np.arange(len(scenarios)), train)
     np.testing.assert_array_equal(whole.range_atr[others], kept.range_atr[others])
     inputs = Told.of(scenarios, again.outcomes).inputs[train]
-    raw = [school[RANGE]["ridge"].predict(inputs) for school in again.schools.values()]
+    raw = [school.by_question[RANGE]["ridge"].predict(inputs) for school in again.schools.values()]
     assert not any(np.array_equal(raw[0], other) for other in raw[1:])
     assert kept.expected.shape == kept.sd.shape == (len(scenarios), len(ACTIONS))
 
@@ -197,7 +200,7 @@ def test_variants_are_answered_out_of_fold_like_their_parents(
     parent = place[with_variants.table["id"][int(with_variants.parent[variant])]]
     school = again.schools[str(again.fold[parent])]
     told = Told.of(with_variants, again.outcomes)
-    foretold = {name: fit.predict(told.inputs) for name, fit in school[WIN].items()}
+    foretold = {name: fit.predict(told.inputs) for name, fit in school.by_question[WIN].items()}
     assert said.win[variant] == again.blends[WIN].of(foretold)[variant]
 
 
