@@ -102,16 +102,12 @@ def shown(cell: dict[str, Any], digits: int) -> str:
     )
 
 
-def rewards(found: Finished) -> str:
-    """The reward model's pairwise accuracies."""
-    lines = [
-        "| ranking | training scenarios, out of fold | validation scenarios |",
-        "|---|---|---|",
-    ]
-    report = found.provenance["reward"]
-    for name in report["validate"]:
-        cells = (shown(report[split][name], 3) for split in ("out_of_fold", "validate"))
-        lines.append(f"| {name.replace('_', ' ')} | {' | '.join(cells)} |")
+def teacher(found: Finished) -> str:
+    """Who teaches each question, and every learner's error."""
+    lines = ["| question | teaches | squared error out of fold |", "|---|---|---|"]
+    for name, answer in found.provenance["teacher"].items():
+        errors = ", ".join(f"{who} {error:.4f}" for who, error in answer["errors"].items())
+        lines.append(f"| {name} | {answer['teaches']} | {errors} |")
     return "\n".join(lines)
 
 
@@ -163,7 +159,7 @@ def page(market: Path) -> str:
         published=published,
         table=table,
         gate=gate,
-        rewards=rewards,
+        teacher=teacher,
         language=language,
     )
 

@@ -35,7 +35,7 @@ def rebuild(
 
 
 def print_rebuilt(rebuilt: Rebuilt) -> None:
-    """Artefacts, the reward model's headline, and the policy on the validation period."""
+    """Artefacts, and the policy on the validation period."""
     table = Table("stage", "artefact", title="Artefacts", title_justify="left")
     for stage, artifact in rebuilt.artifacts.items():
         table.add_row(stage, str(artifact.path))

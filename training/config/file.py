@@ -27,7 +27,6 @@ from training.config.learning import (
     EncodeConfig,
     ExpectedConfig,
     PreferencesConfig,
-    RewardConfig,
     TargetsConfig,
     TeacherConfig,
     WarmUpConfig,
@@ -45,7 +44,6 @@ class RebuildConfig(Section):
     outcomes: OutcomesConfig = OutcomesConfig()
     encode: EncodeConfig = EncodeConfig()
     teacher: TeacherConfig = TeacherConfig()
-    reward: RewardConfig = RewardConfig()
     preferences: PreferencesConfig = PreferencesConfig()
     targets: TargetsConfig = TargetsConfig()
     adapter: AdapterConfig = AdapterConfig()

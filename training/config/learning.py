@@ -58,39 +58,6 @@ class TeacherConfig(Section):
     seed: int = Field(0, ge=0)
 
 
-class RewardConfig(Section):
-    """The reward model."""
-
-    members: int = Field(5, ge=1, le=20)
-    components: int = Field(
-        64, ge=1, description="principal components kept of each prompt line's hidden states"
-    )
-    width: int = Field(64, ge=8)
-    layers: int = Field(2, ge=1)
-    heads: int = Field(4, ge=1)
-    dropout: float = Field(0.1, ge=0, lt=1)
-    learning_rate: float = Field(1e-3, gt=0)
-    weight_decay: float = Field(0.05, ge=0)
-    epochs: int = Field(30, ge=1)
-    patience: int = Field(4, ge=1)
-    batch: int = Field(64, ge=1)
-    pairwise: float = Field(
-        0.5,
-        ge=0,
-        le=1,
-        description="share of the Bradley-Terry loss, the rest is the scalar head's",
-    )
-    folds: int = Field(4, ge=2)
-    seed: int = 0
-
-    @model_validator(mode="after")
-    def heads_divide_the_width(self) -> Self:
-        """Attention splits the width into equal heads."""
-        if self.width % self.heads:
-            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
-        return self
-
-
 class PreferencesConfig(Section):
     """Which pairs."""
 

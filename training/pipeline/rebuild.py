@@ -22,13 +22,11 @@ from training.learning.algorithms.table import TRAINS
 from training.learning.algorithms.warm_up import warm_up
 from training.learning.model.base import Base
 from training.learning.model.base_pass import encoded
-from training.learning.reward.ensemble import reward
 from training.learning.teacher.expectations import taught
 from training.learning.teacher.teacher import teacher
 from training.outcomes.labels import labels
 from training.scenarios.history import History, bars_until, load_history, of_history
 from training.scenarios.recorded import RecordedLog, of_log
-from training.scenarios.table import embargo_s
 from training.stages.store import Artifact
 from training.stages.workshop import Workshop
 
@@ -73,28 +71,7 @@ def rebuild(
     torch.set_num_threads(config.threads)
     market = market_of(config)
     base = base or base_of(config, shop)
-    every = every_candidate(config, market, shop, database)
-    made = {"scenarios": scenarios_of(config, market, shop, database)}
-    made["labels"] = shop.make(labels, **made, market=market, settings=config.outcomes)
-    made["encoded"] = shop.make(
-        encoded, scenarios=made["scenarios"], base=base, settings=config.encode
-    )
-    made["reward"] = shop.make(
-        reward, **made, settings=config.reward, embargo_s=embargo_s(config.scenarios)
-    )
-    made["teacher"] = shop.make(
-        teacher,
-        scenarios=every["candidates"],
-        labels=every["candidate_labels"],
-        prompted=made["scenarios"],
-        encoded=made["encoded"],
-        settings=config.teacher,
-        outcomes=config.outcomes,
-        embargo_hours=config.scenarios.embargo_hours,
-    )
-    made["taught"] = shop.make(
-        taught, scenarios=made["scenarios"], teacher=made["teacher"], encoded=made["encoded"]
-    )
+    made = taught_by_all(config, market, base, shop, database)
     made["preferences"] = shop.make(
         preferences,
         **{name: made[name] for name in ("scenarios", "labels", "taught")},
@@ -118,7 +95,33 @@ def rebuild(
         warm_up=made.get("warm_up"),
         settings=config.policy,
     )
-    return Rebuilt(every | made)
+    return Rebuilt(made)
+
+
+def taught_by_all(
+    config: RebuildConfig, market: History, base: Base, shop: Workshop, database: str | None
+) -> dict[str, Artifact]:
+    """The stages up to what a teacher of all candidates says of those that a limit keeps."""
+    every = every_candidate(config, market, shop, database)
+    made = {"scenarios": scenarios_of(config, market, shop, database)}
+    made["labels"] = shop.make(labels, **made, market=market, settings=config.outcomes)
+    made["encoded"] = shop.make(
+        encoded, scenarios=made["scenarios"], base=base, settings=config.encode
+    )
+    made["teacher"] = shop.make(
+        teacher,
+        scenarios=every["candidates"],
+        labels=every["candidate_labels"],
+        prompted=made["scenarios"],
+        encoded=made["encoded"],
+        settings=config.teacher,
+        outcomes=config.outcomes,
+        embargo_hours=config.scenarios.embargo_hours,
+    )
+    made["taught"] = shop.make(
+        taught, scenarios=made["scenarios"], teacher=made["teacher"], encoded=made["encoded"]
+    )
+    return every | made
 
 
 def every_candidate(

@@ -58,7 +58,6 @@ def _lines(manifest: ModelManifest) -> Iterator[str]:
     yield from _list("What it is not", LIMITS)
     yield from _results(facts.get("results"))
     yield from _language(facts.get("language"))
-    yield from _reward(facts.get("reward"))
     yield from _teacher(facts.get("teacher"))
     yield from _list("What it was made from", _origins(facts))
     yield "## Files"
@@ -151,25 +150,6 @@ def _language(language: Mapping[str, Any] | None) -> Iterator[str]:
         for name, part in (("before training", language["before"]), ("after", language["after"]))
     ]
     yield from _table("model", ("perplexity", "KL to the base, nats a token", "consistency"), rows)
-    yield ""
-
-
-def _reward(report: Mapping[str, Any] | None) -> Iterator[str]:
-    if not report:
-        return
-    yield "## Its reward model"
-    yield ""
-    yield (
-        "Share of pairs of actions of one scenario that are ranked rightly; of training scenarios"
-        " out of fold."
-    )
-    yield ""
-    rows = [
-        (f"{split.replace('_', ' ')}, {name.replace('_', ' ')}", *_with_interval(accuracy))
-        for split, part in report.items()
-        for name, accuracy in part.items()
-    ]
-    yield from _table("rows, ranking", ("accuracy", "95 % interval"), rows)
     yield ""
 
 

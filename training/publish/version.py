@@ -34,20 +34,19 @@ from app.policy.store import (
     model_files,
     read_manifest,
 )
-from training.arrays import DAY_S, Floats
+from training.arrays import DAY_S, Floats, Rows
 from training.learning.model.adapted import save_merged
 from training.learning.model.answers import Answers, calibration_of
-from training.learning.reward.accuracy import compared
-from training.learning.reward.ensemble import Rewards
 from training.outcomes.labels import Labels
 from training.publish.card import model_card
 from training.scenarios.table import TRAIN, VALIDATE, ScenarioSet
 from training.stages.store import Artifact, ArtifactError
+from training.statistics.bootstrap import Cluster, Estimate, compare_means
 
 ADAPTER_FILES = frozenset({"adapter_config.json", "adapter_model.safetensors"})
 CARD = "README.md"
-RANKINGS = ("pairwise_head", "scalar_head", "linear", "constant")
 _SEED = 0
+_DIGITS = 4
 
 
 class PublishError(AdvisorError):
@@ -161,7 +160,6 @@ def release_of(
         "metrics": policy.facts["metrics"],
         "results": results(inputs, scenarios, raw, calibration, base.calibration),
         "language": policy.facts["language"],
-        "reward": _reward_summary(inputs["reward"]) if "reward" in inputs else None,
         "teacher": inputs["taught"].facts["questions"] if "taught" in inputs else None,
     }
     return Release(files or policy / "adapter", name, base, calibration, provenance)
@@ -199,7 +197,7 @@ def results(
     """Mean net R per validation scenario of the policy's choices, the base model's, the plan always
     traded, and none.
 
-    Before rules, realised rewards, weighted by uniqueness, with intervals by days, as `compared`
+    Before rules, realised rewards, weighted by uniqueness, with intervals by days, as `_compared`
     tells it; also `approval_rate` by arm, `scenarios` and `days`. `raw` is (N, 10), the policy's
     label log-probabilities.
     """
@@ -223,16 +221,29 @@ def results(
         "scenarios": len(rows),
         "days": len(np.unique(day)),
         "approval_rate": rates | {"always_approve": 1.0, "never_approve": 0.0},
-        **compared(values, weight, day, day, "policy", _SEED),
+        **_compared(values, weight, day, "policy"),
     }
 
 
-def _reward_summary(artifact: Artifact) -> dict[str, Any]:
-    """Pairwise accuracies of the reward model and its controls."""
-    report = Rewards.open(artifact).report
-    return {
-        split: {name: part["within"][name] for name in RANKINGS} for split, part in report.items()
-    }
+def _compared(
+    values: Mapping[str, Floats], weight: Floats, day: Rows, subject: str
+) -> dict[str, Any]:
+    """Weighted means of named values (N,) with intervals, and by how much `subject` leads each of
+    the others.
+
+    Returns
+    -------
+    {NAME: {"value", "low", "high"}, "lead": {NAME: the same of the difference}}; numbers are None
+    where N is 0.
+    """
+    means, leads = compare_means(values, weight, Cluster(day, day), subject, seed=_SEED)
+    lead = {name: _summary(estimate) for name, estimate in leads.items()}
+    return {name: _summary(estimate) for name, estimate in means.items()} | {"lead": lead}
+
+
+def _summary(estimate: Estimate) -> dict[str, float | None]:
+    ends = {name: getattr(estimate, name) for name in ("value", "low", "high")}
+    return {name: None if end is None else round(float(end), _DIGITS) for name, end in ends.items()}
 
 
 def merge(policy: Artifact, roots: Sequence[Path], folder: Path) -> Path:

@@ -37,10 +37,12 @@ def test_the_algorithm_chooses_its_section(tmp_path: Path) -> None:
 
 
 def test_all_faults_are_reported_together(tmp_path: Path) -> None:
-    text = "typo = 1\n[reward]\nwidth = 2\n[outcomes]\nfee = -1.0\n"
+    text = "typo = 1\n[teacher.network]\nwidth = 2\n[outcomes]\nfee = -1.0\n"
     with pytest.raises(ConfigError) as refused:
         read_config(written(tmp_path, text))
-    assert all(name in str(refused.value) for name in ("typo", "reward.width", "outcomes.fee"))
+    assert all(
+        name in str(refused.value) for name in ("typo", "teacher.network.width", "outcomes.fee")
+    )
 
 
 def test_a_key_of_another_algorithm_is_refused(tmp_path: Path) -> None:

@@ -49,7 +49,6 @@ STAGES = {
     "scenarios": "scenarios",
     "labels": "labels",
     "encoded": "encoded",
-    "reward": "reward",
     "teacher": "teacher",
     "taught": "taught",
     "preferences": "preferences",

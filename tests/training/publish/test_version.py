@@ -70,7 +70,7 @@ def test_provenance_names_every_artefact_code_and_configuration(
 ) -> None:
     facts = release.provenance
     assert facts["data"]["policy"] == policy.hash
-    assert set(facts["data"]) == {"scenarios", "labels", "encoded", "reward", "policy"}
+    assert set(facts["data"]) == {"scenarios", "labels", "encoded", "taught", "policy"}
     assert facts["code"] == policy.manifest["code"]
     assert facts["config"]["policy"]["policy"] == {"seed": 1}
     assert facts["algorithm"] == "expected"
@@ -108,7 +108,7 @@ def test_the_card_says_what_it_is_and_is_not_and_how_sure_the_numbers_are(
         "no investment advice",
         f"| policy | 0.500 | {low:.3f} to {high:.3f} | 50% |",
         "| never approve | 0.000 | 0.000 to 0.000 |",
-        "| validate, pairwise head | 0.700 | 0.650 to 0.750 |",
+        "| win | network | ridge 0.2400, network 0.2300, stack 0.2350 |",
         "decisions from 2022-06-23 to 2022-08-01",
         "licence: Apache-2.0",
         "algorithm: expected",

@@ -41,7 +41,7 @@ HELPERS: dict[str, tuple[str, str]] = {
     ),
     "answers-of_published": (
         "app/policy/in_process/label_reader.py",
-        "training/learning/reward/ensemble.py",
+        "training/learning/teacher/teacher.py",
     ),
     "answers-of_teacher": (
         "training/learning/teacher/predictions.py",
@@ -56,10 +56,6 @@ HELPERS: dict[str, tuple[str, str]] = {
     "labels-labels": ("training/outcomes/simulate.py", "training/learning/model/base_pass.py"),
     "policy-policy": ("training/learning/algorithms/targets.py", "training/judging/report/arms.py"),
     "preferences-preferences": ("app/domain/prompt.py", "training/learning/algorithms/losses.py"),
-    "reward-reward": (
-        "training/scenarios/splits.py",
-        "training/learning/algorithms/preferences.py",
-    ),
     "scenarios-of_history": ("training/market/indicators.py", "training/outcomes/simulate.py"),
     "scenarios-of_log": ("training/log.py", "training/market/sources.py"),
     "taught-taught": (

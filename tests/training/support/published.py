@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from app.domain.actions import ACTIONS
 from app.domain.manifest import Calibration
 from app.policy.encoding import PromptEncoder
 from app.policy.in_process.weights import load_model
@@ -18,12 +19,12 @@ from tests.builders import scenario
 from tests.domain.scenarios import AS_OF
 from tests.policy.tiny_models import POSITIONS, save_adapter, save_tiny_model, write_manifest
 from tests.training.support.artifacts import made_up
-from tests.training.support.rewards import SIZE
 from training.config.data import ScenariosConfig
 from training.scenarios.table import RealScenario, build_scenarios
 from training.stages.store import Artifact
 
 COUNT = 40
+SIZE = np.array([action.risk_fraction for action in ACTIONS])
 BASE = "base-1"
 LANGUAGE = {
     name: {
@@ -35,6 +36,10 @@ LANGUAGE = {
     }
     for name, perplexity, kl in (("before", 20.0, 0.0), ("after", 12.5, 0.25))
 }
+QUESTIONS = {
+    "win": {"teaches": "network", "errors": {"ridge": 0.24, "network": 0.23, "stack": 0.2350}}
+}
+"""What the stage `taught` says of its teacher."""
 START = AS_OF.replace(year=2022, month=6)
 
 
@@ -60,9 +65,7 @@ def finished_policy(folder: Path, base: Path, seed: int = 1, activated: bool = T
                 np.save(target / f"{key}.npy", values)
             if name == "labels":
                 _labels_table().write_parquet(target / "labels.parquet")
-            if name == "reward":
-                (target / "report.json").write_text(json.dumps(_report()))
-            return {"clip_r": 3.0}
+            return {"clip_r": 3.0, "questions": QUESTIONS}
 
         return made_up(folder, name, build, {"made": "up"}, inputs)
 
@@ -76,10 +79,7 @@ def finished_policy(folder: Path, base: Path, seed: int = 1, activated: bool = T
     always = np.full((COUNT, 10), -4.0)
     always[:, 9] = -0.1
     made["encoded"] = stage("encoded", {"scenarios": made["scenarios"]}, label_log_probs=always)
-    shape = np.zeros((COUNT, 10))
-    made["reward"] = stage(
-        "reward", dict(made), predictions=shape, std=shape, members=np.zeros((1, 2, COUNT, 10))
-    )
+    made["taught"] = stage("taught", {"scenarios": made["scenarios"]})
     chosen = np.full((COUNT, 10), -4.0)
     chosen[np.arange(COUNT), np.where(wins > 0, 9, 0)] = -0.1
 
@@ -106,9 +106,3 @@ def _labels_table() -> pl.DataFrame:
     return pl.DataFrame(
         {"row": rows, "action": ["agent"] * COUNT, "reward": np.where(rows % 2 == 0, 1.0, -1.0)}
     )
-
-
-def _report() -> dict[str, Any]:
-    number = {"value": 0.7, "low": 0.65, "high": 0.75}
-    within = dict.fromkeys(("pairwise_head", "scalar_head", "linear", "constant"), number)
-    return {split: {"within": within} for split in ("out_of_fold", "validate")}

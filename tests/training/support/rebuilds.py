@@ -52,7 +52,6 @@ def config_in(folder: Path, base: Path, **sections: Any) -> RebuildConfig:
         "scenarios": {"limit": 80},
         "encode": {"base": base, "shard": 32},
         "teacher": {"network": {"members": 1, "width": 8, "components": 4, "epochs": 1}},
-        "reward": {"members": 1, "width": 8, "layers": 1, "heads": 1, "epochs": 2, "folds": 2},
         "adapter": {"rank": 2, "alpha": 4.0},
         "policy": {"algorithm": "expected", "epochs": 1, "max_majority": 1.0, "min_entropy": 0.0},
         "publish": {"models": base.parent, "name": "tiny"},

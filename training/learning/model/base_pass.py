@@ -1,5 +1,5 @@
-"""The one base pass over every scenario's prompt: what training, the reward model and drift read of
-the base model.
+"""The one base pass over every scenario's prompt: what training, the teacher and drift read of the
+base model.
 
 For every distinct prompt: label log-probabilities, the last token's final hidden state, mean hidden
 states by line of the prompt, and the keys and values of the user's tokens (float16). An activated
