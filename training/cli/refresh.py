@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from app.client import OperatorClient
+from app.operator_client import OperatorClient
 from training.cli.evaluate import print_verdict
 from training.cli.options import (
     DEFAULT_URL,

@@ -11,9 +11,9 @@ from typing import Annotated
 import typer
 from rich.table import Column, Table
 
-from app.client import OperatorClient
 from app.domain.errors import ModelFileError
 from app.domain.manifest import PRIMARY_ALIAS, ModelManifest
+from app.operator_client import OperatorClient
 from app.policy.store import described
 from training.cli.options import DEFAULT_URL, By, Token, Url, console, point, tell, tell_move
 from training.config.judging import PublishConfig

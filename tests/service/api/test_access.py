@@ -12,15 +12,16 @@ from typing import Any
 
 import httpx
 import pytest
+from shadow_advisor_client import AdvisorClient
 from structlog.testing import capture_logs
 
 from app.api.access import Failures
 from app.api.tokens import TokenFile, Tokens
-from app.client import AdvisorClient, OperatorClient, OperatorError
 from app.domain.canonical import decision_id
 from app.domain.principal import Role
 from app.main import create_app
 from app.metrics import Metrics
+from app.operator_client import OperatorClient, OperatorError
 from app.shadow_log.verify import verify
 from app.writer import scraped
 from tests.service.running import Running, drained, request, running, settings_for

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from app.client import OperatorClient, OperatorError
+from app.operator_client import OperatorClient, OperatorError
 from tests.service.api.http_faults import faulty, garbage
 from tests.service.running import Running, drained, request, running, settings_for
 

@@ -11,8 +11,8 @@ from uuid import uuid4
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from shadow_advisor_client import identity
 
-from app import client
 from app.api.tokens import TokenError, TokenFile, Tokens, last_use, provide, require_somebody
 from app.domain.canonical import decision_id, is_of
 from app.domain.principal import Principal, Role
@@ -193,7 +193,7 @@ def test_an_id_tells_whose_it_is_and_the_client_knows_it_beforehand(
     made = decision_id(request_id, name)
     assert is_of(made, name)
     assert is_of(made, other) == (name == other)
-    assert made == client.decision_id(request_id, client.principal_of(f"advisor.{name}.secret"))
+    assert made == identity.decision_id(request_id, identity.principal_of(f"advisor.{name}.secret"))
     assert made.variant == "specified in RFC 4122"
     assert made.version == (5 if name == "agent" else 8)
     assert (decision_id(request_id, other) == made) == (name == other)

@@ -12,8 +12,8 @@ import psycopg
 import pytest
 from typer.testing import CliRunner
 
-from app.client import OperatorClient, OperatorError
 from app.main import DEFAULT_MODEL
+from app.operator_client import OperatorClient, OperatorError
 from tests.policy.tiny_models import POSITIONS
 from tests.service.running import Running, drained, request, running, settings_for, until
 from tests.training.support.published import BASE, finished_policy, save_base

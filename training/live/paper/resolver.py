@@ -14,7 +14,8 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import StrEnum
 
-from app.client import AdvisorClient
+from shadow_advisor_client import AdvisorClient
+
 from app.domain.outcome import Arm
 from training.live.paper.books import Trade, follow_all, never_filled, outcome
 from training.log import Unresolved

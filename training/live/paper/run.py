@@ -18,7 +18,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from app.client import AdvisorClient
+from shadow_advisor_client import AdvisorClient
+
 from app.domain.canonical import decision_id
 from app.domain.control import AgentAction
 from app.domain.errors import AdvisorError

@@ -9,8 +9,8 @@ import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from shadow_advisor_client import ClientStats
 
-from app.client import ClientStats
 from app.domain.comparison import cohens_kappa
 from training.live.paper.books import Book
 from training.live.paper.resolver import Resolved

@@ -14,9 +14,9 @@ import numpy as np
 import polars as pl
 import psycopg
 import pytest
+from shadow_advisor_client import AdvisorClient
 
 from app.advising.serving import Models
-from app.client import AdvisorClient
 from app.domain.decision import Abstention
 from app.domain.errors import AbstainReason, ShadowLogUnavailable
 from app.domain.outcome import Arm

@@ -20,9 +20,9 @@ import polars as pl
 import psycopg
 import pytest
 from rich.console import Console
+from shadow_advisor_client import AdvisorClient
 
 from app.advising.serving import Models
-from app.client import AdvisorClient
 from app.domain.control import AgentAction
 from app.domain.prompt import Prompt
 from app.local.servers import die_with_parent

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from shadow_advisor_client import AdvisorClient
 
 from app.advising.serving import Models
-from app.client import AdvisorClient
 from app.domain.outcome import Arm
 from app.domain.scenario import Scenario
 from app.policy.scripted import ScriptedPolicy

@@ -13,45 +13,34 @@ decided twice, until it is `max_age_s` old; a circuit breaker spares a service t
 the queue is full the newest message is dropped. Every loss is counted in `stats()`. After a fork
 the child has a thread and a queue of its own; what was queued stays the parent's.
 
-`OperatorClient` is for people and scripts: the trading state, versions, aliases.
-
-Both say who they are by a token: the one they are given, else that of the environment
-(`ADVISOR_TOKEN`, for operators `ADVISOR_ADMIN_TOKEN` before it; or a file that
-`ADVISOR_TOKEN_FILE` names), else, of a service on this machine, the one that `advisor up` left
-under `ADVISOR_HOME`. A token is looked for again when it is refused: it may have been rotated.
+It says who asks by a token (identity.py). A token is looked for again when it is refused: it may
+have been rotated.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import math
 import os
 import random
 import threading
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass, field
-from datetime import date, datetime
 from enum import Enum
-from pathlib import Path
-from time import monotonic, sleep
+from time import monotonic
 from typing import Any
-from urllib.parse import urlsplit
-from uuid import UUID, uuid4, uuid5
+from uuid import uuid4
 
 import httpx
 
-NAMESPACE = UUID("6f9b9f0e-4a54-5c0e-9d6a-3f1d7a0c9b11")
-MAX_DEPTH = 16
+from .identity import AGENT_VARIABLES, bearer, decision_id, find_token, principal_of
+from .values import encode
+
 MAX_MESSAGE_BYTES = 1_000_000
 LOG_EVERY_S = 60.0
-DEFAULT_PRINCIPAL = "agent"
-_AGENTS = ("ADVISOR_TOKEN",)
-_OPERATORS = ("ADVISOR_ADMIN_TOKEN", "ADVISOR_TOKEN")
 log = logging.getLogger("advisor.client")
 
 
@@ -133,7 +122,7 @@ class AdvisorClient:
     ) -> None:
         self._base_url = base_url
         self._given = token
-        self._token = token or find_token(base_url, "agent", _AGENTS)
+        self._token = token or find_token(base_url, "agent", AGENT_VARIABLES)
         self._deadline_s = deadline_s
         self._queue_size = queue_size
         self._max_age_s = max_age_s
@@ -350,7 +339,7 @@ class AdvisorClient:
             self._counters.retried += 1
         message.attempts += 1
         begin = monotonic()
-        headers = {"Content-Type": "application/json", **_bearer(self._token)}
+        headers = {"Content-Type": "application/json", **bearer(self._token)}
         if message.deadline_ms is not None:
             headers["X-Deadline-Ms"] = str(message.deadline_ms)
         try:
@@ -361,7 +350,7 @@ class AdvisorClient:
         except httpx.HTTPError as error:
             return self._failed(message, f"{type(error).__name__}: {error}", None)
         if reply.status_code == 401:
-            self._token = self._given or find_token(self._base_url, "agent", _AGENTS)
+            self._token = self._given or find_token(self._base_url, "agent", AGENT_VARIABLES)
         if reply.status_code >= 500 or reply.status_code in (401, 408, 429):
             return self._failed(
                 message,
@@ -417,202 +406,3 @@ class AdvisorClient:
             pause = max(pause, self._breaker_pause_s)
             self._open_until = monotonic() + pause
         return pause
-
-
-class OperatorError(Exception):
-    """The service does not answer an operator, or refuses; the message says what to do."""
-
-
-class OperatorClient:
-    """What operators and their scripts ask of a running service. It waits for the answer, and
-    raises `OperatorError`.
-
-    Parameters
-    ----------
-    token : who asks; by default found as told above.
-    timeout_s : a version is loaded and verified before its alias moves.
-    """
-
-    def __init__(self, base_url: str, token: str | None = None, timeout_s: float = 120.0) -> None:
-        self.base_url = base_url.rstrip("/")
-        self._given = token
-        self._timeout_s = timeout_s
-
-    def state(self) -> dict[str, Any]:
-        """The trading state in force, and the change that made it so."""
-        return self._document("GET", "/state")
-
-    def set_state(self, state: str, reason: str, by: str) -> dict[str, Any]:
-        """Change the trading state. HALTED refuses every trade at once."""
-        body = {"state": state, "reason": reason, "changed_by": by}
-        return self._document("PUT", "/state", body)
-
-    def register(self, model_version: str) -> dict[str, Any]:
-        """Have a published version verified and made known."""
-        return self._document("PUT", f"/models/{model_version}")
-
-    def aliases(self) -> dict[str, Any]:
-        """`aliases`: where each points; `history`: every move, newest first."""
-        return self._document("GET", "/aliases")
-
-    def move_alias(self, alias: str, model_version: str, reason: str, by: str) -> dict[str, Any]:
-        """Point an alias at a version; `before` is where it pointed. What is served follows."""
-        body = {"model_version": model_version, "reason": reason, "changed_by": by}
-        return self._document("PUT", f"/aliases/{alias}", body)
-
-    def roll_back(self, alias: str, reason: str, by: str) -> dict[str, Any]:
-        """Point an alias at the version that it pointed at before its present one."""
-        moves = [move for move in self.aliases()["history"] if move["alias"] == alias]
-        versions = [move["model_version"] for move in moves]
-        earlier = [version for version in versions if version != versions[0]]
-        if not earlier:
-            raise OperatorError(
-                f"the alias {alias} has never pointed anywhere else: there is nothing to go back to"
-            )
-        return self.move_alias(alias, earlier[0], reason or f"rollback from {versions[0]}", by)
-
-    def readiness(self) -> dict[str, Any]:
-        """Each dependency, the versions being served, and `status`: ready, degraded, unready."""
-        return self._document("GET", "/readyz", accepted=(200, 503))
-
-    def instance(self) -> str:
-        """Which instance answers: what `advisor up` gave its own service; empty for others."""
-        return str(self._document("GET", "/healthz").get("instance", ""))
-
-    def metrics(self) -> dict[str, float]:
-        """The service's own metrics: `name{labels}` -> value."""
-        lines = self._ask("GET", "/metrics").text.splitlines()
-        pairs = [line.rpartition(" ") for line in lines if not line.startswith("#")]
-        try:
-            return {series: float(value) for series, _, value in pairs}
-        except ValueError as error:
-            raise self._not_the_advisor() from error
-
-    def wait_for_writer(
-        self, within_s: float, pause: Callable[[], object] = lambda: sleep(0.2)
-    ) -> None:
-        """Until everything that was answered is in Postgres. A service that is just being started
-        again is waited for."""
-        end = monotonic() + within_s
-        while (problem := self._unwritten()) is not None:
-            if monotonic() > end:
-                raise OperatorError(problem)
-            pause()
-
-    def _unwritten(self) -> str | None:
-        """Why not everything is in Postgres; None when it is."""
-        try:
-            metrics = self.metrics()
-            waiting = metrics["advisor_journal_backlog"] + metrics["advisor_spool_depth"]
-        except OperatorError as error:
-            return str(error)
-        except KeyError:
-            return str(self._not_the_advisor())
-        if waiting == 0:
-            return None
-        return f"{waiting:.0f} events wait for the writer: start `advisor writer`, then try again"
-
-    def _not_the_advisor(self) -> OperatorError:
-        return OperatorError(f"{self.base_url} answers, but is not the advisor: set --url")
-
-    def _document(
-        self,
-        method: str,
-        path: str,
-        body: Mapping[str, str] | None = None,
-        accepted: Collection[int] = (),
-    ) -> dict[str, Any]:
-        answer = self._ask(method, path, body)
-        try:
-            document: dict[str, Any] = dict(answer.json())
-        except (ValueError, TypeError) as error:
-            raise self._not_the_advisor() from error
-        if answer.is_error and answer.status_code not in accepted:
-            detail = document.get("detail", answer.text)
-            raise OperatorError(
-                f"{self.base_url} refuses {method} {path} ({answer.status_code}): {detail}"
-            )
-        return document
-
-    def _ask(self, method: str, path: str, body: Mapping[str, str] | None = None) -> httpx.Response:
-        try:
-            return httpx.request(
-                method,
-                self.base_url + path,
-                json=body,
-                headers=_bearer(self._given or find_token(self.base_url, "operator", _OPERATORS)),
-                timeout=self._timeout_s,
-            )
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise OperatorError(
-                f"{self.base_url} does not answer ({error or type(error).__name__}): is the service"
-                " running? start it with `advisor up`, or set --url"
-            ) from error
-
-
-def find_token(base_url: str, name: str, variables: Collection[str]) -> str | None:
-    """The token of the environment, or for a service on this machine that of its own file; None
-    when there is none. Never raises."""
-    for variable in variables:
-        if token := os.environ.get(variable, "").strip():
-            return token
-    try:
-        if file := os.environ.get("ADVISOR_TOKEN_FILE"):
-            return Path(file).read_text().strip() or None
-        if urlsplit(base_url).hostname not in ("127.0.0.1", "localhost", "::1"):
-            return None
-        home = Path(os.environ.get("ADVISOR_HOME") or "var")
-        return (home / "tokens" / name).read_text().strip() or None
-    except (OSError, ValueError):
-        return None
-
-
-def _bearer(token: str | None) -> dict[str, str]:
-    return {} if token is None else {"Authorization": f"Bearer {token}"}
-
-
-def principal_of(token: str | None) -> str:
-    """Whose decisions a token's are: it carries the name, `advisor.NAME.SECRET`."""
-    parts = (token or "").split(".")
-    return parts[1] if len(parts) == 3 and parts[0] == "advisor" else DEFAULT_PRINCIPAL
-
-
-def decision_id(request_id: str, principal: str) -> UUID:
-    """The id of a decision, as the service gives it."""
-    if principal == DEFAULT_PRINCIPAL:
-        return uuid5(NAMESPACE, request_id)
-    mark = hashlib.sha256(f"principal {principal}".encode()).digest()[:6]
-    both = hashlib.sha256(f"{principal} {request_id}".encode()).digest()
-    number = int.from_bytes(mark + both[:10]) & ~(0xF << 76) | 8 << 76
-    return UUID(int=number & ~(0x3 << 62) | 2 << 62)
-
-
-def encode(document: Mapping[str, Any]) -> bytes:
-    """JSON of what an agent has at hand: NaN becomes null, times RFC 3339, numpy scalars numbers,
-    enums values."""
-    return json.dumps(_plain(document, 0), allow_nan=False, ensure_ascii=True).encode()
-
-
-def _plain(value: Any, depth: int) -> Any:
-    if depth > MAX_DEPTH:
-        raise ValueError(f"nested deeper than {MAX_DEPTH} levels, or in a circle")
-    if value is None or (isinstance(value, bool | str) and not isinstance(value, Enum)):
-        return value
-    if isinstance(value, Enum):
-        return _plain(value.value, depth + 1)
-    if isinstance(value, int):
-        return int(value)
-    if isinstance(value, float):
-        return float(value) if math.isfinite(value) else None
-    if isinstance(value, datetime | date):
-        return value.isoformat()
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item, depth + 1) for key, item in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [_plain(item, depth + 1) for item in value]
-    if isinstance(value, UUID):
-        return str(value)
-    item = getattr(value, "item", None)
-    if callable(item):
-        return _plain(item(), depth + 1)
-    raise TypeError(f"{type(value).__name__} is not JSON")

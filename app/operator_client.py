@@ -1,0 +1,149 @@
+"""What people and scripts ask of a running service: the trading state, versions, aliases."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from time import monotonic, sleep
+from typing import Any
+
+import httpx
+from shadow_advisor_client.identity import AGENT_VARIABLES, bearer, find_token
+
+OPERATOR_VARIABLES = ("ADVISOR_ADMIN_TOKEN", *AGENT_VARIABLES)
+
+
+class OperatorError(Exception):
+    """The service does not answer an operator, or refuses; the message says what to do."""
+
+
+class OperatorClient:
+    """What operators and their scripts ask of a running service. It waits for the answer, and
+    raises `OperatorError`.
+
+    Parameters
+    ----------
+    token : who asks; by default found as told in `shadow_advisor_client.identity`, of
+        `ADVISOR_ADMIN_TOKEN` first.
+    timeout_s : a version is loaded and verified before its alias moves.
+    """
+
+    def __init__(self, base_url: str, token: str | None = None, timeout_s: float = 120.0) -> None:
+        self.base_url = base_url.rstrip("/")
+        self._given = token
+        self._timeout_s = timeout_s
+
+    def state(self) -> dict[str, Any]:
+        """The trading state in force, and the change that made it so."""
+        return self._document("GET", "/state")
+
+    def set_state(self, state: str, reason: str, by: str) -> dict[str, Any]:
+        """Change the trading state. HALTED refuses every trade at once."""
+        body = {"state": state, "reason": reason, "changed_by": by}
+        return self._document("PUT", "/state", body)
+
+    def register(self, model_version: str) -> dict[str, Any]:
+        """Have a published version verified and made known."""
+        return self._document("PUT", f"/models/{model_version}")
+
+    def aliases(self) -> dict[str, Any]:
+        """`aliases`: where each points; `history`: every move, newest first."""
+        return self._document("GET", "/aliases")
+
+    def move_alias(self, alias: str, model_version: str, reason: str, by: str) -> dict[str, Any]:
+        """Point an alias at a version; `before` is where it pointed. What is served follows."""
+        body = {"model_version": model_version, "reason": reason, "changed_by": by}
+        return self._document("PUT", f"/aliases/{alias}", body)
+
+    def roll_back(self, alias: str, reason: str, by: str) -> dict[str, Any]:
+        """Point an alias at the version that it pointed at before its present one."""
+        moves = [move for move in self.aliases()["history"] if move["alias"] == alias]
+        versions = [move["model_version"] for move in moves]
+        earlier = [version for version in versions if version != versions[0]]
+        if not earlier:
+            raise OperatorError(
+                f"the alias {alias} has never pointed anywhere else: there is nothing to go back to"
+            )
+        return self.move_alias(alias, earlier[0], reason or f"rollback from {versions[0]}", by)
+
+    def readiness(self) -> dict[str, Any]:
+        """Each dependency, the versions being served, and `status`: ready, degraded, unready."""
+        return self._document("GET", "/readyz", accepted=(200, 503))
+
+    def instance(self) -> str:
+        """Which instance answers: what `advisor up` gave its own service; empty for others."""
+        return str(self._document("GET", "/healthz").get("instance", ""))
+
+    def metrics(self) -> dict[str, float]:
+        """The service's own metrics: `name{labels}` -> value."""
+        lines = self._ask("GET", "/metrics").text.splitlines()
+        pairs = [line.rpartition(" ") for line in lines if not line.startswith("#")]
+        try:
+            return {series: float(value) for series, _, value in pairs}
+        except ValueError as error:
+            raise self._not_the_advisor() from error
+
+    def wait_for_writer(
+        self, within_s: float, pause: Callable[[], object] = lambda: sleep(0.2)
+    ) -> None:
+        """Until everything that was answered is in Postgres. A service that is just being started
+        again is waited for."""
+        end = monotonic() + within_s
+        while (problem := self._unwritten()) is not None:
+            if monotonic() > end:
+                raise OperatorError(problem)
+            pause()
+
+    def _unwritten(self) -> str | None:
+        """Why not everything is in Postgres; None when it is."""
+        try:
+            metrics = self.metrics()
+            waiting = metrics["advisor_journal_backlog"] + metrics["advisor_spool_depth"]
+        except OperatorError as error:
+            return str(error)
+        except KeyError:
+            return str(self._not_the_advisor())
+        if waiting == 0:
+            return None
+        return f"{waiting:.0f} events wait for the writer: start `advisor writer`, then try again"
+
+    def _not_the_advisor(self) -> OperatorError:
+        return OperatorError(f"{self.base_url} answers, but is not the advisor: set --url")
+
+    def _document(
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, str] | None = None,
+        accepted: Collection[int] = (),
+    ) -> dict[str, Any]:
+        answer = self._ask(method, path, body)
+        try:
+            document: dict[str, Any] = dict(answer.json())
+        except (ValueError, TypeError) as error:
+            raise self._not_the_advisor() from error
+        if answer.is_error and answer.status_code not in accepted:
+            detail = document.get("detail", answer.text)
+            raise OperatorError(
+                f"{self.base_url} refuses {method} {path} ({answer.status_code}): {detail}"
+            )
+        return document
+
+    def _token(self) -> str | None:
+        return self._given or find_token(self.base_url, "operator", OPERATOR_VARIABLES)
+
+    def _ask(self, method: str, path: str, body: Mapping[str, str] | None = None) -> httpx.Response:
+        try:
+            return httpx.request(
+                method,
+                self.base_url + path,
+                json=body,
+                headers=bearer(
+                    self._given or find_token(self.base_url, "operator", OPERATOR_VARIABLES)
+                ),
+                timeout=self._timeout_s,
+            )
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise OperatorError(
+                f"{self.base_url} does not answer ({error or type(error).__name__}): is the service"
+                " running? start it with `advisor up`, or set --url"
+            ) from error

@@ -1,0 +1,57 @@
+"""Who asks, and the id that a decision will have.
+
+A token is the one that is given, else that of the environment (`ADVISOR_TOKEN`, or the file that
+`ADVISOR_TOKEN_FILE` names), else, of a service on this machine, the one that `advisor up` left
+under `ADVISOR_HOME`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Collection
+from pathlib import Path
+from urllib.parse import urlsplit
+from uuid import UUID, uuid5
+
+NAMESPACE = UUID("6f9b9f0e-4a54-5c0e-9d6a-3f1d7a0c9b11")
+DEFAULT_PRINCIPAL = "agent"
+AGENT_VARIABLES = ("ADVISOR_TOKEN",)
+
+
+def find_token(base_url: str, name: str, variables: Collection[str]) -> str | None:
+    """The token of the environment, or for a service on this machine that of its own file; None
+    when there is none. Never raises."""
+    for variable in variables:
+        if token := os.environ.get(variable, "").strip():
+            return token
+    try:
+        if file := os.environ.get("ADVISOR_TOKEN_FILE"):
+            return Path(file).read_text().strip() or None
+        if urlsplit(base_url).hostname not in ("127.0.0.1", "localhost", "::1"):
+            return None
+        home = Path(os.environ.get("ADVISOR_HOME") or "var")
+        return (home / "tokens" / name).read_text().strip() or None
+    except (OSError, ValueError):
+        return None
+
+
+def bearer(token: str | None) -> dict[str, str]:
+    """The header that says who asks."""
+    return {} if token is None else {"Authorization": f"Bearer {token}"}
+
+
+def principal_of(token: str | None) -> str:
+    """Whose decisions a token's are: it carries the name, `advisor.NAME.SECRET`."""
+    parts = (token or "").split(".")
+    return parts[1] if len(parts) == 3 and parts[0] == "advisor" else DEFAULT_PRINCIPAL
+
+
+def decision_id(request_id: str, principal: str) -> UUID:
+    """The id of a decision, as the service gives it."""
+    if principal == DEFAULT_PRINCIPAL:
+        return uuid5(NAMESPACE, request_id)
+    mark = hashlib.sha256(f"principal {principal}".encode()).digest()[:6]
+    both = hashlib.sha256(f"{principal} {request_id}".encode()).digest()
+    number = int.from_bytes(mark + both[:10], "big") & ~(0xF << 76) | 8 << 76
+    return UUID(int=number & ~(0x3 << 62) | 2 << 62)

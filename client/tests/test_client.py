@@ -1,0 +1,196 @@
+"""The agent's client: it never blocks beyond its budget and never raises, whatever the service
+does."""
+
+from __future__ import annotations
+
+import threading
+from datetime import UTC, datetime
+from enum import Enum
+from time import monotonic
+from typing import Any
+
+import pytest
+from app.domain.canonical import decision_id
+from app.local.servers import free_port
+from tests.service.api.http_faults import dies_in_the_middle, faulty, garbage, hangs, ok, status
+
+from shadow_advisor_client import AdvisorClient, Breaker, encode
+
+FAST = {"first_backoff_s": 0.01, "max_backoff_s": 0.05, "breaker_pause_s": 0.05, "deadline_s": 5.0}
+
+
+def client_of(url: str, **more: Any) -> AdvisorClient:
+    return AdvisorClient(url, **{**FAST, **more})
+
+
+def test_advice_comes_back_and_the_deadline_is_told_to_the_service() -> None:
+    with faulty(ok) as server, client_of(server.url) as client:
+        assert client.advise({"request_id": "r"}, deadline_s=3.0) == {
+            "decision_id": "d",
+            "status": "advised",
+            "approve": True,
+        }
+        assert server.requests[0][3]["X-Deadline-Ms"] == "3000"
+        assert client.stats().sent == 1
+
+
+def test_submit_returns_the_id_that_the_service_will_use() -> None:
+    with faulty(ok) as server, client_of(server.url) as client:
+        known = client.submit({"request_id": "r-1"})
+        assert known == str(decision_id("r-1"))
+        client.close(10)
+        assert client.result(known) == {"decision_id": "d", "status": "advised", "approve": True}
+
+
+def test_a_request_without_an_id_gets_one_and_keeps_it_when_sent_again() -> None:
+    with faulty(
+        status(500), dies_in_the_middle, garbage, status(503, Retry_After="1"), ok
+    ) as server:
+        client = client_of(server.url)
+        client.submit({"candidate": {}})
+        server.wait_for(5)
+        client.close(10)
+        assert len({body["request_id"] for _, _, body, _ in server.requests}) == 1
+        assert (client.stats().sent, client.stats().retried) == (1, 4)
+
+
+def test_no_service_gives_none_and_the_request_stays_queued() -> None:
+    with client_of(f"http://127.0.0.1:{free_port()}") as client:
+        assert client.advise({"request_id": "r"}, deadline_s=0.05) is None
+        stats = client.stats()
+        assert (stats.timed_out, stats.queued, stats.sent) == (1, 1, 0)
+        client.close(0.01)
+        assert sum(client.stats().dropped.values()) <= 1
+
+
+def test_a_hanging_service_costs_the_caller_its_deadline_and_no_more() -> None:
+    with faulty(hangs) as server, client_of(server.url) as client:
+        begin = monotonic()
+        assert client.advise({"request_id": "r"}, deadline_s=0.1) is None
+        assert monotonic() - begin < 5, "the server hangs for thirty seconds"
+        server.released.set()
+        client.close(0.01)
+
+
+@pytest.mark.parametrize("code", [409, 422])
+def test_a_refusal_is_final_and_its_reason_is_kept(code: int) -> None:
+    with faulty(status(code)) as server, client_of(server.url) as client:
+        assert client.advise({"request_id": "r"}) is None
+        client.close(10)
+        assert len(server.requests) == 1
+        assert client.stats().dropped == {"refused": 1}
+        assert f"says {code}" in str(client.stats().last_error)
+
+
+def test_an_action_never_overtakes_its_request() -> None:
+    with faulty(status(500), status(500), ok) as server, client_of(server.url) as client:
+        for number in range(5):
+            known = client.submit({"request_id": str(number)})
+            client.report_action(known, {"decision": True})
+        client.close(10)
+        delivered = [path for _, path, _, _ in server.requests][2:]
+        expected: list[str] = []
+        for number in range(5):
+            expected += ["/advise", f"/decisions/{decision_id(str(number))}/agent-action"]
+        assert delivered == expected
+
+
+def test_a_full_queue_drops_the_newest_and_counts_it() -> None:
+    client = client_of(
+        f"http://127.0.0.1:{free_port()}", queue_size=3, breaker_failures=1, breaker_pause_s=30
+    )
+    known = [client.submit({"request_id": str(number)}) for number in range(10)]
+    assert known[0] is not None
+    assert known[-1] is None
+    assert client.report_action(known[-1], {"decision": True}) is False
+    assert client.stats().dropped["queue_full"] >= 6
+    client.close(0.01)
+
+
+def test_the_breaker_opens_and_recovers() -> None:
+    with faulty(status(500), status(500), ok) as server:
+        client = client_of(server.url, breaker_failures=2)
+        client.submit({"request_id": "r"})
+        server.wait_for(2)
+        server.wait_for(3)
+        client.close(10)
+        assert client.stats().breaker is Breaker.CLOSED
+        assert client.stats().sent == 1
+
+
+def test_an_open_breaker_is_visible() -> None:
+    with faulty(status(500)) as server:
+        client = client_of(server.url, breaker_failures=1, breaker_pause_s=60)
+        client.submit({"request_id": "r"})
+        server.wait_for(1)
+        deadline = monotonic() + 20
+        while client.stats().breaker is Breaker.CLOSED and monotonic() < deadline:
+            threading.Event().wait(0.01)
+        assert client.stats().breaker is Breaker.OPEN
+        client.close(0.01)
+
+
+class Hostile:
+    """Breaks whoever looks at it."""
+
+    @property
+    def item(self) -> Any:
+        raise RuntimeError("boom")
+
+    def __str__(self) -> str:
+        raise RuntimeError("boom")
+
+
+def test_what_cannot_be_sent_is_dropped_and_counted() -> None:
+    circle: dict[str, Any] = {}
+    circle["self"] = circle
+    with faulty(ok) as server, client_of(server.url) as client:
+        for bad in (
+            circle,
+            {"x": object()},
+            {"x": Hostile()},
+            {"x": b"bytes"},
+            None,
+            {"x": "y" * 2_000_000},
+        ):
+            assert client.submit(bad) is None  # type: ignore[arg-type]
+            assert client.advise(bad, deadline_s=1) is None  # type: ignore[arg-type]
+            assert client.report_action("d", bad) is False  # type: ignore[arg-type]
+        assert client.stats().dropped["unserialisable"] == 18
+        assert server.requests == []
+
+
+class Colour(Enum):
+    RED = "red"
+
+
+class Scalar:
+    def item(self) -> float:
+        return float("nan")
+
+
+def test_what_an_agent_has_at_hand_becomes_json() -> None:
+    at = datetime(2026, 11, 23, tzinfo=UTC)
+    document = {
+        "nan": float("nan"),
+        "inf": float("inf"),
+        "at": at,
+        "e": Colour.RED,
+        "n": Scalar(),
+        "t": (1, True),
+    }
+    assert (
+        encode(document)
+        == b'{"nan": null, "inf": null, "at": "2026-11-23T00:00:00+00:00", "e": "red", "n": null,'
+        b' "t": [1, true]}'
+    )
+
+
+def test_a_closed_client_drops_and_counts_and_its_thread_ends() -> None:
+    with faulty(ok) as server:
+        client = client_of(server.url)
+        client.submit({"request_id": "r"})
+        client.close(10)
+        assert client.submit({"request_id": "s"}) is None
+        assert client.stats().dropped == {"closed": 1}
+        assert not any(thread.name == "advisor-client" for thread in threading.enumerate())
