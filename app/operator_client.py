@@ -7,6 +7,7 @@ from time import monotonic, sleep
 from typing import Any
 
 import httpx
+from shadow_advisor_client.connection import ConfigurationError, Connection
 from shadow_advisor_client.identity import AGENT_VARIABLES, bearer, find_token
 
 OPERATOR_VARIABLES = ("ADVISOR_ADMIN_TOKEN", *AGENT_VARIABLES)
@@ -25,9 +26,15 @@ class OperatorClient:
     token : who asks; by default found as told in `shadow_advisor_client.identity`, of
         `ADVISOR_ADMIN_TOKEN` first.
     timeout_s : a version is loaded and verified before its alias moves.
+
+    Raises `OperatorError` here when the address, a proxy or a file of certificates is wrong.
     """
 
     def __init__(self, base_url: str, token: str | None = None, timeout_s: float = 120.0) -> None:
+        try:
+            self._connection = Connection(base_url)
+        except ConfigurationError as error:
+            raise OperatorError(f"{error}: set --url, or mend the environment") from error
         self.base_url = base_url.rstrip("/")
         self._given = token
         self._timeout_s = timeout_s
@@ -133,17 +140,10 @@ class OperatorClient:
 
     def _ask(self, method: str, path: str, body: Mapping[str, str] | None = None) -> httpx.Response:
         try:
-            return httpx.request(
-                method,
-                self.base_url + path,
-                json=body,
-                headers=bearer(
-                    self._given or find_token(self.base_url, "operator", OPERATOR_VARIABLES)
-                ),
-                timeout=self._timeout_s,
-            )
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            with self._connection.open(self._timeout_s) as http:
+                return http.request(method, path, json=body, headers=bearer(self._token()))
+        except httpx.HTTPError as error:
             raise OperatorError(
-                f"{self.base_url} does not answer ({error or type(error).__name__}): is the service"
-                " running? start it with `advisor up`, or set --url"
+                f"{self._connection} does not answer ({error or type(error).__name__}): is the"
+                " service running? start it with `advisor up`, or set --url"
             ) from error

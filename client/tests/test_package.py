@@ -46,7 +46,7 @@ def test_the_wheel_is_small_typed_and_needs_httpx_alone(tmp_path: Path) -> None:
     assert {name for name in names if ".dist-info/" not in name} == shipped()
     assert [line for line in lines if line.startswith("Requires-")] == [
         "Requires-Python: >=3.9",
-        "Requires-Dist: httpx>=0.27",
+        "Requires-Dist: httpx>=0.28",
     ]
 
 

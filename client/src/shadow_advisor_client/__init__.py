@@ -1,7 +1,8 @@
 """The trading agent's side of the shadow advisor: see `AdvisorClient`."""
 
 from .client import AdvisorClient, Breaker, ClientStats
+from .connection import ConfigurationError
 from .identity import decision_id
 from .values import encode
 
-__all__ = ["AdvisorClient", "Breaker", "ClientStats", "decision_id", "encode"]
+__all__ = ["AdvisorClient", "Breaker", "ClientStats", "ConfigurationError", "decision_id", "encode"]

@@ -14,7 +14,9 @@ the queue is full the newest message is dropped. Every loss is counted in `stats
 the child has a thread and a queue of its own; what was queued stays the parent's.
 
 It says who asks by a token (identity.py). A token is looked for again when it is refused: it may
-have been rotated.
+have been rotated. A wrong address, proxy or file of certificates is an error where the client is
+made (connection.py), and nowhere else. What waits goes out when the process ends (leaving.py). A
+signal handler may call it.
 """
 
 from __future__ import annotations
@@ -36,7 +38,9 @@ from uuid import uuid4
 
 import httpx
 
+from .connection import Connection
 from .identity import AGENT_VARIABLES, bearer, decision_id, find_token, principal_of
+from .leaving import send_before_leaving
 from .values import encode
 
 MAX_MESSAGE_BYTES = 1_000_000
@@ -65,6 +69,7 @@ class ClientStats:
     breaker: Breaker
     last_error: str | None
     last_latency_s: float | None
+    proxy: str | None = None
 
 
 @dataclass
@@ -104,6 +109,9 @@ class AdvisorClient:
     max_age_s : a message older than this is dropped.
     breaker_failures, breaker_pause_s : after so many failures in a row, wait so long before one
         message tries again.
+    exit_budget_s : how long the end of the process may be delayed for what waits; 0 for not.
+
+    Raises `ConfigurationError` here when the service cannot be reached as told; nothing else does.
     """
 
     def __init__(
@@ -119,7 +127,9 @@ class AdvisorClient:
         first_backoff_s: float = 0.2,
         max_backoff_s: float = 10.0,
         remembered: int = 1000,
+        exit_budget_s: float = 2.0,
     ) -> None:
+        self._connection = Connection(base_url)
         self._base_url = base_url
         self._given = token
         self._token = token or find_token(base_url, "agent", AGENT_VARIABLES)
@@ -133,7 +143,10 @@ class AdvisorClient:
         self._remembered = remembered
         self._counters = _Counters()
         self._logged_at = -math.inf
+        self.exit_budget_s = exit_budget_s
         self._reset()
+        if exit_budget_s > 0:
+            send_before_leaving(self)
 
     def submit(self, request: Mapping[str, Any]) -> str | None:
         """Queue a request for advice and return its decision id at once; None when it had to be
@@ -178,11 +191,13 @@ class AdvisorClient:
 
     def result(self, decision_id: str) -> dict[str, Any] | None:
         """Advice that arrived in the background, while it is remembered."""
+        self._follow_fork()
         with self._lock:
             return self._results.get(decision_id)
 
     def stats(self) -> ClientStats:
         """Counters of this client."""
+        self._follow_fork()
         with self._lock:
             queued = len(self._queue) + (self._sending is not None)
         counters = self._counters
@@ -195,17 +210,18 @@ class AdvisorClient:
             self._breaker(),
             counters.last_error,
             counters.last_latency_s,
+            self._connection.proxy,
         )
 
     def close(self, timeout_s: float = 5.0) -> None:
         """Send what waits, for at most `timeout_s`, then stop; what is left is dropped and
         counted."""
+        self._follow_fork()
         with self._lock:
             self._closing = True
             self._wake.notify_all()
-            thread = self._thread
-        if thread is not None and thread is not threading.current_thread():
-            thread.join(timeout_s)
+        if self._thread.is_alive() and self._thread is not threading.current_thread():
+            self._thread.join(timeout_s)
         with self._lock:
             self._stopped = True
             self._wake.notify_all()
@@ -213,6 +229,10 @@ class AdvisorClient:
             self._queue.clear()
         if left:
             self._counters.dropped["closed"] += left
+            log.warning("advisor client closed with %d messages that could not be sent", left)
+
+    def __repr__(self) -> str:
+        return f"<AdvisorClient of {self._connection}>"
 
     def __enter__(self) -> AdvisorClient:
         return self
@@ -223,15 +243,20 @@ class AdvisorClient:
     def _reset(self) -> None:
         """Queue, lock and thread of this process."""
         self._pid = os.getpid()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._wake = threading.Condition(self._lock)
         self._queue: deque[_Message] = deque()
         self._sending: _Message | None = None
         self._results: OrderedDict[str, dict[str, Any]] = OrderedDict()
-        self._thread: threading.Thread | None = None
+        self._thread = threading.Thread(target=self._run, name="advisor-client", daemon=True)
+        self._unstarted = [self._thread]
         self._closing = self._stopped = False
         self._failures = 0
         self._open_until = 0.0
+
+    def _follow_fork(self) -> None:
+        if os.getpid() != self._pid:
+            self._reset()
 
     def _advise_message(self, request: Mapping[str, Any], deadline_ms: int | None) -> _Message:
         document = dict(request)
@@ -258,8 +283,7 @@ class AdvisorClient:
             return False
 
     def _enqueue(self, message: _Message) -> bool:
-        if os.getpid() != self._pid:
-            self._reset()
+        self._follow_fork()
         with self._lock:
             reason = self._why_not(message)
             if reason is None:
@@ -281,10 +305,13 @@ class AdvisorClient:
         return None
 
     def _start_thread(self) -> None:
-        """The thread begins with the first message. The lock is held."""
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="advisor-client", daemon=True)
-            self._thread.start()
+        """The thread begins with the first message. The lock is held, but a signal handler may
+        come in between: only one of them takes the thread off its list."""
+        try:
+            thread = self._unstarted.pop()
+        except IndexError:
+            return
+        thread.start()
 
     def _drop(self, reason: str, error: Exception | None) -> None:
         """Count a loss, and say so at most once a minute."""
@@ -304,9 +331,7 @@ class AdvisorClient:
 
     def _run(self) -> None:
         """The background thread: one message at a time, in order."""
-        with httpx.Client(
-            base_url=self._base_url, timeout=max(self._deadline_s, 0.1) + 1.0
-        ) as http:
+        with self._connection.open(max(self._deadline_s, 0.1) + 1.0) as http:
             while (message := self._next()) is not None:
                 try:
                     pause = self._deliver(http, message)

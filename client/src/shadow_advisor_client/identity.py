@@ -14,6 +14,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from uuid import UUID, uuid5
 
+from .connection import is_this_machine
+
 NAMESPACE = UUID("6f9b9f0e-4a54-5c0e-9d6a-3f1d7a0c9b11")
 DEFAULT_PRINCIPAL = "agent"
 AGENT_VARIABLES = ("ADVISOR_TOKEN",)
@@ -28,7 +30,7 @@ def find_token(base_url: str, name: str, variables: Collection[str]) -> str | No
     try:
         if file := os.environ.get("ADVISOR_TOKEN_FILE"):
             return Path(file).read_text().strip() or None
-        if urlsplit(base_url).hostname not in ("127.0.0.1", "localhost", "::1"):
+        if not is_this_machine(urlsplit(base_url).hostname):
             return None
         home = Path(os.environ.get("ADVISOR_HOME") or "var")
         return (home / "tokens" / name).read_text().strip() or None

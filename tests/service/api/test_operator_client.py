@@ -65,10 +65,20 @@ def test_no_service_or_another_one_is_told() -> None:
         OperatorClient(NOWHERE).state()
     with pytest.raises(OperatorError, match="does not answer"):
         OperatorClient(NOWHERE).wait_for_writer(-1.0)
-    with pytest.raises(OperatorError, match="does not answer"):
-        OperatorClient("http://").state()
+    with pytest.raises(OperatorError, match=r"not the address of a service.*set --url"):
+        OperatorClient("http://")
     with faulty(garbage) as server:
         operator = OperatorClient(server.url)
         for ask in (operator.state, operator.metrics, lambda: operator.wait_for_writer(-1.0)):
             with pytest.raises(OperatorError, match="is not the advisor"):
                 ask()
+
+
+async def test_proxies_of_the_environment_are_not_asked_for_a_service_on_this_machine(
+    api: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("ALL_PROXY", "HTTP_PROXY", "http_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    monkeypatch.setenv("NO_PROXY", "[::1]")
+    state = await asyncio.to_thread(OperatorClient(api.url).state)
+    assert state["state"] == "ACTIVE"
