@@ -45,6 +45,7 @@ from .values import encode
 
 MAX_MESSAGE_BYTES = 1_000_000
 LOG_EVERY_S = 60.0
+MAX_PATHS = 1000
 log = logging.getLogger("advisor.client")
 
 
@@ -59,7 +60,8 @@ class Breaker(Enum):
 @dataclass(frozen=True)
 class ClientStats:
     """Counters since the start. `dropped` is by reason: queue_full, expired, refused,
-    unserialisable, closed."""
+    unserialisable, closed. `left_out`: values that could not be
+    sent, by their path; the rest of their messages was."""
 
     queued: int
     sent: int
@@ -70,6 +72,7 @@ class ClientStats:
     last_error: str | None
     last_latency_s: float | None
     proxy: str | None = None
+    left_out: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -92,6 +95,7 @@ class _Counters:
     retried: int = 0
     timed_out: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
+    left_out: Counter[str] = field(default_factory=Counter)
     last_error: str | None = None
     last_latency_s: float | None = None
 
@@ -211,6 +215,7 @@ class AdvisorClient:
             counters.last_error,
             counters.last_latency_s,
             self._connection.proxy,
+            dict(counters.left_out),
         )
 
     def close(self, timeout_s: float = 5.0) -> None:
@@ -260,11 +265,22 @@ class AdvisorClient:
 
     def _advise_message(self, request: Mapping[str, Any], deadline_ms: int | None) -> _Message:
         document = dict(request)
-        request_id = str(document.setdefault("request_id", str(uuid4())))
+        request_id = document["request_id"] = str(document.get("request_id") or uuid4())
         known = str(decision_id(request_id, principal_of(self._token)))
         return _Message(
-            "POST", "/advise", encode(document), monotonic(), known, deadline_ms=deadline_ms
+            "POST", "/advise", self._encoded(document), monotonic(), known, deadline_ms=deadline_ms
         )
+
+    def _encoded(self, document: Mapping[str, Any]) -> bytes:
+        """JSON of a document; what was left out of it is counted, and said once per path."""
+        body, left_out = encode(document)
+        counts = self._counters.left_out
+        for path, why in left_out.items():
+            if path not in counts and len(counts) < MAX_PATHS:
+                log.warning("advisor client leaves out %s: %s", path[:200], why)
+            if path in counts or len(counts) < MAX_PATHS:
+                counts[path] += 1
+        return body
 
     def _report(self, decision_id: str | None, what: str, body: Mapping[str, Any]) -> bool:
         try:
@@ -276,7 +292,7 @@ class AdvisorClient:
                 return False
             path = f"/decisions/{decision_id}/{what}"
             return self._enqueue(
-                _Message("PUT", path, encode(dict(body)), monotonic(), decision_id)
+                _Message("PUT", path, self._encoded(dict(body)), monotonic(), decision_id)
             )
         except Exception as error:
             self._drop("unserialisable", error)

@@ -1,44 +1,133 @@
-"""What an agent has at hand, as JSON."""
+"""What an agent has at hand, as JSON: values of any library are understood, or named.
+
+A value that cannot be sent is left out, alone, and its path is told: the service says whether it
+could do without. Only what is nested too deeply, or in a circle, cannot be sent at all.
+"""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
 from datetime import date, datetime
+from decimal import Decimal
 from enum import Enum
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 MAX_DEPTH = 16
+MAX_ARRAY = 1000
+SENT_AS_THEY_ARE = frozenset({str, bool, int, type(None)})
 
 
-def encode(document: Mapping[str, Any]) -> bytes:
-    """JSON of what an agent has at hand: NaN becomes null, times RFC 3339, numpy scalars numbers,
-    enums values."""
-    return json.dumps(_plain(document, 0), allow_nan=False, ensure_ascii=True).encode()
+class Encoded(NamedTuple):
+    """A document as JSON, and of what was left out the path and why."""
+
+    body: bytes
+    left_out: dict[str, str]
 
 
-def _plain(value: Any, depth: int) -> Any:
+class TooDeep(ValueError):
+    """Nested deeper than a document may be, or in a circle."""
+
+
+def encode(document: Mapping[str, Any]) -> Encoded:
+    """JSON of a document. NaN, NaT and NA become null; times RFC 3339; scalars and small arrays of
+    numpy, decimals, prices and quantities numbers; enums their values; dataclasses and pydantic
+    models objects."""
+    left_out: dict[str, str] = {}
+    plain = _mapping(document, "", 0, left_out)
+    return Encoded(json.dumps(plain, allow_nan=False, ensure_ascii=True).encode(), left_out)
+
+
+def _mapping(
+    document: Mapping[Any, Any], path: str, depth: int, left_out: dict[str, str]
+) -> dict[str, Any]:
     if depth > MAX_DEPTH:
-        raise ValueError(f"nested deeper than {MAX_DEPTH} levels, or in a circle")
+        raise TooDeep(f"nested deeper than {MAX_DEPTH} levels, or in a circle: {path[:80]}")
+    plain: dict[str, Any] = {}
+    for key, item in document.items():
+        name = str(key.value if isinstance(key, Enum) else key)
+        kind = type(item)  # Most are sent as they are: this keeps `submit` fast.
+        if kind in SENT_AS_THEY_ARE or (kind is float and math.isfinite(item)):
+            plain[name] = item
+            continue
+        place = f"{path}.{name}" if path else name
+        try:
+            plain[name] = _plain(item, place, depth + 1, left_out)
+        except TooDeep:
+            raise
+        except Exception as error:
+            left_out[place] = _why(error)
+    return plain
+
+
+def _list(values: Any, path: str, depth: int, left_out: dict[str, str]) -> list[Any]:
+    """The places of the others stay: what cannot be sent becomes null."""
+    if depth > MAX_DEPTH:
+        raise TooDeep(f"nested deeper than {MAX_DEPTH} levels, or in a circle: {path[:80]}")
+    plain: list[Any] = []
+    for number, item in enumerate(values):
+        try:
+            plain.append(_plain(item, f"{path}[{number}]", depth + 1, left_out))
+        except TooDeep:
+            raise
+        except Exception as error:
+            left_out[f"{path}[{number}]"] = _why(error)
+            plain.append(None)
+    return plain
+
+
+def _plain(value: Any, path: str, depth: int, left_out: dict[str, str]) -> Any:
     if value is None or (isinstance(value, (bool, str)) and not isinstance(value, Enum)):
         return value
     if isinstance(value, Enum):
-        return _plain(value.value, depth + 1)
+        return _plain(value.value, path, depth, left_out)
     if isinstance(value, int):
         return int(value)
-    if isinstance(value, float):
+    if isinstance(value, (float, Decimal)):
         return float(value) if math.isfinite(value) else None
-    if isinstance(value, (datetime, date)):
-        return value.isoformat()
     if isinstance(value, Mapping):
-        return {str(key): _plain(item, depth + 1) for key, item in value.items()}
+        return _mapping(value, path, depth, left_out)
     if isinstance(value, (list, tuple, set, frozenset)):
-        return [_plain(item, depth + 1) for item in value]
+        return _list(value, path, depth, left_out)
+    if isinstance(value, (datetime, date)):
+        return value.isoformat() if value == value else None  # NaT is a datetime, but not itself.
     if isinstance(value, UUID):
         return str(value)
-    item = getattr(value, "item", None)
-    if callable(item):
-        return _plain(item(), depth + 1)
+    if is_dataclass(value) and not isinstance(value, type):
+        members = {member.name: getattr(value, member.name) for member in fields(value)}
+        return _mapping(members, path, depth, left_out)
+    return _of_a_library(value, path, depth, left_out)
+
+
+def _of_a_library(value: Any, path: str, depth: int, left_out: dict[str, str]) -> Any:
+    """What is known by its methods: none of these libraries is imported."""
+    if type(value).__name__ == "NAType":  # pandas.NA
+        return None
+    kind = getattr(getattr(value, "dtype", None), "kind", None)
+    if kind == "m":
+        raise TypeError("a length of time needs a unit: send a number")
+    if kind == "M":
+        # `item()` would be a count of nanoseconds. These times have no zone; numpy's are UTC.
+        text = str(value)
+        if getattr(value, "ndim", 0):
+            raise TypeError("an array of times: send a list of datetimes")
+        if text == "NaT":
+            return None
+        return f"{text}Z" if "T" in text else text
+    for name in ("as_double", "as_decimal", "model_dump", "tolist", "item"):
+        method = getattr(value, name, None)
+        if not callable(method) or isinstance(value, type):
+            continue
+        if name == "tolist" and math.prod(getattr(value, "shape", ())) > MAX_ARRAY:
+            raise ValueError(f"an array of more than {MAX_ARRAY} values")
+        if depth > MAX_DEPTH:
+            raise TooDeep(f"nested deeper than {MAX_DEPTH} levels, or in a circle: {path[:80]}")
+        return _plain(method(), path, depth + 1, left_out)
     raise TypeError(f"{type(value).__name__} is not JSON")
+
+
+def _why(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:200]
