@@ -3,6 +3,8 @@ does."""
 
 from __future__ import annotations
 
+import asyncio
+import json
 import threading
 from time import monotonic
 from typing import Any
@@ -10,7 +12,15 @@ from typing import Any
 import pytest
 from app.domain.canonical import decision_id
 from app.local.servers import free_port
-from tests.service.api.http_faults import dies_in_the_middle, faulty, garbage, hangs, ok, status
+from tests.service.api.http_faults import (
+    Handler,
+    dies_in_the_middle,
+    faulty,
+    garbage,
+    hangs,
+    ok,
+    status,
+)
 
 from shadow_advisor_client import AdvisorClient, Breaker
 
@@ -173,3 +183,55 @@ def test_a_closed_client_drops_and_counts_and_its_thread_ends() -> None:
         assert client.submit({"request_id": "s"}) is None
         assert client.stats().dropped == {"closed": 1}
         assert not any(thread.name == "advisor-client" for thread in threading.enumerate())
+
+
+async def test_asyncio_waits_without_stopping_its_loop() -> None:
+    with faulty(ok) as server, client_of(server.url) as client:
+        many = (client.aadvise({"request_id": str(number)}, 20.0) for number in range(3))
+        assert [advice is not None for advice in await asyncio.gather(*many)] == 3 * [True]
+        assert await client.aadvise(None) is None  # type: ignore[arg-type]
+    with faulty(hangs) as server, client_of(server.url) as client:
+        assert await client.aadvise({"request_id": "r"}, 0.05) is None
+        assert client.stats().timed_out == 1
+        server.released.set()
+        client.close(0.01)
+
+
+def test_what_somebody_waits_for_does_not_wait_behind_what_nobody_does() -> None:
+    with faulty(hangs, ok) as server, client_of(server.url, deadline_s=60.0) as client:
+        for number in range(400):
+            client.submit({"request_id": str(number)})
+        server.wait_for(1)
+
+        def release() -> None:
+            while client.stats().queued < 401:
+                threading.Event().wait(0.01)
+            server.released.set()
+
+        threading.Thread(target=release).start()
+        assert client.advise({"request_id": "urgent"}) is not None
+        client.close(60)
+        sent = [body["request_id"] for _, _, body, _ in server.requests]
+        assert sent.index("urgent") <= 2
+        assert sorted(set(sent) - {"urgent"}, key=int) == [str(number) for number in range(400)]
+
+
+def test_a_refusal_names_its_fields_once_per_kind_and_takes_its_reports_with_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def refuses(handler: Handler) -> None:
+        error = {"field": "candidate.rsi", "message": "must be a number", "got": "null"}
+        handler.reply(422, json.dumps({"detail": "no", "errors": [error]}).encode())
+
+    with faulty(refuses, refuses, ok) as server, client_of(server.url) as client:
+        for name in ("a", "b", "c"):
+            known = client.submit({"request_id": name})
+            client.report_action(known, {"decision": True})
+            client.report_outcome(known, {"arm": "agent"})
+        client.close(20)
+        paths = [path for _, path, _, _ in server.requests]
+        assert len(paths) == 3 + 2, "nothing is sent on what was refused"
+        kind = "HTTP 422: candidate.rsi: must be a number"
+        assert client.stats().refusals == {kind: 6}
+        assert client.stats().dropped == {"refused": 6}
+    assert sum(text.startswith("the service refuses") for text in caplog.messages) == 1

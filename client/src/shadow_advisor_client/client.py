@@ -8,10 +8,11 @@ client.report_action(decision_id, {"decision": False, "final_skip_reason": "llm_
 ```
 
 Everything goes out on one background thread, in order, so that an action never overtakes its
-request. A message that could not be delivered is sent again with the same id, so that nothing is
-decided twice, until it is `max_age_s` old; a circuit breaker spares a service that is down. When
-the queue is full the newest message is dropped. Every loss is counted in `stats()`. After a fork
-the child has a thread and a queue of its own; what was queued stays the parent's.
+request; what `advise` waits for goes first. A message that could not be delivered is sent again
+with the same id, so that nothing is decided twice, until it is `max_age_s` old; a circuit breaker
+spares a service that is down. When the queue is full the newest message is dropped. Every loss is
+counted in `stats()`. After a fork the child has a thread and a queue of its own; what was queued
+stays the parent's.
 
 It says who asks by a token (identity.py). A token is looked for again when it is refused: it may
 have been rotated. A wrong address, proxy or file of certificates is an error where the client is
@@ -21,6 +22,7 @@ signal handler may call it.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import os
@@ -30,6 +32,7 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Mapping
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
 from time import monotonic
@@ -61,7 +64,8 @@ class Breaker(Enum):
 class ClientStats:
     """Counters since the start. `dropped` is by reason: queue_full, expired, refused,
     unserialisable, closed. `left_out`: values that could not be
-    sent, by their path; the rest of their messages was."""
+    sent, by their path; the rest of their messages was. `refusals`: what the service
+    refused, by field and reason; reports on a refused request count with it."""
 
     queued: int
     sent: int
@@ -73,6 +77,7 @@ class ClientStats:
     last_latency_s: float | None
     proxy: str | None = None
     left_out: dict[str, int] = field(default_factory=dict)
+    refusals: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -87,6 +92,7 @@ class _Message:
     advice: Future[dict[str, Any] | None] | None = None
     deadline_ms: int | None = None
     attempts: int = 0
+    waited_for: bool = False
 
 
 @dataclass
@@ -96,6 +102,7 @@ class _Counters:
     timed_out: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     left_out: Counter[str] = field(default_factory=Counter)
+    refusals: Counter[str] = field(default_factory=Counter)
     last_error: str | None = None
     last_latency_s: float | None = None
 
@@ -170,20 +177,35 @@ class AdvisorClient:
         After a time-out the request stays queued with the same id: it is decided and recorded once,
         and `result()` may find its advice later.
         """
+        message, end = self._asked(request, deadline_s)
+        if message is None or message.advice is None:
+            return None
         try:
-            wait = self._deadline_s if deadline_s is None else deadline_s
-            end = monotonic() + wait
-            message = self._advise_message(request, max(int(wait * 1000), 10))
-            message.advice = Future()
-            if not self._enqueue(message):
-                return None
             return message.advice.result(max(end - monotonic(), 0))
         except FutureTimeout:
-            self._counters.timed_out += 1
+            self._given_up(message)
             return None
-        except Exception as error:
-            self._drop("unserialisable", error)
+
+    async def aadvise(
+        self, request: Mapping[str, Any], deadline_s: float | None = None
+    ) -> dict[str, Any] | None:
+        """`advise` for asyncio: the loop goes on meanwhile."""
+        message, end = self._asked(request, deadline_s)
+        if message is None or message.advice is None:
             return None
+        loop, arrived = asyncio.get_running_loop(), asyncio.Event()
+
+        def tell(advice: Future[dict[str, Any] | None]) -> None:
+            with suppress(RuntimeError):  # The loop may have been closed since.
+                loop.call_soon_threadsafe(arrived.set)
+
+        message.advice.add_done_callback(tell)
+        try:
+            await asyncio.wait_for(arrived.wait(), max(end - monotonic(), 0))
+        except asyncio.TimeoutError:
+            self._given_up(message)
+            return None
+        return message.advice.result()
 
     def report_action(self, decision_id: str | None, action: Mapping[str, Any]) -> bool:
         """Queue what the agent did; False when it had to be dropped."""
@@ -216,6 +238,7 @@ class AdvisorClient:
             counters.last_latency_s,
             self._connection.proxy,
             dict(counters.left_out),
+            dict(counters.refusals),
         )
 
     def close(self, timeout_s: float = 5.0) -> None:
@@ -253,6 +276,7 @@ class AdvisorClient:
         self._queue: deque[_Message] = deque()
         self._sending: _Message | None = None
         self._results: OrderedDict[str, dict[str, Any]] = OrderedDict()
+        self._lost: OrderedDict[str, tuple[str, tuple[str, ...]]] = OrderedDict()
         self._thread = threading.Thread(target=self._run, name="advisor-client", daemon=True)
         self._unstarted = [self._thread]
         self._closing = self._stopped = False
@@ -262,6 +286,26 @@ class AdvisorClient:
     def _follow_fork(self) -> None:
         if os.getpid() != self._pid:
             self._reset()
+
+    def _asked(
+        self, request: Mapping[str, Any], deadline_s: float | None
+    ) -> tuple[_Message | None, float]:
+        """A request in the queue that somebody waits for, and until when; None when dropped."""
+        end = monotonic()
+        try:
+            wait = self._deadline_s if deadline_s is None else deadline_s
+            end += wait
+            message = self._advise_message(request, max(int(wait * 1000), 10))
+            message.advice, message.waited_for = Future(), True
+            return (message if self._enqueue(message) else None), end
+        except Exception as error:
+            self._drop("unserialisable", error)
+            return None, end
+
+    def _given_up(self, message: _Message) -> None:
+        """Nobody waits any longer; it stays queued."""
+        message.waited_for = False
+        self._counters.timed_out += 1
 
     def _advise_message(self, request: Mapping[str, Any], deadline_ms: int | None) -> _Message:
         document = dict(request)
@@ -303,12 +347,19 @@ class AdvisorClient:
         with self._lock:
             reason = self._why_not(message)
             if reason is None:
-                self._queue.append(message)
+                self._queue.insert(self._place(message), message)
                 self._start_thread()
                 self._wake.notify()
         if reason is not None:
             self._drop(reason, None)
         return reason is None
+
+    def _place(self, message: _Message) -> int:
+        """What somebody waits for goes before what nobody does. The lock is held."""
+        if not message.waited_for:
+            return len(self._queue)
+        waiting = (place for place, other in enumerate(self._queue) if not other.waited_for)
+        return next(waiting, len(self._queue))
 
     def _why_not(self, message: _Message) -> str | None:
         """Why a message cannot be queued, or None. The lock is held."""
@@ -373,8 +424,11 @@ class AdvisorClient:
 
     def _deliver(self, http: httpx.Client, message: _Message) -> float | None:
         """Send once. None when done with the message, else seconds to wait before the next try."""
+        if message.path != "/advise" and message.decision_id in self._lost:
+            self._lose(message, *self._lost[message.decision_id])
+            return None
         if monotonic() - message.born > self._max_age_s:
-            self._drop("expired", None)
+            self._lose(message, "expired", ())
             return None
         if message.attempts:
             self._counters.retried += 1
@@ -400,8 +454,7 @@ class AdvisorClient:
             )
         if reply.is_error:
             self._failures = 0
-            self._settle(message, None)
-            self._drop("refused", ValueError(f"HTTP {reply.status_code}: {reply.text[:400]}"))
+            self._lose(message, "refused", refusals(reply))
             return None
         try:
             document = reply.json()
@@ -414,6 +467,22 @@ class AdvisorClient:
         self._counters.last_latency_s = monotonic() - begin
         self._settle(message, document)
         return None
+
+    def _lose(self, message: _Message, reason: str, refused: tuple[str, ...]) -> None:
+        """A message will not be delivered, and what belongs to a lost request will not either.
+        Each kind of refusal is said once."""
+        self._settle(message, None)
+        if message.path == "/advise":
+            self._lost[message.decision_id] = (reason, refused)
+            if len(self._lost) > self._remembered:
+                self._lost.popitem(last=False)
+        counts = self._counters.refusals
+        for kind in refused:
+            if kind not in counts and len(counts) < MAX_PATHS:
+                log.warning("the service refuses what the client sends: %s", kind)
+            if kind in counts or len(counts) < MAX_PATHS:
+                counts[kind] += 1
+        self._drop(reason, ValueError("; ".join(refused)) if refused else None)
 
     def _read(self, reply: httpx.Response, begin: float) -> None:
         """The whole body, unless the server trickles it: a time-out per read would never end."""
@@ -428,6 +497,7 @@ class AdvisorClient:
         """Hand the advice to whoever waits, and remember it."""
         if document is not None and message.path == "/advise":
             with self._lock:
+                self._lost.pop(message.decision_id, None)
                 self._results[message.decision_id] = document
                 if len(self._results) > self._remembered:
                     self._results.popitem(last=False)
@@ -447,3 +517,14 @@ class AdvisorClient:
             pause = max(pause, self._breaker_pause_s)
             self._open_until = monotonic() + pause
         return pause
+
+
+def refusals(reply: httpx.Response) -> tuple[str, ...]:
+    """Why the service refuses, a line for each field of its problem document."""
+    try:
+        document = reply.json()
+        lines = [f"{error['field']}: {error['message']}" for error in document.get("errors", [])]
+        text = str(document.get("detail") or document.get("title") or reply.text)
+    except (ValueError, TypeError, KeyError, AttributeError):
+        lines, text = [], reply.text
+    return tuple(f"HTTP {reply.status_code}: {line[:400]}" for line in lines or [text])
