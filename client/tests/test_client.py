@@ -235,3 +235,18 @@ def test_a_refusal_names_its_fields_once_per_kind_and_takes_its_reports_with_it(
         assert client.stats().refusals == {kind: 6}
         assert client.stats().dropped == {"refused": 6}
     assert sum(text.startswith("the service refuses") for text in caplog.messages) == 1
+
+
+def test_faults_of_the_agents_own_mapping_are_caught_and_counted() -> None:
+    row = {"rsi": 50.0}
+    with faulty(ok) as server, client_of(server.url) as client:
+        assert client.submit(lambda: {"request_id": "a", "candidate": row}) is not None
+        assert client.submit(lambda: {"candidate": row["adx"]}) is None
+        assert client.advise(lambda: {"candidate": row["adx"]}) is None
+        assert client.report_action("d", lambda: {"decision": row["adx"]}) is False
+        client.close(20)
+        assert client.stats().dropped == {"mapping": 3}
+        assert client.stats().last_error == "MappingError: KeyError: 'adx'"
+        assert [body for _, _, body, _ in server.requests] == [
+            {"request_id": "a", "candidate": row}
+        ]

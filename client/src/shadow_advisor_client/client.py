@@ -29,14 +29,14 @@ import os
 import random
 import threading
 from collections import Counter, OrderedDict, deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
 from time import monotonic
-from typing import Any
+from typing import Any, Union
 from uuid import uuid4
 
 import httpx
@@ -50,6 +50,12 @@ MAX_MESSAGE_BYTES = 1_000_000
 LOG_EVERY_S = 60.0
 MAX_PATHS = 1000
 log = logging.getLogger("advisor.client")
+Document = Union[Mapping[str, Any], Callable[[], Mapping[str, Any]]]
+"""What is sent, or what makes it: faults of the agent's own code are caught and counted too."""
+
+
+class MappingError(Exception):
+    """The agent's own code could not make what it wants to send."""
 
 
 class Breaker(Enum):
@@ -63,7 +69,7 @@ class Breaker(Enum):
 @dataclass(frozen=True)
 class ClientStats:
     """Counters since the start. `dropped` is by reason: queue_full, expired, refused,
-    unserialisable, closed. `left_out`: values that could not be
+    unserialisable, mapping, closed. `left_out`: values that could not be
     sent, by their path; the rest of their messages was. `refusals`: what the service
     refused, by field and reason; reports on a refused request count with it."""
 
@@ -159,19 +165,17 @@ class AdvisorClient:
         if exit_budget_s > 0:
             send_before_leaving(self)
 
-    def submit(self, request: Mapping[str, Any]) -> str | None:
+    def submit(self, request: Document) -> str | None:
         """Queue a request for advice and return its decision id at once; None when it had to be
         dropped."""
         try:
             message = self._advise_message(request, None)
             return message.decision_id if self._enqueue(message) else None
         except Exception as error:
-            self._drop("unserialisable", error)
+            self._unsendable(error)
             return None
 
-    def advise(
-        self, request: Mapping[str, Any], deadline_s: float | None = None
-    ) -> dict[str, Any] | None:
+    def advise(self, request: Document, deadline_s: float | None = None) -> dict[str, Any] | None:
         """The advice, or None when there is none within the deadline, whatever the network does.
 
         After a time-out the request stays queued with the same id: it is decided and recorded once,
@@ -187,7 +191,7 @@ class AdvisorClient:
             return None
 
     async def aadvise(
-        self, request: Mapping[str, Any], deadline_s: float | None = None
+        self, request: Document, deadline_s: float | None = None
     ) -> dict[str, Any] | None:
         """`advise` for asyncio: the loop goes on meanwhile."""
         message, end = self._asked(request, deadline_s)
@@ -207,11 +211,11 @@ class AdvisorClient:
             return None
         return message.advice.result()
 
-    def report_action(self, decision_id: str | None, action: Mapping[str, Any]) -> bool:
+    def report_action(self, decision_id: str | None, action: Document) -> bool:
         """Queue what the agent did; False when it had to be dropped."""
         return self._report(decision_id, "agent-action", action)
 
-    def report_outcome(self, decision_id: str | None, outcome: Mapping[str, Any]) -> bool:
+    def report_outcome(self, decision_id: str | None, outcome: Document) -> bool:
         """Queue what the market did; False when it had to be dropped."""
         return self._report(decision_id, "outcome", outcome)
 
@@ -287,9 +291,7 @@ class AdvisorClient:
         if os.getpid() != self._pid:
             self._reset()
 
-    def _asked(
-        self, request: Mapping[str, Any], deadline_s: float | None
-    ) -> tuple[_Message | None, float]:
+    def _asked(self, request: Document, deadline_s: float | None) -> tuple[_Message | None, float]:
         """A request in the queue that somebody waits for, and until when; None when dropped."""
         end = monotonic()
         try:
@@ -299,7 +301,7 @@ class AdvisorClient:
             message.advice, message.waited_for = Future(), True
             return (message if self._enqueue(message) else None), end
         except Exception as error:
-            self._drop("unserialisable", error)
+            self._unsendable(error)
             return None, end
 
     def _given_up(self, message: _Message) -> None:
@@ -307,8 +309,8 @@ class AdvisorClient:
         message.waited_for = False
         self._counters.timed_out += 1
 
-    def _advise_message(self, request: Mapping[str, Any], deadline_ms: int | None) -> _Message:
-        document = dict(request)
+    def _advise_message(self, request: Document, deadline_ms: int | None) -> _Message:
+        document = made(request)
         request_id = document["request_id"] = str(document.get("request_id") or uuid4())
         known = str(decision_id(request_id, principal_of(self._token)))
         return _Message(
@@ -326,7 +328,7 @@ class AdvisorClient:
                 counts[path] += 1
         return body
 
-    def _report(self, decision_id: str | None, what: str, body: Mapping[str, Any]) -> bool:
+    def _report(self, decision_id: str | None, what: str, body: Document) -> bool:
         try:
             if decision_id is None:
                 self._drop(
@@ -336,10 +338,10 @@ class AdvisorClient:
                 return False
             path = f"/decisions/{decision_id}/{what}"
             return self._enqueue(
-                _Message("PUT", path, self._encoded(dict(body)), monotonic(), decision_id)
+                _Message("PUT", path, self._encoded(made(body)), monotonic(), decision_id)
             )
         except Exception as error:
-            self._drop("unserialisable", error)
+            self._unsendable(error)
             return False
 
     def _enqueue(self, message: _Message) -> bool:
@@ -379,6 +381,9 @@ class AdvisorClient:
         except IndexError:
             return
         thread.start()
+
+    def _unsendable(self, error: Exception) -> None:
+        self._drop("mapping" if isinstance(error, MappingError) else "unserialisable", error)
 
     def _drop(self, reason: str, error: Exception | None) -> None:
         """Count a loss, and say so at most once a minute."""
@@ -517,6 +522,16 @@ class AdvisorClient:
             pause = max(pause, self._breaker_pause_s)
             self._open_until = monotonic() + pause
         return pause
+
+
+def made(document: Document) -> dict[str, Any]:
+    """A document of its own. Raises `MappingError` when the agent's code fails to make it."""
+    if not callable(document):
+        return dict(document)
+    try:
+        return dict(document())
+    except Exception as error:
+        raise MappingError(f"{type(error).__name__}: {error}") from error
 
 
 def refusals(reply: httpx.Response) -> tuple[str, ...]:

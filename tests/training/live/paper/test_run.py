@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import polars as pl
 import psycopg
 import pytest
 from rich.console import Console
-from shadow_advisor_client import AdvisorClient
+from shadow_advisor_client import AdvisorClient, Document
 
 from app.advising.serving import Models
 from app.domain.control import AgentAction
@@ -335,9 +335,9 @@ class Unreported(AdvisorClient):
     def __init__(self, client: AdvisorClient) -> None:
         self.advise = client.advise  # type: ignore[method-assign]
         self.stats = client.stats  # type: ignore[method-assign]
-        self.outcomes: list[Mapping[str, Any]] = []
+        self.outcomes: list[Document] = []
 
-    def report_outcome(self, decision_id: str | None, outcome: Mapping[str, Any]) -> bool:
+    def report_outcome(self, decision_id: str | None, outcome: Document) -> bool:
         self.outcomes.append(outcome)
         return True
 
