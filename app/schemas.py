@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Annotated, Any
 from uuid import uuid4
 
@@ -15,7 +16,7 @@ from app.domain.decision import Advice, Decision
 from app.domain.fields import Flag, Record, ShortText, Whole
 from app.domain.manifest import VERSION_PATTERN
 from app.domain.outcome import Outcome
-from app.domain.review import Veto
+from app.domain.review import MissedInput, Veto
 from app.domain.scenario import Scenario
 
 EXAMPLE: dict[str, Any] = {
@@ -125,6 +126,7 @@ ADVISE_BODY: TypeAdapter[AdviseRequest | list[AdviseRequest]] = TypeAdapter(Advi
 ADVISE_ONE: TypeAdapter[AdviseRequest] = TypeAdapter(AdviseRequest)
 ITEMS: TypeAdapter[list[Any]] = TypeAdapter(Annotated[list[Any], Field(min_length=1)])
 """The elements of a list, before any of them is looked at."""
+ANY: TypeAdapter[Any] = TypeAdapter(Any)
 AGENT_ACTION: TypeAdapter[AgentAction] = TypeAdapter(AgentAction)
 OUTCOME: TypeAdapter[Outcome] = TypeAdapter(Outcome)
 
@@ -169,6 +171,41 @@ class AdviseResponse(BaseModel):
         description="where the record became durable: stream, spool or shadow_log"
     )
     advices: list[AdviceSummary]
+
+
+class Verdict(StrEnum):
+    """What became of a field: LEFT_OUT could not be read and was done without, REFUSED is why the
+    request is refused, UNRECOGNISED is kept and read by nobody."""
+
+    ACCEPTED = "accepted"
+    COERCED = "coerced"
+    LEFT_OUT = "left_out"
+    REFUSED = "refused"
+    MISSING = "missing"
+    UNRECOGNISED = "unrecognised"
+
+
+class FieldReport(BaseModel):
+    """What became of one field of a document."""
+
+    model_config = ConfigDict(frozen=True)
+
+    field: str
+    verdict: Verdict
+    sent: str | None = Field(None, description="the beginning of what was sent")
+    taken: str | None = Field(None, description="what was taken of it, where that differs")
+    why: str | None = Field(None, description="what is wrong, or what it means that it is missing")
+
+
+class DryRun(BaseModel):
+    """What would become of a request: nothing is recorded, no id is taken."""
+
+    acceptable: bool = Field(description="it would be decided on")
+    fields: list[FieldReport]
+    missed_inputs: list[MissedInput] = Field(description="rules that would lack an input")
+    control_vetoes: list[Veto] | None = Field(
+        description="the agent's own order through the rules; null when it is not acceptable"
+    )
 
 
 class Pending(BaseModel):

@@ -81,7 +81,7 @@ class Service:
         self.controls = Controls(limits, journal, shadow_log, telemetry)
         self.records = Records(journal, shadow_log, telemetry, now, live=by_wall_clock)
         self.report_bounds = ReportBounds(max_reports)
-        self.advisor = Advisor(serving, self.records, self.controls, telemetry, self._judge_at)
+        self.advisor = Advisor(serving, self.records, self.controls, telemetry, self.judge_at)
         self.door = Door(telemetry, JOURNAL_RESERVE_S, self._parallel)
         self._postgres = Probe(shadow_log.ping)
         self._valkey = Probe(journal.ping)
@@ -94,7 +94,8 @@ class Service:
     def _parallel(self) -> int:
         return min(policy.parallel for policy in self.serving.models.policies)
 
-    def _judge_at(self, scenario: Scenario) -> datetime:
+    def judge_at(self, scenario: Scenario) -> datetime:
+        """The time that rules judge a scenario at."""
         return self.now() if self.by_wall_clock else scenario.as_of
 
     async def start(self) -> None:

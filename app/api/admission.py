@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from app.advising.door import Door, Ticket
 from app.api.budget import Buckets
 from app.api.connection import ARRIVED
+from app.api.dry_run import asks_for_dry_run
 from app.api.wire import overloaded, too_often
 from app.domain.errors import Overloaded
 from app.domain.principal import OPEN, Principal
@@ -71,9 +72,11 @@ def _caller(scope: Scope) -> str:
 
 
 def _waits_for_advice(scope: Scope) -> bool:
-    return (scope["method"], scope["path"]) == ("POST", "/advise") and not is_asynchronous(
-        dict(scope["headers"]).get(b"prefer", b"").decode("latin-1")
-    )
+    if (scope["method"], scope["path"]) != ("POST", "/advise") or (
+        asks_for_dry_run(scope) is not False
+    ):
+        return False
+    return not is_asynchronous(dict(scope["headers"]).get(b"prefer", b"").decode("latin-1"))
 
 
 def _deadline_s(scope: Scope) -> float:

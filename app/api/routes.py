@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from datetime import timedelta
 from time import monotonic, perf_counter
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -19,6 +18,7 @@ from app.advising.service import Service
 from app.api.access import allowed, caller_of
 from app.api.admission import is_asynchronous, ticket_of
 from app.api.connection import ARRIVED
+from app.api.dry_run import PARAMETER, dry_run, is_dry_run
 from app.api.wire import (
     Json,
     body_schema,
@@ -28,6 +28,7 @@ from app.api.wire import (
     problem_document,
     problems,
     read_headers,
+    require_not_ahead,
 )
 from app.domain.errors import (
     AbstainReason,
@@ -52,6 +53,7 @@ from app.schemas import (
     AdviseHeaders,
     AdviseRequest,
     AdviseResponse,
+    DryRun,
     Pending,
     response,
 )
@@ -77,9 +79,9 @@ router = APIRouter()
 
 @router.post(
     "/advise",
-    openapi_extra={**body_schema(ADVISE_BODY), "parameters": header_parameters()},
+    openapi_extra={**body_schema(ADVISE_BODY), "parameters": [PARAMETER, *header_parameters()]},
     responses={
-        200: {"model": AdviseResponse, "links": DECISION},
+        200: {"model": AdviseResponse | DryRun, "links": DECISION},
         202: {"model": Pending, "links": DECISION},
         **PROBLEMS,
         **problems(AnswerGone, Overloaded),
@@ -88,6 +90,8 @@ router = APIRouter()
 )
 async def advise(request: Request) -> Response:
     caller = allowed(request, Role.AGENT)
+    if is_dry_run(request):
+        return Json(await dry_run(request))
     service: Service = request.app.state.service
     begin = perf_counter()
     seconds: dict[str, float] = {}
@@ -163,20 +167,13 @@ def _incoming(
     headers: AdviseHeaders,
 ) -> Incoming:
     service: Service = request.app.state.service
-    now = service.now()
     if key is not None:
         if "request_id" in body.model_fields_set and body.request_id != key:
             raise InvalidRecord(
                 "request_id differs from the header Idempotency-Key: send one of them"
             )
         body = body.model_copy(update={"request_id": key})
-    skew = service.controls.limits.stale_snapshot.max_clock_skew_s
-    if service.by_wall_clock and body.as_of > now + timedelta(seconds=skew):
-        raise InvalidRecord(
-            f"candidate.ts: {body.as_of.isoformat()} is in the future; this server's clock says"
-            f" {now.isoformat()} (tolerance {skew:g} s): check the time zone and the clock of the"
-            " sender"
-        )
+    require_not_ahead(service, body)
     deadline_ms = request.app.state.options.deadline_ms
     wait = (headers.x_deadline_ms or body.deadline_ms or deadline_ms) / 1000
     return Incoming(
@@ -184,7 +181,7 @@ def _incoming(
         body.claim(),
         body.scenario(),
         body.agent_action,
-        now,
+        service.now(),
         request.scope["state"].get(ARRIVED, monotonic()) + wait,
         headers.traceparent,
         body.rationale,

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import reprlib
 from dataclasses import dataclass
-from itertools import islice
+from datetime import timedelta
 from math import ceil
 from typing import Any
 
@@ -16,7 +15,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.advising.service import Service
 from app.api.budget import values
+from app.api.fields import refused_fields
 from app.domain.errors import (
     AdvisorError,
     AliasRefused,
@@ -32,8 +33,7 @@ from app.domain.errors import (
     UnknownDecision,
     UnknownVersion,
 )
-from app.domain.fields import location
-from app.schemas import ADVISE_BODY, ADVISE_ONE, ITEMS, AdviseHeaders, AdviseRequest, Problem
+from app.schemas import ADVISE_BODY, ADVISE_ONE, ANY, ITEMS, AdviseHeaders, AdviseRequest, Problem
 from app.telemetry import Refusal
 
 STATUS: dict[type[AdvisorError], tuple[int, str]] = {
@@ -131,26 +131,58 @@ async def parse_candidates(
     """The body of `/advise`, and whether it is a list. What is wrong with an element of a list is
     that element's own problem, in its place; a list of nothing else is refused as a whole."""
     body = await read_body(request)
-    if body.lstrip()[:1] != b"[":
+    if not _is_list(body):
         return [_within_budget(request, ADVISE_ONE.validate_json(body))], False
-    items = ITEMS.validate_json(body)
-    most = request.app.state.options.max_candidates
-    if len(items) > most:
-        request.app.state.metrics.refused(Refusal.ITEMS)
-        raise InvalidRecord(f"{len(items)} candidates in one call; at most {most}")
-    elements = [_element(request, item) for item in items]
+    elements = [_element(request, item) for item in _items(request, body)]
     if all(isinstance(element, dict) for element in elements):
         ADVISE_BODY.validate_json(body)  # When nothing is left to do, the whole call is refused.
     return elements, True
 
 
+async def candidate_documents(request: Request) -> tuple[list[Any], bool]:
+    """The body of `/advise` before it is read as candidates, and whether it is a list."""
+    body = await read_body(request)
+    return (_items(request, body), True) if _is_list(body) else ([ANY.validate_json(body)], False)
+
+
+def _is_list(body: bytes) -> bool:
+    return body.lstrip()[:1] == b"["
+
+
+def _items(request: Request, body: bytes) -> list[Any]:
+    items = ITEMS.validate_json(body)
+    most = request.app.state.options.max_candidates
+    if len(items) > most:
+        request.app.state.metrics.refused(Refusal.ITEMS)
+        raise InvalidRecord(f"{len(items)} candidates in one call; at most {most}")
+    return items
+
+
 def _element(request: Request, item: Any) -> AdviseRequest | dict[str, Any]:
     try:
-        return _within_budget(request, ADVISE_ONE.validate_python(item))
+        return read_candidate(request, item)
     except ValidationError as error:
         return invalid_document(error)
     except AdvisorError as error:
         return problem_document(error)
+
+
+def read_candidate(request: Request, document: Any) -> AdviseRequest:
+    """One candidate, of a document that is read already. Raises `ValidationError`, which names
+    every field at fault, or `InvalidRecord`."""
+    return _within_budget(request, ADVISE_ONE.validate_python(document))
+
+
+def require_not_ahead(service: Service, body: AdviseRequest) -> None:
+    """Raises `InvalidRecord` for a candidate of the future."""
+    now = service.now()
+    skew = service.controls.limits.stale_snapshot.max_clock_skew_s
+    if service.by_wall_clock and body.as_of > now + timedelta(seconds=skew):
+        raise InvalidRecord(
+            f"candidate.ts: {body.as_of.isoformat()} is in the future; this server's clock says"
+            f" {now.isoformat()} (tolerance {skew:g} s): check the time zone and the clock of the"
+            " sender"
+        )
 
 
 def _within_budget(request: Request, body: AdviseRequest) -> AdviseRequest:
@@ -260,49 +292,14 @@ async def _invalid(request: Request, error: Exception) -> Response:
 
 def invalid_document(error: ValidationError | RequestValidationError) -> dict[str, Any]:
     """What is wrong with a document, by field."""
-    if isinstance(error, ValidationError):
-        found: list[Any] = error.errors(include_url=False, include_context=False)
-    else:
-        found = list(error.errors())
     errors = [
-        {"field": _field(e["loc"]), "message": e["msg"], "got": _shown(e.get("input"))}
-        for e in found[:50]
+        {"field": fault.field, "message": fault.why or "", "got": fault.sent or ""}
+        for fault in refused_fields(error)
     ]
     status, title = STATUS[InvalidRecord]
     detail = "; ".join(f"{e['field']}: {e['message']}" for e in errors[:5])
     document = {"type": "about:blank", "title": title, "status": status, "detail": detail}
     return document | {"errors": errors}
-
-
-class _Short(reprlib.Repr):
-    """The beginning of a value: what a refusal shows does not cost more than what was sent."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.maxlevel, self.maxlist, self.maxstring = 3, 8, 100
-        self.maxlong, self.maxother = 60, 100
-
-    def repr_dict(self, value: dict[str, Any], level: int) -> str:
-        """Unsorted, and no further than it is shown."""
-        if level <= 0:
-            return "{...}"
-        pairs = (
-            f"{self.repr1(key, level - 1)}: {self.repr1(item, level - 1)}"
-            for key, item in islice(value.items(), 8)
-        )
-        return "{" + ", ".join(pairs) + ("" if len(value) <= 8 else ", ...") + "}"
-
-
-_SHORT = _Short()
-
-
-def _shown(value: Any) -> str:
-    return _SHORT.repr(value)[:120]
-
-
-def _field(loc: tuple[int | str, ...]) -> str:
-    """The field's path as the sender wrote it, without the tag of the union."""
-    return location(tuple(part for part in loc if part not in ("one", "many")))
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

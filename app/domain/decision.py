@@ -329,6 +329,9 @@ def review_control(
     scenario: Scenario, limits: Limits, state: TradingState, now: datetime
 ) -> Review:
     """The agent's own order through the same rules."""
-    return review(
-        Case(scenario, agents_order(scenario), state, now, approve_probability=None), limits
-    )
+    return review(control_case(scenario, state, now), limits)
+
+
+def control_case(scenario: Scenario, state: TradingState, now: datetime) -> Case:
+    """The agent's own order, as the rules see it."""
+    return Case(scenario, agents_order(scenario), state, now, approve_probability=None)

@@ -7,6 +7,7 @@ the other way, and are computed beside the rules, so that loosening a limit neve
 from __future__ import annotations
 
 from math import isfinite
+from typing import Literal
 
 from pydantic import Field
 
@@ -44,6 +45,14 @@ class Cap(Record):
     after: float
 
 
+class MissedInput(Record):
+    """A rule that lacks an input, and what it does without it."""
+
+    code: VetoCode
+    missing: str
+    then: Literal["refuse", "pass"]
+
+
 class Review(Record):
     """The rules' verdict on one order: every veto, every cap, and the order after caps."""
 
@@ -76,6 +85,25 @@ def review(case: Case, limits: Limits) -> Review:
     )
 
 
+def missed_inputs(case: Case, limits: Limits) -> tuple[MissedInput, ...]:
+    """The rules that lack an input, of each the first, and what they do without it."""
+    missed = []
+    for rule in (*RULES, *AFTER_CAPS):
+        try:
+            rule.check(case, limits)
+        except MissingInput as missing:
+            then = _when_missing(rule, limits)
+            missed.append(MissedInput(code=rule.code, missing=str(missing), then=then))
+        except Exception:
+            continue  # It would refuse; `review` says so.
+    return tuple(missed)
+
+
+def _when_missing(rule: Rule, limits: Limits) -> Literal["refuse", "pass"]:
+    table: RuleLimits | None = getattr(limits, rule.section, None)
+    return "refuse" if table is None else table.when_missing
+
+
 def _judge(rule: Rule, case: Case, limits: Limits) -> Veto | None:
     """One rule, failing closed."""
     try:
@@ -84,8 +112,7 @@ def _judge(rule: Rule, case: Case, limits: Limits) -> Veto | None:
             return None
         return Veto(code=rule.code, observed=refusal.observed, limit=refusal.limit)
     except MissingInput as missing:
-        table: RuleLimits | None = getattr(limits, rule.section, None)
-        if table is not None and table.when_missing == "pass":
+        if _when_missing(rule, limits) == "pass":
             return None
         return Veto(code=rule.code, missing=str(missing))
     except Exception as error:

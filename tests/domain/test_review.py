@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from app.domain.limits import Limits
-from app.domain.review import Cap, review
+from app.domain.review import Cap, MissedInput, missed_inputs, review
 from app.domain.rules import Rule, VetoCode
 from app.domain.scenario import Scenario
 from tests.domain.scenarios import case, scenario
@@ -125,3 +125,13 @@ def test_the_words_of_a_rule_that_failed_are_cut(monkeypatch: pytest.MonkeyPatch
     (veto,) = review(case(), Limits(version="test")).vetoes
     words = "SPREAD: ZeroDivisionError: "
     assert veto.observed == words + "x" * (300 - len(words))
+
+
+def test_a_missed_input_is_told_whether_it_refuses_or_passes() -> None:
+    limits = Limits.model_validate({"version": "w", "spread": {"when_missing": "pass"}})
+    bare = case(scenario(candidate__spread_bps=None, account__day_pnl_fraction=None))
+    assert missed_inputs(bare, limits) == (
+        MissedInput(code=VetoCode.SPREAD, missing="spread_bps", then="pass"),
+        MissedInput(code=VetoCode.DAILY_LOSS, missing="account.day_pnl_fraction", then="refuse"),
+    )
+    assert missed_inputs(case(scenario()), limits) == ()

@@ -269,7 +269,8 @@ def test_state_without_the_service_or_with_another_one_is_one_line(
     variables: dict[str, str],
 ) -> None:
     assert "does not answer" in refusal(variables, "state")
-    assert "does not answer" in refusal(variables, "state", "--url", "http://[::1")
+    refused = refusal(variables, "state", "--url", "http://[::1")
+    assert "is not the address of a service" in refused
     with faulty(garbage) as server:
         server_url = f"{server.url}"
         why = ("HALTED", "--reason", "drill", "--by", "ops")
