@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 from uuid import UUID
 
 import orjson
+import structlog
 
 from app.advising.earlier import PATIENCE_S, Earlier
 from app.domain.candidate import Candidate
@@ -35,6 +36,7 @@ from app.journal.journal import Journal, Place, Receipt
 from app.shadow_log.log import ShadowLog
 from app.telemetry import LossCause, Pair, Telemetry
 
+log = structlog.get_logger()
 Reply = TypeVar("Reply")
 Placed = TypeVar("Placed", AgentActionReport, OutcomeReport)
 REMEMBERED = 10_000
@@ -218,7 +220,7 @@ class Records:
             decision_id=decision_id, recorded_at=self._now(), reported_by=by, action=action
         )
         placed = await self._placed(EventKind.AGENT_ACTION, report)
-        receipt = await self.append(Event.of_report(EventKind.AGENT_ACTION, placed))
+        receipt = await self._append_report(Event.of_report(EventKind.AGENT_ACTION, placed))
         if not receipt.repeated:
             recent = await self._comparable(decision_id)
             if recent is not None:
@@ -235,7 +237,26 @@ class Records:
             decision_id=decision_id, recorded_at=self._now(), reported_by=by, outcome=outcome
         )
         placed = await self._placed(EventKind.OUTCOME, report)
-        return await self.append(Event.of_report(EventKind.OUTCOME, placed))
+        return await self._append_report(Event.of_report(EventKind.OUTCOME, placed))
+
+    async def _append_report(self, event: Event) -> Receipt:
+        """Make a report durable, once. What the stream remembers as moved, and the log lacks (an
+        older backup was restored), is no repeat: it is appended anew. So is what nobody can look
+        up now; the writer leaves what is there as it is."""
+        receipt = await self.append(event)
+        if not receipt.moved:
+            return receipt
+        try:
+            stored = await self._ask_log(self._log.holds([event]))
+        except ShadowLogUnavailable:
+            stored = None
+        if stored:
+            return receipt
+        receipt = await self._journal.append(event, anew=True)
+        if stored is None:
+            return receipt
+        log.warning("a report that was answered before is not in Postgres: recorded anew")
+        return receipt._replace(repeated=False)
 
     async def _placed(self, kind: EventKind, report: Placed) -> Placed:
         """The report in its place among those on the same subject; in that of the newest when it

@@ -23,6 +23,7 @@ from app.advising.records import Records
 from app.advising.serving import Serving
 from app.domain.errors import (
     AdvisorError,
+    AnswerGone,
     JournalUnavailable,
     Overloaded,
     RequestConflict,
@@ -90,6 +91,8 @@ class Service:
         self._told = ""
         """Why accepted requests wait, as it was last logged."""
         self._told_head: tuple[str, int] | None = None
+        self._went_back = ""
+        """How the log was seen to lack what it held."""
 
     def _parallel(self) -> int:
         return min(policy.parallel for policy in self.serving.models.policies)
@@ -135,9 +138,9 @@ class Service:
 
     async def accept(
         self, asked: Sequence[tuple[Incoming, AdviseRequest]]
-    ) -> list[RequestConflict | None]:
+    ) -> list[RequestConflict | AnswerGone | None]:
         """Make requests durable together, to be decided later; which of them cannot be because
-        their id was used with other content.
+        their id was used with other content, or its answer is gone.
 
         Raises
         ------
@@ -147,9 +150,20 @@ class Service:
         new = [one for one, claim in zip(asked, claims, strict=True) if claim is None]
         waiting = iter(await self._put(new) if new else ())
         return [
-            _conflict(incoming, claim or next(waiting))
+            _conflict(incoming, next(waiting)) if claim is None else await self._gone(incoming)
             for (incoming, _), claim in zip(asked, claims, strict=True)
         ]
+
+    async def _gone(self, incoming: Incoming) -> RequestConflict | AnswerGone | None:
+        """Why an id that is known will have no decision, or another one; None when it has, or
+        nobody can tell now."""
+        try:
+            await self.records.answered(incoming.decision_id, incoming.claim)
+        except (RequestConflict, AnswerGone) as error:
+            return error
+        except (JournalUnavailable, ShadowLogUnavailable):
+            pass
+        return None
 
     async def _claim_of(self, incoming: Incoming) -> str | None:
         known = incoming.decision_id
@@ -177,8 +191,8 @@ class Service:
 
     async def readiness(self) -> dict[str, Any]:
         """The truth about each dependency and each background task. Without Postgres or Valkey, but
-        with disk, or with a version that is refused, the service is degraded; while state and
-        limits are not followed, no advice can be given rightly."""
+        with disk, with a version that is refused, or when Postgres lacks what it held, the service
+        is degraded; while state and limits are not followed, no advice can be given rightly."""
         postgres, valkey, spool = await asyncio.gather(
             self._postgres.ask(), self._valkey.ask(), self._spool.ask()
         )
@@ -189,7 +203,7 @@ class Service:
         if "up" not in (valkey, spool) or Task.CONTROLS in failing:
             status = "unready"
         elif postgres == valkey == spool == "up" and not (
-            failing or faults or self.serving.refusals()
+            failing or faults or self._went_back or self.serving.refusals()
         ):
             status = "ready"
         else:
@@ -197,6 +211,7 @@ class Service:
         return {
             "status": status,
             "postgres": postgres,
+            "record": self._went_back or "whole",
             "valkey": valkey,
             "valkey_durable": self.journal.durable,
             "valkey_faults": list(faults),
@@ -230,11 +245,28 @@ class Service:
     async def _tell_head(self) -> None:
         """Tell Postgres, past the queue server, up to which number this process' events are
         durable; later, of more events, when it is away."""
-        numbered = self.journal.numbered()
-        if numbered is not None and numbered != self._told_head and numbered[1] > 0:
-            with suppress(ShadowLogUnavailable):
+        with suppress(ShadowLogUnavailable):
+            await self._see_whether_it_went_back()
+            numbered = self.journal.numbered()
+            if numbered is not None and numbered != self._told_head and numbered[1] > 0:
                 await self.shadow_log.note_head(*numbered)
                 self._told_head = numbered
+
+    async def _see_whether_it_went_back(self) -> None:
+        """Whether Postgres still holds what this process told it. If not, it is told again, so that
+        the writer counts what is missing."""
+        if self._told_head is None:
+            return
+        producer, seq = self._told_head
+        held = await self.shadow_log.head(producer)
+        if held < seq:
+            self._went_back = (
+                f"it lacks what it held ({held} of {seq} numbers of this process): an older backup"
+                " was restored? `advisor verify` names what is missing; restart the API when that"
+                " is known"
+            )
+            self._told_head = None
+            log.error("Postgres went back", error=self._went_back)
 
     async def _serve_accepted(self) -> None:
         """Decide what was accepted asynchronously; an entry is done when its decision is

@@ -168,8 +168,9 @@ class Journal:
             log.error("the spool cannot be used", error=str(unusable))
         self._supervisor.start(Task.SPOOL_DRAIN, self._look_after, every_s=self._retry_s)
 
-    async def append(self, event: Event) -> Receipt:
-        """Make an event durable, once.
+    async def append(self, event: Event, *, anew: bool = False) -> Receipt:
+        """Make an event durable, once; `anew` also when it is known, but neither stream nor log
+        hold it any more.
 
         A failed append to the stream has an unknown effect; the event then goes to the spool as
         well, and draining, which is idempotent, sorts it out.
@@ -179,7 +180,7 @@ class Journal:
         RequestConflict : the key is known with another claim.
         JournalUnavailable : neither stream nor spool took it.
         """
-        return await self._append(event, self._stream.append)
+        return await self._append(event, lambda linked: self._stream.append(linked, anew=anew))
 
     async def place(
         self,

@@ -62,7 +62,8 @@ local function at(id)
 end
 if known then
     local there = at(string.match(known, '[^|]*$'))
-    local mine = ARGV[3] .. '|' .. ARGV[5] .. '|'
+    local mine = ARGV[3] .. '|'
+    if ARGV[14] == 'same' then mine = mine .. ARGV[5] .. '|' end
     if ARGV[14] ~= '' and not there['key'] and string.sub(known, 1, #mine) == mine then
         add('payload', ARGV[4])
         redis.call('XADD', KEYS[2], '*', unpack(entry))
@@ -70,7 +71,7 @@ if known then
         add('digest', ARGV[13]) add('fate', 'repeat')
         redis.call('XADD', KEYS[2], '*', unpack(entry))
     end
-    return {0, known}
+    return {there['key'] and 0 or 2, known}
 end
 add('payload', ARGV[4])
 local id = redis.call('XADD', KEYS[2], '*', unpack(entry))
@@ -84,11 +85,12 @@ if ARGV[7] ~= '' then
 end
 return {1, value}
 """
-"""Keys: idempotency key, stream, state, memory. Returns {1, value} when new, {0, value} when known;
-see `Known`; {-1, ''} when the memory is not the one that the caller knows. A numbered event whose
-key is known leaves its link, so that no number is missing, unless it is itself what is known. One
-that is restored comes again when its entry is gone: the writer knows whether it was moved, or
-thrown away."""
+"""Keys: idempotency key, stream, state, memory. Returns {1, value} when new, {0, value} when known
+and still in the stream, {2, value} when known and not there any more; see `Known`; {-1, ''} when
+the memory is not the one that the caller knows. A numbered event whose key is known leaves its
+link, so that no number is missing, unless it is itself what is known. With a last argument, `same`
+payload or same `claim`, it comes again when its entry is gone: the writer knows whether it was
+moved, or thrown away."""
 JOIN = """
 local evicted, before = tonumber(ARGV[2]), tonumber(redis.call('GET', KEYS[2]) or '0')
 if evicted > before then redis.call('DEL', KEYS[1]) end
@@ -119,6 +121,7 @@ if not arrival or tonumber(arrival) < tonumber(ARGV[1]) then
 end
 """
 APPEND_SHA = sha1(APPEND.encode(), usedforsecurity=False).hexdigest()
+_NEW, _MOVED = 1, 2
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -127,6 +130,8 @@ class Receipt(NamedTuple):
 
     target: Literal["stream", "spool"]
     repeated: bool
+    moved: bool = False
+    """Whether what it repeats has left the stream since: whether it is stored, the log knows."""
 
 
 class MemoryReplaced(JournalUnavailable):
@@ -311,17 +316,18 @@ class StreamJournal:
         identity, _, since = self._memory.partition(" ")
         return Memory(identity, datetime.fromisoformat(since))
 
-    async def append(self, event: Event) -> Receipt:
-        """Append once. Raises `RequestConflict` when the key is known with another claim."""
-        new, known = await self._append(event)
+    async def append(self, event: Event, *, anew: bool = False) -> Receipt:
+        """Append once; `anew` also when it is known and has left the stream. Raises
+        `RequestConflict` when the key is known with another claim."""
+        new, known = await self._append(event, again="claim" if anew else "")
         _require_same_claim(event, known)
-        return Receipt("stream", repeated=not new)
+        return Receipt("stream", new != _NEW, moved=new == _MOVED)
 
     async def set_state(self, change: StateChange, link: Link | None = None) -> Receipt:
         """Record a change of state and make it the live one, in one step."""
         event = Event.of_state_change(change)._replace(link=link)
         new, _ = await self._append(event, _state_value(change), "always")
-        return Receipt("stream", repeated=not new)
+        return Receipt("stream", new != _NEW)
 
     async def restore(self, event: Event) -> None:
         """Append what was spooled while the stream was away, once; an old change of state stays
@@ -337,7 +343,7 @@ class StreamJournal:
             change = event.record()
             assert isinstance(change, StateChange)
             state = _state_value(change)
-        _, known = await self._append(event, state, "newer", again="again")
+        _, known = await self._append(event, state, "newer", again="same")
         _require_same_claim(event, known)
         if event.kind is EventKind.DECISION and known.checksum != _checksum(event):
             raise RequestConflict(
@@ -434,7 +440,7 @@ class StreamJournal:
 
     async def _append(
         self, event: Event, state: str = "", when: str = "", again: str = ""
-    ) -> tuple[bool, Known]:
+    ) -> tuple[int, Known]:
         keys = (idempotency_key(event.kind, event.key), EVENTS, STATE, MEMORY)
         body = (event.kind.value, event.key, event.claim, event.payload)
         link = (*event.link, digest(event.payload)) if event.link else ("", "", "", "")
@@ -450,7 +456,7 @@ class StreamJournal:
             raise MemoryReplaced(
                 "Valkey was emptied, or is another one; it is looked at anew: ask again"
             )
-        return bool(new), _known(value)
+        return new, _known(value)
 
     async def _run(self, *command: Any) -> Any:
         try:

@@ -15,6 +15,7 @@ from typing import Any
 from uuid import UUID
 
 import orjson
+import structlog
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import (
@@ -35,6 +36,7 @@ from app.shadow_log.database import connect, translated_errors
 from app.shadow_log.findings import Fault, VerifyReport
 from app.shadow_log.places import CheckpointError, Place
 
+log = structlog.get_logger()
 Document = dict[str, Any]
 PATIENCE = "2s"
 """How long a checkpoint waits for appends that are under way, which hold up those behind it."""
@@ -51,6 +53,7 @@ class Checkpointer:
         self._tree = Tree()
         self._counts: Counter[str] = Counter()
         self._newest = 0
+        self._last: Linked | None = None
         self._written = 0
 
     async def checkpoint(self) -> Document | None:
@@ -62,16 +65,30 @@ class Checkpointer:
                 await links.exclusive(connection)
                 newest = await connection.scalar(select(func.max(tables.event_links.c.id))) or 0
             async with self._engine.connect() as connection:
+                if not await self._holds_last(connection):
+                    log.error("the log lacks links that it held: its tree is made anew")
+                    self._forget()
                 async for number, linked in links_after(connection, self._newest, newest):
                     self._tree.add(linked.leaf())
                     self._counts[_counted(linked)] += 1
-                    self._newest = number
+                    self._newest, self._last = number, linked
         if self._tree.size == self._written:
             return None
         document = self._signed()
         await self._place.add(self._tree.size, orjson.dumps(document))
         self._written = self._tree.size
         return document
+
+    async def _holds_last(self, connection: AsyncConnection) -> bool:
+        """Whether the link that was added last is still there: an older backup lacks it."""
+        if self._last is None:
+            return True
+        there = [link async for _, link in links_after(connection, self._newest - 1, self._newest)]
+        return there == [self._last]
+
+    def _forget(self) -> None:
+        self._tree, self._counts = Tree(), Counter()
+        self._newest, self._last, self._written = 0, None, 0
 
     def _signed(self) -> Document:
         public = self._key.public_key().public_bytes_raw()

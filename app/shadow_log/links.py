@@ -166,9 +166,12 @@ WITH RECURSIVE linked AS (
             ORDER BY producer LIMIT 1)
     FROM linked WHERE linked.producer IS NOT NULL
 ), marks AS (
-    SELECT * FROM unnest(CAST(:producers AS text[]), CAST(:marks AS bigint[])) m (producer, mark)
+    SELECT * FROM unnest(CAST(:producers AS text[]), CAST(:marks AS bigint[]),
+                         CAST(:newest AS bigint[])) m (producer, mark, seen)
 )
 SELECT producer, coalesce(mark, 0) AS mark,
+       seen IS NULL OR EXISTS (SELECT FROM event_links l
+                               WHERE l.producer = p.producer AND l.seq = seen) AS there,
        (SELECT max(seq) FROM event_links l WHERE l.producer = p.producer) AS newest,
        (SELECT count(DISTINCT seq) FROM event_links l
         WHERE l.producer = p.producer AND l.seq > coalesce(mark, 0)) AS arrived
@@ -186,37 +189,72 @@ WHERE seq > below + 1 ORDER BY seq
 
 
 class Watch:
-    """Counts what is missing, each number once, without reading again what is complete."""
+    """Counts what is missing, each number once, without reading again what is complete.
+
+    A log that lacks the newest link that was seen of a producer has gone back, as when an older
+    backup was restored: of that producer everything is counted anew.
+    """
 
     def __init__(self) -> None:
         self._marks: dict[str, int] = {}
+        """Up to which number each is accounted for: stored, or among the holes."""
+        self._newest: dict[str, int] = {}
+        """The newest link that was there."""
         self._holes: list[Hole] = []
 
     async def missing(self, connection: AsyncConnection, told: Mapping[str, int]) -> int:
-        """Numbers that are not in the log although later ones of their producer are, or although
-        the producer `told` that they are durable.
+        """Numbers that are not in the log although later ones of their producer are, or were, or
+        although the producer `told` that they are durable.
 
         What waits in a spool is missing until it arrives.
         """
         open_holes = []
         for hole in self._holes:
             open_holes += await _open_parts(connection, hole)
-        marks = {"producers": list(self._marks), "marks": list(self._marks.values())}
-        rows = await connection.execute(text(_PRODUCERS), {**marks, "before": BEFORE})
-        for row in rows.all():
-            if row.newest - row.mark > row.arrived:
-                arguments = {"producer": row.producer, "mark": row.mark}
-                holes = await connection.execute(text(_HOLES), arguments)
-                open_holes += [Hole(row.producer, each.first, each.last) for each in holes]
-            self._marks[row.producer] = row.newest
         self._holes = open_holes
+        marks = {"producers": list(self._marks), "marks": list(self._marks.values())}
+        marks["newest"] = [self._newest[producer] for producer in self._marks]
+        rows = await connection.execute(text(_PRODUCERS), {**marks, "before": BEFORE})
+        stored = {row.producer: row for row in rows}
+        for producer in set(self._marks) - set(stored):
+            self._count_anew(producer, [], 0)
+        for producer, row in stored.items():
+            if not row.there:
+                holes = await _holes(connection, producer, 0)
+                self._count_anew(producer, holes, row.newest)
+            else:
+                if row.newest - row.mark > row.arrived:
+                    self._holes += await _holes(connection, producer, row.mark)
+                self._marks[producer] = max(row.newest, row.mark)
+            self._newest[producer] = row.newest
         tails = (max(seq - self._marks.get(producer, 0), 0) for producer, seq in told.items())
-        return sum(tails) + sum(hole.size for hole in open_holes)
+        return sum(tails) + sum(hole.size for hole in self._holes)
+
+    def _count_anew(self, producer: str, holes: Sequence[Hole], newest: int) -> None:
+        """`holes` and what is behind `newest` are missing, of all that was ever seen."""
+        self._holes = [hole for hole in self._holes if hole.producer != producer] + list(holes)
+        if self._marks[producer] > newest:
+            self._holes.append(Hole(producer, newest + 1, self._marks[producer]))
+        self._marks[producer] = max(self._marks[producer], newest)
+        self._newest[producer] = newest
+
+
+async def head(connection: AsyncConnection, producer: str) -> int:
+    """What one producer told last; 0 when the log holds nothing that it told."""
+    c = tables.chain_heads.c
+    told = await connection.scalar(select(func.max(c.seq)).where(c.producer == producer))
+    return told or 0
 
 
 async def heads(connection: AsyncConnection) -> dict[str, int]:
     """What each producer told last."""
     return {row.producer: row.head for row in await connection.execute(text(_TOLD))}
+
+
+async def _holes(connection: AsyncConnection, producer: str, mark: int) -> list[Hole]:
+    """Numbers behind a mark that are missing before the newest that is stored."""
+    rows = await connection.execute(text(_HOLES), {"producer": producer, "mark": mark})
+    return [Hole(producer, row.first, row.last) for row in rows]
 
 
 async def _open_parts(connection: AsyncConnection, hole: Hole) -> list[Hole]:

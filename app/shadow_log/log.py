@@ -292,6 +292,12 @@ class ShadowLog:
         async with self._transaction() as connection:
             await links.note_head(connection, producer, seq)
 
+    async def head(self, producer: str) -> int:
+        """Up to which number a producer told that its events are durable; 0 when it is not there
+        any more."""
+        async with self._transaction() as connection:
+            return await links.head(connection, producer)
+
     async def heads(self) -> dict[str, int]:
         """Up to which number each producer told that its events are durable."""
         async with self._transaction() as connection:

@@ -22,7 +22,7 @@ from app.domain.event import Event, EventKind, StateChange
 from app.journal.journal import Journal
 from app.journal.segment import SUFFIX
 from app.journal.spool import Spool
-from app.journal.stream import StreamJournal
+from app.journal.stream import Receipt, StreamJournal
 from app.local.servers import EmbeddedValkey
 from app.telemetry import UNOBSERVED, Task, Telemetry
 from tests.service.journal.journal_events import client, dead_letters, event, keys_in_stream
@@ -76,7 +76,7 @@ async def test_with_a_stream_nothing_is_spooled(valkey_url: str, tmp_path: Path)
         assert journal.reachable
         assert journal.durable is True
         receipt = await journal.append(event("one", text="payload"))
-        assert receipt == ("stream", False)
+        assert receipt == Receipt("stream", False)
         assert (await journal.append(event("one", text="payload"))).repeated
         assert await journal.claim_of("one") == "sha256:a"
         assert await journal.find("one") == b'{"text":"payload"}'
@@ -95,8 +95,8 @@ async def test_without_a_stream_the_spool_answers_for_it_and_drains_when_it_is_t
         assert not journal.reachable
         assert journal.durable is None
         for each in events:
-            assert await journal.append(each) == ("spool", False)
-        assert await journal.append(events[3]) == ("spool", True)
+            assert await journal.append(each) == Receipt("spool", False)
+        assert await journal.append(events[3]) == Receipt("spool", True)
         with pytest.raises(RequestConflict):
             await journal.append(event(events[3].key, claim="sha256:b"))
         assert await journal.find(events[3].key) == b'{"text":"payload 3"}'
@@ -112,7 +112,7 @@ async def test_without_a_stream_the_spool_answers_for_it_and_drains_when_it_is_t
         assert journal.durable is True
         assert keys_in_stream(server.url) == [each.key for each in events]
         assert await journal.find(events[3].key) == b'{"text":"payload 3"}'
-        assert await journal.append(events[3]) == ("stream", True)
+        assert await journal.append(events[3]) == Receipt("stream", True)
         assert list((tmp_path / "spool").iterdir()) == []
 
 
@@ -163,12 +163,12 @@ async def test_an_append_of_unknown_effect_is_spooled_and_arrives_once(
         await journal.append(event("before"))
         assert server.pid is not None
         os.kill(server.pid, signal.SIGSTOP)
-        assert await journal.append(event("unknown")) == ("spool", False)
-        assert await journal.append(event("during")) == ("spool", False)
+        assert await journal.append(event("unknown")) == Receipt("spool", False)
+        assert await journal.append(event("during")) == Receipt("spool", False)
         os.kill(server.pid, signal.SIGCONT)
         await emptied(journal)
         assert sorted(keys_in_stream(server.url)) == ["before", "during", "unknown"]
-        assert await journal.append(event("unknown")) == ("stream", True)
+        assert await journal.append(event("unknown")) == Receipt("stream", True)
 
 
 async def test_only_the_first_request_waits_for_a_server_that_does_not_answer(
@@ -273,10 +273,10 @@ async def test_a_state_set_while_the_stream_is_away_is_live_when_it_is_back_unle
         started(server.url, tmp_path / "a", retry_s=NEVER_S) as first,
         started(server.url, tmp_path / "b", retry_s=NEVER_S) as second,
     ):
-        assert await first.set_state(reducing) == ("stream", False)
+        assert await first.set_state(reducing) == Receipt("stream", False)
         await asyncio.to_thread(server.kill)
-        assert await first.set_state(halted) == ("spool", False)
-        assert await second.set_state(active) == ("spool", False)
+        assert await first.set_state(halted) == Receipt("spool", False)
+        assert await second.set_state(active) == Receipt("spool", False)
         with pytest.raises(JournalUnavailable):
             await first.get_state()
         await asyncio.to_thread(server.start)
@@ -363,16 +363,16 @@ async def test_what_a_forgetful_stream_takes_is_on_disk_until_the_shadow_log_has
 
     with client(server.url) as connection:
         async with started(server.url, tmp_path / "spool", holds=holds) as journal:
-            assert await journal.append(event("before")) == ("stream", False)
+            assert await journal.append(event("before")) == Receipt("stream", False)
             connection.config_set("appendonly", "no")
 
             async def told() -> bool:
                 return journal.durable is False
 
             await until(told)
-            assert await journal.append(event("one", text="1")) == ("spool", False)
-            assert await journal.append(event("one", text="1")) == ("spool", True)
-            assert await journal.append(event("two", text="2")) == ("spool", False)
+            assert await journal.append(event("one", text="1")) == Receipt("spool", False)
+            assert await journal.append(event("one", text="1")) == Receipt("spool", True)
+            assert await journal.append(event("two", text="2")) == Receipt("spool", False)
             assert keys_in_stream(server.url) == ["before", "one", "two"], "for its one key space"
             connection.flushall()
 
@@ -383,11 +383,11 @@ async def test_what_a_forgetful_stream_takes_is_on_disk_until_the_shadow_log_has
             assert journal.spool_depth() == 2
             stored |= {"one", "two"}
             await emptied(journal)
-            assert await journal.append(event("three", text="3")) == ("spool", False)
+            assert await journal.append(event("three", text="3")) == Receipt("spool", False)
             connection.config_set("appendonly", "yes")
             await emptied(journal)
             assert journal.durable is True
-            assert await journal.append(event("four")) == ("stream", False)
+            assert await journal.append(event("four")) == Receipt("stream", False)
     assert sorted(keys_in_stream(server.url)) == ["four", "one", "three", "two"]
 
 

@@ -27,6 +27,7 @@ from bench.tamper import fill, linked, trials
 from tests import builders as build
 from tests.service.journal.journal_events import client
 from tests.service.running import until
+from tests.service.shadow_log.older_backup import back_up, restore
 
 
 class Way:
@@ -108,6 +109,28 @@ async def test_a_loss_at_the_end_is_counted_when_the_producer_told_past_the_queu
         connection.flushall()
     assert await way.writer.watch() == 4
     assert (await verify_log(database_url)).missing == 4
+
+
+async def test_what_an_older_backup_lacks_is_counted_by_whoever_saw_it(database_url: str) -> None:
+    """Also what had not arrived when it was made, and of producers that it does not know at all;
+    what is delivered again is not missing any more."""
+    log, first, second = ShadowLog.connect(database_url), Producer(), Producer()
+    events = [linked(first, build.decision_event(f"r-{n}")) for n in range(1, 7)]
+    others = [linked(second, build.decision_event(f"o-{n}")) for n in range(1, 3)]
+    await log.append([events[0], events[2]])
+    copy = back_up(database_url)
+    await log.append([events[1], *events[3:5], *others])
+    assert await log.missing_events({}) == 0
+    restore(database_url, copy)
+    assert await log.missing_events({}) == 3 + 2, "numbers 2, 4, 5, and both of the other"
+    assert await log.missing_events({first.name: 5, second.name: 3}) == 3 + 2 + 1
+    await log.append([events[5]])
+    assert await log.missing_events({}) == 3 + 2, "each is counted once"
+    await log.append([*events[3:5], others[0]])
+    assert await log.missing_events({}) == 1 + 1
+    await log.append([events[1], others[1]])
+    assert await log.missing_events({first.name: 6, second.name: 2}) == 0
+    await log.aclose()
 
 
 async def test_a_gap_closes_when_what_waited_arrives(database_url: str) -> None:

@@ -36,6 +36,7 @@ from bench.tamper import linked
 from deploy.check_proof import fault, root_of
 from tests import builders as build
 from tests.service.processes import advisor, environment
+from tests.service.shadow_log.older_backup import back_up, restore
 
 LEAVES = [hashlib.sha256(bytes([n])).digest() for n in range(40)]
 
@@ -114,6 +115,26 @@ async def test_checkpoints_are_signed_and_hold(kept: Kept) -> None:
     anew = await kept.signing_to(place_at("log:")).checkpoint()
     assert anew is not None
     assert (anew["root"], anew["key"]) == (second["root"], second["key"])
+
+
+async def test_a_log_that_went_back_is_signed_as_it_is_then(
+    database_url: str, tmp_path: Path
+) -> None:
+    made = Kept(database_url, tmp_path)
+    await made.add("r-1", "r-2")
+    copy = back_up(database_url)
+    await made.add("r-3", "r-4")
+    await made.checkpointer.checkpoint()
+    restore(database_url, copy)
+    await made.add("r-5", "r-6")
+    document = await made.checkpointer.checkpoint()
+    anew = await made.signing_to(place_at("log:")).checkpoint()
+    assert document is not None
+    assert anew is not None
+    assert (document["size"], document["root"]) == (4, anew["root"])
+    report = await made.check()
+    assert report.counts == {Fault.CHECKPOINT: 1}, "what was signed before is not there any more"
+    await made.log.aclose()
 
 
 async def test_a_file_that_was_changed_or_signed_by_another_is_refused(
