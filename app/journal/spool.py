@@ -203,7 +203,8 @@ class Spool:
             path for path in (self._directory, *self._directory.parents) if not path.exists()
         ]
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if self._directory.stat().st_uid == os.geteuid():
+        # To test the other branch takes root, who can give a directory away.
+        if self._directory.stat().st_uid == os.geteuid():  # pragma: no branch
             self._directory.chmod(0o700)  # It was made for everybody once.
         for path in missing:
             sync_directory(path.parent)

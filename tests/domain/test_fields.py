@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from app.domain.errors import AbstainReason, InvalidRecord, PolicyAbstained
+from app.domain.errors import AbstainReason, InvalidRecord, Overloaded, PolicyAbstained
 from app.domain.fields import exact, location, utc
 from app.domain.outcome import Outcome
 from app.domain.scenario import Scenario
@@ -80,6 +80,12 @@ def test_a_whole_number_is_no_flag_and_no_text(value: object) -> None:
     assert scenario(candidate__open_positions=3.0).candidate.open_positions == 3
 
 
+@pytest.mark.parametrize("value", [2**63, -(2**63), 1e300])
+def test_a_whole_number_has_64_bits(value: float) -> None:
+    with pytest.raises(InvalidRecord, match=r"open_positions: .*a whole number of 64 bits"):
+        scenario(candidate__open_positions=value)
+
+
 def test_keys_of_a_candidate_that_are_not_known_join_those_sent_as_extra() -> None:
     kept = scenario(candidate__extra={"a": 1}, candidate__b=2).candidate
     assert kept.extra == {"a": 1, "b": 2}
@@ -101,3 +107,8 @@ def test_an_abstention_says_its_reason_and_its_detail() -> None:
     bare, detailed = (PolicyAbstained(AbstainReason.DEADLINE, detail) for detail in ("", "2.0 s"))
     assert (str(bare), bare.detail) == ("deadline", "")
     assert (str(detailed), detailed.reason) == ("deadline: 2.0 s", AbstainReason.DEADLINE)
+
+
+def test_an_overload_says_when_to_come_again() -> None:
+    refused = Overloaded("300 requests wait", retry_after_s=7)
+    assert (str(refused), refused.retry_after_s) == ("300 requests wait", 7)

@@ -64,3 +64,14 @@ def test_every_fault_of_a_file_is_told_with_its_name(tmp_path: Path) -> None:
         read_limits(file)
     for field in ("version:", "spread.max_bps:", "drawdown.max_fraction:", "drawdown.switch:"):
         assert field in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "line", ["deep.deeper = {}", "windows = [[1, {}]]", "max_bps = {}", "max_bps = -{}"]
+)
+def test_an_integer_that_readers_of_json_do_not_keep_is_refused_wherever_it_stands(
+    line: str,
+) -> None:
+    text = f'version = "t"\n[spread]\n{line}\n'
+    with pytest.raises(LimitsError, match=r"here: an integer of 54 bits is beyond 2\^53"):
+        parse_limits(text.format(2**53 + 1), "here")

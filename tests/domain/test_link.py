@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import hashlib
 
-import pytest
-
-from app.domain.canonical import canonical_json, content_hash
 from app.domain.link import Fate, Linked, Producer
 
 
@@ -30,20 +27,3 @@ def test_a_producer_numbers_from_one_and_each_link_names_the_one_before() -> Non
     producer.take_back(second)
     assert producer.link("outcome", "b", "b", "y") == second
     assert Producer().name != producer.name
-
-
-@pytest.mark.parametrize(
-    ("value", "written"),
-    [
-        ({"b": -0.0, "a": [-0.0, 0.0, {"c": -0.0}]}, b'{"a":[0.0,0.0,{"c":0.0}],"b":0.0}'),
-        ("funding [-0.0] flat", b'"funding [-0.0] flat"'),
-        ({"-0.0": "x,-0.0,y", "n": -0.0}, b'{"-0.0":"x,-0.0,y","n":0.0}'),
-        ((-0.0, -1.5, 0, False), b"[0.0,-1.5,0,false]"),
-    ],
-)
-def test_zeros_lose_their_sign_and_texts_stay_as_they_are(value: object, written: bytes) -> None:
-    assert canonical_json(value) == written
-
-
-def test_texts_that_differ_in_a_signed_zero_are_two() -> None:
-    assert content_hash("funding [-0.0] flat") != content_hash("funding [0.0] flat")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from app.domain.canonical import content_hash
-from app.domain.errors import InvalidRecord, ModelFileError
+from app.domain.errors import InvalidRecord, ManifestMismatch, ModelFileError
 from app.domain.manifest import BaseModelRef, Calibration, ModelManifest
 from tests.domain.scenarios import AS_OF
 
@@ -51,3 +51,35 @@ def test_a_whole_model_says_nothing_of_a_base() -> None:
     """As before there were adapters: manifests that were written then keep their hash."""
     assert "base" not in manifest().as_json()
     assert manifest().hash() == content_hash(manifest().as_json())
+
+
+def test_the_files_of_an_adapters_base_are_named_by_the_reference_or_by_its_provenance() -> None:
+    whole = manifest()
+    assert whole.base_files_hash() is None, "it has no base"
+    base = BaseModelRef.of(whole).as_json()
+    assert manifest(base=base).base_files_hash() == content_hash(whole.files)
+    # As versions were written before the reference named the files, and before provenance did.
+    del base["files_hash"]
+    earlier = manifest(base=base)
+    assert earlier.as_json()["base"] == base
+    assert earlier.base_files_hash() is None
+    told = {"config": {"encoded": {"base": whole.files}}}
+    assert manifest(base=base, provenance=told).base_files_hash() == content_hash(whole.files)
+    untold = {"config": {"encoded": "a key"}}
+    assert manifest(base=base, provenance=untold).base_files_hash() is None
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "what"),
+    [
+        ("prompt_version", "0", "prompt version 0"),
+        ("action_space", "sha256:" + "3" * 64, "action space sha256:333"),
+        ("feature_schema", "sha256:" + "4" * 64, "feature schema sha256:444"),
+    ],
+)
+def test_a_model_made_for_something_else_is_refused_by_name(
+    field: str, value: str, what: str
+) -> None:
+    manifest().require_compatible()
+    with pytest.raises(ManifestMismatch, match=f"m-1 was made for {what}.*, this service has"):
+        manifest(**{field: value}).require_compatible()

@@ -6,7 +6,6 @@ import json
 import stat
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from uuid import uuid4
 
 import pytest
 from hypothesis import given
@@ -14,7 +13,7 @@ from hypothesis import strategies as st
 from shadow_advisor_client import identity
 
 from app.api.tokens import TokenError, TokenFile, Tokens, last_use, provide, require_somebody
-from app.domain.canonical import decision_id, is_of
+from app.domain.canonical import decision_id
 from app.domain.principal import Principal, Role
 from app.telemetry import AuthFailure
 
@@ -181,41 +180,12 @@ def test_nothing_listens_beyond_this_machine_for_callers_that_nobody_can_tell_ap
     require_somebody(Tokens(file.path, uses), "0.0.0.0")
 
 
-def test_the_default_principals_ids_are_those_of_before() -> None:
-    assert str(decision_id("readme-1")) == "897e23a1-5639-5a90-b43d-8bf55cf1913f"
-    assert decision_id("readme-1", "agent") == decision_id("readme-1")
-
-
-@given(NAMES, NAMES, REQUEST_IDS)
-def test_an_id_tells_whose_it_is_and_the_client_knows_it_beforehand(
-    name: str, other: str, request_id: str
+@given(NAMES, REQUEST_IDS)
+def test_the_client_knows_the_id_of_its_decision_from_its_token_alone(
+    name: str, request_id: str
 ) -> None:
-    made = decision_id(request_id, name)
-    assert is_of(made, name)
-    assert is_of(made, other) == (name == other)
-    assert made == identity.decision_id(request_id, identity.principal_of(f"advisor.{name}.secret"))
-    assert made.variant == "specified in RFC 4122"
-    assert made.version == (5 if name == "agent" else 8)
-    assert (decision_id(request_id, other) == made) == (name == other)
-
-
-def test_roles_say_what_a_principal_may_do_with_whose_decisions() -> None:
-    own, others, nobodys = decision_id("r", "a"), decision_id("r", "b"), uuid4()
-    agent = Principal("a", frozenset({Role.AGENT}))
-    reporter = Principal("r", frozenset({Role.REPORTER}), frozenset({"a"}))
-    reader = Principal("x", frozenset({Role.READER}))
-    every = Principal("y", frozenset({Role.REPORTER}), frozenset({"*"}))
-    operator = Principal("o", frozenset({Role.OPERATOR}))
-    metrics = Principal("m", frozenset({Role.METRICS}))
-    may = {p.name: [p.may_report_on(i) for i in (own, others, nobodys)] for p in (agent, reporter)}
-    assert may == {"a": [True, False, False], "r": [True, False, False]}
-    assert every.may_report_on(others)
-    assert [p.may_report_on(own) for p in (reader, operator, metrics)] == [False] * 3
-    assert [p.may_read(own) for p in (agent, reporter, reader, operator, metrics)] == [True] * 4 + [
-        False
-    ]
-    assert [p.may(Role.METRICS) for p in (agent, reader, operator, metrics)] == [False] + [True] * 3
-    assert not operator.may(Role.AGENT)
+    principal = identity.principal_of(f"advisor.{name}.secret")
+    assert identity.decision_id(request_id, principal) == decision_id(request_id, name)
 
 
 def test_a_document_of_tokens_reads_back(file: TokenFile) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from itertools import count
 from typing import Any
@@ -30,6 +31,17 @@ async def put(requests: RequestQueue, decision_id: str, claim: str, payload: byt
     """Accept one request; the claim that waits under its id then."""
     [waiting] = await requests.put_all([AcceptedRequest(decision_id, claim, payload)])
     return waiting
+
+
+async def cancel_the(work: Callable[..., Coroutine[Any, Any, None]]) -> None:
+    """Cancel a background task by what it runs, once it runs, as a loop does that ends."""
+    while True:
+        for task in asyncio.all_tasks():
+            if getattr(task.get_coro(), "__qualname__", "") == work.__qualname__:
+                await asyncio.sleep(0)  # It has begun.
+                task.cancel()
+                return
+        await asyncio.sleep(0)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from app.domain.case import TradingState
-from app.domain.errors import JournalUnavailable, RequestConflict
+from app.domain.errors import JournalUnavailable, RequestConflict, ShadowLogUnavailable
 from app.domain.event import Event, EventKind, StateChange
 from app.journal.journal import Journal
 from app.journal.segment import SUFFIX
@@ -430,3 +430,80 @@ async def test_a_spool_that_cannot_be_used_keeps_nobody_from_starting_while_the_
     with pytest.raises(JournalUnavailable, match="spool"):
         await journal.start()
     await journal.aclose()
+
+
+async def test_without_a_shadow_log_to_ask_what_a_forgetful_stream_takes_stays_on_disk(
+    server: EmbeddedValkey, tmp_path: Path
+) -> None:
+    async def away(events: Sequence[Event]) -> bool:
+        raise ShadowLogUnavailable("Postgres is away")
+
+    with client(server.url) as connection:
+        connection.config_set("appendonly", "no")
+        ways: dict[str, dict[str, Any]] = {"unasked": {}, "away": {"holds": away}}
+        for name, more in ways.items():
+            async with started(server.url, tmp_path / name, retry_s=NEVER_S, **more) as journal:
+                assert journal.durable is False
+                assert (await journal.append(event(name))).target == "spool"
+                for _ in range(2):
+                    await journal.drain()
+                assert journal.spool_depth() == 1
+    assert keys_in_stream(server.url) == ["unasked", "away"], "lent once, as long as it is there"
+
+
+async def test_every_key_is_remembered_since_the_stream_began_or_while_it_is_away_since_the_start(
+    server: EmbeddedValkey, tmp_path: Path
+) -> None:
+    first, now = NOON, NOON + timedelta(days=3)
+    async with started(server.url, tmp_path / "a", retry_s=NEVER_S, now=lambda: first):
+        pass
+    async with started(server.url, tmp_path / "b", retry_s=NEVER_S, now=lambda: now) as journal:
+        assert journal.remembers_since == first
+        await asyncio.to_thread(server.kill)
+        assert (await journal.append(event())).target == "spool"
+        assert journal.remembers_since == now
+    async with started(server.url, tmp_path / "c", retry_s=NEVER_S, now=lambda: first) as blind:
+        assert blind.remembers_since == first
+        assert blind.memory is None
+
+
+async def test_of_the_changes_of_state_that_wait_on_disk_the_newest_counts(
+    server: EmbeddedValkey, tmp_path: Path
+) -> None:
+    def change(state: TradingState, minutes: int) -> StateChange:
+        at = NOON + timedelta(minutes=minutes)
+        return StateChange(recorded_at=at, state=state, reason="test", changed_by="ops")
+
+    halted, active = change(TradingState.HALTED, 2), change(TradingState.ACTIVE, 1)
+    await asyncio.to_thread(server.kill)
+    async with started(server.url, tmp_path / "spool", retry_s=NEVER_S) as journal:
+        assert await journal.spooled_state() is None
+        await journal.append(event("no state"))
+        for each in (halted, active):
+            assert await journal.set_state(each) == ("spool", False)
+        assert await journal.spooled_state() == halted
+
+
+async def test_a_stream_that_was_emptied_is_asked_anew_for_a_decision_and_not_for_a_report(
+    server: EmbeddedValkey, tmp_path: Path
+) -> None:
+    """Whether a decision's id is known was asked of the memory that is gone."""
+    with client(server.url) as connection, capture_logs() as logs:
+        async with (
+            started(server.url, tmp_path / "a", retry_s=NEVER_S) as asks,
+            started(server.url, tmp_path / "b", retry_s=NEVER_S) as reports,
+        ):
+            connection.flushall()
+            with pytest.raises(JournalUnavailable, match=r"Valkey was emptied.*ask again"):
+                await asks.append(event("decision"))
+            assert asks.spool_depth() == 0
+            report = event("report", kind=EventKind.OUTCOME)
+            assert (await reports.append(report)).target == "spool"
+            for each in (asks, reports):
+                await each._look_after()
+                assert each.reachable
+            assert (await asks.append(event("decision"))).target == "stream"
+            assert reports.spool_depth() == 0
+    assert sorted(keys_in_stream(server.url)) == ["decision", "report"]
+    emptied_told = [log for log in logs if log["event"].startswith("Valkey was emptied")]
+    assert len(emptied_told) == 2, "each process noticed"

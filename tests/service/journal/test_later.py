@@ -8,6 +8,7 @@ import pytest
 
 from app.domain.errors import JournalUnavailable
 from app.journal.later import (
+    DEAD_REQUESTS,
     GROUP,
     REQUESTS,
     AcceptedRequest,
@@ -17,7 +18,7 @@ from app.journal.later import (
 )
 from app.local.servers import EmbeddedValkey
 from app.telemetry import Refusal
-from tests.service.journal.journal_events import client, put
+from tests.service.journal.journal_events import client, dead_letters, put
 from tests.telemetry import Told
 
 
@@ -67,6 +68,60 @@ async def test_a_request_deleted_by_hand_is_not_handed_out(valkey_url: str) -> N
         await each.aclose()
 
 
+async def test_a_request_deleted_by_hand_is_not_handed_out_again_either(valkey_url: str) -> None:
+    requests = queue(valkey_url)
+    await put(requests, "one", "sha256:a", b"payload")
+    await put(requests, "two", "sha256:a", b"payload")
+    taken = await requests.take()
+    assert await requests.unfinished() == taken
+    with client(valkey_url) as connection:
+        connection.xdel(REQUESTS, taken[0].stream_id)
+    assert await requests.unfinished() == taken[1:]
+    await requests.aclose()
+
+
+async def test_what_is_no_request_is_put_aside_and_counted_and_the_others_are_handed_out(
+    valkey_url: str,
+) -> None:
+    told = Told()
+    requests = RequestQueue(valkey_url, told, block_ms=20)
+    with client(valkey_url) as connection:
+        connection.xadd(REQUESTS, {"gossip": "x"})
+        connection.xadd(REQUESTS, {"id": b"\xff", "claim": "c", "payload": "p"})
+    await put(requests, "one", "sha256:a", b"payload")
+    assert [each.decision_id for each in await requests.take()] == ["one"]
+    aside = dead_letters(valkey_url, DEAD_REQUESTS)
+    assert aside[0] == {"gossip": "x", "error": "not a request: KeyError(b'id')"}
+    assert "UnicodeDecodeError" in aside[1]["error"]
+    assert told.losses == {"rejected_request": 2}
+    with client(valkey_url) as connection:
+        assert connection.xpending(REQUESTS, GROUP)["pending"] == 1, "they are done with"
+    await requests.aclose()
+
+
+async def test_a_request_that_cannot_be_decided_is_kept_with_its_reason_and_nobody_waits_for_it(
+    valkey_url: str,
+) -> None:
+    told = Told()
+    requests = RequestQueue(valkey_url, told, block_ms=20)
+    await requests.put_all([AcceptedRequest("one", "sha256:a", b"payload", "desk")])
+    (taken,) = await requests.take()
+    await requests.put_aside(taken, "RequestConflict: decided otherwise")
+    assert not await requests.pending("one")
+    assert await requests.take() == await requests.unfinished() == []
+    assert dead_letters(valkey_url, DEAD_REQUESTS) == [
+        {
+            "id": "one",
+            "claim": "sha256:a",
+            "payload": "payload",
+            "principal": "desk",
+            "error": "RequestConflict: decided otherwise",
+        }
+    ]
+    assert told.losses == {"rejected_request": 1}
+    await requests.aclose()
+
+
 async def test_without_a_server_each_call_says_what_to_check(tmp_path: Path) -> None:
     with EmbeddedValkey(tmp_path) as server:
         requests = queue(server.url)
@@ -77,6 +132,7 @@ async def test_without_a_server_each_call_says_what_to_check(tmp_path: Path) -> 
         requests.pending("one"),
         requests.take(),
         requests.done(taken),
+        requests.put_aside(taken, "no reason"),
     ):
         with pytest.raises(JournalUnavailable, match="check REDIS_URL"):
             await call

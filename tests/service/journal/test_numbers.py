@@ -111,6 +111,24 @@ async def test_numbers_of_events_that_were_refused_are_given_again(tmp_path: Pat
     assert numbered[1] == 3
 
 
+async def test_two_at_once_of_one_event_that_find_the_stream_away_leave_one_and_a_withdrawal(
+    tmp_path: Path,
+) -> None:
+    with EmbeddedValkey(tmp_path / "valkey") as server:
+        first = journal(server.url, tmp_path / "spool")
+        await first.start()
+        await asyncio.to_thread(server.kill)
+        both = await asyncio.gather(*(first.append(event("one")) for _ in range(2)))
+        assert both == [("spool", False), ("spool", True)]
+        await asyncio.to_thread(server.start)
+        await first.drain()
+        numbered = first.numbered()
+        await first.aclose()
+        assert in_stream(server.url) == [(1, "one", Fate.EVENT), (2, "one", Fate.WITHDRAWN)]
+    assert numbered is not None
+    assert numbered[1] == 2
+
+
 def test_spool_lines_carry_the_link_and_those_of_an_earlier_release_have_none() -> None:
     plain = event("one")
     assert decode(encode(plain)) == plain

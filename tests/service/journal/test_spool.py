@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import resource
+import stat
 import subprocess
 import sys
 from collections import Counter
@@ -19,8 +21,8 @@ from app.domain.errors import JournalUnavailable, RequestConflict
 from app.domain.event import Event, EventKind
 from app.journal.segment import decode, encode
 from app.journal.spool import Spool
-from app.telemetry import UNOBSERVED, Telemetry
-from tests.service.journal.journal_events import event
+from app.telemetry import UNOBSERVED, Task, Telemetry
+from tests.service.journal.journal_events import cancel_the, event
 from tests.telemetry import Told
 
 MIB = 1 << 20
@@ -387,3 +389,40 @@ async def test_a_spool_that_refused_something_shows_it_in_the_probe_until_it_is_
     await spool.remove(segment)
     await spool.probe()
     await spool.aclose()
+
+
+async def test_a_writer_that_is_cancelled_confirms_nothing_and_the_next_event_begins_anew(
+    tmp_path: Path,
+) -> None:
+    told = Told()
+    spool = Spool(tmp_path, 1 << 20, told)
+    await spool.open()
+    waiting = asyncio.create_task(spool.append(event("one")))
+    await cancel_the(Spool._flush)
+    with pytest.raises(JournalUnavailable, match=r"spooling was abandoned: CancelledError"):
+        await waiting
+    assert told.failures == {Task.SPOOL_WRITER: 1}
+    assert await spool.append(event("two")) is False
+    await spool.aclose()
+
+
+async def test_keys_of_one_kind_are_told_apart_from_those_of_another(tmp_path: Path) -> None:
+    spool = await opened(tmp_path)
+    for kind in (EventKind.STATE_CHANGE, EventKind.DECISION):
+        for number in range(2):
+            await spool.append(event(f"{kind}-{number}", kind=kind))
+    assert spool.keys(EventKind.STATE_CHANGE) == ["state_change-0", "state_change-1"]
+    assert spool.keys(EventKind.OUTCOME) == []
+    await spool.aclose()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
+async def test_a_directory_of_somebody_else_keeps_its_mode(tmp_path: Path) -> None:
+    mine, others = tmp_path / "mine", tmp_path / "others"
+    for directory in (mine, others):
+        directory.mkdir()
+        directory.chmod(0o755)
+    os.chown(others, 65_534, 65_534)
+    for directory in (mine, others):
+        await (await opened(directory)).aclose()
+    assert [stat.S_IMODE(each.stat().st_mode) for each in (mine, others)] == [0o700, 0o755]

@@ -11,16 +11,29 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 
 from app.domain.case import TradingState
-from app.domain.errors import JournalUnavailable, RequestConflict
+from app.domain.errors import InvalidRecord, JournalUnavailable, RequestConflict
 from app.domain.event import Event, EventKind, StateChange
 from app.domain.link import Link
-from app.journal.stream import EVENTS, MemoryReplaced, Receipt, StreamJournal
+from app.journal.stream import (
+    EVENTS,
+    NOTHING_YET,
+    GroupCommit,
+    MemoryReplaced,
+    Place,
+    Receipt,
+    StreamJournal,
+    entry_of,
+    state_change,
+)
 from app.local.servers import EmbeddedValkey
-from tests.service.journal.journal_events import client, event, keys_in_stream
+from app.telemetry import Task
+from tests.service.journal.journal_events import cancel_the, client, event, keys_in_stream
 from tests.service.running import until
+from tests.telemetry import Told
 
 NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
 
@@ -395,3 +408,67 @@ async def test_restoring_brings_back_an_event_whose_entry_was_thrown_away(
     assert keys_in_stream(valkey_url) == [], "whoever repeats it leaves a link only"
     await stream.restore(numbered)
     assert keys_in_stream(valkey_url) == ["one"]
+
+
+@pytest.mark.parametrize("document", [b"", b"{", b"7", b"null"])
+def test_a_state_that_is_no_document_cannot_be_read(document: bytes) -> None:
+    with pytest.raises(InvalidRecord, match="the trading state cannot be read"):
+        state_change(document)
+
+
+def test_a_state_of_a_newer_release_is_obeyed_without_the_fields_that_only_it_knows() -> None:
+    halted = state(TradingState.HALTED, NOON)
+    newer = halted.as_json() | {"until": "2027-01-01"}
+    assert state_change(orjson.dumps(newer)) == halted
+    with pytest.raises(InvalidRecord, match="StateChange: state"):
+        state_change(orjson.dumps(newer | {"state": "PANIC"}))
+
+
+async def test_the_newest_report_on_a_subject_has_its_place_and_one_from_elsewhere_moves_it(
+    stream: StreamJournal,
+) -> None:
+    assert await stream.place("s", "yes", "d", None) is None, "nothing is remembered, nobody told"
+    assert await stream.place("s", "yes", "d", NOTHING_YET) == (1, "yes")
+    assert await stream.place("s", "no", "d", None) == (2, "no")
+    await stream.lift("s", Place(5, "yes"))
+    assert await stream.place("s", "yes", "d", None) == (5, "yes")
+    await stream.lift("s", Place(3, "no"))
+    assert await stream.place("s", "no", "d", None) == (6, "no"), "what is earlier lifts nothing"
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"fate": "repeat", "digest": "d"}, "a link without its number"),
+        ({"fate": "gone"}, "'gone' is not a valid Fate"),
+        ({"producer": "p", "seq": "x", "previous": ""}, "invalid literal for int"),
+        ({"producer": "p", "previous": ""}, "KeyError.*seq"),
+        ({"fate": "aside", "payload": "{}"}, "KeyError.*reason"),
+    ],
+)
+def test_an_entry_that_says_nothing_that_anybody_knows_is_no_event(
+    fields: dict[str, str], says: str
+) -> None:
+    known = {"kind": "decision", "key": "k", "claim": "c"} | fields
+    with pytest.raises(InvalidRecord, match=f"not an event: .*{says}"):
+        entry_of({name.encode(): value.encode() for name, value in known.items()})
+
+
+async def test_a_sender_that_is_cancelled_fails_those_who_wait_and_the_next_command_begins_anew(
+    valkey_url: str,
+) -> None:
+    told = Told()
+    stream = StreamJournal(valkey_url, 5, told)
+    with client(valkey_url) as connection:
+        connection.client_pause(60_000, all=False)
+        try:
+            waiting = asyncio.create_task(stream.append(event("one")))
+            await cancel_the(GroupCommit._send)
+            with pytest.raises(JournalUnavailable, match=r"abandoned: CancelledError"):
+                await waiting
+        finally:
+            connection.client_unpause()
+    assert told.failures == {Task.STREAM_SENDER: 1}
+    await stream.append(event("two"))
+    assert "two" in keys_in_stream(valkey_url)
+    await stream.aclose()

@@ -16,6 +16,7 @@ from redis.exceptions import ResponseError
 
 from app.domain.errors import InvalidRecord, ShadowLogUnavailable
 from app.domain.event import Entry, Event
+from app.domain.link import Fate, Linked
 from app.journal.journal import GROUP, StreamDrain
 from app.journal.stream import EVENTS, StreamJournal
 from app.local.servers import EmbeddedValkey
@@ -123,6 +124,28 @@ async def test_poison_is_put_aside_with_its_reason_and_the_others_pass(valkey_ur
     assert told.losses == {"rejected_by_database": 4}
     assert keys_in_stream(valkey_url) == []
     assert left_behind(valkey_url) == 0
+
+
+async def test_a_link_alone_that_is_refused_is_put_aside_without_an_event(valkey_url: str) -> None:
+    """A number without an event: there is nothing to keep in the log's `put_aside`."""
+    stream = StreamJournal(valkey_url, timeout_s=5)
+    await stream.void(Linked("p", 1, "", "decision", "k", "c", "sha256:aa", Fate.WITHDRAWN))
+    await stream.aclose()
+    asked: list[Entry] = []
+
+    async def refuses(entries: Sequence[Entry]) -> None:
+        asked.extend(entries)
+        raise InvalidRecord("no such producer")
+
+    drain = StreamDrain(valkey_url, refuses, block_ms=20)
+    assert await drain.backlog() == 1
+    assert await everything(drain) == 1
+    assert await drain.backlog() == 0
+    await drain.aclose()
+    assert [type(entry) for entry in asked] == [Linked], "it is not offered once more"
+    [letter] = dead_letters(valkey_url)
+    assert (letter["key"], letter["fate"]) == ("k", "withdrawn")
+    assert letter["error"] == "InvalidRecord: no such producer"
 
 
 async def test_an_entry_that_is_no_event_is_put_aside(valkey_url: str) -> None:

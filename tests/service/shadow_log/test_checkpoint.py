@@ -3,7 +3,6 @@ there."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import subprocess
@@ -15,12 +14,9 @@ from typing import Any
 import orjson
 import psycopg
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from app.domain.canonical import canonical_json, decision_id
 from app.domain.link import FIRST, Linked, Producer
-from app.domain.tree import Tree, path
 from app.shadow_log.checkpoint import (
     Checkpointer,
     check_checkpoints,
@@ -33,39 +29,10 @@ from app.shadow_log.log import ShadowLog
 from app.shadow_log.places import CheckpointError, ObjectPlace, Place, place_at
 from app.shadow_log.verify import verify_log
 from bench.tamper import linked
-from deploy.check_proof import fault, root_of
+from deploy.check_proof import fault
 from tests import builders as build
 from tests.service.processes import advisor, environment
 from tests.service.shadow_log.older_backup import back_up, restore
-
-LEAVES = [hashlib.sha256(bytes([n])).digest() for n in range(40)]
-
-
-def joined(left: bytes, right: bytes) -> bytes:
-    return hashlib.sha256(b"\x01" + left + right).digest()
-
-
-def test_the_root_of_five_leaves_is_as_written_out_by_hand() -> None:
-    a, b, c, d, e = LEAVES[:5]
-    tree = Tree()
-    assert tree.root() == hashlib.sha256(b"").digest()
-    for leaf in (a, b, c, d, e):
-        tree.add(leaf)
-    assert tree.root() == joined(joined(joined(a, b), joined(c, d)), e)
-    assert path([a, b, c, d, e], 2) == [d, joined(a, b), e]
-
-
-@given(st.data(), st.integers(1, 40))
-def test_every_leaf_has_a_path_to_the_root_and_no_other_leaf_fits(
-    data: st.DataObject, size: int
-) -> None:
-    index = data.draw(st.integers(0, size - 1))
-    tree = Tree()
-    for leaf in LEAVES[:size]:
-        tree.add(leaf)
-    way = path(LEAVES[:size], index)
-    assert root_of(LEAVES[index], index, size, way) == tree.root()
-    assert root_of(b"\x00" * 32, index, size, way) != tree.root()
 
 
 class Kept:
