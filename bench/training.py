@@ -29,7 +29,7 @@ from app.policy.store import load_manifest
 from bench.history import record
 from bench.planted import ALGORITHMS, PROMPT_SEED, pairs_of, plant
 from training.config.learning import AdapterConfig, EncodeConfig
-from training.learning.algorithms.run import Problem
+from training.learning.algorithms.problem import Problem
 from training.learning.model.base_pass import Encoded, build_encoded
 from training.stages.store import Store
 

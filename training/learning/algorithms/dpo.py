@@ -23,10 +23,9 @@ from app.policy.in_process.label_reader import LabelReader
 from training.arrays import Progress, silent
 from training.config.learning import AdapterConfig, DpoConfig
 from training.learning.algorithms import losses
+from training.learning.algorithms.problem import Problem, TrainingError
 from training.learning.algorithms.run import (
-    Problem,
     TrainedPolicy,
-    TrainingError,
     batches,
     finish,
     started,

@@ -9,8 +9,8 @@ from typing import Any
 from training.arrays import Progress, silent
 from training.config.learning import AdapterConfig, Algorithm, TargetsConfig
 from training.learning.algorithms.preferences import Preferences
-from training.learning.algorithms.problem import problem_of
-from training.learning.algorithms.run import Problem, TrainedPolicy
+from training.learning.algorithms.problem import Problem, problem_of
+from training.learning.algorithms.run import TrainedPolicy
 from training.learning.algorithms.targets import controls
 from training.learning.model import language
 from training.learning.model.base import Base

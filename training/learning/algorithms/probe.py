@@ -23,8 +23,7 @@ from app.domain.actions import ACTIONS
 from app.domain.manifest import Calibration
 from training.config.learning import TargetsConfig
 from training.learning.algorithms.preferences import Preferences
-from training.learning.algorithms.problem import problem_of
-from training.learning.algorithms.run import Problem
+from training.learning.algorithms.problem import Problem, problem_of
 from training.learning.model.answers import Answers, choices
 from training.learning.model.base import Base
 from training.learning.model.base_pass import Encoded

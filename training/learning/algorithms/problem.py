@@ -1,19 +1,84 @@
-"""What the algorithms are given, put together from the artefacts before them."""
+"""What the algorithms are given: a problem, put together from the artefacts before them."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from app.domain.errors import AdvisorError
+from app.domain.manifest import Calibration
 from training.agent.words import Demonstrations
 from training.config.learning import TargetsConfig
 from training.learning.algorithms.preferences import Preferences
-from training.learning.algorithms.run import Problem
 from training.learning.algorithms.targets import dealt_out, targets
 from training.learning.model.base import Base
 from training.learning.model.base_pass import Encoded
 from training.learning.teacher.predictions import Predictions
 from training.outcomes.labels import Labels
 from training.scenarios.table import TRAIN, VALIDATE, ScenarioSet
+
+
+class TrainingError(AdvisorError):
+    """A problem that cannot be trained on; the message says what is missing."""
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """What an algorithm is given. Rows are the scenario set's.
+
+    rewards : (N, 10) float, what each action is worth, R of the agent's plan: the teacher's
+        expectation, but for a control; rows with NaN are left out.
+    weights : (N,) uniqueness, 0-1; scaled to mean 1 over the training rows.
+    train_rows, validate_rows : indices, disjoint.
+    calibration, base_name : the base manifest's calibration and model version.
+    pairs : (P, 3) int: row, chosen action, rejected action; DPO alone needs them.
+    pair_weights : (P,), default 1.
+    demonstrations : what the agent did and said, for the supervised part; None: labels' format
+        alone.
+    warm_up : folder of a finished warm-up, for algorithms that start from one.
+    """
+
+    encoded: Encoded
+    rewards: NDArray[np.float64]
+    weights: NDArray[np.float64]
+    train_rows: NDArray[np.int64]
+    validate_rows: NDArray[np.int64]
+    calibration: Calibration
+    base_name: str
+    pairs: NDArray[np.int64] | None = None
+    pair_weights: NDArray[np.float64] | None = None
+    demonstrations: Demonstrations | None = None
+    warm_up: Path | None = None
+
+    def __post_init__(self) -> None:
+        rewarded = np.asarray(np.isfinite(self.rewards).all(axis=1))
+        for name in ("train_rows", "validate_rows"):
+            rows = np.asarray(getattr(self, name), np.int64)
+            object.__setattr__(self, name, rows[rewarded[rows]])
+            if not len(getattr(self, name)):
+                raise TrainingError(
+                    f"no {name.replace('_', ' ')} with known rewards: nothing to train or"
+                    " validate on"
+                )
+        if np.intersect1d(self.train_rows, self.validate_rows).size:
+            raise TrainingError("training and validation rows overlap")
+        scaled = self.weights / self.weights[self.train_rows].mean()
+        object.__setattr__(self, "weights", scaled)
+
+    @property
+    def untempered(self) -> Calibration:
+        """Of the policy that is trained: the base's bias, temperature 1."""
+        return self.calibration.model_copy(update={"temperature": 1.0})
+
+    @property
+    def bias(self) -> Tensor:
+        """(10,) float32, nats."""
+        return torch.tensor(self.calibration.bias)
 
 
 def problem_of(

@@ -21,8 +21,8 @@ from app.policy.in_process.label_reader import LabelReader
 from training.arrays import Progress, silent
 from training.config.learning import AdapterConfig, RrhfConfig
 from training.learning.algorithms import losses
+from training.learning.algorithms.problem import Problem
 from training.learning.algorithms.run import (
-    Problem,
     TrainedPolicy,
     batches,
     finish,

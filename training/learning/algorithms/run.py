@@ -1,5 +1,4 @@
-"""What the four algorithms' scripts share: the problem, a run on Accelerate, one step, and the
-verdict at the end.
+"""What the four algorithms' scripts share: a run on Accelerate, one step, the verdict at the end.
 
 Functions, no trainer: a script reads load -> batches -> loss -> step -> save. The policy that every
 algorithm trains is softmax(label log-probabilities - bias) with the base manifest's bias,
@@ -26,8 +25,6 @@ from torch.utils.data import DataLoader
 from transformers import get_cosine_schedule_with_warmup
 
 from app.domain.actions import ACTIONS
-from app.domain.errors import AdvisorError
-from app.domain.manifest import Calibration
 from app.policy.in_process.label_reader import LabelReader
 from training.agent.words import Demonstrations, dialogue
 from training.arrays import Progress
@@ -40,6 +37,7 @@ from training.learning.algorithms.measures import (
     policy_measures,
     validation_metrics,
 )
+from training.learning.algorithms.problem import Problem, TrainingError
 from training.learning.model.adapted import (
     PolicyModel,
     PolicyOutput,
@@ -48,69 +46,10 @@ from training.learning.model.adapted import (
     save_adapter,
 )
 from training.learning.model.answers import Answers
-from training.learning.model.base_pass import Encoded
 
 ADAPTER, READINGS = "adapter", "policy_log_probs.npy"
 """What a finished run leaves: PEFT's files, and (N, 10) raw label log-probabilities of all rows."""
 _EVALUATION_BATCH = 32
-
-
-class TrainingError(AdvisorError):
-    """A problem that cannot be trained on; the message says what is missing."""
-
-
-@dataclass(frozen=True, eq=False)
-class Problem:
-    """What an algorithm is given. Rows are the scenario set's.
-
-    rewards : (N, 10) float, what each action is worth, R of the agent's plan: the teacher's
-        expectation, but for a control; rows with NaN are left out.
-    weights : (N,) uniqueness, 0-1; scaled to mean 1 over the training rows.
-    train_rows, validate_rows : indices, disjoint.
-    calibration, base_name : the base manifest's calibration and model version.
-    pairs : (P, 3) int: row, chosen action, rejected action; DPO alone needs them.
-    pair_weights : (P,), default 1.
-    demonstrations : what the agent did and said, for the supervised part; None: labels' format
-        alone.
-    warm_up : folder of a finished warm-up, for algorithms that start from one.
-    """
-
-    encoded: Encoded
-    rewards: NDArray[np.float64]
-    weights: NDArray[np.float64]
-    train_rows: NDArray[np.int64]
-    validate_rows: NDArray[np.int64]
-    calibration: Calibration
-    base_name: str
-    pairs: NDArray[np.int64] | None = None
-    pair_weights: NDArray[np.float64] | None = None
-    demonstrations: Demonstrations | None = None
-    warm_up: Path | None = None
-
-    def __post_init__(self) -> None:
-        known = np.asarray(np.isfinite(self.rewards).all(axis=1))
-        for name in ("train_rows", "validate_rows"):
-            rows = np.asarray(getattr(self, name), np.int64)
-            object.__setattr__(self, name, rows[known[rows]])
-            if not len(getattr(self, name)):
-                raise TrainingError(
-                    f"no {name.replace('_', ' ')} with known rewards: nothing to train or"
-                    " validate on"
-                )
-        if np.intersect1d(self.train_rows, self.validate_rows).size:
-            raise TrainingError("training and validation rows overlap")
-        scaled = self.weights / self.weights[self.train_rows].mean()
-        object.__setattr__(self, "weights", scaled)
-
-    @property
-    def untempered(self) -> Calibration:
-        """Of the policy that is trained: the base's bias, temperature 1."""
-        return self.calibration.model_copy(update={"temperature": 1.0})
-
-    @property
-    def bias(self) -> Tensor:
-        """(10,) float32, nats."""
-        return torch.tensor(self.calibration.bias)
 
 
 @dataclass(frozen=True, eq=False)

@@ -26,11 +26,9 @@ from training.arrays import Progress, silent
 from training.config.learning import AdapterConfig, TargetsConfig, WarmUpConfig
 from training.learning.algorithms import losses
 from training.learning.algorithms.preferences import Preferences
-from training.learning.algorithms.problem import problem_of
+from training.learning.algorithms.problem import Problem, TrainingError, problem_of
 from training.learning.algorithms.run import (
-    Problem,
     TrainedPolicy,
-    TrainingError,
     batches,
     finish,
     started,

@@ -34,7 +34,8 @@ from training.learning.algorithms.measures import (
     validation_metrics,
 )
 from training.learning.algorithms.probe import fit_probe
-from training.learning.algorithms.run import Problem, TrainedPolicy, TrainingError
+from training.learning.algorithms.problem import Problem, TrainingError
+from training.learning.algorithms.run import TrainedPolicy
 from training.learning.algorithms.table import TRAINS
 from training.learning.model.answers import Answers
 from training.learning.model.base_pass import Encoded
