@@ -45,6 +45,7 @@ from app.domain.errors import (
 from app.domain.event import EventKind
 from app.domain.plausible import require_plausible
 from app.domain.principal import Principal, Role
+from app.journal.journal import Receipt
 from app.schemas import (
     ADVISE_BODY,
     AGENT_ACTION,
@@ -245,6 +246,16 @@ def _reporter(request: Request, decision: UUID) -> str:
     return caller.name
 
 
+def _reported(service: Service, decision: UUID, kind: EventKind, receipt: Receipt) -> Response:
+    """The answer to a report, which counts unless it repeats another."""
+    if not receipt.repeated:
+        service.report_bounds.count(decision, kind)
+    return Json(
+        {"decision_id": str(decision), "recorded": receipt.target, "repeated": receipt.repeated},
+        202,
+    )
+
+
 @router.put(
     "/decisions/{id}/agent-action",
     status_code=202,
@@ -259,11 +270,7 @@ async def put_agent_action(id: UUID, request: Request) -> Response:
     require_plausible(action, service.now())
     service.report_bounds.require_room(id, EventKind.AGENT_ACTION)
     receipt = await service.records.report_action(id, action, by)
-    if not receipt.repeated:
-        service.report_bounds.count(id, EventKind.AGENT_ACTION)
-    return Json(
-        {"decision_id": str(id), "recorded": receipt.target, "repeated": receipt.repeated}, 202
-    )
+    return _reported(service, id, EventKind.AGENT_ACTION, receipt)
 
 
 @router.put(
@@ -280,11 +287,7 @@ async def put_outcome(id: UUID, request: Request) -> Response:
     require_plausible(outcome, service.now(), service.records.asked_at(id))
     service.report_bounds.require_room(id, EventKind.OUTCOME)
     receipt = await service.records.report_outcome(id, outcome, by)
-    if not receipt.repeated:
-        service.report_bounds.count(id, EventKind.OUTCOME)
-    return Json(
-        {"decision_id": str(id), "recorded": receipt.target, "repeated": receipt.repeated}, 202
-    )
+    return _reported(service, id, EventKind.OUTCOME, receipt)
 
 
 @router.get(

@@ -37,7 +37,6 @@ from training.outcomes.labels import labels
 from training.pipeline.rebuild import Rebuilt, base_of, market_of, rebuild, scenarios_of
 from training.publish.version import publish, release_of
 from training.scenarios.history import History
-from training.scenarios.table import embargo_s
 from training.stages.store import Artifact
 from training.stages.workshop import Workshop
 
@@ -88,17 +87,6 @@ def evaluate(  # long: a list of calls, read from top to bottom
 
     scenarios = scenarios_of(judged, market, shop, database)
     base_pass = shop.make(encoded, scenarios=scenarios, base=base, settings=config.encode)
-    answers = answers_of(rebuilt, base_pass, base, shop)
-    answers[PROBE] = shop.make(
-        of_probe,
-        PROBE,
-        **made.learnt_from,
-        base=base,
-        held_out=base_pass,
-        beta=config.warm_up.beta,
-        targets=config.targets,
-        seed=config.scenarios.seed,
-    )
     read = shop.make(
         taught,
         "held out",
@@ -106,30 +94,8 @@ def evaluate(  # long: a list of calls, read from top to bottom
         teacher=made.artifacts["teacher"],
         encoded=base_pass,
     )
-    answers[TEACHER] = shop.make(
-        of_teacher,
-        TEACHER,
-        taught=read,
-        beta=config.policy.beta,
-        risk_aversion=config.targets.risk_aversion,
-    )
-    fooled = shop.make(
-        taught_at_random,
-        "shuffled",
-        candidates=made.artifacts["candidates"],
-        labels=made.artifacts["candidate_labels"],
-        scenarios=scenarios,
-        settings=config.teacher,
-        outcomes=config.outcomes,
-        embargo_s=embargo_s(config.scenarios),
-    )
-    answers[SHUFFLED] = shop.make(
-        of_teacher,
-        SHUFFLED,
-        taught=fooled,
-        beta=config.policy.beta,
-        risk_aversion=config.targets.risk_aversion,
-    )
+    answers = answers_of(rebuilt, base_pass, base, shop)
+    answers |= controls_of(config, made, scenarios, base_pass, read, base, shop)
     asides = {"models": models, "threads": config.threads}
     if rival:
         answers[CHAMPION] = shop.make(
@@ -165,7 +131,7 @@ def evaluate(  # long: a list of calls, read from top to bottom
         version=version.path.name,
         terms=terms,
         period=config.evaluate.held_out,
-        embargo_s=embargo_s(config.scenarios),
+        embargo_s=config.scenarios.embargo_s,
         models=models,
         now=now,
         cpu_seconds={name: each.cpu_seconds for name, each in rebuilt.items()},
@@ -203,6 +169,50 @@ def answers_of(
         name: shop.make(of_policy, name, policy=policy, encoded=held_out, base=base)
         for name, policy in policies.items()
     }
+
+
+def controls_of(
+    config: RebuildConfig,
+    made: Rebuilt,
+    scenarios: Artifact,
+    base_pass: Artifact,
+    read: Artifact,
+    base: Base,
+    shop: Workshop,
+) -> dict[str, Artifact]:
+    """Answers of what is no policy: a linear probe of the base model, the teacher itself, and one
+    that learnt from shuffled labels. `read` is what the teacher says of the held-out scenarios."""
+    probe = shop.make(
+        of_probe,
+        PROBE,
+        **made.learnt_from,
+        base=base,
+        held_out=base_pass,
+        beta=config.warm_up.beta,
+        targets=config.targets,
+        seed=config.scenarios.seed,
+    )
+    fooled = shop.make(
+        taught_at_random,
+        "shuffled",
+        candidates=made.artifacts["candidates"],
+        labels=made.artifacts["candidate_labels"],
+        scenarios=scenarios,
+        settings=config.teacher,
+        outcomes=config.outcomes,
+        embargo_s=config.scenarios.embargo_s,
+    )
+    teachers = {
+        name: shop.make(
+            of_teacher,
+            name,
+            taught=readings,
+            beta=config.policy.beta,
+            risk_aversion=config.targets.risk_aversion,
+        )
+        for name, readings in ((TEACHER, read), (SHUFFLED, fooled))
+    }
+    return {PROBE: probe, **teachers}
 
 
 def terms_of(config: RebuildConfig) -> Terms:

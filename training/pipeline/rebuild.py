@@ -116,7 +116,7 @@ def taught_by_all(
         encoded=made["encoded"],
         settings=config.teacher,
         outcomes=config.outcomes,
-        embargo_hours=config.scenarios.embargo_hours,
+        embargo_s=config.scenarios.embargo_s,
     )
     made["taught"] = shop.make(
         taught, scenarios=made["scenarios"], teacher=made["teacher"], encoded=made["encoded"]

@@ -22,7 +22,6 @@ from training.learning.teacher.expectations import taught
 from training.outcomes.labels import labels
 from training.pipeline.evaluate import limits_of, terms_of
 from training.pipeline.rebuild import base_of, market_of, rebuild, scenarios_of
-from training.scenarios.table import embargo_s
 from training.stages.store import Artifact
 from training.stages.workshop import Workshop
 
@@ -69,7 +68,7 @@ def walk_forward(config: RebuildConfig, shop: Workshop, now: datetime) -> Artifa
         limits=limits,
         spans=spans,
         terms=terms,
-        embargo_s=embargo_s(config.scenarios),
+        embargo_s=config.scenarios.embargo_s,
         now=now,
         cpu_seconds=made.cpu_seconds,
     )

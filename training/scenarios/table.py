@@ -298,11 +298,6 @@ def uniqueness(symbols: NDArray[np.str_], as_of: Times, ends_at: Times) -> NDArr
     return weights
 
 
-def embargo_s(config: ScenariosConfig) -> float:
-    """Between the end of a label that trains and the first decision that judges."""
-    return config.embargo_hours * 3600
-
-
 def splits(as_of: Times, ends_at: Times, config: ScenariosConfig) -> NDArray[np.str_]:
     """`train`, `validate` or `purged` for real rows in order of time; all `held_out` in the
     held-out period.
@@ -330,7 +325,7 @@ def splits(as_of: Times, ends_at: Times, config: ScenariosConfig) -> NDArray[np.
     split[early] = TRAIN
     # The embargo lies between the end of a label and the first validation row: lengthen the earlier
     # window.
-    split[early[overlapping(early, late, as_of, ends_at + round(embargo_s(config)))]] = PURGED
+    split[early[overlapping(early, late, as_of, ends_at + round(config.embargo_s))]] = PURGED
     for name, key in ((TRAIN, "move validate_from on"), (VALIDATE, "move validate_from back")):
         if not (split == name).any():
             raise ScenarioError(

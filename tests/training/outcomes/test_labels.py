@@ -38,7 +38,8 @@ from training.outcomes.orders import Orders
 from training.outcomes.simulate import COSTS, Costs, Exit, simulate
 
 FREE = Costs(0.0, 0.0)
-QUIET = (100, 101, 99, 100)
+Candle = tuple[float, float, float, float]
+QUIET: Candle = (100, 101, 99, 100)
 
 
 def order(**changes: Any) -> Scenario:
@@ -60,9 +61,10 @@ def judged(
     return judge({"BTCUSDT": series}, plans, shares_of(subjects), costs)
 
 
-def whole(*first: tuple[float, ...], seconds: int = HOUR, skip: int = 0) -> Bars:
+def whole(*first: Candle, seconds: int = HOUR, skip: int = 0) -> Bars:
     """These bars, then quiet ones to the end of the six hours."""
-    return table(*first, *[QUIET] * (8 * HOUR // seconds), seconds=seconds, skip=skip)  # type: ignore[arg-type]
+    quiet = [QUIET] * (8 * HOUR // seconds)
+    return table(*first, *quiet, seconds=seconds, skip=skip)
 
 
 def emptied(bars: Bars, at: int) -> Bars:

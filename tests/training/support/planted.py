@@ -76,14 +76,16 @@ def encoded(
 class Exact(Encoded):
     """Keys and values in full precision, computed anew."""
 
+    reader: LabelReader
+
     def keys_values(self, rows: Any) -> Any:
         stored = super().keys_values(rows)
         states = torch.zeros_like(stored.states)
         for i, row in enumerate(rows):
-            ids, head = self.ids(row), len(self.reader.encoder.head)  # type: ignore[attr-defined]
+            ids, head = self.ids(row), len(self.reader.encoder.head)
             with torch.no_grad():
-                cache = self.reader.model(  # type: ignore[attr-defined]
-                    input_ids=torch.tensor([[*self.reader.encoder.head, *ids]]),  # type: ignore[attr-defined]
+                cache = self.reader.model(
+                    input_ids=torch.tensor([[*self.reader.encoder.head, *ids]]),
                     use_cache=True,
                 ).past_key_values
             for number, layer in enumerate(cache.layers):

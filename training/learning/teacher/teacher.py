@@ -207,7 +207,7 @@ def teacher(
     *,
     settings: TeacherConfig,
     outcomes: OutcomesConfig,
-    embargo_hours: float,
+    embargo_s: float,
     progress: Progress = silent,
 ) -> Facts:
     """The teacher of all candidates, with predictions out of fold. `prompted` are the scenarios
@@ -217,7 +217,7 @@ def teacher(
         lessons,
         scenarios.rows(TRAIN, real_only=True),
         settings,
-        embargo_hours * 3600,
+        embargo_s,
         progress,
         _inputs(lessons.told, scenarios, prompted, encoded),
     )

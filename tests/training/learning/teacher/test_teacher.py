@@ -161,7 +161,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Artifact, ScenarioSe
         labels=fates,
         settings=settings,
         outcomes=OutcomesConfig(),
-        embargo_hours=24.0,
+        embargo_s=DAY_S,
     )
     return artifact, scenarios, shop
 
