@@ -13,16 +13,15 @@ from dataclasses import dataclass
 from random import Random
 from time import monotonic
 
-import psycopg
-
 from app.journal.later import REQUESTS
 from app.journal.stream import EVENTS, STATE
-from app.local.servers import postgres_processes
+from app.local.servers import EmbeddedPostgres, EmbeddedValkey, postgres_processes
 from tests.chaos.load import Load
 from tests.chaos.stack import RECOVERY_S, Stack
 from tests.service.processes import Child
 from tests.service.running import until
 
+Server = EmbeddedPostgres | EmbeddedValkey
 Doing = Callable[[Stack, Load, Random], AbstractAsyncContextManager[None]]
 
 
@@ -52,6 +51,82 @@ def _send(pids: Sequence[int], number: int) -> None:
             continue  # A session that ended by itself.
 
 
+@asynccontextmanager
+async def frozen(pids: Sequence[int]) -> AsyncIterator[None]:
+    """Processes that keep their connections and say nothing, as behind a network that swallows
+    everything."""
+    _send(pids, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        _send(pids, signal.SIGCONT)
+
+
+def silence(pids: Callable[[Stack, Random], Sequence[int]]) -> Doing:
+    """Processes are frozen."""
+
+    def doing(stack: Stack, load: Load, random: Random) -> AbstractAsyncContextManager[None]:
+        return frozen(pids(stack, random))
+
+    return doing
+
+
+def absence(*servers: Callable[[Stack], Server], killed: bool) -> Doing:
+    """Servers end, by SIGKILL or as they should, and the last of them comes back first."""
+
+    @asynccontextmanager
+    async def doing(stack: Stack, load: Load, random: Random) -> AsyncIterator[None]:
+        for server in servers:
+            server(stack).kill() if killed else server(stack).stop()
+        yield
+        for server in reversed(servers):
+            server(stack).start()
+
+    return doing
+
+
+def crash(children: Callable[[Stack], Sequence[Child]]) -> Doing:
+    """One of several processes is killed, and started again when the block ends."""
+
+    @asynccontextmanager
+    async def doing(stack: Stack, load: Load, random: Random) -> AsyncIterator[None]:
+        child = random.choice(children(stack))
+        child.kill()
+        yield
+        await child.restart()
+
+    return doing
+
+
+def replicas(stack: Stack) -> Sequence[Child]:
+    return stack.replicas
+
+
+def writers(stack: Stack) -> Sequence[Child]:
+    return stack.writers
+
+
+def postgres(stack: Stack) -> EmbeddedPostgres:
+    return stack.postgres
+
+
+def valkey(stack: Stack) -> EmbeddedValkey:
+    return stack.valkey
+
+
+def a_replica(stack: Stack, random: Random) -> Sequence[int]:
+    return [random.choice(stack.replicas).pid]
+
+
+def all_of_valkey(stack: Stack, random: Random) -> Sequence[int]:
+    assert stack.valkey.pid is not None
+    return [stack.valkey.pid]
+
+
+def all_of_postgres(stack: Stack, random: Random) -> Sequence[int]:
+    return postgres_processes(stack.postgres.directory / "cluster")
+
+
 async def _restart(children: Sequence[Child]) -> None:
     """All at once."""
     for child in children:
@@ -62,14 +137,6 @@ async def _restart(children: Sequence[Child]) -> None:
 
 
 @asynccontextmanager
-async def replica_killed(stack: Stack, load: Load, random: Random) -> AsyncIterator[None]:
-    child = random.choice(stack.replicas)
-    child.kill()
-    yield
-    await child.restart()
-
-
-@asynccontextmanager
 async def replicas_killed_in_turn(stack: Stack, load: Load, random: Random) -> AsyncIterator[None]:
     for child in stack.replicas:
         await child.restart()
@@ -77,25 +144,11 @@ async def replicas_killed_in_turn(stack: Stack, load: Load, random: Random) -> A
 
 
 @asynccontextmanager
-async def replica_frozen(stack: Stack, load: Load, random: Random) -> AsyncIterator[None]:
-    async with _frozen([random.choice(stack.replicas)]):
-        yield
-
-
-@asynccontextmanager
-async def writer_killed(stack: Stack, load: Load, random: Random) -> AsyncIterator[None]:
-    child = random.choice(stack.writers)
-    child.kill()
-    yield
-    await child.restart()
-
-
-@asynccontextmanager
 async def writers_killed_with_a_batch(
     stack: Stack, load: Load, random: Random
 ) -> AsyncIterator[None]:
     """Both die in the middle of a transaction."""
-    with psycopg.connect(stack.database_url.replace("+psycopg", "")) as blocker:
+    with stack.connection() as blocker:
         blocker.execute("LOCK TABLE decision_keys")
 
         async def in_their_hands() -> bool:
@@ -113,7 +166,7 @@ async def writer_frozen_and_taken_over(
     stack: Stack, load: Load, random: Random
 ) -> AsyncIterator[None]:
     """It wakes up with a batch that the other one has written meanwhile."""
-    async with _frozen([random.choice(stack.writers)]):
+    async with frozen([random.choice(stack.writers).pid]):
         begun = stack.begun()
 
         async def taken_over() -> bool:
@@ -124,44 +177,9 @@ async def writer_frozen_and_taken_over(
 
 
 @asynccontextmanager
-async def _frozen(children: Sequence[Child]) -> AsyncIterator[None]:
-    pids = [child.pid for child in children]
-    _send(pids, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        _send(pids, signal.SIGCONT)
-
-
-@asynccontextmanager
-async def valkey_stopped(stack: Stack, load: Load, random: Random) -> AsyncIterator[None]:
-    stack.valkey.stop()
-    yield
-    stack.valkey.start()
-
-
-@asynccontextmanager
-async def valkey_killed(stack: Stack, load: Load, random: Random) -> AsyncIterator[None]:
-    stack.valkey.kill()
-    yield
-    stack.valkey.start()
-
-
-@asynccontextmanager
-async def valkey_frozen(stack: Stack, load: Load, random: Random) -> AsyncIterator[None]:
-    assert stack.valkey.pid is not None
-    pid = stack.valkey.pid
-    _send([pid], signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        _send([pid], signal.SIGCONT)
-
-
-@asynccontextmanager
 async def valkey_emptied(stack: Stack, load: Load, random: Random) -> AsyncIterator[None]:
     """While no writer moves anything, so that there is something to lose."""
-    async with _frozen(stack.writers):
+    async with frozen([writer.pid for writer in stack.writers]):
         await load.go_on(20)
         with stack.valkey_client() as connection:
             connection.flushall()
@@ -171,7 +189,7 @@ async def valkey_emptied(stack: Stack, load: Load, random: Random) -> AsyncItera
 @asynccontextmanager
 async def valkey_replaced(stack: Stack, load: Load, random: Random) -> AsyncIterator[None]:
     """Another server without data comes back in its place, while no writer works."""
-    async with _frozen(stack.writers):
+    async with frozen([writer.pid for writer in stack.writers]):
         await load.go_on(20)
         stack.valkey.kill()
         shutil.rmtree(stack.valkey.directory / "appendonlydir")
@@ -182,7 +200,7 @@ async def valkey_replaced(stack: Stack, load: Load, random: Random) -> AsyncIter
 @asynccontextmanager
 async def valkey_evicts(stack: Stack, load: Load, random: Random) -> AsyncIterator[None]:
     """It throws keys away, the stream among them, as soon as memory is short."""
-    async with _frozen(stack.writers):
+    async with frozen([writer.pid for writer in stack.writers]):
         with stack.valkey_client() as connection:
             connection.config_set("maxmemory-policy", "allkeys-lru")
             connection.config_set("maxmemory", 2_000_000)
@@ -194,7 +212,7 @@ async def valkey_evicts(stack: Stack, load: Load, random: Random) -> AsyncIterat
 @asynccontextmanager
 async def valkey_not_durable(stack: Stack, load: Load, random: Random) -> AsyncIterator[None]:
     """`appendonly no` at run time, then a crash."""
-    async with _frozen(stack.writers):
+    async with frozen([writer.pid for writer in stack.writers]):
         with stack.valkey_client() as connection:
             connection.config_set("appendonly", "no")
         yield
@@ -213,35 +231,10 @@ async def valkey_disk_full(stack: Stack, load: Load, random: Random) -> AsyncIte
 
 
 @asynccontextmanager
-async def postgres_stopped(stack: Stack, load: Load, random: Random) -> AsyncIterator[None]:
-    stack.postgres.stop()
-    yield
-    stack.postgres.start()
-
-
-@asynccontextmanager
-async def postgres_killed(stack: Stack, load: Load, random: Random) -> AsyncIterator[None]:
-    stack.postgres.kill()
-    yield
-    stack.postgres.start()
-
-
-@asynccontextmanager
 async def postgres_restarted(stack: Stack, load: Load, random: Random) -> AsyncIterator[None]:
     stack.postgres.stop()
     stack.postgres.start()
     yield
-
-
-@asynccontextmanager
-async def postgres_frozen(stack: Stack, load: Load, random: Random) -> AsyncIterator[None]:
-    """It keeps its connections and says nothing, as behind a network that swallows everything."""
-    pids = postgres_processes(stack.postgres.directory / "cluster")
-    _send(pids, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        _send(pids, signal.SIGCONT)
 
 
 @asynccontextmanager
@@ -308,15 +301,6 @@ async def replica_restarted_without_postgres(
 
 
 @asynccontextmanager
-async def both_servers_killed(stack: Stack, load: Load, random: Random) -> AsyncIterator[None]:
-    stack.postgres.kill()
-    stack.valkey.kill()
-    yield
-    stack.valkey.start()
-    stack.postgres.start()
-
-
-@asynccontextmanager
 async def everything_killed(stack: Stack, load: Load, random: Random) -> AsyncIterator[None]:
     for child in stack.children:
         child.kill()
@@ -347,42 +331,42 @@ async def garbage_in_streams(stack: Stack, load: Load, random: Random) -> AsyncI
 async def halted(stack: Stack, load: Load, random: Random) -> AsyncIterator[None]:
     """HALTED through one replica, the other one killed and started again: nothing is approved
     any more."""
-    one, other = random.sample(stack.replicas, 2)
+    told, other = random.sample(stack.replicas, 2)
     body = {"state": "HALTED", "reason": "chaos", "changed_by": "chaos"}
-    (await stack.http.put(f"{one.url}/state", json=body)).raise_for_status()
+    (await stack.http.put(f"{told.url}/state", json=body)).raise_for_status()
     load.halted_at = monotonic()
     await load.go_on(40)
     await other.restart()
     yield
     load.halted_at = None
-    (await stack.http.put(f"{one.url}/state", json=body | {"state": "ACTIVE"})).raise_for_status()
+    (await stack.http.put(f"{told.url}/state", json=body | {"state": "ACTIVE"})).raise_for_status()
 
 
 FAULTS = [
-    Fault("replica killed", "api", replica_killed),
+    Fault("replica killed", "api", crash(replicas)),
     Fault("replicas killed in turn", "api", replicas_killed_in_turn),
-    Fault("replica frozen", "api", replica_frozen),
-    Fault("writer killed", "writer", writer_killed),
+    Fault("replica frozen", "api", silence(a_replica)),
+    Fault("writer killed", "writer", crash(writers)),
     Fault("writers killed with a batch", "all", writers_killed_with_a_batch),
     Fault("writer frozen, taken over", "writer", writer_frozen_and_taken_over),
-    Fault("Valkey stopped", "valkey", valkey_stopped, seen=True),
-    Fault("Valkey killed", "valkey", valkey_killed, seen=True),
-    Fault("Valkey frozen", "valkey", valkey_frozen, seen=True),
+    Fault("Valkey stopped", "valkey", absence(valkey, killed=False), seen=True),
+    Fault("Valkey killed", "valkey", absence(valkey, killed=True), seen=True),
+    Fault("Valkey frozen", "valkey", silence(all_of_valkey), seen=True),
     Fault("Valkey emptied", "all", valkey_emptied, forgets=True),
     Fault("Valkey replaced", "all", valkey_replaced, seen=True, forgets=True),
     Fault("Valkey evicts", "all", valkey_evicts, seen=True, forgets=True),
     Fault("Valkey not durable", "all", valkey_not_durable, seen=True, forgets=True),
     Fault("Valkey's disk full", "all", valkey_disk_full, seen=True),
-    Fault("Postgres stopped", "postgres", postgres_stopped, seen=True),
-    Fault("Postgres killed", "postgres", postgres_killed, seen=True),
+    Fault("Postgres stopped", "postgres", absence(postgres, killed=False), seen=True),
+    Fault("Postgres killed", "postgres", absence(postgres, killed=True), seen=True),
     Fault("Postgres restarted", "postgres", postgres_restarted),
-    Fault("Postgres frozen", "postgres", postgres_frozen, seen=True),
+    Fault("Postgres frozen", "postgres", silence(all_of_postgres), seen=True),
     Fault("sessions terminated", "postgres", sessions_terminated),
     Fault("database settings changed", "postgres", database_settings_changed),
     Fault("spool's disk full", "all", spool_disk_full, seen=True),
     Fault("restarted without Valkey", "all", replica_restarted_without_valkey, seen=True),
     Fault("restarted without Postgres", "all", replica_restarted_without_postgres, seen=True),
-    Fault("both servers killed", "all", both_servers_killed, seen=True),
+    Fault("both servers killed", "all", absence(postgres, valkey, killed=True), seen=True),
     Fault("everything killed", "all", everything_killed, seen=True),
     Fault("garbage in streams", "valkey", garbage_in_streams),
     Fault("halted", "all", halted),

@@ -1,5 +1,5 @@
-"""What faults are done to: a Postgres and a Valkey that sync to disk, two replicas of the API and
-two writers, all of them real processes."""
+"""What faults are done to: a Postgres and a Valkey that sync to disk, replicas of the API and
+writers, all of them real processes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import httpx
 import psycopg
@@ -28,13 +28,18 @@ from tests.service.running import until
 
 RECOVERY_S = 60.0
 """What has not recovered by then is a fault of its own."""
+ABANDONED_MS = 600_000
+"""Longer than any consumer waits before it takes over what another holds."""
 _databases = count()
 
 
 class Stack:
-    """Servers and processes of one life: a new database, an empty Valkey."""
+    """Servers and processes of one life: a new database, an empty Valkey, so many replicas and as
+    many writers. The processes live while the block does."""
 
-    def __init__(self, postgres: EmbeddedPostgres, valkey: EmbeddedValkey, home: Path) -> None:
+    def __init__(
+        self, postgres: EmbeddedPostgres, valkey: EmbeddedValkey, home: Path, pairs: int = 2
+    ) -> None:
         self.postgres = postgres
         self.valkey = valkey
         name = f"chaos_{os.getpid()}_{next(_databases)}"
@@ -42,8 +47,9 @@ class Stack:
             connection.execute(f"CREATE DATABASE {name}")
         self.database_url = postgres.url.rsplit("/", 1)[0] + f"/{name}"
         upgrade(self.database_url)
-        self.replicas = [self._child("serve", home / f"replica-{n}") for n in (1, 2)]
-        self.writers = [self._child("writer", home / f"writer-{n}") for n in (1, 2)]
+        numbers = range(1, pairs + 1)
+        self.replicas = [self._child("serve", home / f"replica-{n}") for n in numbers]
+        self.writers = [self._child("writer", home / f"writer-{n}") for n in numbers]
         self.http = httpx.AsyncClient(timeout=5, headers=bearer())
 
     def _child(self, command: str, home: Path) -> Child:
@@ -56,13 +62,14 @@ class Stack:
         """Replicas, then writers."""
         return [*self.replicas, *self.writers]
 
-    async def start(self) -> None:
+    async def __aenter__(self) -> Self:
         for child in self.children:
             child.start()
         for child in self.children:
             await child.ready()
+        return self
 
-    async def aclose(self) -> None:
+    async def __aexit__(self, *error: object) -> None:
         for child in self.children:
             child.kill()
         await self.http.aclose()
@@ -73,10 +80,14 @@ class Stack:
         with client(self.valkey.url) as connection:
             yield connection
 
+    def connection(self, *, autocommit: bool = False) -> psycopg.Connection:
+        """One of our own to the database."""
+        url = self.database_url.replace("+psycopg", "")
+        return psycopg.connect(url, autocommit=autocommit)
+
     def sql(self, statement: str) -> list[tuple[Any, ...]]:
         """One statement of our own."""
-        url = self.database_url.replace("+psycopg", "")
-        with psycopg.connect(url, autocommit=True) as connection:
+        with self.connection(autocommit=True) as connection:
             cursor = connection.execute(statement)
             return cursor.fetchall() if cursor.description else []
 
@@ -124,7 +135,7 @@ class Stack:
     async def quiet(self) -> None:
         """Wait until nothing is under way anywhere, with nobody asking any more."""
         await self.recovered()
-        self.hand_over_requests()
+        self.hand_over(REQUESTS, ADVISORS)
         with self.valkey_client() as connection:
 
             async def nothing_waits() -> bool:
@@ -134,18 +145,22 @@ class Stack:
 
     def begun(self) -> set[bytes]:
         """Entries that writers took and did not finish."""
-        with self.valkey_client() as connection:
-            held: Any = connection.xpending_range(EVENTS, WRITERS, "-", "+", 10_000)
-            return {entry["message_id"] for entry in held}
+        return {entry["message_id"] for entry in self._held(EVENTS, WRITERS)}
 
-    def hand_over_requests(self) -> None:
-        """Make accepted requests that a replica took look abandoned: another takes them over after
-        a minute, which rounds do not wait for."""
+    def hand_over(self, stream: str, group: str) -> int:
+        """Make what a group took look abandoned, and say how much that is: others take it over
+        after a time that nobody waits for here."""
+        held = self._held(stream, group)
         with self.valkey_client() as connection:
-            held: Any = connection.xpending_range(REQUESTS, ADVISORS, "-", "+", 10_000)
             for entry in held:
                 owner, ids = entry["consumer"], [entry["message_id"]]
-                connection.xclaim(REQUESTS, ADVISORS, owner, 0, ids, idle=600_000, justid=True)
+                connection.xclaim(stream, group, owner, 0, ids, idle=ABANDONED_MS, justid=True)
+        return len(held)
+
+    def _held(self, stream: str, group: str) -> list[dict[str, Any]]:
+        with self.valkey_client() as connection:
+            entries: Any = connection.xpending_range(stream, group, "-", "+", 10_000)
+            return list(entries)
 
 
 @asynccontextmanager
@@ -153,9 +168,5 @@ async def living(home: Path) -> AsyncIterator[Stack]:
     """A stack of its own servers, until the block ends."""
     home.chmod(0o755)  # An embedded Postgres under root is another user.
     with EmbeddedPostgres(home / "postgres") as postgres, EmbeddedValkey(home / "valkey") as valkey:
-        stack = Stack(postgres, valkey, home)
-        try:
-            await stack.start()
+        async with Stack(postgres, valkey, home) as stack:
             yield stack
-        finally:
-            await stack.aclose()

@@ -19,21 +19,19 @@ import pytest
 
 from app.domain.canonical import decision_id
 from app.domain.decision import Decision
-from app.journal.journal import GROUP, IDLE_MS
+from app.journal.journal import GROUP
 from app.journal.stream import EVENTS
 from app.local.servers import EmbeddedPostgres, EmbeddedValkey
 from app.schemas import response
-from app.shadow_log.log import ShadowLog
-from app.shadow_log.migrate import upgrade
 from app.shadow_log.verify import verify_log
-from tests.conftest import administration, open_directory
-from tests.service.journal.journal_events import client, dead_letters
-from tests.service.processes import Child, environment, losses
+from tests.chaos.stack import Stack
+from tests.conftest import open_directory
+from tests.service.journal.journal_events import dead_letters
+from tests.service.processes import losses
 from tests.service.running import request, running, settings_for, until
 
 AGENTS = 8
 RETRY_S = 0.02
-_databases = count()
 
 
 @pytest.fixture(scope="module")
@@ -42,49 +40,11 @@ def durable_postgres() -> Iterator[EmbeddedPostgres]:
         yield server
 
 
-class Stack:
-    """Both servers, the API, the writer, and where they lie."""
-
-    def __init__(self, postgres: EmbeddedPostgres, valkey: EmbeddedValkey, home: Path) -> None:
-        self.postgres = postgres
-        self.valkey = valkey
-        name = f"fault_{next(_databases)}"
-        with administration(postgres.url) as connection:
-            connection.execute(f"CREATE DATABASE {name}")
-        self.database_url = postgres.url.rsplit("/", 1)[0] + f"/{name}"
-        upgrade(self.database_url)
-        variables = environment(home, database_url=self.database_url, redis_url=valkey.url)
-        self.api = Child("serve", variables, home / "api.log")
-        self.writer = Child("writer", variables, home / "writer.log")
-
-    def connection(self) -> psycopg.Connection:
-        """One of our own to its database."""
-        return psycopg.connect(self.database_url.replace("+psycopg", ""))
-
-    async def empty(self) -> None:
-        """Wait until everything that was recorded is in Postgres."""
-        async with httpx.AsyncClient(base_url=self.api.url) as http:
-
-            async def nothing_waits() -> bool:
-                lines = (await http.get("/metrics")).text.splitlines()
-                return {"advisor_journal_backlog 0.0", "advisor_spool_depth 0.0"} <= set(lines)
-
-            await until(nothing_waits)
-
-
 @pytest.fixture
 async def stack(durable_postgres: EmbeddedPostgres, tmp_path: Path) -> AsyncIterator[Stack]:
     with EmbeddedValkey(tmp_path / "valkey") as valkey:
-        whole = Stack(durable_postgres, valkey, tmp_path)
-        try:
-            for child in (whole.api, whole.writer):
-                child.start()
-            for child in (whole.api, whole.writer):
-                await child.ready()
-            yield whole
-        finally:
-            whole.api.kill()
-            whole.writer.kill()
+        async with Stack(durable_postgres, valkey, tmp_path, pairs=1) as stack:
+            yield stack
 
 
 class Load:
@@ -147,7 +107,7 @@ class Load:
 @asynccontextmanager
 async def under_load(stack: Stack) -> AsyncIterator[Load]:
     """Agents ask while the block runs; after it each of them gets its last answer."""
-    load = Load(stack.api.url)
+    load = Load(stack.replicas[0].url)
     agents = [asyncio.create_task(load.agent()) for _ in range(AGENTS)]
     try:
         yield load
@@ -162,11 +122,10 @@ async def under_load(stack: Stack) -> AsyncIterator[Load]:
 
 async def require_complete(stack: Stack, load: Load) -> None:
     """Every answer is in Postgres exactly once, as it was given; nothing was lost or put aside."""
-    await stack.empty()
-    assert sum((await losses(stack.api.url, stack.writer.url)).values()) == 0
+    await stack.quiet()
+    assert sum((await losses(*(child.url for child in stack.children))).values()) == 0
     assert dead_letters(stack.valkey.url) == []
-    log = ShadowLog.connect(stack.database_url)
-    try:
+    async with stack.shadow_log() as log:
         counts = await log.counts()
         assert (counts["decisions"], counts["advices"]) == (len(load.answers), len(load.answers))
         assert counts["agent_actions"] == len(load.actions)
@@ -179,31 +138,13 @@ async def require_complete(stack: Stack, load: Load) -> None:
             assert document["record_hash"] == stored.hash()
             reported = [load.actions[key]] if key in load.actions else []
             assert [action["decision"] for action in document["agent_actions"]] == reported
-    finally:
-        await log.aclose()
     report = await verify_log(stack.database_url)
     assert report.findings == []
     assert (report.decisions, report.reports) == (len(load.answers), len(load.actions))
 
 
-def pending(url: str) -> list[dict[str, Any]]:
-    """What writers took and did not acknowledge."""
-    with client(url) as connection:
-        entries: Any = connection.xpending_range(EVENTS, GROUP, "-", "+", 10_000)
-        return list(entries)
-
-
-def age_pending(url: str) -> int:
-    """Make what dead writers hold look abandoned for long enough; how many entries they hold."""
-    held = pending(url)
-    with client(url) as connection:
-        for entry in held:
-            owner, known = entry["consumer"], [entry["message_id"]]
-            connection.xclaim(EVENTS, GROUP, owner, 0, known, idle=2 * IDLE_MS, justid=True)
-    return len(held)
-
-
 async def test_a_writer_killed_with_a_batch_in_its_hands(stack: Stack) -> None:
+    [writer] = stack.writers
     async with under_load(stack) as load:
         for _ in range(2):
             await load.more(50)
@@ -213,13 +154,13 @@ async def test_a_writer_killed_with_a_batch_in_its_hands(stack: Stack) -> None:
                 )  # The writer waits in the middle of its transaction.
 
                 async def in_its_hands() -> bool:
-                    return pending(stack.valkey.url) != []
+                    return bool(stack.begun())
 
                 await until(in_its_hands)
-                stack.writer.kill()
-            assert age_pending(stack.valkey.url) > 0
+                writer.kill()
+            assert stack.hand_over(EVENTS, GROUP) > 0
             await load.more(50)
-            await stack.writer.restart()
+            await writer.restart()
     assert load.refused == 0, "the agents notice nothing"
     await require_complete(stack, load)
 
@@ -228,7 +169,7 @@ async def test_an_api_killed_in_the_middle_of_requests(stack: Stack) -> None:
     async with under_load(stack) as load:
         for _ in range(2):
             await load.more(60)
-            await stack.api.restart()
+            await stack.replicas[0].restart()
         early = list(load.answers)[:20]
         again = await load.ask_again(early)
     given = [load.answers[key] | {"repeated": True, "recorded": "shadow_log"} for key in early]
@@ -252,7 +193,7 @@ async def test_a_valkey_killed_and_an_api_killed_while_it_is_away(stack: Stack) 
         await load.more(60)
         await asyncio.to_thread(stack.valkey.kill)
         await load.more(60)
-        await stack.api.restart()
+        await stack.replicas[0].restart()
         await load.more(60)
         stack.valkey.start()
         await load.more(60)
@@ -262,19 +203,20 @@ async def test_a_valkey_killed_and_an_api_killed_while_it_is_away(stack: Stack) 
 
 
 async def test_everything_at_once(stack: Stack) -> None:
+    [api], [writer] = stack.replicas, stack.writers
     async with under_load(stack) as load:
         await load.more(50)
         await asyncio.to_thread(stack.postgres.kill)
         await asyncio.to_thread(stack.valkey.kill)
         await load.more(50)
-        await asyncio.to_thread(stack.writer.kill)
-        await stack.api.restart()
+        await asyncio.to_thread(writer.kill)
+        await api.restart()
         await load.more(50)
         stack.valkey.start()
         await load.more(50)
         stack.postgres.start()
-        await stack.writer.restart()
-        age_pending(stack.valkey.url)
+        await writer.restart()
+        stack.hand_over(EVENTS, GROUP)
         await load.more(50)
     await require_complete(stack, load)
 
