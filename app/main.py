@@ -19,7 +19,7 @@ from fastapi import FastAPI
 from app.advising.service import Service
 from app.advising.serving import Models, Pins, Serving
 from app.api import operators, routes
-from app.api.access import Door
+from app.api.access import Door, Refusals
 from app.api.admission import Admission
 from app.api.budget import Buckets
 from app.api.connection import BoundedConfig, Bounds
@@ -27,6 +27,7 @@ from app.api.tokens import Tokens, require_somebody
 from app.api.wire import ApiOptions, install
 from app.domain.errors import ManifestMismatch, ModelFileError
 from app.domain.manifest import ModelManifest
+from app.explorer import acts, pages
 from app.journal.journal import Journal
 from app.journal.later import RequestQueue
 from app.journal.spool import Spool
@@ -129,6 +130,9 @@ def create_app() -> FastAPI:
     app = FastAPI(title="shadow-advisor", version="0.1.0", description=DESCRIPTION)
     app.include_router(routes.router)
     app.include_router(operators.router)
+    app.include_router(pages.router)
+    app.include_router(acts.router)
+    app.state.refusals = Refusals()
     app.add_middleware(Admission)
     app.add_middleware(Door)
     install(app)

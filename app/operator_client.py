@@ -10,6 +10,8 @@ import httpx
 from shadow_advisor_client.connection import ConfigurationError, Connection
 from shadow_advisor_client.identity import AGENT_VARIABLES, bearer, find_token
 
+from app.domain.aliases import rollback_reason, rollback_target
+
 OPERATOR_VARIABLES = ("ADVISOR_ADMIN_TOKEN", *AGENT_VARIABLES)
 
 
@@ -62,15 +64,17 @@ class OperatorClient:
         return self._document("PUT", f"/aliases/{alias}", body)
 
     def roll_back(self, alias: str, reason: str, by: str) -> dict[str, Any]:
-        """Point an alias at the version that it pointed at before its present one."""
+        """Point an alias at the version that stood before its present one; twice in a row goes two
+        versions back."""
         moves = [move for move in self.aliases()["history"] if move["alias"] == alias]
-        versions = [move["model_version"] for move in moves]
-        earlier = [version for version in versions if version != versions[0]]
-        if not earlier:
+        target = rollback_target(moves[::-1])
+        if target is None:
             raise OperatorError(
-                f"the alias {alias} has never pointed anywhere else: there is nothing to go back to"
+                f"the alias {alias} stood nowhere else before: there is nothing to go back to"
             )
-        return self.move_alias(alias, earlier[0], reason or f"rollback from {versions[0]}", by)
+        return self.move_alias(
+            alias, target, rollback_reason(moves[0]["model_version"], reason), by
+        )
 
     def readiness(self) -> dict[str, Any]:
         """Each dependency, the versions being served, and `status`: ready, degraded, unready."""

@@ -17,20 +17,25 @@ from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from ipaddress import ip_address
 from time import monotonic
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import structlog
-from fastapi import Request
+from fastapi import Request, Response
+from fastapi.responses import RedirectResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.tokens import Tokens
 from app.api.wire import problem
 from app.domain.principal import Principal, Role
-from app.telemetry import AuthFailure, Telemetry
+from app.telemetry import AuthFailure
 
 log = structlog.get_logger()
-ANYBODY = frozenset({"/healthz", "/readyz"})
+ANYBODY = frozenset({"/", "/healthz", "/readyz", "/ui/login"})
+EXPLORER, STATIC = "/ui", "/ui/static/"
+COOKIE = "advisor_token"
+"""Where a browser keeps the token of whoever came in by the explorer's form; for its pages only."""
 PAGES = frozenset({"/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"})
 """For browsers, which ask people for a name and a password: any name, and a token."""
 WINDOW_S = 60.0
@@ -65,6 +70,16 @@ _PAGE_HEADERS = [
         b" style-src 'unsafe-inline' https://cdn.jsdelivr.net",
     ),
 ]
+_EXPLORER_HEADERS = [
+    *(header for header in _HEADERS[:-1] if header[0] != b"referrer-policy"),
+    # Without any referrer a browser says `Origin: null` of a form of ours.
+    (b"referrer-policy", b"same-origin"),
+    (
+        b"content-security-policy",
+        b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:;"
+        b" form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+    ),
+]
 
 
 class Failures:
@@ -85,45 +100,17 @@ class Failures:
         return min(count * STEP_S, LONGEST_S)
 
 
-class Door:
-    """ASGI middleware: puts the principal into the scope, or answers 401."""
+class Refusals:
+    """Failed authentications: counted, logged and held back."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+    def __init__(self) -> None:
         self._failures = Failures()
         self._waiting = 0
         self._logged_at = -LOG_EVERY_S
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        state, send = scope["app"].state, _with_headers(scope["path"], send)
-        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
-        misled = misdirected(headers, state.hosts, scope["scheme"])
-        if misled is not None:
-            await problem(*misled)(scope, receive, send)
-            return
-        caller = _caller(scope, state.tokens, datetime.now(UTC))
-        path = scope["path"]
-        if isinstance(caller, Principal):
-            scope["principal"] = caller
-        elif path in ANYBODY:
-            if caller is not AuthFailure.MISSING:
-                self._tell(scope, state.metrics, caller)
-        else:
-            self._tell(scope, state.metrics, caller)
-            await self._hold_back(_address(scope))
-            challenge = 'Basic realm="advisor"' if path in PAGES else 'Bearer realm="advisor"'
-            refusal = problem(401, "Nobody is known by this", _WHAT[caller])
-            refusal.headers["WWW-Authenticate"] = challenge
-            await refusal(scope, receive, send)
-            return
-        await self._app(scope, receive, send)
-
-    def _tell(self, scope: Scope, telemetry: Telemetry, why: AuthFailure) -> None:
+    def note(self, scope: Scope, why: AuthFailure) -> None:
         """Count it; log it, no token in it, and not oftener than every second."""
-        telemetry.unauthenticated(why)
+        scope["app"].state.metrics.unauthenticated(why)
         if monotonic() - self._logged_at >= LOG_EVERY_S:
             self._logged_at = monotonic()
             what = f"{scope['method']} {scope['path'][:100]}"
@@ -131,14 +118,76 @@ class Door:
                 "authentication failed", reason=why.value, address=_address(scope), request=what
             )
 
-    async def _hold_back(self, address: str) -> None:
-        delay = self._failures.delay(address, monotonic())
+    async def told(self, scope: Scope, why: AuthFailure) -> str:
+        """Note it, hold it back; then what was wrong."""
+        self.note(scope, why)
+        delay = self._failures.delay(_address(scope), monotonic())
         if delay and self._waiting < MAX_WAITING:
             self._waiting += 1
             try:
                 await asyncio.sleep(delay)
             finally:
                 self._waiting -= 1
+        return _WHAT[why]
+
+
+class Door:
+    """ASGI middleware: puts the principal into the scope, or answers 401; a browser that looks for
+    a page is sent to the form."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        state, path = scope["app"].state, scope["path"]
+        send = _with_headers(path, send)
+        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        misled = misdirected(headers, state.hosts, scope["scheme"])
+        if misled is not None:
+            await problem(*misled)(scope, receive, send)
+            return
+        caller = _caller(scope, state.tokens, datetime.now(UTC))
+        if isinstance(caller, Principal):
+            scope["principal"] = caller
+        elif path in ANYBODY or path.startswith(STATIC):
+            if caller is not AuthFailure.MISSING:
+                state.refusals.note(scope, caller)
+        else:
+            answer = await _refusal(scope, state.refusals, caller)
+            await answer(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+
+async def _refusal(scope: Scope, refusals: Refusals, why: AuthFailure) -> Response:
+    """401; to a browser that looks for a page the way to the form."""
+    path = scope["path"]
+    looks = _is_page(path) and scope["method"] in ("GET", "HEAD")
+    if looks and why is AuthFailure.MISSING:
+        refusals.note(scope, why)
+        return _to_the_form(scope)
+    detail = await refusals.told(scope, why)
+    if looks:
+        return _to_the_form(scope)
+    challenge = 'Basic realm="advisor"' if path in PAGES else 'Bearer realm="advisor"'
+    answer = problem(401, "Nobody is known by this", detail)
+    answer.headers["WWW-Authenticate"] = challenge
+    return answer
+
+
+def _to_the_form(scope: Scope) -> Response:
+    query = scope["query_string"].decode("latin-1")
+    target = quote(scope["path"] + (f"?{query}" if query else ""))
+    answer = RedirectResponse(f"{EXPLORER}/login?next={target}", 303)
+    answer.delete_cookie(COOKIE, path=EXPLORER)
+    return answer
+
+
+def _is_page(path: str) -> bool:
+    return path == EXPLORER or path.startswith(f"{EXPLORER}/")
 
 
 def misdirected(
@@ -168,9 +217,15 @@ def _is_number(name: str) -> bool:
     return True
 
 
+def _headers_of(path: str) -> list[tuple[bytes, bytes]]:
+    if _is_page(path):
+        return _EXPLORER_HEADERS
+    return _PAGE_HEADERS if path in PAGES else _HEADERS
+
+
 def _with_headers(path: str, send: Send) -> Send:
     """Every answer says how little a browser may do with it."""
-    extra = _PAGE_HEADERS if path in PAGES else _HEADERS
+    extra = _headers_of(path)
 
     async def sending(message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -206,6 +261,10 @@ def _caller(scope: Scope, tokens: Tokens, now: datetime) -> Principal | AuthFail
     header = sent[0].decode("latin-1") if sent else None
     if header is not None and scope["path"] in PAGES and header[:6].lower() == "basic ":
         return tokens.holder_of(_password(header[6:]), now)
+    if header is None and _is_page(scope["path"]):
+        kept = HTTPConnection(scope).cookies.get(COOKIE)
+        if kept is not None:
+            return tokens.holder_of(kept, now)
     return tokens.holder(header, now, _address(scope))
 
 

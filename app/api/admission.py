@@ -22,7 +22,7 @@ from app.domain.principal import OPEN, Principal
 from app.schemas import LONGEST_DEADLINE_MS
 from app.telemetry import Refusal
 
-METERED = ("/advise", "/decisions")
+METERED = ("/advise", "/decisions", "/ui/decisions")
 """Whoever halts, or asks after health, is never told to wait."""
 TICKET = "ticket"
 """In the state of a request that was let in: its ticket."""

@@ -173,10 +173,15 @@ class ShadowLog:
 
     async def latest_state(self) -> StateChange | None:
         """The newest change of the trading state."""
+        newest = await self.state_changes(1)
+        return newest[0] if newest else None
+
+    async def state_changes(self, most: int) -> list[StateChange]:
+        """The newest changes of the trading state, the newest first."""
         changes = tables.state_changes.c
         columns = (changes.recorded_at, changes.state, changes.reason, changes.changed_by)
-        rows = await self._rows(select(*columns).order_by(changes.recorded_at.desc()).limit(1))
-        return StateChange.from_json(rows[0]) if rows else None
+        rows = await self._rows(select(*columns).order_by(changes.recorded_at.desc()).limit(most))
+        return [StateChange.from_json(row) for row in rows]
 
     async def holds_decisions(self) -> bool:
         """Whether any decision was ever recorded."""

@@ -1,0 +1,130 @@
+"""What people do from a page: come in, leave, change the trading state, move an alias."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+import orjson
+from fastapi import APIRouter, Path, Request, Response
+from fastapi.responses import RedirectResponse
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+
+from app.advising.service import Service
+from app.api.access import COOKIE, Refusals, allowed, caller_of
+from app.api.tokens import Tokens
+from app.domain.aliases import rollback_reason, rollback_target
+from app.domain.event import StateChange
+from app.domain.principal import Principal, Role
+from app.explorer import asked
+from app.explorer.look import page
+from app.explorer.route import PageRoute
+from app.schemas import ALIAS_PATTERN, AliasMove, StateBody
+
+SIGNED_IN_S = 12 * 3600
+Body = TypeVar("Body", StateBody, AliasMove)
+router = APIRouter(route_class=PageRoute, include_in_schema=False)
+
+
+@router.get("/ui/login")
+async def login_page(request: Request) -> Response:
+    if caller_of(request) is not None:
+        return RedirectResponse("/ui", 303)
+    return page(request, "login", next=_within(request.query_params.get("next", "")), wrong=None)
+
+
+@router.post("/ui/login")
+async def login(request: Request) -> Response:
+    fields = await asked.form(request)
+    tokens: Tokens = request.app.state.tokens
+    text, target = fields.get("token", ""), _within(fields.get("next", ""))
+    holder = tokens.holder_of(text, datetime.now(UTC))
+    if not isinstance(holder, Principal):
+        refusals: Refusals = request.app.state.refusals
+        why = await refusals.told(request.scope, holder)
+        return page(request, "login", 401, next=target, wrong=why)
+    if not holder.may(Role.READER):
+        has = ", ".join(sorted(holder.roles))
+        wrong = f"{holder.name} has the role {has}; these pages need reader or operator"
+        return page(request, "login", 403, next=target, wrong=wrong)
+    answer = RedirectResponse(target, 303)
+    answer.set_cookie(
+        COOKIE,
+        text,
+        max_age=SIGNED_IN_S,
+        path="/ui",
+        httponly=True,
+        samesite="lax",
+        secure=request.url.scheme == "https",
+    )
+    return answer
+
+
+@router.post("/ui/logout")
+async def logout(request: Request) -> Response:
+    await asked.form(request)
+    answer = RedirectResponse("/ui/login", 303)
+    answer.delete_cookie(COOKIE, path="/ui")
+    return answer
+
+
+@router.post("/ui/state")
+async def change_state(request: Request) -> Response:
+    caller = allowed(request, Role.OPERATOR)
+    service: Service = request.app.state.service
+    fields = await asked.form(request)
+    _require_sure(fields)
+    body = _checked(StateBody, {**fields, "changed_by": caller.name}, ("state", "reason"))
+    change = StateChange(
+        recorded_at=service.now(), state=body.state, reason=body.reason, changed_by=caller.name
+    )
+    await service.controls.set_state(change)
+    return RedirectResponse("/ui/state", 303)
+
+
+@router.post("/ui/aliases/{alias}")
+async def move(request: Request, alias: str = Path(pattern=ALIAS_PATTERN)) -> Response:
+    """To the version that the form names, or, when it asks for a rollback, to the one that stood
+    before."""
+    caller = allowed(request, Role.OPERATOR)
+    service: Service = request.app.state.service
+    fields = await asked.form(request)
+    _require_sure(fields)
+    reason = fields.get("reason", "")
+    version = fields.get("model_version", "")
+    if fields.get("back"):
+        moves = [
+            one for one in (await service.serving.aliases())["history"] if one["alias"] == alias
+        ]
+        target = rollback_target(moves[::-1])
+        if target is None:
+            raise HTTPException(409, f"the alias {alias} has nothing to go back to")
+        version, reason = target, rollback_reason(moves[0]["model_version"], reason)
+    told = {"model_version": version, "reason": reason, "changed_by": caller.name}
+    body = _checked(AliasMove, told, ("model_version", "reason"))
+    await service.serving.move(alias, body.model_version, reason=body.reason, by=caller.name)
+    return RedirectResponse("/ui/models", 303)
+
+
+def _require_sure(fields: dict[str, str]) -> None:
+    if fields.get("sure") != "yes":
+        raise HTTPException(422, "tick the box that says that you are sure; nothing was changed")
+
+
+def _checked(kind: type[Body], fields: dict[str, str], names: tuple[str, ...]) -> Body:
+    """The fields of a form as the API's own body. Raises 422 that names what is wrong."""
+    try:
+        told = {name: fields.get(name, "") for name in (*names, "changed_by")}
+        return kind.model_validate_json(orjson.dumps(told))
+    except ValidationError as error:
+        found = "; ".join(f"{e['loc'][0] if e['loc'] else ''}: {e['msg']}" for e in error.errors())
+        raise HTTPException(422, f"{found}; nothing was changed") from None
+
+
+def _within(target: str) -> str:
+    """Where to go after coming in: a page of ours, never somebody else's."""
+    parts = urlsplit(target)
+    ours = not parts.scheme and not parts.netloc and parts.path.startswith("/ui")
+    return target if ours and "\\" not in target and target.isprintable() else "/ui"

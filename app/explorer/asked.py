@@ -1,0 +1,122 @@
+"""What a page was asked for: the words of its address, and the fields of its form."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
+from urllib.parse import parse_qs, urlencode
+from uuid import UUID
+
+from fastapi import Request
+from starlette.exceptions import HTTPException
+
+from app.shadow_log.explore import Filters, Place
+
+MOST_FORM_BYTES = 8_192
+LONGEST_WORD = 200
+SPANS = (7, 30, 90, 365)
+"""Days that the overview offers."""
+
+
+class Span(NamedTuple):
+    """From when until when, and the days that it was asked for by; None is everything."""
+
+    since: datetime
+    until: datetime
+    days: int | None
+
+
+def filters(request: Request) -> Filters:
+    """The filters in an address. Raises 400 that names what cannot be read."""
+    return Filters(
+        symbol=_word(request, "symbol"),
+        since=_moment(request, "since"),
+        until=_moment(request, "until"),
+        version=_word(request, "version"),
+        status=_word(request, "status"),
+        veto=_word(request, "veto"),
+        outcome=_word(request, "outcome"),
+        disagree=_word(request, "disagree") is not None,
+        words=_word(request, "q"),
+    )
+
+
+def after(request: Request) -> Place | None:
+    """Where the page begins: TIME_ID, as `address` writes it."""
+    written = _word(request, "after")
+    if written is None:
+        return None
+    when, _, decision = written.partition("_")
+    try:
+        return Place(_utc(when), UUID(decision))
+    except ValueError:
+        raise HTTPException(400, f"after={written!r} is not a place in the list") from None
+
+
+def place_text(place: Place) -> str:
+    """A place, as `after` reads it."""
+    return f"{place.as_of.astimezone(UTC).isoformat()}_{place.decision_id}"
+
+
+def address(request: Request, path: str, **changes: str | None) -> str:
+    """The same question at `path`, with other words; None takes one out."""
+    words = {name: value for name, value in request.query_params.items() if value}
+    kept = {name: value for name, value in {**words, **changes}.items() if value is not None}
+    return f"{path}?{urlencode(kept)}" if kept else path
+
+
+def span(request: Request, stored: tuple[datetime, datetime]) -> Span:
+    """The days before the newest decision that are asked for; 30 when nothing is said."""
+    oldest, newest = stored
+    until = newest + timedelta(microseconds=1)
+    written = _word(request, "days") or "30"
+    if written == "all":
+        return Span(oldest, until, None)
+    if not written.isdecimal() or int(written) not in SPANS:
+        offered = ", ".join(map(str, SPANS))
+        raise HTTPException(400, f"days={written!r}: choose one of {offered}, or `all`")
+    return Span(newest - timedelta(days=int(written)), until, int(written))
+
+
+async def form(request: Request) -> dict[str, str]:
+    """The fields of a form of ours. Raises 403 for one that another page sent, 413, 415."""
+    if request.headers.get("origin") is None:
+        raise HTTPException(403, "a form is answered when the browser says that this page sent it")
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/x-www-form-urlencoded":
+        raise HTTPException(415, "send the form as application/x-www-form-urlencoded")
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MOST_FORM_BYTES:
+            raise HTTPException(413, f"the form is larger than {MOST_FORM_BYTES} bytes")
+    try:
+        fields = parse_qs(body.decode(), max_num_fields=16, errors="strict")
+    except ValueError:
+        raise HTTPException(400, "the form cannot be read") from None
+    return {name: values[-1].strip() for name, values in fields.items()}
+
+
+def _word(request: Request, name: str) -> str | None:
+    value = request.query_params.get(name, "").strip()
+    if len(value) > LONGEST_WORD or "\0" in value:
+        raise HTTPException(400, f"{name} is longer than {LONGEST_WORD} characters, or not text")
+    return value or None
+
+
+def _moment(request: Request, name: str) -> datetime | None:
+    written = _word(request, name)
+    if written is None:
+        return None
+    try:
+        return _utc(written)
+    except ValueError:
+        raise HTTPException(
+            400, f"{name}={written!r} is no time: write 2024-03-01 or 2024-03-01T12:00"
+        ) from None
+
+
+def _utc(written: str) -> datetime:
+    """A time; one without a zone is UTC. Raises `ValueError`."""
+    when = datetime.fromisoformat(written)
+    return when.replace(tzinfo=UTC) if when.tzinfo is None else when.astimezone(UTC)

@@ -1,0 +1,104 @@
+"""How pages look: templates with every value escaped, and the words for numbers and times."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from math import isfinite
+from typing import Any
+
+import orjson
+from fastapi import Request
+from fastapi.responses import HTMLResponse
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from app.api.access import caller_of
+from app.domain.principal import OPEN, Role
+
+NONE = "–"
+"""Stands where a value is not known."""
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """A number with so many decimals, its thousands apart; a dash for none."""
+    if value is None or not isfinite(value):
+        return NONE
+    return f"{value:,.{digits}f}"
+
+
+def signed(value: float | None, digits: int = 2) -> str:
+    """A number with its sign."""
+    return NONE if value is None else f"{value:+,.{digits}f}"
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """A share of one, in per cent."""
+    return NONE if value is None else f"{100 * value:.{digits}f} %"
+
+
+def price(value: float | None) -> str:
+    """Six significant digits, and never an exponent that people would have to read."""
+    if value is None or not isfinite(value):
+        return NONE
+    return f"{value:,.6g}" if 1e-4 <= abs(value) < 1e6 else f"{value:,.8f}".rstrip("0").rstrip(".")
+
+
+def moment(value: datetime | str | None) -> str:
+    """A time in UTC, to the second."""
+    if value is None:
+        return NONE
+    when = datetime.fromisoformat(value) if isinstance(value, str) else value
+    return when.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def script_json(value: object) -> Markup:
+    """JSON that stands inside a script element: no `<` in it, so nothing there can end it."""
+    return Markup(orjson.dumps(value, default=str).decode().replace("<", "\\u003c"))
+
+
+def pretty(value: object) -> str:
+    """A document, indented."""
+    return orjson.dumps(value, default=str, option=orjson.OPT_INDENT_2).decode()
+
+
+def yes(value: bool | None) -> str:
+    """approve or reject; a dash for neither."""
+    return {True: "approve", False: "reject", None: NONE}[value]
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("app.explorer"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "number": number,
+        "signed": signed,
+        "percent": percent,
+        "price": price,
+        "moment": moment,
+        "script_json": script_json,
+        "pretty": pretty,
+        "yes": yes,
+    }
+    environment.globals["none"] = NONE
+    return environment
+
+
+_TEMPLATES = _environment()
+
+
+def page(request: Request, template: str, status: int = 200, **values: Any) -> HTMLResponse:
+    """A page. Every template knows who looks at it, and where."""
+    caller = caller_of(request)
+    content = _TEMPLATES.get_template(f"{template}.html.j2").render(
+        who=None if caller is None else caller.name,
+        may_operate=caller is not None and caller.may(Role.OPERATOR),
+        signed_in=caller is not None and caller is not OPEN,
+        path=request.url.path,
+        **values,
+    )
+    return HTMLResponse(content, status)

@@ -1,0 +1,268 @@
+"""Pages for people who watch: what the record says, one decision, what is served."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from itertools import groupby
+from typing import Any
+from uuid import UUID
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import FileResponse, RedirectResponse, StreamingResponse
+from starlette.exceptions import HTTPException
+
+from app.advising.service import Service
+from app.api.access import allowed
+from app.domain.principal import Role
+from app.explorer import asked, charts, story
+from app.explorer.look import page
+from app.explorer.numbers import running
+from app.explorer.route import STATIC, PageRoute
+from app.shadow_log.explore import Explorer, Filters, Place
+
+PAGE_SIZE = 50
+EXPORT_SIZE, MOST_EXPORTED = 500, 50_000
+KINDS = {
+    ".css": "text/css",
+    ".js": "text/javascript",
+    ".txt": "text/plain",
+    ".svg": "image/svg+xml",
+}
+COLUMNS = (
+    "decision_id",
+    "request_id",
+    "as_of",
+    "symbol",
+    "setup_type",
+    "regime",
+    "score",
+    "state",
+    "model_version",
+    "role",
+    "status",
+    "abstain_reason",
+    "label",
+    "approve_probability",
+    "advice_approve",
+    "advice_action",
+    "advice_quantity",
+    "advice_stop",
+    "veto_codes",
+    "agent_approve",
+    "final_skip_reason",
+    "control_veto_codes",
+    "agree",
+    "agent_outcome",
+    "agent_earned_r",
+    "advice_outcome",
+    "advice_earned_r",
+)
+"""What an export holds, in this order."""
+router = APIRouter(route_class=PageRoute, include_in_schema=False)
+
+
+@router.get("/")
+async def begin() -> Response:
+    return RedirectResponse("/ui", 307)
+
+
+@router.get("/ui/static/{name}")
+async def static(name: str) -> Response:
+    path = STATIC / name
+    if path.parent != STATIC or path.suffix not in KINDS or not path.is_file():
+        raise HTTPException(404, f"there is no file {name!r}")
+    return FileResponse(path, media_type=KINDS[path.suffix])
+
+
+@router.get("/ui")
+async def overview(request: Request) -> Response:
+    allowed(request, Role.READER)
+    service, explorer = _parts(request)
+    readiness = await service.readiness()
+    stored = await explorer.span()
+    if stored is None:
+        return page(request, "empty", attention=story.attention(readiness, []))
+    span = asked.span(request, stored)
+    days = await explorer.days(span.since, span.until)
+    vetoes = await explorer.vetoes(span.since, span.until)
+    versions = [
+        story.worth(version, list(rows))
+        for version, rows in groupby(
+            sorted(days, key=lambda row: (row["role"] != "primary", row["model_version"])),
+            key=lambda row: row["model_version"],
+        )
+    ]
+    main = versions[0].days if versions else []
+    labels = [str(row["day"]) for row in main]
+    return page(
+        request,
+        "overview",
+        attention=story.attention(readiness, versions),
+        readiness=readiness,
+        stored=stored,
+        span=span,
+        spans=asked.SPANS,
+        versions=versions,
+        vetoes=vetoes,
+        books=charts.running_r(
+            labels,
+            running([row["agent_r"] for row in main]),
+            running([row["advice_r"] for row in main]),
+        ),
+        agreement=charts.agreement(labels, [story.share(row) for row in main]),
+        saved=charts.saved([row["code"] for row in vetoes], [row["r_saved"] for row in vetoes]),
+    )
+
+
+@router.get("/ui/decisions")
+async def decisions(request: Request) -> Response:
+    allowed(request, Role.READER)
+    _, explorer = _parts(request)
+    filters = asked.filters(request)
+    if (known := _as_id(filters.words)) is not None:
+        return RedirectResponse(f"/ui/decisions/{known}", 303)
+    found = await explorer.page(filters, asked.after(request), PAGE_SIZE)
+    following = found.following
+    return page(
+        request,
+        "decisions",
+        filters=filters,
+        choices=await explorer.choices(),
+        statuses=story.STATUSES,
+        rows=found.rows,
+        following=following
+        and asked.address(request, "/ui/decisions", after=asked.place_text(following)),
+        newest=asked.address(request, "/ui/decisions", after=None),
+        begins_later="after" in request.query_params,
+        export=asked.address(request, "/ui/decisions.csv", after=None),
+        most=MOST_EXPORTED,
+    )
+
+
+@router.get("/ui/decisions.csv")
+async def export(request: Request) -> Response:
+    allowed(request, Role.READER)
+    _, explorer = _parts(request)
+    filters = asked.filters(request)
+    first = await explorer.page(filters, None, EXPORT_SIZE)
+    headers = {"Content-Disposition": 'attachment; filename="decisions.csv"'}
+    lines = _lines(explorer, filters, first.rows, first.following)
+    return StreamingResponse(lines, media_type="text/csv; charset=utf-8", headers=headers)
+
+
+@router.get("/ui/decisions/{id}")
+async def decision(id: UUID, request: Request) -> Response:
+    allowed(request, Role.READER)
+    service, explorer = _parts(request)
+    stored = await service.shadow_log.decision(id)
+    if stored is None:
+        raise HTTPException(
+            404,
+            f"no decision {id} is in the record. One that was answered a moment ago arrives within"
+            " seconds; one whose month was dropped is gone",
+        )
+    document = await service.records.document(id)
+    as_of = stored.scenario.as_of
+    numbers = story.nearness(stored)
+    readings = {
+        advice.model_version: advice.proposal.probabilities
+        for advice in stored.advices
+        if advice.proposal is not None
+    }
+    return page(
+        request,
+        "decision",
+        decision=stored,
+        document=document,
+        versions=await explorer.comparison(id, as_of),
+        rules=story.rules(stored),
+        timeline=story.timeline(stored, document),
+        replays=stored.replayed() == stored,
+        links=await explorer.links(id),
+        alike=await explorer.alike(id, as_of, numbers, 8),
+        alike_in=sorted(numbers),
+        probabilities=charts.probabilities(story.ACTION_NAMES, readings),
+        levels=charts.levels(story.prices(stored)),
+    )
+
+
+@router.get("/ui/models")
+async def models(request: Request) -> Response:
+    allowed(request, Role.READER)
+    service, explorer = _parts(request)
+    described = await service.serving.describe()
+    aliases = await service.serving.aliases()
+    stored = await explorer.span()
+    pairs = []
+    if stored is not None:
+        span = asked.span(request, stored)
+        pairs = await explorer.agreement_of_versions(span.since, span.until)
+    return page(
+        request,
+        "models",
+        serving=described["serving"],
+        registered=story.lineage(described["registry"].get("models", [])),
+        aliases=aliases["aliases"],
+        history=aliases["history"],
+        pairs=pairs,
+        matrix=story.agreement_matrix(pairs),
+        refused=service.serving.refusals(),
+    )
+
+
+@router.get("/ui/state")
+async def state(request: Request) -> Response:
+    allowed(request, Role.READER)
+    service, _ = _parts(request)
+    changes = await service.shadow_log.state_changes(100)
+    return page(
+        request, "state", state=service.controls.state.value, states=story.STATES, changes=changes
+    )
+
+
+def _parts(request: Request) -> tuple[Service, Explorer]:
+    service: Service = request.app.state.service
+    return service, Explorer(service.shadow_log.engine)
+
+
+def _as_id(words: str | None) -> UUID | None:
+    try:
+        return UUID(words) if words else None
+    except ValueError:
+        return None
+
+
+async def _lines(
+    explorer: Explorer, filters: Filters, rows: list[dict[str, Any]], place: Place | None
+) -> AsyncIterator[str]:
+    """The export, page by page."""
+    yield ",".join(COLUMNS) + "\r\n"
+    written = 0
+    while rows:
+        yield _csv(rows)
+        written += len(rows)
+        if place is None or written >= MOST_EXPORTED:
+            return
+        rows, place = await explorer.page(filters, place, EXPORT_SIZE)
+
+
+def _csv(rows: list[dict[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text)
+    for row in rows:
+        writer.writerow(_cell(row[name]) for name in COLUMNS)
+    return text.getvalue()
+
+
+def _cell(value: object) -> object:
+    """A value as a cell: no text in it can begin a formula."""
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).isoformat()
+    if isinstance(value, list):
+        return " ".join(value)
+    if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r"):
+        return f"'{value}"
+    return value

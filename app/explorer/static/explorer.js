@@ -1,0 +1,40 @@
+// Draws every chart of a page from the options that stand beside it, in the colours of the page.
+"use strict";
+(() => {
+  const dark = window.matchMedia("(prefers-color-scheme: dark)");
+  const still = window.matchMedia("(prefers-reduced-motion: reduce)");
+  const drawn = [];
+
+  function axis(colours, given) {
+    return {
+      ...given,
+      axisLabel: { color: colours.ink, ...given.axisLabel },
+      nameTextStyle: { color: colours.ink },
+      axisLine: { lineStyle: { color: colours.line } },
+      splitLine: { lineStyle: { color: colours.line } },
+    };
+  }
+
+  function inked(options) {
+    const style = getComputedStyle(document.documentElement);
+    const colours = { ink: style.getPropertyValue("--quiet").trim(), line: style.getPropertyValue("--line").trim() };
+    const legend = options.legend ? { ...options.legend, textStyle: { color: colours.ink } } : undefined;
+    return {
+      ...options,
+      animation: !still.matches,
+      legend,
+      xAxis: axis(colours, options.xAxis),
+      yAxis: axis(colours, options.yAxis),
+      ...(options.visualMap ? { visualMap: { ...options.visualMap, textStyle: { color: colours.ink } } } : {}),
+    };
+  }
+
+  for (const place of document.querySelectorAll("[data-options]")) {
+    const options = JSON.parse(document.getElementById(place.dataset.options).textContent);
+    const chart = echarts.init(place, null, { renderer: "canvas" });
+    chart.setOption(inked(options));
+    drawn.push({ chart, options });
+  }
+  window.addEventListener("resize", () => drawn.forEach(({ chart }) => chart.resize()));
+  dark.addEventListener("change", () => drawn.forEach(({ chart, options }) => chart.setOption(inked(options), true)));
+})();

@@ -1,0 +1,224 @@
+"""What the record means for the one who reads it: what a version is worth, what needs attention,
+what happened to a decision and when."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple
+
+from app.domain.actions import ACTIONS
+from app.domain.case import TradingState
+from app.domain.decision import AdviceStatus, Decision
+from app.explorer.charts import Chart, matrix
+from app.explorer.numbers import Day, Mean, Share, kappa, mean_of_days, wilson
+
+Row = dict[str, Any]
+ACTION_NAMES = tuple(
+    f"{action.risk_fraction:g} R\nstop {action.stop_atr:g} ATR" if action.approve else "reject"
+    for action in ACTIONS
+)
+"""Actions as an axis names them, in the order of their labels."""
+STATUSES = tuple(status.value for status in AdviceStatus)
+STATES = tuple(state.value for state in TradingState)
+OFTEN = 0.05
+"""A larger share of abstentions needs attention."""
+NEAR = ("score", "rsi", "adx", "atr", "volatility_pct", "hurst")
+"""Numbers of a candidate in which decisions are called alike."""
+
+
+class Worth(NamedTuple):
+    """What a span of time says of a version. `advice_less_agent` is R a decision."""
+
+    version: str
+    role: str
+    days: list[Row]
+    decisions: int
+    abstained: int
+    compared: int
+    agreement: Share | None
+    kappa: float | None
+    agent_approves: Share | None
+    advice_approves: Share | None
+    judged: int
+    agent_r: float
+    advice_r: float
+    advice_less_agent: Mean | None
+
+
+class Notice(NamedTuple):
+    """Something that needs attention, and where to look."""
+
+    what: str
+    where: str
+
+
+class Step(NamedTuple):
+    """Something that happened to a decision; seconds since it was asked for."""
+
+    when: datetime
+    what: str
+    detail: str
+    after_s: float
+
+
+class Rule(NamedTuple):
+    """What a rule refused: the agent's own order, or the advice of a version."""
+
+    code: str
+    of: str
+    observed: object
+    limit: object
+    missing: str | None
+
+
+def worth(version: str, days: list[Row]) -> Worth:
+    """Sums over days of one version, with intervals."""
+    compared = _sum(days, "compared")
+    agreements = _sum(days, "agreements")
+    agent, advice = _sum(days, "agent_approvals"), _sum(days, "advice_approvals")
+    apart = [Day(row["judged"], row["advice_r"] - row["agent_r"]) for row in days]
+    return Worth(
+        version=version,
+        role=days[0]["role"],
+        days=days,
+        decisions=_sum(days, "decisions"),
+        abstained=_sum(days, "abstained"),
+        compared=compared,
+        agreement=wilson(agreements, compared),
+        kappa=kappa(compared, agreements, agent, advice),
+        agent_approves=wilson(agent, compared),
+        advice_approves=wilson(advice, compared),
+        judged=_sum(days, "judged"),
+        agent_r=sum(row["agent_r"] for row in days),
+        advice_r=sum(row["advice_r"] for row in days),
+        advice_less_agent=mean_of_days(apart),
+    )
+
+
+def share(day: Row) -> float | None:
+    """Agreement of one day."""
+    return day["agreements"] / day["compared"] if day["compared"] else None
+
+
+def attention(readiness: Mapping[str, Any], versions: Sequence[Worth]) -> list[Notice]:
+    """What somebody should look at, the gravest first."""
+    notices = []
+    if readiness["state"] != TradingState.ACTIVE:
+        notices.append(Notice(f"the trading state is {readiness['state']}", "/ui/state"))
+    if readiness["status"] != "ready":
+        notices.append(Notice(f"the service is {readiness['status']}", "/readyz"))
+    if isinstance(readiness["tasks"], Mapping):
+        notices += [Notice(f"{task}: {why}", "/readyz") for task, why in readiness["tasks"].items()]
+    for name, why in readiness["models_refused"].items():
+        notices.append(Notice(f"{name} is not served: {why}", "/ui/models"))
+    for fault in readiness["valkey_faults"]:
+        notices.append(Notice(f"queue server: {fault}", "/readyz"))
+    for version in versions:
+        if version.decisions and version.abstained > OFTEN * version.decisions:
+            notices.append(
+                Notice(
+                    f"{version.version} abstained in {version.abstained} of {version.decisions}"
+                    " decisions",
+                    f"/ui/decisions?version={version.version}&status=abstained",
+                )
+            )
+    return notices
+
+
+def rules(decision: Decision) -> list[Rule]:
+    """What the rules refused, of the agent's order first, then of each version's advice."""
+    reviews = [("agent", decision.control_review)]
+    reviews += [
+        (advice.model_version, advice.review) for advice in decision.advices if advice.review
+    ]
+    return [
+        Rule(veto.code.value, of, veto.observed, veto.limit, veto.missing)
+        for of, review in reviews
+        for veto in review.vetoes
+    ]
+
+
+def timeline(decision: Decision, document: Mapping[str, Any]) -> list[Step]:
+    """Request, advice, actions, outcomes, in order of time."""
+    began = decision.received_at
+    took = sum(decision.stage_seconds.values())
+    told = [
+        (decision.scenario.as_of, "candidate", f"{decision.scenario.candidate.symbol} at its bar"),
+        (began, "request", f"request id {decision.request_id}"),
+        (
+            began + timedelta(seconds=took),
+            "advice",
+            f"{decision.primary.status.value}, after {1000 * took:.0f} ms",
+        ),
+    ]
+    for action in document.get("agent_actions", []):
+        verdict = "approve" if action.get("decision") else "reject"
+        why = action.get("final_skip_reason")
+        told.append((_time(action), "agent", f"{verdict}, {why}" if why else verdict))
+    for outcome in document.get("outcomes", []):
+        arm = outcome.get("model_version") or outcome.get("arm")
+        told.append((_time(outcome), "outcome", f"{arm}: {outcome.get('outcome')}"))
+    for rationale in document.get("rationales", []):
+        told.append((_time(rationale), "rationale", str(rationale.get("text", ""))[:200]))
+    return [
+        Step(when, what, detail, (when - began).total_seconds())
+        for when, what, detail in sorted(told, key=lambda step: step[0])
+    ]
+
+
+def nearness(decision: Decision) -> dict[str, float]:
+    """The candidate's numbers that others are compared with."""
+    candidate = decision.scenario.candidate
+    numbers = {name: getattr(candidate, name) for name in NEAR}
+    return {name: float(value) for name, value in numbers.items() if value is not None}
+
+
+def prices(decision: Decision) -> dict[str, dict[str, float]]:
+    """Entry, stop and targets of the agent's plan, and of each advice that approves."""
+    plan = decision.scenario.plan
+    targets = {f"target {i}": price for i, price in enumerate(plan.targets, 1)}
+    shown = {"agent": {"entry": plan.entry, "stop": plan.stop, **targets}}
+    for advice in decision.advices:
+        if advice.approve and advice.stop is not None:
+            shown[advice.model_version] = {"entry": plan.entry, "stop": advice.stop, **targets}
+    return shown
+
+
+def lineage(registered: Iterable[Mapping[str, Any]]) -> list[Row]:
+    """Registered versions, the newest first, each with what it was made from."""
+    rows = []
+    for model in registered:
+        manifest = model["manifest"]
+        base = manifest.get("base")
+        rows.append(
+            {
+                "version": model["model_version"],
+                "hash": model["manifest_hash"],
+                "registered_at": model["registered_at"],
+                "created_at": manifest.get("created_at"),
+                "base": base["model_version"] if base else manifest.get("base_model"),
+                "prompt": manifest.get("prompt_version"),
+                "provenance": manifest.get("provenance", {}),
+                "calibration": manifest.get("calibration", {}),
+            }
+        )
+    return rows[::-1]
+
+
+def agreement_matrix(pairs: Iterable[Row]) -> Chart:
+    """Agreement between versions, drawn."""
+    shares: dict[tuple[str, str], float] = {}
+    for pair in pairs:
+        value = pair["agreements"] / pair["decisions"]
+        shares[pair["one"], pair["other"]] = shares[pair["other"], pair["one"]] = value
+    versions = sorted({name for names in shares for name in names})
+    return matrix(versions, shares)
+
+
+def _sum(days: Iterable[Row], name: str) -> int:
+    return sum(int(row[name]) for row in days)
+
+
+def _time(report: Mapping[str, Any]) -> datetime:
+    return datetime.fromisoformat(report["recorded_at"])

@@ -1,0 +1,275 @@
+"""What people ask of the record, page by page: decisions that match, what each day brought, what
+was refused and what that saved, and the decisions that are most like another one.
+
+Every question is bounded: by a page, by a span of time or by a number of rows, and by the time-out
+of the session. R is net profit over the risk of the agent's plan (views of the log).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from app.shadow_log.database import translated_errors
+from app.shadow_log.rows import Row, plain
+
+MOST_LIKE_AMONG = 2_000
+"""So many earlier decisions of a symbol are looked through for the nearest ones."""
+_EARNED = """
+    CASE WHEN agent_approve THEN agent_r WHEN NOT agent_approve THEN 0 END AS agent_earned_r,
+    CASE WHEN advice_approve THEN advice_r WHEN NOT advice_approve THEN 0 END AS advice_earned_r
+"""
+"""Who rejects earns 0 R; who abstains has no opinion. As in the view `disagreements`."""
+
+
+class Place(NamedTuple):
+    """A place in the list of decisions, which runs from the newest to the oldest."""
+
+    as_of: datetime
+    decision_id: UUID
+
+
+@dataclass(frozen=True)
+class Filters:
+    """Which decisions are asked for. `version` is None for whatever was the primary."""
+
+    symbol: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+    version: str | None = None
+    status: str | None = None
+    veto: str | None = None
+    outcome: str | None = None
+    disagree: bool = False
+    words: str | None = None
+    """Part of the request id, or of any text of the scenario."""
+
+    def conditions(self) -> tuple[list[str], dict[str, Any]]:
+        """SQL over `shadow_comparison s`, and its values."""
+        wanted: list[tuple[str, str, Any]] = [
+            ("s.symbol = :symbol", "symbol", self.symbol),
+            ("s.as_of >= :since", "since", self.since),
+            ("s.as_of < :until", "until", self.until),
+            ("s.model_version = :version", "version", self.version),
+            ("s.status = :status", "status", self.status),
+            (":veto = ANY (s.veto_codes || s.control_veto_codes)", "veto", self.veto),
+            (":outcome IN (s.agent_outcome, s.advice_outcome)", "outcome", self.outcome),
+        ]
+        given = [(sql, name, value) for sql, name, value in wanted if value is not None]
+        conditions = [sql for sql, _, _ in given]
+        values = {name: value for _, name, value in given}
+        if self.version is None:
+            conditions.append("s.role = 'primary'")
+        if self.disagree:
+            conditions.append("NOT s.agree")
+        if self.words:
+            conditions.append(
+                "(strpos(lower(s.request_id), :words) > 0 OR EXISTS (SELECT FROM decisions d"
+                " WHERE d.decision_id = s.decision_id AND d.as_of = s.as_of"
+                " AND strpos(lower(d.scenario::text), :words) > 0))"
+            )
+            values["words"] = self.words.lower()
+        return conditions, values
+
+
+class Page(NamedTuple):
+    """Decisions from the newest to the oldest, and where the next page begins; None at the end."""
+
+    rows: list[Row]
+    following: Place | None
+
+
+class Explorer:
+    """Questions to the log. Every method raises `ShadowLogUnavailable` in an outage, or when the
+    answer takes longer than the session allows."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+
+    async def page(self, filters: Filters, after: Place | None, size: int) -> Page:
+        """The `size` newest decisions that match, from the place `after` on."""
+        conditions, values = filters.conditions()
+        if after is not None:
+            conditions.append("(s.as_of, s.decision_id) < (:after_time, :after_id)")
+            values |= {"after_time": after.as_of, "after_id": after.decision_id}
+        rows = await self._ask(
+            f"SELECT s.*, {_EARNED} FROM shadow_comparison s WHERE {' AND '.join(conditions)}"
+            " ORDER BY s.as_of DESC, s.decision_id DESC LIMIT :size",
+            values | {"size": size + 1},
+        )
+        last = rows[size - 1] if len(rows) > size else None
+        following = None if last is None else Place(last["as_of"], last["decision_id"])
+        return Page(rows[:size], following)
+
+    async def span(self) -> tuple[datetime, datetime] | None:
+        """Times of the oldest and the newest decision that are stored; None when there is none."""
+        [row] = await self._ask("SELECT min(as_of) AS oldest, max(as_of) AS newest FROM decisions")
+        return None if row["oldest"] is None else (row["oldest"], row["newest"])
+
+    async def days(self, since: datetime, until: datetime) -> list[Row]:
+        """By UTC day and version: decisions, agreement, approvals, and what both arms earned in
+        the decisions where both are known."""
+        return await self._ask(
+            f"""
+            WITH judged AS (
+                SELECT *, {_EARNED} FROM shadow_comparison
+                WHERE as_of >= :since AND as_of < :until
+            )
+            SELECT (as_of AT TIME ZONE 'UTC')::date AS day, model_version, min(role) AS role,
+                   count(*) AS decisions,
+                   count(*) FILTER (WHERE status = 'abstained') AS abstained,
+                   count(agree) AS compared,
+                   count(*) FILTER (WHERE agree) AS agreements,
+                   count(*) FILTER (WHERE agree IS NOT NULL AND agent_approve) AS agent_approvals,
+                   count(*) FILTER (WHERE agree IS NOT NULL AND advice_approve) AS advice_approvals,
+                   count(advice_earned_r - agent_earned_r) AS judged,
+                   coalesce(sum(agent_earned_r) FILTER (WHERE advice_earned_r IS NOT NULL), 0)
+                       AS agent_r,
+                   coalesce(sum(advice_earned_r) FILTER (WHERE agent_earned_r IS NOT NULL), 0)
+                       AS advice_r
+            FROM judged
+            GROUP BY day, model_version
+            ORDER BY day, model_version
+            """,
+            {"since": since, "until": until},
+        )
+
+    async def vetoes(self, since: datetime, until: datetime) -> list[Row]:
+        """By veto code: how often the rules refuse the agent's own order, and the R that this
+        saved (minus what its plan earned). As the view `veto_value`, within a span of time."""
+        return await self._ask(
+            """
+            SELECT code, count(*) AS refused, count(r) AS judged, -sum(r) AS r_saved,
+                   count(*) FILTER (WHERE r < 0) AS losers_avoided,
+                   count(*) FILTER (WHERE r > 0) AS winners_missed
+            FROM (
+                SELECT unnest(control_veto_codes) AS code,
+                       CASE WHEN agent_outcome <> 'not_traded' THEN agent_r END AS r
+                FROM shadow_comparison
+                WHERE role = 'primary' AND as_of >= :since AND as_of < :until
+            ) refusals
+            GROUP BY code
+            ORDER BY refused DESC, code
+            """,
+            {"since": since, "until": until},
+        )
+
+    async def agreement_of_versions(self, since: datetime, until: datetime) -> list[Row]:
+        """Each pair of versions that answered the same decisions: how often, and how often with
+        the same approval."""
+        return await self._ask(
+            """
+            SELECT a.model_version AS one, b.model_version AS other, count(*) AS decisions,
+                   count(*) FILTER (WHERE a.approve = b.approve) AS agreements
+            FROM advices a
+            JOIN advices b ON b.decision_id = a.decision_id AND b.as_of = a.as_of
+                 AND b.model_version > a.model_version
+            WHERE a.as_of >= :since AND a.as_of < :until
+              AND a.approve IS NOT NULL AND b.approve IS NOT NULL
+            GROUP BY a.model_version, b.model_version
+            ORDER BY decisions DESC, a.model_version, b.model_version
+            """,
+            {"since": since, "until": until},
+        )
+
+    async def choices(self) -> dict[str, list[str]]:
+        """What the newest decisions offer to filter by: symbols, versions, outcomes, vetoes."""
+        [row] = await self._ask(
+            """
+            WITH newest AS (SELECT decision_id, as_of, symbol, control_veto_codes FROM decisions
+                            ORDER BY as_of DESC LIMIT 5000),
+                 answers AS (SELECT a.model_version, a.veto_codes FROM advices a
+                             JOIN newest n ON n.decision_id = a.decision_id AND n.as_of = a.as_of),
+                 ends AS (SELECT o.outcome FROM outcomes o
+                          JOIN newest n ON n.decision_id = o.decision_id)
+            SELECT ARRAY(SELECT DISTINCT symbol FROM newest ORDER BY 1) AS symbols,
+                   ARRAY(SELECT DISTINCT model_version FROM answers ORDER BY 1) AS versions,
+                   ARRAY(SELECT DISTINCT outcome FROM ends ORDER BY 1) AS outcomes,
+                   ARRAY(SELECT DISTINCT code FROM (
+                       SELECT unnest(control_veto_codes) AS code FROM newest
+                       UNION SELECT unnest(veto_codes) FROM answers
+                   ) codes ORDER BY 1) AS vetoes
+            """
+        )
+        return row
+
+    async def comparison(self, decision_id: UUID, as_of: datetime) -> list[Row]:
+        """One decision as `shadow_comparison` has it: a row per version, the primary first."""
+        return await self._ask(
+            f"SELECT s.*, {_EARNED} FROM shadow_comparison s"
+            " WHERE s.decision_id = :id AND s.as_of = :as_of"
+            " ORDER BY (s.role = 'primary') DESC, s.model_version",
+            {"id": decision_id, "as_of": as_of},
+        )
+
+    async def links(self, decision_id: UUID) -> list[Row]:
+        """The links of a decision and of what was reported on it, in order of arrival."""
+        return await self._ask(
+            """
+            SELECT l.kind, l.producer, l.seq, l.fate, l.payload FROM event_links l
+            WHERE l.key IN (
+                SELECT :key
+                UNION ALL SELECT event_key FROM agent_actions WHERE decision_id = :id
+                UNION ALL SELECT event_key FROM outcomes WHERE decision_id = :id
+                UNION ALL SELECT event_key FROM rationales WHERE decision_id = :id
+            )
+            ORDER BY l.id
+            LIMIT 200
+            """,
+            {"id": decision_id, "key": str(decision_id)},
+        )
+
+    async def alike(
+        self, decision_id: UUID, as_of: datetime, numbers: Mapping[str, float], size: int
+    ) -> list[Row]:
+        """Earlier decisions of the same symbol whose candidates lie nearest in `numbers` (fields
+        of the candidate), each over its own deviation; what is unknown or never varies counts as
+        equal. Rows as of `page`, and `distance`."""
+        names = sorted(numbers)
+        if not names:
+            return []
+        columns = ", ".join(
+            f"(d.scenario #>> ARRAY['candidate', :name{i}])::float8 AS n{i}"
+            for i in range(len(names))
+        )
+        apart = " + ".join(
+            f"coalesce(((n{i} - :here{i}) / (SELECT nullif(stddev_pop(n{i}), 0) FROM earlier)) ^ 2,"
+            " 0)"
+            for i in range(len(names))
+        )
+        values: dict[str, Any] = {"id": decision_id, "as_of": as_of, "size": size}
+        values |= {f"name{i}": name for i, name in enumerate(names)}
+        values |= {f"here{i}": numbers[name] for i, name in enumerate(names)}
+        return await self._ask(
+            f"""
+            WITH earlier AS (
+                SELECT d.decision_id, d.as_of, {columns}
+                FROM decisions d
+                WHERE d.as_of < :as_of
+                  AND d.symbol = (SELECT symbol FROM decisions
+                                  WHERE decision_id = :id AND as_of = :as_of)
+                ORDER BY d.as_of DESC
+                LIMIT {MOST_LIKE_AMONG}
+            ), nearest AS (
+                SELECT decision_id, as_of, sqrt({apart}) AS distance FROM earlier
+                ORDER BY distance, as_of DESC
+                LIMIT :size
+            )
+            SELECT s.*, {_EARNED}, n.distance FROM nearest n
+            JOIN shadow_comparison s ON s.decision_id = n.decision_id AND s.as_of = n.as_of
+            WHERE s.role = 'primary'
+            ORDER BY n.distance, n.as_of DESC
+            """,
+            values,
+        )
+
+    async def _ask(self, sql: str, values: Mapping[str, Any] | None = None) -> list[Row]:
+        with translated_errors():
+            async with self._engine.connect() as connection:
+                return [plain(row) for row in await connection.execute(text(sql), values or {})]

@@ -1,0 +1,122 @@
+"""The explorer in a real browser: come in, look, change; no error, nothing that a screen reader or
+a keyboard cannot reach, nothing wider than a phone."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from axe_playwright_python.async_playwright import Axe
+from playwright.async_api import Browser, Page, async_playwright
+
+from app.advising.serving import Models
+from app.api.tokens import TokenFile
+from app.domain.principal import Role
+from app.policy.scripted import ScriptedPolicy
+from tests.service.running import Running, drained, request, running, settings_for
+
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+RULES = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]}
+
+
+class Visit:
+    """A running service, a browser, and an operator's token."""
+
+    def __init__(self, api: Running, browser: Browser, token: str) -> None:
+        self.api = api
+        self.browser = browser
+        self.token = token
+        self.complaints: list[str] = []
+
+    async def page(self, width: int = 1280, scheme: str = "light") -> Page:
+        context = await self.browser.new_context(
+            base_url=self.api.url,
+            viewport={"width": width, "height": 900},
+            color_scheme="dark" if scheme == "dark" else "light",
+        )
+        page = await context.new_page()
+        page.on("console", lambda said: self.complaints.append(said.text))
+        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        return page
+
+    async def come_in(self, page: Page, path: str = "/ui") -> None:
+        await page.goto(path)
+        await page.get_by_label("Token of a reader or an operator").fill(self.token)
+        await page.keyboard.press("Enter")
+        await page.wait_for_url(self.api.url.rstrip("/") + path)
+
+
+@pytest.fixture
+async def visit(database_url: str, valkey_url: str, tmp_path: Path) -> AsyncIterator[Visit]:
+    token = TokenFile(tmp_path / "tokens.json").create("ops", [Role.OPERATOR, Role.AGENT])
+    settings = settings_for(database_url, valkey_url, tmp_path, open=None)
+    async with (
+        running(settings, Models(ScriptedPolicy(["A", "H"]))) as api,
+        async_playwright() as started,
+    ):
+        api.client.headers["Authorization"] = f"Bearer {token}"
+        for i in range(3):
+            decision = (
+                await api.advise(request(f"r{i}", candidate__news_summary="x" * 300))
+            ).json()
+            path = f"/decisions/{decision['decision_id']}"
+            await api.client.put(f"{path}/agent-action", json={"decision": True})
+            lost = {"arm": "agent", "outcome": "sl", "source": "reported", "net_pnl": -3.0}
+            await api.client.put(f"{path}/outcome", json=lost)
+        await drained(settings)
+        browser = await started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        try:
+            yield Visit(api, browser, token)
+        finally:
+            await browser.close()
+
+
+async def test_every_page_is_drawn_reachable_and_as_wide_as_its_window(visit: Visit) -> None:
+    for width, scheme in ((1280, "light"), (390, "dark")):
+        page = await visit.page(width, scheme)
+        await visit.come_in(page)
+        paths = ["/ui", "/ui/decisions", "/ui/models", "/ui/state"]
+        await page.goto("/ui/decisions")
+        link = page.locator("tbody a").first
+        paths.append(str(await link.get_attribute("href")))
+        for path in paths:
+            await page.goto(path, wait_until="networkidle")
+            assert await page.locator("h1").count() == 1, path
+            charts = page.locator("[data-options]")
+            assert await page.locator("[data-options] canvas").count() == await charts.count(), path
+            wide = await page.evaluate("document.documentElement.scrollWidth - innerWidth")
+            assert wide <= 0, f"{path} is {wide} px wider than a window of {width}"
+            found = await Axe().run(page, options=RULES)
+            assert found.violations_count == 0, f"{path}, {scheme}\n{found.generate_report()}"
+        assert await page.locator("[data-options]").count() == 2, "a decision has two charts"
+    assert visit.complaints == []
+
+
+async def test_an_operator_halts_with_the_keyboard_alone(visit: Visit) -> None:
+    page = await visit.page()
+    await visit.come_in(page, "/ui/state")
+    await page.get_by_label("HALTED").focus()
+    await page.keyboard.press("Space")
+    await page.keyboard.press("Tab")
+    await page.keyboard.type("drill")
+    await page.keyboard.press("Tab")
+    await page.keyboard.press("Space")
+    await page.keyboard.press("Tab")
+    await page.keyboard.press("Enter")
+    await page.wait_for_function("document.querySelector('h1').innerText.includes('HALTED')")
+    assert visit.api.service.controls.state.value == "HALTED"
+    assert visit.complaints == []
+
+
+async def test_whoever_leaves_has_to_come_in_again(visit: Visit) -> None:
+    page = await visit.page()
+    await visit.come_in(page, "/ui/models")
+    await page.get_by_role("button", name="Leave").click()
+    await page.wait_for_url(visit.api.url.rstrip("/") + "/ui/login")
+    await page.goto("/ui/models")
+    assert page.url.endswith("/ui/login?next=/ui/models")

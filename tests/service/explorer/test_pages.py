@@ -1,0 +1,354 @@
+"""The explorer over real HTTP, on rows that the writer wrote."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import AsyncIterator, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from app.advising.serving import Models
+from app.api.tokens import TokenFile
+from app.domain.principal import Role
+from app.policy.scripted import SCRIPTED_MANIFEST, ScriptedPolicy
+from app.shadow_log.explore import Explorer, Filters
+from tests.service.running import Running, drained, request, running, settings_for
+
+FORM = {"Content-Type": "application/x-www-form-urlencoded"}
+
+
+class Site:
+    """A running service with some decisions, and tokens of a reader, an operator, an agent."""
+
+    def __init__(self, api: Running, tokens: dict[str, str]) -> None:
+        self.api = api
+        self.tokens = tokens
+
+    async def get(self, path: str, who: str = "reader") -> httpx.Response:
+        return await self.api.client.get(path, headers=self._as(who))
+
+    async def post(
+        self, path: str, fields: dict[str, str], who: str | None = None, **headers: str
+    ) -> httpx.Response:
+        sent = FORM | {"Origin": self.api.url} | (self._as(who) if who else {}) | headers
+        return await self.api.client.post(path, data=fields, headers=sent)
+
+    async def decide(self, name: str, **changes: Any) -> str:
+        """A decision that the agent asked for."""
+        answer = await self.api.client.post(
+            "/advise", json=request(name, **changes), headers=self._as("agent")
+        )
+        assert answer.status_code == 200, answer.text
+        return str(answer.json()["decision_id"])
+
+    async def report(self, decision: str, what: str, body: dict[str, Any]) -> None:
+        answer = await self.api.client.put(
+            f"/decisions/{decision}/{what}", json=body, headers=self._as("agent")
+        )
+        assert answer.status_code == 202, answer.text
+
+    async def stored(self) -> None:
+        await drained(self.api.settings)
+
+    def _as(self, who: str) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.tokens[who]}"}
+
+
+@pytest.fixture
+async def site(database_url: str, valkey_url: str, tmp_path: Path) -> AsyncIterator[Site]:
+    file = TokenFile(tmp_path / "tokens.json")
+    tokens = {role.value: file.create(role.value, [role]) for role in Role if role != "reporter"}
+    settings = settings_for(database_url, valkey_url, tmp_path, open=None)
+    async with running(settings, Models(ScriptedPolicy(["A"]))) as api:
+        yield Site(api, tokens)
+
+
+def ids(page: str) -> list[str]:
+    """Decisions that a table shows, in its order."""
+    return re.findall(r'<td><a href="/ui/decisions/([0-9a-f-]{36})">', page)
+
+
+async def traded(site: Site, name: str, net_pnl: float, **changes: Any) -> str:
+    """The agent trades and tells what it earned; the advice rejects."""
+    decision = await site.decide(name, **changes)
+    await site.report(decision, "agent-action", {"decision": True})
+    outcome = {"arm": "agent", "outcome": "tp1", "source": "reported", "net_pnl": net_pnl}
+    await site.report(decision, "outcome", outcome)
+    return decision
+
+
+async def test_whoever_has_no_token_is_sent_to_the_form_and_learns_nothing(site: Site) -> None:
+    decision = await site.decide("secret")
+    for path in ("/ui", "/ui/decisions", f"/ui/decisions/{decision}", "/ui/models", "/ui/state",
+                 "/ui/decisions.csv", "/ui/nothing"):  # fmt: skip
+        answer = await site.api.client.get(path)
+        assert answer.status_code == 303, path
+        assert answer.headers["location"].startswith("/ui/login?next=/ui"), path
+    assert (await site.api.client.get("/")).headers["location"] == "/ui"
+    assert "secret" not in (await site.api.client.get("/ui/login")).text
+
+
+async def test_an_agent_is_told_on_a_page_what_it_lacks(site: Site) -> None:
+    answer = await site.get("/ui/decisions", "agent")
+    assert answer.status_code == 403
+    assert answer.headers["content-type"].startswith("text/html")
+    assert "needs the role reader; agent has agent" in answer.text
+
+
+async def test_a_token_in_the_form_opens_the_pages_and_nothing_else(site: Site) -> None:
+    answer = await site.post(
+        "/ui/login", {"token": site.tokens["reader"], "next": "/ui/decisions?symbol=BTCUSDT"}
+    )
+    assert answer.status_code == 303
+    assert answer.headers["location"] == "/ui/decisions?symbol=BTCUSDT"
+    kept = answer.headers["set-cookie"]
+    assert "HttpOnly" in kept
+    assert "SameSite=lax" in kept
+    assert "Path=/ui" in kept
+    cookie = {"Cookie": kept.partition(";")[0]}
+    assert (await site.api.client.get("/ui", headers=cookie)).status_code == 200
+    assert (await site.api.client.get("/models", headers=cookie)).status_code == 401
+    left = await site.post("/ui/logout", {}, **cookie)
+    assert 'advisor_token=""' in left.headers["set-cookie"]
+
+
+@pytest.mark.parametrize(
+    ("token", "status", "said"),
+    [("wrong", 401, "not known here"), ("", 401, "not known here"), ("agent", 403, "role agent")],
+)
+async def test_a_form_with_another_token_says_why_and_keeps_nothing(
+    site: Site, token: str, status: int, said: str
+) -> None:
+    answer = await site.post("/ui/login", {"token": site.tokens.get(token, token)})
+    assert answer.status_code == status
+    assert said in answer.text
+    assert "set-cookie" not in answer.headers
+    if status == 401:
+        assert site.api.metric("advisor_auth_failures_total", reason="unknown") == 1
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "https://evil.example/ui",
+        "//evil.example/ui",
+        "/\\evil.example",
+        "/ui\\..\\x",
+        "javascript:1",
+        "/metrics",
+        "\r\nSet-Cookie: a=b",
+    ],
+)
+async def test_the_form_leads_nowhere_but_to_pages_of_ours(site: Site, target: str) -> None:
+    answer = await site.post("/ui/login", {"token": site.tokens["reader"], "next": target})
+    assert answer.headers["location"] == "/ui"
+
+
+async def test_another_pages_form_does_nothing(site: Site) -> None:
+    change = {"state": "HALTED", "reason": "theirs", "sure": "yes"}
+    cookie = {"Cookie": f"advisor_token={site.tokens['operator']}"}
+    for origin in ({"Origin": "https://evil.example"}, {"Origin": "null"}):
+        answer = await site.post("/ui/state", change, **cookie, **origin)
+        assert answer.status_code == 403
+    without = await site.api.client.post("/ui/state", data=change, headers=FORM | cookie)
+    assert without.status_code == 403
+    assert site.api.service.controls.state.value == "ACTIVE"
+
+
+async def test_an_operator_halts_from_the_page_and_a_reader_does_not(site: Site) -> None:
+    change = {"state": "HALTED", "reason": "a <b>drill</b>", "sure": "yes"}
+    assert (await site.post("/ui/state", change, "reader")).status_code == 403
+    unsure = await site.post("/ui/state", change | {"sure": ""}, "operator")
+    assert unsure.status_code == 422
+    assert "nothing was changed" in unsure.text
+    wrong = await site.post("/ui/state", change | {"state": "SLEEPING"}, "operator")
+    assert wrong.status_code == 422
+    assert "state" in wrong.text
+    assert site.api.service.controls.state.value == "ACTIVE"
+    assert (await site.post("/ui/state", change, "operator")).status_code == 303
+    await site.stored()
+    shown = (await site.get("/ui/state")).text
+    assert "a &lt;b&gt;drill&lt;/b&gt;" in shown
+    assert "<td>operator</td>" in shown
+    assert "the trading state is HALTED" in (await site.get("/ui")).text
+
+
+async def test_an_empty_record_says_how_to_fill_it(site: Site) -> None:
+    assert "Nothing is recorded yet" in (await site.get("/ui")).text
+    assert "No decision matches" in (await site.get("/ui/decisions")).text
+    assert (await site.get("/ui/models")).status_code == 200
+
+
+async def test_the_overview_counts_r_of_both_arms(site: Site) -> None:
+    """The plan risks quantity x |entry - stop|; a trade that loses it whole is -1 R, and advice
+    that rejects earns 0."""
+    plan = request("x")["plan"]
+    risk = plan["quantity"] * abs(plan["entry"] - plan["stop"])
+    await traded(site, "lost", -risk)
+    await traded(site, "won", 0.5 * risk)
+    await site.decide("open")
+    await site.stored()
+    shown = re.sub(r"<[^>]+>|\s+", " ", (await site.get("/ui")).text)
+    shown = re.sub(r" +", " ", shown)
+    assert "+0.250 R a decision too few days for an interval" in shown
+    assert "agent -0.50 R, advice +0.00 R 2 decisions with both known" in shown
+    assert "0.0 % [0.0 %, 65.8 %] kappa 0.00" in shown, "0 of 2 by Wilson: at most 0.6576"
+    assert "Decisions 3 2 apart , 0 abstained" in shown
+
+
+async def test_filters_find_what_they_name_and_make_addresses(site: Site) -> None:
+    lost = await traded(site, "desk/lost", -1.0)
+    other = await site.decide("desk/other", candidate__symbol="ETHUSDT")
+    old = await site.decide("desk/old", candidate__news_summary="Exchange HALTS withdrawals")
+    await site.stored()
+    found = {
+        "": {lost, other, old},
+        "?symbol=ETHUSDT": {other},
+        "?q=halts+withdrawals": {old},
+        "?q=DESK/LO": {lost},
+        "?disagree=1": {lost},
+        "?outcome=tp1": {lost},
+        "?status=abstained": set(),
+        "?version=scripted-1": {lost, other, old},
+        "?version=nobody": set(),
+        "?since=2000-01-01&until=2001-01-01": set(),
+        "?since=2020-01-01": {lost, other, old},
+    }
+    for query, wanted in found.items():
+        page = await site.get(f"/ui/decisions{query}")
+        assert page.status_code == 200, query
+        assert set(ids(page.text)) == wanted, query
+    led = await site.get(f"/ui/decisions?q={lost}")
+    assert led.headers["location"] == f"/ui/decisions/{lost}"
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["since=yesterday", "after=nowhere", "after=2024-01-01_x", "until=2024-13-01", f"q={'x' * 201}",
+     "symbol=%00"],
+)  # fmt: skip
+async def test_a_question_that_cannot_be_read_is_told_on_a_page(site: Site, query: str) -> None:
+    answer = await site.get(f"/ui/decisions?{query}")
+    assert answer.status_code == 400
+    assert query.partition("=")[0] in answer.text
+
+
+async def test_pages_follow_each_other_without_loss_or_repeat(site: Site) -> None:
+    """Also where many decisions have one time."""
+    moments = [datetime.now(UTC) - timedelta(seconds=i // 3) for i in range(10)]
+    for i, moment in enumerate(moments):
+        at = moment.isoformat()
+        await site.decide(f"p{i}", candidate__ts=at, market__bar_closed_at=at)
+    await site.stored()
+    explorer, place, seen = Explorer(site.api.service.shadow_log.engine), None, []
+    while True:
+        page = await explorer.page(Filters(), place, 4)
+        seen += [(row["as_of"], row["decision_id"]) for row in page.rows]
+        place = page.following
+        if place is None:
+            break
+    assert len(set(seen)) == len(seen) == 10
+    assert seen == sorted(seen, reverse=True)
+
+
+async def test_one_decision_shows_what_happened_and_that_it_replays(site: Site) -> None:
+    before = await site.decide("before")
+    decision = await traded(
+        site, "it", -2.0, candidate__news_summary="</script><script>alert(1)</script> & more"
+    )
+    await site.stored()
+    shown = (await site.get(f"/ui/decisions/{decision}")).text
+    assert "it is the same record" in shown
+    assert "<script>alert(1)" not in shown
+    assert "tp1" in shown
+    assert ids(shown) == [before]
+    told = re.findall(r"<tr><td>[^<]*</td><td>(candidate|request|advice|agent|outcome)</td>", shown)
+    assert told == ["candidate", "request", "advice", "agent", "outcome"]
+    links = re.findall(r"<tr><td>(\w+)</td><td><code>[0-9a-f]+</code>", shown)
+    assert sorted(links) == ["agent_action", "decision", "outcome"]
+
+
+async def test_what_is_not_there_is_said(site: Site) -> None:
+    missing = await site.get("/ui/decisions/00000000-0000-5000-8000-000000000000")
+    assert missing.status_code == 404
+    assert "is in the record" in missing.text
+    for path in ("/ui/decisions/nonsense", "/ui/static/..%2Fpages.py", "/ui/static/nothing.css"):
+        assert (await site.get(path)).status_code == 404, path
+
+
+async def test_an_export_holds_what_is_seen_and_no_formula(site: Site) -> None:
+    lost = await traded(site, "=cmd()", -1.0)
+    await site.decide("other", candidate__symbol="ETHUSDT")
+    await site.stored()
+    answer = await site.get("/ui/decisions.csv?symbol=BTCUSDT")
+    assert answer.headers["content-type"] == "text/csv; charset=utf-8"
+    [row] = csv.DictReader(io.StringIO(answer.text))
+    assert row["decision_id"] == lost
+    assert row["request_id"] == "'=cmd()"
+    assert row["agent_approve"] == "True"
+    assert float(row["advice_earned_r"]) == 0
+
+
+async def test_pages_say_what_a_browser_may_do(site: Site) -> None:
+    answer = await site.get("/ui")
+    policy = answer.headers["content-security-policy"]
+    assert "script-src 'self'" in policy
+    assert "unsafe" not in policy
+    assert answer.headers["cache-control"] == "no-store"
+    assert not re.findall(r"(?:src|href)=\"(?!/[a-z]|#)", answer.text), "everything comes from here"
+
+
+async def test_an_alias_moves_and_goes_back_from_the_page(site: Site) -> None:
+    await site.api.service.shadow_log.register_model(SCRIPTED_MANIFEST)
+    unknown = await site.post(
+        "/ui/aliases/champion",
+        {"model_version": "nobody", "reason": "try", "sure": "yes"},
+        "operator",
+    )
+    assert unknown.status_code in (404, 409)
+    moved = {"reason": "try", "sure": "yes"}
+    for name in ("scripted-1", "none"):
+        answer = await site.post(
+            "/ui/aliases/champion", {"model_version": name} | moved, "operator"
+        )
+        assert answer.status_code == 303, answer.text
+    back = await site.post("/ui/aliases/champion", {"back": "1"} | moved, "operator")
+    assert back.status_code == 303
+    again = await site.post("/ui/aliases/champion", {"back": "1"} | moved, "operator")
+    assert again.status_code == 409
+    shown = (await site.get("/ui/models")).text
+    assert "champion: scripted-1" in shown
+    assert "rollback from none: try" in shown
+
+
+def versions_of(rows: Sequence[dict[str, Any]]) -> set[str]:
+    return {row["model_version"] for row in rows}
+
+
+async def test_versions_in_shadow_have_rows_of_their_own(
+    database_url: str, valkey_url: str, tmp_path: Path
+) -> None:
+    other = SCRIPTED_MANIFEST.model_copy(update={"model_version": "other-1"})
+    second = ScriptedPolicy(["H"], manifest=other)
+    settings = settings_for(database_url, valkey_url, tmp_path)
+    async with running(settings, Models(ScriptedPolicy(["A"]), (second,))) as api:
+        answer = (await api.advise(request("two"))).json()
+        await drained(settings)
+        explorer = Explorer(api.service.shadow_log.engine)
+        page = await explorer.page(Filters(), None, 10)
+        assert versions_of(page.rows) == {"scripted-1"}
+        page = await explorer.page(Filters(version="other-1"), None, 10)
+        assert versions_of(page.rows) == {"other-1"}
+        shown = (await api.client.get(f"/ui/decisions/{answer['decision_id']}")).text
+        assert "scripted-1" in shown
+        assert "other-1" in shown
+        [pair] = await explorer.agreement_of_versions(
+            datetime.now(UTC) - timedelta(days=1), datetime.now(UTC) + timedelta(days=1)
+        )
+        assert (pair["decisions"], pair["agreements"]) == (1, 0)
