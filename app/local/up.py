@@ -435,6 +435,7 @@ def _print_where(settings: Settings, environment: Mapping[str, str]) -> None:
     advisor = os.path.relpath(os.path.join(os.path.dirname(sys.executable), "advisor"))
     console.print("\n[bold]Where to look next[/]")
     for what, where in (
+        ("the record, seen", f"{url}/ui (come in with the token of tokens/operator)"),
         ("API, to try out", f"{url}/docs"),
         ("health", f"{url}/readyz"),
         ("metrics", f"{url}/metrics"),
