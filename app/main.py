@@ -23,11 +23,11 @@ from app.api.access import Door, Refusals
 from app.api.admission import Admission
 from app.api.budget import Buckets
 from app.api.connection import BoundedConfig, Bounds
+from app.api.explorer import acts, pages
 from app.api.tokens import Tokens, require_somebody
 from app.api.wire import ApiOptions, install
 from app.domain.errors import ManifestMismatch, ModelFileError
 from app.domain.manifest import ModelManifest
-from app.explorer import acts, pages
 from app.journal.journal import Journal
 from app.journal.later import RequestQueue
 from app.journal.spool import Spool

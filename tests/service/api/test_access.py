@@ -68,7 +68,7 @@ def routes() -> list[tuple[str, str]]:
         for method in operations
     ]
     assert len(found) >= 12
-    others = ("/metrics", "/docs", "/redoc", "/openapi.json", "/nothing", "/ui/nothing/", "/healthz/")
+    others = ("/metrics", "/docs", "/redoc", "/openapi.json", "/nothing", "/uix", "/healthz/")
     return [
         *found,
         *(("GET", path) for path in others),

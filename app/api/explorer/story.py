@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
+from app.api.explorer.charts import Chart, matrix
+from app.api.explorer.numbers import Day, Mean, Share, kappa, mean_of_days, wilson
 from app.domain.actions import ACTIONS
 from app.domain.case import TradingState
 from app.domain.decision import AdviceStatus, Decision
-from app.explorer.charts import Chart, matrix
-from app.explorer.numbers import Day, Mean, Share, kappa, mean_of_days, wilson
 
 Row = dict[str, Any]
 ACTION_NAMES = tuple(

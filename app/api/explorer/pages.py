@@ -16,11 +16,11 @@ from starlette.exceptions import HTTPException
 
 from app.advising.service import Service
 from app.api.access import allowed
+from app.api.explorer import asked, charts, story
+from app.api.explorer.look import page
+from app.api.explorer.numbers import running
+from app.api.explorer.route import STATIC, PageRoute
 from app.domain.principal import Role
-from app.explorer import asked, charts, story
-from app.explorer.look import page
-from app.explorer.numbers import running
-from app.explorer.route import STATIC, PageRoute
 from app.shadow_log.explore import Explorer, Filters, Place
 
 PAGE_SIZE = 50

@@ -11,9 +11,9 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
+from app.api.explorer.look import page
 from app.api.wire import STATUS
 from app.domain.errors import AdvisorError
-from app.explorer.look import page
 
 STATIC = Path(__file__).parent / "static"
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]

@@ -68,7 +68,7 @@ def yes(value: bool | None) -> str:
 
 def _environment() -> Environment:
     environment = Environment(
-        loader=PackageLoader("app.explorer"),
+        loader=PackageLoader("app.api.explorer"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

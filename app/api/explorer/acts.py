@@ -14,13 +14,13 @@ from starlette.exceptions import HTTPException
 
 from app.advising.service import Service
 from app.api.access import COOKIE, Refusals, allowed, caller_of
+from app.api.explorer import asked
+from app.api.explorer.look import page
+from app.api.explorer.route import PageRoute
 from app.api.tokens import Tokens
 from app.domain.aliases import rollback_reason, rollback_target
 from app.domain.event import StateChange
 from app.domain.principal import Principal, Role
-from app.explorer import asked
-from app.explorer.look import page
-from app.explorer.route import PageRoute
 from app.schemas import ALIAS_PATTERN, AliasMove, StateBody
 
 SIGNED_IN_S = 12 * 3600
