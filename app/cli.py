@@ -154,6 +154,8 @@ def verify(
         say(f"{len(signed)} checkpoints, signed by {signers}" + (f"; {cut} are cut" if cut else ""))
     say(report.summary())
     say(report.chain_summary())
+    if told := report.told_summary():
+        say(told)
     for finding in report.findings[:sample]:
         say(f"  {finding}")
     raise typer.Exit(1 if report.findings else 0)

@@ -16,9 +16,9 @@ import uvicorn
 import uvloop
 from fastapi import FastAPI
 
-from app.advising.service import Service
+from app.advising.service import Service, wall_clock
 from app.advising.serving import Models, Pins, Serving
-from app.api import operators, routes
+from app.api import decision_models, operators, routes
 from app.api.access import Door, Refusals
 from app.api.admission import Admission
 from app.api.budget import Buckets
@@ -34,6 +34,8 @@ from app.journal.spool import Spool
 from app.journal.stream import StreamJournal
 from app.metrics import Metrics
 from app.policy.backends import Backends
+from app.policy.deciders.decider import Decider
+from app.policy.deciders.table import keys_of, read_deciders
 from app.policy.options import BackendOptions
 from app.policy.port import Policy
 from app.policy.scripted import ScriptedPolicy
@@ -130,6 +132,7 @@ def create_app() -> FastAPI:
     app = FastAPI(title="shadow-advisor", version="0.1.0", description=DESCRIPTION)
     app.include_router(routes.router)
     app.include_router(operators.router)
+    app.include_router(decision_models.router)
     app.include_router(pages.router)
     app.include_router(acts.router)
     app.state.refusals = Refusals()
@@ -171,7 +174,18 @@ def build(settings: Settings, metrics: Metrics, models: Models | None = None) ->
         metrics,
         by_wall_clock=settings.clock is Clock.WALL,
         max_reports=settings.max_reports,
+        deciders=deciders(settings),
     )
+
+
+def deciders(settings: Settings) -> tuple[Decider, ...]:
+    """The decision models elsewhere that the settings name. Raises `DeciderError`."""
+    if settings.deciders is None:
+        return ()
+    declared = read_deciders(settings.deciders)
+    keys = keys_of(declared, settings.secret)
+    home = settings.home / "deciders"
+    return tuple(Decider(each, keys[each.name], home, wall_clock) for each in declared)
 
 
 def pins(settings: Settings, models: Models | None) -> Pins:

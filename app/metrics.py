@@ -16,15 +16,17 @@ from app.domain.actions import ACTIONS
 from app.domain.candidate import Candidate
 from app.domain.case import TradingState
 from app.domain.comparison import cohens_kappa, regime
-from app.domain.decision import AdviceStatus, Decision, Role, TextEffect
+from app.domain.decision import Advice, AdviceStatus, Decision, Role, TextEffect
 from app.domain.errors import AbstainReason
+from app.domain.event import RepetitionKind
 from app.domain.manifest import ModelManifest
 from app.domain.rules import VetoCode
-from app.telemetry import AuthFailure, Dependency, LossCause, Pair, Refusal, Stage, Task
+from app.telemetry import Asking, AuthFailure, Dependency, LossCause, Pair, Refusal, Stage, Task
 
 COMPARISON_WINDOW = 1000
 MAX_SYMBOLS = 64
 ANSWERS = ("reject", "approve")
+FLIPPED = ("no", "yes")
 
 
 class Frequent:
@@ -105,6 +107,22 @@ class Metrics:
         )
         self.vetoes = counter(
             "vetoes_total", "Refusals by rule; arm control is the agent's own order", "code", "arm"
+        )
+        self.panel_questions = counter(
+            "panel_questions_total", "Decisions laid before deciders", "model_version", "outcome"
+        )
+        self.panel_seconds = histogram(
+            "panel_answer_seconds", "From asking a decider to its answer", "model_version"
+        )
+        self.panel_cost = counter(
+            "panel_cost_dollars_total", "What asking deciders has cost", "model_version"
+        )
+        self.panel_repetitions = counter(
+            "panel_repetitions_total",
+            "Deciders asked the same again",
+            "model_version",
+            "kind",
+            "flipped",
         )
         self.comparisons = counter(
             "comparisons_total",
@@ -277,17 +295,42 @@ class Metrics:
     def decided(self, decision: Decision) -> None:
         """Count every advice, its vetoes, and those of the control."""
         for advice in decision.advices:
-            self._combination(decision.scenario.candidate, advice.model_version)
-            self.decisions.labels(advice.status, advice.model_version).inc()
-            self.actions.labels(advice.action or "none", advice.model_version).inc()
-            if advice.text_effect:
-                self.texts.labels(advice.text_effect, advice.model_version).inc()
-            if advice.abstain_reason:
-                self.abstentions.labels(advice.abstain_reason).inc()
-            for veto in advice.review.vetoes if advice.review else ():
-                self.vetoes.labels(veto.code, "advice").inc()
+            self.advised_late(decision.scenario.candidate, advice)
         for veto in decision.control_review.vetoes:
             self.vetoes.labels(veto.code, "control").inc()
+
+    def advised_late(self, candidate: Candidate, advice: Advice) -> None:
+        """Count one advice and its vetoes."""
+        self._combination(candidate, advice.model_version)
+        self.decisions.labels(advice.status, advice.model_version).inc()
+        self.actions.labels(advice.action or "none", advice.model_version).inc()
+        if advice.text_effect:
+            self.texts.labels(advice.text_effect, advice.model_version).inc()
+        if advice.abstain_reason:
+            self.abstentions.labels(advice.abstain_reason).inc()
+        for veto in advice.review.vetoes if advice.review else ():
+            self.vetoes.labels(veto.code, "advice").inc()
+
+    def on_panel(self, versions: Iterable[str]) -> None:
+        """Their series, at zero."""
+        for version in versions:
+            self.create_model_series([version])
+            self.panel_seconds.labels(version)
+            self.panel_cost.labels(version)
+            for how in Asking:
+                self.panel_questions.labels(version, how)
+            for kind, flipped in product(RepetitionKind, FLIPPED):
+                self.panel_repetitions.labels(version, kind, flipped)
+
+    def panel_asked(self, version: str, how: Asking) -> None:
+        self.panel_questions.labels(version, how).inc()
+
+    def panel_answered(self, version: str, seconds: float, cost: float) -> None:
+        self.panel_seconds.labels(version).observe(seconds)
+        self.panel_cost.labels(version).inc(cost)
+
+    def panel_repeated(self, version: str, kind: RepetitionKind, flipped: bool) -> None:
+        self.panel_repetitions.labels(version, kind, FLIPPED[flipped]).inc()
 
     def compared(self, decision: UUID, candidate: Candidate, version: str, pair: Pair) -> None:
         """Count one pair of control and advice. Symbols but for the 64 that come most often

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from enum import StrEnum
 from pathlib import Path
 from typing import Literal, Self
@@ -114,6 +115,9 @@ class Settings(BaseSettings):
     )
     reader_password: str | None = Field(None, description="as above, of advisor_reader")
     analyst_password: str | None = Field(None, description="as above, of advisor_analyst")
+    deciders: Path | None = Field(
+        None, description="TOML file of decision models elsewhere, asked after the reply"
+    )
     checkpoints: str | None = Field(
         None,
         description="where the writer keeps signed checkpoints: a file, the URL of a bucket"
@@ -184,6 +188,11 @@ class Settings(BaseSettings):
             "advisor_analyst": self.analyst_password,
         }
         return {role: password for role, password in given.items() if password}
+
+    @staticmethod
+    def secret(name: str) -> str | None:
+        """The value of an environment variable that a file names."""
+        return os.environ.get(name) or None
 
     @property
     def spool_dir(self) -> Path:

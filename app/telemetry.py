@@ -16,7 +16,8 @@ import structlog
 
 from app.domain.candidate import Candidate
 from app.domain.case import TradingState
-from app.domain.decision import Decision, Role
+from app.domain.decision import Advice, Decision, Role
+from app.domain.event import RepetitionKind
 from app.domain.manifest import ModelManifest
 
 
@@ -65,6 +66,22 @@ class AuthFailure(StrEnum):
     EXPIRED = "expired"
 
 
+class Asking(StrEnum):
+    """How laying a decision before a decider ended."""
+
+    ANSWERED = "answered"
+    DECLINED = "declined"
+    REFUSED = "refused"
+    DEADLINE = "deadline"
+    UNAVAILABLE = "unavailable"
+    FAILED = "failed"
+    UNRECORDED = "unrecorded"
+    NOT_SAMPLED = "not_sampled"
+    OVER_BUDGET = "over_budget"
+    BUSY = "busy"
+    DROPPED = "dropped"
+
+
 class Dependency(StrEnum):
     POSTGRES = "postgres"
     VALKEY = "valkey"
@@ -85,6 +102,7 @@ class Task(StrEnum):
     STREAM_SENDER = "stream_sender"
     SPOOL_WRITER = "spool_writer"
     POLICY_BATCHER = "policy_batcher"
+    PANEL = "panel"
 
 
 class Pair(NamedTuple):
@@ -111,6 +129,21 @@ class Telemetry(Protocol):
 
     def decided(self, decision: Decision) -> None:
         """A decision was recorded."""
+
+    def advised_late(self, candidate: Candidate, advice: Advice) -> None:
+        """Advice on a decision was recorded after it."""
+
+    def on_panel(self, versions: Iterable[str]) -> None:
+        """These versions are asked after the reply."""
+
+    def panel_asked(self, version: str, how: Asking) -> None:
+        """A question to a model elsewhere ended, or was not asked."""
+
+    def panel_answered(self, version: str, seconds: float, cost: float) -> None:
+        """What an answer took, and cost (US dollars)."""
+
+    def panel_repeated(self, version: str, kind: RepetitionKind, flipped: bool) -> None:
+        """A version was asked again, and proposed another action or the same."""
 
     def compared(self, decision: UUID, candidate: Candidate, version: str, pair: Pair) -> None:
         """Whether the agent and a version approve the same candidate: once for each decision."""
@@ -188,6 +221,11 @@ class Unobserved:
     def unauthenticated(self, why: AuthFailure) -> None: ...
     def stage_took(self, stage: Stage, seconds: float) -> None: ...
     def decided(self, decision: Decision) -> None: ...
+    def advised_late(self, candidate: Candidate, advice: Advice) -> None: ...
+    def on_panel(self, versions: Iterable[str]) -> None: ...
+    def panel_asked(self, version: str, how: Asking) -> None: ...
+    def panel_answered(self, version: str, seconds: float, cost: float) -> None: ...
+    def panel_repeated(self, version: str, kind: RepetitionKind, flipped: bool) -> None: ...
     def compared(self, decision: UUID, candidate: Candidate, version: str, pair: Pair) -> None: ...
     def compared_anew(self, decision: UUID, version: str, pair: Pair) -> None: ...
     def lost(self, cause: LossCause, count: int = 1) -> None: ...

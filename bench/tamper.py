@@ -25,7 +25,16 @@ from psycopg.types.json import Jsonb
 
 from app.domain.canonical import digest
 from app.domain.case import TradingState
-from app.domain.event import Event, EventKind, Rationale, StateChange
+from app.domain.decision import Decision
+from app.domain.event import (
+    Event,
+    EventKind,
+    LateAdvice,
+    Rationale,
+    Repetition,
+    RepetitionKind,
+    StateChange,
+)
 from app.domain.link import Link, Producer
 from app.domain.manifest import ModelManifest
 from app.shadow_log.checkpoint import Checkpointer, check_log
@@ -44,6 +53,8 @@ IDENTITIES = {
     "agent_actions": "event_key",
     "outcomes": "event_key",
     "rationales": "event_key",
+    "late_advices": "event_key",
+    "repetitions": "event_key",
     "state_changes": "event_key",
     "model_versions": "model_version",
     "aliases": "id",
@@ -67,6 +78,27 @@ def linked(producer: Producer, event: Event) -> Event:
     return event._replace(link=Link(link.producer, link.seq, link.previous))
 
 
+def asked_elsewhere(made: Decision) -> tuple[Event, Event]:
+    """Late advice on a decision, and the same question asked again."""
+    advice, now = made.primary, made.received_at
+    reading = advice.reading
+    assert reading is not None
+    late = LateAdvice(
+        decision_id=made.decision_id, as_of=made.scenario.as_of, recorded_at=now, advice=advice
+    )
+    again = Repetition(
+        decision_id=made.decision_id,
+        recorded_at=now,
+        model_version=advice.model_version,
+        manifest_hash=advice.manifest_hash,
+        kind=RepetitionKind.SAME,
+        calibration=advice.calibration,
+        first=reading,
+        again=reading,
+    )
+    return Event.of_late_advice(late), Event.of_report(EventKind.REPETITION, again)
+
+
 async def fill(url: str, decisions: int, more: list[Event], manifest: ModelManifest) -> None:
     """A log with rows in every table: two producers, a repeat, a second answer, a dropped month."""
     log = ShadowLog.connect(url)
@@ -82,6 +114,7 @@ async def fill(url: str, decisions: int, more: list[Event], manifest: ModelManif
             text=f"because of {number}",
         )
         events.append(Event.of_report(EventKind.RATIONALE, rationale))
+        events += asked_elsewhere(made)
     change = StateChange(
         recorded_at=datetime(2026, 1, 1, tzinfo=UTC),
         state=TradingState.REDUCING,

@@ -33,10 +33,14 @@ from app.domain.event import (
     AgentActionReport,
     Event,
     EventKind,
+    LateAdvice,
     OutcomeReport,
     Rationale,
+    Repetition,
+    RepetitionKind,
     StateChange,
 )
+from app.domain.inquiry import Exchange
 from app.domain.limits import Limits
 from app.domain.manifest import Calibration, ModelManifest
 from app.domain.outcome import Arm, Outcome
@@ -194,6 +198,57 @@ def rationale_event(
         decision_id=_id(of), recorded_at=_later(minutes), model_version=MODEL, text=text
     )
     return Event.of_report(EventKind.RATIONALE, report)
+
+
+def exchange(**fields: Any) -> Exchange:
+    """One question to a model elsewhere: half a second, a tenth of a cent."""
+    document = {"question": HASH, "order": LABELS, "seconds": 0.5, "cost": 0.001} | fields
+    return Exchange.from_json(document)
+
+
+def late_advice_event(
+    on: Decision, label: str = "H", model_version: str = "elsewhere-1", **fields: Any
+) -> Event:
+    """What a model elsewhere advises on a decision."""
+    advice = conclude(
+        on.scenario,
+        reading(label).model_copy(update={"exchange": exchange(**fields)}),
+        version(model_version, Role.SHADOW),
+        on.limits,
+        state=on.state,
+        now=on.evaluated_at,
+    )
+    return Event.of_late_advice(
+        LateAdvice(
+            decision_id=on.decision_id,
+            as_of=on.scenario.as_of,
+            recorded_at=on.received_at,
+            advice=advice,
+        )
+    )
+
+
+def repetition_event(
+    on: Decision, first: str = "H", again: str = "A", model_version: str = "elsewhere-1"
+) -> Event:
+    """A model elsewhere asked again in another order."""
+    readings = [
+        reading(label).model_copy(update={"exchange": exchange(order=order)})
+        for label, order in ((first, LABELS), (again, LABELS[::-1]))
+    ]
+    return Event.of_report(
+        EventKind.REPETITION,
+        Repetition(
+            decision_id=on.decision_id,
+            recorded_at=on.received_at,
+            model_version=model_version,
+            manifest_hash=HASH,
+            kind=RepetitionKind.ORDER,
+            calibration=Calibration(),
+            first=readings[0],
+            again=readings[1],
+        ),
+    )
 
 
 def state_event(

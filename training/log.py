@@ -149,7 +149,7 @@ WHERE NOT EXISTS (
 UNION ALL
 SELECT d.decision_id, d.as_of, 'advice', a.model_version, a.approve, d.scenario, a.quantity, a.stop
 FROM decisions d
-JOIN advices a ON a.decision_id = d.decision_id AND a.as_of = d.as_of
+JOIN all_advices a ON a.decision_id = d.decision_id AND a.as_of = d.as_of
 WHERE a.approve IS NOT NULL AND starts_with(d.request_id, %(prefix)s)
   AND NOT EXISTS (
     SELECT FROM latest_outcomes o WHERE o.decision_id = d.decision_id
@@ -307,7 +307,7 @@ class Served(NamedTuple):
 _SERVED: LiteralString = """
 SELECT a.model_version, min(a.as_of) AS first, max(a.as_of) AS last, count(*) AS decisions,
        max((m.manifest ->> 'created_at')::timestamptz) AS created_at
-FROM advices a
+FROM all_advices a
 LEFT JOIN model_versions m ON m.model_version = a.model_version
 WHERE %(version)s::text IS NULL OR a.model_version = %(version)s
 GROUP BY a.model_version

@@ -12,6 +12,7 @@ from uuid import UUID
 import structlog
 
 from app.advising.controls import Controls
+from app.advising.panel import Panel
 from app.advising.records import Records
 from app.advising.serving import Models, Serving
 from app.domain.canonical import DEFAULT_PRINCIPAL, decision_id
@@ -75,7 +76,9 @@ class Advisor:
         controls: Controls,
         telemetry: Telemetry,
         judge_at: Callable[[Scenario], datetime],
+        panel: Panel,
     ) -> None:
+        self._panel = panel
         self._serving = serving
         self._records = records
         self._controls = controls
@@ -117,6 +120,7 @@ class Advisor:
             return await self._stored(incoming)
         self._telemetry.decided(decision)
         self._records.remember(decision)
+        self._panel.offer(decision)
         return Answer(
             decision, receipt.target, False, await self._explain(incoming, models, decision)
         )

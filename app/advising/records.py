@@ -28,6 +28,7 @@ from app.domain.event import (
     AgentActionReport,
     Event,
     EventKind,
+    LateAdvice,
     OutcomeReport,
     content_of,
 )
@@ -227,6 +228,23 @@ class Records:
                 first = placed.arrival == 1 and not recent.controlled
                 self._compare(decision_id, recent, action, first=first)
         return receipt
+
+    async def advised_late(self, decision: Decision, late: LateAdvice) -> None:
+        """Record advice that came after the decision, and compare it with a control that came
+        along. Raises `JournalUnavailable`."""
+        receipt = await self.append(Event.of_late_advice(late))
+        if receipt.repeated:
+            return
+        advice, candidate = late.advice, decision.scenario.candidate
+        self._telemetry.advised_late(candidate, advice)
+        recent = self._recent.get(decision.decision_id)
+        if advice.approve is None or recent is None:
+            return
+        said = (advice.model_version, advice.approve)
+        self._recent[decision.decision_id] = recent._replace(advised=(*recent.advised, said))
+        if decision.control is not None:
+            pair = Pair(decision.control.decision, advice.approve)
+            self._telemetry.compared(decision.decision_id, candidate, advice.model_version, pair)
 
     async def report_outcome(
         self, decision_id: UUID, outcome: Outcome, by: str | None = None

@@ -13,11 +13,12 @@ from typing import Any
 
 import structlog
 
-from app.advising import controls, serving
+from app.advising import controls, panel, serving
 from app.advising.advise import JOURNAL_RESERVE_S, Advisor, Incoming
 from app.advising.bounds import ReportBounds
 from app.advising.controls import Controls
 from app.advising.door import Door
+from app.advising.panel import Panel
 from app.advising.probes import Probe
 from app.advising.records import Records
 from app.advising.serving import Serving
@@ -32,6 +33,7 @@ from app.domain.errors import (
 from app.domain.scenario import Scenario
 from app.journal.journal import Journal
 from app.journal.later import AcceptedRequest, QueuedRequest, QueueFull, RequestQueue
+from app.policy.deciders.decider import Decider
 from app.schemas import AdviseRequest
 from app.shadow_log.log import ShadowLog
 from app.tasks import Supervisor, described
@@ -71,6 +73,7 @@ class Service:
         by_wall_clock: bool = True,
         max_reports: int = 64,
         now: Callable[[], datetime] = wall_clock,
+        deciders: Sequence[Decider] = (),
     ) -> None:
         self.now = now
         self.by_wall_clock = by_wall_clock
@@ -82,7 +85,10 @@ class Service:
         self.controls = Controls(limits, journal, shadow_log, telemetry)
         self.records = Records(journal, shadow_log, telemetry, now, live=by_wall_clock)
         self.report_bounds = ReportBounds(max_reports)
-        self.advisor = Advisor(serving, self.records, self.controls, telemetry, self.judge_at)
+        self.panel = Panel(deciders, self.records, shadow_log, telemetry, now)
+        self.advisor = Advisor(
+            serving, self.records, self.controls, telemetry, self.judge_at, self.panel
+        )
         self.door = Door(telemetry, JOURNAL_RESERVE_S, self._parallel)
         self._postgres = Probe(shadow_log.ping)
         self._valkey = Probe(journal.ping)
@@ -121,12 +127,15 @@ class Service:
             every_s=serving.REFRESH_S,
             patience_s=serving.PATIENCE_S,
         )
+        if self.panel:
+            start(Task.PANEL, self.panel.keep_up, every_s=panel.KEEP_UP_S)
         start(Task.HEADS, self._tell_head, every_s=HEAD_S)
         start(Task.REQUESTS, self._serve_accepted, patience_s=ACCEPTED_PATIENCE_S)
 
     async def aclose(self) -> None:
         """Stop the background work, then the models, then the connections."""
         await self._supervisor.aclose()
+        await self.panel.aclose()
         await self._tell_head()
         for probe in (self._postgres, self._valkey, self._spool):
             await probe.aclose()
@@ -220,6 +229,7 @@ class Service:
             "tasks": {task.value: reason for task, reason in failing.items()} or "up",
             "models": [policy.manifest.model_version for policy in self.serving.models.policies],
             "models_refused": self.serving.refusals(),
+            "panel": self.panel.health(),
             "state": self.controls.state.value,
             "limits": {"version": self.controls.limits.version, "hash": self.controls.limits_hash},
             "clock": "wall" if self.by_wall_clock else "request",

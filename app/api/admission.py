@@ -22,7 +22,8 @@ from app.domain.principal import OPEN, Principal
 from app.schemas import LONGEST_DEADLINE_MS
 from app.telemetry import Refusal
 
-METERED = ("/advise", "/decisions", "/ui/decisions")
+METERED = ("/advise", "/decisions", "/ui/decisions", "/v1/")
+DECIDING = ("/v1/systemone", "/v1/decisions")
 """Whoever halts, or asks after health, is never told to wait."""
 TICKET = "ticket"
 """In the state of a request that was let in: its ticket."""
@@ -72,6 +73,8 @@ def _caller(scope: Scope) -> str:
 
 
 def _waits_for_advice(scope: Scope) -> bool:
+    if scope["method"] == "POST" and scope["path"] in DECIDING:
+        return True
     if (scope["method"], scope["path"]) != ("POST", "/advise") or (
         asks_for_dry_run(scope) is not False
     ):

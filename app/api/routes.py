@@ -138,7 +138,7 @@ def _asked(
         return body
     try:
         key = None if many else headers.idempotency_key
-        incoming = _incoming(request, caller, body, key, headers)
+        incoming = incoming_of(request, caller, body, key, headers)
     except AdvisorError as error:
         if not many:
             raise
@@ -160,13 +160,14 @@ def _element(answer: Answered) -> dict[str, Any]:
     return {"decision": answer}
 
 
-def _incoming(
+def incoming_of(
     request: Request,
     caller: Principal,
     body: AdviseRequest,
     key: str | None,
     headers: AdviseHeaders,
 ) -> Incoming:
+    """What the use case takes. Raises `InvalidRecord`."""
     service: Service = request.app.state.service
     if key is not None:
         if "request_id" in body.model_fields_set and body.request_id != key:
@@ -197,7 +198,7 @@ async def _answer(service: Service, ticket: Ticket, asked: Sequence[Asked]) -> l
         service.door.widen(ticket, len(asked), deadline)
     answers = await asyncio.gather(*(_advise(service, incoming) for incoming, _ in asked))
     ticket.answered = bool(asked) and not any(
-        isinstance(answer, AdvisorError) or _came_without_reading(answer) or one.incoming.rationale
+        isinstance(answer, AdvisorError) or came_without_reading(answer) or one.incoming.rationale
         for one, answer in zip(asked, answers, strict=True)
     )
     return [respond(each) if isinstance(each, Answer) else each for each in answers]
@@ -210,7 +211,8 @@ async def _advise(service: Service, incoming: Incoming) -> Answer | AdvisorError
         return error
 
 
-def _came_without_reading(answer: Answer) -> bool:
+def came_without_reading(answer: Answer) -> bool:
+    """Whether an answer tells nothing of how long a decision takes."""
     return answer.repeated or answer.decision.primary.abstain_reason is AbstainReason.OVERLOADED
 
 

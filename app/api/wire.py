@@ -26,6 +26,7 @@ from app.domain.errors import (
     JournalUnavailable,
     ManifestMismatch,
     ModelFileError,
+    NoAnswer,
     Overloaded,
     RequestConflict,
     ShadowLogUnavailable,
@@ -38,6 +39,7 @@ from app.telemetry import Refusal
 
 STATUS: dict[type[AdvisorError], tuple[int, str]] = {
     Overloaded: (503, "There is too much to do to answer this in time"),
+    NoAnswer: (503, "The model gave no answer"),
     InvalidRecord: (422, "The record does not fit its schema"),
     RequestConflict: (409, "The request id was used with other content"),
     UnknownDecision: (404, "No such decision"),

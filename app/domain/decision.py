@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from datetime import datetime
 from enum import StrEnum
 from typing import NamedTuple
@@ -17,6 +18,7 @@ from app.domain.choice import chosen
 from app.domain.control import AgentAction
 from app.domain.errors import AbstainReason
 from app.domain.fields import Hash, Instant, Record, ShortText, absent
+from app.domain.inquiry import Exchange
 from app.domain.limits import Limits
 from app.domain.manifest import Calibration
 from app.domain.prompt import PROMPT_VERSION, Prompt, render
@@ -24,6 +26,8 @@ from app.domain.review import Review, review
 from app.domain.scenario import Scenario
 
 DECISION_SCHEMA = "2026-11-1"
+LEAST = 1e-9
+"""A model elsewhere may say 0, of which there is no logarithm."""
 
 
 class AdviceStatus(StrEnum):
@@ -66,6 +70,21 @@ class Reading(Record):
         exclude_if=lambda value: value is None,
         description="the same of the prompt without its text part; none where it has none",
     )
+    exchange: Exchange | None = Field(
+        None, exclude_if=absent, description="how a model elsewhere was asked; none of our own"
+    )
+
+    @classmethod
+    def told(cls, probabilities: Mapping[str, float], exchange: Exchange | None = None) -> Reading:
+        """The reading of probabilities by label, which sum to 1 over the labels that there are; the
+        others, and what is less than `LEAST`, count as `LEAST`."""
+        mass = 1.0 if exchange is None or exchange.label_mass is None else exchange.label_mass
+        return cls(
+            log_probabilities=tuple(
+                math.log(max(mass * probabilities.get(label, 0.0), LEAST)) for label in LABELS
+            ),
+            exchange=exchange,
+        )
 
     @property
     def label_mass(self) -> float:
@@ -184,11 +203,12 @@ class Decision(Record):
                 "control_review": review_control(
                     self.scenario, self.limits, self.state, self.evaluated_at
                 ),
-                "advices": tuple(self._replayed_advice(advice) for advice in self.advices),
+                "advices": tuple(self.replayed_advice(advice) for advice in self.advices),
             }
         )
 
-    def _replayed_advice(self, advice: Advice) -> Advice:
+    def replayed_advice(self, advice: Advice) -> Advice:
+        """An advice on this decision, derived again from its reading."""
         reading: Reading | Abstention
         if advice.reading is not None:
             reading = advice.reading

@@ -7,12 +7,14 @@ AdvisorError
 ├─ TooManyReports        429: a decision has as many reports of a kind as it may have
 ├─ AnswerGone            410: the request was answered before, and the answer is not kept any more
 ├─ JournalUnavailable    503: nothing was recorded, nothing was answered
+├─ NoAnswer              503: the model abstained, and there is no other way to say so
 ├─ Overloaded            503 with Retry-After: it could not be answered in time, nothing was done
 ├─ ShadowLogUnavailable  503 for reads; the journal keeps what is written
 ├─ LimitsError           start refused; on reload the old limits stay
 ├─ ManifestMismatch      start refused; a switch of version: 409, and the old one stays
 ├─ ModelFileError        start refused; a switch of version: 409, and the old one stays
 ├─ UnknownVersion        404; at a start: refused
+├─ DeciderError          start refused
 ├─ AliasRefused          409: the alias cannot be moved there, or not here
 └─ PolicyAbstained       not an error of the request: becomes an `abstained` advice
 """
@@ -50,6 +52,10 @@ class JournalUnavailable(AdvisorError):
     """Neither the stream nor the spool could make the record durable."""
 
 
+class NoAnswer(AdvisorError):
+    """The model abstained where only an answer can be given."""
+
+
 class Overloaded(AdvisorError):
     """There is too much to do to answer this in time; nothing was done about it."""
 
@@ -74,6 +80,10 @@ class ModelFileError(AdvisorError):
     """A model directory is incomplete, uses pickle, or its labels are not single tokens."""
 
 
+class DeciderError(AdvisorError):
+    """The file of decision models elsewhere is unreadable, or a table of it is wrong."""
+
+
 class UnknownVersion(AdvisorError):
     """No model directory holds this version."""
 
@@ -92,6 +102,8 @@ class AbstainReason(StrEnum):
     BACKEND_UNAVAILABLE = "backend_unavailable"
     BACKEND_PROTOCOL = "backend_protocol"
     SHUTTING_DOWN = "shutting_down"
+    DECLINED = "declined"
+    """The model answered that it would not."""
 
 
 class PolicyAbstained(AdvisorError):

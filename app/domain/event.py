@@ -13,10 +13,11 @@ from pydantic import Field
 from app.domain.canonical import canonical_json, content_hash, digest
 from app.domain.case import TradingState
 from app.domain.control import AgentAction
-from app.domain.decision import Decision
+from app.domain.decision import Advice, Decision, Proposal, Reading, propose
 from app.domain.errors import InvalidRecord
-from app.domain.fields import Instant, Record, ShortText, Text, absent
+from app.domain.fields import Hash, Instant, Record, ShortText, Text, absent
 from app.domain.link import Fate, Link, Linked
+from app.domain.manifest import Calibration
 from app.domain.outcome import Arm, Outcome
 
 
@@ -26,6 +27,8 @@ class EventKind(StrEnum):
     OUTCOME = "outcome"
     RATIONALE = "rationale"
     STATE_CHANGE = "state_change"
+    LATE_ADVICE = "late_advice"
+    REPETITION = "repetition"
 
 
 Arrival = Annotated[int, Field(ge=1, lt=2**31)]
@@ -74,6 +77,62 @@ class Rationale(Record):
     text: Annotated[str, Field(max_length=1000)]
 
 
+class LateAdvice(Record):
+    """What a version advises that is asked after the reply: one for a decision and a version."""
+
+    decision_id: UUID
+    as_of: Instant
+    recorded_at: Instant
+    advice: Advice
+
+    @property
+    def subject(self) -> str:
+        """What it is, whatever it says."""
+        version = self.advice.model_version
+        return content_hash([EventKind.LATE_ADVICE.value, str(self.decision_id), version])
+
+
+class RepetitionKind(StrEnum):
+    """How a version is asked again."""
+
+    ORDER = "order"
+    """With its options in another order."""
+    SAME = "same"
+    """With the very same question."""
+
+
+class Repetition(Record):
+    """A version asked again about a decision, to see whether it says the same. It never counts as
+    advice."""
+
+    decision_id: UUID
+    recorded_at: Instant
+    model_version: ShortText
+    manifest_hash: Hash
+    kind: RepetitionKind
+    calibration: Calibration
+    first: Reading
+    again: Reading
+
+    @property
+    def proposals(self) -> tuple[Proposal, Proposal]:
+        """What each reading proposes."""
+        return propose(self.first, self.calibration), propose(self.again, self.calibration)
+
+    @property
+    def flipped(self) -> bool:
+        """Whether another action is proposed."""
+        first, again = self.proposals
+        return first.label != again.label
+
+    @property
+    def distance(self) -> float:
+        """Total variation between both distributions, 0-1."""
+        first, again = self.proposals
+        pairs = zip(first.probabilities, again.probabilities, strict=True)
+        return sum(abs(a - b) for a, b in pairs) / 2
+
+
 class StateChange(Record):
     """Somebody changed the trading state."""
 
@@ -86,13 +145,16 @@ class StateChange(Record):
 CorrectableReport = AgentActionReport | OutcomeReport
 CORRECTABLE = (EventKind.AGENT_ACTION, EventKind.OUTCOME)
 """Kinds of reports of which a later one corrects an earlier one."""
-Payload = Decision | AgentActionReport | OutcomeReport | Rationale | StateChange
+Report = AgentActionReport | OutcomeReport | Rationale | StateChange | LateAdvice | Repetition
+Payload = Decision | Report
 _KINDS: dict[EventKind, type[Record]] = {
     EventKind.DECISION: Decision,
     EventKind.AGENT_ACTION: AgentActionReport,
     EventKind.OUTCOME: OutcomeReport,
     EventKind.RATIONALE: Rationale,
     EventKind.STATE_CHANGE: StateChange,
+    EventKind.LATE_ADVICE: LateAdvice,
+    EventKind.REPETITION: Repetition,
 }
 
 
@@ -119,6 +181,12 @@ class Event(NamedTuple):
         document = report.as_json()
         claim = content_hash({"kind": kind.value, **_without(document, "recorded_at")})
         return cls(kind, claim, claim, canonical_json(document))
+
+    @classmethod
+    def of_late_advice(cls, late: LateAdvice) -> Self:
+        """Key and claim: the decision and the version, which gives one advice on it."""
+        payload = canonical_json(late.as_json())
+        return cls(EventKind.LATE_ADVICE, late.subject, late.subject, payload)
 
     @classmethod
     def of_state_change(cls, change: StateChange) -> Self:

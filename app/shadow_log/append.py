@@ -28,6 +28,8 @@ REPORTS: dict[EventKind, Table] = {
     EventKind.OUTCOME: tables.outcomes,
     EventKind.RATIONALE: tables.rationales,
     EventKind.STATE_CHANGE: tables.state_changes,
+    EventKind.LATE_ADVICE: tables.late_advices,
+    EventKind.REPETITION: tables.repetitions,
 }
 _COPY_TYPES = {
     Uuid: "uuid",

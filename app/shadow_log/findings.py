@@ -39,6 +39,8 @@ class VerifyReport:
     links: int = 0
     producers: int = 0
     missing: int = 0
+    told: Counter[str] = field(default_factory=Counter)
+    """Advices by version whose reading a model elsewhere told: nobody can read it again."""
     findings: list[str] = field(default_factory=list)
     counts: Counter[Fault] = field(default_factory=Counter)
 
@@ -50,6 +52,16 @@ class VerifyReport:
     def chain_summary(self) -> str:
         """One line about the links."""
         return f"{self.links} links of {self.producers} producers, {self.missing} events missing"
+
+    def told_summary(self) -> str:
+        """One line about what cannot be replayed to the end; empty when there is none."""
+        if not self.told:
+            return ""
+        versions = ", ".join(f"{name} {count}" for name, count in sorted(self.told.items()))
+        return (
+            f"{self.told.total()} advices follow from what models elsewhere told; those cannot be"
+            f" asked again for the same answer: {versions}"
+        )
 
     def summary(self) -> str:
         """One line."""

@@ -138,14 +138,14 @@ class ShadowLog:
 
     async def get(self, decision_id: UUID) -> dict[str, Any] | None:
         """Everything known of a decision: record, hash, agent's actions, outcomes, rationales,
-        oldest first."""
+        advice that came later and what was asked again, oldest first."""
         async with self._transaction() as connection:
             found = await _decision_rows(connection, decision_id)
             if found is None:
                 return None
             reports = {
                 str(each.name): await _reports_of(connection, each, decision_id)
-                for each in (tables.agent_actions, tables.outcomes, tables.rationales)
+                for each in _OF_A_DECISION
             }
         return {
             "decision": assemble(*found).as_json(),
@@ -350,6 +350,15 @@ class ShadowLog:
         with translated_errors():
             async with self.engine.begin() as connection:
                 yield connection
+
+
+_OF_A_DECISION = (
+    tables.agent_actions,
+    tables.outcomes,
+    tables.rationales,
+    tables.late_advices,
+    tables.repetitions,
+)
 
 
 def _uuids(values: Iterable[UUID | str]) -> BindParameter[list[UUID]]:

@@ -20,15 +20,17 @@ from app.domain.event import (
     AgentActionReport,
     Event,
     EventKind,
+    LateAdvice,
     OutcomeReport,
     Rationale,
+    Repetition,
+    Report,
     StateChange,
 )
 from app.domain.fields import Record, utc
 from app.shadow_log import tables
 
 Row = dict[str, Any]
-Report = AgentActionReport | OutcomeReport | Rationale | StateChange
 SEPARATE = ("scenario", "advices")
 """Parts of a decision with a column, or rows, of their own."""
 
@@ -61,15 +63,24 @@ def advice_rows(decision: Decision) -> list[Row]:
 
 
 def _advice_row(decision: Decision, ordinal: int, advice: Advice) -> Row:
-    proposal, review = advice.proposal, advice.review
     return {
         **_columns(tables.advices, advice),
         "decision_id": decision.decision_id,
         "as_of": decision.scenario.as_of,
         "ordinal": ordinal,
+        **_said(advice),
+    }
+
+
+def _said(advice: Advice) -> Row:
+    """What a version said, in the columns that every advice has."""
+    proposal, review = advice.proposal, advice.review
+    exchange = advice.reading.exchange if advice.reading else None
+    mass = proposal.label_mass if proposal else None
+    return {
         "label": proposal.label if proposal else None,
         "approve_probability": proposal.approve_probability if proposal else None,
-        "label_mass": proposal.label_mass if proposal else None,
+        "label_mass": mass if exchange is None else exchange.label_mass,
         "veto_codes": [veto.code.value for veto in review.vetoes] if review else [],
         "record": advice.as_json(),
     }
@@ -97,9 +108,27 @@ def report_row(event: Event, report: Report) -> Row:
     elif isinstance(report, OutcomeReport):
         row |= _columns(tables.outcomes, report, report.outcome)
         row["record"] = report.outcome.as_json()
+    elif isinstance(report, LateAdvice):
+        row |= _columns(tables.late_advices, report, report.advice)
+        row |= _said(report.advice) | _asked(report.advice)
+    elif isinstance(report, Repetition):
+        row |= _columns(tables.repetitions, report)
+        first, again = report.proposals
+        row |= {"label": first.label, "again_label": again.label, "flipped": report.flipped}
+        row |= {"distance": report.distance, "record": report.as_json()}
     else:
         row |= report.model_dump(mode="python")
     return row
+
+
+def _asked(advice: Advice) -> Row:
+    """What asking a model elsewhere took."""
+    exchange = advice.reading.exchange if advice.reading else None
+    return {
+        "question": exchange.question if exchange else None,
+        "seconds": exchange.seconds if exchange else None,
+        "cost": exchange.cost if exchange else None,
+    }
 
 
 def _columns(table: Table, *records: Record) -> Row:
@@ -149,6 +178,8 @@ def report_event(kind: EventKind, row: Mapping[str, Any]) -> Event:
     report = report_of(kind, row)
     if isinstance(report, StateChange):
         return Event.of_state_change(report)
+    if isinstance(report, LateAdvice):
+        return Event.of_late_advice(report)
     return Event.of_report(kind, report)
 
 
@@ -158,7 +189,11 @@ def report_of(kind: EventKind, row: Mapping[str, Any]) -> Report:
     if kind is EventKind.STATE_CHANGE:
         names = ("state", "reason", "changed_by")
         return StateChange.from_json(common | {name: row[name] for name in names})
+    if kind is EventKind.REPETITION:
+        return Repetition.from_json(row["record"])
     common["decision_id"] = row["decision_id"]
+    if kind is EventKind.LATE_ADVICE:
+        return LateAdvice.from_json(common | {"as_of": row["as_of"], "advice": row["record"]})
     if kind in CORRECTABLE:
         common |= {name: row[name] for name in ("reported_by", "arrival")}
     if kind is EventKind.AGENT_ACTION:

@@ -24,7 +24,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
-REVISION = "0010"
+REVISION = "0011"
 """The schema that this release works with; a test holds it against the newest migration."""
 
 metadata = MetaData(
@@ -159,6 +159,54 @@ rationales = Table(
     Column("text", Text, nullable=False),
     Index(None, "decision_id"),
 )
+
+late_advices = Table(
+    "late_advices",
+    metadata,
+    Column("event_key", Text, primary_key=True),
+    Column("decision_id", Uuid, nullable=False),
+    Column("as_of", Time, nullable=False),
+    Column("recorded_at", Time, nullable=False),
+    Column("model_version", Text, nullable=False),
+    Column("manifest_hash", Text, nullable=False),
+    Column("role", Text, nullable=False),
+    Column("status", Text, nullable=False),
+    Column("abstain_reason", Text),
+    Column("label", Text),
+    Column("approve_probability", Double),
+    Column("label_mass", Double),
+    Column("veto_codes", ARRAY(Text), nullable=False),
+    Column("approve", Boolean),
+    Column("action", Text),
+    Column("quantity", Double),
+    Column("stop", Double),
+    Column("question", Text),
+    Column("seconds", Double),
+    Column("cost", Double),
+    Column("record", JSONB, nullable=False),
+    Index(None, "decision_id"),
+    Index(None, "model_version", "as_of"),
+)
+"""Advice of versions that are asked after the reply: one row for a decision and a version."""
+
+repetitions = Table(
+    "repetitions",
+    metadata,
+    Column("event_key", Text, primary_key=True),
+    Column("decision_id", Uuid, nullable=False),
+    Column("recorded_at", Time, nullable=False),
+    Column("model_version", Text, nullable=False),
+    Column("manifest_hash", Text, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("label", Text, nullable=False),
+    Column("again_label", Text, nullable=False),
+    Column("flipped", Boolean, nullable=False),
+    Column("distance", Double, nullable=False),
+    Column("record", JSONB, nullable=False),
+    Index(None, "decision_id"),
+    Index(None, "model_version", "recorded_at"),
+)
+"""Versions asked again about a decision; no row of it counts as advice."""
 
 state_changes = Table(
     "state_changes",

@@ -6,14 +6,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, Select, Table, and_, exists, func, select, true, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app.domain.canonical import canonical_json, digest
 from app.domain.control import AgentAction
-from app.domain.decision import Decision
+from app.domain.decision import Advice, Decision
 from app.domain.errors import InvalidRecord
 from app.domain.manifest import ModelManifest
 from app.shadow_log import tables
@@ -40,6 +40,15 @@ JSON_COLUMNS = ("scenario", "record")
 
 
 Progress = Callable[[int, int], None]
+
+
+class _Beside(NamedTuple):
+    """The rows that belong to one decision: its advices, the control that came along, and advice
+    that came later."""
+
+    advices: list[Row]
+    controls: list[Row]
+    late: list[Row]
 
 
 async def verify_log(url: str, progress: Progress = lambda done, total: None) -> VerifyReport:
@@ -74,8 +83,8 @@ async def verify(
                 .select_from(tables.decisions)
                 .where(_within(tables.decisions, since, until))
             )
-            async for decision, advices, controls in _stored(connection, since, until):
-                _check_decision(decision, advices, controls, report)
+            async for decision, rows in _stored(connection, since, until):
+                _check_decision(decision, rows, report)
                 report.decisions += 1
                 progress(report.decisions, total or 0)
             await _check_gaps(connection, report, since, until)
@@ -94,9 +103,8 @@ def _within(table: Table, since: datetime | None, until: datetime | None) -> Col
 
 async def _stored(
     connection: AsyncConnection, since: datetime | None, until: datetime | None
-) -> AsyncIterator[tuple[Row, list[Row], list[Row]]]:
-    """Decisions with their advices and the controls that came along, by time and id, a chunk at a
-    time."""
+) -> AsyncIterator[tuple[Row, _Beside]]:
+    """Decisions with what belongs to them, by time and id, a chunk at a time."""
     c = tables.decisions.c
     everything = select(tables.decisions).where(_within(tables.decisions, since, until))
     async for chunk in _chunks(connection, everything, c.as_of, c.decision_id):
@@ -114,8 +122,13 @@ async def _stored(
         controls = await _grouped(
             connection, select(tables.agent_actions).where(actions.event_key.in_(keys))
         )
+        late = tables.late_advices.c
+        added = await _grouped(
+            connection, select(tables.late_advices).where(late.decision_id.in_(ids))
+        )
         for row in chunk:
-            yield row, found[row["decision_id"]], controls[row["decision_id"]]
+            known = row["decision_id"]
+            yield row, _Beside(found[known], controls[known], added[known])
 
 
 async def _grouped(connection: AsyncConnection, query: Select[Any]) -> defaultdict[Any, list[Row]]:
@@ -138,10 +151,8 @@ async def _chunks(
         chunk = [plain(row) for row in await connection.execute(following)]
 
 
-def _check_decision(
-    row: Row, advices: list[Row], controls: list[Row], report: VerifyReport
-) -> None:
-    known = row["decision_id"]
+def _check_decision(row: Row, beside: _Beside, report: VerifyReport) -> None:
+    known, advices = row["decision_id"], beside.advices
     if not advices:
         report.add(Fault.NO_ADVICE, known)
         return
@@ -161,8 +172,26 @@ def _check_decision(
     changed = [name for name in document if document[name] != replayed[name]]
     if changed:
         report.add(Fault.REPLAY, known, ", ".join(changed))
-    if not _is_control_of(decision, controls):
+    if not _is_control_of(decision, beside.controls):
         report.add(Fault.CONTROL, known)
+    for late in beside.late:
+        _check_late(decision, late, report)
+
+
+def _check_late(decision: Decision, row: Row, report: VerifyReport) -> None:
+    """Advice that came later follows from its reading and the decision's own limits, state and
+    time. What a model elsewhere said cannot be had again: it is counted, and taken as told."""
+    what = f"{row['decision_id']}, late advice of {row['model_version']}"
+    try:
+        advice = Advice.from_json(row["record"])
+        replayed = decision.replayed_advice(advice)
+    except (InvalidRecord, ValueError, ArithmeticError) as error:
+        report.add(Fault.UNREADABLE, what, str(error)[:200])
+        return
+    if replayed != advice:
+        report.add(Fault.REPLAY, what)
+    if advice.reading is not None and advice.reading.exchange is not None:
+        report.told[advice.model_version] += 1
 
 
 def _is_control_of(decision: Decision, stored: list[Row]) -> bool:

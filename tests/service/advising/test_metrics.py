@@ -11,8 +11,19 @@ from prometheus_client import generate_latest
 
 from app.domain.case import TradingState
 from app.domain.decision import Role, TextEffect
+from app.domain.event import RepetitionKind
 from app.metrics import ANSWERS, MAX_SYMBOLS, Metrics
-from app.telemetry import AuthFailure, Dependency, LossCause, Pair, Refusal, Stage, Task, Telemetry
+from app.telemetry import (
+    Asking,
+    AuthFailure,
+    Dependency,
+    LossCause,
+    Pair,
+    Refusal,
+    Stage,
+    Task,
+    Telemetry,
+)
 from tests import builders as build
 
 
@@ -140,6 +151,11 @@ OBSERVATIONS: dict[str, tuple[object, ...]] = {
     "unauthenticated": (AuthFailure.UNKNOWN,),
     "stage_took": (Stage.POLICY, 0.2),
     "decided": (build.decision("r-1"),),
+    "advised_late": (build.scenario().candidate, build.decision("r-2").primary),
+    "on_panel": (["elsewhere-1"],),
+    "panel_asked": (build.MODEL, Asking.ANSWERED),
+    "panel_answered": (build.MODEL, 0.4, 0.001),
+    "panel_repeated": (build.MODEL, RepetitionKind.ORDER, True),
     "compared": (uuid4(), build.scenario().candidate, build.MODEL, Pair(True, False)),
     "compared_anew": (COMPARED, build.MODEL, Pair(False, True)),
     "lost": (LossCause.SPOOL_FULL, 2),

@@ -45,6 +45,8 @@ async def filled(database_url: str) -> str:
                 "run-1/BTCUSDT/20261101T0900",
                 build.outcome(r=2.0, exit_time=at, extra={"traded": True}),
             ),
+            build.late_advice_event(build.decision("both", control=True, at=at)),
+            build.repetition_event(build.decision("both", control=True, at=at)),
             build.decision_event(
                 "silent", label=Abstention(AbstainReason.DEADLINE), control=True, at=at
             ),

@@ -23,6 +23,8 @@ from app.shadow_log.migrate import config, current, downgrade, upgrade
 from tests import builders as build
 
 VIEWS = (
+    "all_advices",
+    "flips",
     "latest_actions",
     "latest_outcomes",
     "shadow_comparison",
@@ -107,8 +109,12 @@ def test_every_constraint_and_index_has_a_name_of_the_convention(database_url: s
         "ix_decisions_as_of",
         "ix_decisions_symbol_as_of",
         "ix_event_links_key",
+        "ix_late_advices_decision_id",
+        "ix_late_advices_model_version_as_of",
         "ix_outcomes_decision_id",
         "ix_rationales_decision_id",
+        "ix_repetitions_decision_id",
+        "ix_repetitions_model_version_recorded_at",
         "uq_event_links_producer_seq_fate",
         "uq_model_versions_manifest_hash",
         "uq_put_aside_kind_key_payload_hash",

@@ -181,14 +181,16 @@ async def test_every_event_arrives_exactly_once_however_often_it_comes(log: Shad
         build.outcome_event("r-1", build.outcome(r=-1.0)),
         build.rationale_event("r-1"),
         build.state_event(),
+        build.late_advice_event(build.decision("r-1")),
+        build.repetition_event(build.decision("r-1")),
     ]
     first = await log.append(events)
     assert first.inserted == {
         "decisions": 1, "advices": 1, "agent_actions": 2, "outcomes": 1, "rationales": 1,
-        "state_changes": 1,
+        "state_changes": 1, "late_advices": 1, "repetitions": 1,
     }  # fmt: skip
     again = await log.append([*events, *events])
-    assert (again.inserted, again.duplicates, again.conflicts) == ({}, 10, [])
+    assert (again.inserted, again.duplicates, again.conflicts) == ({}, 14, [])
     expected = {
         "decisions": 1,
         "advices": 1,
@@ -196,6 +198,8 @@ async def test_every_event_arrives_exactly_once_however_often_it_comes(log: Shad
         "outcomes": 1,
         "rationales": 1,
         "state_changes": 1,
+        "late_advices": 1,
+        "repetitions": 1,
     }
     assert await log.counts() == expected
 

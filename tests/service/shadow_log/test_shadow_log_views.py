@@ -288,6 +288,8 @@ async def test_views_say_what_they_mean(database_url: str) -> None:
     )
     said = {row["relname"]: row["said"] for row in found}
     assert said.keys() == {
+        "all_advices",
+        "flips",
         "latest_actions",
         "latest_outcomes",
         "shadow_comparison",
@@ -298,3 +300,57 @@ async def test_views_say_what_they_mean(database_url: str) -> None:
     }
     assert "minus the R of the agent's arm" in said["veto_value"]
     assert all(said.values())
+
+
+async def test_late_advice_stands_in_every_view_beside_that_of_the_record(
+    log: ShadowLog, database_url: str
+) -> None:
+    decided = build.decision("r-1", label="A", control=True)
+    await log.append(
+        [
+            build.decision_event("r-1", label="A", control=True),
+            build.late_advice_event(decided, "H", label_mass=0.7),
+            build.outcome_event("r-1", build.outcome(r=-1.0)),
+        ]
+    )
+    found = rows(
+        database_url,
+        "SELECT model_version, role, advice_approve, agree, label_mass FROM shadow_comparison"
+        " ORDER BY 1",
+    )
+    assert found == [
+        {
+            "model_version": "elsewhere-1",
+            "role": "shadow",
+            "advice_approve": True,
+            "agree": True,
+            "label_mass": 0.7,
+        },
+        {
+            "model_version": "test-1",
+            "role": "primary",
+            "advice_approve": False,
+            "agree": False,
+            "label_mass": pytest.approx(1.0),
+        },
+    ]
+    daily = rows(database_url, "SELECT model_version, agreements FROM agreement_daily ORDER BY 1")
+    assert [row["agreements"] for row in daily] == [1, 0]
+    asked = rows(database_url, "SELECT late, seconds, cost FROM all_advices ORDER BY late")
+    assert asked == [
+        {"late": False, "seconds": None, "cost": None},
+        {"late": True, "seconds": 0.5, "cost": 0.001},
+    ]
+
+
+async def test_flips_are_counted_by_version_and_kind(log: ShadowLog, database_url: str) -> None:
+    pairs = [("r-1", "H", "A"), ("r-2", "H", "H"), ("r-3", "A", "A"), ("r-4", "A", "B")]
+    for name, first, again in pairs:
+        decided = build.decision(name)
+        await log.append(
+            [build.decision_event(name), build.repetition_event(decided, first, again)]
+        )
+    [flips] = rows(database_url, "SELECT * FROM flips")
+    assert (flips["asked_again"], flips["flipped"], flips["flip_rate"]) == (4, 2, 0.5)
+    # Two of four differ, each by 0.91 - 0.01 on two labels: half of that sum is 0.9.
+    assert flips["mean_distance"] == pytest.approx(0.45)

@@ -1,0 +1,371 @@
+"""The service as a decision model: System One and Decisions, for trade questions, so that whatever
+routes to decision models can route to it.
+
+The state is a candidate as `/advise` takes it. A question is known by its id (its name, in the
+Decisions form) and its options: our model answers questions that it was trained on, whatever words
+they are put in, so instructions are not read. Every state is a decision like any other: recorded
+before it is answered, under the same rules. What the rules refuse has no probability here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, NamedTuple
+
+import orjson
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from app.advising.advise import Answer
+from app.advising.service import Service
+from app.api.access import allowed
+from app.api.admission import ticket_of
+from app.api.routes import came_without_reading, incoming_of
+from app.api.wire import Json, body_schema, parse, problems, read_headers, require_small_extra
+from app.domain.actions import ACTIONS, REJECT
+from app.domain.canonical import content_hash
+from app.domain.decision import Advice, AdviceStatus
+from app.domain.errors import (
+    AnswerGone,
+    InvalidRecord,
+    JournalUnavailable,
+    NoAnswer,
+    Overloaded,
+    RequestConflict,
+    ShadowLogUnavailable,
+    UnknownVersion,
+)
+from app.domain.manifest import PRIMARY_ALIAS
+from app.domain.principal import Principal, Role
+from app.schemas import ADVISE_ONE, EXAMPLE, AdviseRequest
+
+MOST_QUESTIONS = 64
+NAMES = tuple(action.name for action in ACTIONS)
+YES = ("approve", "trade")
+"""Names of approving, and ids of the question whether to."""
+PROBLEMS = problems(
+    InvalidRecord,
+    RequestConflict,
+    UnknownVersion,
+    AnswerGone,
+    JournalUnavailable,
+    ShadowLogUnavailable,
+    Overloaded,
+)
+router = APIRouter()
+
+
+class Lenient(BaseModel):
+    """Gateways add fields of their own: what is not known is not read."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class SystemOneQuestion(Lenient):
+    """`noul` is a chance, `choice` one of the options that `criteria` names."""
+
+    type: Literal["noul", "choice"]
+    instructions: Any = Field(None, description="not read")
+    criteria: Any = None
+
+
+class SystemOneRequest(Lenient):
+    """A state, and questions by id."""
+
+    model_config = ConfigDict(
+        extra="ignore",
+        frozen=True,
+        json_schema_extra={
+            "examples": [
+                {
+                    "model": PRIMARY_ALIAS,
+                    "state": {k: v for k, v in EXAMPLE.items() if k != "request_id"},
+                    "questions": {"approve": {"type": "noul"}},
+                }
+            ]
+        },
+    )
+
+    model: str = Field(max_length=100, description="`shadow`, or the version that it names")
+    state: dict[str, Any] | str = Field(
+        description="a candidate as `/advise` takes it, or its text"
+    )
+    questions: dict[str, SystemOneQuestion] = Field(min_length=1, max_length=MOST_QUESTIONS)
+
+
+class Choice(Lenient):
+    """One option of the Decisions form."""
+
+    value: str | bool
+    description: str | None = None
+
+
+class DecisionsQuestion(Lenient):
+    """`predicate` is a chance, `choice` one of the choices."""
+
+    type: Literal["predicate", "choice"]
+    name: str | None = None
+    instructions: Any = Field(None, description="not read")
+    choices: list[Choice] | None = Field(None, max_length=255)
+
+
+class DecisionsRequest(Lenient):
+    """An input, and a list of questions."""
+
+    model_config = ConfigDict(
+        extra="ignore",
+        frozen=True,
+        json_schema_extra={
+            "examples": [
+                {
+                    "model": PRIMARY_ALIAS,
+                    "input": orjson.dumps(
+                        {k: v for k, v in EXAMPLE.items() if k != "request_id"}
+                    ).decode(),
+                    "questions": [{"type": "predicate", "name": "approve", "instructions": ""}],
+                }
+            ]
+        },
+    )
+
+    model: str = Field(max_length=100, description="`shadow`, or the version that it names")
+    input: str | list[dict[str, Any]] = Field(
+        description="the text of a candidate as `/advise` takes it, or messages with one such part"
+    )
+    questions: Annotated[list[DecisionsQuestion], Field(min_length=1, max_length=MOST_QUESTIONS)]
+
+
+SYSTEMONE: TypeAdapter[SystemOneRequest] = TypeAdapter(SystemOneRequest)
+DECISIONS: TypeAdapter[DecisionsRequest] = TypeAdapter(DecisionsRequest)
+
+
+class Question(NamedTuple):
+    """What is asked, whichever form it came in. `options` is None where a chance is asked for."""
+
+    name: str
+    options: tuple[str, ...] | None
+
+    def chances(self, advice: Advice) -> list[float]:
+        """Of each option; of a chance, of yes and no."""
+        if self.options is not None and set(self.options) == set(NAMES):
+            told = dict(zip(NAMES, _probabilities(advice), strict=True))
+            return [told[option] for option in self.options]
+        yes = _approval(advice)
+        options = self.options or (YES[0], REJECT.name)
+        return [1 - yes if option == REJECT.name else yes for option in options]
+
+
+@router.post(
+    "/v1/systemone",
+    openapi_extra=body_schema(SYSTEMONE),
+    responses=PROBLEMS,
+    summary="Answer trade questions on one state, as System One",
+)
+async def systemone(request: Request) -> Response:
+    caller = allowed(request, Role.AGENT)
+    body: SystemOneRequest = await parse(request, SYSTEMONE)
+    asked = [_systemone_question(name, question) for name, question in body.questions.items()]
+    answer = await _answer(request, caller, body.model, body.state)
+    advice = answer.decision.primary
+    if advice.proposal is None:
+        raise NoAnswer(f"the model gave no answer: {advice.abstain_reason}; ask again")
+    answers = {question.name: _systemone_answer(question, advice) for question in asked}
+    return Json(_told(answer) | {"answers": answers, "diagnostics": _diagnostics(asked, advice)})
+
+
+@router.post(
+    "/v1/decisions",
+    openapi_extra=body_schema(DECISIONS),
+    responses=PROBLEMS,
+    summary="Answer trade questions on one input, as Decisions",
+)
+async def decisions(request: Request) -> Response:
+    caller = allowed(request, Role.AGENT)
+    body: DecisionsRequest = await parse(request, DECISIONS)
+    asked = [_decisions_question(question) for question in body.questions]
+    answer = await _answer(request, caller, body.model, _state_of(body.input))
+    advice = answer.decision.primary
+    answers = [
+        _decisions_answer(question, theirs, advice)
+        for question, theirs in zip(asked, body.questions, strict=True)
+    ]
+    return Json(_told(answer) | {"answers": answers})
+
+
+async def _answer(
+    request: Request, caller: Principal, model: str, state: dict[str, Any] | str
+) -> Answer:
+    """The decision on a state. Without an id of its own, the id follows from its content: the same
+    state, asked again, is the same decision."""
+    service: Service = request.app.state.service
+    served = service.serving.models.primary.manifest.model_version
+    if model not in (PRIMARY_ALIAS, served):
+        raise UnknownVersion(f"there is no model {model[:100]!r} here: ask {PRIMARY_ALIAS}")
+    body = _candidate(state)
+    require_small_extra(request, "candidate.extra", body.candidate.extra)
+    headers = read_headers(request)
+    if headers.idempotency_key is None and "request_id" not in body.model_fields_set:
+        mark = content_hash(body.claim()).removeprefix("sha256:")[:32]
+        body = body.model_copy(update={"request_id": f"state-{mark}"})
+    incoming = incoming_of(request, caller, body, headers.idempotency_key, headers)
+    ticket = ticket_of(request)
+    service.door.widen(ticket, 1, incoming.deadline)
+    answer = await service.advisor.advise(incoming)
+    ticket.answered = not came_without_reading(answer)
+    return answer
+
+
+def _candidate(state: dict[str, Any] | str) -> AdviseRequest:
+    """Raises `ValidationError`, which names the fields at fault."""
+    if isinstance(state, str):
+        return ADVISE_ONE.validate_json(state)
+    return ADVISE_ONE.validate_python(state)
+
+
+def _state_of(value: str | list[dict[str, Any]]) -> dict[str, Any] | str:
+    """The one part of an input that is a candidate. Raises `InvalidRecord`."""
+    if isinstance(value, str):
+        return value
+    found: list[dict[str, Any] | str] = []
+    for message in value:
+        content = message.get("content") if message.get("role", "user") == "user" else None
+        for part in content if isinstance(content, list) else [content]:
+            if isinstance(part, str):
+                found.append(part)
+            elif isinstance(part, dict) and isinstance(part.get("text"), str):
+                found.append(part["text"])
+            elif isinstance(part, dict) and isinstance(part.get("data"), dict):
+                found.append(part["data"])
+    if len(found) != 1:
+        raise InvalidRecord(
+            f"input: {len(found)} parts of users' messages are text or JSON; send one, which is the"
+            " candidate"
+        )
+    return found[0]
+
+
+def _systemone_question(name: str, question: SystemOneQuestion) -> Question:
+    if question.type == "noul":
+        return _chance(name)
+    return _choice(name, list(question.criteria) if isinstance(question.criteria, dict) else [])
+
+
+def _decisions_question(question: DecisionsQuestion) -> Question:
+    name = question.name or ""
+    if question.type == "predicate":
+        return _chance(name)
+    return _choice(name, [str(choice.value) for choice in question.choices or ()])
+
+
+def _chance(name: str) -> Question:
+    if name not in YES:
+        raise InvalidRecord(
+            f"question {name[:100]!r}: this model knows the chances {' and '.join(YES)} (the same)"
+            " by their ids; instructions are not read"
+        )
+    return Question(name, None)
+
+
+def _choice(name: str, options: Sequence[str]) -> Question:
+    pair = len(options) == 2 and REJECT.name in options and set(options) & set(YES)
+    if not pair and sorted(options) != sorted(NAMES):
+        raise InvalidRecord(
+            f"question {name[:100]!r}: this model chooses between {REJECT.name} and"
+            f" {' or '.join(YES)}, or among all ten actions: {', '.join(NAMES)}"
+        )
+    return Question(name, tuple(options))
+
+
+def _probabilities(advice: Advice) -> tuple[float, ...]:
+    """Of the ten actions after the rules: what they refuse is rejected for certain."""
+    assert advice.proposal is not None
+    if advice.status is AdviceStatus.ADVISED:
+        return advice.proposal.probabilities
+    return tuple(float(action is REJECT) for action in ACTIONS)
+
+
+def _approval(advice: Advice) -> float:
+    """The chance of the best approval beside rejecting alone: actions are compared one by one, so
+    that it is above one half where the advice approves, and nowhere else."""
+    reject, *approvals = _probabilities(advice)
+    best = max(approvals)
+    return best / (best + reject)
+
+
+def _chosen(question: Question, advice: Advice) -> str:
+    """The option that the advice takes."""
+    assert question.options is not None
+    if not advice.approve:
+        return REJECT.name
+    if advice.action in question.options:
+        return str(advice.action)
+    return next(option for option in question.options if option != REJECT.name)
+
+
+def _systemone_answer(question: Question, advice: Advice) -> dict[str, Any]:
+    chances = question.chances(advice)
+    if question.options is None:
+        return {"type": "noul", "noul": chances[0]}
+    choice = _chosen(question, advice)
+    told = dict(zip(question.options, chances, strict=True))
+    confidence = told[choice] * _label_mass(advice)
+    return {"type": "choice", "choice": choice, "confidence": confidence, "probabilities": told}
+
+
+def _decisions_answer(
+    question: Question, theirs: DecisionsQuestion, advice: Advice
+) -> dict[str, Any]:
+    if advice.proposal is None:
+        return {"type": "refusal", "name": theirs.name}
+    chances = question.chances(advice)
+    if question.options is None:
+        return {"type": "predicate", "name": theirs.name, "probability": chances[0]}
+    choice = _chosen(question, advice)
+    pairs = zip(question.options, chances, strict=True)
+    return {
+        "type": "choice",
+        "name": theirs.name,
+        "choice": choice,
+        "confidence": dict(zip(question.options, chances, strict=True))[choice]
+        * _label_mass(advice),
+        "probabilities": [{"value": name, "probability": chance} for name, chance in pairs],
+    }
+
+
+def _label_mass(advice: Advice) -> float:
+    """Probability that fell on labels, at most 1."""
+    assert advice.proposal is not None
+    return min(advice.proposal.label_mass, 1.0)
+
+
+def _diagnostics(asked: Sequence[Question], advice: Advice) -> dict[str, Any]:
+    """As vLLM tells it, of each question."""
+    told = {"label_mass": _label_mass(advice)}
+    return {question.name: told for question in asked}
+
+
+def _told(answer: Answer) -> dict[str, Any]:
+    """What both forms share: who answered, and where it is on the record. Tokens are not counted:
+    nothing is billed."""
+    decision = answer.decision
+    advice = decision.primary
+    usage = {
+        "input_tokens": 0,
+        "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
+        "output_tokens": 0,
+        "output_tokens_details": {"reasoning_tokens": 0},
+        "total_tokens": 0,
+    }
+    return {
+        "model": advice.model_version,
+        "usage": usage,
+        "advisor": {
+            "decision_id": str(decision.decision_id),
+            "status": advice.status.value,
+            "action": advice.action,
+            "vetoes": [veto.code.value for veto in advice.review.vetoes] if advice.review else [],
+            "binding": False,
+            "recorded": answer.recorded,
+            "repeated": answer.repeated,
+        },
+    }

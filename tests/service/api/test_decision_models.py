@@ -1,0 +1,221 @@
+"""The service as a decision model, over real HTTP: System One and Decisions for trade questions."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from app.advising.serving import Models
+from app.api.tokens import TokenFile
+from app.domain.actions import ACTIONS
+from app.domain.errors import AbstainReason, PolicyAbstained
+from app.domain.principal import Role
+from app.policy.scripted import ScriptedPolicy
+from app.shadow_log.verify import verify_log
+from tests import builders as build
+from tests.service.running import ROOT, Running, drained, request, running, settings_for
+
+GATEWAYS = os.environ.get("GATEWAYS_PYTHON", "")
+NAMES = [action.name for action in ACTIONS]
+PAIR = {"approve": None, "reject": None}
+CHANCE = {"type": "noul", "instructions": "Will this make money?"}
+
+
+def candidate(**changes: Any) -> dict[str, Any]:
+    document = request("-", **changes)
+    del document["request_id"]
+    return document
+
+
+@pytest.fixture
+async def api(database_url: str, valkey_url: str, tmp_path: Path) -> AsyncIterator[Running]:
+    """One that gives 0.9 to H and 0.01 to each other action."""
+    async with running(settings_for(database_url, valkey_url, tmp_path)) as live:
+        yield live
+
+
+async def systemone(api: Running, state: Any, **questions: Any) -> httpx.Response:
+    body = {"model": "shadow", "state": state, "questions": questions, "images": None}
+    return await api.client.post("/v1/systemone", json=body)
+
+
+async def decisions(api: Running, given: Any, *questions: Any) -> httpx.Response:
+    body = {"model": "scripted-1", "input": given, "questions": list(questions)}
+    return await api.client.post("/v1/decisions", json=body)
+
+
+async def test_system_one_answers_chances_and_choices_of_one_recorded_decision(
+    api: Running, database_url: str
+) -> None:
+    reply = await systemone(
+        api,
+        candidate(),
+        approve=CHANCE,
+        pair={"type": "choice", "criteria": PAIR},
+        action={"type": "choice", "criteria": dict.fromkeys(reversed(NAMES), "words")},
+    )
+    assert reply.status_code == 200, reply.text
+    document = reply.json()
+    answers, advisor = document["answers"], document["advisor"]
+    assert document["model"] == "scripted-1"
+    assert answers["approve"] == {"type": "noul", "noul": pytest.approx(0.9 / 0.91)}
+    assert answers["pair"]["choice"] == "approve"
+    assert list(answers["pair"]["probabilities"]) == ["approve", "reject"]
+    assert answers["pair"]["probabilities"]["reject"] == pytest.approx(0.01 / 0.91)
+    assert answers["action"]["choice"] == "approve_r1.00_s1.0"
+    assert list(answers["action"]["probabilities"]) == NAMES[::-1], "in the order that was asked"
+    told = answers["action"]["probabilities"]
+    assert told["approve_r1.00_s1.0"] == pytest.approx(0.9 / 0.99)
+    assert sum(told.values()) == pytest.approx(1.0)
+    assert answers["action"]["confidence"] == pytest.approx(0.9)
+    assert document["diagnostics"]["action"]["label_mass"] == pytest.approx(0.99)
+    assert (advisor["status"], advisor["binding"], advisor["repeated"]) == ("advised", False, False)
+    assert await drained(api.settings) == 1
+    stored = (await api.client.get(f"/decisions/{advisor['decision_id']}")).json()
+    assert stored["decision"]["advices"][0]["action"] == "approve_r1.00_s1.0"
+    assert (await verify_log(database_url)).findings == []
+
+
+async def test_the_same_state_again_is_the_same_decision_as_object_and_as_text(
+    api: Running,
+) -> None:
+    state = candidate()
+    first = (await systemone(api, state, approve=CHANCE)).json()
+    text = (await systemone(api, json.dumps(state), trade=CHANCE)).json()
+    form = (await decisions(api, json.dumps(state), {"type": "predicate", "name": "trade"})).json()
+    ids = {each["advisor"]["decision_id"] for each in (first, text, form)}
+    assert len(ids) == 1
+    assert [each["advisor"]["repeated"] for each in (first, text, form)] == [False, True, True]
+    assert await drained(api.settings) == 1
+
+
+async def test_decisions_answers_in_the_order_of_the_questions(api: Running) -> None:
+    choices = [{"value": "reject", "description": "do not"}, {"value": "trade"}]
+    reply = await decisions(
+        api,
+        [
+            {"role": "developer", "content": "Be careful."},
+            {"role": "user", "content": [{"type": "input_json", "data": candidate()}]},
+        ],
+        {"type": "choice", "name": "what", "instructions": "", "choices": choices},
+        {"type": "predicate", "name": "approve", "instructions": "Trade?"},
+    )
+    assert reply.status_code == 200, reply.text
+    choice, chance = reply.json()["answers"]
+    assert (choice["type"], choice["name"]) == ("choice", "what")
+    assert choice["choice"] == "trade"
+    assert choice["probabilities"] == [
+        {"value": "reject", "probability": pytest.approx(0.01 / 0.91)},
+        {"value": "trade", "probability": pytest.approx(0.9 / 0.91)},
+    ]
+    assert chance == {
+        "type": "predicate",
+        "name": "approve",
+        "probability": pytest.approx(0.9 / 0.91),
+    }
+
+
+async def test_what_the_rules_refuse_has_no_probability(api: Running) -> None:
+    reply = await systemone(
+        api,
+        candidate(candidate__spread_bps=500.0),
+        approve=CHANCE,
+        action={"type": "choice", "criteria": dict.fromkeys(NAMES)},
+    )
+    document = reply.json()
+    assert document["advisor"]["status"] == "vetoed"
+    assert document["advisor"]["vetoes"]
+    assert document["answers"]["approve"]["noul"] == 0
+    assert document["answers"]["action"]["choice"] == "reject"
+    assert document["answers"]["action"]["probabilities"]["reject"] == 1
+
+
+async def test_nine_approvals_that_share_their_votes_are_no_approval(
+    database_url: str, valkey_url: str, tmp_path: Path
+) -> None:
+    """Rejecting has 0.2, each approval 0.089: together 0.8, and each less than rejecting."""
+    models = Models(ScriptedPolicy([build.reading("A", 0.2)]))
+    async with running(settings_for(database_url, valkey_url, tmp_path), models) as api:
+        told = (await systemone(api, candidate(), approve=CHANCE)).json()
+    assert told["answers"]["approve"]["noul"] == pytest.approx((0.8 / 9) / (0.8 / 9 + 0.2))
+    assert told["advisor"]["action"] == "reject"
+
+
+async def test_a_model_that_abstains_gives_no_answer_in_either_form(
+    database_url: str, valkey_url: str, tmp_path: Path
+) -> None:
+    models = Models(ScriptedPolicy([PolicyAbstained(AbstainReason.DEADLINE)]))
+    async with running(settings_for(database_url, valkey_url, tmp_path), models) as api:
+        one = await systemone(api, candidate(), approve=CHANCE)
+        other = await decisions(
+            api, json.dumps(candidate()), {"type": "predicate", "name": "approve"}
+        )
+    assert (one.status_code, one.json()["title"]) == (503, "The model gave no answer")
+    assert other.json()["answers"] == [{"type": "refusal", "name": "approve"}]
+
+
+@pytest.mark.parametrize(
+    ("questions", "why"),
+    [
+        ({"mood": CHANCE}, "knows the chances approve and trade"),
+        ({"a": {"type": "choice", "criteria": {"buy": None, "sell": None}}}, "chooses between"),
+        ({"a": {"type": "choice", "criteria": dict.fromkeys(NAMES[:4])}}, "all ten actions"),
+        ({"a": {"type": "choice", "criteria": ["approve", "reject"]}}, "chooses between"),
+        ({"a": {"type": "score", "criteria": ["low", "high"]}}, "noul"),
+        ({}, "questions"),
+    ],
+)
+async def test_what_was_never_learned_is_refused_by_name_and_nothing_is_recorded(
+    api: Running, questions: dict[str, Any], why: str
+) -> None:
+    reply = await systemone(api, candidate(), **questions)
+    assert reply.status_code == 422
+    assert why in reply.text
+    assert await drained(api.settings) == 0
+
+
+async def test_odd_requests_are_refused(api: Running) -> None:
+    unknown = await api.client.post(
+        "/v1/systemone",
+        json={"model": "jev-latest", "state": candidate(), "questions": {"approve": CHANCE}},
+    )
+    assert (unknown.status_code, "ask shadow" in unknown.text) == (404, True)
+    broken = await systemone(api, {"candidate": {"symbol": "ETHUSDT"}}, approve=CHANCE)
+    assert broken.status_code == 422
+    assert "plan" in broken.text
+    for given in ([], [{"role": "user", "content": [{"type": "input_image"}]}], "not JSON"):
+        assert (
+            await decisions(api, given, {"type": "predicate", "name": "approve"})
+        ).status_code == 422
+
+
+@pytest.mark.gateways
+@pytest.mark.skipif(not GATEWAYS, reason="GATEWAYS_PYTHON is not set: make test-gateways")
+async def test_clients_that_others_wrote_are_answered(api: Running, tmp_path: Path) -> None:
+    """In an environment of their own, at GATEWAYS_PYTHON: `make test-gateways`."""
+    script = Path(__file__).with_name("ask_as_gateways_do.py")
+    state = tmp_path / "state.json"
+    state.write_text(json.dumps(candidate()))
+    token = TokenFile(api.settings.tokens_file).create("gateway", [Role.AGENT])
+    command = [GATEWAYS, str(script), api.url.rstrip("/"), str(state), token]
+
+    done = await asyncio.to_thread(
+        subprocess.run, command, capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = json.loads(done.stdout.splitlines()[-1])
+    expected = pytest.approx(0.9 / 0.91)
+    assert told == {
+        "typesafe": {"choice": "approve_r1.00_s1.0", "noul": expected},
+        "openai": {"choice": "approve_r1.00_s1.0", "probability": expected},
+        "litellm systemone": {"choice": "approve_r1.00_s1.0", "noul": expected},
+        "litellm decisions": {"choice": "approve_r1.00_s1.0", "probability": expected},
+    }
