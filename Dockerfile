@@ -68,6 +68,7 @@ COPY --from=build /opt/venv /opt/venv
 COPY --from=model /opt/advisor/models /opt/models
 COPY models /opt/models
 COPY limits.toml ./
+COPY limits limits
 COPY deploy/limits.replay.toml deploy/
 COPY migrations migrations
 # More OpenMP threads than quiet cores are slow; waiting ones should at least not burn the others' time.

@@ -168,6 +168,7 @@ def build(settings: Settings, metrics: Metrics, models: Models | None = None) ->
     return Service(
         Serving(pins(settings, models), backends, shadow_log, metrics),
         settings.limits,
+        settings.limits_profiles,
         Journal(stream, spool, metrics, holds=shadow_log.holds),
         RequestQueue(settings.redis_url, metrics, most=settings.max_pending),
         shadow_log,

@@ -21,7 +21,18 @@ from app.domain.errors import AbstainReason
 from app.domain.event import RepetitionKind
 from app.domain.manifest import ModelManifest
 from app.domain.rules import VetoCode
-from app.telemetry import Asking, AuthFailure, Dependency, LossCause, Pair, Refusal, Stage, Task
+from app.domain.scenario import Fault
+from app.telemetry import (
+    Asking,
+    AuthFailure,
+    Dependency,
+    LossCause,
+    Pair,
+    Part,
+    Refusal,
+    Stage,
+    Task,
+)
 
 COMPARISON_WINDOW = 1000
 MAX_SYMBOLS = 64
@@ -176,6 +187,9 @@ class Metrics:
         )
         self.requests = counter("requests_total", "HTTP requests", "route", "code")
         self.refusals = counter("refusals_total", "Requests over a budget", "budget")
+        self.fields_left_out = counter(
+            "fields_left_out_total", "Fields that could not be used", "part", "fault"
+        )
         self.auth_failures = counter(
             "auth_failures_total", "Callers who could not say who they are", "reason"
         )
@@ -218,9 +232,10 @@ class Metrics:
     def version_refused(self) -> None:
         self.version_refusals.inc()
 
-    def limits_adopted(self, version: str, limits_hash: str) -> None:
+    def limits_adopted(self, limits: Collection[tuple[str, str]]) -> None:
         self.limits_info.clear()
-        self.limits_info.labels(limits_hash, version).set(1)
+        for version, limits_hash in limits:
+            self.limits_info.labels(limits_hash, version).set(1)
 
     def limits_refused(self) -> None:
         self.limits_failures.inc()
@@ -271,6 +286,8 @@ class Metrics:
             self.losses.labels(cause)
         for why in Refusal:
             self.refusals.labels(why)
+        for part, fault in product(Part, Fault):
+            self.fields_left_out.labels(part, fault)
         for failure in AuthFailure:
             self.auth_failures.labels(failure)
         for dependency in Dependency:
@@ -282,6 +299,9 @@ class Metrics:
 
     def answered(self, route: str, status: int) -> None:
         self.requests.labels(route, str(status)).inc()
+
+    def left_out(self, part: Part, fault: Fault) -> None:
+        self.fields_left_out.labels(part, fault).inc()
 
     def unauthenticated(self, why: AuthFailure) -> None:
         self.auth_failures.labels(why).inc()

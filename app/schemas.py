@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Annotated, Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, TypeAdapter
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PrivateAttr,
+    Tag,
+    TypeAdapter,
+)
 
 from app.domain.actions import LABELS
 from app.domain.canonical import content_hash
 from app.domain.case import TradingState
+from app.domain.charts.computed import ENOUGH_BARS, SETTLED_BARS, fault_of, of_bars
 from app.domain.control import AgentAction
 from app.domain.decision import Advice, Decision
-from app.domain.fields import Flag, Record, ShortText, Whole
+from app.domain.fields import Flag, Record, ShortText, Whole, absent, shown
 from app.domain.manifest import VERSION_PATTERN
 from app.domain.outcome import Outcome
+from app.domain.reception import Coerced, Doubt, Needs
 from app.domain.review import MissedInput, Veto
-from app.domain.scenario import Scenario
+from app.domain.scenario import Bar, LeftOut, Scenario, Surroundings
 
 EXAMPLE: dict[str, Any] = {
     "request_id": "2026-11-23T09:00:00Z-BTCUSDT",
@@ -68,6 +80,17 @@ LONGEST_DEADLINE_MS = 60_000
 REQUEST_ID_PATTERN = r"^[\x21-\x7e]{1,128}$"
 
 
+def _named(bar: Any) -> Any:
+    """A bar as an object; a list holds its values in the order of the fields."""
+    if isinstance(bar, list | tuple) and len(bar) == len(Bar.model_fields):
+        return dict(zip(Bar.model_fields, bar, strict=True))
+    return bar
+
+
+SentBar = Annotated[Bar, BeforeValidator(_named)]
+MAX_BARS = 4096
+
+
 class AdviseRequest(Scenario):
     """One candidate. The same `request_id` with the same content returns the stored decision."""
 
@@ -83,16 +106,40 @@ class AdviseRequest(Scenario):
     agent_action: AgentAction | None = Field(
         None, description="the agent's own action, when it is known already"
     )
+    bars: tuple[SentBar, ...] | None = Field(
+        None,
+        max_length=MAX_BARS,
+        exclude_if=absent,
+        description="the last closed bars of the symbol, oldest first: what the request leaves open"
+        " of candidate and market is computed from them. An object or [closed_at, open, high, low,"
+        f" close, volume] each; {SETTLED_BARS} for most fields, {ENOUGH_BARS} for all",
+    )
     rationale: Flag = Field(False, description="also explain, after the decision, if there is time")
     deadline_ms: Whole | None = Field(
         None, ge=10, le=LONGEST_DEADLINE_MS, description="answer within; also header X-Deadline-Ms"
     )
 
+    _coerced: tuple[Coerced, ...] = PrivateAttr(default=())
+
+    @property
+    def coerced(self) -> tuple[Coerced, ...]:
+        """What of the document was read in another way than it was written."""
+        return self._coerced
+
+    def received(
+        self, left_out: tuple[LeftOut, ...], coerced: tuple[Coerced, ...]
+    ) -> AdviseRequest:
+        """The same request, with what became of the document that it was sent as."""
+        body = self.model_copy(update={"left_out": (*self.left_out, *left_out)})
+        body._coerced = coerced
+        return body
+
     def scenario(self) -> Scenario:
-        """The domain's scenario; it has been validated as part of this request."""
-        return Scenario.model_construct(
-            **{name: getattr(self, name) for name in Scenario.model_fields}
-        )
+        """The domain's scenario; it has been validated as part of this request. What it leaves open
+        and its bars tell is computed; what was sent and left out is not replaced."""
+        fields = {name: getattr(self, name) for name in Scenario.model_fields}
+        scenario = Scenario.model_construct(**fields)
+        return scenario if self.bars is None else _with_bars(scenario, self.bars)
 
     def claim(self) -> str:
         """Hash of what is decided on: a repeat must match it."""
@@ -110,7 +157,35 @@ class AdviseHeaders(BaseModel):
     traceparent: str | None = Field(None, max_length=200)
 
 
-_CLAIMED = {*Scenario.model_fields, "agent_action"}
+_CLAIMED = {*Scenario.model_fields, "agent_action", "bars"}
+
+
+def _with_bars(scenario: Scenario, bars: tuple[Bar, ...]) -> Scenario:
+    computed: list[str] = []
+    parts: dict[str, Any] = {}
+    for name, told in zip(("candidate", "market"), of_bars(bars), strict=True):
+        part = getattr(scenario, name)
+        new = {
+            field: value
+            for field, value in told.items()
+            if getattr(part, field) is None and not scenario.lost(f"{name}.{field}")
+        }
+        if "surroundings" in new:
+            new["surroundings"] = Surroundings.model_validate(new["surroundings"])
+        parts[name] = part.model_copy(update=new)
+        computed += [f"{name}.{field}" for field in sorted(new)]
+    return scenario.model_copy(update=parts | {"computed": tuple(computed)})
+
+
+def bar_doubts(request: AdviseRequest) -> list[Doubt]:
+    """Bars that are later than the candidate, or that no exchange reports."""
+    bars = request.bars
+    if bars is None:
+        return []
+    if bars and bars[-1].closed_at > request.as_of:
+        return [Doubt(("bars",), "the last one closes after candidate.ts: send closed bars alone")]
+    fault = fault_of(bars)
+    return [] if fault is None else [Doubt(("bars",), fault)]
 
 
 def _one_or_many(value: Any) -> str:
@@ -129,6 +204,29 @@ ITEMS: TypeAdapter[list[Any]] = TypeAdapter(Annotated[list[Any], Field(min_lengt
 ANY: TypeAdapter[Any] = TypeAdapter(Any)
 AGENT_ACTION: TypeAdapter[AgentAction] = TypeAdapter(AgentAction)
 OUTCOME: TypeAdapter[Outcome] = TypeAdapter(Outcome)
+ADVISE_NEEDS = Needs(
+    frozenset(
+        {
+            ("request_id",),
+            ("candidate", "symbol"),
+            ("candidate", "direction"),
+            ("candidate", "ts"),
+            ("plan", "entry"),
+            ("plan", "stop"),
+            ("plan", "targets"),
+            ("plan", "quantity"),
+        }
+    ),
+    counted=frozenset({("account", "positions")}),
+    extras=frozenset({("agent_action",)}),
+    names=frozenset({("request_id",), ("candidate", "symbol")}),
+    whole=frozenset({("bars",)}),
+)
+"""What a decision cannot do without. A position counts, whatever it is."""
+ACTION_NEEDS = Needs(frozenset({("decision",)}), extras=frozenset({()}))
+OUTCOME_NEEDS = Needs(
+    frozenset({("arm",), ("model_version",), ("outcome",)}), extras=frozenset({()})
+)
 
 
 class AdviceSummary(BaseModel):
@@ -139,6 +237,15 @@ class AdviceSummary(BaseModel):
     status: str
     action: str | None
     approve_probability: float | None
+
+
+class Reread(BaseModel):
+    """A value that was read in another way than it was written."""
+
+    field: str
+    value: str
+    taken: str
+    why: str
 
 
 class AdviseResponse(BaseModel):
@@ -164,6 +271,8 @@ class AdviseResponse(BaseModel):
     unrecognised_fields: list[str] = Field(
         description="candidate keys outside the schema; kept under `extra`"
     )
+    left_out: list[LeftOut] = Field(description="what could not be used, and was done without")
+    coerced: list[Reread] = Field(description="what was read in another way than it was written")
     repeated: bool = Field(
         description="this request had been decided before; this is the stored decision"
     )
@@ -222,6 +331,8 @@ class Accepted(BaseModel):
     decision_id: str
     recorded: str
     repeated: bool
+    left_out: list[LeftOut] = Field(description="what could not be used, and was done without")
+    coerced: list[Reread] = Field(description="what was read in another way than it was written")
 
 
 class StateBody(Record):
@@ -271,8 +382,38 @@ class Problem(BaseModel):
     errors: list[dict[str, str]] | None = None
 
 
+def reread(coerced: Sequence[Coerced]) -> list[dict[str, Any]]:
+    """The wire form of what was read in another way than it was written."""
+    return [
+        {"field": c.field, "value": shown(c.value), "taken": shown(c.taken), "why": c.why}
+        for c in coerced
+    ]
+
+
+def accepted(
+    decision_id: UUID,
+    recorded: str,
+    repeated: bool,
+    left_out: Sequence[LeftOut],
+    coerced: Sequence[Coerced],
+) -> dict[str, Any]:
+    """`Accepted` as a JSON-like dictionary."""
+    return {
+        "decision_id": str(decision_id),
+        "recorded": recorded,
+        "repeated": repeated,
+        "left_out": [gone.as_json() for gone in left_out],
+        "coerced": reread(coerced),
+    }
+
+
 def response(
-    decision: Decision, *, repeated: bool, recorded: str, rationale: str | None = None
+    decision: Decision,
+    *,
+    repeated: bool,
+    recorded: str,
+    rationale: str | None = None,
+    coerced: Sequence[Coerced] = (),
 ) -> dict[str, Any]:
     """`AdviseResponse` as a JSON-like dictionary, built without a second validation: this is the
     hot path."""
@@ -295,6 +436,8 @@ def response(
         "binding": False,
         "rationale": rationale,
         "unrecognised_fields": sorted(decision.scenario.candidate.extra),
+        "left_out": [gone.as_json() for gone in decision.scenario.left_out],
+        "coerced": reread(coerced),
         "repeated": repeated,
         "recorded": recorded,
         "advices": [_summary(each) for each in decision.advices],

@@ -67,6 +67,11 @@ class Settings(BaseSettings):
     )
     home: Path = Path("var")
     limits: Path = Path("limits.toml")
+    limits_profiles: Path = Field(
+        Path("limits"),
+        description="folder of limits by principal: NAME.toml judges what NAME asks, ADVISOR_LIMITS"
+        " what everybody else does",
+    )
     clock: Clock = Clock.WALL
     threads: int = Field(
         1, ge=1, le=256, description="torch threads; 2 or more only on a quiet host"

@@ -4,7 +4,7 @@ error, not silence."""
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from enum import StrEnum
@@ -19,6 +19,7 @@ from app.domain.case import TradingState
 from app.domain.decision import Advice, Decision, Role
 from app.domain.event import RepetitionKind
 from app.domain.manifest import ModelManifest
+from app.domain.scenario import Fault
 
 
 class Stage(StrEnum):
@@ -55,6 +56,20 @@ class Refusal(StrEnum):
     RATE = "rate"
     WAIT = "wait"
     PENDING = "pending"
+
+
+class Part(StrEnum):
+    """Each part of a request, and each report, of which something may be left out."""
+
+    REQUEST = "request"
+    CANDIDATE = "candidate"
+    PLAN = "plan"
+    ACCOUNT = "account"
+    MARKET = "market"
+    AGES = "ages"
+    BARS = "bars"
+    AGENT_ACTION = "agent_action"
+    OUTCOME = "outcome"
 
 
 class AuthFailure(StrEnum):
@@ -97,6 +112,7 @@ class Task(StrEnum):
     SPOOL_DRAIN = "spool_drain"
     WRITER = "writer"
     HEADS = "heads"
+    LEDGER = "ledger"
     CHAIN_WATCH = "chain_watch"
     CHECKPOINTS = "checkpoints"
     STREAM_SENDER = "stream_sender"
@@ -120,6 +136,9 @@ class Telemetry(Protocol):
 
     def refused(self, why: Refusal) -> None:
         """A request, or a connection, exceeded a budget."""
+
+    def left_out(self, part: Part, fault: Fault) -> None:
+        """A field of a request or report could not be used, and was done without."""
 
     def unauthenticated(self, why: AuthFailure) -> None:
         """A caller could not say who it is."""
@@ -191,8 +210,8 @@ class Telemetry(Protocol):
     def version_refused(self) -> None:
         """An alias names a version that did not load."""
 
-    def limits_adopted(self, version: str, limits_hash: str) -> None:
-        """These limits are in force from now on."""
+    def limits_adopted(self, limits: Collection[tuple[str, str]]) -> None:
+        """These limits, by version and hash, are in force from now on."""
 
     def limits_refused(self) -> None:
         """A limits file was refused on reload."""
@@ -218,6 +237,7 @@ class Unobserved:
 
     def answered(self, route: str, status: int) -> None: ...
     def refused(self, why: Refusal) -> None: ...
+    def left_out(self, part: Part, fault: Fault) -> None: ...
     def unauthenticated(self, why: AuthFailure) -> None: ...
     def stage_took(self, stage: Stage, seconds: float) -> None: ...
     def decided(self, decision: Decision) -> None: ...
@@ -241,7 +261,7 @@ class Unobserved:
     def labels_read(self, mass: float) -> None: ...
     def serving(self, versions: Iterable[tuple[ModelManifest, Role]]) -> None: ...
     def version_refused(self) -> None: ...
-    def limits_adopted(self, version: str, limits_hash: str) -> None: ...
+    def limits_adopted(self, limits: Collection[tuple[str, str]]) -> None: ...
     def limits_refused(self) -> None: ...
     def state_entered(self, state: TradingState) -> None: ...
     def dependency_seen(self, dependency: Dependency, up: bool) -> None: ...

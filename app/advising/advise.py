@@ -11,6 +11,7 @@ from uuid import UUID
 
 import structlog
 
+from app.advising.accounts import Trader
 from app.advising.controls import Controls
 from app.advising.panel import Panel
 from app.advising.records import Records
@@ -102,6 +103,10 @@ class Advisor:
 
     async def _decide(self, incoming: Incoming, models: Models) -> Answer:
         seconds: dict[str, float] = {}
+        scenario = await self._records.accounts.completed(
+            incoming.scenario, incoming.principal, incoming.received_at
+        )
+        incoming = incoming._replace(scenario=scenario)
         with timed(self._telemetry, Stage.PREPARE, seconds):
             prompt = prepare(incoming.scenario)
         readings, earlier = await asyncio.gather(
@@ -121,6 +126,10 @@ class Advisor:
         self._telemetry.decided(decision)
         self._records.remember(decision)
         self._panel.offer(decision)
+        if decision.control is not None:
+            await self._records.accounts.acted(
+                decision.decision_id, Trader.of(decision), decision.control
+            )
         return Answer(
             decision, receipt.target, False, await self._explain(incoming, models, decision)
         )
@@ -156,7 +165,8 @@ class Advisor:
         readings: list[Reading | Abstention],
         seconds: dict[str, float],
     ) -> Decision:
-        scenario, limits, state = incoming.scenario, self._controls.limits, self._controls.state
+        scenario, state = incoming.scenario, self._controls.state
+        limits, limits_hash = self._controls.limits_of(incoming.principal)
         now = self._judge_at(scenario)
         advices = tuple(
             conclude(scenario, reading, version, limits, state=state, now=now)
@@ -175,7 +185,7 @@ class Advisor:
             prompt=prompt,
             prompt_hash=prompt.hash,
             limits=limits,
-            limits_hash=self._controls.limits_hash,
+            limits_hash=limits_hash,
             control=incoming.control,
             control_review=review_control(scenario, limits, state, now),
             advices=advices,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, NamedTuple, Self
 
 import structlog
 
@@ -25,18 +26,46 @@ MAX_PAUSE_S = 1.0
 """While it fails, the state is looked for at least this often."""
 
 
+class InForce(NamedTuple):
+    """Limits, and their hash."""
+
+    limits: Limits
+    hash: str
+
+    @classmethod
+    def of(cls, path: Path) -> Self:
+        """Of a file. Raises `LimitsError`."""
+        limits = read_limits(path)
+        return cls(limits, limits.hash())
+
+
+Stamp = tuple[int, int, int]
+
+
 class Controls:
     """The limits and the state in force. A bad limits file keeps the old limits; an unknown state
-    is HALTED."""
+    is HALTED.
+
+    Parameters
+    ----------
+    limits_path : the limits of everybody who has none of its own.
+    profiles : folder of the others: NAME.toml judges what the principal NAME asks. It need not be
+        there.
+    """
 
     def __init__(
-        self, limits_path: Path, journal: Journal, shadow_log: ShadowLog, telemetry: Telemetry
+        self,
+        limits_path: Path,
+        profiles: Path | None,
+        journal: Journal,
+        shadow_log: ShadowLog,
+        telemetry: Telemetry,
     ) -> None:
         self._path = limits_path
+        self._folder = profiles
         self._journal = journal
         self._log = shadow_log
         self._telemetry = telemetry
-        self._stamp: tuple[int, int, int] | None = None
         self.state = TradingState.HALTED
         self.change: StateChange | None = None
         self._shared = True
@@ -46,10 +75,10 @@ class Controls:
         """Why the state is unknown, as it was last logged."""
         self._unreadable = False
         """Whether it is unknown because what the stream holds is no state."""
-        self.limits: Limits
-        self.limits_hash: str
-        self._adopt(read_limits(limits_path))
-        self._stamp = self._file_stamp()
+        self._general = InForce.of(limits_path)
+        self._profiles = {path.stem: InForce.of(path) for path in self._profile_paths()}
+        self._stamps = self._file_stamps()
+        self._tell_limits()
 
     async def start(self) -> None:
         """Learn the state: the newer of the stream's and the spool's, else the last change in
@@ -107,24 +136,54 @@ class Controls:
             raise
         self.refresh_limits()
 
+    @property
+    def limits(self) -> Limits:
+        """The limits of everybody who has none of its own."""
+        return self._general.limits
+
+    def limits_of(self, principal: str) -> InForce:
+        """The limits that judge what a principal asks."""
+        return self._profiles.get(principal, self._general)
+
+    def limits_in_force(self) -> dict[str, Any]:
+        """Version and hash of each, as `/readyz` shows them."""
+        shown = {
+            name: {"version": each.limits.version, "hash": each.hash}
+            for name, each in sorted(self._profiles.items())
+        }
+        general = {"version": self._general.limits.version, "hash": self._general.hash}
+        return general | ({"profiles": shown} if shown else {})
+
     def refresh_limits(self) -> None:
-        """Adopt a changed limits file; refuse a bad one, say so, and keep what is in force."""
-        stamp = self._file_stamp()
-        if stamp == self._stamp:
+        """Adopt changed limits files; refuse a bad one, say so, and keep what is in force. A
+        principal whose file is gone is judged by the general limits."""
+        stamps = self._file_stamps()
+        if stamps == self._stamps:
             return
-        self._stamp = stamp
+        before, self._stamps = self._stamps, stamps
+        for path in stamps.keys() - {self._path}:
+            if stamps[path] != before.get(path):
+                self._adopt(path)
+        if stamps[self._path] != before[self._path]:
+            self._adopt(self._path)
+        for path in before.keys() - stamps.keys():
+            if self._profiles.pop(path.stem, None) is not None:
+                log.warning("limits profile is gone, the general limits judge", profile=path.stem)
+        self._tell_limits()
+
+    def _adopt(self, path: Path) -> None:
         try:
-            limits = read_limits(self._path)
+            adopted = InForce.of(path)
         except LimitsError as error:
             self._telemetry.limits_refused()
-            log.error(
-                "limits file refused, the old limits stay in force",
-                error=str(error),
-                in_force=self.limits_hash,
-            )
+            log.error("limits file refused, the old limits stay in force", error=str(error))
             return
-        self._adopt(limits)
-        log.info("limits reloaded", version=limits.version, hash=self.limits_hash)
+        if path == self._path:
+            self._general = adopted
+        else:
+            self._profiles[path.stem] = adopted
+        version = adopted.limits.version
+        log.info("limits reloaded", file=path.name, version=version, hash=adopted.hash)
 
     async def _refresh_state(self) -> None:
         if self.change is None and self.state is TradingState.HALTED:
@@ -157,14 +216,25 @@ class Controls:
                 reason=change.reason if change else "initial",
             )
 
-    def _adopt(self, limits: Limits) -> None:
-        self.limits = limits
-        self.limits_hash = limits.hash()
-        self._telemetry.limits_adopted(limits.version, self.limits_hash)
+    def _tell_limits(self) -> None:
+        in_force = (self._general, *self._profiles.values())
+        self._telemetry.limits_adopted([(each.limits.version, each.hash) for each in in_force])
 
-    def _file_stamp(self) -> tuple[int, int, int] | None:
+    def _profile_paths(self) -> list[Path]:
+        if self._folder is None:
+            return []
         try:
-            stat = self._path.stat()
+            return sorted(self._folder.glob("*.toml"))
         except OSError:
-            return None
-        return stat.st_ctime_ns, stat.st_size, stat.st_ino  # Also after a change of mode.
+            return []
+
+    def _file_stamps(self) -> dict[Path, Stamp | None]:
+        return {path: _stamp(path) for path in (self._path, *self._profile_paths())}
+
+
+def _stamp(path: Path) -> Stamp | None:
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_ctime_ns, stat.st_size, stat.st_ino  # Also after a change of mode.

@@ -13,6 +13,7 @@ from uuid import UUID
 import orjson
 import structlog
 
+from app.advising.accounts import Accounts, Trader
 from app.advising.earlier import PATIENCE_S, Earlier
 from app.domain.candidate import Candidate
 from app.domain.control import AgentAction
@@ -65,6 +66,7 @@ class _Recent(NamedTuple):
     advised: tuple[tuple[str, bool], ...]
     controlled: bool
     """Whether the control came with the request."""
+    trader: Trader
 
 
 class Records:
@@ -85,6 +87,7 @@ class Records:
         self._log = shadow_log
         self._telemetry = telemetry
         self._now = now
+        self.accounts = Accounts(journal, shadow_log, now, live=live)
         self._recent: OrderedDict[UUID, _Recent] = OrderedDict()
         self._quiet_until = 0.0
 
@@ -225,6 +228,7 @@ class Records:
         if not receipt.repeated:
             recent = await self._comparable(decision_id)
             if recent is not None:
+                await self.accounts.acted(decision_id, recent.trader, action)
                 first = placed.arrival == 1 and not recent.controlled
                 self._compare(decision_id, recent, action, first=first)
         return receipt
@@ -255,7 +259,12 @@ class Records:
             decision_id=decision_id, recorded_at=self._now(), reported_by=by, outcome=outcome
         )
         placed = await self._placed(EventKind.OUTCOME, report)
-        return await self._append_report(Event.of_report(EventKind.OUTCOME, placed))
+        receipt = await self._append_report(Event.of_report(EventKind.OUTCOME, placed))
+        if not receipt.repeated:
+            recent = await self._comparable(decision_id)
+            if recent is not None:
+                await self.accounts.ended(decision_id, recent.trader, outcome)
+        return receipt
 
     async def _append_report(self, event: Event) -> Receipt:
         """Make a report durable, once. What the stream remembers as moved, and the log lacks (an
@@ -383,4 +392,5 @@ def _heard(question: asyncio.Future[Any]) -> None:
 def _recent(decision: Decision) -> _Recent:
     advised = tuple((a.model_version, a.approve) for a in decision.advices if a.approve is not None)
     candidate = decision.scenario.candidate.model_copy(update=_NOT_COMPARED)
-    return _Recent(decision.request_hash, candidate, advised, decision.control is not None)
+    controlled = decision.control is not None
+    return _Recent(decision.request_hash, candidate, advised, controlled, Trader.of(decision))

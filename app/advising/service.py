@@ -45,6 +45,7 @@ ACCEPTED_PATIENCE_S = 10 * ASYNC_DEADLINE_S
 """A round decides up to eight requests, one after the other."""
 RETRY_S = 1.0
 HEAD_S = 5.0
+LEDGER_S = 2.0
 
 
 def wall_clock() -> datetime:
@@ -65,6 +66,7 @@ class Service:
         self,
         serving: Serving,
         limits: Path,
+        profiles: Path | None,
         journal: Journal,
         requests: RequestQueue,
         shadow_log: ShadowLog,
@@ -82,7 +84,7 @@ class Service:
         self.shadow_log = shadow_log
         self.requests = requests
         self.serving = serving
-        self.controls = Controls(limits, journal, shadow_log, telemetry)
+        self.controls = Controls(limits, profiles, journal, shadow_log, telemetry)
         self.records = Records(journal, shadow_log, telemetry, now, live=by_wall_clock)
         self.report_bounds = ReportBounds(max_reports)
         self.panel = Panel(deciders, self.records, shadow_log, telemetry, now)
@@ -130,6 +132,7 @@ class Service:
         if self.panel:
             start(Task.PANEL, self.panel.keep_up, every_s=panel.KEEP_UP_S)
         start(Task.HEADS, self._tell_head, every_s=HEAD_S)
+        start(Task.LEDGER, self._keep_ledger, every_s=LEDGER_S)
         start(Task.REQUESTS, self._serve_accepted, patience_s=ACCEPTED_PATIENCE_S)
 
     async def aclose(self) -> None:
@@ -231,7 +234,7 @@ class Service:
             "models_refused": self.serving.refusals(),
             "panel": self.panel.health(),
             "state": self.controls.state.value,
-            "limits": {"version": self.controls.limits.version, "hash": self.controls.limits_hash},
+            "limits": self.controls.limits_in_force(),
             "clock": "wall" if self.by_wall_clock else "request",
         }
 
@@ -277,6 +280,12 @@ class Service:
             )
             self._told_head = None
             log.error("Postgres went back", error=self._went_back)
+
+    async def _keep_ledger(self) -> None:
+        """Make the ledger whole, later when Valkey or Postgres is away: until then no account is
+        derived."""
+        with suppress(ShadowLogUnavailable, JournalUnavailable):
+            await self.records.accounts.keep()
 
     async def _serve_accepted(self) -> None:
         """Decide what was accepted asynchronously; an entry is done when its decision is

@@ -10,12 +10,11 @@ from pydantic import ValidationError
 from starlette.types import Scope
 
 from app.advising.service import Service
-from app.api.fields import field_reports, refused_fields
+from app.api.fields import field_reports, refused_fields, unusual_fields
 from app.api.wire import candidate_documents, read_candidate, require_not_ahead
 from app.domain.decision import control_case, review_control
 from app.domain.errors import AdvisorError, InvalidRecord
 from app.domain.review import missed_inputs
-from app.domain.scenario import Scenario
 from app.schemas import AdviseRequest, DryRun, FieldReport, Verdict
 
 PARAMETER: dict[str, Any] = {
@@ -46,14 +45,15 @@ def is_dry_run(request: Request) -> bool:
     return asked
 
 
-async def dry_run(request: Request) -> list[dict[str, Any]] | dict[str, Any]:
+async def dry_run(request: Request, principal: str) -> list[dict[str, Any]] | dict[str, Any]:
     """The report on one candidate, or on each of a list."""
     documents, many = await candidate_documents(request)
-    reports = [_report(request, document).model_dump(mode="json") for document in documents]
-    return reports if many else reports[0]
+    reports = [_report(request, document, principal) for document in documents]
+    told = [report.model_dump(mode="json") for report in reports]
+    return told if many else told[0]
 
 
-def _report(request: Request, document: Any) -> DryRun:
+def _report(request: Request, document: Any, principal: str) -> DryRun:
     service: Service = request.app.state.service
     try:
         body: AdviseRequest = read_candidate(request, document)
@@ -63,7 +63,7 @@ def _report(request: Request, document: Any) -> DryRun:
     except AdvisorError as error:
         field, _, why = str(error).partition(": ")
         return _refused(document, [FieldReport(field=field, verdict=Verdict.REFUSED, why=why)])
-    return _judged(service, document, body.scenario())
+    return _judged(service, document, body, principal)
 
 
 def _refused(document: Any, faults: list[FieldReport]) -> DryRun:
@@ -71,14 +71,15 @@ def _refused(document: Any, faults: list[FieldReport]) -> DryRun:
     return DryRun(acceptable=False, fields=fields, missed_inputs=[], control_vetoes=None)
 
 
-def _judged(service: Service, document: Any, scenario: Scenario) -> DryRun:
+def _judged(service: Service, document: Any, body: AdviseRequest, principal: str) -> DryRun:
     """By the limits, the state and the clock in force."""
-    limits, state = service.controls.limits, service.controls.state
+    scenario = body.scenario()
+    limits, state = service.controls.limits_of(principal).limits, service.controls.state
     now = service.judge_at(scenario)
     verdict = review_control(scenario, limits, state, now)
     return DryRun(
         acceptable=True,
-        fields=field_reports(document, []),
-        missed_inputs=list(missed_inputs(control_case(scenario, state, now), limits)),
+        fields=field_reports(document, unusual_fields(body)),
+        missed_inputs=list(missed_inputs(control_case(scenario, limits, state, now), limits)),
         control_vetoes=list(verdict.vetoes),
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import reprlib
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,8 +14,8 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-from app.domain.fields import Record, location
-from app.schemas import AdviseRequest, FieldReport, Verdict
+from app.domain.fields import Record, location, shown
+from app.schemas import AdviseRequest, FieldReport, Reread, Verdict, reread
 
 MAX_REPORTS = 500
 _EXTRA = "extra"
@@ -39,24 +38,33 @@ def refused_fields(error: ValidationError | RequestValidationError) -> list[Fiel
     ]
 
 
-def field_reports(sent: Any, faults: Sequence[FieldReport]) -> list[FieldReport]:
+def unusual_fields(body: AdviseRequest) -> list[FieldReport]:
+    """A report on each field of a request that was left out, or read in another way than it was
+    written."""
+    gone = [
+        FieldReport(field=g.field, verdict=Verdict.LEFT_OUT, sent=g.value, why=g.why)
+        for g in body.left_out
+    ]
+    read = [
+        FieldReport(field=c.field, verdict=Verdict.COERCED, sent=c.value, taken=c.taken, why=c.why)
+        for c in map(Reread.model_validate, reread(body.coerced))
+    ]
+    return [*gone, *read]
+
+
+def field_reports(sent: Any, unusual: Sequence[FieldReport]) -> list[FieldReport]:
     """A report on each field of a request for advice: of those that were sent what was taken of
     them, of the others what it means that they are not known.
 
     Parameters
     ----------
     sent : the document as it came.
-    faults : why it is refused as a whole; empty when it is not.
+    unusual : why it is refused as a whole, or what was not taken as it was written.
     """
-    refused = {fault.field for fault in faults}
+    named = {report.field for report in unusual}
     told = _told(AdviseRequest, sent, "") if isinstance(sent, dict) else iter(())
-    sound = (report for report in told if not _is_told(report.field, refused))
-    return [*faults, *islice(sound, MAX_REPORTS)]
-
-
-def shown(value: Any) -> str:
-    """The beginning of a value."""
-    return _SHORT.repr(value)[:120]
+    sound = (report for report in told if not _is_told(report.field, named))
+    return [*unusual, *islice(sound, MAX_REPORTS)]
 
 
 def _is_told(field: str, refused: set[str]) -> bool:
@@ -119,7 +127,9 @@ def _taken(record: type[Record], name: str, place: str, value: Any) -> FieldRepo
 @cache
 def _adapter(record: type[Record], name: str) -> TypeAdapter[Any]:
     field = record.model_fields[name]
-    annotated: Any = Annotated[field.annotation, field]
+    annotated: Any = field.annotation
+    for constraint in field.metadata:
+        annotated = Annotated[annotated, constraint]
     return TypeAdapter(annotated)
 
 
@@ -170,25 +180,3 @@ def _null(field: FieldInfo) -> str | None:
 def _field(loc: tuple[int | str, ...]) -> str:
     """The field's path as the sender wrote it, without the tag of the union."""
     return location(tuple(part for part in loc if part not in ("one", "many")))
-
-
-class _Short(reprlib.Repr):
-    """The beginning of a value: what a refusal shows does not cost more than what was sent."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.maxlevel, self.maxlist, self.maxstring = 3, 8, 100
-        self.maxlong, self.maxother = 60, 100
-
-    def repr_dict(self, value: dict[str, Any], level: int) -> str:
-        """Unsorted, and no further than it is shown."""
-        if level <= 0:
-            return "{...}"
-        pairs = (
-            f"{self.repr1(key, level - 1)}: {self.repr1(item, level - 1)}"
-            for key, item in islice(value.items(), 8)
-        )
-        return "{" + ", ".join(pairs) + ("" if len(value) <= 8 else ", ...") + "}"
-
-
-_SHORT = _Short()

@@ -23,8 +23,9 @@ from app.api.wire import (
     Json,
     body_schema,
     header_parameters,
-    parse,
+    parse_action,
     parse_candidates,
+    parse_outcome,
     problem_document,
     problems,
     read_headers,
@@ -45,6 +46,8 @@ from app.domain.errors import (
 from app.domain.event import EventKind
 from app.domain.plausible import require_plausible
 from app.domain.principal import Principal, Role
+from app.domain.reception import Coerced
+from app.domain.scenario import LeftOut
 from app.journal.journal import Receipt
 from app.schemas import (
     ADVISE_BODY,
@@ -56,6 +59,7 @@ from app.schemas import (
     AdviseResponse,
     DryRun,
     Pending,
+    accepted,
     response,
 )
 from app.telemetry import Stage, timed
@@ -92,7 +96,7 @@ router = APIRouter()
 async def advise(request: Request) -> Response:
     caller = allowed(request, Role.AGENT)
     if is_dry_run(request):
-        return Json(await dry_run(request))
+        return Json(await dry_run(request, caller.name))
     service: Service = request.app.state.service
     begin = perf_counter()
     seconds: dict[str, float] = {}
@@ -201,7 +205,10 @@ async def _answer(service: Service, ticket: Ticket, asked: Sequence[Asked]) -> l
         isinstance(answer, AdvisorError) or came_without_reading(answer) or one.incoming.rationale
         for one, answer in zip(asked, answers, strict=True)
     )
-    return [respond(each) if isinstance(each, Answer) else each for each in answers]
+    return [
+        respond(each, one.body.coerced) if isinstance(each, Answer) else each
+        for one, each in zip(asked, answers, strict=True)
+    ]
 
 
 async def _advise(service: Service, incoming: Incoming) -> Answer | AdvisorError:
@@ -216,13 +223,14 @@ def came_without_reading(answer: Answer) -> bool:
     return answer.repeated or answer.decision.primary.abstain_reason is AbstainReason.OVERLOADED
 
 
-def respond(answer: Answer) -> dict[str, Any]:
+def respond(answer: Answer, coerced: Sequence[Coerced] = ()) -> dict[str, Any]:
     """The wire form of an answer."""
     return response(
         answer.decision,
         repeated=answer.repeated,
         recorded=answer.recorded,
         rationale=answer.rationale,
+        coerced=coerced,
     )
 
 
@@ -248,14 +256,18 @@ def _reporter(request: Request, decision: UUID) -> str:
     return caller.name
 
 
-def _reported(service: Service, decision: UUID, kind: EventKind, receipt: Receipt) -> Response:
+def _reported(
+    service: Service,
+    decision: UUID,
+    kind: EventKind,
+    receipt: Receipt,
+    left_out: Sequence[LeftOut],
+    coerced: Sequence[Coerced],
+) -> Response:
     """The answer to a report, which counts unless it repeats another."""
     if not receipt.repeated:
         service.report_bounds.count(decision, kind)
-    return Json(
-        {"decision_id": str(decision), "recorded": receipt.target, "repeated": receipt.repeated},
-        202,
-    )
+    return Json(accepted(decision, receipt.target, receipt.repeated, left_out, coerced), 202)
 
 
 @router.put(
@@ -268,11 +280,11 @@ def _reported(service: Service, decision: UUID, kind: EventKind, receipt: Receip
 async def put_agent_action(id: UUID, request: Request) -> Response:
     by = _reporter(request, id)
     service: Service = request.app.state.service
-    action = await parse(request, AGENT_ACTION)
+    action, left_out, coerced = await parse_action(request)
     require_plausible(action, service.now())
     service.report_bounds.require_room(id, EventKind.AGENT_ACTION)
     receipt = await service.records.report_action(id, action, by)
-    return _reported(service, id, EventKind.AGENT_ACTION, receipt)
+    return _reported(service, id, EventKind.AGENT_ACTION, receipt, left_out, coerced)
 
 
 @router.put(
@@ -285,11 +297,11 @@ async def put_agent_action(id: UUID, request: Request) -> Response:
 async def put_outcome(id: UUID, request: Request) -> Response:
     by = _reporter(request, id)
     service: Service = request.app.state.service
-    outcome = await parse(request, OUTCOME)
+    outcome, left_out, coerced = await parse_outcome(request)
     require_plausible(outcome, service.now(), service.records.asked_at(id))
     service.report_bounds.require_room(id, EventKind.OUTCOME)
     receipt = await service.records.report_outcome(id, outcome, by)
-    return _reported(service, id, EventKind.OUTCOME, receipt)
+    return _reported(service, id, EventKind.OUTCOME, receipt, left_out, coerced)
 
 
 @router.get(

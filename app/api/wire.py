@@ -18,6 +18,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.advising.service import Service
 from app.api.budget import values
 from app.api.fields import refused_fields
+from app.api.receiving import action_of, candidate_in, candidate_of, count_left_out, outcome_of
+from app.domain.control import AgentAction
 from app.domain.errors import (
     AdvisorError,
     AliasRefused,
@@ -34,8 +36,10 @@ from app.domain.errors import (
     UnknownDecision,
     UnknownVersion,
 )
-from app.schemas import ADVISE_BODY, ADVISE_ONE, ANY, ITEMS, AdviseHeaders, AdviseRequest, Problem
-from app.telemetry import Refusal
+from app.domain.outcome import Outcome
+from app.domain.reception import Received
+from app.schemas import ADVISE_BODY, ANY, ITEMS, AdviseHeaders, AdviseRequest, Problem
+from app.telemetry import Part, Refusal
 
 STATUS: dict[type[AdvisorError], tuple[int, str]] = {
     Overloaded: (503, "There is too much to do to answer this in time"),
@@ -122,9 +126,23 @@ def body_schema(adapter: TypeAdapter[Any]) -> dict[str, Any]:
 
 async def parse(request: Request, adapter: TypeAdapter[Any]) -> Any:
     """Validate the raw body: UTF-8 JSON, limited in size, every violation named."""
-    record = adapter.validate_json(await read_body(request))
-    require_small_extra(request, "extra", getattr(record, "extra", None))
-    return record
+    return adapter.validate_json(await read_body(request))
+
+
+async def parse_action(request: Request) -> Received[AgentAction]:
+    """The body as a control. Raises `ValidationError` for what a report cannot do without."""
+    received = action_of(await read_body(request))
+    require_small_extra(request, "extra", received.record.extra)
+    count_left_out(request.app.state.metrics, received.left_out, Part.AGENT_ACTION)
+    return received
+
+
+async def parse_outcome(request: Request) -> Received[Outcome]:
+    """The body as an outcome. Raises as `parse_action`."""
+    received = outcome_of(await read_body(request))
+    require_small_extra(request, "extra", received.record.extra)
+    count_left_out(request.app.state.metrics, received.left_out, Part.OUTCOME)
+    return received
 
 
 async def parse_candidates(
@@ -134,7 +152,7 @@ async def parse_candidates(
     that element's own problem, in its place; a list of nothing else is refused as a whole."""
     body = await read_body(request)
     if not _is_list(body):
-        return [_within_budget(request, ADVISE_ONE.validate_json(body))], False
+        return [_counted(request, candidate_of(body))], False
     elements = [_element(request, item) for item in _items(request, body)]
     if all(isinstance(element, dict) for element in elements):
         ADVISE_BODY.validate_json(body)  # When nothing is left to do, the whole call is refused.
@@ -162,7 +180,7 @@ def _items(request: Request, body: bytes) -> list[Any]:
 
 def _element(request: Request, item: Any) -> AdviseRequest | dict[str, Any]:
     try:
-        return read_candidate(request, item)
+        return _counted(request, read_candidate(request, item))
     except ValidationError as error:
         return invalid_document(error)
     except AdvisorError as error:
@@ -172,7 +190,7 @@ def _element(request: Request, item: Any) -> AdviseRequest | dict[str, Any]:
 def read_candidate(request: Request, document: Any) -> AdviseRequest:
     """One candidate, of a document that is read already. Raises `ValidationError`, which names
     every field at fault, or `InvalidRecord`."""
-    return _within_budget(request, ADVISE_ONE.validate_python(document))
+    return _within_budget(request, candidate_in(document))
 
 
 def require_not_ahead(service: Service, body: AdviseRequest) -> None:
@@ -185,6 +203,11 @@ def require_not_ahead(service: Service, body: AdviseRequest) -> None:
             f" {now.isoformat()} (tolerance {skew:g} s): check the time zone and the clock of the"
             " sender"
         )
+
+
+def _counted(request: Request, body: AdviseRequest) -> AdviseRequest:
+    count_left_out(request.app.state.metrics, body.left_out)
+    return _within_budget(request, body)
 
 
 def _within_budget(request: Request, body: AdviseRequest) -> AdviseRequest:

@@ -100,17 +100,23 @@ def _identity(scenario: Scenario, masked: bool) -> dict[str, Any]:
 def _plan(scenario: Scenario) -> dict[str, Any]:
     """Distances in ATR and in per cent of the entry; what a target earns for what the stop
     costs."""
-    plan, atr = scenario.plan, scenario.candidate.atr
+    plan, market, atr = scenario.plan, scenario.market, scenario.candidate.atr
     distance = abs(plan.entry - plan.stop)
-    return {
-        "atr_percent_of_price": _rounded(100 * atr / scenario.market.last_close),
-        "stop_distance_atr": _rounded(distance / atr),
-        "stop_distance_percent": _rounded(100 * distance / plan.entry),
+    known = {
+        "atr_percent_of_price": _ratio(atr, market.last_close, 100),
+        "stop_distance_atr": _ratio(distance, atr),
+        "stop_distance_percent": 100 * distance / plan.entry,
+        "bar_minutes": _ratio(market.bar_seconds, 60),
+    }
+    return _named_all(known) | {
         "reward_to_risk": [
             _rounded((target - plan.entry) / distance) for target in plan.targets if distance
         ],
-        "bar_minutes": _rounded(scenario.market.bar_seconds / 60),
     }
+
+
+def _ratio(value: float | None, unit: float | None, scale: float = 1) -> float | None:
+    return None if value is None or unit is None else scale * value / unit
 
 
 def _named(record: Any, names: Mapping[str, str]) -> dict[str, Any]:

@@ -2,21 +2,36 @@
 of null.
 
 Names, types and ranges follow the first client, the Spot AI Agent. `docs/trade_record_format.md` is
-checked against this file. A field that is missing, or null, is *not known*; a rule that needs it
-refuses.
+checked against this file. Symbol, direction and time are all that a candidate needs. A field that
+is missing, or null, is *not known*; a rule that needs it refuses.
 """
 
 from __future__ import annotations
 
+from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from app.domain.fields import Flag, Instant, Number, Record, ShortText, Text, Whole, exact, measure
+from app.domain.fields import (
+    Flag,
+    Instant,
+    Number,
+    Record,
+    ShortText,
+    Text,
+    Whole,
+    exact,
+    keeping_unknown,
+    measure,
+)
 
-SYMBOL_PATTERN = r"^[A-Z0-9]{1,20}USDT$"
-MAX_EXTRA_KEYS = 64
+SYMBOL_PATTERN = r"^[^\s\p{C}]{1,64}$"
+"""Any script, any quote currency, as the exchange spells it; no gaps and nothing unseen."""
+MAX_EXTRA_KEYS = 256
+CLEAR: Literal["clear"] = "clear"
+"""Known to be nothing: the calendar was read, and holds no event."""
 
 
 class Direction(StrEnum):
@@ -30,6 +45,18 @@ class Session(StrEnum):
     ASIA = "Asia"
     EUROPE = "Europe"
     US = "US"
+
+
+def session_at(moment: datetime) -> Session:
+    """The session that a time, in UTC, lies in: Karachi is five hours ahead, without summer
+    time."""
+    return tuple(Session)[(moment.hour + 5) % 24 // 8]
+
+
+def _session_of(sent: dict[str, Any]) -> Session:
+    """The session of a candidate that does not name it. What was refused as a time has none, and is
+    refused for that."""
+    return session_at(sent["ts"]) if "ts" in sent else Session.ASIA
 
 
 class Tier(StrEnum):
@@ -121,21 +148,29 @@ class Candidate(Record):
 
     symbol: str = Field(
         pattern=SYMBOL_PATTERN,
-        description="spot pair quoted in USDT",
+        description="pair, as the exchange spells it",
         json_schema_extra={"unit": "label"},
     )
-    direction: Direction = measure("label", "long; short is reserved and always refused by a rule")
+    direction: Direction = measure("label", "long, or short: advised where the limits allow it")
     ts: Instant = measure("time", "decision time (as_of), RFC 3339 with offset, stored in UTC")
-    session: Session = measure("label", "trading session at ts")
+    session: Session = Field(
+        default_factory=_session_of,
+        description="trading session at ts",
+        json_schema_extra={"unit": "label", "null": "as the hour of ts says"},
+    )
     tier: Tier | None = measure("label", "liquidity tier of the symbol", null="not assigned")
-    setup_type: SetupType = measure("label", "family of the setup")
+    setup_type: SetupType = measure("label", "family of the setup", default=SetupType.NONE)
     pattern: ShortText | None = measure("label", "candle or chart pattern", null="no pattern found")
     auction_state: AuctionState = measure(
         "label", "auction-market state", default=AuctionState.UNKNOWN
     )
 
-    score: Number = measure(
-        "score 0-10 (about 0-13)", "composite score after all adjustments", ge=-5, le=20
+    score: Number | None = measure(
+        "score 0-10 (about 0-13)",
+        "composite score after all adjustments",
+        ge=-5,
+        le=20,
+        null="the agent has no score",
     )
     normalized_score_pre_macro: Number | None = measure(
         "score 0-10", "score before macro", ge=0, le=10, null="not computed"
@@ -161,13 +196,19 @@ class Candidate(Record):
     technical_score: Number | None = measure(
         "score 0-10", "technical score", ge=0, le=10, null="not computed"
     )
-    confidence: Number = measure("score 0-10", "confidence before the LLM", ge=0, le=10)
-    score_threshold: Number = measure("score", "score needed to pass the agent's gate", ge=0, le=20)
+    confidence: Number | None = measure(
+        "score 0-10", "confidence before the LLM", ge=0, le=10, null="the agent has none"
+    )
+    score_threshold: Number | None = measure(
+        "score", "score needed to pass the agent's gate", ge=0, le=20, null="no such gate"
+    )
     pattern_memory: PatternMemory | None = measure(
         "object", "memory of this pattern", null="no memory"
     )
 
-    rsi: Number = measure("index 0-100", "relative strength index, 14", ge=0, le=100)
+    rsi: Number | None = measure(
+        "index 0-100", "relative strength index, 14", ge=0, le=100, null="not computed"
+    )
     macd: Number | None = measure("price", "MACD histogram", null="history too short")
     macd_signal: Number | None = measure("price", "MACD signal line", null="history too short")
     adx: Number | None = measure(
@@ -182,7 +223,7 @@ class Candidate(Record):
     next_return: Number | None = measure(
         "fraction", "sequence model's forecast of the next return", ge=-1, le=10, null="no forecast"
     )
-    atr: Number = measure("price", "average true range, 14", gt=0)
+    atr: Number | None = measure("price", "average true range, 14", gt=0, null="not computed")
     atr_15m_ratio: Number | None = measure(
         "ratio", "15-minute ATR over ATR", gt=0, null="no 15-minute bars"
     )
@@ -246,8 +287,10 @@ class Candidate(Record):
     news_severity: Whole | None = measure(
         "level 0-3", "severity of the worst item", ge=0, le=3, null="no news read"
     )
-    time_to_news_minutes: Number | None = measure(
-        "min", "time to the nearest scheduled event", ge=0, null="calendar unknown"
+    time_to_news_minutes: Annotated[Number, Field(ge=0)] | Literal["clear"] | None = measure(
+        "min, or `clear`",
+        "time to the nearest scheduled event; `clear`: none is scheduled",
+        null="calendar unknown",
     )
     btc_trend: BtcTrend | None = measure("label", "trend of BTCUSDT", null="not evaluated")
 
@@ -317,14 +360,4 @@ class Candidate(Record):
     @classmethod
     def keep_unknown_keys(cls, value: Any) -> Any:
         """Nothing the agent sends is lost: keys this schema does not know move to `extra`."""
-        if not isinstance(value, dict):
-            return value
-        unknown = value.keys() - cls.model_fields.keys()
-        if not unknown:
-            return value
-        kept = {key: item for key, item in value.items() if key not in unknown}
-        extra = kept.get("extra") or {}
-        if not isinstance(extra, dict):
-            return value
-        kept["extra"] = {**extra, **{key: value[key] for key in sorted(unknown, key=str)}}
-        return kept
+        return keeping_unknown(cls, value)

@@ -22,7 +22,7 @@ class AgentAction(Record):
     llm_error: Text | None = measure("text", "why the LLM call failed", null="no error")
     llm_model: ShortText | None = measure("label", "model the agent asked", null="LLM not asked")
     reason: Text | None = measure("untrusted text", "rationale of the agent", null="none given")
-    final_skip_reason: ShortText | None = measure(
+    final_skip_reason: Text | None = measure(
         "label", "gate that ended the candidate", null="traded"
     )
     entry: Number | None = measure("price", "fill", gt=0, null="not traded")

@@ -13,7 +13,7 @@ from uuid import UUID
 from pydantic import Field
 
 from app.domain.actions import ACTIONS, BY_LABEL, LABELS, REJECT, Action
-from app.domain.case import Case, TradingState, agents_order, order_for
+from app.domain.case import Case, TradingState, agents_order, order_for, side_of
 from app.domain.choice import chosen
 from app.domain.control import AgentAction
 from app.domain.errors import AbstainReason
@@ -310,9 +310,8 @@ def _judged(
         return base.model_copy(update=read | {"abstain_reason": AbstainReason.LABEL_MASS})
     if not proposal.action.approve:
         return base.model_copy(update=read | _rejection(AdviceStatus.ADVISED))
-    case = Case(
-        scenario, order_for(proposal.action, scenario), state, now, proposal.approve_probability
-    )
+    order = order_for(proposal.action, scenario, side_of(scenario, limits))
+    case = Case(scenario, order, state, now, proposal.approve_probability)
     verdict = review(case, limits)
     if verdict.vetoes:
         return base.model_copy(update=read | {"review": verdict} | _rejection(AdviceStatus.VETOED))
@@ -349,9 +348,10 @@ def review_control(
     scenario: Scenario, limits: Limits, state: TradingState, now: datetime
 ) -> Review:
     """The agent's own order through the same rules."""
-    return review(control_case(scenario, state, now), limits)
+    return review(control_case(scenario, limits, state, now), limits)
 
 
-def control_case(scenario: Scenario, state: TradingState, now: datetime) -> Case:
+def control_case(scenario: Scenario, limits: Limits, state: TradingState, now: datetime) -> Case:
     """The agent's own order, as the rules see it."""
-    return Case(scenario, agents_order(scenario), state, now, approve_probability=None)
+    order = agents_order(scenario, side_of(scenario, limits))
+    return Case(scenario, order, state, now, approve_probability=None)

@@ -123,13 +123,13 @@ def _number(value: float | None) -> float:
 
 def _derived(scenario: Scenario, c: Candidate) -> tuple[float, ...]:
     plan, account = scenario.plan, scenario.account
-    distance = abs(plan.entry - plan.stop)
+    distance, atr = abs(plan.entry - plan.stop), _number(c.atr)
     angle = 2 * math.pi * (scenario.as_of.hour + scenario.as_of.minute / 60) / 24
     return (
-        c.score - c.score_threshold,
-        NAN if c.macd is None else c.macd / c.atr,
-        c.atr / scenario.market.last_close,
-        distance / c.atr,
+        _number(c.score) - _number(c.score_threshold),
+        _number(c.macd) / atr,
+        atr / _number(scenario.market.last_close),
+        distance / atr,
         (max(plan.targets) - plan.entry) / distance if distance else NAN,
         _number(c.pattern_memory.posterior_mean if c.pattern_memory else None),
         _number(c.social.score if c.social else None),
@@ -147,7 +147,7 @@ def _surroundings(s: Scenario) -> tuple[float, ...]:
     around = s.market.surroundings
     if around is None:
         return (NAN,) * (len(_VOLATILITIES) + len(_RETURNS) + len(_RANKS) + len(_ABROAD))
-    atr = s.candidate.atr / s.market.last_close
+    atr = _number(s.candidate.atr) / _number(s.market.last_close)
     volatilities = (_number(getattr(around, name)) / atr for name in _VOLATILITIES)
     returns = (_number(getattr(around, name)) / atr for name in _RETURNS)
     return (

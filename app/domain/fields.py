@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import math
 import re
+import reprlib
 from datetime import UTC, datetime
+from itertools import islice
 from typing import Annotated, Any, Self
 
 from pydantic import (
@@ -54,7 +56,7 @@ class Record(BaseModel):
 
 def absent(value: Any) -> bool:
     """For fields that came later: a record without one is written as it was before."""
-    return value is None
+    return value is None or value == ()
 
 
 def describe(errors: list[ErrorDetails]) -> str:
@@ -72,6 +74,33 @@ def location(loc: tuple[int | str, ...]) -> str:
         else:
             path += f".{part}" if path else part
     return path or "(whole document)"
+
+
+class _Short(reprlib.Repr):
+    """The beginning of a value: what a refusal shows does not cost more than what was sent."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxlist, self.maxstring = 3, 8, 100
+        self.maxlong, self.maxother = 60, 100
+
+    def repr_dict(self, value: dict[str, Any], level: int) -> str:
+        """Unsorted, and no further than it is shown."""
+        if level <= 0:
+            return "{...}"
+        pairs = (
+            f"{self.repr1(key, level - 1)}: {self.repr1(item, level - 1)}"
+            for key, item in islice(value.items(), 8)
+        )
+        return "{" + ", ".join(pairs) + ("" if len(value) <= 8 else ", ...") + "}"
+
+
+_SHORT = _Short()
+
+
+def shown(value: Any) -> str:
+    """The beginning of a value."""
+    return clean_text(_SHORT.repr(value)[:120])
 
 
 def utc(value: datetime) -> datetime:
@@ -110,6 +139,19 @@ def exact(value: Any, depth: int = 0) -> Any:
     if isinstance(value, list | tuple):
         return [exact(item, depth + 1) for item in value]
     raise ValueError(f"{type(value).__name__} is not JSON")
+
+
+def keeping_unknown(shape: type[BaseModel], document: Any) -> Any:
+    """A document whose keys that a shape does not know have moved to its `extra`."""
+    if not isinstance(document, dict):
+        return document
+    unknown = document.keys() - shape.model_fields.keys()
+    extra = document.get("extra") or {}
+    if not unknown or not isinstance(extra, dict):
+        return document
+    kept = {key: item for key, item in document.items() if key not in unknown}
+    kept["extra"] = {**extra, **{key: document[key] for key in sorted(unknown, key=str)}}
+    return kept
 
 
 def _number(value: Any) -> Any:

@@ -93,9 +93,11 @@ def listed(template: Template) -> tuple[str, ...]:
 
 def full_size(scenario: Scenario) -> Action:
     """The action that comes nearest to the agent's own plan: all of its risk, and the stop distance
-    nearest to its own."""
-    plan = scenario.plan
-    distance = abs(plan.entry - plan.stop) / scenario.candidate.atr
+    nearest to its own. Where no ATR is known, every distance means the plan's stop."""
+    plan, atr = scenario.plan, scenario.candidate.atr
+    if atr is None:
+        return _FULL_SIZE[STOP_ATRS[len(STOP_ATRS) // 2]]
+    distance = abs(plan.entry - plan.stop) / atr
     return _FULL_SIZE[min(STOP_ATRS, key=lambda stop: abs(stop - distance))]
 
 

@@ -14,18 +14,23 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from app.domain.candidate import SYMBOL_PATTERN, Session, SetupType
+from app.domain.candidate import SYMBOL_PATTERN, Direction, Session, SetupType
 from app.domain.errors import LimitsError
-from app.domain.fields import MAX_EXACT_INTEGER, Instant, Record, ShortText, describe
+from app.domain.fields import MAX_EXACT_INTEGER, Instant, Record, ShortText, absent, describe
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 
 
 class RuleLimits(Record):
-    """Common to every rule."""
+    """Common to every rule: what it does without an input. `calm` is `pass`, but a rule that has
+    several inputs judges by those that are known, as if the others were calm. What was sent and
+    left out is never taken for missing."""
 
-    when_missing: Literal["refuse", "pass"] = "refuse"
+    when_missing: Literal["refuse", "pass", "calm"] = "refuse"
+    because: ShortText | None = Field(
+        None, exclude_if=absent, description="why a missing input passes"
+    )
 
 
 class ExcessLimits(RuleLimits):
@@ -66,6 +71,8 @@ class BtcTrendConflict(RuleLimits):
 
 
 class NewsWindow(RuleLimits):
+    """`calm` takes a severity that is missing for none, and a calendar that is for clear."""
+
     min_minutes: float = Field(30.0, ge=0)
     systemic_severity: int = Field(3, ge=0, le=4)
     systemic_minutes: float = Field(120.0, ge=0)
@@ -77,7 +84,8 @@ class VolatilitySpike(RuleLimits):
 
 
 class RewardRisk(RuleLimits):
-    """Reward at the nearest target over risk at the stop; more is asked when volatility is high."""
+    """Reward at the nearest target over risk at the stop; more is asked when volatility is high.
+    `calm` takes a volatility that is missing for low."""
 
     min_ratio: float = Field(1.0, ge=0)
     high_volatility_percentile: Fraction = 0.75
@@ -152,10 +160,33 @@ class ModelConfidence(RuleLimits):
     min_approve_probability: Fraction = 0.5
 
 
+class DirectionLimits(RuleLimits):
+    allowed: tuple[Direction, ...] = (Direction.LONG,)
+
+
+class Cost(RuleLimits):
+    """What a trade costs, entry and exit together: twice fee and slippage, and the spread where it
+    is known."""
+
+    fee: Fraction = 0.001
+    slippage: Fraction = 0.0005
+    max_share_of_risk: Positive = 1.0
+
+
 class Limits(Record):
-    """One versioned set of limits."""
+    """One versioned set of limits.
+
+    Tables that may be absent came later: by limits without one, it is judged as it was before.
+    """
 
     version: ShortText
+    tolerance: Annotated[float, Field(ge=0, le=0.01)] | None = Field(
+        None,
+        exclude_if=absent,
+        description="numbers that differ by this fraction of the limit are equal; none: exactly",
+    )
+    direction: DirectionLimits | None = Field(None, exclude_if=absent)
+    cost: Cost | None = Field(None, exclude_if=absent)
     stale_snapshot: StaleSnapshot = StaleSnapshot()
     input_sanity: InputSanity = InputSanity()
     stop_distance: StopDistance = StopDistance()

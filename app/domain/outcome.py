@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Self
+from typing import Any, Self
 
 from pydantic import Field, model_validator
 
-from app.domain.fields import Extra, Flag, Instant, Number, Record, ShortText, measure
+from app.domain.fields import Extra, Flag, Instant, Number, Record, ShortText, absent, measure
 
 
 class Arm(StrEnum):
@@ -34,6 +34,11 @@ class OutcomeCode(StrEnum):
     EARLY_EXIT = "early_exit"
     TIME_EXIT = "time_exit"
     NOT_TRADED = "not_traded"
+    OTHER = "other"
+    """As the agent's own word says."""
+
+
+_CODES = frozenset(code.value for code in OutcomeCode)
 
 
 class Outcome(Record):
@@ -50,7 +55,13 @@ class Outcome(Record):
     source: OutcomeSource = measure(
         "label", "reported by the agent, or simulated on bars", default=OutcomeSource.REPORTED
     )
-    outcome: OutcomeCode = measure("label", "how the trade ended")
+    outcome: OutcomeCode = measure("label", "how the trade ended; a word that is none: `other`")
+    outcome_word: ShortText | None = Field(
+        None,
+        exclude_if=absent,
+        description="the agent's own word for an outcome that is `other`",
+        json_schema_extra={"unit": "label", "null": "it is none of the agent's own"},
+    )
     exit_time: Instant | None = measure("time", "when the last part was closed", null="not traded")
     exit_price: Number | None = measure("price", "average exit", gt=0, null="not traded")
     exit_reason: ShortText | None = measure("text", "the agent's words", null="none")
@@ -81,6 +92,15 @@ class Outcome(Record):
         description="further keys, kept as sent",
         json_schema_extra={"unit": "any JSON"},
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def words_of_the_agents_own(cls, sent: Any) -> Any:
+        """Take a word that is no code for `other`, and keep it."""
+        word = sent.get("outcome") if isinstance(sent, dict) else None
+        if not isinstance(word, str) or not word or word in _CODES:
+            return sent
+        return {**sent, "outcome": OutcomeCode.OTHER, "outcome_word": word}
 
     @model_validator(mode="after")
     def advice_names_its_version(self) -> Self:

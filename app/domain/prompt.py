@@ -15,7 +15,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from app.domain.actions import ACTIONS
-from app.domain.candidate import Candidate
+from app.domain.candidate import CLEAR, Candidate
 from app.domain.canonical import digest
 from app.domain.scenario import Scenario
 from app.domain.text import coin_of, harmless, pattern_of
@@ -116,10 +116,10 @@ def lines_of(scenario: Scenario) -> tuple[Line, ...]:
     return tuple(line for line in lines if line.text)
 
 
-def _plain(value: float, digits: int = 0) -> str:
-    """A number that is always there. The record keeps -0.0 as 0.0, so a replay must see the same of
-    both."""
-    return f"{value + 0.0:.{digits}f}"
+def _plain(name: str, value: float | None, digits: int = 0) -> str:
+    """` name 12`, unbounded, or nothing when the value is not known. The record keeps -0.0 as 0.0,
+    so a replay must see the same of both."""
+    return "" if value is None else f" {name} {value + 0.0:.{digits}f}"
 
 
 def _pair(name: str, value: float | None, scale: float = 1.0, digits: int = 0) -> str:
@@ -142,26 +142,29 @@ def _identity(c: Candidate) -> str:
 
 
 def _scores(c: Candidate) -> str:
-    return (
-        f"score {_plain(c.score, 1)} of {_plain(c.score_threshold, 1)} conf"
-        f" {_plain(c.confidence, 1)}"
+    text = (
+        _plain("score", c.score, 1)
+        + _plain("of", c.score_threshold, 1)
+        + _plain("conf", c.confidence, 1)
         + _pair("tech", c.technical_score, digits=1)
         + _pair("trend", c.trend_norm)
         + _pair("revert", c.mean_rev_norm)
         + _pair("ml", c.ml_probability, 100)
         + _pair("memory", c.pattern_memory.posterior_mean if c.pattern_memory else None, 100)
     )
+    return text.strip()
 
 
 def _indicators(s: Scenario) -> str:
-    c = s.candidate
-    macd = None if c.macd is None else 100 * c.macd / c.atr
-    return (
-        f"rsi {_plain(c.rsi)}"
+    c, close = s.candidate, s.market.last_close
+    macd = None if c.macd is None or c.atr is None else 100 * c.macd / c.atr
+    atr = None if c.atr is None or close is None else 100 * c.atr / close
+    text = (
+        _plain("rsi", c.rsi)
         + _pair("adx", c.adx)
         + _pair("di", None if c.di_plus is None or c.di_minus is None else c.di_plus - c.di_minus)
         + _pair("macd", macd)
-        + _pair("atr", 100 * c.atr / s.market.last_close, digits=1)
+        + _pair("atr", atr, digits=1)
         + _pair("vol", c.volatility_pct, 100)
         + _pair("htf", c.htf_trend_pct, digits=1)
         + _pair("move", c.price_change_pct, 100, 1)
@@ -170,6 +173,7 @@ def _indicators(s: Scenario) -> str:
         + (" support" if c.near_support else "")
         + (" resistance" if c.near_resistance else "")
     )
+    return text.strip()
 
 
 def _context(c: Candidate) -> str:
@@ -181,16 +185,17 @@ def _context(c: Candidate) -> str:
         + sentiment
         + _pair("sure", c.sentiment_confidence)
         + _pair("severity", c.news_severity)
-        + _pair(
-            "event",
-            (
-                c.time_to_news_minutes
-                if c.time_to_news_minutes and c.time_to_news_minutes < 1000
-                else None
-            ),
-        )
+        + _pair("event", _minutes_to_event(c))
     )
     return text.strip()
+
+
+def _minutes_to_event(c: Candidate) -> float | None:
+    """Minutes to an event that is near; None when none is, or nobody knows."""
+    minutes = c.time_to_news_minutes
+    if minutes is None or minutes == CLEAR:
+        return None
+    return minutes if 0 < minutes < 1000 else None
 
 
 def _flow(c: Candidate) -> str:
@@ -208,11 +213,11 @@ def _flow(c: Candidate) -> str:
 
 
 def _book(s: Scenario) -> str:
-    plan, account = s.plan, s.account
+    plan, account, atr = s.plan, s.account, s.candidate.atr
     distance = abs(plan.entry - plan.stop)
     reward = max(plan.targets) - plan.entry
     text = (
-        _pair("stop", distance / s.candidate.atr, digits=1)
+        _pair("stop", None if atr is None else distance / atr, digits=1)
         + _pair("reward", reward / distance if distance else None, digits=1)
         + _pair("open", None if account.positions is None else len(account.positions))
         + _pair("day", account.day_pnl_fraction, 100, 1)

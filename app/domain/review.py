@@ -6,7 +6,8 @@ the other way, and are computed beside the rules, so that loosening a limit neve
 
 from __future__ import annotations
 
-from math import isfinite
+from contextlib import suppress
+from math import inf, isfinite
 from typing import Literal
 
 from pydantic import Field
@@ -20,6 +21,7 @@ from app.domain.rules import (
     MissingInput,
     Rule,
     VetoCode,
+    passes,
     stop_bounds,
     symbol_room,
     total_room,
@@ -92,16 +94,16 @@ def missed_inputs(case: Case, limits: Limits) -> tuple[MissedInput, ...]:
         try:
             rule.check(case, limits)
         except MissingInput as missing:
-            then = _when_missing(rule, limits)
+            then = _when_missing(rule, case, limits, str(missing))
             missed.append(MissedInput(code=rule.code, missing=str(missing), then=then))
         except Exception:
             continue  # It would refuse; `review` says so.
     return tuple(missed)
 
 
-def _when_missing(rule: Rule, limits: Limits) -> Literal["refuse", "pass"]:
+def _when_missing(rule: Rule, case: Case, limits: Limits, name: str) -> Literal["refuse", "pass"]:
     table: RuleLimits | None = getattr(limits, rule.section, None)
-    return "refuse" if table is None else table.when_missing
+    return "pass" if passes(case, table, name) else "refuse"
 
 
 def _judge(rule: Rule, case: Case, limits: Limits) -> Veto | None:
@@ -112,7 +114,7 @@ def _judge(rule: Rule, case: Case, limits: Limits) -> Veto | None:
             return None
         return Veto(code=rule.code, observed=refusal.observed, limit=refusal.limit)
     except MissingInput as missing:
-        if _when_missing(rule, limits) == "pass":
+        if _when_missing(rule, case, limits, str(missing)) == "pass":
             return None
         return Veto(code=rule.code, missing=str(missing))
     except Exception as error:
@@ -136,9 +138,10 @@ def _cap(case: Case, limits: Limits) -> tuple[Order, tuple[Cap, ...]]:
     an order.
     """
     order, caps = case.order, []
-    _, ceiling = stop_bounds(case, limits)
+    ceiling = _greatest_distance(case, limits)
     if order.distance > ceiling and limits.stop_distance.on_excess == "cap":
-        stop = max(order.stop, order.entry - ceiling)
+        nearer = max if order.side > 0 else min
+        stop = nearer(order.stop, order.entry - order.side * ceiling)
         caps.append(Cap(limit="stop_distance", before=order.stop, after=stop))
         order = order._replace(stop=stop)
     for name, allowed in _allowed_quantities(case, limits):
@@ -146,6 +149,14 @@ def _cap(case: Case, limits: Limits) -> tuple[Order, tuple[Cap, ...]]:
             caps.append(Cap(limit=name, before=order.quantity, after=max(allowed, 0.0)))
             order = order._replace(quantity=max(allowed, 0.0))
     return order, tuple(caps)
+
+
+def _greatest_distance(case: Case, limits: Limits) -> float:
+    """Of the stop; infinite where nobody can tell, which its rule refuses."""
+    try:
+        return stop_bounds(case, limits)[1]
+    except MissingInput:
+        return inf
 
 
 def _allowed_quantities(case: Case, limits: Limits) -> list[tuple[str, float]]:
@@ -158,7 +169,11 @@ def _allowed_quantities(case: Case, limits: Limits) -> list[tuple[str, float]]:
     if s.account.equity is not None:
         risk = limits.risk_per_trade.max_equity_fraction * s.account.equity
         allowed.append(("risk_per_trade.max_equity_fraction", risk / order.distance))
-        if s.account.positions is not None:
-            allowed.append(("exposure.max_symbol_fraction", symbol_room(s, limits) / order.entry))
-            allowed.append(("exposure.max_total_fraction", total_room(s, limits) / order.entry))
+    rooms = (
+        ("exposure.max_symbol_fraction", symbol_room),
+        ("exposure.max_total_fraction", total_room),
+    )
+    for name, room in rooms:
+        with suppress(MissingInput):
+            allowed.append((name, room(s, limits) / order.entry))
     return allowed

@@ -8,15 +8,15 @@ are written so that NaN refuses. `review.py` runs the rules.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import StrEnum
 from math import isfinite
 from typing import NamedTuple, TypeVar
 
-from app.domain.candidate import BtcTrend, Direction
+from app.domain.candidate import CLEAR, BtcTrend, Direction
 from app.domain.case import Case, TradingState
-from app.domain.limits import Limits
-from app.domain.scenario import Scenario
+from app.domain.limits import ExcessLimits, Limits, RuleLimits
+from app.domain.scenario import Position, Scenario, pair_of
 
 
 class VetoCode(StrEnum):
@@ -34,6 +34,7 @@ class VetoCode(StrEnum):
     MACRO_NEWS = "MACRO_NEWS"
     VOLATILITY_SPIKE = "VOLATILITY_SPIKE"
     REWARD_RISK = "REWARD_RISK"
+    COST_OVER_RISK = "COST_OVER_RISK"
     SPREAD = "SPREAD"
     LIQUIDITY = "LIQUIDITY"
     RISK_PER_TRADE = "RISK_PER_TRADE"
@@ -115,6 +116,32 @@ def known(value: Known | None, name: str) -> Known:
     return value
 
 
+def passes(case: Case, table: RuleLimits | None, name: str) -> bool:
+    """Whether a rule may do without an input that is missing. One that was sent and left out is not
+    missing."""
+    return table is not None and table.when_missing != "refuse" and not case.scenario.lost(name)
+
+
+def calm(case: Case, table: RuleLimits, name: str) -> bool:
+    """Whether an input, if it is missing, counts as calm."""
+    return table.when_missing == "calm" and not case.scenario.lost(name)
+
+
+def reaches(value: float, limit: float, limits: Limits) -> bool:
+    """value >= limit, or equal within the limits' tolerance. False for NaN."""
+    return value >= limit - (limits.tolerance or 0.0) * abs(limit)
+
+
+def within(value: float, limit: float, limits: Limits) -> bool:
+    """value <= limit, or equal within the limits' tolerance. False for NaN."""
+    return value <= limit + (limits.tolerance or 0.0) * abs(limit)
+
+
+def below(value: float, limit: float, limits: Limits) -> bool:
+    """value < limit, and not equal within the limits' tolerance. False for NaN."""
+    return value < limit - (limits.tolerance or 0.0) * abs(limit)
+
+
 @rule(VetoCode.STATE_HALTED)
 def state_halted(case: Case, limits: Limits) -> Refusal | None:
     """The trading state (`PUT /state`) is HALTED, or not known."""
@@ -138,7 +165,8 @@ def stale_snapshot(case: Case, limits: Limits) -> Refusal | None:
     if not -bound.max_clock_skew_s <= age <= bound.max_age_s:
         return Refusal(age, bound.max_age_s)
     market = case.scenario.market
-    bars = (case.scenario.as_of - market.bar_closed_at).total_seconds() / market.bar_seconds
+    since = case.scenario.as_of - known(market.bar_closed_at, "market.bar_closed_at")
+    bars = since.total_seconds() / known(market.bar_seconds, "market.bar_seconds")
     if not 0 <= bars <= bound.max_bar_age_bars:
         return Refusal(f"last bar closed {bars:.2f} bars ago", bound.max_bar_age_bars)
     return None
@@ -148,42 +176,43 @@ def stale_snapshot(case: Case, limits: Limits) -> Refusal | None:
 def input_sanity(case: Case, limits: Limits) -> Refusal | None:
     """Units do not fit: ATR is too large a share of price, entry too far from the last close."""
     bound, s = limits.input_sanity, case.scenario
-    atr = s.candidate.atr / s.market.last_close
-    if not 0 < atr <= bound.max_atr_fraction:
-        return Refusal(f"atr is {atr:.4g} of last_close", bound.max_atr_fraction)
-    gap = abs(s.plan.entry / s.market.last_close - 1)
-    if not gap <= bound.max_entry_gap_fraction:
-        return Refusal(
-            f"entry is {gap:.4g} away from last_close",
-            bound.max_entry_gap_fraction,
-        )
+    last_close, atr = known(s.market.last_close, "market.last_close"), s.candidate.atr
+    if atr is not None or not passes(case, bound, "atr"):
+        share = known(atr, "atr") / last_close
+        if not (share > 0 and within(share, bound.max_atr_fraction, limits)):
+            return Refusal(f"atr is {share:.4g} of last_close", bound.max_atr_fraction)
+    gap = abs(s.plan.entry / last_close - 1)
+    if not within(gap, bound.max_entry_gap_fraction, limits):
+        return Refusal(f"entry is {gap:.4g} away from last_close", bound.max_entry_gap_fraction)
     return None
 
 
 @rule(VetoCode.PRICE_SANITY)
 def price_sanity(case: Case, limits: Limits) -> Refusal | None:
-    """Not 0 < stop < entry < target, or no positive quantity, in the order or in the agent's
-    plan."""
+    """Not 0 < stop < entry < target (of a short the other way round), or no positive quantity, in
+    the order or in the agent's plan."""
     order, plan = case.order, case.scenario.plan
     if not (isfinite(order.target) and isfinite(order.quantity) and order.quantity > 0):
         return Refusal("quantity or target is not a positive number")
-    if not 0 < order.stop < order.entry:
-        return Refusal(f"stop {order.stop:.10g} is not between 0 and entry", order.entry)
-    if not order.entry < order.target:
-        return Refusal(f"target {order.target:.10g} is not above entry", order.entry)
-    if not 0 < plan.stop < plan.entry:
-        return Refusal(
-            f"plan.stop {plan.stop:.10g} is not between 0 and entry",
-            plan.entry,
-        )
+    for name, stop, entry in (
+        ("stop", order.stop, order.entry),
+        ("plan.stop", plan.stop, plan.entry),
+    ):
+        if not stop > 0 or not order.side * stop < order.side * entry:
+            between = "between 0 and" if order.side > 0 else "above"
+            return Refusal(f"{name} {stop:.10g} is not {between} entry", entry)
+        if name == "stop" and not order.reward > 0:
+            beyond = "above" if order.side > 0 else "below"
+            return Refusal(f"target {order.target:.10g} is not {beyond} entry", order.entry)
     return None
 
 
-@rule(VetoCode.DIRECTION)
+@rule(VetoCode.DIRECTION, "direction", "allowed")
 def direction(case: Case, limits: Limits) -> Refusal | None:
-    """Not long: spot."""
+    """The direction is not allowed: long alone, where nothing else is said."""
     side = case.scenario.candidate.direction
-    return None if side is Direction.LONG else Refusal(side, Direction.LONG)
+    allowed = limits.direction.allowed if limits.direction is not None else (Direction.LONG,)
+    return None if side in allowed else Refusal(side, ", ".join(allowed))
 
 
 @rule(VetoCode.STOP_DISTANCE, "stop_distance", "min_atr", "max_atr", "min_fraction", "max_fraction")
@@ -201,12 +230,16 @@ def stop_distance(case: Case, limits: Limits) -> Refusal | None:
 
 
 def stop_bounds(case: Case, limits: Limits) -> tuple[float, float]:
+    """Least and greatest distance of the stop, price units. Raises `MissingInput`, unless the rule
+    may do without the ATR."""
     bound, atr, entry = limits.stop_distance, case.scenario.candidate.atr, case.order.entry
+    floors, ceilings = [bound.min_fraction * entry], [bound.max_fraction * entry]
+    if atr is not None or not passes(case, bound, "atr"):
+        floors.append(bound.min_atr * known(atr, "atr"))
+        ceilings.append(bound.max_atr * known(atr, "atr"))
     # One part in 10^9 of slack: 1.5 ATR below entry is 1.5 ATR, whatever the rounding of the
     # subtraction says.
-    floor = max(bound.min_atr * atr, bound.min_fraction * entry) * (1 - 1e-9)
-    ceiling = min(bound.max_atr * atr, bound.max_fraction * entry) * (1 + 1e-9)
-    return floor, ceiling
+    return max(floors) * (1 - 1e-9), min(ceilings) * (1 + 1e-9)
 
 
 @rule(VetoCode.BTC_TREND_CONFLICT, "btc_trend_conflict", "allowed_setups")
@@ -223,10 +256,18 @@ def btc_trend_conflict(case: Case, limits: Limits) -> Refusal | None:
 def news_window(case: Case, limits: Limits) -> Refusal | None:
     """A scheduled event is too near (min); the window is longer from a severity on."""
     bound, candidate = limits.news_window, case.scenario.candidate
-    minutes = known(candidate.time_to_news_minutes, "time_to_news_minutes")
-    systemic = known(candidate.news_severity, "news_severity") >= bound.systemic_severity
+    minutes, severity = candidate.time_to_news_minutes, candidate.news_severity
+    if minutes is None and calm(case, bound, "time_to_news_minutes"):
+        return None
+    if severity is None and calm(case, bound, "news_severity"):
+        severity = 0
+    if minutes is None:
+        raise MissingInput("time_to_news_minutes")
+    systemic = known(severity, "news_severity") >= bound.systemic_severity
     limit = max(bound.min_minutes, bound.systemic_minutes) if systemic else bound.min_minutes
-    return None if minutes >= limit else Refusal(minutes, limit)
+    if minutes == CLEAR or reaches(minutes, limit, limits):
+        return None
+    return Refusal(minutes, limit)
 
 
 @rule(VetoCode.MACRO_NEWS, "news_window", "allow_unsafe_macro")
@@ -241,7 +282,7 @@ def volatility_spike(case: Case, limits: Limits) -> Refusal | None:
     """The ATR percentile (0-1) is at or above the limit."""
     percentile = known(case.scenario.candidate.volatility_pct, "volatility_pct")
     limit = limits.volatility_spike.max_percentile
-    return None if percentile < limit else Refusal(percentile, limit)
+    return None if below(percentile, limit, limits) else Refusal(percentile, limit)
 
 
 @rule(
@@ -254,18 +295,22 @@ def volatility_spike(case: Case, limits: Limits) -> Refusal | None:
 def reward_risk(case: Case, limits: Limits) -> Refusal | None:
     """Nearest target over stop distance is below the limit, which is higher in high volatility."""
     bound, order = limits.reward_risk, case.order
-    percentile = known(case.scenario.candidate.volatility_pct, "volatility_pct")
-    calm = percentile < bound.high_volatility_percentile
-    limit = bound.min_ratio if calm else max(bound.min_ratio, bound.min_ratio_high_volatility)
-    ratio = (order.target - order.entry) / order.distance
-    return None if ratio >= limit else Refusal(ratio, limit)
+    percentile = case.scenario.candidate.volatility_pct
+    if percentile is None and calm(case, bound, "volatility_pct"):
+        percentile = 0.0
+    percentile = known(percentile, "volatility_pct")
+    quiet = below(percentile, bound.high_volatility_percentile, limits)
+    limit = bound.min_ratio if quiet else max(bound.min_ratio, bound.min_ratio_high_volatility)
+    ratio = order.reward / order.distance
+    return None if reaches(ratio, limit, limits) else Refusal(ratio, limit)
 
 
 @rule(VetoCode.SPREAD, "spread", "max_bps")
 def spread(case: Case, limits: Limits) -> Refusal | None:
     """The spread is above the limit (bps)."""
     value = known(case.scenario.candidate.spread_bps, "spread_bps")
-    return None if value <= limits.spread.max_bps else Refusal(value, limits.spread.max_bps)
+    limit = limits.spread.max_bps
+    return None if within(value, limit, limits) else Refusal(value, limit)
 
 
 @rule(VetoCode.LIQUIDITY, "liquidity", "min_volume_24h", "max_volume_fraction")
@@ -274,9 +319,9 @@ def liquidity(case: Case, limits: Limits) -> Refusal | None:
     `liquidity.on_excess` is `refuse`."""
     bound = limits.liquidity
     volume = known(case.scenario.market.volume_24h, "market.volume_24h")
-    if not volume >= bound.min_volume_24h:
+    if not reaches(volume, bound.min_volume_24h, limits):
         return Refusal(volume, bound.min_volume_24h)
-    return _excess(case.order.notional, bound.max_volume_fraction * volume, bound.on_excess)
+    return _excess(case.order.notional, bound.max_volume_fraction * volume, bound, limits)
 
 
 @rule(VetoCode.RISK_PER_TRADE, "risk_per_trade", "max_equity_fraction")
@@ -285,7 +330,7 @@ def risk_per_trade(case: Case, limits: Limits) -> Refusal | None:
     `refuse`."""
     bound = limits.risk_per_trade
     allowed = bound.max_equity_fraction * known(case.scenario.account.equity, "account.equity")
-    return _excess(case.order.risk, allowed, bound.on_excess)
+    return _excess(case.order.risk, allowed, bound, limits)
 
 
 @rule(VetoCode.SYMBOL_EXPOSURE, "exposure", "max_symbol_fraction")
@@ -293,7 +338,7 @@ def symbol_exposure(case: Case, limits: Limits) -> Refusal | None:
     """No room is left for the symbol (quote); or too little, where `exposure.on_excess` is
     `refuse`."""
     room = symbol_room(case.scenario, limits)
-    return _excess(case.order.notional, room, limits.exposure.on_excess)
+    return _excess(case.order.notional, room, limits.exposure, limits)
 
 
 @rule(VetoCode.TOTAL_EXPOSURE, "exposure", "max_total_fraction")
@@ -301,30 +346,35 @@ def total_exposure(case: Case, limits: Limits) -> Refusal | None:
     """No room is left in the book (quote); or too little, where `exposure.on_excess` is
     `refuse`."""
     room = total_room(case.scenario, limits)
-    return _excess(case.order.notional, room, limits.exposure.on_excess)
+    return _excess(case.order.notional, room, limits.exposure, limits)
 
 
 def symbol_room(s: Scenario, limits: Limits) -> float:
     equity = known(s.account.equity, "account.equity")
-    held = sum(
-        p.notional
-        for p in known(s.account.positions, "account.positions")
-        if p.symbol == s.candidate.symbol
-    )
-    return limits.exposure.max_symbol_fraction * equity - held
+    pair = pair_of(s.candidate.symbol)
+    held = [p for p in _positions(s) if p.symbol is None or pair_of(p.symbol) == pair]
+    return limits.exposure.max_symbol_fraction * equity - _notional(held)
 
 
 def total_room(s: Scenario, limits: Limits) -> float:
     equity = known(s.account.equity, "account.equity")
-    return limits.exposure.max_total_fraction * equity - sum(
-        p.notional for p in known(s.account.positions, "account.positions")
-    )
+    return limits.exposure.max_total_fraction * equity - _notional(_positions(s))
 
 
-def _excess(observed: float, allowed: float, on_excess: str) -> Refusal | None:
+def _positions(s: Scenario) -> tuple[Position, ...]:
+    return known(s.account.positions, "account.positions")
+
+
+def _notional(positions: Iterable[Position]) -> float:
+    """Together, longs and shorts alike. Raises `MissingInput` when a position is told in part."""
+    return sum(known(p.notional, "account.positions[].notional") for p in positions)
+
+
+def _excess(observed: float, allowed: float, table: ExcessLimits, limits: Limits) -> Refusal | None:
     """Refuse when nothing is allowed, or when more than allowed is asked and the limit does not
     cap."""
-    if allowed > 0 and (observed <= allowed or (on_excess == "cap" and isfinite(observed))):
+    capped = table.on_excess == "cap" and isfinite(observed)
+    if allowed > 0 and (capped or within(observed, allowed, limits)):
         return None
     return Refusal(observed, allowed)
 
@@ -347,7 +397,7 @@ def daily_loss(case: Case, limits: Limits) -> Refusal | None:
     """The day's loss has reached the limit (fraction of equity)."""
     pnl = known(case.scenario.account.day_pnl_fraction, "account.day_pnl_fraction")
     limit = -limits.daily_loss.max_fraction
-    return None if pnl > limit else Refusal(pnl, limit)
+    return None if below(-pnl, -limit, limits) else Refusal(pnl, limit)
 
 
 @rule(VetoCode.DRAWDOWN, "drawdown", "max_fraction")
@@ -355,7 +405,7 @@ def drawdown(case: Case, limits: Limits) -> Refusal | None:
     """The fall from the peak has reached the limit (fraction)."""
     value = known(case.scenario.account.drawdown_fraction, "account.drawdown_fraction")
     limit = limits.drawdown.max_fraction
-    return None if value < limit else Refusal(value, limit)
+    return None if below(value, limit, limits) else Refusal(value, limit)
 
 
 @rule(VetoCode.CONSECUTIVE_LOSSES, "consecutive_losses", "max_count")
@@ -373,22 +423,28 @@ def cool_down(case: Case, limits: Limits) -> Refusal | None:
     if known(account.consecutive_losses, "account.consecutive_losses") < bound.cool_down_after:
         return None
     waited = known(account.seconds_since_loss, "account.seconds_since_loss")
-    return None if waited >= bound.cool_down_s else Refusal(waited, bound.cool_down_s)
+    limit = bound.cool_down_s
+    return None if reaches(waited, limit, limits) else Refusal(waited, limit)
 
 
 @rule(VetoCode.DUPLICATE_SYMBOL, "exposure")
 def duplicate_symbol(case: Case, limits: Limits) -> Refusal | None:
-    """The symbol is held already."""
+    """The symbol is held already, however it is spelt."""
     symbol = case.scenario.candidate.symbol
-    positions = known(case.scenario.account.positions, "account.positions")
-    return Refusal(symbol) if any(p.symbol == symbol for p in positions) else None
+    held = [p.symbol for p in _positions(case.scenario)]
+    if any(name is not None and pair_of(name) == pair_of(symbol) for name in held):
+        return Refusal(symbol)
+    if None in held:
+        raise MissingInput("account.positions[].symbol")
+    return None
 
 
 @rule(VetoCode.RESTRICTED_SYMBOL, "restricted_symbols", "symbols")
 def restricted_symbol(case: Case, limits: Limits) -> Refusal | None:
     """The symbol is on the list."""
     symbol = case.scenario.candidate.symbol
-    return Refusal(symbol) if symbol in limits.restricted_symbols.symbols else None
+    restricted = {pair_of(name) for name in limits.restricted_symbols.symbols}
+    return Refusal(symbol) if pair_of(symbol) in restricted else None
 
 
 @rule(VetoCode.SESSION_CLOSED, "trading_hours", "sessions")
@@ -411,16 +467,30 @@ def model_confidence(case: Case, limits: Limits) -> Refusal | None:
     if case.approve_probability is None:
         return None
     limit = limits.model_confidence.min_approve_probability
-    return None if case.approve_probability >= limit else Refusal(case.approve_probability, limit)
+    probability = case.approve_probability
+    return None if reaches(probability, limit, limits) else Refusal(probability, limit)
 
 
 @rule(VetoCode.MIN_NOTIONAL, "exposure", "min_notional", "max_notional", after_caps=True)
 def min_notional(case: Case, limits: Limits) -> Refusal | None:
     """What is left after the caps is too small to trade (quote)."""
     order, limit = case.order, limits.exposure.min_notional
-    if order.notional < limit or order.quantity <= 0:
+    if not reaches(order.notional, limit, limits) or order.quantity <= 0:
         return Refusal(order.notional if isfinite(order.notional) else None, limit)
     return None
+
+
+@rule(VetoCode.COST_OVER_RISK, "cost", "fee", "slippage", "max_share_of_risk", after_caps=True)
+def cost_over_risk(case: Case, limits: Limits) -> Refusal | None:
+    """Entry and exit together cost more than this share of the order's risk: twice fee and
+    slippage, and the spread where it is known."""
+    bound, order = limits.cost, case.order
+    if bound is None:
+        return None
+    spread = (case.scenario.candidate.spread_bps or 0.0) / 10_000
+    share = (2 * (bound.fee + bound.slippage) + spread) * order.entry / order.distance
+    limit = bound.max_share_of_risk
+    return None if within(share, limit, limits) else Refusal(share, limit)
 
 
 RULES = tuple(_declared)

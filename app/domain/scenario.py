@@ -4,14 +4,27 @@ times in UTC."""
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from typing import Annotated
+from enum import StrEnum
+from typing import Annotated, Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
-from app.domain.candidate import SYMBOL_PATTERN, Candidate
-from app.domain.fields import Instant, Number, Record, Whole, measure
+from app.domain.candidate import Candidate
+from app.domain.fields import Instant, Number, Record, ShortText, Whole, absent, measure
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+SAME_SIZE = 0.01
+"""Two ways to say a size may differ by this fraction: one of them was rounded."""
+
+
+def pair_of(symbol: str) -> str:
+    """A symbol as it is compared: BTC/USDT:USDT, btc-usdt and BTCUSDT are one pair."""
+    return "".join(c for c in symbol.partition(":")[0] if c not in "/-_").casefold()
+
+
+def _positive(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
 
 
 class Bar(Record):
@@ -25,8 +38,22 @@ class Bar(Record):
     volume: Number = Field(ge=0)
 
 
+def _with_notional(schema: dict[str, Any]) -> None:
+    """What a plan may be sent with: its size in either unit."""
+    schema["properties"]["notional"] = {
+        "type": "number",
+        "exclusiveMinimum": 0,
+        "description": "size in quote currency, instead of quantity: it is recorded as"
+        " notional / entry",
+    }
+    schema["required"] = [name for name in schema["required"] if name != "quantity"]
+    schema["anyOf"] = [{"required": ["quantity"]}, {"required": ["notional"]}]
+
+
 class Plan(Record):
     """What the agent would trade, before anybody objects. Its risk is quantity x |entry - stop|."""
+
+    model_config = ConfigDict(json_schema_extra=_with_notional)
 
     entry: Number = measure("price", "expected fill", gt=0)
     stop: Number = measure("price", "initial stop", gt=0)
@@ -37,6 +64,33 @@ class Plan(Record):
         json_schema_extra={"unit": "price"},
     )
     quantity: Number = measure("base units", "size", gt=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def size_in_either_unit(cls, sent: Any) -> Any:
+        """Take `notional`, in quote currency, instead of `quantity`. Raises ValueError when both
+        are sent and are not the same size."""
+        if not isinstance(sent, dict) or "notional" not in sent:
+            return sent
+        plan = dict(sent)
+        notional, entry, quantity = plan.pop("notional"), plan.get("entry"), plan.get("quantity")
+        if notional is None:
+            return plan
+        if not _positive(notional):
+            raise PydanticCustomError(
+                "notional", "notional: a positive number of the quote currency", {"at": "notional"}
+            )
+        if not _positive(entry):
+            return plan  # It is refused for its entry.
+        if quantity is None:
+            plan["quantity"] = notional / entry
+        elif _positive(quantity) and abs(quantity * entry / notional - 1) > SAME_SIZE:
+            raise PydanticCustomError(
+                "size",
+                "quantity x entry is {other}, notional {notional}: send one of them",
+                {"other": f"{quantity * entry:.6g}", "notional": f"{notional:.6g}"},
+            )
+        return plan
 
     @property
     def notional(self) -> float:
@@ -50,20 +104,30 @@ class Plan(Record):
 
 
 class Position(Record):
-    """An open position."""
+    """An open position. One that is told in part is a position all the same: a rule that needs the
+    rest of it refuses."""
 
-    symbol: str = Field(
-        pattern=SYMBOL_PATTERN, description="pair", json_schema_extra={"unit": "label"}
-    )
-    quantity: Number = measure("base units", "size", gt=0)
-    entry: Number = measure("price", "average entry", gt=0)
+    symbol: ShortText | None = measure("label", "pair, as its exchange spells it", null="not told")
+    quantity: Number | None = measure("base units", "size; below 0: a short", null="not told")
+    entry: Number | None = measure("price", "average entry", gt=0, null="not told")
     stop: Number | None = measure("price", "stop in force", gt=0, null="no stop is set")
     opened_at: Instant | None = measure("time", "when it was opened", null="not recorded")
 
     @property
-    def notional(self) -> float:
-        """Quantity x entry, in quote currency."""
-        return self.quantity * self.entry
+    def notional(self) -> float | None:
+        """|Quantity| x entry, in quote currency; None when one of them is not told."""
+        if self.quantity is None or self.entry is None:
+            return None
+        return abs(self.quantity) * self.entry
+
+
+class Derived(Record):
+    """What of an account was not sent, and follows from the agent's own reports."""
+
+    fields: tuple[ShortText, ...] = Field(
+        description="fields of the account", json_schema_extra={"unit": "labels"}
+    )
+    age_s: Number = measure("s", "age of the newest report at as_of", ge=0)
 
 
 class Account(Record):
@@ -98,6 +162,12 @@ class Account(Record):
         max_length=256,
         description="all open positions",
         json_schema_extra={"unit": "objects", "null": "not reported"},
+    )
+    derived: Derived | None = Field(
+        None,
+        exclude_if=absent,
+        description="which of these the service derived from the agent's reports",
+        json_schema_extra={"unit": "object", "null": "none"},
     )
 
 
@@ -164,9 +234,13 @@ class Surroundings(Record):
 class Market(Record):
     """The symbol's market at `as_of`."""
 
-    last_close: Number = measure("price", "close of the last complete bar", gt=0)
-    bar_closed_at: Instant = measure("time", "when that bar closed")
-    bar_seconds: Number = measure("s", "length of that bar", gt=0, le=604_800)
+    last_close: Number | None = measure(
+        "price", "close of the last complete bar", gt=0, null="not reported"
+    )
+    bar_closed_at: Instant | None = measure("time", "when that bar closed", null="not reported")
+    bar_seconds: Number | None = measure(
+        "s", "length of that bar", gt=0, le=604_800, null="not reported"
+    )
     volume_24h: Number | None = measure(
         "quote", "traded in the last 24 h", ge=0, null="not reported"
     )
@@ -179,18 +253,60 @@ class Market(Record):
     )
 
 
+class Fault(StrEnum):
+    """What is wrong with a value, by kind."""
+
+    UNKNOWN = "unknown"
+    INCOMPLETE = "incomplete"
+    RANGE = "range"
+    UNIT = "unit"
+    TIME = "time"
+    TYPE = "type"
+
+
+class LeftOut(Record):
+    """A part of a request that could not be used, and was done without."""
+
+    field: ShortText = measure("label", "its path")
+    value: ShortText = measure("text", "the beginning of what was sent")
+    why: ShortText = measure("text", "what is wrong with it, and what it may have meant")
+    fault: Fault = measure("label", "the same, by kind")
+
+
+def _candidate_field(name: str) -> str:
+    if name not in Candidate.model_fields:
+        raise ValueError(f"ages names fields that a candidate does not have: {name}")
+    return name
+
+
 class Scenario(Record):
     """Everything knowable at `as_of`. Nothing later may enter; every field may carry its age."""
 
     candidate: Candidate
     plan: Plan
     account: Account = Account()
-    market: Market
-    ages: dict[str, Annotated[Number, Field(ge=0)]] = Field(
-        default_factory=dict,
-        max_length=128,
-        description="age of a candidate field at ts, by field name",
-        json_schema_extra={"unit": "s"},
+    market: Market = Market()
+    ages: dict[Annotated[str, AfterValidator(_candidate_field)], Annotated[Number, Field(ge=0)]] = (
+        Field(
+            default_factory=dict,
+            max_length=128,
+            description="age of a candidate field at ts, by field name",
+            json_schema_extra={"unit": "s"},
+        )
+    )
+    computed: tuple[ShortText, ...] = Field(
+        (),
+        max_length=64,
+        exclude_if=absent,
+        description="paths of what the service computed from the bars of the request",
+        json_schema_extra={"unit": "labels"},
+    )
+    left_out: tuple[LeftOut, ...] = Field(
+        (),
+        max_length=512,
+        exclude_if=absent,
+        description="what was sent and could not be used: to a rule it is worse than missing",
+        json_schema_extra={"unit": "objects"},
     )
 
     @property
@@ -207,23 +323,31 @@ class Scenario(Record):
         """
         return -((_EPOCH - self.as_of) // timedelta(seconds=1))
 
+    def lost(self, name: str) -> bool:
+        """Whether a field, by its path, was sent and left out: nothing passes for want of it."""
+        paths = (name, f"candidate.{name}")
+        return any(
+            path == gone.field or path.startswith((f"{gone.field}.", f"{gone.field}["))
+            for gone in self.left_out
+            for path in paths
+        )
+
     @model_validator(mode="after")
-    def nothing_later_than_as_of(self) -> Scenario:
-        """Refuse times in the future and ages of fields that do not exist."""
-        if self.market.bar_closed_at > self.as_of:
-            raise ValueError(
-                f"market.bar_closed_at {self.market.bar_closed_at.isoformat()} is later than"
-                f" candidate.ts {self.as_of.isoformat()}: send the last *complete* bar, stamped at"
-                " its close"
+    def nothing_later_than_as_of(self) -> Self:
+        """Refuse times in the future."""
+        closed_at = self.market.bar_closed_at
+        if closed_at is not None and closed_at > self.as_of:
+            raise PydanticCustomError(
+                "later",
+                "market.bar_closed_at {closed_at} is later than candidate.ts {as_of}: send the last"
+                " *complete* bar, stamped at its close",
+                {"closed_at": closed_at.isoformat(), "as_of": self.as_of.isoformat()},
             )
         for number, position in enumerate(self.account.positions or ()):
             if position.opened_at and position.opened_at > self.as_of:
-                raise ValueError(
-                    f"account.positions[{number}].opened_at is later than candidate.ts"
+                raise PydanticCustomError(
+                    "later",
+                    "account.positions[{number}].opened_at is later than candidate.ts",
+                    {"number": number, "at": ("account", "positions", number, "opened_at")},
                 )
-        unknown = sorted(self.ages.keys() - Candidate.model_fields.keys())
-        if unknown:
-            raise ValueError(
-                f"ages names fields that a candidate does not have: {', '.join(unknown)}"
-            )
         return self

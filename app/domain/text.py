@@ -78,6 +78,8 @@ _COINS = """
 COINS = frozenset(_COINS.split())
 """Coins that a prompt names; any other is `OTHER_COIN`."""
 OTHER_COIN = "coin"
+QUOTES = ("USDT", "USDC", "FDUSD", "BUSD", "USD", "EUR", "GBP", "TRY", "BRL", "BTC", "ETH", "BNB")
+"""What pairs are quoted in that are written in one word; the first that fits."""
 
 
 def harmless(text: str | None, limit: int) -> str:
@@ -99,8 +101,10 @@ def harmless(text: str | None, limit: int) -> str:
 
 
 def coin_of(symbol: str) -> str:
-    """The coin of a pair quoted in USDT, when it is one of `COINS`."""
-    coin = symbol.removesuffix("USDT")
+    """The coin of a pair, whatever it is quoted in, when it is one of `COINS`."""
+    base, slash, _ = symbol.upper().partition("/")
+    quote = "" if slash else next((name for name in QUOTES if base.endswith(name)), "")
+    coin = base.removesuffix(quote).rstrip("-_")
     return coin if coin in COINS else OTHER_COIN
 
 

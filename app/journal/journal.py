@@ -37,8 +37,9 @@ from app.domain.event import (
     StateChange,
     content_of,
 )
+from app.domain.ledger import Note
 from app.domain.link import Fate, Link, Linked, Producer
-from app.journal import consumer
+from app.journal import consumer, ledger
 from app.journal.condition import UNTOLD
 from app.journal.consumer import Consumer
 from app.journal.segment import Segment
@@ -133,6 +134,10 @@ class Journal:
         """Why the spool waits, as it was last logged."""
         self._newest: OrderedDict[str, Place] = OrderedDict()
         """The newest report on each subject, of those that came to this process not long ago."""
+        self._unnoted: OrderedDict[tuple[str, str], ledger.Entry] = OrderedDict()
+        """Entries of the ledger that could not be kept yet."""
+        self._filled: str | None = None
+        """The memory whose ledger this process made whole."""
         self.reachable = True
         """Whether the stream answered last. While it does not, what was written to it cannot be
         found."""
@@ -210,6 +215,50 @@ class Journal:
         if len(self._newest) > REMEMBERED:
             self._newest.popitem(last=False)
         return place.arrival
+
+    async def note(self, entry: ledger.Entry) -> None:
+        """Keep what a principal reported of a trade. While the stream is away it waits here, and
+        the ledger tells nothing."""
+        self._unnoted[entry.principal, entry.field] = entry
+        if len(self._unnoted) > REMEMBERED:
+            self._unnoted.popitem(last=False)
+            self._filled = None  # Postgres will tell it.
+        await self.settle_notes()
+
+    async def settle_notes(self) -> None:
+        """Keep what waits."""
+        for place, entry in list(self._unnoted.items()):
+            if not self.reachable or self.memory is None:
+                return
+            try:
+                await self._stream.ledger().note(entry)
+            except JournalUnavailable:  # Tried again; that the stream is away, others tell.
+                return
+            self._unnoted.pop(place, None)
+
+    async def ledger_of(self, principal: str) -> dict[str, Note] | None:
+        """What a principal reported of its trades, by decision; None while this cannot be told as a
+        whole."""
+        if not self.reachable or self.memory is None or self._unnoted:
+            return None
+        try:
+            notes = await self._stream.ledger().of(principal)
+            if notes is not None and len(notes) > ledger.MOST:
+                await self._stream.ledger().forget(principal, notes)
+        except JournalUnavailable:
+            return None
+        return notes
+
+    async def fill_ledger(self, recorded: Callable[[], Awaitable[list[ledger.Entry]]]) -> None:
+        """Make the ledger of a memory that is new here whole, by what is recorded. Raises
+        `JournalUnavailable`, and what `recorded` does."""
+        await self.settle_notes()
+        if not self.reachable or self.memory is None:
+            return
+        memory, kept = self.memory.identity, self._stream.ledger()
+        if self._filled != memory or not await kept.whole():
+            await kept.fill(await recorded())
+            self._filled = memory
 
     async def set_state(self, change: StateChange) -> Receipt:
         """Record a change of state and make it the live one for all replicas (when drained, if

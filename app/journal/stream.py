@@ -29,6 +29,7 @@ from app.domain.errors import InvalidRecord, JournalUnavailable, RequestConflict
 from app.domain.event import Aside, Entry, Event, EventKind, StateChange
 from app.domain.link import Fate, Link, Linked
 from app.journal.condition import UNTOLD, Condition, condition
+from app.journal.ledger import Ledger
 from app.telemetry import UNOBSERVED, Task, Telemetry
 
 log = structlog.get_logger()
@@ -415,6 +416,10 @@ class StreamJournal:
             age = int(seconds) + int(micros) / 1e6 - int(stream_id.split(b"-")[0]) / 1000
             self._oldest = (stream_id, now - max(age, 0.0))
         return length, now - self._oldest[1]
+
+    def ledger(self) -> Ledger:
+        """The ledger in this memory."""
+        return Ledger(self._run, self._memory.partition(" ")[0])
 
     async def ping(self) -> None:
         """Raise `JournalUnavailable` unless it answers."""

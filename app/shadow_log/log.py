@@ -17,6 +17,7 @@ from sqlalchemy import (
     Select,
     Table,
     Text,
+    TextClause,
     Uuid,
     any_,
     exists,
@@ -26,6 +27,7 @@ from sqlalchemy import (
     literal_column,
     select,
     table,
+    text,
 )
 from sqlalchemy import Row as SqlRow
 from sqlalchemy.dialects.postgresql import insert as upsert
@@ -47,6 +49,16 @@ from app.shadow_log.database import (
 )
 from app.shadow_log.rows import Row, assemble, plain, report_of, row_hash
 
+_REPORTED_TRADES = """
+SELECT d.principal, d.decision_id, d.scenario, a.record AS action, a.recorded_at AS acted_at,
+       o.record AS outcome, o.recorded_at AS ended_at
+FROM latest_actions a
+JOIN decisions d ON d.decision_id = a.decision_id
+LEFT JOIN latest_outcomes o
+  ON o.decision_id = a.decision_id AND o.arm = 'agent' AND o.source = 'reported'
+WHERE a.decision AND a.recorded_at >= :since
+ORDER BY a.recorded_at
+"""
 NOTHING = "none"
 """What an alias is moved to when it shall name no version any more; moves are never deleted."""
 
@@ -170,6 +182,10 @@ class ShadowLog:
             if isinstance(report, CorrectableReport) and report.subject == about.subject
         ]
         return same[-1] if same else None
+
+    async def reported_trades(self, since: datetime) -> list[Row]:
+        """Trades that agents reported since then, each with the newest end that was reported."""
+        return await self._rows(text(_REPORTED_TRADES).bindparams(since=since))
 
     async def latest_state(self) -> StateChange | None:
         """The newest change of the trading state."""
@@ -317,7 +333,7 @@ class ShadowLog:
         """Close the connections."""
         await self.engine.dispose()
 
-    async def _rows(self, query: Select[Any]) -> list[dict[str, Any]]:
+    async def _rows(self, query: Select[Any] | TextClause) -> list[dict[str, Any]]:
         async with self._transaction() as connection:
             return [plain(row) for row in await connection.execute(query)]
 

@@ -24,7 +24,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
-REVISION = "0011"
+REVISION = "0012"
 """The schema that this release works with; a test holds it against the newest migration."""
 
 metadata = MetaData(
@@ -64,7 +64,7 @@ decisions = Table(
     Column("setup_type", Text, nullable=False),
     Column("tier", Text),
     Column("regime", Text, nullable=False),
-    Column("score", Double, nullable=False),
+    Column("score", Double),
     Column("state", Text, nullable=False),
     Column("status", Text, nullable=False),
     Column("approve", Boolean),

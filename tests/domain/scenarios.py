@@ -49,6 +49,11 @@ BASE: dict[str, Any] = {
         "volume_24h": 1e9,
     },
 }
+MINIMAL: dict[str, Any] = {
+    "candidate": {"symbol": "ETHUSDT", "direction": "long", "ts": AS_OF},
+    "plan": {"entry": 2000.0, "stop": 1970.0, "targets": [2060.0, 2080.0], "notional": 500.0},
+}
+"""What a decision cannot do without."""
 LIMITS = Limits(version="test")
 
 

@@ -7,8 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from app.domain.case import TradingState
+from app.domain.decision import review_control
 from app.domain.errors import LimitsError
-from app.domain.limits import TradingHours, parse_limits, read_limits
+from app.domain.limits import Limits, RuleLimits, TradingHours, parse_limits, read_limits
+from app.domain.scenario import Scenario
+from tests.domain.scenarios import scenario
 
 DAY = (time(9), time(10, 30))
 NIGHT = (time(23, 30), time(0, 15))
@@ -75,3 +79,89 @@ def test_an_integer_that_readers_of_json_do_not_keep_is_refused_wherever_it_stan
     text = f'version = "t"\n[spread]\n{line}\n'
     with pytest.raises(LimitsError, match=r"here: an integer of 54 bits is beyond 2\^53"):
         parse_limits(text.format(2**53 + 1), "here")
+
+
+PROFILES = sorted((Path(__file__).parents[2] / "limits").glob("*.toml"))
+
+
+@pytest.mark.parametrize("profile", PROFILES, ids=lambda path: path.stem)
+def test_a_shipped_profile_says_why_whatever_passes_does(profile: Path) -> None:
+    limits = read_limits(profile)
+    tables = [table for _, table in limits if isinstance(table, RuleLimits)]
+    passing = [table for table in tables if table.when_missing != "refuse"]
+    assert passing
+    assert all(table.because for table in passing)
+    assert limits.tolerance == 1e-6
+    assert limits.cost is not None
+
+
+SPOT = read_limits(Path(__file__).parents[2] / "limits" / "spot-ai-agent.toml")
+
+
+def candidate_of_the_spot_agent(number: int) -> Scenario:
+    """As its loop sends it: no account, no calendar, an ATR of one-minute bars, stop and targets
+    1.5 and 3, 4, 5 ATR away, and every other one without spread, volatility or BTC trend."""
+    price, atr = 100.0 * (number + 1), (0.003 + 0.0004 * number) * 100.0 * (number + 1)
+    blind = number % 2 == 0
+    return scenario(
+        candidate__symbol=f"COIN{number}USDT",
+        candidate__atr=atr,
+        candidate__volatility_pct=None if blind else 0.5,
+        candidate__btc_trend=None if blind else "flat",
+        candidate__spread_bps=None if blind else 3.0,
+        candidate__news_severity=None if blind else 0,
+        candidate__time_to_news_minutes=None if blind else "clear",
+        candidate__macro_news_safe=None if blind else True,
+        candidate__open_positions=0,
+        candidate__max_trades=1,
+        plan__entry=price,
+        plan__stop=price - 1.5 * atr,
+        plan__targets=[price + distance * atr for distance in (3, 4, 5)],
+        plan__quantity=450.0 / price,
+        account__equity=None,
+        account__day_pnl_fraction=None,
+        account__drawdown_fraction=None,
+        account__consecutive_losses=None,
+        account__positions=None,
+        market__last_close=price,
+        market__bar_seconds=60,
+        market__volume_24h=None,
+    )
+
+
+@pytest.mark.parametrize("number", range(18))
+def test_candidates_of_the_spot_agent_pass_its_profile_and_not_the_general_limits(
+    number: int,
+) -> None:
+    s = candidate_of_the_spot_agent(number)
+    plain = review_control(s, Limits(version="test"), TradingState.ACTIVE, s.as_of)
+    assert len(plain.vetoes) >= 9
+    assert review_control(s, SPOT, TradingState.ACTIVE, s.as_of).vetoes == ()
+
+
+def test_the_spot_profile_refuses_for_what_is_known() -> None:
+    quiet = candidate_of_the_spot_agent(1).as_json()
+    quiet["candidate"]["atr"] = 0.1  # A stop 0.075 % away: 0.3 % of costs are four times the risk.
+    quiet["plan"] |= {"stop": 200.0 - 0.15, "targets": [200.3]}
+    wide = candidate_of_the_spot_agent(1).as_json()
+    wide["candidate"]["spread_bps"] = 12.0
+    held = candidate_of_the_spot_agent(1).as_json()
+    held["candidate"]["open_positions"] = 1
+    soon = candidate_of_the_spot_agent(1).as_json()
+    soon["candidate"]["time_to_news_minutes"] = 12.0
+    unreadable = candidate_of_the_spot_agent(0).as_json()
+    gone = {"field": "candidate.spread_bps", "value": "'?'", "why": "no number", "fault": "type"}
+    unreadable["left_out"] = [gone]
+    cases = {
+        "COST_OVER_RISK": quiet,
+        "SPREAD": wide,
+        "OPEN_POSITIONS": held,
+        "NEWS_WINDOW": soon,
+    }
+    for code, document in cases.items():
+        s = Scenario.from_json(document)
+        verdict = review_control(s, SPOT, TradingState.ACTIVE, s.as_of)
+        assert [veto.code for veto in verdict.vetoes] == [code]
+    s = Scenario.from_json(unreadable)
+    [veto] = review_control(s, SPOT, TradingState.ACTIVE, s.as_of).vetoes
+    assert (veto.code, veto.missing) == ("SPREAD", "spread_bps")

@@ -12,22 +12,31 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from app.domain.actions import ACTIONS, BY_LABEL, LABELS
-from app.domain.case import Case, Order, TradingState, agents_order, order_for
+from app.domain.case import Case, Order, TradingState, agents_order, order_for, side_of
 from app.domain.decision import AdviceStatus, Reading, Role, Version, conclude
 from app.domain.errors import LimitsError
-from app.domain.limits import Limits, parse_limits, read_limits
+from app.domain.limits import Cost, DirectionLimits, Limits, parse_limits, read_limits
 from app.domain.manifest import Calibration
 from app.domain.review import review
 from app.domain.rules import AFTER_CAPS, RULES, Rule, VetoCode
 from app.domain.scenario import Scenario
-from tests.domain.scenarios import AS_OF, LIMITS, case, sane_scenarios, scenario, scenarios
+from tests.domain.scenarios import (
+    AS_OF,
+    LIMITS,
+    MINIMAL,
+    case,
+    sane_scenarios,
+    scenario,
+    scenario_json,
+    scenarios,
+)
 
 VERSION = Version("test-1", "sha256:" + "0" * 64, Calibration(), Role.PRIMARY)
 HELD = {"symbol": "ETHUSDT", "quantity": 0.1, "entry": 2000.0}
 OTHER = {"symbol": "BTCUSDT", "quantity": 0.1, "entry": 40_000.0}
 
 
-def limits(**sections: dict[str, Any]) -> Limits:
+def limits(**sections: Any) -> Limits:
     return Limits.model_validate({"version": "test", **sections})
 
 
@@ -114,6 +123,7 @@ REFUSED: list[tuple[str, Case, Limits]] = [
         limits(trading_hours={"daily_maintenance": [["23:00", "09:01"]]}),
     ),
     ("MODEL_CONFIDENCE", case(approve_probability=0.49), LIMITS),
+    ("COST_OVER_RISK", case(), limits(cost={"max_share_of_risk": 0.2})),
 ]
 
 
@@ -128,6 +138,7 @@ PLAIN = agents_order(scenario())
 REFUSE = {"on_excess": "refuse"}
 NO_FLOOR = limits(exposure={"min_notional": 0}, liquidity={"min_volume_24h": 0} | REFUSE)
 TIGHT = limits(exposure=REFUSE, risk_per_trade=REFUSE, stop_distance=REFUSE)
+COSTLY = limits(cost={"fee": 0.001, "slippage": 0.0005, "max_share_of_risk": 0.5})
 CHEAP: dict[str, Any] = {
     "market__last_close": 1.0,
     "candidate__atr": 0.1,
@@ -142,7 +153,7 @@ def at(name: str, passes: Any, refuses: Any, by: Limits = LIMITS, **more: Any) -
     return more | {name: passes}, more | {name: refuses}, by
 
 
-def moved(**changes: float) -> Order:
+def moved(**changes: Any) -> Order:
     return PLAIN._replace(**changes)
 
 
@@ -237,6 +248,9 @@ LAST_TO_PASS: list[tuple[str, Edge]] = [
     ),
     ("DUPLICATE_SYMBOL", at("account__positions", [OTHER], [OTHER, HELD])),
     ("MODEL_CONFIDENCE", at("approve_probability", 0.5, 0.499)),
+    # Entry 2,000: 0.3 % twice 0.15 is 6, half of a stop 12 away; 1.5 bps of spread are 0.3 more.
+    ("COST_OVER_RISK", at("plan__stop", 1988.0, 1988.1, COSTLY, candidate__spread_bps=None)),
+    ("COST_OVER_RISK", at("plan__stop", 1987.3, 1987.5, COSTLY)),
 ]
 
 
@@ -376,8 +390,9 @@ def test_every_code_is_declared_by_one_rule_but_that_of_a_rule_that_failed() -> 
 
 
 def test_what_a_rule_reads_is_in_the_limits() -> None:
+    whole = limits(direction={}, cost={})
     for rule in (*RULES, *AFTER_CAPS):
-        table = getattr(LIMITS, rule.section) if rule.section else None
+        table = getattr(whole, rule.section) if rule.section else None
         assert [field for field in rule.fields if not hasattr(table, field)] == []
 
 
@@ -485,7 +500,9 @@ def test_rules_are_total_on_any_input(s: Scenario, order: Order, probability: fl
 
 def test_the_shipped_limits_are_the_defaults() -> None:
     shipped = read_limits(Path(__file__).parents[2] / "limits.toml")
-    assert shipped == Limits(version=shipped.version)
+    assert shipped == Limits(
+        version=shipped.version, tolerance=1e-6, direction=DirectionLimits(), cost=Cost()
+    )
 
 
 def test_the_replay_limits_differ_only_in_what_bars_cannot_know() -> None:
@@ -528,3 +545,151 @@ def test_a_rule_says_its_row_of_the_documentation() -> None:
         "| `STATE_HALTED` | The trading state (`PUT /state`) is HALTED, or not known. | - |"
     )
     assert rows[VetoCode.SPREAD].endswith(" | `spread.max_bps` |")
+
+
+ROUNDED = limits(tolerance=1e-6)
+
+
+def test_a_reward_that_equals_the_risk_but_for_rounding_passes_a_stated_tolerance() -> None:
+    """(2.9857 - 2.9599) / (2.9599 - 2.9341) is 1, and 0.9999999999999826 in floats."""
+    even = {
+        "market__last_close": 2.9599,
+        "candidate__atr": 0.02,
+        "plan__entry": 2.9599,
+        "plan__stop": 2.9341,
+        "plan__targets": [2.9857],
+        "plan__quantity": 100.0,
+    }
+    assert "REWARD_RISK" in codes(case(scenario(**even)), LIMITS)
+    assert codes(case(scenario(**even)), ROUNDED) == set()
+    assert "REWARD_RISK" in codes(case(scenario(**even | {"plan__targets": [2.9856]})), ROUNDED)
+
+
+def test_what_equals_a_limit_within_the_tolerance_is_held_to_be_equal() -> None:
+    near = 0.9 - 1e-9
+    assert "VOLATILITY_SPIKE" not in codes(case(scenario(candidate__volatility_pct=near)), LIMITS)
+    assert "VOLATILITY_SPIKE" in codes(case(scenario(candidate__volatility_pct=near)), ROUNDED)
+    above = scenario(candidate__spread_bps=10.0 + 1e-9)
+    assert "SPREAD" in codes(case(above), LIMITS)
+    assert "SPREAD" not in codes(case(above), ROUNDED)
+
+
+def test_a_calendar_that_is_clear_is_no_calendar_that_is_unknown() -> None:
+    clear = scenario(candidate__time_to_news_minutes="clear", candidate__news_severity=3)
+    assert codes(case(clear)) == set()
+    unknown = review(case(scenario(candidate__time_to_news_minutes=None)), LIMITS).vetoes
+    assert [v.missing for v in unknown] == ["time_to_news_minutes"]
+
+
+SHORT: dict[str, Any] = {
+    "candidate__direction": "short",
+    "plan__stop": 2030.0,
+    "plan__targets": [1920.0, 1940.0],
+}
+BOTH_WAYS = limits(direction={"allowed": ["long", "short"]})
+
+
+def test_a_short_is_judged_as_a_long_seen_in_a_mirror_where_limits_allow_it() -> None:
+    s = scenario(**SHORT)
+    order = order_for(BY_LABEL["J"], s, side_of(s, BOTH_WAYS))
+    # J: all of the risk, 0.25 x 30 = 7.5; 2.5 ATR of 20 above entry.
+    assert order == Order(2000.0, 2050.0, 1940.0, 7.5 / 50, -1)
+    assert (order.reward, order.risk) == (60.0, 7.5)
+    mine = case(s, order=agents_order(s, side_of(s, BOTH_WAYS)))
+    assert codes(mine, BOTH_WAYS) == set()
+    only_long = limits(direction={})
+    assert codes(mine, only_long) == {"DIRECTION"}
+    above = scenario(**SHORT | {"plan__stop": 1990.0})
+    assert "PRICE_SANITY" in codes(case(above, order=agents_order(above, -1)), BOTH_WAYS)
+    narrow = limits(direction={"allowed": ["short"]}, stop_distance={"max_atr": 1.0})
+    assert review(mine, narrow).stop == pytest.approx(2020.0)
+
+
+def test_limits_from_before_directions_were_spoken_of_judge_a_short_as_they_did() -> None:
+    s = scenario(**SHORT)
+    assert side_of(s, LIMITS) == 1
+    assert codes(case(s)) == {"DIRECTION", "PRICE_SANITY", "REWARD_RISK"}
+
+
+def test_odd_positions_harm_no_other_request() -> None:
+    odd = [
+        {"symbol": "\u5e01\u5b89\u4eba\u751f/USDC:USDC", "quantity": -3.0, "entry": 2.0},
+        {"symbol": "XBT/EUR", "quantity": 0.0, "entry": 50_000.0},
+    ]
+    assert codes(case(scenario(account__positions=odd))) == set()
+
+
+def test_a_pair_is_the_same_however_it_is_spelt() -> None:
+    held = [{"symbol": "ETH/USDT:USDT", "quantity": -2.0, "entry": 2000.0}]
+    s = scenario(account__positions=held)
+    assert codes(case(s)) == {"DUPLICATE_SYMBOL", "SYMBOL_EXPOSURE", "MIN_NOTIONAL"}
+    listed = limits(restricted_symbols={"symbols": ["eth-usdt"]})
+    assert codes(case(), listed) == {"RESTRICTED_SYMBOL"}
+
+
+def test_a_position_told_in_part_counts_and_its_size_is_missed() -> None:
+    part = scenario(account__positions=[{"symbol": "SOLUSDC"}])
+    vetoes = {v.code: v.missing for v in review(case(part), LIMITS).vetoes}
+    assert vetoes == {VetoCode.TOTAL_EXPOSURE: "account.positions[].notional"}
+    nameless = scenario(account__positions=[{"quantity": 1.0, "entry": 1.0}])
+    vetoes = {v.code: v.missing for v in review(case(nameless), LIMITS).vetoes}
+    assert vetoes == {VetoCode.DUPLICATE_SYMBOL: "account.positions[].symbol"}
+
+
+def passing(*tables: str, how: str = "pass") -> Limits:
+    return limits(**{table: {"when_missing": how} for table in tables})
+
+
+def test_a_minimal_request_is_refused_for_what_is_missing_and_passes_where_limits_say_so() -> None:
+    least = Scenario.from_json(MINIMAL)
+    order = order_for(BY_LABEL["F"], least)
+    assert order == Order(2000.0, 1970.0, 2060.0, 0.5 * 0.25), "its own stop: no ATR is known"
+    assert {v.missing for v in review(case(least, order=order), LIMITS).vetoes} == {
+        "market.bar_closed_at",
+        "market.last_close",
+        "atr",
+        "btc_trend",
+        "time_to_news_minutes",
+        "macro_news_safe",
+        "volatility_pct",
+        "spread_bps",
+        "market.volume_24h",
+        "account.equity",
+        "account.positions",
+        "account.day_pnl_fraction",
+        "account.drawdown_fraction",
+        "account.consecutive_losses",
+    }
+    everything = [
+        name for name, f in Limits.model_fields.items() if name not in ("version", "tolerance")
+    ]
+    for how in ("pass", "calm"):
+        assert codes(case(least, order=order), passing(*everything, how=how)) == set()
+
+
+def test_calm_judges_by_what_is_known() -> None:
+    near = scenario(candidate__news_severity=None, candidate__time_to_news_minutes=5)
+    assert codes(case(near), passing("news_window")) == set()
+    assert codes(case(near), passing("news_window", how="calm")) == {"NEWS_WINDOW"}
+    poor = scenario(candidate__volatility_pct=None, plan__targets=[2029.0])
+    by = passing("reward_risk", "volatility_spike", how="calm")
+    assert codes(case(poor), by) == {"REWARD_RISK"}
+    assert codes(
+        case(scenario(candidate__atr=None, plan__stop=1999.0)),
+        limits(input_sanity={"when_missing": "pass"}, stop_distance={"when_missing": "pass"}),
+    ) == {"STOP_DISTANCE"}, "a tenth of a per cent of entry is known without an ATR"
+
+
+def test_what_was_sent_and_left_out_passes_nowhere() -> None:
+    gone = [{"field": "candidate.spread_bps", "value": "'n/a'", "why": "none", "fault": "type"}]
+    s = Scenario.from_json(scenario_json(candidate__spread_bps=None) | {"left_out": gone})
+    assert codes(case(s), passing("spread")) == {"SPREAD"}
+    whole = [{"field": "account", "value": "[]", "why": "no object", "fault": "type"}]
+    s = Scenario.from_json(scenario_json(account__positions=None) | {"left_out": whole})
+    by = passing("exposure", "open_positions")
+    assert codes(case(s), by) == {
+        "SYMBOL_EXPOSURE",
+        "TOTAL_EXPOSURE",
+        "OPEN_POSITIONS",
+        "DUPLICATE_SYMBOL",
+    }

@@ -17,7 +17,7 @@ from app.domain.errors import InvalidRecord
 from app.domain.features import FEATURE_NAMES, features
 from app.domain.prompt import render
 from app.domain.scenario import Scenario
-from tests.domain.scenarios import AS_OF, scenario, scenario_json, scenarios
+from tests.domain.scenarios import AS_OF, MINIMAL, scenario, scenario_json, scenarios
 
 FIRST_SCHEMA = "sha256:1a8b86273e2043a77fdad48735e3ec8396b94bdc8c0a3db473951187624be3f1"
 """Of the names of the features of 2026-11-1."""
@@ -138,10 +138,15 @@ def test_hash_ignores_the_sign_of_zero_and_the_spelling_of_integers() -> None:
         ({"candidate__confidence": 72}, "candidate.confidence"),
         ({"candidate__fear_greed": 101}, "candidate.fear_greed"),
         ({"candidate__atr": 0}, "candidate.atr"),
-        ({"candidate__symbol": "btc/usdt"}, "candidate.symbol"),
+        ({"candidate__symbol": "btc usdt"}, "candidate.symbol"),
         ({"candidate__ts": datetime(2026, 11, 23, 9)}, "candidate.ts"),
         ({"candidate__direction": "sideways"}, "candidate.direction"),
-        ({"candidate__atr": ...}, "candidate.atr"),
+        ({"candidate__symbol": "BTC\u200bUSDT"}, "candidate.symbol"),
+        ({"candidate__ts": ...}, "candidate.ts"),
+        ({"candidate__time_to_news_minutes": "soon"}, "candidate.time_to_news_minutes"),
+        ({"candidate__time_to_news_minutes": -1}, "candidate.time_to_news_minutes"),
+        ({"plan__notional": 0}, "plan"),
+        ({"plan__quantity": ...}, "plan.quantity"),
         ({"candidate__extra": {"x": float("nan")}}, "candidate.extra"),
         ({"candidate__extra": {"x": 2**60}}, "candidate.extra"),
         ({"candidate__news_summary": "x" * 2001}, "candidate.news_summary"),
@@ -239,3 +244,46 @@ def test_features_by_hand() -> None:
     assert row["session=Asia"] == 0.0
     assert row["score_over_threshold"] == pytest.approx(1.3)
     assert row["hurst"] != row["hurst"], "not known is NaN"
+
+
+def test_symbol_side_prices_size_and_time_are_all_that_is_needed() -> None:
+    least = Scenario.from_json(MINIMAL)
+    assert least.plan.quantity == 500.0 / 2000.0
+    assert least.candidate.session == "Europe", "09:00 UTC is 14:00 in Karachi"
+    assert render(least).user == "ETH long Europe none\nreward 2.7"
+    assert Scenario.from_json(least.as_json()) == least
+    row = dict(zip(FEATURE_NAMES, features(least), strict=True))
+    assert all(math.isnan(row[name]) for name in ("score", "rsi", "atr_fraction", "plan_stop_atr"))
+
+
+@pytest.mark.parametrize(
+    ("hour", "session"), [(19, "Asia"), (2, "Asia"), (3, "Europe"), (10, "Europe"), (11, "US")]
+)
+def test_a_session_that_is_not_told_is_that_of_the_hour_in_karachi(hour: int, session: str) -> None:
+    at = AS_OF.replace(hour=hour)
+    told = scenario(candidate__ts=at, candidate__session=..., market__bar_closed_at=at)
+    assert told.candidate.session == session
+
+
+def test_a_size_may_be_told_in_quote_currency() -> None:
+    both = scenario(plan__notional=500.0)
+    assert both.as_json()["plan"] == scenario().as_json()["plan"]
+    assert both.plan.quantity == 0.25
+    with pytest.raises(InvalidRecord, match=r"quantity x entry is 500, notional 450"):
+        scenario(plan__notional=450.0)
+
+
+@pytest.mark.parametrize(
+    "symbol", ["BTC/USDC", "btceur", "\u5e01\u5b89\u4eba\u751f/USDT", "BTC-PERP", "XBT/EUR:EUR"]
+)
+def test_a_symbol_may_be_of_any_script_and_quote(symbol: str) -> None:
+    assert scenario(candidate__symbol=symbol).candidate.symbol == symbol
+
+
+def test_what_is_not_known_is_absent_from_the_prompt() -> None:
+    gone = dict.fromkeys(
+        ("candidate__score", "candidate__confidence", "candidate__score_threshold"), None
+    )
+    assert "conf" not in render(scenario(**gone)).user
+    assert "score" not in render(scenario(**gone)).user
+    assert "event" not in render(scenario(candidate__time_to_news_minutes="clear")).user

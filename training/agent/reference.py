@@ -19,11 +19,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from app.domain.charts.computed import NEAR_ATR, candidate_fields
+from app.domain.charts.indicators import Indicators, indicators
 from app.domain.control import AgentAction
 from app.domain.scenario import Account, Scenario
 from training.arrays import Floats
 from training.market.bars import Bars, MarketDataError
-from training.market.indicators import PATTERNS, Indicators, indicators
 from training.market.surroundings import Neighbourhood
 
 STOP_ATR = 1.5
@@ -32,8 +33,6 @@ SIZES = ((8.5, 500.0), (6.5, 450.0), (-np.inf, 400.0))
 """USDT by confidence, highest first."""
 MIN_CONFIDENCE = 4.0
 MIN_VOLUME_24H = 2_000_000.0
-GUARD_ATR = 0.3
-"""Nearer than this to the 48-bar high counts as at resistance, to the low as at support."""
 ASSUMED_SPREAD_BPS = 2.0
 COOL_DOWN_S = 6 * 3600
 TIME_EXIT_S = 6 * 3600
@@ -111,11 +110,6 @@ def sessions(closed_at: NDArray[np.int64]) -> NDArray[np.int8]:
     return (((closed_at // 3600 + 5) % 24) // 8).astype(np.int8)
 
 
-def session_at(moment: datetime) -> str:
-    """The session that a time lies in."""
-    return SESSIONS[int(sessions(np.array([int(moment.timestamp())]))[0])]
-
-
 def chart(bars: Bars) -> Chart:
     """Indicators and scores of one symbol. Raises `MarketDataError` when its history is too
     short."""
@@ -169,7 +163,7 @@ def passes(c: Chart) -> NDArray[np.bool_]:
             & (signs.volume_24h >= MIN_VOLUME_24H)
             & (c.score >= c.threshold)
             & (c.confidence >= MIN_CONFIDENCE)
-            & (signs.resistance_gap > GUARD_ATR)
+            & (signs.resistance_gap > NEAR_ATR)
             & np.isfinite(signs.htf_trend_pct)
             & np.isfinite(signs.atr_percentile)
         )
@@ -218,14 +212,13 @@ class Agent:
         setup = "trend"
         if c.mean_reversion_norm[i] > c.trend_norm[i]:
             setup = "counter_trend" if signs.htf_trend_pct[i] < 0 else "mean_reversion"
-        pattern = int(signs.pattern[i])
         return {
+            **candidate_fields(signs, i),
             "symbol": c.bars.symbol,
             "direction": "long",
             "ts": as_of,
             "session": SESSIONS[c.session[i]],
             "setup_type": setup,
-            "pattern": list(PATTERNS)[pattern] if pattern >= 0 else None,
             "score": score,
             "normalized_score_pre_macro": min(max(score, 0.0), 10.0),
             "trend_norm": float(c.trend_norm[i]),
@@ -233,20 +226,7 @@ class Agent:
             "activation_threshold": float(c.threshold[i]),
             "score_threshold": float(c.threshold[i]),
             "confidence": float(c.confidence[i]),
-            "rsi": float(signs.rsi[i]),
-            "macd": float(signs.macd[i]),
-            "macd_signal": float(signs.macd_signal[i]),
-            "adx": float(signs.adx[i]),
-            "di_plus": float(signs.di_plus[i]),
-            "di_minus": float(signs.di_minus[i]),
-            "atr": float(signs.atr[i]),
-            "volatility_pct": float(signs.atr_percentile[i]),
-            "htf_trend_pct": float(signs.htf_trend_pct[i]),
-            "near_support": bool(signs.support_gap[i] < GUARD_ATR),
-            "near_resistance": bool(signs.resistance_gap[i] < GUARD_ATR),
             "btc_trend": self._bitcoin_trend(as_of),
-            "volume_ratio": float(signs.volume_ratio[i]),
-            "price_change_pct": float(signs.price_change[i]),
             "spread_bps": ASSUMED_SPREAD_BPS,
             "open_positions": len(account.positions or ()),
             "max_trades": 1,
@@ -333,9 +313,9 @@ def stand_in_approval(scenario: Scenario) -> tuple[bool, float]:
     68), volume above its mean. A counter-trend setup needs RSI below 30 instead of leading buyers.
     """
     c = scenario.candidate
-    lead = (c.di_plus or 0) - (c.di_minus or 0)
-    leads = c.rsi < 30 if c.setup_type == "counter_trend" else lead > 0
-    votes = sum((leads, (c.macd or 0) > 0, c.rsi < 68, (c.volume_ratio or 0) > 0))
+    lead, rsi = (c.di_plus or 0) - (c.di_minus or 0), 50 if c.rsi is None else c.rsi
+    leads = rsi < 30 if c.setup_type == "counter_trend" else lead > 0
+    votes = sum((leads, (c.macd or 0) > 0, rsi < 68, (c.volume_ratio or 0) > 0))
     return votes >= 3, votes / 4
 
 

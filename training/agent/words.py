@@ -73,8 +73,11 @@ def agents_label(scenario: Scenario, action: AgentAction) -> Action:
     or `reject`."""
     if not action.decision:
         return REJECT
-    distance = abs(scenario.plan.entry - scenario.plan.stop) / scenario.candidate.atr
     whole = [approval for approval in ACTIONS if approval.risk_fraction == 1.0]
+    atr = scenario.candidate.atr
+    if atr is None:  # Every distance then means the plan's stop.
+        return whole[len(whole) // 2]
+    distance = abs(scenario.plan.entry - scenario.plan.stop) / atr
     return min(whole, key=lambda approval: abs(approval.stop_atr - distance))
 
 
@@ -107,6 +110,8 @@ def dialogue(encoder: PromptEncoder, label: int, said: str) -> Dialogue:
 
 def _for(scenario: Scenario) -> str:
     c = scenario.candidate
+    if c.score is None or c.score_threshold is None:
+        return f"Enough speaks for it: {_chart(scenario)}."
     return f"Score {c.score:.1f} clears {c.score_threshold:.1f}; {_chart(scenario)}."
 
 
@@ -122,7 +127,7 @@ def _chart(scenario: Scenario) -> str:
         (
             "buyers lead" if lead else "sellers lead",
             "momentum is up" if (c.macd or 0) > 0 else "momentum is down",
-            f"rsi {c.rsi:.0f}",
+            "rsi not known" if c.rsi is None else f"rsi {c.rsi:.0f}",
             "volume is above its mean" if (c.volume_ratio or 0) > 0 else "volume is below its mean",
         )
     )

@@ -99,7 +99,7 @@ def paper(
         client.close(timeout_s=60)
     print_result(console, trader.judged, trader.agent_book, trader.advice_book, client.stats())
     if trader.unfilled:
-        tell(f"{trader.unfilled} orders were never filled: the exchange's next bar is missing.")
+        tell(f"{trader.unfilled} orders were not filled, or bars are missing that judge them.")
     tell(
         f"{len(trader.judged)} candidates prove nothing about a model; the intervals say how"
         " little."

@@ -11,35 +11,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from training.arrays import DAY_S, Floats, Times
+from app.domain.charts.movements import OWN, movements
+from training.arrays import Floats, Times
 from training.market.bars import Bars
 
-_HOUR_S = 3600
-_DAYS = 14
-_NEXT_HOURS = 6
 _OTHERS = 2
 """A rank needs so many other symbols."""
-_VOLATILITY_HOURS = {
-    "volatility_1h": 1,
-    "volatility_6h": 6,
-    "volatility_24h": 24,
-    "volatility_7d": 168,
-}
-_RETURN_HOURS = {
-    "return_1h": 1,
-    "return_6h": 6,
-    "return_24h": 24,
-    "return_7d": 168,
-    "return_30d": 720,
-}
-_OWN = (
-    *_VOLATILITY_HOURS,
-    "volatility_same_hours",
-    "return_6h",
-    "return_24h",
-    "return_7d",
-    "return_30d",
-)
 _LEADER = "BTCUSDT"
 _LEAD = ("return_1h", "return_6h", "return_24h", "volatility_24h")
 
@@ -62,7 +39,7 @@ class Neighbourhood:
     def at(self, chart: int, bar: int) -> dict[str, float | None]:
         """Fields of `Surroundings` when a bar of a symbol closes. No later bar is looked at."""
         moment = int(self._series[chart].closed_at[bar])
-        values = {name: self._own[chart][name][bar] for name in _OWN}
+        values = {name: self._own[chart][name][bar] for name in OWN}
         place = int(np.searchsorted(self._times, moment))
         values |= {name: columns[place, chart] for name, columns in self._across.items()}
         values |= self._lead(moment)
@@ -79,31 +56,6 @@ class Neighbourhood:
         if last < 0 or moment - bars.closed_at[last] > 2 * bars.seconds:
             return {}
         return {f"btc_{name}": moved[name][last] for name in _LEAD}
-
-
-def movements(bars: Bars) -> dict[str, Floats]:
-    """Volatilities and returns of one symbol, each of shape (N,)."""
-    per_hour = _HOUR_S / bars.seconds
-    variance = np.log(bars.high / bars.low) ** 2 / (4 * np.log(2)) * per_hour
-    moved = {
-        name: np.sqrt(trailing_mean(variance, round(hours * per_hour)))
-        for name, hours in _VOLATILITY_HOURS.items()
-    }
-    moved["volatility_same_hours"] = np.sqrt(_same_hours(variance, bars.seconds))
-    close = np.log(bars.close)
-    for name, hours in _RETURN_HOURS.items():
-        moved[name] = close - _before(close, round(hours * per_hour))
-    return moved
-
-
-def trailing_mean(values: Floats, window: int) -> Floats:
-    """Mean of the last `window` values at each; NaN until there are so many, or with a window of
-    0."""
-    means = np.full(len(values), np.nan)
-    if 0 < window <= len(values):
-        total = np.concatenate([[0.0], np.cumsum(values)])
-        means[window - 1 :] = np.maximum(total[window:] - total[:-window], 0.0) / window
-    return means
 
 
 def across(
@@ -141,20 +93,3 @@ def means(values: Floats) -> Floats:
     count = known.sum(axis=1, keepdims=True)
     mean = np.where(known, values, 0.0).sum(axis=1, keepdims=True) / np.maximum(count, 1)
     return np.where(known & (count > _OTHERS), mean, np.nan)
-
-
-def _same_hours(variance: Floats, seconds: int) -> Floats:
-    """Mean variance of the bars that closed in the six hours after this one's time of day, on each
-    of the last 14 days."""
-    per_day, ahead = DAY_S // seconds, _NEXT_HOURS * _HOUR_S // seconds
-    window = trailing_mean(variance, ahead)
-    days = [_before(window, day * per_day - ahead) for day in range(1, _DAYS + 1)]
-    return np.asarray(np.mean(days, axis=0))
-
-
-def _before(values: Floats, steps: int) -> Floats:
-    """The values so many bars ago; NaN where there is none, or for 0 steps."""
-    shifted = np.full(len(values), np.nan)
-    if 0 < steps < len(values):
-        shifted[steps:] = values[:-steps]
-    return shifted

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.agent.reference import TIME_EXIT_S
-from training.arrays import Floats, Rows
+from training.arrays import Floats, Rows, Times
 from training.market.bars import Bars
 from training.outcomes.orders import Orders
 from training.outcomes.simulate import Costs, Fates, simulate
@@ -28,7 +28,7 @@ class Exclusion(StrEnum):
     """Why bars cannot judge a decision; the first that applies."""
 
     NOT_A_LONG_ORDER = "not_a_long_order"
-    """A short, or a stop that does not lie below entry: the simulator would refuse it."""
+    """A short, a stop that does not lie below entry, or no ATR: the simulator would refuse it."""
     NO_BARS = "no_bars"
     """No series of this symbol, or none around this time."""
     PRICE_MISMATCH = "price_mismatch"
@@ -110,11 +110,16 @@ class Ground:
         return fates
 
 
-def fitness(bars: Bars, plans: Orders) -> NDArray[np.str_]:
+def fitness(bars: Bars, plans: Orders, ended_at: Times | None = None) -> NDArray[np.str_]:
     """Whether bars can judge each plan: "" or the reason why not. Shape (N,).
 
     They can when every bar from the entry to six hours after it is there and had trades, and the
     price that was planned is the market's.
+
+    Parameters
+    ----------
+    ended_at : closes of the bars in which the orders ended, as simulated: no later bar matters to
+        them. None where every order of the plans shall be judged.
     """
     reasons = np.full(len(plans), "", dtype=_REASON)
     if not len(bars):
@@ -123,9 +128,12 @@ def fitness(bars: Bars, plans: Orders) -> NDArray[np.str_]:
     opened = bars.closed_at - bars.seconds
     steps = -(-TIME_EXIT_S // bars.seconds)
     first = np.searchsorted(opened, plans.as_of, side="left")
-    begin, end = (np.minimum(place, len(bars) - 1) for place in (first, first + steps - 1))
+    last = first + steps - 1
+    if ended_at is not None:
+        last = np.minimum(last, np.searchsorted(bars.closed_at, ended_at, side="left"))
+    begin, end = (np.minimum(place, len(bars) - 1) for place in (first, last))
     late = opened[begin] - plans.as_of >= bars.seconds
-    holes = bars.closed_at[end] - opened[begin] > steps * bars.seconds
+    holes = bars.closed_at[end] - opened[begin] > (last - first + 1) * bars.seconds
     empty = np.concatenate([[0], np.cumsum(bars.volume == 0)])
     gap: Floats = np.abs(plans.entry / bars.open[begin] - 1)
     outside = (plans.as_of < opened[0] - bars.seconds) | (
@@ -135,6 +143,6 @@ def fitness(bars: Bars, plans: Orders) -> NDArray[np.str_]:
     reasons[empty[end + 1] > empty[begin]] = Exclusion.NO_VOLUME
     reasons[late | holes] = Exclusion.GAP
     reasons[~late & (gap > MAX_PRICE_GAP)] = Exclusion.PRICE_MISMATCH
-    reasons[first + steps > len(bars)] = Exclusion.UNRESOLVED
+    reasons[last >= len(bars)] = Exclusion.UNRESOLVED
     reasons[outside] = Exclusion.NO_BARS
     return reasons

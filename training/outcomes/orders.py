@@ -59,7 +59,7 @@ def plan_order(scenario: Scenario) -> Order:
         plan.entry,
         plan.stop,
         targets,
-        candidate.atr,
+        np.nan if candidate.atr is None else candidate.atr,
         plan.quantity if long else np.nan,
         plan.risk,
     )

@@ -205,7 +205,7 @@ def build_scenarios(
     """
     real = _in_order(scenarios)
     as_of = np.array([row.scenario.second for row in real], dtype=np.int64)
-    longest = (max(label_seconds, math.ceil(row.scenario.market.bar_seconds)) for row in real)
+    longest = (max(label_seconds, math.ceil(row.scenario.market.bar_seconds or 0)) for row in real)
     ends_at = as_of + np.array([label_reach(seconds) for seconds in longest], dtype=np.int64)
     split = splits(as_of, ends_at, config)
     symbols = np.array([row.scenario.candidate.symbol for row in real], dtype=np.str_)

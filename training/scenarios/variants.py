@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from app.domain.candidate import Candidate
+from app.domain.candidate import CLEAR, Candidate, session_at
 from app.domain.scenario import Scenario
-from training.agent.reference import ASSUMED_SPREAD_BPS, session_at
+from training.agent.reference import ASSUMED_SPREAD_BPS
 from training.market.context import SEPARATOR
 from training.scenarios.headlines import trained, with_text
 
@@ -83,18 +83,18 @@ def noise(scenario: Scenario, source: Source) -> Document | None:
     for name in PRICES:
         plan[name] *= factor
     plan["targets"] = [target * factor for target in plan["targets"]]
-    document["market"]["last_close"] *= factor
+    if document["market"]["last_close"] is not None:
+        document["market"]["last_close"] *= factor
     return document
 
 
 def shift(scenario: Scenario, source: Source) -> Document | None:
     """The same knowledge decided upon later, before the next bar closes: time, session and ages
     move on."""
-    left = (
-        scenario.market.bar_closed_at.timestamp()
-        + scenario.market.bar_seconds
-        - scenario.as_of.timestamp()
-    )
+    closed_at, length = scenario.market.bar_closed_at, scenario.market.bar_seconds
+    if closed_at is None or length is None:
+        return None
+    left = closed_at.timestamp() + length - scenario.as_of.timestamp()
     if left < 2:
         return None
     seconds = int(source.integers(1, int(left)))
@@ -106,7 +106,7 @@ def shift(scenario: Scenario, source: Source) -> Document | None:
     for name in AGES:
         if candidate[name] is not None:
             candidate[name] += seconds
-    if candidate["time_to_news_minutes"] is not None:
+    if candidate["time_to_news_minutes"] not in (None, CLEAR):
         candidate["time_to_news_minutes"] = max(
             candidate["time_to_news_minutes"] - seconds / 60, 0.0
         )

@@ -64,7 +64,7 @@ def edited(**changes: tuple[str, str]) -> str:
 
 
 NARROW = edited(
-    version=('version = "2026-11-23"', 'version = "narrow"'),
+    version=('version = "2026-11-26"', 'version = "narrow"'),
     spread=("max_bps = 10.0", "max_bps = 1.0"),
 )
 
@@ -77,13 +77,13 @@ def replace(path: Path, text: str) -> None:
 
 
 async def in_force(api: Running) -> dict[str, str]:
-    limits: dict[str, str] = (await api.client.get("/readyz")).json()["limits"]
-    return limits
+    limits = (await api.client.get("/readyz")).json()["limits"]
+    return {name: limits[name] for name in ("version", "hash")}
 
 
-async def codes(api: Running, request_id: str) -> list[str]:
+async def codes(api: Running, request_id: str, **changes: Any) -> list[str]:
     """Vetoes of a candidate whose spread is 1.2 bps."""
-    reply = (await api.advise(request(request_id))).json()
+    reply = (await api.advise(request(request_id, **changes))).json()
     return [veto["code"] for veto in reply["vetoes"]]
 
 
@@ -153,14 +153,14 @@ async def test_a_file_that_vanishes_or_is_no_text_keeps_the_old_limits(
     shipped = read_limits(SHIPPED).hash()
     limits_file.unlink()
     api.service.controls.refresh_limits()
-    assert api.service.controls.limits_hash == shipped
+    assert api.service.controls.limits_of("agent").hash == shipped
     assert api.metric("advisor_limits_reload_failures_total") == 1
     limits_file.write_bytes(b"\xff\xfe\x00")
     api.service.controls.refresh_limits()
     limits_file.unlink()
     limits_file.mkdir()
     api.service.controls.refresh_limits()
-    assert api.service.controls.limits_hash == shipped
+    assert api.service.controls.limits_of("agent").hash == shipped
     assert api.metric("advisor_limits_reload_failures_total") == 3
     limits_file.rmdir()
     replace(limits_file, NARROW)
@@ -181,15 +181,52 @@ async def test_an_edit_in_place_of_the_same_length_is_noticed(
 async def test_a_touched_file_changes_nothing_and_has_the_same_hash(
     api: Running, limits_file: Path
 ) -> None:
-    hashed = api.service.controls.limits_hash
+    hashed = api.service.controls.limits_of("agent").hash
     replace(limits_file, "# a comment\n" + SHIPPED.read_text())
     os.utime(limits_file)
     api.service.controls.refresh_limits()
-    assert api.service.controls.limits_hash == hashed
+    assert api.service.controls.limits_of("agent").hash == hashed
     assert (
         api.metric("advisor_limits_info", hash=hashed, version=api.service.controls.limits.version)
         == 1
     )
+
+
+async def test_a_principal_with_limits_of_its_own_is_judged_by_them_alone(
+    database_url: str, valkey_url: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "limits"
+    folder.mkdir()
+    wide = edited(spread=("max_bps = 10.0", "max_bps = 50.0")).replace("2026-11-26", "wide")
+    replace(folder / "agent.toml", wide)
+    replace(folder / "another.toml", NARROW)
+    settings = settings_for(database_url, valkey_url, tmp_path, limits_profiles=folder)
+    async with running(settings) as api:
+        shown = (await api.client.get("/readyz")).json()["limits"]["profiles"]
+        assert {name: each["version"] for name, each in shown.items()} == {
+            "agent": "wide",
+            "another": "narrow",
+        }
+        asked = request("r-1", candidate__spread_bps=25.0)
+        reply = (await api.advise(asked)).json()
+        assert reply["vetoes"] == []
+        stored = (await api.client.get(f"/decisions/{reply['decision_id']}")).json()["decision"]
+        assert stored["limits"]["version"] == "wide"
+        assert stored["limits_hash"] == shown["agent"]["hash"]
+        assert (await api.client.post("/advise?dry_run=true", json=asked)).json()[
+            "control_vetoes"
+        ] == []
+        # A bad file keeps what is in force; one that is gone leaves the general limits.
+        (folder / "agent.toml").write_text("version = 1")
+        api.service.controls.refresh_limits()
+        assert await codes(api, "r-2", candidate__spread_bps=25.0) == []
+        assert api.metric("advisor_limits_reload_failures_total") == 1
+        (folder / "agent.toml").unlink()
+        api.service.controls.refresh_limits()
+        assert await codes(api, "r-3", candidate__spread_bps=25.0) == ["SPREAD"]
+        replace(folder / "agent.toml", NARROW)
+        api.service.controls.refresh_limits()
+        assert await codes(api, "r-4", candidate__spread_bps=1.2) == ["SPREAD"]
 
 
 async def put(api: Running, state: str, token: str | None = TOKEN, reason: str = "drill") -> Any:
@@ -229,7 +266,7 @@ async def test_the_next_look_of_a_replica_obeys_what_another_was_told_and_looks_
 ) -> None:
     """The other replica is one whose background work stands still but for one look."""
     service = api.service
-    other = Controls(SHIPPED, service.journal, service.shadow_log, UNOBSERVED)
+    other = Controls(SHIPPED, None, service.journal, service.shadow_log, UNOBSERVED)
     await other.start()
     assert other.state is TradingState.ACTIVE
     for state in (TradingState.HALTED, TradingState.REDUCING, TradingState.ACTIVE):

@@ -12,6 +12,7 @@ from prometheus_client import generate_latest
 from app.domain.case import TradingState
 from app.domain.decision import Role, TextEffect
 from app.domain.event import RepetitionKind
+from app.domain.scenario import Fault
 from app.metrics import ANSWERS, MAX_SYMBOLS, Metrics
 from app.telemetry import (
     Asking,
@@ -19,6 +20,7 @@ from app.telemetry import (
     Dependency,
     LossCause,
     Pair,
+    Part,
     Refusal,
     Stage,
     Task,
@@ -166,12 +168,13 @@ OBSERVATIONS: dict[str, tuple[object, ...]] = {
     "written": ({"decisions": 1}, 0.1),
     "events_missing": (3,),
     "under_way": (3, 1.5),
+    "left_out": (Part.PLAN, Fault.UNIT),
     "prompts_wait": (6,),
     "batch_read": (4,),
     "labels_read": (0.97,),
     "serving": ([(build.manifest("new"), Role.PRIMARY)],),
     "version_refused": (),
-    "limits_adopted": ("2026-11-23", build.HASH),
+    "limits_adopted": ([("2026-11-23", build.HASH)],),
     "limits_refused": (),
     "state_entered": (TradingState.HALTED,),
     "dependency_seen": (Dependency.VALKEY, True),

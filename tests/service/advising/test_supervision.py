@@ -135,7 +135,7 @@ async def test_a_number_that_cannot_be_recorded_keeps_the_old_limits_and_states_
         return api.metric("advisor_limits_reload_failures_total") > 0
 
     await until(refused)
-    assert api.service.controls.limits_hash == hashed
+    assert api.service.controls.limits_of("agent").hash == hashed
     live_state(valkey_url)
     await in_state(api, "HALTED")
     assert api.metric("advisor_task_failures_total", **CONTROLS) == 0

@@ -81,10 +81,11 @@ async def test_every_field_is_told(api: Running) -> None:
     }
 
 
-async def test_a_refused_field_is_told_beside_the_sound_ones(api: Running) -> None:
-    document = request("r-1", candidate__rsi="high", plan__targets=[41_000.0, -1.0])
-    del document["candidate"]["atr"]
-    document["account"]["colour"] = "red"
+async def test_a_refused_field_is_told_beside_the_sound_ones_and_those_that_were_left_out(
+    api: Running,
+) -> None:
+    document = request("r-1", plan__stop="far", plan__targets=[41_000.0, -1.0])
+    del document["candidate"]["symbol"]
     answer = await told(api, document)
     assert (answer["acceptable"], answer["control_vetoes"], answer["missed_inputs"]) == (
         False,
@@ -93,18 +94,35 @@ async def test_a_refused_field_is_told_beside_the_sound_ones(api: Running) -> No
     )
     said = verdicts(answer)
     assert {name for name, verdict in said.items() if verdict == "refused"} == {
-        "candidate.rsi",
+        "plan.stop",
         "plan.targets[1]",
-        "account.colour",
     }
-    assert of(answer, "candidate.atr")["why"] == "Field required"
+    assert of(answer, "candidate.symbol")["why"] == "Field required"
     assert said["candidate.adx"] == "accepted"
     assert "plan.targets" not in said
-    assert of(answer, "candidate.rsi")["sent"] == "'high'"
+    assert of(answer, "plan.stop")["sent"] == "'far'"
+
+
+async def test_what_would_be_left_out_or_read_otherwise_is_told_as_the_answer_tells_it(
+    api: Running,
+) -> None:
+    document = request("r-1", candidate__rsi=140.0, candidate__near_support=1)
+    document["account"]["colour"] = "red"
+    answer = await told(api, document)
+    assert answer["acceptable"]
+    said = verdicts(answer)
+    assert {name for name, verdict in said.items() if verdict == "left_out"} == {
+        "candidate.rsi",
+        "account.colour",
+    }
+    assert of(answer, "candidate.near_support")["taken"] == "True"
+    reply = (await api.advise(document)).json()
+    for gone in reply["left_out"]:
+        assert of(answer, gone["field"])["why"] == gone["why"]
 
 
 async def test_a_field_is_refused_in_the_same_words_as_without_a_dry_run(api: Running) -> None:
-    document = request("r-1", candidate__rsi=140.0, candidate__session="Moon")
+    document = request("r-1", plan__stop=-1.0, candidate__direction="sideways")
     problem = require_problem(await api.advise(document))
     answer = await told(api, document)
     told_refused = [
@@ -166,7 +184,7 @@ async def test_a_candidate_of_the_future_is_refused_as_it_would_be(api: Running)
 
 async def test_a_list_is_told_item_by_item(api: Running) -> None:
     reply = await api.client.post(
-        "/advise?dry_run=1", json=[request("r-1"), 7, request("r-2", candidate__rsi=None)]
+        "/advise?dry_run=1", json=[request("r-1"), 7, request("r-2", plan__stop=None)]
     )
     assert [each["acceptable"] for each in reply.json()] == [True, False, False]
 

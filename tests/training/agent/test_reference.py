@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from app.domain.charts.indicators import indicators
 from app.domain.features import features
 from app.domain.prompt import render
 from app.domain.scenario import Account, Scenario
@@ -23,7 +24,6 @@ from training.agent.reference import (
     stand_in_approval,
 )
 from training.market.bars import MarketDataError
-from training.market.indicators import indicators
 
 CALM = Account(
     equity=10_000.0, day_pnl_fraction=0.0, drawdown_fraction=0.0, consecutive_losses=0, positions=()
@@ -109,6 +109,9 @@ def test_the_plan_follows_the_agents_rules(agent: Agent) -> None:
     for at in opportunities(agent.charts)[:40]:
         s = agent.scenario(at, CALM)
         atr, close = s.candidate.atr, s.market.last_close
+        assert atr is not None
+        assert close is not None
+        assert s.candidate.confidence is not None
         assert s.plan.entry == close
         assert s.plan.stop == pytest.approx(close - 1.5 * atr)
         assert s.plan.targets == pytest.approx([close + 3 * atr, close + 4 * atr, close + 5 * atr])

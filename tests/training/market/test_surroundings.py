@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from app.domain.charts.movements import movements
 from tests.training.support.candles import HOUR, START, random_walk
 from training.market.bars import Bars
-from training.market.surroundings import Neighbourhood, means, movements, ranks
+from training.market.surroundings import Neighbourhood, means, ranks
 
 HALF = np.sqrt(4 * np.log(2))
 

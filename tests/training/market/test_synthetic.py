@@ -7,12 +7,12 @@ import numpy as np
 import polars as pl
 import pytest
 
+from app.domain.charts.indicators import indicators
 from app.domain.prompt import render
 from training.agent.reference import Agent, chart, opportunities
 from training.config.data import OutcomesConfig, SyntheticConfig
 from training.judging.contest.oracle import oracle, sample, states
 from training.market.bars import Bars, MarketDataError, bars_from_frame
-from training.market.indicators import indicators
 from training.market.synthetic import strength, synthetic_bars, volume_ratio
 from training.scenarios.table import NEUTRAL
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from app.domain.actions import ACTIONS, LABELS
 from app.domain.case import order_for
+from app.domain.charts.indicators import indicators
 from app.domain.scenario import Scenario
 from tests.builders import scenario as plain
 from tests.training.outcomes.plain import follow_plainly
@@ -22,7 +23,6 @@ from tests.training.support.candles import HOUR, START, random_walk, table
 from tests.training.support.histories import history, label_artifact, scenario_set
 from training.config.data import OutcomesConfig
 from training.market.bars import Bars
-from training.market.indicators import indicators
 from training.outcomes.ground import Exclusion
 from training.outcomes.labels import (
     AGENT,

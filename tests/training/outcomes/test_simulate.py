@@ -11,9 +11,9 @@ from dataclasses import FrozenInstanceError
 import numpy as np
 import pytest
 
+from app.domain.charts.indicators import indicators
 from tests.training.support.candles import HOUR, START, random_walk, table
 from training.market.bars import Bars
-from training.market.indicators import indicators
 from training.outcomes.orders import Orders
 from training.outcomes.simulate import COSTS, Costs, Exit, Fate, Fates, simulate
 

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from app.domain.candidate import session_at
 from app.domain.scenario import Scenario
 from tests.builders import AS_OF
 from tests.builders import scenario as plain
 from tests.domain.scenarios import scenarios
-from training.agent.reference import session_at
 from training.scenarios.variants import Kind, dropped, news_order, noise, shift, variants
 
 seeds = st.integers(0, 2**32 - 1).map(np.random.default_rng)
@@ -38,6 +38,8 @@ def test_noise_stays_within_the_spread_and_moves_all_prices_alike(
         )
         / 20_000
     )
+    assert scenario.market.last_close is not None
+    assert other.market.last_close is not None
     factor = other.market.last_close / scenario.market.last_close
     assert abs(factor - 1) <= half * (1 + 1e-9) + 1e-12
     assert other.plan.entry == pytest.approx(scenario.plan.entry * factor)
@@ -55,6 +57,7 @@ def test_a_shift_stays_inside_the_bar_and_time_moves_on_for_everything(
 ) -> None:
     other = made(shift(scenario, source))
     seconds = (other.as_of - scenario.as_of).total_seconds()
+    assert scenario.market.bar_seconds is not None
     assert 0 < seconds < scenario.market.bar_seconds
     assert other.market == scenario.market
     assert other.plan == scenario.plan

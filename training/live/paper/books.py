@@ -12,6 +12,7 @@ from app.domain.scenario import Account, Position
 from training.agent.reference import TIME_EXIT_S
 from training.arrays import DAY_S
 from training.market.bars import Bars
+from training.outcomes.ground import fitness
 from training.outcomes.orders import Order, Orders
 from training.outcomes.simulate import OUTCOME_CODES, Fate, simulate
 
@@ -38,14 +39,21 @@ def follow(bars: Bars, order: Order) -> Trade:
 
 
 def follow_all(bars: Bars, orders: Sequence[Order]) -> list[Trade]:
-    """Simulate orders on one symbol, each as if it were alone, in one pass.
+    """Simulate orders on one symbol, each as if it were alone, in one pass. What ended across an
+    outage, without trades or at another market's price is not known to have ended: no label would
+    tell of it either.
 
     Raises
     ------
     ValueError : a stop is not below its entry, or an ATR or a quantity is not positive.
     """
-    fates = simulate(bars, Orders.of(orders))
-    return [_trade(order, fates.row(number)) for number, order in enumerate(orders)]
+    columns = Orders.of(orders)
+    fates = simulate(bars, columns)
+    fit = fitness(bars, columns, fates.exited_at) == ""
+    return [
+        _trade(order, fates.row(number) if fit[number] else None)
+        for number, order in enumerate(orders)
+    ]
 
 
 def _trade(order: Order, fate: Fate | None) -> Trade:
@@ -74,7 +82,7 @@ def _outcome(order: Order, fate: Fate) -> dict[str, object]:
 
 def never_filled(bars: Bars, trade: Trade, now: int) -> bool:
     """Whether the bars go on past the longest trade, as does `now`, and do not tell of this one:
-    nothing was bought."""
+    nothing was bought, or nobody can say what it was sold at."""
     told_by = trade.order.as_of + TIME_EXIT_S + 2 * bars.seconds
     return trade.exited_at is None and min(now, int(bars.closed_at[-1])) >= told_by
 

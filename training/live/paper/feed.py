@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from app.domain.charts.indicators import PERCENTILE_DAYS
 from training.agent.reference import (
     COOL_DOWN_S,
     Agent,
@@ -29,7 +30,6 @@ from training.agent.reference import (
 from training.arrays import DAY_S
 from training.log import Recalled
 from training.market.bars import MarketDataError, length_seconds
-from training.market.indicators import PERCENTILE_DAYS
 from training.market.sources import load_exchange, market_named, open_exchange
 
 WINDOW_BARS = 1000

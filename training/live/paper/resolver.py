@@ -35,7 +35,8 @@ class Resolved(StrEnum):
     OPEN = "open"
     """The bars end before it did: ask again later."""
     UNFILLED = "unfilled"
-    """The entry bar is missing: an outage of the exchange."""
+    """An outage of the exchange, at its entry or while it was open, bars without trades, or the
+    price of another market: bars that cannot judge it, as labels have it."""
     NO_BARS = "no_bars"
     """The source has no bars of this symbol, or none that early."""
     NOT_SIMULATED = "not_simulated"

@@ -107,13 +107,13 @@ def test_what_a_limit_clamps_and_caps_is_the_order() -> None:
         }
     )
     subject = scenario()
+    atr = subject.candidate.atr
+    assert atr is not None
     about = replace(given([subject], readings("J")), limits=tight)
     (stop,), (quantity,) = (getattr(advised(POLICY, about).orders, n) for n in ("stop", "quantity"))
-    assert stop == pytest.approx(subject.plan.entry - 2.0 * subject.candidate.atr)
+    assert stop == pytest.approx(subject.plan.entry - 2.0 * atr)
     assert quantity == pytest.approx(100.0 / subject.plan.entry)
-    assert proposed(POLICY, about).orders.stop[0] == pytest.approx(
-        subject.plan.entry - 2.5 * subject.candidate.atr
-    )
+    assert proposed(POLICY, about).orders.stop[0] == pytest.approx(subject.plan.entry - 2.5 * atr)
 
 
 def test_rivals_may_trade_what_the_rules_would_let_the_agent_trade() -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from math import inf
 from typing import Any
 
+import numpy as np
 import pytest
 
 from app.domain.outcome import Arm, OutcomeCode
 from tests.training.support.candles import HOUR, START, table
 from training.live.paper.books import Book, Trade, follow, follow_all, never_filled, outcome
+from training.market.bars import Bars
 from training.outcomes.orders import Order
 
 
@@ -141,3 +144,29 @@ def test_a_book_learns_how_its_open_trade_ended_and_takes_back_one_that_was_neve
     book.take(still_open)
     book.cancel(still_open)
     assert (book.flat, book.trades) == (True, [trade(5.0)])
+
+
+def holed(hours: int) -> Bars:
+    """Quiet bars, then so many hours without any, then a market three times as high."""
+    bars = table(*[(100, 101, 99, 100)] * 3, *[(300, 301, 299, 300)] * 8)
+    later = np.where(np.arange(len(bars)) < 3, 0, hours * HOUR)
+    return replace(bars, closed_at=bars.closed_at + later)
+
+
+def test_a_trade_across_an_outage_has_no_end_that_anybody_knows() -> None:
+    """Bought at 100, held for 38 hours in which nobody could sell, marked at 300: no 66 R."""
+    bars = holed(38)
+    across = follow(bars, order())
+    assert (across.exited_at, across.outcome) == (None, None)
+    assert never_filled(bars, across, START + 60 * HOUR)
+    assert follow(holed(0), order()).exited_at is not None
+    stopped = replace(bars, low=np.where(np.arange(len(bars)) == 1, 96.0, bars.low))
+    assert follow(stopped, order()).net < 0, "it ended before the outage"
+
+
+def test_a_trade_in_bars_without_trades_or_of_another_market_is_none() -> None:
+    bars = holed(0)
+    still = replace(bars, volume=np.where(np.arange(len(bars)) == 2, 0.0, bars.volume))
+    assert follow(still, order()).exited_at is None
+    elsewhere = order(entry=130.0, stop=120.0)
+    assert follow(bars, elsewhere).exited_at is None

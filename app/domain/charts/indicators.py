@@ -12,8 +12,7 @@ import numpy as np
 import talib
 from numpy.typing import NDArray
 
-from training.arrays import DAY_S, Floats
-from training.market.bars import Bars
+from app.domain.charts.series import DAY_S, Floats, Series
 
 PERCENTILE_DAYS = 7
 SUPPORT_BARS = 48
@@ -66,7 +65,7 @@ class Indicators:
     """Position in `PATTERNS` of the pattern that completes with this bar, or -1."""
 
 
-def indicators(bars: Bars) -> Indicators:
+def indicators(bars: Series) -> Indicators:
     """All indicators of a symbol. Cost: about 50 ms for 60,000 bars."""
     high, low, close, volume = bars.high, bars.low, bars.close, bars.volume
     _, signal, histogram = talib.MACD(close, 12, 26, 9)
@@ -114,18 +113,18 @@ def _percentile(values: Floats, window: int) -> Floats:
     return ranks
 
 
-def _last_day(bars: Bars) -> Floats:
+def _last_day(bars: Series) -> Floats:
     """Quote volume of the bars that closed within 24 hours, by the clock and not by count: outages
     leave gaps."""
     total = np.concatenate([[0.0], np.cumsum(bars.volume * bars.close)])
     begin = np.searchsorted(bars.closed_at, bars.closed_at - DAY_S, side="right")
-    end = np.arange(1, len(bars) + 1)
+    end = np.arange(1, len(bars.close) + 1)
     enough = end - begin >= 0.9 * DAY_S / bars.seconds
     return np.where(enough, total[end] - total[begin], np.nan)
 
 
-def _patterns(bars: Bars) -> NDArray[np.int8]:
-    pattern = np.full(len(bars), -1, dtype=np.int8)
+def _patterns(bars: Series) -> NDArray[np.int8]:
+    pattern = np.full(len(bars.close), -1, dtype=np.int8)
     for number, recognise in reversed(list(enumerate(PATTERNS.values()))):
         pattern[recognise(bars.open, bars.high, bars.low, bars.close) > 0] = number
     return pattern

@@ -1,0 +1,111 @@
+"""Accounts as agents' own reports have them: what is told of trades goes into the ledger, and what
+a request leaves open of its account comes out of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import NamedTuple
+from uuid import UUID
+
+from app.domain.canonical import DEFAULT_PRINCIPAL
+from app.domain.control import AgentAction
+from app.domain.decision import Decision
+from app.domain.errors import InvalidRecord
+from app.domain.ledger import Offer, closed, completed, opened
+from app.domain.outcome import Arm, Outcome, OutcomeSource
+from app.domain.scenario import Account, Scenario
+from app.journal.journal import Journal
+from app.journal.ledger import Entry
+from app.shadow_log.log import ShadowLog
+
+OPEN_FOR = timedelta(days=30)
+"""How far back trades are looked for that may still be open."""
+
+
+class Trader(NamedTuple):
+    """Whose decision it was, and what its trade is where reports do not say."""
+
+    principal: str
+    offer: Offer
+
+    @classmethod
+    def of(cls, decision: Decision) -> Trader:
+        return cls(decision.principal or DEFAULT_PRINCIPAL, _offer(decision.scenario))
+
+
+class Accounts:
+    """A replay of history (not `live`) has no reports of its own time: nothing is derived in it."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        shadow_log: ShadowLog,
+        now: Callable[[], datetime],
+        *,
+        live: bool,
+    ) -> None:
+        self._journal = journal
+        self._log = shadow_log
+        self._now = now
+        self._live = live
+
+    async def completed(self, scenario: Scenario, principal: str, now: datetime) -> Scenario:
+        """The scenario with what its account leaves open as the agent's own reports have it. What
+        was sent and could not be used stays so: its rules refuse."""
+        sent = scenario.account
+        wanted = (sent.positions, sent.day_pnl_fraction, sent.consecutive_losses)
+        if not self._live or None not in wanted:
+            return scenario
+        try:
+            notes = await self._journal.ledger_of(principal)
+        except InvalidRecord:
+            return scenario
+        usable = {name for name in Account.model_fields if not scenario.lost(f"account.{name}")}
+        account = completed(sent, (notes or {}).values(), scenario.as_of, now, usable)
+        if account is sent:
+            return scenario
+        return scenario.model_copy(update={"account": account})
+
+    async def acted(self, decision_id: UUID, trader: Trader, action: AgentAction) -> None:
+        """An agent told its action: a trade, or none."""
+        if self._live:
+            now = self._now()
+            trade = opened(action, trader.offer, now)
+            await self._journal.note(Entry(trader.principal, str(decision_id), now, trade))
+
+    async def ended(self, decision_id: UUID, trader: Trader, outcome: Outcome) -> None:
+        """An agent told how its own trade ended. What was simulated is no report of it."""
+        own = outcome.arm is Arm.AGENT and outcome.source is OutcomeSource.REPORTED
+        if not own or not self._live:
+            return
+        now = self._now()
+        try:
+            notes = await self._journal.ledger_of(trader.principal) or {}
+        except InvalidRecord:
+            notes = {}
+        note = notes.get(str(decision_id))
+        trade = None if note is None else note.opened
+        trade = trade or opened(AgentAction(decision=True), trader.offer, now)
+        end = closed(outcome, trade, now)
+        await self._journal.note(Entry(trader.principal, str(decision_id), now, end))
+
+    async def keep(self) -> None:
+        """Make the ledger whole. Raises `ShadowLogUnavailable`, `JournalUnavailable`."""
+        await self._journal.fill_ledger(self._recorded)
+
+    async def _recorded(self) -> list[Entry]:
+        entries = []
+        for row in await self._log.reported_trades(self._now() - OPEN_FOR):
+            whose, known = row["principal"] or DEFAULT_PRINCIPAL, str(row["decision_id"])
+            offer = _offer(Scenario.from_json(row["scenario"]))
+            trade = opened(AgentAction.from_json(row["action"]), offer, row["acted_at"])
+            entries.append(Entry(whose, known, row["acted_at"], trade))
+            if row["outcome"] is not None:
+                end = closed(Outcome.from_json(row["outcome"]), trade, row["ended_at"])
+                entries.append(Entry(whose, known, row["ended_at"], end))
+        return entries
+
+
+def _offer(scenario: Scenario) -> Offer:
+    return Offer(scenario.candidate.symbol, scenario.candidate.direction, scenario.plan)

@@ -1,0 +1,171 @@
+"""What bars say is the same whether the service is sent the last of them or training has them
+all."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import numpy as np
+import pytest
+
+from app.domain.charts.computed import (
+    ENOUGH_BARS,
+    SETTLED_BARS,
+    candidate_fields,
+    fault_of,
+    of_bars,
+)
+from app.domain.charts.indicators import indicators
+from app.domain.charts.movements import OWN
+from app.domain.scenario import Account, Bar
+from app.schemas import AdviseRequest, bar_doubts
+from tests.domain.scenarios import AS_OF
+from tests.training.support.candles import random_walk
+from training.agent.reference import Agent, Opportunity, chart
+from training.market.bars import Bars
+
+HISTORY = random_walk(6000, 7)
+
+
+def sent(bars: Bars, end: int, count: int = ENOUGH_BARS) -> list[Bar]:
+    """The last bars, as an agent sends them."""
+    return [
+        Bar(
+            closed_at=datetime.fromtimestamp(int(bars.closed_at[i]), UTC),
+            open=bars.open[i],
+            high=bars.high[i],
+            low=bars.low[i],
+            close=bars.close[i],
+            volume=bars.volume[i],
+        )
+        for i in range(max(end - count, 0), end)
+    ]
+
+
+@pytest.mark.parametrize("end", [2000, 3456, 4801, 6000])
+def test_the_last_bars_alone_say_what_all_of_them_do(end: int) -> None:
+    agent = Agent([chart(HISTORY)])
+    at = Opportunity(0, end - 1, int(HISTORY.closed_at[end - 1]))
+    whole = agent.scenario(at, Account())
+    candidate, market = of_bars(sent(HISTORY, end))
+    told = {name: getattr(whole.candidate, name) for name in candidate}
+    assert len(candidate) >= 12
+    for name, value in candidate.items():
+        if isinstance(value, float):
+            assert value == pytest.approx(told[name], rel=1e-4, abs=2e-3), name
+        else:
+            assert value == told[name], name
+    assert market["last_close"] == whole.market.last_close
+    assert market["bar_closed_at"] == whole.market.bar_closed_at
+    assert market["bar_seconds"] == whole.market.bar_seconds
+    assert market["volume_24h"] == pytest.approx(whole.market.volume_24h)
+    around = whole.market.surroundings
+    assert around is not None
+    assert set(market["surroundings"]) == set(OWN)
+    for name, value in market["surroundings"].items():
+        assert value == pytest.approx(getattr(around, name), rel=1e-9, abs=1e-12), name
+
+
+@pytest.mark.parametrize(
+    ("count", "missing"), [(SETTLED_BARS, "htf_trend_pct"), (999, "htf_trend_pct")]
+)
+def test_what_too_few_bars_would_say_otherwise_is_not_said(count: int, missing: str) -> None:
+    candidate, market = of_bars(sent(HISTORY, 3000, count))
+    assert missing not in candidate
+    whole = candidate_fields(indicators(HISTORY), 2999)
+    for name, value in candidate.items():
+        if isinstance(value, float):
+            assert value == pytest.approx(whole[name], rel=1e-4, abs=2e-3), name
+    few, market = of_bars(sent(HISTORY, 3000, SETTLED_BARS - 1))
+    assert few == {}
+    assert market["last_close"] == HISTORY.close[2999]
+
+
+def bar(hours: float, **values: float) -> Bar:
+    prices = {"open": 2.0, "high": 3.0, "low": 1.0, "close": 2.0, "volume": 1.0} | values
+    return Bar(closed_at=AS_OF + timedelta(hours=hours), **prices)
+
+
+@pytest.mark.parametrize(
+    ("bars", "says"),
+    [
+        ([bar(0)], "too few"),
+        ([bar(0), bar(0)], "order of time"),
+        ([bar(0), bar(-1)], "order of time"),
+        ([bar(-2.5), bar(-1), bar(0)], "one length"),
+        ([bar(-1), bar(0, high=1.5)], "does not enclose"),
+    ],
+)
+def test_bars_that_no_exchange_reports_are_named(bars: list[Bar], says: str) -> None:
+    assert says in (fault_of(bars) or "")
+
+
+def test_a_hole_is_no_fault() -> None:
+    assert fault_of([bar(-7), bar(-6), bar(-1), bar(0)]) is None
+
+
+def asked(end: int, **candidate: Any) -> AdviseRequest:
+    bars = sent(HISTORY, end)
+    price = bars[-1].close
+    return AdviseRequest.model_validate(
+        {
+            "candidate": {"symbol": "BTCUSDT", "direction": "long", "ts": bars[-1].closed_at}
+            | candidate,
+            "plan": {
+                "entry": price,
+                "stop": 0.98 * price,
+                "targets": [1.05 * price],
+                "notional": 500.0,
+            },
+            "bars": [[*each.as_json().values()] for each in bars],
+        }
+    )
+
+
+def test_what_an_agent_sends_wins_and_what_was_computed_is_named() -> None:
+    request = asked(3000, rsi=12.5)
+    scenario = request.scenario()
+    assert scenario.candidate.rsi == 12.5
+    assert scenario.candidate.atr == pytest.approx(indicators(HISTORY).atr[2999], rel=1e-4)
+    assert "candidate.rsi" not in scenario.computed
+    assert {"candidate.atr", "market.last_close", "market.surroundings"} <= set(scenario.computed)
+    assert type(scenario).from_json(scenario.as_json()) == scenario
+    assert request.claim() != asked(2999).claim()
+    assert request.claim() == asked(3000, rsi=12.5).claim()
+
+
+def test_what_was_sent_and_left_out_is_not_replaced_by_what_bars_say() -> None:
+    gone = {"field": "candidate.atr", "value": "'?'", "why": "no number", "fault": "type"}
+    request = asked(3000).model_copy(update={"left_out": ()})
+    document = request.model_dump() | {"left_out": [gone]}
+    scenario = AdviseRequest.model_validate(document).scenario()
+    assert scenario.candidate.atr is None
+    assert scenario.candidate.rsi is not None
+
+
+def test_a_bar_of_the_future_is_no_bar() -> None:
+    request = asked(3000)
+    earlier = request.model_copy(
+        update={
+            "candidate": request.candidate.model_copy(
+                update={"ts": request.as_of - timedelta(seconds=1)}
+            )
+        }
+    )
+    assert bar_doubts(request) == []
+    [doubt] = bar_doubts(earlier)
+    assert doubt.path == ("bars",)
+
+
+def test_indicators_see_no_bar_of_later() -> None:
+    broken = Bars(
+        HISTORY.symbol,
+        HISTORY.seconds,
+        HISTORY.closed_at,
+        *(
+            np.concatenate([getattr(HISTORY, name)[:3000], getattr(HISTORY, name)[3000:] * 7])
+            for name in ("open", "high", "low", "close", "volume")
+        ),
+    )
+    assert candidate_fields(indicators(broken), 2999) == candidate_fields(indicators(HISTORY), 2999)

@@ -1,0 +1,127 @@
+"""What is left out of a document, what is read as it was meant, and what is refused."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import TypeAdapter, ValidationError
+
+from app.domain.errors import InvalidRecord
+from app.domain.reception import Doubt, Needs, receive
+from app.domain.scenario import Fault, Scenario
+from tests.domain.scenarios import scenario_json
+
+SCENARIO: TypeAdapter[Scenario] = TypeAdapter(Scenario)
+NEEDS = Needs(
+    frozenset(
+        {("candidate", "symbol"), ("candidate", "ts"), ("plan", "targets"), ("plan", "stop")}
+    ),
+    counted=frozenset({("account", "positions")}),
+)
+
+
+def told(document: Any, needs: Needs = NEEDS) -> dict[str, Fault]:
+    return {gone.field: gone.fault for gone in receive(SCENARIO, document, needs).left_out}
+
+
+def test_a_sound_document_is_read_as_it_is() -> None:
+    document = scenario_json()
+    received = receive(SCENARIO, document, NEEDS)
+    assert received == (Scenario.from_json(document), (), ())
+
+
+def test_a_part_that_lacks_what_it_needs_goes_as_a_whole() -> None:
+    memory = {"posterior_mean": 0.5, "variance": "?", "trades": 3, "alpha": 1, "beta": 1}
+    assert told(scenario_json(candidate__pattern_memory=memory)) == {
+        "candidate.pattern_memory.variance": Fault.TYPE,
+        "candidate.pattern_memory": Fault.INCOMPLETE,
+    }
+
+
+def test_elements_go_from_the_end_and_the_others_stay() -> None:
+    document = scenario_json(plan__targets=[None, 2060.0, "x", 2080.0, -1])
+    received = receive(SCENARIO, document, NEEDS)
+    assert received.record.plan.targets == (2060.0, 2080.0)
+    assert [g.field for g in received.left_out] == [f"plan.targets[{n}]" for n in (4, 2, 0)]
+
+
+def test_a_position_that_says_nothing_still_counts() -> None:
+    received = receive(SCENARIO, scenario_json(account__positions=[5, {"quantity": "2"}]), NEEDS)
+    first, second = received.record.account.positions or ()
+    assert (first.symbol, first.quantity, second.quantity) == (None, None, 2.0)
+    assert [gone.field for gone in received.left_out] == ["account.positions[0]"]
+
+
+def test_more_positions_than_can_be_read_are_not_known_rather_than_fewer() -> None:
+    document = scenario_json(account__positions=[{"symbol": "A"}] * 257)
+    received = receive(SCENARIO, document, NEEDS)
+    assert received.record.account.positions is None
+    assert [gone.field for gone in received.left_out] == ["account.positions"]
+
+
+def test_what_is_needed_is_refused_with_everything_else_that_is_wrong() -> None:
+    with pytest.raises(ValidationError) as refused:
+        receive(SCENARIO, scenario_json(plan__targets=[-1], candidate__rsi=200), NEEDS)
+    assert {fault["loc"][-1] for fault in refused.value.errors()} >= {"rsi"}
+    with pytest.raises(ValidationError):
+        receive(SCENARIO, scenario_json(plan__stop="far"), NEEDS)
+    nothings: tuple[Any, ...] = (None, [], "text", 7)
+    for nothing in nothings:
+        with pytest.raises(ValidationError):
+            receive(SCENARIO, nothing, NEEDS)
+
+
+def test_a_document_that_is_mostly_faults_is_refused() -> None:
+    ages = {"ages": {f"no_field_{number}": 1 for number in range(300)}}
+    with pytest.raises((ValidationError, InvalidRecord)):
+        receive(SCENARIO, scenario_json() | ages, NEEDS)
+
+
+def test_a_doubtful_value_goes_and_one_that_is_needed_is_refused_with_the_likely_unit() -> None:
+    def of_rsi(s: Scenario) -> list[Doubt]:
+        return [Doubt(("candidate", "rsi"), "likely a share")] if s.candidate.rsi else []
+
+    [gone] = receive(SCENARIO, scenario_json(), NEEDS, of_rsi).left_out
+    assert (gone.field, gone.value, gone.why, gone.fault) == (
+        "candidate.rsi",
+        "56.2",
+        "likely a share",
+        Fault.UNIT,
+    )
+    with pytest.raises(ValidationError, match="likely money"):
+        receive(
+            SCENARIO, scenario_json(), NEEDS, lambda s: [Doubt(("plan", "stop"), "likely money")]
+        )
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner),
+    max_leaves=6,
+)
+places = st.sampled_from(
+    [(section, name) for section, fields in scenario_json().items() for name in fields]
+    + [("candidate", "volume_profile"), ("candidate", "extra"), ("account", "positions")]
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(places, anything), max_size=4))
+def test_whatever_a_field_holds_the_rest_is_read_or_what_is_needed_is_named(
+    changes: list[tuple[tuple[str, str], Any]],
+) -> None:
+    document = scenario_json()
+    for (section, name), value in changes:
+        document[section][name] = value
+    before = copy.deepcopy(document)
+    try:
+        received = receive(SCENARIO, document, NEEDS)
+    except (ValidationError, InvalidRecord):
+        return
+    finally:
+        assert str(document) == str(before), "what was sent is not changed"
+    assert Scenario.from_json(received.record.as_json()) == received.record
