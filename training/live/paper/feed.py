@@ -39,6 +39,10 @@ PATIENCE_S = 60.0
 """After this, symbols that lack the newest bar are left behind for this bar."""
 
 
+def nothing_said(line: str) -> None:
+    """Hears, and is silent."""
+
+
 class Moment(NamedTuple):
     """The market when bars closed: charts as they are known then, and the candidates of this
     moment."""
@@ -143,9 +147,10 @@ class LiveFeed:
             if close <= seen:
                 self._sleep(max(seen + self._seconds + SETTLE_S - now, self._poll_s))
                 continue
-            complete = self._refresh(close, strict=not seen and not self._charts)
+            self._refresh(close, strict=not seen and not self._charts)
+            have = {name for name in self._symbols if self._newest(name) >= close}
             late = self._now() >= close + PATIENCE_S
-            if complete or (late and any(self._newest(name) >= close for name in self._symbols)):
+            if have and (late or have >= self._waited_for(close)):
                 yield self._moment(close, seen)
                 seen = close
             else:
@@ -154,23 +159,28 @@ class LiveFeed:
     def _newest(self, symbol: str) -> int:
         return int(self._charts[symbol].bars.closed_at[-1])
 
-    def _refresh(self, close: int, *, strict: bool) -> bool:
-        """Fetch every symbol that lacks the bar that closed at `close`; whether all have it
-        then."""
+    def _waited_for(self, close: int) -> set[str]:
+        """Symbols that had the bar before. What lacked that too, because it is delisted or hardly
+        traded, delays nobody."""
+        before = close - self._seconds
+        return {name for name in self._symbols if self._newest(name) >= before}
+
+    def _refresh(self, close: int, *, strict: bool) -> None:
+        """Fetch every symbol that lacks the bar that closed at `close`."""
         begin = datetime.fromtimestamp(close - self._window * self._seconds, UTC)
+        until = datetime.fromtimestamp(close, UTC)
         for symbol in self._symbols:
             if symbol in self._charts and self._newest(symbol) >= close:
                 continue
+            # Later polls would say again what the first one said.
+            tell = nothing_said if symbol in self._charts else self._tell
             try:
-                bars = load_exchange(
-                    self._exchange, symbol, self._length, begin, datetime.fromtimestamp(close, UTC)
-                )
+                bars = load_exchange(self._exchange, symbol, self._length, begin, until, tell)
                 self._charts[symbol] = chart(bars)
             except MarketDataError as error:
                 if strict:
                     raise
                 self._tell(f"{error}; trying again")
-        return all(self._newest(symbol) >= close for symbol in self._symbols)
 
     def _moment(self, close: int, seen: int) -> Moment:
         charts = [self._charts[symbol] for symbol in self._symbols]

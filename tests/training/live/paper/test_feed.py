@@ -171,6 +171,21 @@ def test_a_symbol_whose_bar_comes_late_is_waited_for_and_then_left_behind() -> N
             assert ether == moment.as_of + (0 if moment.as_of == FIRST else expected)
 
 
+def test_a_delisted_symbol_delays_the_others_by_one_wait_at_most() -> None:
+    clock = Clock(FIRST + 60 * 30, FIRST + 6 * HOUR)
+    exchange = Exchange(MARKETS, clock)
+    exchange.ends["ETHUSDT"] = FIRST + 2 * HOUR
+    waits = []
+    try:
+        for moment in live(clock, exchange):
+            waits.append(clock.time - moment.as_of)
+    except KeyboardInterrupt:
+        pass
+    # The first moment is half an hour old when the feed begins.
+    assert [wait < 10 for wait in waits[1:]] == [True, True, False, True, True]
+    assert waits[3] >= PATIENCE_S
+
+
 @pytest.mark.parametrize(
     ("symbols", "message"),
     [([], "needs symbols"), (["NEWUSDT"], "NEWUSDT: 100 bars are too few")],
@@ -215,7 +230,7 @@ def binance(bars: Bars, clock: Clock) -> Iterator[str]:
                     if value[0].isdigit()
                 }
                 rows = Exchange([bars], clock).fetch_ohlcv(
-                    "BTC/USDT", "1h", query["startTime"], query["limit"]
+                    "BTC/USDT", "1h", query["startTime"], query["limit"], {}
                 )
                 document = [[int(row[0]), *(str(value) for value in row[1:])] for row in rows]
             body = json.dumps(document).encode()
