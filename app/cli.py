@@ -253,15 +253,15 @@ def retention(
         finally:
             await log.aclose()
 
-    found = asyncio.run(months())
-    for month, decisions in found.items():
+    held = asyncio.run(months())
+    for month, decisions in held.items():
         say(f"{month[:4]}-{month[4:]} {decisions:>12,} decisions")
-    if not found:
+    if not held:
         say(f"no month before {before:%Y-%m} holds decisions")
     else:
         done = "dropped" if yes else "nothing is dropped without --yes:"
         say(
-            f"{done} {len(found)} month{'s' if len(found) > 1 else ''}, {sum(found.values()):,}"
+            f"{done} {len(held)} month{'s' if len(held) > 1 else ''}, {sum(held.values()):,}"
             " decisions"
         )
 

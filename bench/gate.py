@@ -56,10 +56,10 @@ def false_promotions(
     """One row per market without edge."""
     table = Table("market without edge", *COLUMNS, *VETO_COLUMNS)
     for world in dict.fromkeys((*NO_EDGE, *NO_SAVING)):
-        found = runs(world, DECISIONS, count, config, workers=workers)
+        asked = runs(world, DECISIONS, count, config, workers=workers)
         # What has an edge as the other kind may be promoted as that: it is no error.
         flags = (AS_TRADER if world in NO_EDGE else ()) + (AS_VETO if world in NO_SAVING else ())
-        promoted = {flag: shares(world.name, found, (flag,))[0] for flag in flags}
+        promoted = {flag: shares(world.name, asked, (flag,))[0] for flag in flags}
         cells = [percent(promoted[flag]) if flag in promoted else "-" for flag in FLAGS]
         table.add_row(world.name, *cells)
         figures |= {share.name: share.share for share in promoted.values()}
@@ -68,8 +68,8 @@ def false_promotions(
 
 def repeated_looks(count: int, config: GateConfig, workers: int) -> Share:
     """The second market, the fixed bounds every 20 days."""
-    found = runs(NO_EDGE[1], DECISIONS, count, config, repeated=True, workers=workers)
-    return shares(NO_EDGE[1].name, found, ("repeated",))[0]
+    asked = runs(NO_EDGE[1], DECISIONS, count, config, repeated=True, workers=workers)
+    return shares(NO_EDGE[1].name, asked, ("repeated",))[0]
 
 
 def power_table(curve: list[PowerPoint]) -> Table:

@@ -356,10 +356,10 @@ def runs(
 FLAGS = ("fixed", "fixed_bounds", "live", "live_bounds", "veto", "live_veto")
 
 
-def shares(name: str, found: Sequence[Run], of: Iterable[str]) -> list[Share]:
+def shares(name: str, asked: Sequence[Run], of: Iterable[str]) -> list[Share]:
     """Of the runs, how many have each flag."""
     return [
-        Share(f"{name}: {flag}", sum(getattr(run, flag) for run in found), len(found))
+        Share(f"{name}: {flag}", sum(getattr(run, flag) for run in asked), len(asked))
         for flag in of
     ]
 
@@ -398,9 +398,9 @@ def power_curve(
         world = replace(base, policy_skill=skill)
         edge, per_trade = true_edge(world)
         for number in decisions:
-            found = runs(world, number, count, config, workers=workers, first_seed=10_000)
+            asked = runs(world, number, count, config, workers=workers, first_seed=10_000)
             name = f"skill {skill}, {number} decisions"
-            curve.append(PowerPoint(skill, edge, per_trade, number, *shares(name, found, FLAGS)))
+            curve.append(PowerPoint(skill, edge, per_trade, number, *shares(name, asked, FLAGS)))
             tell(curve[-1])
     return curve
 
@@ -416,10 +416,10 @@ def best_of_many(
         returns = RISK * (outcome(scores) - outcome(_GRID) @ _WEIGHTS)
         sharpes = returns.mean(axis=1) / returns.std(axis=1, ddof=1)
         best = int(sharpes.argmax())
-        known = (float(sharpes[best]),), tuple(map(float, sharpes))
+        tries_known = (float(sharpes[best]),), tuple(map(float, sharpes))
         passed = [
             (deflated_sharpe(returns[best], tried).confidence or 0.0) >= config.deflated_sharpe
-            for tried in known
+            for tried in tries_known
         ]
         alone, together = alone + passed[0], together + passed[1]
     name = f"the best of {tries} without skill"

@@ -8,6 +8,7 @@ import random
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import count
 from time import perf_counter
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -127,17 +128,18 @@ async def arrivals(
         abstained = b'"status":"abstained"' in answer
         answers.append(Answered(status, abstained, perf_counter() - arrival))
 
-    begin = arrival = perf_counter()
-    number = 0
-    while (arrival := arrival + chance.expovariate(rate)) < begin + seconds:
+    begin = perf_counter()
+    arrival = begin + chance.expovariate(rate)
+    numbers = count()
+    while arrival < begin + seconds:
         await asyncio.sleep(max(arrival - perf_counter(), 0))
         if len(under_way) >= MAX_CONNECTIONS:
             answers.append(Answered(0, False, 0.0))
-            continue
-        task = asyncio.create_task(ask(body(number), arrival))
-        under_way.add(task)
-        task.add_done_callback(under_way.discard)
-        number += 1
+        else:
+            task = asyncio.create_task(ask(body(next(numbers)), arrival))
+            under_way.add(task)
+            task.add_done_callback(under_way.discard)
+        arrival += chance.expovariate(rate)
     await asyncio.gather(*under_way)
     took = perf_counter() - begin
     for _, writer in opened:

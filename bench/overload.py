@@ -85,11 +85,11 @@ class Served:
 
     def memory_mb(self) -> dict[str, float]:
         """Resident memory of each process now."""
-        found = {}
+        resident = {}
         for name, pid in self.processes.items():
             status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
-            found[name] = int(re.findall(r"VmRSS:\s+(\d+)", status)[0]) / 1024
-        return found
+            resident[name] = int(re.findall(r"VmRSS:\s+(\d+)", status)[0]) / 1024
+        return resident
 
 
 @contextmanager
@@ -191,13 +191,13 @@ def measure(name: str, served: Served, seconds: float, prompts: bool) -> dict[st
         )
         overload = Overload(times, took, answers)
         figures |= overload.figures(name, peak)
-        one = list(overload.figures(name, peak).values())
+        row = list(overload.figures(name, peak).values())
         table.add_row(
             f"{times:g}x",
             f"{len(answers) / seconds:,.1f}",
-            *(f"{share:.1%}" for share in one[2:5]),
-            *(f"{ms:,.0f}" for ms in one[:2]),
-            f"{overload.throughput:,.1f}, {one[5]:.0%}",
+            *(f"{share:.1%}" for share in row[2:5]),
+            *(f"{ms:,.0f}" for ms in row[:2]),
+            f"{overload.throughput:,.1f}, {row[5]:.0%}",
         )
     console.print(table)
     return figures

@@ -76,10 +76,10 @@ class Planted(NamedTuple):
 def plant(prompts: list[Prompt], seed: int) -> Planted:
     """Rewards of every action, from what the prompt says."""
     pays = np.array(
-        ["btc down" not in one.user and "flow sellers" not in one.user for one in prompts]
+        ["btc down" not in prompt.user and "flow sellers" not in prompt.user for prompt in prompts]
     )
-    size = np.array([one.risk_fraction for one in ACTIONS])
-    share = np.array([STOP_SHARE.get(one.stop_atr, 0.0) for one in ACTIONS])
+    size = np.array([action.risk_fraction for action in ACTIONS])
+    share = np.array([STOP_SHARE.get(action.stop_atr, 0.0) for action in ACTIONS])
     mean = np.where(pays, EDGE, -EDGE)[:, None] * size * np.where(pays[:, None], share, 1.0)
     source = np.random.default_rng(seed)
     noise = NOISE * (source.exponential(1.0, len(prompts)) - 1)
@@ -103,12 +103,12 @@ def pairs_of(
 ) -> NDArray[np.int64]:
     """Up to `each` random pairs of actions per row whose rewards differ by more than `margin`: (P,
     3)."""
-    source, found = np.random.default_rng(seed), []
-    for row, known in enumerate(rewards):
-        better, worse = np.nonzero(known[:, None] - known[None, :] > margin)
+    source, pairs = np.random.default_rng(seed), []
+    for row, worth in enumerate(rewards):
+        better, worse = np.nonzero(worth[:, None] - worth[None, :] > margin)
         for i in source.permutation(len(better))[:each]:
-            found.append((row, better[i], worse[i]))
-    return np.array(found, np.int64)
+            pairs.append((row, better[i], worse[i]))
+    return np.array(pairs, np.int64)
 
 
 def encode_planted(

@@ -75,7 +75,7 @@ def evaluated(config: str, overrides: Sequence[str], rivals: Sequence[str] = RIV
 
 
 def table(
-    found: Finished,
+    finished: Finished,
     caption: str,
     columns: Sequence[str],
     digits: int = 3,
@@ -83,7 +83,7 @@ def table(
 ) -> str:
     """A table of the report with some of its columns, and rows from elsewhere below."""
     lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
-    for row in [*found.table(caption), *more]:
+    for row in [*finished.table(caption), *more]:
         lines.append(f"| {' | '.join(shown(row[name], digits) for name in columns)} |")
     return "\n".join(lines)
 
@@ -102,18 +102,18 @@ def shown(cell: dict[str, Any], digits: int) -> str:
     )
 
 
-def teacher(found: Finished) -> str:
+def teacher(finished: Finished) -> str:
     """Who teaches each question, and every learner's error."""
     lines = ["| question | teaches | squared error out of fold |", "|---|---|---|"]
-    for name, answer in found.provenance["teacher"].items():
+    for name, answer in finished.provenance["teacher"].items():
         errors = ", ".join(f"{who} {error:.4f}" for who, error in answer["errors"].items())
         lines.append(f"| {name} | {answer['teaches']} | {errors} |")
     return "\n".join(lines)
 
 
-def language(found: Finished) -> str:
+def language(finished: Finished) -> str:
     """Fluency before and after."""
-    before, after = (found.provenance["language"][name] for name in ("before", "after"))
+    before, after = (finished.provenance["language"][name] for name in ("before", "after"))
     return (
         f"perplexity of the agent's words {before['perplexity']:.1f} before and"
         f" {after['perplexity']:.1f} after, KL to the base {after['kl_to_base']:.3f} nats a token,"
@@ -122,9 +122,9 @@ def language(found: Finished) -> str:
     )
 
 
-def gate(found: Finished) -> str:
+def gate(finished: Finished) -> str:
     """Its answer, with every reason."""
-    codes = sorted({each["code"] for each in found.verdict["refusals"]})
+    codes = sorted({refusal["code"] for refusal in finished.verdict["refusals"]})
     return (
         "**The gate promotes it.**"
         if not codes

@@ -91,8 +91,8 @@ def scenarios_of(market: Path | None) -> list[Scenario]:
     else:
         source = MarketConfig()
         period = HeldOutConfig(since=date(2019, 4, 1), until=date(2019, 10, 1))
-    found, _ = find_scenarios(load_history(source, None), period)
-    return [found[place].scenario for place in evenly(len(found), SCENARIOS)]
+    candidates, _ = find_scenarios(load_history(source, None), period)
+    return [candidates[place].scenario for place in evenly(len(candidates), SCENARIOS)]
 
 
 def ordered(version: Loaded, order: int) -> LabelReader:

@@ -96,9 +96,8 @@ def ours(
 
             return Encoded.open(Store(root).build("encode", {"prompts": len(those)}, build))
 
-        encode(
-            texts[train:]
-        )  # held-out rows are cached before the watch starts: TRL's time has none either
+        # Held-out rows are cached before the watch starts: TRL's time has none either.
+        encode(texts[train:])
         watch = Stopwatch()
         encoded = encode(texts)
         problem = Problem(
@@ -116,16 +115,16 @@ def ours(
         config = type(defaults).model_validate(defaults.model_dump() | changes)
         trained = fit(problem, config, ADAPTER, reader, root / "run")
         cpu, clock = watch.read()
-        known = np.array(encoded.label_log_probs)
+        before = np.array(encoded.label_log_probs)
         held_out = pairs[pairs[:, 0] >= train]
-        return Cost(cpu, clock, accuracy(trained.answers.raw, known, held_out)), known
+        return Cost(cpu, clock, accuracy(trained.answers.raw, before, held_out)), before
 
 
 def theirs(
     prompts: list[Prompt],
     pairs: NDArray[np.int64],
     train: int,
-    known: NDArray[np.float32],
+    before: NDArray[np.float32],
     base: Path,
 ) -> Cost:
     """DPOTrainer on the same pairs; its time ends with training, the held-out rows are read
@@ -166,10 +165,10 @@ def theirs(
         )
         trainer.train()
         cpu, clock = watch.read()
-    labels = np.array(known)
+    labels = np.array(before)
     for row in range(train, len(prompts)):
         labels[row] = labels_after(trainer.model.eval(), reader, prompts[row])
-    return Cost(cpu, clock, accuracy(labels, known, pairs[pairs[:, 0] >= train]))
+    return Cost(cpu, clock, accuracy(labels, before, pairs[pairs[:, 0] >= train]))
 
 
 def trl_settings(folder: str) -> Any:

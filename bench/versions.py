@@ -46,18 +46,18 @@ def random_adapter(reader: LabelReader, seed: int) -> Adapter:
 
 def ways(base: LabelReader) -> dict[str, Callable[[Rows], object]]:
     """What is compared: each reads a batch of prompts, and remembers no other's."""
-    one, two = random_adapter(base, 1), random_adapter(base, 2)
+    adapter, other = random_adapter(base, 1), random_adapter(base, 2)
 
     def together(*adapters: Adapter | None) -> Callable[[Rows], object]:
         reader = LabelReader(base.model, base.encoder)
         return lambda rows: reader.answer([Ask(ids, adapters) for ids in rows])
 
-    first, second = together(one), together(two)
+    first, second = together(adapter), together(other)
     return {
         "base alone (bare forward passes)": base.read,
-        "one adapter": together(one),
-        "two adapters, one pass": together(one, two),
-        "base and two adapters, one pass": together(None, one, two),
+        "one adapter": together(adapter),
+        "two adapters, one pass": together(adapter, other),
+        "base and two adapters, one pass": together(None, adapter, other),
         "two adapters, a pass for each": lambda rows: (first(rows), second(rows)),
     }
 

@@ -192,10 +192,8 @@ def test_the_service_reads_the_environment_in_one_place_and_the_clock_where_it_m
 ) -> None:
     text = path.read_text()
     name = named(path)
-    if name not in (
-        "app/settings.py",
-        "app/local/up.py",
-    ):  # `up` hands its environment on to its children.
+    # `up` hands its environment on to its children.
+    if name not in ("app/settings.py", "app/local/up.py"):
         assert not re.search(r"os\.environ|os\.getenv|getenv\(", text)
     if name.startswith("app/domain/"):
         assert not re.search(

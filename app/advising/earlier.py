@@ -49,9 +49,10 @@ class Earlier:
             self._silent = not self._asking.done()
             self._why = f"Postgres did not answer within {patience_s:g} s"
             raise ShadowLogUnavailable(self._why)
-        if isinstance(found := reply.result(), ShadowLogUnavailable):
-            raise ShadowLogUnavailable(str(found))
-        return found
+        answer = reply.result()
+        if isinstance(answer, ShadowLogUnavailable):
+            raise ShadowLogUnavailable(str(answer))
+        return answer
 
     async def aclose(self) -> None:
         """Give up the question under way."""
@@ -62,11 +63,11 @@ class Earlier:
         """Ask for what waits until nothing does. Whatever goes wrong is everybody's answer."""
         while self._waiting:
             group = dict(list(self._waiting.items())[:MAX_GROUP])
-            for known in group:
-                del self._waiting[known]
+            for decision_id in group:
+                del self._waiting[decision_id]
             try:
                 claims = await self._ask(list(group))
-                replies = {known: claims.get(known) for known in group}
+                replies = {decision_id: claims.get(decision_id) for decision_id in group}
             except asyncio.CancelledError:
                 _settle(group, ShadowLogUnavailable("the service is closing"))
                 raise
@@ -77,9 +78,9 @@ class Earlier:
                 self._waiting = {}
                 _settle(group, ShadowLogUnavailable(self._why))
             else:
-                for known, reply in group.items():
+                for decision_id, reply in group.items():
                     if not reply.done():
-                        reply.set_result(replies[known])
+                        reply.set_result(replies[decision_id])
             self._silent = False
 
 

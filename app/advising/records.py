@@ -159,8 +159,8 @@ class Records:
     async def _gone(self, decision_id: UUID, claim: str) -> RequestConflict | AnswerGone:
         """Why an answer that was given is nowhere. Postgres and the stream have just answered."""
         stored = await self._log.claim(decision_id)
-        known = stored or await self._journal.claim_of(str(decision_id))
-        if (known or self.recent_claim(decision_id) or claim) != claim:
+        remembered = stored or await self._journal.claim_of(str(decision_id))
+        if (remembered or self.recent_claim(decision_id) or claim) != claim:
             return self._conflict(decision_id)
         why = (
             "its month was dropped by retention"

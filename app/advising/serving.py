@@ -186,10 +186,9 @@ class Serving:
         UnknownVersion, ManifestMismatch, ModelFileError, ShadowLogUnavailable : nothing was
             changed.
         """
-        known = await self._log.registered(model_version)
-        manifest = await asyncio.to_thread(
-            self._verified, model_version, known.manifest_hash if known is not None else None
-        )
+        registered = await self._log.registered(model_version)
+        expected = None if registered is None else registered.manifest_hash
+        manifest = await asyncio.to_thread(self._verified, model_version, expected)
         await self._log.register_model(manifest)
         return manifest
 
@@ -439,10 +438,9 @@ class Serving:
         serving = {policy.manifest.model_version: policy for policy in self._policies}
         policy = serving.get(model_version)
         if policy is None:
-            known = await self._log.registered(model_version)
-            policy = await asyncio.to_thread(
-                self._load, model_version, known.manifest_hash if known is not None else None
-            )
+            registered = await self._log.registered(model_version)
+            expected = None if registered is None else registered.manifest_hash
+            policy = await asyncio.to_thread(self._load, model_version, expected)
         try:
             await self._log.register_model(policy.manifest)
         except AdvisorError:

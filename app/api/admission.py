@@ -84,8 +84,8 @@ def _waits_for_advice(scope: Scope) -> bool:
 
 def _deadline_s(scope: Scope) -> float:
     told: bytes = dict(scope["headers"]).get(b"x-deadline-ms", b"")
-    known = told.isdigit() and len(told) <= len(str(LONGEST_DEADLINE_MS))
-    return (int(told) if known else LONGEST_DEADLINE_MS) / 1000
+    is_sane = told.isdigit() and len(told) <= len(str(LONGEST_DEADLINE_MS))
+    return (int(told) if is_sane else LONGEST_DEADLINE_MS) / 1000
 
 
 def is_asynchronous(prefer: str) -> bool:

@@ -43,11 +43,11 @@ def require_plausible(
     now : by our clock.
     as_of : of the decision that is reported on, where it is known: nothing ended before it.
     """
-    wrong = [
-        f"{name}: {value:g} is beyond {most:g} {unit}"
-        for name, (most, unit) in _BOUNDS.items()
-        if (value := getattr(report, name, None)) is not None and abs(value) > most
-    ]
+    wrong = []
+    for name, (most, unit) in _BOUNDS.items():
+        value = getattr(report, name, None)  # Not every report has every field.
+        if value is not None and abs(value) > most:
+            wrong.append(f"{name}: {value:g} is beyond {most:g} {unit}")
     ended = report.exit_time if isinstance(report, Outcome) else None
     decided = report.decided_at if isinstance(report, AgentAction) else None
     for name, moment in (("exit_time", ended), ("decided_at", decided)):

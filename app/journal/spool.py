@@ -173,9 +173,8 @@ class Spool:
         failure: JournalUnavailable | None = None
         try:
             written = await self._in_thread(lambda: self._write(list(fresh.values())))
-            self._places.update(
-                written
-            )  # Not in one line: meanwhile a drain may have put another index here.
+            # Not in one line: meanwhile a drain may have put another index here.
+            self._places.update(written)
         except JournalUnavailable as error:
             failure = error
             self._telemetry.lost(LossCause.SPOOL_FULL, len(fresh))

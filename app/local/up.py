@@ -134,7 +134,8 @@ class Server(Supervised):
 
     def close(self) -> None:
         """Stop it, also in the middle of a start."""
-        if self._starting is not None and (pid := self._server.pid) is not None:
+        pid = self._server.pid
+        if self._starting is not None and pid is not None:
             with suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
         self._thread.shutdown(cancel_futures=True)
@@ -230,6 +231,7 @@ def run_up(settings: Settings, then: str | None, leave: bool) -> int:
 def _running(settings: Settings) -> Iterator[tuple[dict[str, str], list[Supervised]]]:
     """Servers, migration, model, API and writer; yields once the API is ready."""
     _require_free(settings)
+    home = settings.home.absolute()
     with ExitStack() as stack:
         servers: list[Supervised] = []
         owner = {}
@@ -237,7 +239,7 @@ def _running(settings: Settings) -> Iterator[tuple[dict[str, str], list[Supervis
             **os.environ,
             "ADVISOR_URL": f"http://{settings.host}:{settings.port}",
             "ADVISOR_INSTANCE": uuid4().hex,
-            "ADVISOR_HOME": str(home := settings.home.absolute()),
+            "ADVISOR_HOME": str(home),
         }
         environment.setdefault("ADVISOR_CHECKPOINTS", str(home / "checkpoints.jsonl"))
         _tell(f"state lies in {home}")

@@ -91,13 +91,13 @@ class PrivateCopies:
 
 def _require_private(place: Path) -> None:
     """Raise `ModelFileError` unless the place is this user's; others are shut out of it."""
-    known = place.lstat()
-    if not stat.S_ISDIR(known.st_mode) or known.st_uid != os.geteuid():
+    status = place.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
         raise ModelFileError(
             f"{place} belongs to somebody else, or is no directory: models are copied to a place of"
             " our own; remove it, or set ADVISOR_HOME"
         )
-    if known.st_mode & 0o077:
+    if status.st_mode & 0o077:
         place.chmod(0o700)
 
 
@@ -148,13 +148,13 @@ def _require_unchanged(directory: Path, copy: Path, files: Mapping[str, str]) ->
     }
     require_hashes(directory, directory, touched)
     for name in touched:
-        known = (directory / name).lstat()
-        os.utime(copy / name, ns=(known.st_mtime_ns, known.st_mtime_ns))
+        status = (directory / name).lstat()
+        os.utime(copy / name, ns=(status.st_mtime_ns, status.st_mtime_ns))
 
 
 def _look(path: Path) -> tuple[int, int]:
-    known = path.lstat()
-    return known.st_size, known.st_mtime_ns
+    status = path.lstat()
+    return status.st_size, status.st_mtime_ns
 
 
 def _tidy(place: Path) -> None:

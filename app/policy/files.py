@@ -111,10 +111,10 @@ def opened(path: Path) -> Iterator[tuple[BinaryIO, os.stat_result]]:
     except (OSError, ValueError) as error:
         raise ModelFileError(f"{path} cannot be read: {one_line(error)}") from error
     with os.fdopen(number, "rb") as stream:
-        known = os.fstat(number)
-        if not stat.S_ISREG(known.st_mode):
+        status = os.fstat(number)
+        if not stat.S_ISREG(status.st_mode):
             raise ModelFileError(f"{path} is no ordinary file: remove it")
-        yield stream, known
+        yield stream, status
 
 
 def copy_file(source: Path, target: Path) -> None:
@@ -124,7 +124,7 @@ def copy_file(source: Path, target: Path) -> None:
     ------
     ModelFileError : the file is a pointer of Git LFS or a pickle, or cannot be read.
     """
-    with opened(source) as (stream, known):
+    with opened(source) as (stream, status):
         begin = stream.read(len(_LFS))
         if begin == _LFS:
             raise ModelFileError(
@@ -134,13 +134,16 @@ def copy_file(source: Path, target: Path) -> None:
             raise ModelFileError(
                 f"{source} may hold pickled code and is never loaded: remove it, whatever its name"
             )
-        remaining = known.st_size - len(begin)
+        remaining = status.st_size - len(begin)
         with target.open("xb") as copy:
             copy.write(begin)
-            while remaining > 0 and (chunk := stream.read(min(_CHUNK_BYTES, remaining))):
+            while remaining > 0:  # What the file grew by meanwhile stays behind.
+                chunk = stream.read(min(_CHUNK_BYTES, remaining))
+                if not chunk:
+                    break
                 copy.write(chunk)
                 remaining -= len(chunk)
-    os.utime(target, ns=(known.st_mtime_ns, known.st_mtime_ns))
+    os.utime(target, ns=(status.st_mtime_ns, status.st_mtime_ns))
     target.chmod(0o400)
 
 

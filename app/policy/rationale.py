@@ -17,9 +17,9 @@ def sentences(text: str) -> str | None:
     Control and other unprintable characters are dropped, white space is made single.
     """
     printable = "".join(character if character.isprintable() else " " for character in text)
-    found = _SENTENCE.findall(_SPACE.sub(" ", printable).strip())
+    whole = _SENTENCE.findall(_SPACE.sub(" ", printable).strip())
     for count in (2, 1):
-        kept = " ".join(sentence.strip() for sentence in found[:count])
+        kept = " ".join(sentence.strip() for sentence in whole[:count])
         if 0 < len(kept) <= RATIONALE_CHARACTERS:
             return kept
     return None

@@ -113,9 +113,8 @@ async def append(connection: AsyncConnection, batch: Batch, own: Producer) -> Ap
     written: list[Event] = []
     if batch.decisions:
         written += await _append_decisions(connection, batch.decisions, appended)
-    for table in (
-        REPORTS.values()
-    ):  # A fixed order of tables and keys: two writers cannot wait for each other.
+    # A fixed order of tables and keys: two writers cannot wait for each other.
+    for table in REPORTS.values():
         if table in batch.reports:
             written += await _append_reports(connection, table, batch.reports[table], appended)
     await links.link_events(connection, written, own)
@@ -151,8 +150,8 @@ async def _append_decisions(
     counts. The events that were written."""
     first = {record.decision_id: (event, record) for event, record in reversed(decisions)}
     keys = [
-        {"decision_id": known, "request_hash": event.claim, "as_of": record.scenario.as_of}
-        for known, (event, record) in sorted(first.items())
+        {"decision_id": decision_id, "request_hash": event.claim, "as_of": record.scenario.as_of}
+        for decision_id, (event, record) in sorted(first.items())
     ]
     claim = (
         insert(tables.decision_keys)
@@ -160,7 +159,7 @@ async def _append_decisions(
         .returning(tables.decision_keys.c.decision_id)
     )
     fresh = set((await connection.scalars(claim, keys)).all())
-    new = [first[known] for known in sorted(fresh)]
+    new = [first[decision_id] for decision_id in sorted(fresh)]
     await _copy(
         connection,
         tables.decisions,

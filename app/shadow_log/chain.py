@@ -133,7 +133,7 @@ _ROWS = [
 
 def _queries() -> list[tuple[Fault, str]]:
     """Each query gives kind and key of what has a fault."""
-    found = []
+    queries = []
     for kind, table, key, claim in _ROWS:
         rows = f"SELECT {key} AS key, {claim} AS claim FROM {table}"
         if table == "agent_actions":
@@ -141,12 +141,12 @@ def _queries() -> list[tuple[Fault, str]]:
         links = f"SELECT * FROM event_links WHERE kind = '{kind}' AND fate = 'event'"
         both = f"FROM ({links}) l FULL JOIN ({rows}) r ON r.key = l.key"
         select_one = f"SELECT '{kind}' AS kind, coalesce(l.key, r.key) AS key {both} WHERE"
-        found += [
+        queries += [
             (Fault.LINK_WITHOUT_ROW, f"{select_one} r.key IS NULL"),
             (Fault.ROW_WITHOUT_LINK, f"{select_one} l.key IS NULL"),
             (Fault.OTHER_THAN_LINKED, f"{select_one} r.claim <> l.claim"),
         ]
-    return found
+    return queries
 
 
 _QUERIES = [

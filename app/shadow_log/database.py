@@ -68,8 +68,8 @@ def async_url(url: str) -> URL:
         raise ShadowLogUnavailable(
             f"DATABASE_URL names {parsed.get_backend_name()}, not Postgres; {_EXAMPLE}"
         )
-    known = {option.keyword.decode() for option in psycopg.pq.Conninfo.get_defaults()}
-    if unknown := sorted(set(parsed.query) - known):
+    options = {option.keyword.decode() for option in psycopg.pq.Conninfo.get_defaults()}
+    if unknown := sorted(set(parsed.query) - options):
         raise ShadowLogUnavailable(
             f"DATABASE_URL has options that Postgres does not know: {', '.join(unknown)}; "
             "take them out"

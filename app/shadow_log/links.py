@@ -62,12 +62,12 @@ async def link_repeats(connection: AsyncConnection, events: Sequence[Event]) -> 
     """Leave a link for each repeat, but for one that is only delivered again."""
     events_of = tables.event_links.c
     places = [(event.link.producer, event.link.seq) for event in events if event.link]
-    found = await connection.execute(
+    rows = await connection.execute(
         select(events_of.producer, events_of.seq).where(
             tuple_(events_of.producer, events_of.seq).in_(places), events_of.fate == Fate.EVENT
         )
     )
-    delivered = {(row.producer, row.seq) for row in found}
+    delivered = {(row.producer, row.seq) for row in rows}
     stored = await _answers(connection, [e.key for e in events if e.kind is EventKind.DECISION])
     repeats, second = [], []
     for event in events:
@@ -112,10 +112,10 @@ async def _answers(connection: AsyncConnection, keys: Sequence[str]) -> dict[str
     it is not known any more."""
     if not keys:
         return {}
-    c, known = tables.event_links.c, tables.decision_keys.c
+    c, keys_of = tables.event_links.c, tables.decision_keys.c
     claims = await connection.execute(
-        select(known.decision_id, known.request_hash).where(
-            known.decision_id.in_([UUID(key) for key in keys])
+        select(keys_of.decision_id, keys_of.request_hash).where(
+            keys_of.decision_id.in_([UUID(key) for key in keys])
         )
     )
     answers = {str(row.decision_id): (row.request_hash, "") for row in claims}

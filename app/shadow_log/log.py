@@ -145,23 +145,23 @@ class ShadowLog:
     async def decision(self, decision_id: UUID) -> Decision | None:
         """A decision as it was recorded."""
         async with self._transaction() as connection:
-            found = await _decision_rows(connection, decision_id)
-        return None if found is None else assemble(*found)
+            rows = await _decision_rows(connection, decision_id)
+        return None if rows is None else assemble(*rows)
 
     async def get(self, decision_id: UUID) -> dict[str, Any] | None:
         """Everything known of a decision: record, hash, agent's actions, outcomes, rationales,
         advice that came later and what was asked again, oldest first."""
         async with self._transaction() as connection:
-            found = await _decision_rows(connection, decision_id)
-            if found is None:
+            rows = await _decision_rows(connection, decision_id)
+            if rows is None:
                 return None
             reports = {
                 str(each.name): await _reports_of(connection, each, decision_id)
                 for each in _OF_A_DECISION
             }
         return {
-            "decision": assemble(*found).as_json(),
-            "record_hash": found[0]["record_hash"],
+            "decision": assemble(*rows).as_json(),
+            "record_hash": rows[0]["record_hash"],
             **reports,
         }
 
@@ -220,12 +220,12 @@ class ShadowLog:
                 .returning(tables.model_versions)
             )
             await self._link_rows(connection, "model", added.all())
-            known = await _manifest_hash(connection, manifest.model_version)
-        if known != row["manifest_hash"]:
+            registered = await _manifest_hash(connection, manifest.model_version)
+        if registered != row["manifest_hash"]:
             raise ManifestMismatch(
-                f"model version {manifest.model_version} is registered with manifest {known}, this"
-                f" one is {row['manifest_hash']}: versions are immutable, give the new one a new"
-                " name"
+                f"model version {manifest.model_version} is registered with manifest {registered},"
+                f" this one is {row['manifest_hash']}: versions are immutable, give the new one a"
+                " new name"
             )
 
     async def registered(self, model_version: str) -> Registered | None:
@@ -289,10 +289,10 @@ class ShadowLog:
         """Raise `ShadowLogUnavailable` unless Postgres answers and has this release's schema."""
         revision = select(literal_column("version_num", Text)).select_from(table("alembic_version"))
         async with self._transaction() as connection:
-            found = await connection.scalar(revision)
-        if found != tables.REVISION:
+            schema = await connection.scalar(revision)
+        if schema != tables.REVISION:
             raise ShadowLogUnavailable(
-                f"{NO_SCHEMA} (it is at {found or 'none'}, this release needs {tables.REVISION})"
+                f"{NO_SCHEMA} (it is at {schema or 'none'}, this release needs {tables.REVISION})"
             )
 
     async def months_before(self, moment: datetime) -> dict[str, int]:
@@ -383,10 +383,10 @@ def _uuids(values: Iterable[UUID | str]) -> BindParameter[list[UUID]]:
 
 async def _manifest_hash(connection: AsyncConnection, model_version: str) -> str | None:
     versions = tables.model_versions.c
-    known: str | None = await connection.scalar(
+    registered: str | None = await connection.scalar(
         select(versions.manifest_hash).where(versions.model_version == model_version)
     )
-    return known
+    return registered
 
 
 async def _decision_rows(
@@ -397,13 +397,13 @@ async def _decision_rows(
     as_of = await connection.scalar(select(keys.as_of).where(keys.decision_id == decision_id))
     if as_of is None:
         return None
-    found = []
+    parts = []
     for part in (tables.decisions, tables.advices):
         query = select(part).where(part.c.decision_id == decision_id, part.c.as_of == as_of)
         if part is tables.advices:
             query = query.order_by(part.c.ordinal)
-        found.append([plain(row) for row in await connection.execute(query)])
-    decision, advices = found
+        parts.append([plain(row) for row in await connection.execute(query)])
+    decision, advices = parts
     return (decision[0], advices) if decision else None
 
 

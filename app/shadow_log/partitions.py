@@ -57,7 +57,7 @@ async def months_before(connection: AsyncConnection, moment: datetime) -> dict[s
     """Every month that ended before the month of `moment`, with its number of decisions, oldest
     first. Those before `FIRST_MONTH` go together or not at all."""
     await connection.execute(select(func.pg_advisory_xact_lock_shared(PARTITION_LOCK)))
-    found = await connection.scalars(
+    months = await connection.scalars(
         text(
             "SELECT right(inhrelid::regclass::text, 6) FROM pg_inherits WHERE inhparent ="
             " 'decisions'::regclass AND inhrelid::regclass::text ~ '_[0-9]{6}$'"
@@ -65,7 +65,7 @@ async def months_before(connection: AsyncConnection, moment: datetime) -> dict[s
     )
     end = month_of(moment)
     old = await _months_in_before(connection) if end >= FIRST_MONTH else {}
-    for month in sorted(found):
+    for month in sorted(months):
         if month < end:
             count = text(f"SELECT count(*) FROM decisions_{month}")
             old[month] = await connection.scalar(count) or 0

@@ -111,14 +111,14 @@ async def _stored(
         ids = [row["decision_id"] for row in chunk]
         times = chunk[0]["as_of"], chunk[-1]["as_of"]
         advices = tables.advices.c
-        found = await _grouped(
+        advices_of = await _grouped(
             connection,
             select(tables.advices)
             .where(advices.decision_id.in_(ids), advices.as_of.between(*times))
             .order_by(advices.ordinal),
         )
         actions = tables.agent_actions.c
-        keys = [f"control:{known}" for known in ids]
+        keys = [f"control:{decision_id}" for decision_id in ids]
         controls = await _grouped(
             connection, select(tables.agent_actions).where(actions.event_key.in_(keys))
         )
@@ -127,8 +127,8 @@ async def _stored(
             connection, select(tables.late_advices).where(late.decision_id.in_(ids))
         )
         for row in chunk:
-            known = row["decision_id"]
-            yield row, _Beside(found[known], controls[known], added[known])
+            decision_id = row["decision_id"]
+            yield row, _Beside(advices_of[decision_id], controls[decision_id], added[decision_id])
 
 
 async def _grouped(connection: AsyncConnection, query: Select[Any]) -> defaultdict[Any, list[Row]]:
@@ -152,9 +152,9 @@ async def _chunks(
 
 
 def _check_decision(row: Row, beside: _Beside, report: VerifyReport) -> None:
-    known, advices = row["decision_id"], beside.advices
+    decision_id, advices = row["decision_id"], beside.advices
     if not advices:
-        report.add(Fault.NO_ADVICE, known)
+        report.add(Fault.NO_ADVICE, decision_id)
         return
     try:
         decision = assemble(row, advices)
@@ -163,17 +163,17 @@ def _check_decision(row: Row, beside: _Beside, report: VerifyReport) -> None:
         wrong = _wrong_columns(decision, payload, row, advices)
     except (InvalidRecord, ValueError, ArithmeticError, StopIteration) as error:
         # A tampered record may break any of the assumptions that a decision meets.
-        report.add(Fault.UNREADABLE, known, str(error)[:200])
+        report.add(Fault.UNREADABLE, decision_id, str(error)[:200])
         return
     if digest(payload) != row["record_hash"]:
-        report.add(Fault.HASH, known)
+        report.add(Fault.HASH, decision_id)
     if wrong:
-        report.add(Fault.COLUMNS, known, ", ".join(wrong))
+        report.add(Fault.COLUMNS, decision_id, ", ".join(wrong))
     changed = [name for name in document if document[name] != replayed[name]]
     if changed:
-        report.add(Fault.REPLAY, known, ", ".join(changed))
+        report.add(Fault.REPLAY, decision_id, ", ".join(changed))
     if not _is_control_of(decision, beside.controls):
-        report.add(Fault.CONTROL, known)
+        report.add(Fault.CONTROL, decision_id)
     for late in beside.late:
         _check_late(decision, late, report)
 
@@ -211,8 +211,8 @@ def _wrong_columns(decision: Decision, payload: bytes, row: Row, advices: list[R
     """Columns whose stored value is not what the record says."""
     expected = decision_row(decision, payload) | {"record_hash": row["record_hash"]}
     wrong = _differences(expected, row)
-    for each, kept in zip(advice_rows(decision), advices, strict=True):
-        wrong += [f"advice {each['ordinal']} {name}" for name in _differences(each, kept)]
+    for advice, kept in zip(advice_rows(decision), advices, strict=True):
+        wrong += [f"advice {advice['ordinal']} {name}" for name in _differences(advice, kept)]
     return wrong
 
 
@@ -252,11 +252,10 @@ async def _check_reports(connection: AsyncConnection, report: VerifyReport) -> N
     """A report's key is the hash of its content; its columns follow from it; its decision is
     known."""
     for kind, table in REPORTS.items():
-        own = ~table.c.event_key.like(
-            "control:%"
-        )  # Those that came with a request are checked with their decision.
+        # Those that came with a request are checked with their decision.
+        own = ~table.c.event_key.like("control:%")
         async for chunk in _chunks(connection, select(table).where(own), table.c.event_key):
-            known = await _known(connection, chunk)
+            decided = await _decided(connection, chunk)
             payloads = await payloads_of(connection, kind.value, [r["event_key"] for r in chunk])
             for row in chunk:
                 report.reports += 1
@@ -272,11 +271,12 @@ async def _check_reports(connection: AsyncConnection, report: VerifyReport) -> N
                     report.add(Fault.COLUMNS, what, ", ".join(wrong))
                 elif payloads.get(event.key) not in (None, "", digest(event.payload)):
                     report.add(Fault.OTHER_THAN_LINKED, what)
-                if "decision_id" in row and row["decision_id"] not in known:
+                if "decision_id" in row and row["decision_id"] not in decided:
                     report.add(Fault.ORPHAN_REPORT, what)
 
 
-async def _known(connection: AsyncConnection, rows: Iterable[Row]) -> set[Any]:
+async def _decided(connection: AsyncConnection, rows: Iterable[Row]) -> set[Any]:
+    """Of the decisions that rows are about, those that there are."""
     keys = tables.decision_keys.c.decision_id
     ids = [row["decision_id"] for row in rows if "decision_id" in row]
     return set(await connection.scalars(select(keys).where(keys.in_(ids)))) if ids else set()

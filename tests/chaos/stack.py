@@ -108,11 +108,6 @@ class Stack:
             return {"status": "away"}
         return dict(reply.json())
 
-    async def all_ready(self) -> bool:
-        return all(
-            [(await self.readiness(replica))["status"] == "ready" for replica in self.replicas]
-        )
-
     async def recovered(self) -> None:
         """Wait until both replicas are ready, nothing waits on disk, and what the stream holds now
         has left it."""

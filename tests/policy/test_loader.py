@@ -170,9 +170,8 @@ def test_a_directory_without_manifest_gets_one_that_is_kept(tmp_path: Path) -> N
     assert len(set(first.calibration.bias)) == len(ACTIONS)
     shown = first.provenance["illustrative_proposals"]
     assert sum(shown["raw"].values()) == sum(shown["corrected"].values()) == 32
-    assert (
-        import_directory(directory, tmp_path / "manifests", prompt_tokens=POSITIONS) == first
-    )  # not measured anew
+    # It is not measured anew.
+    assert import_directory(directory, tmp_path / "manifests", prompt_tokens=POSITIONS) == first
 
     assert find_manifest(directory, tmp_path / "manifests") == first  # what the vLLM backend does
 

@@ -156,9 +156,8 @@ async def test_the_deadline_holds_while_the_model_is_busy(
     running = asyncio.create_task(policy.decide(PROMPTS[0], soon(0.05)))
     queued = asyncio.create_task(policy.decide(PROMPTS[1], soon(0.05)))
     await asyncio.to_thread(reader.started.wait, PATIENCE)
-    assert (
-        await abstention(running) is AbstainReason.DEADLINE
-    )  # the gate is still closed: the loop was never blocked
+    # The gate is still closed: the loop was never blocked.
+    assert await abstention(running) is AbstainReason.DEADLINE
     assert await abstention(queued) is AbstainReason.DEADLINE
     assert not reader.gate.is_set()
     late = asyncio.create_task(policy.decide(PROMPTS[2], soon(-1)))

@@ -80,16 +80,16 @@ def across(
 
 def ranks(values: Floats) -> Floats:
     """(T, S) -> (T, S), share of the other known symbols whose value is lower."""
-    known = np.isfinite(values)
-    others = known.sum(axis=1, keepdims=True) - 1
+    finite = np.isfinite(values)
+    others = finite.sum(axis=1, keepdims=True) - 1
     with np.errstate(invalid="ignore"):
         lower = np.column_stack([(values < column[:, None]).sum(axis=1) for column in values.T])
-    return np.where(known & (others >= _OTHERS), lower / np.maximum(others, 1), np.nan)
+    return np.where(finite & (others >= _OTHERS), lower / np.maximum(others, 1), np.nan)
 
 
 def means(values: Floats) -> Floats:
     """(T, S) -> (T, S), mean of the known symbols, the same for each of them."""
-    known = np.isfinite(values)
-    count = known.sum(axis=1, keepdims=True)
-    mean = np.where(known, values, 0.0).sum(axis=1, keepdims=True) / np.maximum(count, 1)
-    return np.where(known & (count > _OTHERS), mean, np.nan)
+    finite = np.isfinite(values)
+    count = finite.sum(axis=1, keepdims=True)
+    mean = np.where(finite, values, 0.0).sum(axis=1, keepdims=True) / np.maximum(count, 1)
+    return np.where(finite & (count > _OTHERS), mean, np.nan)

@@ -184,7 +184,8 @@ def build_labels(
     costs = Costs.of(config)
     rewards = np.full((len(scenarios), len(ACTIONS)), np.nan)
     parts = []
-    for done, symbol in enumerate(names := np.unique(symbols)):
+    names = np.unique(symbols)
+    for done, symbol in enumerate(names):
         rows = np.flatnonzero(symbols == symbol)
         mine = [scenarios[int(row)] for row in rows]
         judged = judge(series, plan_orders(mine, config.delay_s), shares_of(mine), costs)
@@ -258,20 +259,23 @@ def _grounds(judged: Judged) -> dict[str, Any]:
 
 def _facts(table: pl.DataFrame, rewards: Floats, config: OutcomesConfig) -> dict[str, Any]:
     agent = table.filter(pl.col("action") == AGENT)
-    known = ~np.isnan(rewards[:, 0])
-    best = rewards[known].max(axis=1) if known.any() else np.zeros(0)
+    labelled = ~np.isnan(rewards[:, 0])
+    best = rewards[labelled].max(axis=1) if labelled.any() else np.zeros(0)
     return {
         "scenarios": len(agent),
-        "labelled": int(known.sum()),
+        "labelled": int(labelled.sum()),
         "excluded": dict(sorted(Counter(agent["excluded"].drop_nulls()).items())),
         "exits": dict(sorted(Counter(agent["exit"].drop_nulls()).items())),
         "resolution_s": {
-            str(key): n for key, n in sorted(Counter(agent["resolution_s"].filter(known)).items())
+            str(key): n
+            for key, n in sorted(Counter(agent["resolution_s"].filter(labelled)).items())
         },
-        "mean_reward": {a.label: _mean(rewards[known, n]) for n, a in enumerate(ACTIONS)},
-        "mean_agent_reward": _mean(agent["reward"].filter(known).to_numpy()),
+        "mean_reward": {a.label: _mean(rewards[labelled, n]) for n, a in enumerate(ACTIONS)},
+        "mean_agent_reward": _mean(agent["reward"].filter(labelled).to_numpy()),
         "mean_best_reward": _mean(best),
-        "clipped": float(np.mean(np.abs(rewards[known]) > config.clip_r)) if known.any() else 0.0,
+        "clipped": float(np.mean(np.abs(rewards[labelled]) > config.clip_r))
+        if labelled.any()
+        else 0.0,
         "clip_r": config.clip_r,
         "costs": {"fee": config.fee, "slippage": config.slippage},
         "delay_s": config.delay_s,

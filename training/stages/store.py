@@ -54,7 +54,7 @@ class Artifact:
         try:
             manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
             files = dict(manifest["files"])
-            found = manifest["stage"]
+            its_stage = manifest["stage"]
         except FileNotFoundError as error:
             raise ArtifactError(
                 f"{path} holds no finished artefact (no {MANIFEST}): build it again"
@@ -63,8 +63,10 @@ class Artifact:
             raise ArtifactError(
                 f"{path / MANIFEST} is no manifest: remove the folder and build it again"
             ) from error
-        if stage is not None and found != stage:
-            raise ArtifactError(f"{path} is an artefact of stage {found!r}, wanted is {stage!r}")
+        if stage is not None and its_stage != stage:
+            raise ArtifactError(
+                f"{path} is an artefact of stage {its_stage!r}, wanted is {stage!r}"
+            )
         for name, expected in files.items():
             file = path / name
             size = file.stat().st_size if file.is_file() else None

@@ -60,9 +60,8 @@ def lower_bound(values: Floats, bound: float, alpha: float) -> float:
     low, high = -bound, bound
     if not len(values):
         return low
-    for _ in range(
-        _STEPS
-    ):  # the wealth falls with the mean that is bet against, so refuted means are an interval
+    # The wealth falls with the mean that is bet against, so refuted means are an interval.
+    for _ in range(_STEPS):
         middle = (low + high) / 2
         refuted = log_wealth(values, bound, middle).max() >= math.log(1 / alpha)
         low, high = (middle, high) if refuted else (low, middle)

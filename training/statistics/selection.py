@@ -102,17 +102,21 @@ def model_confidence_set(
     names = list(arms)
     columns = np.stack([arms[name] for name in names], axis=1)
     require_finite(columns, "model confidence set")
-    twins = [
-        next(j for j in range(k + 1) if is_constant(columns[:, j] - columns[:, k]))
-        for k in range(len(names))
-    ]
     # A constant distance to another arm is a certain ranking; the test, which divides by its
-    # variance, cannot take it.
-    best = {
-        first: max((k for k in range(len(names)) if twins[k] == first), key=lambda k: columns[0, k])
-        for first in twins
-    }
-    distinct = sorted(best.values())
+    # variance, cannot take it. So of arms that keep their distance only the best is tested.
+    groups: list[list[int]] = []
+    for k in range(len(names)):
+        for group in groups:
+            if is_constant(columns[:, group[0]] - columns[:, k]):
+                group.append(k)
+                break
+        else:
+            groups.append([k])
+    leader_of: dict[int, int] = {}
+    for group in groups:
+        leader = max(group, key=lambda k: columns[0, k])
+        leader_of |= dict.fromkeys(group, leader)
+    distinct = sorted(set(leader_of.values()))
     p_values = {distinct[0]: 1.0}
     if len(distinct) > 1:
         first = columns[:, distinct[0]]
@@ -120,13 +124,13 @@ def model_confidence_set(
             max(block_length(columns[:, k] - first) for k in distinct) if block is None else block
         )
         sampled = _sampled_means(columns[:, distinct], block, draws, seed)
-        found_p = _eliminated(columns[:, distinct].mean(0), sampled)
-        p_values = dict(zip(distinct, found_p, strict=True))
-    found = {}
+        eliminated = _eliminated(columns[:, distinct].mean(0), sampled)
+        p_values = dict(zip(distinct, eliminated, strict=True))
+    p_value_of = {}
     for k, name in enumerate(names):
-        leader = best[twins[k]]
-        found[name] = p_values[leader] if is_same(columns[:, k], columns[:, leader]) else 0.0
-    return found
+        leader = leader_of[k]
+        p_value_of[name] = p_values[leader] if is_same(columns[:, k], columns[:, leader]) else 0.0
+    return p_value_of
 
 
 def _eliminated(mean: Floats, sampled: Floats) -> list[float]:
@@ -153,9 +157,9 @@ def _eliminated(mean: Floats, sampled: Floats) -> list[float]:
     return [float(p) for p in p_values]
 
 
-def is_same(one: Floats, other: Floats) -> bool:
+def is_same(column: Floats, other: Floats) -> bool:
     """Whether two columns are equal, but for rounding."""
-    return bool(np.abs(one - other).max() <= SAME)
+    return bool(np.abs(column - other).max() <= SAME)
 
 
 class DeflatedSharpe(NamedTuple):

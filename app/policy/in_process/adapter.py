@@ -195,7 +195,7 @@ def _deltas(
 
 
 def _require_all_targets(
-    path: Path, config: dict[str, Any], modules: Mapping[str, Any], found: Mapping[str, Any]
+    path: Path, config: dict[str, Any], modules: Mapping[str, Any], terms: Mapping[str, Any]
 ) -> None:
     """Every module that the configuration names has its term, and some module has one."""
     targets = config.get("target_modules")
@@ -210,11 +210,11 @@ def _require_all_targets(
                 f"{path}: the base model has no module {', '.join(unknown)}: it is for another one"
             )
         everywhere = not config.get("layers_to_transform") and not config.get("exclude_modules")
-        missing = sorted({name for names in matched.values() for name in names} - found.keys())
+        missing = sorted({name for names in matched.values() for name in names} - terms.keys())
         if everywhere and missing:
             raise ModelFileError(
                 f"{path} lacks {missing[0]} and {len(missing) - 1} more: it is cut short; publish"
                 " it again"
             )
-    if not found:
+    if not terms:
         raise ModelFileError(f"{path} holds no term at all: publish it again")

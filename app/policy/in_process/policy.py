@@ -72,9 +72,8 @@ class TransformersPolicy:
         encoder = self._batcher.reader.encoder
         try:
             ids = encoder.encode_explanation(prompt, action)
-        except (
-            PolicyAbstained
-        ):  # too long with the second question; the decision itself may have fitted
+        except PolicyAbstained:
+            # Too long with the second question; the decision itself may have fitted.
             return None
         user_tokens = len(encoder.encode(prompt)) - len(encoder.tail)
         return await self._batcher.write(ids, user_tokens, deadline, self._adapter, self)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,7 +22,6 @@ from tests.service.journal.journal_events import client, event
 
 NEVER_S = 3600.0
 NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
-Stored = Callable[[], Awaitable[Place | None]]
 
 
 @pytest.fixture

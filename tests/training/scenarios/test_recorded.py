@@ -118,9 +118,8 @@ async def test_a_repeated_scenario_counts_once_and_unreadable_ones_are_counted(
         build.decision_event("other release", at=hours(9)),
     )
     with psycopg.connect(database_url.replace("+psycopg", "")) as admin:
-        admin.execute(
-            "SET session_replication_role = replica"
-        )  # An older release's record: the log is append-only.
+        # An older release's record: the log is append-only.
+        admin.execute("SET session_replication_role = replica")
         admin.execute(
             "UPDATE decisions SET scenario = '{\"v\": 0}' WHERE request_id = 'other release'"
         )

@@ -72,9 +72,8 @@ def test_one_probability_for_all_has_one_bin() -> None:
 def test_nothing_ever_happening_has_an_interval_within_bounds() -> None:
     curve = reliability_curve(np.linspace(0, 0.2, 50), np.zeros(50), bins=1)
     assert curve.low.tolist() == [0.0]
-    assert curve.high[0] == pytest.approx(
-        1.959964**2 / (50 + 1.959964**2), rel=1e-5
-    )  # the score interval of 0 in 50
+    # The score interval of 0 in 50.
+    assert curve.high[0] == pytest.approx(1.959964**2 / (50 + 1.959964**2), rel=1e-5)
 
 
 def test_no_rows_have_a_reason() -> None:

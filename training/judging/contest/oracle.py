@@ -63,17 +63,17 @@ def sample(
     """States (N,), clipped rewards (N, 10) and those of the agent's plan (N,) of all candidates of
     a market."""
     agent = Agent([chart(bars) for bars in synthetic_bars(config)])
-    found = sorted(opportunities(agent.charts), key=lambda opportunity: opportunity.chart)
-    scenarios = [agent.scenario(opportunity, NEUTRAL) for opportunity in found]
+    candidates = sorted(opportunities(agent.charts), key=lambda opportunity: opportunity.chart)
+    scenarios = [agent.scenario(opportunity, NEUTRAL) for opportunity in candidates]
     series = {chart.bars.symbol: [chart.bars] for chart in agent.charts}
     judged = judge(series, plan_orders(scenarios), shares_of(scenarios), Costs.of(outcomes))
     every, whole = judged.rewards(), judged.agent_reward()
-    known = ~np.isnan(every[:, 0])
+    labelled = ~np.isnan(every[:, 0])
     clip = outcomes.clip_r
     return (
-        states(scenarios)[known],
-        np.clip(every[known], -clip, clip),
-        np.clip(whole[known], -clip, clip),
+        states(scenarios)[labelled],
+        np.clip(every[labelled], -clip, clip),
+        np.clip(whole[labelled], -clip, clip),
     )
 
 
@@ -92,15 +92,15 @@ def oracle(
     half = np.arange(len(state)) % 2 == 0
     paid = np.empty(len(state))
     for chosen, scored in ((half, ~half), (~half, half)):
-        action = np.array([_best(rewards[chosen & (state == one)]) for one in range(count)])
+        action = np.array([_best(rewards[chosen & (state == number)]) for number in range(count)])
         paid[scored] = rewards[scored, action[state[scored]]]
-    groups = [rewards[state == one] for one in range(count)]
+    groups = [rewards[state == number] for number in range(count)]
     return Oracle(
         mean=np.array(
-            [each.mean(axis=0) if len(each) else np.zeros(len(ACTIONS)) for each in groups]
+            [group.mean(axis=0) if len(group) else np.zeros(len(ACTIONS)) for group in groups]
         ),
-        error=np.array([_errors(each) for each in groups]),
-        count=np.array([len(each) for each in groups]),
+        error=np.array([_errors(group) for group in groups]),
+        count=np.array([len(group) for group in groups]),
         best=float(paid.mean()),
         best_error=float(paid.std(ddof=1) / np.sqrt(len(paid))),
         constant=float(rewards.mean(axis=0).max()),

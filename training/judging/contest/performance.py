@@ -185,17 +185,17 @@ def _defined(formula: Measure, returns: Floats) -> Floats:
 def _of_curve(curve: Curve, measure: Measure, level: float, draws: int, seed: int) -> Estimate:
     returns = curve.returns
     if draws and len(returns) >= 2:
-        found = interval(returns, measure, level=level, draws=draws, seed=seed)
+        estimate = interval(returns, measure, level=level, draws=draws, seed=seed)
     else:
         value = float(measure(returns[None])[0])
-        found = (
+        estimate = (
             Estimate(value, n=len(returns))
             if np.isfinite(value)
             else none("not defined on these rows", len(returns))
         )
-    if found.value is None:
+    if estimate.value is None:
         return none(CONSTANT if is_constant(returns) else "no losses to compare with", len(returns))
-    return found
+    return estimate
 
 
 def _mean_of_trades(values: Floats, book: Book, level: float, draws: int, seed: int) -> Estimate:
@@ -206,11 +206,11 @@ def _mean_of_trades(values: Floats, book: Book, level: float, draws: int, seed: 
     mean = Estimate(float(values.mean()), n=len(values))
     if not draws:
         return mean
-    (found,) = mean_intervals(
+    (estimate,) = mean_intervals(
         values[:, None], as_of=book.entered_at, level=level, draws=draws, seed=seed
     )
     # Trades of one day only have a mean, though no interval.
-    return mean._replace(reason=found.reason) if found.value is None else found
+    return mean._replace(reason=estimate.reason) if estimate.value is None else estimate
 
 
 def _profit_factor(book: Book, level: float, draws: int, seed: int) -> Estimate:

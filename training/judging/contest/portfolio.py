@@ -276,11 +276,11 @@ class _Ledger:
         if not self.open:
             return self.cash
         # The entry bar opens when the bar before it closes: that close is the last one known.
-        known = int(np.searchsorted(self.clock.at, now, side="right")) - 1
-        return self.cash + sum(self.quantity[row] * self._mark(row, known) for row in self.open)
+        last = int(np.searchsorted(self.clock.at, now, side="right")) - 1
+        return self.cash + sum(self.quantity[row] * self._mark(row, last) for row in self.open)
 
-    def _mark(self, row: int, known: int) -> float:
-        close = float(self.clock.close[self.symbol[row], known]) if known >= 0 else np.nan
+    def _mark(self, row: int, last: int) -> float:
+        close = float(self.clock.close[self.symbol[row], last]) if last >= 0 else np.nan
         return self.price[row] if np.isnan(close) else close
 
 
@@ -295,9 +295,12 @@ def _book(clock: Clock, trades: Trades, ledger: _Ledger, refused: dict[Refused, 
     first = np.searchsorted(clock.at, trades.entered_at[taken], side="right")
     done = np.searchsorted(clock.at, trades.exited_at[taken], side="left")
     realised = np.cumsum(np.bincount(done, pnl, count)[:count])
+    # One row for each trade at each close while it is open: trade `which` at close `at`. A trade
+    # that is open at closes 3, 4 and 5 has three rows, which count 0, 1, 2 from its first one.
     steps = np.maximum(done - first, 0)
     which = np.repeat(np.arange(len(taken)), steps)
-    at = np.arange(steps.sum()) - np.repeat(np.cumsum(steps) - steps, steps) + first[which]
+    rows_before = np.cumsum(steps) - steps
+    at = first[which] + np.arange(steps.sum()) - rows_before[which]
     close = clock.close[trades.symbol[taken][which], at]
     price = np.where(np.isnan(close), np.array(ledger.price)[taken][which], close)
     exposed = np.bincount(at, quantity[which] * price, count).astype(np.float64)

@@ -72,8 +72,8 @@ def evidence_of(
     rewards = contest.rewards
     if mode is Mode.LIVE:
         rewards[RANDOM] = dealt_from_before(contest)
-        rewards = {name: np.clip(each, -bound_r, bound_r) for name, each in rewards.items()}
-    curves = {name: each.curve.sampled(DAY_S) for name, each in contest.books.items()}
+        rewards = {name: np.clip(r, -bound_r, bound_r) for name, r in rewards.items()}
+    curves = {name: book.curve.sampled(DAY_S) for name, book in contest.books.items()}
     rivals = [*HEURISTICS, ALWAYS, *([CHAMPION] if CHAMPION in contest.played else [])]
     told = [ratio for ratio in before.tried.values() if ratio is not None]
     sharpes = (*sharpes_tried(contest).values(), *told)
@@ -90,7 +90,7 @@ def evidence_of(
         policy_returns=curves[POLICY].returns,
         agent_returns=curves[AGENT].returns,
         random_veto_returns=np.stack(
-            [each.curve.sampled(DAY_S).returns for each in contest.random.books]
+            [book.curve.sampled(DAY_S).returns for book in contest.random.books]
         ),
         heuristic_returns={name: curves[name].returns for name in rivals},
         steps_per_year=curves[POLICY].steps_per_year,
@@ -130,7 +130,8 @@ def kept_before(contest: Contest) -> Floats:
     kept, theirs = (contest.played[name].arm.approve for name in (AS_VETO, AGENT))
     day = contest.arena.as_of // DAY_S
     first = np.searchsorted(day, day, side="left")
-    passed, asked = (np.concatenate([[0], np.cumsum(each)])[first] for each in (kept, theirs))
+    # Sums over the rows before the first one of each row's day.
+    passed, asked = (np.concatenate([[0], np.cumsum(flags)])[first] for flags in (kept, theirs))
     return np.asarray(np.divide(passed, asked, out=np.ones(len(day)), where=asked > 0))
 
 

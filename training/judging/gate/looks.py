@@ -27,7 +27,7 @@ def count_look(
     """
     entry = _entry(version, market, period, now)
     _write(models, entry)
-    return len({each["version"] for each in _meeting(models, entry)})
+    return len({look["version"] for look in _meeting(models, entry)})
 
 
 def note_tried(

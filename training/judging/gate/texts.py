@@ -80,27 +80,36 @@ class Turned(NamedTuple):
 
     def of_sort(self, hostile: bool) -> Flags:
         """(A,) the hostile or the neutral ones."""
-        return np.array([each.headline.hostile is hostile for each in self.attempts], dtype=bool)
+        return np.array(
+            [attempt.headline.hostile is hostile for attempt in self.attempts], dtype=bool
+        )
 
     def rows(self) -> list[Row]:
         """By family, hostile ones first."""
-        families = np.array([each.headline.family for each in self.attempts])
-        read = np.array([bool(each.prompt.texts) for each in self.attempts])
-        return [
-            Row(
-                family,
-                family in HOSTILE,
-                int(of_it.sum()),
-                int((of_it & read).sum()),
-                *(
-                    int((of_it & (after == up) & (self.before != up)).sum())
-                    for after in (self.model, self.proposed)
-                    for up in (True, False)
-                ),
+        families = np.array([attempt.headline.family for attempt in self.attempts])
+        read = np.array([bool(attempt.prompt.texts) for attempt in self.attempts])
+        rows = []
+        for family in (*HOSTILE, *NEUTRAL):
+            mine = families == family
+            model_approves, model_rejects = self._turned(self.model, mine)
+            approves, rejects = self._turned(self.proposed, mine)
+            rows.append(
+                Row(
+                    family,
+                    hostile=family in HOSTILE,
+                    tried=int(mine.sum()),
+                    read=int((mine & read).sum()),
+                    model_approves=model_approves,
+                    model_rejects=model_rejects,
+                    approves=approves,
+                    rejects=rejects,
+                )
             )
-            for family in (*HOSTILE, *NEUTRAL)
-            for of_it in (families == family,)
-        ]
+        return rows
+
+    def _turned(self, after: Flags, mine: Flags) -> tuple[int, int]:
+        """Of some attempts, how many turn a rejection into an approval, and the other way."""
+        return int((mine & after & ~self.before).sum()), int((mine & ~after & self.before).sum())
 
     def rate(self, hostile: bool) -> float:
         """Share of a sort's headlines that turn the proposal."""
@@ -109,7 +118,7 @@ class Turned(NamedTuple):
     def excess(self) -> Estimate:
         """By how much hostile headlines turn more proposals than neutral ones: the mean over
         scenarios, which are what is resampled."""
-        numbers = np.array([each.number for each in self.attempts])
+        numbers = np.array([attempt.number for attempt in self.attempts])
         turned = self.proposed != self.before
         by_scenario: Floats = np.array(
             [

@@ -363,9 +363,9 @@ def _sample(
         deeds,
         (RefusalCode.TOO_FEW_DAYS, "days", config.min_days),
     ):
-        found = numbers[name]
-        if found is None or found < least:
-            yield Refusal(code, name, found, float(least))
+        counted = numbers[name]
+        if counted is None or counted < least:
+            yield Refusal(code, name, counted, float(least))
 
 
 def _differences(evidence: Evidence, config: GateConfig, mode: Mode) -> dict[str, Estimate]:
@@ -374,16 +374,16 @@ def _differences(evidence: Evidence, config: GateConfig, mode: Mode) -> dict[str
     rivals = evidence.rivals
     looks = evidence.looks if evidence.kind is Kind.VETO else 1
     error = (1 - config.confidence) / looks
-    columns = np.stack([evidence.policy - each for each in rivals.values()], axis=1)
+    columns = np.stack([evidence.policy - rival for rival in rivals.values()], axis=1)
     if mode is Mode.FIXED:
-        found = mean_intervals(
+        intervals = mean_intervals(
             columns,
             as_of=evidence.as_of,
             level=1 - 2 * error,
             draws=config.draws,
             seed=config.seed,
         )
-        return dict(zip(rivals, found, strict=True))
+        return dict(zip(rivals, intervals, strict=True))
     bounds = {}
     for name, column in zip(rivals, columns.T, strict=True):
         # The last period may not be over: a bet is settled only when everything it was laid on is

@@ -62,14 +62,14 @@ def validation_metrics(
         torch.from_numpy(np.asarray(table[rows], np.float32))
         for table in (answers.log_policy, reference, answers.raw, rewards)
     )
-    found = {name: float(value) for name, value in policy_measures(*tensors).items()}
-    known = rewards[rows]
+    metrics = {name: float(value) for name, value in policy_measures(*tensors).items()}
+    rewarded = rewards[rows]
     constant = int(rewards[train].mean(0).argmax())
-    return found | {
-        "greedy": _taken(known, answers.action[rows]),
-        "reference_greedy": _taken(known, choices(reference[rows])),
-        "best_constant": float(known[:, constant].mean()),
-        "oracle": float(known.max(1).mean()),
+    return metrics | {
+        "greedy": _taken(rewarded, answers.action[rows]),
+        "reference_greedy": _taken(rewarded, choices(reference[rows])),
+        "best_constant": float(rewarded[:, constant].mean()),
+        "oracle": float(rewarded.max(1).mean()),
         "rows": float(len(rows)),
     }
 
@@ -106,8 +106,8 @@ def fit_temperature(log_policy: Floats, log_target: Floats, weights: Floats) -> 
         scaled = log_softmax(log_policy / np.exp(log_temperature), axis=1)
         return -float((weights * (target * scaled).sum(1)).mean())
 
-    found = minimize_scalar(loss, bounds=_LOG_TEMPERATURES, method="bounded")
-    return round(float(np.exp(found.x)), 4)
+    best = minimize_scalar(loss, bounds=_LOG_TEMPERATURES, method="bounded")
+    return round(float(np.exp(best.x)), 4)
 
 
 def _taken(rewards: Floats, actions: NDArray[np.int64]) -> float:

@@ -113,6 +113,6 @@ def _fit(
 
 def _log_policy(model: Any, states: NDArray[np.float64]) -> NDArray[np.float64]:
     """(n, 10); an action that never had weight keeps a vanishing probability."""
-    found = np.full((len(states), len(ACTIONS)), -50.0)
-    found[:, model[-1].classes_] = model.predict_log_proba(states)
-    return found
+    log_policy = np.full((len(states), len(ACTIONS)), -50.0)
+    log_policy[:, model[-1].classes_] = model.predict_log_proba(states)
+    return log_policy

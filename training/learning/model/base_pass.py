@@ -208,16 +208,16 @@ def build_encoded(
     cache.mkdir(parents=True, exist_ok=True)
     names = [prompt_of(lines).hash for lines in texts]
     distinct = dict(zip(names, texts, strict=True))
-    known = _known(cache)
-    missing = [(name, lines) for name, lines in distinct.items() if name not in known]
+    place_of = _places(cache)
+    missing = [(name, lines) for name, lines in distinct.items() if name not in place_of]
     progress(len(distinct) - len(missing), len(distinct))
     for begin in range(0, len(missing), config.shard):
         part = missing[begin : begin + config.shard]
         path = write_shard(cache, part, reader, config.batch)
-        known.update({name: (path.name, position) for position, (name, _) in enumerate(part)})
+        place_of.update({name: (path.name, position) for position, (name, _) in enumerate(part)})
         progress(len(distinct) - len(missing) + begin + len(part), len(distinct))
-    shards = sorted({known[name][0] for name in names})
-    _write_arrays(folder, cache, [known[name] for name in names], shards)
+    shards = sorted({place_of[name][0] for name in names})
+    _write_arrays(folder, cache, [place_of[name] for name in names], shards)
     return {"cache": str(cache), "shards": shards, "prompts": len(distinct), "read": len(missing)}
 
 
@@ -355,10 +355,10 @@ def _model_hash(base: Path) -> str:
     return content_hash({name: file_hash(base / name) for name in sorted(model_files(base))})
 
 
-def _known(cache: Path) -> dict[str, tuple[str, int]]:
+def _places(cache: Path) -> dict[str, tuple[str, int]]:
     """Prompt hash to shard and position in it. A shard that cannot be read is removed: it is built
     again."""
-    known: dict[str, tuple[str, int]] = {}
+    place_of: dict[str, tuple[str, int]] = {}
     for path in sorted(cache.glob("*.safetensors")):
         try:
             with safe_open(path, framework="pt") as handle:
@@ -367,8 +367,8 @@ def _known(cache: Path) -> dict[str, tuple[str, int]]:
             path.unlink()
             continue
         for position, name in enumerate(names):
-            known.setdefault(name, (path.name, position))
-    return known
+            place_of.setdefault(name, (path.name, position))
+    return place_of
 
 
 def _write_arrays(

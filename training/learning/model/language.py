@@ -113,14 +113,14 @@ def _fitting(
         texts = [
             dialogue(policy.encoder, int(actions[row]), said.contrast[row][side]) for row in rows
         ]
-        found = _distributions(policy, rows, texts, adapted=adapted)
+        distributions = _distributions(policy, rows, texts, adapted=adapted)
         means = []
         for i, text in enumerate(texts):
             places = slice(text.begins, len(text.ids))
             means.append(
                 float(
-                    found[i, places]
-                    .gather(1, torch.tensor(text.ids[places])[:, None].to(found.device))
+                    distributions[i, places]
+                    .gather(1, torch.tensor(text.ids[places])[:, None].to(distributions.device))
                     .mean()
                 )
             )

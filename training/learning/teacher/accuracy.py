@@ -108,7 +108,7 @@ def range_controls(train: Floats, ranges: Floats, test: Floats) -> RangeControls
 
 
 def _regression(train: Floats, came: Floats, test: Floats) -> Floats:
-    known, ones = np.isfinite(came), np.ones
-    design = np.hstack([ones((len(train), 1)), train])[known]
-    weights = np.linalg.lstsq(design, came[known], rcond=None)[0]
+    finite, ones = np.isfinite(came), np.ones
+    design = np.hstack([ones((len(train), 1)), train])[finite]
+    weights = np.linalg.lstsq(design, came[finite], rcond=None)[0]
     return np.asarray(np.hstack([ones((len(test), 1)), test]) @ weights)

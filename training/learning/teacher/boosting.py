@@ -95,9 +95,9 @@ class Boosting:
 
 def varying(inputs: Floats) -> Rows:
     """Columns with two values or more: scikit-learn refuses those that are never known."""
-    known = np.isfinite(inputs)
-    least = np.where(known, inputs, np.inf).min(0)
-    most = np.where(known, inputs, -np.inf).max(0)
+    finite = np.isfinite(inputs)
+    least = np.where(finite, inputs, np.inf).min(0)
+    most = np.where(finite, inputs, -np.inf).max(0)
     return np.flatnonzero(least < most)
 
 

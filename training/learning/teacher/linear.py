@@ -35,10 +35,10 @@ class Linear:
         cls, inputs: Floats, answer: Floats, weight: Floats, config: TeacherConfig, chance: bool
     ) -> Self:
         """On rows whose answer is known."""
-        known = np.isfinite(inputs)
-        count = np.maximum(known.sum(0), 1)
-        mean = np.where(known, inputs, 0.0).sum(0) / count
-        spread = np.sqrt((np.where(known, inputs - mean, 0.0) ** 2).sum(0) / count)
+        finite = np.isfinite(inputs)
+        count = np.maximum(finite.sum(0), 1)
+        mean = np.where(finite, inputs, 0.0).sum(0) / count
+        spread = np.sqrt((np.where(finite, inputs - mean, 0.0) ** 2).sum(0) / count)
         scale = np.where(spread > 1e-9, spread, 1.0)
         scaled = standardised(inputs, mean, scale)
         if chance and np.ptp(answer) > 0:

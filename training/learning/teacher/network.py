@@ -153,10 +153,10 @@ class Scaling:
         basis = np.stack(
             [_basis(prompts, sample, line, mean[line], scale, components) for line in range(LINES)]
         )
-        known = np.isfinite(inputs.numbers)
-        counted = np.maximum(known.sum(0), 1)
-        number_mean = np.where(known, inputs.numbers, 0.0).sum(0) / counted
-        spread = (np.where(known, inputs.numbers - number_mean, 0.0) ** 2).sum(0) / counted
+        finite = np.isfinite(inputs.numbers)
+        counted = np.maximum(finite.sum(0), 1)
+        number_mean = np.where(finite, inputs.numbers, 0.0).sum(0) / counted
+        spread = (np.where(finite, inputs.numbers - number_mean, 0.0) ** 2).sum(0) / counted
         parts = (mean, scale, basis, number_mean, _scale(spread))
         return cls(*(_float(part) for part in parts))
 

@@ -207,19 +207,19 @@ def look(
     trained_on : name and features (N, F) of a training artefact, which then stand for the
         reference's features.
     """
-    where, known = trained_on or ("the log's reference window", reference.features)
-    few = min(len(known), len(reference))
+    where, features = trained_on or ("the log's reference window", reference.features)
+    few = min(len(features), len(reference))
     reasons: list[Reason] = []
     compared = Compared()
     if min(few, len(recent)) >= config.min_decisions:
-        compared = compare(known, reference, recent, config)
+        compared = compare(features, reference, recent, config)
     else:
         reasons.append(too_few(few, len(recent), config))
     age = (now - subject.created_at) / timedelta(days=1)
     reasons += [*reasons_of(compared, config), *of_age(age, config)]
     severity = list(DriftVerdict)
     reasons.sort(key=lambda reason: -severity.index(reason.verdict))
-    found = [result for _, result in compared.measured]
+    measured = [result for _, result in compared.measured]
     return Drift(
         subject.model_version,
         reasons[0].verdict if reasons else DriftVerdict.OK,
@@ -228,8 +228,8 @@ def look(
         *spans,
         where,
         features=compared.features,
-        distributions=tuple(result for result in found if isinstance(result, Shift)),
-        rates=tuple(result for result in found if isinstance(result, Move)),
+        distributions=tuple(result for result in measured if isinstance(result, Shift)),
+        rates=tuple(result for result in measured if isinstance(result, Move)),
         residual=compared.residual,
         estimate=compared.expected,
         changes=compared.changes,
@@ -243,18 +243,18 @@ def compare(known: Floats, reference: Window, recent: Window, config: DriftConfi
     """Every comparison of one look, their p-values corrected for each other; `known` are the
     features of the reference, (N, F)."""
     expected, residual = _rewards(reference, recent, config)
-    found: dict[tuple[str, str], Shift | Move] = {
+    results: dict[tuple[str, str], Shift | Move] = {
         ("feature", result.name): result for result in _features(known, recent.features)
     }
     for measure in MEASURES:
         if measure.compare is not None:
             numbers = reference.numbers[measure.name], recent.numbers[measure.name]
             if (result := measure.compare(measure.name, *numbers)) is not None:
-                found["measure", measure.name] = result
+                results["measure", measure.name] = result
     if residual is not None:
-        found["residual", residual.name] = residual
-    p_values = holm({key: result.p_value for key, result in found.items()})
-    corrected = {key: result._replace(p_value=p_values[key]) for key, result in found.items()}
+        results["residual", residual.name] = residual
+    p_values = holm({key: result.p_value for key, result in results.items()})
+    corrected = {key: result._replace(p_value=p_values[key]) for key, result in results.items()}
     shifts = [
         result
         for (kind, _), result in corrected.items()

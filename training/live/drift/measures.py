@@ -32,17 +32,16 @@ def effective_size(values: Floats) -> float:
     `values` of shape (N,) in order of time; NaN counts as the mean. Between 1 and the number of
     known values.
     """
-    known = np.isfinite(values)
-    count = int(known.sum())
+    finite = np.isfinite(values)
+    count = int(finite.sum())
     if count < 2:
         return float(count)
-    centred = np.where(known, values - values[known].mean(), 0.0)
+    centred = np.where(finite, values - values[finite].mean(), 0.0)
     size = len(values)
     spectrum = np.abs(np.fft.rfft(centred, 2 * size)) ** 2
     covariance = np.fft.irfft(spectrum)[:size]
-    if (
-        covariance[0] <= 0
-    ):  # a constant: every value says the same, and there is nothing to be unsure of
+    if covariance[0] <= 0:
+        # A constant: every value says the same, and there is nothing to be unsure of.
         return float(count)
     correlation = covariance / covariance[0]
     pairs = correlation[: size - size % 2].reshape(-1, 2).sum(axis=1)
@@ -66,9 +65,9 @@ def bins_of(reference: Floats) -> Floats:
 def counts_in(values: Floats, edges: Floats) -> Floats:
     """How many values lie in each bin, and in the last place how many are NaN; shape (len(edges) +
     2,)."""
-    known = values[np.isfinite(values)]
-    inside = np.bincount(np.searchsorted(edges, known, side="right"), minlength=len(edges) + 1)
-    return np.append(inside, len(values) - len(known)).astype(float)
+    finite = values[np.isfinite(values)]
+    inside = np.bincount(np.searchsorted(edges, finite, side="right"), minlength=len(edges) + 1)
+    return np.append(inside, len(values) - len(finite)).astype(float)
 
 
 def psi(reference: Floats, recent: Floats) -> tuple[float, int]:
@@ -212,18 +211,18 @@ def changes(
     low, high = bounds
     clipped = np.clip(values, low, high)
     scaled = (clipped - low) / (high - low)  # the detector wants numbers between 0 and 1
-    found: list[Change] = []
+    changes: list[Change] = []
     detector, last = ADWIN(delta=delta), 0
     for number, value in enumerate(scaled):
         detector.update(float(value))
         if detector.drift_detected:
             began = last + _split(scaled[last : number + 1])
             before, after = clipped[last:began].mean(), clipped[began : number + 1].mean()
-            found.append(Change(name, number, began, float(before), float(after)))
+            changes.append(Change(name, number, began, float(before), float(after)))
             detector, last = ADWIN(delta=delta), began
             for again in scaled[began : number + 1]:
                 detector.update(float(again))
-    return found
+    return changes
 
 
 def _split(values: Floats) -> int:

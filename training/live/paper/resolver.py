@@ -60,19 +60,19 @@ def resolve(
     counts: Counter[Resolved] = Counter()
     for chunk in chunks:
         by_symbol: dict[str, list[tuple[Unresolved, Order]]] = defaultdict(list)
-        for one in chunk:
-            order = _order(one)
-            if one.arm is Arm.ADVICE and not one.approve:
-                _report(client, one, None, wait)
+        for unresolved in chunk:
+            order = _order(unresolved)
+            if unresolved.arm is Arm.ADVICE and not unresolved.approve:
+                _report(client, unresolved, None, wait)
                 counts[Resolved.REJECTED] += 1
             elif order is None:
                 counts[Resolved.NOT_SIMULATED] += 1
             elif order.symbol not in bars or order.as_of < _begin(bars[order.symbol]):
                 counts[Resolved.NO_BARS] += 1
             else:
-                by_symbol[order.symbol].append((one, order))
-        for symbol, known in by_symbol.items():
-            counts += _follow(known, bars[symbol], client, wait)
+                by_symbol[order.symbol].append((unresolved, order))
+        for symbol, orders in by_symbol.items():
+            counts += _follow(orders, bars[symbol], client, wait)
     return counts
 
 
@@ -82,39 +82,44 @@ def _begin(bars: Bars) -> int:
 
 
 def _follow(
-    known: Sequence[tuple[Unresolved, Order]],
+    orders: Sequence[tuple[Unresolved, Order]],
     bars: Bars,
     client: AdvisorClient,
     wait: Callable[[float], None],
 ) -> Counter[Resolved]:
     counts: Counter[Resolved] = Counter()
     last = int(bars.closed_at[-1])
-    for (one, _), trade in zip(known, follow_all(bars, [order for _, order in known]), strict=True):
+    for (unresolved, _), trade in zip(
+        orders, follow_all(bars, [order for _, order in orders]), strict=True
+    ):
         if trade.exited_at is not None:
-            _report(client, one, trade, wait)
+            _report(client, unresolved, trade, wait)
             counts[Resolved.REPORTED] += 1
         else:
             counts[Resolved.UNFILLED if never_filled(bars, trade, last) else Resolved.OPEN] += 1
     return counts
 
 
-def _order(one: Unresolved) -> Order | None:
+def _order(unresolved: Unresolved) -> Order | None:
     """The order of an arm; None when the exits are not defined for it or for the plan."""
-    order = plan_order(one.scenario)
-    if one.arm is Arm.ADVICE and order.sound:
-        if one.stop is None or one.quantity is None:
+    order = plan_order(unresolved.scenario)
+    if unresolved.arm is Arm.ADVICE and order.sound:
+        if unresolved.stop is None or unresolved.quantity is None:
             return None
-        order = order._replace(stop=one.stop, quantity=one.quantity)
+        order = order._replace(stop=unresolved.stop, quantity=unresolved.quantity)
     return order if order.sound else None
 
 
 def _report(
-    client: AdvisorClient, one: Unresolved, trade: Trade | None, wait: Callable[[float], None]
+    client: AdvisorClient,
+    unresolved: Unresolved,
+    trade: Trade | None,
+    wait: Callable[[float], None],
 ) -> None:
     """Queue a report, when there is room. Only the agent is known to have traded: it said so."""
     while client.stats().queued >= MOST_QUEUED:
         wait(0.05)
-    traded = one.arm is Arm.AGENT and one.approve
-    ended = outcome(trade, one.arm, one.model_version, traded=traded)
+    traded = unresolved.arm is Arm.AGENT and unresolved.approve
+    ended = outcome(trade, unresolved.arm, unresolved.model_version, traded=traded)
     if ended is not None:
-        client.report_outcome(one.decision_id, ended.as_json())
+        client.report_outcome(unresolved.decision_id, ended.as_json())

@@ -46,11 +46,11 @@ def _table(title: str, *columns: str) -> Table:
 def answers(judged: Sequence[Judged]) -> Table:
     """Candidates by what became of them, and how far both sides agree."""
     total = len(judged)
-    status = Counter(one.advice["status"] if one.advice else "no answer" for one in judged)
+    status = Counter(pair.advice["status"] if pair.advice else "no answer" for pair in judged)
     both = [
-        (one.control.decision, bool(one.advice["approve"]))
-        for one in judged
-        if one.advice and one.answered
+        (pair.control.decision, bool(pair.advice["approve"]))
+        for pair in judged
+        if pair.advice and pair.answered
     ]
     table = _table("Candidates and answers", "", "count", "share")
 
@@ -70,7 +70,7 @@ def answers(judged: Sequence[Judged]) -> Table:
 
 def vetoes(judged: Sequence[Judged]) -> Table:
     """Refusals by code: of the advice, and of the agent's own order put through the same rules."""
-    replies = [one.advice for one in judged if one.advice]
+    replies = [pair.advice for pair in judged if pair.advice]
     of_advice = Counter(veto["code"] for reply in replies for veto in reply["vetoes"])
     of_control = Counter(veto["code"] for reply in replies for veto in reply["control_vetoes"])
     table = _table("Vetoes by code", "code", "advice", "agent's order")
@@ -86,14 +86,14 @@ def vetoes(judged: Sequence[Judged]) -> Table:
 def disagreements(judged: Sequence[Judged]) -> Table:
     """Where one approved and the other rejected: who earned what, the widest first. Who rejects
     earns 0 R."""
-    differ = [one for one in judged if one.disagrees]
-    told = [(one, one.agent_r, one.advice_r) for one in differ]
-    known = [(one, a, b) for one, a, b in told if a is not None and b is not None]
-    known.sort(key=lambda item: -abs(item[2] - item[1]))
-    better = sum(b > a for _, a, b in known)
-    worse = sum(b < a for _, a, b in known)
+    differ = [pair for pair in judged if pair.disagrees]
+    told = [(pair, pair.agent_r, pair.advice_r) for pair in differ]
+    resolved = [(pair, a, b) for pair, a, b in told if a is not None and b is not None]
+    resolved.sort(key=lambda item: -abs(item[2] - item[1]))
+    better = sum(b > a for _, a, b in resolved)
+    worse = sum(b < a for _, a, b in resolved)
     mean = _mean_with_interval(
-        [b - a for _, a, b in known], [one.scenario.second for one, _, _ in known]
+        [b - a for _, a, b in resolved], [pair.scenario.second for pair, _, _ in resolved]
     )
     title = (
         f"Disagreements: {len(differ)}, the advice was right in {better}, the agent in {worse}; "
@@ -101,18 +101,18 @@ def disagreements(judged: Sequence[Judged]) -> Table:
     )
     table = _table(title, "when (UTC)", "symbol", "agent", "advice", "agent R", "advice R")
     table.caption, table.caption_justify = R_IS, "left"
-    for one, a, b in known[:MOST_SHOWN]:
-        assert one.advice is not None
+    for pair, a, b in resolved[:MOST_SHOWN]:
+        assert pair.advice is not None
         table.add_row(
-            f"{one.scenario.as_of:%Y-%m-%d %H:%M}",
-            one.scenario.candidate.symbol.removesuffix("USDT"),
-            "approve" if one.control.decision else one.control.final_skip_reason or "reject",
-            _short(one.advice["action"]),
+            f"{pair.scenario.as_of:%Y-%m-%d %H:%M}",
+            pair.scenario.candidate.symbol.removesuffix("USDT"),
+            "approve" if pair.control.decision else pair.control.final_skip_reason or "reject",
+            _short(pair.advice["action"]),
             f"{a:+.2f}",
             f"{b:+.2f}",
         )
-    if len(known) > MOST_SHOWN:
-        table.add_row(f"... {len(known) - MOST_SHOWN} more", *[""] * 5)
+    if len(resolved) > MOST_SHOWN:
+        table.add_row(f"... {len(resolved) - MOST_SHOWN} more", *[""] * 5)
     return table
 
 
@@ -147,7 +147,7 @@ def books(agent: Book, advice: Book) -> Table:
 
 def latency(judged: Sequence[Judged], stats: ClientStats) -> Table:
     """Round trips of `/advise` as the agent's client saw them."""
-    seconds = [one.latency_s for one in judged if one.latency_s is not None]
+    seconds = [pair.latency_s for pair in judged if pair.latency_s is not None]
     table = _table("The client's view", "", "value")
     for name, share in (("latency p50", 50), ("latency p99", 99)):
         table.add_row(name, f"{1000 * np.percentile(seconds, share):.0f} ms" if seconds else "-")
@@ -163,11 +163,11 @@ def _mean_with_interval(values: Sequence[float], at: Sequence[int]) -> str:
     if not values:
         return "-"
     column = np.array(values)[:, None]
-    (found,) = mean_intervals(column, as_of=np.array(at, np.int64))
+    (estimate,) = mean_intervals(column, as_of=np.array(at, np.int64))
     mean = f"{column.mean():+.2f}"
-    if found.low is None or found.high is None:
+    if estimate.low is None or estimate.high is None:
         return mean
-    return f"{mean} [{found.low:+.2f}, {found.high:+.2f}]"
+    return f"{mean} [{estimate.low:+.2f}, {estimate.high:+.2f}]"
 
 
 def _drawdown(profits: Iterable[float]) -> float:

@@ -59,9 +59,8 @@ def test_measures_are_those_worked_out_by_hand() -> None:
     assert found.sortino.value == pytest.approx(0.5 * math.sqrt(365.25))
     assert found.cagr.value == pytest.approx((1.01 * 0.98 * 1.03) ** (365.25 / 4) - 1)
     assert found.max_drawdown.value == pytest.approx(0.02)
-    assert found.drawdown_days.value == pytest.approx(
-        2.0
-    )  # peak at the first close, passed at the third
+    # The peak is at the first close, and passed at the third.
+    assert found.drawdown_days.value == pytest.approx(2.0)
     assert found.win_rate.value == pytest.approx(0.5)
     assert found.expectancy_r.value == pytest.approx(0.125)
     assert found.profit_factor.value == pytest.approx(2.5)

@@ -130,9 +130,8 @@ def test_equity_at_entry_counts_open_trades_at_the_last_close_before() -> None:
         max_open=2,
         costs=FREE,
     )
-    assert book.quantity == pytest.approx(
-        [4.0, (600 + 4 * 120) * 0.25 / 50]
-    )  # 120: the close when the bar opens
+    # 120 is the close when the bar opens.
+    assert book.quantity == pytest.approx([4.0, (600 + 4 * 120) * 0.25 / 50])
 
 
 def test_without_cash_an_order_is_refused() -> None:

@@ -54,9 +54,8 @@ def tags(page: str) -> Tags:
 def test_hostile_text_stays_text() -> None:
     page = report().html()
     assert HOSTILE not in page
-    assert (
-        page.count("&lt;script&gt;") == 5
-    )  # headline, fact, paragraph, cell and the key that the cell is sorted by
+    # Headline, fact, paragraph, cell and the key that the cell is sorted by.
+    assert page.count("&lt;script&gt;") == 5
     assert [tag for tag, _ in tags(page).found].count("script") == 1
 
 

@@ -125,9 +125,8 @@ def test_every_weight_moves_every_step_is_logged_and_a_seed_repeats_the_run(
     assert not np.allclose(first.answers.raw, other.answers.raw, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    "name", ["expected", "gradient", "dpo"]
-)  # the others draw actions batch by batch
+# The others draw actions batch by batch.
+@pytest.mark.parametrize("name", ["expected", "gradient", "dpo"])
 def test_parts_of_a_batch_make_the_same_run(
     tiny: tuple[LabelReader, Encoded], tmp_path: Path, name: str
 ) -> None:
@@ -271,9 +270,8 @@ def test_rows_without_rewards_do_not_train(tiny: tuple[LabelReader, Encoded]) ->
 def test_pairs_weigh_as_their_scenarios_do(tiny: tuple[LabelReader, Encoded]) -> None:
     weights = np.ones(ROWS)
     weights[:24] = [2.0] * 12 + [0.0] * 12
-    pairs = np.array(
-        [(0, 1, 2), (0, 3, 4), (13, 1, 2), (30, 1, 2)]
-    )  # the last is a validation row's
+    # The last is a validation row's.
+    pairs = np.array([(0, 1, 2), (0, 3, 4), (13, 1, 2), (30, 1, 2)])
     table = dpo.PairTable.of(problem(tiny[1], pairs=pairs, weights=weights))
     assert table.rows.tolist() == [0, 13]
     policy = torch.full((2, 10), 0.1).log()

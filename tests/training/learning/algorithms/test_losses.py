@@ -146,9 +146,8 @@ def test_rrhf_ranks_by_hand() -> None:
     scores, rewards = torch.tensor([[-1.0, -2.0, -3.0]]), torch.tensor([[0.0, 1.0, 2.0]])
     # worse before better: (-1 - -2) + (-1 - -3) + (-2 - -3) = 4
     assert losses.rrhf_ranking_loss(scores, rewards).item() == 4.0
-    assert (
-        losses.rrhf_ranking_loss(-scores, rewards).item() == 0.0
-    )  # in order: no margin is asked for
+    # In order: no margin is asked for.
+    assert losses.rrhf_ranking_loss(-scores, rewards).item() == 0.0
     assert losses.rrhf_best_loss(scores, rewards).item() == 3.0
 
 

@@ -172,9 +172,8 @@ async def test_a_run_that_is_killed_and_taken_up_again_ends_with_the_books_of_on
     asked = itertools.count(1)
 
     def script(prompt: Prompt) -> str:
-        if (
-            next(asked) == CANDIDATES + half
-        ):  # Half of the second run: the next request waits at the gate.
+        # Half of the second run: the next request waits at the gate.
+        if next(asked) == CANDIDATES + half:
             gate.clear()
         return "HAI"[int(prompt.hash[-4:], 16) % 3]
 
