@@ -12,7 +12,7 @@ WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test check coverage mutation hooks rebuild evaluate fuzz chaos bench load bench-train bench-gate bench-teacher bench-contest results test-vllm test-gateways sbom licences secrets containers clean
+.PHONY: help install demo up test lines check coverage mutation hooks rebuild evaluate fuzz chaos bench load bench-train bench-gate bench-teacher bench-contest results test-vllm test-gateways sbom licences secrets containers clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -53,6 +53,10 @@ chaos: $(STAMP) ## faults under load, two replicas, two writers (ROUNDS=108 SEED
 
 hooks: $(STAMP) ## let git run the checks before each commit (pre-commit)
 	$(BIN)/pre-commit install
+
+lines: ## lines of code by folder, and of tests, as git has them
+	@for folder in app training bench migrations client/src tests; do \
+	  printf '%-12s' $$folder; git ls-files -z -- "$$folder/*.py" | xargs -0 cat | wc -l; done
 
 check: $(STAMP) ## format, lint, strict types, import contracts
 	$(BIN)/ruff format --check .
