@@ -135,7 +135,9 @@ def agent_action(traded: bool = True, **fields: Any) -> AgentAction:
 def outcome(arm: str = "agent", r: float | None = None, **fields: Any) -> Outcome:
     """An outcome of `r` R of the plain scenario's plan: a stop-out when it lost, a target when it
     won, not traded at 0. What the agent traded is its plan, so that `r` is its own risk's too."""
-    code = "not_traded" if not r else "sl" if r < 0 else "tp2"
+    code = "not_traded"
+    if r:
+        code = "sl" if r < 0 else "tp2"
     document: dict[str, Any] = {
         "arm": arm,
         "outcome": code,

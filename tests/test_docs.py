@@ -51,9 +51,12 @@ CAPTURED: tuple[type[Record], ...] = (
 def field_row(name: str, field: FieldInfo) -> str:
     """The row that a captured field must have in docs/trade_record_format.md."""
     extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
-    null = extra.get("null")
-    required = "required" if field.is_required() else f"null: {null}" if null else "optional"
-    return f"| `{name}` | {extra['unit']} | {field.description} | {required} |"
+    needed = "optional"
+    if field.is_required():
+        needed = "required"
+    elif extra.get("null"):
+        needed = f"null: {extra['null']}"
+    return f"| `{name}` | {extra['unit']} | {field.description} | {needed} |"
 
 
 @pytest.mark.parametrize("record", CAPTURED, ids=lambda record: record.__name__)

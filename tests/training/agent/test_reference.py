@@ -13,7 +13,13 @@ from app.domain.charts.indicators import indicators
 from app.domain.features import features
 from app.domain.prompt import render
 from app.domain.scenario import Account, Scenario
-from tests.training.support.candles import START, random_walk, with_corrupt_future
+from tests.training.support.candles import (
+    START,
+    emptied,
+    holed,
+    random_walk,
+    with_corrupt_future,
+)
 from training.agent.reference import (
     ASSUMED_SPREAD_BPS,
     COOL_DOWN_S,
@@ -83,26 +89,8 @@ def test_candidates_pass_the_gates_and_leave_six_hours_between_them(agent: Agent
 def test_no_candidate_while_a_bar_of_the_last_day_is_missing_or_empty(markets: Any) -> None:
     bars = markets[0]
     at = opportunities([chart(bars)])[3]
-    volume = bars.volume.copy()
-    volume[at.bar - 20] = 0
-    emptied = type(bars)(
-        bars.symbol,
-        bars.seconds,
-        bars.closed_at,
-        bars.open,
-        bars.high,
-        bars.low,
-        bars.close,
-        volume,
-    )
-    assert at.as_of not in {o.as_of for o in opportunities([chart(emptied)])}
-    keep = np.arange(len(bars)) != at.bar - 20
-    columns = (
-        getattr(bars, name)[keep]
-        for name in ("closed_at", "open", "high", "low", "close", "volume")
-    )
-    holed = type(bars)(bars.symbol, bars.seconds, *columns)
-    assert at.as_of not in {o.as_of for o in opportunities([chart(holed)])}
+    for broken in (emptied(bars, at.bar - 20), holed(bars, at.bar - 20)):
+        assert at.as_of not in {other.as_of for other in opportunities([chart(broken)])}
 
 
 def test_the_plan_follows_the_agents_rules(agent: Agent) -> None:
@@ -115,9 +103,11 @@ def test_the_plan_follows_the_agents_rules(agent: Agent) -> None:
         assert s.plan.entry == close
         assert s.plan.stop == pytest.approx(close - 1.5 * atr)
         assert s.plan.targets == pytest.approx([close + 3 * atr, close + 4 * atr, close + 5 * atr])
-        size = (
-            500 if s.candidate.confidence >= 8.5 else 450 if s.candidate.confidence >= 6.5 else 400
-        )
+        size = 400
+        if s.candidate.confidence >= 8.5:
+            size = 500
+        elif s.candidate.confidence >= 6.5:
+            size = 450
         assert s.plan.notional == pytest.approx(size)
         assert s.candidate.spread_bps == ASSUMED_SPREAD_BPS
         assert s.candidate.extra == {"assumed": ["spread_bps"]}

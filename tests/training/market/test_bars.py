@@ -2,36 +2,21 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import polars as pl
 import pytest
 
-from tests.training.support.candles import START, table
+from tests.training.support.candles import FIRST, START, frame, table
 from training.market.bars import (
     MarketDataError,
     bars_from_frame,
     length_seconds,
 )
 
-FIRST = datetime(2021, 1, 1, tzinfo=UTC)
 HOURS = 1500
 TRADES = ["500", 10, "2", "200", "0"]
-
-
-def frame(count: int = 200, **columns: Any) -> pl.DataFrame:
-    """Flawless hourly bars stamped at their open; `columns` replace, None drops."""
-    data: dict[str, Any] = {
-        "ts": [FIRST + timedelta(hours=n) for n in range(count)],
-        "open": [100.0] * count,
-        "high": [102.0] * count,
-        "low": [99.0] * count,
-        "close": [101.0] * count,
-        "volume": [5.0] * count,
-    }
-    data |= columns
-    return pl.DataFrame({name: values for name, values in data.items() if values is not None})
 
 
 def loaded(table: pl.DataFrame) -> Any:

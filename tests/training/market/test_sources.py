@@ -15,10 +15,9 @@ from urllib.parse import parse_qs, urlparse
 
 import ccxt
 import numpy as np
-import polars as pl
 import pytest
 
-from tests.training.support.candles import START
+from tests.training.support.candles import FIRST, START, frame
 from training.config.data import MarketConfig
 from training.market import sources
 from training.market.bars import MarketDataError
@@ -32,7 +31,6 @@ from training.market.sources import (
     market_named,
 )
 
-FIRST = datetime(2021, 1, 1, tzinfo=UTC)
 HOURS = 1500
 TRADES = ["500", 10, "2", "200", "0"]
 
@@ -91,20 +89,6 @@ def market_server() -> Iterator[str]:
         yield f"http://127.0.0.1:{server.server_port}/api/v3"
         server.shutdown()
         thread.join()
-
-
-def frame(count: int = 200, **columns: Any) -> pl.DataFrame:
-    """Flawless hourly bars stamped at their open; `columns` replace, None drops."""
-    data: dict[str, Any] = {
-        "ts": [FIRST + timedelta(hours=n) for n in range(count)],
-        "open": [100.0] * count,
-        "high": [102.0] * count,
-        "low": [99.0] * count,
-        "close": [101.0] * count,
-        "volume": [5.0] * count,
-    }
-    data |= columns
-    return pl.DataFrame({name: values for name, values in data.items() if values is not None})
 
 
 def test_the_bundled_bars_are_read_by_column_name() -> None:

@@ -19,7 +19,7 @@ from app.domain.charts.indicators import indicators
 from app.domain.scenario import Scenario
 from tests.builders import scenario as plain
 from tests.training.outcomes.plain import follow_plainly
-from tests.training.support.candles import HOUR, START, random_walk, table
+from tests.training.support.candles import HOUR, START, emptied, holed, random_walk, table
 from tests.training.support.histories import history, label_artifact, scenario_set
 from training.config.data import OutcomesConfig
 from training.market.bars import Bars
@@ -65,26 +65,6 @@ def whole(*first: Candle, seconds: int = HOUR, skip: int = 0) -> Bars:
     """These bars, then quiet ones to the end of the six hours."""
     quiet = [QUIET] * (8 * HOUR // seconds)
     return table(*first, *quiet, seconds=seconds, skip=skip)
-
-
-def emptied(bars: Bars, at: int) -> Bars:
-    volume = bars.volume.copy()
-    volume[at] = 0
-    return Bars(
-        bars.symbol,
-        bars.seconds,
-        bars.closed_at,
-        bars.open,
-        bars.high,
-        bars.low,
-        bars.close,
-        volume,
-    )
-
-
-def holed(bars: Bars, at: int) -> Bars:
-    names = ("closed_at", "open", "high", "low", "close", "volume")
-    return Bars(bars.symbol, bars.seconds, *(np.delete(getattr(bars, name), at) for name in names))
 
 
 # An hour that touches both 97 and 111: alone it is a stop, for the stop comes first within a bar.

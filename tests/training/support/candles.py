@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import numpy as np
+import polars as pl
 
 from training.market.bars import Bars
 
-START = int(datetime(2021, 1, 1, tzinfo=UTC).timestamp())
+FIRST = datetime(2021, 1, 1, tzinfo=UTC)
+START = int(FIRST.timestamp())
 HOUR = 3600
 
 
@@ -48,3 +51,31 @@ def with_corrupt_future(bars: Bars, as_of: int) -> Bars:
         for name in ("open", "high", "low", "close")
     }
     return replace(bars, **prices, volume=np.where(later, 9e9, bars.volume))
+
+
+def frame(count: int = 200, **columns: Any) -> pl.DataFrame:
+    """Flawless hourly bars as a file has them, stamped at their open; `columns` replace, None
+    drops."""
+    data: dict[str, Any] = {
+        "ts": [FIRST + timedelta(hours=n) for n in range(count)],
+        "open": [100.0] * count,
+        "high": [102.0] * count,
+        "low": [99.0] * count,
+        "close": [101.0] * count,
+        "volume": [5.0] * count,
+    }
+    data |= columns
+    return pl.DataFrame({name: values for name, values in data.items() if values is not None})
+
+
+def emptied(bars: Bars, at: int) -> Bars:
+    """The same bars, one without volume."""
+    volume = bars.volume.copy()
+    volume[at] = 0
+    return replace(bars, volume=volume)
+
+
+def holed(bars: Bars, at: int) -> Bars:
+    """The same bars without one."""
+    names = ("closed_at", "open", "high", "low", "close", "volume")
+    return Bars(bars.symbol, bars.seconds, *(np.delete(getattr(bars, name), at) for name in names))
