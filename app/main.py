@@ -19,7 +19,7 @@ from fastapi import FastAPI
 from app.advising.service import Service, wall_clock
 from app.advising.serving import Models, Pins, Serving
 from app.api import decision_models, operators, routes
-from app.api.access import Door, Refusals
+from app.api.access import Guard, Refusals
 from app.api.admission import Admission
 from app.api.budget import Buckets
 from app.api.connection import BoundedConfig, Bounds
@@ -137,7 +137,7 @@ def create_app() -> FastAPI:
     app.include_router(acts.router)
     app.state.refusals = Refusals()
     app.add_middleware(Admission)
-    app.add_middleware(Door)
+    app.add_middleware(Guard)
     install(app)
     return app
 

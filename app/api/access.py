@@ -1,4 +1,4 @@
-"""Who is at the door: every request has a principal, or may ask after health alone; and it was not
+"""Who asks: every request has a principal, or may ask after health alone; and it was not
 sent by a web page that took a browser for its own ends.
 
 A token that is not known costs its sender time: the answer comes later with each failure of an
@@ -131,7 +131,7 @@ class Refusals:
         return _WHAT[why]
 
 
-class Door:
+class Guard:
     """ASGI middleware: puts the principal into the scope, or answers 401; a browser that looks for
     a page is sent to the form."""
 
@@ -244,7 +244,7 @@ def caller_of(request: Request) -> Principal | None:
 def allowed(request: Request, *roles: Role) -> Principal:
     """Who asks, when it has one of these roles; else 403."""
     principal = caller_of(request)
-    assert principal is not None, "the door let nobody in"
+    assert principal is not None, "the guard let nobody in"
     if not any(principal.may(role) for role in roles):
         needed = " or ".join(role.value for role in roles)
         has = ", ".join(sorted(principal.roles))
