@@ -159,6 +159,21 @@ def test_no_conditional_expression_lies_within_another(path: Path) -> None:
 
 
 @SOURCES
+def test_a_name_that_a_condition_gives_is_all_of_the_condition(path: Path) -> None:
+    """`if (x := f()) is not None` reads well; `if a and (x := f())` relies on what is evaluated."""
+    tree = ast.parse(path.read_text())
+    conditions: list[ast.expr] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If | ast.While):
+            conditions.append(node.test)
+        elif isinstance(node, ast.comprehension):
+            conditions += node.ifs
+    plain = {each.left if isinstance(each, ast.Compare) else each for each in conditions}
+    named = {node for node in ast.walk(tree) if isinstance(node, ast.NamedExpr)}
+    assert sorted(node.lineno for node in named - plain) == []
+
+
+@SOURCES
 def test_every_function_is_annotated_and_every_module_says_what_it_is(path: Path) -> None:
     text = path.read_text()
     if path.name == "__init__.py":

@@ -1,5 +1,5 @@
-"""Who asks: every request has a principal, or may ask after health alone; and it was not
-sent by a web page that took a browser for its own ends.
+"""Who asks: every request has a principal, or may ask after health alone; and it was not sent by a
+web page that took a browser for its own ends.
 
 A token that is not known costs its sender time: the answer comes later with each failure of an
 address in a minute. A known one is never made to wait, wherever it comes from: behind one proxy, or
