@@ -6,6 +6,8 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from time import monotonic
 from typing import Any
 
@@ -13,6 +15,8 @@ import pytest
 from app.domain.canonical import decision_id
 from app.local.servers import free_port
 from tests.service.api.http_faults import (
+    Behaviour,
+    Faulty,
     Handler,
     dies_in_the_middle,
     faulty,
@@ -25,6 +29,22 @@ from tests.service.api.http_faults import (
 from shadow_advisor_client import AdvisorClient, Breaker
 
 FAST = {"first_backoff_s": 0.01, "max_backoff_s": 0.05, "breaker_pause_s": 0.05, "deadline_s": 5.0}
+
+
+def paths(server: Faulty) -> list[str]:
+    return [path for _, path, _, _ in server.requests]
+
+
+def wait_until(condition: Callable[[], bool], within_s: float = 30.0) -> None:
+    end = monotonic() + within_s
+    while not condition():
+        assert monotonic() < end
+        threading.Event().wait(0.005)
+
+
+def reports_get(behaviour: Behaviour) -> Behaviour:
+    """Requests for advice are answered."""
+    return lambda handler: (ok if handler.path == "/advise" else behaviour)(handler)
 
 
 def client_of(url: str, **more: Any) -> AdvisorClient:
@@ -95,12 +115,19 @@ def test_an_action_never_overtakes_its_request() -> None:
         for number in range(5):
             known = client.submit({"request_id": str(number)})
             client.report_action(known, {"decision": True})
-        client.close(10)
-        delivered = [path for _, path, _, _ in server.requests][2:]
-        expected: list[str] = []
+            client.report_outcome(known, {"arm": "agent"})
+        client.close(20)
+        assert client.stats().sent == 15
+        sent = paths(server)
         for number in range(5):
-            expected += ["/advise", f"/decisions/{decision_id(str(number))}/agent-action"]
-        assert delivered == expected
+            place_of = f"/decisions/{decision_id(str(number))}"
+            action, outcome = f"{place_of}/agent-action", f"{place_of}/outcome"
+            asked = [
+                place
+                for place, (_, path, body, _) in enumerate(server.requests)
+                if path == "/advise" and body["request_id"] == str(number)
+            ]
+            assert asked[-1] < sent.index(action) < sent.index(outcome)
 
 
 def test_a_full_queue_drops_the_newest_and_counts_it() -> None:
@@ -131,10 +158,7 @@ def test_an_open_breaker_is_visible() -> None:
         client = client_of(server.url, breaker_failures=1, breaker_pause_s=60)
         client.submit({"request_id": "r"})
         server.wait_for(1)
-        deadline = monotonic() + 20
-        while client.stats().breaker is Breaker.CLOSED and monotonic() < deadline:
-            threading.Event().wait(0.01)
-        assert client.stats().breaker is Breaker.OPEN
+        wait_until(lambda: client.stats().breaker is Breaker.OPEN)
         client.close(0.01)
 
 
@@ -202,18 +226,95 @@ def test_what_somebody_waits_for_does_not_wait_behind_what_nobody_does() -> None
         for number in range(400):
             client.submit({"request_id": str(number)})
         server.wait_for(1)
-
-        def release() -> None:
-            while client.stats().queued < 401:
-                threading.Event().wait(0.01)
-            server.released.set()
-
-        threading.Thread(target=release).start()
-        assert client.advise({"request_id": "urgent"}) is not None
+        assert client.advise({"request_id": "urgent"}) is not None, "the first one hangs still"
+        assert client.stats().queued == 400
+        server.released.set()
         client.close(60)
         sent = [body["request_id"] for _, _, body, _ in server.requests]
-        assert sent.index("urgent") <= 2
+        assert sent[:2] == ["0", "urgent"]
         assert sorted(set(sent) - {"urgent"}, key=int) == [str(number) for number in range(400)]
+
+
+def test_several_may_wait_at_the_same_time() -> None:
+    with (
+        faulty(hangs, hangs, ok) as server,
+        client_of(server.url, deadline_s=60.0) as client,
+        ThreadPoolExecutor() as pool,
+    ):
+        hanging = [pool.submit(client.advise, {"request_id": name}) for name in ("a", "b")]
+        server.wait_for(2)
+        assert client.advise({"request_id": "c"}) is not None
+        server.released.set()
+        assert [each.result() is not None for each in hanging] == [True, True]
+
+
+def test_a_full_queue_leaves_places_for_what_somebody_waits_for() -> None:
+    with faulty(hangs, ok) as server, client_of(server.url, queue_size=3) as client:
+        for number in range(10):
+            client.submit({"request_id": str(number)})
+        assert client.stats().dropped == {"queue_full": 7}
+        assert client.advise({"request_id": "urgent"}) is not None
+        server.released.set()
+
+
+def test_a_full_queue_of_reports_refuses_no_request() -> None:
+    with faulty(reports_get(status(500))) as server, client_of(server.url, queue_size=3) as client:
+        for number in range(10):
+            client.report_action(f"d-{number}", {"decision": True})
+        assert client.stats().dropped == {"queue_full": 7}
+        assert client.advise({"request_id": "r"}) is not None
+        assert client.submit({"request_id": "s"}) is not None
+        client.close(0.01)
+
+
+def test_reports_that_fail_stop_neither_requests_nor_reports_on_other_decisions() -> None:
+    ill = str(decision_id("ill"))
+
+    def behaves(handler: Handler) -> None:
+        (status(500) if ill in handler.path else ok)(handler)
+
+    with (
+        faulty(behaves) as server,
+        client_of(server.url, breaker_failures=2, breaker_pause_s=60) as client,
+    ):
+        client.submit({"request_id": "ill"})
+        client.report_action(ill, {"decision": True})
+        client.report_outcome(ill, {"arm": "agent"})
+        server.wait_for(5)  # The request, and its report for the fourth time.
+        for number in range(5):
+            assert client.advise({"request_id": str(number)}) is not None
+            client.report_action(str(decision_id(str(number))), {"decision": True})
+        wait_until(lambda: client.stats().sent == 1 + 10)
+        stats = client.stats()
+        assert (stats.breaker, stats.reports_breaker) == (Breaker.CLOSED, Breaker.CLOSED)
+        assert not any(path.endswith("/outcome") for path in paths(server)), "order is kept"
+        client.close(0.01)
+
+
+def test_a_request_that_always_fails_holds_no_other() -> None:
+    def behaves(handler: Handler) -> None:
+        (status(500) if handler.body["request_id"] == "ill" else ok)(handler)
+
+    with faulty(behaves) as server, client_of(server.url) as client:
+        client.submit({"request_id": "ill"})
+        server.wait_for(2)
+        known = [client.submit({"request_id": str(number)}) for number in range(5)]
+        wait_until(lambda: all(client.result(str(each)) for each in known))
+        client.close(0.01)
+
+
+def test_reports_have_a_breaker_of_their_own_while_nobody_answers() -> None:
+    with (
+        faulty(reports_get(dies_in_the_middle)) as server,
+        client_of(server.url, breaker_failures=2, breaker_pause_s=60) as client,
+    ):
+        for number in range(4):
+            client.report_action(f"d-{number}", {"decision": True})
+        wait_until(lambda: client.stats().reports_breaker is Breaker.OPEN)
+        assert client.advise({"request_id": "r"}) is not None
+        assert client.stats().breaker is Breaker.CLOSED
+        assert len([path for path in paths(server) if path != "/advise"]) == 2
+        client.close(0.01)
 
 
 def test_a_refusal_names_its_fields_once_per_kind_and_takes_its_reports_with_it(

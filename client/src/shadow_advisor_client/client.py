@@ -5,19 +5,22 @@ client = AdvisorClient("http://127.0.0.1:8321")
 decision_id = client.submit(request)            # returns in microseconds; sent in the background
 advice = client.advise(request, deadline_s=0.5) # waits, at most half a second; a document or None
 client.report_action(decision_id, {"decision": False, "final_skip_reason": "llm_veto"})
+print(client.check(request))                    # what would become of every field
 ```
 
-Everything goes out on one background thread, in order, so that an action never overtakes its
-request; what `advise` waits for goes first. A message that could not be delivered is sent again
-with the same id, so that nothing is decided twice, until it is `max_age_s` old; a circuit breaker
-spares a service that is down. When the queue is full the newest message is dropped. Every loss is
-counted in `stats()`. After a fork the child has a thread and a queue of its own; what was queued
-stays the parent's.
+Requests and reports go out on two lanes (lanes.py), each with threads and connections of its own: a
+report goes when its request was answered, and after those before it on the same decision; nothing
+else waits for a failure. What `advise` waits for goes first, and has places that nothing else
+takes. A message that could not be delivered is sent again with the same id, so that nothing is
+decided twice, until it is `max_age_s` old; a circuit breaker spares a service that is down. When a
+lane is full the newest message is dropped. Every loss is counted in `stats()`. With a `queue_dir`
+what waits outlives the process (kept.py). After a fork the child has threads and queues of its own;
+what was queued stays the parent's.
 
 It says who asks by a token (identity.py). A token is looked for again when it is refused: it may
-have been rotated. A wrong address, proxy or file of certificates is an error where the client is
-made (connection.py), and nowhere else. What waits goes out when the process ends (leaving.py). A
-signal handler may call it.
+have been rotated. A wrong address, proxy, file of certificates or folder is an error where the
+client is made (connection.py), and nowhere else. What waits goes out when the process ends
+(leaving.py). A signal handler may call it.
 """
 
 from __future__ import annotations
@@ -28,25 +31,30 @@ import math
 import os
 import random
 import threading
-from collections import Counter, OrderedDict, deque
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import suppress
 from dataclasses import dataclass, field
-from enum import Enum
+from pathlib import Path
 from time import monotonic
 from typing import Any, Union
 from uuid import uuid4
 
 import httpx
 
+from .checking import Check, asked
 from .connection import Connection
 from .identity import AGENT_VARIABLES, bearer, decision_id, find_token, principal_of
+from .kept import Kept
+from .lanes import ADVISE, ASKING, Breaker, Lane, Message
 from .leaving import send_before_leaving
+from .sending import Reply, send
 from .values import encode
 
 MAX_MESSAGE_BYTES = 1_000_000
+MAX_AGE_S, MAX_KEPT_AGE_S = 600.0, 7 * 86_400.0
 LOG_EVERY_S = 60.0
 MAX_PATHS = 1000
 log = logging.getLogger("advisor.client")
@@ -58,20 +66,14 @@ class MappingError(Exception):
     """The agent's own code could not make what it wants to send."""
 
 
-class Breaker(Enum):
-    """CLOSED sends; OPEN waits; HALF_OPEN lets one message try."""
-
-    CLOSED = "closed"
-    OPEN = "open"
-    HALF_OPEN = "half_open"
-
-
 @dataclass(frozen=True)
 class ClientStats:
     """Counters since the start. `dropped` is by reason: queue_full, expired, refused,
     unserialisable, mapping, closed. `left_out`: values that could not be
     sent, by their path; the rest of their messages was. `refusals`: what the service
-    refused, by field and reason; reports on a refused request count with it."""
+    refused, by field and reason; reports on a refused request count with it. `breaker` is that of
+    advice. Of a `queue_dir`: `kept` lies in it now, `not_kept` found no room in it and waited in
+    memory alone, `set_aside` was not readable."""
 
     queued: int
     sent: int
@@ -84,21 +86,10 @@ class ClientStats:
     proxy: str | None = None
     left_out: dict[str, int] = field(default_factory=dict)
     refusals: dict[str, int] = field(default_factory=dict)
-
-
-@dataclass
-class _Message:
-    """One request on its way."""
-
-    method: str
-    path: str
-    body: bytes
-    born: float
-    decision_id: str
-    advice: Future[dict[str, Any] | None] | None = None
-    deadline_ms: int | None = None
-    attempts: int = 0
-    waited_for: bool = False
+    reports_breaker: Breaker = Breaker.CLOSED
+    kept: int = 0
+    not_kept: int = 0
+    set_aside: int = 0
 
 
 @dataclass
@@ -122,13 +113,16 @@ class AdvisorClient:
     token : who asks; by default found as told above.
     deadline_s : how long `advise` waits unless told otherwise, and the time that the service is
         given to decide.
-    queue_size : messages that may wait; more are dropped.
-    max_age_s : a message older than this is dropped.
+    queue_size : requests that may wait, and reports that may; more are dropped.
+    max_age_s : a message older than this is dropped; by default ten minutes, with a `queue_dir` a
+        week.
     breaker_failures, breaker_pause_s : after so many failures in a row, wait so long before one
         message tries again.
     exit_budget_s : how long the end of the process may be delayed for what waits; 0 for not.
+    queue_dir, queue_bytes : a folder where what waits lies as well, so that the next process sends
+        what this one could not; and how much may lie there.
 
-    Raises `ConfigurationError` here when the service cannot be reached as told; nothing else does.
+    Raises `ConfigurationError` here when it cannot work as told; nothing else does.
     """
 
     def __init__(
@@ -138,13 +132,15 @@ class AdvisorClient:
         token: str | None = None,
         deadline_s: float = 2.0,
         queue_size: int = 1000,
-        max_age_s: float = 600.0,
+        max_age_s: float | None = None,
         breaker_failures: int = 5,
         breaker_pause_s: float = 5.0,
         first_backoff_s: float = 0.2,
         max_backoff_s: float = 10.0,
         remembered: int = 1000,
         exit_budget_s: float = 2.0,
+        queue_dir: str | os.PathLike[str] | None = None,
+        queue_bytes: int = 16_000_000,
     ) -> None:
         self._connection = Connection(base_url)
         self._base_url = base_url
@@ -152,16 +148,20 @@ class AdvisorClient:
         self._token = token or find_token(base_url, "agent", AGENT_VARIABLES)
         self._deadline_s = deadline_s
         self._queue_size = queue_size
-        self._max_age_s = max_age_s
+        default_age_s = MAX_AGE_S if queue_dir is None else MAX_KEPT_AGE_S
+        self._max_age_s = default_age_s if max_age_s is None else max_age_s
         self._breaker_failures = breaker_failures
         self._breaker_pause_s = breaker_pause_s
         self._first_backoff_s = first_backoff_s
         self._max_backoff_s = max_backoff_s
         self._remembered = remembered
+        self._queue_dir = None if queue_dir is None else Path(queue_dir)
+        self._queue_bytes = queue_bytes
         self._counters = _Counters()
         self._logged_at = -math.inf
         self.exit_budget_s = exit_budget_s
         self._reset()
+        self._take_up()
         if exit_budget_s > 0:
             send_before_leaving(self)
 
@@ -211,6 +211,16 @@ class AdvisorClient:
             return None
         return message.advice.result()
 
+    def check(self, request: Document, timeout_s: float = 10.0) -> Check:
+        """What would become of a request: every field, and which rules lack an input. Nothing is
+        recorded. It waits for the answer: for setting up, not for a trading loop."""
+        try:
+            body, left_out = encode(made(request))
+        except Exception as error:
+            return Check(error=f"{type(error).__name__}: {error}")
+        with self._connection.open(timeout_s) as http:
+            return asked(http, body, bearer(self._token), left_out)
+
     def report_action(self, decision_id: str | None, action: Document) -> bool:
         """Queue what the agent did; False when it had to be dropped."""
         return self._report(decision_id, "agent-action", action)
@@ -228,40 +238,48 @@ class AdvisorClient:
     def stats(self) -> ClientStats:
         """Counters of this client."""
         self._follow_fork()
+        now = monotonic()
         with self._lock:
-            queued = len(self._queue) + (self._sending is not None)
-        counters = self._counters
+            queued = len(self._requests) + len(self._reports)
+            breakers = self._requests.breaker(now), self._reports.breaker(now)
+        counters, kept = self._counters, self._kept
         return ClientStats(
             queued,
             counters.sent,
             counters.retried,
             counters.timed_out,
             dict(counters.dropped),
-            self._breaker(),
-            counters.last_error,
+            breakers[0],
+            counters.last_error or (kept.last_error if kept else None),
             counters.last_latency_s,
             self._connection.proxy,
             dict(counters.left_out),
             dict(counters.refusals),
+            breakers[1],
+            kept.pending if kept else 0,
+            kept.not_kept if kept else 0,
+            kept.set_aside if kept else 0,
         )
 
     def close(self, timeout_s: float = 5.0) -> None:
-        """Send what waits, for at most `timeout_s`, then stop; what is left is dropped and
-        counted."""
+        """Send what waits, for at most `timeout_s`, then stop; what is left stays in the folder, or
+        is dropped and counted."""
         self._follow_fork()
+        end = monotonic() + timeout_s
         with self._lock:
             self._closing = True
             self._wake.notify_all()
-        if self._thread.is_alive() and self._thread is not threading.current_thread():
-            self._thread.join(timeout_s)
+        for thread in (*self._requests.threads, *self._reports.threads):
+            if thread is not threading.current_thread():
+                thread.join(max(end - monotonic(), 0))
         with self._lock:
             self._stopped = True
             self._wake.notify_all()
-            left = len(self._queue)
-            self._queue.clear()
-        if left:
-            self._counters.dropped["closed"] += left
-            log.warning("advisor client closed with %d messages that could not be sent", left)
+            left = [*self._requests.clear(), *self._reports.clear()]
+            kept = self._kept.pending if self._kept else 0
+            if self._kept is not None:
+                self._kept.close()
+        self._tell_left(sum(message.kept is None for message in left), kept)
 
     def __repr__(self) -> str:
         return f"<AdvisorClient of {self._connection}>"
@@ -273,25 +291,44 @@ class AdvisorClient:
         self.close()
 
     def _reset(self) -> None:
-        """Queue, lock and thread of this process."""
+        """Lanes, lock and folder of this process."""
         self._pid = os.getpid()
         self._lock = threading.RLock()
         self._wake = threading.Condition(self._lock)
-        self._queue: deque[_Message] = deque()
-        self._sending: _Message | None = None
+        self._requests = Lane(self._queue_size, ASKING, self._breaker_failures)
+        self._reports = Lane(self._queue_size, 1, self._breaker_failures)
         self._results: OrderedDict[str, dict[str, Any]] = OrderedDict()
         self._lost: OrderedDict[str, tuple[str, tuple[str, ...]]] = OrderedDict()
-        self._thread = threading.Thread(target=self._run, name="advisor-client", daemon=True)
-        self._unstarted = [self._thread]
         self._closing = self._stopped = False
-        self._failures = 0
-        self._open_until = 0.0
+        self._kept: Kept | None = None
+        if self._queue_dir is not None:
+            self._kept = Kept(self._queue_dir, self._queue_bytes)
+
+    def _take_up(self) -> None:
+        """Send what processes before this one left in the folder."""
+        if self._kept is None:
+            return
+        with self._lock:
+            for message in self._kept.left_behind():
+                lane = self._lane_of(message)
+                lane.places += 1
+                lane.add(message)
+            for lane in (self._requests, self._reports):
+                if len(lane):
+                    self._start_worker(lane)
 
     def _follow_fork(self) -> None:
-        if os.getpid() != self._pid:
+        if os.getpid() == self._pid:
+            return
+        try:
             self._reset()
+        except Exception as error:  # The folder is gone: memory is left.
+            self._counters.last_error = f"{type(error).__name__}: {error}"[:500]
 
-    def _asked(self, request: Document, deadline_s: float | None) -> tuple[_Message | None, float]:
+    def _lane_of(self, message: Message) -> Lane:
+        return self._requests if message.asks else self._reports
+
+    def _asked(self, request: Document, deadline_s: float | None) -> tuple[Message | None, float]:
         """A request in the queue that somebody waits for, and until when; None when dropped."""
         end = monotonic()
         try:
@@ -304,17 +341,18 @@ class AdvisorClient:
             self._unsendable(error)
             return None, end
 
-    def _given_up(self, message: _Message) -> None:
+    def _given_up(self, message: Message) -> None:
         """Nobody waits any longer; it stays queued."""
-        message.waited_for = False
+        with self._lock:
+            self._requests.give_up(message)
         self._counters.timed_out += 1
 
-    def _advise_message(self, request: Document, deadline_ms: int | None) -> _Message:
+    def _advise_message(self, request: Document, deadline_ms: int | None) -> Message:
         document = made(request)
         request_id = document["request_id"] = str(document.get("request_id") or uuid4())
         known = str(decision_id(request_id, principal_of(self._token)))
-        return _Message(
-            "POST", "/advise", self._encoded(document), monotonic(), known, deadline_ms=deadline_ms
+        return Message(
+            "POST", ADVISE, self._encoded(document), monotonic(), known, deadline_ms=deadline_ms
         )
 
     def _encoded(self, document: Mapping[str, Any]) -> bytes:
@@ -338,48 +376,45 @@ class AdvisorClient:
                 return False
             path = f"/decisions/{decision_id}/{what}"
             return self._enqueue(
-                _Message("PUT", path, self._encoded(made(body)), monotonic(), decision_id)
+                Message("PUT", path, self._encoded(made(body)), monotonic(), decision_id)
             )
         except Exception as error:
             self._unsendable(error)
             return False
 
-    def _enqueue(self, message: _Message) -> bool:
+    def _enqueue(self, message: Message) -> bool:
         self._follow_fork()
+        lane = self._lane_of(message)
         with self._lock:
-            reason = self._why_not(message)
+            reason = self._why_not(lane, message)
             if reason is None:
-                self._queue.insert(self._place(message), message)
-                self._start_thread()
-                self._wake.notify()
+                if self._kept is not None:
+                    self._kept.keep(message)
+                lane.add(message)
+                if lane.wants_worker():
+                    self._start_worker(lane)
+                self._wake.notify_all()
         if reason is not None:
             self._drop(reason, None)
         return reason is None
 
-    def _place(self, message: _Message) -> int:
-        """What somebody waits for goes before what nobody does. The lock is held."""
-        if not message.waited_for:
-            return len(self._queue)
-        waiting = (place for place, other in enumerate(self._queue) if not other.waited_for)
-        return next(waiting, len(self._queue))
-
-    def _why_not(self, message: _Message) -> str | None:
+    def _why_not(self, lane: Lane, message: Message) -> str | None:
         """Why a message cannot be queued, or None. The lock is held."""
         if self._closing:
             return "closed"
-        if len(self._queue) >= self._queue_size:
+        if lane.is_full(message):
             return "queue_full"
         if len(message.body) > MAX_MESSAGE_BYTES:
             return "unserialisable"
         return None
 
-    def _start_thread(self) -> None:
-        """The thread begins with the first message. The lock is held, but a signal handler may
-        come in between: only one of them takes the thread off its list."""
-        try:
-            thread = self._unstarted.pop()
-        except IndexError:
-            return
+    def _start_worker(self, lane: Lane) -> None:
+        """A thread that empties a lane. The lock is held; a signal handler that comes in between
+        finds the thread on its list already."""
+        thread = threading.Thread(
+            target=self._run, args=(lane,), name="advisor-client", daemon=True
+        )
+        lane.threads.append(thread)
         thread.start()
 
     def _unsendable(self, error: Exception) -> None:
@@ -396,40 +431,59 @@ class AdvisorClient:
                 "advisor client dropped a message: %s (%s)", reason, self._counters.last_error
             )
 
-    def _breaker(self) -> Breaker:
-        if self._failures < self._breaker_failures:
-            return Breaker.CLOSED
-        return Breaker.OPEN if monotonic() < self._open_until else Breaker.HALF_OPEN
+    def _tell_left(self, lost: int, kept: int) -> None:
+        """What was not sent when it was closed."""
+        if lost:
+            self._counters.dropped["closed"] += lost
+            log.warning("advisor client closed with %d messages that could not be sent", lost)
+        if kept:
+            log.info("%d messages wait in %s for the next process", kept, self._queue_dir)
 
-    def _run(self) -> None:
-        """The background thread: one message at a time, in order."""
+    def _run(self, lane: Lane) -> None:
+        """A background thread: one message at a time."""
         with self._connection.open(max(self._deadline_s, 0.1) + 1.0) as http:
-            while (message := self._next()) is not None:
+            while (message := self._next(lane)) is not None:
                 try:
-                    pause = self._deliver(http, message)
+                    pause = self._deliver(http, lane, message)
                 except Exception as error:
                     pause = None  # Not the network's fault: sending it again would fail again.
                     self._drop("unserialisable", error)
                 with self._lock:
-                    self._sending = None
-                    if pause is not None and not self._stopped:
-                        self._queue.appendleft(message)
-                        self._wake.wait_for(lambda: self._stopped, pause)
+                    self._landed(lane, message, pause)
+                    self._wake.notify_all()
 
-    def _next(self) -> _Message | None:
+    def _landed(self, lane: Lane, message: Message, pause: float | None) -> None:
+        """It is done with, or tried again after a pause. The lock is held."""
+        if pause is None:
+            lane.done(message)
+            if self._kept is not None:
+                self._kept.done(message)
+        elif not self._stopped:
+            lane.again(message, monotonic() + pause)
+        else:
+            lane.done(message)
+            if message.kept is None:
+                self._drop("closed", None)
+
+    def _next(self, lane: Lane) -> Message | None:
+        """What a worker sends next; None when there is nothing more to do."""
         with self._lock:
-            while not self._stopped:
-                if self._queue:
-                    self._sending = self._queue.popleft()
-                    return self._sending
-                if self._closing:
-                    return None
-                self._wake.wait()
+            while not self._stopped and (len(lane) or not self._closing):
+                wait = lane.take(monotonic(), self._waits_for_its_request(lane))
+                if isinstance(wait, Message):
+                    return wait
+                lane.idle += 1
+                self._wake.wait(None if wait == math.inf else wait)
+                lane.idle -= 1
         return None
 
-    def _deliver(self, http: httpx.Client, message: _Message) -> float | None:
+    def _waits_for_its_request(self, lane: Lane) -> Callable[[str], bool]:
+        """Whether a report cannot go yet: its decision is not made."""
+        return self._requests.holds if lane is self._reports else lambda decision_id: False
+
+    def _deliver(self, http: httpx.Client, lane: Lane, message: Message) -> float | None:
         """Send once. None when done with the message, else seconds to wait before the next try."""
-        if message.path != "/advise" and message.decision_id in self._lost:
+        if not message.asks and message.decision_id in self._lost:
             self._lose(message, *self._lost[message.decision_id])
             return None
         if monotonic() - message.born > self._max_age_s:
@@ -439,45 +493,26 @@ class AdvisorClient:
             self._counters.retried += 1
         message.attempts += 1
         begin = monotonic()
-        headers = {"Content-Type": "application/json", **bearer(self._token)}
-        if message.deadline_ms is not None:
-            headers["X-Deadline-Ms"] = str(message.deadline_ms)
-        try:
-            with http.stream(
-                message.method, message.path, content=message.body, headers=headers
-            ) as reply:
-                self._read(reply, begin)
-        except httpx.HTTPError as error:
-            return self._failed(message, f"{type(error).__name__}: {error}", None)
-        if reply.status_code == 401:
+        reply = send(http, message, bearer(self._token), self._deadline_s)
+        if reply.status == 401:
             self._token = self._given or find_token(self._base_url, "agent", AGENT_VARIABLES)
-        if reply.status_code >= 500 or reply.status_code in (401, 408, 429):
-            return self._failed(
-                message,
-                f"HTTP {reply.status_code}: {reply.text[:300]}",
-                reply.headers.get("Retry-After"),
-            )
-        if reply.is_error:
-            self._failures = 0
-            self._lose(message, "refused", refusals(reply))
+        if reply.error is not None:
+            return self._failed(lane, message, reply)
+        with self._lock:
+            lane.reached()
+        if reply.document is None:
+            self._lose(message, "refused", reply.refused)
             return None
-        try:
-            document = reply.json()
-        except ValueError as error:
-            return self._failed(message, f"not JSON: {error}", None)
-        if not isinstance(document, dict):
-            return self._failed(message, f"not a JSON object: {reply.text[:100]}", None)
-        self._failures = 0
         self._counters.sent += 1
         self._counters.last_latency_s = monotonic() - begin
-        self._settle(message, document)
+        self._settle(message, reply.document)
         return None
 
-    def _lose(self, message: _Message, reason: str, refused: tuple[str, ...]) -> None:
+    def _lose(self, message: Message, reason: str, refused: tuple[str, ...]) -> None:
         """A message will not be delivered, and what belongs to a lost request will not either.
         Each kind of refusal is said once."""
         self._settle(message, None)
-        if message.path == "/advise":
+        if message.asks:
             self._lost[message.decision_id] = (reason, refused)
             if len(self._lost) > self._remembered:
                 self._lost.popitem(last=False)
@@ -489,18 +524,9 @@ class AdvisorClient:
                 counts[kind] += 1
         self._drop(reason, ValueError("; ".join(refused)) if refused else None)
 
-    def _read(self, reply: httpx.Response, begin: float) -> None:
-        """The whole body, unless the server trickles it: a time-out per read would never end."""
-        body = bytearray()
-        for chunk in reply.iter_raw():
-            body += chunk
-            if monotonic() - begin > self._deadline_s + 1.0 or len(body) > 10 * MAX_MESSAGE_BYTES:
-                raise httpx.ReadTimeout("the body takes too long or is too large")
-        reply._content = bytes(body)
-
-    def _settle(self, message: _Message, document: dict[str, Any] | None) -> None:
+    def _settle(self, message: Message, document: dict[str, Any] | None) -> None:
         """Hand the advice to whoever waits, and remember it."""
-        if document is not None and message.path == "/advise":
+        if document is not None and message.asks:
             with self._lock:
                 self._lost.pop(message.decision_id, None)
                 self._results[message.decision_id] = document
@@ -509,18 +535,16 @@ class AdvisorClient:
         if message.advice is not None and not message.advice.done():
             message.advice.set_result(document)
 
-    def _failed(self, message: _Message, error: str, retry_after: str | None) -> float:
+    def _failed(self, lane: Lane, message: Message, reply: Reply) -> float:
         """Count a failure; the pause (s): full jitter on an exponential, what the service asks, or
-        the breaker's."""
-        self._counters.last_error = error[:500]
-        self._failures += 1
+        the breaker's. A report that the service answers with an error holds nothing but what is
+        told of its own decision."""
+        self._counters.last_error = (reply.error or "")[:500]
         ceiling = min(self._first_backoff_s * 2 ** min(message.attempts, 16), self._max_backoff_s)
-        pause = random.uniform(0, ceiling)
-        if retry_after is not None and retry_after.isdigit():
-            pause = max(pause, min(float(retry_after), self._max_backoff_s))
-        if self._failures >= self._breaker_failures:
-            pause = max(pause, self._breaker_pause_s)
-            self._open_until = monotonic() + pause
+        pause = max(random.uniform(0, ceiling), min(reply.retry_after_s, self._max_backoff_s))
+        if message.asks or not reply.ours:
+            with self._lock:
+                lane.failed(monotonic(), max(pause, self._breaker_pause_s))
         return pause
 
 
@@ -532,14 +556,3 @@ def made(document: Document) -> dict[str, Any]:
         return dict(document())
     except Exception as error:
         raise MappingError(f"{type(error).__name__}: {error}") from error
-
-
-def refusals(reply: httpx.Response) -> tuple[str, ...]:
-    """Why the service refuses, a line for each field of its problem document."""
-    try:
-        document = reply.json()
-        lines = [f"{error['field']}: {error['message']}" for error in document.get("errors", [])]
-        text = str(document.get("detail") or document.get("title") or reply.text)
-    except (ValueError, TypeError, KeyError, AttributeError):
-        lines, text = [], reply.text
-    return tuple(f"HTTP {reply.status_code}: {line[:400]}" for line in lines or [text])

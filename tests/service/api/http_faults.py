@@ -17,11 +17,12 @@ class Handler(BaseHTTPRequestHandler):
     """Records the request, then behaves as the script says."""
 
     server: Faulty
+    body: dict[str, Any]
 
     def handle_one(self) -> None:
         length = int(self.headers.get("Content-Length", 0))
-        body = json.loads(self.rfile.read(length))
-        behaviour = self.server.record(self.command, self.path, body, dict(self.headers))
+        self.body = json.loads(self.rfile.read(length))
+        behaviour = self.server.record(self.command, self.path, self.body, dict(self.headers))
         behaviour(self)
 
     do_POST = handle_one

@@ -1,0 +1,98 @@
+"""One message over HTTP, once: it is delivered, refused for good, or has to be sent again."""
+
+from __future__ import annotations
+
+from time import monotonic
+from typing import Any, NamedTuple
+
+import httpx
+
+from .lanes import Message
+
+MAX_REPLY_BYTES = 10_000_000
+TRICKLE_S = 1.0
+"""How long after its deadline an answer may come to its end."""
+
+
+class Reply(NamedTuple):
+    """What came of sending.
+
+    Parameters
+    ----------
+    document : of what was delivered.
+    refused : why the service will never take it, a line for each field.
+    error : why it has to be sent again.
+    retry_after_s : when, as far as the service says.
+    ours : the failure is this message's alone: the service answers, but not this.
+    """
+
+    status: int = 0
+    document: dict[str, Any] | None = None
+    refused: tuple[str, ...] = ()
+    error: str | None = None
+    retry_after_s: float = 0.0
+    ours: bool = False
+
+
+def send(http: httpx.Client, message: Message, headers: dict[str, str], deadline_s: float) -> Reply:
+    """Send once. `deadline_s` is how long an answer may take where the message says nothing."""
+    begin = monotonic()
+    if message.deadline_ms is not None:
+        headers = {**headers, "X-Deadline-Ms": str(message.deadline_ms)}
+        deadline_s = max(deadline_s, message.deadline_ms / 1000)
+    headers = {**headers, "Content-Type": "application/json"}
+    patience_s = max(deadline_s, 0.1) + TRICKLE_S
+    try:
+        with http.stream(
+            message.method,
+            message.path,
+            content=message.body,
+            headers=headers,
+            timeout=patience_s,
+        ) as reply:
+            _read(reply, begin + patience_s)
+    except httpx.HTTPError as error:
+        return Reply(error=f"{type(error).__name__}: {error}")
+    return _understood(reply)
+
+
+def _read(reply: httpx.Response, until: float) -> None:
+    """The whole body, unless the server trickles it: a time-out per read would never end."""
+    body = bytearray()
+    for chunk in reply.iter_raw():
+        body += chunk
+        if monotonic() > until or len(body) > MAX_REPLY_BYTES:
+            raise httpx.ReadTimeout("the body takes too long or is too large")
+    reply._content = bytes(body)
+
+
+def _understood(reply: httpx.Response) -> Reply:
+    status = reply.status_code
+    if status >= 500 or status in (401, 408, 429):
+        after = reply.headers.get("Retry-After", "")
+        return Reply(
+            status,
+            error=f"HTTP {status}: {reply.text[:300]}",
+            retry_after_s=float(after) if after.isascii() and after.isdigit() else 0.0,
+            ours=status >= 500,
+        )
+    if reply.is_error:
+        return Reply(status, refused=_refusals(reply))
+    try:
+        document = reply.json()
+    except ValueError as error:
+        return Reply(status, error=f"not JSON: {error}", ours=True)
+    if not isinstance(document, dict):
+        return Reply(status, error=f"not a JSON object: {reply.text[:100]}", ours=True)
+    return Reply(status, document=document)
+
+
+def _refusals(reply: httpx.Response) -> tuple[str, ...]:
+    """Why the service refuses, a line for each field of its problem document."""
+    try:
+        document = reply.json()
+        lines = [f"{error['field']}: {error['message']}" for error in document.get("errors", [])]
+        text = str(document.get("detail") or document.get("title") or reply.text)
+    except (ValueError, TypeError, KeyError, AttributeError):
+        lines, text = [], reply.text
+    return tuple(f"HTTP {reply.status_code}: {line[:400]}" for line in lines or [text])
