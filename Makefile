@@ -70,8 +70,9 @@ rebuild: $(STAMP) ## train a policy from bars, stage by stage (CONFIG=bundled; S
 evaluate: $(STAMP) ## judge it on the held-out period: arms, gate, report (CONFIG, SET as for rebuild)
 	$(BIN)/advisor-train evaluate --config $(or $(CONFIG),bundled) $(foreach one,$(SET),--set '$(one)')
 
-bench: $(STAMP) ## overhead of /advise, vetoes, journal; the model through the service against bare forward passes
+bench: $(STAMP) ## overhead of /advise, vetoes, journal; the model through the service against bare forward passes; the client's submit
 	$(BIN)/python -m bench.service
+	$(BIN)/python -m bench.client
 
 load: $(STAMP) ## three times the sustainable rate against a running service, and its memory (a few minutes)
 	$(BIN)/python -m bench.overload

@@ -30,8 +30,8 @@ def built(project: Path, folder: Path) -> Path:
 
 def shipped() -> set[str]:
     return {
-        f"shadow_advisor_client/{path.name}"
-        for path in PACKAGE.iterdir()
+        path.relative_to(PACKAGE.parent).as_posix()
+        for path in PACKAGE.rglob("*")
         if path.suffix == ".py" or path.name == "py.typed"
     }
 
@@ -47,6 +47,7 @@ def test_the_wheel_is_small_typed_and_needs_httpx_alone(tmp_path: Path) -> None:
     assert [line for line in lines if line.startswith("Requires-")] == [
         "Requires-Python: >=3.9",
         "Requires-Dist: httpx>=0.28",
+        'Requires-Dist: mcp>=2.3; python_version >= "3.10" and extra == "mcp"',
     ]
 
 
@@ -57,7 +58,7 @@ def test_the_wheel_of_the_service_carries_the_client_that_it_uses(tmp_path: Path
     assert not any(name.startswith(("client/", "tests/")) for name in names)
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.glob("*.py")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: path.name)
 def test_the_oldest_python_can_read_it(path: Path) -> None:
     text = path.read_text()
     tree = ast.parse(text, feature_version=(3, 9))

@@ -93,6 +93,8 @@ def asked(
         if reply.is_error:
             detail = document.get("detail") or document.get("title")
             return Check(error=f"HTTP {reply.status_code}: {detail}", left_out=left_out)
+        if "acceptable" not in document:
+            return Check(error="the service knows no dry run, and may have recorded the request")
         return Check(
             bool(document["acceptable"]),
             list(document["fields"]),

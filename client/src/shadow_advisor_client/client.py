@@ -40,6 +40,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
 from typing import Any, Union
+from urllib.parse import quote
 from uuid import uuid4
 
 import httpx
@@ -221,6 +222,18 @@ class AdvisorClient:
         with self._connection.open(timeout_s) as http:
             return asked(http, body, bearer(self._token), left_out)
 
+    def decision(self, decision_id: str, timeout_s: float = 10.0) -> dict[str, Any] | None:
+        """The stored record of a decision, with what was reported on it; None when there is none,
+        or no answer. It waits: not for a trading loop."""
+        try:
+            with self._connection.open(timeout_s) as http:
+                reply = http.get(_place(decision_id), headers=bearer(self._token))
+                document = reply.json()
+        except (httpx.HTTPError, ValueError):
+            return None
+        sound = reply.status_code == 200 and isinstance(document, dict)
+        return document if sound else None
+
     def report_action(self, decision_id: str | None, action: Document) -> bool:
         """Queue what the agent did; False when it had to be dropped."""
         return self._report(decision_id, "agent-action", action)
@@ -234,6 +247,10 @@ class AdvisorClient:
         self._follow_fork()
         with self._lock:
             return self._results.get(decision_id)
+
+    def decision_id(self, request_id: str) -> str:
+        """The id that the decision of a request has, whether it was answered or not."""
+        return str(decision_id(request_id, principal_of(self._token)))
 
     def stats(self) -> ClientStats:
         """Counters of this client."""
@@ -350,9 +367,13 @@ class AdvisorClient:
     def _advise_message(self, request: Document, deadline_ms: int | None) -> Message:
         document = made(request)
         request_id = document["request_id"] = str(document.get("request_id") or uuid4())
-        known = str(decision_id(request_id, principal_of(self._token)))
         return Message(
-            "POST", ADVISE, self._encoded(document), monotonic(), known, deadline_ms=deadline_ms
+            "POST",
+            ADVISE,
+            self._encoded(document),
+            monotonic(),
+            self.decision_id(request_id),
+            deadline_ms=deadline_ms,
         )
 
     def _encoded(self, document: Mapping[str, Any]) -> bytes:
@@ -374,9 +395,9 @@ class AdvisorClient:
                     ValueError(f"{what} without a decision id: its request had been dropped"),
                 )
                 return False
-            path = f"/decisions/{decision_id}/{what}"
+            path = f"{_place(decision_id)}/{what}"
             return self._enqueue(
-                Message("PUT", path, self._encoded(made(body)), monotonic(), decision_id)
+                Message("PUT", path, self._encoded(made(body)), monotonic(), str(decision_id))
             )
         except Exception as error:
             self._unsendable(error)
@@ -546,6 +567,11 @@ class AdvisorClient:
             with self._lock:
                 lane.failed(monotonic(), max(pause, self._breaker_pause_s))
         return pause
+
+
+def _place(decision_id: str) -> str:
+    """The path of a decision, whatever its id is made of."""
+    return f"/decisions/{quote(str(decision_id), safe='')}"
 
 
 def made(document: Document) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import pytest
 from shadow_advisor_client import AdvisorClient, Check
 
 from app.local.servers import free_port
-from tests.service.api.http_faults import faulty, garbage, status
+from tests.service.api.http_faults import faulty, garbage, ok, status
 from tests.service.running import Running, drained, request, running, settings_for
 
 
@@ -50,16 +50,16 @@ async def test_a_table_says_what_became_of_every_field(api: Running) -> None:
 
 
 async def test_a_refusal_comes_first_in_the_table(api: Running) -> None:
-    answer = await checked(api.url, request("r-1", candidate__rsi=140.0))
+    answer = await checked(api.url, request("r-1", plan__stop=-1.0))
     assert answer.acceptable is False
-    assert str(answer).splitlines()[1].split()[:3] == ["candidate.rsi", "REFUSED", "140.0"]
+    assert str(answer).splitlines()[1].split()[:3] == ["plan.stop", "REFUSED", "-1.0"]
     assert "It would be REFUSED" in str(answer)
 
 
 async def test_whatever_happens_a_check_raises_nothing(api: Running) -> None:
     circle: dict[str, object] = {}
     circle["self"] = circle
-    with faulty(status(503)) as down, faulty(garbage) as mad:
+    with faulty(status(503)) as down, faulty(garbage) as mad, faulty(ok) as old:
         for url, document in (
             (api.url, circle),
             (api.url, lambda: 1 / 0),
@@ -67,6 +67,7 @@ async def test_whatever_happens_a_check_raises_nothing(api: Running) -> None:
             (f"http://127.0.0.1:{free_port()}", request("r-1")),
             (down.url, request("r-1")),
             (mad.url, request("r-1")),
+            (old.url, request("r-1")),
         ):
             answer = await checked(url, document)
             assert answer.error is not None
@@ -84,10 +85,10 @@ async def test_the_command_prints_the_table_and_its_status_says_what_it_means(
     api: Running, tmp_path: Path
 ) -> None:
     file = tmp_path / "request.json"
-    for document, code in ((request("r-1"), 0), (request("r-1", candidate__rsi=None), 1)):
+    for document, code in ((request("r-1"), 0), (request("r-1", plan__stop=None), 1)):
         file.write_text(json.dumps(document))
         done = await command(api.url, file)
-        assert (done.returncode, "candidate.rsi" in done.stdout) == (code, True), done.stderr
+        assert (done.returncode, "plan.stop" in done.stdout) == (code, True), done.stderr
     for content, url in (("{", api.url), ("{}", "nonsense"), ("{}", "http://127.0.0.1:9")):
         file.write_text(content)
         done = await command(url, file)
