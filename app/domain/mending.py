@@ -38,6 +38,25 @@ def mended(fault: ErrorDetails) -> Mended | None:
     return mender(fault["input"], fault.get("ctx") or {})
 
 
+def likely(fault: ErrorDetails) -> str:
+    """What to say of a number beyond its range that fits in another unit; empty where none does."""
+    value, context = fault["input"], fault.get("ctx") or {}
+    name = "".join(map(str, fault["loc"][-1:]))
+    most = context.get("le", context.get("ge"))
+    if isinstance(value, bool) or not isinstance(value, int | float) or not most:
+        return ""
+    unit, size = next((unit for mark, unit in _UNITS if mark in name), _PER_CENT)
+    return f"; {unit} it would be {value / size:g}" if abs(value) / size <= abs(most) else ""
+
+
+_PER_CENT = ("in per cent", 100.0)
+_UNITS = (
+    ("seconds", ("in milliseconds", 1000.0)),
+    ("confidence", ("on a scale that is ten times as long", 10.0)),
+)
+"""What a number is most often told in instead, by what its field's name holds."""
+
+
 def _flag(value: Any, context: dict[str, Any]) -> Mended | None:
     word = str(value).strip().lower() if isinstance(value, str | int) else ""
     word = "01"[int(value)] if isinstance(value, float) and value in (0.0, 1.0) else word
@@ -89,6 +108,12 @@ def _member(value: Any, context: dict[str, Any]) -> Mended | None:
     return None if meant is None else Mended(meant, "read as a member of the list")
 
 
+def _alone(value: Any, context: dict[str, Any]) -> Mended | None:
+    if isinstance(value, str | int | float) and not isinstance(value, bool):
+        return Mended([value], "one where a list belongs")
+    return None
+
+
 def _in_utc(value: Any, context: dict[str, Any]) -> Mended | None:
     try:
         moment = datetime.fromisoformat(value) if isinstance(value, str) else value
@@ -106,6 +131,8 @@ _MENDERS: dict[str, Callable[[Any, dict[str, Any]], Mended | None]] = {
     "string_type": _text,
     "string_too_long": _cut,
     "too_long": _cut,
+    "notional": _number,
+    "tuple_type": _alone,
     "enum": _member,
     "literal_error": _member,
     "timezone_aware": _in_utc,

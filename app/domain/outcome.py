@@ -100,7 +100,9 @@ class Outcome(Record):
         word = sent.get("outcome") if isinstance(sent, dict) else None
         if not isinstance(word, str) or not word or word in _CODES:
             return sent
-        return {**sent, "outcome": OutcomeCode.OTHER, "outcome_word": word}
+        if word.strip().lower() in _CODES:
+            return {**sent, "outcome": word.strip().lower()}
+        return {**sent, "outcome": OutcomeCode.OTHER, "outcome_word": word[:200]}
 
     @model_validator(mode="after")
     def advice_names_its_version(self) -> Self:

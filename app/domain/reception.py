@@ -17,10 +17,11 @@ from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 from app.domain.errors import InvalidRecord
 from app.domain.fields import clean_text, exact, location, shown
-from app.domain.mending import mended
+from app.domain.mending import Mended, likely, mended
 from app.domain.scenario import Fault, LeftOut
 
 MAX_ROUNDS = 16
+_LACKING = ("missing", "too_short")
 MAX_FAULTS = 256
 """A document with more is refused: it is another kind of document."""
 Path = tuple[int | str, ...]
@@ -110,23 +111,40 @@ class _Reading:
     def __init__(self, document: Any, needs: Needs) -> None:
         self.document = document
         self._needs = needs
+        self._first: ValidationError | None = None
         self.left_out: list[LeftOut] = []
         self.coerced: list[Coerced] = []
 
     def mend(self, error: ValidationError) -> None:
         """Mend every fault, or empty its place. Raises the error when one may not go."""
+        self._first = self._first or error
         placed: dict[Path, list[ErrorDetails]] = {}
         for fault in error.errors(include_url=False):
             placed.setdefault(self._place(fault), []).append(fault)
+        if len(placed) > MAX_FAULTS:
+            raise error
+        holders = {path[:length] for path in placed for length in range(len(path))}
+        # What a part lacks, or a list is short of, is seen again when what is in it was settled.
+        now = {
+            path: faults
+            for path, faults in placed.items()
+            if path not in holders or any(fault["type"] not in _LACKING for fault in faults)
+        }
         done: set[Path] = set()
         # Elements are taken away from the end, so that those before keep their numbers.
         refused = [
             path
-            for path, faults in sorted(placed.items(), key=_from_the_end)
+            for path, faults in sorted(now.items(), key=_from_the_end)
             if not self._settle(path, faults, done)
         ]
         if refused or len(self.left_out) > MAX_FAULTS:
-            raise error
+            raise self._named(error, [fault for path in refused for fault in placed[path]])
+
+    def _named(self, error: ValidationError, refused: Sequence[ErrorDetails]) -> ValidationError:
+        """The error that names most: the first one, when it names what is refused."""
+        first = error if self._first is None else self._first
+        named = {fault["loc"] for fault in first.errors(include_url=False)}
+        return first if all(fault["loc"] in named for fault in refused) else error
 
     def doubt(self, doubts: Sequence[Doubt]) -> None:
         """Empty the places of doubtful values. Raises `ValidationError` when one may not go."""
@@ -141,24 +159,37 @@ class _Reading:
         """Whether the faults in a place, one for each thing that it might have been, are no reason
         to refuse any more."""
         fault = faults[0]
-        if any(path[: len(other)] == other for other in done):
+        if any(path[:length] in done for length in range(len(path) + 1)):
             return True
         done.add(path)
         if path[-1:] == ("extra",) and fault["type"] == "value_error":
             return self._keep_exact(path)
         if fault["type"] == "extra_forbidden" and path[:-1] in self._needs.extras:
             return self._keep_beside(path)
-        meant = None
-        if path not in self._needs.counted and path not in self._needs.names:
-            meant = next((m for m in map(mended, faults) if m is not None), None)
+        meant = self._meant(path, faults)
         if meant is not None:
             self.coerced.append(Coerced(path, fault["input"], meant.value, meant.why))
             self._put(path, meant.value)
             return True
         if not self._needs.may_go(path):
             return False
-        self._empty(path, fault["msg"], _kind(fault))
+        self._empty(path, fault["msg"] + likely(fault), _kind(fault))
         return True
+
+    def _meant(self, path: Path, faults: Sequence[ErrorDetails]) -> Mended | None:
+        """What stands in a place, where it is plain. What pydantic was given there is not always
+        what was sent: a validator may have made it of something else."""
+        if not path or path in self._needs.counted or path in self._needs.names:
+            return None
+        sent = self._at(path)
+        for fault in faults:
+            given = fault.copy()
+            if "at" in (fault.get("ctx") or {}):  # It was told of the part, and means this of it.
+                given["input"] = sent
+            meant = mended(given) if given["input"] is sent else None
+            if meant is not None:
+                return meant
+        return None
 
     def _keep_exact(self, path: Path) -> bool:
         """Of free keys, those that JSON's readers keep."""

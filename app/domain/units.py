@@ -15,6 +15,9 @@ from app.domain.scenario import Scenario
 
 MOST_LEVERAGE = 25.0
 """Notional over equity from which a quantity looks like money."""
+MOST_OF_DAY = 0.01
+MOST_ALONE = 5e6
+"""As much, of a day's volume or in quote currency, where the equity is not told."""
 DAILY_ATR = 0.04
 """A usual ATR of a day's bars, over price; it grows with the square root of the bars' length."""
 ATR_FACTOR = 30.0
@@ -39,15 +42,20 @@ def doubts(scenario: Scenario) -> list[Doubt]:
 
 
 def _size(s: Scenario) -> Iterator[Doubt]:
-    """A quantity that is the notional: more money than the account could ever borrow."""
-    equity, plan = s.account.equity, s.plan
-    if equity is None or plan.notional <= MOST_LEVERAGE * equity:
-        return
-    if plan.entry > 1 and plan.quantity <= MOST_LEVERAGE * equity:
+    """A quantity that is the notional: more money than the account could ever borrow, or, where no
+    equity is told, than one order moves in a day's market."""
+    equity, volume, plan = s.account.equity, s.market.volume_24h, s.plan
+    if equity is not None:
+        most, what = MOST_LEVERAGE * equity, f"{plan.notional / equity:.3g} times the equity"
+    elif volume:
+        most, what = MOST_OF_DAY * volume, f"{plan.notional / volume:.2%} of a day's volume"
+    else:
+        most, what = MOST_ALONE, "and nothing told is as large"
+    if plan.notional > most and plan.entry > 1 and plan.quantity <= most:
         yield Doubt(
             ("plan", "quantity"),
-            f"{plan.quantity:g} base units are {plan.notional:.6g} of the quote currency,"
-            f" {plan.notional / equity:.3g} times the equity: likely money; send it as notional",
+            f"{plan.quantity:g} base units are {plan.notional:.6g} of the quote currency, {what}:"
+            " likely money; send it as notional",
         )
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from app.domain.errors import InvalidRecord
+from app.domain.outcome import Outcome, OutcomeCode
 from app.domain.reception import Doubt, Needs, receive
 from app.domain.scenario import Fault, Scenario
 from tests.domain.scenarios import scenario_json
@@ -125,3 +126,44 @@ def test_whatever_a_field_holds_the_rest_is_read_or_what_is_needed_is_named(
     finally:
         assert str(document) == str(before), "what was sent is not changed"
     assert Scenario.from_json(received.record.as_json()) == received.record
+
+
+def test_a_list_is_short_of_elements_only_when_none_of_them_can_be_read() -> None:
+    received = receive(SCENARIO, scenario_json(plan__targets=["2060", "2080.5"]), NEEDS)
+    assert received.record.plan.targets == (2060.0, 2080.5)
+    alone = receive(SCENARIO, scenario_json(plan__targets=2060.0), NEEDS)
+    assert alone.record.plan.targets == (2060.0,)
+
+
+def test_a_size_in_money_may_be_a_text_too() -> None:
+    document = scenario_json(plan__quantity=..., plan__notional="500", plan__entry="2000")
+    received = receive(SCENARIO, document, NEEDS)
+    assert received.record.plan.quantity == 0.25
+    assert {each.field for each in received.coerced} == {"plan.notional", "plan.entry"}
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "says"),
+    [
+        ("candidate__volatility_pct", 55.0, "in per cent it would be 0.55"),
+        ("account__drawdown_fraction", 12.5, "in per cent it would be 0.125"),
+        ("account__day_pnl_fraction", -2.1, "in per cent it would be -0.021"),
+        ("candidate__confidence", 71.0, "it would be 7.1"),
+        ("market__bar_seconds", 3_600_000.0, "in milliseconds it would be 3600"),
+    ],
+)
+def test_a_number_beyond_its_range_is_told_in_the_unit_that_it_fits(
+    path: str, value: float, says: str
+) -> None:
+    [gone] = receive(SCENARIO, scenario_json(**{path: value}), NEEDS).left_out
+    assert says in gone.why
+
+
+def test_what_is_mended_is_what_was_sent_and_never_what_a_validator_made_of_it() -> None:
+    adapter: TypeAdapter[Outcome] = TypeAdapter(Outcome)
+    document = {"arm": "agent", "outcome": "w" * 300, "exit_reason": "r" * 300}
+    received = receive(adapter, document, Needs(frozenset({("arm",)})))
+    assert received.record.outcome_word == "w" * 200
+    assert [each.field for each in received.coerced] == ["exit_reason"]
+    shouted = receive(adapter, {"arm": "agent", "outcome": "SL"}, Needs(frozenset({("arm",)})))
+    assert (shouted.record.outcome, shouted.record.outcome_word) == (OutcomeCode.SL, None)

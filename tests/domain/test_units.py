@@ -47,6 +47,17 @@ def test_what_may_be_so_is_not_doubted(changes: dict[str, Any]) -> None:
         ({"candidate__atr": 0.01}, "atr", "a fraction of price"),
         # 200 x 2,000 is 400,000: 40 times an equity of 10,000.
         ({"plan__quantity": 200.0}, "quantity", "40 times the equity: likely money"),
+        # 450 x 2,000 is 900,000: 18 % of a day's 5,000,000.
+        (
+            {"account__equity": None, "plan__quantity": 450.0, "market__volume_24h": 5e6},
+            "quantity",
+            "18.00% of a day's volume",
+        ),
+        (
+            {"account__equity": None, "plan__quantity": 4500.0, "market__volume_24h": None},
+            "quantity",
+            "likely money",
+        ),
         ({"account__day_pnl_fraction": -0.5}, "day_pnl_fraction", "a fraction, -0.005"),
     ],
     ids=str,
