@@ -102,9 +102,9 @@ class Records:
             self._telemetry.appended(receipt.target)
         return receipt
 
-    def asked_at(self, decision_id: UUID) -> datetime | None:
-        """The time of a decision that this process made not long ago."""
-        recent = self._recent.get(decision_id)
+    async def asked_at(self, decision_id: UUID) -> datetime | None:
+        """The time of a decision; None while what holds it is away, or when nothing does."""
+        recent = await self._comparable(decision_id)
         return None if recent is None else recent.candidate.ts
 
     def recent_claim(self, decision_id: UUID) -> str | None:

@@ -298,7 +298,7 @@ async def put_outcome(id: UUID, request: Request) -> Response:
     by = _reporter(request, id)
     service: Service = request.app.state.service
     outcome, left_out, coerced = await parse_outcome(request)
-    require_plausible(outcome, service.now(), service.records.asked_at(id))
+    require_plausible(outcome, service.now(), await service.records.asked_at(id))
     service.report_bounds.require_room(id, EventKind.OUTCOME)
     receipt = await service.records.report_outcome(id, outcome, by)
     return _reported(service, id, EventKind.OUTCOME, receipt, left_out, coerced)

@@ -55,5 +55,19 @@ def require_plausible(
             wrong.append(f"{name}: {moment.isoformat()} is in the future")
     if ended is not None and as_of is not None and ended < as_of:
         wrong.append(f"exit_time: {ended.isoformat()} is before the decision, {as_of.isoformat()}")
+    if isinstance(report, Outcome) and ended is not None and as_of is not None:
+        wrong += _held_too_long(report, (ended - as_of).total_seconds())
     if wrong:
         raise InvalidRecord("; ".join(wrong))
+
+
+def _held_too_long(outcome: Outcome, most_s: float) -> list[str]:
+    """A trade that was held for longer than there is time between its decision and its end."""
+    held = outcome.holding_seconds
+    if held is None or held <= most_s + AHEAD.total_seconds():
+        return []
+    milliseconds = " (likely milliseconds)" if held > 60 * most_s and held / 1000 <= most_s else ""
+    return [
+        f"holding_seconds: {held:g}{milliseconds}, and from the decision to exit_time there are"
+        f" {most_s:g} s"
+    ]

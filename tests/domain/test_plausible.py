@@ -84,6 +84,16 @@ def test_nothing_ends_before_it_was_decided_where_that_is_known() -> None:
         require_plausible(early, NOW, AS_OF)
 
 
+def test_no_trade_is_held_for_longer_than_from_its_decision_to_its_end() -> None:
+    ended = {"exit_time": AS_OF + timedelta(minutes=90)}
+    require_plausible(outcome(**ended, holding_seconds=5400.0), NOW, AS_OF)
+    require_plausible(outcome(**ended, holding_seconds=5_400_000.0), NOW)
+    with pytest.raises(InvalidRecord, match=r"holding_seconds: 5\.4e\+06 \(likely milliseconds\)"):
+        require_plausible(outcome(**ended, holding_seconds=5_400_000.0), NOW, AS_OF)
+    with pytest.raises(InvalidRecord, match=r"holding_seconds: 9001, and .* 5400 s"):
+        require_plausible(outcome(**ended, holding_seconds=9001.0), NOW, AS_OF)
+
+
 def test_every_fault_of_a_report_is_told_at_once() -> None:
     late = NOW + timedelta(days=1)
     with pytest.raises(InvalidRecord) as refused:

@@ -252,6 +252,20 @@ async def test_too_many_candidates_are_refused(api: Running) -> None:
     assert "at most 32" in reply.json()["detail"]
 
 
+async def test_an_outcome_before_its_decision_is_refused_also_by_who_did_not_make_it(
+    api: Running, database_url: str, valkey_url: str, tmp_path: Path
+) -> None:
+    known = (await api.advise(request("r-1"))).json()["decision_id"]
+    early = (datetime.now(UTC) - timedelta(hours=1)).isoformat()
+    body = {"arm": "agent", "outcome": "sl", "exit_time": early}
+    async with running(settings_for(database_url, valkey_url, tmp_path / "other")) as second:
+        for _ in range(2):  # While it is in the stream, and when it is in Postgres.
+            reply = await second.client.put(f"/decisions/{known}/outcome", json=body)
+            assert reply.status_code == 422
+            assert "is before the decision" in reply.json()["detail"]
+            await drained(api.settings)
+
+
 async def test_halting_takes_effect_at_once_is_recorded_and_survives_a_restart(
     api: Running, database_url: str, valkey_url: str, tmp_path: Path
 ) -> None:
