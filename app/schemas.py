@@ -27,6 +27,7 @@ from app.domain.decision import Advice, Decision
 from app.domain.fields import Flag, Record, ShortText, Whole, absent, shown
 from app.domain.manifest import VERSION_PATTERN
 from app.domain.outcome import Outcome
+from app.domain.outlook import Outlook
 from app.domain.reception import Coerced, Doubt, Needs
 from app.domain.review import MissedInput, Veto
 from app.domain.scenario import Bar, LeftOut, Scenario, Surroundings
@@ -237,6 +238,10 @@ class AdviceSummary(BaseModel):
     status: str
     action: str | None
     approve_probability: float | None
+    win_probability: float | None
+    expected_r: float | None
+    stopped_probability: float | None
+    range_atr: float | None
 
 
 class Reread(BaseModel):
@@ -264,6 +269,20 @@ class AdviseResponse(BaseModel):
     approve_probability: float | None
     probabilities: list[float] | None = Field(
         description=f"over the labels {LABELS[0]}-{LABELS[-1]}"
+    )
+    win_probability: float | None = Field(
+        description="that the agent's plan makes money after costs; null: the version does not say"
+    )
+    expected_r: float | None = Field(
+        description="of the agent's plan, R after costs; null: the version does not say"
+    )
+    stopped_probability: float | None = Field(
+        description="that the plan ends at its initial stop; null: the version does not say"
+    )
+    range_atr: float | None = Field(
+        description=(
+            "highest high less lowest low until the time exit, ATR; null: the version does not say"
+        )
     )
     model_version: str
     binding: bool = False
@@ -432,6 +451,7 @@ def response(
         "control_vetoes": [veto.as_json() for veto in decision.control_review.vetoes],
         "approve_probability": proposal.approve_probability if proposal else None,
         "probabilities": list(proposal.probabilities) if proposal else None,
+        **_outlook(advice),
         "model_version": advice.model_version,
         "binding": False,
         "rationale": rationale,
@@ -451,4 +471,9 @@ def _summary(advice: Advice) -> dict[str, Any]:
         "status": advice.status.value,
         "action": advice.action,
         "approve_probability": advice.proposal.approve_probability if advice.proposal else None,
+        **_outlook(advice),
     }
+
+
+def _outlook(advice: Advice) -> dict[str, float | None]:
+    return {name: getattr(advice.outlook, name, None) for name in Outlook.model_fields}

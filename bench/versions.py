@@ -1,8 +1,9 @@
-"""What further versions over one base model cost, in one run; compare ratios.
+"""What further versions over one base model cost, and further questions; compare ratios.
 
 Batches of four prompts through `LabelReader`, in turns, so that other load on the machine meets all
 alike: the base model alone (bare forward passes), one activated adapter, two, and both beside the
-base; then, for comparison, two versions that share nothing.
+base; then, for comparison, two versions that share nothing. And one adapter that is asked the three
+questions beside its action, by itself and where prompts are read with and without their text part.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from time import perf_counter
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import torch
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from app.domain.questions import QuestionName
 from app.policy.calibration import random_prompts
 from app.policy.in_process.adapter import Adapter, Delta
 from app.policy.in_process.importer import import_smollm2
@@ -26,8 +28,19 @@ from app.settings import read_settings
 from bench.history import record
 
 BATCH, RANK = 4, 16
+BASE, ONE = "base alone (bare forward passes)", "one adapter"
 console = Console()
-Rows = list[tuple[int, ...]]
+
+
+class Asked(NamedTuple):
+    """A prompt: its ids after the head, and how many of the user's last ones are of the text
+    part."""
+
+    ids: tuple[int, ...]
+    text: int
+
+
+Rows = list[Asked]
 
 
 def random_adapter(reader: LabelReader, seed: int) -> Adapter:
@@ -48,17 +61,27 @@ def ways(base: LabelReader) -> dict[str, Callable[[Rows], object]]:
     """What is compared: each reads a batch of prompts, and remembers no other's."""
     adapter, other = random_adapter(base, 1), random_adapter(base, 2)
 
-    def together(*adapters: Adapter | None) -> Callable[[Rows], object]:
+    def together(
+        *adapters: Adapter | None, questions: tuple[QuestionName, ...] = (), text: bool = False
+    ) -> Callable[[Rows], object]:
         reader = LabelReader(base.model, base.encoder)
-        return lambda rows: reader.answer([Ask(ids, adapters) for ids in rows])
+        return lambda rows: reader.answer(
+            [Ask(row.ids, adapters, row.text if text else 0, questions) for row in rows]
+        )
 
     first, second = together(adapter), together(other)
+    every = tuple(QuestionName)
     return {
-        "base alone (bare forward passes)": base.read,
-        "one adapter": together(adapter),
+        BASE: lambda rows: base.read([row.ids for row in rows]),
+        ONE: together(adapter),
         "two adapters, one pass": together(adapter, other),
         "base and two adapters, one pass": together(None, adapter, other),
         "two adapters, a pass for each": lambda rows: (first(rows), second(rows)),
+        "one adapter and three questions": together(adapter, questions=every),
+        "one adapter, with and without text": together(adapter, text=True),
+        "one adapter and three questions, with and without text": together(
+            adapter, questions=every, text=True
+        ),
     }
 
 
@@ -74,7 +97,10 @@ def main(
     ratios: dict[str, list[float]] = {name: [] for name in compared}
     seconds: dict[str, list[float]] = {name: [] for name in compared}
     for number in range(batches + 1):
-        rows = [reader.encoder.encode(prompt) for prompt in random_prompts(BATCH, seed=number)]
+        rows = [
+            Asked(reader.encoder.encode(prompt), reader.encoder.text_tokens(prompt))
+            for prompt in random_prompts(BATCH, seed=number)
+        ]
         spent = {}
         for name, read in compared.items():
             begin = perf_counter()
@@ -82,7 +108,7 @@ def main(
             spent[name] = perf_counter() - begin
         for name in compared if number else ():  # The first round warms up.
             seconds[name].append(spent[name])
-            ratios[name].append(spent["base alone (bare forward passes)"] / spent[name])
+            ratios[name].append(spent[BASE] / spent[name])
     table = Table(title="medians by versions being served", title_justify="left")
     for heading in ("versions", "decisions/s", "of the base alone"):
         table.add_column(heading, justify="left" if heading == "versions" else "right")

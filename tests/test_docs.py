@@ -13,6 +13,7 @@ from app.domain.control import AgentAction
 from app.domain.fields import Record
 from app.domain.limits import Cost, DirectionLimits, Limits, RuleLimits
 from app.domain.outcome import Outcome
+from app.domain.questions import QUESTIONS
 from app.domain.rules import AFTER_CAPS, RULES, VetoCode
 from app.domain.scenario import (
     Account,
@@ -151,3 +152,10 @@ def test_decision_records_have_their_four_parts() -> None:
             if f"## {part}" not in text
         ]
         assert missing == [], record.name
+
+
+def test_every_question_has_its_row() -> None:
+    rows = (DOCS / "questions.md").read_text().splitlines()
+    for question in QUESTIONS:
+        begins = f"| `{question.name.value}` | {question.meaning} |"
+        assert [row for row in rows if row.startswith(begins)], begins

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from app.domain.actions import Action
 from app.domain.candidate import Direction
 from app.domain.limits import Limits
+from app.domain.outlook import Outlook
 from app.domain.scenario import Scenario
 
 
@@ -50,14 +51,15 @@ class Order(NamedTuple):
 
 
 class Case(NamedTuple):
-    """Everything that a rule may look at. `approve_probability` is None for the agent's own
-    order."""
+    """Everything that a rule may look at. `approve_probability` is None for the agent's own order,
+    `outlook` for a version that answers no question."""
 
     scenario: Scenario
     order: Order
     state: TradingState
     now: datetime
     approve_probability: float | None
+    outlook: Outlook | None = None
 
 
 def order_for(action: Action, scenario: Scenario, side: int = 1) -> Order:

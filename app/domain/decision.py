@@ -17,11 +17,13 @@ from app.domain.case import Case, TradingState, agents_order, order_for, side_of
 from app.domain.choice import chosen
 from app.domain.control import AgentAction
 from app.domain.errors import AbstainReason
-from app.domain.fields import Hash, Instant, Record, ShortText, absent
+from app.domain.fields import Hash, Instant, Record, ShortText, absent, empty
 from app.domain.inquiry import Exchange
 from app.domain.limits import Limits
 from app.domain.manifest import Calibration
+from app.domain.outlook import Outlook, outlook_of
 from app.domain.prompt import PROMPT_VERSION, Prompt, render
+from app.domain.questions import QuestionName
 from app.domain.review import Review, review
 from app.domain.scenario import Scenario
 
@@ -70,6 +72,14 @@ class Reading(Record):
         exclude_if=lambda value: value is None,
         description="the same of the prompt without its text part; none where it has none",
     )
+    questions: dict[QuestionName, tuple[float, ...]] = Field(
+        default_factory=dict,
+        exclude_if=empty,
+        description="the same of the labels of each question that the version answers",
+    )
+    questions_without_text: dict[QuestionName, tuple[float, ...]] = Field(
+        default_factory=dict, exclude_if=empty, description="as `without_text`"
+    )
     exchange: Exchange | None = Field(
         None, exclude_if=absent, description="how a model elsewhere was asked; none of our own"
     )
@@ -96,7 +106,7 @@ class Reading(Record):
         """The reading without the prompt's text part; itself where the prompt has none."""
         if self.without_text is None:
             return self
-        return Reading(log_probabilities=self.without_text)
+        return Reading(log_probabilities=self.without_text, questions=self.questions_without_text)
 
 
 class Proposal(Record):
@@ -129,6 +139,11 @@ class Advice(Record):
     calibration: Calibration
     reading: Reading | None = None
     proposal: Proposal | None = None
+    outlook: Outlook | None = Field(
+        None,
+        exclude_if=absent,
+        description="what the version foretells of the plan; none where it answers no question",
+    )
     review: Review | None = None
     approve: bool | None = Field(None, description="final; null when the policy abstained")
     action: str | None = Field(
@@ -257,6 +272,13 @@ def cautious(reading: Reading, calibration: Calibration) -> Proposal:
     return min(proposals, key=lambda proposal: proposal.action.risk_fraction)
 
 
+def foretold(reading: Reading, calibration: Calibration, scenario: Scenario) -> Outlook | None:
+    """The outlook of a reading; None of a version that answers no question."""
+    if calibration.outlook is None:
+        return None
+    return outlook_of(reading.questions, reading.bare.questions, calibration.outlook, scenario)
+
+
 def conclude(
     scenario: Scenario,
     reading: Reading | Abstention,
@@ -272,6 +294,7 @@ def conclude(
     News may inform, never decide: a prompt with a text part is judged with and without it, rules
     included, and the advice that risks less counts, at equal risk the one without. So whatever a
     text says, nothing is approved with it that is not approved without it, nor at a higher risk.
+    Both are judged by one outlook, the more careful of the two.
     """
     base = Advice(
         model_version=version.model_version,
@@ -284,6 +307,7 @@ def conclude(
         return base.model_copy(
             update={"abstain_reason": reading.reason, "abstain_detail": reading.detail}
         )
+    base = base.model_copy(update={"outlook": foretold(reading, version.calibration, scenario)})
     bare = _judged(base, scenario, reading.bare, limits, state, now)
     if reading.without_text is None:
         return bare
@@ -310,8 +334,14 @@ def _judged(
         return base.model_copy(update=read | {"abstain_reason": AbstainReason.LABEL_MASS})
     if not proposal.action.approve:
         return base.model_copy(update=read | _rejection(AdviceStatus.ADVISED))
-    order = order_for(proposal.action, scenario, side_of(scenario, limits))
-    case = Case(scenario, order, state, now, proposal.approve_probability)
+    case = Case(
+        scenario,
+        order_for(proposal.action, scenario, side_of(scenario, limits)),
+        state,
+        now,
+        proposal.approve_probability,
+        base.outlook,
+    )
     verdict = review(case, limits)
     if verdict.vetoes:
         return base.model_copy(update=read | {"review": verdict} | _rejection(AdviceStatus.VETOED))

@@ -59,6 +59,11 @@ def absent(value: Any) -> bool:
     return value is None or value == ()
 
 
+def empty(value: Any) -> bool:
+    """As `absent`, for collections."""
+    return not value
+
+
 def describe(errors: list[ErrorDetails]) -> str:
     """One line for all violations: `candidate.rsi: Input should be less than or equal to 100 (got
     140)`."""

@@ -157,7 +157,13 @@ class TradingHours(RuleLimits):
 
 
 class ModelConfidence(RuleLimits):
+    """What is asked of a version that approves; what is not set is not asked."""
+
     min_approve_probability: Fraction = 0.5
+    min_win_probability: Fraction | None = Field(None, exclude_if=absent)
+    min_expected_r: float | None = Field(
+        None, exclude_if=absent, description="R after costs: the margin above 0"
+    )
 
 
 class DirectionLimits(RuleLimits):

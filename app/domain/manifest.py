@@ -11,8 +11,10 @@ from app.domain.actions import ACTION_SPACE_HASH, ACTIONS
 from app.domain.canonical import content_hash
 from app.domain.errors import ManifestMismatch, ModelFileError
 from app.domain.features import FEATURE_SCHEMA, SERVED_SCHEMAS
-from app.domain.fields import Hash, Instant, Record, ShortText
+from app.domain.fields import Hash, Instant, Record, ShortText, absent
+from app.domain.outlook import OutlookCalibration
 from app.domain.prompt import PROMPT_VERSION
+from app.domain.questions import BY_NAME, QUESTIONS, QuestionName
 
 MANIFEST_NAME = "manifest.json"
 PRIMARY_ALIAS = "shadow"
@@ -21,7 +23,8 @@ VERSION_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 
 
 class Calibration(Record):
-    """How label log-probabilities become a proposal: softmax((log p - bias) / temperature)."""
+    """How label log-probabilities become a proposal: softmax((log p - bias) / temperature); and
+    those of further questions an outlook."""
 
     bias: tuple[float, ...] = Field(
         (0.0,) * len(ACTIONS), description="per label, nats; what the model says without a scenario"
@@ -30,6 +33,16 @@ class Calibration(Record):
     min_label_mass: float = Field(
         0.0, ge=0, le=1, description="below this share of probability on labels the policy abstains"
     )
+    outlook: OutlookCalibration | None = Field(
+        None, exclude_if=absent, description="of the questions that the version answers; none: none"
+    )
+
+    @property
+    def asked(self) -> tuple[QuestionName, ...]:
+        """The questions that the version answers beside its action, in the order of `QUESTIONS`."""
+        if self.outlook is None:
+            return ()
+        return tuple(q.name for q in QUESTIONS if q.name in self.outlook.questions)
 
     @model_validator(mode="after")
     def one_bias_per_action(self) -> Self:
@@ -149,4 +162,12 @@ class ModelManifest(Record):
                 raise ManifestMismatch(
                     f"model {self.model_version} was made for {what} {made_for}, this service has"
                     f" {ours[-1]}: retrain the model, or serve it with the release it was made for"
+                )
+        outlook = self.calibration.outlook
+        for name, asked in outlook.questions.items() if outlook is not None else ():
+            if asked.question != BY_NAME[name].hash:
+                raise ManifestMismatch(
+                    f"model {self.model_version} was trained with another question {name.value}"
+                    f" ({asked.question}): retrain the model, or serve it with the release it was"
+                    " made for"
                 )

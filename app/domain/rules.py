@@ -16,6 +16,7 @@ from typing import NamedTuple, TypeVar
 from app.domain.candidate import CLEAR, BtcTrend, Direction
 from app.domain.case import Case, TradingState
 from app.domain.limits import ExcessLimits, Limits, RuleLimits
+from app.domain.outlook import Outlook
 from app.domain.scenario import Position, Scenario, pair_of
 
 
@@ -461,14 +462,28 @@ def maintenance_window(case: Case, limits: Limits) -> Refusal | None:
     return Refusal(case.now.isoformat(), window) if window else None
 
 
-@rule(VetoCode.MODEL_CONFIDENCE, "model_confidence", "min_approve_probability")
+@rule(
+    VetoCode.MODEL_CONFIDENCE,
+    "model_confidence",
+    "min_approve_probability",
+    "min_win_probability",
+    "min_expected_r",
+)
 def model_confidence(case: Case, limits: Limits) -> Refusal | None:
-    """The policy's approvals have too little probability together; not asked of the control."""
+    """The policy's approvals have too little probability together; or, where these limits are set,
+    its chance that the plan wins or its expected R is below them. Not asked of the control."""
     if case.approve_probability is None:
         return None
-    limit = limits.model_confidence.min_approve_probability
-    probability = case.approve_probability
-    return None if reaches(probability, limit, limits) else Refusal(probability, limit)
+    bound, outlook = limits.model_confidence, case.outlook or Outlook()
+    asked = (
+        ("approve_probability", case.approve_probability, bound.min_approve_probability),
+        ("win_probability", outlook.win_probability, bound.min_win_probability),
+        ("expected_r", outlook.expected_r, bound.min_expected_r),
+    )
+    for name, value, limit in asked:
+        if limit is not None and not reaches(known(value, name), limit, limits):
+            return Refusal(value if name == "approve_probability" else f"{name} {value:.4f}", limit)
+    return None
 
 
 @rule(VetoCode.MIN_NOTIONAL, "exposure", "min_notional", "max_notional", after_caps=True)

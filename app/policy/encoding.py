@@ -5,6 +5,8 @@ scenario, so a backend caches it), the user's text, and `tail` (end of the user'
 assistant's marker). Head and tail are the model's markup and may hold control tokens; the text
 between comes from outside and never does.
 
+A question beside the action (`app.domain.questions`) follows the tail, and has labels of its own.
+
 The text part is encoded by itself, so that the ids before it are those of the prompt without it,
 and it is cut after `TEXT_TOKENS`: no text makes a prompt long, whatever the tokenizer spends on it.
 
@@ -14,7 +16,7 @@ Only `tokenizers` is used, so that a backend without torch can encode.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +25,7 @@ from tokenizers import Tokenizer
 from app.domain.actions import ACTIONS, LABELS, Action
 from app.domain.errors import AbstainReason, ManifestMismatch, ModelFileError, PolicyAbstained
 from app.domain.prompt import PROMPT_VERSION, SYSTEM, TEXT_CLOSES, TEXT_OPENS, Prompt
+from app.domain.questions import BY_NAME, QuestionName
 from app.policy.files import MAX_TOKENIZER_BYTES, read_object, read_text, refusals
 from app.policy.templates import SENTINEL, ChatTemplate
 
@@ -38,6 +41,13 @@ class _Token(NamedTuple):
     number: int
     start: int
     end: int
+
+
+class QuestionTail(NamedTuple):
+    """What asks a question: the ids that follow the prompt's tail, and its labels' after those."""
+
+    ids: tuple[int, ...]
+    label_ids: tuple[int, ...]
 
 
 class PromptEncoder:
@@ -73,11 +83,9 @@ class PromptEncoder:
         (head, tail), follow_ups = self._frames(bos)
         self.head = tuple(self._markup.encode(head, add_special_tokens=False).ids)
         self.tail = tuple(self._markup.encode(tail, add_special_tokens=False).ids)
-        self.label_ids = tuple(self._label_id(label, tail) for label in LABELS)
-        if len(set(self.label_ids)) != len(LABELS):
-            raise ModelFileError(
-                f"labels share tokens: {dict(zip(LABELS, self.label_ids, strict=True))}"
-            )
+        self._tail_text = tail
+        self.label_ids = self._label_ids(LABELS, tail, self.tail)
+        self._questions: dict[QuestionName, QuestionTail] = {}
         self._follow_ups = {
             action.label: list(tokenizer.encode(text, add_special_tokens=False).ids)
             for action, text in zip(ACTIONS, follow_ups, strict=True)
@@ -120,6 +128,22 @@ class PromptEncoder:
         """How many of the ids before the tail, the last ones, are of the text part. Those before
         them are the ids of the prompt without it."""
         return sum(1 for _ in self._text(prompt))
+
+    def question(self, name: QuestionName) -> QuestionTail:
+        """How a question is asked. Raises `ModelFileError` where this tokenizer cannot: a version
+        that answers no question needs no token for it."""
+        if name not in self._questions:
+            question = BY_NAME[name]
+            text = self._tail_text + question.text
+            ids = tuple(self._markup.encode(text, add_special_tokens=False).ids)
+            if ids[: len(self.tail)] != self.tail or len(ids) == len(self.tail):
+                raise ModelFileError(
+                    f"{question.text!r} joins the tokens before it: this model cannot be asked"
+                    f" {name.value}"
+                )
+            label_ids = self._label_ids(question.labels, text, ids)
+            self._questions[name] = QuestionTail(ids[len(self.tail) :], label_ids)
+        return self._questions[name]
 
     def encode_explanation(self, prompt: Prompt, action: Action) -> tuple[int, ...]:
         """Ids after the head that ask for a rationale: the user's text, the label as the
@@ -202,10 +226,19 @@ class PromptEncoder:
         )
         return frame, [tail for _, tail in longer]
 
-    def _label_id(self, label: str, tail: str) -> int:
-        ids = tuple(self._markup.encode(tail + label, add_special_tokens=False).ids)
-        rest = ids[len(self.tail) :]
-        if ids[: len(self.tail)] != self.tail or len(rest) != 1:
+    def _label_ids(
+        self, labels: Sequence[str], before: str, before_ids: tuple[int, ...]
+    ) -> tuple[int, ...]:
+        """Ids of labels after a text, whose own ids they must not change."""
+        found = tuple(self._label_id(label, before, before_ids) for label in labels)
+        if len(set(found)) != len(labels):
+            raise ModelFileError(f"labels share tokens: {dict(zip(labels, found, strict=True))}")
+        return found
+
+    def _label_id(self, label: str, before: str, before_ids: tuple[int, ...]) -> int:
+        ids = tuple(self._markup.encode(before + label, add_special_tokens=False).ids)
+        rest = ids[len(before_ids) :]
+        if ids[: len(before_ids)] != before_ids or len(rest) != 1:
             tokens = [self._markup.id_to_token(number) for number in ids[-4:]]
             raise ModelFileError(
                 f"label {label} is not exactly one token after the marker, the end reads {tokens}: "

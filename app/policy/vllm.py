@@ -4,7 +4,8 @@
 `logprobs` beside it), `allowed_token_ids` keeps the one sampled token among them,
 `return_tokens_as_token_ids` names tokens "token_id:49". The head is the same for every prompt, so
 vLLM's prefix cache holds it. A prompt with a text part is asked about twice, with it and without
-it: what stands before the text is in the cache as well.
+it: what stands before the text is in the cache as well. Questions beside the action are requests of
+their own, sent together once the prompt is in the cache.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
@@ -23,6 +25,7 @@ from app.domain.decision import Reading
 from app.domain.errors import AbstainReason, PolicyAbstained
 from app.domain.manifest import ModelManifest
 from app.domain.prompt import Prompt
+from app.domain.questions import BY_NAME, QuestionName
 from app.policy.encoding import PromptEncoder
 from app.policy.options import DEFAULTS, BackendOptions
 from app.policy.rationale import RATIONALE_TOKENS, sentences
@@ -44,6 +47,10 @@ class VllmPolicy:
     options : at most `max_queue` requests are under way; one more abstains with OVERLOADED at once.
     transport : of the HTTP client; None is the network.
     api_key : sent as a bearer token, for a server started with `--api-key`.
+
+    Raises
+    ------
+    ModelFileError : the model's tokenizer cannot ask a question that the version answers.
     """
 
     def __init__(
@@ -73,6 +80,9 @@ class VllmPolicy:
         self._in_flight = 0
         self._telemetry = options.telemetry
         self._closed = False
+        self._action_labels = dict(zip(LABELS, encoder.label_ids, strict=True))
+        for name in manifest.calibration.asked:
+            encoder.question(name)
 
     @property
     def manifest(self) -> ModelManifest:
@@ -90,14 +100,49 @@ class VllmPolicy:
         log-probabilities, OVERLOADED, DEADLINE, PROMPT_TOO_LONG or SHUTTING_DOWN."""
         encoder = self._encoder
         ids, text = encoder.encode(prompt), encoder.text_tokens(prompt)
-        whole = await self._labels(ids, deadline)
-        bare = None
-        if text:
-            before = ids[: len(ids) - len(encoder.tail) - text]
-            bare = await self._labels((*before, *encoder.tail), deadline)
-        reading = Reading(log_probabilities=whole, without_text=bare)
+        with self._admitted():
+            reading = await self._reading(ids, text, deadline)
         self._telemetry.labels_read(reading.label_mass)
         return reading
+
+    async def _reading(self, ids: tuple[int, ...], text: int, deadline: float) -> Reading:
+        """Everything that is asked of a prompt, first of all its action."""
+        encoder = self._encoder
+        whole = await self._labels(ids, self._action_labels, deadline)
+        bare_ids: tuple[int, ...] | None = None
+        bare: tuple[float, ...] | None = None
+        if text:
+            bare_ids = (*ids[: len(ids) - len(encoder.tail) - text], *encoder.tail)
+            bare = await self._labels(bare_ids, self._action_labels, deadline)
+        answers, bare_answers = await asyncio.gather(
+            self._answers(ids, deadline), self._answers(bare_ids, deadline)
+        )
+        return Reading(
+            log_probabilities=whole,
+            without_text=bare,
+            questions=answers,
+            questions_without_text=bare_answers,
+        )
+
+    async def _answers(
+        self, ids: tuple[int, ...] | None, deadline: float
+    ) -> dict[QuestionName, tuple[float, ...]]:
+        """Labels of the version's questions after head + `ids`; none of no prompt."""
+        if ids is None:
+            return {}
+        names = self._manifest.calibration.asked
+        tails = [self._encoder.question(name) for name in names]
+        read = await asyncio.gather(
+            *(
+                self._labels(
+                    (*ids, *tail.ids),
+                    dict(zip(BY_NAME[name].labels, tail.label_ids, strict=True)),
+                    deadline,
+                )
+                for name, tail in zip(names, tails, strict=True)
+            )
+        )
+        return dict(zip(names, read, strict=True))
 
     async def explain(self, prompt: Prompt, action: Action, deadline: float) -> str | None:
         """One or two sentences through the same endpoint, greedy; None when late or when the server
@@ -112,9 +157,9 @@ class VllmPolicy:
                 "max_tokens": RATIONALE_TOKENS,
                 "temperature": 0,
             }
-            return sentences(
-                str(self._choice(await self._complete(body, deadline)).get("text", ""))
-            )
+            with self._admitted():
+                answer = await self._complete(body, deadline)
+            return sentences(str(self._choice(answer).get("text", "")))
         except (
             PolicyAbstained
         ) as abstained:  # a rationale is an extra: the decision stands without one
@@ -126,31 +171,42 @@ class VllmPolicy:
         self._closed = True
         await self._client.aclose()
 
-    async def _labels(self, ids: Sequence[int], deadline: float) -> tuple[float, ...]:
-        """The labels after head + `ids`."""
-        labels = list(self._encoder.label_ids)
+    @contextmanager
+    def _admitted(self) -> Iterator[None]:
+        """One more prompt is under way. Raises `PolicyAbstained`: OVERLOADED."""
+        if self._in_flight >= self._max_in_flight:
+            raise PolicyAbstained(
+                AbstainReason.OVERLOADED, f"{self._in_flight} prompts are under way"
+            )
+        self._in_flight += 1
+        self._telemetry.prompts_wait(self._in_flight)
+        try:
+            yield
+        finally:
+            self._in_flight -= 1
+            self._telemetry.prompts_wait(self._in_flight)
+
+    async def _labels(
+        self, ids: Sequence[int], labels: Mapping[str, int], deadline: float
+    ) -> tuple[float, ...]:
+        """Log-probabilities of labels, by their tokens, after head + `ids`."""
+        label_ids = list(labels.values())
         body = {
             "model": self._model_name,
             "prompt": [*self._encoder.head, *ids],
             "max_tokens": 1,
             "temperature": 0,
             "logprobs": 1,
-            "logprob_token_ids": labels,
-            "allowed_token_ids": labels,
+            "logprob_token_ids": label_ids,
+            "allowed_token_ids": label_ids,
             "return_tokens_as_token_ids": True,
         }
-        return self._read(await self._complete(body, deadline))
+        return self._read(await self._complete(body, deadline), labels)
 
     async def _complete(self, body: dict[str, Any], deadline: float) -> Any:
         """POST `body` and return the parsed answer, whatever JSON it is."""
         if self._closed:
             raise PolicyAbstained(AbstainReason.SHUTTING_DOWN)
-        if self._in_flight >= self._max_in_flight:
-            raise PolicyAbstained(
-                AbstainReason.OVERLOADED, f"{self._in_flight} requests are under way"
-            )
-        self._in_flight += 1
-        self._telemetry.prompts_wait(self._in_flight)
         try:
             async with asyncio.timeout(deadline - time.monotonic()):
                 response = await self._client.post("/v1/completions", json=body)
@@ -163,9 +219,6 @@ class VllmPolicy:
             raise PolicyAbstained(
                 AbstainReason.BACKEND_UNAVAILABLE, detail[:_DETAIL_CHARACTERS]
             ) from error
-        finally:
-            self._in_flight -= 1
-            self._telemetry.prompts_wait(self._in_flight)
         if response.status_code != httpx.codes.OK:
             raise _odd(f"HTTP {response.status_code}: {response.text}")
         try:
@@ -179,7 +232,7 @@ class VllmPolicy:
             raise _odd(f"no single choice in {answer!r}")
         return choices[0]
 
-    def _read(self, answer: Any) -> tuple[float, ...]:
+    def _read(self, answer: Any, labels: Mapping[str, int]) -> tuple[float, ...]:
         """The labels' log-probabilities; exactly the labels must be there, each finite and at
         most 0."""
         logprobs = self._choice(answer).get("logprobs")
@@ -194,19 +247,17 @@ class VllmPolicy:
                 " logprob_token_ids?"
             )
         found = positions[0]
-        wanted = [f"token_id:{number}" for number in self._encoder.label_ids]
-        if found.keys() != set(wanted):
-            missing = [
-                label for label, name in zip(LABELS, wanted, strict=True) if name not in found
-            ]
-            extra = sorted(found.keys() - set(wanted))
+        wanted = {label: f"token_id:{number}" for label, number in labels.items()}
+        if found.keys() != set(wanted.values()):
+            missing = [label for label, name in wanted.items() if name not in found]
+            extra = sorted(found.keys() - set(wanted.values()))
             raise _odd(f"top_logprobs lack labels {missing} and hold other tokens {extra}")
-        values = [found[name] for name in wanted]
-        for label, value in zip(LABELS, values, strict=True):
+        for label, name in wanted.items():
+            value = found[name]
             number = isinstance(value, int | float) and not isinstance(value, bool)
             if not number or not math.isfinite(value) or value > 1e-6:
                 raise _odd(f"the log-probability of label {label} is {value!r}")
-        return tuple(values)
+        return tuple(found[name] for name in wanted.values())
 
 
 def _odd(detail: str) -> PolicyAbstained:

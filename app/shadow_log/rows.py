@@ -28,6 +28,7 @@ from app.domain.event import (
     StateChange,
 )
 from app.domain.fields import Record, utc
+from app.domain.outlook import Outlook
 from app.shadow_log import tables
 
 Row = dict[str, Any]
@@ -82,6 +83,7 @@ def _said(advice: Advice) -> Row:
         "approve_probability": proposal.approve_probability if proposal else None,
         "label_mass": mass if exchange is None else exchange.label_mass,
         "veto_codes": [veto.code.value for veto in review.vetoes] if review else [],
+        **{name: getattr(advice.outlook, name, None) for name in Outlook.model_fields},
         "record": advice.as_json(),
     }
 

@@ -24,7 +24,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
-REVISION = "0012"
+REVISION = "0013"
 """The schema that this release works with; a test holds it against the newest migration."""
 
 metadata = MetaData(
@@ -105,6 +105,10 @@ advices = Table(
     Column("quantity", Double),
     Column("stop", Double),
     Column("record", JSONB, nullable=False),
+    Column("win_probability", Double),
+    Column("stopped_probability", Double),
+    Column("range_atr", Double),
+    Column("expected_r", Double),
     PrimaryKeyConstraint("decision_id", "as_of", "ordinal"),
     Index(None, "model_version", "as_of"),
     postgresql_partition_by="RANGE (as_of)",

@@ -32,7 +32,9 @@ from app.domain.errors import AbstainReason, InvalidRecord, ManifestMismatch
 from app.domain.event import AgentActionReport, Event, EventKind, StateChange
 from app.domain.limits import ModelConfidence
 from app.domain.manifest import Calibration, ModelManifest
+from app.domain.outlook import OutlookCalibration, QuestionCalibration
 from app.domain.prompt import Prompt
+from app.domain.questions import BY_NAME, QuestionName
 from app.domain.rules import VetoCode
 from app.domain.scenario import Scenario
 from tests.domain.scenarios import AS_OF, LIMITS, sane_scenarios, scenario, scenarios
@@ -341,3 +343,83 @@ def test_a_model_made_for_something_else_is_refused(field: str) -> None:
     other = HASH if field == "action_space" else "1999-1"
     with pytest.raises(ManifestMismatch, match="m-1 was made for"):
         manifest.model_copy(update={field: other}).require_compatible()
+
+
+def test_what_a_version_foretells_is_recorded_replayed_and_judged_by_rules() -> None:
+    question = BY_NAME[QuestionName.WIN]
+    asked = QuestionCalibration(question=question.hash, values=question.values, bias=(0.0, 0.0))
+    calibration = Calibration(outlook=OutlookCalibration(questions={QuestionName.WIN: asked}))
+    yes = {QuestionName.WIN: (math.log(0.3), math.log(0.6))}
+    no = {QuestionName.WIN: (math.log(0.6), math.log(0.3))}
+    reading = Reading(
+        log_probabilities=said("J"),
+        without_text=said("J"),
+        questions=yes,
+        questions_without_text=no,
+    )
+    decision = decide(scenario(), reading, calibration)
+    outlook = decision.primary.outlook
+    assert outlook is not None
+    assert outlook.win_probability == pytest.approx(1 / 3), "the text may not make it likelier"
+    assert outlook.expected_r is None, "nothing is said about a stop"
+    read_back = Decision.from_json(decision.as_json())
+    assert read_back == decision
+    assert read_back.replayed() == decision
+    altered = read_back.model_copy(
+        update={
+            "advices": (
+                decision.primary.model_copy(
+                    update={"outlook": outlook.model_copy(update={"win_probability": 0.6})}
+                ),
+            )
+        }
+    )
+    assert altered.replayed() != altered
+
+    def codes(**bounds: float) -> list[VetoCode]:
+        limits = LIMITS.model_copy(update={"model_confidence": ModelConfidence(**bounds)})
+        advice = conclude(
+            scenario(),
+            reading,
+            version(calibration),
+            limits,
+            state=TradingState.ACTIVE,
+            now=AS_OF,
+        )
+        return [veto.code for veto in advice.review.vetoes] if advice.review else []
+
+    assert codes() == codes(min_win_probability=0.33) == []
+    assert codes(min_win_probability=0.34) == [VetoCode.MODEL_CONFIDENCE]
+    assert codes(min_expected_r=-9.0) == [VetoCode.MODEL_CONFIDENCE], "it is not known"
+
+
+def test_records_of_versions_that_answer_no_question_are_written_as_before() -> None:
+    advice = decide(scenario(), FLAT).primary.as_json()
+    assert "outlook" not in advice
+    assert advice["reading"].keys() == {"log_probabilities"}
+    assert advice["calibration"].keys() == {"bias", "temperature", "min_label_mass"}
+    limits = LIMITS.as_json()["model_confidence"]
+    assert limits.keys() == {"when_missing", "min_approve_probability"}
+
+
+def test_a_version_that_was_trained_with_another_question_is_not_served() -> None:
+    question = BY_NAME[QuestionName.WIN]
+    other = QuestionCalibration(question=HASH, values=question.values, bias=(0.0, 0.0))
+    ours = other.model_copy(update={"question": question.hash})
+    for asked, served in ((ours, True), (other, False)):
+        calibration = Calibration(outlook=OutlookCalibration(questions={QuestionName.WIN: asked}))
+        manifest = ModelManifest(
+            model_version="v",
+            base_model="b",
+            licence="l",
+            created_at=AS_OF,
+            files={},
+            calibration=calibration,
+        )
+        assert ModelManifest.from_json(manifest.as_json()) == manifest
+        assert manifest.calibration.asked == (QuestionName.WIN,)
+        if served:
+            manifest.require_compatible()
+        else:
+            with pytest.raises(ManifestMismatch, match="another question win"):
+                manifest.require_compatible()

@@ -30,9 +30,14 @@ def ids_of(reader: LabelReader, texts: Sequence[str] = TEXTS) -> list[tuple[int,
 
 
 def peft_says(
-    directory: Path, adapter: Path, reader: LabelReader, rows: Sequence[Sequence[int]]
+    directory: Path,
+    adapter: Path,
+    reader: LabelReader,
+    rows: Sequence[Sequence[int]],
+    label_ids: Sequence[int] | None = None,
 ) -> torch.Tensor:
-    """Label log-probabilities by PEFT: whole prompts, one by one, no cache."""
+    """Label log-probabilities by PEFT: whole prompts, one by one, no cache. Labels are actions'
+    where nothing else is said."""
     model = PeftModel.from_pretrained(load_model(directory), str(adapter)).eval()
     found = []
     for ids in rows:
@@ -40,7 +45,9 @@ def peft_says(
             logits = model(
                 input_ids=torch.tensor([[*reader.encoder.head, *ids]]), use_cache=False
             ).logits[0, -1]
-        found.append(torch.log_softmax(logits.float(), -1)[list(reader.encoder.label_ids)])
+        found.append(
+            torch.log_softmax(logits.float(), -1)[list(label_ids or reader.encoder.label_ids)]
+        )
     return torch.stack(found)
 
 

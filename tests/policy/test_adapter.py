@@ -3,7 +3,7 @@ misfits are refused."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from transformers import MistralConfig
 from app.domain.actions import ACTIONS
 from app.domain.errors import ModelFileError
 from app.domain.prompt import PROMPT_VERSION, SYSTEM, Prompt
+from app.domain.questions import QuestionName
 from app.policy.calibration import random_prompts
 from app.policy.in_process.adapter import Adapter
 from app.policy.in_process.label_reader import TRUNKS, Ask, LabelReader
@@ -88,6 +89,68 @@ def test_a_text_part_is_read_with_and_without_in_one_pass(
             for got, want in zip(found, expected, strict=True):
                 assert_agree(got, torch.stack(want))
         fresh = LabelReader.load(tiny_directory, POSITIONS)
+
+
+ASKED = (QuestionName.WIN, QuestionName.STOPPED, QuestionName.RANGE)
+
+
+def test_each_question_is_read_as_if_it_alone_followed_the_tail(
+    fresh: LabelReader, tiny_directory: Path, tmp_path: Path
+) -> None:
+    """By PEFT, whole prompts: no other question, no other version, no batch changes an answer."""
+    one, two = activated(fresh, tmp_path, 1), activated(fresh, tmp_path, 2)
+    texts = ["BTC long\nnews <<up it goes>>", "ETH", "SOL short of a good deal\nnews <<no>>"]
+    rows = ids_of(fresh, texts)
+    prompts = [Prompt(PROMPT_VERSION, SYSTEM, text) for text in texts]
+    lengths = [fresh.encoder.text_tokens(prompt) for prompt in prompts]
+    bare = ids_of(fresh, [prompt.before for prompt in prompts])
+
+    def expected(seed: int, ids: tuple[int, ...], asked: Sequence[QuestionName]) -> torch.Tensor:
+        adapter = tmp_path / f"adapter-{seed}"
+        tails = [fresh.encoder.question(name) for name in asked]
+        labels = [fresh.encoder.label_ids, *(tail.label_ids for tail in tails)]
+        asking = [ids, *((*ids, *tail.ids) for tail in tails)]
+        return torch.cat(
+            [
+                peft_says(tiny_directory, adapter, fresh, [them], of)[0]
+                for them, of in zip(asking, labels, strict=True)
+            ]
+        )
+
+    asks = [
+        Ask(rows[0], (one, two), lengths[0], ASKED),
+        Ask(rows[1], (two,), lengths[1], ASKED[1:]),
+        Ask(rows[2], (one,), lengths[2]),
+    ]
+    wanted = [
+        [expected(seed, ids, ASKED) for ids in (rows[0], bare[0]) for seed in (1, 2)],
+        [expected(2, rows[1], ASKED[1:])],
+        [expected(1, rows[2], ()), expected(1, bare[2], ())],
+    ]
+    assert wanted[0][0].shape == (10 + 2 + 2 + 5,)
+    assert_differ(wanted[0][0][10:12], wanted[0][0][12:14])
+    for together in (True, False):
+        for _ in ("computed", "from the kept trunks"):
+            found = fresh.answer(asks) if together else [fresh.answer([ask])[0] for ask in asks]
+            for got, want in zip(found, wanted, strict=True):
+                assert_agree(got, torch.stack(want))
+        fresh = LabelReader.load(tiny_directory, POSITIONS)
+
+
+def test_questions_cost_their_own_tokens_and_an_older_version_none(
+    fresh: LabelReader, tmp_path: Path
+) -> None:
+    adapter = activated(fresh, tmp_path, 1)
+    widths: list[int] = []
+    fresh.model.get_input_embeddings().register_forward_hook(
+        lambda module, inputs, output: widths.append(inputs[0].shape[1])
+    )
+    more = sum(len(fresh.encoder.question(name).ids) for name in ASKED)
+    for text, questions, extra in (("BTC a", (), 0), ("BTC b", ASKED, more)):
+        widths.clear()
+        [ids] = ids_of(fresh, [text])
+        fresh.answer([Ask(ids, (adapter,), 0, questions)])
+        assert widths == [len(ids) + extra]
 
 
 def test_a_text_part_costs_one_more_tail_and_no_text_nothing(

@@ -13,8 +13,9 @@ from transformers import Gemma2Config, LlamaConfig, MistralConfig
 from app.domain.actions import ACTIONS
 from app.domain.errors import ModelFileError
 from app.domain.prompt import PROMPT_VERSION, SYSTEM, Prompt
+from app.domain.questions import QuestionName
 from app.policy.calibration import random_prompts
-from app.policy.in_process.label_reader import PREFILL_TOKENS, LabelReader
+from app.policy.in_process.label_reader import PREFILL_TOKENS, Ask, LabelReader, parted
 from tests.policy.tiny_models import POSITIONS, TINY, save_tiny_model
 
 TOLERANCE = 1e-4
@@ -27,13 +28,15 @@ CONFIGS: dict[str, Any] = {
 }
 
 
-def full_pass(reader: LabelReader, ids: Sequence[int]) -> torch.Tensor:
+def full_pass(
+    reader: LabelReader, ids: Sequence[int], label_ids: Sequence[int] | None = None
+) -> torch.Tensor:
     """Label log-probabilities of one whole prompt, the plain way: no cache, no batch."""
     with torch.inference_mode():
         logits = reader.model(
             input_ids=torch.tensor([[*reader.encoder.head, *ids]]), use_cache=False
         ).logits[0, -1]
-    return torch.log_softmax(logits.float(), -1)[list(reader.encoder.label_ids)]
+    return torch.log_softmax(logits.float(), -1)[list(label_ids or reader.encoder.label_ids)]
 
 
 def assert_agree(actual: torch.Tensor, expected: torch.Tensor) -> None:
@@ -59,6 +62,21 @@ def test_batches_and_the_cached_head_agree_with_full_passes(reader: LabelReader)
         reader.read([ids])[0] for ids in batch
     ]  # after the batch: it left the stored head as it was
     assert_agree(torch.tensor(singles), expected)
+
+
+def test_a_model_is_asked_questions_as_by_full_passes(reader: LabelReader) -> None:
+    """The base model itself; one with sliding windows too."""
+    texts = ["BTC", "ETH long and a good deal longer than the first"]
+    batch = [reader.encoder.encode(Prompt(PROMPT_VERSION, SYSTEM, text)) for text in texts]
+    asked = tuple(QuestionName)
+    found = reader.answer([Ask(ids, (None,), 0, asked) for ids in batch])
+    for ids, [row] in zip(batch, found, strict=True):
+        labels, answers = parted(row, reader.encoder, asked)
+        assert_agree(torch.tensor(labels), full_pass(reader, ids))
+        for name, answer in answers.items():
+            tail = reader.encoder.question(name)
+            expected = full_pass(reader, (*ids, *tail.ids), tail.label_ids)
+            assert_agree(torch.tensor(answer), expected)
 
 
 def test_generation_in_steps_agrees_with_full_passes(reader: LabelReader) -> None:

@@ -17,7 +17,7 @@ from app.domain.errors import AbstainReason, PolicyAbstained
 from app.domain.manifest import ModelManifest
 from app.domain.prompt import PROMPT_VERSION, SYSTEM, Prompt
 from app.policy.calibration import distribution, random_prompts
-from app.policy.in_process.batching import Batcher, Question, choose_batch
+from app.policy.in_process.batching import Batcher, Wanted, choose_batch
 from app.policy.in_process.label_reader import Ask, Continuation, LabelReader
 from app.policy.in_process.policy import TransformersPolicy
 from app.policy.options import BackendOptions
@@ -132,7 +132,7 @@ async def test_a_batch_leaves_its_members_time(
     deadlines: list[float], row_seconds: float, expected: list[int]
 ) -> None:
     future: asyncio.Future[Reading] = asyncio.get_running_loop().create_future()
-    waiting = [Question((1,) * 10, 100 + deadline, future) for deadline in deadlines]
+    waiting = [Wanted((1,) * 10, 100 + deadline, future) for deadline in deadlines]
     assert choose_batch(waiting, 100.0, row_seconds, 4) == [waiting[number] for number in expected]
 
 

@@ -7,7 +7,7 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,10 @@ import pytest
 from app.domain.actions import ACTIONS, LABELS
 from app.domain.decision import Reading
 from app.domain.errors import AbstainReason, PolicyAbstained
+from app.domain.manifest import Calibration
+from app.domain.outlook import OutlookCalibration, QuestionCalibration
 from app.domain.prompt import PROMPT_VERSION, SYSTEM, Prompt
+from app.domain.questions import QUESTIONS, QuestionName
 from app.policy.calibration import random_prompts
 from app.policy.encoding import PromptEncoder
 from app.policy.in_process.label_reader import LabelReader
@@ -36,12 +39,13 @@ def recording(name: str) -> dict[str, Any]:
 
 
 class Server:
-    """A local HTTP server that gives one fixed answer, keeps the requests, and can be held back by
-    `gate`."""
+    """A local HTTP server that gives one fixed answer, or with `reads` label log-probabilities by
+    the request; keeps the requests, and can be held back by `gate`."""
 
     def __init__(self) -> None:
         self.status = 200
         self.body = b"{}"
+        self.reads: Callable[[Any], dict[str, float]] | None = None
         self.hang_up = False
         self.gate = threading.Event()
         self.gate.set()
@@ -54,7 +58,12 @@ class Server:
 
             def do_POST(self) -> None:
                 content = self.rfile.read(int(self.headers["Content-Length"]))
-                outer.requests.append((self.path, dict(self.headers), json.loads(content)))
+                request = json.loads(content)
+                outer.requests.append((self.path, dict(self.headers), request))
+                body = outer.body
+                if outer.reads is not None:
+                    read = {"top_logprobs": [outer.reads(request)]}
+                    body = json.dumps({"choices": [{"logprobs": read}]}).encode()
                 outer.arrived.release()
                 outer.gate.wait(60)
                 if outer.hang_up:
@@ -62,9 +71,9 @@ class Server:
                     return
                 self.send_response(outer.status)
                 self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(outer.body)))
+                self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
-                self.wfile.write(outer.body)
+                self.wfile.write(body)
 
             def log_message(self, format: str, *args: object) -> None:
                 """Keep the test output clean."""
@@ -326,5 +335,42 @@ async def test_the_key_is_sent_and_the_mass_observed(
     server.answer(recording("labels")["response"])
     reading: Reading = await policy.decide(PROMPT, soon())
     assert server.requests[0][1]["Authorization"] == "Bearer secret"
-    assert told.seen == {"prompts_wait": [1, 0] * 2, "labels_read": [reading.label_mass]}
+    assert told.seen == {"prompts_wait": [1, 0], "labels_read": [reading.label_mass]}
+    await policy.aclose()
+
+
+async def test_questions_are_requests_of_their_own_over_the_same_prompt(
+    server: Server, smollm2_encoder: PromptEncoder
+) -> None:
+    """The stand-in says -n / 100 of token n: of each label its own."""
+    server.reads = lambda request: {
+        f"token_id:{number}": -number / 100 for number in request["logprob_token_ids"]
+    }
+    questions = {
+        question.name: QuestionCalibration(
+            question=question.hash, values=question.values, bias=(0.0,) * len(question.labels)
+        )
+        for question in QUESTIONS
+    }
+    calibration = Calibration(outlook=OutlookCalibration(questions=questions))
+    manifest = SCRIPTED_MANIFEST.model_copy(update={"calibration": calibration})
+    policy = VllmPolicy(
+        server.url, "advisor", manifest, smollm2_encoder, BackendOptions(max_queue=1)
+    )
+    reading = await policy.decide(PROMPT, soon())
+    bare = PROMPT._replace(user=PROMPT.before)
+    whole_ids, bare_ids = (
+        [*smollm2_encoder.head, *smollm2_encoder.encode(prompt)] for prompt in (PROMPT, bare)
+    )
+    asked = [request["prompt"] for _, _, request in server.requests]
+    assert asked[:2] == [whole_ids, bare_ids], "the actions first: they fill the cache"
+    tails = {name: smollm2_encoder.question(name) for name in QuestionName}
+    assert sorted(asked[2:]) == sorted(
+        [*ids, *tail.ids] for ids in (whole_ids, bare_ids) for tail in tails.values()
+    )
+    assert all(request["max_tokens"] == 1 for _, _, request in server.requests)
+    assert reading.questions == reading.questions_without_text
+    assert reading.questions == {
+        name: tuple(-number / 100 for number in tail.label_ids) for name, tail in tails.items()
+    }
     await policy.aclose()

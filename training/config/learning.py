@@ -99,6 +99,14 @@ class TrainingConfig(Section):
     dialogue_every: int = Field(
         4, ge=0, description="steps from one dialogue of the agent to the next; 0: none"
     )
+    questions: float = Field(
+        1.0,
+        ge=0,
+        description=(
+            "weight of the log score of the questions beside the action; 0: they are not asked, and"
+            " the version answers none"
+        ),
+    )
     beta: float = Field(
         0.1,
         gt=0,

@@ -14,16 +14,17 @@ from pathlib import Path
 import numpy as np
 
 from app.domain.limits import Limits
-from training.arrays import Floats, Progress, silent
+from training.arrays import Progress, silent
 from training.config.data import HeldOutConfig
 from training.judging.contest.arms import BASE_MODEL, POLICY
 from training.judging.contest.contest import Period, Trained, hold_contest, refitted
 from training.judging.contest.rollouts import ROLLOUTS, rollouts
 from training.judging.gate.checks import Checked
 from training.judging.gate.evidence import Before, as_veto, evidence_of, sharpes_tried
+from training.judging.gate.foretelling import Foretelling
 from training.judging.gate.looks import count_look, note_tried, tried_before
 from training.judging.gate.sealed import sign_off, verdict_file
-from training.judging.gate.verdict import STOPPED, WIN, Mode, judge
+from training.judging.gate.verdict import Mode, judge
 from training.judging.report.arms import evaluation_report
 from training.judging.report.findings import Findings, Terms
 from training.learning.model.answers import Answers
@@ -67,7 +68,7 @@ def evaluation(
     """Judge a version. The look is counted beside the versions in `models` before anything is seen.
 
     answers : of the policy, and of all that stand beside it, to the held-out scenarios.
-    taught : the teacher's readings of them, which stand for the version's.
+    taught : what the teacher says of them; stands for what a version does not foretell itself.
     cpu_seconds : what making each policy took.
     """
     look = count_look(models, version, terms.market, period, now)
@@ -82,6 +83,9 @@ def evaluation(
     tried = tried_before(models, version, terms.market, period, now)
     note_tried(models, version, terms.market, period, now, sharpes_tried(contest))
     bound_r = terms.gate.bound_r
+    rows = contest.arena.rows
+    teacher = Foretelling.of_teacher(taught.at(rows))
+    own = Foretelling.of_version(answers[POLICY].at(rows), contest.scenarios)
     evidence = evidence_of(
         version,
         contest,
@@ -90,7 +94,7 @@ def evaluation(
         mode,
         bound_r,
         Before(tried, look),
-        _readings(taught.at(contest.arena.rows)),
+        (own or teacher).chances,
     )
     verdict = judge(evidence, terms.gate, mode)
     vetoing = as_veto(evidence, contest, mode, bound_r)
@@ -105,6 +109,8 @@ def evaluation(
         verdict=verdict,
         veto=veto,
         foretold=evidence.foretold,
+        own=own,
+        teacher=teacher,
         checks=checks.checks,
         cpu_seconds=cpu_seconds,
         look=look,
@@ -155,23 +161,29 @@ def walk_forward(
     """
     untuned = _untuned(encoded, base)
     judged = np.isfinite(labels.rewards).all(1) & scenarios.real
+    parsed = scenarios.scenarios()
     before = {
         name: Trained(learnt, trained_labels[name], embargo_s)
         for name, learnt in trained_scenarios.items()
     }
-    periods, read = [], []
+    periods, read, own = [], [], []
     for name, (begins, ends) in spans.items():
         trained = before[name]
         first = max(begins, trained.until + trained.embargo_s)
         rows = np.flatnonzero(judged & (scenarios.as_of >= first) & (scenarios.as_of < ends))
         versions = {POLICY: answers[name].at(rows), BASE_MODEL: untuned.at(rows)}
         periods.append(Period(rows, versions, trained.past()))
-        read.append(taught[name].at(rows))
+        read.append(Foretelling.of_teacher(taught[name].at(rows)))
+        asked = [parsed[row] for row in rows]
+        own.append(Foretelling.of_version(versions[POLICY], asked))
     contest = hold_contest(
         scenarios, market, periods, limits, terms.evaluate, terms.outcomes, progress
     )
     first_trained = before[next(iter(spans))]
-    readings = _readings(Predictions.joined(read))
+    teacher = Foretelling.joined(read)
+    told = [each for each in own if each is not None]
+    ours = Foretelling.joined(told) if len(told) == len(periods) else None
+    readings = (ours or teacher).chances
     evidence = evidence_of(NAME, contest, first_trained, (), readings=readings)
     verdict = judge(evidence, terms.gate, Mode.FIXED)
     findings = Findings(
@@ -180,6 +192,8 @@ def walk_forward(
         verdict=verdict,
         veto=judge(as_veto(evidence, contest, Mode.FIXED), terms.gate, Mode.FIXED),
         foretold=evidence.foretold,
+        own=ours,
+        teacher=teacher,
         checks=(),
         cpu_seconds={POLICY: cpu_seconds},
         look=0,
@@ -194,10 +208,6 @@ def walk_forward(
     rollouts(contest).write_parquet(folder / ROLLOUTS)
     evaluation_report(findings).write(folder)
     return {"periods": len(periods), "scenarios": len(contest.arena)}
-
-
-def _readings(taught: Predictions) -> dict[str, Floats]:
-    return {WIN: taught.win, STOPPED: taught.stopped}
 
 
 def _untuned(encoded: Encoded, base: Base) -> Answers:

@@ -83,6 +83,7 @@ def rebuild(
         "base": base,
         "adapter": config.adapter,
         "targets": config.targets,
+        "outcomes": config.outcomes,
         "seed": config.scenarios.seed,
     }
     if config.policy.start == "warm_up":

@@ -57,6 +57,7 @@ def _lines(manifest: ModelManifest) -> Iterator[str]:
     yield from _list("What it is", _identity(manifest, facts))
     yield from _list("What it is not", LIMITS)
     yield from _results(facts.get("results"))
+    yield from _questions(facts.get("questions"))
     yield from _language(facts.get("language"))
     yield from _teacher(facts.get("teacher"))
     yield from _list("What it was made from", _origins(facts))
@@ -127,6 +128,26 @@ def _arms(results: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
 def _leads(results: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
     for name, lead in results["lead"].items():
         yield (name.replace("_", " "), *_with_interval(lead))
+
+
+def _questions(questions: Mapping[str, Any] | None) -> Iterator[str]:
+    if not questions:
+        return
+    yield "## What it foretells of the plan"
+    yield ""
+    yield (
+        "Beside the action (docs/questions.md), against what the teacher says of the validation"
+        " scenarios, on which it was calibrated: log score in nats, that of one answer for all, and"
+        " rank correlation."
+    )
+    yield ""
+    columns = ("log_score", "log_score_of_one_answer", "rank_correlation")
+    rows = [
+        (name, *(f"{measured[column]:.3f}" if column in measured else "-" for column in columns))
+        for name, measured in questions.items()
+    ]
+    yield from _table("question", ("log score", "of one answer", "rank correlation"), rows)
+    yield ""
 
 
 def _language(language: Mapping[str, Any] | None) -> Iterator[str]:

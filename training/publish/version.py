@@ -158,6 +158,7 @@ def release_of(
         "config": config,
         "config_hash": content_hash(config),
         "metrics": policy.facts["metrics"],
+        "questions": policy.facts.get("questions", {}),
         "results": results(inputs, scenarios, raw, calibration, base.calibration),
         "language": policy.facts["language"],
         "teacher": inputs["taught"].facts["questions"] if "taught" in inputs else None,

@@ -19,8 +19,15 @@ import torch
 
 from app.domain.decision import Reading
 from app.domain.errors import AbstainReason, ModelFileError, PolicyAbstained
+from app.domain.questions import QuestionName
 from app.policy.in_process.adapter import Adapter
-from app.policy.in_process.label_reader import Ask, Continuation, LabelReader
+from app.policy.in_process.label_reader import (
+    Ask,
+    Continuation,
+    LabelReader,
+    LogProbabilities,
+    parted,
+)
 from app.policy.options import DEFAULTS, BackendOptions
 from app.policy.rationale import RATIONALE_TOKENS, is_complete, sentences
 from app.telemetry import Task
@@ -31,9 +38,10 @@ log = structlog.get_logger()
 
 
 @dataclass(eq=False)
-class Question:
-    """A decision that somebody waits for. `owner` is the policy that asks, `adapter` its version's;
-    the last `text` of the user's tokens are of the text part."""
+class Wanted:
+    """A reading that somebody waits for. `owner` is the policy that asks, `adapter` its version's;
+    the last `text` of the user's tokens are of the text part, and `questions` are asked beside the
+    action."""
 
     ids: tuple[int, ...]
     deadline: float
@@ -41,6 +49,7 @@ class Question:
     adapter: Adapter | None = None
     owner: object = None
     text: int = 0
+    questions: tuple[QuestionName, ...] = ()
 
 
 @dataclass(eq=False)
@@ -57,8 +66,8 @@ class _Rationale:
 
 
 def choose_batch(
-    waiting: list[Question], now: float, row_seconds: float, max_batch: int
-) -> list[Question]:
+    waiting: list[Wanted], now: float, row_seconds: float, max_batch: int
+) -> list[Wanted]:
     """The requests to read next: the oldest, and those nearest to it in length, so that padding
     costs little.
 
@@ -67,15 +76,13 @@ def choose_batch(
     that would not: under overload some are answered instead of none. One is always taken, so a
     wrong estimate mends itself.
     """
-    in_time = [
-        question for question in waiting if question.deadline - now >= row_seconds
-    ] or waiting
+    in_time = [wanted for wanted in waiting if wanted.deadline - now >= row_seconds] or waiting
     if not in_time:
         return []
     oldest, *others = in_time
-    others.sort(key=lambda question: abs(len(question.ids) - len(oldest.ids)))
+    others.sort(key=lambda wanted: abs(len(wanted.ids) - len(oldest.ids)))
     batch = [oldest, *others[: max_batch - 1]]
-    while len(batch) > 1 and min(question.deadline for question in batch) - now < row_seconds * len(
+    while len(batch) > 1 and min(wanted.deadline for wanted in batch) - now < row_seconds * len(
         batch
     ):
         batch.pop()
@@ -102,15 +109,16 @@ class Batcher:
         self._thread = ThreadPoolExecutor(
             1, "policy", initializer=torch.set_num_threads, initargs=(options.threads,)
         )
-        self._waiting: list[Question] = []
+        self._waiting: list[Wanted] = []
         self._rationales: list[_Rationale] = []
         self._worker: asyncio.Task[None] | None = None
         self._row_seconds = 0.0
 
-    def try_out(self, adapter: Adapter) -> None:
+    def try_out(self, adapter: Adapter, questions: tuple[QuestionName, ...] = ()) -> None:
         """Read an empty prompt with an adapter, blocking. Raises `ModelFileError` when that gives
         no numbers."""
-        asked = self._thread.submit(self.reader.answer, [Ask(self.reader.encoder.tail, (adapter,))])
+        ask = Ask(self.reader.encoder.tail, (adapter,), questions=questions)
+        asked = self._thread.submit(self.reader.answer, [ask])
         try:
             [[reading]] = asked.result()
         except (RuntimeError, IndexError, AttributeError) as error:
@@ -127,27 +135,34 @@ class Batcher:
         deadline: float,
         adapter: Adapter | None,
         owner: object,
+        questions: tuple[QuestionName, ...] = (),
     ) -> Reading:
-        """The labels after a prompt, the last `text` of whose user's tokens are of the text part.
-        Raises `PolicyAbstained`: OVERLOADED, DEADLINE, SHUTTING_DOWN,
+        """The labels after a prompt, the last `text` of whose user's tokens are of the text part,
+        and those of questions. Raises `PolicyAbstained`: OVERLOADED, DEADLINE, SHUTTING_DOWN,
         or BACKEND_PROTOCOL when the model's numbers are not finite."""
-        waiting = sum(question.owner is owner for question in self._waiting)
+        waiting = sum(wanted.owner is owner for wanted in self._waiting)
         if waiting >= self._max_queue:
             raise PolicyAbstained(AbstainReason.OVERLOADED, f"{waiting} requests are waiting")
-        question = Question(
-            ids, deadline, asyncio.get_running_loop().create_future(), adapter, owner, text
+        wanted = Wanted(
+            ids,
+            deadline,
+            asyncio.get_running_loop().create_future(),
+            adapter,
+            owner,
+            text,
+            questions,
         )
-        self._waiting.append(question)
+        self._waiting.append(wanted)
         self._telemetry.prompts_wait(len(self._waiting))
         self._wake()
         try:
             async with asyncio.timeout(deadline - time.monotonic()):
-                return await question.answer
+                return await wanted.answer
         except TimeoutError:
             raise PolicyAbstained(AbstainReason.DEADLINE) from None
         finally:
-            if question in self._waiting:
-                self._waiting.remove(question)
+            if wanted in self._waiting:
+                self._waiting.remove(wanted)
 
     async def write(
         self,
@@ -175,12 +190,12 @@ class Batcher:
                 self._rationales.remove(rationale)
 
     def dismiss(self, owner: object) -> None:
-        """What a policy still waits for ends: its questions abstain with SHUTTING_DOWN, its
+        """What a policy still waits for ends: its readings abstain with SHUTTING_DOWN, its
         rationales stay away."""
-        for question in [question for question in self._waiting if question.owner is owner]:
-            self._waiting.remove(question)
-            if not question.answer.done():
-                question.answer.set_exception(PolicyAbstained(AbstainReason.SHUTTING_DOWN))
+        for wanted in [wanted for wanted in self._waiting if wanted.owner is owner]:
+            self._waiting.remove(wanted)
+            if not wanted.answer.done():
+                wanted.answer.set_exception(PolicyAbstained(AbstainReason.SHUTTING_DOWN))
         for rationale in [rationale for rationale in self._rationales if rationale.owner is owner]:
             self._finish(rationale, None)
 
@@ -211,44 +226,38 @@ class Batcher:
             except Exception as error:  # a defect or memory: each caller gets it, the worker lives
                 self._telemetry.task_failed(Task.POLICY_BATCHER)
                 log.exception("reading a batch failed")
-                for question in (question for questions in batch for question in questions):
-                    if not question.answer.done():
-                        question.answer.set_exception(error)
+                for wanted in (wanted for wanting in batch for wanted in wanting):
+                    if not wanted.answer.done():
+                        wanted.answer.set_exception(error)
                 if not batch and self._rationales:
                     self._finish(self._rationales[0], None)
 
-    def _next_batch(self) -> list[list[Question]]:
-        """Take the next prompts out of the queue, each with all questions about it: further
+    def _next_batch(self) -> list[list[Wanted]]:
+        """Take the next prompts out of the queue, each with all who want it: further
         versions cost little. Requests past their deadline leave unanswered."""
         now = time.monotonic()
-        for question in [q for q in self._waiting if q.deadline <= now]:
-            self._waiting.remove(question)
-            if not question.answer.done():
-                question.answer.set_exception(PolicyAbstained(AbstainReason.DEADLINE))
-        prompts: dict[tuple[int, ...], list[Question]] = {}
-        for question in self._waiting:
-            prompts.setdefault(question.ids, []).append(question)
-        firsts = [questions[0] for questions in prompts.values()]
+        for wanted in [wanted for wanted in self._waiting if wanted.deadline <= now]:
+            self._waiting.remove(wanted)
+            if not wanted.answer.done():
+                wanted.answer.set_exception(PolicyAbstained(AbstainReason.DEADLINE))
+        prompts: dict[tuple[int, ...], list[Wanted]] = {}
+        for wanted in self._waiting:
+            prompts.setdefault(wanted.ids, []).append(wanted)
+        firsts = [wanting[0] for wanting in prompts.values()]
         batch = [
-            prompts[q.ids] for q in choose_batch(firsts, now, self._row_seconds, self._max_batch)
+            prompts[wanted.ids]
+            for wanted in choose_batch(firsts, now, self._row_seconds, self._max_batch)
         ]
-        taken = {question for questions in batch for question in questions}
-        self._waiting = [question for question in self._waiting if question not in taken]
+        taken = {wanted for wanting in batch for wanted in wanting}
+        self._waiting = [wanted for wanted in self._waiting if wanted not in taken]
         if batch:
             self._telemetry.batch_read(len(batch))
             self._telemetry.prompts_wait(len(self._waiting))
         return batch
 
-    async def _read(self, batch: list[list[Question]]) -> None:
-        """One pass, or two with several versions; equal questions share a reading."""
-        asks = [
-            Ask(
-                questions[0].ids,
-                tuple(dict.fromkeys(q.adapter for q in questions)),
-                questions[0].text,
-            )
-            for questions in batch
-        ]
+    async def _read(self, batch: list[list[Wanted]]) -> None:
+        """One pass, or two with several versions; who wants the same shares a reading."""
+        asks = [_ask(wanting) for wanting in batch]
         began = time.monotonic()
         found = await asyncio.get_running_loop().run_in_executor(
             self._thread, self.reader.answer, asks
@@ -257,30 +266,41 @@ class Batcher:
         self._row_seconds += (seconds - self._row_seconds) * (
             _SMOOTHING if self._row_seconds else 1.0
         )
-        for questions, ask, rows in zip(batch, asks, found, strict=True):
+        for wanting, ask, rows in zip(batch, asks, found, strict=True):
             versions = len(ask.adapters)
             whole = dict(zip(ask.adapters, rows[:versions], strict=True))
             bare = dict(zip(ask.adapters, rows[versions:], strict=True)) if ask.text else {}
-            for question in questions:
-                if not question.answer.done():
-                    self._answer(
-                        question.answer, whole[question.adapter], bare.get(question.adapter)
-                    )
+            for wanted in wanting:
+                if not wanted.answer.done():
+                    self._answer(wanted, ask, whole[wanted.adapter], bare.get(wanted.adapter))
 
     def _answer(
         self,
-        answer: asyncio.Future[Reading],
-        row: tuple[float, ...],
-        without_text: tuple[float, ...] | None,
+        wanted: Wanted,
+        ask: Ask,
+        row: LogProbabilities,
+        without_text: LogProbabilities | None,
     ) -> None:
         if not all(math.isfinite(value) for value in (*row, *(without_text or ()))):
-            answer.set_exception(
+            wanted.answer.set_exception(
                 PolicyAbstained(AbstainReason.BACKEND_PROTOCOL, "log-probabilities are not finite")
             )
             return
-        reading = Reading(log_probabilities=row, without_text=without_text)
+        labels, answers = parted(row, self.reader.encoder, ask.questions)
+        bare: LogProbabilities | None = None
+        bare_answers: dict[QuestionName, LogProbabilities] = {}
+        if without_text is not None:
+            bare, bare_answers = parted(without_text, self.reader.encoder, ask.questions)
+        reading = Reading(
+            log_probabilities=labels,
+            without_text=bare,
+            questions={name: answers[name] for name in wanted.questions},
+            questions_without_text={
+                name: bare_answers[name] for name in wanted.questions if name in bare_answers
+            },
+        )
         self._telemetry.labels_read(reading.label_mass)
-        answer.set_result(reading)
+        wanted.answer.set_result(reading)
 
     async def _advance(self, rationale: _Rationale) -> None:
         """One step of the oldest rationale; it leaves the queue when its text is complete."""
@@ -310,3 +330,14 @@ class Batcher:
             self._rationales.remove(rationale)
         if not rationale.answer.done():
             rationale.answer.set_result(text)
+
+
+def _ask(wanting: list[Wanted]) -> Ask:
+    """One prompt for all who want a reading of it."""
+    questions = {name for wanted in wanting for name in wanted.questions}
+    return Ask(
+        wanting[0].ids,
+        tuple(dict.fromkeys(wanted.adapter for wanted in wanting)),
+        wanting[0].text,
+        tuple(name for name in QuestionName if name in questions),
+    )

@@ -8,9 +8,10 @@ Several versions may be activated adapters over one base model. They change noth
 prompt's tail, so one pass serves them all: each version has its own copy of the tail in it, on
 which its adapter works, and which sees head, user's text and itself. A prompt with a text part is
 read with and without it in the same pass: each version has a second copy, which sees only what
-stands before the text. The keys and values of the user's text (the *trunk*) are the base model's;
-they are kept for a while, so that a version that is asked later, or for a rationale, reads no more
-than what follows them.
+stands before the text. Questions beside the action are branches of a copy: each sees the tail and
+itself, and costs its own two tokens. The keys and values of the user's text (the *trunk*) are the
+base model's; they are kept for a while, so that a version that is asked later, or for a rationale,
+reads no more than what follows them.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from __future__ import annotations
 import copy
 import inspect
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import islice
+from itertools import accumulate, islice, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +29,7 @@ import torch
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from app.domain.errors import ModelFileError
+from app.domain.questions import QuestionName
 from app.policy.encoding import PROMPT_TOKENS, PromptEncoder
 from app.policy.in_process.adapter import Adapter
 from app.policy.in_process.weights import load_model
@@ -54,11 +56,13 @@ class Tail(NamedTuple):
 
 class Ask(NamedTuple):
     """One prompt for several versions: ids after the head, each version's adapter (None is the base
-    itself), and how many of the user's last tokens are of the text part."""
+    itself), how many of the user's last tokens are of the text part, and what is asked beside the
+    action."""
 
     ids: tuple[int, ...]
     adapters: tuple[Adapter | None, ...]
     text: int = 0
+    questions: tuple[QuestionName, ...] = ()
 
     def tails(self, tail: int) -> list[Tail]:
         """What is read of it, `tail` being the tail's length: with the text by every version, then,
@@ -66,6 +70,57 @@ class Ask(NamedTuple):
         user = len(self.ids) - tail
         ends = [user, user - self.text] if self.text else [user]
         return [Tail(adapter, seen) for seen in ends for adapter in self.adapters]
+
+
+class Branched(NamedTuple):
+    """The prompt's tail with questions as branches of it, W tokens in all.
+
+    ids : (W,) the tail's, then those of each question.
+    branch : (W,) 0 in the tail, 1 in the first question, and so on.
+    depth : (W,) how many tokens a token has before it, in the tail and its own branch.
+    ends : where labels are read: the end of the tail, and of each question.
+    labels : their ids, for each end.
+    """
+
+    ids: tuple[int, ...]
+    branch: torch.Tensor
+    depth: torch.Tensor
+    ends: tuple[int, ...]
+    labels: tuple[torch.Tensor, ...]
+
+    @classmethod
+    def of(cls, encoder: PromptEncoder, questions: Sequence[QuestionName]) -> Branched:
+        """Raises `ModelFileError` where the tokenizer cannot ask a question."""
+        asked = [encoder.question(name) for name in questions]
+        tail = len(encoder.tail)
+        parts = [encoder.tail, *(question.ids for question in asked)]
+        label_ids = [encoder.label_ids, *(question.label_ids for question in asked)]
+        return cls(
+            tuple(number for part in parts for number in part),
+            torch.tensor([turn for turn, part in enumerate(parts) for _ in part]),
+            torch.tensor(
+                [*range(tail), *(tail + place for part in parts[1:] for place in range(len(part)))]
+            ),
+            tuple(end - 1 for end in accumulate(map(len, parts))),
+            tuple(torch.tensor(ids) for ids in label_ids),
+        )
+
+    @property
+    def seen(self) -> torch.Tensor:
+        """(W that look, W that are seen) bool: a branch sees the tail and itself, up to where it
+        is."""
+        columns = torch.arange(len(self.ids))
+        own = (self.branch[None, :] == 0) | (self.branch[None, :] == self.branch[:, None])
+        return own & (columns[None, :] <= columns[:, None])
+
+    @property
+    def chains(self) -> list[tuple[int, ...]]:
+        """The tail, and the tail with each question: what a model reads that takes no mask."""
+        tail = self.ids[: self.ends[0] + 1]
+        return [
+            tail,
+            *((*tail, *self.ids[begin + 1 : end + 1]) for begin, end in pairwise(self.ends)),
+        ]
 
 
 class LabelReader:
@@ -86,7 +141,7 @@ class LabelReader:
             )
         self.model = model
         self.encoder = encoder
-        self._label_ids = torch.tensor(encoder.label_ids)
+        self._alone = Branched.of(encoder, ())
         self._stop_ids = encoder.control_ids | _end_tokens(model)
         with torch.inference_mode():
             output = model(
@@ -120,7 +175,9 @@ class LabelReader:
         -------
         One tuple per row, in the order of `LABELS`.
         """
-        return self._whole_pass([(tuple(ids), None) for ids in batch])
+        tail = len(self.encoder.tail)
+        users = [tuple(ids[: len(ids) - tail]) for ids in batch]
+        return self._whole_pass([(user, None) for user in users], self._alone)
 
     def answer(self, asks: Sequence[Ask]) -> list[list[LogProbabilities]]:
         """Log-probabilities of the labels after each prompt, by every version that was asked for.
@@ -132,27 +189,42 @@ class LabelReader:
         Returns
         -------
         One list per ask, in the order of its adapters; one twice as long where the prompt has a
-        text part, the second half without it.
+        text part, the second half without it. Behind a reading's labels stand those of the
+        questions, in the order in which they were asked.
         """
+        wanted = {name for ask in asks for name in ask.questions}
+        asked = [name for name in QuestionName if name in wanted]
+        branched = Branched.of(self.encoder, asked) if asked else self._alone
+        found = self._answered(asks, branched)
+        return [
+            [_picked(row, ask.questions, self.encoder, asked) for row in rows]
+            for ask, rows in zip(asks, found, strict=True)
+        ]
+
+    def _answered(self, asks: Sequence[Ask], branched: Branched) -> list[list[LogProbabilities]]:
+        """As `answer`, every ask with all questions of the batch."""
         tails = [ask.tails(len(self.encoder.tail)) for ask in asks]
-        if not self._keeps_trunks or all(them == [(None, them[0].seen)] for them in tails):
+        alone = branched is self._alone
+        if not self._keeps_trunks or (
+            alone and all(them == [(None, them[0].seen)] for them in tails)
+        ):
             rows = [
-                ((*ask.ids[: each.seen], *self.encoder.tail), each.adapter)
+                (ask.ids[: tail.seen], tail.adapter)
                 for ask, them in zip(asks, tails, strict=True)
-                for each in them
+                for tail in them
             ]
-            return _grouped(self._whole_pass(rows), [len(them) for them in tails])
-        known = {
+            return _grouped(self._whole_pass(rows, branched), [len(them) for them in tails])
+        kept = {
             ask: self._trunks[self._user(ask.ids)]
             for ask in asks
             if self._user(ask.ids) in self._trunks
         }
-        new = [ask for ask in asks if ask not in known]
+        new = [ask for ask in asks if ask not in kept]
         found: dict[Ask, list[LogProbabilities]] = {}
-        if known:
-            found.update(zip(known, self._over_trunks(known), strict=True))
+        if kept:
+            found.update(zip(kept, self._over_trunks(kept, branched), strict=True))
         if new:
-            found.update(zip(new, self._joint_pass(new), strict=True))
+            found.update(zip(new, self._joint_pass(new, branched), strict=True))
         return [found[ask] for ask in asks]
 
     def begin(
@@ -191,61 +263,65 @@ class LabelReader:
         text.pending = [token]
 
     def _whole_pass(
-        self, rows: Sequence[tuple[tuple[int, ...], Adapter | None]]
+        self, rows: Sequence[tuple[tuple[int, ...], Adapter | None]], branched: Branched
     ) -> list[LogProbabilities]:
-        """Labels of prompts, each by one version, from the head's keys and values on.
+        """Labels of users' texts, each by one version, from the head's keys and values on; each
+        question is a row of its own.
 
         Rows are padded on the right: causal attention never looks there, so no mask is needed.
         """
-        tail = len(self.encoder.tail)
-        last = [len(ids) - 1 for ids, _ in rows]
+        chains = branched.chains
+        texts = [
+            ((*user, *chain), len(chain), adapter) for user, adapter in rows for chain in chains
+        ]
+        last = [len(ids) - 1 for ids, _, _ in texts]
         width = max(last) + 1
-        padded = torch.tensor([[*ids, *[ids[-1]] * (width - len(ids))] for ids, _ in rows])
+        padded = torch.tensor([[*ids, *[ids[-1]] * (width - len(ids))] for ids, _, _ in texts])
         ends, column = torch.unique(torch.tensor(last), return_inverse=True)
         places = [
-            (adapter, torch.arange(number * width + len(ids) - tail, number * width + len(ids)))
-            for number, (ids, adapter) in enumerate(rows)
+            (adapter, torch.arange(number * width + len(ids) - chain, number * width + len(ids)))
+            for number, (ids, chain, adapter) in enumerate(texts)
         ]
         with self._adapted(places):
             output = self.model(
                 input_ids=padded,
-                past_key_values=self._expanded_head(len(rows)),
+                past_key_values=self._expanded_head(len(texts)),
                 use_cache=True,
                 logits_to_keep=ends,
             )
-        return self._labels(output.logits[torch.arange(len(rows)), column])
+        logits = output.logits[torch.arange(len(texts)), column]
+        return _labels(logits.unflatten(0, (len(rows), len(chains))), branched)
 
-    def _over_trunks(self, known: Mapping[Ask, Trunk]) -> list[list[LogProbabilities]]:
+    def _over_trunks(
+        self, kept: Mapping[Ask, Trunk], branched: Branched
+    ) -> list[list[LogProbabilities]]:
         """Labels of prompts whose trunks are kept."""
-        tails = {ask: ask.tails(len(self.encoder.tail)) for ask in known}
+        tails = {ask: ask.tails(len(self.encoder.tail)) for ask in kept}
         rows = [
             ([(keys[:, :seen], values[:, :seen]) for keys, values in trunk], adapter)
-            for ask, trunk in known.items()
+            for ask, trunk in kept.items()
             for adapter, seen in tails[ask]
         ]
-        return _grouped(self._tail_pass(rows), [len(them) for them in tails.values()])
+        return _grouped(self._tail_pass(rows, branched), [len(them) for them in tails.values()])
 
-    def _joint_pass(self, asks: Sequence[Ask]) -> list[list[LogProbabilities]]:
+    def _joint_pass(self, asks: Sequence[Ask], branched: Branched) -> list[list[LogProbabilities]]:
         """Labels of prompts by all versions asked for, in one pass from the head's keys and values
         on; keeps trunks.
 
-        A row is the user's text, padding, and a copy of the tail for each reading, at the same
-        columns in every row.
+        A row is the user's text, padding, and a copy of the tail with its branches for each
+        reading, at the same columns in every row.
         """
         users = [self._user(ask.ids) for ask in asks]
-        head, tail = len(self.encoder.head), len(self.encoder.tail)
-        tails = [ask.tails(tail) for ask in asks]
+        head, size = len(self.encoder.head), len(branched.ids)
+        tails = [ask.tails(len(self.encoder.tail)) for ask in asks]
         copies, text = max(map(len, tails)), max(map(len, users))
-        width = text + copies * tail
+        width = text + copies * size
         filler = [self.encoder.tail[0]]
         rows = torch.tensor(
-            [
-                [*user, *filler * (text - len(user)), *[*self.encoder.tail] * copies]
-                for user in users
-            ]
+            [[*user, *filler * (text - len(user)), *branched.ids * copies] for user in users]
         )
         places = [
-            (adapter, number * width + text + torch.arange(tail) + turn * tail)
+            (adapter, number * width + text + torch.arange(size) + turn * size)
             for number, them in enumerate(tails)
             for turn, (adapter, _) in enumerate(them)
         ]
@@ -255,54 +331,50 @@ class LabelReader:
             [*(seen for _, seen in them), *[len(user)] * (copies + 1 - len(them))]
             for them, user in zip(tails, users, strict=True)
         ]
-        seen, after_head = _layout(torch.tensor(ends), text, tail)
-        mask = torch.zeros(len(asks), 1, width, head + width)
-        mask[:, 0, :, head:].masked_fill_(~seen, torch.finfo(mask.dtype).min)
+        seen, after_head = _layout(torch.tensor(ends), text, branched)
+        read = text + size * torch.arange(copies)[:, None] + torch.tensor(branched.ends)
         with self._adapted(places):
             output = self.model(
                 input_ids=rows,
-                attention_mask=mask,
+                attention_mask=_mask(seen, head),
                 position_ids=head + after_head,
                 past_key_values=self._expanded_head(len(asks)),
                 use_cache=True,
-                logits_to_keep=text + tail * torch.arange(1, copies + 1) - 1,
+                logits_to_keep=read.flatten(),
             )
         self._remember(users, output.past_key_values)
-        readings = self._labels(output.logits.flatten(0, 1))  # row by row, copy by copy
-        return [readings[n * copies : n * copies + len(them)] for n, them in enumerate(tails)]
+        # Row by row, copy by copy.
+        found = _labels(output.logits.unflatten(1, read.shape).flatten(0, 1), branched)
+        return [found[n * copies : n * copies + len(them)] for n, them in enumerate(tails)]
 
-    def _tail_pass(self, rows: Sequence[tuple[Trunk, Adapter | None]]) -> list[LogProbabilities]:
+    def _tail_pass(
+        self, rows: Sequence[tuple[Trunk, Adapter | None]], branched: Branched
+    ) -> list[LogProbabilities]:
         """Labels of prompts, each by one version, from the keys and values of head and user's text
         on.
 
         Trunks differ in length: they are padded on the right and masked, and positions are counted
         without padding.
         """
-        head, tail = len(self.encoder.head), len(self.encoder.tail)
+        head, size = len(self.encoder.head), len(branched.ids)
         lengths = torch.tensor([trunk[0][0].shape[-2] for trunk, _ in rows])
         width = int(lengths.max())
-        mask = torch.ones(len(rows), head + width + tail, dtype=torch.long)
-        mask[:, head : head + width] = torch.arange(width) < lengths[:, None]
+        of_text = (torch.arange(width) < lengths[:, None])[:, None].expand(-1, size, -1)
+        seen = torch.cat([of_text, branched.seen.expand(len(rows), -1, -1)], dim=2)
         places = [
-            (adapter, torch.arange(number * tail, (number + 1) * tail))
+            (adapter, torch.arange(number * size, (number + 1) * size))
             for number, (_, adapter) in enumerate(rows)
         ]
         with self._adapted(places):
             output = self.model(
-                input_ids=torch.tensor([self.encoder.tail] * len(rows)),
-                attention_mask=mask,
-                position_ids=head + lengths[:, None] + torch.arange(tail),
+                input_ids=torch.tensor([branched.ids] * len(rows)),
+                attention_mask=_mask(seen, head),
+                position_ids=head + lengths[:, None] + branched.depth,
                 past_key_values=self._cache_of([trunk for trunk, _ in rows]),
                 use_cache=True,
-                logits_to_keep=1,
+                logits_to_keep=torch.tensor(branched.ends),
             )
-        return self._labels(output.logits[:, -1])
-
-    def _labels(self, logits: torch.Tensor) -> list[LogProbabilities]:
-        """The labels' share of (rows, vocabulary) logits."""
-        with torch.inference_mode():
-            chosen = torch.log_softmax(logits.float(), dim=-1)[:, self._label_ids]
-        return [tuple(row) for row in chosen.tolist()]
+        return _labels(output.logits, branched)
 
     def _user(self, ids: tuple[int, ...]) -> tuple[int, ...]:
         return ids[: len(ids) - len(self.encoder.tail)]
@@ -407,26 +479,67 @@ class Continuation:
         self.finished = False
 
 
-def _layout(ends: torch.Tensor, text: int, tail: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _layout(ends: torch.Tensor, text: int, branched: Branched) -> tuple[torch.Tensor, torch.Tensor]:
     """Who sees whom in a joint pass, and where everything stands after the head.
 
-    Columns are `text` places for the user's text and padding, then copies of the tail. `ends` is
-    (rows, copies + 1): how many tokens of the text each copy sees, and in the last place the text.
+    Columns are `text` places for the user's text and padding, then copies of the tail with its
+    branches. `ends` is (rows, copies + 1): how many tokens of the text each copy sees, and in the
+    last place the text.
 
     Returns
     -------
     (rows, columns that look, columns that are seen) bool, and positions (rows, columns).
     """
-    columns = torch.arange(text + tail * (ends.shape[1] - 1))
-    copy_of = torch.where(columns < text, -1, (columns - text) // tail)  # -1: the user's text
+    size = len(branched.ids)
+    columns = torch.arange(text + size * (ends.shape[1] - 1))
+    copy_of = torch.where(columns < text, -1, (columns - text) // size)  # -1: the user's text
     end = ends[:, copy_of]  # (rows, columns), by the one that looks; -1 is the last place
-    # A tail follows what it sees; every position sees the head, so none sees nothing.
-    in_tail = torch.where(copy_of >= 0, (columns - text) % tail, 0)
-    positions = torch.where(copy_of >= 0, end + in_tail, columns)
-    of_text = columns < end[:, :, None]
-    of_copy = copy_of[:, None] == copy_of[None, :]
-    seen = torch.where(copy_of < 0, of_text, of_copy) & (columns <= columns[:, None])
+    # A copy follows what it sees; every position sees the head, so none sees nothing.
+    in_copy = torch.where(copy_of >= 0, (columns - text) % size, 0)
+    positions = torch.where(copy_of >= 0, end + branched.depth[in_copy], columns)
+    of_text = (columns < end[:, :, None]) & (columns <= columns[:, None])
+    of_copy = (copy_of[:, None] == copy_of[None, :]) & branched.seen[in_copy][:, in_copy]
+    seen = torch.where((copy_of < 0)[None, :], of_text, of_copy)
     return seen, positions
+
+
+def _mask(seen: torch.Tensor, head: int) -> torch.Tensor:
+    """What is added to attention scores: (rows, 1, columns that look, head and columns that are
+    seen). Everybody sees the head."""
+    rows, looking, looked_at = seen.shape
+    mask = torch.zeros(rows, 1, looking, head + looked_at)
+    mask[:, 0, :, head:].masked_fill_(~seen, torch.finfo(mask.dtype).min)
+    return mask
+
+
+def _labels(logits: torch.Tensor, branched: Branched) -> list[LogProbabilities]:
+    """The labels' share of logits (rows, ends, vocabulary): those of the action, then of each
+    question."""
+    with torch.inference_mode():
+        log_probs = torch.log_softmax(logits.float(), dim=-1)
+        chosen = [log_probs[:, end, ids] for end, ids in enumerate(branched.labels)]
+        return [tuple(row) for row in torch.cat(chosen, dim=1).tolist()]
+
+
+def parted(
+    row: LogProbabilities, encoder: PromptEncoder, asked: Iterable[QuestionName]
+) -> tuple[LogProbabilities, dict[QuestionName, LogProbabilities]]:
+    """A reading's labels, and those of the questions behind them, in the order of asking."""
+    remaining = iter(row)
+    labels = tuple(islice(remaining, len(encoder.label_ids)))
+    sizes = ((name, len(encoder.question(name).label_ids)) for name in asked)
+    return labels, {name: tuple(islice(remaining, size)) for name, size in sizes}
+
+
+def _picked(
+    row: LogProbabilities,
+    questions: Sequence[QuestionName],
+    encoder: PromptEncoder,
+    asked: Sequence[QuestionName],
+) -> LogProbabilities:
+    """Of a reading with the answers to all questions that were asked, those to some of them."""
+    labels, answers = parted(row, encoder, asked)
+    return (*labels, *(value for name in questions for value in answers[name]))
 
 
 def _grouped(

@@ -121,7 +121,7 @@ class InProcess:
             if batcher is None:
                 batcher = self._share(held, LabelReader(model, encoder))
                 undo.callback(self._drop, held, batcher)
-            batcher.try_out(adapter)
+            batcher.try_out(adapter, manifest.calibration.asked)
             self._bases.acquire(held)  # The policy's own; what was acquired here is given back.
         return TransformersPolicy(
             batcher, manifest, adapter, release=lambda: self._bases.release(held)

@@ -23,6 +23,10 @@ class TransformersPolicy:
     manifest : the version that this is.
     adapter : the version's activated adapter; None answers with the model as it is.
     release : called once, at the end: whether nobody else uses the batcher, which is then closed.
+
+    Raises
+    ------
+    ModelFileError : the model's tokenizer cannot ask a question that the version answers.
     """
 
     def __init__(
@@ -38,6 +42,8 @@ class TransformersPolicy:
         self._adapter = adapter
         self._release = release
         self._closed = False
+        for name in manifest.calibration.asked:
+            batcher.reader.encoder.question(name)
 
     @property
     def manifest(self) -> ModelManifest:
@@ -57,7 +63,9 @@ class TransformersPolicy:
         ids, text = encoder.encode(prompt), encoder.text_tokens(prompt)
         if self._closed:
             raise PolicyAbstained(AbstainReason.SHUTTING_DOWN)
-        return await self._batcher.decide(ids, text, deadline, self._adapter, self)
+        return await self._batcher.decide(
+            ids, text, deadline, self._adapter, self, self._manifest.calibration.asked
+        )
 
     async def explain(self, prompt: Prompt, action: Action, deadline: float) -> str | None:
         """One or two sentences, generated greedily; None when late, crowded out, too long or not a

@@ -32,6 +32,7 @@ VIEWS = (
     "agreement_daily",
     "veto_value",
     "paper_books",
+    "foretold",
 )
 OUTSIDE = {"decisions_before", "decisions_after", "advices_before", "advices_after"}
 

@@ -133,6 +133,10 @@ TAMPERING = {
         {Fault.CONTROL},
     ),
     "advice action": (f"UPDATE advices SET action = 'reject' {PRIMARY}", {Fault.COLUMNS}),
+    "a foretold chance": (
+        f"UPDATE advices SET win_probability = 0.9 {PRIMARY}",
+        {Fault.COLUMNS},
+    ),
     "advice in the record": (
         f"UPDATE advices SET record = jsonb_set(record, '{{quantity}}', '9') {PRIMARY}",
         {Fault.HASH, Fault.COLUMNS, Fault.REPLAY},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
@@ -9,9 +10,12 @@ from typing import Any
 import pytest
 
 from app.domain.canonical import decision_id
-from app.domain.decision import Abstention
+from app.domain.decision import Abstention, Role, Version, conclude
 from app.domain.errors import AbstainReason
 from app.domain.event import Event
+from app.domain.manifest import Calibration
+from app.domain.outlook import OutlookCalibration, Payoffs, QuestionCalibration
+from app.domain.questions import QUESTIONS, QuestionName
 from app.shadow_log.log import ShadowLog
 from app.shadow_log.verify import verify
 from tests import builders as build
@@ -290,6 +294,7 @@ async def test_views_say_what_they_mean(database_url: str) -> None:
     assert said.keys() == {
         "all_advices",
         "flips",
+        "foretold",
         "latest_actions",
         "latest_outcomes",
         "shadow_comparison",
@@ -354,3 +359,63 @@ async def test_flips_are_counted_by_version_and_kind(log: ShadowLog, database_ur
     assert (flips["asked_again"], flips["flipped"], flips["flip_rate"]) == (4, 2, 0.5)
     # Two of four differ, each by 0.91 - 0.01 on two labels: half of that sum is 0.9.
     assert flips["mean_distance"] == pytest.approx(0.45)
+
+
+def foretelling(request_id: str, win: float, **scenario: Any) -> Event:
+    """A decision whose version says so of winning, and 0.3 of the stop."""
+    questions = {
+        question.name: QuestionCalibration(
+            question=question.hash, values=question.values, bias=(0.0,) * len(question.labels)
+        )
+        for question in QUESTIONS
+    }
+    payoffs = Payoffs(won_atr=1.5, stopped_r=-1.0, other_atr=0.0, cost=0.0, spread_bps=2.0)
+    calibration = Calibration(outlook=OutlookCalibration(questions=questions, payoffs=payoffs))
+    chances = {
+        QuestionName.WIN: (1 - win, win),
+        QuestionName.STOPPED: (0.7, 0.3),
+        QuestionName.RANGE: (0.0001, 0.0001, 0.9996, 0.0001, 0.0001),
+    }
+    reading = build.reading("H").model_copy(
+        update={
+            "questions": {
+                name: tuple(math.log(chance) for chance in them) for name, them in chances.items()
+            }
+        }
+    )
+    decision = build.decision(request_id, control=True, **scenario)
+    advice = conclude(
+        decision.scenario,
+        reading,
+        Version(build.MODEL, decision.primary.manifest_hash, calibration, Role.PRIMARY),
+        decision.limits,
+        state=decision.state,
+        now=decision.evaluated_at,
+    )
+    return Event.of_decision(decision.model_copy(update={"advices": (advice,)}))
+
+
+async def test_what_was_foretold_stands_beside_what_came_and_is_verified(
+    log: ShadowLog, database_url: str
+) -> None:
+    await log.append(
+        [
+            foretelling("r-1", 0.6),
+            build.outcome_event("r-1", build.outcome(r=-1.0), minutes=10),
+            foretelling("r-2", 0.4),
+            build.decision_event("r-3", control=True),
+        ]
+    )
+    found = rows(database_url, "SELECT * FROM foretold ORDER BY win_probability")
+    assert [row["decision_id"] for row in found] == [decision_id("r-2"), decision_id("r-1")]
+    assert [row["won"] for row in found] == [None, False]
+    row = found[1]
+    assert row["win_probability"] == pytest.approx(0.6)
+    assert row["stopped_probability"] == pytest.approx(0.3)
+    assert row["range_atr"] == pytest.approx(2.4, rel=0.01)
+    # The plain scenario's stop is 1.5 ATR away, and its spread is covered.
+    assert row["expected_r"] == pytest.approx(0.6 * 1.5 / 1.5 - 0.3)
+    assert row["agent_r"] == pytest.approx(-1.0)
+    assert (await verify(log.engine)).findings == []
+    unasked = "SELECT count(*) FROM advices WHERE win_probability IS NULL"
+    assert one(database_url, unasked) == {"count": 1}

@@ -16,6 +16,8 @@ import pytest
 from pydantic import ValidationError
 
 from app.domain.errors import UnknownVersion
+from app.domain.questions import QuestionName
+from app.policy.store import load_manifest
 from tests.training.support.rebuilds import NOW, RIVAL, config_in, read_by, shop_of
 from training.config.file import RebuildConfig
 from training.config.section import ConfigError
@@ -271,3 +273,24 @@ def test_bars_that_end_before_what_judges_are_refused_before_anything_is_trained
     ):
         evaluate(early, shop_of(early), NOW)
     assert not (tmp_path / "artifacts").exists()
+
+
+def test_what_the_version_foretells_itself_is_judged_and_told_beside_its_teacher(
+    evaluated: Evaluated,
+) -> None:
+    rows = tables(evaluated)["Calibration"]
+    for question in ("win", "stopped"):
+        own = rows[f"{question}, the version's"]["expected calibration error"]["value"]
+        assert evaluated.report["verdict"]["numbers"][f"calibration error of {question}"] == own
+        assert rows[f"{question}, the teacher's"]["log score, nats"]["value"] > 0
+    numbers = tables(evaluated)["Range and expected R"]
+    assert numbers.keys() == {
+        "range, the version's",
+        "range, the teacher's",
+        "expected R, the version's",
+    }
+    assert 0 < numbers["range, the version's"]["log score of levels"]["value"] < 5
+    manifest = load_manifest(evaluated.version)
+    assert manifest.calibration.asked == tuple(QuestionName)
+    assert manifest.provenance["questions"].keys() == set(QuestionName)
+    assert "## What it foretells of the plan" in (evaluated.version / "README.md").read_text()

@@ -10,20 +10,29 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from app.domain.comparison import regime
+from app.domain.questions import BY_NAME, QuestionName
 from training.arrays import Floats
 from training.judging.contest.arena import Played
 from training.judging.contest.arms import AGENT, ALWAYS, HEURISTICS, POLICY, RANDOM, RAW
 from training.judging.gate.verdict import Foretold
 from training.judging.report.document import Cell, Section
-from training.judging.report.findings import Findings, cell
+from training.judging.report.findings import Findings, cell, maybe
 from training.statistics.bootstrap import mean_intervals
 from training.statistics.calibration import (
     brier_score,
     expected_calibration_error,
+    log_loss,
     reliability_curve,
 )
 
 LEDGER = 25
+CALIBRATION = (
+    "reading",
+    "expected calibration error",
+    "Brier score",
+    "of the base rate",
+    "log score, nats",
+)
 
 
 def groups(section: Section, findings: Findings) -> None:
@@ -71,7 +80,11 @@ def calibration(section: Section, findings: Findings) -> None:
     axes = figure.add_subplot()
     axes.plot([0, 1], [0, 1], color="0.7", linewidth=0.8)
     won = (contest.rewards[ALWAYS] > 0).astype(float)
-    readings = {f"{name}, foretold": reading for name, reading in findings.foretold.items()}
+    whose = "the teacher's" if findings.own is None else "the version's"
+    readings = {f"{name}, {whose}": reading for name, reading in findings.foretold.items()}
+    if findings.own is not None:
+        for name, chance in findings.teacher.chances.items():
+            readings[f"{name}, the teacher's"] = Foretold(chance, findings.foretold[name].came)
     for name in HEURISTICS:
         probability = contest.played[name].arm.probability
         if probability is not None:
@@ -81,7 +94,9 @@ def calibration(section: Section, findings: Findings) -> None:
             measure(reading.probability, reading.came)
             for measure in (expected_calibration_error, brier_score)
         )
-        rows.append((Cell(name), cell(error), cell(brier)))
+        rate = float(reading.came.mean()) if len(reading.came) else 0.0
+        score = log_loss(reading.probability, reading.came)
+        rows.append((Cell(name), cell(error), cell(brier), Cell(rate * (1 - rate)), maybe(score)))
         curve = reliability_curve(reading.probability, reading.came)
         bounds = np.stack([curve.observed - curve.low, curve.high - curve.observed])
         axes.errorbar(
@@ -98,12 +113,61 @@ def calibration(section: Section, findings: Findings) -> None:
     axes.legend(fontsize=8, frameon=False)
     note = (
         "Events: the agent's plan makes money after costs (`win`, and of rivals), its stop is hit"
-        " (`stopped`). A probability of approving foretells none of them and is not judged."
+        " (`stopped`). A probability of approving foretells none of them and is not judged. A"
+        " version that answers no question is judged by the teacher that it learned from."
     )
-    section.table(
-        "Calibration", ("reading", "expected calibration error", "Brier score"), rows, note
-    )
+    section.table("Calibration", CALIBRATION, rows, note)
     section.plot("Reliability, 95 % Wilson intervals", figure)
+    _numbers(section, findings)
+
+
+def _numbers(section: Section, findings: Findings) -> None:
+    """What is foretold and no chance: the range, and the expected R."""
+    rows = findings.contest.arena.rows
+    came, plans = findings.labels.range_atr[rows], findings.contest.played[ALWAYS].r
+    told = {"the teacher's": findings.teacher}
+    if findings.own is not None:
+        told["the version's"] = findings.own
+    lines = []
+    for whose, foretelling in told.items():
+        error = (np.log(came) - np.log(foretelling.range_atr)) ** 2
+        levels = _levels_score(foretelling.levels, came)
+        lines.append((Cell(f"range, {whose}"), maybe(_mean(error)), maybe(levels), Cell("-")))
+        slope = _slope(foretelling.expected_r, plans)
+        bias = _mean(foretelling.expected_r - plans)
+        if slope is not None:
+            lines.append((Cell(f"expected R, {whose}"), maybe(bias), Cell("-"), maybe(slope)))
+    section.table(
+        "Range and expected R",
+        ("reading", "error", "log score of levels", "slope of what came"),
+        lines,
+        "Error: of a range, the mean square of its logarithm; of an expected R, the mean of what"
+        " was expected less what came. A slope of 1 means what it says.",
+    )
+
+
+def _levels_score(levels: Floats, came: Floats) -> float | None:
+    """Mean of -log of the chance of the level that came, nats; None where none is said."""
+    edges = BY_NAME[QuestionName.RANGE].edges
+    known = np.flatnonzero(np.isfinite(levels).all(1) & np.isfinite(came))
+    if not len(known):
+        return None
+    chances = levels[known, np.searchsorted(edges, came[known], side="right")]
+    return float(-np.log(np.maximum(chances, 1e-6)).mean())
+
+
+def _mean(values: Floats) -> float | None:
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if len(known) else None
+
+
+def _slope(predicted: Floats, came: Floats) -> float | None:
+    """Of what came on what was predicted, by least squares; None of fewer than three, or of one
+    prediction for all."""
+    known = np.isfinite(predicted) & np.isfinite(came)
+    if known.sum() < 3 or np.ptp(predicted[known]) == 0:
+        return None
+    return float(np.polyfit(predicted[known], came[known], 1)[0])
 
 
 def disagreements(section: Section, findings: Findings) -> None:

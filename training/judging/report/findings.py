@@ -9,6 +9,7 @@ from datetime import datetime
 from training.config.data import MarketConfig, OutcomesConfig
 from training.config.judging import EvaluateConfig, GateConfig
 from training.judging.contest.contest import Contest, Trained
+from training.judging.gate.foretelling import Foretelling
 from training.judging.gate.verdict import Check, Foretold, Verdict
 from training.judging.report.document import Cell
 from training.outcomes.labels import Labels
@@ -36,6 +37,8 @@ class Findings:
     """Everything that the report tells.
 
     verdict, veto : as a trader, and as a veto on the agent. foretold : readings and what came.
+    own : what the version foretells itself; None when it answers no question. teacher : what the
+        teacher does, which the gate then judges in its place.
     cpu_seconds : what making each policy took, every stage, by arm's name.
     look : how many versions have looked at the period.
     market : the bars that judged. labels : of the held-out scenarios.
@@ -47,6 +50,8 @@ class Findings:
     verdict: Verdict
     veto: Verdict
     foretold: Mapping[str, Foretold]
+    own: Foretelling | None
+    teacher: Foretelling
     checks: tuple[Check, ...]
     cpu_seconds: Mapping[str, float]
     look: int

@@ -27,10 +27,10 @@ from training.learning.algorithms.problem import Problem, TrainingError
 from training.learning.algorithms.run import (
     TrainedPolicy,
     batches,
+    beside_the_action,
     finish,
     started,
     step,
-    supervised_part,
 )
 
 
@@ -48,10 +48,10 @@ def train(
     with started(problem, config, adapter, reader, folder, progress) as run:
         for rows in batches(run, pairs.rows, config.epochs, config.learning_rate):
             with run.accelerator.accumulate(run.policy):
-                output = run.policy(rows)
+                output = run.read(rows)
                 log_policy = run.log_policy(output)
                 loss = pairs.loss(log_policy, run.to(run.reference, rows), rows, config.beta)
-                loss = loss + supervised_part(run, output, rows)
+                loss = loss + beside_the_action(run, output, rows)
                 step(run, loss, log_policy, output.labels, rows)
         return finish(run, folder)
 

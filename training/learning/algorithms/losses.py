@@ -54,6 +54,15 @@ def format_loss(label_log_probs: Tensor) -> Tensor:
     return -torch.logsumexp(label_log_probs, dim=-1).mean()
 
 
+def question_loss(label_log_probs: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """Cross-entropy of the chances of a question's labels to a target distribution, both (B, K);
+    raw log-probabilities are normalised over the labels. Rows whose target is NaN count nothing."""
+    known = target.isfinite().all(-1)
+    log_chances = torch.log_softmax(label_log_probs, dim=-1)
+    of_rows = -(target.nan_to_num() * log_chances).sum(-1)
+    return (weight * known * of_rows).mean()
+
+
 def indifferent(log_policy: Tensor) -> Tensor:
     """The policy that knows nothing: every action alike. Same shape as `log_policy`, (B, A).
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from training.arrays import Progress, silent
+from training.config.data import OutcomesConfig
 from training.config.learning import AdapterConfig, Algorithm, TargetsConfig
 from training.learning.algorithms.preferences import Preferences
 from training.learning.algorithms.problem import Problem, problem_of
@@ -44,13 +45,14 @@ def policy(
     settings: Algorithm,
     adapter: AdapterConfig,
     targets: TargetsConfig,
+    outcomes: OutcomesConfig,
     seed: int,
     progress: Progress = silent,
 ) -> Facts:
     """The adapter with its measures. A policy that collapsed raises and leaves nothing."""
     start = None if warm_up is None else warm_up.path
     problem = problem_of(
-        scenarios, labels, encoded, taught, preferences, base, targets, seed, start
+        scenarios, labels, encoded, taught, preferences, base, targets, seed, start, outcomes
     )
     # The bar ends with the language: before training, and after.
     trained = algorithm(
@@ -66,6 +68,7 @@ def policy(
         "algorithm": settings.algorithm,
         "controls": list(controls(targets)),
         "metrics": trained.metrics,
+        "questions": trained.questions,
         "language": _language(
             problem,
             trained,

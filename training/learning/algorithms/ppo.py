@@ -29,10 +29,10 @@ from training.learning.algorithms.run import (
     Run,
     TrainedPolicy,
     batches,
+    beside_the_action,
     finish,
     started,
     step,
-    supervised_part,
 )
 
 
@@ -73,7 +73,7 @@ def train(
             sample: Sample | None = None
             for _ in range(config.inner_epochs):
                 with run.accelerator.accumulate(run.policy, value):
-                    output = run.policy(rows)
+                    output = run.read(rows)
                     log_policy = run.log_policy(output)
                     predicted = value(run.to(states, rows))
                     rewards, weight = run.to(problem.rewards, rows), run.to(problem.weights, rows)
@@ -81,7 +81,7 @@ def train(
                         sample = draw(config, log_policy, predicted, rewards, source)
                     reference = run.to(run.reference, rows)
                     loss = objective(log_policy, reference, predicted, sample, weight, config)
-                    loss = loss + supervised_part(run, output, rows)
+                    loss = loss + beside_the_action(run, output, rows)
                     step(run, loss, log_policy, output.labels, rows)
         return finish(run, folder)
 

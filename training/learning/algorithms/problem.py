@@ -13,9 +13,11 @@ from torch import Tensor
 from app.domain.errors import AdvisorError
 from app.domain.manifest import Calibration
 from training.agent.words import Demonstrations
+from training.config.data import OutcomesConfig
 from training.config.learning import TargetsConfig
 from training.learning.algorithms.preferences import Preferences
-from training.learning.algorithms.targets import dealt_out, targets
+from training.learning.algorithms.questions import Questions, questions_of
+from training.learning.algorithms.targets import dealing, dealt_out, targets
 from training.learning.model.base import Base
 from training.learning.model.base_pass import Encoded
 from training.learning.teacher.predictions import Predictions
@@ -38,6 +40,7 @@ class Problem:
     calibration, base_name : the base manifest's calibration and model version.
     pairs : (P, 3) int: row, chosen action, rejected action; DPO alone needs them.
     pair_weights : (P,), default 1.
+    questions : what is learned beside the action; None: nothing.
     demonstrations : what the agent did and said, for the supervised part; None: labels' format
         alone.
     warm_up : folder of a finished warm-up, for algorithms that start from one.
@@ -52,6 +55,7 @@ class Problem:
     base_name: str
     pairs: NDArray[np.int64] | None = None
     pair_weights: NDArray[np.float64] | None = None
+    questions: Questions | None = None
     demonstrations: Demonstrations | None = None
     warm_up: Path | None = None
 
@@ -91,14 +95,21 @@ def problem_of(
     config: TargetsConfig,
     seed: int,
     warm_up: Path | None = None,
+    outcomes: OutcomesConfig | None = None,
 ) -> Problem:
-    """Rewards to train on, pairs, and what the agent said if it always did. `seed` deals rewards
-    out when they are to be shuffled."""
+    """Rewards to train on, pairs, and what the agent said if it always did; with `outcomes` (which
+    say what trading costs) the questions beside the action. `seed` deals rewards out when they are
+    to be shuffled."""
     train = scenarios.rows(TRAIN)
     rewards = targets(labels.rewards, taught, train, config)
     pairs = preferences.indices
+    questions = None
+    if outcomes is not None:
+        questions = questions_of(scenarios, labels, taught, train, config, outcomes)
     if config.shuffled:
         rewards, pairs = dealt_out(rewards, pairs, train, seed)
+        if questions is not None:
+            questions = questions.dealt(train, dealing(train, seed))
     return Problem(
         encoded=encoded,
         rewards=rewards,
@@ -109,6 +120,7 @@ def problem_of(
         base_name=base.manifest.model_version,
         pairs=pairs,
         pair_weights=preferences.weights,
+        questions=questions,
         demonstrations=_demonstrations(scenarios),
         warm_up=warm_up,
     )

@@ -25,10 +25,10 @@ from training.learning.algorithms.problem import Problem
 from training.learning.algorithms.run import (
     TrainedPolicy,
     batches,
+    beside_the_action,
     finish,
     started,
     step,
-    supervised_part,
 )
 
 
@@ -45,11 +45,11 @@ def train(
         source = torch.Generator().manual_seed(config.seed + run.accelerator.process_index)
         for rows in batches(run, problem.train_rows, config.epochs, config.learning_rate):
             with run.accelerator.accumulate(run.policy):
-                output = run.policy(rows)
+                output = run.read(rows)
                 log_policy = run.log_policy(output)
                 rewards, weight = run.to(problem.rewards, rows), run.to(problem.weights, rows)
                 loss = objective(log_policy, rewards, weight, config, source)
-                loss = loss + supervised_part(run, output, rows)
+                loss = loss + beside_the_action(run, output, rows)
                 step(run, loss, log_policy, output.labels, rows)
         return finish(run, folder)
 

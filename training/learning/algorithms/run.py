@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader
 from transformers import get_cosine_schedule_with_warmup
 
 from app.domain.actions import ACTIONS
+from app.domain.questions import QuestionName
 from app.policy.in_process.label_reader import LabelReader
 from training.agent.words import Demonstrations, dialogue
 from training.arrays import Progress
@@ -38,6 +39,7 @@ from training.learning.algorithms.measures import (
     validation_metrics,
 )
 from training.learning.algorithms.problem import Problem, TrainingError
+from training.learning.algorithms.questions import calibrated
 from training.learning.model.adapted import (
     PolicyModel,
     PolicyOutput,
@@ -56,13 +58,15 @@ _EVALUATION_BATCH = 32
 class TrainedPolicy:
     """A finished run. `folder/adapter` holds PEFT's files, `folder/policy_log_probs.npy` the raw
     answers to all rows, `folder/training.json` history, metrics and calibration. `reference` is (N,
-    10), the reference policy's log-probabilities: what the run started from."""
+    10), the reference policy's log-probabilities: what the run started from. `questions` is how
+    near it comes to each question's target on the validation rows."""
 
     folder: Path
     history: list[Measures]
     metrics: dict[str, float]
     answers: Answers
     reference: NDArray[np.float32]
+    questions: dict[str, Measures]
 
     @property
     def adapter(self) -> Path:
@@ -89,6 +93,16 @@ class Run:
     def unwrapped(self) -> PolicyModel:
         """The policy without what Accelerate put around it."""
         return self.accelerator.unwrap_model(self.policy)  # type: ignore[no-any-return]
+
+    @property
+    def asked(self) -> tuple[QuestionName, ...]:
+        """The questions that this run trains."""
+        questions = self.problem.questions
+        return tuple(questions.targets) if questions and self.config.questions else ()
+
+    def read(self, rows: Tensor) -> PolicyOutput:
+        """One pass over rows, for their actions and all questions."""
+        return self.policy(rows, questions=self.asked)  # type: ignore[no-any-return]
 
     def to(self, values: NDArray[Any] | Tensor, rows: Tensor) -> Tensor:
         """Those rows of an array of all rows, as float32 on the run's device."""
@@ -207,6 +221,23 @@ def step(run: Run, loss: Tensor, log_policy: Tensor, labels: Tensor, rows: Tenso
     run.progress(len(run.history), run.total)
 
 
+def beside_the_action(run: Run, output: PolicyOutput, rows: Tensor) -> Tensor:
+    """What every algorithm's loss is joined by: the questions, and the supervised part."""
+    return question_part(run, output, rows) + supervised_part(run, output, rows)
+
+
+def question_part(run: Run, output: PolicyOutput, rows: Tensor) -> Tensor:
+    """The questions' log scores, mean over them, weighted."""
+    questions = run.problem.questions
+    loss = output.labels.new_zeros(())
+    if questions is None or not output.questions:
+        return loss
+    weight = run.to(run.problem.weights, rows)
+    for name, labels in output.questions.items():
+        loss = loss + losses.question_loss(labels, run.to(questions.targets[name], rows), weight)
+    return run.config.questions / len(output.questions) * loss
+
+
 def supervised_part(run: Run, output: PolicyOutput, rows: Tensor) -> Tensor:
     """What is mixed in, weighted: the format of the answer, and in some steps the agent's words in
     one dialogue.
@@ -235,21 +266,26 @@ def words_loss(run: Run, rows: Tensor, said: Demonstrations) -> Tensor:
     return -torch.cat(parts).mean()
 
 
-def read_rows(run: Run, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Raw label log-probabilities of rows, (len(rows), 10): shared out among the processes, known
-    to all of them."""
+def read_rows(
+    run: Run, rows: NDArray[np.int64]
+) -> tuple[NDArray[np.float32], dict[QuestionName, NDArray[np.float32]]]:
+    """Raw label log-probabilities of rows, (len(rows), 10), and of each question's labels: shared
+    out among the processes, known to all of them."""
     mine = rows[run.accelerator.process_index :: run.accelerator.num_processes]
-    policy, found = run.unwrapped, []
+    policy, asked, found = run.unwrapped, run.asked, []
     with torch.no_grad():
         for begin in range(0, len(mine), _EVALUATION_BATCH):
             part = mine[begin : begin + _EVALUATION_BATCH]
-            found.append((part, policy(torch.from_numpy(part)).labels.float().cpu().numpy()))
-    by_row = {
-        int(row): value
-        for part, values in gather_object(found)
-        for row, value in zip(part, values, strict=True)
-    }
-    return np.stack([by_row[int(row)] for row in rows]).astype(np.float32)
+            output = policy(torch.from_numpy(part), questions=asked)
+            read = [output.labels, *(output.questions[name] for name in asked)]
+            found.append((part, [values.float().cpu().numpy() for values in read]))
+    shared = gather_object(found)
+    place = {int(row): number for number, row in enumerate(np.concatenate([p for p, _ in shared]))}
+    order = [place[int(row)] for row in rows]
+    labels, *answers = (
+        np.concatenate(parts)[order] for parts in zip(*(read for _, read in shared), strict=True)
+    )
+    return labels, dict(zip(asked, answers, strict=True))
 
 
 def finish(run: Run, folder: Path) -> TrainedPolicy:
@@ -260,7 +296,7 @@ def finish(run: Run, folder: Path) -> TrainedPolicy:
     CollapsedPolicy : the policy hardly depends on the scenario any more; nothing is saved.
     """
     problem = run.problem
-    raw = read_rows(run, np.arange(len(problem.encoded)))
+    raw, answered = read_rows(run, np.arange(len(problem.encoded)))
     plain = Answers(raw, problem.untempered)
     metrics = validation_metrics(
         plain,
@@ -277,13 +313,18 @@ def finish(run: Run, folder: Path) -> TrainedPolicy:
     calibration = problem.calibration.model_copy(
         update={"temperature": temperature, "min_label_mass": round(least_mass / 2, 3)}
     )
-    answers = Answers(raw, calibration)
-    trained = TrainedPolicy(folder, run.history, metrics, answers, run.reference.numpy())
+    measured: dict[str, Measures] = {}
+    if problem.questions is not None and answered:
+        outlook, measured = calibrated(answered, problem.questions, problem.weights, validate)
+        calibration = calibration.model_copy(update={"outlook": outlook})
+    answers = Answers(raw, calibration, questions=answered)
+    trained = TrainedPolicy(folder, run.history, metrics, answers, run.reference.numpy(), measured)
     if run.accelerator.is_main_process:
         save_adapter(run.unwrapped, trained.adapter, problem.base_name)
         np.save(folder / READINGS, raw)
         document = {
             "metrics": metrics,
+            "questions": measured,
             "calibration": calibration.as_json(),
             "actions": [action.name for action in ACTIONS],
             "config": run.config.model_dump(mode="json"),

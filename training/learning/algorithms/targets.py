@@ -56,7 +56,7 @@ def dealt_out(rewards: Floats, pairs: Rows, train: Rows, seed: int) -> tuple[Flo
     Prompts keep nothing of their own fate, and each fate stays whole, so that actions are worth
     what they were on average. Rows that do not train, and their pairs, stay as they are.
     """
-    source = np.random.default_rng(seed).permutation(train)
+    source = dealing(train, seed)
     shuffled = rewards.copy()
     shuffled[train] = rewards[source]
     now_of = np.arange(len(rewards))
@@ -64,3 +64,8 @@ def dealt_out(rewards: Floats, pairs: Rows, train: Rows, seed: int) -> tuple[Flo
     moved = pairs.copy()
     moved[:, 0] = now_of[pairs[:, 0]]
     return shuffled, moved
+
+
+def dealing(train: Rows, seed: int) -> Rows:
+    """Whose fate each training row is given when fates are dealt out."""
+    return np.random.default_rng(seed).permutation(train)

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from app.policy.in_process.label_reader import LabelReader
 from training.arrays import Progress, silent
+from training.config.data import OutcomesConfig
 from training.config.learning import AdapterConfig, TargetsConfig, WarmUpConfig
 from training.learning.algorithms import losses
 from training.learning.algorithms.preferences import Preferences
@@ -30,10 +31,10 @@ from training.learning.algorithms.problem import Problem, TrainingError, problem
 from training.learning.algorithms.run import (
     TrainedPolicy,
     batches,
+    beside_the_action,
     finish,
     started,
     step,
-    supervised_part,
 )
 from training.learning.model.answers import choices
 from training.learning.model.base import Base
@@ -58,11 +59,22 @@ def warm_up(
     settings: WarmUpConfig,
     adapter: AdapterConfig,
     targets: TargetsConfig,
+    outcomes: OutcomesConfig,
     seed: int,
     progress: Progress = silent,
 ) -> Facts:
     """What all preference algorithms of the same targets start from."""
-    problem = problem_of(scenarios, labels, encoded, taught, preferences, base, targets, seed)
+    problem = problem_of(
+        scenarios,
+        labels,
+        encoded,
+        taught,
+        preferences,
+        base,
+        targets,
+        seed,
+        outcomes=outcomes,
+    )
     trained = train(problem, settings, adapter, base.reader, folder, progress)
     return {"metrics": trained.metrics, "steps": len(trained.history)}
 
@@ -83,14 +95,14 @@ def train(
     with started(problem, config, adapter, reader, folder, progress) as run:
         for rows in batches(run, problem.train_rows, config.epochs, config.learning_rate):
             with run.accelerator.accumulate(run.policy):
-                output = run.policy(rows)
+                output = run.read(rows)
                 log_policy = run.log_policy(output)
                 rewards, weight = run.to(problem.rewards, rows), run.to(problem.weights, rows)
                 letters = None
                 if imitated is not None:
                     letters = imitated[rows.cpu()].to(log_policy.device)
                 loss = objective(log_policy, rewards, weight, letters, config.beta)
-                loss = loss + supervised_part(run, output, rows)
+                loss = loss + beside_the_action(run, output, rows)
                 step(run, loss, log_policy, output.labels, rows)
         return finish(run, folder)
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import shutil
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +26,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from app.policy.in_process.label_reader import LabelReader
+from app.domain.questions import QuestionName
+from app.policy.in_process.label_reader import Branched, LabelReader
 from training.config.learning import AdapterConfig
 from training.learning.model.base_pass import Encoded, head_states
 from training.learning.model.tail_attention import Past, looking_back
@@ -44,11 +45,13 @@ class PolicyOutput(NamedTuple):
 
     `labels` (B, 10): log-probabilities of the labels after the tail, over the whole vocabulary,
     nats. `text` (B, T): log-probability of each token of the given texts, 0 where a text has ended;
-    None without texts.
+    None without texts. `questions`: the same as `labels` of each question that was asked, (B, its
+    labels).
     """
 
     labels: Tensor
     text: Tensor | None
+    questions: Mapping[QuestionName, Tensor] = {}
 
 
 class PolicyModel(torch.nn.Module, ABC):
@@ -78,17 +81,19 @@ class PolicyModel(torch.nn.Module, ABC):
         """Where the pass runs."""
         return self.label_ids.device
 
-    def forward(self, rows: Tensor, texts: Sequence[Sequence[int]] | None = None) -> PolicyOutput:
+    def forward(
+        self,
+        rows: Tensor,
+        texts: Sequence[Sequence[int]] | None = None,
+        questions: Sequence[QuestionName] = (),
+    ) -> PolicyOutput:
         """Read `rows` (B,). `texts` are token ids that follow the tail, one per row; they may
-        differ in length."""
+        differ in length. `questions` are asked in the same pass, of prompts without texts."""
         indices = [int(row) for row in rows]
-        suffixes = [[*self.tail, *text] for text in texts] if texts else [self.tail] * len(indices)
-        logits = self._logits(indices, suffixes, all_positions=texts is not None)
         if texts is None:
-            return PolicyOutput(
-                torch.log_softmax(logits[:, -1].float(), -1)[:, self.label_ids], None
-            )
-        log_probs = torch.log_softmax(logits.float(), -1)
+            return self._answers(indices, Branched.of(self.encoder, questions), questions)
+        suffixes = [[*self.tail, *text] for text in texts]
+        log_probs = torch.log_softmax(self._logits(indices, suffixes).float(), -1)
         first = len(self.tail) - 1
         padded = pad_sequence(
             [torch.tensor(text) for text in texts], batch_first=True, padding_value=-1
@@ -96,16 +101,29 @@ class PolicyModel(torch.nn.Module, ABC):
         picked = log_probs[:, first:-1].gather(2, padded.clamp(min=0)[:, :, None]).squeeze(2)
         return PolicyOutput(log_probs[:, first, self.label_ids], picked * (padded >= 0))
 
+    def _answers(
+        self, rows: list[int], branched: Branched, questions: Sequence[QuestionName]
+    ) -> PolicyOutput:
+        suffixes = [list(branched.ids)] * len(rows)
+        log_probs = torch.log_softmax(self._logits(rows, suffixes, branched).float(), -1)
+        labels, *others = (
+            log_probs[:, end, ids.to(self.device)] for end, ids in enumerate(branched.labels)
+        )
+        return PolicyOutput(labels, None, dict(zip(questions, others, strict=True)))
+
     def distributions(self, rows: Sequence[int], texts: Sequence[Sequence[int]]) -> Tensor:
         """(B, T, V): log-probabilities of every token at each place of the texts; arbitrary where a
         text has ended."""
         suffixes = [[*self.tail, *text] for text in texts]
-        logits = self._logits([int(row) for row in rows], suffixes, all_positions=True)
+        logits = self._logits([int(row) for row in rows], suffixes)
         return torch.log_softmax(logits[:, len(self.tail) - 1 : -1].float(), -1)
 
     @abstractmethod
-    def _logits(self, rows: list[int], suffixes: list[list[int]], all_positions: bool) -> Tensor:
-        """Logits after every token of the suffixes (B, S, V), or after the last one (B, 1, V)."""
+    def _logits(
+        self, rows: list[int], suffixes: list[list[int]], branched: Branched | None = None
+    ) -> Tensor:
+        """Logits after every token of the suffixes (B, S, V); where they are all one tail with its
+        questions, after each of its ends alone (B, ends, V)."""
 
 
 class ActivatedPolicy(PolicyModel):
@@ -118,7 +136,9 @@ class ActivatedPolicy(PolicyModel):
             self.head_states: Tensor
             self.register_buffer("head_states", head_states(reader), persistent=False)
 
-    def _logits(self, rows: list[int], suffixes: list[list[int]], all_positions: bool) -> Tensor:
+    def _logits(
+        self, rows: list[int], suffixes: list[list[int]], branched: Branched | None = None
+    ) -> Tensor:
         user, lengths = self.encoded.keys_values(rows)
         suffix_ids = [torch.tensor(suffix) for suffix in suffixes]
         ids = pad_sequence(suffix_ids, batch_first=True).to(self.device)
@@ -126,8 +146,10 @@ class ActivatedPolicy(PolicyModel):
         hidden = torch.zeros(len(rows), user.shape[-2]).masked_fill(
             torch.arange(user.shape[-2]) >= lengths[:, None], -torch.inf
         )
-        past = Past(self.head_states, user.to(self.device), hidden.to(self.device))
-        positions = len(self.head) + lengths[:, None] + torch.arange(size)
+        seen = None if branched is None else branched.seen.to(self.device)
+        past = Past(self.head_states, user.to(self.device), hidden.to(self.device), seen)
+        after_user = torch.arange(size) if branched is None else branched.depth
+        positions = len(self.head) + lengths[:, None] + after_user
         # Every token here is at or after the invocation. PEFT would look for its last occurrence,
         # which in a dialogue is a later turn of the assistant.
         offsets = {"alora_offsets": [size] * len(rows)} if isinstance(self.model, PeftModel) else {}
@@ -136,9 +158,7 @@ class ActivatedPolicy(PolicyModel):
                 input_ids=ids,
                 position_ids=positions.to(self.device),
                 use_cache=False,
-                # an index, since a slice of a batch makes the product with the vocabulary ten times
-                # slower
-                logits_to_keep=0 if all_positions else torch.tensor([size - 1], device=self.device),
+                logits_to_keep=_read_at(branched, self.device),
                 **offsets,
             )
         return output.logits  # type: ignore[no-any-return]
@@ -147,27 +167,52 @@ class ActivatedPolicy(PolicyModel):
 class OrdinaryPolicy(PolicyModel):
     """Reads the whole prompt: for adapters that change every token."""
 
-    def _logits(self, rows: list[int], suffixes: list[list[int]], all_positions: bool) -> Tensor:
+    def _logits(
+        self, rows: list[int], suffixes: list[list[int]], branched: Branched | None = None
+    ) -> Tensor:
         # Suffixes are padded on the right to one length, then whole texts on the left: all suffixes
         # stand in the same places, the last `size` ones. What is on the right is read, but nothing
         # looks back at it.
         filler, size = self.tail[-1], max(map(len, suffixes))
-        texts = []
-        for row, suffix in zip(rows, suffixes, strict=True):
-            padded = [*suffix, *[filler] * (size - len(suffix))]
-            texts.append([*self.head, *self.encoded.ids(row), *padded])
-        width = max(map(len, texts))
-        ids = torch.tensor([[filler] * (width - len(text)) + text for text in texts])
-        mask = torch.tensor([[0] * (width - len(text)) + [1] * len(text) for text in texts])
-        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        before = [[*self.head, *self.encoded.ids(row)] for row in rows]
+        width = max(map(len, before))
+        padding = torch.tensor([width - len(text) for text in before])
+        ids = torch.tensor(
+            [
+                [filler] * (width - len(text)) + text + suffix + [filler] * (size - len(suffix))
+                for text, suffix in zip(before, suffixes, strict=True)
+            ]
+        )
+        place = torch.arange(width) - padding[:, None]
+        after = torch.arange(size) if branched is None else branched.depth
+        positions = torch.cat([place.clamp(min=0), width - padding[:, None] + after], 1)
         output = self.model(
             input_ids=ids.to(self.device),
-            attention_mask=mask.to(self.device),
+            attention_mask=self._mask(padding, width, size, branched).to(self.device),
             position_ids=positions.to(self.device),
             use_cache=False,
-            logits_to_keep=size if all_positions else 1,
+            logits_to_keep=size if branched is None else width + _read_at(branched, self.device),
         )
         return output.logits  # type: ignore[no-any-return]
+
+    def _mask(self, padding: Tensor, width: int, size: int, branched: Branched | None) -> Tensor:
+        """Which tokens are there, (B, width + size); with questions, what is added to attention
+        scores, (B, 1, width + size that look, and that are seen)."""
+        there = torch.arange(width + size) >= padding[:, None]
+        if branched is None or len(branched.ends) == 1:
+            return there.long()
+        seen = torch.ones(width + size, width + size, dtype=torch.bool).tril()
+        seen[width:, width:] = branched.seen
+        # A place of the padding sees itself, so that none sees nothing.
+        visible = (seen & there[:, None]) | torch.eye(width + size, dtype=torch.bool)
+        mask = torch.zeros(visible.shape)
+        return mask.masked_fill_(~visible, torch.finfo(mask.dtype).min)[:, None]
+
+
+def _read_at(branched: Branched | None, device: torch.device) -> Any:
+    """Which logits a pass keeps: an index, since a slice of a batch makes the product with the
+    vocabulary ten times slower; 0 keeps all."""
+    return 0 if branched is None else torch.tensor(branched.ends, device=device)
 
 
 @contextmanager

@@ -6,8 +6,8 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -19,8 +19,10 @@ from scipy.special import log_softmax
 
 from app.domain.actions import ACTIONS
 from app.domain.choice import chosen
-from app.domain.decision import Reading, prepare
+from app.domain.decision import Reading, foretold, prepare
 from app.domain.manifest import Calibration, ModelManifest
+from app.domain.outlook import Outlook
+from app.domain.questions import BY_NAME, QuestionName
 from app.domain.scenario import Scenario
 from app.policy.backends import Backends
 from app.policy.in_process.label_reader import LabelReader
@@ -35,6 +37,8 @@ from training.stages.store import Artifact, Facts
 
 FILE = "log_probabilities.npy"
 BARE_FILE = "without_text.npy"
+QUESTION_FILE = "{}_log_probabilities.npy"
+BARE_QUESTION_FILE = "{}_without_text.npy"
 _ROWS = 32
 _PATIENCE_S = 300.0
 _APPROVING = np.array([action.approve for action in ACTIONS])
@@ -48,22 +52,53 @@ class Answers:
     raw : (N, 10) label log-probabilities over the whole vocabulary, nats.
     bare : the same without the text parts of prompts, which is `raw` where a prompt has none; None
         when nobody asked, and then text decides.
+    questions, bare_questions : the same of each question's labels, (N, its labels); empty of a
+        version that answers none.
     """
 
     raw: NDArray[np.floating]
     calibration: Calibration
     bare: NDArray[np.floating] | None = None
+    questions: Mapping[QuestionName, NDArray[np.floating]] = field(default_factory=dict)
+    bare_questions: Mapping[QuestionName, NDArray[np.floating]] = field(default_factory=dict)
 
     @classmethod
     def open(cls, artifact: Artifact) -> Self:
         """Of a finished stage."""
         calibration = Calibration.from_json(artifact.facts["calibration"])
-        return cls(np.load(artifact / FILE), calibration, np.load(artifact / BARE_FILE))
+        questions, bare_questions = (
+            {name: np.load(artifact / file.format(name)) for name in calibration.asked}
+            for file in (QUESTION_FILE, BARE_QUESTION_FILE)
+        )
+        raw, bare = np.load(artifact / FILE), np.load(artifact / BARE_FILE)
+        return cls(raw, calibration, bare, questions, bare_questions)
+
+    @classmethod
+    def of(cls, readings: Sequence[Reading], calibration: Calibration) -> Self:
+        """From what was read of each scenario."""
+
+        def table(column: Iterable[tuple[float, ...]]) -> NDArray[np.float32]:
+            return np.array(list(column), np.float32)
+
+        bare = [reading.bare for reading in readings]
+        return cls(
+            table(reading.log_probabilities for reading in readings),
+            calibration,
+            table(reading.log_probabilities for reading in bare),
+            *(
+                {name: table(each.questions[name] for each in them) for name in calibration.asked}
+                for them in (readings, bare)
+            ),
+        )
 
     def save(self, folder: Path) -> Facts:
         """Write the raw ones; the facts of a stage `answers`."""
         np.save(folder / FILE, self.raw)
         np.save(folder / BARE_FILE, self.raw if self.bare is None else self.bare)
+        for name in self.calibration.asked:
+            read = self.questions[name]
+            np.save(folder / QUESTION_FILE.format(name), read)
+            np.save(folder / BARE_QUESTION_FILE.format(name), self.bare_questions.get(name, read))
         return {"rows": len(self), "calibration": self.calibration.as_json()}
 
     def __len__(self) -> int:
@@ -72,16 +107,37 @@ class Answers:
     def at(self, rows: Rows) -> Answers:
         """Its answers to some of the scenarios."""
         bare = None if self.bare is None else self.bare[rows]
-        return Answers(self.raw[rows], self.calibration, bare)
+        questions, bare_questions = (
+            {name: read[rows] for name, read in them.items()}
+            for them in (self.questions, self.bare_questions)
+        )
+        return Answers(self.raw[rows], self.calibration, bare, questions, bare_questions)
 
     def readings(self) -> list[Reading]:
         """What the service would have read."""
         bare = self.raw if self.bare is None else self.bare
-        return [
-            Reading(
-                log_probabilities=tuple(row), without_text=tuple(other) if other != row else None
+        without = self.bare_questions or self.questions
+        found = []
+        for row, (log_probs, other) in enumerate(
+            zip(self.raw.tolist(), bare.tolist(), strict=True)
+        ):
+            reading = Reading(
+                log_probabilities=tuple(log_probs), questions=_row(self.questions, row)
             )
-            for row, other in zip(self.raw.tolist(), bare.tolist(), strict=True)
+            if other != log_probs:
+                told = {
+                    "without_text": tuple(other),
+                    "questions_without_text": _row(without, row),
+                }
+                reading = reading.model_copy(update=told)
+            found.append(reading)
+        return found
+
+    def outlooks(self, scenarios: Sequence[Scenario]) -> list[Outlook | None]:
+        """What it foretells of the scenarios that these are the answers to."""
+        return [
+            foretold(reading, self.calibration, scenario)
+            for reading, scenario in zip(self.readings(), scenarios, strict=True)
         ]
 
     @cached_property
@@ -138,8 +194,8 @@ def of_policy(
     folder: Path, policy: Artifact, encoded: Encoded, base: Base, *, progress: Progress = silent
 ) -> Facts:
     """A policy's, or a warm-up's, to every scenario."""
-    raw, bare = of_adapter(base.reader, encoded, policy / "adapter", progress)
-    return Answers(raw, calibration_of(policy), bare).save(folder)
+    calibration = calibration_of(policy)
+    return of_adapter(base.reader, encoded, policy / "adapter", calibration, progress).save(folder)
 
 
 @stage("answers")
@@ -158,12 +214,13 @@ def of_published(
     """A published version's: fast when it is an adapter over the same base, else prompt by prompt.
     Model directories lie in `models` and `shipped`."""
     named = version.manifest.base
+    calibration = version.manifest.calibration
     if named is not None and named.model_version == base.manifest.model_version:
-        raw, bare = of_adapter(base.reader, encoded, version.path, progress)
+        answers = of_adapter(base.reader, encoded, version.path, calibration, progress)
     else:
         roots = [models, shipped]
-        raw, bare = of_version(version.path, roots, scenarios.scenarios(), threads, progress)
-    return Answers(raw, version.manifest.calibration, bare).save(folder)
+        answers = of_version(version.path, roots, scenarios.scenarios(), threads, progress)
+    return answers.save(folder)
 
 
 def calibration_of(policy: Artifact) -> Calibration:
@@ -176,27 +233,37 @@ def of_adapter(
     reader: LabelReader,
     encoded: Encoded,
     adapter: Path,
+    calibration: Calibration,
     progress: Progress = silent,
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """(N, 10) of an adapter with and without text parts, read over the base pass: seconds where
-    whole prompts would take minutes."""
+) -> Answers:
+    """An adapter's, with and without text parts, read over the base pass: seconds where whole
+    prompts would take minutes."""
     everything, texts = np.arange(len(encoded)), np.flatnonzero(encoded.text)
-    total = len(everything) + len(texts)
+    total, asked = len(everything) + len(texts), calibration.asked
 
-    def read(over: Encoded, rows: Rows, before: int) -> NDArray[np.float32]:
-        parts = [np.empty((0, len(ACTIONS)), np.float32)]
+    def read(over: Encoded, rows: Rows, before: int) -> list[NDArray[np.float32]]:
+        sizes = [len(ACTIONS), *(len(BY_NAME[name].labels) for name in asked)]
+        parts = [[np.empty((0, size), np.float32) for size in sizes]]
         with opened(reader, over, adapter) as model, torch.no_grad():
             for begin in range(0, len(rows), _ROWS):
                 part = torch.from_numpy(rows[begin : begin + _ROWS])
-                parts.append(model(part).labels.float().cpu().numpy())
+                output = model(part, questions=asked)
+                found = [output.labels, *(output.questions[name] for name in asked)]
+                parts.append([values.float().cpu().numpy() for values in found])
                 progress(before + begin + len(part), total)
-        return np.concatenate(parts)
+        return [np.concatenate(column) for column in zip(*parts, strict=True)]
 
-    raw = read(encoded, everything, 0)
-    bare = raw.copy()
+    whole = read(encoded, everything, 0)
+    bare = [values.copy() for values in whole]
     if len(texts):
-        bare[texts] = read(encoded.without_text(), texts, len(everything))
-    return raw, bare
+        without = read(encoded.without_text(), texts, len(everything))
+        for values, other in zip(bare, without, strict=True):
+            values[texts] = other
+    (raw, *answers), (bare_raw, *bare_answers) = whole, bare
+    questions, bare_questions = (
+        dict(zip(asked, them, strict=True)) for them in (answers, bare_answers)
+    )
+    return Answers(raw, calibration, bare_raw, questions, bare_questions)
 
 
 def of_version(
@@ -205,9 +272,9 @@ def of_version(
     scenarios: Sequence[Scenario],
     threads: int,
     progress: Progress = silent,
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """(N, 10), with and without text parts, of any published version, loaded and asked as the
-    service does; whole prompts, one after the other.
+) -> Answers:
+    """Any published version's, with and without text parts, loaded and asked as the service does;
+    whole prompts, one after the other.
 
     Raises what `Backends.load` raises: the files were changed, or belong to another prompt version.
     """
@@ -223,9 +290,10 @@ def of_version(
         finally:
             await policy.aclose()
 
-    readings = asyncio.run(ask())
-    raw, bare = (
-        np.array([reading.log_probabilities for reading in each], np.float32)
-        for each in (readings, [reading.bare for reading in readings])
-    )
-    return raw, bare
+    return Answers.of(asyncio.run(ask()), policy.manifest.calibration)
+
+
+def _row(
+    tables: Mapping[QuestionName, NDArray[np.floating]], row: int
+) -> dict[QuestionName, tuple[float, ...]]:
+    return {name: tuple(values[row].tolist()) for name, values in tables.items()}

@@ -33,12 +33,14 @@ class Past(NamedTuple):
 
     `head` (layers, 2, heads, head tokens, size); `user` (layers, 2, rows, heads, width, size),
     padded on the right; `hidden` (rows, width) float, 0 for a token and -inf for padding, added to
-    scores.
+    scores. `seen` (tail, tail) bool, by the one that looks: which tokens of the tail a token sees;
+    None is all up to itself.
     """
 
     head: Tensor
     user: Tensor
     hidden: Tensor
+    seen: Tensor | None = None
 
 
 _past: ContextVar[Past] = ContextVar("past")
@@ -90,9 +92,11 @@ def tail_attention(
     by_head = grouped.transpose(0, 1).reshape(heads, rows * asking, size)
     to_head = (by_head @ head_key.transpose(1, 2)).view(heads, rows, asking, -1).transpose(0, 1)
     to_user = grouped @ user_key.transpose(2, 3) + past.hidden[:, None, None, :]
-    later = torch.ones(tokens, tokens, dtype=torch.bool, device=query.device).triu(1)
-    later = later.repeat(query_heads // heads, 1)
-    to_tail = (grouped @ key.transpose(2, 3)).masked_fill(later, -torch.inf)
+    seen = past.seen
+    if seen is None:
+        seen = torch.ones(tokens, tokens, dtype=torch.bool, device=query.device).tril()
+    unseen = ~seen.repeat(query_heads // heads, 1)
+    to_tail = (grouped @ key.transpose(2, 3)).masked_fill(unseen, -torch.inf)
     share = torch.softmax(torch.cat([to_head, to_user, to_tail], -1), -1)
     of_head, of_user, of_tail = torch.split(
         share, [head_key.shape[1], user_key.shape[2], tokens], -1

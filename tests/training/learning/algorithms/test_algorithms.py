@@ -14,6 +14,8 @@ import torch
 from safetensors.torch import load_file
 
 from app.domain.manifest import Calibration
+from app.domain.outlook import Payoffs
+from app.domain.questions import QuestionName
 from app.policy.in_process.label_reader import LabelReader
 from tests.training.support.planted import encoded, short_prompts, tiny_reader
 from training.agent.words import Demonstrations
@@ -35,6 +37,7 @@ from training.learning.algorithms.measures import (
 )
 from training.learning.algorithms.probe import fit_probe
 from training.learning.algorithms.problem import Problem, TrainingError
+from training.learning.algorithms.questions import Questions
 from training.learning.algorithms.run import TrainedPolicy
 from training.learning.algorithms.table import TRAINS
 from training.learning.model.answers import Answers
@@ -43,6 +46,7 @@ from training.learning.model.base_pass import Encoded
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 
 ROWS = 32
+HELD_OUT = np.arange(24, ROWS)
 ADAPTER = AdapterConfig(rank=4, alpha=8.0)
 LIVELY = {"min_entropy": 0.0, "max_majority": 1.0}
 ALGORITHMS: dict[str, tuple[Callable[..., TrainedPolicy], TrainingConfig]] = {
@@ -330,3 +334,59 @@ def test_the_loss_of_the_closed_form_is_its_entropy(tiny: tuple[LabelReader, Enc
     assert losses.distillation_loss(target, target, torch.ones(ROWS)).item() == pytest.approx(
         losses.entropy(target).mean().item(), abs=1e-5
     )
+
+
+def test_questions_are_learned_beside_the_action_and_calibrated_on_rows_that_did_not_train(
+    tiny: tuple[LabelReader, Encoded], tmp_path: Path
+) -> None:
+    """ "btc up" wins with 0.8 and ranges far, "btc down" with 0.2."""
+    reader, rows = tiny
+    up = np.arange(ROWS) % 2
+    win = np.where(up, 0.8, 0.2)
+    questions = Questions(
+        {
+            QuestionName.WIN: np.column_stack([1 - win, win]),
+            QuestionName.STOPPED: np.column_stack([win, 1 - win]),
+            QuestionName.RANGE: np.eye(5)[np.where(up, 4, 0)],
+        },
+        Payoffs(won_atr=1.5, stopped_r=-1.0, other_atr=0.0, cost=0.003, spread_bps=2.0),
+    )
+    config = ExpectedConfig(epochs=30, batch=8, learning_rate=1e-2, questions=30.0, **LIVELY)
+    run = expected.train(problem(rows, questions=questions), config, ADAPTER, reader, tmp_path)
+    outlook = run.answers.calibration.outlook
+    assert outlook is not None
+    assert outlook.payoffs == questions.payoffs
+    rises = up[:24] == 1
+    for name in (QuestionName.WIN, QuestionName.RANGE):
+        raw = run.answers.questions[name][:24]
+        leaning = raw[:, -1] - raw[:, 0]  # the last label against the first, nats
+        assert leaning[rises].mean() > leaning[~rises].mean() + 0.5, name
+    readings = run.answers.readings()
+    question = outlook.questions[QuestionName.WIN]
+    held_out = [question.mean(readings[row].questions[QuestionName.WIN]) for row in HELD_OUT]
+    assert np.mean(held_out) == pytest.approx(0.5, abs=0.02), "calibrated"
+    document = json.loads((tmp_path / "training.json").read_text())
+    assert Calibration.from_json(document["calibration"]) == run.answers.calibration
+    assert document["questions"].keys() == set(QuestionName)
+    assert document["questions"]["win"]["rows"] == len(HELD_OUT)
+
+
+def test_without_their_weight_questions_are_not_asked(
+    tiny: tuple[LabelReader, Encoded], tmp_path: Path
+) -> None:
+    reader, rows = tiny
+    half = np.full((ROWS, 2), 0.5)
+    payoffs = Payoffs(won_atr=1.0, stopped_r=-1.0, other_atr=0.0, cost=0.0, spread_bps=0.0)
+    given = problem(rows, questions=Questions({QuestionName.WIN: half}, payoffs))
+    settings = {"epochs": 1, "batch": 8, **LIVELY}
+    asked, silent = (
+        expected.train(given, ExpectedConfig(questions=w, **settings), ADAPTER, reader, folder)
+        for w, folder in ((1.0, tmp_path / "asked"), (0.0, tmp_path / "silent"))
+    )
+    plain = expected.train(
+        problem(rows), ExpectedConfig(**settings), ADAPTER, reader, tmp_path / "plain"
+    )
+    assert asked.answers.calibration.asked == (QuestionName.WIN,)
+    assert silent.answers.calibration.outlook is None
+    np.testing.assert_array_equal(silent.answers.raw, plain.answers.raw)
+    assert not np.array_equal(asked.answers.raw, plain.answers.raw)

@@ -12,6 +12,7 @@ import torch
 from peft import PeftModel
 
 from app.domain.prompt import lines_of
+from app.domain.questions import QuestionName
 from app.policy.calibration import random_scenarios
 from app.policy.in_process.importer import import_smollm2
 from app.policy.in_process.label_reader import LabelReader
@@ -99,6 +100,33 @@ def test_on_smollm2_too(tmp_path: Path, config: AdapterConfig) -> None:
     texts = [lines_of(scenario) for scenario in random_scenarios(2, seed=5)]
     rows = Encoded.open(encode_lines(tmp_path, texts, reader, base))
     check_equal(reader, rows, base, config, [0, 1])
+
+
+@pytest.mark.parametrize("config", [TINY, ORDINARY], ids=["activated", "ordinary"])
+def test_questions_are_read_as_if_each_alone_followed_the_tail(
+    tiny: tuple[LabelReader, Encoded, Path], config: AdapterConfig
+) -> None:
+    reader, stored, base = tiny
+    source, rows, asked = exact(stored, base), [4, 0, 3], tuple(QuestionName)
+    with adapted(reader, source, config, seed=0) as policy, torch.no_grad():
+        randomise(policy)
+        output = policy(torch.tensor(rows), questions=asked)
+        torch.testing.assert_close(
+            output.labels, policy(torch.tensor(rows)).labels, atol=TOLERANCE, rtol=0
+        )
+        for name in asked:
+            tail = reader.encoder.question(name)
+            for i, row in enumerate(rows):
+                suffix = [*reader.encoder.tail, *tail.ids]
+                ids = [*reader.encoder.head, *source.ids(row), *suffix]
+                more = {"alora_offsets": [len(suffix)]} if config.kind == "activated" else {}
+                logits = policy.model(
+                    input_ids=torch.tensor([ids]), use_cache=False, **more
+                ).logits[0, -1]
+                expected = torch.log_softmax(logits.float(), -1)[list(tail.label_ids)]
+                torch.testing.assert_close(
+                    output.questions[name][i], expected, atol=TOLERANCE, rtol=0
+                )
 
 
 @pytest.mark.parametrize("config", [TINY, ORDINARY], ids=["activated", "ordinary"])

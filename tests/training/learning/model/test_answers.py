@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from app.domain.actions import LABELS
 from app.domain.decision import Reading, propose
 from app.domain.manifest import Calibration
+from app.domain.questions import BY_NAME, QuestionName
 from app.domain.scenario import Scenario
 from tests.training.support.rebuilds import read_by
 from training.judging.gate.checks import TOLERANCE
@@ -34,7 +35,7 @@ def test_an_adapter_asked_as_the_service_asks_answers_what_it_answers_over_the_b
     evaluated: Evaluated, asked: list[Scenario], tiny_base: Path
 ) -> None:
     steps: list[tuple[int, int]] = []
-    found, bare = answers.of_version(
+    told = answers.of_version(
         evaluated.version,
         [tiny_base.parent],
         asked,
@@ -42,18 +43,30 @@ def test_an_adapter_asked_as_the_service_asks_answers_what_it_answers_over_the_b
         lambda done, total: steps.append((done, total)),
     )
     kept = np.load(read_by(evaluated, "answers: policy") / answers.FILE)
+    found, bare = told.raw, told.bare
+    assert bare is not None
     assert found.shape == (SOME, 10)
     assert found.dtype == kept.dtype == np.float32
     assert np.abs(found - kept[:SOME]).max() < TOLERANCE
     kept_bare = np.load(read_by(evaluated, "answers: policy") / answers.BARE_FILE)
     assert np.abs(bare - kept_bare[:SOME]).max() < TOLERANCE
+    again = answers.Answers.open(read_by(evaluated, "answers: policy")).at(np.arange(SOME))
+    assert told.calibration.asked == tuple(QuestionName)
+    for name in QuestionName:
+        for one, other in (
+            (told.questions, again.questions),
+            (told.bare_questions, again.bare_questions),
+        ):
+            assert one[name].shape == (SOME, len(BY_NAME[name].labels))
+            assert np.abs(one[name] - other[name]).max() < TOLERANCE
+    assert told.outlooks(asked)[0] is not None
     assert steps == [(number, SOME) for number in range(1, SOME + 1)]
 
 
 def test_a_whole_model_answers_what_the_base_pass_read(
     evaluated: Evaluated, asked: list[Scenario], tiny_base: Path
 ) -> None:
-    found, _ = answers.of_version(tiny_base, [tiny_base.parent], asked, 1)
+    found = answers.of_version(tiny_base, [tiny_base.parent], asked, 1).raw
     untuned = np.asarray(Encoded.open(read_by(evaluated, "encoded")).label_log_probs)
     assert np.abs(found - untuned[:SOME]).max() < TOLERANCE
     tuned = np.load(read_by(evaluated, "answers: policy") / answers.FILE)
