@@ -24,6 +24,7 @@ from app.domain.actions import ACTIONS
 from app.domain.errors import AdvisorError
 from app.domain.manifest import MANIFEST_NAME
 from app.domain.principal import Role
+from app.domain.what_if import Tally
 from app.operator_client import OperatorClient, OperatorError
 from app.settings import Settings, SettingsError, read_settings
 from app.telemetry import configure_log
@@ -39,6 +40,8 @@ app.add_typer(model_app, name="model")
 token_app = typer.Typer(help="Who may ask the service what.", no_args_is_help=True)
 app.add_typer(token_app, name="token")
 console = Console(stderr=True)
+WIDE = 120
+"""Columns of a table that a narrower window would tear apart."""
 PRIVATE = 0o077
 """What a process of the service writes is for its own user."""
 Url = Annotated[
@@ -224,6 +227,90 @@ def replay(decision_id: Annotated[UUID, typer.Argument(help="Id of a stored deci
         return 1 if changed else 0
 
     raise typer.Exit(asyncio.run(fetch()))
+
+
+@app.command("what-if")
+def what_if(
+    limits: Annotated[Path, typer.Option("--limits", help="Limits to try, a TOML file.")],
+    against: Annotated[
+        Path | None,
+        typer.Option(help="Limits to compare with. Default: those each decision was made with."),
+    ] = None,
+    since: Annotated[datetime | None, typer.Option(help="First time of a decision, UTC.")] = None,
+    until: Annotated[datetime | None, typer.Option(help="Time to end before, UTC.")] = None,
+    forget_hours: Annotated[
+        float,
+        typer.Option(min=0, help="After these without a trade, losses in a row are forgotten."),
+    ] = 24.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    show: Annotated[int, typer.Option(help="How many changed decisions to print.")] = 10,
+) -> None:
+    """What other limits would have refused, approved and earned, on the record, in R. Nothing is
+    changed."""
+    from app.domain.limits import read_limits
+    from app.domain.what_if import Judge
+    from app.shadow_log.what_if import pasts
+
+    before = None if against is None else read_limits(against)
+    judge = Judge(read_limits(limits), before, timedelta(hours=forget_hours))
+    url, tally = database_url(read_settings()), Tally()
+    begin, end = (at and at.replace(tzinfo=at.tzinfo or UTC) for at in (since, until))
+
+    async def replayed(progress: Progress) -> None:
+        task = progress.add_task("replaying", total=None)
+
+        def tell(done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total)
+
+        async for past in pasts(url, begin, end, tell):
+            for judged in judge.arms(past):
+                tally.add(judged)
+
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        asyncio.run(replayed(progress))
+    if as_json:
+        typer.echo(json.dumps(tally.as_json(), indent=2))
+    else:
+        _say_tally(tally, show)
+
+
+def _say_tally(tally: Tally, show: int) -> None:
+    """What changed, in three tables."""
+    if not tally.arms:
+        say("no decision is recorded in this span")
+        return
+    arms = Table(
+        "arm", "decisions", "approved", "R", "gain, R a decision", "grades", box=SIMPLE_HEAD
+    )
+    for name, arm in tally.arms.items():
+        gain = "" if arm.gain is None else f"{arm.gain.value:+.4f}"
+        if arm.gain is not None and arm.gain.low is not None:
+            gain += f" [{arm.gain.low:+.4f}, {arm.gain.high:+.4f}]"
+        grades = ", ".join(f"{count} {grade}" for grade, count in arm.grades.items())
+        approved = f"{arm.approved_before} -> {arm.approved_after}"
+        earned = f"{arm.r_before:+.2f} -> {arm.r_after:+.2f} (of {arm.judged})"
+        arms.add_row(name, str(arm.decisions), approved, earned, gain, grades)
+    codes = Table("veto", "refused", "R saved on the agent's orders", box=SIMPLE_HEAD)
+    for code, tallied in sorted(tally.codes.items()):
+        refused = f"{tallied.refused_before} -> {tallied.refused_after}"
+        codes.add_row(
+            code, refused, f"{tallied.r_saved_before:+.2f} -> {tallied.r_saved_after:+.2f}"
+        )
+    changed = Table("time", "symbol", "arm", "before", "after", "R", "grade", box=SIMPLE_HEAD)
+    for judged in list(tally.changed)[-show:]:
+        scenario = judged.past.decision.scenario
+        verdicts = [
+            " ".join(verdict.codes) or ("approve" if verdict.approves else "reject")
+            for verdict in (judged.before, judged.after)
+        ]
+        earned = " -> ".join("?" if r is None else f"{r:+.2f}" for r in judged[4:6])
+        when = f"{scenario.as_of:%Y-%m-%d %H:%M}"
+        changed.add_row(
+            when, scenario.candidate.symbol, judged.arm, *verdicts, earned, judged.grade
+        )
+    for table in (arms, codes, changed):
+        if table.row_count:
+            Console(width=max(WIDE, console.width)).print(table)
 
 
 @app.command()

@@ -3,12 +3,11 @@ missing."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any
 
-from sqlalchemy import ColumnElement, Select, Table, and_, exists, func, select, true, tuple_
+from sqlalchemy import and_, exists, func, select, true
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app.domain.canonical import canonical_json, digest
@@ -28,27 +27,17 @@ from app.shadow_log.rows import (
     assemble,
     control_row,
     decision_row,
-    plain,
     report_event,
     report_of,
     report_row,
 )
+from app.shadow_log.stored import Beside, chunks, stored, within
 
-CHUNK = 500
 JSON_COLUMNS = ("scenario", "record")
 """Held against the hash, not column by column."""
 
 
 Progress = Callable[[int, int], None]
-
-
-class _Beside(NamedTuple):
-    """The rows that belong to one decision: its advices, the control that came along, and advice
-    that came later."""
-
-    advices: list[Row]
-    controls: list[Row]
-    late: list[Row]
 
 
 async def verify_log(url: str, progress: Progress = lambda done, total: None) -> VerifyReport:
@@ -81,9 +70,9 @@ async def verify(
             total = await connection.scalar(
                 select(func.count())
                 .select_from(tables.decisions)
-                .where(_within(tables.decisions, since, until))
+                .where(within(tables.decisions, since, until))
             )
-            async for decision, rows in _stored(connection, since, until):
+            async for decision, rows in stored(connection, since, until):
                 _check_decision(decision, rows, report)
                 report.decisions += 1
                 progress(report.decisions, total or 0)
@@ -96,62 +85,7 @@ async def verify(
     return report
 
 
-def _within(table: Table, since: datetime | None, until: datetime | None) -> ColumnElement[bool]:
-    begin = true() if since is None else table.c.as_of >= since
-    return and_(begin, true() if until is None else table.c.as_of < until)
-
-
-async def _stored(
-    connection: AsyncConnection, since: datetime | None, until: datetime | None
-) -> AsyncIterator[tuple[Row, _Beside]]:
-    """Decisions with what belongs to them, by time and id, a chunk at a time."""
-    c = tables.decisions.c
-    everything = select(tables.decisions).where(_within(tables.decisions, since, until))
-    async for chunk in _chunks(connection, everything, c.as_of, c.decision_id):
-        ids = [row["decision_id"] for row in chunk]
-        times = chunk[0]["as_of"], chunk[-1]["as_of"]
-        advices = tables.advices.c
-        advices_of = await _grouped(
-            connection,
-            select(tables.advices)
-            .where(advices.decision_id.in_(ids), advices.as_of.between(*times))
-            .order_by(advices.ordinal),
-        )
-        actions = tables.agent_actions.c
-        keys = [f"control:{decision_id}" for decision_id in ids]
-        controls = await _grouped(
-            connection, select(tables.agent_actions).where(actions.event_key.in_(keys))
-        )
-        late = tables.late_advices.c
-        added = await _grouped(
-            connection, select(tables.late_advices).where(late.decision_id.in_(ids))
-        )
-        for row in chunk:
-            decision_id = row["decision_id"]
-            yield row, _Beside(advices_of[decision_id], controls[decision_id], added[decision_id])
-
-
-async def _grouped(connection: AsyncConnection, query: Select[Any]) -> defaultdict[Any, list[Row]]:
-    groups: defaultdict[Any, list[Row]] = defaultdict(list)
-    for row in await connection.execute(query):
-        groups[row.decision_id].append(plain(row))
-    return groups
-
-
-async def _chunks(
-    connection: AsyncConnection, query: Select[Any], *key: ColumnElement[Any]
-) -> AsyncIterator[list[Row]]:
-    """The query's rows in order of `key`, which must be unique, without holding them all."""
-    query = query.order_by(*key).limit(CHUNK)
-    chunk = [plain(row) for row in await connection.execute(query)]
-    while chunk:
-        yield chunk
-        last = tuple(chunk[-1][column.key or ""] for column in key)
-        following = query.where(tuple_(*key) > tuple_(*last))
-        chunk = [plain(row) for row in await connection.execute(following)]
-
-
-def _check_decision(row: Row, beside: _Beside, report: VerifyReport) -> None:
+def _check_decision(row: Row, beside: Beside, report: VerifyReport) -> None:
     decision_id, advices = row["decision_id"], beside.advices
     if not advices:
         report.add(Fault.NO_ADVICE, decision_id)
@@ -242,7 +176,7 @@ async def _check_gaps(
     ):
         same = and_(other.c.decision_id == table.c.decision_id, other.c.as_of == table.c.as_of)
         alone = select(table.c.decision_id, table.c.as_of).distinct()
-        alone = alone.where(_within(table, since, until), ~exists().where(same, matches))
+        alone = alone.where(within(table, since, until), ~exists().where(same, matches))
         for row in await connection.execute(alone):
             if fault is not Fault.KEY_WITHOUT_ROW or month_of(row.as_of) not in dropped:
                 report.add(fault, row.decision_id)
@@ -254,7 +188,7 @@ async def _check_reports(connection: AsyncConnection, report: VerifyReport) -> N
     for kind, table in REPORTS.items():
         # Those that came with a request are checked with their decision.
         own = ~table.c.event_key.like("control:%")
-        async for chunk in _chunks(connection, select(table).where(own), table.c.event_key):
+        async for chunk in chunks(connection, select(table).where(own), table.c.event_key):
             decided = await _decided(connection, chunk)
             payloads = await payloads_of(connection, kind.value, [r["event_key"] for r in chunk])
             for row in chunk:

@@ -18,8 +18,8 @@ from app.advising.service import Service
 from app.api.access import allowed
 from app.api.explorer import asked, charts, story
 from app.api.explorer.look import page
-from app.api.explorer.numbers import running
 from app.api.explorer.route import STATIC, PageRoute
+from app.domain.intervals import running
 from app.domain.principal import Role
 from app.shadow_log.explore import Explorer, Filters, Place
 

@@ -8,10 +8,10 @@ from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 from app.api.explorer.charts import Chart, matrix
-from app.api.explorer.numbers import Day, Mean, Share, kappa, mean_of_days, wilson
 from app.domain.actions import ACTIONS
 from app.domain.case import TradingState
 from app.domain.decision import AdviceStatus, Decision
+from app.domain.intervals import Day, Mean, Share, kappa, mean_of_days, wilson
 
 Row = dict[str, Any]
 ACTION_NAMES = tuple(

@@ -34,6 +34,7 @@ COMMANDS = [
     "verify",
     "prove",
     "replay",
+    "what-if",
     "retention",
     "state",
     "alias",

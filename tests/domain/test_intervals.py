@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from app.api.explorer.numbers import Day, Mean, kappa, mean_of_days, running, wilson
+from app.domain.intervals import Day, Mean, kappa, mean_of_days, running, wilson
 
 
 def test_a_share_has_wilsons_interval() -> None:

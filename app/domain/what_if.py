@@ -1,0 +1,395 @@
+"""What other limits would have refused, approved and earned, of decisions that are on the record.
+
+Two arms are judged again. The agent's own order, as if the rules had been obeyed: what they refuse
+was never opened, so the account that later decisions see is another one (`Book`), in order of time.
+And each version's advice, from its recorded reading, on the account that the agent reported.
+
+R is net profit over the risk of the agent's plan.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, date, datetime, timedelta
+from enum import StrEnum
+from typing import Any, NamedTuple
+
+from app.domain.decision import Advice, Decision, review_control
+from app.domain.intervals import Day, Mean, mean_of_days
+from app.domain.limits import Limits
+from app.domain.review import Review
+from app.domain.scenario import Account
+
+AGENT = "agent"
+"""The arm of the agent's own orders; other arms have a version's name."""
+FORGET = timedelta(hours=24)
+"""After a loss, when nothing more is traded."""
+MOST_CHANGED = 1_000
+"""So many changed decisions are kept, the newest."""
+
+
+class Grade(StrEnum):
+    """How sure it is what other limits would have done to one decision."""
+
+    SAME = "same"
+    CERTAIN = "certain"
+    ASSUMED = "assumed"
+    UNDETERMINED = "undetermined"
+
+
+class Past(NamedTuple):
+    """One recorded decision, and what came of it.
+
+    `agent_approves` is None where the agent never said. `agent_r`: R of the agent's plan, as traded
+    or as simulated, None while unknown. `advice_r`: R of each version's advice. `closed_at` and
+    `net_pnl` (quote currency): of the trade that the agent made.
+    """
+
+    decision: Decision
+    agent_approves: bool | None
+    agent_r: float | None
+    advice_r: Mapping[str, float | None]
+    closed_at: datetime | None
+    net_pnl: float | None
+
+
+class Verdict(NamedTuple):
+    """What limits do to an order: veto codes, none approves; the quantity that caps leave, base
+    units; whether the stop stays where it was."""
+
+    approves: bool
+    codes: tuple[str, ...]
+    quantity: float
+    same_stop: bool
+
+
+class Judged(NamedTuple):
+    """One arm of one decision, before and after. R is None where it cannot be known."""
+
+    past: Past
+    arm: str
+    before: Verdict
+    after: Verdict
+    r_before: float | None
+    r_after: float | None
+    grade: Grade
+    why: str
+
+
+class Book:
+    """The agent's account, had it obeyed some limits.
+
+    What the record reports stands, less the trades that these limits refused: their positions are
+    closed, their profit of the day is taken back, losses in a row are counted over the trades that
+    were left, and forgotten `forget` after the last one: a rule that stops trading would otherwise
+    stop it for ever, where a person lets it go on. Drawdown stays as reported, and nothing is
+    opened in the place of what was refused.
+    """
+
+    def __init__(self, forget: timedelta = FORGET) -> None:
+        self._forget = forget
+        self._refused: list[Past] = []
+        self._taken: list[Past] = []
+
+    def account(self, past: Past) -> Account:
+        """The account that this decision would have seen; the reported one itself when nothing that
+        was refused shows in it."""
+        reported, now = past.decision.scenario.account, past.decision.scenario.as_of
+        if not self._refused:
+            return reported
+        changes = self._positions(reported, now) | self._losses(reported, now)
+        changes |= self._day(reported, now)
+        other = {name: value for name, value in changes.items() if value != getattr(reported, name)}
+        return reported.model_copy(update=other) if other else reported
+
+    def note(self, past: Past, approved: bool) -> None:
+        """What the limits did to a trade that the agent made."""
+        if past.agent_approves:
+            (self._taken if approved else self._refused).append(past)
+
+    def _positions(self, reported: Account, now: datetime) -> dict[str, object]:
+        if reported.positions is None:
+            return {}
+        gone = [
+            past.decision.scenario.candidate.symbol
+            for past in self._refused
+            if past.closed_at is None or past.closed_at > now
+        ]
+        left = []
+        for position in reported.positions:
+            if position.symbol in gone:
+                gone.remove(position.symbol)
+            else:
+                left.append(position)
+        return {"positions": tuple(left)}
+
+    def _losses(self, reported: Account, now: datetime) -> dict[str, object]:
+        """Losses in a row, and seconds since the last one: as reported until a refused trade has
+        closed; from then on over the trades that were taken since."""
+        if reported.consecutive_losses is None or not _closed(self._refused, now):
+            return {}
+        taken = _closed(self._taken, now)
+        in_a_row = 0
+        for _, net_pnl in reversed(taken):
+            if net_pnl >= 0:
+                break
+            in_a_row += 1
+        lost = [closed_at for closed_at, net_pnl in taken if net_pnl < 0]
+        if not lost or now - lost[-1] > self._forget:
+            return {"consecutive_losses": 0, "seconds_since_loss": None}
+        since = (now - lost[-1]).total_seconds()
+        return {"consecutive_losses": in_a_row, "seconds_since_loss": since}
+
+    def _day(self, reported: Account, now: datetime) -> dict[str, object]:
+        if reported.day_pnl_fraction is None or not reported.equity:
+            return {}
+        today = now.astimezone(UTC).date()
+        taken_back = sum(
+            net_pnl
+            for closed_at, net_pnl in _closed(self._refused, now)
+            if closed_at.astimezone(UTC).date() == today
+        )
+        return {"day_pnl_fraction": reported.day_pnl_fraction - taken_back / reported.equity}
+
+
+class Judge:
+    """Both arms of each decision under the limits `before` and `after`. `before` is None for the
+    limits that each decision was recorded with; `forget` is told in `Book`."""
+
+    def __init__(
+        self, after: Limits, before: Limits | None = None, forget: timedelta = FORGET
+    ) -> None:
+        self._after = after
+        self._before = before
+        self._books = Book(forget), Book(forget)
+
+    def arms(self, past: Past) -> Iterator[Judged]:
+        """The arms of the next decision in order of time: the agent, then each version."""
+        stood = self._before or past.decision.limits
+        yield _agent(past, (stood, self._after), self._books)
+        yield from _advice(past, self._before, self._after)
+
+
+def _agent(past: Past, limits: tuple[Limits, Limits], books: tuple[Book, Book]) -> Judged:
+    accounts = [book.account(past) for book in books]
+    first, second = (
+        _verdict(past, _review(past, limit, account))
+        for limit, account in zip(limits, accounts, strict=True)
+    )
+    for book, verdict in zip(books, (first, second), strict=True):
+        book.note(past, verdict.approves)
+    r_before, r_after = _agent_r(past, first), _agent_r(past, second)
+    grade, why = Grade.SAME, ""
+    if first != second:
+        reported = past.decision.scenario.account
+        plain = [_verdict(past, _review(past, limit, reported)) for limit in limits]
+        grade = Grade.CERTAIN
+        if plain != [first, second]:
+            grade, why = Grade.ASSUMED, "trades that were refused before are not in the account"
+    if (r_before is None or r_after is None) and grade is not Grade.SAME:
+        grade, why = Grade.UNDETERMINED, _unknown(past, first, second)
+    return Judged(past, AGENT, first, second, r_before, r_after, grade, why)
+
+
+def _advice(past: Past, before: Limits | None, after: Limits) -> Iterator[Judged]:
+    decision = past.decision
+    olds = decision if before is None else _under(decision, before)
+    news = _under(decision, after)
+    for recorded, old, new in zip(decision.advices, olds.advices, news.advices, strict=True):
+        if old.approve is None or new.approve is None:
+            continue  # It abstained: limits have no say.
+        before_it, after_it = _advised(old, recorded), _advised(new, recorded)
+        told = past.advice_r.get(recorded.model_version)
+        r_before = _advice_r(told, recorded.quantity, before_it)
+        r_after = _advice_r(told, recorded.quantity, after_it)
+        grade, why = Grade.SAME, ""
+        if before_it != after_it:
+            grade = Grade.CERTAIN
+            if r_before is None or r_after is None:
+                grade, why = Grade.UNDETERMINED, "no outcome of this order was ever simulated"
+        version = recorded.model_version
+        yield Judged(past, version, before_it, after_it, r_before, r_after, grade, why)
+
+
+def _advised(advice: Advice, recorded: Advice) -> Verdict:
+    vetoes = advice.review.vetoes if advice.review else ()
+    return Verdict(
+        bool(advice.approve),
+        tuple(veto.code.value for veto in vetoes),
+        advice.quantity or 0.0,
+        advice.stop == recorded.stop,
+    )
+
+
+def _under(decision: Decision, limits: Limits) -> Decision:
+    return decision.model_copy(update={"limits": limits}).replayed()
+
+
+def _review(past: Past, limits: Limits, account: Account) -> Review:
+    decision = past.decision
+    scenario = decision.scenario
+    if account is not scenario.account:
+        scenario = scenario.model_copy(update={"account": account})
+    return review_control(scenario, limits, decision.state, decision.evaluated_at)
+
+
+def _verdict(past: Past, review: Review) -> Verdict:
+    plan = past.decision.scenario.plan
+    return Verdict(
+        not review.vetoes,
+        tuple(veto.code.value for veto in review.vetoes),
+        plan.quantity if review.quantity is None else review.quantity,
+        review.stop in (None, plan.stop),
+    )
+
+
+def _agent_r(past: Past, verdict: Verdict) -> float | None:
+    """R of the agent's arm: 0 where it rejects, or the rules refuse."""
+    if past.agent_approves is None:
+        return None
+    if not past.agent_approves or not verdict.approves:
+        return 0.0
+    if past.agent_r is None or not verdict.same_stop:
+        return None
+    return past.agent_r * verdict.quantity / past.decision.scenario.plan.quantity
+
+
+def _advice_r(told: float | None, quantity: float | None, verdict: Verdict) -> float | None:
+    """R of the advice: as recorded, in proportion to its quantity; another stop is another
+    trade."""
+    if not verdict.approves:
+        return 0.0
+    if told is None or not quantity or not verdict.same_stop:
+        return None
+    return told * verdict.quantity / quantity
+
+
+def _unknown(past: Past, *verdicts: Verdict) -> str:
+    if past.agent_approves is None:
+        return "the agent never said what it did"
+    if past.agent_r is None:
+        return "no outcome of the agent's plan is known"
+    moved = [verdict for verdict in verdicts if verdict.approves and not verdict.same_stop]
+    return "a capped stop is another trade" if moved else ""
+
+
+def _closed(trades: Iterable[Past], now: datetime) -> list[tuple[datetime, float]]:
+    """When those that ended by `now` did, and with what profit, the oldest first. A profit that
+    nobody reported is none."""
+    return sorted(
+        (past.closed_at, past.net_pnl or 0.0)
+        for past in trades
+        if past.closed_at is not None and past.closed_at <= now
+    )
+
+
+@dataclass
+class CodeTally:
+    """What one veto code does to the agent's orders. R saved is minus the R of the agent's plan,
+    over those whose outcome is known, as in the view `veto_value`."""
+
+    refused_before: int = 0
+    refused_after: int = 0
+    r_saved_before: float = 0.0
+    r_saved_after: float = 0.0
+
+
+@dataclass
+class ArmTally:
+    """What other limits do to one arm. R counts where it is known both before and after."""
+
+    decisions: int = 0
+    approved_before: int = 0
+    approved_after: int = 0
+    grades: Counter[Grade] = field(default_factory=Counter)
+    judged: int = 0
+    r_before: float = 0.0
+    r_after: float = 0.0
+    days: dict[date, Day] = field(default_factory=dict)
+
+    @property
+    def gain(self) -> Mean | None:
+        """R a decision, after less before, with its interval over days."""
+        return mean_of_days(self.days.values())
+
+    def add(self, judged: Judged) -> None:
+        """Count one decision."""
+        self.decisions += 1
+        approves = _trades(judged, judged.before), _trades(judged, judged.after)
+        self.approved_before += approves[0]
+        self.approved_after += approves[1]
+        self.grades[judged.grade] += 1
+        if judged.r_before is None or judged.r_after is None:
+            return
+        self.judged += 1
+        self.r_before += judged.r_before
+        self.r_after += judged.r_after
+        day = judged.past.decision.scenario.as_of.astimezone(UTC).date()
+        values, total = self.days.get(day, Day(0, 0.0))
+        self.days[day] = Day(values + 1, total + judged.r_after - judged.r_before)
+
+
+@dataclass
+class Tally:
+    """Sums over everything that was judged, and the decisions that change, the newest last."""
+
+    arms: dict[str, ArmTally] = field(default_factory=dict)
+    codes: dict[str, CodeTally] = field(default_factory=dict)
+    changed: deque[Judged] = field(default_factory=lambda: deque(maxlen=MOST_CHANGED))
+
+    def add(self, judged: Judged) -> None:
+        """Count one arm of one decision."""
+        self.arms.setdefault(judged.arm, ArmTally()).add(judged)
+        if judged.grade is not Grade.SAME:
+            self.changed.append(judged)
+        if judged.arm != AGENT:
+            return
+        saved = -(judged.past.agent_r or 0.0)
+        for code in judged.before.codes:
+            tally = self.codes.setdefault(code, CodeTally())
+            tally.refused_before += 1
+            tally.r_saved_before += saved
+        for code in judged.after.codes:
+            tally = self.codes.setdefault(code, CodeTally())
+            tally.refused_after += 1
+            tally.r_saved_after += saved
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything as a document."""
+        return {
+            "arms": {
+                name: {
+                    "decisions": arm.decisions,
+                    "approved": {"before": arm.approved_before, "after": arm.approved_after},
+                    "r": {"before": arm.r_before, "after": arm.r_after, "judged": arm.judged},
+                    "gain_r_a_decision": None if arm.gain is None else arm.gain._asdict(),
+                    "grades": {grade.value: arm.grades[grade] for grade in Grade},
+                }
+                for name, arm in self.arms.items()
+            },
+            "vetoes": {code: asdict(tally) for code, tally in sorted(self.codes.items())},
+            "changed": [_as_json(judged) for judged in self.changed],
+        }
+
+
+def _trades(judged: Judged, verdict: Verdict) -> bool:
+    """Whether the arm trades: the agent when it wants to and the rules let it."""
+    return verdict.approves and (judged.arm != AGENT or bool(judged.past.agent_approves))
+
+
+def _as_json(judged: Judged) -> dict[str, Any]:
+    decision = judged.past.decision
+    return {
+        "decision_id": str(decision.decision_id),
+        "as_of": decision.scenario.as_of.isoformat(),
+        "symbol": decision.scenario.candidate.symbol,
+        "arm": judged.arm,
+        "before": judged.before._asdict(),
+        "after": judged.after._asdict(),
+        "r_before": judged.r_before,
+        "r_after": judged.r_after,
+        "grade": judged.grade.value,
+        "why": judged.why,
+    }

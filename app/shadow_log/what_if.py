@@ -1,0 +1,79 @@
+"""Decisions of the record with what came of them, in order of time."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import func, select, text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.domain.errors import InvalidRecord
+from app.domain.what_if import Past
+from app.shadow_log import tables
+from app.shadow_log.database import connect, translated_errors
+from app.shadow_log.rows import Row, assemble
+from app.shadow_log.stored import stored_chunks, within
+
+Progress = Callable[[int, int], None]
+_FATES = text(
+    """
+    SELECT s.decision_id, s.model_version, s.agent_approve, s.agent_r, s.advice_r,
+           o.exit_time, o.net_pnl
+    FROM shadow_comparison s
+    LEFT JOIN latest_outcomes o ON o.decision_id = s.decision_id AND o.arm = 'agent'
+         AND NOT o.exogenous_skip
+    WHERE s.as_of BETWEEN :first AND :last AND s.decision_id = ANY (:ids)
+    """
+)
+
+
+async def pasts(
+    url: str,
+    since: datetime | None,
+    until: datetime | None,
+    progress: Progress = lambda done, total: None,
+) -> AsyncIterator[Past]:
+    """Decisions with `since` <= as_of < `until`, oldest first. Raises `ShadowLogUnavailable`, and
+    `InvalidRecord` for a row that is no decision: `advisor verify` says what is wrong with it."""
+    engine = connect(url, patience_s=None)
+    try:
+        with translated_errors():
+            async with engine.connect() as connection:
+                await connection.execution_options(
+                    isolation_level="REPEATABLE READ", postgresql_readonly=True
+                )
+                asked = select(func.count()).where(within(tables.decisions, since, until))
+                total, done = await connection.scalar(asked) or 0, 0
+                async for chunk, advices in stored_chunks(connection, since, until):
+                    fates = await _fates(connection, chunk)
+                    for row in chunk:
+                        done += 1
+                        progress(done, total)
+                        if not (own := advices[row["decision_id"]]):
+                            raise InvalidRecord(f"{row['decision_id']} has no advices")
+                        yield _past(row, own, fates.get(row["decision_id"], []))
+    finally:
+        await engine.dispose()
+
+
+async def _fates(connection: AsyncConnection, chunk: list[Row]) -> dict[Any, list[Any]]:
+    span = {"first": chunk[0]["as_of"], "last": chunk[-1]["as_of"]}
+    ids = [row["decision_id"] for row in chunk]
+    fates: dict[Any, list[Any]] = {}
+    for fate in await connection.execute(_FATES, span | {"ids": ids}):
+        fates.setdefault(fate.decision_id, []).append(fate)
+    return fates
+
+
+def _past(row: Row, advices: list[Row], fates: list[Any]) -> Past:
+    [first, *_] = fates
+    return Past(
+        assemble(row, advices),
+        first.agent_approve,
+        first.agent_r,
+        {fate.model_version: fate.advice_r for fate in fates},
+        first.exit_time,
+        first.net_pnl,
+    )

@@ -1,0 +1,198 @@
+"""What other limits would have done, worked out by hand. The plain plan risks 7.5 (0.25 x 30)."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+
+from app.domain.decision import Abstention
+from app.domain.errors import AbstainReason
+from app.domain.limits import Limits
+from app.domain.what_if import AGENT, Grade, Judge, Judged, Past, Tally
+from tests.builders import AS_OF, LIMITS, MODEL, decision
+
+HOUR = timedelta(hours=1)
+LOOSE = LIMITS.model_copy(
+    update={
+        "consecutive_losses": LIMITS.consecutive_losses.model_copy(
+            update={"max_count": 2, "cool_down_after": 99}
+        )
+    }
+)
+
+
+def with_spike(limit: float, limits: Limits = LIMITS) -> Limits:
+    """Limits that refuse from another volatility percentile on."""
+    spike = limits.volatility_spike.model_copy(update={"max_percentile": limit})
+    return limits.model_copy(update={"volatility_spike": spike})
+
+
+def past(
+    name: str = "p",
+    *,
+    at: datetime = AS_OF,
+    r: float | None = 1.0,
+    approves: bool | None = True,
+    advice_r: float | None = None,
+    label: str | Abstention = "H",
+    **overrides: Any,
+) -> Past:
+    """A decision whose trade ended half an hour later."""
+    made = decision(name, at=at, label=label, limits=LIMITS, **overrides)
+    return Past(made, approves, r, {MODEL: advice_r}, at + HOUR / 2, None if r is None else 7.5 * r)
+
+
+def agent(judge: Judge, it: Past) -> Judged:
+    return next(judge.arms(it))
+
+
+def test_the_recorded_limits_change_nothing() -> None:
+    judged = list(Judge(LIMITS).arms(past(r=0.5, advice_r=0.25)))
+    assert [one.arm for one in judged] == [AGENT, MODEL]
+    assert [one.grade for one in judged] == [Grade.SAME, Grade.SAME]
+    assert (judged[0].r_before, judged[0].r_after) == (0.5, 0.5)
+    assert (judged[1].r_before, judged[1].r_after) == (0.25, 0.25)
+
+
+def test_a_stateless_rule_refuses_for_certain_and_saves_what_was_lost() -> None:
+    it = past(r=-1.2, advice_r=-0.6, candidate__volatility_pct=0.8)
+    own, advice = Judge(with_spike(0.7)).arms(it)
+    for judged, before in ((own, -1.2), (advice, -0.6)):
+        assert judged.after.codes == ("VOLATILITY_SPIKE",)
+        assert judged.grade is Grade.CERTAIN
+        assert (judged.r_before, judged.r_after) == (before, 0.0)
+
+
+def test_an_agent_that_rejected_earns_nothing_either_way() -> None:
+    it = past(r=-1.2, approves=False, candidate__volatility_pct=0.8)
+    judged = agent(Judge(with_spike(0.7)), it)
+    assert (judged.r_before, judged.r_after) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("r", "approves", "why"), [(None, True, "no outcome"), (1.0, None, "never said")]
+)
+def test_what_is_not_known_is_said_and_not_counted(
+    r: float | None, approves: bool | None, why: str
+) -> None:
+    it = past(r=r, approves=approves, candidate__volatility_pct=0.8)
+    judged = agent(Judge(with_spike(0.7)), it)
+    assert judged.grade is Grade.UNDETERMINED
+    assert why in judged.why
+    tally = Tally()
+    tally.add(judged)
+    assert tally.arms[AGENT].judged == 0
+    assert tally.as_json()["arms"][AGENT]["gain_r_a_decision"] is None
+
+
+def test_a_cap_takes_its_share_of_the_profit() -> None:
+    """0.25 x 2,000 is a notional of 500; a limit of 200 leaves 0.1 of it: two fifths."""
+    exposure = LIMITS.exposure.model_copy(update={"max_notional": 200.0})
+    judged = agent(Judge(LIMITS.model_copy(update={"exposure": exposure})), past(r=2.0))
+    assert judged.after.approves
+    assert judged.after.quantity == pytest.approx(0.1)
+    assert judged.r_after == pytest.approx(0.8)
+
+
+def test_a_vetoed_advice_that_would_be_let_through_was_never_simulated() -> None:
+    """Recorded under tight limits, so refused; the wider ones approve it, with no outcome known."""
+    made = decision("v", candidate__volatility_pct=0.8, limits=with_spike(0.7))
+    it = Past(made, True, 1.0, {MODEL: 0.0}, None, None)
+    _, advice = Judge(LIMITS).arms(it)
+    assert (advice.before.approves, advice.after.approves) == (False, True)
+    assert advice.grade is Grade.UNDETERMINED
+    assert advice.r_after is None
+
+
+def test_an_abstention_is_no_matter_of_limits() -> None:
+    it = past(label=Abstention(AbstainReason.DEADLINE))
+    assert [judged.arm for judged in Judge(LIMITS).arms(it)] == [AGENT]
+
+
+def losses(*, spike_on_first: bool) -> list[Past]:
+    """Two losses an hour apart, then a candidate that the agent reports two losses in a row at."""
+    calm, wild = {"candidate__volatility_pct": 0.5}, {"candidate__volatility_pct": 0.8}
+    told = {"account__consecutive_losses": 2, "account__seconds_since_loss": 1800.0}
+    return [
+        past("a", r=-1.0, **(wild if spike_on_first else calm)),
+        past("b", at=AS_OF + HOUR, r=-1.0, **calm),
+        past("c", at=AS_OF + 2 * HOUR, r=0.7, **calm, **told),
+    ]
+
+
+def test_losses_in_a_row_are_counted_over_the_trades_that_were_left() -> None:
+    """At most one loss in a row: as recorded the third is refused after two; had the first been
+    refused, one loss came before it, and the third is traded: an assumption, and named."""
+    judge = Judge(with_spike(0.7, LOOSE), LOOSE)
+    first, second, third = (agent(judge, it) for it in losses(spike_on_first=True))
+    assert first.after.codes == ("VOLATILITY_SPIKE",)
+    assert second.grade is Grade.SAME
+    assert third.before.codes == ("CONSECUTIVE_LOSSES",)
+    assert third.after.codes == ()
+    assert third.grade is Grade.ASSUMED
+    assert third.why
+    assert (third.r_before, third.r_after) == (0.0, 0.7)
+
+
+def test_a_stop_of_trading_is_forgotten_after_a_day() -> None:
+    judge = Judge(LOOSE, LOOSE)
+    later = past(
+        "d", at=AS_OF + 40 * HOUR, r=0.5, account__consecutive_losses=3,
+        account__seconds_since_loss=60.0,
+    )  # fmt: skip
+    refused = [agent(judge, it) for it in losses(spike_on_first=False)][-1]
+    assert refused.before.codes == ("CONSECUTIVE_LOSSES",)
+    assert agent(judge, later).before.codes == ()
+    strict = Judge(LOOSE, LOOSE, timedelta(days=30))
+    for it in losses(spike_on_first=False):
+        agent(strict, it)
+    assert agent(strict, later).before.codes == ("CONSECUTIVE_LOSSES",)
+
+
+def test_a_position_that_was_never_opened_leaves_room() -> None:
+    """One position at most: the second candidate finds the first one's, unless that was refused."""
+    count = LIMITS.open_positions.model_copy(update={"max_count": 1})
+    tight = LIMITS.model_copy(update={"open_positions": count})
+    first = past("a", r=1.0, candidate__volatility_pct=0.8)._replace(closed_at=AS_OF + 9 * HOUR)
+    symbol = first.decision.scenario.candidate.symbol
+    held = [{"symbol": symbol, "quantity": 0.001, "entry": 2000.0, "stop": 1970.0}]
+    second = past("b", at=AS_OF + HOUR, candidate__volatility_pct=0.5, account__positions=held)
+    judge = Judge(with_spike(0.7, tight), tight)
+    assert agent(judge, first).after.codes == ("VOLATILITY_SPIKE",)
+    judged = agent(judge, second)
+    assert judged.before.codes == ("OPEN_POSITIONS", "DUPLICATE_SYMBOL")
+    assert judged.after.codes == ()
+    assert judged.grade is Grade.ASSUMED
+
+
+def test_profit_of_the_day_is_taken_back_with_the_trade() -> None:
+    """-7.5 of an equity of 1,000 is -0.75 % of the day, and nothing once the trade is refused."""
+    loss = LIMITS.daily_loss.model_copy(update={"max_fraction": 0.005})
+    tight = LIMITS.model_copy(update={"daily_loss": loss})
+    first = past("a", r=-1.0, candidate__volatility_pct=0.8)
+    second = past("b", at=AS_OF + HOUR, account__equity=1000.0, account__day_pnl_fraction=-0.0075)
+    judge = Judge(with_spike(0.7, tight), tight)
+    agent(judge, first)
+    judged = agent(judge, second)
+    assert "DAILY_LOSS" in judged.before.codes
+    assert "DAILY_LOSS" not in judged.after.codes
+
+
+def test_the_tally_sums_by_arm_and_code() -> None:
+    tally = Tally()
+    judge = Judge(with_spike(0.7))
+    for i, r in enumerate((-1.0, 0.4, None)):
+        it = past(f"t{i}", at=AS_OF + i * HOUR, r=r, candidate__volatility_pct=0.8)
+        tally.add(agent(judge, it))
+    arm = tally.arms[AGENT]
+    assert (arm.decisions, arm.approved_before, arm.approved_after) == (3, 3, 0)
+    assert (arm.r_before, arm.r_after, arm.judged) == (pytest.approx(-0.6), 0.0, 2)
+    assert tally.codes["VOLATILITY_SPIKE"].refused_after == 3
+    assert tally.codes["VOLATILITY_SPIKE"].r_saved_after == pytest.approx(0.6)
+    document = tally.as_json()
+    assert document["arms"][AGENT]["grades"] == {
+        "same": 0, "certain": 2, "assumed": 0, "undetermined": 1,
+    }  # fmt: skip
+    assert len(document["changed"]) == 3
