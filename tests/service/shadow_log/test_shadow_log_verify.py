@@ -17,7 +17,8 @@ from app.domain.errors import AbstainReason, ShadowLogUnavailable
 from app.domain.event import Event
 from app.shadow_log.findings import Fault
 from app.shadow_log.log import ShadowLog
-from app.shadow_log.verify import CHUNK, verify, verify_log
+from app.shadow_log.stored import CHUNK
+from app.shadow_log.verify import verify, verify_log
 from tests import builders as build
 
 TARGET = decision_id("r-1")
