@@ -113,8 +113,9 @@ def test_an_abstention_is_no_matter_of_limits() -> None:
 
 def losses(*, spike_on_first: bool) -> list[Past]:
     """Two losses an hour apart, then a candidate that the agent reports two losses in a row at."""
-    calm, wild = {"candidate__volatility_pct": 0.5}, {"candidate__volatility_pct": 0.8}
-    told = {"account__consecutive_losses": 2, "account__seconds_since_loss": 1800.0}
+    calm: dict[str, Any] = {"candidate__volatility_pct": 0.5}
+    wild: dict[str, Any] = {"candidate__volatility_pct": 0.8}
+    told: dict[str, Any] = {"account__consecutive_losses": 2, "account__seconds_since_loss": 1800.0}
     return [
         past("a", r=-1.0, **(wild if spike_on_first else calm)),
         past("b", at=AS_OF + HOUR, r=-1.0, **calm),

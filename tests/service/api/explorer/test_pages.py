@@ -352,3 +352,21 @@ async def test_versions_in_shadow_have_rows_of_their_own(
             datetime.now(UTC) - timedelta(days=1), datetime.now(UTC) + timedelta(days=1)
         )
         assert (pair["decisions"], pair["agreements"]) == (1, 0)
+
+
+async def test_a_request_with_what_is_needed_alone_is_shown_as_well(site: Site) -> None:
+    now = datetime.now(UTC).isoformat()
+    bare = {
+        "request_id": "bare",
+        "candidate": {"symbol": "BTCUSDT", "direction": "long", "ts": now},
+        "plan": {"entry": 100.0, "stop": 99.0, "targets": [102.0], "quantity": 1.0},
+    }
+    answer = await site.api.client.post(
+        "/advise", json=bare, headers={"Authorization": f"Bearer {site.tokens['agent']}"}
+    )
+    assert answer.status_code == 200, answer.text
+    await site.stored()
+    shown = await site.get(f"/ui/decisions/{answer.json()['decision_id']}")
+    assert shown.status_code == 200, shown.text
+    assert "the same record" in shown.text
+    assert ids((await site.get("/ui/decisions")).text) == [answer.json()["decision_id"]]
