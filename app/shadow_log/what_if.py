@@ -51,7 +51,8 @@ async def pasts(
                     for row in chunk:
                         done += 1
                         progress(done, total)
-                        if not (own := advices[row["decision_id"]]):
+                        own = advices[row["decision_id"]]
+                        if not own:
                             raise InvalidRecord(f"{row['decision_id']} has no advices")
                         yield _past(row, own, fates.get(row["decision_id"], []))
     finally:
