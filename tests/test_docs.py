@@ -123,6 +123,24 @@ def test_the_architecture_page_shows_every_room_of_both_houses(package: str) -> 
     assert len(rooms) <= 16, "a level of the tree holds some fourteen entries"
 
 
+def test_the_table_of_the_domain_names_files_that_are_there_each_once() -> None:
+    text = (DOCS / "architecture.md").read_text()
+    table = text[text.index("| step | files of `app/domain` |") :].split("\n\n")[0]
+    named = re.findall(r"`([a-z]+)`", table.split("|---|---|")[1])
+    there = {path.stem for path in (ROOT / "app/domain").iterdir()}
+    assert len(named) > 20
+    assert [name for name in named if name not in there] == []
+    assert sorted(named) == sorted(set(named))
+
+
+def test_the_readme_shows_rooms_that_are_there() -> None:
+    text = (ROOT / "README.md").read_text()
+    tree = text[text.index("```\napp/") :].split("```")[1]
+    shown = set(re.findall(r"([a-z_]+)/", tree))
+    there = {path.name for folder in ("", "app", "training") for path in (ROOT / folder).iterdir()}
+    assert {"client", "domain", "learning", "tests"} < shown <= there
+
+
 def test_the_vocabulary_has_each_word_once() -> None:
     rows = re.findall(
         r"^\| ([^|]+) \| [^|]+ \|$", (DOCS / "vocabulary.md").read_text(), re.MULTILINE
