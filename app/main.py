@@ -100,7 +100,7 @@ async def running(settings: Settings, models: Models | None = None) -> AsyncIter
         _calm_garbage_collection()
         app = create_app()
         app.state.service, app.state.metrics, app.state.tokens = service, metrics, tokens
-        app.state.hosts = settings.hosts
+        app.state.hosts, app.state.origins = settings.hosts, settings.origins
         app.state.options = ApiOptions(
             settings.max_body_bytes,
             settings.max_candidates,

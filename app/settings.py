@@ -6,8 +6,9 @@ import os
 from enum import StrEnum
 from pathlib import Path
 from typing import Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import AliasChoices, Field, ValidationError, model_validator
+from pydantic import AliasChoices, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from app.domain.errors import AdvisorError
@@ -104,6 +105,11 @@ class Settings(BaseSettings):
     allowed_hosts: str = Field(
         "", description="names under which callers reach the service, separated by commas"
     )
+    public_origin: str = Field(
+        "",
+        description="addresses of proxies before the service, as browsers name them"
+        " (`https://advisor.example`), separated by commas; their names are allowed hosts too",
+    )
     max_spool_bytes: int = Field(1_073_741_824, ge=65_536)
     admin_token: str | None = Field(
         None, min_length=8, description="a token of an operator, beside those of the file"
@@ -163,11 +169,27 @@ class Settings(BaseSettings):
         """Where the key of the checkpoints lies."""
         return self.checkpoint_key or self.home / "checkpoint.key"
 
+    @field_validator("public_origin")
+    @classmethod
+    def origins_have_a_name(cls, value: str) -> str:
+        """A scheme, a name, perhaps a port, and nothing behind them."""
+        for origin in _listed(value):
+            parts = urlsplit(origin)
+            if parts.scheme not in ("http", "https") or not parts.hostname or parts.path:
+                raise ValueError(f"{origin!r} is no origin; write https://advisor.example")
+        return value
+
+    @property
+    def origins(self) -> frozenset[str]:
+        """What the header Origin may be beside the address that was asked."""
+        return frozenset(_listed(self.public_origin))
+
     @property
     def hosts(self) -> frozenset[str]:
         """Names that the header Host may have; numbers and `localhost` always."""
-        names = (name.strip().lower() for name in self.allowed_hosts.split(","))
-        return frozenset({"localhost", self.host.lower(), *names} - {""})
+        proxies = (urlsplit(origin).hostname or "" for origin in self.origins)
+        names = {"localhost", self.host.lower(), *_listed(self.allowed_hosts), *proxies}
+        return frozenset(names - {""})
 
     @property
     def tokens_file(self) -> Path:
@@ -203,6 +225,10 @@ class Settings(BaseSettings):
     def spool_dir(self) -> Path:
         """Where events wait on disk while the stream is away."""
         return self.home / "spool"
+
+
+def _listed(text: str) -> list[str]:
+    return [part.strip().lower() for part in text.split(",") if part.strip()]
 
 
 def read_settings(**overrides: object) -> Settings:

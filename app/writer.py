@@ -168,6 +168,8 @@ def _caller(tokens: Tokens, head: bytes, address: str) -> Principal | AuthFailur
     """Who sent a request with this head."""
     lines = (line.partition(b":") for line in head.split(b"\r\n")[1:])
     sent = [value.strip() for name, _, value in lines if name.lower() == b"authorization"]
+    if len(sent) > 1:
+        return AuthFailure.MALFORMED
     return tokens.holder(sent[0].decode("latin-1") if sent else None, datetime.now(UTC), address)
 
 

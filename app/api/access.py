@@ -13,7 +13,7 @@ import re
 from base64 import b64decode
 from binascii import Error as NotBase64
 from collections import OrderedDict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from ipaddress import ip_address
 from time import monotonic
@@ -27,7 +27,7 @@ from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.tokens import Tokens
-from app.api.wire import problem
+from app.api.wire import HEADER_NAMES, problem
 from app.domain.principal import Principal, Role
 from app.telemetry import AuthFailure
 
@@ -38,6 +38,17 @@ COOKIE = "advisor_token"
 """Where a browser keeps the token of whoever came in by the explorer's form; for its pages only."""
 PAGES = frozenset({"/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"})
 """For browsers, which ask people for a name and a password: any name, and a token."""
+ONCE = HEADER_NAMES | {
+    b"authorization",
+    b"content-encoding",
+    b"content-length",
+    b"content-type",
+    b"cookie",
+    b"host",
+    b"origin",
+    b"transfer-encoding",
+}
+"""Headers of which a request may have one each."""
 WINDOW_S = 60.0
 STEP_S, LONGEST_S = 0.1, 2.0
 MAX_WAITING = 64
@@ -145,7 +156,9 @@ class Guard:
         state, path = scope["app"].state, scope["path"]
         send = _with_headers(path, send)
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
-        misled = misdirected(headers, state.hosts, scope["scheme"])
+        misled = ambiguous(scope["headers"]) or misdirected(
+            headers, state.hosts, state.origins, scope["scheme"]
+        )
         if misled is not None:
             await problem(*misled)(scope, receive, send)
             return
@@ -190,8 +203,21 @@ def _is_page(path: str) -> bool:
     return path == EXPLORER or path.startswith(f"{EXPLORER}/")
 
 
+def ambiguous(headers: Sequence[tuple[bytes, bytes]]) -> tuple[int, str, str] | None:
+    """Status, title and detail when a header that says one thing was sent more than once: none may
+    win without a word. None when nothing is wrong."""
+    names = [name for name, _ in headers]
+    if len(set(names)) == len(names):
+        return None
+    for name in sorted(ONCE):
+        if names.count(name) > 1:
+            detail = f"the header {name.decode()} was sent {names.count(name)} times; send one"
+            return 400, "An ambiguous request", detail
+    return None
+
+
 def misdirected(
-    headers: Mapping[bytes, str], hosts: Collection[str], scheme: str
+    headers: Mapping[bytes, str], hosts: Collection[str], origins: Collection[str], scheme: str
 ) -> tuple[int, str, str] | None:
     """Status, title and detail for what a web page made a browser send: a name that is not ours, or
     another page's request. None when nothing is wrong.
@@ -204,8 +230,13 @@ def misdirected(
         detail = f"{host[:100]!r} is not a name of this service: set ADVISOR_ALLOWED_HOSTS"
         return 421, "Misdirected", detail
     origin = headers.get(b"origin")
-    if origin is not None and origin.lower() != f"{scheme}://{host.lower()}":
-        return 403, "Another page's request", "requests of other pages are not answered"
+    ours = {*origins, f"{scheme}://{host.lower()}"} if origin is not None else ()
+    if origin is not None and origin.lower() not in ours:
+        detail = (
+            f"requests of other pages are not answered; when {origin[:100]!r} is a proxy of yours"
+            " before this service, name it in ADVISOR_PUBLIC_ORIGIN"
+        )
+        return 403, "Another page's request", detail
     return None
 
 

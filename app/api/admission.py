@@ -7,6 +7,7 @@ longest one counts, and then the door is asked again (`Door.widen`).
 
 from __future__ import annotations
 
+import re
 from time import monotonic
 
 from starlette.requests import Request
@@ -25,6 +26,8 @@ from app.telemetry import Refusal
 METERED = ("/advise", "/decisions", "/ui/decisions", "/v1/")
 DECIDING = ("/v1/systemone", "/v1/decisions")
 """Whoever halts, or asks after health, is never told to wait."""
+_PREFERENCE = re.compile(r'(?:[^,"]|"(?:[^"\\]|\\.)*"?)+')
+"""An element of the header Prefer: commas between quotes part nothing."""
 TICKET = "ticket"
 """In the state of a request that was let in: its ticket."""
 
@@ -89,8 +92,14 @@ def _deadline_s(scope: Scope) -> float:
 
 
 def is_asynchronous(prefer: str) -> bool:
-    """Whether a request shall be accepted now and decided later."""
-    return "respond-async" in prefer.lower()
+    """Whether a request shall be accepted now and decided later: the preference `respond-async` of
+    RFC 7240, which has no value, among others, with or without parameters. Others are not ours,
+    and are ignored, as that says."""
+    for preference in _PREFERENCE.findall(prefer):
+        name, _, value = preference.partition(";")[0].partition("=")
+        if name.strip().lower() == "respond-async" and value.strip() in ("", '""'):
+            return True
+    return False
 
 
 def ticket_of(request: Request) -> Ticket:

@@ -8,6 +8,7 @@ answered in one write and the connection is closed.
 from __future__ import annotations
 
 import asyncio
+import sys
 from dataclasses import dataclass
 from http import HTTPStatus
 from time import monotonic
@@ -23,6 +24,7 @@ from app.telemetry import Refusal, Telemetry
 ARRIVED = "arrived"
 """In a request's state: when its header was complete (`time.monotonic()`)."""
 TITLE = "The request exceeds what this service takes"
+NO_REQUEST = "This is no request of HTTP/1.1"
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,13 @@ class BoundedHttp(HttpToolsProtocol):
             self._head_bytes += len(data)
             self._check_head(self._head_bytes)
 
+    def send_400_response(self, msg: str) -> None:
+        """What is no request says why: two lengths, for instance, of which neither may win."""
+        self._refused = True
+        self._stop_timer()
+        self.transport.write(_answer(400, str(sys.exc_info()[1] or msg), NO_REQUEST))
+        self.transport.close()
+
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._in_head, self._head_bytes = True, 0
@@ -160,8 +169,8 @@ class BoundedHttp(HttpToolsProtocol):
         self.transport.close()
 
 
-def _answer(status: int, detail: str) -> bytes:
-    document: dict[str, Any] = {"type": "about:blank", "title": TITLE, "status": status}
+def _answer(status: int, detail: str, title: str = TITLE) -> bytes:
+    document: dict[str, Any] = {"type": "about:blank", "title": title, "status": status}
     body = orjson.dumps(document | {"detail": detail})
     retry = "Retry-After: 1\r\n" if status == 503 else ""
     head = (

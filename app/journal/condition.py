@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 HEADROOM = 0.9
@@ -26,9 +26,14 @@ UNTOLD = Condition(None, (), 0.0, 0)
 
 
 def condition(
-    info: Mapping[str, Any], settings: Mapping[str, Any] | None, *, was_durable: bool | None
+    info: Mapping[str, Any],
+    settings: Mapping[str, Any] | None,
+    *,
+    was_durable: bool | None,
+    misplaced: Sequence[str] = (),
 ) -> Condition:
     """The condition from INFO and from CONFIG GET; hosted servers often refuse the latter.
+    `misplaced` says which keys of ours hold something else.
 
     An append-only file that is being begun holds nothing yet. Its usual rewriting looks the same,
     so a server that `was_durable` stays so.
@@ -44,7 +49,7 @@ def condition(
         faults.append(
             f"{memory:.0%} of maxmemory is used: let the writer catch up, or give it more"
         )
-    return Condition(durable, tuple(faults), memory, int(info.get("evicted_keys", 0)))
+    return Condition(durable, (*faults, *misplaced), memory, int(info.get("evicted_keys", 0)))
 
 
 def _faults(info: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:

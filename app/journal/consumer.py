@@ -11,6 +11,7 @@ from uuid import uuid4
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
+from app.journal.keys import misplaced, of_other_type
 from app.journal.stream import run
 
 FORGET_AFTER_MS = 3_600_000
@@ -58,7 +59,7 @@ class _Watched(NamedTuple):
 
 
 class Consumer:
-    """One member of a group. Errors are those of redis-py."""
+    """One member of a group. Errors are those of redis-py, and `MisplacedKey`."""
 
     def __init__(
         self,
@@ -132,6 +133,9 @@ class Consumer:
 
     async def done(self, ids: list[bytes], *alongside: Any) -> None:
         """Acknowledge and delete entries, together with one more command, in one step."""
+        if alongside:  # Else the entries would be gone before this command is refused.
+            for other in await misplaced(self._run, alongside[1:2]):
+                raise other
         async with self._redis.pipeline(transaction=True) as pipeline:
             if alongside:
                 pipeline.execute_command(*alongside)
@@ -160,12 +164,14 @@ class Consumer:
 
     async def _call(self, *command: Any) -> Any:
         try:
-            return await run(self._redis, *command)
-        except ResponseError:
-            self._joined = (
-                False  # Most likely the data was flushed and the group with it: make it anew.
-            )
-            raise
+            return await self._run(*command)
+        except ResponseError as error:
+            # Most likely the data was flushed and the group with it: make it anew.
+            self._joined = False
+            raise await of_other_type(self._run, command, error) or error from None
+
+    async def _run(self, *command: Any) -> Any:
+        return await run(self._redis, *command)
 
     async def _join(self) -> None:
         if self._joined:
@@ -174,6 +180,7 @@ class Consumer:
             await run(self._redis, "XGROUP CREATE", self._stream, self._group, "0", "MKSTREAM")
         except ResponseError as error:
             if not str(error).startswith("BUSYGROUP"):
-                raise
+                command = ("XGROUP", self._stream)
+                raise await of_other_type(self._run, command, error) or error from None
         await run(self._redis, "EVAL", FORGET_IDLE, 1, self._stream, self._group, FORGET_AFTER_MS)
         self._joined = True

@@ -42,11 +42,10 @@ from app.domain.link import Fate, Link, Linked, Producer
 from app.journal import consumer, ledger
 from app.journal.condition import UNTOLD
 from app.journal.consumer import Consumer
+from app.journal.keys import DEAD, EVENTS, NEEDED, MisplacedKey
 from app.journal.segment import Segment
 from app.journal.spool import Spool
 from app.journal.stream import (
-    DEAD,
-    EVENTS,
     NOTHING_YET,
     Memory,
     MemoryReplaced,
@@ -374,6 +373,8 @@ class Journal:
                     del self._unsettled[linked.seq]  # The stream has its link.
                     raise
                 except JournalUnavailable as error:
+                    if isinstance(error, MisplacedKey) and error.key not in NEEDED:
+                        raise  # Of this event alone nobody can tell whether it is known.
                     self._leave(error)
                     if isinstance(error, MemoryReplaced):
                         sent = False
@@ -425,6 +426,7 @@ class Journal:
         same."""
         before, was = self.memory, self.condition
         self.condition = await self._stream.look()
+        await self._stream.require_ours()
         self.memory = await self._stream.join(self._now())
         self._telemetry.stream_seen(
             self.condition.durable, self.condition.memory, self.memory.since
@@ -448,6 +450,8 @@ class Journal:
             await self.drain()
             self._told = ""
         except JournalUnavailable as error:
+            if isinstance(error, MisplacedKey) and error.key in NEEDED:
+                self._leave(error)
             reason = str(error)
             if reason != self._told:  # Once for each reason, not for each attempt.
                 log.warning("spool waits", events=len(self._spool), error=reason)

@@ -11,18 +11,16 @@ from redis.exceptions import RedisError
 
 from app.domain.canonical import DEFAULT_PRINCIPAL
 from app.journal.consumer import Consumer, Entry
-from app.journal.stream import KEY_TTL_S, GroupCommit, bury_command, connect, unavailable
+from app.journal.keys import DEAD_REQUESTS, REQUESTS
+from app.journal.stream import KEY_TTL_S, GroupCommit, asked, bury_command, connect, unavailable
 from app.telemetry import UNOBSERVED, LossCause, Refusal, Telemetry
 
 log = structlog.get_logger()
 
-REQUESTS = "advisor:requests"
 GROUP = "advisors"
 BLOCK_MS = 1000
 IDLE_MS = 60_000
 TAKE = 8
-DEAD_REQUESTS = "advisor:dead-requests"
-"""Accepted requests that cannot be decided, with the reason."""
 
 PUT_ALL = """
 local length, seen, known = redis.call('XLEN', KEYS[1]), {}, {}
@@ -181,10 +179,7 @@ class RequestQueue:
         await self._redis.aclose()
 
     async def _run(self, *command: Any) -> Any:
-        try:
-            return await self._send(*command)
-        except (RedisError, OSError) as error:
-            raise unavailable(error) from error
+        return await asked(self._send, *command)
 
 
 def _request(stream_id: bytes, fields: dict[bytes, bytes]) -> QueuedRequest:

@@ -29,16 +29,23 @@ from app.domain.errors import InvalidRecord, JournalUnavailable, RequestConflict
 from app.domain.event import Aside, Entry, Event, EventKind, StateChange
 from app.domain.link import Fate, Link, Linked
 from app.journal.condition import UNTOLD, Condition, condition
+from app.journal.keys import (
+    DEAD,
+    EVENTS,
+    EVICTED,
+    MEMORY,
+    NEEDED,
+    SHARED,
+    STATE,
+    MisplacedKey,
+    Run,
+    misplaced,
+    of_other_type,
+)
 from app.journal.ledger import Ledger
 from app.telemetry import UNOBSERVED, Task, Telemetry
 
 log = structlog.get_logger()
-EVENTS = "advisor:events"
-DEAD = "advisor:dead"
-STATE = "advisor:state"
-MEMORY = "advisor:memory"
-EVICTED = "advisor:evicted"
-"""How many keys had been thrown away when this was last looked at."""
 KEY_TTL_S = 30 * 86_400
 MAX_BATCH = 128
 KEEPALIVE = {socket.TCP_KEEPIDLE: 5, socket.TCP_KEEPINTVL: 2, socket.TCP_KEEPCNT: 3}
@@ -56,13 +63,13 @@ if ARGV[10] ~= '' then
     add('producer', ARGV[10]) add('seq', ARGV[11]) add('previous', ARGV[12])
 end
 local function at(id)
-    local there = redis.call('XRANGE', KEYS[2], id, id)[1]
+    local there = id and redis.call('XRANGE', KEYS[2], id, id)[1]
     local of = {}
     for i = 1, there and #there[2] or 0, 2 do of[there[2][i]] = there[2][i + 1] end
     return of
 end
 if known then
-    local there = at(string.match(known, '[^|]*$'))
+    local there = at(string.match(known, '|(%d+%-%d+)$'))
     local mine = ARGV[3] .. '|'
     if ARGV[14] == 'same' then mine = mine .. ARGV[5] .. '|' end
     if ARGV[14] ~= '' and not there['key'] and string.sub(known, 1, #mine) == mine then
@@ -79,8 +86,8 @@ local id = redis.call('XADD', KEYS[2], '*', unpack(entry))
 local value = ARGV[3] .. '|' .. ARGV[5] .. '|' .. id
 redis.call('SET', KEYS[1], value, 'EX', ARGV[6])
 if ARGV[7] ~= '' then
-    local live = redis.call('GET', KEYS[3])
-    if ARGV[8] == 'always' or not live or live < ARGV[7] then
+    local live = redis.pcall('GET', KEYS[3])
+    if ARGV[8] == 'always' or type(live) ~= 'string' or live < ARGV[7] then
         redis.call('SET', KEYS[3], ARGV[7])
     end
 end
@@ -93,7 +100,7 @@ link, so that no number is missing, unless it is itself what is known. With a la
 payload or same `claim`, it comes again when its entry is gone: the writer knows whether it was
 moved, or thrown away."""
 JOIN = """
-local evicted, before = tonumber(ARGV[2]), tonumber(redis.call('GET', KEYS[2]) or '0')
+local evicted, before = tonumber(ARGV[2]), tonumber(redis.call('GET', KEYS[2]) or '0') or 0
 if evicted > before then redis.call('DEL', KEYS[1]) end
 if evicted ~= before then redis.call('SET', KEYS[2], evicted) end
 redis.call('SET', KEYS[1], ARGV[1], 'NX')
@@ -199,6 +206,16 @@ def connect(url: str, timeout_s: float) -> Redis:
 async def run(redis: Redis, *command: Any) -> Any:
     """One command by itself. Raises redis-py's errors."""
     return await redis.execute_command(*command)  # type: ignore[no-untyped-call]
+
+
+async def asked(run: Run, *command: Any) -> Any:
+    """One command's reply. Raises `JournalUnavailable`, and `NoScriptError` as it comes."""
+    try:
+        return await run(*command)
+    except NoScriptError:
+        raise
+    except (RedisError, OSError) as error:
+        raise await of_other_type(run, command, error) or unavailable(error) from error
 
 
 def unavailable(error: Exception) -> JournalUnavailable:
@@ -315,7 +332,10 @@ class StreamJournal:
         begun, evicted = f"{uuid4().hex} {now.isoformat()}", self._condition.evicted
         self._memory = (await self._run("EVAL", JOIN, 2, MEMORY, EVICTED, begun, evicted)).decode()
         identity, _, since = self._memory.partition(" ")
-        return Memory(identity, datetime.fromisoformat(since))
+        try:
+            return Memory(identity, datetime.fromisoformat(since))
+        except ValueError as error:
+            raise MisplacedKey(MEMORY, f"{self._memory[:40]!r}") from error
 
     async def append(self, event: Event, *, anew: bool = False) -> Receipt:
         """Append once; `anew` also when it is known and has left the stream. Raises
@@ -382,8 +402,9 @@ class StreamJournal:
 
     async def known(self, kind: EventKind, key: str) -> Known | None:
         """What is remembered under a key, or None."""
-        reply = await self._run("GET", idempotency_key(kind, key))
-        return None if reply is None else _known(reply)
+        name = idempotency_key(kind, key)
+        reply = await self._run("GET", name)
+        return None if reply is None else _known(name, reply)
 
     async def find(self, kind: EventKind, key: str) -> bytes | None:
         """Payload of an event that the writer has not moved yet."""
@@ -395,7 +416,10 @@ class StreamJournal:
 
     async def get_state(self) -> StateChange | None:
         """The live state, or None on a new installation. Raises also `InvalidRecord`."""
-        reply = await self._run("GET", STATE)
+        try:
+            reply = await self._run("GET", STATE)
+        except MisplacedKey as error:
+            raise InvalidRecord(f"the trading state cannot be read: {error}") from error
         return None if reply is None else state_change(reply.partition(b" ")[2])
 
     async def backlog(self) -> tuple[int, float]:
@@ -427,6 +451,7 @@ class StreamJournal:
 
     async def look(self) -> Condition:
         """Whether it keeps what it confirms, and what is wrong. Raises `JournalUnavailable`."""
+        others = await misplaced(self._run, SHARED)
         info: dict[str, Any] = {}
         for section in ("persistence", "memory", "stats"):
             info |= await self._run("INFO", section)
@@ -435,8 +460,15 @@ class StreamJournal:
         except JournalUnavailable:
             settings = None
         was = self._condition.durable
-        self._condition = condition(info, settings, was_durable=was)
+        self._condition = condition(
+            info, settings, was_durable=was, misplaced=[str(other) for other in others]
+        )
         return self._condition
+
+    async def require_ours(self) -> None:
+        """Raises `MisplacedKey` when events cannot be appended because of one."""
+        for other in await misplaced(self._run, NEEDED):
+            raise other
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -452,22 +484,17 @@ class StreamJournal:
         about = (_checksum(event), KEY_TTL_S, state, when, self._memory)
         values = (*body, *about, *link, again)
         try:
-            new, value = await self._send("EVALSHA", APPEND_SHA, len(keys), *keys, *values)
+            new, value = await self._run("EVALSHA", APPEND_SHA, len(keys), *keys, *values)
         except NoScriptError:  # The server is new, or was restarted.
             new, value = await self._run("EVAL", APPEND, len(keys), *keys, *values)
-        except (RedisError, OSError) as error:
-            raise unavailable(error) from error
         if new < 0:
             raise MemoryReplaced(
                 "Valkey was emptied, or is another one; it is looked at anew: ask again"
             )
-        return new, _known(value)
+        return new, _known(keys[0], value)
 
     async def _run(self, *command: Any) -> Any:
-        try:
-            return await self._send(*command)
-        except (RedisError, OSError) as error:
-            raise unavailable(error) from error
+        return await asked(self._send, *command)
 
 
 def bury_command(fields: Mapping[Any, Any], reason: str, stream: str = DEAD) -> tuple[Any, ...]:
@@ -522,8 +549,11 @@ def _state_value(change: StateChange) -> str:
     return f"{micros:020d} {change.model_dump_json()}"
 
 
-def _known(reply: bytes) -> Known:
-    claim, checksum, stream_id = reply.decode().rsplit("|", 2)
+def _known(key: str, reply: bytes) -> Known:
+    try:
+        claim, checksum, stream_id = reply.decode().rsplit("|", 2)
+    except ValueError as error:
+        raise MisplacedKey(key, f"{reply[:40]!r}") from error
     return Known(claim, checksum, stream_id)
 
 

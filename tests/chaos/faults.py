@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from random import Random
 from time import monotonic
 
-from app.journal.later import REQUESTS
-from app.journal.stream import EVENTS, STATE
+from app.journal.keys import EVENTS, REQUESTS, STATE
 from app.local.servers import EmbeddedPostgres, EmbeddedValkey, postgres_processes
 from tests.chaos.load import Load
 from tests.chaos.stack import RECOVERY_S, Stack

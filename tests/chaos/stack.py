@@ -15,9 +15,8 @@ import psycopg
 import redis
 
 from app.journal.journal import GROUP as WRITERS
+from app.journal.keys import EVENTS, REQUESTS
 from app.journal.later import GROUP as ADVISORS
-from app.journal.later import REQUESTS
-from app.journal.stream import EVENTS
 from app.local.servers import EmbeddedPostgres, EmbeddedValkey
 from app.shadow_log.log import ShadowLog
 from app.shadow_log.migrate import upgrade

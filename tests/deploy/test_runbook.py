@@ -13,8 +13,9 @@ import psycopg
 import pytest
 
 from app.domain.canonical import decision_id
+from app.journal.keys import DEAD, EVENTS
 from app.journal.segment import Segment, encode
-from app.journal.stream import DEAD, EVENTS, bury_command
+from app.journal.stream import bury_command
 from app.local.servers import EmbeddedPostgres
 from app.shadow_log.log import ShadowLog
 from app.shadow_log.verify import verify_log

@@ -20,7 +20,7 @@ import pytest
 from app.domain.canonical import decision_id
 from app.domain.decision import Decision
 from app.journal.journal import GROUP
-from app.journal.stream import EVENTS
+from app.journal.keys import EVENTS
 from app.local.servers import EmbeddedPostgres, EmbeddedValkey
 from app.schemas import response
 from app.shadow_log.verify import verify_log

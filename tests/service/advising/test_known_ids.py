@@ -18,7 +18,8 @@ from app.domain.canonical import decision_id
 from app.domain.case import TradingState
 from app.domain.errors import ShadowLogUnavailable
 from app.domain.event import Event, EventKind, StateChange
-from app.journal.stream import EVENTS, bury_command
+from app.journal.keys import EVENTS
+from app.journal.stream import bury_command
 from app.local.servers import EmbeddedValkey
 from app.shadow_log.log import ShadowLog
 from app.shadow_log.migrate import upgrade

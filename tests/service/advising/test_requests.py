@@ -11,7 +11,8 @@ import pytest
 
 from app.domain.errors import JournalUnavailable
 from app.journal.consumer import FORGET_IDLE
-from app.journal.later import GROUP, REQUESTS, RequestQueue
+from app.journal.keys import REQUESTS
+from app.journal.later import GROUP, RequestQueue
 from app.local.servers import EmbeddedValkey
 from tests.service.journal.journal_events import client, put
 

@@ -14,8 +14,7 @@ import pytest
 from app.advising.records import Records
 from app.domain.canonical import decision_id
 from app.domain.limits import read_limits
-from app.journal.later import DEAD_REQUESTS, REQUESTS
-from app.journal.stream import EVENTS, STATE
+from app.journal.keys import DEAD_REQUESTS, EVENTS, REQUESTS, STATE
 from app.local.servers import EmbeddedValkey
 from app.shadow_log.verify import verify_log
 from tests.service.journal.journal_events import client, dead_letters, put

@@ -22,6 +22,7 @@ from app.domain.principal import Role
 from app.main import create_app
 from app.metrics import Metrics
 from app.operator_client import OperatorClient, OperatorError
+from app.settings import SettingsError, read_settings
 from app.shadow_log.verify import verify
 from app.writer import scraped
 from tests.service.running import Running, drained, request, running, settings_for
@@ -338,6 +339,95 @@ async def test_a_browser_that_was_pointed_here_is_not_answered(
         assert (await api.client.get("/state")).json()["state"] == (
             "HALTED" if status == 200 else "ACTIVE"
         )
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        ({"Origin": "https://advisor.example"}, 200),
+        ({"Origin": "https://Advisor.Example"}, 200),
+        ({"Origin": "https://two.example:8443", "Host": "two.example:8443"}, 200),
+        ({"Origin": "https://two.example"}, 403),
+        ({"Origin": "http://advisor.example"}, 200),  # What was asked, as the connection has it.
+        ({"Origin": "http://advisor.example:80"}, 403),
+        ({"Origin": "https://evil.example"}, 403),
+        ({"Origin": "https://advisor.example", "Host": "evil.example"}, 421),
+    ],
+    ids=str,
+)
+async def test_a_page_behind_a_proxy_that_speaks_tls_may_ask(
+    database_url: str, valkey_url: str, tmp_path: Path, sent: dict[str, str], status: int
+) -> None:
+    """The proxy hands on Host as it came; the plain scheme of the connection is our own address."""
+    origins = "https://advisor.example, https://two.example:8443"
+    settings = settings_for(database_url, valkey_url, tmp_path, public_origin=origins)
+    async with running(settings) as api:
+        headers = {"Host": "advisor.example"} | sent
+        for path in ("/docs", "/state"):
+            assert (await api.client.get(path, headers=headers)).status_code == status
+        reply = await api.client.put("/state", json=CHANGE, headers=headers)
+        assert reply.status_code == status
+        if status == 403:
+            assert "ADVISOR_PUBLIC_ORIGIN" in reply.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    "origin", ["advisor.example", "ftp://advisor.example", "https://", "https://a.example/path"]
+)
+def test_an_origin_that_is_none_is_refused_at_the_start(origin: str) -> None:
+    with pytest.raises(SettingsError, match=r"public_origin.*is no origin"):
+        read_settings(public_origin=origin)
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "second"),
+    [
+        ("Prefer", "respond-async", "wait=5"),
+        ("Idempotency-Key", "r-1", "r-2"),
+        ("Idempotency-Key", "r-1", "r-1"),
+        ("X-Deadline-Ms", "1000", "2000"),
+        ("Authorization", "Bearer AGENT", "Bearer OPERATOR"),
+        ("Host", "127.0.0.1", "localhost"),
+        ("Origin", "http://127.0.0.1", "http://evil.example"),
+        ("Content-Type", "application/json", "text/plain"),
+        ("Content-Length", "2", "3"),
+        ("Content-Length", "2", "2"),
+    ],
+)
+async def test_of_a_header_that_is_sent_twice_none_wins(
+    service: Asked, name: str, first: str, second: str
+) -> None:
+    sent = {
+        "Host": "127.0.0.1",
+        "Authorization": "Bearer AGENT",
+        "Content-Type": "application/json",
+    }
+    sent |= {"Content-Length": "2"}
+    lines = [f"{known}: {value}" for known, value in sent.items() if known != name]
+    lines += [f"{name}: {first}", f"{name.lower()}: {second}"]
+    text = "\r\n".join(["POST /advise HTTP/1.1", *lines, "", "{}"])
+    for who in ("agent", "operator"):
+        text = text.replace(who.upper(), service.tokens[who])
+    address = httpx.URL(service.api.url)
+    reader, writer = await asyncio.open_connection(address.host, address.port)
+    writer.write(text.encode())
+    head, _, body = (await reader.readuntil(b"}")).partition(b"\r\n\r\n")
+    writer.close()
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert name.lower() in json.loads(body)["detail"].lower()
+    assert await drained(service.api.settings) == 0
+
+
+async def test_a_scraper_with_two_tokens_has_none(tmp_path: Path) -> None:
+    token = TokenFile(tmp_path / "tokens.json").create("prometheus", [Role.METRICS])
+    tokens = Tokens(tmp_path / "tokens.json", tmp_path / "uses")
+    sent = [("Authorization", f"Bearer {token}"), ("Authorization", "Bearer other")]
+    async with (
+        scraped(Metrics(), tokens, "127.0.0.1", 0) as port,
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client,
+    ):
+        assert (await client.get("/metrics", headers=sent[:1])).status_code == 200
+        assert (await client.get("/metrics", headers=sent)).status_code == 401
 
 
 async def test_a_body_is_json_and_says_so_and_no_page_is_given_leave(service: Asked) -> None:

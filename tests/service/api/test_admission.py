@@ -15,7 +15,8 @@ import httpx
 import pytest
 
 from app.advising.serving import Models
-from app.journal.later import REQUESTS
+from app.api.admission import is_asynchronous
+from app.journal.keys import REQUESTS
 from app.policy.scripted import ScriptedPolicy
 from tests.service.journal.journal_events import client
 from tests.service.running import Running, drained, request, running, settings_for, until
@@ -186,3 +187,29 @@ async def test_in_an_accepted_list_a_used_id_is_that_elements_problem(
         assert new["decision"]["status"] == "pending"
         assert conflict["problem"]["status"] == 409
         assert bad["problem"]["status"] == 422
+
+
+@pytest.mark.parametrize(
+    ("prefer", "asynchronous"),
+    [
+        ("respond-async", True),
+        ("Respond-Async", True),
+        ("respond-async, wait=5", True),
+        ("wait=5, respond-async", True),
+        ("wait=5,respond-async;expires=9", True),
+        (' respond-async ="" ; a="b, c"', True),
+        ("respond-async; wait=5, handling=lenient", True),
+        ("", False),
+        ("wait=5", False),
+        ("x=respond-async", False),
+        ("respond-asynchronously", False),
+        ("no-respond-async", False),
+        ("respond-async=no", False),
+        ('x="a, respond-async"', False),
+        ('x="a \\", respond-async"', False),
+        ("handling=lenient; respond-async", False),
+        ('x="never closed, respond-async', False),
+    ],
+)
+def test_prefer_is_read_as_rfc_7240_says(prefer: str, asynchronous: bool) -> None:
+    assert is_asynchronous(prefer) is asynchronous

@@ -11,8 +11,8 @@ from typing import Any
 import redis
 
 from app.domain.event import Event, EventKind
+from app.journal.keys import DEAD, EVENTS
 from app.journal.later import AcceptedRequest, RequestQueue
-from app.journal.stream import DEAD, EVENTS
 
 _numbers = count()
 

@@ -10,7 +10,8 @@ import pytest
 from redis.asyncio import Redis
 
 from app.journal.consumer import Consumer
-from app.journal.stream import EVENTS, StreamJournal, connect
+from app.journal.keys import EVENTS
+from app.journal.stream import StreamJournal, connect
 from tests.service.journal.journal_events import client
 
 HOUR_S = 3600.0

@@ -480,7 +480,7 @@ async def test_of_the_changes_of_state_that_wait_on_disk_the_newest_counts(
         assert await journal.spooled_state() is None
         await journal.append(event("no state"))
         for each in (halted, active):
-            assert await journal.set_state(each) == ("spool", False)
+            assert await journal.set_state(each) == Receipt("spool", False)
         assert await journal.spooled_state() == halted
 
 

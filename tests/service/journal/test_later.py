@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 
 from app.domain.errors import JournalUnavailable
+from app.journal.keys import DEAD_REQUESTS, REQUESTS
 from app.journal.later import (
-    DEAD_REQUESTS,
     GROUP,
-    REQUESTS,
     AcceptedRequest,
     QueuedRequest,
     QueueFull,

@@ -14,9 +14,10 @@ from app.domain.errors import JournalUnavailable, RequestConflict
 from app.domain.event import Aside, Event, EventKind
 from app.domain.link import Fate, Link, Linked
 from app.journal.journal import Journal
+from app.journal.keys import EVENTS
 from app.journal.segment import decode, encode
 from app.journal.spool import Spool
-from app.journal.stream import EVENTS, StreamJournal, entry_of
+from app.journal.stream import StreamJournal, entry_of
 from app.local.servers import EmbeddedValkey
 from tests.service.journal.journal_events import client, event
 

@@ -18,8 +18,8 @@ from app.domain.case import TradingState
 from app.domain.errors import InvalidRecord, JournalUnavailable, RequestConflict
 from app.domain.event import Event, EventKind, StateChange
 from app.domain.link import Link
+from app.journal.keys import EVENTS, MisplacedKey
 from app.journal.stream import (
-    EVENTS,
     NOTHING_YET,
     GroupCommit,
     MemoryReplaced,
@@ -105,8 +105,8 @@ async def test_in_one_round_trip_each_caller_gets_its_own_result_or_error(
         return_exceptions=True,
     )
     assert isinstance(results[15], RequestConflict)
-    assert isinstance(results[16], JournalUnavailable)
-    assert "WRONGTYPE" in str(results[16])
+    assert isinstance(results[16], MisplacedKey)
+    assert "advisor:key:decision:broken in Valkey is a list" in str(results[16])
     assert results[17] == b'{"text":"first"}'
     receipts = [result for result in (*results[:15], *results[18:]) if isinstance(result, Receipt)]
     assert [receipt.repeated for receipt in receipts] == [False] * 30

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from redis.exceptions import ResponseError
 
 from app.domain.errors import InvalidRecord, ShadowLogUnavailable
 from app.domain.event import Entry, Event
 from app.domain.link import Fate, Linked
 from app.journal.journal import GROUP, StreamDrain
-from app.journal.stream import EVENTS, StreamJournal
+from app.journal.keys import EVENTS, MisplacedKey
+from app.journal.stream import StreamJournal
 from app.local.servers import EmbeddedValkey
 from app.tasks import end
 from app.telemetry import UNOBSERVED, Telemetry
@@ -305,7 +305,7 @@ async def test_a_stream_that_is_none_is_an_error_not_an_empty_batch(valkey_url: 
         connection.set(EVENTS, "no stream")
     sink = Sink()
     async with draining(valkey_url, sink) as drain:
-        with pytest.raises(ResponseError, match="WRONGTYPE"):
+        with pytest.raises(MisplacedKey, match="advisor:events in Valkey is a string"):
             await drain.step()
         with client(valkey_url) as connection:
             connection.delete(EVENTS)
