@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+from threadpoolctl import threadpool_limits
 
 from training.arrays import Floats, Rows
 from training.config.learning import TeacherConfig
@@ -115,4 +116,7 @@ def fitted(
         early_stopping=False,
         random_state=config.seed,
     )
-    return model.fit(inputs, answer, weight)
+    # One thread: several that wait for each other beside other work are up to a hundred times
+    # slower, and scikit-learn's own lose the filters of warnings to each other.
+    with threadpool_limits(1):
+        return model.fit(inputs, answer, weight)
