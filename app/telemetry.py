@@ -115,6 +115,7 @@ class Task(StrEnum):
     LEDGER = "ledger"
     CHAIN_WATCH = "chain_watch"
     CHECKPOINTS = "checkpoints"
+    SESSIONS = "sessions"
     STREAM_SENDER = "stream_sender"
     SPOOL_WRITER = "spool_writer"
     POLICY_BATCHER = "policy_batcher"

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from time import monotonic, perf_counter
 
@@ -54,6 +54,7 @@ class Writer:
         """Drain until cancelled, and count what is missing."""
         supervisor = Supervisor(self._telemetry)
         supervisor.start(Task.CHAIN_WATCH, self._watch_on, every_s=WATCH_S)
+        supervisor.start(Task.SESSIONS, self._end_frozen, every_s=WATCH_S)
         if self._checkpointer is not None:
             work = self._checkpointer.checkpoint
             supervisor.start(Task.CHECKPOINTS, work, every_s=CHECKPOINT_S, patience_s=600)
@@ -102,6 +103,11 @@ class Writer:
         if missing > self._missing:
             log.error("events are missing; `advisor verify` names them", events=missing)
         self._missing = missing
+
+    async def _end_frozen(self) -> None:
+        with suppress(ShadowLogUnavailable):  # An outage, which others tell.
+            if ended := await self._shadow_log.end_frozen():
+                log.warning("ended sessions of a frozen writer", sessions=ended)
 
 
 async def run_writer(settings: Settings) -> None:

@@ -35,6 +35,7 @@ SERVER_SHARE = 0.8
 """Of the patience: after this the server itself gives a statement up, and keeps the connection."""
 SILENT_SERVER_MS = 6_000
 """A connection whose server acknowledges nothing for this long is given up (TCP_USER_TIMEOUT)."""
+APPLICATION = "shadow-advisor"
 CONNECT_ARGS = {
     "connect_timeout": CONNECT_TIMEOUT_S,
     "tcp_user_timeout": SILENT_SERVER_MS,
@@ -42,7 +43,7 @@ CONNECT_ARGS = {
     "keepalives_idle": 5,
     "keepalives_interval": 2,
     "keepalives_count": 3,
-    "application_name": "shadow-advisor",
+    "application_name": APPLICATION,
 }
 NO_SCHEMA = "the database lacks the schema of this release: run `advisor migrate`"
 _EXAMPLE = "write postgresql://user:password@host:5432/database"

@@ -41,8 +41,10 @@ from app.domain.manifest import ModelManifest
 from app.shadow_log import links, partitions, tables
 from app.shadow_log.append import REPORTS, Appended, Batch, append
 from app.shadow_log.database import (
+    APPLICATION,
     NO_SCHEMA,
     PATIENCE_S,
+    SERVER_SHARE,
     connect,
     faults_of_values,
     translated_errors,
@@ -61,6 +63,16 @@ ORDER BY a.recorded_at
 """
 NOTHING = "none"
 """What an alias is moved to when it shall name no version any more; moves are never deleted."""
+
+
+FROZEN_S = PATIENCE_S * SERVER_SHARE
+"""After which a session is ended that waits for the rest of a statement of ours."""
+_END_FROZEN = """
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+WHERE datname = current_database() AND usename = current_user AND application_name = :application
+    AND state = 'active' AND wait_event = 'ClientRead' AND pid <> pg_backend_pid()
+    AND query_start < clock_timestamp() - make_interval(secs => :silent_s)
+"""
 
 
 class Registered(NamedTuple):
@@ -323,6 +335,14 @@ class ShadowLog:
         """Up to which number each producer told that its events are durable."""
         async with self._transaction() as connection:
             return await links.heads(connection)
+
+    async def end_frozen(self, silent_s: float = FROZEN_S) -> int:
+        """End sessions of this service in which Postgres has waited for so long for the rest of a
+        statement: the process behind is frozen in a COPY, and none of Postgres' own time-outs ends
+        that, so it would keep others from the rows it holds for ever. How many."""
+        question = {"application": APPLICATION, "silent_s": silent_s}
+        async with self._transaction() as connection:
+            return len((await connection.scalars(text(_END_FROZEN), question)).all())
 
     async def missing_events(self, told: Mapping[str, int]) -> int:
         """Numbered events that are not in the log and should be: see `Watch`."""

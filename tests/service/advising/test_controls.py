@@ -116,6 +116,29 @@ async def test_changed_limits_come_into_force_without_a_restart_and_each_decisio
     )
 
 
+async def test_limits_edited_in_place_are_followed_though_size_and_time_of_change_say_nothing(
+    api: Running, limits_file: Path
+) -> None:
+    """As a tool does that keeps times: what nobody can set back is when the inode changed."""
+    before = limits_file.stat()
+    text = limits_file.read_text()
+    assert "max_bps = 10.0" in text
+    limits_file.write_text(text.replace("max_bps = 10.0", "max_bps = 1.00"))
+    os.utime(limits_file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    after = limits_file.stat()
+    assert (after.st_size, after.st_mtime_ns, after.st_ino) == (
+        before.st_size,
+        before.st_mtime_ns,
+        before.st_ino,
+    )
+
+    async def narrow() -> bool:
+        return (await in_force(api))["hash"] == read_limits(limits_file).hash()
+
+    await until(narrow)
+    assert await codes(api, "after") == ["SPREAD"]
+
+
 BAD = {
     "a value": NARROW.replace("max_bps = 1.0", "max_bps = -1.0"),
     "a key": NARROW + "\n[spraed]\nmax_bps = 1.0\n",

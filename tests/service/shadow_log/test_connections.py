@@ -20,7 +20,7 @@ from app.journal.journal import StreamDrain
 from app.journal.stream import StreamJournal
 from app.main import build
 from app.metrics import Metrics
-from app.shadow_log.database import async_url
+from app.shadow_log.database import APPLICATION, async_url
 from app.shadow_log.log import ShadowLog
 from app.shadow_log.verify import verify_log
 from app.tasks import end
@@ -226,3 +226,31 @@ async def test_only_values_are_an_events_fault(database_url: str) -> None:
     assert (await log.append([good])).inserted["decisions"] == 1
     await log.aclose()
     assert isinstance(good.record(), Decision)
+
+
+async def test_a_writer_that_is_frozen_within_a_copy_loses_its_session(database_url: str) -> None:
+    """Postgres waits for the rest of a COPY without any time-out; whoever needs the same keys would
+    wait with it."""
+    decision = build_.decision("r-1")
+    log = ShadowLog.connect(database_url)
+    with psycopg.connect(
+        database_url.replace("+psycopg", ""),
+        application_name=APPLICATION,
+        options="-c statement_timeout=200 -c idle_in_transaction_session_timeout=200",
+    ) as frozen:
+        frozen.execute(
+            "INSERT INTO decision_keys VALUES (%s, 'sha256:a', now())", [decision.decision_id]
+        )
+        copy = frozen.cursor().copy("COPY decisions (decision_id) FROM STDIN")
+        copy.__enter__()
+        other = asyncio.create_task(log.append([Event.of_decision(decision)]))
+        assert await log.end_frozen(3600) == 0, "who is only slow keeps it"
+
+        async def ended() -> bool:
+            return await log.end_frozen(0.5) == 1
+
+        await until(ended)
+        assert (await other).inserted["decisions"] == 1
+        frozen.close()
+    assert (await verify_log(database_url)).counts == {}
+    await log.aclose()
