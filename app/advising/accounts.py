@@ -90,11 +90,8 @@ class Accounts:
         end = closed(outcome, trade, now)
         await self._journal.note(Entry(trader.principal, str(decision_id), now, end))
 
-    async def keep(self) -> None:
-        """Make the ledger whole. Raises `ShadowLogUnavailable`, `JournalUnavailable`."""
-        await self._journal.fill_ledger(self._recorded)
-
-    async def _recorded(self) -> list[Entry]:
+    async def recorded(self) -> list[Entry]:
+        """The ledger as the record has it. Raises `ShadowLogUnavailable`."""
         entries = []
         for row in await self._log.reported_trades(self._now() - OPEN_FOR):
             whose, known = row["principal"] or DEFAULT_PRINCIPAL, str(row["decision_id"])

@@ -33,6 +33,7 @@ from app.domain.errors import (
 from app.domain.scenario import Scenario
 from app.journal.journal import Journal
 from app.journal.later import AcceptedRequest, QueuedRequest, QueueFull, RequestQueue
+from app.journal.ledger import Entry
 from app.policy.deciders.decider import Decider
 from app.schemas import AdviseRequest
 from app.shadow_log.log import ShadowLog
@@ -285,7 +286,13 @@ class Service:
         """Make the ledger whole, later when Valkey or Postgres is away: until then no account is
         derived."""
         with suppress(ShadowLogUnavailable, JournalUnavailable):
-            await self.records.accounts.keep()
+            await self.journal.fill_ledger(self._recorded_trades)
+
+    async def _recorded_trades(self) -> list[Entry]:
+        """Asked when Postgres answers: of one that froze nothing more is asked."""
+        if await self._postgres.ask() != "up":
+            raise ShadowLogUnavailable("Postgres does not answer")
+        return await self.records.accounts.recorded()
 
     async def _serve_accepted(self) -> None:
         """Decide what was accepted asynchronously; an entry is done when its decision is

@@ -168,7 +168,7 @@ class _Reading:
             return self._keep_beside(path)
         meant = self._meant(path, faults)
         if meant is not None:
-            self.coerced.append(Coerced(path, fault["input"], meant.value, meant.why))
+            self.coerced.append(Coerced(path, self._at(path), meant.value, meant.why))
             self._put(path, meant.value)
             return True
         if not self._needs.may_go(path):
