@@ -19,6 +19,7 @@ from app.domain.principal import Role
 from app.policy.scripted import SCRIPTED_MANIFEST, ScriptedPolicy
 from app.shadow_log.explore import Explorer, Filters
 from tests.service.running import Running, drained, request, running, settings_for
+from tests.service.shadow_log.test_shadow_log_views import foretelling
 
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 
@@ -370,3 +371,11 @@ async def test_a_request_with_what_is_needed_alone_is_shown_as_well(site: Site) 
     assert shown.status_code == 200, shown.text
     assert "the same record" in shown.text
     assert ids((await site.get("/ui/decisions")).text) == [answer.json()["decision_id"]]
+
+
+async def test_what_a_version_foretold_is_shown_with_its_decision(site: Site) -> None:
+    event = foretelling("foretold", 0.25)
+    await site.api.service.shadow_log.append([event])
+    shown = (await site.get(f"/ui/decisions/{event.key}")).text
+    assert '<td class="n">25.0 %</td><td class="n">30.0 %</td>' in shown
+    assert "What versions foretold" in shown
