@@ -12,7 +12,7 @@ WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test lines check coverage mutation hooks rebuild evaluate fuzz chaos bench load bench-train bench-gate bench-teacher bench-contest results test-vllm test-gateways sbom licences secrets containers clean
+.PHONY: help install demo up test lines check coverage mutation hooks rebuild evaluate fuzz chaos bench load bench-train bench-gate bench-teacher bench-contest results test-vllm test-gateways test-nautilus sbom licences secrets containers clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -98,6 +98,10 @@ test-vllm: $(STAMP) ## the vLLM backend against a real vLLM on CPU (its own envi
 test-gateways: $(STAMP) ## the service as a decision model, asked by LiteLLM, the OpenAI and the TypeSafe SDK (their own environment)
 	@test -e var/tools/gateways/installed || ($(PYTHON) -m venv var/tools/gateways && var/tools/gateways/bin/pip install --quiet $(GATEWAYS) && touch var/tools/gateways/installed)
 	GATEWAYS_PYTHON=$(CURDIR)/var/tools/gateways/bin/python $(BIN)/python -m pytest -q -m gateways tests/service/api/test_decision_models.py
+
+test-nautilus: $(STAMP) ## the nautilus_trader adapter in the real nautilus_trader (its own environment, 1 GB; NAUTILUS_BASE=python3.12)
+	@test -e var/tools/nautilus/installed || ($(or $(NAUTILUS_BASE),python3.12) -m venv var/tools/nautilus && var/tools/nautilus/bin/pip install --quiet nautilus_trader==1.231.0 "httpx>=0.28" && touch var/tools/nautilus/installed)
+	NAUTILUS_PYTHON=$(CURDIR)/var/tools/nautilus/bin/python $(BIN)/python -m pytest -q -m nautilus tests/adapters/nautilus
 
 sbom: $(STAMP) ## what is installed, as CycloneDX, into var/sbom.json
 	@test -x var/tools/sbom/bin/cyclonedx-py || ($(PYTHON) -m venv var/tools/sbom && var/tools/sbom/bin/pip install --quiet cyclonedx-bom==7.5.0)

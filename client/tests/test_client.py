@@ -253,6 +253,7 @@ def test_a_full_queue_leaves_places_for_what_somebody_waits_for() -> None:
         for number in range(10):
             client.submit({"request_id": str(number)})
         assert client.stats().dropped == {"queue_full": 7}
+        server.wait_for(1)  # The first one hangs.
         assert client.advise({"request_id": "urgent"}) is not None
         server.released.set()
 
