@@ -56,3 +56,9 @@ def test_no_text_that_somebody_else_wrote_is_in_it() -> None:
     )
     quiet = build.scenario(candidate__pattern="hammer", candidate__symbol="QUIETUSDT")
     assert brief_of(loud) == brief_of(quiet)
+
+
+def test_flags_and_names_of_closed_sets_are_told_as_they_are() -> None:
+    brief = brief_of(build.scenario(candidate__near_support=True, candidate__btc_trend="down"))
+    assert brief["indicators"]["near_support"] is True
+    assert brief["context"]["bitcoin_trend"] == "down"

@@ -14,11 +14,14 @@ from app.domain.event import (
     AgentActionReport,
     Event,
     EventKind,
+    LateAdvice,
     OutcomeReport,
+    Repetition,
     StateChange,
     content_of,
 )
 from app.domain.link import Fate, Link, Linked
+from tests import builders as build
 from tests.domain.scenarios import AS_OF
 
 DECISION = UUID("7e524122-ba84-83d7-ac00-81f877a43e48")
@@ -82,3 +85,24 @@ def test_the_row_of_a_link_names_the_payload_by_its_hash() -> None:
     row = Linked("p", 7, "sha256:aa", "outcome", "k", "c", digest(b"{}"), Fate.ASIDE)
     assert event.linked(Fate.ASIDE) == row
     assert event.linked() == row._replace(fate=Fate.EVENT)
+
+
+def test_a_version_gives_one_advice_on_a_decision_whatever_it_says() -> None:
+    decision = build.decision()
+    first, other = (build.late_advice_event(decision, label) for label in ("H", "A"))
+    assert (first.kind, first.key, first.claim) == (EventKind.LATE_ADVICE, other.key, other.key)
+    assert first.payload != other.payload
+    late = first.record()
+    assert isinstance(late, LateAdvice)
+    assert late.subject == first.key
+
+
+def test_a_repetition_says_whether_another_action_is_proposed_and_how_far_it_is() -> None:
+    repetition = build.repetition_event(build.decision(), first="H", again="A").record()
+    assert isinstance(repetition, Repetition)
+    assert repetition.flipped
+    first, again = (proposal.probabilities for proposal in repetition.proposals)
+    assert repetition.distance == pytest.approx(abs(first[0] - again[0]))
+    same = build.repetition_event(build.decision(), first="H", again="H").record()
+    assert isinstance(same, Repetition)
+    assert (same.flipped, same.distance) == (False, 0.0)

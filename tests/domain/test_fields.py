@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from app.domain.errors import AbstainReason, InvalidRecord, Overloaded, PolicyAbstained
-from app.domain.fields import exact, location, utc
+from app.domain.fields import exact, location, shown, utc
 from app.domain.outcome import Outcome
 from app.domain.scenario import Scenario
 from tests.domain.scenarios import scenario, scenario_json
@@ -112,3 +112,10 @@ def test_an_abstention_says_its_reason_and_its_detail() -> None:
 def test_an_overload_says_when_to_come_again() -> None:
     refused = Overloaded("300 requests wait", retry_after_s=7)
     assert (str(refused), refused.retry_after_s) == ("300 requests wait", 7)
+
+
+def test_what_is_shown_of_a_value_ends_at_some_depth_and_length() -> None:
+    deep = shown({"a": {"b": {"c": {"d": 1}}}})
+    assert "{...}" in deep
+    assert "'d'" not in deep
+    assert shown({n: n for n in range(9)}).endswith("7: 7, ...}")

@@ -9,7 +9,7 @@ import pytest
 from app.domain.actions import LABELS
 from app.domain.decision import LEAST, Reading, propose
 from app.domain.errors import InvalidRecord
-from app.domain.inquiry import Exchange, Inquiry, Template, full_size, listed, sampled
+from app.domain.inquiry import INSTRUCTIONS, Exchange, Inquiry, Template, full_size, listed, sampled
 from app.domain.manifest import Calibration
 from tests import builders as build
 
@@ -92,3 +92,15 @@ def test_a_share_is_met_and_asks_nobody_twice() -> None:
     assert 340 < sum(chosen) < 460
     assert not any(sampled(0.0, number) for number in range(100))
     assert all(sampled(1.0, number) for number in range(100))
+
+
+def test_it_is_asked_in_the_words_of_its_template_unless_others_are_given() -> None:
+    trade = Inquiry(template=Template.TRADE, order=listed(Template.TRADE))
+    assert trade.text == INSTRUCTIONS[Template.TRADE]
+    assert Inquiry(instructions="Be brief.").text == "Be brief."
+    assert [option.name for option in trade.options] == ["reject", "trade"]
+    assert trade.options[1].description == "open the position as the agent plans it"
+
+
+def test_where_no_atr_is_known_the_full_size_has_the_middle_stop() -> None:
+    assert full_size(build.scenario(candidate__atr=None)).name == "approve_r1.00_s1.5"

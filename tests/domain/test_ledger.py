@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from app.domain.candidate import Direction
-from app.domain.ledger import Closed, Note, Offer, Opened, closed, completed, opened
+from app.domain.ledger import MAX_POSITIONS, Closed, Note, Offer, Opened, closed, completed, opened
 from app.domain.scenario import Account, Plan
 from tests.builders import agent_action, outcome
 from tests.domain.scenarios import AS_OF
@@ -96,3 +96,15 @@ def test_an_end_counts_its_money_or_its_r_over_the_orders_own_risk() -> None:
     skipped = closed(outcome(r=-1.0, exogenous_skip=True), own, AS_OF)
     assert not skipped.traded
     assert account(Note(AS_OF, own, skipped)).consecutive_losses == 0
+
+
+def test_more_open_trades_than_a_request_may_hold_are_not_known_rather_than_fewer() -> None:
+    def held(count: int) -> int | None:
+        notes = [
+            Note(ago(minutes=1), trade(f"C{n}USDT", ago(minutes=1)), None) for n in range(count)
+        ]
+        positions = account(*notes).positions
+        return None if positions is None else len(positions)
+
+    assert held(MAX_POSITIONS) == 256
+    assert held(MAX_POSITIONS + 1) is None

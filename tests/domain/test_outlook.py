@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from app.domain.errors import InvalidRecord
+from app.domain.manifest import Calibration
 from app.domain.outlook import Outlook, OutlookCalibration, Payoffs, QuestionCalibration, outlook_of
 from app.domain.questions import BY_NAME, QUESTIONS, QuestionName
 from app.domain.scenario import Scenario
@@ -133,3 +135,14 @@ def test_every_question_has_letters_of_its_own_and_levels_that_follow_each_other
             inner = zip(question.values, (*question.edges, math.inf), strict=True)
             order = [number for pair in inner for number in pair]
             assert sorted(order) == order
+
+
+def test_a_question_has_a_bias_for_each_of_its_labels() -> None:
+    with pytest.raises(InvalidRecord, match="1 biases for 2 labels"):
+        QuestionCalibration.from_json(
+            {"question": "sha256:" + "0" * 64, "values": [0.0, 1.0], "bias": [0.0]}
+        )
+
+
+def test_a_version_without_an_outlook_is_asked_nothing_beside_its_action() -> None:
+    assert Calibration().asked == ()

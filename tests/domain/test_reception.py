@@ -167,3 +167,46 @@ def test_what_is_mended_is_what_was_sent_and_never_what_a_validator_made_of_it()
     assert [each.field for each in received.coerced] == ["exit_reason"]
     shouted = receive(adapter, {"arm": "agent", "outcome": "SL"}, Needs(frozenset({("arm",)})))
     assert (shouted.record.outcome, shouted.record.outcome_word) == (OutcomeCode.SL, None)
+
+
+def test_doubts_that_never_end_end_the_reading() -> None:
+    names = ("score", "score_threshold", "confidence", "rsi", "atr", "volatility_pct", "btc_trend")
+    more = ("news_severity", "time_to_news_minutes", "macro_news_safe", "spread_bps", "adx")
+    further = ("di_plus", "di_minus", "hurst", "near_support", "near_resistance", "ml_probability")
+
+    def of_the_first(record: Scenario) -> list[Doubt]:
+        told = [n for n in (*names, *more, *further) if getattr(record.candidate, n) is not None]
+        return [Doubt(("candidate", told[0]), "in another unit, as it seems")] if told else []
+
+    numbers = dict.fromkeys((f"candidate__{name}" for name in ("adx", *further)), 0.5)
+    numbers |= {"candidate__near_support": True, "candidate__near_resistance": True}
+    with pytest.raises(InvalidRecord, match="too much of it cannot be used"):
+        receive(SCENARIO, scenario_json(**numbers), NEEDS, of_the_first)
+
+
+def test_what_goes_with_the_place_that_holds_it_is_told_once() -> None:
+    adapter = TypeAdapter(dict[str, int | list[int]])
+    received = receive(adapter, {"a": ["x"], "b": 1}, Needs(frozenset()))
+    assert received.record == {"b": 1}
+    assert [gone.field for gone in received.left_out] == ["a"]
+
+
+def test_of_free_keys_those_that_readers_of_json_do_not_keep_go() -> None:
+    received = receive(SCENARIO, scenario_json(candidate__extra={"a": 2**60, "b": 1}), NEEDS)
+    assert received.record.candidate.extra == {"b": 1}
+    assert [gone.field for gone in received.left_out] == ["candidate.extra.a"]
+
+
+def test_keys_of_no_field_stay_beside_where_there_is_a_place_for_them() -> None:
+    needs = Needs(frozenset({("arm",), ("outcome",)}), extras=frozenset({()}))
+    document = {"arm": "agent", "outcome": "sl", "extra": "none", "venue": "x", "fill": 7}
+    received = receive(TypeAdapter(Outcome), document, needs)
+    assert received.record.extra == {"venue": "x", "fill": 7}
+    assert {each.field for each in received.coerced} == {"venue", "fill"}
+
+
+def test_a_list_that_is_of_no_use_without_an_element_goes_as_a_whole() -> None:
+    needs = Needs(NEEDS.fields, whole=frozenset({("account", "positions")}))
+    received = receive(SCENARIO, scenario_json(account__positions=[5]), needs)
+    assert received.record.account.positions is None
+    assert [gone.field for gone in received.left_out] == ["account.positions"]

@@ -135,3 +135,15 @@ def test_a_missed_input_is_told_whether_it_refuses_or_passes() -> None:
         MissedInput(code=VetoCode.DAILY_LOSS, missing="account.day_pnl_fraction", then="refuse"),
     )
     assert missed_inputs(case(scenario()), limits) == ()
+
+
+def test_a_rule_that_fails_lacks_no_input() -> None:
+    unknown = case(scenario(candidate__spread_bps=None))
+    timeless = unknown._replace(now=None)  # type: ignore[arg-type]
+    codes = {missed.code for missed in missed_inputs(timeless, Limits(version="t"))}
+    assert VetoCode.SPREAD in codes
+    assert VetoCode.STALE_SNAPSHOT not in codes
+    failed = [
+        veto for veto in review(timeless, Limits(version="t")).vetoes if veto.code == "RULE_FAILED"
+    ]
+    assert len(failed) >= 1

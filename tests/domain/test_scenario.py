@@ -16,7 +16,7 @@ from app.domain.canonical import canonical_json, content_hash
 from app.domain.errors import InvalidRecord
 from app.domain.features import FEATURE_NAMES, features
 from app.domain.prompt import render
-from app.domain.scenario import Scenario
+from app.domain.scenario import Plan, Scenario
 from tests.domain.scenarios import AS_OF, MINIMAL, scenario, scenario_json, scenarios
 
 FIRST_SCHEMA = "sha256:1a8b86273e2043a77fdad48735e3ec8396b94bdc8c0a3db473951187624be3f1"
@@ -287,3 +287,12 @@ def test_what_is_not_known_is_absent_from_the_prompt() -> None:
     assert "conf" not in render(scenario(**gone)).user
     assert "score" not in render(scenario(**gone)).user
     assert "event" not in render(scenario(candidate__time_to_news_minutes="clear")).user
+
+
+def test_a_plan_is_sent_with_its_size_in_either_unit() -> None:
+    schema = Plan.model_json_schema()
+    assert schema["anyOf"] == [{"required": ["quantity"]}, {"required": ["notional"]}]
+    assert "quantity" not in schema["required"]
+    sizes = {"entry": 2000.0, "stop": 1970.0, "targets": [2060.0]}
+    assert Plan.from_json(sizes | {"notional": 500.0}).quantity == 0.25
+    assert Plan.from_json(sizes | {"notional": None, "quantity": 0.5}).quantity == 0.5

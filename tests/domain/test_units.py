@@ -66,3 +66,8 @@ def test_the_likely_unit_is_named(changes: dict[str, Any], field: str, says: str
     [doubt] = doubts(scenario(**changes))
     assert doubt.path[-1] == field
     assert says in doubt.why
+
+
+def test_an_atr_that_no_unit_explains_is_not_doubted() -> None:
+    """1e-6 is neither a percentage nor a fraction of 2,000 that fits its bars and its stop."""
+    assert doubts(scenario(candidate__atr=1e-6)) == []

@@ -1,0 +1,70 @@
+"""What a value meant that is written in another way than the schema, and what nobody can tell."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import pytest
+from pydantic import TypeAdapter
+from pydantic_core import ErrorDetails
+
+from app.domain.mending import mended
+from app.domain.outcome import Outcome
+from app.domain.reception import Needs, Received, receive
+from tests.domain.scenarios import AS_OF
+
+OUTCOME: TypeAdapter[Outcome] = TypeAdapter(Outcome)
+NEEDS = Needs(frozenset({("arm",), ("outcome",)}))
+
+
+def received(**fields: Any) -> Received[Outcome]:
+    return receive(OUTCOME, {"arm": "agent", "outcome": "sl", **fields}, NEEDS)
+
+
+@pytest.mark.parametrize(
+    ("sent", "taken"),
+    [
+        (False, None),
+        (True, "true"),
+        (7, "7"),
+        (1.5, "1.5"),
+        ({"a": [1]}, '{"a":[1]}'),
+        (["x"], '["x"]'),
+    ],
+)
+def test_a_text_is_written_from_what_was_meant(sent: Any, taken: str | None) -> None:
+    got = received(exit_reason=sent)
+    assert got.record.exit_reason == taken
+    assert [(each.field, each.taken) for each in got.coerced] == [("exit_reason", taken)]
+    assert got.left_out == ()
+
+
+def test_what_can_be_no_text_is_left_out() -> None:
+    got = received(exit_reason=AS_OF)
+    assert got.record.exit_reason is None
+    assert [gone.field for gone in got.left_out] == ["exit_reason"]
+
+
+def test_a_flag_that_says_neither_yes_nor_no_is_left_out() -> None:
+    assert received(exogenous_skip="yes").record.exogenous_skip is True
+    got = received(exogenous_skip="maybe")
+    assert got.record.exogenous_skip is False
+    assert [gone.field for gone in got.left_out] == ["exogenous_skip"]
+
+
+def test_of_free_keys_that_are_too_many_the_first_stay() -> None:
+    got = received(extra={f"k{n}": n for n in range(70)})
+    assert list(got.record.extra) == [f"k{n}" for n in range(64)]
+    assert [each.why for each in got.coerced] == ["cut from 70 to 64 keys"]
+
+
+def test_a_time_without_an_offset_is_read_as_utc() -> None:
+    naive = AS_OF.replace(tzinfo=None)
+    for sent in (naive.isoformat(), naive):
+        assert received(exit_time=sent).record.exit_time == AS_OF
+
+
+@pytest.mark.parametrize("sent", ["no time", 5])
+def test_what_can_be_no_time_is_nobodys_guess(sent: Any) -> None:
+    fault = {"type": "timezone_aware", "loc": ("exit_time",), "msg": "", "input": sent}
+    assert mended(cast(ErrorDetails, fault)) is None
