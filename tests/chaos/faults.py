@@ -20,6 +20,8 @@ from tests.chaos.stack import RECOVERY_S, Stack
 from tests.service.processes import Child
 from tests.service.running import until
 
+TAKEN_OVER_S = 20.0
+"""Within which another writer has what a frozen one held; longer on a busy machine is a finding."""
 Server = EmbeddedPostgres | EmbeddedValkey
 Doing = Callable[[Stack, Load, Random], AbstractAsyncContextManager[None]]
 
@@ -173,6 +175,27 @@ async def writer_frozen_and_taken_over(
 
         await until(taken_over, RECOVERY_S)
         yield
+
+
+@asynccontextmanager
+async def writer_frozen_within_a_copy(
+    stack: Stack, load: Load, random: Random
+) -> AsyncIterator[None]:
+    """Postgres waits for the rest of its rows, and others for the keys that it took."""
+    with stack.connection() as blocker:
+        blocker.execute("LOCK TABLE decisions IN SHARE MODE")
+        writer = await stack.writer_in_copy()
+        _send([writer.pid], signal.SIGSTOP)
+    try:
+        begun = stack.begun()
+
+        async def taken_over() -> bool:
+            return not begun & stack.begun()
+
+        await until(taken_over, TAKEN_OVER_S)
+        yield
+    finally:
+        _send([writer.pid], signal.SIGCONT)
 
 
 @asynccontextmanager
@@ -348,6 +371,7 @@ FAULTS = [
     Fault("writer killed", "writer", crash(writers)),
     Fault("writers killed with a batch", "all", writers_killed_with_a_batch),
     Fault("writer frozen, taken over", "writer", writer_frozen_and_taken_over),
+    Fault("writer frozen within a COPY", "all", writer_frozen_within_a_copy),
     Fault("Valkey stopped", "valkey", absence(valkey, killed=False), seen=True),
     Fault("Valkey killed", "valkey", absence(valkey, killed=True), seen=True),
     Fault("Valkey frozen", "valkey", silence(all_of_valkey), seen=True),

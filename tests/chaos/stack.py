@@ -141,6 +141,20 @@ class Stack:
         """Entries that writers took and did not finish."""
         return {entry["message_id"] for entry in self._held(EVENTS, WRITERS)}
 
+    async def writer_in_copy(self) -> Child:
+        """A writer that waits for a lock at the beginning of a COPY."""
+        ports: list[tuple[Any, ...]] = []
+
+        async def waits() -> bool:
+            ports[:] = self.sql(
+                "SELECT client_port FROM pg_stat_activity WHERE datname = current_database()"
+                " AND query LIKE 'COPY decisions %' AND wait_event_type = 'Lock'"
+            )
+            return bool(ports)
+
+        await until(waits)
+        return next(child for child in self.writers if ports[0][0] in _local_ports(child.pid))
+
     def hand_over(self, stream: str, group: str) -> int:
         """Make what a group took look abandoned, and say how much that is: others take it over
         after a time that nobody waits for here."""
@@ -164,3 +178,10 @@ async def living(home: Path) -> AsyncIterator[Stack]:
     with EmbeddedPostgres(home / "postgres") as postgres, EmbeddedValkey(home / "valkey") as valkey:
         async with Stack(postgres, valkey, home) as stack:
             yield stack
+
+
+def _local_ports(pid: int) -> set[int]:
+    """Of a process' TCP connections."""
+    mine = {os.readlink(each) for each in Path(f"/proc/{pid}/fd").iterdir()}
+    rows = [line.split() for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]]
+    return {int(row[1].split(":")[1], 16) for row in rows if f"socket:[{row[9]}]" in mine}
