@@ -44,6 +44,8 @@ from app.domain.inquiry import Exchange
 from app.domain.limits import Limits
 from app.domain.manifest import Calibration, ModelManifest
 from app.domain.outcome import Arm, Outcome
+from app.domain.outlook import OutlookCalibration, Payoffs, QuestionCalibration
+from app.domain.questions import QUESTIONS, QuestionName
 from app.domain.scenario import Scenario
 from tests.domain.scenarios import AS_OF, LIMITS, scenario_json
 
@@ -58,6 +60,28 @@ def scenario(*, as_of: datetime = AS_OF, **overrides: Any) -> Scenario:
     the field."""
     document = scenario_json(**{"candidate__ts": as_of, "market__bar_closed_at": as_of} | overrides)
     return Scenario.from_json(document)
+
+
+def outlook_calibration() -> OutlookCalibration:
+    """Every question with its chances as they are read; a win is 1.5 ATR, and nothing costs."""
+    return OutlookCalibration(
+        questions={
+            question.name: QuestionCalibration(
+                question=question.hash, values=question.values, bias=(0.0,) * len(question.labels)
+            )
+            for question in QUESTIONS
+        },
+        payoffs=Payoffs(won_atr=1.5, stopped_r=-1.0, other_atr=0.0, cost=0.0, spread_bps=2.0),
+    )
+
+
+def answering(to: Reading, **chances: Sequence[float]) -> Reading:
+    """The reading with answers to questions: `win=(0.4, 0.6)`, in the order of its labels."""
+    answers = {
+        QuestionName(name): tuple(math.log(chance) for chance in them)
+        for name, them in chances.items()
+    }
+    return to.model_copy(update={"questions": answers})
 
 
 def reading(label: str = "H", probability: float = 0.91) -> Reading:

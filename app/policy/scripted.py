@@ -99,7 +99,12 @@ class ScriptedPolicy:
         if not prompt.texts or reading.without_text is not None:
             return reading
         bare = self._answered(prompt._replace(user=prompt.before)) if self._reads_text else reading
-        return reading.model_copy(update={"without_text": bare.log_probabilities})
+        return reading.model_copy(
+            update={
+                "without_text": bare.log_probabilities,
+                "questions_without_text": bare.questions,
+            }
+        )
 
     async def explain(self, prompt: Prompt, action: Action, deadline: float) -> str | None:
         """The scripted rationale."""

@@ -14,6 +14,7 @@ from transformers import AutoTokenizer
 from app.domain.actions import ACTIONS, LABELS
 from app.domain.errors import AbstainReason, ManifestMismatch, ModelFileError, PolicyAbstained
 from app.domain.prompt import PROMPT_VERSION, SYSTEM, Prompt, render
+from app.domain.questions import QUESTIONS, QuestionName
 from app.policy.calibration import random_prompts
 from app.policy.encoding import PromptEncoder
 from app.policy.templates import ChatTemplate
@@ -147,6 +148,24 @@ def test_a_label_that_is_not_one_token_is_refused_by_name(tmp_path: Path) -> Non
     directory = save_tiny_model(tmp_path, tokenizer=byte_tokenizer(merges=(("Ċ", "D"),)))
     with pytest.raises(ModelFileError, match=r"label D is not exactly one token .*'ĊD'"):
         PromptEncoder.from_directory(directory)
+
+
+def test_a_question_follows_the_tail_and_its_labels_are_read_after_it() -> None:
+    plain = encoder()
+    for question in QUESTIONS:
+        tail = plain.question(question.name)
+        assert plain.decode(list(tail.ids)) == question.text
+        assert [plain.decode([number]) for number in tail.label_ids] == list(question.labels)
+
+
+def test_a_model_that_cannot_be_asked_a_question_answers_the_others_and_its_action() -> None:
+    joined = PromptEncoder(byte_tokenizer(merges=(("?", "Y"),)).backend_tokenizer, None)
+    with pytest.raises(ModelFileError, match="label Y is not exactly one token"):
+        joined.question(QuestionName.WIN)
+    assert len(joined.question(QuestionName.RANGE).label_ids) == 5
+    before = PromptEncoder(byte_tokenizer(merges=(("Ċ", "w"),)).backend_tokenizer, None)
+    with pytest.raises(ModelFileError, match="joins the tokens before it"):
+        before.question(QuestionName.WIN)
 
 
 def test_a_model_without_chat_template_reads_the_plain_format() -> None:

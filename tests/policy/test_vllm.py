@@ -18,15 +18,15 @@ from app.domain.actions import ACTIONS, LABELS
 from app.domain.decision import Reading
 from app.domain.errors import AbstainReason, PolicyAbstained
 from app.domain.manifest import Calibration
-from app.domain.outlook import OutlookCalibration, QuestionCalibration
 from app.domain.prompt import PROMPT_VERSION, SYSTEM, Prompt
-from app.domain.questions import QUESTIONS, QuestionName
+from app.domain.questions import QuestionName
 from app.policy.calibration import random_prompts
 from app.policy.encoding import PromptEncoder
 from app.policy.in_process.label_reader import LabelReader
 from app.policy.options import BackendOptions
 from app.policy.scripted import SCRIPTED_MANIFEST
 from app.policy.vllm import VllmPolicy
+from tests import builders as build
 from tests.telemetry import Told
 
 RECORDINGS = Path(__file__).with_name("recordings")
@@ -346,13 +346,7 @@ async def test_questions_are_requests_of_their_own_over_the_same_prompt(
     server.reads = lambda request: {
         f"token_id:{number}": -number / 100 for number in request["logprob_token_ids"]
     }
-    questions = {
-        question.name: QuestionCalibration(
-            question=question.hash, values=question.values, bias=(0.0,) * len(question.labels)
-        )
-        for question in QUESTIONS
-    }
-    calibration = Calibration(outlook=OutlookCalibration(questions=questions))
+    calibration = Calibration(outlook=build.outlook_calibration())
     manifest = SCRIPTED_MANIFEST.model_copy(update={"calibration": calibration})
     policy = VllmPolicy(
         server.url, "advisor", manifest, smollm2_encoder, BackendOptions(max_queue=1)

@@ -14,11 +14,12 @@ import pytest
 from app.advising.serving import Models
 from app.domain.canonical import decision_id
 from app.domain.errors import AbstainReason, PolicyAbstained
-from app.domain.manifest import ModelManifest
+from app.domain.manifest import Calibration, ModelManifest
 from app.domain.rules import VetoCode
 from app.policy.scripted import SCRIPTED_MANIFEST, ScriptedPolicy
 from app.schemas import AdviseResponse
 from app.shadow_log.log import ShadowLog
+from tests import builders as build
 from tests.service.running import Running, drained, request, running, settings_for, until, writing
 
 
@@ -349,6 +350,37 @@ async def test_every_version_in_shadow_gives_one_advice_row(
     assert (counts["decisions"], counts["advices"]) == (1, 3)
     assert stored is not None
     assert [a.model_version for a in stored.advices] == ["scripted-1", "second", "third"]
+
+
+async def test_what_a_version_foretells_is_answered_and_null_where_it_does_not_say(
+    database_url: str, valkey_url: str, tmp_path: Path
+) -> None:
+    calibration = Calibration(outlook=build.outlook_calibration())
+    asked = SCRIPTED_MANIFEST.model_copy(update={"calibration": calibration})
+    said = build.answering(
+        build.reading("A"),
+        win=(0.6, 0.4),
+        stopped=(0.7, 0.3),
+        range=(0.001, 0.001, 0.996, 0.001, 0.001),
+    )
+    models = Models(
+        ScriptedPolicy([said], manifest=asked), (ScriptedPolicy(["H"], manifest=named("older")),)
+    )
+    settings = settings_for(database_url, valkey_url, tmp_path)
+    async with running(settings, models) as api:
+        body = request("r-1")
+        reply, again = (await api.advise(body)).json(), (await api.advise(body)).json()
+    # The example's stop is 618 of an ATR of 412 away: 1.5 ATR are one R.
+    expected = {
+        "win_probability": pytest.approx(0.4),
+        "stopped_probability": pytest.approx(0.3),
+        "range_atr": pytest.approx(2.4, rel=0.01),
+        "expected_r": pytest.approx(0.4 - 0.3),
+    }
+    AdviseResponse.model_validate(reply)
+    for told in (reply, again, reply["advices"][0]):
+        assert {name: told[name] for name in expected} == expected
+    assert [reply["advices"][1][name] for name in expected] == [None] * 4
 
 
 async def test_readiness_tells_the_truth_and_models_are_registered(api: Running) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
@@ -14,8 +13,6 @@ from app.domain.decision import Abstention, Role, Version, conclude
 from app.domain.errors import AbstainReason
 from app.domain.event import Event
 from app.domain.manifest import Calibration
-from app.domain.outlook import OutlookCalibration, Payoffs, QuestionCalibration
-from app.domain.questions import QUESTIONS, QuestionName
 from app.shadow_log.log import ShadowLog
 from app.shadow_log.verify import verify
 from tests import builders as build
@@ -363,25 +360,12 @@ async def test_flips_are_counted_by_version_and_kind(log: ShadowLog, database_ur
 
 def foretelling(request_id: str, win: float, **scenario: Any) -> Event:
     """A decision whose version says so of winning, and 0.3 of the stop."""
-    questions = {
-        question.name: QuestionCalibration(
-            question=question.hash, values=question.values, bias=(0.0,) * len(question.labels)
-        )
-        for question in QUESTIONS
-    }
-    payoffs = Payoffs(won_atr=1.5, stopped_r=-1.0, other_atr=0.0, cost=0.0, spread_bps=2.0)
-    calibration = Calibration(outlook=OutlookCalibration(questions=questions, payoffs=payoffs))
-    chances = {
-        QuestionName.WIN: (1 - win, win),
-        QuestionName.STOPPED: (0.7, 0.3),
-        QuestionName.RANGE: (0.0001, 0.0001, 0.9996, 0.0001, 0.0001),
-    }
-    reading = build.reading("H").model_copy(
-        update={
-            "questions": {
-                name: tuple(math.log(chance) for chance in them) for name, them in chances.items()
-            }
-        }
+    calibration = Calibration(outlook=build.outlook_calibration())
+    reading = build.answering(
+        build.reading("H"),
+        win=(1 - win, win),
+        stopped=(0.7, 0.3),
+        range=(0.0001, 0.0001, 0.9996, 0.0001, 0.0001),
     )
     decision = build.decision(request_id, control=True, **scenario)
     advice = conclude(

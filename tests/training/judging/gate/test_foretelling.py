@@ -9,23 +9,13 @@ import pytest
 
 from app.domain.decision import foretold
 from app.domain.manifest import Calibration
-from app.domain.outlook import OutlookCalibration, Payoffs, QuestionCalibration
 from app.domain.questions import QUESTIONS, QuestionName
+from tests import builders as build
 from tests.domain.scenarios import scenario
 from training.judging.gate.foretelling import Foretelling
 from training.learning.model.answers import Answers
 
-CALIBRATION = Calibration(
-    outlook=OutlookCalibration(
-        questions={
-            question.name: QuestionCalibration(
-                question=question.hash, values=question.values, bias=(0.0,) * len(question.labels)
-            )
-            for question in QUESTIONS
-        },
-        payoffs=Payoffs(won_atr=1.5, stopped_r=-1.0, other_atr=0.0, cost=0.0, spread_bps=99.0),
-    )
-)
+CALIBRATION = Calibration(outlook=build.outlook_calibration())
 LEVELS = (0.1, 0.2, 0.4, 0.2, 0.1)
 LABELS = np.log(np.full((2, 10), 0.1))
 
