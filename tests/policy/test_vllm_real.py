@@ -16,13 +16,16 @@ from statistics import fmean
 import pytest
 
 from app.domain.decision import Reading, propose
+from app.domain.manifest import Calibration
 from app.domain.prompt import Prompt, render
+from app.domain.questions import QuestionName
 from app.domain.scenario import Bar, Scenario
 from app.policy.encoding import PromptEncoder
 from app.policy.in_process.importer import read_prompts
-from app.policy.in_process.label_reader import LabelReader
+from app.policy.in_process.label_reader import Ask, LabelReader, parted
 from app.policy.store import load_manifest
 from app.policy.vllm import VllmPolicy
+from tests import builders as build
 
 URL = os.environ.get("VLLM_URL")
 SCENARIOS = 200
@@ -156,3 +159,20 @@ async def test_a_rationale_comes_from_the_same_endpoint() -> None:
     again = await policy.decide(prompt, time.monotonic() + 60)
     assert again.log_probabilities == pytest.approx(reading.log_probabilities, abs=1e-4)
     await policy.aclose()
+
+
+async def test_transformers_and_vllm_answer_the_same_to_questions() -> None:
+    directory = Path(os.environ["VLLM_MODEL_DIRECTORY"])
+    calibration = Calibration(outlook=build.outlook_calibration())
+    manifest = load_manifest(directory).model_copy(update={"calibration": calibration})
+    prompts, asked = real_prompts(16), tuple(QuestionName)
+    policy = VllmPolicy(str(URL), "advisor", manifest, PromptEncoder.from_directory(directory))
+    served = await ask(policy, prompts)
+    await policy.aclose()
+    reader = LabelReader.load(directory)
+    for prompt, reading in zip(prompts, served, strict=True):
+        [[row]] = reader.answer([Ask(reader.encoder.encode(prompt), (None,), 0, asked)])
+        _, answers = parted(row, reader.encoder, asked)
+        assert reading.questions.keys() == set(asked)
+        for name, expected in answers.items():
+            assert reading.questions[name] == pytest.approx(expected, abs=1e-2)
