@@ -100,11 +100,11 @@ class TrainingConfig(Section):
         4, ge=0, description="steps from one dialogue of the agent to the next; 0: none"
     )
     questions: float = Field(
-        1.0,
+        3.0,
         ge=0,
         description=(
-            "weight of the log score of the questions beside the action; 0: they are not asked, and"
-            " the version answers none"
+            "weight of the questions' mean log score: at 3 each weighs as the action does; 0: they"
+            " are not asked, and the version answers none"
         ),
     )
     beta: float = Field(
