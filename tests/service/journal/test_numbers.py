@@ -120,7 +120,7 @@ async def test_two_at_once_of_one_event_that_find_the_stream_away_leave_one_and_
         await first.start()
         await asyncio.to_thread(server.kill)
         both = await asyncio.gather(*(first.append(event("one")) for _ in range(2)))
-        assert both == [("spool", False), ("spool", True)]
+        assert [tuple(receipt[:2]) for receipt in both] == [("spool", False), ("spool", True)]
         await asyncio.to_thread(server.start)
         await first.drain()
         numbered = first.numbered()

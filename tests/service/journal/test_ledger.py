@@ -1,0 +1,159 @@
+"""The ledger in Valkey: the newest of what a principal told stays, and nothing is told while it is
+not whole."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from app.domain.errors import InvalidRecord
+from app.domain.ledger import Closed, Opened
+from app.journal import journal as journals
+from app.journal import ledger
+from app.journal.ledger import LEDGER, Entry
+from app.local.servers import EmbeddedValkey
+from tests.service.journal.journal_events import client
+from tests.service.journal.test_places import NOON, started
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[EmbeddedValkey]:
+    with EmbeddedValkey(tmp_path / "valkey") as server:
+        yield server
+
+
+def opened(decision: str, minutes: int = 0, quantity: float = 1.0) -> Entry:
+    at = NOON + timedelta(minutes=minutes)
+    trade = Opened(symbol="ETHUSDT", quantity=quantity, entry=2000.0, stop=1970.0, at=at)
+    return Entry("desk", decision, at, trade)
+
+
+def closed(decision: str, minutes: int = 1, net: float = 5.0) -> Entry:
+    at = NOON + timedelta(minutes=minutes)
+    return Entry("desk", decision, at, Closed(at=at, net=net))
+
+
+def later(minutes: int) -> datetime:
+    return NOON + timedelta(minutes=minutes)
+
+
+async def nothing() -> list[Entry]:
+    return []
+
+
+async def test_it_tells_nothing_until_what_is_recorded_was_taken_in(
+    valkey_url: str, tmp_path: Path
+) -> None:
+    asked = 0
+
+    async def recorded() -> list[Entry]:
+        nonlocal asked
+        asked += 1
+        return [opened("d-1"), closed("d-1")]
+
+    async with started(valkey_url, tmp_path) as journal:
+        await journal.note(opened("d-2", minutes=3))
+        assert await journal.ledger_of("desk") is None
+        for _ in range(2):
+            await journal.fill_ledger(recorded)
+        assert asked == 1
+        notes = await journal.ledger_of("desk")
+        assert notes is not None
+        assert {name: note.told_at for name, note in notes.items()} == {
+            "d-1": later(1),
+            "d-2": later(3),
+        }
+        assert notes["d-1"].closed == Closed(at=later(1), net=5.0)
+        assert notes["d-2"].closed is None
+        assert await journal.ledger_of("another") == {}
+
+
+async def test_the_newer_of_two_reports_stays_in_whichever_order_they_come(
+    valkey_url: str, tmp_path: Path
+) -> None:
+    async with started(valkey_url, tmp_path) as journal:
+        await journal.fill_ledger(nothing)
+        for entry in (opened("d", 5, quantity=2.0), opened("d", 1), closed("d", 2), closed("d", 9)):
+            await journal.note(entry)
+        await journal.note(Entry("desk", "none", NOON, None))
+        notes = await journal.ledger_of("desk")
+        assert notes is not None
+        assert notes["d"].opened == opened("d", 5, quantity=2.0).what
+        assert (notes["d"].closed, notes["d"].told_at) == (closed("d", 9).what, later(9))
+        assert notes["none"].opened is None
+
+
+async def test_of_too_many_notes_the_oldest_that_ended_are_forgotten(
+    valkey_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger, "MOST", 3)
+    async with started(valkey_url, tmp_path) as journal:
+        await journal.fill_ledger(nothing)
+        for number in range(3):
+            await journal.note(opened(f"ended-{number}", number))
+            await journal.note(closed(f"ended-{number}", number))
+        for number in range(2):
+            await journal.note(opened(f"open-{number}"))
+        before = await journal.ledger_of("desk")
+        assert before is not None
+        assert len(before) == 5, "told once more, then forgotten"
+        after = await journal.ledger_of("desk")
+        assert after is not None
+        assert sorted(after) == ["ended-2", "open-0", "open-1"]
+
+
+async def test_while_the_stream_is_away_reports_wait_and_nothing_is_told(
+    server: EmbeddedValkey, tmp_path: Path
+) -> None:
+    async with started(server.url, tmp_path / "spool") as journal:
+        await journal.fill_ledger(nothing)
+        await asyncio.to_thread(server.kill)
+        assert await journal.ledger_of("desk") is None, "noticed by this very question"
+        await journal.note(opened("d"))
+        journal.reachable = False
+        await journal.note(closed("d"))
+        await journal.fill_ledger(nothing)
+        assert await journal.ledger_of("desk") is None
+        await asyncio.to_thread(server.start)
+        await journal._look_after()
+        await journal.fill_ledger(nothing)
+        notes = await journal.ledger_of("desk")
+        assert notes is not None
+        assert (notes["d"].opened, notes["d"].closed) == (opened("d").what, closed("d").what)
+
+
+async def test_of_more_reports_than_can_wait_the_record_tells_the_rest(
+    server: EmbeddedValkey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journals, "REMEMBERED", 2)
+
+    async def recorded() -> list[Entry]:
+        return [opened("d-0")]
+
+    async with started(server.url, tmp_path / "spool") as journal:
+        await journal.fill_ledger(nothing)
+        journal.reachable = False
+        for number in range(3):
+            await journal.note(opened(f"d-{number}"))
+        journal.reachable = True
+        await journal.fill_ledger(recorded)
+        notes = await journal.ledger_of("desk")
+        assert notes is not None
+        assert sorted(notes) == ["d-0", "d-1", "d-2"]
+
+
+async def test_a_note_that_is_none_is_an_error_not_an_account(
+    valkey_url: str, tmp_path: Path
+) -> None:
+    async with started(valkey_url, tmp_path) as journal:
+        await journal.fill_ledger(nothing)
+        await journal.note(opened("d"))
+        with client(valkey_url) as connection:
+            [key] = connection.keys(f"{LEDGER}:*:desk")
+            connection.hset(key, "d:opened", "00000000000000000001 {")
+        with pytest.raises(InvalidRecord, match="the ledger cannot be read"):
+            await journal.ledger_of("desk")
