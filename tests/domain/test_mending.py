@@ -9,11 +9,13 @@ from pydantic import TypeAdapter
 from pydantic_core import ErrorDetails
 
 from app.domain.mending import mended
-from app.domain.outcome import Outcome
+from app.domain.outcome import Outcome, OutcomeSource
 from app.domain.reception import Needs, Received, receive
-from tests.domain.scenarios import AS_OF
+from app.domain.scenario import Scenario
+from tests.domain.scenarios import AS_OF, scenario_json
 
 OUTCOME: TypeAdapter[Outcome] = TypeAdapter(Outcome)
+SCENARIO: TypeAdapter[Scenario] = TypeAdapter(Scenario)
 NEEDS = Needs(frozenset({("arm",), ("outcome",)}))
 
 
@@ -68,3 +70,18 @@ def test_a_time_without_an_offset_is_read_as_utc() -> None:
 def test_what_can_be_no_time_is_nobodys_guess(sent: Any) -> None:
     fault = {"type": "timezone_aware", "loc": ("exit_time",), "msg": "", "input": sent}
     assert mended(cast(ErrorDetails, fault)) is None
+
+
+def test_a_whole_number_that_is_a_text_is_read_and_half_a_one_is_left_out() -> None:
+    for sent, taken in (("3", 3), ("3.5", None), ("three", None)):
+        got = receive(SCENARIO, scenario_json(candidate__open_positions=sent), Needs(frozenset()))
+        assert got.record.candidate.open_positions == taken
+        assert bool(got.left_out) == (taken is None)
+
+
+def test_a_word_of_a_closed_set_is_read_however_it_is_written() -> None:
+    assert received(source=" Simulated ").record.source is OutcomeSource.SIMULATED
+    for sent in ("made up", 5, "x" * 65):
+        got = received(source=sent)
+        assert got.record.source is OutcomeSource.REPORTED
+        assert [gone.field for gone in got.left_out] == ["source"]

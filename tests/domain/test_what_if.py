@@ -10,7 +10,7 @@ import pytest
 from app.domain.decision import Abstention
 from app.domain.errors import AbstainReason
 from app.domain.limits import Limits
-from app.domain.what_if import AGENT, Grade, Judge, Judged, Past, Tally
+from app.domain.what_if import AGENT, Book, Grade, Judge, Judged, Past, Tally
 from tests.builders import AS_OF, LIMITS, MODEL, decision
 
 HOUR = timedelta(hours=1)
@@ -197,3 +197,49 @@ def test_the_tally_sums_by_arm_and_code() -> None:
         "same": 0, "certain": 2, "assumed": 0, "undetermined": 1,
     }  # fmt: skip
     assert len(document["changed"]) == 3
+
+
+def test_the_tally_counts_what_a_code_saved_before_and_reckons_nothing_of_it_to_advice() -> None:
+    tally = Tally()
+    for judged in Judge(LIMITS, with_spike(0.7)).arms(past(r=-1.0, candidate__volatility_pct=0.8)):
+        tally.add(judged)
+    code = tally.codes["VOLATILITY_SPIKE"]
+    assert (code.refused_before, code.r_saved_before, code.refused_after) == (1, 1.0, 0)
+    assert set(tally.arms) == {AGENT, MODEL}
+    changed = len(tally.changed)
+    tally.add(agent(Judge(LIMITS), past("same")))
+    assert (len(tally.changed), tally.arms[AGENT].decisions) == (changed, 2)
+
+
+def test_what_was_not_reported_of_the_account_stays_unknown() -> None:
+    book = Book()
+    book.note(past("a", r=-1.0), approved=False)
+    unknown = past(
+        "b",
+        at=AS_OF + HOUR,
+        account__positions=None,
+        account__consecutive_losses=None,
+        account__day_pnl_fraction=None,
+    )
+    assert book.account(unknown) == unknown.decision.scenario.account
+
+
+def test_positions_of_other_symbols_stay_and_a_win_ends_the_losses_in_a_row() -> None:
+    book = Book()
+    book.note(past("a", r=-1.0), approved=False)
+    book.note(past("b", at=AS_OF + HOUR, r=-1.0), approved=True)
+    book.note(past("c", at=AS_OF + 2 * HOUR, r=1.0), approved=True)
+    held = [{"symbol": "XRPUSDT", "quantity": 1.0, "entry": 1.0, "stop": 0.9}]
+    now = past("d", at=AS_OF + 3 * HOUR, account__positions=held, account__consecutive_losses=2)
+    account = book.account(now)
+    assert [position.symbol for position in account.positions or ()] == ["XRPUSDT"]
+    # The last loss ended an hour and a half before: b began at 1:00 and took half an hour.
+    assert (account.consecutive_losses, account.seconds_since_loss) == (0, 5400.0)
+
+
+def test_what_a_trade_with_a_capped_stop_would_have_earned_is_not_known() -> None:
+    near = LIMITS.stop_distance.model_copy(update={"max_atr": 1.0, "on_excess": "cap"})
+    judged = agent(Judge(LIMITS.model_copy(update={"stop_distance": near})), past(r=1.0))
+    assert judged.after.approves
+    assert not judged.after.same_stop
+    assert (judged.r_after, judged.why) == (None, "a capped stop is another trade")
