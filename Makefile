@@ -12,7 +12,7 @@ WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test lines check coverage mutation hooks rebuild evaluate fuzz chaos bench load bench-train bench-gate bench-teacher bench-contest results test-vllm test-gateways test-nautilus sbom licences secrets containers clean
+.PHONY: help install demo up test lines check coverage mutation hooks rebuild evaluate fuzz chaos bench load bench-train bench-gate bench-teacher bench-contest bench-deciders results test-vllm test-gateways test-nautilus sbom licences secrets containers clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -85,6 +85,9 @@ bench-gate: $(STAMP) ## how often the gate is wrong: simulated markets without a
 
 bench-teacher: $(STAMP) ## how good the teacher is on the held-out period (MARKET=directory of bars)
 	$(BIN)/python -m bench.teacher --market $(or $(MARKET),$(error say where the bars are: make bench-teacher MARKET=DIRECTORY))
+
+bench-deciders: $(STAMP) ## what three decision models elsewhere cost the reply, and how fast rivals read
+	$(BIN)/python -m bench.deciders
 
 bench-contest: $(STAMP) ## time of a contest of all arms: eleven symbols, two years, once probabilities are known
 	$(BIN)/python -m bench.contest

@@ -14,7 +14,7 @@ from training.cli.evaluate import evaluate, promote, walk_forward
 from training.cli.paper import paper, resolve_outcomes
 from training.cli.rebuild import rebuild
 from training.cli.refresh import refresh
-from training.cli.registry import list_versions, publish_policy, roll_back
+from training.cli.registry import list_versions, publish_policy, publish_rivals, roll_back
 
 app = typer.Typer(
     no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, help=__doc__
@@ -27,6 +27,7 @@ app.command("resolve")(resolve_outcomes)
 app.command()(drift)
 app.command()(refresh)
 app.command("publish")(publish_policy)
+app.command("publish-rivals")(publish_rivals)
 app.command()(promote)
 app.command("rollback")(roll_back)
 app.command("versions")(list_versions)

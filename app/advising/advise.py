@@ -31,6 +31,7 @@ from app.domain.event import Event, EventKind, Rationale
 from app.domain.prompt import Prompt
 from app.domain.scenario import Scenario
 from app.policy.port import Policy
+from app.policy.rivals import RivalPolicy
 from app.telemetry import LossCause, Stage, Telemetry, timed
 
 log = structlog.get_logger()
@@ -110,7 +111,9 @@ class Advisor:
         with timed(self._telemetry, Stage.PREPARE, seconds):
             prompt = prepare(incoming.scenario)
         readings, earlier = await asyncio.gather(
-            self._policy(models, prompt, incoming.deadline - JOURNAL_RESERVE_S, seconds),
+            self._policy(
+                models, incoming.scenario, prompt, incoming.deadline - JOURNAL_RESERVE_S, seconds
+            ),
             self._earlier_claim(incoming),
         )
         if isinstance(earlier, JournalUnavailable):
@@ -141,10 +144,15 @@ class Advisor:
         return Answer(decision, "shadow_log", repeated=True)
 
     async def _policy(
-        self, models: Models, prompt: Prompt, deadline: float, seconds: dict[str, float]
+        self,
+        models: Models,
+        scenario: Scenario,
+        prompt: Prompt,
+        deadline: float,
+        seconds: dict[str, float],
     ) -> list[Reading | Abstention]:
         with timed(self._telemetry, Stage.POLICY, seconds):
-            return await _read(models, prompt, deadline)
+            return await _read(models, scenario, prompt, deadline)
 
     async def _earlier_claim(self, incoming: Incoming) -> str | JournalUnavailable | None:
         """Asked while the model reads; an error is returned, so that the model is waited for."""
@@ -213,15 +221,23 @@ class Advisor:
         return text
 
 
-async def _read(models: Models, prompt: Prompt, deadline: float) -> list[Reading | Abstention]:
+async def _read(
+    models: Models, scenario: Scenario, prompt: Prompt, deadline: float
+) -> list[Reading | Abstention]:
     if not models.shadows:
-        return [await _reading(models.primary, prompt, deadline)]
+        return [await _reading(models.primary, scenario, prompt, deadline)]
     return list(
-        await asyncio.gather(*(_reading(policy, prompt, deadline) for policy in models.policies))
+        await asyncio.gather(
+            *(_reading(policy, scenario, prompt, deadline) for policy in models.policies)
+        )
     )
 
 
-async def _reading(policy: Policy, prompt: Prompt, deadline: float) -> Reading | Abstention:
+async def _reading(
+    policy: Policy, scenario: Scenario, prompt: Prompt, deadline: float
+) -> Reading | Abstention:
+    if isinstance(policy, RivalPolicy):
+        return policy.read(scenario)  # In microseconds, and from no prompt.
     try:
         return await policy.decide(prompt, deadline)
     except PolicyAbstained as abstained:

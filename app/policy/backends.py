@@ -12,7 +12,8 @@ from app.policy.encoding import PromptEncoder
 from app.policy.files import refusals
 from app.policy.options import DEFAULTS, BackendOptions
 from app.policy.port import Policy
-from app.policy.store import find_manifest, model_files, require_hashes
+from app.policy.rivals import RIVAL_NAME, RivalPolicy, read_rival
+from app.policy.store import find_manifest, load_manifest, model_files, require_hashes
 from app.policy.vllm import VllmPolicy
 
 if TYPE_CHECKING:
@@ -44,15 +45,32 @@ class Backends:
             return self._load(directory, registered)
 
     def _load(self, directory: Path, registered: ModelManifest | None) -> Policy:
+        # No model directory is refused before torch is loaded for nothing.
+        if model_files(directory) == {RIVAL_NAME}:
+            return _rival(directory, self.options, registered)
         if self.options.vllm_url is not None:
             return _on_vllm(directory, self.options.vllm_url, self.options, registered)
-        model_files(directory)  # No model directory is refused before torch is loaded for nothing.
         if self._in_process is None:
             # Only this backend needs torch; the others start without it.
             from app.policy.in_process.loading import InProcess
 
             self._in_process = InProcess(self.options)
         return self._in_process.load(directory, registered)
+
+
+def _rival(
+    directory: Path, options: BackendOptions, registered: ModelManifest | None
+) -> RivalPolicy:
+    """A rival, whose cut is the calibration of its manifest."""
+    manifest = registered or load_manifest(directory)
+    manifest.require_compatible()
+    with PrivateCopies(options.copies).of(directory, manifest.files) as copy:
+        rival = read_rival(copy / RIVAL_NAME)
+    if rival.calibration() != manifest.calibration:
+        raise ModelFileError(
+            f"{directory}: its calibration is not that of its cut: publish it again"
+        )
+    return RivalPolicy(manifest, rival)
 
 
 def _on_vllm(

@@ -1,4 +1,4 @@
-"""The commands `publish`, `rollback` and `versions`."""
+"""The commands `publish`, `publish-rivals`, `rollback` and `versions`."""
 
 from __future__ import annotations
 
@@ -37,6 +37,13 @@ Merged = Annotated[
 Half = Annotated[
     bool,
     typer.Option("--half", help="publish the adapter's weights as float16: half the size, rounded"),
+]
+RivalsName = Annotated[str, typer.Option("--name", help="first part of the versions' names")]
+Embargo = Annotated[
+    float, typer.Option(help="hours between what is fitted and what a cut is chosen on")
+]
+Serve = Annotated[
+    bool, typer.Option("--serve", help="point the alias `shadow-RIVAL` at each of them")
 ]
 Alias = Annotated[str, typer.Option(help="`shadow` is the primary, `shadow-...` are beside it")]
 Pointed = Annotated[
@@ -85,6 +92,32 @@ def publish_policy(
     tell(f"published {path}")
     if alias:
         point(url, token, alias, path.name, reason, by)
+
+
+def publish_rivals(
+    policy: Policy,
+    name: RivalsName = "rival",
+    models: Models = DEFAULTS.models,
+    embargo: Embargo = 24.0,
+    serve: Serve = False,
+    url: Url = DEFAULT_URL,
+    token: Token = None,
+    reason: Reason = "published",
+    by: By = "",
+) -> None:
+    """Fit the contest's simpler rivals on what a policy learned from, and write each as a version;
+    with --serve, a running service serves them beside the primary without a restart."""
+    from training.publish.rivals import rivals_of
+    from training.publish.version import publish
+
+    artifact, now = Artifact.open(policy, "policy", deep=True), datetime.now(UTC)
+    with tempfile.TemporaryDirectory() as work:
+        for release in rivals_of(artifact, name, embargo * 3600, now, Path(work)):
+            path = publish(release, models, now)
+            tell(f"published {path}")
+            if serve:
+                alias = f"shadow-{release.base.model_version}"
+                point(url, token, alias, path.name, reason, by)
 
 
 def roll_back(

@@ -11,6 +11,7 @@ from typing import Any
 
 from app.domain.actions import ACTIONS
 from app.domain.manifest import ModelManifest
+from app.policy.rivals import RIVAL_NAME
 
 LIMITS = (
     (
@@ -43,16 +44,26 @@ def model_card(manifest: ModelManifest) -> str:
     return "\n".join(_lines(manifest)) + "\n"
 
 
-def _lines(manifest: ModelManifest) -> Iterator[str]:
-    facts = manifest.provenance
+def _what_it_does(manifest: ModelManifest) -> str:
+    if RIVAL_NAME in manifest.files:
+        return (
+            f"A simple rival for shadow-advisor ({manifest.base_model}): it reads a candidate's"
+            " numbers and gives a chance that the agent's plan makes money; above its cut it"
+            " approves all of the agent's risk, at the stop distance nearest to the agent's own."
+        )
     kind = "LoRA adapter" if manifest.base is not None else "whole model"
-    yield f"# {manifest.model_version}"
-    yield ""
-    yield (
+    return (
         f"A {kind} for shadow-advisor: it reads one trade candidate and gives every one of"
         f" {len(ACTIONS)} actions (reject, or approve with a share of the risk and a stop"
         " distance) a probability, by one letter each."
     )
+
+
+def _lines(manifest: ModelManifest) -> Iterator[str]:
+    facts = manifest.provenance
+    yield f"# {manifest.model_version}"
+    yield ""
+    yield _what_it_does(manifest)
     yield ""
     yield from _list("What it is", _identity(manifest, facts))
     yield from _list("What it is not", LIMITS)

@@ -26,6 +26,7 @@ from app.domain.canonical import content_hash
 from app.domain.errors import AdvisorError
 from app.domain.manifest import MANIFEST_NAME, BaseModelRef, Calibration, ModelManifest
 from app.policy.in_process.label_reader import LabelReader
+from app.policy.rivals import RIVAL_NAME
 from app.policy.store import (
     file_hash,
     find_base,
@@ -59,7 +60,7 @@ class Release:
 
     Parameters
     ----------
-    files : folder with PEFT's two files of an adapter, or a whole model.
+    files : folder with PEFT's two files of an adapter, a whole model, or a rival's `rival.json`.
     name : first part of the version's name.
     base : manifest of the model that the adapter belongs to, or that a whole model was made from.
     calibration : of the trained policy.
@@ -287,8 +288,10 @@ def in_half_precision(adapter: Path, folder: Path) -> Path:
 
 
 def _names(folder: Path) -> set[str]:
-    """The files to publish: an adapter's two, or a whole model's."""
+    """The files to publish: an adapter's two, a whole model's, or a rival's one."""
     names = model_files(folder)
+    if names == {RIVAL_NAME}:
+        return names
     if "adapter_config.json" in names and names != ADAPTER_FILES:
         wrong = ", ".join(sorted(names ^ ADAPTER_FILES))
         raise PublishError(

@@ -172,16 +172,37 @@ many folds."""
 
 def threshold(feature: str, past: Past, features: Floats, folds: int = FOLDS) -> Choice:
     """One number of the scenario, above the cut that earned most; what lacks it is not traded."""
-    column = FEATURE_NAMES.index(feature)
-    cut = best_cut(past.features[:, column], past.rewards, past.weights)
-    return Choice(features[:, column] >= cut)
+    return Choice(features[:, FEATURE_NAMES.index(feature)] >= threshold_cut(feature, past))
+
+
+def threshold_cut(feature: str, past: Past) -> float:
+    """The cut of one number that earned most."""
+    column = past.features[:, FEATURE_NAMES.index(feature)]
+    return best_cut(column, past.rewards, past.weights)
+
+
+class Fitted(NamedTuple):
+    """A rival that has learned. `pipeline` is None where every plan had one fate."""
+
+    pipeline: Any
+    chance: Callable[[Floats], Floats]
+    cut: float
+    fitted_in_s: float
 
 
 def learned(
     pipeline: Callable[[], Any], past: Past, features: Floats, folds: int = FOLDS
 ) -> Choice:
-    """Predicts whether the plan will make money, and trades above a cut: the one of 20 quantiles of
-    its out-of-fold predictions (purged, embargoed) that earned most on the training scenarios."""
+    """Predicts whether the plan will make money, and trades above a cut."""
+    rival = fitted(pipeline, past, folds)
+    with threadpool_limits(1):
+        probability = rival.chance(features)
+    return Choice(probability >= rival.cut, probability, rival.fitted_in_s)
+
+
+def fitted(pipeline: Callable[[], Any], past: Past, folds: int = FOLDS) -> Fitted:
+    """Fits on all of the past. The cut is the one of 20 quantiles of its out-of-fold predictions
+    (purged, embargoed) that earned most on the training scenarios."""
     model, won = pipeline(), past.rewards > 0
     began = time.process_time()
     out_of_fold = np.full(len(won), np.nan)
@@ -190,30 +211,30 @@ def learned(
     with threadpool_limits(1):
         for fold in purged_kfold(past.as_of, past.ends_at, folds, past.embargo_s):
             train = past.at(fold.train)
-            chance = _fit(model, train.features, won[fold.train], train.weights)
+            _, chance = _fit(model, train.features, won[fold.train], train.weights)
             out_of_fold[fold.test] = chance(past.features[fold.test])
         cut = best_cut(out_of_fold, past.rewards, past.weights)
-        final = _fit(model, past.features, won, past.weights)
-        fitted_in_s = time.process_time() - began
-        probability = final(features)
-    return Choice(probability >= cut, probability, fitted_in_s)
+        final, chance = _fit(model, past.features, won, past.weights)
+        return Fitted(final, chance, cut, time.process_time() - began)
 
 
-def _fit(model: Any, features: Floats, won: Flags, weights: Floats) -> Callable[[Floats], Floats]:
-    """A fresh copy of a pipeline, its classifier fitted with sample weights: features to chances of
-    making money.
+def _fit(
+    model: Any, features: Floats, won: Flags, weights: Floats
+) -> tuple[Any, Callable[[Floats], Floats]]:
+    """A fresh copy of a pipeline, its classifier fitted with sample weights; and features to
+    chances of making money.
 
     Where every plan had one fate there is nothing to tell apart: the chance is 0 or 1 for all.
     """
     if won.all() or not won.any():
-        return lambda new: np.full(len(new), float(won[0]))
+        return None, lambda new: np.full(len(new), float(won[0]))
     fresh = clone(model)
     with warnings.catch_warnings():
         warnings.filterwarnings(
             "ignore", "Bins whose width|Feature .* is constant", UserWarning
         )  # flags are few-valued
         fresh.fit(features, won, **{f"{fresh.steps[-1][0]}__sample_weight": weights})
-    return lambda new: np.asarray(fresh.predict_proba(new)[:, 1])
+    return fresh, lambda new: np.asarray(fresh.predict_proba(new)[:, 1])
 
 
 def _imputed() -> SimpleImputer:
@@ -327,7 +348,7 @@ def _answered(
     return replace(plans, stop=stop, quantity=quantity)
 
 
-HEURISTICS: dict[str, Rival] = {
+HEURISTICS: dict[str, partial[Choice]] = {
     "score threshold": partial(threshold, "score_over_threshold"),
     "cost filter": partial(threshold, "atr_fraction"),
     "logistic regression": partial(learned, _logistic),
