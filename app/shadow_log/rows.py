@@ -70,6 +70,7 @@ def _advice_row(decision: Decision, ordinal: int, advice: Advice) -> Row:
         "as_of": decision.scenario.as_of,
         "ordinal": ordinal,
         **_said(advice),
+        **{name: getattr(advice.outlook, name, None) for name in Outlook.model_fields},
     }
 
 
@@ -83,7 +84,6 @@ def _said(advice: Advice) -> Row:
         "approve_probability": proposal.approve_probability if proposal else None,
         "label_mass": mass if exchange is None else exchange.label_mass,
         "veto_codes": [veto.code.value for veto in review.vetoes] if review else [],
-        **{name: getattr(advice.outlook, name, None) for name in Outlook.model_fields},
         "record": advice.as_json(),
     }
 
