@@ -50,6 +50,7 @@ from training.learning.model.answers import Answers, choices
 from training.learning.model.base_pass import Encoded, build_encoded
 from training.stages.store import Store
 
+DEFAULT = EncodeConfig()
 EDGE, NOISE, FOLDS = 0.8, 0.5, 5
 STOP_SHARE = {1.0: 0.6, 1.5: 1.0, 2.5: 0.8}
 """Share of the edge that a stop distance keeps: one of them is best."""
@@ -112,7 +113,7 @@ def pairs_of(
 
 
 def encode_planted(
-    folder: Path, base: Path, reader: LabelReader, count: int
+    folder: Path, base: Path, reader: LabelReader, count: int, settings: EncodeConfig
 ) -> tuple[list[Prompt], Encoded]:
     """Prompts and their base pass, cached in `folder`."""
     texts = [lines_of(scenario) for scenario in random_scenarios(count, PROMPT_SEED)]
@@ -120,9 +121,7 @@ def encode_planted(
 
     def build(target: Path) -> dict[str, object]:
         with meter("base pass") as progress:
-            return build_encoded(
-                target, texts, reader, base, EncodeConfig(), folder / "cache", progress
-            )
+            return build_encoded(target, texts, reader, base, settings, folder / "cache", progress)
 
     store, depends = Store(folder / "artifacts"), {"prompts": [prompt.hash for prompt in prompts]}
     made = store.find("encode", depends) or store.build("encode", depends, build)
@@ -130,11 +129,17 @@ def encode_planted(
 
 
 def planted_problem(
-    folder: Path, base: Path, reader: LabelReader, count: int, seed: int, fresh: int = 0
+    folder: Path,
+    base: Path,
+    reader: LabelReader,
+    count: int,
+    seed: int,
+    fresh: int = 0,
+    settings: EncodeConfig = DEFAULT,
 ) -> tuple[Problem, Planted]:
     """Of `count` rows three quarters train, the rest validates; `fresh` rows more come after
     them."""
-    prompts, encoded = encode_planted(folder, base, reader, count + fresh)
+    prompts, encoded = encode_planted(folder, base, reader, count + fresh, settings)
     planted, rows = plant(prompts, seed), np.arange(count)
     manifest = load_manifest(base)
     problem = Problem(

@@ -17,10 +17,12 @@ from typing import Annotated, Any, NamedTuple
 import jinja2
 import typer
 
+from bench import claim
 from training.cli.options import meter
 from training.config.file import read_config
 from training.config.learning import ALGORITHMS
 from training.judging.report.document import number
+from training.market.sources import load_directory
 from training.pipeline.evaluate import evaluate
 from training.stages.workshop import Workshop
 
@@ -39,6 +41,12 @@ WINDOW = (
     "evaluate.outcomes={fee=0.001, slippage=0}",
     'evaluate.size="equity"',
 )
+
+
+MAKER = "evaluate.outcomes={fee=0.0004, slippage=0}"
+"""What orders would cost that wait in the book, were they always filled."""
+SEEDS = 3
+"""Of the published claim's trees."""
 
 
 class Finished(NamedTuple):
@@ -143,7 +151,12 @@ def page(market: Path) -> str:
     real = evaluated("cpu", bars)
     shuffled = evaluated("cpu", [*bars, "targets.shuffled=true", 'publish.name="shuffled"'], ())
     window = evaluated("cpu", [*bars, *WINDOW])
-    control = shuffled.table(WORSE)[0] | {"condition": {"value": "trained on shuffled labels"}}
+    maker = evaluated("cpu", [*bars, MAKER], ())
+    control = [
+        other.table(WORSE)[0] | {"condition": {"value": name}}
+        for name, other in (("trained on shuffled labels", shuffled), ("maker costs", maker))
+    ]
+    (bitcoin,) = load_directory(market, "1h", ("BTCUSDT",))
     names = ("arm", "total return", "sharpe", "max drawdown")
     published = [
         {name: {"value": value} for name, value in zip(names, row, strict=True)}
@@ -155,7 +168,8 @@ def page(market: Path) -> str:
         window=window,
         edge=edge,
         without=without,
-        control=[control],
+        control=control,
+        claim="\n".join(claim.table(claim.run(bitcoin, SEEDS))),
         published=published,
         table=table,
         gate=gate,

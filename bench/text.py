@@ -132,7 +132,7 @@ def readings_of(
             shared = LabelReader(reader.model, encoder)
             for begin in range(0, len(prompts), BATCH):
                 part = prompts[begin : begin + BATCH]
-                read.update(zip(part, _read(shared, adapter, part, len(before)), strict=True))
+                read.update(zip(part, read_batch(shared, adapter, part, len(before)), strict=True))
             progress(number + 1, SCENARIOS)
     return [read[attempt.prompt] for attempt in attempts]
 
@@ -141,7 +141,7 @@ def _number(attempt: Attempt) -> int:
     return attempt.number
 
 
-def _read(
+def read_batch(
     reader: LabelReader, adapter: Adapter, prompts: Sequence[Prompt], before: int
 ) -> list[Reading]:
     """Readings of prompts whose first `before` user tokens are in the reader's head."""

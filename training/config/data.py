@@ -103,6 +103,14 @@ class ScenariosConfig(Section):
         le=1,
         description="share of training scenarios with a variant whose news are made up",
     )
+    terms: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description=(
+            "share of training scenarios with a variant on other terms: spread, plan, account"
+        ),
+    )
     embargo_hours: float = Field(24.0, ge=0)
     seed: int = Field(0, ge=0)
 

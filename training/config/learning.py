@@ -18,6 +18,9 @@ class EncodeConfig(Section):
     shard: int = Field(
         128, ge=1, description="scenarios per file of the cache, the unit of resuming"
     )
+    most_gib: float = Field(
+        16.0, gt=0, description="keys and values of all prompts together take no more of the disk"
+    )
 
 
 class NetworkConfig(Section):
@@ -65,9 +68,7 @@ class PreferencesConfig(Section):
         0.02, gt=0, description="least difference of expectation between chosen and rejected, in R"
     )
     per_scenario: int = Field(4, ge=1, description="at most so many pairs of a scenario")
-    model_margin: float = Field(
-        0.0, ge=0, description="the same in the teacher's standard deviations"
-    )
+    model_margin: float = Field(0.0, ge=0, description="the same in the teacher's standard errors")
     seed: int = 0
 
 
@@ -225,9 +226,13 @@ class TargetsConfig(Section):
         0.1,
         ge=0,
         description=(
-            "what a unit of variance costs, in R of the agent's plan: utility is mean less so many"
-            " times variance; at 0 the largest size is the best of whatever pays"
+            "what a unit of variance costs, in R of the agent's plan, where the plan has the usual"
+            " stake; others in proportion: utility is mean less so many times variance; at 0 the"
+            " largest size is the best of whatever pays"
         ),
+    )
+    usual_stake: float = Field(
+        0.001, gt=0, description="risk of a usual plan over the account's equity"
     )
     centre: bool = Field(
         False,

@@ -17,7 +17,7 @@ from app.domain.limits import Limits
 from training.arrays import Progress, silent
 from training.config.data import HeldOutConfig
 from training.judging.contest.arms import BASE_MODEL, POLICY
-from training.judging.contest.contest import Period, Trained, hold_contest, refitted
+from training.judging.contest.contest import Period, Trained, hold_contest, play, refitted
 from training.judging.contest.rollouts import ROLLOUTS, rollouts
 from training.judging.gate.checks import Checked
 from training.judging.gate.evidence import Before, as_veto, evidence_of, sharpes_tried
@@ -26,7 +26,7 @@ from training.judging.gate.looks import count_look, note_tried, tried_before
 from training.judging.gate.sealed import sign_off, verdict_file
 from training.judging.gate.verdict import Mode, judge
 from training.judging.report.arms import evaluation_report
-from training.judging.report.findings import Findings, Terms
+from training.judging.report.findings import Everything, Findings, Terms
 from training.learning.model.answers import Answers
 from training.learning.model.base import Base
 from training.learning.model.base_pass import Encoded
@@ -46,12 +46,17 @@ def evaluation(
     folder: Path,
     scenarios: ScenarioSet,
     labels: Labels,
+    every: ScenarioSet,
+    every_labels: Labels,
     encoded: Encoded,
     answers: Mapping[str, Answers],
+    every_answers: Mapping[str, Answers],
     checks: Checked,
     taught: Predictions,
     trained_scenarios: ScenarioSet,
     trained_labels: Labels,
+    candidates: ScenarioSet,
+    candidate_labels: Labels,
     base: Base,
     market: History,
     limits: Limits,
@@ -68,6 +73,8 @@ def evaluation(
     """Judge a version. The look is counted beside the versions in `models` before anything is seen.
 
     answers : of the policy, and of all that stand beside it, to the held-out scenarios.
+    every, every_labels, every_answers : all candidates of the period, and what answers them without
+        a language model. candidates, candidate_labels : all of training, for what is fitted there.
     taught : what the teacher says of them; stands for what a version does not foretell itself.
     cpu_seconds : what making each policy took.
     """
@@ -121,6 +128,15 @@ def evaluation(
         labels=labels,
         trained=trained,
         decision_s=checks.decision_s,
+        everything=_everything(
+            every,
+            every_labels,
+            every_answers,
+            Trained(candidates, candidate_labels, embargo_s),
+            market,
+            limits,
+            terms,
+        ),
     )
     rollouts(contest).write_parquet(folder / ROLLOUTS)
     evaluation_report(findings).write(folder)
@@ -208,6 +224,20 @@ def walk_forward(
     rollouts(contest).write_parquet(folder / ROLLOUTS)
     evaluation_report(findings).write(folder)
     return {"periods": len(periods), "scenarios": len(contest.arena)}
+
+
+def _everything(
+    every: ScenarioSet,
+    labels: Labels,
+    answers: Mapping[str, Answers],
+    trained: Trained,
+    market: History,
+    limits: Limits,
+    terms: Terms,
+) -> Everything:
+    periods = refitted(every, labels, answers, trained, terms.evaluate.refit_days)
+    arena, played = play(every, market, periods, limits, terms.outcomes)
+    return Everything(arena, played, len(periods[0].past.rewards))
 
 
 def _untuned(encoded: Encoded, base: Base) -> Answers:

@@ -32,9 +32,17 @@ from training.learning.algorithms.teacher import of_teacher
 from training.learning.model.answers import Published, of_policy, of_published
 from training.learning.model.base import Base
 from training.learning.model.base_pass import encoded
-from training.learning.teacher.expectations import taught, taught_at_random
+from training.learning.teacher.expectations import taught
+from training.learning.teacher.teacher import teacher
 from training.outcomes.labels import labels
-from training.pipeline.rebuild import Rebuilt, base_of, market_of, rebuild, scenarios_of
+from training.pipeline.rebuild import (
+    Rebuilt,
+    base_of,
+    every_candidate,
+    market_of,
+    rebuild,
+    scenarios_of,
+)
 from training.publish.version import publish, release_of
 from training.scenarios.history import History
 from training.stages.store import Artifact
@@ -87,15 +95,19 @@ def evaluate(  # long: a list of calls, read from top to bottom
 
     scenarios = scenarios_of(judged, market, shop, database)
     base_pass = shop.make(encoded, scenarios=scenarios, base=base, settings=config.encode)
+    every = every_candidate(judged, market, shop, database)
+    schools = {TEACHER: made.artifacts["teacher"], SHUFFLED: shuffled_teacher(config, made, shop)}
     read = shop.make(
-        taught,
-        "held out",
-        scenarios=scenarios,
-        teacher=made.artifacts["teacher"],
-        encoded=base_pass,
+        taught, "held out", scenarios=scenarios, teacher=schools[TEACHER], encoded=base_pass
     )
     answers = answers_of(rebuilt, base_pass, base, shop)
-    answers |= controls_of(config, made, scenarios, base_pass, read, base, shop)
+    answers |= controls_of(config, made, scenarios, base_pass, read, schools[SHUFFLED], base, shop)
+    of_numbers = {
+        name: shop.make(
+            taught, f"{name}, every candidate", scenarios=every["candidates"], teacher=school
+        )
+        for name, school in schools.items()
+    }
     asides = {"models": models, "threads": config.threads}
     if rival:
         answers[CHAMPION] = shop.make(
@@ -119,12 +131,17 @@ def evaluate(  # long: a list of calls, read from top to bottom
         evaluation,
         scenarios=scenarios,
         labels=shop.make(labels, scenarios=scenarios, market=market, settings=terms.outcomes),
+        every=every["candidates"],
+        every_labels=every["candidate_labels"],
         encoded=base_pass,
         answers=answers,
+        every_answers=teachers_answers(config, of_numbers, shop),
         checks=checked,
         taught=read,
         trained_scenarios=made.artifacts["scenarios"],
         trained_labels=made.artifacts["labels"],
+        candidates=made.artifacts["candidates"],
+        candidate_labels=made.artifacts["candidate_labels"],
         base=base,
         market=market,
         limits=limits,
@@ -138,6 +155,28 @@ def evaluate(  # long: a list of calls, read from top to bottom
     )
     reports = (read_report(artifact, kind) for kind in (Kind.TRADER, Kind.VETO))
     return Evaluated(artifact, version.path, *reports)
+
+
+def shuffled_teacher(config: RebuildConfig, made: Rebuilt, shop: Workshop) -> Artifact:
+    """A control: a teacher of numbers alone whose candidates' outcomes were dealt to each other."""
+    return shop.make(
+        teacher,
+        SHUFFLED,
+        scenarios=made.artifacts["candidates"],
+        labels=made.artifacts["candidate_labels"],
+        settings=config.teacher,
+        outcomes=config.outcomes,
+        embargo_s=config.scenarios.embargo_s,
+        shuffled=True,
+    )
+
+
+def teachers_answers(
+    config: RebuildConfig, said: Mapping[str, Artifact], shop: Workshop
+) -> dict[str, Artifact]:
+    """What teachers answer alone, by the names of their arms."""
+    worth = {"beta": config.policy.beta, "targets": config.targets}
+    return {arm: shop.make(of_teacher, arm, taught=words, **worth) for arm, words in said.items()}
 
 
 def rebuild_all(
@@ -177,11 +216,12 @@ def controls_of(
     scenarios: Artifact,
     base_pass: Artifact,
     read: Artifact,
+    shuffled: Artifact,
     base: Base,
     shop: Workshop,
 ) -> dict[str, Artifact]:
     """Answers of what is no policy: a linear probe of the base model, the teacher itself, and one
-    that learnt from shuffled labels. `read` is what the teacher says of the held-out scenarios."""
+    that learnt from `shuffled` labels. `read` is what the teacher says of the held-out ones."""
     probe = shop.make(
         of_probe,
         PROBE,
@@ -192,27 +232,9 @@ def controls_of(
         targets=config.targets,
         seed=config.scenarios.seed,
     )
-    fooled = shop.make(
-        taught_at_random,
-        "shuffled",
-        candidates=made.artifacts["candidates"],
-        labels=made.artifacts["candidate_labels"],
-        scenarios=scenarios,
-        settings=config.teacher,
-        outcomes=config.outcomes,
-        embargo_s=config.scenarios.embargo_s,
-    )
-    teachers = {
-        name: shop.make(
-            of_teacher,
-            name,
-            taught=readings,
-            beta=config.policy.beta,
-            risk_aversion=config.targets.risk_aversion,
-        )
-        for name, readings in ((TEACHER, read), (SHUFFLED, fooled))
-    }
-    return {PROBE: probe, **teachers}
+    fooled = shop.make(taught, f"{SHUFFLED}, held out", scenarios=scenarios, teacher=shuffled)
+    said = {TEACHER: read, SHUFFLED: fooled}
+    return {PROBE: probe, **teachers_answers(config, said, shop)}
 
 
 def terms_of(config: RebuildConfig) -> Terms:

@@ -128,8 +128,8 @@ def taught_by_all(
 def every_candidate(
     config: RebuildConfig, market: History, shop: Workshop, database: str | None
 ) -> dict[str, Artifact]:
-    """Of the period, labelled: the teacher learns from all; `scenarios.limit` bounds the prompts
-    alone."""
+    """Of the period, labelled, on their own terms and on others: the teacher learns from all;
+    `scenarios.limit` bounds the prompts alone."""
     unlimited = config.scenarios.model_copy(
         update={"limit": None, "perturbations": 0, "texts": 0.0}
     )

@@ -37,6 +37,7 @@ from training.agent.reference import TIME_EXIT_S
 from training.arrays import Progress, Times, instant, silent
 from training.config.data import HeldOutConfig, ScenariosConfig
 from training.scenarios.splits import overlapping
+from training.scenarios.terms import has_other_terms, other_terms
 from training.scenarios.variants import Kind, other_text, variants
 from training.stages.store import Artifact
 
@@ -250,8 +251,8 @@ def _variants(
     progress: Progress,
 ) -> list[dict[str, Any]]:
     """Rows of the marked perturbations of every training scenario, and of those that are shown
-    with another text."""
-    if not config.perturbations and not config.texts:
+    with another text or on other terms."""
+    if not (config.perturbations or config.texts or config.terms):
         return []
     rows, source = [], np.random.default_rng(config.seed)
     texts = np.random.default_rng([config.seed, 1])  # of its own: perturbations stay as they are
@@ -260,6 +261,8 @@ def _variants(
         changed = variants(parent.scenario, config.perturbations, source)
         if texts.random() < config.texts:
             changed.append(other_text(parent.scenario, texts))
+        if has_other_terms(parent.scenario, config.terms, config.seed):
+            changed.append((Kind.TERMS, other_terms(parent.scenario, config.seed)))
         for kind, scenario in changed:
             control = parent.redecide(scenario) if parent.redecide else parent.control
             rows.append(_row(parent._replace(scenario=scenario, control=control), number, kind))

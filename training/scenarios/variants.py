@@ -1,5 +1,5 @@
 """Synthetic variants of a scenario: small changes after which the right action should be much the
-same.
+same; and other terms (`training.scenarios.terms`), after which it need not be.
 
 Each keeps every guarantee of a scenario: it validates, and nothing in it is later than its `as_of`.
 They are marked, follow their parent's split and weight, and never enter evaluation. Labels are of
@@ -43,6 +43,7 @@ class Kind(StrEnum):
     NEWS_ORDER = "news_order"
     HOSTILE_TEXT = "hostile_text"
     NEUTRAL_TEXT = "neutral_text"
+    TERMS = "terms"
 
 
 def variants(scenario: Scenario, count: int, source: Source) -> list[tuple[Kind, Scenario]]:

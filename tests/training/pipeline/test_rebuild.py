@@ -26,6 +26,7 @@ from training.judging.contest.arms import (
     POLICY,
     PROBE,
     RANDOM,
+    RAW,
     SHUFFLED,
     TEACHER,
     WARM_UP,
@@ -200,7 +201,7 @@ def test_targets_are_what_the_teacher_expects_and_controls_are_what_they_say() -
     expected = np.array([[0.2, 0.0], [0.0, 1.0], [5.0, 5.0]])
     train = np.array([0, 1])
     sd, none = np.array([[0.0, 1.0], [0.0, 2.0], [0.0, 1.0]]), np.zeros(3)
-    said = Predictions(expected, sd, none, none, none)
+    said = Predictions(expected, sd, np.zeros_like(sd), none + 0.001, none, none, none)
     worth = targets(realised, said, train, TargetsConfig(risk_aversion=0.1))
     assert worth[:2].tolist() == [[0.2, -0.1], [0.0, 0.6]]
     assert np.isnan(worth[2]).all(), "what bars cannot judge trains nobody"
@@ -244,6 +245,7 @@ def test_the_report_tells_of_every_arm(evaluated: Evaluated) -> None:
         *ARMS,
         RANDOM,
         POLICY,
+        RAW,
         AS_VETO,
         "policy dpo",
         BASE_MODEL,
@@ -255,6 +257,10 @@ def test_the_report_tells_of_every_arm(evaluated: Evaluated) -> None:
     assert "buy and hold" in [
         row["arm"]["value"] for row in tables["Measures of the portfolio, by trade"]["rows"]
     ]
+    every = tables["Every candidate of the period, arms without a language model"]
+    assert {row["arm"]["value"] for row in every["rows"]} == {*ARMS, TEACHER, SHUFFLED}
+    shares = [row["share traded"]["value"] for row in every["rows"]]
+    assert 1.0 in shares, "always approve"
     page = (evaluated.artifact / "report.html").read_text()
     assert evaluated.version.name in page
     assert ">nan" not in page.lower()

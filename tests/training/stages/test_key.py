@@ -56,15 +56,11 @@ HELPERS: dict[str, tuple[str, str]] = {
     "labels-labels": ("training/outcomes/simulate.py", "training/learning/model/base_pass.py"),
     "policy-policy": ("training/learning/algorithms/targets.py", "training/judging/report/arms.py"),
     "preferences-preferences": ("app/domain/prompt.py", "training/learning/algorithms/losses.py"),
-    "scenarios-of_history": ("training/market/indicators.py", "training/outcomes/simulate.py"),
+    "scenarios-of_history": ("app/domain/charts/indicators.py", "training/outcomes/simulate.py"),
     "scenarios-of_log": ("training/log.py", "training/market/sources.py"),
     "taught-taught": (
         "training/learning/teacher/boosting.py",
         "training/learning/algorithms/dpo.py",
-    ),
-    "taught-taught_at_random": (
-        "training/learning/teacher/lessons.py",
-        "training/judging/contest/arms.py",
     ),
     "teacher-teacher": ("training/scenarios/splits.py", "training/learning/algorithms/dpo.py"),
     "walk_forward-walk_forward": (

@@ -44,7 +44,7 @@ def tiny_reader(folder: Path) -> tuple[LabelReader, Path]:
 
 
 def encode(
-    folder: Path, prompts: list[Prompt], reader: LabelReader, base: Path, **config: int
+    folder: Path, prompts: list[Prompt], reader: LabelReader, base: Path, **config: Any
 ) -> Artifact:
     """The stage `encode` in a workshop under `folder`; lines are of the kinds in their order."""
     return encode_lines(folder, [_by_order(one) for one in prompts], reader, base, **config)
@@ -55,7 +55,7 @@ def _by_order(one: Prompt) -> list[Line]:
 
 
 def encode_lines(
-    folder: Path, texts: Sequence[Sequence[Line]], reader: LabelReader, base: Path, **config: int
+    folder: Path, texts: Sequence[Sequence[Line]], reader: LabelReader, base: Path, **config: Any
 ) -> Artifact:
     """The same for lines that name their kinds."""
     settings = EncodeConfig(**config)
@@ -68,7 +68,7 @@ def encode_lines(
 
 
 def encoded(
-    folder: Path, prompts: list[Prompt], reader: LabelReader, base: Path, **config: int
+    folder: Path, prompts: list[Prompt], reader: LabelReader, base: Path, **config: Any
 ) -> Encoded:
     return Encoded.open(encode(folder, prompts, reader, base, **config))
 

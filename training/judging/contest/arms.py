@@ -133,8 +133,7 @@ class Given:
     """What arms may look at when they decide on N scenarios: nothing of their outcomes.
 
     controls : what the agent did; None where it never said. features : (N, F).
-    past : what the simpler rivals are fitted on. versions : answers to these scenarios, by name;
-        `POLICY` must be among them.
+    past : what the simpler rivals are fitted on. versions : answers to these scenarios, by name.
     """
 
     scenarios: Sequence[Scenario]
@@ -362,17 +361,19 @@ ARMS: dict[str, Callable[[Given], Arm]] = {
     NOT_TRADING: not_trading,
     SIZED: sized,
     **{name: partial(behind_rules, rival) for name, rival in HEURISTICS.items()},
-    RAW: partial(proposed, POLICY),
 }
-"""Every arm by name, but for model versions (their names are the evaluation's), the random veto
-(the policy's answers, dealt in the arena) and buy and hold (no order answers a scenario)."""
+"""Every arm by name, but for what model versions say (their names are the evaluation's), the random
+veto (the policy's answers, dealt in the arena) and buy and hold (no order answers a scenario)."""
 
 
 def act(given: Given) -> dict[str, Arm]:
     """Every arm's answers, by its name."""
     arms = {name: make(given) for name, make in ARMS.items()}
     arms |= {name: advised(name, given) for name in given.versions}
-    return arms | {AS_VETO: vetoed(arms[AGENT], arms[POLICY])}
+    if POLICY not in given.versions:
+        return arms
+    raw = proposed(POLICY, given)
+    return arms | {RAW: raw, AS_VETO: vetoed(arms[AGENT], arms[POLICY])}
 
 
 def vetoed(agents: Arm, policys: Arm) -> Arm:

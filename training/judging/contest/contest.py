@@ -53,7 +53,7 @@ class Period:
     """Consecutive held-out rows, and what was known before the first of them.
 
     rows : (n,) of the held-out set, in order of time.
-    versions : answers to these rows by name; `POLICY` must be among them.
+    versions : answers to these rows by name; `POLICY` must be among them in a contest.
     past : what the simpler rivals are fitted on.
     """
 
@@ -178,15 +178,7 @@ def hold_contest(
     periods : in order of time, of rows with known rewards.
     progress : told periods answered and in all.
     """
-    rows = np.concatenate([period.rows for period in periods])
-    arena = Arena.of(held_out, history.series(), outcomes, rows)
-    if len(arena) != len(rows):
-        raise ArenaError(f"of {len(rows)} scenarios with rewards bars judge only {len(arena)}")
-    parts = []
-    for number, period in enumerate(periods):
-        parts.append(act(_given(held_out, arena, period, limits)))
-        progress(number + 1, len(periods))
-    played = {name: arena.play(Arm.joined([part[name] for part in parts])) for name in parts[0]}
+    arena, played = play(held_out, history, periods, limits, outcomes, progress)
     traded = [bars for bars in history.bars if bars.symbol in set(arena.symbols)]
     clock = Clock(traded, int(arena.as_of[0]), int(arena.ends_at[-1]))
     books = {name: book(clock, arena, each, config) for name, each in played.items()}
@@ -206,6 +198,28 @@ def hold_contest(
             for name in periods[0].versions
         },
     )
+
+
+def play(
+    held_out: ScenarioSet,
+    history: History,
+    periods: Sequence[Period],
+    limits: Limits,
+    outcomes: OutcomesConfig,
+    progress: Progress = silent,
+) -> tuple[Arena, dict[str, Played]]:
+    """What every arm does in all periods and what it earns, scenario by scenario: without `POLICY`
+    among the versions, every arm that needs no language model."""
+    rows = np.concatenate([period.rows for period in periods])
+    arena = Arena.of(held_out, history.series(), outcomes, rows)
+    if len(arena) != len(rows):
+        raise ArenaError(f"of {len(rows)} scenarios with rewards bars judge only {len(arena)}")
+    parts = []
+    for number, period in enumerate(periods):
+        parts.append(act(_given(held_out, arena, period, limits)))
+        progress(number + 1, len(periods))
+    played = {name: arena.play(Arm.joined([part[name] for part in parts])) for name in parts[0]}
+    return arena, played
 
 
 def _given(held_out: ScenarioSet, arena: Arena, period: Period, limits: Limits) -> Given:

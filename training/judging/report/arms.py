@@ -26,7 +26,7 @@ from training.judging.contest.performance import sharpe
 from training.judging.gate.verdict import Verdict
 from training.judging.report import details, doubts
 from training.judging.report.document import Cell, Report, Section
-from training.judging.report.findings import Findings, cell, maybe
+from training.judging.report.findings import Everything, Findings, cell, maybe
 from training.statistics.bootstrap import Estimate, mean_intervals
 from training.statistics.selection import (
     holm,
@@ -35,6 +35,7 @@ from training.statistics.selection import (
     superior_predictive_ability,
 )
 
+EARNED = ("arm", "mean R per scenario", "trades", "share traded", "mean R per trade")
 SHOWN = (POLICY, AGENT, ALWAYS, RANDOM, HOLD)
 OF_CURVE = ("total_return", "sharpe", "cagr", "max_drawdown", "drawdown_days")
 OF_TAILS = ("sortino", "tail_ratio")
@@ -53,7 +54,7 @@ def evaluation_report(findings: Findings) -> Report:
             f"{first:%Y-%m-%d} to {last:%Y-%m-%d},"
             f" {'held out' if findings.look else 'walking forward'}"
         ),
-        "scenarios": f"{len(arena):,} of {', '.join(np.unique(arena.symbols))}",
+        "scenarios": _counted(findings),
         "costs": f"fee {costs.fee:.2%} and slippage {costs.slippage:.2%}, each side",
         "simple rivals": (
             f"fitted anew every {findings.terms.evaluate.refit_days:g} days on all that was over"
@@ -78,6 +79,17 @@ def evaluation_report(findings: Findings) -> Report:
     doubts.combinatorial(report.section("The simple rivals before the held-out period"), findings)
     _worth(report.section("Is it worth it?"), findings)
     return report
+
+
+def _counted(findings: Findings) -> str:
+    arena, everything = findings.contest.arena, findings.everything
+    symbols = ", ".join(np.unique(arena.symbols))
+    if everything is None:
+        return f"{len(arena):,} of {symbols}"
+    return (
+        f"{len(arena):,} whose prompts were read, of {len(everything.arena):,} candidates of"
+        f" {symbols}"
+    )
 
 
 def _headline(findings: Findings) -> str:
@@ -136,38 +148,65 @@ def _differences(section: Section, title: str, verdict: Verdict, note: str) -> N
 
 
 def _rewards(section: Section, findings: Findings) -> None:
-    contest = findings.contest
-    rewards, played = contest.rewards, contest.played
-    names = list(rewards)
-    values = np.stack([rewards[name] for name in names], axis=1)
-    arena, draws = contest.arena, findings.terms.evaluate.draws
-    means = mean_intervals(values, as_of=arena.as_of, draws=draws)
-    rows = []
-    for name, mean in zip(names, means, strict=True):
-        # The random veto is no arm that was played: it deals the policy's own answers.
-        trades = played[POLICY].arm.approve
-        per_trade = Estimate(None, reason="dealt at random")
-        if name in played:
-            trades = played[name].arm.approve
-            per_trade = _per_trade(played[name], arena.as_of, draws)
-        rows.append(
-            (
-                Cell(name),
-                cell(mean),
-                Cell(int(trades.sum())),
-                Cell(float(trades.mean()), digits=2),
-                cell(per_trade),
-            )
-        )
+    contest, draws = findings.contest, findings.terms.evaluate.draws
+    rewards, played, as_of = contest.rewards, contest.played, contest.arena.as_of
+    means = mean_intervals(np.stack(list(rewards.values()), axis=1), as_of=as_of, draws=draws)
+    # The random veto is no arm that was played: it deals the policy's own answers.
+    rows = [
+        _earned(name, mean, played.get(name), played[POLICY], as_of, draws)
+        for name, mean in zip(rewards, means, strict=True)
+    ]
     section.table(
         "Mean reward per scenario, net of costs",
-        ("arm", "mean R per scenario", "trades", "share traded", "mean R per trade"),
+        EARNED,
         rows,
         "R is the risk of the agent's plan, in both columns; not trading earns 0. 95 % intervals,"
         " stationary bootstrap over days. The random veto is the mean of"
         f" {findings.terms.evaluate.random_vetoes} draws of the policy's own answers.",
     )
+    if findings.everything is not None:
+        _everything(section, findings.everything, len(contest.arena), draws)
     _tests(section, findings, rewards)
+
+
+def _earned(
+    name: str,
+    mean: Estimate,
+    own: Played | None,
+    policy: Played,
+    as_of: NDArray[np.int64],
+    draws: int,
+) -> tuple[Cell, ...]:
+    """A row of `EARNED`; `own` is None for the random veto."""
+    trades = (own or policy).arm.approve
+    per_trade = Estimate(None, reason="dealt at random")
+    if own is not None:
+        per_trade = _per_trade(own, as_of, draws)
+    return (
+        Cell(name),
+        cell(mean),
+        Cell(int(trades.sum())),
+        Cell(float(trades.mean()), digits=2),
+        cell(per_trade),
+    )
+
+
+def _everything(section: Section, everything: Everything, prompts: int, draws: int) -> None:
+    """A language model reads as many prompts as there is time for; the others read all there is."""
+    arena, played = everything.arena, everything.played
+    values = np.stack([each.r for each in played.values()], axis=1)
+    means = mean_intervals(values, as_of=arena.as_of, draws=draws)
+    rows = [
+        _earned(name, mean, own, own, arena.as_of, draws)
+        for (name, own), mean in zip(played.items(), means, strict=True)
+    ]
+    section.table(
+        "Every candidate of the period, arms without a language model",
+        EARNED,
+        rows,
+        f"{len(arena):,} candidates; {prompts:,} of them are the scenarios above. What is fitted"
+        f" was fitted on {everything.fitted_on:,} first, and anew on all that was over.",
+    )
 
 
 def _tests(section: Section, findings: Findings, rewards: dict[str, Floats]) -> None:

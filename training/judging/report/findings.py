@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from typing import NamedTuple
 
 from training.config.data import MarketConfig, OutcomesConfig
 from training.config.judging import EvaluateConfig, GateConfig
+from training.judging.contest.arena import Arena, Played
 from training.judging.contest.contest import Contest, Trained
 from training.judging.gate.foretelling import Foretelling
 from training.judging.gate.verdict import Check, Foretold, Verdict
@@ -32,6 +34,15 @@ class Terms:
     gate: GateConfig
 
 
+class Everything(NamedTuple):
+    """Every candidate of the period, whatever bounds the prompts: what each arm that needs no
+    language model did, by its name, and how many candidates it was fitted on."""
+
+    arena: Arena
+    played: Mapping[str, Played]
+    fitted_on: int
+
+
 @dataclass(frozen=True, eq=False)
 class Findings:
     """Everything that the report tells.
@@ -43,6 +54,7 @@ class Findings:
     look : how many versions have looked at the period.
     market : the bars that judged. labels : of the held-out scenarios.
     decision_s : median time that serving takes for one decision, as measured by the parity check.
+    everything : beyond the scenarios whose prompts were read; None where nobody looked.
     """
 
     model_version: str
@@ -62,6 +74,7 @@ class Findings:
     labels: Labels
     trained: Trained
     decision_s: float
+    everything: Everything | None = None
 
 
 def cell(estimate: Estimate, digits: int = 3) -> Cell:

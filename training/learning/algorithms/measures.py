@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
+from scipy.stats import spearmanr
 from torch import Tensor
 
 from app.domain.errors import AdvisorError
@@ -56,7 +57,7 @@ def validation_metrics(
 
     `greedy` takes what the policy chooses, `reference_greedy` what the reference does,
     `best_constant` the one action that was best on the training rows, `oracle` each row's best
-    action by the rewards.
+    action by the rewards. `rank` is how alike policy and rewards order the rows.
     """
     tensors = (
         torch.from_numpy(np.asarray(table[rows], np.float32))
@@ -70,8 +71,18 @@ def validation_metrics(
         "reference_greedy": _taken(rewarded, choices(reference[rows])),
         "best_constant": float(rewarded[:, constant].mean()),
         "oracle": float(rewarded.max(1).mean()),
+        "rank": rank_agreement(answers.log_policy[rows], rewarded),
         "rows": float(len(rows)),
     }
+
+
+def rank_agreement(log_policy: Floats, rewards: Floats) -> float:
+    """Spearman's correlation over rows (both (N, 10)) between what the best approval has before
+    rejecting in the policy and in the rewards; 0 where either is the same for all."""
+    policy, worth = (table[:, 1:].max(1) - table[:, 0] for table in (log_policy, rewards))
+    if np.ptp(policy) == 0 or np.ptp(worth) == 0:
+        return 0.0
+    return float(spearmanr(policy, worth).statistic)
 
 
 def check_not_collapsed(metrics: Measures, config: TrainingConfig) -> None:

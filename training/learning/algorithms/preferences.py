@@ -166,10 +166,10 @@ def preferences(
     rows: list[dict[str, Any]] = []
     for split in SPLITS:
         worth = learnt if split == TRAIN else labels.rewards
-        sure = taught.sd if split == TRAIN and by_teacher else None
+        doubts = taught.doubt if split == TRAIN and by_teacher else None
         for row in map(int, scenarios.rows(split)):
-            sd = None if sure is None else sure[row]
-            for pair in pairs_of(row, worth[row], sd, settings):
+            doubt = None if doubts is None else doubts[row]
+            for pair in pairs_of(row, worth[row], doubt, settings):
                 rows.append({"scenario_id": scenarios.table["id"][row], "split": split, **pair})
     table, duplicates = _distinct(pl.DataFrame(rows, SCHEMA, orient="row"), prompts)
     counts = Counter(zip(table["split"], table["source"], strict=True))
@@ -195,26 +195,27 @@ def preferences(
 def pairs_of(
     row: int,
     worth: NDArray[np.float64],
-    sd: NDArray[np.float64] | None,
+    doubt: NDArray[np.float64] | None,
     config: PreferencesConfig,
 ) -> Iterator[dict[str, Any]]:
     """The pairs of one scenario, as rows of the table without id and split.
 
     worth : (10,) what each action is worth, R; NaN when excluded.
-    sd : (10,) the teacher's standard deviations of that, R; None: outcomes, which are certain.
+    doubt : (10,) the teacher's standard errors of that, R; None: outcomes, which are certain.
 
     The best action is chosen in all of them: pairs among others would lift some of those as far,
-    where few are drawn. Certainty is the margin over the larger of both deviations: actions of one
-    scenario follow one price path, and their difference varies less than the riskier of them.
+    where few are drawn. Certainty is the margin over the larger of both doubts: actions of one
+    scenario follow one price path, and their difference is less in doubt than the riskier of them.
+    How much luck a trade has is no matter here: it is in the utility.
     """
     known = np.nan_to_num(worth)
     best = int(choices(known[None])[0])
     margins = known[best] - known
-    spread = np.zeros_like(margins) if sd is None else np.maximum(sd[best], sd)
+    spread = np.zeros_like(margins) if doubt is None else np.maximum(doubt[best], doubt)
     certainty = np.divide(margins, spread, out=np.full_like(margins, np.inf), where=spread > 0)
     allowed = (margins >= config.margin) & (certainty >= config.model_margin)
     weight = 2 * ndtr(certainty) - 1
-    source = PairSource.OUTCOME if sd is None else PairSource.MODEL
+    source = PairSource.OUTCOME if doubt is None else PairSource.MODEL
     lots = np.random.default_rng([config.seed, row])
     for worse in _drawn(margins * allowed, config.per_scenario, lots):
         yield _pair(row, best, worse, margins[worse], weight[worse], source)

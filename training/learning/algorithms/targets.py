@@ -1,9 +1,15 @@
 """What the policy learns from: the utility of every action, as the teacher expects it out of fold.
 
-Utility is mean less `risk_aversion` times variance of the action's R, in units of which the agent's
-own size is 1. A share scales the mean once and the variance twice, so that a small share of a risky
-plan may be worth more than all of it. To second order it is the growth of the logarithm of an
-account that stakes 2 `risk_aversion` of itself on one R: log(1 + sR) / s = R - s R^2 / 2 + ...
+Utility is the account's, told in R of the plan, where the agent's own size is 1: mean less variance
+times an aversion that grows with the plan's stake, its risk over the account's equity. For to an
+account that stakes s of itself on one R, an outcome is sR, and
+
+    (E[sR] - gamma / 2 Var[sR]) / s = E[R] - (gamma s / 2) Var[R]
+
+with gamma the aversion to relative risk (1: growth of the logarithm, to second order). A share
+scales the mean once and the variance twice, so that a small share of a risky plan may be worth more
+than all of it; and of two plans alike in R the one that stakes more is taken smaller: where markets
+move much, one notional is a greater risk.
 
 Three controls show what a run must not do: realised outcomes in the teacher's place, targets
 centred by action, and targets dealt to other scenarios at random.
@@ -28,14 +34,21 @@ def targets(realised: Floats, taught: Predictions, train: Rows, config: TargetsC
     perfect learner approves the better half of a world in which everything loses.
     """
     mean = realised if config.source == "outcomes" else taught.expected
-    worth = utility(mean, taught.sd, config.risk_aversion)
+    worth = utility(mean, taught.sd, aversion(taught.stake, config))
     known = np.where(np.isfinite(realised), worth, np.nan)
     if not config.centre:
         return known
     return np.asarray(known - np.nanmean(known[train], axis=0))
 
 
-def utility(mean: Floats, sd: Floats, risk_aversion: float) -> Floats:
+def aversion(stake: Floats, config: TargetsConfig) -> Floats:
+    """(N, 1) what a unit of variance costs plans with such stakes (N,), R. An unknown stake is a
+    usual one."""
+    known = np.where(np.isfinite(stake), stake, config.usual_stake)
+    return np.asarray(config.risk_aversion * known[:, None] / config.usual_stake)
+
+
+def utility(mean: Floats, sd: Floats, risk_aversion: Floats | float) -> Floats:
     """(N, 10) mean less so many times the variance, R; to reject is worth 0."""
     return np.asarray(mean - risk_aversion * sd**2)
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from scipy.special import log_softmax
 
 from app.domain.manifest import Calibration
-from training.learning.algorithms.targets import utility
+from training.config.learning import TargetsConfig
+from training.learning.algorithms.targets import aversion, utility
 from training.learning.model.answers import Answers
 from training.learning.teacher.predictions import Predictions
 from training.stages.declared import stage
@@ -16,8 +17,8 @@ from training.stages.store import Facts
 
 
 @stage("answers")
-def of_teacher(folder: Path, taught: Predictions, *, beta: float, risk_aversion: float) -> Facts:
+def of_teacher(folder: Path, taught: Predictions, *, beta: float, targets: TargetsConfig) -> Facts:
     """The optimum that policies are trained for, of the scenarios that the teacher was asked about:
     softmax(E[U] / beta)."""
-    worth = utility(taught.expected, taught.sd, risk_aversion)
+    worth = utility(taught.expected, taught.sd, aversion(taught.stake, targets))
     return Answers(log_softmax(worth / beta, axis=1), Calibration()).save(folder)

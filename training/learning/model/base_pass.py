@@ -8,7 +8,8 @@ alone.
 
 The cache is content-addressed: a shard holds prompts of one model, named by both, and is written
 whole or not at all. A killed stage loses one shard; a second run over the same prompts reads
-nothing but the cache. Only one batch is in memory at a time. The artefact holds the small arrays,
+nothing but the cache. One shard is in memory at a time, whatever the number of prompts, and how
+much of the disk all may take is bounded (`encode.most_gib`). The artefact holds the small arrays,
 aligned with the scenarios' rows, and finds keys and values in the cache; a cache that was cleared
 is refilled by building the stage again.
 """
@@ -200,7 +201,8 @@ def build_encoded(
 
     Raises
     ------
-    EncodeError : a prompt is too long for the model; the message names its row.
+    EncodeError : a prompt is too long for the model; the message names its row. Or keys and values
+        of all prompts would take more than `config.most_gib`; nothing is read then.
     """
     cache = (
         cache / content_hash([FORMAT, _model_hash(base)]).removeprefix("sha256:")[:16]
@@ -210,6 +212,8 @@ def build_encoded(
     distinct = dict(zip(names, texts, strict=True))
     place_of = _places(cache)
     missing = [(name, lines) for name, lines in distinct.items() if name not in place_of]
+    if missing:
+        _require_room(reader, distinct, config.most_gib)
     progress(len(distinct) - len(missing), len(distinct))
     for begin in range(0, len(missing), config.shard):
         part = missing[begin : begin + config.shard]
@@ -219,6 +223,29 @@ def build_encoded(
     shards = sorted({place_of[name][0] for name in names})
     _write_arrays(folder, cache, [place_of[name] for name in names], shards)
     return {"cache": str(cache), "shards": shards, "prompts": len(distinct), "read": len(missing)}
+
+
+def _require_room(
+    reader: LabelReader, prompts: Mapping[str, Sequence[Line]], most_gib: float
+) -> None:
+    """Keys and values are two bytes a number, of the users' tokens alone."""
+    layers, two, heads, _, size = head_states(reader).shape
+    tokens = sum(
+        len(_user_tokens(reader, name, prompt_of(lines))) for name, lines in prompts.items()
+    )
+    gib = tokens * layers * two * heads * size * 2 / 2**30
+    if gib > most_gib:
+        raise EncodeError(
+            f"keys and values of {len(prompts):,} prompts would take {gib:.2g} GiB, more than"
+            f" encode.most_gib = {most_gib:g}: lower scenarios.limit, or allow more"
+        )
+
+
+def _user_tokens(reader: LabelReader, name: str, prompt: Prompt) -> list[int]:
+    try:
+        return list(reader.encoder.encode(prompt))[: -len(reader.encoder.tail)]
+    except PolicyAbstained as error:
+        raise EncodeError(f"the prompt {name} cannot be encoded: {error}") from error
 
 
 def write_shard(
@@ -231,10 +258,7 @@ def write_shard(
     texts: list[int] = []
     for name, lines in prompts:
         prompt = prompt_of(lines)
-        try:
-            ids.append(list(reader.encoder.encode(prompt))[: -len(reader.encoder.tail)])
-        except PolicyAbstained as error:
-            raise EncodeError(f"the prompt {name} cannot be encoded: {error}") from error
+        ids.append(_user_tokens(reader, name, prompt))
         masks.append(_line_masks(reader, lines, prompt))
         texts.append(reader.encoder.text_tokens(prompt))
     order = sorted(range(len(prompts)), key=lambda i: len(ids[i]))

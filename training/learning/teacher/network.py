@@ -163,13 +163,19 @@ class Scaling:
     def inputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Components (B, LINES, K), 0 where a line is absent, and numbers (B, 2 F): standardised,
         then flags; what is not known is 0, the training mean, and its flag is 1."""
-        hidden = ((batch.hidden - self.hidden_mean) / self.hidden_scale).clamp(-_CLIP, _CLIP)
-        components = torch.einsum("blh,lhk->blk", hidden * batch.lines[:, :, None], self.basis)
+        components = self._components(batch)
         missing = batch.numbers.isnan()
         scaled = (batch.numbers.nan_to_num() - self.number_mean) / self.number_scale
         return components.clamp(-_CLIP, _CLIP), torch.cat(
             [scaled.clamp(-_CLIP, _CLIP).masked_fill(missing, 0.0), missing.float()], 1
         )
+
+    def _components(self, batch: Batch) -> Tensor:
+        """(B, LINES, K); 0 where a line is absent, all of them where no prompt was read at all."""
+        if not batch.hidden.shape[-1]:
+            return batch.hidden.new_zeros(*batch.lines.shape, self.basis.shape[-1])
+        hidden = ((batch.hidden - self.hidden_mean) / self.hidden_scale).clamp(-_CLIP, _CLIP)
+        return torch.einsum("blh,lhk->blk", hidden * batch.lines[:, :, None], self.basis)
 
 
 def _basis(

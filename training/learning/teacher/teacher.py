@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Self
 
@@ -51,6 +51,9 @@ from training.stages.store import Artifact, Facts
 
 ARRAYS, KEPT, SAID = "learners.safetensors", "out_of_fold.safetensors", "teacher.json"
 WHOLE = "whole"
+_FEW = 3
+"""Schools, the whole among them, that leave one alone without a row's own: nobody to differ from.
+"""
 LEAST_DEVIATION = 0.05
 """R; no trade is surer than that."""
 
@@ -156,8 +159,7 @@ class Teacher:
     def predict(self, scenarios: ScenarioSet, encoded: Encoded | None = None) -> Predictions:
         """Of scenarios that did not train it, rows aligned with the table; by the whole teacher.
         `encoded` is their base pass, for the networks, when there is one."""
-        told = Told.of(scenarios, self.outcomes)
-        return self._said(self.schools[WHOLE], told, _inputs(told, scenarios, scenarios, encoded))
+        return self._said(scenarios, encoded, np.full(len(scenarios), -1))
 
     def of(self, scenarios: ScenarioSet, encoded: Encoded | None = None) -> Predictions:
         """Of any scenarios, rows aligned with the table; out of fold for those that trained and for
@@ -166,27 +168,61 @@ class Teacher:
         names = scenarios.table["id"].to_list()
         parents = [place.get(names[parent], -1) for parent in scenarios.parent.tolist()]
         fold = np.where(np.array(parents) >= 0, self.fold[np.array(parents)], -1)
-        told = Told.of(scenarios, self.outcomes)
-        inputs = _inputs(told, scenarios, scenarios, encoded)
-        said = self._said(self.schools[WHOLE], told, inputs)
-        for number in np.unique(fold[fold >= 0]):
-            rows = np.flatnonzero(fold == number)
-            said.put(rows, self._said(self.schools[str(number)], told.at(rows), inputs.at(rows)))
-        return said
+        return self._said(scenarios, encoded, fold)
 
-    def _said(self, school: School, told: Told, inputs: Inputs) -> Predictions:
-        return said_by(school, self.blends, told, inputs)
+    def _said(self, scenarios: ScenarioSet, encoded: Encoded | None, fold: Rows) -> Predictions:
+        told = Told.of(scenarios, self.outcomes)
+        return said_by_all(
+            self.schools, self.blends, told, _inputs(told, scenarios, scenarios, encoded), fold
+        )
+
+
+def said_by_all(
+    schools: Mapping[str, School],
+    blends: Mapping[str, Blend],
+    told: Told,
+    inputs: Inputs,
+    fold: Rows,
+) -> Predictions:
+    """What all schools say: rows of a fold are answered by the school that did without it, others
+    (-1) by the whole. Doubt is of the schools that did without another fold than a row's own: all
+    of those saw it, so that what became of it does not tell them apart."""
+    said = said_by(schools[WHOLE], blends, told, inputs)
+    expectations = []
+    for number in range(len(schools) - 1):
+        other = said_by(schools[str(number)], blends, told, inputs)
+        mine = np.flatnonzero(fold == number)
+        said.put(mine, other.at(mine))
+        expected = other.expected.copy()
+        if len(schools) > _FEW:
+            expected[mine] = np.nan
+        expectations.append(expected)
+    return replace(said, doubt=doubt_of(np.stack(expectations)))
+
+
+def doubt_of(expectations: Floats) -> Floats:
+    """(N, 10) standard errors, from what K teachers expect that each did without one of K groups of
+    rows: (K, N, 10), NaN where one is not asked.
+
+    The delete-a-group jackknife (Kott 2001): teachers share most of their rows, so that they differ
+    less than their expectations err; their variance counts (K - 1)^2 / K times.
+    """
+    groups = len(expectations)
+    return np.asarray(np.nanstd(expectations, axis=0, ddof=1) * (groups - 1) / groups**0.5)
 
 
 def said_by(school: School, blends: Mapping[str, Blend], told: Told, inputs: Inputs) -> Predictions:
-    """What a school's learners say together."""
+    """What a school's learners say together, without a doubt."""
     foretold = school.answers(inputs)
     return predictions_of(told, {name: blends[name].of(foretold[name]) for name in QUESTIONS})
 
 
 def predictions_of(told: Told, answers: Mapping[str, Floats]) -> Predictions:
-    """From blended answers to what they mean for each action."""
-    gross, square = (np.column_stack([answers[name] for name in many]) for many in (GROSS, SQUARE))
+    """From blended answers to what they mean for each action; nobody doubts."""
+    gross, square = (
+        np.column_stack([answers[name] for name in many]) / told.stop_atr[:, None] ** power
+        for many, power in ((GROSS, 1), (SQUARE, 2))
+    )
     variance = np.maximum(square - gross**2, LEAST_DEVIATION**2)
     stops = list(OF_STOP)
     nothing = np.zeros((len(told.costs), 1))
@@ -194,7 +230,16 @@ def predictions_of(told: Told, answers: Mapping[str, Floats]) -> Predictions:
     deviation = np.sqrt(variance)[:, stops] * told.shares
     expected, sd = np.hstack([nothing, net]), np.hstack([nothing, deviation])
     assert expected.shape[1] == len(ACTIONS)
-    return Predictions(expected, sd, answers[WIN], answers[STOPPED], np.exp(answers[RANGE]))
+    surely = np.zeros_like(expected)
+    return Predictions(
+        expected,
+        sd,
+        surely,
+        told.stake,
+        answers[WIN],
+        answers[STOPPED],
+        np.exp(answers[RANGE]),
+    )
 
 
 @stage("teacher")
@@ -208,14 +253,16 @@ def teacher(
     settings: TeacherConfig,
     outcomes: OutcomesConfig,
     embargo_s: float,
+    shuffled: bool = False,
     progress: Progress = silent,
 ) -> Facts:
     """The teacher of all candidates, with predictions out of fold. `prompted` are the scenarios
-    whose prompts the base pass `encoded` read: some of the candidates."""
-    lessons = Lessons.of(scenarios, labels, outcomes)
+    whose prompts the base pass `encoded` read: some of the candidates. `shuffled` is a control: the
+    outcomes are dealt to each other at random, and what seems to be earned by that is an error."""
+    lessons, train = Lessons.of(scenarios, labels, outcomes), scenarios.rows(TRAIN)
     taught = teach(
-        lessons,
-        scenarios.rows(TRAIN, real_only=True),
+        dealt_out(lessons, train, settings.seed) if shuffled else lessons,
+        train,
         settings,
         embargo_s,
         progress,
@@ -236,6 +283,14 @@ def teacher(
         folder / KEPT,
     )
     return {"rows": int((taught.fold >= 0).sum()), **taught.report}
+
+
+def dealt_out(lessons: Lessons, train: Rows, seed: int) -> Lessons:
+    """With the known outcomes of the training rows dealt to each other at random."""
+    known = train[np.isfinite(lessons.answers[train]).all(1)]
+    answers = lessons.answers.copy()
+    answers[known] = answers[np.random.default_rng(seed).permutation(known)]
+    return replace(lessons, answers=answers)
 
 
 class Taught(NamedTuple):
@@ -272,7 +327,7 @@ def teach(
     fold = np.full(len(lessons.answers), -1)
     inputs = inputs or Inputs.without_prompts(lessons.told.inputs)
     schools = {WHOLE: School.of(lessons, inputs, known, config)}
-    foretold = schools[WHOLE].answers(inputs)
+    foretold: dict[str, dict[str, Floats]] = {name: {} for name in QUESTIONS}
     progress(1, config.folds + 1)
     for number, part in enumerate(folds):
         test = known[part.test]
@@ -280,12 +335,13 @@ def teach(
         fold[test] = number
         for name, answers in schools[str(number)].answers(inputs.at(test)).items():
             for learner, values in answers.items():
-                foretold[name][learner][test] = values
+                told = foretold[name].setdefault(learner, np.full(len(fold), np.nan))
+                told[test] = values
         progress(number + 2, config.folds + 1)
     choices = {name: _choice(name, foretold[name], lessons, known, fold) for name in QUESTIONS}
-    blended = {name: choices[name].blend.of(foretold[name]) for name in QUESTIONS}
+    blends = {name: choice.blend for name, choice in choices.items()}
     report = {name: {"teaches": c.name, "errors": c.errors} for name, c in choices.items()}
-    said = predictions_of(lessons.told, blended)
+    said = said_by_all(schools, blends, lessons.told, inputs, fold)
     return Taught(schools, choices, said, fold, {"questions": report})
 
 

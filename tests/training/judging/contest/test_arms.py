@@ -25,6 +25,8 @@ from training.judging.contest.arms import (
     AS_VETO,
     HEURISTICS,
     POLICY,
+    RAW,
+    TEACHER,
     Arm,
     Choice,
     Given,
@@ -129,9 +131,15 @@ def test_rivals_may_trade_what_the_rules_would_let_the_agent_trade() -> None:
 
 def test_every_arm_acts_under_its_own_name() -> None:
     arms = act(given([scenario()] * 4, readings("H", "A", "J", "A")))
-    assert list(arms) == [*ARMS, POLICY, AS_VETO]
+    assert list(arms) == [*ARMS, POLICY, RAW, AS_VETO]
     assert set(HEURISTICS) < set(ARMS)
     assert all(len(arm.orders) == 4 for arm in arms.values())
+
+
+def test_without_a_policy_every_arm_acts_that_needs_no_language_model() -> None:
+    about = given([scenario()] * 4, readings("H", "A", "J", "A"))
+    alone = replace(about, versions={TEACHER: about.versions[POLICY]})
+    assert list(act(alone)) == [*ARMS, TEACHER]
 
 
 def test_not_trading_is_an_arm_and_the_cost_filter_knows_the_atr_alone() -> None:

@@ -259,7 +259,7 @@ def test_without_a_usable_row_there_is_one_clear_error(market: Market) -> None:
 
 def test_every_arm_answers_every_row(held: Contest, market: Market) -> None:
     count = len(held.arena)
-    assert set(held.played) == {*ARMS, POLICY, BASE_MODEL, AS_VETO}
+    assert set(held.played) == {*ARMS, POLICY, RAW, BASE_MODEL, AS_VETO}
     assert set(held.rewards) == {*held.played, RANDOM}
     assert all(each.shape == (count,) for each in held.rewards.values())
     assert set(held.books) == set(held.performances) == {*held.played, HOLD}

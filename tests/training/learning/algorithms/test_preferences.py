@@ -59,10 +59,18 @@ def labelled(rewards: np.ndarray) -> Labels:
     return Labels(rewards, np.zeros(len(rewards)), pl.DataFrame())
 
 
-def teacher(expected: np.ndarray, sd: float = 0.1) -> Predictions:
+def teacher(expected: np.ndarray, doubt: float = 0.1) -> Predictions:
     """What it expects, (N, 10), everywhere as certain."""
     none = np.zeros(len(expected))
-    return Predictions(expected, np.full_like(expected, sd), none, none, none)
+    return Predictions(
+        expected,
+        np.zeros_like(expected),
+        np.full_like(expected, doubt),
+        none + 0.001,
+        none,
+        none,
+        none,
+    )
 
 
 def built(
@@ -87,9 +95,9 @@ def built(
 
 
 def drawn(
-    worth: np.ndarray, sd: np.ndarray | None = None, **config: Any
+    worth: np.ndarray, doubt: np.ndarray | None = None, **config: Any
 ) -> list[tuple[str, str, float, str]]:
-    pairs = pairs_of(0, worth, sd, PreferencesConfig(**config))
+    pairs = pairs_of(0, worth, doubt, PreferencesConfig(**config))
     return [
         (one["chosen"], one["rejected"], round(one["margin"], 6), one["source"]) for one in pairs
     ]
@@ -130,17 +138,32 @@ def test_pairs_are_drawn_by_their_margins() -> None:
     assert narrow == pytest.approx(0.5 / 7.5, abs=0.02)
 
 
-def test_the_teachers_pairs_clear_a_margin_in_its_deviations_and_weigh_as_it_is_certain() -> None:
+def test_the_teachers_pairs_clear_a_margin_in_its_doubts_and_weigh_as_it_is_certain() -> None:
     worth = np.zeros(10)
     worth[3] = 0.2
-    sd = np.full(10, 0.1)
-    sd[0] = 0.0  # rejecting is certain
-    pairs = list(pairs_of(0, worth, sd, PreferencesConfig(model_margin=1.9, per_scenario=100)))
+    doubt = np.full(10, 0.1)
+    doubt[0] = 0.0  # rejecting is certain
+    pairs = list(pairs_of(0, worth, doubt, PreferencesConfig(model_margin=1.9, per_scenario=100)))
     assert {pair["chosen"] for pair in pairs} == {"D"}
     assert {pair["source"] for pair in pairs} == {"model"}
-    # 0.2 over 0.1: two deviations, 2 x 0.97725 - 1
+    # 0.2 over 0.1: two standard errors, 2 x 0.97725 - 1
     assert [pair["weight"] for pair in pairs] == pytest.approx([0.9545] * 9, abs=1e-4)
-    assert drawn(worth, sd, model_margin=2.1) == []
+    assert drawn(worth, doubt, model_margin=2.1) == []
+
+
+def test_a_trade_s_luck_does_not_make_its_expectation_doubtful(
+    scenarios: ScenarioSet, tmp_path: Path
+) -> None:
+    """0.1 R expected, with an error of 0.05 and whatever deviation: 2 x 0.97725 - 1."""
+    expected = np.zeros((len(scenarios), 10))
+    expected[:, 9] = 0.1
+    for number, luck in enumerate((0.0, 1.0)):
+        said = teacher(expected, doubt=0.05)
+        said = Predictions(**(vars(said) | {"sd": np.full_like(expected, luck)}))
+        plain = TargetsConfig(risk_aversion=0.0)
+        made = built(tmp_path / str(number), scenarios, np.zeros_like(expected), said, plain)
+        table = Preferences.open(made).table.filter(pl.col("split") == "train")
+        assert table["weight"].to_numpy() == pytest.approx(np.full(len(table), 0.9545), abs=1e-4)
 
 
 def test_the_stage_trains_on_training_scenarios_and_validates_on_real_outcomes_alone(

@@ -29,7 +29,7 @@ from training.config.learning import (
 )
 from training.learning.algorithms import dpo, expected, ppo, rrhf, warm_up
 from training.learning.algorithms.preferences import pairs_of
-from training.learning.algorithms.targets import controls, targets, utility
+from training.learning.algorithms.targets import aversion, controls, targets, utility
 from training.learning.model.answers import choices
 from training.learning.teacher.predictions import Predictions
 
@@ -86,14 +86,15 @@ class World:
     def taught(self) -> Predictions:
         """What a perfect teacher expects out of fold of every scenario."""
         fold = np.random.default_rng(1).integers(0, FOLDS, len(self.state))
-        mean, sd = np.empty_like(self.realised), np.empty_like(self.realised)
+        mean, sd, doubt = (np.empty_like(self.realised) for _ in range(3))
         for state in range(len(self.states)):
             for part in range(FOLDS):
                 seen = self.realised[(self.state == state) & (fold != part)]
                 rows = (self.state == state) & (fold == part)
                 mean[rows], sd[rows] = seen.mean(0), seen.std(0)
+                doubt[rows] = sd[rows] / np.sqrt(len(seen))
         nothing = np.zeros(len(mean))
-        return Predictions(mean, sd, nothing, nothing, nothing)
+        return Predictions(mean, sd, doubt, nothing + 0.001, nothing, nothing, nothing)
 
     def worth(self, config: TargetsConfig) -> Floats:
         """What the policy is trained on."""
@@ -103,11 +104,11 @@ class World:
     @cache  # noqa: B019
     def pairs(self, config: TargetsConfig) -> dpo.PairTable:
         """The pairs that the stage would draw."""
-        worth, sd = self.worth(config), self.taught.sd
+        worth, doubt = self.worth(config), self.taught.doubt
         drawn = [
             pair
             for row in range(len(worth))
-            for pair in pairs_of(row, worth[row], sd[row], PreferencesConfig())
+            for pair in pairs_of(row, worth[row], doubt[row], PreferencesConfig())
         ]
         labels = [action.label for action in ACTIONS]
         table = [(p["row"], labels.index(p["chosen"]), labels.index(p["rejected"])) for p in drawn]
@@ -325,10 +326,15 @@ def test_a_share_of_a_risky_plan_is_worth_more_than_all_of_it_by_hand() -> None:
     assert calm.tolist() == pytest.approx([0.0, 0.061875, 0.1225, 0.24])
     assert utility(0.25 * size, 1.0 * size, 0.0).argmax() == 3, "without aversion size is free"
     # By default a plan of deviation 1 is taken whole from 0.15 R on, by half from 0.075 on.
-    aversion = TargetsConfig().risk_aversion
-    assert [int(utility(m * size, size, aversion).argmax()) for m in (0.02, 0.05, 0.1, 0.2)] == [
+    usual = TargetsConfig().risk_aversion
+    assert [int(utility(m * size, size, usual).argmax()) for m in (0.02, 0.05, 0.1, 0.2)] == [
         0, 1, 2, 3,
     ]  # fmt: skip
+
+
+def test_aversion_grows_with_the_stake() -> None:
+    stake = np.array([0.001, 0.002, np.nan])
+    assert aversion(stake, TargetsConfig()).tolist() == [[0.1], [0.2], [0.1]]
 
 
 def test_utility_is_the_growth_of_an_account_to_second_order() -> None:

@@ -62,6 +62,26 @@ def test_labels_states_and_keys_are_those_of_a_whole_pass(
         assert (batch.states[:, :, position, :, length:] == 0).all()
 
 
+def test_more_keys_and_values_than_are_allowed_are_refused_before_anything_is_read(
+    tmp_path: Path, tiny: tuple[LabelReader, Path]
+) -> None:
+    reader, base = tiny
+    prompts = short_prompts(5)
+    taken = encoded(tmp_path, prompts, reader, base)
+    bytes_taken = 2 * sum(taken.keys_values([row]).states.numel() for row in range(len(prompts)))
+    for allowed, fits in (
+        (bytes_taken / 2**30 * 1.001, True),
+        (bytes_taken / 2**30 * 0.999, False),
+    ):
+        folder = tmp_path / str(fits)
+        if fits:
+            encoded(folder, prompts, reader, base, most_gib=allowed)
+            continue
+        with pytest.raises(EncodeError, match=r"of 5 prompts would take .* GiB, more than encode"):
+            encoded(folder, prompts, reader, base, most_gib=allowed)
+        assert not list(folder.rglob("*.safetensors"))
+
+
 def test_every_line_of_the_prompt_is_averaged_over_its_own_tokens(
     tmp_path: Path, tiny: tuple[LabelReader, Path]
 ) -> None:

@@ -56,6 +56,15 @@ def test_what_only_a_prompt_shows_is_learned_where_it_was_read() -> None:
     assert said[~read].std() < said[read].std() / 2
 
 
+def test_who_learned_from_prompts_answers_without_any_as_of_a_prompt_that_was_not_read() -> None:
+    inputs, answers, _ = made(120)
+    fitted = Networks.fit(inputs, answers, np.ones(120), SMALL, 0)
+    nowhere = replace(inputs, place=np.full(120, -1))
+    expected = fitted.predict(nowhere)
+    alone = fitted.predict(Inputs.without_prompts(inputs.numbers))
+    np.testing.assert_allclose(alone, expected, atol=1e-6)
+
+
 def test_untrained_every_answer_is_the_weighted_mean() -> None:
     inputs, answers, _ = made(50)
     weight = np.linspace(0.1, 2, 50)

@@ -11,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from app.domain.actions import ACTIONS
+from tests.training.support.candles import random_walk
 from tests.training.support.histories import history, label_artifact, scenario_artifact
 from training.arrays import DAY_S
 from training.config.data import OutcomesConfig
@@ -24,8 +25,23 @@ from training.learning.teacher.lessons import (
     WIN,
     Lessons,
     Told,
+    risk_of,
 )
-from training.learning.teacher.teacher import Taught, Teacher, TeacherError, teach, teacher
+from training.learning.teacher.linear import Linear
+from training.learning.teacher.network import Inputs
+from training.learning.teacher.teacher import (
+    WHOLE,
+    Taught,
+    Teacher,
+    TeacherError,
+    dealt_out,
+    doubt_of,
+    said_by,
+    teach,
+    teacher,
+)
+from training.outcomes.labels import Labels
+from training.scenarios.history import History
 from training.scenarios.table import TRAIN, ScenarioSet
 from training.stages.store import Artifact
 from training.stages.workshop import Workshop
@@ -35,6 +51,7 @@ CONFIG = TeacherConfig(
     folds=3, trees=15, learning_rate=0.2, leaves=4, ridge=10.0, network=NUMBERS_ALONE
 )
 HOUR = 3600
+PLAN = next(n for n, action in enumerate(ACTIONS) if action.name == "approve_r1.00_s1.5")
 
 
 def lessons(state: NDArray[Any], earned: NDArray[Any], source: np.random.Generator) -> Lessons:
@@ -44,7 +61,14 @@ def lessons(state: NDArray[Any], earned: NDArray[Any], source: np.random.Generat
     inputs = np.column_stack([state, source.normal(size=(count, 3))])
     columns = dict.fromkeys(GROSS, earned) | dict.fromkeys(SQUARE, earned**2)
     columns |= {WIN: (earned > 0.1) * 1.0, STOPPED: (earned < -0.9) * 1.0, RANGE: 0.3 * state}
-    told = Told(inputs, np.ones((count, 9)), np.full(count, 0.1), np.zeros(count))
+    told = Told(
+        inputs,
+        np.ones((count, 9)),
+        np.ones(count),
+        np.full(count, 0.001),
+        np.full(count, 0.1),
+        np.zeros(count),
+    )
     as_of = np.arange(count) * 8 * HOUR
     answers = np.column_stack([columns[name] for name in QUESTIONS])
     return Lessons(told, answers, np.ones(count), as_of, as_of + 6 * HOUR)
@@ -91,6 +115,40 @@ def test_expectations_mean_what_they_say_where_little_can_be_known() -> None:
     for name, chance in ((WIN, said.win), (STOPPED, said.stopped)):
         came = given.answers[:, QUESTIONS.index(name)]
         assert abs(chance.mean() - came.mean()) < 0.01
+
+
+def test_doubt_is_of_the_size_of_the_expectation_s_error_and_not_of_a_trade_s_luck() -> None:
+    """The truth is 0.34 in state 1 and -0.14 in state 0; a trade's deviation is 1.3."""
+    given, state = skewed(1600)
+    said = taught(given, CONFIG.model_copy(update={"folds": 5})).out_of_fold
+    error = said.expected[:, 9] - np.where(state == 1, 0.34, -0.14)
+    missed, doubt = float(np.sqrt((error**2).mean())), float(said.doubt[:, 9].mean())
+    assert 0.3 < doubt / missed < 2.0
+    assert said.sd[:, 9].mean() > 5 * doubt
+    assert not said.doubt[:, 0].any()
+
+
+def test_doubt_by_hand() -> None:
+    """Three teachers that did without a part: 0.1, 0.2, 0.3 vary by 0.01; times 4 / 3. Of a row of
+    the first one's own part the other two say 0.2 and 0.3: 0.005 x 4 / 3."""
+    expectations = np.array([0.1, 0.2, 0.3])[:, None, None] * np.ones((3, 2, 10))
+    expectations[0, 1] = np.nan
+    doubts = doubt_of(expectations)
+    assert doubts[0] == pytest.approx(np.full(10, (0.01 * 4 / 3) ** 0.5))
+    assert doubts[1] == pytest.approx(np.full(10, (0.005 * 4 / 3) ** 0.5))
+
+
+def test_the_shuffled_control_deals_known_training_outcomes_and_nothing_else() -> None:
+    given, _ = skewed(60)
+    answers = given.answers.copy()
+    answers[::7] = np.nan
+    given, train = replace(given, answers=answers), np.arange(40)
+    dealt = dealt_out(given, train, seed=1).answers
+    known = np.setdiff1d(train, np.arange(0, 60, 7))
+    rest = np.setdiff1d(np.arange(60), known)
+    np.testing.assert_array_equal(dealt[rest], answers[rest])
+    assert sorted(map(tuple, dealt[known])) == sorted(map(tuple, answers[known]))
+    assert not np.array_equal(dealt[known], answers[known])
 
 
 def test_shuffled_labels_teach_nothing() -> None:
@@ -226,3 +284,81 @@ def test_a_damaged_artefact_is_one_clear_error(
         (tmp_path / path.name).write_bytes(path.read_bytes()[:100])
     with pytest.raises(TeacherError, match="is damaged"):
         Teacher.open(Artifact(tmp_path, artifact.manifest))
+
+
+@pytest.fixture(scope="module")
+def by_share(tmp_path_factory: pytest.TempPathFactory) -> dict[float, tuple[ScenarioSet, Lessons]]:
+    """Candidates of bars that wander, and what they teach: as they are, and each with a variant on
+    other terms."""
+    given = history(random_walk(8_000, 1), random_walk(8_000, 2, "ETHUSDT"))
+    return {share: of_terms(tmp_path_factory.mktemp("terms"), given, share) for share in (0.0, 1.0)}
+
+
+def of_terms(folder: Path, given: History, share: float) -> tuple[ScenarioSet, Lessons]:
+    scenarios = ScenarioSet.open(scenario_artifact(folder, given, terms=share))
+    fates = Labels.open(label_artifact(folder, scenarios, given.series()))
+    return scenarios, Lessons.of(scenarios, fates, OutcomesConfig())
+
+
+def with_spread(scenarios: ScenarioSet, bps: float) -> ScenarioSet:
+    """The same scenarios, all with this spread."""
+    spread = rf'"spread_bps":{bps}'
+    text = scenarios.table["scenario"].str.replace(r'"spread_bps":[0-9.e-]+', spread)
+    return ScenarioSet(scenarios.table.with_columns(scenario=text), scenarios.reported)
+
+
+def test_a_spread_is_learned_where_it_varies_and_nowhere_else(
+    by_share: dict[float, tuple[ScenarioSet, Lessons]],
+) -> None:
+    """Ridge regression of the plan's net R on features, told nothing of costs. 20 bps more, half
+    on each side, cost 0.002 of what is bought: over the risk as a fraction of it, R."""
+    plain, _ = by_share[0.0]
+    asked = plain.rows(TRAIN)[:200]
+    cost = float((0.002 / risk_of([plain.scenarios()[row] for row in asked])).mean())
+    falls = {}
+    for share, (scenarios, given) in by_share.items():
+        rows = scenarios.rows(TRAIN)
+        rows = rows[np.isfinite(given.answers[rows]).all(axis=1)]
+        net = given.answers[rows, 0] / given.told.stop_atr[rows] - given.told.costs[rows]
+        inputs, config = scenarios.features()[rows], TeacherConfig(ridge=1.0)
+        fitted = Linear.fit(inputs, net, given.weight[rows], config, chance=False)
+        near, wide = (
+            fitted.predict(with_spread(plain, bps).features()[asked]) for bps in (2.0, 22.0)
+        )
+        falls[share] = float((near - wide).mean())
+    assert falls[0.0] == 0.0
+    assert falls[1.0] == pytest.approx(cost, rel=0.4)
+
+
+def test_the_teacher_charges_a_wider_spread_over_the_plan_s_risk(
+    by_share: dict[float, tuple[ScenarioSet, Lessons]],
+) -> None:
+    plain, _ = by_share[0.0]
+    asked = plain.rows(TRAIN)[:200]
+    cost = float((0.002 / risk_of([plain.scenarios()[row] for row in asked])).mean())
+    scenarios, given = by_share[1.0]
+    made = teach(given, scenarios.rows(TRAIN), CONFIG, DAY_S)
+    blends = {name: choice.blend for name, choice in made.choices.items()}
+    told = [Told.of(with_spread(plain, bps), OutcomesConfig()).at(asked) for bps in (2.0, 22.0)]
+    near, wide = (
+        said_by(made.schools[WHOLE], blends, some, Inputs.without_prompts(some.inputs))
+        for some in told
+    )
+    fall = near.expected[:, PLAN] - wide.expected[:, PLAN]
+    assert float(fall.mean()) == pytest.approx(cost, rel=0.15)
+
+
+def test_one_r_of_a_wider_stop_is_more_of_the_market(
+    by_share: dict[float, tuple[ScenarioSet, Lessons]],
+) -> None:
+    """What one unit does with its stop at a distance of the action space does not depend on the
+    plan's own stop: before costs R times the plan's distance is the same, for one price path."""
+    scenarios, given = by_share[1.0]
+    variants = np.flatnonzero(~scenarios.real & np.isfinite(given.answers).all(axis=1))
+    column = QUESTIONS.index(STOPPED)
+    distance = given.told.stop_atr[variants]
+    stopped = given.answers[variants, column]
+    assert stopped[distance < 1.2].mean() > stopped[distance > 2.0].mean() + 0.2
+    near = given.answers[:, : len(GROSS)]
+    parents = scenarios.parent[variants]
+    assert np.corrcoef(near[variants, 1], near[parents, 1])[0, 1] > 0.6
