@@ -4,20 +4,18 @@ answered in time, and how much memory it takes.
 A policy that takes exactly `--pace-ms` a prompt, then the bundled model: the sustainable rate is
 measured with a closed loop, then requests arrive by chance at 0.5, 1 and 3 times that rate. Then
 how soon a second replica obeys a change of state; and `--decisions` decisions as fast as they go,
-with the memory of API and writer. A million of them:
-`python -m bench.overload --decisions 1000000 --seconds 0`.
+with the memory of every process (`memory.csv` and `memory.svg` in ADVISOR_HOME/bench). A million of
+them: `python -m bench.overload --decisions 1000000 --seconds 0`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import multiprocessing
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from time import monotonic
 from typing import Annotated, Any
 
@@ -31,12 +29,13 @@ from app import main as service
 from app.advising.serving import Models
 from app.api.tokens import TokenFile
 from app.domain.principal import Role
-from app.local.servers import free_port
+from app.local.servers import free_port, postgres_processes
 from app.policy.in_process.importer import import_smollm2
 from app.policy.scripted import ScriptedPolicy
 from app.settings import Settings, read_settings
 from app.shadow_log.migrate import upgrade
 from app.writer import run_writer
+from bench import memory
 from bench.history import record
 from bench.load import Answered, Load, arrivals, load
 from bench.service import ROOT, document, servers
@@ -46,6 +45,8 @@ TIMES = (0.5, 1.0, 3.0)
 CLIENTS = 8
 STEPS = 10
 LARGEST_STEP = 20_000
+Pids = Callable[[], Sequence[int]]
+NOTHING: Mapping[str, Pids] = {}
 console = Console()
 
 
@@ -68,11 +69,11 @@ def write(settings: dict[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class Served:
-    """A service that runs: where, and its processes by name."""
+    """A service that runs: where, and its processes by name, those of its servers among them."""
 
     url: str
     token: str
-    processes: dict[str, int]
+    processes: Mapping[str, Pids]
 
     def client(self) -> httpx.Client:
         """One who may do everything here."""
@@ -84,17 +85,16 @@ class Served:
         return done
 
     def memory_mb(self) -> dict[str, float]:
-        """Resident memory of each process now."""
-        resident = {}
-        for name, pid in self.processes.items():
-            status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
-            resident[name] = int(re.findall(r"VmRSS:\s+(\d+)", status)[0]) / 1024
-        return resident
+        """What each process holds now; Postgres' are one."""
+        return {name: memory.memory_mb(pids()) for name, pids in self.processes.items()}
 
 
 @contextmanager
-def running(settings: dict[str, Any], pace_s: float | None) -> Iterator[Served]:
-    """API and writer, each a process of its own, until the block ends."""
+def running(
+    settings: dict[str, Any], pace_s: float | None, beside: Mapping[str, Pids] = NOTHING
+) -> Iterator[Served]:
+    """API and writer, each a process of its own, until the block ends; `beside` are others whose
+    memory counts."""
     tokens = settings["home"] / f"tokens-{free_port()}.json"
     token = TokenFile(tokens).create("bench", [Role.AGENT, Role.OPERATOR])
     settings = settings | {"port": free_port(), "writer_metrics_port": free_port()}
@@ -107,7 +107,8 @@ def running(settings: dict[str, Any], pace_s: float | None) -> Iterator[Served]:
         process.start()
     try:
         _await_ready(url, api)
-        yield Served(url, token, {"api": api.pid or 0, "writer": writer.pid or 0})
+        ours = {"api": lambda: [api.pid or 0], "writer": lambda: [writer.pid or 0]}
+        yield Served(url, token, {**ours, **beside})
     finally:
         for process in (api, writer):
             process.terminate()
@@ -179,7 +180,8 @@ def measure(name: str, served: Served, seconds: float, prompts: bool) -> dict[st
     guess = served.drive(CLIENTS, 24, partial(document, run=f"{name}-guess", prompts=prompts)).rate
     count = max(int(guess * seconds / 2), 3 * CLIENTS)
     peak = served.drive(CLIENTS, count, partial(document, run=f"{name}-peak", prompts=prompts)).rate
-    table = Table(title=f"{name}: {peak:,.1f} decisions/s sustained", title_justify="left")
+    title = f"{name}: {peak:,.1f} decisions/s sustained, deadline {DEADLINE_MS} ms"
+    table = Table(title=title, title_justify="left")
     for column in ("load", "offered/s", "refused", "abstained", "failed", "p50 ms", "p99 ms"):
         table.add_column(column, justify="right")
     table.add_column("read/s, of peak", justify="right")
@@ -204,25 +206,21 @@ def measure(name: str, served: Served, seconds: float, prompts: bool) -> dict[st
 
 
 def watch_memory(served: Served, decisions: int) -> dict[str, float]:
-    """Memory of each process over so many decisions. Prints a table."""
+    """Memory of each process over so many decisions: a line for each step, then where the numbers
+    and the curve lie."""
     steps = max(STEPS, decisions // LARGEST_STEP)
-    table = Table(title=f"memory over {decisions:,} decisions, MB", title_justify="left")
-    for column in ("decisions", *served.processes, "decisions/s"):
-        table.add_column(column, justify="right")
-    seen = [served.memory_mb()]
-    for step in range(steps):
+    looks = [memory.Look(0, served.memory_mb(), 0.0)]
+    for step in range(1, steps + 1):
         done = served.drive(32, decisions // steps, partial(document, run=f"memory-{step}"))
-        seen.append(served.memory_mb())
-        table.add_row(
-            f"{(step + 1) * (decisions // steps):,}",
-            *(f"{mb:,.0f}" for mb in seen[-1].values()),
-            f"{done.rate:,.0f}",
+        looks.append(memory.Look(step * (decisions // steps), served.memory_mb(), done.rate))
+        held = ", ".join(f"{name} {mb:,.0f} MB" for name, mb in looks[-1].mb.items())
+        console.print(
+            f"{looks[-1].decisions:>9,} of {decisions:,}: {held}; {done.rate:,.0f}/s",
+            soft_wrap=True,
         )
-    console.print(table)
-    half = seen[len(seen) // 2]
-    return {f"{name}_mb": mb for name, mb in seen[-1].items()} | {
-        f"{name}_mb_grown_in_second_half": mb - half[name] for name, mb in seen[-1].items()
-    }
+    table, curve = memory.write(looks, read_settings().home / "bench")
+    console.print(f"numbers in {table}, curve in {curve}", soft_wrap=True)
+    return memory.figures(looks)
 
 
 def halts(settings: dict[str, Any], changes: int = 40) -> dict[str, float]:
@@ -276,7 +274,11 @@ def main(
                     figures |= measure("model", served, seconds, prompts=True)
             figures |= halts(settings)
         if decisions:
-            with running(settings, 0.0) as served:
+            beside = {
+                "valkey": lambda: [valkey.pid or 0],
+                "postgres": lambda: postgres_processes(postgres.directory / "cluster"),
+            }
+            with running(settings, 0.0, beside) as served:
                 figures |= {"decisions": decisions, **watch_memory(served, decisions)}
     record("overload", figures)
 

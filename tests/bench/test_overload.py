@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from itertools import count
+from pathlib import Path
 
 import pytest
 
 from bench.load import Answered, arrivals
+from bench.memory import Look, figures, memory_mb, write
 from bench.overload import Overload
 
 ANSWERS = {200: b'{"status":"advised"}', 503: b'{"status":503}'}
@@ -71,3 +74,25 @@ def test_what_is_let_in_is_told_from_what_is_refused_abstained_and_failed() -> N
             "paced_3x_of_peak": 1.0,
         }
     )
+
+
+def test_memory_is_kept_as_numbers_and_a_curve(tmp_path: Path) -> None:
+    held = [{"api": 100.0, "valkey": 10.0}, {"api": 130.0, "valkey": 10.0}]
+    held += [{"api": 131.5, "valkey": 9.0}]
+    looks = [Look(500 * n, mb, 250.0 * n) for n, mb in enumerate(held)]
+    table, curve = write(looks, tmp_path / "bench")
+    assert table.read_text().splitlines() == [
+        "decisions,api_mb,valkey_mb,decisions_per_s",
+        "0,100.0,10.0,0.0",
+        "500,130.0,10.0,250.0",
+        "1000,131.5,9.0,500.0",
+    ]
+    assert curve.read_text().startswith("<?xml")
+    assert figures(looks) == {
+        "api_mb": 131.5,
+        "valkey_mb": 9.0,
+        "api_mb_grown_in_second_half": 1.5,
+        "valkey_mb_grown_in_second_half": -1.0,
+    }
+    assert memory_mb([os.getpid()]) > 10
+    assert memory_mb([2**22 + 1]) == 0, "a process that ended holds nothing"
