@@ -262,6 +262,24 @@ WHERE NOT d.held_out AND NOT d.skipped
 ORDER BY d.as_of, d.symbol, d.decision_id
 """
 )
+_IMPORTED: LiteralString = """
+FROM imported_trades i
+WHERE i.scenario IS NOT NULL AND i.as_of >= %(since)s AND i.as_of < %(until)s
+  AND NOT (i.as_of > %(held_from)s AND i.as_of < %(held_until)s)
+  AND (i.symbol = ANY(%(symbols)s) OR %(symbols)s = '{}')
+"""
+_IMPORTED_ROWS: LiteralString = (
+    """
+SELECT i.import_id AS decision_id, i.scenario, i.action AS control,
+       CASE WHEN i.outcome_record IS NOT NULL THEN jsonb_build_array(i.outcome_record) END
+       AS outcomes
+"""
+    + _IMPORTED
+    + "ORDER BY i.as_of, i.symbol, i.import_id"
+)
+_IMPORTED_STATE: LiteralString = (
+    "SELECT count(*) AS imported, max(i.recorded_in_log_at)::text AS imported_at" + _IMPORTED
+)
 _STATE: LiteralString = """
 SELECT (SELECT max(recorded_in_log_at) FROM decisions d
         WHERE d.as_of >= %(since)s AND d.as_of < %(until)s)::text AS decided,
@@ -285,6 +303,20 @@ def recorded_in(connection: Connection, period: Period) -> Iterator[dict[str, An
         cursor.itersize = CHUNK
         cursor.execute(_RECORDED, period._asdict())
         yield from cursor
+
+
+def imported_in(connection: Connection, period: Period) -> Iterator[dict[str, Any]]:
+    """Complete trades of other programs outside the held-out period, with the columns of
+    `recorded_in`."""
+    with connection.cursor(name="imported") as cursor:
+        cursor.itersize = CHUNK
+        cursor.execute(_IMPORTED_ROWS, period._asdict())
+        yield from cursor
+
+
+def imported_state(connection: Connection, period: Period) -> dict[str, Any]:
+    """How many `imported_in` gives, and when the newest was added."""
+    return connection.execute(_IMPORTED_STATE, period._asdict()).fetchone() or {}
 
 
 def state_of(connection: Connection, period: Period) -> dict[str, Any]:

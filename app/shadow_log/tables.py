@@ -24,7 +24,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
-REVISION = "0013"
+REVISION = "0014"
 """The schema that this release works with; a test holds it against the newest migration."""
 
 metadata = MetaData(
@@ -253,6 +253,26 @@ dropped_months = Table(
     Column("dropped_at", Time, nullable=False, server_default=func.now()),
 )
 """What retention took, so that `advisor verify` can tell it from rows that vanished."""
+
+imported_trades = Table(
+    "imported_trades",
+    metadata,
+    Column("import_id", Uuid, primary_key=True),
+    Column("source", Text, nullable=False),
+    Column("symbol", Text, nullable=False),
+    Column("direction", Text, nullable=False),
+    Column("as_of", Time, nullable=False),
+    Column("decision", Boolean, nullable=False),
+    Column("outcome", Text),
+    Column("net_pnl", Double),
+    Column("missing", ARRAY(Text), nullable=False),
+    Column("scenario", JSONB(none_as_null=True)),
+    Column("action", JSONB, nullable=False),
+    Column("outcome_record", JSONB(none_as_null=True)),
+    _now(),
+    Index(None, "as_of"),
+)
+"""What other programs recorded of trades: no decision was made here."""
 
 event_links = Table(
     "event_links",

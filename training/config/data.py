@@ -94,6 +94,11 @@ class ScenariosConfig(Section):
     limit: int | None = Field(
         None, ge=1, description="at most so many real scenarios, drawn evenly over time"
     )
+    imported: bool = Field(
+        False,
+        description="of the log also trades that were imported, where they are complete; they"
+        " train and are never judged on",
+    )
     perturbations: int = Field(
         0, ge=0, le=4, description="synthetic variants per training scenario"
     )
@@ -123,6 +128,8 @@ class ScenariosConfig(Section):
     def held_out_period_is_left_alone(self) -> Self:
         """History ends where the held-out period begins. The log goes on after it; what lies within
         is left out."""
+        if self.source == "history" and self.imported:
+            raise ValueError("imported trades lie in the shadow log: set source = 'shadow_log'")
         if self.source == "history" and self.until is not None and self.until > HELD_OUT_FROM:
             raise ValueError(
                 f"until is {self.until}, but {HELD_OUT_FROM} and later is held out for evaluation"
@@ -139,6 +146,8 @@ class HeldOutConfig(ScenariosConfig):
     @model_validator(mode="after")
     def held_out_period_is_left_alone(self) -> Self:
         """Nothing here trains. `RebuildConfig` sees to it that it begins where training ends."""
+        if self.imported:
+            raise ValueError("imported trades are never judged on")
         if self.since is None:
             raise ValueError("since must be named: what lies before it trains")
         return self

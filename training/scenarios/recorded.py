@@ -14,7 +14,7 @@ that this release cannot read.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -26,7 +26,17 @@ from app.domain.outcome import Outcome
 from app.domain.scenario import Scenario
 from training.arrays import HELD_OUT_FROM, HELD_OUT_UNTIL, Progress, instant, silent
 from training.config.data import ScenariosConfig
-from training.log import CHUNK, Period, counts_in, reading, recorded_in, state_of
+from training.log import (
+    CHUNK,
+    Connection,
+    Period,
+    counts_in,
+    imported_in,
+    imported_state,
+    reading,
+    recorded_in,
+    state_of,
+)
 from training.scenarios.table import (
     RealScenario,
     ScenarioError,
@@ -97,6 +107,8 @@ def read_log(
         connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
         counts = counts_in(connection, period)
         usable = counts["decisions"] - counts["exogenous_skip"] - counts["held_out"]
+        if config.imported:
+            usable += imported_state(connection, period)["imported"]
         left_out = Counter({name: int(counts[name]) for name in ("exogenous_skip", "held_out")})
         if not usable:
             raise ScenarioError(
@@ -106,7 +118,7 @@ def read_log(
                 " scenarios.since and until"
             )
         scenarios = []
-        for place, row in enumerate(recorded_in(connection, period)):
+        for place, row in enumerate(_rows(connection, period, config)):
             try:
                 scenarios.append(_read(row))
             except InvalidRecord:
@@ -118,7 +130,17 @@ def read_log(
         raise ScenarioError(
             f"none of {usable} decisions in the shadow log can be read: they are of another release"
         )
+    scenarios.sort(key=lambda one: one.scenario.as_of)  # Stable: of one moment as they were read.
     return scenarios, dict(left_out)
+
+
+def _rows(
+    connection: Connection, period: Period, config: ScenariosConfig
+) -> Iterator[dict[str, Any]]:
+    """Usable decisions, and the imported trades that shall train too."""
+    yield from recorded_in(connection, period)
+    if config.imported:
+        yield from imported_in(connection, period)
 
 
 def log_state(url: str, config: ScenariosConfig, label_seconds: int) -> dict[str, Any]:
@@ -126,7 +148,8 @@ def log_state(url: str, config: ScenariosConfig, label_seconds: int) -> dict[str
     scenarios."""
     period = _period(config, label_seconds)
     with reading(url) as connection:
-        return counts_in(connection, period) | state_of(connection, period)
+        state = counts_in(connection, period) | state_of(connection, period)
+        return state | (imported_state(connection, period) if config.imported else {})
 
 
 def _period(config: ScenariosConfig, label_seconds: int) -> Period:

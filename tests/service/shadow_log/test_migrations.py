@@ -33,6 +33,7 @@ VIEWS = (
     "veto_value",
     "paper_books",
     "foretold",
+    "imported",
 )
 OUTSIDE = {"decisions_before", "decisions_after", "advices_before", "advices_after"}
 
@@ -110,6 +111,7 @@ def test_every_constraint_and_index_has_a_name_of_the_convention(database_url: s
         "ix_decisions_as_of",
         "ix_decisions_symbol_as_of",
         "ix_event_links_key",
+        "ix_imported_trades_as_of",
         "ix_late_advices_decision_id",
         "ix_late_advices_model_version_as_of",
         "ix_outcomes_decision_id",

@@ -7,14 +7,19 @@ import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import psycopg
 import pytest
 
+from app.domain.control import AgentAction
 from app.domain.errors import ShadowLogUnavailable
+from app.shadow_log.importing.imports import row_of
+from app.shadow_log.importing.table import add_imported
+from app.shadow_log.importing.trade import ImportedTrade
 from app.shadow_log.log import ShadowLog
 from tests import builders as build
-from training.config.data import ScenariosConfig
+from training.config.data import HeldOutConfig, ScenariosConfig
 from training.scenarios.recorded import RecordedLog, log_state, of_log, read_log
 from training.scenarios.table import ScenarioError, ScenarioSet
 from training.stages.workshop import Workshop
@@ -267,3 +272,52 @@ async def test_a_symbol_that_the_log_never_saw_is_one_line(database_url: str) ->
     ) as refused:
         read_log(database_url, LOG.model_copy(update={"symbols": ("BTCUSDT", "{}")}), HOUR)
     assert "\n" not in str(refused.value)
+
+
+def imported_trade(at: datetime, *, complete: bool = True) -> dict[str, Any]:
+    """A row as `advisor import` adds it."""
+    scenario = build.decision("imported", at=at, candidate__rsi=33.0).scenario
+    trade = ImportedTrade(
+        import_id=uuid4(),
+        symbol="BTCUSDT",
+        direction="long",
+        as_of=at,
+        action=AgentAction(decision=True),
+        outcome=build.outcome(r=0.5),
+        scenario=scenario if complete else None,
+        missing=() if complete else ("candidate.atr",),
+    )
+    return row_of("freqtrade", trade)
+
+
+async def test_imported_trades_train_where_they_are_complete_and_only_when_asked_for(
+    database_url: str,
+) -> None:
+    await fill(database_url, build.decision_event("asked", at=hours(4)))
+    log = ShadowLog.connect(database_url)
+    rows = [imported_trade(hours(1)), imported_trade(hours(2), complete=False)]
+    rows.append(imported_trade(datetime(2024, 6, 1, tzinfo=UTC)))  # Held out.
+    assert await add_imported(log.engine, rows) == 3
+    await log.aclose()
+
+    before = log_state(database_url, LOG, HOUR)
+    alone, _ = read_log(database_url, LOG, HOUR)
+    assert [one.scenario.as_of for one in alone] == [hours(4)]
+    both = LOG.model_copy(update={"imported": True})
+    found, left_out = read_log(database_url, both, HOUR)
+    assert [one.scenario.as_of for one in found] == [hours(1), hours(4)]
+    assert found[0].control == AgentAction(decision=True)
+    assert [one.net_pnl for one in found[0].reported] == [0.5 * build.PLAN_RISK]
+    assert left_out == {"exogenous_skip": 0, "held_out": 0}
+    assert before != log_state(database_url, both, HOUR)
+
+
+@pytest.mark.parametrize(
+    ("section", "named"),
+    [(ScenariosConfig, "set source = 'shadow_log'"), (HeldOutConfig, "never judged on")],
+)
+def test_imported_trades_are_of_the_log_and_are_not_judged_on(
+    section: type[ScenariosConfig], named: str
+) -> None:
+    with pytest.raises(ValueError, match=named):
+        section(imported=True)

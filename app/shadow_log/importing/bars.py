@@ -1,0 +1,107 @@
+"""What bars say at the moment of a trade: the last complete bar, and the indicators of it, by the
+code that computes those of a request.
+
+A folder has files named `SYMBOL_1h.parquet` or `.csv`; a column `closed_at` is a bar's close, `ts`,
+`timestamp`, `date` or `opened_at` its open.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from shadow_advisor_client.adapters.spot_ai_agent import plan_of
+
+from app.domain.charts.computed import Chart, candidate_fields
+from app.domain.charts.indicators import Indicators, indicators
+from app.shadow_log.importing.rows import ImportFault, frame_of
+from app.shadow_log.importing.trade import Told
+
+UNIT_SECONDS = {"m": 60, "h": 3600, "d": 86_400}
+FILE = re.compile(r"^(?P<symbol>\w+?)_(?P<count>[1-9]\d*)(?P<unit>[mhd])\.(parquet|csv)$")
+COLUMNS = ("open", "high", "low", "close", "volume")
+OPENED = ("ts", "timestamp", "date", "opened_at")
+STALE_BARS = 2
+"""A bar that closed longer ago, in bars, says nothing of the moment."""
+
+
+class Series(NamedTuple):
+    """Bars of one symbol, oldest first, and what they say at each."""
+
+    chart: Chart
+    signs: Indicators
+
+
+class BarsFolder:
+    """Bars by symbol, read when first asked for; the finest length of each."""
+
+    def __init__(self, folder: Path) -> None:
+        self._files: dict[str, tuple[int, Path]] = {}
+        for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+            if match := FILE.match(path.name):
+                seconds = int(match["count"]) * UNIT_SECONDS[match["unit"]]
+                known = self._files.get(match["symbol"])
+                if known is None or seconds < known[0]:
+                    self._files[match["symbol"]] = (seconds, path)
+        if not self._files:
+            raise ImportFault(f"{folder}: no files of bars there, such as BTCUSDT_1h.parquet")
+        self._series: dict[str, Series] = {}
+
+    def completed(self, told: Told, own_rules: bool) -> Told:
+        """The row with what bars add. With `own_rules` of the Spot AI Agent the plan too, where
+        its file does not tell it."""
+        series = self._of(told.symbol)
+        if series is None:
+            return told
+        chart, signs = series
+        at = told.as_of.timestamp()
+        place = int(np.searchsorted(chart.closed_at, at, side="right")) - 1
+        if place < 0 or at - chart.closed_at[place] > STALE_BARS * chart.seconds:
+            return told
+        computed, close = candidate_fields(signs, place), float(chart.close[place])
+        if computed["atr"] is None:
+            return told
+        candidate = computed | _told_in(told.candidate)
+        plan = _told_in(told.plan)
+        if own_rules:
+            entry = plan.get("entry", close)
+            plan = plan_of(entry, computed["atr"], told.candidate.get("confidence")) | plan
+        volume = float(signs.volume_24h[place])
+        market = {
+            "last_close": close,
+            "bar_closed_at": datetime.fromtimestamp(int(chart.closed_at[place]), UTC),
+            "bar_seconds": chart.seconds,
+            "volume_24h": volume if np.isfinite(volume) else None,
+        }
+        return replace(told, candidate=candidate, plan=plan, market=market | _told_in(told.market))
+
+    def _of(self, symbol: str) -> Series | None:
+        if symbol not in self._files:
+            return None
+        if symbol not in self._series:
+            self._series[symbol] = _series(*self._files[symbol])
+        return self._series[symbol]
+
+
+def _told_in(part: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in part.items() if value is not None}
+
+
+def _series(seconds: int, path: Path) -> Series:
+    frame = frame_of(path)
+    times = next((name for name in ("closed_at", *OPENED) if name in frame.columns), None)
+    lacking = set(COLUMNS) - set(frame.columns)
+    if times is None or lacking:
+        raise ImportFault(f"{path}: no column {', '.join(sorted(lacking)) or 'of times'}")
+    if not str(frame[times].dtype).startswith("Datetime"):
+        raise ImportFault(f"{path}: {times} holds no times")
+    frame = frame.sort(times)
+    shift = 0 if times == "closed_at" else seconds
+    closed_at = frame[times].dt.epoch("s").to_numpy() + shift
+    columns = (frame[name].cast(float).to_numpy() for name in COLUMNS)
+    chart = Chart(seconds, closed_at, *columns)
+    return Series(chart, indicators(chart))

@@ -1,0 +1,55 @@
+"""What an import has, and what it lacks."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from app.shadow_log.importing.trade import ImportedTrade
+
+
+@dataclass
+class Coverage:
+    """Counts of one import."""
+
+    rows: int = 0
+    passed_over: int = 0
+    """No trade, or one that is still open."""
+    unreadable: Counter[str] = field(default_factory=Counter)
+    traded: int = 0
+    rejected: int = 0
+    with_outcome: int = 0
+    complete: int = 0
+    """Usable for training."""
+    missing: Counter[str] = field(default_factory=Counter)
+    symbols: Counter[str] = field(default_factory=Counter)
+    first: datetime | None = None
+    last: datetime | None = None
+
+    def add(self, trade: ImportedTrade) -> None:
+        """Count a trade."""
+        self.traded += trade.action.decision
+        self.rejected += not trade.action.decision
+        self.with_outcome += trade.outcome is not None
+        self.complete += trade.scenario is not None
+        self.missing.update(trade.missing)
+        self.symbols[trade.symbol] += 1
+        self.first = min(self.first or trade.as_of, trade.as_of)
+        self.last = max(self.last or trade.as_of, trade.as_of)
+
+    def lines(self) -> list[tuple[str, str]]:
+        """What a person reads: a name and a value each."""
+        names = ", ".join(name for name, _ in self.symbols.most_common(5))
+        lines = [
+            ("rows", f"{self.rows}, {self.passed_over} of them no closed trade or candidate"),
+            ("traded", f"{self.traded}, {self.with_outcome} with an outcome"),
+            ("rejected", str(self.rejected)),
+            ("complete", f"{self.complete}: usable for training"),
+        ]
+        if self.first and self.last:
+            lines.append(("from, to", f"{self.first.isoformat()}, {self.last.isoformat()}"))
+            lines.append(("symbols", f"{len(self.symbols)}: {names}"))
+        lines += [(f"missing {name}", str(count)) for name, count in self.missing.most_common()]
+        lines += [(f"unreadable: {why}", str(n)) for why, n in self.unreadable.most_common(5)]
+        return lines

@@ -1,0 +1,47 @@
+"""The section `shadow_advisor` of freqtrade's configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+MODES = ("backtest", "dry_run", "live")
+
+
+@dataclass(frozen=True)
+class Section:
+    """What a user may set; a key that is not here is an error.
+
+    url : where the service answers.
+    enabled : false: the strategy is as it would be without the mixin.
+    token : who asks; by default found by the client.
+    run_modes : in which of freqtrade's modes it is asked. A back-test asks only when it is named:
+        its decisions would stand among those of the bot.
+    follow : whether advice is waited for and followed: a refused entry is not made, and an approved
+        one is made smaller where less is advised. Without an answer the bot does what it would.
+    deadline_s : how long an entry waits for advice that it follows.
+    backtest_wait_s : how long a back-test, which is not in a hurry, waits for each answer.
+    bars : closed candles that are sent: 300 tell the service most of what candles tell.
+    """
+
+    url: str = "http://127.0.0.1:8321"
+    enabled: bool = True
+    token: str | None = None
+    run_modes: tuple[str, ...] = ("dry_run", "live")
+    follow: bool = False
+    deadline_s: float = 1.0
+    backtest_wait_s: float = 60.0
+    bars: int = 350
+
+
+def read_section(config: Mapping[str, Any]) -> Section:
+    """The section of a configuration. Raises `ValueError` for what it cannot say."""
+    given = dict(config.get("shadow_advisor") or {})
+    unknown = sorted(given.keys() - {field.name for field in fields(Section)})
+    if unknown:
+        raise ValueError(f"shadow_advisor has no {', '.join(unknown)}")
+    modes = tuple(given.pop("run_modes", Section.run_modes))
+    if wrong := sorted(set(modes) - set(MODES)):
+        raise ValueError(f"shadow_advisor.run_modes: {', '.join(wrong)} is none of {MODES}")
+    return Section(run_modes=modes, **given)

@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# Runs the tests marked `freqtrade` against the real freqtrade: installs it in its own environment (1 GB), with the
+# client of this checkout.
+#
+# usage: tests/adapters/freqtrade/start_freqtrade.sh
+#   PYTHON           interpreter with this project's dev dependencies (default .venv/bin/python)
+#   FREQTRADE_VENV   where freqtrade is installed (default .venv-freqtrade)
+#   FREQTRADE_ONLY   install: stop after installing; bench: measure what a candle costs; time: how long a newcomer takes
+#                    from `pip install` in a fresh environment to the first row of advice
+set -euo pipefail
+cd "$(dirname "$0")/../../.."
+
+version=2026.9
+python=${PYTHON:-.venv/bin/python}
+venv=${FREQTRADE_VENV:-.venv-freqtrade}
+
+if [ "${FREQTRADE_ONLY:-}" = time ]; then
+  venv=$(mktemp -d)
+  trap 'rm -rf "$venv"' EXIT
+  SECONDS=0
+fi
+if [ ! -e "$venv/installed-$version" ]; then
+  "$python" -m venv "$venv"
+  "$venv/bin/pip" install --quiet "freqtrade==$version" --editable ./client
+  touch "$venv/installed-$version"
+fi
+case ${FREQTRADE_ONLY:-} in
+  install) exit 0 ;;
+  time)
+    echo "pip install: $SECONDS s"
+    FREQTRADE_PYTHON=$venv/bin/python "$python" -m pytest -q -m freqtrade tests/adapters/freqtrade -k connect
+    echo "from pip install to advice, action and outcome in Postgres: $SECONDS s"
+    exit 0
+    ;;
+  bench) exec "$venv/bin/python" tests/adapters/freqtrade/measure.py ;;
+esac
+FREQTRADE_PYTHON=$venv/bin/python "$python" -m pytest -m freqtrade tests/adapters/freqtrade
