@@ -124,7 +124,7 @@ def roll_back(
     alias: Alias = PRIMARY_ALIAS,
     url: Url = DEFAULT_URL,
     token: Token = None,
-    reason: Reason = "rollback",
+    reason: Reason = "",
     by: By = "",
 ) -> None:
     """Point an alias back at the version before; a running service follows without a restart."""

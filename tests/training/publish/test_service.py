@@ -85,7 +85,7 @@ async def test_a_published_version_is_served_then_another_then_the_first_again(
     assert shown["aliases"]["shadow"]["model_version"] == first
     moves = shown["history"]
     assert [move["model_version"] for move in moves] == [first, second, first, BASE]
-    assert moves[0]["reason"] == "tests: worse"
+    assert moves[0]["reason"] == f"tests: rollback from {version}: worse"
     await drained(api.settings)
     with psycopg.connect(database_url.replace("+psycopg", "")) as connection:
         rows = connection.execute(
