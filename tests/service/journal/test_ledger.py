@@ -104,6 +104,12 @@ async def test_of_too_many_notes_the_oldest_that_ended_are_forgotten(
         after = await journal.ledger_of("desk")
         assert after is not None
         assert sorted(after) == ["ended-2", "open-0", "open-1"]
+        for number in range(2, 5):
+            await journal.note(opened(f"open-{number}"))
+        for _ in range(3):
+            held = await journal.ledger_of("desk")
+        assert held is not None
+        assert sorted(held) == [f"open-{number}" for number in range(5)], "what is open stays"
 
 
 async def test_while_the_stream_is_away_reports_wait_and_nothing_is_told(
