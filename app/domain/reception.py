@@ -98,7 +98,8 @@ def receive(
         except ValidationError as error:
             reading.mend(error)
             continue
-        doubted = doubts(record)
+        # What was made of something else that was sent, a quantity of a notional, is not doubted.
+        doubted = [doubt for doubt in doubts(record) if reading.was_sent(doubt.path)]
         if not doubted:
             return Received(record, tuple(reading.left_out), tuple(reading.coerced))
         reading.doubt(doubted)
@@ -145,6 +146,14 @@ class _Reading:
         first = error if self._first is None else self._first
         named = {fault["loc"] for fault in first.errors(include_url=False)}
         return first if all(fault["loc"] in named for fault in refused) else error
+
+    def was_sent(self, path: Path) -> bool:
+        """Whether the document has this place."""
+        try:
+            self._at(path)
+        except (LookupError, TypeError):
+            return False
+        return True
 
     def doubt(self, doubts: Sequence[Doubt]) -> None:
         """Empty the places of doubtful values. Raises `ValidationError` when one may not go."""

@@ -75,4 +75,4 @@ def test_the_summary_adds_up_and_tells_the_worst() -> None:
 
 def test_every_fault_has_a_name_of_its_own() -> None:
     names = [fault.name for fault in FAULTS]
-    assert len(set(names)) == len(names) == 27
+    assert len(set(names)) == len(names) == 28

@@ -119,11 +119,6 @@ class ScenariosConfig(Section):
     embargo_hours: float = Field(24.0, ge=0)
     seed: int = Field(0, ge=0)
 
-    @property
-    def embargo_s(self) -> float:
-        """Between the end of a label that trains and the first decision that judges."""
-        return self.embargo_hours * 3600
-
     @model_validator(mode="after")
     def held_out_period_is_left_alone(self) -> Self:
         """History ends where the held-out period begins. The log goes on after it; what lies within

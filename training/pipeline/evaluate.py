@@ -45,6 +45,7 @@ from training.pipeline.rebuild import (
 )
 from training.publish.version import publish, release_of
 from training.scenarios.history import History
+from training.scenarios.splits import embargo_s
 from training.stages.store import Artifact
 from training.stages.workshop import Workshop
 
@@ -148,7 +149,7 @@ def evaluate(  # long: a list of calls, read from top to bottom
         version=version.path.name,
         terms=terms,
         period=config.evaluate.held_out,
-        embargo_s=config.scenarios.embargo_s,
+        embargo_s=embargo_s(config.scenarios),
         models=models,
         now=now,
         cpu_seconds={name: each.cpu_seconds for name, each in rebuilt.items()},
@@ -166,7 +167,7 @@ def shuffled_teacher(config: RebuildConfig, made: Rebuilt, shop: Workshop) -> Ar
         labels=made.artifacts["candidate_labels"],
         settings=config.teacher,
         outcomes=config.outcomes,
-        embargo_s=config.scenarios.embargo_s,
+        embargo_s=embargo_s(config.scenarios),
         shuffled=True,
     )
 

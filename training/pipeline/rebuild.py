@@ -27,6 +27,7 @@ from training.learning.teacher.teacher import teacher
 from training.outcomes.labels import labels
 from training.scenarios.history import History, bars_until, load_history, of_history
 from training.scenarios.recorded import RecordedLog, of_log
+from training.scenarios.splits import embargo_s
 from training.stages.store import Artifact
 from training.stages.workshop import Workshop
 
@@ -117,7 +118,7 @@ def taught_by_all(
         encoded=made["encoded"],
         settings=config.teacher,
         outcomes=config.outcomes,
-        embargo_s=config.scenarios.embargo_s,
+        embargo_s=embargo_s(config.scenarios),
     )
     made["taught"] = shop.make(
         taught, scenarios=made["scenarios"], teacher=made["teacher"], encoded=made["encoded"]

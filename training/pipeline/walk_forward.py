@@ -22,6 +22,7 @@ from training.learning.teacher.expectations import taught
 from training.outcomes.labels import labels
 from training.pipeline.evaluate import limits_of, terms_of
 from training.pipeline.rebuild import base_of, market_of, rebuild, scenarios_of
+from training.scenarios.splits import embargo_s
 from training.stages.store import Artifact
 from training.stages.workshop import Workshop
 
@@ -68,7 +69,7 @@ def walk_forward(config: RebuildConfig, shop: Workshop, now: datetime) -> Artifa
         limits=limits,
         spans=spans,
         terms=terms,
-        embargo_s=config.scenarios.embargo_s,
+        embargo_s=embargo_s(config.scenarios),
         now=now,
         cpu_seconds=made.cpu_seconds,
     )

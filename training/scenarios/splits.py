@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from app.domain.errors import AdvisorError
 from training.arrays import Rows, Times
+from training.config.data import ScenariosConfig
 
 
 class SplitError(AdvisorError):
@@ -169,3 +170,8 @@ def _check(as_of: Times, ends_at: Times, embargo_s: float) -> None:
         raise SplitError(f"row {int(np.argmax(ends_at <= as_of))} ends before it begins")
     if not embargo_s >= 0:
         raise SplitError(f"an embargo of {embargo_s} s: it must be 0 or more")
+
+
+def embargo_s(config: ScenariosConfig) -> float:
+    """Seconds between the end of a label that trains and the first decision that judges."""
+    return config.embargo_hours * 3600

@@ -36,7 +36,7 @@ from app.domain.scenario import Account, Scenario
 from training.agent.reference import TIME_EXIT_S
 from training.arrays import Progress, Times, instant, silent
 from training.config.data import HeldOutConfig, ScenariosConfig
-from training.scenarios.splits import overlapping
+from training.scenarios.splits import embargo_s, overlapping
 from training.scenarios.terms import has_other_terms, other_terms
 from training.scenarios.variants import Kind, other_text, variants
 from training.stages.store import Artifact
@@ -328,7 +328,7 @@ def splits(as_of: Times, ends_at: Times, config: ScenariosConfig) -> NDArray[np.
     split[early] = TRAIN
     # The embargo lies between the end of a label and the first validation row: lengthen the earlier
     # window.
-    split[early[overlapping(early, late, as_of, ends_at + round(config.embargo_s))]] = PURGED
+    split[early[overlapping(early, late, as_of, ends_at + round(embargo_s(config)))]] = PURGED
     for name, key in ((TRAIN, "move validate_from on"), (VALIDATE, "move validate_from back")):
         if not (split == name).any():
             raise ScenarioError(

@@ -376,6 +376,12 @@ async def test_a_unit_that_the_other_values_speak_against_is_left_out_and_the_li
         assert says in gone["why"]
     refused = require_problem(await api.advise(request("r", plan__quantity=450)))
     assert "likely money; send it as notional" in refused["detail"]
+    as_money = request("m")
+    as_money["plan"] |= {"notional": 4.5e9}
+    del as_money["plan"]["quantity"]
+    large = (await api.advise(as_money)).json()
+    assert large["left_out"] == [], "money was meant, and rules judge how much"
+    assert large["quantity"] * as_money["plan"]["entry"] <= 5000
     real = (
         await api.advise(
             request("crash", account__drawdown_fraction=0.5, account__day_pnl_fraction=-0.5)
