@@ -479,7 +479,7 @@ async def test_the_command_shows_moves_and_rolls_back(
         ("v1", "me: passed"),
         ("base-1", "served before the first move"),
     ]
-    assert (await alias("--rollback", "shadow"))["model_version"] == "v1"
+    assert "nothing to go back to" in await alias("--rollback", "shadow"), "v1 is left behind"
     assert "needs the alias, and no version" in await alias("--rollback")
 
 

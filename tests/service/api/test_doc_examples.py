@@ -20,6 +20,7 @@ from app.settings import Clock
 from app.shadow_log.log import ShadowLog
 from tests import builders as build
 from tests.service.running import Running, running, settings_for, writing
+from tests.service.shadow_log.test_shadow_log_views import foretelling
 
 ROOT = Path(__file__).parents[3]
 QUERIES = re.findall(r"```sql\n(.*?)```", (ROOT / "docs" / "shadow_log.md").read_text(), re.DOTALL)
@@ -47,6 +48,8 @@ async def filled(database_url: str) -> str:
             ),
             build.late_advice_event(build.decision("both", control=True, at=at)),
             build.repetition_event(build.decision("both", control=True, at=at)),
+            foretelling("foretold", 0.25, at=at),
+            build.outcome_event("foretold", build.outcome(r=0.5)),
             build.decision_event(
                 "silent", label=Abstention(AbstainReason.DEADLINE), control=True, at=at
             ),

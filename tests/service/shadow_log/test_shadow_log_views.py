@@ -292,6 +292,7 @@ async def test_views_say_what_they_mean(database_url: str) -> None:
         "all_advices",
         "flips",
         "foretold",
+        "imported",
         "latest_actions",
         "latest_outcomes",
         "shadow_comparison",
