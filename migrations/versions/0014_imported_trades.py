@@ -36,11 +36,13 @@ CREATE TRIGGER never_truncated BEFORE TRUNCATE ON imported_trades
 FOR EACH STATEMENT EXECUTE FUNCTION advisor_refuse_change();
 CREATE VIEW imported AS
 SELECT import_id, source, symbol, direction, as_of, decision, outcome, net_pnl,
-       net_pnl / nullif(abs((scenario #>> '{plan,entry}')::float8
-                            - (scenario #>> '{plan,stop}')::float8)
-                        * (scenario #>> '{plan,quantity}')::float8, 0) AS r,
+       advisor_r(scenario -> 'plan', net_pnl, NULL) AS r,
        scenario IS NOT NULL AS complete, missing, recorded_in_log_at
 FROM imported_trades;
+COMMENT ON VIEW imported IS
+    'Trades that other programs recorded, and what is missing of each; r is net profit over the '
+    'risk of their own plan, null until both are known. They are no decisions of this service: no '
+    'other view reads them';
 GRANT SELECT ON imported_trades TO advisor_reader;
 GRANT SELECT ON imported_trades, imported TO advisor_writer;
 GRANT INSERT ON imported_trades TO advisor_writer;
