@@ -15,7 +15,7 @@ from app.domain.intervals import Day, Mean, Share, kappa, mean_of_days, wilson
 
 Row = dict[str, Any]
 ACTION_NAMES = tuple(
-    f"{action.risk_fraction:g} R\nstop {action.stop_atr:g} ATR" if action.approve else "reject"
+    f"{action.risk_fraction:g} R\n{action.stop_atr:g} ATR" if action.approve else "reject"
     for action in ACTIONS
 )
 """Actions as an axis names them, in the order of their labels."""
