@@ -99,6 +99,18 @@ def test_a_doubtful_value_goes_and_one_that_is_needed_is_refused_with_the_likely
         )
 
 
+def test_what_was_made_of_something_else_is_not_doubted() -> None:
+    """A quantity that nobody sent, for a notional was; and a place within what is a text."""
+    document = scenario_json()
+    document["candidate"].pop("rsi", None)
+
+    def of_places_not_sent(s: Scenario) -> list[Doubt]:
+        return [Doubt(("candidate", "rsi"), "made"), Doubt(("candidate", "symbol", "x"), "within")]
+
+    received = receive(SCENARIO, document, NEEDS, of_places_not_sent)
+    assert received == (Scenario.from_json(document), (), ())
+
+
 anything = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner),
