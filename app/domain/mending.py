@@ -7,13 +7,13 @@ Each mender gets a value and what pydantic knows of its fault, and gives what wa
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from math import isfinite
 from typing import Any, NamedTuple
 
-import orjson
 from pydantic_core import ErrorDetails
 
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
@@ -85,7 +85,9 @@ def _text(value: Any, context: dict[str, Any]) -> Mended | None:
     if isinstance(value, int | float):
         return Mended(str(value), "a text is no number")
     if isinstance(value, dict | list):
-        return Mended(orjson.dumps(value).decode(), "written as JSON")
+        # The library's own: it writes whole numbers of any length.
+        written = json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+        return Mended(written, "written as JSON")
     return None
 
 

@@ -147,6 +147,16 @@ def test_a_list_is_short_of_elements_only_when_none_of_them_can_be_read() -> Non
     assert alone.record.plan.targets == (2060.0,)
 
 
+def test_what_stands_for_a_text_is_written_whatever_its_numbers() -> None:
+    sent = scenario_json(candidate__btc_trend="up")
+    sent["candidate"]["pattern"] = [-9_223_372_036_854_775_809, "\u5e01", "\ud800"]
+    received = receive(SCENARIO, sent, NEEDS)
+    assert Scenario.from_json(received.record.as_json()) == received.record
+    sent["candidate"]["pattern"] = [-9_223_372_036_854_775_809, "\u5e01"]
+    pattern = receive(SCENARIO, sent, NEEDS).record.candidate.pattern
+    assert pattern == '[-9223372036854775809,"\u5e01"]'
+
+
 def test_a_size_in_money_may_be_a_text_too() -> None:
     document = scenario_json(plan__quantity=..., plan__notional="500", plan__entry="2000")
     received = receive(SCENARIO, document, NEEDS)

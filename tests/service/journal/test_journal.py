@@ -507,3 +507,11 @@ async def test_a_stream_that_was_emptied_is_asked_anew_for_a_decision_and_not_fo
     assert sorted(keys_in_stream(server.url)) == ["decision", "report"]
     emptied_told = [log for log in logs if log["event"].startswith("Valkey was emptied")]
     assert len(emptied_told) == 2, "each process noticed"
+
+
+async def test_why_the_spool_waits_is_said_once_however_often_it_is_tried(tmp_path: Path) -> None:
+    with capture_logs() as logs:
+        async with started("redis://127.0.0.1:1/0", tmp_path, retry_s=600) as journal:
+            for _ in range(3):
+                await journal._look_after()
+    assert [line["event"] for line in logs].count("spool waits") == 1
