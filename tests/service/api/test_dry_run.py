@@ -204,8 +204,9 @@ async def test_dry_run_false_is_an_ordinary_request(api: Running) -> None:
 
 
 async def test_what_is_no_json_is_refused_as_it_would_be(api: Running) -> None:
-    reply = await api.client.post("/advise?dry_run=true", content=b"{")
-    require_problem(reply)
+    dry = await api.client.post("/advise?dry_run=true", content=b"{")
+    real = await api.client.post("/advise", content=b"{")
+    assert require_problem(dry) == require_problem(real)
 
 
 async def test_a_dry_run_is_not_turned_away_by_load(api: Running) -> None:
