@@ -166,8 +166,14 @@ class Stack:
         return len(held)
 
     def _held(self, stream: str, group: str) -> list[dict[str, Any]]:
+        """Nothing in a server so new that nobody has made the group yet."""
         with self.valkey_client() as connection:
-            entries: Any = connection.xpending_range(stream, group, "-", "+", 10_000)
+            try:
+                entries: Any = connection.xpending_range(stream, group, "-", "+", 10_000)
+            except redis.ResponseError as error:
+                if "NOGROUP" not in str(error):
+                    raise
+                return []
             return list(entries)
 
 
