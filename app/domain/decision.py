@@ -356,8 +356,8 @@ def _judged(
 
 
 def _risk(advice: Advice, scenario: Scenario) -> float:
-    """What an advice risks, quote currency; whoever does not approve risks nothing."""
-    if not advice.approve or advice.quantity is None or advice.stop is None:
+    """What an advice risks, quote currency; whoever does not approve buys and risks nothing."""
+    if advice.quantity is None or advice.stop is None:
         return 0.0
     return advice.quantity * abs(scenario.plan.entry - advice.stop)
 

@@ -140,7 +140,7 @@ def _cap(case: Case, limits: Limits) -> tuple[Order, tuple[Cap, ...]]:
     order, caps = case.order, []
     ceiling = _greatest_distance(case, limits)
     if order.distance > ceiling and limits.stop_distance.on_excess == "cap":
-        nearer = max if order.side > 0 else min
+        nearer = max if order.side == 1 else min
         stop = nearer(order.stop, order.entry - order.side * ceiling)
         caps.append(Cap(limit="stop_distance", before=order.stop, after=stop))
         order = order._replace(stop=stop)

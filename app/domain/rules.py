@@ -200,10 +200,10 @@ def price_sanity(case: Case, limits: Limits) -> Refusal | None:
         ("plan.stop", plan.stop, plan.entry),
     ):
         if not stop > 0 or not order.side * stop < order.side * entry:
-            between = "between 0 and" if order.side > 0 else "above"
+            between = "between 0 and" if order.side == 1 else "above"
             return Refusal(f"{name} {stop:.10g} is not {between} entry", entry)
         if name == "stop" and not order.reward > 0:
-            beyond = "above" if order.side > 0 else "below"
+            beyond = "above" if order.side == 1 else "below"
             return Refusal(f"target {order.target:.10g} is not {beyond} entry", order.entry)
     return None
 

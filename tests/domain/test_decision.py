@@ -30,6 +30,7 @@ from app.domain.decision import (
 )
 from app.domain.errors import AbstainReason, InvalidRecord, ManifestMismatch
 from app.domain.event import AgentActionReport, Event, EventKind, StateChange
+from app.domain.inquiry import Exchange
 from app.domain.limits import ModelConfidence
 from app.domain.manifest import Calibration, ModelManifest
 from app.domain.outlook import OutlookCalibration, QuestionCalibration
@@ -105,6 +106,8 @@ def said(label: str, chance: float = 0.8) -> tuple[float, ...]:
         ("C", "J", "approve_r0.25_s1.5", TextEffect.RESIZED),
         ("J", "C", "approve_r0.25_s1.5", TextEffect.RESIZED),
         ("I", "J", "approve_r1.00_s2.5", TextEffect.RESIZED),
+        # E buys more than J, 0.5 / 20 against 1 / 50, and risks half of it.
+        ("E", "J", "approve_r0.50_s1.0", TextEffect.RESIZED),
     ],
     ids="with {0}".format,
 )
@@ -117,6 +120,14 @@ def test_text_may_refuse_or_lessen_and_nothing_else(
     assert (advice.action, advice.text_effect) == (counts, effect)
     assert advice.reading == reading, "both are recorded"
     assert cautious(reading, Calibration()).action.name == counts
+
+
+def test_a_text_refuses_what_risks_less_than_a_unit_of_the_currency() -> None:
+    small = scenario(plan__quantity=0.01)
+    reading = Reading(log_probabilities=said("A"), without_text=said("J"))
+    assert decide(small, reading).primary.text_effect is TextEffect.REFUSED
+    alone = decide(small, Reading(log_probabilities=said("J"))).primary
+    assert at_risk(alone, small) == pytest.approx(0.3)
 
 
 def between(approve: float, reject: float) -> tuple[float, ...]:
@@ -230,6 +241,24 @@ def test_a_proposal_of_tokens_that_hardly_occur_is_one_all_the_same() -> None:
     proposal = propose(reading, Calibration())
     assert proposal.probabilities[:2] == pytest.approx((0.25, 0.75))
     assert (proposal.label, proposal.label_mass) == ("B", 0)
+
+
+@pytest.mark.parametrize(("mass", "left"), [(None, 1.0), (0.5, 0.5)])
+def test_what_a_model_elsewhere_told_counts_by_the_mass_that_fell_on_labels(
+    mass: float | None, left: float
+) -> None:
+    exchange = Exchange(question=HASH, order=("A", "J"), seconds=0.1, label_mass=mass)
+    reading = Reading.told({"A": 0.75, "J": 0.25 - 1e-12, "B": 1e-12}, exchange)
+    said_of = dict(zip(LABELS, reading.log_probabilities, strict=True))
+    assert math.exp(said_of["A"]) == pytest.approx(0.75 * left)
+    assert math.exp(said_of["J"]) == pytest.approx(0.25 * left)
+    assert said_of["B"] == said_of["C"] == math.log(1e-9), "not said, or hardly: as good as 0"
+    assert reading.exchange == exchange
+
+
+def test_probabilities_without_an_exchange_count_wholly() -> None:
+    reading = Reading.told({"A": 0.75, "J": 0.25})
+    assert reading.label_mass == pytest.approx(1.0)
 
 
 def test_a_rejection_trades_nothing_and_names_itself() -> None:

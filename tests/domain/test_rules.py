@@ -17,6 +17,7 @@ from app.domain.decision import AdviceStatus, Reading, Role, Version, conclude
 from app.domain.errors import LimitsError
 from app.domain.limits import Cost, DirectionLimits, Limits, parse_limits, read_limits
 from app.domain.manifest import Calibration
+from app.domain.outlook import Outlook
 from app.domain.review import review
 from app.domain.rules import AFTER_CAPS, RULES, Rule, VetoCode
 from app.domain.scenario import Scenario
@@ -139,6 +140,7 @@ REFUSE = {"on_excess": "refuse"}
 NO_FLOOR = limits(exposure={"min_notional": 0}, liquidity={"min_volume_24h": 0} | REFUSE)
 TIGHT = limits(exposure=REFUSE, risk_per_trade=REFUSE, stop_distance=REFUSE)
 COSTLY = limits(cost={"fee": 0.001, "slippage": 0.0005, "max_share_of_risk": 0.5})
+TENTH = limits(cost={"fee": 0.001, "slippage": 0.0005, "max_share_of_risk": 0.1})
 CHEAP: dict[str, Any] = {
     "market__last_close": 1.0,
     "candidate__atr": 0.1,
@@ -251,6 +253,23 @@ LAST_TO_PASS: list[tuple[str, Edge]] = [
     # Entry 2,000: 0.3 % twice 0.15 is 6, half of a stop 12 away; 1.5 bps of spread are 0.3 more.
     ("COST_OVER_RISK", at("plan__stop", 1988.0, 1988.1, COSTLY, candidate__spread_bps=None)),
     ("COST_OVER_RISK", at("plan__stop", 1987.3, 1987.5, COSTLY)),
+    # 200 bps: 2.3 % of 2,000 is 46, half of a stop 92 away; an ATR that lets it be so far.
+    (
+        "COST_OVER_RISK",
+        at(
+            "plan__stop",
+            1907.999,
+            1908.001,
+            COSTLY,
+            candidate__spread_bps=200.0,
+            candidate__atr=40.0,
+        ),
+    ),
+    # What a cap leaves is judged: 6.3 is 6 % of 100, and 10.5 % of the three ATR that remain.
+    ("COST_OVER_RISK", at("candidate__atr", 40.0, 20.0, TENTH, plan__stop=1900.0)),
+    # A hundredth of 10 bps is 0.1; a hundredth of the 90th percentile is 0.9 of one.
+    ("SPREAD", at("candidate__spread_bps", 10.09, 10.11, limits(tolerance=0.01))),
+    ("VOLATILITY_SPIKE", at("candidate__volatility_pct", 0.8909, 0.8911, limits(tolerance=0.01))),
 ]
 
 
@@ -280,6 +299,40 @@ def test_open_positions_are_those_of_the_account_or_else_those_reported() -> Non
     ]
 
 
+def observed(c: Case, code: VetoCode, by: Limits = LIMITS) -> list[Any]:
+    return [veto.observed for veto in review(c, by).vetoes if veto.code is code]
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"plan__stop": 2030.0}, "stop 2030 is not between 0 and entry"),
+        ({"plan__targets": [1990.0]}, "target 1990 is not above entry"),
+        ({"plan__stop": 1960.0, "candidate__direction": "short"}, "stop 1960 is not above entry"),
+        (
+            {"plan__stop": 2030.0, "candidate__direction": "short"},
+            "target 2080 is not below entry",
+        ),
+    ],
+)
+def test_prices_on_the_wrong_side_are_named(changes: dict[str, Any], says: str) -> None:
+    s = scenario(**changes)
+    mine = case(s, order=agents_order(s, side_of(s, BOTH_WAYS)))
+    assert observed(mine, VetoCode.PRICE_SANITY, BOTH_WAYS) == [says]
+
+
+def test_of_an_order_its_target_is_named_before_the_plans_stop() -> None:
+    mine = case(scenario(plan__stop=2030.0), order=PLAIN._replace(target=1990.0))
+    assert observed(mine, VetoCode.PRICE_SANITY) == ["target 1990 is not above entry"]
+
+
+def test_too_little_confidence_says_in_what() -> None:
+    unsure = case(approve_probability=0.49)._replace(outlook=Outlook(win_probability=0.31))
+    assert observed(unsure, VetoCode.MODEL_CONFIDENCE) == [0.49]
+    by = limits(model_confidence={"min_approve_probability": 0.4, "min_win_probability": 0.33})
+    assert observed(unsure, VetoCode.MODEL_CONFIDENCE, by) == ["win_probability 0.3100"]
+
+
 def test_where_nothing_may_be_risked_every_order_is_refused() -> None:
     nothing = limits(risk_per_trade={"max_equity_fraction": 0})
     assert "RISK_PER_TRADE" in codes(case(), nothing)
@@ -305,6 +358,7 @@ def test_every_code_has_a_refusal_tested_here() -> None:
 @pytest.mark.parametrize(
     ("changes", "code", "missing"),
     [
+        ({"candidate__atr": None}, "INPUT_SANITY", "atr"),
         ({"candidate__btc_trend": None}, "BTC_TREND_CONFLICT", "btc_trend"),
         ({"candidate__time_to_news_minutes": None}, "NEWS_WINDOW", "time_to_news_minutes"),
         ({"candidate__macro_news_safe": None}, "MACRO_NEWS", "macro_news_safe"),
@@ -665,6 +719,24 @@ def test_a_minimal_request_is_refused_for_what_is_missing_and_passes_where_limit
     ]
     for how in ("pass", "calm"):
         assert codes(case(least, order=order), passing(*everything, how=how)) == set()
+
+
+def test_without_an_atr_that_may_be_missing_the_rest_is_judged() -> None:
+    by = passing("input_sanity", "stop_distance")
+    assert "INPUT_SANITY" not in codes(case(scenario(candidate__atr=None)), by)
+    far = scenario(candidate__atr=None, market__last_close=2200.0)
+    assert "INPUT_SANITY" in codes(case(far), by)
+    assert "INPUT_SANITY" in codes(case(scenario(candidate__atr=600.0)), by)
+
+
+def test_calm_is_no_severity_and_no_volatility_and_overrules_nothing_that_is_known() -> None:
+    mild = limits(news_window={"when_missing": "calm", "systemic_severity": 1})
+    unrated = scenario(candidate__news_severity=None, candidate__time_to_news_minutes=60)
+    assert codes(case(unrated), mild) == set()
+    by = passing("reward_risk", "volatility_spike", how="calm")
+    even = {"plan__targets": [2030.0]}
+    assert codes(case(scenario(candidate__volatility_pct=None, **even)), by) == set()
+    assert codes(case(scenario(candidate__volatility_pct=0.8, **even)), by) == {"REWARD_RISK"}
 
 
 def test_calm_judges_by_what_is_known() -> None:

@@ -173,9 +173,9 @@ class Evidence:
     trial_sharpes: tuple[float, ...]
     foretold: Mapping[str, Foretold]
     checks: tuple[Check, ...]
+    trials: int
+    looks: int
     embargo_s: float = DAY_S
-    trials: int = 1
-    looks: int = 1
     kind: Kind = Kind.TRADER
 
     def __post_init__(self) -> None:

@@ -52,6 +52,7 @@ def optimum(forward: Floats, win: Floats, state: np.ndarray, r: Floats) -> Evide
         steps_per_year=365.25,
         trial_sharpes=(float(returns(policy).mean() / returns(policy).std(ddof=1)), 0.0, 0.02),
         trials=3,
+        looks=1,
         foretold={WIN: Foretold(win[state], (r > 0).astype(float))},
         checks=PASSED,
     )

@@ -68,6 +68,8 @@ def good(**changes: Any) -> Evidence:
         "heuristic_returns": {"score threshold": returns(heuristic)},
         "steps_per_year": 365.25,
         "trial_sharpes": (0.4, 0.02, -0.01),
+        "trials": 1,
+        "looks": 1,
         "foretold": {
             WIN: Foretold(
                 np.where(traded, (r > 0)[traded].mean(), (r > 0)[~traded].mean()),
@@ -373,8 +375,11 @@ def test_a_veto_must_beat_chance_and_may_not_add_trades() -> None:
     assert low > 0, "any refusal saves R of a losing agent"
     more = base.traded.copy()
     more[np.flatnonzero(~base.agent_traded)[:7]] = True
-    refusal = only(judge(replace(base, traded=more), CONFIG, Mode.FIXED))
-    assert (refusal.code, refusal.observed) == (RefusalCode.APPROVES_MORE_THAN_AGENT, 7.0)
+    verdict = judge(replace(base, traded=more), CONFIG, Mode.FIXED)
+    refusal = only(verdict)
+    assert refusal.code is RefusalCode.APPROVES_MORE_THAN_AGENT
+    assert (refusal.observed, refusal.limit) == (7.0, 0.0)
+    assert verdict.numbers["vetoes"] == (base.agent_traded & ~more).sum()
 
 
 def test_few_vetoes_prove_nothing_and_many_looks_widen_a_vetos_bounds() -> None:
