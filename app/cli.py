@@ -199,6 +199,23 @@ def verify(
 
 
 @app.command()
+def compare() -> None:
+    """Make the flat table that the comparing views read anew from decisions, advices and reports.
+    Whoever appends keeps it; this mends it, beside a running service."""
+    from app.shadow_log.comparisons import compare_all
+
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("comparing", total=None)
+        decisions, changed = asyncio.run(
+            compare_all(
+                database_url(read_settings(), owner=True),
+                lambda done, total: progress.update(task, completed=done, total=total),
+            )
+        )
+    say(f"{decisions:,} decisions, {changed:,} rows changed")
+
+
+@app.command()
 def prove(
     decision_id: Annotated[UUID, typer.Argument(help="Id of a stored decision.")],
     checkpoints: Annotated[

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
+from uuid import UUID
 
 import orjson
 import psycopg
@@ -19,7 +20,7 @@ from app.domain.decision import Decision
 from app.domain.errors import InvalidRecord
 from app.domain.event import Aside, Entry, Event, EventKind
 from app.domain.link import Linked, Producer
-from app.shadow_log import links, tables
+from app.shadow_log import comparisons, links, tables
 from app.shadow_log.partitions import month_of
 from app.shadow_log.rows import Row, advice_rows, control_row, decision_row, report_row
 
@@ -31,6 +32,8 @@ REPORTS: dict[EventKind, Table] = {
     EventKind.LATE_ADVICE: tables.late_advices,
     EventKind.REPETITION: tables.repetitions,
 }
+COMPARED = (tables.agent_actions, tables.outcomes, tables.late_advices)
+"""Reports that say something of what is compared."""
 _COPY_TYPES = {
     Uuid: "uuid",
     DateTime: "timestamptz",
@@ -100,6 +103,17 @@ class Batch(NamedTuple):
         return [*(event for event, _ in self.decisions), *reports]
 
     @property
+    def brought(self) -> set[UUID]:
+        """Decisions that are in it."""
+        return {record.decision_id for _, record in self.decisions}
+
+    @property
+    def reported_on(self) -> set[UUID]:
+        """Decisions whose comparison its reports change."""
+        pairs = (pair for table in COMPARED for pair in self.reports.get(table, []))
+        return {row["decision_id"] for _, row in pairs}
+
+    @property
     def months(self) -> set[str]:
         """The partitions that it needs."""
         return {month_of(record.scenario.as_of) for _, record in self.decisions}
@@ -109,6 +123,7 @@ async def append(connection: AsyncConnection, batch: Batch, own: Producer) -> Ap
     """Write a batch in the connection's transaction; what is there already stays as it is. `own`
     numbers the events that come without a number."""
     await links.shared(connection)
+    await comparisons.hold(connection, batch.brought, batch.reported_on)
     appended = Appended()
     written: list[Event] = []
     if batch.decisions:
@@ -128,6 +143,7 @@ async def append(connection: AsyncConnection, batch: Batch, own: Producer) -> Ap
     if asides:
         kept = await links.put_aside(connection, asides, own)
         appended.add(tables.put_aside, len(kept))
+    await comparisons.compare(connection, batch.brought | batch.reported_on)
     return appended
 
 

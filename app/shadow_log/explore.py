@@ -166,12 +166,13 @@ class Explorer:
         return await self._ask(
             """
             SELECT a.model_version AS one, b.model_version AS other, count(*) AS decisions,
-                   count(*) FILTER (WHERE a.approve = b.approve) AS agreements
-            FROM advices a
-            JOIN advices b ON b.decision_id = a.decision_id AND b.as_of = a.as_of
-                 AND b.model_version > a.model_version
-            WHERE a.as_of >= :since AND a.as_of < :until
-              AND a.approve IS NOT NULL AND b.approve IS NOT NULL
+                   count(*) FILTER (WHERE a.advice_approve = b.advice_approve) AS agreements
+            FROM comparisons a
+            JOIN comparisons b ON b.decision_id = a.decision_id AND b.as_of = a.as_of
+                 AND b.ordinal >= 0 AND b.model_version > a.model_version
+            WHERE a.as_of >= :since AND a.as_of < :until AND a.ordinal >= 0
+              AND b.as_of >= :since AND b.as_of < :until
+              AND a.advice_approve IS NOT NULL AND b.advice_approve IS NOT NULL
             GROUP BY a.model_version, b.model_version
             ORDER BY decisions DESC, a.model_version, b.model_version
             """,
@@ -182,19 +183,16 @@ class Explorer:
         """What the newest decisions offer to filter by: symbols, versions, outcomes, vetoes."""
         [row] = await self._ask(
             """
-            WITH newest AS (SELECT decision_id, as_of, symbol, control_veto_codes FROM decisions
-                            ORDER BY as_of DESC LIMIT 5000),
-                 answers AS (SELECT a.model_version, a.veto_codes FROM advices a
-                             JOIN newest n ON n.decision_id = a.decision_id AND n.as_of = a.as_of),
-                 ends AS (SELECT o.outcome FROM outcomes o
-                          JOIN newest n ON n.decision_id = o.decision_id)
+            WITH newest AS (SELECT * FROM comparisons ORDER BY as_of DESC LIMIT 5000)
             SELECT ARRAY(SELECT DISTINCT symbol FROM newest ORDER BY 1) AS symbols,
-                   ARRAY(SELECT DISTINCT model_version FROM answers ORDER BY 1) AS versions,
-                   ARRAY(SELECT DISTINCT outcome FROM ends ORDER BY 1) AS outcomes,
-                   ARRAY(SELECT DISTINCT code FROM (
-                       SELECT unnest(control_veto_codes) AS code FROM newest
-                       UNION SELECT unnest(veto_codes) FROM answers
-                   ) codes ORDER BY 1) AS vetoes
+                   ARRAY(SELECT DISTINCT model_version FROM newest WHERE ordinal >= 0 ORDER BY 1)
+                       AS versions,
+                   ARRAY(SELECT DISTINCT outcome
+                         FROM newest, unnest(ARRAY[agent_outcome, advice_outcome]) AS outcome
+                         WHERE outcome IS NOT NULL ORDER BY 1) AS outcomes,
+                   ARRAY(SELECT DISTINCT code
+                         FROM newest, unnest(control_veto_codes || veto_codes) AS code
+                         ORDER BY 1) AS vetoes
             """
         )
         return row

@@ -27,6 +27,7 @@ class Fault(StrEnum):
     LINKED_TWICE = "linked twice"
     REPEAT_OF_NOTHING = "a repeat of what is not there; it may still be in the journal"
     CHECKPOINT = "the log is not what a checkpoint says it was"
+    COMPARISON = "its comparison is not what the tables say; `advisor compare` makes it anew"
     ORPHAN_REPORT = "report of a decision that is missing; it may still be in the journal"
 
 

@@ -1,5 +1,5 @@
-"""Tables of the shadow log, all append-only. `decisions` and `advices` are partitioned by month of
-`as_of`."""
+"""Tables of the shadow log, append-only but for `comparisons`, which is derived. `decisions`,
+`advices` and `comparisons` are partitioned by month of `as_of`."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ from sqlalchemy import (
     UniqueConstraint,
     Uuid,
     func,
+    text,
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
-REVISION = "0014"
+REVISION = "0015"
 """The schema that this release works with; a test holds it against the newest migration."""
 
 metadata = MetaData(
@@ -35,6 +36,8 @@ metadata = MetaData(
     }
 )
 Time = DateTime(timezone=True)
+PAPER_REQUEST = r"^[A-Za-z0-9._-]+/[A-Z0-9]+/\d{8}T\d{4}$"
+"""Request ids of paper runs, as the view `paper_books` tells them from others."""
 
 
 def _now() -> Column[object]:
@@ -82,6 +85,7 @@ decisions = Table(
     PrimaryKeyConstraint("decision_id", "as_of"),
     Index(None, "as_of"),
     Index(None, "symbol", "as_of"),
+    Index(None, "request_id", postgresql_where=text(f"request_id ~ '{PAPER_REQUEST}'")),
     postgresql_partition_by="RANGE (as_of)",
 )
 
@@ -315,8 +319,60 @@ chain_heads = Table(
     Index(None, "producer", "seq"),
 )
 
-PARTITIONED = ("decisions", "advices")
-"""Dropping a month of both is the only way in which rows leave. Written, made and dropped in this
+comparisons = Table(
+    "comparisons",
+    metadata,
+    Column("decision_id", Uuid, nullable=False),
+    Column("as_of", Time, nullable=False),
+    Column("ordinal", Integer, nullable=False),
+    Column("model_version", Text, nullable=False),
+    Column("request_id", Text, nullable=False),
+    Column("received_at", Time, nullable=False),
+    Column("symbol", Text, nullable=False),
+    Column("session", Text, nullable=False),
+    Column("setup_type", Text, nullable=False),
+    Column("tier", Text),
+    Column("regime", Text, nullable=False),
+    Column("score", Double),
+    Column("state", Text, nullable=False),
+    Column("role", Text, nullable=False),
+    Column("agent_approve", Boolean),
+    Column("final_skip_reason", Text),
+    Column("llm_confidence", Double),
+    Column("control_veto_codes", ARRAY(Text), nullable=False),
+    Column("status", Text, nullable=False),
+    Column("abstain_reason", Text),
+    Column("label", Text),
+    Column("approve_probability", Double),
+    Column("label_mass", Double),
+    Column("advice_approve", Boolean),
+    Column("advice_action", Text),
+    Column("advice_quantity", Double),
+    Column("advice_stop", Double),
+    Column("veto_codes", ARRAY(Text), nullable=False),
+    Column("agree", Boolean),
+    *(
+        Column(f"{arm}_{name}", kind)
+        for arm in ("agent", "advice")
+        for name, kind in (
+            ("outcome", Text),
+            ("outcome_source", Text),
+            ("r", Double),
+            ("pnl", Double),
+        )
+    ),
+    Column("win_probability", Double),
+    Column("stopped_probability", Double),
+    Column("range_atr", Double),
+    Column("expected_r", Double),
+    PrimaryKeyConstraint("decision_id", "as_of", "ordinal", "model_version"),
+    Index(None, "as_of", "decision_id"),
+    postgresql_partition_by="RANGE (as_of)",
+)
+"""Derived, and the one table whose rows change: see `app.shadow_log.comparisons`."""
+
+PARTITIONED = ("decisions", "advices", "comparisons")
+"""Dropping a month of all is the only way in which rows leave. Written, made and dropped in this
 order."""
 
 OWN_KEYS = {

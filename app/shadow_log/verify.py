@@ -18,6 +18,7 @@ from app.domain.manifest import ModelManifest
 from app.shadow_log import tables
 from app.shadow_log.append import REPORTS
 from app.shadow_log.chain import check_chain, check_links, payloads_of
+from app.shadow_log.comparisons import differing
 from app.shadow_log.database import connect, translated_errors
 from app.shadow_log.findings import Fault, VerifyReport
 from app.shadow_log.partitions import month_of
@@ -77,6 +78,8 @@ async def verify(
                 report.decisions += 1
                 progress(report.decisions, total or 0)
             await _check_gaps(connection, report, since, until)
+            async for row in differing(connection, since, until):
+                report.add(Fault.COMPARISON, row)
             if since is None and until is None:
                 await _check_reports(connection, report)
                 await _check_models(connection, report)

@@ -33,6 +33,7 @@ COMMANDS = [
     "import",
     "migrate",
     "verify",
+    "compare",
     "prove",
     "replay",
     "what-if",

@@ -17,6 +17,7 @@ import pytest
 
 from app.domain.canonical import canonical_json, decision_id
 from app.domain.link import FIRST, Linked, Producer
+from app.shadow_log import tables
 from app.shadow_log.checkpoint import (
     Checkpointer,
     check_checkpoints,
@@ -166,7 +167,7 @@ async def test_a_consistent_forgery_after_the_checkpoint_is_found(kept: Kept) ->
     gone = decision_id("r-2")
     with psycopg.connect(kept.url.replace("+psycopg", ""), autocommit=True) as connection:
         connection.execute("SET session_replication_role = replica")
-        for table in ("decisions", "advices", "decision_keys"):
+        for table in (*tables.PARTITIONED, "decision_keys"):
             connection.execute(f"DELETE FROM {table} WHERE decision_id = %s", [gone])
         connection.execute("DELETE FROM event_links WHERE key = %s", [str(gone)])
         rows = connection.execute(

@@ -35,7 +35,7 @@ VIEWS = (
     "foretold",
     "imported",
 )
-OUTSIDE = {"decisions_before", "decisions_after", "advices_before", "advices_after"}
+OUTSIDE = {f"{table}_{end}" for table in tables.PARTITIONED for end in ("before", "after")}
 
 
 def relations(url: str) -> set[str]:
@@ -54,6 +54,7 @@ def test_up_down_and_up_again_gives_the_same_schema(empty_database_url: str) -> 
     assert full == {
         *tables.metadata.tables,
         *VIEWS,
+        "comparison_source",
         "alembic_version",
         *OUTSIDE,
     }
@@ -80,7 +81,7 @@ async def test_the_schema_is_that_of_the_tables_also_with_partitions(database_ur
         )
         differences = compare_metadata(context, tables.metadata)
     engine.dispose()
-    partitions = {"decisions_202611", "advices_202611", *OUTSIDE}
+    partitions = {*(f"{table}_202611" for table in tables.PARTITIONED), *OUTSIDE}
     of_partitions = [
         each for each in differences if getattr(each[1], "table", each[1]).name in partitions
     ]
@@ -108,7 +109,9 @@ def test_every_constraint_and_index_has_a_name_of_the_convention(database_url: s
         "ix_advices_model_version_as_of",
         "ix_agent_actions_decision_id",
         "ix_chain_heads_producer_seq",
+        "ix_comparisons_as_of_decision_id",
         "ix_decisions_as_of",
+        "ix_decisions_request_id",
         "ix_decisions_symbol_as_of",
         "ix_event_links_key",
         "ix_imported_trades_as_of",
@@ -180,6 +183,8 @@ def test_analysts_read_and_neither_write_nor_see_passwords(database_url: str) ->
             "SELECT rolpassword FROM pg_authid",
             "DROP VIEW veto_value",
             "SELECT * FROM decisions",
+            "SELECT * FROM comparisons",
+            "SELECT advisor_compare('{}')",
             "SELECT * FROM state_changes",
         ):
             with pytest.raises(psycopg.errors.InsufficientPrivilege):

@@ -15,7 +15,7 @@ from app.domain.canonical import content_hash, decision_id
 from app.domain.decision import Abstention
 from app.domain.errors import AbstainReason, ShadowLogUnavailable
 from app.domain.event import Event
-from app.shadow_log.findings import Fault
+from app.shadow_log.findings import Fault, VerifyReport
 from app.shadow_log.log import ShadowLog
 from app.shadow_log.stored import CHUNK
 from app.shadow_log.verify import verify, verify_log
@@ -222,6 +222,11 @@ TAMPERING = {
 }
 
 
+def of_record(report: VerifyReport) -> set[Fault]:
+    """Faults of what is recorded; what is derived from it may differ then."""
+    return set(report.counts) - {Fault.COMPARISON}
+
+
 @pytest.mark.parametrize("what", TAMPERING)
 async def test_tampering_is_found(log: ShadowLog, database_url: str, what: str) -> None:
     statement, expected = TAMPERING[what]
@@ -231,7 +236,7 @@ async def test_tampering_is_found(log: ShadowLog, database_url: str, what: str) 
     else:
         tamper(database_url, statement.replace("%%", "%"))
     report = await verify_log(database_url)
-    assert set(report.counts) == expected, report.findings
+    assert of_record(report) == expected, report.findings
     assert len(report.findings) == sum(report.counts.values())
     assert report.summary().split("; ")[1].startswith(f"{len(report.findings)} faults: ")
 
@@ -253,7 +258,7 @@ async def test_a_forged_record_with_a_matching_hash_does_not_replay(
     )
     tamper(database_url, f"UPDATE decisions SET record_hash = '{content_hash(document)}' {ONE}")
     report = await verify_log(database_url)
-    assert set(report.counts) == LINK | {Fault.REPLAY}
+    assert of_record(report) == LINK | {Fault.REPLAY}
     assert report.findings[0] == f"{TARGET}: replay gives another record (advices)"
 
 
@@ -266,7 +271,8 @@ async def test_months_that_retention_dropped_are_no_gaps(log: ShadowLog, databas
 async def test_an_emptied_log_is_noticed(log: ShadowLog, database_url: str) -> None:
     tamper(database_url, "DELETE FROM decisions")
     tamper(database_url, "DELETE FROM advices")
-    assert (await verify_log(database_url)).counts == {Fault.KEY_WITHOUT_ROW: 3}
+    report = await verify_log(database_url)
+    assert report.counts == {Fault.KEY_WITHOUT_ROW: 3, Fault.COMPARISON: 4}
 
 
 async def test_a_range_of_time_is_checked_by_itself(log: ShadowLog, database_url: str) -> None:
@@ -275,7 +281,7 @@ async def test_a_range_of_time_is_checked_by_itself(log: ShadowLog, database_url
     before = await verify(log.engine, until=new_year)
     assert (before.decisions, before.findings) == (1, [])
     after = await verify(log.engine, since=new_year)
-    assert (after.decisions, set(after.counts)) == (2, {Fault.COLUMNS})
+    assert (after.decisions, of_record(after)) == (2, {Fault.COLUMNS})
 
 
 async def test_more_than_one_chunk_is_checked(log: ShadowLog, database_url: str) -> None:

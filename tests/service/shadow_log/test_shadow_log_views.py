@@ -290,6 +290,7 @@ async def test_views_say_what_they_mean(database_url: str) -> None:
     said = {row["relname"]: row["said"] for row in found}
     assert said.keys() == {
         "all_advices",
+        "comparison_source",
         "flips",
         "foretold",
         "imported",

@@ -1,0 +1,125 @@
+"""The flat table that people's questions read: one row per advice, kept in step with what is
+appended.
+
+What a row says follows from decisions, advices and the reports that count (the view
+`comparison_source`). Whoever appends has the rows of every decision that it touched made anew by
+`advisor_compare`, in the same transaction. Two that touch one decision must not both miss what the
+other is about to commit:
+
+- both report on a decision that is there: its rows are locked, and the second makes them from what
+  the first committed;
+- one brings the decision, the other a report on it: nothing is there yet that could be locked.
+  Whoever finds that a report has come before its decision appends alone (`COMPARE_LOCK`), everybody
+  else together: so what it does not see now will see its report.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Collection
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import func, select, text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.shadow_log import tables
+from app.shadow_log.database import connect, translated_errors
+from app.shadow_log.partitions import PARTITION_LOCK
+from app.shadow_log.stored import chunks, within
+
+COMPARE_LOCK = 0x5AD2
+Progress = Callable[[int, int], None]
+_EARLY = text(
+    """
+    SELECT EXISTS (
+        SELECT FROM unnest(CAST(:ids AS uuid[])) AS reported (id)
+        WHERE NOT EXISTS (SELECT FROM decision_keys k WHERE k.decision_id = reported.id)
+    )
+    """
+)
+_NO_MONTH_IS_DROPPED = select(func.pg_advisory_xact_lock_shared(PARTITION_LOCK))
+_COMPARE = text("SELECT advisor_compare(CAST(:ids AS uuid[]))")
+_SURPLUS = text(
+    """
+    DELETE FROM comparisons c
+    WHERE NOT EXISTS (
+        SELECT FROM advices a WHERE a.decision_id = c.decision_id AND a.as_of = c.as_of
+            AND a.ordinal = c.ordinal AND a.model_version = c.model_version
+    ) AND NOT EXISTS (
+        SELECT FROM late_advices a WHERE a.decision_id = c.decision_id AND a.as_of = c.as_of
+            AND c.ordinal = -1 AND a.model_version = c.model_version
+    )
+    """
+)
+_DIFFERING = text(
+    """
+    SELECT decision_id, model_version
+    FROM (SELECT * FROM comparison_source
+          WHERE as_of BETWEEN :first AND :last AND decision_id = ANY (:ids)) s
+    FULL JOIN (SELECT * FROM comparisons
+               WHERE as_of BETWEEN :first AND :last AND decision_id = ANY (:ids)) c
+        USING (decision_id, as_of, ordinal, model_version)
+    WHERE to_jsonb(s) IS DISTINCT FROM to_jsonb(c)
+    """
+)
+
+
+async def hold(connection: AsyncConnection, brought: Collection[UUID], on: set[UUID]) -> None:
+    """Before anything is appended: hold the lock until the transaction ends. `brought` are the
+    decisions of the batch, `on` those that something of it reports on."""
+    if elsewhere := list(on.difference(brought)):
+        early = await connection.scalar(_EARLY, {"ids": elsewhere})
+    else:
+        early = False
+    lock = func.pg_advisory_xact_lock if early else func.pg_advisory_xact_lock_shared
+    await connection.execute(select(lock(COMPARE_LOCK)))
+
+
+async def compare(connection: AsyncConnection, decision_ids: Collection[UUID]) -> int:
+    """After everything is appended: make the rows of these decisions anew. How many changed."""
+    if not decision_ids:
+        return 0
+    return await connection.scalar(_COMPARE, {"ids": list(decision_ids)}) or 0
+
+
+async def compare_all(url: str, progress: Progress = lambda done, total: None) -> tuple[int, int]:
+    """Make the whole table anew, beside whoever appends. Decisions looked at, rows that were not
+    what they should be. Raises `ShadowLogUnavailable`."""
+    engine = connect(url, patience_s=None)
+    keys, decisions, changed = tables.decision_keys, 0, 0
+    try:
+        with translated_errors():
+            async with engine.connect() as reading:
+                total = await reading.scalar(select(func.count()).select_from(keys)) or 0
+                async for chunk in chunks(reading, select(keys.c.decision_id), keys.c.decision_id):
+                    async with engine.begin() as connection:
+                        await connection.execute(_NO_MONTH_IS_DROPPED)
+                        ids = [row["decision_id"] for row in chunk]
+                        changed += await compare(connection, ids)
+                    decisions += len(chunk)
+                    progress(decisions, total)
+            async with engine.begin() as connection:
+                changed += (await connection.execute(_SURPLUS)).rowcount
+    finally:
+        await engine.dispose()
+    return decisions, changed
+
+
+async def differing(
+    connection: AsyncConnection, since: datetime | None, until: datetime | None
+) -> AsyncIterator[str]:
+    """Rows that are not what the tables say, or that should not be there."""
+    c = tables.decisions.c
+    span = select(c.as_of, c.decision_id).where(within(tables.decisions, since, until))
+    async for chunk in chunks(connection, span, c.as_of, c.decision_id):
+        times = {"first": chunk[0]["as_of"], "last": chunk[-1]["as_of"]}
+        ids = [row["decision_id"] for row in chunk]
+        for row in await connection.execute(_DIFFERING, times | {"ids": ids}):
+            yield f"{row.decision_id}, {row.model_version}"
+    kept = tables.comparisons
+    same = (c.decision_id == kept.c.decision_id) & (c.as_of == kept.c.as_of)
+    alone = select(kept.c.decision_id, kept.c.model_version).where(
+        within(kept, since, until), ~select(c.decision_id).where(same).exists()
+    )
+    for row in await connection.execute(alone):
+        yield f"{row.decision_id}, {row.model_version}"
