@@ -41,7 +41,7 @@ coverage: $(STAMP) ## branch coverage of domain and journal by their own tests, 
 	$(PYTEST) $(or $(COVER),tests/domain tests/service/journal) --cov-report=term \
 	  $(if $(COVER),--cov,--cov=app.domain --cov=app.journal --cov-fail-under=100)
 
-mutation: $(STAMP) ## would tests notice small errors in rules, decision, simulation, verdict? (an hour; TARGET=rules: one)
+mutation: $(STAMP) ## would tests notice small errors in rules, decision, simulation, verdict? (some eight minutes; TARGET=rules: one)
 	nice $(BIN)/python -m tests.mutation $(TARGET)
 
 fuzz: $(STAMP) ## generated requests (REQUESTS=20000), journeys and damaged files (EXAMPLES=300): no defect (an hour on two cores)

@@ -91,7 +91,7 @@ class Reading(Record):
         mass = 1.0 if exchange is None or exchange.label_mass is None else exchange.label_mass
         return cls(
             log_probabilities=tuple(
-                math.log(max(mass * probabilities.get(label, 0.0), LEAST)) for label in LABELS
+                math.log(max(mass * probabilities.get(label, LEAST), LEAST)) for label in LABELS
             ),
             exchange=exchange,
         )

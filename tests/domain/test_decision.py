@@ -125,7 +125,8 @@ def test_text_may_refuse_or_lessen_and_nothing_else(
 def test_a_text_refuses_what_risks_less_than_a_unit_of_the_currency() -> None:
     small = scenario(plan__quantity=0.01)
     reading = Reading(log_probabilities=said("A"), without_text=said("J"))
-    assert decide(small, reading).primary.text_effect is TextEffect.REFUSED
+    refused = decide(small, reading).primary
+    assert (refused.approve, refused.text_effect) == (False, TextEffect.REFUSED)
     alone = decide(small, Reading(log_probabilities=said("J"))).primary
     assert at_risk(alone, small) == pytest.approx(0.3)
 
