@@ -27,6 +27,7 @@ $(STAMP): pyproject.toml client/pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(STAMP) ## start everything, replay a real market, print the result, stay until Ctrl-C (DEMO_EXIT=1 ends it)
+	$(BIN)/advisor-train bars $${ADVISOR_HOME:-var}/bars
 	ADVISOR_CLOCK=request ADVISOR_LIMITS=deploy/limits.replay.toml \
 	  $(BIN)/advisor up $(if $(DEMO_EXIT),--exit) --then "$(BIN)/advisor-train paper --candidates $(or $(DEMO_CANDIDATES),150)"
 

@@ -23,7 +23,7 @@ from app.api.access import Guard, Refusals
 from app.api.admission import Admission
 from app.api.budget import Buckets
 from app.api.connection import BoundedConfig, Bounds
-from app.api.explorer import acts, pages
+from app.api.explorer import acts, decision, pages
 from app.api.tokens import Tokens, require_somebody
 from app.api.wire import ApiOptions, install
 from app.domain.errors import ManifestMismatch, ModelFileError
@@ -100,6 +100,7 @@ async def running(settings: Settings, models: Models | None = None) -> AsyncIter
         _calm_garbage_collection()
         app = create_app()
         app.state.service, app.state.metrics, app.state.tokens = service, metrics, tokens
+        app.state.bars = settings.bars_folder
         app.state.hosts, app.state.origins = settings.hosts, settings.origins
         app.state.options = ApiOptions(
             settings.max_body_bytes,
@@ -134,8 +135,10 @@ def create_app() -> FastAPI:
     app.include_router(operators.router)
     app.include_router(decision_models.router)
     app.include_router(pages.router)
+    app.include_router(decision.router)
     app.include_router(acts.router)
     app.state.refusals = Refusals()
+    app.state.rereads = Buckets(decision.REREADS_PER_S, decision.REREADS_AT_ONCE)
     app.add_middleware(Admission)
     app.add_middleware(Guard)
     install(app)

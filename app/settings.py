@@ -139,6 +139,11 @@ class Settings(BaseSettings):
         None,
         description="Ed25519 key that signs them, made when absent; default: HOME/checkpoint.key",
     )
+    bars: Path | None = Field(
+        None,
+        description="folder of SYMBOL_1h.parquet or .csv that pages draw candles of; default:"
+        " HOME/bars, where there is one",
+    )
     log_level: Literal["critical", "error", "warning", "info", "debug", "trace"] = "info"
 
     @model_validator(mode="after")
@@ -215,6 +220,12 @@ class Settings(BaseSettings):
             "advisor_analyst": self.analyst_password,
         }
         return {role: password for role, password in given.items() if password}
+
+    @property
+    def bars_folder(self) -> Path | None:
+        """Where bars for candles lie."""
+        default = self.home / "bars"
+        return self.bars or (default if default.is_dir() else None)
 
     @staticmethod
     def secret(name: str) -> str | None:

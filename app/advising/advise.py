@@ -225,17 +225,18 @@ async def _read(
     models: Models, scenario: Scenario, prompt: Prompt, deadline: float
 ) -> list[Reading | Abstention]:
     if not models.shadows:
-        return [await _reading(models.primary, scenario, prompt, deadline)]
+        return [await reading_of(models.primary, scenario, prompt, deadline)]
     return list(
         await asyncio.gather(
-            *(_reading(policy, scenario, prompt, deadline) for policy in models.policies)
+            *(reading_of(policy, scenario, prompt, deadline) for policy in models.policies)
         )
     )
 
 
-async def _reading(
+async def reading_of(
     policy: Policy, scenario: Scenario, prompt: Prompt, deadline: float
 ) -> Reading | Abstention:
+    """What one version says by the deadline, or why it says nothing."""
     if isinstance(policy, RivalPolicy):
         return policy.read(scenario)  # In microseconds, and from no prompt.
     try:

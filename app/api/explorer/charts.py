@@ -4,11 +4,24 @@ axes and texts are the script's, which knows whether it is dark."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from app.shadow_log.bar_files import Candle
 
 Chart = dict[str, Any]
 AGENT, ADVICE = "#8b6fd6", "#1f9d8a"
 GOOD, BAD = "#1f9d8a", "#d1495b"
+_RISE_AND_FALL = {"color": GOOD, "borderColor": GOOD, "color0": BAD, "borderColor0": BAD}
+
+
+class Exit(NamedTuple):
+    """How an arm's trade ended, and at what price, where that was told."""
+
+    arm: str
+    when: datetime
+    price: float | None
+    outcome: str
 
 
 def running_r(days: Sequence[str], agent: Sequence[float], advice: Sequence[float]) -> Chart:
@@ -82,29 +95,89 @@ def probabilities(labels: Sequence[str], by_version: Mapping[str, Sequence[float
     }
 
 
-def levels(prices: Mapping[str, Mapping[str, float]]) -> Chart:
-    """Prices of each arm's order: a column of marks per arm."""
-    names = [name for name, levels in prices.items() if levels]
-    colours = {"entry": "#4478c8", "stop": BAD}
-    kinds = list(dict.fromkeys(kind for levels in prices.values() for kind in levels))
+def candles(
+    bars: Sequence[Candle],
+    decided: datetime,
+    prices: Mapping[str, Mapping[str, float]],
+    exits: Sequence[Exit],
+) -> Chart:
+    """Bars with the moment of the decision, the levels of each arm's order, and their ends."""
+    if not bars:
+        return {}
+    times = [_minute(bar.opened_at) for bar in bars]
+    at = times[_bar_at(bars, decided)]
+    lines: list[dict[str, Any]] = [{"xAxis": at, "label": {"formatter": "decided"}}]
+    lines += [_level(arm, kind, price) for arm, kind, price in _levels(prices)]
+    drawn = [price for _, _, price in _levels(prices)]
     return {
-        "grid": {"left": 8, "right": 16, "top": 32, "bottom": 8, "containLabel": True},
-        "tooltip": {"trigger": "item", "renderMode": "richText"},
-        "legend": {"top": 0},
-        "xAxis": {"type": "category", "data": names},
-        "yAxis": {"type": "value", "scale": True, "name": "price"},
+        "grid": {"left": 8, "right": 96, "top": 16, "bottom": 48, "containLabel": True},
+        "tooltip": {"trigger": "axis", "renderMode": "richText"},
+        "dataZoom": [{"type": "inside"}, {"type": "slider", "height": 18, "bottom": 8}],
+        "xAxis": {"type": "category", "data": times},
+        "yAxis": {
+            "type": "value",
+            "scale": True,
+            "min": min([*drawn, *(bar.low for bar in bars)]),
+            "max": max([*drawn, *(bar.high for bar in bars)]),
+        },
         "series": [
             {
-                "name": kind,
-                "type": "scatter",
-                "symbol": "rect",
-                "symbolSize": [72, 4],
-                "color": colours.get(kind, GOOD),
-                "data": [[name, prices[name][kind]] for name in names if kind in prices[name]],
+                "name": "price",
+                "type": "candlestick",
+                "data": [[bar.open, bar.close, bar.low, bar.high] for bar in bars],
+                "itemStyle": _RISE_AND_FALL,
+                "markLine": {"symbol": "none", "data": lines},
+                "markPoint": {
+                    "symbol": "pin",
+                    "symbolSize": 34,
+                    "data": _pins(bars, exits),
+                    "label": {"show": False},
+                },
             }
-            for kind in kinds
         ],
     }
+
+
+def _pins(bars: Sequence[Candle], exits: Sequence[Exit]) -> list[dict[str, Any]]:
+    """Where trades ended, of those that end at a price within the bars."""
+    return [
+        {
+            "name": f"{exit.arm}: {exit.outcome}",
+            "coord": [_minute(bars[_bar_at(bars, exit.when)].opened_at), exit.price],
+            "itemStyle": {"color": AGENT if exit.arm == "agent" else ADVICE},
+        }
+        for exit in exits
+        if exit.price is not None and exit.when >= bars[0].opened_at
+    ]
+
+
+def _levels(prices: Mapping[str, Mapping[str, float]]) -> list[tuple[str, str, float]]:
+    """Arm, kind and price; what an advice has as the agent has it is drawn once."""
+    agent = prices["agent"]
+    return [
+        (arm, kind, price)
+        for arm, levels in prices.items()
+        for kind, price in levels.items()
+        if arm == "agent" or agent.get(kind) != price
+    ]
+
+
+def _level(arm: str, kind: str, price: float) -> dict[str, Any]:
+    colour = {"entry": "#4478c8", "stop": BAD}.get(kind, GOOD)
+    words = kind if arm == "agent" else f"{kind}, advice"
+    style = {"color": colour, "type": "solid" if arm == "agent" else "dashed"}
+    label = {"formatter": words, "color": colour, "position": "end"}
+    return {"yAxis": price, "name": f"{arm}: {kind}", "lineStyle": style, "label": label}
+
+
+def _bar_at(bars: Sequence[Candle], moment: datetime) -> int:
+    """The bar that a moment falls in; the nearest outside of all."""
+    begun = sum(bar.opened_at <= moment for bar in bars)
+    return max(begun - 1, 0)
+
+
+def _minute(moment: datetime) -> str:
+    return f"{moment:%Y-%m-%d %H:%M}"
 
 
 def matrix(versions: Sequence[str], shares: Mapping[tuple[str, str], float]) -> Chart:

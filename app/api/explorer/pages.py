@@ -14,11 +14,10 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import FileResponse, RedirectResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 
-from app.advising.service import Service
 from app.api.access import allowed
 from app.api.explorer import asked, charts, story
 from app.api.explorer.look import page
-from app.api.explorer.route import STATIC, PageRoute
+from app.api.explorer.route import STATIC, PageRoute, parts
 from app.domain.intervals import running
 from app.domain.principal import Role
 from app.shadow_log.explore import Explorer, Filters, Place
@@ -80,7 +79,7 @@ async def static(name: str) -> Response:
 @router.get("/ui")
 async def overview(request: Request) -> Response:
     allowed(request, Role.READER)
-    service, explorer = _parts(request)
+    service, explorer = parts(request)
     readiness = await service.readiness()
     stored = await explorer.span()
     if stored is None:
@@ -120,7 +119,7 @@ async def overview(request: Request) -> Response:
 @router.get("/ui/decisions")
 async def decisions(request: Request) -> Response:
     allowed(request, Role.READER)
-    _, explorer = _parts(request)
+    _, explorer = parts(request)
     filters = asked.filters(request)
     if (known := _as_id(filters.words)) is not None:
         return RedirectResponse(f"/ui/decisions/{known}", 303)
@@ -145,7 +144,7 @@ async def decisions(request: Request) -> Response:
 @router.get("/ui/decisions.csv")
 async def export(request: Request) -> Response:
     allowed(request, Role.READER)
-    _, explorer = _parts(request)
+    _, explorer = parts(request)
     filters = asked.filters(request)
     first = await explorer.page(filters, None, EXPORT_SIZE)
     headers = {"Content-Disposition": 'attachment; filename="decisions.csv"'}
@@ -153,46 +152,10 @@ async def export(request: Request) -> Response:
     return StreamingResponse(lines, media_type="text/csv; charset=utf-8", headers=headers)
 
 
-@router.get("/ui/decisions/{id}")
-async def decision(id: UUID, request: Request) -> Response:
-    allowed(request, Role.READER)
-    service, explorer = _parts(request)
-    stored = await service.shadow_log.decision(id)
-    if stored is None:
-        raise HTTPException(
-            404,
-            f"no decision {id} is in the record. One that was answered a moment ago arrives within"
-            " seconds; one whose month was dropped is gone",
-        )
-    document = await service.records.document(id)
-    as_of = stored.scenario.as_of
-    numbers = story.nearness(stored)
-    readings = {
-        advice.model_version: advice.proposal.probabilities
-        for advice in stored.advices
-        if advice.proposal is not None
-    }
-    return page(
-        request,
-        "decision",
-        decision=stored,
-        document=document,
-        versions=await explorer.comparison(id, as_of),
-        rules=story.rules(stored),
-        timeline=story.timeline(stored, document),
-        replays=stored.replayed() == stored,
-        links=await explorer.links(id),
-        alike=await explorer.alike(id, as_of, numbers, 8),
-        alike_in=sorted(numbers),
-        probabilities=charts.probabilities(story.ACTION_NAMES, readings),
-        levels=charts.levels(story.prices(stored)),
-    )
-
-
 @router.get("/ui/models")
 async def models(request: Request) -> Response:
     allowed(request, Role.READER)
-    service, explorer = _parts(request)
+    service, explorer = parts(request)
     described = await service.serving.describe()
     aliases = await service.serving.aliases()
     stored = await explorer.span()
@@ -216,16 +179,11 @@ async def models(request: Request) -> Response:
 @router.get("/ui/state")
 async def state(request: Request) -> Response:
     allowed(request, Role.READER)
-    service, _ = _parts(request)
+    service, _ = parts(request)
     changes = await service.shadow_log.state_changes(100)
     return page(
         request, "state", state=service.controls.state.value, states=story.STATES, changes=changes
     )
-
-
-def _parts(request: Request) -> tuple[Service, Explorer]:
-    service: Service = request.app.state.service
-    return service, Explorer(service.shadow_log.engine)
 
 
 def _as_id(words: str | None) -> UUID | None:

@@ -11,9 +11,11 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
+from app.advising.service import Service
 from app.api.explorer.look import page
 from app.api.wire import STATUS
 from app.domain.errors import AdvisorError
+from app.shadow_log.explore import Explorer
 
 STATIC = Path(__file__).parent / "static"
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
@@ -42,3 +44,9 @@ class PageRoute(APIRoute):
                 return page(request, "problem", status, title=title, detail=str(error))
 
         return answer_with_pages
+
+
+def parts(request: Request) -> tuple[Service, Explorer]:
+    """What pages ask."""
+    service: Service = request.app.state.service
+    return service, Explorer(service.shadow_log.engine)

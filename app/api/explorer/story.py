@@ -7,11 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
-from app.api.explorer.charts import Chart, matrix
+from app.api.explorer.charts import Chart, Exit, matrix
 from app.domain.actions import ACTIONS
-from app.domain.case import TradingState
-from app.domain.decision import AdviceStatus, Decision
+from app.domain.case import TradingState, order_for, side_of
+from app.domain.decision import AdviceStatus, Decision, control_case
 from app.domain.intervals import Day, Mean, Share, kappa, mean_of_days, wilson
+from app.domain.margins import Margin, margins
 
 Row = dict[str, Any]
 ACTION_NAMES = tuple(
@@ -70,6 +71,13 @@ class Rule(NamedTuple):
     observed: object
     limit: object
     missing: str | None
+
+
+class Judged(NamedTuple):
+    """A limit, as an order met or missed it."""
+
+    of: str
+    margin: Margin
 
 
 def worth(version: str, days: list[Row]) -> Worth:
@@ -137,6 +145,42 @@ def rules(decision: Decision) -> list[Rule]:
         for of, review in reviews
         for veto in review.vetoes
     ]
+
+
+def margins_of(decision: Decision) -> list[Judged]:
+    """Every limit that the agent's order and each approving version's came near, or beyond."""
+    scenario, limits = decision.scenario, decision.limits
+    cases = [("agent", control_case(scenario, limits, decision.state, decision.evaluated_at))]
+    for advice in decision.advices:
+        if advice.proposal is not None and advice.proposal.action.approve:
+            order = order_for(advice.proposal.action, scenario, side_of(scenario, limits))
+            probability = advice.proposal.approve_probability
+            case = cases[0][1]._replace(
+                order=order, approve_probability=probability, outlook=advice.outlook
+            )
+            cases.append((advice.model_version, case))
+    return [Judged(of, margin) for of, case in cases for margin in margins(case, limits)]
+
+
+def exits(document: Mapping[str, Any]) -> list[Exit]:
+    """The newest end of each arm's trade, by time. What was not traded has none."""
+    newest = {}
+    for outcome in document.get("outcomes", []):
+        arm = outcome["arm"]
+        newest[arm if arm == "agent" else outcome.get("model_version") or arm] = outcome
+    return sorted(
+        (
+            Exit(
+                arm,
+                datetime.fromisoformat(told["exit_time"]),
+                told.get("exit_price"),
+                told["outcome"],
+            )
+            for arm, told in newest.items()
+            if told.get("exit_time") is not None
+        ),
+        key=lambda exit: exit.when,
+    )
 
 
 def timeline(decision: Decision, document: Mapping[str, Any]) -> list[Step]:

@@ -1,13 +1,9 @@
 """What bars say at the moment of a trade: the last complete bar, and the indicators of it, by the
 code that computes those of a request.
-
-A folder has files named `SYMBOL_1h.parquet` or `.csv`; a column `closed_at` is a bar's close, `ts`,
-`timestamp`, `date` or `opened_at` its open.
 """
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,13 +14,11 @@ from shadow_advisor_client.adapters.spot_ai_agent import plan_of
 
 from app.domain.charts.computed import Chart, candidate_fields
 from app.domain.charts.indicators import Indicators, indicators
+from app.shadow_log.bar_files import PRICES, BarFile, files_in, time_column
 from app.shadow_log.importing.rows import ImportFault, frame_of
 from app.shadow_log.importing.trade import Told
 
-UNIT_SECONDS = {"m": 60, "h": 3600, "d": 86_400}
-FILE = re.compile(r"^(?P<symbol>\w+?)_(?P<count>[1-9]\d*)(?P<unit>[mhd])\.(parquet|csv)$")
-COLUMNS = ("open", "high", "low", "close", "volume")
-OPENED = ("ts", "timestamp", "date", "opened_at")
+COLUMNS = (*PRICES, "volume")
 STALE_BARS = 2
 """A bar that closed longer ago, in bars, says nothing of the moment."""
 
@@ -40,13 +34,9 @@ class BarsFolder:
     """Bars by symbol, read when first asked for; the finest length of each."""
 
     def __init__(self, folder: Path) -> None:
-        self._files: dict[str, tuple[int, Path]] = {}
-        for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-            if match := FILE.match(path.name):
-                seconds = int(match["count"]) * UNIT_SECONDS[match["unit"]]
-                known = self._files.get(match["symbol"])
-                if known is None or seconds < known[0]:
-                    self._files[match["symbol"]] = (seconds, path)
+        self._files: dict[str, BarFile] = {
+            symbol: files[0] for symbol, files in files_in(folder).items()
+        }
         if not self._files:
             raise ImportFault(f"{folder}: no files of bars there, such as BTCUSDT_1h.parquet")
         self._series: dict[str, Series] = {}
@@ -93,7 +83,7 @@ def _told_in(part: dict[str, Any]) -> dict[str, Any]:
 
 def _series(seconds: int, path: Path) -> Series:
     frame = frame_of(path)
-    times = next((name for name in ("closed_at", *OPENED) if name in frame.columns), None)
+    times = time_column(frame.columns)
     lacking = set(COLUMNS) - set(frame.columns)
     if times is None or lacking:
         raise ImportFault(f"{path}: no column {', '.join(sorted(lacking)) or 'of times'}")

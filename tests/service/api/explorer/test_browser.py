@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from app.advising.serving import Models
 from app.api.tokens import TokenFile
 from app.domain.principal import Role
 from app.policy.scripted import ScriptedPolicy
+from tests.service.api.explorer.test_decision import bars
 from tests.service.running import Running, drained, request, running, settings_for
 
 CHROMIUM = next(
@@ -54,6 +56,8 @@ class Visit:
 @pytest.fixture
 async def visit(database_url: str, valkey_url: str, tmp_path: Path) -> AsyncIterator[Visit]:
     token = TokenFile(tmp_path / "tokens.json").create("ops", [Role.OPERATOR, Role.AGENT])
+    now = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
+    bars(tmp_path / "bars", "BTCUSDT_1h.parquet", now - timedelta(hours=99), 120, 3600)
     settings = settings_for(database_url, valkey_url, tmp_path, open=None)
     async with (
         running(settings, Models(ScriptedPolicy(["A", "H"]))) as api,
@@ -93,7 +97,7 @@ async def test_every_page_is_drawn_reachable_and_as_wide_as_its_window(visit: Vi
             assert wide <= 0, f"{path} is {wide} px wider than a window of {width}"
             found = await Axe().run(page, options=RULES)
             assert found.violations_count == 0, f"{path}, {scheme}\n{found.generate_report()}"
-        assert await page.locator("[data-options]").count() == 2, "a decision has two charts"
+        assert await page.locator("[data-options]").count() == 2, "candles and probabilities"
     assert visit.complaints == []
 
 

@@ -5,83 +5,19 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 from app.advising.serving import Models
-from app.api.tokens import TokenFile
-from app.domain.principal import Role
 from app.policy.scripted import SCRIPTED_MANIFEST, ScriptedPolicy
 from app.shadow_log.explore import Explorer, Filters
-from tests.service.running import Running, drained, request, running, settings_for
+from tests.service.api.explorer.site import FORM, Site, ids, traded
+from tests.service.running import drained, request, running, settings_for
 from tests.service.shadow_log.test_shadow_log_views import foretelling
-
-FORM = {"Content-Type": "application/x-www-form-urlencoded"}
-
-
-class Site:
-    """A running service with some decisions, and tokens of a reader, an operator, an agent."""
-
-    def __init__(self, api: Running, tokens: dict[str, str]) -> None:
-        self.api = api
-        self.tokens = tokens
-
-    async def get(self, path: str, who: str = "reader") -> httpx.Response:
-        return await self.api.client.get(path, headers=self._as(who))
-
-    async def post(
-        self, path: str, fields: dict[str, str], who: str | None = None, **headers: str
-    ) -> httpx.Response:
-        sent = FORM | {"Origin": self.api.url} | (self._as(who) if who else {}) | headers
-        return await self.api.client.post(path, data=fields, headers=sent)
-
-    async def decide(self, name: str, **changes: Any) -> str:
-        """A decision that the agent asked for."""
-        answer = await self.api.client.post(
-            "/advise", json=request(name, **changes), headers=self._as("agent")
-        )
-        assert answer.status_code == 200, answer.text
-        return str(answer.json()["decision_id"])
-
-    async def report(self, decision: str, what: str, body: dict[str, Any]) -> None:
-        answer = await self.api.client.put(
-            f"/decisions/{decision}/{what}", json=body, headers=self._as("agent")
-        )
-        assert answer.status_code == 202, answer.text
-
-    async def stored(self) -> None:
-        await drained(self.api.settings)
-
-    def _as(self, who: str) -> dict[str, str]:
-        return {"Authorization": f"Bearer {self.tokens[who]}"}
-
-
-@pytest.fixture
-async def site(database_url: str, valkey_url: str, tmp_path: Path) -> AsyncIterator[Site]:
-    file = TokenFile(tmp_path / "tokens.json")
-    tokens = {role.value: file.create(role.value, [role]) for role in Role if role != "reporter"}
-    settings = settings_for(database_url, valkey_url, tmp_path, open=None)
-    async with running(settings, Models(ScriptedPolicy(["A"]))) as api:
-        yield Site(api, tokens)
-
-
-def ids(page: str) -> list[str]:
-    """Decisions that a table shows, in its order."""
-    return re.findall(r'<td><a href="/ui/decisions/([0-9a-f-]{36})">', page)
-
-
-async def traded(site: Site, name: str, net_pnl: float, **changes: Any) -> str:
-    """The agent trades and tells what it earned; the advice rejects."""
-    decision = await site.decide(name, **changes)
-    await site.report(decision, "agent-action", {"decision": True})
-    outcome = {"arm": "agent", "outcome": "tp1", "source": "reported", "net_pnl": net_pnl}
-    await site.report(decision, "outcome", outcome)
-    return decision
 
 
 async def test_whoever_has_no_token_is_sent_to_the_form_and_learns_nothing(site: Site) -> None:
@@ -269,7 +205,9 @@ async def test_one_decision_shows_what_happened_and_that_it_replays(site: Site) 
     assert "<script>alert(1)" not in shown
     assert "tp1" in shown
     assert ids(shown) == [before]
-    told = re.findall(r"<tr><td>[^<]*</td><td>(candidate|request|advice|agent|outcome)</td>", shown)
+    told = re.findall(
+        r"<tr><td>[-: \d]+</td><td>(candidate|request|advice|agent|outcome)</td>", shown
+    )
     assert told == ["candidate", "request", "advice", "agent", "outcome"]
     links = re.findall(r"<tr><td>(\w+)</td><td><code>[0-9a-f]+</code>", shown)
     assert sorted(links) == ["agent_action", "decision", "outcome"]

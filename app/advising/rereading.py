@@ -1,0 +1,56 @@
+"""A recorded prompt laid before the versions again: do they still say what they said?"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from app.advising.advise import reading_of
+from app.advising.serving import Models
+from app.domain.decision import Advice, Decision, Reading, cautious
+from app.domain.prompt import PROMPT_VERSION
+
+EQUAL_NATS = 1e-3
+"""Other machines, and other prompts read beside it, change the last digits of a probability."""
+
+
+class Reread(NamedTuple):
+    """One version's second reading. `distance`: the largest difference of any label's
+    log-probability (nats); None where it cannot be read again, and `told` says why."""
+
+    model_version: str
+    distance: float | None
+    told: str
+
+    @property
+    def equal(self) -> bool:
+        """Whether it says the same, but for rounding."""
+        return self.distance is not None and self.distance <= EQUAL_NATS
+
+
+async def reread(models: Models, decision: Decision, deadline: float) -> list[Reread]:
+    """Ask each version that is served here once more. Nothing is recorded."""
+    return [await _reread(models, decision, advice, deadline) for advice in decision.advices]
+
+
+async def _reread(models: Models, decision: Decision, advice: Advice, deadline: float) -> Reread:
+    name = advice.model_version
+    policy = next(
+        (each for each in models.policies if each.manifest.hash() == advice.manifest_hash), None
+    )
+    if policy is None:
+        return Reread(name, None, "is not served here now")
+    if advice.reading is None:
+        return Reread(name, None, "gave no reading when it was asked")
+    if decision.prompt.version != PROMPT_VERSION:
+        return Reread(name, None, f"prompts of version {decision.prompt.version} are not read now")
+    again = await reading_of(policy, decision.scenario, decision.prompt, deadline)
+    if not isinstance(again, Reading):
+        return Reread(name, None, f"abstains now: {again.reason.value}")
+    apart = max(
+        abs(now - then)
+        for now, then in zip(again.log_probabilities, advice.reading.log_probabilities, strict=True)
+    )
+    action = cautious(again, advice.calibration).action.name
+    before = cautious(advice.reading, advice.calibration).action.name
+    words = f"proposes {action} again" if action == before else f"proposes {action} now"
+    return Reread(name, apart, words)
