@@ -195,13 +195,16 @@ class Event(NamedTuple):
         key = content_hash(change.as_json())
         return cls(EventKind.STATE_CHANGE, key, key, payload)
 
-    def record(self) -> Payload:
-        """The payload as a record. Raises `InvalidRecord` when it does not fit its schema."""
+    def document(self) -> Any:
+        """The payload as JSON. Raises `InvalidRecord` when it is none."""
         try:
-            document = orjson.loads(self.payload)
+            return orjson.loads(self.payload)
         except ValueError as error:
             raise InvalidRecord(f"{self.kind.value} {self.key}: {error}") from error
-        return _KINDS[self.kind].from_json(document)  # type: ignore[return-value]
+
+    def record(self) -> Payload:
+        """The payload as a record. Raises `InvalidRecord` when it does not fit its schema."""
+        return _KINDS[self.kind].from_json(self.document())  # type: ignore[return-value]
 
     def linked(self, fate: Fate = Fate.EVENT) -> Linked:
         """The row of its link, which it must have."""

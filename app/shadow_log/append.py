@@ -6,14 +6,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from uuid import UUID
 
-import orjson
-import psycopg
-from psycopg.types.json import Jsonb
-from sqlalchemy import ARRAY, Boolean, DateTime, Double, Integer, Table, Text, Uuid
-from sqlalchemy.dialects.postgresql import JSONB, insert
+from sqlalchemy import Table
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.decision import Decision
@@ -21,6 +17,7 @@ from app.domain.errors import InvalidRecord
 from app.domain.event import Aside, Entry, Event, EventKind
 from app.domain.link import Linked, Producer
 from app.shadow_log import comparisons, links, tables
+from app.shadow_log.bulk import copy, insert_new
 from app.shadow_log.partitions import month_of
 from app.shadow_log.rows import Row, advice_rows, control_row, decision_row, report_row
 
@@ -34,14 +31,6 @@ REPORTS: dict[EventKind, Table] = {
 }
 COMPARED = (tables.agent_actions, tables.outcomes, tables.late_advices)
 """Reports that say something of what is compared."""
-_COPY_TYPES = {
-    Uuid: "uuid",
-    DateTime: "timestamptz",
-    Text: "text",
-    Double: "float8",
-    Boolean: "bool",
-}
-_COPY_TYPES |= {Integer: "int4", ARRAY: "text[]", JSONB: "jsonb"}
 
 
 @dataclass
@@ -60,11 +49,19 @@ class Appended:
             self.inserted[name] = self.inserted.get(name, 0) + rows
 
 
+class Decided(NamedTuple):
+    """A decision as an event, as a record and as the JSON that was written."""
+
+    event: Event
+    record: Decision
+    document: dict[str, Any]
+
+
 class Batch(NamedTuple):
     """Events as rows. Everything that can be wrong with an event shows before a transaction
     begins."""
 
-    decisions: list[tuple[Event, Decision]]
+    decisions: list[Decided]
     reports: dict[Table, list[tuple[Event, Row]]]
     links: list[Linked]
     asides: list[Aside]
@@ -89,23 +86,25 @@ class Batch(NamedTuple):
         return batch
 
     def _add(self, event: Event) -> None:
+        if event.kind is EventKind.DECISION:
+            document = event.document()
+            self.decisions.append(Decided(event, Decision.from_json(document), document))
+            return
         record = event.record()
-        if isinstance(record, Decision):
-            self.decisions.append((event, record))
-        else:
-            row = report_row(event, record)
-            self.reports.setdefault(REPORTS[event.kind], []).append((event, row))
+        assert not isinstance(record, Decision)
+        row = report_row(event, record)
+        self.reports.setdefault(REPORTS[event.kind], []).append((event, row))
 
     @property
     def events(self) -> list[Event]:
         """All that claim a key."""
         reports = (event for pairs in self.reports.values() for event, _ in pairs)
-        return [*(event for event, _ in self.decisions), *reports]
+        return [*(decided.event for decided in self.decisions), *reports]
 
     @property
     def brought(self) -> set[UUID]:
         """Decisions that are in it."""
-        return {record.decision_id for _, record in self.decisions}
+        return {decided.record.decision_id for decided in self.decisions}
 
     @property
     def reported_on(self) -> set[UUID]:
@@ -116,7 +115,7 @@ class Batch(NamedTuple):
     @property
     def months(self) -> set[str]:
         """The partitions that it needs."""
-        return {month_of(record.scenario.as_of) for _, record in self.decisions}
+        return {month_of(decided.record.scenario.as_of) for decided in self.decisions}
 
 
 async def append(connection: AsyncConnection, batch: Batch, own: Producer) -> Appended:
@@ -160,37 +159,30 @@ def _without(events: Sequence[Event], written: Sequence[Event]) -> list[Event]:
 
 
 async def _append_decisions(
-    connection: AsyncConnection, decisions: Sequence[tuple[Event, Decision]], appended: Appended
+    connection: AsyncConnection, decisions: Sequence[Decided], appended: Appended
 ) -> list[Event]:
     """Claim the ids, then copy the rows of those that were free. The first of a batch's repeats
     counts. The events that were written."""
-    first = {record.decision_id: (event, record) for event, record in reversed(decisions)}
+    first = {decided.record.decision_id: decided for decided in reversed(decisions)}
     keys = [
-        {"decision_id": decision_id, "request_hash": event.claim, "as_of": record.scenario.as_of}
-        for decision_id, (event, record) in sorted(first.items())
+        {
+            "decision_id": decision_id,
+            "request_hash": decided.event.claim,
+            "as_of": decided.record.scenario.as_of,
+        }
+        for decision_id, decided in sorted(first.items())
     ]
-    claim = (
-        insert(tables.decision_keys)
-        .on_conflict_do_nothing()
-        .returning(tables.decision_keys.c.decision_id)
-    )
-    fresh = set((await connection.scalars(claim, keys)).all())
+    fresh = await insert_new(connection, tables.decision_keys, keys, "decision_id")
     new = [first[decision_id] for decision_id in sorted(fresh)]
-    await _copy(
-        connection,
-        tables.decisions,
-        [decision_row(record, event.payload) for event, record in new],
-        appended,
-    )
-    await _copy(
-        connection,
-        tables.advices,
-        [row for _, record in new for row in advice_rows(record)],
-        appended,
-    )
-    controls = [row for _, record in new if (row := control_row(record)) is not None]
-    await _copy(connection, tables.agent_actions, controls, appended)
-    return [event for event, _ in new]
+    controls = (control_row(decided.record) for decided in new)
+    for table, rows in (
+        (tables.decisions, [decision_row(d.record, d.document, d.event.payload) for d in new]),
+        (tables.advices, [row for d in new for row in advice_rows(d.record, d.document)]),
+        (tables.agent_actions, [row for row in controls if row is not None]),
+    ):
+        await copy(connection, table, rows)
+        appended.add(table, len(rows))
+    return [decided.event for decided in new]
 
 
 async def _append_reports(
@@ -200,30 +192,7 @@ async def _append_reports(
     appended: Appended,
 ) -> list[Event]:
     first = {event.key: (event, row) for event, row in reversed(reports)}
-    statement = insert(table).on_conflict_do_nothing().returning(table.c.event_key)
     rows = [row for _, (_, row) in sorted(first.items())]
-    fresh = (await connection.scalars(statement, rows)).all()
+    fresh = await insert_new(connection, table, rows, "event_key")
     appended.add(table, len(fresh))
     return [first[key][0] for key in fresh]
-
-
-async def _copy(
-    connection: AsyncConnection, table: Table, rows: list[Row], appended: Appended
-) -> None:
-    """COPY rows into a table, in binary, on the transaction's own connection."""
-    if not rows:
-        return
-    columns = [table.c[name] for name in rows[0]]
-    documents = [isinstance(column.type, JSONB) for column in columns]
-    raw = (await connection.get_raw_connection()).driver_connection
-    assert isinstance(raw, psycopg.AsyncConnection)
-    names = ", ".join(f'"{column.name}"' for column in columns)
-    statement = f"COPY {table.name} ({names}) FROM STDIN (FORMAT BINARY)"
-    async with raw.cursor() as cursor, cursor.copy(statement) as copy:
-        copy.set_types([_COPY_TYPES[type(column.type)] for column in columns])
-        for row in rows:
-            values = zip(row.values(), documents, strict=True)
-            await copy.write_row(
-                [Jsonb(value, orjson.dumps) if document else value for value, document in values]
-            )
-    appended.add(table, len(rows))

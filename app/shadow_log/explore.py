@@ -165,16 +165,17 @@ class Explorer:
         the same approval."""
         return await self._ask(
             """
-            SELECT a.model_version AS one, b.model_version AS other, count(*) AS decisions,
+            SELECT least(a.model_version, b.model_version) AS one,
+                   greatest(a.model_version, b.model_version) AS other, count(*) AS decisions,
                    count(*) FILTER (WHERE a.advice_approve = b.advice_approve) AS agreements
             FROM comparisons a
             JOIN comparisons b ON b.decision_id = a.decision_id AND b.as_of = a.as_of
-                 AND b.ordinal >= 0 AND b.model_version > a.model_version
+                 AND b.ordinal > a.ordinal AND b.ordinal > 0 AND b.model_version <> a.model_version
             WHERE a.as_of >= :since AND a.as_of < :until AND a.ordinal >= 0
               AND b.as_of >= :since AND b.as_of < :until
               AND a.advice_approve IS NOT NULL AND b.advice_approve IS NOT NULL
-            GROUP BY a.model_version, b.model_version
-            ORDER BY decisions DESC, a.model_version, b.model_version
+            GROUP BY one, other
+            ORDER BY decisions DESC, one, other
             """,
             {"since": since, "until": until},
         )

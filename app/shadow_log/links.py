@@ -18,23 +18,17 @@ from app.domain.canonical import digest
 from app.domain.event import Aside, Event, EventKind
 from app.domain.link import BEFORE, Fate, Linked, Producer
 from app.shadow_log import tables
+from app.shadow_log.bulk import insert_new
 
 LINK_LOCK = 0x5AD1
 COLUMNS = ("producer", "seq", "previous", "kind", "key", "claim", "payload", "fate")
-_TYPES = {"seq": "bigint"}
-_ARRAYS = ", ".join(f"CAST(:{name} AS {_TYPES.get(name, 'text')}[])" for name in COLUMNS)
-_INSERT = text(
-    f"INSERT INTO event_links ({', '.join(COLUMNS)}) SELECT * FROM unnest({_ARRAYS})"
-    " ON CONFLICT (producer, seq, fate) DO NOTHING"
-)
 SECOND = "answered before with another answer"
 
 
 async def append_links(connection: AsyncConnection, links: Sequence[Linked]) -> None:
     """Write links; those that are there already stay."""
-    if links:
-        columns = dict(zip(COLUMNS, map(list, zip(*links, strict=True)), strict=True))
-        await connection.execute(_INSERT, columns)
+    rows = [link._asdict() for link in links]
+    await insert_new(connection, tables.event_links, rows, "seq")
 
 
 async def link_events(connection: AsyncConnection, written: Sequence[Event], own: Producer) -> None:

@@ -36,10 +36,10 @@ SEPARATE = ("scenario", "advices")
 """Parts of a decision with a column, or rows, of their own."""
 
 
-def decision_row(decision: Decision, payload: bytes) -> Row:
-    """One row of `decisions`. The columns follow from the record; `advisor verify` holds them
-    against it."""
-    candidate, document = decision.scenario.candidate, decision.as_json()
+def decision_row(decision: Decision, document: Mapping[str, Any], payload: bytes) -> Row:
+    """One row of `decisions`: of a record, its JSON, and that as it was written. The columns follow
+    from the record; `advisor verify` holds them against it."""
+    candidate = decision.scenario.candidate
     return {
         **_columns(tables.decisions, candidate),
         **_columns(tables.decisions, decision),
@@ -56,20 +56,25 @@ def decision_row(decision: Decision, payload: bytes) -> Row:
     }
 
 
-def advice_rows(decision: Decision) -> list[Row]:
+def advice_rows(decision: Decision, document: Mapping[str, Any]) -> list[Row]:
     """One row of `advices` per model version, in the order of the record."""
+    both = zip(decision.advices, document["advices"], strict=True)
     return [
-        _advice_row(decision, ordinal, advice) for ordinal, advice in enumerate(decision.advices)
+        _advice_row(decision, ordinal, advice, written)
+        for ordinal, (advice, written) in enumerate(both)
     ]
 
 
-def _advice_row(decision: Decision, ordinal: int, advice: Advice) -> Row:
+def _advice_row(
+    decision: Decision, ordinal: int, advice: Advice, written: Mapping[str, Any]
+) -> Row:
     return {
         **_columns(tables.advices, advice),
         "decision_id": decision.decision_id,
         "as_of": decision.scenario.as_of,
         "ordinal": ordinal,
         **_said(advice),
+        "record": written,
         **{name: getattr(advice.outlook, name, None) for name in Outlook.model_fields},
     }
 
@@ -84,7 +89,6 @@ def _said(advice: Advice) -> Row:
         "approve_probability": proposal.approve_probability if proposal else None,
         "label_mass": mass if exchange is None else exchange.label_mass,
         "veto_codes": [veto.code.value for veto in review.vetoes] if review else [],
-        "record": advice.as_json(),
     }
 
 
@@ -113,6 +117,7 @@ def report_row(event: Event, report: Report) -> Row:
     elif isinstance(report, LateAdvice):
         row |= _columns(tables.late_advices, report, report.advice)
         row |= _said(report.advice) | _asked(report.advice)
+        row["record"] = report.advice.as_json()
     elif isinstance(report, Repetition):
         row |= _columns(tables.repetitions, report)
         first, again = report.proposals

@@ -97,7 +97,7 @@ def _check_decision(row: Row, beside: Beside, report: VerifyReport) -> None:
         decision = assemble(row, advices)
         document, replayed = decision.as_json(), decision.replayed().as_json()
         payload = canonical_json(document)
-        wrong = _wrong_columns(decision, payload, row, advices)
+        wrong = _wrong_columns(decision, document, payload, row, advices)
     except (InvalidRecord, ValueError, ArithmeticError, StopIteration) as error:
         # A tampered record may break any of the assumptions that a decision meets.
         report.add(Fault.UNREADABLE, decision_id, str(error)[:200])
@@ -144,11 +144,13 @@ def _is_control_of(decision: Decision, stored: list[Row]) -> bool:
     return kept == decision.control and not _differences(control, stored[0])
 
 
-def _wrong_columns(decision: Decision, payload: bytes, row: Row, advices: list[Row]) -> list[str]:
+def _wrong_columns(
+    decision: Decision, document: Row, payload: bytes, row: Row, advices: list[Row]
+) -> list[str]:
     """Columns whose stored value is not what the record says."""
-    expected = decision_row(decision, payload) | {"record_hash": row["record_hash"]}
+    expected = decision_row(decision, document, payload) | {"record_hash": row["record_hash"]}
     wrong = _differences(expected, row)
-    for advice, kept in zip(advice_rows(decision), advices, strict=True):
+    for advice, kept in zip(advice_rows(decision, document), advices, strict=True):
         wrong += [f"advice {advice['ordinal']} {name}" for name in _differences(advice, kept)]
     return wrong
 

@@ -68,6 +68,7 @@ CREATE INDEX ix_decisions_request_id ON decisions (request_id)
 WHERE request_id ~ '^[A-Za-z0-9._-]+/[A-Z0-9]+/\\d{8}T\\d{4}$';
 """
 
+# OFFSET 0 keeps the planner from joining all reports with all others: each is looked up by its key.
 SOURCE = """
 CREATE VIEW comparison_source AS
 SELECT d.decision_id, d.as_of, a.ordinal, a.model_version, d.request_id, d.received_at, d.symbol,
@@ -89,22 +90,29 @@ SELECT d.decision_id, d.as_of, a.ordinal, a.model_version, d.request_id, d.recei
        ov.net_pnl AS advice_pnl,
        a.win_probability, a.stopped_probability, a.range_atr, a.expected_r
 FROM decisions d
-JOIN (
-    SELECT decision_id, as_of, ordinal, model_version, role, status, abstain_reason, label,
-           approve_probability, label_mass, veto_codes, approve, action, quantity, stop,
-           win_probability, stopped_probability, range_atr, expected_r
-    FROM advices
+CROSS JOIN LATERAL (
+    SELECT ordinal, model_version, role, status, abstain_reason, label, approve_probability,
+           label_mass, veto_codes, approve, action, quantity, stop, win_probability,
+           stopped_probability, range_atr, expected_r
+    FROM advices WHERE decision_id = d.decision_id AND as_of = d.as_of
     UNION ALL
-    SELECT decision_id, as_of, -1, model_version, role, status, abstain_reason, label,
-           approve_probability, label_mass, veto_codes, approve, action, quantity, stop,
-           NULL, NULL, NULL, NULL
-    FROM late_advices
-) a ON a.decision_id = d.decision_id AND a.as_of = d.as_of
-LEFT JOIN latest_actions c ON c.decision_id = d.decision_id
-LEFT JOIN latest_outcomes oa ON oa.decision_id = d.decision_id AND oa.arm = 'agent'
-      AND NOT oa.exogenous_skip
-LEFT JOIN latest_outcomes ov ON ov.decision_id = d.decision_id AND ov.arm = 'advice'
-      AND ov.model_version = a.model_version AND NOT ov.exogenous_skip;
+    SELECT -1, model_version, role, status, abstain_reason, label, approve_probability,
+           label_mass, veto_codes, approve, action, quantity, stop, NULL, NULL, NULL, NULL
+    FROM late_advices WHERE decision_id = d.decision_id AND as_of = d.as_of
+    OFFSET 0
+) a
+LEFT JOIN LATERAL (
+    SELECT * FROM latest_actions WHERE decision_id = d.decision_id OFFSET 0
+) c ON true
+LEFT JOIN LATERAL (
+    SELECT * FROM latest_outcomes
+    WHERE decision_id = d.decision_id AND arm = 'agent' AND NOT exogenous_skip OFFSET 0
+) oa ON true
+LEFT JOIN LATERAL (
+    SELECT * FROM latest_outcomes
+    WHERE decision_id = d.decision_id AND arm = 'advice' AND model_version = a.model_version
+        AND NOT exogenous_skip OFFSET 0
+) ov ON true;
 COMMENT ON VIEW comparison_source IS
     'What the rows of comparisons follow from: decisions, advices, and the reports that count';
 """
@@ -112,21 +120,23 @@ COMMENT ON VIEW comparison_source IS
 # Whoever writes may call it and may not change a row otherwise. Two who report on one decision wait
 # for each other at its rows, and the second sees what the first committed: each statement looks
 # anew (READ COMMITTED). Statistics of a table that grows by thousands of rows a minute are always
-# old: by its keys is right whatever they say.
+# old: looking up by keys is right whatever they say.
 COMPARE = """
 CREATE FUNCTION advisor_compare(ids uuid[]) RETURNS bigint
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
 SET enable_hashjoin = off SET enable_mergejoin = off SET enable_seqscan = off SET jit = off AS $$
 DECLARE
+    times timestamptz[];
     changed bigint;
 BEGIN
-    PERFORM FROM decision_keys k JOIN comparisons c USING (decision_id, as_of)
-    WHERE k.decision_id = ANY (ids)
-    ORDER BY c.decision_id, c.ordinal, c.model_version
-    FOR NO KEY UPDATE OF c;
+    SELECT array_agg(DISTINCT as_of) INTO times FROM decision_keys WHERE decision_id = ANY (ids);
+    PERFORM FROM comparisons
+    WHERE decision_id = ANY (ids) AND as_of = ANY (times)
+    ORDER BY decision_id, as_of, ordinal, model_version
+    FOR NO KEY UPDATE;
     INSERT INTO comparisons AS kept ({columns})
-    SELECT {columns} FROM decision_keys k JOIN comparison_source s USING (decision_id, as_of)
-    WHERE k.decision_id = ANY (ids)
+    SELECT {columns} FROM comparison_source
+    WHERE decision_id = ANY (ids) AND as_of = ANY (times)
     ON CONFLICT (decision_id, as_of, ordinal, model_version) DO UPDATE SET {excluded}
     WHERE kept IS DISTINCT FROM excluded;
     GET DIAGNOSTICS changed = ROW_COUNT;

@@ -8,12 +8,14 @@ from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from app.domain.canonical import decision_id
 from app.domain.decision import Abstention
 from app.domain.errors import AbstainReason
 from app.domain.event import Event
@@ -225,3 +227,28 @@ async def test_a_question_about_a_span_reads_no_other_month(
     )
     assert found == [{"day": months[1].date(), "decisions": 1}]
     assert len(rows(database_url, "SELECT * FROM agreement_daily")) == 3
+
+
+def actual_rows(plan: dict[str, Any]) -> float:
+    """Rows that all nodes of a plan gave."""
+    own = plan["Actual Rows"] * plan["Actual Loops"]
+    return own + sum(map(actual_rows, plan.get("Plans", [])))
+
+
+async def test_making_the_rows_of_one_decision_looks_at_no_other(
+    log: ShadowLog, database_url: str
+) -> None:
+    """Also in tables of which Postgres has no statistics yet, as in a month that has just begun."""
+    for part in range(0, 300, 100):
+        await log.append(
+            [event for number in range(part, part + 100) for event in story(f"r-{number}")]
+        )
+    [plan] = rows(
+        database_url,
+        "EXPLAIN (ANALYZE, FORMAT JSON) SELECT * FROM comparison_source"
+        " WHERE decision_id = ANY (%s) AND as_of = ANY (%s)",
+        [decision_id("r-7")],
+        [build.AS_OF],
+    )
+    [query] = plan["QUERY PLAN"]
+    assert 4 <= actual_rows(query["Plan"]) < 600, "its own ten events, and not those of 300"

@@ -1,0 +1,78 @@
+"""Many rows in one statement."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any
+
+import orjson
+import psycopg
+from psycopg.types.json import Jsonb
+from sqlalchemy import (
+    ARRAY,
+    Boolean,
+    DateTime,
+    Double,
+    Integer,
+    Table,
+    Text,
+    TextClause,
+    Uuid,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+_COPY_TYPES = {
+    Uuid: "uuid",
+    DateTime: "timestamptz",
+    Text: "text",
+    Double: "float8",
+    Boolean: "bool",
+}
+_COPY_TYPES |= {Integer: "int4", ARRAY: "text[]", JSONB: "jsonb"}
+
+
+async def insert_new(
+    connection: AsyncConnection, table: Table, rows: Sequence[Mapping[str, Any]], key: str
+) -> list[Any]:
+    """Insert what is not there yet, in the order of the rows; the values of `key` of those that
+    were. All of it goes as one JSON text, which Postgres takes apart faster than as many
+    parameters as there are values."""
+    if not rows:
+        return []
+    sent = {"rows": orjson.dumps(rows).decode()}
+    inserted = await connection.execute(_insert(table, tuple(rows[0]), key), sent)
+    return list(inserted.scalars())
+
+
+@cache
+def _insert(table: Table, columns: tuple[str, ...], key: str) -> TextClause:
+    names = ", ".join(columns)
+    return text(
+        f"INSERT INTO {table.name} ({names}) SELECT {names}"
+        f" FROM json_populate_recordset(CAST(NULL AS {table.name}), CAST(:rows AS json))"
+        f" ON CONFLICT DO NOTHING RETURNING {key}"
+    )
+
+
+async def copy(
+    connection: AsyncConnection, table: Table, rows: Sequence[Mapping[str, Any]]
+) -> None:
+    """COPY rows into a table, in binary, on the transaction's own connection."""
+    if not rows:
+        return
+    columns = [table.c[name] for name in rows[0]]
+    documents = [isinstance(column.type, JSONB) for column in columns]
+    raw = (await connection.get_raw_connection()).driver_connection
+    assert isinstance(raw, psycopg.AsyncConnection)
+    names = ", ".join(f'"{column.name}"' for column in columns)
+    statement = f"COPY {table.name} ({names}) FROM STDIN (FORMAT BINARY)"
+    async with raw.cursor() as cursor, cursor.copy(statement) as sent:
+        sent.set_types([_COPY_TYPES[type(column.type)] for column in columns])
+        for row in rows:
+            values = zip(row.values(), documents, strict=True)
+            await sent.write_row(
+                [Jsonb(value, orjson.dumps) if document else value for value, document in values]
+            )
