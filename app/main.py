@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import signal
 import socket
 from collections.abc import AsyncIterator, Iterator
@@ -42,6 +41,7 @@ from app.policy.scripted import ScriptedPolicy
 from app.policy.store import base_of, described
 from app.settings import SCRIPTED, Clock, Settings, SettingsError
 from app.shadow_log.log import ShadowLog
+from app.tasks import calm_garbage_collection
 
 log = structlog.get_logger()
 DEFAULT_MODEL = "smollm2-135m-instruct"
@@ -97,7 +97,7 @@ async def running(settings: Settings, models: Models | None = None) -> AsyncIter
     service = build(settings, metrics, models)
     try:
         await service.start()
-        _calm_garbage_collection()
+        calm_garbage_collection()
         app = create_app()
         app.state.service, app.state.metrics, app.state.tokens = service, metrics, tokens
         app.state.bars = settings.bars_folder
@@ -234,14 +234,6 @@ def _has_base(manifest: ModelManifest, settings: Settings) -> bool:
         )
         return False
     return True
-
-
-def _calm_garbage_collection() -> None:
-    """Leave what was loaded at start out of every collection: a full one would take a tenth of a
-    second."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(20_000, 20, 50)
 
 
 class _Server(uvicorn.Server):

@@ -1,4 +1,4 @@
-"""Background work: supervised while it lives, and ended for certain.
+"""Background work of long-lived processes: supervised while it lives, and ended for certain.
 
 A task is a round of work that is repeated. A round that raises is logged with its reason, counted,
 and tried again after a pause that grows; until a round succeeds again the task is not working, and
@@ -8,6 +8,7 @@ neither is one whose round does not end. Nothing that a round raises ends the ta
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Awaitable, Callable, Iterable
 from time import monotonic
 
@@ -156,3 +157,11 @@ async def end(tasks: Iterable[asyncio.Task[None]]) -> None:
         for task in pending:
             task.cancel()
         _, pending = await asyncio.wait(pending, timeout=AGAIN_S)
+
+
+def calm_garbage_collection() -> None:
+    """Leave what was loaded at start out of every collection: a full one would take a tenth of a
+    second, and a process that makes records all day would have one every few dozen of them."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)

@@ -23,7 +23,7 @@ from app.settings import Settings, SettingsError
 from app.shadow_log.checkpoint import Checkpointer, key_at
 from app.shadow_log.log import ShadowLog
 from app.shadow_log.places import place_at
-from app.tasks import Supervisor, end
+from app.tasks import Supervisor, calm_garbage_collection, end
 from app.telemetry import AuthFailure, LossCause, Refusal, Task, Telemetry
 
 log = structlog.get_logger()
@@ -201,6 +201,7 @@ async def _write_until_stopped(
     stop = asyncio.Event()
     for name in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(name, stop.set)
+    calm_garbage_collection()
     log.info("writer ready", metrics_port=settings.writer_metrics_port)
     stopping = asyncio.create_task(_wait(stop))
     await asyncio.wait([writer, stopping], return_when=asyncio.FIRST_COMPLETED)

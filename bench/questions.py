@@ -50,9 +50,9 @@ class Timed(NamedTuple):
         return 1e3 * max(self.seconds)
 
 
-def events(begin: datetime, step: timedelta) -> Iterator[Event]:
+def events(begin: datetime, step: timedelta, decisions: int) -> Iterator[Event]:
     """Decisions of one version, each with what the agent did and an outcome of both arms."""
-    for number in range(SEED):
+    for number in range(decisions):
         made = a_decision(number)
         candidate = made.scenario.candidate.model_copy(update={"ts": begin + step * number})
         market = made.scenario.market.model_copy(update={"bar_closed_at": begin + step * number})
@@ -79,7 +79,7 @@ def fill(url: str, decisions: int) -> None:
     span = timedelta(days=30 * MONTHS)
     step = span / decisions
     begin = datetime.now(UTC) - span
-    asyncio.run(_append(url, list(events(begin, step))))
+    asyncio.run(_append(url, list(events(begin, step, SEED))))
     copies = decisions // SEED - 1
     with psycopg.connect(url.replace("+psycopg", ""), autocommit=True) as connection:
         for month in range(MONTHS + 1):

@@ -66,7 +66,7 @@ log = structlog.get_logger()
 RETRY_S = 1.0
 DRAIN_BATCH = 64
 GROUP = "writers"
-BATCH = 256
+BATCH = 512
 BLOCK_MS = 500
 IDLE_MS = 5_000
 """After which a writer seems dead to the others. One that was only slow writes what is there
