@@ -22,7 +22,7 @@ from app.api.access import Guard, Refusals
 from app.api.admission import Admission
 from app.api.budget import Buckets
 from app.api.connection import BoundedConfig, Bounds
-from app.api.explorer import acts, decision, pages
+from app.api.explorer import acts, decision, limits, pages
 from app.api.tokens import Tokens, require_somebody
 from app.api.wire import ApiOptions, install
 from app.domain.errors import ManifestMismatch, ModelFileError
@@ -136,6 +136,7 @@ def create_app() -> FastAPI:
     app.include_router(decision_models.router)
     app.include_router(pages.router)
     app.include_router(decision.router)
+    app.include_router(limits.router)
     app.include_router(acts.router)
     app.state.refusals = Refusals()
     app.state.rereads = Buckets(decision.REREADS_PER_S, decision.REREADS_AT_ONCE)
@@ -179,6 +180,7 @@ def build(settings: Settings, metrics: Metrics, models: Models | None = None) ->
         by_wall_clock=settings.clock is Clock.WALL,
         max_reports=settings.max_reports,
         deciders=deciders(settings),
+        adopted=settings.home / "limits-adopted.json",
     )
 
 

@@ -76,6 +76,25 @@ class OperatorClient:
             alias, target, rollback_reason(moves[0]["model_version"], reason), by
         )
 
+    def limits(self) -> dict[str, Any]:
+        """`in_force`: the limits that judge, by profile; `history`: every adoption, newest
+        first."""
+        return self._document("GET", "/limits")
+
+    def adopt_limits(
+        self, toml: str, reason: str, by: str, *, profile: str = "", seen: str
+    ) -> dict[str, Any]:
+        """Let limits judge in the place of a file, and of those in force with the hash `seen`."""
+        body = {"toml": toml, "profile": profile, "seen": seen}
+        return self._document("PUT", "/limits", body | {"reason": reason, "changed_by": by})
+
+    def roll_back_limits(
+        self, reason: str, by: str, *, profile: str = "", seen: str
+    ) -> dict[str, Any]:
+        """Let those judge that did before, at last the file."""
+        body = {"rollback": True, "profile": profile, "seen": seen}
+        return self._document("PUT", "/limits", body | {"reason": reason, "changed_by": by})
+
     def readiness(self) -> dict[str, Any]:
         """Each dependency, the versions being served, and `status`: ready, degraded, unready."""
         return self._document("GET", "/readyz", accepted=(200, 503))
@@ -124,7 +143,7 @@ class OperatorClient:
         self,
         method: str,
         path: str,
-        body: Mapping[str, str] | None = None,
+        body: Mapping[str, Any] | None = None,
         accepted: Collection[int] = (),
     ) -> dict[str, Any]:
         answer = self._ask(method, path, body)
@@ -142,7 +161,7 @@ class OperatorClient:
     def _token(self) -> str | None:
         return self._given or find_token(self.base_url, "operator", OPERATOR_VARIABLES)
 
-    def _ask(self, method: str, path: str, body: Mapping[str, str] | None = None) -> httpx.Response:
+    def _ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> httpx.Response:
         try:
             with self._connection.open(self._timeout_s) as http:
                 return http.request(method, path, json=body, headers=bearer(self._token()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 from uuid import UUID, uuid4
 
 from pydantic import (
@@ -16,6 +16,7 @@ from pydantic import (
     PrivateAttr,
     Tag,
     TypeAdapter,
+    model_validator,
 )
 
 from app.domain.actions import LABELS
@@ -24,7 +25,7 @@ from app.domain.case import TradingState
 from app.domain.charts.computed import ENOUGH_BARS, SETTLED_BARS, fault_of, of_bars
 from app.domain.control import AgentAction
 from app.domain.decision import Advice, Decision
-from app.domain.fields import Flag, Record, ShortText, Whole, absent, shown
+from app.domain.fields import Flag, Hash, Record, ShortText, Whole, absent, shown
 from app.domain.manifest import VERSION_PATTERN
 from app.domain.outcome import Outcome
 from app.domain.outlook import Outlook
@@ -389,6 +390,41 @@ class AliasMove(Record):
 
 
 ALIAS_MOVE: TypeAdapter[AliasMove] = TypeAdapter(AliasMove)
+
+
+class LimitsMove(Record):
+    """Which limits shall judge in the place of a file: `toml`, or what judged before with
+    `rollback`."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "toml": 'version = "tight"\n[spread]\nmax_bps = 5.0\n',
+                    "seen": "sha256:" + "0" * 64,
+                    "reason": "spreads above 5 bps lose",
+                    "changed_by": "ops",
+                }
+            ]
+        }
+    )
+
+    profile: str = Field("", max_length=64, description="empty: the general limits")
+    toml: str | None = Field(None, max_length=65_536)
+    rollback: bool = False
+    seen: Hash = Field(description="of the limits in force that these shall follow")
+    reason: ShortText = Field(min_length=1)
+    changed_by: ShortText = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def one_of_both(self) -> Self:
+        """Limits, or the way back."""
+        if (self.toml is None) is not self.rollback:
+            raise ValueError("give the limits as toml, or ask for a rollback")
+        return self
+
+
+LIMITS_MOVE: TypeAdapter[LimitsMove] = TypeAdapter(LimitsMove)
 
 
 class Problem(BaseModel):

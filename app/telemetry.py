@@ -113,6 +113,7 @@ class Task(StrEnum):
     WRITER = "writer"
     HEADS = "heads"
     LEDGER = "ledger"
+    LIMITS = "limits"
     CHAIN_WATCH = "chain_watch"
     CHECKPOINTS = "checkpoints"
     SESSIONS = "sessions"

@@ -174,7 +174,8 @@ class Advisor:
         seconds: dict[str, float],
     ) -> Decision:
         scenario, state = incoming.scenario, self._controls.state
-        limits, limits_hash = self._controls.limits_of(incoming.principal)
+        in_force = self._controls.limits_of(incoming.principal)
+        limits, limits_hash = in_force.limits, in_force.hash
         now = self._judge_at(scenario)
         advices = tuple(
             conclude(scenario, reading, version, limits, state=state, now=now)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from datetime import datetime
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+import orjson
 import structlog
 
 from app.domain.case import TradingState
@@ -12,11 +16,20 @@ from app.domain.errors import (
     InvalidRecord,
     JournalUnavailable,
     LimitsError,
+    LimitsRefused,
     ShadowLogUnavailable,
 )
 from app.domain.event import StateChange
-from app.domain.limits import Limits, read_limits
+from app.domain.limits import Limits, limits_text, parse_limits
 from app.journal.journal import Journal, Receipt
+from app.shadow_log.limits_history import (
+    BACK,
+    GENERAL,
+    Adoption,
+    LimitsHistory,
+    Proposal,
+    back_from,
+)
 from app.shadow_log.log import ShadowLog
 from app.telemetry import Telemetry
 
@@ -27,16 +40,20 @@ MAX_PAUSE_S = 1.0
 
 
 class InForce(NamedTuple):
-    """Limits, and their hash."""
+    """Limits, their hash, and how they are written. `adopted`: the adoption by which they judge in
+    the place of a file."""
 
     limits: Limits
     hash: str
+    toml: str
+    adopted: Adoption | None = None
 
     @classmethod
     def of(cls, path: Path) -> Self:
         """Of a file. Raises `LimitsError`."""
-        limits = read_limits(path)
-        return cls(limits, limits.hash())
+        text = limits_text(path)
+        limits = parse_limits(text, str(path))
+        return cls(limits, limits.hash(), text)
 
 
 Stamp = tuple[int, int, int]
@@ -46,11 +63,15 @@ class Controls:
     """The limits and the state in force. A bad limits file keeps the old limits; an unknown state
     is HALTED.
 
+    Limits are those of a file, or those that an operator adopted in its place. All replicas follow
+    the adoptions in Postgres; each keeps a copy on its disk, for a start while Postgres is away.
+
     Parameters
     ----------
     limits_path : the limits of everybody who has none of its own.
     profiles : folder of the others: NAME.toml judges what the principal NAME asks. It need not be
         there.
+    kept : file for the copy of what was adopted.
     """
 
     def __init__(
@@ -60,9 +81,12 @@ class Controls:
         journal: Journal,
         shadow_log: ShadowLog,
         telemetry: Telemetry,
+        kept: Path | None = None,
     ) -> None:
         self._path = limits_path
         self._folder = profiles
+        self._history = LimitsHistory(shadow_log)
+        self._kept = kept
         self._journal = journal
         self._log = shadow_log
         self._telemetry = telemetry
@@ -75,10 +99,15 @@ class Controls:
         """Why the state is unknown, as it was last logged."""
         self._unreadable = False
         """Whether it is unknown because what the stream holds is no state."""
-        self._general = InForce.of(limits_path)
-        self._profiles = {path.stem: InForce.of(path) for path in self._profile_paths()}
+        self._files = {GENERAL: InForce.of(limits_path)}
+        """What each file says, by profile."""
+        self._files |= {path.stem: InForce.of(path) for path in self._profile_paths()}
+        self._adoptions = read_adoptions(kept)
+        """The newest of each profile."""
+        self._general = self._files[GENERAL]
+        self._profiles: dict[str, InForce] = {}
         self._stamps = self._file_stamps()
-        self._tell_limits()
+        self._enforce()
 
     async def start(self) -> None:
         """Learn the state: the newer of the stream's and the spool's, else the last change in
@@ -147,12 +176,121 @@ class Controls:
 
     def limits_in_force(self) -> dict[str, Any]:
         """Version and hash of each, as `/readyz` shows them."""
-        shown = {
-            name: {"version": each.limits.version, "hash": each.hash}
-            for name, each in sorted(self._profiles.items())
+        shown = {name: _shown(each) for name, each in sorted(self._profiles.items())}
+        return _shown(self._general) | ({"profiles": shown} if shown else {})
+
+    def by_profile(self) -> dict[str, InForce]:
+        """The limits in force, the general ones first."""
+        return {GENERAL: self._general, **dict(sorted(self._profiles.items()))}
+
+    def overruled(self) -> dict[str, Adoption]:
+        """Adoptions that do not judge here, because the file is not the one that they replaced."""
+        return {
+            profile: adoption
+            for profile, adoption in self._adoptions.items()
+            if adoption.toml is not None and not self._replaces(adoption)
         }
-        general = {"version": self._general.limits.version, "hash": self._general.hash}
-        return general | ({"profiles": shown} if shown else {})
+
+    async def adopt(
+        self,
+        toml: str | None,
+        *,
+        profile: str,
+        seen: str,
+        reason: str,
+        by: str,
+        proposal: Proposal | None = None,
+    ) -> Adoption:
+        """Have limits judge in the place of a file, on all replicas; without text, the file.
+
+        Raises
+        ------
+        LimitsError : they are no limits.
+        LimitsRefused : others judge than the ones with the hash `seen`, or nothing would change.
+        ShadowLogUnavailable : nobody knows whether it was recorded; look again.
+        """
+        await self.follow_adoptions()
+        file, now = self._files.get(profile), self.by_profile().get(profile)
+        if file is None or now is None:
+            raise LimitsRefused(f"there is no limits file of {profile!r} to judge in the place of")
+        if now.hash != seen:
+            raise LimitsRefused(
+                f"the limits in force are {now.limits.version} ({now.hash}), not those that you"
+                " looked at: look again; nothing was changed"
+            )
+        wanted = file.hash if toml is None else parse_limits(toml, "the proposal").hash()
+        if wanted == now.hash:
+            raise LimitsRefused("these limits are in force already")
+        newest = self._adoptions.get(profile)
+        adoption = await self._history.adopt(
+            toml,
+            profile=profile,
+            after=newest.id if newest else 0,
+            file_hash=file.hash,
+            reason=reason,
+            by=by,
+            proposal=proposal,
+        )
+        self._take({**self._adoptions, profile: adoption})
+        return adoption
+
+    async def roll_back(self, *, profile: str, seen: str, reason: str, by: str) -> Adoption:
+        """Go back to what judged before, at last to the file. Raises as `adopt`."""
+        history = await self._history.adoptions(profile)
+        file = self._files.get(profile)
+        own = takewhile(lambda each: file is not None and each.file_hash == file.hash, history)
+        before = back_from(list(own))
+        toml = None if before is None else before.toml
+        return await self.adopt(toml, profile=profile, seen=seen, reason=f"{BACK}{reason}", by=by)
+
+    async def follow_adoptions(self) -> None:
+        """Let judge what was adopted, here or through another replica. Raises
+        `ShadowLogUnavailable`."""
+        last = max((each.id for each in self._adoptions.values()), default=0)
+        newest = await self._history.newest(last)
+        if newest is not None:
+            self._take({each.profile: each for each in newest})
+
+    def _take(self, adoptions: dict[str, Adoption]) -> None:
+        self._adoptions = adoptions
+        if self._kept is not None:
+            keep_adoptions(self._kept, adoptions)
+        self._enforce()
+
+    def _replaces(self, adoption: Adoption) -> bool:
+        file = self._files.get(adoption.profile)
+        return file is not None and file.hash == adoption.file_hash
+
+    def _enforce(self) -> None:
+        """Let each profile be judged by what was adopted in the place of its file, else by the
+        file."""
+        before = self.by_profile()
+        in_force = {profile: self._judging(profile) for profile in self._files}
+        self._general = in_force.pop(GENERAL)
+        self._profiles = in_force
+        for profile, now in self.by_profile().items():
+            was = before.get(profile)
+            if was is not None and was.hash != now.hash:
+                log.info(
+                    "limits in force",
+                    profile=profile or "general",
+                    version=now.limits.version,
+                    hash=now.hash,
+                    adopted=now.adopted.id if now.adopted else None,
+                )
+        self._tell_limits()
+
+    def _judging(self, profile: str) -> InForce:
+        file, adoption = self._files[profile], self._adoptions.get(profile)
+        if adoption is None or adoption.toml is None or not self._replaces(adoption):
+            return file
+        try:
+            limits = parse_limits(adoption.toml, f"adopted limits {adoption.id}")
+        except LimitsError as error:  # Of another release.
+            self._telemetry.limits_refused()
+            log.error("adopted limits refused, the file judges", error=str(error))
+            return file
+        return InForce(limits, limits.hash(), adoption.toml, adoption)
 
     def refresh_limits(self) -> None:
         """Adopt changed limits files; refuse a bad one, say so, and keep what is in force. A
@@ -163,25 +301,25 @@ class Controls:
         before, self._stamps = self._stamps, stamps
         for path in stamps.keys() - {self._path}:
             if stamps[path] != before.get(path):
-                self._adopt(path)
+                self._read_again(path)
         if stamps[self._path] != before[self._path]:
-            self._adopt(self._path)
+            self._read_again(self._path)
         for path in before.keys() - stamps.keys():
-            if self._profiles.pop(path.stem, None) is not None:
+            if self._files.pop(path.stem, None) is not None:
                 log.warning("limits profile is gone, the general limits judge", profile=path.stem)
-        self._tell_limits()
+        self._enforce()
 
-    def _adopt(self, path: Path) -> None:
+    def _profile_of(self, path: Path) -> str:
+        return GENERAL if path == self._path else path.stem
+
+    def _read_again(self, path: Path) -> None:
         try:
             adopted = InForce.of(path)
         except LimitsError as error:
             self._telemetry.limits_refused()
             log.error("limits file refused, the old limits stay in force", error=str(error))
             return
-        if path == self._path:
-            self._general = adopted
-        else:
-            self._profiles[path.stem] = adopted
+        self._files[self._profile_of(path)] = adopted
         version = adopted.limits.version
         log.info("limits reloaded", file=path.name, version=version, hash=adopted.hash)
 
@@ -230,6 +368,37 @@ class Controls:
 
     def _file_stamps(self) -> dict[Path, Stamp | None]:
         return {path: _stamp(path) for path in (self._path, *self._profile_paths())}
+
+
+def _shown(judging: InForce) -> dict[str, Any]:
+    shown = {"version": judging.limits.version, "hash": judging.hash}
+    return shown if judging.adopted is None else shown | {"adopted": judging.adopted.id}
+
+
+def read_adoptions(kept: Path | None) -> dict[str, Adoption]:
+    """What was adopted when Postgres was last there; nothing where that cannot be read."""
+    try:
+        rows = orjson.loads(kept.read_bytes()) if kept is not None else []
+        times = [datetime.fromisoformat(row["changed_at"]) for row in rows]
+        told = [Adoption(**row | {"changed_at": at}) for row, at in zip(rows, times, strict=True)]
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        log.error("adopted limits on disk cannot be read, Postgres tells them", error=str(error))
+        return {}
+    return {each.profile: each for each in told}
+
+
+def keep_adoptions(kept: Path, adoptions: Mapping[str, Adoption]) -> None:
+    """Keep them for a start while Postgres is away. A disk that cannot is logged."""
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        beside = kept.with_suffix(".new")
+        beside.write_bytes(orjson.dumps([each._asdict() for each in adoptions.values()]))
+        beside.chmod(0o600)
+        beside.replace(kept)
+    except OSError as error:
+        log.error("adopted limits cannot be kept on disk", error=str(error))
 
 
 def _stamp(path: Path) -> Stamp | None:

@@ -22,6 +22,7 @@ from app.advising.panel import Panel
 from app.advising.probes import Probe
 from app.advising.records import Records
 from app.advising.serving import Serving
+from app.advising.trials import Trials
 from app.domain.errors import (
     AdvisorError,
     AnswerGone,
@@ -36,6 +37,7 @@ from app.journal.later import AcceptedRequest, QueuedRequest, QueueFull, Request
 from app.journal.ledger import Entry
 from app.policy.deciders.decider import Decider
 from app.schemas import AdviseRequest
+from app.shadow_log.limits_history import LimitsHistory
 from app.shadow_log.log import ShadowLog
 from app.tasks import Supervisor, described
 from app.telemetry import Dependency, Task, Telemetry
@@ -47,6 +49,7 @@ ACCEPTED_PATIENCE_S = 10 * ASYNC_DEADLINE_S
 RETRY_S = 1.0
 HEAD_S = 5.0
 LEDGER_S = 2.0
+ADOPTIONS_S = 0.5
 
 
 def wall_clock() -> datetime:
@@ -77,6 +80,7 @@ class Service:
         max_reports: int = 64,
         now: Callable[[], datetime] = wall_clock,
         deciders: Sequence[Decider] = (),
+        adopted: Path | None = None,
     ) -> None:
         self.now = now
         self.by_wall_clock = by_wall_clock
@@ -85,7 +89,8 @@ class Service:
         self.shadow_log = shadow_log
         self.requests = requests
         self.serving = serving
-        self.controls = Controls(limits, profiles, journal, shadow_log, telemetry)
+        self.controls = Controls(limits, profiles, journal, shadow_log, telemetry, adopted)
+        self.trials = Trials(lambda: shadow_log.url, LimitsHistory(shadow_log))
         self.records = Records(journal, shadow_log, telemetry, now, live=by_wall_clock)
         self.report_bounds = ReportBounds(max_reports)
         self.panel = Panel(deciders, self.records, shadow_log, telemetry, now)
@@ -117,6 +122,7 @@ class Service:
         self.telemetry.dependency_seen(Dependency.MODEL, True)
         await self.journal.start()
         await self.controls.start()
+        await self._follow_limits()
         start = self._supervisor.start
         start(
             Task.CONTROLS,
@@ -133,12 +139,14 @@ class Service:
         if self.panel:
             start(Task.PANEL, self.panel.keep_up, every_s=panel.KEEP_UP_S)
         start(Task.HEADS, self._tell_head, every_s=HEAD_S)
+        start(Task.LIMITS, self._follow_limits, every_s=ADOPTIONS_S)
         start(Task.LEDGER, self._keep_ledger, every_s=LEDGER_S)
         start(Task.REQUESTS, self._serve_accepted, patience_s=ACCEPTED_PATIENCE_S)
 
     async def aclose(self) -> None:
         """Stop the background work, then the models, then the connections."""
         await self._supervisor.aclose()
+        await self.trials.aclose()
         await self.panel.aclose()
         await self._tell_head()
         for probe in (self._postgres, self._valkey, self._spool):
@@ -281,6 +289,11 @@ class Service:
             )
             self._told_head = None
             log.error("Postgres went back", error=self._went_back)
+
+    async def _follow_limits(self) -> None:
+        """Let adopted limits judge; while Postgres is away those that were known stay."""
+        with suppress(ShadowLogUnavailable):
+            await self.controls.follow_adoptions()
 
     async def _keep_ledger(self) -> None:
         """Make the ledger whole, later when Valkey or Postgres is away: until then no account is

@@ -11,6 +11,8 @@ from app.domain.errors import (
     AliasRefused,
     InvalidRecord,
     JournalUnavailable,
+    LimitsError,
+    LimitsRefused,
     ManifestMismatch,
     ModelFileError,
     RequestConflict,
@@ -20,7 +22,17 @@ from app.domain.errors import (
 from app.domain.event import StateChange
 from app.domain.manifest import VERSION_PATTERN
 from app.domain.principal import Principal, Role
-from app.schemas import ALIAS_MOVE, ALIAS_PATTERN, STATE, AliasMove, Problem, StateBody
+from app.schemas import (
+    ALIAS_MOVE,
+    ALIAS_PATTERN,
+    LIMITS_MOVE,
+    STATE,
+    AliasMove,
+    LimitsMove,
+    Problem,
+    StateBody,
+)
+from app.shadow_log.limits_history import LimitsHistory
 
 READ_PROBLEMS = problems(ShadowLogUnavailable)
 CHANGE_PROBLEMS = {
@@ -39,6 +51,11 @@ STATE_PROBLEMS = {
     401: {"model": Problem},
     403: {"model": Problem},
     **problems(InvalidRecord, JournalUnavailable, RequestConflict),
+}
+LIMITS_PROBLEMS = {
+    401: {"model": Problem},
+    403: {"model": Problem},
+    **problems(InvalidRecord, LimitsError, LimitsRefused, ShadowLogUnavailable),
 }
 router = APIRouter()
 
@@ -109,6 +126,49 @@ async def put_alias(request: Request, alias: str = Path(pattern=ALIAS_PATTERN)) 
     reason = explained(caller, move.changed_by, move.reason)
     before = await service.serving.move(alias, move.model_version, reason=reason, by=caller.name)
     return Json({"alias": alias, "model_version": move.model_version, "before": before})
+
+
+@router.get("/limits", responses=READ_PROBLEMS, summary="Limits in force, and every adoption")
+async def get_limits(request: Request) -> Response:
+    allowed(request, Role.READER)
+    service: Service = request.app.state.service
+    adoptions = await LimitsHistory(service.shadow_log).adoptions()
+    in_force = service.controls.by_profile()
+    return Json(
+        {
+            "in_force": {
+                profile: {
+                    "version": judging.limits.version,
+                    "hash": judging.hash,
+                    "toml": judging.toml,
+                    "adopted": None if judging.adopted is None else judging.adopted.id,
+                }
+                for profile, judging in in_force.items()
+            },
+            "overruled": sorted(service.controls.overruled()),
+            "history": [adoption._asdict() for adoption in adoptions],
+        }
+    )
+
+
+@router.put(
+    "/limits",
+    openapi_extra=body_schema(LIMITS_MOVE),
+    responses=LIMITS_PROBLEMS,
+    summary="Let limits judge in the place of a file, or go back",
+)
+async def put_limits(request: Request) -> Response:
+    caller = allowed(request, Role.OPERATOR)
+    service: Service = request.app.state.service
+    move: LimitsMove = await parse(request, LIMITS_MOVE)
+    reason = explained(caller, move.changed_by, move.reason)
+    profile, seen, by = move.profile, move.seen, caller.name
+    controls = service.controls
+    if move.toml is None:
+        adoption = await controls.roll_back(profile=profile, seen=seen, reason=reason, by=by)
+    else:
+        adoption = await controls.adopt(move.toml, profile=profile, seen=seen, reason=reason, by=by)
+    return Json(adoption._asdict())
 
 
 def explained(caller: Principal, said: str, reason: str) -> str:

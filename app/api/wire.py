@@ -26,6 +26,8 @@ from app.domain.errors import (
     AnswerGone,
     InvalidRecord,
     JournalUnavailable,
+    LimitsError,
+    LimitsRefused,
     ManifestMismatch,
     ModelFileError,
     NoAnswer,
@@ -55,6 +57,8 @@ STATUS: dict[type[AdvisorError], tuple[int, str]] = {
     ManifestMismatch: (409, "The model version must not be served"),
     ModelFileError: (409, "The model version must not be served"),
     AliasRefused: (409, "The alias cannot be moved"),
+    LimitsError: (422, "These are no limits"),
+    LimitsRefused: (409, "The limits cannot be adopted"),
 }
 
 

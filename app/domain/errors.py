@@ -10,7 +10,8 @@ AdvisorError
 ├─ NoAnswer              503: the model abstained, and there is no other way to say so
 ├─ Overloaded            503 with Retry-After: it could not be answered in time, nothing was done
 ├─ ShadowLogUnavailable  503 for reads; the journal keeps what is written
-├─ LimitsError           start refused; on reload the old limits stay
+├─ LimitsError           start refused; on reload the old limits stay; 422 of a proposal
+├─ LimitsRefused         409: limits cannot be adopted now, nothing was changed
 ├─ ManifestMismatch      start refused; a switch of version: 409, and the old one stays
 ├─ ModelFileError        start refused; a switch of version: 409, and the old one stays
 ├─ UnknownVersion        404; at a start: refused
@@ -70,6 +71,10 @@ class ShadowLogUnavailable(AdvisorError):
 
 class LimitsError(AdvisorError):
     """A limits file is unreadable or breaks its schema."""
+
+
+class LimitsRefused(AdvisorError):
+    """Limits cannot be adopted: others came in between, or nothing would change."""
 
 
 class ManifestMismatch(AdvisorError):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import tomllib
 from datetime import datetime, time
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -240,12 +240,42 @@ def _require_exact(value: Any) -> None:
         raise ValueError(f"an integer of {value.bit_length()} bits is beyond 2^53")
 
 
-def read_limits(path: Path) -> Limits:
-    """Limits from a file. Raises `LimitsError`."""
+def limits_text(path: Path) -> str:
+    """What a limits file says. Raises `LimitsError`."""
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise LimitsError(
             f"{path}: cannot be read: {error}; set ADVISOR_LIMITS to a limits file"
         ) from error
-    return parse_limits(text, str(path))
+
+
+def read_limits(path: Path) -> Limits:
+    """Limits from a file. Raises `LimitsError`."""
+    return parse_limits(limits_text(path), str(path))
+
+
+class Change(NamedTuple):
+    """One limit that differs; None where one side does not have it."""
+
+    name: str
+    before: Any
+    after: Any
+
+
+def changes(before: Limits, after: Limits) -> list[Change]:
+    """Every limit that differs, by its name in the file."""
+    sides = [_flat(limits.as_json()) for limits in (before, after)]
+    names = dict.fromkeys([*sides[0], *sides[1]])
+    found = [Change(name, sides[0].get(name), sides[1].get(name)) for name in names]
+    return [change for change in found if change.before != change.after]
+
+
+def _flat(document: dict[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in document.items():
+        if isinstance(value, dict):
+            flat |= {f"{name}.{field}": each for field, each in value.items()}
+        else:
+            flat[name] = value
+    return flat

@@ -98,6 +98,11 @@ class ShadowLog:
         `patience_s` counts as away; None waits for as long as the connection lives."""
         return cls(connect(url, patience_s=patience_s))
 
+    @property
+    def url(self) -> str:
+        """Where it is, password included: for a process of our own."""
+        return self.engine.url.render_as_string(hide_password=False)
+
     async def append(self, events: Sequence[Entry]) -> Appended:
         """Write a batch in one transaction; what is there already stays as it is.
 
@@ -288,6 +293,16 @@ class ShadowLog:
                 insert(tables.aliases).values(row).returning(tables.aliases)
             )
             await self._link_rows(connection, "alias", added.all())
+
+    async def add_own(self, kind: str, row: Row) -> Row:
+        """Add a row to a table of the log's own, and its link; the row as it stands. What the
+        table's constraints refuse passes as it came."""
+        own = tables.OWN_TABLES[kind]
+        async with self._linking() as connection:
+            added = await connection.execute(insert(own).values(row).returning(own))
+            rows = added.all()
+            await self._link_rows(connection, kind, rows)
+        return plain(rows[0])
 
     async def counts(self) -> dict[str, int]:
         """Rows by table."""

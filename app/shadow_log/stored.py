@@ -32,11 +32,11 @@ def within(table: Table, since: datetime | None, until: datetime | None) -> Colu
 
 
 async def stored_chunks(
-    connection: AsyncConnection, since: datetime | None, until: datetime | None
+    connection: AsyncConnection, wanted: ColumnElement[bool]
 ) -> AsyncIterator[tuple[list[Row], defaultdict[Any, list[Row]]]]:
-    """Decisions by time and id, a chunk at a time, and the advices of each."""
+    """The decisions that are wanted by time and id, a chunk at a time, and the advices of each."""
     c, advices = tables.decisions.c, tables.advices.c
-    everything = select(tables.decisions).where(within(tables.decisions, since, until))
+    everything = select(tables.decisions).where(wanted)
     async for chunk in chunks(connection, everything, c.as_of, c.decision_id):
         ids = [row["decision_id"] for row in chunk]
         times = chunk[0]["as_of"], chunk[-1]["as_of"]
@@ -52,7 +52,7 @@ async def stored(
     connection: AsyncConnection, since: datetime | None, until: datetime | None
 ) -> AsyncIterator[tuple[Row, Beside]]:
     """Decisions with what belongs to them, by time and id."""
-    async for chunk, advices in stored_chunks(connection, since, until):
+    async for chunk, advices in stored_chunks(connection, within(tables.decisions, since, until)):
         ids = [row["decision_id"] for row in chunk]
         actions, late = tables.agent_actions.c, tables.late_advices.c
         keys = [f"control:{decision_id}" for decision_id in ids]

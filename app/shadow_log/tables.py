@@ -25,7 +25,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
-REVISION = "0015"
+REVISION = "0016"
 """The schema that this release works with; a test holds it against the newest migration."""
 
 metadata = MetaData(
@@ -278,6 +278,55 @@ imported_trades = Table(
 )
 """What other programs recorded of trades: no decision was made here."""
 
+limits_proposals = Table(
+    "limits_proposals",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("profile", Text, nullable=False),
+    Column("toml", Text, nullable=False),
+    Column("hash", Text, nullable=False),
+    Column("note", Text, nullable=False),
+    Column("since", Time),
+    Column("until", Time),
+    Column("proposed_by", Text, nullable=False),
+    Column("proposed_at", Time, nullable=False, server_default=func.now()),
+)
+"""Limits that somebody would have; `profile` is empty for the general ones."""
+
+limits_reports = Table(
+    "limits_reports",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("proposal_id", BigInteger, nullable=False),
+    Column("against", Text, nullable=False),
+    Column("report", Text, nullable=False),
+    Column("seconds", Double, nullable=False),
+    Column("made_at", Time, nullable=False, server_default=func.now()),
+    Index(None, "proposal_id"),
+)
+"""What a proposal would have done to the record; `against` is the hash of what it was compared
+with."""
+
+limits_adoptions = Table(
+    "limits_adoptions",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("profile", Text, nullable=False),
+    Column("previous", BigInteger, nullable=False),
+    Column("toml", Text),
+    Column("hash", Text, nullable=False),
+    Column("file_hash", Text, nullable=False),
+    Column("proposal_id", BigInteger),
+    Column("report_id", BigInteger),
+    Column("reason", Text, nullable=False),
+    Column("changed_by", Text, nullable=False),
+    Column("changed_at", Time, nullable=False, server_default=func.now()),
+    UniqueConstraint("profile", "previous"),
+)
+"""Which limits judge in the place of a file's, each after the one before it (`previous`; 0: none);
+the newest counts where the file is the one that was replaced (`file_hash`). Without text the file
+judges again."""
+
 event_links = Table(
     "event_links",
     metadata,
@@ -379,6 +428,16 @@ OWN_KEYS = {
     "model": ("model_version", "manifest_hash"),
     "alias": ("id", "model_version"),
     "month": ("id", "month"),
+    "limits_proposal": ("id", "hash"),
+    "limits_report": ("id", "against"),
+    "limits_adoption": ("id", "hash"),
 }
 """Kinds of rows that the log links by itself: which columns are key and claim of the link."""
-OWN_TABLES = {"model": model_versions, "alias": aliases, "month": dropped_months}
+OWN_TABLES = {
+    "model": model_versions,
+    "alias": aliases,
+    "month": dropped_months,
+    "limits_proposal": limits_proposals,
+    "limits_report": limits_reports,
+    "limits_adoption": limits_adoptions,
+}

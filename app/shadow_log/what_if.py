@@ -4,19 +4,39 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
-from sqlalchemy import func, select, text
+from sqlalchemy import ColumnElement, and_, func, or_, select, text, true
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.errors import InvalidRecord
-from app.domain.what_if import Past
+from app.domain.what_if import Judge, Past, Tally
 from app.shadow_log import tables
 from app.shadow_log.database import connect, translated_errors
 from app.shadow_log.rows import Row, assemble
 from app.shadow_log.stored import stored_chunks, within
 
 Progress = Callable[[int, int], None]
+
+
+class Asked(NamedTuple):
+    """Which decisions: `since` <= as_of < `until`; of the principal `of`, or of all but `without`,
+    who have limits of their own."""
+
+    since: datetime | None = None
+    until: datetime | None = None
+    of: str | None = None
+    without: tuple[str, ...] = ()
+
+    def condition(self) -> ColumnElement[bool]:
+        """SQL over `decisions`."""
+        principal = tables.decisions.c.principal
+        whose = true() if self.of is None else principal == self.of
+        if self.without:
+            whose = and_(whose, or_(principal.is_(None), principal.not_in(self.without)))
+        return and_(within(tables.decisions, self.since, self.until), whose)
+
+
 _FATES = text(
     """
     SELECT s.decision_id, s.model_version, s.agent_approve, s.agent_r, s.advice_r,
@@ -29,13 +49,21 @@ _FATES = text(
 )
 
 
+async def tallied(
+    url: str, judge: Judge, asked: Asked, progress: Progress = lambda done, total: None
+) -> Tally:
+    """What `judge` makes of the decisions that are asked for. Raises as `pasts`."""
+    tally = Tally()
+    async for past in pasts(url, asked, progress):
+        for judged in judge.arms(past):
+            tally.add(judged)
+    return tally
+
+
 async def pasts(
-    url: str,
-    since: datetime | None,
-    until: datetime | None,
-    progress: Progress = lambda done, total: None,
+    url: str, asked: Asked, progress: Progress = lambda done, total: None
 ) -> AsyncIterator[Past]:
-    """Decisions with `since` <= as_of < `until`, oldest first. Raises `ShadowLogUnavailable`, and
+    """The decisions that are asked for, oldest first. Raises `ShadowLogUnavailable`, and
     `InvalidRecord` for a row that is no decision: `advisor verify` says what is wrong with it."""
     engine = connect(url, patience_s=None)
     try:
@@ -44,9 +72,10 @@ async def pasts(
                 await connection.execution_options(
                     isolation_level="REPEATABLE READ", postgresql_readonly=True
                 )
-                asked = select(func.count()).where(within(tables.decisions, since, until))
-                total, done = await connection.scalar(asked) or 0, 0
-                async for chunk, advices in stored_chunks(connection, since, until):
+                wanted = asked.condition()
+                counted = select(func.count()).select_from(tables.decisions).where(wanted)
+                total, done = await connection.scalar(counted) or 0, 0
+                async for chunk, advices in stored_chunks(connection, wanted):
                     fates = await _fates(connection, chunk)
                     for row in chunk:
                         done += 1

@@ -75,7 +75,7 @@ async def change_state(request: Request) -> Response:
     caller = allowed(request, Role.OPERATOR)
     service: Service = request.app.state.service
     fields = await asked.form(request)
-    _require_sure(fields)
+    asked.require_sure(fields)
     body = _checked(StateBody, {**fields, "changed_by": caller.name}, ("state", "reason"))
     change = StateChange(
         recorded_at=service.now(), state=body.state, reason=body.reason, changed_by=caller.name
@@ -91,7 +91,7 @@ async def move(request: Request, alias: str = Path(pattern=ALIAS_PATTERN)) -> Re
     caller = allowed(request, Role.OPERATOR)
     service: Service = request.app.state.service
     fields = await asked.form(request)
-    _require_sure(fields)
+    asked.require_sure(fields)
     reason = fields.get("reason", "")
     version = fields.get("model_version", "")
     if fields.get("back"):
@@ -106,11 +106,6 @@ async def move(request: Request, alias: str = Path(pattern=ALIAS_PATTERN)) -> Re
     body = _checked(AliasMove, told, ("model_version", "reason"))
     await service.serving.move(alias, body.model_version, reason=body.reason, by=caller.name)
     return RedirectResponse("/ui/models", 303)
-
-
-def _require_sure(fields: dict[str, str]) -> None:
-    if fields.get("sure") != "yes":
-        raise HTTPException(422, "tick the box that says that you are sure; nothing was changed")
 
 
 def _checked(kind: type[Body], fields: dict[str, str], names: tuple[str, ...]) -> Body:

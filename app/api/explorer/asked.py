@@ -30,8 +30,8 @@ def filters(request: Request) -> Filters:
     """The filters in an address. Raises 400 that names what cannot be read."""
     return Filters(
         symbol=_word(request, "symbol"),
-        since=_moment(request, "since"),
-        until=_moment(request, "until"),
+        since=moment("since", _word(request, "since")),
+        until=moment("until", _word(request, "until")),
         version=_word(request, "version"),
         status=_word(request, "status"),
         veto=_word(request, "veto"),
@@ -78,7 +78,7 @@ def span(request: Request, stored: tuple[datetime, datetime]) -> Span:
     return Span(newest - timedelta(days=int(written)), until, int(written))
 
 
-async def form(request: Request) -> dict[str, str]:
+async def form(request: Request, most: int = MOST_FORM_BYTES) -> dict[str, str]:
     """The fields of a form of ours. Raises 403 for one that another page sent, 413, 415."""
     if request.headers.get("origin") is None:
         raise HTTPException(403, "a form is answered when the browser says that this page sent it")
@@ -88,13 +88,19 @@ async def form(request: Request) -> dict[str, str]:
     body = b""
     async for chunk in request.stream():
         body += chunk
-        if len(body) > MOST_FORM_BYTES:
-            raise HTTPException(413, f"the form is larger than {MOST_FORM_BYTES} bytes")
+        if len(body) > most:
+            raise HTTPException(413, f"the form is larger than {most} bytes")
     try:
         fields = parse_qs(body.decode(), max_num_fields=16, errors="strict")
     except ValueError:
         raise HTTPException(400, "the form cannot be read") from None
     return {name: values[-1].strip() for name, values in fields.items()}
+
+
+def require_sure(fields: dict[str, str]) -> None:
+    """Raises 422 unless the box of a form is ticked."""
+    if fields.get("sure") != "yes":
+        raise HTTPException(422, "tick the box that says that you are sure; nothing was changed")
 
 
 def _word(request: Request, name: str) -> str | None:
@@ -104,9 +110,9 @@ def _word(request: Request, name: str) -> str | None:
     return value or None
 
 
-def _moment(request: Request, name: str) -> datetime | None:
-    written = _word(request, name)
-    if written is None:
+def moment(name: str, written: str | None) -> datetime | None:
+    """A time that was written into a field; None when it was left empty. Raises 400."""
+    if not written:
         return None
     try:
         return _utc(written)

@@ -81,6 +81,41 @@ def saved(codes: Sequence[str], values: Sequence[float | None]) -> Chart:
     }
 
 
+def gains(arms: Mapping[str, Mapping[str, Any]]) -> Chart:
+    """R a decision that other limits bring each arm, with its interval."""
+    told = {name: arm["gain_r_a_decision"] for name, arm in arms.items()}
+    known = {name: gain for name, gain in told.items() if gain is not None}
+    names = list(known)
+    bands = [
+        {"coord": [gain[end], i]}
+        for i, gain in enumerate(known.values())
+        for end in ("low", "high")
+        if gain["low"] is not None
+    ]
+    return {
+        "grid": {"left": 8, "right": 24, "top": 8, "bottom": 28, "containLabel": True},
+        "tooltip": {"trigger": "item", "renderMode": "richText"},
+        "xAxis": {"type": "value", "name": "R a decision", "nameLocation": "middle", "nameGap": 26},
+        "yAxis": {"type": "category", "data": names, "inverse": True},
+        "series": [
+            {
+                "name": "gain",
+                "type": "scatter",
+                "symbolSize": 12,
+                "color": ADVICE,
+                "data": [[round(gain["value"], 5), name] for name, gain in known.items()],
+                "markLine": {
+                    "symbol": ["rect", "rect"],
+                    "symbolSize": [2, 12],
+                    "lineStyle": {"type": "solid", "width": 2, "color": ADVICE},
+                    "label": {"show": False},
+                    "data": [list(pair) for pair in zip(bands[::2], bands[1::2], strict=True)],
+                },
+            }
+        ],
+    }
+
+
 def probabilities(labels: Sequence[str], by_version: Mapping[str, Sequence[float]]) -> Chart:
     """The probability that each version gives each action."""
     chart = _plain(labels, "probability")

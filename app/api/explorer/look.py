@@ -99,6 +99,6 @@ def page(request: Request, template: str, status: int = 200, **values: Any) -> H
         may_operate=caller is not None and caller.may(Role.OPERATOR),
         signed_in=caller is not None and caller is not OPEN,
         path=request.url.path,
-        **values,
+        **{"refresh_s": None} | values,
     )
     return HTMLResponse(content, status)

@@ -42,7 +42,9 @@ COMMANDS = [
     "alias",
     "model",
     "token",
+    "limits",
 ]
+COMMANDS += ["limits diff", "limits history", "limits adopt", "limits rollback"]
 COMMANDS += ["model import", "token create", "token list", "token rotate", "token revoke"]
 NOBODY_THERE = "postgresql://advisor:secret@127.0.0.1:1/advisor"
 

@@ -34,6 +34,7 @@ VIEWS = (
     "paper_books",
     "foretold",
     "imported",
+    "limits_history",
 )
 OUTSIDE = {f"{table}_{end}" for table in tables.PARTITIONED for end in ("before", "after")}
 
@@ -117,11 +118,13 @@ def test_every_constraint_and_index_has_a_name_of_the_convention(database_url: s
         "ix_imported_trades_as_of",
         "ix_late_advices_decision_id",
         "ix_late_advices_model_version_as_of",
+        "ix_limits_reports_proposal_id",
         "ix_outcomes_decision_id",
         "ix_rationales_decision_id",
         "ix_repetitions_decision_id",
         "ix_repetitions_model_version_recorded_at",
         "uq_event_links_producer_seq_fate",
+        "uq_limits_adoptions_profile_previous",
         "uq_model_versions_manifest_hash",
         "uq_put_aside_kind_key_payload_hash",
     }

@@ -12,7 +12,7 @@ import pytest
 from app.domain.errors import InvalidRecord
 from app.domain.what_if import Past
 from app.shadow_log.log import ShadowLog
-from app.shadow_log.what_if import pasts
+from app.shadow_log.what_if import Asked, pasts
 from tests import builders as build
 from tests.service.processes import advisor, environment
 from tests.service.running import ROOT
@@ -36,7 +36,7 @@ async def recorded(database_url: str) -> None:
 
 
 async def read(database_url: str) -> list[Past]:
-    return [past async for past in pasts(database_url, None, None)]
+    return [past async for past in pasts(database_url, Asked())]
 
 
 async def test_the_past_is_read_in_order_with_what_came_of_it(database_url: str) -> None:
@@ -47,7 +47,7 @@ async def test_the_past_is_read_in_order_with_what_came_of_it(database_url: str)
     assert first.net_pnl == -build.PLAN_RISK
     assert (second.agent_approves, second.agent_r) == (False, None)
     assert (third.agent_approves, third.agent_r) == (None, None)
-    assert [len([p async for p in pasts(database_url, TIMES[1], TIMES[2])])] == [1]
+    assert [len([p async for p in pasts(database_url, Asked(TIMES[1], TIMES[2]))])] == [1]
     assert await read(database_url) == [first, second, third]
 
 

@@ -1,0 +1,165 @@
+"""Limits: which judge, what others would do, and letting others judge."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import RedirectResponse
+from starlette.exceptions import HTTPException
+
+from app.advising.service import Service
+from app.advising.trials import RECORDED, Against
+from app.api.access import allowed
+from app.api.explorer import asked, charts
+from app.api.explorer.look import page
+from app.api.explorer.route import PageRoute
+from app.domain.limits import changes, parse_limits
+from app.domain.principal import Role
+from app.shadow_log.limits_history import LimitsHistory, Proposal
+from app.shadow_log.what_if import Asked
+
+MOST_FORM_BYTES = 131_072
+MOST_SHOWN = 100
+LONGEST_REASON = 200
+router = APIRouter(route_class=PageRoute, include_in_schema=False)
+
+
+@router.get("/ui/limits")
+async def limits(request: Request) -> Response:
+    allowed(request, Role.READER)
+    service, history = _parts(request)
+    return page(
+        request,
+        "limits",
+        in_force=service.controls.by_profile(),
+        overruled=service.controls.overruled(),
+        proposals=await history.proposals(MOST_SHOWN),
+        adoptions=await history.adoptions(most=MOST_SHOWN),
+    )
+
+
+@router.post("/ui/limits")
+async def propose(request: Request) -> Response:
+    """Keep a proposal, and try it on the record."""
+    caller = allowed(request, Role.OPERATOR)
+    service, history = _parts(request)
+    fields = await asked.form(request, MOST_FORM_BYTES)
+    profile = fields.get("profile", "")
+    if profile not in service.controls.by_profile():
+        raise HTTPException(422, f"there is no limits file of {profile!r}")
+    proposal = await history.propose(
+        profile,
+        fields.get("toml", "").replace("\r\n", "\n"),
+        note=fields.get("note", "")[:LONGEST_REASON],
+        by=caller.name,
+        since=asked.moment("since", fields.get("since")),
+        until=asked.moment("until", fields.get("until")),
+    )
+    _begin(service, proposal, fields.get("against", ""))
+    return RedirectResponse(f"/ui/limits/{proposal.id}", 303)
+
+
+@router.get("/ui/limits/{id}")
+async def proposal(id: int, request: Request) -> Response:
+    allowed(request, Role.READER)
+    service, history = _parts(request)
+    proposed = await _proposal(history, id)
+    judging = service.controls.by_profile().get(proposed.profile)
+    report = await history.report(id)
+    document: dict[str, Any] | None = None if report is None else orjson.loads(report.report)
+    tried = service.trials.of(id)
+    return page(
+        request,
+        "proposal",
+        proposal=proposed,
+        judging=judging,
+        changes=changes(judging.limits, parse_limits(proposed.toml, "the proposal"))
+        if judging
+        else [],
+        report=report,
+        document=document,
+        recorded=RECORDED,
+        gains=charts.gains(document["arms"]) if document else {},
+        trial=tried,
+        refresh_s=2 if tried is not None and tried.failed is None else None,
+    )
+
+
+@router.post("/ui/limits/{id}/trial")
+async def try_again(id: int, request: Request) -> Response:
+    allowed(request, Role.OPERATOR)
+    service, history = _parts(request)
+    fields = await asked.form(request)
+    _begin(service, await _proposal(history, id), fields.get("against", ""))
+    return RedirectResponse(f"/ui/limits/{id}", 303)
+
+
+@router.post("/ui/limits/{id}/adopt")
+async def adopt(id: int, request: Request) -> Response:
+    """Let a proposal judge, in the place of what its page was shown beside."""
+    caller = allowed(request, Role.OPERATOR)
+    service, history = _parts(request)
+    fields = await asked.form(request)
+    asked.require_sure(fields)
+    proposed = await _proposal(history, id)
+    await service.controls.adopt(
+        proposed.toml,
+        profile=proposed.profile,
+        seen=fields.get("seen", ""),
+        reason=_reason(fields),
+        by=caller.name,
+        proposal=proposed,
+    )
+    return RedirectResponse("/ui/limits", 303)
+
+
+@router.post("/ui/limits/back")
+async def roll_back(request: Request) -> Response:
+    caller = allowed(request, Role.OPERATOR)
+    service, _ = _parts(request)
+    fields = await asked.form(request)
+    asked.require_sure(fields)
+    await service.controls.roll_back(
+        profile=fields.get("profile", ""),
+        seen=fields.get("seen", ""),
+        reason=_reason(fields),
+        by=caller.name,
+    )
+    return RedirectResponse("/ui/limits", 303)
+
+
+def _parts(request: Request) -> tuple[Service, LimitsHistory]:
+    service: Service = request.app.state.service
+    return service, LimitsHistory(service.shadow_log)
+
+
+async def _proposal(history: LimitsHistory, id: int) -> Proposal:
+    proposed = await history.proposal(id) if 0 < id < 2**63 else None
+    if proposed is None:
+        raise HTTPException(404, f"there is no proposal {id}")
+    return proposed
+
+
+def _begin(service: Service, proposal: Proposal, against: str) -> None:
+    """Try a proposal on the decisions that its profile judges."""
+    judging = service.controls.by_profile()
+    in_force = judging.get(proposal.profile)
+    beside = Against()
+    if against != RECORDED and in_force is not None:
+        beside = Against(in_force.toml, in_force.hash)
+    own = tuple(name for name in judging if name)
+    asked_for = Asked(
+        proposal.since, proposal.until, proposal.profile or None, () if proposal.profile else own
+    )
+    service.trials.begin(proposal, beside, asked_for)
+
+
+def _reason(fields: dict[str, str]) -> str:
+    reason = fields.get("reason", "")
+    if not 0 < len(reason) <= LONGEST_REASON:
+        raise HTTPException(
+            422, f"say why, in at most {LONGEST_REASON} characters; nothing was changed"
+        )
+    return reason
