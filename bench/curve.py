@@ -2,35 +2,39 @@
 
 Of a configuration's training prompts ever more, evenly spread over time, and Spearman's correlation
 with the teacher on its validation prompts, which nobody trained on: of what the best approval is
-worth beyond rejecting. Three readers of the same prompts stand beside the adapter: ridge
-regressions of the teacher's number on what the frozen base makes of them (its last state, the means
-of its states by line) and, without any language model, on the numbers themselves. Nothing of the
-held-out period is read. Makes what the configuration's rebuild makes before its policy, or finds
-it.
+worth beyond rejecting, and of the adapter's answers to its questions. Three readers of the same
+prompts stand beside the adapter: ridge regressions of the teacher's number on what the frozen base
+makes of them (its last state, the means of its states by line) and, without any language model, on
+the numbers themselves. With `--seeds` each number of prompts is drawn and trained several times,
+and what is shown is the mean. Brackets are 95 % intervals, validation days drawn anew. Nothing of
+the held-out period is read. Makes what the configuration's rebuild makes before its policy, or
+finds it.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
 import typer
+from scipy.stats import spearmanr
 from sklearn.linear_model import RidgeCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from app.domain.questions import QuestionName
 from bench.history import record
-from training.arrays import Floats, Rows
+from training.arrays import DAY_S, Floats, Rows, Times
 from training.cli.options import meter
 from training.config.file import RebuildConfig, read_config
-from training.learning.algorithms.measures import rank_agreement
 from training.learning.algorithms.preferences import Preferences, preferences
 from training.learning.algorithms.problem import Problem, problem_of
+from training.learning.algorithms.run import TrainedPolicy
 from training.learning.algorithms.table import TRAINS
 from training.learning.model.base import Base
 from training.learning.model.base_pass import Encoded
@@ -39,10 +43,44 @@ from training.outcomes.labels import Labels
 from training.pipeline.rebuild import base_of, market_of, taught_by_all
 from training.scenarios.table import ScenarioSet, evenly
 from training.stages.workshop import Workshop
+from training.statistics.bootstrap import DRAWS, Estimate
 
 CONFIGS = Path("training/config")
 STRENGTHS = tuple(10.0**power for power in range(1, 7))
 NUMBERS, LINE_MEANS, LAST_STATE = "numbers", "means by line", "last state"
+ADAPTER = "adapter"
+READERS = (ADAPTER, LAST_STATE, LINE_MEANS, NUMBERS)
+QUESTIONS = tuple(question.value for question in QuestionName)
+
+
+class Point(NamedTuple):
+    """What so many prompts teach."""
+
+    prompts: int
+    ranks: dict[str, Estimate]
+    """Agreement with the teacher, by reader."""
+    questions: dict[str, float]
+    """Rank correlation of the adapter's answers, by question; none where it learns none."""
+
+    @property
+    def line(self) -> str:
+        """Of Markdown."""
+        shown = [shown_rank(self.ranks[name]) for name in READERS]
+        for name in QUESTIONS:
+            shown.append(f"{self.questions[name]:.2f}" if name in self.questions else "none")
+        return f"| {self.prompts:,} | {' | '.join(shown)} |"
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """What the history keeps."""
+        kept: dict[str, float] = {"prompts": float(self.prompts), **self.questions}
+        for name, rank in self.ranks.items():
+            kept |= {
+                f"{name}{end}": value
+                for end, value in (("", rank.value), (": low", rank.low), (": high", rank.high))
+                if value is not None
+            }
+        return kept
 
 
 def problem(config: RebuildConfig, shop: Workshop, base: Base) -> tuple[Problem, ScenarioSet]:
@@ -64,6 +102,7 @@ def problem(config: RebuildConfig, shop: Workshop, base: Base) -> tuple[Problem,
         base,
         config.targets,
         config.scenarios.seed,
+        outcomes=config.outcomes,
     )
     return given, scenarios
 
@@ -83,41 +122,103 @@ def readers(given: Problem, scenarios: ScenarioSet) -> dict[str, Floats]:
     }
 
 
-def read(inputs: Floats, given: Problem, train: Rows) -> float:
-    """Rank agreement of a ridge regression, its strength chosen within the training rows."""
-    worth = given.rewards[:, 1:].max(axis=1) - given.rewards[:, 0]
+def read(inputs: Floats, given: Problem, train: Rows) -> Floats:
+    """(M,) what a ridge regression says of the validation rows, its strength chosen within the
+    training rows."""
     model = make_pipeline(StandardScaler(), RidgeCV(STRENGTHS))
-    model.fit(inputs[train], worth[train], ridgecv__sample_weight=given.weights[train])
-    said = np.zeros((len(given.validate_rows), 2))
-    said[:, 1] = model.predict(inputs[given.validate_rows])
-    return rank_agreement(said, given.rewards[given.validate_rows])
+    worth = beyond_rejecting(given.rewards[train])
+    model.fit(inputs[train], worth, ridgecv__sample_weight=given.weights[train])
+    return np.asarray(model.predict(inputs[given.validate_rows]), np.float64)
 
 
-def tuned(config: RebuildConfig, given: Problem, train: Rows, base: Base) -> dict[str, float]:
-    """The metrics of the configuration's policy, trained on these rows."""
+def beyond_rejecting(table: Floats) -> Floats:
+    """(M,) of (M, 10): what the best approval has more than rejecting."""
+    return np.asarray(table[:, 1:].max(axis=1) - table[:, 0], np.float64)
+
+
+def agreement(said: list[Floats], worth: Floats, as_of: Times) -> Estimate:
+    """Mean of Spearman's correlations of several readers with (M,) `worth`; its interval by whole
+    days drawn with replacement, the same for all."""
+    value = _mean_rank(said, worth)
+    days = np.unique(as_of // DAY_S, return_inverse=True)[1]
+    rows_of = [np.flatnonzero(days == day) for day in range(int(days.max()) + 1)]
+    source, sampled = np.random.default_rng(0), []
+    for _ in range(DRAWS):
+        some = source.integers(0, len(rows_of), len(rows_of))
+        rows = np.concatenate([rows_of[day] for day in some])
+        sampled.append(_mean_rank([words[rows] for words in said], worth[rows]))
+    low, high = np.quantile(sampled, [0.025, 0.975])
+    return Estimate(value, float(low), float(high), len(worth))
+
+
+def _mean_rank(said: list[Floats], worth: Floats) -> float:
+    """0 for a reader that says the same of all."""
+    ranks = [
+        float(spearmanr(words, worth).statistic) if np.ptp(words) > 0 and np.ptp(worth) > 0 else 0.0
+        for words in said
+    ]
+    return float(np.mean(ranks))
+
+
+def drawn(rows: Rows, count: int, seed: int) -> Rows:
+    """So many of the rows: evenly spread the first time, at random from then on."""
+    if seed == 0:
+        return rows[evenly(len(rows), count)]
+    source = np.random.default_rng(seed)
+    return np.sort(source.choice(rows, min(count, len(rows)), replace=False))
+
+
+def tuned(
+    config: RebuildConfig, given: Problem, train: Rows, base: Base, seed: int
+) -> TrainedPolicy:
+    """The configuration's policy, trained on these rows."""
     with tempfile.TemporaryDirectory() as folder, meter(f"{len(train):,} prompts") as progress:
-        some = replace(given, train_rows=train)
         train_policy = TRAINS[config.policy.algorithm]
-        done = train_policy(
-            some, config.policy, config.adapter, base.reader, Path(folder), progress
+        return train_policy(
+            replace(given, train_rows=train),
+            config.policy.model_copy(update={"seed": config.policy.seed + seed}),
+            config.adapter,
+            base.reader,
+            Path(folder),
+            progress,
         )
-    return done.metrics
 
 
-def lines(
-    config: RebuildConfig, given: Problem, scenarios: ScenarioSet, base: Base, counts: list[int]
-) -> Iterator[tuple[int, Mapping[str, float]]]:
-    """Rank agreement by reader, and the adapter's, for every number of prompts."""
-    known = readers(given, scenarios)
+def points(
+    config: RebuildConfig,
+    given: Problem,
+    scenarios: ScenarioSet,
+    base: Base,
+    counts: list[int],
+    seeds: int,
+) -> Iterator[Point]:
+    """For every number of prompts, the fewest first."""
+    inputs, validate = readers(given, scenarios), given.validate_rows
+    worth, as_of = beyond_rejecting(given.rewards[validate]), scenarios.as_of[validate]
     for count in sorted(counts):
-        train = given.train_rows[evenly(len(given.train_rows), count)]
-        figures = {name: read(inputs, given, train) for name, inputs in known.items()}
-        yield len(train), figures | {"adapter": tuned(config, given, train, base)["rank"]}
+        rows = [drawn(given.train_rows, count, seed) for seed in range(seeds)]
+        said = {name: [read(known, given, some) for some in rows] for name, known in inputs.items()}
+        trained = [tuned(config, given, some, base, seed) for seed, some in enumerate(rows)]
+        said[ADAPTER] = [
+            beyond_rejecting(policy.answers.log_policy[validate]) for policy in trained
+        ]
+        ranks = {name: agreement(words, worth, as_of) for name, words in said.items()}
+        questions = {
+            name: float(np.mean([policy.questions[name]["rank_correlation"] for policy in trained]))
+            for name in trained[0].questions
+        }
+        yield Point(len(rows[0]), ranks, questions)
+
+
+def shown_rank(rank: Estimate) -> str:
+    """With its interval."""
+    return f"{rank.value:.2f} [{rank.low:.2f}, {rank.high:.2f}]"
 
 
 def main(
     counts: Annotated[list[int], typer.Argument(help="of training prompts, variants included")],
     config: Annotated[str, typer.Option(help="of training/config")] = "cpu",
+    seeds: Annotated[int, typer.Option(min=1, help="times each is drawn and trained")] = 1,
     overrides: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE")] = None,
 ) -> None:
     """Print the table."""
@@ -126,11 +227,12 @@ def main(
     shop = Workshop(settings.artifacts, typer.echo, meter)
     base = base_of(settings, shop)
     given, scenarios = problem(settings, shop, base)
-    typer.echo(f"| prompts | adapter | {LAST_STATE} | {LINE_MEANS} | {NUMBERS} |\n|{'---|' * 5}")
-    for count, figures in lines(settings, given, scenarios, base, counts):
-        shown = [figures[name] for name in ("adapter", LAST_STATE, LINE_MEANS, NUMBERS)]
-        typer.echo(f"| {count:,} | {' | '.join(f'{figure:.2f}' for figure in shown)} |")
-        record("curve", {"prompts": count, **figures})
+    columns = ("prompts", *READERS, *QUESTIONS)
+    typer.echo(f"{len(given.validate_rows)} validation prompts, {seeds} times each\n")
+    typer.echo(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
+    for point in points(settings, given, scenarios, base, counts, seeds):
+        typer.echo(point.line)
+        record("curve", {"seeds": float(seeds), **point.figures})
 
 
 if __name__ == "__main__":

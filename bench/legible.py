@@ -15,16 +15,27 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
 import typer
 
 from app.domain.prompt import Line, LineKind, lines_of
-from bench.curve import CONFIGS, LAST_STATE, LINE_MEANS, NUMBERS, problem, read, readers
+from bench.curve import (
+    CONFIGS,
+    LAST_STATE,
+    LINE_MEANS,
+    NUMBERS,
+    agreement,
+    beyond_rejecting,
+    problem,
+    read,
+    readers,
+    shown_rank,
+)
 from bench.history import record
-from training.arrays import Floats, Rows
+from training.arrays import Floats, Rows, Times
 from training.cli.options import meter
 from training.config.file import RebuildConfig, read_config
 from training.learning.algorithms.problem import Problem
@@ -34,6 +45,7 @@ from training.pipeline.rebuild import base_of
 from training.scenarios.table import evenly
 from training.stages.store import Artifact, Store
 from training.stages.workshop import Workshop
+from training.statistics.bootstrap import Estimate
 
 WORDS = ("very low", "low", "middle", "high", "very high")
 NUMBER = re.compile(r"\b([a-z]+) (-?\d+(?:\.\d+)?)\b")
@@ -84,22 +96,48 @@ def reread(
     return Encoded.open(made)
 
 
+class Legible(NamedTuple):
+    """How well a text can be read."""
+
+    name: str
+    tokens: float | None
+    """In the median; None of what is no text."""
+    last: Estimate
+    means: Estimate | None
+    """Agreement with the teacher from the last state, and from means by line."""
+
+    @property
+    def line(self) -> str:
+        """Of Markdown."""
+        tokens = "" if self.tokens is None else f"{self.tokens:.0f}"
+        means = "" if self.means is None else shown_rank(self.means)
+        return f"| {self.name} | {tokens} | {shown_rank(self.last)} | {means} |"
+
+
 def table(
-    given: Problem, rows: Rows, numbers: Floats, words: Encoded
-) -> list[tuple[str, float, float, float]]:
-    """Name, tokens in the median, and rank agreement by last state and by line means; `rows` are
-    those that were read again, in the order of `words`."""
-    train = np.intersect1d(given.train_rows, rows)
-    lines = []
-    for name, encoded in ((TODAY, given.encoded), (AS_WORDS, _at(given.encoded, words, rows))):
-        own = replace(given, encoded=encoded)
-        known = {
-            LAST_STATE: np.asarray(encoded.last, np.float64),
-            LINE_MEANS: np.asarray(encoded.hidden, np.float64).reshape(len(encoded), -1),
-        }
-        last, means = (read(known[reader], own, train) for reader in (LAST_STATE, LINE_MEANS))
-        lines.append((name, float(np.median(encoded.lengths[rows])), last, means))
-    return [*lines, (NUMBERS, 0.0, read(numbers, given, train), np.nan)]
+    given: Problem, rows: Rows, as_of: Times, numbers: Floats, words: Encoded
+) -> list[Legible]:
+    """Today's text, the other one, and the numbers themselves; `rows` are those that were read
+    again, in the order of `words`."""
+    train, validate = np.intersect1d(given.train_rows, rows), given.validate_rows
+    worth = beyond_rejecting(given.rewards[validate])
+
+    def rank(inputs: Floats) -> Estimate:
+        return agreement([read(inputs, given, train)], worth, as_of[validate])
+
+    texts = [
+        Legible(
+            name,
+            float(np.median(encoded.lengths[rows])),
+            rank(np.asarray(encoded.last, np.float64)),
+            rank(np.asarray(encoded.hidden, np.float64).reshape(len(encoded), -1)),
+        )
+        for name, encoded in (
+            (TODAY, given.encoded),
+            (AS_WORDS, _at(given.encoded, words, rows)),
+        )
+    ]
+    return [*texts, Legible(NUMBERS, None, rank(numbers), None)]
 
 
 def _at(encoded: Encoded, words: Encoded, rows: Rows) -> Encoded:
@@ -128,13 +166,14 @@ def main(
         other = [in_words(texts[row], edges) for row in rows]
         words = reread(other, base, settings, Path(folder), AS_WORDS)
         known = readers(given, scenarios)
-        found = table(given, rows, known[NUMBERS], words)
+        legible = table(given, rows, scenarios.as_of, known[NUMBERS], words)
+    typer.echo(f"{len(train)} training prompts, {len(given.validate_rows)} to validate\n")
     typer.echo(f"| text | tokens | {LAST_STATE} | {LINE_MEANS} |\n|{'---|' * 4}")
-    for name, tokens, last, means in found:
-        shown = ("" if np.isnan(means) else f"{means:.2f}", f"{tokens:.0f}" if tokens else "")
-        typer.echo(f"| {name} | {shown[1]} | {last:.2f} | {shown[0]} |")
-        if tokens:
-            record("legible", {"text": name, "tokens": tokens, "last": last, "means": means})
+    for text in legible:
+        typer.echo(text.line)
+        if text.tokens is not None and text.means is not None:
+            ranks = {"last": text.last.value or 0.0, "means": text.means.value or 0.0}
+            record("legible", {"text": text.name, "tokens": text.tokens, **ranks})
 
 
 if __name__ == "__main__":
