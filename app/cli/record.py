@@ -1,0 +1,172 @@
+"""The commands on the record: `verify`, `compare`, `prove`, `replay`, `retention`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from datetime import UTC, datetime
+from typing import Annotated, Any
+from uuid import UUID
+
+import typer
+from rich.progress import Progress
+
+from app.cli.options import console, database_url, say
+from app.settings import SettingsError, read_settings
+
+
+def verify(
+    sample: Annotated[int, typer.Option(help="How many findings to print.")] = 20,
+    checkpoints: Annotated[
+        str | None,
+        typer.Option(help="File or bucket of signed checkpoints to hold the log against."),
+    ] = None,
+    key: Annotated[
+        str | None, typer.Option(help="Public key (hex) that must have signed them.")
+    ] = None,
+) -> None:
+    """Re-hash and replay every stored decision, follow every chain; exit 1 when anything does not
+    match."""
+    from app.shadow_log.checkpoint import check_log, read_checkpoints
+    from app.shadow_log.places import place_at
+    from app.shadow_log.verify import verify_log
+
+    settings = read_settings()
+    signed, cut = (None, 0) if checkpoints is None else read_checkpoints(place_at(checkpoints), key)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("verifying", total=None)
+        report = asyncio.run(
+            verify_log(
+                database_url(settings),
+                lambda done, total: progress.update(task, completed=done, total=total),
+            )
+        )
+    if signed is not None:
+        asyncio.run(check_log(database_url(settings), signed, report))
+        signers = ", ".join({str(each["key"]) for each in signed}) or "nobody"
+        say(f"{len(signed)} checkpoints, signed by {signers}" + (f"; {cut} are cut" if cut else ""))
+    say(report.summary())
+    say(report.chain_summary())
+    if told := report.told_summary():
+        say(told)
+    for finding in report.findings[:sample]:
+        say(f"  {finding}")
+    raise typer.Exit(1 if report.findings else 0)
+
+
+def compare() -> None:
+    """Make the flat table that the comparing views read anew from decisions, advices and reports.
+    Whoever appends keeps it; this mends it, beside a running service."""
+    from app.shadow_log.comparisons import compare_all
+
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("comparing", total=None)
+        decisions, changed = asyncio.run(
+            compare_all(
+                database_url(read_settings(), owner=True),
+                lambda done, total: progress.update(task, completed=done, total=total),
+            )
+        )
+    say(f"{decisions:,} decisions, {changed:,} rows changed")
+
+
+def prove(
+    decision_id: Annotated[UUID, typer.Argument(help="Id of a stored decision.")],
+    checkpoints: Annotated[
+        str | None, typer.Option(help="Where checkpoints are. Default: ADVISOR_CHECKPOINTS.")
+    ] = None,
+) -> None:
+    """Print a proof that a decision is in the log as it was at a signed checkpoint, for
+    deploy/check_proof.py."""
+    from app.domain.canonical import canonical_json
+    from app.shadow_log.checkpoint import proof, read_checkpoints
+    from app.shadow_log.log import ShadowLog
+    from app.shadow_log.places import place_at
+
+    settings = read_settings()
+    place = checkpoints or settings.checkpoints
+    if place is None:
+        raise SettingsError("say where they are with --checkpoints, or set ADVISOR_CHECKPOINTS")
+    signed, _ = read_checkpoints(place_at(place))
+
+    async def made() -> dict[str, Any]:
+        log = ShadowLog.connect(database_url(settings))
+        try:
+            stored = await log.decision(decision_id)
+            if stored is None:
+                raise SettingsError(f"no decision has the id {decision_id}")
+            record = canonical_json(stored.as_json())
+            return await proof(log.engine, decision_id, record, signed)
+        finally:
+            await log.aclose()
+
+    typer.echo(json.dumps(asyncio.run(made()), indent=2))
+
+
+def replay(decision_id: Annotated[UUID, typer.Argument(help="Id of a stored decision.")]) -> None:
+    """Derive one stored decision again from its inputs and show every difference; exit 1 when there
+    is one."""
+    from app.shadow_log.log import ShadowLog
+
+    async def fetch() -> int:
+        log = ShadowLog.connect(database_url(read_settings()))
+        try:
+            stored = await log.decision(decision_id)
+        finally:
+            await log.aclose()
+        if stored is None:
+            raise SettingsError(f"no decision has the id {decision_id}")
+        before, after = stored.as_json(), stored.replayed().as_json()
+        changed = [key for key in before if before[key] != after[key]]
+        for key in changed:
+            say(
+                f"{key}:\n  stored   {json.dumps(before[key])}\n  replayed {json.dumps(after[key])}"
+            )
+        advice = stored.primary
+        say(
+            f"{stored.scenario.candidate.symbol} at {stored.scenario.as_of:%Y-%m-%d %H:%M} UTC:"
+            f" {advice.status.value}, {advice.action or 'no action'}; "
+            + ("differs" if changed else "replays to the same record")
+        )
+        return 1 if changed else 0
+
+    raise typer.Exit(asyncio.run(fetch()))
+
+
+def retention(
+    before: Annotated[
+        datetime,
+        typer.Option(formats=["%Y-%m"], metavar="YYYY-MM", help="The first month to keep, in UTC."),
+    ],
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Drop them. Without it, only show what would go.")
+    ] = False,
+) -> None:
+    """Drop the months of decisions before one; there is no way back but a backup. Without --yes,
+    only show them."""
+    from app.shadow_log.log import ShadowLog
+
+    if before.replace(tzinfo=UTC) > datetime.now(UTC):
+        raise SettingsError(
+            f"--before {before:%Y-%m} is in the future: the month under way is not for dropping"
+        )
+
+    async def months() -> dict[str, int]:
+        log = ShadowLog.connect(database_url(read_settings(), owner=True), patience_s=None)
+        try:
+            look = log.drop_months_before if yes else log.months_before
+            return await look(before.replace(tzinfo=UTC))
+        finally:
+            await log.aclose()
+
+    held = asyncio.run(months())
+    for month, decisions in held.items():
+        say(f"{month[:4]}-{month[4:]} {decisions:>12,} decisions")
+    if not held:
+        say(f"no month before {before:%Y-%m} holds decisions")
+    else:
+        done = "dropped" if yes else "nothing is dropped without --yes:"
+        say(
+            f"{done} {len(held)} month{'s' if len(held) > 1 else ''}, {sum(held.values()):,}"
+            " decisions"
+        )

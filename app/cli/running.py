@@ -1,0 +1,61 @@
+"""The commands `up`, `serve`, `writer` and `migrate`."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import Annotated
+
+import typer
+
+from app.cli.options import console, database_url
+from app.settings import read_settings
+
+PRIVATE = 0o077
+"""What a process of the service writes is for its own user."""
+
+
+def up(
+    then: Annotated[
+        str | None, typer.Option(help="Command to run once all is ready; it gets ADVISOR_URL.")
+    ] = None,
+    leave: Annotated[
+        bool, typer.Option("--exit", help="End after that command, with its status.")
+    ] = False,
+) -> None:
+    """Start Postgres and Valkey from wheels, migrate, import the small model, serve and write; stay
+    until Ctrl-C."""
+    from app.local.up import run_up
+
+    raise typer.Exit(run_up(read_settings(), then, leave))
+
+
+def serve() -> None:
+    """Serve the API on ADVISOR_HOST:ADVISOR_PORT, with Postgres at DATABASE_URL and Valkey at
+    REDIS_URL."""
+    from app.main import serve as serve_api
+
+    os.umask(PRIVATE)
+    serve_api(read_settings())
+
+
+def writer() -> None:
+    """Move events from the journal into Postgres until stopped. As many may run as are needed."""
+    from app.writer import run_writer
+
+    os.umask(PRIVATE)
+    asyncio.run(run_writer(read_settings()))
+
+
+def migrate() -> None:
+    """Bring the database at DATABASE_URL to the newest schema, and let its roles log in with
+    ADVISOR_WRITER_PASSWORD, ADVISOR_READER_PASSWORD and ADVISOR_ANALYST_PASSWORD, where they are
+    set."""
+    from app.shadow_log.logins import give_logins
+    from app.shadow_log.migrate import current, upgrade
+
+    settings = read_settings()
+    url = database_url(settings, owner=True)
+    upgrade(url)
+    give_logins(url, settings.logins)
+    console.print(f"database is at revision {current(url)}")

@@ -1,0 +1,96 @@
+"""The command `what-if`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from app.cli.options import WIDE, console, database_url, say
+from app.domain.limits import read_limits
+from app.domain.what_if import Tally
+from app.settings import read_settings
+
+
+def what_if(
+    limits: Annotated[Path, typer.Option("--limits", help="Limits to try, a TOML file.")],
+    against: Annotated[
+        Path | None,
+        typer.Option(help="Limits to compare with. Default: those each decision was made with."),
+    ] = None,
+    since: Annotated[datetime | None, typer.Option(help="First time of a decision, UTC.")] = None,
+    until: Annotated[datetime | None, typer.Option(help="Time to end before, UTC.")] = None,
+    forget_hours: Annotated[
+        float,
+        typer.Option(min=0, help="After these without a trade, losses in a row are forgotten."),
+    ] = 24.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    show: Annotated[int, typer.Option(help="How many changed decisions to print.")] = 10,
+) -> None:
+    """What other limits would have refused, approved and earned, on the record, in R. Nothing is
+    changed."""
+    from app.domain.what_if import Judge
+    from app.shadow_log.what_if import Asked, tallied
+
+    before = None if against is None else read_limits(against)
+    judge = Judge(read_limits(limits), before, timedelta(hours=forget_hours))
+    begin, end = (at and at.replace(tzinfo=at.tzinfo or UTC) for at in (since, until))
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("replaying", total=None)
+
+        def tell(done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total)
+
+        url = database_url(read_settings())
+        tally = asyncio.run(tallied(url, judge, Asked(begin, end), tell))
+    if as_json:
+        typer.echo(json.dumps(tally.as_json(), indent=2))
+    else:
+        _say_tally(tally, show)
+
+
+def _say_tally(tally: Tally, show: int) -> None:
+    """What changed, in three tables."""
+    if not tally.arms:
+        say("no decision is recorded in this span")
+        return
+    arms = Table(
+        "arm", "decisions", "approved", "R", "gain, R a decision", "grades", box=SIMPLE_HEAD
+    )
+    for name, arm in tally.arms.items():
+        gain = "" if arm.gain is None else f"{arm.gain.value:+.4f}"
+        if arm.gain is not None and arm.gain.low is not None:
+            gain += f" [{arm.gain.low:+.4f}, {arm.gain.high:+.4f}]"
+        grades = ", ".join(f"{count} {grade}" for grade, count in arm.grades.items())
+        approved = f"{arm.approved_before} -> {arm.approved_after}"
+        earned = f"{arm.r_before:+.2f} -> {arm.r_after:+.2f} (of {arm.judged})"
+        arms.add_row(name, str(arm.decisions), approved, earned, gain, grades)
+    codes = Table("veto", "refused", "R saved on the agent's orders", box=SIMPLE_HEAD)
+    for code, tallied in sorted(tally.codes.items()):
+        refused = f"{tallied.refused_before} -> {tallied.refused_after}"
+        codes.add_row(
+            code, refused, f"{tallied.r_saved_before:+.2f} -> {tallied.r_saved_after:+.2f}"
+        )
+    changed = Table("time", "symbol", "arm", "before", "after", "R", "grade", box=SIMPLE_HEAD)
+    for judged in list(tally.changed)[-show:]:
+        scenario = judged.past.decision.scenario
+        verdicts = [
+            " ".join(verdict.codes) or ("approve" if verdict.approves else "reject")
+            for verdict in (judged.before, judged.after)
+        ]
+        earned = " -> ".join("?" if r is None else f"{r:+.2f}" for r in judged[4:6])
+        when = f"{scenario.as_of:%Y-%m-%d %H:%M}"
+        changed.add_row(
+            when, scenario.candidate.symbol, judged.arm, *verdicts, earned, judged.grade
+        )
+    for table in (arms, codes, changed):
+        if table.row_count:
+            Console(width=max(WIDE, console.width)).print(table)
