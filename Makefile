@@ -12,7 +12,7 @@ WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test lines check coverage mutation hooks rebuild evaluate fuzz chaos bench load bench-train bench-gate bench-teacher bench-contest bench-deciders results test-vllm test-gateways test-nautilus sbom licences secrets containers clean
+.PHONY: help install demo up test lines check coverage mutation hooks rebuild evaluate screenshots fuzz chaos bench load bench-train bench-gate bench-teacher bench-contest bench-deciders results test-vllm test-gateways test-nautilus sbom licences secrets containers clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -51,6 +51,9 @@ fuzz: $(STAMP) ## generated requests (REQUESTS=20000), journeys and damaged file
 
 chaos: $(STAMP) ## faults under load, two replicas, two writers (ROUNDS=108 SEED=1; FAULT='Valkey emptied': that one)
 	nice $(BIN)/python -m tests.chaos --rounds $(or $(ROUNDS),108) --seed $(or $(SEED),1) $(if $(FAULT),--fault "$(FAULT)")
+
+screenshots: $(STAMP) ## pictures of the explorer of a running demo, in docs/images (Chromium must be there)
+	$(BIN)/python -m tests.service.api.explorer.screens --token $${ADVISOR_HOME:-var}/tokens/operator
 
 hooks: $(STAMP) ## let git run the checks before each commit (pre-commit)
 	$(BIN)/pre-commit install

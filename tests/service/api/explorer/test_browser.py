@@ -10,19 +10,20 @@ from pathlib import Path
 
 import pytest
 from axe_playwright_python.async_playwright import Axe
-from playwright.async_api import Browser, Page, async_playwright
+from playwright.async_api import Browser, Page, async_playwright, expect
 
 from app.advising.serving import Models
 from app.api.tokens import TokenFile
 from app.domain.principal import Role
 from app.policy.scripted import ScriptedPolicy
 from tests.service.api.explorer.test_decision import bars
-from tests.service.running import Running, drained, request, running, settings_for
+from tests.service.running import ROOT, Running, drained, request, running, settings_for
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+NARROW = (ROOT / "limits.toml").read_text().replace("max_bps = 10.0", "max_bps = 1.0")
 RULES = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]}
 
 
@@ -88,6 +89,12 @@ async def test_every_page_is_drawn_reachable_and_as_wide_as_its_window(visit: Vi
         await page.goto("/ui/decisions")
         link = page.locator("tbody a").first
         paths.append(str(await link.get_attribute("href")))
+        await page.goto("/ui/limits")
+        await page.get_by_label("Limits, TOML").fill(NARROW)
+        await page.get_by_role("button", name="Try them on the record").click()
+        await page.wait_for_url("**/ui/limits/*")
+        await page.get_by_role("heading", name="Decisions that change").wait_for()
+        paths += ["/ui/limits", page.url]
         for path in paths:
             await page.goto(path, wait_until="networkidle")
             assert await page.locator("h1").count() == 1, path
@@ -97,6 +104,7 @@ async def test_every_page_is_drawn_reachable_and_as_wide_as_its_window(visit: Vi
             assert wide <= 0, f"{path} is {wide} px wider than a window of {width}"
             found = await Axe().run(page, options=RULES)
             assert found.violations_count == 0, f"{path}, {scheme}\n{found.generate_report()}"
+        await page.goto(paths[4], wait_until="networkidle")
         assert await page.locator("[data-options]").count() == 2, "candles and probabilities"
     assert visit.complaints == []
 
@@ -114,6 +122,30 @@ async def test_an_operator_halts_with_the_keyboard_alone(visit: Visit) -> None:
     await page.keyboard.press("Enter")
     await page.wait_for_function("document.querySelector('h1').innerText.includes('HALTED')")
     assert visit.api.service.controls.state.value == "HALTED"
+    assert visit.complaints == []
+
+
+async def test_limits_come_from_a_file_and_are_adopted_with_the_keyboard(
+    visit: Visit, tmp_path: Path
+) -> None:
+    file = tmp_path / "narrow.toml"
+    file.write_text(NARROW)
+    page = await visit.page()
+    await visit.come_in(page, "/ui/limits")
+    await page.get_by_label("A file").set_input_files(file)
+    await expect(page.get_by_label("Limits, TOML")).to_have_value(NARROW)
+    await page.get_by_role("button", name="Try them on the record").focus()
+    await page.keyboard.press("Enter")
+    await page.wait_for_url("**/ui/limits/*")
+    await page.get_by_role("heading", name="Decisions that change").wait_for()
+    await page.get_by_label("Reason").focus()
+    await page.keyboard.type("spreads")
+    await page.keyboard.press("Tab")
+    await page.keyboard.press("Space")
+    await page.keyboard.press("Tab")
+    await page.keyboard.press("Enter")
+    await page.wait_for_url(visit.api.url.rstrip("/") + "/ui/limits")
+    assert visit.api.service.controls.limits.spread.max_bps == 1.0
     assert visit.complaints == []
 
 
