@@ -19,6 +19,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from app.shadow_log.database import translated_errors
 from app.shadow_log.rows import Row, plain
 
+LOOKED_THROUGH = 5_000
+"""So many decisions are searched for words at a time; the next page goes on from there."""
 MOST_LIKE_AMONG = 2_000
 """So many earlier decisions of a symbol are looked through for the nearest ones."""
 _EARNED = """
@@ -26,6 +28,12 @@ _EARNED = """
     CASE WHEN advice_approve THEN advice_r WHEN NOT advice_approve THEN 0 END AS advice_earned_r
 """
 """Who rejects earns 0 R; who abstains has no opinion. As in the view `disagreements`."""
+
+_WITH_WORDS = (
+    "(strpos(lower(s.request_id), :words) > 0 OR EXISTS (SELECT FROM decisions d"
+    " WHERE d.decision_id = s.decision_id AND d.as_of = s.as_of"
+    " AND strpos(lower(d.scenario::text), :words) > 0))"
+)
 
 
 class Place(NamedTuple):
@@ -68,18 +76,12 @@ class Filters:
             conditions.append("s.role = 'primary'")
         if self.disagree:
             conditions.append("NOT s.agree")
-        if self.words:
-            conditions.append(
-                "(strpos(lower(s.request_id), :words) > 0 OR EXISTS (SELECT FROM decisions d"
-                " WHERE d.decision_id = s.decision_id AND d.as_of = s.as_of"
-                " AND strpos(lower(d.scenario::text), :words) > 0))"
-            )
-            values["words"] = self.words.lower()
         return conditions, values
 
 
 class Page(NamedTuple):
-    """Decisions from the newest to the oldest, and where the next page begins; None at the end."""
+    """Decisions from the newest to the oldest, and where the next page begins; None at the end. A
+    page of a search for words may hold few, or none, and not be the last."""
 
     rows: list[Row]
     following: Place | None
@@ -89,8 +91,9 @@ class Explorer:
     """Questions to the log. Every method raises `ShadowLogUnavailable` in an outage, or when the
     answer takes longer than the session allows."""
 
-    def __init__(self, engine: AsyncEngine) -> None:
+    def __init__(self, engine: AsyncEngine, looked_through: int = LOOKED_THROUGH) -> None:
         self._engine = engine
+        self._looked = looked_through
 
     async def page(self, filters: Filters, after: Place | None, size: int) -> Page:
         """The `size` newest decisions that match, from the place `after` on."""
@@ -98,14 +101,49 @@ class Explorer:
         if after is not None:
             conditions.append("(s.as_of, s.decision_id) < (:after_time, :after_id)")
             values |= {"after_time": after.as_of, "after_id": after.decision_id}
+        end = None
+        if filters.words:
+            end = await self._looked_through(filters, after)
+            conditions.append(_WITH_WORDS)
+            values["words"] = filters.words.lower()
+        if end is not None:
+            conditions.append("(s.as_of, s.decision_id) >= (:end_time, :end_id)")
+            values |= {"end_time": end.as_of, "end_id": end.decision_id}
         rows = await self._ask(
             f"SELECT s.*, {_EARNED} FROM shadow_comparison s WHERE {' AND '.join(conditions)}"
             " ORDER BY s.as_of DESC, s.decision_id DESC LIMIT :size",
             values | {"size": size + 1},
         )
         last = rows[size - 1] if len(rows) > size else None
-        following = None if last is None else Place(last["as_of"], last["decision_id"])
+        following = end if last is None else Place(last["as_of"], last["decision_id"])
         return Page(rows[:size], following)
+
+    async def _looked_through(self, filters: Filters, after: Place | None) -> Place | None:
+        """How far back one search for words reaches; None is to the end."""
+        where = [("symbol = :symbol", filters.symbol), ("as_of >= :since", filters.since)]
+        where += [("as_of < :until", filters.until)]
+        conditions = [sql for sql, value in where if value is not None] or ["true"]
+        if after is not None:
+            conditions.append("(as_of, decision_id) < (:after_time, :after_id)")
+        found = await self._ask(
+            f"SELECT as_of, decision_id FROM decisions WHERE {' AND '.join(conditions)}"
+            f" ORDER BY as_of DESC, decision_id DESC OFFSET {self._looked - 1} LIMIT 1",
+            {
+                "symbol": filters.symbol,
+                "since": filters.since,
+                "until": filters.until,
+                "after_time": after and after.as_of,
+                "after_id": after and after.decision_id,
+            },
+        )
+        return Place(found[0]["as_of"], found[0]["decision_id"]) if found else None
+
+    async def asked_as(self, request_id: str) -> list[Row]:
+        """Ids of the decisions that were asked for under this id, whoever asked; two at most."""
+        return await self._ask(
+            "SELECT decision_id FROM decisions WHERE request_id = :request_id LIMIT 2",
+            {"request_id": request_id},
+        )
 
     async def span(self) -> tuple[datetime, datetime] | None:
         """Times of the oldest and the newest decision that are stored; None when there is none."""

@@ -12,6 +12,7 @@ from app.shadow_log.bar_files import Candle
 Chart = dict[str, Any]
 AGENT, ADVICE = "#8b6fd6", "#1f9d8a"
 GOOD, BAD = "#1f9d8a", "#d1495b"
+QUIET = "#8b93a5"
 _RISE_AND_FALL = {"color": GOOD, "borderColor": GOOD, "color0": BAD, "borderColor0": BAD}
 
 
@@ -92,10 +93,19 @@ def gains(arms: Mapping[str, Mapping[str, Any]]) -> Chart:
         for end in ("low", "high")
         if gain["low"] is not None
     ]
+    ends = [1.1 * band["coord"][0] for band in bands]
+    ends += [1.1 * gain["value"] for gain in known.values()]
     return {
         "grid": {"left": 8, "right": 24, "top": 8, "bottom": 28, "containLabel": True},
         "tooltip": {"trigger": "item", "renderMode": "richText"},
-        "xAxis": {"type": "value", "name": "R a decision", "nameLocation": "middle", "nameGap": 26},
+        "xAxis": {
+            "type": "value",
+            "name": "R a decision",
+            "nameLocation": "middle",
+            "nameGap": 26,
+            "min": round(min([0.0, *ends]), 3),
+            "max": round(max([0.0, *ends]), 3),
+        },
         "yAxis": {"type": "category", "data": names, "inverse": True},
         "series": [
             {
@@ -141,7 +151,10 @@ def candles(
         return {}
     times = [_minute(bar.opened_at) for bar in bars]
     at = times[_bar_at(bars, decided)]
-    lines: list[dict[str, Any]] = [{"xAxis": at, "label": {"formatter": "decided"}}]
+    label = {"formatter": "decided", "color": QUIET, "textBorderWidth": 0}
+    lines: list[dict[str, Any]] = [
+        {"xAxis": at, "label": label, "lineStyle": {"color": QUIET, "type": "dashed"}}
+    ]
     lines += [_level(arm, kind, price) for arm, kind, price in _levels(prices)]
     drawn = [price for _, _, price in _levels(prices)]
     return {

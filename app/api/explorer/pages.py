@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from itertools import groupby
-from typing import Any
 from uuid import UUID
 
+import orjson
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import FileResponse, RedirectResponse, StreamingResponse
 from starlette.exceptions import HTTPException
@@ -20,7 +20,8 @@ from app.api.explorer.look import page
 from app.api.explorer.route import STATIC, PageRoute, parts
 from app.domain.intervals import running
 from app.domain.principal import Role
-from app.shadow_log.explore import Explorer, Filters, Place
+from app.shadow_log.explore import LOOKED_THROUGH
+from app.shadow_log.rows import Row
 
 PAGE_SIZE = 50
 EXPORT_SIZE, MOST_EXPORTED = 500, 50_000
@@ -123,6 +124,9 @@ async def decisions(request: Request) -> Response:
     filters = asked.filters(request)
     if (known := _as_id(filters.words)) is not None:
         return RedirectResponse(f"/ui/decisions/{known}", 303)
+    named = await explorer.asked_as(filters.words) if filters.words else []
+    if len(named) == 1:
+        return RedirectResponse(f"/ui/decisions/{named[0]['decision_id']}", 303)
     found = await explorer.page(filters, asked.after(request), PAGE_SIZE)
     following = found.following
     return page(
@@ -137,19 +141,43 @@ async def decisions(request: Request) -> Response:
         newest=asked.address(request, "/ui/decisions", after=None),
         begins_later="after" in request.query_params,
         export=asked.address(request, "/ui/decisions.csv", after=None),
+        as_lines=asked.address(request, "/ui/decisions.jsonl", after=None),
         most=MOST_EXPORTED,
+        looked_through=LOOKED_THROUGH if filters.words else None,
     )
 
 
 @router.get("/ui/decisions.csv")
-async def export(request: Request) -> Response:
+async def as_csv(request: Request) -> Response:
+    return await _exported(request, "decisions.csv", "text/csv", ",".join(COLUMNS) + "\r\n", _csv)
+
+
+@router.get("/ui/decisions.jsonl")
+async def as_json_lines(request: Request) -> Response:
+    return await _exported(request, "decisions.jsonl", "application/jsonl", "", _json_lines)
+
+
+async def _exported(
+    request: Request, name: str, kind: str, head: str, written: Callable[[list[Row]], str]
+) -> Response:
+    """What is seen, from the newest to the oldest, page by page."""
     allowed(request, Role.READER)
     _, explorer = parts(request)
     filters = asked.filters(request)
     first = await explorer.page(filters, None, EXPORT_SIZE)
-    headers = {"Content-Disposition": 'attachment; filename="decisions.csv"'}
-    lines = _lines(explorer, filters, first.rows, first.following)
-    return StreamingResponse(lines, media_type="text/csv; charset=utf-8", headers=headers)
+
+    async def lines() -> AsyncIterator[str]:
+        yield head
+        left, page = MOST_EXPORTED, first
+        while True:
+            yield written(page.rows[:left])
+            left -= len(page.rows)
+            if page.following is None or left <= 0:
+                return
+            page = await explorer.page(filters, page.following, EXPORT_SIZE)
+
+    headers = {"Content-Disposition": f'attachment; filename="{name}"'}
+    return StreamingResponse(lines(), media_type=f"{kind}; charset=utf-8", headers=headers)
 
 
 @router.get("/ui/models")
@@ -193,21 +221,14 @@ def _as_id(words: str | None) -> UUID | None:
         return None
 
 
-async def _lines(
-    explorer: Explorer, filters: Filters, rows: list[dict[str, Any]], place: Place | None
-) -> AsyncIterator[str]:
-    """The export, page by page."""
-    yield ",".join(COLUMNS) + "\r\n"
-    written = 0
-    while rows:
-        yield _csv(rows)
-        written += len(rows)
-        if place is None or written >= MOST_EXPORTED:
-            return
-        rows, place = await explorer.page(filters, place, EXPORT_SIZE)
+def _json_lines(rows: list[Row]) -> str:
+    return "".join(
+        orjson.dumps({name: row[name] for name in COLUMNS}, option=orjson.OPT_UTC_Z).decode() + "\n"
+        for row in rows
+    )
 
 
-def _csv(rows: list[dict[str, Any]]) -> str:
+def _csv(rows: list[Row]) -> str:
     text = io.StringIO()
     writer = csv.writer(text)
     for row in rows:

@@ -71,6 +71,7 @@ def main() -> None:
         ):
             context = browser.new_context(
                 base_url=asked.url,
+                reduced_motion="reduce",
                 viewport={"width": size[0], "height": size[1]},
                 color_scheme="dark" if scheme == "dark" else "light",
             )

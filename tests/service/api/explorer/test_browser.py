@@ -149,6 +149,20 @@ async def test_limits_come_from_a_file_and_are_adopted_with_the_keyboard(
     assert visit.complaints == []
 
 
+async def test_a_view_is_kept_in_this_browser_and_forgotten(visit: Visit) -> None:
+    page = await visit.page()
+    await visit.come_in(page, "/ui/decisions?symbol=BTCUSDT&status=advised")
+    await page.get_by_role("button", name="Keep this view").click()
+    await page.goto("/ui/decisions")
+    link = page.get_by_role("link", name="symbol BTCUSDT, status advised")
+    await expect(link).to_have_attribute("href", "/ui/decisions?symbol=BTCUSDT&status=advised")
+    found = await Axe().run(page, options=RULES)
+    assert found.violations_count == 0, found.generate_report()
+    await page.get_by_role("button", name="Forget symbol BTCUSDT, status advised").click()
+    await expect(link).to_have_count(0)
+    assert visit.complaints == []
+
+
 async def test_whoever_leaves_has_to_come_in_again(visit: Visit) -> None:
     page = await visit.page()
     await visit.come_in(page, "/ui/models")

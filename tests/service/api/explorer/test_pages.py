@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import re
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -23,7 +24,8 @@ from tests.service.shadow_log.test_shadow_log_views import foretelling
 async def test_whoever_has_no_token_is_sent_to_the_form_and_learns_nothing(site: Site) -> None:
     decision = await site.decide("secret")
     for path in ("/ui", "/ui/decisions", f"/ui/decisions/{decision}", "/ui/models", "/ui/state",
-                 "/ui/decisions.csv", "/ui/nothing"):  # fmt: skip
+                 "/ui/decisions.csv", "/ui/decisions.jsonl", "/ui/limits",
+                 "/ui/nothing"):  # fmt: skip
         answer = await site.api.client.get(path)
         assert answer.status_code == 303, path
         assert answer.headers["location"].startswith("/ui/login?next=/ui"), path
@@ -194,6 +196,35 @@ async def test_pages_follow_each_other_without_loss_or_repeat(site: Site) -> Non
     assert seen == sorted(seen, reverse=True)
 
 
+async def test_a_search_for_words_goes_on_from_page_to_page(site: Site) -> None:
+    """Three decisions at a time are looked through; the two that match are both found, once."""
+    moments = [datetime.now(UTC) - timedelta(seconds=i // 2) for i in range(8)]
+    for i, moment in enumerate(moments):
+        at = moment.isoformat()
+        news = "withdrawals halted" if i in (1, 6) else "calm"
+        await site.decide(
+            f"p{i}", candidate__ts=at, market__bar_closed_at=at, candidate__news_summary=news
+        )
+    await site.stored()
+    explorer = Explorer(site.api.service.shadow_log.engine, looked_through=3)
+    place, pages = None, []
+    while True:
+        page = await explorer.page(Filters(words="Halted"), place, 4)
+        pages.append([row["request_id"] for row in page.rows])
+        place = page.following
+        if place is None:
+            break
+    assert [name for names in pages for name in names] == ["p1", "p6"]
+    assert len(pages) == 3
+
+
+async def test_a_request_id_leads_to_its_decision(site: Site) -> None:
+    decision = await site.decide("desk/7")
+    await site.stored()
+    led = await site.get("/ui/decisions?q=desk/7")
+    assert led.headers["location"] == f"/ui/decisions/{decision}"
+
+
 async def test_one_decision_shows_what_happened_and_that_it_replays(site: Site) -> None:
     before = await site.decide("before")
     decision = await traded(
@@ -232,6 +263,20 @@ async def test_an_export_holds_what_is_seen_and_no_formula(site: Site) -> None:
     assert row["request_id"] == "'=cmd()"
     assert row["agent_approve"] == "True"
     assert float(row["advice_earned_r"]) == 0
+
+
+async def test_an_export_in_json_lines_holds_the_same_rows(site: Site) -> None:
+    lost = await traded(site, "lost", -1.0)
+    await site.decide("other", candidate__symbol="ETHUSDT")
+    await site.stored()
+    answer = await site.get("/ui/decisions.jsonl?symbol=BTCUSDT")
+    assert answer.headers["content-type"].startswith("application/jsonl")
+    [row] = [json.loads(line) for line in answer.text.splitlines()]
+    assert row["decision_id"] == lost
+    assert row["agent_approve"] is True
+    assert row["control_veto_codes"] == []
+    assert len((await site.get("/ui/decisions.jsonl")).text.splitlines()) == 2
+    assert (await site.get("/ui/decisions.jsonl", "agent")).status_code == 403
 
 
 async def test_pages_say_what_a_browser_may_do(site: Site) -> None:
