@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
-from bench.gpu import Passed, base_pass, trained
+import bench.gpu
+from bench.gpu import Passed, base_pass, served, trained
 from bench.planted import ALGORITHMS, planted_problem
 from tests.policy.tiny_models import write_manifest
 from tests.training.support.planted import tiny_reader
@@ -36,3 +38,23 @@ def test_every_algorithm_is_trained_and_timed(tmp_path: Path) -> None:
     done = list(trained(given, reader, tmp_path / "made", changes))
     assert [name for name, _, _ in done] == list(ALGORITHMS)
     assert all(seconds > 0 and share <= 1 for _, seconds, share in done)
+
+
+def test_decisions_are_counted_by_how_many_were_read_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    small = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+    }
+    monkeypatch.setitem(bench.gpu.SHAPES, "135M", small)
+    monkeypatch.setattr(bench.gpu, "VOCABULARY", 64)
+    weights = 2 * (16 * 16 * 2 + 16 * 8 * 2 + 3 * 16 * 32 + 2 * 16)  # of the layers alone
+    for done in served("135M", torch.bfloat16, torch.device("cpu"), "H100", (1, 3)):
+        assert (done.shape, done.weights) == ("135M", "bfloat16")
+        assert done.per_s == pytest.approx(1000 * done.at_once / done.p50_ms)
+        flops = 2 * weights * 128 * done.at_once / (done.p50_ms / 1000)
+        assert done.used == pytest.approx(flops / 989e12)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -39,6 +39,9 @@ class RebuildConfig(Section):
 
     artifacts: Path = Path("var/artifacts")
     threads: int = Field(2, ge=1)
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="where the model is read and trained; auto: on a GPU if there is one"
+    )
     market: MarketConfig = MarketConfig()
     scenarios: ScenariosConfig = ScenariosConfig()
     outcomes: OutcomesConfig = OutcomesConfig()

@@ -150,7 +150,17 @@ def market_of(config: RebuildConfig) -> History:
 
 def base_of(config: RebuildConfig, shop: Workshop) -> Base:
     """The model that is adapted, imported when it was not yet."""
-    return Base.imported(config.encode.base, config.publish.models, config.threads, shop.tell)
+    return Base.imported(
+        config.encode.base, config.publish.models, config.threads, shop.tell, device_of(config)
+    )
+
+
+def device_of(config: RebuildConfig) -> str:
+    """Where the model is read and trained. Raises `ConfigError` for a GPU that is not there."""
+    there = torch.cuda.is_available()
+    if config.device == "cuda" and not there:
+        raise ConfigError('device is "cuda", and PyTorch finds no GPU: set device="cpu"')
+    return "cuda" if there and config.device != "cpu" else "cpu"
 
 
 def scenarios_of(

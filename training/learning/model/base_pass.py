@@ -307,23 +307,26 @@ def encode_batch(
             logits_to_keep=ends.to(device),
         )
     states = output.hidden_states[-1].float().cpu()
+    begin = len(head)
+    # (layers, 2, rows, heads, width, head size), from the device at once.
+    keys_values = torch.stack(
+        [
+            torch.stack([layer.keys[:, :, begin:], layer.values[:, :, begin:]]).half()
+            for layer in cache.layers
+        ]
+    ).cpu()
     labels = torch.tensor(reader.encoder.label_ids)
     for i, (user, mask) in enumerate(zip(ids, masks, strict=True)):
         # logits_to_keep keeps every row's end for every row: the i-th end is this row's.
         logits = output.logits[i, i].float().cpu()
         own = states[i, : len(texts[i])]
         weight = mask / mask.sum(1, keepdim=True).clamp(min=1)
-        places = slice(len(head), len(head) + len(user))
-        layers = [
-            torch.stack([layer.keys[i, :, places], layer.values[i, :, places]])
-            for layer in cache.layers
-        ]
         yield {
             "label_log_probs": torch.log_softmax(logits, -1)[labels],
             "hidden": (weight @ own).half(),
             "lines": mask.any(1),
             "last": own[-1].clone(),
-            "keys_values": torch.stack(layers).half().cpu(),
+            "keys_values": keys_values[:, :, i, :, : len(user)],
         }
 
 
