@@ -162,6 +162,7 @@ def build(settings: Settings, metrics: Metrics, models: Models | None = None) ->
             copies=settings.models_dir / ".verified",
             prompt_tokens=settings.prompt_tokens,
             threads=settings.threads,
+            engine=None if settings.engine == "auto" else settings.engine,
             max_batch=settings.max_batch,
             max_queue=settings.queue_size,
             vllm_url=settings.vllm_url,

@@ -16,7 +16,7 @@ from app.domain.actions import ACTIONS
 from app.domain.candidate import Candidate
 from app.domain.case import TradingState
 from app.domain.comparison import cohens_kappa, regime
-from app.domain.decision import Advice, AdviceStatus, Decision, Role, TextEffect
+from app.domain.decision import Advice, AdviceStatus, Decision, Engine, Role, TextEffect
 from app.domain.errors import AbstainReason
 from app.domain.event import RepetitionKind
 from app.domain.manifest import ModelManifest
@@ -163,6 +163,10 @@ class Metrics:
             "Probability on labels",
             buckets=(0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99, 1),
         )
+        self.readings = counter("readings_total", "Readings in this process", "engine")
+        self.engine_failures = counter(
+            "engine_failures_total", "Engines that were not used because they failed"
+        )
         self.backlog = gauge("journal_backlog", "Events in the stream that are not in Postgres yet")
         self.oldest = gauge("journal_oldest_seconds", "Age of the oldest event not in Postgres yet")
         self.spool_depth = gauge("spool_depth", "Events on local disk, waiting for the stream")
@@ -280,6 +284,8 @@ class Metrics:
             self.vetoes.labels(code, "control")
         for stage in Stage:
             self.stage.labels(stage)
+        for engine in Engine:
+            self.readings.labels(engine)
         for target in ("stream", "spool"):
             self.appends.labels(target)
         for cause in LossCause:
@@ -439,3 +445,9 @@ class Metrics:
 
     def labels_read(self, mass: float) -> None:
         self.label_mass.observe(mass)
+
+    def read_by(self, engine: Engine) -> None:
+        self.readings.labels(engine).inc()
+
+    def engine_failed(self) -> None:
+        self.engine_failures.inc()

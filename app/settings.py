@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from pydantic import AliasChoices, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from app.domain.decision import Engine
 from app.domain.errors import AdvisorError
 from app.domain.fields import describe
 
@@ -76,6 +77,9 @@ class Settings(BaseSettings):
     clock: Clock = Clock.WALL
     threads: int = Field(
         1, ge=1, le=256, description="torch threads; 2 or more only on a quiet host"
+    )
+    engine: Literal["auto"] | Engine = Field(
+        "auto", description="what multiplies in this process; auto: the fastest that says the same"
     )
     max_batch: int = Field(4, ge=1, le=256)
     queue_size: int = Field(64, ge=1, le=10_000)

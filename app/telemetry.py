@@ -16,7 +16,7 @@ import structlog
 
 from app.domain.candidate import Candidate
 from app.domain.case import TradingState
-from app.domain.decision import Advice, Decision, Role
+from app.domain.decision import Advice, Decision, Engine, Role
 from app.domain.event import RepetitionKind
 from app.domain.manifest import ModelManifest
 from app.domain.scenario import Fault
@@ -206,6 +206,12 @@ class Telemetry(Protocol):
     def labels_read(self, mass: float) -> None:
         """Probability that fell on the labels, 0-1."""
 
+    def read_by(self, engine: Engine) -> None:
+        """A reading in this process, and what read it."""
+
+    def engine_failed(self) -> None:
+        """An engine does not run here, or says something else than torch, and is not used."""
+
     def serving(self, versions: Iterable[tuple[ModelManifest, Role]]) -> None:
         """Exactly these versions are served from now on."""
 
@@ -261,6 +267,8 @@ class Unobserved:
     def prompts_wait(self, prompts: int) -> None: ...
     def batch_read(self, prompts: int) -> None: ...
     def labels_read(self, mass: float) -> None: ...
+    def read_by(self, engine: Engine) -> None: ...
+    def engine_failed(self) -> None: ...
     def serving(self, versions: Iterable[tuple[ModelManifest, Role]]) -> None: ...
     def version_refused(self) -> None: ...
     def limits_adopted(self, limits: Collection[tuple[str, str]]) -> None: ...

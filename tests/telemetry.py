@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from typing import Any
 
+from app.domain.decision import Engine
 from app.telemetry import LossCause, Refusal, Task, Unobserved
 
 
@@ -36,3 +37,9 @@ class Told(Unobserved):
 
     def labels_read(self, mass: float) -> None:
         self.seen["labels_read"].append(mass)
+
+    def read_by(self, engine: Engine) -> None:
+        self.seen["read_by"].append(engine)
+
+    def engine_failed(self) -> None:
+        self.seen["engine_failed"].append(None)

@@ -46,6 +46,15 @@ class Role(StrEnum):
     SHADOW = "shadow"
 
 
+class Engine(StrEnum):
+    """What multiplied the matrices of a model in this process."""
+
+    TORCH = "torch"
+    """float32, as torch comes."""
+    ONEDNN = "onednn"
+    """float32, weights laid out for oneDNN: the same numbers but for the order of sums."""
+
+
 class TextEffect(StrEnum):
     """What the prompt's text part did to the proposal, and so what the rule of both readings was
     for."""
@@ -80,6 +89,11 @@ class Reading(Record):
     questions_without_text: dict[QuestionName, tuple[float, ...]] = Field(
         default_factory=dict, exclude_if=empty, description="as `without_text`"
     )
+    engine: Engine | None = Field(
+        None,
+        exclude_if=absent,
+        description="that read; none before engines were named (`torch`), or by another process",
+    )
     exchange: Exchange | None = Field(
         None, exclude_if=absent, description="how a model elsewhere was asked; none of our own"
     )
@@ -106,7 +120,11 @@ class Reading(Record):
         """The reading without the prompt's text part; itself where the prompt has none."""
         if self.without_text is None:
             return self
-        return Reading(log_probabilities=self.without_text, questions=self.questions_without_text)
+        return Reading(
+            log_probabilities=self.without_text,
+            questions=self.questions_without_text,
+            engine=self.engine,
+        )
 
 
 class Proposal(Record):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from app.domain.decision import Engine
 from app.policy.encoding import PROMPT_TOKENS
 from app.telemetry import UNOBSERVED, Telemetry
 
@@ -24,6 +25,8 @@ class BackendOptions:
     prompt_tokens : longest prompt, head and tail included; longer ones abstain.
     threads : torch's intra-op threads. The setting is global to the process: with several models
         the last one loaded wins. One on a shared host, else the number of physical cores.
+    engine : what multiplies in this process; None takes the fastest here of those that say the
+        same.
     max_batch : most prompts in one forward pass. On a CPU a batch takes nearly as long as its rows
         one by one, so a big one buys little throughput and delays everybody in it.
     max_queue : requests that may wait for each policy, or be under way at vLLM; one more abstains
@@ -37,6 +40,7 @@ class BackendOptions:
     copies: Path | None = None
     prompt_tokens: int = PROMPT_TOKENS
     threads: int = 1
+    engine: Engine | None = None
     max_batch: int = 4
     max_queue: int = 64
     vllm_url: str | None = None

@@ -298,8 +298,10 @@ class Batcher:
             questions_without_text={
                 name: bare_answers[name] for name in wanted.questions if name in bare_answers
             },
+            engine=self.reader.engine,
         )
         self._telemetry.labels_read(reading.label_mass)
+        self._telemetry.read_by(self.reader.engine)
         wanted.answer.set_result(reading)
 
     async def _advance(self, rationale: _Rationale) -> None:

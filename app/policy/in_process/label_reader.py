@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
+from app.domain.decision import Engine
 from app.domain.errors import ModelFileError
 from app.domain.questions import QuestionName
 from app.policy.encoding import PROMPT_TOKENS, PromptEncoder
@@ -130,9 +131,10 @@ class LabelReader:
     ----------
     model : a causal LM in float32 and eval mode.
     encoder : its prompt encoder.
+    engine : what multiplies the model's matrices.
     """
 
-    def __init__(self, model: Any, encoder: PromptEncoder):
+    def __init__(self, model: Any, encoder: PromptEncoder, engine: Engine = Engine.TORCH):
         accepted = inspect.signature(model.forward).parameters
         missing = {"past_key_values", "logits_to_keep"} - accepted.keys()
         if missing:
@@ -141,6 +143,7 @@ class LabelReader:
             )
         self.model = model
         self.encoder = encoder
+        self.engine = engine
         self._alone = Branched.of(encoder, ())
         self._stop_ids = encoder.control_ids | _end_tokens(model)
         with torch.inference_mode():

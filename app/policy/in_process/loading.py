@@ -13,8 +13,8 @@ from app.policy.copies import PrivateCopies
 from app.policy.encoding import PromptEncoder
 from app.policy.in_process.adapter import Adapter
 from app.policy.in_process.batching import Batcher
+from app.policy.in_process.engines import reader_by
 from app.policy.in_process.importer import import_directory
-from app.policy.in_process.label_reader import LabelReader
 from app.policy.in_process.policy import TransformersPolicy
 from app.policy.in_process.weights import load_model
 from app.policy.options import BackendOptions
@@ -80,8 +80,9 @@ class InProcess:
         batcher = self._bases.acquire(held)
         if batcher is None:
             with self._copies.of(directory, manifest.files) as copy:
-                reader = LabelReader.load(copy, self._options.prompt_tokens)
-            batcher = self._share(held, reader)
+                encoder = PromptEncoder.from_directory(copy, self._options.prompt_tokens)
+                model = load_model(copy)
+            batcher = self._share(held, model, encoder)
         return TransformersPolicy(batcher, manifest, release=lambda: self._bases.release(held))
 
     def _manifest_of(self, directory: Path) -> ModelManifest:
@@ -119,7 +120,7 @@ class InProcess:
                     model = load_model(whole)
                 return self._merged(adapter, model, encoder, manifest)
             if batcher is None:
-                batcher = self._share(held, LabelReader(model, encoder))
+                batcher = self._share(held, model, encoder)
                 undo.callback(self._drop, held, batcher)
             batcher.try_out(adapter, manifest.calibration.asked)
             self._bases.acquire(held)  # The policy's own; what was acquired here is given back.
@@ -133,10 +134,13 @@ class InProcess:
         """An ordinary adapter in a model of its own: it changes the keys and values of every
         token."""
         adapter.merge_into(model)
-        return TransformersPolicy(Batcher(LabelReader(model, encoder), self._options), manifest)
+        return TransformersPolicy(self._batcher(model, encoder), manifest)
 
-    def _share(self, content: str, reader: LabelReader) -> Batcher:
-        batcher = Batcher(reader, self._options)
+    def _batcher(self, model: object, encoder: PromptEncoder) -> Batcher:
+        return Batcher(reader_by(self._options, model, encoder), self._options)
+
+    def _share(self, content: str, model: object, encoder: PromptEncoder) -> Batcher:
+        batcher = self._batcher(model, encoder)
         self._bases.add(content, batcher)
         return batcher
 

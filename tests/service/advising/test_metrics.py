@@ -10,7 +10,7 @@ import pytest
 from prometheus_client import generate_latest
 
 from app.domain.case import TradingState
-from app.domain.decision import Role, TextEffect
+from app.domain.decision import Engine, Role, TextEffect
 from app.domain.event import RepetitionKind
 from app.domain.scenario import Fault
 from app.metrics import ANSWERS, MAX_SYMBOLS, Metrics
@@ -172,6 +172,8 @@ OBSERVATIONS: dict[str, tuple[object, ...]] = {
     "prompts_wait": (6,),
     "batch_read": (4,),
     "labels_read": (0.97,),
+    "read_by": (Engine.ONEDNN,),
+    "engine_failed": (),
     "serving": ([(build.manifest("new"), Role.PRIMARY)],),
     "version_refused": (),
     "limits_adopted": ([("2026-11-23", build.HASH)],),

@@ -1,0 +1,80 @@
+"""Linear layers whose weights lie as oneDNN reads them fastest.
+
+torch multiplies float32 matrices with MKL on x86, which on other makers' processors does a fraction
+of what they can; oneDNN, which torch brings along, asks the processor itself. The numbers are the
+same but for the order in which they are summed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from time import thread_time
+from typing import Any
+
+import torch
+from torch import nn
+
+ROWS = 128
+"""Tokens of a usual prompt, for which the weights are laid out; any number may come."""
+TRIES = 5
+
+
+class PackedLinear(nn.Linear):
+    """A linear layer over packed weights; it keeps no others, so it can be neither trained nor
+    saved."""
+
+    def __init__(self, plain: nn.Linear) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = plain.in_features, plain.out_features
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(plain.weight.detach(), ROWS)
+        self._bias = None if plain.bias is None else plain.bias.detach()
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """input @ weight.T + bias."""
+        found: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
+            input, self._packed, self._bias, "none", [], ""
+        )
+        return found
+
+
+Plain = Mapping[str, nn.Linear]
+"""Layers by name, as they were before they were packed."""
+
+
+def pack(model: Any) -> Plain:
+    """Replace the model's linear layers, but for the vocabulary's head, by packed ones; what they
+    were is given back. Raises `RuntimeError` or `AttributeError` where this torch cannot."""
+    head = model.get_output_embeddings()
+    plain = {
+        name: module
+        for name, module in model.named_modules()
+        if type(module) is nn.Linear and module is not head
+    }
+    with torch.inference_mode():
+        packed = {name: PackedLinear(module) for name, module in plain.items()}
+    put(model, packed)
+    return plain
+
+
+def put(model: Any, layers: Mapping[str, nn.Module]) -> None:
+    """Layers in their places."""
+    for name, layer in layers.items():
+        model.set_submodule(name, layer)
+
+
+def is_faster(plain: Plain) -> bool:
+    """Whether this processor multiplies the largest of these layers faster when it is packed. Time
+    of this thread counts, so that a busy neighbour does not decide; some ten milliseconds."""
+    largest = max(plain.values(), key=lambda layer: layer.weight.numel())
+    states = torch.ones(ROWS, largest.in_features)
+    with torch.inference_mode():
+        return _least_seconds(PackedLinear(largest), states) < _least_seconds(largest, states)
+
+
+def _least_seconds(layer: nn.Module, states: torch.Tensor) -> float:
+    seconds = []
+    for _ in range(TRIES):
+        began = thread_time()
+        layer(states)
+        seconds.append(thread_time() - began)
+    return min(seconds)

@@ -1,0 +1,140 @@
+"""What each engine costs on this processor, and what it does to decisions; compare ratios.
+
+Made-up prompts one by one through every engine, in turns. Seconds are CPU time of the reading
+thread, so that a neighbour on the machine hardly counts; torch runs on one thread. With an adapter,
+prompts are read as the service reads them: by the adapter, with and without their text part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median, quantiles
+from time import thread_time
+from typing import Annotated, NamedTuple
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from app.domain.decision import Engine, Reading, cautious
+from app.domain.manifest import Calibration
+from app.domain.prompt import Prompt
+from app.policy.calibration import random_prompts
+from app.policy.encoding import PromptEncoder
+from app.policy.in_process.adapter import Adapter
+from app.policy.in_process.engines import reader_by
+from app.policy.in_process.importer import import_smollm2
+from app.policy.in_process.label_reader import Ask, LabelReader
+from app.policy.in_process.weights import load_model
+from app.policy.options import BackendOptions
+from app.policy.store import load_manifest
+from app.settings import read_settings
+from bench.history import machine, record
+
+SEED = 4711
+WARM_UP = 2
+console = Console()
+
+
+class Engaged(NamedTuple):
+    """An engine's reader, and the adapter over its model."""
+
+    reader: LabelReader
+    adapter: Adapter | None
+
+    def read(self, prompt: Prompt) -> Reading:
+        """As the service reads a prompt."""
+        encoder = self.reader.encoder
+        text = encoder.text_tokens(prompt)
+        [rows] = self.reader.answer([Ask(encoder.encode(prompt), (self.adapter,), text)])
+        whole, bare = rows[0], rows[1] if text else None
+        return Reading(log_probabilities=whole, without_text=bare)
+
+
+class Run(NamedTuple):
+    """Of one engine: seconds and reading of every prompt."""
+
+    seconds: list[float]
+    readings: list[Reading]
+
+
+def engaged(base: Path, version: Path | None) -> dict[Engine, Engaged]:
+    """Every engine that works here."""
+    encoder = PromptEncoder.from_directory(base)
+    found = {}
+    for engine in Engine:
+        reader = reader_by(BackendOptions(engine=engine), load_model(base), encoder)
+        adapter = Adapter.load(version, reader.model, encoder.tail) if version else None
+        if reader.engine is engine:
+            found[engine] = Engaged(reader, adapter)
+    return found
+
+
+def interleaved(engines: dict[Engine, Engaged], prompts: Sequence[Prompt]) -> dict[Engine, Run]:
+    """Each prompt by every engine in turn; the first ones warm up."""
+    runs: dict[Engine, Run] = {engine: Run([], []) for engine in engines}
+    for number, prompt in enumerate(prompts):
+        for engine, reads in engines.items():
+            began = thread_time()
+            reading = reads.read(prompt)
+            seconds = thread_time() - began
+            if number >= WARM_UP:
+                runs[engine].seconds.append(seconds)
+                runs[engine].readings.append(reading)
+    return runs
+
+
+def apart(run: Run, exact: Run) -> float:
+    """The largest difference of any label's log-probability (nats)."""
+    return max(
+        abs(a - b)
+        for found, expected in zip(run.readings, exact.readings, strict=True)
+        for a, b in zip(found.log_probabilities, expected.log_probabilities, strict=True)
+    )
+
+
+def equal(run: Run, exact: Run, calibration: Calibration) -> float:
+    """Share of prompts of which the same action is proposed."""
+    pairs = zip(run.readings, exact.readings, strict=True)
+    same = [cautious(a, calibration).label == cautious(b, calibration).label for a, b in pairs]
+    return sum(same) / len(same)
+
+
+def main(
+    version: Annotated[
+        Path | None, typer.Argument(help="An activated adapter over the bundled small model.")
+    ] = None,
+    prompts: Annotated[int, typer.Option(help="How many are read by every engine.")] = 40,
+) -> None:
+    """Measure on this machine."""
+    torch.set_num_threads(1)
+    base = import_smollm2(read_settings().models_dir, console.print)
+    calibration = load_manifest(version or base).calibration
+    engines = engaged(base, version)
+    runs = interleaved(engines, random_prompts(prompts + WARM_UP, SEED))
+    exact = runs[Engine.TORCH]
+    table = Table(title=f"one prompt, one thread, {machine()}", title_justify="left")
+    for heading in ("engine", "median ms", "quartiles", "of torch", "nats apart", "equal"):
+        table.add_column(heading, justify="left" if heading == "engine" else "right")
+    figures: dict[str, float | str] = {}
+    for engine, run in runs.items():
+        ratio = median(a / b for a, b in zip(run.seconds, exact.seconds, strict=True))
+        low, middle, high = (1e3 * cut for cut in quantiles(run.seconds, n=4))
+        same = equal(run, exact, calibration)
+        table.add_row(
+            engine,
+            f"{middle:.0f}",
+            f"{low:.0f}-{high:.0f}",
+            f"{ratio:.2f}",
+            f"{apart(run, exact):.1g}",
+            f"{same:.1%}",
+        )
+        figures |= {f"{engine}_ms": middle, f"{engine}_of_torch": ratio, f"{engine}_equal": same}
+    console.print(table)
+    record("engines", figures)
+
+
+if __name__ == "__main__":
+    typer.run(main)
