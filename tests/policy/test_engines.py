@@ -91,6 +91,9 @@ def test_torch_reads_where_it_is_asked_for_and_where_packing_is_no_faster(
 ) -> None:
     asked = BackendOptions(engine=Engine.TORCH)
     assert reader_by(asked, load_model(tiny_directory), tiny.encoder).engine is Engine.TORCH
+    unhurried = reader_by(BackendOptions(), load_model(tiny_directory), tiny.encoder)
+    assert unhurried.engine is Engine.TORCH, "layers so small are not worth it"
+    monkeypatch.setattr(packed, "LEAST_WEIGHTS", 0)
     monkeypatch.setattr(packed, "_least_seconds", lambda layer, states: 1.0)
     slow = reader_by(BackendOptions(), load_model(tiny_directory), tiny.encoder)
     assert slow.engine is Engine.TORCH
@@ -100,6 +103,7 @@ def test_torch_reads_where_it_is_asked_for_and_where_packing_is_no_faster(
 def test_the_fastest_is_taken_by_itself(
     tiny: LabelReader, tiny_directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(packed, "LEAST_WEIGHTS", 0)
     monkeypatch.setattr(
         packed, "_least_seconds", lambda layer, states: 1.0 - isinstance(layer, PackedLinear)
     )

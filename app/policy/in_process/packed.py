@@ -16,6 +16,8 @@ from torch import nn
 
 ROWS = 128
 """Tokens of a usual prompt, for which the weights are laid out; any number may come."""
+LEAST_WEIGHTS = 1 << 16
+"""Smaller layers take microseconds either way."""
 TRIES = 5
 
 
@@ -66,6 +68,8 @@ def is_faster(plain: Plain) -> bool:
     """Whether this processor multiplies the largest of these layers faster when it is packed. Time
     of this thread counts, so that a busy neighbour does not decide; some ten milliseconds."""
     largest = max(plain.values(), key=lambda layer: layer.weight.numel())
+    if largest.weight.numel() < LEAST_WEIGHTS:
+        return False
     states = torch.ones(ROWS, largest.in_features)
     with torch.inference_mode():
         return _least_seconds(PackedLinear(largest), states) < _least_seconds(largest, states)
