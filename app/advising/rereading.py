@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 from app.advising.advise import reading_of
 from app.advising.serving import Models
-from app.domain.decision import Advice, Decision, Reading, cautious
+from app.domain.decision import Advice, Decision, Engine, Reading, cautious
+from app.domain.manifest import Calibration
 from app.domain.prompt import PROMPT_VERSION
 
 EQUAL_NATS = 1e-3
@@ -50,7 +51,15 @@ async def _reread(models: Models, decision: Decision, advice: Advice, deadline: 
         abs(now - then)
         for now, then in zip(again.log_probabilities, advice.reading.log_probabilities, strict=True)
     )
-    action = cautious(again, advice.calibration).action.name
-    before = cautious(advice.reading, advice.calibration).action.name
-    words = f"proposes {action} again" if action == before else f"proposes {action} now"
-    return Reread(name, apart, words)
+    return Reread(name, apart, told(again, advice.reading, advice.calibration))
+
+
+def told(now: Reading, then: Reading, calibration: Calibration) -> str:
+    """What a second reading proposes, and which engines read when they were not the same."""
+    action = cautious(now, calibration).action.name
+    same = action == cautious(then, calibration).action.name
+    words = f"proposes {action} {'again' if same else 'now'}"
+    before = then.engine or Engine.TORCH  # Nothing else read before engines were named.
+    if now.engine is None or now.engine is before:
+        return words
+    return f"{words} (by {now.engine}, before by {before})"
