@@ -137,7 +137,7 @@ class Metrics:
         )
         self.comparisons = counter(
             "comparisons_total",
-            "Decisions whose control and advice are both known",
+            "Decisions whose control and advice are both known, by what came to this process",
             "symbol",
             "session",
             "regime",
@@ -146,10 +146,14 @@ class Metrics:
             "advice",
         )
         self.agreement = gauge(
-            "agreement_ratio", f"Over the last {COMPARISON_WINDOW} comparisons", "model_version"
+            "agreement_ratio",
+            f"Over the last {COMPARISON_WINDOW} comparisons of this process",
+            "model_version",
         )
         self.kappa = gauge(
-            "agreement_kappa", f"Cohen's, over the last {COMPARISON_WINDOW}", "model_version"
+            "agreement_kappa",
+            f"Cohen's, over the last {COMPARISON_WINDOW} comparisons of this process",
+            "model_version",
         )
         self.stage = histogram("stage_seconds", "Latency by stage of a decision", "stage")
         self.batch_size = histogram(
@@ -214,7 +218,8 @@ class Metrics:
         self.state = gauge("state", "1 for the trading state in force", "state")
         self.dependency = gauge("dependency_up", "1 when it answers", "dependency")
         self.unchecked = counter(
-            "reports_unchecked_total", "Reports taken while their decision could not be looked up"
+            "reports_unchecked_total",
+            "Reports that this process took while their decision could not be looked up",
         )
         self.task_up = gauge("task_up", "1 while background work of this process works", "task")
         self.task_failures = counter("task_failures_total", "Background work that raised", "task")

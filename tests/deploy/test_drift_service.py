@@ -15,6 +15,7 @@ from datetime import UTC, datetime, timedelta
 from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 
+import pytest
 import yaml
 from typer.main import get_command
 
@@ -33,6 +34,7 @@ from training.log import reading
 
 DRIFT = SERVICES["drift"]
 PORT = "8323"
+TOKEN = "advisor.metrics.of-these-tests"
 
 
 def command(**given: str) -> list[str]:
@@ -40,12 +42,22 @@ def command(**given: str) -> list[str]:
     return shlex.split(resolved(DRIFT["command"], given))
 
 
-def healthy(port: int) -> bool:
+@pytest.fixture
+def token_file(tmp_path: Path) -> Path:
+    """What Prometheus sends, as the service is given it."""
+    path = tmp_path / "metrics_token"
+    path.write_text(f"{TOKEN}\n")
+    return path
+
+
+def healthy(port: int, token_file: Path) -> bool:
     """The service's own health check, at another port, with this Python."""
     *_, script = DRIFT["healthcheck"]["test"]
-    assert script.count(PORT) == 1
     done = subprocess.run(
-        [sys.executable, "-c", script.replace(PORT, str(port))], capture_output=True, check=False
+        [sys.executable, "-c", script.replace(PORT, str(port))],
+        env={**os.environ, "ADVISOR_METRICS_TOKEN_FILE": str(token_file)},
+        capture_output=True,
+        check=False,
     )
     return done.returncode == 0
 
@@ -68,13 +80,24 @@ def test_its_command_serves_gauges_where_prometheus_asks_for_them() -> None:
     assert jobs["advisor-drift"] == [f"drift:{PORT}"]
 
 
-def test_it_is_healthy_exactly_when_its_gauges_can_be_had() -> None:
+def test_it_is_healthy_exactly_when_its_gauges_can_be_had(token_file: Path) -> None:
     with answering(200) as (port, paths):
-        assert healthy(port)
+        assert healthy(port, token_file)
     assert paths == ["/metrics"]
-    assert not healthy(port)  # Nobody listens there any more.
-    with answering(500) as (port, _):
-        assert not healthy(port)
+    assert not healthy(port, token_file)  # Nobody listens there any more.
+    for status in (401, 500):
+        with answering(status) as (port, _):
+            assert not healthy(port, token_file)
+
+
+def test_it_asks_for_the_token_that_prometheus_sends() -> None:
+    inside = DRIFT["environment"]["ADVISOR_METRICS_TOKEN_FILE"]
+    mount = f"./deploy/secrets/metrics_token:{inside}:ro"
+    assert mount in DRIFT["volumes"]
+    assert mount in SERVICES["prometheus"]["volumes"]
+    prometheus = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())
+    sent = {job["job_name"]: job["authorization"] for job in prometheus["scrape_configs"]}
+    assert sent["advisor-drift"] == {"credentials_file": inside}
 
 
 def test_a_process_without_a_handler_ends_on_sigterm_only_behind_an_init() -> None:
@@ -138,11 +161,15 @@ def test_its_image_has_what_it_imports_and_the_services_image_has_none_of_that()
 
 
 @contextmanager
-def looking(database_url: str) -> Iterator[int]:
+def looking(database_url: str, token_file: Path) -> Iterator[int]:
     """The service's process on a database; the port of its gauges."""
     port = free_port()
     words = [str(port) if word == PORT else word for word in command()]
-    environment = {**os.environ, "DATABASE_URL": database_url + AS_READER}
+    environment = {
+        **os.environ,
+        "DATABASE_URL": database_url + AS_READER,
+        "ADVISOR_METRICS_TOKEN_FILE": str(token_file),
+    }
     line = [sys.executable, "-m", "training", *words]
     with subprocess.Popen(line, env=environment, cwd=ROOT, preexec_fn=die_with_parent) as process:
         try:
@@ -203,11 +230,11 @@ async def alert_states(prometheus: Scraper) -> dict[str, str]:
 
 
 async def test_its_gauges_fill_the_dashboard_and_move_the_alert(
-    tools: Tools, database_url: str, tmp_path: Path
+    tools: Tools, database_url: str, tmp_path: Path, token_file: Path
 ) -> None:
     await fill(database_url)
-    with looking(database_url) as port:
-        async with scraping(tools, tmp_path, {"advisor-drift": port}) as prometheus:
+    with looking(database_url, token_file) as port:
+        async with scraping(tools, tmp_path, {"advisor-drift": port}, TOKEN) as prometheus:
             await until(
                 prometheus.reaches(
                     'advisor_drift_decisions{model_version="test-1", window="recent"}', 112
@@ -236,14 +263,14 @@ async def test_its_gauges_fill_the_dashboard_and_move_the_alert(
                 "AdvisorModelDrift": "pending",
                 "AdvisorDriftNotLooked": "inactive",
             }
-        assert healthy(port)
+        assert healthy(port, token_file)
 
 
 async def test_a_log_without_any_advice_is_waited_for_in_silence(
-    tools: Tools, database_url: str, tmp_path: Path
+    tools: Tools, database_url: str, tmp_path: Path, token_file: Path
 ) -> None:
-    with looking(database_url) as port:
-        async with scraping(tools, tmp_path, {"advisor-drift": port}) as prometheus:
+    with looking(database_url, token_file) as port:
+        async with scraping(tools, tmp_path, {"advisor-drift": port}, TOKEN) as prometheus:
             await until(
                 prometheus.reaches(
                     'advisor_drift_last_look_timestamp_seconds{job="advisor-drift"}', 0
@@ -253,4 +280,4 @@ async def test_a_log_without_any_advice_is_waited_for_in_silence(
                 "AdvisorModelDrift": "inactive",
                 "AdvisorDriftNotLooked": "inactive",
             }
-        assert healthy(port)
+        assert healthy(port, token_file)

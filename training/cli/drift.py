@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from prometheus_client import start_http_server
 
 from app.domain.errors import AdvisorError
 from training.cli.options import Database, chosen, console, tell
@@ -29,6 +28,14 @@ Textfile = Annotated[
 Listen = Annotated[
     int | None, typer.Option(min=1, max=65_535, help="serve gauges at this port, and stay")
 ]
+TokenFile = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="ADVISOR_METRICS_TOKEN_FILE",
+        help="with --listen: a file with the token that scrapers send; without it only this machine"
+        " can scrape",
+    ),
+]
 Every = Annotated[float, typer.Option(min=1, help="with --listen: minutes between looks")]
 
 
@@ -40,6 +47,7 @@ def drift(
     output: Json = None,
     textfile: Textfile = None,
     listen: Listen = None,
+    token_file: TokenFile = None,
     every: Every = 60.0,
 ) -> None:
     """Has the market, or the model's behaviour in it, moved away from what the model was made for?
@@ -49,6 +57,7 @@ def drift(
     number.
     """
     # scikit-learn and river take a second to load, and the light installation has neither.
+    from training.live.drift.exporter import exported
     from training.live.drift.look import observe, trained_on_rows
     from training.live.drift.show import DriftMetrics, show
 
@@ -56,7 +65,7 @@ def drift(
     trained_on = trained_on_rows(reference) if reference else None
     metrics = DriftMetrics()
     if listen is not None:
-        start_http_server(listen, registry=metrics.registry)
+        exported(metrics.registry, listen, token_file)
         tell(f"gauges at port {listen}, a look every {every:g} minutes; Ctrl-C ends it")
     while True:
         try:

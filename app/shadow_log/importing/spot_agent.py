@@ -8,7 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from shadow_advisor_client.adapters.freqtrade.request import session_of
-from shadow_advisor_client.adapters.spot_ai_agent import code_of, confidence_share
+from shadow_advisor_client.adapters.spot_ai_agent import (
+    SETUPS,
+    SNAPSHOT,
+    code_of,
+    confidence_share,
+)
 
 from app.shadow_log.importing.rows import ImportFault, rows_of
 from app.shadow_log.importing.trade import Told
@@ -17,36 +22,19 @@ from app.shadow_log.importing.values import flag, moment, number
 TRADE = {"entry_time", "exit_time", "outcome"}
 AUDIT = {"ts", "final_skip_reason"}
 REJECTION = {"timestamp", "symbol", "reason"}
-SAME = (
+NUMBERS = (
+    *SNAPSHOT,
     "score",
-    "order_flow_score",
-    "cvd",
-    "cvd_change",
-    "cvd_divergence",
-    "cvd_absorption",
-    "cvd_accumulation",
-    "taker_buy_ratio",
-    "trade_imbalance",
-    "aggressive_trade_rate",
-    "spoofing_intensity",
-    "volume_ratio",
-    "price_change_pct",
-    "spread_bps",
+    "confidence",
     "order_imbalance",
     "btc_dominance",
     "fear_greed",
     "sentiment_confidence",
-    "confidence",
-    "trend_norm",
-    "mean_rev_norm",
-    "activation_threshold",
     "di_plus",
     "di_minus",
-    "hurst",
 )
-"""Numbers that have the candidate's name."""
+"""Columns that have the candidate's name; no file has all of them."""
 RENAMED = {"rsi_14": "rsi", "adx_14": "adx", "atr_percentile": "volatility_pct"}
-SETUPS = ("trend", "mean_reversion", "counter_trend")
 
 
 def trades_of(path: Path) -> Iterator[Told | None]:
@@ -135,8 +123,9 @@ def _candidate(row: Mapping[str, Any], at: Any) -> dict[str, Any]:
     setup = row.get("setup_type") or row.get("setup_type_base")
     bias, auction = row.get("sentiment_bias"), row.get("auction_state")
     return {
-        **{name: number(row, name) for name in SAME},
+        **{name: number(row, name) for name in NUMBERS},
         **{ours: number(row, theirs) for theirs, ours in RENAMED.items()},
+        "spoofing_alert": flag(row.get("spoofing_alert")),
         "session": row.get("session") or session_of(at),
         "setup_type": setup if setup in SETUPS else "none",
         "pattern": _text(row, "pattern"),

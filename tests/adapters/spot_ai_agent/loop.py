@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import sys
 import threading
-import time
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -184,7 +183,6 @@ def main() -> None:
             bars.turn += 1
             if bars.turn > int(scans):
                 raise End
-            time.sleep(0.01)
             return True
 
     events: list[Any] = [threading.Event(), Turns()]

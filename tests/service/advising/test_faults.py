@@ -120,27 +120,40 @@ async def under_load(stack: Stack) -> AsyncIterator[Load]:
         await load.aclose()
 
 
-async def require_complete(stack: Stack, load: Load) -> None:
-    """Every answer is in Postgres exactly once, as it was given; nothing was lost or put aside."""
+async def faults(stack: Stack, load: Load) -> list[str]:
+    """What is not as it should be: every answer in Postgres exactly once, as it was given, and
+    nothing lost or put aside."""
     await stack.quiet()
-    assert sum((await losses(*(child.url for child in stack.children))).values()) == 0
-    assert dead_letters(stack.valkey.url) == []
+    lost = sum((await losses(*(child.url for child in stack.children))).values())
+    report = await verify_log(stack.database_url)
     async with stack.shadow_log() as log:
         counts = await log.counts()
-        assert (counts["decisions"], counts["advices"]) == (len(load.answers), len(load.answers))
-        assert counts["agent_actions"] == len(load.actions)
-        for key, answer in load.answers.items():
-            document = await log.get(decision_id(key))
-            assert document is not None, key
-            stored = Decision.from_json(document["decision"])
-            given = answer | {"repeated": False, "recorded": ""}
-            assert response(stored, repeated=False, recorded="") == given, key
-            assert document["record_hash"] == stored.hash()
-            reported = [load.actions[key]] if key in load.actions else []
-            assert [action["decision"] for action in document["agent_actions"]] == reported
-    report = await verify_log(stack.database_url)
-    assert report.findings == []
-    assert (report.decisions, report.reports) == (len(load.answers), len(load.actions))
+        stored = {key: await log.get(decision_id(key)) for key in load.answers}
+    expected = {
+        "events lost": (lost, 0),
+        "dead letters": (dead_letters(stack.valkey.url), []),
+        "decisions": (counts["decisions"], len(load.answers)),
+        "advices": (counts["advices"], len(load.answers)),
+        "agent's actions": (counts["agent_actions"], len(load.actions)),
+        "findings": (report.findings, []),
+        "verified": ((report.decisions, report.reports), (len(load.answers), len(load.actions))),
+    }
+    wrong = [f"{what}: {told}" for what, (told, right) in expected.items() if told != right]
+    return wrong + [key for key in load.answers if not as_given(stored[key], load, key)]
+
+
+def as_given(document: dict[str, Any] | None, load: Load, key: str) -> bool:
+    """Whether a decision is stored as it was answered, with what was reported on it."""
+    if document is None:
+        return False
+    stored = Decision.from_json(document["decision"])
+    given = load.answers[key] | {"repeated": False, "recorded": ""}
+    reported = [load.actions[key]] if key in load.actions else []
+    return (
+        response(stored, repeated=False, recorded="") == given
+        and document["record_hash"] == stored.hash()
+        and [action["decision"] for action in document["agent_actions"]] == reported
+    )
 
 
 async def test_a_writer_killed_with_a_batch_in_its_hands(stack: Stack) -> None:
@@ -162,7 +175,7 @@ async def test_a_writer_killed_with_a_batch_in_its_hands(stack: Stack) -> None:
             await load.more(50)
             await writer.restart()
     assert load.refused == 0, "the agents notice nothing"
-    await require_complete(stack, load)
+    assert await faults(stack, load) == []
 
 
 async def test_an_api_killed_in_the_middle_of_requests(stack: Stack) -> None:
@@ -174,7 +187,7 @@ async def test_an_api_killed_in_the_middle_of_requests(stack: Stack) -> None:
         again = await load.ask_again(early)
     given = [load.answers[key] | {"repeated": True, "recorded": "shadow_log"} for key in early]
     assert again == given, "an answer that was lost on its way is given again"
-    await require_complete(stack, load)
+    assert await faults(stack, load) == []
 
 
 async def test_a_postgres_that_stops_and_one_that_crashes(stack: Stack) -> None:
@@ -185,7 +198,7 @@ async def test_a_postgres_that_stops_and_one_that_crashes(stack: Stack) -> None:
             await load.more(60)
             stack.postgres.start()
     assert load.refused == 0, "the agents notice nothing"
-    await require_complete(stack, load)
+    assert await faults(stack, load) == []
 
 
 async def test_a_valkey_killed_and_an_api_killed_while_it_is_away(stack: Stack) -> None:
@@ -199,7 +212,7 @@ async def test_a_valkey_killed_and_an_api_killed_while_it_is_away(stack: Stack) 
         await load.more(60)
     recorded = {answer["recorded"] for answer in load.answers.values()}
     assert {"stream", "spool"} <= recorded, "both were needed"
-    await require_complete(stack, load)
+    assert await faults(stack, load) == []
 
 
 async def test_everything_at_once(stack: Stack) -> None:
@@ -218,7 +231,7 @@ async def test_everything_at_once(stack: Stack) -> None:
         await writer.restart()
         stack.hand_over(EVENTS, GROUP)
         await load.more(50)
-    await require_complete(stack, load)
+    assert await faults(stack, load) == []
 
 
 async def test_a_decision_that_waits_in_an_absent_stream_is_not_called_unknown(

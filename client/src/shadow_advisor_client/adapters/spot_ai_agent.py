@@ -70,7 +70,7 @@ SNAPSHOT = (
     "price_change_pct",
     "spread_bps",
 )
-"""Fields that the agent's signal snapshot has under their own names."""
+"""Fields that the agent's signal snapshot has under their own names, and its files too."""
 Returned = TypeVar("Returned")
 
 

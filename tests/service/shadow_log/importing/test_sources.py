@@ -184,6 +184,22 @@ def test_what_the_spot_agent_did_not_trade_is_a_decision_too(
     assert trade.scenario.plan.risk == pytest.approx(400 / trade.scenario.plan.entry * 6)
 
 
+def test_what_the_spot_agent_s_files_share_with_its_requests_is_read_under_the_same_names(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "audit.csv"
+    path.write_text(
+        "ts,symbol,selected_for_candidate_list,final_skip_reason,hurst,macro_score_adjustment,"
+        "order_flow_flag,spoofing_alert,rsi_14\n"
+        "2024-03-02 06:00:00,BTCUSDT,1,low,0.4,-0.5,-1,1,55\n"
+    )
+    (trade,), _ = read("spot-ai-agent", path, bars_folder(tmp_path / "bars"))
+    assert trade.scenario is not None, trade.missing
+    candidate = trade.scenario.candidate
+    assert (candidate.hurst, candidate.macro_score_adjustment, candidate.rsi) == (0.4, -0.5, 55.0)
+    assert (candidate.order_flow_flag, candidate.spoofing_alert) == (-1, True)
+
+
 def test_a_file_of_neither_kind_is_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "other.csv"
     path.write_text("a,b\n1,2\n")
