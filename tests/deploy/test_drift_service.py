@@ -129,11 +129,11 @@ def installed() -> set[str]:
 def test_its_image_has_what_it_imports_and_the_services_image_has_none_of_that() -> None:
     assert (DRIFT["build"]["target"], DRIFT["image"]) == ("trainer", SERVICES["agent"]["image"])
     (source,) = [step.flags["from"] for step in lineage("trainer") if step.name == "COPY"]
-    extras = {
-        stage: re.findall(r'"\.\[([\w,]+)\]"', " ".join(s.text for s in stages()[stage]))
+    locks = {
+        stage: re.findall(r"-r deploy/locks/(\w+)\.txt", " ".join(s.text for s in stages()[stage]))
         for stage in stages()
     }
-    assert (extras[source], extras["build"]) == (["drift"], ["model,objects"])
+    assert (locks[source], locks["build"]) == (["drift", "bars"], ["service"])
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
         "optional-dependencies"
     ]
