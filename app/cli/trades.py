@@ -39,10 +39,10 @@ def import_trades(
     from app.shadow_log.importing.imports import add, exits_told, source_named
 
     url = None if dry_run else database_url(read_settings())
-    name, trades_of = source_named(source, exits_told(stoploss, roi))
+    named = source_named(source, exits_told(stoploss, roi))
     with Progress(console=console, transient=True) as progress:
-        coverage, added = asyncio.run(add(url, name, trades_of, files, bars, progress))
-    table = Table("what", "how many", box=SIMPLE_HEAD, title=f"import of {name}")
+        coverage, added = asyncio.run(add(url, named, files, bars, progress))
+    table = Table("what", "how many", box=SIMPLE_HEAD, title=f"import of {named.name}")
     for what, count in coverage.lines():
         table.add_row(escape(what), escape(count))
     if not dry_run:

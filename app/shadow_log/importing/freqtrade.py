@@ -16,8 +16,9 @@ from shadow_advisor_client.adapters.freqtrade.request import (
     symbol_of,
 )
 
+from app.domain.errors import InvalidRecord
 from app.shadow_log.importing.rows import SQLITE, document_in, rows_of, sqlite_rows
-from app.shadow_log.importing.trade import Told
+from app.shadow_log.importing.trade import Source, Told
 from app.shadow_log.importing.values import flag, moment, number
 
 QUERY = """
@@ -30,11 +31,9 @@ FROM trades ORDER BY open_date
 """
 
 
-def trades_of(path: Path, exits: Exits | None) -> Iterator[Told | None]:
-    """Every trade of a file; None for one that is still open. `exits` are the strategy's, where the
-    file does not tell them."""
-    for row, declared in _rows(path):
-        yield _told(row, declared or exits)
+def freqtrade(exits: Exits | None) -> Source:
+    """Its files. `exits` are the strategy's, where a file does not tell them."""
+    return Source("freqtrade", _rows, lambda found: _told(found[0], found[1] or exits))
 
 
 def _rows(path: Path) -> Iterator[tuple[Mapping[str, Any], Exits | None]]:
@@ -56,8 +55,10 @@ def _told(row: Mapping[str, Any], exits: Exits | None) -> Told | None:
         moment(row.get(f"{name}_timestamp")) or moment(row.get(f"{name}_date"))
         for name in ("open", "close")
     )
-    if begin is None or end is None or flag(row.get("is_open")):
+    if begin is None or end is None or flag(row.get("is_open")) or row.get("pair") is None:
         return None
+    if not (number(row, "open_rate") and number(row, "amount")):
+        raise InvalidRecord("open_rate and amount: a trade has both")
     trade = SimpleNamespace(
         id=row.get("id") or row.get("trade_id"),
         is_short=bool(flag(row.get("is_short"))),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,62 +10,68 @@ from rich.progress import Progress
 from shadow_advisor_client.adapters.freqtrade.request import Exits
 
 from app.domain.errors import InvalidRecord
-from app.shadow_log.importing import freqtrade, spot_agent
 from app.shadow_log.importing.bars import BarsFolder
 from app.shadow_log.importing.coverage import Coverage
+from app.shadow_log.importing.freqtrade import freqtrade
 from app.shadow_log.importing.mapped import Mapped
-from app.shadow_log.importing.rows import ImportFault
+from app.shadow_log.importing.rows import ImportFault, rows_of
+from app.shadow_log.importing.spot_agent import SPOT_AGENT
 from app.shadow_log.importing.table import add_imported
-from app.shadow_log.importing.trade import ImportedTrade, Told, imported
+from app.shadow_log.importing.trade import ImportedTrade, Source, imported
 from app.shadow_log.log import ShadowLog
 
 CHUNK = 500
-FREQTRADE = "freqtrade"
-SPOT_AGENT = "spot-ai-agent"
 MAX_REASON = 160
 
 
-def source_named(
-    words: str, exits: Exits | None = None
-) -> tuple[str, Callable[[Path], Iterator[Told | None]]]:
-    """A source by its name, or by the path of a mapping file: the name its rows get, and what reads
-    a file of it. Raises `ImportFault`."""
-    if words == FREQTRADE:
-        return FREQTRADE, lambda path: freqtrade.trades_of(path, exits)
-    if words == SPOT_AGENT:
-        return SPOT_AGENT, spot_agent.trades_of
+def source_named(words: str, exits: Exits | None = None) -> Source:
+    """A source by its name, or by the path of a mapping file. Raises `ImportFault`."""
+    named = {source.name: source for source in (freqtrade(exits), SPOT_AGENT)}
+    if words in named:
+        return named[words]
     mapped = Mapped(Path(words))
-    return mapped.source, mapped.trades_of
+    return Source(mapped.source, rows_of, mapped.told)
 
 
 def read_trades(
-    source: str,
-    trades_of: Callable[[Path], Iterator[Told | None]],
-    path: Path,
-    bars: BarsFolder | None,
-    coverage: Coverage,
+    source: Source, path: Path, bars: BarsFolder | None, coverage: Coverage
 ) -> Iterator[ImportedTrade]:
-    """The trades of a file, counted in `coverage` as they pass."""
-    for told in trades_of(path):
+    """The trades of a file, counted in `coverage` as they pass, as are rows that cannot be read.
+    Raises `ImportFault`."""
+    for row in _rows(source, path):
         coverage.rows += 1
-        if told is None:
-            coverage.passed_over += 1
-            continue
-        if bars is not None:
-            told = bars.completed(told, own_rules=source == SPOT_AGENT)
         try:
+            told = source.told(row)
+            if told is None:
+                coverage.passed_over += 1
+                continue
+            if bars is not None:
+                told = bars.completed(told, own_rules=source is SPOT_AGENT)
             trade = imported(told)
         except InvalidRecord as error:
             coverage.unreadable[str(error)[:MAX_REASON]] += 1
+            continue
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            # Anybody may have written the row: what a field's own reader did not foresee.
+            coverage.unreadable[f"{type(error).__name__}: {error}"[:MAX_REASON]] += 1
             continue
         coverage.add(trade)
         yield trade
 
 
+def _rows(source: Source, path: Path) -> Iterator[Any]:
+    """Rows of a file. Whatever a library raises on its bytes is an `ImportFault`."""
+    try:
+        yield from source.rows(path)
+    except ImportFault:
+        raise
+    except Exception as error:
+        raise ImportFault(f"{path} cannot be read: {type(error).__name__}: {error}") from error
+
+
 async def add(
     url: str | None,
-    source: str,
-    trades_of: Callable[[Path], Iterator[Told | None]],
+    source: Source,
     files: Sequence[Path],
     bars: Path | None,
     progress: Progress,
@@ -84,10 +90,12 @@ async def add(
     task = progress.add_task("trades", total=None)
     try:
         for path in files:
-            trades = read_trades(source, trades_of, path, folder, coverage)
+            trades = read_trades(source, path, folder, coverage)
             for chunk in _chunks(trades):
                 if log is not None:
-                    new += await add_imported(log.engine, [row_of(source, each) for each in chunk])
+                    new += await add_imported(
+                        log.engine, [row_of(source.name, each) for each in chunk]
+                    )
                 progress.advance(task, len(chunk))
     finally:
         if log is not None:

@@ -29,7 +29,7 @@ setup_type = "trend"
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -39,7 +39,7 @@ from app.domain.control import AgentAction
 from app.domain.fields import Record
 from app.domain.outcome import Outcome
 from app.domain.scenario import Plan
-from app.shadow_log.importing.rows import ImportFault, rows_of
+from app.shadow_log.importing.rows import ImportFault
 from app.shadow_log.importing.trade import Told
 from app.shadow_log.importing.values import flag, moment
 
@@ -86,12 +86,8 @@ class Mapped:
                 )
             )
 
-    def trades_of(self, path: Path) -> Iterator[Told | None]:
-        """Every row of a table; None for one without symbol, direction or time."""
-        for row in rows_of(path):
-            yield self._told(row)
-
-    def _told(self, row: Mapping[str, Any]) -> Told | None:
+    def told(self, row: Mapping[str, Any]) -> Told | None:
+        """A row of a table; None for one without symbol, direction or time."""
         parts = {part: self._part(part, row) for part in PARTS}
         candidate = parts["candidate"]
         if any(candidate.get(name) is None for name in REQUIRED):

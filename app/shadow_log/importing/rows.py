@@ -37,6 +37,8 @@ def rows_of(path: Path) -> Iterator[dict[str, Any]]:
     else:
         raise ImportFault(f"{path}: .{ending} is not read; csv, parquet and json are")
     for row in source:
+        if not isinstance(row, dict):
+            raise ImportFault(f"{path}: {str(row)[:40]!r} is no record with names")
         yield {name: None if _is_empty(value) else value for name, value in row.items()}
 
 

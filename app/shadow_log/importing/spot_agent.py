@@ -16,7 +16,7 @@ from shadow_advisor_client.adapters.spot_ai_agent import (
 )
 
 from app.shadow_log.importing.rows import ImportFault, rows_of
-from app.shadow_log.importing.trade import Told
+from app.shadow_log.importing.trade import Source, Told
 from app.shadow_log.importing.values import flag, moment, number
 
 TRADE = {"entry_time", "exit_time", "outcome"}
@@ -37,20 +37,23 @@ NUMBERS = (
 RENAMED = {"rsi_14": "rsi", "adx_14": "adx", "atr_percentile": "volatility_pct"}
 
 
-def trades_of(path: Path) -> Iterator[Told | None]:
-    """Every row of one of the agent's files; None for a row that is no candidate."""
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Rows of one of the agent's files. Raises `ImportFault` for another one."""
     for row in rows_of(path):
-        if row.keys() >= TRADE:
-            yield _trade(row)
-        elif row.keys() >= AUDIT:
-            yield _audited(row)
-        elif row.keys() >= REJECTION:
-            yield _rejected(row)
-        else:
+        if not any(row.keys() >= columns for columns in (TRADE, AUDIT, REJECTION)):
             raise ImportFault(
                 f"{path}: has neither the columns of its trades ({', '.join(sorted(TRADE))})"
                 " nor those of its audit or its rejected trades; a mapping file reads any other"
             )
+        yield row
+
+
+def _told(row: Mapping[str, Any]) -> Told | None:
+    if row.get("symbol") is None:
+        return None
+    if row.keys() >= TRADE:
+        return _trade(row)
+    return _audited(row) if row.keys() >= AUDIT else _rejected(row)
 
 
 def _trade(row: Mapping[str, Any]) -> Told | None:
@@ -139,3 +142,6 @@ def _candidate(row: Mapping[str, Any], at: Any) -> dict[str, Any]:
 def _text(row: Mapping[str, Any], name: str) -> str | None:
     value = row.get(name)
     return None if value is None else str(value)
+
+
+SPOT_AGENT = Source("spot-ai-agent", _rows, _told)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 from uuid import UUID, uuid5
 
+from app.domain.candidate import Candidate
 from app.domain.canonical import NAMESPACE, content_hash
 from app.domain.control import AgentAction
 from app.domain.errors import InvalidRecord
@@ -27,6 +30,15 @@ class Told:
     candidate: dict[str, Any] = field(default_factory=dict)
     plan: dict[str, Any] = field(default_factory=dict)
     market: dict[str, Any] = field(default_factory=dict)
+
+
+class Source(NamedTuple):
+    """Another program: the rows of a file of its own, and what one of them tells; None where that
+    is no closed trade and no candidate."""
+
+    name: str
+    rows: Callable[[Path], Iterator[Any]]
+    told: Callable[[Any], Told | None]
 
 
 @dataclass(frozen=True)
@@ -52,8 +64,11 @@ def imported(told: Told) -> ImportedTrade:
     """The record of a row. Its id follows from what it tells of the trade: the same trade, in
     another file or told again, is the same row.
 
-    Raises `InvalidRecord`, which names the fields, where action or outcome cannot be read.
+    Raises `InvalidRecord`, which names the fields, where action or outcome cannot be read, or
+    nobody can tell what was traded.
     """
+    head = {"symbol": told.symbol, "direction": told.direction, "ts": told.as_of}
+    Candidate.from_json(head)
     action = AgentAction.from_json(_present(told.action))
     outcome = None if told.outcome is None else Outcome.from_json(_present(told.outcome))
     scenario, missing = _scenario(told)

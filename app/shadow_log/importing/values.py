@@ -31,7 +31,10 @@ def moment(value: Any, zone: ZoneInfo | None = None) -> datetime | None:
         return None
     if isinstance(value, int | float):
         seconds = value / 1000 if abs(value) >= MILLISECONDS_FROM else value
-        return datetime.fromtimestamp(seconds, UTC)
+        try:
+            return datetime.fromtimestamp(seconds, UTC)
+        except (OverflowError, OSError, ValueError):
+            return None
     try:
         told = value if isinstance(value, datetime) else datetime.fromisoformat(str(value).strip())
     except ValueError:

@@ -241,8 +241,7 @@ async def test_a_dry_run_reports_what_its_trades_earned_across_a_restart(
 
 def imported(path: Path) -> list[ImportedTrade]:
     """Trades of a file of freqtrade's own."""
-    name, trades_of = source_named("freqtrade")
-    return list(read_trades(name, trades_of, path, None, Coverage()))
+    return list(read_trades(source_named("freqtrade"), path, None, Coverage()))
 
 
 async def dry_run(

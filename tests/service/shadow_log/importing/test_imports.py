@@ -57,12 +57,12 @@ def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
 @pytest.mark.skipif(not SHARED.exists(), reason="no shared data beside the checkout")
 async def test_a_year_of_freqtrade_s_trades(database_url: str) -> None:
     path = SHARED / "agent_logs" / "freqtrade_backtest_2024.parquet"
-    name, trades_of = source_named("freqtrade", exits_told(-0.1, 0.04))
+    source = source_named("freqtrade", exits_told(-0.1, 0.04))
     with Progress(disable=True) as progress:
-        coverage, new = await add(database_url, name, trades_of, [path], SHARED / "ohlcv", progress)
+        coverage, new = await add(database_url, source, [path], SHARED / "ohlcv", progress)
         assert (coverage.rows, coverage.passed_over, coverage.unreadable) == (2804, 0, {})
         assert coverage.with_outcome == 2804
         assert coverage.complete == 2804, coverage.missing
         assert new == len({row[0] for row in rows(database_url, "SELECT import_id FROM imported")})
-        _, again = await add(database_url, name, trades_of, [path], None, progress)
+        _, again = await add(database_url, source, [path], None, progress)
     assert again == 0

@@ -37,10 +37,10 @@ def bars_folder(folder: Path) -> Path:
 def read(
     source: str, path: Path, bars: Path | None = None, exits: tuple[float, float] | None = None
 ) -> tuple[list[ImportedTrade], Coverage]:
-    name, trades_of = source_named(source, exits_told(*exits) if exits else None)
+    named = source_named(source, exits_told(*exits) if exits else None)
     coverage = Coverage()
     folder = None if bars is None else BarsFolder(bars)
-    return list(read_trades(name, trades_of, path, folder, coverage)), coverage
+    return list(read_trades(named, path, folder, coverage)), coverage
 
 
 def freqtrade_database(path: Path) -> Path:
@@ -267,6 +267,69 @@ def test_a_mapping_file_that_cannot_work_names_why(
     path.write_text(MAPPING.replace(*change))
     with pytest.raises(ImportFault, match=named):
         Mapped(path)
+
+
+TRADED_ONCE = {
+    "pair": "BTC/USDT",
+    "open_timestamp": 1709359200000,
+    "close_timestamp": 1709366400000,
+    "open_rate": 100.0,
+    "close_rate": 104.0,
+    "amount": 5.0,
+}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"pair": None},
+        {"pair": "BTC\x00/USDT"},
+        {"open_rate": None},
+        {"open_rate": 0},
+        {"amount": "many"},
+        {"orders": 7},
+    ],
+)
+def test_a_row_that_nobody_can_read_is_counted_and_the_next_one_is_read(
+    change: dict[str, object], tmp_path: Path
+) -> None:
+    path = tmp_path / "trades.json"
+    path.write_text(json.dumps([TRADED_ONCE | change, TRADED_ONCE]))
+    trades, coverage = read("freqtrade", path)
+    assert [trade.as_of for trade in trades] == [TRADED]
+    assert (coverage.rows, coverage.passed_over + coverage.unreadable.total()) == (2, 1)
+
+
+@pytest.mark.parametrize("far", [1e300, -1e300, 10**30])
+def test_a_time_that_no_calendar_has_is_none(far: float) -> None:
+    assert moment(far) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("t.json", b"{bad"),
+        ("t.json", b"[" * 100_000),
+        ("t.json", b'[1, "x", null]'),
+        ("t.json", b'{"strategy": []}'),
+        ("t.json", b'{"strategy": {"mine": {}}}'),
+        ("t.csv", b"\xff\xfe\x00a,b"),
+        ("t.csv", b"a,b\n" + b"x" * 200_000),
+        ("t.zip", b"no archive"),
+        ("t.parquet", b"PAR1"),
+        ("t.sqlite", b"no database"),
+    ],
+)
+@pytest.mark.parametrize("source", ["freqtrade", "spot-ai-agent"])
+def test_a_file_that_no_library_can_read_is_refused_by_name(
+    source: str, name: str, content: bytes, tmp_path: Path
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(ImportFault, match=name.replace(".", r"\.")):
+        read(source, path)
+    with pytest.raises(ImportFault, match=f"absent-{name}".replace(".", r"\.")):
+        read(source, tmp_path / f"absent-{name}")
 
 
 def test_values_that_say_nothing_are_none(tmp_path: Path) -> None:
