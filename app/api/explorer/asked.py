@@ -125,4 +125,7 @@ def moment(name: str, written: str | None) -> datetime | None:
 def _utc(written: str) -> datetime:
     """A time; one without a zone is UTC. Raises `ValueError`."""
     when = datetime.fromisoformat(written)
-    return when.replace(tzinfo=UTC) if when.tzinfo is None else when.astimezone(UTC)
+    try:
+        return when.replace(tzinfo=UTC) if when.tzinfo is None else when.astimezone(UTC)
+    except OverflowError:
+        raise ValueError(f"{written} is outside the years 1 to 9999 in UTC") from None

@@ -170,7 +170,8 @@ async def test_filters_find_what_they_name_and_make_addresses(site: Site) -> Non
 @pytest.mark.parametrize(
     "query",
     ["since=yesterday", "after=nowhere", "after=2024-01-01_x", "until=2024-13-01", f"q={'x' * 201}",
-     "symbol=%00"],
+     "symbol=%00", "since=0001-01-01T00:00:00%2B23:59", "until=9999-12-31T23:59:59-23:59",
+     f"after=0001-01-01T00:00:00%2B23:59_{'0' * 32}"],
 )  # fmt: skip
 async def test_a_question_that_cannot_be_read_is_told_on_a_page(site: Site, query: str) -> None:
     answer = await site.get(f"/ui/decisions?{query}")
