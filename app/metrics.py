@@ -38,6 +38,11 @@ COMPARISON_WINDOW = 1000
 MAX_SYMBOLS = 64
 ANSWERS = ("reject", "approve")
 FLIPPED = ("no", "yes")
+SECONDS = (
+    *(0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05),
+    *(0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 5, 10),
+)
+"""Bounds of what takes time."""
 
 
 class Frequent:
@@ -70,72 +75,62 @@ class Frequent:
             self._others.popitem(last=False)
 
 
+class _Maker:
+    """Metrics of one registry, all with our prefix."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+
+    def counter(self, name: str, what: str, *labels: str) -> Counter:
+        return Counter(f"advisor_{name}", what, labels, registry=self.registry)
+
+    def gauge(self, name: str, what: str, *labels: str) -> Gauge:
+        return Gauge(f"advisor_{name}", what, labels, registry=self.registry)
+
+    def histogram(
+        self, name: str, what: str, *labels: str, buckets: tuple[float, ...] = SECONDS
+    ) -> Histogram:
+        return Histogram(f"advisor_{name}", what, labels, registry=self.registry, buckets=buckets)
+
+
 class Metrics:
     """The process' metrics, on a registry of their own: `Telemetry`, counted."""
 
     def __init__(self, model_versions: Iterable[str] = ()) -> None:
-        # long: one statement per metric, and nothing else.
-        self.registry = registry = CollectorRegistry()
-        seconds = (
-            0.0005,
-            0.001,
-            0.002,
-            0.005,
-            0.01,
-            0.02,
-            0.05,
-            0.1,
-            0.2,
-            0.3,
-            0.5,
-            0.75,
-            1,
-            1.5,
-            2,
-            5,
-            10,
+        make = _Maker()
+        self.registry = make.registry
+        self._count_advice(make)
+        self._count_panel(make)
+        self._count_record(make)
+        self._count_requests(make)
+        self._show_service(make)
+        self._versions: set[str] = set()
+        self._symbols = Frequent(MAX_SYMBOLS)
+        self._compared: set[tuple[str, ...]] = set()
+        self._recent: dict[str, OrderedDict[UUID, Pair]] = {}
+        self._create_series()
+        self._stages = {stage: self.stage.labels(stage) for stage in Stage}
+        self.create_model_series(model_versions)
+
+    def _count_advice(self, make: _Maker) -> None:
+        """What was advised, and how it compares with the agent."""
+        self.decisions = make.counter("decisions_total", "Advices given", "status", "model_version")
+        self.actions = make.counter(
+            "advice_actions_total", "Final actions", "action", "model_version"
         )
-
-        def counter(name: str, what: str, *labels: str) -> Counter:
-            return Counter(f"advisor_{name}", what, labels, registry=registry)
-
-        def gauge(name: str, what: str, *labels: str) -> Gauge:
-            return Gauge(f"advisor_{name}", what, labels, registry=registry)
-
-        def histogram(
-            name: str, what: str, *labels: str, buckets: tuple[float, ...] = seconds
-        ) -> Histogram:
-            return Histogram(f"advisor_{name}", what, labels, registry=registry, buckets=buckets)
-
-        self.decisions = counter("decisions_total", "Advices given", "status", "model_version")
-        self.actions = counter("advice_actions_total", "Final actions", "action", "model_version")
-        self.abstentions = counter("abstentions_total", "Why a policy gave no proposal", "reason")
-        self.texts = counter(
+        self.abstentions = make.counter(
+            "abstentions_total", "Why a policy gave no proposal", "reason"
+        )
+        self.texts = make.counter(
             "text_effects_total",
             "Prompts with news, by what the news did to the proposal",
             "effect",
             "model_version",
         )
-        self.vetoes = counter(
+        self.vetoes = make.counter(
             "vetoes_total", "Refusals by rule; arm control is the agent's own order", "code", "arm"
         )
-        self.panel_questions = counter(
-            "panel_questions_total", "Decisions laid before deciders", "model_version", "outcome"
-        )
-        self.panel_seconds = histogram(
-            "panel_answer_seconds", "From asking a decider to its answer", "model_version"
-        )
-        self.panel_cost = counter(
-            "panel_cost_dollars_total", "What asking deciders has cost", "model_version"
-        )
-        self.panel_repetitions = counter(
-            "panel_repetitions_total",
-            "Deciders asked the same again",
-            "model_version",
-            "kind",
-            "flipped",
-        )
-        self.comparisons = counter(
+        self.comparisons = make.counter(
             "comparisons_total",
             "Decisions whose control and advice are both known, by what came to this process",
             "symbol",
@@ -145,91 +140,122 @@ class Metrics:
             "agent",
             "advice",
         )
-        self.agreement = gauge(
+        self.agreement = make.gauge(
             "agreement_ratio",
             f"Over the last {COMPARISON_WINDOW} comparisons of this process",
             "model_version",
         )
-        self.kappa = gauge(
+        self.kappa = make.gauge(
             "agreement_kappa",
             f"Cohen's, over the last {COMPARISON_WINDOW} comparisons of this process",
             "model_version",
         )
-        self.stage = histogram("stage_seconds", "Latency by stage of a decision", "stage")
-        self.batch_size = histogram(
-            "policy_batch_size", "Prompts per forward pass", buckets=(1, 2, 4, 8, 16, 32)
-        )
-        self.items = gauge("items_under_way", "Candidates let in and not answered yet")
-        self.wait = gauge("estimated_wait_seconds", "How long one more candidate would take")
-        self.queue_depth = gauge("policy_queue_depth", "Prompts waiting for the model")
-        self.label_mass = histogram(
+        self.label_mass = make.histogram(
             "label_mass",
             "Probability on labels",
             buckets=(0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99, 1),
         )
-        self.readings = counter("readings_total", "Readings in this process", "engine")
-        self.engine_failures = counter(
-            "engine_failures_total", "Engines that were not used because they failed"
+        self.stage = make.histogram("stage_seconds", "Latency by stage of a decision", "stage")
+        self.batch_size = make.histogram(
+            "policy_batch_size", "Prompts per forward pass", buckets=(1, 2, 4, 8, 16, 32)
         )
-        self.backlog = gauge("journal_backlog", "Events in the stream that are not in Postgres yet")
-        self.oldest = gauge("journal_oldest_seconds", "Age of the oldest event not in Postgres yet")
-        self.spool_depth = gauge("spool_depth", "Events on local disk, waiting for the stream")
-        self.queue_durable = gauge(
+        self.queue_depth = make.gauge("policy_queue_depth", "Prompts waiting for the model")
+
+    def _count_panel(self, make: _Maker) -> None:
+        """What deciders elsewhere were asked."""
+        self.panel_questions = make.counter(
+            "panel_questions_total", "Decisions laid before deciders", "model_version", "outcome"
+        )
+        self.panel_seconds = make.histogram(
+            "panel_answer_seconds", "From asking a decider to its answer", "model_version"
+        )
+        self.panel_cost = make.counter(
+            "panel_cost_dollars_total", "What asking deciders has cost", "model_version"
+        )
+        self.panel_repetitions = make.counter(
+            "panel_repetitions_total",
+            "Deciders asked the same again",
+            "model_version",
+            "kind",
+            "flipped",
+        )
+
+    def _count_record(self, make: _Maker) -> None:
+        """What becomes durable, and what could not."""
+        self.backlog = make.gauge(
+            "journal_backlog", "Events in the stream that are not in Postgres yet"
+        )
+        self.oldest = make.gauge(
+            "journal_oldest_seconds", "Age of the oldest event not in Postgres yet"
+        )
+        self.spool_depth = make.gauge("spool_depth", "Events on local disk, waiting for the stream")
+        self.queue_durable = make.gauge(
             "queue_durable", "1 when Valkey keeps what it confirms, 0 when not, NaN when untold"
         )
-        self.queue_memory = gauge("queue_memory_ratio", "Used share of Valkey's maxmemory")
-        self.queue_since = gauge(
+        self.queue_memory = make.gauge("queue_memory_ratio", "Used share of Valkey's maxmemory")
+        self.queue_since = make.gauge(
             "queue_memory_since_timestamp_seconds", "When what Valkey remembers began"
         )
-        self.appends = counter("journal_appends_total", "Events made durable", "target")
-        self.losses = counter(
+        self.appends = make.counter("journal_appends_total", "Events made durable", "target")
+        self.losses = make.counter(
             "losses_total", "What could not be kept, or was refused at the end", "cause"
         )
-        self.missing = gauge(
+        self.missing = make.gauge(
             "events_missing", "Numbered events that should be in Postgres and are not (writer)"
         )
-        self.writer_rows = counter("writer_rows_total", "Rows written to Postgres", "table")
-        self.writer_batch = histogram("writer_batch_seconds", "One batch, read to acknowledged")
-        self.writer_commit = gauge(
+        self.writer_rows = make.counter("writer_rows_total", "Rows written to Postgres", "table")
+        self.writer_batch = make.histogram(
+            "writer_batch_seconds", "One batch, read to acknowledged"
+        )
+        self.writer_commit = make.gauge(
             "writer_last_commit_timestamp_seconds", "When the writer last committed"
         )
-        self.requests = counter("requests_total", "HTTP requests", "route", "code")
-        self.refusals = counter("refusals_total", "Requests over a budget", "budget")
-        self.fields_left_out = counter(
+        self.unchecked = make.counter(
+            "reports_unchecked_total",
+            "Reports that this process took while their decision could not be looked up",
+        )
+
+    def _count_requests(self, make: _Maker) -> None:
+        """Who asks, and what is refused."""
+        self.items = make.gauge("items_under_way", "Candidates let in and not answered yet")
+        self.wait = make.gauge("estimated_wait_seconds", "How long one more candidate would take")
+        self.requests = make.counter("requests_total", "HTTP requests", "route", "code")
+        self.refusals = make.counter("refusals_total", "Requests over a budget", "budget")
+        self.fields_left_out = make.counter(
             "fields_left_out_total", "Fields that could not be used", "part", "fault"
         )
-        self.auth_failures = counter(
+        self.auth_failures = make.counter(
             "auth_failures_total", "Callers who could not say who they are", "reason"
         )
-        self.model_info = gauge(
+
+    def _show_service(self, make: _Maker) -> None:
+        """What is in force, and whether it works."""
+        self.model_info = make.gauge(
             "model_info",
             "1 for each version being served",
             "model_version",
             "role",
             "prompt_version",
         )
-        self.version_refusals = counter(
+        self.version_refusals = make.counter(
             "version_refusals_total", "Versions that an alias names and that did not load"
         )
-        self.limits_info = gauge("limits_info", "1 for the limits in force", "hash", "version")
-        self.limits_failures = counter(
+        self.limits_info = make.gauge("limits_info", "1 for the limits in force", "hash", "version")
+        self.limits_failures = make.counter(
             "limits_reload_failures_total", "Limits files refused on reload"
         )
-        self.state = gauge("state", "1 for the trading state in force", "state")
-        self.dependency = gauge("dependency_up", "1 when it answers", "dependency")
-        self.unchecked = counter(
-            "reports_unchecked_total",
-            "Reports that this process took while their decision could not be looked up",
+        self.state = make.gauge("state", "1 for the trading state in force", "state")
+        self.dependency = make.gauge("dependency_up", "1 when it answers", "dependency")
+        self.task_up = make.gauge(
+            "task_up", "1 while background work of this process works", "task"
         )
-        self.task_up = gauge("task_up", "1 while background work of this process works", "task")
-        self.task_failures = counter("task_failures_total", "Background work that raised", "task")
-        self._versions: set[str] = set()
-        self._symbols = Frequent(MAX_SYMBOLS)
-        self._compared: set[tuple[str, ...]] = set()
-        self._recent: dict[str, OrderedDict[UUID, Pair]] = {}
-        self._create_series()
-        self._stages = {stage: self.stage.labels(stage) for stage in Stage}
-        self.create_model_series(model_versions)
+        self.task_failures = make.counter(
+            "task_failures_total", "Background work that raised", "task"
+        )
+        self.readings = make.counter("readings_total", "Readings in this process", "engine")
+        self.engine_failures = make.counter(
+            "engine_failures_total", "Engines that were not used because they failed"
+        )
 
     def serving(self, versions: Iterable[tuple[ModelManifest, Role]]) -> None:
         """Versions that are new to this process get their series, at zero."""
