@@ -12,7 +12,7 @@ WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test lines check coverage mutation hooks rebuild evaluate screenshots fuzz chaos bench load bench-train bench-gate bench-teacher bench-contest bench-deciders results test-vllm test-gateways test-nautilus locks sbom licences secrets containers clean
+.PHONY: help install demo up test lines check coverage mutation hooks rebuild evaluate screenshots fuzz chaos bench bench-compare load bench-train bench-gate bench-teacher bench-contest bench-deciders results test-vllm test-gateways test-nautilus locks sbom licences secrets containers clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -74,9 +74,15 @@ rebuild: $(STAMP) ## train a policy from bars, stage by stage (CONFIG=bundled; S
 evaluate: $(STAMP) ## judge it on the held-out period: arms, gate, report (CONFIG, SET as for rebuild)
 	$(BIN)/advisor-train evaluate --config $(or $(CONFIG),bundled) $(foreach one,$(SET),--set '$(one)')
 
-bench: $(STAMP) ## overhead of /advise, vetoes, journal; the model through the service against bare forward passes; the client's submit
+bench: $(STAMP) ## overhead of /advise, vetoes, journal; the model through the service against bare forward passes; the client's submit; the writer against COPY; people's questions; then all in one table
 	$(BIN)/python -m bench.service
 	$(BIN)/python -m bench.client
+	$(BIN)/python -m bench.ingest
+	$(BIN)/python -m bench.questions
+	-$(BIN)/python -m bench.compare
+
+bench-compare: $(STAMP) ## the newest run of each bench in one table; fails where one got slower than its own history explains
+	$(BIN)/python -m bench.compare
 
 load: $(STAMP) ## three times the sustainable rate against a running service, and its memory (a few minutes)
 	$(BIN)/python -m bench.overload

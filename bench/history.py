@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import platform
+import statistics
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,13 @@ def record(bench: str, figures: Mapping[str, float | str], file: Path = HISTORY)
     }
     with file.open("a", encoding="utf-8") as history:
         history.write(json.dumps(line, allow_nan=False) + "\n")
+
+
+def repeated(name: str, values: Sequence[float]) -> dict[str, float]:
+    """A figure that was measured several times: the median, and the distance between the worst and
+    the best over it."""
+    median = statistics.median(values)
+    return {name: median, f"{name}_spread": (max(values) - min(values)) / median}
 
 
 def commit(folder: Path = HISTORY.parent) -> str | None:

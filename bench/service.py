@@ -49,11 +49,12 @@ from app.local.servers import EmbeddedPostgres, EmbeddedValkey, die_with_parent,
 from app.policy.scripted import reading_of
 from app.schemas import EXAMPLE, AdviseRequest
 from app.shadow_log.migrate import upgrade
-from bench.history import record
+from bench.history import record, repeated
 from bench.load import Load, load
 
 ROOT = Path(__file__).parents[1]
 BATCH = 4
+REPEATS = 3
 console = Console()
 
 
@@ -146,10 +147,16 @@ async def bench_journal(redis_url: str, appends: int) -> tuple[Load, Load]:
 
 
 class Served(NamedTuple):
-    """Where a service answers, and whom."""
+    """Where a service answers, and whom; its process."""
 
     url: str
     token: str
+    pid: int
+
+    def cpu_s(self) -> float:
+        """Seconds of CPU that the process has taken."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
 
 
 @contextmanager
@@ -187,7 +194,7 @@ def serving(environment: dict[str, str], **more: str) -> Iterator[Served]:
             except httpx.TransportError:
                 if process.poll() is not None or monotonic() > deadline:
                     raise
-        yield Served(url, token)
+        yield Served(url, token, process.pid)
     finally:
         process.terminate()
         process.wait()
@@ -197,7 +204,13 @@ def drive(served: Served, clients: int, requests: int, run: str, prompts: bool =
     """Load from this process, on uvloop."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(
-            load(*served, clients, requests, lambda number: document(number, run, prompts))
+            load(
+                served.url,
+                served.token,
+                clients,
+                requests,
+                lambda number: document(number, run, prompts),
+            )
         )
 
 
@@ -248,17 +261,35 @@ def main(
         with serving(environment, MODEL="scripted", ADVISOR_HOME=home) as served:
             drive(served, 8, 400, "warm")
             for clients in (1, 32):
-                count = requests if clients > 1 else requests // 4
-                done = drive(served, clients, count, f"c{clients}")
-                measured.times(
-                    f"/advise without the model, {clients} client{'s' if clients > 1 else ''}",
-                    f"advise_{clients}_clients",
-                    done,
-                )
+                _bench_advise(measured, served, clients, requests if clients > 1 else requests // 4)
         if decisions:
             _bench_model(measured, environment, decisions, threads)
     console.print(measured.table)
     record("service", measured.figures)
+
+
+def _bench_advise(measured: Measured, served: Served, clients: int, requests: int) -> None:
+    """`/advise` without the model, `REPEATS` times: medians, and the service's CPU."""
+    runs, cpu = [], []
+    for repeat in range(REPEATS):
+        before = served.cpu_s()
+        runs.append(drive(served, clients, requests, f"c{clients}-{repeat}"))
+        cpu.append(1e3 * (served.cpu_s() - before) / requests)
+    name = f"advise_{clients}_clients"
+    figures = {
+        **repeated(f"{name}_p50_ms", [1e3 * run.quantile(0.5) for run in runs]),
+        **repeated(f"{name}_p99_ms", [1e3 * run.quantile(0.99) for run in runs]),
+        **repeated(f"{name}_per_s", [run.rate for run in runs]),
+        **repeated(f"{name}_cpu_ms", cpu),
+    }
+    p50, p99, rate, each = (
+        figures[f"{name}_{unit}"] for unit in ("p50_ms", "p99_ms", "per_s", "cpu_ms")
+    )
+    measured.table.add_row(
+        f"/advise without the model, {clients} client{'s' if clients > 1 else ''}",
+        f"p50 {p50:.3f} ms, p99 {p99:.3f} ms, {rate:,.2f} /s, {each:.3f} ms of CPU each",
+    )
+    measured.figures |= figures
 
 
 def _bench_model(

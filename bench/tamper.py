@@ -61,6 +61,7 @@ IDENTITIES = {
     "dropped_months": "id",
     "event_links": "seq",
     "put_aside": "payload_hash",
+    "comparisons": "decision_id",
 }
 """Tables, and the column that makes an inserted row another one."""
 UNCOVERED = {
