@@ -128,7 +128,9 @@ def shown(verdicts: Sequence[Verdict]) -> Table:
 
 
 def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:,.4g}" if value < 1000 else f"{value:,.0f}"
+    if value is None:
+        return ""
+    return f"{value:,.4g}" if value < 1000 else f"{value:,.0f}"
 
 
 def main(

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from uuid import UUID
 
 from sqlalchemy import Table
@@ -18,6 +18,7 @@ from app.domain.event import Aside, Entry, Event, EventKind
 from app.domain.link import Linked, Producer
 from app.shadow_log import comparisons, links, tables
 from app.shadow_log.bulk import copy, insert_new
+from app.shadow_log.lean import Lean, lean
 from app.shadow_log.partitions import month_of
 from app.shadow_log.rows import Row, advice_rows, control_row, decision_row, report_row
 
@@ -50,11 +51,11 @@ class Appended:
 
 
 class Decided(NamedTuple):
-    """A decision as an event, as a record and as the JSON that was written."""
+    """A decision as an event, as a record and as the JSON that was written, taken apart."""
 
     event: Event
     record: Decision
-    document: dict[str, Any]
+    lean: Lean
 
 
 class Batch(NamedTuple):
@@ -88,11 +89,12 @@ class Batch(NamedTuple):
     def _add(self, event: Event) -> None:
         if event.kind is EventKind.DECISION:
             document = event.document()
-            self.decisions.append(Decided(event, Decision.from_json(document), document))
+            record = Decision.from_json(document)
+            self.decisions.append(Decided(event, record, lean(document)))
             return
-        record = event.record()
-        assert not isinstance(record, Decision)
-        row = report_row(event, record)
+        report = event.record()
+        assert not isinstance(report, Decision)
+        row = report_row(event, report)
         self.reports.setdefault(REPORTS[event.kind], []).append((event, row))
 
     @property
@@ -174,10 +176,13 @@ async def _append_decisions(
     ]
     fresh = await insert_new(connection, tables.decision_keys, keys, "decision_id")
     new = [first[decision_id] for decision_id in sorted(fresh)]
+    shared = {name: part for decided in new for name, part in decided.lean.shared.items()}
+    parts = [{"hash": name, "content": part} for name, part in sorted(shared.items())]
+    await insert_new(connection, tables.shared_parts, parts, "hash")
     controls = (control_row(decided.record) for decided in new)
     for table, rows in (
-        (tables.decisions, [decision_row(d.record, d.document, d.event.payload) for d in new]),
-        (tables.advices, [row for d in new for row in advice_rows(d.record, d.document)]),
+        (tables.decisions, [decision_row(d.record, d.lean, d.event.payload) for d in new]),
+        (tables.advices, [row for d in new for row in advice_rows(d.record, d.lean)]),
         (tables.agent_actions, [row for row in controls if row is not None]),
     ):
         await copy(connection, table, rows)

@@ -33,11 +33,14 @@ from sqlalchemy import Row as SqlRow
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from app.domain.control import AgentAction
 from app.domain.decision import Decision
 from app.domain.errors import ManifestMismatch, ShadowLogUnavailable
 from app.domain.event import CorrectableReport, Entry, Event, EventKind, StateChange
+from app.domain.fields import Record
 from app.domain.link import Producer
 from app.domain.manifest import ModelManifest
+from app.domain.outcome import Outcome
 from app.shadow_log import links, partitions, tables
 from app.shadow_log.append import REPORTS, Appended, Batch, append
 from app.shadow_log.database import (
@@ -49,6 +52,7 @@ from app.shadow_log.database import (
     faults_of_values,
     translated_errors,
 )
+from app.shadow_log.lean import parts, with_nulls
 from app.shadow_log.rows import Row, assemble, plain, report_of, row_hash
 
 _REPORTED_TRADES = """
@@ -403,6 +407,7 @@ class ShadowLog:
                 yield connection
 
 
+_REPORTED: dict[str, type[Record]] = {"agent_actions": AgentAction, "outcomes": Outcome}
 _OF_A_DECISION = (
     tables.agent_actions,
     tables.outcomes,
@@ -426,20 +431,21 @@ async def _manifest_hash(connection: AsyncConnection, model_version: str) -> str
 
 async def _decision_rows(
     connection: AsyncConnection, decision_id: UUID
-) -> tuple[Row, list[Row]] | None:
-    """The rows of a decision; its key names the month, so that one partition is read."""
+) -> tuple[Row, list[Row], Row] | None:
+    """The rows of a decision, and what they share with others; its key names the month, so that one
+    partition is read."""
     keys = tables.decision_keys.c
     as_of = await connection.scalar(select(keys.as_of).where(keys.decision_id == decision_id))
     if as_of is None:
         return None
-    parts = []
+    found = []
     for part in (tables.decisions, tables.advices):
         query = select(part).where(part.c.decision_id == decision_id, part.c.as_of == as_of)
         if part is tables.advices:
             query = query.order_by(part.c.ordinal)
-        parts.append([plain(row) for row in await connection.execute(query)])
-    decision, advices = parts
-    return (decision[0], advices) if decision else None
+        found.append([plain(row) for row in await connection.execute(query)])
+    decision, advices = found
+    return (decision[0], advices, await parts(connection, *found)) if decision else None
 
 
 async def _reports_of(
@@ -448,8 +454,8 @@ async def _reports_of(
     query = select(reports).where(reports.c.decision_id == decision_id)
     rows = []
     for row in await connection.execute(query.order_by(*oldest(reports))):
-        values = row._mapping
-        content = values.get("record") or {
+        values = plain(row)
+        content = _content(reports, values) or {
             "model_version": values["model_version"],
             "text": values["text"],
         }
@@ -460,6 +466,13 @@ async def _reports_of(
         }
         rows.append({"recorded_at": values["recorded_at"].isoformat(), **told, **content})
     return rows
+
+
+def _content(reports: Table, values: Mapping[str, Any]) -> Row | None:
+    """What was reported, with the nulls that are not stored; None where there is no record."""
+    record: Row | None = values.get("record")
+    shape = _REPORTED.get(str(reports.name))
+    return record if record is None or shape is None else with_nulls(shape, record)
 
 
 def oldest(reports: Table) -> list[ColumnElement[Any]]:

@@ -13,6 +13,7 @@ from sqlalchemy import Table
 
 from app.domain.canonical import content_hash, digest
 from app.domain.comparison import regime
+from app.domain.control import AgentAction
 from app.domain.decision import Advice, Decision
 from app.domain.errors import InvalidRecord
 from app.domain.event import (
@@ -28,17 +29,19 @@ from app.domain.event import (
     StateChange,
 )
 from app.domain.fields import Record, utc
+from app.domain.outcome import Outcome
 from app.domain.outlook import Outlook
 from app.shadow_log import tables
+from app.shadow_log.lean import Lean, whole_advice, whole_record, without_nulls
 
 Row = dict[str, Any]
 SEPARATE = ("scenario", "advices")
 """Parts of a decision with a column, or rows, of their own."""
 
 
-def decision_row(decision: Decision, document: Mapping[str, Any], payload: bytes) -> Row:
-    """One row of `decisions`: of a record, its JSON, and that as it was written. The columns follow
-    from the record; `advisor verify` holds them against it."""
+def decision_row(decision: Decision, lean: Lean, payload: bytes) -> Row:
+    """One row of `decisions`: of a record, its JSON taken apart, and that as it was written. The
+    columns follow from the record; `advisor verify` holds them against it."""
     candidate = decision.scenario.candidate
     return {
         **_columns(tables.decisions, candidate),
@@ -50,15 +53,15 @@ def decision_row(decision: Decision, document: Mapping[str, Any], payload: bytes
         "control_veto_codes": [veto.code.value for veto in decision.control_review.vetoes],
         "prompt_version": decision.prompt.version,
         "limits_version": decision.limits.version,
-        "scenario": document["scenario"],
-        "record": {key: value for key, value in document.items() if key not in SEPARATE},
+        "scenario": lean.scenario,
+        "record": lean.record,
         "record_hash": digest(payload),
     }
 
 
-def advice_rows(decision: Decision, document: Mapping[str, Any]) -> list[Row]:
+def advice_rows(decision: Decision, lean: Lean) -> list[Row]:
     """One row of `advices` per model version, in the order of the record."""
-    both = zip(decision.advices, document["advices"], strict=True)
+    both = zip(decision.advices, lean.advices, strict=True)
     return [
         _advice_row(decision, ordinal, advice, written)
         for ordinal, (advice, written) in enumerate(both)
@@ -101,7 +104,7 @@ def control_row(decision: Decision) -> Row | None:
         "decision_id": decision.decision_id,
         "recorded_at": decision.received_at,
         **_columns(tables.agent_actions, decision.control),
-        "record": decision.control.as_json(),
+        "record": without_nulls(AgentAction, decision.control.as_json()),
     }
 
 
@@ -110,10 +113,10 @@ def report_row(event: Event, report: Report) -> Row:
     row: Row = {"event_key": event.key}
     if isinstance(report, AgentActionReport):
         row |= _columns(tables.agent_actions, report, report.action)
-        row["record"] = report.action.as_json()
+        row["record"] = without_nulls(AgentAction, report.action.as_json())
     elif isinstance(report, OutcomeReport):
         row |= _columns(tables.outcomes, report, report.outcome)
-        row["record"] = report.outcome.as_json()
+        row["record"] = without_nulls(Outcome, report.outcome.as_json())
     elif isinstance(report, LateAdvice):
         row |= _columns(tables.late_advices, report, report.advice)
         row |= _said(report.advice) | _asked(report.advice)
@@ -153,14 +156,18 @@ def _shared(table: Table, kind: type[Record]) -> tuple[str, ...]:
     return tuple(name for name in kind.model_fields if name in table.c)
 
 
-def assemble(decision: Mapping[str, Any], advices: Sequence[Mapping[str, Any]]) -> Decision:
-    """The decision of its rows; `advices` in order of `ordinal`. Raises `InvalidRecord`."""
-    if surplus := [name for name in SEPARATE if name in decision["record"]]:
+def assemble(
+    decision: Mapping[str, Any], advices: Sequence[Mapping[str, Any]], shared: Mapping[str, Any]
+) -> Decision:
+    """The decision of its rows; `advices` in order of `ordinal`, `shared` the parts that rows name
+    by hash. Raises `InvalidRecord`."""
+    record = whole_record(decision, shared)
+    if surplus := [name for name in SEPARATE if name in record]:
         raise InvalidRecord(f"the record holds what is kept beside it: {', '.join(surplus)}")
     document = {
-        **decision["record"],
+        **record,
         "scenario": decision["scenario"],
-        "advices": [a["record"] for a in advices],
+        "advices": [whole_advice(advice, shared) for advice in advices],
     }
     return Decision.from_json(document)
 

@@ -11,18 +11,28 @@ from sqlalchemy import ColumnElement, Select, Table, and_, select, true, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.shadow_log import tables
+from app.shadow_log.lean import parts
 from app.shadow_log.rows import Row, plain
 
 CHUNK = 500
 
 
+class Chunk(NamedTuple):
+    """Decisions by time and id, the advices of each, and what the rows share by hash."""
+
+    decisions: list[Row]
+    advices: defaultdict[Any, list[Row]]
+    shared: Row
+
+
 class Beside(NamedTuple):
-    """The rows that belong to one decision: its advices, the control that came along, and advice
-    that came later."""
+    """The rows that belong to one decision: its advices, the control that came along, advice that
+    came later; and what they share with others."""
 
     advices: list[Row]
     controls: list[Row]
     late: list[Row]
+    shared: Row
 
 
 def within(table: Table, since: datetime | None, until: datetime | None) -> ColumnElement[bool]:
@@ -33,8 +43,8 @@ def within(table: Table, since: datetime | None, until: datetime | None) -> Colu
 
 async def stored_chunks(
     connection: AsyncConnection, wanted: ColumnElement[bool]
-) -> AsyncIterator[tuple[list[Row], defaultdict[Any, list[Row]]]]:
-    """The decisions that are wanted by time and id, a chunk at a time, and the advices of each."""
+) -> AsyncIterator[Chunk]:
+    """The decisions that are wanted by time and id, a chunk at a time."""
     c, advices = tables.decisions.c, tables.advices.c
     everything = select(tables.decisions).where(wanted)
     async for chunk in chunks(connection, everything, c.as_of, c.decision_id):
@@ -45,14 +55,17 @@ async def stored_chunks(
             .where(advices.decision_id.in_(ids), advices.as_of.between(*times))
             .order_by(advices.ordinal)
         )
-        yield chunk, await grouped(connection, theirs)
+        of_each = await grouped(connection, theirs)
+        every = [row for rows in of_each.values() for row in rows]
+        yield Chunk(chunk, of_each, await parts(connection, chunk, every))
 
 
 async def stored(
     connection: AsyncConnection, since: datetime | None, until: datetime | None
 ) -> AsyncIterator[tuple[Row, Beside]]:
     """Decisions with what belongs to them, by time and id."""
-    async for chunk, advices in stored_chunks(connection, within(tables.decisions, since, until)):
+    wanted = within(tables.decisions, since, until)
+    async for chunk, advices, shared in stored_chunks(connection, wanted):
         ids = [row["decision_id"] for row in chunk]
         actions, late = tables.agent_actions.c, tables.late_advices.c
         keys = [f"control:{decision_id}" for decision_id in ids]
@@ -64,7 +77,8 @@ async def stored(
         )
         for row in chunk:
             decision_id = row["decision_id"]
-            yield row, Beside(advices[decision_id], controls[decision_id], added[decision_id])
+            own = advices[decision_id], controls[decision_id], added[decision_id]
+            yield row, Beside(*own, shared)
 
 
 async def grouped(connection: AsyncConnection, query: Select[Any]) -> defaultdict[Any, list[Row]]:

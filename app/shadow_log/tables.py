@@ -25,7 +25,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
-REVISION = "0016"
+REVISION = "0017"
 """The schema that this release works with; a test holds it against the newest migration."""
 
 metadata = MetaData(
@@ -225,6 +225,14 @@ state_changes = Table(
     Column("reason", Text, nullable=False),
     Column("changed_by", Text, nullable=False),
 )
+
+shared_parts = Table(
+    "shared_parts",
+    metadata,
+    Column("hash", Text, primary_key=True),
+    Column("content", JSONB, nullable=False),
+)
+"""Limits, heads of prompts and calibrations, once each under their hash: what decisions share."""
 
 model_versions = Table(
     "model_versions",

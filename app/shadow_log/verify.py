@@ -21,6 +21,7 @@ from app.shadow_log.chain import check_chain, check_links, payloads_of
 from app.shadow_log.comparisons import differing
 from app.shadow_log.database import connect, translated_errors
 from app.shadow_log.findings import Fault, VerifyReport
+from app.shadow_log.lean import HEAD, lean
 from app.shadow_log.partitions import month_of
 from app.shadow_log.rows import (
     Row,
@@ -35,7 +36,7 @@ from app.shadow_log.rows import (
 from app.shadow_log.stored import Beside, chunks, stored, within
 
 JSON_COLUMNS = ("scenario", "record")
-"""Held against the hash, not column by column."""
+"""Held against the hash, not column by column; and as a whole where they are stored lean."""
 
 
 Progress = Callable[[int, int], None]
@@ -94,7 +95,7 @@ def _check_decision(row: Row, beside: Beside, report: VerifyReport) -> None:
         report.add(Fault.NO_ADVICE, decision_id)
         return
     try:
-        decision = assemble(row, advices)
+        decision = assemble(row, advices, beside.shared)
         document, replayed = decision.as_json(), decision.replayed().as_json()
         payload = canonical_json(document)
         wrong = _wrong_columns(decision, document, payload, row, advices)
@@ -148,10 +149,17 @@ def _wrong_columns(
     decision: Decision, document: Row, payload: bytes, row: Row, advices: list[Row]
 ) -> list[str]:
     """Columns whose stored value is not what the record says."""
-    expected = decision_row(decision, document, payload) | {"record_hash": row["record_hash"]}
+    apart = lean(document)
+    expected = decision_row(decision, apart, payload) | {"record_hash": row["record_hash"]}
     wrong = _differences(expected, row)
-    for advice, kept in zip(advice_rows(decision, document), advices, strict=True):
-        wrong += [f"advice {advice['ordinal']} {name}" for name in _differences(advice, kept)]
+    is_lean = HEAD in row["record"]
+    if is_lean:
+        wrong += [name for name in JSON_COLUMNS if row[name] != expected[name]]
+    for advice, kept in zip(advice_rows(decision, apart), advices, strict=True):
+        names = _differences(advice, kept)
+        if is_lean and kept["record"] != advice["record"]:
+            names.append("record")
+        wrong += [f"advice {advice['ordinal']} {name}" for name in names]
     return wrong
 
 

@@ -75,7 +75,7 @@ async def pasts(
                 wanted = asked.condition()
                 counted = select(func.count()).select_from(tables.decisions).where(wanted)
                 total, done = await connection.scalar(counted) or 0, 0
-                async for chunk, advices in stored_chunks(connection, wanted):
+                async for chunk, advices, shared in stored_chunks(connection, wanted):
                     fates = await _fates(connection, chunk)
                     for row in chunk:
                         done += 1
@@ -83,7 +83,7 @@ async def pasts(
                         own = advices[row["decision_id"]]
                         if not own:
                             raise InvalidRecord(f"{row['decision_id']} has no advices")
-                        yield _past(row, own, fates.get(row["decision_id"], []))
+                        yield _past(row, own, shared, fates.get(row["decision_id"], []))
     finally:
         await engine.dispose()
 
@@ -97,10 +97,10 @@ async def _fates(connection: AsyncConnection, chunk: list[Row]) -> dict[Any, lis
     return fates
 
 
-def _past(row: Row, advices: list[Row], fates: list[Any]) -> Past:
+def _past(row: Row, advices: list[Row], shared: Row, fates: list[Any]) -> Past:
     [first, *_] = fates
     return Past(
-        assemble(row, advices),
+        assemble(row, advices, shared),
         first.agent_approve,
         first.agent_r,
         {fate.model_version: fate.advice_r for fate in fates},

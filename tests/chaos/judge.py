@@ -137,8 +137,10 @@ async def _stored(connection: AsyncConnection) -> dict[str, _Stored]:
     advices: defaultdict[UUID, list[Mapping[str, Any]]] = defaultdict(list)
     for row in await connection.execute(select(tables.advices).order_by(tables.advices.c.ordinal)):
         advices[row.decision_id].append(plain(row))
+    kept = await connection.execute(select(tables.shared_parts))
+    shared = {row.hash: row.content for row in kept}
     for row in await connection.execute(select(tables.decisions)):
-        decision = assemble(plain(row), advices[row.decision_id])
+        decision = assemble(plain(row), advices[row.decision_id], shared)
         stored[str(row.decision_id)].decisions.append(_answer_of(decision))
     actions, outcomes, asides = tables.agent_actions.c, tables.outcomes.c, tables.put_aside.c
     for row in await connection.execute(select(actions.decision_id, actions.decision)):

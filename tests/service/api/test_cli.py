@@ -143,8 +143,8 @@ def test_replay_shows_that_nothing_or_what_differs(
     assert same.stderr.rstrip().endswith("advised, approve_r1.00_s1.0; replays to the same record")
     tamper(
         database_url,
-        "UPDATE decisions SET record = jsonb_set(record, '{limits,spread,max_bps}', '0.1') "
-        f"WHERE decision_id = '{known}'",
+        "UPDATE shared_parts SET content = jsonb_set(content, '{spread,max_bps}', '0.1') "
+        "WHERE content ? 'spread'",
     )
     other = advisor(variables, "replay", known)
     assert other.returncode == 1
@@ -168,9 +168,9 @@ def test_replay_of_a_mutilated_record_is_one_line(
     known = str(decision_id("r-1"))
     tamper(
         database_url,
-        f"UPDATE decisions SET record = record - 'limits' WHERE decision_id = '{known}'",
+        f"UPDATE decisions SET record = record - 'control_review' WHERE decision_id = '{known}'",
     )
-    assert "limits: Field required" in refusal(variables, "replay", known)
+    assert "control_review: Field required" in refusal(variables, "replay", known)
 
 
 async def test_retention_shows_what_would_go_and_drops_it_when_told_to(

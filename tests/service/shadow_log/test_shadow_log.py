@@ -83,7 +83,7 @@ async def test_a_decision_is_stored_in_columns_that_people_filter_on(
         "record_hash": made.hash(),
     }
     assert scenario["candidate"]["rsi"] == 56.2
-    assert record["prompt"][2] == made.prompt.user
+    assert record["prompt_user"] == made.prompt.user
     assert datetime.now(UTC) - recorded < timedelta(minutes=5)
     primary, shadow = rows(database_url, "SELECT * FROM advices ORDER BY ordinal")
     assert (primary["model_version"], primary["role"], primary["action"]) == (

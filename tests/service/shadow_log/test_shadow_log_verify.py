@@ -16,6 +16,7 @@ from app.domain.decision import Abstention
 from app.domain.errors import AbstainReason, ShadowLogUnavailable
 from app.domain.event import Event
 from app.shadow_log.findings import Fault, VerifyReport
+from app.shadow_log.lean import lean
 from app.shadow_log.log import ShadowLog
 from app.shadow_log.stored import CHUNK
 from app.shadow_log.verify import verify, verify_log
@@ -86,12 +87,13 @@ TAMPERING = {
         {Fault.HASH},
     ),
     "prompt": (
-        f"UPDATE decisions SET record = jsonb_set(record, '{{prompt,2}}', '\"buy\"') {ONE}",
+        f"UPDATE decisions SET record = jsonb_set(record, '{{prompt_user}}', '\"buy\"') {ONE}",
         {Fault.HASH, Fault.REPLAY},
     ),
     "limits": (
-        f"UPDATE decisions SET record = jsonb_set(record, '{{limits,spread,max_bps}}', '99') {ONE}",
-        {Fault.HASH, Fault.REPLAY},
+        "UPDATE decisions SET record = record || jsonb_build_object('limits', jsonb_set((SELECT"
+        f" content FROM shared_parts WHERE hash = limits_hash), '{{spread,max_bps}}', '99')) {ONE}",
+        {Fault.HASH, Fault.REPLAY, Fault.COLUMNS},
     ),
     "a second scenario, in the record": (
         f"UPDATE decisions SET record = jsonb_set(record, '{{scenario}}', '{{}}') {ONE}",
@@ -103,7 +105,7 @@ TAMPERING = {
     ),
     "limits hash": (
         f"UPDATE decisions SET limits_hash = 'sha256:{'1' * 64}' {ONE}",
-        {Fault.COLUMNS},
+        {Fault.UNREADABLE},
     ),
     "state": (
         f"UPDATE decisions SET record = jsonb_set(record, '{{state}}', '\"HALTED\"') {ONE}",
@@ -133,7 +135,10 @@ TAMPERING = {
         f"DELETE FROM agent_actions WHERE event_key = 'control:{TARGET}'",
         {Fault.CONTROL},
     ),
-    "advice action": (f"UPDATE advices SET action = 'reject' {PRIMARY}", {Fault.COLUMNS}),
+    "advice action": (
+        f"UPDATE advices SET action = 'reject' {PRIMARY}",
+        {Fault.HASH, Fault.REPLAY},
+    ),
     "a foretold chance": (
         f"UPDATE advices SET win_probability = 0.9 {PRIMARY}",
         {Fault.COLUMNS},
@@ -168,9 +173,31 @@ TAMPERING = {
     "an advice that vanished": (f"DELETE FROM advices {ONE} AND ordinal = 1", {Fault.HASH}),
     "every advice vanished": (f"DELETE FROM advices {ONE}", {Fault.NO_ADVICE}),
     "an unreadable record": (
-        f"UPDATE decisions SET record = record - 'request_id' {ONE}",
+        f"UPDATE decisions SET record = record - 'request_hash' {ONE}",
+        {Fault.UNREADABLE, Fault.ROW_WITHOUT_KEY},
+    ),
+    "what a column says, once more in the record": (
+        f'UPDATE decisions SET record = record || \'{{"request_id": "r-1"}}\' {ONE}',
+        {Fault.COLUMNS},
+    ),
+    "a null that was not stored": (
+        f"UPDATE decisions SET scenario = jsonb_set(scenario, '{{candidate,adx}}', 'null') {ONE}",
+        {Fault.COLUMNS},
+    ),
+    "limits that many share": (
+        "UPDATE shared_parts SET content = jsonb_set(content, '{spread,max_bps}', '99')"
+        " WHERE content ? 'spread'",
+        {Fault.HASH, Fault.REPLAY, Fault.COLUMNS},
+    ),
+    "a record that is a number": (
+        f"UPDATE decisions SET record = '7' {ONE}",
+        {Fault.UNREADABLE, Fault.ROW_WITHOUT_KEY},
+    ),
+    "an advice that is a number": (
+        f"UPDATE advices SET record = '7' {PRIMARY}",
         {Fault.UNREADABLE},
     ),
+    "a part that vanished": ("DELETE FROM shared_parts", {Fault.UNREADABLE}),
     "a decision that vanished": (
         f"DELETE FROM decisions {ONE}",
         {Fault.KEY_WITHOUT_ROW, Fault.ORPHAN_ADVICE},
@@ -253,7 +280,7 @@ async def test_a_forged_record_with_a_matching_hash_does_not_replay(
     tamper(
         database_url,
         "UPDATE advices SET record = %s, quantity = 9 WHERE decision_id = %s AND ordinal = 0",
-        orjson.dumps(document["advices"][0]).decode(),
+        orjson.dumps(lean(document).advices[0]).decode(),
         TARGET,
     )
     tamper(database_url, f"UPDATE decisions SET record_hash = '{content_hash(document)}' {ONE}")

@@ -1,0 +1,123 @@
+"""What is stored is less than what was written, and comes back to the same bytes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+import psycopg
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.domain.candidate import Candidate
+from app.domain.canonical import canonical_json, decision_id
+from app.domain.control import AgentAction
+from app.domain.decision import Decision
+from app.domain.errors import InvalidRecord
+from app.domain.event import Event
+from app.domain.outcome import Outcome
+from app.shadow_log.lean import lean, whole_advice, whole_record, with_nulls, without_nulls
+from app.shadow_log.log import ShadowLog
+from app.shadow_log.migrate import downgrade, upgrade
+from app.shadow_log.rows import advice_rows, assemble, decision_row
+from app.shadow_log.verify import verify_log
+from tests import builders as build
+from tests.service.shadow_log.test_shadow_log import rows
+
+NULLABLE = sorted(n for n, f in Candidate.model_fields.items() if f.default is None)
+
+
+@given(
+    unknown=st.sets(st.sampled_from(NULLABLE)),
+    extra=st.dictionaries(st.text(max_size=5), st.none() | st.integers(0, 9), max_size=3),
+)
+def test_a_decision_comes_back_to_the_bytes_that_were_hashed(
+    unknown: set[str], extra: dict[str, Any]
+) -> None:
+    """Whatever a candidate leaves open; nulls within its own extra keys are its own."""
+    told: dict[str, Any] = {f"candidate__{name}": None for name in unknown}
+    made = build.decision(control=True, shadows=[("other", "A")], candidate__extra=extra, **told)
+    document = orjson.loads(Event.of_decision(made).payload)
+    apart = lean(document)
+    row = decision_row(made, apart, b"")
+    again = assemble(row, advice_rows(made, apart), apart.shared)
+    assert canonical_json(again.as_json()) == canonical_json(document)
+    assert not any(value is None for value in apart.scenario["candidate"].values())
+
+
+def test_what_is_stored_is_half_of_what_was_written() -> None:
+    apart = lean(build.decision().as_json())
+    stored = sum(len(orjson.dumps(part)) for part in (apart.scenario, apart.record, *apart.advices))
+    assert stored < 0.55 * len(orjson.dumps(build.decision().as_json()))
+    assert {"limits", "prompt", "decision_id"}.isdisjoint(apart.record)
+    assert sorted(map(type, apart.shared.values()), key=str) == [dict, dict, str]
+
+
+def test_limits_under_a_hash_that_is_not_theirs_are_shared_with_nobody() -> None:
+    document = build.decision().as_json() | {"limits_hash": "sha256:" + "1" * 64}
+    apart = lean(document)
+    assert apart.shared == {}
+    assert apart.record["limits"] == document["limits"]
+    assert whole_record({"record": apart.record}, {}) == apart.record
+    assert whole_advice({"record": apart.advices[0]}, {}) == document["advices"][0]
+
+
+def test_a_part_that_is_not_there_is_named() -> None:
+    made = build.decision()
+    apart = lean(made.as_json())
+    row = decision_row(made, apart, b"")
+    with pytest.raises(InvalidRecord, match=f"missing: {made.limits_hash}"):
+        assemble(
+            row,
+            advice_rows(made, apart),
+            {k: v for k, v in apart.shared.items() if isinstance(v, str)},
+        )
+
+
+@pytest.mark.parametrize(
+    "report", [build.agent_action(llm_confidence=0.5), build.outcome(r=1.0), build.outcome()]
+)
+def test_a_report_is_shown_with_its_nulls(report: AgentAction | Outcome) -> None:
+    document = report.as_json()
+    stored = without_nulls(type(report), document)
+    assert len(stored) < len(document)
+    assert with_nulls(type(report), stored) == document
+
+
+async def test_decisions_share_their_limits_and_are_whole_again_after_a_downgrade(
+    database_url: str,
+) -> None:
+    log = ShadowLog.connect(database_url)
+    made = [build.decision(f"r-{n}", control=True, shadows=[("other", "A")]) for n in range(3)]
+    await log.append([Event.of_decision(each) for each in made])
+    assert rows(database_url, "SELECT count(*) AS n FROM shared_parts") == [{"n": 3}]
+    assert await log.decision(made[1].decision_id) == made[1]
+    document = await log.get(decision_id("r-2"))
+    assert document is not None
+    assert document["decision"] == made[2].as_json()
+    await log.aclose()
+    downgrade(database_url, "0016")
+    [stored] = rows(database_url, "SELECT record, scenario FROM decisions WHERE request_id = 'r-1'")
+    advices = rows(
+        database_url,
+        "SELECT a.record FROM advices a JOIN decisions d USING (decision_id)"
+        " WHERE request_id = 'r-1' ORDER BY ordinal",
+    )
+    whole = {**stored["record"], "scenario": stored["scenario"]}
+    whole["advices"] = [advice["record"] for advice in advices]
+    assert Decision.from_json(whole) == made[1], "as a release of before reads it"
+    upgrade(database_url)
+    report = await verify_log(database_url)
+    assert (report.decisions, report.findings) == (3, [])
+
+
+async def test_only_adding_is_possible(database_url: str) -> None:
+    log = ShadowLog.connect(database_url)
+    await log.append([build.decision_event("r-1")])
+    await log.aclose()
+    with (
+        psycopg.connect(database_url.replace("+psycopg", "")) as connection,
+        pytest.raises(psycopg.errors.RaiseException, match="append-only"),
+    ):
+        connection.execute("UPDATE shared_parts SET content = '{}'")
