@@ -65,7 +65,7 @@ class Point(NamedTuple):
     @property
     def line(self) -> str:
         """Of Markdown."""
-        shown = [shown_rank(self.ranks[name]) for name in READERS]
+        shown = [shown_rank(self.ranks.get(name)) for name in READERS]
         for name in QUESTIONS:
             shown.append(f"{self.questions[name]:.2f}" if name in self.questions else "none")
         return f"| {self.prompts:,} | {' | '.join(shown)} |"
@@ -171,12 +171,15 @@ def drawn(rows: Rows, count: int, seed: int) -> Rows:
 def tuned(
     config: RebuildConfig, given: Problem, train: Rows, base: Base, seed: int
 ) -> TrainedPolicy:
-    """The configuration's policy, trained on these rows."""
+    """The configuration's policy, trained on these rows; one that collapsed is measured too."""
+    settings = config.policy.model_copy(
+        update={"seed": config.policy.seed + seed, "min_entropy": 0.0, "max_majority": 1.0}
+    )
     with tempfile.TemporaryDirectory() as folder, meter(f"{len(train):,} prompts") as progress:
         train_policy = TRAINS[config.policy.algorithm]
         return train_policy(
             replace(given, train_rows=train),
-            config.policy.model_copy(update={"seed": config.policy.seed + seed}),
+            settings,
             config.adapter,
             base.reader,
             Path(folder),
@@ -191,27 +194,34 @@ def points(
     base: Base,
     counts: list[int],
     seeds: int,
+    train: bool,
 ) -> Iterator[Point]:
-    """For every number of prompts, the fewest first."""
+    """For every number of prompts, the fewest first; readers alone unless adapters are trained."""
     inputs, validate = readers(given, scenarios), given.validate_rows
     worth, as_of = beyond_rejecting(given.rewards[validate]), scenarios.as_of[validate]
     for count in sorted(counts):
         rows = [drawn(given.train_rows, count, seed) for seed in range(seeds)]
         said = {name: [read(known, given, some) for some in rows] for name, known in inputs.items()}
-        trained = [tuned(config, given, some, base, seed) for seed, some in enumerate(rows)]
-        said[ADAPTER] = [
-            beyond_rejecting(policy.answers.log_policy[validate]) for policy in trained
+        trained = [
+            tuned(config, given, some, base, seed) for seed, some in enumerate(rows) if train
         ]
+        if trained:
+            said[ADAPTER] = [
+                beyond_rejecting(policy.answers.log_policy[validate]) for policy in trained
+            ]
         ranks = {name: agreement(words, worth, as_of) for name, words in said.items()}
+        asked = trained[0].questions if trained else ()
         questions = {
             name: float(np.mean([policy.questions[name]["rank_correlation"] for policy in trained]))
-            for name in trained[0].questions
+            for name in asked
         }
         yield Point(len(rows[0]), ranks, questions)
 
 
-def shown_rank(rank: Estimate) -> str:
+def shown_rank(rank: Estimate | None) -> str:
     """With its interval."""
+    if rank is None:
+        return "none"
     return f"{rank.value:.2f} [{rank.low:.2f}, {rank.high:.2f}]"
 
 
@@ -219,6 +229,9 @@ def main(
     counts: Annotated[list[int], typer.Argument(help="of training prompts, variants included")],
     config: Annotated[str, typer.Option(help="of training/config")] = "cpu",
     seeds: Annotated[int, typer.Option(min=1, help="times each is drawn and trained")] = 1,
+    train: Annotated[
+        bool, typer.Option(help="adapters too: minutes each; readers take none")
+    ] = True,
     overrides: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE")] = None,
 ) -> None:
     """Print the table."""
@@ -228,9 +241,9 @@ def main(
     base = base_of(settings, shop)
     given, scenarios = problem(settings, shop, base)
     columns = ("prompts", *READERS, *QUESTIONS)
-    typer.echo(f"{len(given.validate_rows)} validation prompts, {seeds} times each\n")
+    typer.echo(f"{len(given.validate_rows)} validation prompts, draws of each number: {seeds}\n")
     typer.echo(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
-    for point in points(settings, given, scenarios, base, counts, seeds):
+    for point in points(settings, given, scenarios, base, counts, seeds, train):
         typer.echo(point.line)
         record("curve", {"seeds": float(seeds), **point.figures})
 

@@ -68,6 +68,9 @@ def main(
     market: Annotated[Path, typer.Option(help="folder of bars: SYMBOL_1h.parquet")],
     develop: Annotated[bool, typer.Option(help="2021 and 2022 instead of the held-out")] = False,
     terms: Annotated[float, typer.Option(help="share with a variant on other terms")] = 0.5,
+    controls: Annotated[
+        bool, typer.Option(help="teachers of few rows and of shuffled labels beside it")
+    ] = True,
     folder: Annotated[Path, typer.Option(help="where artefacts are kept")] = Path("var/artifacts"),
 ) -> None:
     """Print the table."""
@@ -83,8 +86,8 @@ def main(
         exams = [Exam(np.arange(len(rows.earned)), len(rows.earned) + np.arange(len(held.earned)))]
         rows = joined(rows, held)
     asked = np.concatenate([exam.asked for exam in exams])
-    counts = () if develop else CURVE
-    schools = taught(rows, exams, config, counts)
+    counts = CURVE if controls and not develop else ()
+    schools = taught(rows, exams, config, counts, controls)
     for line in (*table(rows, exams, asked, schools), *sizes(rows, asked, schools[TEACHER])):
         typer.echo(line)
 
@@ -128,7 +131,11 @@ def years(rows: Period) -> Iterator[Exam]:
 
 
 def taught(
-    rows: Period, exams: list[Exam], config: TeacherConfig, counts: tuple[int, ...]
+    rows: Period,
+    exams: list[Exam],
+    config: TeacherConfig,
+    counts: tuple[int, ...],
+    dealt_out: bool,
 ) -> dict[str, Predictions]:
     """What teachers say of all that is asked: of all rows, of some, and of shuffled fates."""
     said: dict[str, list[Predictions]] = {}
@@ -136,9 +143,11 @@ def taught(
         few = {f"teacher of {n:,} rows": exam.learned[evenly(len(exam.learned), n)] for n in counts}
         for name, learned in ({TEACHER: exam.learned} | few).items():
             said.setdefault(name, []).append(_asked(name, rows.lessons, learned, exam, config))
-        # The net result is dealt out, and costs are added back: what a plan costs tells nothing.
-        dealt = shuffled(rows.lessons, exam.learned)
-        said.setdefault(SHUFFLED, []).append(_asked(SHUFFLED, dealt, exam.learned, exam, config))
+        if dealt_out:
+            # The net result is dealt out, costs are added back: what a plan costs tells nothing.
+            dealt = shuffled(rows.lessons, exam.learned)
+            answers = _asked(SHUFFLED, dealt, exam.learned, exam, config)
+            said.setdefault(SHUFFLED, []).append(answers)
     return {name: Predictions.joined(parts) for name, parts in said.items()}
 
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from bench.curve import NUMBERS, READERS, Point, agreement, beyond_rejecting, drawn, read
+from bench.curve import ADAPTER, NUMBERS, READERS, Point, agreement, beyond_rejecting, drawn, read
 from training.arrays import DAY_S
 from training.learning.algorithms.measures import rank_agreement
 from training.statistics.bootstrap import Estimate
@@ -76,9 +76,10 @@ def test_the_first_draw_is_even_and_others_are_not_alike() -> None:
     assert len(drawn(rows, 1000, 1)) == 100
 
 
-def test_a_point_without_questions_says_so() -> None:
+def test_a_point_says_what_was_not_asked() -> None:
     rank = Estimate(0.5, 0.25, 0.75, 40)
-    point = Point(1200, dict.fromkeys(READERS, rank), {})
-    assert point.line.startswith("| 1,200 | 0.50 [0.25, 0.75] |")
-    assert point.line.endswith("| none | none | none |")
+    ranks = {name: rank for name in READERS if name != ADAPTER}
+    point = Point(1200, ranks, {"win": 0.125, "range": 0.5})
+    shown = "0.50 [0.25, 0.75]"
+    assert point.line == f"| 1,200 | none | {shown} | {shown} | {shown} | 0.12 | none | 0.50 |"
     assert point.figures[f"{NUMBERS}: low"] == 0.25
