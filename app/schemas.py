@@ -16,6 +16,7 @@ from pydantic import (
     PrivateAttr,
     Tag,
     TypeAdapter,
+    ValidationError,
     model_validator,
 )
 
@@ -27,6 +28,7 @@ from app.domain.control import AgentAction
 from app.domain.decision import Advice, Decision
 from app.domain.fields import Flag, Hash, Record, ShortText, Whole, absent, shown
 from app.domain.manifest import VERSION_PATTERN
+from app.domain.mending import plainly
 from app.domain.outcome import Outcome
 from app.domain.outlook import Outlook
 from app.domain.reception import Coerced, Doubt, Needs
@@ -83,10 +85,11 @@ REQUEST_ID_PATTERN = r"^[\x21-\x7e]{1,128}$"
 
 
 def _named(bar: Any) -> Any:
-    """A bar as an object; a list holds its values in the order of the fields."""
+    """A bar as an object; a list holds its values in the order of the fields. Exchanges write
+    prices as texts, and times without an offset."""
     if isinstance(bar, list | tuple) and len(bar) == len(Bar.model_fields):
-        return dict(zip(Bar.model_fields, bar, strict=True))
-    return bar
+        bar = dict(zip(Bar.model_fields, bar, strict=True))
+    return {name: plainly(value) for name, value in bar.items()} if isinstance(bar, dict) else bar
 
 
 SentBar = Annotated[Bar, BeforeValidator(_named)]
@@ -162,6 +165,16 @@ class AdviseHeaders(BaseModel):
 _CLAIMED = {*Scenario.model_fields, "agent_action", "bars"}
 
 
+def _fitting(part: Record, told: dict[str, Any]) -> dict[str, Any]:
+    """Of what was computed, what its fields allow. An ATR of bars that do not move is none."""
+    try:
+        type(part).model_validate({**dict(part), **told})
+    except ValidationError as error:
+        unfit = {fault["loc"][0] for fault in error.errors()}
+        return {name: value for name, value in told.items() if name not in unfit}
+    return told
+
+
 def _with_bars(scenario: Scenario, bars: tuple[Bar, ...]) -> Scenario:
     computed: list[str] = []
     parts: dict[str, Any] = {}
@@ -172,6 +185,7 @@ def _with_bars(scenario: Scenario, bars: tuple[Bar, ...]) -> Scenario:
             for field, value in told.items()
             if getattr(part, field) is None and not scenario.lost(f"{name}.{field}")
         }
+        new = _fitting(part, new)
         if "surroundings" in new:
             new["surroundings"] = Surroundings.model_validate(new["surroundings"])
         parts[name] = part.model_copy(update=new)

@@ -14,7 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-from app.domain.fields import Record, location, shown
+from app.domain.fields import Record, causes, location, shown
 from app.schemas import AdviseRequest, FieldReport, Reread, Verdict, reread
 
 MAX_REPORTS = 500
@@ -34,7 +34,7 @@ def refused_fields(error: ValidationError | RequestValidationError) -> list[Fiel
             sent=shown(fault.get("input")),
             why=fault["msg"],
         )
-        for fault in found[:50]
+        for fault in causes(found)[:50]
     ]
 
 

@@ -30,7 +30,9 @@ def what_if(
     until: Annotated[datetime | None, typer.Option(help="Time to end before, UTC.")] = None,
     forget_hours: Annotated[
         float,
-        typer.Option(min=0, help="After these without a trade, losses in a row are forgotten."),
+        typer.Option(
+            min=0, max=876_600, help="After these without a trade, losses in a row are forgotten."
+        ),
     ] = 24.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
     show: Annotated[int, typer.Option(help="How many changed decisions to print.")] = 10,

@@ -67,7 +67,13 @@ def empty(value: Any) -> bool:
 def describe(errors: list[ErrorDetails]) -> str:
     """One line for all violations: `candidate.rsi: Input should be less than or equal to 100 (got
     140)`."""
-    return "; ".join(f"{location(e['loc'])}: {e['msg']}" for e in errors)
+    return "; ".join(f"{location(e['loc'])}: {e['msg']}" for e in causes(errors))
+
+
+def causes(errors: list[ErrorDetails]) -> list[ErrorDetails]:
+    """Violations without those that only follow from another: a default that is made of a field
+    which was refused."""
+    return [e for e in errors if e.get("type") != "default_factory_not_called"]
 
 
 def location(loc: tuple[int | str, ...]) -> str:

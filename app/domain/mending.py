@@ -38,6 +38,20 @@ def mended(fault: ErrorDetails) -> Mended | None:
     return mender(fault["input"], fault.get("ctx") or {})
 
 
+def plainly(value: Any) -> Any:
+    """A text that is a number, or a time without an offset, as that; anything else as it is."""
+    if not isinstance(value, str):
+        return value
+    number = _number(value, {})
+    if number is not None:
+        return number.value
+    try:
+        moment = datetime.fromisoformat(value)
+    except ValueError:
+        return value
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else value
+
+
 def likely(fault: ErrorDetails) -> str:
     """What to say of a number beyond its range that fits in another unit; empty where none does."""
     value, context = fault["input"], fault.get("ctx") or {}

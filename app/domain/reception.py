@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 from app.domain.errors import InvalidRecord
-from app.domain.fields import clean_text, exact, location, shown
+from app.domain.fields import causes, clean_text, exact, location, shown
 from app.domain.mending import Mended, likely, mended
 from app.domain.scenario import Fault, LeftOut
 
@@ -120,7 +120,7 @@ class _Reading:
         """Mend every fault, or empty its place. Raises the error when one may not go."""
         self._first = self._first or error
         placed: dict[Path, list[ErrorDetails]] = {}
-        for fault in error.errors(include_url=False):
+        for fault in causes(error.errors(include_url=False)):
             placed.setdefault(self._place(fault), []).append(fault)
         if len(placed) > MAX_FAULTS:
             raise error

@@ -3,6 +3,7 @@ times in UTC."""
 
 from __future__ import annotations
 
+import sys
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Annotated, Any, Self
@@ -24,7 +25,10 @@ def pair_of(symbol: str) -> str:
 
 
 def _positive(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+    """Whether it is a number above 0 that a double holds; JSON has whole numbers of any length."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return 0 < value <= sys.float_info.max
 
 
 class Bar(Record):
@@ -77,8 +81,12 @@ class Plan(Record):
         if notional is None:
             return plan
         if not _positive(notional):
+            # A text may be read as the number that it is; a number is all that there is of a size.
+            alone = quantity is None and not isinstance(notional, str)
             raise PydanticCustomError(
-                "notional", "notional: a positive number of the quote currency", {"at": "notional"}
+                "size" if alone else "notional",
+                "notional: a positive number of the quote currency",
+                None if alone else {"at": "notional"},
             )
         if not _positive(entry):
             return plan  # It is refused for its entry.

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from tests.service.api.http_faults import faulty, ok
 
 from shadow_advisor_client import AdvisorClient, ConfigurationError
 from shadow_advisor_client.connection import Connection, is_this_machine
+from shadow_advisor_client.identity import find_token
 
 PROXIES = [f"{kind}_PROXY" for kind in ("ALL", "HTTP", "HTTPS", "NO")]
 FAR = "http://advisor.example:8321"
@@ -125,3 +129,33 @@ def test_https_asks_for_certificates() -> None:
         pytest.raises(httpx.ConnectError),
     ):
         http.get("/")
+
+
+@pytest.mark.parametrize("value", ["0.5", None, True, float("nan"), float("inf"), 1e300])
+@pytest.mark.parametrize("name", ["deadline_s", "queue_size", "exit_budget_s", "breaker_pause_s"])
+def test_a_setting_that_is_no_number_is_an_error_where_the_client_is_made(
+    name: str, value: Any
+) -> None:
+    """Each would end a thread of the client, or lose every message, without a word."""
+    with pytest.raises(ConfigurationError, match=f"{name} is "):
+        AdvisorClient("http://127.0.0.1:1", **{name: value})
+
+
+def test_numbers_of_a_library_are_numbers_and_a_message_may_wait_for_ever() -> None:
+    given: dict[str, Any] = {"deadline_s": np.float32(0.5), "queue_size": np.int64(5)}
+    client = AdvisorClient("http://127.0.0.1:1", max_age_s=math.inf, **given)
+    client.close(0)
+
+
+@pytest.mark.parametrize("token", ["\u043a\u043b\u044e\u0447", "two words", "line\n", 5])
+def test_a_token_that_no_header_can_carry_is_an_error_and_not_repeated(token: str) -> None:
+    with pytest.raises(ConfigurationError, match="token") as refused:
+        AdvisorClient("http://127.0.0.1:1", token=token)
+    assert str(token) not in str(refused.value)
+
+
+def test_a_token_of_the_environment_that_no_header_can_carry_is_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("ADVISOR_TOKEN", "\u043a\u043b\u044e\u0447")
+    assert find_token("http://127.0.0.1:1", "agent", ["ADVISOR_TOKEN"]) is None

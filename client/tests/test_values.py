@@ -142,3 +142,17 @@ def test_a_circle_is_refused_as_a_whole_and_in_time() -> None:
 
 def test_no_library_is_imported_to_know_its_values() -> None:
     assert not {"numpy", "pandas", "pydantic"} & set(vars(sys.modules[encode.__module__]))
+
+
+def test_half_a_character_costs_itself_alone() -> None:
+    """A text that was cut in the middle, in a language that counts in sixteen bits."""
+    body, left_out = encode({"news": "up \ud83d", "\ud800": 1, "whole": "\ud83d\ude80", "rsi": 5})
+    assert left_out == {}
+    sent = {"news": "up \ufffd", "\ufffd": 1, "whole": "\U0001f680", "rsi": 5}
+    assert json.loads(body.decode()) == sent
+
+
+def test_a_whole_number_that_nothing_can_write_is_left_out_alone() -> None:
+    body, left_out = encode({"rsi": 10**5000, "posts": [1, 10**5000], "adx": -(10**300)})
+    assert json.loads(body) == {"posts": [1, None], "adx": -(10**300)}
+    assert set(left_out) == {"rsi", "posts[1]"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from app.domain.errors import InvalidRecord
+from app.domain.fields import describe
 from app.domain.outcome import Outcome, OutcomeCode
 from app.domain.reception import Doubt, Needs, receive
 from app.domain.scenario import Fault, Scenario
@@ -232,3 +234,26 @@ def test_a_list_that_is_of_no_use_without_an_element_goes_as_a_whole() -> None:
     received = receive(SCENARIO, scenario_json(account__positions=[5]), needs)
     assert received.record.account.positions is None
     assert [gone.field for gone in received.left_out] == ["account.positions"]
+
+
+def test_a_time_without_an_offset_is_utc_also_where_the_session_is_not_told() -> None:
+    document = scenario_json(candidate__ts="2026-11-23T09:00:00", candidate__session=...)
+    document["market"].pop("bar_closed_at", None)
+    received = receive(SCENARIO, document, NEEDS)
+    assert received.record.as_of == datetime(2026, 11, 23, 9, tzinfo=UTC)
+    assert [each.field for each in received.coerced] == ["candidate.ts"]
+    document["candidate"]["ts"] = "yesterday"
+    with pytest.raises(ValidationError) as refused:
+        receive(SCENARIO, document, NEEDS)
+    assert describe(refused.value.errors()).startswith("candidate.ts: ")
+    assert "session" not in describe(refused.value.errors())
+
+
+@pytest.mark.parametrize("notional", [-500, 0, 10**400, True, float("inf")])
+def test_a_size_that_is_none_is_named_as_it_was_sent(notional: object) -> None:
+    document = scenario_json(plan__quantity=..., plan__notional=notional)
+    with pytest.raises(ValidationError) as refused:
+        receive(SCENARIO, document, NEEDS)
+    assert "notional: a positive number" in describe(refused.value.errors())
+    beside = receive(SCENARIO, scenario_json(plan__notional=notional), NEEDS)
+    assert [gone.field for gone in beside.left_out] == ["plan.notional"]

@@ -68,14 +68,14 @@ def address(request: Request, path: str, **changes: str | None) -> str:
 def span(request: Request, stored: tuple[datetime, datetime]) -> Span:
     """The days before the newest decision that are asked for; 30 when nothing is said."""
     oldest, newest = stored
-    until = newest + timedelta(microseconds=1)
+    until = _moved(newest, timedelta(microseconds=1))
     written = _word(request, "days") or "30"
     if written == "all":
         return Span(oldest, until, None)
     if not written.isdecimal() or int(written) not in SPANS:
         offered = ", ".join(map(str, SPANS))
         raise HTTPException(400, f"days={written!r}: choose one of {offered}, or `all`")
-    return Span(newest - timedelta(days=int(written)), until, int(written))
+    return Span(_moved(newest, -timedelta(days=int(written))), until, int(written))
 
 
 async def form(request: Request, most: int = MOST_FORM_BYTES) -> dict[str, str]:
@@ -129,3 +129,10 @@ def _utc(written: str) -> datetime:
         return when.replace(tzinfo=UTC) if when.tzinfo is None else when.astimezone(UTC)
     except OverflowError:
         raise ValueError(f"{written} is outside the years 1 to 9999 in UTC") from None
+
+
+def _moved(moment: datetime, by: timedelta) -> datetime:
+    """A moment in UTC so much later; no further than the calendar goes."""
+    edges = (datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC))
+    before, behind = (edge - moment for edge in edges)
+    return moment + min(max(by, before), behind)

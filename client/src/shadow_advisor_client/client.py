@@ -46,7 +46,7 @@ from uuid import uuid4
 import httpx
 
 from .checking import Check, asked
-from .connection import Connection
+from .connection import Connection, checked_token, require_numbers
 from .identity import AGENT_VARIABLES, bearer, decision_id, find_token, principal_of
 from .kept import Kept
 from .lanes import ADVISE, ASKING, Breaker, Lane, Message
@@ -143,9 +143,20 @@ class AdvisorClient:
         queue_dir: str | os.PathLike[str] | None = None,
         queue_bytes: int = 16_000_000,
     ) -> None:
+        require_numbers(
+            deadline_s=deadline_s,
+            queue_size=queue_size,
+            breaker_failures=breaker_failures,
+            breaker_pause_s=breaker_pause_s,
+            first_backoff_s=first_backoff_s,
+            max_backoff_s=max_backoff_s,
+            exit_budget_s=exit_budget_s,
+            queue_bytes=queue_bytes,
+            max_age_s=0 if max_age_s in (None, math.inf) else max_age_s,
+        )
         self._connection = Connection(base_url)
         self._base_url = base_url
-        self._given = token
+        self._given = checked_token(token)
         self._token = token or find_token(base_url, "agent", AGENT_VARIABLES)
         self._deadline_s = deadline_s
         self._queue_size = queue_size

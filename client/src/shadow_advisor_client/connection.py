@@ -9,13 +9,37 @@ from __future__ import annotations
 import os
 import ssl
 from ipaddress import ip_address
+from numbers import Real
 from urllib.request import getproxies, proxy_bypass
 
 import httpx
 
+MOST = 1e15
+
 
 class ConfigurationError(ValueError):
     """What was given, or what the environment says, cannot work; the message names it."""
+
+
+def require_numbers(**settings: object) -> None:
+    """Raise `ConfigurationError` for a setting that is no number, or beyond what anybody waits or
+    keeps."""
+    for name, value in settings.items():
+        if isinstance(value, bool) or not isinstance(value, Real) or not abs(float(value)) < MOST:
+            raise ConfigurationError(f"{name} is {value!r}: a number below {MOST:g} is needed")
+
+
+def checked_token(token: str | None) -> str | None:
+    """A token that was given. Raises `ConfigurationError`, which does not repeat it, for one that
+    no header can carry."""
+    if token is not None and not (isinstance(token, str) and is_sendable(token)):
+        raise ConfigurationError("the token is not one word of ASCII")
+    return token
+
+
+def is_sendable(token: str) -> bool:
+    """Whether a header can carry a token."""
+    return token.isascii() and token.isprintable() and " " not in token
 
 
 class Connection:

@@ -14,7 +14,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from uuid import UUID, uuid5
 
-from .connection import is_this_machine
+from .connection import is_sendable, is_this_machine
 
 NAMESPACE = UUID("6f9b9f0e-4a54-5c0e-9d6a-3f1d7a0c9b11")
 DEFAULT_PRINCIPAL = "agent"
@@ -23,19 +23,23 @@ AGENT_VARIABLES = ("ADVISOR_TOKEN",)
 
 def find_token(base_url: str, name: str, variables: Collection[str]) -> str | None:
     """The token of the environment, or for a service on this machine that of its own file; None
-    when there is none. Never raises."""
+    when there is none that a header can carry. Never raises."""
     for variable in variables:
         if token := os.environ.get(variable, "").strip():
-            return token
+            return _sendable(token)
     try:
         if file := os.environ.get("ADVISOR_TOKEN_FILE"):
-            return Path(file).read_text().strip() or None
+            return _sendable(Path(file).read_text().strip())
         if not is_this_machine(urlsplit(base_url).hostname):
             return None
         home = Path(os.environ.get("ADVISOR_HOME") or "var")
-        return (home / "tokens" / name).read_text().strip() or None
+        return _sendable((home / "tokens" / name).read_text().strip())
     except (OSError, ValueError):
         return None
+
+
+def _sendable(token: str) -> str | None:
+    return token if token and is_sendable(token) else None
 
 
 def bearer(token: str | None) -> dict[str, str]:

@@ -18,7 +18,9 @@ from uuid import UUID
 
 MAX_DEPTH = 16
 MAX_ARRAY = 1000
-SENT_AS_THEY_ARE = frozenset({str, bool, int, type(None)})
+MAX_BITS = 1024
+"""Of a whole number: more are no double, and Python does not write much longer ones."""
+SENT_AS_THEY_ARE = frozenset({str, bool, type(None)})
 
 
 class Encoded(NamedTuple):
@@ -37,8 +39,18 @@ def encode(document: Mapping[str, Any]) -> Encoded:
     numpy, decimals, prices and quantities numbers; enums their values; dataclasses and pydantic
     models objects."""
     left_out: dict[str, str] = {}
-    plain = _mapping(document, "", 0, left_out)
-    return Encoded(json.dumps(plain, allow_nan=False, ensure_ascii=True).encode(), left_out)
+    text = json.dumps(_mapping(document, "", 0, left_out), allow_nan=False, ensure_ascii=False)
+    return Encoded(_in_bytes(text), left_out)
+
+
+def _in_bytes(text: str) -> bytes:
+    """Text as UTF-8. Half a character, as cut texts of other languages have, becomes U+FFFD; two
+    halves are a whole one."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        halves = text.encode("utf-16-le", "surrogatepass")
+        return halves.decode("utf-16-le", "replace").encode()
 
 
 def _mapping(
@@ -50,7 +62,11 @@ def _mapping(
     for key, item in document.items():
         name = str(key.value if isinstance(key, Enum) else key)
         kind = type(item)  # Most are sent as they are: this keeps `submit` fast.
-        if kind in SENT_AS_THEY_ARE or (kind is float and math.isfinite(item)):
+        if (
+            kind in SENT_AS_THEY_ARE
+            or (kind is float and math.isfinite(item))
+            or (kind is int and item.bit_length() <= MAX_BITS)
+        ):
             plain[name] = item
             continue
         place = f"{path}.{name}" if path else name
@@ -85,6 +101,8 @@ def _plain(value: Any, path: str, depth: int, left_out: dict[str, str]) -> Any:
     if isinstance(value, Enum):
         return _plain(value.value, path, depth, left_out)
     if isinstance(value, int):
+        if value.bit_length() > MAX_BITS:
+            raise ValueError(f"a whole number of more than {MAX_BITS} bits")
         return int(value)
     if isinstance(value, (float, Decimal)):
         return float(value) if math.isfinite(value) else None

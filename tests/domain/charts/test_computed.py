@@ -8,17 +8,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from app.domain.charts.computed import (
     ENOUGH_BARS,
     SETTLED_BARS,
+    SETTLED_TREND_BARS,
     candidate_fields,
     fault_of,
     of_bars,
 )
 from app.domain.charts.indicators import indicators
 from app.domain.charts.movements import OWN
-from app.domain.scenario import Account, Bar
+from app.domain.features import features
+from app.domain.prompt import render
+from app.domain.scenario import Account, Bar, Scenario
 from app.schemas import AdviseRequest, bar_doubts
 from tests.domain.scenarios import AS_OF
 from tests.training.support.candles import random_walk
@@ -169,3 +173,48 @@ def test_indicators_see_no_bar_of_later() -> None:
         ),
     )
     assert candidate_fields(indicators(broken), 2999) == candidate_fields(indicators(HISTORY), 2999)
+
+
+def flat_request(price: float, **columns: Any) -> AdviseRequest:
+    """A request with as many bars as tell all, of a market that does not move."""
+    hours = range(SETTLED_TREND_BARS)
+    began = datetime(2026, 1, 1, tzinfo=UTC)
+    bars = [
+        {"closed_at": (began + timedelta(hours=hour)).isoformat(), "volume": 0.0}
+        | {name: columns.get(name, price) for name in ("open", "high", "low", "close")}
+        for hour in hours
+    ]
+    return AdviseRequest.model_validate(
+        {
+            "candidate": {"symbol": "USDCUSDT", "direction": "long", "ts": bars[-1]["closed_at"]},
+            "plan": {"entry": 1.0, "stop": 0.99, "targets": [1.02], "quantity": 10.0},
+            "bars": bars,
+        }
+    )
+
+
+@pytest.mark.parametrize("price", [1.0, 5e-324, 1e308])
+def test_a_market_that_does_not_move_has_no_atr_and_is_advised_on(price: float) -> None:
+    """A stable coin, or a market that is halted."""
+    scenario = flat_request(price).scenario()
+    assert scenario.candidate.atr is None
+    assert "candidate.atr" not in scenario.computed
+    assert scenario.market.last_close == price
+    assert Scenario.from_json(scenario.as_json()) == scenario
+    render(scenario)
+    features(scenario)
+
+
+def test_bars_are_read_as_exchanges_write_them() -> None:
+    """Prices as texts, times without an offset."""
+    request = flat_request(1.0)
+    assert request.bars is not None
+    document = request.model_dump(mode="json")
+    document["bars"] = [
+        [bar.closed_at.replace(tzinfo=None).isoformat(), "1.0", "1.0", "1.0", "1.0", "0"]
+        for bar in request.bars
+    ]
+    assert AdviseRequest.model_validate(document).bars == request.bars
+    document["bars"][0][1] = "one"
+    with pytest.raises(ValidationError, match="valid number"):
+        AdviseRequest.model_validate(document)

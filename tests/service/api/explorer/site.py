@@ -22,32 +22,32 @@ class Site:
         self.labels = labels
 
     async def get(self, path: str, who: str = "reader") -> httpx.Response:
-        return await self.api.client.get(path, headers=self._as(who))
+        return await self.api.client.get(path, headers=self.as_(who))
 
     async def post(
         self, path: str, fields: dict[str, str], who: str | None = None, **headers: str
     ) -> httpx.Response:
-        sent = FORM | {"Origin": self.api.url} | (self._as(who) if who else {}) | headers
+        sent = FORM | {"Origin": self.api.url} | (self.as_(who) if who else {}) | headers
         return await self.api.client.post(path, data=fields, headers=sent)
 
     async def decide(self, name: str, **changes: Any) -> str:
         """A decision that the agent asked for."""
         answer = await self.api.client.post(
-            "/advise", json=request(name, **changes), headers=self._as("agent")
+            "/advise", json=request(name, **changes), headers=self.as_("agent")
         )
         assert answer.status_code == 200, answer.text
         return str(answer.json()["decision_id"])
 
     async def report(self, decision: str, what: str, body: dict[str, Any]) -> None:
         answer = await self.api.client.put(
-            f"/decisions/{decision}/{what}", json=body, headers=self._as("agent")
+            f"/decisions/{decision}/{what}", json=body, headers=self.as_("agent")
         )
         assert answer.status_code == 202, answer.text
 
     async def stored(self) -> None:
         await drained(self.api.settings)
 
-    def _as(self, who: str) -> dict[str, str]:
+    def as_(self, who: str) -> dict[str, str]:
         return {"Authorization": f"Bearer {self.tokens[who]}"}
 
 

@@ -10,10 +10,13 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
+from fastapi import Request
 
 from app.advising.serving import Models
+from app.api.explorer import asked
 from app.policy.scripted import SCRIPTED_MANIFEST, ScriptedPolicy
 from app.shadow_log.explore import Explorer, Filters
 from tests.service.api.explorer.site import FORM, Site, ids, traded
@@ -363,3 +366,29 @@ async def test_what_a_version_foretold_is_shown_with_its_decision(site: Site) ->
     shown = (await site.get(f"/ui/decisions/{event.key}")).text
     assert '<td class="n">25.0 %</td><td class="n">30.0 %</td>' in shown
     assert "What versions foretold" in shown
+
+
+@pytest.mark.parametrize("edge", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00"])
+async def test_a_time_outside_the_calendar_is_named(site: Site, edge: str) -> None:
+    for word, written in (("since", edge), ("until", edge), ("after", f"{edge}_{UUID(int=0)}")):
+        answer = await site.api.client.get(
+            "/ui/decisions", params={word: written}, headers=site.as_("reader")
+        )
+        assert answer.status_code == 400, word
+        assert word in answer.text
+
+
+@pytest.mark.parametrize("edge", [datetime.min, datetime.max])
+def test_decisions_at_an_edge_of_the_calendar_have_a_span(edge: datetime) -> None:
+    """A clock that is wrong, or a test of somebody else: the pages are there all the same."""
+    moment = edge.replace(tzinfo=UTC)
+    request = Request({"type": "http", "query_string": b"days=30", "headers": []})
+    span = asked.span(request, (moment, moment))
+    assert span.since <= moment <= span.until
+
+
+async def test_the_head_of_a_page_may_be_asked_for(site: Site) -> None:
+    for path, status in (("/ui", 200), ("/ui/decisions", 200), ("/ui/login", 303), ("/", 307)):
+        answer = await site.api.client.head(path, headers=site.as_("reader"))
+        assert (answer.status_code, answer.content) == (status, b""), path
+    assert (await site.api.client.head("/ui/login")).status_code == 200
