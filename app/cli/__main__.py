@@ -9,6 +9,7 @@ import typer
 from rich.markup import escape
 
 from app.cli.control import alias, state
+from app.cli.export import export
 from app.cli.limits import limits_app
 from app.cli.model import model_app
 from app.cli.options import console
@@ -37,6 +38,7 @@ app.command()(compare)
 app.command()(prove)
 app.command()(replay)
 app.command("what-if")(what_if)
+app.command()(export)
 app.command()(retention)
 app.command()(state)
 app.command()(alias)

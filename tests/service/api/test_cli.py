@@ -37,6 +37,7 @@ COMMANDS = [
     "prove",
     "replay",
     "what-if",
+    "export",
     "retention",
     "state",
     "alias",

@@ -1,0 +1,39 @@
+"""The command `export`."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import Progress
+
+from app.cli.options import console, database_url, say
+from app.settings import read_settings
+
+
+def export(
+    folder: Annotated[Path, typer.Argument(help="Folder for `day=.../symbol=.../rows.parquet`.")],
+    since: Annotated[
+        datetime | None, typer.Option(formats=["%Y-%m-%d"], help="First day, UTC.")
+    ] = None,
+    until: Annotated[
+        datetime | None, typer.Option(formats=["%Y-%m-%d"], help="Day to end before, UTC.")
+    ] = None,
+) -> None:
+    """Write the comparing view as Parquet, by day and symbol. An interrupted export goes on; days
+    that are written stay, but for the newest seven, on which reports still arrive."""
+    from app.shadow_log.export import export as write_days
+
+    span = {name: at.date() for name, at in (("since", since), ("until", until)) if at is not None}
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("exporting", total=None)
+
+        def tell(done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total)
+
+        url = database_url(read_settings())
+        made = asyncio.run(write_days(url, folder, progress=tell, **span))
+    say(f"{folder}: {made.rows:,} rows of {made.days} days written, {made.kept} days were there")

@@ -1,0 +1,159 @@
+"""The comparing view as Parquet for analysts: a folder a day, a file a symbol, which Polars, DuckDB
+and pandas read as one table.
+
+A day is written whole and then named, so an interrupted export goes on where it stopped. Days that
+are over and written are left alone; the newest are written again, since reports arrive late.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, date, datetime, time, timedelta
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.domain.errors import AdvisorError
+from app.shadow_log.database import connect, translated_errors
+from app.shadow_log.rows import Row, plain
+
+Progress = Callable[[int, int], None]
+AGAIN_DAYS = 7
+"""So many of the newest days are written anew."""
+_DAYS = text(
+    """
+    SELECT (as_of AT TIME ZONE 'UTC')::date AS day, count(*) AS rows
+    FROM shadow_comparison
+    WHERE as_of >= :since AND as_of < :until
+    GROUP BY day
+    ORDER BY day
+    """
+)
+_ROWS = text(
+    """
+    SELECT * FROM shadow_comparison
+    WHERE as_of >= :begin AND as_of < :end
+    ORDER BY symbol, as_of, decision_id, model_version
+    """
+)
+_COLUMNS = text(
+    """
+    SELECT column_name, data_type FROM information_schema.columns
+    WHERE table_name = 'shadow_comparison' AND table_schema = current_schema()
+    ORDER BY ordinal_position
+    """
+)
+
+
+class ExportFault(AdvisorError):
+    """The export cannot be written; the message says why."""
+
+
+class Exported(NamedTuple):
+    """Days and rows written, and days that were there already."""
+
+    days: int
+    rows: int
+    kept: int
+
+
+async def export(
+    url: str,
+    folder: Path,
+    since: date = date(1970, 1, 1),
+    until: date = date(9999, 1, 1),
+    progress: Progress = lambda done, total: None,
+) -> Exported:
+    """Write decisions of whole days, UTC, from `since` to before `until`. Raises
+    `ShadowLogUnavailable` and `ExportFault`."""
+    engine = connect(url, patience_s=None)
+    written, rows, done = 0, 0, 0
+    _clear(folder)
+    try:
+        with translated_errors():
+            async with engine.connect() as connection:
+                await connection.execution_options(
+                    isolation_level="REPEATABLE READ", postgresql_readonly=True
+                )
+                schema = await _schema(connection)
+                span = {"since": _begin(since), "until": _begin(until)}
+                days = (await connection.execute(_DAYS, span)).all()
+                total = sum(each.rows for each in days)
+                for place, each in enumerate(days):
+                    to = folder / f"day={each.day}"
+                    if not to.is_dir() or place >= len(days) - AGAIN_DAYS:
+                        _write(await _rows(connection, each.day), schema, to)
+                        written, rows = written + 1, rows + each.rows
+                    done += each.rows
+                    progress(done, total)
+    finally:
+        await engine.dispose()
+    return Exported(written, rows, len(days) - written)
+
+
+def _begin(day: date) -> datetime:
+    return datetime.combine(day, time(), UTC)
+
+
+async def _rows(connection: AsyncConnection, day: date) -> list[Row]:
+    span = {"begin": _begin(day), "end": _begin(day) + timedelta(days=1)}
+    return [
+        {**plain(row), "decision_id": str(row.decision_id)}
+        for row in await connection.execute(_ROWS, span)
+    ]
+
+
+async def _schema(connection: AsyncConnection) -> dict[str, Any]:
+    """The view's columns as Polars has them, so that every file has the same."""
+    try:
+        import polars
+    except ImportError as error:
+        raise ExportFault("needs polars: pip install 'shadow-advisor[market]'") from error
+    kinds = {
+        "uuid": polars.String,
+        "text": polars.String,
+        "timestamp with time zone": polars.Datetime("us", "UTC"),
+        "double precision": polars.Float64,
+        "boolean": polars.Boolean,
+        "integer": polars.Int64,
+        "ARRAY": polars.List(polars.String),
+    }
+    return {row.column_name: kinds[row.data_type] for row in await connection.execute(_COLUMNS)}
+
+
+@contextmanager
+def _faults_of(folder: Path) -> Iterator[None]:
+    """What the disk refuses is no outage of Postgres."""
+    try:
+        yield
+    except OSError as error:
+        raise ExportFault(f"{folder} cannot be written: {error.strerror or error}") from error
+
+
+def _clear(folder: Path) -> None:
+    """Take away what was interrupted."""
+    with _faults_of(folder):
+        for interrupted in folder.glob(".day=*"):
+            shutil.rmtree(interrupted)
+
+
+def _write(rows: list[Row], schema: dict[str, Any], to: Path) -> None:
+    """A day beside its place, then in it."""
+    import polars
+
+    beside = to.with_name(f".{to.name}")
+    with _faults_of(to.parent):
+        for symbol, own in groupby(rows, key=lambda row: str(row["symbol"])):
+            place = beside / f"symbol={quote(symbol, safe='')}"
+            place.mkdir(parents=True, exist_ok=True)
+            table = polars.DataFrame(list(own), schema=schema, orient="row")
+            table.write_parquet(place / "rows.parquet")
+        if to.exists():
+            shutil.rmtree(to)
+        beside.rename(to)
