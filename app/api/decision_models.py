@@ -37,12 +37,18 @@ from app.domain.errors import (
 )
 from app.domain.manifest import PRIMARY_ALIAS
 from app.domain.principal import Principal, Role
+from app.domain.questions import QuestionName
 from app.schemas import ADVISE_ONE, EXAMPLE, AdviseRequest
 
 MOST_QUESTIONS = 64
 NAMES = tuple(action.name for action in ACTIONS)
 YES = ("approve", "trade")
 """Names of approving, and ids of the question whether to."""
+FORETOLD = {
+    QuestionName.WIN.value: "win_probability",
+    QuestionName.STOPPED.value: "stopped_probability",
+}
+"""Ids of the chances that a version may foretell of the plan, and where an outlook has them."""
 PROBLEMS = problems(
     InvalidRecord,
     RequestConflict,
@@ -145,8 +151,22 @@ class Question(NamedTuple):
     name: str
     options: tuple[str, ...] | None
 
+    @property
+    def is_foretold(self) -> bool:
+        """Whether it asks what a version foretells of the plan, not what to do."""
+        return self.options is None and self.name in FORETOLD
+
+    def is_answered(self, advice: Advice) -> bool:
+        """Whether the version says anything to it."""
+        if self.is_foretold:
+            return getattr(advice.outlook, FORETOLD[self.name], None) is not None
+        return advice.proposal is not None
+
     def chances(self, advice: Advice) -> list[float]:
         """Of each option; of a chance, of yes and no."""
+        if self.is_foretold:
+            chance = float(getattr(advice.outlook, FORETOLD[self.name]))
+            return [chance, 1 - chance]
         if self.options is not None and set(self.options) == set(NAMES):
             told = dict(zip(NAMES, _probabilities(advice), strict=True))
             return [told[option] for option in self.options]
@@ -167,10 +187,13 @@ async def systemone(request: Request) -> Response:
     asked = [_systemone_question(name, question) for name, question in body.questions.items()]
     answer = await _answer(request, caller, body.model, body.state)
     advice = answer.decision.primary
-    if advice.proposal is None:
-        raise NoAnswer(f"the model gave no answer: {advice.abstain_reason}; ask again")
-    answers = {question.name: _systemone_answer(question, advice) for question in asked}
-    return Json(_told(answer) | {"answers": answers, "diagnostics": _diagnostics(asked, advice)})
+    answered = [question for question in asked if question.is_answered(advice)]
+    if not answered:
+        why = advice.abstain_reason or f"{advice.model_version} does not know it"
+        raise NoAnswer(f"the model gave no answer: {why}")
+    answers = {question.name: _systemone_answer(question, advice) for question in answered}
+    diagnosed = _diagnostics(answered, advice)
+    return Json(_told(answer) | {"answers": answers, "diagnostics": diagnosed})
 
 
 @router.post(
@@ -258,10 +281,10 @@ def _decisions_question(question: DecisionsQuestion) -> Question:
 
 
 def _chance(name: str) -> Question:
-    if name not in YES:
+    if name not in (*YES, *FORETOLD):
         raise InvalidRecord(
-            f"question {name[:100]!r}: this model knows the chances {' and '.join(YES)} (the same)"
-            " by their ids; instructions are not read"
+            f"question {name[:100]!r}: this model knows the chances {' and '.join(YES)} (the same),"
+            f" {' and '.join(FORETOLD)} by their ids; instructions are not read"
         )
     return Question(name, None)
 
@@ -315,7 +338,7 @@ def _systemone_answer(question: Question, advice: Advice) -> dict[str, Any]:
 def _decisions_answer(
     question: Question, theirs: DecisionsQuestion, advice: Advice
 ) -> dict[str, Any]:
-    if advice.proposal is None:
+    if not question.is_answered(advice):
         return {"type": "refusal", "name": theirs.name}
     chances = question.chances(advice)
     if question.options is None:
@@ -340,8 +363,10 @@ def _label_mass(advice: Advice) -> float:
 
 def _diagnostics(asked: Sequence[Question], advice: Advice) -> dict[str, Any]:
     """As vLLM tells it, of each question."""
+    if advice.proposal is None:
+        return {}
     told = {"label_mass": _label_mass(advice)}
-    return {question.name: told for question in asked}
+    return {question.name: told for question in asked if not question.is_foretold}
 
 
 def _told(answer: Answer) -> dict[str, Any]:

@@ -14,9 +14,12 @@ import httpx
 import pytest
 
 from app.advising.serving import Models
+from app.api.decision_models import Question
 from app.api.tokens import TokenFile
 from app.domain.actions import ACTIONS
+from app.domain.decision import AdviceStatus
 from app.domain.errors import AbstainReason, PolicyAbstained
+from app.domain.outlook import Outlook
 from app.domain.principal import Role
 from app.policy.scripted import ScriptedPolicy
 from app.shadow_log.verify import verify_log
@@ -138,6 +141,25 @@ async def test_what_the_rules_refuse_has_no_probability(api: Running) -> None:
     assert document["answers"]["action"]["probabilities"]["reject"] == 1
 
 
+async def test_what_a_version_does_not_foretell_has_no_answer(api: Running) -> None:
+    some = await systemone(api, candidate(), approve=CHANCE, win=CHANCE)
+    assert list(some.json()["answers"]) == ["approve"]
+    none = await systemone(api, candidate(), stopped=CHANCE)
+    assert (none.status_code, "scripted-1 does not know it" in none.text) == (503, True)
+    form = await decisions(api, json.dumps(candidate()), {"type": "predicate", "name": "win"})
+    assert form.json()["answers"] == [{"type": "refusal", "name": "win"}]
+
+
+def test_what_it_foretells_is_told_whatever_the_rules_say() -> None:
+    refused = build.decision(candidate__spread_bps=500.0).primary
+    outlook = Outlook(win_probability=0.6, stopped_probability=0.3)
+    advice = refused.model_copy(update={"outlook": outlook})
+    assert advice.status is AdviceStatus.VETOED
+    assert Question("win", None).chances(advice) == [0.6, 0.4]
+    assert Question("stopped", None).chances(advice) == [0.3, 0.7]
+    assert Question("approve", None).chances(advice) == [0.0, 1.0]
+
+
 async def test_nine_approvals_that_share_their_votes_are_no_approval(
     database_url: str, valkey_url: str, tmp_path: Path
 ) -> None:
@@ -165,7 +187,7 @@ async def test_a_model_that_abstains_gives_no_answer_in_either_form(
 @pytest.mark.parametrize(
     ("questions", "why"),
     [
-        ({"mood": CHANCE}, "knows the chances approve and trade"),
+        ({"mood": CHANCE}, "knows the chances approve and trade (the same), win and stopped"),
         ({"a": {"type": "choice", "criteria": {"buy": None, "sell": None}}}, "chooses between"),
         ({"a": {"type": "choice", "criteria": dict.fromkeys(NAMES[:4])}}, "all ten actions"),
         ({"a": {"type": "choice", "criteria": ["approve", "reject"]}}, "chooses between"),
