@@ -19,6 +19,7 @@ from app.api.explorer.look import page
 from app.api.explorer.route import PageRoute
 from app.api.tokens import Tokens
 from app.domain.aliases import rollback_reason, rollback_target
+from app.domain.case import TradingState
 from app.domain.event import StateChange
 from app.domain.principal import Principal, Role
 from app.schemas import ALIAS_PATTERN, AliasMove, StateBody
@@ -77,6 +78,8 @@ async def change_state(request: Request) -> Response:
     fields = await asked.form(request)
     asked.require_sure(fields)
     body = _checked(StateBody, {**fields, "changed_by": caller.name}, ("state", "reason"))
+    if body.state is not TradingState.HALTED:  # Halting waits for nobody.
+        asked.require_as_seen(fields, service.controls.state.value)
     change = StateChange(
         recorded_at=service.now(), state=body.state, reason=body.reason, changed_by=caller.name
     )
@@ -94,6 +97,8 @@ async def move(request: Request, alias: str = Path(pattern=ALIAS_PATTERN)) -> Re
     asked.require_sure(fields)
     reason = fields.get("reason", "")
     version = fields.get("model_version", "")
+    stands = (await service.serving.aliases())["aliases"].get(alias, {})
+    asked.require_as_seen(fields, str(stands.get("changed_at", "")))
     if fields.get("back"):
         moves = [
             one for one in (await service.serving.aliases())["history"] if one["alias"] == alias

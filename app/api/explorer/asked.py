@@ -103,6 +103,15 @@ def require_sure(fields: dict[str, str]) -> None:
         raise HTTPException(422, "tick the box that says that you are sure; nothing was changed")
 
 
+def require_as_seen(fields: dict[str, str], now: str) -> None:
+    """Raises 409 when a form was sent by a page that showed something else than is now: somebody
+    else, or another tab, was faster."""
+    if fields.get("seen", now) != now:
+        raise HTTPException(
+            409, "somebody changed it since this page was made: look again; nothing was changed"
+        )
+
+
 def _word(request: Request, name: str) -> str | None:
     value = request.query_params.get(name, "").strip()
     if len(value) > LONGEST_WORD or "\0" in value:

@@ -392,3 +392,30 @@ async def test_the_head_of_a_page_may_be_asked_for(site: Site) -> None:
         answer = await site.api.client.head(path, headers=site.as_("reader"))
         assert (answer.status_code, answer.content) == (status, b""), path
     assert (await site.api.client.head("/ui/login")).status_code == 200
+
+
+def seen_on(page: str) -> str:
+    """What a form of a page says that it showed."""
+    return re.findall(r'name="seen" value="([^"]*)"', page)[-1]
+
+
+async def test_of_two_tabs_the_second_rolls_nothing_back_again(site: Site) -> None:
+    await site.api.service.shadow_log.register_model(SCRIPTED_MANIFEST)
+    sure = {"reason": "try", "sure": "yes"}
+    for name in ("scripted-1", "none"):
+        await site.post("/ui/aliases/champion", {"model_version": name} | sure, "operator")
+    tab = {"back": "1", "seen": seen_on((await site.get("/ui/models", "operator")).text)} | sure
+    assert (await site.post("/ui/aliases/champion", tab, "operator")).status_code == 303
+    second = await site.post("/ui/aliases/champion", tab, "operator")
+    assert second.status_code == 409
+    assert "look again; nothing was changed" in second.text
+    assert "champion: scripted-1" in (await site.get("/ui/models")).text
+
+
+async def test_a_tab_of_before_a_halt_ends_no_halt_and_may_halt(site: Site) -> None:
+    seen = seen_on((await site.get("/ui/state", "operator")).text)
+    old = {"seen": seen, "reason": "drill", "sure": "yes"}
+    for state, status in (("HALTED", 303), ("ACTIVE", 409), ("REDUCING", 409), ("HALTED", 303)):
+        answer = await site.post("/ui/state", old | {"state": state}, "operator")
+        assert answer.status_code == status, state
+    assert site.api.service.controls.state.value == "HALTED"
