@@ -17,7 +17,7 @@ from fastapi import FastAPI
 
 from app.advising.service import Service, wall_clock
 from app.advising.serving import Models, Pins, Serving
-from app.api import decision_models, operators, routes
+from app.api import decision_models, operators, reference, routes
 from app.api.access import Guard, Refusals
 from app.api.admission import Admission
 from app.api.budget import Buckets
@@ -130,7 +130,14 @@ async def running(settings: Settings, models: Models | None = None) -> AsyncIter
 
 def create_app() -> FastAPI:
     """Every route; what they work with is put into its `state`."""
-    app = FastAPI(title="shadow-advisor", version="0.1.0", description=DESCRIPTION)
+    app = FastAPI(
+        title="shadow-advisor",
+        version="0.1.0",
+        description=DESCRIPTION,
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.include_router(reference.router)
     app.include_router(routes.router)
     app.include_router(operators.router)
     app.include_router(decision_models.router)

@@ -3,20 +3,39 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
+from difflib import get_close_matches
 from enum import StrEnum
 from pathlib import Path
 from typing import Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import AliasChoices, Field, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from app.domain.decision import Engine
 from app.domain.errors import AdvisorError
-from app.domain.fields import describe
+from app.domain.fields import describe, shown
 
 SCRIPTED = "scripted"
 """The value of MODEL that asks for no model at all, but for the shipped fake."""
+
+
+SECRETS = frozenset(
+    {
+        *("database_url", "redis_url", "vllm_url", "checkpoints"),
+        *("notices", "admin_token", "writer_password", "reader_password", "analyst_password"),
+    }
+)
+"""Settings that hold passwords or tokens, or may: an address has them in front of the host."""
+PREFIX = "ADVISOR_"
+OF_OTHERS = frozenset(
+    {"ADVISOR_URL", "ADVISOR_TOKEN", "ADVISOR_TOKEN_FILE", "ADVISOR_METRICS_TOKEN_FILE"}
+)
+"""Variables that callers of the service and `advisor-train` read."""
+OF_TESTS = ("ADVISOR_TEST_", "ADVISOR_FUZZ_")
+"""Variables with these beginnings are read by tests."""
 
 
 class SettingsError(AdvisorError):
@@ -39,9 +58,15 @@ class Settings(BaseSettings):
     )
 
     database_url: str | None = Field(
-        None, validation_alias=AliasChoices("DATABASE_URL", "database_url")
+        None,
+        validation_alias=AliasChoices("DATABASE_URL", "database_url"),
+        description="Postgres of the shadow log; default: what `advisor up` left under HOME",
     )
-    redis_url: str | None = Field(None, validation_alias=AliasChoices("REDIS_URL", "redis_url"))
+    redis_url: str | None = Field(
+        None,
+        validation_alias=AliasChoices("REDIS_URL", "redis_url"),
+        description="Valkey or Redis of the journal; with appendonly yes",
+    )
     model: str | None = Field(
         None,
         validation_alias=AliasChoices("MODEL", "model"),
@@ -57,35 +82,53 @@ class Settings(BaseSettings):
         Path("models"), description="versions that came with this release; only read"
     )
     prompt_tokens: int = Field(1024, ge=128, description="longest prompt; longer ones abstain")
-    vllm_url: str | None = Field(None, validation_alias=AliasChoices("VLLM_URL", "vllm_url"))
+    vllm_url: str | None = Field(
+        None,
+        validation_alias=AliasChoices("VLLM_URL", "vllm_url"),
+        description="where vLLM serves MODEL; default: the model runs in the service",
+    )
     vllm_model: str | None = Field(
         None, description="name under which vLLM serves MODEL; default: its version"
     )
-    host: str = "127.0.0.1"
-    port: int = Field(8321, ge=0, le=65535)
-    writer_metrics_port: int = Field(8322, ge=0, le=65535)
+    host: str = Field("127.0.0.1", description="address that the API listens on")
+    port: int = Field(8321, ge=0, le=65535, description="port that the API listens on")
+    writer_metrics_port: int = Field(
+        8322, ge=0, le=65535, description="port of the writer's metrics"
+    )
     instance: str = Field(
         "", description="set by `advisor up`, and told by /healthz: what answers is its own child"
     )
-    home: Path = Path("var")
-    limits: Path = Path("limits.toml")
+    home: Path = Field(
+        Path("var"), description="HOME: models, spool, tokens, and what `advisor up` keeps"
+    )
+    limits: Path = Field(
+        Path("limits.toml"), description="limits of the rules; read again when it changes"
+    )
     limits_profiles: Path = Field(
         Path("limits"),
         description="folder of limits by principal: NAME.toml judges what NAME asks, ADVISOR_LIMITS"
         " what everybody else does",
     )
-    clock: Clock = Clock.WALL
+    clock: Clock = Field(
+        Clock.WALL,
+        description="`wall` judges at the time of the request, `request` at the scenario's own, to"
+        " replay history",
+    )
     threads: int = Field(
         1, ge=1, le=256, description="torch threads; 2 or more only on a quiet host"
     )
     engine: Literal["auto"] | Engine = Field(
         "auto", description="what multiplies in this process; auto: the fastest that says the same"
     )
-    max_batch: int = Field(4, ge=1, le=256)
-    queue_size: int = Field(64, ge=1, le=10_000)
-    deadline_ms: int = Field(2000, ge=10, le=60_000)
-    max_body_bytes: int = Field(1_048_576, ge=1024)
-    max_candidates: int = Field(32, ge=1, le=256)
+    max_batch: int = Field(4, ge=1, le=256, description="prompts that the model reads at once")
+    queue_size: int = Field(
+        64, ge=1, le=10_000, description="prompts that may wait for the model; further ones abstain"
+    )
+    deadline_ms: int = Field(
+        2000, ge=10, le=60_000, description="time to answer a request that names none"
+    )
+    max_body_bytes: int = Field(1_048_576, ge=1024, description="bytes of one body")
+    max_candidates: int = Field(32, ge=1, le=256, description="elements of one list")
     max_pending: int = Field(
         2048, ge=1, description="accepted requests (`respond-async`) that may wait to be decided"
     )
@@ -93,9 +136,9 @@ class Settings(BaseSettings):
     max_extra_bytes: int = Field(
         32_768, ge=256, description="keys outside the schema, as JSON, in one candidate or report"
     )
-    max_header_bytes: int = Field(16_384, ge=1024)
-    max_headers: int = Field(64, ge=16)
-    max_connections: int = Field(512, ge=8)
+    max_header_bytes: int = Field(16_384, ge=1024, description="bytes of one request's header")
+    max_headers: int = Field(64, ge=16, description="fields of one request's header")
+    max_connections: int = Field(512, ge=8, description="open connections")
     request_s: float = Field(10.0, gt=0, le=600, description="time to send one request")
     idle_s: int = Field(5, ge=1, le=600, description="time from an answer to the next request")
     rate_per_s: float = Field(
@@ -114,7 +157,9 @@ class Settings(BaseSettings):
         description="addresses of proxies before the service, as browsers name them"
         " (`https://advisor.example`), separated by commas; their names are allowed hosts too",
     )
-    max_spool_bytes: int = Field(1_073_741_824, ge=65_536)
+    max_spool_bytes: int = Field(
+        1_073_741_824, ge=65_536, description="bytes that may wait on disk while Valkey is away"
+    )
     admin_token: str | None = Field(
         None, min_length=8, description="a token of an operator, beside those of the file"
     )
@@ -128,8 +173,12 @@ class Settings(BaseSettings):
     writer_password: str | None = Field(
         None, description="`advisor migrate` lets the role advisor_writer log in with it"
     )
-    reader_password: str | None = Field(None, description="as above, of advisor_reader")
-    analyst_password: str | None = Field(None, description="as above, of advisor_analyst")
+    reader_password: str | None = Field(
+        None, description="`advisor migrate` lets the role advisor_reader log in with it"
+    )
+    analyst_password: str | None = Field(
+        None, description="`advisor migrate` lets the role advisor_analyst log in with it"
+    )
     deciders: Path | None = Field(
         None, description="TOML file of decision models elsewhere, asked after the reply"
     )
@@ -148,7 +197,17 @@ class Settings(BaseSettings):
         description="folder of SYMBOL_1h.parquet or .csv that pages draw candles of; default:"
         " HOME/bars, where there is one",
     )
-    log_level: Literal["critical", "error", "warning", "info", "debug", "trace"] = "info"
+    notices: str = Field(
+        "",
+        description="addresses, by apprise's rules and separated by spaces, that `advisor notices"
+        " watch` tells what happens (`tgram://...`, `slack://...`, `json://host/path`)",
+    )
+    runbooks: str = Field(
+        "", description="where this release's folder is found in a browser; notices link to docs"
+    )
+    log_level: Literal["critical", "error", "warning", "info", "debug", "trace"] = Field(
+        "info", description="least level of a line in the log"
+    )
 
     @model_validator(mode="after")
     def vllm_needs_a_model(self) -> Self:
@@ -246,11 +305,47 @@ def _listed(text: str) -> list[str]:
     return [part.strip().lower() for part in text.split(",") if part.strip()]
 
 
+def variable(name: str) -> str:
+    """The environment variable of a setting."""
+    alias = Settings.model_fields[name].validation_alias
+    return str(alias.choices[0]) if isinstance(alias, AliasChoices) else PREFIX + name.upper()
+
+
+def unknown_variables(names: Iterable[str]) -> list[str]:
+    """What is wrong with every name that begins like a setting and is none."""
+    settings = {variable(name) for name in Settings.model_fields}
+    ours = {name.removeprefix(PREFIX): name for name in sorted(settings) if name.startswith(PREFIX)}
+    wrong = []
+    for name in sorted(names):
+        upper = name.upper()
+        if not upper.startswith(PREFIX) or upper in settings | OF_OTHERS:
+            continue
+        if not upper.startswith(OF_TESTS):
+            like = get_close_matches(upper.removeprefix(PREFIX), ours, n=1)
+            meant = f"; did you mean {ours[like[0]]}?" if like else ""
+            wrong.append(f"{name}: no such setting{meant}")
+    return wrong
+
+
 def read_settings(**overrides: object) -> Settings:
     """Settings from the environment, then from `overrides`. Raises `SettingsError` with every
-    violation."""
+    violation, also for a variable that looks like a setting and is none."""
+    wrong = unknown_variables(os.environ)
     try:
         given = {key: value for key, value in overrides.items() if value is not None}
-        return Settings(**given)  # type: ignore[arg-type]
+        settings = Settings(**given)  # type: ignore[arg-type]
     except ValidationError as error:
-        raise SettingsError(f"environment: {describe(error.errors())}") from error
+        wrong += map(_violation, error.errors())
+    if wrong:
+        raise SettingsError(f"environment: {'; '.join(wrong)}; docs/settings.md lists all settings")
+    return settings
+
+
+def _violation(error: ErrorDetails) -> str:
+    """One violation with the variable that it is about, and its value where that is no secret."""
+    name = str(error["loc"][0]) if error["loc"] else ""
+    field = name.lower().removeprefix("advisor_")
+    if field not in Settings.model_fields:
+        return describe([error])
+    told = "" if field in SECRETS else f" (got {shown(error['input'])})"
+    return f"{variable(field)}: {error['msg']}{told}"

@@ -15,8 +15,8 @@ PAGE = ROOT / "docs" / "licences.md"
 HEAD = """# Licences of what is installed
 
 Made by `make licences` from the metadata of every distribution that constraints.txt pins, tests and
-benches included; `make sbom` tells more, as CycloneDX. shadow-advisor itself, the bundled model and
-Apache ECharts 6.1.0, which lies in app/api/explorer/static, are Apache-2.0.
+benches included; `make sbom` tells more, as CycloneDX. shadow-advisor itself, the bundled model,
+Apache ECharts 6.1.0 and Swagger UI 5.35.0, which lie in app/api/explorer/static, are Apache-2.0.
 
 | distribution | version | licence |
 |---|---|---|

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic.fields import FieldInfo
+from typer.main import get_command
 
+from app.api.explorer import acts, decision, limits, pages
+from app.cli.__main__ import app as advisor
 from app.domain.candidate import Candidate, Onchain, PatternMemory, Social, VolumeProfile
 from app.domain.control import AgentAction
 from app.domain.fields import Record
@@ -27,6 +31,7 @@ from app.domain.scenario import (
 )
 from app.main import create_app
 from app.metrics import Metrics
+from training.__main__ import app as training
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -177,3 +182,35 @@ def test_every_question_has_its_row() -> None:
     for question in QUESTIONS:
         begins = f"| `{question.name.value}` | {question.meaning} |"
         assert [row for row in rows if row.startswith(begins)], begins
+
+
+def features() -> list[str]:
+    """Last cells of the table of features: what shows them."""
+    text = (DOCS / "features.md").read_text()
+    rows = [row for row in text.splitlines() if row.startswith("| ")][1:]
+    assert len(rows) > 20
+    return [row.split("|")[3] for row in rows]
+
+
+def test_every_command_and_page_that_shows_a_feature_is_there() -> None:
+    programs = {"advisor": get_command(advisor), "advisor-train": get_command(training)}
+    routers = (acts.router, decision.router, limits.router, pages.router)
+    paths = {getattr(route, "path", "") for router in routers for route in router.routes}
+    named = re.findall(r"`([^`]+)`", " ".join(features()))
+    assert len(named) > 25
+    for name in named:
+        program, *words = name.split()
+        if name.startswith("/"):
+            assert name in paths, name
+        elif program in programs:
+            assert_is_command(programs[program], words)
+        else:
+            assert name.startswith("make "), name
+
+
+def assert_is_command(group: Any, words: list[str]) -> None:
+    """The words lead to a command, or end with an option."""
+    for word in words:
+        if not word.startswith("--"):
+            assert word in group.commands, word
+            group = group.commands[word]

@@ -18,7 +18,7 @@ from training.cli.refresh import refresh
 from training.cli.registry import list_versions, publish_policy, publish_rivals, roll_back
 
 app = typer.Typer(
-    no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, help=__doc__
+    no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="markdown", help=__doc__
 )
 app.command()(rebuild)
 app.command()(evaluate)

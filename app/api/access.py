@@ -36,7 +36,7 @@ ANYBODY = frozenset({"/", "/healthz", "/readyz", "/ui/login"})
 EXPLORER, STATIC = "/ui", "/ui/static/"
 COOKIE = "advisor_token"
 """Where a browser keeps the token of whoever came in by the explorer's form; for its pages only."""
-PAGES = frozenset({"/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"})
+PAGES = frozenset({"/docs", "/redoc", "/openapi.json"})
 """For browsers, which ask people for a name and a password: any name, and a token."""
 ONCE = HEADER_NAMES | {
     b"authorization",
@@ -76,9 +76,8 @@ _PAGE_HEADERS = [
     *_HEADERS[:-1],
     (
         b"content-security-policy",
-        b"default-src 'none'; frame-ancestors 'none'; connect-src 'self'; img-src 'self' data:"
-        b" https://fastapi.tiangolo.com; script-src 'unsafe-inline' https://cdn.jsdelivr.net;"
-        b" style-src 'unsafe-inline' https://cdn.jsdelivr.net",
+        b"default-src 'none'; frame-ancestors 'none'; connect-src 'self'; img-src 'self' data:;"
+        b" script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'",
     ),
 ]
 _EXPLORER_HEADERS = [

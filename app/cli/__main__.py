@@ -4,17 +4,23 @@ they run, so that help and the halt switch are light."""
 from __future__ import annotations
 
 import sys
+from importlib.metadata import version
+from typing import Annotated
 
 import typer
 from rich.markup import escape
 
 from app.cli.control import alias, state
+from app.cli.doctor import doctor
 from app.cli.export import export
 from app.cli.limits import limits_app
 from app.cli.model import model_app
-from app.cli.options import console
+from app.cli.notices import notices_app
+from app.cli.options import console, group
+from app.cli.query import psql, query
 from app.cli.record import compare, prove, replay, retention, verify
 from app.cli.running import migrate, serve, up, writer
+from app.cli.settings import show_settings
 from app.cli.token import token_app
 from app.cli.trades import import_trades
 from app.cli.what_if import what_if
@@ -22,11 +28,11 @@ from app.domain.errors import AdvisorError
 from app.operator_client import OperatorError
 from app.telemetry import configure_log
 
-app = typer.Typer(
-    help="Shadow-mode advice on trades: run it, look after it, check its record.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
+app = group(
+    "Shadow-mode advice on trades: run it, look after it, check its record.\n\n"
+    "Exit status: 0, done, and nothing is wrong; 1, something is wrong with what was looked at"
+    " (`verify`, `replay`, `doctor`); 2, it could not be done, or was asked wrongly: one line says"
+    " why."
 )
 app.command()(up)
 app.command()(serve)
@@ -42,9 +48,31 @@ app.command()(export)
 app.command()(retention)
 app.command()(state)
 app.command()(alias)
+app.command()(doctor)
+app.command()(query)
+app.command()(psql)
+app.command("settings")(show_settings)
 app.add_typer(model_app, name="model")
 app.add_typer(token_app, name="token")
 app.add_typer(limits_app, name="limits")
+app.add_typer(notices_app, name="notices")
+
+
+def show_version(wanted: bool) -> None:
+    """Print the version of this package, and end."""
+    if wanted:
+        typer.echo(f"shadow-advisor {version('shadow-advisor')}")
+        raise typer.Exit
+
+
+@app.callback()
+def advisor(
+    _: Annotated[
+        bool,
+        typer.Option("--version", callback=show_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """What holds for every command."""
 
 
 def main() -> None:

@@ -12,15 +12,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from app.cli.options import WIDE, AsJson, Url, console, operator
+from app.cli.options import WIDE, AsJson, Url, console, group, operator
 from app.domain.limits import changes, limits_text, parse_limits, read_limits
 from app.operator_client import OperatorClient
 from app.settings import SettingsError
 
-limits_app = typer.Typer(
-    help="Limits: what judges, what others would change, letting others judge.",
-    no_args_is_help=True,
-)
+limits_app = group("Limits: what judges, what others would change, letting others judge.")
 
 
 Profile = Annotated[str, typer.Option(help="Whose limits. Default: the general ones.")]

@@ -9,12 +9,12 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from app.cli.options import console, say
+from app.cli.options import console, group, say
 from app.domain.actions import ACTIONS
 from app.domain.manifest import MANIFEST_NAME
 from app.settings import read_settings
 
-model_app = typer.Typer(help="Model versions on disk.", no_args_is_help=True)
+model_app = group("Model versions on disk.")
 
 
 @model_app.command("import")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import json
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -11,6 +12,16 @@ from app.operator_client import OperatorClient
 from app.settings import Settings, SettingsError, read_settings
 
 console = Console(stderr=True)
+
+
+def group(text: str) -> typer.Typer:
+    """A group of commands. Help is Markdown: what stands in square brackets is kept."""
+    return typer.Typer(
+        help=text,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="markdown",
+    )
 
 
 WIDE = 120
@@ -31,23 +42,33 @@ def say(text: str) -> None:
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
+def tell(document: Any) -> None:
+    """Print one JSON document on standard output."""
+    typer.echo(json.dumps(document, indent=2, default=str))
+
+
 def database_url(settings: Settings, *, owner: bool = False) -> str:
     """DATABASE_URL, else the one that `advisor up` left under ADVISOR_HOME: the service's, or the
     owner's for who changes the schema. Or a clear error."""
     if settings.database_url:
         return settings.database_url
-    name, place = "OWNER_DATABASE_URL" if owner else "DATABASE_URL", settings.home / "addresses"
-    try:
-        lines = place.read_text().splitlines()
-    except OSError:
-        lines = []
-    addresses = dict(line.split("=", 1) for line in lines if "=" in line)
-    if name not in addresses:
+    left = addresses(settings)
+    name = "OWNER_DATABASE_URL" if owner else "DATABASE_URL"
+    if name not in left:
         raise SettingsError(
             "DATABASE_URL is not set: point it at Postgres, or run `advisor up`, whose addresses"
-            f" are found in {place}"
+            f" are found in {settings.home / 'addresses'}"
         )
-    return addresses[name]
+    return left[name]
+
+
+def addresses(settings: Settings) -> dict[str, str]:
+    """Where everything answers that `advisor up` started last."""
+    try:
+        lines = (settings.home / "addresses").read_text().splitlines()
+    except OSError:
+        return {}
+    return dict(line.split("=", 1) for line in lines if "=" in line)
 
 
 def operator(url: str | None) -> OperatorClient:

@@ -11,7 +11,7 @@ from uuid import UUID
 import typer
 from rich.progress import Progress
 
-from app.cli.options import console, database_url, say
+from app.cli.options import AsJson, console, database_url, say, tell
 from app.settings import SettingsError, read_settings
 
 
@@ -24,6 +24,7 @@ def verify(
     key: Annotated[
         str | None, typer.Option(help="Public key (hex) that must have signed them.")
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Re-hash and replay every stored decision, follow every chain; exit 1 when anything does not
     match."""
@@ -45,12 +46,12 @@ def verify(
         asyncio.run(check_log(database_url(settings), signed, report))
         signers = ", ".join({str(each["key"]) for each in signed}) or "nobody"
         say(f"{len(signed)} checkpoints, signed by {signers}" + (f"; {cut} are cut" if cut else ""))
-    say(report.summary())
-    say(report.chain_summary())
-    if told := report.told_summary():
-        say(told)
-    for finding in report.findings[:sample]:
-        say(f"  {finding}")
+    summary = filter(None, (report.summary(), report.chain_summary(), report.told_summary()))
+    if as_json:
+        tell({"summary": list(summary), "findings": [str(each) for each in report.findings]})
+    else:
+        for line in (*summary, *(f"  {finding}" for finding in report.findings[:sample])):
+            say(line)
     raise typer.Exit(1 if report.findings else 0)
 
 
@@ -141,6 +142,7 @@ def retention(
     yes: Annotated[
         bool, typer.Option("--yes", help="Drop them. Without it, only show what would go.")
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Drop the months of decisions before one; there is no way back but a backup. Without --yes,
     only show them."""
@@ -160,6 +162,9 @@ def retention(
             await log.aclose()
 
     held = asyncio.run(months())
+    if as_json:
+        tell({"dropped": yes, "months": {f"{key[:4]}-{key[4:]}": held[key] for key in held}})
+        return
     for month, decisions in held.items():
         say(f"{month[:4]}-{month[4:]} {decisions:>12,} decisions")
     if not held:

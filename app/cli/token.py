@@ -12,11 +12,11 @@ from rich.console import Console
 from rich.table import Table
 
 from app.api.tokens import TokenFile, last_use, write_private
-from app.cli.options import say
+from app.cli.options import AsJson, group, say, tell
 from app.domain.principal import Role
 from app.settings import SettingsError, read_settings
 
-token_app = typer.Typer(help="Who may ask the service what.", no_args_is_help=True)
+token_app = group("Who may ask the service what.")
 
 
 Holder = Annotated[str, typer.Argument(help="Name of the principal: a-z, 0-9 and `-`.")]
@@ -51,9 +51,18 @@ def token_create(
 
 
 @token_app.command("list")
-def token_list() -> None:
+def token_list(as_json: AsJson = False) -> None:
     """Show who holds tokens, and when they were used last; the tokens themselves are not kept."""
     uses = read_settings().token_uses
+    if as_json:
+        shown = ("name", "id", "roles", "of", "created_at", "expires_at")
+        tell(
+            [
+                {name: getattr(token, name) for name in shown} | {"last_use": last_use(uses, token)}
+                for token in token_file().tokens()
+            ]
+        )
+        return
     table = Table("name", "id", "roles", "of", "created", "expires", "last use", box=SIMPLE_HEAD)
     for token in token_file().tokens():
         times = (token.created_at, token.expires_at, last_use(uses, token))

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
-from app.cli.options import console, database_url
+from app.cli.options import AsJson, console, database_url, tell
 from app.settings import read_settings
 
 
@@ -33,6 +33,7 @@ def import_trades(
         float | None, typer.Option(help="freqtrade: the first minimal_roi, as 0.04.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what is there.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Add trades that other programs recorded. They are no decisions of this service and count
     nowhere as such; complete ones can train. What is there already stays as it is."""
@@ -42,6 +43,9 @@ def import_trades(
     named = source_named(source, exits_told(stoploss, roi))
     with Progress(console=console, transient=True) as progress:
         coverage, added = asyncio.run(add(url, named, files, bars, progress))
+    if as_json:
+        tell({"source": named.name, "added": added, "found": dict(coverage.lines())})
+        return
     table = Table("what", "how many", box=SIMPLE_HEAD, title=f"import of {named.name}")
     for what, count in coverage.lines():
         table.add_row(escape(what), escape(count))

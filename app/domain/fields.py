@@ -6,9 +6,11 @@ from __future__ import annotations
 import math
 import re
 import reprlib
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
+from difflib import get_close_matches
 from itertools import islice
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, get_args
 
 from pydantic import (
     AfterValidator,
@@ -27,6 +29,8 @@ from app.domain.errors import InvalidRecord
 
 MAX_EXACT_INTEGER = 2**53
 MAX_INTEGER = 2**63 - 1
+MOST_NAMED = 16
+"""Violations up to which a refusal looks for the names that were meant."""
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
 
 
@@ -51,7 +55,7 @@ class Record(BaseModel):
         try:
             return cls.model_validate(value)
         except ValidationError as error:
-            raise InvalidRecord(f"{cls.__name__}: {describe(error.errors())}") from error
+            raise InvalidRecord(f"{cls.__name__}: {describe(error.errors(), cls)}") from error
 
 
 def absent(value: Any) -> bool:
@@ -64,16 +68,44 @@ def empty(value: Any) -> bool:
     return not value
 
 
-def describe(errors: list[ErrorDetails]) -> str:
+def describe(errors: list[ErrorDetails], shape: type[BaseModel] | None = None) -> str:
     """One line for all violations: `candidate.rsi: Input should be less than or equal to 100 (got
-    140)`."""
-    return "; ".join(f"{location(e['loc'])}: {e['msg']}" for e in causes(errors))
+    140)`. With the shape, a key that it does not have comes with the nearest that it has; not where
+    so much is wrong that looking for names would cost something."""
+    keys = [] if shape is None or len(errors) > MOST_NAMED else sorted(set(_paths(shape)))
+    return "; ".join(
+        f"{location(e['loc'])}: {e['msg']}"
+        + (nearest(location(e["loc"]), keys) if e["type"] == "extra_forbidden" else "")
+        for e in causes(errors)
+    )
 
 
 def causes(errors: list[ErrorDetails]) -> list[ErrorDetails]:
     """Violations without those that only follow from another: a default that is made of a field
     which was refused."""
     return [e for e in errors if e.get("type") != "default_factory_not_called"]
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """`; did you mean ...?`, or nothing when none of the names is like this one."""
+    like = get_close_matches(name[:100], names, n=1)
+    return f"; did you mean {like[0]}?" if like else ""
+
+
+def _paths(shape: type[BaseModel], before: str = "") -> Iterator[str]:
+    """Every key of a shape and of the shapes in it, as `exposure.max_notional`."""
+    for name, field in shape.model_fields.items():
+        yield before + name
+        for inner in _shapes(field.annotation):
+            yield from _paths(inner, f"{before}{name}.")
+
+
+def _shapes(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The models that an annotation names, also inside `... | None` and `Annotated`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _shapes(argument)
 
 
 def location(loc: tuple[int | str, ...]) -> str:

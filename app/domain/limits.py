@@ -222,7 +222,7 @@ def parse_limits(text: str, source: str) -> Limits:
     except tomllib.TOMLDecodeError as error:
         raise LimitsError(f"{source}: not valid TOML: {error}") from error
     except ValidationError as error:
-        raise LimitsError(f"{source}: {describe(error.errors())}") from error
+        raise LimitsError(f"{source}: {describe(error.errors(), Limits)}") from error
     except (ValueError, RecursionError) as error:
         raise LimitsError(f"{source}: {error}") from error
 

@@ -6,9 +6,10 @@ from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from app.domain.errors import AbstainReason, InvalidRecord, Overloaded, PolicyAbstained
-from app.domain.fields import exact, location, shown, utc
+from app.domain.fields import describe, exact, location, shown, utc
 from app.domain.outcome import Outcome
 from app.domain.scenario import Scenario
 from tests.domain.scenarios import scenario, scenario_json
@@ -119,3 +120,33 @@ def test_what_is_shown_of_a_value_ends_at_some_depth_and_length() -> None:
     assert "{...}" in deep
     assert "'d'" not in deep
     assert shown({n: n for n in range(9)}).endswith("7: 7, ...}")
+
+
+class _Inner(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    max_notional: float = 1.0
+
+
+class _Outer(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    exposure: _Inner | None = None
+    rows: tuple[_Inner, ...] = ()
+
+
+@pytest.mark.parametrize(
+    ("document", "said"),
+    [
+        ({"exposure": {"max_notionl": 1}}, "; did you mean exposure.max_notional?"),
+        ({"max_notional": 1}, "; did you mean rows.max_notional?"),
+        ({"expsure": {}}, "; did you mean exposure?"),
+        ({"rows": [{"max_notionl": 1}]}, "; did you mean rows.max_notional?"),
+        ({"qqqq": 1}, "not permitted"),
+        ({f"exposure{n}": 1 for n in range(17)}, "not permitted"),
+    ],
+)
+def test_a_key_that_is_not_there_comes_with_the_nearest_that_is(
+    document: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ValidationError) as refused:
+        _Outer.model_validate(document)
+    assert describe(refused.value.errors(), _Outer).endswith(said)

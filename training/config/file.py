@@ -111,7 +111,7 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> RebuildConfig:
     try:
         return RebuildConfig.model_validate(document)
     except ValidationError as error:
-        raise ConfigError(f"{path}: {describe(error.errors())}") from error
+        raise ConfigError(f"{path}: {describe(error.errors(), RebuildConfig)}") from error
 
 
 def _leave_source(market: Any, over: Any) -> None:

@@ -279,6 +279,7 @@ async def test_pages_for_people_take_a_token_as_a_password(service: Asked) -> No
     credentials = base64.b64encode(f"me:{service.tokens['reader']}".encode()).decode()
     basic = {"Authorization": f"Basic {credentials}"}
     assert (await client.get("/docs", headers=basic)).is_success
+    assert (await client.get("/redoc", headers=basic)).headers["Location"] == "/docs"
     assert (await client.get("/state", headers=basic)).status_code == 401
     for broken in ("!!", base64.b64encode(b"\xff").decode(), base64.b64encode(b"no").decode()):
         reply = await client.get("/docs", headers={"Authorization": f"Basic {broken}"})
@@ -375,7 +376,7 @@ async def test_a_page_behind_a_proxy_that_speaks_tls_may_ask(
     "origin", ["advisor.example", "ftp://advisor.example", "https://", "https://a.example/path"]
 )
 def test_an_origin_that_is_none_is_refused_at_the_start(origin: str) -> None:
-    with pytest.raises(SettingsError, match=r"public_origin.*is no origin"):
+    with pytest.raises(SettingsError, match=r"ADVISOR_PUBLIC_ORIGIN.*is no origin"):
         read_settings(public_origin=origin)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -442,4 +443,9 @@ async def test_openapi_describes_bodies_with_examples(api: Running) -> None:
         == "BTCUSDT"
     )
     assert "problem" in str(schema["paths"]["/advise"]["post"]["responses"]["409"])
-    assert (await api.client.get("/docs")).status_code == 200
+    page = (await api.client.get("/docs")).text
+    named = re.findall(r'(?:src|href)="([^"]+)"', page)
+    assert len(named) == 3
+    for path in named:
+        assert path.startswith("/"), "nothing comes from the internet"
+        assert (await api.client.get(path)).status_code == 200

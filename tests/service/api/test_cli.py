@@ -11,14 +11,17 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 
+from app.cli.settings import HIDDEN, page
 from app.domain.canonical import decision_id
 from app.local.servers import EmbeddedPostgres, EmbeddedValkey
+from app.settings import Settings, unknown_variables
 from app.shadow_log import tables
 from app.shadow_log.log import ShadowLog
 from tests import builders as build
@@ -41,12 +44,25 @@ COMMANDS = [
     "retention",
     "state",
     "alias",
+    "doctor",
+    "query",
+    "psql",
+    "settings",
     "model",
     "token",
     "limits",
+    "notices",
 ]
 COMMANDS += ["limits diff", "limits history", "limits adopt", "limits rollback"]
-COMMANDS += ["model import", "token create", "token list", "token rotate", "token revoke"]
+COMMANDS += [
+    "notices watch",
+    "notices test",
+    "model import",
+    "token create",
+    "token list",
+    "token rotate",
+    "token revoke",
+]
 NOBODY_THERE = "postgresql://advisor:secret@127.0.0.1:1/advisor"
 
 
@@ -99,6 +115,82 @@ def test_the_list_of_commands_is_whole(tmp_path: Path) -> None:
     listed = re.findall(r"^│ ([a-z][a-z-]+) ", done.stdout, re.MULTILINE)
     assert listed == [command for command in COMMANDS if " " not in command]
     assert advisor(environment(tmp_path), "unknown").returncode == 2
+
+
+def test_the_version_is_that_of_the_package(tmp_path: Path) -> None:
+    done = advisor(environment(tmp_path), "--version")
+    assert (done.returncode, done.stdout) == (0, f"shadow-advisor {version('shadow-advisor')}\n")
+
+
+def test_a_command_that_is_almost_one_is_named(tmp_path: Path) -> None:
+    done = advisor(environment(tmp_path), "verfy")
+    assert done.returncode == 2
+    assert "Did you mean 'verify'" in done.stderr
+
+
+def test_settings_show_value_and_origin_and_hide_what_is_secret(tmp_path: Path) -> None:
+    changes = {"ADVISOR_DEADLINE_MS": "700", "ADVISOR_ADMIN_TOKEN": "a-long-secret"}
+    changes["DATABASE_URL"] = "postgresql://me:secret@host/db"
+    done = advisor(environment(tmp_path) | changes, "settings", "--json")
+    assert done.returncode == 0
+    assert "a-long-secret" not in done.stdout
+    assert "me:secret" not in done.stdout
+    told = {row["variable"]: (row["value"], row["origin"]) for row in json.loads(done.stdout)}
+    assert told["ADVISOR_DEADLINE_MS"] == ("700", "environment")
+    assert told["ADVISOR_MAX_BATCH"] == ("4", "default")
+    assert told["ADVISOR_ADMIN_TOKEN"] == told["DATABASE_URL"] == (HIDDEN, "environment")
+    assert told["ADVISOR_OPEN"] == ("loopback", "environment")
+
+
+def test_what_clients_and_tests_read_is_no_wrong_setting() -> None:
+    names = ("ADVISOR_URL", "ADVISOR_TOKEN", "ADVISOR_TOKEN_FILE", "ADVISOR_FUZZ_SEED", "ADVISE")
+    assert unknown_variables([*names, "advisor_port"]) == []
+    assert unknown_variables(["advisor_prot", "ADVISOR_QQQQQQ"]) == [
+        "ADVISOR_QQQQQQ: no such setting",
+        "advisor_prot: no such setting; did you mean ADVISOR_PORT?",
+    ]
+
+
+def test_the_page_of_settings_is_the_one_that_the_command_makes() -> None:
+    assert (ROOT / "docs/settings.md").read_text() == page()
+    assert [name for name, field in Settings.model_fields.items() if not field.description] == []
+
+
+@pytest.mark.usefixtures("stored")
+def test_a_question_is_answered_as_table_json_and_csv_and_changes_nothing(
+    variables: dict[str, str],
+) -> None:
+    asked = "SELECT count(*) AS decisions, NULL AS nothing FROM decisions"
+    table = advisor(variables, "query", asked)
+    assert table.returncode == 0
+    assert re.search(r"decisions +nothing", table.stdout)
+    assert json.loads(advisor(variables, "query", asked, "--json").stdout) == [
+        {"decisions": 2, "nothing": None}
+    ]
+    assert advisor(variables, "query", asked, "--csv").stdout.split() == ["decisions,nothing", "2,"]
+    changing = "SET TRANSACTION READ WRITE; DELETE FROM state_changes"
+    assert "Postgres says: " in refusal(variables, "query", changing)
+    assert "Postgres says: " in refusal(variables, "query", "SELECT nothing_there")
+    assert "Postgres says: " in refusal({**variables, "DATABASE_URL": NOBODY_THERE}, "query", asked)
+
+
+def test_psql_gets_the_password_where_nobody_sees_it(
+    variables: dict[str, str], tmp_path: Path
+) -> None:
+    fake = tmp_path / "bin" / "psql"
+    fake.parent.mkdir()
+    fake.write_text('#!/bin/sh\necho "$PGPASSWORD" "$@"\n')
+    fake.chmod(0o755)
+    seen = {**variables, "DATABASE_URL": NOBODY_THERE, "PATH": str(fake.parent)}
+    done = advisor(seen, "psql", "--", "-c", "SELECT 1")
+    assert done.returncode == 0
+    password, _, arguments = done.stdout.partition(" ")
+    assert password == "secret"
+    assert "secret" not in arguments
+    assert "host=127.0.0.1" in arguments
+    assert arguments.endswith("-c SELECT 1\n")
+    nowhere = {**variables, "PATH": str(tmp_path)}
+    assert "psql is not installed" in refusal(nowhere, "psql")
 
 
 def test_migrating_twice_ends_at_the_same_revision(empty_database_url: str, tmp_path: Path) -> None:
@@ -377,9 +469,16 @@ WRONG: list[tuple[dict[str, str], str]] = [
     ),
     ({"MODEL": "absent"}, "there is no model directory absent: set MODEL to one"),
     ({"VLLM_URL": "http://127.0.0.1:1", "MODEL": ""}, "VLLM_URL needs MODEL"),
-    ({"ADVISOR_PORT": "http", "ADVISOR_THREADS": "0"}, "environment: port: .*; threads: "),
-    ({"ADVISOR_LOG_LEVEL": "loud"}, "environment: log_level: "),
-    ({"ADVISOR_ADMIN_TOKEN": "short"}, "environment: admin_token: "),
+    (
+        {"ADVISOR_PORT": "http", "ADVISOR_THREADS": "0"},
+        "environment: ADVISOR_PORT: .*got 'http'.*; ADVISOR_THREADS: .*got '0'",
+    ),
+    ({"ADVISOR_LOG_LEVEL": "loud"}, "environment: ADVISOR_LOG_LEVEL: .*got 'loud'"),
+    ({"ADVISOR_ADMIN_TOKEN": "short"}, r"environment: ADVISOR_ADMIN_TOKEN: [^(]*$"),
+    (
+        {"ADVISOR_PROT": "1", "ADVISOR_THREADS": "0"},
+        r"ADVISOR_PROT: no such setting; did you mean ADVISOR_PORT\?; ADVISOR_THREADS: ",
+    ),
     (
         {"DATABASE_URL": "mysql://secret@host/db"},
         "DATABASE_URL names mysql, not Postgres; write postgresql://",

@@ -27,7 +27,8 @@ from training.judging.gate.verdict import Verdict
 from training.judging.report import details, doubts
 from training.judging.report.document import Cell, Report, Section
 from training.judging.report.findings import Everything, Findings, cell, maybe
-from training.statistics.bootstrap import Estimate, mean_intervals
+from training.judging.report.words import REASONS, opening
+from training.statistics.bootstrap import Estimate, mean_intervals, none
 from training.statistics.selection import (
     holm,
     model_confidence_set,
@@ -93,10 +94,18 @@ def _counted(findings: Findings) -> str:
 
 
 def _headline(findings: Findings) -> str:
+    contest = findings.contest
+    opened = opening(
+        float(np.mean(contest.rewards[POLICY])),
+        float(np.mean(contest.rewards[AGENT])),
+        findings.verdict.differences.get(AGENT, none("the evidence was refused before")),
+        len(contest.arena),
+        len(np.unique(contest.arena.as_of // DAY_S)),
+    )
     if findings.verdict.promote:
-        return f"{findings.model_version} passes the gate."
-    codes = sorted({refusal.code.value.replace("_", " ") for refusal in findings.verdict.refusals})
-    return f"{findings.model_version} is refused: {', '.join(codes)}."
+        return f"{opened} {findings.model_version} passes the gate."
+    codes = dict.fromkeys(REASONS[refusal.code] for refusal in findings.verdict.refusals)
+    return f"{opened} {findings.model_version} is refused: {', '.join(codes)}."
 
 
 def _verdict(section: Section, findings: Findings) -> None:
@@ -129,16 +138,19 @@ def _verdict(section: Section, findings: Findings) -> None:
 def _reasons(section: Section, title: str, verdict: Verdict) -> None:
     rows = [
         (
-            Cell(refusal.code.value),
+            Cell(REASONS[refusal.code]),
             Cell(refusal.about),
             maybe(refusal.observed),
             maybe(refusal.limit),
             Cell(refusal.detail or "-"),
+            Cell(refusal.code.value),
         )
         for refusal in verdict.refusals
     ]
     if rows:
-        section.table(title, ("reason", "about", "observed", "limit", "detail"), rows)
+        section.table(
+            title, ("reason", "about", "observed", "limit", "detail", "code in docs/gate.md"), rows
+        )
 
 
 def _differences(section: Section, title: str, verdict: Verdict, note: str) -> None:

@@ -1,0 +1,92 @@
+"""The commands `notices ...`: people are told of halts, promotions, losses and alerts."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from app.cli.options import Url, group, operator, say
+from app.settings import Settings, SettingsError, read_settings
+
+if TYPE_CHECKING:
+    from app.cli.noticing import Notice, Sends
+
+notices_app = group("Telling people, by chat, mail or webhook, what happens to the service.")
+
+
+@notices_app.command("watch")
+def notices_watch(
+    every: Annotated[float, typer.Option(min=1, help="Seconds between looks.")] = 10.0,
+    host: Annotated[str, typer.Option(help="Address to take alerts at.")] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(min=0, max=65_535, help="Port of POST /alerts and GET /metrics.")
+    ] = 8324,
+    url: Url = None,
+) -> None:
+    """Tell the addresses of ADVISOR_NOTICES when trading is halted, a version is promoted or rolled
+    back, limits are adopted, events are missing, the service is away; and what Alertmanager posts
+    to /alerts. Stays until Ctrl-C."""
+    import uvicorn
+
+    from app.api.tokens import Tokens, require_somebody
+    from app.cli.noticing import Outbox, Watch, receiver, watching
+
+    settings = read_settings()
+    outbox = Outbox(sends(settings))
+    tokens = Tokens(*settings.who_may)
+    require_somebody(tokens, host)
+    watch = Watch(operator(url), outbox, settings.home / "notices.json")
+
+    async def both() -> None:
+        app = receiver(outbox, tokens, settings.runbooks)
+        server = uvicorn.Server(uvicorn.Config(app, host, port, log_level=settings.log_level))
+        looking = asyncio.create_task(watching(watch, every))
+        try:
+            await server.serve()
+        finally:
+            looking.cancel()
+
+    asyncio.run(both())
+
+
+@notices_app.command("test")
+def notices_test() -> None:
+    """Send one notice to every address of ADVISOR_NOTICES; exit 1 when one does not take it."""
+    from app.cli.noticing import Notice
+
+    notice = Notice("a test of shadow-advisor", "Whoever reads this will be told of halts.")
+    if not sends(read_settings())(notice):
+        say("not every address took it: the lines above say why")
+        raise typer.Exit(1)
+    say("every address took it")
+
+
+def sends(settings: Settings) -> Sends:
+    """What sends to every address of the settings. Raises `SettingsError`."""
+    try:
+        from apprise import Apprise, NotifyType
+    except ImportError as error:
+        raise SettingsError(
+            "notices need apprise: pip install 'shadow-advisor[notices]'"
+        ) from error
+    addresses = settings.notices.split()
+    if not addresses:
+        raise SettingsError(
+            "ADVISOR_NOTICES names no address; separate them by spaces, such as"
+            " tgram://TOKEN/CHAT slack://TOKEN json://host/path"
+        )
+    service = Apprise()
+    for number, address in enumerate(addresses, 1):
+        if not service.add(address):
+            raise SettingsError(f"ADVISOR_NOTICES: apprise cannot read address {number}")
+
+    def send(notice: Notice) -> bool:
+        return bool(
+            service.notify(
+                title=notice.title, body=notice.body, notify_type=NotifyType(notice.level)
+            )
+        )
+
+    return send

@@ -1,0 +1,235 @@
+"""What people are told of a running service, in a process of its own: nothing of it can slow the
+service, or stop it.
+
+It looks at the service every few seconds, and takes what Alertmanager posts; what changed goes to
+every address of ADVISOR_NOTICES. What was told is remembered in a file: a restart tells of what
+happened meanwhile, and of nothing twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from time import monotonic
+from typing import Any, NamedTuple
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response
+from prometheus_client import CollectorRegistry, Counter, generate_latest
+
+from app.api.tokens import Tokens, write_private
+from app.domain.principal import Principal, Role
+from app.operator_client import OperatorClient, OperatorError
+
+MOST_AN_HOUR = 30
+"""Notices that go out in an hour; further ones are counted, and told of as a number."""
+SILENT_LOOKS = 4
+"""Looks in a row without an answer before somebody is told."""
+MOST_BYTES = 1_000_000
+"""Of what Alertmanager may post."""
+MISSING = "advisor_events_missing"
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+Memory = dict[str, Any]
+
+
+class Notice(NamedTuple):
+    """One thing that people are told."""
+
+    title: str
+    body: str
+    level: str = "info"
+    """`info`, `warning` or `failure`: how it is coloured where there are colours."""
+
+
+Sends = Callable[[Notice], bool]
+"""Where notices go: whether every address took it."""
+
+
+def looked(client: OperatorClient) -> Memory:
+    """What a look at the service shows of what people are told. Raises `OperatorError`."""
+    readiness, aliases, limits = client.readiness(), client.aliases(), client.limits()
+    missing = [
+        value for name, value in client.metrics().items() if name.partition("{")[0] == MISSING
+    ]
+    return {
+        "state": client.state(),
+        "moves": aliases["history"][::-1],
+        "adoptions": limits["history"][::-1],
+        "status": readiness["status"],
+        "refused": readiness.get("models_refused") or {},
+        "missing": max(missing, default=0.0),
+    }
+
+
+def changes(before: Memory, now: Memory) -> Iterator[Notice]:
+    """What to tell of the difference between two looks, the first in time first."""
+    yield from _of_state(before["state"], now["state"])
+    for move in now["moves"][len(before["moves"]) :]:
+        body = f"{move['changed_by']}: {move['reason']}"
+        yield Notice(f"{move['alias']} is now {move['model_version']}", body, "warning")
+    for adoption in now["adoptions"][len(before["adoptions"]) :]:
+        what = "the file's" if adoption["toml"] is None else adoption["hash"][:19]
+        whose = adoption["profile"] or "everybody"
+        body = f"{adoption['changed_by']}: {adoption['reason']}"
+        yield Notice(f"limits {what} judge {whose}", body, "warning")
+    if now["status"] != before["status"]:
+        level = "info" if now["status"] == "ready" else "failure"
+        yield Notice(f"the service is {now['status']}", "`advisor doctor` says why", level)
+    for version in sorted(now["refused"].keys() - before["refused"].keys()):
+        yield Notice(f"{version} is not served", str(now["refused"][version]), "failure")
+    if now["missing"] > before["missing"]:
+        body = "runbook: AdvisorEventsMissing"
+        yield Notice(f"{now['missing']:.0f} events are missing in the record", body, "failure")
+
+
+def _of_state(before: Memory, now: Memory) -> Iterator[Notice]:
+    if before.get("state") != now.get("state"):
+        level = "info" if now.get("state") == "ACTIVE" else "failure"
+        change = now.get("change") or {}
+        body = f"{change.get('changed_by')}: {change.get('reason')}"
+        yield Notice(f"trading is {now.get('state')}", body, level)
+
+
+def of_alerts(document: Any, runbooks: str) -> list[Notice]:
+    """What Alertmanager posts (version 4), one notice an alert, with an absolute link to what to
+    do. Raises ValueError when it is nothing of the kind."""
+    try:
+        return [_of_alert(alert, runbooks) for alert in document["alerts"]]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError("this is not what Alertmanager posts") from error
+
+
+def _of_alert(alert: dict[str, Any], runbooks: str) -> Notice:
+    labels, notes = alert["labels"], alert.get("annotations", {})
+    page = str(notes.get("runbook", ""))
+    link = f"{runbooks.rstrip('/')}/{page}" if runbooks and page else page
+    firing = alert["status"] == "firing"
+    level = ("failure" if labels.get("severity") == "critical" else "warning") if firing else "info"
+    body = f"{notes.get('summary', '')}\n{link}".strip()
+    return Notice(f"{labels['alertname']} {'fires' if firing else 'has ended'}", body, level)
+
+
+class Outbox:
+    """Sends what it is given, never more than so much an hour, and counts what became of it."""
+
+    def __init__(self, sends: Sends, clock: Callable[[], float] = monotonic) -> None:
+        self._sends = sends
+        self._clock = clock
+        self._sent_at: list[float] = []
+        self._held = 0
+        self.registry = CollectorRegistry()
+        self._count = Counter(
+            "advisor_notices", "Notices to people.", ["result"], registry=self.registry
+        )
+        for result in ("sent", "failed", "held"):
+            self._count.labels(result)
+
+    def tell(self, notice: Notice) -> bool:
+        """Whether it went out to every address. A failure is counted and logged, never raised."""
+        now = self._clock()
+        self._sent_at = [at for at in self._sent_at if now - at < 3600]
+        if len(self._sent_at) >= MOST_AN_HOUR:
+            self._held += 1
+            self._count.labels("held").inc()
+            return False
+        self._sent_at.append(now)
+        if self._held:
+            body = f"{notice.body}\n({self._held} notices before this were not sent)"
+            notice, self._held = notice._replace(body=body), 0
+        try:
+            sent = self._sends(notice)
+        except Exception as error:
+            log.error("a notice was not sent", title=notice.title, error=type(error).__name__)
+            sent = False
+        self._count.labels("sent" if sent else "failed").inc()
+        return sent
+
+
+class Watch:
+    """Looks again and again, and tells what changed since the look that the file remembers."""
+
+    def __init__(self, client: OperatorClient, outbox: Outbox, memory: Path) -> None:
+        self._client = client
+        self._outbox = outbox
+        self._path = memory
+        self._silent = 0
+        self._before = self._remembered()
+
+    def look(self) -> None:
+        """One look. A service that does not answer is told of once, and when it is back."""
+        try:
+            now = looked(self._client)
+        except OperatorError as error:
+            self._silent += 1
+            if self._silent == SILENT_LOOKS:
+                self._outbox.tell(Notice("the service does not answer", str(error), "failure"))
+            return
+        if self._silent >= SILENT_LOOKS:
+            self._outbox.tell(Notice("the service answers again", f"it is {now['status']}"))
+        self._silent = 0
+        if self._before is not None:
+            for notice in changes(self._before, now):
+                self._outbox.tell(notice)
+        if now != self._before:
+            self._before = now
+            self._remember(now)
+
+    def _remembered(self) -> Memory | None:
+        try:
+            memory: Memory = json.loads(self._path.read_bytes())
+            list(changes(memory, memory))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return None
+        return memory
+
+    def _remember(self, memory: Memory) -> None:
+        try:
+            write_private(self._path, json.dumps(memory))
+        except OSError as error:
+            log.warning("what was told is not remembered", error=str(error))
+
+
+async def watching(watch: Watch, every_s: float) -> None:
+    """Look until cancelled."""
+    while True:
+        await asyncio.to_thread(watch.look)
+        await asyncio.sleep(every_s)
+
+
+def receiver(outbox: Outbox, tokens: Tokens, runbooks: str) -> FastAPI:
+    """`POST /alerts` for Alertmanager, `GET /metrics`: for whoever has the role metrics."""
+    app = FastAPI(openapi_url=None)
+
+    def known(request: Request) -> bool:
+        address = request.client.host if request.client else ""
+        holder = tokens.holder(request.headers.get("Authorization"), datetime.now(UTC), address)
+        return isinstance(holder, Principal) and holder.may(Role.METRICS)
+
+    @app.post("/alerts")
+    async def alerts(request: Request) -> Response:
+        if not known(request):
+            return JSONResponse({"detail": "a token with the role metrics is needed"}, 401)
+        body = bytearray()
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > MOST_BYTES:
+                return JSONResponse({"detail": "this is too long"}, 413)
+        try:
+            notices = of_alerts(json.loads(body), runbooks)
+        except (ValueError, RecursionError) as error:
+            return JSONResponse({"detail": str(error)[:200]}, 422)
+        sent = [await asyncio.to_thread(outbox.tell, notice) for notice in notices]
+        return JSONResponse({"sent": sum(sent)})
+
+    @app.get("/metrics")
+    async def metrics(request: Request) -> Response:
+        if not known(request):
+            return JSONResponse({"detail": "a token with the role metrics is needed"}, 401)
+        return Response(generate_latest(outbox.registry), media_type="text/plain")
+
+    return app

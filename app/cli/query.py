@@ -1,0 +1,81 @@
+"""The commands `query` and `psql`: questions to the shadow log."""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+import sys
+from typing import Annotated, Any
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from app.cli.options import WIDE, AsJson, console, database_url, tell
+from app.settings import SettingsError, read_settings
+
+DRIVER = "+psycopg"
+"""What SQLAlchemy wants in an address, and libpq does not."""
+ASKED_FOR_S = 60
+
+
+def query(
+    sql: Annotated[str, typer.Argument(help="One statement; it can change nothing.")],
+    as_json: AsJson = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV with a line of names.")] = False,
+) -> None:
+    """Ask the shadow log one question in SQL, within a minute; docs/shadow_log.md has examples."""
+    import psycopg
+
+    url = database_url(read_settings()).replace(DRIVER, "", 1)
+    wait = f"-c statement_timeout={ASKED_FOR_S}s -c default_transaction_read_only=on"
+    try:
+        with psycopg.connect(url, connect_timeout=5, options=wait) as connection:
+            connection.read_only = True
+            cursor = connection.execute(sql.encode(), prepare=True)  # Then it is one statement.
+            names = [column.name for column in cursor.description or ()]
+            rows = cursor.fetchall() if names else []
+    except psycopg.Error as error:
+        raise SettingsError(f"Postgres says: {' '.join(str(error).split())}") from error
+    if as_json:
+        tell([dict(zip(names, row, strict=True)) for row in rows])
+    elif as_csv:
+        written = csv.writer(sys.stdout)
+        written.writerows([names, *rows])
+    else:
+        _print(names, rows)
+
+
+def psql(
+    arguments: Annotated[
+        list[str] | None, typer.Argument(help="What psql gets, after `--`.")
+    ] = None,
+) -> None:
+    """Open psql on the shadow log: the password is in no argument that others can see."""
+    import psycopg.conninfo
+
+    program = shutil.which("psql")
+    if program is None:
+        raise SettingsError(
+            "psql is not installed (Debian: postgresql-client); `advisor query` needs none"
+        )
+    url = database_url(read_settings()).replace(DRIVER, "", 1)
+    try:
+        parts = psycopg.conninfo.conninfo_to_dict(url)
+    except psycopg.Error as error:
+        raise SettingsError(f"DATABASE_URL cannot be read: {type(error).__name__}") from error
+    password = parts.pop("password", None)
+    environment = os.environ | ({"PGPASSWORD": str(password)} if password else {})
+    target = psycopg.conninfo.make_conninfo("", **{name: str(parts[name]) for name in parts})
+    os.execve(program, [program, target, *(arguments or ())], environment)
+
+
+def _print(names: list[str], rows: list[tuple[Any, ...]]) -> None:
+    table = Table(*map(escape, names), box=SIMPLE_HEAD)
+    for row in rows:
+        table.add_row(*("" if value is None else escape(str(value)) for value in row))
+    Console(width=max(WIDE, console.width)).print(table)
+    console.print(f"{len(rows):,} rows", highlight=False)

@@ -1,0 +1,203 @@
+"""People are told of what happens: by a real service, a real webhook and apprise itself."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import httpx
+import pytest
+
+from app.api.tokens import TokenFile, Tokens
+from app.cli.notices import sends
+from app.cli.noticing import (
+    MOST_AN_HOUR,
+    SILENT_LOOKS,
+    Notice,
+    Outbox,
+    Watch,
+    changes,
+    of_alerts,
+    receiver,
+)
+from app.domain.principal import Role
+from app.operator_client import OperatorClient
+from app.settings import SettingsError, read_settings
+from tests.service.processes import advisor, environment
+from tests.service.running import running, settings_for
+
+BEFORE: dict[str, Any] = {
+    "state": {"state": "ACTIVE"},
+    "moves": [],
+    "adoptions": [],
+    "status": "ready",
+    "refused": {},
+    "missing": 0.0,
+}
+ALERTS = {
+    "version": "4",
+    "alerts": [
+        {
+            "status": "firing",
+            "labels": {"alertname": "AdvisorApiDown", "severity": "critical"},
+            "annotations": {
+                "summary": "It is away.",
+                "runbook": "docs/runbook.md#advisorapidown",
+            },
+        },
+        {"status": "resolved", "labels": {"alertname": "AdvisorDrift"}},
+    ],
+}
+
+
+class Told(list[Notice]):
+    """What was told, instead of telling it."""
+
+    def __call__(self, notice: Notice) -> bool:
+        self.append(notice)
+        return True
+
+
+@pytest.fixture
+def webhook() -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """The address of a webhook, as apprise writes it, and what it got."""
+    got: list[dict[str, Any]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            got.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200 if self.path == "/here" else 500)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            """Says nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = Thread(target=server.serve_forever)
+    thread.start()
+    yield f"json://127.0.0.1:{server.server_address[1]}/here", got
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+async def test_a_halt_is_told_once_also_when_the_watch_was_away_meanwhile(
+    database_url: str, valkey_url: str, tmp_path: Path
+) -> None:
+    told, memory = Told(), tmp_path / "notices.json"
+    async with running(settings_for(database_url, valkey_url, tmp_path)) as served:
+        client = OperatorClient(str(served.client.base_url))
+        watch = Watch(client, Outbox(told), memory)
+        await asyncio.to_thread(watch.look)
+        assert told == [], "the first look has nothing to compare with"
+        await asyncio.to_thread(client.set_state, "HALTED", "a test", "me")
+        again = Watch(client, Outbox(told), memory)
+        for _ in range(2):
+            await asyncio.to_thread(again.look)
+    (notice,) = told
+    assert (notice.title, notice.level) == ("trading is HALTED", "failure")
+    assert notice.body.endswith("me: a test")
+
+
+def test_a_service_that_is_away_is_told_of_once(tmp_path: Path) -> None:
+    told = Told()
+    watch = Watch(OperatorClient("http://127.0.0.1:1"), Outbox(told), tmp_path / "notices.json")
+    for _ in range(3 * SILENT_LOOKS):
+        watch.look()
+    assert [notice.title for notice in told] == ["the service does not answer"]
+
+
+def test_promotions_limits_losses_and_refusals_are_told() -> None:
+    move = {"alias": "champion", "model_version": "v2", "reason": "better", "changed_by": "me"}
+    adoption = {"toml": "x", "hash": "sha256:" + 64 * "a", "profile": "", "reason": "r"}
+    now = BEFORE | {
+        "moves": [move],
+        "adoptions": [adoption | {"changed_by": "you"}],
+        "status": "degraded",
+        "refused": {"v3": "its bytes differ"},
+        "missing": 7.0,
+    }
+    assert list(changes(BEFORE, now)) == [
+        Notice("champion is now v2", "me: better", "warning"),
+        Notice(f"limits sha256:{12 * 'a'} judge everybody", "you: r", "warning"),
+        Notice("the service is degraded", "`advisor doctor` says why", "failure"),
+        Notice("v3 is not served", "its bytes differ", "failure"),
+        Notice("7 events are missing in the record", "runbook: AdvisorEventsMissing", "failure"),
+    ]
+    assert list(changes(now, now)) == []
+
+
+def test_more_than_so_many_an_hour_are_held_and_counted() -> None:
+    told, now = Told(), [0.0]
+    outbox = Outbox(told, clock=lambda: now[0])
+    sent = [outbox.tell(Notice(str(number), "")) for number in range(MOST_AN_HOUR + 5)]
+    assert sent == [True] * MOST_AN_HOUR + [False] * 5
+    now[0] = 3600.0
+    outbox.tell(Notice("next", "body"))
+    assert told[-1] == Notice("next", "body\n(5 notices before this were not sent)")
+    assert outbox.registry.get_sample_value("advisor_notices_total", {"result": "held"}) == 5
+
+
+def test_what_fails_is_counted_and_raises_nothing() -> None:
+    def broken(_: Notice) -> bool:
+        raise OSError("nobody there")
+
+    outbox = Outbox(broken)
+    assert outbox.tell(Notice("a", "b")) is False
+    assert outbox.registry.get_sample_value("advisor_notices_total", {"result": "failed"}) == 1
+
+
+def test_an_alert_comes_with_an_absolute_link() -> None:
+    assert of_alerts(ALERTS, "https://code.example/advisor/blob/main/") == [
+        Notice(
+            "AdvisorApiDown fires",
+            "It is away.\nhttps://code.example/advisor/blob/main/docs/runbook.md#advisorapidown",
+            "failure",
+        ),
+        Notice("AdvisorDrift has ended", "", "info"),
+    ]
+
+
+async def test_alertmanager_needs_the_role_metrics_and_sends_what_it_should(tmp_path: Path) -> None:
+    file, told = TokenFile(tmp_path / "tokens.json"), Told()
+    tokens = {role: file.create(role.value, [role]) for role in (Role.METRICS, Role.AGENT)}
+    app = receiver(Outbox(told), Tokens(file.path, tmp_path / "uses"), "")
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://notices") as client:
+        assert (await client.post("/alerts", json=ALERTS)).status_code == 401
+        agent = {"Authorization": f"Bearer {tokens[Role.AGENT]}"}
+        assert (await client.post("/alerts", json=ALERTS, headers=agent)).status_code == 401
+        client.headers["Authorization"] = f"Bearer {tokens[Role.METRICS]}"
+        for body in ("[]", "{", '{"alerts": [1]}', "[" * 100_000, '{"alerts": 3}'):
+            assert (await client.post("/alerts", content=body)).status_code == 422, body[:20]
+        assert (await client.post("/alerts", content=b" " * 1_000_001)).status_code == 413
+        assert (await client.post("/alerts", json=ALERTS)).json() == {"sent": 2}
+        assert 'advisor_notices_total{result="sent"} 2.0' in (await client.get("/metrics")).text
+    assert len(told) == 2
+
+
+def test_apprise_sends_and_the_command_says_what_was_not_taken(
+    webhook: tuple[str, list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    address, got = webhook
+    done = advisor(environment(tmp_path, advisor_notices=address), "notices", "test")
+    assert (done.returncode, "every address took it" in done.stderr) == (0, True)
+    (received,) = got
+    assert received["title"] == "a test of shadow-advisor"
+    both = f"{address} {address.replace('/here', '/away')}"
+    done = advisor(environment(tmp_path, advisor_notices=both), "notices", "test")
+    assert done.returncode == 1
+
+
+@pytest.mark.filterwarnings("ignore:'imghdr'")  # apprise imports it.
+def test_addresses_that_are_none_are_refused_without_showing_them() -> None:
+    with pytest.raises(SettingsError, match="names no address"):
+        sends(read_settings(notices=" "))
+    with pytest.raises(SettingsError, match="cannot read address 2") as refused:
+        sends(read_settings(notices="json://host/x nonsense-secret"))
+    assert "secret" not in str(refused.value)

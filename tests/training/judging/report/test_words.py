@@ -1,0 +1,38 @@
+"""The report's words: what a trader reads first, checked by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from training.judging.gate.verdict import RefusalCode
+from training.judging.report.words import REASONS, opening
+from training.statistics.bootstrap import Estimate, none
+
+BEGIN = (
+    "On 1,499 opportunities of 700 days that it had not learnt from, a hundred of them would have"
+    " earned -1.2 R with it and -3.9 R with the agent alone, after costs (1 R is what the agent's"
+    " plan risks)"
+)
+
+
+@pytest.mark.parametrize(
+    ("gap", "end"),
+    [
+        (Estimate(0.027, 0.01), ": better by 2.7 R, and surely by 1.0 R."),
+        (
+            Estimate(0.027, -0.004),
+            ": better by 2.7 R, which may be luck: it could as well be -0.4 R.",
+        ),
+        (Estimate(-0.027, -0.05), ": worse by 2.7 R."),
+        (none("too few days"), "; how sure that is cannot be said: too few days."),
+    ],
+)
+def test_it_says_what_a_hundred_would_have_earned_and_how_sure_that_is(
+    gap: Estimate, end: str
+) -> None:
+    assert opening(-0.012, -0.039, gap, 1499, 700) == BEGIN + end
+
+
+def test_every_reason_has_its_own_words() -> None:
+    assert set(REASONS) == set(RefusalCode)
+    assert len(set(REASONS.values())) == len(REASONS)
