@@ -109,6 +109,17 @@ async def test_every_page_is_drawn_reachable_and_as_wide_as_its_window(visit: Vi
     assert visit.complaints == []
 
 
+async def test_the_interfaces_are_drawn_without_the_internet(visit: Visit) -> None:
+    context = await visit.browser.new_context(
+        base_url=visit.api.url, http_credentials={"username": "me", "password": visit.token}
+    )
+    page, asked = await context.new_page(), list[str]()
+    page.on("request", lambda request: asked.append(request.url))
+    await page.goto("/docs")
+    await page.locator(".opblock", has_text="/advise").first.wait_for()
+    assert [url for url in asked if not url.startswith((visit.api.url, "data:"))] == []
+
+
 async def test_an_operator_halts_with_the_keyboard_alone(visit: Visit) -> None:
     page = await visit.page()
     await visit.come_in(page, "/ui/state")
