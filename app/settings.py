@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from enum import StrEnum
 from pathlib import Path
@@ -309,6 +309,11 @@ def variable(name: str) -> str:
     """The environment variable of a setting."""
     alias = Settings.model_fields[name].validation_alias
     return str(alias.choices[0]) if isinstance(alias, AliasChoices) else PREFIX + name.upper()
+
+
+def with_environment(more: Mapping[str, str]) -> dict[str, str]:
+    """The environment, and more: for a program that is started."""
+    return {**os.environ, **more}
 
 
 def unknown_variables(names: Iterable[str]) -> list[str]:

@@ -109,7 +109,9 @@ def _of_alert(alert: dict[str, Any], runbooks: str) -> Notice:
     page = str(notes.get("runbook", ""))
     link = f"{runbooks.rstrip('/')}/{page}" if runbooks and page else page
     firing = alert["status"] == "firing"
-    level = ("failure" if labels.get("severity") == "critical" else "warning") if firing else "info"
+    level = "failure" if labels.get("severity") == "critical" else "warning"
+    if not firing:
+        level = "info"
     body = f"{notes.get('summary', '')}\n{link}".strip()
     return Notice(f"{labels['alertname']} {'fires' if firing else 'has ended'}", body, level)
 

@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from app.cli.options import WIDE, AsJson, console, database_url, tell
-from app.settings import SettingsError, read_settings
+from app.settings import SettingsError, read_settings, with_environment
 
 DRIVER = "+psycopg"
 """What SQLAlchemy wants in an address, and libpq does not."""
@@ -68,7 +68,7 @@ def psql(
     except psycopg.Error as error:
         raise SettingsError(f"DATABASE_URL cannot be read: {type(error).__name__}") from error
     password = parts.pop("password", None)
-    environment = os.environ | ({"PGPASSWORD": str(password)} if password else {})
+    environment = with_environment({"PGPASSWORD": str(password)} if password else {})
     target = psycopg.conninfo.make_conninfo("", **{name: str(parts[name]) for name in parts})
     os.execve(program, [program, target, *(arguments or ())], environment)
 

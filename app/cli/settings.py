@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from enum import Enum
 from typing import Annotated, Any, NamedTuple
 
@@ -13,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from app.cli.options import WIDE, AsJson, console, tell
-from app.settings import SECRETS, Settings, read_settings, variable
+from app.settings import SECRETS, Settings, read_settings, variable, with_environment
 
 HIDDEN = "(set, not shown)"
 PAGE = """# Settings
@@ -40,7 +39,7 @@ class Setting(NamedTuple):
 
 def all_settings(settings: Settings) -> list[Setting]:
     """Every setting with its value; secrets only as set or not."""
-    given = {name.upper() for name in os.environ}
+    given = {name.upper() for name in with_environment({})}
     rows = []
     for name, field in Settings.model_fields.items():
         value = getattr(settings, name)
