@@ -115,7 +115,11 @@ def main(
     engines = engaged(base, version)
     runs = interleaved(engines, random_prompts(prompts + WARM_UP, SEED))
     exact = runs[Engine.TORCH]
-    table = Table(title=f"one prompt, one thread, {machine()}", title_justify="left")
+    here = machine()
+    table = Table(
+        title=f"one prompt, one thread; {here['cpu']}, {' '.join(here['features'])}",
+        title_justify="left",
+    )
     for heading in ("engine", "median ms", "quartiles", "of torch", "nats apart", "equal"):
         table.add_column(heading, justify="left" if heading == "engine" else "right")
     figures: dict[str, float | str] = {}

@@ -125,6 +125,13 @@ class Broken(PackedLinear):
         raise RuntimeError("could not create a primitive")
 
 
+class Odd(PackedLinear):
+    """Fails in a way of its own."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        raise ValueError("this primitive takes no such layout")
+
+
 class Blind(PackedLinear):
     """Says no numbers."""
 
@@ -132,7 +139,7 @@ class Blind(PackedLinear):
         return super().forward(input) * float("nan")
 
 
-@pytest.mark.parametrize("kind", [Wrong, Broken, Blind])
+@pytest.mark.parametrize("kind", [Wrong, Broken, Odd, Blind])
 def test_an_engine_that_fails_is_not_used_and_is_counted(
     tiny: LabelReader,
     tiny_directory: Path,
@@ -144,8 +151,19 @@ def test_an_engine_that_fails_is_not_used_and_is_counted(
     options = BackendOptions(engine=Engine.ONEDNN, telemetry=told)
     reader = reader_by(options, load_model(tiny_directory), tiny.encoder)
     assert reader.engine is Engine.TORCH
+    assert reader.model.config._attn_implementation == "sdpa"
     assert len(told.seen["engine_failed"]) == 1
     assert reader.read([reader.encoder.tail]) == tiny.read([tiny.encoder.tail])
+
+
+def test_where_there_is_no_onednn_torch_reads_and_nothing_has_failed(
+    tiny: LabelReader, tiny_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    told = Told()
+    options = BackendOptions(telemetry=told)
+    assert reader_by(options, load_model(tiny_directory), tiny.encoder).engine is Engine.TORCH
+    assert not told.seen["engine_failed"]
 
 
 async def test_the_engine_is_named_in_every_reading_and_counted(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import math
 from typing import Any
 
 import structlog
+import torch
 
 from app.domain.decision import Engine
 from app.policy.encoding import PromptEncoder
@@ -30,11 +31,12 @@ def reader_by(options: BackendOptions, model: Any, encoder: PromptEncoder) -> La
     """A reader of the model by the engine that is asked for; by `auto`, by the fastest here. From
     now on the model is the reader's."""
     plain = LabelReader(model, encoder)
-    if options.engine is Engine.TORCH:
+    here = options.engine is not None or torch.backends.mkldnn.is_available()
+    if options.engine is Engine.TORCH or not here:
         return plain
     try:
         packed = _packed_reader(plain, forced=options.engine is not None)
-    except (RuntimeError, AttributeError, NotImplementedError) as error:
+    except Exception as error:  # Whatever fails in another library: torch has just read.
         options.telemetry.engine_failed()
         log.error("an engine fails here, torch reads in its place", error=str(error)[:500])
         return plain
@@ -43,16 +45,18 @@ def reader_by(options: BackendOptions, model: Any, encoder: PromptEncoder) -> La
 
 
 def _packed_reader(plain: LabelReader, forced: bool) -> LabelReader:
-    """The same model by oneDNN; `plain` where that is no faster, unless it is forced. Raises
-    `RuntimeError` when it does not run, or says something else."""
+    """The same model by oneDNN; `plain` where that is no faster, unless it is forced. Raises what
+    the library raises when it does not run, `RuntimeError` when it says something else; the model
+    is then as it was."""
     model, encoder = plain.model, plain.encoder
     expected = _tried(plain)
     layers, usual = pack(model), model.config._attn_implementation
+    joint = attention.NAME if usual == "sdpa" else usual  # Others compute what ours does not.
     try:
         if not layers or not (forced or is_faster(layers)):
             put(model, layers)
             return plain
-        model.set_attn_implementation(attention.NAME)
+        model.set_attn_implementation(joint)
         packed = LabelReader(model, encoder, Engine.ONEDNN)
         apart = _apart(_tried(packed), expected)
         if not apart <= EQUAL_NATS:  # NaN is no number that is near.
