@@ -30,7 +30,8 @@ def reader_by(options: BackendOptions, model: Any, encoder: PromptEncoder) -> La
     """A reader of the model by the engine that is asked for; by `auto`, by the fastest here. From
     now on the model is the reader's."""
     engine = Engine.TORCH
-    here = options.engine is not None or torch.backends.mkldnn.is_available()
+    has_onednn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    here = options.engine is not None or has_onednn
     if options.engine is not Engine.TORCH and here:
         try:
             engine = _packed(model, encoder.tail, forced=options.engine is not None)
