@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from app.cli.options import WIDE, AsJson, addresses, console, say, tell
+from app.cli.options import WIDE, AsJson, addresses, console, finite, say, tell
 from app.settings import Settings, SettingsError, read_settings
 
 COLOURS = {"ok": "green", "watch": "yellow", "wrong": "bold red"}
@@ -19,7 +19,8 @@ COLOURS = {"ok": "green", "watch": "yellow", "wrong": "bold red"}
 
 def doctor(
     free_gb: Annotated[
-        float, typer.Option(min=0, help="Less free disk than this is wrong, in GB.")
+        float,
+        typer.Option(min=0, callback=finite, help="Less free disk than this is wrong, in GB."),
     ] = 2.0,
     prometheus: Annotated[
         str | None, typer.Option(help="Its address, to tell which alerts fire.")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from app.cli.options import Url, group, operator, say
+from app.cli.options import Url, finite, group, operator, say
 from app.settings import Settings, SettingsError, read_settings
 
 if TYPE_CHECKING:
@@ -18,7 +18,9 @@ notices_app = group("Telling people, by chat, mail or webhook, what happens to t
 
 @notices_app.command("watch")
 def notices_watch(
-    every: Annotated[float, typer.Option(min=1, help="Seconds between looks.")] = 10.0,
+    every: Annotated[
+        float, typer.Option(min=1, callback=finite, help="Seconds between looks.")
+    ] = 10.0,
     host: Annotated[str, typer.Option(help="Address to take alerts at.")] = "127.0.0.1",
     port: Annotated[
         int, typer.Option(min=0, max=65_535, help="Port of POST /alerts and GET /metrics.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Annotated, Any
 
 import typer
@@ -32,6 +33,13 @@ Url = Annotated[
     str | None,
     typer.Option("--url", help="Where the API answers. Default: ADVISOR_HOST and ADVISOR_PORT."),
 ]
+
+
+def finite(number: float | None) -> float | None:
+    """The callback of an option that is a number: neither infinite nor none at all."""
+    if number is not None and not math.isfinite(number):
+        raise typer.BadParameter(f"{number} is no finite number.")
+    return number
 
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
-from app.cli.options import AsJson, console, database_url, tell
+from app.cli.options import AsJson, console, database_url, finite, tell
 from app.settings import read_settings
 
 
@@ -27,10 +27,14 @@ def import_trades(
         Path | None, typer.Option(help="Folder of SYMBOL_1h.parquet or .csv: what files lack.")
     ] = None,
     stoploss: Annotated[
-        float | None, typer.Option(help="freqtrade: the strategy's, as -0.05, for files without.")
+        float | None,
+        typer.Option(
+            callback=finite, help="freqtrade: the strategy's, as -0.05, for files without."
+        ),
     ] = None,
     roi: Annotated[
-        float | None, typer.Option(help="freqtrade: the first minimal_roi, as 0.04.")
+        float | None,
+        typer.Option(callback=finite, help="freqtrade: the first minimal_roi, as 0.04."),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what is there.")] = False,
     as_json: AsJson = False,

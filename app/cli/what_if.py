@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from app.cli.options import WIDE, console, database_url, say
+from app.cli.options import WIDE, console, database_url, finite, say
 from app.domain.limits import read_limits
 from app.domain.what_if import Tally
 from app.settings import read_settings
@@ -31,7 +31,10 @@ def what_if(
     forget_hours: Annotated[
         float,
         typer.Option(
-            min=0, max=876_600, help="After these without a trade, losses in a row are forgotten."
+            min=0,
+            max=876_600,
+            callback=finite,
+            help="After these without a trade, losses in a row are forgotten.",
         ),
     ] = 24.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,

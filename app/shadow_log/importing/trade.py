@@ -64,13 +64,15 @@ def imported(told: Told) -> ImportedTrade:
     """The record of a row. Its id follows from what it tells of the trade: the same trade, in
     another file or told again, is the same row.
 
-    Raises `InvalidRecord`, which names the fields, where action or outcome cannot be read, or
-    nobody can tell what was traded.
+    Raises `InvalidRecord`, which names the fields, where action or outcome cannot be read, a trade
+    ends before it begins, or nobody can tell what was traded.
     """
     head = {"symbol": told.symbol, "direction": told.direction, "ts": told.as_of}
     Candidate.from_json(head)
     action = AgentAction.from_json(_present(told.action))
     outcome = None if told.outcome is None else Outcome.from_json(_present(told.outcome))
+    if outcome is not None and outcome.exit_time is not None and outcome.exit_time < told.as_of:
+        raise InvalidRecord(f"exit_time: {outcome.exit_time} lies before the entry, {told.as_of}")
     scenario, missing = _scenario(told)
     identity = {
         "symbol": told.symbol,

@@ -117,6 +117,24 @@ def test_the_list_of_commands_is_whole(tmp_path: Path) -> None:
     assert advisor(environment(tmp_path), "unknown").returncode == 2
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("what-if", "--limits", "limits.toml", "--forget-hours", "nan"),
+        ("what-if", "--limits", "limits.toml", "--forget-hours", "inf"),
+        ("doctor", "--free-gb", "nan"),
+        ("notices", "watch", "--every", "nan"),
+        ("import", "trades.json", "--from", "freqtrade", "--roi", "inf"),
+    ],
+)
+def test_an_option_that_is_no_finite_number_is_a_wrong_command(
+    command: tuple[str, ...], tmp_path: Path
+) -> None:
+    done = advisor(environment(tmp_path), *command)
+    assert done.returncode == 2, done.stderr
+    assert "Invalid value" in done.stderr
+
+
 def test_the_version_is_that_of_the_package(tmp_path: Path) -> None:
     done = advisor(environment(tmp_path), "--version")
     assert (done.returncode, done.stdout) == (0, f"shadow-advisor {version('shadow-advisor')}\n")

@@ -7,6 +7,7 @@ import sqlite3
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -269,7 +270,7 @@ def test_a_mapping_file_that_cannot_work_names_why(
         Mapped(path)
 
 
-TRADED_ONCE = {
+TRADED_ONCE: dict[str, Any] = {
     "pair": "BTC/USDT",
     "open_timestamp": 1709359200000,
     "close_timestamp": 1709366400000,
@@ -288,6 +289,7 @@ TRADED_ONCE = {
         {"open_rate": 0},
         {"amount": "many"},
         {"orders": 7},
+        {"close_timestamp": TRADED_ONCE["open_timestamp"] - 1},  # Closed before it was opened.
     ],
 )
 def test_a_row_that_nobody_can_read_is_counted_and_the_next_one_is_read(
