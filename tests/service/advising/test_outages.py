@@ -167,9 +167,9 @@ async def test_a_postgres_that_freezes_is_asked_one_question_and_found_again_whe
             pool = api.service.shadow_log.engine.pool
             assert isinstance(pool, QueuePool)
             held = pool.checkedout()
-            assert held <= 2, (
-                "one for all questions, one for the follower of versions; else each would keep"
-                " its own"
+            assert held <= 3, (
+                "one for all questions, one for the follower of versions, one for that of limits;"
+                " else each would keep its own"
             )
             assert (await api.advise(request("r-1"))).json()["recorded"] == "stream"
 

@@ -239,11 +239,13 @@ async def test_verify_finds_late_advice_that_was_tampered_with(
         async with panel(database_url, valkey_url, tmp_path, jev) as served:
             await asked(served, "r-1")
             await drained(served.settings)
+    [late] = rows(database_url, "SELECT action FROM late_advices")
+    other = "reject" if late["action"] != "reject" else "approve_r1.00_s1.5"
     changes = {
         "UPDATE late_advices SET approve = NOT approve": Fault.COLUMNS,
         "UPDATE late_advices SET seconds = 0": Fault.COLUMNS,
-        "UPDATE late_advices SET record = jsonb_set(record, '{action}', '\"reject\"'),"
-        " action = 'reject'": Fault.REPLAY,
+        f"UPDATE late_advices SET record = jsonb_set(record, '{{action}}', '\"{other}\"'),"
+        f" action = '{other}'": Fault.REPLAY,
         "UPDATE late_advices SET record = jsonb_set(record, '{reading,exchange,cost}', '1'),"
         " cost = 1": Fault.OTHER_THAN_LINKED,
         "UPDATE repetitions SET flipped = NOT flipped": Fault.COLUMNS,

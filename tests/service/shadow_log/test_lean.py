@@ -112,6 +112,16 @@ async def test_decisions_share_their_limits_and_are_whole_again_after_a_downgrad
     assert (report.decisions, report.findings) == (3, [])
 
 
+async def test_numbers_come_back_as_records_read_them(database_url: str) -> None:
+    """JSONB gives 2.164036440412353e16 back as an integer, which is another number."""
+    log = ShadowLog.connect(database_url)
+    odd = {"whole": 3.0, "small": 5e-324, "list": [1e15, {"deep": 0.1}]}
+    made = build.decision("r-1", candidate__extra=odd, market__volume_24h=2.164036440412353e16)
+    await log.append([Event.of_decision(made)])
+    await log.aclose()
+    assert (await verify_log(database_url)).findings == []
+
+
 async def test_only_adding_is_possible(database_url: str) -> None:
     log = ShadowLog.connect(database_url)
     await log.append([build.decision_event("r-1")])

@@ -296,6 +296,7 @@ async def test_views_say_what_they_mean(database_url: str) -> None:
         "imported",
         "latest_actions",
         "latest_outcomes",
+        "limits_history",
         "shadow_comparison",
         "disagreements",
         "agreement_daily",
