@@ -10,7 +10,14 @@ import pytest
 from app.domain.case import TradingState
 from app.domain.decision import review_control
 from app.domain.errors import LimitsError
-from app.domain.limits import Limits, RuleLimits, TradingHours, parse_limits, read_limits
+from app.domain.limits import (
+    Limits,
+    RuleLimits,
+    TradingHours,
+    changes,
+    parse_limits,
+    read_limits,
+)
 from app.domain.scenario import Scenario
 from tests.domain.scenarios import scenario
 
@@ -165,3 +172,21 @@ def test_the_spot_profile_refuses_for_what_is_known() -> None:
     s = Scenario.from_json(unreadable)
     [veto] = review_control(s, SPOT, TradingState.ACTIVE, s.as_of).vetoes
     assert (veto.code, veto.missing) == ("SPREAD", "spread_bps")
+
+
+def test_limits_are_compared_one_by_one_by_their_names_in_the_file() -> None:
+    before = parse_limits('version = "a"\n[spread]\nmax_bps = 10\n', "before.toml")
+    after = parse_limits(
+        'version = "b"\ntolerance = 1e-6\n[spread]\nmax_bps = 12\n'
+        '[direction]\nallowed = ["long"]\n',
+        "after.toml",
+    )
+    found = {change.name: (change.before, change.after) for change in changes(before, after)}
+    assert found == {
+        "version": ("a", "b"),
+        "tolerance": (None, 1e-6),
+        "spread.max_bps": (10.0, 12.0),
+        "direction.when_missing": (None, "refuse"),
+        "direction.allowed": (None, ["long"]),
+    }
+    assert changes(before, before) == []

@@ -85,3 +85,10 @@ def test_a_word_of_a_closed_set_is_read_however_it_is_written() -> None:
         got = received(source=sent)
         assert got.record.source is OutcomeSource.REPORTED
         assert [gone.field for gone in got.left_out] == ["source"]
+
+
+def test_one_number_where_a_list_belongs_is_a_list_of_one() -> None:
+    needs = Needs(frozenset({("candidate", "symbol"), ("candidate", "ts"), ("plan", "targets")}))
+    got = receive(SCENARIO, scenario_json(plan__targets=2060.0), needs)
+    assert got.record.plan.targets == (2060.0,)
+    assert [each.field for each in got.coerced] == ["plan.targets"]

@@ -229,6 +229,12 @@ def test_keys_of_no_field_stay_beside_where_there_is_a_place_for_them() -> None:
     assert {each.field for each in received.coerced} == {"venue", "fill"}
 
 
+def test_a_key_of_no_field_where_there_is_no_place_for_it_is_unknown() -> None:
+    document = scenario_json()
+    document["plan"] |= {"leverage": 3}
+    assert told(document) == {"plan.leverage": Fault.UNKNOWN}
+
+
 def test_a_list_that_is_of_no_use_without_an_element_goes_as_a_whole() -> None:
     needs = Needs(NEEDS.fields, whole=frozenset({("account", "positions")}))
     received = receive(SCENARIO, scenario_json(account__positions=[5]), needs)
