@@ -10,6 +10,7 @@ it added, as TCP does for its timeouts (RFC 6298).
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil
@@ -62,6 +63,8 @@ class Door:
         self._clock = clock
         self.under_way = 0
         """Items that were let in and are not answered yet."""
+        self._empty = asyncio.Event()
+        self._empty.set()
         self._seconds = 0.0
         self._among = 0.0
         self._deviation = 0.0
@@ -73,6 +76,7 @@ class Door:
         if self.under_way:
             self._require(deadline, expected_s)
         self.under_way += 1
+        self._empty.clear()
         return Ticket(arrived, 1, self.under_way, expected_s)
 
     def widen(self, ticket: Ticket, items: int, deadline: float) -> None:
@@ -88,8 +92,19 @@ class Door:
     def leave(self, ticket: Ticket) -> None:
         """A request is answered, or has failed."""
         self.under_way -= ticket.items
+        if not self.under_way:
+            self._empty.set()
         if ticket.answered:
             self._learn(ticket, self._clock() - ticket.arrived)
+
+    async def empty(self, patience_s: float) -> None:
+        """Wait until nobody waits for an answer, at most so long."""
+        try:
+            async with asyncio.timeout(patience_s):
+                while self.under_way:
+                    await self._empty.wait()
+        except TimeoutError:
+            pass
 
     def estimate(self, items: int) -> float:
         """Seconds until that many more items would be answered; 0 before anything was."""

@@ -1,14 +1,15 @@
 """The panel: decision models elsewhere, asked after the reply is out.
 
 Nobody waits for them: a decision is recorded and answered first, then it is laid before the panel,
-which asks within its own bounds and deadlines and records what it hears as late advice. Whatever
-goes wrong there is a row with its reason, or is counted.
+which asks within its own bounds and deadlines and records what it hears as late advice. It begins
+to ask, and to record what it heard, when no reply is being waited for. Whatever goes wrong there is
+a row with its reason, or is counted.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 from time import monotonic
 
@@ -32,6 +33,8 @@ from app.telemetry import Asking, Telemetry
 
 log = structlog.get_logger()
 KEEP_UP_S = 5.0
+PATIENCE_S = 2.0
+"""How long replies that are waited for go first: a service that is never idle asks all the same."""
 _OUTCOMES = {
     AbstainReason.DEADLINE: Asking.DEADLINE,
     AbstainReason.DECLINED: Asking.DECLINED,
@@ -58,7 +61,10 @@ class _Seat:
 
 
 class Panel:
-    """Asks every decider about decisions that are recorded, and records what it hears."""
+    """Asks every decider about decisions that are recorded, and records what it hears.
+
+    `idle` : waits until no reply is being waited for, at most so many seconds.
+    """
 
     def __init__(
         self,
@@ -67,7 +73,9 @@ class Panel:
         shadow_log: ShadowLog,
         telemetry: Telemetry,
         now: Callable[[], datetime],
+        idle: Callable[[float], Awaitable[None]],
     ) -> None:
+        self._idle = idle
         self._seats = tuple(_Seat(decider) for decider in deciders)
         self._records, self._log = records, shadow_log
         self._telemetry = telemetry
@@ -121,8 +129,9 @@ class Panel:
 
     async def _hear(self, seat: _Seat, decision: Decision) -> None:
         """Ask one decider about one decision; nothing that happens ends anything else."""
-        deadline = monotonic() + seat.decider.declared.timeout_s
         try:
+            await self._idle(PATIENCE_S)
+            deadline = monotonic() + seat.decider.declared.timeout_s
             async with seat.turn:
                 await self._advise(seat, decision, deadline)
         except JournalUnavailable as error:
@@ -141,6 +150,7 @@ class Panel:
             self._ended(seat, Asking.OVER_BUDGET, "the day's budget is spent")
             return
         reading = await self._ask(seat, decision, decider.inquiry, deadline)
+        await self._idle(PATIENCE_S)
         version = Version(seat.name, seat.manifest_hash, decider.manifest.calibration, Role.SHADOW)
         advice = conclude(
             decision.scenario,

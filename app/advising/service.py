@@ -93,11 +93,11 @@ class Service:
         self.trials = Trials(lambda: shadow_log.url, LimitsHistory(shadow_log))
         self.records = Records(journal, shadow_log, telemetry, now, live=by_wall_clock)
         self.report_bounds = ReportBounds(max_reports)
-        self.panel = Panel(deciders, self.records, shadow_log, telemetry, now)
+        self.door = Door(telemetry, JOURNAL_RESERVE_S, self._parallel)
+        self.panel = Panel(deciders, self.records, shadow_log, telemetry, now, idle=self.door.empty)
         self.advisor = Advisor(
             serving, self.records, self.controls, telemetry, self.judge_at, self.panel
         )
-        self.door = Door(telemetry, JOURNAL_RESERVE_S, self._parallel)
         self._postgres = Probe(shadow_log.ping)
         self._valkey = Probe(journal.ping)
         self._spool = Probe(journal.ping_spool)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import heapq
 import random
 from math import inf
@@ -148,3 +149,36 @@ def test_under_any_load_the_model_is_busy_and_whoever_is_let_in_is_answered_in_t
     assert late <= 0.02 * done
     share = busy / (max(free_at, until) - 100.0)
     assert share > {0.5: 0.45, 1: 0.85, 3: 0.98, 10: 0.98}[times]
+
+
+async def test_whoever_waits_for_an_empty_door_waits_for_the_last_to_leave() -> None:
+    it, _, _ = door()
+    first, second = it.enter(100.0, inf), it.enter(100.0, inf)
+    waiting = asyncio.create_task(it.empty(patience_s=60))
+    it.leave(first)
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    it.leave(second)
+    await waiting
+    await it.empty(patience_s=60)
+
+
+async def test_who_enters_before_the_empty_door_is_seen_keeps_it_waiting() -> None:
+    it, _, _ = door()
+    first = it.enter(100.0, inf)
+    waiting = asyncio.create_task(it.empty(patience_s=60))
+    await asyncio.sleep(0)
+    it.leave(first)
+    second = it.enter(100.0, inf)
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert not waiting.done()
+    it.leave(second)
+    await waiting
+
+
+async def test_a_door_that_is_never_empty_is_not_waited_for_beyond_patience() -> None:
+    it, _, _ = door()
+    it.enter(100.0, inf)
+    await it.empty(patience_s=0.0)
+    assert it.under_way == 1

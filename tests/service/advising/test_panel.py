@@ -8,6 +8,7 @@ import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from time import monotonic
 from typing import Any
 from uuid import UUID
 
@@ -173,6 +174,24 @@ async def test_a_reply_never_waits_for_models_elsewhere_and_their_silence_is_a_r
         {"abstain_reason": "deadline", "n": 2},
     ]
     assert (await verify_log(database_url)).findings == []
+
+
+async def test_nobody_is_asked_while_a_reply_is_waited_for(
+    database_url: str, valkey_url: str, tmp_path: Path
+) -> None:
+    model = StandIn()
+    async with (
+        standing_in(model) as url,
+        panel(database_url, valkey_url, tmp_path, table("jev", url)) as served,
+    ):
+        door = served.service.door
+        waiting = door.enter(arrived=monotonic(), deadline=monotonic() + 60)
+        await served.advise(request("r-1"))
+        await served.advise(request("r-2"))
+        assert model.asked == [], "another reply is waited for"
+        door.leave(waiting)
+        await served.service.panel.settle()
+        assert len(model.asked) == 2
 
 
 async def test_a_budget_and_a_share_bound_what_is_asked(
