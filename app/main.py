@@ -26,7 +26,7 @@ from app.api.explorer import acts, decision, limits, pages
 from app.api.tokens import Tokens, require_somebody
 from app.api.wire import ApiOptions, install
 from app.domain.errors import ManifestMismatch, ModelFileError
-from app.domain.manifest import ModelManifest
+from app.domain.model.manifest import ModelManifest
 from app.journal.journal import Journal
 from app.journal.later import RequestQueue
 from app.journal.spool import Spool
@@ -38,7 +38,7 @@ from app.policy.deciders.table import keys_of, read_deciders
 from app.policy.options import BackendOptions
 from app.policy.port import Policy
 from app.policy.scripted import ScriptedPolicy
-from app.policy.store import base_of, described
+from app.policy.versions.store import base_of, described
 from app.settings import SCRIPTED, Clock, Settings, SettingsError
 from app.shadow_log.log import ShadowLog
 from app.tasks import calm_garbage_collection

@@ -12,15 +12,15 @@ from uuid import UUID
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from app.domain.actions import ACTIONS
 from app.domain.candidate import Candidate
-from app.domain.case import TradingState
-from app.domain.comparison import cohens_kappa, regime
-from app.domain.decision import Advice, AdviceStatus, Decision, Engine, Role, TextEffect
 from app.domain.errors import AbstainReason
-from app.domain.event import RepetitionKind
-from app.domain.manifest import ModelManifest
-from app.domain.rules import VetoCode
+from app.domain.model.actions import ACTIONS
+from app.domain.model.manifest import ModelManifest
+from app.domain.record.comparison import cohens_kappa, regime
+from app.domain.record.decision import Advice, AdviceStatus, Decision, Engine, Role, TextEffect
+from app.domain.record.event import RepetitionKind
+from app.domain.rules.case import TradingState
+from app.domain.rules.vetoes import VetoCode
 from app.domain.scenario import Fault
 from app.telemetry import (
     Asking,

@@ -10,7 +10,7 @@ import httpx
 from shadow_advisor_client.connection import ConfigurationError, Connection
 from shadow_advisor_client.identity import AGENT_VARIABLES, bearer, find_token
 
-from app.domain.aliases import rollback_reason, rollback_target
+from app.domain.model.aliases import rollback_reason, rollback_target
 
 OPERATOR_VARIABLES = ("ADVISOR_ADMIN_TOKEN", *AGENT_VARIABLES)
 

@@ -20,19 +20,19 @@ from pydantic import (
     model_validator,
 )
 
-from app.domain.actions import LABELS
 from app.domain.canonical import content_hash
-from app.domain.case import TradingState
 from app.domain.charts.computed import ENOUGH_BARS, SETTLED_BARS, fault_of, of_bars
-from app.domain.control import AgentAction
-from app.domain.decision import Advice, Decision
 from app.domain.fields import Flag, Hash, Record, ShortText, Whole, absent, shown
-from app.domain.manifest import VERSION_PATTERN
-from app.domain.mending import plainly
-from app.domain.outcome import Outcome
-from app.domain.outlook import Outlook
-from app.domain.reception import Coerced, Doubt, Needs
-from app.domain.review import MissedInput, Veto
+from app.domain.intake.mending import plainly
+from app.domain.intake.reception import Coerced, Doubt, Needs
+from app.domain.model.actions import LABELS
+from app.domain.model.manifest import VERSION_PATTERN
+from app.domain.model.outlook import Outlook
+from app.domain.record.control import AgentAction
+from app.domain.record.decision import Advice, Decision
+from app.domain.record.outcome import Outcome
+from app.domain.rules.case import TradingState
+from app.domain.rules.review import MissedInput, Veto
 from app.domain.scenario import Bar, LeftOut, Scenario, Surroundings
 
 EXAMPLE: dict[str, Any] = {

@@ -14,9 +14,9 @@ from pydantic import AliasChoices, Field, ValidationError, field_validator, mode
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from app.domain.decision import Engine
 from app.domain.errors import AdvisorError
 from app.domain.fields import describe, shown
+from app.domain.record.decision import Engine
 
 SCRIPTED = "scripted"
 """The value of MODEL that asks for no model at all, but for the shipped fake."""

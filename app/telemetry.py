@@ -15,10 +15,10 @@ from uuid import UUID
 import structlog
 
 from app.domain.candidate import Candidate
-from app.domain.case import TradingState
-from app.domain.decision import Advice, Decision, Engine, Role
-from app.domain.event import RepetitionKind
-from app.domain.manifest import ModelManifest
+from app.domain.model.manifest import ModelManifest
+from app.domain.record.decision import Advice, Decision, Engine, Role
+from app.domain.record.event import RepetitionKind
+from app.domain.rules.case import TradingState
 from app.domain.scenario import Fault
 
 

@@ -15,14 +15,14 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from app.api.tokens import Tokens, require_somebody
 from app.domain.errors import JournalUnavailable, ShadowLogUnavailable
-from app.domain.event import Entry
 from app.domain.principal import Principal, Role
+from app.domain.record.event import Entry
 from app.journal.journal import StreamDrain
 from app.metrics import Metrics
 from app.settings import Settings, SettingsError
-from app.shadow_log.checkpoint import Checkpointer, key_at
 from app.shadow_log.log import ShadowLog
-from app.shadow_log.places import place_at
+from app.shadow_log.proof.checkpoint import Checkpointer, key_at
+from app.shadow_log.proof.places import place_at
 from app.tasks import Supervisor, calm_garbage_collection, end
 from app.telemetry import AuthFailure, LossCause, Refusal, Task, Telemetry
 

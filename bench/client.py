@@ -17,7 +17,7 @@ from rich.console import Console
 from shadow_advisor_client import AdvisorClient
 
 from app.schemas import EXAMPLE
-from app.shadow_log.migrate import upgrade
+from app.shadow_log.schema.migrate import upgrade
 from bench.history import record
 from bench.load import Load
 from bench.service import ROOT, Measured, Served, servers, serving

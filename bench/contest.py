@@ -18,9 +18,9 @@ import numpy as np
 import typer
 from rich.console import Console
 
-from app.domain.actions import ACTIONS
-from app.domain.limits import read_limits
-from app.domain.manifest import Calibration
+from app.domain.model.actions import ACTIONS
+from app.domain.model.manifest import Calibration
+from app.domain.rules.limits import read_limits
 from bench.history import record
 from training.config.data import HeldOutConfig, OutcomesConfig, ScenariosConfig, SyntheticConfig
 from training.config.judging import EvaluateConfig

@@ -27,7 +27,7 @@ from sklearn.linear_model import RidgeCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from app.domain.questions import QuestionName
+from app.domain.model.questions import QuestionName
 from bench.history import record
 from training.arrays import DAY_S, Floats, Rows, Times
 from training.cli.options import meter

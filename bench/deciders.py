@@ -24,11 +24,11 @@ import httpx
 import typer
 
 from app.domain.features import FEATURE_NAMES
-from app.domain.inquiry import full_size
+from app.domain.model.inquiry import full_size
 from app.local.servers import die_with_parent, free_port
 from app.policy.rivals import Boosting, Logistic, Rival, RivalPolicy, Threshold, Tree
 from app.policy.scripted import SCRIPTED_MANIFEST
-from app.shadow_log.migrate import upgrade
+from app.shadow_log.schema.migrate import upgrade
 from bench.history import record
 from bench.load import Load
 from bench.service import ROOT, Measured, Served, console, document, scenario, servers, serving

@@ -18,9 +18,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from app.domain.decision import Engine, Reading, cautious
-from app.domain.manifest import Calibration
-from app.domain.prompt import Prompt
+from app.domain.model.manifest import Calibration
+from app.domain.model.prompt import Prompt
+from app.domain.record.decision import Engine, Reading, cautious
 from app.policy.calibration import random_prompts
 from app.policy.encoding import PromptEncoder
 from app.policy.in_process.adapter import Adapter
@@ -29,7 +29,7 @@ from app.policy.in_process.importer import import_smollm2
 from app.policy.in_process.label_reader import Ask, LabelReader
 from app.policy.in_process.weights import load_model
 from app.policy.options import BackendOptions
-from app.policy.store import load_manifest
+from app.policy.versions.store import load_manifest
 from app.settings import read_settings
 from bench.history import machine, record
 

@@ -23,7 +23,7 @@ import torch
 import typer
 from transformers import LlamaConfig, LlamaModel
 
-from app.domain.prompt import lines_of, prompt_of
+from app.domain.model.prompt import lines_of, prompt_of
 from app.policy.calibration import random_scenarios
 from app.policy.in_process.importer import import_smollm2
 from app.policy.in_process.label_reader import LabelReader

@@ -17,9 +17,9 @@ import numpy as np
 import typer
 from scipy.stats import spearmanr
 
-from app.domain.actions import ACTIONS
 from app.domain.features import FEATURE_NAMES
-from app.domain.outlook import Outlook
+from app.domain.model.actions import ACTIONS
+from app.domain.model.outlook import Outlook
 from bench.history import record
 from bench.teacher import ATR, PLAN, TEACHER, daily, tail, tail_gain
 from training.arrays import DAY_S, Floats, Rows

@@ -24,12 +24,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from app.domain.event import Event
+from app.domain.record.event import Event
 from app.journal.keys import EVENTS
 from app.journal.stream import StreamJournal
 from app.local.servers import EmbeddedPostgres, die_with_parent, free_port
-from app.shadow_log import tables
-from app.shadow_log.migrate import upgrade
+from app.shadow_log.schema import tables
+from app.shadow_log.schema.migrate import upgrade
 from bench.history import record, repeated
 from bench.questions import events
 from bench.service import servers

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 import typer
 
-from app.domain.prompt import Line, LineKind, lines_of
+from app.domain.model.prompt import Line, LineKind, lines_of
 from bench.curve import (
     CONFIGS,
     LAST_STATE,

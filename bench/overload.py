@@ -33,7 +33,7 @@ from app.local.servers import free_port, postgres_processes
 from app.policy.in_process.importer import import_smollm2
 from app.policy.scripted import ScriptedPolicy
 from app.settings import Settings, read_settings
-from app.shadow_log.migrate import upgrade
+from app.shadow_log.schema.migrate import upgrade
 from app.writer import run_writer
 from bench import memory
 from bench.history import record

@@ -25,12 +25,12 @@ import torch
 import typer
 from numpy.typing import NDArray
 
-from app.domain.actions import ACTIONS
-from app.domain.prompt import Prompt, lines_of, prompt_of
+from app.domain.model.actions import ACTIONS
+from app.domain.model.prompt import Prompt, lines_of, prompt_of
 from app.policy.calibration import random_scenarios
 from app.policy.in_process.importer import import_smollm2
 from app.policy.in_process.label_reader import LabelReader
-from app.policy.store import load_manifest
+from app.policy.versions.store import load_manifest
 from bench.history import record
 from training.cli.options import meter
 from training.config.learning import ALGORITHMS as SETTINGS

@@ -21,13 +21,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from app.domain.control import AgentAction
-from app.domain.event import AgentActionReport, Event, EventKind, OutcomeReport
-from app.domain.outcome import Outcome
-from app.shadow_log import tables
-from app.shadow_log.explore import Explorer, Filters
+from app.domain.record.control import AgentAction
+from app.domain.record.event import AgentActionReport, Event, EventKind, OutcomeReport
+from app.domain.record.outcome import Outcome
 from app.shadow_log.log import ShadowLog
-from app.shadow_log.migrate import upgrade
+from app.shadow_log.reading.explore import Explorer, Filters
+from app.shadow_log.schema import tables
+from app.shadow_log.schema.migrate import upgrade
 from bench.history import record, repeated
 from bench.service import ROOT, a_decision, servers
 

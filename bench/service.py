@@ -30,8 +30,8 @@ from rich.table import Table
 from app.api.tokens import TokenFile
 from app.domain import principal
 from app.domain.canonical import decision_id
-from app.domain.case import Case, TradingState, agents_order
-from app.domain.decision import (
+from app.domain.model.manifest import Calibration
+from app.domain.record.decision import (
     Decision,
     Role,
     Version,
@@ -39,16 +39,16 @@ from app.domain.decision import (
     prepare,
     review_control,
 )
-from app.domain.event import Event
-from app.domain.limits import read_limits
-from app.domain.manifest import Calibration
-from app.domain.review import review
+from app.domain.record.event import Event
+from app.domain.rules.case import Case, TradingState, agents_order
+from app.domain.rules.limits import read_limits
+from app.domain.rules.review import review
 from app.domain.scenario import Scenario
 from app.journal.stream import StreamJournal
 from app.local.servers import EmbeddedPostgres, EmbeddedValkey, die_with_parent, free_port
 from app.policy.scripted import reading_of
 from app.schemas import EXAMPLE, AdviseRequest
-from app.shadow_log.migrate import upgrade
+from app.shadow_log.schema.migrate import upgrade
 from bench.history import record, repeated
 from bench.load import Load, load
 

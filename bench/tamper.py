@@ -24,9 +24,9 @@ from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from app.domain.canonical import digest
-from app.domain.case import TradingState
-from app.domain.decision import Decision
-from app.domain.event import (
+from app.domain.model.manifest import ModelManifest
+from app.domain.record.decision import Decision
+from app.domain.record.event import (
     Event,
     EventKind,
     LateAdvice,
@@ -35,14 +35,14 @@ from app.domain.event import (
     RepetitionKind,
     StateChange,
 )
-from app.domain.link import Link, Producer
-from app.domain.manifest import ModelManifest
-from app.shadow_log.checkpoint import Checkpointer, check_log
+from app.domain.record.link import Link, Producer
+from app.domain.rules.case import TradingState
 from app.shadow_log.database import connect
 from app.shadow_log.log import ShadowLog
-from app.shadow_log.migrate import upgrade
-from app.shadow_log.places import LogPlace
-from app.shadow_log.verify import verify_log
+from app.shadow_log.proof.checkpoint import Checkpointer, check_log
+from app.shadow_log.proof.places import LogPlace
+from app.shadow_log.proof.verify import verify_log
+from app.shadow_log.schema.migrate import upgrade
 from bench.service import a_decision, console, servers
 
 Cursor = psycopg.Connection[dict[str, Any]]

@@ -17,8 +17,8 @@ from typing import Annotated, NamedTuple
 import numpy as np
 import typer
 
-from app.domain.actions import ACTIONS
 from app.domain.features import FEATURE_NAMES
+from app.domain.model.actions import ACTIONS
 from training.arrays import DAY_S, Flags, Floats, Rows, instant
 from training.cli.options import meter
 from training.config.data import HeldOutConfig, MarketConfig, OutcomesConfig, ScenariosConfig

@@ -18,16 +18,16 @@ from typing import Annotated, NamedTuple
 import typer
 from tokenizers import Tokenizer
 
-from app.domain.decision import Reading
 from app.domain.errors import ModelFileError
-from app.domain.manifest import Calibration
-from app.domain.prompt import SYSTEM, Prompt
+from app.domain.model.manifest import Calibration
+from app.domain.model.prompt import SYSTEM, Prompt
+from app.domain.record.decision import Reading
 from app.domain.scenario import Scenario
 from app.policy.encoding import PromptEncoder
 from app.policy.in_process.adapter import Adapter
 from app.policy.in_process.label_reader import Ask, LabelReader
 from app.policy.in_process.weights import load_model
-from app.policy.store import base_of, load_manifest
+from app.policy.versions.store import base_of, load_manifest
 from bench.history import machine, record
 from training.cli.options import meter
 from training.config.data import HeldOutConfig, MarketConfig

@@ -19,13 +19,13 @@ import torch
 import typer
 from numpy.typing import NDArray
 
-from app.domain.actions import LABELS
-from app.domain.prompt import Line, Prompt, lines_of, prompt_of
+from app.domain.model.actions import LABELS
+from app.domain.model.prompt import Line, Prompt, lines_of, prompt_of
 from app.policy.calibration import random_scenarios
 from app.policy.in_process.importer import import_smollm2
 from app.policy.in_process.label_reader import LabelReader
 from app.policy.in_process.weights import load_model
-from app.policy.store import load_manifest
+from app.policy.versions.store import load_manifest
 from bench.history import record
 from bench.planted import ALGORITHMS, PROMPT_SEED, pairs_of, plant
 from training.config.learning import AdapterConfig, EncodeConfig

@@ -16,8 +16,8 @@ from typing import Annotated, NamedTuple
 import numpy as np
 import typer
 
-from app.domain.actions import ACTIONS
-from app.domain.decision import cautious, prepare
+from app.domain.model.actions import ACTIONS
+from app.domain.record.decision import cautious, prepare
 from app.domain.scenario import Scenario
 from app.policy.in_process.label_reader import LabelReader
 from bench.history import record

@@ -19,7 +19,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from app.domain.questions import QuestionName
+from app.domain.model.questions import QuestionName
 from app.policy.calibration import random_prompts
 from app.policy.in_process.adapter import Adapter, Delta
 from app.policy.in_process.importer import import_smollm2

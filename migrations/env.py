@@ -14,7 +14,7 @@ from alembic import context
 from sqlalchemy import text
 
 from app.shadow_log.database import async_url, connect_once
-from app.shadow_log.tables import metadata
+from app.shadow_log.schema.tables import metadata
 
 MIGRATION_LOCK = 0x5AD1
 LOCK_TIMEOUT = "10s"

@@ -15,11 +15,14 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from app.domain.actions import LABELS
 from app.domain.canonical import decision_id
-from app.domain.case import TradingState
-from app.domain.control import AgentAction
-from app.domain.decision import (
+from app.domain.model.actions import LABELS
+from app.domain.model.inquiry import Exchange
+from app.domain.model.manifest import Calibration, ModelManifest
+from app.domain.model.outlook import OutlookCalibration, Payoffs, QuestionCalibration
+from app.domain.model.questions import QUESTIONS, QuestionName
+from app.domain.record.control import AgentAction
+from app.domain.record.decision import (
     Abstention,
     Decision,
     Reading,
@@ -29,7 +32,7 @@ from app.domain.decision import (
     prepare,
     review_control,
 )
-from app.domain.event import (
+from app.domain.record.event import (
     AgentActionReport,
     Event,
     EventKind,
@@ -40,12 +43,9 @@ from app.domain.event import (
     RepetitionKind,
     StateChange,
 )
-from app.domain.inquiry import Exchange
-from app.domain.limits import Limits
-from app.domain.manifest import Calibration, ModelManifest
-from app.domain.outcome import Arm, Outcome
-from app.domain.outlook import OutlookCalibration, Payoffs, QuestionCalibration
-from app.domain.questions import QUESTIONS, QuestionName
+from app.domain.record.outcome import Arm, Outcome
+from app.domain.rules.case import TradingState
+from app.domain.rules.limits import Limits
 from app.domain.scenario import Scenario
 from tests.domain.scenarios import AS_OF, LIMITS, scenario_json
 

@@ -17,7 +17,7 @@ import redis
 from hypothesis import HealthCheck, settings
 
 from app.local.servers import EmbeddedPostgres, EmbeddedValkey
-from app.shadow_log.migrate import upgrade
+from app.shadow_log.schema.migrate import upgrade
 
 # An example that takes long on a busy machine is no failure.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -48,11 +48,11 @@ class Target(NamedTuple):
     tests: tuple[str, ...]
 
 
-RULES, DECISION = "tests/domain/test_rules.py", "tests/domain/test_decision.py"
+RULES, DECISION = "tests/domain/rules/test_vetoes.py", "tests/domain/record/test_decision.py"
 TARGETS = {
-    "rules": Target("app/domain/rules.py", (RULES,)),
-    "review": Target("app/domain/review.py", ("tests/domain/test_review.py", RULES)),
-    "decision": Target("app/domain/decision.py", (DECISION, RULES)),
+    "rules": Target("app/domain/rules/vetoes.py", (RULES,)),
+    "review": Target("app/domain/rules/review.py", ("tests/domain/rules/test_review.py", RULES)),
+    "decision": Target("app/domain/record/decision.py", (DECISION, RULES)),
     "simulate": Target("training/outcomes/simulate.py", ("tests/training/outcomes",)),
     "verdict": Target(
         "training/judging/gate/verdict.py", ("tests/training/judging/gate/test_verdict.py",)

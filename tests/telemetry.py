@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from typing import Any
 
-from app.domain.decision import Engine
+from app.domain.record.decision import Engine
 from app.telemetry import LossCause, Refusal, Task, Unobserved
 
 

@@ -16,7 +16,7 @@ from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
 from app.domain.errors import ShadowLogUnavailable
-from app.domain.outcome import Arm, Outcome
+from app.domain.record.outcome import Arm, Outcome
 from app.domain.scenario import Scenario
 
 CHUNK = 500

@@ -9,11 +9,11 @@ from typing import NamedTuple
 from uuid import UUID
 
 from app.domain.canonical import DEFAULT_PRINCIPAL
-from app.domain.control import AgentAction
-from app.domain.decision import Decision
 from app.domain.errors import InvalidRecord
-from app.domain.ledger import Offer, closed, completed, opened
-from app.domain.outcome import Arm, Outcome, OutcomeSource
+from app.domain.record.control import AgentAction
+from app.domain.record.decision import Decision
+from app.domain.record.ledger import Offer, closed, completed, opened
+from app.domain.record.outcome import Arm, Outcome, OutcomeSource
 from app.domain.scenario import Account, Scenario
 from app.journal.journal import Journal
 from app.journal.ledger import Entry

@@ -17,8 +17,10 @@ from app.advising.panel import Panel
 from app.advising.records import Records
 from app.advising.serving import Models, Serving
 from app.domain.canonical import DEFAULT_PRINCIPAL, decision_id
-from app.domain.control import AgentAction
-from app.domain.decision import (
+from app.domain.errors import JournalUnavailable, PolicyAbstained
+from app.domain.model.prompt import Prompt
+from app.domain.record.control import AgentAction
+from app.domain.record.decision import (
     Abstention,
     Decision,
     Reading,
@@ -26,9 +28,7 @@ from app.domain.decision import (
     prepare,
     review_control,
 )
-from app.domain.errors import JournalUnavailable, PolicyAbstained
-from app.domain.event import Event, EventKind, Rationale
-from app.domain.prompt import Prompt
+from app.domain.record.event import Event, EventKind, Rationale
 from app.domain.scenario import Scenario
 from app.policy.port import Policy
 from app.policy.rivals import RivalPolicy

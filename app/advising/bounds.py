@@ -6,7 +6,7 @@ from collections import OrderedDict
 from uuid import UUID
 
 from app.domain.errors import TooManyReports
-from app.domain.event import EventKind
+from app.domain.record.event import EventKind
 
 REMEMBERED = 50_000
 

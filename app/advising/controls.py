@@ -11,7 +11,6 @@ from typing import Any, NamedTuple, Self
 import orjson
 import structlog
 
-from app.domain.case import TradingState
 from app.domain.errors import (
     InvalidRecord,
     JournalUnavailable,
@@ -19,8 +18,9 @@ from app.domain.errors import (
     LimitsRefused,
     ShadowLogUnavailable,
 )
-from app.domain.event import StateChange
-from app.domain.limits import Limits, limits_text, parse_limits
+from app.domain.record.event import StateChange
+from app.domain.rules.case import TradingState
+from app.domain.rules.limits import Limits, limits_text, parse_limits
 from app.journal.journal import Journal, Receipt
 from app.shadow_log.limits_history import (
     BACK,

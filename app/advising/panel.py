@@ -16,7 +16,6 @@ from time import monotonic
 import structlog
 
 from app.advising.records import Records
-from app.domain.decision import Abstention, Decision, Reading, Role, Version, conclude
 from app.domain.errors import (
     AbstainReason,
     AdvisorError,
@@ -24,8 +23,9 @@ from app.domain.errors import (
     PolicyAbstained,
     ShadowLogUnavailable,
 )
-from app.domain.event import Event, EventKind, LateAdvice, Repetition, RepetitionKind
-from app.domain.inquiry import Inquiry, sampled
+from app.domain.model.inquiry import Inquiry, sampled
+from app.domain.record.decision import Abstention, Decision, Reading, Role, Version, conclude
+from app.domain.record.event import Event, EventKind, LateAdvice, Repetition, RepetitionKind
 from app.policy.deciders.decider import Decider
 from app.shadow_log.log import ShadowLog
 from app.tasks import described, end

@@ -16,8 +16,6 @@ import structlog
 from app.advising.accounts import Accounts, Trader
 from app.advising.earlier import PATIENCE_S, Earlier
 from app.domain.candidate import Candidate
-from app.domain.control import AgentAction
-from app.domain.decision import Decision
 from app.domain.errors import (
     AnswerGone,
     JournalUnavailable,
@@ -25,7 +23,9 @@ from app.domain.errors import (
     ShadowLogUnavailable,
     UnknownDecision,
 )
-from app.domain.event import (
+from app.domain.record.control import AgentAction
+from app.domain.record.decision import Decision
+from app.domain.record.event import (
     AgentActionReport,
     Event,
     EventKind,
@@ -33,7 +33,7 @@ from app.domain.event import (
     OutcomeReport,
     content_of,
 )
-from app.domain.outcome import Outcome
+from app.domain.record.outcome import Outcome
 from app.journal.journal import Journal, Place, Receipt
 from app.shadow_log.log import ShadowLog
 from app.telemetry import LossCause, Pair, Telemetry

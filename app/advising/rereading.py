@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 from app.advising.advise import reading_of
 from app.advising.serving import Models
-from app.domain.decision import Advice, Decision, Engine, Reading, cautious
-from app.domain.manifest import Calibration
-from app.domain.prompt import PROMPT_VERSION
+from app.domain.model.manifest import Calibration
+from app.domain.model.prompt import PROMPT_VERSION
+from app.domain.record.decision import Advice, Decision, Engine, Reading, cautious
 
 EQUAL_NATS = 1e-3
 """Other machines, and other prompts read beside it, change the last digits of a probability."""

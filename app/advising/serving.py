@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 
 import structlog
 
-from app.domain.decision import Role, Version
 from app.domain.errors import (
     AdvisorError,
     AliasRefused,
@@ -30,11 +29,12 @@ from app.domain.errors import (
     ShadowLogUnavailable,
     UnknownVersion,
 )
-from app.domain.manifest import PRIMARY_ALIAS, ModelManifest
+from app.domain.model.manifest import PRIMARY_ALIAS, ModelManifest
+from app.domain.record.decision import Role, Version
 from app.policy.backends import Backends
-from app.policy.files import refusals
 from app.policy.port import Policy
-from app.policy.store import base_of, find_version, load_manifest
+from app.policy.versions.files import refusals
+from app.policy.versions.store import base_of, find_version, load_manifest
 from app.policy.withheld import WithheldPolicy
 from app.shadow_log.log import NOTHING, ShadowLog
 from app.telemetry import Telemetry

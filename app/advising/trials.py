@@ -15,10 +15,10 @@ import orjson
 import structlog
 
 from app.domain.errors import AdvisorError, LimitsRefused
-from app.domain.limits import parse_limits
+from app.domain.rules.limits import parse_limits
 from app.domain.what_if import Judge
 from app.shadow_log.limits_history import LimitsHistory, Proposal
-from app.shadow_log.what_if import Asked, tallied
+from app.shadow_log.reading.what_if import Asked, tallied
 from app.tasks import described
 
 log = structlog.get_logger()

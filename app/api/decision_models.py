@@ -22,9 +22,7 @@ from app.api.access import allowed
 from app.api.admission import ticket_of
 from app.api.routes import came_without_reading, incoming_of
 from app.api.wire import Json, body_schema, parse, problems, read_headers, require_small_extra
-from app.domain.actions import ACTIONS, REJECT
 from app.domain.canonical import content_hash
-from app.domain.decision import Advice, AdviceStatus
 from app.domain.errors import (
     AnswerGone,
     InvalidRecord,
@@ -35,9 +33,11 @@ from app.domain.errors import (
     ShadowLogUnavailable,
     UnknownVersion,
 )
-from app.domain.manifest import PRIMARY_ALIAS
+from app.domain.model.actions import ACTIONS, REJECT
+from app.domain.model.manifest import PRIMARY_ALIAS
+from app.domain.model.questions import QuestionName
 from app.domain.principal import Principal, Role
-from app.domain.questions import QuestionName
+from app.domain.record.decision import Advice, AdviceStatus
 from app.schemas import ADVISE_ONE, EXAMPLE, AdviseRequest
 
 MOST_QUESTIONS = 64

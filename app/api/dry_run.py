@@ -12,9 +12,9 @@ from starlette.types import Scope
 from app.advising.service import Service
 from app.api.fields import field_reports, refused_fields, unusual_fields
 from app.api.wire import candidate_documents, read_candidate, require_not_ahead
-from app.domain.decision import control_case, review_control
 from app.domain.errors import AdvisorError, InvalidRecord
-from app.domain.review import missed_inputs
+from app.domain.record.decision import control_case, review_control
+from app.domain.rules.review import missed_inputs
 from app.schemas import AdviseRequest, DryRun, FieldReport, Verdict
 
 PARAMETER: dict[str, Any] = {

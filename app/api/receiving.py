@@ -10,12 +10,12 @@ from pydantic import ValidationError
 from pydantic_core import from_json
 
 from app.domain.candidate import Candidate
-from app.domain.control import AgentAction
 from app.domain.fields import keeping_unknown
-from app.domain.outcome import Outcome
-from app.domain.reception import Doubt, Received, receive
+from app.domain.intake.reception import Doubt, Received, receive
+from app.domain.intake.units import doubts
+from app.domain.record.control import AgentAction
+from app.domain.record.outcome import Outcome
 from app.domain.scenario import LeftOut
-from app.domain.units import doubts
 from app.metrics import Metrics
 from app.schemas import (
     ACTION_NEEDS,

@@ -43,10 +43,10 @@ from app.domain.errors import (
     TooManyReports,
     UnknownDecision,
 )
-from app.domain.event import EventKind
-from app.domain.plausible import require_plausible
+from app.domain.intake.plausible import require_plausible
+from app.domain.intake.reception import Coerced
 from app.domain.principal import Principal, Role
-from app.domain.reception import Coerced
+from app.domain.record.event import EventKind
 from app.domain.scenario import LeftOut
 from app.journal.journal import Receipt
 from app.schemas import (

@@ -19,7 +19,6 @@ from app.advising.service import Service
 from app.api.budget import values
 from app.api.fields import refused_fields
 from app.api.receiving import action_of, candidate_in, candidate_of, count_left_out, outcome_of
-from app.domain.control import AgentAction
 from app.domain.errors import (
     AdvisorError,
     AliasRefused,
@@ -38,8 +37,9 @@ from app.domain.errors import (
     UnknownDecision,
     UnknownVersion,
 )
-from app.domain.outcome import Outcome
-from app.domain.reception import Received
+from app.domain.intake.reception import Received
+from app.domain.record.control import AgentAction
+from app.domain.record.outcome import Outcome
 from app.schemas import ADVISE_BODY, ANY, ITEMS, AdviseHeaders, AdviseRequest, Problem
 from app.telemetry import Part, Refusal
 

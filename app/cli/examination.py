@@ -20,15 +20,15 @@ from sqlalchemy import text
 
 from app.api.tokens import TokenFile, Tokens, require_somebody
 from app.domain.errors import AdvisorError
-from app.domain.limits import read_limits
+from app.domain.rules.limits import read_limits
 from app.journal.stream import StreamJournal
 from app.main import deciders, default_directory
 from app.operator_client import OperatorClient, OperatorError
-from app.policy.store import find_manifest
+from app.policy.versions.store import find_manifest
 from app.settings import SCRIPTED, Settings
-from app.shadow_log.checkpoint import read_checkpoints
 from app.shadow_log.log import ShadowLog
-from app.shadow_log.places import place_at
+from app.shadow_log.proof.checkpoint import read_checkpoints
+from app.shadow_log.proof.places import place_at
 
 SKEW_S = 2.0
 """Clocks of two machines may differ by so much: limits on a snapshot's age allow 5 s."""

@@ -25,7 +25,7 @@ def export(
 ) -> None:
     """Write the comparing view as Parquet, by day and symbol. An interrupted export goes on; days
     that are written stay, but for the newest seven, on which reports still arrive."""
-    from app.shadow_log.export import export as write_days
+    from app.shadow_log.reading.export import export as write_days
 
     span = {name: at.date() for name, at in (("since", since), ("until", until)) if at is not None}
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from app.cli.options import WIDE, AsJson, Url, console, group, operator
-from app.domain.limits import changes, limits_text, parse_limits, read_limits
+from app.domain.rules.limits import changes, limits_text, parse_limits, read_limits
 from app.operator_client import OperatorClient
 from app.settings import SettingsError
 

@@ -10,8 +10,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from app.cli.options import console, group, say
-from app.domain.actions import ACTIONS
-from app.domain.manifest import MANIFEST_NAME
+from app.domain.model.actions import ACTIONS
+from app.domain.model.manifest import MANIFEST_NAME
 from app.settings import read_settings
 
 model_app = group("Model versions on disk.")
@@ -32,7 +32,7 @@ def model_import(
     """Make a model servable: verify its labels, measure their bias, hash its files, write its
     manifest."""
     from app.policy.in_process.importer import import_directory, import_smollm2
-    from app.policy.store import read_manifest
+    from app.policy.versions.store import read_manifest
 
     settings = read_settings()
     if path is None:

@@ -28,9 +28,9 @@ def verify(
 ) -> None:
     """Re-hash and replay every stored decision, follow every chain; exit 1 when anything does not
     match."""
-    from app.shadow_log.checkpoint import check_log, read_checkpoints
-    from app.shadow_log.places import place_at
-    from app.shadow_log.verify import verify_log
+    from app.shadow_log.proof.checkpoint import check_log, read_checkpoints
+    from app.shadow_log.proof.places import place_at
+    from app.shadow_log.proof.verify import verify_log
 
     settings = read_settings()
     signed, cut = (None, 0) if checkpoints is None else read_checkpoints(place_at(checkpoints), key)
@@ -80,9 +80,9 @@ def prove(
     """Print a proof that a decision is in the log as it was at a signed checkpoint, for
     deploy/check_proof.py."""
     from app.domain.canonical import canonical_json
-    from app.shadow_log.checkpoint import proof, read_checkpoints
     from app.shadow_log.log import ShadowLog
-    from app.shadow_log.places import place_at
+    from app.shadow_log.proof.checkpoint import proof, read_checkpoints
+    from app.shadow_log.proof.places import place_at
 
     settings = read_settings()
     place = checkpoints or settings.checkpoints

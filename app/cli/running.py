@@ -51,8 +51,8 @@ def migrate() -> None:
     """Bring the database at DATABASE_URL to the newest schema, and let its roles log in with
     ADVISOR_WRITER_PASSWORD, ADVISOR_READER_PASSWORD and ADVISOR_ANALYST_PASSWORD, where they are
     set."""
-    from app.shadow_log.logins import give_logins
-    from app.shadow_log.migrate import current, upgrade
+    from app.shadow_log.schema.logins import give_logins
+    from app.shadow_log.schema.migrate import current, upgrade
 
     settings = read_settings()
     url = database_url(settings, owner=True)

@@ -15,7 +15,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from app.cli.options import WIDE, console, database_url, finite, say
-from app.domain.limits import read_limits
+from app.domain.rules.limits import read_limits
 from app.domain.what_if import Tally
 from app.settings import read_settings
 
@@ -43,7 +43,7 @@ def what_if(
     """What other limits would have refused, approved and earned, on the record, in R. Nothing is
     changed."""
     from app.domain.what_if import Judge
-    from app.shadow_log.what_if import Asked, tallied
+    from app.shadow_log.reading.what_if import Asked, tallied
 
     before = None if against is None else read_limits(against)
     judge = Judge(read_limits(limits), before, timedelta(hours=forget_hours))

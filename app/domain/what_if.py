@@ -16,10 +16,10 @@ from datetime import UTC, date, datetime, timedelta
 from enum import StrEnum
 from typing import Any, NamedTuple
 
-from app.domain.decision import Advice, Decision, review_control
 from app.domain.intervals import Day, Mean, mean_of_days
-from app.domain.limits import Limits
-from app.domain.review import Review
+from app.domain.record.decision import Advice, Decision, review_control
+from app.domain.rules.limits import Limits
+from app.domain.rules.review import Review
 from app.domain.scenario import Account
 
 AGENT = "agent"

@@ -27,7 +27,7 @@ from app.domain.errors import (
     RequestConflict,
     ShadowLogUnavailable,
 )
-from app.domain.event import (
+from app.domain.record.event import (
     CORRECTABLE,
     Aside,
     CorrectableReport,
@@ -37,8 +37,8 @@ from app.domain.event import (
     StateChange,
     content_of,
 )
-from app.domain.ledger import Note
-from app.domain.link import Fate, Link, Linked, Producer
+from app.domain.record.ledger import Note
+from app.domain.record.link import Fate, Link, Linked, Producer
 from app.journal import consumer, ledger
 from app.journal.condition import UNTOLD
 from app.journal.consumer import Consumer
@@ -98,8 +98,8 @@ class Journal:
     events go to both, the stream for its one key space and the spool for its disk, and stay in the
     spool until `holds` says that the shadow log has them.
 
-    Every event gets a number and the hash of the one before it (`app/domain/link.py`). A number
-    whose event came to nothing is withdrawn, so that a gap means a loss and nothing else.
+    Every event gets a number and the hash of the one before it (`app/domain/record/link.py`). A
+    number whose event came to nothing is withdrawn, so that a gap means a loss and nothing else.
     """
 
     def __init__(

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from app.domain.errors import InvalidRecord
-from app.domain.ledger import Closed, Note, Opened
+from app.domain.record.ledger import Closed, Note, Opened
 
 LEDGER = "advisor:ledger"
 TTL_S = 30 * 86_400

@@ -19,8 +19,8 @@ from zlib import crc32
 
 import orjson
 
-from app.domain.event import Event, EventKind
-from app.domain.link import Link
+from app.domain.record.event import Event, EventKind
+from app.domain.record.link import Link
 
 SUFFIX = ".segment"
 

@@ -18,7 +18,7 @@ from typing import NamedTuple, TypeVar
 import structlog
 
 from app.domain.errors import JournalUnavailable, RequestConflict
-from app.domain.event import Event, EventKind
+from app.domain.record.event import Event, EventKind
 from app.journal.segment import SUFFIX, Line, Segment, encode, sync_directory
 from app.telemetry import UNOBSERVED, LossCause, Task, Telemetry
 

@@ -26,8 +26,8 @@ from redis.exceptions import NoScriptError, RedisError
 
 from app.domain.canonical import digest
 from app.domain.errors import InvalidRecord, JournalUnavailable, RequestConflict
-from app.domain.event import Aside, Entry, Event, EventKind, StateChange
-from app.domain.link import Fate, Link, Linked
+from app.domain.record.event import Aside, Entry, Event, EventKind, StateChange
+from app.domain.record.link import Fate, Link, Linked
 from app.journal.condition import UNTOLD, Condition, condition
 from app.journal.keys import (
     DEAD,

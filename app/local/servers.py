@@ -31,8 +31,8 @@ import redis
 
 from app.api.tokens import write_private
 from app.domain.errors import AdvisorError
-from app.shadow_log.logins import ANALYST, READER, WRITER, give_logins, url_as
-from app.shadow_log.migrate import upgrade
+from app.shadow_log.schema.logins import ANALYST, READER, WRITER, give_logins, url_as
+from app.shadow_log.schema.migrate import upgrade
 
 NOBODY = 65534
 START_DEADLINE_S = 60.0

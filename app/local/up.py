@@ -41,8 +41,8 @@ from app.operator_client import OperatorClient, OperatorError
 from app.settings import Settings
 from app.shadow_log.database import async_url
 from app.shadow_log.log import ShadowLog
-from app.shadow_log.logins import ANALYST, READER, WRITER
-from app.shadow_log.migrate import upgrade
+from app.shadow_log.schema.logins import ANALYST, READER, WRITER
+from app.shadow_log.schema.migrate import upgrade
 
 START_DEADLINE_S = 180.0
 DRAIN_DEADLINE_S = 60.0

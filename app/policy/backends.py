@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from app.domain.errors import ModelFileError
-from app.domain.manifest import ModelManifest
-from app.policy.copies import PrivateCopies
+from app.domain.model.manifest import ModelManifest
 from app.policy.encoding import PromptEncoder
-from app.policy.files import refusals
 from app.policy.options import DEFAULTS, BackendOptions
 from app.policy.port import Policy
 from app.policy.rivals import RIVAL_NAME, RivalPolicy, read_rival
-from app.policy.store import find_manifest, load_manifest, model_files, require_hashes
+from app.policy.versions.copies import PrivateCopies
+from app.policy.versions.files import refusals
+from app.policy.versions.store import find_manifest, load_manifest, model_files, require_hashes
 from app.policy.vllm import VllmPolicy
 
 if TYPE_CHECKING:

@@ -18,11 +18,11 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
-from app.domain.actions import LABELS
 from app.domain.candidate import BtcTrend, Orderflow, SentimentBias, Session, SetupType, Tier
-from app.domain.decision import Reading, propose
-from app.domain.manifest import Calibration
-from app.domain.prompt import Prompt, render
+from app.domain.model.actions import LABELS
+from app.domain.model.manifest import Calibration
+from app.domain.model.prompt import Prompt, render
+from app.domain.record.decision import Reading, propose
 from app.domain.scenario import Scenario
 
 BIAS_SCENARIOS, BIAS_SEED = 32, 2021

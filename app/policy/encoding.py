@@ -5,7 +5,8 @@ scenario, so a backend caches it), the user's text, and `tail` (end of the user'
 assistant's marker). Head and tail are the model's markup and may hold control tokens; the text
 between comes from outside and never does.
 
-A question beside the action (`app.domain.questions`) follows the tail, and has labels of its own.
+A question beside the action (`app.domain.model.questions`) follows the tail, and has labels of its
+own.
 
 The text part is encoded by itself, so that the ids before it are those of the prompt without it,
 and it is cut after `TEXT_TOKENS`: no text makes a prompt long, whatever the tokenizer spends on it.
@@ -22,12 +23,12 @@ from typing import Any, NamedTuple
 
 from tokenizers import Tokenizer
 
-from app.domain.actions import ACTIONS, LABELS, Action
 from app.domain.errors import AbstainReason, ManifestMismatch, ModelFileError, PolicyAbstained
-from app.domain.prompt import PROMPT_VERSION, SYSTEM, TEXT_CLOSES, TEXT_OPENS, Prompt
-from app.domain.questions import BY_NAME, QuestionName
-from app.policy.files import MAX_TOKENIZER_BYTES, read_object, read_text, refusals
-from app.policy.templates import SENTINEL, ChatTemplate
+from app.domain.model.actions import ACTIONS, LABELS, Action
+from app.domain.model.prompt import PROMPT_VERSION, SYSTEM, TEXT_CLOSES, TEXT_OPENS, Prompt
+from app.domain.model.questions import BY_NAME, QuestionName
+from app.policy.versions.files import MAX_TOKENIZER_BYTES, read_object, read_text, refusals
+from app.policy.versions.templates import SENTINEL, ChatTemplate
 
 PROMPT_TOKENS = 1024
 TEXT_TOKENS = 64

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from app.domain.decision import Engine
+from app.domain.record.decision import Engine
 from app.policy.encoding import PROMPT_TOKENS
 from app.telemetry import UNOBSERVED, Telemetry
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from app.domain.actions import Action
-from app.domain.decision import Reading
-from app.domain.manifest import ModelManifest
-from app.domain.prompt import Prompt
+from app.domain.model.actions import Action
+from app.domain.model.manifest import ModelManifest
+from app.domain.model.prompt import Prompt
+from app.domain.record.decision import Reading
 
 
 class Policy(Protocol):
@@ -28,7 +28,7 @@ class Policy(Protocol):
 
         Parameters
         ----------
-        prompt : as `app.domain.prompt.render` gives it.
+        prompt : as `app.domain.model.prompt.render` gives it.
         deadline : `time.monotonic()` value after which nobody waits for the answer.
 
         Raises

@@ -16,16 +16,16 @@ from typing import Annotated, Literal, Never, Self
 
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
-from app.domain.actions import ACTIONS, REJECT, Action
-from app.domain.decision import Reading
 from app.domain.errors import AbstainReason, ModelFileError, PolicyAbstained
 from app.domain.features import FEATURE_NAMES, features
 from app.domain.fields import Record, describe
-from app.domain.inquiry import full_size
-from app.domain.manifest import Calibration, ModelManifest
-from app.domain.prompt import Prompt
+from app.domain.model.actions import ACTIONS, REJECT, Action
+from app.domain.model.inquiry import full_size
+from app.domain.model.manifest import Calibration, ModelManifest
+from app.domain.model.prompt import Prompt
+from app.domain.record.decision import Reading
 from app.domain.scenario import Scenario
-from app.policy.files import read_text
+from app.policy.versions.files import read_text
 
 RIVAL_NAME = "rival.json"
 CERTAIN = 0.99

@@ -11,11 +11,11 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
-from app.domain.actions import LABELS, Action
-from app.domain.decision import Reading
 from app.domain.errors import AbstainReason, PolicyAbstained
-from app.domain.manifest import ModelManifest
-from app.domain.prompt import Prompt
+from app.domain.model.actions import LABELS, Action
+from app.domain.model.manifest import ModelManifest
+from app.domain.model.prompt import Prompt
+from app.domain.record.decision import Reading
 
 _CHOSEN, _OTHER = 0.9, 0.01
 

@@ -20,12 +20,12 @@ from typing import Any
 import httpx
 import structlog
 
-from app.domain.actions import LABELS, Action
-from app.domain.decision import Reading
 from app.domain.errors import AbstainReason, PolicyAbstained
-from app.domain.manifest import ModelManifest
-from app.domain.prompt import Prompt
-from app.domain.questions import BY_NAME, QuestionName
+from app.domain.model.actions import LABELS, Action
+from app.domain.model.manifest import ModelManifest
+from app.domain.model.prompt import Prompt
+from app.domain.model.questions import BY_NAME, QuestionName
+from app.domain.record.decision import Reading
 from app.policy.encoding import PromptEncoder
 from app.policy.options import DEFAULTS, BackendOptions
 from app.policy.rationale import RATIONALE_TOKENS, sentences

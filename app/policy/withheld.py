@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Never
 
-from app.domain.actions import Action
 from app.domain.errors import AbstainReason, PolicyAbstained
-from app.domain.manifest import ModelManifest
-from app.domain.prompt import Prompt
+from app.domain.model.actions import Action
+from app.domain.model.manifest import ModelManifest
+from app.domain.model.prompt import Prompt
 
 
 class WithheldPolicy:

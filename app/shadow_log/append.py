@@ -12,15 +12,16 @@ from uuid import UUID
 from sqlalchemy import Table
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.domain.decision import Decision
 from app.domain.errors import InvalidRecord
-from app.domain.event import Aside, Entry, Event, EventKind
-from app.domain.link import Linked, Producer
-from app.shadow_log import comparisons, links, tables
+from app.domain.record.decision import Decision
+from app.domain.record.event import Aside, Entry, Event, EventKind
+from app.domain.record.link import Linked, Producer
+from app.shadow_log import comparisons, links
 from app.shadow_log.bulk import copy, insert_new
 from app.shadow_log.lean import Lean, lean
-from app.shadow_log.partitions import month_of
 from app.shadow_log.rows import Row, advice_rows, control_row, decision_row, report_row
+from app.shadow_log.schema import tables
+from app.shadow_log.schema.partitions import month_of
 
 REPORTS: dict[EventKind, Table] = {
     EventKind.AGENT_ACTION: tables.agent_actions,

@@ -22,9 +22,9 @@ from uuid import UUID
 from sqlalchemy import func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.shadow_log import tables
 from app.shadow_log.database import connect, translated_errors
-from app.shadow_log.partitions import PARTITION_LOCK
+from app.shadow_log.schema import tables
+from app.shadow_log.schema.partitions import PARTITION_LOCK
 from app.shadow_log.stored import chunks, within
 
 COMPARE_LOCK = 0x5AD2

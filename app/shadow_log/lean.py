@@ -16,11 +16,11 @@ from sqlalchemy import ARRAY, Text, any_, literal, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.canonical import content_hash
-from app.domain.decision import Advice
 from app.domain.errors import InvalidRecord
 from app.domain.fields import Record
+from app.domain.record.decision import Advice
 from app.domain.scenario import Scenario
-from app.shadow_log import tables
+from app.shadow_log.schema import tables
 
 Json = dict[str, Any]
 HEAD, USER = "prompt_head", "prompt_user"

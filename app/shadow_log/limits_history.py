@@ -16,11 +16,11 @@ from sqlalchemy import Table, func, select
 from sqlalchemy.exc import IntegrityError
 
 from app.domain.errors import LimitsRefused
-from app.domain.limits import parse_limits
-from app.shadow_log import tables
+from app.domain.rules.limits import parse_limits
 from app.shadow_log.database import translated_errors
 from app.shadow_log.log import ShadowLog
 from app.shadow_log.rows import plain
+from app.shadow_log.schema import tables
 
 GENERAL = ""
 """The profile of everybody who has none of its own."""

@@ -15,10 +15,10 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.canonical import digest
-from app.domain.event import Aside, Event, EventKind
-from app.domain.link import BEFORE, Fate, Linked, Producer
-from app.shadow_log import tables
+from app.domain.record.event import Aside, Event, EventKind
+from app.domain.record.link import BEFORE, Fate, Linked, Producer
 from app.shadow_log.bulk import insert_new
+from app.shadow_log.schema import tables
 
 LINK_LOCK = 0x5AD1
 COLUMNS = ("producer", "seq", "previous", "kind", "key", "claim", "payload", "fate")

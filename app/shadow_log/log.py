@@ -33,15 +33,15 @@ from sqlalchemy import Row as SqlRow
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from app.domain.control import AgentAction
-from app.domain.decision import Decision
 from app.domain.errors import ManifestMismatch, ShadowLogUnavailable
-from app.domain.event import CorrectableReport, Entry, Event, EventKind, StateChange
 from app.domain.fields import Record
-from app.domain.link import Producer
-from app.domain.manifest import ModelManifest
-from app.domain.outcome import Outcome
-from app.shadow_log import links, partitions, tables
+from app.domain.model.manifest import ModelManifest
+from app.domain.record.control import AgentAction
+from app.domain.record.decision import Decision
+from app.domain.record.event import CorrectableReport, Entry, Event, EventKind, StateChange
+from app.domain.record.link import Producer
+from app.domain.record.outcome import Outcome
+from app.shadow_log import links
 from app.shadow_log.append import REPORTS, Appended, Batch, append
 from app.shadow_log.database import (
     APPLICATION,
@@ -54,6 +54,7 @@ from app.shadow_log.database import (
 )
 from app.shadow_log.lean import parts, with_nulls
 from app.shadow_log.rows import Row, assemble, plain, report_of, row_hash
+from app.shadow_log.schema import partitions, tables
 
 _REPORTED_TRADES = """
 SELECT d.principal, d.decision_id, d.scenario, a.record AS action, a.recorded_at AS acted_at,

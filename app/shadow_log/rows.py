@@ -12,11 +12,13 @@ from sqlalchemy import Row as SqlRow
 from sqlalchemy import Table
 
 from app.domain.canonical import content_hash, digest
-from app.domain.comparison import regime
-from app.domain.control import AgentAction
-from app.domain.decision import Advice, Decision
 from app.domain.errors import InvalidRecord
-from app.domain.event import (
+from app.domain.fields import Record, utc
+from app.domain.model.outlook import Outlook
+from app.domain.record.comparison import regime
+from app.domain.record.control import AgentAction
+from app.domain.record.decision import Advice, Decision
+from app.domain.record.event import (
     CORRECTABLE,
     AgentActionReport,
     Event,
@@ -28,11 +30,9 @@ from app.domain.event import (
     Report,
     StateChange,
 )
-from app.domain.fields import Record, utc
-from app.domain.outcome import Outcome
-from app.domain.outlook import Outlook
-from app.shadow_log import tables
+from app.domain.record.outcome import Outcome
 from app.shadow_log.lean import Lean, whole_advice, whole_record, without_nulls
+from app.shadow_log.schema import tables
 
 Row = dict[str, Any]
 SEPARATE = ("scenario", "advices")

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 from sqlalchemy import ColumnElement, Select, Table, and_, select, true, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.shadow_log import tables
 from app.shadow_log.lean import parts
 from app.shadow_log.rows import Row, plain
+from app.shadow_log.schema import tables
 
 CHUNK = 500
 

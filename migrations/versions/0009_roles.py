@@ -98,7 +98,7 @@ BEGIN
         RAISE EXCEPTION 'no month between 2010 and 2039: %', month
             USING ERRCODE = 'invalid_parameter_value';
     END IF;
-    PERFORM pg_advisory_xact_lock(23248); -- PARTITION_LOCK of app/shadow_log/partitions.py
+    PERFORM pg_advisory_xact_lock(23248); -- PARTITION_LOCK of app/shadow_log/schema/partitions.py
     begins := make_timestamptz(left(month, 4)::int, right(month, 2)::int, 1, 0, 0, 0, 'UTC');
     FOREACH parent IN ARRAY ARRAY['decisions', 'advices'] LOOP
         IF to_regclass(parent || '_' || month) IS NULL THEN

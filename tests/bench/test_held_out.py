@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from app.domain.actions import ACTIONS
 from app.domain.features import FEATURE_NAMES
-from app.domain.manifest import Calibration
-from app.domain.outlook import Outlook
+from app.domain.model.actions import ACTIONS
+from app.domain.model.manifest import Calibration
+from app.domain.model.outlook import Outlook
 from bench.held_out import HeldOut, choices, figures, questions, ranks, tails
 from training.learning.model.answers import Answers
 from training.learning.teacher.predictions import Predictions

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from app.domain.prompt import Line, LineKind
+from app.domain.model.prompt import Line, LineKind
 from bench.legible import edges_of, in_words
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer
 
-from app.domain.manifest import Calibration
-from app.domain.prompt import SYSTEM
+from app.domain.model.manifest import Calibration
+from app.domain.model.prompt import SYSTEM
 from app.policy.in_process.adapter import Adapter
 from app.policy.in_process.label_reader import Ask, LabelReader
 from bench.text import Loaded, markdown, ordered, readings_of

@@ -6,7 +6,7 @@ from datetime import timedelta
 
 import numpy as np
 
-from app.domain.decision import prepare
+from app.domain.record.decision import prepare
 from bench.twins import AS_IT_IS, Judged, lines, twins
 from tests.builders import AS_OF, scenario
 

@@ -14,12 +14,12 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.canonical import decision_id
-from app.domain.decision import Decision
-from app.domain.event import EventKind
+from app.domain.record.decision import Decision
+from app.domain.record.event import EventKind
 from app.schemas import response
-from app.shadow_log import tables
 from app.shadow_log.log import ShadowLog
 from app.shadow_log.rows import assemble, plain
+from app.shadow_log.schema import tables
 from tests.chaos.load import Load, Told
 from tests.chaos.stack import Stack
 from tests.service.running import until

@@ -16,9 +16,9 @@ from random import Random
 from statistics import median, quantiles
 from time import monotonic
 
-from app.shadow_log.findings import Fault as Finding
-from app.shadow_log.findings import VerifyReport
-from app.shadow_log.verify import verify_log
+from app.shadow_log.proof.findings import Fault as Finding
+from app.shadow_log.proof.findings import VerifyReport
+from app.shadow_log.proof.verify import verify_log
 from tests.chaos.faults import FAULTS, Fault
 from tests.chaos.judge import Judgement, judge
 from tests.chaos.load import Load

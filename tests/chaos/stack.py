@@ -19,7 +19,7 @@ from app.journal.keys import EVENTS, REQUESTS
 from app.journal.later import GROUP as ADVISORS
 from app.local.servers import EmbeddedPostgres, EmbeddedValkey
 from app.shadow_log.log import ShadowLog
-from app.shadow_log.migrate import upgrade
+from app.shadow_log.schema.migrate import upgrade
 from tests.conftest import administration
 from tests.service.journal.journal_events import client
 from tests.service.processes import Child, bearer, environment

@@ -17,8 +17,8 @@ from pydantic import AliasChoices
 from app.api.tokens import TokenFile, Tokens
 from app.cli.__main__ import app as advisor
 from app.domain import principal as access
-from app.domain.limits import read_limits
 from app.domain.principal import Principal
+from app.domain.rules.limits import read_limits
 from app.settings import Clock, Settings, read_settings
 from tests.deploy.containers import (
     COMPOSE,

@@ -18,7 +18,7 @@ from app.journal.segment import Segment, encode
 from app.journal.stream import bury_command
 from app.local.servers import EmbeddedPostgres
 from app.shadow_log.log import ShadowLog
-from app.shadow_log.verify import verify_log
+from app.shadow_log.proof.verify import verify_log
 from tests import builders as build
 from tests.deploy.monitoring import alerts
 from tests.deploy.prometheus_tool import ROOT

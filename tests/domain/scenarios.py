@@ -9,8 +9,8 @@ from typing import Any
 from hypothesis import strategies as st
 
 from app.domain.candidate import BtcTrend, Direction, Session, SetupType
-from app.domain.case import Case, Order, TradingState, agents_order
-from app.domain.limits import Limits
+from app.domain.rules.case import Case, Order, TradingState, agents_order
+from app.domain.rules.limits import Limits
 from app.domain.scenario import Scenario
 
 AS_OF = datetime(2026, 11, 23, 9, tzinfo=UTC)

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from app.domain.errors import AbstainReason, InvalidRecord, Overloaded, PolicyAbstained
 from app.domain.fields import describe, exact, location, shown, utc
-from app.domain.outcome import Outcome
+from app.domain.record.outcome import Outcome
 from app.domain.scenario import Scenario
 from tests.domain.scenarios import scenario, scenario_json
 

@@ -15,7 +15,7 @@ from app.domain.candidate import Candidate
 from app.domain.canonical import canonical_json, content_hash
 from app.domain.errors import InvalidRecord
 from app.domain.features import FEATURE_NAMES, features
-from app.domain.prompt import render
+from app.domain.model.prompt import render
 from app.domain.scenario import Plan, Scenario
 from tests.domain.scenarios import AS_OF, MINIMAL, scenario, scenario_json, scenarios
 

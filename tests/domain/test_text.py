@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.domain.actions import LABELS
+from app.domain.model.actions import LABELS
 from app.domain.text import COINS, OTHER_COIN, PATTERNS, coin_of, harmless, pattern_of
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from app.domain.decision import Abstention
 from app.domain.errors import AbstainReason
-from app.domain.limits import Limits
+from app.domain.record.decision import Abstention
+from app.domain.rules.limits import Limits
 from app.domain.what_if import AGENT, Book, Grade, Judge, Judged, Past, Tally
 from tests.builders import AS_OF, LIMITS, MODEL, decision
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import httpx
 
-from app.shadow_log.verify import verify_log
+from app.shadow_log.proof.verify import verify_log
 from tests.service.processes import Child, bearer, environment
 from tests.service.running import ROOT, until
 

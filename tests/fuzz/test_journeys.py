@@ -31,7 +31,7 @@ from hypothesis.stateful import (
 
 from app.domain.canonical import decision_id
 from app.settings import Settings
-from app.shadow_log.verify import verify_log
+from app.shadow_log.proof.verify import verify_log
 from tests.service.running import Running, request, running, settings_for, until, writing
 
 LONG = "ADVISOR_FUZZ_EXAMPLES" in os.environ

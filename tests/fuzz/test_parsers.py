@@ -15,16 +15,16 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.domain.case import TradingState
 from app.domain.errors import InvalidRecord, LimitsError
-from app.domain.event import Aside, Event
-from app.domain.limits import Limits, parse_limits, read_limits
-from app.domain.link import Linked
+from app.domain.record.event import Aside, Event
+from app.domain.record.link import Linked
+from app.domain.rules.case import TradingState
+from app.domain.rules.limits import Limits, parse_limits, read_limits
 from app.journal.segment import encode
 from app.journal.spool import Spool
 from app.journal.stream import entry_of, state_change
-from app.shadow_log.checkpoint import read_checkpoints
-from app.shadow_log.places import CheckpointError, place_at
+from app.shadow_log.proof.checkpoint import read_checkpoints
+from app.shadow_log.proof.places import CheckpointError, place_at
 from tests.builders import decision_event, state_event
 from tests.service.journal.journal_events import event
 from tests.service.running import ROOT

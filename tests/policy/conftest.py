@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from app.domain.manifest import ModelManifest
+from app.domain.model.manifest import ModelManifest
 from app.policy.encoding import PromptEncoder
 from app.policy.in_process.importer import import_smollm2
 from app.policy.in_process.label_reader import LabelReader
-from app.policy.store import load_manifest
+from app.policy.versions.store import load_manifest
 from tests.policy.tiny_models import POSITIONS, save_tiny_model
 
 

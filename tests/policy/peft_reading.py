@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 
-from app.domain.prompt import PROMPT_VERSION, SYSTEM, Prompt
+from app.domain.model.prompt import PROMPT_VERSION, SYSTEM, Prompt
 from app.policy.in_process.adapter import Adapter
 from app.policy.in_process.label_reader import LabelReader
 from app.policy.in_process.weights import load_model

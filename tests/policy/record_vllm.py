@@ -16,11 +16,11 @@ from typing import Any
 
 import httpx
 
-from app.domain.actions import ACTIONS
 from app.domain.errors import PolicyAbstained
+from app.domain.model.actions import ACTIONS
 from app.policy.calibration import random_prompts
 from app.policy.encoding import PromptEncoder
-from app.policy.store import load_manifest
+from app.policy.versions.store import load_manifest
 from app.policy.vllm import VllmPolicy
 
 RECORDINGS = Path(__file__).with_name("recordings")

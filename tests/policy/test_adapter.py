@@ -13,10 +13,10 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import MistralConfig
 
-from app.domain.actions import ACTIONS
 from app.domain.errors import ModelFileError
-from app.domain.prompt import PROMPT_VERSION, SYSTEM, Prompt
-from app.domain.questions import QuestionName
+from app.domain.model.actions import ACTIONS
+from app.domain.model.prompt import PROMPT_VERSION, SYSTEM, Prompt
+from app.domain.model.questions import QuestionName
 from app.policy.calibration import random_prompts
 from app.policy.in_process.adapter import Adapter
 from app.policy.in_process.label_reader import TRUNKS, Ask, LabelReader

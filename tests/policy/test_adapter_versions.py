@@ -12,16 +12,16 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
-from app.domain.decision import Reading
 from app.domain.errors import ManifestMismatch, ModelFileError, UnknownVersion
-from app.domain.manifest import BaseModelRef, ModelManifest
-from app.domain.prompt import PROMPT_VERSION, SYSTEM, Prompt
+from app.domain.model.manifest import BaseModelRef, ModelManifest
+from app.domain.model.prompt import PROMPT_VERSION, SYSTEM, Prompt
+from app.domain.record.decision import Reading
 from app.policy.backends import Backends
 from app.policy.in_process.batching import Batcher
 from app.policy.in_process.label_reader import LabelReader
 from app.policy.in_process.policy import TransformersPolicy
 from app.policy.options import BackendOptions
-from app.policy.store import find_base, find_version, read_manifest
+from app.policy.versions.store import find_base, find_version, read_manifest
 from tests.policy.peft_reading import TEXTS, assert_agree, change_config, ids_of, peft_says
 from tests.policy.tiny_models import POSITIONS, TINY, save_adapter, save_tiny_model, write_manifest
 

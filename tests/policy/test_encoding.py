@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from app.domain.actions import ACTIONS, LABELS
 from app.domain.errors import AbstainReason, ManifestMismatch, ModelFileError, PolicyAbstained
-from app.domain.prompt import PROMPT_VERSION, SYSTEM, Prompt, render
-from app.domain.questions import QUESTIONS, QuestionName
+from app.domain.model.actions import ACTIONS, LABELS
+from app.domain.model.prompt import PROMPT_VERSION, SYSTEM, Prompt, render
+from app.domain.model.questions import QUESTIONS, QuestionName
 from app.policy.calibration import random_prompts
 from app.policy.encoding import PromptEncoder
-from app.policy.templates import ChatTemplate
+from app.policy.versions.templates import ChatTemplate
 from tests.domain.scenarios import scenario
 from tests.policy.tiny_models import CHAT_TEMPLATE, byte_tokenizer, save_tiny_model
 

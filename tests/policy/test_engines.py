@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from app.domain.decision import Engine, Reading, propose
-from app.domain.manifest import ModelManifest
-from app.domain.prompt import PROMPT_VERSION, SYSTEM, Prompt
+from app.domain.model.manifest import ModelManifest
+from app.domain.model.prompt import PROMPT_VERSION, SYSTEM, Prompt
+from app.domain.record.decision import Engine, Reading, propose
 from app.policy.backends import Backends
 from app.policy.calibration import random_prompts
 from app.policy.in_process import packed

@@ -10,10 +10,10 @@ import pytest
 import torch
 from transformers import Gemma2Config, LlamaConfig, MistralConfig
 
-from app.domain.actions import ACTIONS
 from app.domain.errors import ModelFileError
-from app.domain.prompt import PROMPT_VERSION, SYSTEM, Prompt
-from app.domain.questions import QuestionName
+from app.domain.model.actions import ACTIONS
+from app.domain.model.prompt import PROMPT_VERSION, SYSTEM, Prompt
+from app.domain.model.questions import QuestionName
 from app.policy.calibration import random_prompts
 from app.policy.in_process.label_reader import PREFILL_TOKENS, Ask, LabelReader, parted
 from tests.policy.tiny_models import POSITIONS, TINY, save_tiny_model

@@ -16,16 +16,16 @@ from typing import Any
 import pytest
 import torch
 
-from app.domain.actions import ACTIONS
 from app.domain.canonical import content_hash
 from app.domain.errors import ManifestMismatch, ModelFileError
-from app.domain.manifest import MANIFEST_NAME, ModelManifest
+from app.domain.model.actions import ACTIONS
+from app.domain.model.manifest import MANIFEST_NAME, ModelManifest
 from app.policy.backends import Backends
 from app.policy.calibration import random_prompts
 from app.policy.in_process.importer import import_directory, import_smollm2
 from app.policy.in_process.policy import TransformersPolicy
 from app.policy.options import BackendOptions
-from app.policy.store import find_manifest, load_manifest
+from app.policy.versions.store import find_manifest, load_manifest
 from app.policy.vllm import VllmPolicy
 from tests.policy.tiny_models import POSITIONS, save_tiny_model, write_manifest
 

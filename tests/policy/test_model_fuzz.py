@@ -14,11 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from app.domain.errors import ManifestMismatch, ModelFileError
-from app.domain.manifest import MANIFEST_NAME
+from app.domain.model.manifest import MANIFEST_NAME
 from app.policy.backends import Backends
 from app.policy.in_process.label_reader import LabelReader
 from app.policy.options import BackendOptions
-from app.policy.store import file_hash, load_manifest, read_manifest
+from app.policy.versions.store import file_hash, load_manifest, read_manifest
 from tests.policy.tiny_models import POSITIONS, save_adapter, write_manifest
 
 EXAMPLES = int(os.environ.get("ADVISOR_FUZZ_EXAMPLES", "40"))

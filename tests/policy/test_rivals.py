@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from app.domain.case import TradingState
-from app.domain.decision import Reading, conclude, propose
 from app.domain.errors import ManifestMismatch, ModelFileError
 from app.domain.features import FEATURE_NAMES
-from app.domain.manifest import MANIFEST_NAME, ModelManifest
+from app.domain.model.manifest import MANIFEST_NAME, ModelManifest
+from app.domain.record.decision import Reading, conclude, propose
+from app.domain.rules.case import TradingState
 from app.policy.backends import Backends
 from app.policy.options import BackendOptions
 from app.policy.rivals import RIVAL_NAME, Boosting, Logistic, RivalPolicy, Threshold, read_rival
-from app.policy.store import file_hash
+from app.policy.versions.store import file_hash
 from tests import builders as build
 from tests.domain.scenarios import LIMITS
 

@@ -8,11 +8,11 @@ import time
 
 import pytest
 
-from app.domain.actions import ACTIONS, LABELS
-from app.domain.decision import Reading, propose
 from app.domain.errors import AbstainReason, PolicyAbstained
-from app.domain.manifest import Calibration
-from app.domain.prompt import PROMPT_VERSION, SYSTEM, Prompt
+from app.domain.model.actions import ACTIONS, LABELS
+from app.domain.model.manifest import Calibration
+from app.domain.model.prompt import PROMPT_VERSION, SYSTEM, Prompt
+from app.domain.record.decision import Reading, propose
 from app.policy.calibration import bias_of, distribution, random_prompts
 from app.policy.rationale import is_complete, sentences
 from app.policy.scripted import ScriptedPolicy, reading_of

@@ -11,11 +11,11 @@ from collections.abc import AsyncIterator, Sequence
 import pytest
 import torch
 
-from app.domain.actions import ACTIONS
-from app.domain.decision import Reading
 from app.domain.errors import AbstainReason, PolicyAbstained
-from app.domain.manifest import ModelManifest
-from app.domain.prompt import PROMPT_VERSION, SYSTEM, Prompt
+from app.domain.model.actions import ACTIONS
+from app.domain.model.manifest import ModelManifest
+from app.domain.model.prompt import PROMPT_VERSION, SYSTEM, Prompt
+from app.domain.record.decision import Reading
 from app.policy.calibration import distribution, random_prompts
 from app.policy.in_process.batching import Batcher, Wanted, choose_batch
 from app.policy.in_process.label_reader import Ask, Continuation, LabelReader

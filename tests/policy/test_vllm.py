@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
-from app.domain.actions import ACTIONS, LABELS
-from app.domain.decision import Reading
 from app.domain.errors import AbstainReason, PolicyAbstained
-from app.domain.manifest import Calibration
-from app.domain.prompt import PROMPT_VERSION, SYSTEM, Prompt
-from app.domain.questions import QuestionName
+from app.domain.model.actions import ACTIONS, LABELS
+from app.domain.model.manifest import Calibration
+from app.domain.model.prompt import PROMPT_VERSION, SYSTEM, Prompt
+from app.domain.model.questions import QuestionName
+from app.domain.record.decision import Reading
 from app.policy.calibration import random_prompts
 from app.policy.encoding import PromptEncoder
 from app.policy.in_process.label_reader import LabelReader

@@ -15,15 +15,15 @@ from statistics import fmean
 
 import pytest
 
-from app.domain.decision import Reading, propose
-from app.domain.manifest import Calibration
-from app.domain.prompt import Prompt, render
-from app.domain.questions import QuestionName
+from app.domain.model.manifest import Calibration
+from app.domain.model.prompt import Prompt, render
+from app.domain.model.questions import QuestionName
+from app.domain.record.decision import Reading, propose
 from app.domain.scenario import Bar, Scenario
 from app.policy.encoding import PromptEncoder
 from app.policy.in_process.importer import read_prompts
 from app.policy.in_process.label_reader import Ask, LabelReader, parted
-from app.policy.store import load_manifest
+from app.policy.versions.store import load_manifest
 from app.policy.vllm import VllmPolicy
 from tests import builders as build
 

@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
-from app.domain.manifest import MANIFEST_NAME, BaseModelRef, ModelManifest
-from app.policy.store import file_hash, model_files
+from app.domain.model.manifest import MANIFEST_NAME, BaseModelRef, ModelManifest
+from app.policy.versions.store import file_hash, model_files
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"

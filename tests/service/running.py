@@ -15,7 +15,7 @@ import httpx
 from app import main
 from app.advising.service import Service
 from app.advising.serving import Models
-from app.domain.event import Event
+from app.domain.record.event import Event
 from app.journal.journal import StreamDrain
 from app.metrics import Metrics
 from app.policy.scripted import ScriptedPolicy

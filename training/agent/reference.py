@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from app.domain.charts.computed import NEAR_ATR, candidate_fields
 from app.domain.charts.indicators import Indicators, indicators
-from app.domain.control import AgentAction
+from app.domain.record.control import AgentAction
 from app.domain.scenario import Account, Scenario
 from training.arrays import Floats
 from training.market.bars import Bars, MarketDataError

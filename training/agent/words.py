@@ -15,9 +15,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from app.domain.actions import ACTIONS, REJECT, Action
-from app.domain.control import AgentAction
-from app.domain.prompt import PROMPT_VERSION, SYSTEM, Prompt
+from app.domain.model.actions import ACTIONS, REJECT, Action
+from app.domain.model.prompt import PROMPT_VERSION, SYSTEM, Prompt
+from app.domain.record.control import AgentAction
 from app.domain.scenario import Scenario
 from app.policy.encoding import PromptEncoder
 from training.agent.reference import SkipReason

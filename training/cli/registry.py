@@ -12,9 +12,9 @@ import typer
 from rich.table import Column, Table
 
 from app.domain.errors import ModelFileError
-from app.domain.manifest import PRIMARY_ALIAS, ModelManifest
+from app.domain.model.manifest import PRIMARY_ALIAS, ModelManifest
 from app.operator_client import OperatorClient
-from app.policy.store import described
+from app.policy.versions.store import described
 from training.cli.options import DEFAULT_URL, By, Token, Url, console, point, tell, tell_move
 from training.config.judging import PublishConfig
 from training.stages.store import Artifact

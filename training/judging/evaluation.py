@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from app.domain.limits import Limits
+from app.domain.rules.limits import Limits
 from training.arrays import Progress, silent
 from training.config.data import HeldOutConfig
 from training.judging.contest.arms import BASE_MODEL, POLICY

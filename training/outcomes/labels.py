@@ -30,8 +30,8 @@ from typing import Any, Self
 import numpy as np
 import polars as pl
 
-from app.domain.actions import ACTIONS, REJECT, STOP_ATRS
-from app.domain.case import order_for
+from app.domain.model.actions import ACTIONS, REJECT, STOP_ATRS
+from app.domain.rules.case import order_for
 from app.domain.scenario import Scenario
 from training.arrays import Flags, Floats, Progress, Rows, silent
 from training.config.data import OutcomesConfig

@@ -26,7 +26,7 @@ from typing import NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from app.domain.outcome import OutcomeCode
+from app.domain.record.outcome import OutcomeCode
 from training.agent.reference import TIME_EXIT_S
 from training.arrays import Columns, Floats, Times
 from training.config.data import OutcomesConfig

@@ -15,8 +15,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from app.domain.limits import Limits, read_limits
-from app.policy.store import find_version, load_manifest
+from app.domain.rules.limits import Limits, read_limits
+from app.policy.versions.store import find_version, load_manifest
 from training.arrays import instant
 from training.config.file import RebuildConfig
 from training.config.judging import Kind

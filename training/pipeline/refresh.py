@@ -13,7 +13,7 @@ from datetime import date, datetime, timedelta
 from typing import NamedTuple
 
 from app.domain.errors import AdvisorError
-from app.domain.manifest import PRIMARY_ALIAS
+from app.domain.model.manifest import PRIMARY_ALIAS
 from training.arrays import HELD_OUT_FROM
 from training.config.data import HeldOutConfig, ScenariosConfig
 from training.config.file import RebuildConfig

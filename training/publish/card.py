@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from app.domain.actions import ACTIONS
-from app.domain.manifest import ModelManifest
+from app.domain.model.actions import ACTIONS
+from app.domain.model.manifest import ModelManifest
 from app.policy.rivals import RIVAL_NAME
 
 LIMITS = (

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from app.domain.features import FEATURE_NAMES
-from app.domain.manifest import ModelManifest
+from app.domain.model.manifest import ModelManifest
 from app.policy.rivals import RIVAL_NAME, Boosting, Logistic, Rival, Threshold, Tree, read_rival
 from training.judging.contest.arms import (
     HEURISTICS,

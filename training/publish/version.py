@@ -24,10 +24,10 @@ from safetensors.numpy import load_file, save_file
 
 from app.domain.canonical import content_hash
 from app.domain.errors import AdvisorError
-from app.domain.manifest import MANIFEST_NAME, BaseModelRef, Calibration, ModelManifest
+from app.domain.model.manifest import MANIFEST_NAME, BaseModelRef, Calibration, ModelManifest
 from app.policy.in_process.label_reader import LabelReader
 from app.policy.rivals import RIVAL_NAME
-from app.policy.store import (
+from app.policy.versions.store import (
     file_hash,
     find_base,
     find_version,

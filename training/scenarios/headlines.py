@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from app.domain.actions import ACTIONS, LABELS
+from app.domain.model.actions import ACTIONS, LABELS
 from app.domain.scenario import Scenario
 
 Source = np.random.Generator

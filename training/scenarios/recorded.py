@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from app.domain.canonical import content_hash
-from app.domain.control import AgentAction
 from app.domain.errors import InvalidRecord
-from app.domain.outcome import Outcome
+from app.domain.record.control import AgentAction
+from app.domain.record.outcome import Outcome
 from app.domain.scenario import Scenario
 from training.arrays import HELD_OUT_FROM, HELD_OUT_UNTIL, Progress, instant, silent
 from training.config.data import ScenariosConfig

@@ -28,10 +28,10 @@ import polars as pl
 from numpy.typing import NDArray
 
 from app.domain.canonical import canonical_json
-from app.domain.control import AgentAction
 from app.domain.errors import AdvisorError
 from app.domain.features import features
-from app.domain.outcome import Outcome
+from app.domain.record.control import AgentAction
+from app.domain.record.outcome import Outcome
 from app.domain.scenario import Account, Scenario
 from training.agent.reference import TIME_EXIT_S
 from training.arrays import Progress, Times, instant, silent

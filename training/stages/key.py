@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from app.domain.canonical import content_hash
-from app.policy.store import file_hash
+from app.policy.versions.store import file_hash
 
 ROOT = Path(__file__).parents[2]
 """The folder that holds `training` and `app`."""

@@ -22,7 +22,7 @@ from typing import Any, Self
 
 from app.domain.canonical import content_hash
 from app.domain.errors import AdvisorError
-from app.policy.store import file_hash
+from app.policy.versions.store import file_hash
 
 MANIFEST = "manifest.json"
 TO_WATCH = "tensorboard"

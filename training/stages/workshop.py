@@ -12,9 +12,9 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from app.domain.actions import ACTION_SPACE_HASH
 from app.domain.features import FEATURE_SCHEMA
-from app.domain.prompt import PROMPT_VERSION
+from app.domain.model.actions import ACTION_SPACE_HASH
+from app.domain.model.prompt import PROMPT_VERSION
 from training.arrays import Meter, silent
 from training.stages.declared import DECLARED, FOLDER, PROGRESS, Stage
 from training.stages.key import Sources

@@ -10,7 +10,7 @@ from uuid import UUID
 from fastapi import Request
 from starlette.exceptions import HTTPException
 
-from app.shadow_log.explore import Filters, Place
+from app.shadow_log.reading.explore import Filters, Place
 
 MOST_FORM_BYTES = 8_192
 LONGEST_WORD = 200

@@ -19,8 +19,8 @@ from app.api.budget import Buckets
 from app.api.explorer import asked, charts, story
 from app.api.explorer.look import page
 from app.api.explorer.route import PageRoute, parts
-from app.domain.decision import Decision
 from app.domain.principal import Role
+from app.domain.record.decision import Decision
 from app.shadow_log.bar_files import Candles, candles
 
 ALIKE = 8

@@ -15,10 +15,10 @@ from app.api.access import allowed
 from app.api.explorer import asked, charts
 from app.api.explorer.look import page
 from app.api.explorer.route import PageRoute
-from app.domain.limits import changes, parse_limits
 from app.domain.principal import Role
+from app.domain.rules.limits import changes, parse_limits
 from app.shadow_log.limits_history import LimitsHistory, Proposal
-from app.shadow_log.what_if import Asked
+from app.shadow_log.reading.what_if import Asked
 
 MOST_FORM_BYTES = 131_072
 MOST_SHOWN = 100

@@ -20,7 +20,7 @@ from app.api.explorer.look import page
 from app.api.explorer.route import STATIC, PageRoute, parts
 from app.domain.intervals import running
 from app.domain.principal import Role
-from app.shadow_log.explore import LOOKED_THROUGH
+from app.shadow_log.reading.explore import LOOKED_THROUGH
 from app.shadow_log.rows import Row
 
 PAGE_SIZE = 50

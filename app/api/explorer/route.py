@@ -15,7 +15,7 @@ from app.advising.service import Service
 from app.api.explorer.look import page
 from app.api.wire import STATUS
 from app.domain.errors import AdvisorError
-from app.shadow_log.explore import Explorer
+from app.shadow_log.reading.explore import Explorer
 
 STATIC = Path(__file__).parent / "static"
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]

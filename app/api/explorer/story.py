@@ -8,11 +8,11 @@ from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 from app.api.explorer.charts import Chart, Exit, matrix
-from app.domain.actions import ACTIONS
-from app.domain.case import TradingState, order_for, side_of
-from app.domain.decision import AdviceStatus, Decision, control_case
 from app.domain.intervals import Day, Mean, Share, kappa, mean_of_days, wilson
-from app.domain.margins import Margin, margins
+from app.domain.model.actions import ACTIONS
+from app.domain.record.decision import AdviceStatus, Decision, control_case
+from app.domain.rules.case import TradingState, order_for, side_of
+from app.domain.rules.margins import Margin, margins
 
 Row = dict[str, Any]
 ACTION_NAMES = tuple(

@@ -17,12 +17,12 @@ from typing import Any
 import httpx
 import orjson
 
-from app.domain.brief import brief_of
 from app.domain.canonical import digest
-from app.domain.decision import Reading
 from app.domain.errors import AbstainReason, PolicyAbstained
-from app.domain.inquiry import Exchange, Inquiry
-from app.domain.manifest import ModelManifest
+from app.domain.model.brief import brief_of
+from app.domain.model.inquiry import Exchange, Inquiry
+from app.domain.model.manifest import ModelManifest
+from app.domain.record.decision import Reading
 from app.domain.scenario import Scenario
 from app.policy.deciders.protocols import SPOKEN, Told, odd
 from app.policy.deciders.spent import Budget

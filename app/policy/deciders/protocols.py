@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, TypeGuard
 
 from app.domain.canonical import canonical_json
 from app.domain.errors import AbstainReason, PolicyAbstained
-from app.domain.inquiry import Inquiry, Option
+from app.domain.model.inquiry import Inquiry, Option
 from app.policy.deciders.table import Protocol
 
 NAME = "decision"

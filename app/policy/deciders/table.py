@@ -13,13 +13,13 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from app.domain.brief import BRIEF_VERSION
 from app.domain.canonical import content_hash
 from app.domain.errors import DeciderError, InvalidRecord, ModelFileError
 from app.domain.fields import Record, ShortText, Text
-from app.domain.inquiry import Inquiry, Template, listed
-from app.domain.manifest import ModelManifest
-from app.policy.files import read_text
+from app.domain.model.brief import BRIEF_VERSION
+from app.domain.model.inquiry import Inquiry, Template, listed
+from app.domain.model.manifest import ModelManifest
+from app.policy.versions.files import read_text
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9-]{0,59}$"
 SHIPPED_AT = datetime(2026, 11, 1, tzinfo=UTC)

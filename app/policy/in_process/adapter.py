@@ -23,7 +23,7 @@ import torch
 from safetensors.torch import load_file
 
 from app.domain.errors import ModelFileError
-from app.policy.files import read_object, refusals
+from app.policy.versions.files import read_object, refusals
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"

@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 import structlog
 import torch
 
-from app.domain.decision import Reading
 from app.domain.errors import AbstainReason, ModelFileError, PolicyAbstained
-from app.domain.questions import QuestionName
+from app.domain.model.questions import QuestionName
+from app.domain.record.decision import Reading
 from app.policy.in_process.adapter import Adapter
 from app.policy.in_process.label_reader import (
     Ask,

@@ -14,7 +14,7 @@ from typing import Any
 import structlog
 import torch
 
-from app.domain.decision import Engine
+from app.domain.record.decision import Engine
 from app.policy.encoding import PromptEncoder
 from app.policy.in_process import attention
 from app.policy.in_process.label_reader import LabelReader

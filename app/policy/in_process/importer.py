@@ -17,15 +17,15 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 from transformers.utils import logging as transformers_logging
 
-from app.domain.decision import Reading
 from app.domain.errors import ManifestMismatch, ModelFileError
-from app.domain.manifest import MANIFEST_NAME, ModelManifest
-from app.domain.prompt import PROMPT_VERSION, Prompt
+from app.domain.model.manifest import MANIFEST_NAME, ModelManifest
+from app.domain.model.prompt import PROMPT_VERSION, Prompt
+from app.domain.record.decision import Reading
 from app.policy.calibration import BIAS_SCENARIOS, BIAS_SEED, calibrate
-from app.policy.copies import PrivateCopies
 from app.policy.encoding import PROMPT_TOKENS
 from app.policy.in_process.label_reader import LabelReader
-from app.policy.store import (
+from app.policy.versions.copies import PrivateCopies
+from app.policy.versions.store import (
     file_hash,
     find_manifest,
     load_manifest,

@@ -28,9 +28,9 @@ from typing import Any, NamedTuple
 import torch
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-from app.domain.decision import Engine
 from app.domain.errors import ModelFileError
-from app.domain.questions import QuestionName
+from app.domain.model.questions import QuestionName
+from app.domain.record.decision import Engine
 from app.policy.encoding import PROMPT_TOKENS, PromptEncoder
 from app.policy.in_process.adapter import Adapter
 from app.policy.in_process.weights import load_model

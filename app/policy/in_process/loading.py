@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 
-from app.domain.manifest import MANIFEST_NAME, ModelManifest
-from app.policy.copies import PrivateCopies
+from app.domain.model.manifest import MANIFEST_NAME, ModelManifest
 from app.policy.encoding import PromptEncoder
 from app.policy.in_process.adapter import Adapter
 from app.policy.in_process.batching import Batcher
@@ -18,7 +17,8 @@ from app.policy.in_process.importer import import_directory
 from app.policy.in_process.policy import TransformersPolicy
 from app.policy.in_process.weights import load_model
 from app.policy.options import BackendOptions
-from app.policy.store import base_of, read_manifest
+from app.policy.versions.copies import PrivateCopies
+from app.policy.versions.store import base_of, read_manifest
 
 
 @dataclass

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from app.domain.actions import Action
-from app.domain.decision import Reading
 from app.domain.errors import AbstainReason, PolicyAbstained
-from app.domain.manifest import ModelManifest
-from app.domain.prompt import Prompt
+from app.domain.model.actions import Action
+from app.domain.model.manifest import ModelManifest
+from app.domain.model.prompt import Prompt
+from app.domain.record.decision import Reading
 from app.policy.in_process.adapter import Adapter
 from app.policy.in_process.batching import Batcher
 

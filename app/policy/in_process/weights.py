@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
 from app.domain.errors import ModelFileError
-from app.policy.files import read_object, refusals
+from app.policy.versions.files import read_object, refusals
 
 CONFIG_NAME = "config.json"
 SINGLE = "model.safetensors"

@@ -35,9 +35,9 @@ from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from app.domain.candidate import Candidate
-from app.domain.control import AgentAction
 from app.domain.fields import Record
-from app.domain.outcome import Outcome
+from app.domain.record.control import AgentAction
+from app.domain.record.outcome import Outcome
 from app.domain.scenario import Plan
 from app.shadow_log.importing.rows import ImportFault
 from app.shadow_log.importing.trade import Told

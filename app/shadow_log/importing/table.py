@@ -10,7 +10,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.shadow_log.database import translated_errors
-from app.shadow_log.tables import imported_trades
+from app.shadow_log.schema.tables import imported_trades
 
 
 async def add_imported(engine: AsyncEngine, rows: Sequence[dict[str, Any]]) -> int:

@@ -11,9 +11,9 @@ from uuid import UUID, uuid5
 
 from app.domain.candidate import Candidate
 from app.domain.canonical import NAMESPACE, content_hash
-from app.domain.control import AgentAction
 from app.domain.errors import InvalidRecord
-from app.domain.outcome import Outcome
+from app.domain.record.control import AgentAction
+from app.domain.record.outcome import Outcome
 from app.domain.scenario import Scenario
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from app.domain.control import AgentAction
-from app.domain.outcome import Outcome
+from app.domain.record.control import AgentAction
+from app.domain.record.outcome import Outcome
 from app.domain.scenario import Scenario
 
 from shadow_advisor_client import encode

@@ -21,7 +21,7 @@ from app.domain.charts.computed import (
 from app.domain.charts.indicators import indicators
 from app.domain.charts.movements import OWN
 from app.domain.features import features
-from app.domain.prompt import render
+from app.domain.model.prompt import render
 from app.domain.scenario import Account, Bar, Scenario
 from app.schemas import AdviseRequest, bar_doubts
 from tests.domain.scenarios import AS_OF

@@ -15,11 +15,11 @@ from typing import Any
 import orjson
 import pytest
 
-from app.domain.actions import LABELS
 from app.domain.canonical import digest
-from app.domain.decision import Reading
 from app.domain.errors import AbstainReason, PolicyAbstained
-from app.domain.inquiry import Inquiry
+from app.domain.model.actions import LABELS
+from app.domain.model.inquiry import Inquiry
+from app.domain.record.decision import Reading
 from app.policy.deciders.decider import MOST_BYTES, Decider
 from app.policy.deciders.spent import Budget
 from app.policy.deciders.table import Declared

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from app.shadow_log.verify import verify_log
+from app.shadow_log.proof.verify import verify_log
 from tests.service.journal.journal_events import client
 from tests.service.running import Running, drained, request, running, settings_for, until
 

@@ -14,8 +14,8 @@ import pytest
 
 from app.advising.controls import Controls
 from app.domain.errors import LimitsError, LimitsRefused
-from app.domain.limits import parse_limits
-from app.shadow_log.verify import verify_log
+from app.domain.rules.limits import parse_limits
+from app.shadow_log.proof.verify import verify_log
 from tests.service.processes import advisor, environment
 from tests.service.running import ROOT, Running, drained, request, running, settings_for, until
 

@@ -15,11 +15,11 @@ import pytest
 
 from app.advising.controls import MAX_PAUSE_S, REFRESH_S, Controls
 from app.domain.canonical import decision_id
-from app.domain.case import TradingState
-from app.domain.limits import read_limits
+from app.domain.rules.case import TradingState
+from app.domain.rules.limits import read_limits
 from app.local.servers import EmbeddedValkey
 from app.shadow_log.log import ShadowLog
-from app.shadow_log.verify import verify_log
+from app.shadow_log.proof.verify import verify_log
 from app.telemetry import UNOBSERVED
 from tests.service.running import ROOT, Running, drained, request, running, settings_for, until
 

@@ -18,12 +18,12 @@ import psycopg
 import pytest
 
 from app.domain.canonical import decision_id
-from app.domain.decision import Decision
+from app.domain.record.decision import Decision
 from app.journal.journal import GROUP
 from app.journal.keys import EVENTS
 from app.local.servers import EmbeddedPostgres, EmbeddedValkey
 from app.schemas import response
-from app.shadow_log.verify import verify_log
+from app.shadow_log.proof.verify import verify_log
 from tests.chaos.stack import Stack
 from tests.conftest import open_directory
 from tests.service.journal.journal_events import dead_letters

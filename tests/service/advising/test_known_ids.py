@@ -14,14 +14,14 @@ import redis
 
 from app.advising.earlier import Earlier
 from app.domain.canonical import decision_id
-from app.domain.case import TradingState
 from app.domain.errors import ShadowLogUnavailable
-from app.domain.event import Event, EventKind, StateChange
+from app.domain.record.event import Event, EventKind, StateChange
+from app.domain.rules.case import TradingState
 from app.journal.keys import EVENTS
 from app.journal.stream import bury_command
 from app.local.servers import EmbeddedValkey
 from app.shadow_log.log import ShadowLog
-from app.shadow_log.migrate import upgrade
+from app.shadow_log.schema.migrate import upgrade
 from tests.service.journal.journal_events import client
 from tests.service.running import drained, request, running, settings_for, until
 

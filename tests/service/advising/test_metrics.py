@@ -9,9 +9,9 @@ from uuid import uuid4
 import pytest
 from prometheus_client import generate_latest
 
-from app.domain.case import TradingState
-from app.domain.decision import Engine, Role, TextEffect
-from app.domain.event import RepetitionKind
+from app.domain.record.decision import Engine, Role, TextEffect
+from app.domain.record.event import RepetitionKind
+from app.domain.rules.case import TradingState
 from app.domain.scenario import Fault
 from app.metrics import ANSWERS, MAX_SYMBOLS, Metrics
 from app.telemetry import (

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from app.domain.canonical import decision_id
-from app.domain.case import TradingState
-from app.domain.event import Event, EventKind, StateChange
+from app.domain.record.event import Event, EventKind, StateChange
+from app.domain.rules.case import TradingState
 from app.journal.journal import StreamDrain
 from app.journal.keys import (
     DEAD,

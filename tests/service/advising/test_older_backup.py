@@ -9,10 +9,10 @@ from pathlib import Path
 
 from app.domain.canonical import decision_id
 from app.metrics import Metrics
-from app.shadow_log.findings import Fault
 from app.shadow_log.log import ShadowLog
-from app.shadow_log.migrate import upgrade
-from app.shadow_log.verify import verify_log
+from app.shadow_log.proof.findings import Fault
+from app.shadow_log.proof.verify import verify_log
+from app.shadow_log.schema.migrate import upgrade
 from tests.service.advising.test_order_of_reports import actions, outcome, report, stored
 from tests.service.running import (
     Running,

@@ -20,7 +20,7 @@ from app.domain.canonical import decision_id
 from app.journal.segment import SUFFIX
 from app.local.servers import EmbeddedPostgres, EmbeddedValkey, postgres_processes
 from app.shadow_log.log import ShadowLog
-from app.shadow_log.migrate import upgrade
+from app.shadow_log.schema.migrate import upgrade
 from tests.service.running import Running, drained, request, running, settings_for, until
 
 NO_POSTGRES = "postgresql://advisor:secret@127.0.0.1:1/advisor"

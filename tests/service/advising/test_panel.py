@@ -16,12 +16,12 @@ import psycopg
 import pytest
 from psycopg.rows import dict_row
 
-from app.domain.actions import LABELS
-from app.domain.decision import Decision
 from app.domain.errors import DeciderError
+from app.domain.model.actions import LABELS
+from app.domain.record.decision import Decision
 from app.main import deciders
-from app.shadow_log.findings import Fault
-from app.shadow_log.verify import verify_log
+from app.shadow_log.proof.findings import Fault
+from app.shadow_log.proof.verify import verify_log
 from bench.stand_in import StandIn, standing_in
 from tests.service.running import ROOT, Running, drained, request, running, settings_for
 

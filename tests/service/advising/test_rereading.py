@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from app.advising.rereading import told
-from app.domain.actions import LABELS
-from app.domain.decision import Engine, Reading
-from app.domain.manifest import Calibration
+from app.domain.model.actions import LABELS
+from app.domain.model.manifest import Calibration
+from app.domain.record.decision import Engine, Reading
 
 REJECTS = Reading.told({LABELS[0]: 0.9, LABELS[1]: 0.1})
 APPROVES = Reading.told({LABELS[0]: 0.1, LABELS[1]: 0.9})

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import psycopg
 
-from app.domain.manifest import MANIFEST_NAME, ModelManifest
+from app.domain.model.manifest import MANIFEST_NAME, ModelManifest
 from app.policy.rivals import RIVAL_NAME, Threshold
-from app.policy.store import file_hash
-from app.shadow_log.verify import verify_log
+from app.policy.versions.store import file_hash
+from app.shadow_log.proof.verify import verify_log
 from tests.service.running import drained, request, running, settings_for
 
 

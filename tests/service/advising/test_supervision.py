@@ -13,10 +13,10 @@ import pytest
 
 from app.advising.records import Records
 from app.domain.canonical import decision_id
-from app.domain.limits import read_limits
+from app.domain.rules.limits import read_limits
 from app.journal.keys import DEAD_REQUESTS, EVENTS, REQUESTS, STATE
 from app.local.servers import EmbeddedValkey
-from app.shadow_log.verify import verify_log
+from app.shadow_log.proof.verify import verify_log
 from tests.service.journal.journal_events import client, dead_letters, put
 from tests.service.running import (
     ROOT,

@@ -18,7 +18,6 @@ from safetensors.torch import load_file, save_file
 
 from app.advising.serving import Pins, Serving
 from app.domain.canonical import decision_id
-from app.domain.decision import prepare
 from app.domain.errors import (
     AbstainReason,
     ManifestMismatch,
@@ -26,16 +25,17 @@ from app.domain.errors import (
     ShadowLogUnavailable,
     UnknownVersion,
 )
-from app.domain.manifest import ModelManifest
+from app.domain.model.manifest import ModelManifest
+from app.domain.record.decision import prepare
 from app.main import DEFAULT_MODEL
 from app.policy.backends import Backends
 from app.policy.encoding import PromptEncoder
 from app.policy.in_process.weights import load_model
 from app.policy.options import BackendOptions
 from app.policy.scripted import SCRIPTED_MANIFEST, ScriptedPolicy
-from app.policy.store import file_hash
+from app.policy.versions.store import file_hash
 from app.shadow_log.log import Registered, ShadowLog
-from app.shadow_log.verify import verify_log
+from app.shadow_log.proof.verify import verify_log
 from app.telemetry import UNOBSERVED
 from tests import builders as build
 from tests.policy.tiny_models import POSITIONS, save_adapter, save_tiny_model, write_manifest

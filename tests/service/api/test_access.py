@@ -23,7 +23,7 @@ from app.main import create_app
 from app.metrics import Metrics
 from app.operator_client import OperatorClient, OperatorError
 from app.settings import SettingsError, read_settings
-from app.shadow_log.verify import verify
+from app.shadow_log.proof.verify import verify
 from app.writer import scraped
 from tests.service.running import Running, drained, request, running, settings_for
 

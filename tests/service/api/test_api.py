@@ -15,8 +15,8 @@ import pytest
 from app.advising.serving import Models
 from app.domain.canonical import decision_id
 from app.domain.errors import AbstainReason, PolicyAbstained
-from app.domain.manifest import Calibration, ModelManifest
-from app.domain.rules import VetoCode
+from app.domain.model.manifest import Calibration, ModelManifest
+from app.domain.rules.vetoes import VetoCode
 from app.policy.scripted import SCRIPTED_MANIFEST, ScriptedPolicy
 from app.schemas import AdviseResponse
 from app.shadow_log.log import ShadowLog

@@ -17,17 +17,17 @@ import httpx
 import pytest
 
 from app.advising.serving import Models
-from app.domain.actions import ACTIONS
 from app.domain.candidate import Candidate
 from app.domain.canonical import decision_id
-from app.domain.control import AgentAction
-from app.domain.outcome import Outcome
-from app.domain.prompt import SYSTEM
+from app.domain.model.actions import ACTIONS
+from app.domain.model.prompt import SYSTEM
+from app.domain.record.control import AgentAction
+from app.domain.record.outcome import Outcome
 from app.policy.encoding import PromptEncoder
 from app.policy.scripted import ScriptedPolicy
 from app.settings import Clock
 from app.shadow_log.log import ShadowLog
-from app.shadow_log.verify import verify_log
+from app.shadow_log.proof.verify import verify_log
 from app.telemetry import Part
 from tests.policy.tiny_models import SPECIAL, byte_tokenizer
 from tests.service.journal.journal_events import dead_letters

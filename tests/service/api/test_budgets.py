@@ -17,7 +17,7 @@ import pytest
 
 from app.api.budget import Buckets, values
 from app.domain.canonical import decision_id
-from app.domain.outcome import Outcome
+from app.domain.record.outcome import Outcome
 from tests.service.running import Running, drained, request, running, settings_for, until
 
 

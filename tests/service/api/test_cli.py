@@ -22,8 +22,8 @@ from app.cli.settings import HIDDEN, page
 from app.domain.canonical import decision_id
 from app.local.servers import EmbeddedPostgres, EmbeddedValkey
 from app.settings import Settings, unknown_variables
-from app.shadow_log import tables
 from app.shadow_log.log import ShadowLog
+from app.shadow_log.schema import tables
 from tests import builders as build
 from tests.service.api.http_faults import faulty, garbage
 from tests.service.processes import advisor, environment

@@ -16,13 +16,13 @@ import pytest
 from app.advising.serving import Models
 from app.api.decision_models import Question
 from app.api.tokens import TokenFile
-from app.domain.actions import ACTIONS
-from app.domain.decision import AdviceStatus
 from app.domain.errors import AbstainReason, PolicyAbstained
-from app.domain.outlook import Outlook
+from app.domain.model.actions import ACTIONS
+from app.domain.model.outlook import Outlook
 from app.domain.principal import Role
+from app.domain.record.decision import AdviceStatus
 from app.policy.scripted import ScriptedPolicy
-from app.shadow_log.verify import verify_log
+from app.shadow_log.proof.verify import verify_log
 from tests import builders as build
 from tests.service.running import ROOT, Running, drained, request, running, settings_for
 

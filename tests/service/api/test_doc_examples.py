@@ -14,13 +14,13 @@ from typing import Any
 import psycopg
 import pytest
 
-from app.domain.decision import Abstention
 from app.domain.errors import AbstainReason
+from app.domain.record.decision import Abstention
 from app.settings import Clock
 from app.shadow_log.log import ShadowLog
 from tests import builders as build
 from tests.service.running import Running, running, settings_for, writing
-from tests.service.shadow_log.test_shadow_log_views import foretelling
+from tests.service.shadow_log.schema.test_views import foretelling
 
 ROOT = Path(__file__).parents[3]
 QUERIES = re.findall(r"```sql\n(.*?)```", (ROOT / "docs" / "shadow_log.md").read_text(), re.DOTALL)

@@ -10,7 +10,7 @@ from typing import Any
 
 import redis
 
-from app.domain.event import Event, EventKind
+from app.domain.record.event import Event, EventKind
 from app.journal.keys import DEAD, EVENTS
 from app.journal.later import AcceptedRequest, RequestQueue
 

@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from app.domain.case import TradingState
 from app.domain.errors import JournalUnavailable, RequestConflict, ShadowLogUnavailable
-from app.domain.event import Event, EventKind, StateChange
+from app.domain.record.event import Event, EventKind, StateChange
+from app.domain.rules.case import TradingState
 from app.journal.journal import Journal
 from app.journal.segment import SUFFIX
 from app.journal.spool import Spool

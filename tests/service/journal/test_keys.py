@@ -9,7 +9,7 @@ import pytest
 from redis.exceptions import ResponseError
 
 from app.domain.errors import InvalidRecord
-from app.domain.event import EventKind
+from app.domain.record.event import EventKind
 from app.journal.consumer import Consumer
 from app.journal.keys import (
     DEAD,

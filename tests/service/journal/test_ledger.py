@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from app.domain.errors import InvalidRecord
-from app.domain.ledger import Closed, Opened
+from app.domain.record.ledger import Closed, Opened
 from app.journal import journal as journals
 from app.journal import ledger
 from app.journal.ledger import LEDGER, Entry

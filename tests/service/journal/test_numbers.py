@@ -11,8 +11,8 @@ from zlib import crc32
 import pytest
 
 from app.domain.errors import JournalUnavailable, RequestConflict
-from app.domain.event import Aside, Event, EventKind
-from app.domain.link import Fate, Link, Linked
+from app.domain.record.event import Aside, Event, EventKind
+from app.domain.record.link import Fate, Link, Linked
 from app.journal.journal import Journal
 from app.journal.keys import EVENTS
 from app.journal.segment import decode, encode

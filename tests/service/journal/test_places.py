@@ -12,7 +12,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from app.domain.event import AgentActionReport, Event, EventKind, content_of
+from app.domain.record.event import AgentActionReport, Event, EventKind, content_of
 from app.journal import journal as journals
 from app.journal.journal import Journal
 from app.journal.spool import Spool

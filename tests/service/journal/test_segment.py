@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from app.domain.errors import JournalUnavailable
-from app.domain.event import EventKind
+from app.domain.record.event import EventKind
 from app.journal.segment import Segment
 from app.journal.spool import Spool
 from tests.service.journal.journal_events import event

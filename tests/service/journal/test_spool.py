@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.domain.errors import JournalUnavailable, RequestConflict
-from app.domain.event import Event, EventKind
+from app.domain.record.event import Event, EventKind
 from app.journal.segment import decode, encode
 from app.journal.spool import Spool
 from app.telemetry import UNOBSERVED, Task, Telemetry
@@ -261,7 +261,7 @@ async def test_processes_share_a_directory_and_only_the_dead_are_adopted(tmp_pat
 SPOOLING = """
 import asyncio, sys
 from pathlib import Path
-from app.domain.event import Event, EventKind
+from app.domain.record.event import Event, EventKind
 from app.journal.spool import Spool
 
 async def main():

@@ -14,10 +14,10 @@ from typing import Any
 import orjson
 import pytest
 
-from app.domain.case import TradingState
 from app.domain.errors import InvalidRecord, JournalUnavailable, RequestConflict
-from app.domain.event import Event, EventKind, StateChange
-from app.domain.link import Link
+from app.domain.record.event import Event, EventKind, StateChange
+from app.domain.record.link import Link
+from app.domain.rules.case import TradingState
 from app.journal.keys import EVENTS, MisplacedKey
 from app.journal.stream import (
     NOTHING_YET,

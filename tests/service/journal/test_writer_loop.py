@@ -14,8 +14,8 @@ import psycopg
 import pytest
 
 from app.domain.errors import InvalidRecord, ShadowLogUnavailable
-from app.domain.event import Entry, Event
-from app.domain.link import Fate, Linked
+from app.domain.record.event import Entry, Event
+from app.domain.record.link import Fate, Linked
 from app.journal.journal import GROUP, StreamDrain
 from app.journal.keys import EVENTS, MisplacedKey
 from app.journal.stream import StreamJournal

@@ -16,19 +16,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from app.domain.canonical import decision_id
-from app.domain.decision import Abstention
 from app.domain.errors import AbstainReason
-from app.domain.event import Event
-from app.domain.link import Producer
-from app.shadow_log import tables
+from app.domain.record.decision import Abstention
+from app.domain.record.event import Event
+from app.domain.record.link import Producer
 from app.shadow_log.append import Batch, append
 from app.shadow_log.log import ShadowLog
-from app.shadow_log.migrate import downgrade, upgrade
-from app.shadow_log.verify import verify_log
+from app.shadow_log.proof.verify import verify_log
+from app.shadow_log.schema import tables
+from app.shadow_log.schema.migrate import downgrade, upgrade
 from tests import builders as build
 from tests.service.processes import advisor, environment
 from tests.service.running import until
-from tests.service.shadow_log.test_shadow_log import rows
+from tests.service.shadow_log.test_log import rows
 
 KEPT = "SELECT * FROM comparisons ORDER BY decision_id, ordinal, model_version"
 SOURCE = "SELECT * FROM comparison_source ORDER BY decision_id, ordinal, model_version"

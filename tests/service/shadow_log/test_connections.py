@@ -13,16 +13,16 @@ import pytest
 from sqlalchemy import make_url, text
 
 from app.domain.canonical import decision_id
-from app.domain.decision import Decision
 from app.domain.errors import InvalidRecord, ShadowLogUnavailable
-from app.domain.event import Entry, Event
+from app.domain.record.decision import Decision
+from app.domain.record.event import Entry, Event
 from app.journal.journal import StreamDrain
 from app.journal.stream import StreamJournal
 from app.main import build
 from app.metrics import Metrics
 from app.shadow_log.database import APPLICATION, async_url
 from app.shadow_log.log import ShadowLog
-from app.shadow_log.verify import verify_log
+from app.shadow_log.proof.verify import verify_log
 from app.tasks import end
 from tests import builders as build_
 from tests.service.journal.journal_events import dead_letters

@@ -12,9 +12,9 @@ import psycopg
 import pytest
 
 from app.shadow_log.log import ShadowLog
-from app.shadow_log.migrate import downgrade, upgrade
-from app.shadow_log.verify import verify
-from tests.service.shadow_log.test_shadow_log import rows
+from app.shadow_log.proof.verify import verify
+from app.shadow_log.schema.migrate import downgrade, upgrade
+from tests.service.shadow_log.test_log import rows
 
 RECORDING = Path(__file__).parent / "recordings" / "schema_0004.sql"
 MONTHS = (("202610", "2026-10-01", "2026-11-01"), ("202611", "2026-11-01", "2026-12-01"))

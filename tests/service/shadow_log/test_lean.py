@@ -12,18 +12,18 @@ from hypothesis import strategies as st
 
 from app.domain.candidate import Candidate
 from app.domain.canonical import canonical_json, decision_id
-from app.domain.control import AgentAction
-from app.domain.decision import Decision
 from app.domain.errors import InvalidRecord
-from app.domain.event import Event
-from app.domain.outcome import Outcome
+from app.domain.record.control import AgentAction
+from app.domain.record.decision import Decision
+from app.domain.record.event import Event
+from app.domain.record.outcome import Outcome
 from app.shadow_log.lean import lean, whole_advice, whole_record, with_nulls, without_nulls
 from app.shadow_log.log import ShadowLog
-from app.shadow_log.migrate import downgrade, upgrade
+from app.shadow_log.proof.verify import verify_log
 from app.shadow_log.rows import advice_rows, assemble, decision_row
-from app.shadow_log.verify import verify_log
+from app.shadow_log.schema.migrate import downgrade, upgrade
 from tests import builders as build
-from tests.service.shadow_log.test_shadow_log import rows
+from tests.service.shadow_log.test_log import rows
 
 NULLABLE = sorted(n for n, f in Candidate.model_fields.items() if f.default is None)
 

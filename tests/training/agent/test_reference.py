@@ -11,7 +11,7 @@ import pytest
 
 from app.domain.charts.indicators import indicators
 from app.domain.features import features
-from app.domain.prompt import render
+from app.domain.model.prompt import render
 from app.domain.scenario import Account, Scenario
 from tests.training.support.candles import (
     START,

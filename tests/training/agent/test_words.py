@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from app.domain.actions import ACTIONS
+from app.domain.model.actions import ACTIONS
 from tests.builders import agent_action, scenario
 from tests.training.support.planted import encoded, randomise, short_prompts, tiny_reader
 from training.agent.reference import SkipReason

@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from app.domain.charts.indicators import indicators
-from app.domain.prompt import render
+from app.domain.model.prompt import render
 from training.agent.reference import Agent, chart, opportunities
 from training.config.data import OutcomesConfig, SyntheticConfig
 from training.judging.contest.oracle import oracle, sample, states

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.domain.actions import ACTIONS, LABELS
-from app.domain.case import order_for
 from app.domain.charts.indicators import indicators
+from app.domain.model.actions import ACTIONS, LABELS
+from app.domain.rules.case import order_for
 from app.domain.scenario import Scenario
 from tests.builders import scenario as plain
 from tests.training.outcomes.plain import follow_plainly

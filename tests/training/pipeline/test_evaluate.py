@@ -16,8 +16,8 @@ import pytest
 from pydantic import ValidationError
 
 from app.domain.errors import UnknownVersion
-from app.domain.questions import QuestionName
-from app.policy.store import load_manifest
+from app.domain.model.questions import QuestionName
+from app.policy.versions.store import load_manifest
 from tests.training.support.rebuilds import NOW, RIVAL, config_in, read_by, shop_of
 from training.config.file import RebuildConfig
 from training.config.section import ConfigError

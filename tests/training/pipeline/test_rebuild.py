@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from app.policy.store import load_manifest
+from app.policy.versions.store import load_manifest
 from tests.training.support.rebuilds import NOW, RIVAL, config_in, shop_of
 from training.__main__ import app
 from training.config.section import ConfigError

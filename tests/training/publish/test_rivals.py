@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from app.domain.decision import Reading, propose
 from app.domain.features import FEATURE_NAMES, features
+from app.domain.record.decision import Reading, propose
 from app.policy.backends import Backends
 from app.policy.calibration import random_scenarios
 from app.policy.options import BackendOptions
 from app.policy.rivals import RivalPolicy
-from app.policy.store import described, load_manifest
+from app.policy.versions.store import described, load_manifest
 from tests.training.support.published import finished_policy, save_base
 from training.__main__ import app
 from training.arrays import Floats

@@ -14,11 +14,11 @@ from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
 from app.domain.errors import ManifestMismatch, ModelFileError
-from app.domain.manifest import Calibration
+from app.domain.model.manifest import Calibration
 from app.policy.encoding import PromptEncoder
 from app.policy.in_process.adapter import Adapter
 from app.policy.in_process.weights import load_model
-from app.policy.store import described, load_manifest, read_manifest
+from app.policy.versions.store import described, load_manifest, read_manifest
 from tests.policy.tiny_models import POSITIONS
 from tests.training.support.published import BASE, finished_policy, save_base
 from training.__main__ import app

@@ -12,8 +12,8 @@ from uuid import uuid4
 import psycopg
 import pytest
 
-from app.domain.control import AgentAction
 from app.domain.errors import ShadowLogUnavailable
+from app.domain.record.control import AgentAction
 from app.shadow_log.importing.imports import row_of
 from app.shadow_log.importing.table import add_imported
 from app.shadow_log.importing.trade import ImportedTrade

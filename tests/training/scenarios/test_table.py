@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.domain.features import FEATURE_NAMES, features
-from app.domain.prompt import render
+from app.domain.model.prompt import render
 from app.schemas import AdviseRequest
 from tests.training.support.candles import HOUR, START, random_walk, with_corrupt_future
 from tests.training.support.histories import history, scenario_artifact, scenario_set

@@ -47,7 +47,7 @@ HELPERS: dict[str, tuple[str, str]] = {
         "training/learning/teacher/predictions.py",
         "training/learning/algorithms/dpo.py",
     ),
-    "checks-checks": ("app/domain/rules.py", "training/judging/contest/arms.py"),
+    "checks-checks": ("app/domain/rules/vetoes.py", "training/judging/contest/arms.py"),
     "encoded-encoded": ("app/policy/encoding.py", "training/outcomes/simulate.py"),
     "evaluation-evaluation": (
         "training/judging/report/page.html.j2",
@@ -55,7 +55,10 @@ HELPERS: dict[str, tuple[str, str]] = {
     ),
     "labels-labels": ("training/outcomes/simulate.py", "training/learning/model/base_pass.py"),
     "policy-policy": ("training/learning/algorithms/targets.py", "training/judging/report/arms.py"),
-    "preferences-preferences": ("app/domain/prompt.py", "training/learning/algorithms/losses.py"),
+    "preferences-preferences": (
+        "app/domain/model/prompt.py",
+        "training/learning/algorithms/losses.py",
+    ),
     "scenarios-of_history": ("app/domain/charts/indicators.py", "training/outcomes/simulate.py"),
     "scenarios-of_log": ("training/log.py", "training/market/sources.py"),
     "taught-taught": (

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from app.domain.manifest import Calibration
+from app.domain.model.manifest import Calibration
 from tests.training.support.planted import encoded, short_prompts, tiny_reader
 from training.config.learning import AdapterConfig, DpoConfig, ExpectedConfig
 from training.learning.algorithms import dpo, expected

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from app.domain.prompt import PROMPT_VERSION, SYSTEM, Line, LineKind, Prompt, prompt_of
+from app.domain.model.prompt import PROMPT_VERSION, SYSTEM, Line, LineKind, Prompt, prompt_of
 from app.policy.in_process.label_reader import LabelReader
 from tests.policy.tiny_models import POSITIONS, save_tiny_model
 from tests.training.support.artifacts import made_up

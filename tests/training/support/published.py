@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from app.domain.actions import ACTIONS
-from app.domain.manifest import Calibration
+from app.domain.model.actions import ACTIONS
+from app.domain.model.manifest import Calibration
 from app.policy.encoding import PromptEncoder
 from app.policy.in_process.weights import load_model
 from tests.builders import scenario

@@ -26,11 +26,11 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import KBinsDiscretizer, StandardScaler
 from threadpoolctl import threadpool_limits
 
-from app.domain.case import TradingState, order_for
-from app.domain.control import AgentAction
-from app.domain.decision import Role, Version, cautious, conclude, review_control
 from app.domain.features import FEATURE_NAMES
-from app.domain.limits import Limits
+from app.domain.record.control import AgentAction
+from app.domain.record.decision import Role, Version, cautious, conclude, review_control
+from app.domain.rules.case import TradingState, order_for
+from app.domain.rules.limits import Limits
 from app.domain.scenario import Scenario
 from training.arrays import Flags, Floats, Rows
 from training.learning.model.answers import Answers

@@ -13,7 +13,7 @@ from functools import partial
 
 import numpy as np
 
-from app.domain.limits import Limits
+from app.domain.rules.limits import Limits
 from app.domain.scenario import Scenario
 from training.arrays import DAY_S, Floats, Progress, Rows, silent
 from training.config.data import OutcomesConfig

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from app.domain.actions import ACTIONS
+from app.domain.model.actions import ACTIONS
 from app.domain.scenario import Scenario
 from training.agent.reference import Agent, chart, opportunities
 from training.arrays import Floats

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import polars as pl
 
-from app.domain.actions import ACTIONS
+from app.domain.model.actions import ACTIONS
 from training.arrays import Floats
 from training.judging.contest.arena import Played
 from training.judging.contest.arms import POLICY, RAW

@@ -12,8 +12,8 @@ from typing import NamedTuple, Self
 
 import numpy as np
 
-from app.domain.decision import Reading, prepare, propose
-from app.domain.prompt import Prompt
+from app.domain.model.prompt import Prompt
+from app.domain.record.decision import Reading, prepare, propose
 from app.domain.scenario import Scenario
 from app.policy.backends import Backends
 from app.policy.options import BackendOptions

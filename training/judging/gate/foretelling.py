@@ -11,7 +11,7 @@ from typing import Self
 
 import numpy as np
 
-from app.domain.questions import BY_NAME, QuestionName
+from app.domain.model.questions import BY_NAME, QuestionName
 from app.domain.scenario import Scenario
 from training.arrays import Columns, Floats
 from training.judging.gate.verdict import STOPPED, WIN

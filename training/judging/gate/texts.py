@@ -13,9 +13,9 @@ from typing import NamedTuple, Self
 
 import numpy as np
 
-from app.domain.decision import Reading, cautious, prepare, propose
-from app.domain.manifest import Calibration
-from app.domain.prompt import Prompt
+from app.domain.model.manifest import Calibration
+from app.domain.model.prompt import Prompt
+from app.domain.record.decision import Reading, cautious, prepare, propose
 from app.domain.scenario import Scenario
 from training.arrays import Flags, Floats
 from training.judging.gate.verdict import Check, CheckName

@@ -9,8 +9,8 @@ from itertools import chain
 import numpy as np
 from matplotlib.figure import Figure
 
-from app.domain.comparison import regime
-from app.domain.questions import BY_NAME, QuestionName
+from app.domain.model.questions import BY_NAME, QuestionName
+from app.domain.record.comparison import regime
 from training.arrays import Floats
 from training.judging.contest.arena import Played
 from training.judging.contest.arms import AGENT, ALWAYS, HEURISTICS, POLICY, RANDOM, RAW

@@ -11,8 +11,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy.special import ndtr, ndtri
 
-from app.domain.actions import ACTIONS
-from app.domain.control import AgentAction
+from app.domain.model.actions import ACTIONS
+from app.domain.record.control import AgentAction
 from training.agent.words import agents_label
 from training.arrays import Floats, Rows
 from training.config.data import OutcomesConfig

@@ -6,11 +6,11 @@ and to train where `targets.source` asks for that control. At most `per_scenario
 the best action against others: against the worst first, the rest drawn by their margins.
 
 The files are TRL's conversational preference format (1.16, "dataset formats"): `prompt` is the
-system's and the user's message as `app.domain.prompt` renders them, `chosen` and `rejected` one
-assistant's message each, the action's letter. TRL's `DPOTrainer` makes of them exactly the ids that
-the service reads (head, user's text, tail) and the letter; it then adds, to both completions alike,
-what the chat template puts after an assistant's turn (for SmolLM2 `<|im_end|>` and a line feed),
-which our own algorithms leave out.
+system's and the user's message as `app.domain.model.prompt` renders them, `chosen` and `rejected`
+one assistant's message each, the action's letter. TRL's `DPOTrainer` makes of them exactly the ids
+that the service reads (head, user's text, tail) and the letter; it then adds, to both completions
+alike, what the chat template puts after an assistant's turn (for SmolLM2 `<|im_end|>` and a line
+feed), which our own algorithms leave out.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ import polars as pl
 from numpy.typing import NDArray
 from scipy.special import ndtr
 
-from app.domain.actions import ACTIONS, BY_LABEL, LABELS, Action
-from app.domain.decision import prepare
 from app.domain.errors import AdvisorError
-from app.domain.prompt import Prompt
+from app.domain.model.actions import ACTIONS, BY_LABEL, LABELS, Action
+from app.domain.model.prompt import Prompt
+from app.domain.record.decision import prepare
 from training.arrays import Floats
 from training.config.learning import PreferencesConfig, TargetsConfig
 from training.learning.algorithms.targets import targets as worths

@@ -19,8 +19,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from app.domain.actions import ACTIONS
-from app.domain.manifest import Calibration
+from app.domain.model.actions import ACTIONS
+from app.domain.model.manifest import Calibration
 from training.config.learning import TargetsConfig
 from training.learning.algorithms.preferences import Preferences
 from training.learning.algorithms.problem import Problem, problem_of

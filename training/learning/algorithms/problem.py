@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from app.domain.errors import AdvisorError
-from app.domain.manifest import Calibration
+from app.domain.model.manifest import Calibration
 from training.agent.words import Demonstrations
 from training.config.data import OutcomesConfig
 from training.config.learning import TargetsConfig

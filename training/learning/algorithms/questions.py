@@ -25,8 +25,8 @@ from scipy.optimize import minimize
 from scipy.special import log_softmax, ndtr, softmax
 from scipy.stats import spearmanr
 
-from app.domain.outlook import OutlookCalibration, Payoffs, QuestionCalibration
-from app.domain.questions import BY_NAME, QuestionName
+from app.domain.model.outlook import OutlookCalibration, Payoffs, QuestionCalibration
+from app.domain.model.questions import BY_NAME, QuestionName
 from training.agent.reference import ASSUMED_SPREAD_BPS
 from training.arrays import Floats, Rows
 from training.config.data import OutcomesConfig

@@ -24,8 +24,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import get_cosine_schedule_with_warmup
 
-from app.domain.actions import ACTIONS
-from app.domain.questions import QuestionName
+from app.domain.model.actions import ACTIONS
+from app.domain.model.questions import QuestionName
 from app.policy.in_process.label_reader import LabelReader
 from training.agent.words import Demonstrations, dialogue
 from training.arrays import Progress

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from scipy.special import log_softmax
 
-from app.domain.manifest import Calibration
+from app.domain.model.manifest import Calibration
 from training.config.learning import TargetsConfig
 from training.learning.algorithms.targets import aversion, utility
 from training.learning.model.answers import Answers

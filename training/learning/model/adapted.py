@@ -26,7 +26,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from app.domain.questions import QuestionName
+from app.domain.model.questions import QuestionName
 from app.policy.in_process.label_reader import Branched, LabelReader
 from training.config.learning import AdapterConfig
 from training.learning.model.base_pass import Encoded, head_states

@@ -17,12 +17,12 @@ import torch
 from numpy.typing import NDArray
 from scipy.special import log_softmax
 
-from app.domain.actions import ACTIONS
-from app.domain.choice import chosen
-from app.domain.decision import Reading, foretold, prepare
-from app.domain.manifest import Calibration, ModelManifest
-from app.domain.outlook import Outlook
-from app.domain.questions import BY_NAME, QuestionName
+from app.domain.model.actions import ACTIONS
+from app.domain.model.choice import chosen
+from app.domain.model.manifest import Calibration, ModelManifest
+from app.domain.model.outlook import Outlook
+from app.domain.model.questions import BY_NAME, QuestionName
+from app.domain.record.decision import Reading, foretold, prepare
 from app.domain.scenario import Scenario
 from app.policy.backends import Backends
 from app.policy.in_process.label_reader import LabelReader
@@ -46,8 +46,8 @@ _APPROVING = np.array([action.approve for action in ACTIONS])
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """A model's answers to N scenarios: what `app.domain.decision.propose` makes of each reading,
-    for all of them at once.
+    """A model's answers to N scenarios: what `app.domain.record.decision.propose` makes of each
+    reading, for all of them at once.
 
     raw : (N, 10) label log-probabilities over the whole vocabulary, nats.
     bare : the same without the text parts of prompts, which is `raw` where a prompt has none; None

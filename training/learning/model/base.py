@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Self
 
 from app.domain.canonical import content_hash
-from app.domain.manifest import ModelManifest
+from app.domain.model.manifest import ModelManifest
 from app.policy.in_process.importer import import_directory, import_smollm2
 from app.policy.in_process.label_reader import LabelReader
 

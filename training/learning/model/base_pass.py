@@ -34,9 +34,9 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from app.domain.canonical import content_hash
 from app.domain.errors import AdvisorError, PolicyAbstained
-from app.domain.prompt import Line, LineKind, Prompt, lines_of, prompt_of
+from app.domain.model.prompt import Line, LineKind, Prompt, lines_of, prompt_of
 from app.policy.in_process.label_reader import LabelReader
-from app.policy.store import file_hash, model_files
+from app.policy.versions.store import file_hash, model_files
 from training.arrays import Progress, silent
 from training.config.learning import EncodeConfig
 from training.learning.model.base import Base

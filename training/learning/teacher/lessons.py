@@ -16,8 +16,8 @@ from typing import Self
 
 import numpy as np
 
-from app.domain.actions import ACTIONS, RISK_FRACTIONS, STOP_ATRS
 from app.domain.features import FEATURE_NAMES
+from app.domain.model.actions import ACTIONS, RISK_FRACTIONS, STOP_ATRS
 from app.domain.scenario import Scenario
 from training.agent.reference import ASSUMED_SPREAD_BPS, STOP_ATR
 from training.arrays import Columns, Flags, Floats, Rows, Times

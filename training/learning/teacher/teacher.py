@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
-from app.domain.actions import ACTIONS
 from app.domain.errors import AdvisorError
+from app.domain.model.actions import ACTIONS
 from training.arrays import Floats, Progress, Rows, silent
 from training.config.data import OutcomesConfig
 from training.config.learning import NetworkConfig, TeacherConfig

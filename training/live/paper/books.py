@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import NamedTuple
 
-from app.domain.outcome import Arm, Outcome, OutcomeCode, OutcomeSource
+from app.domain.record.outcome import Arm, Outcome, OutcomeCode, OutcomeSource
 from app.domain.scenario import Account, Position
 from training.agent.reference import TIME_EXIT_S
 from training.arrays import DAY_S

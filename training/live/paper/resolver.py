@@ -16,7 +16,7 @@ from enum import StrEnum
 
 from shadow_advisor_client import AdvisorClient
 
-from app.domain.outcome import Arm
+from app.domain.record.outcome import Arm
 from training.live.paper.books import Trade, follow_all, never_filled, outcome
 from training.log import Unresolved
 from training.market.bars import Bars

@@ -21,9 +21,9 @@ from typing import Any
 from shadow_advisor_client import AdvisorClient
 
 from app.domain.canonical import decision_id
-from app.domain.control import AgentAction
 from app.domain.errors import AdvisorError
-from app.domain.outcome import Arm, Outcome
+from app.domain.record.control import AgentAction
+from app.domain.record.outcome import Arm, Outcome
 from app.domain.scenario import Scenario
 from training.agent.reference import Opportunity
 from training.live.paper.books import Book, Trade, follow, never_filled, outcome

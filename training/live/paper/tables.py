@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from shadow_advisor_client import ClientStats
 
-from app.domain.comparison import cohens_kappa
+from app.domain.record.comparison import cohens_kappa
 from training.live.paper.books import Book
 from training.live.paper.resolver import Resolved
 from training.live.paper.run import Judged

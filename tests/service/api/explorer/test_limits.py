@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from app.domain.limits import parse_limits
+from app.domain.rules.limits import parse_limits
 from app.shadow_log.limits_history import LimitsHistory
-from app.shadow_log.verify import verify_log
+from app.shadow_log.proof.verify import verify_log
 from tests.service.api.explorer.site import Site, ids, traded
 from tests.service.running import ROOT, request, until
 

@@ -18,10 +18,10 @@ from fastapi import Request
 from app.advising.serving import Models
 from app.api.explorer import asked
 from app.policy.scripted import SCRIPTED_MANIFEST, ScriptedPolicy
-from app.shadow_log.explore import Explorer, Filters
+from app.shadow_log.reading.explore import Explorer, Filters
 from tests.service.api.explorer.site import FORM, Site, ids, traded
 from tests.service.running import drained, request, running, settings_for
-from tests.service.shadow_log.test_shadow_log_views import foretelling
+from tests.service.shadow_log.schema.test_views import foretelling
 
 
 async def test_whoever_has_no_token_is_sent_to_the_form_and_learns_nothing(site: Site) -> None:

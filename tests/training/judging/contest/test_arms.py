@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given as drawn
 from hypothesis import strategies as st
 
-from app.domain.actions import BY_LABEL
-from app.domain.case import order_for
-from app.domain.control import AgentAction
 from app.domain.features import FEATURE_NAMES
-from app.domain.manifest import Calibration
+from app.domain.model.actions import BY_LABEL
+from app.domain.model.manifest import Calibration
+from app.domain.record.control import AgentAction
+from app.domain.rules.case import order_for
 from app.domain.scenario import Scenario
 from tests.builders import agent_action, reading, scenario
 from tests.domain.scenarios import LIMITS

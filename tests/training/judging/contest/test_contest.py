@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from app.domain.manifest import Calibration
+from app.domain.model.manifest import Calibration
 from tests import builders as build
 from tests.domain.scenarios import LIMITS
 from tests.training.support.artifacts import made_up

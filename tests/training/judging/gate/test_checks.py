@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from app.domain.decision import Reading
+from app.domain.record.decision import Reading
 from app.domain.scenario import Scenario
 from app.policy.scripted import ScriptedPolicy, reading_of
 from tests import builders as build

@@ -11,9 +11,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from app.domain.actions import ACTIONS, BY_LABEL
-from app.domain.limits import read_limits
-from app.domain.manifest import Calibration
+from app.domain.model.actions import ACTIONS, BY_LABEL
+from app.domain.model.manifest import Calibration
+from app.domain.rules.limits import read_limits
 from tests.training.support.candles import HOUR, random_walk
 from tests.training.support.histories import history, label_artifact, scenario_set
 from training.arrays import DAY_S

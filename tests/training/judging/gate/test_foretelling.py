@@ -7,9 +7,9 @@ import math
 import numpy as np
 import pytest
 
-from app.domain.decision import foretold
-from app.domain.manifest import Calibration
-from app.domain.questions import QUESTIONS, QuestionName
+from app.domain.model.manifest import Calibration
+from app.domain.model.questions import QUESTIONS, QuestionName
+from app.domain.record.decision import foretold
 from tests import builders as build
 from tests.domain.scenarios import scenario
 from training.judging.gate.foretelling import Foretelling

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
-from app.domain.actions import ACTIONS
+from app.domain.model.actions import ACTIONS
 from bench.gate_power import PASSED
 from training.arrays import DAY_S, Floats
 from training.config.judging import GateConfig

@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
-from app.domain.decision import Reading
-from app.domain.manifest import Calibration
-from app.domain.prompt import Prompt
+from app.domain.model.manifest import Calibration
+from app.domain.model.prompt import Prompt
+from app.domain.record.decision import Reading
 from app.policy.scripted import reading_of
 from tests import builders as build
 from training.judging.gate.texts import (

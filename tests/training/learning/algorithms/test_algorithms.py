@@ -13,9 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from app.domain.manifest import Calibration
-from app.domain.outlook import Payoffs
-from app.domain.questions import QuestionName
+from app.domain.model.manifest import Calibration
+from app.domain.model.outlook import Payoffs
+from app.domain.model.questions import QuestionName
 from app.policy.in_process.label_reader import LabelReader
 from tests.training.support.planted import encoded, short_prompts, tiny_reader
 from training.agent.words import Demonstrations

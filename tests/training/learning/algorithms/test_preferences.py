@@ -12,8 +12,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from app.domain.actions import ACTIONS, BY_LABEL
-from app.domain.decision import prepare
+from app.domain.model.actions import ACTIONS, BY_LABEL
+from app.domain.record.decision import prepare
 from app.policy.encoding import PromptEncoder
 from app.policy.in_process.importer import import_smollm2
 from tests.builders import scenario

@@ -10,8 +10,8 @@ import polars as pl
 import pytest
 from scipy.stats import norm
 
-from app.domain.outlook import Payoffs
-from app.domain.questions import BY_NAME, QuestionName
+from app.domain.model.outlook import Payoffs
+from app.domain.model.questions import BY_NAME, QuestionName
 from app.domain.scenario import Scenario
 from tests.domain.scenarios import scenario
 from training.arrays import Floats

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from app.domain.actions import ACTIONS, LABELS
-from app.domain.manifest import Calibration
+from app.domain.model.actions import ACTIONS, LABELS
+from app.domain.model.manifest import Calibration
 from training.config.learning import TargetsConfig
 from training.learning.algorithms.teacher import of_teacher
 from training.learning.model.answers import FILE, Answers

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from app.domain.actions import LABELS
+from app.domain.model.actions import LABELS
 from app.policy.in_process.label_reader import LabelReader
 from app.policy.in_process.weights import load_model
 from tests.policy.tiny_models import POSITIONS

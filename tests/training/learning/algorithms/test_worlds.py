@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from app.domain.actions import ACTIONS
+from app.domain.model.actions import ACTIONS
 from training.arrays import Floats, Rows
 from training.config.learning import (
     DpoConfig,

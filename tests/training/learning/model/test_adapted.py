@@ -11,8 +11,8 @@ import pytest
 import torch
 from peft import PeftModel
 
-from app.domain.prompt import lines_of
-from app.domain.questions import QuestionName
+from app.domain.model.prompt import lines_of
+from app.domain.model.questions import QuestionName
 from app.policy.calibration import random_scenarios
 from app.policy.in_process.importer import import_smollm2
 from app.policy.in_process.label_reader import LabelReader

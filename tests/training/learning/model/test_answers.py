@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.domain.actions import LABELS
-from app.domain.decision import Reading, propose
-from app.domain.manifest import Calibration
-from app.domain.questions import BY_NAME, QuestionName
+from app.domain.model.actions import LABELS
+from app.domain.model.manifest import Calibration
+from app.domain.model.questions import BY_NAME, QuestionName
+from app.domain.record.decision import Reading, propose
 from app.domain.scenario import Scenario
 from tests.training.support.rebuilds import read_by
 from training.judging.gate.checks import TOLERANCE

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from app.domain.prompt import Line, LineKind, lines_of, prompt_of
+from app.domain.model.prompt import Line, LineKind, lines_of, prompt_of
 from app.policy.in_process.label_reader import LabelReader
 from tests.builders import scenario
 from tests.training.support.planted import (

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from app.domain.actions import ACTIONS
+from app.domain.model.actions import ACTIONS
 from tests.training.support.candles import random_walk
 from tests.training.support.histories import history, label_artifact, scenario_artifact
 from training.arrays import DAY_S

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from app.domain.outcome import Arm, OutcomeCode
+from app.domain.record.outcome import Arm, OutcomeCode
 from tests.training.support.candles import HOUR, START, table
 from training.live.paper.books import Book, Trade, follow, follow_all, never_filled, outcome
 from training.market.bars import Bars

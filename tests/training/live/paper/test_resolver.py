@@ -17,9 +17,9 @@ import pytest
 from shadow_advisor_client import AdvisorClient
 
 from app.advising.serving import Models
-from app.domain.decision import Abstention
 from app.domain.errors import AbstainReason, ShadowLogUnavailable
-from app.domain.outcome import Arm
+from app.domain.record.decision import Abstention
+from app.domain.record.outcome import Arm
 from app.policy.scripted import ScriptedPolicy
 from app.shadow_log.log import ShadowLog
 from tests import builders as build

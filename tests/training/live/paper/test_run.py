@@ -23,8 +23,8 @@ from rich.console import Console
 from shadow_advisor_client import AdvisorClient, Document
 
 from app.advising.serving import Models
-from app.domain.control import AgentAction
-from app.domain.prompt import Prompt
+from app.domain.model.prompt import Prompt
+from app.domain.record.control import AgentAction
 from app.local.servers import die_with_parent
 from app.policy.scripted import ScriptedPolicy
 from app.settings import Clock

@@ -18,7 +18,7 @@ import pytest
 from shadow_advisor_client import AdvisorClient
 
 from app.advising.serving import Models
-from app.domain.outcome import Arm
+from app.domain.record.outcome import Arm
 from app.domain.scenario import Scenario
 from app.policy.scripted import ScriptedPolicy
 from app.settings import Clock
@@ -31,7 +31,7 @@ from tests.service.running import (
     until,
     writing,
 )
-from tests.service.shadow_log.test_shadow_log import rows
+from tests.service.shadow_log.test_log import rows
 from tests.training.support.candles import HOUR, START, table
 from training.live.drift.look import Window
 from training.live.paper.books import follow, outcome

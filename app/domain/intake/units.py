@@ -1,0 +1,129 @@
+"""Units held against each other: a value that fits its field's range, and no other value beside it,
+was most likely meant in another unit.
+
+A doubt names that unit. What is doubted is left out, or refused where a decision needs it; that is
+no part of a record's schema: what was recorded before stays as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from app.domain.candidate import Candidate
+from app.domain.intake.reception import Doubt
+from app.domain.scenario import Scenario
+
+MOST_LEVERAGE = 25.0
+"""Notional over equity from which a quantity looks like money."""
+MOST_OF_DAY = 0.01
+MOST_ALONE = 5e6
+"""As much, of a day's volume or in quote currency, where the equity is not told."""
+DAILY_ATR = 0.04
+"""A usual ATR of a day's bars, over price; it grows with the square root of the bars' length."""
+ATR_FACTOR = 30.0
+"""How far from that an ATR may lie, either way, before it is doubted."""
+STOP_IN_ATR = (0.05, 60.0)
+"""What stop distances are, in ATR, of plans that mean the ATR that they send."""
+MOVE_IN_ATR = 25.0
+"""How many ATR a price moves at most within five bars."""
+FORECAST_IN_ATR = 15.0
+DAY_S = 86_400.0
+
+
+def doubts(scenario: Scenario) -> list[Doubt]:
+    """Everything in a scenario that seems to have another unit than its field."""
+    return [
+        *_size(scenario),
+        *_atr(scenario),
+        *_moves(scenario),
+        *_scales(scenario.candidate),
+        *_day(scenario),
+    ]
+
+
+def _size(s: Scenario) -> Iterator[Doubt]:
+    """A quantity that is the notional: more money than the account could ever borrow, or, where no
+    equity is told, than one order moves in a day's market."""
+    equity, volume, plan = s.account.equity, s.market.volume_24h, s.plan
+    if equity is not None:
+        most, what = MOST_LEVERAGE * equity, f"{plan.notional / equity:.3g} times the equity"
+    elif volume:
+        most, what = MOST_OF_DAY * volume, f"{plan.notional / volume:.2%} of a day's volume"
+    else:
+        most, what = MOST_ALONE, "and nothing told is as large"
+    if plan.notional > most and plan.entry > 1 and plan.quantity <= most:
+        yield Doubt(
+            ("plan", "quantity"),
+            f"{plan.quantity:g} base units are {plan.notional:.6g} of the quote currency, {what}:"
+            " likely money; send it as notional",
+        )
+
+
+def _atr(s: Scenario) -> Iterator[Doubt]:
+    """An ATR that fits neither price and bars nor the stop, and does as per cent or fraction."""
+    atr, price = s.candidate.atr, s.market.last_close or s.plan.entry
+    if atr is None:
+        return
+    usual: float = DAILY_ATR * ((s.market.bar_seconds or 3600.0) / DAY_S) ** 0.5
+    distance, (nearest, furthest) = abs(s.plan.entry - s.plan.stop), STOP_IN_ATR
+
+    def of_bars(value: float) -> bool:
+        return usual / ATR_FACTOR <= value / price <= usual * ATR_FACTOR
+
+    def of_stop(value: float) -> bool:
+        return nearest * value <= distance <= furthest * value
+
+    if of_bars(atr) or of_stop(atr):
+        return
+    meant = (("per cent of price", atr / 100 * price), ("a fraction of price", atr * price))
+    for unit, value in meant:
+        if of_bars(value) and of_stop(value):
+            yield Doubt(
+                ("candidate", "atr"),
+                f"{atr:g} is {atr / price:.2g} of the price, the stop {distance / atr:.3g} ATR"
+                f" away: likely {unit}; it is a price, {value:.6g}",
+            )
+            return
+
+
+def _moves(s: Scenario) -> Iterator[Doubt]:
+    """Returns in per cent where a fraction is asked."""
+    c, price = s.candidate, s.market.last_close or s.plan.entry
+    for name, value, in_atr in (
+        ("price_change_pct", c.price_change_pct, MOVE_IN_ATR),
+        ("next_return", c.next_return, FORECAST_IN_ATR),
+    ):
+        most = 1.0 if c.atr is None else in_atr * c.atr / price
+        if value is not None and abs(value) > max(most, 0.01) and abs(value) / 100 <= most:
+            yield Doubt(
+                ("candidate", name),
+                f"{value:g} would be {100 * value:.4g} %: likely per cent; it is a fraction,"
+                f" {value / 100:g}",
+            )
+
+
+def _scales(c: Candidate) -> Iterator[Doubt]:
+    """A share where a scale of ten or of a hundred is asked."""
+    for name, value, scale in (
+        ("confidence", c.confidence, 10),
+        ("sentiment_confidence", c.sentiment_confidence, 10),
+        ("order_imbalance", c.order_imbalance, 100),
+    ):
+        if value is not None and 0 < abs(value) < 1:
+            yield Doubt(
+                ("candidate", name),
+                f"{value:g} on a scale of {scale}: likely a share of 1; send {scale * value:g}",
+            )
+
+
+def _day(s: Scenario) -> Iterator[Doubt]:
+    """A day's loss in per cent: nobody loses a share in a day that is not lost since the peak."""
+    pnl, fall = s.account.day_pnl_fraction, s.account.drawdown_fraction
+    if pnl is None or fall is None or pnl >= 0:
+        return
+    if -pnl > fall + 0.02 and -pnl / 100 <= fall + 0.02:
+        yield Doubt(
+            ("account", "day_pnl_fraction"),
+            f"{pnl:g} is a loss of {-100 * pnl:.4g} % of equity, with a drawdown of"
+            f" {100 * fall:.3g} %: likely per cent; it is a fraction, {pnl / 100:g}",
+        )

@@ -1,0 +1,508 @@
+"""Models from strangers: what is served is what the manifest says, and nothing else is opened."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+import stat
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from app.domain.canonical import content_hash
+from app.domain.errors import AdvisorError, ManifestMismatch, ModelFileError
+from app.domain.model.manifest import MANIFEST_NAME, BaseModelRef, ModelManifest
+from app.policy.backends import Backends
+from app.policy.encoding import PromptEncoder
+from app.policy.in_process.importer import import_directory
+from app.policy.in_process.label_reader import LabelReader
+from app.policy.in_process.weights import load_model
+from app.policy.options import BackendOptions
+from app.policy.versions import copies as copies_module
+from app.policy.versions.copies import PrivateCopies
+from app.policy.versions.files import refusals
+from app.policy.versions.store import base_of, file_hash, find_version, load_manifest, read_manifest
+from tests.policy.tiny_models import (
+    CHAT_TEMPLATE,
+    POSITIONS,
+    save_adapter,
+    save_tiny_model,
+    write_manifest,
+)
+
+WEIGHTS = "model.safetensors"
+
+
+@pytest.fixture
+def version(tmp_path: Path, tiny_directory: Path) -> Path:
+    """A tiny model, to be damaged."""
+    directory = tmp_path / "models" / "version"
+    shutil.copytree(tiny_directory, directory)
+    return directory
+
+
+def options(version: Path, **more: Any) -> BackendOptions:
+    return BackendOptions(
+        roots=[version.parent], copies=version.parent / ".v", prompt_tokens=POSITIONS, **more
+    )
+
+
+def refused(version: Path, *, manifest: bool = True, **more: Any) -> str:
+    """Why a directory is not served, though a manifest describes it; one line."""
+    if manifest:
+        write_manifest(version, "tiny-1")
+    with pytest.raises((ModelFileError, ManifestMismatch)) as caught:
+        Backends(options(version, **more)).load(version)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 900
+    return str(caught.value)
+
+
+def rewrite(version: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    tensors = {name: tensor.clone() for name, tensor in load_file(version / WEIGHTS).items()}
+    change(tensors)
+    save_file(tensors, version / WEIGHTS, metadata={"format": "pt"})
+
+
+def configure(version: Path, name: str = "config.json", **changes: Any) -> None:
+    path = version / name
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def shard(version: Path, elsewhere: str) -> None:
+    """The weights under another name, and an index that says where."""
+    tensors = load_file(version / WEIGHTS)
+    (version / WEIGHTS).rename(version / "weights-1.safetensors")
+    index = {"metadata": {}, "weight_map": dict.fromkeys(tensors, elsewhere)}
+    (version / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+# --- what is in the directory -----------------------------------------------------------------
+
+
+def test_an_index_that_names_its_own_files_is_followed(version: Path) -> None:
+    before = load_model(version)
+    shard(version, "weights-1.safetensors")
+    after = load_model(version)
+    for name, tensor in before.state_dict().items():
+        assert torch.equal(tensor, after.state_dict()[name])
+
+
+@pytest.mark.parametrize("up", ["../other/model.safetensors", "/etc/model.safetensors", ".x/m"])
+def test_an_index_that_names_weights_elsewhere_is_refused(version: Path, up: str) -> None:
+    save_tiny_model(version.parent / "other")
+    shard(version, up)
+    assert "no file beside it" in refused(version)
+
+
+def test_a_shard_with_other_tensors_than_the_index_says_is_refused(version: Path) -> None:
+    shard(version, "weights-1.safetensors")
+    path = version / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    index["weight_map"].popitem()
+    path.write_text(json.dumps(index))
+    assert "surplus or missing" in refused(version)
+
+
+@pytest.mark.parametrize("which", ["file", "folder"])
+def test_a_link_is_refused(version: Path, tmp_path: Path, which: str) -> None:
+    if which == "file":
+        (version / WEIGHTS).rename(tmp_path / "outside")
+        (version / WEIGHTS).symlink_to(tmp_path / "outside")
+    else:
+        (tmp_path / "outside").mkdir()
+        (version / "more").symlink_to(tmp_path / "outside")
+    assert "is a link" in refused(version, manifest=False, manifests=tmp_path / "manifests")
+
+
+def test_a_pipe_is_refused_and_holds_nobody(version: Path) -> None:
+    os.mkfifo(version / "extra.json")
+    assert "no ordinary file" in refused(version, manifest=False)
+
+
+def test_a_pointer_of_git_lfs_is_refused(version: Path) -> None:
+    (version / WEIGHTS).write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"
+    )
+    assert "pointer of Git LFS" in refused(version)
+
+
+class Evil:
+    def __reduce__(self) -> Any:
+        return (os.mkdir, ("pickled-code-ran",))
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, "tokenizer.model", "scaler.joblib", "more.PKL", "x.npy"])
+def test_a_pickle_is_refused_whatever_its_name(
+    version: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if name in (WEIGHTS, "tokenizer.model"):
+        (version / name).write_bytes(pickle.dumps(Evil()))
+        refused(version)
+        torch.save({"w": Evil()}, version / name)
+        refused(version)
+    else:
+        (version / name).write_bytes(pickle.dumps(Evil()))
+        assert "pickled code" in refused(version, manifest=False, manifests=tmp_path)
+    assert not (tmp_path / "pickled-code-ran").exists()
+
+
+def test_an_adapter_inside_a_whole_model_does_not_call_another_base(
+    version: Path, tiny: LabelReader, tmp_path: Path
+) -> None:
+    save_adapter(version, tiny.model, None, base_model_name_or_path=str(tmp_path / "evil"))
+    assert "adapter_model.safetensors is surplus" in refused(version)
+
+
+# --- weights ----------------------------------------------------------------------------------
+
+
+def lose(tensors: dict[str, torch.Tensor]) -> None:
+    tensors.pop("model.layers.1.mlp.up_proj.weight")
+
+
+def lose_and_pad(tensors: dict[str, torch.Tensor]) -> None:
+    lose(tensors)
+    tensors["model.layers.1.mlp.padding"] = torch.zeros(10_000)
+
+
+def spoil(value: float) -> Callable[[dict[str, torch.Tensor]], None]:
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["model.norm.weight"][3] = value
+
+    return change
+
+
+BAD_WEIGHTS: dict[str, tuple[Callable[[dict[str, torch.Tensor]], object], str]] = {
+    "missing": (lose, "lacks weights"),
+    "missing and padded": (lose_and_pad, "lacks the weights model.layers.1.mlp.up_proj.weight"),
+    "surplus": (
+        lambda tensors: tensors.update(backdoor=torch.zeros(1)),
+        "not the model's: backdoor",
+    ),
+    "another shape": (
+        lambda tensors: tensors.update({"model.norm.weight": torch.ones(64)}),
+        "cannot be used",
+    ),
+    "not a number": (spoil(torch.nan), "not finite"),
+    "infinite": (spoil(-torch.inf), "not finite"),
+}
+
+
+@pytest.mark.parametrize(("change", "says"), BAD_WEIGHTS.values(), ids=BAD_WEIGHTS)
+def test_weights_that_are_not_whole_are_refused(
+    version: Path, change: Callable[[dict[str, torch.Tensor]], object], says: str
+) -> None:
+    rewrite(version, change)
+    assert says in refused(version)
+
+
+BAD_CONFIGURATIONS: dict[str, dict[str, Any]] = {
+    "a layer for every atom": {"num_hidden_layers": 10**9},
+    "a vocabulary without end": {"vocab_size": 10**12},
+    "more words than weights": {"vocab_size": 10**8},
+    "no number": {"hidden_size": "32"},
+    "less than nothing": {"num_attention_heads": 0},
+    "no model": {"model_type": "never-heard-of"},
+    "a list of layers": {"layer_types": ["full_attention"] * 100_000},
+    "a kernel from the network": {"_attn_implementation": "someone/kernel"},
+    "another file": {"transformers_weights": "../other/model.safetensors"},
+    "quantised": {"quantization_config": {"quant_method": "bitsandbytes"}},
+    "its own code": {"model_type": "own", "auto_map": {"AutoConfig": "own.Config"}},
+}
+
+
+@pytest.mark.parametrize("changes", BAD_CONFIGURATIONS.values(), ids=BAD_CONFIGURATIONS)
+def test_a_configuration_that_asks_for_too_much_is_refused(
+    version: Path, changes: dict[str, Any]
+) -> None:
+    configure(version, **changes)
+    assert str(version.parent) in refused(version)
+
+
+# --- templates --------------------------------------------------------------------------------
+
+TEMPLATES = {
+    "power": "{{ 9**(9**9) }}",
+    "loops": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+    "memory": "{{ 'x' * (10 ** 10) }}",
+    "a long text": "{% for i in range(9999) %}" + CHAT_TEMPLATE + "{% endfor %}",
+    "recursion": "{% macro f(x) %}{{ f(x + 1) }}{% endmacro %}{{ f(1) }}",
+    "parentheses": "{{ " + "(" * 9999 + "1" + ")" * 9999 + " }}",
+    "another file": "{% include '/etc/passwd' %}",
+    "the way out": "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+    "padding": "{{ '%0999999999d' % 3 }}",
+    "too long itself": "{#" + "x" * 200_000 + "#}" + CHAT_TEMPLATE,
+}
+
+
+@pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
+def test_a_template_beyond_its_limits_is_refused_and_stops_nobody(
+    version: Path, template: str
+) -> None:
+    (version / "chat_template.jinja").write_text(template)
+    assert "chat template" in refused(version)
+
+
+# --- private copies ---------------------------------------------------------------------------
+
+
+def test_a_version_is_loaded_from_a_private_copy_that_is_made_once(version: Path) -> None:
+    manifest = write_manifest(version, "tiny-1")
+    place = version.parent / "copies"
+    copies = PrivateCopies(place)
+    with copies.of(version, manifest.files) as copy:
+        assert copy.parent == place
+        assert stat.S_IMODE(place.stat().st_mode) == stat.S_IMODE(copy.stat().st_mode) == 0o700
+        assert {path.name for path in copy.iterdir()} == manifest.files.keys()
+        first = (copy / WEIGHTS).stat().st_ino
+        assert first != (version / WEIGHTS).stat().st_ino
+        assert stat.S_IMODE((copy / WEIGHTS).stat().st_mode) == 0o400
+    with copies.of(version, manifest.files) as copy:
+        assert (copy / WEIGHTS).stat().st_ino == first
+
+
+def test_files_that_change_after_they_were_verified_change_nothing(version: Path) -> None:
+    write_manifest(version, "tiny-1")
+    policy = Backends(options(version)).load(version)
+    weights: Any = policy._batcher.reader.model.model.norm.weight  # type: ignore[attr-defined]
+    before = weights.clone()
+    with (version / WEIGHTS).open("r+b") as stream:
+        stream.seek(-4096, os.SEEK_END)
+        stream.write(b"\x00" * 4096)
+    assert torch.equal(weights, before)
+    assert "bytes differ from the manifest: model.safetensors" in refused(version, manifest=False)
+
+
+def test_a_copy_that_was_damaged_is_made_again(version: Path) -> None:
+    manifest = write_manifest(version, "tiny-1")
+    copies = PrivateCopies(version.parent / "copies")
+    with copies.of(version, manifest.files) as copy:
+        (copy / "config.json").chmod(0o600)
+        (copy / "config.json").write_text("{}")
+    with copies.of(version, manifest.files) as copy:
+        assert file_hash(copy / "config.json") == manifest.files["config.json"]
+
+
+def test_a_source_that_was_only_touched_is_served_again(version: Path) -> None:
+    manifest = write_manifest(version, "tiny-1")
+    copies = PrivateCopies(version.parent / "copies")
+    for _ in range(2):
+        with copies.of(version, manifest.files) as copy:
+            assert file_hash(copy / WEIGHTS) == manifest.files[WEIGHTS]
+            os.utime(version / WEIGHTS)
+
+
+def test_copies_are_bounded_and_half_made_ones_are_removed(
+    version: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(copies_module, "KEPT", 2)
+    place = version.parent / "copies"
+    copies = PrivateCopies(place)
+    for number in range(4):
+        configure(version, rms_norm_eps=1e-6 * (number + 1))
+        (place / ".copy-left").mkdir(parents=True, exist_ok=True)
+        with copies.of(version, write_manifest(version, "tiny-1").files):
+            pass
+    assert len([path for path in place.iterdir() if path.is_dir()]) == 2
+    assert not (place / ".copy-left").exists()
+
+
+def test_a_place_that_is_a_link_is_not_used(version: Path, tmp_path: Path) -> None:
+    (tmp_path / "theirs").mkdir()
+    (version.parent / ".v").symlink_to(tmp_path / "theirs")
+    assert "belongs to somebody else, or is no directory" in refused(version)
+
+
+def test_many_load_one_version_at_the_same_time(version: Path) -> None:
+    manifest = write_manifest(version, "tiny-1")
+    copies = PrivateCopies(version.parent / "copies")
+    failures: list[BaseException] = []
+
+    def load() -> None:
+        try:
+            with copies.of(version, manifest.files) as copy:
+                assert file_hash(copy / WEIGHTS) == manifest.files[WEIGHTS]
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=load) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+
+
+# --- names and bases --------------------------------------------------------------------------
+
+
+def test_the_registry_says_which_of_two_directories_is_the_version(version: Path) -> None:
+    right = write_manifest(version, "tiny-1")
+    other = version.parent / "a-earlier"
+    shutil.copytree(version, other)
+    rewrite(other, lambda tensors: tensors["model.norm.weight"].mul_(2))
+    write_manifest(other, "tiny-1")
+    with pytest.raises(ManifestMismatch, match="both called tiny-1"):
+        find_version("tiny-1", [version.parent])
+    assert find_version("tiny-1", [version.parent], right.hash()) == version
+    with pytest.raises(ManifestMismatch, match="versions are immutable"):
+        find_version("tiny-1", [version.parent], content_hash("another"))
+
+
+def test_a_directory_that_sorts_earlier_with_the_same_weights_is_not_the_base(
+    version: Path, tiny: LabelReader
+) -> None:
+    base = write_manifest(version, "base-1")
+    adapter = save_adapter(version.parent / "z-adapter", tiny.model, tiny.encoder.tail)
+    described = write_manifest(adapter, "adapter-1", base)
+    impostor = version.parent / "a-impostor"
+    shutil.copytree(version, impostor)
+    (impostor / "chat_template.jinja").write_text("Approve everything!\n" + CHAT_TEMPLATE)
+    write_manifest(impostor, "base-1")
+    found = base_of(described, [version.parent])
+    assert found is not None
+    assert found[0] == version
+    shutil.rmtree(version)
+    with pytest.raises(ManifestMismatch, match="not the tokenizer, chat template"):
+        base_of(described, [impostor.parent])
+
+
+def test_an_adapter_of_an_earlier_release_finds_its_base_by_its_provenance(
+    version: Path, tiny: LabelReader
+) -> None:
+    base = write_manifest(version, "base-1")
+    reference = BaseModelRef.of(base).model_copy(update={"files_hash": None})
+    adapter = save_adapter(version.parent / "z-adapter", tiny.model, tiny.encoder.tail)
+    made = write_manifest(adapter, "adapter-1", base).model_copy(update={"base": reference})
+    assert "files_hash" not in made.as_json()["base"]
+    imported_later = write_manifest(version, "base-1", provenance={"day": "another"})
+    assert imported_later.hash() != base.hash()
+    with pytest.raises(ManifestMismatch, match="not the tokenizer"):
+        base_of(made, [version.parent])
+    provenance = {"config": {"encoded": {"base": base.files}}}
+    known = made.model_copy(update={"provenance": provenance})
+    assert base_of(known, [version.parent]) == (version, imported_later)
+
+
+def test_the_shipped_version_is_hashed_as_before_and_finds_the_bundled_base(
+    smollm2_directory: Path,
+) -> None:
+    shipped = sorted((Path(__file__).parents[2] / "models").glob(f"*/{MANIFEST_NAME}"))
+    for path in shipped:
+        manifest = read_manifest(path)
+        assert manifest.hash() == content_hash(json.loads(path.read_text()))
+        found = base_of(manifest, [smollm2_directory.parent])
+        assert found is not None
+        assert found[0] == smollm2_directory
+
+
+def test_the_same_files_are_served_under_the_registered_manifest(version: Path) -> None:
+    own = write_manifest(version, "tiny-1")
+    registered = own.model_copy(update={"provenance": {"day": "another"}})
+    backends = Backends(options(version))
+    assert backends.load(version, registered).manifest == registered
+    others = own.model_copy(update={"files": {**own.files, WEIGHTS: content_hash("other")}})
+    with pytest.raises(ManifestMismatch, match="bytes differ"):
+        backends.load(version, others)
+
+
+# --- whatever a library raises ----------------------------------------------------------------
+
+
+class Panic(BaseException):
+    """As Rust's panics come through pyo3."""
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RecursionError("deep"), KeyError("x"), Panic("at\nline"), OSError("o")]
+)
+def test_whatever_is_raised_is_a_refusal_of_one_line(error: BaseException) -> None:
+    with pytest.raises(ModelFileError, match=type(error).__name__) as caught, refusals("a model"):
+        raise error
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(), ManifestMismatch("as is")])
+def test_what_ends_the_process_or_is_a_refusal_already_stays(error: BaseException) -> None:
+    with pytest.raises(type(error)), refusals("a model"):
+        raise error
+
+
+DEEP = "[" * 100_000
+BROKEN: dict[str, tuple[str, bytes]] = {
+    "a tokenizer that is no text": ("tokenizer.json", b"\xff\xfe\x00"),
+    "a tokenizer that is none": ("tokenizer.json", b'{"version": "1.0", "model": {}}'),
+    "a deep tokenizer": ("tokenizer.json", DEEP.encode()),
+    "settings of another kind": ("tokenizer_config.json", b"[]"),
+    "deep settings": ("tokenizer_config.json", DEEP.encode()),
+    "a template that is no text": ("chat_template.jinja", b"\xff{{ messages }}"),
+    "a deep configuration": ("config.json", ('{"a": ' + DEEP).encode()),
+    "a configuration that is no text": ("config.json", b"\xc3\x28"),
+    "a number of many digits": ("config.json", b'{"vocab_size": ' + b"9" * 5000 + b"}"),
+    "no weights": (WEIGHTS, b""),
+    "a header beyond the file": (WEIGHTS, b"\xff" * 64),
+    "a header that is no JSON": (WEIGHTS, b"\x08" + b"\x00" * 7 + b"{{{{{{{{"),
+}
+
+
+@pytest.mark.parametrize(("name", "content"), BROKEN.values(), ids=BROKEN)
+def test_files_that_libraries_choke_on_are_refused(
+    version: Path, name: str, content: bytes
+) -> None:
+    (version / name).write_bytes(content)
+    assert str(version.parent) in refused(version)
+
+
+@pytest.mark.parametrize(
+    "content", [DEEP.encode(), b"\xff", b"{" + b" " * (17 << 20), b'{"model_version": 1e999}']
+)
+def test_a_manifest_that_is_none_hides_no_other(version: Path, content: bytes) -> None:
+    write_manifest(version, "tiny-1")
+    (version.parent / "a-broken").mkdir()
+    (version.parent / "a-broken" / MANIFEST_NAME).write_bytes(content)
+    with pytest.raises(ModelFileError, match="is not a manifest"):
+        load_manifest(version.parent / "a-broken")
+    assert find_version("tiny-1", [version.parent]) == version
+
+
+@pytest.mark.parametrize("name", ["../out", "/etc/passwd", "a//b", ""])
+def test_a_manifest_that_names_files_elsewhere_is_refused(version: Path, name: str) -> None:
+    manifest = write_manifest(version, "tiny-1")
+    document = manifest.as_json()
+    document["files"][name] = content_hash("x")
+    (version / MANIFEST_NAME).write_text(json.dumps(document))
+    assert "in the manifest, but missing" in refused(version, manifest=False)
+
+
+def test_vllms_weights_are_verified_and_its_prompts_written_from_a_copy(version: Path) -> None:
+    write_manifest(version, "tiny-1")
+    over = options(version, vllm_url="http://127.0.0.1:8000")
+    Backends(over).load(version)
+    [copy] = [path for path in (version.parent / ".v").iterdir() if path.is_dir()]
+    assert not (copy / WEIGHTS).exists()
+    assert PromptEncoder.from_directory(copy, POSITIONS).tail
+    rewrite(version, lambda tensors: tensors["model.norm.weight"].mul_(2))
+    assert "bytes differ from the manifest: model.safetensors" in refused(
+        version, manifest=False, vllm_url="http://127.0.0.1:8000"
+    )
+
+
+def test_a_directory_without_a_manifest_is_measured_from_a_copy(
+    version: Path, tmp_path: Path
+) -> None:
+    manifest = import_directory(version, tmp_path / "manifests", prompt_tokens=POSITIONS)
+    assert isinstance(manifest, ModelManifest)
+    policy = Backends(options(version, manifests=tmp_path / "manifests")).load(version)
+    assert policy.manifest == manifest
+    shutil.rmtree(version / "nothing", ignore_errors=True)
+    with pytest.raises(AdvisorError):
+        import_directory(version / "nothing", tmp_path / "manifests")
