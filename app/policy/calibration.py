@@ -28,6 +28,12 @@ from app.domain.scenario import Scenario
 BIAS_SCENARIOS, BIAS_SEED = 32, 2021
 ILLUSTRATION_SCENARIOS, ILLUSTRATION_SEED = 32, 7
 _START = datetime(2024, 1, 1, tzinfo=UTC)
+_NEWS = (
+    None,
+    "ETF inflows hit a record",
+    "Exchange halts withdrawals after a hack",
+    "A quiet session",
+)
 
 
 class ProposalDistribution(NamedTuple):
@@ -96,9 +102,33 @@ def calibrate(
 
 
 def _varied_scenario(source: random.Random) -> Scenario:
-    # long: one line per field of a scenario, and nothing else.
     last_close = source.uniform(50.0, 60_000.0)
-    candidate: dict[str, Any] = {
+    candidate = _varied_candidate(source, last_close)
+    account = {
+        "day_pnl_fraction": source.uniform(-0.03, 0.03),
+        "drawdown_fraction": source.uniform(0, 0.15),
+        "consecutive_losses": source.randrange(5),
+        "positions": [],
+    }
+    distance = source.uniform(0.8, 3) * candidate["atr"]
+    plan = {
+        "entry": last_close,
+        "stop": last_close - distance,
+        "targets": [last_close + source.uniform(0.8, 4) * distance],
+        "quantity": 1.0,
+    }
+    market = {
+        "last_close": last_close,
+        "bar_closed_at": candidate["ts"],
+        "bar_seconds": 1800.0,
+    }
+    return Scenario.from_json(
+        {"candidate": candidate, "plan": plan, "account": account, "market": market}
+    )
+
+
+def _varied_candidate(source: random.Random, last_close: float) -> dict[str, Any]:
+    return {
         "symbol": source.choice(("BTC", "ETH", "SOL", "ADA", "XRP", "DOGE")) + "USDT",
         "direction": "long",
         "ts": _START + timedelta(hours=source.randrange(8760)),
@@ -132,36 +162,5 @@ def _varied_scenario(source: random.Random) -> Scenario:
         "taker_buy_ratio": source.uniform(-0.5, 0.5),
         "volume_ratio": source.uniform(-0.8, 0.8),
         "spread_bps": source.uniform(0.5, 20),
-        "news_summary": source.choice(
-            (
-                None,
-                "ETF inflows hit a record",
-                "Exchange halts withdrawals after a hack",
-                "A quiet session",
-            )
-        ),
+        "news_summary": source.choice(_NEWS),
     }
-    account = {
-        "day_pnl_fraction": source.uniform(-0.03, 0.03),
-        "drawdown_fraction": source.uniform(0, 0.15),
-        "consecutive_losses": source.randrange(5),
-        "positions": [],
-    }
-    distance = source.uniform(0.8, 3) * candidate["atr"]
-    return Scenario.from_json(
-        {
-            "candidate": candidate,
-            "plan": {
-                "entry": last_close,
-                "stop": last_close - distance,
-                "targets": [last_close + source.uniform(0.8, 4) * distance],
-                "quantity": 1.0,
-            },
-            "account": account,
-            "market": {
-                "last_close": last_close,
-                "bar_closed_at": candidate["ts"],
-                "bar_seconds": 1800.0,
-            },
-        }
-    )

@@ -24,7 +24,7 @@ from training.judging.gate.evidence import Before, as_veto, evidence_of, sharpes
 from training.judging.gate.foretelling import Foretelling
 from training.judging.gate.looks import count_look, note_tried, tried_before
 from training.judging.gate.sealed import sign_off, verdict_file
-from training.judging.gate.verdict import Mode, judge
+from training.judging.gate.verdict import Evidence, Mode, Verdict, judge
 from training.judging.report.arms import evaluation_report
 from training.judging.report.findings import Everything, Findings, Terms
 from training.learning.model.answers import Answers
@@ -107,9 +107,7 @@ def evaluation(
     vetoing = as_veto(evidence, contest, mode, bound_r)
     veto = judge(vetoing, terms.gate, mode)
     for weighed, judged in ((evidence, verdict), (vetoing, veto)):
-        signed = sign_off(judged, weighed, terms.gate, by="advisor-train evaluate", at=now)
-        path = folder / verdict_file(weighed.kind)
-        path.write_text(json.dumps(signed, indent=1) + "\n", encoding="utf-8")
+        _seal(folder, weighed, judged, terms, now)
     findings = Findings(
         model_version=version,
         contest=contest,
@@ -138,8 +136,7 @@ def evaluation(
             terms,
         ),
     )
-    rollouts(contest).write_parquet(folder / ROLLOUTS)
-    evaluation_report(findings).write(folder)
+    _write(folder, findings)
     return {
         "model_version": version,
         "promote": verdict.promote,
@@ -221,8 +218,7 @@ def walk_forward(
         trained=first_trained,
         decision_s=0.0,
     )
-    rollouts(contest).write_parquet(folder / ROLLOUTS)
-    evaluation_report(findings).write(folder)
+    _write(folder, findings)
     return {"periods": len(periods), "scenarios": len(contest.arena)}
 
 
@@ -238,6 +234,18 @@ def _everything(
     periods = refitted(every, labels, answers, trained, terms.evaluate.refit_days)
     arena, played = play(every, market, periods, limits, terms.outcomes)
     return Everything(arena, played, len(periods[0].past.rewards))
+
+
+def _seal(folder: Path, evidence: Evidence, verdict: Verdict, terms: Terms, now: datetime) -> None:
+    """The gate's report, signed."""
+    signed = sign_off(verdict, evidence, terms.gate, by="advisor-train evaluate", at=now)
+    path = folder / verdict_file(evidence.kind)
+    path.write_text(json.dumps(signed, indent=1) + "\n", encoding="utf-8")
+
+
+def _write(folder: Path, findings: Findings) -> None:
+    rollouts(findings.contest).write_parquet(folder / ROLLOUTS)
+    evaluation_report(findings).write(folder)
 
 
 def _untuned(encoded: Encoded, base: Base) -> Answers:
