@@ -62,6 +62,11 @@ IDENTITIES = {
     "event_links": "seq",
     "put_aside": "payload_hash",
     "comparisons": "decision_id",
+    "shared_parts": "hash",
+    "imported_trades": "import_id",
+    "limits_proposals": "id",
+    "limits_reports": "id",
+    "limits_adoptions": "id",
 }
 """Tables, and the column that makes an inserted row another one."""
 UNCOVERED = {
@@ -71,6 +76,39 @@ UNCOVERED = {
     ("put_aside", "id"),
     ("event_links", "id"),
 }
+
+
+OWN_ROWS: dict[str, dict[str, Any]] = {
+    "imported_trade": {
+        "import_id": uuid4(),
+        "source": "freqtrade",
+        "symbol": "BTCUSDT",
+        "direction": "long",
+        "as_of": datetime(2026, 1, 1, tzinfo=UTC),
+        "decision": True,
+        "net_pnl": 0.5,
+        "missing": ["candidate.atr"],
+        "action": {"decision": True, "reason": "a test"},
+    },
+    "limits_proposal": {
+        "profile": "",
+        "toml": "version = 1",
+        "hash": digest(b"limits"),
+        "note": "a test",
+        "proposed_by": "bench",
+    },
+    "limits_report": {"proposal_id": 1, "against": "now", "report": "none", "seconds": 0.1},
+    "limits_adoption": {
+        "profile": "",
+        "previous": 0,
+        "toml": "version = 1",
+        "hash": digest(b"limits"),
+        "file_hash": digest(b"file"),
+        "reason": "a test",
+        "changed_by": "bench",
+    },
+}
+"""Rows of the log's own that no event of these brings."""
 
 
 def linked(producer: Producer, event: Event) -> Event:
@@ -129,6 +167,8 @@ async def fill(url: str, decisions: int, more: list[Event], manifest: ModelManif
     await log.append([linked(producers[1], events[-1])])
     await log.register_model(manifest)
     await log.set_alias("shadow", manifest.model_version, reason="a test", by="bench")
+    for kind, row in OWN_ROWS.items():
+        await log.add_once(kind, [row])
     await log.drop_months_before(datetime(2024, 2, 1, tzinfo=UTC))
     await log.aclose()
 
@@ -210,7 +250,7 @@ class Tamperer:
         value = row[IDENTITIES[table]]
         if isinstance(value, int):
             return value + 1000 + self._random.randrange(1000)
-        return str(uuid4()) if "decision" in table else digest(self._random.randbytes(8))
+        return str(uuid4()) if _is_uuid(value) else digest(self._random.randbytes(8))
 
     def _edited(self, value: Any) -> Any:
         """Something else of the same kind that the column takes."""
@@ -232,9 +272,13 @@ class Tamperer:
         self.connection.close()
 
 
+def _is_uuid(value: str) -> bool:
+    return len(value) == 36 and value.count("-") == 4
+
+
 def _other_text(value: str) -> str:
     """Another text; a time, an id or bytes stay what they are."""
-    if len(value) == 36 and value.count("-") == 4:
+    if _is_uuid(value):
         return str(uuid4())
     if value.startswith("\\x"):
         return value + "00"

@@ -309,6 +309,18 @@ class ShadowLog:
             await self._link_rows(connection, kind, rows)
         return plain(rows[0])
 
+    async def add_once(self, kind: str, rows: Sequence[Row]) -> int:
+        """Add rows to a table of the log's own, and their links; those that are there stay as they
+        are. How many were new."""
+        if not rows:
+            return 0
+        own = tables.OWN_TABLES[kind]
+        async with self._linking() as connection:
+            statement = upsert(own).on_conflict_do_nothing().returning(own)
+            added = (await connection.execute(statement, list(rows))).all()
+            await self._link_rows(connection, kind, added)
+        return len(added)
+
     async def counts(self) -> dict[str, int]:
         """Rows by table."""
         async with self._transaction() as connection:

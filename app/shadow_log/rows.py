@@ -35,6 +35,8 @@ from app.shadow_log.lean import Lean, whole_advice, whole_record, without_nulls
 from app.shadow_log.schema import tables
 
 Row = dict[str, Any]
+LARGEST = 2**63 - 1
+"""Of the integers that are hashed as such."""
 SEPARATE = ("scenario", "advices")
 """Parts of a decision with a column, or rows, of their own."""
 
@@ -181,10 +183,22 @@ def row_hash(row: Mapping[str, Any]) -> str:
     """The hash of a whole row of plain values, by the names of its columns."""
     return content_hash(
         {
-            name: utc(value).isoformat() if isinstance(value, datetime) else value
+            name: utc(value).isoformat()
+            if isinstance(value, datetime)
+            else as_written(value, LARGEST)
             for name, value in row.items()
         }
     )
+
+
+def as_written(content: Any, largest: int) -> Any:
+    """What JSONB gave back, with floats that it writes out as integers above `largest` as they
+    came."""
+    if isinstance(content, dict):
+        return {name: as_written(value, largest) for name, value in content.items()}
+    if isinstance(content, list):
+        return [as_written(value, largest) for value in content]
+    return float(content) if isinstance(content, int) and abs(content) > largest else content
 
 
 def report_event(kind: EventKind, row: Mapping[str, Any]) -> Event:

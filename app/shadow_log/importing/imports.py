@@ -16,7 +16,6 @@ from app.shadow_log.importing.freqtrade import freqtrade
 from app.shadow_log.importing.mapped import Mapped
 from app.shadow_log.importing.rows import ImportFault, rows_of
 from app.shadow_log.importing.spot_agent import SPOT_AGENT
-from app.shadow_log.importing.table import add_imported
 from app.shadow_log.importing.trade import ImportedTrade, Source, imported
 from app.shadow_log.log import ShadowLog
 
@@ -93,9 +92,8 @@ async def add(
             trades = read_trades(source, path, folder, coverage)
             for chunk in _chunks(trades):
                 if log is not None:
-                    new += await add_imported(
-                        log.engine, [row_of(source.name, each) for each in chunk]
-                    )
+                    rows = [row_of(source.name, each) for each in chunk]
+                    new += await log.add_once("imported_trade", rows)
                 progress.advance(task, len(chunk))
     finally:
         if log is not None:

@@ -4,7 +4,6 @@ its row."""
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from typing import Any
 
 from sqlalchemy import Table, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -14,8 +13,9 @@ from app.domain.record.link import BEFORE, FIRST, Fate, Linked
 from app.shadow_log.append import REPORTS
 from app.shadow_log.links import COLUMNS, heads
 from app.shadow_log.proof.findings import Fault, VerifyReport
-from app.shadow_log.rows import plain, row_hash
+from app.shadow_log.rows import row_hash
 from app.shadow_log.schema import tables
+from app.shadow_log.stored import chunks
 
 CHUNK = 2000
 
@@ -112,12 +112,13 @@ async def _check_own_rows(
     connection: AsyncConnection, report: VerifyReport, kind: str, table: Table
 ) -> None:
     """Rows that the log linked by itself, held against their links whole."""
-    rows: list[dict[str, Any]] = [plain(row) for row in await connection.execute(select(table))]
-    keys = [str(row[tables.OWN_KEYS[kind][0]]) for row in rows]
-    payloads = await payloads_of(connection, kind, keys)
-    for key, row in zip(keys, rows, strict=True):
-        if payloads.get(key) not in (None, "", row_hash(row)):
-            report.add(Fault.OTHER_THAN_LINKED, f"{kind} {key}")
+    column = table.c[tables.OWN_KEYS[kind][0]]
+    async for rows in chunks(connection, select(table), column):
+        keys = [str(row[column.name]) for row in rows]
+        payloads = await payloads_of(connection, kind, keys)
+        for key, row in zip(keys, rows, strict=True):
+            if payloads.get(key) not in (None, "", row_hash(row)):
+                report.add(Fault.OTHER_THAN_LINKED, f"{kind} {key}")
 
 
 _ROWS = [

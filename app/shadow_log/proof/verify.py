@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import and_, exists, func, select, true
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from app.domain.canonical import canonical_json, digest
+from app.domain.canonical import canonical_json, content_hash, digest
 from app.domain.errors import InvalidRecord
 from app.domain.model.manifest import ModelManifest
 from app.domain.record.control import AgentAction
@@ -24,6 +24,7 @@ from app.shadow_log.proof.findings import Fault, VerifyReport
 from app.shadow_log.rows import (
     Row,
     advice_rows,
+    as_written,
     assemble,
     control_row,
     decision_row,
@@ -38,7 +39,8 @@ from app.shadow_log.stored import Beside, chunks, stored, within
 JSON_COLUMNS = ("scenario", "record")
 """Held against the hash, not column by column; and as a whole where they are stored lean."""
 
-
+EXACT = 2**53
+"""No integer of ours is larger; a float is written as one by JSONB."""
 Progress = Callable[[int, int], None]
 
 
@@ -84,6 +86,7 @@ async def verify(
             if since is None and until is None:
                 await _check_reports(connection, report)
                 await _check_models(connection, report)
+                await _check_parts(connection, report)
                 await check_chain(connection, report)
                 await check_links(connection, report)
     return report
@@ -260,3 +263,12 @@ async def _check_models(connection: AsyncConnection, report: VerifyReport) -> No
             continue
         if (manifest.hash(), manifest.model_version) != (row.manifest_hash, row.model_version):
             report.add(Fault.HASH, what)
+
+
+async def _check_parts(connection: AsyncConnection, report: VerifyReport) -> None:
+    """What decisions share is kept under the hash of its content, whether one needs it or not."""
+    parts = tables.shared_parts
+    async for chunk in chunks(connection, select(parts), parts.c.hash):
+        for row in chunk:
+            if content_hash(as_written(row["content"], EXACT)) != row["hash"]:
+                report.add(Fault.HASH, f"shared_parts {row['hash']}")

@@ -25,7 +25,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
-REVISION = "0017"
+REVISION = "0018"
 """The schema that this release works with; a test holds it against the newest migration."""
 
 metadata = MetaData(
@@ -284,7 +284,8 @@ imported_trades = Table(
     _now(),
     Index(None, "as_of"),
 )
-"""What other programs recorded of trades: no decision was made here."""
+"""What other programs recorded of trades. A table of its own: no decision was made here, so that no
+view, metric or gate can count one."""
 
 limits_proposals = Table(
     "limits_proposals",
@@ -436,6 +437,7 @@ OWN_KEYS = {
     "model": ("model_version", "manifest_hash"),
     "alias": ("id", "model_version"),
     "month": ("id", "month"),
+    "imported_trade": ("import_id", "source"),
     "limits_proposal": ("id", "hash"),
     "limits_report": ("id", "against"),
     "limits_adoption": ("id", "hash"),
@@ -445,6 +447,7 @@ OWN_TABLES = {
     "model": model_versions,
     "alias": aliases,
     "month": dropped_months,
+    "imported_trade": imported_trades,
     "limits_proposal": limits_proposals,
     "limits_report": limits_reports,
     "limits_adoption": limits_adoptions,

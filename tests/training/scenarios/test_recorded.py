@@ -15,7 +15,6 @@ import pytest
 from app.domain.errors import ShadowLogUnavailable
 from app.domain.record.control import AgentAction
 from app.shadow_log.importing.imports import row_of
-from app.shadow_log.importing.table import add_imported
 from app.shadow_log.importing.trade import ImportedTrade
 from app.shadow_log.log import ShadowLog
 from tests import builders as build
@@ -297,7 +296,8 @@ async def test_imported_trades_train_where_they_are_complete_and_only_when_asked
     log = ShadowLog.connect(database_url)
     rows = [imported_trade(hours(1)), imported_trade(hours(2), complete=False)]
     rows.append(imported_trade(datetime(2024, 6, 1, tzinfo=UTC)))  # Held out.
-    assert await add_imported(log.engine, rows) == 3
+    assert await log.add_once("imported_trade", rows) == 3
+    assert await log.add_once("imported_trade", rows) == 0
     await log.aclose()
 
     before = log_state(database_url, LOG, HOUR)

@@ -21,9 +21,10 @@ from app.journal.stream import StreamJournal
 from app.shadow_log.log import ShadowLog
 from app.shadow_log.proof.findings import Fault
 from app.shadow_log.proof.verify import verify_log
+from app.shadow_log.schema import tables
 from app.telemetry import UNOBSERVED
 from app.writer import Writer
-from bench.tamper import fill, linked, trials
+from bench.tamper import IDENTITIES, OWN_ROWS, Tamperer, fill, linked, trials
 from tests import builders as build
 from tests.service.journal.journal_events import client
 from tests.service.running import until
@@ -211,4 +212,25 @@ async def test_one_row_deleted_edited_or_inserted_is_found(database_url: str) ->
     assert (await verify_log(database_url)).findings == []
     done, unseen = await trials(database_url, 25, seed=1)
     assert (sum(done.values()), unseen) == (25, [])
+    assert (await verify_log(database_url)).findings == []
+
+
+def test_the_trial_leaves_no_table_out_but_the_one_that_says_how_far_the_others_are() -> None:
+    assert set(tables.metadata.tables) - set(IDENTITIES) == {"chain_heads"}
+
+
+@pytest.mark.parametrize("table", ["imported_trades", "limits_adoptions", "shared_parts"])
+async def test_what_no_event_brought_cannot_vanish_unseen(database_url: str, table: str) -> None:
+    await fill(database_url, 1, [], build.manifest())
+    tamperer = Tamperer(database_url, seed=0)
+    tamperer.connection.execute(f"DELETE FROM {table}")
+    tamperer.close()
+    assert (await verify_log(database_url)).findings
+
+
+async def test_numbers_that_jsonb_writes_out_are_no_change(database_url: str) -> None:
+    log = ShadowLog.connect(database_url)
+    odd = {"decision": True, "entry": 1e150, "stop": 2.164036440412353e16, "quantity": 1e-9}
+    assert await log.add_once("imported_trade", [OWN_ROWS["imported_trade"] | {"action": odd}]) == 1
+    await log.aclose()
     assert (await verify_log(database_url)).findings == []

@@ -197,6 +197,10 @@ TAMPERING = {
         f"UPDATE advices SET record = '7' {PRIMARY}",
         {Fault.UNREADABLE},
     ),
+    "a part that nobody uses": (
+        f"INSERT INTO shared_parts VALUES ('sha256:{'1' * 64}', '1')",
+        {Fault.HASH},
+    ),
     "a part that vanished": ("DELETE FROM shared_parts", {Fault.UNREADABLE}),
     "a decision that vanished": (
         f"DELETE FROM decisions {ONE}",

@@ -18,6 +18,7 @@ from sqlalchemy import create_engine, inspect
 
 from app.domain.errors import ShadowLogUnavailable
 from app.shadow_log.log import ShadowLog
+from app.shadow_log.proof.verify import verify_log
 from app.shadow_log.schema import tables
 from app.shadow_log.schema.migrate import config, current, downgrade, upgrade
 from tests import builders as build
@@ -202,3 +203,20 @@ async def test_readers_read_partitions_that_are_made_later(database_url: str) ->
         connection.execute("SET ROLE advisor_reader")
         assert connection.execute("SELECT count(*) FROM decisions_202611").fetchone() == (1,)
         assert connection.execute("SELECT count(*) FROM shadow_comparison").fetchone() == (1,)
+
+
+async def test_imported_trades_of_before_their_links_get_them_once(database_url: str) -> None:
+    downgrade(database_url, "0017")
+    row = (
+        "INSERT INTO imported_trades (import_id, source, symbol, direction, as_of, decision,"
+        " missing, action) VALUES (gen_random_uuid(), 'freqtrade', 'BTCUSDT', 'long',"
+        " '2024-01-01', true, '{}', '{}')"
+    )
+    with psycopg.connect(database_url.replace("+psycopg", "")) as connection:
+        connection.execute(row)
+        connection.execute(row)
+    for _ in range(2):
+        upgrade(database_url)
+        report = await verify_log(database_url)
+        assert (report.findings, report.links) == ([], 2)
+        downgrade(database_url, "0017")
