@@ -201,7 +201,8 @@ class Metrics:
             "losses_total", "What could not be kept, or was refused at the end", "cause"
         )
         self.missing = make.gauge(
-            "events_missing", "Numbered events that should be in Postgres and are not (writer)"
+            "events_missing",
+            "Numbered events, and accepted requests, that should be in Postgres and are not (writer)",
         )
         self.writer_rows = make.counter("writer_rows_total", "Rows written to Postgres", "table")
         self.writer_batch = make.histogram(

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from time import monotonic, perf_counter
@@ -29,6 +29,10 @@ from app.telemetry import AuthFailure, LossCause, Refusal, Task, Telemetry
 log = structlog.get_logger()
 LOG_EVERY_S = 1.0
 WATCH_S = 2.0
+GONE_S = 6.0
+"""Within which a decision leaves the spool of a replica that reaches the queue server."""
+LOOK_AT = 1000
+"""Accepted requests that are asked about at once, the oldest."""
 CHECKPOINT_S = 60.0
 SCRAPE_CONNECTIONS, SCRAPE_S = 32, 2.0
 """Nobody but a scraper comes to the metrics, and it must not cost the writer anything."""
@@ -43,11 +47,16 @@ class Writer:
         shadow_log: ShadowLog,
         telemetry: Telemetry,
         checkpointer: Checkpointer | None = None,
+        *,
+        clock: Callable[[], float] = monotonic,
     ) -> None:
         self._shadow_log = shadow_log
         self._checkpointer = checkpointer
         self._telemetry = telemetry
+        self._clock = clock
         self._missing = 0
+        self._gone: dict[int, float] = {}
+        """Accepted requests that the queue server holds nothing of, and since when."""
         self._drain = StreamDrain(redis_url, self._write, telemetry)
 
     async def run(self) -> None:
@@ -91,9 +100,25 @@ class Writer:
         told = await self._shadow_log.heads()
         if await self._drain.backlog() > 0:
             told = {}
-        missing = await self._shadow_log.missing_events(told)
+        missing = await self._shadow_log.missing_events(told) + await self._forgotten()
         self._telemetry.events_missing(missing)
         return missing
+
+    async def _forgotten(self) -> int:
+        """How many accepted requests were lost before they were decided. One that the queue server
+        holds nothing of is recorded as that after a while: its decision may lie in a spool."""
+        waiting = (await self._shadow_log.undecided())[:LOOK_AT]
+        gone = []
+        if waiting:
+            numbers = await self._drain.forgot([(each.key, each.claim) for each in waiting])
+            gone = [waiting[number] for number in numbers]
+        now = self._clock()
+        self._gone = {each.id: self._gone.get(each.id, now) for each in gone}
+        lost = [each for each in gone if now - self._gone[each.id] >= GONE_S]
+        if lost:
+            await self._shadow_log.forget(lost)
+            log.error("accepted requests are lost", decisions=[each.key for each in lost])
+        return await self._shadow_log.forgotten()
 
     async def _watch_on(self) -> None:
         try:

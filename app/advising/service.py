@@ -205,10 +205,14 @@ class Service:
                 )
             )
         try:
-            return await self.requests.put_all(accepted)
+            waiting = await self.requests.put_all(accepted)
         except QueueFull as full:
             retry_after_s = max(1, ceil(self.door.estimate(full.excess)))
             raise Overloaded(f"{full}; nothing of this call was accepted", retry_after_s) from full
+        await self.journal.promise(
+            [one for one, claim in zip(accepted, waiting, strict=True) if one.claim == claim]
+        )
+        return waiting
 
     async def readiness(self) -> dict[str, Any]:
         """The truth about each dependency and each background task. Without Postgres or Valkey, but

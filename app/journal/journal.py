@@ -43,6 +43,7 @@ from app.journal import consumer, ledger
 from app.journal.condition import UNTOLD
 from app.journal.consumer import Consumer
 from app.journal.keys import DEAD, EVENTS, NEEDED, MisplacedKey
+from app.journal.later import AcceptedRequest
 from app.journal.segment import Segment
 from app.journal.spool import Spool
 from app.journal.stream import (
@@ -185,6 +186,25 @@ class Journal:
         JournalUnavailable : neither stream nor spool took it.
         """
         return await self._append(event, lambda linked: self._stream.append(linked, anew=anew))
+
+    async def promise(self, requests: Sequence[AcceptedRequest]) -> None:
+        """Number requests that wait in the queue, before their callers are told so: one that is
+        lost with the queue is missed. Raises `JournalUnavailable`: nobody may be told."""
+        links = []
+        for request in requests:
+            payload = digest(request.payload)
+            kind, key, claim = EventKind.DECISION.value, request.decision_id, request.claim
+            links.append(self._producer.link(kind, key, claim, payload))
+        self._unsettled |= {linked.seq: linked for linked in links}
+        left = (self._stream.leave(linked._replace(fate=Fate.ACCEPTED)) for linked in links)
+        try:
+            await asyncio.gather(*left)
+        except BaseException:
+            for linked in links:
+                self._withdraw(linked, unseen=False)
+            raise
+        for linked in links:
+            del self._unsettled[linked.seq]
 
     async def place(
         self,
@@ -335,7 +355,7 @@ class Journal:
         """Move the spool into the stream, in order; a segment goes when all of it is there. Numbers
         that came to nothing are withdrawn."""
         for seq in list(self._unused):
-            await self._stream.void(self._unsettled[seq]._replace(fate=Fate.WITHDRAWN))
+            await self._stream.leave(self._unsettled[seq]._replace(fate=Fate.WITHDRAWN))
             del self._unused[seq], self._unsettled[seq]
         for segment in await self._spool.segments():
             events = await self._spool.events(segment)
@@ -563,6 +583,11 @@ class StreamDrain:
     async def backlog(self) -> int:
         """Events in the stream."""
         return (await self._stream.backlog())[0]
+
+    async def forgot(self, asked: Sequence[tuple[str, str]]) -> list[int]:
+        """Which of these accepted requests (decision id and claim) the queue server holds nothing
+        of any more, neither of the request nor of its decision. Raises `JournalUnavailable`."""
+        return await self._stream.forgot(asked)
 
     async def aclose(self) -> None:
         """Close the connections; unacknowledged entries go to another writer."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from hashlib import sha1
 from time import monotonic
@@ -35,6 +35,7 @@ from app.journal.keys import (
     EVICTED,
     MEMORY,
     NEEDED,
+    REQUESTS,
     SHARED,
     STATE,
     MisplacedKey,
@@ -128,6 +129,23 @@ if not arrival or tonumber(arrival) < tonumber(ARGV[1]) then
     redis.call('SET', KEYS[1], ARGV[1] .. ' ' .. ARGV[2], 'EX', ARGV[3])
 end
 """
+FORGOT = """
+local waits, gone = {}, {}
+for _, entry in ipairs(redis.call('XRANGE', KEYS[1], '-', '+')) do
+    local of = {}
+    for i = 1, #entry[2], 2 do of[entry[2][i]] = entry[2][i + 1] end
+    if of['id'] and of['claim'] then waits[of['id'] .. ' ' .. of['claim']] = true end
+end
+for i = 2, #KEYS do
+    local id, claim = ARGV[2 * i - 3], ARGV[2 * i - 2]
+    local known = redis.call('GET', KEYS[i]) or ''
+    local decided = string.sub(known, 1, #claim + 1) == claim .. '|'
+    if not waits[id .. ' ' .. claim] and not decided then gone[#gone + 1] = i - 2 end
+end
+return gone
+"""
+"""Keys: the stream of accepted requests, then the idempotency keys of decisions. Arguments: id and
+claim of each. Returns which of them, counted from 0, neither wait nor were decided."""
 APPEND_SHA = sha1(APPEND.encode(), usedforsecurity=False).hexdigest()
 _NEW, _MOVED = 1, 2
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -379,12 +397,19 @@ class StreamJournal:
         await self._run("XADD", EVENTS, "*", *aside, "fate", "aside", "reason", reason[:2000])
         await self._run(*bury_command(fields, reason))
 
-    async def void(self, linked: Linked) -> None:
-        """Leave a link in the stream whose event is not to come."""
+    async def leave(self, linked: Linked) -> None:
+        """Leave a link alone in the stream: no event comes under its number."""
         names = {"payload": "digest"}
         fields = linked._asdict() | {"fate": linked.fate.value}
         flat = (part for name, value in fields.items() for part in (names.get(name, name), value))
         await self._run("XADD", EVENTS, "*", *flat)
+
+    async def forgot(self, asked: Sequence[tuple[str, str]]) -> list[int]:
+        """Which of these requests (decision id and claim) neither wait here nor were decided."""
+        keys = (idempotency_key(EventKind.DECISION, decision_id) for decision_id, _ in asked)
+        values = (value for pair in asked for value in pair)
+        gone = await self._run("EVAL", FORGOT, 1 + len(asked), REQUESTS, *keys, *values)
+        return [int(number) for number in gone]
 
     async def place(
         self, subject: str, content: str, decision_id: str, newest: Place | None
@@ -529,7 +554,7 @@ def _entry_of(fields: Mapping[bytes, bytes]) -> Entry:
     if "producer" in text:
         link = Link(text["producer"].decode(), int(text["seq"]), text["previous"].decode())
     fate = Fate(text["fate"].decode()) if "fate" in text else Fate.EVENT
-    if fate in (Fate.REPEAT, Fate.WITHDRAWN):
+    if fate not in (Fate.EVENT, Fate.ASIDE):
         if link is None:
             raise ValueError("a link without its number")
         return Linked(*link, kind, key, claim, text["digest"].decode(), fate)

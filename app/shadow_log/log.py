@@ -39,7 +39,7 @@ from app.domain.model.manifest import ModelManifest
 from app.domain.record.control import AgentAction
 from app.domain.record.decision import Decision
 from app.domain.record.event import CorrectableReport, Entry, Event, EventKind, StateChange
-from app.domain.record.link import Producer
+from app.domain.record.link import Fate, Producer
 from app.domain.record.outcome import Outcome
 from app.shadow_log import links
 from app.shadow_log.append import REPORTS, Appended, Batch, append
@@ -53,6 +53,7 @@ from app.shadow_log.database import (
     translated_errors,
 )
 from app.shadow_log.lean import parts, with_nulls
+from app.shadow_log.promises import Promise, Promises, forgotten, newest_link
 from app.shadow_log.rows import Row, assemble, plain, report_of, row_hash
 from app.shadow_log.schema import partitions, tables
 
@@ -96,6 +97,7 @@ class ShadowLog:
         self._own = Producer()
         self._linking_one = asyncio.Lock()
         self._watch = links.Watch()
+        self._promises = Promises()
 
     @classmethod
     def connect(cls, url: str, *, patience_s: float | None = PATIENCE_S) -> Self:
@@ -380,6 +382,27 @@ class ShadowLog:
         """Numbered events that are not in the log and should be: see `Watch`."""
         async with self._transaction() as connection:
             return await self._watch.missing(connection, told)
+
+    async def undecided(self) -> list[Promise]:
+        """Accepted requests whose decisions are not in the log: see `Promises`."""
+        async with self._transaction() as connection:
+            newest = await newest_link(connection)
+        async with self._transaction() as connection:
+            return await self._promises.undecided(connection, newest)
+
+    async def forget(self, promises: Sequence[Promise]) -> None:
+        """Record that accepted requests were lost before they were decided."""
+        async with self._linking() as connection:
+            await links.shared(connection)
+            await links.append_links(
+                connection,
+                [self._own.link(*each.said)._replace(fate=Fate.FORGOTTEN) for each in promises],
+            )
+
+    async def forgotten(self) -> int:
+        """Accepted requests that were lost, and are not decided since."""
+        async with self._transaction() as connection:
+            return len(await forgotten(connection))
 
     async def aclose(self) -> None:
         """Close the connections."""

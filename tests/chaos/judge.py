@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.domain.canonical import decision_id
 from app.domain.record.decision import Decision
 from app.domain.record.event import EventKind
+from app.domain.record.link import Fate
 from app.schemas import response
 from app.shadow_log.log import ShadowLog
 from app.shadow_log.rows import assemble, plain
@@ -24,8 +25,9 @@ from tests.chaos.load import Load, Told
 from tests.chaos.stack import Stack
 from tests.service.running import until
 
-COUNTED_S = 12.0
-"""Within which a loss has to be counted: an API tells every five seconds how far it came."""
+COUNTED_S = 20.0
+"""Within which a loss has to be counted: an API tells every five seconds how far it came; a writer
+waits six for what may lie in a spool."""
 _NOT_COMPARED = {"repeated", "recorded", "rationale", "other"}
 Document = dict[str, Any]
 
@@ -48,18 +50,21 @@ class Judgement:
     """Second answers under one id, kept beside the first."""
     forgotten: int = 0
     """Requests accepted with 202 and never decided."""
+    unlinked: int = 0
+    """Numbers of accepted requests that may be lost beside: the request's own where it was decided,
+    or else that of a decision which nobody was told."""
     violations: list[str] = field(default_factory=list)
 
     @property
     def uncounted(self) -> int:
-        """Answered events that are lost unseen."""
-        return max(self.lost - self.missing, 0)
+        """Answered events, and accepted requests, that are lost unseen."""
+        return max(self.lost + self.forgotten - self.missing, 0)
 
     @property
     def overcounted(self) -> int:
         """What is counted as lost although nobody can have been promised it."""
-        unseen = self.forgotten + self.doubtful + self.marks
-        return max(self.missing - self.lost - unseen, 0)
+        unseen = self.unlinked + self.doubtful + self.marks
+        return max(self.missing - self.lost - self.forgotten - unseen, 0)
 
 
 @dataclass
@@ -70,6 +75,8 @@ class _Stored:
     aside: list[Document] = field(default_factory=list)
     actions: list[bool] = field(default_factory=list)
     outcomes: list[float] = field(default_factory=list)
+    accepted: bool = False
+    """Whether the link of an accepted request is there."""
 
 
 async def judge(stack: Stack, load: Load) -> Judgement:
@@ -88,12 +95,12 @@ async def judge(stack: Stack, load: Load) -> Judgement:
 
 async def _missing(log: ShadowLog) -> int:
     """What the log itself says, as the writers ask it."""
-    return await log.missing_events(await log.heads())
+    return await log.missing_events(await log.heads()) + await log.forgotten()
 
 
 async def _counted(judgement: Judgement, log: ShadowLog) -> bool:
     judgement.missing = await _missing(log)
-    return judgement.uncounted == 0
+    return judgement.uncounted == 0 and not await log.undecided()
 
 
 def _judge_one(judgement: Judgement, key: str, told: Told, stored: _Stored) -> None:
@@ -101,7 +108,9 @@ def _judge_one(judgement: Judgement, key: str, told: Told, stored: _Stored) -> N
         judgement.violations.append(f"{key} is stored {len(stored.decisions)} times")
     kept = [*stored.decisions, *stored.aside]
     judgement.second += len(stored.aside)
-    judgement.forgotten += told.accepted and not kept
+    if told.accepted:
+        judgement.forgotten += not kept
+        judgement.unlinked += not kept or not stored.accepted
     fresh = [_plain(answer) for answer in told.answers if not answer["repeated"]]
     unmatched = list(kept)
     for given in fresh:
@@ -147,6 +156,9 @@ async def _stored(connection: AsyncConnection) -> dict[str, _Stored]:
         stored[str(row.decision_id)].actions.append(row.decision)
     for row in await connection.execute(select(outcomes.decision_id, outcomes.r_multiple)):
         stored[str(row.decision_id)].outcomes.append(row.r_multiple)
+    links = tables.event_links.c
+    for row in await connection.execute(select(links.key).where(links.fate == Fate.ACCEPTED)):
+        stored[row.key].accepted = True
     decisions = select(asides.key, asides.payload).where(asides.kind == EventKind.DECISION)
     for row in await connection.execute(decisions):
         decision = Decision.from_json(orjson.loads(row.payload))

@@ -157,11 +157,15 @@ async def _round(
         setattr(done, name, getattr(after, name) - getattr(before, name))
     done.violations += after.violations
     if after.uncounted > before.uncounted:
-        done.violations.append(f"{done.lost} answered events are lost, {done.missing} are counted")
+        done.violations.append(
+            f"{done.lost} answered events and {done.forgotten} accepted requests are lost,"
+            f" {done.missing} are counted"
+        )
     if after.overcounted > before.overcounted:
         done.violations.append(f"{done.missing} are counted as missing, too many")
-    if done.lost and not any(fault.forgets for fault in done.faults):
-        done.violations.append(f"{done.lost} answered events are lost, though Valkey kept its data")
+    lost = done.lost + done.forgotten
+    if lost and not any(fault.forgets for fault in done.faults):
+        done.violations.append(f"{lost} are lost, though Valkey kept its data")
     return after
 
 
@@ -181,7 +185,8 @@ async def _seen(stack: Stack, load: Load) -> None:
 async def _verified(stack: Stack, judged: Judgement) -> list[str]:
     """What `advisor verify` says of a whole life that the judgement does not."""
     report: VerifyReport = await verify_log(stack.database_url)
-    allowed = {Finding.GAP, Finding.ORPHAN_REPORT} if judged.missing else set()
+    lost = {Finding.GAP, Finding.ORPHAN_REPORT, Finding.FORGOTTEN}
+    allowed = lost if judged.missing else set()
     violations = [f"verify: {what}" for what in set(report.counts) - allowed]
     if report.missing != judged.missing:
         violations.append(f"verify: {report.missing} are missing, not {judged.missing}")

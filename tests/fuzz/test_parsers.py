@@ -107,7 +107,9 @@ fields = st.dictionaries(
     st.sampled_from(
         b"kind key claim payload producer seq previous fate digest reason \xff".split()
     ),
-    st.sampled_from([b"decision", b"repeat", b"aside", b"event", b"1", b"-1", b"", b"\xff"])
+    st.sampled_from(
+        [b"decision", b"repeat", b"aside", b"event", b"accepted", b"1", b"-1", b"", b"\xff"]
+    )
     | st.binary(max_size=12),
 )
 

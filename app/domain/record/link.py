@@ -36,6 +36,10 @@ class Fate(StrEnum):
     REPEAT = "repeat"
     ASIDE = "aside"
     WITHDRAWN = "withdrawn"
+    ACCEPTED = "accepted"
+    """A request that was answered 202: its decision is to come, under a number of its own."""
+    FORGOTTEN = "forgotten"
+    """An accepted request that was lost before it was decided."""
 
 
 class Linked(NamedTuple):

@@ -12,6 +12,7 @@ from app.domain.canonical import digest
 from app.domain.record.link import BEFORE, FIRST, Fate, Linked
 from app.shadow_log.append import REPORTS
 from app.shadow_log.links import COLUMNS, heads
+from app.shadow_log.promises import Promises, forgotten
 from app.shadow_log.proof.findings import Fault, VerifyReport
 from app.shadow_log.rows import row_hash
 from app.shadow_log.schema import tables
@@ -34,6 +35,14 @@ async def check_chain(connection: AsyncConnection, report: VerifyReport) -> None
     _end(report, last, told)
     for producer, seq in told.items():  # Of these not one link is left.
         _gap(report, seq, f"producer {producer} of which nothing is stored")
+
+
+async def check_promises(connection: AsyncConnection, report: VerifyReport) -> None:
+    """Name the accepted requests that were lost, and count those that wait."""
+    for kind, key in await forgotten(connection):
+        report.missing += 1
+        report.add(Fault.FORGOTTEN, f"{kind} {key}")
+    report.waiting = len(await Promises().undecided(connection, None))
 
 
 async def payloads_of(
@@ -170,8 +179,7 @@ _QUERIES = [
     ),
     (
         Fault.UNREADABLE,
-        "SELECT kind, key FROM event_links WHERE fate NOT IN"
-        " ('event', 'repeat', 'aside', 'withdrawn')",
+        f"SELECT kind, key FROM event_links WHERE fate NOT IN {tuple(map(str, Fate))}",
     ),
     (
         Fault.LINK_WITHOUT_ROW,

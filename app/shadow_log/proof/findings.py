@@ -26,6 +26,7 @@ class Fault(StrEnum):
     BROKEN_CHAIN = "its link does not follow the one before"
     LINKED_TWICE = "linked twice"
     REPEAT_OF_NOTHING = "a repeat of what is not there; it may still be in the journal"
+    FORGOTTEN = "accepted, and lost before it was decided"
     CHECKPOINT = "the log is not what a checkpoint says it was"
     COMPARISON = "its comparison is not what the tables say; `advisor compare` makes it anew"
     ORPHAN_REPORT = "report of a decision that is missing; it may still be in the journal"
@@ -40,6 +41,9 @@ class VerifyReport:
     links: int = 0
     producers: int = 0
     missing: int = 0
+    """Numbered events that are not there, and accepted requests that are lost."""
+    waiting: int = 0
+    """Accepted requests that are to be decided."""
     told: Counter[str] = field(default_factory=Counter)
     """Advices by version whose reading a model elsewhere told: nobody can read it again."""
     findings: list[str] = field(default_factory=list)
@@ -52,7 +56,9 @@ class VerifyReport:
 
     def chain_summary(self) -> str:
         """One line about the links."""
-        return f"{self.links} links of {self.producers} producers, {self.missing} events missing"
+        waiting = f", {self.waiting} accepted requests undecided" if self.waiting else ""
+        producers = f"{self.links} links of {self.producers} producers"
+        return f"{producers}, {self.missing} events missing{waiting}"
 
     def told_summary(self) -> str:
         """One line about what cannot be replayed to the end; empty when there is none."""

@@ -19,7 +19,7 @@ from app.shadow_log.append import REPORTS
 from app.shadow_log.comparisons import differing
 from app.shadow_log.database import connect, translated_errors
 from app.shadow_log.lean import HEAD, lean
-from app.shadow_log.proof.chain import check_chain, check_links, payloads_of
+from app.shadow_log.proof.chain import check_chain, check_links, check_promises, payloads_of
 from app.shadow_log.proof.findings import Fault, VerifyReport
 from app.shadow_log.rows import (
     Row,
@@ -89,6 +89,7 @@ async def verify(
                 await _check_parts(connection, report)
                 await check_chain(connection, report)
                 await check_links(connection, report)
+                await check_promises(connection, report)
     return report
 
 

@@ -350,6 +350,7 @@ event_links = Table(
     Column("payload", Text, nullable=False),
     UniqueConstraint("producer", "seq", "fate"),
     Index(None, "key"),
+    Index(None, "fate", "id", postgresql_where=text("fate IN ('accepted', 'forgotten')")),
 )
 """One row per numbered event for ever. `id` is the order in the tree of the checkpoints."""
 

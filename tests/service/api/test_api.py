@@ -17,10 +17,12 @@ from app.domain.canonical import decision_id
 from app.domain.errors import AbstainReason, PolicyAbstained
 from app.domain.model.manifest import Calibration, ModelManifest
 from app.domain.rules.vetoes import VetoCode
+from app.journal.keys import EVENTS
 from app.policy.scripted import SCRIPTED_MANIFEST, ScriptedPolicy
 from app.schemas import AdviseResponse
 from app.shadow_log.log import ShadowLog
 from tests import builders as build
+from tests.service.journal.journal_events import client
 from tests.service.running import Running, drained, request, running, settings_for, until, writing
 
 
@@ -116,10 +118,17 @@ async def test_a_list_is_answered_item_by_item(api: Running) -> None:
     assert third["decision"]["status"] == "advised"
 
 
-async def test_an_asynchronous_request_is_durable_at_once_and_decided_later(api: Running) -> None:
+async def test_an_asynchronous_request_is_durable_at_once_and_decided_later(
+    api: Running, valkey_url: str
+) -> None:
     document = request("r-1")
     reply = await api.advise(document, Prefer="respond-async")
     assert reply.status_code == 202
+    with client(valkey_url) as connection:
+        entries: Any = connection.xrange(EVENTS)
+    assert [fields[b"key"].decode() for _, fields in entries if b"fate" in fields] == [
+        str(decision_id("r-1"))
+    ], "it has its number before anybody is told"
     location = reply.json()["location"]
     assert location == f"/decisions/{decision_id('r-1')}"
 

@@ -15,6 +15,7 @@ from app.domain.record.event import Aside, Event, EventKind
 from app.domain.record.link import Fate, Link, Linked
 from app.journal.journal import Journal
 from app.journal.keys import EVENTS
+from app.journal.later import AcceptedRequest
 from app.journal.segment import decode, encode
 from app.journal.spool import Spool
 from app.journal.stream import StreamJournal, entry_of
@@ -138,3 +139,30 @@ def test_spool_lines_carry_the_link_and_those_of_an_earlier_release_have_none() 
     body = b'["decision","key","claim","{}"]'
     earlier = b"%08x %s\n" % (crc32(body), body)
     assert decode(earlier) == Event(EventKind.DECISION, "key", "claim", b"{}")
+
+
+async def test_accepted_requests_get_numbers_and_what_could_not_be_left_is_withdrawn(
+    tmp_path: Path,
+) -> None:
+    requests = [AcceptedRequest(name, f"sha256:{name}", b"{}") for name in ("one", "two")]
+    with EmbeddedValkey(tmp_path / "valkey") as server:
+        first = journal(server.url, tmp_path / "spool")
+        await first.start()
+        await first.promise(requests)
+        await first.append(event("three"))
+        await asyncio.to_thread(server.kill)
+        with pytest.raises(JournalUnavailable):
+            await first.promise(requests)
+        await asyncio.to_thread(server.start)
+        await first.drain()
+        numbered = first.numbered()
+        await first.aclose()
+        assert in_stream(server.url) == [
+            (1, "one", Fate.ACCEPTED),
+            (2, "two", Fate.ACCEPTED),
+            (3, "three", Fate.EVENT),
+            (4, "one", Fate.WITHDRAWN),
+            (5, "two", Fate.WITHDRAWN),
+        ]
+    assert numbered is not None
+    assert numbered[1] == 5

@@ -129,7 +129,7 @@ async def test_poison_is_put_aside_with_its_reason_and_the_others_pass(valkey_ur
 async def test_a_link_alone_that_is_refused_is_put_aside_without_an_event(valkey_url: str) -> None:
     """A number without an event: there is nothing to keep in the log's `put_aside`."""
     stream = StreamJournal(valkey_url, timeout_s=5)
-    await stream.void(Linked("p", 1, "", "decision", "k", "c", "sha256:aa", Fate.WITHDRAWN))
+    await stream.leave(Linked("p", 1, "", "decision", "k", "c", "sha256:aa", Fate.WITHDRAWN))
     await stream.aclose()
     asked: list[Entry] = []
 

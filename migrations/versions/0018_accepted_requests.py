@@ -1,0 +1,24 @@
+"""Accepted requests among the links, and those of them that were lost, are found by an index.
+
+Revision: 0018, after 0017
+"""
+
+from __future__ import annotations
+
+from alembic import op
+
+revision = "0018"
+down_revision = "0017"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    op.execute(
+        "CREATE INDEX ix_event_links_fate ON event_links (fate, id)"
+        " WHERE fate IN ('accepted', 'forgotten')"
+    )
+
+
+def downgrade() -> None:
+    op.execute("DROP INDEX ix_event_links_fate")
