@@ -202,7 +202,8 @@ class Metrics:
         )
         self.missing = make.gauge(
             "events_missing",
-            "Numbered events, and accepted requests, that should be in Postgres and are not (writer)",
+            "Numbered events that should be in Postgres and are not, and accepted requests that are"
+            " lost (writer)",
         )
         self.writer_rows = make.counter("writer_rows_total", "Rows written to Postgres", "table")
         self.writer_batch = make.histogram(

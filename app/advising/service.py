@@ -33,8 +33,9 @@ from app.domain.errors import (
 )
 from app.domain.scenario import Scenario
 from app.journal.journal import Journal
-from app.journal.later import AcceptedRequest, QueuedRequest, QueueFull, RequestQueue
+from app.journal.later import QueuedRequest, QueueFull, RequestQueue
 from app.journal.ledger import Entry
+from app.journal.stream import AcceptedRequest
 from app.policy.deciders.decider import Decider
 from app.schemas import AdviseRequest
 from app.shadow_log.limits_history import LimitsHistory

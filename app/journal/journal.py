@@ -43,11 +43,11 @@ from app.journal import consumer, ledger
 from app.journal.condition import UNTOLD
 from app.journal.consumer import Consumer
 from app.journal.keys import DEAD, EVENTS, NEEDED, MisplacedKey
-from app.journal.later import AcceptedRequest
 from app.journal.segment import Segment
 from app.journal.spool import Spool
 from app.journal.stream import (
     NOTHING_YET,
+    AcceptedRequest,
     Memory,
     MemoryReplaced,
     Place,

@@ -12,7 +12,15 @@ from redis.exceptions import RedisError
 from app.domain.canonical import DEFAULT_PRINCIPAL
 from app.journal.consumer import Consumer, Entry
 from app.journal.keys import DEAD_REQUESTS, REQUESTS
-from app.journal.stream import KEY_TTL_S, GroupCommit, asked, bury_command, connect, unavailable
+from app.journal.stream import (
+    KEY_TTL_S,
+    AcceptedRequest,
+    GroupCommit,
+    asked,
+    bury_command,
+    connect,
+    unavailable,
+)
 from app.telemetry import UNOBSERVED, LossCause, Refusal, Telemetry
 
 log = structlog.get_logger()
@@ -55,15 +63,6 @@ class QueueFull(Exception):
     def __init__(self, excess: int, message: str) -> None:
         super().__init__(message)
         self.excess = excess
-
-
-class AcceptedRequest(NamedTuple):
-    """A request that is to be accepted."""
-
-    decision_id: str
-    claim: str
-    payload: bytes
-    principal: str = DEFAULT_PRINCIPAL
 
 
 class QueuedRequest(NamedTuple):

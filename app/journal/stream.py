@@ -24,7 +24,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError
 
-from app.domain.canonical import digest
+from app.domain.canonical import DEFAULT_PRINCIPAL, digest
 from app.domain.errors import InvalidRecord, JournalUnavailable, RequestConflict
 from app.domain.record.event import Aside, Entry, Event, EventKind, StateChange
 from app.domain.record.link import Fate, Link, Linked
@@ -158,6 +158,15 @@ class Receipt(NamedTuple):
     repeated: bool
     moved: bool = False
     """Whether what it repeats has left the stream since: whether it is stored, the log knows."""
+
+
+class AcceptedRequest(NamedTuple):
+    """A request that is to be accepted."""
+
+    decision_id: str
+    claim: str
+    payload: bytes
+    principal: str = DEFAULT_PRINCIPAL
 
 
 class MemoryReplaced(JournalUnavailable):

@@ -15,10 +15,10 @@ depends_on = None
 
 def upgrade() -> None:
     op.execute(
-        "CREATE INDEX ix_event_links_fate ON event_links (fate, id)"
+        "CREATE INDEX ix_event_links_fate_id ON event_links (fate, id)"
         " WHERE fate IN ('accepted', 'forgotten')"
     )
 
 
 def downgrade() -> None:
-    op.execute("DROP INDEX ix_event_links_fate")
+    op.execute("DROP INDEX ix_event_links_fate_id")

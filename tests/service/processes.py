@@ -100,14 +100,14 @@ class Child:
         return self._log.read_text(errors="replace")
 
     async def ready(self) -> None:
-        """Wait until it answers."""
+        """Wait until it answers; a token is asked for where it needs one."""
         async with httpx.AsyncClient(base_url=self.url) as client:
 
             async def answers() -> bool:
                 assert self._process is not None
                 assert self._process.poll() is None, self.said
                 try:
-                    return (await client.get("/metrics")).is_success
+                    return (await client.get("/metrics")).status_code in (200, 401)
                 except httpx.TransportError:
                     return False
 

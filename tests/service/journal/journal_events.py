@@ -12,7 +12,8 @@ import redis
 
 from app.domain.record.event import Event, EventKind
 from app.journal.keys import DEAD, EVENTS
-from app.journal.later import AcceptedRequest, RequestQueue
+from app.journal.later import RequestQueue
+from app.journal.stream import AcceptedRequest
 
 _numbers = count()
 

@@ -10,11 +10,11 @@ from app.domain.errors import JournalUnavailable
 from app.journal.keys import DEAD_REQUESTS, REQUESTS
 from app.journal.later import (
     GROUP,
-    AcceptedRequest,
     QueuedRequest,
     QueueFull,
     RequestQueue,
 )
+from app.journal.stream import AcceptedRequest
 from app.local.servers import EmbeddedValkey
 from app.telemetry import Refusal
 from tests.service.journal.journal_events import client, dead_letters, put

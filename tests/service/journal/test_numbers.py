@@ -15,10 +15,9 @@ from app.domain.record.event import Aside, Event, EventKind
 from app.domain.record.link import Fate, Link, Linked
 from app.journal.journal import Journal
 from app.journal.keys import EVENTS
-from app.journal.later import AcceptedRequest
 from app.journal.segment import decode, encode
 from app.journal.spool import Spool
-from app.journal.stream import StreamJournal, entry_of
+from app.journal.stream import AcceptedRequest, StreamJournal, entry_of
 from app.local.servers import EmbeddedValkey
 from tests.service.journal.journal_events import client, event
 

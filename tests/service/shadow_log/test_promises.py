@@ -14,9 +14,9 @@ from app.domain.errors import JournalUnavailable
 from app.domain.record.event import Entry, Event
 from app.domain.record.link import Fate, Producer
 from app.journal.journal import Journal, StreamDrain
-from app.journal.later import AcceptedRequest, RequestQueue
+from app.journal.later import RequestQueue
 from app.journal.spool import Spool
-from app.journal.stream import StreamJournal
+from app.journal.stream import AcceptedRequest, StreamJournal
 from app.shadow_log.log import ShadowLog
 from app.shadow_log.proof.findings import Fault
 from app.shadow_log.proof.verify import verify_log

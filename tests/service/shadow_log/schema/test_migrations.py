@@ -115,7 +115,7 @@ def test_every_constraint_and_index_has_a_name_of_the_convention(database_url: s
         "ix_decisions_as_of",
         "ix_decisions_request_id",
         "ix_decisions_symbol_as_of",
-        "ix_event_links_fate",
+        "ix_event_links_fate_id",
         "ix_event_links_key",
         "ix_imported_trades_as_of",
         "ix_late_advices_decision_id",
