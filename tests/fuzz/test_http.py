@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from functools import partial
 from itertools import count
 from pathlib import Path
 
@@ -119,8 +120,8 @@ async def test_no_generated_request_finds_a_defect(
             await child.ready()
         said = {}
         for seed, (name, arguments) in zip(count(SEED), _turns(tokens), strict=False):
-            asked = (api.url, tokens[name], tmp_path, seed, *arguments)
-            said[name] = await asyncio.to_thread(schemathesis, *asked)
+            run = partial(schemathesis, api.url, tokens[name], tmp_path, seed, *arguments)
+            said[name] = await asyncio.to_thread(run)
             codes = await answered(api.url, tokens["reader"])
             print(f"{name}, seed {seed}: {codes.total()} requests answered so far", flush=True)
             if len(said) == len(tokens) and codes.total() >= REQUESTS:

@@ -26,6 +26,11 @@ from tests.service.running import (
 from tests.service.shadow_log.older_backup import back_up, restore
 
 
+async def moved(api: Running) -> bool:
+    """Whether everything has left the queue."""
+    return (await api.service.journal.backlog())[0] == 0
+
+
 async def told(api: Running) -> bool:
     """Whether Postgres was told up to which number events are durable."""
     numbered = api.service.journal.numbered()
@@ -41,12 +46,8 @@ async def gone_back(
     `r-2`."""
     settings = settings_for(database_url, valkey_url, tmp_path)
     async with running(settings) as api, writing(settings) as writer:
-
-        async def arrived() -> bool:
-            return (await api.service.journal.backlog())[0] == 0
-
         first = (await api.advise(request("r-1"))).json()["decision_id"]
-        await until(arrived)
+        await until(lambda: moved(api))
 
         async def registered() -> bool:
             return bool(await api.service.shadow_log.models())
@@ -56,7 +57,7 @@ async def gone_back(
         await report(api, first, True)
         await outcome(api, first, arm="agent", outcome="sl", r_multiple=-1.0)
         await api.advise(request("r-2"))
-        await until(arrived)
+        await until(lambda: moved(api))
         await until(lambda: told(api))
         assert writer.registry.get_sample_value("advisor_events_missing") == 0
         restore(database_url, copy)
@@ -82,6 +83,7 @@ async def test_what_an_older_backup_lacks_is_counted_without_a_restart(
         assert "advisor verify" in ready["record"]
         await until(lambda: told(api))
         await api.advise(request("r-3"))
+        await until(lambda: moved(api))
         await until(counted)
     found = await verify_log(database_url)
     assert found.missing == 3
