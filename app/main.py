@@ -112,7 +112,7 @@ async def running(settings: Settings, models: Models | None = None) -> AsyncIter
         )
         app.state.buckets = Buckets(settings.rate_per_s, 2 * settings.rate_per_s)
         listener.listen()  # From here on nobody is refused who connects.
-        server = _Server(BoundedConfig(app, _bounds(settings), metrics, settings.log_level))
+        server = _Server(_configured(app, settings, metrics))
         answering = asyncio.create_task(server.serve(sockets=[listener]))
         host, port = listener.getsockname()[:2]
         served = Running(f"http://{host}:{port}", service, metrics, server, answering)
@@ -126,6 +126,11 @@ async def running(settings: Settings, models: Models | None = None) -> AsyncIter
     finally:
         listener.close()
         await service.aclose()
+
+
+def _configured(app: FastAPI, settings: Settings, metrics: Metrics) -> BoundedConfig:
+    bounds, level = _bounds(settings), settings.log_level
+    return BoundedConfig(app, bounds, metrics, level, settings.logs_json)
 
 
 def create_app() -> FastAPI:

@@ -32,6 +32,7 @@ from app.telemetry import (
     Refusal,
     Stage,
     Task,
+    Worth,
 )
 
 COMPARISON_WINDOW = 1000
@@ -102,6 +103,7 @@ class Metrics:
         self._count_advice(make)
         self._count_panel(make)
         self._count_record(make)
+        self._show_worth(make)
         self._count_requests(make)
         self._show_service(make)
         self._versions: set[str] = set()
@@ -217,6 +219,35 @@ class Metrics:
             "Reports that this process took while their decision could not be looked up",
         )
 
+    def _show_worth(self, make: _Maker) -> None:
+        """What the newest decisions on the record were worth (writer)."""
+        of_version = ("model_version", "symbol")
+        self.record_r = make.gauge("record_r", "Net R of an arm, summed", "arm", *of_version)
+        self.record_pnl = make.gauge(
+            "record_pnl", "Net profit of an arm, summed, quote currency", "arm", *of_version
+        )
+        self.record_judged = make.gauge(
+            "record_judged", "Decisions of which R of both arms is known", *of_version
+        )
+        self.record_difference = make.gauge(
+            "record_difference_r",
+            "R a decision, advice less agent: value, and ends of its 95 % interval over days",
+            "model_version",
+            "edge",
+        )
+        self.record_refused = make.gauge(
+            "record_refused", "Orders of the agent that a rule refuses", "code", "symbol"
+        )
+        self.record_saved = make.gauge(
+            "record_saved_r", "R that refusals of a rule saved", "code", "symbol"
+        )
+        of_band = ("model_version", "what", "band")
+        self.record_told = make.gauge("record_told_ratio", "Mean chance that was told", *of_band)
+        self.record_won = make.gauge("record_won_ratio", "Share that won", *of_band)
+        self.record_foretold = make.gauge(
+            "record_foretold", "Orders whose chance was told in this band", *of_band
+        )
+
     def _count_requests(self, make: _Maker) -> None:
         """Who asks, and what is refused."""
         self.items = make.gauge("items_under_way", "Candidates let in and not answered yet")
@@ -258,6 +289,34 @@ class Metrics:
         self.engine_failures = make.counter(
             "engine_failures_total", "Engines that were not used because they failed"
         )
+
+    def worth_seen(self, worth: Worth) -> None:
+        """What is no longer among the newest decisions has no series any more."""
+        for gauge in (
+            *(self.record_r, self.record_pnl, self.record_judged, self.record_difference),
+            *(self.record_refused, self.record_saved),
+            *(self.record_told, self.record_won, self.record_foretold),
+        ):
+            gauge.clear()
+        for earned in worth.earned:
+            of = earned.model_version, earned.symbol
+            self.record_judged.labels(*of).set(earned.judged)
+            self.record_r.labels("agent", *of).set(earned.agent_r)
+            self.record_r.labels("advice", *of).set(earned.advice_r)
+            self.record_pnl.labels("agent", *of).set(earned.agent_pnl)
+            self.record_pnl.labels("advice", *of).set(earned.advice_pnl)
+        for version, mean in worth.apart:
+            for edge, value in mean._asdict().items():
+                if value is not None:
+                    self.record_difference.labels(version, edge).set(value)
+        for saved in worth.saved:
+            self.record_refused.labels(saved.code, saved.symbol).set(saved.refused)
+            self.record_saved.labels(saved.code, saved.symbol).set(saved.r)
+        for foretold in worth.foretold:
+            band = foretold[:3]
+            self.record_told.labels(*band).set(foretold.told)
+            self.record_won.labels(*band).set(foretold.won)
+            self.record_foretold.labels(*band).set(foretold.decisions)
 
     def serving(self, versions: Iterable[tuple[ModelManifest, Role]]) -> None:
         """Versions that are new to this process get their series, at zero."""

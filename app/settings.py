@@ -200,13 +200,17 @@ class Settings(BaseSettings):
     notices: str = Field(
         "",
         description="addresses, by apprise's rules and separated by spaces, that `advisor notices"
-        " watch` tells what happens (`tgram://...`, `slack://...`, `json://host/path`)",
+        " watch` tells what happens (`tgram://...`, `slack://...`, `json://host/path`); `file:PATH`"
+        " gets a line of JSON a notice",
     )
     runbooks: str = Field(
         "", description="where this release's folder is found in a browser; notices link to docs"
     )
     log_level: Literal["critical", "error", "warning", "info", "debug", "trace"] = Field(
         "info", description="least level of a line in the log"
+    )
+    log_format: Literal["text", "json"] = Field(
+        "text", description="`json`: each line of the log is one JSON object"
     )
 
     @model_validator(mode="after")
@@ -215,6 +219,11 @@ class Settings(BaseSettings):
         if self.vllm_url and not self.model:
             raise ValueError("VLLM_URL needs MODEL: the directory of the model that vLLM serves")
         return self
+
+    @property
+    def logs_json(self) -> bool:
+        """Whether the log is JSON."""
+        return self.log_format == "json"
 
     @property
     def models_dir(self) -> Path:

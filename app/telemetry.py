@@ -3,8 +3,9 @@ error, not silence."""
 
 from __future__ import annotations
 
+import logging
 import sys
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from enum import StrEnum
@@ -15,6 +16,7 @@ from uuid import UUID
 import structlog
 
 from app.domain.candidate import Candidate
+from app.domain.intervals import Mean
 from app.domain.model.manifest import ModelManifest
 from app.domain.record.decision import Advice, Decision, Engine, Role
 from app.domain.record.event import RepetitionKind
@@ -121,6 +123,7 @@ class Task(StrEnum):
     SPOOL_WRITER = "spool_writer"
     POLICY_BATCHER = "policy_batcher"
     PANEL = "panel"
+    WORTH = "worth"
 
 
 class Pair(NamedTuple):
@@ -128,6 +131,61 @@ class Pair(NamedTuple):
 
     agent: bool
     advice: bool
+
+
+class Earned(NamedTuple):
+    """What both arms earned of one symbol: in R where both are known, and in quote currency where
+    that was told. `judged`: decisions with both known."""
+
+    model_version: str
+    symbol: str
+    judged: int
+    agent_r: float
+    advice_r: float
+    agent_pnl: float
+    advice_pnl: float
+
+    def plus(self, sums: Mapping[str, Any]) -> Earned:
+        """With further sums, by the names of the fields."""
+        names = self._fields[2:]
+        return self._replace(**{name: getattr(self, name) + sums[name] for name in names})
+
+
+class Apart(NamedTuple):
+    """R a decision that a version's advice earned more than the agent."""
+
+    model_version: str
+    more: Mean
+
+
+class Saved(NamedTuple):
+    """What a rule refused of the agent's orders for one symbol, and the R that this saved."""
+
+    code: str
+    symbol: str
+    refused: int
+    r: float
+
+
+class Foretold(NamedTuple):
+    """Orders whose chance was told within `band`: the mean of what was told (`approve`, of
+    approving; `win`, of a profit), and the share that won."""
+
+    model_version: str
+    what: str
+    band: str
+    decisions: int
+    told: float
+    won: float
+
+
+class Worth(NamedTuple):
+    """What the newest decisions on the record were worth."""
+
+    earned: Sequence[Earned] = ()
+    apart: Sequence[Apart] = ()
+    saved: Sequence[Saved] = ()
+    foretold: Sequence[Foretold] = ()
 
 
 class Telemetry(Protocol):
@@ -193,6 +251,9 @@ class Telemetry(Protocol):
 
     def events_missing(self, events: int) -> None:
         """Numbered events that should be in Postgres and are not."""
+
+    def worth_seen(self, worth: Worth) -> None:
+        """What the newest decisions were worth, by the record."""
 
     def under_way(self, items: int, wait_s: float) -> None:
         """Items that were let in and are not answered yet, and how long one more would wait."""
@@ -263,6 +324,7 @@ class Unobserved:
     def stream_seen(self, durable: bool | None, memory: float, since: datetime) -> None: ...
     def written(self, rows: Mapping[str, int], seconds: float) -> None: ...
     def events_missing(self, events: int) -> None: ...
+    def worth_seen(self, worth: Worth) -> None: ...
     def under_way(self, items: int, wait_s: float) -> None: ...
     def prompts_wait(self, prompts: int) -> None: ...
     def batch_read(self, prompts: int) -> None: ...
@@ -307,14 +369,33 @@ class Unfailing(structlog.PrintLogger):
     fatal = failure = err = error = critical = exception = msg
 
 
-def configure_log() -> None:
-    """How this process logs from now on. Tracebacks show code, not the values that it worked
-    on."""
-    before: dict[str, Any] = structlog.get_config()
-    renderer = structlog.dev.ConsoleRenderer(
-        colors=sys.stdout.isatty(), exception_formatter=structlog.dev.plain_traceback
+def configure_log(as_json: bool = False) -> None:
+    """How this process logs from now on: lines for people, or one JSON object a line, those of the
+    standard library's loggers too. Tracebacks show code, not the values that it worked on."""
+    structlog.reset_defaults()
+    *common, _, _ = structlog.get_config()["processors"]
+    stamped: list[Any]
+    written: list[Any]
+    if as_json:
+        stamped = [*common, structlog.processors.TimeStamper("iso", utc=True)]
+        written = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+        _write_others(stamped, written)
+    else:
+        stamped = [*common, structlog.processors.TimeStamper("%Y-%m-%d %H:%M:%S", utc=False)]
+        written = [
+            structlog.dev.ConsoleRenderer(
+                colors=sys.stdout.isatty(), exception_formatter=structlog.dev.plain_traceback
+            )
+        ]
+    structlog.configure(processors=[*stamped, *written], logger_factory=lambda *_: Unfailing())
+
+
+def _write_others(stamped: list[Any], written: list[Any]) -> None:
+    """What the standard library's loggers say is written as our own lines are."""
+    clean = structlog.stdlib.ProcessorFormatter.remove_processors_meta
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(processors=[clean, *written], foreign_pre_chain=stamped)
     )
-    structlog.configure(
-        processors=[*before["processors"][:-1], renderer],
-        logger_factory=lambda *_: Unfailing(),
-    )
+    logging.root.handlers = [handler]
+    logging.root.setLevel(logging.INFO)

@@ -23,6 +23,7 @@ from app.settings import Settings, SettingsError
 from app.shadow_log.log import ShadowLog
 from app.shadow_log.proof.checkpoint import Checkpointer, key_at
 from app.shadow_log.proof.places import place_at
+from app.shadow_log.reading.worth import newest_worth
 from app.tasks import Supervisor, calm_garbage_collection, end
 from app.telemetry import AuthFailure, LossCause, Refusal, Task, Telemetry
 
@@ -34,6 +35,7 @@ GONE_S = 6.0
 LOOK_AT = 1000
 """Accepted requests that are asked about at once, the oldest."""
 CHECKPOINT_S = 60.0
+WORTH_S = 15.0
 SCRAPE_CONNECTIONS, SCRAPE_S = 32, 2.0
 """Nobody but a scraper comes to the metrics, and it must not cost the writer anything."""
 
@@ -64,6 +66,7 @@ class Writer:
         supervisor = Supervisor(self._telemetry)
         supervisor.start(Task.CHAIN_WATCH, self._watch_on, every_s=WATCH_S)
         supervisor.start(Task.SESSIONS, self._end_frozen, every_s=WATCH_S)
+        supervisor.start(Task.WORTH, self._tell_worth, every_s=WORTH_S)
         if self._checkpointer is not None:
             work = self._checkpointer.checkpoint
             supervisor.start(Task.CHECKPOINTS, work, every_s=CHECKPOINT_S, patience_s=600)
@@ -128,6 +131,10 @@ class Writer:
         if missing > self._missing:
             log.error("events are missing; `advisor verify` names them", events=missing)
         self._missing = missing
+
+    async def _tell_worth(self) -> None:
+        with suppress(ShadowLogUnavailable):  # An outage, which others tell.
+            self._telemetry.worth_seen(await newest_worth(self._shadow_log.engine))
 
     async def _end_frozen(self) -> None:
         with suppress(ShadowLogUnavailable):  # An outage, which others tell.

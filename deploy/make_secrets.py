@@ -23,8 +23,9 @@ ROLES = {
     "agent": ["agent", "metrics"],
     "operator": ["operator"],
     "metrics": ["metrics"],
+    "notices": ["reader", "metrics"],
 }
-"""The demo's agent waits for the writer by its metrics."""
+"""The demo's agent waits for the writer by its metrics; what tells people looks at the service."""
 
 
 def main(folder: Path) -> int:
@@ -32,10 +33,11 @@ def main(folder: Path) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o700)
     if (folder / "migrate.env").exists():
+        add_notices(folder)
         print(f"{folder} holds secrets already: delete it, and the data, to have others")
         return 0
     owner, writer, reader, analyst, valkey = (secrets.token_hex(24) for _ in range(5))
-    tokens = {name: f"advisor.{name}.{secrets.token_urlsafe(32)}" for name in ROLES}
+    tokens = {name: new_token(name) for name in ROLES}
     private = {
         "postgres.env": {"POSTGRES_PASSWORD": owner},
         "service.env": {
@@ -46,6 +48,7 @@ def main(folder: Path) -> int:
         "valkey.env": {"REDISCLI_AUTH": valkey},
         "grafana.env": {"GF_SECURITY_ADMIN_PASSWORD": secrets.token_hex(16)},
         "agent.env": {"ADVISOR_TOKEN": tokens["agent"]},
+        "notices.env": {"ADVISOR_TOKEN": tokens["notices"]},
         "operator.env": {"ADVISOR_ADMIN_TOKEN": tokens["operator"]},
         "analyst.env": {"PGUSER": "advisor_analyst", "PGPASSWORD": analyst},
     }
@@ -64,7 +67,23 @@ def main(folder: Path) -> int:
     return 0
 
 
-def hashed(tokens: dict[str, str]) -> dict[str, object]:
+def add_notices(folder: Path) -> None:
+    """The token of who tells people, where secrets were made before there was one."""
+    if (folder / "notices.env").exists():
+        return
+    token, place = new_token("notices"), folder / "tokens" / "tokens.json"
+    document = json.loads(place.read_text())
+    document["tokens"] += hashed({"notices": token})["tokens"]
+    write(place, json.dumps(document, indent=2), 0o644)
+    write(folder / "notices.env", f"ADVISOR_TOKEN={token}")
+
+
+def new_token(name: str) -> str:
+    """A token that nobody can guess."""
+    return f"advisor.{name}.{secrets.token_urlsafe(32)}"
+
+
+def hashed(tokens: dict[str, str]) -> dict[str, list[dict[str, object]]]:
     """The file of tokens, as `app/api/tokens.py` reads it."""
     return {
         "tokens": [

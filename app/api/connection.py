@@ -17,6 +17,7 @@ from typing import Any
 import orjson
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.config import LOGGING_CONFIG
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app.telemetry import Refusal, Telemetry
@@ -49,13 +50,19 @@ class BoundedConfig(uvicorn.Config):
     """uvicorn's configuration of a server whose connections keep to `bounds`."""
 
     def __init__(
-        self, app: ASGIApp, bounds: Bounds, telemetry: Telemetry, log_level: str = "info"
+        self,
+        app: ASGIApp,
+        bounds: Bounds,
+        telemetry: Telemetry,
+        log_level: str = "info",
+        logs_json: bool = False,
     ) -> None:
         super().__init__(
             app,
             http=BoundedHttp,
             ws="none",
             log_level=log_level,
+            log_config=None if logs_json else LOGGING_CONFIG,
             access_log=False,
             lifespan="off",
             proxy_headers=False,

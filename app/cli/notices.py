@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,6 +17,9 @@ from app.settings import Settings, SettingsError, read_settings
 
 if TYPE_CHECKING:
     from app.cli.noticing import Notice, Sends
+
+FILE = "file:"
+"""An address that begins like this is a file, which gets a line of JSON a notice."""
 
 notices_app = group("Telling people, by chat, mail or webhook, what happens to the service.")
 
@@ -67,20 +75,46 @@ def notices_test() -> None:
 
 def sends(settings: Settings) -> Sends:
     """What sends to every address of the settings. Raises `SettingsError`."""
+    addresses = settings.notices.split()
+    if not addresses:
+        raise SettingsError(
+            "ADVISOR_NOTICES names no address; separate them by spaces, such as"
+            " tgram://TOKEN/CHAT slack://TOKEN json://host/path file:/path/of/notices.jsonl"
+        )
+    files = [Path(address.removeprefix(FILE)) for address in addresses if address.startswith(FILE)]
+    others = [
+        (number, address)
+        for number, address in enumerate(addresses, 1)
+        if not address.startswith(FILE)
+    ]
+    elsewhere = _by_apprise(others) if others else None
+
+    def send(notice: Notice) -> bool:
+        for path in files:
+            _append(path, notice)
+        return elsewhere is None or elsewhere(notice)
+
+    return send
+
+
+def _append(path: Path, notice: Notice) -> None:
+    """A line of JSON more, which is on disk when this returns."""
+    line = {"time": datetime.now(UTC).isoformat(), **notice._asdict()}
+    with path.open("a") as file:
+        file.write(json.dumps(line) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _by_apprise(addresses: Sequence[tuple[int, str]]) -> Sends:
     try:
         from apprise import Apprise, NotifyType
     except ImportError as error:
         raise SettingsError(
             "notices need apprise: pip install 'shadow-advisor[notices]'"
         ) from error
-    addresses = settings.notices.split()
-    if not addresses:
-        raise SettingsError(
-            "ADVISOR_NOTICES names no address; separate them by spaces, such as"
-            " tgram://TOKEN/CHAT slack://TOKEN json://host/path"
-        )
     service = Apprise()
-    for number, address in enumerate(addresses, 1):
+    for number, address in addresses:
         if not service.add(address):
             raise SettingsError(f"ADVISOR_NOTICES: apprise cannot read address {number}")
 

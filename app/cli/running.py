@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from app.cli.options import console, database_url
-from app.settings import read_settings
+from app.settings import Settings, read_settings
+from app.telemetry import configure_log
 
 PRIVATE = 0o077
 """What a process of the service writes is for its own user."""
@@ -36,7 +37,7 @@ def serve() -> None:
     from app.main import serve as serve_api
 
     os.umask(PRIVATE)
-    serve_api(read_settings())
+    serve_api(_settings())
 
 
 def writer() -> None:
@@ -44,7 +45,14 @@ def writer() -> None:
     from app.writer import run_writer
 
     os.umask(PRIVATE)
-    asyncio.run(run_writer(read_settings()))
+    asyncio.run(run_writer(_settings()))
+
+
+def _settings() -> Settings:
+    """What a process of the service reads; it logs as they say from then on."""
+    settings = read_settings()
+    configure_log(settings.logs_json)
+    return settings
 
 
 def migrate() -> None:

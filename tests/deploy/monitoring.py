@@ -68,6 +68,12 @@ def queries(path: Path = DASHBOARD) -> list[Query]:
     ]
 
 
+def marked(path: Path = DASHBOARD) -> list[dict[str, Any]]:
+    """What is marked on every curve."""
+    notes = dashboard(path)["annotations"]["list"]
+    return [note for note in notes if not note.get("builtIn")]
+
+
 def resolved(query: Query, variables: dict[str, list[str]]) -> Iterator[Query]:
     """The query once for each combination of values of the variables that it uses."""
     used = [name for name in variables if re.search(rf"\$(\{{{name}\}}|{name}\b)", query.expr)]

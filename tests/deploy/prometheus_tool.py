@@ -1,4 +1,5 @@
-"""A real Prometheus for tests: from PATH, else Debian's package, unpacked without installing it."""
+"""A real Prometheus and a real Alertmanager for tests: from PATH, else Debian's packages, unpacked
+without installing them."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ import pytest
 from app.local.servers import EmbeddedServer
 
 ROOT = Path(__file__).parents[2]
-CACHE = ROOT / "var" / "tools"
+UNPACKED = ROOT / "var" / "tools"
 APT_TIMEOUT_S = 120
 
 
@@ -29,43 +30,51 @@ class Tools(NamedTuple):
 
 def find_tools() -> Tools:
     """Both programs; skips the test, saying why, where there are none and no apt to bring them."""
-    prometheus, promtool = shutil.which("prometheus"), shutil.which("promtool")
-    if prometheus and promtool:
-        return Tools(Path(prometheus), Path(promtool))
-    unpacked = CACHE / "prometheus"
-    CACHE.mkdir(parents=True, exist_ok=True)
-    with (CACHE / "lock").open("a") as lock:
+    return Tools(*_programs("prometheus", "prometheus", "promtool"))
+
+
+def find_alertmanager() -> tuple[Path, Path]:
+    """`alertmanager` and `amtool`; skips as `find_tools` does."""
+    programs = _programs("prometheus-alertmanager", "prometheus-alertmanager", "amtool")
+    return programs[0], programs[1]
+
+
+def _programs(package: str, *names: str) -> list[Path]:
+    """Programs of a package of Debian."""
+    there = [shutil.which(name) for name in names]
+    if all(there):
+        return [Path(str(path)) for path in there]
+    unpacked = UNPACKED / package
+    UNPACKED.mkdir(parents=True, exist_ok=True)
+    with (UNPACKED / "lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not unpacked.exists():
-            _unpack(unpacked)
-    binaries = unpacked / "usr" / "bin"
-    return Tools(binaries / "prometheus", binaries / "promtool")
+            _unpack(package, unpacked)
+    return [unpacked / "usr" / "bin" / name for name in names]
 
 
-def _unpack(target: Path) -> None:
-    """Download Debian's package and unpack it; complete, or not there."""
+def _unpack(package: str, target: Path) -> None:
+    """Download a package of Debian and unpack it; complete, or not there."""
     if not (shutil.which("apt-get") and shutil.which("dpkg")):
-        pytest.skip(
-            "promtool and prometheus are not on PATH, and there is no apt-get to download them with"
-        )
-    with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
+        pytest.skip(f"{package} is not on PATH, and there is no apt-get to download it with")
+    with tempfile.TemporaryDirectory(dir=UNPACKED) as scratch:
         directory = Path(scratch)
-        _download(directory)
-        (package,) = directory.glob("prometheus_*.deb")
+        _download(package, directory)
+        (file,) = directory.glob(f"{package}_*.deb")
         subprocess.run(
-            ["dpkg", "-x", package, directory / "unpacked"], check=True, timeout=APT_TIMEOUT_S
+            ["dpkg", "-x", file, directory / "unpacked"], check=True, timeout=APT_TIMEOUT_S
         )
         (directory / "unpacked").rename(target)
 
 
-def _download(directory: Path) -> None:
+def _download(name: str, directory: Path) -> None:
     """`apt-get download`; without the system's package lists, with lists of our own, for which
     nobody need be root."""
     plain = ["apt-get", "-o", "APT::Sandbox::User=root"]
     lists = directory / "lists"
     (lists / "partial").mkdir(parents=True)
     own = [*plain, "-o", f"Dir::State::Lists={lists}", "-o", f"Dir::Cache={directory / 'cache'}"]
-    package = ["download", "prometheus"]
+    package = ["download", name]
     said = ""
     for commands in ([[*plain, *package]], [[*own, "update"], [*own, *package]]):
         for command in commands:
@@ -81,9 +90,38 @@ def _download(directory: Path) -> None:
                 break
         else:
             return
-    pytest.skip(
-        f"promtool and prometheus are not on PATH, and apt-get cannot download them: {said[-300:]}"
-    )
+    pytest.skip(f"{name} is not on PATH, and apt-get cannot download it: {said[-300:]}")
+
+
+class Alertmanager(EmbeddedServer):
+    """An Alertmanager on a configuration file; it ends with this process."""
+
+    name = "alertmanager"
+    stop_signal = signal.SIGTERM
+
+    def __init__(self, program: Path, configuration: Path, directory: Path) -> None:
+        super().__init__(directory)
+        self._program = program
+        self._configuration = configuration
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def _prepare(self) -> None:
+        """Its own data directory is all it needs, and it makes that itself."""
+
+    def _command(self) -> list[str]:
+        return [
+            str(self._program),
+            f"--config.file={self._configuration}",
+            f"--storage.path={self.directory / 'data'}",
+            f"--web.listen-address=127.0.0.1:{self.port}",
+            "--cluster.listen-address=",
+        ]
+
+    def _answers(self) -> bool:
+        return _ready(self.url)
 
 
 class Prometheus(EmbeddedServer):
@@ -113,7 +151,11 @@ class Prometheus(EmbeddedServer):
         ]
 
     def _answers(self) -> bool:
-        try:
-            return httpx.get(f"{self.url}/-/ready").status_code == 200
-        except httpx.TransportError:
-            return False
+        return _ready(self.url)
+
+
+def _ready(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/-/ready").status_code == 200
+    except httpx.TransportError:
+        return False

@@ -3,6 +3,7 @@ them."""
 
 from __future__ import annotations
 
+import json
 import re
 import stat
 import subprocess
@@ -34,7 +35,7 @@ from tests.deploy.containers import (
 from tests.deploy.dockerfile import Step, context_files, ignored, parse
 from tests.deploy.prometheus_tool import ROOT
 
-OURS = ("migrate", "api", "writer")
+OURS = ("migrate", "api", "writer", "notices")
 
 
 def setting_names() -> set[str]:
@@ -79,6 +80,8 @@ def test_the_compose_file_has_the_services_that_the_readme_names() -> None:
         "writer",
         "drift",
         "prometheus",
+        "alertmanager",
+        "notices",
         "grafana",
     }
     assert SERVICES["agent"]["profiles"] == ["demo"]
@@ -90,7 +93,7 @@ def test_every_foreign_image_has_an_exact_version() -> None:
     images += [
         steps[0].words()[0] for steps in stages().values() if steps[0].words()[0] not in stages()
     ]
-    assert len(images) == 4 + 2
+    assert len(images) == 5 + 2
     for image in images:
         assert re.fullmatch(r"[a-z/-]+:v?\d+(\.\d+)+(-[a-z-]+)?", image), image
 
@@ -104,6 +107,7 @@ def test_ports_are_open_on_this_machine_only() -> None:
         "127.0.0.1:3000:3000",
         "127.0.0.1:8321:8321",
         "127.0.0.1:9090:9090",
+        "127.0.0.1:9093:9093",
     ]
 
 
@@ -117,17 +121,18 @@ def test_everything_mounted_from_the_repository_exists() -> None:
     paths = {source for source in mounted if source.startswith((".", "/"))}
     assert paths == {
         "./deploy/prometheus",
+        "./deploy/prometheus/alertmanager.yml",
         "./deploy/grafana/provisioning",
         "./deploy/grafana/dashboards",
     }
-    assert all((ROOT / path).is_dir() for path in paths)
+    assert all((ROOT / path).exists() for path in paths)
     assert set(mounted) - paths == set(COMPOSE["volumes"])
 
 
 def test_a_first_start_needs_no_variable() -> None:
     """One that stays empty is one that is off by default."""
     unset = [name for name, default in interpolated().items() if not default]
-    assert unset == ["ADVISOR_PUBLIC_ORIGIN"]
+    assert sorted(unset) == ["ADVISOR_PUBLIC_ORIGIN", "ADVISOR_RUNBOOKS"]
 
 
 @pytest.fixture
@@ -185,8 +190,32 @@ def test_what_is_made_fits_the_program(made: Path, monkeypatch: pytest.MonkeyPat
     assert operator.may(access.Role.OPERATOR)
     assert isinstance(scraper, Principal)
     assert scraper.roles == {"metrics"}
+    watcher = known.holder_of(variables(made / "notices.env")["ADVISOR_TOKEN"], now)
+    assert isinstance(watcher, Principal)
+    assert watcher.roles == {"reader", "metrics"}
     TokenFile(made / "tokens" / "tokens.json").create("desk", [access.Role.AGENT])
     assert stat.S_IMODE((made / "tokens" / "tokens.json").stat().st_mode) == 0o644
+
+
+def test_secrets_of_before_get_what_a_later_release_needs_and_stay(made: Path) -> None:
+    (made / "notices.env").unlink()
+    place = made / "tokens" / "tokens.json"
+    before = json.loads(place.read_text())["tokens"]
+    older = [token for token in before if token["name"] != "notices"]
+    place.write_text(json.dumps({"tokens": older}))
+    agent = (made / "agent.env").read_text()
+    subprocess.run([sys.executable, str(ROOT / "deploy/make_secrets.py"), str(made)], check=True)
+    after = json.loads(place.read_text())["tokens"]
+    assert after[:-1] == older
+    known = Tokens(place, made / "uses")
+    token = variables(made / "notices.env")["ADVISOR_TOKEN"]
+    assert isinstance(known.holder_of(token, datetime.now(UTC)), Principal)
+    assert (made / "agent.env").read_text() == agent
+
+
+def test_logs_of_every_service_are_bounded() -> None:
+    for name, service in SERVICES.items():
+        assert set(service["logging"]["options"]) == {"max-size", "max-file"}, name
 
 
 def test_every_service_has_limits_and_meets_only_whom_it_needs() -> None:
@@ -195,10 +224,13 @@ def test_every_service_has_limits_and_meets_only_whom_it_needs() -> None:
     reach = {name: set(service["networks"]) for name, service in SERVICES.items()}
     assert set().union(*reach.values()) == set(COMPOSE["networks"])
     for server in ("postgres", "valkey"):
-        for stranger in ("agent", "prometheus", "grafana", "vllm"):
+        for stranger in ("agent", "notices", "prometheus", "alertmanager", "grafana", "vllm"):
             assert not reach[server] & reach[stranger], (server, stranger)
     assert not reach["drift"] & reach["valkey"]
-    for asker, asked in (("agent", "api"), ("api", "vllm"), ("prometheus", "writer")):
+    for asker, asked in (
+        *(("agent", "api"), ("api", "vllm"), ("notices", "api"), ("alertmanager", "notices")),
+        *(("prometheus", "writer"), ("prometheus", "alertmanager")),
+    ):
         assert reach[asker] & reach[asked]
 
 
@@ -312,6 +344,7 @@ def test_services_run_commands_that_exist() -> None:
         for command in advisor.registered_commands
         if command.callback
     }
+    commands |= {str(group.name) for group in advisor.registered_groups}
     assert {SERVICES[name]["command"][0] for name in OURS} <= commands
     assert last("advisor", "CMD").words() == ["serve"]
     assert last("advisor", "ENTRYPOINT").words() == ["advisor"]
@@ -329,7 +362,11 @@ def test_the_default_image_is_the_service() -> None:
 
 
 @pytest.mark.parametrize(
-    "service", ["api", "writer", "migrate", "agent", "drift", "prometheus", "grafana"]
+    "service",
+    [
+        *("api", "writer", "migrate", "notices", "agent", "drift"),
+        *("prometheus", "alertmanager", "grafana"),
+    ],
 )
 def test_a_container_can_write_to_its_volumes_only_and_has_no_capability(service: str) -> None:
     options = SERVICES[service]
@@ -353,7 +390,9 @@ def test_valkey_keeps_every_write_and_evicts_nothing() -> None:
 def test_prometheus_and_grafana_ask_services_that_exist() -> None:
     prometheus = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())
     scraped = [config["static_configs"][0]["targets"] for config in prometheus["scrape_configs"]]
-    assert scraped == [["api:8321"], ["writer:8322"], ["drift:8323"]]
+    assert scraped == [["api:8321"], ["writer:8322"], ["drift:8323"], ["notices:8324"]]
+    posted = prometheus["alerting"]["alertmanagers"][0]["static_configs"][0]["targets"]
+    assert posted == ["alertmanager:9093"]
     assert Settings.model_fields["writer_metrics_port"].default == 8322
     sources = yaml.safe_load(
         (ROOT / "deploy/grafana/provisioning/datasources/prometheus.yml").read_text()

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import itertools
 import re
+from urllib.parse import parse_qs
 
 import yaml
 
+from app.api.explorer import limits, pages
 from tests.deploy.monitoring import (
     METADATA,
     Query,
     dashboard,
     declared_labels,
+    marked,
     panels,
     queries,
     recorded_names,
@@ -20,13 +23,22 @@ from tests.deploy.monitoring import (
 )
 from tests.deploy.prometheus_tool import ROOT
 
+OF_PROMETHEUS = ("up{", "count(ALERTS{", "label_values(up{")
+"""Queries of series that Prometheus has by itself."""
 PROVISIONING = ROOT / "deploy" / "grafana" / "provisioning"
 UNITS = {"none", "short", "s", "percentunit", "cpm", "cps", "reqps"}
 """Those of Grafana's units that are used here."""
 KINDS = {"stat", "table", "timeseries", "bargauge", "state-timeline"}
-VARIABLES = {"model_version": [".*"], "symbol": [".*"], "window": ["1h", "24h"]} | {
-    name: ["5m"] for name in ("__rate_interval", "__range")
+PAGES = {
+    route.path  # type: ignore[attr-defined]
+    for route in (*pages.router.routes, *limits.router.routes)
 }
+VARIABLES = {
+    "model_version": [".*"],
+    "symbol": [".*"],
+    "instance": [".*"],
+    "window": ["1h", "24h"],
+} | {name: ["5m"] for name in ("__rate_interval", "__range")}
 
 
 def test_every_panel_has_a_title_a_description_a_unit_and_thresholds() -> None:
@@ -70,8 +82,41 @@ def test_every_variable_that_a_query_uses_is_defined_and_every_one_that_is_defin
     defined = {variable["name"] for variable in document["templating"]["list"]}
     expressions = " ".join(query.expr for query in queries())
     used = set(re.findall(r"\$\{?(\w+)", expressions)) - {"__rate_interval", "__range"}
-    assert used | {"datasource"} == defined
+    assert used | {"datasource", "explorer"} == defined
     assert {"model_version", "symbol"} <= used
+
+
+def test_every_panel_follows_a_variable_but_the_number_of_alerts() -> None:
+    followed = {"$model_version", "$symbol", "$instance"}
+    still = {query.panel for query in queries() if not any(name in query.expr for name in followed)}
+    assert still == {"Alerts firing"}
+
+
+def test_links_lead_to_pages_of_the_explorer_that_exist() -> None:
+    document = dashboard()
+    links = [link["url"] for link in document["links"] if link["type"] == "link"]
+    links += [
+        link["url"]
+        for panel in panels()
+        for link in panel["fieldConfig"]["defaults"].get("links", [])
+    ]
+    assert len(links) > 20
+    for link in links:
+        address = link.removeprefix("${explorer}")
+        assert address.startswith("/ui"), link
+        path, _, words = address.partition("?")
+        assert path in PAGES, link
+        assert set(parse_qs(words)) <= {"days", "symbol", "veto", "version", "status", "disagree"}
+    worth = [panel for panel in panels() if "in R" in panel["title"] or "R " in panel["title"]]
+    assert all(panel["fieldConfig"]["defaults"].get("links") for panel in worth)
+
+
+def test_versions_halts_and_limits_are_marked_on_every_curve() -> None:
+    marks = {note["name"]: note["expr"] for note in marked()}
+    assert set(marks) == {"Versions", "Halts", "Limits"}
+    for expr in marks.values():
+        for name, labels in selectors(expr):
+            assert labels <= declared_labels()[name] | METADATA
 
 
 def test_every_metric_and_label_on_the_dashboard_exists() -> None:
@@ -81,7 +126,7 @@ def test_every_metric_and_label_on_the_dashboard_exists() -> None:
     for query in (*queries(), *lists):
         for each in resolved(query, VARIABLES):
             found = list(selectors(each.expr))
-            assert found or each.expr.startswith(("up{", "count(ALERTS{")), each
+            assert found or each.expr.startswith(OF_PROMETHEUS), each
             for name, labels in found:
                 assert name in declared or name in recorded, f"{query.panel}: {name} does not exist"
                 if name in declared:

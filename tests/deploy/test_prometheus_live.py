@@ -18,7 +18,7 @@ from app.domain.principal import Role
 from app.local.servers import free_port
 from app.local.up import Child
 from app.policy.scripted import SCRIPTED_MANIFEST, ScriptedPolicy
-from tests.deploy.monitoring import Query, queries, resolved, rules
+from tests.deploy.monitoring import Query, marked, queries, resolved, rules
 from tests.deploy.prometheus_tool import Tools
 from tests.deploy.scraper import Scraper, empty_panels, scraping
 from tests.service.running import Running, request, running, settings_for, until
@@ -115,6 +115,18 @@ async def trade(service: Running, round_number: int) -> None:
     )
 
 
+async def tell_outcomes(service: Running, round_number: int) -> None:
+    """What the agent's plans earned: the first lost, the second won; the vetoed one lost."""
+    for name, net_pnl in (("0", -20.0), ("1", 35.0), ("vetoed", -10.0)):
+        decision = decision_id(f"r-{round_number}-{name}")
+        outcome = {"arm": "agent", "outcome": "sl" if net_pnl < 0 else "tp1", "net_pnl": net_pnl}
+        reply = await service.client.put(f"/decisions/{decision}/outcome", json=outcome)
+        assert reply.status_code == 202, reply.text
+        advice = outcome | {"arm": "advice", "model_version": "scripted-1"}
+        reply = await service.client.put(f"/decisions/{decision}/outcome", json=advice)
+        assert reply.status_code == 202, reply.text
+
+
 async def test_every_panel_shows_numbers_and_every_rule_evaluates(live: Live) -> None:
     await trade(live.service, 1)
     mine = '{model_version="scripted-1"}'
@@ -132,10 +144,12 @@ async def test_every_panel_shows_numbers_and_every_rule_evaluates(live: Live) ->
     await until(live.prometheus.reaches("sum(advisor_writer_rows_total{table='decisions'})", 12))
     await trade(live.service, 2)
     await until(live.prometheus.reaches("sum(advisor_writer_rows_total{table='decisions'})", 24))
+    await tell_outcomes(live.service, 2)
     await until(live.prometheus.reaches("max(advisor_journal_backlog)", 0))
     variables = {
         "model_version": [".*", "scripted-1", "(scripted-1|scripted-2)"],
         "symbol": [".*", "BTCUSDT"],
+        "instance": [".*"],
         "window": ["1h", "24h"],
         "__rate_interval": ["10s"],
         "__range": ["1h"],
@@ -143,6 +157,9 @@ async def test_every_panel_shows_numbers_and_every_rule_evaluates(live: Live) ->
     asked = [each for query in queries() for each in resolved(query, variables)]
     assert len(asked) > len(queries())
     assert await empty_panels(live.prometheus, asked, NEEDS_A_REAL_MODEL) == {}
+    marks = [Query(note["name"], note["expr"], instant=False) for note in marked()]
+    quiet = {note["name"] for note in marked() if note["name"] == "Halts"}
+    assert set(await empty_panels(live.prometheus, marks)) == quiet, "nothing was halted yet"
     await require_healthy_rules(live.prometheus)
     vetoes = "sum by (code) (advisor_vetoes_total{arm='control'} > 0)"
     assert await live.prometheus.value(vetoes) == 2, "one for each round, and no other code"

@@ -23,7 +23,7 @@ LOOKED_THROUGH = 5_000
 """So many decisions are searched for words at a time; the next page goes on from there."""
 MOST_LIKE_AMONG = 2_000
 """So many earlier decisions of a symbol are looked through for the nearest ones."""
-_EARNED = """
+EARNED = """
     CASE WHEN agent_approve THEN agent_r WHEN NOT agent_approve THEN 0 END AS agent_earned_r,
     CASE WHEN advice_approve THEN advice_r WHEN NOT advice_approve THEN 0 END AS advice_earned_r
 """
@@ -110,7 +110,7 @@ class Explorer:
             conditions.append("(s.as_of, s.decision_id) >= (:end_time, :end_id)")
             values |= {"end_time": end.as_of, "end_id": end.decision_id}
         rows = await self._ask(
-            f"SELECT s.*, {_EARNED} FROM shadow_comparison s WHERE {' AND '.join(conditions)}"
+            f"SELECT s.*, {EARNED} FROM shadow_comparison s WHERE {' AND '.join(conditions)}"
             " ORDER BY s.as_of DESC, s.decision_id DESC LIMIT :size",
             values | {"size": size + 1},
         )
@@ -156,7 +156,7 @@ class Explorer:
         return await self._ask(
             f"""
             WITH judged AS (
-                SELECT *, {_EARNED} FROM shadow_comparison
+                SELECT *, {EARNED} FROM shadow_comparison
                 WHERE as_of >= :since AND as_of < :until
             )
             SELECT (as_of AT TIME ZONE 'UTC')::date AS day, model_version, min(role) AS role,
@@ -239,7 +239,7 @@ class Explorer:
     async def comparison(self, decision_id: UUID, as_of: datetime) -> list[Row]:
         """One decision as `shadow_comparison` has it: a row per version, the primary first."""
         return await self._ask(
-            f"SELECT s.*, {_EARNED} FROM shadow_comparison s"
+            f"SELECT s.*, {EARNED} FROM shadow_comparison s"
             " WHERE s.decision_id = :id AND s.as_of = :as_of"
             " ORDER BY (s.role = 'primary') DESC, s.model_version",
             {"id": decision_id, "as_of": as_of},
@@ -298,7 +298,7 @@ class Explorer:
                 ORDER BY distance, as_of DESC
                 LIMIT :size
             )
-            SELECT s.*, {_EARNED}, n.distance FROM nearest n
+            SELECT s.*, {EARNED}, n.distance FROM nearest n
             JOIN shadow_comparison s ON s.decision_id = n.decision_id AND s.as_of = n.as_of
             WHERE s.role = 'primary'
             ORDER BY n.distance, n.as_of DESC
