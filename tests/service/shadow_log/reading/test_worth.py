@@ -8,8 +8,8 @@ import pytest
 
 from app.domain.intervals import Mean
 from app.metrics import Metrics
-from app.shadow_log.reading import worth
 from app.shadow_log.log import ShadowLog
+from app.shadow_log.reading import worth
 from app.shadow_log.reading.worth import newest_worth
 from app.telemetry import Apart, Earned, Foretold, Saved, Worth
 from tests import builders as build
