@@ -25,7 +25,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
-REVISION = "0018"
+REVISION = "0019"
 """The schema that this release works with; a test holds it against the newest migration."""
 
 metadata = MetaData(
