@@ -236,7 +236,7 @@ ADVISE_NEEDS = Needs(
     counted=frozenset({("account", "positions")}),
     extras=frozenset({("agent_action",)}),
     names=frozenset({("request_id",), ("candidate", "symbol")}),
-    whole=frozenset({("bars",)}),
+    whole=frozenset({("bars",), ("plan", "exits")}),
 )
 """What a decision cannot do without. A position counts, whatever it is."""
 ACTION_NEEDS = Needs(frozenset({("decision",)}), extras=frozenset({()}))

@@ -107,7 +107,8 @@ class Advisor:
         scenario = await self._records.accounts.completed(
             incoming.scenario, incoming.principal, incoming.received_at
         )
-        incoming = incoming._replace(scenario=scenario)
+        declared = self._controls.limits_of(incoming.principal).limits.exits
+        incoming = incoming._replace(scenario=scenario.declaring(declared))
         with timed(self._telemetry, Stage.PREPARE, seconds):
             prompt = prepare(incoming.scenario)
         readings, earlier = await asyncio.gather(

@@ -12,6 +12,7 @@ from pydantic import AfterValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from app.domain.candidate import Candidate
+from app.domain.exits import REPORTED, TRAIL, Exits
 from app.domain.fields import Instant, Number, Record, ShortText, Whole, absent, measure
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -68,6 +69,15 @@ class Plan(Record):
         json_schema_extra={"unit": "price"},
     )
     quantity: Number = measure("base units", "size", gt=0)
+    exits: Exits | None = Field(
+        None,
+        exclude_if=absent,
+        description="how the trade ends, as the agent declares it",
+        json_schema_extra={
+            "unit": "object",
+            "null": "as its limits profile declares; where that does not, the trail",
+        },
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -339,6 +349,18 @@ class Scenario(Record):
             for gone in self.left_out
             for path in paths
         )
+
+    @property
+    def exits(self) -> Exits:
+        """What its orders are followed by. A declaration that could not be used is none that
+        anybody knows."""
+        return self.plan.exits or (REPORTED if self.lost("plan.exits") else TRAIL)
+
+    def declaring(self, exits: Exits | None) -> Scenario:
+        """With the exits of the agent's profile, where the request declares none."""
+        if exits is None or self.plan.exits is not None or self.lost("plan.exits"):
+            return self
+        return self.model_copy(update={"plan": self.plan.model_copy(update={"exits": exits})})
 
     @model_validator(mode="after")
     def nothing_later_than_as_of(self) -> Self:

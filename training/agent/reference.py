@@ -35,7 +35,6 @@ MIN_CONFIDENCE = 4.0
 MIN_VOLUME_24H = 2_000_000.0
 ASSUMED_SPREAD_BPS = 2.0
 COOL_DOWN_S = 6 * 3600
-TIME_EXIT_S = 6 * 3600
 """At most one candidate per symbol in this time, the longest a trade lasts: outcomes of a symbol do
 not overlap."""
 MAX_GAP_S = 86_400

@@ -5,12 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from shadow_advisor_client import AdvisorClient
 
-from app.domain.errors import AdvisorError
+from app.domain.errors import AdvisorError, LimitsError
+from app.domain.exits import Exits, Followed
+from app.domain.rules.limits import read_limits
 from app.operator_client import OperatorClient
 from training.agent.reference import Agent, chart
 from training.cli.options import DEFAULT_URL, Database, Url, console, meter, tell
@@ -55,6 +58,12 @@ Candidates = Annotated[
 ]
 Deadline = Annotated[float, typer.Option(min=0.01, help="seconds to wait for each advice")]
 Run = Annotated[str, typer.Option(help="name of the run; the same name takes it up again")]
+Profile = Annotated[
+    Path | None,
+    typer.Option(
+        help="limits profile whose [exits] the agent declares, for example limits/freqtrade.toml"
+    ),
+]
 Live = Annotated[bool, typer.Option("--live", help="follow ccxt:EXCHANGE as its bars complete")]
 
 
@@ -73,6 +82,7 @@ def paper(
     run: Run = "",
     live: Live = False,
     database: Database = "",
+    exits: Profile = None,
 ) -> None:
     """Let the reference agent trade a replayed or a live market, ask the service each time, keep
     two books.
@@ -82,18 +92,19 @@ def paper(
     A live run needs neither, but the shadow log, from which it takes itself up again. Both books
     are in the view `paper_books`.
     """
+    declared = _declared(exits)
     OperatorClient(url, timeout_s=ANSWER_S).readiness()  # Or say at once that it is not there.
     name = run or f"paper-{datetime.now(UTC):%Y%m%dT%H%M%S}"
     wanted = [symbol.strip() for symbol in symbols.split(",") if symbol.strip()]
     with AdvisorClient(url, deadline_s=deadline) as client:
         if live:
             recalled = _recalled(url, database, name)
-            trader = Paper(client, name, deadline, recalled)
+            trader = Paper(client, name, deadline, recalled, declared)
             feed = live_feed(source, wanted, length, recalled, tell)
             tell(f"run {name}: {len(recalled)} decisions taken up from the log; Ctrl-C ends it")
             _follow(trader, feed, candidates)
         else:
-            trader = Paper(client, name, deadline)
+            trader = Paper(client, name, deadline, exits=declared)
             since = begin.replace(tzinfo=UTC) if begin else None
             _replay(trader, source, wanted, length, since, candidates or REPLAYED)
         client.close(timeout_s=60)
@@ -104,6 +115,16 @@ def paper(
         f"{len(trader.judged)} candidates prove nothing about a model; the intervals say how"
         " little."
     )
+
+
+def _declared(profile: Path | None) -> Exits | None:
+    """Of a profile. Raises `LimitsError`."""
+    if profile is None:
+        return None
+    exits = read_limits(profile).exits
+    if not isinstance(exits, Followed):
+        raise LimitsError(f"{profile}: it has no table [exits] that can be simulated")
+    return exits
 
 
 def _replay(

@@ -8,6 +8,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from app.domain.exits import Exits
 from training.arrays import HELD_OUT_FROM, HELD_OUT_UNTIL
 from training.config.section import Section
 
@@ -98,6 +99,10 @@ class ScenariosConfig(Section):
         False,
         description="of the log also trades that were imported, where they are complete; they"
         " train and are never judged on",
+    )
+    exits: Exits | None = Field(
+        None,
+        description="how trades end, of scenarios that do not declare it; none: by the trail",
     )
     perturbations: int = Field(
         0, ge=0, le=4, description="synthetic variants per training scenario"

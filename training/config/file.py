@@ -72,6 +72,13 @@ class RebuildConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def judges_by_the_exits_that_it_trains_on(self) -> Self:
+        """A model is not judged by other exits than those it learned."""
+        if self.evaluate.held_out.exits != self.scenarios.exits:
+            raise ValueError("evaluate.held_out.exits differs from scenarios.exits: write the same")
+        return self
+
+    @model_validator(mode="after")
     def delays_are_controls(self) -> Self:
         """Splits and embargo reckon with orders that come at once; evaluation delays them in its
         own control."""

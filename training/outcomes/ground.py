@@ -13,7 +13,6 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from training.agent.reference import TIME_EXIT_S
 from training.arrays import Floats, Rows, Times
 from training.market.bars import Bars
 from training.outcomes.orders import Orders
@@ -29,6 +28,8 @@ class Exclusion(StrEnum):
 
     NOT_A_LONG_ORDER = "not_a_long_order"
     """A short, a stop that does not lie below entry, or no ATR: the simulator would refuse it."""
+    REPORTED_ONLY = "reported_only"
+    """Its agent's exits are not known: only its own reports tell how it ended."""
     NO_BARS = "no_bars"
     """No series of this symbol, or none around this time."""
     PRICE_MISMATCH = "price_mismatch"
@@ -57,12 +58,12 @@ class Ground:
     @classmethod
     def of(cls, series: Mapping[str, Sequence[Bars]], plans: Orders) -> Self:
         """Of N plans. `series` : bars of every symbol, of one length or more, in any order."""
-        excluded = np.where(plans.sound, Exclusion.NO_BARS, Exclusion.NOT_A_LONG_ORDER).astype(
-            _REASON
-        )
+        sound = plans.sound & (plans.atr > 0)  # Actions have their stops at so many ATR.
+        excluded = np.where(sound, Exclusion.NO_BARS, Exclusion.NOT_A_LONG_ORDER).astype(_REASON)
+        excluded[plans.longest == 0] = Exclusion.REPORTED_ONLY
         judges = []
         for symbol in np.unique(plans.symbol):
-            waiting = np.flatnonzero((plans.symbol == symbol) & plans.sound)
+            waiting = np.flatnonzero((plans.symbol == symbol) & sound)
             for bars in sorted(series.get(str(symbol), ()), key=lambda bars: bars.seconds):
                 reasons = fitness(bars, plans.at(waiting))
                 excluded[waiting] = reasons
@@ -87,11 +88,13 @@ class Ground:
         """(N,) highest high less lowest low from the entry bar to the time exit, quote currency;
         NaN where no bars judge. What a stop did in between changes nothing."""
         span = np.full(len(self), np.nan)
-        for bars, rows in self.judges:
-            steps = -(-TIME_EXIT_S // bars.seconds)
-            first = np.searchsorted(bars.closed_at - bars.seconds, plans.as_of[rows], side="left")
-            window = first[:, None] + np.arange(steps)
-            span[rows] = bars.high[window].max(axis=1) - bars.low[window].min(axis=1)
+        for bars, judged in self.judges:
+            for longest in np.unique(plans.longest[judged]):
+                rows = judged[plans.longest[judged] == longest]
+                opened = bars.closed_at - bars.seconds
+                first = np.searchsorted(opened, plans.as_of[rows], side="left")
+                window = first[:, None] + np.arange(-(-longest // bars.seconds))
+                span[rows] = bars.high[window].max(axis=1) - bars.low[window].min(axis=1)
         return span
 
     def follow(self, orders: Orders, costs: Costs, decisions: Rows | None = None) -> Fates:
@@ -113,8 +116,8 @@ class Ground:
 def fitness(bars: Bars, plans: Orders, ended_at: Times | None = None) -> NDArray[np.str_]:
     """Whether bars can judge each plan: "" or the reason why not. Shape (N,).
 
-    They can when every bar from the entry to six hours after it is there and had trades, and the
-    price that was planned is the market's.
+    They can when every bar from the entry to the end of the longest trade that its exits allow is
+    there and had trades, and the price that was planned is the market's.
 
     Parameters
     ----------
@@ -126,7 +129,8 @@ def fitness(bars: Bars, plans: Orders, ended_at: Times | None = None) -> NDArray
         reasons[:] = Exclusion.NO_BARS
         return reasons
     opened = bars.closed_at - bars.seconds
-    steps = -(-TIME_EXIT_S // bars.seconds)
+    longest = plans.longest
+    steps = -(-longest // bars.seconds)
     first = np.searchsorted(opened, plans.as_of, side="left")
     last = first + steps - 1
     if ended_at is not None:
@@ -137,7 +141,7 @@ def fitness(bars: Bars, plans: Orders, ended_at: Times | None = None) -> NDArray
     empty = np.concatenate([[0], np.cumsum(bars.volume == 0)])
     gap: Floats = np.abs(plans.entry / bars.open[begin] - 1)
     outside = (plans.as_of < opened[0] - bars.seconds) | (
-        plans.as_of > bars.closed_at[-1] + TIME_EXIT_S
+        plans.as_of > bars.closed_at[-1] + longest
     )
     # The later a line, the stronger its word.
     reasons[empty[end + 1] > empty[begin]] = Exclusion.NO_VOLUME

@@ -5,6 +5,7 @@ Everything that trades in here holds final orders: what a limit clamped or cappe
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Self
@@ -13,11 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.domain.candidate import Direction
+from app.domain.exits import MOST_TARGETS, TRAIL, Exits, Followed
 from app.domain.scenario import Scenario
-from training.arrays import Columns, Flags, Floats, Times
-
-MOST_TARGETS = 3
-"""The exits know so many; further ones are never reached for."""
+from training.arrays import Columns, Flags, Floats, Rows, Times
 
 
 class Order(NamedTuple):
@@ -36,6 +35,7 @@ class Order(NamedTuple):
     """Base units; NaN: nothing is bought."""
     plan_risk: float
     """Quote, of the agent's plan: what one R is, also for an order of another size or stop."""
+    exits: Exits = TRAIL
 
     @property
     def risk(self) -> float:
@@ -44,8 +44,10 @@ class Order(NamedTuple):
 
     @property
     def sound(self) -> bool:
-        """Whether it buys something above a stop, so that the exits are defined for it."""
-        return self.quantity > 0 and self.stop < self.entry and self.atr > 0
+        """Whether it buys something above a stop, and its exits can be simulated."""
+        exits = self.exits
+        follows = isinstance(exits, Followed) and (self.atr > 0 or not exits.reads_atr)
+        return self.quantity > 0 and self.stop < self.entry and follows
 
 
 def plan_order(scenario: Scenario) -> Order:
@@ -62,6 +64,7 @@ def plan_order(scenario: Scenario) -> Order:
         np.nan if candidate.atr is None else candidate.atr,
         plan.quantity if long else np.nan,
         plan.risk,
+        scenario.exits,
     )
 
 
@@ -77,6 +80,7 @@ class Orders(Columns):
     atr: Floats
     quantity: Floats
     plan_risk: Floats
+    exits: NDArray[np.object_]
 
     @classmethod
     def of(cls, orders: Sequence[Order]) -> Self:
@@ -90,6 +94,7 @@ class Orders(Columns):
             np.array([order.atr for order in orders], dtype=np.float64),
             np.array([order.quantity for order in orders], dtype=np.float64),
             np.array([order.plan_risk for order in orders], dtype=np.float64),
+            np.array([order.exits for order in orders], dtype=np.object_),
         )
 
     @property
@@ -99,8 +104,27 @@ class Orders(Columns):
 
     @property
     def sound(self) -> Flags:
-        """(N,) whether the exits are defined for it: it buys something above a stop."""
-        return (self.quantity > 0) & (self.stop < self.entry) & (self.atr > 0)
+        """(N,) as of `Order`."""
+        follows = np.zeros(len(self), dtype=bool)
+        for exits, rows in self.by_exits():
+            if isinstance(exits, Followed):
+                follows[rows] = (self.atr[rows] > 0) | (not exits.reads_atr)
+        return (self.quantity > 0) & (self.stop < self.entry) & follows
+
+    @property
+    def longest(self) -> Times:
+        """(N,) seconds that a trade lasts at most; 0 where none can be followed."""
+        seconds = np.zeros(len(self), dtype=np.int64)
+        for exits, rows in self.by_exits():
+            seconds[rows] = exits.seconds if isinstance(exits, Followed) else 0
+        return seconds
+
+    def by_exits(self) -> list[tuple[Exits, Rows]]:
+        """The different exits, each with the rows that follow it."""
+        rows: dict[Exits, list[int]] = defaultdict(list)
+        for row, exits in enumerate(self.exits):
+            rows[exits].append(row)
+        return [(exits, np.array(mine, dtype=np.int64)) for exits, mine in rows.items()]
 
     def only(self, keep: Flags) -> Self:
         """The same orders where `keep` is set; nothing is bought elsewhere."""

@@ -1,5 +1,5 @@
-"""What later bars did to an order: stop, trail and time exit as the agent trades them, net of
-costs. Vectorised.
+"""What later bars did to an order: its stop, and the exits that its agent declares, net of costs.
+Vectorised.
 
 Conventions, once and for all:
 
@@ -8,10 +8,12 @@ Conventions, once and for all:
 - Within a bar the stop comes before any favourable move: a bar's own high never saves it from its
   own low.
 - A bar that opens beyond the stop exits at its open.
-- No target is sold at. From target 1 on, a trailing stop follows the highest high of the bars
-  before: 1.5 ATR below it, 1.0 from target 2, 0.5 from target 3, and never lower than entry + 75 %
-  of the move.
-- Six hours after entry the rest is sold at the close of the bar that completes them.
+- Everything is sold at once. A profit that is sold at is a limit order: a bar that opens beyond it
+  sells at its open.
+- A stop that trails follows the highest high of the bars before: 1.5 ATR below it from target 1 on,
+  1.0 from target 2, 0.5 from target 3, and never lower than entry + 75 % of the move (`Trail`, with
+  its defaults); below it by a share of it (`Freqtrade`).
+- After the declared hours the rest is sold at the close of the bar that completes them.
 - Fee and slippage are paid on both sides.
 - A fate is in money, for the order's whole quantity. It becomes R where it is divided by the risk
   of the agent's plan, and nowhere else.
@@ -26,15 +28,12 @@ from typing import NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from app.domain.exits import Fixed, Followed, Freqtrade, Trail
 from app.domain.record.outcome import OutcomeCode
-from training.agent.reference import TIME_EXIT_S
-from training.arrays import Columns, Floats, Times
+from training.arrays import Columns, Floats, Rows, Times
 from training.config.data import OutcomesConfig
 from training.market.bars import Bars
 from training.outcomes.orders import Orders
-
-TRAIL_ATR = (1.5, 1.0, 0.5)
-KEEP = 0.75
 
 
 class Exit(IntEnum):
@@ -46,6 +45,11 @@ class Exit(IntEnum):
     TRAIL_2 = 3
     TRAIL_3 = 4
     TIME = 5
+    TARGET_1 = 6
+    TARGET_2 = 7
+    TARGET_3 = 8
+    ROI = 9
+    TRAIL = 10
 
 
 OUTCOME_CODES = {
@@ -54,6 +58,11 @@ OUTCOME_CODES = {
     Exit.TRAIL_2: OutcomeCode.TRAILING_SL,
     Exit.TRAIL_3: OutcomeCode.TRAILING_SL,
     Exit.TIME: OutcomeCode.TIME_EXIT,
+    Exit.TARGET_1: OutcomeCode.TP1,
+    Exit.TARGET_2: OutcomeCode.TP2,
+    Exit.TARGET_3: OutcomeCode.TP3,
+    Exit.ROI: OutcomeCode.TP1,
+    Exit.TRAIL: OutcomeCode.TRAILING_SL,
 }
 """In the agent's words."""
 
@@ -136,30 +145,44 @@ class Fates(Columns):
 
 
 def simulate(bars: Bars, orders: Orders, costs: Costs = COSTS) -> Fates:
-    """Follow each order through the bars after its decision; those that buy nothing have no fate.
+    """Follow each order through the bars after its decision, by its exits; those that buy nothing
+    have no fate.
 
-    Cost: one pass over six hours of bars, for all at once. `bars` are those of the orders' symbol.
+    Cost: one pass over the longest trade's bars, for all of the same exits at once. `bars` are
+    those of the orders' symbol.
 
     Raises
     ------
-    ValueError : a stop is not below its planned entry, or an ATR or a quantity is not positive.
+    ValueError : a stop is not below its planned entry, an ATR or a quantity is not positive, or
+        exits cannot be simulated.
     """
     if not (orders.sound | ~orders.placed).all():
-        raise ValueError("every stop must lie below its entry, and every ATR and quantity above 0")
-    walk = _Walk(bars, orders)
+        raise ValueError(
+            "every stop must lie below its entry, and every ATR and quantity above 0; exits must be"
+            " declared"
+        )
+    fates = Fates.unknown(len(orders))
+    for exits, rows in orders.by_exits():
+        if isinstance(exits, Followed):
+            fates.put(rows, _followed(bars, orders.at(rows), exits, costs))
+    return fates
+
+
+def _followed(bars: Bars, orders: Orders, exits: Followed, costs: Costs) -> Fates:
+    walk = _Walk(bars, orders, exits, costs)
     step = 0
     while walk.open.any():
         walk.step(step)
         step += 1
-    return walk.fates(costs)
+    return walk.fates()
 
 
 class _Walk:
-    """State of all orders while time goes on, one bar a step."""
+    """State of all orders of the same exits while time goes on, one bar a step."""
 
-    def __init__(self, bars: Bars, orders: Orders) -> None:
+    def __init__(self, bars: Bars, orders: Orders, exits: Followed, costs: Costs) -> None:
         count = len(orders.entry)
-        self.bars, self.orders = bars, orders
+        self.bars, self.orders, self.exits, self.costs = bars, orders, exits, costs
         # A bar that was already under way when the decision fell opened too early: its open is a
         # price of the past.
         self.first = np.searchsorted(bars.closed_at, orders.as_of + bars.seconds, side="left")
@@ -172,7 +195,7 @@ class _Walk:
         self.bought = np.where(self.open, bars.open[nearby], np.nan)
         self.entered_at = opened
         self.stop = orders.stop.copy()
-        self.passed = np.zeros(count, dtype=np.int8)
+        self.stops_as = np.full(count, Exit.STOP, dtype=np.int8)
         self.peak = self.bought.copy()
         self.trough = self.bought.copy()
         self.sold = np.full(count, np.nan)
@@ -187,39 +210,97 @@ class _Walk:
         beyond = at >= len(bars)
         self.open[here[beyond]] = False
         here, at = here[~beyond], at[~beyond]
-        stopped = bars.low[at] <= self.stop[here]
-        self._leave(
-            here[stopped],
-            at[stopped],
-            np.minimum(bars.open[at], self.stop[here])[stopped],
-            trailing=True,
-        )
-        here, at = here[~stopped], at[~stopped]
+        here, at = self._stop(here, at)
+        here, at = self._take_profit(here, at)
         self.peak[here] = np.maximum(self.peak[here], bars.high[at])
         self.trough[here] = np.minimum(self.trough[here], bars.low[at])
-        expired = bars.closed_at[at] - self.entered_at[here] >= TIME_EXIT_S
-        self._leave(here[expired], at[expired], bars.close[at[expired]], trailing=False)
-        self._trail(here[~expired])
+        expired = bars.closed_at[at] - self.entered_at[here] >= self.exits.seconds
+        self._leave(here[expired], at[expired], bars.close[at[expired]], Exit.TIME)
+        self._raise_stops(here[~expired])
 
-    def _leave(
-        self, who: NDArray[np.int64], at: NDArray[np.int64], price: Floats, *, trailing: bool
-    ) -> None:
+    def _stop(self, here: Rows, at: Rows) -> tuple[Rows, Rows]:
+        """Sell what falls to its stop; what is left."""
+        stopped = self.bars.low[at] <= self.stop[here]
+        price = np.minimum(self.bars.open[at], self.stop[here])[stopped]
+        self._leave(here[stopped], at[stopped], price, self.stops_as[here[stopped]])
+        return here[~stopped], at[~stopped]
+
+    def _take_profit(self, here: Rows, at: Rows) -> tuple[Rows, Rows]:
+        """Sell what rises to a profit that is sold at; what is left."""
+        asked, how = self._asked(here, at)
+        opened = self.bars.open[at]
+        reached = self.bars.high[at] >= asked
+        # What fell first within the bar is not known: the worst is taken, but for a bar that opens
+        # where is sold.
+        low = np.where(opened >= asked, opened, self.bars.low[at])
+        price = np.maximum(opened, asked)[reached]
+        gone = here[reached]
+        self.peak[gone] = np.maximum(self.peak[gone], price)
+        self.trough[gone] = np.minimum(self.trough[gone], low[reached])
+        self._leave(gone, at[reached], price, how)
+        return here[~reached], at[~reached]
+
+    def _asked(self, here: Rows, at: Rows) -> tuple[Floats, Exit]:
+        """The price of each order from which it is sold in its bar, and how that is called."""
+        match self.exits:
+            case Fixed(target=number):
+                return self.orders.targets[here, number - 1], Exit(Exit.TARGET_1 + number - 1)
+            case Freqtrade(minimal_roi=steps) if steps:
+                opened = self.bars.closed_at[at] - self.bars.seconds
+                minutes = (opened - self.entered_at[here]) // 60
+                step = np.searchsorted([begin for begin, _ in steps], minutes, side="right")
+                profit = np.array([np.inf, *(ratio for _, ratio in steps)])[step]
+                return self._price_of(profit, here), Exit.ROI
+            case _:
+                return np.full(len(here), np.inf), Exit.TIME
+
+    def _price_of(self, profit: Floats, who: Rows) -> Floats:
+        """Where each order has a profit, a fraction after the fees of both sides."""
+        fee = self.costs.fee
+        return self.bought[who] * (1 + fee) * (1 + profit) / (1 - fee)
+
+    def _leave(self, who: Rows, at: Rows, price: Floats, how: Exit | NDArray[np.int8]) -> None:
         self.sold[who] = price
         self.trough[who] = np.minimum(self.trough[who], price)
         self.exited_at[who] = self.bars.closed_at[at]
-        self.exit[who] = Exit.STOP + self.passed[who] if trailing else Exit.TIME
+        self.exit[who] = how
         self.open[who] = False
 
-    def _trail(self, who: NDArray[np.int64]) -> None:
-        """Raise the stops, for the bars to come, of orders that have passed a target."""
+    def _raise_stops(self, who: Rows) -> None:
+        """Raise the stops that trail, for the bars to come."""
+        match self.exits:
+            case Trail():
+                self._trail(who, self.exits)
+            case Freqtrade(trailing_stop=True):
+                self._trail_by_share(who, self.exits)
+
+    def _trail(self, who: Rows, exits: Trail) -> None:
+        """Of orders that have passed a target."""
         peak, bought = self.peak[who], self.bought[who]
-        passed = (peak[:, None] >= self.orders.targets[who]).sum(axis=1)
-        self.passed[who] = passed
-        distance = np.array([np.inf, *TRAIL_ATR])[passed] * self.orders.atr[who]
-        kept = np.where(passed > 0, bought + KEEP * (peak - bought), -np.inf)
+        passed = (peak[:, None] >= self.orders.targets[who][:, : len(exits.atr)]).sum(axis=1)
+        self.stops_as[who] = Exit.STOP + passed
+        distance = np.array([np.inf, *exits.atr])[passed] * self.orders.atr[who]
+        kept = np.where(passed > 0, bought + exits.keep * (peak - bought), -np.inf)
         self.stop[who] = np.maximum(self.stop[who], np.maximum(peak - distance, kept))
 
-    def fates(self, costs: Costs) -> Fates:
+    def _trail_by_share(self, who: Rows, exits: Freqtrade) -> None:
+        """Of all orders, or of those whose best profit has reached the offset."""
+        peak, orders = self.peak[who], self.orders
+        offset = self._price_of(np.full(len(who), exits.trailing_stop_positive_offset), who)
+        share = 1 - orders.stop[who] / orders.entry[who]
+        if exits.trailing_stop_positive is not None:
+            share = np.where(peak > offset, exits.trailing_stop_positive, share)
+        trails = np.full(len(who), True)
+        if exits.trailing_only_offset_is_reached:
+            trails = peak >= offset
+        stop = np.where(trails, peak * (1 - share), -np.inf)
+        raised = stop > self.stop[who]
+        self.stops_as[who[raised]] = Exit.TRAIL
+        self.stop[who] = np.maximum(self.stop[who], stop)
+
+    def fates(self) -> Fates:
+        """What became of them."""
+        costs = self.costs
         unresolved = self.exit == Exit.UNRESOLVED
         bought, sold = (np.where(unresolved, np.nan, price) for price in (self.bought, self.sold))
         paid, received = bought * (1 + costs.slippage), sold * (1 - costs.slippage)

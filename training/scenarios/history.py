@@ -12,6 +12,7 @@ from functools import partial
 from itertools import chain, groupby
 from pathlib import Path
 
+from app.domain.exits import Exits
 from training.agent.reference import Agent, Opportunity, chart, opportunities
 from training.arrays import HELD_OUT_FROM, Progress, instant, silent
 from training.config.data import MarketConfig, ScenariosConfig
@@ -141,7 +142,7 @@ def find_scenarios(
     }
     scenarios = []
     for done, at in enumerate(within, 1):
-        scenarios.append(_decided(agent, at, peers[at.as_of]))
+        scenarios.append(_decided(agent, at, peers[at.as_of], config.exits))
         progress(done, len(within))
     left_out = {
         "other_symbol": len(candidates) - len(mine),
@@ -162,7 +163,9 @@ def _wanted(history: History, config: ScenariosConfig) -> set[str]:
     return set(config.symbols) or symbols
 
 
-def _decided(agent: Agent, at: Opportunity, peers: Sequence[Opportunity]) -> RealScenario:
-    scenario = agent.scenario(at, NEUTRAL)
+def _decided(
+    agent: Agent, at: Opportunity, peers: Sequence[Opportunity], exits: Exits | None
+) -> RealScenario:
+    scenario = agent.scenario(at, NEUTRAL).declaring(exits)
     decide = partial(agent.decide, correlated=agent.correlated(at, peers))
     return RealScenario(scenario, decide(scenario), redecide=decide)

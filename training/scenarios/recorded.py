@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, Self
 
 from app.domain.canonical import content_hash
 from app.domain.errors import InvalidRecord
+from app.domain.exits import Exits
 from app.domain.record.control import AgentAction
 from app.domain.record.outcome import Outcome
 from app.domain.scenario import Scenario
@@ -42,6 +43,7 @@ from training.scenarios.table import (
     ScenarioError,
     build_scenarios,
     label_reach,
+    reach_of,
 )
 from training.stages.declared import stage
 from training.stages.store import Facts
@@ -119,12 +121,11 @@ def read_log(
             )
         scenarios = []
         for place, row in enumerate(_rows(connection, period, config)):
-            try:
-                scenarios.append(_read(row))
-            except InvalidRecord:
-                left_out["unreadable"] += 1
             if place % CHUNK == 0:
                 progress(place, usable)
+            kept = _kept(row, config.exits, label_seconds, left_out)
+            if kept is not None:
+                scenarios.append(kept)
         progress(usable, usable)
     if not scenarios:
         raise ScenarioError(
@@ -163,10 +164,33 @@ def _period(config: ScenariosConfig, label_seconds: int) -> Period:
     )
 
 
-def _read(row: dict[str, Any]) -> RealScenario:
+def _kept(
+    row: dict[str, Any], exits: Exits | None, label_seconds: int, left_out: Counter[str]
+) -> RealScenario | None:
+    """The scenario of a row; None where it cannot be used, which is counted."""
+    try:
+        read = _read(row, exits)
+    except InvalidRecord:
+        left_out["unreadable"] += 1
+        return None
+    if _is_held_out(read.scenario, label_seconds):
+        left_out["held_out"] += 1
+        return None
+    return read
+
+
+def _is_held_out(scenario: Scenario, label_seconds: int) -> bool:
+    """Whether its label would reach into the held-out period: exits may last longer than those
+    that the period was asked for with."""
+    reach = reach_of(scenario, label_seconds)
+    begins, ends = instant(HELD_OUT_FROM), instant(HELD_OUT_UNTIL)
+    return begins - reach < scenario.second < ends
+
+
+def _read(row: dict[str, Any], exits: Exits | None) -> RealScenario:
     outcomes: Sequence[Any] = row["outcomes"] or ()
     return RealScenario(
-        Scenario.from_json(row["scenario"]),
+        Scenario.from_json(row["scenario"]).declaring(exits),
         None if row["control"] is None else AgentAction.from_json(row["control"]),
         str(row["decision_id"]),
         tuple(Outcome.from_json(record) for record in outcomes),

@@ -29,11 +29,11 @@ from numpy.typing import NDArray
 
 from app.domain.canonical import canonical_json
 from app.domain.errors import AdvisorError
+from app.domain.exits import TRAIL, Exits, Followed
 from app.domain.features import features
 from app.domain.record.control import AgentAction
 from app.domain.record.outcome import Outcome
 from app.domain.scenario import Account, Scenario
-from training.agent.reference import TIME_EXIT_S
 from training.arrays import Progress, Times, instant, silent
 from training.config.data import HeldOutConfig, ScenariosConfig
 from training.scenarios.splits import embargo_s, overlapping
@@ -206,8 +206,8 @@ def build_scenarios(
     """
     real = _in_order(scenarios)
     as_of = np.array([row.scenario.second for row in real], dtype=np.int64)
-    longest = (max(label_seconds, math.ceil(row.scenario.market.bar_seconds or 0)) for row in real)
-    ends_at = as_of + np.array([label_reach(seconds) for seconds in longest], dtype=np.int64)
+    reaches = [reach_of(row.scenario, label_seconds) for row in real]
+    ends_at = as_of + np.array(reaches, dtype=np.int64)
     split = splits(as_of, ends_at, config)
     symbols = np.array([row.scenario.candidate.symbol for row in real], dtype=np.str_)
     weights = uniqueness(symbols, as_of, ends_at)
@@ -270,10 +270,17 @@ def _variants(
     return rows
 
 
-def label_reach(bar_seconds: int) -> int:
-    """Seconds from a decision to the end of its longest outcome: the wait for the next bar, and six
-    hours of bars."""
-    return bar_seconds * (1 + -(-TIME_EXIT_S // bar_seconds))
+def label_reach(bar_seconds: int, exits: Exits = TRAIL) -> int:
+    """Seconds from a decision to the end of its longest outcome: the wait for the next bar, and
+    bars for as long as its exits let a trade last."""
+    longest = exits.seconds if isinstance(exits, Followed) else 0
+    return bar_seconds * (1 + -(-longest // bar_seconds))
+
+
+def reach_of(scenario: Scenario, label_seconds: int) -> int:
+    """That of a scenario. `label_seconds` : length of the longest bars that label it."""
+    longest = max(label_seconds, math.ceil(scenario.market.bar_seconds or 0))
+    return label_reach(longest, scenario.exits)
 
 
 def evenly(count: int, limit: int | None) -> NDArray[np.int64]:

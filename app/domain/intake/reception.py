@@ -57,7 +57,7 @@ class Needs(NamedTuple):
     counted : lists whose elements are emptied rather than taken away.
     extras : objects whose unknown keys move to their `extra`.
     names : what identifies something: never read in another way than it was written.
-    whole : lists that are of no use without one of their elements.
+    whole : lists and objects that are of no use without one of their elements.
     """
 
     fields: frozenset[Path]

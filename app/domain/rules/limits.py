@@ -16,6 +16,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from app.domain.candidate import SYMBOL_PATTERN, Direction, Session, SetupType
 from app.domain.errors import LimitsError
+from app.domain.exits import Exits
 from app.domain.fields import MAX_EXACT_INTEGER, Instant, Record, ShortText, absent, describe
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -193,6 +194,11 @@ class Limits(Record):
     )
     direction: DirectionLimits | None = Field(None, exclude_if=absent)
     cost: Cost | None = Field(None, exclude_if=absent)
+    exits: Exits | None = Field(
+        None,
+        exclude_if=absent,
+        description="no rule: how the agent's trades end, where its requests do not say",
+    )
     stale_snapshot: StaleSnapshot = StaleSnapshot()
     input_sanity: InputSanity = InputSanity()
     stop_distance: StopDistance = StopDistance()

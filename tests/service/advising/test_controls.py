@@ -15,8 +15,10 @@ import pytest
 
 from app.advising.controls import MAX_PAUSE_S, REFRESH_S, Controls
 from app.domain.canonical import decision_id
+from app.domain.exits import REPORTED, Fixed, Freqtrade
 from app.domain.rules.case import TradingState
 from app.domain.rules.limits import read_limits
+from app.domain.scenario import Scenario
 from app.local.servers import EmbeddedValkey
 from app.shadow_log.log import ShadowLog
 from app.shadow_log.proof.verify import verify_log
@@ -250,6 +252,37 @@ async def test_a_principal_with_limits_of_its_own_is_judged_by_them_alone(
         replace(folder / "agent.toml", NARROW)
         api.service.controls.refresh_limits()
         assert await codes(api, "r-4", candidate__spread_bps=1.2) == ["SPREAD"]
+
+
+async def test_exits_are_the_requests_else_the_profiles_and_never_made_up(
+    database_url: str, valkey_url: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "limits"
+    folder.mkdir()
+    declared = '\n[exits]\nkind = "fixed"\nhours = 24\n'
+    replace(folder / "agent.toml", SHIPPED.read_text() + declared)
+    settings = settings_for(database_url, valkey_url, tmp_path, limits_profiles=folder)
+    sent: dict[str, Any] = {
+        "silent": {},
+        "own": {"kind": "freqtrade", "hours": 24.0, "minimal_roi": {"0": 0.04}},
+        "odd": {"kind": "fixed", "hours": -1},
+    }
+    async with running(settings) as api:
+        kept = {}
+        for name, exits in sent.items():
+            asked = request(name, **({"plan__exits": exits} if exits else {}))
+            reply = (await api.advise(asked)).json()
+            stored = (await api.client.get(f"/decisions/{reply['decision_id']}")).json()
+            kept[name] = Scenario.from_json(stored["decision"]["scenario"])
+            again = (await api.advise(asked)).json()
+            assert again["repeated"], "a profile is no part of what is asked"
+        assert kept["silent"].exits == Fixed(hours=24)
+        assert kept["own"].exits == Freqtrade(hours=24, minimal_roi=((0, 0.04),))
+        assert kept["odd"].exits == REPORTED
+        [gone] = kept["odd"].left_out
+        assert gone.field == "plan.exits"
+        await drained(settings)
+    assert (await verify_log(database_url)).findings == []
 
 
 async def put(api: Running, state: str, token: str | None = TOKEN, reason: str = "drill") -> Any:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import training
+from app.domain.exits import Fixed
 from training.config.file import RebuildConfig, read_config
 from training.config.learning import ExpectedConfig, PpoConfig
 from training.config.section import ConfigError
@@ -62,6 +63,15 @@ def test_what_judges_begins_where_training_ends(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="before 2019-04-01 may have been trained on"):
         read_config(written(tmp_path, f"[scenarios]\nuntil = 2019-04-01\n{early}"))
     read_config(written(tmp_path, f"[scenarios]\nuntil = 2019-03-31\n{early}"))
+
+
+def test_a_model_is_judged_by_the_exits_that_it_learned(tmp_path: Path) -> None:
+    exits = 'exits = { kind = "fixed", hours = 24 }\n'
+    train = f"[scenarios]\n{exits}"
+    with pytest.raises(ConfigError, match=r"evaluate\.held_out\.exits differs"):
+        read_config(written(tmp_path, train))
+    config = read_config(written(tmp_path, f"{train}[evaluate.held_out]\n{exits}"))
+    assert config.scenarios.exits == Fixed(hours=24)
 
 
 def test_no_file_no_toml_and_no_directory_are_one_line_each(tmp_path: Path) -> None:

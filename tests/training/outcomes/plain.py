@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from training.agent.reference import TIME_EXIT_S
+from app.domain.exits import TRAIL
 from training.market.bars import Bars
 from training.outcomes.orders import Orders
-from training.outcomes.simulate import COSTS, KEEP, TRAIL_ATR, Costs, Exit
+from training.outcomes.simulate import COSTS, Costs, Exit
 
 
 class PlainFate(NamedTuple):
@@ -41,14 +41,14 @@ def walk(bars: Bars, orders: Orders, n: int, first: int, costs: Costs) -> PlainF
         if bars.low[i] <= stop:
             return _sold(bought, min(float(bars.open[i]), stop), Exit(Exit.STOP + passed), costs)
         peak = max(peak, float(bars.high[i]))
-        if bars.closed_at[i] - opened >= TIME_EXIT_S:
+        if bars.closed_at[i] - opened >= TRAIL.seconds:
             return _sold(bought, float(bars.close[i]), Exit.TIME, costs)
         passed = sum(peak >= target for target in orders.targets[n])
         if passed:
             stop = max(
                 stop,
-                peak - TRAIL_ATR[passed - 1] * float(orders.atr[n]),
-                bought + KEEP * (peak - bought),
+                peak - TRAIL.atr[passed - 1] * float(orders.atr[n]),
+                bought + TRAIL.keep * (peak - bought),
             )
     return unknown
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from app.domain.exits import REPORTED, TRAIL, Barrier
 from tests.training.support.candles import HOUR, START, table
 from training.market.bars import Bars
 from training.outcomes.ground import Exclusion, Ground
@@ -35,6 +36,7 @@ def plans(*symbols: str) -> Orders:
         np.full(count, 2.0),
         np.full(count, 5.0),
         np.full(count, 15.0),
+        np.full(count, TRAIL, dtype=object),
     )
 
 
@@ -66,3 +68,29 @@ def test_many_orders_may_answer_one_decision_and_are_judged_on_its_bars() -> Non
     ]  # fmt: skip
     assert fates.net[1] == -15.0
     assert np.isnan(fates.net[4])
+
+
+def test_each_plan_is_judged_as_far_as_its_own_exits_reach() -> None:
+    """Nine hours of bars, the third of them without a trade."""
+    whole = bars(QUIET, "ETHUSDT")
+    empty = replace(whole, volume=np.where(np.arange(len(whole)) == 2, 0.0, whole.volume))
+    decided = plans(*["ETHUSDT"] * 5)
+    kinds = [Barrier(hours=2), Barrier(hours=3), Barrier(hours=9), Barrier(hours=10), REPORTED]
+    declared = replace(decided, exits=np.array(kinds))
+    ground = Ground.of({"ETHUSDT": [empty]}, declared)
+    assert ground.excluded.tolist() == [
+        "",
+        Exclusion.NO_VOLUME,
+        Exclusion.NO_VOLUME,
+        Exclusion.UNRESOLVED,
+        Exclusion.REPORTED_ONLY,
+    ]
+    rising = replace(whole, high=whole.high + np.arange(len(whole)))
+    ground = Ground.of({"ETHUSDT": [rising]}, declared)
+    assert ground.range_of(declared)[:3].tolist() == [3.0, 4.0, 10.0]
+
+
+def test_labels_need_an_atr_whatever_the_exits() -> None:
+    decided = plans("ETHUSDT")
+    blind = replace(decided, atr=np.array([np.nan]), exits=np.array([Barrier(hours=2)]))
+    assert Ground.of(SERIES, blind).excluded.tolist() == [Exclusion.NOT_A_LONG_ORDER]

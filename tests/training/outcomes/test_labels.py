@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.domain.charts.indicators import indicators
+from app.domain.exits import TRAIL
 from app.domain.model.actions import ACTIONS, LABELS
 from app.domain.rules.case import order_for
 from app.domain.scenario import Scenario
@@ -239,7 +240,8 @@ def test_all_at_once_equals_the_plain_loop() -> None:
     targets = entry[:, None] + np.array([3.0, 4.0, 5.0]) * atr[:, None]
     as_of, one = bars.closed_at[at] + at % 2 * 30, np.ones(len(at))
     symbol = np.full(len(at), bars.symbol)
-    orders = Orders(symbol, as_of, entry, entry - 1.5 * atr, targets, atr, one, 1.5 * atr)
+    exits = np.full(len(at), TRAIL, dtype=object)
+    orders = Orders(symbol, as_of, entry, entry - 1.5 * atr, targets, atr, one, 1.5 * atr, exits)
     together = simulate(bars, orders)
     for n in range(len(at)):
         alone = follow_plainly(bars, orders, n)

@@ -6,12 +6,13 @@ The order: decided at START, 5 units, entry 100, stop 97, targets 106, 108, 110,
 
 from __future__ import annotations
 
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, replace
 
 import numpy as np
 import pytest
 
 from app.domain.charts.indicators import indicators
+from app.domain.exits import REPORTED, TRAIL, Barrier, Exits, Fixed, Freqtrade, Trail
 from tests.training.support.candles import HOUR, START, random_walk, table
 from training.market.bars import Bars
 from training.outcomes.orders import Orders
@@ -21,7 +22,7 @@ FREE = Costs(fee=0.0, slippage=0.0)
 QUIET = (100, 101, 99, 100)
 
 
-def orders(count: int = 1, stop: float = 97.0, as_of: int = START) -> Orders:
+def orders(count: int = 1, stop: float = 97.0, as_of: int = START, exits: Exits = TRAIL) -> Orders:
     return Orders(
         symbol=np.full(count, "BTCUSDT"),
         as_of=np.full(count, as_of),
@@ -31,6 +32,7 @@ def orders(count: int = 1, stop: float = 97.0, as_of: int = START) -> Orders:
         atr=np.full(count, 2.0),
         quantity=np.full(count, 5.0),
         plan_risk=np.full(count, 15.0),
+        exits=np.full(count, exits, dtype=object),
     )
 
 
@@ -211,6 +213,7 @@ def test_exits_keep_their_numbers() -> None:
     """They lie in artefacts of earlier runs."""
     assert {name: int(number) for name, number in Exit.__members__.items()} == {
         "UNRESOLVED": 0, "STOP": 1, "TRAIL_1": 2, "TRAIL_2": 3, "TRAIL_3": 4, "TIME": 5,
+        "TARGET_1": 6, "TARGET_2": 7, "TARGET_3": 8, "ROI": 9, "TRAIL": 10,
     }  # fmt: skip
 
 
@@ -257,6 +260,7 @@ def many(bars: Bars) -> Orders:
         atr,
         quantity,
         1.5 * atr * quantity,
+        np.full(len(at), TRAIL, dtype=object),
     )
 
 
@@ -281,3 +285,293 @@ def test_without_costs_random_entries_into_a_fair_game_earn_nothing() -> None:
     error = np.std(means, ddof=1) / np.sqrt(len(means))
     assert abs(np.mean(means)) < 3 * error + 0.02
     assert error < 0.05
+
+
+DAY = Fixed(hours=24)
+
+
+def ended(exits: Exits, *path: tuple[float, ...], costs: Costs = FREE, **order: float) -> Fates:
+    """What becomes of the order on these hours and quiet ones after them."""
+    bars = table(*path, *[QUIET] * 30)  # type: ignore[arg-type]
+    return simulate(bars, orders(exits=exits, **order), costs)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("exits", "path", "exit", "sold", "hours"),
+    [
+        pytest.param(
+            DAY, [QUIET, (100, 107, 99, 105)], Exit.TARGET_1, 106.0, 2, id="a target is sold at"
+        ),
+        pytest.param(
+            DAY, [(100, 107, 97, 105)], Exit.STOP, 97.0, 1, id="stop before target within a bar"
+        ),
+        pytest.param(
+            DAY,
+            [QUIET, (107, 109, 96, 105)],
+            Exit.STOP,
+            97.0,
+            2,
+            id="even where the bar opens beyond the target",
+        ),
+        pytest.param(
+            DAY,
+            [QUIET, (107.5, 109, 105, 106)],
+            Exit.TARGET_1,
+            107.5,
+            2,
+            id="a gap beyond the target sells at the open",
+        ),
+        pytest.param(
+            DAY,
+            [(106.5, 107, 106, 106)],
+            Exit.TARGET_1,
+            106.5,
+            1,
+            id="an entry beyond the target is sold at once",
+        ),
+        pytest.param(
+            DAY, [QUIET, (96, 97, 95, 96)], Exit.STOP, 96.0, 2, id="a gap through the stop"
+        ),
+        pytest.param(
+            Fixed(hours=24, target=2),
+            [(100, 107, 99, 105), (105, 109, 104, 108)],
+            Exit.TARGET_2,
+            108.0,
+            2,
+            id="the second target",
+        ),
+        pytest.param(DAY, [QUIET] * 3, Exit.TIME, 100.0, 24, id="and a day later the close"),
+        pytest.param(
+            Barrier(hours=2.5),
+            [(100, 130, 99, 129), (129, 131, 120, 125), (125, 126, 121, 122)],
+            Exit.TIME,
+            122.0,
+            3,
+            id="a barrier sells at no target",
+        ),
+        pytest.param(
+            Barrier(hours=2), [QUIET, (100, 100, 96, 99)], Exit.STOP, 97.0, 2, id="but at the stop"
+        ),
+        pytest.param(
+            # Target 1 at 106, and half an ATR below the highest high from there on: 106 - 1 = 105.
+            Trail(hours=24, atr=(0.5,), keep=0.5),
+            [(100, 106, 99, 105), (106, 106, 104, 104)],
+            Exit.TRAIL_1,
+            105.0,
+            2,
+            id="a trail of other distances",
+        ),
+        pytest.param(
+            # Target 2 is none of this trail's: from target 1 on nothing changes. 110 - 3 = 107.
+            Trail(hours=24, atr=(1.5,), keep=0.0),
+            [(100, 110, 99, 109), (109, 109, 106, 106)],
+            Exit.TRAIL_1,
+            107.0,
+            2,
+            id="a trail of one distance knows one target",
+        ),
+    ],
+)
+def test_declared_exits_end_an_order(
+    exits: Exits, path: list[tuple[float, ...]], exit: Exit, sold: float, hours: int
+) -> None:
+    fates = ended(exits, *path)
+    assert (Exit(fates.exit[0]), fates.sold[0]) == (exit, pytest.approx(sold))
+    assert fates.exited_at[0] == START + hours * HOUR
+    assert fates.net[0] == pytest.approx(5 * (sold - fates.bought[0]))
+
+
+def freqtrade(**fields: object) -> Freqtrade:
+    return Freqtrade.from_json({"kind": "freqtrade", "hours": 24, **fields})
+
+
+ROI = {"0": 0.04, "60": 0.02, "180": 0.0}
+TRAILING = {"trailing_stop": True}
+POSITIVE = TRAILING | {"trailing_stop_positive": 0.01, "trailing_stop_positive_offset": 0.02}
+OFFSET_ONLY = POSITIVE | {"trailing_only_offset_is_reached": True}
+
+
+@pytest.mark.parametrize(
+    ("fields", "path", "exit", "sold", "hours"),
+    [
+        pytest.param(
+            {}, [QUIET, (100, 130, 97, 99)], Exit.STOP, 97.0, 2, id="the stop loss is the order's"
+        ),
+        pytest.param(
+            {"minimal_roi": ROI},
+            [(100, 105, 99, 101)],
+            Exit.ROI,
+            104.0,
+            1,
+            id="the first step of the ROI table",
+        ),
+        pytest.param(
+            {"minimal_roi": ROI},
+            [(100, 103, 99, 101), (101, 103, 100, 101)],
+            Exit.ROI,
+            102.0,
+            2,
+            id="after an hour less is enough",
+        ),
+        pytest.param(
+            # The bar opens 60 minutes after entry: the step of 60 holds, above which it opens.
+            {"minimal_roi": ROI},
+            [(100, 103.5, 99, 103), (103, 103.2, 102.5, 103)],
+            Exit.ROI,
+            103.0,
+            2,
+            id="a step that is exceeded when it begins sells at the open",
+        ),
+        pytest.param(
+            {"minimal_roi": ROI},
+            [(100, 101, 98, 99)] * 3 + [(99, 100.5, 98, 99)],
+            Exit.ROI,
+            100.0,
+            4,
+            id="a ratio of 0 asks for no loss",
+        ),
+        pytest.param(
+            {"minimal_roi": {"120": -1}},
+            [(100, 103, 98, 99), (99, 103, 98, 99), (98.5, 99, 98, 99)],
+            Exit.ROI,
+            98.5,
+            3,
+            id="a ratio of -1 sells at any price, and before the first step nothing is asked",
+        ),
+        pytest.param(
+            # Of the first high 103 x 0.97 = 99.91, of the second 104 x 0.97 = 100.88.
+            TRAILING,
+            [(100, 103, 99, 102), (102, 104, 100, 103), (103, 103, 100.5, 101)],
+            Exit.TRAIL,
+            100.88,
+            3,
+            id="a trailing stop keeps the distance of the first",
+        ),
+        pytest.param(
+            # The fall in the bar of the high comes first: 104 x 0.97 would be 100.88.
+            TRAILING,
+            [(100, 104, 98, 103), (101, 103, 100.9, 102), (100.5, 101, 100.4, 101)],
+            Exit.TRAIL,
+            100.5,
+            3,
+            id="it never trails within its bar, and a gap through it sells at the open",
+        ),
+        pytest.param(
+            # 101.5 is below the offset: 3 % below it. 103 is above: 1 % below it, 101.97.
+            POSITIVE,
+            [(100, 101.5, 99, 101), (101, 103, 100, 102.5), (102.5, 102.8, 101, 101)],
+            Exit.TRAIL,
+            101.97,
+            3,
+            id="nearer once the offset is passed",
+        ),
+        pytest.param(
+            # 101.9 x 0.97 = 98.843 would have sold.
+            OFFSET_ONLY,
+            [(100, 101.9, 99, 101), (101, 101, 98.5, 99), (99, 99, 97, 97.5)],
+            Exit.STOP,
+            97.0,
+            3,
+            id="with an offset alone nothing trails below it",
+        ),
+        pytest.param(
+            # Exactly at the offset it trails, and not yet by the positive distance: 102 x 0.97.
+            OFFSET_ONLY,
+            [(100, 102, 99, 101), (101, 101, 98, 99)],
+            Exit.TRAIL,
+            98.94,
+            2,
+            id="at the offset as far as the first stop",
+        ),
+        pytest.param(
+            {"minimal_roi": {"0": 0.04}} | OFFSET_ONLY,
+            [(100, 103, 99, 102.5), (102.5, 106, 102, 105)],
+            Exit.ROI,
+            104.0,
+            2,
+            id="ROI before a trailing stop that was not touched",
+        ),
+        pytest.param(
+            {"minimal_roi": {"0": 0.04}} | OFFSET_ONLY,
+            [(100, 103, 99, 102.5), (102.5, 106, 101.9, 105)],
+            Exit.TRAIL,
+            101.97,
+            2,
+            id="and the trailing stop before it where both were",
+        ),
+    ],
+)
+def test_a_freqtrade_strategy_ends_an_order(
+    fields: dict[str, object], path: list[tuple[float, ...]], exit: Exit, sold: float, hours: int
+) -> None:
+    fates = ended(freqtrade(**fields), *path)
+    assert (Exit(fates.exit[0]), fates.sold[0]) == (exit, pytest.approx(sold))
+    assert fates.exited_at[0] == START + hours * HOUR
+
+
+def test_freqtrade_s_profit_is_after_the_fees_of_both_sides_and_slippage_comes_off_it() -> None:
+    """Bought at 100, 100.1 with the fee; 4 % more is 104.104, which is left of 104.2082... after
+    the fee of the sale."""
+    asked = 100 * 1.001 * 1.04 / 0.999
+    path = ((100, 104.2, 99, 104), (104, 104.3, 103, 104))
+    fee = ended(freqtrade(minimal_roi={"0": 0.04}), *path, costs=Costs(0.001, 0.0))
+    assert (fee.exit[0], fee.sold[0]) == (Exit.ROI, pytest.approx(asked))
+    assert fee.exited_at[0] == START + 2 * HOUR
+    assert fee.net[0] == pytest.approx(5 * 100 * 1.001 * 0.04)
+    slipped = ended(freqtrade(minimal_roi={"0": 0.04}), *path, costs=Costs(0.001, 0.0005))
+    assert slipped.sold[0] == pytest.approx(asked)
+    paid, received = 100 * 1.0005, asked * 0.9995
+    assert slipped.net[0] == pytest.approx(5 * (received - paid - 0.001 * (paid + received)))
+
+
+def test_a_trailing_stop_is_as_far_as_that_of_its_order() -> None:
+    """A stop at 95 is 5 % below entry: 104 x 0.95 = 98.8."""
+    fates = ended(freqtrade(**TRAILING), (100, 104, 99, 102), (102, 102, 98, 98), stop=95.0)
+    assert (fates.exit[0], fates.sold[0]) == (Exit.TRAIL, pytest.approx(98.8))
+
+
+def test_excursions_of_a_target_end_at_it_and_take_the_worst_of_its_bar() -> None:
+    fates = ended(DAY, (100, 103, 98.5, 102), (102, 109, 98, 108))
+    assert (fates.exit[0], fates.highest[0]) == (Exit.TARGET_1, 106.0)
+    assert (fates.mae[0], fates.mfe[0]) == (pytest.approx(-10.0), pytest.approx(30.0))
+    gap = ended(DAY, (100, 103, 98.5, 102), (107, 109, 98, 108))
+    assert (gap.mae[0], gap.mfe[0]) == (pytest.approx(-7.5), pytest.approx(35.0))
+
+
+def test_orders_of_different_exits_are_each_followed_by_their_own() -> None:
+    bars = random_walk(900)
+    walk = many(bars)
+    kinds: list[Exits] = [TRAIL, DAY, Barrier(hours=3), freqtrade(minimal_roi=ROI), REPORTED]
+    mixed = replace(walk, exits=np.array([kinds[n % 5] for n in range(len(walk))]))
+    followed = mixed.only(np.arange(len(walk)) % 5 != 4)
+    together = simulate(bars, followed)
+    for number, exits in enumerate(kinds[:4]):
+        rows = np.arange(number, len(walk), 5)
+        alone = simulate(bars, replace(walk.at(rows), exits=np.full(len(rows), exits, object)))
+        for name, values in vars(alone).items():
+            np.testing.assert_array_equal(getattr(together, name)[rows], values)
+    with pytest.raises(ValueError, match="exits must be declared"):
+        simulate(bars, mixed)
+
+
+def test_only_the_trail_needs_an_atr() -> None:
+    for exits in (DAY, Barrier(hours=1), freqtrade()):
+        order = orders(exits=exits)
+        order.atr[:] = np.nan
+        assert simulate(table(*[QUIET] * 30), order).row(0) is not None
+    order = orders()
+    order.atr[:] = np.nan
+    with pytest.raises(ValueError, match="every ATR"):
+        simulate(table(*[QUIET] * 30), order)
+
+
+@pytest.mark.parametrize("exits", [DAY, freqtrade(minimal_roi=ROI, **OFFSET_ONLY)])
+def test_no_exits_make_money_from_a_fair_game(exits: Exits) -> None:
+    means = []
+    for seed in range(8):
+        bars = random_walk(3000, seed)
+        walk = many(bars)
+        walk = replace(walk, exits=np.full(len(walk), exits, object))
+        means.append(float(np.nanmean(simulate(bars, walk, FREE).net / walk.plan_risk)))
+    error = np.std(means, ddof=1) / np.sqrt(len(means))
+    assert abs(np.mean(means)) < 3 * error + 0.02

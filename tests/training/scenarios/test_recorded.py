@@ -13,6 +13,7 @@ import psycopg
 import pytest
 
 from app.domain.errors import ShadowLogUnavailable
+from app.domain.exits import Fixed
 from app.domain.record.control import AgentAction
 from app.shadow_log.importing.imports import row_of
 from app.shadow_log.importing.trade import ImportedTrade
@@ -110,6 +111,26 @@ async def test_skips_for_outages_and_the_held_out_period_are_left_out_and_counte
     assert facts["excluded"] == {"exogenous_skip": 1, "held_out": 2}
     assert len(made) == 3
     assert {one.as_of.year for one in made.scenarios()} == {2022, 2025, 2026}
+
+
+async def test_who_holds_longer_reaches_the_held_out_period_earlier(
+    database_url: str, tmp_path: Path
+) -> None:
+    held_out = datetime(2022, 12, 31, 18, tzinfo=UTC)
+    day = {"kind": "time", "hours": 24.0}
+    await fill(
+        database_url,
+        build.decision_event("six hours", at=held_out - timedelta(hours=2)),
+        build.decision_event("a day", at=held_out - timedelta(hours=3), plan__exits=day),
+        build.decision_event("early", at=held_out - timedelta(hours=30), plan__exits=day),
+        build.decision_event("judged", at=hours(20)),
+    )
+    made, facts = scenario_set(tmp_path, database_url)
+    assert facts["excluded"]["held_out"] == 1
+    assert [one.exits.kind for one in made.scenarios()] == ["time", "trail", "trail"]
+    made, facts = scenario_set(tmp_path / "declared", database_url, exits=Fixed(hours=24))
+    assert facts["excluded"]["held_out"] == 2
+    assert [one.exits.kind for one in made.scenarios()] == ["time", "fixed"]
 
 
 async def test_a_repeated_scenario_counts_once_and_unreadable_ones_are_counted(

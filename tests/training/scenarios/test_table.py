@@ -14,9 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from app.domain.exits import REPORTED, TRAIL, Barrier
 from app.domain.features import FEATURE_NAMES, features
 from app.domain.model.prompt import render
 from app.schemas import AdviseRequest
+from tests import builders as build
 from tests.training.support.candles import HOUR, START, random_walk, with_corrupt_future
 from tests.training.support.histories import history, scenario_artifact, scenario_set
 from training.config.data import ScenariosConfig
@@ -31,6 +33,7 @@ from training.scenarios.table import (
     ScenarioSet,
     evenly,
     label_reach,
+    reach_of,
     splits,
     uniqueness,
 )
@@ -285,6 +288,22 @@ def test_labels_reach_as_far_as_their_bars() -> None:
         7 * HOUR,
         12 * HOUR,
     ]
+
+
+def test_labels_reach_as_far_as_a_trade_may_last() -> None:
+    assert label_reach(HOUR, Barrier(hours=24)) == 25 * HOUR
+    assert label_reach(HOUR, REPORTED) == HOUR
+    daily = build.scenario(market__bar_seconds=86_400.0).declaring(Barrier(hours=30))
+    assert reach_of(daily, HOUR) == 3 * 86_400
+
+
+def test_scenarios_of_history_end_as_configured(market: History, tmp_path: Path) -> None:
+    plain, day = scenario_set(tmp_path / "plain", market), Barrier(hours=24)
+    made = scenario_set(tmp_path / "day", market, exits=day)
+    assert {one.exits for one in made.scenarios()} == {day}
+    longer = made.ends_at[made.real] - made.as_of[made.real]
+    assert set(longer) == {25 * HOUR}
+    assert {one.exits for one in plain.scenarios()} == {TRAIL}
 
 
 def test_too_little_history_and_no_candidate_are_one_line(tmp_path: Path) -> None:

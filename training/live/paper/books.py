@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import NamedTuple
 
+from app.domain.exits import Followed
 from app.domain.record.outcome import Arm, Outcome, OutcomeCode, OutcomeSource
 from app.domain.scenario import Account, Position
-from training.agent.reference import TIME_EXIT_S
 from training.arrays import DAY_S
 from training.market.bars import Bars
 from training.outcomes.ground import fitness
@@ -83,7 +83,9 @@ def _outcome(order: Order, fate: Fate) -> dict[str, object]:
 def never_filled(bars: Bars, trade: Trade, now: int) -> bool:
     """Whether the bars go on past the longest trade, as does `now`, and do not tell of this one:
     nothing was bought, or nobody can say what it was sold at."""
-    told_by = trade.order.as_of + TIME_EXIT_S + 2 * bars.seconds
+    exits = trade.order.exits
+    longest = exits.seconds if isinstance(exits, Followed) else 0
+    told_by = trade.order.as_of + longest + 2 * bars.seconds
     return trade.exited_at is None and min(now, int(bars.closed_at[-1])) >= told_by
 
 
@@ -112,9 +114,17 @@ def outcome(
             "arm": arm,
             "model_version": model_version,
             "source": OutcomeSource.SIMULATED,
-            "extra": {"traded": traded},
+            "extra": {"traded": traded} | _followed(trade),
         }
     )
+
+
+def _followed(trade: Trade | None) -> dict[str, str]:
+    """Which exits the simulation followed."""
+    if trade is None:
+        return {}
+    exits = trade.order.exits
+    return {"exits": exits.kind, "exits_hash": exits.hash()}
 
 
 @dataclass

@@ -2,10 +2,11 @@
 source `simulated`.
 
 For every arm: the agent's plan (also when it was rejected: a veto's value is what the refused order
-would have done) and each version's advised order; a rejection by the advice earns 0. The exits are
-the reference agent's (training/outcomes/simulate.py). Safe to run again at any time: what has an
-outcome is not asked for, and a report that is sent twice counts once. An agent that reports its own
-outcome later overrules the simulated one: the newest report counts.
+would have done) and each version's advised order; a rejection by the advice earns 0. All are
+followed by the exits that the decision's record declares (training/outcomes/simulate.py). Safe to
+run again at any time: what has an outcome is not asked for, and a report that is sent twice counts
+once. An agent that reports its own outcome later overrules the simulated one: the newest report
+counts.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ class Resolved(StrEnum):
     NO_BARS = "no_bars"
     """The source has no bars of this symbol, or none that early."""
     NOT_SIMULATED = "not_simulated"
-    """Its stop does not lie below its entry: nothing that the exits are defined for."""
+    """Its stop does not lie below its entry, which the exits are not defined for; or its agent's
+    exits are not known, and only its own reports tell."""
 
 
 def resolve(

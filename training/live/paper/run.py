@@ -22,6 +22,7 @@ from shadow_advisor_client import AdvisorClient
 
 from app.domain.canonical import decision_id
 from app.domain.errors import AdvisorError
+from app.domain.exits import Exits
 from app.domain.record.control import AgentAction
 from app.domain.record.outcome import Arm, Outcome
 from app.domain.scenario import Scenario
@@ -111,6 +112,7 @@ class Paper:
     ----------
     recalled : what the log has of this run, oldest first; books are rebuilt from it at the first
         moment of the feed.
+    exits : that the agent declares; None: nothing, and its trades end by the trail.
 
     Raises
     ------
@@ -119,7 +121,12 @@ class Paper:
     """
 
     def __init__(
-        self, client: AdvisorClient, run: str, deadline_s: float, recalled: Sequence[Recalled] = ()
+        self,
+        client: AdvisorClient,
+        run: str,
+        deadline_s: float,
+        recalled: Sequence[Recalled] = (),
+        exits: Exits | None = None,
     ) -> None:
         if not RUN_NAME.fullmatch(run):
             raise BadRunName(f"run {run!r}: use 1 to 80 letters, digits, '.', '_' or '-'")
@@ -127,6 +134,7 @@ class Paper:
         self._run = run
         self._deadline_s = deadline_s
         self._recalled = recalled
+        self._exits = exits
         self._awaited: list[_Awaited] = []
         self.judged: list[Judged] = []
         self.agent_book = Book()
@@ -253,7 +261,8 @@ class Paper:
 
     def _judge(self, moment: Moment, at: Opportunity) -> None:
         agent = moment.agent
-        scenario = agent.scenario(at, self.agent_book.account(at.as_of))
+        account = self.agent_book.account(at.as_of)
+        scenario = agent.scenario(at, account).declaring(self._exits)
         control = agent.decide(scenario, agent.correlated(at, moment.opportunities))
         request_id = f"{self._run}/{scenario.candidate.symbol}/{scenario.as_of:%Y%m%dT%H%M}"
         request = {"request_id": request_id, "agent_action": control.as_json()}

@@ -96,7 +96,13 @@ def test_the_request_of_an_entry_has_the_newest_closed_candle_and_the_strategy_s
     request = advise_request(
         entry, Exits(-0.05, {0: 0.04}), candles(3), HOUR_S, row, {"equity": 1e4}
     )
-    assert request["plan"] == {"entry": 100.0, "stop": 95.0, "targets": [104.0], "quantity": 5.0}
+    assert request["plan"] == {
+        "entry": 100.0,
+        "stop": 95.0,
+        "targets": [104.0],
+        "quantity": 5.0,
+        "exits": {"kind": "freqtrade", "hours": 168.0, "minimal_roi": {"0": 0.04}},
+    }
     assert request["market"] == {
         "last_close": 100.0,
         "bar_closed_at": NOON,
@@ -153,3 +159,51 @@ def test_the_outcome_of_a_short_trade_mirrors_it() -> None:
 def test_another_reason_to_exit_is_kept_in_freqtrade_s_words() -> None:
     outcome = closed(Exits(-0.05, {}), trade(exit_reason="my_signal"), 101.0, 4.0, NOON)
     assert (outcome["outcome"], outcome["exit_reason"]) == ("early_exit", "my_signal")
+
+
+def strategy(**fields: Any) -> Any:
+    return SimpleNamespace(**{"stoploss": -0.05, "minimal_roi": {"0": 0.04, "60": -1}, **fields})
+
+
+TRAILING = {
+    "trailing_stop": True,
+    "trailing_stop_positive": 0.02,
+    "trailing_stop_positive_offset": 0.04,
+    "trailing_only_offset_is_reached": True,
+}
+
+
+def test_a_strategy_s_exits_are_declared_over_the_notional() -> None:
+    declared = Exits.of(strategy(**TRAILING), 24.0, known=True).declared(2.0)
+    assert declared == {
+        "kind": "freqtrade",
+        "hours": 24.0,
+        "minimal_roi": {"0": 0.02, "60": -1},
+        **TRAILING,
+        "trailing_stop_positive": 0.01,
+        "trailing_stop_positive_offset": 0.02,
+    }
+    read = AdviseRequest.model_validate(
+        {
+            "candidate": {"symbol": "BTCUSDT", "direction": "long", "ts": NOON},
+            "plan": {
+                "entry": 100.0,
+                "stop": 95.0,
+                "targets": [104.0],
+                "quantity": 1.0,
+                "exits": declared,
+            },
+        }
+    )
+    assert read.plan.exits is not None
+    assert read.plan.exits.as_json() == {**declared, "minimal_roi": {"0": 0.02, "60": -1.0}}
+
+
+@pytest.mark.parametrize(("fields", "known"), [({"use_custom_stoploss": True}, True), ({}, False)])
+def test_exits_that_nobody_can_follow_are_reported_only(fields: Any, known: bool) -> None:
+    assert Exits.of(strategy(**fields), 24.0, known).declared(1.0) == {"kind": "reported"}
+
+
+def test_a_strategy_without_trailing_stop_and_roi_declares_neither() -> None:
+    plain = Exits.of(strategy(minimal_roi=None), 168.0, known=True)
+    assert plain.declared(1.0) == {"kind": "freqtrade", "hours": 168.0, "minimal_roi": {}}

@@ -15,7 +15,11 @@ def test_nothing_needs_to_be_said_and_a_back_test_asks_only_when_named() -> None
 
 @pytest.mark.parametrize(
     ("section", "named"),
-    [({"uri": "http://x"}, "uri"), ({"run_modes": ["backtest", "hyperopt"]}, "hyperopt")],
+    [
+        ({"uri": "http://x"}, "uri"),
+        ({"exits": "mine"}, "mine"),
+        ({"run_modes": ["backtest", "hyperopt"]}, "hyperopt"),
+    ],
 )
 def test_what_it_does_not_know_is_an_error_that_names_it(
     section: dict[str, object], named: str

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given as drawn
 from hypothesis import strategies as st
 
+from app.domain.exits import TRAIL
 from app.domain.features import FEATURE_NAMES
 from app.domain.model.actions import BY_LABEL
 from app.domain.model.manifest import Calibration
@@ -243,6 +244,7 @@ def any_arm(count: int, seed: int, *, judged: bool) -> Arm:
         atr,
         np.where(source.random(count) < 0.5, source.random(count), np.nan),
         source.random(count),
+        np.full(count, TRAIL, dtype=object),
     )
     codes = tuple(("VOLATILITY_SPIKE",) * int(n) for n in source.integers(0, 3, count))
     return Arm(

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from app.domain.exits import TRAIL
 from tests.training.support.candles import HOUR, START, random_walk, table
 from training.judging.contest.portfolio import (
     Book,
@@ -211,6 +212,7 @@ def test_profit_and_r_are_those_of_the_outcomes() -> None:
         atr,
         np.full(len(at), 1e-4),
         1.5 * atr * 1e-4,
+        np.full(len(at), TRAIL, dtype=object),
     )
     fates = simulate(bars, plans)
     symbol = np.zeros(len(at), dtype=np.int64)

@@ -18,6 +18,7 @@ from shadow_advisor_client import AdvisorClient
 
 from app.advising.serving import Models
 from app.domain.errors import AbstainReason, ShadowLogUnavailable
+from app.domain.exits import TRAIL, Barrier, Fixed, Freqtrade
 from app.domain.record.decision import Abstention
 from app.domain.record.outcome import Arm
 from app.policy.scripted import ScriptedPolicy
@@ -298,3 +299,46 @@ def test_a_database_without_the_schema_says_so(empty_database_url: str) -> None:
         reading(empty_database_url) as connection,
     ):
         list(without_outcome(connection))
+
+
+STRATEGY = {"kind": "freqtrade", "hours": 24.0, "minimal_roi": {"0": 0.01}}
+RISING = table((100, 107, 99, 100), (99, 100, 96, 97), *[(97, 98, 96, 97)] * 10)
+"""An entry at 100; the first bar passes the first target, the second opens below everything."""
+
+
+async def test_every_arm_is_followed_by_the_exits_that_its_decision_declares(
+    service: Running, database_url: str
+) -> None:
+    declared: dict[str, Any] = {
+        "fixed": {"kind": "fixed", "hours": 24.0},
+        "time": {"kind": "time", "hours": 1.0},
+        "reported": {"kind": "reported"},
+    }
+    await fill(
+        database_url,
+        plan("before", control=True),
+        *(plan(name, control=True, plan__exits=exits) for name, exits in declared.items()),
+        plan("no atr", control=True, label="A", candidate__atr=None, plan__exits=STRATEGY),
+    )
+    assert await resolved(service, RISING) == Counter(
+        {Resolved.REPORTED: 7, Resolved.REJECTED: 1, Resolved.NOT_SIMULATED: 2}
+    )
+    assert {key[:2]: row[0] for key, row in outcomes(service).items()} == {
+        ("before", "agent"): "trailing_sl", ("before", "advice"): "trailing_sl",
+        ("fixed", "agent"): "tp1", ("fixed", "advice"): "tp1",
+        ("time", "agent"): "time_exit", ("time", "advice"): "time_exit",
+        ("no atr", "agent"): "tp1", ("no atr", "advice"): "not_traded",
+    }  # fmt: skip
+    url = database_url.replace("+psycopg", "")
+    with psycopg.connect(url) as connection:
+        said = connection.execute(
+            "SELECT DISTINCT d.request_id, o.record #>> '{extra,exits}',"
+            " o.record #>> '{extra,exits_hash}' FROM outcomes o JOIN decisions d USING"
+            " (decision_id) WHERE o.outcome <> 'not_traded'"
+        ).fetchall()
+    assert {name: (kind, whose) for name, kind, whose in said} == {
+        "before": ("trail", TRAIL.hash()),
+        "fixed": ("fixed", Fixed(hours=24).hash()),
+        "time": ("time", Barrier(hours=1).hash()),
+        "no atr": ("freqtrade", Freqtrade(hours=24, minimal_roi=((0, 0.01),)).hash()),
+    }

@@ -444,6 +444,7 @@ def test_tables_of_a_replay_without_answers_have_no_numbers_made_up(agent: Agent
         ),
         (["--candidates", "0"], "Invalid value for '--candidates'"),
         (["--from", "soon"], "Invalid value for '--from'"),
+        (["--exits", "limits.toml"], "limits.toml: it has no table [exits]"),
     ],
 )
 def test_bad_input_is_one_clear_error(arguments: list[str], message: str) -> None:

@@ -61,10 +61,55 @@ class Entry:
 
 @dataclass(frozen=True)
 class Exits:
-    """A strategy's exits: `stoploss` and `minimal_roi` as it declares them, over the stake."""
+    """A strategy's exits as it declares them, over the stake.
+
+    hours : what is still open so long after entry counts as sold, where the service follows it.
+    known : false: nobody can follow them, and only outcomes that are reported tell.
+    """
 
     stoploss: float
     minimal_roi: Mapping[Any, float]
+    trailing_stop: bool = False
+    trailing_stop_positive: float | None = None
+    trailing_stop_positive_offset: float = 0.0
+    trailing_only_offset_is_reached: bool = False
+    hours: float = 168.0
+    known: bool = True
+
+    @classmethod
+    def of(cls, strategy: Any, hours: float, known: bool) -> Exits:
+        """Of a strategy. One whose stop a function of its own moves is followed by nobody."""
+        custom = bool(getattr(strategy, "use_custom_stoploss", False))
+        return cls(
+            strategy.stoploss,
+            strategy.minimal_roi,
+            bool(getattr(strategy, "trailing_stop", False)),
+            getattr(strategy, "trailing_stop_positive", None),
+            getattr(strategy, "trailing_stop_positive_offset", 0.0),
+            bool(getattr(strategy, "trailing_only_offset_is_reached", False)),
+            hours,
+            known and not custom,
+        )
+
+    def declared(self, leverage: float) -> dict[str, Any]:
+        """As the service takes them: over the notional."""
+        if not self.known:
+            return {"kind": "reported"}
+        # A ratio of -1 sells at any price, whatever the leverage.
+        roi = {
+            str(int(minutes)): ratio if ratio <= -1 else ratio / leverage
+            for minutes, ratio in (self.minimal_roi or {}).items()
+        }
+        exits: dict[str, Any] = {"kind": "freqtrade", "hours": self.hours, "minimal_roi": roi}
+        if self.trailing_stop:
+            positive = self.trailing_stop_positive
+            exits |= {
+                "trailing_stop": True,
+                "trailing_stop_positive": None if positive is None else positive / leverage,
+                "trailing_stop_positive_offset": self.trailing_stop_positive_offset / leverage,
+                "trailing_only_offset_is_reached": self.trailing_only_offset_is_reached,
+            }
+        return exits
 
     def stop(self, rate: float, side: str, leverage: float) -> float:
         """Where freqtrade puts the first stop."""
@@ -128,6 +173,7 @@ def advise_request(
             "stop": exits.stop(entry.rate, entry.side, entry.leverage),
             "targets": [exits.target(entry.rate, entry.side, entry.leverage)],
             "quantity": entry.amount,
+            "exits": exits.declared(entry.leverage),
         },
         "account": dict(account),
         "market": {

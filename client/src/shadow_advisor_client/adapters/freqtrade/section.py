@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 MODES = ("backtest", "dry_run", "live")
+EXITS = ("strategy", "reported")
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,9 @@ class Section:
     deadline_s : how long an entry waits for advice that it follows.
     backtest_wait_s : how long a back-test, which is not in a hurry, waits for each answer.
     bars : closed candles that are sent: 300 tell the service most of what candles tell.
+    exits : `strategy`: the service follows orders by its stop loss, trailing stop and ROI table;
+        `reported`: it does not, where exit signals or functions of its own decide.
+    exits_hours : what is still open so long after entry counts as sold, where it follows them.
     """
 
     url: str = "http://127.0.0.1:8321"
@@ -33,6 +37,8 @@ class Section:
     deadline_s: float = 1.0
     backtest_wait_s: float = 60.0
     bars: int = 350
+    exits: str = "strategy"
+    exits_hours: float = 168.0
 
 
 def read_section(config: Mapping[str, Any]) -> Section:
@@ -44,4 +50,6 @@ def read_section(config: Mapping[str, Any]) -> Section:
     modes = tuple(given.pop("run_modes", Section.run_modes))
     if wrong := sorted(set(modes) - set(MODES)):
         raise ValueError(f"shadow_advisor.run_modes: {', '.join(wrong)} is none of {MODES}")
+    if given.get("exits", Section.exits) not in EXITS:
+        raise ValueError(f"shadow_advisor.exits: {given['exits']!r} is none of {EXITS}")
     return Section(run_modes=modes, **given)

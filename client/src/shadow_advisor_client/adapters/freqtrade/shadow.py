@@ -169,7 +169,8 @@ class Shadow:
     @property
     def _exits(self) -> Exits:
         """As the strategy has them now: parameters are loaded after `bot_start`."""
-        return Exits(self._strategy.stoploss, self._strategy.minimal_roi)
+        section = self._section
+        return Exits.of(self._strategy, section.exits_hours, section.exits == "strategy")
 
     def _ask(self, entry: Entry) -> tuple[Asked, dict[str, Any] | None]:
         """The question on its way; its advice where somebody waits for it."""
