@@ -18,12 +18,15 @@ from app.domain.errors import AbstainReason
 from app.domain.record.decision import Abstention
 from app.settings import Clock
 from app.shadow_log.log import ShadowLog
+from app.shadow_log.schema import tables
+from bench.answers import answered
 from tests import builders as build
 from tests.service.running import Running, running, settings_for, writing
 from tests.service.shadow_log.schema.test_views import foretelling
 
 ROOT = Path(__file__).parents[3]
-QUERIES = re.findall(r"```sql\n(.*?)```", (ROOT / "docs" / "shadow_log.md").read_text(), re.DOTALL)
+PAGE = (ROOT / "docs" / "shadow_log.md").read_text()
+QUERIES = re.findall(r"```sql\n(.*?)```", PAGE, re.DOTALL)
 CURLS = re.findall(r"```sh\n(curl .*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
 
 
@@ -36,6 +39,7 @@ async def filled(database_url: str) -> str:
         [
             build.decision_event("both", label="H", control=True, at=at),
             build.decision_event("agent-only", label="A", control=True, at=at),
+            build.action_event("agent-only", build.agent_action(llm_confidence=0.65)),
             build.outcome_event("agent-only", build.outcome(r=-1.0)),
             build.decision_event(
                 "vetoed", label="H", control=True, at=at, candidate__spread_bps=40.0
@@ -60,7 +64,13 @@ async def filled(database_url: str) -> str:
 
 
 def test_the_page_has_queries() -> None:
-    assert len(QUERIES) >= 7
+    assert len(QUERIES) >= 20
+
+
+def test_the_page_draws_every_table() -> None:
+    drawing = PAGE.split("erDiagram")[1].split("```")[0]
+    drawn = set(re.findall(r"\b[a-z_]+(?= [|}{])|(?<=[|{] )[a-z_]+", drawing))
+    assert drawn == set(tables.metadata.tables)
 
 
 @pytest.mark.parametrize("query", QUERIES, ids=lambda query: query.split("FROM ")[1].split()[0])
@@ -68,7 +78,25 @@ async def test_a_documented_query_answers_from_a_filled_log(filled: str, query: 
     with psycopg.connect(filled) as connection:
         role = "advisor_reader" if "FROM decisions" in query else "advisor_analyst"
         connection.execute(f"SET ROLE {role}")
-        assert connection.execute(query).fetchall()
+        cursor = connection.execute(query)
+        assert cursor.fetchall()
+        columns = [column.name for column in cursor.description or ()]
+    answer = PAGE.split(query)[1].splitlines()[2]
+    assert answer == f"| {' | '.join(columns)} |", "python -m bench.answers writes the answers anew"
+
+
+async def test_answers_are_written_behind_their_questions_and_again_in_their_place(
+    filled: str,
+) -> None:
+    sql = "SELECT count(*) AS n FROM decisions WHERE as_of < now()"
+    question = f"How many?\n\n```sql\n{sql}\n```\n"
+    page = f"{question}\nText.\n"
+    later = datetime.now(UTC) + timedelta(days=400)
+    with psycopg.connect(filled) as connection:
+        before = answered(page, connection, datetime(2017, 1, 1, tzinfo=UTC))
+        after = answered(before, connection, later)
+    assert before == f"{question}\n| n |\n| --- |\n| 0 |\n\nText.\n"
+    assert after == before.replace("| 0 |", "| 7 |")
 
 
 @pytest.fixture
