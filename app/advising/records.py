@@ -18,6 +18,7 @@ from app.advising.earlier import PATIENCE_S, Earlier
 from app.domain.candidate import Candidate
 from app.domain.errors import (
     AnswerGone,
+    DamagedRecord,
     JournalUnavailable,
     RequestConflict,
     ShadowLogUnavailable,
@@ -337,7 +338,7 @@ class Records:
             self._telemetry.report_unchecked()
 
     async def _comparable(self, decision_id: UUID) -> _Recent | None:
-        """What a control is compared with; None when what holds the decision is away."""
+        """What a control is compared with; None when what holds the decision is away or damaged."""
         recent = self._recent.get(decision_id)
         if recent is not None:
             return recent
@@ -346,7 +347,7 @@ class Records:
             return _recent(Decision.from_json(orjson.loads(payload)))
         try:
             stored = await self._ask_log(self._log.decision(decision_id))
-        except ShadowLogUnavailable:
+        except (ShadowLogUnavailable, DamagedRecord):
             return None
         return None if stored is None else _recent(stored)
 

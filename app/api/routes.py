@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from time import monotonic, perf_counter
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -35,12 +35,14 @@ from app.domain.errors import (
     AbstainReason,
     AdvisorError,
     AnswerGone,
+    DamagedRecord,
     InvalidRecord,
     JournalUnavailable,
     Overloaded,
     RequestConflict,
     ShadowLogUnavailable,
     TooManyReports,
+    UndecidedYet,
     UnknownDecision,
 )
 from app.domain.intake.plausible import require_plausible
@@ -65,7 +67,12 @@ from app.schemas import (
 from app.telemetry import Stage, timed
 
 PROBLEMS = problems(
-    InvalidRecord, RequestConflict, UnknownDecision, JournalUnavailable, ShadowLogUnavailable
+    DamagedRecord,
+    InvalidRecord,
+    RequestConflict,
+    UnknownDecision,
+    JournalUnavailable,
+    ShadowLogUnavailable,
 )
 DECISION = {
     operation.partition("_decision")[0]: {
@@ -256,6 +263,19 @@ def _reporter(request: Request, decision: UUID) -> str:
     return caller.name
 
 
+async def _on_a_decision(
+    service: Service, decision: UUID, reporting: Coroutine[Any, Any, Receipt]
+) -> Receipt:
+    """A report's receipt. Raises `UndecidedYet` where the decision is accepted and to come: what is
+    told of it would be compared with nothing."""
+    try:
+        return await reporting
+    except UnknownDecision:
+        if not await service.requests.pending(str(decision)):
+            raise
+    raise UndecidedYet(f"decision {decision} is accepted and not decided yet: report again")
+
+
 def _reported(
     service: Service,
     decision: UUID,
@@ -274,7 +294,7 @@ def _reported(
     "/decisions/{id}/agent-action",
     status_code=202,
     openapi_extra=body_schema(AGENT_ACTION),
-    responses={202: {"model": Accepted}, **PROBLEMS, **problems(TooManyReports)},
+    responses={202: {"model": Accepted}, **PROBLEMS, **problems(TooManyReports, UndecidedYet)},
     summary="Report what the agent did",
 )
 async def put_agent_action(id: UUID, request: Request) -> Response:
@@ -283,7 +303,7 @@ async def put_agent_action(id: UUID, request: Request) -> Response:
     action, left_out, coerced = await parse_action(request)
     require_plausible(action, service.now())
     service.report_bounds.require_room(id, EventKind.AGENT_ACTION)
-    receipt = await service.records.report_action(id, action, by)
+    receipt = await _on_a_decision(service, id, service.records.report_action(id, action, by))
     return _reported(service, id, EventKind.AGENT_ACTION, receipt, left_out, coerced)
 
 
@@ -291,7 +311,7 @@ async def put_agent_action(id: UUID, request: Request) -> Response:
     "/decisions/{id}/outcome",
     status_code=202,
     openapi_extra=body_schema(OUTCOME),
-    responses={202: {"model": Accepted}, **PROBLEMS, **problems(TooManyReports)},
+    responses={202: {"model": Accepted}, **PROBLEMS, **problems(TooManyReports, UndecidedYet)},
     summary="Report what the market did",
 )
 async def put_outcome(id: UUID, request: Request) -> Response:
@@ -300,7 +320,7 @@ async def put_outcome(id: UUID, request: Request) -> Response:
     outcome, left_out, coerced = await parse_outcome(request)
     require_plausible(outcome, service.now(), await service.records.asked_at(id))
     service.report_bounds.require_room(id, EventKind.OUTCOME)
-    receipt = await service.records.report_outcome(id, outcome, by)
+    receipt = await _on_a_decision(service, id, service.records.report_outcome(id, outcome, by))
     return _reported(service, id, EventKind.OUTCOME, receipt, left_out, coerced)
 
 

@@ -23,6 +23,7 @@ from app.domain.errors import (
     AdvisorError,
     AliasRefused,
     AnswerGone,
+    DamagedRecord,
     InvalidRecord,
     JournalUnavailable,
     LimitsError,
@@ -34,6 +35,7 @@ from app.domain.errors import (
     RequestConflict,
     ShadowLogUnavailable,
     TooManyReports,
+    UndecidedYet,
     UnknownDecision,
     UnknownVersion,
 )
@@ -46,6 +48,8 @@ from app.telemetry import Part, Refusal
 STATUS: dict[type[AdvisorError], tuple[int, str]] = {
     Overloaded: (503, "There is too much to do to answer this in time"),
     NoAnswer: (503, "The model gave no answer"),
+    UndecidedYet: (503, "It is not decided yet"),
+    DamagedRecord: (500, "A stored record cannot be read"),
     InvalidRecord: (422, "The record does not fit its schema"),
     RequestConflict: (409, "The request id was used with other content"),
     UnknownDecision: (404, "No such decision"),

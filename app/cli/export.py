@@ -27,6 +27,9 @@ def export(
     that are written stay, but for the newest seven, on which reports still arrive."""
     from app.shadow_log.reading.export import export as write_days
 
+    if since is not None and until is not None and since >= until:
+        raise typer.BadParameter("it is not after --since", param_hint="--until")
+
     span = {name: at.date() for name, at in (("since", since), ("until", until)) if at is not None}
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("exporting", total=None)

@@ -5,6 +5,8 @@ AdvisorError
 ├─ RequestConflict       409: the request id was used with other content
 ├─ UnknownDecision       404
 ├─ TooManyReports        429: a decision has as many reports of a kind as it may have
+├─ UndecidedYet          503: accepted and not decided yet; ask or report again
+├─ DamagedRecord         500: what is stored cannot be read; `advisor verify` names it
 ├─ AnswerGone            410: the request was answered before, and the answer is not kept any more
 ├─ JournalUnavailable    503: nothing was recorded, nothing was answered
 ├─ NoAnswer              503: the model abstained, and there is no other way to say so
@@ -39,6 +41,14 @@ class RequestConflict(AdvisorError):
 
 class UnknownDecision(AdvisorError):
     """No decision has this id."""
+
+
+class UndecidedYet(AdvisorError):
+    """A report on a request that was accepted to be decided later, and is not decided yet."""
+
+
+class DamagedRecord(AdvisorError):
+    """A stored decision cannot be read: no fault of whoever asks for it."""
 
 
 class TooManyReports(AdvisorError):

@@ -1,5 +1,6 @@
 """Files of bars in a folder: `SYMBOL_1h.parquet` or `.csv`. A column `closed_at` is a bar's close,
-`ts`, `timestamp`, `date` or `opened_at` its open; times without a zone are UTC."""
+`ts`, `timestamp`, `date` or `opened_at` its open; times without a zone are UTC, whole numbers are
+milliseconds since 1970."""
 
 from __future__ import annotations
 
@@ -7,6 +8,8 @@ import re
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from app.domain.scenario import pair_of
 
 UNIT_SECONDS = {"m": 60, "h": 3600, "d": 86_400}
 FILE = re.compile(r"^(?P<symbol>\w+?)_(?P<count>[1-9]\d*)(?P<unit>[mhd])\.(parquet|csv)$")
@@ -43,7 +46,8 @@ class BarFile(NamedTuple):
 
 
 def files_in(folder: Path) -> dict[str, list[BarFile]]:
-    """Files by symbol, the finest first. A folder that cannot be read holds none."""
+    """Files by pair, as `pair_of` writes it, the finest first. A folder that cannot be read holds
+    none."""
     files: dict[str, list[BarFile]] = {}
     try:
         paths = sorted(folder.iterdir())
@@ -52,8 +56,8 @@ def files_in(folder: Path) -> dict[str, list[BarFile]]:
     for path in paths:
         if match := FILE.match(path.name):
             seconds = int(match["count"]) * UNIT_SECONDS[match["unit"]]
-            files.setdefault(match["symbol"], []).append(BarFile(seconds, path))
-    return {symbol: sorted(those) for symbol, those in files.items()}
+            files.setdefault(pair_of(match["symbol"]), []).append(BarFile(seconds, path))
+    return {pair: sorted(those) for pair, those in files.items()}
 
 
 def time_column(columns: list[str]) -> str | None:
@@ -65,7 +69,7 @@ def candles(folder: Path | None, symbol: str, decided: datetime, ended: datetime
     """Bars around a decision and its end: the finest that are few enough to be drawn."""
     if folder is None:
         return Candles((), 0, "no folder of bars is configured: set ADVISOR_BARS")
-    files = files_in(folder).get(symbol, [])
+    files = files_in(folder).get(pair_of(symbol), [])
     if not files:
         return Candles((), 0, f"{folder} has no file of bars of {symbol}")
     span_s = (ended - decided).total_seconds()
@@ -89,22 +93,33 @@ def _between(path: Path, seconds: int, begin: datetime, end: datetime) -> list[C
     import polars
 
     scan: Any = (
-        polars.scan_csv(path, try_parse_dates=True)
+        polars.scan_csv(
+            path,
+            try_parse_dates=True,
+            schema_overrides=dict.fromkeys(PRICES, polars.Float64),
+            glob=False,
+        )
         if path.suffix == ".csv"
-        else polars.scan_parquet(path)
+        else polars.scan_parquet(path, glob=False)
     )
     schema = scan.collect_schema()
     name = time_column(schema.names())
-    if name is None or not isinstance(schema[name], polars.Datetime):
+    if name is None:
         raise ValueError("it has no column of times")
-    zone = schema[name].time_zone
-    when = polars.col(name)
+    when, kind = polars.col(name), schema[name]
+    if kind.is_integer():
+        when, kind = polars.from_epoch(when, "ms"), polars.Datetime("ms")
+    if not isinstance(kind, polars.Datetime):
+        raise ValueError(f"its column {name} holds no times")
+    zone = kind.time_zone
     when = when.dt.replace_time_zone("UTC") if zone is None else when.dt.convert_time_zone("UTC")
     if name == "closed_at":
         when = when - timedelta(seconds=seconds)
     rows = (
         scan.select(when.alias("at"), *(polars.col(price).cast(float) for price in PRICES))
         .filter(polars.col("at").is_between(begin, end, closed="left"))
+        .filter(*(polars.col(price).is_finite() for price in PRICES))
+        .unique("at", keep="last")
         .sort("at")
         .collect()
     )

@@ -33,7 +33,12 @@ from sqlalchemy import Row as SqlRow
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from app.domain.errors import ManifestMismatch, ShadowLogUnavailable
+from app.domain.errors import (
+    DamagedRecord,
+    InvalidRecord,
+    ManifestMismatch,
+    ShadowLogUnavailable,
+)
 from app.domain.fields import Record
 from app.domain.model.manifest import ModelManifest
 from app.domain.record.control import AgentAction
@@ -167,14 +172,14 @@ class ShadowLog:
         return True
 
     async def decision(self, decision_id: UUID) -> Decision | None:
-        """A decision as it was recorded."""
+        """A decision as it was recorded. Raises `DamagedRecord`."""
         async with self._transaction() as connection:
             rows = await _decision_rows(connection, decision_id)
-        return None if rows is None else assemble(*rows)
+        return None if rows is None else _assembled(decision_id, *rows)
 
     async def get(self, decision_id: UUID) -> dict[str, Any] | None:
         """Everything known of a decision: record, hash, agent's actions, outcomes, rationales,
-        advice that came later and what was asked again, oldest first."""
+        advice that came later and what was asked again, oldest first. Raises `DamagedRecord`."""
         async with self._transaction() as connection:
             rows = await _decision_rows(connection, decision_id)
             if rows is None:
@@ -184,7 +189,7 @@ class ShadowLog:
                 for each in _OF_A_DECISION
             }
         return {
-            "decision": assemble(*rows).as_json(),
+            "decision": _assembled(decision_id, *rows).as_json(),
             "record_hash": rows[0]["record_hash"],
             **reports,
         }
@@ -192,14 +197,17 @@ class ShadowLog:
     async def newest_report(
         self, kind: EventKind, about: CorrectableReport
     ) -> CorrectableReport | None:
-        """The report on the subject of `about` that came last, of those that are stored."""
+        """The report on the subject of `about` that came last, of those that are stored. Raises
+        `DamagedRecord`."""
         reports = REPORTS[kind]
         query = select(reports).where(
             reports.c.decision_id == about.decision_id, ~reports.c.event_key.like("control:%")
         )
-        stored = [
-            report_of(kind, row) for row in await self._rows(query.order_by(*oldest(reports)))
-        ]
+        rows = await self._rows(query.order_by(*oldest(reports)))
+        try:
+            stored = [report_of(kind, row) for row in rows]
+        except InvalidRecord as error:
+            raise _damaged(about.decision_id, error) from error
         same = [
             report
             for report in stored
@@ -482,6 +490,21 @@ async def _decision_rows(
         found.append([plain(row) for row in await connection.execute(query)])
     decision, advices = found
     return (decision[0], advices, await parts(connection, *found)) if decision else None
+
+
+def _assembled(decision_id: UUID, decision: Row, advices: list[Row], shared: Row) -> Decision:
+    """A decision of its rows. What is wrong with them is the record's fault, not the caller's."""
+    try:
+        return assemble(decision, advices, shared)
+    except InvalidRecord as error:
+        raise _damaged(decision_id, error) from error
+
+
+def _damaged(decision_id: UUID, error: InvalidRecord) -> DamagedRecord:
+    return DamagedRecord(
+        f"what is stored of decision {decision_id} cannot be read ({error}): `advisor verify` names"
+        " all that cannot"
+    )
 
 
 async def _reports_of(

@@ -171,9 +171,11 @@ def _load_file(paths: Sequence[Path], symbol: str, length: str) -> Bars:
         names = " and ".join(str(path) for path in paths)
         raise MarketDataError(f"{length} bars of {symbol} are there twice, keep one: {names}")
     (path,) = paths
-    read = pl.read_parquet if path.suffix == ".parquet" else pl.read_csv
     try:
-        frame = read(path, glob=False)
+        if path.suffix == ".parquet":
+            frame = pl.read_parquet(path, glob=False)
+        else:
+            frame = pl.read_csv(path, glob=False, infer_schema_length=None)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise MarketDataError(
             f"{path.name}: cannot be read: {str(error).splitlines()[0]}"

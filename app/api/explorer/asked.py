@@ -10,6 +10,7 @@ from uuid import UUID
 from fastapi import Request
 from starlette.exceptions import HTTPException
 
+from app.domain.fields import clean_text
 from app.shadow_log.reading.explore import Filters, Place
 
 MOST_FORM_BYTES = 8_192
@@ -94,7 +95,12 @@ async def form(request: Request, most: int = MOST_FORM_BYTES) -> dict[str, str]:
         fields = parse_qs(body.decode(), max_num_fields=16, errors="strict")
     except ValueError:
         raise HTTPException(400, "the form cannot be read") from None
-    return {name: values[-1].strip() for name, values in fields.items()}
+    return {name: _written(values[-1].strip()) for name, values in fields.items()}
+
+
+def _written(value: str) -> str:
+    """What stands in a field, as it can be kept; line ends as everywhere."""
+    return clean_text(value.replace("\r\n", "\n"))
 
 
 def require_sure(fields: dict[str, str]) -> None:

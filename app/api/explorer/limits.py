@@ -51,7 +51,7 @@ async def propose(request: Request) -> Response:
         raise HTTPException(422, f"there is no limits file of {profile!r}")
     proposal = await history.propose(
         profile,
-        fields.get("toml", "").replace("\r\n", "\n"),
+        fields.get("toml", ""),
         note=fields.get("note", "")[:LONGEST_REASON],
         by=caller.name,
         since=asked.moment("since", fields.get("since")),

@@ -14,6 +14,7 @@ from shadow_advisor_client.adapters.spot_ai_agent import plan_of
 
 from app.domain.charts.computed import Chart, candidate_fields
 from app.domain.charts.indicators import Indicators, indicators
+from app.domain.scenario import pair_of
 from app.shadow_log.bar_files import PRICES, BarFile, files_in, time_column
 from app.shadow_log.importing.rows import ImportFault, frame_of
 from app.shadow_log.importing.trade import Told
@@ -31,11 +32,11 @@ class Series(NamedTuple):
 
 
 class BarsFolder:
-    """Bars by symbol, read when first asked for; the finest length of each."""
+    """Bars by pair, read when first asked for; the finest length of each."""
 
     def __init__(self, folder: Path) -> None:
         self._files: dict[str, BarFile] = {
-            symbol: files[0] for symbol, files in files_in(folder).items()
+            pair: files[0] for pair, files in files_in(folder).items()
         }
         if not self._files:
             raise ImportFault(f"{folder}: no files of bars there, such as BTCUSDT_1h.parquet")
@@ -70,11 +71,12 @@ class BarsFolder:
         return replace(told, candidate=candidate, plan=plan, market=market | _told_in(told.market))
 
     def _of(self, symbol: str) -> Series | None:
-        if symbol not in self._files:
+        pair = pair_of(symbol)
+        if pair not in self._files:
             return None
-        if symbol not in self._series:
-            self._series[symbol] = _series(*self._files[symbol])
-        return self._series[symbol]
+        if pair not in self._series:
+            self._series[pair] = _series(*self._files[pair])
+        return self._series[pair]
 
 
 def _told_in(part: dict[str, Any]) -> dict[str, Any]:

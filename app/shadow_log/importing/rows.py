@@ -69,7 +69,7 @@ def frame_of(path: Path) -> Any:
     except ImportError as error:
         raise ImportFault(f"{path}: needs polars: pip install 'shadow-advisor[market]'") from error
     if path.suffix == ".csv":
-        return polars.read_csv(path, try_parse_dates=True)
+        return polars.read_csv(path, try_parse_dates=True, infer_schema_length=None, glob=False)
     return polars.read_parquet(path)
 
 

@@ -1,12 +1,14 @@
 """The comparing view as Parquet for analysts: a folder a day, a file a symbol, which Polars, DuckDB
 and pandas read as one table.
 
-A day is written whole and then named, so an interrupted export goes on where it stopped. Days that
-are over and written are left alone; the newest are written again, since reports arrive late.
+A day is written whole and then named, so an interrupted export goes on where it stopped, and its
+half is no Parquet to whoever reads meanwhile. Days that are over and written are left alone; the
+newest are written again, since reports arrive late.
 """
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,6 +28,9 @@ from app.shadow_log.rows import Row, plain
 Progress = Callable[[int, int], None]
 AGAIN_DAYS = 7
 """So many of the newest days are written anew."""
+MOST_NAME_BYTES = 255
+"""Of a folder, on every file system in use."""
+HIVES_NULL = "__HIVE_DEFAULT_PARTITION__"
 _DAYS = text(
     """
     SELECT (as_of AT TIME ZONE 'UTC')::date AS day, count(*) AS rows
@@ -150,10 +155,23 @@ def _write(rows: list[Row], schema: dict[str, Any], to: Path) -> None:
     beside = to.with_name(f".{to.name}")
     with _faults_of(to.parent):
         for symbol, own in groupby(rows, key=lambda row: str(row["symbol"])):
-            place = beside / f"symbol={quote(symbol, safe='')}"
+            place = beside / _folder_of(symbol)
             place.mkdir(parents=True, exist_ok=True)
             table = polars.DataFrame(list(own), schema=schema, orient="row")
-            table.write_parquet(place / "rows.parquet")
+            table.write_parquet(place / "half")
+        for half in beside.glob("*/half"):
+            half.rename(half.with_name("rows.parquet"))
         if to.exists():
             shutil.rmtree(to)
         beside.rename(to)
+
+
+def _folder_of(symbol: str) -> str:
+    """`symbol=...` as Hive's readers take it, what is no letter escaped. What is longer than a name
+    may be, and what they read as null, which no market's symbol is, is told apart by its hash."""
+    escaped = (letter if not letter.isascii() else quote(letter, safe="") for letter in symbol)
+    name = f"symbol={''.join(escaped)}"
+    if len(name.encode()) <= MOST_NAME_BYTES and symbol != HIVES_NULL:
+        return name
+    digest = hashlib.sha256(symbol.encode()).hexdigest()[:16]
+    return name.encode()[: MOST_NAME_BYTES - 17].decode(errors="ignore") + f"~{digest}"

@@ -99,8 +99,12 @@ async def _fates(connection: AsyncConnection, chunk: list[Row]) -> dict[Any, lis
 
 def _past(row: Row, advices: list[Row], shared: Row, fates: list[Any]) -> Past:
     [first, *_] = fates
+    try:
+        decision = assemble(row, advices, shared)
+    except InvalidRecord as error:
+        raise InvalidRecord(f"decision {row['decision_id']} cannot be read: {error}") from error
     return Past(
-        assemble(row, advices, shared),
+        decision,
         first.agent_approve,
         first.agent_r,
         {fate.model_version: fate.advice_r for fate in fates},

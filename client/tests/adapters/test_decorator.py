@@ -122,7 +122,8 @@ def test_a_method_and_threads_each_know_their_own_decision(server: Faulty) -> No
 
         def known(name: str) -> str | None:
             assert agent.decide(name) == name
-            known: str | None = Agent.decide.decision_id
+            known: str | None = agent.decide.decision_id
+            assert known == Agent.decide.decision_id
             return known
 
         with ThreadPoolExecutor(4) as pool:

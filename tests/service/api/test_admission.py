@@ -189,6 +189,30 @@ async def test_in_an_accepted_list_a_used_id_is_that_elements_problem(
         assert bad["problem"]["status"] == 422
 
 
+async def test_a_report_on_what_is_not_decided_yet_is_to_come_again_and_is_not_unknown(
+    database_url: str, valkey_url: str, tmp_path: Path
+) -> None:
+    gate = asyncio.Event()
+    settings = settings_for(database_url, valkey_url, tmp_path)
+    async with running(settings, Models(ScriptedPolicy(["H"], gate=gate))) as api:
+        accepted = await api.advise(request("r"), Prefer="respond-async")
+        path = f"/decisions/{accepted.json()['decision_id']}"
+        outcome = {"arm": "agent", "outcome": "tp1", "net_pnl": 1.0}
+        reports = {"agent-action": {"decision": True}, "outcome": outcome}
+        for what, body in reports.items():
+            early = await api.client.put(f"{path}/{what}", json=body)
+            assert (early.status_code, early.headers["retry-after"]) == (503, "1")
+            assert "not decided yet" in early.json()["detail"]
+        gate.set()
+
+        async def decided() -> bool:
+            return (await api.client.get(path)).status_code == 200
+
+        await until(decided)
+        for what, body in reports.items():
+            assert (await api.client.put(f"{path}/{what}", json=body)).status_code == 202
+
+
 @pytest.mark.parametrize(
     ("prefer", "asynchronous"),
     [

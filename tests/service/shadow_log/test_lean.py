@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -23,6 +24,7 @@ from app.shadow_log.proof.verify import verify_log
 from app.shadow_log.rows import advice_rows, assemble, decision_row
 from app.shadow_log.schema.migrate import downgrade, upgrade
 from tests import builders as build
+from tests.service.running import drained, request, running, settings_for
 from tests.service.shadow_log.test_log import rows
 
 NULLABLE = sorted(n for n, f in Candidate.model_fields.items() if f.default is None)
@@ -120,6 +122,31 @@ async def test_numbers_come_back_as_records_read_them(database_url: str) -> None
     await log.append([Event.of_decision(made)])
     await log.aclose()
     assert (await verify_log(database_url)).findings == []
+
+
+async def test_a_lost_part_is_the_records_fault_and_not_that_of_whoever_asks(
+    database_url: str, valkey_url: str, tmp_path: Path
+) -> None:
+    """A superuser deletes limits. Reports are taken all the same; what judges next is whole."""
+    settings = settings_for(database_url, valkey_url, tmp_path)
+    async with running(settings) as api:
+        kept = (await api.advise(request("r-1"))).json()["decision_id"]
+        await drained(settings)
+    with psycopg.connect(database_url.replace("+psycopg", "")) as connection:
+        connection.execute("SET session_replication_role = replica")
+        connection.execute("DELETE FROM shared_parts WHERE jsonb_typeof(content) = 'object'")
+    async with running(settings) as api:
+        read = await api.client.get(f"/decisions/{kept}")
+        assert (read.status_code, read.json()["title"]) == (500, "A stored record cannot be read")
+        assert f"decision {kept} cannot be read" in read.json()["detail"]
+        page = await api.client.get(f"/ui/decisions/{kept}")
+        assert (page.status_code, "advisor verify" in page.text) == (500, True)
+        action = {"decision": False}
+        told = await api.client.put(f"/decisions/{kept}/agent-action", json=action)
+        assert told.status_code == 202
+        assert (await api.advise(request("r-2"))).status_code == 200
+        await drained(settings)
+    assert (await verify_log(database_url)).findings == [], "the next decision brought them again"
 
 
 async def test_only_adding_is_possible(database_url: str) -> None:

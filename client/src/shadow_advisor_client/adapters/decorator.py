@@ -20,6 +20,7 @@ import functools
 import inspect
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
+from types import MethodType
 from typing import Any, Generic, TypeVar
 from uuid import uuid4
 
@@ -78,8 +79,9 @@ class Advised(Generic[Result]):
         return result
 
     def __get__(self, owner: object, kind: type | None = None) -> Any:
-        """As a method: its object is its first argument."""
-        return self if owner is None else functools.partial(self, owner)
+        """As a method: its object is its first argument, and what is asked of the method is asked
+        of this."""
+        return self if owner is None else MethodType(self, owner)
 
     async def _awaited(self, result: Any, known: str | None) -> Any:
         decided = await result

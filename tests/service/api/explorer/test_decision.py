@@ -69,6 +69,30 @@ def test_why_there_are_none_is_said(tmp_path: Path) -> None:
     assert "has no bars at that time" in candles(tmp_path, "XRPUSDT", AT, AT).where
 
 
+def test_a_pair_has_its_candles_however_it_is_spelt(tmp_path: Path) -> None:
+    bars(tmp_path, "BTCUSDT_1h.csv", AT - timedelta(hours=2), 3, 3600)
+    for symbol in ("BTC/USDT", "BTC/USDT:USDT", "btc-usdt"):
+        assert len(candles(tmp_path, symbol, AT, AT).bars) == 3
+
+
+def test_a_file_is_read_whatever_its_first_rows_are_like(tmp_path: Path) -> None:
+    """Whole numbers for a hundred rows and fractions after them, milliseconds, a cell without a
+    number, a bar that is there twice."""
+    begin = int((AT - timedelta(hours=149)).timestamp())
+    rows = [
+        f"{(begin + 3600 * i) * 1000},{i},{i},{i},{i}{'.5' if i > 120 else ''}" for i in range(150)
+    ]
+    rows[140] = rows[140].replace(",140,140,", ",nan,140,")
+    lines = ["timestamp,open,high,low,close", *rows, rows[-1]]
+    (tmp_path / "BTCUSDT_1h.csv").write_text("\n".join(lines))
+    shown = candles(tmp_path, "BTCUSDT", AT, AT)
+    assert shown.where == "BTCUSDT_1h.csv"
+    assert (shown.bars[-1].opened_at, shown.bars[-1].close) == (AT, 149.5)
+    assert len(shown.bars) == 60, "61, but for the one that has no open"
+    (tmp_path / "ETHUSDT_1h.csv").write_text("ts,open,high,low,close\nyesterday,1,1,1,1\n")
+    assert "column ts holds no times" in candles(tmp_path, "ETHUSDT", AT, AT).where
+
+
 async def test_a_page_draws_both_arms_on_the_bars_of_the_configured_folder(
     site: Site, tmp_path: Path
 ) -> None:

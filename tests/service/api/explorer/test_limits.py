@@ -31,6 +31,16 @@ async def proposed(site: Site, toml: str = NARROW, **fields: str) -> str:
     return str(path)
 
 
+async def test_what_cannot_be_stored_in_a_form_is_cleaned_or_refused(site: Site) -> None:
+    """As in the API's own texts: a control character is a space."""
+    path = await proposed(site, note="a\0b\x1b[31m\r\nc")
+    assert "a b [31m c" in words((await site.get(path)).text)
+    for form in ({"toml": NARROW, "profile": "\0"}, {"toml": "\0", "profile": ""}):
+        assert (await site.post("/ui/limits", form, "operator")).status_code == 422
+    back = {"profile": "\0", "seen": "x", "reason": "x", "sure": "yes"}
+    assert (await site.post("/ui/limits/back", back, "operator")).status_code in (409, 422)
+
+
 def words(page: str) -> str:
     return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page))
 

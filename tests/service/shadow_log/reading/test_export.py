@@ -14,13 +14,15 @@ import psycopg
 import pytest
 
 from app.shadow_log.log import ShadowLog
-from app.shadow_log.reading.export import AGAIN_DAYS, Exported, ExportFault, export
+from app.shadow_log.reading.export import AGAIN_DAYS, HIVES_NULL, Exported, ExportFault, export
 from tests import builders as build
 from tests.service.processes import advisor, environment
 from tests.service.running import ROOT
 
 DAYS = 10
 FIRST = build.AS_OF.date()
+ODD = ("ä" * 64, "🚀" * 64, "🚀" * 63 + "b", "/" * 64, HIVES_NULL, "%2F", "_a=b")
+"""Symbols that the service takes, and that no folder can be named after as they are."""
 SYMBOLS = ("BTCUSDT", "1000PEPE/USDT:USDT")
 
 
@@ -77,6 +79,43 @@ async def test_days_that_are_over_stay_and_what_was_interrupted_goes_on(
     assert told == [(2, 2)]
 
 
+async def test_no_symbol_keeps_the_rest_from_being_written(
+    database_url: str, tmp_path: Path
+) -> None:
+    log = ShadowLog.connect(database_url)
+    await log.append(
+        [build.decision_event(f"odd-{at}", candidate__symbol=odd) for at, odd in enumerate(ODD)]
+    )
+    await log.aclose()
+    assert await export(database_url, tmp_path) == Exported(1, len(ODD), 0)
+    table = read(tmp_path)
+    assert len(table) == table["symbol"].n_unique() == len(ODD)
+    short = {odd for odd in ODD if "🚀" not in odd and odd != HIVES_NULL}
+    assert short < set(table["symbol"])
+    assert all(symbol is not None for symbol in table["symbol"])
+    there = duckdb.execute(f"SELECT DISTINCT symbol FROM '{tmp_path}/**/*.parquet'").fetchall()
+    assert {symbol for (symbol,) in there} == set(table["symbol"])
+
+
+async def test_what_an_interrupted_export_left_is_read_by_nobody(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    await export(url, out, until=FIRST + timedelta(days=2))
+    write, left = pl.DataFrame.write_parquet, [3]
+
+    def until_the_disk_is_full(table: pl.DataFrame, path: Path) -> None:
+        left[0] -= 1
+        if not left[0]:
+            raise OSError(28, "No space left on device")
+        write(table, path)
+
+    monkeypatch.setattr(pl.DataFrame, "write_parquet", until_the_disk_is_full)
+    with pytest.raises(ExportFault, match="No space left"):
+        await export(url, out, until=FIRST + timedelta(days=2))
+    assert len(read(out)) == 2 * len(SYMBOLS)
+
+
 async def test_a_report_that_came_late_is_in_the_next_export(url: str, tmp_path: Path) -> None:
     await export(url, tmp_path)
     log = ShadowLog.connect(url)
@@ -102,6 +141,8 @@ async def test_the_command_and_the_notebook(
     done = advisor(variables, "export", str(tmp_path / "record"), "--since", f"{FIRST}")
     assert done.returncode == 0, done.stderr
     assert f"{2 * DAYS} rows of {DAYS} days written" in done.stderr
+    backwards = ("--since", f"{FIRST}", "--until", f"{FIRST}")
+    assert "not after --since" in advisor(variables, "export", "x", *backwards).stderr
     notebook = json.loads((ROOT / "docs" / "analysts.ipynb").read_text())
     cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
     names: dict[str, Any] = {}
