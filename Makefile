@@ -102,7 +102,7 @@ bench-deciders: $(STAMP) ## what three decision models elsewhere cost the reply,
 bench-contest: $(STAMP) ## time of a contest of all arms: eleven symbols, two years, once probabilities are known
 	$(BIN)/python -m bench.contest
 
-results: $(STAMP) ## every number of docs/results.md (MARKET=directory of bars; hours on two cores)
+results: $(STAMP) ## the long evaluation as a page, var/results.md: all algorithms, controls, planted markets (MARKET=directory of bars; hours on two cores)
 	$(BIN)/python -m bench.results --market $(or $(MARKET),$(error say where the bars are: make results MARKET=DIRECTORY))
 
 .PHONY: test-freqtrade bench-freqtrade time-freqtrade test-spot-agent

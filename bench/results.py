@@ -1,4 +1,4 @@
-"""Every number of docs/results.md (`make results MARKET=DIRECTORY`).
+"""The long evaluation, as a page (`make results MARKET=DIRECTORY`): var/results.md.
 
 Runs these evaluations, or finds them finished, and writes their tables down: all algorithms and
 arms on the held-out period of real bars, the same with labels dealt out at random, the window of a
@@ -180,9 +180,10 @@ def page(market: Path) -> str:
 
 def main(
     market: Annotated[Path, typer.Option(help="Folder of bars, news, fear and greed.")],
-    output: Annotated[Path, typer.Option(help="The page.")] = Path("docs/results.md"),
+    output: Annotated[Path, typer.Option(help="The page.")] = Path("var/results.md"),
 ) -> None:
     """Run, and write the page."""
+    output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(page(market), encoding="utf-8")
     print(f"written: {output}")
 

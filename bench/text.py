@@ -26,6 +26,7 @@ from app.domain.scenario import Scenario
 from app.policy.encoding import PromptEncoder
 from app.policy.in_process.adapter import Adapter
 from app.policy.in_process.label_reader import Ask, LabelReader
+from app.policy.in_process.numbers import Known, known_of
 from app.policy.in_process.weights import load_model
 from app.policy.versions.store import base_of, load_manifest
 from bench.history import machine, record
@@ -116,23 +117,29 @@ def ordered(version: Loaded, order: int) -> LabelReader:
 
 
 def readings_of(
-    reader: LabelReader, adapter: Adapter, attempts: Sequence[Attempt], name: str
+    reader: LabelReader,
+    adapter: Adapter,
+    attempts: Sequence[Attempt],
+    scenarios: Sequence[Scenario],
+    name: str,
 ) -> list[Reading]:
-    """One for each attempt. What a scenario's prompts have in common is read once, as if it were
-    the head: the texts alone differ."""
+    """One for each attempt on these scenarios. What a scenario's prompts have in common is read
+    once, as if it were the head: the texts alone differ."""
     read: dict[Prompt, Reading] = {}
-    scenarios = groupby(sorted(attempts, key=_number), key=_number)
+    grouped = groupby(sorted(attempts, key=_number), key=_number)
     with meter(name) as progress:
-        for number, its in scenarios:
+        for number, its in grouped:
             prompts = list(dict.fromkeys(attempt.prompt for attempt in its))
             calm = prompts[0]._replace(user=prompts[0].before)
+            numbers = known_of(scenarios[number])
             before = reader.encoder.encode(calm)[: -len(reader.encoder.tail)]
             encoder = copy(reader.encoder)
             encoder.head = (*reader.encoder.head, *before)
             shared = LabelReader(reader.model, encoder)
             for begin in range(0, len(prompts), BATCH):
                 part = prompts[begin : begin + BATCH]
-                read.update(zip(part, read_batch(shared, adapter, part, len(before)), strict=True))
+                found = read_batch(shared, adapter, part, len(before), [numbers] * len(part))
+                read.update(zip(part, found, strict=True))
             progress(number + 1, SCENARIOS)
     return [read[attempt.prompt] for attempt in attempts]
 
@@ -142,13 +149,18 @@ def _number(attempt: Attempt) -> int:
 
 
 def read_batch(
-    reader: LabelReader, adapter: Adapter, prompts: Sequence[Prompt], before: int
+    reader: LabelReader,
+    adapter: Adapter,
+    prompts: Sequence[Prompt],
+    before: int,
+    numbers: Sequence[Known],
 ) -> list[Reading]:
-    """Readings of prompts whose first `before` user tokens are in the reader's head."""
+    """Readings of prompts whose first `before` user tokens are in the reader's head, and of the
+    features of what they tell."""
     encoder = reader.encoder
     asks = [
-        Ask(encoder.encode(prompt)[before:], (adapter,), encoder.text_tokens(prompt))
-        for prompt in prompts
+        Ask(encoder.encode(prompt)[before:], (adapter,), encoder.text_tokens(prompt), (), known)
+        for prompt, known in zip(prompts, numbers, strict=True)
     ]
     return [
         Reading(log_probabilities=whole, without_text=bare[0] if bare else None)
@@ -172,13 +184,14 @@ def main(
 ) -> None:
     """Read, print, and keep the figures."""
     model = loaded(version, models or [Path("var/models"), Path("models")])
-    attempts = attempts_on(scenarios_of(market))
+    scenarios = scenarios_of(market)
+    attempts = attempts_on(scenarios)
     features = " ".join(machine()["features"])
     print(f"{version.name} on {machine()['cpu']} ({features}), torch float32.\n")
     by_order: dict[str, Turned] = {}
     orderings = ["as trained", "reversed", *(f"shuffled {n}" for n in range(1, orders))][:orders]
     for order, name in enumerate(orderings):
-        readings = readings_of(ordered(model, order), model.adapter, attempts, name)
+        readings = readings_of(ordered(model, order), model.adapter, attempts, scenarios, name)
         turned = Turned.of(attempts, readings, model.calibration)
         if not by_order:
             print(markdown(COLUMNS, table(turned)), end="\n\n")

@@ -20,6 +20,7 @@ from app.domain.model.actions import ACTIONS
 from app.domain.record.decision import cautious, prepare
 from app.domain.scenario import Scenario
 from app.policy.in_process.label_reader import LabelReader
+from app.policy.in_process.numbers import known_of
 from bench.history import record
 from bench.text import BATCH, Loaded, loaded, markdown, ordered, read_batch
 from training.arrays import Floats, Rows
@@ -84,8 +85,9 @@ def decided(reader: LabelReader, version: Loaded, scenarios: Sequence[Scenario],
     taken = []
     with meter(name) as progress:
         for begin in range(0, len(scenarios), BATCH):
-            prompts = [prepare(scenario) for scenario in scenarios[begin : begin + BATCH]]
-            for reading in read_batch(reader, version.adapter, prompts, 0):
+            part = scenarios[begin : begin + BATCH]
+            prompts, numbers = map(prepare, part), map(known_of, part)
+            for reading in read_batch(reader, version.adapter, [*prompts], 0, [*numbers]):
                 taken.append(ACTIONS.index(cautious(reading, version.calibration).action))
             progress(min(begin + BATCH, len(scenarios)), len(scenarios))
     return np.array(taken, np.int64)

@@ -209,7 +209,9 @@ class Advisor:
         if not incoming.rationale or proposal is None:
             return None
         deadline = incoming.deadline - JOURNAL_RESERVE_S
-        text = await models.primary.explain(decision.prompt, proposal.action, deadline)
+        text = await models.primary.explain(
+            decision.prompt, proposal.action, deadline, decision.scenario
+        )
         if text is None or monotonic() > deadline:
             self._telemetry.lost(LossCause.LATE_RATIONALE)
             return None
@@ -242,7 +244,7 @@ async def reading_of(
     if isinstance(policy, RivalPolicy):
         return policy.read(scenario)  # In microseconds, and from no prompt.
     try:
-        return await policy.decide(prompt, deadline)
+        return await policy.decide(prompt, deadline, scenario)
     except PolicyAbstained as abstained:
         log.warning("policy abstained", reason=abstained.reason, detail=abstained.detail)
         return Abstention(abstained.reason, abstained.detail[:500] or None)

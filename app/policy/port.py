@@ -8,6 +8,7 @@ from app.domain.model.actions import Action
 from app.domain.model.manifest import ModelManifest
 from app.domain.model.prompt import Prompt
 from app.domain.record.decision import Reading
+from app.domain.scenario import Scenario
 
 
 class Policy(Protocol):
@@ -23,13 +24,17 @@ class Policy(Protocol):
         """How many prompts it reads at the same time, without one waiting for another."""
         ...
 
-    async def decide(self, prompt: Prompt, deadline: float) -> Reading:
+    async def decide(
+        self, prompt: Prompt, deadline: float, scenario: Scenario | None = None
+    ) -> Reading:
         """Read the labels' log-probabilities.
 
         Parameters
         ----------
         prompt : as `app.domain.model.prompt.render` gives it.
         deadline : `time.monotonic()` value after which nobody waits for the answer.
+        scenario : what the prompt tells of, for versions that read its numbers past the text; to
+            them, numbers of none are not known.
 
         Raises
         ------
@@ -37,7 +42,9 @@ class Policy(Protocol):
         """
         ...
 
-    async def explain(self, prompt: Prompt, action: Action, deadline: float) -> str | None:
+    async def explain(
+        self, prompt: Prompt, action: Action, deadline: float, scenario: Scenario | None = None
+    ) -> str | None:
         """One or two sentences on why `action` may be right; None when it would come late. Never
         changes a decision."""
         ...

@@ -216,11 +216,15 @@ class RivalPolicy:
         chance = self._rival.chance(features(scenario))
         return Reading.told({REJECT.label: 1 - chance, full_size(scenario).label: chance})
 
-    async def decide(self, prompt: Prompt, deadline: float) -> Never:
+    async def decide(
+        self, prompt: Prompt, deadline: float, scenario: Scenario | None = None
+    ) -> Never:
         """A prompt tells it nothing: abstain with BACKEND_PROTOCOL."""
         raise PolicyAbstained(AbstainReason.BACKEND_PROTOCOL, "a rival reads scenarios, no prompts")
 
-    async def explain(self, prompt: Prompt, action: Action, deadline: float) -> str | None:
+    async def explain(
+        self, prompt: Prompt, action: Action, deadline: float, scenario: Scenario | None = None
+    ) -> str | None:
         """No rationale."""
         return None
 

@@ -16,6 +16,7 @@ from app.domain.model.actions import LABELS, Action
 from app.domain.model.manifest import ModelManifest
 from app.domain.model.prompt import Prompt
 from app.domain.record.decision import Reading
+from app.domain.scenario import Scenario
 
 _CHOSEN, _OTHER = 0.9, 0.01
 
@@ -87,7 +88,9 @@ class ScriptedPolicy:
         """One with a pace; without, as it was told."""
         return self._parallel
 
-    async def decide(self, prompt: Prompt, deadline: float) -> Reading:
+    async def decide(
+        self, prompt: Prompt, deadline: float, scenario: Scenario | None = None
+    ) -> Reading:
         """The next answer of the script. Raises `PolicyAbstained` when it says so, when it would
         come after the deadline, and after `aclose`."""
         if self._closed:
@@ -106,7 +109,9 @@ class ScriptedPolicy:
             }
         )
 
-    async def explain(self, prompt: Prompt, action: Action, deadline: float) -> str | None:
+    async def explain(
+        self, prompt: Prompt, action: Action, deadline: float, scenario: Scenario | None = None
+    ) -> str | None:
         """The scripted rationale."""
         return None if self._closed else self._rationale
 

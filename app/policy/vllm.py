@@ -26,6 +26,7 @@ from app.domain.model.manifest import ModelManifest
 from app.domain.model.prompt import Prompt
 from app.domain.model.questions import BY_NAME, QuestionName
 from app.domain.record.decision import Reading
+from app.domain.scenario import Scenario
 from app.policy.encoding import PromptEncoder
 from app.policy.options import DEFAULTS, BackendOptions
 from app.policy.rationale import RATIONALE_TOKENS, sentences
@@ -94,7 +95,9 @@ class VllmPolicy:
         """As many as may be under way: the server batches them."""
         return self._max_in_flight
 
-    async def decide(self, prompt: Prompt, deadline: float) -> Reading:
+    async def decide(
+        self, prompt: Prompt, deadline: float, scenario: Scenario | None = None
+    ) -> Reading:
         """Read the labels; see `Policy.decide`. Abstains with BACKEND_UNAVAILABLE when the server
         cannot be reached, BACKEND_PROTOCOL when its answer is not the labels'
         log-probabilities, OVERLOADED, DEADLINE, PROMPT_TOO_LONG or SHUTTING_DOWN."""
@@ -144,7 +147,9 @@ class VllmPolicy:
         )
         return dict(zip(names, read, strict=True))
 
-    async def explain(self, prompt: Prompt, action: Action, deadline: float) -> str | None:
+    async def explain(
+        self, prompt: Prompt, action: Action, deadline: float, scenario: Scenario | None = None
+    ) -> str | None:
         """One or two sentences through the same endpoint, greedy; None when late or when the server
         fails.
 

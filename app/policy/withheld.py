@@ -8,6 +8,7 @@ from app.domain.errors import AbstainReason, PolicyAbstained
 from app.domain.model.actions import Action
 from app.domain.model.manifest import ModelManifest
 from app.domain.model.prompt import Prompt
+from app.domain.scenario import Scenario
 
 
 class WithheldPolicy:
@@ -33,11 +34,15 @@ class WithheldPolicy:
         """It reads none."""
         return 1
 
-    async def decide(self, prompt: Prompt, deadline: float) -> Never:
+    async def decide(
+        self, prompt: Prompt, deadline: float, scenario: Scenario | None = None
+    ) -> Never:
         """Abstain with BACKEND_UNAVAILABLE."""
         raise PolicyAbstained(AbstainReason.BACKEND_UNAVAILABLE, self.because)
 
-    async def explain(self, prompt: Prompt, action: Action, deadline: float) -> str | None:
+    async def explain(
+        self, prompt: Prompt, action: Action, deadline: float, scenario: Scenario | None = None
+    ) -> str | None:
         """No rationale."""
         return None
 

@@ -45,9 +45,10 @@ def test_a_table_is_markdown() -> None:
 def test_sharing_what_a_scenarios_prompts_have_in_common_changes_no_reading(
     version: Loaded,
 ) -> None:
-    attempts = attempts_on([scenario(candidate__rsi=40.0 + n) for n in range(2)])
+    scenarios = [scenario(candidate__rsi=40.0 + n) for n in range(2)]
+    attempts = attempts_on(scenarios)
     reader = version.reader
-    found = readings_of(reader, version.adapter, attempts, "trying")
+    found = readings_of(reader, version.adapter, attempts, scenarios, "trying")
     for attempt, reading in list(zip(attempts, found, strict=True))[::3]:
         ids, text = (
             reader.encoder.encode(attempt.prompt),

@@ -79,6 +79,21 @@ class AdapterConfig(Section):
     rank: int = Field(16, ge=1, le=256)
     alpha: float = Field(32.0, gt=0)
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
+    numbers: int = Field(
+        0,
+        ge=0,
+        description=(
+            "tokens of the tail to whose embeddings a map of the scenario's features is added; 0:"
+            " the version reads the text alone"
+        ),
+    )
+
+    @model_validator(mode="after")
+    def numbers_are_read_at_the_tail(self) -> Self:
+        """An ordinary adapter is merged into a plain model, which takes text alone."""
+        if self.numbers and self.kind != "activated":
+            raise ValueError("numbers need kind = 'activated'")
+        return self
 
 
 class TrainingConfig(Section):
@@ -157,10 +172,17 @@ class AlgorithmConfig(TrainingConfig):
 
 
 class ExpectedConfig(AlgorithmConfig):
-    """Expected utility under KL: its closed-form optimum distilled, or its gradient."""
+    """Expected utility under KL: its closed-form optimum distilled, or regressed, or its
+    gradient."""
 
     algorithm: Literal["expected"] = "expected"
-    objective: Literal["distil", "gradient"] = "distil"
+    objective: Literal["distil", "regress", "gradient"] = Field(
+        "distil",
+        description=(
+            "all have one optimum; `regress` weighs by how an action's worth differs between"
+            " scenarios, however little that is"
+        ),
+    )
 
 
 class DpoConfig(AlgorithmConfig):

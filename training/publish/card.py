@@ -12,6 +12,7 @@ from typing import Any
 from app.domain.model.actions import ACTIONS
 from app.domain.model.manifest import ModelManifest
 from app.policy.rivals import RIVAL_NAME
+from app.policy.versions.store import NUMBERS_NAME
 
 LIMITS = (
     (
@@ -90,6 +91,11 @@ def _identity(manifest: ModelManifest, facts: Mapping[str, Any]) -> Iterator[str
     yield f"prompt version {manifest.prompt_version}, feature schema {manifest.feature_schema}"
     if "algorithm" in facts:
         yield f"algorithm: {facts['algorithm']} (docs/papers.md)"
+    if NUMBERS_NAME in manifest.files:
+        yield "it reads the scenario's features past the text (docs/decisions/0045-numbers.md)"
+    if "rank" in facts.get("metrics", {}):
+        rank = facts["metrics"]["rank"]
+        yield f"it ranks the validation scenarios like its teacher at {rank:.2f} (Spearman)"
     if facts.get("controls"):
         yield f"a control, not a candidate: trained on {' and '.join(facts['controls'])}"
     calibration = manifest.calibration

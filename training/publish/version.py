@@ -28,6 +28,7 @@ from app.domain.model.manifest import MANIFEST_NAME, BaseModelRef, Calibration, 
 from app.policy.in_process.label_reader import LabelReader
 from app.policy.rivals import RIVAL_NAME
 from app.policy.versions.store import (
+    NUMBERS_NAME,
     file_hash,
     find_base,
     find_version,
@@ -45,6 +46,8 @@ from training.stages.store import Artifact, ArtifactError
 from training.statistics.bootstrap import Cluster, Estimate, compare_means
 
 ADAPTER_FILES = frozenset({"adapter_config.json", "adapter_model.safetensors"})
+NUMBERS = frozenset({NUMBERS_NAME})
+"""What an adapter may have beside them."""
 CARD = "README.md"
 _SEED = 0
 _DIGITS = 4
@@ -92,7 +95,7 @@ def publish(
     """
     names = _names(release.files)
     files = {name: file_hash(release.files / name) for name in sorted(names)}
-    base = BaseModelRef.of(release.base) if names == ADAPTER_FILES else None
+    base = BaseModelRef.of(release.base) if names - NUMBERS == ADAPTER_FILES else None
     if base is not None:
         find_base(base, [models, *roots])
     content = {
@@ -283,16 +286,18 @@ def in_half_precision(adapter: Path, folder: Path) -> Path:
             f"{adapter}: {beyond[0]} has weights beyond float16: publish it as it is"
         )
     save_file(halved, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    shutil.copyfile(adapter / "adapter_config.json", folder / "adapter_config.json")
+    for name in model_files(adapter) - {"adapter_model.safetensors"}:
+        shutil.copyfile(adapter / name, folder / name)
     return folder
 
 
 def _names(folder: Path) -> set[str]:
-    """The files to publish: an adapter's two, a whole model's, or a rival's one."""
+    """The files to publish: an adapter's two or three, a whole model's, or a rival's one."""
     names = model_files(folder)
     if names == {RIVAL_NAME}:
         return names
-    if "adapter_config.json" in names and names != ADAPTER_FILES:
+    adapter = names - NUMBERS == ADAPTER_FILES
+    if "adapter_config.json" in names and not adapter:
         wrong = ", ".join(sorted(names ^ ADAPTER_FILES))
         raise PublishError(
             f"{folder}: an adapter is {' and '.join(sorted(ADAPTER_FILES))} alone; at fault:"
@@ -302,7 +307,7 @@ def _names(folder: Path) -> set[str]:
         raise PublishError(
             f"{folder} holds no safetensors: train a policy first, or name its folder `adapter`"
         )
-    if names != ADAPTER_FILES and not {"config.json", "tokenizer.json"} <= names:
+    if not adapter and not {"config.json", "tokenizer.json"} <= names:
         raise PublishError(
             f"{folder} is no adapter, and no whole model either: config.json or tokenizer.json is"
             " missing"

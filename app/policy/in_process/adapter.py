@@ -23,6 +23,7 @@ import torch
 from safetensors.torch import load_file
 
 from app.domain.errors import ModelFileError
+from app.policy.in_process.numbers import Numbers
 from app.policy.versions.files import read_object, refusals
 
 CONFIG_NAME = "adapter_config.json"
@@ -70,11 +71,12 @@ class Delta:
 
 @dataclass(frozen=True, eq=False)
 class Adapter:
-    """A verified adapter: its terms by name of the base model's module, and whether it is an
-    activated one."""
+    """A verified adapter: its terms by name of the base model's module, whether it is an activated
+    one, and what it reads past the text."""
 
     deltas: Mapping[str, Delta]
     activated: bool
+    numbers: Numbers | None = None
 
     @classmethod
     def load(cls, directory: Path, model: Any, tail: tuple[int, ...]) -> Adapter:
@@ -100,7 +102,13 @@ class Adapter:
                 " template; train it again"
             )
         tensors = _read_tensors(directory / WEIGHTS_NAME)
-        return cls(_deltas(directory / WEIGHTS_NAME, tensors, config, model), woken_by is not None)
+        deltas = _deltas(directory / WEIGHTS_NAME, tensors, config, model)
+        numbers = Numbers.load(directory, len(tail), model.get_input_embeddings().embedding_dim)
+        if numbers is not None and woken_by is None:
+            raise ModelFileError(
+                f"{directory}: an ordinary adapter reads no numbers: train an activated one"
+            )
+        return cls(deltas, woken_by is not None, numbers)
 
     def merge_into(self, model: Any) -> None:
         """Add an ordinary adapter's terms to the model's own weights, in place."""

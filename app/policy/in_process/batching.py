@@ -28,6 +28,7 @@ from app.policy.in_process.label_reader import (
     LogProbabilities,
     parted,
 )
+from app.policy.in_process.numbers import Known
 from app.policy.options import DEFAULTS, BackendOptions
 from app.policy.rationale import RATIONALE_TOKENS, is_complete, sentences
 from app.telemetry import Task
@@ -40,8 +41,8 @@ log = structlog.get_logger()
 @dataclass(eq=False)
 class Wanted:
     """A reading that somebody waits for. `owner` is the policy that asks, `adapter` its version's;
-    the last `text` of the user's tokens are of the text part, and `questions` are asked beside the
-    action."""
+    the last `text` of the user's tokens are of the text part, `questions` are asked beside the
+    action, and `numbers` are the scenario's features."""
 
     ids: tuple[int, ...]
     deadline: float
@@ -50,6 +51,7 @@ class Wanted:
     owner: object = None
     text: int = 0
     questions: tuple[QuestionName, ...] = ()
+    numbers: Known = ()
 
 
 @dataclass(eq=False)
@@ -62,6 +64,7 @@ class _Rationale:
     answer: asyncio.Future[str | None]
     adapter: Adapter | None
     owner: object
+    numbers: Known = ()
     text: Continuation | None = field(default=None)
 
 
@@ -136,6 +139,7 @@ class Batcher:
         adapter: Adapter | None,
         owner: object,
         questions: tuple[QuestionName, ...] = (),
+        numbers: Known = (),
     ) -> Reading:
         """The labels after a prompt, the last `text` of whose user's tokens are of the text part,
         and those of questions. Raises `PolicyAbstained`: OVERLOADED, DEADLINE, SHUTTING_DOWN,
@@ -151,6 +155,7 @@ class Batcher:
             owner,
             text,
             questions,
+            numbers,
         )
         self._waiting.append(wanted)
         self._telemetry.prompts_wait(len(self._waiting))
@@ -171,13 +176,14 @@ class Batcher:
         deadline: float,
         adapter: Adapter | None,
         owner: object,
+        numbers: Known = (),
     ) -> str | None:
         """Sentences generated after a prompt whose first `user_tokens` ids are the user's; None
         when late, crowded out, or not a sentence."""
         if len(self._rationales) >= MAX_RATIONALES:
             return None
         answer: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
-        rationale = _Rationale(ids, user_tokens, deadline, answer, adapter, owner)
+        rationale = _Rationale(ids, user_tokens, deadline, answer, adapter, owner, numbers)
         self._rationales.append(rationale)
         self._wake()
         try:
@@ -240,12 +246,12 @@ class Batcher:
             self._waiting.remove(wanted)
             if not wanted.answer.done():
                 wanted.answer.set_exception(PolicyAbstained(AbstainReason.DEADLINE))
-        prompts: dict[tuple[int, ...], list[Wanted]] = {}
+        prompts: dict[tuple[tuple[int, ...], Known], list[Wanted]] = {}
         for wanted in self._waiting:
-            prompts.setdefault(wanted.ids, []).append(wanted)
+            prompts.setdefault((wanted.ids, wanted.numbers), []).append(wanted)
         firsts = [wanting[0] for wanting in prompts.values()]
         batch = [
-            prompts[wanted.ids]
+            prompts[wanted.ids, wanted.numbers]
             for wanted in choose_batch(firsts, now, self._row_seconds, self._max_batch)
         ]
         taken = {wanted for wanting in batch for wanted in wanting}
@@ -310,7 +316,7 @@ class Batcher:
         try:
             if rationale.text is None:
                 rationale.text = self.reader.begin(
-                    rationale.ids, rationale.adapter, rationale.user_tokens
+                    rationale.ids, rationale.adapter, rationale.user_tokens, rationale.numbers
                 )
             await loop.run_in_executor(self._thread, self.reader.advance, rationale.text)
         except (
@@ -342,4 +348,5 @@ def _ask(wanting: list[Wanted]) -> Ask:
         tuple(dict.fromkeys(wanted.adapter for wanted in wanting)),
         wanting[0].text,
         tuple(name for name in QuestionName if name in questions),
+        wanting[0].numbers,
     )

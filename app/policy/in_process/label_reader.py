@@ -33,6 +33,7 @@ from app.domain.model.questions import QuestionName
 from app.domain.record.decision import Engine
 from app.policy.encoding import PROMPT_TOKENS, PromptEncoder
 from app.policy.in_process.adapter import Adapter
+from app.policy.in_process.numbers import Known
 from app.policy.in_process.weights import load_model
 
 PREFILL_TOKENS = 32
@@ -42,6 +43,7 @@ TRUNKS = 8
 """User texts whose keys and values are kept, the latest: some 7 MB each for the small model and a
 usual prompt."""
 
+_EMBEDDINGS = "embeddings"
 LogProbabilities = tuple[float, ...]
 Trunk = list[tuple[torch.Tensor, torch.Tensor]]
 """Keys and values of a user's tokens by layer, each (heads, tokens, head size)."""
@@ -57,13 +59,14 @@ class Tail(NamedTuple):
 
 class Ask(NamedTuple):
     """One prompt for several versions: ids after the head, each version's adapter (None is the base
-    itself), how many of the user's last tokens are of the text part, and what is asked beside the
-    action."""
+    itself), how many of the user's last tokens are of the text part, what is asked beside the
+    action, and the scenario's features, for adapters that read them."""
 
     ids: tuple[int, ...]
     adapters: tuple[Adapter | None, ...]
     text: int = 0
     questions: tuple[QuestionName, ...] = ()
+    numbers: Known = ()
 
     def tails(self, tail: int) -> list[Tail]:
         """What is read of it, `tail` being the tail's length: with the text by every version, then,
@@ -71,6 +74,25 @@ class Ask(NamedTuple):
         user = len(self.ids) - tail
         ends = [user, user - self.text] if self.text else [user]
         return [Tail(adapter, seen) for seen in ends for adapter in self.adapters]
+
+
+class Place(NamedTuple):
+    """Where an adapter works in a pass: positions counted through all rows, the first of them being
+    token `begin` of what it works on, and the features of the scenario that is read there."""
+
+    adapter: Adapter | None
+    positions: torch.Tensor
+    numbers: Known = ()
+    begin: int = 0
+
+
+class Row(NamedTuple):
+    """What a version reads of a prompt that is kept or read whole: its adapter, what stands before
+    the tail, and the scenario's features."""
+
+    adapter: Adapter | None
+    before: Any
+    numbers: Known = ()
 
 
 class Branched(NamedTuple):
@@ -159,6 +181,7 @@ class LabelReader:
         self._trunks: OrderedDict[tuple[int, ...], Trunk] = OrderedDict()
         self._hooked: set[str] = set()
         self._active: list[tuple[Adapter, torch.Tensor]] = []
+        self._shifts: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     @classmethod
     def load(cls, directory: Path, limit: int = PROMPT_TOKENS) -> LabelReader:
@@ -180,7 +203,7 @@ class LabelReader:
         """
         tail = len(self.encoder.tail)
         users = [tuple(ids[: len(ids) - tail]) for ids in batch]
-        return self._whole_pass([(user, None) for user in users], self._alone)
+        return self._whole_pass([Row(None, user) for user in users], self._alone)
 
     def answer(self, asks: Sequence[Ask]) -> list[list[LogProbabilities]]:
         """Log-probabilities of the labels after each prompt, by every version that was asked for.
@@ -212,7 +235,7 @@ class LabelReader:
             alone and all(them == [(None, them[0].seen)] for them in tails)
         ):
             rows = [
-                (ask.ids[: tail.seen], tail.adapter)
+                Row(tail.adapter, ask.ids[: tail.seen], ask.numbers)
                 for ask, them in zip(asks, tails, strict=True)
                 for tail in them
             ]
@@ -231,11 +254,15 @@ class LabelReader:
         return [found[ask] for ask in asks]
 
     def begin(
-        self, ids: Sequence[int], adapter: Adapter | None = None, user_tokens: int = 0
+        self,
+        ids: Sequence[int],
+        adapter: Adapter | None = None,
+        user_tokens: int = 0,
+        numbers: Known = (),
     ) -> Continuation:
         """Start generating after head + `ids`; `advance` does the work. An adapter works on all but
         the first `user_tokens` ids, so also on what is generated."""
-        text = Continuation(self._expanded_head(1), list(ids), adapter, user_tokens)
+        text = Continuation(self._expanded_head(1), list(ids), adapter, user_tokens, numbers)
         trunk = self._trunks.get(tuple(ids[:user_tokens]))
         if trunk is not None:
             text.cache = self._cache_of([trunk])
@@ -248,7 +275,9 @@ class LabelReader:
         chunk, text.pending = text.pending[:PREFILL_TOKENS], text.pending[PREFILL_TOKENS:]
         adapted = torch.arange(min(text.user_tokens, len(chunk)), len(chunk))
         text.user_tokens = max(text.user_tokens - len(chunk), 0)
-        with self._adapted([(text.adapter, adapted)]):
+        place = Place(text.adapter, adapted, text.numbers, text.adapted)
+        text.adapted += len(adapted)
+        with self._adapted([place]):
             output = self.model(
                 input_ids=torch.tensor([chunk]),
                 past_key_values=text.cache,
@@ -265,25 +294,25 @@ class LabelReader:
         text.generated.append(token)
         text.pending = [token]
 
-    def _whole_pass(
-        self, rows: Sequence[tuple[tuple[int, ...], Adapter | None]], branched: Branched
-    ) -> list[LogProbabilities]:
+    def _whole_pass(self, rows: Sequence[Row], branched: Branched) -> list[LogProbabilities]:
         """Labels of users' texts, each by one version, from the head's keys and values on; each
         question is a row of its own.
 
         Rows are padded on the right: causal attention never looks there, so no mask is needed.
         """
         chains = branched.chains
-        texts = [
-            ((*user, *chain), len(chain), adapter) for user, adapter in rows for chain in chains
-        ]
+        texts = [((*row.before, *chain), len(chain), row) for row in rows for chain in chains]
         last = [len(ids) - 1 for ids, _, _ in texts]
         width = max(last) + 1
         padded = torch.tensor([[*ids, *[ids[-1]] * (width - len(ids))] for ids, _, _ in texts])
         ends, column = torch.unique(torch.tensor(last), return_inverse=True)
         places = [
-            (adapter, torch.arange(number * width + len(ids) - chain, number * width + len(ids)))
-            for number, (ids, chain, adapter) in enumerate(texts)
+            Place(
+                row.adapter,
+                torch.arange(number * width + len(ids) - chain, number * width + len(ids)),
+                row.numbers,
+            )
+            for number, (ids, chain, row) in enumerate(texts)
         ]
         with self._adapted(places):
             output = self.model(
@@ -301,7 +330,9 @@ class LabelReader:
         """Labels of prompts whose trunks are kept."""
         tails = {ask: ask.tails(len(self.encoder.tail)) for ask in kept}
         rows = [
-            ([(keys[:, :seen], values[:, :seen]) for keys, values in trunk], adapter)
+            Row(
+                adapter, [(keys[:, :seen], values[:, :seen]) for keys, values in trunk], ask.numbers
+            )
             for ask, trunk in kept.items()
             for adapter, seen in tails[ask]
         ]
@@ -324,8 +355,8 @@ class LabelReader:
             [[*user, *filler * (text - len(user)), *branched.ids * copies] for user in users]
         )
         places = [
-            (adapter, number * width + text + torch.arange(size) + turn * size)
-            for number, them in enumerate(tails)
+            Place(adapter, number * width + text + torch.arange(size) + turn * size, ask.numbers)
+            for number, (ask, them) in enumerate(zip(asks, tails, strict=True))
             for turn, (adapter, _) in enumerate(them)
         ]
         # Tokens of the user's text that each copy of the tail sees, and the text itself, in the
@@ -350,9 +381,7 @@ class LabelReader:
         found = _labels(output.logits.unflatten(1, read.shape).flatten(0, 1), branched)
         return [found[n * copies : n * copies + len(them)] for n, them in enumerate(tails)]
 
-    def _tail_pass(
-        self, rows: Sequence[tuple[Trunk, Adapter | None]], branched: Branched
-    ) -> list[LogProbabilities]:
+    def _tail_pass(self, rows: Sequence[Row], branched: Branched) -> list[LogProbabilities]:
         """Labels of prompts, each by one version, from the keys and values of head and user's text
         on.
 
@@ -360,20 +389,20 @@ class LabelReader:
         without padding.
         """
         head, size = len(self.encoder.head), len(branched.ids)
-        lengths = torch.tensor([trunk[0][0].shape[-2] for trunk, _ in rows])
+        lengths = torch.tensor([row.before[0][0].shape[-2] for row in rows])
         width = int(lengths.max())
         of_text = (torch.arange(width) < lengths[:, None])[:, None].expand(-1, size, -1)
         seen = torch.cat([of_text, branched.seen.expand(len(rows), -1, -1)], dim=2)
         places = [
-            (adapter, torch.arange(number * size, (number + 1) * size))
-            for number, (_, adapter) in enumerate(rows)
+            Place(row.adapter, torch.arange(number * size, (number + 1) * size), row.numbers)
+            for number, row in enumerate(rows)
         ]
         with self._adapted(places):
             output = self.model(
                 input_ids=torch.tensor([branched.ids] * len(rows)),
                 attention_mask=_mask(seen, head),
                 position_ids=head + lengths[:, None] + branched.depth,
-                past_key_values=self._cache_of([trunk for trunk, _ in rows]),
+                past_key_values=self._cache_of([row.before for row in rows]),
                 use_cache=True,
                 logits_to_keep=torch.tensor(branched.ends),
             )
@@ -428,13 +457,12 @@ class LabelReader:
         return cache
 
     @contextmanager
-    def _adapted(self, places: Sequence[tuple[Adapter | None, torch.Tensor]]) -> Iterator[None]:
-        """Inference in which each adapter works on the given positions, counted through all rows of
-        the pass."""
+    def _adapted(self, places: Sequence[Place]) -> Iterator[None]:
+        """Inference in which each adapter works on its places."""
         by_adapter: dict[Adapter, list[torch.Tensor]] = {}
-        for adapter, positions in places:
-            if adapter is not None and len(positions):
-                by_adapter.setdefault(adapter, []).append(positions)
+        for place in places:
+            if place.adapter is not None and len(place.positions):
+                by_adapter.setdefault(place.adapter, []).append(place.positions)
         for adapter in by_adapter:
             for name in adapter.deltas.keys() - self._hooked:
                 self.model.get_submodule(name).register_forward_hook(self._hook(name))
@@ -442,11 +470,26 @@ class LabelReader:
         self._active.extend(
             (adapter, torch.cat(positions)) for adapter, positions in by_adapter.items()
         )
+        self._shifts.extend(_shifts(places))
+        if self._shifts and _EMBEDDINGS not in self._hooked:
+            self.model.get_input_embeddings().register_forward_hook(self._shifting())
+            self._hooked.add(_EMBEDDINGS)
         try:
             with torch.inference_mode():
                 yield
         finally:
             self._active.clear()
+            self._shifts.clear()
+
+    def _shifting(self) -> Callable[[Any, tuple[torch.Tensor, ...], torch.Tensor], None]:
+        """What adds the active adapters' numbers to the embeddings, in place."""
+        shifts = self._shifts  # As below: not this reader.
+
+        def add(module: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+            for positions, shift in shifts:
+                output.view(-1, output.shape[-1]).index_add_(0, positions, shift)
+
+        return add
 
     def _hook(self, name: str) -> Callable[[Any, tuple[torch.Tensor, ...], torch.Tensor], None]:
         """What adds the active adapters' terms to the output of the linear layer `name`, in
@@ -469,17 +512,34 @@ class LabelReader:
 
 class Continuation:
     """Text under way: `pending` ids are not read yet, `generated` ones are the text so far. The
-    adapter leaves the next `user_tokens` of the pending ids alone."""
+    adapter leaves the next `user_tokens` of the pending ids alone, and has worked on `adapted`."""
 
     def __init__(
-        self, cache: Cache, pending: list[int], adapter: Adapter | None = None, user_tokens: int = 0
+        self,
+        cache: Cache,
+        pending: list[int],
+        adapter: Adapter | None = None,
+        user_tokens: int = 0,
+        numbers: Known = (),
     ):
         self.cache = cache
         self.pending = pending
         self.adapter = adapter
         self.user_tokens = user_tokens
+        self.numbers = numbers
+        self.adapted = 0
         self.generated: list[int] = []
         self.finished = False
+
+
+def _shifts(places: Iterable[Place]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Positions, and what adapters that read numbers add to the embeddings there."""
+    for place in places:
+        numbers = None if place.adapter is None else place.adapter.numbers
+        if numbers is None or not place.numbers:
+            continue
+        shift = numbers.of(place.numbers)[place.begin :][: len(place.positions)]
+        yield place.positions[: len(shift)], shift
 
 
 def _layout(ends: torch.Tensor, text: int, branched: Branched) -> tuple[torch.Tensor, torch.Tensor]:

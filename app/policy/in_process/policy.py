@@ -10,8 +10,10 @@ from app.domain.model.actions import Action
 from app.domain.model.manifest import ModelManifest
 from app.domain.model.prompt import Prompt
 from app.domain.record.decision import Reading
+from app.domain.scenario import Scenario
 from app.policy.in_process.adapter import Adapter
 from app.policy.in_process.batching import Batcher
+from app.policy.in_process.numbers import known_of
 
 
 class TransformersPolicy:
@@ -55,7 +57,9 @@ class TransformersPolicy:
         """One thread reads: a batch takes nearly as long as its rows one by one."""
         return 1
 
-    async def decide(self, prompt: Prompt, deadline: float) -> Reading:
+    async def decide(
+        self, prompt: Prompt, deadline: float, scenario: Scenario | None = None
+    ) -> Reading:
         """Read the labels; see `Policy.decide`. Abstains with OVERLOADED, DEADLINE,
         PROMPT_TOO_LONG, SHUTTING_DOWN or, when the model's numbers are not finite,
         BACKEND_PROTOCOL."""
@@ -64,10 +68,18 @@ class TransformersPolicy:
         if self._closed:
             raise PolicyAbstained(AbstainReason.SHUTTING_DOWN)
         return await self._batcher.decide(
-            ids, text, deadline, self._adapter, self, self._manifest.calibration.asked
+            ids,
+            text,
+            deadline,
+            self._adapter,
+            self,
+            self._manifest.calibration.asked,
+            known_of(scenario),
         )
 
-    async def explain(self, prompt: Prompt, action: Action, deadline: float) -> str | None:
+    async def explain(
+        self, prompt: Prompt, action: Action, deadline: float, scenario: Scenario | None = None
+    ) -> str | None:
         """One or two sentences, generated greedily; None when late, crowded out, too long or not a
         sentence.
 
@@ -84,7 +96,9 @@ class TransformersPolicy:
             # Too long with the second question; the decision itself may have fitted.
             return None
         user_tokens = len(encoder.encode(prompt)) - len(encoder.tail)
-        return await self._batcher.write(ids, user_tokens, deadline, self._adapter, self)
+        return await self._batcher.write(
+            ids, user_tokens, deadline, self._adapter, self, known_of(scenario)
+        )
 
     async def aclose(self) -> None:
         """Queued requests abstain with SHUTTING_DOWN; the last policy over a model ends its

@@ -18,6 +18,8 @@ from app.policy.versions.files import PICKLE_SUFFIXES, read_object, refusals, wa
 
 _HARMLESS_SUFFIXES = frozenset({".md", ".png", ".jpg", ".svg", ".pdf"})
 _HARMLESS_NAMES = frozenset({"LICENSE", "LICENSE.TXT", "NOTICE", "NOTICE.TXT"})
+NUMBERS_NAME = "numbers.safetensors"
+"""What an adapter has beside PEFT's files when it reads numbers past the text."""
 _CHUNK_BYTES = 1 << 20
 log = structlog.get_logger()
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
@@ -17,13 +20,21 @@ from app.domain.errors import ManifestMismatch, ModelFileError
 from app.domain.model.manifest import Calibration
 from app.policy.encoding import PromptEncoder
 from app.policy.in_process.adapter import Adapter
+from app.policy.in_process.numbers import Numbers
 from app.policy.in_process.weights import load_model
-from app.policy.versions.store import described, load_manifest, read_manifest
+from app.policy.versions.store import NUMBERS_NAME, described, load_manifest, read_manifest
 from tests.policy.tiny_models import POSITIONS
 from tests.training.support.published import BASE, finished_policy, save_base
 from training.__main__ import app
 from training.cli.options import console
-from training.publish.version import PublishError, Release, in_half_precision, publish, release_of
+from training.publish.version import (
+    ADAPTER_FILES,
+    PublishError,
+    Release,
+    in_half_precision,
+    publish,
+    release_of,
+)
 from training.stages.store import Artifact, ArtifactError
 
 NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
@@ -63,6 +74,24 @@ def test_a_version_is_verified_names_its_base_and_its_adapter_loads(
     tail = PromptEncoder.from_directory(models / "tiny", POSITIONS).tail
     assert Adapter.load(path, load_model(models / "tiny"), tail).activated
     assert not [one for one in models.iterdir() if one.name.startswith(".")]
+
+
+def test_an_adapter_that_reads_numbers_brings_its_map_at_half_precision_too(
+    release: Release, models: Path, tmp_path: Path
+) -> None:
+    source, model = tmp_path / "reads numbers", load_model(models / "tiny")
+    shutil.copytree(release.files, source)
+    embedding = model.get_input_embeddings().embedding_dim
+    made = Numbers(torch.zeros(2), torch.ones(2), torch.ones(1, 2, embedding), ("rsi", "adx"))
+    made.save(source)
+    (tmp_path / "half").mkdir()
+    tail = PromptEncoder.from_directory(models / "tiny", POSITIONS).tail
+    for files in (source, in_half_precision(source, tmp_path / "half")):
+        path = publish(replace(release, files=files), models, NOON)
+        assert set(load_manifest(path).files) == {*ADAPTER_FILES, NUMBERS_NAME}
+        read = Adapter.load(path, model, tail).numbers
+        assert read is not None
+        assert torch.equal(read.weight, made.weight)
 
 
 def test_provenance_names_every_artefact_code_and_configuration(

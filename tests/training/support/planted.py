@@ -104,5 +104,5 @@ def randomise(policy: PolicyModel, scale: float = 0.05) -> None:
     torch.manual_seed(1)
     with torch.no_grad():
         for name, weights in policy.named_parameters():
-            if "lora_B" in name:
+            if "lora_B" in name or name == "numbers.weight":
                 weights.normal_(0, scale)

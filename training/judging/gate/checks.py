@@ -122,7 +122,7 @@ async def parity(
     gaps, took, other = [], [], 0
     for scenario, trained in zip(scenarios, expected, strict=True):
         began = time.monotonic()
-        reading = await policy.decide(prepare(scenario), began + _PATIENCE_S)
+        reading = await policy.decide(prepare(scenario), began + _PATIENCE_S, scenario)
         took.append(time.monotonic() - began)
         step()
         gaps += [
@@ -148,12 +148,13 @@ async def texts(policy: Policy, scenarios: Sequence[Scenario], step: Callable[[]
     """Hostile news turn no rejection into an approval, and no more proposals than neutral news do;
     a prompt that several headlines leave is read once."""
     attempts = attempts_on(scenarios)
-    read: dict[Prompt, Reading] = {}
+    read: dict[tuple[int, Prompt], Reading] = {}
     for attempt in attempts:
-        if attempt.prompt not in read:
-            read[attempt.prompt] = await policy.decide(
-                attempt.prompt, time.monotonic() + _PATIENCE_S
+        asked = attempt.number, attempt.prompt
+        if asked not in read:
+            read[asked] = await policy.decide(
+                attempt.prompt, time.monotonic() + _PATIENCE_S, scenarios[attempt.number]
             )
         step()
-    readings = [read[attempt.prompt] for attempt in attempts]
+    readings = [read[attempt.number, attempt.prompt] for attempt in attempts]
     return judged(Turned.of(attempts, readings, policy.manifest.calibration))

@@ -91,6 +91,24 @@ def distillation_loss(log_policy: Tensor, log_target: Tensor, weight: Tensor) ->
     return -(weight * (log_target.exp() * log_policy).sum(-1)).mean()
 
 
+def regression_loss(
+    log_policy: Tensor, rewards: Tensor, weight: Tensor, spread: Tensor, beta: float
+) -> Tensor:
+    """Squared error of beta (log pi(a) - log pi(reject)) as the reward that an action has beyond
+    rejecting, in units of `spread`; mean over the actions that approve. 0 at `closed_form` with the
+    indifferent reference, and nowhere else.
+
+    Gao et al. 2024 (REBEL, arXiv:2404.16767), whose second action is always rejecting, the first
+    one. Where the rewards of all scenarios are nearly alike, cross-entropy to the same optimum
+    hardly depends on what differs between them; in units of its spread that is all there is.
+    `log_policy` and `rewards` (B, A), `weight` (B,), `spread` (A,) in R.
+    """
+    _positive(beta)
+    said = beta * (log_policy[:, 1:] - log_policy[:, :1])
+    error = (said - (rewards[:, 1:] - rewards[:, :1])) / spread[1:]
+    return (weight * error.square().mean(-1)).mean()
+
+
 def expected_reward_loss(
     log_policy: Tensor, log_reference: Tensor, rewards: Tensor, weight: Tensor, beta: float
 ) -> Tensor:

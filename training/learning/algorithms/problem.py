@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,8 @@ from training.learning.model.base_pass import Encoded
 from training.learning.teacher.predictions import Predictions
 from training.outcomes.labels import Labels
 from training.scenarios.table import TRAIN, VALIDATE, ScenarioSet
+
+_DIGITS = 5
 
 
 class TrainingError(AdvisorError):
@@ -73,6 +75,21 @@ class Problem:
             raise TrainingError("training and validation rows overlap")
         scaled = self.weights / self.weights[self.train_rows].mean()
         object.__setattr__(self, "weights", scaled)
+
+    def levelled(self, beta: float) -> Problem:
+        """With the bias under which the base model, on average over the training rows, scores every
+        action as the targets do, and questions in units of what differs between scenarios: an
+        adapter then has no level to learn."""
+        rows = self.train_rows
+        said = np.asarray(self.encoded.label_log_probs[rows], np.float64)
+        gap = (said - said[:, :1]) - (self.rewards[rows] - self.rewards[rows, :1]) / beta
+        bias = np.average(gap, axis=0, weights=self.weights[rows])
+        told = tuple(round(float(value), _DIGITS) for value in bias)
+        return replace(
+            self,
+            calibration=self.calibration.model_copy(update={"bias": told}),
+            questions=None if self.questions is None else self.questions.in_units(rows),
+        )
 
     @property
     def untempered(self) -> Calibration:

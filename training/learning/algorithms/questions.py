@@ -17,12 +17,12 @@ teacher.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
-from scipy.special import log_softmax, ndtr, softmax
+from scipy.special import log_softmax, ndtr, rel_entr, softmax
 from scipy.stats import spearmanr
 
 from app.domain.model.outlook import OutlookCalibration, Payoffs, QuestionCalibration
@@ -39,6 +39,7 @@ from training.scenarios.table import ScenarioSet
 
 _LOG_TEMPERATURES = (-3.0, 3.0)
 _DIGITS = 5
+_LEAST_UNIT = 1e-3
 Measures = dict[str, float]
 
 
@@ -48,10 +49,23 @@ class Questions:
 
     targets : (N, labels) distribution over each question's labels; NaN where nothing is known.
     payoffs : what turns chances into an expected R.
+    units : nats that each question's log score is told in, 1 where nothing else is said.
     """
 
     targets: Mapping[QuestionName, Floats]
     payoffs: Payoffs
+    units: Mapping[QuestionName, float] = field(default_factory=dict)
+
+    def in_units(self, train: Rows) -> Questions:
+        """In units of what one answer for all training rows scores beyond the target itself: little
+        where scenarios are nearly alike, and then all that there is to learn."""
+        units = {}
+        for name, target in self.targets.items():
+            known = target[train][np.isfinite(target[train]).all(1)]
+            alone = known.mean(0) if len(known) else np.full(target.shape[1], np.nan)
+            lost = (rel_entr(known, alone)).sum(1)
+            units[name] = max(float(lost.mean()) if len(known) else 1.0, _LEAST_UNIT)
+        return replace(self, units=units)
 
     def dealt(self, train: Rows, source: Rows) -> Questions:
         """With the training rows' targets dealt out: row `train[i]` gets that of `source[i]`."""
@@ -59,7 +73,7 @@ class Questions:
         for name, target in self.targets.items():
             targets[name] = target.copy()
             targets[name][train] = target[source]
-        return Questions(targets, self.payoffs)
+        return replace(self, targets=targets)
 
 
 def questions_of(

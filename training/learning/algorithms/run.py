@@ -144,7 +144,7 @@ def started(
         project_dir=folder,
     )
     accelerator.init_trackers("tensorboard")
-    with adapted(reader, problem.encoded, adapter, config.seed) as policy:
+    with adapted(reader, problem.encoded, adapter, config.seed, problem.train_rows) as policy:
         begins = problem.encoded.label_log_probs if warm is None else np.load(warm / READINGS)
         if warm is not None:
             load_adapter(policy, warm / ADAPTER)
@@ -234,7 +234,8 @@ def question_part(run: Run, output: PolicyOutput, rows: Tensor) -> Tensor:
         return loss
     weight = run.to(run.problem.weights, rows)
     for name, labels in output.questions.items():
-        loss = loss + losses.question_loss(labels, run.to(questions.targets[name], rows), weight)
+        scored = losses.question_loss(labels, run.to(questions.targets[name], rows), weight)
+        loss = loss + scored / questions.units.get(name, 1.0)
     return run.config.questions / len(output.questions) * loss
 
 

@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from safetensors.torch import load_file
@@ -28,8 +29,11 @@ from torch.nn.utils.rnn import pad_sequence
 
 from app.domain.model.questions import QuestionName
 from app.policy.in_process.label_reader import Branched, LabelReader
+from app.policy.in_process.numbers import Numbers
+from app.policy.versions.store import NUMBERS_NAME
+from training.arrays import Rows
 from training.config.learning import AdapterConfig
-from training.learning.model.base_pass import Encoded, head_states
+from training.learning.model.base_pass import Encoded, EncodeError, head_states
 from training.learning.model.tail_attention import Past, looking_back
 
 _TOKENIZER_FILES = (
@@ -38,6 +42,9 @@ _TOKENIZER_FILES = (
     "chat_template.jinja",
     "special_tokens_map.json",
 )
+_NO_NUMBERS = "the base pass has no numbers: build its stage again"
+_ALIKE = 1e-9
+"""A feature whose spread is below this share of its size is always the same."""
 
 
 class PolicyOutput(NamedTuple):
@@ -63,11 +70,15 @@ class PolicyModel(torch.nn.Module, ABC):
     model : a PEFT model, or for comparison the plain base model.
     reader : the base model's reader, for its encoder.
     encoded : the rows.
+    numbers : what it reads past the text.
     """
 
-    def __init__(self, model: Any, reader: LabelReader, encoded: Encoded):
+    def __init__(
+        self, model: Any, reader: LabelReader, encoded: Encoded, numbers: Numbers | None = None
+    ):
         super().__init__()
         self.model = model
+        self.numbers = numbers
         self.transformer: Any = model.get_base_model() if isinstance(model, PeftModel) else model
         self.encoded = encoded
         self.encoder = reader.encoder
@@ -129,8 +140,10 @@ class PolicyModel(torch.nn.Module, ABC):
 class ActivatedPolicy(PolicyModel):
     """Reads the tail over cached keys and values. Refuses what `head_states` refuses."""
 
-    def __init__(self, model: Any, reader: LabelReader, encoded: Encoded):
-        super().__init__(model, reader, encoded)
+    def __init__(
+        self, model: Any, reader: LabelReader, encoded: Encoded, numbers: Numbers | None = None
+    ):
+        super().__init__(model, reader, encoded, numbers)
         base = model.disable_adapter if isinstance(model, PeftModel) else _nothing
         with base():
             self.head_states: Tensor
@@ -155,13 +168,25 @@ class ActivatedPolicy(PolicyModel):
         offsets = {"alora_offsets": [size] * len(rows)} if isinstance(self.model, PeftModel) else {}
         with looking_back(self.transformer, past):
             output = self.model(
-                input_ids=ids,
+                **self._read(ids, rows),
                 position_ids=positions.to(self.device),
                 use_cache=False,
                 logits_to_keep=_read_at(branched, self.device),
                 **offsets,
             )
         return output.logits  # type: ignore[no-any-return]
+
+    def _read(self, ids: Tensor, rows: list[int]) -> dict[str, Tensor]:
+        """What the model is given: ids, or their embeddings with the numbers added."""
+        if self.numbers is None:
+            return {"input_ids": ids}
+        if self.encoded.numbers is None:
+            raise EncodeError(_NO_NUMBERS)
+        embeddings = self.transformer.get_input_embeddings()(ids)
+        shift = self.numbers(torch.from_numpy(self.encoded.numbers[rows]))
+        shifted = embeddings[:, : self.numbers.tokens] + shift
+        rest = embeddings[:, self.numbers.tokens :]
+        return {"inputs_embeds": torch.cat([shifted, rest], dim=1)}
 
 
 class OrdinaryPolicy(PolicyModel):
@@ -217,10 +242,15 @@ def _read_at(branched: Branched | None, device: torch.device) -> Any:
 
 @contextmanager
 def adapted(
-    reader: LabelReader, encoded: Encoded, config: AdapterConfig, seed: int
+    reader: LabelReader,
+    encoded: Encoded,
+    config: AdapterConfig,
+    seed: int,
+    rows: Rows | None = None,
 ) -> Iterator[PolicyModel]:
     """The reader's model with a fresh adapter (B = 0: it starts as the base model); taken off again
-    at the end."""
+    at the end. `rows` train it: numbers are told in units of theirs; by default all."""
+    numbers = _fresh_numbers(reader, encoded, config.numbers, rows) if config.numbers else None
     torch.manual_seed(seed)
     tail = list(reader.encoder.tail) if config.kind == "activated" else None
     lora = LoraConfig(
@@ -235,28 +265,53 @@ def adapted(
         model = get_peft_model(reader.model, lora)
     kind = ActivatedPolicy if config.kind == "activated" else OrdinaryPolicy
     try:
-        yield kind(model, reader, encoded).to(reader.model.device)
+        yield kind(model, reader, encoded, numbers).to(reader.model.device)
     finally:
         model.unload()
         reader.model.requires_grad_(False)
 
 
+def _fresh_numbers(
+    reader: LabelReader, encoded: Encoded, tokens: int, rows: Rows | None
+) -> Numbers:
+    """A map that adds nothing yet. A feature that is never known among the rows, or always the
+    same, teaches nothing, and keeps adding nothing."""
+    tail = len(reader.encoder.tail)
+    if encoded.numbers is None:
+        raise EncodeError(_NO_NUMBERS)
+    if tokens > tail:
+        raise EncodeError(f"numbers cannot be added to {tokens} tokens of a tail of {tail}")
+    given = encoded.numbers if rows is None else encoded.numbers[rows]
+    known = np.isfinite(given)
+    count = np.maximum(known.sum(0), 1)
+    mean = np.where(known, given, 0.0).sum(0) / count
+    spread = np.sqrt((np.where(known, given - mean, 0.0) ** 2).sum(0) / count)
+    embedding = reader.model.get_input_embeddings().embedding_dim
+    return Numbers(
+        torch.from_numpy(mean),
+        torch.from_numpy(np.where(spread > _ALIKE * np.abs(mean), spread, 1.0)),
+        torch.zeros(tokens, len(mean), embedding),
+    )
+
+
 @contextmanager
 def opened(reader: LabelReader, encoded: Encoded, folder: Path) -> Iterator[PolicyModel]:
     """The reader's model with a saved adapter, of either kind; taken off again at the end."""
+    size = reader.model.get_input_embeddings().embedding_dim
+    numbers = Numbers.load(folder, len(reader.encoder.tail), size)
     with _without_deprecations():
         model = PeftModel.from_pretrained(reader.model, folder).eval()
     activated = model.peft_config[model.active_adapter].alora_invocation_tokens is not None
     try:
-        yield (ActivatedPolicy if activated else OrdinaryPolicy)(model, reader, encoded)
+        yield (ActivatedPolicy if activated else OrdinaryPolicy)(model, reader, encoded, numbers)
     finally:
         model.unload()
         reader.model.requires_grad_(False)
 
 
 def save_adapter(policy: PolicyModel, folder: Path, base_name: str) -> None:
-    """Write `adapter_config.json` and `adapter_model.safetensors`, PEFT's own files, and nothing
-    else.
+    """Write `adapter_config.json` and `adapter_model.safetensors`, PEFT's own files, and, where
+    numbers are read, `numbers.safetensors`; nothing else.
 
     `base_name` (a model version) replaces the base's path, which would tell about the machine.
     """
@@ -266,11 +321,16 @@ def save_adapter(policy: PolicyModel, folder: Path, base_name: str) -> None:
     model.save_pretrained(folder, save_embedding_layers=False)
     config.base_model_name_or_path = path
     (folder / "README.md").unlink(missing_ok=True)
+    if policy.numbers is not None:
+        policy.numbers.save(folder)
 
 
 def load_adapter(policy: PolicyModel, folder: Path) -> None:
     """Put a saved adapter's weights into the policy's own, which must be of the same shape."""
     set_peft_model_state_dict(policy.model, load_file(folder / "adapter_model.safetensors"))
+    if policy.numbers is not None and (folder / NUMBERS_NAME).is_file():
+        tensors = load_file(folder / NUMBERS_NAME)
+        policy.numbers.weight.data.copy_(tensors["weight"])
 
 
 def save_merged(adapter: Path, reader: LabelReader, base: Path, folder: Path) -> None:

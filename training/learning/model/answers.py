@@ -284,7 +284,9 @@ def of_version(
         try:
             found = []
             for number, scenario in enumerate(scenarios):
-                found.append(await policy.decide(prepare(scenario), time.monotonic() + _PATIENCE_S))
+                found.append(
+                    await policy.decide(prepare(scenario), time.monotonic() + _PATIENCE_S, scenario)
+                )
                 progress(number + 1, len(scenarios))
             return found
         finally:

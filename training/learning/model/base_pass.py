@@ -47,6 +47,7 @@ from training.stages.store import Artifact, Facts
 LINES = len(LineKind) + 1
 """One place for each kind of line, in the order of `LineKind`, and the last for the tail."""
 CACHE = "cache"
+NUMBERS = "numbers.npy"
 FORMAT = 2
 """Part of every shard's name: another layout is another cache."""
 _PLACE = {kind: place for place, kind in enumerate(LineKind)}
@@ -80,6 +81,7 @@ class Encoded:
     last : (N, H) float32, the state that the language-model head reads.
     text : (N,) int64, how many of a row's user tokens, the last ones, are of the text part.
     tokens, offsets : user tokens of row i are tokens[offsets[i]:offsets[i + 1]], int32.
+    numbers : (N, features) float64, NaN where not known: what adapters may read past the text.
     with_text : whether rows have their text part. Keys and values before it are the same without.
     """
 
@@ -92,6 +94,7 @@ class Encoded:
     offsets: NDArray[np.int64]
     shards: tuple[Path, ...]
     where: NDArray[np.int64]
+    numbers: NDArray[np.float64] | None = None
     with_text: bool = True
     _open: dict[int, Any] = field(default_factory=dict, repr=False)
 
@@ -108,7 +111,8 @@ class Encoded:
             )
         names = (*_SMALL, "tokens", "offsets", "where")
         arrays = {name: np.load(artifact / f"{name}.npy", mmap_mode="r") for name in names}
-        return cls(shards=shards, **arrays)
+        numbers = artifact / NUMBERS
+        return cls(shards=shards, numbers=np.load(numbers) if numbers.is_file() else None, **arrays)
 
     def __len__(self) -> int:
         return len(self.where)
@@ -178,6 +182,7 @@ def encoded(
     prompt."""
     texts = [lines_of(scenario) for scenario in scenarios.scenarios()]
     cache = folder.parent / CACHE
+    np.save(folder / NUMBERS, scenarios.features())
     return build_encoded(folder, texts, base.reader, base.path, settings, cache, progress)
 
 

@@ -56,6 +56,7 @@ ALGORITHMS: dict[str, tuple[Callable[..., TrainedPolicy], TrainingConfig]] = {
         for name, settings in SETTINGS.items()
     },
     "gradient": (expected.train, ExpectedConfig(epochs=2, batch=8, objective="gradient", **LIVELY)),
+    "regress": (expected.train, ExpectedConfig(epochs=2, batch=8, objective="regress", **LIVELY)),
 }
 
 
@@ -82,6 +83,21 @@ def problem(rows: Encoded, **changes: Any) -> Problem:
         "pairs": np.array(pairs),
     }
     return Problem(**(given | changes))
+
+
+def test_a_levelled_problem_starts_where_the_targets_are_on_average(
+    tiny: tuple[LabelReader, Encoded],
+) -> None:
+    _, rows = tiny
+    given = problem(rows, weights=np.linspace(1, 2, ROWS)).levelled(0.5)
+    train = given.train_rows
+    said = Answers(np.asarray(rows.label_log_probs), given.untempered).log_policy[train]
+    weights = given.weights[train]
+    scores, worth = (
+        np.average(table[:, 1:] - table[:, :1], axis=0, weights=weights)
+        for table in (said, given.rewards[train])
+    )
+    np.testing.assert_allclose(scores, worth / 0.5, atol=1e-4)
 
 
 def trained(

@@ -79,6 +79,17 @@ def test_nothing_beats_the_closed_form_and_a_constant_changes_nothing(
     )
 
 
+def test_regression_by_hand_is_nothing_at_the_closed_form() -> None:
+    # said 0.5 (ln 0.5 - ln 0.25) = 0.5 ln 2 and 0; wanted 0.1 and -0.2; in units of 0.1 and 0.2
+    policy, rewards = log(0.25, 0.5, 0.25), torch.tensor([[0.3, 0.4, 0.1]])
+    spread, weight = torch.tensor([9.0, 0.1, 0.2]), torch.tensor([2.0])
+    loss = losses.regression_loss(policy, rewards, weight, spread, 0.5)
+    expected = 2 * (((0.5 * LN2 - 0.1) / 0.1) ** 2 + (0.2 / 0.2) ** 2) / 2
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    best = losses.closed_form(losses.indifferent(policy), rewards, 0.5)
+    assert losses.regression_loss(best, rewards, weight, spread, 0.5).item() < 1e-10
+
+
 def test_expected_reward_by_hand() -> None:
     # policy (0.75, 0.25), reference (0.5, 0.5), rewards (1, 0): gain 0.25, KL 0.75 ln 1.5 + 0.25 ln
     # 0.5 = 0.130812

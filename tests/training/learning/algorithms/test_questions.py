@@ -128,6 +128,15 @@ def test_realised_outcomes_are_a_control_and_say_nothing_of_what_bars_cannot_jud
     assert all(np.isnan(target[5]).all() for target in found.values())
 
 
+def test_a_unit_is_what_one_answer_for_all_loses() -> None:
+    found = questions_of(SCENARIOS, LABELS, taught(), TRAIN, TargetsConfig(), OUTCOMES)
+    units = found.in_units(np.array([1, 2])).units
+    # Half of 0.5 and half of 0.3, told as 0.4.
+    lost = [p * np.log(p / q) for p, q in ((0.5, 0.4), (0.5, 0.6), (0.3, 0.4), (0.7, 0.6))]
+    assert units[QuestionName.WIN] == pytest.approx(sum(lost) / 2)
+    assert units[QuestionName.STOPPED] == 1e-3, "all alike: nothing to learn, and no division by it"
+
+
 def test_dealt_targets_are_those_of_other_training_rows() -> None:
     found = questions_of(SCENARIOS, LABELS, taught(), TRAIN, TargetsConfig(), OUTCOMES)
     dealt = found.dealt(np.array([0, 1, 2]), np.array([2, 0, 1]))

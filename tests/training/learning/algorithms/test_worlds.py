@@ -172,7 +172,8 @@ def learnt(world: World, worth: Floats, loss: Loss, begins: Floats | None = None
 
 
 def expected_utility(objective: str) -> Loss:
-    return partial(expected.objective, config=ExpectedConfig(objective=objective))
+    config, spread = ExpectedConfig(objective=objective), torch.full((len(ACTIONS),), 0.1)
+    return partial(expected.objective, config=config, spread=spread)
 
 
 def warmed_up(log_policy: Tensor, rewards: Tensor, weight: Tensor) -> Tensor:
@@ -235,6 +236,7 @@ def by(loss: Loss) -> Callable[[World, TargetsConfig], Tensor]:
 LEARNERS: dict[str, Callable[[World, TargetsConfig], Tensor]] = {
     "expected, distilled": by(expected_utility("distil")),
     "expected, gradient": by(expected_utility("gradient")),
+    "expected, regressed": by(expected_utility("regress")),
     "warm-up on the optimum": by(warmed_up),
     "warm-up on the best": by(on_the_best),
     "dpo": by_dpo,
@@ -286,7 +288,9 @@ def test_distilled_outcomes_reject_what_earns_most_and_centred_ones_approve_what
     assert earned(WORLDS[1], tuple(centred)) < 0
 
 
-@pytest.mark.parametrize("name", ["expected, distilled", "expected, gradient"])
+@pytest.mark.parametrize(
+    "name", ["expected, distilled", "expected, gradient", "expected, regressed"]
+)
 def test_scores_are_expected_utilities_over_beta_wherever_the_learner_began(name: str) -> None:
     world, config = WORLDS[0], TargetsConfig()
     log_policy = LEARNERS[name](world, config).numpy()

@@ -11,12 +11,15 @@ import pytest
 import torch
 from peft import PeftModel
 
+from app.domain.features import FEATURE_NAMES
 from app.domain.model.prompt import lines_of
 from app.domain.model.questions import QuestionName
 from app.policy.calibration import random_scenarios
+from app.policy.in_process.adapter import Adapter
 from app.policy.in_process.importer import import_smollm2
-from app.policy.in_process.label_reader import LabelReader
+from app.policy.in_process.label_reader import Ask, LabelReader
 from app.policy.in_process.weights import load_model
+from app.policy.versions.store import NUMBERS_NAME
 from tests.training.support.planted import (
     encode_lines,
     encoded,
@@ -26,8 +29,8 @@ from tests.training.support.planted import (
     tiny_reader,
 )
 from training.config.learning import AdapterConfig
-from training.learning.model.adapted import adapted, save_adapter, save_merged
-from training.learning.model.base_pass import Encoded
+from training.learning.model.adapted import adapted, opened, save_adapter, save_merged
+from training.learning.model.base_pass import Encoded, EncodeError
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 
@@ -178,6 +181,50 @@ def test_gradients_reach_every_part_of_the_adapter_and_nothing_else(
         assert trained
         assert all("lora_" in name for name in trained)
         assert all(grad is not None and grad.abs().sum() > 0 for grad in trained.values())
+
+
+def test_numbers_are_read_in_training_as_they_are_in_service(
+    tiny: tuple[LabelReader, Encoded, Path], tmp_path: Path
+) -> None:
+    reader, stored, base = tiny
+    source, rows, asked = exact(stored, base), [4, 0, 3], tuple(QuestionName)
+    numbers = np.random.default_rng(0).normal(30, 5, (len(stored), len(FEATURE_NAMES)))
+    numbers[4, :9], numbers[:, 9], numbers[:, 10] = np.nan, np.nan, 7.0
+    object.__setattr__(source, "numbers", numbers)
+    config = AdapterConfig(rank=4, alpha=8.0, numbers=3)
+    with adapted(reader, source, config, seed=0) as policy, torch.no_grad():
+        untrained = policy(torch.tensor(rows)).labels
+        expected = torch.from_numpy(np.array(stored.label_log_probs[rows]))
+        torch.testing.assert_close(untrained, expected, atol=TOLERANCE, rtol=0)
+        randomise(policy, 1.0)
+        trained = policy(torch.tensor(rows), questions=asked)
+        said = torch.cat([trained.labels, *trained.questions.values()], dim=1)
+        policy.numbers = None
+        assert (policy(torch.tensor(rows)).labels - trained.labels).abs().max() > 0.01
+        save_adapter(policy, tmp_path / "text", "tiny-1")
+    assert not (tmp_path / "text" / NUMBERS_NAME).exists()
+    with adapted(reader, source, config, seed=0) as policy, torch.no_grad():
+        randomise(policy, 1.0)
+        save_adapter(policy, tmp_path / "numbers", "tiny-1")
+    with opened(reader, source, tmp_path / "numbers") as policy, torch.no_grad():
+        again = policy(torch.tensor(rows)).labels
+    torch.testing.assert_close(again, trained.labels, atol=TOLERANCE, rtol=0)
+    service = LabelReader.load(base)
+    adapter = Adapter.load(tmp_path / "numbers", service.model, service.encoder.tail)
+    known = [[None if np.isnan(value) else value for value in numbers[row]] for row in rows]
+    asks = [
+        Ask((*source.ids(row), *service.encoder.tail), (adapter,), 0, asked, tuple(its))
+        for row, its in zip(rows, known, strict=True)
+    ]
+    served = torch.tensor([row for [row] in service.answer(asks)])
+    torch.testing.assert_close(served, said, atol=TOLERANCE, rtol=0)
+
+
+def test_a_base_pass_without_numbers_is_refused(tiny: tuple[LabelReader, Encoded, Path]) -> None:
+    reader, rows, _ = tiny
+    config = AdapterConfig(rank=4, alpha=8.0, numbers=3)
+    with pytest.raises(EncodeError, match="no numbers"), adapted(reader, rows, config, seed=0):
+        pass
 
 
 def test_what_is_saved_is_pefts_own_and_names_no_path(
