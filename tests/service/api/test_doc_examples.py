@@ -33,13 +33,12 @@ CURLS = re.findall(r"```sh\n(curl .*?)```", (ROOT / "README.md").read_text(), re
 @pytest.fixture
 async def filled(database_url: str) -> str:
     """Agreements, disagreements with outcomes, a veto and an abstention, of this week."""
-    at = datetime.now(UTC) - timedelta(days=1)
+    at, sure = datetime.now(UTC) - timedelta(days=1), build.agent_action(llm_confidence=0.65)
     log = ShadowLog.connect(database_url)
     await log.append(
         [
             build.decision_event("both", label="H", control=True, at=at),
-            build.decision_event("agent-only", label="A", control=True, at=at),
-            build.action_event("agent-only", build.agent_action(llm_confidence=0.65)),
+            build.decision_event("agent-only", label="A", control=sure, at=at),
             build.outcome_event("agent-only", build.outcome(r=-1.0)),
             build.decision_event(
                 "vetoed", label="H", control=True, at=at, candidate__spread_bps=40.0
@@ -96,7 +95,7 @@ async def test_answers_are_written_behind_their_questions_and_again_in_their_pla
         before = answered(page, connection, datetime(2017, 1, 1, tzinfo=UTC))
         after = answered(before, connection, later)
     assert before == f"{question}\n| n |\n| --- |\n| 0 |\n\nText.\n"
-    assert after == before.replace("| 0 |", "| 7 |")
+    assert after == before.replace("| 0 |", "| 6 |")
 
 
 @pytest.fixture
