@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,7 +16,7 @@ from app.cli.options import Url, finite, group, operator, say
 from app.settings import Settings, SettingsError, read_settings
 
 if TYPE_CHECKING:
-    from app.cli.noticing import Notice, Sends
+    from app.cli.noticing import Notice, Takes
 
 FILE = "file:"
 """An address that begins like this is a file, which gets a line of JSON a notice."""
@@ -44,7 +44,7 @@ def notices_watch(
     from app.cli.noticing import Outbox, Watch, receiver, watching
 
     settings = read_settings()
-    outbox = Outbox(sends(settings))
+    outbox = Outbox(addresses_of(settings))
     tokens = Tokens(*settings.who_may)
     require_somebody(tokens, host)
     watch = Watch(operator(url), outbox, settings.home / "notices.json")
@@ -64,49 +64,52 @@ def notices_watch(
 @notices_app.command("test")
 def notices_test() -> None:
     """Send one notice to every address of ADVISOR_NOTICES; exit 1 when one does not take it."""
-    from app.cli.noticing import Notice
+    from app.cli.noticing import Address, Notice
 
     notice = Notice("a test of shadow-advisor", "Whoever reads this will be told of halts.")
-    if not sends(read_settings())(notice):
-        say("not every address took it: the lines above say why")
+    addresses = [Address(*each) for each in addresses_of(read_settings()).items()]
+    for address in addresses:
+        address.add(notice, 0.0)
+        address.send(0.0)
+    away = [address.name for address in addresses if address.waits]
+    for name in away:
+        say(f"{name} did not take it")
+    if away:
         raise typer.Exit(1)
     say("every address took it")
 
 
-def sends(settings: Settings) -> Sends:
-    """What sends to every address of the settings. Raises `SettingsError`."""
-    addresses = settings.notices.split()
-    if not addresses:
+def addresses_of(settings: Settings) -> dict[str, Takes]:
+    """Every address of the settings, by its place and kind. Raises `SettingsError`."""
+    written = settings.notices.split()
+    if not written:
         raise SettingsError(
             "ADVISOR_NOTICES names no address; separate them by spaces, such as"
             " tgram://TOKEN/CHAT slack://TOKEN json://host/path file:/path/of/notices.jsonl"
         )
-    files = [Path(address.removeprefix(FILE)) for address in addresses if address.startswith(FILE)]
-    others = [
-        (number, address)
-        for number, address in enumerate(addresses, 1)
-        if not address.startswith(FILE)
-    ]
-    elsewhere = _by_apprise(others) if others else None
-
-    def send(notice: Notice) -> bool:
-        for path in files:
-            _append(path, notice)
-        return elsewhere is None or elsewhere(notice)
-
-    return send
+    return {
+        f"address {number} ({address.partition(':')[0][:20]})": _address(number, address)
+        for number, address in enumerate(written, 1)
+    }
 
 
-def _append(path: Path, notice: Notice) -> None:
+def _address(number: int, address: str) -> Takes:
+    if address.startswith(FILE):
+        return partial(_append, Path(address.removeprefix(FILE)))
+    return _by_apprise(number, address)
+
+
+def _append(path: Path, notice: Notice) -> bool:
     """A line of JSON more, which is on disk when this returns."""
     line = {"time": datetime.now(UTC).isoformat(), **notice._asdict()}
     with path.open("a") as file:
         file.write(json.dumps(line) + "\n")
         file.flush()
         os.fsync(file.fileno())
+    return True
 
 
-def _by_apprise(addresses: Sequence[tuple[int, str]]) -> Sends:
+def _by_apprise(number: int, address: str) -> Takes:
     try:
         from apprise import Apprise, NotifyType
     except ImportError as error:
@@ -114,15 +117,14 @@ def _by_apprise(addresses: Sequence[tuple[int, str]]) -> Sends:
             "notices need apprise: pip install 'shadow-advisor[notices]'"
         ) from error
     service = Apprise()
-    for number, address in addresses:
-        if not service.add(address):
-            raise SettingsError(f"ADVISOR_NOTICES: apprise cannot read address {number}")
+    if not service.add(address):
+        raise SettingsError(f"ADVISOR_NOTICES: apprise cannot read address {number}")
 
-    def send(notice: Notice) -> bool:
+    def take(notice: Notice) -> bool:
         return bool(
             service.notify(
                 title=notice.title, body=notice.body, notify_type=NotifyType(notice.level)
             )
         )
 
-    return send
+    return take

@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
+from threading import Lock
 from time import monotonic
 from typing import Any, NamedTuple
 
@@ -29,6 +32,8 @@ MOST_AN_HOUR = 30
 """Notices that go out in an hour; further ones are counted, and told of as a number."""
 SILENT_LOOKS = 4
 """Looks in a row without an answer before somebody is told."""
+TRIED_FOR_S = 3600.0
+"""So long an address that is away is told what it missed."""
 MOST_BYTES = 1_000_000
 """Of what Alertmanager may post."""
 MISSING = "advisor_events_missing"
@@ -46,8 +51,8 @@ class Notice(NamedTuple):
     """`info`, `warning` or `failure`: how it is coloured where there are colours."""
 
 
-Sends = Callable[[Notice], bool]
-"""Where notices go: whether every address took it."""
+Takes = Callable[[Notice], bool]
+"""An address: whether it took a notice."""
 
 
 def looked(client: OperatorClient) -> Memory:
@@ -88,11 +93,13 @@ def changes(before: Memory, now: Memory) -> Iterator[Notice]:
 
 
 def _of_state(before: Memory, now: Memory) -> Iterator[Notice]:
-    if before.get("state") != now.get("state"):
+    """A change that was taken back between two looks is told as well."""
+    if before != now:
         level = "info" if now.get("state") == "ACTIVE" else "failure"
         change = now.get("change") or {}
         body = f"{change.get('changed_by')}: {change.get('reason')}"
-        yield Notice(f"trading is {now.get('state')}", body, level)
+        again = ", and was changed meanwhile" if before.get("state") == now.get("state") else ""
+        yield Notice(f"trading is {now.get('state')}{again}", body, level)
 
 
 def of_alerts(document: Any, runbooks: str) -> list[Notice]:
@@ -116,11 +123,69 @@ def _of_alert(alert: dict[str, Any], runbooks: str) -> Notice:
     return Notice(f"{labels['alertname']} {'fires' if firing else 'has ended'}", body, level)
 
 
-class Outbox:
-    """Sends what it is given, never more than so much an hour, and counts what became of it."""
+class Address:
+    """One address, and what waits for it: told in order, the first first. While it takes nothing,
+    what comes waits behind; each for `TRIED_FOR_S` at most."""
 
-    def __init__(self, sends: Sends, clock: Callable[[], float] = monotonic) -> None:
-        self._sends = sends
+    def __init__(self, name: str, takes: Takes) -> None:
+        self.name = name
+        self._takes = takes
+        self._waiting: deque[tuple[float, Notice]] = deque()
+        self._away = False
+        self._busy = Lock()
+
+    def add(self, notice: Notice, now: float) -> None:
+        self._waiting.append((now, notice))
+
+    def send(self, now: float) -> int:
+        """Send what waits. How many were given up."""
+        given_up = 0
+        with self._busy:
+            while self._waiting:
+                since, notice = self._waiting[0]
+                if not self._took(_late(notice, now - since)):
+                    if now - since < TRIED_FOR_S:
+                        break
+                    given_up += 1
+                    log.error("a notice was given up", address=self.name, title=notice.title)
+                self._waiting.popleft()
+        return given_up
+
+    @property
+    def waits(self) -> bool:
+        """Whether anything does."""
+        return bool(self._waiting)
+
+    def _took(self, notice: Notice) -> bool:
+        """Told once when an address goes away, and once when it is back: never what it is."""
+        reason = "it says no"
+        try:
+            took = self._takes(notice)
+        except Exception as error:
+            took, reason = False, type(error).__name__
+        if took is self._away:
+            self._away = not took
+            if took:
+                log.info("notices are taken again", address=self.name)
+            else:
+                log.error("a notice was not taken", address=self.name, error=reason)
+        return took
+
+
+def _late(notice: Notice, by_s: float) -> Notice:
+    if by_s < 60:
+        return notice
+    return notice._replace(body=f"{notice.body}\n(told {by_s / 60:.0f} minutes late)")
+
+
+class Outbox:
+    """Sends what it is given to every address, never more than so much an hour, and counts what
+    became of it. What an address does not take is tried again."""
+
+    def __init__(
+        self, addresses: Mapping[str, Takes], clock: Callable[[], float] = monotonic
+    ) -> None:
+        self._addresses = [Address(name, takes) for name, takes in addresses.items()]
         self._clock = clock
         self._sent_at: list[float] = []
         self._held = 0
@@ -128,11 +193,12 @@ class Outbox:
         self._count = Counter(
             "advisor_notices", "Notices to people.", ["result"], registry=self.registry
         )
-        for result in ("sent", "failed", "held"):
+        for result in ("sent", "failed", "held", "given_up"):
             self._count.labels(result)
 
     def tell(self, notice: Notice) -> bool:
-        """Whether it went out to every address. A failure is counted and logged, never raised."""
+        """Whether it went out to every address at once. A failure is counted and logged, never
+        raised."""
         now = self._clock()
         self._sent_at = [at for at in self._sent_at if now - at < 3600]
         if len(self._sent_at) >= MOST_AN_HOUR:
@@ -143,13 +209,20 @@ class Outbox:
         if self._held:
             body = f"{notice.body}\n({self._held} notices before this were not sent)"
             notice, self._held = notice._replace(body=body), 0
-        try:
-            sent = self._sends(notice)
-        except Exception as error:
-            log.error("a notice was not sent", title=notice.title, error=type(error).__name__)
-            sent = False
+        for address in self._addresses:
+            address.add(notice, now)
+        self.send()
+        sent = not any(address.waits for address in self._addresses)
         self._count.labels("sent" if sent else "failed").inc()
         return sent
+
+    def send(self) -> None:
+        """Send what waits, to all addresses at once: none waits for another."""
+        now, waiting = self._clock(), [each for each in self._addresses if each.waits]
+        if waiting:
+            with ThreadPoolExecutor(len(waiting)) as threads:
+                given_up = sum(threads.map(lambda address: address.send(now), waiting))
+            self._count.labels("given_up").inc(given_up)
 
 
 class Watch:
@@ -163,7 +236,9 @@ class Watch:
         self._before = self._remembered()
 
     def look(self) -> None:
-        """One look. A service that does not answer is told of once, and when it is back."""
+        """One look, after what waits was tried again. A service that does not answer is told of
+        once, and when it is back."""
+        self._outbox.send()
         try:
             now = looked(self._client)
         except OperatorError as error:

@@ -13,7 +13,7 @@ import uvicorn
 import yaml
 
 from app.api.tokens import TokenFile, Tokens
-from app.cli.notices import sends
+from app.cli.notices import addresses_of
 from app.cli.noticing import Outbox, receiver
 from app.domain.principal import Role
 from app.local.servers import free_port
@@ -64,7 +64,7 @@ async def test_an_alert_is_a_line_of_the_file_with_an_absolute_link_to_the_runbo
     told, port = tmp_path / "notices.jsonl", free_port()
     settings = Settings(notices=f"file:{told}", runbooks=PAGES)
     known = Tokens(tokens.path, tmp_path / "uses")
-    app = receiver(Outbox(sends(settings)), known, settings.runbooks)
+    app = receiver(Outbox(addresses_of(settings)), known, settings.runbooks)
     server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error"))
     route = rendered(tmp_path, f"http://127.0.0.1:{port}/alerts", token)
     alert = {

@@ -14,10 +14,11 @@ import httpx
 import pytest
 
 from app.api.tokens import TokenFile, Tokens
-from app.cli.notices import sends
+from app.cli.notices import addresses_of
 from app.cli.noticing import (
     MOST_AN_HOUR,
     SILENT_LOOKS,
+    TRIED_FOR_S,
     Notice,
     Outbox,
     Watch,
@@ -92,11 +93,11 @@ async def test_a_halt_is_told_once_also_when_the_watch_was_away_meanwhile(
     told, memory = Told(), tmp_path / "notices.json"
     async with running(settings_for(database_url, valkey_url, tmp_path)) as served:
         client = OperatorClient(str(served.client.base_url))
-        watch = Watch(client, Outbox(told), memory)
+        watch = Watch(client, Outbox({"people": told}), memory)
         await asyncio.to_thread(watch.look)
         assert told == [], "the first look has nothing to compare with"
         await asyncio.to_thread(client.set_state, "HALTED", "a test", "me")
-        again = Watch(client, Outbox(told), memory)
+        again = Watch(client, Outbox({"people": told}), memory)
         for _ in range(2):
             await asyncio.to_thread(again.look)
     (notice,) = told
@@ -106,7 +107,9 @@ async def test_a_halt_is_told_once_also_when_the_watch_was_away_meanwhile(
 
 def test_a_service_that_is_away_is_told_of_once(tmp_path: Path) -> None:
     told = Told()
-    watch = Watch(OperatorClient("http://127.0.0.1:1"), Outbox(told), tmp_path / "notices.json")
+    watch = Watch(
+        OperatorClient("http://127.0.0.1:1"), Outbox({"people": told}), tmp_path / "notices.json"
+    )
     for _ in range(3 * SILENT_LOOKS):
         watch.look()
     assert [notice.title for notice in told] == ["the service does not answer"]
@@ -134,7 +137,7 @@ def test_promotions_limits_losses_and_refusals_are_told() -> None:
 
 def test_more_than_so_many_an_hour_are_held_and_counted() -> None:
     told, now = Told(), [0.0]
-    outbox = Outbox(told, clock=lambda: now[0])
+    outbox = Outbox({"people": told}, clock=lambda: now[0])
     sent = [outbox.tell(Notice(str(number), "")) for number in range(MOST_AN_HOUR + 5)]
     assert sent == [True] * MOST_AN_HOUR + [False] * 5
     now[0] = 3600.0
@@ -147,9 +150,45 @@ def test_what_fails_is_counted_and_raises_nothing() -> None:
     def broken(_: Notice) -> bool:
         raise OSError("nobody there")
 
-    outbox = Outbox(broken)
+    outbox = Outbox({"people": broken})
     assert outbox.tell(Notice("a", "b")) is False
     assert outbox.registry.get_sample_value("advisor_notices_total", {"result": "failed"}) == 1
+
+
+def test_an_address_that_was_away_is_told_in_order_and_nobody_waits_for_it() -> None:
+    told, there, now, up = Told(), Told(), [0.0], [False]
+
+    def away(notice: Notice) -> bool:
+        return up[0] and told(notice)
+
+    outbox = Outbox({"there": there, "away": away}, clock=lambda: now[0])
+    assert not outbox.tell(Notice("HALTED", "by me"))
+    assert not outbox.tell(Notice("ACTIVE", "by me"))
+    assert [notice.title for notice in there] == ["HALTED", "ACTIVE"]
+    now[0], up[0] = 120.0, True
+    outbox.send()
+    assert told == [
+        Notice("HALTED", "by me\n(told 2 minutes late)"),
+        Notice("ACTIVE", "by me\n(told 2 minutes late)"),
+    ]
+    assert len(there) == 2, "not twice"
+    up[0] = False
+    outbox.tell(Notice("old", ""))
+    now[0] += TRIED_FOR_S
+    outbox.send()
+    up[0] = True
+    outbox.send()
+    assert len(told) == 2
+    count = outbox.registry.get_sample_value
+    assert count("advisor_notices_total", {"result": "given_up"}) == 1
+    assert count("advisor_notices_total", {"result": "failed"}) == 3
+
+
+def test_a_halt_that_was_taken_back_between_two_looks_is_told() -> None:
+    change = {"changed_by": "me", "reason": "over", "recorded_at": "2026-11-27T03:00:00Z"}
+    now = BEFORE | {"state": {"state": "ACTIVE", "change": change}}
+    title = "trading is ACTIVE, and was changed meanwhile"
+    assert list(changes(BEFORE, now)) == [Notice(title, "me: over", "info")]
 
 
 def test_an_alert_comes_with_an_absolute_link() -> None:
@@ -166,7 +205,7 @@ def test_an_alert_comes_with_an_absolute_link() -> None:
 async def test_alertmanager_needs_the_role_metrics_and_sends_what_it_should(tmp_path: Path) -> None:
     file, told = TokenFile(tmp_path / "tokens.json"), Told()
     tokens = {role: file.create(role.value, [role]) for role in (Role.METRICS, Role.AGENT)}
-    app = receiver(Outbox(told), Tokens(file.path, tmp_path / "uses"), "")
+    app = receiver(Outbox({"people": told}), Tokens(file.path, tmp_path / "uses"), "")
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://notices") as client:
         assert (await client.post("/alerts", json=ALERTS)).status_code == 401
@@ -192,12 +231,13 @@ def test_apprise_sends_and_the_command_says_what_was_not_taken(
     both = f"{address} {address.replace('/here', '/away')}"
     done = advisor(environment(tmp_path, advisor_notices=both), "notices", "test")
     assert done.returncode == 1
+    assert "address 2 (json) did not take it" in done.stderr
 
 
 @pytest.mark.filterwarnings("ignore:'imghdr'")  # apprise imports it.
 def test_addresses_that_are_none_are_refused_without_showing_them() -> None:
     with pytest.raises(SettingsError, match="names no address"):
-        sends(read_settings(notices=" "))
+        addresses_of(read_settings(notices=" "))
     with pytest.raises(SettingsError, match="cannot read address 2") as refused:
-        sends(read_settings(notices="json://host/x nonsense-secret"))
+        addresses_of(read_settings(notices="json://host/x nonsense-secret"))
     assert "secret" not in str(refused.value)
