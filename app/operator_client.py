@@ -58,9 +58,18 @@ class OperatorClient:
         """`aliases`: where each points; `history`: every move, newest first."""
         return self._document("GET", "/aliases")
 
-    def move_alias(self, alias: str, model_version: str, reason: str, by: str) -> dict[str, Any]:
-        """Point an alias at a version; `before` is where it pointed. What is served follows."""
+    def moved_at(self, alias: str) -> str:
+        """When an alias was moved last; empty when it never was."""
+        return str(self.aliases()["aliases"].get(alias, {}).get("changed_at", ""))
+
+    def move_alias(
+        self, alias: str, model_version: str, reason: str, by: str, *, seen: str | None = None
+    ) -> dict[str, Any]:
+        """Point an alias at a version; `before` is where it pointed. What is served follows.
+        Refused when it was moved since `seen`, which `moved_at` told."""
         body = {"model_version": model_version, "reason": reason, "changed_by": by}
+        if seen is not None:
+            body["seen"] = seen
         return self._document("PUT", f"/aliases/{alias}", body)
 
     def roll_back(self, alias: str, reason: str, by: str) -> dict[str, Any]:
@@ -72,9 +81,8 @@ class OperatorClient:
             raise OperatorError(
                 f"the alias {alias} stood nowhere else before: there is nothing to go back to"
             )
-        return self.move_alias(
-            alias, target, rollback_reason(moves[0]["model_version"], reason), by
-        )
+        reason = rollback_reason(moves[0]["model_version"], reason)
+        return self.move_alias(alias, target, reason, by, seen=moves[0]["changed_at"])
 
     def limits(self) -> dict[str, Any]:
         """`in_force`: the limits that judge, by profile; `history`: every adoption, newest

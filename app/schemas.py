@@ -401,6 +401,12 @@ class AliasMove(Record):
     model_version: str = Field(pattern=VERSION_PATTERN)
     reason: ShortText = Field(min_length=1)
     changed_by: ShortText = Field(min_length=1)
+    seen: str | None = Field(
+        None,
+        max_length=64,
+        description="`changed_at` of the alias' newest move, empty when it has none: refused when"
+        " somebody moved it since",
+    )
 
 
 ALIAS_MOVE: TypeAdapter[AliasMove] = TypeAdapter(AliasMove)

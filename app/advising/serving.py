@@ -192,9 +192,12 @@ class Serving:
         await self._log.register_model(manifest)
         return manifest
 
-    async def move(self, alias: str, model_version: str, *, reason: str, by: str) -> str | None:
+    async def move(
+        self, alias: str, model_version: str, *, reason: str, by: str, seen: str | None = None
+    ) -> str | None:
         """Point an alias at a version; where it pointed before. A version that is going to be
-        served is loaded first, so that an alias never names one that cannot be.
+        served is loaded first, so that an alias never names one that cannot be. `seen` as of
+        `ShadowLog.set_alias`.
 
         Raises
         ------
@@ -215,8 +218,9 @@ class Serving:
                 policy = await self._registered(model_version)
             try:
                 if alias == PRIMARY_ALIAS and before is None:
-                    before = await self._note_initial(by)
-                await self._log.set_alias(alias, model_version, reason=reason, by=by)
+                    before, noted = await self._note_initial(by, seen)
+                    seen = None if seen is None else noted
+                await self._log.set_alias(alias, model_version, reason=reason, by=by, seen=seen)
             except AdvisorError:
                 await self._close_unless_served(policy)
                 raise
@@ -460,15 +464,15 @@ class Serving:
             base_of(manifest, roots)
             return manifest
 
-    async def _note_initial(self, by: str) -> str:
-        """Record what was served before the first move, so that there is something to go back
-        to."""
-        manifest = self._initial.manifest
+    async def _note_initial(self, by: str, seen: str | None) -> tuple[str, str]:
+        """Record what was served before the first move, so that there is something to go back to:
+        which, and when that was."""
+        manifest, reason = self._initial.manifest, "served before the first move"
         await self._log.register_model(manifest)
-        await self._log.set_alias(
-            PRIMARY_ALIAS, manifest.model_version, reason="served before the first move", by=by
+        noted = await self._log.set_alias(
+            PRIMARY_ALIAS, manifest.model_version, reason=reason, by=by, seen=seen
         )
-        return manifest.model_version
+        return manifest.model_version, noted
 
     def _name(self, alias: str, policy: Policy | None) -> None:
         """Let an alias name a policy, and serve accordingly from the next request on."""

@@ -124,7 +124,9 @@ async def put_alias(request: Request, alias: str = Path(pattern=ALIAS_PATTERN)) 
     service: Service = request.app.state.service
     move: AliasMove = await parse(request, ALIAS_MOVE)
     reason = explained(caller, move.changed_by, move.reason)
-    before = await service.serving.move(alias, move.model_version, reason=reason, by=caller.name)
+    before = await service.serving.move(
+        alias, move.model_version, reason=reason, by=caller.name, seen=move.seen
+    )
     return Json({"alias": alias, "model_version": move.model_version, "before": before})
 
 

@@ -41,6 +41,10 @@ def alias(
     rollback: Annotated[
         bool, typer.Option("--rollback", help="Go back to where it pointed before.")
     ] = False,
+    seen: Annotated[
+        str | None,
+        typer.Option(help="`changed_at` as it was shown: refused when somebody moved it since."),
+    ] = None,
     url: Url = None,
 ) -> None:
     """Show the aliases of model versions, or move one: a running service follows without a
@@ -61,5 +65,5 @@ def alias(
     elif not reason or not by:
         raise SettingsError("moving an alias needs --reason and --by: both are recorded")
     else:
-        document = service.move_alias(name, version, reason, by)
+        document = service.move_alias(name, version, reason, by, seen=seen)
     typer.echo(json.dumps(document, indent=2))

@@ -34,6 +34,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app.domain.errors import (
+    AliasRefused,
     DamagedRecord,
     InvalidRecord,
     ManifestMismatch,
@@ -76,6 +77,7 @@ NOTHING = "none"
 """What an alias is moved to when it shall name no version any more; moves are never deleted."""
 
 
+ALIAS_LOCK = 0x5AD2
 FROZEN_S = PATIENCE_S * SERVER_SHARE
 """After which a session is ended that waits for the rest of a statement of ours."""
 _END_FROZEN = """
@@ -295,11 +297,23 @@ class ShadowLog:
         rows = await self._rows(select(*columns).order_by(moves.id))
         return [{**row, "changed_at": row["changed_at"].isoformat()} for row in rows]
 
-    async def set_alias(self, alias: str, model_version: str, *, reason: str, by: str) -> None:
-        """Move an alias, to a version or to `NOTHING`; every move is kept. Raises
-        `ManifestMismatch` when the version is not registered."""
+    async def set_alias(
+        self, alias: str, model_version: str, *, reason: str, by: str, seen: str | None = None
+    ) -> str:
+        """Move an alias, to a version or to `NOTHING`; every move is kept. When it was moved.
+
+        Parameters
+        ----------
+        seen : when the alias was moved last, as whoever moves it knows; empty when it never was.
+
+        Raises
+        ------
+        ManifestMismatch : the version is not registered.
+        AliasRefused : somebody else was faster than who says what was `seen`.
+        """
         row = {"alias": alias, "model_version": model_version, "reason": reason, "changed_by": by}
         async with self._linking() as connection:
+            await _require_as_seen(connection, alias, seen)
             if model_version != NOTHING and await _manifest_hash(connection, model_version) is None:
                 raise ManifestMismatch(
                     f"model version {model_version} is not registered: serve or publish it first"
@@ -307,7 +321,9 @@ class ShadowLog:
             added = await connection.execute(
                 insert(tables.aliases).values(row).returning(tables.aliases)
             )
-            await self._link_rows(connection, "alias", added.all())
+            rows = added.all()
+            await self._link_rows(connection, "alias", rows)
+        return str(rows[0].changed_at.isoformat())
 
     async def add_own(self, kind: str, row: Row) -> Row:
         """Add a row to a table of the log's own, and its link; the row as it stands. What the
@@ -471,6 +487,20 @@ async def _manifest_hash(connection: AsyncConnection, model_version: str) -> str
         select(versions.manifest_hash).where(versions.model_version == model_version)
     )
     return registered
+
+
+async def _require_as_seen(connection: AsyncConnection, alias: str, seen: str | None) -> None:
+    """Nobody else moves an alias until the transaction ends; refuses when somebody did already."""
+    await connection.execute(select(func.pg_advisory_xact_lock(ALIAS_LOCK)))
+    moves = tables.aliases.c
+    newest = select(moves.changed_at).where(moves.alias == alias).order_by(moves.id.desc())
+    moved_at = await connection.scalar(newest.limit(1))
+    stands = "" if moved_at is None else moved_at.isoformat()
+    if seen not in (None, stands):
+        raise AliasRefused(
+            f"somebody moved the alias {alias} since it was looked at"
+            f" ({stands or 'it stands nowhere now'}): look again; nothing was changed"
+        )
 
 
 async def _decision_rows(

@@ -4,6 +4,7 @@ policy."""
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -46,6 +47,14 @@ def request(request_id: str, **changes: Any) -> dict[str, Any]:
         else:
             document[section] = value
     return document
+
+
+def expire(tokens: Path) -> None:
+    """Let every token of a file have expired."""
+    document = json.loads(tokens.read_text())
+    for token in document["tokens"]:
+        token["expires_at"] = "2026-01-01T00:00:00+00:00"
+    tokens.write_text(json.dumps(document))
 
 
 async def until(condition: Callable[[], Awaitable[bool]], within_s: float = DEADLINE_S) -> None:

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from app.domain.errors import AdvisorError
-from training.cli.options import Database, chosen, console, tell
+from training.cli.options import Database, chosen, console, finite, tell
 from training.config.judging import DriftConfig
 
 Reference = Annotated[
@@ -36,7 +36,9 @@ TokenFile = Annotated[
         " can scrape",
     ),
 ]
-Every = Annotated[float, typer.Option(min=1, help="with --listen: minutes between looks")]
+Every = Annotated[
+    float, typer.Option(min=1, callback=finite, help="with --listen: minutes between looks")
+]
 
 
 def drift(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -60,6 +61,14 @@ By = Annotated[str, typer.Option(help="who; recorded. Default: who runs this")]
 Why = Annotated[str, typer.Option(help="why; recorded")]
 
 
+def finite(number: float) -> float:
+    """The callback of an option that is a number: neither infinite nor none at all. (The service's
+    commands have their own; training does not know them.)"""
+    if not math.isfinite(number):
+        raise typer.BadParameter(f"{number} is no finite number.")
+    return number
+
+
 def chosen(name: str, overrides: Sequence[str] | None = None) -> RebuildConfig:
     """The configuration of that name, or of that path."""
     path = CONFIGS / f"{name}.toml"
@@ -76,8 +85,10 @@ def chosen(name: str, overrides: Sequence[str] | None = None) -> RebuildConfig:
 def point(url: str, token: str | None, alias: str, version: str, reason: str, by: str) -> None:
     """Have a running service verify a version, and point an alias at it."""
     service = OperatorClient(url, token)
+    seen = service.moved_at(alias)
     service.register(version)
-    tell_move(service.move_alias(alias, version, reason, by or getpass.getuser()))
+    who = by or getpass.getuser()
+    tell_move(service.move_alias(alias, version, reason, who, seen=seen))
 
 
 def tell_move(move: Mapping[str, Any]) -> None:

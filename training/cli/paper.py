@@ -16,7 +16,7 @@ from app.domain.exits import Exits, Followed
 from app.domain.rules.limits import read_limits
 from app.operator_client import OperatorClient
 from training.agent.reference import Agent, chart
-from training.cli.options import DEFAULT_URL, Database, Url, console, meter, tell
+from training.cli.options import DEFAULT_URL, Database, Url, console, finite, meter, tell
 from training.live.paper.feed import LiveFeed, first_candidates, limited, live_feed, replayed
 from training.live.paper.resolver import resolve
 from training.live.paper.run import Judged, Paper
@@ -56,7 +56,9 @@ Candidates = Annotated[
     int | None,
     typer.Option(min=1, help=f"how many candidates to judge; {REPLAYED} of a replay, live no end"),
 ]
-Deadline = Annotated[float, typer.Option(min=0.01, help="seconds to wait for each advice")]
+Deadline = Annotated[
+    float, typer.Option(min=0.01, callback=finite, help="seconds to wait for each advice")
+]
 Run = Annotated[str, typer.Option(help="name of the run; the same name takes it up again")]
 Profile = Annotated[
     Path | None,

@@ -15,7 +15,17 @@ from app.domain.errors import ModelFileError
 from app.domain.model.manifest import PRIMARY_ALIAS, ModelManifest
 from app.operator_client import OperatorClient
 from app.policy.versions.store import described
-from training.cli.options import DEFAULT_URL, By, Token, Url, console, point, tell, tell_move
+from training.cli.options import (
+    DEFAULT_URL,
+    By,
+    Token,
+    Url,
+    console,
+    finite,
+    point,
+    tell,
+    tell_move,
+)
 from training.config.judging import PublishConfig
 from training.stages.store import Artifact
 
@@ -40,7 +50,8 @@ Half = Annotated[
 ]
 RivalsName = Annotated[str, typer.Option("--name", help="first part of the versions' names")]
 Embargo = Annotated[
-    float, typer.Option(help="hours between what is fitted and what a cut is chosen on")
+    float,
+    typer.Option(callback=finite, help="hours between what is fitted and what a cut is chosen on"),
 ]
 Serve = Annotated[
     bool, typer.Option("--serve", help="point the alias `shadow-RIVAL` at each of them")

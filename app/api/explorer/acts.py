@@ -109,7 +109,9 @@ async def move(request: Request, alias: str = Path(pattern=ALIAS_PATTERN)) -> Re
         version, reason = target, rollback_reason(moves[0]["model_version"], reason)
     told = {"model_version": version, "reason": reason, "changed_by": caller.name}
     body = _checked(AliasMove, told, ("model_version", "reason"))
-    await service.serving.move(alias, body.model_version, reason=body.reason, by=caller.name)
+    await service.serving.move(
+        alias, body.model_version, reason=body.reason, by=caller.name, seen=fields.get("seen")
+    )
     return RedirectResponse("/ui/models", 303)
 
 

@@ -15,7 +15,7 @@ import pytest
 from shadow_advisor_client import AdvisorClient
 from structlog.testing import capture_logs
 
-from app.api.access import Failures
+from app.api.access import COOKIE, Failures
 from app.api.tokens import TokenFile, Tokens
 from app.domain.canonical import decision_id
 from app.domain.principal import Role
@@ -25,7 +25,7 @@ from app.operator_client import OperatorClient, OperatorError
 from app.settings import SettingsError, read_settings
 from app.shadow_log.proof.verify import verify
 from app.writer import scraped
-from tests.service.running import Running, drained, request, running, settings_for
+from tests.service.running import Running, drained, expire, request, running, settings_for
 
 ROLES = {
     "agent": [Role.AGENT],
@@ -504,3 +504,38 @@ async def test_a_decision_has_room_for_corrections_and_not_for_floods(
         assert statuses == [202, 202, 202, 202, 429, 429], "a repeat is not counted"
         for path in (f"/decisions/{known}/outcome", f"/decisions/{other}/outcome"):
             assert (await api.client.put(path, json=OUTCOME)).status_code == 202
+
+
+async def test_a_token_that_expires_while_it_is_used_opens_nothing_any_more_by_any_road(
+    service: Asked, tmp_path: Path
+) -> None:
+    """A header, a password of the browser's own form, a cookie, the form of the pages."""
+    client, token = service.api.client, service.tokens["operator"]
+    password = base64.b64encode(f"me:{token}".encode()).decode()
+    form = {"Origin": service.api.url, "Content-Type": "application/x-www-form-urlencoded"}
+
+    async def asked() -> list[httpx.Response]:
+        return [
+            await service.ask("operator", "GET", "/state"),
+            await service.ask("operator", "PUT", "/state", json=CHANGE | {"state": "ACTIVE"}),
+            await client.get("/docs", headers={"Authorization": f"Basic {password}"}),
+            await client.get("/ui", headers={"Cookie": f"{COOKIE}={token}"}),
+            await client.post("/ui/login", data={"token": token}, headers=form),
+        ]
+
+    before = await asked()
+    assert [reply.status_code for reply in before] == [200, 200, 200, 200, 303]
+    assert f"{COOKIE}={token}" in before[-1].headers["set-cookie"]
+    expire(tmp_path / "tokens.json")
+    after = await asked()
+    assert [reply.status_code for reply in after] == [401, 401, 401, 303, 401]
+    assert "this token has expired" in after[0].json()["detail"]
+    assert after[3].headers["location"] == "/ui/login?next=/ui"
+    assert f'{COOKIE}=""' in after[3].headers["set-cookie"]
+    assert "this token has expired" in after[4].text
+    assert "set-cookie" not in after[4].headers
+    # A page of ours that is open still is sent to the form, and nothing happens.
+    kept = form | {"Cookie": f"{COOKIE}={token}"}
+    halted = {"state": "HALTED", "reason": "late", "sure": "yes"}
+    assert (await client.post("/ui/state", data=halted, headers=kept)).status_code == 401
+    assert service.api.service.controls.state.value == "ACTIVE"

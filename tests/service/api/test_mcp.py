@@ -14,7 +14,9 @@ from uuid import uuid4
 
 import pytest
 
-from tests.service.running import Running, drained, request, running, settings_for
+from app.api.tokens import TokenFile
+from app.domain.principal import Role
+from tests.service.running import Running, drained, expire, request, running, settings_for
 
 mcp = pytest.importorskip("mcp", reason="the SDK comes with the extra dev")
 
@@ -39,11 +41,11 @@ class Agent:
 
 
 @asynccontextmanager
-async def agent(url: str) -> AsyncIterator[Agent]:
+async def agent(url: str, **variables: str) -> AsyncIterator[Agent]:
     server = mcp.StdioServerParameters(
         command=sys.executable,
         args=["-m", "shadow_advisor_client.adapters.mcp", "--url", url],
-        env={"PATH": os.environ["PATH"]},
+        env={"PATH": os.environ["PATH"], **variables},
     )
     async with mcp.Client(server) as client:
         yield Agent(client)
@@ -97,3 +99,18 @@ async def test_no_service_is_an_answer(tmp_path: Path) -> None:
     async with agent("http://127.0.0.1:9") as llm:
         told = await llm.call("advise", request=request("r-1"), deadline_s=0.1)
         assert told["status"] == "no_answer"
+
+
+async def test_a_token_that_expires_while_it_is_used_is_told(
+    database_url: str, valkey_url: str, tmp_path: Path
+) -> None:
+    token = TokenFile(tmp_path / "tokens.json").create("llm", [Role.AGENT])
+    settings = settings_for(database_url, valkey_url, tmp_path, open=None)
+    async with running(settings) as api, agent(api.url, ADVISOR_TOKEN=token) as llm:
+        assert (await llm.call("advise", request=request("r-1")))["status"] == "advised"
+        expire(tmp_path / "tokens.json")
+        told = await llm.call("advise", request=request("r-2"), deadline_s=0.5)
+    assert told["status"] == "no_answer"
+    assert "401" in told["error"]
+    assert "this token has expired" in told["error"]
+    assert await drained(settings) == 1

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from app.operator_client import OperatorClient, OperatorError
+from app.policy.scripted import SCRIPTED_MANIFEST
 from tests.service.api.http_faults import faulty, garbage
+from tests.service.processes import advisor, environment
 from tests.service.running import Running, drained, request, running, settings_for
 
 NOWHERE = "http://127.0.0.1:1"
@@ -58,6 +61,37 @@ async def test_a_refusal_has_the_reason_of_the_service(api: Running) -> None:
     with pytest.raises(OperatorError, match="there is nothing to go back to"):
         await asyncio.to_thread(operator.roll_back, "shadow", "", "tests")
     assert (await asyncio.to_thread(operator.aliases))["history"] == []
+
+
+async def test_an_alias_that_somebody_moved_meanwhile_is_left_alone(api: Running) -> None:
+    operator, move = OperatorClient(api.url), OperatorClient(api.url).move_alias
+    await api.service.shadow_log.register_model(SCRIPTED_MANIFEST)
+    seen = await asyncio.to_thread(operator.moved_at, "champion")
+    assert seen == ""
+    first = partial(move, "champion", "scripted-1", "better", "ann", seen=seen)
+    assert (await asyncio.to_thread(first))["before"] is None
+    with pytest.raises(OperatorError, match=r"\(409\).*somebody moved the alias champion since"):
+        await asyncio.to_thread(partial(first, seen=seen))
+    stands = await asyncio.to_thread(operator.moved_at, "champion")
+    await asyncio.to_thread(partial(move, "champion", "none", "worse", "bob", seen=stands))
+    back = await asyncio.to_thread(operator.roll_back, "champion", "again", "ann")
+    assert (back["before"], back["model_version"]) == ("none", "scripted-1")
+    told = (
+        "champion",
+        "none",
+        "--reason",
+        "late",
+        "--by",
+        "bob",
+        "--seen",
+        stands,
+        "--url",
+        api.url,
+    )
+    variables = environment(api.settings.home)
+    refused = await asyncio.to_thread(advisor, variables, "alias", *told)
+    assert refused.returncode == 2
+    assert "look again; nothing was changed" in " ".join((refused.stdout + refused.stderr).split())
 
 
 def test_no_service_or_another_one_is_told() -> None:

@@ -15,7 +15,13 @@ import pytest
 from psycopg.rows import dict_row
 
 from app.domain.canonical import canonical_json, decision_id, digest
-from app.domain.errors import AbstainReason, InvalidRecord, ManifestMismatch, ShadowLogUnavailable
+from app.domain.errors import (
+    AbstainReason,
+    AliasRefused,
+    InvalidRecord,
+    ManifestMismatch,
+    ShadowLogUnavailable,
+)
 from app.domain.record.decision import Abstention
 from app.domain.record.event import Event, EventKind
 from app.domain.rules.case import TradingState
@@ -328,6 +334,31 @@ async def test_model_versions_are_immutable_and_aliases_move_with_their_history(
     assert len(rows(database_url, "SELECT * FROM aliases WHERE alias = 'champion'")) == 2
     with pytest.raises(ManifestMismatch, match="m-9 is not registered"):
         await log.set_alias("champion", "m-9", reason="typo", by="tests")
+
+
+async def test_of_two_who_move_an_alias_from_where_both_saw_it_one_is_refused(
+    log: ShadowLog, database_url: str
+) -> None:
+    """Also of two replicas at once, and for the first move."""
+    other = ShadowLog.connect(database_url)
+    for name in ("m-1", "m-2"):
+        await log.register_model(build.manifest(name))
+    seen = ""
+    for _ in range(3):
+        ends = await asyncio.gather(
+            log.set_alias("champion", "m-1", reason="mine", by="one", seen=seen),
+            other.set_alias("champion", "m-2", reason="mine", by="two", seen=seen),
+            return_exceptions=True,
+        )
+        [seen] = [end for end in ends if isinstance(end, str)]
+        [refused] = [end for end in ends if isinstance(end, AliasRefused)]
+        assert f"since it was looked at ({seen})" in str(refused)
+        assert (await log.alias_moves())[-1]["changed_at"] == seen
+    await other.set_alias("champion", "m-1", reason="whatever it is", by="two")
+    await other.aclose()
+    assert len(rows(database_url, "SELECT * FROM aliases")) == 4
+    with pytest.raises(AliasRefused, match="it stands nowhere now"):
+        await log.set_alias("shadow", "m-1", reason="old", by="tests", seen=seen)
 
 
 @pytest.mark.parametrize(

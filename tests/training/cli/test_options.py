@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
+from app.cli.__main__ import app as advisor
 from training.__main__ import app
 from training.cli.options import CONFIGS, chosen
 from training.config.section import ConfigError
@@ -49,3 +51,29 @@ def test_an_option_is_called_and_read_alike_in_every_command_but_versions(option
     }
     assert len(read) >= 3
     assert len({str(value) for value in read.values()}) == 1
+
+
+def numbers(command: Any, *path: str) -> list[tuple[Any, str]]:
+    """Every option of a command, and of those below it, that takes a number with a point."""
+    below = getattr(command, "commands", {}).items()
+    found = [pair for name, one in below for pair in numbers(one, *path, name)]
+    for option in command.params:
+        if option.type_descriptor.annotation in (float, float | None):
+            found.append((command, " ".join([*path, option.opts[0]])))
+    return found
+
+
+@pytest.mark.parametrize("number", ["nan", "inf", "-inf"])
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [pair for root in (app, advisor) for pair in numbers(typer.main.get_command(root))],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_no_option_takes_a_number_that_is_none_or_has_no_end(
+    command: Any, option: str, number: str
+) -> None:
+    [parameter] = [each for each in command.params if each.opts[0] == option.rpartition(" ")[2]]
+    context = command.make_context("it", [], resilient_parsing=True)
+    context.resilient_parsing = False
+    with pytest.raises(typer.BadParameter):
+        parameter.process_value(context, number)
