@@ -12,7 +12,7 @@ WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test lines check coverage mutation hooks rebuild evaluate screenshots fuzz chaos bench bench-compare load bench-train bench-gate bench-teacher bench-contest bench-deciders results test-vllm test-gateways test-nautilus locks sbom licences secrets containers clean
+.PHONY: help install demo up test lines check coverage mutation hooks rebuild evaluate screenshots fuzz chaos bench bench-compare load bench-train bench-gate bench-teacher bench-contest bench-deciders results test-vllm test-gateways test-nautilus locks sbom licences secrets pin-images containers clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -147,6 +147,9 @@ licences: $(STAMP) ## write docs/licences.md anew
 
 secrets: ## passwords and tokens for docker compose, made once into deploy/secrets
 	$(PYTHON) deploy/make_secrets.py
+
+pin-images: ## write the digest of every image behind its version, in docker-compose.yml and Dockerfile (asks the registries)
+	$(PYTHON) deploy/pin_images.py
 
 containers: $(STAMP) ## compose and Dockerfile checks, and the Dockerfile's steps where no Docker engine is at hand
 	bash deploy/check_containers.sh
