@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
+from app.advising.accounts import Accounts, Trader
+from app.domain.record.control import AgentAction
+from app.domain.record.ledger import Offer
+from app.domain.record.outcome import Outcome
+from app.journal.journal import Journal
+from app.journal.ledger import Entry
+from app.journal.spool import Spool
+from app.journal.stream import StreamJournal
+from app.shadow_log.log import ShadowLog
 from app.shadow_log.proof.verify import verify_log
+from tests import builders as build
 from tests.service.journal.journal_events import client
 from tests.service.running import Running, drained, request, running, settings_for, until
 
@@ -96,3 +108,50 @@ async def test_another_replica_knows_them_and_postgres_tells_them_to_an_emptied_
         [held] = (await account(other, "r-3"))["positions"]
         assert held["symbol"] == "BTCUSDT"
         assert datetime.fromisoformat(held["opened_at"]) <= datetime.now(UTC)
+
+
+async def test_replicas_whose_clocks_lie_on_both_sides_of_midnight_share_one_days_result(
+    database_url: str, valkey_url: str, tmp_path: Path
+) -> None:
+    """The day is that of the moment that is asked about, whoever is asked."""
+    day = datetime(2026, 11, 28, tzinfo=UTC)
+    clocks = [day - timedelta(seconds=2), day + timedelta(seconds=3)]
+    log = ShadowLog.connect(database_url)
+    journals = [
+        Journal(StreamJournal(valkey_url), Spool(tmp_path / str(number), 1 << 20))
+        for number in range(2)
+    ]
+    for journal in journals:
+        await journal.start()
+        await journal.fill_ledger(nothing_recorded)
+    replicas = [
+        Accounts(journal, log, partial(at_once, clock), live=True)
+        for journal, clock in zip(journals, clocks, strict=True)
+    ]
+    names = ("positions", "day_pnl_fraction", "consecutive_losses", "seconds_since_loss")
+    untold: dict[str, Any] = {f"account__{name}": ... for name in names}
+    plain = build.scenario()
+    trader = Trader("desk", Offer("BTCUSDT", plain.candidate.direction, plain.plan))
+    for replica, net, at in zip(replicas, (-10.0, -5.0), (9, 4), strict=True):
+        known, ended_at = uuid4(), (day - timedelta(seconds=at)).isoformat()
+        loss = {"arm": "agent", "outcome": "sl", "net_pnl": net, "exit_time": ended_at}
+        await replica.acted(known, trader, AgentAction(decision=True))
+        await replica.ended(known, trader, Outcome.from_json(loss))
+    for replica, clock in zip(replicas, clocks, strict=True):
+        for moment, result in ((day - timedelta(seconds=1), -15 / 10_000), (day, 0.0)):
+            asked = build.scenario(as_of=moment, account__equity=9_985.0, **untold)
+            account = (await replica.completed(asked, "desk", clock)).account
+            assert account.day_pnl_fraction == result
+            assert account.consecutive_losses == 2
+            assert account.positions == ()
+    for journal in journals:
+        await journal.aclose()
+    await log.aclose()
+
+
+def at_once(clock: datetime) -> datetime:
+    return clock
+
+
+async def nothing_recorded() -> list[Entry]:
+    return []
