@@ -105,6 +105,8 @@ def control_row(decision: Decision) -> Row | None:
         "event_key": f"control:{decision.decision_id}",
         "decision_id": decision.decision_id,
         "recorded_at": decision.received_at,
+        "reported_by": None,
+        "arrival": None,
         **_columns(tables.agent_actions, decision.control),
         "record": without_nulls(AgentAction, decision.control.as_json()),
     }

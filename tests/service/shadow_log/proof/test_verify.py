@@ -13,12 +13,14 @@ import pytest
 
 from app.domain.canonical import content_hash, decision_id
 from app.domain.errors import AbstainReason, ShadowLogUnavailable
-from app.domain.record.decision import Abstention
+from app.domain.record.decision import Abstention, Decision
 from app.domain.record.event import Event
 from app.shadow_log.lean import lean
 from app.shadow_log.log import ShadowLog
 from app.shadow_log.proof.findings import Fault, VerifyReport
 from app.shadow_log.proof.verify import verify, verify_log
+from app.shadow_log.rows import advice_rows, control_row, decision_row, report_row
+from app.shadow_log.schema import tables
 from app.shadow_log.stored import CHUNK
 from tests import builders as build
 
@@ -197,6 +199,10 @@ TAMPERING = {
         f"UPDATE advices SET record = '7' {PRIMARY}",
         {Fault.UNREADABLE},
     ),
+    "who is said to have reported a control": (
+        "UPDATE agent_actions SET reported_by = 'mallory' WHERE event_key LIKE 'control:%%'",
+        {Fault.CONTROL},
+    ),
     "a part that nobody uses": (
         f"INSERT INTO shared_parts VALUES ('sha256:{'1' * 64}', '1')",
         {Fault.HASH},
@@ -325,3 +331,28 @@ async def test_more_than_one_chunk_is_checked(log: ShadowLog, database_url: str)
 async def test_an_unmigrated_database_cannot_be_verified(empty_database_url: str) -> None:
     with pytest.raises(ShadowLogUnavailable, match="run `advisor migrate`"):
         await verify_log(empty_database_url)
+
+
+def test_every_column_is_held_against_the_record_but_the_databases_own_time() -> None:
+    decided = build.decision("r-1", control=True)
+    apart, payload = lean(decided.as_json()), b""
+    control = control_row(decided)
+    assert control is not None
+    late = build.late_advice_event(decided)
+    for table, row in (
+        (tables.decisions, decision_row(decided, apart, payload)),
+        (tables.advices, advice_rows(decided, apart)[0]),
+        (tables.agent_actions, control),
+        (tables.agent_actions, of(build.action_event("r-1"))),
+        (tables.outcomes, of(build.outcome_event("r-1", build.outcome(r=1.0)))),
+        (tables.late_advices, of(late)),
+        (tables.repetitions, of(build.repetition_event(decided))),
+    ):
+        assert set(table.c.keys()) - set(row) <= {"recorded_in_log_at"}, table.name
+
+
+def of(event: Event) -> dict[str, object]:
+    """The row of a report's event."""
+    report = event.record()
+    assert not isinstance(report, Decision)
+    return report_row(event, report)
