@@ -16,7 +16,7 @@ import httpx
 from app.local.servers import die_with_parent, free_port
 from tests.service.running import ROOT, until
 
-START_S = 60.0
+START_S = 120.0
 """A process may take that long to start on a busy machine."""
 OURS = ("ADVISOR_", "DATABASE_URL", "REDIS_URL", "MODEL", "VLLM_URL")
 
