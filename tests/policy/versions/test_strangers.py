@@ -18,11 +18,14 @@ from safetensors.torch import load_file, save_file
 
 from app.domain.canonical import content_hash
 from app.domain.errors import AdvisorError, ManifestMismatch, ModelFileError
+from app.domain.features import FEATURE_NAMES
 from app.domain.model.manifest import MANIFEST_NAME, BaseModelRef, ModelManifest
+from app.domain.model.questions import QuestionName
 from app.policy.backends import Backends
 from app.policy.encoding import PromptEncoder
 from app.policy.in_process.importer import import_directory
 from app.policy.in_process.label_reader import LabelReader
+from app.policy.in_process.numbers import Numbers
 from app.policy.in_process.weights import load_model
 from app.policy.options import BackendOptions
 from app.policy.versions import copies as copies_module
@@ -396,13 +399,25 @@ def test_an_adapter_of_an_earlier_release_finds_its_base_by_its_provenance(
 def test_the_shipped_version_is_hashed_as_before_and_finds_the_bundled_base(
     smollm2_directory: Path,
 ) -> None:
-    shipped = sorted((Path(__file__).parents[2] / "models").glob(f"*/{MANIFEST_NAME}"))
+    shipped = sorted((Path(__file__).parents[3] / "models").glob(f"*/{MANIFEST_NAME}"))
+    assert shipped
     for path in shipped:
         manifest = read_manifest(path)
         assert manifest.hash() == content_hash(json.loads(path.read_text()))
         found = base_of(manifest, [smollm2_directory.parent])
         assert found is not None
         assert found[0] == smollm2_directory
+
+
+def test_the_shipped_version_answers_every_question_and_reads_numbers() -> None:
+    [path] = (Path(__file__).parents[3] / "models").glob(f"*/{MANIFEST_NAME}")
+    manifest = read_manifest(path)
+    assert set(manifest.calibration.asked) == set(QuestionName)
+    numbers = Numbers.load(path.parent, tokens=6, embedding=576)
+    assert numbers is not None
+    assert numbers.names == FEATURE_NAMES
+    assert f"models/{manifest.model_version}/" in Path("README.md").read_text(encoding="utf-8")
+    assert f"models/{manifest.model_version}/" in Path("docs/results.md").read_text("utf-8")
 
 
 def test_the_same_files_are_served_under_the_registered_manifest(version: Path) -> None:
