@@ -67,6 +67,7 @@ def events(begin: datetime, step: timedelta, decisions: int) -> Iterator[Event]:
                 "arm": arm,
                 "outcome": "tp2" if won else "sl",
                 "net_pnl": 9.0 if won else -7.0,
+                "exit_time": (begin + step * (number + 1)).isoformat(),
             }
             document |= {"model_version": "bench"} if arm == "advice" else {}
             outcome = Outcome.from_json(document)
@@ -103,10 +104,16 @@ async def _append(url: str, batch: list[Event]) -> None:
 
 def _copied(column: str, apart: timedelta) -> str:
     """A column of a copy, which is so much later than the one before."""
+    later = f"copy * interval '{apart.total_seconds()} s'"
     return {
         "decision_id": "md5(decision_id::text || copy)::uuid",
         "event_key": "event_key || '.' || copy",
-        "as_of": f"as_of + copy * interval '{apart.total_seconds()} s'",
+        "as_of": f"as_of + {later}",
+        "exit_time": f"exit_time + {later}",
+        "scenario": f"""scenario || jsonb_build_object(
+            'candidate', scenario -> 'candidate' || jsonb_build_object('ts', as_of + {later}),
+            'market', scenario -> 'market' || jsonb_build_object('bar_closed_at', as_of + {later}))
+        """,
     }.get(column, column)
 
 

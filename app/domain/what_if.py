@@ -9,11 +9,12 @@ R is net profit over the risk of the agent's plan.
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter, defaultdict, deque
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from enum import StrEnum
+from heapq import heappop, heappush
 from typing import Any, NamedTuple
 
 from app.domain.intervals import Day, Mean, mean_of_days
@@ -78,6 +79,16 @@ class Judged(NamedTuple):
     why: str
 
 
+class _Trade(NamedTuple):
+    """A trade of the agent's that ends: when, with what profit (0: nobody told), and whether the
+    limits let it be made. In order of its end."""
+
+    at: datetime
+    net_pnl: float
+    symbol: str
+    taken: bool
+
+
 class Book:
     """The agent's account, had it obeyed some limits.
 
@@ -90,67 +101,74 @@ class Book:
 
     def __init__(self, forget: timedelta = FORGET) -> None:
         self._forget = forget
-        self._refused: list[Past] = []
-        self._taken: list[Past] = []
+        self._refused = False
+        self._ending: list[_Trade] = []
+        self._never_opened: Counter[str] = Counter()
+        self._taken_back: defaultdict[date, float] = defaultdict(float)
+        self._in_a_row = 0
+        self._lost_at: datetime | None = None
 
     def account(self, past: Past) -> Account:
         """The account that this decision would have seen; the reported one itself when nothing that
-        was refused shows in it."""
+        was refused shows in it. Decisions come in order of time."""
         reported, now = past.decision.scenario.account, past.decision.scenario.as_of
+        while self._ending and self._ending[0].at <= now:
+            self._end(heappop(self._ending))
         if not self._refused:
             return reported
-        changes = self._positions(reported, now) | self._losses(reported, now)
+        changes = self._positions(reported) | self._losses(reported, now)
         changes |= self._day(reported, now)
         other = {name: value for name, value in changes.items() if value != getattr(reported, name)}
         return reported.model_copy(update=other) if other else reported
 
     def note(self, past: Past, approved: bool) -> None:
         """What the limits did to a trade that the agent made."""
-        if past.agent_approves:
-            (self._taken if approved else self._refused).append(past)
+        if not past.agent_approves:
+            return
+        scenario = past.decision.scenario
+        symbol = scenario.candidate.symbol
+        if not approved:
+            self._refused = True
+            self._never_opened[symbol] += 1
+        if past.closed_at is not None:
+            at = max(past.closed_at, scenario.as_of)
+            heappush(self._ending, _Trade(at, past.net_pnl or 0.0, symbol, approved))
 
-    def _positions(self, reported: Account, now: datetime) -> dict[str, object]:
+    def _end(self, trade: _Trade) -> None:
+        if not trade.taken:
+            self._never_opened[trade.symbol] -= 1
+            self._taken_back[trade.at.astimezone(UTC).date()] += trade.net_pnl
+        elif trade.net_pnl < 0:
+            self._in_a_row, self._lost_at = self._in_a_row + 1, trade.at
+        else:
+            self._in_a_row = 0
+
+    def _positions(self, reported: Account) -> dict[str, object]:
         if reported.positions is None:
             return {}
-        gone = [
-            past.decision.scenario.candidate.symbol
-            for past in self._refused
-            if past.closed_at is None or past.closed_at > now
-        ]
+        gone: Counter[str] = Counter()
         left = []
         for position in reported.positions:
-            if position.symbol in gone:
-                gone.remove(position.symbol)
+            if gone[position.symbol] < self._never_opened[position.symbol]:
+                gone[position.symbol] += 1
             else:
                 left.append(position)
         return {"positions": tuple(left)}
 
     def _losses(self, reported: Account, now: datetime) -> dict[str, object]:
         """Losses in a row, and seconds since the last one: as reported until a refused trade has
-        closed; from then on over the trades that were taken since."""
-        if reported.consecutive_losses is None or not _closed(self._refused, now):
+        closed; from then on over the trades that were taken."""
+        if reported.consecutive_losses is None or not self._taken_back:
             return {}
-        taken = _closed(self._taken, now)
-        in_a_row = 0
-        for _, net_pnl in reversed(taken):
-            if net_pnl >= 0:
-                break
-            in_a_row += 1
-        lost = [closed_at for closed_at, net_pnl in taken if net_pnl < 0]
-        if not lost or now - lost[-1] > self._forget:
+        if self._lost_at is None or now - self._lost_at > self._forget:
             return {"consecutive_losses": 0, "seconds_since_loss": None}
-        since = (now - lost[-1]).total_seconds()
-        return {"consecutive_losses": in_a_row, "seconds_since_loss": since}
+        since = (now - self._lost_at).total_seconds()
+        return {"consecutive_losses": self._in_a_row, "seconds_since_loss": since}
 
     def _day(self, reported: Account, now: datetime) -> dict[str, object]:
         if reported.day_pnl_fraction is None or not reported.equity:
             return {}
-        today = now.astimezone(UTC).date()
-        taken_back = sum(
-            net_pnl
-            for closed_at, net_pnl in _closed(self._refused, now)
-            if closed_at.astimezone(UTC).date() == today
-        )
+        taken_back = self._taken_back.get(now.astimezone(UTC).date(), 0.0)
         return {"day_pnl_fraction": reported.day_pnl_fraction - taken_back / reported.equity}
 
 
@@ -195,9 +213,9 @@ def _agent(past: Past, limits: tuple[Limits, Limits], books: tuple[Book, Book]) 
 
 def _advice(past: Past, before: Limits | None, after: Limits) -> Iterator[Judged]:
     decision = past.decision
-    olds = decision if before is None else _under(decision, before)
+    olds = decision.advices if before is None else _under(decision, before)
     news = _under(decision, after)
-    for recorded, old, new in zip(decision.advices, olds.advices, news.advices, strict=True):
+    for recorded, old, new in zip(decision.advices, olds, news, strict=True):
         if old.approve is None or new.approve is None:
             continue  # It abstained: limits have no say.
         before_it, after_it = _advised(old, recorded), _advised(new, recorded)
@@ -223,8 +241,10 @@ def _advised(advice: Advice, recorded: Advice) -> Verdict:
     )
 
 
-def _under(decision: Decision, limits: Limits) -> Decision:
-    return decision.model_copy(update={"limits": limits}).replayed()
+def _under(decision: Decision, limits: Limits) -> tuple[Advice, ...]:
+    """Every version's advice from its recorded reading, judged by these limits."""
+    other = decision.model_copy(update={"limits": limits})
+    return tuple(other.replayed_advice(advice) for advice in decision.advices)
 
 
 def _review(past: Past, limits: Limits, account: Account) -> Review:
@@ -273,16 +293,6 @@ def _unknown(past: Past, *verdicts: Verdict) -> str:
         return "no outcome of the agent's plan is known"
     moved = [verdict for verdict in verdicts if verdict.approves and not verdict.same_stop]
     return "a capped stop is another trade" if moved else ""
-
-
-def _closed(trades: Iterable[Past], now: datetime) -> list[tuple[datetime, float]]:
-    """When those that ended by `now` did, and with what profit, the oldest first. A profit that
-    nobody reported is none."""
-    return sorted(
-        (past.closed_at, past.net_pnl or 0.0)
-        for past in trades
-        if past.closed_at is not None and past.closed_at <= now
-    )
 
 
 @dataclass
