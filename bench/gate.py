@@ -5,7 +5,9 @@
    happens without). The same for promotions as a veto, where refusals have no skill.
 2. What comes of consulting the bounds for one look again and again.
 3. How often the best of eight versions without skill shows a confident Sharpe ratio.
-4. Power against the number of decisions, for three skills, as a trader and as a veto.
+4. How often a version that acts steps back by itself, where it is no worse, and where it is
+   (`advisor-train drift --demote`), asked every day.
+5. Power against the number of decisions, for three skills, as a trader and as a veto.
 """
 
 from __future__ import annotations
@@ -21,17 +23,20 @@ from bench.gate_power import (
     FLAGS,
     NO_EDGE,
     NO_SAVING,
+    NO_WORSE,
     TRIES,
+    WORSE,
     PowerPoint,
     Share,
     World,
     best_of_many,
+    demotions,
     power_curve,
     runs,
     shares,
 )
 from bench.history import record
-from training.config.judging import GateConfig
+from training.config.judging import DriftConfig, GateConfig
 
 DECISIONS = 2920
 """Two years at four a day."""
@@ -72,6 +77,19 @@ def repeated_looks(count: int, config: GateConfig, workers: int) -> Share:
     return shares(NO_EDGE[1].name, asked, ("repeated",))[0]
 
 
+def stepping_back(count: int, workers: int, figures: dict[str, float]) -> Table:
+    """One row per market, the first three without a reason to step back."""
+    lengths = (250, 500, 1000, DECISIONS)
+    table = Table("market", *(f"within {decisions:,} decisions" for decisions in lengths))
+    for world in (*NO_WORSE, *WORSE):
+        found = [
+            demotions(world, decisions, count, DriftConfig(), workers) for decisions in lengths
+        ]
+        table.add_row(world.name, *map(percent, found))
+        figures[f"demoted: {world.name}"] = found[-1].share
+    return table
+
+
 def power_table(curve: list[PowerPoint]) -> Table:
     """One row per skill and number of decisions."""
     table = Table("edge, R a decision", "R a trade", "decisions", *COLUMNS, *VETO_COLUMNS)
@@ -87,10 +105,16 @@ def main(
     ] = 500,
     power_runs: Annotated[int, typer.Option(help="Histories per point of the power curve.")] = 60,
     workers: Annotated[int, typer.Option(help="Processes.")] = 2,
+    only_demotion: Annotated[
+        bool, typer.Option("--demotion", help="Only how often a version steps back by itself.")
+    ] = False,
 ) -> None:
     """False promotions and power of the gate on simulated markets."""
     config = GateConfig(draws=400)
     begin = time.monotonic()
+    if only_demotion:
+        console.print(stepping_back(histories, workers, {}))
+        return
     figures: dict[str, float] = {"runs": histories, "power_runs": power_runs}
     console.print(
         f"{histories} histories of {DECISIONS} decisions; per cent, in brackets their 95 % interval"
@@ -102,6 +126,7 @@ def main(
     for lucky in best_of_many(TRIES, LUCKY, config):
         console.print(f"{lucky.name}: a confident Sharpe ratio in {percent(lucky)} %")
         figures[lucky.name] = lucky.share
+    console.print(stepping_back(histories, workers, figures))
     curve = power_curve(World("power"), SKILLS, COUNTS, power_runs, config, workers=workers)
     console.print(power_table(curve))
     figures |= {

@@ -21,7 +21,7 @@ import numpy as np
 from scipy.special import ndtr, ndtri
 
 from training.arrays import DAY_S, Floats, Rows
-from training.config.judging import GateConfig, Kind
+from training.config.judging import DriftConfig, GateConfig, Kind
 from training.judging.gate.verdict import (
     RANDOM_VETO,
     WIN,
@@ -33,6 +33,7 @@ from training.judging.gate.verdict import (
     Verdict,
     judge,
 )
+from training.live.drift.demotion import Paired, worse
 from training.stages.parallel import over
 from training.statistics.anytime import log_wealth, period_means
 from training.statistics.bootstrap import day_totals, mean_intervals, wilson
@@ -92,6 +93,18 @@ NO_SAVING = (
 )
 """In each, the policy's refusals are no better than others at the same rate; in the first two any
 refusal saves R."""
+NO_WORSE = (
+    World("the acting version is as good as both", policy_rate=0.5, heuristic_rate=0.5),
+    World("as good, in a rising market", 0.6, policy_rate=0.5, heuristic_rate=0.5),
+    World("it is better than both", policy_rate=0.5, heuristic_rate=0.5, policy_skill=0.35),
+)
+"""Neither the agent nor the version before (the market's `heuristic`) earns more than what acts."""
+WORSE = (
+    World("the version before has a little skill", policy_rate=0.5, heuristic_rate=0.5,
+          heuristic_skill=0.2),
+    World("the version before has skill", policy_rate=0.5, heuristic_rate=0.5, heuristic_skill=0.5),
+    World("the acting version trades what it should not", policy_rate=0.9),
+)  # fmt: skip
 TRIES = 8
 
 
@@ -435,3 +448,19 @@ def true_edge(world: World) -> tuple[float, float]:
     chance = ndtr((world.policy_skill * _GRID - cut) / math.sqrt(1 - world.policy_skill**2))
     earned = float((weights * r * chance).sum())
     return earned - world.policy_rate * float((weights * r).sum()), earned / world.policy_rate
+
+
+def demoted(world: World, decisions: int, config: DriftConfig, seed: int) -> bool:
+    """Whether the acting version stepped back on any day of a history: its bound, consulted at the
+    end, remembers every day."""
+    market = simulate(world, decisions, seed)
+    rivals = {"agent": market.agent * market.r, "before": market.heuristic * market.r}
+    return worse(Paired(market.as_of, market.policy * market.r, rivals), config) is not None
+
+
+def demotions(
+    world: World, decisions: int, count: int, config: DriftConfig, workers: int = 1
+) -> Share:
+    """How many of so many histories end with a demotion."""
+    work = partial(demoted, world, decisions, config)
+    return Share(world.name, sum(over(work, range(count), workers)), count)

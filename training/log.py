@@ -362,3 +362,25 @@ def served(connection: Connection, version: str | None) -> Served:
             f"the shadow log has no advice{of_whom}: let the agent ask the service first"
         )
     return Served(**row)
+
+
+_PAIRED: LiteralString = """
+SELECT extract(epoch FROM a.as_of)::bigint AS at,
+       CASE WHEN a.advice_approve THEN a.advice_r WHEN NOT a.advice_approve THEN 0 END AS acting,
+       CASE WHEN a.agent_approve THEN a.agent_r WHEN NOT a.agent_approve THEN 0 END AS agent,
+       CASE WHEN b.advice_approve THEN b.advice_r WHEN NOT b.advice_approve THEN 0 END AS before
+FROM shadow_comparison a
+LEFT JOIN shadow_comparison b ON b.decision_id = a.decision_id AND b.as_of = a.as_of
+     AND b.model_version = %(before)s
+WHERE a.model_version = %(version)s AND a.received_at >= %(since)s
+ORDER BY a.as_of, a.decision_id
+"""
+
+
+def paired(
+    connection: Connection, version: str, before: str, since: datetime
+) -> list[tuple[float | None, ...]]:
+    """Of decisions that were asked for since then: time (s), net R of a version, of the agent alone
+    and of the version before; None where it is not known. Who rejects earns 0."""
+    values = {"version": version, "before": before, "since": since}
+    return [tuple(row.values()) for row in connection.execute(_PAIRED, values)]

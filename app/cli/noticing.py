@@ -37,6 +37,8 @@ TRIED_FOR_S = 3600.0
 MOST_BYTES = 1_000_000
 """Of what Alertmanager may post."""
 MISSING = "advisor_events_missing"
+DEMOTED = "demoted by itself"
+"""In the reason of a version that stepped back without anybody (`advisor-train drift --demote`)."""
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 Memory = dict[str, Any]
@@ -76,7 +78,8 @@ def changes(before: Memory, now: Memory) -> Iterator[Notice]:
     yield from _of_state(before["state"], now["state"])
     for move in now["moves"][len(before["moves"]) :]:
         body = f"{move['changed_by']}: {move['reason']}"
-        yield Notice(f"{move['alias']} is now {move['model_version']}", body, "warning")
+        level = "failure" if DEMOTED in move["reason"] else "warning"
+        yield Notice(f"{move['alias']} is now {move['model_version']}", body, level)
     for adoption in now["adoptions"][len(before["adoptions"]) :]:
         what = "the file's" if adoption["toml"] is None else adoption["hash"][:19]
         whose = adoption["profile"] or "everybody"

@@ -103,7 +103,7 @@ class Book:
         self._forget = forget
         self._refused = False
         self._ending: list[_Trade] = []
-        self._never_opened: Counter[str] = Counter()
+        self._never_opened: Counter[str | None] = Counter()
         self._taken_back: defaultdict[date, float] = defaultdict(float)
         self._in_a_row = 0
         self._lost_at: datetime | None = None
@@ -146,7 +146,7 @@ class Book:
     def _positions(self, reported: Account) -> dict[str, object]:
         if reported.positions is None:
             return {}
-        gone: Counter[str] = Counter()
+        gone: Counter[str | None] = Counter()
         left = []
         for position in reported.positions:
             if gone[position.symbol] < self._never_opened[position.symbol]:
@@ -201,10 +201,11 @@ def _agent(past: Past, limits: tuple[Limits, Limits], books: tuple[Book, Book]) 
     r_before, r_after = _agent_r(past, first), _agent_r(past, second)
     grade, why = Grade.SAME, ""
     if first != second:
-        reported = past.decision.scenario.account
-        plain = [_verdict(past, _review(past, limit, reported)) for limit in limits]
         grade = Grade.CERTAIN
-        if plain != [first, second]:
+        if any(
+            _alone(past, limit, account, verdict) != verdict
+            for limit, account, verdict in zip(limits, accounts, (first, second), strict=True)
+        ):
             grade, why = Grade.ASSUMED, "trades that were refused before are not in the account"
     if (r_before is None or r_after is None) and grade is not Grade.SAME:
         grade, why = Grade.UNDETERMINED, _unknown(past, first, second)
@@ -253,6 +254,13 @@ def _review(past: Past, limits: Limits, account: Account) -> Review:
     if account is not scenario.account:
         scenario = scenario.model_copy(update={"account": account})
     return review_control(scenario, limits, decision.state, decision.evaluated_at)
+
+
+def _alone(past: Past, limits: Limits, account: Account, verdict: Verdict) -> Verdict:
+    """What limits do to the order on the account that the agent reported; `verdict` is what they do
+    on `account`."""
+    reported = past.decision.scenario.account
+    return verdict if account is reported else _verdict(past, _review(past, limits, reported))
 
 
 def _verdict(past: Past, review: Review) -> Verdict:

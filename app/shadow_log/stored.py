@@ -7,7 +7,19 @@ from collections.abc import AsyncIterator
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Select, Table, and_, select, true, tuple_
+from sqlalchemy import (
+    ARRAY,
+    ColumnElement,
+    Select,
+    Table,
+    Uuid,
+    and_,
+    any_,
+    literal,
+    select,
+    true,
+    tuple_,
+)
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.shadow_log.lean import parts
@@ -52,7 +64,8 @@ async def stored_chunks(
         times = chunk[0]["as_of"], chunk[-1]["as_of"]
         theirs = (
             select(tables.advices)
-            .where(advices.decision_id.in_(ids), advices.as_of.between(*times))
+            .where(advices.decision_id == any_(literal(ids, ARRAY(Uuid))))
+            .where(advices.as_of.between(*times))
             .order_by(advices.ordinal)
         )
         of_each = await grouped(connection, theirs)

@@ -5,13 +5,18 @@ from __future__ import annotations
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from app.domain.errors import AdvisorError
-from training.cli.options import Database, chosen, console, finite, tell
+from app.operator_client import OperatorClient, OperatorError
+from training.cli.options import DEFAULT_URL, Database, Url, chosen, console, finite, tell
 from training.config.judging import DriftConfig
+
+if TYPE_CHECKING:
+    from training.live.drift.demotion import Demoter
+    from training.live.drift.look import Drift
 
 Reference = Annotated[
     Path | None,
@@ -36,6 +41,13 @@ TokenFile = Annotated[
         " can scrape",
     ),
 ]
+Demote = Annotated[
+    str,
+    typer.Option(
+        help="with --listen: an alias (champion) that steps back by itself when its version does"
+        " worse than the agent or the version before, or drifts on; asks --url as an operator"
+    ),
+]
 Every = Annotated[
     float, typer.Option(min=1, callback=finite, help="with --listen: minutes between looks")
 ]
@@ -51,6 +63,8 @@ def drift(
     listen: Listen = None,
     token_file: TokenFile = None,
     every: Every = 60.0,
+    demote: Demote = "",
+    url: Url = DEFAULT_URL,
 ) -> None:
     """Has the market, or the model's behaviour in it, moved away from what the model was made for?
 
@@ -59,25 +73,43 @@ def drift(
     number.
     """
     # scikit-learn and river take a second to load, and the light installation has neither.
+    from training.live.drift.demotion import Demoter
     from training.live.drift.exporter import exported
     from training.live.drift.look import observe, trained_on_rows
     from training.live.drift.show import DriftMetrics, show
 
     settings = chosen(config).drift if config else DriftConfig()
     trained_on = trained_on_rows(reference) if reference else None
-    metrics = DriftMetrics()
+    metrics, demoter = DriftMetrics(), None
+    if demote:
+        if listen is None:
+            raise AdvisorError("--demote stays and looks again and again: it needs --listen")
+        demoter = Demoter(OperatorClient(url), demote, database, settings)
     if listen is not None:
         exported(metrics.registry, listen, token_file)
         tell(f"gauges at port {listen}, a look every {every:g} minutes; Ctrl-C ends it")
     while True:
+        now, look = datetime.now(UTC), None
         try:
-            now = datetime.now(UTC)
             look = observe(database, model_version or None, settings, now, trained_on)
             show(look, console, metrics, output, textfile)
         except AdvisorError as error:
             if listen is None:
                 raise
             tell(f"{error}; looking again in {every:g} minutes")
+        if demoter is not None:
+            _step_back(demoter, look, now)
         if listen is None:
             return
         time.sleep(60 * every)
+
+
+def _step_back(demoter: Demoter, look: Drift | None, now: datetime) -> None:
+    """What it does is told; what keeps it from looking too, and the next round looks again."""
+    try:
+        done = demoter.look(look, now)
+    except (AdvisorError, OperatorError) as error:
+        tell(f"nobody could look whether to step back: {error}")
+        return
+    if done is not None:
+        tell(f"DEMOTED: {done}")

@@ -121,6 +121,19 @@ class DriftConfig(Section):
         90.0, gt=0, description="age beyond which a version is not to be trusted"
     )
 
+    demote_confidence: float = Field(
+        0.975, gt=0.5, lt=1, description="of the bound by which the acting version is worse"
+    )
+    demote_min_days: int = Field(
+        20, ge=2, description="settled days with decisions, before anything steps back"
+    )
+    demote_settle_days: int = Field(
+        3, ge=1, description="the newest days, whose outcomes may still come"
+    )
+    demote_after_days: float = Field(
+        7.0, gt=0, description="so long every look must have asked for a new version"
+    )
+
     @model_validator(mode="after")
     def refresh_lies_beyond_watch(self) -> Self:
         """A threshold for refresh is never below that for watch."""

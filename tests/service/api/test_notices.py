@@ -133,6 +133,9 @@ def test_promotions_limits_losses_and_refusals_are_told() -> None:
         Notice("7 events are missing in the record", "runbook: AdvisorEventsMissing", "failure"),
     ]
     assert list(changes(now, now)) == []
+    fell = move | {"model_version": "v1", "reason": "rollback from v2: demoted by itself: drift"}
+    (told,) = changes(BEFORE, BEFORE | {"moves": [fell]})
+    assert told.level == "failure", "nobody asked for it"
 
 
 def test_more_than_so_many_an_hour_are_held_and_counted() -> None:
