@@ -452,6 +452,18 @@ class Serving:
             raise
         return policy
 
+    async def card(self, model_version: str) -> str | None:
+        """The card that came with a version; None where none lies beside it here."""
+
+        def read() -> str | None:
+            try:
+                folder = find_version(model_version, self._backends.options.roots)
+                return (folder / "README.md").read_text(encoding="utf-8")
+            except (AdvisorError, OSError, ValueError):
+                return None
+
+        return await asyncio.to_thread(read)
+
     def _load(self, model_version: str, manifest_hash: str | None) -> Policy:
         with refusals(f"model version {model_version}"):
             directory = find_version(model_version, self._backends.options.roots, manifest_hash)

@@ -69,6 +69,31 @@ def mean_of_days(days: Iterable[Day]) -> Mean | None:
     return Mean(mean, mean - half, mean + half)
 
 
+def running_means(days: Iterable[Day]) -> list[Mean | None]:
+    """`mean_of_days` of the days up to each, from running sums: with t the totals and v the numbers
+    of values, the squares about m are sum(t^2) - 2 m sum(tv) + m^2 sum(v^2)."""
+    means: list[Mean | None] = []
+    filled = count = 0
+    total = squares = products = counts = 0.0
+    for day in days:
+        if day.values:
+            filled, count, total = filled + 1, count + day.values, total + day.total
+            squares += day.total**2
+            products += day.total * day.values
+            counts += day.values**2
+        if not count:
+            means.append(None)
+            continue
+        mean = total / count
+        if filled < FEWEST_DAYS:
+            means.append(Mean(mean, None, None))
+            continue
+        apart = max(squares - 2 * mean * products + mean**2 * counts, 0.0)
+        half = Z * sqrt(apart * filled / (filled - 1)) / count
+        means.append(Mean(mean, mean - half, mean + half))
+    return means
+
+
 def running(totals: Sequence[float]) -> list[float]:
     """Running sums."""
     sums, so_far = [], 0.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from app.domain.intervals import Day, Mean, kappa, mean_of_days, running, wilson
+from app.domain.intervals import Day, Mean, kappa, mean_of_days, running, running_means, wilson
 
 
 def test_a_share_has_wilsons_interval() -> None:
@@ -45,3 +45,17 @@ def test_of_few_days_the_mean_has_no_interval_and_of_none_there_is_no_mean() -> 
 
 def test_sums_run() -> None:
     assert running([1.0, -2.0, 0.5]) == [1.0, -1.0, -0.5]
+
+
+def test_running_means_are_the_means_of_the_days_up_to_each() -> None:
+    days = [Day(0, 0.0), *[Day(2, 1.0), Day(1, -1.0), Day(0, 0.0), Day(3, 0.5)] * 4]
+    found = running_means(days)
+    for count, mean in enumerate(found, 1):
+        expected = mean_of_days(days[:count])
+        if expected is None or expected.low is None:
+            assert mean == expected
+        else:
+            assert mean == pytest.approx(expected)
+    assert found[0] is None
+    assert found[-1] is not None
+    assert found[-1].low is not None

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
+from app.domain.intervals import Mean
 from app.shadow_log.bar_files import Candle
 
 Chart = dict[str, Any]
@@ -44,6 +45,47 @@ def running_r(days: Sequence[str], agent: Sequence[float], advice: Sequence[floa
     }
 
 
+def difference(days: Sequence[str], means: Sequence[Mean | None]) -> Chart:
+    """R a decision, advice less agent, over all days so far, with the band of its interval: the
+    band is stacked on its lower end."""
+    chart = _plain(days, "R a decision")
+    lows = _short([mean and mean.low for mean in means])
+    highs = _short([mean and mean.high for mean in means])
+    wide = [
+        None if low is None or high is None else round(high - low, 4)
+        for low, high in zip(lows, highs, strict=True)
+    ]
+    band = {
+        "type": "line",
+        "stack": "band",
+        "stackStrategy": "all",
+        "showSymbol": False,
+        "silent": True,
+        "lineStyle": {"opacity": 0},
+        "color": ADVICE,
+    }
+    chart["series"] = [
+        {**band, "name": "lower end", "data": lows},
+        {**band, "name": "band of 95 %", "data": wide, "areaStyle": {"opacity": 0.2}},
+        {
+            "name": "advice less agent",
+            "type": "line",
+            "showSymbol": len(days) < 3,
+            "data": _short([mean and mean.value for mean in means]),
+            "lineStyle": {"width": 2},
+            "color": ADVICE,
+            "markLine": {
+                "symbol": "none",
+                "silent": True,
+                "label": {"show": False},
+                "lineStyle": {"color": QUIET, "type": "dashed"},
+                "data": [{"yAxis": 0}],
+            },
+        },
+    ]
+    return chart
+
+
 def agreement(days: Sequence[str], shares: Sequence[float | None]) -> Chart:
     """Agreement by day."""
     chart = _plain(days, "agreement")
@@ -57,6 +99,61 @@ def agreement(days: Sequence[str], shares: Sequence[float | None]) -> Chart:
             "data": _short(shares),
             "color": ADVICE,
         }
+    ]
+    return chart
+
+
+def calibration(rows: Sequence[Mapping[str, Any]]) -> Chart:
+    """What was told beside what came, by fifth of the scale; on the line they are the same."""
+    kinds = sorted({row["what"] for row in rows})
+    return {
+        "grid": {"left": 8, "right": 16, "top": 36, "bottom": 28, "containLabel": True},
+        "tooltip": {"trigger": "item", "renderMode": "richText"},
+        "legend": {"top": 0},
+        "xAxis": _share("chance that was told"),
+        "yAxis": {**_share("share that won"), "nameLocation": "end"},
+        "series": [
+            {
+                "name": {"win": "chance of a profit", "approve": "chance of approving"}[kind],
+                "type": "line",
+                "symbolSize": 8,
+                "color": ADVICE if kind == "win" else AGENT,
+                "data": [
+                    [round(row["told"], 4), round(row["won"], 4)]
+                    for row in rows
+                    if row["what"] == kind
+                ],
+                "markLine": {
+                    "symbol": "none",
+                    "silent": True,
+                    "lineStyle": {"color": QUIET, "type": "dashed"},
+                    "data": [[{"coord": [0, 0]}, {"coord": [1, 1]}]],
+                },
+            }
+            for kind in kinds
+        ],
+    }
+
+
+def _share(name: str) -> Chart:
+    return {
+        "type": "value",
+        "min": 0,
+        "max": 1,
+        "name": name,
+        "nameLocation": "middle",
+        "nameGap": 26,
+    }
+
+
+def behaviour(weeks: Sequence[str], shares: Mapping[str, Sequence[float | None]]) -> Chart:
+    """Shares of decisions, by week."""
+    chart = _plain(weeks, "share of decisions")
+    chart["yAxis"] |= {"min": 0, "max": 1}
+    chart["legend"] = {"top": 0}
+    chart["series"] = [
+        {"name": name, "type": "line", "showSymbol": len(weeks) < 60, "data": _short(values)}
+        for name, values in shares.items()
     ]
     return chart
 

@@ -112,6 +112,7 @@ async def overview(request: Request) -> Response:
             running([row["agent_r"] for row in main]),
             running([row["advice_r"] for row in main]),
         ),
+        difference=charts.difference(labels, story.running_difference(main)),
         agreement=charts.agreement(labels, [story.share(row) for row in main]),
         saved=charts.saved([row["code"] for row in vetoes], [row["r_saved"] for row in vetoes]),
     )
@@ -202,6 +203,46 @@ async def models(request: Request) -> Response:
         matrix=story.agreement_matrix(pairs),
         refused=service.serving.refusals(),
     )
+
+
+@router.get("/ui/models/{version}")
+async def model(request: Request, version: str) -> Response:
+    """One version: its card, what it is worth, whether it foretells honestly, how it behaves."""
+    allowed(request, Role.READER)
+    service, explorer = parts(request)
+    described = await service.serving.describe()
+    known = story.lineage(described["registry"].get("models", []))
+    found = next((one for one in known if one["version"] == version), None)
+    if found is None:
+        raise HTTPException(404, f"the registry knows no version {version!r}")
+    aliases = await service.serving.aliases()
+    stored = await explorer.span()
+    days, chances = [], []
+    if stored is not None:
+        span = asked.span(request, stored)
+        everyone = await explorer.days(span.since, span.until)
+        days = [row for row in everyone if row["model_version"] == version]
+        told = await explorer.chances(span.since, span.until)
+        chances = [row for row in told if row["model_version"] == version]
+    labels = [str(row["day"]) for row in days]
+    return page(
+        request,
+        "model",
+        model=found,
+        card=await service.serving.card(version),
+        stands=[name for name, move in aliases["aliases"].items() if _names(move, version)],
+        moves=[move for move in aliases["history"] if _names(move, version)],
+        worth=story.worth(version, days) if days else None,
+        difference=charts.difference(labels, story.running_difference(days)),
+        chances=chances,
+        calibration=charts.calibration(chances),
+        behaviour=charts.behaviour(*story.weeks(days)),
+        spans=asked.SPANS,
+    )
+
+
+def _names(move: Row, version: str) -> bool:
+    return bool(move["model_version"] == version)
 
 
 @router.get("/ui/state")

@@ -3,12 +3,21 @@ what happened to a decision and when."""
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 from app.api.explorer.charts import Chart, Exit, matrix
-from app.domain.intervals import Day, Mean, Share, kappa, mean_of_days, wilson
+from app.domain.intervals import (
+    Day,
+    Mean,
+    Share,
+    kappa,
+    mean_of_days,
+    running_means,
+    wilson,
+)
 from app.domain.model.actions import ACTIONS
 from app.domain.record.decision import AdviceStatus, Decision, control_case
 from app.domain.rules.case import TradingState, order_for, side_of
@@ -102,6 +111,32 @@ def worth(version: str, days: list[Row]) -> Worth:
         advice_r=sum(row["advice_r"] for row in days),
         advice_less_agent=mean_of_days(apart),
     )
+
+
+def running_difference(days: Iterable[Row]) -> list[Mean | None]:
+    """R a decision, advice less agent, over all days up to each."""
+    return running_means(Day(row["judged"], row["advice_r"] - row["agent_r"]) for row in days)
+
+
+def weeks(days: Iterable[Row]) -> tuple[list[str], dict[str, list[float | None]]]:
+    """By week, named after its Monday: shares of decisions that agree, that each arm approves, and
+    that the version abstained from."""
+    names = ("compared", "agreements", "agent_approvals", "advice_approvals", "decisions")
+    sums: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for row in days:
+        monday = row["day"] - timedelta(days=row["day"].weekday())
+        sums[str(monday)].update({name: row[name] for name in (*names, "abstained")})
+    told = sorted(sums)
+
+    def of(part: str, whole: str) -> list[float | None]:
+        return [sums[w][part] / sums[w][whole] if sums[w][whole] else None for w in told]
+
+    return told, {
+        "agreement": of("agreements", "compared"),
+        "agent approves": of("agent_approvals", "compared"),
+        "advice approves": of("advice_approvals", "compared"),
+        "abstains": of("abstained", "decisions"),
+    }
 
 
 def share(day: Row) -> float | None:

@@ -218,6 +218,27 @@ class Explorer:
             {"since": since, "until": until},
         )
 
+    async def chances(self, since: datetime, until: datetime) -> list[Row]:
+        """By version, by what was told (`approve`: of approving, `win`: of a profit) and by fifth
+        of the scale: the mean chance, and the share of the agent's plans that won."""
+        return await self._ask(
+            """
+            SELECT c.model_version, told.what, least(floor(5 * told.chance), 4)::int AS fifth,
+                   count(*) AS decisions, avg(told.chance) AS told,
+                   avg((c.agent_r > 0)::int)::float8 AS won
+            FROM comparisons c
+            CROSS JOIN LATERAL (
+                VALUES ('approve', c.approve_probability), ('win', c.win_probability)
+            ) AS told (what, chance)
+            WHERE c.as_of >= :since AND c.as_of < :until AND c.ordinal >= 0
+              AND told.chance IS NOT NULL AND c.agent_r IS NOT NULL
+              AND c.agent_outcome <> 'not_traded'
+            GROUP BY c.model_version, told.what, fifth
+            ORDER BY c.model_version, told.what, fifth
+            """,
+            {"since": since, "until": until},
+        )
+
     async def choices(self) -> dict[str, list[str]]:
         """What the newest decisions offer to filter by: symbols, versions, outcomes, vetoes."""
         [row] = await self._ask(

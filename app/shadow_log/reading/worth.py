@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app.domain.intervals import Day, mean_of_days
 from app.shadow_log.database import translated_errors
-from app.shadow_log.reading.explore import EARNED
+from app.shadow_log.reading.explore import EARNED, Explorer
 from app.shadow_log.rows import Row, plain
 from app.telemetry import Apart, Earned, Foretold, Saved, Worth
 
@@ -41,16 +41,6 @@ _REFUSALS = """
     GROUP BY code, symbol
 """
 """As the view `veto_value`, by symbol."""
-_CHANCES = """
-    SELECT c.model_version, told.what, least(floor(5 * told.chance), 4)::int AS fifth,
-           count(*) AS decisions, avg(told.chance) AS told, avg((c.agent_r > 0)::int) AS won
-    FROM comparisons c
-    CROSS JOIN LATERAL (VALUES ('approve', c.approve_probability), ('win', c.win_probability))
-        AS told (what, chance)
-    WHERE c.as_of > :since AND c.ordinal >= 0 AND told.chance IS NOT NULL
-      AND c.agent_r IS NOT NULL AND c.agent_outcome <> 'not_traded'
-    GROUP BY c.model_version, told.what, fifth
-"""
 
 
 async def newest_worth(engine: AsyncEngine) -> Worth:
@@ -63,7 +53,7 @@ async def newest_worth(engine: AsyncEngine) -> Worth:
             since = {"since": newest - NEWEST}
             days = await _rows(connection, _DAYS, since)
             refusals = await _rows(connection, _REFUSALS, since)
-            chances = await _rows(connection, _CHANCES, since)
+    chances = await Explorer(engine).chances(newest - NEWEST, newest + timedelta(microseconds=1))
     return Worth(
         earned=_earned(days, _frequent(days)),
         apart=_apart(days),

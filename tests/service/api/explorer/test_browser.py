@@ -86,6 +86,7 @@ async def test_every_page_is_drawn_reachable_and_as_wide_as_its_window(visit: Vi
         page = await visit.page(width, scheme)
         await visit.come_in(page)
         paths = ["/ui", "/ui/decisions", "/ui/models", "/ui/state"]
+        versions = "/ui/models/scripted-1?days=all"
         await page.goto("/ui/decisions")
         link = page.locator("tbody a").first
         paths.append(str(await link.get_attribute("href")))
@@ -94,7 +95,7 @@ async def test_every_page_is_drawn_reachable_and_as_wide_as_its_window(visit: Vi
         await page.get_by_role("button", name="Try them on the record").click()
         await page.wait_for_url("**/ui/limits/*")
         await page.get_by_role("heading", name="Decisions that change").wait_for()
-        paths += ["/ui/limits", page.url]
+        paths += ["/ui/limits", page.url, versions]
         for path in paths:
             await page.goto(path, wait_until="networkidle")
             assert await page.locator("h1").count() == 1, path

@@ -36,6 +36,34 @@ async def test_whoever_has_no_token_is_sent_to_the_form_and_learns_nothing(site:
     assert "secret" not in (await site.api.client.get("/ui/login")).text
 
 
+async def test_a_version_has_a_page_with_its_worth_over_time_and_what_came_of_its_chances(
+    site: Site,
+) -> None:
+    """Advice rejects throughout: it earns 0 where the agent loses."""
+    for day in range(2):
+        at = (datetime.now(UTC) - timedelta(days=day)).isoformat()
+        await traded(site, f"d{day}", -3.0, candidate__ts=at, market__bar_closed_at=at)
+    await site.stored()
+    shown = (await site.get("/ui/models/scripted-1?days=all")).text
+    document = json.loads(chart(shown, "apart"))
+    gained = [value for value in document["series"][2]["data"] if value is not None]
+    assert gained
+    assert all(value > 0 for value in gained), "the agent lost, the advice did not trade"
+    assert document["series"][0]["data"] == [None] * len(document["series"][2]["data"])
+    assert "Chance that was told" in shown
+    assert json.loads(chart(shown, "behaviour"))["series"][1]["data"][-1] == 1.0
+    assert "no alias names it" in shown
+    for unknown in ("/ui/models/nobody", "/ui/models/..%2f..%2fetc"):
+        assert (await site.get(unknown)).status_code == 404
+
+
+def chart(page: str, name: str) -> str:
+    """The options of a chart."""
+    found = re.search(rf'id="{name}-options">(.*?)</script>', page, re.DOTALL)
+    assert found is not None
+    return found[1]
+
+
 async def test_an_agent_is_told_on_a_page_what_it_lacks(site: Site) -> None:
     answer = await site.get("/ui/decisions", "agent")
     assert answer.status_code == 403
