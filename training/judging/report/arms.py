@@ -24,10 +24,10 @@ from training.judging.contest.arms import (
 )
 from training.judging.contest.performance import sharpe
 from training.judging.gate.verdict import Verdict
-from training.judging.report import details, doubts
+from training.judging.report import details, doubts, pictures
 from training.judging.report.document import Cell, Report, Section
 from training.judging.report.findings import Everything, Findings, cell, maybe
-from training.judging.report.words import REASONS, opening
+from training.judging.report.words import GLOSSARY, REASONS, opening
 from training.statistics.bootstrap import Estimate, mean_intervals, none
 from training.statistics.selection import (
     holm,
@@ -64,18 +64,27 @@ def evaluation_report(findings: Findings) -> Report:
     if findings.look:
         facts["versions that looked at this period"] = f"{findings.look}, this one included"
     report = Report("Does it deserve promotion?", _headline(findings), findings.made_at, facts)
+    report.glossary = GLOSSARY
     _verdict(report.section("The gate's verdict"), findings)
     _rewards(report.section("Every arm on the same scenarios"), findings)
     _books(report.section("As a portfolio"), findings)
     if findings.terms.market.source == "synthetic":
         doubts.truth(report.section("The truth, known here"), findings)
-    doubts.stresses(report.section("Would it hold?"), findings)
+    section = report.section("Would it hold?")
+    doubts.stresses(section, findings)
+    pictures.costs(section, findings)
     doubts.power(report.section("How much data would it take?"), findings)
-    details.groups(report.section("Where"), findings)
+    section = report.section("Where, and when")
+    pictures.months(section, findings)
+    details.groups(section, findings)
     details.calibration(report.section("Is what it foretells honest?"), findings)
-    details.disagreements(report.section("When policy and agent disagreed"), findings)
+    section = report.section("When policy and agent disagreed")
+    pictures.answers(section, findings)
+    details.disagreements(section, findings)
     details.vetoes(report.section("What each veto was worth"), findings)
-    details.distribution(report.section("Rewards of trades"), findings)
+    section = report.section("Rewards of trades")
+    details.distribution(section, findings)
+    pictures.excursions(section, findings)
     doubts.off_policy(report.section("If only the logged action's outcome were known"), findings)
     doubts.combinatorial(report.section("The simple rivals before the held-out period"), findings)
     _worth(report.section("Is it worth it?"), findings)
@@ -245,6 +254,8 @@ def _tests(section: Section, findings: Findings, rewards: dict[str, Floats]) -> 
         )
         for name, gap in zip(rivals, against, strict=True)
     ]
+    gaps = dict(zip(rivals, against, strict=True))
+    pictures.forest(section, "Policy less each arm, intervals of 95 %", gaps)
     section.table(
         "Policy less each arm",
         ("arm", "difference, R per scenario", "p", "p after Holm", "p of being among the best"),

@@ -10,7 +10,8 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any, NamedTuple
 
 import jinja2
 import matplotlib
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
 from app.domain.errors import AdvisorError
@@ -146,6 +147,8 @@ class Report:
     facts: dict[str, str]
     """What it is about: model version, period, data."""
     sections: list[Section] = field(default_factory=list)
+    glossary: Mapping[str, str] = field(default_factory=dict)
+    """What words mean, shown on hover and at the end."""
 
     def section(self, title: str) -> Section:
         """Begin a part."""
@@ -155,10 +158,25 @@ class Report:
     def html(self) -> str:
         """The page. Every text is escaped; nothing is loaded from elsewhere."""
         environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+        environment.filters["explained"] = self._explained
         template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
         return template.render(
             report=self, is_plot=lambda part: isinstance(part, Plot), safe=Markup
         )
+
+    def _explained(self, text: str) -> Markup:
+        """A text, escaped, whose words of the glossary say on hover what they mean."""
+        if not self.glossary:
+            return escape(text)
+        words = sorted(self.glossary, key=len, reverse=True)
+        found = re.split(rf"\b({'|'.join(map(re.escape, words))})\b", text)
+        said = [escape(part) for part in found]
+        for at in range(1, len(found), 2):
+            if found[at] in found[:at]:
+                continue  # It was explained before.
+            meaning = escape(self.glossary[found[at]])
+            said[at] = Markup('<abbr title="{}">{}</abbr>').format(meaning, found[at])
+        return Markup("").join(said)
 
     def as_json(self) -> dict[str, Any]:
         """The same numbers for programs; plots by caption only."""

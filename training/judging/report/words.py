@@ -5,6 +5,32 @@ from __future__ import annotations
 from training.judging.gate.verdict import RefusalCode
 from training.statistics.bootstrap import Estimate
 
+GLOSSARY = {
+    "R": "net profit over the risk of the agent's plan: -1 R loses what the plan risks",
+    "scenario": "one opportunity that the agent saw, with everything that was known at that moment",
+    "arm": "somebody who answers every scenario: the agent, a rule, a model",
+    "policy": "the version that is judged, with the rules on",
+    "random veto": "the policy's own answers dealt at random: as many trades, no judgement",
+    "veto": "a rule's refusal of an order",
+    "bound": "what the truth is above with the stated confidence",
+    "intervals": "where the truth lies in 95 of 100 cases",
+    "Sharpe": "mean return over its deviation, a year: what is earned for the risk that is taken",
+    "Sortino": "as Sharpe, but only losses count as risk",
+    "drawdown": "how far the account is below its highest level so far",
+    "turnover": "how often a year the account is traded once over",
+    "exposure": "share of the time with a trade open",
+    "profit factor": "what winners earned over what losers lost",
+    "expectancy": "mean R of a trade",
+    "calibration": "whether what is foretold with 60 % happens in 60 of 100 cases",
+    "Holm": "a correction for looking at many differences at once",
+    "MAE": "maximum adverse excursion: the worst that a trade stood at while it was open",
+    "MFE": "maximum favourable excursion: the best that a trade stood at while it was open",
+    "PBO": (
+        "probability of backtest overfitting: how often the best in one half of the days is below"
+        " the middle in the other"
+    ),
+}
+"""Words of the report, explained where they first stand in a text, and at the end."""
 REASONS = {
     RefusalCode.NOT_FINITE: "a number in the evidence is none",
     RefusalCode.OUT_OF_BOUNDS: "a day's result is beyond what the bound allows for",

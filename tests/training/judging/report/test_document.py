@@ -124,3 +124,17 @@ def test_a_column_of_numbers_stays_one_where_there_is_none() -> None:
     assert table.wordy == (True, False, False)
     cells = [attributes for tag, attributes in tags(report().html()).found if tag == "td"]
     assert ["class" in cell for cell in cells] == [True, False, False] * 2
+
+
+def test_a_word_is_explained_where_it_first_stands_and_at_the_end() -> None:
+    made = report()
+    made.glossary = {"R": "net profit over risk", "mean R": 'the "mean"', "never": "x"}
+    made.sections[0].say("R and mean R, then R again; RSI is another word")
+    page = made.html()
+    assert (
+        '<p><abbr title="net profit over risk">R</abbr> and <abbr title="the &#34;mean&#34;">'
+        in page
+    )
+    assert "</abbr>, then R again; RSI is another word</p>" in page
+    assert "<dt>never</dt><dd>x</dd>" in page
+    assert HOSTILE not in page

@@ -33,14 +33,15 @@ def history(gap: Floats) -> Paired:
 
 
 def test_a_rival_that_always_earns_more_is_seen_on_settled_days_alone() -> None:
-    """Half an R a day of bounds +-6: wealth grows by at most 1 + 0.95 x 0.5 / 6 a day, 7.6 %, so
-    1 / 0.025 is reached after 51 days and not before."""
-    found = worse(history(np.full(80, 0.5)), DriftConfig())
+    """Half an R a day of bounds +-6: the largest stake wins 0.95 x 0.5 / 6 a day, so a twelfth of
+    the wealth reaches 1 / 0.025 after ln(12 x 40) / ln 1.0792, 81 days, and all of it not before
+    ln 40 / ln 1.0792, 48."""
+    found = worse(history(np.full(86, 0.5)), DriftConfig())
     assert found is not None
-    assert (found.rival, found.days) == (AGENT, 76), "the last day and three before it may change"
+    assert (found.rival, found.days) == (AGENT, 82), "the last day and three before it may change"
     assert 0 < found.at_least < 0.5
-    assert worse(history(np.full(45, 0.5)), DriftConfig()) is None
-    assert worse(history(np.full(80, -0.5)), DriftConfig()) is None
+    assert worse(history(np.full(51, 0.5)), DriftConfig()) is None
+    assert worse(history(np.full(86, -0.5)), DriftConfig()) is None
     assert worse(history(np.empty(0)), DriftConfig()) is None
 
 

@@ -1,0 +1,174 @@
+"""What a trader would rather see than read: who is beaten by how much, in which months, how far
+trades went before they ended, what costs do to it, and where agent and policy part."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from training.arrays import Flags, Floats, Rows
+from training.config.data import OutcomesConfig
+from training.judging.contest.arena import Arena, Played
+from training.judging.contest.arms import AGENT, ALWAYS, POLICY
+from training.judging.report.document import Cell, Section
+from training.judging.report.findings import Findings, cell
+from training.statistics.bootstrap import Estimate, mean_intervals
+
+GOOD, BAD, QUIET = "#1f7a6d", "#b3263a", "0.5"
+COSTS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
+"""Multiples of fee and slippage on the cost curve."""
+
+
+def forest(section: Section, title: str, gaps: Mapping[str, Estimate]) -> None:
+    """A line for each interval, its point, and nought: right of it the policy is better."""
+    shown = {name: gap for name, gap in gaps.items() if gap.value is not None}
+    if not shown:
+        return
+    figure = Figure((8, 0.7 + 0.32 * len(shown)))
+    axes = figure.add_subplot()
+    axes.axvline(0, color=QUIET, linewidth=0.8, linestyle="--")
+    for at, gap in enumerate(shown.values()):
+        value = float(gap.value or 0.0)
+        low = value if gap.low is None else gap.low
+        high = value if gap.high is None else gap.high
+        sure = GOOD if low > 0 else BAD if high < 0 else QUIET
+        axes.plot([low, high], [at, at], color=sure, linewidth=2)
+        axes.plot([value], [at], "o", color=sure, markersize=5)
+    axes.set_yticks(range(len(shown)), list(shown))
+    axes.invert_yaxis()
+    axes.set_xlabel("R per scenario")
+    axes.grid(axis="x", alpha=0.2)
+    section.plot(f"{title}. Green: surely better, red: surely worse, grey: may be luck", figure)
+
+
+def months(section: Section, findings: Findings) -> None:
+    """Policy less agent, R of each month: years down, months across."""
+    rewards, as_of = findings.contest.rewards, findings.contest.arena.as_of
+    years, table = by_month(as_of, rewards[POLICY] - rewards[AGENT])
+    figure = Figure((9, 0.8 + 0.5 * len(years)))
+    axes = figure.add_subplot()
+    most = float(np.nanmax(np.abs(table))) or 1.0
+    image = axes.imshow(table, cmap="RdYlGn", vmin=-most, vmax=most, aspect="auto")
+    for (row, column), value in np.ndenumerate(table):
+        if np.isfinite(value):
+            axes.text(column, row, f"{value:+.1f}", ha="center", va="center", fontsize=8)
+    axes.set_xticks(range(12), [datetime(2000, month, 1).strftime("%b") for month in range(1, 13)])
+    axes.set_yticks(range(len(years)), [str(year) for year in years])
+    figure.colorbar(image, ax=axes, label="R", pad=0.01)
+    section.plot("Policy less agent by month, R summed", figure)
+
+
+def by_month(as_of: Rows, gap: Floats) -> tuple[list[int], Floats]:
+    """Years, and the sum of each month, (years, 12); NaN of a month without scenarios."""
+    when = [datetime.fromtimestamp(int(at), UTC) for at in as_of]
+    years = sorted({at.year for at in when})
+    table = np.full((len(years), 12), np.nan)
+    for at, value in zip(when, gap, strict=True):
+        row, column = years.index(at.year), at.month - 1
+        table[row, column] = np.nansum([table[row, column], value])
+    return years, table
+
+
+def excursions(section: Section, findings: Findings) -> None:
+    """How far trades went against and with their holder before they ended: a stop that winners
+    never come near is too wide, a target far below what they reach too near."""
+    figure = Figure((9, 4))
+    sides = figure.subplots(1, 2, sharey=True)
+    drawn = False
+    for name, colour in ((AGENT, "#8b6fd6"), (POLICY, GOOD)):
+        adverse, favourable, r = excursions_of(findings.contest.played[name])
+        for axes, reached in zip(sides, (adverse, favourable), strict=True):
+            axes.scatter(reached, r, s=5, alpha=0.4, color=colour, label=f"{name} (n={len(r):,})")
+        drawn = drawn or bool(len(r))
+    if not drawn:
+        return
+    for axes, words in zip(sides, ("worst", "best"), strict=True):
+        axes.axhline(0, color=QUIET, linewidth=0.8)
+        axes.set_xlabel(f"{words} while open, R of the agent's plan")
+        axes.grid(alpha=0.2)
+    sides[0].set_ylabel("R when it ended, after costs")
+    sides[1].legend(fontsize=8, frameon=False)
+    section.plot(
+        "Worst (MAE) and best (MFE) excursion of each trade, against what it earned", figure
+    )
+
+
+def excursions_of(played: Played) -> tuple[Floats, Floats, Floats]:
+    """Worst and best excursion, and R, of the trades of an arm; in R of the agent's plan, clipped
+    to -3 and 6."""
+    traded = played.arm.approve
+    risk = played.arm.orders.plan_risk[traded]
+    parts = played.fates.mae[traded] / risk, played.fates.mfe[traded] / risk, played.r[traded]
+    adverse, favourable, r = (np.clip(np.nan_to_num(part), -3, 6) for part in parts)
+    return adverse, favourable, r
+
+
+def costs(section: Section, findings: Findings) -> None:
+    """The same answers at other costs: where each arm stops earning."""
+    curves: dict[str, list[float]] = {name: [] for name in (POLICY, AGENT, ALWAYS)}
+    for times in COSTS:
+        arena = at_costs(findings, times)
+        usable = np.searchsorted(findings.contest.arena.rows, arena.rows)
+        for name, curve in curves.items():
+            played = arena.play(findings.contest.played[name].arm.at(usable))
+            curve.append(float(played.r.mean()))
+    figure = Figure((7, 3.5))
+    axes = figure.add_subplot()
+    for name, curve in curves.items():
+        axes.plot(COSTS, curve, "o-", markersize=3, linewidth=1.2, label=name)
+    axes.axhline(0, color=QUIET, linewidth=0.8)
+    axes.axvline(1, color=QUIET, linewidth=0.8, linestyle="--")
+    axes.set_xlabel("times the costs of this report (dashed: 1)")
+    axes.set_ylabel("R per scenario")
+    axes.legend(fontsize=8, frameon=False)
+    axes.grid(alpha=0.2)
+    section.plot("What costs do to it", figure)
+
+
+def at_costs(findings: Findings, times: float) -> Arena:
+    """The scenarios of the contest with fee and slippage so many times as high."""
+    given: OutcomesConfig = findings.terms.outcomes
+    changed = {"fee": times * given.fee, "slippage": times * given.slippage}
+    outcomes = given.model_copy(update=changed)
+    rows = findings.contest.arena.rows
+    return Arena.of(findings.held_out, findings.market.series(), outcomes, rows)
+
+
+def answers(section: Section, findings: Findings) -> None:
+    """Agent against policy: how often each pair of answers came, and what it was worth."""
+    contest = findings.contest
+    agent, policy = (contest.played[name].arm.approve for name in (AGENT, POLICY))
+    plan, gap = contest.rewards[ALWAYS], contest.rewards[POLICY] - contest.rewards[AGENT]
+    rows = [
+        (
+            Cell("trades" if theirs else "passes"),
+            Cell("trades" if mine else "passes"),
+            Cell(int(here.sum())),
+            Cell(float(here.mean()), digits=2),
+            *_means((plan, gap), here, contest.arena.as_of, findings.terms.evaluate.draws),
+        )
+        for theirs, mine, here in pairs(agent, policy)
+    ]
+    section.table(
+        "Agent against policy",
+        ("agent", "policy", "scenarios", "share", "R of the agent's plan", "policy - agent, R"),
+        rows,
+        "Mean R per scenario. The plan's R is what trading it as the agent would have earned,"
+        " whoever passed.",
+    )
+
+
+def pairs(agent: Flags, policy: Flags) -> list[tuple[bool, bool, Flags]]:
+    """Each pair of answers with the scenarios where it came."""
+    both = ((True, True), (True, False), (False, True), (False, False))
+    return [(one, other, (agent == one) & (policy == other)) for one, other in both]
+
+
+def _means(values: Sequence[Floats], here: Flags, as_of: Rows, draws: int) -> list[Cell]:
+    if not here.any():
+        return [Cell(None, reason="it never came") for _ in values]
+    columns = np.stack([value[here] for value in values], 1)
+    return [cell(mean) for mean in mean_intervals(columns, as_of=as_of[here], draws=draws)]
