@@ -435,9 +435,14 @@ def _print_where(settings: Settings, environment: Mapping[str, str]) -> None:
     url = environment["ADVISOR_URL"]
     psql = f"PGSERVICEFILE={os.path.relpath(settings.home / SERVICES)} psql service=analyst"
     advisor = os.path.relpath(os.path.join(os.path.dirname(sys.executable), "advisor"))
+    operator = os.path.relpath(_token_folder(environment) / "operator")
     console.print("\n[bold]Where to look next[/]")
     for what, where in (
-        ("the record, seen", f"{url}/ui (come in with the token of tokens/operator)"),
+        ("the record, seen", f"{url}/ui"),
+        ("", f"come in with the token in {operator}"),
+        ("  is it worth it?", f"{url}/ui?days=all"),
+        ("  who was right?", f"{url}/ui/decisions?disagree=1"),
+        ("  other limits?", f"{url}/ui/limits"),
         ("API, to try out", f"{url}/docs"),
         ("health", f"{url}/readyz"),
         ("metrics", f"{url}/metrics"),
