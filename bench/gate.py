@@ -79,7 +79,7 @@ def repeated_looks(count: int, config: GateConfig, workers: int) -> Share:
 
 def stepping_back(count: int, workers: int, figures: dict[str, float]) -> Table:
     """One row per market, the first three without a reason to step back."""
-    lengths = (250, 500, 1000, DECISIONS)
+    lengths = (500, 1000, DECISIONS)
     table = Table("market", *(f"within {decisions:,} decisions" for decisions in lengths))
     for world in (*NO_WORSE, *WORSE):
         found = [

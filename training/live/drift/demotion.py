@@ -11,6 +11,7 @@ Two reasons, each of them enough:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -26,7 +27,7 @@ from training.config.judging import DriftConfig
 from training.live.drift.look import Drift
 from training.live.drift.verdict import DriftVerdict
 from training.log import paired, reading
-from training.statistics.anytime import lower_bound, period_means
+from training.statistics.anytime import log_wealth, lower_bound, period_means
 
 BY = "demotion"
 """Who moves the alias, in its history."""
@@ -76,10 +77,10 @@ def worse(seen: Paired, config: DriftConfig) -> Worse | None:
         )
         gap = np.subtract(*clipped)
         days = period_means(gap, seen.as_of[known]) if known.any() else gap
-        if len(days) >= config.demote_min_days:
-            bound = lower_bound(days, 2 * config.clip_r, alpha)
-            if bound > 0:
-                beaten.append(Worse(name, bound, len(days)))
+        if len(days) < config.demote_min_days:
+            continue
+        if log_wealth(days, 2 * config.clip_r).max() >= math.log(1 / alpha):
+            beaten.append(Worse(name, lower_bound(days, 2 * config.clip_r, alpha), len(days)))
     return max(beaten, key=lambda found: found.at_least, default=None)
 
 

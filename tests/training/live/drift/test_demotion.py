@@ -17,7 +17,7 @@ from app.policy.scripted import SCRIPTED_MANIFEST, ScriptedPolicy
 from app.shadow_log.log import ShadowLog
 from bench.gate_power import NO_WORSE, WORSE, demotions
 from tests import builders as build
-from tests.service.running import running, settings_for
+from tests.service.running import running, settings_for, until
 from tests.training.support.drifting import NOW, looked, window
 from training.arrays import DAY_S, Floats
 from training.config.judging import DriftConfig
@@ -90,6 +90,12 @@ async def test_an_alias_that_drifts_on_goes_back_says_so_and_is_left_alone_after
     models = Models(ScriptedPolicy(["H"]), (ScriptedPolicy(["A"], manifest=second),))
     async with running(settings_for(database_url, valkey_url, tmp_path), models) as served:
         service = OperatorClient(served.url)
+
+        async def registered() -> bool:
+            document = (await served.client.get("/models")).json()
+            return len(document["registry"].get("models", [])) == 2
+
+        await until(registered)
         for version in ("scripted-1", "scripted-2"):
             await asyncio.to_thread(service.move_alias, "champion", version, "promoted", "me")
         demoter = Demoter(service, "champion", database_url, DriftConfig())
