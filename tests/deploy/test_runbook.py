@@ -6,11 +6,13 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
 import psycopg
 import pytest
+from sqlalchemy import make_url
 
 from app.domain.canonical import decision_id
 from app.journal.keys import DEAD, EVENTS
@@ -141,8 +143,8 @@ async def test_a_spool_that_is_copied_into_a_running_service_reaches_the_stream(
     assert await drained(service.settings) == 1
 
 
-async def test_a_dump_that_is_restored_elsewhere_verifies(
-    postgres: EmbeddedPostgres, database_url: str, empty_database_url: str, tmp_path: Path
+async def test_the_drill_restores_verifies_and_leaves_nothing_behind(
+    postgres: EmbeddedPostgres, database_url: str, tmp_path: Path
 ) -> None:
     log = ShadowLog.connect(database_url)
     await log.append(
@@ -153,28 +155,36 @@ async def test_a_dump_that_is_restored_elsewhere_verifies(
         ]
     )
     await log.aclose()
-    source, target = (url.replace("+psycopg", "") for url in (database_url, empty_database_url))
-    with psycopg.connect(target) as connection:
-        found = connection.execute(
-            "SELECT 1 FROM pg_roles WHERE rolname = 'advisor_analyst'"
-        ).fetchone()
-    assert found is not None, "the role belongs to the server, so it is here already"
-    dump = tmp_path / "advisor.dump"
-    for command in (
-        [str(postgres.tools / "pg_dump"), "--format=custom", f"--file={dump}", source],
-        [
-            str(postgres.tools / "pg_restore"),
-            "--exit-on-error",
-            "--no-owner",
-            f"--dbname={target}",
-            str(dump),
-        ],
-    ):
-        subprocess.run(command, check=True, capture_output=True)
-    report = await verify_log(empty_database_url)
-    assert (report.decisions, report.findings) == (2, [])
+    environment = {
+        **os.environ,
+        "DATABASE_URL": database_url,
+        "PATH": f"{postgres.tools}:{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+    }
+    program, dump = str(ROOT / "deploy" / "restore_drill.py"), str(tmp_path / "advisor.dump")
+
+    def drilled(*options: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, program, dump, *options]
+        return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+    done = drilled("--keep")
+    assert done.returncode == 0, done.stderr
+    assert "verified 2 decisions" in done.stderr
+    assert (tmp_path / "advisor.dump").stat().st_size > 0
+    (kept,) = re.findall(r"^(advisor_drill_\d+) stays$", done.stderr, re.MULTILINE)
+    restored = make_url(database_url).set(drivername="postgresql", database=kept)
     with (
-        psycopg.connect(target) as connection,
+        psycopg.connect(restored.render_as_string(hide_password=False)) as connection,
         pytest.raises(psycopg.errors.RaiseException, match="append-only"),
     ):
         connection.execute("DELETE FROM decisions")
+    with psycopg.connect(database_url.replace("+psycopg", ""), autocommit=True) as owner:
+        owner.execute(f"DROP DATABASE {kept}".encode())
+        assert drilled().returncode == 0
+        left = "SELECT count(*) FROM pg_database WHERE datname LIKE 'advisor_drill_%'"
+        assert owner.execute(left).fetchone() == (0,)
+        owner.execute("ALTER TABLE decisions DISABLE TRIGGER USER")
+        owner.execute("UPDATE decisions SET symbol = 'XRPUSDT' WHERE request_id = 'r-1'")
+    done = drilled()
+    assert done.returncode == 1
+    assert "wrong: " in done.stderr
