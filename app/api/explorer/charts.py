@@ -111,7 +111,7 @@ def calibration(rows: Sequence[Mapping[str, Any]]) -> Chart:
         "tooltip": {"trigger": "item", "renderMode": "richText"},
         "legend": {"top": 0},
         "xAxis": _share("chance that was told"),
-        "yAxis": {**_share("share that won"), "nameLocation": "end"},
+        "yAxis": {**_share("won"), "nameLocation": "end"},
         "series": [
             {
                 "name": {"win": "chance of a profit", "approve": "chance of approving"}[kind],
@@ -148,12 +148,20 @@ def _share(name: str) -> Chart:
 
 def behaviour(weeks: Sequence[str], shares: Mapping[str, Sequence[float | None]]) -> Chart:
     """Shares of decisions, by week."""
-    chart = _plain(weeks, "share of decisions")
+    chart = _plain(weeks, "share")
     chart["yAxis"] |= {"min": 0, "max": 1}
     chart["legend"] = {"top": 0}
+    chart["grid"] |= {"top": 64}
+    colours = ("#4478c8", AGENT, ADVICE, QUIET)
     chart["series"] = [
-        {"name": name, "type": "line", "showSymbol": len(weeks) < 60, "data": _short(values)}
-        for name, values in shares.items()
+        {
+            "name": name,
+            "type": "line",
+            "showSymbol": len(weeks) < 60,
+            "data": _short(values),
+            "color": colour,
+        }
+        for (name, values), colour in zip(shares.items(), colours, strict=False)
     ]
     return chart
 

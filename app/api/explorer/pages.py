@@ -217,9 +217,10 @@ async def model(request: Request, version: str) -> Response:
         raise HTTPException(404, f"the registry knows no version {version!r}")
     aliases = await service.serving.aliases()
     stored = await explorer.span()
-    days, chances = [], []
+    days, chances, asked_days = [], [], None
     if stored is not None:
         span = asked.span(request, stored)
+        asked_days = span.days
         everyone = await explorer.days(span.since, span.until)
         days = [row for row in everyone if row["model_version"] == version]
         told = await explorer.chances(span.since, span.until)
@@ -237,6 +238,7 @@ async def model(request: Request, version: str) -> Response:
         chances=chances,
         calibration=charts.calibration(chances),
         behaviour=charts.behaviour(*story.weeks(days)),
+        asked_days=asked_days,
         spans=asked.SPANS,
     )
 
