@@ -94,6 +94,8 @@ def addresses_of(settings: Settings) -> dict[str, Takes]:
 
 
 def _address(number: int, address: str) -> Takes:
+    if address == FILE:
+        raise SettingsError(f"ADVISOR_NOTICES: `{FILE}` names no file; write {FILE}/path/of/it")
     if address.startswith(FILE):
         return partial(_append, Path(address.removeprefix(FILE)))
     return _by_apprise(number, address)

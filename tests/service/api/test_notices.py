@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -244,3 +245,23 @@ def test_addresses_that_are_none_are_refused_without_showing_them() -> None:
     with pytest.raises(SettingsError, match="cannot read address 2") as refused:
         addresses_of(read_settings(notices="json://host/x nonsense-secret"))
     assert "secret" not in str(refused.value)
+
+
+def test_a_file_gets_a_line_a_notice_and_needs_no_apprise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "notices.jsonl"
+    monkeypatch.setenv("ADVISOR_NOTICES", f"file:{path}")
+    monkeypatch.setitem(sys.modules, "apprise", None)
+    outbox = Outbox(sends(read_settings()))
+    assert outbox.tell(Notice("trading is HALTED", "me: why", "failure"))
+    assert outbox.tell(Notice("trading is ACTIVE", "me: over"))
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [line["title"] for line in lines] == ["trading is HALTED", "trading is ACTIVE"]
+    assert (lines[0]["body"], lines[0]["level"]) == ("me: why", "failure")
+    path.unlink()
+    path.mkdir()
+    assert not outbox.tell(Notice("nobody can write this", ""))
+    monkeypatch.setenv("ADVISOR_NOTICES", "file:")
+    with pytest.raises(SettingsError, match="names no file"):
+        sends(read_settings())
