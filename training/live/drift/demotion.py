@@ -30,7 +30,7 @@ from training.log import paired, reading
 from training.statistics.anytime import log_wealth, lower_bound, period_means
 
 BY = "demotion"
-"""Who moves the alias, in its history."""
+"""Who moves the alias, where nobody holds a token; else its holder."""
 AGENT = "the agent alone"
 NONE = "none"
 """What an alias names that names no version."""
