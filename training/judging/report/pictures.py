@@ -38,7 +38,7 @@ def forest(section: Section, title: str, gaps: Mapping[str, Estimate]) -> None:
         axes.plot([low, high], [at, at], color=sure, linewidth=2)
         axes.plot([value], [at], "o", color=sure, markersize=5)
     axes.set_yticks(range(len(shown)), list(shown))
-    axes.invert_yaxis()
+    axes.set_ylim(len(shown) - 0.5, -0.5)
     axes.set_xlabel("R per scenario")
     axes.grid(axis="x", alpha=0.2)
     section.plot(f"{title}. Green: surely better, red: surely worse, grey: may be luck", figure)
