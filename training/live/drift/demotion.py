@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from app.domain.errors import AdvisorError
-from app.domain.model.aliases import rollback_target
+from app.domain.model.aliases import rollback_reason, rollback_target
 from app.operator_client import OperatorClient
 from training.arrays import DAY_S, Floats, Rows
 from training.config.judging import DriftConfig
@@ -111,10 +111,8 @@ class Demoter:
         why = self._drifted(drift, version, now) or self._lost(stands, before)
         if why is None:
             return None
-        if before == NONE:
-            self._service.move_alias(self._alias, NONE, f"demoted by itself: {why}", BY)
-        else:
-            self._service.roll_back(self._alias, f"demoted by itself: {why}", BY)
+        reason = rollback_reason(version, f"demoted by itself: {why}")
+        self._service.move_alias(self._alias, before, reason, BY, seen=stands["changed_at"])
         return f"{version} is no longer {self._alias}, {before} is: {why}"
 
     def _lost(self, stands: Mapping[str, Any], before: str) -> str | None:
