@@ -34,7 +34,11 @@ def forest(section: Section, title: str, gaps: Mapping[str, Estimate]) -> None:
         value = float(gap.value or 0.0)
         low = value if gap.low is None else gap.low
         high = value if gap.high is None else gap.high
-        sure = GOOD if low > 0 else BAD if high < 0 else QUIET
+        sure = QUIET
+        if low > 0:
+            sure = GOOD
+        elif high < 0:
+            sure = BAD
         axes.plot([low, high], [at, at], color=sure, linewidth=2)
         axes.plot([value], [at], "o", color=sure, markersize=5)
     axes.set_yticks(range(len(shown)), list(shown))
