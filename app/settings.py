@@ -18,6 +18,8 @@ from app.domain.errors import AdvisorError
 from app.domain.fields import describe, shown
 from app.domain.record.decision import Engine
 
+OWN_CHECKPOINTS = "checkpoints.jsonl"
+"""Under ADVISOR_HOME, where `advisor up` has the writer keep them."""
 SCRIPTED = "scripted"
 """The value of MODEL that asks for no model at all, but for the shipped fake."""
 

@@ -25,7 +25,7 @@ from app.journal.stream import StreamJournal
 from app.main import deciders, default_directory
 from app.operator_client import OperatorClient, OperatorError
 from app.policy.versions.store import find_manifest
-from app.settings import SCRIPTED, Settings
+from app.settings import OWN_CHECKPOINTS, SCRIPTED, Settings
 from app.shadow_log.log import ShadowLog
 from app.shadow_log.proof.checkpoint import read_checkpoints
 from app.shadow_log.proof.places import place_at
@@ -231,10 +231,14 @@ async def _spool(settings: Settings, _: Bounds) -> list[Finding]:
 
 async def _checkpoints(settings: Settings, _: Bounds) -> list[Finding]:
     """Whether the record was signed lately."""
-    if settings.checkpoints is None:
+    place = settings.checkpoints
+    beside = settings.home / OWN_CHECKPOINTS
+    if place is None and beside.exists():  # `advisor up` has them there.
+        place = str(beside)
+    if place is None:
         mend = "set ADVISOR_CHECKPOINTS for the writer: a place that the database does not hold"
         return [Finding("checkpoints", State.WATCH, "none are written as far as seen here", mend)]
-    signed, cut = await asyncio.to_thread(read_checkpoints, place_at(settings.checkpoints))
+    signed, cut = await asyncio.to_thread(read_checkpoints, place_at(place))
     if not signed:
         mend = "is `advisor writer` running with ADVISOR_CHECKPOINTS?"
         return [Finding("checkpoints", State.WATCH, "none has been written yet", mend)]
@@ -252,10 +256,28 @@ async def _service(settings: Settings, _: Bounds) -> list[Finding]:
     )
     report = await asyncio.to_thread(client.readiness)
     status = str(report.pop("status", "unknown"))
-    told = ", ".join(f"{name} {value}" for name, value in sorted(report.items()))
+    told = ", ".join(
+        f"{name} {_briefly(value)}"
+        for name, value in sorted(report.items())
+        if _is_worth_a_word(value)
+    )
     state = {"ready": State.OK, "degraded": State.WATCH}.get(status, State.WRONG)
     mend = "" if state is State.OK else "docs/runbook.md, by the name of what is not up"
     return [Finding("service", state, f"{status}: {told}"[:500], mend)]
+
+
+def _is_worth_a_word(value: Any) -> bool:
+    """Whether it is more than that nothing is the matter."""
+    return value is False or (value is not True and value not in ("up", "whole", 0, [], {}))
+
+
+def _briefly(value: Any) -> str:
+    """A part of what the service says of itself, on a line."""
+    if isinstance(value, dict):
+        return str(
+            value.get("version") or ", ".join(f"{key}: {each}" for key, each in value.items())
+        )
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 async def _alerts(_: Settings, bounds: Bounds) -> list[Finding]:

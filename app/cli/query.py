@@ -20,6 +20,7 @@ from app.settings import SettingsError, read_settings, with_environment
 DRIVER = "+psycopg"
 """What SQLAlchemy wants in an address, and libpq does not."""
 ASKED_FOR_S = 60
+_WORDS = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
 
 
 def query(
@@ -30,6 +31,8 @@ def query(
     """Ask the shadow log one question in SQL, within a minute; docs/shadow_log.md has examples."""
     import psycopg
 
+    if as_json and as_csv:
+        raise typer.BadParameter("choose one of --json and --csv")
     url = database_url(read_settings()).replace(DRIVER, "", 1)
     wait = f"-c statement_timeout={ASKED_FOR_S}s -c default_transaction_read_only=on"
     try:
@@ -41,12 +44,24 @@ def query(
     except psycopg.Error as error:
         raise SettingsError(f"Postgres says: {' '.join(str(error).split())}") from error
     if as_json:
-        tell([dict(zip(names, row, strict=True)) for row in rows])
+        tell([_record(names, row) for row in rows])
     elif as_csv:
         written = csv.writer(sys.stdout)
         written.writerows([names, *rows])
     else:
         _print(names, rows)
+
+
+def _record(names: list[str], row: tuple[Any, ...]) -> dict[str, Any]:
+    """A row as JSON can hold it: what is no number in JSON is told as Postgres tells it."""
+    if len(set(names)) < len(names):
+        raise SettingsError(
+            "two columns have one name: give each its own with AS, or ask for --csv"
+        )
+    return {
+        name: _WORDS.get(str(value), value) if isinstance(value, float) else value
+        for name, value in zip(names, row, strict=True)
+    }
 
 
 def psql(

@@ -38,7 +38,7 @@ from app.local.servers import (
     die_with_parent,
 )
 from app.operator_client import OperatorClient, OperatorError
-from app.settings import Settings
+from app.settings import OWN_CHECKPOINTS, Settings
 from app.shadow_log.database import async_url
 from app.shadow_log.log import ShadowLog
 from app.shadow_log.schema.logins import ANALYST, READER, WRITER
@@ -241,7 +241,7 @@ def _running(settings: Settings) -> Iterator[tuple[dict[str, str], list[Supervis
             "ADVISOR_INSTANCE": uuid4().hex,
             "ADVISOR_HOME": str(home),
         }
-        environment.setdefault("ADVISOR_CHECKPOINTS", str(home / "checkpoints.jsonl"))
+        environment.setdefault("ADVISOR_CHECKPOINTS", str(home / OWN_CHECKPOINTS))
         _tell(f"state lies in {home}")
         if settings.database_url is None:
             postgres = EmbeddedPostgres(home / "postgres")

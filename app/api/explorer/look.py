@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from decimal import Decimal
 from math import isfinite
 from typing import Any
 
@@ -28,7 +29,7 @@ def number(value: float | None, digits: int = 2) -> str:
 
 def signed(value: float | None, digits: int = 2) -> str:
     """A number with its sign."""
-    return NONE if value is None else f"{value:+,.{digits}f}"
+    return NONE if value is None or not isfinite(value) else f"{value:+,.{digits}f}"
 
 
 def percent(value: float | None, digits: int = 1) -> str:
@@ -37,10 +38,16 @@ def percent(value: float | None, digits: int = 1) -> str:
 
 
 def price(value: float | None) -> str:
-    """Six significant digits, and never an exponent that people would have to read."""
+    """Six significant digits, and no exponent that people would have to read, but for what no
+    market's price is."""
     if value is None or not isfinite(value):
         return NONE
-    return f"{value:,.6g}" if 1e-4 <= abs(value) < 1e6 else f"{value:,.8f}".rstrip("0").rstrip(".")
+    size = abs(value)
+    if 1e6 <= size < 1e15:
+        return f"{value:,.8f}".rstrip("0").rstrip(".")
+    if 1e-15 <= size < 1e-4:
+        return format(Decimal(f"{value:.6g}"), "f")
+    return f"{value:,.6g}"
 
 
 def moment(value: datetime | str | None) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from datetime import datetime
+from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +29,18 @@ class Budget:
 
     def take(self, now: datetime) -> bool:
         """Whether one more question may be asked today; it is counted."""
-        day = f"{now:%Y-%m-%d}"
-        if day != self._day:
-            self._day, self._asked, self._cost = day, 0, 0.0
+        if self._is_over(now.date()):
+            self._day, self._asked, self._cost = now.date(), 0, 0.0
         over = self._cost_per_day is not None and self._cost >= self._cost_per_day
         if over or self._asked >= self._per_day:
             return False
         self._asked += 1
         return self._note()
+
+    def _is_over(self, today: date) -> bool:
+        """Whether the day that is noted has ended. A clock that goes back over midnight does not
+        give the day's budget again; a note of a day that is far ahead was made by a wrong clock."""
+        return today > self._day or self._day - today > timedelta(days=1)
 
     def add(self, cost: float) -> None:
         """What a question has cost."""
@@ -45,7 +49,7 @@ class Budget:
 
     def _note(self) -> bool:
         """Write the day down. What cannot be written down is not spent."""
-        document = {"day": self._day, "asked": self._asked, "cost": self._cost}
+        document = {"day": self._day.isoformat(), "asked": self._asked, "cost": self._cost}
         draft = self._path.with_suffix(".draft")
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -57,10 +61,11 @@ class Budget:
         return True
 
 
-def _read(path: Path) -> tuple[str, int, float]:
+def _read(path: Path) -> tuple[date, int, float]:
     """The day that was noted last; what cannot be read counts as nothing asked."""
     try:
         document: Any = json.loads(path.read_text())
-        return str(document["day"]), int(document["asked"]), float(document["cost"])
+        day = date.fromisoformat(document["day"])
+        return day, int(document["asked"]), float(document["cost"])
     except (OSError, ValueError, KeyError, TypeError):
-        return "", 0, 0.0
+        return date.min, 0, 0.0

@@ -186,6 +186,12 @@ def test_a_question_is_answered_as_table_json_and_csv_and_changes_nothing(
         {"decisions": 2, "nothing": None}
     ]
     assert advisor(variables, "query", asked, "--csv").stdout.split() == ["decisions,nothing", "2,"]
+    odd = "SELECT 'nan'::float8 AS a, '-infinity'::float8 AS b"
+    assert json.loads(
+        advisor(variables, "query", odd, "--json").stdout, parse_constant=str.encode
+    ) == [{"a": "NaN", "b": "-Infinity"}]
+    assert "give each its own with AS" in refusal(variables, "query", "SELECT 1, 2", "--json")
+    assert "choose one" in advisor(variables, "query", asked, "--json", "--csv").stderr
     changing = "SET TRANSACTION READ WRITE; DELETE FROM state_changes"
     assert "Postgres says: " in refusal(variables, "query", changing)
     assert "Postgres says: " in refusal(variables, "query", "SELECT nothing_there")

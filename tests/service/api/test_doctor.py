@@ -14,7 +14,7 @@ from app.api.tokens import TokenFile
 from app.cli.examination import Bounds, Finding, State, examine
 from app.domain.principal import Role
 from app.local.servers import EmbeddedPostgres, EmbeddedValkey
-from app.settings import Settings
+from app.settings import OWN_CHECKPOINTS, Settings
 from tests.conftest import administration
 from tests.service.processes import advisor, environment
 from tests.service.running import running, settings_for
@@ -52,7 +52,16 @@ async def test_what_is_well_is_called_so(settings: Settings) -> None:
     assert states.pop("model") == states.pop("tokens") == states.pop("checkpoints") == {State.WATCH}
     well = ("disk", "limits", "postgres", "clock", "valkey", "writer", "service")
     assert states == {check: {State.OK} for check in well}
-    assert found["service"][0].what.startswith("ready: ")
+    told = found["service"][0].what
+    assert told.startswith("ready: ")
+    assert "limits 2" in told
+    assert "{" not in told
+
+
+async def test_the_checkpoints_of_up_are_found_without_a_setting(settings: Settings) -> None:
+    (settings.home / OWN_CHECKPOINTS).touch()
+    [finding] = (await seen(settings))["checkpoints"]
+    assert finding.what == "none has been written yet"
 
 
 async def test_a_valkey_that_forgets_is_told_with_what_to_set(
