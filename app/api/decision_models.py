@@ -35,9 +35,9 @@ from app.domain.errors import (
 )
 from app.domain.model.actions import ACTIONS, REJECT
 from app.domain.model.manifest import PRIMARY_ALIAS
-from app.domain.model.questions import QuestionName
+from app.domain.model.questions import BY_NAME, QuestionName
 from app.domain.principal import Principal, Role
-from app.domain.record.decision import Advice, AdviceStatus
+from app.domain.record.decision import Advice, AdviceStatus, graded
 from app.schemas import ADVISE_ONE, EXAMPLE, AdviseRequest
 
 MOST_QUESTIONS = 64
@@ -49,6 +49,8 @@ FORETOLD = {
     QuestionName.STOPPED.value: "stopped_probability",
 }
 """Ids of the chances that a version may foretell of the plan, and where an outlook has them."""
+LEVELS = tuple(f"{level} ATR" for level in BY_NAME[QuestionName.RANGE].levels)
+"""Of the score that a version may foretell: how far price ranges."""
 PROBLEMS = problems(
     InvalidRecord,
     RequestConflict,
@@ -68,9 +70,10 @@ class Lenient(BaseModel):
 
 
 class SystemOneQuestion(Lenient):
-    """`noul` is a chance, `choice` one of the options that `criteria` names."""
+    """`noul` is a chance, `choice` one of the options that `criteria` names, `score` a level of
+    those that it lists."""
 
-    type: Literal["noul", "choice"]
+    type: Literal["noul", "choice", "score"]
     instructions: Any = Field(None, description="not read")
     criteria: Any = None
 
@@ -106,13 +109,21 @@ class Choice(Lenient):
     description: str | None = None
 
 
-class DecisionsQuestion(Lenient):
-    """`predicate` is a chance, `choice` one of the choices."""
+class Level(Lenient):
+    """One level of a score in the Decisions form."""
 
-    type: Literal["predicate", "choice"]
+    label: str
+    description: str | None = None
+
+
+class DecisionsQuestion(Lenient):
+    """`predicate` is a chance, `choice` one of the choices, `score` one of the levels."""
+
+    type: Literal["predicate", "choice", "score"]
     name: str | None = None
     instructions: Any = Field(None, description="not read")
     choices: list[Choice] | None = Field(None, max_length=255)
+    levels: list[Level] | None = Field(None, max_length=10)
 
 
 class DecisionsRequest(Lenient):
@@ -146,24 +157,30 @@ DECISIONS: TypeAdapter[DecisionsRequest] = TypeAdapter(DecisionsRequest)
 
 
 class Question(NamedTuple):
-    """What is asked, whichever form it came in. `options` is None where a chance is asked for."""
+    """What is asked, whichever form it came in. `options` is None where a chance is asked for, or a
+    score on levels that are the model's own."""
 
     name: str
     options: tuple[str, ...] | None
+    is_score: bool = False
 
     @property
     def is_foretold(self) -> bool:
         """Whether it asks what a version foretells of the plan, not what to do."""
-        return self.options is None and self.name in FORETOLD
+        return self.is_score or (self.options is None and self.name in FORETOLD)
 
     def is_answered(self, advice: Advice) -> bool:
         """Whether the version says anything to it."""
+        if self.is_score:
+            return graded(advice, QuestionName.RANGE) is not None
         if self.is_foretold:
             return getattr(advice.outlook, FORETOLD[self.name], None) is not None
         return advice.proposal is not None
 
     def chances(self, advice: Advice) -> list[float]:
-        """Of each option; of a chance, of yes and no."""
+        """Of each option or level; of a chance, of yes and no."""
+        if self.is_score:
+            return list(graded(advice, QuestionName.RANGE) or ())
         if self.is_foretold:
             chance = float(getattr(advice.outlook, FORETOLD[self.name]))
             return [chance, 1 - chance]
@@ -270,6 +287,8 @@ def _state_of(value: str | list[dict[str, Any]]) -> dict[str, Any] | str:
 def _systemone_question(name: str, question: SystemOneQuestion) -> Question:
     if question.type == "noul":
         return _chance(name)
+    if question.type == "score":
+        return _score(name, question.criteria)
     return _choice(name, list(question.criteria) if isinstance(question.criteria, dict) else [])
 
 
@@ -277,6 +296,8 @@ def _decisions_question(question: DecisionsQuestion) -> Question:
     name = question.name or ""
     if question.type == "predicate":
         return _chance(name)
+    if question.type == "score":
+        return _score(name, question.levels)
     return _choice(name, [str(choice.value) for choice in question.choices or ()])
 
 
@@ -287,6 +308,16 @@ def _chance(name: str) -> Question:
             f" {' and '.join(FORETOLD)} by their ids; instructions are not read"
         )
     return Question(name, None)
+
+
+def _score(name: str, levels: Any) -> Question:
+    known = levels is None or (isinstance(levels, list) and len(levels) == len(LEVELS))
+    if name != QuestionName.RANGE or not known:
+        raise InvalidRecord(
+            f"question {name[:100]!r}: this model scores {QuestionName.RANGE} alone, by its id, on"
+            f" levels of its own: {', '.join(LEVELS)}; name as many, or none"
+        )
+    return Question(name, None, is_score=True)
 
 
 def _choice(name: str, options: Sequence[str]) -> Question:
@@ -327,6 +358,10 @@ def _chosen(question: Question, advice: Advice) -> str:
 
 def _systemone_answer(question: Question, advice: Advice) -> dict[str, Any]:
     chances = question.chances(advice)
+    if question.is_score:
+        legend = {str(number): level for number, level in enumerate(LEVELS)}
+        told = dict(zip(legend, chances, strict=True))
+        return _scored(chances) | {"legend": legend, "probabilities": told}
     if question.options is None:
         return {"type": "noul", "noul": chances[0]}
     choice = _chosen(question, advice)
@@ -341,6 +376,12 @@ def _decisions_answer(
     if not question.is_answered(advice):
         return {"type": "refusal", "name": theirs.name}
     chances = question.chances(advice)
+    if question.is_score:
+        levels = [
+            {"label": level, "value": number, "probability": chance}
+            for number, (level, chance) in enumerate(zip(LEVELS, chances, strict=True))
+        ]
+        return _scored(chances) | {"name": theirs.name, "probabilities": levels}
     if question.options is None:
         return {"type": "predicate", "name": theirs.name, "probability": chances[0]}
     choice = _chosen(question, advice)
@@ -353,6 +394,12 @@ def _decisions_answer(
         * _label_mass(advice),
         "probabilities": [{"value": name, "probability": chance} for name, chance in pairs],
     }
+
+
+def _scored(chances: Sequence[float]) -> dict[str, Any]:
+    """What both forms say of a score: the expected number of its level, from 0."""
+    score = sum(number * chance for number, chance in enumerate(chances))
+    return {"type": "score", "score": score, "confidence": max(chances)}
 
 
 def _label_mass(advice: Advice) -> float:

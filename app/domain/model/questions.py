@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import pairwise
 
 from app.domain.canonical import content_hash
 
@@ -41,6 +42,13 @@ class Question:
     labels: tuple[str, ...]
     values: tuple[float, ...]
     edges: tuple[float, ...] = ()
+
+    @property
+    def levels(self) -> tuple[str, ...]:
+        """Of a question that has edges: what lies between them, in its unit."""
+        edges = [f"{edge:g}" for edge in self.edges]
+        between = [f"{low} to {high}" for low, high in pairwise(edges)]
+        return (f"below {edges[0]}", *between, f"{edges[-1]} or more") if edges else ()
 
     @property
     def hash(self) -> str:

@@ -297,6 +297,16 @@ def foretold(reading: Reading, calibration: Calibration, scenario: Scenario) -> 
     return outlook_of(reading.questions, reading.bare.questions, calibration.outlook, scenario)
 
 
+def graded(advice: Advice, name: QuestionName) -> tuple[float, ...] | None:
+    """Chances of a question's levels, read without text as its middle is; None where the version
+    does not answer it."""
+    asked = advice.calibration.outlook
+    answered = {} if advice.reading is None else advice.reading.bare.questions
+    if asked is None or name not in asked.questions or name not in answered:
+        return None
+    return asked.questions[name].chances(answered[name])
+
+
 def conclude(
     scenario: Scenario,
     reading: Reading | Abstention,

@@ -14,16 +14,25 @@ import httpx
 import pytest
 
 from app.advising.serving import Models
-from app.api.decision_models import Question
+from app.api.decision_models import (
+    DecisionsQuestion,
+    Question,
+    _decisions_answer,
+    _systemone_answer,
+)
 from app.api.tokens import TokenFile
 from app.domain.errors import AbstainReason, PolicyAbstained
 from app.domain.model.actions import ACTIONS
+from app.domain.model.manifest import Calibration
 from app.domain.model.outlook import Outlook
+from app.domain.model.questions import QuestionName
 from app.domain.principal import Role
-from app.domain.record.decision import AdviceStatus
+from app.domain.record.decision import Advice, AdviceStatus, conclude, graded
+from app.domain.rules.case import TradingState
 from app.policy.scripted import ScriptedPolicy
 from app.shadow_log.proof.verify import verify_log
 from tests import builders as build
+from tests.domain.scenarios import LIMITS
 from tests.service.running import ROOT, Running, drained, request, running, settings_for
 
 GATEWAYS = os.environ.get("GATEWAYS_PYTHON", "")
@@ -160,6 +169,56 @@ def test_what_it_foretells_is_told_whatever_the_rules_say() -> None:
     assert Question("approve", None).chances(advice) == [0.0, 1.0]
 
 
+def advised_of_the_range() -> Advice:
+    """Its reading gives the levels 0.1, 0.2, 0.4, 0.2, 0.1."""
+    read = build.answering(build.reading(), range=(0.1, 0.2, 0.4, 0.2, 0.1))
+    calibration = Calibration(outlook=build.outlook_calibration())
+    who, subject = build.version(calibration=calibration), build.scenario()
+    return conclude(subject, read, who, LIMITS, state=TradingState.ACTIVE, now=subject.as_of)
+
+
+def test_the_range_is_a_score_on_levels_that_are_the_models_own() -> None:
+    advice = advised_of_the_range()
+    assert graded(advice, QuestionName.RANGE) == pytest.approx((0.1, 0.2, 0.4, 0.2, 0.1))
+    question = Question("range", None, is_score=True)
+    told = _systemone_answer(question, advice)
+    assert told == {
+        "type": "score",
+        "score": pytest.approx(2.0),
+        "confidence": pytest.approx(0.4),
+        "legend": {
+            "0": "below 1.7 ATR",
+            "1": "1.7 to 2.2 ATR",
+            "2": "2.2 to 2.7 ATR",
+            "3": "2.7 to 3.7 ATR",
+            "4": "3.7 or more ATR",
+        },
+        "probabilities": {
+            name: pytest.approx(chance)
+            for name, chance in zip("01234", (0.1, 0.2, 0.4, 0.2, 0.1), strict=True)
+        },
+    }
+    asked = DecisionsQuestion(type="score", name="range")
+    form = _decisions_answer(question, asked, advice)
+    assert (form["type"], form["name"], form["score"]) == ("score", "range", pytest.approx(2.0))
+    assert form["probabilities"][4] == {
+        "label": "3.7 or more ATR",
+        "value": 4,
+        "probability": pytest.approx(0.1),
+    }
+
+
+async def test_a_version_that_does_not_foretell_the_range_gives_no_score(api: Running) -> None:
+    score = {"type": "score", "instructions": "How far?", "criteria": list("abcde")}
+    some = await systemone(api, candidate(), approve=CHANCE, range=score)
+    assert list(some.json()["answers"]) == ["approve"]
+    levels = [{"label": level} for level in "abcde"]
+    form = await decisions(
+        api, json.dumps(candidate()), {"type": "score", "name": "range", "levels": levels}
+    )
+    assert form.json()["answers"] == [{"type": "refusal", "name": "range"}]
+
+
 async def test_nine_approvals_that_share_their_votes_are_no_approval(
     database_url: str, valkey_url: str, tmp_path: Path
 ) -> None:
@@ -191,7 +250,8 @@ async def test_a_model_that_abstains_gives_no_answer_in_either_form(
         ({"a": {"type": "choice", "criteria": {"buy": None, "sell": None}}}, "chooses between"),
         ({"a": {"type": "choice", "criteria": dict.fromkeys(NAMES[:4])}}, "all ten actions"),
         ({"a": {"type": "choice", "criteria": ["approve", "reject"]}}, "chooses between"),
-        ({"a": {"type": "score", "criteria": ["low", "high"]}}, "noul"),
+        ({"a": {"type": "score", "criteria": ["low", "high"]}}, "scores range alone"),
+        ({"range": {"type": "score", "criteria": ["low", "high"]}}, "below 1.7 ATR"),
         ({}, "questions"),
     ],
 )

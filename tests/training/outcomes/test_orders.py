@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from app.domain.exits import REPORTED, TRAIL, Fixed
 from tests.builders import scenario
 from tests.domain.scenarios import AS_OF
 from training.outcomes.orders import Order, Orders, plan_order
@@ -63,3 +64,29 @@ def test_columns_are_taken_joined_and_kept_row_by_row() -> None:
     copy = replace(orders, entry=orders.entry.copy())
     copy.put(np.array([3]), orders.at(np.array([0])))
     assert copy.entry.tolist() == [100.0, 101.0, 102.0, 100.0, 104.0]
+
+
+def test_orders_are_grouped_by_what_their_exits_say_whatever_object_says_it() -> None:
+    whole = Order("BTCUSDT", 0, 100.0, 97.0, (106.0, inf, inf), 2.0, 5.0, 15.0)
+    kinds = [TRAIL, Fixed(hours=24), TRAIL, REPORTED, Fixed(hours=24), Fixed(hours=8)]
+    orders = Orders.of([whole._replace(exits=exits) for exits in kinds])
+    groups = {exits: rows.tolist() for exits, rows in orders.by_exits()}
+    assert groups == {
+        TRAIL: [0, 2],
+        Fixed(hours=24): [1, 4],
+        REPORTED: [3],
+        Fixed(hours=8): [5],
+    }
+    hour = 3600
+    assert orders.longest.tolist() == [6 * hour, 24 * hour, 6 * hour, 0, 24 * hour, 8 * hour]
+    assert Orders.of([]).by_exits() == []
+
+
+def test_what_a_scenario_declares_is_its_orders_exits() -> None:
+    assert plan_order(scenario()).exits == TRAIL
+    declared = {"kind": "fixed", "hours": 24.0}
+    assert plan_order(scenario(plan__exits=declared)).exits == Fixed(hours=24)
+    blind = plan_order(scenario(plan__exits=declared, candidate__atr=None))
+    assert blind.sound
+    assert not blind._replace(exits=TRAIL).sound
+    assert not blind._replace(exits=REPORTED).sound

@@ -126,6 +126,17 @@ async def test_a_page_without_bars_says_why_and_has_the_numbers(site: Site) -> N
     shown = (await site.get(f"/ui/decisions/{decision}")).text
     assert "has no file of bars of BTCUSDT" in shown
     assert "candles-options" not in shown
+    assert "exits, <code>trail</code>, 6 hours after entry" in shown
+
+
+async def test_a_page_says_by_which_exits_arms_end(site: Site) -> None:
+    fixed = await site.decide("fixed", plan__exits={"kind": "fixed", "hours": 1.5})
+    unknown = await site.decide("unknown", plan__exits={"kind": "reported"})
+    await site.stored()
+    shown = (await site.get(f"/ui/decisions/{fixed}")).text
+    assert "exits, <code>fixed</code>, 1.5 hours after entry" in shown
+    shown = (await site.get(f"/ui/decisions/{unknown}")).text
+    assert "exits are not known: only its own reports tell" in shown
 
 
 async def test_how_near_each_limit_was_is_told_of_the_agents_order(site: Site) -> None:
