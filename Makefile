@@ -105,7 +105,7 @@ bench-contest: $(STAMP) ## time of a contest of all arms: eleven symbols, two ye
 results: $(STAMP) ## the long evaluation as a page, var/results.md: all algorithms, controls, planted markets (MARKET=directory of bars; hours on two cores)
 	$(BIN)/python -m bench.results --market $(or $(MARKET),$(error say where the bars are: make results MARKET=DIRECTORY))
 
-.PHONY: test-freqtrade bench-freqtrade time-freqtrade test-spot-agent
+.PHONY: test-freqtrade bench-freqtrade time-freqtrade time-connect test-spot-agent
 test-freqtrade: $(STAMP) ## the freqtrade adapter in the real freqtrade: back-test, dry run, spot, futures (its own environment, 1 GB)
 	bash tests/adapters/freqtrade/start_freqtrade.sh
 
@@ -114,6 +114,9 @@ bench-freqtrade: $(STAMP) ## what the freqtrade adapter costs per candle and per
 
 time-freqtrade: $(STAMP) ## seconds from pip install in a fresh environment to the first advice, as docs/connect-freqtrade.md goes
 	FREQTRADE_ONLY=time bash tests/adapters/freqtrade/start_freqtrade.sh
+
+time-connect: $(STAMP) ## seconds from pip install in a fresh environment to the record, by client, curl, decorator and MCP
+	bash tests/adapters/time_roads.sh
 
 test-spot-agent: $(STAMP) ## the Spot AI Agent's own loop with the adapter: SPOT_AI_AGENT=/path/of/a/checkout
 	bash tests/adapters/spot_ai_agent/start_spot_agent.sh

@@ -22,6 +22,8 @@ from tests.service.running import Running, drained, running, settings_for
 
 ROOT = Path(__file__).parents[3]
 SERVED = "http://127.0.0.1:8321"
+NEWCOMERS_PYTHON = os.environ.get("CONNECT_PYTHON", sys.executable)
+"""Of a fresh environment, where the road is timed (`make time-connect`)."""
 
 
 def blocks(page: str, language: str) -> list[str]:
@@ -60,7 +62,7 @@ class Desk:
     async def runs_python(self, code: str, **variables: str) -> str:
         file = self.folder / "first.py"
         file.write_text(code.replace(SERVED, self.api.url))
-        return await self.runs([sys.executable, "first.py"], **variables)
+        return await self.runs([NEWCOMERS_PYTHON, "first.py"], **variables)
 
     async def rows(self) -> list[dict[str, Any]]:
         """Every decision with its reports, as the log has them."""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from app.domain.exits import REPORTED, TRAIL, Fixed
+from app.domain.exits import REPORTED, TRAIL, Exits, Fixed
 from tests.builders import scenario
 from tests.domain.scenarios import AS_OF
 from training.outcomes.orders import Order, Orders, plan_order
@@ -68,7 +68,7 @@ def test_columns_are_taken_joined_and_kept_row_by_row() -> None:
 
 def test_orders_are_grouped_by_what_their_exits_say_whatever_object_says_it() -> None:
     whole = Order("BTCUSDT", 0, 100.0, 97.0, (106.0, inf, inf), 2.0, 5.0, 15.0)
-    kinds = [TRAIL, Fixed(hours=24), TRAIL, REPORTED, Fixed(hours=24), Fixed(hours=8)]
+    kinds: list[Exits] = [TRAIL, Fixed(hours=24), TRAIL, REPORTED, Fixed(hours=24), Fixed(hours=8)]
     orders = Orders.of([whole._replace(exits=exits) for exits in kinds])
     groups = {exits: rows.tolist() for exits, rows in orders.by_exits()}
     assert groups == {
