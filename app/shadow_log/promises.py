@@ -26,6 +26,8 @@ class Promise(NamedTuple):
         return self[1:]
 
 
+MOST = 50_000
+"""Links that are looked at in one go: a writer that begins goes through all of them."""
 _DECIDED = """
 EXISTS (SELECT FROM event_links e WHERE e.key = l.key AND e.kind = l.kind AND e.claim = l.claim
         AND e.fate = 'event')
@@ -36,12 +38,16 @@ WHERE fate = 'forgotten' AND NOT {_DECIDED} ORDER BY l.key
 """
 _UNDECIDED = f"""
 SELECT l.id, l.kind, l.key, l.claim, l.payload FROM event_links l
-WHERE fate = 'accepted' AND (id > :mark OR id = ANY(:open)) AND NOT {_DECIDED}
+WHERE fate = 'accepted' AND (id > :mark AND id <= :until OR id = ANY(:open)) AND NOT {_DECIDED}
 AND NOT EXISTS (SELECT FROM event_links w WHERE w.producer = l.producer AND w.seq = l.seq
                 AND w.fate = 'withdrawn')
 AND NOT EXISTS (SELECT FROM event_links f WHERE f.key = l.key AND f.kind = l.kind
                 AND f.claim = l.claim AND f.fate = 'forgotten')
 ORDER BY l.id
+"""
+_NEXT = """
+SELECT max(id) AS until, count(*) AS links
+FROM (SELECT id FROM event_links WHERE fate = 'accepted' AND id > :mark ORDER BY id LIMIT :most) l
 """
 _NEWEST = """
 SELECT CASE WHEN pg_try_advisory_xact_lock(:lock) THEN (SELECT max(id) FROM event_links) END
@@ -51,21 +57,28 @@ SELECT CASE WHEN pg_try_advisory_xact_lock(:lock) THEN (SELECT max(id) FROM even
 class Promises:
     """Follows accepted requests without reading again those that are decided."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = MOST) -> None:
+        self._most = most
         self._mark = 0
         """Up to this id every link was looked at."""
         self._open: list[int] = []
 
     async def undecided(self, connection: AsyncConnection, newest: int | None) -> list[Promise]:
-        """Those that are neither decided nor forgotten, the oldest first. One whose number was
-        withdrawn was promised to nobody. `newest` is what `newest_link` said before."""
+        """Those that are neither decided nor forgotten, the oldest first, of so many as may be
+        looked at in one go. One whose number was withdrawn was promised to nobody. `newest` is
+        what `newest_link` said before."""
         if newest is not None and newest < self._mark:
             self._mark = 0  # An older backup was restored.
-        rows = await connection.execute(text(_UNDECIDED), {"mark": self._mark, "open": self._open})
-        promises = [Promise(*row) for row in rows]
+        next_ones = {"mark": self._mark, "most": self._most}
+        page = (await connection.execute(text(_NEXT), next_ones)).one()
+        until = page.until or self._mark
+        seen = {"mark": self._mark, "until": until, "open": self._open}
+        promises = [Promise(*row) for row in await connection.execute(text(_UNDECIDED), seen)]
         self._open = [promise.id for promise in promises]
-        if newest is not None:
-            self._mark = newest
+        if page.links == self._most:  # It lies far behind what is being appended.
+            self._mark = until
+        elif newest is not None:  # What is below is there, or never comes.
+            self._mark = max(self._mark, newest)
         return promises
 
 

@@ -42,7 +42,8 @@ async def check_promises(connection: AsyncConnection, report: VerifyReport) -> N
     for kind, key in await forgotten(connection):
         report.missing += 1
         report.add(Fault.FORGOTTEN, f"{kind} {key}")
-    report.waiting = len(await Promises().undecided(connection, None))
+    everything = Promises(most=report.links + 1)
+    report.waiting = len(await everything.undecided(connection, None))
 
 
 async def payloads_of(

@@ -18,6 +18,7 @@ from app.journal.later import RequestQueue
 from app.journal.spool import Spool
 from app.journal.stream import AcceptedRequest, StreamJournal
 from app.shadow_log.log import ShadowLog
+from app.shadow_log.promises import Promises, newest_link
 from app.shadow_log.proof.findings import Fault
 from app.shadow_log.proof.verify import verify_log
 from app.telemetry import UNOBSERVED
@@ -216,3 +217,21 @@ async def test_after_an_older_backup_everything_is_looked_at_again(
     await way.log.append([late._replace(fate=Fate.ACCEPTED)])
     await way.log.undecided()
     assert [each.key for each in await way.log.undecided()] == ["late"]
+
+
+async def test_who_begins_looks_at_a_few_at_a_time_and_passes_none_over(database_url: str) -> None:
+    log, producer = ShadowLog.connect(database_url), Producer()
+    events = [build.decision_event(str(number)) for number in range(5)]
+    accepted = [
+        producer.link(each.kind.value, each.key, each.claim, "sha256:00") for each in events
+    ]
+    await log.append([each._replace(fate=Fate.ACCEPTED) for each in accepted])
+    await log.append([events[1]])
+    promises, seen = Promises(most=2), []
+    for _ in range(4):
+        async with log.engine.begin() as connection:
+            newest = await newest_link(connection)
+            found = await promises.undecided(connection, newest)
+        seen.append([events.index(next(e for e in events if e.key == each.key)) for each in found])
+    await log.aclose()
+    assert seen == [[0], [0, 2, 3], [0, 2, 3, 4], [0, 2, 3, 4]]
