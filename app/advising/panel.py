@@ -76,6 +76,7 @@ class Panel:
         idle: Callable[[float], Awaitable[None]],
     ) -> None:
         self._idle = idle
+        self._recording = asyncio.Lock()
         self._seats = tuple(_Seat(decider) for decider in deciders)
         self._records, self._log = records, shadow_log
         self._telemetry = telemetry
@@ -150,7 +151,20 @@ class Panel:
             self._ended(seat, Asking.OVER_BUDGET, "the day's budget is spent")
             return
         reading = await self._ask(seat, decision, decider.inquiry, deadline)
-        await self._idle(PATIENCE_S)
+        await self._record(seat, decision, reading)
+        if isinstance(reading, Reading):
+            await self._ask_again(seat, decision, reading)
+
+    async def _record(self, seat: _Seat, decision: Decision, reading: Reading | Abstention) -> None:
+        """Conclude and record what one decider said. One at a time: a reply that somebody begins to
+        wait for meanwhile has one in its way, not one of each decider."""
+        until = monotonic() + PATIENCE_S  # Of all that wait here together.
+        async with self._recording:
+            await self._idle(max(until - monotonic(), 0.0))
+            await self._records.advised_late(decision, self._late(seat, decision, reading))
+
+    def _late(self, seat: _Seat, decision: Decision, reading: Reading | Abstention) -> LateAdvice:
+        decider = seat.decider
         version = Version(seat.name, seat.manifest_hash, decider.manifest.calibration, Role.SHADOW)
         advice = conclude(
             decision.scenario,
@@ -160,17 +174,12 @@ class Panel:
             state=decision.state,
             now=decision.evaluated_at,
         )
-        await self._records.advised_late(
-            decision,
-            LateAdvice(
-                decision_id=decision.decision_id,
-                as_of=decision.scenario.as_of,
-                recorded_at=self._now(),
-                advice=advice,
-            ),
+        return LateAdvice(
+            decision_id=decision.decision_id,
+            as_of=decision.scenario.as_of,
+            recorded_at=self._now(),
+            advice=advice,
         )
-        if isinstance(reading, Reading):
-            await self._ask_again(seat, decision, reading)
 
     async def _ask(
         self, seat: _Seat, decision: Decision, inquiry: Inquiry, deadline: float

@@ -3,6 +3,7 @@ on the record, and never in the way."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections.abc import AsyncIterator
@@ -23,7 +24,7 @@ from app.main import deciders
 from app.shadow_log.proof.findings import Fault
 from app.shadow_log.proof.verify import verify_log
 from bench.stand_in import StandIn, standing_in
-from tests.service.running import ROOT, Running, drained, request, running, settings_for
+from tests.service.running import ROOT, Running, drained, request, running, settings_for, until
 
 KEY = "sk-never-shown-1234567890"
 
@@ -192,6 +193,39 @@ async def test_nobody_is_asked_while_a_reply_is_waited_for(
         door.leave(waiting)
         await served.service.panel.settle()
         assert len(model.asked) == 2
+
+
+async def test_nothing_is_recorded_while_a_reply_is_waited_for(
+    database_url: str, valkey_url: str, tmp_path: Path
+) -> None:
+    model = StandIn()
+    async with (
+        standing_in(model) as url,
+        panel(database_url, valkey_url, tmp_path, table("jev", url)) as served,
+    ):
+        [version] = served.service.panel.health()
+        door = served.service.door
+
+        def counted(name: str, **labels: str) -> float:
+            return served.metric(name, model_version=version, **labels)
+
+        async def answered() -> bool:
+            return counted("advisor_panel_questions_total", outcome="answered") == 1
+
+        held = door.enter(arrived=monotonic(), deadline=monotonic() + 60)
+        await served.advise(request("r-1"))
+        # Somebody else waits again as soon as the question is on its way.
+        door.leave(held)
+        while not model.asked:
+            await asyncio.sleep(0)
+        held = door.enter(arrived=monotonic(), deadline=monotonic() + 60)
+        await until(answered)
+        statuses = ("advised", "vetoed", "abstained")
+        told = sum(counted("advisor_decisions_total", status=status) for status in statuses)
+        door.leave(held)
+        await served.service.panel.settle()
+        assert told == 0, "another reply was waited for"
+        assert sum(counted("advisor_decisions_total", status=s) for s in statuses) == 1
 
 
 async def test_a_budget_and_a_share_bound_what_is_asked(
