@@ -94,6 +94,11 @@ def test_hours_are_seconds_rounded_up() -> None:
     assert Barrier(hours=1.5).seconds == 5_400
 
 
+def test_the_trail_alone_reads_an_atr() -> None:
+    assert TRAIL.reads_atr
+    assert not any(exits.reads_atr for exits in (Fixed(hours=1), Barrier(hours=1)))
+
+
 def test_a_record_without_a_declaration_has_the_hash_that_it_had_and_ends_by_the_trail() -> None:
     plain = scenario()
     assert "exits" not in plain.as_json()["plan"]

@@ -29,6 +29,7 @@ from app.domain.record.decision import (
     Version,
     cautious,
     conclude,
+    graded,
     prepare,
     propose,
     review_control,
@@ -453,3 +454,23 @@ def test_a_version_that_was_trained_with_another_question_is_not_served() -> Non
         else:
             with pytest.raises(ManifestMismatch, match="another question win"):
                 manifest.require_compatible()
+
+
+def test_levels_of_a_graded_question_are_told_as_far_as_the_version_answers_it() -> None:
+    asked = BY_NAME[QuestionName.RANGE]
+    assert asked.levels == ("below 1.7", "1.7 to 2.2", "2.2 to 2.7", "2.7 to 3.7", "3.7 or more")
+    assert BY_NAME[QuestionName.WIN].levels == ()
+    told = QuestionCalibration(question=asked.hash, values=asked.values, bias=(0.0,) * 5)
+    calibration = Calibration(
+        outlook=OutlookCalibration(questions={QuestionName.RANGE: told}),
+    )
+    chances = (0.1, 0.2, 0.4, 0.2, 0.1)
+    answers = {QuestionName.RANGE: tuple(map(math.log, chances))}
+    read = FLAT.model_copy(update={"questions": answers})
+    advice = decide(scenario(), read, calibration).primary
+    assert graded(advice, QuestionName.RANGE) == pytest.approx(chances)
+    assert graded(advice, QuestionName.WIN) is None
+    assert graded(decide(scenario(), FLAT, calibration).primary, QuestionName.RANGE) is None
+    assert graded(decide(scenario(), read).primary, QuestionName.RANGE) is None
+    silent = decide(scenario(), Abstention(AbstainReason.DEADLINE), calibration).primary
+    assert graded(silent, QuestionName.RANGE) is None
