@@ -16,7 +16,7 @@ from sqlalchemy import text
 from app.shadow_log.database import async_url, connect_once
 from app.shadow_log.schema.tables import metadata
 
-MIGRATION_LOCK = 0x5AD1
+MIGRATION_LOCK = 0x5AD3
 LOCK_TIMEOUT = "10s"
 
 

@@ -77,7 +77,7 @@ NOTHING = "none"
 """What an alias is moved to when it shall name no version any more; moves are never deleted."""
 
 
-ALIAS_LOCK = 0x5AD2
+ALIAS_LOCK = 0x5AD4
 FROZEN_S = PATIENCE_S * SERVER_SHARE
 """After which a session is ended that waits for the rest of a statement of ours."""
 _END_FROZEN = """
