@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from app.domain.errors import JournalUnavailable
+from app.domain.record.event import Entry
+from app.journal.journal import StreamDrain
 from app.journal.keys import DEAD_REQUESTS, REQUESTS
 from app.journal.later import (
     GROUP,
@@ -14,10 +17,10 @@ from app.journal.later import (
     QueueFull,
     RequestQueue,
 )
-from app.journal.stream import AcceptedRequest
+from app.journal.stream import AcceptedRequest, StreamJournal
 from app.local.servers import EmbeddedValkey
 from app.telemetry import Refusal
-from tests.service.journal.journal_events import client, dead_letters, put
+from tests.service.journal.journal_events import client, dead_letters, event, put
 from tests.telemetry import Told
 
 
@@ -157,3 +160,26 @@ async def test_a_list_is_accepted_whole_or_not_at_all(valkey_url: str) -> None:
     assert [each.decision_id for each in await requests.take()] == ["one", "two", "three"]
     assert told.seen["refused"] == [Refusal.PENDING]
     await requests.aclose()
+
+
+async def test_of_what_was_accepted_is_gone_what_neither_waits_nor_was_decided(
+    valkey_url: str,
+) -> None:
+    requests, stream = queue(valkey_url), StreamJournal(valkey_url)
+
+    async def writes_nothing(entries: Sequence[Entry]) -> None:
+        raise AssertionError(entries)
+
+    drain = StreamDrain(valkey_url, writes_nothing)
+    await put(requests, "waits", "sha256:a", b"payload")
+    await put(requests, "taken", "sha256:a", b"payload")
+    await requests.take()
+    await stream.append(event("decided", claim="sha256:a"))
+    asked = [(key, "sha256:a") for key in ("waits", "taken", "decided", "never")]
+    others = [(key, "sha256:b") for key in ("waits", "decided")]
+    assert await drain.forgot([*asked, *others]) == [3, 4, 5]
+    with client(valkey_url) as connection:
+        connection.flushall()
+    assert await drain.forgot(asked) == [0, 1, 2, 3]
+    for each in (requests, stream, drain):
+        await each.aclose()
