@@ -11,6 +11,7 @@ import asyncio
 import os
 import socket
 import struct
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -104,7 +105,13 @@ def connect(url: str, *, patience_s: float | None = PATIENCE_S) -> AsyncEngine:
     TCP's own time-outs look after."""
 
     async def open_one(*args: Any, **options: Any) -> PatientConnection:
-        connection = await PatientConnection.connect(*args, **options)
+        try:
+            connection = await PatientConnection.connect(*args, **options)
+        except BaseException as error:
+            # What was begun hangs on the frames that it failed in: its socket would stay open
+            # until the garbage is collected, and the server keeps a process waiting behind it.
+            traceback.clear_frames(error.__traceback__)
+            raise
         connection.patience_s = patience_s
         try:
             await connection.set_autocommit(True)

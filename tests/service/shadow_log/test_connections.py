@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -20,7 +22,7 @@ from app.journal.journal import StreamDrain
 from app.journal.stream import StreamJournal
 from app.main import build
 from app.metrics import Metrics
-from app.shadow_log.database import APPLICATION, async_url
+from app.shadow_log.database import APPLICATION, async_url, connect
 from app.shadow_log.log import ShadowLog
 from app.shadow_log.proof.verify import verify_log
 from app.tasks import end
@@ -254,3 +256,26 @@ async def test_a_writer_that_is_frozen_within_a_copy_loses_its_session(database_
         frozen.close()
     assert (await verify_log(database_url)).counts == {}
     await log.aclose()
+
+
+async def test_a_connection_that_is_given_up_while_it_begins_is_closed_at_once() -> None:
+    """Not when garbage is collected: until then a server keeps a process for it, and nobody can
+    drop the database."""
+    loop = asyncio.get_running_loop()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setblocking(False)
+        engine = connect(f"postgresql://nobody@127.0.0.1:{listener.getsockname()[1]}/none")
+        gc.disable()
+        try:
+            connecting = asyncio.ensure_future(engine.connect().start())
+            accepted, _ = await loop.sock_accept(listener)
+            connecting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await connecting
+            with accepted:
+                accepted.setblocking(False)
+                while await asyncio.wait_for(loop.sock_recv(accepted, 4096), 10):
+                    pass  # What it began to say, to the end.
+        finally:
+            gc.enable()
+            await engine.dispose()
