@@ -24,7 +24,7 @@ def export(
     ] = None,
 ) -> None:
     """Write the comparing view as Parquet, by day and symbol. An interrupted export goes on; days
-    that are written stay, but for the newest seven, on which reports still arrive."""
+    that are written stay, unless the record says something else of them by now."""
     from app.shadow_log.reading.export import export as write_days
 
     if since is not None and until is not None and since >= until:

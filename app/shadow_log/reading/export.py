@@ -2,8 +2,8 @@
 and pandas read as one table.
 
 A day is written whole and then named, so an interrupted export goes on where it stopped, and its
-half is no Parquet to whoever reads meanwhile. Days that are over and written are left alone; the
-newest are written again, since reports arrive late.
+half is no Parquet to whoever reads meanwhile. A day is written again when the record says anything
+else of it than what was written: a report that came late, a correction, a new column.
 """
 
 from __future__ import annotations
@@ -21,20 +21,22 @@ from urllib.parse import quote
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.domain.canonical import content_hash
 from app.domain.errors import AdvisorError
 from app.shadow_log.database import connect, translated_errors
 from app.shadow_log.rows import Row, plain
 
 Progress = Callable[[int, int], None]
-AGAIN_DAYS = 7
-"""So many of the newest days are written anew."""
+SAID = "_said"
+"""File in a day's folder: what the record said of the day, as a hash."""
 MOST_NAME_BYTES = 255
 """Of a folder, on every file system in use."""
 HIVES_NULL = "__HIVE_DEFAULT_PARTITION__"
 _DAYS = text(
     """
-    SELECT (as_of AT TIME ZONE 'UTC')::date AS day, count(*) AS rows
-    FROM shadow_comparison
+    SELECT (as_of AT TIME ZONE 'UTC')::date AS day, count(*) AS rows,
+           sum(hashtextextended(compared::text, 0)) AS said
+    FROM shadow_comparison compared
     WHERE as_of >= :since AND as_of < :until
     GROUP BY day
     ORDER BY day
@@ -90,10 +92,11 @@ async def export(
                 span = {"since": _begin(since), "until": _begin(until)}
                 days = (await connection.execute(_DAYS, span)).all()
                 total = sum(each.rows for each in days)
-                for place, each in enumerate(days):
+                for each in days:
                     to = folder / f"day={each.day}"
-                    if not to.is_dir() or place >= len(days) - AGAIN_DAYS:
-                        _write(await _rows(connection, each.day), schema, to)
+                    said = content_hash([each.rows, str(each.said), list(schema)])
+                    if _said(to) != said:
+                        _write(await _rows(connection, each.day), schema, to, said)
                         written, rows = written + 1, rows + each.rows
                     done += each.rows
                     progress(done, total)
@@ -148,7 +151,16 @@ def _clear(folder: Path) -> None:
             shutil.rmtree(interrupted)
 
 
-def _write(rows: list[Row], schema: dict[str, Any], to: Path) -> None:
+def _said(day: Path) -> str | None:
+    """What the record said when a day was written; None where it was not."""
+    with _faults_of(day):
+        try:
+            return (day / SAID).read_text()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+
+def _write(rows: list[Row], schema: dict[str, Any], to: Path, said: str) -> None:
     """A day beside its place, then in it."""
     import polars
 
@@ -159,6 +171,7 @@ def _write(rows: list[Row], schema: dict[str, Any], to: Path) -> None:
             place.mkdir(parents=True, exist_ok=True)
             table = polars.DataFrame(list(own), schema=schema, orient="row")
             table.write_parquet(place / "half")
+        (beside / SAID).write_text(said)
         for half in beside.glob("*/half"):
             half.rename(half.with_name("rows.parquet"))
         if to.exists():

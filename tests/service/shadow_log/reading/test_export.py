@@ -14,7 +14,7 @@ import psycopg
 import pytest
 
 from app.shadow_log.log import ShadowLog
-from app.shadow_log.reading.export import AGAIN_DAYS, HIVES_NULL, Exported, ExportFault, export
+from app.shadow_log.reading.export import HIVES_NULL, Exported, ExportFault, export
 from tests import builders as build
 from tests.service.processes import advisor, environment
 from tests.service.running import ROOT
@@ -64,7 +64,7 @@ async def test_polars_duckdb_and_postgres_agree(url: str, tmp_path: Path) -> Non
         assert there == connection.execute(query.format("shadow_comparison")).fetchall()
 
 
-async def test_days_that_are_over_stay_and_what_was_interrupted_goes_on(
+async def test_days_stay_that_the_record_says_nothing_new_of_and_what_was_interrupted_goes_on(
     url: str, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
@@ -72,7 +72,7 @@ async def test_days_that_are_over_stay_and_what_was_interrupted_goes_on(
     assert half.days == 4
     (out / ".day=2001-01-01").mkdir()
     (out / ".day=2001-01-01" / "half.parquet").write_bytes(b"PAR1")
-    assert await export(url, out) == Exported(AGAIN_DAYS, 2 * AGAIN_DAYS, DAYS - AGAIN_DAYS)
+    assert await export(url, out) == Exported(DAYS - 4, 2 * (DAYS - 4), 4)
     assert len(read(out)) == 2 * DAYS
     told: list[tuple[int, int]] = []
     await export(url, out, since=FIRST + timedelta(days=9), progress=lambda *at: told.append(at))
@@ -102,7 +102,7 @@ async def test_what_an_interrupted_export_left_is_read_by_nobody(
 ) -> None:
     out = tmp_path / "out"
     await export(url, out, until=FIRST + timedelta(days=2))
-    write, left = pl.DataFrame.write_parquet, [3]
+    write, left = pl.DataFrame.write_parquet, [2]
 
     def until_the_disk_is_full(table: pl.DataFrame, path: Path) -> None:
         left[0] -= 1
@@ -112,18 +112,23 @@ async def test_what_an_interrupted_export_left_is_read_by_nobody(
 
     monkeypatch.setattr(pl.DataFrame, "write_parquet", until_the_disk_is_full)
     with pytest.raises(ExportFault, match="No space left"):
-        await export(url, out, until=FIRST + timedelta(days=2))
+        await export(url, out)
     assert len(read(out)) == 2 * len(SYMBOLS)
 
 
-async def test_a_report_that_came_late_is_in_the_next_export(url: str, tmp_path: Path) -> None:
+async def test_a_report_that_came_late_is_in_the_next_export_however_late(
+    url: str, tmp_path: Path
+) -> None:
     await export(url, tmp_path)
     log = ShadowLog.connect(url)
-    last = f"{SYMBOLS[1]}-{DAYS - 1}"
-    await log.append([build.outcome_event(last, build.outcome("agent", net_pnl=build.PLAN_RISK))])
+    first = f"{SYMBOLS[1]}-0"
+    await log.append([build.outcome_event(first, build.outcome("agent", net_pnl=build.PLAN_RISK))])
+    assert await export(url, tmp_path) == Exported(1, 2, DAYS - 1)
+    assert read(tmp_path).filter(pl.col("request_id") == first)["agent_r"].to_list() == [1.0]
+    await log.append([build.decision_event("forgotten", at=build.AS_OF + timedelta(days=1))])
     await log.aclose()
-    await export(url, tmp_path)
-    assert read(tmp_path).filter(pl.col("request_id") == last)["agent_r"].to_list() == [1.0]
+    assert await export(url, tmp_path) == Exported(1, 3, DAYS - 1)
+    assert await export(url, tmp_path) == Exported(0, 0, DAYS)
 
 
 async def test_an_empty_span_and_a_place_that_is_none(url: str, tmp_path: Path) -> None:
