@@ -175,9 +175,16 @@ class Controls:
         return self._profiles.get(principal, self._general)
 
     def limits_in_force(self) -> dict[str, Any]:
-        """Version and hash of each, as `/readyz` shows them."""
-        shown = {name: _shown(each) for name, each in sorted(self._profiles.items())}
-        return _shown(self._general) | ({"profiles": shown} if shown else {})
+        """Version and hash of each, as `/readyz` shows them; and where limits that were adopted do
+        not judge here."""
+        shown = _shown(self._general)
+        if self._profiles:
+            shown["profiles"] = {
+                name: _shown(each) for name, each in sorted(self._profiles.items())
+            }
+        if overruled := sorted(profile or "general" for profile in self.overruled()):
+            shown["overruled"] = overruled
+        return shown
 
     def by_profile(self) -> dict[str, InForce]:
         """The limits in force, the general ones first."""
@@ -252,10 +259,17 @@ class Controls:
             self._take({each.profile: each for each in newest})
 
     def _take(self, adoptions: dict[str, Adoption]) -> None:
-        self._adoptions = adoptions
+        before, self._adoptions = self._adoptions, adoptions
         if self._kept is not None:
             keep_adoptions(self._kept, adoptions)
         self._enforce()
+        for profile, adoption in self.overruled().items():
+            if before.get(profile) != adoption:
+                log.warning(
+                    "adopted limits do not judge here: the file is not the one that they replaced",
+                    profile=profile or "general",
+                    adopted=adoption.id,
+                )
 
     def _replaces(self, adoption: Adoption) -> bool:
         file = self._files.get(adoption.profile)

@@ -50,6 +50,12 @@ def spread_of(controls: Controls) -> float:
     return controls.limits.spread.max_bps
 
 
+def started(api: Running, limits: Path, kept: Path) -> Controls:
+    """The limits of a replica that starts, before it asks anybody."""
+    service = api.service
+    return Controls(limits, None, service.journal, service.shadow_log, service.telemetry, kept)
+
+
 async def adopt(api: Running, toml: str | None, **other: str) -> int:
     controls = api.service.controls
     seen = controls.by_profile()[""].hash
@@ -80,28 +86,30 @@ async def test_another_replica_follows_and_a_start_remembers(
             return spread_of(other.service.controls) == 1.0
 
         await until(followed)
-    service = api.service
-    alone = Controls(
-        limits_file,
-        None,
-        service.journal,
-        service.shadow_log,
-        service.telemetry,
-        home / "limits-adopted.json",
-    )
-    assert spread_of(alone) == 1.0, "before Postgres was asked"
-    (home / "limits-adopted.json").write_text("[{]")
-    alone = Controls(
-        limits_file,
-        None,
-        service.journal,
-        service.shadow_log,
-        service.telemetry,
-        home / "limits-adopted.json",
-    )
+    kept = home / "limits-adopted.json"
+    assert spread_of(started(api, limits_file, kept)) == 1.0, "before Postgres was asked"
+    kept.write_text("[{]")
+    alone = started(api, limits_file, kept)
     assert spread_of(alone) == 10.0
     await alone.follow_adoptions()
     assert spread_of(alone) == 1.0
+
+
+async def test_a_replica_whose_file_is_another_one_says_that_it_does_not_follow(
+    api: Running, database_url: str, valkey_url: str, tmp_path: Path
+) -> None:
+    others = tmp_path / "others.toml"
+    others.write_text(SHIPPED.replace("max_bps = 10.0", "max_bps = 3.0"))
+    async with replica(database_url, valkey_url, tmp_path / "two", others) as other:
+        await adopt(api, NARROW)
+
+        async def told() -> bool:
+            limits = (await other.client.get("/readyz")).json()["limits"]
+            return limits.get("overruled") == ["general"]
+
+        await until(told)
+        assert spread_of(other.service.controls) == 3.0
+    assert "overruled" not in (await api.client.get("/readyz")).json()["limits"]
 
 
 async def test_a_file_that_is_edited_by_hand_judges_again(api: Running, limits_file: Path) -> None:
