@@ -9,7 +9,7 @@ GATEWAYS := litellm==1.110.2 openai==3.57.0 typesafe-sdk==0.7.5
 EXTRAS := train,embedded,exchange,dev
 # Tests in as many processes as there are cores for; what shares costly fixtures stays in one.
 WORKERS ?= 2
-PYTEST := $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup
+PYTEST := $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo up test lines check coverage mutation hooks rebuild evaluate screenshots fuzz chaos bench bench-compare load bench-train bench-gate bench-teacher bench-contest bench-deciders results test-vllm test-gateways test-nautilus locks sbom licences secrets pin-images containers clean

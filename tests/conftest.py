@@ -5,16 +5,20 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
 import redis
 from hypothesis import HealthCheck, settings
+from xdist.scheduler import LoadFileScheduling
 
 from app.local.servers import EmbeddedPostgres, EmbeddedValkey
 from app.shadow_log.schema.migrate import upgrade
@@ -25,13 +29,29 @@ settings.load_profile("untimed")
 # Tests share the machine: read by torch and numpy when they are imported, here and in children.
 os.environ["OMP_NUM_THREADS"] = "1"
 _numbers = itertools.count()
+ROOT = Path(__file__).parents[1]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What runs in one process when there are several: a file, and all that look at one rebuild."""
-    for item in items:
-        together = "evaluated" if "evaluated" in getattr(item, "fixturenames", ()) else item.path
-        item.add_marker(pytest.mark.xdist_group(str(together)))
+class Together(LoadFileScheduling):  # type: ignore[misc]
+    """In several processes (`make test`): a file runs in one of them, and so do all files that look
+    at one rebuild, which takes over a minute.
+
+    Groups by marker (`--dist loadgroup`) are without effect with pytest 9.2.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return "evaluated" if _looks_at_the_rebuild(file) else file
+
+
+@cache
+def _looks_at_the_rebuild(file: str) -> bool:
+    return re.search(r"\bevaluated\b", (ROOT / file).read_text(encoding="utf-8")) is not None
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Together:
+    return Together(config, log)
 
 
 def administration(url: str) -> psycopg.Connection:

@@ -87,8 +87,9 @@ def test_the_list_of_benches_names_each_that_can_be_started() -> None:
     ).stdout.splitlines()
     names = {line.split()[2].removeprefix("bench.") for line in listed}
     assert names == {
-        "claim", "client", "compare", "contest", "curve", "deciders", "engines", "gate", "gpu",
-        "held_out", "ingest", "labels", "legible", "overload", "planted", "questions", "results",
-        "service", "tamper", "teacher", "text", "training", "twins", "versions",
+        "answers", "chain", "claim", "client", "compare", "contest", "curve", "deciders", "engines",
+        "gate", "gpu", "held_out", "ingest", "labels", "legible", "overload", "planted",
+        "questions", "results", "service", "tamper", "teacher", "text", "training", "twins",
+        "versions", "what_if",
     }  # fmt: skip
     assert all(len(line.split()) > 6 for line in listed), "each says what it measures"

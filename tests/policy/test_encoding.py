@@ -223,7 +223,10 @@ def test_a_directory_without_a_usable_tokenizer_is_refused(tmp_path: Path) -> No
         PromptEncoder.from_directory(tmp_path)
 
 
-MODULES = ["encoding", "copies", "vllm", "scripted", "store", "backends", "options", "calibration"]
+MODULES = [
+    "encoding", "versions.copies", "vllm", "scripted", "versions.store", "backends", "options",
+    "calibration",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -232,5 +235,7 @@ def test_only_the_in_process_backend_imports_torch(module: str) -> None:
         f"import sys, app.policy.{module}; sys.exit('torch' in sys.modules or 'transformers' in"
         " sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2])
-    assert done.returncode == 0
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")

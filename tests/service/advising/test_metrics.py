@@ -22,9 +22,11 @@ from app.telemetry import (
     Pair,
     Part,
     Refusal,
+    Saved,
     Stage,
     Task,
     Telemetry,
+    Worth,
 )
 from tests import builders as build
 
@@ -183,6 +185,7 @@ OBSERVATIONS: dict[str, tuple[object, ...]] = {
     "report_unchecked": (),
     "task_works": (Task.CONTROLS, True),
     "task_failed": (Task.CONTROLS,),
+    "worth_seen": (Worth(saved=[Saved("SPREAD", "BTCUSDT", 2, 1.5)]),),
 }
 
 

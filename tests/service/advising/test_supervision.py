@@ -290,7 +290,11 @@ async def test_a_defect_in_one_decision_of_many_accepted_stops_no_other(
 
     monkeypatch.setattr(Records, "append", broken)
     for key in ("bad", "good"):
-        assert (await api.advise(request(key), Prefer="respond-async")).status_code == 202
+
+        async def accepted(key: str = key) -> bool:
+            return (await api.advise(request(key), Prefer="respond-async")).status_code == 202
+
+        await until(accepted)
 
     async def decided() -> bool:
         return (await api.client.get(f"/decisions/{decision_id('good')}")).status_code == 200
