@@ -45,7 +45,7 @@ async def agent(url: str, **variables: str) -> AsyncIterator[Agent]:
     server = mcp.StdioServerParameters(
         command=sys.executable,
         args=["-m", "shadow_advisor_client.adapters.mcp", "--url", url],
-        env={"PATH": os.environ["PATH"], **variables},
+        env={name: os.environ[name] for name in ("PATH", "ADVISOR_HOME")} | variables,
     )
     async with mcp.Client(server) as client:
         yield Agent(client)

@@ -230,6 +230,7 @@ def test_a_start_does_not_wait_for_a_writer_that_is_frozen_in_a_batch(database_u
     with psycopg.connect(database_url.replace("+psycopg", "")) as frozen:
         frozen.execute("SELECT pg_advisory_xact_lock_shared(%s)", [LINK_LOCK])
         upgrade(database_url)
+        assert current(database_url) == tables.REVISION
 
 
 def test_no_two_locks_have_one_number() -> None:
