@@ -234,7 +234,7 @@ def gains(arms: Mapping[str, Mapping[str, Any]]) -> Chart:
 def probabilities(labels: Sequence[str], by_version: Mapping[str, Sequence[float]]) -> Chart:
     """The probability that each version gives each action."""
     chart = _plain(labels, "probability")
-    chart["xAxis"] |= {"axisLabel": {"interval": 0, "fontSize": 10}}
+    chart["xAxis"] |= {"axisLabel": {"interval": 0, "fontSize": 10, "lineHeight": 14}}
     return {
         **chart,
         "legend": {"top": 0, "show": len(by_version) > 1},
