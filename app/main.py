@@ -23,6 +23,7 @@ from app.api.admission import Admission
 from app.api.budget import Buckets
 from app.api.connection import BoundedConfig, Bounds
 from app.api.explorer import acts, decision, limits, pages
+from app.api.explorer.route import nowhere
 from app.api.tokens import Tokens, require_somebody
 from app.api.wire import ApiOptions, install
 from app.domain.errors import ManifestMismatch, ModelFileError
@@ -150,6 +151,7 @@ def create_app() -> FastAPI:
     app.include_router(decision.router)
     app.include_router(limits.router)
     app.include_router(acts.router)
+    app.include_router(nowhere)
     app.state.refusals = Refusals()
     app.state.rereads = Buckets(decision.REREADS_PER_S, decision.REREADS_AT_ONCE)
     app.add_middleware(Admission)

@@ -34,6 +34,8 @@ from app.telemetry import AuthFailure
 log = structlog.get_logger()
 ANYBODY = frozenset({"/", "/healthz", "/readyz", "/ui/login"})
 EXPLORER, STATIC = "/ui", "/ui/static/"
+LOST = "lost"
+"""Told to the form by which people come in: what they sent from another was not done."""
 COOKIE = "advisor_token"
 """Where a browser keeps the token of whoever came in by the explorer's form; for its pages only."""
 PAGES = frozenset({"/docs", "/redoc", "/openapi.json"})
@@ -184,6 +186,8 @@ async def _refusal(scope: Scope, refusals: Refusals, why: AuthFailure) -> Respon
     detail = await refusals.told(scope, why)
     if looks:
         return _to_the_form(scope)
+    if _is_page(path):
+        return RedirectResponse(f"{EXPLORER}/login?{LOST}=1", 303)
     challenge = 'Basic realm="advisor"' if path in PAGES else 'Bearer realm="advisor"'
     answer = problem(401, "Nobody is known by this", detail)
     answer.headers["WWW-Authenticate"] = challenge

@@ -107,14 +107,14 @@ class ApiOptions:
     max_extra_bytes: int = 32_768
 
 
-def _status_of(error: AdvisorError) -> tuple[int, str]:
+def status_of(error: AdvisorError) -> tuple[int, str]:
     """Of its own kind, or of the nearest that it is one of."""
     return next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
 
 
 def problem_document(error: AdvisorError) -> dict[str, Any]:
     """RFC 9457: what went wrong, for the one who asked."""
-    status, title = _status_of(error)
+    status, title = status_of(error)
     return {"type": "about:blank", "title": title, "status": status, "detail": str(error)}
 
 
@@ -320,7 +320,7 @@ async def _advisor_error(request: Request, error: Exception) -> Response:
     if isinstance(error, Overloaded):
         return overloaded(error)
     assert isinstance(error, AdvisorError)
-    return problem(*_status_of(error), str(error))
+    return problem(*status_of(error), str(error))
 
 
 async def _invalid(request: Request, error: Exception) -> Response:

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from app.advising.service import Service
-from app.api.access import COOKIE, Refusals, allowed, caller_of
+from app.api.access import COOKIE, LOST, Refusals, allowed, caller_of
 from app.api.explorer import asked
 from app.api.explorer.look import page
 from app.api.explorer.route import PageRoute
@@ -25,6 +25,7 @@ from app.domain.rules.case import TradingState
 from app.schemas import ALIAS_PATTERN, AliasMove, StateBody
 
 SIGNED_IN_S = 12 * 3600
+NOT_DONE = "this browser is not known any more: what it sent was not done"
 Body = TypeVar("Body", StateBody, AliasMove)
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 
@@ -33,7 +34,9 @@ router = APIRouter(route_class=PageRoute, include_in_schema=False)
 async def login_page(request: Request) -> Response:
     if caller_of(request) is not None:
         return RedirectResponse("/ui", 303)
-    return page(request, "login", next=_within(request.query_params.get("next", "")), wrong=None)
+    target = _within(request.query_params.get("next", ""))
+    wrong = NOT_DONE if LOST in request.query_params else None
+    return page(request, "login", next=target, wrong=wrong)
 
 
 @router.post("/ui/login")

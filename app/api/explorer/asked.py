@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from difflib import get_close_matches
 from typing import NamedTuple
 from urllib.parse import parse_qs, urlencode
 from uuid import UUID
@@ -17,14 +19,34 @@ MOST_FORM_BYTES = 8_192
 LONGEST_WORD = 200
 SPANS = (7, 30, 90, 365)
 """Days that the overview offers."""
+OF_TIME = ("days", "since", "until")
+OF_DECISIONS = (
+    "q", "symbol", "version", "status", "veto", "outcome", "since", "until", "disagree", "after",
+)  # fmt: skip
+BETWEEN = 0
 
 
 class Span(NamedTuple):
-    """From when until when, and the days that it was asked for by; None is everything."""
+    """From when until when, and the days that it was asked for by; None is everything, `BETWEEN`
+    the times that were named."""
 
     since: datetime
     until: datetime
     days: int | None
+
+
+def words(*names: str) -> Callable[[Request], None]:
+    """A dependency of a page that knows these words in its address. Raises 400 for others: a filter
+    that is misspelt would show everything as if it had filtered."""
+
+    def require_known(request: Request) -> None:
+        for word in request.query_params:
+            if word not in names:
+                near = get_close_matches(word, names, 1)
+                meant = f"did you mean {near[0]}?" if near else f"it knows {', '.join(names)}"
+                raise HTTPException(400, f"this page knows no word {word[:50]!r}: {meant}")
+
+    return require_known
 
 
 def filters(request: Request) -> Filters:
@@ -67,9 +89,16 @@ def address(request: Request, path: str, **changes: str | None) -> str:
 
 
 def span(request: Request, stored: tuple[datetime, datetime]) -> Span:
-    """The days before the newest decision that are asked for; 30 when nothing is said."""
+    """The times that are named, or else the days before the newest decision; 30 when nothing is
+    said. Raises 400."""
     oldest, newest = stored
     until = _moved(newest, timedelta(microseconds=1))
+    named = [moment(name, _word(request, name)) for name in ("since", "until")]
+    if any(named):
+        first, last = named[0] or oldest, named[1] or until
+        if named[0] and named[1] and first >= last:
+            raise HTTPException(400, f"since={first.isoformat()} is not before {last.isoformat()}")
+        return Span(first, last, BETWEEN)
     written = _word(request, "days") or "30"
     if written == "all":
         return Span(oldest, until, None)

@@ -18,6 +18,7 @@ from app.domain.principal import OPEN, Role
 
 NONE = "–"
 """Stands where a value is not known."""
+_UNITS = ((31_557_600.0, "years"), (86_400.0, "days"), (3_600.0, "h"), (60.0, "min"))
 
 
 def number(value: float | None, digits: int = 2) -> str:
@@ -58,6 +59,14 @@ def moment(value: datetime | str | None) -> str:
     return when.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
+def lapse(seconds: float | None) -> str:
+    """A signed length of time, in the unit in which it is read at a glance."""
+    if seconds is None:
+        return NONE
+    size, unit = next((each for each in _UNITS if abs(seconds) >= 2 * each[0]), (1.0, "s"))
+    return f"{seconds / size:+,.1f} {unit}"
+
+
 def script_json(value: object) -> Markup:
     """JSON that stands inside a script element: no `<` in it, so nothing there can end it."""
     return Markup(orjson.dumps(value, default=str).decode().replace("<", "\\u003c"))
@@ -87,6 +96,7 @@ def _environment() -> Environment:
         "percent": percent,
         "price": price,
         "moment": moment,
+        "lapse": lapse,
         "script_json": script_json,
         "pretty": pretty,
         "yes": yes,

@@ -10,7 +10,7 @@ from itertools import groupby
 from uuid import UUID
 
 import orjson
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import FileResponse, RedirectResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 
@@ -61,6 +61,8 @@ COLUMNS = (
     "advice_earned_r",
 )
 """What an export holds, in this order."""
+OF_TIME = [Depends(asked.words(*asked.OF_TIME))]
+OF_DECISIONS = [Depends(asked.words(*asked.OF_DECISIONS))]
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 
 
@@ -77,7 +79,7 @@ async def static(name: str) -> Response:
     return FileResponse(path, media_type=KINDS[path.suffix])
 
 
-@router.get("/ui")
+@router.get("/ui", dependencies=OF_TIME)
 async def overview(request: Request) -> Response:
     allowed(request, Role.READER)
     service, explorer = parts(request)
@@ -118,7 +120,7 @@ async def overview(request: Request) -> Response:
     )
 
 
-@router.get("/ui/decisions")
+@router.get("/ui/decisions", dependencies=OF_DECISIONS)
 async def decisions(request: Request) -> Response:
     allowed(request, Role.READER)
     _, explorer = parts(request)
@@ -148,12 +150,12 @@ async def decisions(request: Request) -> Response:
     )
 
 
-@router.get("/ui/decisions.csv")
+@router.get("/ui/decisions.csv", dependencies=OF_DECISIONS)
 async def as_csv(request: Request) -> Response:
     return await _exported(request, "decisions.csv", "text/csv", ",".join(COLUMNS) + "\r\n", _csv)
 
 
-@router.get("/ui/decisions.jsonl")
+@router.get("/ui/decisions.jsonl", dependencies=OF_DECISIONS)
 async def as_json_lines(request: Request) -> Response:
     return await _exported(request, "decisions.jsonl", "application/jsonl", "", _json_lines)
 
@@ -181,7 +183,7 @@ async def _exported(
     return StreamingResponse(lines(), media_type=f"{kind}; charset=utf-8", headers=headers)
 
 
-@router.get("/ui/models")
+@router.get("/ui/models", dependencies=OF_TIME)
 async def models(request: Request) -> Response:
     allowed(request, Role.READER)
     service, explorer = parts(request)
@@ -205,7 +207,7 @@ async def models(request: Request) -> Response:
     )
 
 
-@router.get("/ui/models/{version}")
+@router.get("/ui/models/{version}", dependencies=OF_TIME)
 async def model(request: Request, version: str) -> Response:
     """One version: its card, what it is worth, whether it foretells honestly, how it behaves."""
     allowed(request, Role.READER)

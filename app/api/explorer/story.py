@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 from app.api.explorer.charts import Chart, Exit, matrix
+from app.api.explorer.look import lapse
 from app.domain.intervals import (
     Day,
     Mean,
@@ -64,12 +65,13 @@ class Notice(NamedTuple):
 
 
 class Step(NamedTuple):
-    """Something that happened to a decision; seconds since it was asked for."""
+    """Something that happened to a decision; seconds since it was asked for, None of its candidate,
+    whose time is the market's."""
 
     when: datetime
     what: str
     detail: str
-    after_s: float
+    after_s: float | None
 
 
 class Rule(NamedTuple):
@@ -219,11 +221,18 @@ def exits(document: Mapping[str, Any]) -> list[Exit]:
 
 
 def timeline(decision: Decision, document: Mapping[str, Any]) -> list[Step]:
-    """Request, advice, actions, outcomes, in order of time."""
-    began = decision.received_at
+    """The candidate at its market's time, which in a replay lies years before everything else; then
+    request, advice, actions, outcomes, in order of time."""
+    began, as_of = decision.received_at, decision.scenario.as_of
+    age = lapse((as_of - began).total_seconds())
+    candidate = Step(
+        as_of,
+        "candidate",
+        f"{decision.scenario.candidate.symbol} at its bar, {age} from the request",
+        None,
+    )
     took = sum(decision.stage_seconds.values())
     told = [
-        (decision.scenario.as_of, "candidate", f"{decision.scenario.candidate.symbol} at its bar"),
         (began, "request", f"request id {decision.request_id}"),
         (
             began + timedelta(seconds=took),
@@ -240,10 +249,11 @@ def timeline(decision: Decision, document: Mapping[str, Any]) -> list[Step]:
         told.append((_time(outcome), "outcome", f"{arm}: {outcome.get('outcome')}"))
     for rationale in document.get("rationales", []):
         told.append((_time(rationale), "rationale", str(rationale.get("text", ""))[:200]))
-    return [
+    steps = [
         Step(when, what, detail, (when - began).total_seconds())
         for when, what, detail in sorted(told, key=lambda step: step[0])
     ]
+    return [candidate, *steps]
 
 
 def nearness(decision: Decision) -> dict[str, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from app.api.explorer.look import price, signed
+from app.api.explorer.look import lapse, price, signed
 
 
 @pytest.mark.parametrize(
@@ -29,3 +29,21 @@ def test_a_price_is_never_shown_as_nothing_nor_as_hundreds_of_digits(
 
 def test_what_is_no_number_has_no_sign() -> None:
     assert (signed(float("inf")), signed(-1.5)) == ("–", "-1.50")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [
+        (None, "–"),
+        (0.25, "+0.2 s"),
+        (119.0, "+119.0 s"),
+        (-120.0, "-2.0 min"),
+        (6 * 3600.0, "+6.0 h"),
+        (3 * 86400.0, "+3.0 days"),
+        (-284277203.8, "-9.0 years"),
+    ],
+)
+def test_a_length_of_time_is_told_in_a_unit_that_is_read_at_a_glance(
+    seconds: float | None, shown: str
+) -> None:
+    assert lapse(seconds) == shown

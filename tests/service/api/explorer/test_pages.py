@@ -215,6 +215,73 @@ async def test_a_question_that_cannot_be_read_is_told_on_a_page(site: Site, quer
     assert query.partition("=")[0] in answer.text
 
 
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [
+        ("/ui?since=yesterday", "since=&#39;yesterday&#39; is no time"),
+        ("/ui?since=2024-03-02&until=2024-03-01", "is not before 2024-03-01"),
+        ("/ui?day=30", "did you mean days?"),
+        ("/ui/models?version=x", "it knows days, since, until"),
+        ("/ui/decisions?symbl=BTCUSDT", "did you mean symbol?"),
+        ("/ui/decisions.csv?simbol=BTCUSDT", "did you mean symbol?"),
+    ],
+)
+async def test_a_word_that_a_page_cannot_follow_is_refused(
+    site: Site, path: str, told: str
+) -> None:
+    await site.decide("it")
+    await site.stored()
+    answer = await site.get(path)
+    assert answer.status_code == 400
+    assert told in answer.text
+
+
+async def test_the_overview_counts_between_two_times(site: Site) -> None:
+    for day in (1, 3, 9):
+        at = datetime(2024, 3, day, tzinfo=UTC).isoformat()
+        await site.decide(f"d{day}", candidate__ts=at, market__bar_closed_at=at)
+    await site.stored()
+    shown = (await site.get("/ui?since=2024-03-03&until=2024-03-09")).text
+    assert '<a href="/ui/decisions?version=scripted-1">1</a>' in shown
+    assert "2024-03-03 00:00:00 to 2024-03-09 00:00:00" in shown
+    shown = (await site.get("/ui?since=2024-03-02&until=")).text
+    assert '<a href="/ui/decisions?version=scripted-1">2</a>' in shown
+
+
+async def test_a_candidate_of_long_ago_is_no_latency(site: Site) -> None:
+    """A replay: its market's time lies years before the request."""
+    at = (datetime.now(UTC) - timedelta(days=9 * 365.25)).isoformat()
+    decision = await site.decide("old", candidate__ts=at, market__bar_closed_at=at)
+    await site.stored()
+    shown = (await site.get(f"/ui/decisions/{decision}")).text
+    steps = re.findall(
+        r"<td>(candidate|advice)</td><td>(.*?)</td><td class=\"n\">(.*?)</td>", shown
+    )
+    assert steps[0] == ("candidate", "BTCUSDT at its bar, -9.0 years from the request", "–")
+    assert re.fullmatch(r"\+\d\.\d s", steps[1][2])
+
+
+async def test_whoever_is_not_known_any_more_learns_that_nothing_was_done(site: Site) -> None:
+    change = {"state": "HALTED", "reason": "late", "sure": "yes"}
+    answer = await site.post("/ui/state", change, None, Cookie="advisor_token=revoked")
+    assert (answer.status_code, answer.headers["location"]) == (303, "/ui/login?lost=1")
+    assert "was not done" in (await site.api.client.get("/ui/login?lost=1")).text
+    assert site.api.service.controls.state.value == "ACTIVE"
+
+
+async def test_an_address_of_nothing_is_told_on_a_page(site: Site) -> None:
+    for path in ("/ui/nothing", "/ui/decisions/a/b", "/ui/static/a/b"):
+        answer = await site.get(path)
+        assert (answer.status_code, answer.headers["content-type"]) == (
+            404,
+            "text/html; charset=utf-8",
+        ), path
+    assert (await site.post("/ui/models", {}, "operator")).status_code == 404
+    for path in ("/ui", "/ui/models"):
+        led = await site.get(f"{path}/")
+        assert (led.status_code, led.headers["location"]) == (307, path)
+
+
 async def test_pages_follow_each_other_without_loss_or_repeat(site: Site) -> None:
     """Also where many decisions have one time."""
     moments = [datetime.now(UTC) - timedelta(seconds=i // 3) for i in range(10)]
