@@ -145,17 +145,25 @@ sbom: $(STAMP) ## what is installed, as CycloneDX, into var/sbom.json
 	@test -x var/tools/sbom/bin/cyclonedx-py || ($(PYTHON) -m venv var/tools/sbom && var/tools/sbom/bin/pip install --quiet cyclonedx-bom==7.5.0)
 	var/tools/sbom/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible -o var/sbom.json $(BIN)/python
 
-licences: $(STAMP) ## write docs/licences.md anew
-	$(BIN)/python deploy/licences.py
+licences: $(STAMP) ## write the table of docs/licences.md anew
+	@test -x var/tools/licences/bin/pip-licenses || ($(PYTHON) -m venv var/tools/licences && var/tools/licences/bin/pip install --quiet pip-licenses==5.5.5)
+	var/tools/licences/bin/pip-licenses --python $(BIN)/python --format markdown --packages $$(sed -n 's/==.*//p' constraints.txt) > var/licences.md
+	{ sed '/^|/,$$d' docs/licences.md; sed 's/+cpu / /; s/ \+|/ |/g; s/--\+/---/g' var/licences.md; } > var/page.md && mv var/page.md docs/licences.md
 
 secrets: ## passwords and tokens for docker compose, made once into deploy/secrets
-	$(PYTHON) deploy/make_secrets.py
+	$(PYTHON) -m app.local.compose
 
+IMAGES := docker-compose.yml Dockerfile
 pin-images: ## write the digest of every image behind its version, in docker-compose.yml and Dockerfile (asks the registries)
-	$(PYTHON) deploy/pin_images.py
+	@set -e; for image in $$(sed -nE 's/^ *(image:|FROM) +([a-z0-9./_-]+:[A-Za-z0-9._-]+).*/\2/p' $(IMAGES) | grep -v '^shadow-advisor' | sort -u); do \
+	  digest=$$(docker buildx imagetools inspect --format '{{.Manifest.Digest}}' "$$image") || exit 2; \
+	  echo "$$digest" | grep -qxE 'sha256:[0-9a-f]{64}' || { echo "$$image has no digest: $$digest" >&2; exit 2; }; \
+	  echo "$$image@$$digest"; \
+	  edits="$$edits;s#((image:|FROM) +$$image)(@sha256:[0-9a-f]{64})?#\1@$$digest#"; \
+	done; sed -Ei "$$edits" $(IMAGES)
 
 containers: $(STAMP) ## compose and Dockerfile checks, and the Dockerfile's steps where no Docker engine is at hand
-	bash deploy/check_containers.sh
+	bash tests/deploy/check_containers.sh
 
 clean: ## remove the environment and all local state
 	rm -rf $(VENV) var

@@ -202,6 +202,15 @@ def test_no_module_is_a_drawer() -> None:
     assert [named(path) for path in everywhere if path.name in drawers] == []
 
 
+def test_deploy_holds_configuration_and_no_program() -> None:
+    everything = {path for path in (ROOT / "deploy").rglob("*") if path.is_file()}
+    files = everything - set((ROOT / "deploy" / "secrets").rglob("*"))  # Made on this machine.
+    assert {path.suffix for path in files} == {
+        *(".env", ".in", ".json", ".service", ".toml", ".txt", ".yaml", ".yml")
+    }
+    assert [named(path) for path in files if path.stat().st_mode & 0o111] == []
+
+
 @pytest.mark.parametrize(
     "path", [path for path in sources() if named(path).startswith("app/")], ids=named
 )

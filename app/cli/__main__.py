@@ -12,6 +12,7 @@ from rich.markup import escape
 
 from app.cli.control import alias, state
 from app.cli.doctor import doctor
+from app.cli.drill import drill
 from app.cli.export import export
 from app.cli.limits import limits_app
 from app.cli.model import model_app
@@ -43,6 +44,7 @@ app.command()(verify)
 app.command()(compare)
 app.command()(prove)
 app.command()(replay)
+app.command()(drill)
 app.command("what-if")(what_if)
 app.command()(export)
 app.command()(retention)

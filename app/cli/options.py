@@ -10,9 +10,11 @@ import typer
 from rich.console import Console
 
 from app.operator_client import OperatorClient
-from app.settings import Settings, SettingsError, read_settings
+from app.settings import Settings, SettingsError, read_settings, with_environment
 
 console = Console(stderr=True)
+DRIVER = "+psycopg"
+"""What SQLAlchemy wants in an address, and libpq does not."""
 
 
 def group(text: str) -> typer.Typer:
@@ -68,6 +70,21 @@ def database_url(settings: Settings, *, owner: bool = False) -> str:
             f" are found in {settings.home / 'addresses'}"
         )
     return left[name]
+
+
+def for_programs(url: str) -> tuple[str, dict[str, str]]:
+    """A database as programs of Postgres are told it: a target without password, which everybody
+    may see in a list of processes, and the environment with it."""
+    import psycopg
+    import psycopg.conninfo
+
+    try:
+        parts = psycopg.conninfo.conninfo_to_dict(url.replace(DRIVER, "", 1))
+    except psycopg.Error as error:
+        raise SettingsError(f"DATABASE_URL cannot be read: {type(error).__name__}") from error
+    password = parts.pop("password", None)
+    target = psycopg.conninfo.make_conninfo("", **{name: str(parts[name]) for name in parts})
+    return target, with_environment({"PGPASSWORD": str(password)} if password else {})
 
 
 def addresses(settings: Settings) -> dict[str, str]:

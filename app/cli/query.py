@@ -14,11 +14,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from app.cli.options import WIDE, AsJson, console, database_url, tell
-from app.settings import SettingsError, read_settings, with_environment
+from app.cli.options import DRIVER, WIDE, AsJson, console, database_url, for_programs, tell
+from app.settings import SettingsError, read_settings
 
-DRIVER = "+psycopg"
-"""What SQLAlchemy wants in an address, and libpq does not."""
 ASKED_FOR_S = 60
 _WORDS = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
 
@@ -70,21 +68,12 @@ def psql(
     ] = None,
 ) -> None:
     """Open psql on the shadow log: the password is in no argument that others can see."""
-    import psycopg.conninfo
-
     program = shutil.which("psql")
     if program is None:
         raise SettingsError(
             "psql is not installed (Debian: postgresql-client); `advisor query` needs none"
         )
-    url = database_url(read_settings()).replace(DRIVER, "", 1)
-    try:
-        parts = psycopg.conninfo.conninfo_to_dict(url)
-    except psycopg.Error as error:
-        raise SettingsError(f"DATABASE_URL cannot be read: {type(error).__name__}") from error
-    password = parts.pop("password", None)
-    environment = with_environment({"PGPASSWORD": str(password)} if password else {})
-    target = psycopg.conninfo.make_conninfo("", **{name: str(parts[name]) for name in parts})
+    target, environment = for_programs(database_url(read_settings()))
     os.execve(program, [program, target, *(arguments or ())], environment)
 
 

@@ -78,7 +78,7 @@ def prove(
     ] = None,
 ) -> None:
     """Print a proof that a decision is in the log as it was at a signed checkpoint, for
-    deploy/check_proof.py."""
+    `python -m shadow_advisor_client.proof`."""
     from app.domain.canonical import canonical_json
     from app.shadow_log.log import ShadowLog
     from app.shadow_log.proof.checkpoint import proof, read_checkpoints

@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -159,13 +158,11 @@ async def test_the_drill_restores_verifies_and_leaves_nothing_behind(
         **os.environ,
         "DATABASE_URL": database_url,
         "PATH": f"{postgres.tools}:{os.environ['PATH']}",
-        "PYTHONPATH": str(ROOT),
     }
-    program, dump = str(ROOT / "deploy" / "restore_drill.py"), str(tmp_path / "advisor.dump")
+    assert "\nadvisor drill advisor.dump " in sections()["Backing up"]
 
     def drilled(*options: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, program, dump, *options]
-        return subprocess.run(command, env=environment, capture_output=True, text=True)
+        return advisor(environment, "drill", str(tmp_path / "advisor.dump"), *options)
 
     done = drilled("--keep")
     assert done.returncode == 0, done.stderr
@@ -188,3 +185,8 @@ async def test_the_drill_restores_verifies_and_leaves_nothing_behind(
     done = drilled()
     assert done.returncode == 1
     assert "wrong: " in done.stderr
+    for odd in ("no address", "postgresql://127.0.0.1:1/nowhere"):
+        refused = drilled("--server", odd)
+        assert (refused.returncode, refused.stderr.count("\n")) == (2, 2 if "//" in odd else 1)
+    environment["PATH"] = "/nowhere"
+    assert "pg_dump is not installed" in drilled().stderr

@@ -199,7 +199,7 @@ async def check_checkpoints(
 async def proof(
     engine: AsyncEngine, decision_id: UUID, record: bytes, checkpoints: Sequence[Document]
 ) -> Document:
-    """What `deploy/check_proof.py` needs to see that a record was in the log at a checkpoint.
+    """What `shadow_advisor_client.proof` needs to see that a record was in the log at a checkpoint.
     Raises `CheckpointError` when no checkpoint covers it."""
     leaves: list[bytes] = []
     place, entry = None, None

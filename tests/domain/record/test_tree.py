@@ -8,9 +8,9 @@ import hashlib
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from shadow_advisor_client.proof import root_of
 
 from app.domain.record.tree import Tree, node, path
-from deploy.check_proof import root_of
 
 INPUTS = (
     "",

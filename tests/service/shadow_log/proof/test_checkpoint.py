@@ -14,6 +14,8 @@ from typing import Any
 import orjson
 import psycopg
 import pytest
+import shadow_advisor_client.proof
+from shadow_advisor_client.proof import fault
 
 from app.domain.canonical import canonical_json, decision_id
 from app.domain.record.link import FIRST, Linked, Producer
@@ -30,7 +32,6 @@ from app.shadow_log.proof.places import CheckpointError, ObjectPlace, Place, pla
 from app.shadow_log.proof.verify import verify_log
 from app.shadow_log.schema import tables
 from bench.tamper import linked
-from deploy.check_proof import fault
 from tests import builders as build
 from tests.service.processes import advisor, environment
 from tests.service.shadow_log.older_backup import back_up, restore
@@ -187,16 +188,14 @@ async def test_a_consistent_forgery_after_the_checkpoint_is_found(kept: Kept) ->
     assert len(report.findings) == 2
 
 
-async def test_a_stranger_checks_a_proof_without_the_service(
-    kept: Kept, tmp_path: Path, repository: Path
-) -> None:
+async def test_a_stranger_checks_a_proof_without_the_service(kept: Kept, tmp_path: Path) -> None:
     stored = await kept.log.decision(decision_id("r-4"))
     assert stored is not None
     signed, _ = read_checkpoints(kept.place)
     record = canonical_json(stored.as_json())
     made = await proof(kept.log.engine, stored.decision_id, record, signed)
-    script = tmp_path / "check_proof.py"
-    script.write_text((repository / "deploy" / "check_proof.py").read_text())
+    script = tmp_path / "proof.py"
+    script.write_text(Path(shadow_advisor_client.proof.__file__).read_text())
 
     def check(document: dict[str, Any], key: str) -> tuple[int, str]:
         place = tmp_path / "proof.json"

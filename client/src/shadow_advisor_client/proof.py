@@ -1,8 +1,10 @@
-"""Check what `advisor prove` printed: `python check_proof.py PROOF.json PUBLIC_KEY`.
+"""Was a decision in the log? Checks what `advisor prove` printed:
 
-Needs Python and the package `cryptography`, nothing of shadow-advisor. PUBLIC_KEY is the hex key
-that the operator published when checkpoints began: a key that stands only in the proof proves
-nothing.
+    python -m shadow_advisor_client.proof PROOF.json PUBLIC_KEY
+
+Needs the package `cryptography` (the extra `proof`) and nothing else of this one: the file may be
+copied and run by itself. PUBLIC_KEY is the hex key that the operator published when checkpoints
+began: a key that stands only in the proof proves nothing.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
 """Secrets of the compose file, made once: passwords of its servers and tokens of its callers, in
-`deploy/secrets`, which only its owner may enter. Needs Python alone.
+`deploy/secrets`, which only its owner may enter. Needs Python alone: it runs before anything is
+installed.
 
 What a container reads as another user is readable by all: the folder around it keeps others out,
 and a mount reaches past it. What is there already stays.
 
-usage: python3 deploy/make_secrets.py [FOLDER]
+usage: python3 -m app.local.compose [FOLDER], where the compose file is
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
-FOLDER = Path(__file__).parent / "secrets"
+FOLDER = Path("deploy") / "secrets"
 DATABASE = "postgresql+psycopg://{}:{}@postgres:5432/advisor"
 ROLES = {
     "agent": ["agent", "metrics"],

