@@ -10,21 +10,21 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from app.cli.control import alias, state
-from app.cli.doctor import doctor
-from app.cli.drill import drill
-from app.cli.export import export
-from app.cli.limits import limits_app
-from app.cli.model import model_app
-from app.cli.notices import notices_app
+from app.cli.control.limits import limits_app
+from app.cli.control.model import model_app
+from app.cli.control.state import alias, state
+from app.cli.control.token import token_app
+from app.cli.health.doctor import doctor
+from app.cli.health.notices import notices_app
 from app.cli.options import console, group
-from app.cli.query import psql, query
-from app.cli.record import compare, prove, replay, retention, verify
+from app.cli.record.checks import compare, prove, replay, retention, verify
+from app.cli.record.drill import drill
+from app.cli.record.export import export
+from app.cli.record.query import psql, query
+from app.cli.record.trades import import_trades
+from app.cli.record.what_if import what_if
 from app.cli.running import migrate, serve, up, writer
 from app.cli.settings import show_settings
-from app.cli.token import token_app
-from app.cli.trades import import_trades
-from app.cli.what_if import what_if
 from app.domain.errors import AdvisorError
 from app.operator_client import OperatorError
 from app.telemetry import configure_log

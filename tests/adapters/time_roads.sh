@@ -17,7 +17,7 @@ for road in the_client curl the_decorator mcp; do
     mcp) "$python" -m venv "$fresh/$road" && "$fresh/$road/bin/pip" install --quiet "./client[mcp]" ;;
     *) "$python" -m venv "$fresh/$road" && "$fresh/$road/bin/pip" install --quiet ./client ;;
   esac
-  CONNECT_PYTHON=$fresh/$road/bin/python "$python" -m pytest -q tests/service/api/test_connect.py -k "road_of_$road" > "$fresh/said" ||
+  CONNECT_PYTHON=$fresh/$road/bin/python "$python" -m pytest -q tests/service/client/test_connect.py -k "road_of_$road" > "$fresh/said" ||
     { cat "$fresh/said"; exit 1; }
   echo "${road#the_}: $SECONDS s from pip install to the record"
 done

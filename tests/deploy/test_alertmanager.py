@@ -13,8 +13,8 @@ import uvicorn
 import yaml
 
 from app.api.tokens import TokenFile, Tokens
-from app.cli.notices import addresses_of
-from app.cli.noticing import Outbox, receiver
+from app.cli.health.notices import addresses_of
+from app.cli.health.noticing import Outbox, receiver
 from app.domain.principal import Role
 from app.local.servers import free_port
 from app.settings import Settings

@@ -16,7 +16,7 @@ from app.cli.options import Url, finite, group, operator, say
 from app.settings import Settings, SettingsError, read_settings
 
 if TYPE_CHECKING:
-    from app.cli.noticing import Notice, Takes
+    from app.cli.health.noticing import Notice, Takes
 
 FILE = "file:"
 """An address that begins like this is a file, which gets a line of JSON a notice."""
@@ -41,7 +41,7 @@ def notices_watch(
     import uvicorn
 
     from app.api.tokens import Tokens, require_somebody
-    from app.cli.noticing import Outbox, Watch, receiver, watching
+    from app.cli.health.noticing import Outbox, Watch, receiver, watching
 
     settings = read_settings()
     outbox = Outbox(addresses_of(settings))
@@ -64,7 +64,7 @@ def notices_watch(
 @notices_app.command("test")
 def notices_test() -> None:
     """Send one notice to every address of ADVISOR_NOTICES; exit 1 when one does not take it."""
-    from app.cli.noticing import Address, Notice
+    from app.cli.health.noticing import Address, Notice
 
     notice = Notice("a test of shadow-advisor", "Whoever reads this will be told of halts.")
     addresses = [Address(*each) for each in addresses_of(read_settings()).items()]

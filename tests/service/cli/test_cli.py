@@ -39,6 +39,7 @@ COMMANDS = [
     "compare",
     "prove",
     "replay",
+    "drill",
     "what-if",
     "export",
     "retention",

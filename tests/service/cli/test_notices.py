@@ -15,8 +15,8 @@ import httpx
 import pytest
 
 from app.api.tokens import TokenFile, Tokens
-from app.cli.notices import addresses_of
-from app.cli.noticing import (
+from app.cli.health.notices import addresses_of
+from app.cli.health.noticing import (
     MOST_AN_HOUR,
     SILENT_LOOKS,
     TRIED_FOR_S,

@@ -29,7 +29,7 @@ def doctor(
 ) -> None:
     """Look at everything that the service depends on: what is wrong, where, how to mend it; exit 1
     when anything is. Nothing is changed. It looks from here, with the settings of this shell."""
-    from app.cli.examination import Bounds, Finding, State, examine
+    from app.cli.health.examination import Bounds, Finding, State, examine
 
     try:
         settings = _with_addresses()

@@ -11,7 +11,7 @@ import pytest
 import redis
 
 from app.api.tokens import TokenFile
-from app.cli.examination import Bounds, Finding, State, examine
+from app.cli.health.examination import Bounds, Finding, State, examine
 from app.domain.principal import Role
 from app.local.servers import EmbeddedPostgres, EmbeddedValkey
 from app.settings import OWN_CHECKPOINTS, Settings
