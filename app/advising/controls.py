@@ -50,8 +50,14 @@ class InForce(NamedTuple):
 
     @classmethod
     def of(cls, path: Path) -> Self:
-        """Of a file. Raises `LimitsError`."""
-        text = limits_text(path)
+        """Of a file of the service's. Raises `LimitsError`."""
+        try:
+            text = limits_text(path)
+        except LimitsError as error:
+            told = (
+                "set ADVISOR_LIMITS to a limits file, ADVISOR_LIMITS_PROFILES to a folder of them"
+            )
+            raise LimitsError(f"{error}; {told}") from error
         limits = parse_limits(text, str(path))
         return cls(limits, limits.hash(), text)
 

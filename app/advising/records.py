@@ -160,9 +160,16 @@ class Records:
     async def _gone(self, decision_id: UUID, claim: str) -> RequestConflict | AnswerGone:
         """Why an answer that was given is nowhere. Postgres and the stream have just answered."""
         stored = await self._log.claim(decision_id)
-        remembered = stored or await self._journal.claim_of(str(decision_id))
-        if (remembered or self.recent_claim(decision_id) or claim) != claim:
+        if (stored or await self._remembered(decision_id) or claim) != claim:
             return self._conflict(decision_id)
+        return self._answer_gone(decision_id, stored)
+
+    async def _remembered(self, decision_id: UUID) -> str | None:
+        """Hash of the request that this process or the journal remembers under this id."""
+        return self.recent_claim(decision_id) or await self._journal.claim_of(str(decision_id))
+
+    def _answer_gone(self, decision_id: UUID, stored: str | None) -> AnswerGone:
+        """Where an answer went of which Postgres still has the claim, or not."""
         why = (
             "its month was dropped by retention"
             if stored is not None
@@ -201,15 +208,19 @@ class Records:
         return stored
 
     async def document(self, decision_id: UUID) -> dict[str, Any]:
-        """The full stored record with its actions, outcomes and rationale. Raises as
-        `decision()`."""
+        """The full stored record with its actions, outcomes and rationale. Raises as `decision()`,
+        and `AnswerGone` of one that was answered and is in the record no more."""
         payload = await self._journal.find(str(decision_id))
         if payload is not None:
             return {"stored": False, "decision": orjson.loads(payload)}
         document = await self._log.get(decision_id)
-        if document is None:
-            raise self._not_found(decision_id)
-        return {"stored": True, **document}
+        if document is not None:
+            return {"stored": True, **document}
+        if self._journal.reachable:
+            stored = await self._log.claim(decision_id)
+            if stored or await self._remembered(decision_id):
+                raise self._answer_gone(decision_id, stored)
+        raise self._not_found(decision_id)
 
     async def report_action(
         self, decision_id: UUID, action: AgentAction, by: str | None = None

@@ -10,6 +10,7 @@ from math import ceil, inf
 from pathlib import Path
 from time import monotonic
 from typing import Any
+from uuid import UUID
 
 import structlog
 
@@ -29,7 +30,9 @@ from app.domain.errors import (
     JournalUnavailable,
     Overloaded,
     RequestConflict,
+    RequestLost,
     ShadowLogUnavailable,
+    UnknownDecision,
 )
 from app.domain.scenario import Scenario
 from app.journal.journal import Journal
@@ -214,6 +217,24 @@ class Service:
             [one for one, claim in zip(accepted, waiting, strict=True) if one.claim == claim]
         )
         return waiting
+
+    async def document(self, decision_id: UUID) -> dict[str, Any] | None:
+        """The stored record of a decision; None while its request is accepted and not decided yet.
+        Raises as `Records.document`, and `RequestLost` when it never will be."""
+        try:
+            return await self.records.document(decision_id)
+        except UnknownDecision:
+            if await self.requests.pending(str(decision_id)):
+                return None
+            lost = await self.shadow_log.promise_lost(decision_id)
+            if lost is None:
+                raise
+        if lost:
+            raise RequestLost(
+                f"the request of decision {decision_id} was accepted, and lost before it was"
+                " decided: send it again under the same id to be advised"
+            )
+        return None
 
     async def readiness(self) -> dict[str, Any]:
         """The truth about each dependency and each background task. Without Postgres or Valkey, but

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import orjson
 import structlog
 
-from app.domain.errors import AdvisorError, LimitsRefused
+from app.domain.errors import AdvisorError, TrialRefused
 from app.domain.rules.limits import parse_limits
 from app.domain.what_if import Judge
 from app.shadow_log.limits_history import LimitsHistory, Proposal
@@ -58,9 +58,9 @@ class Trials:
         self._running: asyncio.Task[None] | None = None
 
     def begin(self, proposal: Proposal, against: Against, asked: Asked) -> None:
-        """Try a proposal. Raises `LimitsRefused` while another one is tried here."""
+        """Try a proposal. Raises `TrialRefused` while another one is tried here."""
         if self._running is not None and not self._running.done():
-            raise LimitsRefused("another proposal is being tried here: wait until it has ended")
+            raise TrialRefused("another proposal is being tried here: wait until it has ended")
         self._trials[proposal.id] = Trial()
         self._running = asyncio.create_task(self._run(proposal, against, asked))
 
@@ -102,10 +102,10 @@ class Trials:
                 if what == "report":
                     return str(value)
                 if what == "failed":
-                    raise LimitsRefused(str(value))
+                    raise TrialRefused(str(value))
                 self._trials[proposal.id] = Trial(*value)
         except EOFError as error:
-            raise LimitsRefused("the replay ended without a report; the log says why") from error
+            raise TrialRefused("the replay ended without a report; the log says why") from error
         finally:
             ours.close()
             process.kill()

@@ -40,6 +40,7 @@ from app.domain.errors import (
     JournalUnavailable,
     Overloaded,
     RequestConflict,
+    RequestLost,
     ShadowLogUnavailable,
     TooManyReports,
     UndecidedYet,
@@ -267,12 +268,11 @@ async def _on_a_decision(
     service: Service, decision: UUID, reporting: Coroutine[Any, Any, Receipt]
 ) -> Receipt:
     """A report's receipt. Raises `UndecidedYet` where the decision is accepted and to come: what is
-    told of it would be compared with nothing."""
+    told of it would be compared with nothing; and `RequestLost` where it never comes."""
     try:
         return await reporting
     except UnknownDecision:
-        if not await service.requests.pending(str(decision)):
-            raise
+        await service.document(decision)
     raise UndecidedYet(f"decision {decision} is accepted and not decided yet: report again")
 
 
@@ -294,7 +294,11 @@ def _reported(
     "/decisions/{id}/agent-action",
     status_code=202,
     openapi_extra=body_schema(AGENT_ACTION),
-    responses={202: {"model": Accepted}, **PROBLEMS, **problems(TooManyReports, UndecidedYet)},
+    responses={
+        202: {"model": Accepted},
+        **PROBLEMS,
+        **problems(RequestLost, TooManyReports, UndecidedYet),
+    },
     summary="Report what the agent did",
 )
 async def put_agent_action(id: UUID, request: Request) -> Response:
@@ -311,7 +315,11 @@ async def put_agent_action(id: UUID, request: Request) -> Response:
     "/decisions/{id}/outcome",
     status_code=202,
     openapi_extra=body_schema(OUTCOME),
-    responses={202: {"model": Accepted}, **PROBLEMS, **problems(TooManyReports, UndecidedYet)},
+    responses={
+        202: {"model": Accepted},
+        **PROBLEMS,
+        **problems(RequestLost, TooManyReports, UndecidedYet),
+    },
     summary="Report what the market did",
 )
 async def put_outcome(id: UUID, request: Request) -> Response:
@@ -325,19 +333,17 @@ async def put_outcome(id: UUID, request: Request) -> Response:
 
 
 @router.get(
-    "/decisions/{id}", responses=PROBLEMS, summary="The full stored record, or its pending state"
+    "/decisions/{id}",
+    responses={**PROBLEMS, **problems(AnswerGone, RequestLost)},
+    summary="The full stored record, or its pending state",
 )
 async def get_decision(id: UUID, request: Request) -> Response:
     caller = allowed(request, Role.AGENT, Role.REPORTER, Role.READER)
     if not caller.may_read(id):
         raise unknown_decision(id)
     service: Service = request.app.state.service
-    try:
-        return Json(await service.records.document(id))
-    except UnknownDecision:
-        if await service.requests.pending(str(id)):
-            return Json(_pending(id), 202)
-        raise
+    document = await service.document(id)
+    return Json(_pending(id), 202) if document is None else Json(document)
 
 
 @router.head("/healthz", include_in_schema=False)

@@ -33,8 +33,10 @@ from app.domain.errors import (
     NoAnswer,
     Overloaded,
     RequestConflict,
+    RequestLost,
     ShadowLogUnavailable,
     TooManyReports,
+    TrialRefused,
     UndecidedYet,
     UnknownDecision,
     UnknownVersion,
@@ -51,10 +53,11 @@ STATUS: dict[type[AdvisorError], tuple[int, str]] = {
     UndecidedYet: (503, "It is not decided yet"),
     DamagedRecord: (500, "A stored record cannot be read"),
     InvalidRecord: (422, "The record does not fit its schema"),
-    RequestConflict: (409, "The request id was used with other content"),
+    RequestConflict: (409, "The id was used with other content"),
     UnknownDecision: (404, "No such decision"),
     TooManyReports: (429, "Too many reports on one decision"),
     AnswerGone: (410, "It was answered before, and the answer is not kept any more"),
+    RequestLost: (410, "It was accepted, and lost before it was decided"),
     JournalUnavailable: (503, "Nothing could be recorded, so nothing was answered"),
     ShadowLogUnavailable: (503, "The shadow log cannot be read now"),
     UnknownVersion: (404, "No such model version"),
@@ -62,7 +65,8 @@ STATUS: dict[type[AdvisorError], tuple[int, str]] = {
     ModelFileError: (409, "The model version must not be served"),
     AliasRefused: (409, "The alias cannot be moved"),
     LimitsError: (422, "These are no limits"),
-    LimitsRefused: (409, "The limits cannot be adopted"),
+    LimitsRefused: (409, "The limits stay as they are"),
+    TrialRefused: (409, "The proposal is not tried"),
 }
 
 
@@ -79,10 +83,16 @@ EXCEEDED = (
 def problems(*errors: type[AdvisorError]) -> dict[int | str, dict[str, Any]]:
     """OpenAPI responses of routes that raise these errors; every route may find that a request
     exceeds its budget."""
-    described = dict([*EXCEEDED, *sorted({STATUS[error] for error in errors})])
+    described: dict[int, list[str]] = {}
+    for status, what in [*EXCEEDED, *sorted({STATUS[error] for error in errors})]:
+        described.setdefault(status, []).append(what)
     return {
-        status: {"model": Problem, "content": {"application/problem+json": {}}, "description": what}
-        for status, what in described.items()
+        status: {
+            "model": Problem,
+            "content": {"application/problem+json": {}},
+            "description": "; or: ".join(whats),
+        }
+        for status, whats in described.items()
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -42,6 +43,14 @@ def finite(number: float | None) -> float | None:
     if number is not None and not math.isfinite(number):
         raise typer.BadParameter(f"{number} is no finite number.")
     return number
+
+
+def folder(name: str) -> Path:
+    """The parser of an argument that is a folder to write to: one without a name, as of a variable
+    that is not set, would be the folder that the command runs in."""
+    if not name.strip():
+        raise typer.BadParameter("the folder has no name; `.` is this one")
+    return Path(name)
 
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]

@@ -2,18 +2,20 @@
 
 AdvisorError
 ├─ InvalidRecord         422 at the API; put aside by the writer; one-line error elsewhere
-├─ RequestConflict       409: the request id was used with other content
+├─ RequestConflict       409: the id was used with other content
 ├─ UnknownDecision       404
 ├─ TooManyReports        429: a decision has as many reports of a kind as it may have
 ├─ UndecidedYet          503: accepted and not decided yet; ask or report again
 ├─ DamagedRecord         500: what is stored cannot be read; `advisor verify` names it
 ├─ AnswerGone            410: the request was answered before, and the answer is not kept any more
+├─ RequestLost           410: the request was accepted, and lost before it was decided
 ├─ JournalUnavailable    503: nothing was recorded, nothing was answered
 ├─ NoAnswer              503: the model abstained, and there is no other way to say so
 ├─ Overloaded            503 with Retry-After: it could not be answered in time, nothing was done
 ├─ ShadowLogUnavailable  503 for reads; the journal keeps what is written
 ├─ LimitsError           start refused; on reload the old limits stay; 422 of a proposal
 ├─ LimitsRefused         409: limits cannot be adopted now, nothing was changed
+├─ TrialRefused          409: a proposal of limits cannot be tried now, or its trial failed
 ├─ ManifestMismatch      start refused; a switch of version: 409, and the old one stays
 ├─ ModelFileError        start refused; a switch of version: 409, and the old one stays
 ├─ UnknownVersion        404; at a start: refused
@@ -59,6 +61,10 @@ class AnswerGone(AdvisorError):
     """A request that was answered before, and whose answer is not in the record any more."""
 
 
+class RequestLost(AdvisorError):
+    """A request that was accepted to be decided later, and was lost before it was."""
+
+
 class JournalUnavailable(AdvisorError):
     """Neither the stream nor the spool could make the record durable."""
 
@@ -85,6 +91,10 @@ class LimitsError(AdvisorError):
 
 class LimitsRefused(AdvisorError):
     """Limits cannot be adopted: others came in between, or nothing would change."""
+
+
+class TrialRefused(AdvisorError):
+    """A proposal of limits cannot be tried on the record now, or its trial came to nothing."""
 
 
 class ManifestMismatch(AdvisorError):

@@ -86,12 +86,17 @@ async def compare_all(url: str, progress: Progress = lambda done, total: None) -
     """Make the whole table anew, beside whoever appends. Decisions looked at, rows that were not
     what they should be. Raises `ShadowLogUnavailable`."""
     engine = connect(url, patience_s=None)
-    keys, decisions, changed = tables.decision_keys, 0, 0
+    c, decisions, changed = tables.decisions.c, 0, 0
     try:
         with translated_errors():
             async with engine.connect() as reading:
-                total = await reading.scalar(select(func.count()).select_from(keys)) or 0
-                async for chunk in chunks(reading, select(keys.c.decision_id), keys.c.decision_id):
+                # Else months could neither be made nor dropped until the end.
+                await reading.execution_options(isolation_level="AUTOCOMMIT")
+                total = (
+                    await reading.scalar(select(func.count()).select_from(tables.decisions)) or 0
+                )
+                everything = select(c.as_of, c.decision_id)
+                async for chunk in chunks(reading, everything, c.as_of, c.decision_id):
                     async with engine.begin() as connection:
                         await connection.execute(_NO_MONTH_IS_DROPPED)
                         ids = [row["decision_id"] for row in chunk]

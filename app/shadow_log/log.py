@@ -59,7 +59,7 @@ from app.shadow_log.database import (
     translated_errors,
 )
 from app.shadow_log.lean import parts, with_nulls
-from app.shadow_log.promises import Promise, Promises, forgotten, newest_link
+from app.shadow_log.promises import Promise, Promises, forgotten, lost, newest_link
 from app.shadow_log.rows import Row, assemble, plain, report_of, row_hash
 from app.shadow_log.schema import partitions, tables
 
@@ -422,6 +422,12 @@ class ShadowLog:
                 connection,
                 [self._own.link(*each.said)._replace(fate=Fate.FORGOTTEN) for each in promises],
             )
+
+    async def promise_lost(self, decision_id: UUID) -> bool | None:
+        """Whether the request that was accepted under this id is named as lost; None when none was
+        accepted, or it was decided."""
+        async with self._transaction() as connection:
+            return await lost(connection, str(decision_id))
 
     async def forgotten(self) -> int:
         """Accepted requests that were lost, and are not decided since."""

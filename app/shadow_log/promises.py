@@ -54,6 +54,15 @@ SELECT CASE WHEN pg_try_advisory_xact_lock(:lock) THEN (SELECT max(id) FROM even
 """
 
 
+_LOST = f"""
+SELECT count(*) FILTER (WHERE fate = 'forgotten') > 0 FROM event_links l
+WHERE key = :key AND kind = 'decision' AND fate IN ('accepted', 'forgotten') AND NOT {_DECIDED}
+AND NOT EXISTS (SELECT FROM event_links w WHERE w.producer = l.producer AND w.seq = l.seq
+                AND w.fate = 'withdrawn')
+HAVING count(*) > 0
+"""
+
+
 class Promises:
     """Follows accepted requests without reading again those that are decided."""
 
@@ -87,6 +96,13 @@ async def newest_link(connection: AsyncConnection) -> int | None:
     somebody is appending. Nobody can append until the transaction ends."""
     newest: int | None = await connection.scalar(text(_NEWEST), {"lock": LINK_LOCK})
     return newest
+
+
+async def lost(connection: AsyncConnection, key: str) -> bool | None:
+    """Whether an accepted request is named as lost; None when none was accepted under this id, or
+    it was decided."""
+    named: bool | None = await connection.scalar(text(_LOST), {"key": key})
+    return named
 
 
 async def forgotten(connection: AsyncConnection) -> list[tuple[str, str]]:

@@ -111,6 +111,29 @@ assert client.stats().queued or client.stats().sent
         assert ids(server) == ["handler"]
 
 
+def test_a_child_counts_its_own() -> None:
+    code = (
+        SUBMITS
+        + """
+client.report_action(None, {"decision": True})
+assert client.stats().dropped == {"refused": 1}
+if (child := os.fork()) == 0:
+    before = client.stats()
+    assert (before.queued, before.sent, before.dropped) == (0, 0, {}), before
+    assert before.last_error is None
+    client.submit({"request_id": "of the child"})
+    client.close(20)
+    os._exit(0 if client.stats().sent == 1 else 1)
+assert os.waitpid(child, 0)[1] == 0
+assert client.stats().dropped == {"refused": 1}
+"""
+    )
+    with faulty(ok) as server:
+        done = run(code, server.url)
+        assert done.returncode == 0, done.stderr
+        assert sorted(ids(server)) == sorted([*ALL, "of the child"])
+
+
 def test_a_child_leaves_what_its_parent_has_queued_to_the_parent() -> None:
     code = (
         SUBMITS

@@ -10,12 +10,17 @@ from typing import Annotated
 import typer
 from rich.progress import Progress
 
-from app.cli.options import console, database_url, say
+from app.cli.options import console, database_url, folder, say
 from app.settings import read_settings
 
 
 def export(
-    folder: Annotated[Path, typer.Argument(help="Folder for `day=.../symbol=.../rows.parquet`.")],
+    to: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FOLDER", parser=folder, help="Folder for `day=.../symbol=.../rows.parquet`."
+        ),
+    ],
     since: Annotated[
         datetime | None, typer.Option(formats=["%Y-%m-%d"], help="First day, UTC.")
     ] = None,
@@ -38,5 +43,5 @@ def export(
             progress.update(task, completed=done, total=total)
 
         url = database_url(read_settings())
-        made = asyncio.run(write_days(url, folder, progress=tell, **span))
-    say(f"{folder}: {made.rows:,} rows of {made.days} days written, {made.kept} days were there")
+        made = asyncio.run(write_days(url, to, progress=tell, **span))
+    say(f"{to}: {made.rows:,} rows of {made.days} days written, {made.kept} days were there")

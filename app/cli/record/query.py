@@ -6,7 +6,7 @@ import csv
 import os
 import shutil
 import sys
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -16,6 +16,9 @@ from rich.table import Table
 
 from app.cli.options import DRIVER, WIDE, AsJson, console, database_url, for_programs, tell
 from app.settings import SettingsError, read_settings
+
+if TYPE_CHECKING:
+    from psycopg import Connection
 
 ASKED_FOR_S = 60
 _WORDS = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
@@ -35,6 +38,7 @@ def query(
     wait = f"-c statement_timeout={ASKED_FOR_S}s -c default_transaction_read_only=on"
     try:
         with psycopg.connect(url, connect_timeout=5, options=wait) as connection:
+            _tell_every_time(connection)
             connection.read_only = True
             cursor = connection.execute(sql.encode(), prepare=True)  # Then it is one statement.
             names = [column.name for column in cursor.description or ()]
@@ -48,6 +52,25 @@ def query(
         written.writerows([names, *rows])
     else:
         _print(names, rows)
+
+
+def _tell_every_time(connection: Connection) -> None:
+    """Have times that Python has none of (`infinity`, the year 10000, 24:00) told as Postgres tells
+    them."""
+    from psycopg import DataError
+    from psycopg.types import datetime
+
+    for name in ("date", "time", "timetz", "timestamp", "timestamptz", "interval"):
+        kind: Any = getattr(datetime, f"{name.capitalize()}Loader")
+
+        class AsTold(kind):  # type: ignore[misc]
+            def load(self, data: Any) -> Any:
+                try:
+                    return super().load(data)
+                except DataError:
+                    return bytes(data).decode()
+
+        connection.adapters.register_loader(name, AsTold)
 
 
 def _record(names: list[str], row: tuple[Any, ...]) -> dict[str, Any]:

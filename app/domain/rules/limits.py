@@ -252,7 +252,7 @@ def limits_text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise LimitsError(
-            f"{path}: cannot be read: {error}; set ADVISOR_LIMITS to a limits file"
+            f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}"
         ) from error
 
 

@@ -14,8 +14,8 @@ else waits for a failure. What `advise` waits for goes first, and has places tha
 takes. A message that could not be delivered is sent again with the same id, so that nothing is
 decided twice, until it is `max_age_s` old; a circuit breaker spares a service that is down. When a
 lane is full the newest message is dropped. Every loss is counted in `stats()`. With a `queue_dir`
-what waits outlives the process (kept.py). After a fork the child has threads and queues of its own;
-what was queued stays the parent's.
+what waits outlives the process (kept.py). After a fork the child has threads, queues and counters
+of its own; what was queued stays the parent's.
 
 It says who asks by a token (identity.py). A token is looked for again when it is refused: it may
 have been rotated. A wrong address, proxy, file of certificates or folder is an error where the
@@ -69,7 +69,7 @@ class MappingError(Exception):
 
 @dataclass(frozen=True)
 class ClientStats:
-    """Counters since the start. `dropped` is by reason: queue_full, expired, refused,
+    """Counters of this process. `dropped` is by reason: queue_full, expired, refused,
     unserialisable, mapping, closed. `left_out`: values that could not be
     sent, by their path; the rest of their messages was. `refusals`: what the service
     refused, by field and reason; reports on a refused request count with it. `breaker` is that of
@@ -169,8 +169,6 @@ class AdvisorClient:
         self._remembered = remembered
         self._queue_dir = None if queue_dir is None else Path(queue_dir)
         self._queue_bytes = queue_bytes
-        self._counters = _Counters()
-        self._logged_at = -math.inf
         self.exit_budget_s = exit_budget_s
         self._reset()
         self._take_up()
@@ -319,8 +317,10 @@ class AdvisorClient:
         self.close()
 
     def _reset(self) -> None:
-        """Lanes, lock and folder of this process."""
+        """Lanes, lock, folder and counters of this process."""
         self._pid = os.getpid()
+        self._counters = _Counters()
+        self._logged_at = -math.inf
         self._lock = threading.RLock()
         self._wake = threading.Condition(self._lock)
         self._requests = Lane(self._queue_size, ASKING, self._breaker_failures)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import pytest
@@ -131,6 +132,29 @@ def test_a_method_and_threads_each_know_their_own_decision(server: Faulty) -> No
             assert list(pool.map(known, names)) == [
                 str(decision_id(name, "agent")) for name in names
             ]
+
+
+def test_a_function_that_yields_cannot_be_decorated(server: Faulty) -> None:
+    with AdvisorClient(server.url) as client:
+
+        def orders(name: str) -> Iterator[str]:
+            yield name
+
+        async def orders_later(name: str) -> AsyncIterator[str]:
+            yield name
+
+        for decide in (orders, orders_later, partial(orders, "a")):
+            with pytest.raises(TypeError, match="yields: it decides nothing when it is called"):
+                advised(client, request=request_of)(decide)
+
+
+def test_a_generator_is_nobodys_decision_and_comes_back_unread(server: Faulty) -> None:
+    with AdvisorClient(server.url) as client:
+        decide = advised(client, request=request_of)(lambda name: (each for each in name))
+        assert list(decide("ab")) == ["a", "b"]
+        client.close(20)
+        assert client.stats().dropped == {"mapping": 1}
+    assert [path for path, _ in sent(server)] == ["/advise"]
 
 
 async def test_a_coroutine_function_is_reported_when_it_has_decided(server: Faulty) -> None:

@@ -121,10 +121,12 @@ async def test_a_file_that_is_edited_by_hand_judges_again(api: Running, limits_f
     api.service.controls.refresh_limits()
     assert spread_of(api.service.controls) == 7.0
     assert list(api.service.controls.overruled()) == [""]
+    seen = api.service.controls.by_profile()[""].hash
+    back = {"rollback": True, "reason": "r", "changed_by": "me", "seen": seen}
+    reply = await api.client.put("/limits", json=back)
+    assert (reply.status_code, reply.json()["title"]) == (409, "The limits stay as they are")
     with pytest.raises(LimitsRefused, match="the file judges already"):
-        await api.service.controls.roll_back(
-            profile="", seen=api.service.controls.by_profile()[""].hash, reason="", by="ops"
-        )
+        await api.service.controls.roll_back(profile="", seen=seen, reason="", by="ops")
     await adopt(api, NARROWER)
     assert spread_of(api.service.controls) == 0.5
     assert api.service.controls.overruled() == {}

@@ -25,6 +25,7 @@ from app.shadow_log.schema.migrate import upgrade
 from tests.service.journal.journal_events import client
 from tests.service.running import drained, request, running, settings_for, until
 
+R_1 = decision_id("r-1")
 NO_POSTGRES = "postgresql://advisor:secret@127.0.0.1:1/advisor"
 
 
@@ -120,6 +121,7 @@ async def test_an_answer_whose_month_was_dropped_is_gone_and_not_given_anew(
             reply = await api.advise(document)
             assert reply.status_code == 410
             assert "dropped by retention" in reply.json()["detail"]
+            assert (await api.client.get(f"/decisions/{R_1}")).json() == reply.json()
             other = await api.advise(request("r-1", candidate__rsi=11))
             assert other.status_code == 409
     await log.aclose()
@@ -137,6 +139,7 @@ async def test_an_answer_that_an_older_backup_lacks_is_gone(
         reply = await api.advise(document)
         assert reply.status_code == 410
         assert "Postgres is older" in reply.json()["detail"]
+        assert (await api.client.get(f"/decisions/{R_1}")).json() == reply.json()
         assert (await api.advise(request("r-1", candidate__rsi=11))).status_code == 409
 
 
@@ -153,6 +156,7 @@ async def test_an_answer_that_was_put_aside_is_gone(
         reply = await api.advise(document)
         assert reply.status_code == 410
         assert "dead-letter stream" in reply.json()["detail"]
+        assert (await api.client.get(f"/decisions/{R_1}")).json() == reply.json()
 
 
 async def test_claims_are_asked_in_groups() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 from urllib.parse import urlsplit
+from uuid import UUID
 
 import httpx
 import pytest
@@ -18,6 +19,7 @@ from app.advising.serving import Models
 from app.api.admission import is_asynchronous
 from app.journal.keys import REQUESTS
 from app.policy.scripted import ScriptedPolicy
+from app.shadow_log.log import ShadowLog
 from tests.service.journal.journal_events import client
 from tests.service.running import Running, drained, request, running, settings_for, until
 
@@ -187,6 +189,44 @@ async def test_in_an_accepted_list_a_used_id_is_that_elements_problem(
         assert new["decision"]["status"] == "pending"
         assert conflict["problem"]["status"] == 409
         assert bad["problem"]["status"] == 422
+
+
+async def test_an_accepted_request_that_was_lost_is_told_with_how_to_ask_again(
+    database_url: str, valkey_url: str, tmp_path: Path
+) -> None:
+    settings = settings_for(database_url, valkey_url, tmp_path)
+    log = ShadowLog.connect(database_url)
+    async with running(settings, Models(ScriptedPolicy(["H"], gate=asyncio.Event()))) as api:
+        document = request("r-1")
+        accepted = await api.advise(document, Prefer="respond-async")
+    path = f"/decisions/{accepted.json()['decision_id']}"
+    await drained(settings)
+    with client(valkey_url) as connection:
+        connection.flushall()
+    async with running(settings) as api:
+        assert (await api.client.get(path)).status_code == 202, "it may lie in a spool"
+        assert (
+            await api.client.put(f"{path}/agent-action", json={"decision": True})
+        ).status_code == 503
+        await log.forget(await log.undecided())
+        for reply in (
+            await api.client.get(path),
+            await api.client.put(f"{path}/agent-action", json={"decision": True}),
+        ):
+            told = reply.json()
+            assert (reply.status_code, told["title"]) == (
+                410,
+                "It was accepted, and lost before it was decided",
+            )
+            assert "send it again under the same id" in told["detail"]
+        assert (await api.advise(document)).status_code == 200
+        assert (await api.client.get(path)).status_code == 200
+        assert (
+            await api.client.put(f"{path}/agent-action", json={"decision": True})
+        ).status_code == 202
+        await drained(settings)
+        assert await log.promise_lost(UUID(path.removeprefix("/decisions/"))) is None
+    await log.aclose()
 
 
 async def test_a_report_on_what_is_not_decided_yet_is_to_come_again_and_is_not_unknown(

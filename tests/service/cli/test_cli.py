@@ -191,12 +191,34 @@ def test_a_question_is_answered_as_table_json_and_csv_and_changes_nothing(
     assert json.loads(
         advisor(variables, "query", odd, "--json").stdout, parse_constant=str.encode
     ) == [{"a": "NaN", "b": "-Infinity"}]
+    endless = "SELECT 'infinity'::timestamptz AS a, '-infinity'::date AS b, '24:00'::time AS c"
+    assert json.loads(advisor(variables, "query", endless, "--json").stdout) == [
+        {"a": "infinity", "b": "-infinity", "c": "24:00:00"}
+    ]
     assert "give each its own with AS" in refusal(variables, "query", "SELECT 1, 2", "--json")
     assert "choose one" in advisor(variables, "query", asked, "--json", "--csv").stderr
     changing = "SET TRANSACTION READ WRITE; DELETE FROM state_changes"
     assert "Postgres says: " in refusal(variables, "query", changing)
     assert "Postgres says: " in refusal(variables, "query", "SELECT nothing_there")
     assert "Postgres says: " in refusal({**variables, "DATABASE_URL": NOBODY_THERE}, "query", asked)
+
+
+def test_a_folder_without_a_name_is_not_the_one_that_the_command_runs_in(
+    tmp_path: Path,
+) -> None:
+    variables = environment(tmp_path, database_url=NOBODY_THERE)
+    done = advisor(variables, "export", "", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "the folder has no name" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_limits_file_that_is_not_there_is_named_without_talk_of_the_service(
+    tmp_path: Path,
+) -> None:
+    reasons = ("--reason", "r", "--by", "b")
+    says = refusal(environment(tmp_path), "limits", "adopt", "NOPE.toml", *reasons)
+    assert says == "NOPE.toml: cannot be read: No such file or directory"
 
 
 def test_psql_gets_the_password_where_nobody_sees_it(

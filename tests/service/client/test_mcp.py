@@ -95,6 +95,23 @@ async def test_a_dry_run_records_nothing(api: Running) -> None:
     assert await drained(api.settings) == 0
 
 
+async def test_an_argument_that_a_tool_does_not_have_is_refused_and_nothing_recorded(
+    api: Running,
+) -> None:
+    async with agent(api.url) as llm:
+        for tool, misspelt in (
+            ("advise", {"request": request("r-1"), "dryrun": True}),
+            ("report", {"decision_id": str(uuid4()), "action": {"decision": True}}),
+            ("explain", {"decision_id": str(uuid4()), "short": True}),
+        ):
+            result = await llm.client.call_tool(tool, misspelt)
+            assert result.is_error
+            assert list(misspelt)[-1] in result.content[0].text
+        tools = (await llm.client.list_tools()).tools
+        assert [tool.input_schema["additionalProperties"] for tool in tools] == [False] * 3
+    assert await drained(api.settings) == 0
+
+
 async def test_no_service_is_an_answer(tmp_path: Path) -> None:
     async with agent("http://127.0.0.1:9") as llm:
         told = await llm.call("advise", request=request("r-1"), deadline_s=0.1)

@@ -21,6 +21,7 @@ from app.domain.record.decision import Abstention
 from app.domain.record.event import Event
 from app.domain.record.link import Producer
 from app.shadow_log.append import Batch, append
+from app.shadow_log.comparisons import compare_all
 from app.shadow_log.log import ShadowLog
 from app.shadow_log.proof.verify import verify_log
 from app.shadow_log.schema import tables
@@ -183,6 +184,38 @@ async def test_what_was_changed_past_the_writer_is_found_and_made_anew(
         assert done.stderr == said
         assert rows(database_url, KEPT) == right
     assert (await verify_log(database_url)).findings == []
+
+
+async def test_decisions_of_a_month_that_was_dropped_are_not_looked_at(
+    log: ShadowLog, database_url: str
+) -> None:
+    months = (datetime(2024, month, 5, tzinfo=UTC) for month in (1, 2, 2))
+    await log.append([build.decision_event(f"r-{n}", at=at) for n, at in enumerate(months)])
+    assert await log.drop_months_before(datetime(2024, 2, 1, tzinfo=UTC)) == {"202401": 1}
+    told: list[tuple[int, int]] = []
+    assert await compare_all(database_url, lambda *looked_at: told.append(looked_at)) == (2, 0)
+    assert told == [(2, 2)]
+
+
+async def test_a_month_can_be_made_and_dropped_while_everything_is_compared(
+    log: ShadowLog, database_url: str
+) -> None:
+    at = datetime(2024, 1, 5, tzinfo=UTC)
+    await log.append([build.decision_event("r-1", at=at)])
+    loop = asyncio.get_running_loop()
+    beside: list[asyncio.Task[Any]] = []
+
+    async def drops() -> None:
+        async with asyncio.timeout(20):
+            await log.drop_months_before(datetime(2024, 2, 1, tzinfo=UTC))
+            await log.append([build.decision_event("r-2", at=datetime(2024, 3, 5, tzinfo=UTC))])
+
+    def looked_at(done: int, total: int) -> None:
+        beside.append(loop.create_task(drops()))
+
+    await compare_all(database_url, looked_at)
+    await beside[0]
+    assert [row["request_id"] for row in rows(database_url, KEPT)] == ["r-2"]
 
 
 async def test_what_was_there_before_the_table_is_compared_when_it_is_made(

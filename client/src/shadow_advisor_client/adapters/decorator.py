@@ -11,7 +11,8 @@ client.report_outcome(decide.decision_id, {"arm": "agent", "outcome": "tp1", "r_
 ```
 
 Whatever happens on the advisor's side, the function is called, once, with its own arguments, and
-its result or its error is what comes back.
+its result or its error is what comes back. A function with `yield` decides nothing when it is
+called, and cannot be decorated.
 """
 
 from __future__ import annotations
@@ -34,7 +35,10 @@ Action = Callable[[Any], Mapping[str, Any]]
 
 
 def taken_if_anything(result: object) -> dict[str, Any]:
-    """What was done, of a function that returns nothing when it does not trade."""
+    """What was done, of a function that returns nothing when it does not trade. Raises `TypeError`
+    of what nobody has gone through yet."""
+    if inspect.isgenerator(result) or inspect.isasyncgen(result):
+        raise TypeError(f"a {type(result).__name__} is no decision yet")
     return {"decision": bool(result)}
 
 
@@ -124,9 +128,16 @@ def advised(
     action : makes the report of the function's result; by default a result that is true is a trade.
     deadline_s : wait so long for the advice before the function is called, so that it may look at
         `advice`; by default nothing waits.
+
+    Raises `TypeError` where a function with `yield` is decorated.
     """
 
     def around(decide: Callable[..., Result]) -> Advised[Result]:
+        if inspect.isgeneratorfunction(decide) or inspect.isasyncgenfunction(decide):
+            raise TypeError(
+                f"{getattr(decide, '__qualname__', decide)} yields: it decides nothing when it is"
+                " called; decorate the function that makes one decision"
+            )
         return Advised(decide, client, request, action, deadline_s)
 
     return around

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from time import monotonic
 from typing import Any
 
 import anyio
 import anyio.to_thread
 from mcp.server.mcpserver import MCPServer
+from mcp.server.mcpserver.tools import Tool
 
 from shadow_advisor_client import AdvisorClient, ConfigurationError
 
@@ -146,11 +148,24 @@ def _advice(advice: dict[str, Any]) -> dict[str, Any]:
 
 def served(client: AdvisorClient) -> MCPServer:
     """The server with its three tools."""
-    server, tools = MCPServer("shadow-advisor", instructions=INSTRUCTIONS), Tools(client)
-    server.add_tool(tools.advise, name="advise", description=ADVISE, structured_output=False)
-    server.add_tool(tools.report, name="report", description=REPORT, structured_output=False)
-    server.add_tool(tools.explain, name="explain", description=EXPLAIN, structured_output=False)
-    return server
+    tools = Tools(client)
+    offered = [
+        _strict(tools.advise, "advise", ADVISE),
+        _strict(tools.report, "report", REPORT),
+        _strict(tools.explain, "explain", EXPLAIN),
+    ]
+    return MCPServer("shadow-advisor", instructions=INSTRUCTIONS, tools=offered)
+
+
+def _strict(does: Callable[..., Any], name: str, description: str) -> Tool:
+    """A tool that refuses an argument which it does not have: ignored, a misspelt `dry_run` would
+    be recorded."""
+    tool = Tool.from_function(does, name=name, description=description, structured_output=False)
+    arguments = tool.fn_metadata.arg_model
+    arguments.model_config["extra"] = "forbid"
+    arguments.model_rebuild(force=True)
+    tool.parameters = arguments.model_json_schema(by_alias=True)
+    return tool
 
 
 def main() -> int:
