@@ -10,7 +10,8 @@ ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1
 RUN groupadd --gid 10001 advisor \
- && useradd --uid 10001 --gid 10001 --home-dir /var/lib/advisor --create-home --shell /usr/sbin/nologin advisor
+ && useradd --uid 10001 --gid 10001 --home-dir /var/lib/advisor --create-home --shell /usr/sbin/nologin advisor \
+ && install --directory --owner=advisor --group=advisor /drift
 WORKDIR /app
 
 FROM base AS sources

@@ -22,7 +22,7 @@ from app.api.access import Guard, Refusals
 from app.api.admission import Admission
 from app.api.budget import Buckets
 from app.api.connection import BoundedConfig, Bounds
-from app.api.explorer import acts, decision, limits, pages
+from app.api.explorer import acts, decision, drift, limits, pages
 from app.api.explorer.route import nowhere
 from app.api.tokens import Tokens, require_somebody
 from app.api.wire import ApiOptions, install
@@ -101,7 +101,7 @@ async def running(settings: Settings, models: Models | None = None) -> AsyncIter
         calm_garbage_collection()
         app = create_app()
         app.state.service, app.state.metrics, app.state.tokens = service, metrics, tokens
-        app.state.bars = settings.bars_folder
+        app.state.bars, app.state.looks = settings.bars_folder, settings.looks_folder
         app.state.hosts, app.state.origins = settings.hosts, settings.origins
         app.state.options = ApiOptions(
             settings.max_body_bytes,
@@ -150,6 +150,7 @@ def create_app() -> FastAPI:
     app.include_router(pages.router)
     app.include_router(decision.router)
     app.include_router(limits.router)
+    app.include_router(drift.router)
     app.include_router(acts.router)
     app.include_router(nowhere)
     app.state.refusals = Refusals()

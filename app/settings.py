@@ -199,6 +199,11 @@ class Settings(BaseSettings):
         description="folder of SYMBOL_1h.parquet or .csv that pages draw candles of; default:"
         " HOME/bars, where there is one",
     )
+    drift: Path | None = Field(
+        None,
+        description="folder where `advisor-train drift` keeps its newest looks, for a page;"
+        " default: HOME/drift",
+    )
     notices: str = Field(
         "",
         description="addresses, by apprise's rules and separated by spaces, that `advisor notices"
@@ -300,6 +305,11 @@ class Settings(BaseSettings):
         """Where bars for candles lie."""
         default = self.home / "bars"
         return self.bars or (default if default.is_dir() else None)
+
+    @property
+    def looks_folder(self) -> Path:
+        """Where the newest looks at drift lie."""
+        return self.drift or self.home / "drift"
 
     @staticmethod
     def secret(name: str) -> str | None:

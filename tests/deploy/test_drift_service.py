@@ -100,6 +100,17 @@ def test_it_asks_for_the_token_that_prometheus_sends() -> None:
     assert sent["advisor-drift"] == {"credentials_file": inside}
 
 
+def test_it_keeps_its_looks_where_the_page_reads_them() -> None:
+    """In a folder that belongs to the user of both images, and that the service cannot write."""
+    kept, read = DRIFT, SERVICES["api"]
+    assert kept["environment"]["ADVISOR_DRIFT"] == read["environment"]["ADVISOR_DRIFT"] == "/drift"
+    assert "drift:/drift" in kept["volumes"]
+    assert "drift:/drift:ro" in read["volumes"]
+    for image in ("trainer", "advisor"):
+        made = [step.text for step in lineage(image) if "--owner=advisor" in step.text]
+        assert any(text.rstrip().endswith("/drift") for text in made), image
+
+
 def test_a_process_without_a_handler_ends_on_sigterm_only_behind_an_init() -> None:
     assert DRIFT["init"] is True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -48,6 +49,14 @@ Demote = Annotated[
         " worse than the agent or the version before, or drifts on; asks --url as an operator"
     ),
 ]
+Keep = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="ADVISOR_DRIFT",
+        help="folder for the newest look at each version, which /ui/drift shows; the service reads"
+        " the same one. Default: drift under ADVISOR_HOME",
+    ),
+]
 Every = Annotated[
     float, typer.Option(min=1, callback=finite, help="with --listen: minutes between looks")
 ]
@@ -64,6 +73,7 @@ def drift(
     token_file: TokenFile = None,
     every: Every = 60.0,
     demote: Demote = "",
+    keep: Keep = None,
     url: Url = DEFAULT_URL,
 ) -> None:
     """Has the market, or the model's behaviour in it, moved away from what the model was made for?
@@ -73,18 +83,16 @@ def drift(
     number.
     """
     # scikit-learn and river take a second to load, and the light installation has neither.
-    from training.live.drift.demotion import Demoter
     from training.live.drift.exporter import exported
     from training.live.drift.look import observe, trained_on_rows
     from training.live.drift.show import DriftMetrics, show
 
     settings = chosen(config).drift if config else DriftConfig()
     trained_on = trained_on_rows(reference) if reference else None
-    metrics, demoter = DriftMetrics(), None
-    if demote:
-        if listen is None:
-            raise AdvisorError("--demote stays and looks again and again: it needs --listen")
-        demoter = Demoter(OperatorClient(url), demote, database, settings)
+    if demote and listen is None:
+        raise AdvisorError("--demote stays and looks again and again: it needs --listen")
+    demoter = _demoter(demote, url, database, settings) if demote else None
+    metrics = DriftMetrics()
     if listen is not None:
         exported(metrics.registry, listen, token_file)
         tell(f"gauges at port {listen}, a look every {every:g} minutes; Ctrl-C ends it")
@@ -93,6 +101,7 @@ def drift(
         try:
             look = observe(database, model_version or None, settings, now, trained_on)
             show(look, console, metrics, output, textfile)
+            _keep(keep or Path(os.environ.get("ADVISOR_HOME") or "var", "drift"), look, settings)
         except AdvisorError as error:
             if listen is None:
                 raise
@@ -102,6 +111,22 @@ def drift(
         if listen is None:
             return
         time.sleep(60 * every)
+
+
+def _demoter(alias: str, url: str, database: str, settings: DriftConfig) -> Demoter:
+    from training.live.drift.demotion import Demoter
+
+    return Demoter(OperatorClient(url), alias, database, settings)
+
+
+def _keep(folder: Path, look: Drift, settings: DriftConfig) -> None:
+    """For the page; a look is worth as much where nothing can be kept."""
+    from training.live.drift.kept import keep
+
+    try:
+        keep(folder, look, settings)
+    except OSError as error:
+        tell(f"/ui/drift will not show it: {error.filename or folder}: {error.strerror}")
 
 
 def _step_back(demoter: Demoter, look: Drift | None, now: datetime) -> None:

@@ -12,7 +12,7 @@ from app.shadow_log.bar_files import Candle
 
 Chart = dict[str, Any]
 AGENT, ADVICE = "#8b6fd6", "#1f9d8a"
-GOOD, BAD = "#1f9d8a", "#d1495b"
+GOOD, BAD, WATCH = "#1f9d8a", "#d1495b", "#d99a2b"
 QUIET = "#8b93a5"
 _RISE_AND_FALL = {"color": GOOD, "borderColor": GOOD, "color0": BAD, "borderColor0": BAD}
 
@@ -164,6 +164,55 @@ def behaviour(weeks: Sequence[str], shares: Mapping[str, Sequence[float | None]]
         for (name, values), colour in zip(shares.items(), colours, strict=False)
     ]
     return chart
+
+
+def shifts(names: Sequence[str], values: Sequence[float], watch: float, refresh: float) -> Chart:
+    """How far distributions moved, with the thresholds; what lies beyond the second stands out."""
+    colours = [_of_threshold(value, watch, refresh) for value in values]
+    lines = [
+        {"xAxis": at, "label": {"formatter": word, "color": QUIET, "textBorderWidth": 0}}
+        for at, word in ((watch, "watch"), (refresh, "refresh"))
+    ]
+    return {
+        "grid": {"left": 8, "right": 24, "top": 24, "bottom": 28, "containLabel": True},
+        "tooltip": {"trigger": "axis", "renderMode": "richText"},
+        "xAxis": {
+            "type": "value",
+            "name": "PSI",
+            "nameLocation": "middle",
+            "nameGap": 26,
+            "max": round(1.05 * max([refresh, *values]), 2),
+        },
+        "yAxis": {
+            "type": "category",
+            "data": list(names),
+            "inverse": True,
+            "axisLabel": {"interval": 0, "fontSize": 10},
+        },
+        "series": [
+            {
+                "name": "PSI",
+                "type": "bar",
+                "barMaxWidth": 14,
+                "data": [
+                    {"value": value, "itemStyle": {"color": colour}}
+                    for value, colour in zip(_short(values), colours, strict=True)
+                ],
+                "markLine": {
+                    "symbol": "none",
+                    "silent": True,
+                    "lineStyle": {"color": QUIET, "type": "dashed"},
+                    "data": lines,
+                },
+            }
+        ],
+    }
+
+
+def _of_threshold(value: float, watch: float, refresh: float) -> str:
+    if value >= refresh:
+        return BAD
+    return WATCH if value >= watch else QUIET
 
 
 def saved(codes: Sequence[str], values: Sequence[float | None]) -> Chart:

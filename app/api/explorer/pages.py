@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import io
 from collections.abc import AsyncIterator, Callable
@@ -17,6 +18,7 @@ from starlette.exceptions import HTTPException
 from app.api.access import allowed
 from app.api.explorer import asked, charts, story
 from app.api.explorer.look import page
+from app.api.explorer.looks import looks_in
 from app.api.explorer.route import STATIC, PageRoute, parts
 from app.domain.intervals import running
 from app.domain.principal import Role
@@ -88,6 +90,7 @@ async def overview(request: Request) -> Response:
     if stored is None:
         return page(request, "empty", attention=story.attention(readiness, []))
     span = asked.span(request, stored)
+    looks = await asyncio.to_thread(looks_in, request.app.state.looks)
     days = await explorer.days(span.since, span.until)
     vetoes = await explorer.vetoes(span.since, span.until)
     versions = [
@@ -102,7 +105,7 @@ async def overview(request: Request) -> Response:
     return page(
         request,
         "overview",
-        attention=story.attention(readiness, versions),
+        attention=story.attention(readiness, versions) + story.drifting(looks.kept),
         readiness=readiness,
         stored=stored,
         span=span,

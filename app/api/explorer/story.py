@@ -7,9 +7,11 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 from app.api.explorer.charts import Chart, Exit, matrix
-from app.api.explorer.look import lapse
+from app.api.explorer.look import lapse, moment
+from app.api.explorer.looks import Kept
 from app.domain.intervals import (
     Day,
     Mean,
@@ -169,6 +171,18 @@ def attention(readiness: Mapping[str, Any], versions: Sequence[Worth]) -> list[N
                 )
             )
     return notices
+
+
+def drifting(looks: Iterable[Kept]) -> list[Notice]:
+    """Versions whose newest look asks for a new one."""
+    return [
+        Notice(
+            f"{kept.look.model_version} drifts: refresh, since {moment(kept.verdict_since)}",
+            f"/ui/drift?version={quote(kept.look.model_version)}",
+        )
+        for kept in looks
+        if kept.look.verdict == "refresh"
+    ]
 
 
 def rules(decision: Decision) -> list[Rule]:

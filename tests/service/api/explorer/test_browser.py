@@ -18,6 +18,9 @@ from app.domain.principal import Role
 from app.policy.scripted import ScriptedPolicy
 from tests.service.api.explorer.test_decision import bars
 from tests.service.running import ROOT, Running, drained, request, running, settings_for
+from tests.training.support.drifting import looked, window
+from training.config.judging import DriftConfig
+from training.live.drift.kept import keep
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
@@ -60,6 +63,7 @@ async def visit(database_url: str, valkey_url: str, tmp_path: Path) -> AsyncIter
     now = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
     bars(tmp_path / "bars", "BTCUSDT_1h.parquet", now - timedelta(hours=99), 120, 3600)
     settings = settings_for(database_url, valkey_url, tmp_path, open=None)
+    keep(settings.looks_folder, looked(window(1, 1200), window(2, 300, moved=1.0)), DriftConfig())
     async with (
         running(settings, Models(ScriptedPolicy(["A", "H"]))) as api,
         async_playwright() as started,
@@ -95,7 +99,7 @@ async def test_every_page_is_drawn_reachable_and_as_wide_as_its_window(visit: Vi
         await page.get_by_role("button", name="Try them on the record").click()
         await page.wait_for_url("**/ui/limits/*")
         await page.get_by_role("heading", name="Decisions that change").wait_for()
-        paths += ["/ui/limits", page.url, versions]
+        paths += ["/ui/limits", page.url, versions, "/ui/drift"]
         for path in paths:
             await page.goto(path, wait_until="networkidle")
             assert await page.locator("h1").count() == 1, path
