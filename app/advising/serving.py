@@ -34,7 +34,7 @@ from app.domain.record.decision import Role, Version
 from app.policy.backends import Backends
 from app.policy.port import Policy
 from app.policy.versions.files import refusals
-from app.policy.versions.store import base_of, find_version, load_manifest
+from app.policy.versions.store import base_of, find_version, load_manifest, report_beside
 from app.policy.withheld import WithheldPolicy
 from app.shadow_log.log import NOTHING, ShadowLog
 from app.telemetry import Telemetry
@@ -463,6 +463,18 @@ class Serving:
                 return None
 
         return await asyncio.to_thread(read)
+
+    async def report(self, model_version: str) -> Path | None:
+        """The report of a version's evaluation; None where none lies beside it here."""
+
+        def find() -> Path | None:
+            try:
+                path = report_beside(find_version(model_version, self._backends.options.roots))
+                return path if path.is_file() else None
+            except (AdvisorError, OSError, ValueError):
+                return None
+
+        return await asyncio.to_thread(find)
 
     def _load(self, model_version: str, manifest_hash: str | None) -> Policy:
         with refusals(f"model version {model_version}"):

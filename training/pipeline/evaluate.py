@@ -10,13 +10,15 @@ versions and told in the report (`training.judging.gate.looks`).
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from app.domain.rules.limits import Limits, read_limits
-from app.policy.versions.store import find_version, load_manifest
+from app.policy.versions.store import find_version, load_manifest, report_beside
 from training.arrays import instant
 from training.config.file import RebuildConfig
 from training.config.judging import Kind
@@ -154,6 +156,7 @@ def evaluate(  # long: a list of calls, read from top to bottom
         now=now,
         cpu_seconds={name: each.cpu_seconds for name, each in rebuilt.items()},
     )
+    _keep_report(artifact, version.path)
     reports = (read_report(artifact, kind) for kind in (Kind.TRADER, Kind.VETO))
     return Evaluated(artifact, version.path, *reports)
 
@@ -260,6 +263,14 @@ def published(directory: Path) -> Published:
 def read_report(artifact: Artifact, kind: Kind) -> dict[str, Any]:
     """The gate's signed report of a finished evaluation."""
     return dict(json.loads((artifact / verdict_file(kind)).read_text(encoding="utf-8")))
+
+
+def _keep_report(artifact: Artifact, version: Path) -> None:
+    """For people, beside the version: the service's page of it shows the newest."""
+    kept = report_beside(version)
+    draft = kept.with_name(f".{kept.name}.{os.getpid()}")
+    shutil.copyfile(artifact / "report.html", draft)
+    draft.replace(kept)
 
 
 def _require_held_out_bars(config: RebuildConfig, market: History) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from re import fullmatch
 from typing import TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import orjson
 from fastapi import APIRouter, Path, Request, Response
@@ -23,6 +24,8 @@ from app.domain.principal import Principal, Role
 from app.domain.record.event import StateChange
 from app.domain.rules.case import TradingState
 from app.schemas import ALIAS_PATTERN, AliasMove, StateBody
+from app.shadow_log.log import NOTHING
+from app.shadow_log.rows import Row
 
 SIGNED_IN_S = 12 * 3600
 NOT_DONE = "this browser is not known any more: what it sent was not done"
@@ -92,30 +95,57 @@ async def change_state(request: Request) -> Response:
 
 @router.post("/ui/aliases/{alias}")
 async def move(request: Request, alias: str = Path(pattern=ALIAS_PATTERN)) -> Response:
-    """To the version that the form names, or, when it asks for a rollback, to the one that stood
-    before."""
+    """To the version that the form names; when it asks for a rollback or a demotion, to the one
+    that stood before."""
     caller = allowed(request, Role.OPERATOR)
     service: Service = request.app.state.service
     fields = await asked.form(request)
     asked.require_sure(fields)
-    reason = fields.get("reason", "")
-    version = fields.get("model_version", "")
-    stands = (await service.serving.aliases())["aliases"].get(alias, {})
+    standing = await service.serving.aliases()
+    stands = standing["aliases"].get(alias, {})
     asked.require_as_seen(fields, str(stands.get("changed_at", "")))
-    if fields.get("back"):
-        moves = [
-            one for one in (await service.serving.aliases())["history"] if one["alias"] == alias
-        ]
-        target = rollback_target(moves[::-1])
-        if target is None:
-            raise HTTPException(409, f"the alias {alias} has nothing to go back to")
-        version, reason = target, rollback_reason(moves[0]["model_version"], reason)
-    told = {"model_version": version, "reason": reason, "changed_by": caller.name}
-    body = _checked(AliasMove, told, ("model_version", "reason"))
+    if fields.get("back") or fields.get("demote"):
+        moves = [move for move in standing["history"] if move["alias"] == alias]
+        fields |= _step_back(alias, moves, fields)
+    await _move(service, caller, alias, fields)
+    return RedirectResponse("/ui/models", 303)
+
+
+@router.post("/ui/models/{version}/alias")
+async def promote(request: Request, version: str) -> Response:
+    """Let an alias name a version. The form names the alias with its newest move as the page showed
+    it, `ALIAS CHANGED_AT`."""
+    caller = allowed(request, Role.OPERATOR)
+    service: Service = request.app.state.service
+    fields = await asked.form(request)
+    asked.require_sure(fields)
+    alias, _, seen = fields.get("alias", "").partition(" ")
+    if not fullmatch(ALIAS_PATTERN, alias):
+        raise HTTPException(422, f"{alias[:50]!r} is the name of no alias; nothing was changed")
+    await _move(service, caller, alias, fields | {"model_version": version, "seen": seen})
+    return RedirectResponse(f"/ui/models/{quote(version)}", 303)
+
+
+def _step_back(alias: str, moves: list[Row], fields: dict[str, str]) -> dict[str, str]:
+    """The version that stood before, and the reason as the history tells it; of a demotion no
+    version where none stood. Raises 409 and 422."""
+    demoted, reason = "demote" in fields, fields.get("reason", "")
+    if demoted and (not moves or moves[0]["model_version"] == NOTHING):
+        raise HTTPException(409, f"the alias {alias} names no version: there is none to demote")
+    if demoted and not reason:
+        raise HTTPException(422, "reason: say why; nothing was changed")
+    target = rollback_target(moves[::-1]) or (NOTHING if demoted else None)
+    if target is None:
+        raise HTTPException(409, f"the alias {alias} has nothing to go back to")
+    reason = f"demoted: {reason}" if demoted else reason
+    return {"model_version": target, "reason": rollback_reason(moves[0]["model_version"], reason)}
+
+
+async def _move(service: Service, caller: Principal, alias: str, fields: dict[str, str]) -> None:
+    body = _checked(AliasMove, fields | {"changed_by": caller.name}, ("model_version", "reason"))
     await service.serving.move(
         alias, body.model_version, reason=body.reason, by=caller.name, seen=fields.get("seen")
     )
-    return RedirectResponse("/ui/models", 303)
 
 
 def _checked(kind: type[Body], fields: dict[str, str], names: tuple[str, ...]) -> Body:

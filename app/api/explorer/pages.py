@@ -21,7 +21,10 @@ from app.api.explorer.look import page
 from app.api.explorer.looks import looks_in
 from app.api.explorer.route import STATIC, PageRoute, parts
 from app.domain.intervals import running
+from app.domain.model.aliases import rollback_target
+from app.domain.model.manifest import PRIMARY_ALIAS
 from app.domain.principal import Role
+from app.shadow_log.log import NOTHING
 from app.shadow_log.reading.explore import LOOKED_THROUGH
 from app.shadow_log.rows import Row
 
@@ -236,7 +239,13 @@ async def model(request: Request, version: str) -> Response:
         "model",
         model=found,
         card=await service.serving.card(version),
-        stands=[name for name, move in aliases["aliases"].items() if _names(move, version)],
+        report=await service.serving.report(version) is not None,
+        stands={
+            alias: (move, rollback_target(_of_alias(aliases["history"], alias)[::-1]) or NOTHING)
+            for alias, move in aliases["aliases"].items()
+            if _names(move, version)
+        },
+        others=_others(aliases["aliases"], version),
         moves=[move for move in aliases["history"] if _names(move, version)],
         worth=story.worth(version, days) if days else None,
         difference=charts.difference(labels, story.running_difference(days)),
@@ -248,8 +257,30 @@ async def model(request: Request, version: str) -> Response:
     )
 
 
+@router.get("/ui/models/{version}/report")
+async def report(request: Request, version: str) -> Response:
+    """The report of a version's evaluation as training wrote it; its headers make it a sandbox."""
+    allowed(request, Role.READER)
+    service, _ = parts(request)
+    path = await service.serving.report(version)
+    if path is None:
+        raise HTTPException(404, f"no report of an evaluation of {version!r} lies here")
+    return FileResponse(path, media_type="text/html; charset=utf-8")
+
+
 def _names(move: Row, version: str) -> bool:
     return bool(move["model_version"] == version)
+
+
+def _of_alias(history: list[Row], alias: str) -> list[Row]:
+    return [move for move in history if move["alias"] == alias]
+
+
+def _others(aliases: Row, version: str) -> dict[str, Row]:
+    """What may be let name a version that it does not name now; an alias that never moved too."""
+    never = {"model_version": NOTHING, "changed_at": ""}
+    standing = {PRIMARY_ALIAS: never, "champion": never} | aliases
+    return {alias: move for alias, move in standing.items() if not _names(move, version)}
 
 
 @router.get("/ui/state")

@@ -20,6 +20,8 @@ _HARMLESS_SUFFIXES = frozenset({".md", ".png", ".jpg", ".svg", ".pdf"})
 _HARMLESS_NAMES = frozenset({"LICENSE", "LICENSE.TXT", "NOTICE", "NOTICE.TXT"})
 NUMBERS_NAME = "numbers.safetensors"
 """What an adapter has beside PEFT's files when it reads numbers past the text."""
+REPORT_SUFFIX = ".report.html"
+"""Beside a version's directory: what its evaluation found."""
 _CHUNK_BYTES = 1 << 20
 log = structlog.get_logger()
 
@@ -66,6 +68,11 @@ def find_version(
         f"model version {model_version} is registered with manifest {manifest_hash}, {directory}"
         f" has {first.hash()}: versions are immutable, give the new one a new name"
     )
+
+
+def report_beside(directory: Path) -> Path:
+    """Where the report of a version's evaluation lies: beside the version, which it comes after."""
+    return directory.with_name(f"{directory.name}{REPORT_SUFFIX}")
 
 
 def find_base(

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from app.domain.errors import UnknownVersion
 from app.domain.model.questions import QuestionName
-from app.policy.versions.store import load_manifest
+from app.policy.versions.store import load_manifest, report_beside
 from tests.training.support.rebuilds import NOW, RIVAL, config_in, read_by, shop_of
 from training.config.file import RebuildConfig
 from training.config.section import ConfigError
@@ -57,6 +57,13 @@ def said(done: Evaluated, title: str) -> str:
 
 def values(rows: Rows, column: str) -> dict[str, float]:
     return {name: row[column]["value"] for name, row in rows.items()}
+
+
+def test_the_report_lies_beside_the_version_for_its_page(evaluated: Evaluated) -> None:
+    assert (
+        report_beside(evaluated.version).read_bytes()
+        == (evaluated.artifact / "report.html").read_bytes()
+    )
 
 
 def test_a_share_of_the_best_is_what_an_arm_earns_over_what_could_be_earned(

@@ -3,6 +3,7 @@ a keyboard cannot reach, nothing wider than a phone."""
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
@@ -14,8 +15,10 @@ from playwright.async_api import Browser, Page, async_playwright, expect
 
 from app.advising.serving import Models
 from app.api.tokens import TokenFile
+from app.domain.model.manifest import MANIFEST_NAME
 from app.domain.principal import Role
-from app.policy.scripted import ScriptedPolicy
+from app.policy.scripted import SCRIPTED_MANIFEST, ScriptedPolicy
+from app.policy.versions.store import report_beside
 from tests.service.api.explorer.test_decision import bars
 from tests.service.running import ROOT, Running, drained, request, running, settings_for
 from tests.training.support.drifting import looked, window
@@ -111,6 +114,30 @@ async def test_every_page_is_drawn_reachable_and_as_wide_as_its_window(visit: Vi
             assert found.violations_count == 0, f"{path}, {scheme}\n{found.generate_report()}"
         await page.goto(paths[4], wait_until="networkidle")
         assert await page.locator("[data-options]").count() == 2, "candles and probabilities"
+    assert visit.complaints == []
+
+
+async def test_a_report_runs_its_own_scripts_within_a_page_and_reaches_nothing_of_it(
+    visit: Visit,
+) -> None:
+    """What training's page has: a script in it, and a table that it sorts."""
+    folder = visit.api.settings.models_dir / "scripted-1"
+    folder.mkdir(parents=True)
+    (folder / MANIFEST_NAME).write_text(json.dumps(SCRIPTED_MANIFEST.as_json()))
+    report_beside(folder).write_text(
+        "<!doctype html><html lang=en><title>Report</title><h1>Report</h1><p id=said></p><script>"
+        "let said = 'ran, '; try { said += parent.document.title } catch { said += 'apart' }"
+        "document.getElementById('said').textContent = said</script></html>"
+    )
+    await visit.api.service.shadow_log.register_model(SCRIPTED_MANIFEST)
+    page = await visit.page()
+    await visit.come_in(page, "/ui/models/scripted-1")
+    await page.locator("iframe.report").scroll_into_view_if_needed()
+    said = page.frame_locator("iframe.report").locator("#said")
+    await expect(said).to_have_text("ran, apart")
+    await page.goto("/ui/models/scripted-1/report")
+    await expect(page.locator("#said")).to_contain_text("ran, ")
+    assert await page.evaluate("origin") == "null"
     assert visit.complaints == []
 
 

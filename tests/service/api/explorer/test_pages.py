@@ -17,7 +17,9 @@ from fastapi import Request
 
 from app.advising.serving import Models
 from app.api.explorer import asked
+from app.domain.model.manifest import MANIFEST_NAME
 from app.policy.scripted import SCRIPTED_MANIFEST, ScriptedPolicy
+from app.policy.versions.store import report_beside
 from app.shadow_log.reading.explore import Explorer, Filters
 from tests.service.api.explorer.site import FORM, Site, ids, traded
 from tests.service.running import drained, request, running, settings_for, until
@@ -413,6 +415,53 @@ async def test_an_alias_moves_and_goes_back_from_the_page(site: Site) -> None:
     shown = (await site.get("/ui/models")).text
     assert "champion: scripted-1" in shown
     assert "rollback from none: try" in shown
+
+
+async def test_a_version_is_promoted_and_demoted_from_its_page(site: Site) -> None:
+    await site.api.service.shadow_log.register_model(SCRIPTED_MANIFEST)
+    page, aliases = "/ui/models/scripted-1", "/ui/aliases/champion"
+    shown = (await site.get(page, "operator")).text
+    assert '<option value="champion ">champion (now none)</option>' in shown
+    assert "Promote it" not in (await site.get(page)).text, "a reader has no buttons"
+    first = {"alias": "champion ", "reason": "it is good", "sure": "yes"}
+    assert (await site.post(f"{page}/alias", first, "reader")).status_code == 403
+    for wrong in ({"sure": ""}, {"reason": ""}, {"alias": "Champion "}, {"alias": ""}):
+        assert (await site.post(f"{page}/alias", first | wrong, "operator")).status_code == 422
+    assert (await site.post(f"{page}/alias", first, "operator")).status_code == 303
+    late = await site.post(f"{page}/alias", first | {"reason": "again"}, "operator")
+    assert late.status_code == 409, "the page was made before the alias moved"
+    shown = (await site.get(page, "operator")).text
+    assert "champion steps back to none" in shown
+    step = {"demote": "1", "seen": seen_on(shown), "reason": "it lost", "sure": "yes"}
+    assert (await site.post(aliases, step | {"reason": ""}, "operator")).status_code == 422
+    assert (await site.post(aliases, step, "reader")).status_code == 403
+    assert (await site.post(aliases, step, "operator")).status_code == 303
+    again = await site.post(aliases, step | {"seen": ""}, "operator")
+    assert again.status_code == 409
+    del step["seen"]
+    assert "names no version" in (await site.post(aliases, step, "operator")).text
+    shown = (await site.get("/ui/models")).text
+    assert "champion: none" in shown
+    assert "rollback from scripted-1: demoted: it lost" in shown
+
+
+async def test_a_versions_report_is_shown_in_a_sandbox(site: Site, tmp_path: Path) -> None:
+    await site.api.service.shadow_log.register_model(SCRIPTED_MANIFEST)
+    page = "/ui/models/scripted-1"
+    assert "No report lies beside it" in (await site.get(page)).text
+    assert (await site.get(f"{page}/report")).status_code == 404
+    folder = site.api.settings.models_dir / "scripted-1"
+    folder.mkdir(parents=True)
+    (folder / MANIFEST_NAME).write_text(json.dumps(SCRIPTED_MANIFEST.as_json()))
+    report_beside(folder).write_text("<p>found <script>parent.document</script></p>")
+    assert f'src="{page}/report"' in (await site.get(page)).text
+    answer = await site.get(f"{page}/report")
+    assert answer.text == "<p>found <script>parent.document</script></p>"
+    policy = answer.headers["content-security-policy"]
+    assert policy.startswith("sandbox allow-scripts; default-src 'none';")
+    assert "allow-same-origin" not in policy
+    assert (await site.get(f"{page}/report", "agent")).status_code == 403
+    assert (await site.api.client.get(f"{page}/report")).status_code == 303
 
 
 def versions_of(rows: Sequence[dict[str, Any]]) -> set[str]:
