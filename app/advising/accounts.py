@@ -96,10 +96,13 @@ class Accounts:
         for row in await self._log.reported_trades(self._now() - OPEN_FOR):
             whose, known = row["principal"] or DEFAULT_PRINCIPAL, str(row["decision_id"])
             offer = _offer(Scenario.from_json(row["scenario"]))
-            trade = opened(AgentAction.from_json(row["action"]), offer, row["acted_at"])
-            entries.append(Entry(whose, known, row["acted_at"], trade))
+            trade = None
+            if row["action"] is not None:
+                trade = opened(AgentAction.from_json(row["action"]), offer, row["acted_at"])
+                entries.append(Entry(whose, known, row["acted_at"], trade))
             if row["outcome"] is not None:
-                end = closed(Outcome.from_json(row["outcome"]), trade, row["ended_at"])
+                made = trade or opened(AgentAction(decision=True), offer, row["ended_at"])
+                end = closed(Outcome.from_json(row["outcome"]), made, row["ended_at"])
                 entries.append(Entry(whose, known, row["ended_at"], end))
         return entries
 

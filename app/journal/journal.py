@@ -13,7 +13,7 @@ import asyncio
 import random
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +138,11 @@ class Journal:
         """Entries of the ledger that could not be kept yet."""
         self._filled: str | None = None
         """The memory whose ledger this process made whole."""
+        self._owed: set[str] = set()
+        """Reports on disk of which the ledger may have no note: until the record tells them, it
+        tells nothing."""
+        self._noted_since: datetime | None = None
+        """Reports that the stream took since then are noted; of older ones the record tells."""
         self.reachable = True
         """Whether the stream answered last. While it does not, what was written to it cannot be
         found."""
@@ -171,6 +176,7 @@ class Journal:
             self._leave(error)
         if unusable is not None:
             log.error("the spool cannot be used", error=str(unusable))
+        self._owe()
         self._supervisor.start(Task.SPOOL_DRAIN, self._look_after, every_s=self._retry_s)
 
     async def append(self, event: Event, *, anew: bool = False) -> Receipt:
@@ -241,7 +247,7 @@ class Journal:
         self._unnoted[entry.principal, entry.field] = entry
         if len(self._unnoted) > REMEMBERED:
             self._unnoted.popitem(last=False)
-            self._filled = None  # Postgres will tell it.
+            self._owe()
         await self.settle_notes()
 
     async def settle_notes(self) -> None:
@@ -258,7 +264,7 @@ class Journal:
     async def ledger_of(self, principal: str) -> dict[str, Note] | None:
         """What a principal reported of its trades, by decision; None while this cannot be told as a
         whole."""
-        if not self.reachable or self.memory is None or self._unnoted:
+        if not self.reachable or self.memory is None or self._unnoted or self._owed:
             return None
         try:
             notes = await self._stream.ledger().of(principal)
@@ -269,15 +275,38 @@ class Journal:
         return notes
 
     async def fill_ledger(self, recorded: Callable[[], Awaitable[list[ledger.Entry]]]) -> None:
-        """Make the ledger of a memory that is new here whole, by what is recorded. Raises
-        `JournalUnavailable`, and what `recorded` does."""
+        """Make the ledger of a memory that is new here whole, by what is recorded; again until the
+        record holds every report that came before this process. Raises `JournalUnavailable`, and
+        what `recorded` does."""
         await self.settle_notes()
         if not self.reachable or self.memory is None:
             return
         memory, kept = self.memory.identity, self._stream.ledger()
-        if self._filled != memory or not await kept.whole():
-            await kept.fill(await recorded())
+        if self._filled == memory and await kept.whole():
+            return
+        holds_all = await self._record_holds_all()
+        await kept.fill(await recorded())
+        if holds_all:
             self._filled = memory
+            self._owed.clear()
+
+    def _owe(self) -> None:
+        """The reports that wait on disk are told to the ledger by the record, once it has them."""
+        self._filled = None
+        self._owed = self._reports_on_disk()
+        self._noted_since = None
+
+    def _reports_on_disk(self) -> set[str]:
+        actions = self._spool.keys(EventKind.AGENT_ACTION)
+        return {*actions, *self._spool.keys(EventKind.OUTCOME)}
+
+    async def _record_holds_all(self) -> bool:
+        """Whether every report without a note of ours has left the disk and the stream."""
+        if self._owed & self._reports_on_disk():
+            return False
+        self._noted_since = self._noted_since or self._now()
+        _, oldest_s = await self._stream.backlog()
+        return self._now() - timedelta(seconds=oldest_s) >= self._noted_since
 
     async def set_state(self, change: StateChange) -> Receipt:
         """Record a change of state and make it the live one for all replicas (when drained, if

@@ -7,7 +7,8 @@ Until it is whole it tells nothing.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
-from datetime import UTC, datetime
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 import orjson
@@ -18,16 +19,21 @@ from app.domain.record.ledger import Closed, Note, Opened
 LEDGER = "advisor:ledger"
 TTL_S = 30 * 86_400
 MOST = 512
-"""Notes of one principal, from which on those that ended are forgotten, the oldest first."""
+"""Notes of one principal, from which on those that are not open are forgotten, the oldest first."""
+MOST_FIELDS, LOOK_EVERY = 4 * MOST, 64
+"""Above which each so many of a principal's fields are looked at for what can be forgotten: also of
+one that never asks for what is in them."""
 NOTE = """
 local there = redis.call('HGET', KEYS[1], ARGV[1])
 if not there or string.sub(there, 1, 20) <= string.sub(ARGV[2], 1, 20) then
     redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
 end
 redis.call('EXPIRE', KEYS[1], ARGV[3])
+return redis.call('HLEN', KEYS[1])
 """
 """Key: a principal's ledger. Arguments: a field, a value that begins with its time in microseconds,
-of fixed width, so that the newer of two stays; seconds to keep it."""
+of fixed width, so that the newer of two stays; seconds to keep it. Returns how many fields there
+are."""
 
 Run = Callable[..., Awaitable[Any]]
 
@@ -69,21 +75,33 @@ class Ledger:
     async def note(self, entry: Entry) -> None:
         """Keep an entry, unless a newer one stands in its place."""
         key = self._key(entry.principal)
-        await self._run("EVAL", NOTE, 1, key, entry.field, entry.value, TTL_S)
+        fields = await self._run("EVAL", NOTE, 1, key, entry.field, entry.value, TTL_S)
+        if fields > MOST_FIELDS and fields % LOOK_EVERY == 0:
+            with suppress(InvalidRecord):  # Whoever asks for it is told.
+                await self.forget(entry.principal, await self._notes(entry.principal))
 
     async def forget(self, principal: str, notes: dict[str, Note]) -> None:
-        """Drop the oldest of those that ended, of more than `MOST`."""
-        ended = [name for name, note in notes.items() if note.closed is not None]
-        ended.sort(key=lambda name: notes[name].told_at)
-        gone = ended[: max(len(notes) - MOST, 0)]
+        """Drop, of more than `MOST`, the oldest of those that are not open, and what is open for
+        longer than the record is asked for."""
+        newest = max(note.told_at for note in notes.values())
+        old = newest - timedelta(seconds=TTL_S)
+        done = [
+            name
+            for name, note in notes.items()
+            if note.closed is not None or note.opened is None or note.told_at < old
+        ]
+        done.sort(key=lambda name: notes[name].told_at)
+        gone = done[: max(len(notes) - MOST, 0)]
         fields = [f"{name}:{kind}" for name in gone for kind in ("opened", "closed")]
         if fields:
             await self._run("HDEL", self._key(principal), *fields)
 
     async def of(self, principal: str) -> dict[str, Note] | None:
         """A principal's notes by decision; None while the ledger is not whole."""
-        if not await self.whole():
-            return None
+        return await self._notes(principal) if await self.whole() else None
+
+    async def _notes(self, principal: str) -> dict[str, Note]:
+        """Those that are there. Raises `InvalidRecord`."""
         flat = await self._run("HGETALL", self._key(principal))
         pairs = flat.items() if isinstance(flat, dict) else zip(flat[::2], flat[1::2], strict=True)
         notes: dict[str, Note] = {}

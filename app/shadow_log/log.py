@@ -66,12 +66,16 @@ from app.shadow_log.schema import partitions, tables
 _REPORTED_TRADES = """
 SELECT d.principal, d.decision_id, d.scenario, a.record AS action, a.recorded_at AS acted_at,
        o.record AS outcome, o.recorded_at AS ended_at
-FROM latest_actions a
-JOIN decisions d ON d.decision_id = a.decision_id
+FROM (SELECT decision_id FROM agent_actions WHERE recorded_at >= :since
+      UNION
+      SELECT decision_id FROM outcomes
+      WHERE recorded_at >= :since AND arm = 'agent' AND source = 'reported') told
+JOIN decisions d ON d.decision_id = told.decision_id
+LEFT JOIN latest_actions a ON a.decision_id = told.decision_id
 LEFT JOIN latest_outcomes o
-  ON o.decision_id = a.decision_id AND o.arm = 'agent' AND o.source = 'reported'
-WHERE a.decision AND a.recorded_at >= :since
-ORDER BY a.recorded_at
+  ON o.decision_id = told.decision_id AND o.arm = 'agent' AND o.source = 'reported'
+WHERE a.decision OR o.decision_id IS NOT NULL
+ORDER BY told.decision_id
 """
 NOTHING = "none"
 """What an alias is moved to when it shall name no version any more; moves are never deleted."""
@@ -218,7 +222,8 @@ class ShadowLog:
         return same[-1] if same else None
 
     async def reported_trades(self, since: datetime) -> list[Row]:
-        """Trades that agents reported since then, each with the newest end that was reported."""
+        """Trades that agents reported since then, each with the newest end that was reported; of
+        one whose end alone was, there is no action."""
         return await self._rows(text(_REPORTED_TRADES).bindparams(since=since))
 
     async def latest_state(self) -> StateChange | None:

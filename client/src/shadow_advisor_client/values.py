@@ -21,6 +21,8 @@ MAX_ARRAY = 1000
 MAX_BITS = 1024
 """Of a whole number: more are no double, and Python does not write much longer ones."""
 SENT_AS_THEY_ARE = frozenset({str, bool, type(None)})
+_JSON = json.JSONEncoder(allow_nan=False, ensure_ascii=False, check_circular=False)
+"""What it gets has no circle any more."""
 
 
 class Encoded(NamedTuple):
@@ -39,7 +41,7 @@ def encode(document: Mapping[str, Any]) -> Encoded:
     numpy, decimals, prices and quantities numbers; enums their values; dataclasses and pydantic
     models objects."""
     left_out: dict[str, str] = {}
-    text = json.dumps(_mapping(document, "", 0, left_out), allow_nan=False, ensure_ascii=False)
+    text = _JSON.encode(_mapping(document, "", 0, left_out))
     return Encoded(_in_bytes(text), left_out)
 
 
@@ -60,7 +62,7 @@ def _mapping(
         raise TooDeep(f"nested deeper than {MAX_DEPTH} levels, or in a circle: {path[:80]}")
     plain: dict[str, Any] = {}
     for key, item in document.items():
-        name = str(key.value if isinstance(key, Enum) else key)
+        name = key if type(key) is str else _name(key)
         kind = type(item)  # Most are sent as they are: this keeps `submit` fast.
         if (
             kind in SENT_AS_THEY_ARE
@@ -71,12 +73,17 @@ def _mapping(
             continue
         place = f"{path}.{name}" if path else name
         try:
-            plain[name] = _plain(item, place, depth + 1, left_out)
+            encoded = _mapping if kind is dict else _plain
+            plain[name] = encoded(item, place, depth + 1, left_out)
         except TooDeep:
             raise
         except Exception as error:
             left_out[place] = _why(error)
     return plain
+
+
+def _name(key: Any) -> str:
+    return str(key.value if isinstance(key, Enum) else key)
 
 
 def _list(values: Any, path: str, depth: int, left_out: dict[str, str]) -> list[Any]:

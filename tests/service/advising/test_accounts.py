@@ -110,6 +110,30 @@ async def test_another_replica_knows_them_and_postgres_tells_them_to_an_emptied_
         assert datetime.fromisoformat(held["opened_at"]) <= datetime.now(UTC)
 
 
+async def test_an_end_without_an_action_counts_the_same_before_and_after_valkey_forgot(
+    database_url: str, valkey_url: str, tmp_path: Path
+) -> None:
+    settings = settings_for(database_url, valkey_url, tmp_path)
+    async with running(settings) as api:
+        await whole(api)
+        known = (await api.advise(request("r-1"))).json()["decision_id"]
+        loss = {"arm": "agent", "outcome": "sl", "net_pnl": -12.5}
+        await told(api, f"/decisions/{known}/outcome", **loss)
+        before = await account(api, "r-2", equity=9987.5)
+        assert (before["consecutive_losses"], before["day_pnl_fraction"]) == (1, -12.5 / 10_000)
+        await drained(settings)
+        with client(valkey_url) as valkey:
+            valkey.flushall()
+
+        async def found_again() -> bool:
+            return bool(await api.service.journal.ledger_of("agent"))
+
+        await until(found_again)
+        after = await account(api, "r-3", equity=9987.5)
+    names = ("consecutive_losses", "day_pnl_fraction", "positions")
+    assert [after[name] for name in names] == [before[name] for name in names]
+
+
 async def test_replicas_whose_clocks_lie_on_both_sides_of_midnight_share_one_days_result(
     database_url: str, valkey_url: str, tmp_path: Path
 ) -> None:

@@ -11,12 +11,14 @@ from pathlib import Path
 import pytest
 
 from app.domain.errors import InvalidRecord
+from app.domain.record.event import EventKind
 from app.domain.record.ledger import Closed, Opened
 from app.journal import journal as journals
 from app.journal import ledger
+from app.journal.keys import EVENTS
 from app.journal.ledger import LEDGER, Entry
 from app.local.servers import EmbeddedValkey
-from tests.service.journal.journal_events import client
+from tests.service.journal.journal_events import client, event
 from tests.service.journal.test_places import NOON, started
 
 
@@ -110,6 +112,84 @@ async def test_of_too_many_notes_the_oldest_that_ended_are_forgotten(
             held = await journal.ledger_of("desk")
         assert held is not None
         assert sorted(held) == [f"open-{number}" for number in range(5)], "what is open stays"
+
+
+async def test_notes_of_one_that_never_asks_for_them_are_bounded_too(
+    valkey_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An agent that sends its whole account and turns away a thousand candidates a day."""
+    monkeypatch.setattr(ledger, "MOST", 3)
+    monkeypatch.setattr(ledger, "MOST_FIELDS", 6)
+    monkeypatch.setattr(ledger, "LOOK_EVERY", 2)
+    async with started(valkey_url, tmp_path) as journal:
+        await journal.fill_ledger(nothing)
+        await journal.note(opened("open", minutes=-60))
+        await journal.note(opened("open for long", minutes=-40 * 24 * 60))
+        for number in range(40):
+            await journal.note(Entry("desk", f"none-{number:02}", later(number), None))
+        with client(valkey_url) as connection:
+            (key,) = connection.keys("advisor:ledger:*:desk")
+            fields = set(connection.hkeys(key))
+            assert len(fields) <= 8
+            assert {b"open:opened", b"none-39:opened"} < fields
+            assert b"open for long:opened" not in fields
+            connection.hset(key, "broken:opened", f"{0:020d} {{")
+        for number in range(40, 44):
+            await journal.note(Entry("desk", f"none-{number}", later(number), None))
+
+
+async def test_what_waits_on_disk_at_a_start_is_told_by_the_record_before_anything_is(
+    server: EmbeddedValkey, tmp_path: Path
+) -> None:
+    """Reported while the stream was away; killed before it could be noted."""
+    async with started(server.url, tmp_path / "spool") as journal:
+        await journal.fill_ledger(nothing)
+        await asyncio.to_thread(server.kill)
+        await journal.append(event("report", kind=EventKind.OUTCOME))
+        await journal.note(closed("d"))
+    await asyncio.to_thread(server.start)
+    stored: list[Entry] = []
+
+    async def recorded() -> list[Entry]:
+        return stored
+
+    async with started(server.url, tmp_path / "spool") as journal:
+        await journal.fill_ledger(recorded)
+        assert await journal.ledger_of("desk") is None, "it lies on the disk"
+        await journal._look_after()
+        await journal.fill_ledger(recorded)
+        assert journal.spool_depth() == 0
+        assert await journal.ledger_of("desk") is None, "it lies in the stream"
+        with client(server.url) as connection:
+            connection.xtrim(EVENTS, maxlen=0)
+        stored.append(closed("d"))
+        await journal.fill_ledger(recorded)
+        notes = await journal.ledger_of("desk")
+        assert notes is not None
+        assert notes["d"].closed == closed("d").what
+
+
+async def test_the_record_is_asked_again_until_it_holds_what_was_in_the_stream_at_the_start(
+    valkey_url: str, tmp_path: Path
+) -> None:
+    """Another process was killed between its report and its note."""
+    async with started(valkey_url, tmp_path / "dead") as dead:
+        await dead.append(event("report", kind=EventKind.AGENT_ACTION))
+    stored: list[Entry] = []
+
+    async def recorded() -> list[Entry]:
+        return stored
+
+    async with started(valkey_url, tmp_path / "spool") as journal:
+        await journal.fill_ledger(recorded)
+        assert await journal.ledger_of("desk") == {}
+        with client(valkey_url) as connection:
+            connection.xtrim(EVENTS, maxlen=0)
+        stored.append(opened("d"))
+        await journal.fill_ledger(recorded)
+        notes = await journal.ledger_of("desk")
+        assert notes is not None
+        assert list(notes) == ["d"]
 
 
 async def test_while_the_stream_is_away_reports_wait_and_nothing_is_told(
