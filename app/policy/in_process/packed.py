@@ -16,6 +16,8 @@ from torch import nn
 
 ROWS = 128
 """Tokens of a usual prompt, for which the weights are laid out; any number may come."""
+HEAD_ROWS = 8
+"""Ends that a usual reading asks the vocabulary's head for."""
 LEAST_WEIGHTS = 1 << 16
 """Smaller layers take microseconds either way."""
 TRIES = 5
@@ -25,10 +27,10 @@ class PackedLinear(nn.Linear):
     """A linear layer over packed weights; it keeps no others, so it can be neither trained nor
     saved."""
 
-    def __init__(self, plain: nn.Linear) -> None:
+    def __init__(self, plain: nn.Linear, rows: int = ROWS) -> None:
         nn.Module.__init__(self)
         self.in_features, self.out_features = plain.in_features, plain.out_features
-        self._packed = torch.ops.mkldnn._reorder_linear_weight(plain.weight.detach(), ROWS)
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(plain.weight.detach(), rows)
         self._bias = None if plain.bias is None else plain.bias.detach()
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
@@ -44,16 +46,15 @@ Plain = Mapping[str, nn.Linear]
 
 
 def pack(model: Any) -> Plain:
-    """Replace the model's linear layers, but for the vocabulary's head, by packed ones; what they
-    were is given back. Raises `RuntimeError` or `AttributeError` where this torch cannot."""
+    """Replace the model's linear layers by packed ones; what they were is given back. Raises
+    `RuntimeError` or `AttributeError` where this torch cannot."""
     head = model.get_output_embeddings()
-    plain = {
-        name: module
-        for name, module in model.named_modules()
-        if type(module) is nn.Linear and module is not head
-    }
+    plain = {name: module for name, module in model.named_modules() if type(module) is nn.Linear}
     with torch.inference_mode():
-        packed = {name: PackedLinear(module) for name, module in plain.items()}
+        packed = {
+            name: PackedLinear(module, HEAD_ROWS if module is head else ROWS)
+            for name, module in plain.items()
+        }
     put(model, packed)
     return plain
 
@@ -65,9 +66,11 @@ def put(model: Any, layers: Mapping[str, nn.Module]) -> None:
 
 
 def is_faster(plain: Plain) -> bool:
-    """Whether this processor multiplies the largest of these layers faster when it is packed. Time
-    of this thread counts, so that a busy neighbour does not decide; some ten milliseconds."""
-    largest = max(plain.values(), key=lambda layer: layer.weight.numel())
+    """Whether this processor multiplies the largest of these layers but for the head, which sees a
+    few rows, faster when it is packed. Time of this thread counts, so that a busy neighbour does
+    not decide; some ten milliseconds."""
+    inner = sorted(plain.values(), key=lambda layer: layer.out_features)
+    largest = max(inner[:-1] or inner, key=lambda layer: layer.weight.numel())
     if largest.weight.numel() < LEAST_WEIGHTS:
         return False
     states = torch.ones(ROWS, largest.in_features)
