@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
 
@@ -13,6 +14,15 @@ from shadow_advisor_client.identity import AGENT_VARIABLES, bearer, find_token
 from app.domain.model.aliases import rollback_reason, rollback_target
 
 OPERATOR_VARIABLES = ("ADVISOR_ADMIN_TOKEN", *AGENT_VARIABLES)
+
+
+def addresses(home: Path) -> dict[str, str]:
+    """Where everything answers that `advisor up` started last with this home."""
+    try:
+        lines = (home / "addresses").read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError):
+        return {}
+    return dict(line.split("=", 1) for line in lines if "=" in line)
 
 
 class OperatorError(Exception):

@@ -38,6 +38,10 @@ def reading(url: str) -> Iterator[Connection]:
     ------
     ShadowLogUnavailable : Postgres does not answer, is not migrated, or the role may not read.
     """
+    if not url:
+        raise ShadowLogUnavailable(
+            "DATABASE_URL is not set: point it at Postgres, or run `advisor up` here"
+        )
     try:
         plain = make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
     except (ArgumentError, ValueError) as error:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from app.operator_client import OperatorClient
+from app.operator_client import OperatorClient, addresses
 from app.settings import Settings, SettingsError, read_settings, with_environment
 
 console = Console(stderr=True)
@@ -71,7 +71,7 @@ def database_url(settings: Settings, *, owner: bool = False) -> str:
     owner's for who changes the schema. Or a clear error."""
     if settings.database_url:
         return settings.database_url
-    left = addresses(settings)
+    left = addresses(settings.home)
     name = "OWNER_DATABASE_URL" if owner else "DATABASE_URL"
     if name not in left:
         raise SettingsError(
@@ -94,15 +94,6 @@ def for_programs(url: str) -> tuple[str, dict[str, str]]:
     password = parts.pop("password", None)
     target = psycopg.conninfo.make_conninfo("", **{name: str(parts[name]) for name in parts})
     return target, with_environment({"PGPASSWORD": str(password)} if password else {})
-
-
-def addresses(settings: Settings) -> dict[str, str]:
-    """Where everything answers that `advisor up` started last."""
-    try:
-        lines = (settings.home / "addresses").read_text().splitlines()
-    except OSError:
-        return {}
-    return dict(line.split("=", 1) for line in lines if "=" in line)
 
 
 def operator(url: str | None) -> OperatorClient:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,7 +11,7 @@ import typer
 
 from app.domain.errors import AdvisorError
 from app.operator_client import OperatorClient, OperatorError
-from training.cli.options import DEFAULT_URL, Database, Url, chosen, console, finite, tell
+from training.cli.options import DEFAULT_URL, Log, Url, chosen, console, finite, home, tell
 from training.config.judging import DriftConfig
 
 if TYPE_CHECKING:
@@ -63,7 +62,7 @@ Every = Annotated[
 
 
 def drift(
-    database: Database,
+    database: Log,
     reference: Reference = None,
     model_version: Version = "",
     config: Config = "",
@@ -101,7 +100,7 @@ def drift(
         try:
             look = observe(database, model_version or None, settings, now, trained_on)
             show(look, console, metrics, output, textfile)
-            _keep(keep or Path(os.environ.get("ADVISOR_HOME") or "var", "drift"), look, settings)
+            _keep(keep or home() / "drift", look, settings)
         except AdvisorError as error:
             if listen is None:
                 raise

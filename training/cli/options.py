@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,7 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bar
 
-from app.operator_client import OperatorClient
+from app.operator_client import OperatorClient, addresses
 from training.arrays import Progress
 from training.config.file import RebuildConfig, read_config
 from training.config.section import ConfigError
@@ -39,6 +40,16 @@ Set = Annotated[
 Database = Annotated[
     str,
     typer.Option(envvar="DATABASE_URL", help="the shadow log, read-only", show_default=False),
+]
+Log = Annotated[
+    str,
+    typer.Option(
+        "--database",
+        envvar="DATABASE_URL",
+        default_factory=lambda: addresses(home()).get("DATABASE_URL", ""),
+        help="the shadow log, read-only; default: what `advisor up` left under ADVISOR_HOME",
+        show_default=False,
+    ),
 ]
 Url = Annotated[str, typer.Option(envvar="ADVISOR_URL", help="where the service answers")]
 Token = Annotated[
@@ -59,6 +70,11 @@ Adopt = Annotated[
 ]
 By = Annotated[str, typer.Option(help="who; recorded. Default: who runs this")]
 Why = Annotated[str, typer.Option(help="why; recorded")]
+
+
+def home() -> Path:
+    """The folder that `advisor` calls HOME."""
+    return Path(os.environ.get("ADVISOR_HOME") or "var")
 
 
 def finite(number: float) -> float:

@@ -16,7 +16,7 @@ from app.domain.exits import Exits, Followed
 from app.domain.rules.limits import read_limits
 from app.operator_client import OperatorClient
 from training.agent.reference import Agent, chart
-from training.cli.options import DEFAULT_URL, Database, Url, console, finite, meter, tell
+from training.cli.options import DEFAULT_URL, Database, Log, Url, console, finite, meter, tell
 from training.live.paper.feed import LiveFeed, first_candidates, limited, live_feed, replayed
 from training.live.paper.resolver import resolve
 from training.live.paper.run import Judged, Paper
@@ -171,7 +171,7 @@ def _sentence(judged: Judged) -> str:
 
 
 def resolve_outcomes(
-    source: Source, database: Database, length: Length = None, url: Url = DEFAULT_URL, run: Run = ""
+    source: Source, database: Log, length: Length = None, url: Url = DEFAULT_URL, run: Run = ""
 ) -> None:
     """Fill outcomes as bars complete, of decisions in the log that have none. Safe to run again at
     any time.

@@ -12,7 +12,7 @@ from training.cli.evaluate import print_verdict
 from training.cli.options import (
     DEFAULT_URL,
     Config,
-    Database,
+    Log,
     Set,
     Token,
     Url,
@@ -42,7 +42,7 @@ Leave = Annotated[
 
 
 def refresh(
-    database: Database,
+    database: Log,
     config: Config = "cpu",
     overrides: Set = None,
     url: Url = DEFAULT_URL,

@@ -166,12 +166,21 @@ def behaviour(weeks: Sequence[str], shares: Mapping[str, Sequence[float | None]]
     return chart
 
 
-def shifts(names: Sequence[str], values: Sequence[float], watch: float, refresh: float) -> Chart:
-    """How far distributions moved, with the thresholds; what lies beyond the second stands out."""
-    colours = [_of_threshold(value, watch, refresh) for value in values]
+class Moved(NamedTuple):
+    """How far a distribution moved, and whether that is more than chance."""
+
+    name: str
+    psi: float
+    significant: bool
+
+
+def shifts(moved: Sequence[Moved], watch: float, refresh: float) -> Chart:
+    """How far distributions moved, with the thresholds; what counts and lies beyond one stands
+    out. Bars end at four times the threshold that asks for more, so that it can be seen."""
+    label = {"color": QUIET, "textBorderWidth": 0, "position": "start"}
     lines = [
-        {"xAxis": at, "label": {"formatter": word, "color": QUIET, "textBorderWidth": 0}}
-        for at, word in ((watch, "watch"), (refresh, "refresh"))
+        {"xAxis": at, "label": {**label, "formatter": word, "align": side}}
+        for at, word, side in ((watch, "watch", "right"), (refresh, "refresh", "left"))
     ]
     return {
         "grid": {"left": 8, "right": 24, "top": 24, "bottom": 28, "containLabel": True},
@@ -181,11 +190,11 @@ def shifts(names: Sequence[str], values: Sequence[float], watch: float, refresh:
             "name": "PSI",
             "nameLocation": "middle",
             "nameGap": 26,
-            "max": round(1.05 * max([refresh, *values]), 2),
+            "max": round(1.05 * min(max([refresh, *(each.psi for each in moved)]), 4 * refresh), 2),
         },
         "yAxis": {
             "type": "category",
-            "data": list(names),
+            "data": [each.name for each in moved],
             "inverse": True,
             "axisLabel": {"interval": 0, "fontSize": 10},
         },
@@ -195,8 +204,11 @@ def shifts(names: Sequence[str], values: Sequence[float], watch: float, refresh:
                 "type": "bar",
                 "barMaxWidth": 14,
                 "data": [
-                    {"value": value, "itemStyle": {"color": colour}}
-                    for value, colour in zip(_short(values), colours, strict=True)
+                    {
+                        "value": round(each.psi, 4),
+                        "itemStyle": {"color": _of_threshold(each, watch, refresh)},
+                    }
+                    for each in moved
                 ],
                 "markLine": {
                     "symbol": "none",
@@ -209,10 +221,10 @@ def shifts(names: Sequence[str], values: Sequence[float], watch: float, refresh:
     }
 
 
-def _of_threshold(value: float, watch: float, refresh: float) -> str:
-    if value >= refresh:
-        return BAD
-    return WATCH if value >= watch else QUIET
+def _of_threshold(moved: Moved, watch: float, refresh: float) -> str:
+    if not moved.significant or moved.psi < watch:
+        return QUIET
+    return BAD if moved.psi >= refresh else WATCH
 
 
 def saved(codes: Sequence[str], values: Sequence[float | None]) -> Chart:

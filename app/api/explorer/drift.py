@@ -43,12 +43,10 @@ async def drift(request: Request) -> Response:
 
 def _farthest(kept: Kept) -> charts.Chart:
     """The numbers whose distributions moved farthest, beside what is watched for."""
-    shifts = sorted((*kept.look.distributions, *kept.look.features), key=lambda shift: -shift.psi)[
-        :MOST_DRAWN
+    limits = kept.limits
+    moved = [
+        charts.Moved(shift.name, shift.psi, shift.p_value < limits.alpha)
+        for shift in (*kept.look.distributions, *kept.look.features)
     ]
-    return charts.shifts(
-        [shift.name for shift in shifts],
-        [shift.psi for shift in shifts],
-        kept.limits.psi_watch,
-        kept.limits.psi_refresh,
-    )
+    moved.sort(key=lambda each: -each.psi)
+    return charts.shifts(moved[:MOST_DRAWN], limits.psi_watch, limits.psi_refresh)

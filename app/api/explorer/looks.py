@@ -79,6 +79,7 @@ class Change(_Told):
 class Limits(_Told):
     """Thresholds that the page names."""
 
+    alpha: float
     psi_watch: float
     psi_refresh: float
     rate_watch: float

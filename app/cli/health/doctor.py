@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from app.cli.options import WIDE, AsJson, addresses, console, finite, say, tell
+from app.cli.options import WIDE, AsJson, console, finite, say, tell
+from app.operator_client import addresses
 from app.settings import Settings, SettingsError, read_settings
 
 COLOURS = {"ok": "green", "watch": "yellow", "wrong": "bold red"}
@@ -53,7 +54,7 @@ def doctor(
 def _with_addresses() -> Settings:
     """The settings, with the servers that `advisor up` left where the environment names none."""
     settings = read_settings()
-    left = addresses(settings)
+    left = addresses(settings.home)
     missing = {
         name: left.get(name.upper())
         for name in ("database_url", "redis_url")
