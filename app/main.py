@@ -143,6 +143,7 @@ def create_app() -> FastAPI:
         docs_url=None,
         redoc_url=None,
     )
+    app.router.routes.insert(0, routes.DIRECT)
     app.include_router(reference.router)
     app.include_router(routes.router)
     app.include_router(operators.router)

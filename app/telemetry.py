@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from enum import StrEnum
 from time import perf_counter
@@ -345,15 +345,20 @@ class Unobserved:
 UNOBSERVED: Telemetry = Unobserved()
 
 
-@contextmanager
-def timed(telemetry: Telemetry, stage: Stage, into: dict[str, float]) -> Iterator[None]:
+class timed:
     """Time a stage (s), also into the decision's own `into`."""
-    begin = perf_counter()
-    try:
-        yield
-    finally:
-        into[stage.value] = elapsed = perf_counter() - begin
-        telemetry.stage_took(stage, elapsed)
+
+    __slots__ = ("_begin", "_into", "_stage", "_telemetry")
+
+    def __init__(self, telemetry: Telemetry, stage: Stage, into: dict[str, float]) -> None:
+        self._telemetry, self._stage, self._into = telemetry, stage, into
+
+    def __enter__(self) -> None:
+        self._begin = perf_counter()
+
+    def __exit__(self, *error: object) -> None:
+        self._into[self._stage.value] = elapsed = perf_counter() - self._begin
+        self._telemetry.stage_took(self._stage, elapsed)
 
 
 class Unfailing(structlog.PrintLogger):

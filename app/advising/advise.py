@@ -17,7 +17,7 @@ from app.advising.panel import Panel
 from app.advising.records import Records
 from app.advising.serving import Models, Serving
 from app.domain.canonical import DEFAULT_PRINCIPAL, decision_id
-from app.domain.errors import JournalUnavailable, PolicyAbstained
+from app.domain.errors import PolicyAbstained
 from app.domain.model.prompt import Prompt
 from app.domain.record.control import AgentAction
 from app.domain.record.decision import (
@@ -111,15 +111,12 @@ class Advisor:
         incoming = incoming._replace(scenario=scenario.declaring(declared))
         with timed(self._telemetry, Stage.PREPARE, seconds):
             prompt = prepare(incoming.scenario)
-        readings, earlier = await asyncio.gather(
-            self._policy(
-                models, incoming.scenario, prompt, incoming.deadline - JOURNAL_RESERVE_S, seconds
-            ),
-            self._earlier_claim(incoming),
-        )
-        if isinstance(earlier, JournalUnavailable):
-            raise earlier
-        if earlier is not None:
+        deadline = incoming.deadline - JOURNAL_RESERVE_S
+        asked = self._records.ask_earlier(incoming.decision_id, deadline - monotonic())
+        with timed(self._telemetry, Stage.POLICY, seconds):
+            readings = await _read(models, incoming.scenario, prompt, deadline)
+        as_of = incoming.scenario.as_of
+        if await self._records.earlier_claim(incoming.decision_id, as_of, asked) is not None:
             return await self._stored(incoming)
         with timed(self._telemetry, Stage.CONCLUDE, seconds):
             decision = self._conclude(incoming, models, prompt, readings, seconds)
@@ -143,28 +140,6 @@ class Advisor:
         journal's append."""
         decision = await self._records.answered(incoming.decision_id, incoming.claim)
         return Answer(decision, "shadow_log", repeated=True)
-
-    async def _policy(
-        self,
-        models: Models,
-        scenario: Scenario,
-        prompt: Prompt,
-        deadline: float,
-        seconds: dict[str, float],
-    ) -> list[Reading | Abstention]:
-        with timed(self._telemetry, Stage.POLICY, seconds):
-            return await _read(models, scenario, prompt, deadline)
-
-    async def _earlier_claim(self, incoming: Incoming) -> str | JournalUnavailable | None:
-        """Asked while the model reads; an error is returned, so that the model is waited for."""
-        try:
-            return await self._records.earlier_claim(
-                incoming.decision_id,
-                incoming.scenario.as_of,
-                incoming.deadline - JOURNAL_RESERVE_S - monotonic(),
-            )
-        except JournalUnavailable as error:
-            return error
 
     def _conclude(
         self,

@@ -14,7 +14,7 @@ import orjson
 import structlog
 
 from app.advising.accounts import Accounts, Trader
-from app.advising.earlier import PATIENCE_S, Earlier
+from app.advising.earlier import PATIENCE_S, Earlier, Question
 from app.domain.candidate import Candidate
 from app.domain.errors import (
     AnswerGone,
@@ -113,11 +113,15 @@ class Records:
         recent = self._recent.get(decision_id)
         return None if recent is None else recent.claim
 
+    def ask_earlier(self, decision_id: UUID, patience_s: float = PATIENCE_S) -> Question:
+        """Begin to ask Postgres for `earlier_claim`."""
+        return self._earlier.ask(decision_id, patience_s)
+
     async def earlier_claim(
-        self, decision_id: UUID, as_of: datetime, patience_s: float = PATIENCE_S
+        self, decision_id: UUID, as_of: datetime, asked: Question | None = None
     ) -> str | None:
-        """Hash of the request that was decided under this id, as Postgres knows it: the journal
-        forgets, and what it forgot must not be answered anew.
+        """Hash of the request that was decided under this id, as Postgres knows it, which may have
+        been `asked` already: the journal forgets, and what it forgot must not be answered anew.
 
         While Postgres cannot tell, an id counts as new when the journal remembers everything since
         the candidate's time. In a replay of history that time says nothing, and it counts as new.
@@ -127,7 +131,7 @@ class Records:
         JournalUnavailable : it may have been decided before, and nobody can tell now.
         """
         try:
-            return await self._earlier.claim(decision_id, patience_s)
+            return await self._earlier.answer(asked or self.ask_earlier(decision_id))
         except ShadowLogUnavailable as error:
             since = self._journal.remembers_since
             if not self._live or as_of >= since:

@@ -15,6 +15,7 @@ from binascii import Error as NotBase64
 from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import lru_cache
 from ipaddress import ip_address
 from time import monotonic
 from urllib.parse import quote, urlsplit
@@ -239,7 +240,7 @@ def misdirected(
     Numbers are ours: a page that would be taken for us needs a name that it can point elsewhere.
     """
     host = headers.get(b"host", "")
-    name = urlsplit(f"//{host}").hostname if _HOST.match(host) else None
+    name = _name_in(host)
     if name is None or not (name in hosts or _is_number(name)):
         detail = f"{host[:100]!r} is not a name of this service: set ADVISOR_ALLOWED_HOSTS"
         return 421, "Misdirected", detail
@@ -254,6 +255,13 @@ def misdirected(
     return None
 
 
+@lru_cache(maxsize=256)
+def _name_in(host: str) -> str | None:
+    """The name in a header Host, without a port; None of what is none."""
+    return urlsplit(f"//{host}").hostname if _HOST.match(host) else None
+
+
+@lru_cache(maxsize=256)
 def _is_number(name: str) -> bool:
     try:
         ip_address(name)

@@ -7,6 +7,7 @@ key order, the sign of zero, and whether 1.0 was written as 1.
 from __future__ import annotations
 
 import hashlib
+from functools import lru_cache
 from typing import Any
 from uuid import UUID, uuid5
 
@@ -56,6 +57,7 @@ def digest(data: bytes) -> str:
     return "sha256:" + hashlib.sha256(data).hexdigest()
 
 
+@lru_cache(maxsize=1024)
 def decision_id(request_id: str, principal: str = DEFAULT_PRINCIPAL) -> UUID:
     """The decision's id follows from the request's and from who asks: a repeat finds the stored
     decision, and whose it is can be told from the id alone.

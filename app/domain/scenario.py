@@ -6,6 +6,7 @@ from __future__ import annotations
 import sys
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from functools import lru_cache
 from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
@@ -20,6 +21,7 @@ SAME_SIZE = 0.01
 """Two ways to say a size may differ by this fraction: one of them was rounded."""
 
 
+@lru_cache(maxsize=1024)
 def pair_of(symbol: str) -> str:
     """A symbol as it is compared: BTC/USDT:USDT, btc-usdt and BTCUSDT are one pair."""
     return "".join(c for c in symbol.partition(":")[0] if c not in "/-_").casefold()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from functools import lru_cache
 
 WORD_CHARACTERS = 20
 """Longer words are cut: few are, and a text without spaces is no word."""
@@ -82,6 +83,7 @@ QUOTES = ("USDT", "USDC", "FDUSD", "BUSD", "USD", "EUR", "GBP", "TRY", "BRL", "B
 """What pairs are quoted in that are written in one word; the first that fits."""
 
 
+@lru_cache(maxsize=256)
 def harmless(text: str | None, limit: int) -> str:
     """The words of a text from outside, at most `limit` characters; empty when nothing is left.
 
@@ -100,6 +102,7 @@ def harmless(text: str | None, limit: int) -> str:
     return _fitting(said, limit)
 
 
+@lru_cache(maxsize=1024)
 def coin_of(symbol: str) -> str:
     """The coin of a pair, whatever it is quoted in, when it is one of `COINS`."""
     base, slash, _ = symbol.upper().partition("/")
@@ -108,6 +111,7 @@ def coin_of(symbol: str) -> str:
     return coin if coin in COINS else OTHER_COIN
 
 
+@lru_cache(maxsize=1024)
 def pattern_of(name: str | None) -> tuple[str, str]:
     """What of a pattern's name is of `PATTERNS`, however it is spelt, and the rest, which is text.
     Several names are separated by commas."""

@@ -94,8 +94,9 @@ class RequestQueue:
     ) -> None:
         self._telemetry = telemetry
         self._most = most
-        self._redis = connect(url, timeout_s=block_ms / 1000 + 1)
-        self._send = GroupCommit(self._redis, telemetry)
+        timeout_s = block_ms / 1000 + 1
+        self._redis = connect(url, timeout_s)
+        self._send = GroupCommit(self._redis, timeout_s, telemetry)
         self._consumer = Consumer(self._redis, REQUESTS, GROUP, idle_ms=idle_ms, block_ms=block_ms)
 
     async def put_all(self, requests: Sequence[AcceptedRequest]) -> list[str]:

@@ -207,9 +207,9 @@ class Known(NamedTuple):
     stream_id: str
 
 
-def connect(url: str, timeout_s: float) -> Redis:
-    """A client that speaks RESP2, answers in bytes, fails within `timeout_s`, and never retries by
-    itself.
+def connect(url: str, timeout_s: float | None) -> Redis:
+    """A client that speaks RESP2, answers in bytes, fails within `timeout_s` (None: whoever asks
+    sees to that), and never retries by itself.
 
     Raises `JournalUnavailable` when the URL cannot be read.
     """
@@ -247,8 +247,9 @@ async def asked(run: Run, *command: Any) -> Any:
 
 def unavailable(error: Exception) -> JournalUnavailable:
     """A failure of Valkey in the words of the service."""
+    why = str(error) or "it was silent"
     return JournalUnavailable(
-        f"Valkey: {type(error).__name__}: {error}; check REDIS_URL and the server"
+        f"Valkey: {type(error).__name__}: {why}; check REDIS_URL and the server"
     )
 
 
@@ -273,10 +274,13 @@ def _newest_key(subject: str) -> str:
 
 
 class GroupCommit:
-    """Sends the commands that queued up during one round trip together in the next."""
+    """Sends the commands that queued up during one round trip together in the next, each trip
+    within `timeout_s`; the client needs no time-outs of its own, which it would set for each
+    reply."""
 
-    def __init__(self, redis: Redis, telemetry: Telemetry) -> None:
+    def __init__(self, redis: Redis, timeout_s: float, telemetry: Telemetry) -> None:
         self._redis = redis
+        self._timeout_s = timeout_s
         self._telemetry = telemetry
         self._waiting: list[tuple[tuple[Any, ...], asyncio.Future[Any]]] = []
         self._sender: asyncio.Task[None] | None = None
@@ -294,7 +298,10 @@ class GroupCommit:
         try:
             while self._waiting:
                 batch, self._waiting = self._waiting[:MAX_BATCH], self._waiting[MAX_BATCH:]
-                async with self._redis.pipeline(transaction=False) as pipeline:
+                async with (
+                    asyncio.timeout(self._timeout_s),
+                    self._redis.pipeline(transaction=False) as pipeline,
+                ):
                     for command, _ in batch:
                         pipeline.execute_command(*command)
                     replies = await pipeline.execute(raise_on_error=False)
@@ -348,8 +355,8 @@ class StreamJournal:
         self._clock = clock
         self._oldest: tuple[bytes, float] = (b"", 0.0)
         """The oldest entry, and when it was born, by this process' own clock."""
-        self._redis = connect(url, timeout_s)
-        self._send = GroupCommit(self._redis, telemetry)
+        self._redis = connect(url, None)
+        self._send = GroupCommit(self._redis, timeout_s, telemetry)
         self._condition = UNTOLD
         self._memory = ""
 

@@ -49,6 +49,7 @@ from app.domain.record.link import Fate, Producer
 from app.domain.record.outcome import Outcome
 from app.shadow_log import links
 from app.shadow_log.append import REPORTS, Appended, Batch, append
+from app.shadow_log.claims import Claims
 from app.shadow_log.database import (
     APPLICATION,
     NO_SCHEMA,
@@ -109,6 +110,7 @@ class ShadowLog:
         self._linking_one = asyncio.Lock()
         self._watch = links.Watch()
         self._promises = Promises()
+        self._claims = Claims(engine)
 
     @classmethod
     def connect(cls, url: str, *, patience_s: float | None = PATIENCE_S) -> Self:
@@ -152,12 +154,8 @@ class ShadowLog:
 
     async def claims(self, decision_ids: Sequence[UUID]) -> dict[UUID, str]:
         """`claim` of many at once, without those that nothing is stored under."""
-        keys = tables.decision_keys.c
-        query = select(keys.decision_id, keys.request_hash).where(
-            keys.decision_id == any_(_uuids(decision_ids))
-        )
-        async with self._transaction() as connection:
-            return {row.decision_id: row.request_hash for row in await connection.execute(query)}
+        with translated_errors():
+            return await self._claims.of(decision_ids)
 
     async def holds(self, events: Sequence[Event]) -> bool:
         """Whether all of them are stored."""
@@ -441,6 +439,7 @@ class ShadowLog:
 
     async def aclose(self) -> None:
         """Close the connections."""
+        await self._claims.aclose()
         await self.engine.dispose()
 
     async def _rows(self, query: Select[Any] | TextClause) -> list[dict[str, Any]]:

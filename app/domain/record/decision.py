@@ -340,9 +340,9 @@ def conclude(
     if reading.without_text is None:
         return bare
     whole = _judged(base, scenario, reading, limits, state, now)
-    effect = _effect(
-        propose(reading, version.calibration), propose(reading.bare, version.calibration)
-    )
+    assert whole.proposal is not None
+    assert bare.proposal is not None
+    effect = _effect(whole.proposal, bare.proposal)
     counting = min((bare, whole), key=lambda advice: _risk(advice, scenario))
     return counting.model_copy(update={"reading": reading, "text_effect": effect})
 

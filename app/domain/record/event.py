@@ -9,6 +9,7 @@ from uuid import UUID
 
 import orjson
 from pydantic import Field
+from pydantic.main import IncEx
 
 from app.domain.canonical import canonical_json, content_hash, digest
 from app.domain.errors import InvalidRecord
@@ -171,8 +172,9 @@ class Event(NamedTuple):
     @classmethod
     def of_decision(cls, decision: Decision) -> Self:
         """Key: the decision id. Claim: the hash of the request."""
-        payload = canonical_json(decision.as_json())
-        return cls(EventKind.DECISION, str(decision.decision_id), decision.request_hash, payload)
+        return cls(
+            EventKind.DECISION, str(decision.decision_id), decision.request_hash, _written(decision)
+        )
 
     @classmethod
     def of_report(cls, kind: EventKind, report: Record) -> Self:
@@ -211,6 +213,31 @@ class Event(NamedTuple):
         assert self.link is not None
         hashes = (self.kind.value, self.key, self.claim, digest(self.payload))
         return Linked(*self.link, *hashes, fate)
+
+
+_OFTEN: IncEx = {"limits": True, "advices": {"__all__": {"calibration"}}}
+_SHARED: dict[int, tuple[Record, orjson.Fragment]] = {}
+"""Canonical JSON of parts that many decisions share, by the identity of the part, which lives as
+long as it stands here."""
+MOST_SHARED = 64
+
+
+def _written(decision: Decision) -> bytes:
+    """The canonical JSON of a decision; of what many share, as it was written before."""
+    document = decision.model_dump(mode="json", exclude=_OFTEN)
+    document["limits"] = _shared(decision.limits)
+    for written, advice in zip(document["advices"], decision.advices, strict=True):
+        written["calibration"] = _shared(advice.calibration)
+    return canonical_json(document)
+
+
+def _shared(part: Record) -> orjson.Fragment:
+    kept = _SHARED.get(id(part))
+    if kept is None:
+        if len(_SHARED) >= MOST_SHARED:
+            _SHARED.clear()
+        kept = _SHARED[id(part)] = part, orjson.Fragment(canonical_json(part.as_json()))
+    return kept[1]
 
 
 def content_of(kind: EventKind, report: CorrectableReport) -> str:

@@ -6,6 +6,7 @@ the other way, and are computed beside the rules, so that loosening a limit neve
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from math import inf, isfinite
 from typing import Literal
@@ -71,16 +72,16 @@ class Review(Record):
 def review(case: Case, limits: Limits) -> Review:
     """Run every rule on `case` and cap its order. Total: whatever a rule does, a verdict comes
     back."""
-    vetoes = [_judge(rule, case, limits) for rule in RULES]
+    vetoes = _refusals(RULES, case, limits)
     order: Order = case.order
     caps: tuple[Cap, ...] = ()
     try:
         order, caps = _cap(case, limits)
     except Exception as error:
         vetoes.append(_failed("caps", error))
-    vetoes += [_judge(rule, case._replace(order=order), limits) for rule in AFTER_CAPS]
+    vetoes += _refusals(AFTER_CAPS, case._replace(order=order), limits)
     return Review(
-        vetoes=tuple(veto for veto in vetoes if veto is not None),
+        vetoes=tuple(vetoes),
         caps=caps,
         quantity=_number(order.quantity),
         stop=_number(order.stop),
@@ -106,19 +107,20 @@ def _when_missing(rule: Rule, case: Case, limits: Limits, name: str) -> Literal[
     return "pass" if passes(case, table, name) else "refuse"
 
 
-def _judge(rule: Rule, case: Case, limits: Limits) -> Veto | None:
-    """One rule, failing closed."""
-    try:
-        refusal = rule.check(case, limits)
-        if refusal is None:
-            return None
-        return Veto(code=rule.code, observed=refusal.observed, limit=refusal.limit)
-    except MissingInput as missing:
-        if _when_missing(rule, case, limits, str(missing)) == "pass":
-            return None
-        return Veto(code=rule.code, missing=str(missing))
-    except Exception as error:
-        return _failed(rule.code.value, error)
+def _refusals(rules: Sequence[Rule], case: Case, limits: Limits) -> list[Veto]:
+    """Of rules, each failing closed."""
+    vetoes = []
+    for rule in rules:
+        try:
+            refusal = rule.check(case, limits)
+            if refusal is not None:
+                vetoes.append(Veto(code=rule.code, observed=refusal.observed, limit=refusal.limit))
+        except MissingInput as missing:
+            if _when_missing(rule, case, limits, str(missing)) == "refuse":
+                vetoes.append(Veto(code=rule.code, missing=str(missing)))
+        except Exception as error:
+            vetoes.append(_failed(rule.code.value, error))
+    return vetoes
 
 
 def _failed(what: str, error: Exception) -> Veto:

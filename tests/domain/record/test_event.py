@@ -8,8 +8,9 @@ from uuid import UUID
 
 import pytest
 
-from app.domain.canonical import digest
-from app.domain.errors import InvalidRecord
+from app.domain.canonical import canonical_json, digest
+from app.domain.errors import AbstainReason, InvalidRecord
+from app.domain.record.decision import Abstention
 from app.domain.record.event import (
     AgentActionReport,
     Event,
@@ -44,6 +45,26 @@ def test_an_action_is_about_its_decision_and_an_outcome_about_one_arm_of_it() ->
     assert outcome().subject == f"outcome:{DECISION}:agent"
     assert outcome(model_version="m-1").subject == f"outcome:{DECISION}:agent"
     assert outcome(**advice).subject == f"outcome:{DECISION}:advice:m-1"
+
+
+def test_a_decision_is_written_as_its_json_whatever_was_written_before() -> None:
+    tighter = build.LIMITS.model_copy(update={"version": "tighter"})
+    for limits in (build.LIMITS, tighter, build.LIMITS):
+        for label in ("A", "H", Abstention(AbstainReason.DEADLINE)):
+            decision = build.decision(label=label, limits=limits, shadows=[("m-2", "B")])
+            assert Event.of_decision(decision).payload == canonical_json(decision.as_json())
+    account = build.scenario().account.model_copy(update={"day_pnl_fraction": -0.0})
+    flat = build.decision(about=build.scenario().model_copy(update={"account": account}))
+    payload = Event.of_decision(flat).payload
+    assert b'"day_pnl_fraction":0.0' in payload
+    assert payload == canonical_json(flat.as_json())
+
+
+def test_parts_are_remembered_by_the_part_and_not_for_ever() -> None:
+    for number in range(200):
+        limits = build.LIMITS.model_copy(update={"version": f"v-{number}"})
+        payload = Event.of_decision(build.decision(limits=limits)).payload
+        assert f'"version":"v-{number}"'.encode() in payload
 
 
 def test_reports_say_the_same_whenever_and_in_which_place_they_came() -> None:

@@ -279,3 +279,27 @@ async def test_a_connection_that_is_given_up_while_it_begins_is_closed_at_once()
         finally:
             gc.enable()
             await engine.dispose()
+
+
+async def test_ids_are_asked_for_on_one_connection_and_on_another_after_a_restart(
+    database_url: str,
+) -> None:
+    log, other = ShadowLog.connect(database_url), ShadowLog.connect(database_url)
+    await log.append([build_.decision_event("r-1")])
+    ids = [decision_id("r-1"), decision_id("r-2")]
+    ours = "SELECT pid FROM pg_stat_activity WHERE query LIKE '%decision_keys%ANY%'"
+    sessions = []
+    async with other.engine.connect() as connection:
+        await connection.execution_options(isolation_level="AUTOCOMMIT")
+        for end_it in (False, True, False):
+            claims = await log.claims(ids)
+            assert list(claims) == ids[:1]
+            mine = f"{ours} AND pid <> pg_backend_pid() AND datname = current_database()"
+            [pid] = await connection.scalars(text(mine))
+            sessions.append(pid)
+            if end_it:
+                await connection.execute(text(f"SELECT pg_terminate_backend({pid}, 5000)"))
+    first, second, third = sessions
+    assert first == second != third
+    await other.aclose()
+    await log.aclose()

@@ -1,0 +1,62 @@
+"""Which ids are taken: what every request asks, on a connection that stays open for it.
+
+A transaction of the pool's is four round trips and as many turns of the event loop: a ping, BEGIN,
+the question, COMMIT. This is the question alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from uuid import UUID
+
+import psycopg
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+_CLAIMS = "SELECT decision_id, request_hash FROM decision_keys WHERE decision_id = ANY(%s)"
+
+
+class Claims:
+    """Asks one question at a time. Errors are those of psycopg and SQLAlchemy."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+        self._turn = asyncio.Lock()
+        self._kept: AsyncConnection | None = None
+
+    async def of(self, decision_ids: Sequence[UUID]) -> dict[UUID, str]:
+        """Claims of ids, without those that nothing is stored under."""
+        async with self._turn:
+            if self._kept is not None:
+                try:
+                    return await _asked(self._kept, decision_ids)
+                except psycopg.OperationalError:
+                    await self._drop()  # The server was restarted: its next connection may work.
+                except BaseException:
+                    await self._drop()
+                    raise
+            self._kept = await self._engine.execution_options(
+                isolation_level="AUTOCOMMIT"
+            ).connect()
+            try:
+                return await _asked(self._kept, decision_ids)
+            except BaseException:
+                await self._drop()
+                raise
+
+    async def aclose(self) -> None:
+        """Close the connection."""
+        async with self._turn:
+            await self._drop()
+
+    async def _drop(self) -> None:
+        kept, self._kept = self._kept, None
+        if kept is not None:
+            await kept.invalidate()
+            await kept.close()
+
+
+async def _asked(kept: AsyncConnection, decision_ids: Sequence[UUID]) -> dict[UUID, str]:
+    raw = (await kept.get_raw_connection()).driver_connection
+    assert isinstance(raw, psycopg.AsyncConnection)
+    return dict(await (await raw.execute(_CLAIMS, [list(decision_ids)])).fetchall())
