@@ -9,7 +9,6 @@ from uuid import UUID
 
 import orjson
 from pydantic import Field
-from pydantic.main import IncEx
 
 from app.domain.canonical import canonical_json, content_hash, digest
 from app.domain.errors import InvalidRecord
@@ -215,7 +214,7 @@ class Event(NamedTuple):
         return Linked(*self.link, *hashes, fate)
 
 
-_OFTEN: IncEx = {"limits": True, "advices": {"__all__": {"calibration"}}}
+_OFTEN: dict[str, Any] = {"limits": True, "advices": {"__all__": {"calibration"}}}
 _SHARED: dict[int, tuple[Record, orjson.Fragment]] = {}
 """Canonical JSON of parts that many decisions share, by the identity of the part, which lives as
 long as it stands here."""
