@@ -77,6 +77,7 @@ def test_a_roi_table_is_kept_as_freqtrade_writes_it_and_is_one_whatever_its_orde
             {"kind": "freqtrade", "hours": 6.0, "trailing_stop_positive": 0.01},
             "trailing_stop is false",
         ),
+        ({"kind": "freqtrade", "hours": 6.0, "use_exit_signal": True}, "use_exit_signal"),
         (
             {"kind": "freqtrade", "hours": 6.0, "trailing_only_offset_is_reached": True},
             "trailing_stop is false",

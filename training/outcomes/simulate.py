@@ -12,7 +12,10 @@ Conventions, once and for all:
   sells at its open.
 - A stop that trails follows the highest high of the bars before: 1.5 ATR below it from target 1 on,
   1.0 from target 2, 0.5 from target 3, and never lower than entry + 75 % of the move (`Trail`, with
-  its defaults); below it by a share of it (`Freqtrade`).
+  its defaults).
+- freqtrade's trailing stop follows as in its own back-test: by a share below the highest high, that
+  of the bar itself included, so that a bar which rises first and then falls to the raised stop
+  sells there. In the bar of entry nobody knows how far it rose first: it sells as low as it may.
 - After the declared hours the rest is sold at the close of the bar that completes them.
 - Fee and slippage are paid on both sides.
 - A fate is in money, for the order's whole quantity. It becomes R where it is divided by the risk
@@ -214,6 +217,7 @@ class _Walk:
         here, at = self._take_profit(here, at)
         self.peak[here] = np.maximum(self.peak[here], bars.high[at])
         self.trough[here] = np.minimum(self.trough[here], bars.low[at])
+        here, at = self._fall_back(here, at, entered=step == 0)
         expired = bars.closed_at[at] - self.entered_at[here] >= self.exits.seconds
         self._leave(here[expired], at[expired], bars.close[at[expired]], Exit.TIME)
         self._raise_stops(here[~expired])
@@ -266,13 +270,29 @@ class _Walk:
         self.exit[who] = how
         self.open[who] = False
 
+    def _fall_back(self, here: Rows, at: Rows, *, entered: bool) -> tuple[Rows, Rows]:
+        """Raise the stops that trail within their bar, and sell what falls to them; what is left.
+        `entered`: it is the bar of entry."""
+        exits = self.exits
+        if not (isinstance(exits, Freqtrade) and exits.trailing_stop):
+            return here, at
+        share = self._trail_by_share(here, exits)
+        low = self.bars.low[at]
+        fallen = low <= self.stop[here]
+        price = self.stop[here]
+        if entered:  # It rose as little as raises the stop, and fell at once.
+            ahead = 0.0
+            if exits.trailing_only_offset_is_reached and exits.trailing_stop_positive:
+                ahead = exits.trailing_stop_positive_offset
+                share = np.full(len(here), exits.trailing_stop_positive)
+            price = np.maximum(low, self.bought[here] * (1 + ahead - share))
+        self._leave(here[fallen], at[fallen], price[fallen], Exit.TRAIL)
+        return here[~fallen], at[~fallen]
+
     def _raise_stops(self, who: Rows) -> None:
         """Raise the stops that trail, for the bars to come."""
-        match self.exits:
-            case Trail():
-                self._trail(who, self.exits)
-            case Freqtrade(trailing_stop=True):
-                self._trail_by_share(who, self.exits)
+        if isinstance(self.exits, Trail):
+            self._trail(who, self.exits)
 
     def _trail(self, who: Rows, exits: Trail) -> None:
         """Of orders that have passed a target."""
@@ -283,8 +303,9 @@ class _Walk:
         kept = np.where(passed > 0, bought + exits.keep * (peak - bought), -np.inf)
         self.stop[who] = np.maximum(self.stop[who], np.maximum(peak - distance, kept))
 
-    def _trail_by_share(self, who: Rows, exits: Freqtrade) -> None:
-        """Of all orders, or of those whose best profit has reached the offset."""
+    def _trail_by_share(self, who: Rows, exits: Freqtrade) -> Floats:
+        """Of all orders, or of those whose best profit has reached the offset. How far below the
+        highest high each stop is, as a share of it."""
         peak, orders = self.peak[who], self.orders
         offset = self._price_of(np.full(len(who), exits.trailing_stop_positive_offset), who)
         share = 1 - orders.stop[who] / orders.entry[who]
@@ -297,6 +318,7 @@ class _Walk:
         raised = stop > self.stop[who]
         self.stops_as[who[raised]] = Exit.TRAIL
         self.stop[who] = np.maximum(self.stop[who], stop)
+        return share
 
     def fates(self) -> Fates:
         """What became of them."""

@@ -19,11 +19,14 @@ import pytest
 from psycopg.rows import dict_row
 from shadow_advisor_client.adapters.freqtrade.request import symbol_of
 
+from app.domain.scenario import Scenario
 from app.shadow_log.importing.coverage import Coverage
 from app.shadow_log.importing.imports import read_trades, source_named
 from app.shadow_log.importing.trade import ImportedTrade
-from tests.adapters.freqtrade.candles import write_candles
+from tests.adapters.freqtrade.candles import bundled, write_candles
 from tests.service.running import ROOT, running, settings_for, until, writing
+from training.outcomes.orders import Orders, plan_order
+from training.outcomes.simulate import Costs, Exit, simulate
 
 PYTHON = os.environ.get("FREQTRADE_PYTHON")
 HERE = Path(__file__).parent
@@ -69,14 +72,16 @@ class Bot:
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-5000:]
         return done.stdout + done.stderr
 
-    def backtest(self, strategy: str, config: Path) -> list[dict[str, Any]]:
+    def backtest(
+        self, strategy: str, config: Path, strategies: Path = EXAMPLE / "strategies"
+    ) -> list[dict[str, Any]]:
         """The trades of a back-test."""
         folders = ("--user-data-dir", str(self.folder / "user"), "--datadir", str(self.candles))
         (self.folder / "user").mkdir(exist_ok=True)
         self.said = self.run(
             "local_exchange.py",
             *("backtesting", "--config", str(config), *folders, "--cache", "none"),
-            *("--strategy-path", str(EXAMPLE / "strategies"), "--strategy", strategy),
+            *("--strategy-path", str(strategies), "--strategy", strategy),
         )
         (archive,) = (self.folder / "user" / "backtest_results").glob("*.zip")
         with ZipFile(archive) as files:
@@ -160,6 +165,57 @@ async def test_a_back_test_is_on_the_record_trade_by_trade(
     assert sorted(told) == [
         (symbol, at, pytest.approx(stop, rel=1e-3)) for symbol, at, stop in sorted(recorded_stops)
     ]
+
+
+ENDS = {Exit.STOP: "stop_loss", Exit.ROI: "roi", Exit.TRAIL: "trailing_stop_loss"}
+
+
+async def backtested(
+    strategy: str, database_url: str, valkey_url: str, folder: Path
+) -> tuple[list[dict[str, Any]], list[Mapping[str, Any]]]:
+    """A back-test's trades, and the decisions on them, in the same order."""
+    settings = settings_for(database_url, valkey_url, folder / "home", clock="request")
+    async with running(settings) as service, writing(settings):
+        bot = Bot(folder, service.url.rstrip("/"))
+        trades = await asyncio.to_thread(
+            bot.backtest, strategy, bot.configured(), HERE / "strategies"
+        )
+        decisions = await recorded(database_url, len(trades))
+    trades.sort(key=lambda trade: (trade["open_timestamp"], trade["pair"]))
+    assert len(trades) == len(decisions) > 15
+    return trades, decisions
+
+
+@pytest.mark.parametrize("strategy", ["RoiTable", "Trailing", "TrailingPositive"])
+async def test_what_is_simulated_of_a_strategy_s_exits_is_what_its_own_back_test_did(
+    strategy: str, database_url: str, valkey_url: str, tmp_path: Path
+) -> None:
+    trades, decisions = await backtested(strategy, database_url, valkey_url, tmp_path)
+    bars = {each.symbol: each for each in bundled(CANDLES)}
+    costs = Costs(fee=0.001, slippage=0.0)
+    for trade, row in zip(trades, decisions, strict=True):
+        if trade["exit_reason"] == "force_exit":  # The candles end.
+            continue
+        order = plan_order(Scenario.from_json(row["scenario"]))
+        series = bars[order.symbol]
+        fate = simulate(series, Orders.of([order]), costs).row(0)
+        assert fate is not None
+        assert fate.bought == pytest.approx(trade["open_rate"])
+        # freqtrade names a bar by its opening.
+        assert (fate.exited_at - series.seconds) * 1000 == trade["close_timestamp"]
+        assert fate.sold == pytest.approx(trade["close_rate"])
+        assert ENDS[fate.exit] == trade["exit_reason"]
+        earned = fate.net / (trade["open_rate"] * order.quantity)
+        assert earned == pytest.approx(trade["profit_ratio"], abs=1e-4)
+
+
+@pytest.mark.parametrize("strategy", ["Signals", "OwnExit"])
+async def test_exits_that_nobody_can_follow_are_declared_as_reported(
+    strategy: str, database_url: str, valkey_url: str, tmp_path: Path
+) -> None:
+    _, decisions = await backtested(strategy, database_url, valkey_url, tmp_path)
+    kinds = {row["scenario"]["plan"]["exits"]["kind"] for row in decisions}
+    assert kinds == {"reported"}
 
 
 async def test_advice_that_is_followed_refuses_entries(

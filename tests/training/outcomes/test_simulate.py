@@ -441,25 +441,51 @@ OFFSET_ONLY = POSITIVE | {"trailing_only_offset_is_reached": True}
         pytest.param(
             # Of the first high 103 x 0.97 = 99.91, of the second 104 x 0.97 = 100.88.
             TRAILING,
-            [(100, 103, 99, 102), (102, 104, 100, 103), (103, 103, 100.5, 101)],
+            [(100, 103, 99.95, 102), (102, 104, 101, 103), (103, 103, 100.5, 101)],
             Exit.TRAIL,
             100.88,
             3,
             id="a trailing stop keeps the distance of the first",
         ),
         pytest.param(
-            # The fall in the bar of the high comes first: 104 x 0.97 would be 100.88.
+            # The high of the second bar comes before its low: 104 x 0.97 = 100.88.
             TRAILING,
-            [(100, 104, 98, 103), (101, 103, 100.9, 102), (100.5, 101, 100.4, 101)],
+            [(100, 102, 99, 101), (101, 104, 100, 103)],
+            Exit.TRAIL,
+            100.88,
+            2,
+            id="a bar's own high moves its stop",
+        ),
+        pytest.param(
+            TRAILING,
+            [(100, 104, 101, 103), (100.5, 101, 100.4, 101)],
             Exit.TRAIL,
             100.5,
-            3,
-            id="it never trails within its bar, and a gap through it sells at the open",
+            2,
+            id="a gap through it sells at the open",
+        ),
+        pytest.param(
+            # It may have risen hardly at all: 97 is the worst, and it did not fall so far.
+            TRAILING,
+            [(100, 104, 98, 103)],
+            Exit.TRAIL,
+            98.0,
+            1,
+            id="in the bar of entry it sells as low as it may",
+        ),
+        pytest.param(
+            # It must have reached 102, of which it fell by 1 % of its entry.
+            OFFSET_ONLY,
+            [(100, 104, 98, 103)],
+            Exit.TRAIL,
+            101.0,
+            1,
+            id="in the bar of entry from the offset on",
         ),
         pytest.param(
             # 101.5 is below the offset: 3 % below it. 103 is above: 1 % below it, 101.97.
             POSITIVE,
-            [(100, 101.5, 99, 101), (101, 103, 100, 102.5), (102.5, 102.8, 101, 101)],
+            [(100, 101.5, 99, 101), (101, 103, 102, 102.5), (102.5, 102.8, 101, 101)],
             Exit.TRAIL,
             101.97,
             3,
@@ -485,7 +511,7 @@ OFFSET_ONLY = POSITIVE | {"trailing_only_offset_is_reached": True}
         ),
         pytest.param(
             {"minimal_roi": {"0": 0.04}} | OFFSET_ONLY,
-            [(100, 103, 99, 102.5), (102.5, 106, 102, 105)],
+            [(100, 103, 102, 102.5), (102.5, 106, 102, 105)],
             Exit.ROI,
             104.0,
             2,
@@ -493,7 +519,7 @@ OFFSET_ONLY = POSITIVE | {"trailing_only_offset_is_reached": True}
         ),
         pytest.param(
             {"minimal_roi": {"0": 0.04}} | OFFSET_ONLY,
-            [(100, 103, 99, 102.5), (102.5, 106, 101.9, 105)],
+            [(100, 103, 102, 102.5), (102.5, 106, 101.9, 105)],
             Exit.TRAIL,
             101.97,
             2,

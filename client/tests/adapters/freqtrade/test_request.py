@@ -17,6 +17,7 @@ from shadow_advisor_client.adapters.freqtrade.request import (
     advise_request,
     closed,
     entered,
+    not_followed,
     session_of,
     symbol_of,
 )
@@ -199,9 +200,53 @@ def test_a_strategy_s_exits_are_declared_over_the_notional() -> None:
     assert read.plan.exits.as_json() == {**declared, "minimal_roi": {"0": 0.02, "60": -1.0}}
 
 
-@pytest.mark.parametrize(("fields", "known"), [({"use_custom_stoploss": True}, True), ({}, False)])
-def test_exits_that_nobody_can_follow_are_reported_only(fields: Any, known: bool) -> None:
-    assert Exits.of(strategy(**fields), 24.0, known).declared(1.0) == {"kind": "reported"}
+def test_exits_that_nobody_can_follow_are_reported_only() -> None:
+    assert Exits.of(strategy(), 24.0, known=False).declared(1.0) == {"kind": "reported"}
+
+
+class IStrategy:
+    """As freqtrade's."""
+
+    def custom_exit(self, **arguments: Any) -> None: ...
+    def custom_exit_price(self, **arguments: Any) -> None: ...
+    def confirm_trade_exit(self, **arguments: Any) -> bool:
+        return True
+
+
+class OwnExit(IStrategy):
+    def custom_exit(self, **arguments: Any) -> None: ...
+    def confirm_trade_exit(self, **arguments: Any) -> bool:
+        return False
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "signals", "told"),
+    [
+        (IStrategy, {}, False, []),
+        (IStrategy, {}, True, ["exit signals"]),
+        (IStrategy, {"use_exit_signal": False}, True, []),
+        (OwnExit, {}, False, ["custom_exit", "confirm_trade_exit"]),
+        (OwnExit, {"use_exit_signal": False}, True, ["confirm_trade_exit"]),
+        (
+            IStrategy,
+            {"use_custom_stoploss": True, "use_custom_roi": True},
+            True,
+            ["exit signals", "custom_stoploss", "custom_roi"],
+        ),
+        (
+            IStrategy,
+            {"position_adjustment_enable": True, "ignore_roi_if_entry_signal": True},
+            False,
+            ["adjust_trade_position", "ignore_roi_if_entry_signal"],
+        ),
+    ],
+)
+def test_what_else_ends_a_strategy_s_trades_is_named(
+    kind: type[IStrategy], fields: dict[str, Any], signals: bool, told: list[str]
+) -> None:
+    own = kind()
+    vars(own).update(fields)
+    assert not_followed(own, signals) == told
 
 
 def test_a_strategy_without_trailing_stop_and_roi_declares_neither() -> None:

@@ -25,6 +25,15 @@ COLUMNS = {
 }
 """Columns as strategies name them by convention, and the candidate's field: freqtrade's `macd` is
 the line, the candidate's is the histogram."""
+SWITCHES = {
+    "use_custom_stoploss": "custom_stoploss",
+    "use_custom_roi": "custom_roi",
+    "position_adjustment_enable": "adjust_trade_position",
+    "ignore_roi_if_entry_signal": "ignore_roi_if_entry_signal",
+}
+"""What lets a strategy end its trades by more than prices, and the name of it."""
+HOOKS = ("custom_exit", "custom_exit_price", "confirm_trade_exit")
+"""The same, where a strategy defines them."""
 OUTCOMES = {
     "roi": "tp1",
     "stop_loss": "sl",
@@ -78,8 +87,7 @@ class Exits:
 
     @classmethod
     def of(cls, strategy: Any, hours: float, known: bool) -> Exits:
-        """Of a strategy. One whose stop a function of its own moves is followed by nobody."""
-        custom = bool(getattr(strategy, "use_custom_stoploss", False))
+        """Of a strategy; followed by nobody where it has others than these."""
         return cls(
             strategy.stoploss,
             strategy.minimal_roi,
@@ -88,7 +96,7 @@ class Exits:
             getattr(strategy, "trailing_stop_positive_offset", 0.0),
             bool(getattr(strategy, "trailing_only_offset_is_reached", False)),
             hours,
-            known and not custom,
+            known,
         )
 
     def declared(self, leverage: float) -> dict[str, Any]:
@@ -120,6 +128,19 @@ class Exits:
         table = self.minimal_roi or {"0": NO_TARGET}
         first = min(table, key=int)
         return _away(rate, table[first] / leverage, side)
+
+
+def not_followed(strategy: Any, signals: bool) -> list[str]:
+    """What else a strategy ends its trades by, which follows from more than prices: `signals` says
+    whether its newest candles hold signals to exit."""
+    kind = type(strategy)
+    base = next((each for each in kind.__mro__ if each.__name__ == "IStrategy"), kind)
+    asks = bool(getattr(strategy, "use_exit_signal", True))
+    own = [name for name in HOOKS if getattr(kind, name, None) is not getattr(base, name, None)]
+    if not asks and "custom_exit" in own:
+        own.remove("custom_exit")
+    switched = [what for name, what in SWITCHES.items() if getattr(strategy, name, False)]
+    return [*(["exit signals"] if asks and signals else []), *own, *switched]
 
 
 def _away(rate: float, profit: float, side: str) -> float:

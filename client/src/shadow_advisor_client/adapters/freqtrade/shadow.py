@@ -13,6 +13,7 @@ What is confirmed and never filled shows at the start of a later loop.
 from __future__ import annotations
 
 import copy
+import logging
 import secrets
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
@@ -25,12 +26,15 @@ from .book import Book
 from .request import Candle, Entry, Exits
 from .section import Section
 
+log = logging.getLogger("advisor.freqtrade")
 DECISION = "shadow_advisor_decision"
 """Where the id of a decision is kept with its trade: it survives the bot."""
 TOLD_AGAIN = timedelta(days=7)
 """Outcomes of so long before a start are told again: the process may have ended before it had told
 them. A repeat changes nothing."""
 BACKTEST = "backtest"
+SIGNALS = ("exit_long", "exit_short")
+"""Columns of a strategy's frame."""
 EXIT_S, PATIENT_EXIT_S = 2.0, 30.0
 """How long the end of a bot, and that of a back-test, may be delayed for what waits."""
 
@@ -66,6 +70,9 @@ class Shadow:
         self._asks = 0
         self._book = Book()
         self._leverage: dict[str, float] = {}
+        self._signals = False
+        """Whether a signal to exit was ever seen."""
+        self._not_followed: list[str] = []
         self._sized: dict[str, Asked] = {}
         self._confirmed: dict[str, Asked] = {}
 
@@ -170,7 +177,12 @@ class Shadow:
     def _exits(self) -> Exits:
         """As the strategy has them now: parameters are loaded after `bot_start`."""
         section = self._section
-        return Exits.of(self._strategy, section.exits_hours, section.exits == "strategy")
+        others = request.not_followed(self._strategy, self._signals)
+        if others != self._not_followed and section.exits == "strategy":
+            log.info("nobody can follow %s: only reported outcomes count", ", ".join(others))
+        self._not_followed = others
+        known = section.exits == "strategy" and not others
+        return Exits.of(self._strategy, section.exits_hours, known)
 
     def _ask(self, entry: Entry) -> tuple[Asked, dict[str, Any] | None]:
         """The question on its way; its advice where somebody waits for it."""
@@ -190,6 +202,8 @@ class Shadow:
     def _document(self, entry: Entry) -> dict[str, Any]:
         frame, _ = self._strategy.dp.get_analyzed_dataframe(entry.pair, self._strategy.timeframe)
         candle_s = _seconds(self._strategy.timeframe)
+        signals = (frame[name] for name in SIGNALS if name in frame)
+        self._signals = self._signals or any((column == 1).any() for column in signals)
         newest = frame.tail(self._section.bars)
         columns = [newest[name] for name in ("date", "open", "high", "low", "close", "volume")]
         candles = [
