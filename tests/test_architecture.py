@@ -17,7 +17,6 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("app", "training", "client/src", "migrations", "bench")
 MAX_FUNCTION_LINES = 50
-EXCEPTION = re.compile(r"# long: \S+")
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -136,18 +135,11 @@ def functions(tree: ast.AST) -> Iterator[Function]:
 
 
 @SOURCES
-def test_no_function_is_too_long_unless_it_says_why(path: Path) -> None:
-    text = path.read_text()
-    lines = text.splitlines()
-    for function in functions(ast.parse(text)):
+def test_no_function_is_too_long(path: Path) -> None:
+    for function in functions(ast.parse(path.read_text())):
         assert function.end_lineno is not None
         length = function.end_lineno - function.lineno + 1
-        body = lines[max(function.lineno - 2, 0) : function.body[0].lineno]
-        excused = any(EXCEPTION.search(line) for line in body)
-        assert length <= MAX_FUNCTION_LINES or excused, f"{function.name} has {length} lines"
-        assert length > MAX_FUNCTION_LINES or not excused, (
-            f"{function.name} is short: it needs no excuse"
-        )
+        assert length <= MAX_FUNCTION_LINES, f"{function.name} has {length} lines"
 
 
 @SOURCES

@@ -29,34 +29,19 @@ from app.schemas import (
     STATE,
     AliasMove,
     LimitsMove,
-    Problem,
     StateBody,
 )
 from app.shadow_log.limits_history import LimitsHistory
 
 READ_PROBLEMS = problems(ShadowLogUnavailable)
-CHANGE_PROBLEMS = {
-    401: {"model": Problem},
-    403: {"model": Problem},
-    **problems(
-        InvalidRecord,
-        UnknownVersion,
-        ManifestMismatch,
-        ModelFileError,
-        AliasRefused,
-        ShadowLogUnavailable,
-    ),
-}
-STATE_PROBLEMS = {
-    401: {"model": Problem},
-    403: {"model": Problem},
-    **problems(InvalidRecord, JournalUnavailable, RequestConflict),
-}
-LIMITS_PROBLEMS = {
-    401: {"model": Problem},
-    403: {"model": Problem},
-    **problems(InvalidRecord, LimitsError, LimitsRefused, ShadowLogUnavailable),
-}
+VERSION_PROBLEMS = problems(
+    InvalidRecord,
+    UnknownVersion,
+    ManifestMismatch,
+    ModelFileError,
+    AliasRefused,
+    ShadowLogUnavailable,
+)
 router = APIRouter()
 
 
@@ -71,7 +56,7 @@ async def get_state(request: Request) -> Response:
 @router.put(
     "/state",
     openapi_extra=body_schema(STATE),
-    responses=STATE_PROBLEMS,
+    responses=problems(InvalidRecord, JournalUnavailable, RequestConflict),
     summary="Change the trading state",
 )
 async def put_state(request: Request) -> Response:
@@ -96,7 +81,7 @@ async def get_models(request: Request) -> Response:
 
 @router.put(
     "/models/{version}",
-    responses=CHANGE_PROBLEMS,
+    responses=VERSION_PROBLEMS,
     summary="Verify a version's directory and register its manifest",
 )
 async def put_model(request: Request, version: str = Path(pattern=VERSION_PATTERN)) -> Response:
@@ -116,7 +101,7 @@ async def get_aliases(request: Request) -> Response:
 @router.put(
     "/aliases/{alias}",
     openapi_extra=body_schema(ALIAS_MOVE),
-    responses=CHANGE_PROBLEMS,
+    responses=VERSION_PROBLEMS,
     summary="Point an alias at a version; what is served follows",
 )
 async def put_alias(request: Request, alias: str = Path(pattern=ALIAS_PATTERN)) -> Response:
@@ -156,7 +141,7 @@ async def get_limits(request: Request) -> Response:
 @router.put(
     "/limits",
     openapi_extra=body_schema(LIMITS_MOVE),
-    responses=LIMITS_PROBLEMS,
+    responses=problems(InvalidRecord, LimitsError, LimitsRefused, ShadowLogUnavailable),
     summary="Let limits judge in the place of a file, or go back",
 )
 async def put_limits(request: Request) -> Response:

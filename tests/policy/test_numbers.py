@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -155,6 +156,24 @@ async def test_one_prompt_of_two_scenarios_is_read_for_each(
         assert_agree(read.log_probabilities, torch.tensor(alone))
     assert_differ(both[0].log_probabilities, both[1].log_probabilities)
     await policy.aclose()
+
+
+def test_a_version_whose_numbers_overflow_is_refused_and_spoils_no_other(
+    fresh: LabelReader, tiny_directory: Path, tmp_path: Path
+) -> None:
+    plain, adapter = activated(fresh, tmp_path, 2), reading(fresh, tmp_path)
+    directory = tmp_path / "numbers"
+    changed(lambda it: it["weight"].fill_(3e38))(directory / NUMBERS_NAME)
+    broken = Adapter.load(directory, fresh.model, fresh.encoder.tail)
+    batcher = Batcher(fresh, BackendOptions())
+    batcher.try_out(adapter)
+    with pytest.raises(ModelFileError, match="numbers that are not finite"):
+        batcher.try_out(broken)
+    [ids] = ids_of(fresh, ["BTC long"])
+    [[alone]] = LabelReader.load(tiny_directory, POSITIONS).answer([Ask(ids, (plain,))])
+    [[beside, overflown]] = fresh.answer([Ask(ids, (plain, broken), numbers=RISING)])
+    assert not any(map(math.isfinite, overflown))
+    assert_agree(beside, torch.tensor(alone))
 
 
 def changed(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], None]:

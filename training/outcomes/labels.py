@@ -25,7 +25,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import polars as pl
@@ -92,6 +92,13 @@ class Labels:
     def range_atr(self) -> Floats:
         """(N,) highest high less lowest low of the horizon, ATR; NaN where excluded."""
         return self._plans["range_atr"].to_numpy()
+
+
+class Labelled(NamedTuple):
+    """Scenarios, and what became of every answer to them."""
+
+    scenarios: ScenarioSet
+    labels: Labels
 
 
 def plan_orders(scenarios: Sequence[Scenario], delay_s: int = 0) -> Orders:

@@ -13,7 +13,9 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,26 +26,33 @@ from training.config.file import RebuildConfig
 from training.config.judging import Kind
 from training.config.learning import Algorithm
 from training.config.section import ConfigError
-from training.judging.contest.arms import CHAMPION, POLICY, PROBE, SHUFFLED, TEACHER, WARM_UP
+from training.judging.contest.arms import (
+    BASE_MODEL,
+    CHAMPION,
+    POLICY,
+    PROBE,
+    SHUFFLED,
+    TEACHER,
+    WARM_UP,
+)
 from training.judging.evaluation import evaluation
 from training.judging.gate.checks import checks
 from training.judging.gate.sealed import verdict_file
 from training.judging.report.findings import Terms
 from training.learning.algorithms.probe import of_probe
 from training.learning.algorithms.teacher import of_teacher
-from training.learning.model.answers import Published, of_policy, of_published
+from training.learning.model.answers import Published, of_base, of_policy, of_published
 from training.learning.model.base import Base
 from training.learning.model.base_pass import encoded
 from training.learning.teacher.expectations import taught
 from training.learning.teacher.teacher import teacher
-from training.outcomes.labels import labels
 from training.pipeline.rebuild import (
     Rebuilt,
     base_of,
-    every_candidate,
+    labelled,
     market_of,
     rebuild,
-    scenarios_of,
+    unlimited,
 )
 from training.publish.version import publish, release_of
 from training.scenarios.history import History
@@ -63,7 +72,7 @@ class Evaluated(NamedTuple):
     """The same as a veto."""
 
 
-def evaluate(  # long: a list of calls, read from top to bottom
+def evaluate(
     config: RebuildConfig,
     shop: Workshop,
     now: datetime,
@@ -74,113 +83,44 @@ def evaluate(  # long: a list of calls, read from top to bottom
     """Rebuild if need be, publish the version to its folder, hold the contest, ask the gate, write
     the report.
 
-    Parameters
-    ----------
-    now : the time that is written down.
-    rivals : further policies, by name of their algorithm, that take part in the contest and count
-        as trials.
-    champion : a published version that must be beaten; None: there is none yet.
+    `now` is the time that is written down. `rivals` are further policies, by name of their
+    algorithm, that take part in the contest and count as trials. `champion` is a published version
+    that must be beaten; None: there is none yet.
     """
-    terms, limits = terms_of(config), limits_of(config)
-    judged = config.model_copy(
-        update={"scenarios": config.evaluate.held_out, "outcomes": terms.outcomes}
-    )
+    terms, limits, judged = terms_of(config), limits_of(config), judged_by(config)
     market = market_of(judged)
     _require_held_out_bars(config, market)
-    models, roots = config.publish.models, [config.publish.models, config.publish.shipped]
-    rival = published(find_version(champion, roots)) if champion else None
+    rival = published(find_version(champion, folders_of(config))) if champion else None
 
     base = base_of(config, shop)
     rebuilt = rebuild_all(config, rivals, shop, database, base)
     made = rebuilt[POLICY]
-    release = release_of(made.policy, config.publish.name, [models])
-    version = published(publish(release, models, now))
+    version = newly_published(config, made.policy, now)
 
-    scenarios = scenarios_of(judged, market, shop, database)
-    base_pass = shop.make(encoded, scenarios=scenarios, base=base, settings=config.encode)
-    every = every_candidate(judged, market, shop, database)
+    held_out = labelled(judged, market, shop, database)
+    every = labelled(unlimited(judged), market, shop, database)
     schools = {TEACHER: made.artifacts["teacher"], SHUFFLED: shuffled_teacher(config, made, shop)}
-    read = shop.make(
-        taught, "held out", scenarios=scenarios, teacher=schools[TEACHER], encoded=base_pass
-    )
-    answers = answers_of(rebuilt, base_pass, base, shop)
-    answers |= controls_of(config, made, scenarios, base_pass, read, schools[SHUFFLED], base, shop)
-    of_numbers = {
-        name: shop.make(
-            taught, f"{name}, every candidate", scenarios=every["candidates"], teacher=school
-        )
-        for name, school in schools.items()
-    }
-    asides = {"models": models, "threads": config.threads}
-    if rival:
-        answers[CHAMPION] = shop.make(
-            of_published,
-            CHAMPION,
-            version=rival,
-            scenarios=scenarios,
-            encoded=base_pass,
-            base=base,
-            shipped=config.publish.shipped,
-            **asides,
-        )
-    checked = shop.make(
-        checks,
-        version=version,
-        scenarios=scenarios,
-        answers=answers[POLICY],
-        **asides,
-    )
+    asked = Asked(config, shop, base, held_out["scenarios"], schools)
+    answers = asked.of_all(rebuilt, rival)
     artifact = shop.make(
         evaluation,
-        scenarios=scenarios,
-        labels=shop.make(labels, scenarios=scenarios, market=market, settings=terms.outcomes),
-        every=every["candidates"],
-        every_labels=every["candidate_labels"],
-        encoded=base_pass,
-        answers=answers,
-        every_answers=teachers_answers(config, of_numbers, shop),
-        checks=checked,
-        taught=read,
-        trained_scenarios=made.artifacts["scenarios"],
-        trained_labels=made.artifacts["labels"],
-        candidates=made.artifacts["candidates"],
-        candidate_labels=made.artifacts["candidate_labels"],
-        base=base,
+        held_out={**held_out, "answers": answers},
+        every={**every, "answers": asked.of_numbers(every["scenarios"])},
+        trained=made.trained,
+        candidates=made.candidates,
+        taught=asked.taught,
+        checks=asked.checks(version, answers[POLICY]),
         market=market,
         limits=limits,
         version=version.path.name,
         terms=terms,
-        period=config.evaluate.held_out,
-        embargo_s=embargo_s(config.scenarios),
-        models=models,
+        models=config.publish.models,
         now=now,
         cpu_seconds={name: each.cpu_seconds for name, each in rebuilt.items()},
     )
     _keep_report(artifact, version.path)
     reports = (read_report(artifact, kind) for kind in (Kind.TRADER, Kind.VETO))
     return Evaluated(artifact, version.path, *reports)
-
-
-def shuffled_teacher(config: RebuildConfig, made: Rebuilt, shop: Workshop) -> Artifact:
-    """A control: a teacher of numbers alone whose candidates' outcomes were dealt to each other."""
-    return shop.make(
-        teacher,
-        SHUFFLED,
-        scenarios=made.artifacts["candidates"],
-        labels=made.artifacts["candidate_labels"],
-        settings=config.teacher,
-        outcomes=config.outcomes,
-        embargo_s=embargo_s(config.scenarios),
-        shuffled=True,
-    )
-
-
-def teachers_answers(
-    config: RebuildConfig, said: Mapping[str, Artifact], shop: Workshop
-) -> dict[str, Artifact]:
-    """What teachers answer alone, by the names of their arms."""
-    worth = {"beta": config.policy.beta, "targets": config.targets}
-    return {arm: shop.make(of_teacher, arm, taught=words, **worth) for arm, words in said.items()}
 
 
 def rebuild_all(
@@ -199,52 +139,138 @@ def rebuild_all(
     return rebuilt
 
 
-def answers_of(
-    rebuilt: Mapping[str, Rebuilt], held_out: Artifact, base: Base, shop: Workshop
-) -> dict[str, Artifact]:
-    """Every policy's to the held-out scenarios, and those of the warm-up that some of them started
-    from."""
-    policies = {name: made.policy for name, made in rebuilt.items()}
-    for made in rebuilt.values():
-        if "warm_up" in made.artifacts:
-            policies.setdefault(WARM_UP, made.artifacts["warm_up"])
-    return {
-        name: shop.make(of_policy, name, policy=policy, encoded=held_out, base=base)
-        for name, policy in policies.items()
-    }
-
-
-def controls_of(
-    config: RebuildConfig,
-    made: Rebuilt,
-    scenarios: Artifact,
-    base_pass: Artifact,
-    read: Artifact,
-    shuffled: Artifact,
-    base: Base,
-    shop: Workshop,
-) -> dict[str, Artifact]:
-    """Answers of what is no policy: a linear probe of the base model, the teacher itself, and one
-    that learnt from `shuffled` labels. `read` is what the teacher says of the held-out ones."""
-    probe = shop.make(
-        of_probe,
-        PROBE,
-        **made.learnt_from,
-        base=base,
-        held_out=base_pass,
-        beta=config.warm_up.beta,
-        targets=config.targets,
-        seed=config.scenarios.seed,
+def shuffled_teacher(config: RebuildConfig, made: Rebuilt, shop: Workshop) -> Artifact:
+    """A control: a teacher of numbers alone whose candidates' outcomes were dealt to each other."""
+    return shop.make(
+        teacher,
+        SHUFFLED,
+        **made.candidates,
+        settings=config.teacher,
+        outcomes=config.outcomes,
+        embargo_s=embargo_s(config.scenarios),
+        shuffled=True,
     )
-    fooled = shop.make(taught, f"{SHUFFLED}, held out", scenarios=scenarios, teacher=shuffled)
-    said = {TEACHER: read, SHUFFLED: fooled}
-    return {PROBE: probe, **teachers_answers(config, said, shop)}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The held-out scenarios, and who is asked about them."""
+
+    config: RebuildConfig
+    shop: Workshop
+    base: Base
+    scenarios: Artifact
+    schools: Mapping[str, Artifact]
+    """Teachers, by the names of their arms."""
+
+    @cached_property
+    def base_pass(self) -> Artifact:
+        """Their prompts, read once."""
+        settings = self.config.encode
+        return self.shop.make(encoded, scenarios=self.scenarios, base=self.base, settings=settings)
+
+    @cached_property
+    def _asides(self) -> dict[str, Any]:
+        return {"models": self.config.publish.models, "threads": self.config.threads}
+
+    @cached_property
+    def taught(self) -> Artifact:
+        """What the teacher says of them, who has read prompts."""
+        return self._read(TEACHER, "held out", encoded=self.base_pass)
+
+    def of_all(
+        self, rebuilt: Mapping[str, Rebuilt], rival: Published | None
+    ) -> dict[str, Artifact]:
+        """Everybody's answers, by the names of their arms: policies and the warm-up that some of
+        them started from, a linear probe of the base model, teachers, a champion, the base."""
+        answers = self._of_policies(rebuilt) | {PROBE: self._of_probe(rebuilt[POLICY])}
+        fooled = self._read(SHUFFLED, f"{SHUFFLED}, held out")
+        answers |= self._of_teachers({TEACHER: self.taught, SHUFFLED: fooled})
+        if rival:
+            answers[CHAMPION] = self._of_champion(rival)
+        answers[BASE_MODEL] = self.shop.make(
+            of_base, BASE_MODEL, encoded=self.base_pass, base=self.base
+        )
+        return answers
+
+    def of_numbers(self, every: Artifact) -> dict[str, Artifact]:
+        """What teachers answer to every candidate of the period, by numbers alone."""
+        return self._of_teachers({
+            name: self._read(name, f"{name}, every candidate", scenarios=every)
+            for name in self.schools
+        })  # fmt: skip
+
+    def checks(self, version: Published, answers: Artifact) -> Artifact:
+        """Does serving answer so too?"""
+        return self.shop.make(
+            checks, version=version, scenarios=self.scenarios, answers=answers, **self._asides
+        )
+
+    def _of_policies(self, rebuilt: Mapping[str, Rebuilt]) -> dict[str, Artifact]:
+        policies = {name: made.policy for name, made in rebuilt.items()}
+        for made in rebuilt.values():
+            if "warm_up" in made.artifacts:
+                policies.setdefault(WARM_UP, made.artifacts["warm_up"])
+        return {
+            name: self.shop.make(
+                of_policy, name, policy=policy, encoded=self.base_pass, base=self.base
+            )
+            for name, policy in policies.items()
+        }
+
+    def _of_probe(self, made: Rebuilt) -> Artifact:
+        return self.shop.make(
+            of_probe,
+            PROBE,
+            **made.learnt_from,
+            base=self.base,
+            held_out=self.base_pass,
+            beta=self.config.warm_up.beta,
+            targets=self.config.targets,
+            seed=self.config.scenarios.seed,
+        )
+
+    def _of_teachers(self, said: Mapping[str, Artifact]) -> dict[str, Artifact]:
+        worth = {"beta": self.config.policy.beta, "targets": self.config.targets}
+        return {
+            arm: self.shop.make(of_teacher, arm, taught=words, **worth)
+            for arm, words in said.items()
+        }
+
+    def _of_champion(self, rival: Published) -> Artifact:
+        return self.shop.make(
+            of_published,
+            CHAMPION,
+            version=rival,
+            scenarios=self.scenarios,
+            encoded=self.base_pass,
+            base=self.base,
+            shipped=self.config.publish.shipped,
+            **self._asides,
+        )
+
+    def _read(self, arm: str, about: str, **given: Artifact) -> Artifact:
+        all_given = {"scenarios": self.scenarios, "teacher": self.schools[arm]} | given
+        return self.shop.make(taught, about, **all_given)
+
+
+def judged_by(config: RebuildConfig) -> RebuildConfig:
+    """The same on the held-out period, at the costs that judge."""
+    outcomes = config.evaluate.outcomes or config.outcomes
+    held_out = {"scenarios": config.evaluate.held_out, "outcomes": outcomes}
+    return config.model_copy(update=held_out)
 
 
 def terms_of(config: RebuildConfig) -> Terms:
     """What the contest is judged by."""
-    outcomes = config.evaluate.outcomes or config.outcomes
-    return Terms(config.policy.algorithm, config.market, outcomes, config.evaluate, config.gate)
+    return Terms(
+        config.policy.algorithm,
+        config.market,
+        config.evaluate.outcomes or config.outcomes,
+        config.evaluate,
+        config.gate,
+        embargo_s(config.scenarios),
+    )
 
 
 def limits_of(config: RebuildConfig) -> Limits:
@@ -253,6 +279,17 @@ def limits_of(config: RebuildConfig) -> Limits:
     if not path.is_file():
         raise ConfigError(f"there are no limits at {path}: name a file with evaluate.limits")
     return read_limits(path)
+
+
+def folders_of(config: RebuildConfig) -> list[Path]:
+    """Where versions lie."""
+    return [config.publish.models, config.publish.shipped]
+
+
+def newly_published(config: RebuildConfig, policy: Artifact, now: datetime) -> Published:
+    """The policy as a version in its folder."""
+    models = config.publish.models
+    return published(publish(release_of(policy, config.publish.name, [models]), models, now))
 
 
 def published(directory: Path) -> Published:

@@ -46,6 +46,16 @@ class Rebuilt(NamedTuple):
         return self.artifacts["policy"]
 
     @property
+    def trained(self) -> dict[str, Artifact]:
+        """Its scenarios and labels, by the fields of `Labelled`."""
+        return {name: self.artifacts[name] for name in ("scenarios", "labels")}
+
+    @property
+    def candidates(self) -> dict[str, Artifact]:
+        """The same of every candidate of the period."""
+        return {name: self.artifacts[f"candidate_{name}"] for name in ("scenarios", "labels")}
+
+    @property
     def cpu_seconds(self) -> float:
         """What making it took, all stages."""
         return sum(artifact.cpu_seconds for artifact in self.artifacts.values())
@@ -104,16 +114,14 @@ def taught_by_all(
     config: RebuildConfig, market: History, base: Base, shop: Workshop, database: str | None
 ) -> dict[str, Artifact]:
     """The stages up to what a teacher of all candidates says of those that a limit keeps."""
-    every = every_candidate(config, market, shop, database)
-    made = {"scenarios": scenarios_of(config, market, shop, database)}
-    made["labels"] = shop.make(labels, **made, market=market, settings=config.outcomes)
+    every = labelled(unlimited(config), market, shop, database)
+    made = labelled(config, market, shop, database)
     made["encoded"] = shop.make(
         encoded, scenarios=made["scenarios"], base=base, settings=config.encode
     )
     made["teacher"] = shop.make(
         teacher,
-        scenarios=every["candidates"],
-        labels=every["candidate_labels"],
+        **every,
         prompted=made["scenarios"],
         encoded=made["encoded"],
         settings=config.teacher,
@@ -123,21 +131,24 @@ def taught_by_all(
     made["taught"] = shop.make(
         taught, scenarios=made["scenarios"], teacher=made["teacher"], encoded=made["encoded"]
     )
-    return every | made
+    return {f"candidate_{name}": artifact for name, artifact in every.items()} | made
 
 
-def every_candidate(
+def unlimited(config: RebuildConfig) -> RebuildConfig:
+    """Every candidate of the period, on their own terms and on others: the teacher learns from all;
+    `scenarios.limit` bounds the prompts alone."""
+    everything = {"limit": None, "perturbations": 0, "texts": 0.0}
+    scenarios = config.scenarios.model_copy(update=everything)
+    return config.model_copy(update={"scenarios": scenarios})
+
+
+def labelled(
     config: RebuildConfig, market: History, shop: Workshop, database: str | None
 ) -> dict[str, Artifact]:
-    """Of the period, labelled, on their own terms and on others: the teacher learns from all;
-    `scenarios.limit` bounds the prompts alone."""
-    unlimited = config.scenarios.model_copy(
-        update={"limit": None, "perturbations": 0, "texts": 0.0}
-    )
-    all_of_it = config.model_copy(update={"scenarios": unlimited})
-    candidates = scenarios_of(all_of_it, market, shop, database)
-    fates = shop.make(labels, scenarios=candidates, market=market, settings=config.outcomes)
-    return {"candidates": candidates, "candidate_labels": fates}
+    """Scenarios and what became of every answer to them, by the fields of `Labelled`."""
+    scenarios = scenarios_of(config, market, shop, database)
+    fates = shop.make(labels, scenarios=scenarios, market=market, settings=config.outcomes)
+    return {"scenarios": scenarios, "labels": fates}
 
 
 def market_of(config: RebuildConfig) -> History:

@@ -15,14 +15,13 @@ from training.arrays import instant
 from training.config.data import ScenariosConfig
 from training.config.file import RebuildConfig
 from training.config.judging import WalkForwardConfig
-from training.judging.evaluation import walk_forward as judged
-from training.learning.model.answers import of_policy
+from training.judging.contest.arms import BASE_MODEL
+from training.judging.evaluation import walk_forward as contest
+from training.learning.model.answers import of_base, of_policy
 from training.learning.model.base_pass import encoded
 from training.learning.teacher.expectations import taught
-from training.outcomes.labels import labels
 from training.pipeline.evaluate import limits_of, terms_of
-from training.pipeline.rebuild import base_of, market_of, rebuild, scenarios_of
-from training.scenarios.splits import embargo_s
+from training.pipeline.rebuild import base_of, labelled, market_of, rebuild
 from training.stages.store import Artifact
 from training.stages.workshop import Workshop
 
@@ -34,44 +33,35 @@ def walk_forward(config: RebuildConfig, shop: Workshop, now: datetime) -> Artifa
     period = ScenariosConfig(
         since=walk.first, until=walk.until, limit=walk.limit, symbols=config.scenarios.symbols
     )
-    all_periods = config.model_copy(update={"scenarios": period})
-    market, base = market_of(all_periods), base_of(config, shop)
-    scenarios = scenarios_of(all_periods, market, shop, None)
+    judged = config.model_copy(update={"scenarios": period, "outcomes": terms.outcomes})
+    market, base = market_of(judged), base_of(config, shop)
+    held_out = labelled(judged, market, shop, None)
+    scenarios = held_out["scenarios"]
     base_pass = shop.make(encoded, scenarios=scenarios, base=base, settings=config.encode)
+    untuned = shop.make(of_base, BASE_MODEL, encoded=base_pass, base=base)
 
-    rebuilt, answers, read, spans = {}, {}, {}, {}
+    walked, spans, cpu_seconds = {}, {}, 0.0
     for begin, end in periods(walk):
         name = f"{begin} to {end}"
         shop.tell(f"period {name}")
         before = config.scenarios.model_copy(update={"until": begin})
         made = rebuild(config.model_copy(update={"scenarios": before}), shop, None, base)
-        rebuilt[name], spans[name] = made, (instant(begin), instant(end))
-        answers[name] = shop.make(of_policy, name, policy=made.policy, encoded=base_pass, base=base)
-        read[name] = shop.make(
-            taught,
-            name,
-            scenarios=scenarios,
-            teacher=made.artifacts["teacher"],
-            encoded=base_pass,
-        )
+        teacher = made.artifacts["teacher"]
+        answers = shop.make(of_policy, name, policy=made.policy, encoded=base_pass, base=base)
+        read = shop.make(taught, name, scenarios=scenarios, teacher=teacher, encoded=base_pass)
+        walked[name] = {"trained": made.trained, "answers": answers, "taught": read}
+        spans[name], cpu_seconds = (instant(begin), instant(end)), made.cpu_seconds
 
     return shop.make(
-        judged,
-        scenarios=scenarios,
-        labels=shop.make(labels, scenarios=scenarios, market=market, settings=terms.outcomes),
-        encoded=base_pass,
-        answers=answers,
-        taught=read,
-        trained_scenarios={name: made.artifacts["scenarios"] for name, made in rebuilt.items()},
-        trained_labels={name: made.artifacts["labels"] for name, made in rebuilt.items()},
-        base=base,
+        contest,
+        held_out={**held_out, "answers": {BASE_MODEL: untuned}},
+        walked=walked,
         market=market,
         limits=limits,
         spans=spans,
         terms=terms,
-        embargo_s=embargo_s(config.scenarios),
         now=now,
-        cpu_seconds=made.cpu_seconds,
+        cpu_seconds=cpu_seconds,
     )
 
 

@@ -11,8 +11,9 @@ Its parameters say what the result depends on, by their kind:
 - `folder` is to be filled, `progress` hears how far it is. Both come from the workshop.
 - Keyword parameters are settings: they enter the key by value.
 - The others are inputs. The workshop is given artefacts, and opens them as what the parameter is
-  annotated with (`ScenarioSet.open`; an `Artifact` stays what it is; a mapping holds many). A thing
-  of its own, such as bars or limits, enters by its `hash()`; a function by its code.
+  annotated with (`ScenarioSet.open`; an `Artifact` stays what it is; a mapping holds many). What
+  belongs together is one parameter, a named tuple, and given as a mapping of its fields. A thing of
+  its own, such as bars or limits, enters by its `hash()`; a function by its code.
 - What is annotated `Aside[...]` changes no result: where a cache lies, how many threads, a clock.
 
 The function stays a plain function: tests call it with what it works on.
@@ -33,6 +34,7 @@ from typing import (
     TypeVar,
     get_args,
     get_origin,
+    get_type_hints,
     runtime_checkable,
 )
 
@@ -66,7 +68,7 @@ class Given(NamedTuple):
     """Artefacts' hashes; of those of a mapping, under `parameter: key`."""
     data: dict[str, str]
     """Hashes of what is no artefact, and names of functions."""
-    modules: tuple[str, ...]
+    modules: list[str]
     """Of the functions."""
 
 
@@ -97,28 +99,34 @@ class Stage:
         provided = {name: None for name in (FOLDER, PROGRESS) if name in self.parameters}
         bound = self.signature.bind(**provided, **arguments)
         bound.apply_defaults()
-        given = Given({}, {}, {}, (self.function.__module__,))
+        given = Given({}, {}, {}, [self.function.__module__])
         for name, value in bound.arguments.items():
             parameter = self.parameters[name]
             if name in provided or _is_aside(parameter.annotation) or value is None:
                 continue
             if parameter.kind is parameter.KEYWORD_ONLY:
                 given.settings[name] = _value_of(value)
-            elif isinstance(value, Artifact):
-                given.inputs[name] = value.hash
-            elif isinstance(value, Mapping):
-                given.inputs.update({f"{name}: {key}": made.hash for key, made in value.items()})
-            elif isinstance(value, FunctionType):
-                given.data[name] = value.__qualname__
-                given = given._replace(modules=(*given.modules, value.__module__))
-            elif isinstance(value, Hashed):
-                given.data[name] = value.hash()
             else:
-                kind = type(value).__name__
-                raise TypeError(
-                    f"stage {self.name}: {name} is {kind}: no artefact, no function, no hash()"
-                )
+                self._add(given, name, value)
         return given
+
+    def _add(self, given: Given, name: str, value: Any) -> None:
+        """Note an input, and those that it holds."""
+        if isinstance(value, Mapping):
+            for key, held in value.items():
+                self._add(given, f"{name}: {key}", held)
+        elif isinstance(value, Artifact):
+            given.inputs[name] = value.hash
+        elif isinstance(value, FunctionType):
+            given.data[name] = value.__qualname__
+            given.modules.append(value.__module__)
+        elif isinstance(value, Hashed):
+            given.data[name] = value.hash()
+        else:
+            kind = type(value).__name__
+            raise TypeError(
+                f"stage {self.name}: {name} is {kind}: no artefact, no function, no hash()"
+            )
 
     def opened(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments with artefacts opened, as the function takes them."""
@@ -155,12 +163,15 @@ def _is_aside(annotation: Any) -> bool:
 
 
 def _opened(value: Any, annotation: Any) -> Any:
-    """An artefact as its parameter's annotation reads it: `Labels`, `Labels | None`, or one of
-    `Mapping[str, Labels]`."""
+    """An artefact as its parameter's annotation reads it: `Labels`, `Labels | None`, one of
+    `Mapping[str, Labels]`, or those of a named tuple's fields."""
+    if isinstance(value, Mapping) and isinstance(annotation, type):
+        kinds_of = get_type_hints(annotation)
+        return annotation(**{name: _opened(held, kinds_of[name]) for name, held in value.items()})
     meant = get_args(annotation) or (annotation,)
-    kinds: list[Any] = [kind for kind in meant if isinstance(kind, type)]
     if isinstance(value, Mapping):
-        return {key: _opened(held, kinds[-1]) for key, held in value.items()}
+        return {key: _opened(held, meant[-1]) for key, held in value.items()}
+    kinds: list[Any] = [kind for kind in meant if isinstance(kind, type)]
     if not isinstance(value, Artifact) or Artifact in kinds:
         return value
     return kinds[0].open(value)

@@ -28,7 +28,7 @@ from app.policy.in_process.label_reader import (
     LogProbabilities,
     parted,
 )
-from app.policy.in_process.numbers import Known
+from app.policy.in_process.numbers import EXTREMES, Known
 from app.policy.options import DEFAULTS, BackendOptions
 from app.policy.rationale import RATIONALE_TOKENS, is_complete, sentences
 from app.telemetry import Task
@@ -118,15 +118,16 @@ class Batcher:
         self._row_seconds = 0.0
 
     def try_out(self, adapter: Adapter, questions: tuple[QuestionName, ...] = ()) -> None:
-        """Read an empty prompt with an adapter, blocking. Raises `ModelFileError` when that gives
-        no numbers."""
-        ask = Ask(self.reader.encoder.tail, (adapter,), questions=questions)
-        asked = self._thread.submit(self.reader.answer, [ask])
+        """Read an empty prompt with an adapter, of no scenario and of the strangest ones, blocking.
+        Raises `ModelFileError` when that gives no numbers."""
+        tail, tried = self.reader.encoder.tail, ((), *EXTREMES) if adapter.numbers else ((),)
+        asks = [Ask(tail, (adapter,), questions=questions, numbers=known) for known in tried]
+        asked = self._thread.submit(self.reader.answer, asks)
         try:
-            [[reading]] = asked.result()
+            readings = [reading for [reading] in asked.result()]
         except (RuntimeError, IndexError, AttributeError) as error:
             raise ModelFileError(f"the adapter does not run on its base model: {error}") from error
-        if not all(math.isfinite(value) for value in reading):
+        if not all(math.isfinite(value) for reading in readings for value in reading):
             raise ModelFileError(
                 "the adapter makes the base model say numbers that are not finite: train it again"
             )

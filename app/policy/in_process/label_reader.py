@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -234,12 +235,7 @@ class LabelReader:
         if not self._keeps_trunks or (
             alone and all(them == [(None, them[0].seen)] for them in tails)
         ):
-            rows = [
-                Row(tail.adapter, ask.ids[: tail.seen], ask.numbers)
-                for ask, them in zip(asks, tails, strict=True)
-                for tail in them
-            ]
-            return _grouped(self._whole_pass(rows, branched), [len(them) for them in tails])
+            return self._apart(asks, branched)
         kept = {
             ask: self._trunks[self._user(ask.ids)]
             for ask in asks
@@ -251,7 +247,23 @@ class LabelReader:
             found.update(zip(kept, self._over_trunks(kept, branched), strict=True))
         if new:
             found.update(zip(new, self._joint_pass(new, branched), strict=True))
+        # What is no number spreads in a row, and into its trunk: then each version is read alone.
+        spoilt = [ask for ask in new if not _finite(found[ask])]
+        for ask in spoilt:
+            self._trunks.pop(self._user(ask.ids), None)
+        if spoilt:
+            found.update(zip(spoilt, self._apart(spoilt, branched), strict=True))
         return [found[ask] for ask in asks]
+
+    def _apart(self, asks: Sequence[Ask], branched: Branched) -> list[list[LogProbabilities]]:
+        """As `answer`, every version in a pass of its own."""
+        tails = [ask.tails(len(self.encoder.tail)) for ask in asks]
+        rows = [
+            Row(tail.adapter, ask.ids[: tail.seen], ask.numbers)
+            for ask, them in zip(asks, tails, strict=True)
+            for tail in them
+        ]
+        return _grouped(self._whole_pass(rows, branched), [len(them) for them in tails])
 
     def begin(
         self,
@@ -530,6 +542,10 @@ class Continuation:
         self.adapted = 0
         self.generated: list[int] = []
         self.finished = False
+
+
+def _finite(rows: Iterable[LogProbabilities]) -> bool:
+    return all(math.isfinite(value) for row in rows for value in row)
 
 
 def _shifts(places: Iterable[Place]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

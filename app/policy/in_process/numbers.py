@@ -29,6 +29,8 @@ FAR = 4.0
 reading by no more."""
 Known = tuple[float | None, ...]
 """Features of one scenario, in the order of `FEATURE_NAMES`; None where not known."""
+EXTREMES: tuple[Known, ...] = tuple((end,) * len(FEATURE_NAMES) for end in (math.inf, -math.inf))
+"""As far away as a scenario's can be, to either side."""
 
 
 def known_of(scenario: Scenario | None) -> Known:

@@ -139,7 +139,9 @@ def test_rollouts_hold_every_arm_on_every_scenario(evaluated: Evaluated) -> None
         assert row["len"] == rows["always approve"]["trades"]["value"]
         assert row["r"] == pytest.approx(rows[name][MEAN]["value"], abs=1e-12)
         assert row["trades"] == rows[name]["trades"]["value"]
-    plan = Labels.open(read_by(evaluated, "labels")).table.filter(pl.col("action") == AGENT)
+    plan = Labels.open(read_by(evaluated, "held_out: labels")).table.filter(
+        pl.col("action") == AGENT
+    )
     together = table.filter(pl.col("arm") == "always approve").join(plan, on="row")
     assert together["net"].to_numpy() == pytest.approx(together["net_right"].to_numpy())
     assert together["r"].to_numpy() == pytest.approx(together["reward"].to_numpy())

@@ -45,7 +45,7 @@ from training.scenarios.table import ScenarioSet
 from training.stages.store import Artifact, ArtifactError
 
 STAGES = {
-    "candidates": "scenarios",
+    "candidate_scenarios": "scenarios",
     "candidate_labels": "labels",
     "scenarios": "scenarios",
     "labels": "labels",
@@ -88,7 +88,7 @@ def test_the_teachers_networks_read_the_prompts_where_the_base_pass_was_made(
 ) -> None:
     made = rebuilt.artifacts
     assert made["teacher"].manifest["inputs"] == {
-        "scenarios": made["candidates"].hash,
+        "scenarios": made["candidate_scenarios"].hash,
         "labels": made["candidate_labels"].hash,
         "prompted": made["scenarios"].hash,
         "encoded": made["encoded"].hash,

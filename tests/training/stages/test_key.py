@@ -31,6 +31,10 @@ from training.stages.workshop import depends_on
 
 CONFIG = "training.config"
 HELPERS: dict[str, tuple[str, str]] = {
+    "answers-of_base": (
+        "training/learning/model/base_pass.py",
+        "training/learning/teacher/teacher.py",
+    ),
     "answers-of_policy": (
         "training/learning/model/tail_attention.py",
         "training/learning/algorithms/targets.py",
@@ -98,13 +102,15 @@ def files_of(root: Path) -> list[dict[str, str]]:
     return [sources.behind([stage.function.__module__]).files for stage in stages()]
 
 
-def other_input(value: Any) -> Any:
-    """Another of the same kind."""
+def other_inputs(value: Any) -> list[Any]:
+    """Others of the same kind: of many, each with another of one of them."""
     if isinstance(value, dict):
-        return value | {"first": artifact("other")}
+        return [
+            value | {name: other} for name, held in value.items() for other in other_inputs(held)
+        ]
     if isinstance(value, Data):
-        return Data("other")
-    return artifact("other") if isinstance(value, Artifact) else dpo.train
+        return [Data("other")]
+    return [artifact("other") if isinstance(value, Artifact) else dpo.train]
 
 
 @pytest.fixture
@@ -165,7 +171,8 @@ def test_every_input_moves_the_key_and_what_lies_aside_does_not(stage: Stage) ->
         if is_aside(parameter):
             assert key(stage, **{name: "elsewhere"}) == before, name
         elif is_input(parameter):
-            assert key(stage, **{name: other_input(given[name])}) != before, name
+            for other in other_inputs(given[name]):
+                assert key(stage, **{name: other}) != before, (name, other)
 
 
 @STAGES

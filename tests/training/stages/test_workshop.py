@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 import pytest
 
@@ -69,6 +69,21 @@ def letters(
     return {"from": source.path.name}
 
 
+class Library(NamedTuple):
+    """What belongs together."""
+
+    first: Words
+    others: Mapping[str, Words]
+    book: Book
+
+
+@stage("read")
+def read(folder: Path, library: Library, shelves: Mapping[str, Library]) -> Facts:
+    every = [library, *shelves.values()]
+    texts = [words.text for each in every for words in (each.first, *each.others.values())]
+    return {"texts": texts, "titles": [each.book.title for each in every]}
+
+
 @stage("split")
 def split(folder: Path, *, settings: ScenariosConfig) -> Facts:
     return {"kind": type(settings).__name__}
@@ -113,6 +128,28 @@ def test_artefacts_are_opened_as_the_parameters_say(tmp_path: Path) -> None:
     assert json.loads((first / MANIFEST).read_text())["data"] == {"book": "Moby"}
     changed = shop.make(letters, words=first, others={"a": first}, source=other, upper=True)
     assert changed.path != made.path
+
+
+def test_what_belongs_together_is_one_parameter_and_all_of_it_counts(tmp_path: Path) -> None:
+    first, other = made_words(tmp_path), made_words(tmp_path, book=Book("Ahab"))
+    library = {"first": first, "others": {"a": other}, "book": MOBY}
+    shop = Workshop(tmp_path)
+    made = shop.make(read, library=library, shelves={"top": library})
+    assert made.facts == {
+        "texts": ["Moby Moby", "Ahab Ahab"] * 2,
+        "titles": ["Moby", "Moby"],
+    }
+    assert made.manifest["inputs"] == {
+        "library: first": first.hash,
+        "library: others: a": other.hash,
+        "shelves: top: first": first.hash,
+        "shelves: top: others: a": other.hash,
+    }
+    assert made.manifest["data"] == {"library: book": "Moby", "shelves: top: book": "Moby"}
+    for changed in ({"first": other}, {"others": {"a": first}}, {"book": Book("Ahab")}):
+        assert shop.make(read, library=library, shelves={"top": library | changed}) != made
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'book'"):
+        shop.make(read, library={"first": first, "others": {}}, shelves={})
 
 
 def test_the_held_out_period_is_no_training_period_of_the_same_values(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, get_args, get_origin
+from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel
 
@@ -73,12 +73,20 @@ def _value(parameter: inspect.Parameter) -> Any:
         return "aside"
     if is_setting(parameter):
         return setting(annotation)
+    return _input(annotation)
+
+
+def _input(annotation: Any) -> Any:
     kinds = [*get_args(annotation), annotation]
     if get_origin(annotation) is Mapping:
-        return {"first": artifact("first"), "second": artifact("second")}
+        return {"first": _input(kinds[1]), "second": _input(kinds[1])}
     if any(hasattr(kind, "open") for kind in kinds):
         return artifact("first")
-    return Data("first") if isinstance(annotation, type) else expected.train
+    if hasattr(annotation, "hash"):
+        return Data("first")
+    if hasattr(annotation, "_fields"):
+        return {name: _input(kind) for name, kind in get_type_hints(annotation).items()}
+    return expected.train
 
 
 def setting(annotation: Any) -> Any:
@@ -86,7 +94,7 @@ def setting(annotation: Any) -> Any:
     if annotation == Algorithm:
         return ExpectedConfig()
     if annotation is Terms:
-        return Terms("a", MarketConfig(), OutcomesConfig(), EvaluateConfig(), GateConfig())
+        return Terms("a", MarketConfig(), OutcomesConfig(), EvaluateConfig(), GateConfig(), 1.0)
     if get_origin(annotation) is Mapping:
         return {"first": (1, 2)}
     return PLAIN.get(annotation) or annotation()

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
 
 from app.domain.model.questions import BY_NAME, QuestionName
 from app.domain.scenario import Scenario
-from training.arrays import Columns, Floats
+from training.arrays import Columns, Floats, Rows
 from training.judging.gate.verdict import STOPPED, WIN
 from training.learning.model.answers import Answers
 from training.learning.teacher.predictions import Predictions
@@ -62,7 +62,7 @@ class Foretelling(Columns):
 
     @property
     def chances(self) -> dict[str, Floats]:
-        """What the gate holds against what came."""
+        """By the names of readings."""
         return {WIN: self.win, STOPPED: self.stopped}
 
     @classmethod
@@ -76,3 +76,33 @@ class Foretelling(Columns):
             np.full(count, np.nan),
             np.full((count, len(BY_NAME[QuestionName.RANGE].labels)), np.nan),
         )
+
+
+class Told(NamedTuple):
+    """What a version foretells itself, None when it answers no question, and what its teacher
+    does."""
+
+    own: Foretelling | None
+    teacher: Foretelling
+
+    @classmethod
+    def of(
+        cls, answers: Answers, taught: Predictions, rows: Rows, scenarios: Sequence[Scenario]
+    ) -> Self:
+        """Of the scenarios of these rows."""
+        own = Foretelling.of_version(answers.at(rows), scenarios)
+        return cls(own, Foretelling.of_teacher(taught.at(rows)))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        """One after the other; a version that is silent in one of them foretells nothing."""
+        own = [part.own for part in parts if part.own is not None]
+        return cls(
+            Foretelling.joined(own) if len(own) == len(parts) else None,
+            Foretelling.joined([part.teacher for part in parts]),
+        )
+
+    @property
+    def chances(self) -> dict[str, Floats]:
+        """What the gate holds against what came."""
+        return (self.teacher if self.own is None else self.own).chances

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -15,82 +16,70 @@ from training.config.data import HeldOutConfig, MarketConfig
 FILE = "looks.jsonl"
 
 
-def count_look(
-    models: Path, version: str, market: MarketConfig, period: HeldOutConfig, now: datetime
-) -> int:
-    """Write a look down, before anything is seen; how many versions have looked at days of this
-    period, this included.
+@dataclass(frozen=True)
+class Look:
+    """One version judged on days of a market.
 
-    Other markets are other periods. The file lies beside the versions, so that every configuration
-    that publishes there counts into it. Judging the same version again is written down and counts
-    once.
+    models : the folder of versions. Looks are written down in a file beside them, so that every
+        configuration that publishes there counts into it. Other markets are other periods.
     """
-    entry = _entry(version, market, period, now)
-    _write(models, entry)
-    return len({look["version"] for look in _meeting(models, entry)})
 
+    models: Path
+    version: str
+    market: MarketConfig
+    period: HeldOutConfig
+    at: datetime
 
-def note_tried(
-    models: Path,
-    version: str,
-    market: MarketConfig,
-    period: HeldOutConfig,
-    now: datetime,
-    sharpes: Mapping[str, float],
-) -> None:
-    """Write down what came of a look: the Sharpe ratio per step of every configuration that was
-    tried in it, by the name of its arm."""
-    _write(models, _entry(version, market, period, now) | {"tried": dict(sharpes)})
+    def count(self) -> int:
+        """Write it down, before anything is seen; how many versions have looked at days of this
+        period, this included. Judging the same version again is written down and counts once."""
+        self._write({})
+        return len({look["version"] for look in self._meeting()})
 
+    def note(self, sharpes: Mapping[str, float]) -> None:
+        """Write down what came of it: the Sharpe ratio per step of every configuration that was
+        tried in it, by the name of its arm."""
+        self._write({"tried": dict(sharpes)})
 
-def tried_before(
-    models: Path, version: str, market: MarketConfig, period: HeldOutConfig, now: datetime
-) -> dict[str, float | None]:
-    """Sharpe ratios per step of every configuration that other versions' looks at days of this
-    period tried, the newest; None for a version of which no ratio was written down."""
-    entry = _entry(version, market, period, now)
-    tried: dict[str, float | None] = {}
-    for look in _meeting(models, entry):
-        other = look["version"]
-        if other == version:
-            continue
-        if "tried" in look:
-            tried.pop(other, None)
-            tried |= {f"{other}: {arm}": ratio for arm, ratio in look["tried"].items()}
-        elif not any(name.startswith(f"{other}: ") for name in tried):
-            tried[other] = None
-    return tried
+    def tried_before(self) -> dict[str, float | None]:
+        """Sharpe ratios per step of every configuration that other versions' looks at days of this
+        period tried, the newest; None for a version of which no ratio was written down."""
+        tried: dict[str, float | None] = {}
+        for look in self._meeting():
+            other = look["version"]
+            if other == self.version:
+                continue
+            if "tried" in look:
+                tried.pop(other, None)
+                tried |= {f"{other}: {arm}": ratio for arm, ratio in look["tried"].items()}
+            elif not any(name.startswith(f"{other}: ") for name in tried):
+                tried[other] = None
+        return tried
 
+    def _entry(self) -> dict[str, Any]:
+        made_of = {"source", "directory", "synthetic"}
+        return {
+            "version": self.version,
+            "at": self.at.isoformat(),
+            "since": str(self.period.since or ""),
+            "until": str(self.period.until or "9999"),
+            "market": content_hash(self.market.model_dump(mode="json", include=made_of)),
+        }
 
-def _entry(
-    version: str, market: MarketConfig, period: HeldOutConfig, now: datetime
-) -> dict[str, Any]:
-    return {
-        "version": version,
-        "at": now.isoformat(),
-        "since": str(period.since or ""),
-        "until": str(period.until or "9999"),
-        "market": content_hash(
-            market.model_dump(mode="json", include={"source", "directory", "synthetic"})
-        ),
-    }
+    def _write(self, found: dict[str, Any]) -> None:
+        path = self.models / FILE
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(self._entry() | found) + "\n")
 
-
-def _write(models: Path, entry: Mapping[str, Any]) -> None:
-    path = models / FILE
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(entry) + "\n")
-
-
-def _meeting(models: Path, entry: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Looks at the same market whose days meet the entry's, in the order of the file."""
-    path = models / FILE
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    return [
-        look
-        for look in map(json.loads, lines)
-        if look["market"] == entry["market"]
-        and look["since"] < entry["until"]
-        and entry["since"] < look["until"]
-    ]
+    def _meeting(self) -> list[dict[str, Any]]:
+        """Looks at the same market whose days meet this one's, in the order of the file."""
+        path, entry = self.models / FILE, self._entry()
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        return [
+            look
+            for look in map(json.loads, lines)
+            if look["market"] == entry["market"]
+            and look["since"] < entry["until"]
+            and entry["since"] < look["until"]
+        ]

@@ -49,7 +49,7 @@ def evaluation_report(findings: Findings) -> Report:
     first, last = (datetime.fromtimestamp(int(at), UTC) for at in (arena.as_of[0], arena.as_of[-1]))
     costs = findings.terms.outcomes
     facts = {
-        "model version": findings.model_version,
+        "model version": findings.evidence.model_version,
         "algorithm": findings.terms.algorithm,
         "period": (
             f"{first:%Y-%m-%d} to {last:%Y-%m-%d},"
@@ -112,9 +112,9 @@ def _headline(findings: Findings) -> str:
         len(np.unique(contest.arena.as_of // DAY_S)),
     )
     if findings.verdict.promote:
-        return f"{opened} {findings.model_version} passes the gate."
+        return f"{opened} {findings.evidence.model_version} passes the gate."
     codes = dict.fromkeys(REASONS[refusal.code] for refusal in findings.verdict.refusals)
-    return f"{opened} {findings.model_version} is refused: {', '.join(codes)}."
+    return f"{opened} {findings.evidence.model_version} is refused: {', '.join(codes)}."
 
 
 def _verdict(section: Section, findings: Findings) -> None:
@@ -126,7 +126,7 @@ def _verdict(section: Section, findings: Findings) -> None:
     _reasons(section, "Reasons for the refusal", findings.verdict)
     checks = [
         (Cell(check.name.value), Cell("passed" if check.passed else "failed"), Cell(check.evidence))
-        for check in findings.checks
+        for check in findings.evidence.checks
     ]
     section.table("Checks", ("check", "result", "evidence"), checks)
     note = (

@@ -80,11 +80,12 @@ def calibration(section: Section, findings: Findings) -> None:
     axes = figure.add_subplot()
     axes.plot([0, 1], [0, 1], color="0.7", linewidth=0.8)
     won = (contest.rewards[ALWAYS] > 0).astype(float)
-    whose = "the teacher's" if findings.own is None else "the version's"
-    readings = {f"{name}, {whose}": reading for name, reading in findings.foretold.items()}
-    if findings.own is not None:
-        for name, chance in findings.teacher.chances.items():
-            readings[f"{name}, the teacher's"] = Foretold(chance, findings.foretold[name].came)
+    whose = "the teacher's" if findings.told.own is None else "the version's"
+    weighed = findings.evidence.foretold
+    readings = {f"{name}, {whose}": reading for name, reading in weighed.items()}
+    if findings.told.own is not None:
+        for name, chance in findings.told.teacher.chances.items():
+            readings[f"{name}, the teacher's"] = Foretold(chance, weighed[name].came)
     for name in HEURISTICS:
         probability = contest.played[name].arm.probability
         if probability is not None:
@@ -124,10 +125,10 @@ def calibration(section: Section, findings: Findings) -> None:
 def _numbers(section: Section, findings: Findings) -> None:
     """What is foretold and no chance: the range, and the expected R."""
     rows = findings.contest.arena.rows
-    came, plans = findings.labels.range_atr[rows], findings.contest.played[ALWAYS].r
-    told = {"the teacher's": findings.teacher}
-    if findings.own is not None:
-        told["the version's"] = findings.own
+    came, plans = findings.held_out.labels.range_atr[rows], findings.contest.played[ALWAYS].r
+    told = {"the teacher's": findings.told.teacher}
+    if findings.told.own is not None:
+        told["the version's"] = findings.told.own
     lines = []
     for whose, foretelling in told.items():
         error = (np.log(came) - np.log(foretelling.range_atr)) ** 2

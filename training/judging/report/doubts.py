@@ -69,7 +69,8 @@ def stresses(section: Section, findings: Findings) -> None:
     }
     for name, harder in STRESSES.items():
         outcomes = harder(findings.terms.outcomes)
-        arena = Arena.of(findings.held_out, findings.market.series(), outcomes, contest.arena.rows)
+        asked, bars = findings.held_out.scenarios, findings.market.series()
+        arena = Arena.of(asked, bars, outcomes, contest.arena.rows)
         usable = np.searchsorted(contest.arena.rows, arena.rows)
         mine, theirs = (contest.played[arm].arm.at(usable) for arm in (POLICY, AGENT))
         dealt = arena.random_veto(mine, DRAWS_OF_CHANCE, findings.terms.evaluate.seed)
@@ -144,7 +145,7 @@ def power(section: Section, findings: Findings) -> None:
 def off_policy(section: Section, findings: Findings) -> None:
     """What could be said of the policy if only the outcome of the logged action were known."""
     contest, config = findings.contest, findings.terms.evaluate
-    rewards = findings.labels.rewards[contest.arena.rows]
+    rewards = findings.held_out.labels.rewards[contest.arena.rows]
     target, behaviour = contest.probabilities[POLICY], contest.probabilities[BASE_MODEL]
     source = np.random.default_rng(config.seed)
     action = (behaviour.cumsum(1) > source.random(len(behaviour))[:, None]).argmax(1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import NamedTuple
 
@@ -11,12 +11,11 @@ from training.config.data import MarketConfig, OutcomesConfig
 from training.config.judging import EvaluateConfig, GateConfig
 from training.judging.contest.arena import Arena, Played
 from training.judging.contest.contest import Contest, Trained
-from training.judging.gate.foretelling import Foretelling
-from training.judging.gate.verdict import Check, Foretold, Verdict
+from training.judging.gate.foretelling import Told
+from training.judging.gate.verdict import Evidence, Mode, Verdict
 from training.judging.report.document import Cell
-from training.outcomes.labels import Labels
+from training.outcomes.labels import Labelled
 from training.scenarios.history import History
-from training.scenarios.table import ScenarioSet
 from training.statistics.bootstrap import Estimate
 
 
@@ -24,7 +23,8 @@ from training.statistics.bootstrap import Estimate
 class Terms:
     """The settings that a contest is judged by, and that its report speaks of.
 
-    algorithm : of the policy. outcomes : costs to judge by.
+    algorithm : of the policy. outcomes : costs to judge by. embargo_s : between what was learnt
+    from and what judges.
     """
 
     algorithm: str
@@ -32,6 +32,12 @@ class Terms:
     outcomes: OutcomesConfig
     evaluate: EvaluateConfig
     gate: GateConfig
+    embargo_s: float
+
+    @property
+    def mode(self) -> Mode:
+        """The log grows, and the question is asked again and again."""
+        return Mode.LIVE if self.evaluate.held_out.source == "shadow_log" else Mode.FIXED
 
 
 class Everything(NamedTuple):
@@ -47,33 +53,28 @@ class Everything(NamedTuple):
 class Findings:
     """Everything that the report tells.
 
-    verdict, veto : as a trader, and as a veto on the agent. foretold : readings and what came.
-    own : what the version foretells itself; None when it answers no question. teacher : what the
-        teacher does, which the gate then judges in its place.
+    evidence, verdict : as a trader. vetoing, veto : the same version as a veto on the agent.
     cpu_seconds : what making each policy took, every stage, by arm's name.
     look : how many versions have looked at the period.
-    market : the bars that judged. labels : of the held-out scenarios.
+    market : the bars that judged.
     decision_s : median time that serving takes for one decision, as measured by the parity check.
     everything : beyond the scenarios whose prompts were read; None where nobody looked.
     """
 
-    model_version: str
     contest: Contest
+    evidence: Evidence
     verdict: Verdict
+    vetoing: Evidence
     veto: Verdict
-    foretold: Mapping[str, Foretold]
-    own: Foretelling | None
-    teacher: Foretelling
-    checks: tuple[Check, ...]
-    cpu_seconds: Mapping[str, float]
-    look: int
+    told: Told
     terms: Terms
     made_at: datetime
-    held_out: ScenarioSet
+    held_out: Labelled
     market: History
-    labels: Labels
     trained: Trained
-    decision_s: float
+    cpu_seconds: Mapping[str, float] = field(default_factory=dict)
+    look: int = 0
+    decision_s: float = 0.0
     everything: Everything | None = None
 
 

@@ -138,7 +138,7 @@ def at_costs(findings: Findings, times: float) -> Arena:
     changed = {"fee": times * given.fee, "slippage": times * given.slippage}
     outcomes = given.model_copy(update=changed)
     rows = findings.contest.arena.rows
-    return Arena.of(findings.held_out, findings.market.series(), outcomes, rows)
+    return Arena.of(findings.held_out.scenarios, findings.market.series(), outcomes, rows)
 
 
 def answers(section: Section, findings: Findings) -> None:

@@ -190,6 +190,12 @@ class Published(NamedTuple):
 
 
 @stage("answers")
+def of_base(folder: Path, encoded: Encoded, base: Base) -> Facts:
+    """The base model's own, as the base pass read them."""
+    return Answers(np.asarray(encoded.label_log_probs), base.manifest.calibration).save(folder)
+
+
+@stage("answers")
 def of_policy(
     folder: Path, policy: Artifact, encoded: Encoded, base: Base, *, progress: Progress = silent
 ) -> Facts:

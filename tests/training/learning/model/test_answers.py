@@ -19,7 +19,6 @@ from tests.training.support.rebuilds import read_by
 from training.judging.gate.checks import TOLERANCE
 from training.learning.model import answers
 from training.learning.model.answers import Answers
-from training.learning.model.base_pass import Encoded
 from training.pipeline.evaluate import Evaluated
 from training.scenarios.table import ScenarioSet
 
@@ -28,7 +27,7 @@ SOME = 6
 
 @pytest.fixture(scope="module")
 def asked(evaluated: Evaluated) -> list[Scenario]:
-    return ScenarioSet.open(read_by(evaluated, "scenarios")).scenarios()[:SOME]
+    return ScenarioSet.open(read_by(evaluated, "held_out: scenarios")).scenarios()[:SOME]
 
 
 def test_an_adapter_asked_as_the_service_asks_answers_what_it_answers_over_the_base_pass(
@@ -42,15 +41,17 @@ def test_an_adapter_asked_as_the_service_asks_answers_what_it_answers_over_the_b
         1,
         lambda done, total: steps.append((done, total)),
     )
-    kept = np.load(read_by(evaluated, "answers: policy") / answers.FILE)
+    kept = np.load(read_by(evaluated, "held_out: answers: policy") / answers.FILE)
     found, bare = told.raw, told.bare
     assert bare is not None
     assert found.shape == (SOME, 10)
     assert found.dtype == kept.dtype == np.float32
     assert np.abs(found - kept[:SOME]).max() < TOLERANCE
-    kept_bare = np.load(read_by(evaluated, "answers: policy") / answers.BARE_FILE)
+    kept_bare = np.load(read_by(evaluated, "held_out: answers: policy") / answers.BARE_FILE)
     assert np.abs(bare - kept_bare[:SOME]).max() < TOLERANCE
-    again = answers.Answers.open(read_by(evaluated, "answers: policy")).at(np.arange(SOME))
+    again = answers.Answers.open(read_by(evaluated, "held_out: answers: policy")).at(
+        np.arange(SOME)
+    )
     assert told.calibration.asked == tuple(QuestionName)
     for name in QuestionName:
         for one, other in (
@@ -67,9 +68,9 @@ def test_a_whole_model_answers_what_the_base_pass_read(
     evaluated: Evaluated, asked: list[Scenario], tiny_base: Path
 ) -> None:
     found = answers.of_version(tiny_base, [tiny_base.parent], asked, 1).raw
-    untuned = np.asarray(Encoded.open(read_by(evaluated, "encoded")).label_log_probs)
+    untuned = np.load(read_by(evaluated, "held_out: answers: base model") / answers.FILE)
     assert np.abs(found - untuned[:SOME]).max() < TOLERANCE
-    tuned = np.load(read_by(evaluated, "answers: policy") / answers.FILE)
+    tuned = np.load(read_by(evaluated, "held_out: answers: policy") / answers.FILE)
     assert np.abs(found - tuned[:SOME]).max() > TOLERANCE, "the adapter does something"
 
 
