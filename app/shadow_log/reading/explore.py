@@ -146,8 +146,16 @@ class Explorer:
         )
 
     async def span(self) -> tuple[datetime, datetime] | None:
-        """Times of the oldest and the newest decision that are stored; None when there is none."""
-        [row] = await self._ask("SELECT min(as_of) AS oldest, max(as_of) AS newest FROM decisions")
+        """Times of the oldest and the newest decision that are stored; None when there is none. One
+        that says it is of a day to come is the newest only where there is no other."""
+        [row] = await self._ask(
+            """
+            SELECT (SELECT min(as_of) FROM decisions) AS oldest, coalesce(
+                (SELECT max(as_of) FROM decisions WHERE as_of < now() + interval '1 day'),
+                (SELECT max(as_of) FROM decisions)
+            ) AS newest
+            """
+        )
         return None if row["oldest"] is None else (row["oldest"], row["newest"])
 
     async def days(self, since: datetime, until: datetime) -> list[Row]:

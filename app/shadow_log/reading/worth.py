@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import text
@@ -18,11 +18,15 @@ from app.shadow_log.rows import Row, plain
 from app.telemetry import Apart, Earned, Foretold, Saved, Worth
 
 NEWEST = timedelta(days=30)
+MOMENT = timedelta(microseconds=1)
+LAST = datetime.max.replace(tzinfo=UTC) - MOMENT
+"""Of the calendar."""
 MOST_SYMBOLS = 64
 """Symbols that are told apart, those with the most decisions; the others are `other`."""
 OTHER = "other"
 _DAYS = f"""
-    WITH judged AS (SELECT *, {EARNED} FROM shadow_comparison WHERE as_of > :since)
+    WITH judged AS (SELECT *, {EARNED} FROM shadow_comparison
+                    WHERE as_of >= :since AND as_of < :until)
     SELECT (as_of AT TIME ZONE 'UTC')::date AS day, model_version, symbol, count(*) AS decisions,
            count(advice_earned_r - agent_earned_r) AS judged,
            coalesce(sum(agent_earned_r) FILTER (WHERE advice_earned_r IS NOT NULL), 0) AS agent_r,
@@ -36,7 +40,8 @@ _REFUSALS = """
     FROM (
         SELECT unnest(control_veto_codes) AS code, symbol,
                CASE WHEN agent_outcome <> 'not_traded' THEN agent_r END AS r
-        FROM shadow_comparison WHERE role = 'primary' AND as_of > :since
+        FROM shadow_comparison
+        WHERE role = 'primary' AND as_of >= :since AND as_of < :until
     ) refusals
     GROUP BY code, symbol
 """
@@ -45,15 +50,17 @@ _REFUSALS = """
 
 async def newest_worth(engine: AsyncEngine) -> Worth:
     """Of the 30 days that end with the newest decision. Raises `ShadowLogUnavailable`."""
+    explorer = Explorer(engine)
+    stored = await explorer.span()
+    if stored is None:
+        return Worth()
+    until = min(stored[1], LAST) + MOMENT
+    since = until - NEWEST
     with translated_errors():
         async with engine.connect() as connection:
-            newest = await connection.scalar(text("SELECT max(as_of) FROM comparisons"))
-            if newest is None:
-                return Worth()
-            since = {"since": newest - NEWEST}
-            days = await _rows(connection, _DAYS, since)
-            refusals = await _rows(connection, _REFUSALS, since)
-    chances = await Explorer(engine).chances(newest - NEWEST, newest + timedelta(microseconds=1))
+            days = await _rows(connection, _DAYS, {"since": since, "until": until})
+            refusals = await _rows(connection, _REFUSALS, {"since": since, "until": until})
+    chances = await explorer.chances(since, until)
     return Worth(
         earned=_earned(days, _frequent(days)),
         apart=_apart(days),

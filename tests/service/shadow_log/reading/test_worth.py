@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -10,6 +10,7 @@ from app.domain.intervals import Mean
 from app.metrics import Metrics
 from app.shadow_log.log import ShadowLog
 from app.shadow_log.reading import worth
+from app.shadow_log.reading.explore import Explorer
 from app.shadow_log.reading.worth import newest_worth
 from app.telemetry import Apart, Earned, Foretold, Saved, Worth
 from tests import builders as build
@@ -59,6 +60,20 @@ async def test_worth_is_what_both_arms_earned_what_refusals_saved_and_whether_ch
         "ETHUSDT",
         "other",
     }
+    await log.aclose()
+
+
+async def test_a_decision_that_says_it_is_of_the_calendars_end_hides_no_month(
+    database_url: str,
+) -> None:
+    log = ShadowLog.connect(database_url)
+    end = datetime.max.replace(tzinfo=UTC)
+    await log.append([build.decision_event("end", control=True, at=end)])
+    assert (await newest_worth(log.engine)).earned == [], "and no error"
+    await log.append([build.decision_event("won", control=True)])
+    assert len((await newest_worth(log.engine)).earned) == 1
+    stored = await Explorer(log.engine).span()
+    assert stored == (build.AS_OF, build.AS_OF)
     await log.aclose()
 
 
