@@ -377,6 +377,7 @@ FROM shadow_comparison a
 LEFT JOIN shadow_comparison b ON b.decision_id = a.decision_id AND b.as_of = a.as_of
      AND b.model_version = %(before)s
 WHERE a.model_version = %(version)s AND a.received_at >= %(since)s
+      AND a.as_of < now() + interval '1 day'
 ORDER BY a.as_of, a.decision_id
 """
 
@@ -385,6 +386,7 @@ def paired(
     connection: Connection, version: str, before: str, since: datetime
 ) -> list[tuple[float | None, ...]]:
     """Of decisions that were asked for since then: time (s), net R of a version, of the agent alone
-    and of the version before; None where it is not known. Who rejects earns 0."""
+    and of the version before; None where it is not known. Who rejects earns 0. One that says it is
+    of a day to come would make those of today look old: it is left out."""
     values = {"version": version, "before": before, "since": since}
     return [tuple(row.values()) for row in connection.execute(_PAIRED, values)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -62,7 +62,8 @@ def test_no_worse_versions_seldom_step_back_and_worse_ones_do() -> None:
 async def test_decisions_are_paired_with_the_agent_and_the_version_before(
     database_url: str,
 ) -> None:
-    """Before the move nothing counts; who rejects earns 0; what nobody told is not known."""
+    """Before the move nothing counts, nor what says it is of a day to come; who rejects earns 0;
+    what nobody told is not known."""
     log = ShadowLog.connect(database_url)
     later = build.AS_OF + timedelta(hours=1)
     await log.append(
@@ -72,6 +73,7 @@ async def test_decisions_are_paired_with_the_agent_and_the_version_before(
             build.outcome_event("both", build.outcome(r=-1.0)),
             build.outcome_event("both", build.outcome("advice", r=-0.5)),
             build.decision_event("untold", control=False, at=later + timedelta(hours=1)),
+            build.decision_event("end", control=True, at=datetime.max.replace(tzinfo=UTC)),
         ]
     )
     await log.aclose()
