@@ -334,7 +334,7 @@ class Served(NamedTuple):
     model_version: str
     first: datetime
     last: datetime
-    """Decision times of its first and last advice."""
+    """Decision times of its first and last advice, but for those that say they are to come."""
     decisions: int
     created_at: datetime | None
     """By its manifest; None when it was never registered."""
@@ -345,7 +345,8 @@ SELECT a.model_version, min(a.as_of) AS first, max(a.as_of) AS last, count(*) AS
        max((m.manifest ->> 'created_at')::timestamptz) AS created_at
 FROM all_advices a
 LEFT JOIN model_versions m ON m.model_version = a.model_version
-WHERE %(version)s::text IS NULL OR a.model_version = %(version)s
+WHERE (%(version)s::text IS NULL OR a.model_version = %(version)s)
+      AND a.as_of < now() + interval '1 day'
 GROUP BY a.model_version
 ORDER BY max(a.as_of) DESC, min(a.ordinal), a.model_version
 LIMIT 1

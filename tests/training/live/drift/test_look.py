@@ -164,9 +164,10 @@ def test_thresholds_that_contradict_each_other_are_refused() -> None:
 
 async def fill(url: str, first: datetime) -> None:
     """240 decisions, six a day: agreement and confidence as in the label; in the last ten days RSI
-    is 20 higher."""
+    is 20 higher. Another says that it is of the calendar's end."""
     log = ShadowLog.connect(url)
     events = [build_one(number, first) for number in range(240)]
+    events.append(build.decision_event("end", at=datetime.max.replace(tzinfo=UTC)))
     for number in range(0, 240, 2):
         events.append(
             build.outcome_event(
