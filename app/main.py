@@ -43,6 +43,7 @@ from app.policy.versions.store import base_of, described
 from app.settings import SCRIPTED, Clock, Settings, SettingsError
 from app.shadow_log.log import ShadowLog
 from app.tasks import calm_garbage_collection
+from app.tracing import TracedMetrics, traces_of
 
 log = structlog.get_logger()
 DEFAULT_MODEL = "smollm2-135m-instruct"
@@ -94,7 +95,8 @@ async def running(settings: Settings, models: Models | None = None) -> AsyncIter
     tokens = Tokens(*settings.who_may)
     require_somebody(tokens, settings.host)
     listener = _bind(settings.host, settings.port)
-    metrics = Metrics()
+    traces = traces_of(settings, "advisor-api")
+    metrics = Metrics() if traces is None else TracedMetrics(traces)
     service = build(settings, metrics, models)
     try:
         await service.start()
@@ -127,6 +129,8 @@ async def running(settings: Settings, models: Models | None = None) -> AsyncIter
     finally:
         listener.close()
         await service.aclose()
+        if traces is not None:
+            await asyncio.to_thread(traces.close)
 
 
 def _configured(app: FastAPI, settings: Settings, metrics: Metrics) -> BoundedConfig:

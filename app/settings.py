@@ -199,6 +199,11 @@ class Settings(BaseSettings):
         description="folder of SYMBOL_1h.parquet or .csv that pages draw candles of; default:"
         " HOME/bars, where there is one",
     )
+    traces: str | None = Field(
+        None,
+        description="URL of an OTLP collector (`http://127.0.0.1:4318/v1/traces`) that gets spans"
+        " of decisions asked for with a sampled `traceparent` (extra `otel`)",
+    )
     drift: Path | None = Field(
         None,
         description="folder where `advisor-train drift` keeps its newest looks, for a page;"

