@@ -17,6 +17,7 @@ from fastapi import FastAPI
 
 from app.advising.service import Service, wall_clock
 from app.advising.serving import Models, Pins, Serving
+from app.advising.tracing import TracedMetrics, traces_of
 from app.api import decision_models, operators, reference, routes
 from app.api.access import Guard, Refusals
 from app.api.admission import Admission
@@ -43,7 +44,6 @@ from app.policy.versions.store import base_of, described
 from app.settings import SCRIPTED, Clock, Settings, SettingsError
 from app.shadow_log.log import ShadowLog
 from app.tasks import calm_garbage_collection
-from app.tracing import TracedMetrics, traces_of
 
 log = structlog.get_logger()
 DEFAULT_MODEL = "smollm2-135m-instruct"
@@ -95,7 +95,7 @@ async def running(settings: Settings, models: Models | None = None) -> AsyncIter
     tokens = Tokens(*settings.who_may)
     require_somebody(tokens, settings.host)
     listener = _bind(settings.host, settings.port)
-    traces = traces_of(settings, "advisor-api")
+    traces = traces_of(settings.traces, "advisor-api")
     metrics = Metrics() if traces is None else TracedMetrics(traces)
     service = build(settings, metrics, models)
     try:

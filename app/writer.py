@@ -13,6 +13,7 @@ from time import monotonic, perf_counter
 import structlog
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from app.advising.tracing import Traces, traces_of
 from app.api.tokens import Tokens, require_somebody
 from app.domain.errors import JournalUnavailable, ShadowLogUnavailable
 from app.domain.principal import Principal, Role
@@ -26,7 +27,6 @@ from app.shadow_log.proof.places import place_at
 from app.shadow_log.reading.worth import newest_worth
 from app.tasks import Supervisor, calm_garbage_collection, end
 from app.telemetry import AuthFailure, LossCause, Refusal, Task, Telemetry
-from app.tracing import Traces, traces_of
 
 log = structlog.get_logger()
 LOG_EVERY_S = 1.0
@@ -236,7 +236,7 @@ async def _write_until_stopped(
     if settings.checkpoints:
         place = place_at(settings.checkpoints)
         checkpointer = Checkpointer(shadow_log.engine, key_at(settings.signing_key), place)
-    traces = traces_of(settings, "advisor-writer")
+    traces = traces_of(settings.traces, "advisor-writer")
     member = Writer(redis_url, shadow_log, metrics, checkpointer, traces=traces)
     writer = asyncio.create_task(member.run())
     stop = asyncio.Event()

@@ -198,7 +198,8 @@ def test_deploy_holds_configuration_and_no_program() -> None:
     everything = {path for path in (ROOT / "deploy").rglob("*") if path.is_file()}
     files = everything - set((ROOT / "deploy" / "secrets").rglob("*"))  # Made on this machine.
     assert {path.suffix for path in files} == {
-        *(".env", ".in", ".json", ".service", ".toml", ".txt", ".yaml", ".yml")
+        "",  # Caddyfile
+        *(".env", ".in", ".json", ".service", ".toml", ".txt", ".yaml", ".yml"),
     }
     assert [named(path) for path in files if path.stat().st_mode & 0o111] == []
 

@@ -35,7 +35,14 @@ async def proxied(directory: Path, port: int, *replicas: str) -> AsyncIterator[P
         "XDG_DATA_HOME": str(directory),
         "XDG_CONFIG_HOME": str(directory),
     }
-    command = [str(find_caddy(VERSION)), "run", "--adapter", "caddyfile", "--config", str(CADDYFILE)]
+    command = [
+        str(find_caddy(VERSION)),
+        "run",
+        "--adapter",
+        "caddyfile",
+        "--config",
+        str(CADDYFILE),
+    ]
     with (directory / "caddy.log").open("wb") as log:
         process = await asyncio.create_subprocess_exec(*command, env=environment, stderr=log)
         try:

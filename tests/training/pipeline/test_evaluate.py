@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -64,6 +65,13 @@ def test_the_report_lies_beside_the_version_for_its_page(evaluated: Evaluated) -
         report_beside(evaluated.version).read_bytes()
         == (evaluated.artifact / "report.html").read_bytes()
     )
+
+
+def test_reasons_in_the_report_lead_to_what_is_behind_them(evaluated: Evaluated) -> None:
+    html = (evaluated.artifact / "report.html").read_text()
+    (place,) = re.findall(r'<h2 id="(\w+)">How much data would it take\?</h2>', html)
+    assert f'<a href="#{place}">too few opportunities to judge by</a>' in html
+    assert "reasons more." in re.findall(r'<p class="headline">(.*?)</p>', html, re.DOTALL)[0]
 
 
 def test_a_share_of_the_best_is_what_an_arm_earns_over_what_could_be_earned(

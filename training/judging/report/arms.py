@@ -24,10 +24,9 @@ from training.judging.contest.arms import (
 )
 from training.judging.contest.performance import sharpe
 from training.judging.gate.verdict import Verdict
-from training.judging.report import details, doubts, pictures
+from training.judging.report import details, doubts, pictures, words
 from training.judging.report.document import Cell, Report, Section
 from training.judging.report.findings import Everything, Findings, cell, maybe
-from training.judging.report.words import GLOSSARY, REASONS, opening
 from training.statistics.bootstrap import Estimate, mean_intervals, none
 from training.statistics.selection import (
     holm,
@@ -37,6 +36,8 @@ from training.statistics.selection import (
 )
 
 EARNED = ("arm", "mean R per scenario", "trades", "share traded", "mean R per trade")
+MOST_TOLD = 3
+"""Reasons for a refusal in the headline; the table under it has all."""
 SHOWN = (POLICY, AGENT, ALWAYS, RANDOM, HOLD)
 OF_CURVE = ("total_return", "sharpe", "cagr", "max_drawdown", "drawdown_days")
 OF_TAILS = ("sortino", "tail_ratio")
@@ -64,21 +65,21 @@ def evaluation_report(findings: Findings) -> Report:
     if findings.look:
         facts["versions that looked at this period"] = f"{findings.look}, this one included"
     report = Report("Does it deserve promotion?", _headline(findings), findings.made_at, facts)
-    report.glossary = GLOSSARY
-    _verdict(report.section("The gate's verdict"), findings)
-    _rewards(report.section("Every arm on the same scenarios"), findings)
-    _books(report.section("As a portfolio"), findings)
+    report.glossary = words.GLOSSARY
+    _verdict(report.section(words.VERDICT), findings)
+    _rewards(report.section(words.ARMS), findings)
+    _books(report.section(words.PORTFOLIO), findings)
     if findings.terms.market.source == "synthetic":
         doubts.truth(report.section("The truth, known here"), findings)
     section = report.section("Would it hold?")
     doubts.stresses(section, findings)
     pictures.costs(section, findings)
-    doubts.power(report.section("How much data would it take?"), findings)
+    doubts.power(report.section(words.DATA), findings)
     section = report.section("Where, and when")
     pictures.months(section, findings)
     details.groups(section, findings)
-    details.calibration(report.section("Is what it foretells honest?"), findings)
-    section = report.section("When policy and agent disagreed")
+    details.calibration(report.section(words.HONEST), findings)
+    section = report.section(words.APART)
     pictures.answers(section, findings)
     details.disagreements(section, findings)
     details.vetoes(report.section("What each veto was worth"), findings)
@@ -104,7 +105,7 @@ def _counted(findings: Findings) -> str:
 
 def _headline(findings: Findings) -> str:
     contest = findings.contest
-    opened = opening(
+    opened = words.opening(
         float(np.mean(contest.rewards[POLICY])),
         float(np.mean(contest.rewards[AGENT])),
         findings.verdict.differences.get(AGENT, none("the evidence was refused before")),
@@ -113,8 +114,11 @@ def _headline(findings: Findings) -> str:
     )
     if findings.verdict.promote:
         return f"{opened} {findings.evidence.model_version} passes the gate."
-    codes = dict.fromkeys(REASONS[refusal.code] for refusal in findings.verdict.refusals)
-    return f"{opened} {findings.evidence.model_version} is refused: {', '.join(codes)}."
+    reasons = [*dict.fromkeys(words.REASONS[each.code] for each in findings.verdict.refusals)]
+    told = ", ".join(reasons[:MOST_TOLD])
+    more = len(reasons) - MOST_TOLD
+    told += f", and {more} reasons more" if more > 0 else ""
+    return f"{opened} {findings.evidence.model_version} is refused: {told}."
 
 
 def _verdict(section: Section, findings: Findings) -> None:
@@ -147,7 +151,7 @@ def _verdict(section: Section, findings: Findings) -> None:
 def _reasons(section: Section, title: str, verdict: Verdict) -> None:
     rows = [
         (
-            Cell(REASONS[refusal.code]),
+            Cell(words.REASONS[refusal.code], section=words.EVIDENCE.get(refusal.code, "")),
             Cell(refusal.about),
             maybe(refusal.observed),
             maybe(refusal.limit),

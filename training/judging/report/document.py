@@ -42,6 +42,8 @@ class Cell(NamedTuple):
     digits: int = 3
     reason: str = ""
     """Why `value` is None."""
+    section: str = ""
+    """Title of the section that shows what is behind it."""
 
     @property
     def text(self) -> str:
@@ -161,8 +163,24 @@ class Report:
         environment.filters["explained"] = self._explained
         template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
         return template.render(
-            report=self, is_plot=lambda part: isinstance(part, Plot), safe=Markup
+            report=self,
+            places=self._places(),
+            is_plot=lambda part: isinstance(part, Plot),
+            safe=Markup,
         )
+
+    def _places(self) -> dict[str, str]:
+        """Where on the page each section begins. Raises `ReportError` for a cell that leads to
+        none."""
+        places = {section.title: f"s{i}" for i, section in enumerate(self.sections, 1)}
+        parts = [part for section in self.sections for part in section.parts]
+        cells = [
+            cell for part in parts if isinstance(part, Table) for row in part.rows for cell in row
+        ]
+        for cell in cells:
+            if cell.section and cell.section not in places:
+                raise ReportError(f"a cell leads to {cell.section!r}, which is no section")
+        return places
 
     def _explained(self, text: str) -> Markup:
         """A text, escaped, whose words of the glossary say on hover what they mean."""

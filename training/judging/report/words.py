@@ -54,6 +54,31 @@ REASONS = {
     RefusalCode.CHECK_MISSING: "a check was not made",
     RefusalCode.CHECK_FAILED: "a check failed",
 }
+ARMS, PORTFOLIO = "Every arm on the same scenarios", "As a portfolio"
+DATA, HONEST = "How much data would it take?", "Is what it foretells honest?"
+APART, VERDICT = "When policy and agent disagreed", "The gate's verdict"
+"""Titles of sections that reasons lead to."""
+EVIDENCE = {
+    RefusalCode.TOO_FEW_SCENARIOS: DATA,
+    RefusalCode.TOO_FEW_TRADES: DATA,
+    RefusalCode.TOO_FEW_VETOES: DATA,
+    RefusalCode.TOO_FEW_DAYS: DATA,
+    RefusalCode.APPROVES_MORE_THAN_AGENT: APART,
+    RefusalCode.NOT_BETTER_THAN_AGENT: ARMS,
+    RefusalCode.NOT_BETTER_THAN_HEURISTIC: ARMS,
+    RefusalCode.NOT_BETTER_THAN_RANDOM_VETO: ARMS,
+    RefusalCode.NOT_BETTER_THAN_NOT_TRADING: ARMS,
+    RefusalCode.SHARPE_UNDEFINED: PORTFOLIO,
+    RefusalCode.SHARPE_NOT_HIGHER: PORTFOLIO,
+    RefusalCode.SHARPE_NOT_CONFIDENT: PORTFOLIO,
+    RefusalCode.DRAWDOWN_WORSE: PORTFOLIO,
+    RefusalCode.CALIBRATION_MISSING: HONEST,
+    RefusalCode.CALIBRATION_POOR: HONEST,
+    RefusalCode.CHECK_MISSING: VERDICT,
+    RefusalCode.CHECK_FAILED: VERDICT,
+}
+"""Where the report shows what is behind a reason; evidence that contradicts itself is shown
+nowhere."""
 
 
 def opening(policy: float, agent: float, gap: Estimate, scenarios: int, days: int) -> str:

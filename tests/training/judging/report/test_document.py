@@ -138,3 +138,15 @@ def test_a_word_is_explained_where_it_first_stands_and_at_the_end() -> None:
     assert "</abbr>, then R again; RSI is another word</p>" in page
     assert "<dt>never</dt><dd>x</dd>" in page
     assert HOSTILE not in page
+
+
+def test_a_cell_leads_to_the_section_behind_it() -> None:
+    made = report()
+    made.section("Portfolio").table("Books", ("arm",), [(Cell("agent"),)])
+    made.sections[0].table("Reasons", ("reason",), [(Cell("<b> too deep", section="Portfolio"),)])
+    html = made.html()
+    assert '<a href="#s2">&lt;b&gt; too deep</a>' in html
+    assert '<h2 id="s2">Portfolio</h2>' in html
+    made.sections[0].table("Reasons", ("reason",), [(Cell("x", section="Nowhere"),)])
+    with pytest.raises(ReportError, match="'Nowhere', which is no section"):
+        made.html()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from training.judging.gate.verdict import RefusalCode
-from training.judging.report.words import REASONS, opening
+from training.judging.report.words import EVIDENCE, REASONS, opening
 from training.statistics.bootstrap import Estimate, none
 
 BEGIN = (
@@ -36,3 +36,12 @@ def test_it_says_what_a_hundred_would_have_earned_and_how_sure_that_is(
 def test_every_reason_has_its_own_words() -> None:
     assert set(REASONS) == set(RefusalCode)
     assert len(set(REASONS.values())) == len(REASONS)
+
+
+def test_every_reason_leads_to_what_is_behind_it_but_those_of_broken_evidence() -> None:
+    assert set(RefusalCode) - set(EVIDENCE) == {
+        RefusalCode.NOT_FINITE,
+        RefusalCode.OUT_OF_BOUNDS,
+        RefusalCode.NOT_IN_ORDER,
+        RefusalCode.SPLIT_OVERLAPS,
+    }

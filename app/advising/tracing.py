@@ -13,11 +13,10 @@ from datetime import datetime
 from time import time_ns
 from typing import TYPE_CHECKING, NamedTuple
 
-from app.domain.errors import InvalidRecord
+from app.domain.errors import AdvisorError, InvalidRecord
 from app.domain.record.decision import Decision
 from app.domain.record.event import Entry, Event, EventKind
 from app.metrics import Metrics
-from app.settings import Settings, SettingsError
 from app.telemetry import Stage
 
 if TYPE_CHECKING:
@@ -33,6 +32,10 @@ NAMES = {
 EXPORT_S = 2.0
 
 
+class TracingFault(AdvisorError):
+    """Spans cannot be told as asked; the message says what to do."""
+
+
 class Took(NamedTuple):
     """A stage of the request under way; nanoseconds since 1970."""
 
@@ -46,7 +49,7 @@ _UNDER_WAY: ContextVar[list[Took] | None] = ContextVar("stages", default=None)
 
 
 class Traces:
-    """Spans for a collector. Raises `SettingsError` here when the extra `otel` is not installed."""
+    """Spans for a collector. Raises `TracingFault` here when the extra `otel` is not installed."""
 
     def __init__(self, url: str, service: str) -> None:
         try:
@@ -55,7 +58,7 @@ class Traces:
             from opentelemetry.sdk.trace import TracerProvider
             from opentelemetry.sdk.trace.export import BatchSpanProcessor
         except ImportError as error:
-            raise SettingsError(
+            raise TracingFault(
                 f"ADVISOR_TRACES needs the extra `otel` ({error}): pip install"
                 " 'shadow-advisor[otel]', or unset it"
             ) from error
@@ -136,9 +139,9 @@ class TracedMetrics(Metrics):
         self._traces.decided(decision, _UNDER_WAY.get() or (), time_ns())
 
 
-def traces_of(settings: Settings, service: str) -> Traces | None:
-    """Where settings want spans; None where they want none. Raises `SettingsError`."""
-    return None if settings.traces is None else Traces(settings.traces, service)
+def traces_of(url: str | None, service: str) -> Traces | None:
+    """Spans of a service for the collector at `url`; None without one. Raises `TracingFault`."""
+    return None if url is None else Traces(url, service)
 
 
 def _context(traceparent: str | None) -> Context | None:

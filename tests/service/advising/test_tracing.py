@@ -16,11 +16,10 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
+from app.advising.tracing import TracingFault, traces_of
 from app.journal.journal import StreamDrain
 from app.metrics import Metrics
-from app.settings import SettingsError
 from app.shadow_log.log import ShadowLog
-from app.tracing import traces_of
 from app.writer import Writer
 from tests.service.running import drained, request, running, settings_for
 
@@ -66,7 +65,7 @@ async def test_a_decision_is_traced_from_the_agent_to_its_row(
             assert (await api.advise(request("untraced"))).status_code == 200
             decision = (await api.advise(request("wrong"), traceparent="00-0-0-01")).json()
             assert decision["status"] == "advised"
-        traces = traces_of(settings, "advisor-writer")
+        traces = traces_of(settings.traces, "advisor-writer")
         assert traces is not None
         assert settings.redis_url is not None
         log = ShadowLog.connect(database_url)
@@ -106,11 +105,10 @@ async def test_a_collector_that_is_away_costs_spans_alone(
 
 def test_it_is_off_unless_it_is_asked_for(tmp_path: Path) -> None:
     settings = settings_for("postgresql://x", "redis://x", tmp_path)
-    assert traces_of(settings, "advisor-api") is None
+    assert traces_of(settings.traces, "advisor-api") is None
 
 
-def test_what_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
-    settings = settings_for("postgresql://x", "redis://x", tmp_path, traces="http://x/v1/traces")
-    with pytest.raises(SettingsError, match=r"shadow-advisor\[otel\]"):
-        traces_of(settings, "advisor-api")
+    with pytest.raises(TracingFault, match=r"shadow-advisor\[otel\]"):
+        traces_of("http://127.0.0.1:1/v1/traces", "advisor-api")
