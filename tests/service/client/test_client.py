@@ -10,8 +10,18 @@ import anyio.to_thread
 import pytest
 from shadow_advisor_client import AdvisorClient
 
+from app.api.tokens import TokenFile
 from app.domain.canonical import decision_id
-from tests.service.running import Running, drained, request, running, settings_for
+from app.domain.principal import Role
+from tests.service.running import (
+    Running,
+    drained,
+    expire,
+    request,
+    running,
+    settings_for,
+    until,
+)
 
 
 @pytest.fixture
@@ -37,3 +47,37 @@ async def test_against_the_real_service(api: Running) -> None:
     assert advice["status"] == "advised"
     assert dropped == {}, "NaN became null, and is not known"
     assert await drained(api.settings) == 4
+
+
+async def test_what_waits_while_a_token_has_expired_goes_out_once_with_the_next_one(
+    database_url: str, valkey_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A token that ends in the middle of a session: nothing is lost, nothing is done twice."""
+    file, tokens = tmp_path / "token", TokenFile(tmp_path / "tokens.json")
+    file.write_text(tokens.create("desk", [Role.AGENT]))
+    monkeypatch.setenv("ADVISOR_TOKEN_FILE", str(file))
+    settings = settings_for(database_url, valkey_url, tmp_path, open=None)
+    fast = {"first_backoff_s": 0.01, "max_backoff_s": 0.02, "breaker_pause_s": 0.02}
+    async with running(settings) as api:
+        client = AdvisorClient(api.url, deadline_s=5.0, exit_budget_s=0, **fast)
+        assert await client.aadvise(request("r-0")) is not None
+        expire(tokens.path)
+        waiting = [client.submit(request(f"r-{number}")) for number in range(1, 4)]
+        for known in waiting:
+            assert client.report_action(known, {"decision": False, "final_skip_reason": "x"})
+
+        async def refused() -> bool:
+            return "HTTP 401" in (client.stats().last_error or "") and client.stats().retried > 3
+
+        await until(refused)
+        assert client.stats().dropped == {}
+        assert (client.stats().sent, client.stats().queued) == (1, 6)
+        file.write_text(tokens.create("desk", [Role.AGENT]))
+
+        async def empty() -> bool:
+            return client.stats().queued == 0
+
+        await until(empty)
+        assert (client.stats().sent, client.stats().dropped) == (7, {})
+        client.close(0)
+    assert await drained(settings) == 7
