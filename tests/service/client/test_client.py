@@ -57,7 +57,11 @@ async def test_what_waits_while_a_token_has_expired_goes_out_once_with_the_next_
     file.write_text(tokens.create("desk", [Role.AGENT]))
     monkeypatch.setenv("ADVISOR_TOKEN_FILE", str(file))
     settings = settings_for(database_url, valkey_url, tmp_path, open=None)
-    fast = {"first_backoff_s": 0.01, "max_backoff_s": 0.02, "breaker_pause_s": 0.02}
+    fast: dict[str, Any] = {
+        "first_backoff_s": 0.01,
+        "max_backoff_s": 0.02,
+        "breaker_pause_s": 0.02,
+    }
     async with running(settings) as api:
         client = AdvisorClient(api.url, deadline_s=5.0, exit_budget_s=0, **fast)
         assert await client.aadvise(request("r-0")) is not None
