@@ -312,6 +312,13 @@ class Settings(BaseSettings):
         return self.bars or (default if default.is_dir() else None)
 
     @property
+    def checkpoints_here(self) -> str | None:
+        """Where checkpoints are: ADVISOR_CHECKPOINTS, else the file that `advisor up` keeps; None
+        where there is neither."""
+        beside = self.home / OWN_CHECKPOINTS
+        return self.checkpoints or (str(beside) if beside.exists() else None)
+
+    @property
     def looks_folder(self) -> Path:
         """Where the newest looks at drift lie."""
         return self.drift or self.home / "drift"

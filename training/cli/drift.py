@@ -11,8 +11,9 @@ import typer
 
 from app.domain.errors import AdvisorError
 from app.operator_client import OperatorClient, OperatorError
-from training.cli.options import DEFAULT_URL, Log, Url, chosen, console, finite, home, tell
+from training.cli.options import DEFAULT_URL, Log, Url, chosen, console, finite, tell
 from training.config.judging import DriftConfig
+from training.config.section import home
 
 if TYPE_CHECKING:
     from training.live.drift.demotion import Demoter

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import getpass
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +23,7 @@ from rich.progress import Progress as Bar
 from app.operator_client import OperatorClient, addresses
 from training.arrays import Progress
 from training.config.file import RebuildConfig, read_config
-from training.config.section import ConfigError
+from training.config.section import ConfigError, home
 
 CONFIGS = Path(__file__).parents[1] / "config"
 DEFAULT_URL = "http://127.0.0.1:8321"
@@ -41,13 +40,14 @@ Database = Annotated[
     str,
     typer.Option(envvar="DATABASE_URL", help="the shadow log, read-only", show_default=False),
 ]
+# Of commands that do nothing without one: by default what `advisor up` left under ADVISOR_HOME.
 Log = Annotated[
     str,
     typer.Option(
         "--database",
         envvar="DATABASE_URL",
         default_factory=lambda: addresses(home()).get("DATABASE_URL", ""),
-        help="the shadow log, read-only; default: what `advisor up` left under ADVISOR_HOME",
+        help="the shadow log, read-only",
         show_default=False,
     ),
 ]
@@ -70,11 +70,6 @@ Adopt = Annotated[
 ]
 By = Annotated[str, typer.Option(help="who; recorded. Default: who runs this")]
 Why = Annotated[str, typer.Option(help="why; recorded")]
-
-
-def home() -> Path:
-    """The folder that `advisor` calls HOME."""
-    return Path(os.environ.get("ADVISOR_HOME") or "var")
 
 
 def finite(number: float) -> float:

@@ -37,6 +37,13 @@ Policy = Annotated[
 ]
 Name = Annotated[str, typer.Option(help="first part of the version's name")]
 Models = Annotated[Path, typer.Option(help="folder of versions; the service reads the same one")]
+Listed = Annotated[
+    Path | None,
+    typer.Option(
+        "--models",
+        help="folder of versions; default: the service's, and those that came with the release",
+    ),
+]
 Merged = Annotated[
     bool,
     typer.Option(
@@ -143,17 +150,21 @@ def roll_back(
     tell_move(service.roll_back(alias, reason, by or getpass.getuser()))
 
 
-def list_versions(models: Models = DEFAULTS.models, url: Asked = "", token: Token = None) -> None:
+def list_versions(models: Listed = None, url: Asked = "", token: Token = None) -> None:
     """List the versions on disk, oldest first, and which aliases point at them."""
+    roots = [DEFAULTS.models, DEFAULTS.shipped] if models is None else [models]
     named: dict[str, list[str]] = {}
     moves = OperatorClient(url, token).aliases()["aliases"] if url else {}
     for alias, move in moves.items():
         named.setdefault(move["model_version"], []).append(alias)
     versions = sorted(
-        (manifest for _, manifest in described([models])), key=lambda version: version.created_at
+        (manifest for _, manifest in described(roots)),
+        key=lambda version: version.created_at,
     )
     if not versions:
-        raise ModelFileError(f"no version is under {models}: publish one, or give --models")
+        raise ModelFileError(
+            f"no version is under {', '.join(map(str, roots))}: publish one, or give --models"
+        )
     table = Table(
         Column("version", no_wrap=True),
         "created",

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from training.arrays import HELD_OUT_FROM
 from training.config.data import HeldOutConfig, OutcomesConfig
-from training.config.section import Section
+from training.config.section import Section, home
 
 
 class EvaluateConfig(Section):
@@ -52,7 +52,8 @@ class PublishConfig(Section):
 
     name: str = Field("advisor", pattern=r"^[a-z0-9][a-z0-9-]{0,40}$")
     models: Path = Field(
-        Path("var/models"), description="where versions live; the service reads the same folder"
+        default_factory=lambda: home() / "models",
+        description="where versions live; the service reads the same folder",
     )
     shipped: Path = Field(Path("models"), description="where those lie that come with a release")
 

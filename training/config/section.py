@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 from pydantic import BaseModel, ConfigDict
 
 from app.domain.errors import AdvisorError
@@ -9,6 +12,11 @@ from app.domain.errors import AdvisorError
 
 class ConfigError(AdvisorError):
     """A configuration file cannot be used; the message names every key at fault."""
+
+
+def home() -> Path:
+    """The folder that `advisor` calls HOME."""
+    return Path(os.environ.get("ADVISOR_HOME") or "var")
 
 
 class Section(BaseModel):

@@ -25,7 +25,7 @@ from app.journal.stream import StreamJournal
 from app.main import deciders, default_directory
 from app.operator_client import OperatorClient, OperatorError
 from app.policy.versions.store import find_manifest
-from app.settings import OWN_CHECKPOINTS, SCRIPTED, Settings
+from app.settings import SCRIPTED, Settings
 from app.shadow_log.log import ShadowLog
 from app.shadow_log.proof.checkpoint import read_checkpoints
 from app.shadow_log.proof.places import place_at
@@ -231,10 +231,7 @@ async def _spool(settings: Settings, _: Bounds) -> list[Finding]:
 
 async def _checkpoints(settings: Settings, _: Bounds) -> list[Finding]:
     """Whether the record was signed lately."""
-    place = settings.checkpoints
-    beside = settings.home / OWN_CHECKPOINTS
-    if place is None and beside.exists():  # `advisor up` has them there.
-        place = str(beside)
+    place = settings.checkpoints_here
     if place is None:
         mend = "set ADVISOR_CHECKPOINTS for the writer: a place that the database does not hold"
         return [Finding("checkpoints", State.WATCH, "none are written as far as seen here", mend)]

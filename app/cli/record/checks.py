@@ -74,7 +74,7 @@ def compare() -> None:
 def prove(
     decision_id: Annotated[UUID, typer.Argument(help="Id of a stored decision.")],
     checkpoints: Annotated[
-        str | None, typer.Option(help="Where checkpoints are. Default: ADVISOR_CHECKPOINTS.")
+        str | None, typer.Option(help="Where checkpoints are. Default: what the writer was told.")
     ] = None,
 ) -> None:
     """Print a proof that a decision is in the log as it was at a signed checkpoint, for
@@ -85,7 +85,7 @@ def prove(
     from app.shadow_log.proof.places import place_at
 
     settings = read_settings()
-    place = checkpoints or settings.checkpoints
+    place = checkpoints or settings.checkpoints_here
     if place is None:
         raise SettingsError("say where they are with --checkpoints, or set ADVISOR_CHECKPOINTS")
     signed, _ = read_checkpoints(place_at(place))

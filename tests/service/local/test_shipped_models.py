@@ -24,3 +24,12 @@ def test_it_serves_the_newest_shipped_adapter_whose_base_is_there(tmp_path: Path
     assert default_directory(settings) == settings.shipped_models / "new"
     shutil.rmtree(bundled)
     assert default_directory(settings) == bundled, "an adapter alone cannot answer"
+
+
+def test_checkpoints_are_where_they_are_told_or_where_up_keeps_them(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path)
+    assert settings.checkpoints_here is None
+    kept = tmp_path / "checkpoints.jsonl"
+    kept.touch()
+    assert settings.checkpoints_here == str(kept)
+    assert Settings(home=tmp_path, checkpoints="s3://bucket").checkpoints_here == "s3://bucket"

@@ -1,12 +1,19 @@
-"""Which shadow log a command reads."""
+"""Which shadow log a command reads, and which versions there are."""
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from typer.main import get_command
 
+from app.domain.model.manifest import MANIFEST_NAME
+from app.policy.scripted import SCRIPTED_MANIFEST
+from tests.service.running import ROOT
 from training.__main__ import app
 
 LEFT = "postgresql+psycopg://advisor_writer:secret@127.0.0.1:5/advisor"
@@ -29,3 +36,24 @@ def test_it_is_the_one_that_was_started_here_unless_another_is_named(
     assert database() == LEFT
     monkeypatch.setenv("DATABASE_URL", "postgresql:///other")
     assert database() == "postgresql:///other"
+
+
+def test_versions_are_those_under_home_and_those_that_came_with_the_release(
+    tmp_path: Path,
+) -> None:
+    """In a process of its own: what ADVISOR_HOME says is read at the start."""
+    manifest = SCRIPTED_MANIFEST.model_copy(update={"model_version": "mine-1"})
+    folder = tmp_path / "models" / "mine-1"
+    folder.mkdir(parents=True)
+    (folder / MANIFEST_NAME).write_text(json.dumps(manifest.as_json()))
+    told = subprocess.run(
+        [sys.executable, "-m", "training", "versions"],
+        env={**os.environ, "ADVISOR_HOME": str(tmp_path), "COLUMNS": "200"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    shipped = [path.name for path in (ROOT / "models").iterdir() if path.is_dir()]
+    for name in ("mine-1", *shipped):
+        assert name in told
