@@ -75,35 +75,35 @@ evaluate: $(STAMP) ## judge it on the held-out period: arms, gate, report (CONFI
 	$(BIN)/advisor-train evaluate --config $(or $(CONFIG),bundled) $(foreach one,$(SET),--set '$(one)')
 
 bench: $(STAMP) ## overhead of /advise, vetoes, journal; the model through the service against bare forward passes; the client's submit; the writer against COPY; people's questions; then all in one table
-	$(BIN)/python -m bench.service
-	$(BIN)/python -m bench.client
-	$(BIN)/python -m bench.ingest
-	$(BIN)/python -m bench.questions
+	$(BIN)/python -m bench.serving.service
+	$(BIN)/python -m bench.serving.client
+	$(BIN)/python -m bench.record.ingest
+	$(BIN)/python -m bench.record.questions
 	-$(BIN)/python -m bench.compare
 
 bench-compare: $(STAMP) ## the newest run of each bench in one table; fails where one got slower than its own history explains
 	$(BIN)/python -m bench.compare
 
 load: $(STAMP) ## three times the sustainable rate against a running service, and its memory (a few minutes)
-	$(BIN)/python -m bench.overload
+	$(BIN)/python -m bench.serving.overload
 
 bench-train: $(STAMP) ## cost of the four algorithms against TRL's DPOTrainer (about half an hour on two cores)
-	$(BIN)/python -m bench.training
+	$(BIN)/python -m bench.learning.training
 
 bench-gate: $(STAMP) ## how often the gate is wrong: simulated markets without an edge, and with one
-	$(BIN)/python -m bench.gate
+	$(BIN)/python -m bench.judging.gate
 
 bench-teacher: $(STAMP) ## how good the teacher is on the held-out period (MARKET=directory of bars)
-	$(BIN)/python -m bench.teacher --market $(or $(MARKET),$(error say where the bars are: make bench-teacher MARKET=DIRECTORY))
+	$(BIN)/python -m bench.learning.teacher --market $(or $(MARKET),$(error say where the bars are: make bench-teacher MARKET=DIRECTORY))
 
 bench-deciders: $(STAMP) ## what three decision models elsewhere cost the reply, and how fast rivals read
-	$(BIN)/python -m bench.deciders
+	$(BIN)/python -m bench.serving.deciders
 
 bench-contest: $(STAMP) ## time of a contest of all arms: eleven symbols, two years, once probabilities are known
-	$(BIN)/python -m bench.contest
+	$(BIN)/python -m bench.judging.contest
 
 results: $(STAMP) ## the long evaluation as a page, var/results.md: all algorithms, controls, planted markets (MARKET=directory of bars; hours on two cores)
-	$(BIN)/python -m bench.results --market $(or $(MARKET),$(error say where the bars are: make results MARKET=DIRECTORY))
+	$(BIN)/python -m bench.judging.results --market $(or $(MARKET),$(error say where the bars are: make results MARKET=DIRECTORY))
 
 .PHONY: test-freqtrade bench-freqtrade time-freqtrade time-connect test-spot-agent
 test-freqtrade: $(STAMP) ## the freqtrade adapter in the real freqtrade: back-test, dry run, spot, futures (its own environment, 1 GB)

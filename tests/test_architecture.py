@@ -134,6 +134,21 @@ def functions(tree: ast.AST) -> Iterator[Function]:
     return (node for node in ast.walk(tree) if isinstance(node, Function))
 
 
+MOST_ENTRIES = 17
+
+
+def test_a_level_of_the_tree_is_seen_at_a_glance() -> None:
+    levels = {path.parent for path in sources() if "migrations" not in path.parts}
+    levels |= {level.parent for level in levels if level.parent != ROOT}
+    crowded = {
+        named(level): len(entries)
+        for level in levels
+        if len(entries := [each for each in level.iterdir() if each.name[:2] != "__"])
+        > MOST_ENTRIES
+    }
+    assert crowded == {}
+
+
 @SOURCES
 def test_no_function_is_too_long(path: Path) -> None:
     for function in functions(ast.parse(path.read_text())):

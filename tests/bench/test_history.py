@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from bench.history import commit, processor, record
-from bench.load import Load
+from bench.serving.load import Load
 from tests.deploy.prometheus_tool import ROOT
 
 X86 = """processor\t: 0
@@ -87,9 +87,12 @@ def test_the_list_of_benches_names_each_that_can_be_started() -> None:
     ).stdout.splitlines()
     names = {line.split()[2].removeprefix("bench.") for line in listed}
     assert names == {
-        "answers", "chain", "claim", "client", "compare", "contest", "curve", "deciders", "engines",
-        "gate", "gpu", "held_out", "ingest", "labels", "legible", "overload", "planted",
-        "questions", "results", "service", "tamper", "teacher", "text", "training", "twins",
-        "versions", "what_if",
+        "compare", "judging.claim", "judging.contest", "judging.gate", "judging.results",
+        "learning.curve", "learning.gpu", "learning.held_out", "learning.labels",
+        "learning.legible", "learning.planted", "learning.teacher", "learning.text",
+        "learning.training", "learning.twins", "record.answers", "record.chain", "record.ingest",
+        "record.questions", "record.tamper", "record.what_if", "serving.client",
+        "serving.deciders", "serving.engines", "serving.overload", "serving.service",
+        "serving.versions",
     }  # fmt: skip
     assert all(len(line.split()) > 6 for line in listed), "each says what it measures"

@@ -98,7 +98,7 @@ class AdapterConfig(Section):
 
 class TrainingConfig(Section):
     """What warm-up and algorithms share. Defaults were tuned on a planted rule (`python -m
-    bench.planted`), not on markets."""
+    bench.learning.planted`), not on markets."""
 
     epochs: int = Field(6, ge=1)
     batch: int = Field(8, ge=1, description="scenarios per optimiser step, over all processes")

@@ -23,7 +23,7 @@ from app.domain.record.decision import Reading
 from app.policy.deciders.decider import MOST_BYTES, Decider
 from app.policy.deciders.spent import Budget
 from app.policy.deciders.table import Declared
-from bench.stand_in import StandIn, standing_in
+from bench.serving.stand_in import StandIn, standing_in
 from tests import builders as build
 
 NAMES = [option.name for option in Inquiry().options]

@@ -23,7 +23,7 @@ from app.domain.record.decision import Decision
 from app.main import deciders
 from app.shadow_log.proof.findings import Fault
 from app.shadow_log.proof.verify import verify_log
-from bench.stand_in import StandIn, standing_in
+from bench.serving.stand_in import StandIn, standing_in
 from tests.service.running import ROOT, Running, drained, request, running, settings_for, until
 
 KEY = "sk-never-shown-1234567890"

@@ -19,7 +19,7 @@ from app.domain.record.decision import Abstention
 from app.settings import Clock
 from app.shadow_log.log import ShadowLog
 from app.shadow_log.schema import tables
-from bench.answers import answered
+from bench.record.answers import answered
 from tests import builders as build
 from tests.service.running import Running, running, settings_for, writing
 from tests.service.shadow_log.schema.test_views import foretelling
@@ -81,7 +81,9 @@ async def test_a_documented_query_answers_from_a_filled_log(filled: str, query: 
         assert cursor.fetchall()
         columns = [column.name for column in cursor.description or ()]
     answer = PAGE.split(query)[1].splitlines()[2]
-    assert answer == f"| {' | '.join(columns)} |", "python -m bench.answers writes the answers anew"
+    assert answer == f"| {' | '.join(columns)} |", (
+        "python -m bench.record.answers writes the answers anew"
+    )
 
 
 async def test_answers_are_written_behind_their_questions_and_again_in_their_place(

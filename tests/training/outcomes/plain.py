@@ -1,6 +1,7 @@
 """What one would write first: one order after the other, bar by bar, by the same conventions.
 
-The simulation of all orders at once is held against it, and timed against it by `bench.labels`.
+The simulation of all orders at once is held against it, and timed against it by
+`bench.learning.labels`.
 """
 
 from __future__ import annotations

@@ -22,8 +22,8 @@ being several.
 
 Two modes. FIXED: evidence gathered once, bounds by the stationary bootstrap over days. LIVE:
 evidence grows and the gate is asked again and again, bounds valid at any time
-(`training.statistics.anytime`) on means of days. `bench.gate_power` measures how often either is
-wrong.
+(`training.statistics.anytime`) on means of days. `bench.judging.gate_power` measures how often
+either is wrong.
 """
 
 from __future__ import annotations

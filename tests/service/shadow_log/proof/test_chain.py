@@ -24,7 +24,7 @@ from app.shadow_log.proof.verify import verify_log
 from app.shadow_log.schema import tables
 from app.telemetry import UNOBSERVED
 from app.writer import Writer
-from bench.tamper import IDENTITIES, OWN_ROWS, Tamperer, fill, linked, trials
+from bench.record.tamper import IDENTITIES, OWN_ROWS, Tamperer, fill, linked, trials
 from tests import builders as build
 from tests.service.journal.journal_events import client
 from tests.service.running import until
@@ -201,7 +201,7 @@ async def test_links_outlive_what_retention_drops(database_url: str) -> None:
 
 
 async def test_one_row_deleted_edited_or_inserted_is_found(database_url: str) -> None:
-    """The full trial, of a thousand, is `python -m bench.tamper`."""
+    """The full trial, of a thousand, is `python -m bench.record.tamper`."""
     more = [
         build.decision_event("old", at=datetime(2024, 1, 5, tzinfo=UTC)),
         build.decision_event("two", control=True, shadows=[("other", "A")]),

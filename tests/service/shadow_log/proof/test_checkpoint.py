@@ -31,7 +31,7 @@ from app.shadow_log.proof.findings import Fault, VerifyReport
 from app.shadow_log.proof.places import CheckpointError, ObjectPlace, Place, place_at
 from app.shadow_log.proof.verify import verify_log
 from app.shadow_log.schema import tables
-from bench.tamper import linked
+from bench.record.tamper import linked
 from tests import builders as build
 from tests.service.processes import advisor, environment
 from tests.service.shadow_log.older_backup import back_up, restore

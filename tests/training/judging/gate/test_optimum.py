@@ -8,7 +8,7 @@ import pytest
 from scipy.special import softmax
 
 from app.domain.model.actions import ACTIONS
-from bench.gate_power import PASSED
+from bench.judging.gate_power import PASSED
 from training.arrays import DAY_S, Floats
 from training.config.judging import GateConfig
 from training.config.learning import ExpectedConfig

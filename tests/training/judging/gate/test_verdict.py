@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench.gate_power import PASSED
+from bench.judging.gate_power import PASSED
 from training.arrays import DAY_S
 from training.config.judging import GateConfig, Kind
 from training.judging.contest.performance import max_drawdown

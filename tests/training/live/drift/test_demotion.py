@@ -15,7 +15,7 @@ from app.domain.errors import AdvisorError
 from app.operator_client import OperatorClient
 from app.policy.scripted import SCRIPTED_MANIFEST, ScriptedPolicy
 from app.shadow_log.log import ShadowLog
-from bench.gate_power import NO_WORSE, WORSE, demotions
+from bench.judging.gate_power import NO_WORSE, WORSE, demotions
 from tests import builders as build
 from tests.service.running import running, settings_for, until
 from tests.training.support.drifting import NOW, looked, window
