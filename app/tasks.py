@@ -161,7 +161,8 @@ async def end(tasks: Iterable[asyncio.Task[None]]) -> None:
 
 def calm_garbage_collection() -> None:
     """Leave what was loaded at start out of every collection: a full one would take a tenth of a
-    second, and a process that makes records all day would have one every few dozen of them."""
+    second, and a process that makes records all day would have one every few dozen of them; of a
+    replay of the record they took a fifth."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 50)

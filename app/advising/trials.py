@@ -19,7 +19,7 @@ from app.domain.rules.limits import parse_limits
 from app.domain.what_if import Judge
 from app.shadow_log.limits_history import LimitsHistory, Proposal
 from app.shadow_log.reading.what_if import Asked, tallied
-from app.tasks import described
+from app.tasks import calm_garbage_collection, described
 
 log = structlog.get_logger()
 LOOK_S = 0.2
@@ -115,6 +115,7 @@ class Trials:
 def _replay(pipe: Connection, url: str, toml: str, against: str | None, asked: Asked) -> None:
     """In the process of its own: tell how far it is, then the report."""
     os.nice(NICE)
+    calm_garbage_collection()
 
     def tell(done: int, total: int) -> None:
         if done % TELL_EVERY == 0:

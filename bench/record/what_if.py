@@ -21,6 +21,7 @@ from app.domain.rules.limits import Limits, read_limits
 from app.domain.what_if import Grade, Judge, Tally
 from app.shadow_log.reading.what_if import Asked, tallied
 from app.shadow_log.schema.migrate import upgrade
+from app.tasks import calm_garbage_collection
 from bench.history import record
 from bench.record.questions import fill
 from bench.serving.service import ROOT, servers
@@ -35,6 +36,7 @@ def other_limits() -> Limits:
 
 def replayed(url: str) -> tuple[Tally, float]:
     """What the other limits do, and the seconds that finding out took."""
+    calm_garbage_collection()
     begin = perf_counter()
     tally = asyncio.run(tallied(url, Judge(other_limits()), Asked()))
     return tally, perf_counter() - begin

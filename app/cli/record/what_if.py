@@ -18,6 +18,7 @@ from app.cli.options import WIDE, console, database_url, finite, say
 from app.domain.rules.limits import read_limits
 from app.domain.what_if import Tally
 from app.settings import read_settings
+from app.tasks import calm_garbage_collection
 
 
 def what_if(
@@ -45,6 +46,7 @@ def what_if(
     from app.domain.what_if import Judge
     from app.shadow_log.reading.what_if import Asked, tallied
 
+    calm_garbage_collection()
     before = None if against is None else read_limits(against)
     judge = Judge(read_limits(limits), before, timedelta(hours=forget_hours))
     begin, end = (at and at.replace(tzinfo=at.tzinfo or UTC) for at in (since, until))
