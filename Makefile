@@ -52,7 +52,7 @@ fuzz: $(STAMP) ## generated requests (REQUESTS=20000), journeys and damaged file
 chaos: $(STAMP) ## faults under load, two replicas, two writers (ROUNDS=108 SEED=1; FAULT='Valkey emptied': that one)
 	nice $(BIN)/python -m tests.chaos --rounds $(or $(ROUNDS),108) --seed $(or $(SEED),1) $(if $(FAULT),--fault "$(FAULT)")
 
-screenshots: $(STAMP) ## pictures of the explorer of a running demo, in docs/images (Chromium must be there)
+screenshots: $(STAMP) ## pictures of the explorer of a running demo, in docs/images (Chromium must be there; advisor-train drift before)
 	$(BIN)/python -m tests.service.api.explorer.screens --token $${ADVISOR_HOME:-var}/tokens/operator
 
 hooks: $(STAMP) ## let git run the checks before each commit (pre-commit)

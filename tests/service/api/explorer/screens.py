@@ -55,6 +55,12 @@ def proposal(page: Page) -> str:
     return page.url
 
 
+def version(page: Page) -> str:
+    """The address of what is served as primary, with everything that is known of it."""
+    page.goto("/ui/models", wait_until="networkidle")
+    return f"{page.locator('tbody td a').first.get_attribute('href')}?days=all"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--url", default="http://127.0.0.1:8321")
@@ -84,6 +90,7 @@ def main() -> None:
             }
             if name == "light":
                 shown |= {"proposal": proposal(page), "models": "/ui/models?days=all"}
+                shown |= {"version": version(page), "drift": "/ui/drift"}
             for what, path in shown.items():
                 keep(page, path, asked.out / f"{what}-{name}.webp")
         browser.close()
