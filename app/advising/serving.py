@@ -470,7 +470,7 @@ class Serving:
         def find() -> Path | None:
             try:
                 path = report_beside(find_version(model_version, self._backends.options.roots))
-                return path if path.is_file() else None
+                return path if path.is_file() and not path.is_symlink() else None
             except (AdvisorError, OSError, ValueError):
                 return None
 

@@ -153,8 +153,8 @@ def _reasons(section: Section, title: str, verdict: Verdict) -> None:
         (
             Cell(words.REASONS[refusal.code], section=words.EVIDENCE.get(refusal.code, "")),
             Cell(refusal.about),
-            maybe(refusal.observed),
-            maybe(refusal.limit),
+            maybe(_counted_whole(refusal.observed)),
+            maybe(_counted_whole(refusal.limit)),
             Cell(refusal.detail or "-"),
             Cell(refusal.code.value),
         )
@@ -164,6 +164,11 @@ def _reasons(section: Section, title: str, verdict: Verdict) -> None:
         section.table(
             title, ("reason", "about", "observed", "limit", "detail", "code in docs/gate.md"), rows
         )
+
+
+def _counted_whole(value: float | None) -> float | int | None:
+    """A count without decimals."""
+    return int(value) if value is not None and float(value).is_integer() else value
 
 
 def _differences(section: Section, title: str, verdict: Verdict, note: str) -> None:
