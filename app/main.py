@@ -29,6 +29,7 @@ from app.api.tokens import Tokens, require_somebody
 from app.api.wire import ApiOptions, install
 from app.domain.errors import ManifestMismatch, ModelFileError
 from app.domain.model.manifest import ModelManifest
+from app.domain.record.decision import Engine
 from app.journal.journal import Journal
 from app.journal.later import RequestQueue
 from app.journal.spool import Spool
@@ -179,10 +180,11 @@ def build(settings: Settings, metrics: Metrics, models: Models | None = None) ->
         BackendOptions(
             roots=settings.model_roots,
             manifests=settings.manifests_dir,
+            certificates=settings.certificate_dirs,
             copies=settings.models_dir / ".verified",
             prompt_tokens=settings.prompt_tokens,
             threads=settings.threads,
-            engine=None if settings.engine == "auto" else settings.engine,
+            engine=None if settings.engine == "auto" else Engine(settings.engine),
             max_batch=settings.max_batch,
             max_queue=settings.queue_size,
             vllm_url=settings.vllm_url,

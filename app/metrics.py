@@ -30,6 +30,7 @@ from app.telemetry import (
     Pair,
     Part,
     Refusal,
+    Rough,
     Stage,
     Task,
     Worth,
@@ -289,6 +290,11 @@ class Metrics:
         self.engine_failures = make.counter(
             "engine_failures_total", "Engines that were not used because they failed"
         )
+        self.roughs = make.counter("rough_readings_total", "Rough readings, by their fate", "fate")
+        self.rough_nats = make.gauge(
+            "rough_nats", "The most that a rough reading was off, of those compared"
+        )
+        self._most_off = 0.0
 
     def worth_seen(self, worth: Worth) -> None:
         """What is no longer among the newest decisions has no series any more."""
@@ -378,6 +384,8 @@ class Metrics:
             self.stage.labels(stage)
         for engine in Engine:
             self.readings.labels(engine)
+        for fate in Rough:
+            self.roughs.labels(fate)
         for target in ("stream", "spool"):
             self.appends.labels(target)
         for cause in LossCause:
@@ -543,3 +551,11 @@ class Metrics:
 
     def engine_failed(self) -> None:
         self.engine_failures.inc()
+
+    def rough(self, fate: Rough) -> None:
+        self.roughs.labels(fate).inc()
+
+    def rough_compared(self, fate: Rough, off: float) -> None:
+        self.roughs.labels(fate).inc()
+        self._most_off = max(self._most_off, off)
+        self.rough_nats.set(self._most_off)

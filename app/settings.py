@@ -16,7 +16,6 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from app.domain.errors import AdvisorError
 from app.domain.fields import describe, shown
-from app.domain.record.decision import Engine
 
 OWN_CHECKPOINTS = "checkpoints.jsonl"
 """Under ADVISOR_HOME, where `advisor up` has the writer keep them."""
@@ -119,8 +118,10 @@ class Settings(BaseSettings):
     threads: int = Field(
         1, ge=1, le=256, description="torch threads; 2 or more only on a quiet host"
     )
-    engine: Literal["auto"] | Engine = Field(
-        "auto", description="what multiplies in this process; auto: the fastest that says the same"
+    engine: Literal["auto", "torch", "onednn"] = Field(
+        "auto",
+        description="what multiplies in this process; auto: the fastest that says the same, and"
+        " bfloat16 first where a certificate allows it",
     )
     max_batch: int = Field(4, ge=1, le=256, description="prompts that the model reads at once")
     queue_size: int = Field(
@@ -246,6 +247,11 @@ class Settings(BaseSettings):
     def manifests_dir(self) -> Path:
         """Where manifests of models that bring none are kept."""
         return self.models_dir / "manifests"
+
+    @property
+    def certificate_dirs(self) -> tuple[Path, ...]:
+        """Where certificates of versions are looked for: made here, or shipped."""
+        return (self.models_dir / "certificates", self.shipped_models / "certificates")
 
     @property
     def model_roots(self) -> tuple[Path, ...]:

@@ -33,6 +33,19 @@ class Stage(StrEnum):
     TOTAL = "total"
 
 
+class Rough(StrEnum):
+    """What became of a rough reading: of each the first or the second, of some one of the others as
+    well."""
+
+    STOOD = "stood"
+    READ_AGAIN = "read_again"
+    """Its advice might have been another one."""
+    NEAR = "near"
+    """An exact reading of the same was as near as the certificate says."""
+    BEYOND = "beyond"
+    """It was not: rough readings of the version have ended."""
+
+
 class LossCause(StrEnum):
     """Each way in which something could not be kept."""
 
@@ -273,6 +286,12 @@ class Telemetry(Protocol):
     def engine_failed(self) -> None:
         """An engine does not run here, or says something else than torch, and is not used."""
 
+    def rough(self, fate: Rough) -> None:
+        """What became of a rough reading."""
+
+    def rough_compared(self, fate: Rough, off: float) -> None:
+        """An exact reading was held against a rough one, which was so far off (nats)."""
+
     def serving(self, versions: Iterable[tuple[ModelManifest, Role]]) -> None:
         """Exactly these versions are served from now on."""
 
@@ -331,6 +350,8 @@ class Unobserved:
     def labels_read(self, mass: float) -> None: ...
     def read_by(self, engine: Engine) -> None: ...
     def engine_failed(self) -> None: ...
+    def rough(self, fate: Rough) -> None: ...
+    def rough_compared(self, fate: Rough, off: float) -> None: ...
     def serving(self, versions: Iterable[tuple[ModelManifest, Role]]) -> None: ...
     def version_refused(self) -> None: ...
     def limits_adopted(self, limits: Collection[tuple[str, str]]) -> None: ...

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from typing import Any
 
 from app.domain.record.decision import Engine
-from app.telemetry import LossCause, Refusal, Task, Unobserved
+from app.telemetry import LossCause, Refusal, Rough, Task, Unobserved
 
 
 class Told(Unobserved):
@@ -40,6 +40,12 @@ class Told(Unobserved):
 
     def read_by(self, engine: Engine) -> None:
         self.seen["read_by"].append(engine)
+
+    def rough(self, fate: Rough) -> None:
+        self.seen["rough"].append(fate)
+
+    def rough_compared(self, fate: Rough, off: float) -> None:
+        self.seen["rough_compared"].append(fate)
 
     def engine_failed(self) -> None:
         self.seen["engine_failed"].append(None)

@@ -10,6 +10,7 @@ from rich.console import Console
 from app.domain.errors import AdvisorError
 from app.operator_client import OperatorError
 from training.cli.bars import bars
+from training.cli.certify import certify
 from training.cli.drift import drift
 from training.cli.evaluate import evaluate, promote, walk_forward
 from training.cli.paper import paper, resolve_outcomes
@@ -26,6 +27,7 @@ app.command()(walk_forward)
 app.command()(paper)
 app.command("resolve")(resolve_outcomes)
 app.command()(bars)
+app.command()(certify)
 app.command()(drift)
 app.command()(refresh)
 app.command("publish")(publish_policy)

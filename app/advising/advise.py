@@ -29,10 +29,11 @@ from app.domain.record.decision import (
     review_control,
 )
 from app.domain.record.event import Event, EventKind, Rationale
+from app.domain.record.settled import settled
 from app.domain.scenario import Scenario
 from app.policy.port import Policy
 from app.policy.rivals import RivalPolicy
-from app.telemetry import LossCause, Stage, Telemetry, timed
+from app.telemetry import LossCause, Rough, Stage, Telemetry, timed
 
 log = structlog.get_logger()
 JOURNAL_RESERVE_S = 0.1
@@ -120,6 +121,7 @@ class Advisor:
             return await self._stored(incoming)
         with timed(self._telemetry, Stage.CONCLUDE, seconds):
             decision = self._conclude(incoming, models, prompt, readings, seconds)
+        decision = await self._settled(incoming, models, decision, readings, seconds)
         with timed(self._telemetry, Stage.JOURNAL, {}):
             receipt = await self._records.append(Event.of_decision(decision))
         if receipt.repeated:
@@ -177,6 +179,33 @@ class Advisor:
             stage_seconds=dict(seconds),
         )
 
+    async def _settled(
+        self,
+        incoming: Incoming,
+        models: Models,
+        decision: Decision,
+        readings: list[Reading | Abstention],
+        seconds: dict[str, float],
+    ) -> Decision:
+        """The decision, once each advice that an exact reading might change has one."""
+        for advice in decision.advices:
+            if advice.reading is not None and advice.reading.within is not None:
+                stands = settled(decision, advice)
+                self._telemetry.rough(Rough.STOOD if stands else Rough.READ_AGAIN)
+        while unsure := _unsettled(decision):
+            first_s = seconds[Stage.POLICY.value]
+            with timed(self._telemetry, Stage.POLICY, seconds):
+                for turn in unsure:
+                    readings[turn] = await reading_of(
+                        models.policies[turn],
+                        incoming.scenario,
+                        decision.prompt,
+                        incoming.deadline - JOURNAL_RESERVE_S,
+                    )
+            seconds[Stage.POLICY.value] += first_s
+            decision = self._conclude(incoming, models, decision.prompt, readings, seconds)
+        return decision
+
     async def _explain(self, incoming: Incoming, models: Models, decision: Decision) -> str | None:
         """A rationale, when asked for and in time. It comes after the decision is durable and never
         changes it."""
@@ -204,22 +233,30 @@ async def _read(
     models: Models, scenario: Scenario, prompt: Prompt, deadline: float
 ) -> list[Reading | Abstention]:
     if not models.shadows:
-        return [await reading_of(models.primary, scenario, prompt, deadline)]
+        return [await reading_of(models.primary, scenario, prompt, deadline, rough=True)]
     return list(
         await asyncio.gather(
-            *(reading_of(policy, scenario, prompt, deadline) for policy in models.policies)
+            *(
+                reading_of(policy, scenario, prompt, deadline, rough=True)
+                for policy in models.policies
+            )
         )
     )
 
 
+def _unsettled(decision: Decision) -> list[int]:
+    """Places of the advices that an exact reading might change."""
+    return [turn for turn, advice in enumerate(decision.advices) if not settled(decision, advice)]
+
+
 async def reading_of(
-    policy: Policy, scenario: Scenario, prompt: Prompt, deadline: float
+    policy: Policy, scenario: Scenario, prompt: Prompt, deadline: float, rough: bool = False
 ) -> Reading | Abstention:
     """What one version says by the deadline, or why it says nothing."""
     if isinstance(policy, RivalPolicy):
         return policy.read(scenario)  # In microseconds, and from no prompt.
     try:
-        return await policy.decide(prompt, deadline, scenario)
+        return await policy.decide(prompt, deadline, scenario, rough)
     except PolicyAbstained as abstained:
         log.warning("policy abstained", reason=abstained.reason, detail=abstained.detail)
         return Abstention(abstained.reason, abstained.detail[:500] or None)

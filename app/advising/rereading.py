@@ -16,16 +16,18 @@ EQUAL_NATS = 1e-3
 
 class Reread(NamedTuple):
     """One version's second reading. `distance`: the largest difference of any label's
-    log-probability (nats); None where it cannot be read again, and `told` says why."""
+    log-probability (nats); None where it cannot be read again, and `told` says why. `allowed`: what
+    it may be, more where the first one was rough."""
 
     model_version: str
     distance: float | None
     told: str
+    allowed: float = EQUAL_NATS
 
     @property
     def equal(self) -> bool:
         """Whether it says the same, but for rounding."""
-        return self.distance is not None and self.distance <= EQUAL_NATS
+        return self.distance is not None and self.distance <= self.allowed
 
 
 async def reread(models: Models, decision: Decision, deadline: float) -> list[Reread]:
@@ -51,7 +53,8 @@ async def _reread(models: Models, decision: Decision, advice: Advice, deadline: 
         abs(now - then)
         for now, then in zip(again.log_probabilities, advice.reading.log_probabilities, strict=True)
     )
-    return Reread(name, apart, told(again, advice.reading, advice.calibration))
+    allowed = advice.reading.within or EQUAL_NATS
+    return Reread(name, apart, told(again, advice.reading, advice.calibration), allowed)
 
 
 def told(now: Reading, then: Reading, calibration: Calibration) -> str:

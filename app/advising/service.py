@@ -266,6 +266,10 @@ class Service:
             "spool_depth": self.journal.spool_depth(),
             "tasks": {task.value: reason for task, reason in failing.items()} or "up",
             "models": [policy.manifest.model_version for policy in self.serving.models.policies],
+            "models_read": {
+                policy.manifest.model_version: policy.health
+                for policy in self.serving.models.policies
+            },
             "models_refused": self.serving.refusals(),
             "panel": self.panel.health(),
             "state": self.controls.state.value,

@@ -20,6 +20,8 @@ class BackendOptions:
     roots : directories of version directories, in which also an adapter's base model is looked for.
     manifests : where those of directories without one are kept; None refuses such a directory.
         In process a missing one is measured and stored; vLLM wants it made before.
+    certificates : directories of certificates, which allow rough readings of versions; without one
+        a version is read exactly, and with an `engine` that was asked for.
     copies : where private copies of versions are kept, from which they are loaded; None copies to
         a temporary directory for as long as loading takes.
     prompt_tokens : longest prompt, head and tail included; longer ones abstain.
@@ -37,6 +39,7 @@ class BackendOptions:
 
     roots: Sequence[Path] = ()
     manifests: Path | None = None
+    certificates: Sequence[Path] = ()
     copies: Path | None = None
     prompt_tokens: int = PROMPT_TOKENS
     threads: int = 1

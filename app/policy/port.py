@@ -24,8 +24,17 @@ class Policy(Protocol):
         """How many prompts it reads at the same time, without one waiting for another."""
         ...
 
+    @property
+    def health(self) -> str:
+        """How it reads, in words for `/readyz`."""
+        ...
+
     async def decide(
-        self, prompt: Prompt, deadline: float, scenario: Scenario | None = None
+        self,
+        prompt: Prompt,
+        deadline: float,
+        scenario: Scenario | None = None,
+        rough: bool = False,
     ) -> Reading:
         """Read the labels' log-probabilities.
 
@@ -35,6 +44,8 @@ class Policy(Protocol):
         deadline : `time.monotonic()` value after which nobody waits for the answer.
         scenario : what the prompt tells of, for versions that read its numbers past the text; to
             them, numbers of none are not known.
+        rough : a rough reading will do: it says in `within` how far it may be from the exact one,
+            and whoever asks for it asks again where that could matter.
 
         Raises
         ------

@@ -216,8 +216,17 @@ class RivalPolicy:
         chance = self._rival.chance(features(scenario))
         return Reading.told({REJECT.label: 1 - chance, full_size(scenario).label: chance})
 
+    @property
+    def health(self) -> str:
+        """How it reads."""
+        return "from the scenario"
+
     async def decide(
-        self, prompt: Prompt, deadline: float, scenario: Scenario | None = None
+        self,
+        prompt: Prompt,
+        deadline: float,
+        scenario: Scenario | None = None,
+        rough: bool = False,
     ) -> Never:
         """A prompt tells it nothing: abstain with BACKEND_PROTOCOL."""
         raise PolicyAbstained(AbstainReason.BACKEND_PROTOCOL, "a rival reads scenarios, no prompts")

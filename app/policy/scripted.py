@@ -88,8 +88,17 @@ class ScriptedPolicy:
         """One with a pace; without, as it was told."""
         return self._parallel
 
+    @property
+    def health(self) -> str:
+        """How it reads."""
+        return "by its script"
+
     async def decide(
-        self, prompt: Prompt, deadline: float, scenario: Scenario | None = None
+        self,
+        prompt: Prompt,
+        deadline: float,
+        scenario: Scenario | None = None,
+        rough: bool = False,
     ) -> Reading:
         """The next answer of the script. Raises `PolicyAbstained` when it says so, when it would
         come after the deadline, and after `aclose`."""

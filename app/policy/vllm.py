@@ -95,8 +95,17 @@ class VllmPolicy:
         """As many as may be under way: the server batches them."""
         return self._max_in_flight
 
+    @property
+    def health(self) -> str:
+        """How it reads."""
+        return "as the server does"
+
     async def decide(
-        self, prompt: Prompt, deadline: float, scenario: Scenario | None = None
+        self,
+        prompt: Prompt,
+        deadline: float,
+        scenario: Scenario | None = None,
+        rough: bool = False,
     ) -> Reading:
         """Read the labels; see `Policy.decide`. Abstains with BACKEND_UNAVAILABLE when the server
         cannot be reached, BACKEND_PROTOCOL when its answer is not the labels'

@@ -34,8 +34,17 @@ class WithheldPolicy:
         """It reads none."""
         return 1
 
+    @property
+    def health(self) -> str:
+        """How it reads."""
+        return self.because
+
     async def decide(
-        self, prompt: Prompt, deadline: float, scenario: Scenario | None = None
+        self,
+        prompt: Prompt,
+        deadline: float,
+        scenario: Scenario | None = None,
+        rough: bool = False,
     ) -> Never:
         """Abstain with BACKEND_UNAVAILABLE."""
         raise PolicyAbstained(AbstainReason.BACKEND_UNAVAILABLE, self.because)

@@ -24,7 +24,7 @@ from app.domain.record.decision import Engine, Reading, cautious
 from app.policy.calibration import random_prompts
 from app.policy.encoding import PromptEncoder
 from app.policy.in_process.adapter import Adapter
-from app.policy.in_process.engines import reader_by
+from app.policy.in_process.engines import read_roughly, reader_by
 from app.policy.in_process.importer import import_smollm2
 from app.policy.in_process.label_reader import Ask, LabelReader
 from app.policy.in_process.weights import load_model
@@ -43,12 +43,14 @@ class Engaged(NamedTuple):
 
     reader: LabelReader
     adapter: Adapter | None
+    rough: bool = False
 
     def read(self, prompt: Prompt) -> Reading:
         """As the service reads a prompt."""
         encoder = self.reader.encoder
         text = encoder.text_tokens(prompt)
-        [rows] = self.reader.answer([Ask(encoder.encode(prompt), (self.adapter,), text)])
+        ask = Ask(encoder.encode(prompt), (self.adapter,), text, rough=self.rough)
+        [rows] = self.reader.answer([ask])
         whole, bare = rows[0], rows[1] if text else None
         return Reading(log_probabilities=whole, without_text=bare)
 
@@ -65,10 +67,13 @@ def engaged(base: Path, version: Path | None) -> dict[Engine, Engaged]:
     encoder = PromptEncoder.from_directory(base)
     found = {}
     for engine in Engine:
-        reader = reader_by(BackendOptions(engine=engine), load_model(base), encoder)
+        rough = engine is Engine.BFLOAT16
+        options = BackendOptions(engine=Engine.ONEDNN if rough else engine)
+        reader = reader_by(options, load_model(base), encoder)
         adapter = Adapter.load(version, reader.model, encoder.tail) if version else None
-        if reader.engine is engine:
-            found[engine] = Engaged(reader, adapter)
+        works = read_roughly(options, reader) if rough else reader.engine is engine
+        if works:
+            found[engine] = Engaged(reader, adapter, rough)
     return found
 
 

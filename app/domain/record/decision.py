@@ -53,6 +53,8 @@ class Engine(StrEnum):
     """float32, as torch comes."""
     ONEDNN = "onednn"
     """float32, weights laid out for oneDNN: the same numbers but for the order of sums."""
+    BFLOAT16 = "bfloat16"
+    """As `onednn`, but the user's text, up to where versions begin to differ, in bfloat16."""
 
 
 class TextEffect(StrEnum):
@@ -94,6 +96,13 @@ class Reading(Record):
         exclude_if=absent,
         description="that read; none before engines were named (`torch`), or by another process",
     )
+    within: float | None = Field(
+        None,
+        gt=0,
+        exclude_if=absent,
+        description="how far any label may be from an exact reading, by the version's certificate"
+        " (nats); none of an exact one",
+    )
     exchange: Exchange | None = Field(
         None, exclude_if=absent, description="how a model elsewhere was asked; none of our own"
     )
@@ -124,6 +133,7 @@ class Reading(Record):
             log_probabilities=self.without_text,
             questions=self.questions_without_text,
             engine=self.engine,
+            within=self.within,
         )
 
 
@@ -262,17 +272,21 @@ def prepare(scenario: Scenario) -> Prompt:
     return render(scenario)
 
 
-def propose(reading: Reading, calibration: Calibration) -> Proposal:
-    """softmax((log p - bias) / temperature) over the labels, and the action that the decision rule
-    takes.
+def scores_of(reading: Reading, calibration: Calibration) -> list[float]:
+    """(log p - bias) / temperature of each label.
 
     Contextual calibration (Zhao et al. 2021) in log space: the bias is what the model says without
     a scenario.
     """
-    scores = [
+    return [
         (value - bias) / calibration.temperature
         for value, bias in zip(reading.log_probabilities, calibration.bias, strict=True)
     ]
+
+
+def propose(reading: Reading, calibration: Calibration) -> Proposal:
+    """softmax of the scores over the labels, and the action that the decision rule takes."""
+    scores = scores_of(reading, calibration)
     top = max(scores)
     weights = [math.exp(score - top) for score in scores]
     total = math.fsum(weights)

@@ -19,8 +19,9 @@ import torch
 
 from app.domain.errors import AbstainReason, ModelFileError, PolicyAbstained
 from app.domain.model.questions import QuestionName
-from app.domain.record.decision import Reading
+from app.domain.record.decision import Engine, Reading
 from app.policy.in_process.adapter import Adapter
+from app.policy.in_process.engines import read_roughly
 from app.policy.in_process.label_reader import (
     Ask,
     Continuation,
@@ -35,6 +36,8 @@ from app.telemetry import Task
 
 MAX_RATIONALES = 8
 _SMOOTHING = 0.2
+QUIET_S = 0.5
+"""For so long nothing came in when the model is idle."""
 log = structlog.get_logger()
 
 
@@ -42,7 +45,7 @@ log = structlog.get_logger()
 class Wanted:
     """A reading that somebody waits for. `owner` is the policy that asks, `adapter` its version's;
     the last `text` of the user's tokens are of the text part, `questions` are asked beside the
-    action, and `numbers` are the scenario's features."""
+    action, `numbers` are the scenario's features, and a rough reading will do if `rough`."""
 
     ids: tuple[int, ...]
     deadline: float
@@ -52,6 +55,7 @@ class Wanted:
     text: int = 0
     questions: tuple[QuestionName, ...] = ()
     numbers: Known = ()
+    rough: bool = False
 
 
 @dataclass(eq=False)
@@ -106,6 +110,7 @@ class Batcher:
         options: BackendOptions = DEFAULTS,
     ):
         self.reader = reader
+        self._options = options
         self._max_batch = options.max_batch
         self._max_queue = options.max_queue
         self._telemetry = options.telemetry
@@ -116,6 +121,19 @@ class Batcher:
         self._rationales: list[_Rationale] = []
         self._worker: asyncio.Task[None] | None = None
         self._row_seconds = 0.0
+        self._begun = 0
+        """Batches that were taken."""
+
+    def can_read_roughly(self) -> bool:
+        """Whether rough readings are to be had here from now on; blocks for a second the first
+        time."""
+        return self._thread.submit(read_roughly, self._options, self.reader).result()
+
+    def read_now(self, ask: Ask) -> Reading:
+        """What the first version of an ask says, blocking; for where nothing is served."""
+        [rows] = self._thread.submit(self.reader.answer, [ask]).result()
+        bare = rows[len(ask.adapters)] if ask.text else None
+        return self._reading(ask, ask.questions, rows[0], bare)
 
     def try_out(self, adapter: Adapter, questions: tuple[QuestionName, ...] = ()) -> None:
         """Read an empty prompt with an adapter, of no scenario and of the strangest ones, blocking.
@@ -141,6 +159,7 @@ class Batcher:
         owner: object,
         questions: tuple[QuestionName, ...] = (),
         numbers: Known = (),
+        rough: bool = False,
     ) -> Reading:
         """The labels after a prompt, the last `text` of whose user's tokens are of the text part,
         and those of questions. Raises `PolicyAbstained`: OVERLOADED, DEADLINE, SHUTTING_DOWN,
@@ -157,6 +176,7 @@ class Batcher:
             text,
             questions,
             numbers,
+            rough,
         )
         self._waiting.append(wanted)
         self._telemetry.prompts_wait(len(self._waiting))
@@ -195,6 +215,15 @@ class Batcher:
         finally:
             if rationale in self._rationales:
                 self._rationales.remove(rationale)
+
+    async def idle(self, patience_s: float) -> None:
+        """Wait until nothing has been read for a while; at most so long."""
+        end = time.monotonic() + patience_s
+        while time.monotonic() < end:
+            begun = self._begun
+            await asyncio.sleep(QUIET_S)
+            if self._begun == begun and (self._worker is None or self._worker.done()):
+                return
 
     def dismiss(self, owner: object) -> None:
         """What a policy still waits for ends: its readings abstain with SHUTTING_DOWN, its
@@ -258,6 +287,7 @@ class Batcher:
         taken = {wanted for wanting in batch for wanted in wanting}
         self._waiting = [wanted for wanted in self._waiting if wanted not in taken]
         if batch:
+            self._begun += 1
             self._telemetry.batch_read(len(batch))
             self._telemetry.prompts_wait(len(self._waiting))
         return batch
@@ -293,23 +323,33 @@ class Batcher:
                 PolicyAbstained(AbstainReason.BACKEND_PROTOCOL, "log-probabilities are not finite")
             )
             return
+        reading = self._reading(ask, wanted.questions, row, without_text)
+        self._telemetry.labels_read(reading.label_mass)
+        self._telemetry.read_by(reading.engine or self.reader.engine)
+        wanted.answer.set_result(reading)
+
+    def _reading(
+        self,
+        ask: Ask,
+        questions: tuple[QuestionName, ...],
+        row: LogProbabilities,
+        without_text: LogProbabilities | None,
+    ) -> Reading:
+        """Of what was read of an ask, the action and some of its questions."""
         labels, answers = parted(row, self.reader.encoder, ask.questions)
         bare: LogProbabilities | None = None
         bare_answers: dict[QuestionName, LogProbabilities] = {}
         if without_text is not None:
             bare, bare_answers = parted(without_text, self.reader.encoder, ask.questions)
-        reading = Reading(
+        return Reading(
             log_probabilities=labels,
             without_text=bare,
-            questions={name: answers[name] for name in wanted.questions},
+            questions={name: answers[name] for name in questions},
             questions_without_text={
-                name: bare_answers[name] for name in wanted.questions if name in bare_answers
+                name: bare_answers[name] for name in questions if name in bare_answers
             },
-            engine=self.reader.engine,
+            engine=Engine.BFLOAT16 if ask.rough else self.reader.engine,
         )
-        self._telemetry.labels_read(reading.label_mass)
-        self._telemetry.read_by(self.reader.engine)
-        wanted.answer.set_result(reading)
 
     async def _advance(self, rationale: _Rationale) -> None:
         """One step of the oldest rationale; it leaves the queue when its text is complete."""
@@ -350,4 +390,6 @@ def _ask(wanting: list[Wanted]) -> Ask:
         wanting[0].text,
         tuple(name for name in QuestionName if name in questions),
         wanting[0].numbers,
+        # One exact reading serves all; a rough one beside it would cost more than it saves.
+        all(wanted.rough for wanted in wanting),
     )

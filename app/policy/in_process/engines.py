@@ -17,12 +17,15 @@ import torch
 from app.domain.record.decision import Engine
 from app.policy.encoding import PromptEncoder
 from app.policy.in_process import attention
+from app.policy.in_process.certificate import kind_here
 from app.policy.in_process.label_reader import LabelReader
-from app.policy.in_process.packed import is_faster, pack, put
+from app.policy.in_process.packed import is_faster, pack, put, roughen
 from app.policy.options import BackendOptions
 
 EQUAL_NATS = 1e-3
 """How far another engine in float32 may be off, in the log-probability of any token."""
+ROUGH_NATS = 1.0
+"""How far bfloat16 may be off before certificates are asked: more is no reading at all."""
 log = structlog.get_logger()
 
 
@@ -62,6 +65,30 @@ def _packed(model: Any, ids: tuple[int, ...], forced: bool) -> Engine:
         model.set_attn_implementation(usual)
         raise
     return Engine.ONEDNN
+
+
+def read_roughly(options: BackendOptions, reader: LabelReader) -> bool:
+    """Have a reader able to read roughly, where this processor multiplies bfloat16 faster; a second
+    copy of the weights, of half the size. Whether it can."""
+    fits = reader.engine is Engine.ONEDNN and kind_here() is not None and reader.keeps_trunks
+    if reader.rough is not None or not fits:
+        return reader.rough is not None
+    try:
+        switch = roughen(reader.model)
+        if switch is None:
+            return False
+        exact = _tried(reader.model, reader.encoder.tail)
+        with switch.roughly():
+            apart = float((_tried(reader.model, reader.encoder.tail) - exact).abs().max())
+        if not apart <= ROUGH_NATS:
+            raise RuntimeError(f"a token is {apart:.2g} nats from what float32 says")
+    except Exception as error:  # As above: what reads exactly goes on.
+        options.telemetry.engine_failed()
+        log.error("bfloat16 fails here, float32 reads alone", error=str(error)[:500])
+        return False
+    reader.rough = switch
+    log.info("prompts can be read roughly", kind=kind_here())
+    return True
 
 
 def _tried(model: Any, ids: tuple[int, ...]) -> torch.Tensor:

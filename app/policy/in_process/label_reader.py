@@ -12,6 +12,9 @@ stands before the text. Questions beside the action are branches of a copy: each
 itself, and costs its own two tokens. The keys and values of the user's text (the *trunk*) are the
 base model's; they are kept for a while, so that a version that is asked later, or for a rationale,
 reads no more than what follows them.
+
+A rough reading reads the user's text in bfloat16, in a step of its own, and everything behind it,
+where a little counts, in float32.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ import inspect
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import accumulate, islice, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,6 +38,7 @@ from app.domain.record.decision import Engine
 from app.policy.encoding import PROMPT_TOKENS, PromptEncoder
 from app.policy.in_process.adapter import Adapter
 from app.policy.in_process.numbers import Known
+from app.policy.in_process.packed import Switch
 from app.policy.in_process.weights import load_model
 
 PREFILL_TOKENS = 32
@@ -61,13 +65,15 @@ class Tail(NamedTuple):
 class Ask(NamedTuple):
     """One prompt for several versions: ids after the head, each version's adapter (None is the base
     itself), how many of the user's last tokens are of the text part, what is asked beside the
-    action, and the scenario's features, for adapters that read them."""
+    action, the scenario's features, for adapters that read them, and whether a rough reading will
+    do."""
 
     ids: tuple[int, ...]
     adapters: tuple[Adapter | None, ...]
     text: int = 0
     questions: tuple[QuestionName, ...] = ()
     numbers: Known = ()
+    rough: bool = False
 
     def tails(self, tail: int) -> list[Tail]:
         """What is read of it, `tail` being the tail's length: with the text by every version, then,
@@ -178,8 +184,11 @@ class LabelReader:
             )
         self._head: Cache = output.past_key_values
         plain = all(type(layer) is DynamicLayer for layer in self._head.layers)
-        self._keeps_trunks = plain and {"attention_mask", "position_ids"} <= accepted.keys()
-        self._trunks: OrderedDict[tuple[int, ...], Trunk] = OrderedDict()
+        self.keeps_trunks = plain and {"attention_mask", "position_ids"} <= accepted.keys()
+        self.rough: Switch | None = None
+        """What has the layers read roughly; None where they cannot."""
+        self._trunks: OrderedDict[tuple[tuple[int, ...], bool], Trunk] = OrderedDict()
+        """By the user's tokens, and whether they were read roughly."""
         self._hooked: set[str] = set()
         self._active: list[tuple[Adapter, torch.Tensor]] = []
         self._shifts: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -232,25 +241,24 @@ class LabelReader:
         """As `answer`, every ask with all questions of the batch."""
         tails = [ask.tails(len(self.encoder.tail)) for ask in asks]
         alone = branched is self._alone
-        if not self._keeps_trunks or (
-            alone and all(them == [(None, them[0].seen)] for them in tails)
+        if not self.keeps_trunks or (
+            alone
+            and not any(ask.rough for ask in asks)
+            and all(them == [(None, them[0].seen)] for them in tails)
         ):
             return self._apart(asks, branched)
-        kept = {
-            ask: self._trunks[self._user(ask.ids)]
-            for ask in asks
-            if self._user(ask.ids) in self._trunks
-        }
-        new = [ask for ask in asks if ask not in kept]
+        kept = {ask: trunk for ask in asks if (trunk := self._kept(ask)) is not None}
         found: dict[Ask, list[LogProbabilities]] = {}
         if kept:
             found.update(zip(kept, self._over_trunks(kept, branched), strict=True))
-        if new:
-            found.update(zip(new, self._joint_pass(new, branched), strict=True))
+        for rough in (False, True):
+            new = [ask for ask in asks if ask not in kept and ask.rough is rough]
+            if new:
+                found.update(zip(new, self._joint_pass(new, branched, rough), strict=True))
         # What is no number spreads in a row, and into its trunk: then each version is read alone.
-        spoilt = [ask for ask in new if not _finite(found[ask])]
+        spoilt = [ask for ask in asks if ask not in kept and not _finite(found[ask])]
         for ask in spoilt:
-            self._trunks.pop(self._user(ask.ids), None)
+            self._trunks.pop((self._user(ask.ids), ask.rough), None)
         if spoilt:
             found.update(zip(spoilt, self._apart(spoilt, branched), strict=True))
         return [found[ask] for ask in asks]
@@ -265,6 +273,12 @@ class LabelReader:
         ]
         return _grouped(self._whole_pass(rows, branched), [len(them) for them in tails])
 
+    def _kept(self, ask: Ask) -> Trunk | None:
+        """The trunk that an ask may be read over: never a rough one where it is to be exact."""
+        user = self._user(ask.ids)
+        exact = self._trunks.get((user, False))
+        return self._trunks.get((user, True)) if exact is None and ask.rough else exact
+
     def begin(
         self,
         ids: Sequence[int],
@@ -275,7 +289,8 @@ class LabelReader:
         """Start generating after head + `ids`; `advance` does the work. An adapter works on all but
         the first `user_tokens` ids, so also on what is generated."""
         text = Continuation(self._expanded_head(1), list(ids), adapter, user_tokens, numbers)
-        trunk = self._trunks.get(tuple(ids[:user_tokens]))
+        user = tuple(ids[:user_tokens])
+        trunk = self._trunks.get((user, False), self._trunks.get((user, True)))
         if trunk is not None:
             text.cache = self._cache_of([trunk])
             text.pending, text.user_tokens = text.pending[user_tokens:], 0
@@ -350,9 +365,11 @@ class LabelReader:
         ]
         return _grouped(self._tail_pass(rows, branched), [len(them) for them in tails.values()])
 
-    def _joint_pass(self, asks: Sequence[Ask], branched: Branched) -> list[list[LogProbabilities]]:
+    def _joint_pass(
+        self, asks: Sequence[Ask], branched: Branched, rough: bool
+    ) -> list[list[LogProbabilities]]:
         """Labels of prompts by all versions asked for, in one pass from the head's keys and values
-        on; keeps trunks.
+        on; keeps trunks. If `rough`, the user's texts are read first, and roughly.
 
         A row is the user's text, padding, and a copy of the tail with its branches for each
         reading, at the same columns in every row.
@@ -366,8 +383,13 @@ class LabelReader:
         rows = torch.tensor(
             [[*user, *filler * (text - len(user)), *branched.ids * copies] for user in users]
         )
+        begin = text if rough else 0  # Columns before it are read by then.
         places = [
-            Place(adapter, number * width + text + torch.arange(size) + turn * size, ask.numbers)
+            Place(
+                adapter,
+                number * (width - begin) + text - begin + torch.arange(size) + turn * size,
+                ask.numbers,
+            )
             for number, (ask, them) in enumerate(zip(asks, tails, strict=True))
             for turn, (adapter, _) in enumerate(them)
         ]
@@ -378,20 +400,41 @@ class LabelReader:
             for them, user in zip(tails, users, strict=True)
         ]
         seen, after_head = _layout(torch.tensor(ends), text, branched)
-        read = text + size * torch.arange(copies)[:, None] + torch.tensor(branched.ends)
+        read = text - begin + size * torch.arange(copies)[:, None] + torch.tensor(branched.ends)
+        cache = self._expanded_head(len(asks))
+        if begin:
+            cache = self._read_roughly(
+                rows[:, :begin], _mask(seen[:, :begin, :begin], head), head + after_head, cache
+            )
         with self._adapted(places):
             output = self.model(
-                input_ids=rows,
-                attention_mask=_mask(seen, head),
-                position_ids=head + after_head,
-                past_key_values=self._expanded_head(len(asks)),
+                input_ids=rows[:, begin:],
+                attention_mask=_mask(seen[:, begin:], head),
+                position_ids=head + after_head[:, begin:],
+                past_key_values=cache,
                 use_cache=True,
                 logits_to_keep=read.flatten(),
             )
-        self._remember(users, output.past_key_values)
+        self._remember(users, output.past_key_values, rough)
         # Row by row, copy by copy.
         found = _labels(output.logits.unflatten(1, read.shape).flatten(0, 1), branched)
         return [found[n * copies : n * copies + len(them)] for n, them in enumerate(tails)]
+
+    def _read_roughly(
+        self, rows: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: Cache
+    ) -> Cache:
+        """Keys and values of users' texts behind those of the head, in bfloat16 where that is
+        faster here."""
+        with self._adapted([]), self.rough.roughly() if self.rough else nullcontext():
+            output = self.model.base_model(
+                input_ids=rows,
+                attention_mask=mask,
+                position_ids=positions[:, : rows.shape[1]],
+                past_key_values=cache,
+                use_cache=True,
+            )
+        filled: Cache = output.past_key_values
+        return filled
 
     def _tail_pass(self, rows: Sequence[Row], branched: Branched) -> list[LogProbabilities]:
         """Labels of prompts, each by one version, from the keys and values of head and user's text
@@ -423,12 +466,12 @@ class LabelReader:
     def _user(self, ids: tuple[int, ...]) -> tuple[int, ...]:
         return ids[: len(ids) - len(self.encoder.tail)]
 
-    def _remember(self, users: Sequence[tuple[int, ...]], cache: Cache) -> None:
+    def _remember(self, users: Sequence[tuple[int, ...]], cache: Cache, rough: bool) -> None:
         """Keep the latest trunks: the users' part of each row."""
         begin = len(self.encoder.head)
         for number, user in list(enumerate(users))[-TRUNKS:]:
             part = slice(begin, begin + len(user))
-            self._trunks[user] = [
+            self._trunks[user, rough] = [
                 (layer.keys[number, :, part].clone(), layer.values[number, :, part].clone())
                 for layer in cache.layers
             ]

@@ -12,6 +12,8 @@ from app.domain.model.manifest import MANIFEST_NAME, ModelManifest
 from app.policy.encoding import PromptEncoder
 from app.policy.in_process.adapter import Adapter
 from app.policy.in_process.batching import Batcher
+from app.policy.in_process.cascade import Cascade
+from app.policy.in_process.certificate import Certificate
 from app.policy.in_process.engines import reader_by
 from app.policy.in_process.importer import import_directory
 from app.policy.in_process.policy import TransformersPolicy
@@ -83,7 +85,10 @@ class InProcess:
                 encoder = PromptEncoder.from_directory(copy, self._options.prompt_tokens)
                 model = load_model(copy)
             batcher = self._share(held, model, encoder)
-        return TransformersPolicy(batcher, manifest, release=lambda: self._bases.release(held))
+        cascade = self._cascade(manifest, batcher)
+        return TransformersPolicy(
+            batcher, manifest, cascade=cascade, release=lambda: self._bases.release(held)
+        )
 
     def _manifest_of(self, directory: Path) -> ModelManifest:
         """The directory's own manifest, or the one kept for it; measured when there is none."""
@@ -124,9 +129,23 @@ class InProcess:
                 undo.callback(self._drop, held, batcher)
             batcher.try_out(adapter, manifest.calibration.asked)
             self._bases.acquire(held)  # The policy's own; what was acquired here is given back.
+        cascade = self._cascade(manifest, batcher)
         return TransformersPolicy(
-            batcher, manifest, adapter, release=lambda: self._bases.release(held)
+            batcher,
+            manifest,
+            adapter,
+            cascade=cascade,
+            release=lambda: self._bases.release(held),
         )
+
+    def _cascade(self, manifest: ModelManifest, batcher: Batcher) -> Cascade | None:
+        """Rough readings, where a certificate vouches for them and no engine was asked for."""
+        if self._options.engine is not None:
+            return None
+        certificate = Certificate.find(manifest, self._options.certificates)
+        if certificate is None or not batcher.can_read_roughly():
+            return None
+        return Cascade(certificate, self._options.telemetry)
 
     def _merged(
         self, adapter: Adapter, model: object, encoder: PromptEncoder, manifest: ModelManifest

@@ -3,17 +3,26 @@ share it."""
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from app.domain.errors import AbstainReason, PolicyAbstained
 from app.domain.model.actions import Action
 from app.domain.model.manifest import ModelManifest
 from app.domain.model.prompt import Prompt
-from app.domain.record.decision import Reading
+from app.domain.record.decision import Engine, Reading
 from app.domain.scenario import Scenario
 from app.policy.in_process.adapter import Adapter
 from app.policy.in_process.batching import Batcher
+from app.policy.in_process.cascade import Cascade
+from app.policy.in_process.label_reader import Ask
 from app.policy.in_process.numbers import known_of
+from app.tasks import end
+
+WATCH_PATIENCE_S = 30.0
+"""How long a model is waited for to be idle before a rough reading is checked all the same."""
 
 
 class TransformersPolicy:
@@ -24,6 +33,7 @@ class TransformersPolicy:
     batcher : the model; other policies may use it too.
     manifest : the version that this is.
     adapter : the version's activated adapter; None answers with the model as it is.
+    cascade : allows rough readings; None reads exactly, always.
     release : called once, at the end: whether nobody else uses the batcher, which is then closed.
 
     Raises
@@ -37,11 +47,14 @@ class TransformersPolicy:
         manifest: ModelManifest,
         adapter: Adapter | None = None,
         *,
+        cascade: Cascade | None = None,
         release: Callable[[], bool] = lambda: True,
     ):
         self._batcher = batcher
         self._manifest = manifest
         self._adapter = adapter
+        self._cascade = cascade
+        self._watches: set[asyncio.Task[None]] = set()
         self._release = release
         self._closed = False
         for name in manifest.calibration.asked:
@@ -57,25 +70,78 @@ class TransformersPolicy:
         """One thread reads: a batch takes nearly as long as its rows one by one."""
         return 1
 
+    @property
+    def health(self) -> str:
+        """How it reads."""
+        return "exactly" if self._cascade is None else self._cascade.health
+
+    @property
+    def cascade(self) -> Cascade | None:
+        """What allows rough readings."""
+        return self._cascade
+
+    @property
+    def batcher(self) -> Batcher:
+        """What reads for it."""
+        return self._batcher
+
+    def ask(self, prompt: Prompt, scenario: Scenario | None, rough: bool) -> Ask:
+        """What the model is asked of a prompt."""
+        encoder = self._batcher.reader.encoder
+        return Ask(
+            encoder.encode(prompt),
+            (self._adapter,),
+            encoder.text_tokens(prompt),
+            self._manifest.calibration.asked,
+            known_of(scenario),
+            rough,
+        )
+
     async def decide(
-        self, prompt: Prompt, deadline: float, scenario: Scenario | None = None
+        self,
+        prompt: Prompt,
+        deadline: float,
+        scenario: Scenario | None = None,
+        rough: bool = False,
     ) -> Reading:
         """Read the labels; see `Policy.decide`. Abstains with OVERLOADED, DEADLINE,
         PROMPT_TOO_LONG, SHUTTING_DOWN or, when the model's numbers are not finite,
         BACKEND_PROTOCOL."""
-        encoder = self._batcher.reader.encoder
-        ids, text = encoder.encode(prompt), encoder.text_tokens(prompt)
+        cascade = self._cascade
+        ask = self.ask(prompt, scenario, rough and cascade is not None and cascade.broken is None)
         if self._closed:
             raise PolicyAbstained(AbstainReason.SHUTTING_DOWN)
-        return await self._batcher.decide(
-            ids,
-            text,
+        reading = await self._batcher.decide(
+            ask.ids,
+            ask.text,
             deadline,
             self._adapter,
             self,
-            self._manifest.calibration.asked,
-            known_of(scenario),
+            ask.questions,
+            ask.numbers,
+            ask.rough,
         )
+        if cascade is None:
+            return reading
+        key = (ask.ids, ask.numbers)
+        if reading.engine is not Engine.BFLOAT16:
+            cascade.compare(key, reading)
+            return reading
+        if cascade.took(key, reading):
+            self._watch(prompt, scenario)
+        return reading.model_copy(update={"within": cascade.certificate.within})
+
+    def _watch(self, prompt: Prompt, scenario: Scenario | None) -> None:
+        """Read a prompt once more, exactly, when the model is idle: `decide` compares."""
+
+        async def watch() -> None:
+            with suppress(PolicyAbstained):
+                await self._batcher.idle(WATCH_PATIENCE_S)
+                await self.decide(prompt, time.monotonic() + WATCH_PATIENCE_S, scenario)
+
+        task = asyncio.create_task(watch())
+        self._watches.add(task)
+        task.add_done_callback(self._watches.discard)
 
     async def explain(
         self, prompt: Prompt, action: Action, deadline: float, scenario: Scenario | None = None
@@ -106,6 +172,7 @@ class TransformersPolicy:
         if self._closed:
             return
         self._closed = True
+        await end(self._watches)
         self._batcher.dismiss(self)
         if self._release():
             await self._batcher.aclose()
