@@ -4,7 +4,7 @@ zero is visible."""
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from itertools import product
 from time import time
@@ -24,6 +24,7 @@ from app.domain.rules.vetoes import VetoCode
 from app.domain.scenario import Fault
 from app.telemetry import (
     Asking,
+    Attempt,
     AuthFailure,
     Dependency,
     LossCause,
@@ -290,6 +291,9 @@ class Metrics:
         self.engine_failures = make.counter(
             "engine_failures_total", "Engines that were not used because they failed"
         )
+        self.replica_requests = make.counter(
+            "replica_requests_total", "Requests to model servers", "replica", "result"
+        )
         self.roughs = make.counter("rough_readings_total", "Rough readings, by their fate", "fate")
         self.rough_nats = make.gauge(
             "rough_nats", "The most that a rough reading was off, of those compared"
@@ -551,6 +555,14 @@ class Metrics:
 
     def engine_failed(self) -> None:
         self.engine_failures.inc()
+
+    def replicas(self, urls: Sequence[str]) -> None:
+        for url in urls:
+            for how in Attempt:
+                self.replica_requests.labels(url, how)
+
+    def replica_asked(self, url: str, how: Attempt) -> None:
+        self.replica_requests.labels(url, how).inc()
 
     def rough(self, fate: Rough) -> None:
         self.roughs.labels(fate).inc()

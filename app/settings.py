@@ -86,7 +86,8 @@ class Settings(BaseSettings):
     vllm_url: str | None = Field(
         None,
         validation_alias=AliasChoices("VLLM_URL", "vllm_url"),
-        description="where vLLM serves MODEL; default: the model runs in the service",
+        description="where vLLM serves MODEL, several servers with commas in between; default: the"
+        " model runs in the service",
     )
     vllm_model: str | None = Field(
         None, description="name under which vLLM serves MODEL; default: its version"

@@ -46,6 +46,15 @@ class Rough(StrEnum):
     """It was not: rough readings of the version have ended."""
 
 
+class Attempt(StrEnum):
+    """How a request to one of several model servers ended."""
+
+    ANSWERED = "answered"
+    FAILED = "failed"
+    OVERTAKEN = "overtaken"
+    """Another server answered first, or the deadline came."""
+
+
 class LossCause(StrEnum):
     """Each way in which something could not be kept."""
 
@@ -286,6 +295,12 @@ class Telemetry(Protocol):
     def engine_failed(self) -> None:
         """An engine does not run here, or says something else than torch, and is not used."""
 
+    def replicas(self, urls: Sequence[str]) -> None:
+        """These servers hold a model that is served."""
+
+    def replica_asked(self, url: str, how: Attempt) -> None:
+        """A request to one of them has ended."""
+
     def rough(self, fate: Rough) -> None:
         """What became of a rough reading."""
 
@@ -350,6 +365,8 @@ class Unobserved:
     def labels_read(self, mass: float) -> None: ...
     def read_by(self, engine: Engine) -> None: ...
     def engine_failed(self) -> None: ...
+    def replicas(self, urls: Sequence[str]) -> None: ...
+    def replica_asked(self, url: str, how: Attempt) -> None: ...
     def rough(self, fate: Rough) -> None: ...
     def rough_compared(self, fate: Rough, off: float) -> None: ...
     def serving(self, versions: Iterable[tuple[ModelManifest, Role]]) -> None: ...

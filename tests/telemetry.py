@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from typing import Any
 
 from app.domain.record.decision import Engine
-from app.telemetry import LossCause, Refusal, Rough, Task, Unobserved
+from app.telemetry import Attempt, LossCause, Refusal, Rough, Task, Unobserved
 
 
 class Told(Unobserved):
@@ -40,6 +40,9 @@ class Told(Unobserved):
 
     def read_by(self, engine: Engine) -> None:
         self.seen["read_by"].append(engine)
+
+    def replica_asked(self, url: str, how: Attempt) -> None:
+        self.seen["replica_asked"].append((url, how))
 
     def rough(self, fate: Rough) -> None:
         self.seen["rough"].append(fate)

@@ -5,17 +5,17 @@
 `return_tokens_as_token_ids` names tokens "token_id:49". The head is the same for every prompt, so
 vLLM's prefix cache holds it. A prompt with a text part is asked about twice, with it and without
 it: what stands before the text is in the cache as well. Questions beside the action are requests of
-their own, sent together once the prompt is in the cache.
+their own, sent together once the prompt is in the cache. Several servers are asked as one
+(`app.policy.replicas`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 import structlog
@@ -30,8 +30,9 @@ from app.domain.scenario import Scenario
 from app.policy.encoding import PromptEncoder
 from app.policy.options import DEFAULTS, BackendOptions
 from app.policy.rationale import RATIONALE_TOKENS, sentences
+from app.policy.replicas import Replicas, odd, urls_of
 
-_DETAIL_CHARACTERS = 300
+_T = TypeVar("_T")
 log = structlog.get_logger()
 
 
@@ -40,7 +41,7 @@ class VllmPolicy:
 
     Parameters
     ----------
-    base_url : of the server, for example "http://vllm:8000".
+    base_url : of the server, for example "http://vllm:8000"; of several, with commas in between.
     model_name : the name under which it serves the model (`--served-model-name`, or the path it was
         given).
     manifest : the version that it serves.
@@ -69,18 +70,23 @@ class VllmPolicy:
         limits = httpx.Limits(
             max_connections=options.max_queue, max_keepalive_connections=options.max_queue
         )
-        transport = transport or httpx.AsyncHTTPTransport(limits=limits)
-        # No timeout of its own: every request runs under its deadline.
-        self._client = httpx.AsyncClient(
-            base_url=base_url, headers=headers, transport=transport, timeout=None
-        )
+
+        def client(url: str) -> httpx.AsyncClient:
+            # No timeout of its own: every request runs under its deadline.
+            return httpx.AsyncClient(
+                base_url=url,
+                headers=headers,
+                transport=transport or httpx.AsyncHTTPTransport(limits=limits),
+                timeout=None,
+            )
+
+        self._replicas = Replicas(urls_of(base_url), client, options.telemetry)
         self._model_name = model_name
         self._manifest = manifest
         self._encoder = encoder
         self._max_in_flight = options.max_queue
         self._in_flight = 0
         self._telemetry = options.telemetry
-        self._closed = False
         self._action_labels = dict(zip(LABELS, encoder.label_ids, strict=True))
         for name in manifest.calibration.asked:
             encoder.question(name)
@@ -98,7 +104,7 @@ class VllmPolicy:
     @property
     def health(self) -> str:
         """How it reads."""
-        return "as the server does"
+        return self._replicas.health
 
     async def decide(
         self,
@@ -172,8 +178,9 @@ class VllmPolicy:
                 "temperature": 0,
             }
             with self._admitted():
-                answer = await self._complete(body, deadline)
-            return sentences(str(self._choice(answer).get("text", "")))
+                return await self._ask(
+                    body, deadline, lambda answer: sentences(str(_choice(answer).get("text", "")))
+                )
         except (
             PolicyAbstained
         ) as abstained:  # a rationale is an extra: the decision stands without one
@@ -182,8 +189,7 @@ class VllmPolicy:
 
     async def aclose(self) -> None:
         """Close the connections; requests from now on abstain."""
-        self._closed = True
-        await self._client.aclose()
+        await self._replicas.aclose()
 
     @contextmanager
     def _admitted(self) -> Iterator[None]:
@@ -215,64 +221,39 @@ class VllmPolicy:
             "allowed_token_ids": label_ids,
             "return_tokens_as_token_ids": True,
         }
-        return self._read(await self._complete(body, deadline), labels)
+        return await self._ask(body, deadline, lambda answer: _read(answer, labels))
 
-    async def _complete(self, body: dict[str, Any], deadline: float) -> Any:
-        """POST `body` and return the parsed answer, whatever JSON it is."""
-        if self._closed:
-            raise PolicyAbstained(AbstainReason.SHUTTING_DOWN)
-        try:
-            async with asyncio.timeout(deadline - time.monotonic()):
-                response = await self._client.post("/v1/completions", json=body)
-        except TimeoutError:
-            raise PolicyAbstained(AbstainReason.DEADLINE) from None
-        except httpx.RequestError as error:
-            if self._closed:
-                raise PolicyAbstained(AbstainReason.SHUTTING_DOWN) from error
-            detail = f"{self._client.base_url}: {type(error).__name__}: {error}"
-            raise PolicyAbstained(
-                AbstainReason.BACKEND_UNAVAILABLE, detail[:_DETAIL_CHARACTERS]
-            ) from error
-        if response.status_code != httpx.codes.OK:
-            raise _odd(f"HTTP {response.status_code}: {response.text}")
-        try:
-            return response.json()
-        except ValueError as error:
-            raise _odd(f"not JSON: {response.text}") from error
-
-    def _choice(self, answer: Any) -> dict[str, Any]:
-        choices = answer.get("choices") if isinstance(answer, dict) else None
-        if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], dict):
-            raise _odd(f"no single choice in {answer!r}")
-        return choices[0]
-
-    def _read(self, answer: Any, labels: Mapping[str, int]) -> tuple[float, ...]:
-        """The labels' log-probabilities; exactly the labels must be there, each finite and at
-        most 0."""
-        logprobs = self._choice(answer).get("logprobs")
-        positions = logprobs.get("top_logprobs") if isinstance(logprobs, dict) else None
-        if (
-            not isinstance(positions, list)
-            or len(positions) != 1
-            or not isinstance(positions[0], dict)
-        ):
-            raise _odd(
-                f"no top_logprobs of one token in {logprobs!r}: is the server older than"
-                " logprob_token_ids?"
-            )
-        found = positions[0]
-        wanted = {label: f"token_id:{number}" for label, number in labels.items()}
-        if found.keys() != set(wanted.values()):
-            missing = [label for label, name in wanted.items() if name not in found]
-            extra = sorted(found.keys() - set(wanted.values()))
-            raise _odd(f"top_logprobs lack labels {missing} and hold other tokens {extra}")
-        for label, name in wanted.items():
-            value = found[name]
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not number or not math.isfinite(value) or value > 1e-6:
-                raise _odd(f"the log-probability of label {label} is {value!r}")
-        return tuple(found[name] for name in wanted.values())
+    async def _ask(self, body: dict[str, Any], deadline: float, read: Callable[[Any], _T]) -> _T:
+        """What `read` makes of a completion."""
+        return await self._replicas.ask("/v1/completions", body, deadline, read)
 
 
-def _odd(detail: str) -> PolicyAbstained:
-    return PolicyAbstained(AbstainReason.BACKEND_PROTOCOL, detail[:_DETAIL_CHARACTERS])
+def _choice(answer: Any) -> dict[str, Any]:
+    choices = answer.get("choices") if isinstance(answer, dict) else None
+    if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], dict):
+        raise odd(f"no single choice in {answer!r}")
+    return choices[0]
+
+
+def _read(answer: Any, labels: Mapping[str, int]) -> tuple[float, ...]:
+    """The labels' log-probabilities; exactly the labels must be there, each finite and at most
+    0."""
+    logprobs = _choice(answer).get("logprobs")
+    positions = logprobs.get("top_logprobs") if isinstance(logprobs, dict) else None
+    if not isinstance(positions, list) or len(positions) != 1 or not isinstance(positions[0], dict):
+        raise odd(
+            f"no top_logprobs of one token in {logprobs!r}: is the server older than"
+            " logprob_token_ids?"
+        )
+    found = positions[0]
+    wanted = {label: f"token_id:{number}" for label, number in labels.items()}
+    if found.keys() != set(wanted.values()):
+        missing = [label for label, name in wanted.items() if name not in found]
+        extra = sorted(found.keys() - set(wanted.values()))
+        raise odd(f"top_logprobs lack labels {missing} and hold other tokens {extra}")
+    for label, name in wanted.items():
+        value = found[name]
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not math.isfinite(value) or value > 1e-6:
+            raise odd(f"the log-probability of label {label} is {value!r}")
+    return tuple(found[name] for name in wanted.values())

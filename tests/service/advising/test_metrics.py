@@ -16,6 +16,7 @@ from app.domain.scenario import Fault
 from app.metrics import ANSWERS, MAX_SYMBOLS, Metrics
 from app.telemetry import (
     Asking,
+    Attempt,
     AuthFailure,
     Dependency,
     LossCause,
@@ -177,6 +178,8 @@ OBSERVATIONS: dict[str, tuple[object, ...]] = {
     "labels_read": (0.97,),
     "read_by": (Engine.ONEDNN,),
     "engine_failed": (),
+    "replicas": (["http://vllm:8000"],),
+    "replica_asked": ("http://vllm:8000", Attempt.OVERTAKEN),
     "rough": (Rough.READ_AGAIN,),
     "rough_compared": (Rough.NEAR, 0.004),
     "serving": ([(build.manifest("new"), Role.PRIMARY)],),
