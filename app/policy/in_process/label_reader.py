@@ -384,15 +384,7 @@ class LabelReader:
             [[*user, *filler * (text - len(user)), *branched.ids * copies] for user in users]
         )
         begin = text if rough else 0  # Columns before it are read by then.
-        places = [
-            Place(
-                adapter,
-                number * (width - begin) + text - begin + torch.arange(size) + turn * size,
-                ask.numbers,
-            )
-            for number, (ask, them) in enumerate(zip(asks, tails, strict=True))
-            for turn, (adapter, _) in enumerate(them)
-        ]
+        places = _places(asks, tails, text - begin, size, width - begin)
         # Tokens of the user's text that each copy of the tail sees, and the text itself, in the
         # last place: all but padding, as does a copy nobody asked for.
         ends = [
@@ -599,6 +591,17 @@ def _shifts(places: Iterable[Place]) -> Iterator[tuple[torch.Tensor, torch.Tenso
             continue
         shift = numbers.of(place.numbers)[place.begin :][: len(place.positions)]
         yield place.positions[: len(shift)], shift
+
+
+def _places(
+    asks: Sequence[Ask], tails: Sequence[Sequence[Tail]], first: int, size: int, width: int
+) -> list[Place]:
+    """Where adapters work in rows of `width` columns, of which copies begin at `first`."""
+    return [
+        Place(adapter, number * width + first + turn * size + torch.arange(size), ask.numbers)
+        for number, (ask, them) in enumerate(zip(asks, tails, strict=True))
+        for turn, (adapter, _) in enumerate(them)
+    ]
 
 
 def _layout(ends: torch.Tensor, text: int, branched: Branched) -> tuple[torch.Tensor, torch.Tensor]:

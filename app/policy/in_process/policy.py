@@ -19,7 +19,6 @@ from app.policy.in_process.batching import Batcher
 from app.policy.in_process.cascade import Cascade
 from app.policy.in_process.label_reader import Ask
 from app.policy.in_process.numbers import known_of
-from app.tasks import end
 
 WATCH_PATIENCE_S = 30.0
 """How long a model is waited for to be idle before a rough reading is checked all the same."""
@@ -172,7 +171,9 @@ class TransformersPolicy:
         if self._closed:
             return
         self._closed = True
-        await end(self._watches)
+        for watch in self._watches:
+            watch.cancel()
+        await asyncio.gather(*self._watches, return_exceptions=True)
         self._batcher.dismiss(self)
         if self._release():
             await self._batcher.aclose()
