@@ -148,7 +148,7 @@ def load_directory(directory: Path, length: str, symbols: Sequence[str] = ()) ->
     if not chosen or absent:
         raise MarketDataError(
             f"{directory}: no {length} bars of {', '.join(absent) or 'any symbol'} (lengths:"
-            f" {sorted(files, key=length_seconds)})"
+            f" {', '.join(sorted(files, key=length_seconds))}; market.length says which)"
         )
     return [_load_file(chosen[symbol], symbol, length) for symbol in symbols or sorted(chosen)]
 

@@ -7,7 +7,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date
+from datetime import UTC, date, datetime
 from functools import partial
 from itertools import chain, groupby
 from pathlib import Path
@@ -82,10 +82,11 @@ def load_history(config: MarketConfig, ends: int | None) -> History:
         for length, series in market.by_length.items()
     }
     empty = [bars.symbol for bars in kept[config.length] if not len(bars)]
-    if empty:
+    if empty and ends is not None:
         raise MarketDataError(
-            f"{', '.join(empty)}: no bar before the end of what may be read: leave them out of"
-            " symbols"
+            f"{', '.join(empty)}: no bar before {datetime.fromtimestamp(ends, UTC):%Y-%m-%d}, where"
+            " what may be read ends (scenarios.until; the held-out period at the latest): bring"
+            " earlier bars, or leave them out of market.symbols"
         )
     finer: dict[str, list[Bars]] = defaultdict(list)
     for length in sorted(set(config.finer), key=length_seconds):

@@ -123,7 +123,7 @@ def test_a_synthetic_market_is_one_of_the_sources() -> None:
         ({"finer": ("1h",)}, UNTIL, "must be shorter than the bars, 1h"),
         ({"finer": ("15m",)}, UNTIL, "no 15m bars"),
         ({"symbols": ("XRPUSDT",)}, UNTIL, "no 1h bars of XRPUSDT"),
-        ({}, START, "BTCUSDT, ETHUSDT: no bar before the end of what may be read"),
+        ({}, START, "BTCUSDT, ETHUSDT: no bar before 20.*, where what may be read ends"),
         ({"news": Path("absent.parquet")}, UNTIL, "absent.parquet: cannot be read"),
     ],
 )
