@@ -96,6 +96,6 @@ async def test_every_candidate_is_decided_and_every_outcome_lands(
         moved = row["outcome"]["exit_price"] - row["action"]["entry"]
         gross = moved * row["action"]["quantity"]
         assert row["outcome"]["net_pnl"] < gross + 1e-6
-    skipped = {row["action"]["final_skip_reason"] for row in decided} - {None}
+    skipped = {row["action"].get("final_skip_reason") for row in decided} - {None}
     assert any(reason.startswith("Risk veto") for reason in skipped)
     assert any(reason.startswith("Trend is weak") for reason in skipped)

@@ -323,6 +323,34 @@ async def test_one_decision_has_one_advice_for_each_version_in_shadow(
     assert (await verify_log(database_url)).findings == []
 
 
+async def test_versions_beside_each_other_say_the_same_by_either_engine(
+    database_url: str, valkey_url: str, published: Path, tmp_path: Path
+) -> None:
+    """Two adapters and their base share one trunk, also after one became the primary."""
+    said: dict[str, list[dict[str, float]]] = {}
+    for engine in ("torch", "onednn"):
+        home = tmp_path / engine
+        shutil.copytree(published, home / "models")
+        async with serving(database_url, valkey_url, home, engine=engine) as api:
+            said[engine] = []
+            for primary in ("base-1", "v2"):
+                for alias, version in (("shadow", primary), ("shadow-2", "v1"), ("shadow-3", "v3")):
+                    assert (await move(api, alias, version)).is_success
+                reply = (await api.advise(request(f"{engine}-{primary}"))).json()
+                said[engine].append(
+                    {
+                        each["model_version"]: each["approve_probability"]
+                        for each in reply["advices"]
+                    }
+                )
+                stored = await api.client.get(f"/decisions/{reply['decision_id']}")
+                advices = stored.json()["decision"]["advices"]
+                assert [each["reading"].get("engine") for each in advices] == [engine] * 3
+    assert [list(each) for each in said["torch"]] == [["base-1", "v1", "v3"], ["v2", "v1", "v3"]]
+    for by_torch, by_onednn in zip(said["torch"], said["onednn"], strict=True):
+        assert by_onednn == pytest.approx(by_torch, abs=1e-4)
+
+
 def damage(home: Path) -> None:
     path = home / "models" / "v1" / "adapter_model.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"\x7f")
