@@ -7,9 +7,17 @@ other. One without was written before there were declarations: it is followed by
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    WithJsonSchema,
+    model_validator,
+)
 
 from app.domain.fields import Flag, Number, Record, Whole, measure
 
@@ -78,7 +86,16 @@ def _steps(sent: Any) -> Any:
         return sent
     if not all(str(key).isascii() and str(key).isdigit() for key in sent):
         raise ValueError('minimal_roi: minutes and ratios, { "0" = 0.04, "30" = 0.02 }')
-    return tuple(sorted({int(key): ratio for key, ratio in sent.items()}.items()))
+    return tuple(
+        sorted(((int(key), ratio) for key, ratio in sent.items()), key=lambda step: step[0])
+    )
+
+
+def _once(steps: tuple[tuple[int, float], ...]) -> tuple[tuple[int, float], ...]:
+    """Steps in order of time. Raises ValueError: of two at one minute nobody knows which holds."""
+    if any(first >= then for (first, _), (then, _) in pairwise(steps)):
+        raise ValueError("minimal_roi: every minute once, in order of time")
+    return steps
 
 
 Minutes = Annotated[int, Field(ge=0, le=10_000_000)]
@@ -86,6 +103,7 @@ Profit = Annotated[Number, Field(ge=-1)]
 MinimalRoi = Annotated[
     tuple[tuple[Minutes, Profit], ...],
     BeforeValidator(_steps),
+    AfterValidator(_once),
     PlainSerializer(lambda steps: {str(minutes): ratio for minutes, ratio in steps}),
     WithJsonSchema({"type": "object", "additionalProperties": {"type": "number"}}),
     Field(max_length=64),

@@ -73,6 +73,8 @@ def test_a_roi_table_is_kept_as_freqtrade_writes_it_and_is_one_whatever_its_orde
         ({"kind": "freqtrade", "hours": 6.0, "minimal_roi": {"-5": 0.1}}, "minutes and ratios"),
         ({"kind": "freqtrade", "hours": 6.0, "minimal_roi": {"0": -1.5}}, "-1"),
         ({"kind": "freqtrade", "hours": 6.0, "minimal_roi": 0.04}, "tuple"),
+        ({"kind": "freqtrade", "hours": 6.0, "minimal_roi": {"0": 0.1, "00": 0.2}}, "once"),
+        ({"kind": "freqtrade", "hours": 6.0, "minimal_roi": [[30, 0.02], [0, 0.04]]}, "in order"),
         (
             {"kind": "freqtrade", "hours": 6.0, "trailing_stop_positive": 0.01},
             "trailing_stop is false",
