@@ -1,10 +1,11 @@
-"""What a configuration's policy is worth on every candidate of its held-out period:
-`python -m bench.learning.held_out --config release --set ...`.
+"""What a published version is worth on every candidate of a configuration's held-out period:
+`python -m bench.learning.held_out VERSION --config release --set ...`.
 
-Rebuilds what is not finished, reads the held-out prompts once and asks the policy and its teacher
-about each. Ranks, chances and sizes are measured as `python -m bench.learning.teacher` measures the
-teacher's, so that the two stand side by side; rules, books and the gate are `advisor-train
-evaluate`'s. Prints the tables of docs/results.md and keeps the numbers in the history of benches.
+Asks the version as the service asks it, prompt by prompt (what was read is kept: a killed run goes
+on), and its teacher, which learns from every candidate before. Ranks, chances and sizes are
+measured as `python -m bench.learning.teacher` measures the teacher's, so that the two stand side by
+side; rules, books and the gate are `advisor-train evaluate --version`'s. Prints the tables of
+docs/results.md and keeps the numbers in the history of benches.
 """
 
 from __future__ import annotations
@@ -20,25 +21,54 @@ from scipy.stats import spearmanr
 from app.domain.features import FEATURE_NAMES
 from app.domain.model.actions import ACTIONS
 from app.domain.model.outlook import Outlook
+from app.policy.versions.store import find_version
 from bench.history import record
-from bench.learning.teacher import ATR, PLAN, TEACHER, daily, tail, tail_gain
+from bench.learning.teacher import (
+    ATR,
+    PLAN,
+    SHUFFLED,
+    SIZES,
+    TEACHER,
+    WHOLE_FROM,
+    daily,
+    shares_by_risk,
+    tail,
+    tail_gain,
+)
 from training.arrays import DAY_S, Floats, Rows
 from training.cli.options import Config, Set, chosen, meter
 from training.config.file import RebuildConfig
 from training.learning.algorithms.measures import rank_agreement
-from training.learning.model.answers import Answers, of_policy
-from training.learning.model.base_pass import encoded
-from training.learning.teacher.accuracy import chance, slope, uplift
+from training.learning.model.answers import Answers
+from training.learning.teacher.accuracy import (
+    RangeControls,
+    chance,
+    range_controls,
+    slope,
+    uplift,
+)
 from training.learning.teacher.expectations import taught
-from training.learning.teacher.lessons import Lessons
+from training.learning.teacher.lessons import QUESTIONS, RANGE, Lessons
 from training.learning.teacher.predictions import Predictions
-from training.outcomes.labels import Labels, labels
-from training.pipeline.rebuild import base_of, market_of, rebuild, scenarios_of
+from training.outcomes.labels import Labels
+from training.pipeline.evaluate import (
+    Asked,
+    folders_of,
+    judged_by,
+    published,
+    shuffled_teacher,
+)
+from training.pipeline.rebuild import base_of, labelled, market_of, numbers_alone
 from training.scenarios.table import ScenarioSet
+from training.stages.store import Artifact
 from training.stages.workshop import Workshop
 from training.statistics.bootstrap import Cluster, Estimate, compare_means
 
 POLICY, EXPECTED = "policy, approval", "policy, expected R"
+EVERY, IDLE = "agent, every candidate", "not trading"
+HALF = next(n for n, a in enumerate(ACTIONS) if a.name == "approve_r0.50_s1.5")
+LEAST_RISK = 1e-3
+"""R; below it the whole plan is taken anyway."""
 SHARE = np.array([action.risk_fraction for action in ACTIONS])
 
 
@@ -60,40 +90,41 @@ class HeldOut(NamedTuple):
     answers: Answers
     outlooks: list[Outlook]
     teacher: Predictions
+    shuffled: Predictions
+    """A teacher of shuffled labels."""
+    ranges: RangeControls
 
     def foretold(self, name: str) -> Floats:
         """(N,) one number of the outlooks."""
         return np.array([getattr(outlook, name) for outlook in self.outlooks], np.float64)
 
 
-def held_out(config: RebuildConfig) -> HeldOut:
-    """Rebuild, read, ask."""
+def held_out(config: RebuildConfig, name: str) -> HeldOut:
+    """Ask version and teachers."""
     shop = Workshop(config.artifacts, typer.echo, meter)
-    base = base_of(config, shop)
-    made = rebuild(config, shop, None, base)
-    judged = config.model_copy(update={"scenarios": config.evaluate.held_out})
-    market = market_of(judged)
-    scenarios = scenarios_of(judged, market, shop, None)
-    base_pass = shop.make(encoded, scenarios=scenarios, base=base, settings=config.encode)
-    fates = shop.make(labels, scenarios=scenarios, market=market, settings=config.outcomes)
-    said = shop.make(of_policy, POLICY, policy=made.policy, encoded=base_pass, base=base)
-    teacher = shop.make(
-        taught,
-        "held out",
-        scenarios=scenarios,
-        teacher=made.artifacts["teacher"],
-        encoded=base_pass,
+    version = published(find_version(name, folders_of(config)))
+    made = numbers_alone(config, shop, None)
+    judged = judged_by(config)
+    asked_of = labelled(judged, market_of(judged), shop, None)
+    scenarios = asked_of["scenarios"]
+    schools = {TEACHER: made.artifacts["teacher"], SHUFFLED: shuffled_teacher(config, made, shop)}
+    asked = Asked(config, shop, base_of(config, shop), scenarios, schools, whole=True)
+    said = Answers.open(asked.of_version(POLICY, version))
+    teachers, random = (
+        Predictions.open(
+            shop.make(taught, f"{name}, held out", scenarios=scenarios, teacher=school)
+        )
+        for name, school in schools.items()
     )
-    asked, fate = ScenarioSet.open(scenarios), Labels.open(fates)
-    lessons = Lessons.of(asked, fate, config.outcomes)
+    table, fate = ScenarioSet.open(scenarios), Labels.open(asked_of["labels"])
     rows = np.flatnonzero(np.isfinite(fate.rewards).all(axis=1))
-    whole = asked.scenarios()
-    answers = Answers.open(said).at(rows)
+    told = Lessons.of(table, fate, config.outcomes).told.at(rows)
+    whole = table.scenarios()
+    answers = said.at(rows)
     outlooks = answers.outlooks([whole[row] for row in rows])
-    told = lessons.told.at(rows)
     return HeldOut(
-        lessons.as_of[rows],
-        asked.features()[rows],
+        table.as_of[rows],
+        table.features()[rows],
         told.stake,
         told.costs,
         fate.rewards[rows],
@@ -102,8 +133,19 @@ def held_out(config: RebuildConfig) -> HeldOut:
         fate.range_atr[rows],
         answers,
         [outlook or Outlook() for outlook in outlooks],
-        Predictions.open(teacher).at(rows),
+        teachers.at(rows),
+        random.at(rows),
+        _ranges(made.candidates, config, table.features()[rows]),
     )
+
+
+def _ranges(made: Mapping[str, Artifact], config: RebuildConfig, features: Floats) -> RangeControls:
+    """Of simple regressions that are fitted to every candidate before."""
+    table, fate = ScenarioSet.open(made["scenarios"]), Labels.open(made["labels"])
+    lessons = Lessons.of(table, fate, config.outcomes)
+    learned = np.flatnonzero(np.isfinite(lessons.answers).all(axis=1))
+    came = lessons.answers[learned, QUESTIONS.index(RANGE)]
+    return range_controls(table.features()[learned], came, features)
 
 
 def ranks(them: HeldOut) -> Iterator[str]:
@@ -114,6 +156,7 @@ def ranks(them: HeldOut) -> Iterator[str]:
         EXPECTED: them.foretold("expected_r"),
         TEACHER: them.teacher.expected[:, PLAN],
         ATR: -them.costs,
+        SHUFFLED: them.shuffled.expected[:, PLAN],
     }
     known = {name: value for name, value in rankings.items() if np.isfinite(value).all()}
     gains, leads = uplift(known, them.plan, them.as_of, POLICY)
@@ -137,15 +180,23 @@ def choices(them: HeldOut) -> Iterator[str]:
         TEACHER: np.where(them.teacher.expected.max(1) > 0, them.teacher.expected.argmax(1), 0),
     }
     values = {name: them.rewards[every, action] for name, action in takes.items()}
-    values |= {"agent, every candidate": them.plan, "not trading": np.zeros(len(every))}
+    share = float((them.answers.action > 0).mean())
+    dealt = np.bincount(them.answers.action, minlength=len(ACTIONS)) / len(every)
+    values |= {
+        EVERY: them.plan,
+        "random veto of the agent's plans, same rate": share * them.plan,
+        "the policy's own actions dealt at random": them.rewards @ dealt,
+        IDLE: np.zeros(len(every)),
+    }
+    approves = {name: float((taken > 0).mean()) for name, taken in takes.items()}
+    approves |= {EVERY: 1.0, IDLE: 0.0}
     days = them.as_of // DAY_S
     means, leads = compare_means(values, np.ones(len(every)), Cluster(days, days), "policy")
     yield "\n| who chooses | approves | R a candidate | the policy's lead |"
     yield "|---|---|---|---|"
     for name, mean in means.items():
-        share = float((takes[name] > 0).mean()) if name in takes else float(name != "not trading")
         lead = _interval(leads[name]) if name in leads else ""
-        yield f"| {name} | {share:.1%} | {_interval(mean)} | {lead} |"
+        yield f"| {name} | {approves.get(name, share):.1%} | {_interval(mean)} | {lead} |"
 
 
 def questions(them: HeldOut) -> Iterator[str]:
@@ -166,27 +217,55 @@ def questions(them: HeldOut) -> Iterator[str]:
             yield f"| {name} | AUC | {good.auc:.3f} | {rival.auc:.3f} |"
             error = f"{good.calibration_error:.3f} | {rival.calibration_error:.3f}"
             yield f"| {name} | calibration error | {error} |"
-    log_range = np.log(them.range_atr)
-    own, others = them.foretold("range_atr"), them.teacher.range_atr
-    if np.isfinite(own).all():
-        errors = [float(np.mean((log_range - np.log(said)) ** 2)) for said in (own, others)]
-        yield f"| range | squared error of its logarithm | {errors[0]:.4f} | {errors[1]:.4f} |"
+    yield from _range_errors(them)
     expected = them.foretold("expected_r")
     if np.isfinite(expected).all():
         slopes = slope(expected, them.plan), slope(them.teacher.expected[:, PLAN], them.plan)
         yield f"| expected R | slope of realised on it | {slopes[0]:.2f} | {slopes[1]:.2f} |"
 
 
-def tails(them: HeldOut) -> Iterator[str]:
-    """Lines of Markdown: sizes by the policy's weights over its approvals, at one mean notional."""
+def _range_errors(them: HeldOut) -> Iterator[str]:
+    own = them.foretold("range_atr")
+    if not np.isfinite(own).all():
+        return
+    said = (np.log(own), np.log(them.teacher.range_atr), them.ranges.atr, them.ranges.har)
+    came = np.log(them.range_atr)
+    mine, teachers, atr, har = (float(np.mean((came - foretold) ** 2)) for foretold in said)
+    yield f"| range | squared error of its logarithm | {mine:.4f} | {teachers:.4f} |"
+    for control, error in (("ATR alone", atr), ("HAR with hour of day", har)):
+        gains = f"{1 - mine / error:.1%} | {1 - teachers / error:.1%}"
+        yield f"| range | below {control}, {error:.4f} | {gains} |"
+
+
+def own_shares(answers: Answers, beta: float) -> Floats:
+    """(N,) share of the plan, 1 at most, that the version's own utility ranks best if every plan
+    were expected to earn `WHOLE_FROM`, so that nothing but risk tells them apart.
+
+    Scores are utilities over beta, and a share f of the plan is worth m f - r f^2: what risk costs
+    is r = 2 (2 u(1/2) - u(1)), whatever m is, and the best share at `WHOLE_FROM` that over 2 r.
+    """
+    utility = beta * (answers.log_policy - answers.log_policy[:, :1])
+    risk = 2 * (2 * utility[:, HALF] - utility[:, PLAN])
+    return np.asarray(np.clip(WHOLE_FROM / 2 / np.maximum(risk, LEAST_RISK), 0, 1))
+
+
+def tails(them: HeldOut, beta: float) -> Iterator[str]:
+    """Lines of Markdown: every plan taken in sizes that know its risk, at one mean notional."""
     approving = them.answers.probabilities[:, 1:]
-    size = (approving @ SHARE[1:]) / approving.sum(1)
-    atr = them.features[:, FEATURE_NAMES.index("atr_fraction")]
+    own, sure = own_shares(them.answers, beta), np.ones(len(them.plan))
+    size = {
+        "agent's": sure,
+        "1/ATR": 1 / them.features[:, FEATURE_NAMES.index("atr_fraction")],
+        "policy's, by its utility of risk": own,
+        "the same in sizes of actions": SIZES[np.abs(SIZES - own[:, None]).argmin(1)],
+        "policy's weights of sizes": (approving @ SHARE[1:]) / approving.sum(1),
+        "teacher's utility of risk": shares_by_risk(them.teacher.sd[:, PLAN], them.stake),
+    }
     notional, earned, days = them.stake * them.costs, them.plan * them.stake, them.as_of // DAY_S
-    agents = daily(np.ones(len(size)), notional, earned, days)
+    agents = daily(sure, notional, earned, days)
     yield "\n| sizes, at one mean notional | 5 % tail of days, of equity | less than the agent's |"
     yield "|---|---|---|"
-    for name, sizes in (("agent's", np.ones(len(size))), ("1/ATR", 1 / atr), ("policy's", size)):
+    for name, sizes in size.items():
         sums = daily(sizes, notional, earned, days)
         low, high = tail_gain(sums, agents)
         gain = 1 - tail(sums) / tail(agents)
@@ -207,13 +286,16 @@ def figures(them: HeldOut) -> Mapping[str, float]:
 
 
 def main(
+    version: Annotated[str, typer.Argument(help="a published version's name")],
     config: Config = "release",
     overrides: Set = None,
     lines: Annotated[Path | None, typer.Option(help="file for the tables too")] = None,
 ) -> None:
     """Print the tables."""
-    them = held_out(chosen(config, overrides))
-    text = "\n".join(line for part in (ranks, choices, questions, tails) for line in part(them))
+    settings = chosen(config, overrides)
+    them = held_out(settings, version)
+    parts = (ranks(them), choices(them), questions(them), tails(them, settings.policy.beta))
+    text = "\n".join(line for part in parts for line in part)
     typer.echo(text)
     if lines is not None:
         lines.write_text(text + "\n", encoding="utf-8")

@@ -38,6 +38,9 @@ Against = Annotated[
     str, typer.Option(help="further algorithms in the contest, separated by commas; or all")
 ]
 Champion = Annotated[str, typer.Option(help="a published version that must be beaten too")]
+Judged = Annotated[
+    str, typer.Option("--version", help="a published version to judge, in place of a rebuild")
+]
 Evaluation = Annotated[Path, typer.Argument(help="a finished evaluation artefact")]
 Alias = Annotated[
     str, typer.Option(help="the alias that moves; none: champion, of a veto champion-veto")
@@ -54,13 +57,15 @@ def evaluate(
     database: Database = "",
     against: Against = "",
     champion: Champion = "",
+    judged: Judged = "",
     adopt: Adopt = None,
 ) -> None:
     """Judge what a configuration rebuilds on the held-out period, against the agent, simple rivals
     and chance.
 
-    Rebuilds first if need be. Writes report.html, report.json and the gate's signed verdict, and
-    counts the look.
+    Rebuilds first if need be; `--version` asks a published version instead, prompt by prompt as the
+    service does, and goes on where it was stopped. Writes report.html, report.json and the gate's
+    signed verdict, and counts the look.
     """
     settings = chosen(config, overrides)
     names = [*ALGORITHMS] if against == "all" else [name for name in against.split(",") if name]
@@ -69,10 +74,12 @@ def evaluate(
         raise ConfigError(f"--against {', '.join(unknown)}: choose from {', '.join(ALGORITHMS)}")
     from training.pipeline import evaluate as pipeline
 
+    if judged and names:
+        raise ConfigError("--against rebuilds further algorithms: leave it out with --version")
     rivals = [ALGORITHMS[name]() for name in names]
     now, log = datetime.now(UTC), database or None
     shop = Workshop(settings.artifacts, tell, meter, adopt or ())
-    done = pipeline.evaluate(settings, shop, now, rivals, log, champion or None)
+    done = pipeline.evaluate(settings, shop, now, rivals, log, champion or None, judged or None)
     print_verdict(done.report["verdict"])
     print_verdict(done.veto["verdict"])
     tell(f"version {done.version.name}")

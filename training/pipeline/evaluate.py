@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 from app.domain.rules.limits import Limits, read_limits
 from app.policy.versions.store import find_version, load_manifest, report_beside
 from training.arrays import instant
+from training.config.data import HeldOutConfig
 from training.config.file import RebuildConfig
 from training.config.judging import Kind
 from training.config.learning import Algorithm
@@ -38,12 +39,14 @@ from training.judging.contest.arms import (
 from training.judging.evaluation import evaluation
 from training.judging.gate.checks import checks
 from training.judging.gate.sealed import verdict_file
+from training.judging.gate.texts import SCENARIOS
 from training.judging.report.findings import Terms
 from training.learning.algorithms.probe import of_probe
 from training.learning.algorithms.teacher import of_teacher
-from training.learning.model.answers import Published, of_base, of_policy, of_published
+from training.learning.model.answers import of_base, of_policy
 from training.learning.model.base import Base
 from training.learning.model.base_pass import encoded
+from training.learning.model.published import Published, of_published
 from training.learning.teacher.expectations import taught
 from training.learning.teacher.teacher import teacher
 from training.pipeline.rebuild import (
@@ -51,7 +54,9 @@ from training.pipeline.rebuild import (
     base_of,
     labelled,
     market_of,
+    numbers_alone,
     rebuild,
+    scenarios_of,
     unlimited,
 )
 from training.publish.version import publish, release_of
@@ -79,29 +84,31 @@ def evaluate(
     rivals: Sequence[Algorithm] = (),
     database: str | None = None,
     champion: str | None = None,
+    entrant: str | None = None,
 ) -> Evaluated:
-    """Rebuild if need be, publish the version to its folder, hold the contest, ask the gate, write
-    the report.
+    """Rebuild and publish, or take the `entrant`, a published version; hold the contest, ask the
+    gate, write the report.
 
     `now` is the time that is written down. `rivals` are further policies, by name of their
     algorithm, that take part in the contest and count as trials. `champion` is a published version
     that must be beaten; None: there is none yet.
     """
-    terms, limits, judged = terms_of(config), limits_of(config), judged_by(config)
+    limits, judged = limits_of(config), judged_by(config)
     market = market_of(judged)
     _require_held_out_bars(config, market)
-    rival = published(find_version(champion, folders_of(config))) if champion else None
+    rival, known = (published_of(config, name) for name in (champion, entrant))
+    _require_unseen(known, config.evaluate.held_out)
 
     base = base_of(config, shop)
-    rebuilt = rebuild_all(config, rivals, shop, database, base)
-    made = rebuilt[POLICY]
-    version = newly_published(config, made.policy, now)
+    rebuilt = {} if known else rebuild_all(config, rivals, shop, database, base)
+    made = rebuilt[POLICY] if rebuilt else numbers_alone(config, shop, database)
+    version = known or newly_published(config, made.policy, now)
 
     held_out = labelled(judged, market, shop, database)
     every = labelled(unlimited(judged), market, shop, database)
     schools = {TEACHER: made.artifacts["teacher"], SHUFFLED: shuffled_teacher(config, made, shop)}
-    asked = Asked(config, shop, base, held_out["scenarios"], schools)
-    answers = asked.of_all(rebuilt, rival)
+    asked = Asked(config, shop, base, held_out["scenarios"], schools, whole=known is not None)
+    answers, checked = _answers(asked, version, rival, rebuilt, judged, market, database)
     artifact = shop.make(
         evaluation,
         held_out={**held_out, "answers": answers},
@@ -109,18 +116,41 @@ def evaluate(
         trained=made.trained,
         candidates=made.candidates,
         taught=asked.taught,
-        checks=asked.checks(version, answers[POLICY]),
+        checks=checked,
         market=market,
         limits=limits,
         version=version.path.name,
-        terms=terms,
+        terms=terms_of(config, known),
         models=config.publish.models,
         now=now,
         cpu_seconds={name: each.cpu_seconds for name, each in rebuilt.items()},
     )
+    return _evaluated(artifact, version)
+
+
+def _evaluated(artifact: Artifact, version: Published) -> Evaluated:
     _keep_report(artifact, version.path)
     reports = (read_report(artifact, kind) for kind in (Kind.TRADER, Kind.VETO))
     return Evaluated(artifact, version.path, *reports)
+
+
+def _answers(
+    asked: Asked,
+    version: Published,
+    rival: Published | None,
+    rebuilt: Mapping[str, Rebuilt],
+    judged: RebuildConfig,
+    market: History,
+    database: str | None,
+) -> tuple[dict[str, Artifact], Artifact]:
+    """Everybody's, by the names of their arms, and the checks. Those of a published version read a
+    base pass of no more scenarios than they ask about."""
+    if rebuilt:
+        answers = asked.of_all(rebuilt, rival)
+        return answers, asked.checks(version, answers[POLICY])
+    few = scenarios_of(sample_of(judged), market, asked.shop, database)
+    checked = replace(asked, scenarios=few, whole=False).checks(version)
+    return asked.of_published({POLICY: version, CHAMPION: rival}), checked
 
 
 def rebuild_all(
@@ -162,6 +192,8 @@ class Asked:
     scenarios: Artifact
     schools: Mapping[str, Artifact]
     """Teachers, by the names of their arms."""
+    whole: bool = False
+    """Prompts are asked whole, one by one as the service asks; there is no base pass."""
 
     @cached_property
     def base_pass(self) -> Artifact:
@@ -176,7 +208,7 @@ class Asked:
     @cached_property
     def taught(self) -> Artifact:
         """What the teacher says of them, who has read prompts."""
-        return self._read(TEACHER, "held out", encoded=self.base_pass)
+        return self._read(TEACHER, "held out", encoded=None if self.whole else self.base_pass)
 
     def of_all(
         self, rebuilt: Mapping[str, Rebuilt], rival: Published | None
@@ -184,14 +216,18 @@ class Asked:
         """Everybody's answers, by the names of their arms: policies and the warm-up that some of
         them started from, a linear probe of the base model, teachers, a champion, the base."""
         answers = self._of_policies(rebuilt) | {PROBE: self._of_probe(rebuilt[POLICY])}
-        fooled = self._read(SHUFFLED, f"{SHUFFLED}, held out")
-        answers |= self._of_teachers({TEACHER: self.taught, SHUFFLED: fooled})
-        if rival:
-            answers[CHAMPION] = self._of_champion(rival)
+        answers |= self.of_published({CHAMPION: rival})
         answers[BASE_MODEL] = self.shop.make(
             of_base, BASE_MODEL, encoded=self.base_pass, base=self.base
         )
         return answers
+
+    def of_published(self, versions: Mapping[str, Published | None]) -> dict[str, Artifact]:
+        """Published versions' answers, where there is one, and teachers'."""
+        fooled = self._read(SHUFFLED, f"{SHUFFLED}, held out")
+        return self._of_teachers({TEACHER: self.taught, SHUFFLED: fooled}) | {
+            arm: self.of_version(arm, version) for arm, version in versions.items() if version
+        }
 
     def of_numbers(self, every: Artifact) -> dict[str, Artifact]:
         """What teachers answer to every candidate of the period, by numbers alone."""
@@ -200,8 +236,9 @@ class Asked:
             for name in self.schools
         })  # fmt: skip
 
-    def checks(self, version: Published, answers: Artifact) -> Artifact:
+    def checks(self, version: Published, answers: Artifact | None = None) -> Artifact:
         """Does serving answer so too?"""
+        answers = answers or self.of_version("checks", version)
         return self.shop.make(
             checks, version=version, scenarios=self.scenarios, answers=answers, **self._asides
         )
@@ -237,19 +274,20 @@ class Asked:
             for arm, words in said.items()
         }
 
-    def _of_champion(self, rival: Published) -> Artifact:
+    def of_version(self, arm: str, version: Published) -> Artifact:
+        """A published version's answers."""
         return self.shop.make(
             of_published,
-            CHAMPION,
-            version=rival,
+            arm,
+            version=version,
             scenarios=self.scenarios,
-            encoded=self.base_pass,
-            base=self.base,
+            encoded=None if self.whole else self.base_pass,
+            base=None if self.whole else self.base,
             shipped=self.config.publish.shipped,
             **self._asides,
         )
 
-    def _read(self, arm: str, about: str, **given: Artifact) -> Artifact:
+    def _read(self, arm: str, about: str, **given: Artifact | None) -> Artifact:
         all_given = {"scenarios": self.scenarios, "teacher": self.schools[arm]} | given
         return self.shop.make(taught, about, **all_given)
 
@@ -261,10 +299,17 @@ def judged_by(config: RebuildConfig) -> RebuildConfig:
     return config.model_copy(update=held_out)
 
 
-def terms_of(config: RebuildConfig) -> Terms:
-    """What the contest is judged by."""
+def sample_of(judged: RebuildConfig) -> RebuildConfig:
+    """As few scenarios as checks read."""
+    few = judged.scenarios.model_copy(update={"limit": SCENARIOS})
+    return judged.model_copy(update={"scenarios": few})
+
+
+def terms_of(config: RebuildConfig, known: Published | None = None) -> Terms:
+    """What the contest is judged by; the algorithm is what a published version says of itself."""
+    algorithm = known.manifest.provenance.get("algorithm", "not known") if known else None
     return Terms(
-        config.policy.algorithm,
+        algorithm or config.policy.algorithm,
         config.market,
         config.evaluate.outcomes or config.outcomes,
         config.evaluate,
@@ -292,6 +337,11 @@ def newly_published(config: RebuildConfig, policy: Artifact, now: datetime) -> P
     return published(publish(release_of(policy, config.publish.name, [models]), models, now))
 
 
+def published_of(config: RebuildConfig, name: str | None) -> Published | None:
+    """A version by its name, verified. Raises `UnknownVersion` where there is none."""
+    return published(find_version(name, folders_of(config))) if name else None
+
+
 def published(directory: Path) -> Published:
     """A version, verified."""
     return Published(directory, load_manifest(directory))
@@ -308,6 +358,17 @@ def _keep_report(artifact: Artifact, version: Path) -> None:
     draft = kept.with_name(f".{kept.name}.{os.getpid()}")
     shutil.copyfile(artifact / "report.html", draft)
     draft.replace(kept)
+
+
+def _require_unseen(version: Published | None, held_out: HeldOutConfig) -> None:
+    """What a version says that it was trained on lies before what judges it."""
+    *_, last = (version.manifest.provenance.get("period") if version else None) or [0]
+    if version and held_out.since is not None and last >= instant(held_out.since):
+        raise ConfigError(
+            f"{version.path.name} was trained on decisions up to"
+            f" {datetime.fromtimestamp(last, UTC):%Y-%m-%d}, and what judges begins on"
+            f" {held_out.since}: move evaluate.held_out.since behind them"
+        )
 
 
 def _require_held_out_bars(config: RebuildConfig, market: History) -> None:

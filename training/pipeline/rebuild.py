@@ -151,6 +151,21 @@ def labelled(
     return {"scenarios": scenarios, "labels": fates}
 
 
+def numbers_alone(config: RebuildConfig, shop: Workshop, database: str | None) -> Rebuilt:
+    """What is learned of every candidate without a language model: scenarios and labels, all of
+    them, and the teacher."""
+    every = labelled(unlimited(config), market_of(config), shop, database)
+    made = shop.make(
+        teacher,
+        **every,
+        settings=config.teacher,
+        outcomes=config.outcomes,
+        embargo_s=embargo_s(config.scenarios),
+    )
+    candidates = {f"candidate_{name}": artifact for name, artifact in every.items()}
+    return Rebuilt(every | candidates | {"teacher": made})
+
+
 def market_of(config: RebuildConfig) -> History:
     """Bars and context up to the end of what the scenarios' period may read; all of them for the
     held-out period."""

@@ -6,13 +6,15 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import pytest
 
 from app.domain.features import FEATURE_NAMES
 from app.domain.model.actions import ACTIONS
 from app.domain.model.manifest import Calibration
 from app.domain.model.outlook import Outlook
-from bench.learning.held_out import HeldOut, choices, figures, questions, ranks, tails
+from bench.learning.held_out import HeldOut, choices, figures, own_shares, questions, ranks, tails
 from training.learning.model.answers import Answers
+from training.learning.teacher.accuracy import RangeControls
 from training.learning.teacher.predictions import Predictions
 
 COUNT = 40
@@ -56,6 +58,8 @@ def knowing() -> HeldOut:
         answers=Answers(raw, Calibration()),
         outlooks=outlooks,
         teacher=Predictions(**said),
+        shuffled=Predictions(**said | {"expected": np.zeros_like(rewards)}),
+        ranges=RangeControls(np.full(COUNT, np.log(1.0)), np.full(COUNT, np.log(4.0 / 3.0))),
     )
 
 
@@ -78,6 +82,8 @@ def test_its_own_choices_earn_what_they_took_and_not_trading_is_beside_them() ->
     for who, share, mean in (
         ("policy", "50.0%", "+0.500 ["),
         ("agent, every candidate", "100.0%", "+0.000 ["),
+        ("random veto of the agent's plans, same rate", "50.0%", "+0.000 ["),
+        ("the policy's own actions dealt at random", "50.0%", "+0.000 ["),
         ("not trading", "0.0%", "+0.000 [+0.000, +0.000]"),
     ):
         assert rows[who][0] == share
@@ -91,10 +97,25 @@ def test_chances_range_and_expectation_are_held_against_what_came() -> None:
     assert told[("win", "AUC")] == told[("stopped", "AUC")] == "1.000"
     assert told[("win", "calibration error")] == "0.100"
     assert told[("range", "squared error of its logarithm")] == f"{np.log(2) ** 2:.4f}"
+    gain = 1 - np.log(2) ** 2 / np.log(4) ** 2
+    assert told[("range", f"below ATR alone, {np.log(4) ** 2:.4f}")] == f"{gain:.1%}"
     assert told[("expected R", "slope of realised on it")] == "1.25"
 
 
 def test_sizes_are_compared_at_one_mean_notional() -> None:
-    rows = cells(tails(knowing()))
+    rows = cells(tails(knowing(), 0.1))
     assert rows["agent's"] == rows["1/ATR"] == ["1.000%", "0.0% [0.0%, 0.0%]"]
     assert figures(knowing()) == {"candidates": 40.0, "rank": 1.0, "approves": 0.5}
+
+
+def test_a_share_follows_from_what_the_scores_say_of_risk_whatever_they_say_of_profit() -> None:
+    """With m f - r f^2 for shares f of 1/4, 1/2 and 1, over a beta of 0.1: risk of 0.05 is taken
+    whole, of 0.15 by half (0.15 / 2 / 0.15), of 0.3 by a quarter."""
+    risk, mean = np.array([0.05, 0.15, 0.3, 0.3]), np.array([0.2, -0.3, 0.0, 0.5])
+    raw = np.zeros((4, len(ACTIONS)))
+    for number, action in enumerate(ACTIONS):
+        share = action.risk_fraction
+        raw[:, number] = (mean * share - risk * share**2) / 0.1
+    assert own_shares(Answers(raw, Calibration()), 0.1).tolist() == pytest.approx(
+        [1.0, 0.5, 0.25, 0.25]
+    )

@@ -8,6 +8,7 @@ import math
 import re
 import shutil
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -279,6 +280,44 @@ def test_a_champion_of_unknown_name_is_one_clear_error_and_no_look(second: Rebui
     assert "\n" not in str(refused.value)
     assert (second.publish.models / LOOKS).read_text() == looks
     assert sorted(second.artifacts.glob("evaluation-*")) == finished
+
+
+@pytest.fixture(scope="module")
+def judged(second: RebuildConfig, evaluated: Evaluated) -> Evaluated:
+    """The version of the evaluation before, judged as somebody's who has but its directory."""
+    lines: list[str] = []
+    done = evaluate(second, shop_of(second, lines.append), NOW, entrant=evaluated.version.name)
+    built = {line.split(":")[0] for line in lines if "building" in line}
+    assert not built & {"policy (dpo)", "policy (expected)", "preferences"}, "nothing is trained"
+    return done
+
+
+def test_a_published_version_is_judged_as_its_rebuild_was(
+    judged: Evaluated, evaluated: Evaluated
+) -> None:
+    assert judged.version.name == evaluated.version.name
+    before, now = (values(tables(done)[REWARDS], MEAN) for done in (evaluated, judged))
+    same = ["policy", "policy before vetoes", "agent", "always approve", "policy as veto"]
+    assert {name: now[name] for name in same} == pytest.approx(
+        {name: before[name] for name in same}
+    )
+    assert before.keys() - now.keys() == {"base model", "linear probe", "policy dpo", "warm-up"}
+    assert report_of(judged)["facts"]["algorithm"] == "expected"
+    codes = {refusal["code"] for refusal in judged.report["verdict"]["refusals"]}
+    assert not codes & {"check_missing", "split_overlaps"}
+
+
+def test_a_version_that_was_trained_on_days_that_judge_is_refused(
+    second: RebuildConfig, evaluated: Evaluated
+) -> None:
+    end = load_manifest(evaluated.version).provenance["period"][1]
+    inside = datetime.fromtimestamp(end, UTC).date()
+    held_out = second.evaluate.held_out.model_copy(update={"since": inside})
+    early = second.model_copy(
+        update={"evaluate": second.evaluate.model_copy(update={"held_out": held_out})}
+    )
+    with pytest.raises(ConfigError, match="was trained on decisions up to"):
+        evaluate(early, shop_of(early), NOW, entrant=evaluated.version.name)
 
 
 def test_bars_that_end_before_what_judges_are_refused_before_anything_is_trained(

@@ -82,7 +82,7 @@ def _input(annotation: Any) -> Any:
         return {"first": _input(kinds[1]), "second": _input(kinds[1])}
     if any(hasattr(kind, "open") for kind in kinds):
         return artifact("first")
-    if hasattr(annotation, "hash"):
+    if any(hasattr(kind, "hash") for kind in kinds):
         return Data("first")
     if hasattr(annotation, "_fields"):
         return {name: _input(kind) for name, kind in get_type_hints(annotation).items()}

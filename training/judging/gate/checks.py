@@ -21,7 +21,8 @@ from app.policy.port import Policy
 from training.arrays import Progress, silent
 from training.judging.gate.texts import EACH, SCENARIOS, Turned, attempts_on, judged
 from training.judging.gate.verdict import Check, CheckName
-from training.learning.model.answers import Answers, Published
+from training.learning.model.answers import Answers
+from training.learning.model.published import Published
 from training.scenarios.table import ScenarioSet, evenly
 from training.stages.declared import Aside, stage
 from training.stages.store import Artifact, Facts

@@ -15,6 +15,7 @@ from training.judging.contest.arena import Played
 from training.judging.contest.arms import (
     AGENT,
     ALWAYS,
+    BASE_MODEL,
     BASELINES,
     HEURISTICS,
     HOLD,
@@ -86,7 +87,9 @@ def evaluation_report(findings: Findings) -> Report:
     section = report.section("Rewards of trades")
     details.distribution(section, findings)
     pictures.excursions(section, findings)
-    doubts.off_policy(report.section("If only the logged action's outcome were known"), findings)
+    if BASE_MODEL in findings.contest.probabilities:  # It stands for the policy that is logged.
+        section = report.section("If only the logged action's outcome were known")
+        doubts.off_policy(section, findings)
     doubts.combinatorial(report.section("The simple rivals before the held-out period"), findings)
     _worth(report.section("Is it worth it?"), findings)
     return report

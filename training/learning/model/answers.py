@@ -3,14 +3,12 @@ they propose."""
 
 from __future__ import annotations
 
-import asyncio
 import json
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Self
 
 import numpy as np
 import torch
@@ -19,20 +17,17 @@ from scipy.special import log_softmax
 
 from app.domain.model.actions import ACTIONS
 from app.domain.model.choice import chosen
-from app.domain.model.manifest import Calibration, ModelManifest
+from app.domain.model.manifest import Calibration
 from app.domain.model.outlook import Outlook
 from app.domain.model.questions import BY_NAME, QuestionName
-from app.domain.record.decision import Reading, foretold, prepare
+from app.domain.record.decision import Reading, foretold
 from app.domain.scenario import Scenario
-from app.policy.backends import Backends
 from app.policy.in_process.label_reader import LabelReader
-from app.policy.options import BackendOptions
 from training.arrays import Floats, Progress, Rows, silent
 from training.learning.model.adapted import opened
 from training.learning.model.base import Base
 from training.learning.model.base_pass import Encoded
-from training.scenarios.table import ScenarioSet
-from training.stages.declared import Aside, stage
+from training.stages.declared import stage
 from training.stages.store import Artifact, Facts
 
 FILE = "log_probabilities.npy"
@@ -40,7 +35,6 @@ BARE_FILE = "without_text.npy"
 QUESTION_FILE = "{}_log_probabilities.npy"
 BARE_QUESTION_FILE = "{}_without_text.npy"
 _ROWS = 32
-_PATIENCE_S = 300.0
 _APPROVING = np.array([action.approve for action in ACTIONS])
 
 
@@ -178,17 +172,6 @@ def choices(scores: NDArray[np.floating]) -> Rows:
     return np.array([chosen(row) for row in scores.tolist()], np.int64)
 
 
-class Published(NamedTuple):
-    """A version's directory, and its manifest as it was verified."""
-
-    path: Path
-    manifest: ModelManifest
-
-    def hash(self) -> str:
-        """Of the manifest, which has the hashes of all files."""
-        return self.manifest.hash()
-
-
 @stage("answers")
 def of_base(folder: Path, encoded: Encoded, base: Base) -> Facts:
     """The base model's own, as the base pass read them."""
@@ -202,31 +185,6 @@ def of_policy(
     """A policy's, or a warm-up's, to every scenario."""
     calibration = calibration_of(policy)
     return of_adapter(base.reader, encoded, policy / "adapter", calibration, progress).save(folder)
-
-
-@stage("answers")
-def of_published(
-    folder: Path,
-    version: Published,
-    scenarios: ScenarioSet,
-    encoded: Encoded,
-    base: Base,
-    *,
-    models: Aside[Path],
-    shipped: Aside[Path],
-    threads: Aside[int],
-    progress: Progress = silent,
-) -> Facts:
-    """A published version's: fast when it is an adapter over the same base, else prompt by prompt.
-    Model directories lie in `models` and `shipped`."""
-    named = version.manifest.base
-    calibration = version.manifest.calibration
-    if named is not None and named.model_version == base.manifest.model_version:
-        answers = of_adapter(base.reader, encoded, version.path, calibration, progress)
-    else:
-        roots = [models, shipped]
-        answers = of_version(version.path, roots, scenarios.scenarios(), threads, progress)
-    return answers.save(folder)
 
 
 def calibration_of(policy: Artifact) -> Calibration:
@@ -270,35 +228,6 @@ def of_adapter(
         dict(zip(asked, them, strict=True)) for them in (answers, bare_answers)
     )
     return Answers(raw, calibration, bare_raw, questions, bare_questions)
-
-
-def of_version(
-    version: Path,
-    roots: Sequence[Path],
-    scenarios: Sequence[Scenario],
-    threads: int,
-    progress: Progress = silent,
-) -> Answers:
-    """Any published version's, with and without text parts, loaded and asked as the service does;
-    whole prompts, one after the other.
-
-    Raises what `Backends.load` raises: the files were changed, or belong to another prompt version.
-    """
-    policy = Backends(BackendOptions(roots=roots, threads=threads)).load(version)
-
-    async def ask() -> list[Reading]:
-        try:
-            found = []
-            for number, scenario in enumerate(scenarios):
-                found.append(
-                    await policy.decide(prepare(scenario), time.monotonic() + _PATIENCE_S, scenario)
-                )
-                progress(number + 1, len(scenarios))
-            return found
-        finally:
-            await policy.aclose()
-
-    return Answers.of(asyncio.run(ask()), policy.manifest.calibration)
 
 
 def _row(
