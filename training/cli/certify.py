@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from app.domain.errors import ModelFileError
+from app.domain.errors import InvalidRecord, ModelFileError
 from app.domain.scenario import Scenario
 from app.policy.options import BackendOptions
 from training.arrays import Progress
@@ -41,14 +41,22 @@ def certify(
     of one core.
     """
     settings = chosen(config, overrides)
+    from app.policy.in_process.certificate import LEAST_PROMPTS
     from app.policy.in_process.certifying import certify as certified
     from app.policy.in_process.loading import InProcess
     from training.pipeline.rebuild import market_of, scenarios_of
     from training.scenarios.table import ScenarioSet
 
     shop = Workshop(settings.artifacts, tell, meter)
+    every = settings.scenarios.model_copy(update={"limit": None})
+    settings = settings.model_copy(update={"scenarios": every})
     table = ScenarioSet.open(scenarios_of(settings, market_of(settings), shop, database or None))
     scenarios = spread(table.scenarios(), prompts)
+    if len(scenarios) < LEAST_PROMPTS:
+        raise InvalidRecord(
+            f"{len(scenarios):,} scenarios are too few for a certificate, which takes"
+            f" {LEAST_PROMPTS:,}: ask for more by --prompts, of more bars by --config or --set"
+        )
     roots = (version.parent, settings.publish.models, *(models or ()))
     policy = InProcess(BackendOptions(roots=roots, threads=settings.threads)).load(version)
     if policy.cascade is not None:

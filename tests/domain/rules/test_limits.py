@@ -62,7 +62,7 @@ def test_a_minimum_above_its_maximum_is_refused(table: str) -> None:
 
 def test_every_fault_of_a_file_is_told_with_its_name(tmp_path: Path) -> None:
     file = tmp_path / "limits.toml"
-    with pytest.raises(LimitsError, match=r"limits\.toml: cannot be read: .*set ADVISOR_LIMITS"):
+    with pytest.raises(LimitsError, match=r"limits\.toml: cannot be read: No such file"):
         read_limits(file)
     file.write_bytes(b"\xff")
     with pytest.raises(LimitsError, match=r"limits\.toml: cannot be read: .*utf-8"):
