@@ -189,11 +189,11 @@ class Guard:
 
 
 async def _refusal(scope: Scope, refusals: Refusals, why: AuthFailure) -> Response:
-    """401; to a browser that looks for a page the way to the form."""
+    """401; to a browser that looks for a page the way to the form: without a cookie that is how
+    everybody comes in, and no failure."""
     path = scope["path"]
     looks = _is_page(path) and scope["method"] in ("GET", "HEAD")
     if looks and why is AuthFailure.MISSING:
-        refusals.note(scope, why)
         return _to_the_form(scope)
     detail = await refusals.told(scope, why)
     if looks:

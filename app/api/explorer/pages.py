@@ -238,6 +238,7 @@ async def model(request: Request, version: str) -> Response:
         request,
         "model",
         model=found,
+        served=_roles(described["serving"], found["hash"]),
         card=await service.serving.card(version),
         report=await service.serving.report(version) is not None,
         stands={
@@ -266,6 +267,11 @@ async def report(request: Request, version: str) -> Response:
     if path is None:
         raise HTTPException(404, f"no report of an evaluation of {version!r} lies here")
     return FileResponse(path, media_type="text/html; charset=utf-8")
+
+
+def _roles(serving: list[Row], manifest_hash: str) -> list[str]:
+    """In which roles a version is served now."""
+    return [each["role"] for each in serving if each["manifest_hash"] == manifest_hash]
 
 
 def _names(move: Row, version: str) -> bool:

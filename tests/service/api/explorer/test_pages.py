@@ -34,6 +34,10 @@ async def test_whoever_has_no_token_is_sent_to_the_form_and_learns_nothing(site:
         answer = await site.api.client.get(path)
         assert answer.status_code == 303, path
         assert answer.headers["location"].startswith("/ui/login?next=/ui"), path
+    assert site.api.metric("advisor_auth_failures_total", reason="missing") == 0, "nobody failed"
+    stale = {"Cookie": "advisor_token=advisor.reader.revoked"}
+    assert (await site.api.client.get("/ui", headers=stale)).status_code == 303
+    assert site.api.metric("advisor_auth_failures_total", reason="unknown") == 1
     assert (await site.api.client.get("/")).headers["location"] == "/ui"
     assert "secret" not in (await site.api.client.get("/ui/login")).text
 
@@ -60,6 +64,8 @@ async def test_a_version_has_a_page_with_its_worth_over_time_and_what_came_of_it
     assert "Chance that was told" in shown
     assert json.loads(chart(shown, "behaviour"))["series"][1]["data"][-1] == 1.0
     assert "no alias names it" in shown
+    assert "served now as primary" in shown
+    assert "R summed over all decisions" in shown
     for unknown in ("/ui/models/nobody", "/ui/models/..%2f..%2fetc"):
         assert (await site.get(unknown)).status_code == 404
 
