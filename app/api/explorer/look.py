@@ -11,6 +11,7 @@ import orjson
 from fastapi import Request
 from fastapi.responses import HTMLResponse
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markdown_it import MarkdownIt
 from markupsafe import Markup
 
 from app.api.access import caller_of
@@ -18,6 +19,9 @@ from app.domain.principal import OPEN, Role
 
 NONE = "–"
 """Stands where a value is not known."""
+HEADING_BELOW = 2
+"""So many steps the headings of a text lie below those of the page that shows it."""
+_MARKDOWN = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image")
 _UNITS = ((31_557_600.0, "years"), (86_400.0, "days"), (3_600.0, "h"), (60.0, "min"))
 
 
@@ -77,6 +81,16 @@ def pretty(value: object) -> str:
     return orjson.dumps(value, default=str, option=orjson.OPT_INDENT_2).decode()
 
 
+def markdown(text: str) -> Markup:
+    """A text in Markdown. HTML in it is shown as it is written, images are links, and a link leads
+    to no script."""
+    tokens = _MARKDOWN.parse(text)
+    for token in tokens:
+        if token.type in ("heading_open", "heading_close"):
+            token.tag = f"h{min(int(token.tag[1:]) + HEADING_BELOW, 6)}"
+    return Markup(_MARKDOWN.renderer.render(tokens, _MARKDOWN.options, {}))
+
+
 def yes(value: bool | None) -> str:
     """approve or reject; a dash for neither."""
     return {True: "approve", False: "reject", None: NONE}[value]
@@ -99,6 +113,7 @@ def _environment() -> Environment:
         "lapse": lapse,
         "script_json": script_json,
         "pretty": pretty,
+        "markdown": markdown,
         "yes": yes,
     }
     environment.globals["none"] = NONE

@@ -459,6 +459,10 @@ async def test_a_versions_report_is_shown_in_a_sandbox(site: Site, tmp_path: Pat
     folder = site.api.settings.models_dir / "scripted-1"
     folder.mkdir(parents=True)
     (folder / MANIFEST_NAME).write_text(json.dumps(SCRIPTED_MANIFEST.as_json()))
+    (folder / "README.md").write_text("# A card\n\n<script>x</script> **reads**\n")
+    shown = (await site.get(page)).text
+    assert "<h3>A card</h3>" in shown
+    assert "&lt;script&gt;x&lt;/script&gt; <strong>reads</strong>" in shown
     report_beside(folder).write_text("<p>found <script>parent.document</script></p>")
     assert f'src="{page}/report"' in (await site.get(page)).text
     answer = await site.get(f"{page}/report")
