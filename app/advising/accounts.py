@@ -4,7 +4,7 @@ a request leaves open of its account comes out of it."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import NamedTuple
 from uuid import UUID
 
@@ -12,30 +12,37 @@ from app.domain.canonical import DEFAULT_PRINCIPAL
 from app.domain.errors import InvalidRecord
 from app.domain.record.control import AgentAction
 from app.domain.record.decision import Decision
-from app.domain.record.ledger import Offer, closed, completed, opened
+from app.domain.record.ledger import OPEN_FOR, Offer, closed, completed, is_replay, opened
 from app.domain.record.outcome import Arm, Outcome, OutcomeSource
 from app.domain.scenario import Account, Scenario
 from app.journal.journal import Journal
 from app.journal.ledger import Entry
 from app.shadow_log.log import ShadowLog
 
-OPEN_FOR = timedelta(days=30)
-"""How far back trades are looked for that may still be open."""
-
 
 class Trader(NamedTuple):
-    """Whose decision it was, and what its trade is where reports do not say."""
+    """Whose decision it was, what its trade is where reports do not say, and whether it was one of
+    a replay."""
 
     principal: str
     offer: Offer
+    replayed: bool
 
     @classmethod
     def of(cls, decision: Decision) -> Trader:
-        return cls(decision.principal or DEFAULT_PRINCIPAL, _offer(decision.scenario))
+        return cls.reporting(decision.principal, decision.scenario, decision.received_at)
+
+    @classmethod
+    def reporting(cls, principal: str | None, scenario: Scenario, received_at: datetime) -> Trader:
+        """Who reports on a decision on this scenario."""
+        candidate = scenario.candidate
+        offer = Offer(candidate.symbol, candidate.direction, scenario.plan)
+        return cls(principal or DEFAULT_PRINCIPAL, offer, is_replay(scenario.as_of, received_at))
 
 
 class Accounts:
-    """A replay of history (not `live`) has no reports of its own time: nothing is derived in it."""
+    """A replay of history has no reports of its own time: nothing is derived in it, nor from it,
+    whether the service replays (not `live`) or what it is asked lies far back."""
 
     def __init__(
         self,
@@ -55,7 +62,7 @@ class Accounts:
         was sent and could not be used stays so: its rules refuse."""
         sent = scenario.account
         wanted = (sent.positions, sent.day_pnl_fraction, sent.consecutive_losses)
-        if not self._live or None not in wanted:
+        if not self._live or is_replay(scenario.as_of, now) or None not in wanted:
             return scenario
         try:
             notes = await self._journal.ledger_of(principal)
@@ -69,7 +76,7 @@ class Accounts:
 
     async def acted(self, decision_id: UUID, trader: Trader, action: AgentAction) -> None:
         """An agent told its action: a trade, or none."""
-        if self._live:
+        if self._live and not trader.replayed:
             now = self._now()
             trade = opened(action, trader.offer, now)
             await self._journal.note(Entry(trader.principal, str(decision_id), now, trade))
@@ -77,7 +84,7 @@ class Accounts:
     async def ended(self, decision_id: UUID, trader: Trader, outcome: Outcome) -> None:
         """An agent told how its own trade ended. What was simulated is no report of it."""
         own = outcome.arm is Arm.AGENT and outcome.source is OutcomeSource.REPORTED
-        if not own or not self._live:
+        if not own or not self._live or trader.replayed:
             return
         now = self._now()
         try:
@@ -94,9 +101,11 @@ class Accounts:
         """The ledger as the record has it. Raises `ShadowLogUnavailable`."""
         entries = []
         for row in await self._log.reported_trades(self._now() - OPEN_FOR):
-            whose, known = row["principal"] or DEFAULT_PRINCIPAL, str(row["decision_id"])
-            offer = _offer(Scenario.from_json(row["scenario"]))
-            trade = None
+            scenario, known = Scenario.from_json(row["scenario"]), str(row["decision_id"])
+            trader = Trader.reporting(row["principal"], scenario, row["received_at"])
+            if trader.replayed:
+                continue
+            whose, offer, trade = trader.principal, trader.offer, None
             if row["action"] is not None:
                 trade = opened(AgentAction.from_json(row["action"]), offer, row["acted_at"])
                 entries.append(Entry(whose, known, row["acted_at"], trade))
@@ -105,7 +114,3 @@ class Accounts:
                 end = closed(Outcome.from_json(row["outcome"]), made, row["ended_at"])
                 entries.append(Entry(whose, known, row["ended_at"], end))
         return entries
-
-
-def _offer(scenario: Scenario) -> Offer:
-    return Offer(scenario.candidate.symbol, scenario.candidate.direction, scenario.plan)

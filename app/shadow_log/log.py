@@ -65,8 +65,8 @@ from app.shadow_log.rows import Row, assemble, plain, report_of, row_hash
 from app.shadow_log.schema import partitions, tables
 
 _REPORTED_TRADES = """
-SELECT d.principal, d.decision_id, d.scenario, a.record AS action, a.recorded_at AS acted_at,
-       o.record AS outcome, o.recorded_at AS ended_at
+SELECT d.principal, d.decision_id, d.scenario, d.received_at, a.record AS action,
+       a.recorded_at AS acted_at, o.record AS outcome, o.recorded_at AS ended_at
 FROM (SELECT decision_id FROM agent_actions WHERE recorded_at >= :since
       UNION
       SELECT decision_id FROM outcomes

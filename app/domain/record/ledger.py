@@ -8,7 +8,7 @@ reported on is not either.
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from pydantic import Field
@@ -20,6 +20,14 @@ from app.domain.record.outcome import Outcome
 from app.domain.scenario import Account, Derived, Plan, Position
 
 MAX_POSITIONS = 256
+OPEN_FOR = timedelta(days=30)
+"""How long a trade counts as open, when nobody tells its end."""
+
+
+def is_replay(as_of: datetime, arrived_at: datetime) -> bool:
+    """Whether a candidate is one of history: its market time lies further back than an account
+    reaches. What is reported of it was never a part of the live account."""
+    return arrived_at - as_of > OPEN_FOR
 
 
 class Opened(Record):
@@ -112,7 +120,11 @@ def completed(
 
 
 def _positions(notes: Iterable[Note], as_of: datetime) -> tuple[Position, ...] | None:
-    trades = [note.opened for note in notes if note.opened is not None and note.closed is None]
+    trades = [
+        note.opened
+        for note in notes
+        if note.opened is not None and note.closed is None and as_of - note.opened.at <= OPEN_FOR
+    ]
     if len(trades) > MAX_POSITIONS:
         return None
     return tuple(

@@ -16,6 +16,7 @@ from app.domain.record.ledger import (
     Opened,
     closed,
     completed,
+    is_replay,
     opened,
 )
 from app.domain.scenario import Account, Plan
@@ -117,3 +118,17 @@ def test_more_open_trades_than_a_request_may_hold_are_not_known_rather_than_fewe
 
     assert held(MAX_POSITIONS) == 256
     assert held(MAX_POSITIONS + 1) is None
+
+
+def test_what_was_opened_over_thirty_days_before_the_candidate_is_open_no_more() -> None:
+    old, young = ago(days=30, seconds=1), ago(days=30)
+    told = account(Note(AS_OF, trade("OLDUSDT", old)), Note(AS_OF, trade("NEWUSDT", young)))
+    assert [position.symbol for position in told.positions or ()] == ["NEWUSDT"]
+    assert account(Note(AS_OF, trade(at=old))).positions == ()
+
+
+def test_a_candidate_from_further_back_than_an_account_reaches_is_one_of_a_replay() -> None:
+    assert not is_replay(AS_OF, AS_OF)
+    assert not is_replay(ago(days=30), AS_OF)
+    assert is_replay(ago(days=30, seconds=1), AS_OF)
+    assert not is_replay(AS_OF, ago(days=40)), "a candidate ahead of the clock is refused elsewhere"

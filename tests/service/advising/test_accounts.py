@@ -30,7 +30,8 @@ async def told(api: Running, path: str, **document: Any) -> None:
 
 async def account(api: Running, request_id: str, **sent: Any) -> dict[str, Any]:
     """The account of a decision whose request sends no other fields of it than these."""
-    reply = await api.advise(request(request_id, account=sent))
+    old = {name: sent.pop(name) for name in list(sent) if "__" in name}
+    reply = await api.advise(request(request_id, **old, account=sent))
     assert reply.status_code == 200, reply.text
     stored = (await api.client.get(f"/decisions/{reply.json()['decision_id']}")).json()
     scenario: dict[str, Any] = stored["decision"]["scenario"]
@@ -110,6 +111,47 @@ async def test_another_replica_knows_them_and_postgres_tells_them_to_an_emptied_
         assert datetime.fromisoformat(held["opened_at"]) <= datetime.now(UTC)
 
 
+LONG_AGO = "2017-10-08T12:00:00Z"
+
+
+async def test_a_replay_of_history_leaves_nothing_in_the_live_account_on_any_road(
+    database_url: str, valkey_url: str, tmp_path: Path
+) -> None:
+    """Told to a replaying service, to a live one, and to a Valkey that lost its memory."""
+    settings = settings_for(database_url, valkey_url, tmp_path)
+    replaying = settings.model_copy(update={"clock": "request"})
+    old = {"candidate__ts": LONG_AGO, "market__bar_closed_at": LONG_AGO}
+    async with running(replaying) as demo:
+        reply = await demo.advise(request("d-1", **old))
+        path = f"/decisions/{reply.json()['decision_id']}/agent-action"
+        await told(demo, path, decision=True, decided_at=LONG_AGO)
+        assert await drained(settings) == 2
+    async with running(settings) as api:
+        await whole(api)
+        assert (await account(api, "r-1"))["positions"] is None, "the record's road"
+        reply = await api.advise(request("d-2", **old, account={}))
+        path = f"/decisions/{reply.json()['decision_id']}"
+        await told(api, f"{path}/agent-action", decision=True)
+        await told(api, f"{path}/outcome", arm="agent", outcome="sl", net_pnl=-5.0)
+        assert (await account(api, "r-2"))["positions"] is None, "the memory's road"
+        await traded(api, "r-3", decided_at=datetime.now(UTC).isoformat())
+        before = await account(api, "r-4")
+        assert (len(before["positions"]), before["consecutive_losses"]) == (1, 0)
+        back = await account(api, "d-3", **old)
+        assert "derived" not in back, "a replay does not see the live account either"
+        await drained(settings)
+        with client(valkey_url) as valkey:
+            valkey.flushall()
+
+        async def found_again() -> bool:
+            return bool(await api.service.journal.ledger_of("agent"))
+
+        await until(found_again)
+        after = await account(api, "r-5")
+    names = ("consecutive_losses", "day_pnl_fraction", "positions")
+    assert [after[name] for name in names] == [before[name] for name in names]
+
+
 async def test_an_end_without_an_action_counts_the_same_before_and_after_valkey_forgot(
     database_url: str, valkey_url: str, tmp_path: Path
 ) -> None:
@@ -155,7 +197,7 @@ async def test_replicas_whose_clocks_lie_on_both_sides_of_midnight_share_one_day
     names = ("positions", "day_pnl_fraction", "consecutive_losses", "seconds_since_loss")
     untold: dict[str, Any] = {f"account__{name}": ... for name in names}
     plain = build.scenario()
-    trader = Trader("desk", Offer("BTCUSDT", plain.candidate.direction, plain.plan))
+    trader = Trader("desk", Offer("BTCUSDT", plain.candidate.direction, plain.plan), replayed=False)
     for replica, net, at in zip(replicas, (-10.0, -5.0), (9, 4), strict=True):
         known, ended_at = uuid4(), (day - timedelta(seconds=at)).isoformat()
         loss = {"arm": "agent", "outcome": "sl", "net_pnl": net, "exit_time": ended_at}
