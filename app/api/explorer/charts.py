@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from math import ceil, floor, log10
 from typing import Any, NamedTuple
 
 from app.domain.intervals import Mean
@@ -15,6 +16,20 @@ AGENT, ADVICE = "#8b6fd6", "#1f9d8a"
 GOOD, BAD, WATCH = "#1f9d8a", "#d1495b", "#d99a2b"
 QUIET = "#8b93a5"
 _RISE_AND_FALL = {"color": GOOD, "borderColor": GOOD, "color0": BAD, "borderColor0": BAD}
+
+
+MOST_STEPS = 6
+"""Between the ends of an axis of prices."""
+PLOT_PX, LABEL_PX = 330, 14
+"""Height of the candles' plot in a tall figure (`.chart.tall`), and of a label beside it."""
+
+
+class Level(NamedTuple):
+    """A price of an arm's order."""
+
+    arm: str
+    kind: str
+    price: float
 
 
 class Exit(NamedTuple):
@@ -29,14 +44,14 @@ class Exit(NamedTuple):
 def running_r(days: Sequence[str], agent: Sequence[float], advice: Sequence[float]) -> Chart:
     """What both arms earned, summed over days, in R."""
     return {
-        **_plain(days, "R, summed"),
+        **_timed("R, summed"),
         "legend": {"top": 0},
         "series": [
             {
                 "name": name,
                 "type": "line",
                 "showSymbol": len(days) < 3,
-                "data": _short(values),
+                "data": _dated(days, values),
                 "lineStyle": {"width": 2},
                 "color": colour,
             }
@@ -48,11 +63,11 @@ def running_r(days: Sequence[str], agent: Sequence[float], advice: Sequence[floa
 def difference(days: Sequence[str], means: Sequence[Mean | None]) -> Chart:
     """R a decision, advice less agent, over all days so far, with the band of its interval: the
     band is stacked on its lower end."""
-    chart = _plain(days, "R a decision")
-    lows = _short([mean and mean.low for mean in means])
-    highs = _short([mean and mean.high for mean in means])
+    chart = _timed("R a decision")
+    lows = [mean and mean.low for mean in means]
+    highs = [mean and mean.high for mean in means]
     wide = [
-        None if low is None or high is None else round(high - low, 4)
+        None if low is None or high is None else high - low
         for low, high in zip(lows, highs, strict=True)
     ]
     band = {
@@ -65,13 +80,18 @@ def difference(days: Sequence[str], means: Sequence[Mean | None]) -> Chart:
         "color": ADVICE,
     }
     chart["series"] = [
-        {**band, "name": "lower end", "data": lows},
-        {**band, "name": "band of 95 %", "data": wide, "areaStyle": {"opacity": 0.2}},
+        {**band, "name": "lower end", "data": _dated(days, lows)},
+        {
+            **band,
+            "name": "band of 95 %",
+            "data": _dated(days, wide),
+            "areaStyle": {"opacity": 0.2},
+        },
         {
             "name": "advice less agent",
             "type": "line",
             "showSymbol": len(days) < 3,
-            "data": _short([mean and mean.value for mean in means]),
+            "data": _dated(days, [mean and mean.value for mean in means]),
             "lineStyle": {"width": 2},
             "color": ADVICE,
             "markLine": {
@@ -88,7 +108,7 @@ def difference(days: Sequence[str], means: Sequence[Mean | None]) -> Chart:
 
 def agreement(days: Sequence[str], shares: Sequence[float | None]) -> Chart:
     """Agreement by day."""
-    chart = _plain(days, "agreement")
+    chart = _timed("agreement")
     chart["yAxis"] |= {"min": 0, "max": 1}
     chart["series"] = [
         {
@@ -96,7 +116,7 @@ def agreement(days: Sequence[str], shares: Sequence[float | None]) -> Chart:
             "type": "line",
             "showSymbol": len(days) < 60,
             "symbolSize": 5,
-            "data": _short(shares),
+            "data": _dated(days, shares),
             "color": ADVICE,
         }
     ]
@@ -148,7 +168,7 @@ def _share(name: str) -> Chart:
 
 def behaviour(weeks: Sequence[str], shares: Mapping[str, Sequence[float | None]]) -> Chart:
     """Shares of decisions, by week."""
-    chart = _plain(weeks, "share")
+    chart = _timed("share")
     chart["yAxis"] |= {"min": 0, "max": 1}
     chart["legend"] = {"top": 0}
     chart["grid"] |= {"top": 64}
@@ -158,7 +178,7 @@ def behaviour(weeks: Sequence[str], shares: Mapping[str, Sequence[float | None]]
             "name": name,
             "type": "line",
             "showSymbol": len(weeks) < 60,
-            "data": _short(values),
+            "data": _dated(weeks, values),
             "color": colour,
         }
         for (name, values), colour in zip(shares.items(), colours, strict=False)
@@ -321,19 +341,19 @@ def candles(
     lines: list[dict[str, Any]] = [
         {"xAxis": at, "label": label, "lineStyle": {"color": QUIET, "type": "dashed"}}
     ]
-    lines += [_level(arm, kind, price) for arm, kind, price in _levels(prices)]
-    drawn = [price for _, _, price in _levels(prices)]
+    levels = sorted(_levels(prices), key=lambda level: -level.price)
+    drawn = [level.price for level in levels]
+    axis = _price_axis(
+        min([*drawn, *(bar.low for bar in bars)]), max([*drawn, *(bar.high for bar in bars)])
+    )
+    moved = _apart(drawn, axis["min"], axis["max"])
+    lines += [_drawn(level, by) for level, by in zip(levels, moved, strict=True)]
     return {
         "grid": {"left": 8, "right": 96, "top": 16, "bottom": 48, "containLabel": True},
         "tooltip": {"trigger": "axis", "renderMode": "richText"},
         "dataZoom": [{"type": "inside"}, {"type": "slider", "height": 18, "bottom": 8}],
         "xAxis": {"type": "category", "data": times},
-        "yAxis": {
-            "type": "value",
-            "scale": True,
-            "min": min([*drawn, *(bar.low for bar in bars)]),
-            "max": max([*drawn, *(bar.high for bar in bars)]),
-        },
+        "yAxis": axis,
         "series": [
             {
                 "name": "price",
@@ -352,6 +372,36 @@ def candles(
     }
 
 
+def _price_axis(low: float, high: float) -> Chart:
+    """An axis around these prices, whose ends and steps are numbers that people read."""
+    span = max(high - low, 1e-6 * high, 1e-300)
+    power = 10.0 ** floor(log10(span / MOST_STEPS))
+    step = next(power * by for by in (1, 2, 5, 10) if span <= MOST_STEPS * power * by)
+    digits = max(0, -floor(log10(step)))
+    first = floor(low / step)
+    last = max(ceil(high / step), first + 1)
+    return {
+        "type": "value",
+        "min": round(first * step, digits),
+        "max": round(last * step, digits),
+        "interval": round(step, digits),
+    }
+
+
+def _apart(drawn: Sequence[float], low: float, high: float) -> list[float]:
+    """Pixels that the label of each price, the highest first, is moved down (up below zero), so
+    that none lies on another: down from the one above, then up from the lower end."""
+    at = [PLOT_PX * (high - price) / (high - low) for price in drawn]
+    placed = list(at)
+    for i in range(1, len(placed)):
+        placed[i] = max(placed[i], placed[i - 1] + LABEL_PX)
+    end = float(PLOT_PX)
+    for i in reversed(range(len(placed))):
+        placed[i] = min(placed[i], end)
+        end = placed[i] - LABEL_PX
+    return [round(label - line, 1) for label, line in zip(placed, at, strict=True)]
+
+
 def _pins(bars: Sequence[Candle], exits: Sequence[Exit]) -> list[dict[str, Any]]:
     """Where trades ended, of those that end at a price within the bars."""
     return [
@@ -365,22 +415,26 @@ def _pins(bars: Sequence[Candle], exits: Sequence[Exit]) -> list[dict[str, Any]]
     ]
 
 
-def _levels(prices: Mapping[str, Mapping[str, float]]) -> list[tuple[str, str, float]]:
-    """Arm, kind and price; what an advice has as the agent has it is drawn once."""
+def _levels(prices: Mapping[str, Mapping[str, float]]) -> list[Level]:
+    """What an advice has as the agent has it is drawn once."""
     agent = prices["agent"]
     return [
-        (arm, kind, price)
+        Level(arm, kind, price)
         for arm, levels in prices.items()
         for kind, price in levels.items()
         if arm == "agent" or agent.get(kind) != price
     ]
 
 
-def _level(arm: str, kind: str, price: float) -> dict[str, Any]:
+def _drawn(level: Level, moved_px: float) -> dict[str, Any]:
+    """A line, and its label that much below it: an empty space above a text that is centred moves
+    it down by half."""
+    arm, kind, price = level
     colour = {"entry": "#4478c8", "stop": BAD}.get(kind, GOOD)
     words = kind if arm == "agent" else f"{kind}, advice"
     style = {"color": colour, "type": "solid" if arm == "agent" else "dashed"}
-    label = {"formatter": words, "color": colour, "position": "end"}
+    space = [max(2 * moved_px, 0), 0, max(-2 * moved_px, 0), 0]
+    label = {"formatter": words, "color": colour, "position": "end", "padding": space}
     return {"yAxis": price, "name": f"{arm}: {kind}", "lineStyle": style, "label": label}
 
 
@@ -419,6 +473,15 @@ def _plain(categories: Sequence[str], what: str) -> Chart:
         "xAxis": {"type": "category", "data": list(categories)},
         "yAxis": {"type": "value", "name": what, "scale": True},
     }
+
+
+def _timed(what: str) -> Chart:
+    """A chart along time: a year without decisions is as wide as any."""
+    return {**_plain((), what), "xAxis": {"type": "time"}}
+
+
+def _dated(days: Sequence[str], values: Sequence[float | None]) -> list[list[str | float | None]]:
+    return [[day, value] for day, value in zip(days, _short(values), strict=True)]
 
 
 def _short(values: Sequence[float | None]) -> list[float | None]:

@@ -31,6 +31,8 @@
 
   for (const place of document.querySelectorAll("[data-options]")) {
     const options = JSON.parse(document.getElementById(place.dataset.options).textContent);
+    // A bar needs a line of its own; the rest is what stands around them.
+    if (place.dataset.rows) place.style.height = `max(18rem, ${1.3 * place.dataset.rows + 4}rem)`;
     const chart = echarts.init(place, null, { renderer: "canvas" });
     chart.setOption(inked(options));
     drawn.push({ chart, options });

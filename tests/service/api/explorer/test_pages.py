@@ -57,12 +57,12 @@ async def test_a_version_has_a_page_with_its_worth_over_time_and_what_came_of_it
     await until(registered)
     shown = (await site.get("/ui/models/scripted-1?days=all")).text
     document = json.loads(chart(shown, "apart"))
-    gained = [value for value in document["series"][2]["data"] if value is not None]
+    gained = [value for _, value in document["series"][2]["data"] if value is not None]
     assert gained
     assert all(value > 0 for value in gained), "the agent lost, the advice did not trade"
-    assert document["series"][0]["data"] == [None] * len(document["series"][2]["data"])
+    assert [value for _, value in document["series"][0]["data"]] == [None, None]
     assert "Chance that was told" in shown
-    assert json.loads(chart(shown, "behaviour"))["series"][1]["data"][-1] == 1.0
+    assert json.loads(chart(shown, "behaviour"))["series"][1]["data"][-1][1] == 1.0
     assert "no alias names it" in shown
     assert "served now as primary" in shown
     assert "R summed over all decisions" in shown
