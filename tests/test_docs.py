@@ -31,6 +31,7 @@ from app.domain.scenario import (
 )
 from app.main import create_app
 from app.metrics import Metrics
+from app.schemas import AdviseResponse
 from training.__main__ import app as training
 
 ROOT = Path(__file__).parents[1]
@@ -149,6 +150,11 @@ def test_the_readme_shows_rooms_that_are_there() -> None:
     shown = set(re.findall(r"([a-z_]+)/", tree))
     there = {path.name for folder in ("", "app", "training") for path in (ROOT / folder).iterdir()}
     assert {"client", "domain", "learning", "tests"} < shown <= there
+
+
+def test_connecting_explains_every_field_of_the_answer() -> None:
+    text = (DOCS / "connect.md").read_text().split("## The answer\n")[1]
+    assert set(AdviseResponse.model_fields) <= set(re.findall(r"`(\w+)`", text))
 
 
 def test_the_vocabulary_has_each_word_once() -> None:

@@ -277,6 +277,19 @@ async def test_an_outcome_before_its_decision_is_refused_also_by_who_did_not_mak
             await drained(api.settings)
 
 
+async def test_halted_where_the_model_rejects_the_agents_order_alone_is_refused(
+    database_url: str, valkey_url: str, tmp_path: Path
+) -> None:
+    """As docs/connect.md says: no rule has an advice to refuse."""
+    rejecting = Models(ScriptedPolicy(["A"]))
+    async with running(settings_for(database_url, valkey_url, tmp_path), rejecting) as api:
+        body = {"state": "HALTED", "reason": "drill", "changed_by": "ops"}
+        await api.client.put("/state", json=body)
+        reply = (await api.advise(request("r-1"))).json()
+    assert (reply["status"], reply["approve"], reply["vetoes"]) == ("advised", False, [])
+    assert [veto["code"] for veto in reply["control_vetoes"]] == [VetoCode.STATE_HALTED.value]
+
+
 async def test_halting_takes_effect_at_once_is_recorded_and_survives_a_restart(
     api: Running, database_url: str, valkey_url: str, tmp_path: Path
 ) -> None:

@@ -122,6 +122,7 @@ async def test_the_readmes_curl_commands_are_answered_as_it_says(api: Running) -
     full = (await api.client.post("/advise", json=parsed(CURLS[0], "")[2])).json()
     assert shown.keys() <= full.keys()
     assert shown["decision_id"] == full["decision_id"]
+    assert shown["control_vetoes"] == full["control_vetoes"]
 
 
 def parsed(command: str, decision_id: str) -> tuple[str, str, Any]:

@@ -91,7 +91,9 @@ async def test_the_road_of_the_client(desk: Desk) -> None:
     said = await desk.runs_python(code)
     assert "candidate.atr" in said
     assert "It would be decided on" in said
-    assert "vetoed False ['" in said, "what the example leaves out refuses"
+    assert "vetoed False" in said
+    assert "\nvetoes ['" in said, "what the example leaves out refuses"
+    assert "\ncontrol_vetoes ['" in said, "also the agent's own order"
     assert "sent=3," in said
     [row] = await desk.rows()
     assert (len(row["agent_actions"]), len(row["outcomes"])) == (1, 1)
