@@ -31,6 +31,7 @@ from bench.learning.teacher import (
     TEACHER,
     WHOLE_FROM,
     daily,
+    interval,
     shares_by_risk,
     tail,
     tail_gain,
@@ -62,7 +63,7 @@ from training.pipeline.rebuild import base_of, labelled, market_of, numbers_alon
 from training.scenarios.table import ScenarioSet
 from training.stages.store import Artifact
 from training.stages.workshop import Workshop
-from training.statistics.bootstrap import Cluster, Estimate, compare_means
+from training.statistics.bootstrap import Cluster, compare_means
 
 POLICY, EXPECTED = "policy, approval", "policy, expected R"
 EVERY, IDLE = "agent, every candidate", "not trading"
@@ -164,7 +165,7 @@ def ranks(them: HeldOut) -> Iterator[str]:
     yield "\n| the better half less a random veto of the same rate | R | the policy's lead |"
     yield "|---|---|---|"
     for name, gain in gains.items():
-        yield f"| {name} | {_interval(gain)} | {_interval(leads[name]) if name in leads else ''} |"
+        yield f"| {name} | {interval(gain)} | {interval(leads[name]) if name in leads else ''} |"
     agreement = rank_agreement(them.answers.log_policy, them.teacher.expected)
     yield f"\nSpearman's correlation with the teacher: {agreement:.2f} (what approving is worth)"
     for name in known.keys() & {EXPECTED}:
@@ -195,8 +196,8 @@ def choices(them: HeldOut) -> Iterator[str]:
     yield "\n| who chooses | approves | R a candidate | the policy's lead |"
     yield "|---|---|---|---|"
     for name, mean in means.items():
-        lead = _interval(leads[name]) if name in leads else ""
-        yield f"| {name} | {approves.get(name, share):.1%} | {_interval(mean)} | {lead} |"
+        lead = interval(leads[name]) if name in leads else ""
+        yield f"| {name} | {approves.get(name, share):.1%} | {interval(mean)} | {lead} |"
 
 
 def questions(them: HeldOut) -> Iterator[str]:
@@ -270,10 +271,6 @@ def tails(them: HeldOut, beta: float) -> Iterator[str]:
         low, high = tail_gain(sums, agents)
         gain = 1 - tail(sums) / tail(agents)
         yield f"| {name} | {tail(sums):.3%} | {gain:.1%} [{low:.1%}, {high:.1%}] |"
-
-
-def _interval(estimate: Estimate) -> str:
-    return f"{estimate.value:+.3f} [{estimate.low:+.3f}, {estimate.high:+.3f}]"
 
 
 def figures(them: HeldOut) -> Mapping[str, float]:

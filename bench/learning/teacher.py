@@ -175,7 +175,7 @@ def table(
     yield "\n| the better half less a random veto of the same rate | R | the teacher's lead |"
     yield "|---|---|---|"
     for name, gain in gains.items():
-        yield f"| {name} | {_interval(gain)} | {_interval(leads[name]) if name in leads else ''} |"
+        yield f"| {name} | {interval(gain)} | {interval(leads[name]) if name in leads else ''} |"
     yield "\n| question | measure | value | control |"
     yield "|---|---|---|---|"
     for name, probability in ((WIN, teacher.win), (STOPPED, teacher.stopped)):
@@ -274,8 +274,11 @@ def tail_gain(sums: Floats, agents: Floats) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _interval(estimate: Estimate) -> str:
-    return f"{estimate.value:+.3f} [{estimate.low:+.3f}, {estimate.high:+.3f}]"
+def interval(estimate: Estimate) -> str:
+    """With three decimals; what rounds to zero has no sign."""
+    told = (f"{number:+.3f}" for number in (estimate.value, estimate.low, estimate.high))
+    value, low, high = (text[1:] if text[1:] == "0.000" else text for text in told)
+    return f"{value} [{low}, {high}]"
 
 
 if __name__ == "__main__":

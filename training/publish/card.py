@@ -39,6 +39,12 @@ LIMITS = (
     ),
 )
 
+ORDER = (
+    "It is not indifferent to the order of its options: of the version that came with the release"
+    " of 2026-11-27, 25 % of decisions turn when the options come in another order"
+    " (docs/results.md)."
+)
+
 
 def model_card(manifest: ModelManifest) -> str:
     """Markdown. Facts that the provenance lacks are left out."""
@@ -67,7 +73,7 @@ def _lines(manifest: ModelManifest) -> Iterator[str]:
     yield _what_it_does(manifest)
     yield ""
     yield from _list("What it is", _identity(manifest, facts))
-    yield from _list("What it is not", LIMITS)
+    yield from _list("What it is not", LIMITS if RIVAL_NAME in manifest.files else (*LIMITS, ORDER))
     yield from _results(facts.get("results"))
     yield from _questions(facts.get("questions"))
     yield from _language(facts.get("language"))
@@ -217,8 +223,8 @@ def _with_interval(estimate: Mapping[str, float | None]) -> tuple[str, str]:
     value, low, high = (estimate[name] for name in ("value", "low", "high"))
     has_interval = low is not None and high is not None
     return (
-        "unknown" if value is None else f"{value:.3f}",
-        f"{low:.3f} to {high:.3f}" if has_interval else "unknown",
+        "unknown" if value is None else f"{value:z.3f}",
+        f"{low:z.3f} to {high:z.3f}" if has_interval else "unknown",
     )
 
 

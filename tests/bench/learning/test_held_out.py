@@ -73,7 +73,7 @@ def test_the_better_half_of_a_policy_that_knows_adds_half_an_r() -> None:
     rows = cells(ranks(knowing()))
     assert "40 candidates, mean R of taking all +0.000" in rows
     assert rows["policy, approval"][0].startswith("+0.500 [")
-    assert rows["ATR alone (a cost filter)"][0].startswith("+0.000 [")
+    assert rows["ATR alone (a cost filter)"][0].startswith("0.000 [")
     assert "Spearman's correlation with the teacher: 1.00 (what approving is worth)" in rows
 
 
@@ -81,10 +81,10 @@ def test_its_own_choices_earn_what_they_took_and_not_trading_is_beside_them() ->
     rows = cells(choices(knowing()))
     for who, share, mean in (
         ("policy", "50.0%", "+0.500 ["),
-        ("agent, every candidate", "100.0%", "+0.000 ["),
-        ("random veto of the agent's plans, same rate", "50.0%", "+0.000 ["),
-        ("the policy's own actions dealt at random", "50.0%", "+0.000 ["),
-        ("not trading", "0.0%", "+0.000 [+0.000, +0.000]"),
+        ("agent, every candidate", "100.0%", "0.000 ["),
+        ("random veto of the agent's plans, same rate", "50.0%", "0.000 ["),
+        ("the policy's own actions dealt at random", "50.0%", "0.000 ["),
+        ("not trading", "0.0%", "0.000 [0.000, 0.000]"),
     ):
         assert rows[who][0] == share
         assert rows[who][1].startswith(mean)

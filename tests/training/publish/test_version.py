@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -27,6 +28,7 @@ from tests.policy.tiny_models import POSITIONS
 from tests.training.support.published import BASE, finished_policy, save_base
 from training.__main__ import app
 from training.cli.options import console
+from training.publish.card import model_card
 from training.publish.version import (
     ADAPTER_FILES,
     PublishError,
@@ -37,6 +39,7 @@ from training.publish.version import (
 )
 from training.stages.store import Artifact, ArtifactError
 
+ROOT = Path(__file__).parents[3]
 NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
 LATER = datetime(2026, 12, 24, 12, tzinfo=UTC)
 NOWHERE = "http://127.0.0.1:9"
@@ -145,6 +148,16 @@ def test_the_card_says_what_it_is_and_is_not_and_how_sure_the_numbers_are(
     ):
         assert text in card
     assert "/" + "tmp" not in card
+
+
+def test_the_card_that_comes_with_a_release_is_what_is_written_today() -> None:
+    for path in (ROOT / "models").iterdir():
+        card = (path / "README.md").read_text()
+        assert card == model_card(load_manifest(path))
+        assert "25 % of decisions turn when the options come in another order" in card
+    results = (ROOT / "docs" / "results.md").read_text()
+    assert "| options in another order | 25 % |" in results
+    assert not re.search(r"[+-]0\.000(?!\d)", results), "what rounds to zero has no sign"
 
 
 def test_the_same_content_finds_its_version_again_on_another_day(
@@ -270,7 +283,7 @@ def test_the_command_publishes_and_lists(
     assert read_manifest(path / "manifest.json").provenance["algorithm"] == "expected"
     listed = runner.invoke(app, ["versions", "--models", str(models)], catch_exceptions=False)
     assert BASE in listed.output
-    names = [line.split()[1] for line in listed.output.splitlines() if line.startswith("│")]
+    names = [line for line in listed.output.splitlines() if not line.startswith(" ")]
     assert names == [BASE, path.name]  # the oldest first
 
 
