@@ -12,6 +12,7 @@ from shadow_advisor_client.connection import ConfigurationError, Connection
 from shadow_advisor_client.identity import AGENT_VARIABLES, bearer, find_token
 
 from app.domain.model.aliases import rollback_reason, rollback_target
+from app.domain.text import counted
 
 OPERATOR_VARIABLES = ("ADVISOR_ADMIN_TOKEN", *AGENT_VARIABLES)
 
@@ -152,7 +153,8 @@ class OperatorClient:
             return str(self._not_the_advisor())
         if waiting == 0:
             return None
-        return f"{waiting:.0f} events wait for the writer: start `advisor writer`, then try again"
+        told = counted(round(waiting), "event waits", "events wait")
+        return f"{told} for the writer: start `advisor writer`, then try again"
 
     def _not_the_advisor(self) -> OperatorError:
         return OperatorError(f"{self.base_url} answers, but is not the advisor: set --url")

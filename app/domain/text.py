@@ -1,4 +1,4 @@
-"""Text from outside, made harmless, and names from outside, held against lists.
+"""Text from outside, made harmless, names from outside, held against lists, and counts in words.
 
 Text is reduced to what informs: words of the Latin script in lower case, each once. What else a
 text may hold costs tokens, imitates markup or pushes the model towards an answer, so it does not
@@ -140,3 +140,8 @@ def _fitting(words: dict[str, None], limit: int) -> str:
             break
         text = longer
     return text
+
+
+def counted(number: int, thing: str, things: str = "") -> str:
+    """`1 row`, `2,000 rows`: `things` where the plural is more than an s, as in "orders were"."""
+    return f"{number:,} {thing if number == 1 else things or thing + 's'}"

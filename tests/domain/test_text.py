@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.domain.model.actions import LABELS
-from app.domain.text import COINS, OTHER_COIN, PATTERNS, coin_of, harmless, pattern_of
+from app.domain.text import COINS, OTHER_COIN, PATTERNS, coin_of, counted, harmless, pattern_of
 
 
 @given(st.text(max_size=400))
@@ -89,3 +89,9 @@ def test_patterns_are_known_however_they_are_spelt() -> None:
     assert pattern_of(None) == pattern_of("") == ("", "")
     for name in PATTERNS:
         assert pattern_of(name) == (name, "")
+
+
+def test_one_is_told_apart_from_many() -> None:
+    assert [counted(number, "row") for number in (0, 1, 2_000)] == ["0 rows", "1 row", "2,000 rows"]
+    assert counted(1, "order was", "orders were") == "1 order was"
+    assert counted(3, "order was", "orders were") == "3 orders were"

@@ -8,6 +8,7 @@ from typing import Annotated
 import polars as pl
 import typer
 
+from app.domain.text import counted
 from training.cli.options import tell
 from training.cli.paper import Length, Source, Symbols
 from training.market.bars import PRICES
@@ -33,4 +34,4 @@ def bars(
             table = pl.DataFrame({"closed_at": closed.dt.replace_time_zone("UTC"), **columns})
             path = folder / f"{each.symbol}_{words}.parquet"
             table.write_parquet(path)
-            tell(f"{path}: {len(each):,} bars")
+            tell(f"{path}: {counted(len(each), 'bar')}")

@@ -14,6 +14,7 @@ from shadow_advisor_client import AdvisorClient
 from app.domain.errors import AdvisorError, LimitsError
 from app.domain.exits import Exits, Followed
 from app.domain.rules.limits import read_limits
+from app.domain.text import counted
 from app.operator_client import OperatorClient
 from training.agent.reference import Agent, chart
 from training.cli.options import DEFAULT_URL, Database, Log, Url, console, finite, meter, tell
@@ -103,7 +104,8 @@ def paper(
             recalled = _recalled(url, database, name)
             trader = Paper(client, name, deadline, recalled, declared)
             feed = live_feed(source, wanted, length, recalled, tell)
-            tell(f"run {name}: {len(recalled)} decisions taken up from the log; Ctrl-C ends it")
+            told = counted(len(recalled), "decision")
+            tell(f"run {name}: {told} taken up from the log; Ctrl-C ends it")
             _follow(trader, feed, candidates)
         else:
             trader = Paper(client, name, deadline, exits=declared)
@@ -112,11 +114,10 @@ def paper(
         client.close(timeout_s=60)
     print_result(console, trader.judged, trader.agent_book, trader.advice_book, client.stats())
     if trader.unfilled:
-        tell(f"{trader.unfilled} orders were not filled, or bars are missing that judge them.")
-    tell(
-        f"{len(trader.judged)} candidates prove nothing about a model; the intervals say how"
-        " little."
-    )
+        told = counted(trader.unfilled, "order was", "orders were")
+        tell(f"{told} not filled, or bars are missing that judge them.")
+    told = counted(len(trader.judged), "candidate proves", "candidates prove")
+    tell(f"{told} nothing about a model; the intervals say how little.")
 
 
 def _declared(profile: Path | None) -> Exits | None:
@@ -140,8 +141,9 @@ def _replay(
     charts = [chart(bars) for bars in _bars(source, symbols, length, since)]
     chosen = first_candidates(charts, since, candidates)
     names = ", ".join(chart.bars.symbol for chart in charts)
+    told = counted(len(chosen), "candidate")
     first, last = (datetime.fromtimestamp(at.as_of, UTC) for at in (chosen[0], chosen[-1]))
-    tell(f"{len(chosen)} candidates from {source} ({names}), {first:%Y-%m-%d} to {last:%Y-%m-%d}")
+    tell(f"{told} from {source} ({names}), {first:%Y-%m-%d} to {last:%Y-%m-%d}")
     with meter("asking") as progress:
         trader.trade(
             replayed(Agent(charts), chosen),
@@ -154,7 +156,8 @@ def _follow(trader: Paper, feed: LiveFeed, candidates: int | None) -> None:
     moments = feed if candidates is None else limited(feed, candidates)
     trader.trade_until_stopped(moments, lambda judged: tell(_sentence(judged)))
     if feed.missed:
-        tell(f"{feed.missed} candidates passed while nobody looked, and were left out.")
+        told = counted(feed.missed, "candidate")
+        tell(f"{told} passed while nobody looked: left out.")
 
 
 def _sentence(judged: Judged) -> str:
@@ -188,7 +191,8 @@ def resolve_outcomes(
         stats = client.stats()
     console.print(resolved_table(counts))
     if dropped := sum(stats.dropped.values()):
-        raise ServiceAbsent(f"{dropped} reports were not taken ({stats.last_error}): run it again")
+        told = counted(dropped, "report was", "reports were")
+        raise ServiceAbsent(f"{told} not taken ({stats.last_error}): run it again")
 
 
 def _bars_of(

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
+from app.domain.text import counted
 from training.cli.options import Adopt, Config, Database, Set, chosen, console, meter, tell
 from training.stages.store import Artifact
 from training.stages.workshop import Workshop
@@ -67,6 +68,6 @@ def _counts(scenarios: Artifact, labels: Artifact) -> str:
         or "none"
     )
     return (
-        f"{scenarios.facts['real']} scenarios: {splits['train']} train, {splits['validate']}"
-        f" validate, {splits['purged']} purged; not labelled: {excluded}"
+        f"{counted(scenarios.facts['real'], 'scenario')}: {splits['train']} train,"
+        f" {splits['validate']} validate, {splits['purged']} purged; not labelled: {excluded}"
     )

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import getpass
 import tempfile
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Column, Table
 
 from app.domain.errors import ModelFileError
 from app.domain.model.manifest import PRIMARY_ALIAS, ModelManifest
@@ -20,7 +20,6 @@ from training.cli.options import (
     By,
     Token,
     Url,
-    console,
     finite,
     point,
     tell,
@@ -165,25 +164,28 @@ def list_versions(models: Listed = None, url: Asked = "", token: Token = None) -
         raise ModelFileError(
             f"no version is under {', '.join(map(str, roots))}: publish one, or give --models"
         )
-    table = Table(
-        Column("version", no_wrap=True),
-        "created",
-        "base",
-        "algorithm",
-        "lead over never trading, R",
-        "aliases",
-    )
     for manifest in versions:
-        table.add_row(*_facts(manifest), ", ".join(sorted(named.get(manifest.model_version, ()))))
-    console.print(table)
+        tell(manifest.model_version)
+        facts = _facts(manifest) | {
+            "aliases": ", ".join(sorted(named.get(manifest.model_version, ())))
+        }
+        for name, fact in facts.items():
+            if fact:
+                tell(f"  {name:<9} {fact}")
 
 
-def _facts(manifest: ModelManifest) -> tuple[str, ...]:
+def _facts(manifest: ModelManifest) -> dict[str, str]:
+    """A line each: a table of them is wider than a window."""
     lead = manifest.provenance.get("results", {}).get("lead", {}).get("never_approve")
-    return (
-        manifest.model_version,
-        f"{manifest.created_at:%Y-%m-%d %H:%M}",
-        manifest.base.model_version if manifest.base else "",
-        str(manifest.provenance.get("algorithm", "")),
-        f"{lead['value']} ({lead['low']} to {lead['high']})" if lead else "",
-    )
+    return {
+        "created": f"{manifest.created_at:%Y-%m-%d %H:%M}",
+        "base": manifest.base.model_version if manifest.base else "",
+        "algorithm": str(manifest.provenance.get("algorithm", "")),
+        "lead": f"{_interval(lead)} R over never trading" if lead else "",
+    }
+
+
+def _interval(estimate: Mapping[str, float | None]) -> str:
+    numbers = (estimate[name] for name in ("value", "low", "high"))
+    value, low, high = ("unknown" if number is None else f"{number:+z.4f}" for number in numbers)
+    return f"{value} [{low}, {high}]"

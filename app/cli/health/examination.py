@@ -21,6 +21,7 @@ from sqlalchemy import text
 from app.api.tokens import TokenFile, Tokens, require_somebody
 from app.domain.errors import AdvisorError
 from app.domain.rules.limits import read_limits
+from app.domain.text import counted
 from app.journal.stream import StreamJournal
 from app.main import deciders, default_directory
 from app.operator_client import OperatorClient, OperatorError
@@ -179,7 +180,7 @@ async def _postgres(settings: Settings, _: Bounds) -> list[Finding]:
             Finding("partitions", State.WRONG, "this role cannot make the next month's", mend)
         )
     findings.append(_skew("Postgres", row["now"]))
-    told = f"{row['decisions']:,} decisions (estimated), {row['size'] / 1e9:.2f} GB"
+    told = f"{counted(row['decisions'], 'decision')} (estimated), {row['size'] / 1e9:.2f} GB"
     return [Finding("postgres", State.OK, told), *findings]
 
 
@@ -214,7 +215,8 @@ async def _valkey(settings: Settings, _: Bounds) -> list[Finding]:
     else:
         findings = [Finding("valkey", State.OK, "every confirmed write is on its disk")]
     late = waiting > WAITS
-    told = f"{waiting:,} events wait for the writer, the oldest for {age:.0f} s"
+    queued = counted(waiting, "event waits", "events wait")
+    told = f"{queued} for the writer, the oldest for {age:.0f} s"
     mend = "is `advisor writer` running? docs/runbook.md, AdvisorWriterBehind" if late else ""
     return [*findings, Finding("writer", State.WATCH if late else State.OK, told, mend)]
 

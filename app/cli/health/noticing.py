@@ -26,6 +26,7 @@ from prometheus_client import CollectorRegistry, Counter, generate_latest
 
 from app.api.tokens import Tokens, write_private
 from app.domain.principal import Principal, Role
+from app.domain.text import counted
 from app.operator_client import OperatorClient, OperatorError
 
 MOST_AN_HOUR = 30
@@ -92,7 +93,8 @@ def changes(before: Memory, now: Memory) -> Iterator[Notice]:
         yield Notice(f"{version} is not served", str(now["refused"][version]), "failure")
     if now["missing"] > before["missing"]:
         body = "runbook: AdvisorEventsMissing"
-        yield Notice(f"{now['missing']:.0f} events are missing in the record", body, "failure")
+        told = counted(round(now["missing"]), "event is", "events are")
+        yield Notice(f"{told} missing in the record", body, "failure")
 
 
 def _of_state(before: Memory, now: Memory) -> Iterator[Notice]:
@@ -178,7 +180,7 @@ class Address:
 def _late(notice: Notice, by_s: float) -> Notice:
     if by_s < 60:
         return notice
-    return notice._replace(body=f"{notice.body}\n(told {by_s / 60:.0f} minutes late)")
+    return notice._replace(body=f"{notice.body}\n(told {counted(round(by_s / 60), 'minute')} late)")
 
 
 class Outbox:
@@ -210,7 +212,8 @@ class Outbox:
             return False
         self._sent_at.append(now)
         if self._held:
-            body = f"{notice.body}\n({self._held} notices before this were not sent)"
+            before = counted(self._held, "notice before this was", "notices before this were")
+            body = f"{notice.body}\n({before} not sent)"
             notice, self._held = notice._replace(body=body), 0
         for address in self._addresses:
             address.add(notice, now)

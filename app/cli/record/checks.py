@@ -12,6 +12,7 @@ import typer
 from rich.progress import Progress
 
 from app.cli.options import AsJson, console, database_url, say, tell
+from app.domain.text import counted
 from app.settings import SettingsError, read_settings
 
 
@@ -68,7 +69,7 @@ def compare() -> None:
                 lambda done, total: progress.update(task, completed=done, total=total),
             )
         )
-    say(f"{decisions:,} decisions, {changed:,} rows changed")
+    say(f"{counted(decisions, 'decision')}, {counted(changed, 'row')} changed")
 
 
 def prove(
@@ -166,12 +167,10 @@ def retention(
         tell({"dropped": yes, "months": {f"{key[:4]}-{key[4:]}": held[key] for key in held}})
         return
     for month, decisions in held.items():
-        say(f"{month[:4]}-{month[4:]} {decisions:>12,} decisions")
+        told = counted(decisions, "decision ", "decisions")
+        say(f"{month[:4]}-{month[4:]} {told:>22}".rstrip())
     if not held:
         say(f"no month before {before:%Y-%m} holds decisions")
     else:
         done = "dropped" if yes else "nothing is dropped without --yes:"
-        say(
-            f"{done} {len(held)} month{'s' if len(held) > 1 else ''}, {sum(held.values()):,}"
-            " decisions"
-        )
+        say(f"{done} {counted(len(held), 'month')}, {counted(sum(held.values()), 'decision')}")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from app.cli.options import DRIVER, database_url, for_programs, say
+from app.domain.text import counted
 from app.settings import SettingsError, read_settings
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def _restored(target: str, dump: Path) -> bool:
     say(f"restored in {perf_counter() - began:.1f} s")
     began = perf_counter()
     report = asyncio.run(verify_log(target))
-    say(f"verified {report.decisions} decisions in {perf_counter() - began:.1f} s")
+    say(f"verified {counted(report.decisions, 'decision')} in {perf_counter() - began:.1f} s")
     for finding in report.findings:
         say(f"wrong: {finding}")
     return bool(report.findings)

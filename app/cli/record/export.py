@@ -11,6 +11,7 @@ import typer
 from rich.progress import Progress
 
 from app.cli.options import console, database_url, folder, say
+from app.domain.text import counted
 from app.settings import read_settings
 
 
@@ -44,4 +45,7 @@ def export(
 
         url = database_url(read_settings())
         made = asyncio.run(write_days(url, to, progress=tell, **span))
-    say(f"{to}: {made.rows:,} rows of {made.days} days written, {made.kept} days were there")
+    say(
+        f"{to}: {counted(made.rows, 'row')} of {counted(made.days, 'day')} written,"
+        f" {counted(made.kept, 'day was', 'days were')} there"
+    )

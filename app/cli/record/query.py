@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from app.cli.options import DRIVER, WIDE, AsJson, console, database_url, for_programs, tell
+from app.domain.text import counted
 from app.settings import SettingsError, read_settings
 
 if TYPE_CHECKING:
@@ -105,4 +106,4 @@ def _print(names: list[str], rows: list[tuple[Any, ...]]) -> None:
     for row in rows:
         table.add_row(*("" if value is None else escape(str(value)) for value in row))
     Console(width=max(WIDE, console.width)).print(table)
-    console.print(f"{len(rows):,} rows", highlight=False)
+    console.print(counted(len(rows), "row"), highlight=False)

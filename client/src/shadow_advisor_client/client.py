@@ -467,9 +467,9 @@ class AdvisorClient:
         """What was not sent when it was closed."""
         if lost:
             self._counters.dropped["closed"] += lost
-            log.warning("advisor client closed with %d messages that could not be sent", lost)
+            log.warning("advisor client closed with %s that could not be sent", _messages(lost))
         if kept:
-            log.info("%d messages wait in %s for the next process", kept, self._queue_dir)
+            log.info("%s left in %s for the next process", _messages(kept), self._queue_dir)
 
     def _run(self, lane: Lane) -> None:
         """A background thread: one message at a time."""
@@ -593,3 +593,7 @@ def made(document: Document) -> dict[str, Any]:
         return dict(document())
     except Exception as error:
         raise MappingError(f"{type(error).__name__}: {error}") from error
+
+
+def _messages(number: int) -> str:
+    return "1 message" if number == 1 else f"{number} messages"

@@ -39,7 +39,7 @@ async def test_state_readiness_and_metrics_are_those_of_the_service(api: Running
 async def test_it_waits_until_the_writer_has_written(api: Running) -> None:
     operator = OperatorClient(api.url)
     await api.advise(request("r-1"))
-    with pytest.raises(OperatorError, match="1 events wait for the writer"):
+    with pytest.raises(OperatorError, match="1 event waits for the writer"):
         await asyncio.to_thread(operator.wait_for_writer, -1.0)
     loop, pauses = asyncio.get_running_loop(), 0
 

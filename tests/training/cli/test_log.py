@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -48,12 +49,14 @@ def test_versions_are_those_under_home_and_those_that_came_with_the_release(
     (folder / MANIFEST_NAME).write_text(json.dumps(manifest.as_json()))
     told = subprocess.run(
         [sys.executable, "-m", "training", "versions"],
-        env={**os.environ, "ADVISOR_HOME": str(tmp_path), "COLUMNS": "200"},
+        env={**os.environ, "ADVISOR_HOME": str(tmp_path), "COLUMNS": "80"},
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=True,
     ).stdout
+    assert max(map(len, told.splitlines())) <= 80
+    assert re.search(r"lead +-0\.001\d \[-0\.00\d\d, \+0\.00\d\d\] R over never trading\n", told)
     shipped = [path.name for path in (ROOT / "models").iterdir() if path.is_dir()]
     for name in ("mine-1", *shipped):
         assert name in told
