@@ -20,7 +20,7 @@ _RISE_AND_FALL = {"color": GOOD, "borderColor": GOOD, "color0": BAD, "borderColo
 
 MOST_STEPS = 6
 """Between the ends of an axis of prices."""
-PLOT_PX, LABEL_PX = 330, 14
+PLOT_PX, LABEL_PX = 312, 14
 """Height of the candles' plot in a tall figure (`.chart.tall`), and of a label beside it."""
 
 
@@ -253,7 +253,12 @@ def saved(codes: Sequence[str], values: Sequence[float | None]) -> Chart:
         "grid": {"left": 8, "right": 24, "top": 8, "bottom": 28, "containLabel": True},
         "tooltip": {"trigger": "axis", "renderMode": "richText"},
         "xAxis": {"type": "value", "name": "R saved", "nameLocation": "middle", "nameGap": 26},
-        "yAxis": {"type": "category", "data": list(codes), "inverse": True},
+        "yAxis": {
+            "type": "category",
+            "data": list(codes),
+            "inverse": True,
+            "axisLabel": {"interval": 0},
+        },
         "series": [
             {
                 "name": "R saved",
@@ -349,7 +354,7 @@ def candles(
     moved = _apart(drawn, axis["min"], axis["max"])
     lines += [_drawn(level, by) for level, by in zip(levels, moved, strict=True)]
     return {
-        "grid": {"left": 8, "right": 96, "top": 16, "bottom": 48, "containLabel": True},
+        "grid": {"left": 8, "right": 96, "top": 24, "bottom": 48, "containLabel": True},
         "tooltip": {"trigger": "axis", "renderMode": "richText"},
         "dataZoom": [{"type": "inside"}, {"type": "slider", "height": 18, "bottom": 8}],
         "xAxis": {"type": "category", "data": times},
@@ -427,14 +432,18 @@ def _levels(prices: Mapping[str, Mapping[str, float]]) -> list[Level]:
 
 
 def _drawn(level: Level, moved_px: float) -> dict[str, Any]:
-    """A line, and its label that much below it: an empty space above a text that is centred moves
-    it down by half."""
+    """A line, and its label, whose middle lies that much below it."""
     arm, kind, price = level
     colour = {"entry": "#4478c8", "stop": BAD}.get(kind, GOOD)
     words = kind if arm == "agent" else f"{kind}, advice"
     style = {"color": colour, "type": "solid" if arm == "agent" else "dashed"}
-    space = [max(2 * moved_px, 0), 0, max(-2 * moved_px, 0), 0]
-    label = {"formatter": words, "color": colour, "position": "end", "padding": space}
+    label = {
+        "formatter": words,
+        "color": colour,
+        "position": "end",
+        "verticalAlign": "top",
+        "padding": [moved_px - LABEL_PX * 0.75, 0, 0, 0],
+    }
     return {"yAxis": price, "name": f"{arm}: {kind}", "lineStyle": style, "label": label}
 
 
@@ -471,7 +480,12 @@ def _plain(categories: Sequence[str], what: str) -> Chart:
         "grid": {"left": 8, "right": 16, "top": 36, "bottom": 8, "containLabel": True},
         "tooltip": {"trigger": "axis", "renderMode": "richText"},
         "xAxis": {"type": "category", "data": list(categories)},
-        "yAxis": {"type": "value", "name": what, "scale": True},
+        "yAxis": {
+            "type": "value",
+            "name": what,
+            "nameTextStyle": {"align": "left"},
+            "scale": True,
+        },
     }
 
 

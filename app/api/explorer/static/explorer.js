@@ -9,7 +9,7 @@
     return {
       ...given,
       axisLabel: { color: colours.ink, ...given.axisLabel },
-      nameTextStyle: { color: colours.ink },
+      nameTextStyle: { color: colours.ink, ...given.nameTextStyle },
       axisLine: { lineStyle: { color: colours.line } },
       splitLine: { lineStyle: { color: colours.line } },
     };
