@@ -105,17 +105,14 @@ bench-contest: $(STAMP) ## time of a contest of all arms: eleven symbols, two ye
 results: $(STAMP) ## the long evaluation as a page, var/results.md: all algorithms, controls, planted markets (MARKET=directory of bars; hours on two cores)
 	$(BIN)/python -m bench.judging.results --market $(or $(MARKET),$(error say where the bars are: make results MARKET=DIRECTORY))
 
-.PHONY: test-freqtrade bench-freqtrade time-freqtrade time-connect test-spot-agent
+.PHONY: test-freqtrade bench-freqtrade time-connect test-spot-agent
 test-freqtrade: $(STAMP) ## the freqtrade adapter in the real freqtrade: back-test, dry run, spot, futures (its own environment, 1 GB)
 	bash tests/adapters/freqtrade/start_freqtrade.sh
 
 bench-freqtrade: $(STAMP) ## what the freqtrade adapter costs per candle and per entry
 	FREQTRADE_ONLY=bench bash tests/adapters/freqtrade/start_freqtrade.sh
 
-time-freqtrade: $(STAMP) ## seconds from pip install in a fresh environment to the first advice, as docs/connect-freqtrade.md goes
-	FREQTRADE_ONLY=time bash tests/adapters/freqtrade/start_freqtrade.sh
-
-time-connect: $(STAMP) ## seconds from pip install in a fresh environment to the record, by client, curl, decorator and MCP
+time-connect: $(STAMP) ## seconds from pip install in a fresh environment to the record, by every road (ROADS="curl freqtrade"; SPOT_AI_AGENT=/path of a checkout)
 	bash tests/adapters/time_roads.sh
 
 test-spot-agent: $(STAMP) ## the Spot AI Agent's own loop with the adapter: SPOT_AI_AGENT=/path/of/a/checkout
@@ -128,9 +125,8 @@ test-gateways: $(STAMP) ## the service as a decision model, asked by LiteLLM, th
 	@test -e var/tools/gateways/installed || ($(PYTHON) -m venv var/tools/gateways && var/tools/gateways/bin/pip install --quiet $(GATEWAYS) && touch var/tools/gateways/installed)
 	GATEWAYS_PYTHON=$(CURDIR)/var/tools/gateways/bin/python $(BIN)/python -m pytest -q -m gateways tests/service/api/test_decision_models.py
 
-test-nautilus: $(STAMP) ## the nautilus_trader adapter in the real nautilus_trader (its own environment, 1 GB; NAUTILUS_BASE=python3.12)
-	@test -e var/tools/nautilus/installed || ($(or $(NAUTILUS_BASE),python3.12) -m venv var/tools/nautilus && var/tools/nautilus/bin/pip install --quiet nautilus_trader==1.231.0 "httpx>=0.28" && touch var/tools/nautilus/installed)
-	NAUTILUS_PYTHON=$(CURDIR)/var/tools/nautilus/bin/python $(BIN)/python -m pytest -q -m nautilus tests/adapters/nautilus
+test-nautilus: $(STAMP) ## the nautilus_trader adapter in the real nautilus_trader (its own environment, 1 GB; Python 3.12 or later: NAUTILUS_BASE=/path)
+	bash tests/adapters/nautilus/start_nautilus.sh
 
 UV = var/tools/uv/bin/uv pip compile --quiet --no-header --no-annotate --generate-hashes --python-version 3.11 --constraint constraints.txt
 locks: ## write deploy/locks anew: what the images and `advisor up` install, with hashes (WHEELS=folder or page with PyTorch for CPUs)

@@ -5,8 +5,7 @@
 # usage: tests/adapters/freqtrade/start_freqtrade.sh
 #   PYTHON           interpreter with this project's dev dependencies (default .venv/bin/python)
 #   FREQTRADE_VENV   where freqtrade is installed (default .venv-freqtrade)
-#   FREQTRADE_ONLY   install: stop after installing; bench: measure what a candle costs; time: how long a newcomer takes
-#                    from `pip install` in a fresh environment to the first row of advice
+#   FREQTRADE_ONLY   install: stop after installing; bench: measure what a candle costs
 set -euo pipefail
 cd "$(dirname "$0")/../../.."
 
@@ -14,11 +13,6 @@ version=2026.9
 python=${PYTHON:-.venv/bin/python}
 venv=${FREQTRADE_VENV:-.venv-freqtrade}
 
-if [ "${FREQTRADE_ONLY:-}" = time ]; then
-  venv=$(mktemp -d)
-  trap 'rm -rf "$venv"' EXIT
-  SECONDS=0
-fi
 if [ ! -e "$venv/installed-$version" ]; then
   "$python" -m venv "$venv"
   "$venv/bin/pip" install --quiet "freqtrade==$version" --editable ./client
@@ -26,12 +20,6 @@ if [ ! -e "$venv/installed-$version" ]; then
 fi
 case ${FREQTRADE_ONLY:-} in
   install) exit 0 ;;
-  time)
-    echo "pip install: $SECONDS s"
-    FREQTRADE_PYTHON=$venv/bin/python "$python" -m pytest -q -m freqtrade tests/adapters/freqtrade -k connect
-    echo "from pip install to advice, action and outcome in Postgres: $SECONDS s"
-    exit 0
-    ;;
   bench) exec "$venv/bin/python" tests/adapters/freqtrade/measure.py ;;
 esac
 FREQTRADE_PYTHON=$venv/bin/python "$python" -m pytest -m freqtrade tests/adapters/freqtrade

@@ -17,7 +17,6 @@ import pytest
 from app.settings import Clock
 from tests.service.running import Running, drained, running, settings_for
 
-ROOT = Path(__file__).parents[3]
 PYTHON = os.environ.get("NAUTILUS_PYTHON", "")
 pytestmark = [
     pytest.mark.nautilus,
@@ -35,11 +34,8 @@ async def api(database_url: str, valkey_url: str, tmp_path: Path) -> AsyncIterat
 async def backtest(url: str) -> dict[str, Any]:
     """What a back-test in nautilus' own Python says."""
     command = [PYTHON, "-W", "ignore", str(Path(__file__).with_name("backtest.py")), url]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "client" / "src")}
     done = await anyio.to_thread.run_sync(
-        lambda: subprocess.run(
-            command, env=environment, capture_output=True, text=True, check=False, timeout=170
-        )
+        lambda: subprocess.run(command, capture_output=True, text=True, check=False, timeout=170)
     )
     assert done.returncode == 0, done.stderr[-3000:]
     told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

@@ -5,6 +5,7 @@
 #   SPOT_AI_AGENT   a checkout of github.com/UmerVarya/Spot-Ai-Agent at 5af6208; it is copied, never changed
 #   PYTHON          interpreter with this project's dev dependencies (default .venv/bin/python)
 #   SPOT_VENV       where the agent's libraries are installed (default .venv-spot-agent)
+#   SPOT_ONLY       install: stop after installing
 set -euo pipefail
 cd "$(dirname "$0")/../../.."
 
@@ -18,4 +19,5 @@ if [ ! -e "$venv/installed" ]; then
     websockets lxml beautifulsoup4 groq --editable ./client
   touch "$venv/installed"
 fi
+[ "${SPOT_ONLY:-}" = install ] && exit
 SPOT_AI_AGENT_PYTHON=$venv/bin/python "$python" -m pytest -m spot_agent tests/adapters/spot_ai_agent
