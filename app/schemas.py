@@ -318,7 +318,8 @@ class AdviseResponse(BaseModel):
 
 class Verdict(StrEnum):
     """What became of a field: LEFT_OUT could not be read and was done without, REFUSED is why the
-    request is refused, UNRECOGNISED is kept and read by nobody."""
+    request is refused, UNRECOGNISED is kept and read by nobody, DERIVED was not sent and follows
+    from what the agent reported before."""
 
     ACCEPTED = "accepted"
     COERCED = "coerced"
@@ -326,6 +327,7 @@ class Verdict(StrEnum):
     REFUSED = "refused"
     MISSING = "missing"
     UNRECOGNISED = "unrecognised"
+    DERIVED = "derived"
 
 
 class FieldReport(BaseModel):

@@ -103,13 +103,18 @@ class Advisor:
         with self._serving.using() as models:
             return await self._decide(incoming, models)
 
+    async def decided_on(self, scenario: Scenario, principal: str, now: datetime) -> Scenario:
+        """A principal's scenario with what it leaves open: of its account as the agent's own
+        reports tell it, and its exits as its profile declares them."""
+        scenario = await self._records.accounts.completed(scenario, principal, now)
+        return scenario.declaring(self._controls.limits_of(principal).limits.exits)
+
     async def _decide(self, incoming: Incoming, models: Models) -> Answer:
         seconds: dict[str, float] = {}
-        scenario = await self._records.accounts.completed(
+        scenario = await self.decided_on(
             incoming.scenario, incoming.principal, incoming.received_at
         )
-        declared = self._controls.limits_of(incoming.principal).limits.exits
-        incoming = incoming._replace(scenario=scenario.declaring(declared))
+        incoming = incoming._replace(scenario=scenario)
         with timed(self._telemetry, Stage.PREPARE, seconds):
             prompt = prepare(incoming.scenario)
         deadline = incoming.deadline - JOURNAL_RESERVE_S

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from starlette.types import Scope
 
 from app.advising.service import Service
-from app.api.fields import field_reports, refused_fields, unusual_fields
+from app.api.fields import derived_fields, field_reports, refused_fields, unusual_fields
 from app.api.wire import candidate_documents, read_candidate, require_not_ahead
 from app.domain.errors import AdvisorError, InvalidRecord
 from app.domain.record.decision import control_case, review_control
@@ -48,12 +48,12 @@ def is_dry_run(request: Request) -> bool:
 async def dry_run(request: Request, principal: str) -> list[dict[str, Any]] | dict[str, Any]:
     """The report on one candidate, or on each of a list."""
     documents, many = await candidate_documents(request)
-    reports = [_report(request, document, principal) for document in documents]
+    reports = [await _report(request, document, principal) for document in documents]
     told = [report.model_dump(mode="json") for report in reports]
     return told if many else told[0]
 
 
-def _report(request: Request, document: Any, principal: str) -> DryRun:
+async def _report(request: Request, document: Any, principal: str) -> DryRun:
     service: Service = request.app.state.service
     try:
         body: AdviseRequest = read_candidate(request, document)
@@ -63,7 +63,7 @@ def _report(request: Request, document: Any, principal: str) -> DryRun:
     except AdvisorError as error:
         field, _, why = str(error).partition(": ")
         return _refused(document, [FieldReport(field=field, verdict=Verdict.REFUSED, why=why)])
-    return _judged(service, document, body, principal)
+    return await _judged(service, document, body, principal)
 
 
 def _refused(document: Any, faults: list[FieldReport]) -> DryRun:
@@ -71,15 +71,15 @@ def _refused(document: Any, faults: list[FieldReport]) -> DryRun:
     return DryRun(acceptable=False, fields=fields, missed_inputs=[], control_vetoes=None)
 
 
-def _judged(service: Service, document: Any, body: AdviseRequest, principal: str) -> DryRun:
-    """By the limits, the state and the clock in force."""
-    scenario = body.scenario()
+async def _judged(service: Service, document: Any, body: AdviseRequest, principal: str) -> DryRun:
+    """By the limits, the state and the clock in force, with the account as it would be derived."""
+    scenario = await service.advisor.decided_on(body.scenario(), principal, service.now())
     limits, state = service.controls.limits_of(principal).limits, service.controls.state
     now = service.judge_at(scenario)
     verdict = review_control(scenario, limits, state, now)
     return DryRun(
         acceptable=True,
-        fields=field_reports(document, unusual_fields(body)),
+        fields=field_reports(document, [*unusual_fields(body), *derived_fields(scenario.account)]),
         missed_inputs=list(missed_inputs(control_case(scenario, limits, state, now), limits)),
         control_vetoes=list(verdict.vetoes),
     )

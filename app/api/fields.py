@@ -15,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from app.domain.fields import Record, causes, location, shown
+from app.domain.scenario import Account
 from app.schemas import AdviseRequest, FieldReport, Reread, Verdict, reread
 
 MAX_REPORTS = 500
@@ -52,6 +53,22 @@ def unusual_fields(body: AdviseRequest) -> list[FieldReport]:
     return [*gone, *read]
 
 
+def derived_fields(account: Account) -> list[FieldReport]:
+    """A report on each field of an account that the agent's own reports tell."""
+    if account.derived is None:
+        return []
+    told = account.as_json()
+    return [
+        FieldReport(
+            field=f"account.{name}",
+            verdict=Verdict.DERIVED,
+            taken=shown(told[name]),
+            why=f"from what this agent reported, the newest {account.derived.age_s:.0f} s ago",
+        )
+        for name in (*account.derived.fields, "derived")
+    ]
+
+
 def field_reports(sent: Any, unusual: Sequence[FieldReport]) -> list[FieldReport]:
     """A report on each field of a request for advice: of those that were sent what was taken of
     them, of the others what it means that they are not known.
@@ -59,7 +76,7 @@ def field_reports(sent: Any, unusual: Sequence[FieldReport]) -> list[FieldReport
     Parameters
     ----------
     sent : the document as it came.
-    unusual : why it is refused as a whole, or what was not taken as it was written.
+    unusual : why it is refused as a whole, or what was not taken as it was written or not sent.
     """
     named = {report.field for report in unusual}
     told = _told(AdviseRequest, sent, "") if isinstance(sent, dict) else iter(())

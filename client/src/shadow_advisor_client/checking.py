@@ -13,6 +13,7 @@ MARKS = {
     "left_out": "left out",
     "coerced": "coerced",
     "unrecognised": "unrecognised",
+    "derived": "derived",
     "accepted": "accepted",
 }
 """In the order of the table: first what matters most."""
@@ -27,7 +28,8 @@ class Check:
     ----------
     acceptable : the service would decide on it.
     fields : of each `field`, its `verdict` (accepted, coerced, left_out, refused, missing,
-        unrecognised), what was `sent`, what was `taken` of it, and `why`.
+        unrecognised, derived: from the agent's own reports), what was `sent`, what was `taken` of
+        it, and `why`.
     missed_inputs : rules (`code`) that would lack an input (`missing`), and what they would do
         `then`: refuse or pass.
     vetoes : what the rules say to the agent's own order.
@@ -60,7 +62,7 @@ class Check:
         ]
         for told in sorted(self.fields, key=lambda told: _place(order, told.get("verdict"))):
             verdict = str(told.get("verdict"))
-            sent = "" if verdict == "missing" else _short(told.get("sent"))
+            sent = "" if verdict in ("missing", "derived") else _short(told.get("sent"))
             mark = MARKS.get(verdict, verdict)
             rows.append(
                 [

@@ -13,7 +13,7 @@ import pytest
 
 from app.domain.candidate import Candidate
 from tests.service.api.test_bad_input import require_problem
-from tests.service.running import Running, drained, request, running, settings_for
+from tests.service.running import Running, drained, request, running, settings_for, until
 
 
 @pytest.fixture
@@ -143,6 +143,44 @@ async def test_rules_that_would_miss_an_input_are_named_with_what_they_do(api: R
     assert missed["DAILY_LOSS"] == ("account.day_pnl_fraction", "refuse")
     vetoed = {veto["code"]: veto["missing"] for veto in answer["control_vetoes"]}
     assert vetoed == {code: missing for code, (missing, _) in missed.items()}
+
+
+async def decided(api: Running, document: Any) -> dict[str, Any]:
+    """The decision on a document, as it is stored."""
+    reply = (await api.advise(document)).json()
+    stored = (await api.client.get(f"/decisions/{reply['decision_id']}")).json()
+    return dict(stored["decision"])
+
+
+async def test_the_account_is_derived_as_a_decision_derives_it(api: Running) -> None:
+    """Without reports it is missing in both, with them both refuse a second trade of the symbol."""
+
+    async def whole() -> bool:
+        return await api.service.journal.ledger_of("agent") is not None
+
+    await until(whole)
+    untold = request("r-1", account={"equity": 10_000.0})
+    before = await told(api, untold)
+    assert of(before, "account.positions")["verdict"] == "missing"
+    assert before["control_vetoes"], "rules lack the account"
+    first = await decided(api, untold)
+    assert before["control_vetoes"] == first["control_review"]["vetoes"]
+    path = f"/decisions/{first['decision_id']}/agent-action"
+    assert (await api.client.put(path, json={"decision": True})).status_code == 202
+
+    document = untold | {"request_id": "r-2"}
+    after = await told(api, document)
+    assert "DUPLICATE_SYMBOL" in {veto["code"] for veto in after["control_vetoes"]}
+    second = await decided(api, document)
+    assert after["control_vetoes"] == second["control_review"]["vetoes"]
+    derived = {field for field, verdict in verdicts(after).items() if verdict == "derived"}
+    names = second["scenario"]["account"]["derived"]["fields"]
+    assert derived == {f"account.{name}" for name in (*names, "derived")}
+    positions = of(after, "account.positions")
+    assert positions["sent"] is None
+    assert "BTCUSDT" in positions["taken"]
+    assert "what this agent reported" in positions["why"]
+    assert verdicts(after)["account.drawdown_fraction"] == "missing"
 
 
 async def test_what_passes_when_missing_is_named_too(
