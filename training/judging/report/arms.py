@@ -156,8 +156,8 @@ def _reasons(section: Section, title: str, verdict: Verdict) -> None:
         (
             Cell(words.REASONS[refusal.code], section=words.EVIDENCE.get(refusal.code, "")),
             Cell(refusal.about),
-            maybe(_counted_whole(refusal.observed)),
-            maybe(_counted_whole(refusal.limit)),
+            _weighed(refusal.observed),
+            _weighed(refusal.limit),
             Cell(refusal.detail or "-"),
             Cell(refusal.code.value),
         )
@@ -169,9 +169,11 @@ def _reasons(section: Section, title: str, verdict: Verdict) -> None:
         )
 
 
-def _counted_whole(value: float | None) -> float | int | None:
-    """A count without decimals."""
-    return int(value) if value is not None and float(value).is_integer() else value
+def _weighed(value: float | None) -> Cell:
+    """A count without decimals; R with enough of them that a miss by a hair is seen."""
+    if value is None:
+        return Cell("-")
+    return Cell(int(value)) if float(value).is_integer() else Cell(value, digits=4)
 
 
 def _differences(section: Section, title: str, verdict: Verdict, note: str) -> None:

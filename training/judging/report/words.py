@@ -88,7 +88,7 @@ def opening(policy: float, agent: float, gap: Estimate, scenarios: int, days: in
     """
     told = (
         f"On {scenarios:,} opportunities of {days:,} days that it had not learnt from, a hundred of"
-        f" them would have earned {100 * policy:+.1f} R with it and {100 * agent:+.1f} R with the"
+        f" them would have earned {100 * policy:+z.1f} R with it and {100 * agent:+z.1f} R with the"
         " agent alone, after costs (1 R is what the agent's plan risks)"
     )
     if gap.value is None or gap.low is None:
@@ -99,5 +99,5 @@ def opening(policy: float, agent: float, gap: Estimate, scenarios: int, days: in
         return f"{told}: worse by {-100 * gap.value:.1f} R."
     return (
         f"{told}: better by {100 * gap.value:.1f} R, which may be luck: it could as well be"
-        f" {100 * gap.low:+.1f} R."
+        f" {100 * gap.low:+z.1f} R."
     )
