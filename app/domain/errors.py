@@ -102,7 +102,14 @@ class ManifestMismatch(AdvisorError):
 
 
 class ModelFileError(AdvisorError):
-    """A model directory is incomplete, uses pickle, or its labels are not single tokens."""
+    """A model directory is incomplete, uses pickle, or its labels are not single tokens.
+
+    One line, whatever stands in the names that it tells: they come from the directory.
+    """
+
+    def __init__(self, told: str) -> None:
+        signs = (sign if sign.isprintable() else repr(sign)[1:-1] for sign in told)
+        super().__init__("".join(signs))
 
 
 class DeciderError(AdvisorError):

@@ -47,6 +47,7 @@ def test_the_wheel_is_small_typed_and_needs_httpx_alone(tmp_path: Path) -> None:
     assert [line for line in lines if line.startswith("Requires-")] == [
         "Requires-Python: >=3.9",
         "Requires-Dist: httpx>=0.28",
+        'Requires-Dist: cryptography>=46; extra == "proof"',
         'Requires-Dist: mcp>=2.3; python_version >= "3.10" and extra == "mcp"',
     ]
 
