@@ -9,9 +9,10 @@ from typing import Any
 
 import httpx
 from shadow_advisor_client.connection import ConfigurationError, Connection
-from shadow_advisor_client.identity import AGENT_VARIABLES, bearer, find_token
+from shadow_advisor_client.identity import AGENT_VARIABLES, bearer, find_token, places
 
 from app.domain.model.aliases import rollback_reason, rollback_target
+from app.domain.model.manifest import PRIMARY_ALIAS
 from app.domain.text import counted
 
 OPERATOR_VARIABLES = ("ADVISOR_ADMIN_TOKEN", *AGENT_VARIABLES)
@@ -89,8 +90,10 @@ class OperatorClient:
         moves = [move for move in self.aliases()["history"] if move["alias"] == alias]
         target = rollback_target(moves[::-1])
         if target is None:
+            way = f"; `advisor alias {alias} none` lets it name no version"
             raise OperatorError(
                 f"the alias {alias} stood nowhere else before: there is nothing to go back to"
+                + (way if moves and alias != PRIMARY_ALIAS else "")
             )
         reason = rollback_reason(moves[0]["model_version"], reason)
         return self.move_alias(alias, target, reason, by, seen=moves[0]["changed_at"])
@@ -173,6 +176,9 @@ class OperatorClient:
             raise self._not_the_advisor() from error
         if answer.is_error and answer.status_code not in accepted:
             detail = document.get("detail", answer.text)
+            if answer.status_code == 401:
+                looked = places(self._given, self.base_url, "operator", OPERATOR_VARIABLES)
+                detail = f"{detail}; {looked}"
             raise OperatorError(
                 f"{self.base_url} refuses {method} {path} ({answer.status_code}): {detail}"
             )

@@ -85,15 +85,21 @@ class Check:
 
 
 def asked(
-    http: httpx.Client, body: bytes, headers: dict[str, str], left_out: dict[str, str]
+    http: httpx.Client,
+    body: bytes,
+    headers: dict[str, str],
+    left_out: dict[str, str],
+    places: str,
 ) -> Check:
-    """Ask for a dry run of a request."""
+    """Ask for a dry run of a request. `places`: where a token was looked for."""
     headers = {**headers, "Content-Type": "application/json"}
     try:
         reply = http.post("/advise", params={"dry_run": "true"}, content=body, headers=headers)
         document = reply.json()
         if reply.is_error:
             detail = document.get("detail") or document.get("title")
+            if reply.status_code == 401:
+                detail = f"{detail}; {places}"
             return Check(error=f"HTTP {reply.status_code}: {detail}", left_out=left_out)
         if "acceptable" not in document:
             return Check(error="the service knows no dry run, and may have recorded the request")

@@ -47,7 +47,7 @@ import httpx
 
 from .checking import Check, asked
 from .connection import Connection, checked_token, require_numbers
-from .identity import AGENT_VARIABLES, bearer, decision_id, find_token, principal_of
+from .identity import AGENT_VARIABLES, bearer, decision_id, find_token, places, principal_of
 from .kept import Kept
 from .lanes import ADVISE, ASKING, Breaker, Lane, Message
 from .leaving import send_before_leaving
@@ -229,7 +229,7 @@ class AdvisorClient:
         except Exception as error:
             return Check(error=f"{type(error).__name__}: {error}")
         with self._connection.open(timeout_s) as http:
-            return asked(http, body, bearer(self._token), left_out)
+            return asked(http, body, bearer(self._token), left_out, self._places())
 
     def decision(self, decision_id: str, timeout_s: float = 10.0) -> dict[str, Any] | None:
         """The stored record of a decision, with what was reported on it; None when there is none,
@@ -528,6 +528,7 @@ class AdvisorClient:
         reply = send(http, message, bearer(self._token), self._deadline_s)
         if reply.status == 401:
             self._token = self._given or find_token(self._base_url, "agent", AGENT_VARIABLES)
+            reply = reply._replace(error=f"{reply.error}; {self._places()}")
         if reply.error is not None:
             return self._failed(lane, message, reply)
         with self._lock:
@@ -539,6 +540,9 @@ class AdvisorClient:
         self._counters.last_latency_s = monotonic() - begin
         self._settle(message, reply.document)
         return None
+
+    def _places(self) -> str:
+        return places(self._given, self._base_url, "agent", AGENT_VARIABLES)
 
     def _lose(self, message: Message, reason: str, refused: tuple[str, ...]) -> None:
         """A message will not be delivered, and what belongs to a lost request will not either.
@@ -571,7 +575,7 @@ class AdvisorClient:
         """Count a failure; the pause (s): full jitter on an exponential, what the service asks, or
         the breaker's. A report that the service answers with an error holds nothing but what is
         told of its own decision."""
-        self._counters.last_error = (reply.error or "")[:500]
+        self._counters.last_error = (reply.error or "")[:1000]
         ceiling = min(self._first_backoff_s * 2 ** min(message.attempts, 16), self._max_backoff_s)
         pause = max(random.uniform(0, ceiling), min(reply.retry_after_s, self._max_backoff_s))
         if message.asks or not reply.ours:

@@ -32,10 +32,29 @@ def find_token(base_url: str, name: str, variables: Collection[str]) -> str | No
             return _sendable(Path(file).read_text().strip())
         if not is_this_machine(urlsplit(base_url).hostname):
             return None
-        home = Path(os.environ.get("ADVISOR_HOME") or "var")
-        return _sendable((home / "tokens" / name).read_text().strip())
+        return _sendable(_left_by_up(name).read_text().strip())
     except (OSError, ValueError):
         return None
+
+
+def places(given: str | None, base_url: str, name: str, variables: Collection[str]) -> str:
+    """Where `find_token` looks, in its order, for whoever was refused; no token is told."""
+    if given is not None:
+        return "the token is the one that was given"
+    file = os.environ.get("ADVISOR_TOKEN_FILE")
+    looked = [
+        *(f"{each} ({'set' if os.environ.get(each) else 'not set'})" for each in variables),
+        f"the file ADVISOR_TOKEN_FILE ({file or 'not set'})",
+    ]
+    if is_this_machine(urlsplit(base_url).hostname):
+        left = _left_by_up(name)
+        there = "there" if os.access(left, os.R_OK) else "not there, or not readable"
+        looked.append(f"{left.absolute()} of ADVISOR_HOME ({there})")
+    return f"a token is looked for in {', '.join(looked)}: the first counts"
+
+
+def _left_by_up(name: str) -> Path:
+    return Path(os.environ.get("ADVISOR_HOME") or "var") / "tokens" / name
 
 
 def _sendable(token: str) -> str | None:

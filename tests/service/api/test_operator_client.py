@@ -72,6 +72,8 @@ async def test_an_alias_that_somebody_moved_meanwhile_is_left_alone(api: Running
     assert (await asyncio.to_thread(first))["before"] is None
     with pytest.raises(OperatorError, match=r"\(409\).*somebody moved the alias champion since"):
         await asyncio.to_thread(partial(first, seen=seen))
+    with pytest.raises(OperatorError, match="`advisor alias champion none` lets it name no"):
+        await asyncio.to_thread(operator.roll_back, "champion", "", "ann")
     stands = await asyncio.to_thread(operator.moved_at, "champion")
     await asyncio.to_thread(partial(move, "champion", "none", "worse", "bob", seen=stands))
     back = await asyncio.to_thread(operator.roll_back, "champion", "again", "ann")

@@ -12,7 +12,10 @@ import anyio.to_thread
 import pytest
 from shadow_advisor_client import AdvisorClient, Check
 
+from app.api.tokens import TokenFile
+from app.domain.principal import Role
 from app.local.servers import free_port
+from app.operator_client import OperatorClient, OperatorError
 from tests.service.api.http_faults import faulty, garbage, ok, status
 from tests.service.running import Running, drained, request, running, settings_for
 
@@ -94,3 +97,25 @@ async def test_the_command_prints_the_table_and_its_status_says_what_it_means(
         done = await command(url, file)
         assert done.returncode == 2
         assert "Traceback" not in done.stderr
+
+
+async def test_nobody_known_is_told_where_a_token_was_looked_for(
+    database_url: str, valkey_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("ADVISOR_TOKEN", "ADVISOR_ADMIN_TOKEN", "ADVISOR_TOKEN_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("ADVISOR_HOME", str(tmp_path / "home"))
+    TokenFile(tmp_path / "tokens.json").create("agent", [Role.AGENT])
+    settings = settings_for(database_url, valkey_url, tmp_path, open=None)
+    async with running(settings) as api:
+        told = str((await checked(api.url, request("r-1"))).error)
+        with pytest.raises(OperatorError, match=r"ADVISOR_ADMIN_TOKEN \(not set\)"):
+            await anyio.to_thread.run_sync(OperatorClient(api.url).state)
+        given = AdvisorClient(api.url, token="advisor.agent.wrong")
+        other = str((await anyio.to_thread.run_sync(given.check, request("r-1"))).error)
+        given.close(0)
+    assert told.startswith("HTTP 401: ")
+    assert "ADVISOR_TOKEN (not set), the file ADVISOR_TOKEN_FILE (not set)" in told
+    assert f"{tmp_path}/home/tokens/agent of ADVISOR_HOME (not there, or not readable)" in told
+    assert "the token is the one that was given" in other
+    assert "wrong" not in other, "no token is told"

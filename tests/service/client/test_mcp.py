@@ -130,4 +130,5 @@ async def test_a_token_that_expires_while_it_is_used_is_told(
     assert told["status"] == "no_answer"
     assert "401" in told["error"]
     assert "this token has expired" in told["error"]
+    assert "a token is looked for in ADVISOR_TOKEN (set), the file" in told["error"]
     assert await drained(settings) == 1
