@@ -29,6 +29,7 @@ from app.domain.errors import (
     ShadowLogUnavailable,
     UnknownVersion,
 )
+from app.domain.model.aliases import NOTHING
 from app.domain.model.manifest import PRIMARY_ALIAS, ModelManifest
 from app.domain.record.decision import Role, Version
 from app.policy.backends import Backends
@@ -36,7 +37,7 @@ from app.policy.port import Policy
 from app.policy.versions.files import refusals
 from app.policy.versions.store import base_of, find_version, load_manifest, report_beside
 from app.policy.withheld import WithheldPolicy
-from app.shadow_log.log import NOTHING, ShadowLog
+from app.shadow_log.log import ShadowLog
 from app.telemetry import Telemetry
 
 log = structlog.get_logger()

@@ -41,6 +41,7 @@ from app.domain.errors import (
     ShadowLogUnavailable,
 )
 from app.domain.fields import Record
+from app.domain.model.aliases import NOTHING
 from app.domain.model.manifest import ModelManifest
 from app.domain.record.control import AgentAction
 from app.domain.record.decision import Decision
@@ -78,8 +79,6 @@ LEFT JOIN latest_outcomes o
 WHERE a.decision OR o.decision_id IS NOT NULL
 ORDER BY told.decision_id
 """
-NOTHING = "none"
-"""What an alias is moved to when it shall name no version any more; moves are never deleted."""
 
 
 ALIAS_LOCK = 0x5AD4

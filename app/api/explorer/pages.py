@@ -21,10 +21,9 @@ from app.api.explorer.look import page
 from app.api.explorer.looks import looks_in
 from app.api.explorer.route import STATIC, PageRoute, parts
 from app.domain.intervals import running
-from app.domain.model.aliases import rollback_target
+from app.domain.model.aliases import NOTHING, rollback_target
 from app.domain.model.manifest import PRIMARY_ALIAS
 from app.domain.principal import Role
-from app.shadow_log.log import NOTHING
 from app.shadow_log.reading.explore import LOOKED_THROUGH
 from app.shadow_log.rows import Row
 

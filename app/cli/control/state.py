@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from app.cli.options import Url, operator
+from app.cli.options import Url, operator, say
+from app.domain.model.aliases import NOTHING
 from app.settings import SettingsError
 
 
@@ -48,7 +49,7 @@ def alias(
     url: Url = None,
 ) -> None:
     """Show the aliases of model versions, or move one: a running service follows without a
-    restart."""
+    restart. Nobody asks the gate here, `advisor-train promote` does."""
     service = operator(url)
     if rollback:
         if name is None or version is not None:
@@ -66,4 +67,6 @@ def alias(
         raise SettingsError("moving an alias needs --reason and --by: both are recorded")
     else:
         document = service.move_alias(name, version, reason, by, seen=seen)
+        if version != NOTHING:
+            say("nobody asks the gate here, `advisor-train promote` does")
     typer.echo(json.dumps(document, indent=2))

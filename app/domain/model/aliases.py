@@ -1,9 +1,11 @@
-"""Where an alias goes back to."""
+"""What an alias may name, and where it goes back to."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+NOTHING = "none"
+"""What an alias is moved to when it shall name no version any more; moves are never deleted."""
 _BACK = "rollback from "
 
 

@@ -507,7 +507,13 @@ async def test_the_command_shows_moves_and_rolls_back(
         ("v1", "me: passed"),
         ("base-1", "served before the first move"),
     ]
-    assert "nothing to go back to" in await alias("--rollback", "shadow"), "v1 is left behind"
+    left_behind = await alias("--rollback", "shadow")
+    assert "nothing to go back to" in left_behind
+    assert "none" not in left_behind, "the primary's alias names a version always"
+    named = ("champion", "v1", "--reason", "good", "--by", "me")
+    done = await asyncio.to_thread(advisor, variables, "alias", "--url", api.url, *named)
+    assert "nobody asks the gate here" in done.stderr
+    assert json.loads(done.stdout)["model_version"] == "v1"
     assert "needs the alias, and no version" in await alias("--rollback")
 
 

@@ -428,7 +428,8 @@ async def test_a_version_is_promoted_and_demoted_from_its_page(site: Site) -> No
     page, aliases = "/ui/models/scripted-1", "/ui/aliases/champion"
     shown = (await site.get(page, "operator")).text
     assert '<option value="champion ">champion (now none)</option>' in shown
-    assert "Promote it" not in (await site.get(page)).text, "a reader has no buttons"
+    assert "<button>Let it name this version</button>" in shown
+    assert "Let it name this version" not in (await site.get(page)).text, "a reader has no buttons"
     first = {"alias": "champion ", "reason": "it is good", "sure": "yes"}
     assert (await site.post(f"{page}/alias", first, "reader")).status_code == 403
     for wrong in ({"sure": ""}, {"reason": ""}, {"alias": "Champion "}, {"alias": ""}):
