@@ -19,6 +19,7 @@ from app.domain.principal import Role
 from app.domain.rules.limits import changes, parse_limits
 from app.shadow_log.limits_history import LimitsHistory, Proposal
 from app.shadow_log.reading.what_if import Asked
+from app.shadow_log.rows import Row
 
 MOST_FORM_BYTES = 131_072
 MOST_SHOWN = 100
@@ -69,6 +70,7 @@ async def proposal(id: int, request: Request) -> Response:
     judging = service.controls.by_profile().get(proposed.profile)
     report = await history.report(id)
     document: dict[str, Any] | None = None if report is None else orjson.loads(report.report)
+    turned, still = _by_verdict(document["changed"] if document else [])
     tried = service.trials.of(id)
     return page(
         request,
@@ -80,11 +82,20 @@ async def proposal(id: int, request: Request) -> Response:
         else [],
         report=report,
         document=document,
+        turned=turned,
+        still=still,
         recorded=RECORDED,
         gains=charts.gains(document["arms"]) if document else {},
         trial=tried,
         refresh_s=2 if tried is not None and tried.failed is None else None,
     )
+
+
+def _by_verdict(changed: list[Row]) -> tuple[list[Row], list[Row]]:
+    """Decisions that one of both limits approves, and those that both refuse, by other rules."""
+    approved = [row["before"]["approves"] or row["after"]["approves"] for row in changed]
+    rows = list(zip(changed, approved, strict=True))
+    return [row for row, by_one in rows if by_one], [row for row, by_one in rows if not by_one]
 
 
 @router.post("/ui/limits/{id}/trial")

@@ -87,7 +87,8 @@ def _say_tally(tally: Tally, show: int) -> None:
             code, refused, f"{tallied.r_saved_before:+.2f} -> {tallied.r_saved_after:+.2f}"
         )
     changed = Table("time", "symbol", "arm", "before", "after", "R", "grade", box=SIMPLE_HEAD)
-    for judged in list(tally.changed)[-show:]:
+    turned = [each for each in tally.changed if each.before.approves or each.after.approves]
+    for judged in turned[-show:] if show > 0 else []:
         scenario = judged.past.decision.scenario
         verdicts = [
             " ".join(verdict.codes) or ("approve" if verdict.approves else "reject")
@@ -101,3 +102,5 @@ def _say_tally(tally: Tally, show: int) -> None:
     for table in (arms, codes, changed):
         if table.row_count:
             Console(width=max(WIDE, console.width)).print(table)
+    if still := len(tally.changed) - len(turned):
+        say(f"{still} more refused before and after, by other rules: --json has them")

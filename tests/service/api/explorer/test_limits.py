@@ -63,6 +63,24 @@ async def test_a_proposal_says_what_it_would_have_earned_and_which_decisions_cha
     assert site.api.service.controls.limits.spread.max_bps == 10.0, "nothing changes by trying"
 
 
+async def test_decisions_that_stay_refused_by_other_rules_are_folded_below_the_choice(
+    site: Site,
+) -> None:
+    still = await site.decide("still", candidate__spread_bps=20.0)
+    turned = await site.decide("turned", candidate__spread_bps=4.0)
+    await site.stored()
+    other = SHIPPED.replace("max_bps = 10.0", "max_bps = 100.0")
+    other = other.replace("min_ratio = 1.0 ", "min_ratio = 90.0 ").replace(
+        'version = "', 'version = "other-'
+    )
+    shown = (await site.get(await proposed(site, other), "operator")).text
+    below = shown[shown.index("Let them judge") :]
+    open_rows, folded = below.split("refused before and after, by other rules</summary>")
+    assert ids(shown[: shown.index("Let them judge")]) == []
+    assert set(ids(open_rows)) == {turned}
+    assert set(ids(folded)) == {still}
+
+
 async def test_a_proposal_is_adopted_with_its_report_and_gone_back_from(site: Site) -> None:
     await site.decide("one", candidate__spread_bps=4.0)
     await site.stored()

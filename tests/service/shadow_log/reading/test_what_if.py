@@ -78,6 +78,11 @@ async def test_the_command_prints_tables_or_a_document(
     assert agent["approved"] == {"before": 1, "after": 0}
     assert agent["r"] == {"before": -1.0, "after": 0.0, "judged": 2}
     assert agent["grades"]["undetermined"] == 1
+    other = tmp_path / "other.toml"
+    other.write_text(text.replace("min_ratio = 1.0", "min_ratio = 90.0"))
+    still = advisor(variables, "what-if", "--limits", str(other), "--against", str(limits))
+    assert "more refused before and after, by other rules" in still.stdout + still.stderr
+    assert "time" not in still.stdout, "no decision changes"
     empty = advisor(variables, "what-if", "--limits", str(limits), "--until", "2001-01-01")
     assert "no decision is recorded" in empty.stdout + empty.stderr
     missing = advisor(variables, "what-if", "--limits", str(tmp_path / "none.toml"))
