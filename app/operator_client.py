@@ -57,6 +57,11 @@ class OperatorClient:
         """The trading state in force, and the change that made it so."""
         return self._document("GET", "/state")
 
+    def state_changes(self) -> list[dict[str, Any]]:
+        """The newest changes of the trading state on record, the newest first."""
+        changes: list[dict[str, Any]] = self._document("GET", "/state/changes")["changes"]
+        return changes
+
     def set_state(self, state: str, reason: str, by: str) -> dict[str, Any]:
         """Change the trading state. HALTED refuses every trade at once."""
         body = {"state": state, "reason": reason, "changed_by": by}

@@ -42,6 +42,7 @@ VERSION_PROBLEMS = problems(
     AliasRefused,
     ShadowLogUnavailable,
 )
+MOST_CHANGES = 100
 router = APIRouter()
 
 
@@ -51,6 +52,15 @@ async def get_state(request: Request) -> Response:
     controls = request.app.state.service.controls
     change = controls.change.as_json() if controls.change else None
     return Json({"state": controls.state.value, "change": change})
+
+
+@router.get("/state/changes", responses=READ_PROBLEMS, summary="Changes of the trading state")
+async def get_state_changes(request: Request) -> Response:
+    """The newest that the record holds, the newest first."""
+    allowed(request, Role.READER)
+    service: Service = request.app.state.service
+    changes = await service.shadow_log.state_changes(MOST_CHANGES)
+    return Json({"changes": [change.as_json() for change in changes]})
 
 
 @router.put(

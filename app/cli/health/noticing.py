@@ -37,6 +37,8 @@ TRIED_FOR_S = 3600.0
 """So long an address that is away is told what it missed."""
 MOST_BYTES = 1_000_000
 """Of what Alertmanager may post."""
+MOST_CHANGES = 200
+"""Changes of the state that are remembered: more than the service tells at once."""
 MISSING = "advisor_events_missing"
 DEMOTED = "demoted by itself"
 """In the reason of a version that stepped back without anybody (`advisor-train drift --demote`)."""
@@ -58,14 +60,17 @@ Takes = Callable[[Notice], bool]
 """An address: whether it took a notice."""
 
 
-def looked(client: OperatorClient) -> Memory:
-    """What a look at the service shows of what people are told. Raises `OperatorError`."""
+def looked(client: OperatorClient, before: Memory | None = None) -> Memory:
+    """What a look at the service shows of what people are told, after an earlier look. Raises
+    `OperatorError`."""
+    state = client.state()
     readiness, aliases, limits = client.readiness(), client.aliases(), client.limits()
     missing = [
         value for name, value in client.metrics().items() if name.partition("{")[0] == MISSING
     ]
     return {
-        "state": client.state(),
+        "state": state,
+        "changes": _changes_of_state(client, state.get("change"), (before or {}).get("changes")),
         "moves": aliases["history"][::-1],
         "adoptions": limits["history"][::-1],
         "status": readiness["status"],
@@ -74,9 +79,26 @@ def looked(client: OperatorClient) -> Memory:
     }
 
 
+def _changes_of_state(
+    client: OperatorClient, current: Any, seen: list[Any] | None
+) -> list[Any] | None:
+    """Changes of the state that were seen and that are seen now, the first in time first. The one
+    in force may be there before the record has it. None while no record of them was ever read."""
+    try:
+        recorded = client.state_changes()[::-1]
+    except OperatorError:
+        if seen is None:
+            return None
+        recorded = []
+    if current is not None and current not in recorded:
+        recorded.append(current)
+    seen = seen or []
+    return [*seen, *(change for change in recorded if change not in seen)][-MOST_CHANGES:]
+
+
 def changes(before: Memory, now: Memory) -> Iterator[Notice]:
     """What to tell of the difference between two looks, the first in time first."""
-    yield from _of_state(before["state"], now["state"])
+    yield from _of_state(before, now)
     for move in now["moves"][len(before["moves"]) :]:
         body = f"{move['changed_by']}: {move['reason']}"
         level = "failure" if DEMOTED in move["reason"] else "warning"
@@ -98,13 +120,22 @@ def changes(before: Memory, now: Memory) -> Iterator[Notice]:
 
 
 def _of_state(before: Memory, now: Memory) -> Iterator[Notice]:
-    """A change that was taken back between two looks is told as well."""
-    if before != now:
-        level = "info" if now.get("state") == "ACTIVE" else "failure"
-        change = now.get("change") or {}
-        body = f"{change.get('changed_by')}: {change.get('reason')}"
-        again = ", and was changed meanwhile" if before.get("state") == now.get("state") else ""
-        yield Notice(f"trading is {now.get('state')}{again}", body, level)
+    """Every change on record, however short it stood; and what is no change that anybody made, such
+    as a state that is unknown. Without a record, that a change was taken back is told at least."""
+    seen, current = before.get("changes"), now["state"].get("change")
+    added = [] if seen is None else [each for each in now["changes"] if each not in seen]
+    for change in added:
+        yield _of_change("is" if change == current else "was", change["state"], change)
+    if before["state"] != now["state"] and current not in added:
+        state = now["state"].get("state")
+        again = ", and was changed meanwhile" if before["state"].get("state") == state else ""
+        yield _of_change("is", f"{state}", current or {}, again)
+
+
+def _of_change(verb: str, state: str, change: Memory, more: str = "") -> Notice:
+    level = "info" if state == "ACTIVE" else "failure"
+    body = f"{change.get('changed_by')}: {change.get('reason')}"
+    return Notice(f"trading {verb} {state}{more}", body, level)
 
 
 def of_alerts(document: Any, runbooks: str) -> list[Notice]:
@@ -246,7 +277,7 @@ class Watch:
         once, and when it is back."""
         self._outbox.send()
         try:
-            now = looked(self._client)
+            now = looked(self._client, self._before)
         except OperatorError as error:
             self._silent += 1
             if self._silent == SILENT_LOOKS:

@@ -94,6 +94,7 @@ MAY = {
     ("PUT", "/decisions/{id}/outcome"): {"agent"},
     ("GET", "/decisions/{id}"): {"agent", "operator", "reader"},
     ("GET", "/state"): {"agent", "desk", "operator", "reader"},
+    ("GET", "/state/changes"): {"operator", "reader"},
     ("PUT", "/state"): {"operator"},
     ("GET", "/models"): {"operator", "reader"},
     ("PUT", "/models/v1"): {"operator"},

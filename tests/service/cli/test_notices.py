@@ -31,7 +31,7 @@ from app.domain.principal import Role
 from app.operator_client import OperatorClient
 from app.settings import SettingsError, read_settings
 from tests.service.processes import advisor, environment
-from tests.service.running import running, settings_for
+from tests.service.running import drained, running, settings_for
 
 BEFORE: dict[str, Any] = {
     "state": {"state": "ACTIVE"},
@@ -104,6 +104,41 @@ async def test_a_halt_is_told_once_also_when_the_watch_was_away_meanwhile(
     (notice,) = told
     assert (notice.title, notice.level) == ("trading is HALTED", "failure")
     assert notice.body.endswith("me: a test")
+
+
+async def test_a_state_that_stood_for_less_than_a_look_is_told_once_and_as_past(
+    database_url: str, valkey_url: str, tmp_path: Path
+) -> None:
+    told, memory = Told(), tmp_path / "notices.json"
+    settings = settings_for(database_url, valkey_url, tmp_path)
+    async with running(settings) as served:
+        client = OperatorClient(str(served.client.base_url))
+        watch = Watch(client, Outbox({"people": told}), memory)
+        await asyncio.to_thread(client.set_state, "HALTED", "long ago", "me")
+        await drained(settings)
+        await asyncio.to_thread(watch.look)
+        assert told == [], "what was before the first look is no news"
+        for state, reason in (("REDUCING", "a drill"), ("ACTIVE", "over")):
+            await asyncio.to_thread(client.set_state, state, reason, "me")
+        await asyncio.to_thread(watch.look)
+        await drained(settings)
+        again = Watch(client, Outbox({"people": told}), memory)
+        for _ in range(2):
+            await asyncio.to_thread(again.look)
+    assert sorted(notice.title for notice in told) == ["trading is ACTIVE", "trading was REDUCING"]
+    assert {notice.level for notice in told} == {"info", "failure"}
+
+
+def test_a_state_without_a_record_of_changes_is_told_as_it_is() -> None:
+    """A service or a memory of before, and a state that nobody set because none could be read."""
+    change = {"recorded_at": "t", "state": "ACTIVE", "changed_by": "me", "reason": "r"}
+    active = BEFORE | {"state": {"state": "ACTIVE", "change": change}}
+    (first,) = changes(BEFORE, active)
+    assert first.title == "trading is ACTIVE, and was changed meanwhile"
+    recorded = active | {"changes": [change]}
+    assert list(changes(active, recorded)) == [], "the record is there, and nothing is news"
+    (unknown,) = changes(recorded, recorded | {"state": {"state": "HALTED", "change": None}})
+    assert (unknown.title, unknown.level) == ("trading is HALTED", "failure")
 
 
 def test_a_service_that_is_away_is_told_of_once(tmp_path: Path) -> None:
