@@ -20,7 +20,7 @@ _RISE_AND_FALL = {"color": GOOD, "borderColor": GOOD, "color0": BAD, "borderColo
 
 MOST_STEPS = 6
 """Between the ends of an axis of prices."""
-PLOT_PX, LABEL_PX = 312, 14
+PLOT_PX, LABEL_PX = 330, 14
 """Height of the candles' plot in a tall figure (`.chart.tall`), and of a label beside it."""
 
 
@@ -442,7 +442,8 @@ def _drawn(level: Level, moved_px: float) -> dict[str, Any]:
         "color": colour,
         "position": "end",
         "verticalAlign": "top",
-        "padding": [moved_px - LABEL_PX * 0.75, 0, 0, 0],
+        "lineHeight": LABEL_PX,
+        "padding": [moved_px - LABEL_PX / 2, 0, 0, 0],
     }
     return {"yAxis": price, "name": f"{arm}: {kind}", "lineStyle": style, "label": label}
 
