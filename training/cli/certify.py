@@ -11,6 +11,7 @@ import typer
 
 from app.domain.errors import InvalidRecord, ModelFileError
 from app.domain.scenario import Scenario
+from app.domain.text import counted
 from app.policy.options import BackendOptions
 from training.arrays import Progress
 from training.cli.options import Config, Database, Set, chosen, meter, tell
@@ -54,8 +55,9 @@ def certify(
     scenarios = spread(table.scenarios(), prompts)
     if len(scenarios) < LEAST_PROMPTS:
         raise InvalidRecord(
-            f"{len(scenarios):,} scenarios are too few for a certificate, which takes"
-            f" {LEAST_PROMPTS:,}: ask for more by --prompts, of more bars by --config or --set"
+            f"{counted(len(scenarios), 'scenario is', 'scenarios are')} too few for a"
+            f" certificate, which takes {LEAST_PROMPTS:,}: ask for more by --prompts, of more bars"
+            " by --config or --set"
         )
     roots = (version.parent, settings.publish.models, *(models or ()))
     policy = InProcess(BackendOptions(roots=roots, threads=settings.threads)).load(version)

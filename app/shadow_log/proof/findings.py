@@ -6,6 +6,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from app.domain.text import counted
+
 
 class Fault(StrEnum):
     """What can be wrong with what is stored."""
@@ -56,9 +58,9 @@ class VerifyReport:
 
     def chain_summary(self) -> str:
         """One line about the links."""
-        waiting = f", {self.waiting} accepted requests undecided" if self.waiting else ""
-        producers = f"{self.links} links of {self.producers} producers"
-        return f"{producers}, {self.missing} events missing{waiting}"
+        waiting = f", {counted(self.waiting, 'accepted request')} undecided" if self.waiting else ""
+        producers = f"{counted(self.links, 'link')} of {counted(self.producers, 'producer')}"
+        return f"{producers}, {counted(self.missing, 'event')} missing{waiting}"
 
     def told_summary(self) -> str:
         """One line about what cannot be replayed to the end; empty when there is none."""
@@ -66,14 +68,14 @@ class VerifyReport:
             return ""
         versions = ", ".join(f"{name} {count}" for name, count in sorted(self.told.items()))
         return (
-            f"{self.told.total()} advices follow from what models elsewhere told; those cannot be"
-            f" asked again for the same answer: {versions}"
+            f"{counted(self.told.total(), 'advice follows', 'advices follow')} from what models"
+            f" elsewhere told; those cannot be asked again for the same answer: {versions}"
         )
 
     def summary(self) -> str:
         """One line."""
-        looked_at = f"{self.decisions} decisions, {self.reports} reports"
+        looked_at = f"{counted(self.decisions, 'decision')}, {counted(self.reports, 'report')}"
         if not self.findings:
             return f"{looked_at}: every hash matches, every decision replays, no gaps"
         faults = ", ".join(f"{count} x {fault.value}" for fault, count in self.counts.items())
-        return f"{looked_at}; {len(self.findings)} faults: {faults}"
+        return f"{looked_at}; {counted(len(self.findings), 'fault')}: {faults}"

@@ -257,7 +257,7 @@ def test_verify_passes_a_good_log_and_names_what_was_tampered_with(
     assert (
         good.stderr
         == "2 decisions, 0 reports: every hash matches, every decision replays, no gaps\n"
-        "2 links of 1 producers, 0 events missing\n"
+        "2 links of 1 producer, 0 events missing\n"
     )
     known = decision_id("r-1")
     tamper(
@@ -322,7 +322,7 @@ async def test_retention_shows_what_would_go_and_drops_it_when_told_to(
             [build.decision_event(f"r-{number}", at=datetime(year, month, 3, tzinfo=UTC))]
         )
     command = ("retention", "--before", "2024-01")
-    months = ["2023-11            1 decisions", "2023-12            2 decisions"]
+    months = ["2023-11            1 decision", "2023-12            2 decisions"]
     for words, after in (
         ([], [*months, "nothing is dropped without --yes: 2 months, 3 decisions"]),
         (["--yes"], [*months, "dropped 2 months, 3 decisions"]),

@@ -85,7 +85,7 @@ async def test_an_accepted_request_waits_as_long_as_its_queue_holds_it(
     report = await verify_log(database_url)
     assert report.findings == []
     assert report.chain_summary() == (
-        "2 links of 1 producers, 0 events missing, 2 accepted requests undecided"
+        "2 links of 1 producer, 0 events missing, 2 accepted requests undecided"
     )
     taken, _ = await way.queue.take()
     await way.journal.append(first)
@@ -178,7 +178,7 @@ async def test_what_nobody_was_promised_is_not_missed(way: Way, database_url: st
     await way.log.append([linked._replace(fate=fate) for fate in (Fate.ACCEPTED, Fate.WITHDRAWN)])
     assert await way.watch_for(GONE_S) == 0
     assert (await verify_log(database_url)).chain_summary() == (
-        "2 links of 1 producers, 0 events missing"
+        "2 links of 1 producer, 0 events missing"
     )
 
 

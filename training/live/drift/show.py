@@ -12,6 +12,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from app.domain.text import counted
 from training.arrays import DAY_S
 from training.live.drift.look import Drift, Span
 from training.live.drift.measures import Shift
@@ -55,8 +56,8 @@ def print_drift(console: Console, drift: Drift) -> None:
         markup=False,
     )
     console.print(
-        f"{drift.age_days:.0f} days old; a new version is due on {drift.retrain_due:%Y-%m-%d}, "
-        f"this one expires on {drift.expires:%Y-%m-%d}\n"
+        f"{counted(round(drift.age_days), 'day')} old; a new version is due on"
+        f" {drift.retrain_due:%Y-%m-%d}, this one expires on {drift.expires:%Y-%m-%d}\n"
     )
     if drift.features:
         console.print(_shifts(drift))
@@ -64,7 +65,7 @@ def print_drift(console: Console, drift: Drift) -> None:
 
 
 def _span(span: Span) -> str:
-    return f"{span.begin:%Y-%m-%d} to {span.end:%Y-%m-%d} ({span.decisions} decisions)"
+    return f"{span.begin:%Y-%m-%d} to {span.end:%Y-%m-%d} ({counted(span.decisions, 'decision')})"
 
 
 def _shifts(drift: Drift) -> Table:

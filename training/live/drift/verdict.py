@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from enum import StrEnum
 from typing import NamedTuple
 
+from app.domain.text import counted
 from training.config.judging import DriftConfig
 from training.live.drift.measures import Change, ExpectedReward, Measure, Move, Shift
 
@@ -81,7 +82,7 @@ def too_few(reference: int, recent: int, config: DriftConfig) -> Reason:
 
 def of_age(days: float, config: DriftConfig) -> list[Reason]:
     """The schedule, whatever the numbers say."""
-    old = f"the model is {days:.0f} days old"
+    old = f"the model is {counted(round(days), 'day')} old"
     if days >= config.expiry_days:
         code, verdict, limit = DriftReason.EXPIRED, DriftVerdict.REFRESH, config.expiry_days
         says = f"{old}: it expired after {limit:g}"

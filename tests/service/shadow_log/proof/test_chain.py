@@ -94,7 +94,7 @@ async def test_what_valkey_lost_is_counted_with_the_next_event(
     report = await verify_log(database_url)
     assert report.missing == 7
     assert set(report.counts) == {Fault.GAP}
-    assert report.chain_summary() == "4 links of 1 producers, 7 events missing"
+    assert report.chain_summary() == "4 links of 1 producer, 7 events missing"
 
 
 async def test_a_loss_at_the_end_is_counted_when_the_producer_told_past_the_queue(

@@ -226,7 +226,7 @@ async def test_the_commands_hold_a_log_against_its_checkpoints_and_prove_a_decis
     held = advisor(variables, "verify", "--checkpoints", str(kept.file), "--key", key)
     assert held.returncode == 0, held.stderr
     assert f"2 checkpoints, signed by {key}" in held.stderr
-    assert "5 links of 1 producers, 0 events missing" in held.stderr
+    assert "5 links of 1 producer, 0 events missing" in held.stderr
     proved = advisor(variables, "prove", str(decision_id("r-1")))
     assert fault(json.loads(proved.stdout), key) is None
     tampered = "UPDATE event_links SET payload = claim WHERE seq = 5"
