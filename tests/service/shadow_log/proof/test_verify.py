@@ -15,6 +15,7 @@ from app.domain.canonical import content_hash, decision_id
 from app.domain.errors import AbstainReason, ShadowLogUnavailable
 from app.domain.record.decision import Abstention, Decision
 from app.domain.record.event import Event
+from app.domain.text import counted
 from app.shadow_log.lean import lean
 from app.shadow_log.log import ShadowLog
 from app.shadow_log.proof.findings import Fault, VerifyReport
@@ -275,7 +276,7 @@ async def test_tampering_is_found(log: ShadowLog, database_url: str, what: str) 
     report = await verify_log(database_url)
     assert of_record(report) == expected, report.findings
     assert len(report.findings) == sum(report.counts.values())
-    assert report.summary().split("; ")[1].startswith(f"{len(report.findings)} faults: ")
+    assert report.summary().split("; ")[1].startswith(f"{counted(len(report.findings), 'fault')}: ")
 
 
 async def test_a_forged_record_with_a_matching_hash_does_not_replay(
