@@ -104,6 +104,7 @@ async def compare_all(url: str, progress: Progress = lambda done, total: None) -
                     decisions += len(chunk)
                     progress(decisions, total)
             async with engine.begin() as connection:
+                await connection.execute(_NO_MONTH_IS_DROPPED)
                 changed += (await connection.execute(_SURPLUS)).rowcount
     finally:
         await engine.dispose()
