@@ -47,7 +47,7 @@ def pin(
     return subprocess.run(
         [str(shutil.which("make")), "-f", str(ROOT / "Makefile"), "pin-images"],
         cwd=folder,
-        env=os.environ | {"PATH": str(program.parent)},
+        env=os.environ | {"PATH": str(program.parent), "MAKEFLAGS": "", "MAKELEVEL": ""},
         capture_output=True,
         text=True,
         check=False,
