@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, NamedTuple, Self
 from uuid import UUID
 
@@ -66,18 +66,24 @@ from app.shadow_log.rows import Row, assemble, plain, report_of, row_hash
 from app.shadow_log.schema import partitions, tables
 
 _REPORTED_TRADES = """
-SELECT d.principal, d.decision_id, d.scenario, d.received_at, a.record AS action,
-       a.recorded_at AS acted_at, o.record AS outcome, o.recorded_at AS ended_at
-FROM (SELECT decision_id FROM agent_actions WHERE recorded_at >= :since
-      UNION
-      SELECT decision_id FROM outcomes
-      WHERE recorded_at >= :since AND arm = 'agent' AND source = 'reported') told
-JOIN decisions d ON d.decision_id = told.decision_id
-LEFT JOIN latest_actions a ON a.decision_id = told.decision_id
-LEFT JOIN latest_outcomes o
-  ON o.decision_id = told.decision_id AND o.arm = 'agent' AND o.source = 'reported'
-WHERE a.decision OR o.decision_id IS NOT NULL
-ORDER BY told.decision_id
+WITH reports AS (
+    SELECT d.principal, d.decision_id, d.scenario, d.received_at, a.record AS action,
+           a.recorded_at AS acted_at, o.record AS outcome, o.recorded_at AS ended_at,
+           a.decision OR o.decision_id IS NOT NULL AS traded,
+           d.received_at - d.as_of <= :open_for AS live
+    FROM (SELECT decision_id FROM agent_actions WHERE recorded_at >= :since
+          UNION
+          SELECT decision_id FROM outcomes
+          WHERE recorded_at >= :since AND arm = 'agent' AND source = 'reported') told
+    JOIN decisions d ON d.decision_id = told.decision_id
+    LEFT JOIN latest_actions a ON a.decision_id = told.decision_id
+    LEFT JOIN latest_outcomes o
+      ON o.decision_id = told.decision_id AND o.arm = 'agent' AND o.source = 'reported'
+)
+SELECT * FROM reports WHERE traded
+UNION ALL
+(SELECT DISTINCT ON (principal) * FROM reports WHERE NOT traded AND live
+ ORDER BY principal, acted_at DESC)
 """
 
 
@@ -218,10 +224,13 @@ class ShadowLog:
         ]
         return same[-1] if same else None
 
-    async def reported_trades(self, since: datetime) -> list[Row]:
+    async def reported_trades(self, since: datetime, open_for: timedelta) -> list[Row]:
         """Trades that agents reported since then, each with the newest end that was reported; of
-        one whose end alone was, there is no action."""
-        return await self._rows(text(_REPORTED_TRADES).bindparams(since=since))
+        one whose end alone was, there is no action. And of each principal the newest report that
+        it did not trade, of no replay (older than `open_for` when it arrived): who reports holds
+        what it says, and be it nothing."""
+        bound = text(_REPORTED_TRADES).bindparams(since=since, open_for=open_for)
+        return await self._rows(bound)
 
     async def latest_state(self) -> StateChange | None:
         """The newest change of the trading state."""

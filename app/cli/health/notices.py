@@ -44,7 +44,7 @@ def notices_watch(
     from app.cli.health.noticing import Outbox, Watch, receiver, watching
 
     settings = read_settings()
-    outbox = Outbox(addresses_of(settings))
+    outbox = Outbox(addresses_of(settings), settings.home / "notices-waiting.json")
     tokens = Tokens(*settings.who_may)
     require_somebody(tokens, host)
     watch = Watch(operator(url), outbox, settings.home / "notices.json")
@@ -69,9 +69,9 @@ def notices_test() -> None:
     notice = Notice("a test of shadow-advisor", "Whoever reads this will be told of halts.")
     addresses = [Address(*each) for each in addresses_of(read_settings()).items()]
     for address in addresses:
-        address.add(notice, 0.0)
+        address.waiting.append((0.0, notice))
         address.send(0.0)
-    away = [address.name for address in addresses if address.waits]
+    away = [address.name for address in addresses if address.waiting]
     for name in away:
         say(f"{name} did not take it")
     if away:

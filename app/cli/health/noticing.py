@@ -2,8 +2,9 @@
 service, or stop it.
 
 It looks at the service every few seconds, and takes what Alertmanager posts; what changed goes to
-every address of ADVISOR_NOTICES. What was told is remembered in a file: a restart tells of what
-happened meanwhile, and of nothing twice.
+every address of ADVISOR_NOTICES. What was seen and what waits for an address are remembered in two
+files: a restart tells of what happened meanwhile, and loses nothing. What was being sent when the
+process was killed may be told twice.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from threading import Lock
-from time import monotonic
+from time import time
 from typing import Any, NamedTuple
 
 import structlog
@@ -165,32 +166,23 @@ class Address:
 
     def __init__(self, name: str, takes: Takes) -> None:
         self.name = name
+        self.waiting: deque[tuple[float, Notice]] = deque()
+        """With the time at which each came."""
         self._takes = takes
-        self._waiting: deque[tuple[float, Notice]] = deque()
         self._away = False
-        self._busy = Lock()
-
-    def add(self, notice: Notice, now: float) -> None:
-        self._waiting.append((now, notice))
 
     def send(self, now: float) -> int:
         """Send what waits. How many were given up."""
         given_up = 0
-        with self._busy:
-            while self._waiting:
-                since, notice = self._waiting[0]
-                if not self._took(_late(notice, now - since)):
-                    if now - since < TRIED_FOR_S:
-                        break
-                    given_up += 1
-                    log.error("a notice was given up", address=self.name, title=notice.title)
-                self._waiting.popleft()
+        while self.waiting:
+            since, notice = self.waiting[0]
+            if not self._took(_late(notice, now - since)):
+                if now - since < TRIED_FOR_S:
+                    break
+                given_up += 1
+                log.error("a notice was given up", address=self.name, title=notice.title)
+            self.waiting.popleft()
         return given_up
-
-    @property
-    def waits(self) -> bool:
-        """Whether anything does."""
-        return bool(self._waiting)
 
     def _took(self, notice: Notice) -> bool:
         """Told once when an address goes away, and once when it is back: never what it is."""
@@ -216,13 +208,24 @@ def _late(notice: Notice, by_s: float) -> Notice:
 
 class Outbox:
     """Sends what it is given to every address, never more than so much an hour, and counts what
-    became of it. What an address does not take is tried again."""
+    became of it. What an address does not take is tried again, also after a restart.
+
+    Parameters
+    ----------
+    kept : file that what waits is written to before it is sent; none: it ends with the process.
+    clock : seconds that another process counts on from.
+    """
 
     def __init__(
-        self, addresses: Mapping[str, Takes], clock: Callable[[], float] = monotonic
+        self,
+        addresses: Mapping[str, Takes],
+        kept: Path | None = None,
+        clock: Callable[[], float] = time,
     ) -> None:
         self._addresses = [Address(name, takes) for name, takes in addresses.items()]
+        self._path = kept
         self._clock = clock
+        self._busy = Lock()
         self._sent_at: list[float] = []
         self._held = 0
         self.registry = CollectorRegistry()
@@ -231,35 +234,83 @@ class Outbox:
         )
         for result in ("sent", "failed", "held", "given_up"):
             self._count.labels(result)
+        self._take_up(clock())
 
     def tell(self, notice: Notice) -> bool:
         """Whether it went out to every address at once. A failure is counted and logged, never
         raised."""
-        now = self._clock()
-        self._sent_at = [at for at in self._sent_at if now - at < 3600]
-        if len(self._sent_at) >= MOST_AN_HOUR:
-            self._held += 1
-            self._count.labels("held").inc()
-            return False
-        self._sent_at.append(now)
-        if self._held:
-            before = counted(self._held, "notice before this was", "notices before this were")
-            body = f"{notice.body}\n({before} not sent)"
-            notice, self._held = notice._replace(body=body), 0
-        for address in self._addresses:
-            address.add(notice, now)
-        self.send()
-        sent = not any(address.waits for address in self._addresses)
+        with self._busy:
+            now = self._clock()
+            self._sent_at = [at for at in self._sent_at if 0 <= now - at < 3600]
+            if len(self._sent_at) >= MOST_AN_HOUR:
+                self._held += 1
+                self._count.labels("held").inc()
+                self._keep()
+                return False
+            self._sent_at.append(now)
+            if self._held:
+                before = counted(self._held, "notice before this was", "notices before this were")
+                body = f"{notice.body}\n({before} not sent)"
+                notice, self._held = notice._replace(body=body), 0
+            for address in self._addresses:
+                address.waiting.append((now, notice))
+            self._keep()
+            self._send(now)
+            sent = not any(address.waiting for address in self._addresses)
         self._count.labels("sent" if sent else "failed").inc()
         return sent
 
     def send(self) -> None:
         """Send what waits, to all addresses at once: none waits for another."""
-        now, waiting = self._clock(), [each for each in self._addresses if each.waits]
-        if waiting:
-            with ThreadPoolExecutor(len(waiting)) as threads:
-                given_up = sum(threads.map(lambda address: address.send(now), waiting))
+        with self._busy:
+            self._send(self._clock())
+
+    def _send(self, now: float) -> None:
+        away = [address for address in self._addresses if address.waiting]
+        waited = [len(address.waiting) for address in away]
+        if away:
+            with ThreadPoolExecutor(len(away)) as threads:
+                given_up = sum(threads.map(lambda address: address.send(now), away))
             self._count.labels("given_up").inc(given_up)
+        if waited != [len(address.waiting) for address in away]:
+            self._keep()
+
+    def _take_up(self, now: float) -> None:
+        """What a process before this one left. What waited for an address that is not there any
+        more is given up."""
+        if self._path is None or not self._path.exists():
+            return
+        addresses = {address.name: address for address in self._addresses}
+        try:
+            kept = json.loads(self._path.read_bytes())
+            sent_at, held = [float(at) for at in kept["sent_at"]], int(kept["held"])
+            waiting = {
+                name: [(min(float(since), now), Notice(*map(str, said))) for since, *said in left]
+                for name, left in kept["waiting"].items()
+            }
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            log.error("notices that waited cannot be read", file=str(self._path), error=str(error))
+            return
+        self._sent_at, self._held = sent_at, held
+        for name, left in waiting.items():
+            if name in addresses:
+                addresses[name].waiting.extend(left)
+            else:
+                self._count.labels("given_up").inc(len(left))
+                log.error("notices were given up", address=name, notices=len(left))
+
+    def _keep(self) -> None:
+        if self._path is None:
+            return
+        waiting = {
+            address.name: [(since, *notice) for since, notice in address.waiting]
+            for address in self._addresses
+        }
+        kept = {"sent_at": self._sent_at, "held": self._held, "waiting": waiting}
+        try:
+            write_private(self._path, json.dumps(kept))
+        except OSError as error:
+            log.warning("what waits is not kept", error=str(error))
 
 
 class Watch:

@@ -176,6 +176,33 @@ async def test_an_end_without_an_action_counts_the_same_before_and_after_valkey_
     assert [after[name] for name in names] == [before[name] for name in names]
 
 
+async def test_who_reported_only_that_it_did_not_trade_holds_nothing_also_after_valkey_forgot(
+    database_url: str, valkey_url: str, tmp_path: Path
+) -> None:
+    settings = settings_for(database_url, valkey_url, tmp_path)
+    names = ("consecutive_losses", "day_pnl_fraction", "positions")
+    async with running(settings) as api:
+        await whole(api)
+        for number in range(2):
+            await traded(api, f"r-{number}", decision=False, reason="a test")
+        old = {"candidate__ts": LONG_AGO, "market__bar_closed_at": LONG_AGO}
+        replayed = (await api.advise(request("d-1", **old))).json()["decision_id"]
+        await told(api, f"/decisions/{replayed}/agent-action", decision=False, reason="a replay")
+        before = await account(api, "r-2", equity=9987.5)
+        assert [before[name] for name in names] == [0, 0.0, []]
+        await drained(settings)
+        with client(valkey_url) as valkey:
+            valkey.flushall()
+
+        async def found_again() -> bool:
+            notes = await api.service.journal.ledger_of("agent")
+            return notes is not None and len(notes) == 1
+
+        await until(found_again)
+        after = await account(api, "r-3", equity=9987.5)
+    assert [after[name] for name in names] == [0, 0.0, []]
+
+
 async def test_replicas_whose_clocks_lie_on_both_sides_of_midnight_share_one_days_result(
     database_url: str, valkey_url: str, tmp_path: Path
 ) -> None:

@@ -22,6 +22,7 @@ from app.cli.health.noticing import (
     TRIED_FOR_S,
     Notice,
     Outbox,
+    Takes,
     Watch,
     changes,
     of_alerts,
@@ -221,6 +222,51 @@ def test_an_address_that_was_away_is_told_in_order_and_nobody_waits_for_it() -> 
     count = outbox.registry.get_sample_value
     assert count("advisor_notices_total", {"result": "given_up"}) == 1
     assert count("advisor_notices_total", {"result": "failed"}) == 3
+
+
+def test_what_an_address_did_not_take_is_told_after_a_restart_once(tmp_path: Path) -> None:
+    told, there, now, path = Told(), Told(), [0.0], tmp_path / "notices-waiting.json"
+
+    def outbox(**addresses: Takes) -> Outbox:
+        return Outbox(addresses, path, clock=lambda: now[0])
+
+    def away(_: Notice) -> bool:
+        assert "HALTED" in path.read_text(), "kept before it is sent"
+        raise OSError
+
+    first = outbox(there=there, away=away)
+    assert not first.tell(Notice("HALTED", "by me", "failure"))
+    for _ in range(MOST_AN_HOUR):
+        first.tell(Notice("more", ""))
+    assert path.stat().st_mode & 0o777 == 0o600
+    now[0] = 180.0
+    again = outbox(there=there, away=told)
+    again.send()
+    assert told[0] == Notice("HALTED", "by me\n(told 3 minutes late)", "failure")
+    assert len(told) == len(there) == MOST_AN_HOUR
+    assert not again.tell(Notice("too many", "")), "the hour counts on"
+    outbox(there=there, away=told).send()
+    assert len(told) == MOST_AN_HOUR, "not twice"
+    now[0] = 4000.0
+    outbox(there=there, away=told).tell(Notice("next", ""))
+    assert told[-1].body == "\n(2 notices before this were not sent)"
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"waiting": {"people": [[1, "a"]]}}', "null"])
+def test_a_file_of_what_waits_that_cannot_be_read_stops_nothing(text: str, tmp_path: Path) -> None:
+    path, told = tmp_path / "notices-waiting.json", Told()
+    path.write_text(text)
+    assert Outbox({"people": told}, path).tell(Notice("HALTED", "by me"))
+    assert len(told) == 1
+
+
+def test_what_waits_for_an_address_that_was_taken_away_is_given_up_and_counted(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "notices-waiting.json"
+    Outbox({"people": lambda _: False}, path).tell(Notice("HALTED", "by me"))
+    other = Outbox({"others": Told()}, path)
+    assert other.registry.get_sample_value("advisor_notices_total", {"result": "given_up"}) == 1
 
 
 def test_a_halt_that_was_taken_back_between_two_looks_is_told() -> None:
