@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 from uuid import UUID
 
+import orjson
 from sqlalchemy import func, insert, select, text, tuple_
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -17,18 +18,40 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.domain.canonical import digest
 from app.domain.record.event import Aside, Event, EventKind
 from app.domain.record.link import BEFORE, Fate, Linked, Producer
-from app.shadow_log.bulk import insert_new
 from app.shadow_log.schema import tables
 
 LINK_LOCK = 0x5AD1
 COLUMNS = ("producer", "seq", "previous", "kind", "key", "claim", "payload", "fate")
 SECOND = "answered before with another answer"
+_ADD_PRODUCERS = text(
+    """
+    INSERT INTO link_producers (name)
+    SELECT name FROM unnest(CAST(:names AS text[])) WITH ORDINALITY given (name, place)
+    WHERE NOT EXISTS (SELECT FROM link_producers p WHERE p.name = given.name) ORDER BY place
+    ON CONFLICT DO NOTHING
+    """
+)
+# In order of their numbers, so that the index of these fills its pages.
+_ADD_LINKS = text(
+    """
+    INSERT INTO links (seq, producer_id, fate, kind, previous, key, other_claim, payload)
+    SELECT l.seq, p.id, l.fate, l.kind, advisor_hash_bytes(l.previous), l.key,
+           CASE WHEN l.claim = l.key THEN '' ELSE l.claim END, advisor_hash_bytes(l.payload)
+    FROM json_populate_recordset(CAST(NULL AS event_links), CAST(:rows AS json)) l
+    JOIN link_producers p ON p.name = l.producer ORDER BY p.id, l.seq
+    ON CONFLICT DO NOTHING
+    """
+)
 
 
 async def append_links(connection: AsyncConnection, links: Sequence[Linked]) -> None:
     """Write links; those that are there already stay."""
+    if not links:
+        return
     rows = [link._asdict() for link in links]
-    await insert_new(connection, tables.event_links, rows, "seq")
+    names = sorted({row["producer"] for row in rows})
+    await connection.execute(_ADD_PRODUCERS, {"names": names})
+    await connection.execute(_ADD_LINKS, {"rows": orjson.dumps(rows).decode()})
 
 
 async def link_events(connection: AsyncConnection, written: Sequence[Event], own: Producer) -> None:
@@ -153,24 +176,18 @@ SELECT producer, (SELECT max(seq) FROM chain_heads h WHERE h.producer = t.produc
 FROM told t WHERE producer IS NOT NULL
 """
 _PRODUCERS = """
-WITH RECURSIVE linked AS (
-    (SELECT producer FROM event_links ORDER BY producer LIMIT 1)
-    UNION ALL
-    SELECT (SELECT producer FROM event_links l WHERE l.producer > linked.producer
-            ORDER BY producer LIMIT 1)
-    FROM linked WHERE linked.producer IS NOT NULL
-), marks AS (
+WITH marks AS (
     SELECT * FROM unnest(CAST(:producers AS text[]), CAST(:marks AS bigint[]),
                          CAST(:newest AS bigint[])) m (producer, mark, seen)
 )
-SELECT producer, coalesce(mark, 0) AS mark,
-       seen IS NULL OR EXISTS (SELECT FROM event_links l
-                               WHERE l.producer = p.producer AND l.seq = seen) AS there,
-       (SELECT max(seq) FROM event_links l WHERE l.producer = p.producer) AS newest,
-       (SELECT count(DISTINCT seq) FROM event_links l
-        WHERE l.producer = p.producer AND l.seq > coalesce(mark, 0)) AS arrived
-FROM linked p LEFT JOIN marks USING (producer)
-WHERE producer IS NOT NULL AND producer <> :before
+SELECT p.name AS producer, coalesce(mark, 0) AS mark,
+       seen IS NULL OR EXISTS (SELECT FROM links l
+                               WHERE l.producer_id = p.id AND l.seq = seen) AS there,
+       (SELECT max(seq) FROM links l WHERE l.producer_id = p.id) AS newest,
+       (SELECT count(DISTINCT seq) FROM links l
+        WHERE l.producer_id = p.id AND l.seq > coalesce(mark, 0)) AS arrived
+FROM link_producers p LEFT JOIN marks m ON m.producer = p.name
+WHERE p.name <> :before AND EXISTS (SELECT FROM links l WHERE l.producer_id = p.id)
 """
 _HOLES = """
 SELECT below + 1 AS first, seq - 1 AS last

@@ -50,7 +50,7 @@ SELECT max(id) AS until, count(*) AS links
 FROM (SELECT id FROM event_links WHERE fate = 'accepted' AND id > :mark ORDER BY id LIMIT :most) l
 """
 _NEWEST = """
-SELECT CASE WHEN pg_try_advisory_xact_lock(:lock) THEN (SELECT max(id) FROM event_links) END
+SELECT CASE WHEN pg_try_advisory_xact_lock(:lock) THEN (SELECT max(id) FROM links) END
 """
 
 

@@ -37,7 +37,7 @@ from bench.serving.service import servers
 PATIENCE_S = 240.0
 EACH = 4
 """Events of a decision."""
-WRITTEN = ("decision_keys", "event_links", "agent_actions", "outcomes", *tables.PARTITIONED)
+WRITTEN = ("decision_keys", "links", "agent_actions", "outcomes", *tables.PARTITIONED)
 
 
 def plain(url: str) -> str:

@@ -59,7 +59,8 @@ IDENTITIES = {
     "model_versions": "model_version",
     "aliases": "id",
     "dropped_months": "id",
-    "event_links": "seq",
+    "links": "seq",
+    "link_producers": "name",
     "put_aside": "payload_hash",
     "comparisons": "decision_id",
     "shared_parts": "hash",
@@ -74,7 +75,7 @@ UNCOVERED = {
     ("put_aside", "reason"),
     ("put_aside", "put_aside_at"),
     ("put_aside", "id"),
-    ("event_links", "id"),
+    ("links", "id"),
 }
 
 

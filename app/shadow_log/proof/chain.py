@@ -180,13 +180,19 @@ _QUERIES = [
     ),
     (
         Fault.UNREADABLE,
-        f"SELECT kind, key FROM event_links WHERE fate NOT IN {tuple(map(str, Fate))}",
+        f"SELECT kind, key FROM event_links WHERE fate NOT IN {tuple(map(str, Fate))}"
+        " OR producer IS NULL",
     ),
     (
         Fault.LINK_WITHOUT_ROW,
         "SELECT kind, key FROM event_links l WHERE fate = 'aside' AND NOT EXISTS (SELECT FROM"
         " put_aside p WHERE p.kind = l.kind AND p.key = l.key AND p.claim = l.claim"
         " AND p.payload_hash = l.payload)",
+    ),
+    (
+        Fault.ROW_WITHOUT_LINK,
+        "SELECT 'producer' AS kind, name AS key FROM link_producers p WHERE NOT EXISTS"
+        " (SELECT FROM links l WHERE l.producer_id = p.id)",
     ),
     (
         Fault.ROW_WITHOUT_LINK,

@@ -64,7 +64,7 @@ class Checkpointer:
             async with self._engine.begin() as connection:
                 await connection.execute(text(f"SET LOCAL lock_timeout = '{PATIENCE}'"))
                 await links.exclusive(connection)
-                newest = await connection.scalar(select(func.max(tables.event_links.c.id))) or 0
+                newest = await connection.scalar(select(func.max(tables.links.c.id))) or 0
             async with self._engine.connect() as connection:
                 if not await self._holds_last(connection):
                     log.error("the log lacks links that it held: its tree is made anew")

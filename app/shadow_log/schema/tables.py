@@ -20,12 +20,14 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
     Uuid,
+    column,
     func,
+    table,
     text,
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
-REVISION = "0019"
+REVISION = "0020"
 """The schema that this release works with; a test holds it against the newest migration."""
 
 metadata = MetaData(
@@ -336,23 +338,46 @@ limits_adoptions = Table(
 the newest counts where the file is the one that was replaced (`file_hash`). Without text the file
 judges again."""
 
-event_links = Table(
-    "event_links",
+links = Table(
+    "links",
     metadata,
     Column("id", BigInteger, Identity(always=True), primary_key=True),
-    Column("producer", Text, nullable=False),
     Column("seq", BigInteger, nullable=False),
+    Column("producer_id", Integer, nullable=False),
     Column("fate", Text, nullable=False),
-    Column("previous", Text, nullable=False),
     Column("kind", Text, nullable=False),
+    Column("previous", LargeBinary, nullable=False),
     Column("key", Text, nullable=False),
-    Column("claim", Text, nullable=False),
-    Column("payload", Text, nullable=False),
-    UniqueConstraint("producer", "seq", "fate"),
-    Index(None, "key"),
+    Column("other_claim", Text, nullable=False),
+    Column("payload", LargeBinary, nullable=False),
+    UniqueConstraint("producer_id", "seq", "fate"),
+    Index(None, "key", postgresql_using="hash"),
     Index(None, "fate", "id", postgresql_where=text("fate IN ('accepted', 'forgotten')")),
 )
-"""One row per numbered event for ever. `id` is the order in the tree of the checkpoints."""
+"""One row per numbered event for ever. `id` is the order in the tree of the checkpoints; hashes are
+bytes, and `other_claim` is empty where the claim is the key."""
+
+link_producers = Table(
+    "link_producers",
+    metadata,
+    Column("id", Integer, Identity(always=True), primary_key=True),
+    Column("name", Text, nullable=False),
+    UniqueConstraint("name"),
+)
+
+event_links = table(
+    "event_links",
+    column("id", BigInteger),
+    column("producer", Text),
+    column("seq", BigInteger),
+    column("fate", Text),
+    column("previous", Text),
+    column("kind", Text),
+    column("key", Text),
+    column("claim", Text),
+    column("payload", Text),
+)
+"""The view that reads `links` as they were given: what proofs are made of."""
 
 put_aside = Table(
     "put_aside",

@@ -88,7 +88,7 @@ def deliveries(draw: st.DrawFn) -> list[list[list[Event]]]:
 def test_any_order_of_arrival_with_two_writers_gives_what_the_tables_say(
     database_url: str, delivered: list[list[list[Event]]]
 ) -> None:
-    names = ("decision_keys", "event_links", "agent_actions", "outcomes", "late_advices")
+    names = ("decision_keys", "links", "agent_actions", "outcomes", "late_advices")
     change(database_url, f"TRUNCATE {', '.join([*names, *tables.PARTITIONED])}")
 
     async def write(batches: Sequence[Sequence[Event]]) -> None:

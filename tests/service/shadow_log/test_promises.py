@@ -191,11 +191,13 @@ async def test_a_link_that_commits_late_is_not_passed_over(way: Way, database_ur
     ]
     plain = database_url.replace("+psycopg", "")
     with psycopg.connect(plain) as slow:
+        slow.execute("INSERT INTO link_producers (name) VALUES (%s)", [producer.name])
+        slow.commit()
         slow.execute("SELECT pg_advisory_xact_lock_shared(%s)", [0x5AD1])
         slow.execute(
-            "INSERT INTO event_links (producer, seq, previous, kind, key, claim, payload, fate)"
-            " VALUES (%s, %s, %s, %s, %s, %s, %s, %s)",
-            [str(value) if isinstance(value, Fate) else value for value in links[0]],
+            "INSERT INTO links (seq, producer_id, fate, kind, previous, key, other_claim, payload)"
+            " SELECT %s, id, 'accepted', 'decision', '', %s, %s, '' FROM link_producers",
+            [links[0].seq, links[0].key, links[0].claim],
         )
         await way.log.append([links[1]])
         assert [each.key for each in await way.log.undecided()] == ["fast"]

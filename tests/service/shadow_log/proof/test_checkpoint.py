@@ -170,7 +170,7 @@ async def test_a_consistent_forgery_after_the_checkpoint_is_found(kept: Kept) ->
         connection.execute("SET session_replication_role = replica")
         for table in (*tables.PARTITIONED, "decision_keys"):
             connection.execute(f"DELETE FROM {table} WHERE decision_id = %s", [gone])
-        connection.execute("DELETE FROM event_links WHERE key = %s", [str(gone)])
+        connection.execute("DELETE FROM links WHERE key = %s", [str(gone)])
         rows = connection.execute(
             "SELECT id, producer, kind, key, claim, payload FROM event_links ORDER BY seq"
         ).fetchall()
@@ -178,7 +178,7 @@ async def test_a_consistent_forgery_after_the_checkpoint_is_found(kept: Kept) ->
         for seq, (number, *hashes) in enumerate(rows, 1):
             producer, *others = hashes
             connection.execute(
-                "UPDATE event_links SET seq = %s, previous = %s WHERE id = %s",
+                "UPDATE links SET seq = %s, previous = advisor_hash_bytes(%s) WHERE id = %s",
                 [seq, previous, number],
             )
             previous = Linked(producer, seq, previous, *others).hash()
@@ -229,7 +229,7 @@ async def test_the_commands_hold_a_log_against_its_checkpoints_and_prove_a_decis
     assert "5 links of 1 producer, 0 events missing" in held.stderr
     proved = advisor(variables, "prove", str(decision_id("r-1")))
     assert fault(json.loads(proved.stdout), key) is None
-    tampered = "UPDATE event_links SET payload = claim WHERE seq = 5"
+    tampered = "UPDATE links SET payload = previous WHERE seq = 5"
     with psycopg.connect(kept.url.replace("+psycopg", ""), autocommit=True) as connection:
         connection.execute("SET session_replication_role = replica")
         connection.execute(tampered)

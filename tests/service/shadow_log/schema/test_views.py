@@ -291,6 +291,7 @@ async def test_views_say_what_they_mean(database_url: str) -> None:
     assert said.keys() == {
         "all_advices",
         "comparison_source",
+        "event_links",
         "flips",
         "foretold",
         "imported",
