@@ -105,12 +105,15 @@ bench-contest: $(STAMP) ## time of a contest of all arms: eleven symbols, two ye
 results: $(STAMP) ## the long evaluation as a page, var/results.md: all algorithms, controls, planted markets (MARKET=directory of bars; hours on two cores)
 	$(BIN)/python -m bench.judging.results --market $(or $(MARKET),$(error say where the bars are: make results MARKET=DIRECTORY))
 
-.PHONY: test-freqtrade bench-freqtrade time-connect test-spot-agent
+.PHONY: test-freqtrade bench-freqtrade bench-nautilus time-connect test-spot-agent
 test-freqtrade: $(STAMP) ## the freqtrade adapter in the real freqtrade: back-test, dry run, spot, futures (its own environment, 1 GB)
 	bash tests/adapters/freqtrade/start_freqtrade.sh
 
 bench-freqtrade: $(STAMP) ## what the freqtrade adapter costs per candle and per entry
 	FREQTRADE_ONLY=bench bash tests/adapters/freqtrade/start_freqtrade.sh
+
+bench-nautilus: $(STAMP) ## what the nautilus_trader adapter costs per bar and per entry
+	NAUTILUS_ONLY=bench bash tests/adapters/nautilus/start_nautilus.sh
 
 time-connect: $(STAMP) ## seconds from pip install in a fresh environment to the record, by every road (ROADS="curl freqtrade"; SPOT_AI_AGENT=/path of a checkout)
 	bash tests/adapters/time_roads.sh
@@ -118,7 +121,7 @@ time-connect: $(STAMP) ## seconds from pip install in a fresh environment to the
 test-spot-agent: $(STAMP) ## the Spot AI Agent's own loop with the adapter: SPOT_AI_AGENT=/path/of/a/checkout
 	bash tests/adapters/spot_ai_agent/start_spot_agent.sh
 
-test-vllm: $(STAMP) ## the vLLM backend against a real vLLM on CPU (its own environment, 4.3 GB)
+test-vllm: $(STAMP) ## the vLLM backend, and /v1/systemone in shadow, against a real vLLM on CPU (its own environment, 4.3 GB)
 	bash tests/policy/start_vllm.sh
 
 test-gateways: $(STAMP) ## the service as a decision model, asked by LiteLLM, the OpenAI and the TypeSafe SDK (their own environment)

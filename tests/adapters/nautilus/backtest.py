@@ -83,9 +83,9 @@ def bars(count: int) -> list[Bar]:
     return made
 
 
-def main(url: str) -> None:
-    config = BacktestEngineConfig(logging=LoggingConfig(log_level="ERROR"))
-    engine = BacktestEngine(config)
+def engine_with(count: int) -> BacktestEngine:
+    """An account of 10,000 USDT and so many bars."""
+    engine = BacktestEngine(BacktestEngineConfig(logging=LoggingConfig(log_level="ERROR")))
     engine.add_venue(
         venue=Venue("BINANCE"),
         oms_type=OmsType.NETTING,
@@ -94,7 +94,12 @@ def main(url: str) -> None:
         starting_balances=[Money(10_000, USDT)],
     )
     engine.add_instrument(INSTRUMENT)
-    engine.add_data(bars(400))
+    engine.add_data(bars(count))
+    return engine
+
+
+def main(url: str) -> None:
+    engine = engine_with(400)
     strategy = Brackets(BracketsConfig())
     engine.add_strategy(strategy)
     told: dict[str, object] = {}
@@ -116,4 +121,5 @@ def main(url: str) -> None:
     print(json.dumps({"trades": strategy.trades, **told}))
 
 
-main(sys.argv[1])
+if __name__ == "__main__":
+    main(sys.argv[1])

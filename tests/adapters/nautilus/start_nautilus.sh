@@ -6,7 +6,8 @@
 #   PYTHON          interpreter with this project's dev dependencies (default .venv/bin/python)
 #   NAUTILUS_BASE   Python 3.12 or later (default: the first that is on the path or among pyenv's)
 #   NAUTILUS_VENV   where nautilus_trader is installed (default var/tools/nautilus)
-#   NAUTILUS_ONLY   base: print the Python that would be used, or fail; install: stop after installing
+#   NAUTILUS_ONLY   base: print the Python that would be used, or fail; install: stop after installing; bench: measure
+#                   what a bar and an entry cost
 set -euo pipefail
 cd "$(dirname "$0")/../../.."
 
@@ -38,5 +39,8 @@ if [ ! -e "$venv/installed-$version" ]; then
   "$venv/bin/pip" install --quiet "nautilus_trader==$version" --editable ./client
   touch "$venv/installed-$version"
 fi
-[ "${NAUTILUS_ONLY:-}" = install ] && exit
+case ${NAUTILUS_ONLY:-} in
+  install) exit 0 ;;
+  bench) exec "$venv/bin/python" -W ignore tests/adapters/nautilus/measure.py ;;
+esac
 NAUTILUS_PYTHON=$(realpath -s "$venv/bin/python") "$python" -m pytest -q -m nautilus tests/adapters/nautilus

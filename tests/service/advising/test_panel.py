@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -27,6 +28,7 @@ from bench.serving.stand_in import StandIn, standing_in
 from tests.service.running import ROOT, Running, drained, request, running, settings_for, until
 
 KEY = "sk-never-shown-1234567890"
+VLLM_URL = os.environ.get("VLLM_URL", "")
 
 
 def rows(url: str, query: str) -> list[dict[str, Any]]:
@@ -389,3 +391,38 @@ def test_a_start_without_the_key_is_refused(tmp_path: Path) -> None:
     settings = settings_for("postgresql://x", "redis://x", tmp_path, deciders=path)
     with pytest.raises(DeciderError, match="NOT_SET_ANYWHERE"):
         deciders(settings)
+
+
+@pytest.mark.vllm
+@pytest.mark.skipif(not VLLM_URL, reason="VLLM_URL is not set: make test-vllm")
+@pytest.mark.timeout(900)
+async def test_a_real_vllm_stands_in_shadow_by_every_protocol_that_it_speaks(
+    database_url: str, valkey_url: str, tmp_path: Path
+) -> None:
+    """System One and chat; Decisions it does not speak, and that is a row that says so."""
+    real: dict[str, Any] = {"model": "advisor", "timeout_s": 60.0}
+    tables = (
+        table("one", VLLM_URL, permuted_share=1.0, repeated_share=1.0, **real),
+        table("chat", VLLM_URL, protocol="chat", question="trade", **real),
+        table("none", VLLM_URL, protocol="decisions", **real),
+    )
+    async with panel(database_url, valkey_url, tmp_path, *tables) as served:
+        await asked(served, "r-1", "r-2")
+        await served.service.panel.keep_up()
+        await drained(served.settings)
+    late = rows(database_url, "SELECT * FROM late_advices ORDER BY model_version")
+    chat, none, one = late[:2], late[2:4], late[4:]
+    for row in (*chat, *one):
+        assert row["status"] in ("advised", "vetoed"), row["record"]
+        exchange = row["record"]["reading"]["exchange"]
+        assert 0 < row["label_mass"] <= 1
+        assert exchange["model"] == "advisor"
+        assert exchange["input_tokens"] > 100
+        assert row["seconds"] > 0
+    for row in none:
+        detail = "HTTP 404: there is no such path or model"
+        assert (row["status"], row["record"]["abstain_detail"]) == ("abstained", detail)
+    again = rows(database_url, "SELECT * FROM flips ORDER BY kind")
+    assert [(row["kind"], row["asked_again"]) for row in again] == [("order", 2), ("same", 2)]
+    assert again[1]["mean_distance"] < 0.01, "the same question has the same answer"
+    assert (await verify_log(database_url)).findings == []

@@ -36,6 +36,7 @@ from tests.domain.scenarios import LIMITS
 from tests.service.running import ROOT, Running, drained, request, running, settings_for
 
 GATEWAYS = os.environ.get("GATEWAYS_PYTHON", "")
+VLLM_URL = os.environ.get("VLLM_URL", "")
 NAMES = [action.name for action in ACTIONS]
 PAIR = {"approve": None, "reject": None}
 CHANCE = {"type": "noul", "instructions": "Will this make money?"}
@@ -301,3 +302,35 @@ async def test_clients_that_others_wrote_are_answered(api: Running, tmp_path: Pa
         "litellm systemone": {"choice": "approve_r1.00_s1.0", "noul": expected},
         "litellm decisions": {"choice": "approve_r1.00_s1.0", "probability": expected},
     }
+
+
+@pytest.mark.vllm
+@pytest.mark.skipif(not VLLM_URL, reason="VLLM_URL is not set: make test-vllm")
+async def test_what_we_answer_is_of_the_form_that_a_real_vllm_answers(api: Running) -> None:
+    """The same bodies to both: all that we say of a question, vLLM says in the same words."""
+    questions = {
+        "approve": CHANCE,
+        "pair": {"type": "choice", "instructions": "Trade?", "criteria": PAIR},
+        "range": {"type": "score", "instructions": "How far?", "criteria": list("abcde")},
+    }
+    ours = (await systemone(api, candidate(), **questions)).json()["answers"]
+    ours["range"] = _systemone_answer(
+        Question("range", None, is_score=True), advised_of_the_range()
+    )
+    body = {"model": "advisor", "state": candidate(), "questions": questions, "images": None}
+    async with httpx.AsyncClient(trust_env=False, timeout=60) as client:
+        reply = await client.post(f"{VLLM_URL}/v1/systemone", json=body)
+    assert reply.status_code == 200, reply.text
+    theirs = reply.json()
+    assert theirs["answers"].keys() == ours.keys()
+    for name, answer in ours.items():
+        told = theirs["answers"][name]
+        assert answer.keys() <= told.keys()
+        assert {key: type(answer[key]) for key in answer} == {
+            key: type(told[key]) for key in answer
+        }
+    assert ours["pair"]["probabilities"].keys() == theirs["answers"]["pair"]["probabilities"].keys()
+    assert (
+        ours["range"]["probabilities"].keys() == theirs["answers"]["range"]["probabilities"].keys()
+    )
+    assert theirs["diagnostics"]["pair"]["label_mass"] > 0
