@@ -12,7 +12,15 @@ from app.domain.canonical import DEFAULT_PRINCIPAL
 from app.domain.errors import InvalidRecord
 from app.domain.record.control import AgentAction
 from app.domain.record.decision import Decision
-from app.domain.record.ledger import OPEN_FOR, Offer, closed, completed, is_replay, opened
+from app.domain.record.ledger import (
+    OPEN_FOR,
+    Offer,
+    came_late,
+    closed,
+    completed,
+    is_replay,
+    opened,
+)
 from app.domain.record.outcome import Arm, Outcome, OutcomeSource
 from app.domain.scenario import Account, Scenario
 from app.journal.journal import Journal
@@ -22,11 +30,12 @@ from app.shadow_log.log import ShadowLog
 
 class Trader(NamedTuple):
     """Whose decision it was, what its trade is where reports do not say, and whether it was one of
-    a replay."""
+    a replay. `late`: the candidate's own time, when it was asked about after it."""
 
     principal: str
     offer: Offer
     replayed: bool
+    late: datetime | None = None
 
     @classmethod
     def of(cls, decision: Decision) -> Trader:
@@ -37,7 +46,13 @@ class Trader(NamedTuple):
         """Who reports on a decision on this scenario."""
         candidate = scenario.candidate
         offer = Offer(candidate.symbol, candidate.direction, scenario.plan)
-        return cls(principal or DEFAULT_PRINCIPAL, offer, is_replay(scenario.as_of, received_at))
+        as_of = scenario.as_of
+        late = as_of if came_late(as_of, received_at) else None
+        return cls(principal or DEFAULT_PRINCIPAL, offer, is_replay(as_of, received_at), late)
+
+    def happened(self, told_at: datetime) -> datetime:
+        """When what is told without a time happened: when it was told, or with its candidate."""
+        return self.late or told_at
 
 
 class Accounts:
@@ -78,7 +93,7 @@ class Accounts:
         """An agent told its action: a trade, or none."""
         if self._live and not trader.replayed:
             now = self._now()
-            trade = opened(action, trader.offer, now)
+            trade = opened(action, trader.offer, trader.happened(now))
             await self._journal.note(Entry(trader.principal, str(decision_id), now, trade))
 
     async def ended(self, decision_id: UUID, trader: Trader, outcome: Outcome) -> None:
@@ -93,8 +108,9 @@ class Accounts:
             notes = {}
         note = notes.get(str(decision_id))
         trade = None if note is None else note.opened
-        trade = trade or opened(AgentAction(decision=True), trader.offer, now)
-        end = closed(outcome, trade, now)
+        at = trader.happened(now)
+        trade = trade or opened(AgentAction(decision=True), trader.offer, at)
+        end = closed(outcome, trade, at)
         await self._journal.note(Entry(trader.principal, str(decision_id), now, end))
 
     async def recorded(self) -> list[Entry]:
@@ -107,10 +123,12 @@ class Accounts:
                 continue
             whose, offer, trade = trader.principal, trader.offer, None
             if row["action"] is not None:
-                trade = opened(AgentAction.from_json(row["action"]), offer, row["acted_at"])
+                at = trader.happened(row["acted_at"])
+                trade = opened(AgentAction.from_json(row["action"]), offer, at)
                 entries.append(Entry(whose, known, row["acted_at"], trade))
             if row["outcome"] is not None:
-                made = trade or opened(AgentAction(decision=True), offer, row["ended_at"])
-                end = closed(Outcome.from_json(row["outcome"]), made, row["ended_at"])
+                at = trader.happened(row["ended_at"])
+                made = trade or opened(AgentAction(decision=True), offer, at)
+                end = closed(Outcome.from_json(row["outcome"]), made, at)
                 entries.append(Entry(whose, known, row["ended_at"], end))
         return entries

@@ -24,6 +24,15 @@ OPEN_FOR = timedelta(days=30)
 """How long a trade counts as open, when nobody tells its end."""
 
 
+LIVE_FOR = timedelta(hours=1)
+"""How far a candidate's time may lie behind its arrival and still be now: a bar may be an hour."""
+
+
+def came_late(as_of: datetime, arrived_at: datetime) -> bool:
+    """Whether a candidate was asked about after its time: by a back-test, or out of a queue."""
+    return arrived_at - as_of > LIVE_FOR
+
+
 def is_replay(as_of: datetime, arrived_at: datetime) -> bool:
     """Whether a candidate is one of history: its market time lies further back than an account
     reaches. What is reported of it was never a part of the live account."""
@@ -56,6 +65,15 @@ class Note(NamedTuple):
     told_at: datetime
     opened: Opened | None = None
     closed: Closed | None = None
+
+    def until(self, moment: datetime) -> Note | None:
+        """What of it had happened by a moment; None when its trade had not. What tells of no trade
+        has no time."""
+        trade = self.opened if self.opened is not None and self.opened.at <= moment else None
+        end = self.closed if self.closed is not None and self.closed.at <= moment else None
+        if (trade, end) == (None, None) != (self.opened, self.closed):
+            return None
+        return self._replace(opened=trade, closed=end)
 
 
 class Offer(NamedTuple):
@@ -94,8 +112,10 @@ def completed(
 ) -> Account:
     """The account that was sent, with what it leaves open, of `names`, as the ledger has it. What
     was sent wins; what is derived is named, with the age of the newest report. An empty ledger
-    tells nothing."""
+    tells nothing. A candidate that came late knows what had happened by its own time, no more."""
     notes = list(ledger)
+    if came_late(as_of, now):
+        notes = [seen for note in notes if (seen := note.until(as_of)) is not None]
     if not notes:
         return sent
     ended = sorted(

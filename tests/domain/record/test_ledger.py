@@ -14,6 +14,7 @@ from app.domain.record.ledger import (
     Note,
     Offer,
     Opened,
+    came_late,
     closed,
     completed,
     is_replay,
@@ -132,3 +133,26 @@ def test_a_candidate_from_further_back_than_an_account_reaches_is_one_of_a_repla
     assert not is_replay(ago(days=30), AS_OF)
     assert is_replay(ago(days=30, seconds=1), AS_OF)
     assert not is_replay(AS_OF, ago(days=40)), "a candidate ahead of the clock is refused elsewhere"
+
+
+def test_a_candidate_that_came_late_knows_what_had_happened_by_its_own_time() -> None:
+    """A day's trades, told in any order: of two losses and two trades, one each had happened."""
+    notes = [
+        ended(-30.0, hours=2),
+        Note(AS_OF, trade("NEXTUSDT", ago(hours=-3)), Closed(at=ago(hours=-1), net=-60.0)),
+        Note(AS_OF, trade("HELDUSDT", ago(hours=4)), Closed(at=ago(hours=-2), net=-60.0)),
+        Note(AS_OF, trade("LATERUSDT", ago(hours=-4))),
+    ]
+    sent = Account(equity=9970.0)
+    told = completed(sent, notes, AS_OF, ago(days=-20), EVERY)
+    assert [position.symbol for position in told.positions or ()] == ["HELDUSDT"]
+    assert (told.consecutive_losses, told.seconds_since_loss) == (1, 7200.0)
+    assert told.day_pnl_fraction == pytest.approx(-30 / 10_000)
+    assert completed(sent, notes[3:], AS_OF, ago(days=-20), EVERY) == sent, "nothing had happened"
+    skipped = completed(sent, [*notes[3:], Note(AS_OF)], AS_OF, ago(days=-20), EVERY)
+    assert (skipped.positions, skipped.consecutive_losses) == ((), 0)
+    at_once = completed(sent, notes, AS_OF, ago(minutes=-60), EVERY)
+    assert len(at_once.positions or ()) == 1
+    assert at_once.consecutive_losses == 3, "what was told before a candidate of now counts"
+    assert came_late(AS_OF, ago(minutes=-61))
+    assert not came_late(AS_OF, ago(minutes=-60))

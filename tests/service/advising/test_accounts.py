@@ -152,6 +152,54 @@ async def test_a_replay_of_history_leaves_nothing_in_the_live_account_on_any_roa
     assert [after[name] for name in names] == [before[name] for name in names]
 
 
+async def test_a_back_test_in_any_order_gives_no_candidate_what_happened_after_it(
+    database_url: str, valkey_url: str, tmp_path: Path
+) -> None:
+    """Symbol by symbol over the same days, with and without times, and after Valkey forgot."""
+    settings = settings_for(database_url, valkey_url, tmp_path)
+    noon = (datetime.now(UTC) - timedelta(days=20)).replace(hour=12, minute=0)
+
+    def at(**later: float) -> dict[str, Any]:
+        moment = (noon + timedelta(**later)).isoformat()
+        return {"candidate__ts": moment, "market__bar_closed_at": moment}
+
+    async def trade(name: str, ended_at: datetime | None, **later: float) -> None:
+        path = (
+            f"/decisions/{(await api.advise(request(name, **at(**later)))).json()['decision_id']}"
+        )
+        await told(api, f"{path}/agent-action", decision=True)
+        if ended_at is not None:
+            end = {"arm": "agent", "outcome": "sl", "net_pnl": -60.0}
+            await told(api, f"{path}/outcome", **end, exit_time=ended_at.isoformat())
+
+    async def seen(name: str, **later: float) -> tuple[int | None, Any, int | None]:
+        told = await account(api, name, equity=9940.0, **at(**later))
+        held = None if told["positions"] is None else len(told["positions"])
+        return held, told["day_pnl_fraction"], told["consecutive_losses"]
+
+    async with running(settings) as api:
+        await whole(api)
+        await trade("b-1", noon + timedelta(hours=2))
+        await trade("b-2", None, days=1)
+        before, between = await seen("e-1", days=-1), await seen("e-2", hours=1)
+        after, last = await seen("e-3", hours=3), await seen("e-4", days=1)
+        assert before == (None, None, None), "nobody had reported anything"
+        assert between == (1, 0.0, 0), "the trade is open"
+        assert after == (0, -60 / 10_000, 1)
+        assert last == (1, 0.0, 1)
+        await drained(settings)
+        with client(valkey_url) as valkey:
+            valkey.flushall()
+
+        async def found_again() -> bool:
+            return bool(await api.service.journal.ledger_of("agent"))
+
+        await until(found_again)
+        assert await seen("f-1", days=-1) == before
+        assert await seen("f-2", hours=1) == between
+        assert await seen("f-4", days=1) == last
+
+
 async def test_an_end_without_an_action_counts_the_same_before_and_after_valkey_forgot(
     database_url: str, valkey_url: str, tmp_path: Path
 ) -> None:
