@@ -89,5 +89,5 @@ for _ in $(seq 300); do
   sleep 2
 done
 healthy || { tail -n 40 "$log" >&2; echo "vLLM did not answer within 10 minutes" >&2; exit 1; }
-VLLM_URL=$url VLLM_MODEL_DIRECTORY=$model "$python" -m pytest -s -m vllm tests/policy/test_vllm_real.py \
+REAL_VLLM_URL=$url VLLM_MODEL_DIRECTORY=$model "$python" -m pytest -s -m vllm tests/policy/test_vllm_real.py \
   tests/service/advising/test_panel.py tests/service/api/test_decision_models.py

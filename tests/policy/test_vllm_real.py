@@ -27,12 +27,12 @@ from app.policy.versions.store import load_manifest
 from app.policy.vllm import VllmPolicy
 from tests import builders as build
 
-URL = os.environ.get("VLLM_URL")
+URL = os.environ.get("REAL_VLLM_URL")
 SCENARIOS = 200
 BAR = timedelta(minutes=30)
 pytestmark = [
     pytest.mark.vllm,
-    pytest.mark.skipif(not URL, reason="VLLM_URL is not set: make test-vllm"),
+    pytest.mark.skipif(not URL, reason="REAL_VLLM_URL is not set: make test-vllm"),
     pytest.mark.timeout(1800),
 ]
 

@@ -28,7 +28,7 @@ from bench.serving.stand_in import StandIn, standing_in
 from tests.service.running import ROOT, Running, drained, request, running, settings_for, until
 
 KEY = "sk-never-shown-1234567890"
-VLLM_URL = os.environ.get("VLLM_URL", "")
+VLLM_URL = os.environ.get("REAL_VLLM_URL", "")
 
 
 def rows(url: str, query: str) -> list[dict[str, Any]]:
@@ -394,7 +394,7 @@ def test_a_start_without_the_key_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.vllm
-@pytest.mark.skipif(not VLLM_URL, reason="VLLM_URL is not set: make test-vllm")
+@pytest.mark.skipif(not VLLM_URL, reason="REAL_VLLM_URL is not set: make test-vllm")
 @pytest.mark.timeout(900)
 async def test_a_real_vllm_stands_in_shadow_by_every_protocol_that_it_speaks(
     database_url: str, valkey_url: str, tmp_path: Path
