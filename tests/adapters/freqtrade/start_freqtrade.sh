@@ -22,4 +22,4 @@ case ${FREQTRADE_ONLY:-} in
   install) exit 0 ;;
   bench) exec "$venv/bin/python" tests/adapters/freqtrade/measure.py ;;
 esac
-FREQTRADE_PYTHON=$venv/bin/python "$python" -m pytest -m freqtrade tests/adapters/freqtrade
+FREQTRADE_PYTHON=$(realpath -s "$venv/bin/python") "$python" -m pytest -m freqtrade tests/adapters/freqtrade

@@ -9,8 +9,9 @@ from __future__ import annotations
 import time
 from statistics import median
 
-from backtest import BARS, Brackets, BracketsConfig, engine_with
 from shadow_advisor_client.adapters.nautilus import ShadowAdvisor, ShadowAdvisorConfig
+
+from tests.adapters.nautilus.backtest import BARS, Brackets, BracketsConfig, engine_with
 
 ROUNDS = 5
 BARS_EACH = 20_000

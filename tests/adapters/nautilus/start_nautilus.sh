@@ -41,6 +41,6 @@ if [ ! -e "$venv/installed-$version" ]; then
 fi
 case ${NAUTILUS_ONLY:-} in
   install) exit 0 ;;
-  bench) exec "$venv/bin/python" -W ignore tests/adapters/nautilus/measure.py ;;
+  bench) exec "$venv/bin/python" -W ignore -m tests.adapters.nautilus.measure ;;
 esac
 NAUTILUS_PYTHON=$(realpath -s "$venv/bin/python") "$python" -m pytest -q -m nautilus tests/adapters/nautilus

@@ -20,4 +20,4 @@ if [ ! -e "$venv/installed" ]; then
   touch "$venv/installed"
 fi
 [ "${SPOT_ONLY:-}" = install ] && exit
-SPOT_AI_AGENT_PYTHON=$venv/bin/python "$python" -m pytest -m spot_agent tests/adapters/spot_ai_agent
+SPOT_AI_AGENT_PYTHON=$(realpath -s "$venv/bin/python") "$python" -m pytest -m spot_agent tests/adapters/spot_ai_agent
