@@ -300,8 +300,9 @@ async def test_a_defect_in_one_decision_of_many_accepted_stops_no_other(
         return (await api.client.get(f"/decisions/{decision_id('good')}")).status_code == 200
 
     await until(decided)
-    (letter,) = dead_letters(valkey_url, DEAD_REQUESTS)
-    assert letter["error"] == "ZeroDivisionError: a defect"
+    # More than one where a slow machine answered 503 to what it had taken in: asked again, tried again.
+    letters = dead_letters(valkey_url, DEAD_REQUESTS)
+    assert {letter["error"] for letter in letters} == {"ZeroDivisionError: a defect"}
 
 
 async def test_head_asks_for_health_too(api: Running) -> None:
