@@ -19,10 +19,12 @@ from time import monotonic
 from app.domain.errors import Overloaded
 from app.telemetry import Refusal, Telemetry
 
-SMOOTHING = 0.2
-DEVIATIONS = 3
+SMOOTHING = 0.1
+"""Prompts that were read together are answered together: with more, one slow batch of four would be
+most of the estimate, requests would be refused for it, and the next batches be small."""
+DEVIATIONS = 2.5
 """Of an estimate, that are added to it. With fewer, more of those let in come late; with more, the
-model is idle between them."""
+model reads smaller batches, or is idle between them."""
 
 
 @dataclass(eq=False)

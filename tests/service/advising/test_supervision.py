@@ -300,7 +300,7 @@ async def test_a_defect_in_one_decision_of_many_accepted_stops_no_other(
         return (await api.client.get(f"/decisions/{decision_id('good')}")).status_code == 200
 
     await until(decided)
-    # More than one where a slow machine answered 503 to what it had taken in: asked again, tried again.
+    # More than one where a slow machine said 503 to what it had taken in: asked and tried again.
     letters = dead_letters(valkey_url, DEAD_REQUESTS)
     assert {letter["error"] for letter in letters} == {"ZeroDivisionError: a defect"}
 
