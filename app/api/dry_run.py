@@ -55,14 +55,16 @@ async def dry_run(request: Request, principal: str) -> list[dict[str, Any]] | di
 
 async def _report(request: Request, document: Any, principal: str) -> DryRun:
     service: Service = request.app.state.service
+    body: AdviseRequest | None = None
     try:
-        body: AdviseRequest = read_candidate(request, document)
+        body = read_candidate(request, document)
         require_not_ahead(service, body)
     except ValidationError as error:
         return _refused(document, refused_fields(error))
     except AdvisorError as error:
         field, _, why = str(error).partition(": ")
-        return _refused(document, [FieldReport(field=field, verdict=Verdict.REFUSED, why=why)])
+        fault = FieldReport(field=field, verdict=Verdict.REFUSED, why=why)
+        return _refused(document, [fault, *(unusual_fields(body) if body else ())])
     return await _judged(service, document, body, principal)
 
 

@@ -15,15 +15,23 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from app.domain.fields import Record, causes, location, shown
+from app.domain.intake.reception import COERCED, LEFT_OUT
 from app.domain.scenario import Account
 from app.schemas import AdviseRequest, FieldReport, Reread, Verdict, reread
 
 MAX_REPORTS = 500
 _EXTRA = "extra"
+_VERDICTS = {
+    "missing": Verdict.MISSING,
+    LEFT_OUT: Verdict.LEFT_OUT,
+    COERCED: Verdict.COERCED,
+}
+"""By types of faults; of others, that they refuse."""
 
 
 def refused_fields(error: ValidationError | RequestValidationError) -> list[FieldReport]:
-    """A report on each field that is at fault, the first fifty."""
+    """A report on each field that is at fault, the first fifty; what alone would be left out, or
+    read in another way, is told as that."""
     if isinstance(error, ValidationError):
         found: list[Any] = error.errors(include_url=False, include_context=False)
     else:
@@ -31,7 +39,7 @@ def refused_fields(error: ValidationError | RequestValidationError) -> list[Fiel
     return [
         FieldReport(
             field=_field(fault["loc"]),
-            verdict=Verdict.MISSING if fault.get("type") == "missing" else Verdict.REFUSED,
+            verdict=_VERDICTS.get(fault.get("type", ""), Verdict.REFUSED),
             sent=shown(fault.get("input")),
             why=fault["msg"],
         )

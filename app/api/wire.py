@@ -44,7 +44,15 @@ from app.domain.errors import (
 from app.domain.intake.reception import Received
 from app.domain.record.control import AgentAction
 from app.domain.record.outcome import Outcome
-from app.schemas import ADVISE_BODY, ANY, ITEMS, AdviseHeaders, AdviseRequest, Problem
+from app.schemas import (
+    ADVISE_BODY,
+    ANY,
+    ITEMS,
+    AdviseHeaders,
+    AdviseRequest,
+    Problem,
+    Verdict,
+)
 from app.telemetry import Part, Refusal
 
 STATUS: dict[type[AdvisorError], tuple[int, str]] = {
@@ -339,13 +347,20 @@ async def _invalid(request: Request, error: Exception) -> Response:
 
 
 def invalid_document(error: ValidationError | RequestValidationError) -> dict[str, Any]:
-    """What is wrong with a document, by field."""
+    """What is wrong with a document, by field; the reasons to refuse it come first."""
+    faults = refused_fields(error)
     errors = [
-        {"field": fault.field, "message": fault.why or "", "got": fault.sent or ""}
-        for fault in refused_fields(error)
+        {
+            "field": fault.field,
+            "message": fault.why or "",
+            "got": fault.sent or "",
+            "verdict": fault.verdict.value,
+        }
+        for fault in faults
     ]
     status, title = STATUS[InvalidRecord]
-    detail = "; ".join(f"{e['field']}: {e['message']}" for e in errors[:5])
+    reasons = [fault for fault in faults if fault.verdict in (Verdict.REFUSED, Verdict.MISSING)]
+    detail = "; ".join(f"{fault.field}: {fault.why or ''}" for fault in reasons[:5])
     document = {"type": "about:blank", "title": title, "status": status, "detail": detail}
     return document | {"errors": errors}
 

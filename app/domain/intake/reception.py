@@ -22,6 +22,9 @@ from app.domain.scenario import Fault, LeftOut
 
 MAX_ROUNDS = 16
 _LACKING = ("missing", "too_short")
+LEFT_OUT, COERCED = "left_out", "coerced"
+DONE_WITHOUT = (LEFT_OUT, COERCED)
+"""Types of faults, in what is refused for others, that alone are no reason to refuse."""
 MAX_FAULTS = 256
 """A document with more is refused: it is another kind of document."""
 Path = tuple[int | str, ...]
@@ -142,10 +145,28 @@ class _Reading:
             raise self._named(error, [fault for path in refused for fault in placed[path]])
 
     def _named(self, error: ValidationError, refused: Sequence[ErrorDetails]) -> ValidationError:
-        """The error that names most: the first one, when it names what is refused."""
+        """The error that names most: the first one, when it names what is refused. What alone would
+        be no reason to refuse stands at its end, as `LEFT_OUT` or `COERCED`."""
         first = error if self._first is None else self._first
         named = {fault["loc"] for fault in first.errors(include_url=False)}
-        return first if all(fault["loc"] in named for fault in refused) else error
+        most = first if all(fault["loc"] in named for fault in refused) else error
+        why = [fault["loc"] for fault in refused]
+        told = [(*self._fate(fault, why), fault) for fault in most.errors(include_url=False)]
+        told.sort(key=lambda fate: fate[0] in DONE_WITHOUT)
+        return ValidationError.from_exception_data(most.title, [_told(*fate) for fate in told])
+
+    def _fate(self, fault: ErrorDetails, refused: Sequence[Path]) -> tuple[str, str]:
+        """The type of a fault and why it is one; where its place was settled, and lies in none that
+        is refused, what became of it."""
+        if any(fault["loc"][: len(path)] == path for path in refused):
+            return fault["type"], fault["msg"]
+        place = location(fault["loc"])
+        settled = [(LEFT_OUT, gone.field, gone.why) for gone in self.left_out]
+        settled += [(COERCED, read.field, read.why) for read in self.coerced]
+        for kind, field, why in settled:
+            if place == field or place.startswith((f"{field}.", f"{field}[")):
+                return kind, why
+        return fault["type"], fault["msg"]
 
     def was_sent(self, path: Path) -> bool:
         """Whether the document has this place."""
@@ -280,6 +301,11 @@ def _kind(fault: ErrorDetails) -> Fault:
     if kind.startswith(("greater", "less", "too_", "finite")):
         return Fault.RANGE
     return Fault.TIME if kind.startswith(("datetime", "timezone", "later")) else Fault.TYPE
+
+
+def _told(kind: str, why: str, fault: ErrorDetails) -> InitErrorDetails:
+    told = PydanticCustomError(kind, "{why}", {"why": why})  # type: ignore[arg-type]
+    return InitErrorDetails(type=told, loc=fault["loc"], input=fault["input"])
 
 
 def _refusal(doubt: Doubt, value: Any) -> InitErrorDetails:

@@ -84,7 +84,9 @@ async def test_every_field_is_told(api: Running) -> None:
 async def test_a_refused_field_is_told_beside_the_sound_ones_and_those_that_were_left_out(
     api: Running,
 ) -> None:
-    document = request("r-1", plan__stop="far", plan__targets=[41_000.0, -1.0])
+    document = request(
+        "r-1", plan__stop="far", plan__targets=[41_000.0, -1.0], candidate__rsi="n/a"
+    )
     del document["candidate"]["symbol"]
     answer = await told(api, document)
     assert (answer["acceptable"], answer["control_vetoes"], answer["missed_inputs"]) == (
@@ -93,9 +95,10 @@ async def test_a_refused_field_is_told_beside_the_sound_ones_and_those_that_were
         [],
     )
     said = verdicts(answer)
-    assert {name for name, verdict in said.items() if verdict == "refused"} == {
-        "plan.stop",
+    assert {name for name, verdict in said.items() if verdict == "refused"} == {"plan.stop"}
+    assert {name for name, verdict in said.items() if verdict == "left_out"} == {
         "plan.targets[1]",
+        "candidate.rsi",
     }
     assert of(answer, "candidate.symbol")["why"] == "Field required"
     assert said["candidate.adx"] == "accepted"
@@ -126,7 +129,12 @@ async def test_a_field_is_refused_in_the_same_words_as_without_a_dry_run(api: Ru
     problem = require_problem(await api.advise(document))
     answer = await told(api, document)
     told_refused = [
-        {"field": report["field"], "message": report["why"], "got": report["sent"]}
+        {
+            "field": report["field"],
+            "message": report["why"],
+            "got": report["sent"],
+            "verdict": "refused",
+        }
         for report in answer["fields"]
         if report["verdict"] == "refused"
     ]
