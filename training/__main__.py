@@ -1,4 +1,8 @@
-"""`advisor-train`: the offline side. `advisor-train COMMAND --help` explains each command."""
+"""`advisor-train`: the offline side. `advisor-train COMMAND --help` explains each command.
+
+Exit status: 0, done; 2, it could not be done, or was asked wrongly: one line says why. As of
+`advisor`.
+"""
 
 from __future__ import annotations
 
@@ -44,14 +48,14 @@ def train() -> None:
 
 
 def main() -> None:
-    """Entry point: expected failures are one line on stderr, and status 1."""
+    """Entry point: expected failures are one line on stderr, with status 2."""
     try:
         app()
     except (AdvisorError, OperatorError) as error:
         Console(stderr=True).print(
             f"advisor-train: {error}", markup=False, style="red", soft_wrap=True
         )
-        sys.exit(1)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -346,23 +346,24 @@ SELECT a.model_version, min(a.as_of) AS first, max(a.as_of) AS last, count(*) AS
 FROM all_advices a
 LEFT JOIN model_versions m ON m.model_version = a.model_version
 WHERE (%(version)s::text IS NULL OR a.model_version = %(version)s)
-      AND a.as_of < now() + interval '1 day'
+      AND a.as_of < coalesce(%(until)s::timestamptz, now() + interval '1 day')
 GROUP BY a.model_version
 ORDER BY max(a.as_of) DESC, min(a.ordinal), a.model_version
 LIMIT 1
 """
 
 
-def served(connection: Connection, version: str | None) -> Served:
-    """A version, or the one that decided last.
+def served(connection: Connection, version: str | None, until: datetime | None = None) -> Served:
+    """A version, or the one that decided last; as it was before a moment.
 
     Raises
     ------
-    ShadowLogUnavailable : the log has no advice (of that version).
+    ShadowLogUnavailable : the log has no advice (of that version, before that moment).
     """
-    row = connection.execute(_SERVED, {"version": version}).fetchone()
+    row = connection.execute(_SERVED, {"version": version, "until": until}).fetchone()
     if row is None:
         of_whom = f" of version {version}" if version else ""
+        of_whom += f" before {until:%Y-%m-%d %H:%M} UTC" if until else ""
         raise ShadowLogUnavailable(
             f"the shadow log has no advice{of_whom}: let the agent ask the service first"
         )

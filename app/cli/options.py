@@ -53,6 +53,10 @@ def folder(name: str) -> Path:
     return Path(name)
 
 
+By = Annotated[
+    str,
+    typer.Option(help="Who says so: recorded in the reason, beside the name of the token."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 

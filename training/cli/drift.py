@@ -61,6 +61,13 @@ Every = Annotated[
     float, typer.Option(min=1, callback=finite, help="with --listen: minutes between looks")
 ]
 
+Until = Annotated[
+    datetime | None,
+    typer.Option(
+        help="look as of then, UTC: at decisions before it, with what is known of them today"
+    ),
+]
+
 
 def drift(
     database: Log,
@@ -74,6 +81,7 @@ def drift(
     every: Every = 60.0,
     demote: Demote = "",
     keep: Keep = None,
+    until: Until = None,
     url: Url = DEFAULT_URL,
 ) -> None:
     """Has the market, or the model's behaviour in it, moved away from what the model was made for?
@@ -91,17 +99,21 @@ def drift(
     trained_on = trained_on_rows(reference) if reference else None
     if demote and listen is None:
         raise AdvisorError("--demote stays and looks again and again: it needs --listen")
+    if until is not None and listen is not None:
+        raise AdvisorError("--until is one look at the past, --listen stays: one of them")
+    past = until.replace(tzinfo=UTC) if until else None
     demoter = _demoter(demote, url, database, settings) if demote else None
     metrics = DriftMetrics()
     if listen is not None:
         exported(metrics.registry, listen, token_file)
         tell(f"gauges at port {listen}, a look every {every:g} minutes; Ctrl-C ends it")
     while True:
-        now, look = datetime.now(UTC), None
+        now, look = past or datetime.now(UTC), None
         try:
-            look = observe(database, model_version or None, settings, now, trained_on)
+            look = observe(database, model_version or None, settings, now, trained_on, past)
             show(look, console, metrics, output, textfile)
-            _keep(keep or home() / "drift", look, settings)
+            if past is None:
+                _keep(keep or home() / "drift", look, settings)
         except AdvisorError as error:
             if listen is None:
                 raise

@@ -68,7 +68,12 @@ Adopt = Annotated[
         ),
     ),
 ]
-By = Annotated[str, typer.Option(help="who; recorded. Default: who runs this")]
+By = Annotated[
+    str,
+    typer.Option(
+        help="who says so: recorded in the reason, beside the token's name. Default: who runs this"
+    ),
+]
 Why = Annotated[str, typer.Option(help="why; recorded")]
 
 

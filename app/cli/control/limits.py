@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from app.cli.options import WIDE, AsJson, Url, console, group, operator
+from app.cli.options import WIDE, AsJson, By, Url, console, group, operator
 from app.domain.rules.limits import changes, limits_text, parse_limits, read_limits
 from app.operator_client import OperatorClient
 from app.settings import SettingsError
@@ -24,9 +24,6 @@ Profile = Annotated[str, typer.Option(help="Whose limits. Default: the general o
 
 
 Why = Annotated[str, typer.Option(help="Why; recorded.")]
-
-
-Who = Annotated[str, typer.Option(help="Who; recorded.")]
 
 
 New = Annotated[Path, typer.Argument(help="Limits, a TOML file.")]
@@ -89,7 +86,7 @@ def limits_history(profile: Profile = "", url: Url = None, as_json: AsJson = Fal
 
 
 @limits_app.command("adopt")
-def limits_adopt(file: New, reason: Why, by: Who, profile: Profile = "", url: Url = None) -> None:
+def limits_adopt(file: New, reason: Why, by: By, profile: Profile = "", url: Url = None) -> None:
     """Let a file's limits judge, on every replica within a second, in the place of the service's
     own file: until that is edited by hand."""
     service = operator(url)
@@ -102,7 +99,7 @@ def limits_adopt(file: New, reason: Why, by: Who, profile: Profile = "", url: Ur
 
 @limits_app.command("rollback")
 def limits_rollback(
-    reason: Why, by: Who = "advisor limits rollback", profile: Profile = "", url: Url = None
+    reason: Why, by: By = "advisor limits rollback", profile: Profile = "", url: Url = None
 ) -> None:
     """Go back to the limits that judged before, at last to the file."""
     service = operator(url)

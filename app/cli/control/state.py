@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from app.cli.options import Url, operator, say
+from app.cli.options import By, Url, operator, say
 from app.domain.model.aliases import NOTHING
 from app.settings import SettingsError
 
@@ -17,7 +17,7 @@ def state(
         str | None, typer.Argument(help="ACTIVE, REDUCING or HALTED; none shows the state.")
     ] = None,
     reason: Annotated[str, typer.Option(help="Why; recorded.")] = "",
-    by: Annotated[str, typer.Option(help="Who; recorded.")] = "",
+    by: By = "",
     url: Url = None,
 ) -> None:
     """Show or change the trading state of a running service. HALTED refuses every trade at once."""
@@ -38,7 +38,7 @@ def alias(
         str | None, typer.Argument(help="Model version to point it at, or `none`.")
     ] = None,
     reason: Annotated[str, typer.Option(help="Why; recorded.")] = "",
-    by: Annotated[str, typer.Option(help="Who; recorded.")] = "",
+    by: By = "",
     rollback: Annotated[
         bool, typer.Option("--rollback", help="Go back to where it pointed before.")
     ] = False,

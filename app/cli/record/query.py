@@ -88,7 +88,7 @@ def _record(names: list[str], row: tuple[Any, ...]) -> dict[str, Any]:
 
 def psql(
     arguments: Annotated[
-        list[str] | None, typer.Argument(help="What psql gets, after `--`.")
+        list[str] | None, typer.Argument(help="What psql gets, such as `-c 'select 1'`.")
     ] = None,
 ) -> None:
     """Open psql on the shadow log: the password is in no argument that others can see."""

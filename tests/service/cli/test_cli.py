@@ -229,7 +229,7 @@ def test_psql_gets_the_password_where_nobody_sees_it(
     fake.write_text('#!/bin/sh\necho "$PGPASSWORD" "$@"\n')
     fake.chmod(0o755)
     seen = {**variables, "DATABASE_URL": NOBODY_THERE, "PATH": str(fake.parent)}
-    done = advisor(seen, "psql", "--", "-c", "SELECT 1")
+    done = advisor(seen, "psql", "-c", "SELECT 1")
     assert done.returncode == 0
     password, _, arguments = done.stdout.partition(" ")
     assert password == "secret"

@@ -40,6 +40,7 @@ from numpy.typing import NDArray
 
 from app.domain.canonical import content_hash
 from app.domain.errors import AdvisorError
+from app.domain.text import counted
 from training.arrays import DAY_S, Floats, Rows
 from training.config.judging import GateConfig, Kind
 from training.judging.contest.performance import max_drawdown, sharpe
@@ -438,7 +439,8 @@ def _sharpe(
                 RefusalCode.SHARPE_NOT_HIGHER, name, own, value if math.isfinite(value) else None
             )
     if deflated.confidence < config.deflated_sharpe:
-        detail = f"{max(evidence.trials, len(evidence.trial_sharpes))} configurations tried"
+        tried = max(evidence.trials, len(evidence.trial_sharpes))
+        detail = f"{counted(tried, 'configuration')} tried"
         yield Refusal(
             RefusalCode.SHARPE_NOT_CONFIDENT,
             "policy",

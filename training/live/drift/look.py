@@ -159,16 +159,17 @@ def observe(
     config: DriftConfig,
     now: datetime,
     trained_on: tuple[str, Floats] | None = None,
+    until: datetime | None = None,
 ) -> Drift:
     """One look at a version of the log, or at the one that decided last. Windows end at its last
-    decision.
+    decision before `until`; what came of it since counts.
 
     Raises
     ------
     ShadowLogUnavailable : the log cannot be read, or has no advice of that version.
     """
     with reading(database) as connection:
-        who = served(connection, version)
+        who = served(connection, version, until)
         split = who.last - timedelta(days=config.recent_days)
         begin = split - timedelta(days=config.reference_days)
         before, recent = (

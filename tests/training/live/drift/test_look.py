@@ -210,6 +210,9 @@ async def test_a_look_at_a_real_log(database_url: str, tmp_path: Path) -> None:
     assert found.estimate is not None
     assert found.estimate.reference == pytest.approx(-0.25, abs=0.02)
     assert found.age_days == pytest.approx(40), "not registered: since its first advice"
+    before = observe(database_url, None, config, now, until=first + timedelta(days=20))
+    assert (before.reference.decisions, before.recent.decisions) == (60, 60)
+    assert [reason for reason in before.reasons if reason.code is DriftReason.FEATURE] == []
     outputs = ("--json", str(tmp_path / "drift.json"), "--textfile", str(tmp_path / "drift.prom"))
     words = [sys.executable, "-m", "training", "drift", "--database", database_url, *outputs]
     again = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60)
@@ -227,6 +230,8 @@ async def test_a_look_at_a_real_log(database_url: str, tmp_path: Path) -> None:
     [
         ({}, "the shadow log has no advice: let the agent ask the service first"),
         ({"model_version": "m9"}, "the shadow log has no advice of version m9"),
+        ({"until": datetime(2020, 1, 1)}, "has no advice before 2020-01-01 00:00 UTC"),
+        ({"until": datetime(2020, 1, 1), "listen": 8323}, "one look at the past"),
         ({"reference": ROOT}, "holds no finished artefact"),
         ({"config": str(ROOT / "absent.toml")}, "there is no configuration"),
     ],

@@ -358,7 +358,7 @@ async def test_a_live_run_without_the_log_is_one_clear_error(service: Running) -
         env={name: value for name, value in os.environ.items() if name != "DATABASE_URL"},
     )
     _, stderr = await process.communicate()
-    assert process.returncode == 1
+    assert process.returncode == 2
     assert "a live run takes itself up from the shadow log" in stderr.decode()
 
 
@@ -455,7 +455,7 @@ def test_bad_input_is_one_clear_error(arguments: list[str], message: str) -> Non
         check=False,
         timeout=60,
     )
-    assert ended.returncode != 0
+    assert ended.returncode == 2
     assert message in " ".join(ended.stderr.split())
     assert "Traceback" not in ended.stderr
 
@@ -475,6 +475,6 @@ async def test_a_source_that_is_none_is_one_clear_error(service: Running, tmp_pa
         stderr=asyncio.subprocess.PIPE,
     )
     _, stderr = await process.communicate()
-    assert process.returncode == 1
+    assert process.returncode == 2
     assert stderr.decode().startswith("advisor-train: ")
     assert "absent is not a directory" in stderr.decode()
