@@ -24,7 +24,7 @@ from app.domain.intervals import running
 from app.domain.model.aliases import NOTHING, rollback_target
 from app.domain.model.manifest import PRIMARY_ALIAS
 from app.domain.principal import Role
-from app.shadow_log.reading.explore import LOOKED_THROUGH
+from app.shadow_log.reading.explore import LOOKED_AT, LOOKED_THROUGH, Filters, Page
 from app.shadow_log.rows import Row
 
 PAGE_SIZE = 50
@@ -151,8 +151,15 @@ async def decisions(request: Request) -> Response:
         export=asked.address(request, "/ui/decisions.csv", after=None),
         as_lines=asked.address(request, "/ui/decisions.jsonl", after=None),
         most=MOST_EXPORTED,
-        looked_through=LOOKED_THROUGH if filters.words else None,
+        looked_through=_looked_through(filters, found),
     )
+
+
+def _looked_through(filters: Filters, found: Page) -> int | None:
+    """How many decisions a page that goes on was looked for in, where that was not all."""
+    if filters.words:
+        return LOOKED_THROUGH
+    return LOOKED_AT if found.following and len(found.rows) < PAGE_SIZE else None
 
 
 @router.get("/ui/decisions.csv", dependencies=OF_DECISIONS)

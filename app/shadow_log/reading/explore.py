@@ -21,6 +21,9 @@ from app.shadow_log.rows import Row, plain
 
 LOOKED_THROUGH = 5_000
 """So many decisions are searched for words at a time; the next page goes on from there."""
+LOOKED_AT = 100_000
+"""So many rows are held against the other filters at a time: whatever is rare in millions of
+decisions, a page of it is answered in less than a second."""
 MOST_LIKE_AMONG = 2_000
 """So many earlier decisions of a symbol are looked through for the nearest ones."""
 EARNED = """
@@ -58,20 +61,21 @@ class Filters:
     words: str | None = None
     """Part of the request id, or of any text of the scenario."""
 
+    def times(self) -> tuple[list[str], dict[str, Any]]:
+        """SQL over what has a column `as_of`, and its values."""
+        wanted = [("as_of >= :since", "since", self.since), ("as_of < :until", "until", self.until)]
+        return _given(wanted)
+
     def conditions(self) -> tuple[list[str], dict[str, Any]]:
-        """SQL over `shadow_comparison s`, and its values."""
+        """SQL over `shadow_comparison s`, and its values; without those of time."""
         wanted: list[tuple[str, str, Any]] = [
             ("s.symbol = :symbol", "symbol", self.symbol),
-            ("s.as_of >= :since", "since", self.since),
-            ("s.as_of < :until", "until", self.until),
             ("s.model_version = :version", "version", self.version),
             ("s.status = :status", "status", self.status),
             (":veto = ANY (s.veto_codes || s.control_veto_codes)", "veto", self.veto),
             (":outcome IN (s.agent_outcome, s.advice_outcome)", "outcome", self.outcome),
         ]
-        given = [(sql, name, value) for sql, name, value in wanted if value is not None]
-        conditions = [sql for sql, _, _ in given]
-        values = {name: value for _, name, value in given}
+        conditions, values = _given(wanted)
         if self.version is None:
             conditions.append("s.role = 'primary'")
         if self.disagree:
@@ -79,9 +83,18 @@ class Filters:
         return conditions, values
 
 
+def _given(wanted: list[tuple[str, str, Any]]) -> tuple[list[str], dict[str, Any]]:
+    given = [(sql, name, value) for sql, name, value in wanted if value is not None]
+    return [sql for sql, _, _ in given], {name: value for _, name, value in given}
+
+
+def _all(conditions: list[str]) -> str:
+    return " AND ".join(conditions) or "true"
+
+
 class Page(NamedTuple):
     """Decisions from the newest to the oldest, and where the next page begins; None at the end. A
-    page of a search for words may hold few, or none, and not be the last."""
+    page of what is rare may hold few, or none, and not be the last."""
 
     rows: list[Row]
     following: Place | None
@@ -91,50 +104,56 @@ class Explorer:
     """Questions to the log. Every method raises `ShadowLogUnavailable` in an outage, or when the
     answer takes longer than the session allows."""
 
-    def __init__(self, engine: AsyncEngine, looked_through: int = LOOKED_THROUGH) -> None:
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        looked_through: int = LOOKED_THROUGH,
+        looked_at: int = LOOKED_AT,
+    ) -> None:
         self._engine = engine
-        self._looked = looked_through
+        self._looked, self._looked_at = looked_through, looked_at
 
     async def page(self, filters: Filters, after: Place | None, size: int) -> Page:
         """The `size` newest decisions that match, from the place `after` on."""
         conditions, values = filters.conditions()
+        within, times = filters.times()
+        values |= times
         if after is not None:
-            conditions.append("(s.as_of, s.decision_id) < (:after_time, :after_id)")
+            within.append("(as_of, decision_id) < (:after_time, :after_id)")
             values |= {"after_time": after.as_of, "after_id": after.decision_id}
         end = None
         if filters.words:
-            end = await self._looked_through(filters, after)
+            end = await self._place("decisions", within, values, filters.symbol, self._looked)
             conditions.append(_WITH_WORDS)
             values["words"] = filters.words.lower()
         if end is not None:
-            conditions.append("(s.as_of, s.decision_id) >= (:end_time, :end_id)")
+            within.append("(as_of, decision_id) >= (:end_time, :end_id)")
             values |= {"end_time": end.as_of, "end_id": end.decision_id}
         rows = await self._ask(
-            f"SELECT s.*, {EARNED} FROM shadow_comparison s WHERE {' AND '.join(conditions)}"
-            " ORDER BY s.as_of DESC, s.decision_id DESC LIMIT :size",
+            f"""
+            SELECT s.*, {EARNED}
+            FROM (SELECT * FROM shadow_comparison WHERE {_all(within)}
+                  ORDER BY as_of DESC, decision_id DESC
+                  FETCH FIRST {self._looked_at} ROWS WITH TIES) s
+            WHERE {_all(conditions)} ORDER BY s.as_of DESC, s.decision_id DESC LIMIT :size
+            """,
             values | {"size": size + 1},
         )
-        last = rows[size - 1] if len(rows) > size else None
-        following = end if last is None else Place(last["as_of"], last["decision_id"])
-        return Page(rows[:size], following)
+        if len(rows) > size:
+            last = rows[size - 1]
+            return Page(rows[:size], Place(last["as_of"], last["decision_id"]))
+        reached = await self._place("comparisons", within, values, None, self._looked_at)
+        return Page(rows, reached or end)
 
-    async def _looked_through(self, filters: Filters, after: Place | None) -> Place | None:
-        """How far back one search for words reaches; None is to the end."""
-        where = [("symbol = :symbol", filters.symbol), ("as_of >= :since", filters.since)]
-        where += [("as_of < :until", filters.until)]
-        conditions = [sql for sql, value in where if value is not None] or ["true"]
-        if after is not None:
-            conditions.append("(as_of, decision_id) < (:after_time, :after_id)")
+    async def _place(
+        self, table: str, within: list[str], values: dict[str, Any], symbol: str | None, far: int
+    ) -> Place | None:
+        """Where the first `far` rows of a table end, the newest first; None where it has fewer."""
+        of_symbol = ["symbol = :symbol"] if symbol is not None else []
         found = await self._ask(
-            f"SELECT as_of, decision_id FROM decisions WHERE {' AND '.join(conditions)}"
-            f" ORDER BY as_of DESC, decision_id DESC OFFSET {self._looked - 1} LIMIT 1",
-            {
-                "symbol": filters.symbol,
-                "since": filters.since,
-                "until": filters.until,
-                "after_time": after and after.as_of,
-                "after_id": after and after.decision_id,
-            },
+            f"SELECT as_of, decision_id FROM {table} WHERE {_all([*within, *of_symbol])}"
+            f" ORDER BY as_of DESC, decision_id DESC OFFSET {far - 1} LIMIT 1",
+            values | {"symbol": symbol},
         )
         return Place(found[0]["as_of"], found[0]["decision_id"]) if found else None
 

@@ -14,6 +14,7 @@ from uuid import UUID
 
 import pytest
 from fastapi import Request
+from sqlalchemy import text
 
 from app.advising.serving import Models
 from app.api.explorer import asked
@@ -21,6 +22,7 @@ from app.domain.model.manifest import MANIFEST_NAME
 from app.policy.scripted import SCRIPTED_MANIFEST, ScriptedPolicy
 from app.policy.versions.store import report_beside
 from app.shadow_log.reading.explore import Explorer, Filters
+from app.shadow_log.schema import tables
 from tests.service.api.explorer.site import FORM, Site, ids, traded
 from tests.service.running import drained, request, running, settings_for, until
 from tests.service.shadow_log.schema.test_views import foretelling
@@ -328,6 +330,41 @@ async def test_a_search_for_words_goes_on_from_page_to_page(site: Site) -> None:
             break
     assert [name for names in pages for name in names] == ["p1", "p6"]
     assert len(pages) == 3
+
+
+async def test_what_is_rare_goes_on_from_page_to_page(site: Site) -> None:
+    """Three rows at a time are held against the filters, and those of one decision that are cut by
+    that: all that match are found, once."""
+    moments = [datetime.now(UTC) - timedelta(seconds=i // 2) for i in range(8)]
+    for i, moment in enumerate(moments):
+        at = moment.isoformat()
+        symbol = "ETHUSDT" if i in (0, 6) else "BTCUSDT"
+        await site.decide(
+            f"p{i}", candidate__ts=at, market__bar_closed_at=at, candidate__symbol=symbol
+        )
+    await site.stored()
+    async with site.api.service.shadow_log.engine.begin() as connection:
+        copied = ", ".join({c.name for c in tables.comparisons.c} - {"model_version"})
+        await connection.execute(
+            text(
+                f"INSERT INTO comparisons ({copied}, model_version)"
+                f" SELECT {copied}, 'second' FROM comparisons"
+            )
+        )
+    explorer = Explorer(site.api.service.shadow_log.engine, looked_at=3)
+    found: dict[str, list[str]] = {}
+    for symbol in ("ETHUSDT", "BTCUSDT"):
+        filters = Filters(symbol=symbol, version=SCRIPTED_MANIFEST.model_version)
+        place, seen, pages = None, [], 0
+        while True:
+            page = await explorer.page(filters, place, 2)
+            seen += [row["request_id"] for row in page.rows]
+            place, pages = page.following, pages + 1
+            if place is None:
+                break
+        found[symbol] = sorted(seen)
+        assert pages >= 3
+    assert found == {"ETHUSDT": ["p0", "p6"], "BTCUSDT": ["p1", "p2", "p3", "p4", "p5", "p7"]}
 
 
 async def test_a_request_id_leads_to_its_decision(site: Site) -> None:
