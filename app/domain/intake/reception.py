@@ -304,7 +304,7 @@ def _kind(fault: ErrorDetails) -> Fault:
 
 
 def _told(kind: str, why: str, fault: ErrorDetails) -> InitErrorDetails:
-    told = PydanticCustomError(kind, "{why}", {"why": why})  # type: ignore[arg-type]
+    told = PydanticCustomError(kind, "{why}", {"why": why})
     return InitErrorDetails(type=told, loc=fault["loc"], input=fault["input"])
 
 
