@@ -97,10 +97,7 @@ def drift(
 
     settings = chosen(config).drift if config else DriftConfig()
     trained_on = trained_on_rows(reference) if reference else None
-    if demote and listen is None:
-        raise AdvisorError("--demote stays and looks again and again: it needs --listen")
-    if until is not None and listen is not None:
-        raise AdvisorError("--until is one look at the past, --listen stays: one of them")
+    _require_one_of(listen, demote, until)
     past = until.replace(tzinfo=UTC) if until else None
     demoter = _demoter(demote, url, database, settings) if demote else None
     metrics = DriftMetrics()
@@ -112,8 +109,7 @@ def drift(
         try:
             look = observe(database, model_version or None, settings, now, trained_on, past)
             show(look, console, metrics, output, textfile)
-            if past is None:
-                _keep(keep or home() / "drift", look, settings)
+            _keep(keep or home() / "drift", look, settings, past)
         except AdvisorError as error:
             if listen is None:
                 raise
@@ -125,16 +121,25 @@ def drift(
         time.sleep(60 * every)
 
 
+def _require_one_of(listen: int | None, demote: str, until: datetime | None) -> None:
+    if demote and listen is None:
+        raise AdvisorError("--demote stays and looks again and again: it needs --listen")
+    if until is not None and listen is not None:
+        raise AdvisorError("--until is one look at the past, --listen stays: one of them")
+
+
 def _demoter(alias: str, url: str, database: str, settings: DriftConfig) -> Demoter:
     from training.live.drift.demotion import Demoter
 
     return Demoter(OperatorClient(url), alias, database, settings)
 
 
-def _keep(folder: Path, look: Drift, settings: DriftConfig) -> None:
-    """For the page; a look is worth as much where nothing can be kept."""
+def _keep(folder: Path, look: Drift, settings: DriftConfig, past: datetime | None) -> None:
+    """For the page, unless it is of the past; a look is worth as much where nothing can be kept."""
     from training.live.drift.kept import keep
 
+    if past is not None:
+        return
     try:
         keep(folder, look, settings)
     except OSError as error:
