@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import timedelta
 from enum import StrEnum
 from typing import Annotated, Any, Self
 from uuid import UUID, uuid4
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -92,7 +94,18 @@ def _named(bar: Any) -> Any:
     return {name: plainly(value) for name, value in bar.items()} if isinstance(bar, dict) else bar
 
 
-SentBar = Annotated[Bar, BeforeValidator(_named)]
+LAST_MILLISECOND = 999_000
+"""Of a second, in microseconds."""
+
+
+def _closed(bar: Bar) -> Bar:
+    """Binance stamps the last millisecond of a bar, which closes with it."""
+    if bar.closed_at.microsecond != LAST_MILLISECOND:
+        return bar
+    return bar.model_copy(update={"closed_at": bar.closed_at + timedelta(milliseconds=1)})
+
+
+SentBar = Annotated[Bar, BeforeValidator(_named), AfterValidator(_closed)]
 MAX_BARS = 4096
 
 
@@ -198,7 +211,7 @@ def bar_doubts(request: AdviseRequest) -> list[Doubt]:
     bars = request.bars
     if bars is None:
         return []
-    if bars and bars[-1].closed_at > request.as_of:
+    if bars and bars[-1].closed_at - request.as_of > timedelta(milliseconds=1):
         return [Doubt(("bars",), "the last one closes after candidate.ts: send closed bars alone")]
     fault = fault_of(bars)
     return [] if fault is None else [Doubt(("bars",), fault)]

@@ -21,7 +21,7 @@ from app.advising.service import Service
 from app.api.access import allowed
 from app.api.admission import ticket_of
 from app.api.routes import came_without_reading, incoming_of
-from app.api.wire import Json, body_schema, parse, problems, read_headers, require_small_extra
+from app.api.wire import Json, body_schema, parse, problems, read_headers, read_state
 from app.domain.canonical import content_hash
 from app.domain.errors import (
     AnswerGone,
@@ -33,12 +33,13 @@ from app.domain.errors import (
     ShadowLogUnavailable,
     UnknownVersion,
 )
+from app.domain.intake.reception import Coerced
 from app.domain.model.actions import ACTIONS, REJECT
 from app.domain.model.manifest import PRIMARY_ALIAS
 from app.domain.model.questions import BY_NAME, QuestionName
 from app.domain.principal import Principal, Role
-from app.domain.record.decision import Advice, AdviceStatus, graded
-from app.schemas import ADVISE_ONE, EXAMPLE, AdviseRequest
+from app.domain.record.decision import Advice, AdviceStatus, Decision, graded
+from app.schemas import EXAMPLE, reread
 
 MOST_QUESTIONS = 64
 NAMES = tuple(action.name for action in ACTIONS)
@@ -156,6 +157,34 @@ SYSTEMONE: TypeAdapter[SystemOneRequest] = TypeAdapter(SystemOneRequest)
 DECISIONS: TypeAdapter[DecisionsRequest] = TypeAdapter(DecisionsRequest)
 
 
+class Judged(NamedTuple):
+    """What a version advises, and whether the rules leave no approval: they refuse its own, or
+    where it rejects, so that nothing of its own was put before them, the agent's order."""
+
+    advice: Advice
+    is_refused: bool
+
+    @classmethod
+    def of(cls, decision: Decision) -> Judged:
+        advice = decision.primary
+        barred = not advice.approve and bool(decision.control_review.vetoes)
+        return cls(advice, barred or advice.status is not AdviceStatus.ADVISED)
+
+    def probabilities(self) -> tuple[float, ...]:
+        """Of the ten actions after the rules: what they refuse is rejected for certain."""
+        assert self.advice.proposal is not None
+        if self.is_refused:
+            return tuple(float(action is REJECT) for action in ACTIONS)
+        return self.advice.proposal.probabilities
+
+    def approval(self) -> float:
+        """The chance of the best approval beside rejecting alone: actions are compared one by one,
+        so that it is above one half where the advice approves, and nowhere else."""
+        reject, *approvals = self.probabilities()
+        best = max(approvals)
+        return best / (best + reject)
+
+
 class Question(NamedTuple):
     """What is asked, whichever form it came in. `options` is None where a chance is asked for, or a
     score on levels that are the model's own."""
@@ -177,17 +206,18 @@ class Question(NamedTuple):
             return getattr(advice.outlook, FORETOLD[self.name], None) is not None
         return advice.proposal is not None
 
-    def chances(self, advice: Advice) -> list[float]:
+    def chances(self, judged: Judged) -> list[float]:
         """Of each option or level; of a chance, of yes and no."""
+        advice = judged.advice
         if self.is_score:
             return list(graded(advice, QuestionName.RANGE) or ())
         if self.is_foretold:
             chance = float(getattr(advice.outlook, FORETOLD[self.name]))
             return [chance, 1 - chance]
         if self.options is not None and set(self.options) == set(NAMES):
-            told = dict(zip(NAMES, _probabilities(advice), strict=True))
+            told = dict(zip(NAMES, judged.probabilities(), strict=True))
             return [told[option] for option in self.options]
-        yes = _approval(advice)
+        yes = judged.approval()
         options = self.options or (YES[0], REJECT.name)
         return [1 - yes if option == REJECT.name else yes for option in options]
 
@@ -202,15 +232,16 @@ async def systemone(request: Request) -> Response:
     caller = allowed(request, Role.AGENT)
     body: SystemOneRequest = await parse(request, SYSTEMONE)
     asked = [_systemone_question(name, question) for name, question in body.questions.items()]
-    answer = await _answer(request, caller, body.model, body.state)
+    answer, coerced = await _answer(request, caller, body.model, body.state)
     advice = answer.decision.primary
     answered = [question for question in asked if question.is_answered(advice)]
     if not answered:
         why = advice.abstain_reason or f"{advice.model_version} does not know it"
         raise NoAnswer(f"the model gave no answer: {why}")
-    answers = {question.name: _systemone_answer(question, advice) for question in answered}
+    judged = Judged.of(answer.decision)
+    answers = {question.name: _systemone_answer(question, judged) for question in answered}
     diagnosed = _diagnostics(answered, advice)
-    return Json(_told(answer) | {"answers": answers, "diagnostics": diagnosed})
+    return Json(_told(answer, coerced) | {"answers": answers, "diagnostics": diagnosed})
 
 
 @router.post(
@@ -223,26 +254,26 @@ async def decisions(request: Request) -> Response:
     caller = allowed(request, Role.AGENT)
     body: DecisionsRequest = await parse(request, DECISIONS)
     asked = [_decisions_question(question) for question in body.questions]
-    answer = await _answer(request, caller, body.model, _state_of(body.input))
-    advice = answer.decision.primary
+    answer, coerced = await _answer(request, caller, body.model, _state_of(body.input))
+    judged = Judged.of(answer.decision)
     answers = [
-        _decisions_answer(question, theirs, advice)
+        _decisions_answer(question, theirs, judged)
         for question, theirs in zip(asked, body.questions, strict=True)
     ]
-    return Json(_told(answer) | {"answers": answers})
+    return Json(_told(answer, coerced) | {"answers": answers})
 
 
 async def _answer(
     request: Request, caller: Principal, model: str, state: dict[str, Any] | str
-) -> Answer:
-    """The decision on a state. Without an id of its own, the id follows from its content: the same
-    state, asked again, is the same decision."""
+) -> tuple[Answer, Sequence[Coerced]]:
+    """The decision on a state, and what of it was read in another way than it was written. Without
+    an id of its own, the id follows from its content: the same state, asked again, is the same
+    decision."""
     service: Service = request.app.state.service
     served = service.serving.models.primary.manifest.model_version
     if model not in (PRIMARY_ALIAS, served):
         raise UnknownVersion(f"there is no model {model[:100]!r} here: ask {PRIMARY_ALIAS}")
-    body = _candidate(state)
-    require_small_extra(request, "candidate.extra", body.candidate.extra)
+    body = read_state(request, state)
     headers = read_headers(request)
     if headers.idempotency_key is None and "request_id" not in body.model_fields_set:
         mark = content_hash(body.claim()).removeprefix("sha256:")[:32]
@@ -252,14 +283,7 @@ async def _answer(
     service.door.widen(ticket, 1, incoming.deadline)
     answer = await service.advisor.advise(incoming)
     ticket.answered = not came_without_reading(answer)
-    return answer
-
-
-def _candidate(state: dict[str, Any] | str) -> AdviseRequest:
-    """Raises `ValidationError`, which names the fields at fault."""
-    if isinstance(state, str):
-        return ADVISE_ONE.validate_json(state)
-    return ADVISE_ONE.validate_python(state)
+    return answer, body.coerced
 
 
 def _state_of(value: str | list[dict[str, Any]]) -> dict[str, Any] | str:
@@ -330,22 +354,6 @@ def _choice(name: str, options: Sequence[str]) -> Question:
     return Question(name, tuple(options))
 
 
-def _probabilities(advice: Advice) -> tuple[float, ...]:
-    """Of the ten actions after the rules: what they refuse is rejected for certain."""
-    assert advice.proposal is not None
-    if advice.status is AdviceStatus.ADVISED:
-        return advice.proposal.probabilities
-    return tuple(float(action is REJECT) for action in ACTIONS)
-
-
-def _approval(advice: Advice) -> float:
-    """The chance of the best approval beside rejecting alone: actions are compared one by one, so
-    that it is above one half where the advice approves, and nowhere else."""
-    reject, *approvals = _probabilities(advice)
-    best = max(approvals)
-    return best / (best + reject)
-
-
 def _chosen(question: Question, advice: Advice) -> str:
     """The option that the advice takes."""
     assert question.options is not None
@@ -356,8 +364,8 @@ def _chosen(question: Question, advice: Advice) -> str:
     return next(option for option in question.options if option != REJECT.name)
 
 
-def _systemone_answer(question: Question, advice: Advice) -> dict[str, Any]:
-    chances = question.chances(advice)
+def _systemone_answer(question: Question, judged: Judged) -> dict[str, Any]:
+    advice, chances = judged.advice, question.chances(judged)
     if question.is_score:
         legend = {str(number): level for number, level in enumerate(LEVELS)}
         told = dict(zip(legend, chances, strict=True))
@@ -371,11 +379,12 @@ def _systemone_answer(question: Question, advice: Advice) -> dict[str, Any]:
 
 
 def _decisions_answer(
-    question: Question, theirs: DecisionsQuestion, advice: Advice
+    question: Question, theirs: DecisionsQuestion, judged: Judged
 ) -> dict[str, Any]:
+    advice = judged.advice
     if not question.is_answered(advice):
         return {"type": "refusal", "name": theirs.name}
-    chances = question.chances(advice)
+    chances = question.chances(judged)
     if question.is_score:
         levels = [
             {"label": level, "value": number, "probability": chance}
@@ -416,9 +425,9 @@ def _diagnostics(asked: Sequence[Question], advice: Advice) -> dict[str, Any]:
     return {question.name: told for question in asked if not question.is_foretold}
 
 
-def _told(answer: Answer) -> dict[str, Any]:
-    """What both forms share: who answered, and where it is on the record. Tokens are not counted:
-    nothing is billed."""
+def _told(answer: Answer, coerced: Sequence[Coerced]) -> dict[str, Any]:
+    """What both forms share: who answered, where it is on the record, and how the state was read.
+    Tokens are not counted: nothing is billed."""
     decision = answer.decision
     advice = decision.primary
     usage = {
@@ -436,6 +445,9 @@ def _told(answer: Answer) -> dict[str, Any]:
             "status": advice.status.value,
             "action": advice.action,
             "vetoes": [veto.code.value for veto in advice.review.vetoes] if advice.review else [],
+            "control_vetoes": [veto.code.value for veto in decision.control_review.vetoes],
+            "left_out": [gone.as_json() for gone in decision.scenario.left_out],
+            "coerced": reread(coerced),
             "binding": False,
             "recorded": answer.recorded,
             "repeated": answer.repeated,

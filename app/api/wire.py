@@ -224,6 +224,13 @@ def read_candidate(request: Request, document: Any) -> AdviseRequest:
     return _within_budget(request, candidate_in(document))
 
 
+def read_state(request: Request, state: dict[str, Any] | str) -> AdviseRequest:
+    """A candidate that stands in another body, as JSON or as its text. Raises as
+    `read_candidate`."""
+    read = candidate_of(state.encode()) if isinstance(state, str) else candidate_in(state)
+    return _counted(request, read)
+
+
 def require_not_ahead(service: Service, body: AdviseRequest) -> None:
     """Raises `InvalidRecord` for a candidate of the future."""
     now = service.now()

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from app.domain.charts.indicators import PATTERNS, SUPPORT_BARS, TREND_BARS, Indicators, indicators
 from app.domain.charts.movements import OWN, movements
-from app.domain.charts.series import Floats, Times
+from app.domain.charts.series import DAY_S, Floats, Times
 from app.domain.scenario import Bar
 
 NEAR_ATR = 0.3
@@ -28,11 +28,15 @@ SETTLED_BARS = 300
 SETTLED_TREND_BARS = 5 * TREND_BARS
 ENOUGH_BARS = 1500
 """With so many hourly bars every field is known that bars tell; more change nothing."""
+WHOLE = 0.9
+"""Share of bars that must be there, as of the day's volume."""
 _MEMORY = {
     "htf_trend_pct": SETTLED_TREND_BARS,
     "near_support": SETTLED_BARS + SUPPORT_BARS,
     "near_resistance": SETTLED_BARS + SUPPORT_BARS,
 }
+OF_MOVES = ("rsi", "adx", "di_plus", "di_minus", "volatility_pct")
+"""Fields that say nothing of a market that does not move."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,10 +69,25 @@ def fault_of(bars: Sequence[Bar]) -> str | None:
     if not (steps > 0).all():
         return "they are not in order of time, or one comes twice"
     seconds = steps.min()
-    if seconds % 1 or (steps % seconds).any() or any(moment % seconds for moment in times):
-        return "they are not of one length, stamped at their close"
+    if seconds > DAY_S:
+        return "they are longer than a day"
+    if seconds % 1 or (steps % seconds).any():
+        return "they are not of one length"
+    if missing := _hole(times, seconds):
+        return f"{missing}: indicators would take them for one step"
     if any(not b.low <= min(b.open, b.close) <= max(b.open, b.close) <= b.high for b in bars):
         return "a high or low does not enclose its bar"
+    return None
+
+
+def _hole(times: Sequence[float], seconds: float) -> str | None:
+    """What is missing of the last day, or of the bars that most fields remember; None where at
+    least `WHOLE` of them are there. What is older weighs little."""
+    for span in (DAY_S, SETTLED_BARS * seconds):
+        asked = round(min(span, times[-1] - times[0] + seconds) / seconds)
+        there = sum(moment > times[-1] - span for moment in times)
+        if there < WHOLE * asked:
+            return f"{asked - there} of the last {asked} bars are missing"
     return None
 
 
@@ -96,10 +115,14 @@ def candidate_fields(signs: Indicators, at: int) -> dict[str, Any]:
         "volume_ratio": signs.volume_ratio,
         "price_change_pct": signs.price_change,
     }
+    unknown = () if signs.atr[at] > 0 else OF_MOVES
     gaps = {"near_support": signs.support_gap, "near_resistance": signs.resistance_gap}
     return {
         "pattern": list(PATTERNS)[pattern] if pattern >= 0 else None,
-        **{name: _number(values[at]) for name, values in numbers.items()},
+        **{
+            name: None if name in unknown else _number(values[at])
+            for name, values in numbers.items()
+        },
         **{
             name: bool(gap[at] < NEAR_ATR) if np.isfinite(gap[at]) else None
             for name, gap in gaps.items()

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from app.domain.charts.computed import (
     ENOUGH_BARS,
+    OF_MOVES,
     SETTLED_BARS,
     SETTLED_TREND_BARS,
     candidate_fields,
@@ -105,8 +106,41 @@ def test_bars_that_no_exchange_reports_are_named(bars: list[Bar], says: str) -> 
     assert says in (fault_of(bars) or "")
 
 
-def test_a_hole_is_no_fault() -> None:
-    assert fault_of([bar(-7), bar(-6), bar(-1), bar(0)]) is None
+@pytest.mark.parametrize(
+    ("gone", "says"),
+    [
+        (range(3, 5), None),  # 22 of the day's 24
+        (range(3, 6), "3 of the last 24 bars are missing"),
+        (range(40, 69), None),  # 271 of the last 300
+        (range(40, 71), "31 of the last 300 bars are missing"),
+        (range(310, 390), None),  # Wilder's means have forgotten them.
+    ],
+)
+def test_nothing_is_computed_across_a_hole(gone: range, says: str | None) -> None:
+    """Bars by the hour, numbered from the newest: indicators would take a hole for one step."""
+    fault = fault_of([bar(-hour) for hour in reversed(range(400)) if hour not in gone])
+    assert (fault is None) if says is None else (fault or "").startswith(says)
+
+
+@pytest.mark.parametrize(
+    ("hours", "says"), [((-48, -24, 0), None), ((-14 * 24, -7 * 24, 0), "longer than a day")]
+)
+def test_days_may_end_at_any_hour_and_weeks_are_told(hours: list[int], says: str | None) -> None:
+    """OKX ends its days at 16:00 UTC; `AS_OF` is 10:00."""
+    assert fault_of([bar(hour) for hour in hours]) == (says and f"they are {says}")
+
+
+def test_a_bar_that_is_stamped_at_its_last_millisecond_closes_with_it() -> None:
+    """Binance's close times."""
+    request = flat_request(1.0)
+    assert request.bars is not None
+    document = request.model_dump(mode="json")
+    document["bars"] = [
+        [int(1000 * each.closed_at.timestamp()) - 1, 1.0, 1.0, 1.0, 1.0, 0.0]
+        for each in request.bars
+    ]
+    assert AdviseRequest.model_validate(document).bars == request.bars
+    assert bar_doubts(AdviseRequest.model_validate(document)) == []
 
 
 def asked(end: int, **candidate: Any) -> AdviseRequest:
@@ -197,8 +231,9 @@ def flat_request(price: float, **columns: Any) -> AdviseRequest:
 def test_a_market_that_does_not_move_has_no_atr_and_is_advised_on(price: float) -> None:
     """A stable coin, or a market that is halted."""
     scenario = flat_request(price).scenario()
-    assert scenario.candidate.atr is None
-    assert "candidate.atr" not in scenario.computed
+    for name in ("atr", *OF_MOVES):
+        assert getattr(scenario.candidate, name) is None
+        assert f"candidate.{name}" not in scenario.computed
     assert scenario.market.last_close == price
     assert Scenario.from_json(scenario.as_json()) == scenario
     render(scenario)

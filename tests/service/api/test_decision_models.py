@@ -16,6 +16,7 @@ import pytest
 from app.advising.serving import Models
 from app.api.decision_models import (
     DecisionsQuestion,
+    Judged,
     Question,
     _decisions_answer,
     _systemone_answer,
@@ -151,6 +152,44 @@ async def test_what_the_rules_refuse_has_no_probability(api: Running) -> None:
     assert document["answers"]["action"]["probabilities"]["reject"] == 1
 
 
+async def test_a_model_that_rejects_leaves_no_chance_of_what_the_rules_refuse_the_agent(
+    database_url: str, valkey_url: str, tmp_path: Path
+) -> None:
+    """0.49 of approving would be enough for a gateway with a bound of its own."""
+    models = Models(ScriptedPolicy([build.reading("A", 0.52)]))
+    async with running(settings_for(database_url, valkey_url, tmp_path), models) as api:
+        free = (await systemone(api, candidate(), approve=CHANCE)).json()
+        await api.client.put("/state", json={"state": "HALTED", "reason": "x", "changed_by": "me"})
+        halted = (await systemone(api, candidate(candidate__rsi=60.0), approve=CHANCE)).json()
+    assert (free["advisor"]["status"], free["answers"]["approve"]["noul"] > 0) == ("advised", True)
+    assert (halted["advisor"]["status"], halted["advisor"]["vetoes"]) == ("advised", [])
+    assert "STATE_HALTED" in halted["advisor"]["control_vetoes"]
+    assert halted["answers"]["approve"]["noul"] == 0
+
+
+@pytest.mark.parametrize("form", ["object", "text"])
+async def test_a_state_is_read_as_advise_reads_a_candidate(api: Running, form: str) -> None:
+    """What cannot be used is left out and told; what is meant otherwise is read as it is meant."""
+    state = candidate(candidate__rsi="abc", candidate__direction="buy", candidate__adx=float("nan"))
+    body = {"model": "shadow", "questions": {"approve": CHANCE}}
+    sent = body | {"state": state if form == "object" else json.dumps(state)}
+    reply = await api.client.post(
+        "/v1/systemone", content=json.dumps(sent), headers={"Content-Type": "application/json"}
+    )
+    told = reply.json()["advisor"]
+    assert [gone["field"] for gone in told["left_out"]] == ["candidate.adx", "candidate.rsi"]
+    assert [(one["field"], one["taken"]) for one in told["coerced"]] == [
+        ("candidate.direction", "'long'")
+    ]
+    same = await api.client.post(
+        "/advise",
+        content=json.dumps(state | {"request_id": "same"}),
+        headers={"Content-Type": "application/json"},
+    )
+    for name in ("left_out", "coerced"):
+        assert same.json()[name] == told[name]
+
+
 async def test_what_a_version_does_not_foretell_has_no_answer(api: Running) -> None:
     some = await systemone(api, candidate(), approve=CHANCE, win=CHANCE)
     assert list(some.json()["answers"]) == ["approve"]
@@ -165,9 +204,10 @@ def test_what_it_foretells_is_told_whatever_the_rules_say() -> None:
     outlook = Outlook(win_probability=0.6, stopped_probability=0.3)
     advice = refused.model_copy(update={"outlook": outlook})
     assert advice.status is AdviceStatus.VETOED
-    assert Question("win", None).chances(advice) == [0.6, 0.4]
-    assert Question("stopped", None).chances(advice) == [0.3, 0.7]
-    assert Question("approve", None).chances(advice) == [0.0, 1.0]
+    judged = Judged(advice, is_refused=True)
+    assert Question("win", None).chances(judged) == [0.6, 0.4]
+    assert Question("stopped", None).chances(judged) == [0.3, 0.7]
+    assert Question("approve", None).chances(judged) == [0.0, 1.0]
 
 
 def advised_of_the_range() -> Advice:
@@ -182,7 +222,7 @@ def test_the_range_is_a_score_on_levels_that_are_the_models_own() -> None:
     advice = advised_of_the_range()
     assert graded(advice, QuestionName.RANGE) == pytest.approx((0.1, 0.2, 0.4, 0.2, 0.1))
     question = Question("range", None, is_score=True)
-    told = _systemone_answer(question, advice)
+    told = _systemone_answer(question, Judged(advice, is_refused=False))
     assert told == {
         "type": "score",
         "score": pytest.approx(2.0),
@@ -200,7 +240,7 @@ def test_the_range_is_a_score_on_levels_that_are_the_models_own() -> None:
         },
     }
     asked = DecisionsQuestion(type="score", name="range")
-    form = _decisions_answer(question, asked, advice)
+    form = _decisions_answer(question, asked, Judged(advice, is_refused=False))
     assert (form["type"], form["name"], form["score"]) == ("score", "range", pytest.approx(2.0))
     assert form["probabilities"][4] == {
         "label": "3.7 or more ATR",
