@@ -5,8 +5,19 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import NamedTuple
 
 from app.shadow_log.importing.trade import ImportedTrade
+
+MAX_REASON = 160
+
+
+class Unreadable(NamedTuple):
+    """Rows that cannot be read for one reason."""
+
+    number: int
+    first: str
+    """Its file and number, from 1; a header is none."""
 
 
 @dataclass
@@ -16,7 +27,8 @@ class Coverage:
     rows: int = 0
     passed_over: int = 0
     """No trade, or one that is still open."""
-    unreadable: Counter[str] = field(default_factory=Counter)
+    unreadable: dict[str, Unreadable] = field(default_factory=dict)
+    """By reason."""
     traded: int = 0
     rejected: int = 0
     with_outcome: int = 0
@@ -38,6 +50,11 @@ class Coverage:
         self.first = min(self.first or trade.as_of, trade.as_of)
         self.last = max(self.last or trade.as_of, trade.as_of)
 
+    def refuse(self, why: str, row: str) -> None:
+        """Count a row that cannot be read."""
+        before = self.unreadable.get(why[:MAX_REASON], Unreadable(0, row))
+        self.unreadable[why[:MAX_REASON]] = Unreadable(before.number + 1, before.first)
+
     def lines(self) -> list[tuple[str, str]]:
         """What a person reads: a name and a value each."""
         names = ", ".join(name for name, _ in self.symbols.most_common(5))
@@ -51,5 +68,9 @@ class Coverage:
             lines.append(("from, to", f"{self.first.isoformat()}, {self.last.isoformat()}"))
             lines.append(("symbols", f"{len(self.symbols)}: {names}"))
         lines += [(f"missing {name}", str(count)) for name, count in self.missing.most_common()]
-        lines += [(f"unreadable: {why}", str(n)) for why, n in self.unreadable.most_common(5)]
+        refused = sorted(self.unreadable.items(), key=lambda item: -item[1].number)
+        for why, (count, first) in refused[:5]:
+            lines.append((f"unreadable: {why}", f"{count}, the first in {first}"))
+        if more := sum(each.number for _, each in refused[5:]):
+            lines.append(("unreadable: for other reasons", str(more)))
         return lines

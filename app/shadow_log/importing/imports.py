@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from app.shadow_log.importing.trade import ImportedTrade, Source, imported
 from app.shadow_log.log import ShadowLog
 
 CHUNK = 500
-MAX_REASON = 160
+AHEAD = timedelta(days=1)
+"""A time further ahead was read wrongly, or written so."""
 
 
 def source_named(words: str, exits: Exits | None = None) -> Source:
@@ -37,22 +39,25 @@ def read_trades(
 ) -> Iterator[ImportedTrade]:
     """The trades of a file, counted in `coverage` as they pass, as are rows that cannot be read.
     Raises `ImportFault`."""
-    for row in _rows(source, path):
+    latest = datetime.now(UTC) + AHEAD
+    for place, row in enumerate(_rows(source, path), 1):
         coverage.rows += 1
         try:
             told = source.told(row)
             if told is None:
                 coverage.passed_over += 1
                 continue
+            if told.as_of > latest:
+                raise InvalidRecord(f"ts: {told.as_of.isoformat()} is in the future")
             if bars is not None:
                 told = bars.completed(told, own_rules=source is SPOT_AGENT)
             trade = imported(told)
         except InvalidRecord as error:
-            coverage.unreadable[str(error)[:MAX_REASON]] += 1
+            coverage.refuse(str(error), f"{path.name}, row {place}")
             continue
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             # Anybody may have written the row: what a field's own reader did not foresee.
-            coverage.unreadable[f"{type(error).__name__}: {error}"[:MAX_REASON]] += 1
+            coverage.refuse(f"{type(error).__name__}: {error}", f"{path.name}, row {place}")
             continue
         coverage.add(trade)
         yield trade

@@ -30,11 +30,13 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from app.domain.candidate import Candidate
+from app.domain.errors import InvalidRecord
 from app.domain.fields import Record
 from app.domain.record.control import AgentAction
 from app.domain.record.outcome import Outcome
@@ -76,18 +78,17 @@ class Mapped:
             named = self.columns[part].keys() | self.constants[part].keys()
             wrong += [f"{part}.{name}" for name in sorted(named - record.model_fields.keys())]
         told = self.columns["candidate"].keys() | self.constants["candidate"].keys()
-        lacking = [f"candidate.{name}" for name in REQUIRED if name not in told]
-        if wrong or lacking:
-            raise ImportFault(
-                f"{path}: "
-                + "; ".join(
-                    [f"there is no {name}" for name in wrong]
-                    + [f"{name} is not mapped" for name in lacking]
-                )
-            )
+        faults = [f"there is no {name}" for name in wrong]
+        faults += [f"candidate.{name} is not mapped" for name in REQUIRED if name not in told]
+        decided = self.columns["action"].keys() | self.constants["action"].keys()
+        if not self.columns["outcome"] and "decision" not in decided:
+            faults.append("neither an outcome nor action.decision is mapped: what was traded?")
+        if faults:
+            raise ImportFault(f"{path}: {'; '.join(faults)}")
 
     def told(self, row: Mapping[str, Any]) -> Told | None:
-        """A row of a table; None for one without symbol, direction or time."""
+        """A row of a table; None for one without symbol, direction or time, and for a trade that
+        has not ended. Raises `InvalidRecord` for a time that nobody can read."""
         parts = {part: self._part(part, row) for part in PARTS}
         candidate = parts["candidate"]
         if any(candidate.get(name) is None for name in REQUIRED):
@@ -95,6 +96,9 @@ class Mapped:
         head = {name: candidate.pop(name) for name in REQUIRED}
         action, outcome = parts["action"], parts["outcome"]
         ended = any(value is not None for value in outcome.values())
+        # Without an outcome a trade is still open, and only who says so rejected a candidate.
+        if not ended and self.columns["outcome"] and action.get("decision") is not False:
+            return None
         if action.get("decision") is None:
             action["decision"] = ended
         if action["decision"]:
@@ -140,10 +144,19 @@ class Mapped:
     def _converted(self, name: str, value: Any) -> Any:
         """A CSV has texts alone."""
         if name in TIMES:
-            return moment(_maybe_number(value), self.zone)
+            return self._time(name, value)
         if name in FLAGS:
             return flag(value)
         return _maybe_number(value)
+
+    def _time(self, name: str, value: Any) -> datetime | None:
+        read = moment(_maybe_number(value), self.zone)
+        if read is None and value is not None:
+            raise InvalidRecord(
+                f"{name}: {str(value)[:40]!r} is no time: write it as 2026-10-20 10:00 (ISO 8601),"
+                " or as seconds or milliseconds since 1970"
+            )
+        return read
 
 
 def _listed(names: Any) -> list[str]:

@@ -15,6 +15,8 @@ from app.domain.errors import AdvisorError
 
 EMPTY = frozenset({"", "n/a", "na", "nan", "none", "null", "error"})
 """What programs write where they have no value, in small letters."""
+DELIMITERS = ",;\t|"
+"""Of columns: the one that stands most often in the header, the first of equals."""
 SQLITE = ("sqlite", "db", "sqlite3")
 Row = Mapping[str, Any]
 
@@ -50,7 +52,10 @@ def _is_empty(value: Any) -> bool:
 
 def _csv(path: Path) -> Iterator[dict[str, Any]]:
     with path.open(newline="", encoding="utf-8-sig") as stream:
-        for row in csv.DictReader(stream):
+        header = stream.readline()
+        stream.seek(0)
+        delimiter = max(DELIMITERS, key=header.count)
+        for row in csv.DictReader(stream, delimiter=delimiter):
             # What goes beyond the header has no name.
             yield {name: value for name, value in row.items() if name is not None}
 

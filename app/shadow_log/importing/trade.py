@@ -105,9 +105,13 @@ def _scenario(told: Told) -> tuple[Scenario | None, tuple[str, ...]]:
         return None, tuple(missing)
     document = {"candidate": candidate, "plan": plan, "market": _present(told.market)}
     try:
-        return Scenario.from_json(document), ()
+        scenario = Scenario.from_json(document)
     except InvalidRecord as error:
         return None, (str(error).removeprefix("Scenario: ")[:300],)
+    is_long = told.direction == "long"
+    if is_long != (scenario.plan.stop < scenario.plan.entry):
+        return None, (f"a stop on the losing side of a {told.direction}'s entry",)
+    return scenario, ()
 
 
 def _present(part: dict[str, Any]) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
-REVISION = "0020"
+REVISION = "0021"
 """The schema that this release works with; a test holds it against the newest migration."""
 
 metadata = MetaData(

@@ -355,7 +355,7 @@ async def test_what_we_answer_is_of_the_form_that_a_real_vllm_answers(api: Runni
     }
     ours = (await systemone(api, candidate(), **questions)).json()["answers"]
     ours["range"] = _systemone_answer(
-        Question("range", None, is_score=True), advised_of_the_range()
+        Question("range", None, is_score=True), Judged(advised_of_the_range(), is_refused=False)
     )
     body = {"model": "advisor", "state": candidate(), "questions": questions, "images": None}
     async with httpx.AsyncClient(trust_env=False, timeout=60) as client:

@@ -11,7 +11,13 @@ from rich.progress import Progress
 
 from app.shadow_log.importing.imports import add, exits_told, source_named
 from tests.service.processes import advisor, environment
-from tests.service.shadow_log.importing.test_sources import bars_folder, freqtrade_database
+from tests.service.shadow_log.importing.test_sources import (
+    CLOSED,
+    HEADER,
+    bars_folder,
+    freqtrade_database,
+    mine,
+)
 
 SHARED = Path(__file__).parents[5] / "shared" / "data"
 
@@ -52,6 +58,25 @@ def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
     assert done.returncode != 0
     assert "nothing.csv: no such file" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+async def test_a_trade_without_an_atr_has_its_r_and_one_whose_stop_trailed_has_none(
+    database_url: str, tmp_path: Path
+) -> None:
+    """8 over 2 units of 2; a stop above the entry risked nothing."""
+    trailed = CLOSED.replace("2024-03-02 07", "2024-03-01 07").replace(",95,", ",101,")
+    told, table = mine(
+        tmp_path,
+        HEADER,
+        CLOSED.replace(",4,100,95,", ",,100,98,").replace(",19.5,", ",8,"),
+        trailed,
+    )
+    with Progress(disable=True) as progress:
+        await add(database_url, source_named(told), [table], None, progress)
+    assert rows(database_url, "SELECT r, complete FROM imported ORDER BY as_of DESC") == [
+        (2.0, False),
+        (None, False),
+    ]
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="no shared data beside the checkout")

@@ -259,6 +259,7 @@ def test_any_table_with_a_mapping_file(tmp_path: Path) -> None:
         (("atr =", "atrr ="), "candidate.atrr"),
         (('ts = "opened"', ""), "candidate.ts is not mapped"),
         (("Europe/Berlin", "Mars/Olympus"), "Mars/Olympus"),
+        (("[outcome]", "[action]"), "neither an outcome nor action.decision is mapped"),
     ],
 )
 def test_a_mapping_file_that_cannot_work_names_why(
@@ -268,6 +269,66 @@ def test_a_mapping_file_that_cannot_work_names_why(
     path.write_text(MAPPING.replace(*change))
     with pytest.raises(ImportFault, match=named):
         Mapped(path)
+
+
+OPEN = "BTC-USDT,BUY,2024-03-02 07:00:00,4,100,95,110,,2,,,"
+CLOSED = "BTC-USDT,BUY,2024-03-02 07:00:00,4,100,95,110,,2,2024-03-02 09:00:00,19.5,target"
+HEADER = "pair,side,opened,range,price,sl,tp1,tp2,size,closed,profit,why"
+
+
+def mine(tmp_path: Path, *lines: str, mapping: str = MAPPING) -> tuple[str, Path]:
+    (tmp_path / "map.toml").write_text(mapping)
+    (tmp_path / "mine.csv").write_text("\n".join(lines) + "\n")
+    return str(tmp_path / "map.toml"), tmp_path / "mine.csv"
+
+
+def test_a_trade_that_is_still_open_is_no_rejection_and_comes_with_its_end(tmp_path: Path) -> None:
+    """So a second import of it, closed, is its only row; half a line is an open trade too."""
+    trades, coverage = read(*mine(tmp_path, HEADER, OPEN, OPEN.partition(",4,")[0]))
+    assert (trades, coverage.passed_over) == ([], 2)
+    trades, _ = read(*mine(tmp_path, HEADER, CLOSED))
+    assert [trade.action.decision for trade in trades] == [True]
+
+
+def test_who_says_so_rejected_a_candidate(tmp_path: Path) -> None:
+    mapping = MAPPING + '[action]\ndecision = "taken"\n'
+    trades, coverage = read(
+        *mine(tmp_path, f"{HEADER},taken", f"{OPEN},no", f"{OPEN},yes", mapping=mapping)
+    )
+    assert [trade.action.decision for trade in trades] == [False]
+    assert coverage.passed_over == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (("2024-03-02 07:00:00", "02.03.2024 07:00"), "ts: '02.03.2024 07:00' is no time"),
+        (("2024-03-02 09:00:00", "03/02/2024 09:00"), "exit_time: '03/02/2024 09:00' is no time"),
+        (("2024-03-02 07", "2099-03-02 07"), "is in the future"),
+    ],
+)
+def test_a_time_that_is_not_understood_is_said_with_its_row(
+    change: tuple[str, str], why: str, tmp_path: Path
+) -> None:
+    trades, coverage = read(*mine(tmp_path, HEADER, CLOSED, CLOSED.replace(*change)))
+    assert len(trades) == 1
+    [(reason, refused)] = coverage.unreadable.items()
+    assert why in reason
+    assert refused == (1, "mine.csv, row 2")
+    assert any(value == "1, the first in mine.csv, row 2" for _, value in coverage.lines())
+
+
+def test_a_stop_on_the_winning_side_makes_no_plan(tmp_path: Path) -> None:
+    trades, _ = read(*mine(tmp_path, HEADER, CLOSED.replace(",95,", ",101,")))
+    assert trades[0].scenario is None
+    assert trades[0].missing == ("a stop on the losing side of a long's entry",)
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+def test_columns_stand_apart_by_what_the_header_has_most(delimiter: str, tmp_path: Path) -> None:
+    lines = [line.replace(",", delimiter) for line in (HEADER, CLOSED)]
+    trades, _ = read(*mine(tmp_path, *lines))
+    assert [trade.symbol for trade in trades] == ["BTCUSDT"]
 
 
 TRADED_ONCE: dict[str, Any] = {
@@ -299,7 +360,8 @@ def test_a_row_that_nobody_can_read_is_counted_and_the_next_one_is_read(
     path.write_text(json.dumps([TRADED_ONCE | change, TRADED_ONCE]))
     trades, coverage = read("freqtrade", path)
     assert [trade.as_of for trade in trades] == [TRADED]
-    assert (coverage.rows, coverage.passed_over + coverage.unreadable.total()) == (2, 1)
+    refused = [each for each in coverage.unreadable.values() if each == (1, "trades.json, row 1")]
+    assert (coverage.rows, coverage.passed_over + len(refused)) == (2, 1)
 
 
 @pytest.mark.parametrize("far", [1e300, -1e300, 10**30])
