@@ -25,6 +25,7 @@ from app.policy.versions.store import find_version
 from bench.history import record
 from bench.learning.teacher import (
     ATR,
+    MOVES,
     PLAN,
     SHUFFLED,
     SIZES,
@@ -32,6 +33,7 @@ from bench.learning.teacher import (
     WHOLE_FROM,
     daily,
     interval,
+    moved,
     shares_by_risk,
     tail,
     tail_gain,
@@ -82,6 +84,7 @@ class HeldOut(NamedTuple):
     """(N,) risk of the plan over the account's equity."""
     costs: Floats
     """(N,) both sides together, R of the plan."""
+    stop_atr: Floats
     rewards: Floats
     """(N, 10) R of each action."""
     plan: Floats
@@ -128,6 +131,7 @@ def held_out(config: RebuildConfig, name: str) -> HeldOut:
         table.features()[rows],
         told.stake,
         told.costs,
+        told.stop_atr,
         fate.rewards[rows],
         fate.agent_reward[rows],
         fate.stopped[rows].astype(np.float64),
@@ -262,6 +266,14 @@ def tails(them: HeldOut, beta: float) -> Iterator[str]:
         "policy's weights of sizes": (approving @ SHARE[1:]) / approving.sum(1),
         "teacher's utility of risk": shares_by_risk(them.teacher.sd[:, PLAN], them.stake),
     }
+    for who, foretold in (
+        ("policy", them.foretold("range_atr")),
+        ("teacher", them.teacher.range_atr),
+    ):
+        if np.isfinite(foretold).all():
+            moves = moved(them.stake, foretold, them.stop_atr)
+            size[f"inverse to the range that the {who} foretells"] = 1 / moves
+            size[f"the {who}'s range, limit of {MOVES:.2%}"] = np.minimum(1, MOVES / moves)
     notional, earned, days = them.stake * them.costs, them.plan * them.stake, them.as_of // DAY_S
     agents = daily(sure, notional, earned, days)
     yield "\n| sizes, at one mean notional | 5 % tail of days, of equity | less than the agent's |"

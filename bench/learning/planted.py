@@ -1,7 +1,8 @@
 """Does it learn? Every algorithm on a planted rule, beside a linear probe.
 
 The prompts are of made-up scenarios. The rule is visible in the prompt and nowhere else: approving
-pays unless Bitcoin trends down or sellers lead the flow, and costs as much otherwise. Realised
+earns the edge unless Bitcoin trends down or sellers lead the flow, and loses as much otherwise, in
+both cases less what trading costs; with an edge of 0 nothing is to be found but that. Realised
 rewards carry skewed noise, common to all actions of a scenario, as one price path is: losses small
 and frequent, gains large and rare. Training sees what a teacher that knows the rule's states makes
 of the other scenarios' realised rewards; the held-out rows are scored by the rule itself: those
@@ -9,13 +10,16 @@ beside the training rows, which settings were tuned on, or with --fresh N others
 The line `warm-up` is the
 supervised warm-up that DPO, PPO and RRHF start from: what they add is counted from there. Nothing
 here says anything about markets.
+
+`--edge` and `--seeds` repeat all of it on the same prompts, for other edges and other noise; tables
+at the end have means over seeds, with intervals over prompts.
 """
 
 from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -32,6 +36,7 @@ from app.policy.in_process.importer import import_smollm2
 from app.policy.in_process.label_reader import LabelReader
 from app.policy.versions.store import load_manifest
 from bench.history import record
+from bench.learning.teacher import interval
 from training.cli.options import meter
 from training.config.learning import ALGORITHMS as SETTINGS
 from training.config.learning import (
@@ -49,14 +54,17 @@ from training.learning.algorithms.table import TRAINS
 from training.learning.model.answers import Answers, choices
 from training.learning.model.base_pass import Encoded, build_encoded
 from training.stages.store import Store
+from training.statistics.bootstrap import Cluster, compare_means
 
 DEFAULT = EncodeConfig()
-EDGE, NOISE, FOLDS = 0.8, 0.5, 5
+EDGE, COST, NOISE, FOLDS = 0.8, 0.05, 0.5, 5
+"""R of a whole plan; of the noise, the deviation."""
 STOP_SHARE = {1.0: 0.6, 1.5: 1.0, 2.5: 0.8}
 """Share of the edge that a stop distance keeps: one of them is best."""
 PROMPT_SEED = 31
 Train = Callable[..., TrainedPolicy]
 WARM_UP = "warm-up"
+STARTED_WARM = ("dpo", "ppo", "rrhf")
 ALGORITHMS: dict[str, tuple[Train, TrainingConfig]] = {
     WARM_UP: (warm_up.train, WarmUpConfig()),
     **{name: (TRAINS[name], settings()) for name, settings in SETTINGS.items()},
@@ -74,14 +82,15 @@ class Planted(NamedTuple):
     expected: NDArray[np.float64]
 
 
-def plant(prompts: list[Prompt], seed: int) -> Planted:
+def plant(prompts: list[Prompt], seed: int, edge: float = EDGE) -> Planted:
     """Rewards of every action, from what the prompt says."""
     pays = np.array(
         ["btc down" not in prompt.user and "flow sellers" not in prompt.user for prompt in prompts]
     )
     size = np.array([action.risk_fraction for action in ACTIONS])
     share = np.array([STOP_SHARE.get(action.stop_atr, 0.0) for action in ACTIONS])
-    mean = np.where(pays, EDGE, -EDGE)[:, None] * size * np.where(pays[:, None], share, 1.0)
+    mean = np.where(pays, edge, -edge)[:, None] * size * np.where(pays[:, None], share, 1.0)
+    mean -= COST * size
     source = np.random.default_rng(seed)
     noise = NOISE * (source.exponential(1.0, len(prompts)) - 1)
     realised = mean + noise[:, None] * size
@@ -136,11 +145,12 @@ def planted_problem(
     seed: int,
     fresh: int = 0,
     settings: EncodeConfig = DEFAULT,
+    edge: float = EDGE,
 ) -> tuple[Problem, Planted]:
     """Of `count` rows three quarters train, the rest validates; `fresh` rows more come after
     them."""
     prompts, encoded = encode_planted(folder, base, reader, count + fresh, settings)
-    planted, rows = plant(prompts, seed), np.arange(count)
+    planted, rows = plant(prompts, seed, edge), np.arange(count)
     manifest = load_manifest(base)
     problem = Problem(
         encoded,
@@ -159,7 +169,7 @@ class Score(NamedTuple):
     """What a policy is worth on the rows that it is tried on, by the rule itself."""
 
     of_best: float
-    """Share of the best achievable reward, by the likeliest action."""
+    """Share of the best achievable reward, by the likeliest action; NaN where there is none."""
     reward: float
     """Its reward, R."""
     right: float
@@ -189,7 +199,7 @@ def score(planted: Planted, rows: NDArray[np.int64], log_policy: NDArray[np.floa
     taken = choices(log_policy[rows])
     mean = planted.mean[rows]
     sampled = (np.exp(log_policy[rows]) * mean).sum(1).mean()
-    reward, best = mean[np.arange(len(rows)), taken].mean(), mean.max(1).mean()
+    reward, best = mean[np.arange(len(rows)), taken].mean(), mean.max(1).mean() or np.nan
     right = ((taken > 0) == planted.pays[rows]).mean()
     entropy = -(np.exp(log_policy[rows]) * log_policy[rows]).sum(1).mean()
     largest = np.bincount(taken, minlength=len(ACTIONS)).max() / len(rows)
@@ -197,17 +207,24 @@ def score(planted: Planted, rows: NDArray[np.int64], log_policy: NDArray[np.floa
 
 
 class Trial(NamedTuple):
-    """The planted problem, and where each algorithm is scored; `figures` go into the history."""
+    """The planted problem, and where each algorithm is scored; `figures` go into the history,
+    `taken` is the action of every such row."""
 
     problem: Problem
     planted: Planted
     rows: NDArray[np.int64]
     figures: dict[str, float]
+    taken: dict[str, NDArray[np.int64]]
+
+    def earned(self, name: str) -> NDArray[np.float64]:
+        """Of every row, R by the rule."""
+        return np.asarray(self.planted.mean[self.rows, self.taken[name]])
 
     def tell(self, name: str, log_policy: NDArray[np.floating], more: str = "") -> None:
         """One line."""
         scored = score(self.planted, self.rows, log_policy)
         print(f"{name:10} {scored.line()} {more}", flush=True)
+        self.taken[name] = choices(log_policy[self.rows])
         self.figures.update(
             {f"{name}: of_best": scored.of_best, f"{name}: sampled": scored.sampled}
         )
@@ -237,10 +254,46 @@ class Trial(NamedTuple):
         self.tell(name, log_policy, f"{seconds:8.0f}  T={trained.answers.calibration.temperature}")
         self.figures[f"{name}: cpu_s"] = seconds
 
+    def run(self, names: list[str], changes: dict[str, str], reader: LabelReader) -> None:
+        """All of them, one line each; `changes` are to configurations, but the warm-up's."""
+        print(f"edge {self.figures['edge']:g}, seed {self.figures['seed']:g}\n{HEADING}")
+        self.base_and_probe()
+        with tempfile.TemporaryDirectory() as made:
+            for name in names:
+                own = {} if name == WARM_UP else changes
+                seeded = {"seed": f"{self.figures['seed']:g}"} | own
+                self.algorithm(name, seeded, reader, Path(made))
+        record("planted", self.figures)
+
+
+def summary(edge: float, trials: list[Trial]) -> Iterator[str]:
+    """Lines of Markdown: means over trials that differ by their noise, with 95 % intervals over
+    prompts."""
+    prompts = np.tile(np.arange(len(trials[0].rows)), len(trials))
+    best = float(np.mean([t.planted.mean[t.rows].max(1).mean() for t in trials]))
+    yield f"\nedge {edge:g}, {len(trials)} seeds: the best earns {best:.3f} R a scenario\n"
+    yield "| policy | R a scenario | of best, by seed | approves | adds to the warm-up, R |"
+    yield "|---|---|---|---|---|"
+    earned = {
+        name: np.concatenate([trial.earned(name) for trial in trials]) for name in trials[0].taken
+    }
+    for name, values in earned.items():
+        pair = {name: values, WARM_UP: earned[WARM_UP]}
+        means, added = compare_means(pair, np.ones(len(prompts)), Cluster(prompts, prompts), name)
+        shares = [f"{t.earned(name).mean() / best:.2f}" if best else "-" for t in trials]
+        approves = float(np.mean([(trial.taken[name] > 0).mean() for trial in trials]))
+        more = interval(added[WARM_UP]) if name in STARTED_WARM else ""
+        cells = (name, interval(means[name]), ", ".join(shares), f"{approves:.0%}", more)
+        yield f"| {' | '.join(cells)} |"
+
 
 def main(
     scenarios: Annotated[int, typer.Option(help="Training and validation rows.")] = 600,
     seed: Annotated[int, typer.Option(help="Of the noise and of training.")] = 0,
+    seeds: Annotated[int, typer.Option(help="So many, from that one on.")] = 1,
+    edges: Annotated[
+        list[float] | None, typer.Option("--edge", help="R; may be repeated; none: 0.8.")
+    ] = None,
     fresh: Annotated[int, typer.Option(help="Score so many further scenarios instead.")] = 0,
     folder: Annotated[Path, typer.Option(help="Keeps the base pass.")] = Path("var/bench/planted"),
     models: Annotated[Path, typer.Option(help="Where the small model is.")] = Path("var/models"),
@@ -257,17 +310,21 @@ def main(
     torch.set_num_threads(threads)
     base = import_smollm2(models, print)
     reader = LabelReader.load(base)
-    problem, planted = planted_problem(folder, base, reader, scenarios, seed, fresh)
-    rows = np.arange(scenarios, len(problem.encoded)) if fresh else problem.validate_rows
-    trial = Trial(problem, planted, rows, {"scenarios": scenarios, "seed": seed, "fresh": fresh})
-    print(HEADING)
-    trial.base_and_probe()
+    names = [WARM_UP, *only] if only else list(ALGORITHMS)
     changes = dict(setting.split("=", 1) for setting in overrides or ())
-    with tempfile.TemporaryDirectory() as made:
-        for name in [WARM_UP, *only] if only else ALGORITHMS:
-            own = {} if name == WARM_UP else changes
-            trial.algorithm(name, {"seed": str(seed), **own}, reader, Path(made))
-    record("planted", trial.figures)
+    tables: list[str] = []
+    for edge in edges or [EDGE]:
+        trials = []
+        for number in range(seed, seed + seeds):
+            problem, planted = planted_problem(
+                folder, base, reader, scenarios, number, fresh, edge=edge
+            )
+            rows = np.arange(scenarios, len(problem.encoded)) if fresh else problem.validate_rows
+            figures = {"scenarios": scenarios, "seed": number, "fresh": fresh, "edge": edge}
+            trials.append(Trial(problem, planted, rows, figures, {}))
+            trials[-1].run(names, changes, reader)
+        tables += summary(edge, trials)
+    print("\n".join(tables))
 
 
 if __name__ == "__main__":

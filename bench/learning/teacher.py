@@ -42,6 +42,9 @@ EMBARGO_S = float(DAY_S)
 WHOLE_FROM = 0.15
 """R; what a usual plan of deviation 1 is taken whole from (docs/decisions/0024-objective.md)."""
 SIZES = np.array([0.25, 0.5, 1.0])
+MOVES = 0.0008
+"""Share of equity that a foretold range may move (docs/decisions/0055-sizes.md): the calmest
+twentieth of plans before 2023 moved less."""
 TAIL, DRAWS = 0.05, 1000
 TEACHER, ATR, SHUFFLED = "teacher", "ATR alone (a cost filter)", "teacher of shuffled labels"
 
@@ -223,7 +226,8 @@ def _asked(
 def sizes(rows: Period, asked: Rows, teacher: Predictions) -> Iterator[str]:
     """Lines of Markdown: what sizes alone do. Every plan is taken, in the agent's size, inverse to
     the ATR, or in the share that is worth most if all plans were expected to earn alike, so that
-    nothing but risk tells them apart; all at one mean notional."""
+    nothing but risk tells them apart, or as the foretold range allows; all at one mean
+    notional."""
     told, earned = rows.lessons.told.at(asked), rows.earned[asked]
     chosen = shares_by_risk(teacher.sd[:, PLAN], told.stake)
     atr = rows.features[asked, FEATURE_NAMES.index("atr_fraction")]
@@ -232,7 +236,14 @@ def sizes(rows: Period, asked: Rows, teacher: Predictions) -> Iterator[str]:
     agents = daily(np.ones(len(asked)), notional, earned * told.stake, days)
     yield "\n| sizes, at one mean notional | 5 % tail of days, of equity | less than the agent's |"
     yield "|---|---|---|"
-    for name, size in (("agent's", np.ones(len(asked))), ("1/ATR", 1 / atr), ("utility", chosen)):
+    moves = moved(told.stake, teacher.range_atr, told.stop_atr)
+    for name, size in (
+        ("agent's", np.ones(len(asked))),
+        ("1/ATR", 1 / atr),
+        ("utility", chosen),
+        ("inverse to the foretold range", 1 / moves),
+        (f"limit of {MOVES:.2%} on it", np.minimum(1, MOVES / moves)),
+    ):
         sums = daily(size, notional, earned * told.stake, days)
         low, high = tail_gain(sums, agents)
         gain = 1 - tail(sums) / tail(agents)
@@ -250,6 +261,11 @@ def shares_by_risk(sd: Floats, stake: Floats) -> Floats:
     """(N,) of the plan, by utility, where every plan is expected to earn `WHOLE_FROM`."""
     worth = utility(WHOLE_FROM * SIZES, sd[:, None] * SIZES, aversion(stake, TargetsConfig()))
     return np.asarray(SIZES[worth.argmax(axis=1)])
+
+
+def moved(stake: Floats, range_atr: Floats, stop_atr: Floats) -> Floats:
+    """(N,) share of equity that the plan gains or loses over the foretold range."""
+    return stake * range_atr / stop_atr
 
 
 def daily(size: Floats, notional: Floats, earned: Floats, days: Rows) -> Floats:

@@ -8,7 +8,8 @@ most and of the least hopeful of such readings. What is not settled has to be re
 Rules see of a reading its proposal, the chance of approving, and the outlook, each of which grows
 or shrinks with the log-probability of each label: so the extremes lie at the corners. One thing
 bends in between, what a plan is expected to earn where the chances of winning and of the stop pass
-1 together: that counts as not settled.
+1 together: that counts as not settled. Nor is any advice where limits read the foretold range,
+which sets a size: every reading gives another.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ def settled(decision: Decision, advice: Advice) -> bool:
     reading = advice.reading
     if reading is None or reading.within is None:
         return True
+    if decision.limits.foretold_range is not None:
+        return False
     sides = (reading, reading.bare)
     if not all(_ahead(side, advice.calibration, reading.within) for side in sides):
         return False

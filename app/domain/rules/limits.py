@@ -109,6 +109,13 @@ class RiskPerTrade(ExcessLimits):
     max_equity_fraction: Fraction = 0.02
 
 
+class ForetoldRange(ExcessLimits):
+    """How much of the account an order may move while price crosses the range that the version
+    foretells until the time exit."""
+
+    max_equity_fraction: Fraction = 0.001
+
+
 class Exposure(ExcessLimits):
     max_symbol_fraction: Positive = 0.25
     max_total_fraction: Positive = 1.0
@@ -194,6 +201,7 @@ class Limits(Record):
     )
     direction: DirectionLimits | None = Field(None, exclude_if=absent)
     cost: Cost | None = Field(None, exclude_if=absent)
+    foretold_range: ForetoldRange | None = Field(None, exclude_if=absent)
     exits: Exits | None = Field(
         None,
         exclude_if=absent,

@@ -23,6 +23,7 @@ from app.domain.rules.vetoes import (
     Rule,
     VetoCode,
     passes,
+    range_room,
     stop_bounds,
     symbol_room,
     total_room,
@@ -171,6 +172,10 @@ def _allowed_quantities(case: Case, limits: Limits) -> list[tuple[str, float]]:
     if s.account.equity is not None:
         risk = limits.risk_per_trade.max_equity_fraction * s.account.equity
         allowed.append(("risk_per_trade.max_equity_fraction", risk / order.distance))
+    with suppress(MissingInput):
+        moved = range_room(case, limits)
+        if moved is not None:
+            allowed.append(("foretold_range.max_equity_fraction", moved / order.entry))
     rooms = (
         ("exposure.max_symbol_fraction", symbol_room),
         ("exposure.max_total_fraction", total_room),

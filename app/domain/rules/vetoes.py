@@ -39,6 +39,7 @@ class VetoCode(StrEnum):
     SPREAD = "SPREAD"
     LIQUIDITY = "LIQUIDITY"
     RISK_PER_TRADE = "RISK_PER_TRADE"
+    FORETOLD_RANGE = "FORETOLD_RANGE"
     SYMBOL_EXPOSURE = "SYMBOL_EXPOSURE"
     TOTAL_EXPOSURE = "TOTAL_EXPOSURE"
     MIN_NOTIONAL = "MIN_NOTIONAL"
@@ -332,6 +333,28 @@ def risk_per_trade(case: Case, limits: Limits) -> Refusal | None:
     bound = limits.risk_per_trade
     allowed = bound.max_equity_fraction * known(case.scenario.account.equity, "account.equity")
     return _excess(case.order.risk, allowed, bound, limits)
+
+
+@rule(VetoCode.FORETOLD_RANGE, "foretold_range", "max_equity_fraction")
+def foretold_range(case: Case, limits: Limits) -> Refusal | None:
+    """The range that the version foretells may not move the account at all; or would move it by
+    more than this share of equity, where `foretold_range.on_excess` is `refuse`. Not asked of the
+    control."""
+    bound, room = limits.foretold_range, range_room(case, limits)
+    if bound is None or room is None:
+        return None
+    return _excess(case.order.notional, room, bound, limits)
+
+
+def range_room(case: Case, limits: Limits) -> float | None:
+    """Notional (quote) that the foretold range moves by as much as the limit allows; None where
+    nobody asks. Raises `MissingInput`."""
+    bound, s = limits.foretold_range, case.scenario
+    if bound is None or case.approve_probability is None:
+        return None
+    foretold = known((case.outlook or Outlook()).range_atr, "range_atr")
+    share_of_price = foretold * known(s.candidate.atr, "atr") / case.order.entry
+    return bound.max_equity_fraction * known(s.account.equity, "account.equity") / share_of_price
 
 
 @rule(VetoCode.SYMBOL_EXPOSURE, "exposure", "max_symbol_fraction")

@@ -51,6 +51,7 @@ def knowing() -> HeldOut:
         features=features,
         stake=np.full(COUNT, 0.01),
         costs=np.full(COUNT, 0.1),
+        stop_atr=np.full(COUNT, 1.5),
         rewards=rewards,
         plan=plan,
         stopped=1.0 - won,
@@ -105,7 +106,23 @@ def test_chances_range_and_expectation_are_held_against_what_came() -> None:
 def test_sizes_are_compared_at_one_mean_notional() -> None:
     rows = cells(tails(knowing(), 0.1))
     assert rows["agent's"] == rows["1/ATR"] == ["1.000%", "0.0% [0.0%, 0.0%]"]
+    assert rows["inverse to the range that the policy foretells"] == rows["agent's"]
+    assert rows["the teacher's range, limit of 0.08%"] == rows["agent's"]
     assert figures(knowing()) == {"candidates": 40.0, "rank": 1.0, "approves": 0.5}
+
+
+def test_sizes_inverse_to_a_range_that_comes_halve_the_tail() -> None:
+    """A day in four moves three times as far as it usually does, and is foretold: at one mean
+    notional its plans have 0.4 of the size, 1.2 instead of 3 % of equity."""
+    wild = np.arange(COUNT) % 4 == 1
+    far = np.where(wild, 6.0, 2.0)
+    lost = np.where(wild, -3.0, 0.5)
+    told = [Outlook(range_atr=each) for each in far.tolist()]
+    rows = cells(tails(knowing()._replace(plan=lost, outlooks=told), 0.1))
+    assert rows["agent's"][0] == "3.000%"
+    assert rows["inverse to the range that the policy foretells"][0] == "1.200%"
+    # A limit of 0.08 % is far below the 1.33 % and 4 % that these plans move: the same sizes.
+    assert rows["the policy's range, limit of 0.08%"][0] == "1.200%"
 
 
 def test_a_share_follows_from_what_the_scores_say_of_risk_whatever_they_say_of_profit() -> None:

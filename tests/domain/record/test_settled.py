@@ -13,7 +13,7 @@ from app.domain.model.actions import LABELS
 from app.domain.model.manifest import Calibration
 from app.domain.record.decision import Abstention, Advice, Decision, Reading, conclude
 from app.domain.record.settled import settled
-from app.domain.rules.limits import Limits
+from app.domain.rules.limits import ForetoldRange, Limits
 from tests import builders as build
 from tests.domain.scenarios import LIMITS
 
@@ -50,6 +50,14 @@ def test_exact_readings_and_abstentions_are_settled() -> None:
     assert settled(*decided(build.reading("H", 0.11)))
     silent = build.decision(label=Abstention(AbstainReason.DEADLINE))
     assert settled(silent, silent.primary)
+
+
+def test_where_the_foretold_range_sets_a_size_only_an_exact_reading_will_do() -> None:
+    by = LIMITS.model_copy(update={"foretold_range": ForetoldRange(when_missing="pass")})
+    sure = Reading(log_probabilities=ahead(2.0))
+    assert settled(*decided(sure, by))
+    assert settled(*decided(rough(sure, 0.001)))
+    assert not settled(*decided(rough(sure, 0.001), by))
 
 
 @pytest.mark.parametrize(("within", "stands"), [(0.009, True), (0.011, False)])

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from app.domain.rules.limits import Limits
+from app.domain.model.outlook import Outlook
+from app.domain.rules.limits import ForetoldRange, Limits
 from app.domain.rules.review import Cap, MissedInput, missed_inputs, review
 from app.domain.rules.vetoes import Rule, VetoCode
 from app.domain.scenario import Scenario
@@ -62,6 +63,20 @@ def test_a_limit_leaves_what_it_allows(name: str, by: Limits, changes: dict[str,
     assert (cap.limit, cap.before) == (name, 0.25)
     assert cap.after == verdict.quantity == pytest.approx(0.2)
     assert verdict.stop == 1970
+
+
+def test_an_order_moves_the_account_by_no_more_than_the_foretold_range_may() -> None:
+    """2.5 ATR of 20 are 50 of 2,000; 10 of the equity are what a notional of 400 moves by."""
+    wide = only("exposure")
+    by = wide.model_copy(update={"foretold_range": ForetoldRange(max_equity_fraction=0.001)})
+    foretold = case()._replace(outlook=Outlook(range_atr=2.5))
+    verdict = review(foretold, by)
+    (cap,) = verdict.caps
+    assert (cap.limit, cap.before) == ("foretold_range.max_equity_fraction", 0.25)
+    assert cap.after == verdict.quantity == pytest.approx(0.2)
+    assert verdict.vetoes == ()
+    assert review(foretold, wide).caps == review(case(), by).caps == ()
+    assert review(foretold._replace(approve_probability=None), by).caps == ()
 
 
 def test_an_order_that_just_fits_is_not_capped() -> None:

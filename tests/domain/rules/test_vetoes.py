@@ -93,6 +93,11 @@ REFUSED: list[tuple[str, Case, Limits]] = [
         case(scenario(account__equity=300)),
         limits(risk_per_trade={"on_excess": "refuse"}),
     ),
+    (
+        "FORETOLD_RANGE",
+        case()._replace(outlook=Outlook(range_atr=2.5)),
+        limits(foretold_range={"max_equity_fraction": 0.001, "on_excess": "refuse"}),
+    ),
     ("SYMBOL_EXPOSURE", case(scenario(account__positions=[HELD], account__equity=800)), LIMITS),
     ("TOTAL_EXPOSURE", case(scenario(account__positions=[OTHER], account__equity=4_000)), LIMITS),
     ("MIN_NOTIONAL", case(scenario(plan__quantity=0.004)), LIMITS),
@@ -141,6 +146,9 @@ NO_FLOOR = limits(exposure={"min_notional": 0}, liquidity={"min_volume_24h": 0} 
 TIGHT = limits(exposure=REFUSE, risk_per_trade=REFUSE, stop_distance=REFUSE)
 COSTLY = limits(cost={"fee": 0.001, "slippage": 0.0005, "max_share_of_risk": 0.5})
 TENTH = limits(cost={"fee": 0.001, "slippage": 0.0005, "max_share_of_risk": 0.1})
+# A range of 2.5 ATR is 50 of 2,000, and moves the plain order of 500 by 12.5.
+RANGED = limits(foretold_range={"max_equity_fraction": 0.001} | REFUSE)
+FORETOLD: dict[str, Any] = {"outlook": Outlook(range_atr=2.5)}
 CHEAP: dict[str, Any] = {
     "market__last_close": 1.0,
     "candidate__atr": 0.1,
@@ -227,6 +235,9 @@ LAST_TO_PASS: list[tuple[str, Edge]] = [
     ("LIQUIDITY", at("market__volume_24h", 1_000_000, 999_999)),
     ("LIQUIDITY", at("market__volume_24h", 500_000, 499_999, NO_FLOOR)),
     ("RISK_PER_TRADE", at("account__equity", 375, 374, TIGHT)),
+    ("FORETOLD_RANGE", at("account__equity", 12_500, 12_499, RANGED, **FORETOLD)),
+    ("FORETOLD_RANGE", at("candidate__atr", 16.0, 16.01, RANGED, **FORETOLD)),
+    ("FORETOLD_RANGE", at("outlook", Outlook(range_atr=2.0), Outlook(range_atr=2.01), RANGED)),
     ("SYMBOL_EXPOSURE", at("account__equity", 2000, 1999, TIGHT)),
     ("SYMBOL_EXPOSURE", at("account__equity", 2800, 2799, TIGHT, account__positions=[HELD, OTHER])),
     ("SYMBOL_EXPOSURE", at("account__equity", 802, 800, account__positions=[HELD])),
@@ -287,7 +298,9 @@ def test_a_rule_passes_what_reaches_its_limit_and_refuses_what_is_beyond(
 def changed_case(changes: dict[str, Any]) -> Case:
     """The plain case with changes of its scenario, and of the case itself."""
     own = {name: value for name, value in changes.items() if "__" not in name}
-    return case(scenario(**{k: v for k, v in changes.items() if k not in own}), **own)
+    outlook = own.pop("outlook", None)
+    plain = case(scenario(**{k: v for k, v in changes.items() if "__" in k}), **own)
+    return plain._replace(outlook=outlook)
 
 
 def test_open_positions_are_those_of_the_account_or_else_those_reported() -> None:
@@ -331,6 +344,20 @@ def test_too_little_confidence_says_in_what() -> None:
     assert observed(unsure, VetoCode.MODEL_CONFIDENCE) == [0.49]
     by = limits(model_confidence={"min_approve_probability": 0.4, "min_win_probability": 0.33})
     assert observed(unsure, VetoCode.MODEL_CONFIDENCE, by) == ["win_probability 0.3100"]
+
+
+def test_what_a_range_may_move_is_asked_of_a_version_alone_and_a_silent_one_is_refused() -> None:
+    agents = case(approve_probability=None)
+    assert "FORETOLD_RANGE" not in codes(agents, RANGED)
+    for silent in (None, Outlook(win_probability=0.6)):
+        vetoes = review(case()._replace(outlook=silent), RANGED).vetoes
+        assert [(veto.code.value, veto.missing) for veto in vetoes] == [
+            ("FORETOLD_RANGE", "range_atr")
+        ]
+    lenient = limits(foretold_range={"when_missing": "pass"})
+    assert codes(case(), lenient) == set()
+    nothing = limits(foretold_range={"max_equity_fraction": 0})
+    assert "FORETOLD_RANGE" in codes(changed_case(FORETOLD), nothing)
 
 
 def test_where_nothing_may_be_risked_every_order_is_refused() -> None:
@@ -444,7 +471,7 @@ def test_every_code_is_declared_by_one_rule_but_that_of_a_rule_that_failed() -> 
 
 
 def test_what_a_rule_reads_is_in_the_limits() -> None:
-    whole = limits(direction={}, cost={})
+    whole = limits(direction={}, cost={}, foretold_range={})
     for rule in (*RULES, *AFTER_CAPS):
         table = getattr(whole, rule.section) if rule.section else None
         assert [field for field in rule.fields if not hasattr(table, field)] == []
@@ -503,6 +530,7 @@ LOOSER: list[tuple[str, str, int]] = [
     ("liquidity", "max_volume_fraction", 1),
     ("liquidity", "min_volume_24h", -1),
     ("risk_per_trade", "max_equity_fraction", 1),
+    ("foretold_range", "max_equity_fraction", 1),
     ("exposure", "max_symbol_fraction", 1),
     ("exposure", "max_total_fraction", 1),
     ("exposure", "max_notional", 1),
@@ -527,7 +555,8 @@ def test_loosening_a_limit_never_adds_a_veto(
 ) -> None:
     section, field, sign = which
     excess = {"on_excess": "refuse"} if refuse else {}
-    strict = limits(exposure=excess, risk_per_trade=excess, liquidity=excess, stop_distance=excess)
+    sections = ("exposure", "risk_per_trade", "foretold_range", "liquidity", "stop_distance")
+    strict = limits(**dict.fromkeys(sections, excess))
     value = getattr(getattr(strict, section), field)
     top = 1.0 if value <= 1 and field not in ("min_ratio", "max_total_fraction") else 10 * value
     changed = value + by * (top - value) if sign > 0 else max(value * (1 - by), 1e-9)
@@ -535,7 +564,7 @@ def test_loosening_a_limit_never_adds_a_veto(
     loose = strict.model_copy(update={section: table})
     action = BY_LABEL[label]
     order = order_for(action, s) if action.approve else agents_order(s)
-    judged = Case(s, order, TradingState.ACTIVE, AS_OF, 0.6)
+    judged = Case(s, order, TradingState.ACTIVE, AS_OF, 0.6, Outlook(range_atr=2.5))
     assert codes(judged, loose) <= codes(judged, strict)
 
 
