@@ -20,6 +20,7 @@ from app.api.access import allowed, caller_of
 from app.api.admission import is_asynchronous, ticket_of
 from app.api.connection import ARRIVED
 from app.api.dry_run import PARAMETER, dry_run, is_dry_run
+from app.api.receiving import count_left_out
 from app.api.wire import (
     Json,
     body_schema,
@@ -47,7 +48,7 @@ from app.domain.errors import (
     UndecidedYet,
     UnknownDecision,
 )
-from app.domain.intake.plausible import require_plausible
+from app.domain.intake.plausible import plausible
 from app.domain.intake.reception import Coerced
 from app.domain.principal import Principal, Role
 from app.domain.record.event import EventKind
@@ -66,7 +67,7 @@ from app.schemas import (
     accepted,
     response,
 )
-from app.telemetry import Stage, timed
+from app.telemetry import Part, Stage, timed
 
 PROBLEMS = problems(
     DamagedRecord,
@@ -317,8 +318,8 @@ def _reported(
 async def put_agent_action(id: UUID, request: Request) -> Response:
     by = _reporter(request, id)
     service: Service = request.app.state.service
-    action, left_out, coerced = await parse_action(request)
-    require_plausible(action, service.now())
+    action, left_out, coerced = plausible(await parse_action(request), service.now())
+    count_left_out(request.app.state.metrics, left_out, Part.AGENT_ACTION)
     service.report_bounds.require_room(id, EventKind.AGENT_ACTION)
     receipt = await _on_a_decision(service, id, service.records.report_action(id, action, by))
     return _reported(service, id, EventKind.AGENT_ACTION, receipt, left_out, coerced)
@@ -338,8 +339,10 @@ async def put_agent_action(id: UUID, request: Request) -> Response:
 async def put_outcome(id: UUID, request: Request) -> Response:
     by = _reporter(request, id)
     service: Service = request.app.state.service
-    outcome, left_out, coerced = await parse_outcome(request)
-    require_plausible(outcome, service.now(), await service.records.asked_at(id))
+    received = await parse_outcome(request)
+    asked_at = await service.records.asked_at(id)
+    outcome, left_out, coerced = plausible(received, service.now(), asked_at)
+    count_left_out(request.app.state.metrics, left_out, Part.OUTCOME)
     service.report_bounds.require_room(id, EventKind.OUTCOME)
     receipt = await _on_a_decision(service, id, service.records.report_outcome(id, outcome, by))
     return _reported(service, id, EventKind.OUTCOME, receipt, left_out, coerced)

@@ -53,7 +53,7 @@ from app.schemas import (
     Problem,
     Verdict,
 )
-from app.telemetry import Part, Refusal
+from app.telemetry import Refusal
 
 STATUS: dict[type[AdvisorError], tuple[int, str]] = {
     Overloaded: (503, "There is too much to do to answer this in time"),
@@ -164,7 +164,6 @@ async def parse_action(request: Request) -> Received[AgentAction]:
     """The body as a control. Raises `ValidationError` for what a report cannot do without."""
     received = action_of(await read_body(request))
     require_small_extra(request, "extra", received.record.extra)
-    count_left_out(request.app.state.metrics, received.left_out, Part.AGENT_ACTION)
     return received
 
 
@@ -172,7 +171,6 @@ async def parse_outcome(request: Request) -> Received[Outcome]:
     """The body as an outcome. Raises as `parse_action`."""
     received = outcome_of(await read_body(request))
     require_small_extra(request, "extra", received.record.extra)
-    count_left_out(request.app.state.metrics, received.left_out, Part.OUTCOME)
     return received
 
 

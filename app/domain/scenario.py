@@ -3,6 +3,7 @@ times in UTC."""
 
 from __future__ import annotations
 
+import math
 import sys
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -43,6 +44,14 @@ class Bar(Record):
     low: Number = Field(gt=0)
     close: Number = Field(gt=0)
     volume: Number = Field(ge=0)
+
+
+def _says_number(value: Any) -> bool:
+    """Whether a text is that of a number."""
+    try:
+        return isinstance(value, str) and math.isfinite(float(value))
+    except ValueError:
+        return False
 
 
 def _with_notional(schema: dict[str, Any]) -> None:
@@ -93,8 +102,8 @@ class Plan(Record):
         if notional is None:
             return plan
         if not _positive(notional):
-            # A text may be read as the number that it is; a number is all that there is of a size.
-            alone = quantity is None and not isinstance(notional, str)
+            # A text may be read as the number that it is; what is none is all there is of a size.
+            alone = quantity is None and not _says_number(notional)
             raise PydanticCustomError(
                 "size" if alone else "notional",
                 "notional: a positive number of the quote currency",
@@ -373,7 +382,11 @@ class Scenario(Record):
                 "later",
                 "market.bar_closed_at {closed_at} is later than candidate.ts {as_of}: send the last"
                 " *complete* bar, stamped at its close",
-                {"closed_at": closed_at.isoformat(), "as_of": self.as_of.isoformat()},
+                {
+                    "closed_at": closed_at.isoformat(),
+                    "as_of": self.as_of.isoformat(),
+                    "at": ("market", "bar_closed_at"),
+                },
             )
         for number, position in enumerate(self.account.positions or ()):
             if position.opened_at and position.opened_at > self.as_of:

@@ -177,7 +177,7 @@ def test_what_cannot_be_sent_is_dropped_and_counted() -> None:
     circle: dict[str, Any] = {}
     circle["self"] = circle
     with faulty(ok) as server, client_of(server.url) as client:
-        for bad in (circle, None, {"x": "y" * 2_000_000}):
+        for bad in (circle, None, {"x": ["y" * 20_000] * 100}):
             assert client.submit(bad) is None  # type: ignore[arg-type]
             assert client.advise(bad, deadline_s=1) is None  # type: ignore[arg-type]
             assert client.report_action("d", bad) is False  # type: ignore[arg-type]
@@ -352,3 +352,61 @@ def test_faults_of_the_agents_own_mapping_are_caught_and_counted() -> None:
         assert [body for _, _, body, _ in server.requests] == [
             {"request_id": "a", "candidate": row}
         ]
+
+
+def page(handler: Handler) -> None:
+    """What stands at another address: a page, and where the service may be."""
+    body = b"<html>moved</html>"
+    handler.send_response(302)
+    handler.send_header("Location", "https://advisor.example/")
+    handler.send_header("Content-Type", "text/html")
+    handler.send_header("Content-Length", str(len(body)))
+    handler.end_headers()
+    handler.wfile.write(body)
+
+
+def brackets(handler: Handler) -> None:
+    """JSON that nothing reads to its end."""
+    body = b"[" * 200_000
+    handler.send_response(200)
+    handler.send_header("Content-Type", "application/json")
+    handler.send_header("Content-Length", str(len(body)))
+    handler.end_headers()
+    handler.wfile.write(body)
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "says"),
+    [
+        (page, "HTTP 302: the answer is no JSON but text/html, and leads to https://advisor."),
+        (brackets, "HTTP 200: the answer is no JSON but application/json"),
+    ],
+)
+def test_what_answers_instead_of_the_service_is_told_and_costs_no_message(
+    behaviour: Behaviour, says: str
+) -> None:
+    with faulty(behaviour) as server, client_of(server.url) as client:
+        check = client.check({"candidate": {}})
+        assert says in str(check)
+        client.submit({"request_id": "a"})
+        wait_until(lambda: client.stats().retried > 0)
+        assert says in str(client.stats().last_error)
+        assert client.stats().dropped == {}
+        client.close(0)
+
+
+@pytest.mark.parametrize("code", [200, 400, 403, 404, 405, 410, 421])
+@pytest.mark.parametrize("body", [b"404 page not found", b"", b"{}", b'{"message": "no route"}'])
+def test_a_gateway_that_answers_while_the_service_is_away_loses_nothing(
+    code: int, body: bytes
+) -> None:
+    with (
+        faulty(lambda handler: handler.reply(code, body), ok) as server,
+        client_of(server.url) as client,
+    ):
+        known = client.submit({"request_id": "a"})
+        client.report_action(known, {"decision": True})
+        client.close(20)
+        stats = client.stats()
+    assert (stats.sent, stats.dropped) == (2, {})
+    assert f"HTTP {code}" in str(stats.last_error)

@@ -36,6 +36,9 @@ def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
         "127.0.0.1:8321",
         "ftp://127.0.0.1",
         "http://",
+        "http://127.0.0.1:8321?x=1",
+        "http://ex ample",
+        "http://127.0.0.1:8321/advise",
         "",
         None,
     ],
@@ -139,6 +142,26 @@ def test_a_setting_that_is_no_number_is_an_error_where_the_client_is_made(
     """Each would end a thread of the client, or lose every message, without a word."""
     with pytest.raises(ConfigurationError, match=f"{name} is "):
         AdvisorClient("http://127.0.0.1:1", **{name: value})
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"queue_size": 0},
+        {"queue_size": -5},
+        {"max_age_s": 0},
+        {"deadline_s": -1},
+        {"exit_budget_s": -1},
+        {"queue_bytes": 0},
+        {"queue_dir": ""},
+    ],
+    ids=str,
+)
+def test_a_setting_by_which_nothing_would_be_sent_is_an_error_where_the_client_is_made(
+    given: dict[str, Any],
+) -> None:
+    with pytest.raises(ConfigurationError, match=f"{next(iter(given))} is "):
+        AdvisorClient("http://127.0.0.1:1", **given)
 
 
 def test_numbers_of_a_library_are_numbers_and_a_message_may_wait_for_ever() -> None:

@@ -261,7 +261,7 @@ def test_files_go_with_their_last_message_and_stay_small(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kept_module, "FILE_BYTES", 1000)
-    kept = Kept(tmp_path, max_bytes=10_000)
+    kept = Kept(tmp_path, max_bytes=10_000, whose="agent")
     messages = [Message("PUT", "/x", b"y" * 400, 0.0, str(number)) for number in range(9)]
     for message in messages:
         kept.keep(message)
@@ -274,4 +274,30 @@ def test_files_go_with_their_last_message_and_stay_small(
     (current,) = tmp_path.glob("*.queue")
     assert (current.stat().st_size, kept.pending) == (0, 0)
     kept.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_one_agent_left_is_not_sent_under_the_name_of_another(tmp_path: Path) -> None:
+    mine, others = ("advisor.desk.s" + 40 * "x", "advisor.other.s" + 40 * "x")
+    run(f"client_of(token={mine!r}).submit({{'request_id': 'a'}})\n" + KILLED, NOBODY, tmp_path)
+    with faulty(ok) as server:
+        with AdvisorClient(server.url, queue_dir=tmp_path, token=others) as client:
+            client.close(60)
+        assert server.requests == []
+        assert len(list(tmp_path.glob("*.queue"))) == 1
+        with AdvisorClient(server.url, queue_dir=tmp_path, token=mine) as client:
+            client.close(60)
+        assert arrived(server) == ["a"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_was_left_before_names_told_whose_it_is_goes_to_the_first_that_starts(
+    tmp_path: Path,
+) -> None:
+    run(submits("a") + KILLED, NOBODY, tmp_path)
+    for file in list(tmp_path.iterdir()):
+        file.rename(tmp_path / file.name.partition("-")[2])
+    with faulty(ok) as server:
+        sends(tmp_path, server.url)
+        assert arrived(server) == told("a")
     assert list(tmp_path.iterdir()) == []

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from pydantic import BaseModel
 
-from shadow_advisor_client.values import TooDeep, encode
+from shadow_advisor_client.values import MAX_TEXT, TooDeep, encode
 
 AT = datetime(2026, 11, 23, 9, 30, tzinfo=UTC)
 
@@ -156,3 +156,13 @@ def test_a_whole_number_that_nothing_can_write_is_left_out_alone() -> None:
     body, left_out = encode({"rsi": 10**5000, "posts": [1, 10**5000], "adx": -(10**300)})
     assert json.loads(body) == {"posts": [1, None], "adx": -(10**300)}
     assert set(left_out) == {"rsi", "posts[1]"}
+
+
+def test_a_text_that_no_message_could_hold_is_cut_and_told() -> None:
+    news = "x" * 10**6
+    body, left_out = encode({"candidate": {"news": news, "posts": [news], "rsi": 5.0}})
+    cut = "x" * MAX_TEXT
+    assert json.loads(body) == {"candidate": {"news": cut, "posts": [cut], "rsi": 5.0}}
+    why = "cut from 1000000 to 20000 characters"
+    assert left_out == {"candidate.news": why, "candidate.posts[0]": why}
+    assert encode({"news": cut}).left_out == {}

@@ -60,7 +60,14 @@ def likely(fault: ErrorDetails) -> str:
     if isinstance(value, bool) or not isinstance(value, int | float) or not most:
         return ""
     unit, size = next((unit for mark, unit in _UNITS if mark in name), _PER_CENT)
-    return f"; {unit} it would be {value / size:g}" if abs(value) / size <= abs(most) else ""
+    meant = _is_share(value, most) if (unit, size) == _PER_CENT else True
+    fits = meant and abs(value) / size <= abs(most)
+    return f"; {unit} it would be {value / size:g}" if fits else ""
+
+
+def _is_share(value: float, most: float) -> bool:
+    """Whether a field holds a share, and a value is more than one by more than rounding."""
+    return abs(most) <= 1 and abs(value) > 1.01
 
 
 _PER_CENT = ("in per cent", 100.0)
@@ -124,6 +131,14 @@ def _member(value: Any, context: dict[str, Any]) -> Mended | None:
     return None if meant is None else Mended(meant, "read as a member of the list")
 
 
+def _tag(value: Any, context: dict[str, Any]) -> Mended | None:
+    """An object whose kind is a word of a closed set."""
+    name = str(context.get("discriminator", "")).strip("'")
+    expected = {"expected": context.get("expected_tags")}
+    meant = _member(value.get(name), expected) if isinstance(value, dict) else None
+    return None if meant is None else Mended({**value, name: meant.value}, f"{name}: {meant.why}")
+
+
 def _alone(value: Any, context: dict[str, Any]) -> Mended | None:
     if isinstance(value, str | int | float) and not isinstance(value, bool):
         return Mended([value], "one where a list belongs")
@@ -151,6 +166,7 @@ _MENDERS: dict[str, Callable[[Any, dict[str, Any]], Mended | None]] = {
     "tuple_type": _alone,
     "enum": _member,
     "literal_error": _member,
+    "union_tag_invalid": _tag,
     "timezone_aware": _in_utc,
 }
 """By the type of pydantic's error. `value_error` is that of a whole number, among others."""

@@ -25,6 +25,8 @@ _LACKING = ("missing", "too_short")
 LEFT_OUT, COERCED = "left_out", "coerced"
 DONE_WITHOUT = (LEFT_OUT, COERCED)
 """Types of faults, in what is refused for others, that alone are no reason to refuse."""
+MOST_INSIDE = 64
+"""Faults that are mended in one part that is of use as a whole."""
 MAX_FAULTS = 256
 """A document with more is refused: it is another kind of document."""
 Path = tuple[int | str, ...]
@@ -45,10 +47,12 @@ class Coerced(NamedTuple):
 
 
 class Doubt(NamedTuple):
-    """A value that has another unit than its field, as it seems by the others."""
+    """A value that has another unit than its field, as it seems by the others; or, `is_none`, an
+    element that says that there is nothing."""
 
     path: Path
     why: str
+    is_none: bool = False
 
 
 class Needs(NamedTuple):
@@ -182,8 +186,12 @@ class _Reading:
         if needed:
             refusals = [_refusal(d, self._at(d.path)) for d in needed]
             raise ValidationError.from_exception_data("document", refusals)
-        for path, why in doubts:
-            self._empty(path, why, Fault.UNIT)
+        for path, why, is_none in sorted(doubts, key=lambda doubt: _last_first(doubt.path)):
+            if is_none:
+                self.coerced.append(Coerced(path, self._at(path), None, why))
+                del self._at(path[:-1])[path[-1]]
+            else:
+                self._empty(path, why, Fault.UNIT)
 
     def _settle(self, path: Path, faults: Sequence[ErrorDetails], done: set[Path]) -> bool:
         """Whether the faults in a place, one for each thing that it might have been, are no reason
@@ -196,6 +204,8 @@ class _Reading:
             return self._keep_exact(path)
         if fault["type"] == "extra_forbidden" and path[:-1] in self._needs.extras:
             return self._keep_beside(path)
+        if path in self._needs.whole and self._mend_inside(faults):
+            return True
         meant = self._meant(path, faults)
         if meant is not None:
             self.coerced.append(Coerced(path, self._at(path), meant.value, meant.why))
@@ -203,8 +213,30 @@ class _Reading:
             return True
         if not self._needs.may_go(path):
             return False
-        self._empty(path, fault["msg"] + likely(fault), _kind(fault))
+        told = faults if path in self._needs.whole else faults[:1]
+        why = "; ".join(self._inside(path, each) + each["msg"] + likely(each) for each in told[:8])
+        self._empty(path, why, _kind(fault))
         return True
+
+    def _mend_inside(self, faults: Sequence[ErrorDetails]) -> bool:
+        """Mend every fault in a place that is of use as a whole, or none."""
+        meant = {self._deepest(fault): mended(fault) for fault in faults[:MOST_INSIDE]}
+        if len(faults) > MOST_INSIDE or None in meant.values():
+            return False
+        for path, read in meant.items():
+            assert read is not None
+            self.coerced.append(Coerced(path, self._at(path), read.value, read.why))
+            self._put(path, read.value)
+        return True
+
+    def _inside(self, path: Path, fault: ErrorDetails) -> str:
+        """What is at fault within a place that goes as a whole. Of a union's member pydantic puts
+        the name of its kind before it."""
+        inner = fault["loc"][len(path) :] if path in self._needs.whole else ()
+        held = self._at(path)
+        if inner and isinstance(held, dict) and inner[0] not in held:
+            inner = inner[1:]
+        return f"{location(inner)}: " if inner else ""
 
     def _meant(self, path: Path, faults: Sequence[ErrorDetails]) -> Mended | None:
         """What stands in a place, where it is plain. What pydantic was given there is not always
@@ -274,13 +306,17 @@ class _Reading:
     def _place(self, fault: ErrorDetails) -> Path:
         """Where in the document a fault lies: of what is missing, the part that lacks it. Names
         that pydantic puts into a location for members of a union are none of the sender's."""
+        path = self._deepest(fault)
+        held = (path[: len(whole)] for whole in self._needs.whole if path[: len(whole)] == whole)
+        return next(held, path)
+
+    def _deepest(self, fault: ErrorDetails) -> Path:
+        """As `_place`, and within what goes as a whole."""
         told = (fault.get("ctx") or {}).get("at")
         loc = (*fault["loc"], told) if isinstance(told, str) else told or fault["loc"]
         value = self.document
         path: list[int | str] = []
         for part in loc:
-            if tuple(path) in self._needs.whole:
-                break
             inside = isinstance(value, dict) and part in value
             if inside or (isinstance(value, list) and isinstance(part, int) and part < len(value)):
                 value = value[part]
@@ -289,7 +325,11 @@ class _Reading:
 
 
 def _from_the_end(placed: tuple[Path, list[ErrorDetails]]) -> tuple[tuple[bool, int, str], ...]:
-    return tuple((isinstance(p, str), -p if isinstance(p, int) else 0, str(p)) for p in placed[0])
+    return _last_first(placed[0])
+
+
+def _last_first(path: Path) -> tuple[tuple[bool, int, str], ...]:
+    return tuple((isinstance(p, str), -p if isinstance(p, int) else 0, str(p)) for p in path)
 
 
 def _kind(fault: ErrorDetails) -> Fault:

@@ -37,6 +37,7 @@ def doubts(scenario: Scenario) -> list[Doubt]:
         *_atr(scenario),
         *_moves(scenario),
         *_scales(scenario.candidate),
+        *_flat(scenario),
         *_day(scenario),
     ]
 
@@ -108,6 +109,9 @@ def _scales(c: Candidate) -> Iterator[Doubt]:
         ("confidence", c.confidence, 10),
         ("sentiment_confidence", c.sentiment_confidence, 10),
         ("order_imbalance", c.order_imbalance, 100),
+        ("rsi", c.rsi, 100),
+        ("adx", c.adx, 100),
+        ("btc_dominance", c.btc_dominance, 100),
     ):
         if value is not None and 0 < abs(value) < 1:
             yield Doubt(
@@ -127,3 +131,12 @@ def _day(s: Scenario) -> Iterator[Doubt]:
             f"{pnl:g} is a loss of {-100 * pnl:.4g} % of equity, with a drawdown of"
             f" {100 * fall:.3g} %: likely per cent; it is a fraction, {pnl / 100:g}",
         )
+
+
+def _flat(s: Scenario) -> Iterator[Doubt]:
+    """Positions of no size: some exchanges list every contract that they have."""
+    for number, position in enumerate(s.account.positions or ()):
+        if position.quantity == 0:
+            yield Doubt(
+                ("account", "positions", number), "of quantity 0: nothing is held", is_none=True
+            )

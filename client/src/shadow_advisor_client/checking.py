@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from time import monotonic
 from typing import Any
 
 import httpx
+
+from .sending import not_json, read_within
 
 MARKS = {
     "refused": "REFUSED",
@@ -94,14 +97,17 @@ def asked(
     """Ask for a dry run of a request. `places`: where a token was looked for."""
     headers = {**headers, "Content-Type": "application/json"}
     try:
-        reply = http.post("/advise", params={"dry_run": "true"}, content=body, headers=headers)
+        reply = _answer(http, body, headers)
+    except httpx.HTTPError as error:
+        return Check(error=f"{type(error).__name__}: {error}", left_out=left_out)
+    try:
         document = reply.json()
         if reply.is_error:
             detail = document.get("detail") or document.get("title")
             if reply.status_code == 401:
                 detail = f"{detail}; {places}"
             return Check(error=f"HTTP {reply.status_code}: {detail}", left_out=left_out)
-        if "acceptable" not in document:
+        if not isinstance(document, dict) or "acceptable" not in document:
             return Check(error="the service knows no dry run, and may have recorded the request")
         return Check(
             bool(document["acceptable"]),
@@ -110,8 +116,19 @@ def asked(
             list(document["control_vetoes"] or ()),
             left_out,
         )
-    except (httpx.HTTPError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, RecursionError):
+        return Check(error=not_json(reply), left_out=left_out)
+    except (TypeError, KeyError, AttributeError) as error:
         return Check(error=f"{type(error).__name__}: {error}", left_out=left_out)
+
+
+def _answer(http: httpx.Client, body: bytes, headers: dict[str, str]) -> httpx.Response:
+    """The whole answer, of bounded size and time. Raises `httpx.HTTPError`."""
+    within_s = http.timeout.read or 10.0
+    end, query = monotonic() + within_s, {"dry_run": "true"}
+    with http.stream("POST", "/advise", params=query, content=body, headers=headers) as reply:
+        read_within(reply, end)
+    return reply
 
 
 def _place(order: list[str], verdict: Any) -> int:

@@ -46,7 +46,7 @@ from uuid import uuid4
 import httpx
 
 from .checking import Check, asked
-from .connection import Connection, checked_token, require_numbers
+from .connection import ConfigurationError, Connection, checked_token, require_numbers
 from .identity import AGENT_VARIABLES, bearer, decision_id, find_token, places, principal_of
 from .kept import Kept
 from .lanes import ADVISE, ASKING, Breaker, Lane, Message
@@ -152,7 +152,7 @@ class AdvisorClient:
             max_backoff_s=max_backoff_s,
             exit_budget_s=exit_budget_s,
             queue_bytes=queue_bytes,
-            max_age_s=0 if max_age_s in (None, math.inf) else max_age_s,
+            max_age_s=1 if max_age_s in (None, math.inf) else max_age_s,
         )
         self._connection = Connection(base_url)
         self._base_url = base_url
@@ -167,6 +167,8 @@ class AdvisorClient:
         self._first_backoff_s = first_backoff_s
         self._max_backoff_s = max_backoff_s
         self._remembered = remembered
+        if queue_dir is not None and not os.fspath(queue_dir):
+            raise ConfigurationError("queue_dir is empty: name a folder, or leave it out")
         self._queue_dir = None if queue_dir is None else Path(queue_dir)
         self._queue_bytes = queue_bytes
         self.exit_budget_s = exit_budget_s
@@ -330,7 +332,8 @@ class AdvisorClient:
         self._closing = self._stopped = False
         self._kept: Kept | None = None
         if self._queue_dir is not None:
-            self._kept = Kept(self._queue_dir, self._queue_bytes)
+            whose = principal_of(self._token)
+            self._kept = Kept(self._queue_dir, self._queue_bytes, whose)
 
     def _take_up(self) -> None:
         """Send what processes before this one left in the folder."""

@@ -15,6 +15,13 @@ from urllib.request import getproxies, proxy_bypass
 import httpx
 
 MOST = 1e15
+MAY_BE_NOTHING = {
+    "deadline_s",
+    "breaker_pause_s",
+    "first_backoff_s",
+    "max_backoff_s",
+    "exit_budget_s",
+}
 
 
 class ConfigurationError(ValueError):
@@ -23,10 +30,13 @@ class ConfigurationError(ValueError):
 
 def require_numbers(**settings: object) -> None:
     """Raise `ConfigurationError` for a setting that is no number, or beyond what anybody waits or
-    keeps."""
+    keeps, or nothing where that would lose every message."""
     for name, value in settings.items():
-        if isinstance(value, bool) or not isinstance(value, Real) or not abs(float(value)) < MOST:
-            raise ConfigurationError(f"{name} is {value!r}: a number below {MOST:g} is needed")
+        number = not isinstance(value, bool) and isinstance(value, Real)
+        least = 0 if name in MAY_BE_NOTHING else 1e-9
+        if not number or not least <= float(value) < MOST:  # type: ignore[arg-type]
+            some = "from 0" if name in MAY_BE_NOTHING else "above 0"
+            raise ConfigurationError(f"{name} is {value!r}: a number {some}, below {MOST:g}")
 
 
 def checked_token(token: str | None) -> str | None:
@@ -96,6 +106,12 @@ def _checked(base_url: str) -> httpx.URL:
     if url.scheme not in ("http", "https") or not url.host:
         raise ConfigurationError(
             f"{base_url!r} is not the address of a service, as http://127.0.0.1:8321 is"
+        )
+    if url.query or url.fragment or any(mark.isspace() for mark in base_url.strip()):
+        raise ConfigurationError(f"{base_url!r} is not the address of a service: it has more parts")
+    if url.path.rstrip("/").endswith("/advise"):
+        raise ConfigurationError(
+            f"{base_url!r} is not the address of a service: write what stands before /advise"
         )
     if url.port is not None and not 0 < url.port < 65536:
         raise ConfigurationError(f"{base_url!r} has a port that is not between 1 and 65535")

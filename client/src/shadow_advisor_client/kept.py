@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 from contextlib import suppress
+from hashlib import sha256
 from itertools import count
 from pathlib import Path
 from secrets import token_hex
@@ -66,18 +67,20 @@ class Kept:
     Parameters
     ----------
     max_bytes : what all of this process' files may hold; what is more is not kept, and counted.
+    whose : the principal that asks: what one agent left is never sent under the name of another.
 
     Raises `ConfigurationError` here when the folder cannot be used; no fault of the disk is raised
     later, they are counted.
     """
 
-    def __init__(self, folder: Path, max_bytes: int) -> None:
+    def __init__(self, folder: Path, max_bytes: int, whose: str) -> None:
         if fcntl is None:
             raise ConfigurationError("queue_dir cannot be used on this system: it has no flock")
         self.folder = folder
         self._max_bytes = max_bytes
         self._numbers = count()
-        self._name = f"{os.getpid()}-{token_hex(4)}"
+        self._whose = sha256(whose.encode()).hexdigest()[:12]
+        self._name = f"{self._whose}-{os.getpid()}-{token_hex(4)}"
         self._files: list[_File] = []
         self._locks: dict[str, int] = {}
         self._current: _File | None = None
@@ -97,11 +100,16 @@ class Kept:
         messages: list[Message] = []
         try:
             for path in sorted(self.folder.glob("*.lock")):
-                if path.stem not in self._locks:
+                if path.stem not in self._locks and self._is_ours(path.stem):
                     messages += self._taken_over(path)
         except OSError as error:
             self._fault(error)
         return messages
+
+    def _is_ours(self, name: str) -> bool:
+        """Whether the same agent wrote it. Names of before do not say who did."""
+        whose, _, rest = name.partition("-")
+        return "-" not in rest or whose == self._whose
 
     def keep(self, message: Message) -> None:
         """Write it down, where there is room."""

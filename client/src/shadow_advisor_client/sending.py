@@ -10,6 +10,8 @@ import httpx
 from .lanes import Message
 
 MAX_REPLY_BYTES = 10_000_000
+_OF_PROBLEMS = {"title", "detail", "errors"}
+"""What a refusal of the service says one of; another's does not."""
 TRICKLE_S = 1.0
 """How long after its deadline an answer may come to its end."""
 
@@ -50,13 +52,13 @@ def send(http: httpx.Client, message: Message, headers: dict[str, str], deadline
             headers=headers,
             timeout=patience_s,
         ) as reply:
-            _read(reply, begin + patience_s)
+            read_within(reply, begin + patience_s)
     except httpx.HTTPError as error:
         return Reply(error=f"{type(error).__name__}: {error}")
     return _understood(reply)
 
 
-def _read(reply: httpx.Response, until: float) -> None:
+def read_within(reply: httpx.Response, until: float) -> None:
     """The whole body, unless the server trickles it: a time-out per read would never end."""
     body = bytearray()
     for chunk in reply.iter_raw():
@@ -76,15 +78,25 @@ def _understood(reply: httpx.Response) -> Reply:
             retry_after_s=float(after) if after.isascii() and after.isdigit() else 0.0,
             ours=status >= 500,
         )
-    if reply.is_error:
-        return Reply(status, refused=_refusals(reply))
     try:
         document = reply.json()
-    except ValueError as error:
-        return Reply(status, error=f"not JSON: {error}", ours=True)
-    if not isinstance(document, dict):
-        return Reply(status, error=f"not a JSON object: {reply.text[:100]}", ours=True)
+    except (ValueError, RecursionError):
+        return Reply(status, error=not_json(reply), ours=True)
+    names = document.keys() if isinstance(document, dict) else set()
+    if reply.is_error and names & _OF_PROBLEMS:
+        return Reply(status, refused=_refusals(reply))
+    if reply.is_error or "decision_id" not in names:
+        # A gateway's word, while the service is away, is no refusal.
+        why = f"HTTP {status}: no answer of the service: {reply.text[:200]}"
+        return Reply(status, error=why, ours=True)
     return Reply(status, document=document)
+
+
+def not_json(reply: httpx.Response) -> str:
+    """What answered instead of the service: a page, or another address."""
+    kind = reply.headers.get("Content-Type", "of no type")
+    leads = f", and leads to {reply.headers['Location']}" if "Location" in reply.headers else ""
+    return f"HTTP {reply.status_code}: the answer is no JSON but {kind}{leads}"[:300]
 
 
 def _refusals(reply: httpx.Response) -> tuple[str, ...]:
@@ -93,6 +105,6 @@ def _refusals(reply: httpx.Response) -> tuple[str, ...]:
         document = reply.json()
         lines = [f"{error['field']}: {error['message']}" for error in document.get("errors", [])]
         text = str(document.get("detail") or document.get("title") or reply.text)
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         lines, text = [], reply.text
     return tuple(f"HTTP {reply.status_code}: {line[:400]}" for line in lines or [text])

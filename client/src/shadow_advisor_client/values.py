@@ -20,7 +20,9 @@ MAX_DEPTH = 16
 MAX_ARRAY = 1000
 MAX_BITS = 1024
 """Of a whole number: more are no double, and Python does not write much longer ones."""
-SENT_AS_THEY_ARE = frozenset({str, bool, type(None)})
+MAX_TEXT = 20_000
+"""Characters: the service keeps far less of any text, and a message has an end."""
+SENT_AS_THEY_ARE = frozenset({bool, type(None)})
 _JSON = json.JSONEncoder(allow_nan=False, ensure_ascii=False, check_circular=False)
 """What it gets has no circle any more."""
 
@@ -66,6 +68,7 @@ def _mapping(
         kind = type(item)  # Most are sent as they are: this keeps `submit` fast.
         if (
             kind in SENT_AS_THEY_ARE
+            or (kind is str and len(item) <= MAX_TEXT)
             or (kind is float and math.isfinite(item))
             or (kind is int and item.bit_length() <= MAX_BITS)
         ):
@@ -103,10 +106,13 @@ def _list(values: Any, path: str, depth: int, left_out: dict[str, str]) -> list[
 
 
 def _plain(value: Any, path: str, depth: int, left_out: dict[str, str]) -> Any:
-    if value is None or (isinstance(value, (bool, str)) and not isinstance(value, Enum)):
-        return value
     if isinstance(value, Enum):
         return _plain(value.value, path, depth, left_out)
+    if isinstance(value, str) and len(value) > MAX_TEXT:
+        left_out[path] = f"cut from {len(value)} to {MAX_TEXT} characters"
+        return value[:MAX_TEXT]
+    if value is None or isinstance(value, (bool, str)):
+        return value
     if isinstance(value, int):
         if value.bit_length() > MAX_BITS:
             raise ValueError(f"a whole number of more than {MAX_BITS} bits")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
+import sys
 from collections.abc import AsyncIterator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -170,3 +173,20 @@ async def test_a_coroutine_function_is_reported_when_it_has_decided(server: Faul
         f"/decisions/{decision_id('a', 'agent')}/agent-action",
         {"decision": False},
     )
+
+
+def test_schedulers_know_a_coroutine_function_and_what_decides_nothing_is_refused(
+    server: Faulty,
+) -> None:
+    with AdvisorClient(server.url) as client:
+
+        @advised(client, request=lambda: {})
+        async def decide() -> None: ...
+
+        assert asyncio.iscoroutinefunction(decide)
+        if sys.version_info >= (3, 12):
+            assert inspect.iscoroutinefunction(decide)
+        odd_ones: tuple[Any, ...] = (classmethod(lambda kind: None), dict)
+        for odd in odd_ones:
+            with pytest.raises(TypeError, match="no function that decides"):
+                advised(client, request=lambda: {})(odd)

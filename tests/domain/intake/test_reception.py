@@ -14,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from app.domain.errors import InvalidRecord
 from app.domain.fields import describe
 from app.domain.intake.reception import Doubt, Needs, receive
+from app.domain.intake.units import doubts
 from app.domain.record.outcome import Outcome, OutcomeCode
 from app.domain.scenario import Fault, Scenario
 from tests.domain.scenarios import scenario_json
@@ -259,7 +260,7 @@ def test_a_time_without_an_offset_is_utc_also_where_the_session_is_not_told() ->
     assert "session" not in describe(refused.value.errors())
 
 
-@pytest.mark.parametrize("notional", [-500, 0, 10**400, True, float("inf")])
+@pytest.mark.parametrize("notional", [-500, 0, 10**400, True, float("inf"), "400 USDT", "inf"])
 def test_a_size_that_is_none_is_named_as_it_was_sent(notional: object) -> None:
     document = scenario_json(plan__quantity=..., plan__notional=notional)
     with pytest.raises(ValidationError) as refused:
@@ -267,3 +268,82 @@ def test_a_size_that_is_none_is_named_as_it_was_sent(notional: object) -> None:
     assert "notional: a positive number" in describe(refused.value.errors())
     beside = receive(SCENARIO, scenario_json(plan__notional=notional), NEEDS)
     assert [gone.field for gone in beside.left_out] == ["plan.notional"]
+
+
+WHOLE = Needs(NEEDS.fields, NEEDS.counted, whole=frozenset({("plan", "exits")}))
+
+
+@pytest.mark.parametrize(
+    ("exits", "meant", "fields"),
+    [
+        ({"kind": "Fixed", "hours": 9.0}, {"kind": "fixed"}, ["plan.exits"]),
+        ({"kind": "time", "hours": "24"}, {"kind": "time", "hours": 24.0}, ["plan.exits.hours"]),
+    ],
+)
+def test_what_goes_as_a_whole_is_first_read_as_it_is_meant(
+    exits: dict[str, Any], meant: dict[str, Any], fields: list[str]
+) -> None:
+    received = receive(SCENARIO, scenario_json(plan__exits=exits), WHOLE)
+    told = received.record.plan.exits
+    assert told is not None
+    assert meant.items() <= told.as_json().items()
+    assert [each.field for each in received.coerced] == fields
+    assert received.left_out == ()
+
+
+@pytest.mark.parametrize(
+    ("exits", "why"),
+    [
+        (
+            {"kind": "freqtrade", "use_exit_signal": True},
+            "hours: Field required; use_exit_signal: Extra inputs are not permitted",
+        ),
+        ({"kind": "time", "hours": 1000}, "hours: Input should be less than or equal to 720"),
+        (
+            {"kind": "time", "hours": "24", "stops": 1},
+            "hours: Input should be a valid number; stops",
+        ),
+        ({"kind": "moon"}, "Input tag 'moon' found"),
+        ({"minimal_roi": {}}, "Unable to extract tag"),
+        (7, "Input should be a valid dictionary"),
+        (None, None),
+    ],
+)
+def test_of_what_goes_as_a_whole_the_part_at_fault_is_named(exits: Any, why: str | None) -> None:
+    received = receive(SCENARIO, scenario_json(plan__exits=exits), WHOLE)
+    assert received.record.plan.exits is None
+    assert [gone.field for gone in received.left_out] == (["plan.exits"] if why else [])
+    for gone in received.left_out:
+        assert gone.why.startswith(str(why))
+        assert "per cent" not in gone.why
+
+
+def test_a_bar_that_closes_after_the_candidate_is_left_out_alone() -> None:
+    document = scenario_json(market__bar_closed_at="2026-11-23T09:00:01Z")
+    [gone] = receive(SCENARIO, document, NEEDS).left_out
+    assert (gone.field, gone.fault) == ("market.bar_closed_at", Fault.TIME)
+    assert "the last *complete* bar" in gone.why
+
+
+def test_elements_that_say_that_there_is_nothing_go_and_are_told_as_read() -> None:
+    flat = {"symbol": "BTCUSDT", "quantity": 0}
+    held = {"symbol": "ETHUSDT", "quantity": 0.5, "entry": 2000.0}
+    document = scenario_json(account__positions=[flat, held, flat | {"quantity": "0"}])
+    received = receive(SCENARIO, document, NEEDS, doubts)
+    assert [p.symbol for p in received.record.account.positions or ()] == ["ETHUSDT"]
+    assert received.left_out == ()
+    assert {each.field: each.taken for each in received.coerced if each.taken is None} == {
+        "account.positions[2]": None,
+        "account.positions[0]": None,
+    }
+    none = receive(SCENARIO, scenario_json(account__positions=[flat]), NEEDS, doubts)
+    assert none.record.account.positions == ()
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [("candidate__score", 1e9), ("candidate__volatility_pct", 1.0000001), ("candidate__rsi", 560)],
+)
+def test_no_unit_is_named_where_none_is_likely(path: str, value: float) -> None:
+    for gone in receive(SCENARIO, scenario_json(**{path: value}), NEEDS).left_out:
+        assert "it would be" not in gone.why

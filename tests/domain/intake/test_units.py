@@ -38,6 +38,9 @@ def test_what_may_be_so_is_not_doubted(changes: dict[str, Any]) -> None:
         ({"candidate__confidence": 0.71}, "confidence", "send 7.1"),
         ({"candidate__sentiment_confidence": 0.6}, "sentiment_confidence", "send 6"),
         ({"candidate__order_imbalance": -0.4}, "order_imbalance", "send -40"),
+        ({"candidate__rsi": 0.56}, "rsi", "send 56"),
+        ({"candidate__adx": 0.24}, "adx", "send 24"),
+        ({"candidate__btc_dominance": 0.54}, "btc_dominance", "send 54"),
         # 26 % would be 26 ATR of 1 %.
         ({"candidate__price_change_pct": 0.26}, "price_change_pct", "a fraction, 0.0026"),
         ({"candidate__next_return": 0.16}, "next_return", "a fraction, 0.0016"),

@@ -263,18 +263,25 @@ async def test_too_many_candidates_are_refused(api: Running) -> None:
     assert "at most 32" in reply.json()["detail"]
 
 
-async def test_an_outcome_before_its_decision_is_refused_also_by_who_did_not_make_it(
+async def test_an_outcome_whose_end_lies_before_its_decision_counts_without_that_time(
     api: Running, database_url: str, valkey_url: str, tmp_path: Path
 ) -> None:
+    """A local time without its offset: the loss is on the record, and told by who did not make the
+    decision too."""
     known = (await api.advise(request("r-1"))).json()["decision_id"]
-    early = (datetime.now(UTC) - timedelta(hours=1)).isoformat()
+    early = (datetime.now(UTC) - timedelta(hours=5)).isoformat()
     body = {"arm": "agent", "outcome": "sl", "exit_time": early}
     async with running(settings_for(database_url, valkey_url, tmp_path / "other")) as second:
-        for _ in range(2):  # While it is in the stream, and when it is in Postgres.
-            reply = await second.client.put(f"/decisions/{known}/outcome", json=body)
-            assert reply.status_code == 422
-            assert "is before the decision" in reply.json()["detail"]
+        for loss in (-50.0, -51.0):  # While it is in the stream, and when it is in Postgres.
+            where = f"/decisions/{known}/outcome"
+            reply = await second.client.put(where, json=body | {"net_pnl": loss})
+            assert reply.status_code == 202
+            [gone] = reply.json()["left_out"]
+            assert (gone["field"], "is before the decision" in gone["why"]) == ("exit_time", True)
             await drained(api.settings)
+        stored = (await api.client.get(f"/decisions/{known}")).json()["outcomes"]
+    assert [(told["net_pnl"], told["exit_time"]) for told in stored] == [(-50, None), (-51, None)]
+    assert second.metric("advisor_fields_left_out_total", part="outcome", fault="time") == 2
 
 
 async def test_halted_where_the_model_rejects_the_agents_order_alone_is_refused(

@@ -15,6 +15,7 @@ from uuid import uuid4
 import pytest
 
 from app.api.tokens import TokenFile
+from app.domain.canonical import decision_id
 from app.domain.principal import Role
 from tests.service.running import Running, drained, expire, request, running, settings_for
 
@@ -116,6 +117,7 @@ async def test_no_service_is_an_answer(tmp_path: Path) -> None:
     async with agent("http://127.0.0.1:9") as llm:
         told = await llm.call("advise", request=request("r-1"), deadline_s=0.1)
         assert told["status"] == "no_answer"
+        assert told["decision_id"] == str(decision_id("r-1")), "it can be reported on"
 
 
 async def test_a_token_that_expires_while_it_is_used_is_told(

@@ -17,6 +17,7 @@ called, and cannot be decorated.
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import inspect
 from collections.abc import Callable, Mapping
@@ -55,6 +56,8 @@ class Advised(Generic[Result]):
         deadline_s: float | None,
     ) -> None:
         functools.update_wrapper(self, decide)
+        if inspect.iscoroutinefunction(decide):
+            _mark_as_coroutine_function(self)
         self._decide = decide
         self._client = client
         self._request = request
@@ -114,6 +117,15 @@ class Advised(Generic[Result]):
             self._client.report_action(known, lambda: self._action(result))
 
 
+def _mark_as_coroutine_function(function: object) -> None:
+    """For schedulers that ask: `inspect` knows a mark since Python 3.12, `asyncio` before."""
+    if hasattr(inspect, "markcoroutinefunction"):
+        inspect.markcoroutinefunction(function)
+    else:
+        mark = getattr(asyncio.coroutines, "_is_coroutine", True)
+        function._is_coroutine = mark  # type: ignore[attr-defined]
+
+
 def advised(
     client: AdvisorClient,
     request: Request,
@@ -129,7 +141,7 @@ def advised(
     deadline_s : wait so long for the advice before the function is called, so that it may look at
         `advice`; by default nothing waits.
 
-    Raises `TypeError` where a function with `yield` is decorated.
+    Raises `TypeError` where a function with `yield`, a class or a class method is decorated.
     """
 
     def around(decide: Callable[..., Result]) -> Advised[Result]:
@@ -137,6 +149,10 @@ def advised(
             raise TypeError(
                 f"{getattr(decide, '__qualname__', decide)} yields: it decides nothing when it is"
                 " called; decorate the function that makes one decision"
+            )
+        if inspect.isclass(decide) or isinstance(decide, classmethod):
+            raise TypeError(
+                f"{decide!r} is no function that decides: decorate the function, below @classmethod"
             )
         return Advised(decide, client, request, action, deadline_s)
 

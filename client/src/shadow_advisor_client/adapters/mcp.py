@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable
 from time import monotonic
 from typing import Any
+from uuid import uuid4
 
 import anyio
 import anyio.to_thread
@@ -64,15 +65,19 @@ class Tools:
         self, request: dict[str, Any], deadline_s: float = 5.0, dry_run: bool = False
     ) -> dict[str, Any]:
         """The advice; what is wrong with the request; or that there is no answer in time."""
+        known = str(request.get("request_id") or uuid4())
+        request = {**request, "request_id": known}
         if not dry_run:
             advice = await self._client.aadvise(request, min(max(deadline_s, 0.05), 60.0))
             if advice is not None:
                 return advice
         check = await anyio.to_thread.run_sync(self._client.check, request)
+        queued = {} if dry_run else {"decision_id": self._client.decision_id(known)}
         if check.error is not None:
-            return {"status": "no_answer", "error": check.error}
+            return {"status": "no_answer", "error": check.error, **queued}
         if check.acceptable and not dry_run:
-            return {"status": "no_answer", "error": "not within the deadline: it is still queued"}
+            why = "not within the deadline: it is still queued, and will be recorded under this id"
+            return {"status": "no_answer", "error": why, **queued}
         return {
             "status": "dry_run" if dry_run else "refused",
             "acceptable": check.acceptable,
