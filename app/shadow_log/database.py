@@ -46,6 +46,10 @@ CONNECT_ARGS = {
     "keepalives_count": 3,
     "application_name": APPLICATION,
 }
+TOO_LONG = (
+    "Postgres gave the question up, since it took too long: ask about a shorter time (`days`,"
+    " `since`, `until`), or look whether the server is overloaded"
+)
 NO_SCHEMA = "the database lacks the schema of this release: run `advisor migrate`"
 _EXAMPLE = "write postgresql://user:password@host:5432/database"
 _VALUES_FAULT = ("22", "23", "54")
@@ -207,6 +211,8 @@ class translated_errors:
         lost = isinstance(error, DBAPIError) and error.connection_invalidated
         if not lost and _is_the_values_fault(cause):
             return
+        if isinstance(cause, psycopg.errors.QueryCanceled):
+            raise ShadowLogUnavailable(TOO_LONG) from error
         lines = str(cause).strip().splitlines() or [type(cause).__name__]
         raise ShadowLogUnavailable(
             f"Postgres: {lines[0]}; check DATABASE_URL and the server"

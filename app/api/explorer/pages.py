@@ -7,7 +7,6 @@ import csv
 import io
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
-from itertools import groupby
 from uuid import UUID
 
 import orjson
@@ -95,14 +94,8 @@ async def overview(request: Request) -> Response:
     looks = await asyncio.to_thread(looks_in, request.app.state.looks)
     days = await explorer.days(span.since, span.until)
     vetoes = await explorer.vetoes(span.since, span.until)
-    versions = [
-        story.worth(version, list(rows))
-        for version, rows in groupby(
-            sorted(days, key=lambda row: (row["role"] != "primary", row["model_version"])),
-            key=lambda row: row["model_version"],
-        )
-    ]
-    main = versions[0].days if versions else []
+    versions = story.worths(days)
+    main = story.by_day(row for row in days if row["role"] == story.PRIMARY)
     labels = [str(row["day"]) for row in main]
     return page(
         request,
@@ -236,7 +229,7 @@ async def model(request: Request, version: str) -> Response:
         span = asked.span(request, stored)
         asked_days = span.days
         everyone = await explorer.days(span.since, span.until)
-        days = [row for row in everyone if row["model_version"] == version]
+        days = story.by_day(row for row in everyone if row["model_version"] == version)
         told = await explorer.chances(span.since, span.until)
         chances = [row for row in told if row["model_version"] == version]
     labels = [str(row["day"]) for row in days]

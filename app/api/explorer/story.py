@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
@@ -22,7 +22,7 @@ from app.domain.intervals import (
     wilson,
 )
 from app.domain.model.actions import ACTIONS
-from app.domain.record.decision import AdviceStatus, Decision, control_case
+from app.domain.record.decision import AdviceStatus, Decision, Role, control_case
 from app.domain.rules.case import TradingState, order_for, side_of
 from app.domain.rules.margins import Margin, margins
 
@@ -34,6 +34,19 @@ ACTION_NAMES = tuple(
 """Actions as an axis names them, in the order of their labels."""
 STATUSES = tuple(status.value for status in AdviceStatus)
 STATES = tuple(state.value for state in TradingState)
+PRIMARY = Role.PRIMARY.value
+SUMMED = (
+    "decisions",
+    "abstained",
+    "compared",
+    "agreements",
+    "agent_approvals",
+    "advice_approvals",
+    "judged",
+    "agent_r",
+    "advice_r",
+)
+"""What days are summed up of."""
 OFTEN = 0.05
 """A larger share of abstentions needs attention."""
 NEAR = ("score", "rsi", "adx", "atr", "volatility_pct", "hurst")
@@ -93,6 +106,28 @@ class Judged(NamedTuple):
     margin: Margin
 
 
+def by_day(rows: Iterable[Row]) -> list[Row]:
+    """Rows of several versions or roles as one a day, which is of the primary if any of them is."""
+    held: defaultdict[date, list[Row]] = defaultdict(list)
+    for row in rows:
+        held[row["day"]].append(row)
+    return [
+        {"day": day, "role": min(row["role"] for row in held[day])}
+        | {name: sum(row[name] for row in held[day]) for name in SUMMED}
+        for day in sorted(held)
+    ]
+
+
+def worths(rows: Iterable[Row]) -> list[Worth]:
+    """Every version: those that are primary at their end first, the newest of them first of all."""
+    found = defaultdict(list)
+    for row in rows:
+        found[row["model_version"]].append(row)
+    told = [worth(version, by_day(its)) for version, its in sorted(found.items())]
+    told.sort(key=lambda each: each.days[-1]["day"], reverse=True)
+    return sorted(told, key=lambda each: each.role != PRIMARY)
+
+
 def worth(version: str, days: list[Row]) -> Worth:
     """Sums over days of one version, with intervals."""
     compared = _sum(days, "compared")
@@ -101,7 +136,7 @@ def worth(version: str, days: list[Row]) -> Worth:
     apart = [Day(row["judged"], row["advice_r"] - row["agent_r"]) for row in days]
     return Worth(
         version=version,
-        role=days[0]["role"],
+        role=days[-1]["role"],
         days=days,
         decisions=_sum(days, "decisions"),
         abstained=_sum(days, "abstained"),

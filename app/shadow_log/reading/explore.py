@@ -178,15 +178,15 @@ class Explorer:
         return None if row["oldest"] is None else (row["oldest"], row["newest"])
 
     async def days(self, since: datetime, until: datetime) -> list[Row]:
-        """By UTC day and version: decisions, agreement, approvals, and what both arms earned in
-        the decisions where both are known."""
+        """By UTC day, version and role: decisions, agreement, approvals, and what both arms earned
+        in the decisions where both are known."""
         return await self._ask(
             f"""
             WITH judged AS (
                 SELECT *, {EARNED} FROM shadow_comparison
                 WHERE as_of >= :since AND as_of < :until
             )
-            SELECT (as_of AT TIME ZONE 'UTC')::date AS day, model_version, min(role) AS role,
+            SELECT (as_of AT TIME ZONE 'UTC')::date AS day, model_version, role,
                    count(*) AS decisions,
                    count(*) FILTER (WHERE status = 'abstained') AS abstained,
                    count(agree) AS compared,
@@ -199,8 +199,8 @@ class Explorer:
                    coalesce(sum(advice_earned_r) FILTER (WHERE agent_earned_r IS NOT NULL), 0)
                        AS advice_r
             FROM judged
-            GROUP BY day, model_version
-            ORDER BY day, model_version
+            GROUP BY day, model_version, role
+            ORDER BY day, model_version, role
             """,
             {"since": since, "until": until},
         )

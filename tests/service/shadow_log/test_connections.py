@@ -22,7 +22,7 @@ from app.journal.journal import StreamDrain
 from app.journal.stream import StreamJournal
 from app.main import build
 from app.metrics import Metrics
-from app.shadow_log.database import APPLICATION, async_url, connect
+from app.shadow_log.database import APPLICATION, async_url, connect, translated_errors
 from app.shadow_log.log import ShadowLog
 from app.shadow_log.proof.verify import verify_log
 from app.tasks import end
@@ -303,3 +303,11 @@ async def test_ids_are_asked_for_on_one_connection_and_on_another_after_a_restar
     assert first == second != third
     await other.aclose()
     await log.aclose()
+
+
+async def test_a_question_that_takes_too_long_is_told_to_be_made_smaller(database_url: str) -> None:
+    engine = connect(database_url, patience_s=0.1)
+    with pytest.raises(ShadowLogUnavailable, match="ask about a shorter time"), translated_errors():
+        async with engine.connect() as connection:
+            await connection.execute(text("SELECT pg_sleep(60)"))
+    await engine.dispose()
