@@ -4,7 +4,7 @@ axes and texts are the script's, which knows whether it is dark."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import date, datetime, timedelta
 from math import ceil, floor, log10
 from typing import Any, NamedTuple
 
@@ -18,6 +18,8 @@ QUIET = "#8b93a5"
 _RISE_AND_FALL = {"color": GOOD, "borderColor": GOOD, "color0": BAD, "borderColor0": BAD}
 
 
+FAR = timedelta(days=31)
+"""A line of shares does not cross a longer time without decisions."""
 MOST_STEPS = 6
 """Between the ends of an axis of prices."""
 PLOT_PX, LABEL_PX = 330, 14
@@ -51,6 +53,7 @@ def running_r(days: Sequence[str], agent: Sequence[float], advice: Sequence[floa
                 "name": name,
                 "type": "line",
                 "showSymbol": len(days) < 3,
+                "step": "end",
                 "data": _dated(days, values),
                 "lineStyle": {"width": 2},
                 "color": colour,
@@ -74,6 +77,7 @@ def difference(days: Sequence[str], means: Sequence[Mean | None]) -> Chart:
         "type": "line",
         "stack": "band",
         "stackStrategy": "all",
+        "step": "end",
         "showSymbol": False,
         "silent": True,
         "lineStyle": {"opacity": 0},
@@ -91,6 +95,7 @@ def difference(days: Sequence[str], means: Sequence[Mean | None]) -> Chart:
             "name": "advice less agent",
             "type": "line",
             "showSymbol": len(days) < 3,
+            "step": "end",
             "data": _dated(days, [mean and mean.value for mean in means]),
             "lineStyle": {"width": 2},
             "color": ADVICE,
@@ -116,7 +121,7 @@ def agreement(days: Sequence[str], shares: Sequence[float | None]) -> Chart:
             "type": "line",
             "showSymbol": len(days) < 60,
             "symbolSize": 5,
-            "data": _dated(days, shares),
+            "data": _broken(days, shares),
             "color": ADVICE,
         }
     ]
@@ -178,7 +183,7 @@ def behaviour(weeks: Sequence[str], shares: Mapping[str, Sequence[float | None]]
             "name": name,
             "type": "line",
             "showSymbol": len(weeks) < 60,
-            "data": _dated(weeks, values),
+            "data": _broken(weeks, values),
             "color": colour,
         }
         for (name, values), colour in zip(shares.items(), colours, strict=False)
@@ -497,6 +502,18 @@ def _timed(what: str) -> Chart:
 
 def _dated(days: Sequence[str], values: Sequence[float | None]) -> list[list[str | float | None]]:
     return [[day, value] for day, value in zip(days, _short(values), strict=True)]
+
+
+def _broken(days: Sequence[str], values: Sequence[float | None]) -> list[list[str | float | None]]:
+    """As `_dated`, of a line that ends where nothing follows within `FAR`, and begins anew."""
+    points: list[list[str | float | None]] = []
+    before = days[0] if days else ""
+    for day, value in _dated(days, values):
+        if date.fromisoformat(str(day)) - date.fromisoformat(before) > FAR:
+            points.append([before, None])
+        points.append([day, value])
+        before = str(day)
+    return points
 
 
 def _short(values: Sequence[float | None]) -> list[float | None]:

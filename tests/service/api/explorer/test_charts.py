@@ -72,12 +72,21 @@ def test_labels_of_prices_near_each_other_are_moved_apart_and_stay_beside_the_pl
 
 def test_days_lie_along_time_as_far_apart_as_they_were() -> None:
     days, values = ["2017-11-25", "2026-11-23"], [0.5, 1.0]
-    for chart in (
-        running_r(days, values, values),
-        difference(days, [None, None]),
-        agreement(days, values),
-        behaviour(days, {"agreement": values}),
-    ):
+    for chart in (running_r(days, values, values), difference(days, [None, None])):
         assert chart["xAxis"] == {"type": "time"}
         for series in chart["series"]:
             assert [day for day, _ in series["data"]] == days
+            assert series["step"] == "end", "a sum stays what it was until it is another"
+
+
+def test_a_line_of_shares_does_not_cross_years_without_decisions() -> None:
+    days, values = ["2017-11-24", "2017-11-25", "2026-11-23"], [0.5, 0.25, 1.0]
+    for chart in (agreement(days, values), behaviour(days, {"agreement": values})):
+        assert chart["xAxis"] == {"type": "time"}
+        assert chart["series"][0]["data"] == [
+            ["2017-11-24", 0.5],
+            ["2017-11-25", 0.25],
+            ["2017-11-25", None],
+            ["2026-11-23", 1.0],
+        ]
+    assert agreement([], [])["series"][0]["data"] == []
