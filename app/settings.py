@@ -265,6 +265,12 @@ class Settings(BaseSettings):
         """Where the key of the checkpoints lies."""
         return self.checkpoint_key or self.home / "checkpoint.key"
 
+    @field_validator("deciders", mode="before")
+    @classmethod
+    def empty_is_none(cls, value: object) -> object:
+        """Compose writes what is not set as empty."""
+        return value or None
+
     @field_validator("public_origin")
     @classmethod
     def origins_have_a_name(cls, value: str) -> str:

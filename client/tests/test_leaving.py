@@ -147,3 +147,40 @@ if child:
         done = run(code, server.url)
         assert done.returncode == 0, done.stderr
         assert sorted(ids(server), key=int) == ALL
+
+
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_a_child_of_multiprocessing_sends_what_waits_before_it_ends(
+    start: str, tmp_path: Path
+) -> None:
+    """Such a child ends by `os._exit`, which nothing registered with `atexit` hears of."""
+    script = tmp_path / "bot.py"
+    script.write_text("""
+import multiprocessing, sys
+from shadow_advisor_client import AdvisorClient
+client = None
+def trade(url, number):
+    global client
+    client = client or AdvisorClient(url, exit_budget_s=30)
+    client.submit({"request_id": str(number)})
+if __name__ == "__main__":
+    context = multiprocessing.get_context(sys.argv[2])
+    client = AdvisorClient(sys.argv[1], exit_budget_s=30)
+    children = [context.Process(target=trade, args=(sys.argv[1], n)) for n in range(2)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join()
+        assert child.exitcode == 0
+""")
+    with faulty(ok) as server:
+        done = subprocess.run(
+            [sys.executable, str(script), server.url, start],
+            env={**os.environ, "PYTHONPATH": SOURCE},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+        assert done.returncode == 0, done.stderr
+        assert sorted(ids(server)) == ["0", "1"]

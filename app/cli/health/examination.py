@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
@@ -105,11 +105,27 @@ async def _home(settings: Settings, bounds: Bounds) -> list[Finding]:
 async def _limits(settings: Settings, _: Bounds) -> list[Finding]:
     """The general limits, and those of every profile."""
     limits = read_limits(settings.limits)
-    profiles = sorted(settings.limits_profiles.glob("*.toml"))
-    for path in profiles:
-        read_limits(path)
+    folder = settings.limits_profiles
+    profiles = [path.stem for path in sorted(folder.glob("*.toml"))]
+    for name in profiles:
+        read_limits(folder / f"{name}.toml")
     told = f"{settings.limits}: version {limits.version}, {len(profiles)} profiles beside it"
-    return [Finding("limits", State.OK, told)]
+    findings = [Finding("limits", State.OK, told)]
+    if not folder.is_dir():
+        mend = "name the folder of profiles in ADVISOR_LIMITS_PROFILES"
+        findings.append(Finding("limits", State.WATCH, f"there is no folder {folder}", mend))
+    return [*findings, *_profiles_of_nobody(profiles, settings)]
+
+
+def _profiles_of_nobody(profiles: Sequence[str], settings: Settings) -> Iterator[Finding]:
+    """Profiles that nearly have the name of somebody who asks, and so judge nobody."""
+    names = {token.name for token in TokenFile(settings.tokens_file).tokens()}
+    for profile in profiles:
+        meant = [n for n in names if n.casefold() == profile.strip().casefold() and n != profile]
+        if profile not in names and meant:
+            told = f"{profile}.toml judges nobody: who asks is {meant[0]}"
+            mend = f"name it {meant[0]}.toml"
+            yield Finding("limits", State.WATCH, told, mend)
 
 
 async def _tokens(settings: Settings, _: Bounds) -> list[Finding]:

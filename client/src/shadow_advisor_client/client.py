@@ -50,7 +50,7 @@ from .connection import ConfigurationError, Connection, checked_token, require_n
 from .identity import AGENT_VARIABLES, bearer, decision_id, find_token, places, principal_of
 from .kept import Kept
 from .lanes import ADVISE, ASKING, Breaker, Lane, Message
-from .leaving import send_before_leaving
+from .leaving import send_before_a_child_ends, send_before_leaving
 from .sending import Reply, send
 from .values import encode
 
@@ -355,6 +355,8 @@ class AdvisorClient:
             self._reset()
         except Exception as error:  # The folder is gone: memory is left.
             self._counters.last_error = f"{type(error).__name__}: {error}"[:500]
+        if self.exit_budget_s > 0:
+            send_before_a_child_ends()
 
     def _lane_of(self, message: Message) -> Lane:
         return self._requests if message.asks else self._reports

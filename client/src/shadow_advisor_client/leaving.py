@@ -2,7 +2,8 @@
 
 SIGTERM is taken only where nobody handles it, and then ends the process as it would have. A handler
 that the agent installed stays as it is, before or after: it ends the process regularly, or it calls
-the one that it found. A process that ends by `os._exit` or SIGKILL sends nothing more.
+the one that it found. A child of `multiprocessing` ends without the first: it has an end of its own
+there. A process that ends by `os._exit` or SIGKILL sends nothing more.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import atexit
 import os
 import signal
+import sys
 import threading
 from time import monotonic
 from typing import Protocol
@@ -31,9 +33,22 @@ _open: WeakSet[Closable] = WeakSet()
 def send_before_leaving(client: Closable) -> None:
     """Have a client closed, within its budget, when the process ends."""
     _open.add(client)
+    send_before_a_child_ends()
     in_main_thread = threading.current_thread() is threading.main_thread()
     if in_main_thread and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, _terminated)
+
+
+def send_before_a_child_ends() -> None:
+    """`multiprocessing` ends its children by `os._exit`, after what was registered with it."""
+    process, util = map(sys.modules.get, ("multiprocessing.process", "multiprocessing.util"))
+    child = process is not None and process.parent_process() is not None
+    if child and util is not None and _told.get("pid") != os.getpid():
+        _told["pid"] = os.getpid()
+        util.Finalize(None, _close_all, exitpriority=0)
+
+
+_told: dict[str, int] = {}
 
 
 @atexit.register

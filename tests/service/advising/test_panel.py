@@ -29,6 +29,7 @@ from tests.service.running import ROOT, Running, drained, request, running, sett
 
 KEY = "sk-never-shown-1234567890"
 VLLM_URL = os.environ.get("REAL_VLLM_URL", "")
+SYSTEMONE_URL = os.environ.get("REAL_SYSTEMONE_URL", "")
 
 
 def rows(url: str, query: str) -> list[dict[str, Any]]:
@@ -394,15 +395,16 @@ def test_a_start_without_the_key_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.vllm
-@pytest.mark.skipif(not VLLM_URL, reason="REAL_VLLM_URL is not set: make test-vllm")
+@pytest.mark.skipif(not SYSTEMONE_URL, reason="REAL_SYSTEMONE_URL is not set: make test-vllm")
 @pytest.mark.timeout(900)
 async def test_a_real_vllm_stands_in_shadow_by_every_protocol_that_it_speaks(
     database_url: str, valkey_url: str, tmp_path: Path
 ) -> None:
-    """System One and chat; Decisions it does not speak, and that is a row that says so."""
+    """System One of one model, chat of another; Decisions it does not speak, and that is a row that
+    says so."""
     real: dict[str, Any] = {"model": "advisor", "timeout_s": 60.0}
     tables = (
-        table("one", VLLM_URL, permuted_share=1.0, repeated_share=1.0, **real),
+        table("one", SYSTEMONE_URL, permuted_share=1.0, repeated_share=1.0, **real),
         table("chat", VLLM_URL, protocol="chat", question="trade", **real),
         table("none", VLLM_URL, protocol="decisions", **real),
     )
@@ -412,8 +414,9 @@ async def test_a_real_vllm_stands_in_shadow_by_every_protocol_that_it_speaks(
         await drained(served.settings)
     late = rows(database_url, "SELECT * FROM late_advices ORDER BY model_version")
     chat, none, one = late[:2], late[2:4], late[4:]
+    assert len(one) == 2
     for row in (*chat, *one):
-        assert row["status"] in ("advised", "vetoed"), row["record"]
+        assert row["status"] in ("advised", "vetoed"), row["record"]["abstain_detail"]
         exchange = row["record"]["reading"]["exchange"]
         assert 0 < row["label_mass"] <= 1
         assert exchange["model"] == "advisor"

@@ -373,6 +373,13 @@ async def test_a_page_behind_a_proxy_that_speaks_tls_may_ask(
             assert "ADVISOR_PUBLIC_ORIGIN" in reply.json()["detail"]
 
 
+def test_decision_models_that_are_set_to_nothing_are_not_set(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("ADVISOR_DECIDERS", "")
+    assert read_settings().deciders is None
+
+
 @pytest.mark.parametrize(
     "origin", ["advisor.example", "ftp://advisor.example", "https://", "https://a.example/path"]
 )

@@ -37,7 +37,7 @@ from tests.domain.scenarios import LIMITS
 from tests.service.running import ROOT, Running, drained, request, running, settings_for
 
 GATEWAYS = os.environ.get("GATEWAYS_PYTHON", "")
-VLLM_URL = os.environ.get("REAL_VLLM_URL", "")
+SYSTEMONE_URL = os.environ.get("REAL_SYSTEMONE_URL", "")
 NAMES = [action.name for action in ACTIONS]
 PAIR = {"approve": None, "reject": None}
 CHANCE = {"type": "noul", "instructions": "Will this make money?"}
@@ -345,7 +345,7 @@ async def test_clients_that_others_wrote_are_answered(api: Running, tmp_path: Pa
 
 
 @pytest.mark.vllm
-@pytest.mark.skipif(not VLLM_URL, reason="REAL_VLLM_URL is not set: make test-vllm")
+@pytest.mark.skipif(not SYSTEMONE_URL, reason="REAL_SYSTEMONE_URL is not set: make test-vllm")
 async def test_what_we_answer_is_of_the_form_that_a_real_vllm_answers(api: Running) -> None:
     """The same bodies to both: all that we say of a question, vLLM says in the same words."""
     questions = {
@@ -359,7 +359,7 @@ async def test_what_we_answer_is_of_the_form_that_a_real_vllm_answers(api: Runni
     )
     body = {"model": "advisor", "state": candidate(), "questions": questions, "images": None}
     async with httpx.AsyncClient(trust_env=False, timeout=60) as client:
-        reply = await client.post(f"{VLLM_URL}/v1/systemone", json=body)
+        reply = await client.post(f"{SYSTEMONE_URL}/v1/systemone", json=body)
     assert reply.status_code == 200, reply.text
     theirs = reply.json()
     assert theirs["answers"].keys() == ours.keys()

@@ -149,6 +149,20 @@ async def test_a_disk_that_is_nearly_full_a_home_that_is_not_there_limits_that_a
     assert "did you mean exposure.max_notional?" in found["limits"][0].what
 
 
+async def test_profiles_that_judge_nobody_are_told(settings: Settings, tmp_path: Path) -> None:
+    TokenFile(settings.tokens_file).create("freqtrade", [Role.AGENT])
+    folder = tmp_path / "profiles"
+    (gone,) = (await seen(of(settings, limits_profiles=folder)))["limits"][1:]
+    assert (gone.state, gone.what) == (State.WATCH, f"there is no folder {folder}")
+    folder.mkdir()
+    for name in ("Freqtrade", "others", "freqtrade"):
+        (folder / f"{name}.toml").write_bytes(settings.limits.read_bytes())
+    well, near = (await seen(of(settings, limits_profiles=folder)))["limits"]
+    assert (well.state, "3 profiles" in well.what) == (State.OK, True)
+    assert near.what == "Freqtrade.toml judges nobody: who asks is freqtrade"
+    assert near.mend == "name it freqtrade.toml"
+
+
 async def test_what_waits_on_disk_and_a_prometheus_that_is_none_are_told(
     settings: Settings,
 ) -> None:

@@ -8,6 +8,14 @@ from typing import Any
 
 MODES = ("backtest", "dry_run", "live")
 EXITS = ("strategy", "reported")
+FLAGS = ("enabled", "follow")
+NUMBERS = {
+    "deadline_s": (0.01, 60.0),
+    "backtest_wait_s": (0.0, 3600.0),
+    "bars": (0, 4096),
+    "exits_hours": (1.0, 720.0),
+}
+"""What each may be. The service follows no trade for longer, and takes no more candles."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +51,30 @@ class Section:
 
 def read_section(config: Mapping[str, Any]) -> Section:
     """The section of a configuration. Raises `ValueError` for what it cannot say."""
-    given = dict(config.get("shadow_advisor") or {})
+    section = config.get("shadow_advisor")
+    if not (section is None or isinstance(section, Mapping)):
+        raise ValueError(f"shadow_advisor: {section!r} is no section of keys")
+    given = dict(section or {})
     unknown = sorted(given.keys() - {field.name for field in fields(Section)})
     if unknown:
         raise ValueError(f"shadow_advisor has no {', '.join(unknown)}")
-    modes = tuple(given.pop("run_modes", Section.run_modes))
+    modes = given.pop("run_modes", Section.run_modes)
+    if isinstance(modes, str) or not modes:
+        raise ValueError(f"shadow_advisor.run_modes: {modes!r} is no list of some of {MODES}")
+    modes = tuple(modes)
     if wrong := sorted(set(modes) - set(MODES)):
         raise ValueError(f"shadow_advisor.run_modes: {', '.join(wrong)} is none of {MODES}")
     if given.get("exits", Section.exits) not in EXITS:
         raise ValueError(f"shadow_advisor.exits: {given['exits']!r} is none of {EXITS}")
+    for key in FLAGS:
+        if not isinstance(given.get(key, True), bool):
+            raise ValueError(f"shadow_advisor.{key}: {given[key]!r} is neither true nor false")
+    for key, (least, most) in NUMBERS.items():
+        value = given.get(key, least)
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise ValueError(f"shadow_advisor.{key}: {value!r} is no number")
+        if not least <= value <= most:
+            raise ValueError(f"shadow_advisor.{key}: {value!r} is not from {least} to {most}")
+    if not isinstance(given.get("bars", 0), int):
+        raise ValueError(f"shadow_advisor.bars: {given['bars']!r} is no count of candles")
     return Section(run_modes=modes, **given)
