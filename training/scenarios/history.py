@@ -13,7 +13,7 @@ from itertools import chain, groupby
 from pathlib import Path
 
 from app.domain.exits import Exits
-from training.agent.reference import Agent, Opportunity, chart, opportunities
+from training.agent.reference import MIN_BARS, Agent, Opportunity, chart, opportunities
 from training.arrays import HELD_OUT_FROM, Progress, instant, silent
 from training.config.data import MarketConfig, ScenariosConfig
 from training.market.bars import Bars, MarketDataError, length_seconds
@@ -63,7 +63,7 @@ def bars_until(config: ScenariosConfig) -> date | None:
 
 def load_history(config: MarketConfig, ends: int | None) -> History:
     """What the configuration names. No bar that closes after `ends` (seconds since 1970 UTC)
-    is kept.
+    is kept. Where no symbols are named, those that begin after it are left out.
 
     Raises
     ------
@@ -81,7 +81,9 @@ def load_history(config: MarketConfig, ends: int | None) -> History:
         length: [_until(bars, ends) for bars in series]
         for length, series in market.by_length.items()
     }
-    empty = [bars.symbol for bars in kept[config.length] if not len(bars)]
+    begun = [bars for bars in kept[config.length] if len(bars)]
+    read = begun if begun and not config.symbols else kept[config.length]
+    empty = [bars.symbol for bars in read if not len(bars)]
     if empty and ends is not None:
         raise MarketDataError(
             f"{', '.join(empty)}: no bar before {datetime.fromtimestamp(ends, UTC):%Y-%m-%d}, where"
@@ -95,7 +97,7 @@ def load_history(config: MarketConfig, ends: int | None) -> History:
                 finer[bars.symbol].append(bars)
     context = load_context(config.news or market.news, config.fear_greed or market.fear_greed)
     return History(
-        tuple(kept[config.length]),
+        tuple(read),
         {symbol: tuple(series) for symbol, series in finer.items()},
         context,
     )
@@ -122,16 +124,18 @@ def find_scenarios(
 
     Raises
     ------
-    MarketDataError : a symbol has too little history for the indicators.
+    MarketDataError : no symbol has enough history for the indicators, or one that is named.
     ScenarioError : no candidate in the period, or no bars of a wanted symbol.
     """
-    agent = Agent([chart(bars) for bars in history.bars], history.context)
+    known = [b for b in history.bars if len(b) >= MIN_BARS or b.symbol in config.symbols]
+    series = known or history.bars
+    agent = Agent([chart(bars) for bars in series], history.context)
     candidates = opportunities(agent.charts)
     first = instant(config.since) if config.since else 0
     ends = bars_until(config)
     last = instant(ends) if ends else None
     wanted = _wanted(history, config)
-    mine = [at for at in candidates if history.bars[at.chart].symbol in wanted]
+    mine = [at for at in candidates if series[at.chart].symbol in wanted]
     within = [at for at in mine if at.as_of >= first and (last is None or at.as_of < last)]
     if not within:
         count = sum(len(bars) for bars in history.bars)

@@ -3,6 +3,7 @@ refusals."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from training.config.data import MarketConfig, ScenariosConfig
 from training.config.file import read_config
 from training.config.section import ConfigError
 from training.market.bars import Bars, MarketDataError
-from training.scenarios.history import bars_until, load_history
+from training.scenarios.history import bars_until, find_scenarios, load_history
 
 UNTIL = instant(date(2023, 1, 1))
 
@@ -58,6 +59,27 @@ def test_no_bar_after_the_end_is_kept(folder: Path) -> None:
     for many in history.series().values():
         for bars in many:
             assert bars.closed_at[-1] == START + 600 * HOUR
+
+
+def found_of(market: MarketConfig, settings: ScenariosConfig) -> set[str]:
+    """Symbols with candidates in the first thousand hours."""
+    scenarios, _ = find_scenarios(load_history(market, START + 1000 * HOUR), settings)
+    return {each.scenario.candidate.symbol for each in scenarios}
+
+
+def test_a_symbol_that_is_too_young_holds_up_no_other(folder: Path) -> None:
+    """ETHUSDT begins after what may be read ends, or a hundred hours before: too few for the
+    indicators. Named, it is missed."""
+    late = random_walk(1000, 2, "ETHUSDT")
+    for shift, symbols in ((1000, {"BTCUSDT"}), (900, {"BTCUSDT", "ETHUSDT"})):
+        moved = replace(late, closed_at=late.closed_at + shift * HOUR)
+        save(folder, moved, "1h")
+        history = load_history(config(folder), START + 1000 * HOUR)
+        assert {bars.symbol for bars in history.bars} == symbols
+        assert found_of(config(folder), ScenariosConfig()) == {"BTCUSDT"}
+        named = config(folder, symbols=("BTCUSDT", "ETHUSDT"))
+        with pytest.raises(MarketDataError, match=r"ETHUSDT: (no bar before|100 bars are too few)"):
+            found_of(named, ScenariosConfig(symbols=("ETHUSDT",)))
 
 
 def test_news_and_fear_and_greed_beside_the_bars_are_found(folder: Path) -> None:
