@@ -55,6 +55,7 @@ class Visit:
 
     async def come_in(self, page: Page, path: str = "/ui") -> None:
         await page.goto(path)
+        assert not await page.locator("[hidden]").first.is_visible(), "for password managers alone"
         await page.get_by_label("Token of a reader or an operator").fill(self.token)
         await page.keyboard.press("Enter")
         await page.wait_for_url(self.api.url.rstrip("/") + path)
