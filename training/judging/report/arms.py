@@ -83,6 +83,7 @@ def evaluation_report(findings: Findings) -> Report:
     section = report.section(words.APART)
     pictures.answers(section, findings)
     details.disagreements(section, findings)
+    pictures.trades(section, findings)
     details.vetoes(report.section("What each veto was worth"), findings)
     section = report.section("Rewards of trades")
     details.distribution(section, findings)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from training.arrays import Flags, Floats, Rows
@@ -15,9 +16,12 @@ from training.judging.contest.arena import Arena, Played
 from training.judging.contest.arms import AGENT, ALWAYS, POLICY
 from training.judging.report.document import Cell, Section
 from training.judging.report.findings import Findings, cell
+from training.market.bars import Bars
 from training.statistics.bootstrap import Estimate, mean_intervals
 
 GOOD, BAD, QUIET = "#1f7a6d", "#b3263a", "0.5"
+MOST_TRADES = 3
+"""On candles, of those that a policy saved, and of those that it missed."""
 COSTS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
 """Multiples of fee and slippage on the cost curve."""
 
@@ -74,6 +78,67 @@ def by_month(as_of: Rows, gap: Floats) -> tuple[list[int], Floats]:
         row, column = years.index(at.year), at.month - 1
         table[row, column] = np.nansum([table[row, column], value])
     return years, table
+
+
+def trades(section: Section, findings: Findings) -> None:
+    """The agent's trades that passing, or trading otherwise, saved or missed most, on candles."""
+    contest = findings.contest
+    agent, policy = contest.played[AGENT], contest.played[POLICY]
+    shown = widest(agent.arm.approve & np.isfinite(agent.fates.sold), policy.r - agent.r)
+    if not len(shown):
+        return
+    charts = {bars.symbol: bars for bars in findings.market.bars}
+    figure = Figure((11, 3.1 * -(-len(shown) // MOST_TRADES)), layout="constrained")
+    places = figure.subplots(-(-len(shown) // MOST_TRADES), MOST_TRADES, squeeze=False).flat
+    for at, axes in zip(shown, places, strict=False):
+        opened, ended = int(agent.fates.entered_at[at]), int(agent.fates.exited_at[at])
+        bars = around(charts[str(contest.arena.symbols[at])], opened, ended)
+        _candles(axes, bars, agent.arm.orders.stop[at], agent.arm.orders.targets[at])
+        for when, price, mark in (
+            (opened, agent.fates.bought[at], "^"),
+            (ended, agent.fates.sold[at], "v"),
+        ):
+            axes.plot([when], [price], mark, color="black", markersize=7)
+        axes.set_title(
+            f"{bars.symbol} {datetime.fromtimestamp(opened, UTC):%Y-%m-%d %H:%M}\n"
+            f"agent {agent.r[at]:+.1f} R, policy {policy.r[at]:+.1f} R",
+            fontsize=9,
+        )
+    for axes in list(places):
+        axes.set_axis_off()
+    section.plot(
+        "The agent's trades by which the policy saved most, then those by which it missed most:"
+        " entry (up), end (down), stop (red), targets (green); a trailed stop is where it ended",
+        figure,
+    )
+
+
+def widest(traded: Flags, gap: Floats) -> Rows:
+    """Of what the agent traded: where the policy gained most beside it, then where it lost most."""
+    rows = np.flatnonzero(traded)
+    order = rows[np.argsort(-gap[rows], kind="stable")]
+    saved, missed = order[:MOST_TRADES], order[::-1][:MOST_TRADES]
+    return np.concatenate([saved[gap[saved] > 0], missed[gap[missed] < 0]])
+
+
+def around(bars: Bars, opened: int, ended: int) -> Bars:
+    """The bars of a trade, and as many before it and after it."""
+    span = max(ended - opened, MOST_TRADES * bars.seconds)
+    first, last = np.searchsorted(bars.closed_at, [opened - span, ended + span])
+    return bars.part(int(first), int(last))
+
+
+def _candles(axes: Axes, bars: Bars, stop: float, targets: Floats) -> None:
+    rose = bars.close >= bars.open
+    middle = bars.closed_at - bars.seconds // 2
+    for colour, which in ((GOOD, rose), (BAD, ~rose)):
+        axes.vlines(middle[which], bars.low[which], bars.high[which], colour, linewidth=0.7)
+        axes.vlines(middle[which], bars.open[which], bars.close[which], colour, linewidth=3)
+    axes.axhline(stop, color=BAD, linewidth=0.8, linestyle="--")
+    for target in targets[np.isfinite(targets)]:
+        axes.axhline(target, color=GOOD, linewidth=0.8, linestyle="--")
+    axes.set_xticks([])
+    axes.tick_params(axis="y", labelsize=8)
 
 
 def excursions(section: Section, findings: Findings) -> None:

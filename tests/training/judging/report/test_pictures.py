@@ -7,7 +7,8 @@ from datetime import UTC, datetime
 import numpy as np
 
 from training.judging.report.document import Plot, Section
-from training.judging.report.pictures import by_month, forest, pairs
+from training.judging.report.pictures import around, by_month, forest, pairs, widest
+from training.market.bars import Bars
 from training.statistics.bootstrap import Estimate, none
 
 
@@ -28,6 +29,23 @@ def test_every_scenario_is_in_one_pair_of_answers() -> None:
     agent, policy = np.array([True, True, False, False]), np.array([True, False, True, True])
     counts = {(one, other): int(here.sum()) for one, other, here in pairs(agent, policy)}
     assert counts == {(True, True): 1, (True, False): 1, (False, True): 2, (False, False): 0}
+
+
+def test_the_widest_trades_are_the_agents_own_best_saved_first_and_worst_missed_first() -> None:
+    gap = np.array([0.5, 9.0, -2.0, 1.2, 0.0, -0.1, 3.0, 0.7, -4.0])
+    traded = np.array([True, False, True, True, True, True, True, True, True])
+    assert widest(traded, gap).tolist() == [6, 3, 7, 8, 2, 5]
+    assert widest(traded & (gap > 0), gap).tolist() == [6, 3, 7], "nothing was missed"
+    assert widest(np.zeros(9, dtype=bool), gap).tolist() == []
+
+
+def test_a_trade_is_shown_between_as_many_bars_before_and_after_it() -> None:
+    closed_at = np.arange(1, 101) * 3600
+    flat = np.full(100, 5.0)
+    bars = Bars("BTCUSDT", 3600, closed_at, flat, flat, flat, flat, flat)
+    shown = around(bars, opened=40 * 3600, ended=50 * 3600)
+    assert (shown.closed_at[0] // 3600, shown.closed_at[-1] // 3600) == (30, 59)
+    assert len(around(bars, opened=0, ended=3600)) == 3, "what is before the first bar is not there"
 
 
 def test_a_forest_has_a_line_a_rival_and_colours_only_what_is_sure() -> None:
