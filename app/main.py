@@ -148,7 +148,6 @@ def create_app() -> FastAPI:
         docs_url=None,
         redoc_url=None,
     )
-    app.router.routes.insert(0, routes.DIRECT)
     app.include_router(reference.router)
     app.include_router(routes.router)
     app.include_router(operators.router)
@@ -161,6 +160,7 @@ def create_app() -> FastAPI:
     app.include_router(nowhere)
     app.state.refusals = Refusals()
     app.state.rereads = Buckets(decision.REREADS_PER_S, decision.REREADS_AT_ONCE)
+    app.add_middleware(routes.Straight)
     app.add_middleware(Admission)
     app.add_middleware(Guard)
     install(app)

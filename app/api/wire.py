@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from math import ceil
@@ -328,12 +329,8 @@ def read_headers(request: Request) -> AdviseHeaders:
 def install(app: FastAPI) -> None:
     """Error handlers, request counter and OpenAPI on `app`, whose state holds `service`, `metrics`
     and `options`."""
-    for error in STATUS:
-        app.add_exception_handler(error, _advisor_error)
-    app.add_exception_handler(ValidationError, _invalid)
-    app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(ClientDisconnect, _left)
+    for error, handler in HANDLERS.items():
+        app.add_exception_handler(error, handler)
     app.add_exception_handler(Exception, _bug)
     app.add_middleware(CountRequests)
     app.openapi = lambda: openapi(app)  # type: ignore[method-assign]
@@ -378,6 +375,24 @@ async def _http_error(request: Request, error: Exception) -> Response:
 async def _left(request: Request, error: Exception) -> Response:
     """Its sender hung up in the middle of a body, which is no defect of ours; nobody reads this."""
     return problem(400, "The request cannot be served", "the connection ended within the body")
+
+
+HANDLERS: dict[type[Exception], Callable[[Request, Exception], Awaitable[Response]]] = {
+    **dict.fromkeys(STATUS, _advisor_error),
+    ValidationError: _invalid,
+    RequestValidationError: _invalid,
+    HTTPException: _http_error,
+    ClientDisconnect: _left,
+}
+"""What answers each kind of error that a route may raise."""
+
+
+async def answered(request: Request, error: Exception) -> Response:
+    """What a route's error is answered by. A defect is raised again."""
+    for kind in type(error).__mro__:
+        if kind in HANDLERS:
+            return await HANDLERS[kind](request, error)
+    raise error
 
 
 async def _bug(request: Request, error: Exception) -> Response:

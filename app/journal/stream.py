@@ -19,9 +19,10 @@ from zlib import crc32
 
 import orjson
 import structlog
-from redis.asyncio import Redis
+from redis.asyncio import Connection, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.connection import HiredisRespSerializer
 from redis.exceptions import NoScriptError, RedisError
 
 from app.domain.canonical import DEFAULT_PRINCIPAL, digest
@@ -207,6 +208,17 @@ class Known(NamedTuple):
     stream_id: str
 
 
+class Packing(Connection):
+    """A connection whose commands hiredis writes, as it does for redis-py's other client: this
+    one's own writer takes six times as long for an event."""
+
+    _packer = HiredisRespSerializer()
+
+    def pack_command(self, *args: Any) -> list[bytes]:
+        """The command in the server's protocol."""
+        return list(self._packer.pack(*args))
+
+
 def connect(url: str, timeout_s: float | None) -> Redis:
     """A client that speaks RESP2, answers in bytes, fails within `timeout_s` (None: whoever asks
     sees to that), and never retries by itself.
@@ -216,6 +228,7 @@ def connect(url: str, timeout_s: float | None) -> Redis:
     try:
         return Redis.from_url(
             url,
+            connection_class=Packing,  # of TCP; others have their own
             protocol=2,
             socket_timeout=timeout_s,
             socket_connect_timeout=timeout_s,

@@ -126,8 +126,9 @@ def _pair(name: str, value: float | None, scale: float = 1.0, digits: int = 0) -
     """` name 12`, or nothing when the value is not known."""
     if value is None:
         return ""
-    number = f"{min(max(value * scale, -MOST), MOST):.{digits}f}"
-    return f" {name} {'0' if float(number) == 0 else number}"
+    bounded = min(max(value * scale, -MOST), MOST)
+    number = f"{bounded:.{digits}f}"
+    return f" {name} {'0' if abs(bounded) < 1 and float(number) == 0 else number}"
 
 
 def _identity(c: Candidate) -> str:

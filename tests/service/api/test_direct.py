@@ -1,5 +1,5 @@
-"""`/advise` is answered past FastAPI's own steps: whatever comes, the answer is what its route
-would have given."""
+"""`POST /advise` is answered past the router and FastAPI's own steps: whatever comes, the answer is
+what its route would have given."""
 
 from __future__ import annotations
 
@@ -105,7 +105,10 @@ async def roads(
         direct: Any = served.server.config.app
         described = main.create_app()
         described.state = direct.state
-        described.router.routes.remove(routes.DIRECT)
+        described.user_middleware = [
+            layer for layer in described.user_middleware if layer.cls is not routes.Straight
+        ]
+        assert len(described.user_middleware) == len(direct.user_middleware) - 1
         yield Road(direct, "direct"), Road(described, "described")
 
 
@@ -116,12 +119,3 @@ async def test_both_roads_give_the_same_answers(roads: tuple[Road, Road]) -> Non
         assert first == second, sent
         statuses.add(first[0])
     assert statuses >= {200, 202, 307, 400, 403, 405, 413, 415, 422}
-
-
-def test_the_description_is_that_of_fastapis_own_route() -> None:
-    app = main.create_app()
-    document = app.openapi()
-    app.openapi_schema = None
-    app.router.routes.remove(routes.DIRECT)
-    assert document == app.openapi()
-    assert "post" in document["paths"]["/advise"]

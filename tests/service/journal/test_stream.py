@@ -13,6 +13,7 @@ from typing import Any
 
 import orjson
 import pytest
+from redis.asyncio import Connection
 
 from app.domain.errors import InvalidRecord, JournalUnavailable, RequestConflict
 from app.domain.record.event import Event, EventKind, StateChange
@@ -23,6 +24,7 @@ from app.journal.stream import (
     NOTHING_YET,
     GroupCommit,
     MemoryReplaced,
+    Packing,
     Place,
     Receipt,
     StreamJournal,
@@ -47,6 +49,19 @@ async def stream(valkey_url: str) -> AsyncIterator[StreamJournal]:
 
 def state(name: TradingState, at: datetime) -> StateChange:
     return StateChange(recorded_at=at, state=name, reason="test", changed_by="ops")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("EVALSHA", "ä", 4, -1, 0.5, b"\x00\r\n", "", b"p" * 7000),
+        ("CONFIG GET", "*append*"),
+        (b"PING",),
+    ],
+)
+def test_a_command_is_written_as_redis_py_writes_it(command: tuple[Any, ...]) -> None:
+    written = b"".join(Packing().pack_command(*command))
+    assert written == b"".join(Connection().pack_command(*command))
 
 
 async def test_an_event_appended_32_times_at_once_is_in_the_stream_once(
