@@ -34,21 +34,46 @@ _numbers = itertools.count()
 ROOT = Path(__file__).parents[1]
 
 
+ROOM_BYTES = 4 * 2**30
+REBUILD = "evaluated"
+LONG = (
+    REBUILD,
+    "tests/deploy/test_prometheus_live.py",
+    "tests/chaos/test_rounds.py",
+    "tests/service/local/test_up.py",
+    "tests/service/advising/test_faults.py",
+    "tests/service/api/explorer/test_browser.py",
+    "tests/service/local/test_embedded.py",
+    "tests/service/cli/test_cli.py",
+    "tests/training/learning/teacher/test_teacher.py",
+    "tests/service/api/test_bad_input.py",
+    "tests/policy/versions/test_strangers.py",
+)
+"""What takes longest, in that order."""
+
+
 class Together(LoadFileScheduling):  # type: ignore[misc]
     """In several processes (`make test`): a file runs in one of them, and so do all files that look
-    at one rebuild, which takes over a minute.
+    at one rebuild, which takes over a minute. What is long begins first, then the files with most
+    tests: otherwise a long file with two tests would come last, and one process would end alone.
 
     Groups by marker (`--dist loadgroup`) are without effect with pytest 9.2.
     """
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
-        return "evaluated" if _looks_at_the_rebuild(file) else file
+        return REBUILD if _looks_at_the_rebuild(file) else file
+
+    def _assign_work_unit(self, node: Any) -> None:
+        first = next((scope for scope in LONG if scope in self.workqueue), None)
+        if first is not None:
+            self.workqueue.move_to_end(first, last=False)
+        super()._assign_work_unit(node)
 
 
 @cache
 def _looks_at_the_rebuild(file: str) -> bool:
-    return re.search(r"\bevaluated\b", (ROOT / file).read_text(encoding="utf-8")) is not None
+    return re.search(rf"\b{REBUILD}\b", (ROOT / file).read_text(encoding="utf-8")) is not None
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -63,11 +88,18 @@ def administration(url: str) -> psycopg.Connection:
     )
 
 
+def memory() -> Path | None:
+    """A folder in memory, where there is one with room: a server that syncs there, as all of ours
+    do, keeps what it was given through any kill, and nobody waits for a disk."""
+    folder = Path("/dev/shm")
+    return folder if folder.is_dir() and shutil.disk_usage(folder).free > ROOM_BYTES else None
+
+
 @contextmanager
 def open_directory() -> Iterator[Path]:
-    """A directory that every user may enter, so that an embedded Postgres uses it also under
-    root."""
-    directory = Path(tempfile.mkdtemp(prefix="advisor-test-"))
+    """A directory that every user may enter, so that an embedded Postgres uses it also under root;
+    in memory where there is room."""
+    directory = Path(tempfile.mkdtemp(prefix="advisor-test-", dir=memory()))
     directory.chmod(0o755)
     try:
         yield directory
@@ -112,9 +144,9 @@ def _database(postgres: EmbeddedPostgres, template: str) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedValkey]:
-    """Shared server; `valkey_url` empties it."""
-    with EmbeddedValkey(tmp_path_factory.mktemp("valkey")) as server:
+def valkey() -> Iterator[EmbeddedValkey]:
+    """Shared server; `valkey_url` empties it; tests of durability start their own."""
+    with open_directory() as directory, EmbeddedValkey(directory / "valkey") as server:
         yield server
 
 

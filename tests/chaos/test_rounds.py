@@ -3,7 +3,6 @@ Many rounds: `make chaos`."""
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,18 +14,18 @@ from tests.chaos.judge import judge
 from tests.chaos.load import Load
 from tests.chaos.rounds import Round, rounds, summary
 from tests.chaos.stack import living
+from tests.conftest import open_directory
 
 
 @pytest.fixture
 def home() -> Iterator[Path]:
-    """A directory that also an embedded Postgres under root may enter."""
-    with tempfile.TemporaryDirectory(prefix="advisor-chaos-") as directory:
-        yield Path(directory)
+    with open_directory() as directory:
+        yield directory
 
 
-async def test_a_killed_replica_a_killed_postgres_and_an_emptied_valkey() -> None:
+async def test_a_killed_replica_a_killed_postgres_and_an_emptied_valkey(home: Path) -> None:
     names = ["replica killed", "Postgres killed", "Valkey emptied"]
-    done = [each async for each in rounds(3, 1, names)]
+    done = [each async for each in rounds(3, 1, names, keep=home)]
     assert sorted(each.name for each in done) == sorted(names)
     assert [each.violations for each in done] == [[], [], []], summary(done)
     [emptied] = [each for each in done if each.name == "Valkey emptied"]

@@ -6,13 +6,31 @@ corrupts the future and expects the same bytes.
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
-import talib
 from numpy.typing import NDArray
 
 from app.domain.charts.series import DAY_S, Floats, Series
+
+
+@contextmanager
+def _as_if_absent(*modules: str) -> Iterator[None]:
+    hidden = [name for name in modules if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # None: not to be imported
+    try:
+        yield
+    finally:
+        for name in hidden:
+            del sys.modules[name]
+
+
+# TA-Lib imports both to take their series too; ours are arrays, and it is a quarter of a start.
+with _as_if_absent("pandas", "polars"):
+    import talib
 
 PERCENTILE_DAYS = 7
 SUPPORT_BARS = 48

@@ -1,7 +1,7 @@
 """Every process and server is killed in the middle of a load: what was answered is in Postgres,
 once, as answered.
 
-Real processes on a Postgres and a Valkey of their own, which sync to disk.
+Real processes on a Postgres and a Valkey of their own, which sync what they write.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ def durable_postgres() -> Iterator[EmbeddedPostgres]:
 
 
 @pytest.fixture
-async def stack(durable_postgres: EmbeddedPostgres, tmp_path: Path) -> AsyncIterator[Stack]:
-    with EmbeddedValkey(tmp_path / "valkey") as valkey:
-        async with Stack(durable_postgres, valkey, tmp_path, pairs=1) as stack:
+async def stack(durable_postgres: EmbeddedPostgres) -> AsyncIterator[Stack]:
+    with open_directory() as home, EmbeddedValkey(home / "valkey") as valkey:
+        async with Stack(durable_postgres, valkey, home, pairs=1) as stack:
             yield stack
 
 

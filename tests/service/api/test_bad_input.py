@@ -3,13 +3,15 @@ rest is recorded."""
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
 import random
 import re
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Iterable
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +63,15 @@ def require_problem(reply: httpx.Response, status: int = 422) -> dict[str, Any]:
     assert document["detail"]
     assert len(reply.content) < 20_000
     return document
+
+
+async def at_once(asked: Iterable[Awaitable[httpx.Response]]) -> list[httpx.Response]:
+    """The replies, in order; sixteen requests are under way at a time, so that they share syncs."""
+    waiting = iter(asked)
+    replies: list[httpx.Response] = []
+    while some := list(islice(waiting, 16)):
+        replies += await asyncio.gather(*some)
+    return replies
 
 
 RAW: dict[str, bytes] = {
@@ -649,9 +660,9 @@ async def test_nothing_that_comes_in_is_a_defect_and_what_is_answered_is_stored_
     source = random.Random(20261123)
     settings = settings_for(database_url, valkey_url, tmp_path, clock=Clock.REQUEST)
     statuses: Counter[int] = Counter()
+    documents = [mutated(source, f"r-{number}") for number in range(1500)]
     async with running(settings) as api:
-        for number in range(1500):
-            reply = await api.advise(mutated(source, f"r-{number}"))
+        for reply in await at_once(map(api.advise, documents)):
             statuses[reply.status_code] += 1
             assert reply.status_code in (200, 422), reply.text
             if reply.status_code == 422:
@@ -675,12 +686,15 @@ async def test_no_report_is_a_defect_and_what_is_accepted_is_stored(
         "outcome": (Outcome, {"arm": "agent", "outcome": "sl"}),
     }
     accepted: dict[str, set[str]] = {"agent-action": set(), "outcome": set()}
+    reports: list[tuple[str, dict[str, Any]]] = []
     for number in range(600):
         part, (shape, body) = source.choice(list(plain.items()))
         values = [source.choice(source.choice((NUMBERS, NUMBERS, TEXTS, OTHERS))) for _ in range(2)]
         fields = source.sample(sorted(shape.model_fields), 2)
-        report = body | dict(zip(fields, values, strict=True)) | {"extra": {"number": number}}
-        reply = await api.client.put(f"{where}/{part}", json=report)
+        numbered = {"extra": {"number": number}}
+        reports.append((part, body | dict(zip(fields, values, strict=True)) | numbered))
+    sent = (api.client.put(f"{where}/{part}", json=report) for part, report in reports)
+    for (part, report), reply in zip(reports, await at_once(sent), strict=True):
         if reply.status_code == 422:
             require_problem(reply)
         else:

@@ -10,8 +10,8 @@ import signal
 import stat
 import subprocess
 import sys
-from collections.abc import AsyncIterator
-from contextlib import suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -59,8 +59,9 @@ class Up:
     def __init__(self, home: Path, log: Path, variables: dict[str, str]) -> None:
         self.home = home
         self.variables = variables
-        self.http = httpx.AsyncClient(base_url=f"http://127.0.0.1:{variables['ADVISOR_PORT']}")
+        self.http: httpx.AsyncClient
         self._log = log
+        self._told = 0
         self.start()
 
     def start(self) -> None:
@@ -84,6 +85,20 @@ class Up:
         """Everything that it and its parts printed."""
         return self._log.read_text(errors="replace")
 
+    @property
+    def newly_said(self) -> str:
+        """What this test made it print."""
+        return self.said[self._told :]
+
+    @asynccontextmanager
+    async def asked(self) -> AsyncIterator[None]:
+        """One test's way to ask it; what the tests before left is in order."""
+        self._told = len(self.said)
+        url = f"http://127.0.0.1:{self.variables['ADVISOR_PORT']}"
+        async with httpx.AsyncClient(base_url=url) as self.http:
+            await self.ready()
+            yield
+
     async def ready(self) -> None:
         """Wait until every dependency answers."""
 
@@ -106,18 +121,23 @@ class Up:
         await until(another, START_S)
 
 
-@pytest.fixture
-async def up() -> AsyncIterator[Up]:
+@pytest.fixture(scope="module")
+def instance() -> Iterator[Up]:
     with open_directory() as directory:
         home = directory / "home"
         running = Up(home, directory / "up.log", environment(home))
         try:
-            async with running.http:
-                await running.ready()
-                yield running
+            yield running
         finally:
             running.process.terminate()
             running.process.wait(60)
+
+
+@pytest.fixture
+async def up(instance: Up) -> AsyncIterator[Up]:
+    """The same for all tests: each leaves it ready."""
+    async with instance.asked():
+        yield instance
 
 
 async def test_whatever_is_killed_is_started_again_and_no_answer_is_lost(up: Up) -> None:
@@ -131,7 +151,7 @@ async def test_whatever_is_killed_is_started_again_and_no_answer_is_lost(up: Up)
         await up.replaced(name, pid)
         await up.ready()
     for name in ("postgres", "valkey", "serve", "writer"):
-        assert up.said.count(f"{name} ended") == 1
+        assert up.newly_said.count(f"{name} ended") == 1
     for known in answered:
         assert (await up.http.get(f"/decisions/{known}")).status_code == 200
 
@@ -163,17 +183,17 @@ async def test_the_service_goes_on_while_postgres_cannot_be_started_and_finds_it
 
     async def refused() -> bool:
         assert up.process.poll() is None, up.said
-        return "postgres cannot be started, the service goes on without it" in up.said
+        return "postgres cannot be started, the service goes on without it" in up.newly_said
 
     await until(refused, START_S)
-    reply = (await up.http.post("/advise", json=request("r-1"))).json()
+    reply = (await up.http.post("/advise", json=request("without-postgres"))).json()
     assert reply["recorded"] == "stream"
     assert (await up.http.get("/readyz")).json()["status"] == "degraded"
     version.write_text(right)
     await up.ready()
 
     async def said() -> bool:
-        return "postgres runs again" in up.said
+        return "postgres runs again" in up.newly_said
 
     await until(said, START_S)
 
