@@ -8,7 +8,6 @@ adapter's figure is all that it does for one candidate of the agent's loop.
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -28,7 +27,7 @@ from app.schemas import EXAMPLE
 from app.shadow_log.schema.migrate import upgrade
 from bench.history import record
 from bench.serving.load import Load
-from bench.serving.service import ROOT, Measured, Served, servers, serving
+from bench.serving.service import Measured, Served, servers, serving, variables
 
 PACE_S = 0.003
 
@@ -106,16 +105,9 @@ def main(count: Annotated[int, typer.Option(help="Requests per run.")] = 1000) -
     measured = Measured()
     with servers() as (folder, postgres, valkey):
         upgrade(postgres.url)
-        environment = {
-            **os.environ,
-            "DATABASE_URL": postgres.url,
-            "REDIS_URL": valkey.url,
-            "ADVISOR_LIMITS": str(ROOT / "limits.toml"),
-            "ADVISOR_TOKENS": str(folder / "tokens.json"),
-            "ADVISOR_HOME": str(folder / "home"),
-        }
+        environment, home = variables(folder, postgres, valkey), str(folder / "home")
         with (
-            serving(environment, MODEL="scripted") as served,
+            serving(environment, MODEL="scripted", ADVISOR_HOME=home) as served,
             tempfile.TemporaryDirectory() as disk,
         ):
             for where, queue_dir in (("memory", None), ("disk", Path(disk))):

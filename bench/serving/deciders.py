@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import random
 import subprocess
 import sys
@@ -40,6 +39,7 @@ from bench.serving.service import (
     scenario,
     servers,
     serving,
+    variables,
 )
 
 PROTOCOLS = ("systemone", "decisions", "chat")
@@ -118,16 +118,9 @@ def bench_panel(measured: Measured, rounds: int, requests: int, every_s: float) 
         table.write_text(table_of(urls))
 
         def service(name: str, **more: str) -> Served:
-            environment = {
-                **os.environ,
-                "DATABASE_URL": postgres.url,
-                "REDIS_URL": valkey.url,
-                "ADVISOR_LIMITS": str(ROOT / "limits.toml"),
-                "ADVISOR_TOKENS": str(folder / "tokens.json"),
-                "ADVISOR_HOME": str(folder / name),
-                "MODEL": "scripted",
-            }
-            return stack.enter_context(serving(environment, **more))
+            own = {"MODEL": "scripted", "ADVISOR_HOME": str(folder / name)}
+            environment = variables(folder, postgres, valkey)
+            return stack.enter_context(serving(environment, **own, **more))
 
         without, beside = service("without"), service("beside", ADVISOR_DECIDERS=str(table))
         plain, panel = asyncio.run(turns(without, beside, rounds, requests, every_s))

@@ -173,6 +173,17 @@ def servers() -> Iterator[tuple[Path, EmbeddedPostgres, EmbeddedValkey]]:
             postgres.remove()
 
 
+def variables(folder: Path, postgres: EmbeddedPostgres, valkey: EmbeddedValkey) -> dict[str, str]:
+    """What the processes of a service are told: servers, shipped limits, tokens of its own."""
+    return {
+        **os.environ,
+        "DATABASE_URL": postgres.url,
+        "REDIS_URL": valkey.url,
+        "ADVISOR_LIMITS": str(ROOT / "limits.toml"),
+        "ADVISOR_TOKENS": str(folder / "tokens.json"),
+    }
+
+
 @contextmanager
 def serving(environment: dict[str, str], **more: str) -> Iterator[Served]:
     """The API as a process of its own, with a token for an agent."""
@@ -247,13 +258,7 @@ def main(
     measured.times("review of one order by all rules", "review", bench_rules(20_000))
     with servers() as (folder, postgres, valkey):
         upgrade(postgres.url)
-        environment = {
-            **os.environ,
-            "DATABASE_URL": postgres.url,
-            "REDIS_URL": valkey.url,
-            "ADVISOR_LIMITS": str(ROOT / "limits.toml"),
-            "ADVISOR_TOKENS": str(folder / "tokens.json"),
-        }
+        environment = variables(folder, postgres, valkey)
         alone, together = asyncio.run(bench_journal(valkey.url, 1000))
         measured.times("journal append, fsynced, one at a time", "append", alone)
         measured.times("journal appends from 32 tasks", "append_32_tasks", together)
