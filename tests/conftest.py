@@ -88,18 +88,26 @@ def administration(url: str) -> psycopg.Connection:
     )
 
 
+@cache
 def memory() -> Path | None:
     """A folder in memory, where there is one with room: a server that syncs there, as all of ours
-    do, keeps what it was given through any kill, and nobody waits for a disk."""
+    do, keeps what it was given through any kill, and nobody waits for a disk.
+
+    What killed tests left there is removed."""
     folder = Path("/dev/shm")
-    return folder if folder.is_dir() and shutil.disk_usage(folder).free > ROOM_BYTES else None
+    if not folder.is_dir():
+        return None
+    for left in folder.glob("advisor-test-*-*"):
+        if not Path("/proc", left.name.split("-")[2]).exists():
+            shutil.rmtree(left, ignore_errors=True)
+    return folder if shutil.disk_usage(folder).free > ROOM_BYTES else None
 
 
 @contextmanager
 def open_directory() -> Iterator[Path]:
     """A directory that every user may enter, so that an embedded Postgres uses it also under root;
     in memory where there is room."""
-    directory = Path(tempfile.mkdtemp(prefix="advisor-test-", dir=memory()))
+    directory = Path(tempfile.mkdtemp(prefix=f"advisor-test-{os.getpid()}-", dir=memory()))
     directory.chmod(0o755)
     try:
         yield directory
