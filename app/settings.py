@@ -55,7 +55,11 @@ class Settings(BaseSettings):
     """Variables are prefixed with ADVISOR_, but for DATABASE_URL, REDIS_URL, MODEL and VLLM_URL."""
 
     model_config = SettingsConfigDict(
-        env_prefix="ADVISOR_", extra="ignore", frozen=True, populate_by_name=True
+        env_prefix="ADVISOR_",
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
+        populate_by_name=True,
     )
 
     database_url: str | None = Field(

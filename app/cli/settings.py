@@ -18,6 +18,7 @@ HIDDEN = "(set, not shown)"
 PAGE = """# Settings
 
 Every environment variable that `advisor` reads; `advisor settings` shows their values here and now.
+An empty variable is as one that is not set.
 A variable that begins with `ADVISOR_` and is none of these is refused, with the nearest name.
 Callers of the service read `ADVISOR_URL`, `ADVISOR_TOKEN` and `ADVISOR_TOKEN_FILE` instead
 ([connect](connect.md)). HOME is the folder that `ADVISOR_HOME` names. This page is made by
@@ -39,7 +40,7 @@ class Setting(NamedTuple):
 
 def all_settings(settings: Settings) -> list[Setting]:
     """Every setting with its value; secrets only as set or not."""
-    given = {name.upper() for name in with_environment({})}
+    given = {name.upper() for name, value in with_environment({}).items() if value}
     rows = []
     for name, field in Settings.model_fields.items():
         value = getattr(settings, name)

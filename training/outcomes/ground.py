@@ -13,14 +13,11 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from app.domain.charts.series import MAX_PRICE_GAP
 from training.arrays import Floats, Rows, Times
 from training.market.bars import Bars
 from training.outcomes.orders import Orders
 from training.outcomes.simulate import Costs, Fates, simulate
-
-MAX_PRICE_GAP = 0.2
-"""A plan whose entry is further than this fraction from the bars' price belongs to another market
-or unit."""
 
 
 class Exclusion(StrEnum):

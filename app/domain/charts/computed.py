@@ -73,14 +73,14 @@ def fault_of(bars: Sequence[Bar]) -> str | None:
         return "they are longer than a day"
     if seconds % 1 or (steps % seconds).any():
         return "they are not of one length"
-    if missing := _hole(times, seconds):
+    if missing := hole(times, seconds):
         return f"{missing}: indicators would take them for one step"
     if any(not b.low <= min(b.open, b.close) <= max(b.open, b.close) <= b.high for b in bars):
         return "a high or low does not enclose its bar"
     return None
 
 
-def _hole(times: Sequence[float], seconds: float) -> str | None:
+def hole(times: Sequence[float] | Times, seconds: float) -> str | None:
     """What is missing of the last day, or of the bars that most fields remember; None where at
     least `WHOLE` of them are there. What is older weighs little."""
     for span in (DAY_S, SETTLED_BARS * seconds):

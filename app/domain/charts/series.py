@@ -9,6 +9,9 @@ from numpy.typing import NDArray
 
 DAY_S = 86_400
 """Seconds of a day; days are UTC."""
+MAX_PRICE_GAP = 0.2
+"""A plan whose entry is further than this fraction from the bars' price belongs to another market
+or unit."""
 Floats = NDArray[np.float64]
 Times = NDArray[np.int64]
 """(N,) seconds since 1970, UTC."""

@@ -21,6 +21,7 @@ from app.domain.fields import MAX_EXACT_INTEGER, Instant, Record, ShortText, abs
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
+Part = Annotated[float, Field(gt=0, le=1)]
 
 
 class RuleLimits(Record):
@@ -47,8 +48,8 @@ class StaleSnapshot(RuleLimits):
 
 
 class InputSanity(RuleLimits):
-    max_atr_fraction: Positive = 0.25
-    max_entry_gap_fraction: Positive = 0.05
+    max_atr_fraction: Part = 0.25
+    max_entry_gap_fraction: Part = 0.05
 
 
 class StopDistance(ExcessLimits):
@@ -57,8 +58,8 @@ class StopDistance(ExcessLimits):
 
     min_atr: Positive = 0.5
     max_atr: Positive = 3.0
-    min_fraction: Positive = 0.001
-    max_fraction: Positive = 0.15
+    min_fraction: Part = 0.001
+    max_fraction: Part = 0.15
 
     @model_validator(mode="after")
     def ordered(self) -> Self:

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from shadow_advisor_client.adapters.spot_ai_agent import plan_of
 
-from app.domain.charts.computed import Chart, candidate_fields
+from app.domain.charts.computed import SETTLED_BARS, Chart, candidate_fields, hole
 from app.domain.charts.indicators import Indicators, indicators
+from app.domain.charts.series import MAX_PRICE_GAP
 from app.domain.scenario import pair_of
 from app.shadow_log.bar_files import PRICES, BarFile, files_in, time_column
 from app.shadow_log.importing.rows import ImportFault, frame_of
@@ -54,7 +55,10 @@ class BarsFolder:
         if place < 0 or at - chart.closed_at[place] > STALE_BARS * chart.seconds:
             return told
         computed, close = candidate_fields(signs, place), float(chart.close[place])
-        if computed["atr"] is None:
+        entry = told.plan.get("entry") or told.action.get("entry") or close
+        if computed["atr"] is None or abs(entry / close - 1) > MAX_PRICE_GAP:
+            return told
+        if hole(chart.closed_at[max(place + 1 - SETTLED_BARS, 0) : place + 1], chart.seconds):
             return told
         candidate = computed | _told_in(told.candidate)
         plan = _told_in(told.plan)
@@ -91,7 +95,9 @@ def _series(seconds: int, path: Path) -> Series:
         raise ImportFault(f"{path}: no column {', '.join(sorted(lacking)) or 'of times'}")
     if not str(frame[times].dtype).startswith("Datetime"):
         raise ImportFault(f"{path}: {times} holds no times")
-    frame = frame.sort(times)
+    frame = frame.unique().sort(times)
+    if frame[times].n_unique() < len(frame):
+        raise ImportFault(f"{path}: bars of one time that differ")
     shift = 0 if times == "closed_at" else seconds
     closed_at = frame[times].dt.epoch("s").to_numpy() + shift
     columns = (frame[name].cast(float).to_numpy() for name in COLUMNS)

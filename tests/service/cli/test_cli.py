@@ -161,6 +161,16 @@ def test_settings_show_value_and_origin_and_hide_what_is_secret(tmp_path: Path) 
     assert told["ADVISOR_OPEN"] == ("loopback", "environment")
 
 
+def test_an_empty_variable_is_none(tmp_path: Path) -> None:
+    """Compose files and unit files write what is not set so."""
+    empty = {"ADVISOR_DECIDERS": "", "ADVISOR_PORT": "", "ADVISOR_LIMITS": "", "VLLM_URL": ""}
+    done = advisor(environment(tmp_path) | empty, "settings", "--json")
+    told = {row["variable"]: (row["value"], row["origin"]) for row in json.loads(done.stdout)}
+    assert told["ADVISOR_PORT"] == ("8321", "default")
+    assert told["ADVISOR_LIMITS"] == ("limits.toml", "default")
+    assert {told[name][1] for name in empty} == {"default"}
+
+
 def test_what_clients_and_tests_read_is_no_wrong_setting() -> None:
     names = ("ADVISOR_URL", "ADVISOR_TOKEN", "ADVISOR_TOKEN_FILE", "ADVISOR_FUZZ_SEED", "ADVISE")
     assert unknown_variables([*names, "advisor_port"]) == []

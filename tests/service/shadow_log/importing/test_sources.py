@@ -95,6 +95,36 @@ def test_bars_complete_a_trade_with_what_was_known_when_it_was_made(tmp_path: Pa
     assert coverage.complete == 1
 
 
+@pytest.mark.parametrize("fault", ["another price", "a hole"])
+def test_bars_of_another_market_and_across_a_hole_complete_nothing(
+    fault: str, tmp_path: Path
+) -> None:
+    database = freqtrade_database(tmp_path / "tradesv3.sqlite")
+    file = bars_folder(tmp_path / "bars") / "BTCUSDT_1h.csv"
+    lines = file.read_text().splitlines()
+    if fault == "another price":
+        lines = [line.replace(",100,102,98,", ",5.0,5.1,4.9,") for line in lines]
+        lines = [line.replace(",99,10", ",5,10").replace(",101,10", ",5,10") for line in lines]
+    else:
+        del lines[20:27]
+    file.write_text("\n".join(lines))
+    (trade,), _ = read("freqtrade", database, file.parent, (-0.05, 0.04))
+    assert trade.missing == ("candidate.atr",)
+
+
+def test_the_same_bar_twice_is_one_and_two_of_one_time_are_refused(tmp_path: Path) -> None:
+    database = freqtrade_database(tmp_path / "tradesv3.sqlite")
+    file = bars_folder(tmp_path / "bars") / "BTCUSDT_1h.csv"
+    whole = file.read_text()
+    ((before,), _) = read("freqtrade", database, file.parent, (-0.05, 0.04))
+    file.write_text("\n".join([whole, *whole.splitlines()[5:20]]))
+    ((after,), _) = read("freqtrade", database, file.parent, (-0.05, 0.04))
+    assert before == after
+    file.write_text("\n".join([whole, whole.splitlines()[5].replace(",102,", ",103,")]))
+    with pytest.raises(ImportFault, match="bars of one time that differ"):
+        read("freqtrade", database, file.parent, (-0.05, 0.04))
+
+
 def test_later_bars_change_nothing(tmp_path: Path) -> None:
     database = freqtrade_database(tmp_path / "tradesv3.sqlite")
     bars = bars_folder(tmp_path / "bars")
