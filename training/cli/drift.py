@@ -11,7 +11,7 @@ import typer
 
 from app.domain.errors import AdvisorError
 from app.operator_client import OperatorClient, OperatorError
-from training.cli.options import DEFAULT_URL, Log, Url, chosen, console, finite, tell
+from training.cli.options import Log, Url, chosen, console, finite, tell
 from training.config.judging import DriftConfig
 from training.config.section import home
 
@@ -71,6 +71,7 @@ Until = Annotated[
 
 def drift(
     database: Log,
+    url: Url,
     reference: Reference = None,
     model_version: Version = "",
     config: Config = "",
@@ -82,7 +83,6 @@ def drift(
     demote: Demote = "",
     keep: Keep = None,
     until: Until = None,
-    url: Url = DEFAULT_URL,
 ) -> None:
     """Has the market, or the model's behaviour in it, moved away from what the model was made for?
 

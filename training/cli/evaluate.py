@@ -11,7 +11,6 @@ import typer
 from rich.table import Table
 
 from training.cli.options import (
-    DEFAULT_URL,
     Adopt,
     By,
     Config,
@@ -103,7 +102,7 @@ def walk_forward(config: Config = "cpu", overrides: Set = None, adopt: Adopt = N
 
 def promote(
     evaluation: Evaluation,
-    url: Url = DEFAULT_URL,
+    url: Url,
     token: Token = None,
     alias: Alias = "",
     kind: As = Kind.TRADER,

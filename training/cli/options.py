@@ -26,7 +26,6 @@ from training.config.file import RebuildConfig, read_config
 from training.config.section import ConfigError, home
 
 CONFIGS = Path(__file__).parents[1] / "config"
-DEFAULT_URL = "http://127.0.0.1:8321"
 console = Console()
 
 Config = Annotated[
@@ -51,7 +50,16 @@ Log = Annotated[
         show_default=False,
     ),
 ]
-Url = Annotated[str, typer.Option(envvar="ADVISOR_URL", help="where the service answers")]
+Url = Annotated[
+    str,
+    typer.Option(
+        "--url",
+        envvar="ADVISOR_URL",
+        default_factory=lambda: addresses(home()).get("ADVISOR_URL", "http://127.0.0.1:8321"),
+        help="where the service answers; default: as `advisor up` left it, else port 8321 here",
+        show_default=False,
+    ),
+]
 Token = Annotated[
     str | None,
     typer.Option(

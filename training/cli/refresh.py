@@ -10,7 +10,6 @@ import typer
 from app.operator_client import OperatorClient
 from training.cli.evaluate import print_verdict
 from training.cli.options import (
-    DEFAULT_URL,
     Config,
     Log,
     Set,
@@ -43,9 +42,9 @@ Leave = Annotated[
 
 def refresh(
     database: Log,
+    url: Url,
     config: Config = "cpu",
     overrides: Set = None,
-    url: Url = DEFAULT_URL,
     token: Token = None,
     champion: Champion = "",
     if_due: IfDue = False,

@@ -16,7 +16,6 @@ from app.domain.model.manifest import PRIMARY_ALIAS, ModelManifest
 from app.operator_client import OperatorClient
 from app.policy.versions.store import described
 from training.cli.options import (
-    DEFAULT_URL,
     By,
     Token,
     Url,
@@ -75,12 +74,12 @@ Reason = Annotated[str, typer.Option(help="why; recorded")]
 
 def publish_policy(
     policy: Policy,
+    url: Url,
     name: Name = DEFAULTS.name,
     models: Models = DEFAULTS.models,
     merged: Merged = False,
     half: Half = False,
     alias: Pointed = "",
-    url: Url = DEFAULT_URL,
     token: Token = None,
     reason: Reason = "published",
     by: By = "",
@@ -113,11 +112,11 @@ def publish_policy(
 
 def publish_rivals(
     policy: Policy,
+    url: Url,
     name: RivalsName = "rival",
     models: Models = DEFAULTS.models,
     embargo: Embargo = 24.0,
     serve: Serve = False,
-    url: Url = DEFAULT_URL,
     token: Token = None,
     reason: Reason = "published",
     by: By = "",
@@ -138,8 +137,8 @@ def publish_rivals(
 
 
 def roll_back(
+    url: Url,
     alias: Alias = PRIMARY_ALIAS,
-    url: Url = DEFAULT_URL,
     token: Token = None,
     reason: Reason = "",
     by: By = "",

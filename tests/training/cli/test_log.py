@@ -1,4 +1,4 @@
-"""Which shadow log a command reads, and which versions there are."""
+"""Which shadow log and service a command asks, and which versions there are."""
 
 from __future__ import annotations
 
@@ -20,23 +20,40 @@ from training.__main__ import app
 LEFT = "postgresql+psycopg://advisor_writer:secret@127.0.0.1:5/advisor"
 
 
-@pytest.mark.parametrize("name", ["drift", "refresh", "resolve"])
-def test_it_is_the_one_that_was_started_here_unless_another_is_named(
+USUAL = "http://127.0.0.1:8321"
+GIVEN = {
+    "drift": [],
+    "refresh": [],
+    "resolve": ["--source", "bars"],
+    "paper": [],
+    "rollback": [],
+    "promote": ["evaluation"],
+    "publish": ["policy"],
+    "publish-rivals": ["policy"],
+}
+"""Commands that ask a service, and what they cannot do without; the first three ask the log too."""
+
+
+@pytest.mark.parametrize("name", GIVEN)
+def test_it_is_what_was_started_here_unless_another_is_named(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ADVISOR_HOME", str(tmp_path))
-    monkeypatch.delenv("DATABASE_URL", raising=False)
+    for variable in ("DATABASE_URL", "ADVISOR_URL"):
+        monkeypatch.delenv(variable, raising=False)
     command = get_command(app).commands[name]  # type: ignore[attr-defined]
-    given = {"drift": [], "refresh": [], "resolve": ["--source", "bars"]}[name]
+    both = name in ("drift", "refresh", "resolve")
 
-    def database() -> object:
-        return command.make_context(name, list(given)).params["database"]
+    def asked() -> tuple[object, ...]:
+        told = command.make_context(name, list(GIVEN[name])).params
+        return (told["url"], told["database"]) if both else (told["url"],)
 
-    assert database() == ""
+    assert asked() == (USUAL, "")[: 1 + both]
     (tmp_path / "addresses").write_text(f"ADVISOR_URL=http://x\nDATABASE_URL={LEFT}\n")
-    assert database() == LEFT
+    assert asked() == ("http://x", LEFT)[: 1 + both]
+    monkeypatch.setenv("ADVISOR_URL", "http://y")
     monkeypatch.setenv("DATABASE_URL", "postgresql:///other")
-    assert database() == "postgresql:///other"
+    assert asked() == ("http://y", "postgresql:///other")[: 1 + both]
 
 
 def test_versions_are_those_under_home_and_those_that_came_with_the_release(

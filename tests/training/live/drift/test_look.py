@@ -240,4 +240,4 @@ def test_what_cannot_be_looked_at_is_one_clear_error(
     database_url: str, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(AdvisorError, match=message):
-        drift(database_url, **options)
+        drift(database_url, "http://127.0.0.1:1", **options)
