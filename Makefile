@@ -74,14 +74,14 @@ rebuild: $(STAMP) ## train a policy from bars, stage by stage (CONFIG=bundled; S
 evaluate: $(STAMP) ## judge it on the held-out period: arms, gate, report (CONFIG, SET as for rebuild)
 	$(BIN)/advisor-train evaluate --config $(or $(CONFIG),bundled) $(foreach one,$(SET),--set '$(one)')
 
-bench: $(STAMP) ## overhead of /advise, vetoes, journal; the model through the service against bare forward passes; the client's submit; the writer against COPY; people's questions; then all in one table
+bench: $(STAMP) ## overhead of /advise, vetoes, journal; the model through the service against bare forward passes; the client's submit; the writer against COPY; people's questions; then a table of each
 	$(BIN)/python -m bench.serving.service
 	$(BIN)/python -m bench.serving.client
 	$(BIN)/python -m bench.record.ingest
 	$(BIN)/python -m bench.record.questions
 	-$(BIN)/python -m bench.compare
 
-bench-compare: $(STAMP) ## the newest run of each bench in one table; fails where one got slower than its own history explains
+bench-compare: $(STAMP) ## the newest run of each bench, a table each; fails where one got slower than its own history explains
 	$(BIN)/python -m bench.compare
 
 load: $(STAMP) ## three times the sustainable rate against a running service, and its memory (a few minutes)

@@ -1,4 +1,4 @@
-"""The newest run of each bench in one table, beside its floor and its own history on this kind of
+"""The newest run of each bench, a table each, beside its floor and its own history on this kind of
 machine; exit 1 when something got slower than the noise explains.
 
 A figure's unit says which way is better: `_ms`, `_us`, `_s` and `_bytes` are better when smaller,
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -106,25 +106,43 @@ def _verdict(name: str, value: float, run: Mapping[str, Any], history: list[floa
     return Verdict(run["bench"], name, value, floor, spread, before, change, noise)
 
 
+COLUMNS: tuple[tuple[str, Callable[[Verdict], str]], ...] = (
+    ("figure", lambda verdict: verdict.name),
+    ("ours", lambda verdict: _number(verdict.value)),
+    ("floor", lambda verdict: _number(verdict.floor)),
+    ("ratio", lambda verdict: f"{verdict.value / verdict.floor:.2f}" if verdict.floor else ""),
+    ("spread", lambda verdict: _share(verdict.spread, "")),
+    ("before", lambda verdict: _number(verdict.before)),
+    ("change", lambda verdict: _share(verdict.change, "+")),
+    ("slower than its noise", lambda verdict: _share(verdict.noise, "") if verdict.slower else ""),
+)
+
+
 def shown(verdicts: Sequence[Verdict]) -> Table:
-    """The table for people."""
-    table = Table(title="the newest run of each bench", title_justify="left")
-    for column in ("bench", "figure", "ours", "floor", "ratio", "spread", "before", "change", ""):
-        table.add_column(column, justify="left" if column in ("bench", "figure", "") else "right")
-    for verdict in verdicts:
-        ratio = None if not verdict.floor else verdict.value / verdict.floor
-        table.add_row(
-            verdict.bench,
-            verdict.name,
-            _number(verdict.value),
-            _number(verdict.floor),
-            "" if ratio is None else f"{ratio:.2f}",
-            "" if verdict.spread is None else f"{verdict.spread:.0%}",
-            _number(verdict.before),
-            "" if verdict.change is None else f"{verdict.change:+.0%}",
-            f"slower than its noise of {verdict.noise:.0%}" if verdict.slower else "",
+    """The table of one bench for people: the columns that say something."""
+    rows = {name: [cell(verdict) for verdict in verdicts] for name, cell in COLUMNS}
+    told = {name: cells for name, cells in rows.items() if any(cells)}
+    table = Table()
+    for name in told:
+        left = name == "figure"
+        table.add_column(
+            name, justify="left" if left else "right", overflow="fold", no_wrap=not left
         )
+    for cells in zip(*told.values(), strict=True):
+        table.add_row(*cells)
     return table
+
+
+def about(run: Mapping[str, Any]) -> str:
+    """Which bench, when, of what, and on which processor, how busy."""
+    machine = run["machine"]
+    processor = " ".join((machine["cpu"], f"x{machine['cores']}", *machine.get("features", ())))
+    when, of = run["at"][:16].replace("T", " "), run["commit"] or "no commit"
+    return f"{run['bench']}, {when}, {of}, on {processor}, load {machine['load']}"
+
+
+def _share(value: float | None, sign: str) -> str:
+    return "" if value is None else f"{value:{sign}.0%}"
 
 
 def _number(value: float | None) -> str:
@@ -138,9 +156,13 @@ def main(
 ) -> None:
     """Judge the newest runs."""
     lines = file.read_text(encoding="utf-8").splitlines()
-    verdicts = judged([json.loads(line) for line in lines])
-    console = Console()
-    console.print(shown(verdicts))
+    runs = [json.loads(line) for line in lines]
+    verdicts, console = judged(runs), Console()
+    for run in {run["bench"]: run for run in runs}.values():
+        told = [verdict for verdict in verdicts if verdict.bench == run["bench"]]
+        if told:
+            console.print(about(run), soft_wrap=True)
+            console.print(shown(told))
     slower = [verdict for verdict in verdicts if verdict.slower]
     names = ", ".join(f"{each.bench} {each.name}" for each in slower)
     console.print(f"slower than before: {names}" if slower else "nothing got slower")

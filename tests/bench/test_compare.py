@@ -9,13 +9,19 @@ from typing import Any
 import pytest
 import typer
 
-from bench.compare import judged, main
+from bench.compare import judged, main, shown
 
 MACHINE = {"cpu": "A", "cores": 2, "load": 0.5}
 
 
 def run(figures: dict[str, float], bench: str = "service", **machine: Any) -> dict[str, Any]:
-    return {"bench": bench, "machine": MACHINE | machine, "figures": figures}
+    return {
+        "bench": bench,
+        "at": "2026-11-27T04:20:56+00:00",
+        "commit": "de315d5f3cbf",
+        "machine": MACHINE | machine,
+        "figures": figures,
+    }
 
 
 def test_a_first_run_is_nobodys_equal_and_shows_its_floor() -> None:
@@ -89,4 +95,23 @@ def test_the_command_names_what_got_slower(
     with pytest.raises(typer.Exit) as ended:
         main(file)
     assert ended.value.exit_code == 1
-    assert "slower than before: service append_ms" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "slower than before: service append_ms" in told
+    assert "service, 2026-11-27 04:20, de315d5f3cbf, on A x2, load 0.5" in told
+
+
+def test_a_table_has_the_columns_that_say_something_and_whole_names() -> None:
+    long = "one adapter and three questions, with and without text_ms"
+    [first] = judged([run({long: 10.0})])
+    assert [column.header for column in shown([first]).columns] == ["figure", "ours"]
+    later = judged([run({long: 10.0}), run({long: 12.0, f"{long}_floor": 6.0})])
+    columns = {column.header: list(column.cells) for column in shown(later).columns}
+    assert columns == {
+        "figure": [long],
+        "ours": ["12"],
+        "floor": ["6"],
+        "ratio": ["2.00"],
+        "before": ["10"],
+        "change": ["+20%"],
+        "slower than its noise": ["10%"],
+    }
