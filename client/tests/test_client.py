@@ -410,3 +410,18 @@ def test_a_gateway_that_answers_while_the_service_is_away_loses_nothing(
         stats = client.stats()
     assert (stats.sent, stats.dropped) == (2, {})
     assert f"HTTP {code}" in str(stats.last_error)
+
+
+def test_reports_on_a_request_that_found_no_room_count_with_it() -> None:
+    def failing() -> dict[str, Any]:
+        raise KeyError("x")
+
+    with client_of(f"http://127.0.0.1:{free_port()}", queue_size=1) as client:
+        assert client.submit({"request_id": "a"}) is not None
+        for number in range(3):
+            known = client.submit({"request_id": str(number)})
+            client.report_action(known, {"decision": True})
+        assert client.stats().dropped == {"queue_full": 6}
+        client.report_action(client.submit(failing), {"decision": True})
+        assert client.stats().dropped == {"queue_full": 6, "mapping": 2}
+        client.close(0)

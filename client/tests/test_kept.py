@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -301,3 +302,19 @@ def test_what_was_left_before_names_told_whose_it_is_goes_to_the_first_that_star
         sends(tmp_path, server.url)
         assert arrived(server) == told("a")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_somebody_removes_is_noticed_and_what_lay_there_is_counted(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "queue"
+    client = AdvisorClient(NOBODY, queue_dir=folder)
+    for name in "abc":
+        client.submit({"request_id": name})
+    assert client.stats().kept == 3
+    shutil.rmtree(folder)
+    client.submit({"request_id": "d"})
+    stats = client.stats()
+    assert (stats.kept, stats.not_kept, stats.queued) == (0, 4, 4)
+    client.close(0)
+    assert client.stats().dropped == {"closed": 4}

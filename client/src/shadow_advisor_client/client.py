@@ -304,10 +304,13 @@ class AdvisorClient:
             self._stopped = True
             self._wake.notify_all()
             left = [*self._requests.clear(), *self._reports.clear()]
-            kept = self._kept.pending if self._kept else 0
+            lost, kept = len(left), 0
             if self._kept is not None:
+                self._kept.look()
+                lost = sum(not self._kept.holds(message) for message in left)
+                kept = self._kept.pending
                 self._kept.close()
-        self._tell_left(sum(message.kept is None for message in left), kept)
+        self._tell_left(lost, kept)
 
     def __repr__(self) -> str:
         return f"<AdvisorClient of {self._connection}>"
@@ -329,6 +332,8 @@ class AdvisorClient:
         self._reports = Lane(self._queue_size, 1, self._breaker_failures)
         self._results: OrderedDict[str, dict[str, Any]] = OrderedDict()
         self._lost: OrderedDict[str, tuple[str, tuple[str, ...]]] = OrderedDict()
+        self._last_lost = "refused"
+        """Why the last request got no id: reports on it count with it."""
         self._closing = self._stopped = False
         self._kept: Kept | None = None
         if self._queue_dir is not None:
@@ -407,7 +412,7 @@ class AdvisorClient:
         try:
             if decision_id is None:
                 self._drop(
-                    "refused",
+                    self._last_lost,
                     ValueError(f"{what} without a decision id: its request had been dropped"),
                 )
                 return False
@@ -416,7 +421,7 @@ class AdvisorClient:
                 Message("PUT", path, self._encoded(made(body)), monotonic(), str(decision_id))
             )
         except Exception as error:
-            self._unsendable(error)
+            self._unsendable(error, asked=False)
             return False
 
     def _enqueue(self, message: Message) -> bool:
@@ -432,6 +437,8 @@ class AdvisorClient:
                     self._start_worker(lane)
                 self._wake.notify_all()
         if reason is not None:
+            if message.asks:
+                self._last_lost = reason
             self._drop(reason, None)
         return reason is None
 
@@ -454,8 +461,11 @@ class AdvisorClient:
         lane.threads.append(thread)
         thread.start()
 
-    def _unsendable(self, error: Exception) -> None:
-        self._drop("mapping" if isinstance(error, MappingError) else "unserialisable", error)
+    def _unsendable(self, error: Exception, asked: bool = True) -> None:
+        reason = "mapping" if isinstance(error, MappingError) else "unserialisable"
+        if asked:
+            self._last_lost = reason
+        self._drop(reason, error)
 
     def _drop(self, reason: str, error: Exception | None) -> None:
         """Count a loss, and say so at most once a minute."""

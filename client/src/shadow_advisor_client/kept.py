@@ -44,6 +44,11 @@ class _File:
         self.size = os.fstat(self.descriptor).st_size
         self.pending = 0
 
+    @property
+    def is_removed(self) -> bool:
+        """Whether nobody finds it any more."""
+        return os.fstat(self.descriptor).st_nlink == 0
+
     def append(self, line: bytes) -> None:
         """Raises `OSError`, and leaves no part of a line behind."""
         try:
@@ -138,6 +143,8 @@ class Kept:
         file: _File = message.kept[0]
         number: int = message.kept[1]
         message.kept = None
+        if file not in self._files:
+            return
         file.pending -= 1
         self.pending -= 1
         try:
@@ -149,6 +156,10 @@ class Kept:
                 self._remove(file)
         except OSError as error:
             self._fault(error)
+
+    def holds(self, message: Message) -> bool:
+        """Whether the next process will find it."""
+        return message.kept is not None and message.kept[0] in self._files
 
     def close(self) -> None:
         """Leave what is not done to the next process."""
@@ -167,7 +178,18 @@ class Kept:
             with suppress(OSError):
                 os.close(descriptor)
 
+    def look(self) -> None:
+        """Count what lies in files that somebody removed as not kept."""
+        for file in [file for file in self._files if file.is_removed]:
+            self.pending -= file.pending
+            self.not_kept += file.pending
+            self.last_error = f"queue_dir {self.folder}: {file.path.name} was removed"
+            self._files.remove(file)
+            self._current = None if file is self._current else self._current
+            os.close(file.descriptor)
+
     def _writable(self) -> _File:
+        self.look()
         if self._current is None or self._current.size >= FILE_BYTES:
             path = self.folder / f"{self._name}-{next(self._numbers):09}.queue"
             self._current = _File(path)
