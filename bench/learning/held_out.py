@@ -261,6 +261,7 @@ def tails(them: HeldOut, beta: float) -> Iterator[str]:
     size = {
         "agent's": sure,
         "1/ATR": 1 / them.features[:, FEATURE_NAMES.index("atr_fraction")],
+        "inverse to ATR and notional": them.stop_atr / them.stake,
         "policy's, by its utility of risk": own,
         "the same in sizes of actions": SIZES[np.abs(SIZES - own[:, None]).argmin(1)],
         "policy's weights of sizes": (approving @ SHARE[1:]) / approving.sum(1),

@@ -240,6 +240,7 @@ def sizes(rows: Period, asked: Rows, teacher: Predictions) -> Iterator[str]:
     for name, size in (
         ("agent's", np.ones(len(asked))),
         ("1/ATR", 1 / atr),
+        ("inverse to ATR and notional", told.stop_atr / told.stake),
         ("utility", chosen),
         ("inverse to the foretold range", 1 / moves),
         (f"limit of {MOVES:.2%} on it", np.minimum(1, MOVES / moves)),
