@@ -13,7 +13,7 @@ from typing import Any
 
 import orjson
 import pytest
-from redis.asyncio import Connection
+from redis.asyncio import Connection, SSLConnection, UnixDomainSocketConnection
 
 from app.domain.errors import InvalidRecord, JournalUnavailable, RequestConflict
 from app.domain.record.event import Event, EventKind, StateChange
@@ -28,6 +28,7 @@ from app.journal.stream import (
     Place,
     Receipt,
     StreamJournal,
+    connect,
     entry_of,
     state_change,
 )
@@ -62,6 +63,15 @@ def state(name: TradingState, at: datetime) -> StateChange:
 def test_a_command_is_written_as_redis_py_writes_it(command: tuple[Any, ...]) -> None:
     written = b"".join(Packing().pack_command(*command))
     assert written == b"".join(Connection().pack_command(*command))
+
+
+def test_a_queue_behind_tls_or_a_socket_is_reached_that_way() -> None:
+    for url, kind in (
+        ("redis://queue:6379/0", Packing),
+        ("rediss://queue:6379/0", SSLConnection),
+        ("unix:///run/queue.sock", UnixDomainSocketConnection),
+    ):
+        assert connect(url, None).connection_pool.connection_class is kind
 
 
 async def test_an_event_appended_32_times_at_once_is_in_the_stream_once(
