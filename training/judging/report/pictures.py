@@ -82,17 +82,21 @@ def by_month(as_of: Rows, gap: Floats) -> tuple[list[int], Floats]:
 
 def trades(section: Section, findings: Findings) -> None:
     """The agent's trades that passing, or trading otherwise, saved or missed most, on candles."""
-    contest = findings.contest
-    agent, policy = contest.played[AGENT], contest.played[POLICY]
-    shown = widest(agent.arm.approve & np.isfinite(agent.fates.sold), policy.r - agent.r)
+    played = findings.contest.played
+    charts = {bars.symbol: bars for bars in findings.market.bars}
+    draw_trades(section, played[AGENT], played[POLICY].r, charts)
+
+
+def draw_trades(section: Section, agent: Played, r: Floats, charts: Mapping[str, Bars]) -> None:
+    """As `trades`; `r` is what the policy earned."""
+    shown = widest(agent.arm.approve & np.isfinite(agent.fates.sold), r - agent.r)
     if not len(shown):
         return
-    charts = {bars.symbol: bars for bars in findings.market.bars}
     figure = Figure((11, 3.1 * -(-len(shown) // MOST_TRADES)), layout="constrained")
     places = figure.subplots(-(-len(shown) // MOST_TRADES), MOST_TRADES, squeeze=False).flat
     for at, axes in zip(shown, places, strict=False):
         opened, ended = int(agent.fates.entered_at[at]), int(agent.fates.exited_at[at])
-        bars = around(charts[str(contest.arena.symbols[at])], opened, ended)
+        bars = around(charts[str(agent.arm.orders.symbol[at])], opened, ended)
         _candles(axes, bars, agent.arm.orders.stop[at], agent.arm.orders.targets[at])
         for when, price, mark in (
             (opened, agent.fates.bought[at], "^"),
@@ -101,7 +105,7 @@ def trades(section: Section, findings: Findings) -> None:
             axes.plot([when], [price], mark, color="black", markersize=7)
         axes.set_title(
             f"{bars.symbol} {datetime.fromtimestamp(opened, UTC):%Y-%m-%d %H:%M}\n"
-            f"agent {agent.r[at]:+.1f} R, policy {policy.r[at]:+.1f} R",
+            f"agent {agent.r[at]:+.1f} R, policy {r[at]:+.1f} R",
             fontsize=9,
         )
     for axes in list(places):

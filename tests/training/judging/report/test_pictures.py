@@ -6,9 +6,20 @@ from datetime import UTC, datetime
 
 import numpy as np
 
+from training.judging.contest.arena import Played
+from training.judging.contest.arms import Arm
 from training.judging.report.document import Plot, Section
-from training.judging.report.pictures import around, by_month, forest, pairs, widest
+from training.judging.report.pictures import (
+    around,
+    by_month,
+    draw_trades,
+    forest,
+    pairs,
+    widest,
+)
 from training.market.bars import Bars
+from training.outcomes.orders import Order, Orders
+from training.outcomes.simulate import Fates
 from training.statistics.bootstrap import Estimate, none
 
 
@@ -46,6 +57,28 @@ def test_a_trade_is_shown_between_as_many_bars_before_and_after_it() -> None:
     shown = around(bars, opened=40 * 3600, ended=50 * 3600)
     assert (shown.closed_at[0] // 3600, shown.closed_at[-1] // 3600) == (30, 59)
     assert len(around(bars, opened=0, ended=3600)) == 3, "what is before the first bar is not there"
+
+
+def test_trades_are_drawn_with_what_both_earned_and_one_that_is_open_still_is_not() -> None:
+    closed_at = np.arange(1, 101) * 3600
+    prices = 100 + np.sin(np.arange(100) / 5)
+    bars = Bars("BTCUSDT", 3600, closed_at, prices, prices + 1, prices - 1, prices, prices)
+    order = Order("BTCUSDT", 0, 100.0, 98.0, (102.0, 103.0, np.inf), 1.0, 1.0, 2.0)
+    fates = Fates.unknown(3)
+    for row, (begun, ended, sold) in enumerate(((20, 30, 98.0), (40, 45, 103.0))):
+        fates.entered_at[row], fates.exited_at[row] = begun * 3600, ended * 3600
+        fates.bought[row], fates.sold[row] = 100.0, sold
+    agent = Played(Arm(Orders.of([order] * 3)), fates, np.array([-1.0, 1.5, 0.0]))
+    section = Section("Apart")
+    draw_trades(section, agent, np.array([0.0, 0.0, 9.0]), {"BTCUSDT": bars})
+    [plot] = section.parts
+    assert isinstance(plot, Plot)
+    told = [
+        words for words in ("agent -1.0 R", "agent +1.5 R", "agent +0.0 R") if words in plot.svg
+    ]
+    assert told == ["agent -1.0 R", "agent +1.5 R"]
+    draw_trades(section, agent, agent.r, {"BTCUSDT": bars})
+    assert len(section.parts) == 1, "nothing was saved or missed"
 
 
 def test_a_forest_has_a_line_a_rival_and_colours_only_what_is_sure() -> None:
