@@ -15,7 +15,6 @@ import typer
 
 from app.cli.options import DRIVER, database_url, for_programs, say
 from app.domain.text import counted
-from app.local.servers import postgres_tools
 from app.settings import SettingsError, read_settings
 
 if TYPE_CHECKING:
@@ -39,6 +38,8 @@ def drill(
     import psycopg
     from sqlalchemy import make_url
     from sqlalchemy.exc import ArgumentError
+
+    from app.local.servers import postgres_tools
 
     settings = read_settings()
     source = database_url(settings, owner=True)
