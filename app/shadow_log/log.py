@@ -67,7 +67,7 @@ from app.shadow_log.schema import partitions, tables
 
 _REPORTED_TRADES = """
 WITH reports AS (
-    SELECT d.principal, d.decision_id, d.scenario, d.received_at, a.record AS action,
+    SELECT d.principal, d.decision_id, d.as_of, d.received_at, a.record AS action,
            a.recorded_at AS acted_at, o.record AS outcome, o.recorded_at AS ended_at,
            a.decision OR o.decision_id IS NOT NULL AS traded,
            d.received_at - d.as_of <= :open_for AS live
@@ -79,12 +79,16 @@ WITH reports AS (
     LEFT JOIN latest_actions a ON a.decision_id = told.decision_id
     LEFT JOIN latest_outcomes o
       ON o.decision_id = told.decision_id AND o.arm = 'agent' AND o.source = 'reported'
+), wanted AS (
+    SELECT * FROM reports WHERE traded
+    UNION ALL
+    (SELECT DISTINCT ON (principal) * FROM reports WHERE NOT traded AND live
+     ORDER BY principal, acted_at DESC)
 )
-SELECT * FROM reports WHERE traded
-UNION ALL
-(SELECT DISTINCT ON (principal) * FROM reports WHERE NOT traded AND live
- ORDER BY principal, acted_at DESC)
+SELECT wanted.*, d.scenario FROM wanted
+JOIN decisions d ON d.decision_id = wanted.decision_id AND d.as_of = wanted.as_of
 """
+"""What is wide, the scenario, is read of those that are wanted alone: there may be many more."""
 
 
 ALIAS_LOCK = 0x5AD4
