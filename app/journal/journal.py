@@ -68,6 +68,11 @@ RETRY_S = 1.0
 DRAIN_BATCH = 64
 GROUP = "writers"
 BATCH = 512
+LANES = 2
+"""Batches that one writer moves at once while it lies behind: one is read while Postgres works on
+the other."""
+BATCHES = 8
+"""After which the lanes wait for each other, so that a round ends."""
 BLOCK_MS = 500
 IDLE_MS = 5_000
 """After which a writer seems dead to the others. One that was only slow writes what is there
@@ -570,7 +575,12 @@ class StreamDrain:
         timeout_s = block_ms / 1000 + 5
         self._redis = connect(url, timeout_s)
         self._stream = StreamJournal(url, timeout_s, telemetry)
-        self._consumer = Consumer(self._redis, EVENTS, GROUP, idle_ms=idle_ms, block_ms=block_ms)
+        self._consumers = [
+            Consumer(self._redis, EVENTS, GROUP, idle_ms=idle_ms, block_ms=block_ms)
+            for _ in range(LANES)
+        ]
+        self._behind = False
+        """Whether more than a batch was waiting, or a lane may have left something undone."""
         self._sink = sink
         self._telemetry = telemetry
         self._outages = 0
@@ -586,13 +596,32 @@ class StreamDrain:
 
     async def _step_or_wait(self) -> None:
         try:
-            await self.step()
+            await self._round()
             self._outages = 0
         except (RedisError, OSError, JournalUnavailable, ShadowLogUnavailable) as error:
             self._outages += 1
             pause = min(0.1 * 2 ** min(self._outages, 10), MAX_PAUSE_S) * random.uniform(0.5, 1.0)
             log.warning("writer waits", error=str(error), seconds=round(pause, 2))
             await asyncio.sleep(pause)
+
+    async def _round(self) -> None:
+        """A few batches: one after the other, or some at once while it lies behind. Raises as
+        `step`, when every lane has ended."""
+        lanes, batches = (self._consumers, BATCHES) if self._behind else (self._consumers[:1], 1)
+        self._behind = True
+        moving = (self._lane(owner, batches) for owner in lanes)
+        ended = await asyncio.gather(*moving, return_exceptions=True)
+        for error in ended:
+            if isinstance(error, BaseException):
+                raise error
+        self._behind = any(ended)
+
+    async def _lane(self, owner: Consumer, batches: int) -> bool:
+        """Batches of one consumer. Whether more are waiting."""
+        for _ in range(batches):
+            if await self._move(owner) < BATCH:
+                return False
+        return True
 
     async def step(self) -> int:
         """Move one batch; the number of events moved. Nothing is acknowledged when the sink is
@@ -603,9 +632,12 @@ class StreamDrain:
         ShadowLogUnavailable : the sink is away.
         RedisError, OSError, JournalUnavailable : the stream is away.
         """
-        entries = await self._consumer.unfinished(BATCH) or await self._consumer.take(BATCH)
+        return await self._move(self._consumers[0])
+
+    async def _move(self, owner: Consumer) -> int:
+        entries = await owner.unfinished(BATCH) or await owner.take(BATCH)
         if entries:
-            await self._deliver(entries)
+            await self._deliver(owner, entries)
         self._telemetry.stream_holds(*await self._stream.backlog())
         return len(entries)
 
@@ -623,7 +655,7 @@ class StreamDrain:
         await self._redis.aclose()
         await self._stream.aclose()
 
-    async def _deliver(self, entries: Sequence[consumer.Entry]) -> None:
+    async def _deliver(self, owner: Consumer, entries: Sequence[consumer.Entry]) -> None:
         """Write a batch; when the sink refuses it, halve it until the event at fault stands
         alone."""
         try:
@@ -632,15 +664,15 @@ class StreamDrain:
             await self._sink([entry_of(fields) for _, fields in entries if fields])
         except InvalidRecord as error:
             if len(entries) == 1:
-                await self._bury(entries[0], error)
+                await self._bury(owner, entries[0], error)
                 return
             middle = len(entries) // 2
-            await self._deliver(entries[:middle])
-            await self._deliver(entries[middle:])
+            await self._deliver(owner, entries[:middle])
+            await self._deliver(owner, entries[middle:])
             return
-        await self._consumer.done([stream_id for stream_id, _ in entries])
+        await owner.done([stream_id for stream_id, _ in entries])
 
-    async def _bury(self, entry: consumer.Entry, error: InvalidRecord) -> None:
+    async def _bury(self, owner: Consumer, entry: consumer.Entry, error: InvalidRecord) -> None:
         """Keep an event that cannot be written for people to look at, in the log's `put_aside`
         where the log takes it."""
         stream_id, fields = entry
@@ -658,5 +690,5 @@ class StreamDrain:
             key=fields.get(b"key"),
             error=reason,
         )
-        await self._consumer.done([stream_id], *bury_command(fields, reason))
+        await owner.done([stream_id], *bury_command(fields, reason))
         self._telemetry.lost(LossCause.REJECTED_BY_DATABASE)

@@ -6,16 +6,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from sqlalchemy import Table
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.domain.canonical import content_hash
 from app.domain.errors import InvalidRecord
 from app.domain.record.decision import Decision
 from app.domain.record.event import Aside, Entry, Event, EventKind
 from app.domain.record.link import Linked, Producer
+from app.domain.rules.limits import Limits
 from app.shadow_log import comparisons, links
 from app.shadow_log.bulk import copy, insert_new
 from app.shadow_log.lean import Lean, lean
@@ -33,6 +35,10 @@ REPORTS: dict[EventKind, Table] = {
 }
 COMPARED = (tables.agent_actions, tables.outcomes, tables.late_advices)
 """Reports that say something of what is compared."""
+
+MOST_LIMITS = 64
+_LIMITS: dict[str, Limits] = {}
+"""Limits by the hash of their JSON."""
 
 
 @dataclass
@@ -90,13 +96,19 @@ class Batch(NamedTuple):
     def _add(self, event: Event) -> None:
         if event.kind is EventKind.DECISION:
             document = event.document()
-            record = Decision.from_json(document)
+            record = Decision.from_json(_with_known_limits(document))
             self.decisions.append(Decided(event, record, lean(document)))
             return
         report = event.record()
         assert not isinstance(report, Decision)
         row = report_row(event, report)
         self.reports.setdefault(REPORTS[event.kind], []).append((event, row))
+
+    @property
+    def all_linked(self) -> bool:
+        """Whether the log has to number none of its events."""
+        asides = (aside.event for aside in self.asides)
+        return all(event.link is not None for event in (*self.events, *asides))
 
     @property
     def events(self) -> list[Event]:
@@ -121,11 +133,28 @@ class Batch(NamedTuple):
         return {month_of(decided.record.scenario.as_of) for decided in self.decisions}
 
 
+def _with_known_limits(document: Any) -> Any:
+    """A decision's JSON with its limits as a record where the same ones were read before: they are
+    half of what there is to validate, and thousands of decisions share them."""
+    limits = document.get("limits") if isinstance(document, dict) else None
+    if not isinstance(limits, dict):
+        return document
+    name = content_hash(limits)
+    if name not in _LIMITS:
+        try:
+            read = Limits.from_json(limits)
+        except InvalidRecord:
+            return document  # The decision's own refusal says where in it.
+        if len(_LIMITS) >= MOST_LIMITS:
+            _LIMITS.clear()
+        _LIMITS[name] = read
+    return {**document, "limits": _LIMITS[name]}
+
+
 async def append(connection: AsyncConnection, batch: Batch, own: Producer) -> Appended:
     """Write a batch in the connection's transaction; what is there already stays as it is. `own`
     numbers the events that come without a number."""
     await links.shared(connection)
-    await comparisons.hold(connection, batch.brought, batch.reported_on)
     appended = Appended()
     written: list[Event] = []
     if batch.decisions:

@@ -3,14 +3,11 @@ appended.
 
 What a row says follows from decisions, advices and the reports that count (the view
 `comparison_source`). Whoever appends has the rows of every decision that it touched made anew by
-`advisor_compare`, in the same transaction. Two that touch one decision must not both miss what the
-other is about to commit:
-
-- both report on a decision that is there: its rows are locked, and the second makes them from what
-  the first committed;
-- one brings the decision, the other a report on it: nothing is there yet that could be locked.
-  Whoever finds that a report has come before its decision appends alone (`COMPARE_LOCK`), everybody
-  else together: so what it does not see now will see its report.
+`advisor_compare`, in the same transaction. Two that touch one decision, with a report on it or by
+bringing it, must not both miss what the other is about to commit: at the end of its transaction,
+before it makes the rows, each takes a lock for the decision and keeps it until it commits. So the
+second makes them from what the first committed. Nobody appends while holding such a lock: it is
+held for as long as making the rows takes, and who waits for it is waited for by nobody that has it.
 """
 
 from __future__ import annotations
@@ -29,13 +26,10 @@ from app.shadow_log.stored import chunks, within
 
 COMPARE_LOCK = 0x5AD2
 Progress = Callable[[int, int], None]
-_EARLY = text(
-    """
-    SELECT EXISTS (
-        SELECT FROM unnest(CAST(:ids AS uuid[])) AS reported (id)
-        WHERE NOT EXISTS (SELECT FROM decision_keys k WHERE k.decision_id = reported.id)
-    )
-    """
+PLACES = 4096
+"""How many locks all decisions share, by their ids: Postgres has room for some thousands."""
+_ALONE = text(
+    "SELECT pg_advisory_xact_lock(:lock, place) FROM unnest(CAST(:places AS int[])) AS place"
 )
 _NO_MONTH_IS_DROPPED = select(func.pg_advisory_xact_lock_shared(PARTITION_LOCK))
 _COMPARE = text("SELECT advisor_compare(CAST(:ids AS uuid[]))")
@@ -64,21 +58,13 @@ _DIFFERING = text(
 )
 
 
-async def hold(connection: AsyncConnection, brought: Collection[UUID], on: set[UUID]) -> None:
-    """Before anything is appended: hold the lock until the transaction ends. `brought` are the
-    decisions of the batch, `on` those that something of it reports on."""
-    if elsewhere := list(on.difference(brought)):
-        early = await connection.scalar(_EARLY, {"ids": elsewhere})
-    else:
-        early = False
-    lock = func.pg_advisory_xact_lock if early else func.pg_advisory_xact_lock_shared
-    await connection.execute(select(lock(COMPARE_LOCK)))
-
-
 async def compare(connection: AsyncConnection, decision_ids: Collection[UUID]) -> int:
     """After everything is appended: make the rows of these decisions anew. How many changed."""
     if not decision_ids:
         return 0
+    # In one order: nobody waits for somebody who waits for it.
+    places = sorted({decision_id.int % PLACES for decision_id in decision_ids})
+    await connection.execute(_ALONE, {"lock": COMPARE_LOCK, "places": places})
     return await connection.scalar(_COMPARE, {"ids": list(decision_ids)}) or 0
 
 

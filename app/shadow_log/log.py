@@ -142,7 +142,9 @@ class ShadowLog:
         """
         batch = Batch.of(events)
         while True:
-            async with self._linking() as connection:
+            # Who has to number events takes turns; others may be under way beside each other.
+            begun = self._transaction() if batch.all_linked else self._linking()
+            async with begun as connection:
                 with faults_of_values():
                     missing = await partitions.missing_months(connection, batch.months)
                     if not missing:

@@ -16,6 +16,7 @@ import pytest
 from app.domain.errors import InvalidRecord, ShadowLogUnavailable
 from app.domain.record.event import Entry, Event
 from app.domain.record.link import Fate, Linked
+from app.journal import journal
 from app.journal.journal import GROUP, StreamDrain
 from app.journal.keys import EVENTS, MisplacedKey
 from app.journal.stream import StreamJournal
@@ -248,6 +249,40 @@ async def test_what_a_stopped_writer_left_goes_to_another(valkey_url: str) -> No
         assert await everything(heir) == 20
     assert set(sink.deliveries.values()) == {1}
     assert left_behind(valkey_url) == 0
+
+
+async def test_a_writer_that_lies_behind_moves_two_batches_at_once_and_leaves_none_behind(
+    valkey_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the sink is away for one of them."""
+    monkeypatch.setattr(journal, "BATCH", 4)
+    await append(valkey_url, [event() for _ in range(42)])
+    stored, under_way, both = Sink(), 0, asyncio.Event()
+
+    async def sink(entries: Sequence[Entry]) -> None:
+        nonlocal under_way
+        under_way += 1
+        try:
+            if stored.rows and not both.is_set():  # Behind the first batch, which was a full one.
+                if under_way == 2:
+                    both.set()
+                    raise ShadowLogUnavailable("Postgres is away for this one")
+                await both.wait()
+            await stored(entries)
+        finally:
+            under_way -= 1
+
+    drain = StreamDrain(valkey_url, sink, idle_ms=30_000, block_ms=20)
+    running = asyncio.create_task(drain.run())
+
+    async def moved() -> bool:
+        return len(stored.rows) == 42 and left_behind(valkey_url) == 0
+
+    await until(moved)
+    await end([running])
+    await drain.aclose()
+    assert set(stored.deliveries.values()) == {1}
+    assert keys_in_stream(valkey_url) == []
 
 
 COMMITS_AND_DIES = """
