@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Callable, Collection
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import func, select, text
+from sqlalchemy import Table, TextClause, delete, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.shadow_log.database import connect, translated_errors
@@ -92,9 +92,59 @@ async def compare_all(url: str, progress: Progress = lambda done, total: None) -
             async with engine.begin() as connection:
                 await connection.execute(_NO_MONTH_IS_DROPPED)
                 changed += (await connection.execute(_SURPLUS)).rowcount
+                await _add_up(connection)
     finally:
         await engine.dispose()
     return decisions, changed
+
+
+async def differing_days(connection: AsyncConnection) -> AsyncIterator[str]:
+    """Sums of days that are not those of the flat table."""
+    for days in tables.DAYS:
+        for row in await connection.execute(_wrong_sums(days)):
+            yield f"{days.name} of {row[0]}, {row[1]}"
+
+
+async def _add_up(connection: AsyncConnection) -> None:
+    """Make the sums of days anew where they are wrong. Nobody appends meanwhile."""
+    await connection.execute(text("LOCK TABLE comparisons IN SHARE ROW EXCLUSIVE MODE"))
+    for days in tables.DAYS:
+        if (await connection.execute(_wrong_sums(days))).first() is not None:
+            await connection.execute(delete(days))
+            await connection.execute(_sums_anew(days))
+
+
+def _wrong_sums(days: Table) -> TextClause:
+    key, names, sums = _summed(days)
+    some = " OR ".join(f"sum({name}) <> 0" for name in names)
+    return text(
+        f"""
+        SELECT day, {key} FROM (
+            SELECT day, {key}, {sums} FROM {_source(days)} GROUP BY day, {key}
+        ) s FULL JOIN (
+            SELECT day, {key}, {sums} FROM {days.name} GROUP BY day, {key} HAVING {some}
+        ) d USING (day, {key})
+        WHERE to_jsonb(s) IS DISTINCT FROM to_jsonb(d)
+        """
+    )
+
+
+def _sums_anew(days: Table) -> TextClause:
+    key, names, sums = _summed(days)
+    return text(
+        f"INSERT INTO {days.name} (day, {key}, slot, {', '.join(names)})"
+        f" SELECT day, {key}, 0, {sums} FROM {_source(days)} GROUP BY day, {key}"
+    )
+
+
+def _summed(days: Table) -> tuple[str, list[str], str]:
+    """What is summed up beside the day, the names of the sums, and how they are asked for."""
+    _, key, _, *names = days.c.keys()
+    return key, names, ", ".join(f"sum({name}) AS {name}" for name in names)
+
+
+def _source(days: Table) -> str:
+    return days.name.replace("_days", "_source")
 
 
 async def differing(

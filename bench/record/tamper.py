@@ -63,6 +63,8 @@ IDENTITIES = {
     "link_producers": "name",
     "put_aside": "payload_hash",
     "comparisons": "decision_id",
+    "agreement_days": "model_version",
+    "veto_days": "code",
     "shared_parts": "hash",
     "imported_trades": "import_id",
     "limits_proposals": "id",
@@ -76,6 +78,8 @@ UNCOVERED = {
     ("put_aside", "put_aside_at"),
     ("put_aside", "id"),
     ("links", "id"),
+    ("agreement_days", "slot"),
+    ("veto_days", "slot"),
 }
 
 

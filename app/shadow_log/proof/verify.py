@@ -16,7 +16,7 @@ from app.domain.model.manifest import ModelManifest
 from app.domain.record.control import AgentAction
 from app.domain.record.decision import Advice, Decision
 from app.shadow_log.append import REPORTS
-from app.shadow_log.comparisons import differing
+from app.shadow_log.comparisons import differing, differing_days
 from app.shadow_log.database import connect, translated_errors
 from app.shadow_log.lean import HEAD, lean
 from app.shadow_log.proof.chain import check_chain, check_links, check_promises, payloads_of
@@ -84,6 +84,8 @@ async def verify(
             async for row in differing(connection, since, until):
                 report.add(Fault.COMPARISON, row)
             if since is None and until is None:
+                async for day in differing_days(connection):
+                    report.add(Fault.COMPARISON, day)
                 await _check_reports(connection, report)
                 await _check_models(connection, report)
                 await _check_parts(connection, report)

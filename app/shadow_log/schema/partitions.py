@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Row, func, insert, select, text
+from sqlalchemy import Row, delete, func, insert, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.fields import utc
@@ -98,6 +98,10 @@ async def drop_months_before(
         months = tables.dropped_months
         note = insert(months).values(month=month, decisions=rows).returning(months)
         notes += (await connection.execute(note)).all()
+    if old:
+        for days in tables.DAYS:
+            gone = days.c.day < func.to_date(min(month_of(moment), END_MONTH), "YYYYMM")
+            await connection.execute(delete(days).where(gone))
     if any(month < FIRST_MONTH for month in old):
         for table in tables.PARTITIONED:
             await connection.execute(text(f"DROP TABLE {table}_{BEFORE}"))

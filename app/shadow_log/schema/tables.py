@@ -8,6 +8,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    Date,
     DateTime,
     Double,
     Identity,
@@ -15,6 +16,7 @@ from sqlalchemy import (
     Integer,
     LargeBinary,
     MetaData,
+    Numeric,
     PrimaryKeyConstraint,
     Table,
     Text,
@@ -454,6 +456,40 @@ comparisons = Table(
     postgresql_partition_by="RANGE (as_of)",
 )
 """Derived, and the one table whose rows change: see `app.shadow_log.comparisons`."""
+
+agreement_days = Table(
+    "agreement_days",
+    metadata,
+    Column("day", Date, primary_key=True),
+    Column("model_version", Text, primary_key=True),
+    Column("slot", Integer, primary_key=True, autoincrement=False),
+    *(
+        Column(name, BigInteger, nullable=False)
+        for name in ("decisions", "agreements", "agent_approvals", "advice_approvals")
+    ),
+)
+veto_days = Table(
+    "veto_days",
+    metadata,
+    Column("day", Date, primary_key=True),
+    Column("code", Text, primary_key=True),
+    Column("slot", Integer, primary_key=True, autoincrement=False),
+    *(
+        Column(name, BigInteger, nullable=False)
+        for name in (
+            "refused",
+            "with_outcome",
+            "with_pnl",
+            "alone_with_outcome",
+            "losers",
+            "winners",
+        )
+    ),
+    *(Column(name, Numeric, nullable=False) for name in ("r", "pnl", "r_alone")),
+)
+DAYS = (agreement_days, veto_days)
+"""Sums by day of what `comparisons` says, kept by its triggers; of each day as many rows as ever
+appended at once (`slot`)."""
 
 PARTITIONED = ("decisions", "advices", "comparisons")
 """Dropping a month of all is the only way in which rows leave. Written, made and dropped in this

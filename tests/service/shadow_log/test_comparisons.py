@@ -89,7 +89,8 @@ def test_any_order_of_arrival_with_two_writers_gives_what_the_tables_say(
     database_url: str, delivered: list[list[list[Event]]]
 ) -> None:
     names = ("decision_keys", "links", "agent_actions", "outcomes", "late_advices")
-    change(database_url, f"TRUNCATE {', '.join([*names, *tables.PARTITIONED])}")
+    days = (str(table.name) for table in tables.DAYS)
+    change(database_url, f"TRUNCATE {', '.join([*names, *tables.PARTITIONED, *days])}")
 
     async def write(batches: Sequence[Sequence[Event]]) -> None:
         log = ShadowLog.connect(database_url)
@@ -103,6 +104,10 @@ def test_any_order_of_arrival_with_two_writers_gives_what_the_tables_say(
     asyncio.run(both())
     kept = rows(database_url, KEPT)
     assert kept == rows(database_url, SOURCE)
+    for view in ("agreement_daily", "veto_value"):
+        asked = f"SELECT * FROM {view}{{}} ORDER BY 1, 2"
+        whole = asked.format("_within('-infinity', 'infinity')")
+        assert rows(database_url, asked.format("")) == rows(database_url, whole)
     by_version = {(row["request_id"], row["model_version"]): row for row in kept}
     assert len(by_version) == len(kept) == 8
     for request in ("r-0", "r-1"):

@@ -290,6 +290,7 @@ async def test_views_say_what_they_mean(database_url: str) -> None:
     said = {row["relname"]: row["said"] for row in found}
     assert said.keys() == {
         "all_advices",
+        "agreement_source",
         "comparison_source",
         "event_links",
         "flips",
@@ -301,6 +302,7 @@ async def test_views_say_what_they_mean(database_url: str) -> None:
         "shadow_comparison",
         "disagreements",
         "agreement_daily",
+        "veto_source",
         "veto_value",
         "paper_books",
     }
