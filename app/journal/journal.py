@@ -13,6 +13,7 @@ import asyncio
 import random
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ from app.journal import consumer, ledger
 from app.journal.condition import UNTOLD
 from app.journal.consumer import Consumer
 from app.journal.keys import DEAD, EVENTS, NEEDED, MisplacedKey
+from app.journal.packing import unpacked
 from app.journal.segment import Segment
 from app.journal.spool import Spool
 from app.journal.stream import (
@@ -690,5 +692,7 @@ class StreamDrain:
             key=fields.get(b"key"),
             error=reason,
         )
+        with suppress(KeyError, InvalidRecord):  # People are to read it.
+            fields = fields | {b"payload": unpacked(fields[b"payload"])}
         await owner.done([stream_id], *bury_command(fields, reason))
         self._telemetry.lost(LossCause.REJECTED_BY_DATABASE)

@@ -45,11 +45,15 @@ from app.journal.keys import (
     of_other_type,
 )
 from app.journal.ledger import Ledger
+from app.journal.packing import packed, unpacked
 from app.telemetry import UNOBSERVED, Task, Telemetry
 
 log = structlog.get_logger()
 KEY_TTL_S = 30 * 86_400
 MAX_BATCH = 128
+MANY = 1_000
+"""Events that wait, from which on payloads are packed: no time is spent on it as long as a writer
+takes them at once."""
 KEEPALIVE = {socket.TCP_KEEPIDLE: 5, socket.TCP_KEEPINTVL: 2, socket.TCP_KEEPCNT: 3}
 """A host that vanished is noticed within some ten seconds also where nothing is being sent."""
 
@@ -93,14 +97,14 @@ if ARGV[7] ~= '' then
         redis.call('SET', KEYS[3], ARGV[7])
     end
 end
-return {1, value}
+return {1, value, redis.call('XLEN', KEYS[2])}
 """
-"""Keys: idempotency key, stream, state, memory. Returns {1, value} when new, {0, value} when known
-and still in the stream, {2, value} when known and not there any more; see `Known`; {-1, ''} when
-the memory is not the one that the caller knows. A numbered event whose key is known leaves its
-link, so that no number is missing, unless it is itself what is known. With a last argument, `same`
-payload or same `claim`, it comes again when its entry is gone: the writer knows whether it was
-moved, or thrown away."""
+"""Keys: idempotency key, stream, state, memory. Returns {1, value} and how many events wait when it
+is new, {0, value} when known and still in the stream, {2, value} when known and not there any more;
+see `Known`; {-1, ''} when the memory is not the one that the caller knows. A numbered event whose
+key is known leaves its link, so that no number is missing, unless it is itself what is known. With
+a last argument, `same` payload or same `claim`, it comes again when its entry is gone: the writer
+knows whether it was moved, or thrown away."""
 JOIN = """
 local evicted, before = tonumber(ARGV[2]), tonumber(redis.call('GET', KEYS[2]) or '0') or 0
 if evicted > before then redis.call('DEL', KEYS[1]) end
@@ -372,6 +376,8 @@ class StreamJournal:
         self._send = GroupCommit(self._redis, timeout_s, telemetry)
         self._condition = UNTOLD
         self._memory = ""
+        self._waiting = 0
+        """How many events waited when the last one was appended."""
 
     async def join(self, now: datetime) -> Memory:
         """The stream's memory, begun now when it has none, or when `look()` saw that keys were
@@ -466,7 +472,7 @@ class StreamJournal:
         if known is None:
             return None
         entries = await self._run("XRANGE", EVENTS, known.stream_id, known.stream_id)
-        return entries[0][1][b"payload"] if entries else None
+        return unpacked(entries[0][1][b"payload"]) if entries else None
 
     async def get_state(self) -> StateChange | None:
         """The live state, or None on a new installation. Raises also `InvalidRecord`."""
@@ -533,18 +539,20 @@ class StreamJournal:
         self, event: Event, state: str = "", when: str = "", again: str = ""
     ) -> tuple[int, Known]:
         keys = (idempotency_key(event.kind, event.key), EVENTS, STATE, MEMORY)
-        body = (event.kind.value, event.key, event.claim, event.payload)
+        payload = event.payload if self._waiting < MANY else packed(event.payload)
+        body = (event.kind.value, event.key, event.claim, payload)
         link = (*event.link, digest(event.payload)) if event.link else ("", "", "", "")
         about = (_checksum(event), KEY_TTL_S, state, when, self._memory)
         values = (*body, *about, *link, again)
         try:
-            new, value = await self._run("EVALSHA", APPEND_SHA, len(keys), *keys, *values)
+            new, value, *waiting = await self._run("EVALSHA", APPEND_SHA, len(keys), *keys, *values)
         except NoScriptError:  # The server is new, or was restarted.
-            new, value = await self._run("EVAL", APPEND, len(keys), *keys, *values)
+            new, value, *waiting = await self._run("EVAL", APPEND, len(keys), *keys, *values)
         if new < 0:
             raise MemoryReplaced(
                 "Valkey was emptied, or is another one; it is looked at anew: ask again"
             )
+        self._waiting = waiting[0] if waiting else self._waiting
         return new, _known(keys[0], value)
 
     async def _run(self, *command: Any) -> Any:
@@ -587,7 +595,7 @@ def _entry_of(fields: Mapping[bytes, bytes]) -> Entry:
         if link is None:
             raise ValueError("a link without its number")
         return Linked(*link, kind, key, claim, text["digest"].decode(), fate)
-    event = Event(EventKind(kind), key, claim, fields[b"payload"], link)
+    event = Event(EventKind(kind), key, claim, unpacked(fields[b"payload"]), link)
     return Aside(event, text["reason"].decode()) if fate is Fate.ASIDE else event
 
 

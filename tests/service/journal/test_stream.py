@@ -74,6 +74,23 @@ def test_a_queue_behind_tls_or_a_socket_is_reached_that_way() -> None:
         assert connect(url, None).connection_pool.connection_class is kind
 
 
+async def test_while_many_events_wait_what_is_appended_is_packed_and_read_as_it_was(
+    stream: StreamJournal, valkey_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.journal.stream.MANY", 2)
+    events = [event(f"key-{number}", text="x" * 4000) for number in range(4)]
+    for each in events:
+        assert (await stream.append(each)).repeated is False
+    with client(valkey_url) as connection:
+        entries: Any = connection.xrange(EVENTS)
+    sizes = [len(fields[b"payload"]) for _, fields in entries]
+    assert sizes[:2] == [len(events[0].payload)] * 2
+    assert max(sizes[2:]) < 100
+    assert [entry_of(fields) for _, fields in entries] == events
+    assert await stream.find(EventKind.DECISION, "key-3") == events[3].payload
+    assert (await stream.append(events[3])).repeated
+
+
 async def test_an_event_appended_32_times_at_once_is_in_the_stream_once(
     stream: StreamJournal, valkey_url: str
 ) -> None:
