@@ -108,9 +108,9 @@ class Writer:
         ShadowLogUnavailable, JournalUnavailable : either server is away.
         """
         told = await self._shadow_log.heads()
-        if await self._drain.backlog() > 0:
-            told = {}
-        missing = await self._shadow_log.missing_events(told) + await self._forgotten()
+        moving = await self._drain.backlog() > 0
+        missing = await self._shadow_log.missing_events({} if moving else told, moving=moving)
+        missing += await self._forgotten()
         self._telemetry.events_missing(missing)
         return missing
 

@@ -213,16 +213,20 @@ class Watch:
         """The newest link that was there."""
         self._holes: list[Hole] = []
 
-    async def missing(self, connection: AsyncConnection, told: Mapping[str, int]) -> int:
+    async def missing(
+        self, connection: AsyncConnection, told: Mapping[str, int], *, moving: bool = False
+    ) -> int:
         """Numbers that are not in the log although later ones of their producer are, or were, or
         although the producer `told` that they are durable.
 
-        What waits in a spool is missing until it arrives.
+        What waits in a spool is missing until it arrives. While events are `moving`, a batch may be
+        written before an earlier one: what was not missing at the last look does not count yet.
         """
         open_holes = []
         for hole in self._holes:
             open_holes += await _open_parts(connection, hole)
         self._holes = open_holes
+        before = sum(hole.size for hole in open_holes)
         marks = {"producers": list(self._marks), "marks": list(self._marks.values())}
         marks["newest"] = [self._newest[producer] for producer in self._marks]
         rows = await connection.execute(text(_PRODUCERS), {**marks, "before": BEFORE})
@@ -239,7 +243,7 @@ class Watch:
                 self._marks[producer] = max(row.newest, row.mark)
             self._newest[producer] = row.newest
         tails = (max(seq - self._marks.get(producer, 0), 0) for producer, seq in told.items())
-        return sum(tails) + sum(hole.size for hole in self._holes)
+        return sum(tails) + (before if moving else sum(hole.size for hole in self._holes))
 
     def _count_anew(self, producer: str, holes: Sequence[Hole], newest: int) -> None:
         """`holes` and what is behind `newest` are missing, of all that was ever seen."""

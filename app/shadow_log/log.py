@@ -419,10 +419,10 @@ class ShadowLog:
         async with self._transaction() as connection:
             return len((await connection.scalars(text(_END_FROZEN), question)).all())
 
-    async def missing_events(self, told: Mapping[str, int]) -> int:
+    async def missing_events(self, told: Mapping[str, int], *, moving: bool = False) -> int:
         """Numbered events that are not in the log and should be: see `Watch`."""
         async with self._transaction() as connection:
-            return await self._watch.missing(connection, told)
+            return await self._watch.missing(connection, told, moving=moving)
 
     async def undecided(self) -> list[Promise]:
         """Accepted requests whose decisions are not in the log: see `Promises`."""

@@ -134,6 +134,22 @@ async def test_what_an_older_backup_lacks_is_counted_by_whoever_saw_it(database_
     await log.aclose()
 
 
+async def test_while_events_move_a_gap_counts_when_it_is_there_for_two_looks(
+    database_url: str,
+) -> None:
+    """A writer that lies behind writes two batches at once, the later one first at times."""
+    log, producer = ShadowLog.connect(database_url), Producer()
+    events = [linked(producer, build.decision_event(f"r-{n}")) for n in range(6)]
+    await log.append([events[0], events[2]])
+    assert await log.missing_events({}, moving=True) == 0
+    await log.append([events[1], events[5]])
+    assert await log.missing_events({}, moving=True) == 0, "one gap closed, another is new"
+    assert await log.missing_events({}, moving=True) == 2
+    await log.append(events[3:5])
+    assert await log.missing_events({}, moving=True) == 0
+    await log.aclose()
+
+
 async def test_a_gap_closes_when_what_waited_arrives(database_url: str) -> None:
     log, producer = ShadowLog.connect(database_url), Producer()
     events = [linked(producer, build.decision_event(f"r-{n}")) for n in range(6)]
