@@ -6,15 +6,15 @@ decision, in whatever order they come and whoever changes a row. A transaction a
 own slot, the first that nobody else uses: no two wait for each other, and there are as many rows of
 a day as ever appended at once.
 
-Revision: 0021, after 0020
+Revision: 0022, after 0021
 """
 
 from __future__ import annotations
 
 from alembic import op
 
-revision = "0021"
-down_revision = "0020"
+revision = "0022"
+down_revision = "0021"
 branch_labels = None
 depends_on = None
 
