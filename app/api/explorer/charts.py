@@ -362,7 +362,11 @@ def candles(
         "grid": {"left": 8, "right": 96, "top": 24, "bottom": 48, "containLabel": True},
         "tooltip": {"trigger": "axis", "renderMode": "richText"},
         "dataZoom": [{"type": "inside"}, {"type": "slider", "height": 18, "bottom": 8}],
-        "xAxis": {"type": "category", "data": times},
+        "xAxis": {
+            "type": "category",
+            "data": times,
+            "axisLabel": {"alignMinLabel": "left", "alignMaxLabel": "right"},
+        },
         "yAxis": axis,
         "series": [
             {
