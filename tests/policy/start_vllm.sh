@@ -107,7 +107,8 @@ small=$(mktemp -d)
 trap 'stop; rm -rf "$small"' EXIT
 trap 'exit 130' INT TERM
 "$python" -m tests.policy.decision_model "$model" "$small"
+# What is compiled answers faster, and starts minutes later.
 start "$decisions" "$small" --enforce-eager
-start "$url" "$model"
+start "$url" "$model" --enforce-eager
 REAL_VLLM_URL=$url REAL_SYSTEMONE_URL=$decisions VLLM_MODEL_DIRECTORY=$model "$python" -m pytest -s -m vllm \
   tests/policy/test_vllm_real.py tests/service/advising/test_panel.py tests/service/api/test_decision_models.py
