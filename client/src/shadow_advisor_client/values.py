@@ -67,8 +67,8 @@ def _mapping(
         name = key if type(key) is str else _name(key)
         kind = type(item)  # Most are sent as they are: this keeps `submit` fast.
         if (
-            kind in SENT_AS_THEY_ARE
-            or (kind is str and len(item) <= MAX_TEXT)
+            (kind is str and len(item) <= MAX_TEXT)
+            or kind in SENT_AS_THEY_ARE
             or (kind is float and math.isfinite(item))
             or (kind is int and item.bit_length() <= MAX_BITS)
         ):
