@@ -162,6 +162,8 @@ def _refusal(status: int) -> PolicyAbstained:
         return odd(f"HTTP {status}: the key is refused, or may not ask this model")
     if status == 404:
         return odd("HTTP 404: there is no such path or model")
+    if status == 501:
+        return odd("HTTP 501: the server does not answer this protocol for this model; is it chat?")
     if status == 429 or status >= 500:
         return PolicyAbstained(AbstainReason.BACKEND_UNAVAILABLE, f"HTTP {status}")
     return odd(f"HTTP {status}")

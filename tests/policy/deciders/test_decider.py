@@ -179,6 +179,10 @@ HOSTILE = {
     "redirected": (http(b"", "307 Away", "Location: http://169.254.169.254/"), "leads elsewhere"),
     "unauthorised": (http(KEY.encode(), "401 No"), "HTTP 401: the key is refused"),
     "not there": (http(KEY.encode(), "404 No"), "HTTP 404"),
+    "not for this model": (
+        http(b"", "501 No"),
+        "HTTP 501: the server does not answer this protocol",
+    ),
     "overloaded": (http(KEY.encode(), "503 No"), "HTTP 503"),
     "too often": (http(KEY.encode(), "429 No"), "HTTP 429"),
     "huge": (http(b"x" * (MOST_BYTES + 1)), "larger than 262144 bytes"),
