@@ -10,6 +10,8 @@ from typing import NamedTuple
 from app.shadow_log.importing.trade import ImportedTrade
 
 MAX_REASON = 160
+SHOWN = 20
+"""Reasons by which rows cannot be read; more are counted together."""
 
 
 class Unreadable(NamedTuple):
@@ -69,8 +71,8 @@ class Coverage:
             lines.append(("symbols", f"{len(self.symbols)}: {names}"))
         lines += [(f"missing {name}", str(count)) for name, count in self.missing.most_common()]
         refused = sorted(self.unreadable.items(), key=lambda item: -item[1].number)
-        for why, (count, first) in refused[:5]:
+        for why, (count, first) in refused[:SHOWN]:
             lines.append((f"unreadable: {why}", f"{count}, the first in {first}"))
-        if more := sum(each.number for _, each in refused[5:]):
+        if more := sum(each.number for _, each in refused[SHOWN:]):
             lines.append(("unreadable: for other reasons", str(more)))
         return lines
