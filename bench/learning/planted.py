@@ -225,8 +225,9 @@ class Trial(NamedTuple):
         scored = score(self.planted, self.rows, log_policy)
         print(f"{name:10} {scored.line()} {more}", flush=True)
         self.taken[name] = choices(log_policy[self.rows])
+        told = {"of_best": scored.of_best, "sampled": scored.sampled, "reward": scored.reward}
         self.figures.update(
-            {f"{name}: of_best": scored.of_best, f"{name}: sampled": scored.sampled}
+            {f"{name}: {what}": value for what, value in told.items() if np.isfinite(value)}
         )
 
     def base_and_probe(self) -> None:

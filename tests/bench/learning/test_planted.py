@@ -59,6 +59,9 @@ def test_without_anything_to_earn_there_is_no_share_of_it() -> None:
     nothing = trial([0, 0, 0, 0])
     nothing.planted.mean[:] = -0.05
     nothing.planted.mean[:, REJECT] = 0
+    certain = np.log(np.eye(len(ACTIONS))[[REJECT] * 4] + 1e-12)
+    nothing.tell("again", certain)
+    assert nothing.figures == {"again: reward": 0.0}, "the history keeps numbers alone"
     text = "\n".join(summary(0.0, [nothing]))
     assert "the best earns 0.000 R" in text
     assert "| -0.013 [" in text, "the warm-up pays the costs of one in four"
