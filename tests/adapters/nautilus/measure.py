@@ -13,8 +13,8 @@ from shadow_advisor_client.adapters.nautilus import ShadowAdvisor, ShadowAdvisor
 
 from tests.adapters.nautilus.backtest import BARS, Brackets, BracketsConfig, engine_with
 
-ROUNDS = 5
-BARS_EACH = 20_000
+ROUNDS = 3
+BARS_EACH = 5_000
 NEVER = 10 * BARS_EACH
 EVERY = 100
 ASKED = BARS_EACH // EVERY * 4 // 5
