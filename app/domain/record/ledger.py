@@ -85,10 +85,12 @@ class Offer(NamedTuple):
 
 
 def opened(action: AgentAction, offer: Offer, told_at: datetime) -> Opened | None:
-    """The trade of an action; None when it is none."""
+    """The trade of an action; None when it is none, or nothing of it was filled."""
     if not action.decision:
         return None
     size = offer.plan.quantity if action.quantity is None else action.quantity
+    if size == 0:
+        return None
     return Opened(
         symbol=offer.symbol,
         quantity=-size if offer.direction is Direction.SHORT else size,

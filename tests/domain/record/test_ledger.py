@@ -98,6 +98,7 @@ def test_a_trade_is_what_the_report_says_and_else_the_plan() -> None:
     assert short is not None
     assert short.quantity == -0.25
     assert opened(agent_action(False), OFFER, AS_OF) is None
+    assert opened(agent_action(True, quantity=0.0), OFFER, AS_OF) is None, "nothing was filled"
 
 
 def test_an_end_counts_its_money_or_its_r_over_the_orders_own_risk() -> None:
