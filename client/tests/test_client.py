@@ -322,8 +322,9 @@ def test_a_refusal_names_its_fields_once_per_kind_and_takes_its_reports_with_it(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     def refuses(handler: Handler) -> None:
-        error = {"field": "candidate.rsi", "message": "must be a number", "got": "null"}
-        handler.reply(422, json.dumps({"detail": "no", "errors": [error]}).encode())
+        error = {"field": "candidate.rsi", "message": "must be a number", "verdict": "refused"}
+        beside = {"field": "candidate.adx", "message": "too large", "verdict": "left_out"}
+        handler.reply(422, json.dumps({"detail": "no", "errors": [error, beside]}).encode())
 
     with faulty(refuses, refuses, ok) as server, client_of(server.url) as client:
         for name in ("a", "b", "c"):

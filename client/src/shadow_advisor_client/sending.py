@@ -100,10 +100,15 @@ def not_json(reply: httpx.Response) -> str:
 
 
 def _refusals(reply: httpx.Response) -> tuple[str, ...]:
-    """Why the service refuses, a line for each field of its problem document."""
+    """Why the service refuses, a line for each field of its problem document that does: others it
+    would have left out."""
     try:
         document = reply.json()
-        lines = [f"{error['field']}: {error['message']}" for error in document.get("errors", [])]
+        lines = [
+            f"{error['field']}: {error['message']}"
+            for error in document.get("errors", [])
+            if error.get("verdict", "refused") in ("refused", "missing")
+        ]
         text = str(document.get("detail") or document.get("title") or reply.text)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         lines, text = [], reply.text
