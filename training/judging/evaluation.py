@@ -27,7 +27,7 @@ from training.judging.gate.looks import Look
 from training.judging.gate.sealed import sign_off, verdict_file
 from training.judging.gate.verdict import Evidence, Mode, judge
 from training.judging.report.arms import evaluation_report
-from training.judging.report.findings import Everything, Findings, Terms
+from training.judging.report.findings import Everything, Findings, Making, Terms
 from training.learning.model.answers import Answers
 from training.learning.teacher.predictions import Predictions
 from training.outcomes.labels import Labelled, Labels
@@ -72,7 +72,7 @@ def evaluation(
     terms: Terms,
     models: Aside[Path],
     now: Aside[datetime],
-    cpu_seconds: Aside[Mapping[str, float]],
+    making: Aside[Mapping[str, Making]],
     progress: Progress = silent,
 ) -> Facts:
     """Judge a version, by its answers to the `held_out` scenarios, whose prompts were read. The
@@ -93,7 +93,7 @@ def evaluation(
     )
     findings = replace(
         _judged(contest, evidence, told, terms.mode, terms, held_out, market, learnt, now),
-        cpu_seconds=cpu_seconds,
+        making=making,
         look=looks,
         decision_s=checks.decision_s,
         everything=_everything(every, candidates, market, limits, terms),
@@ -119,7 +119,7 @@ def walk_forward(
     spans: Mapping[str, Sequence[int]],
     terms: Terms,
     now: Aside[datetime],
-    cpu_seconds: Aside[float],
+    making: Aside[Making],
     progress: Progress = silent,
 ) -> Facts:
     """Judge how versions are made: all periods together are one contest.
@@ -143,7 +143,7 @@ def walk_forward(
     evidence = evidence_of(NAME, contest, first, (), readings=everything.chances)
     findings = replace(
         _judged(contest, evidence, everything, Mode.FIXED, terms, held_out, market, first, now),
-        cpu_seconds={POLICY: cpu_seconds},
+        making={POLICY: making},
     )
     _write(folder, findings)
     return {"periods": len(periods), "scenarios": len(contest.arena)}

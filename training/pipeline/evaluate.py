@@ -40,10 +40,10 @@ from training.judging.evaluation import evaluation
 from training.judging.gate.checks import checks
 from training.judging.gate.sealed import verdict_file
 from training.judging.gate.texts import SCENARIOS
-from training.judging.report.findings import Terms
+from training.judging.report.findings import Making, Terms
 from training.learning.algorithms.probe import of_probe
 from training.learning.algorithms.teacher import of_teacher
-from training.learning.model.answers import of_base, of_policy
+from training.learning.model.answers import of_base, of_policy, steps_of
 from training.learning.model.base import Base
 from training.learning.model.base_pass import encoded
 from training.learning.model.published import Published, of_published
@@ -123,7 +123,9 @@ def evaluate(
         terms=terms_of(config, known),
         models=config.publish.models,
         now=now,
-        cpu_seconds={name: each.cpu_seconds for name, each in rebuilt.items()},
+        making={
+            name: Making(each.cpu_seconds, steps_of(each.policy)) for name, each in rebuilt.items()
+        },
     )
     return _evaluated(artifact, version)
 

@@ -17,6 +17,7 @@ from training.config.file import RebuildConfig
 from training.config.judging import WalkForwardConfig
 from training.judging.contest.arms import BASE_MODEL
 from training.judging.evaluation import walk_forward as contest
+from training.judging.report.findings import Making
 from training.learning.model.answers import of_base, of_policy
 from training.learning.model.base_pass import encoded
 from training.learning.teacher.expectations import taught
@@ -61,7 +62,7 @@ def walk_forward(config: RebuildConfig, shop: Workshop, now: datetime) -> Artifa
         spans=spans,
         terms=terms,
         now=now,
-        cpu_seconds=cpu_seconds,
+        making=Making(cpu_seconds),
     )
 
 

@@ -72,6 +72,7 @@ def test_reasons_in_the_report_lead_to_what_is_behind_them(evaluated: Evaluated)
     html = (evaluated.artifact / "report.html").read_text()
     (place,) = re.findall(r'<h2 id="(\w+)">How much data would it take\?</h2>', html)
     assert f'<a href="#{place}">too few opportunities to judge by</a>' in html
+    assert "Learning, on the scenarios that it learned from" in html
     assert "reasons more." in re.findall(r'<p class="headline">(.*?)</p>', html, re.DOTALL)[0]
 
 

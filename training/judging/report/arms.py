@@ -85,6 +85,8 @@ def evaluation_report(findings: Findings) -> Report:
     details.disagreements(section, findings)
     pictures.trades(section, findings)
     details.vetoes(report.section("What each veto was worth"), findings)
+    if any(made.steps for made in findings.making.values()):
+        pictures.learning(report.section(words.LEARNING), findings)
     section = report.section("Rewards of trades")
     details.distribution(section, findings)
     pictures.excursions(section, findings)
@@ -366,7 +368,7 @@ def _worth(section: Section, findings: Findings) -> None:
             Cell(seconds / 60, digits=1),
             maybe(1e3 * findings.decision_s or None, "not measured"),
         )
-        for name, seconds in findings.cpu_seconds.items()
+        for name, (seconds, _) in findings.making.items()
     ]
     costs += [
         (Cell(name), Cell(contest.played[name].arm.fitted_in_s / 60, digits=2), Cell("under 1"))

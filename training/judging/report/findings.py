@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import NamedTuple
@@ -40,6 +40,13 @@ class Terms:
         return Mode.LIVE if self.evaluate.held_out.source == "shadow_log" else Mode.FIXED
 
 
+class Making(NamedTuple):
+    """What making a policy took, every stage, and the measures of each step of its learning."""
+
+    cpu_seconds: float
+    steps: Sequence[Mapping[str, float]] = ()
+
+
 class Everything(NamedTuple):
     """Every candidate of the period, whatever bounds the prompts: what each arm that needs no
     language model did, by its name, and how many candidates it was fitted on."""
@@ -54,7 +61,7 @@ class Findings:
     """Everything that the report tells.
 
     evidence, verdict : as a trader. vetoing, veto : the same version as a veto on the agent.
-    cpu_seconds : what making each policy took, every stage, by arm's name.
+    making : of each policy, by arm's name; of none where a published version is judged.
     look : how many versions have looked at the period.
     market : the bars that judged.
     decision_s : median time that serving takes for one decision, as measured by the parity check.
@@ -72,7 +79,7 @@ class Findings:
     held_out: Labelled
     market: History
     trained: Trained
-    cpu_seconds: Mapping[str, float] = field(default_factory=dict)
+    making: Mapping[str, Making] = field(default_factory=dict)
     look: int = 0
     decision_s: float = 0.0
     everything: Everything | None = None

@@ -22,6 +22,8 @@ from training.statistics.bootstrap import Estimate, mean_intervals
 GOOD, BAD, QUIET = "#1f7a6d", "#b3263a", "0.5"
 MOST_TRADES = 3
 """On candles, of those that a policy saved, and of those that it missed."""
+LEARNT = {"loss": "loss", "reward": "expected reward", "kl": "distance from the start, nats"}
+"""Measures of a step that every algorithm notes, and what they are."""
 COSTS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
 """Multiples of fee and slippage on the cost curve."""
 
@@ -143,6 +145,33 @@ def _candles(axes: Axes, bars: Bars, stop: float, targets: Floats) -> None:
         axes.axhline(target, color=GOOD, linewidth=0.8, linestyle="--")
     axes.set_xticks([])
     axes.tick_params(axis="y", labelsize=8)
+
+
+def learning(section: Section, findings: Findings) -> None:
+    """What each policy measured while it learned, a line an arm, a step a gradient."""
+    draw_learning(section, {name: made.steps for name, made in findings.making.items()})
+
+
+def draw_learning(section: Section, steps: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
+    """As `learning`, smoothed: a step sees a few scenarios alone."""
+    figure = Figure((11, 3), layout="constrained")
+    for axes, (name, what) in zip(figure.subplots(1, len(LEARNT)), LEARNT.items(), strict=True):
+        for arm, measures in steps.items():
+            values = np.array([measure[name] for measure in measures if name in measure])
+            if len(values):
+                axes.plot(*smoothed(values), label=arm)
+        axes.set_title(what, fontsize=9)
+        axes.set_xlabel("step")
+        axes.grid(alpha=0.2)
+    figure.axes[0].legend(fontsize=8)
+    section.plot("Learning, on the scenarios that it learned from", figure)
+
+
+def smoothed(values: Floats) -> tuple[Rows, Floats]:
+    """Steps, from 1, and the mean of the last twentieth of all steps up to each."""
+    window = max(len(values) // 20, 1)
+    means = np.convolve(values, np.full(window, 1 / window), mode="valid")
+    return np.arange(window, len(values) + 1), means
 
 
 def excursions(section: Section, findings: Findings) -> None:

@@ -56,6 +56,7 @@ REASONS = {
 }
 ARMS, PORTFOLIO = "Every arm on the same scenarios", "As a portfolio"
 DATA, HONEST = "How much data would it take?", "Is what it foretells honest?"
+LEARNING = "How it learned"
 APART, VERDICT = "When policy and agent disagreed", "The gate's verdict"
 """Titles of sections that reasons lead to."""
 EVIDENCE = {

@@ -193,6 +193,12 @@ def calibration_of(policy: Artifact) -> Calibration:
     return Calibration.from_json(trained["calibration"])
 
 
+def steps_of(policy: Artifact) -> list[dict[str, float]]:
+    """The measures of each step of its learning."""
+    trained = json.loads((policy / "training.json").read_text(encoding="utf-8"))
+    return list(trained["history"])
+
+
 def of_adapter(
     reader: LabelReader,
     encoded: Encoded,

@@ -15,6 +15,7 @@ from training.judging.report.pictures import (
     draw_trades,
     forest,
     pairs,
+    smoothed,
     widest,
 )
 from training.market.bars import Bars
@@ -48,6 +49,13 @@ def test_the_widest_trades_are_the_agents_own_best_saved_first_and_worst_missed_
     assert widest(traded, gap).tolist() == [6, 3, 7, 8, 2, 5]
     assert widest(traded & (gap > 0), gap).tolist() == [6, 3, 7], "nothing was missed"
     assert widest(np.zeros(9, dtype=bool), gap).tolist() == []
+
+
+def test_learning_is_shown_as_means_of_a_twentieth_of_its_steps() -> None:
+    steps, means = smoothed(np.arange(40.0))
+    assert (steps[0], means[0]) == (2, 0.5)
+    assert (steps[-1], means[-1]) == (40, 38.5)
+    assert [list(each) for each in smoothed(np.array([3.0, 1.0]))] == [[1, 2], [3.0, 1.0]]
 
 
 def test_a_trade_is_shown_between_as_many_bars_before_and_after_it() -> None:
