@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from app.domain.candidate import Candidate
 from app.domain.intake.reception import Doubt
-from app.domain.scenario import Scenario
+from app.domain.scenario import Plan, Scenario
 
 MOST_LEVERAGE = 25.0
 """Notional over equity from which a quantity looks like money."""
@@ -27,6 +27,13 @@ STOP_IN_ATR = (0.05, 60.0)
 MOVE_IN_ATR = 25.0
 """How many ATR a price moves at most within five bars."""
 FORECAST_IN_ATR = 15.0
+MOST_RETURN = {"1h": 0.5, "6h": 0.7, "24h": 1.0, "7d": 2.0, "30d": 3.5}
+"""Log returns that a market all but never has: a price that is 1.6, 2, 2.7, 7 and 33 times as high,
+or as low."""
+MOST_VOLATILITY = 0.5
+"""Fraction per hour."""
+MOST_GAIN = 20.0
+"""A target further from the entry, as a multiple of it, has noughts too many."""
 DAY_S = 86_400.0
 
 
@@ -36,6 +43,8 @@ def doubts(scenario: Scenario) -> list[Doubt]:
         *_size(scenario),
         *_atr(scenario),
         *_moves(scenario),
+        *_surroundings(scenario),
+        *_targets(scenario.plan),
         *_scales(scenario.candidate),
         *_flat(scenario),
         *_day(scenario),
@@ -100,6 +109,34 @@ def _moves(s: Scenario) -> Iterator[Doubt]:
                 ("candidate", name),
                 f"{value:g} would be {100 * value:.4g} %: likely per cent; it is a fraction,"
                 f" {value / 100:g}",
+            )
+
+
+def _surroundings(s: Scenario) -> Iterator[Doubt]:
+    """Returns and volatilities that no market has: in per cent, mostly."""
+    around = s.market.surroundings
+    for name in () if around is None else type(around).model_fields:
+        value, horizon = getattr(around, name), name.rpartition("_")[2]
+        if "return" in name:
+            most = MOST_RETURN[horizon]
+        elif "volatility" in name and name != "volatility_rank":
+            most = MOST_VOLATILITY
+        else:
+            continue
+        if value is not None and abs(value) > most:
+            yield Doubt(
+                ("market", "surroundings", name),
+                f"{value:g} is more than any market moves: likely per cent; it is a fraction,"
+                f" {value / 100:g}",
+            )
+
+
+def _targets(plan: Plan) -> Iterator[Doubt]:
+    for number, target in enumerate(plan.targets):
+        if target > MOST_GAIN * plan.entry:
+            yield Doubt(
+                ("plan", "targets", number),
+                f"{target:g} is {target / plan.entry:.3g} times the entry: a nought too many",
             )
 
 

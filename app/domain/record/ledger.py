@@ -11,7 +11,7 @@ from collections.abc import Container, Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from app.domain.candidate import Direction
 from app.domain.fields import Instant, Number, Record, ShortText
@@ -132,13 +132,26 @@ def completed(
     derived = {
         name: value
         for name, value in values.items()
-        if value is not None and getattr(sent, name) is None and name in names
+        if value is not None
+        and getattr(sent, name) is None
+        and name in names
+        and _can_be(name, value)
     }
     if not derived:
         return sent
     age_s = max((now - max(note.told_at for note in notes)).total_seconds(), 0.0)
     mark = Derived(fields=tuple(sorted(derived)), age_s=age_s)
     return sent.model_copy(update=derived | {"derived": mark})
+
+
+def _can_be(name: str, value: object) -> bool:
+    """Whether an account may say so: what an equity that fits no report makes of a day is not
+    known."""
+    try:
+        Account.model_validate({name: value})
+    except ValidationError:
+        return False
+    return True
 
 
 def _positions(notes: Iterable[Note], as_of: datetime) -> tuple[Position, ...] | None:

@@ -93,6 +93,10 @@ class Declared(Record):
         parts = urlsplit(self.url)
         if self.key is not None and parts.scheme == "http" and not _here(str(parts.hostname)):
             raise ValueError("a key is sent over https, or to this machine")
+        if self.cost_per_day is not None and self.price_in is None:
+            raise ValueError(
+                "cost_per_day needs price_in (and price_out): a server need not tell what it costs"
+            )
         return self
 
     def inquiry(self) -> Inquiry:

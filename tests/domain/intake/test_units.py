@@ -7,7 +7,13 @@ from typing import Any
 import pytest
 
 from app.domain.intake.units import doubts
+from app.domain.scenario import Surroundings
 from tests.domain.scenarios import scenario
+
+
+def around(**values: float) -> dict[str, Any]:
+    return {"market__surroundings": Surroundings(**values)}
+
 
 PLAIN: list[dict[str, Any]] = [
     {},
@@ -24,6 +30,8 @@ PLAIN: list[dict[str, Any]] = [
     {"account__day_pnl_fraction": -0.5, "account__drawdown_fraction": 0.55},
     {"account__day_pnl_fraction": -0.5, "account__drawdown_fraction": None},
     {"account__day_pnl_fraction": 0.5},
+    around(return_24h=0.63, return_30d=3.0, volatility_1h=0.4, volatility_rank=0.9),
+    {"plan__targets": (2100.0, 39_000.0)},
 ]
 
 
@@ -62,10 +70,14 @@ def test_what_may_be_so_is_not_doubted(changes: dict[str, Any]) -> None:
             "likely money",
         ),
         ({"account__day_pnl_fraction": -0.5}, "day_pnl_fraction", "a fraction, -0.005"),
+        (around(return_24h=2.5), "return_24h", "a fraction, 0.025"),
+        (around(btc_return_1h=-0.6), "btc_return_1h", "a fraction, -0.006"),
+        (around(market_volatility_24h=0.63), "market_volatility_24h", "a fraction, 0.0063"),
+        ({"plan__targets": (2100.0, 210_000.0)}, 1, "105 times the entry"),
     ],
     ids=str,
 )
-def test_the_likely_unit_is_named(changes: dict[str, Any], field: str, says: str) -> None:
+def test_the_likely_unit_is_named(changes: dict[str, Any], field: str | int, says: str) -> None:
     [doubt] = doubts(scenario(**changes))
     assert doubt.path[-1] == field
     assert says in doubt.why

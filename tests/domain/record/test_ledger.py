@@ -6,6 +6,8 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from app.domain.candidate import Direction
 from app.domain.record.ledger import (
@@ -70,6 +72,23 @@ def test_the_days_result_is_over_the_equity_that_the_day_began_with() -> None:
     assert told.day_pnl_fraction == pytest.approx(-50 / 10_000)
     assert (told.consecutive_losses, told.seconds_since_loss) == (2, 3600.0)
     assert account(ended(-30.0, hours=3)).day_pnl_fraction is None, "no equity"
+
+
+def test_a_day_that_no_account_has_is_not_known() -> None:
+    """995 of an equity of 1,000, which began with 5: an agent that sends what is free."""
+    assert account(ended(995.0, hours=1), equity=1_000.0).day_pnl_fraction is None
+    assert account(ended(900.0, hours=1), equity=1_000.0).day_pnl_fraction == 9.0
+
+
+@given(
+    st.floats(min_value=1e-12, max_value=1e15),
+    st.lists(st.floats(min_value=-1e12, max_value=1e12), min_size=1, max_size=4),
+)
+def test_whatever_follows_can_be_recorded(equity: float, nets: list[float]) -> None:
+    """An event that is not of its own schema is answered, and then kept apart for ever."""
+    notes = [ended(net, hours=hour) for hour, net in enumerate(nets, 1)]
+    told = account(*notes, equity=equity)
+    assert Account.from_json(told.as_json()) == told
 
 
 def test_a_gain_ends_a_run_of_losses_and_a_net_that_nobody_told_leaves_it_unknown() -> None:

@@ -69,6 +69,11 @@ protocol = "chat"
 url = "https://a.example"
 model = "m"
 order = ["A", "B"]
+[six]
+protocol = "chat"
+url = "https://a.example"
+model = "m"
+cost_per_day = 0.5
 [Five]
 protocol = "chat"
 url = "https://a.example"
@@ -84,6 +89,7 @@ model = "m"
         "[three] Declared: (whole document): Value error, a key is sent over https",
         "[four]",
         "each of A, B, C",
+        "[six] Declared: (whole document): Value error, cost_per_day needs price_in",
         "[Five] Declared: name",
     ):
         assert part in told
