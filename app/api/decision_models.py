@@ -177,6 +177,10 @@ class Judged(NamedTuple):
             return tuple(float(action is REJECT) for action in ACTIONS)
         return self.advice.proposal.probabilities
 
+    def mass(self) -> float:
+        """Probability that fell on labels; all of it where rules decide."""
+        return 1.0 if self.is_refused else _label_mass(self.advice)
+
     def approval(self) -> float:
         """The chance of the best approval beside rejecting alone: actions are compared one by one,
         so that it is above one half where the advice approves, and nowhere else."""
@@ -374,7 +378,7 @@ def _systemone_answer(question: Question, judged: Judged) -> dict[str, Any]:
         return {"type": "noul", "noul": chances[0]}
     choice = _chosen(question, advice)
     told = dict(zip(question.options, chances, strict=True))
-    confidence = told[choice] * _label_mass(advice)
+    confidence = told[choice] * judged.mass()
     return {"type": "choice", "choice": choice, "confidence": confidence, "probabilities": told}
 
 
@@ -399,8 +403,7 @@ def _decisions_answer(
         "type": "choice",
         "name": theirs.name,
         "choice": choice,
-        "confidence": dict(zip(question.options, chances, strict=True))[choice]
-        * _label_mass(advice),
+        "confidence": dict(zip(question.options, chances, strict=True))[choice] * judged.mass(),
         "probabilities": [{"value": name, "probability": chance} for name, chance in pairs],
     }
 

@@ -150,6 +150,7 @@ async def test_what_the_rules_refuse_has_no_probability(api: Running) -> None:
     assert document["answers"]["approve"]["noul"] == 0
     assert document["answers"]["action"]["choice"] == "reject"
     assert document["answers"]["action"]["probabilities"]["reject"] == 1
+    assert document["answers"]["action"]["confidence"] == 1
 
 
 async def test_a_model_that_rejects_leaves_no_chance_of_what_the_rules_refuse_the_agent(
