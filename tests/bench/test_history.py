@@ -89,10 +89,10 @@ def test_the_list_of_benches_names_each_that_can_be_started() -> None:
     assert names == {
         "compare", "judging.claim", "judging.contest", "judging.gate", "judging.results",
         "learning.curve", "learning.gpu", "learning.held_out", "learning.labels",
-        "learning.legible", "learning.planted", "learning.teacher", "learning.text",
-        "learning.training", "learning.twins", "record.answers", "record.chain", "record.ingest",
-        "record.questions", "record.tamper", "record.what_if", "serving.client",
+        "learning.legible", "learning.maker", "learning.planted", "learning.teacher",
+        "learning.text", "learning.training", "learning.twins", "record.answers", "record.chain",
+        "record.ingest", "record.questions", "record.tamper", "record.what_if", "serving.client",
         "serving.deciders", "serving.engines", "serving.flame", "serving.overload",
-        "serving.service", "serving.versions",
+        "serving.peers", "serving.service", "serving.versions",
     }  # fmt: skip
     assert all(len(line.split()) > 6 for line in listed), "each says what it measures"

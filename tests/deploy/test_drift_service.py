@@ -270,10 +270,12 @@ async def test_its_gauges_fill_the_dashboard_and_move_the_alert(
                     'count(ALERTS{alertname="AdvisorModelDrift", model_version="test-1"})', 1
                 )
             )
-            assert await alert_states(prometheus) == {
-                "AdvisorModelDrift": "pending",
-                "AdvisorDriftNotLooked": "inactive",
-            }
+            expected = {"AdvisorModelDrift": "pending", "AdvisorDriftNotLooked": "inactive"}
+
+            async def told() -> bool:
+                return await alert_states(prometheus) == expected
+
+            await until(told)
         assert healthy(port, token_file)
 
 

@@ -237,7 +237,7 @@ async def test_the_command_loads_the_bars_that_are_needed_and_says_what_it_did(
     columns = {name: getattr(BARS, name) for name in ("open", "high", "low", "close", "volume")}
     closed = pl.Series("closed_at", BARS.closed_at * 1000).cast(pl.Datetime("ms", "UTC"))
     pl.DataFrame({"closed_at": closed, **columns}).write_parquet(tmp_path / "BTCUSDT_1h.parquet")
-    await asyncio.to_thread(resolve_outcomes, str(tmp_path), database_url, "1h", service.url)
+    await asyncio.to_thread(resolve_outcomes, str(tmp_path), database_url, service.url, "1h")
     said = capsys.readouterr().out
     assert "left out" in said
     assert "XRPUSDT" in said
