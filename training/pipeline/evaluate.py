@@ -123,11 +123,13 @@ def evaluate(
         terms=terms_of(config, known),
         models=config.publish.models,
         now=now,
-        making={
-            name: Making(each.cpu_seconds, steps_of(each.policy)) for name, each in rebuilt.items()
-        },
+        making=_making(rebuilt),
     )
     return _evaluated(artifact, version)
+
+
+def _making(rebuilt: Mapping[str, Rebuilt]) -> dict[str, Making]:
+    return {name: Making(each.cpu_seconds, steps_of(each.policy)) for name, each in rebuilt.items()}
 
 
 def _evaluated(artifact: Artifact, version: Published) -> Evaluated:

@@ -85,8 +85,7 @@ def evaluation_report(findings: Findings) -> Report:
     details.disagreements(section, findings)
     pictures.trades(section, findings)
     details.vetoes(report.section("What each veto was worth"), findings)
-    if any(made.steps for made in findings.making.values()):
-        pictures.learning(report.section(words.LEARNING), findings)
+    pictures.learning(report, findings)
     section = report.section("Rewards of trades")
     details.distribution(section, findings)
     pictures.excursions(section, findings)

@@ -14,7 +14,8 @@ from training.arrays import Flags, Floats, Rows
 from training.config.data import OutcomesConfig
 from training.judging.contest.arena import Arena, Played
 from training.judging.contest.arms import AGENT, ALWAYS, POLICY
-from training.judging.report.document import Cell, Section
+from training.judging.report import words
+from training.judging.report.document import Cell, Report, Section
 from training.judging.report.findings import Findings, cell
 from training.market.bars import Bars
 from training.statistics.bootstrap import Estimate, mean_intervals
@@ -147,9 +148,11 @@ def _candles(axes: Axes, bars: Bars, stop: float, targets: Floats) -> None:
     axes.tick_params(axis="y", labelsize=8)
 
 
-def learning(section: Section, findings: Findings) -> None:
-    """What each policy measured while it learned, a line an arm, a step a gradient."""
-    draw_learning(section, {name: made.steps for name, made in findings.making.items()})
+def learning(report: Report, findings: Findings) -> None:
+    """What each policy measured while it learned, a line an arm; nothing of a published version."""
+    steps = {name: made.steps for name, made in findings.making.items() if made.steps}
+    if steps:
+        draw_learning(report.section(words.LEARNING), steps)
 
 
 def draw_learning(section: Section, steps: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
@@ -187,9 +190,9 @@ def excursions(section: Section, findings: Findings) -> None:
         drawn = drawn or bool(len(r))
     if not drawn:
         return
-    for axes, words in zip(sides, ("worst", "best"), strict=True):
+    for axes, end in zip(sides, ("worst", "best"), strict=True):
         axes.axhline(0, color=QUIET, linewidth=0.8)
-        axes.set_xlabel(f"{words} while open, R of the agent's plan")
+        axes.set_xlabel(f"{end} while open, R of the agent's plan")
         axes.grid(alpha=0.2)
     sides[0].set_ylabel("R when it ended, after costs")
     sides[1].legend(fontsize=8, frameon=False)
