@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -173,11 +174,18 @@ async def require_healthy_rules(prometheus: Scraper) -> None:
     assert len(loaded) == len(rules())
     for rule in loaded:
         assert rule["health"] == "ok", f"{rule['name']}: {rule.get('lastError')}"
-        assert rule.get("state", "inactive") == "inactive", (
-            f"{rule['name']} fires at a service in good health"
-        )
-        values = await prometheus.run(Query(rule["name"], rule["query"], instant=True))
-        assert (not values) if "state" in rule else any(map(math.isfinite, values)), rule["name"]
+        assert rule.get("state") != "firing", f"{rule['name']} fires at a service in good health"
+        query = Query(rule["name"], rule["query"], instant=True)
+        if "state" in rule:
+            await until(partial(_silent, prometheus, query))
+        else:
+            values = await prometheus.run(query)
+            assert any(map(math.isfinite, values)), rule["name"]
+
+
+async def _silent(prometheus: Scraper, query: Query) -> bool:
+    """Whether an alert has no reason; a scrape that a busy machine missed is one for a moment."""
+    return not await prometheus.run(query)
 
 
 async def test_a_writer_that_dies_and_a_halt_become_pending_alerts(live: Live) -> None:
