@@ -329,6 +329,7 @@ def main(
         more = [
             build.decision_event("old", at=datetime(2024, 1, 5, tzinfo=UTC)),
             build.decision_event("two", control=True, shadows=[("other", "A")]),
+            build.decision_event("refused", candidate__spread_bps=500.0),
             build.action_event("two", build.agent_action(False, reason="late")),
             build.outcome_event("two", build.outcome(r=-1.0, extra={"a": 1.0})),
         ]
