@@ -28,6 +28,19 @@ async def told(api: Running, path: str, **document: Any) -> None:
     assert reply.status_code == 202, reply.text
 
 
+async def forgotten(api: Running, valkey_url: str, notes: int | None = None) -> None:
+    """Empty Valkey, and wait until the record has told it the ledger again: `notes` of them, or
+    some."""
+    with client(valkey_url) as valkey:
+        valkey.flushall()
+
+    async def found_again() -> bool:
+        known = await api.service.journal.ledger_of("agent")
+        return len(known or ()) == notes if notes is not None else bool(known)
+
+    await until(found_again)
+
+
 async def account(api: Running, request_id: str, **sent: Any) -> dict[str, Any]:
     """The account of a decision whose request sends no other fields of it than these."""
     old = {name: sent.pop(name) for name in list(sent) if "__" in name}
@@ -104,14 +117,7 @@ async def test_another_replica_knows_them_and_postgres_tells_them_to_an_emptied_
         await traded(api, "r-1")
         assert len((await account(other, "r-2"))["positions"]) == 1
         await drained(first)
-        with client(valkey_url) as valkey:
-            valkey.flushall()
-
-        async def found_again() -> bool:
-            notes = await other.service.journal.ledger_of("agent")
-            return notes is not None and len(notes) == 1
-
-        await until(found_again)
+        await forgotten(other, valkey_url, notes=1)
         [held] = (await account(other, "r-3"))["positions"]
         assert held["symbol"] == "BTCUSDT"
         assert datetime.fromisoformat(held["opened_at"]) <= datetime.now(UTC)
@@ -146,13 +152,7 @@ async def test_a_replay_of_history_leaves_nothing_in_the_live_account_on_any_roa
         back = await account(api, "d-3", **old)
         assert "derived" not in back, "a replay does not see the live account either"
         await drained(settings)
-        with client(valkey_url) as valkey:
-            valkey.flushall()
-
-        async def found_again() -> bool:
-            return bool(await api.service.journal.ledger_of("agent"))
-
-        await until(found_again)
+        await forgotten(api, valkey_url)
         after = await account(api, "r-5")
     names = ("consecutive_losses", "day_pnl_fraction", "positions")
     assert [after[name] for name in names] == [before[name] for name in names]
@@ -194,13 +194,7 @@ async def test_a_back_test_in_any_order_gives_no_candidate_what_happened_after_i
         assert after == (0, -60 / 10_000, 1)
         assert last == (1, 0.0, 1)
         await drained(settings)
-        with client(valkey_url) as valkey:
-            valkey.flushall()
-
-        async def found_again() -> bool:
-            return bool(await api.service.journal.ledger_of("agent"))
-
-        await until(found_again)
+        await forgotten(api, valkey_url)
         assert await seen("f-1", days=-1) == before
         assert await seen("f-2", hours=1) == between
         assert await seen("f-4", days=1) == last
@@ -218,13 +212,7 @@ async def test_an_end_without_an_action_counts_the_same_before_and_after_valkey_
         before = await account(api, "r-2", equity=9987.5)
         assert (before["consecutive_losses"], before["day_pnl_fraction"]) == (1, -12.5 / 10_000)
         await drained(settings)
-        with client(valkey_url) as valkey:
-            valkey.flushall()
-
-        async def found_again() -> bool:
-            return bool(await api.service.journal.ledger_of("agent"))
-
-        await until(found_again)
+        await forgotten(api, valkey_url)
         after = await account(api, "r-3", equity=9987.5)
     names = ("consecutive_losses", "day_pnl_fraction", "positions")
     assert [after[name] for name in names] == [before[name] for name in names]
@@ -245,14 +233,7 @@ async def test_who_reported_only_that_it_did_not_trade_holds_nothing_also_after_
         before = await account(api, "r-2", equity=9987.5)
         assert [before[name] for name in names] == [0, 0.0, []]
         await drained(settings)
-        with client(valkey_url) as valkey:
-            valkey.flushall()
-
-        async def found_again() -> bool:
-            notes = await api.service.journal.ledger_of("agent")
-            return notes is not None and len(notes) == 1
-
-        await until(found_again)
+        await forgotten(api, valkey_url, notes=1)
         after = await account(api, "r-3", equity=9987.5)
     assert [after[name] for name in names] == [0, 0.0, []]
 
