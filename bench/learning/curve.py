@@ -32,12 +32,12 @@ from bench.history import record
 from training.arrays import DAY_S, Floats, Rows, Times
 from training.cli.options import meter
 from training.config.file import RebuildConfig, read_config
-from training.learning.algorithms.preferences import Preferences, preferences
-from training.learning.algorithms.problem import Problem, problem_of
 from training.learning.algorithms.run import TrainedPolicy
 from training.learning.algorithms.table import TRAINS
 from training.learning.model.base import Base
 from training.learning.model.base_pass import Encoded
+from training.learning.targets.preferences import Preferences, preferences
+from training.learning.targets.problem import Problem, problem_of
 from training.learning.teacher.predictions import Predictions
 from training.outcomes.labels import Labels
 from training.pipeline.rebuild import base_of, market_of, taught_by_all

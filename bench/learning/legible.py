@@ -40,9 +40,9 @@ from bench.learning.curve import (
 from training.arrays import Floats, Rows, Times
 from training.cli.options import meter
 from training.config.file import RebuildConfig, read_config
-from training.learning.algorithms.problem import Problem
 from training.learning.model.base import Base
 from training.learning.model.base_pass import Encoded, build_encoded
+from training.learning.targets.problem import Problem
 from training.pipeline.rebuild import base_of
 from training.scenarios.table import evenly
 from training.stages.store import Artifact, Store

@@ -48,11 +48,11 @@ from training.config.learning import (
 )
 from training.learning.algorithms import warm_up
 from training.learning.algorithms.probe import fit_probe
-from training.learning.algorithms.problem import Problem
 from training.learning.algorithms.run import TrainedPolicy
 from training.learning.algorithms.table import TRAINS
 from training.learning.model.answers import Answers, choices
 from training.learning.model.base_pass import Encoded, build_encoded
+from training.learning.targets.problem import Problem
 from training.stages.store import Store
 from training.statistics.bootstrap import Cluster, compare_means
 

@@ -23,7 +23,7 @@ from training.arrays import DAY_S, Flags, Floats, Rows, instant
 from training.cli.options import meter
 from training.config.data import HeldOutConfig, MarketConfig, OutcomesConfig, ScenariosConfig
 from training.config.learning import NetworkConfig, TargetsConfig, TeacherConfig
-from training.learning.algorithms.targets import aversion, utility
+from training.learning.targets.utility import aversion, utility
 from training.learning.teacher.accuracy import chance, range_controls, slope, uplift
 from training.learning.teacher.lessons import GROSS, QUESTIONS, RANGE, STOPPED, WIN, Lessons
 from training.learning.teacher.network import Inputs

@@ -29,8 +29,8 @@ from app.policy.versions.store import load_manifest
 from bench.history import record
 from bench.learning.planted import ALGORITHMS, PROMPT_SEED, pairs_of, plant
 from training.config.learning import AdapterConfig, EncodeConfig
-from training.learning.algorithms.problem import Problem
 from training.learning.model.base_pass import Encoded, build_encoded
+from training.learning.targets.problem import Problem
 from training.stages.store import Store
 
 EPOCHS, BATCH, BETA = 3, 4, 0.1

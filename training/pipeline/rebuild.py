@@ -17,11 +17,11 @@ from training.config.data import HeldOutConfig
 from training.config.file import RebuildConfig
 from training.config.section import ConfigError
 from training.learning.algorithms.policy import policy
-from training.learning.algorithms.preferences import preferences
 from training.learning.algorithms.table import TRAINS
 from training.learning.algorithms.warm_up import warm_up
 from training.learning.model.base import Base
 from training.learning.model.base_pass import encoded
+from training.learning.targets.preferences import preferences
 from training.learning.teacher.expectations import taught
 from training.learning.teacher.teacher import teacher
 from training.outcomes.labels import labels

@@ -33,8 +33,8 @@ from training.judging.contest.arms import (
 )
 from training.judging.gate.looks import FILE as LOOKS
 from training.learning.algorithms.measures import CollapsedPolicy
-from training.learning.algorithms.targets import dealt_out, targets
 from training.learning.model.base_pass import Encoded
+from training.learning.targets.utility import dealt_out, targets
 from training.learning.teacher.predictions import Predictions
 from training.learning.teacher.teacher import Teacher
 from training.market.bars import MarketDataError

@@ -37,10 +37,10 @@ HELPERS: dict[str, tuple[str, str]] = {
     ),
     "answers-of_policy": (
         "training/learning/model/tail_attention.py",
-        "training/learning/algorithms/targets.py",
+        "training/learning/targets/utility.py",
     ),
     "answers-of_probe": (
-        "training/learning/algorithms/problem.py",
+        "training/learning/targets/problem.py",
         "training/learning/algorithms/dpo.py",
     ),
     "answers-of_published": (
@@ -58,7 +58,7 @@ HELPERS: dict[str, tuple[str, str]] = {
         "training/learning/algorithms/run.py",
     ),
     "labels-labels": ("training/outcomes/simulate.py", "training/learning/model/base_pass.py"),
-    "policy-policy": ("training/learning/algorithms/targets.py", "training/judging/report/arms.py"),
+    "policy-policy": ("training/learning/targets/utility.py", "training/judging/report/arms.py"),
     "preferences-preferences": (
         "app/domain/model/prompt.py",
         "training/learning/algorithms/losses.py",
@@ -75,7 +75,7 @@ HELPERS: dict[str, tuple[str, str]] = {
         "training/learning/algorithms/run.py",
     ),
     "warm_up-warm_up": (
-        "training/learning/algorithms/targets.py",
+        "training/learning/targets/utility.py",
         "training/judging/evaluation.py",
     ),
 }
@@ -201,7 +201,7 @@ def test_a_changed_target_moves_the_policy_and_no_label(tree: Path) -> None:
     """The fault: another formula found the policy of the one before it."""
     before = keys(tree)
     edit(
-        tree / "training/learning/algorithms/targets.py",
+        tree / "training/learning/targets/utility.py",
         "np.asarray(known - np.nanmean",
         "np.asarray(known + np.nanmean",
     )

@@ -12,8 +12,8 @@ from app.domain.model.manifest import Calibration
 from tests.training.support.planted import encoded, short_prompts, tiny_reader
 from training.config.learning import AdapterConfig, DpoConfig, ExpectedConfig
 from training.learning.algorithms import dpo, expected
-from training.learning.algorithms.problem import Problem
 from training.learning.algorithms.run import TrainedPolicy
+from training.learning.targets.problem import Problem
 
 ROWS = 16
 

@@ -23,7 +23,6 @@ from app.policy.in_process.label_reader import LabelReader
 from training.arrays import Progress, silent
 from training.config.learning import AdapterConfig, DpoConfig
 from training.learning.algorithms import losses
-from training.learning.algorithms.problem import Problem, TrainingError
 from training.learning.algorithms.run import (
     TrainedPolicy,
     batches,
@@ -32,6 +31,7 @@ from training.learning.algorithms.run import (
     started,
     step,
 )
+from training.learning.targets.problem import Problem, TrainingError
 
 
 def train(

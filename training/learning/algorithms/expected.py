@@ -26,7 +26,6 @@ from app.policy.in_process.label_reader import LabelReader
 from training.arrays import Progress, silent
 from training.config.learning import AdapterConfig, ExpectedConfig
 from training.learning.algorithms import losses
-from training.learning.algorithms.problem import Problem
 from training.learning.algorithms.run import (
     TrainedPolicy,
     batches,
@@ -35,6 +34,7 @@ from training.learning.algorithms.run import (
     started,
     step,
 )
+from training.learning.targets.problem import Problem
 
 LEAST_SPREAD = 0.005
 """R; what differs by less is no more worth learning for it."""

@@ -9,13 +9,13 @@ from typing import Any
 from training.arrays import Progress, silent
 from training.config.data import OutcomesConfig
 from training.config.learning import AdapterConfig, Algorithm, TargetsConfig
-from training.learning.algorithms.preferences import Preferences
-from training.learning.algorithms.problem import Problem, problem_of
 from training.learning.algorithms.run import TrainedPolicy
-from training.learning.algorithms.targets import controls
 from training.learning.model import language
 from training.learning.model.base import Base
 from training.learning.model.base_pass import Encoded
+from training.learning.targets.preferences import Preferences
+from training.learning.targets.problem import Problem, problem_of
+from training.learning.targets.utility import controls
 from training.learning.teacher.predictions import Predictions
 from training.outcomes.labels import Labels
 from training.scenarios.table import ScenarioSet, evenly

@@ -24,7 +24,6 @@ from app.policy.in_process.label_reader import LabelReader
 from training.arrays import Progress, silent
 from training.config.learning import AdapterConfig, PpoConfig
 from training.learning.algorithms import losses
-from training.learning.algorithms.problem import Problem
 from training.learning.algorithms.run import (
     Run,
     TrainedPolicy,
@@ -34,6 +33,7 @@ from training.learning.algorithms.run import (
     started,
     step,
 )
+from training.learning.targets.problem import Problem
 
 
 class Sample(NamedTuple):

@@ -22,11 +22,11 @@ from sklearn.preprocessing import StandardScaler
 from app.domain.model.actions import ACTIONS
 from app.domain.model.manifest import Calibration
 from training.config.learning import TargetsConfig
-from training.learning.algorithms.preferences import Preferences
-from training.learning.algorithms.problem import Problem, problem_of
 from training.learning.model.answers import Answers, choices
 from training.learning.model.base import Base
 from training.learning.model.base_pass import Encoded
+from training.learning.targets.preferences import Preferences
+from training.learning.targets.problem import Problem, problem_of
 from training.learning.teacher.predictions import Predictions
 from training.outcomes.labels import Labels
 from training.scenarios.table import ScenarioSet

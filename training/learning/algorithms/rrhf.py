@@ -21,7 +21,6 @@ from app.policy.in_process.label_reader import LabelReader
 from training.arrays import Progress, silent
 from training.config.learning import AdapterConfig, RrhfConfig
 from training.learning.algorithms import losses
-from training.learning.algorithms.problem import Problem
 from training.learning.algorithms.run import (
     TrainedPolicy,
     batches,
@@ -30,6 +29,7 @@ from training.learning.algorithms.run import (
     started,
     step,
 )
+from training.learning.targets.problem import Problem
 
 
 def train(

@@ -38,8 +38,6 @@ from training.learning.algorithms.measures import (
     policy_measures,
     validation_metrics,
 )
-from training.learning.algorithms.problem import Problem, TrainingError
-from training.learning.algorithms.questions import calibrated
 from training.learning.model.adapted import (
     PolicyModel,
     PolicyOutput,
@@ -48,6 +46,8 @@ from training.learning.model.adapted import (
     save_adapter,
 )
 from training.learning.model.answers import Answers
+from training.learning.targets.problem import Problem, TrainingError
+from training.learning.targets.questions import calibrated
 
 ADAPTER, READINGS = "adapter", "policy_log_probs.npy"
 """What a finished run leaves: PEFT's files, and (N, 10) raw label log-probabilities of all rows."""

@@ -9,8 +9,8 @@ from scipy.special import log_softmax
 
 from app.domain.model.manifest import Calibration
 from training.config.learning import TargetsConfig
-from training.learning.algorithms.targets import aversion, utility
 from training.learning.model.answers import Answers
+from training.learning.targets.utility import aversion, utility
 from training.learning.teacher.predictions import Predictions
 from training.stages.declared import stage
 from training.stages.store import Facts

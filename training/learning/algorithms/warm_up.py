@@ -26,8 +26,6 @@ from training.arrays import Progress, silent
 from training.config.data import OutcomesConfig
 from training.config.learning import AdapterConfig, TargetsConfig, WarmUpConfig
 from training.learning.algorithms import losses
-from training.learning.algorithms.preferences import Preferences
-from training.learning.algorithms.problem import Problem, TrainingError, problem_of
 from training.learning.algorithms.run import (
     TrainedPolicy,
     batches,
@@ -39,6 +37,8 @@ from training.learning.algorithms.run import (
 from training.learning.model.answers import choices
 from training.learning.model.base import Base
 from training.learning.model.base_pass import Encoded
+from training.learning.targets.preferences import Preferences
+from training.learning.targets.problem import Problem, TrainingError, problem_of
 from training.learning.teacher.predictions import Predictions
 from training.outcomes.labels import Labels
 from training.scenarios.table import ScenarioSet

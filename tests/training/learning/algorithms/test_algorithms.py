@@ -36,12 +36,12 @@ from training.learning.algorithms.measures import (
     validation_metrics,
 )
 from training.learning.algorithms.probe import fit_probe
-from training.learning.algorithms.problem import Problem, TrainingError
-from training.learning.algorithms.questions import Questions
 from training.learning.algorithms.run import TrainedPolicy
 from training.learning.algorithms.table import TRAINS
 from training.learning.model.answers import Answers
 from training.learning.model.base_pass import Encoded
+from training.learning.targets.problem import Problem, TrainingError
+from training.learning.targets.questions import Questions
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 

@@ -28,9 +28,9 @@ from training.config.learning import (
     TargetsConfig,
 )
 from training.learning.algorithms import dpo, expected, ppo, rrhf, warm_up
-from training.learning.algorithms.preferences import pairs_of
-from training.learning.algorithms.targets import aversion, controls, targets, utility
 from training.learning.model.answers import choices
+from training.learning.targets.preferences import pairs_of
+from training.learning.targets.utility import aversion, controls, targets, utility
 from training.learning.teacher.predictions import Predictions
 
 SIZE = np.array([action.risk_fraction for action in ACTIONS])

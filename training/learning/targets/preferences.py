@@ -34,8 +34,8 @@ from app.domain.model.prompt import Prompt
 from app.domain.record.decision import prepare
 from training.arrays import Floats
 from training.config.learning import PreferencesConfig, TargetsConfig
-from training.learning.algorithms.targets import targets as worths
 from training.learning.model.answers import choices
+from training.learning.targets.utility import targets as worths
 from training.learning.teacher.predictions import Predictions
 from training.outcomes.labels import Labels
 from training.scenarios.table import TRAIN, VALIDATE, ScenarioSet

@@ -21,7 +21,7 @@ from tests.domain.scenarios import AS_OF
 from tests.training.support.artifacts import made_up
 from training.config.data import ScenariosConfig
 from training.config.learning import PreferencesConfig, TargetsConfig
-from training.learning.algorithms.preferences import (
+from training.learning.targets.preferences import (
     PairSource,
     PreferenceError,
     Preferences,

@@ -17,7 +17,7 @@ from tests.domain.scenarios import scenario
 from training.arrays import Floats
 from training.config.data import OutcomesConfig
 from training.config.learning import TargetsConfig
-from training.learning.algorithms.questions import (
+from training.learning.targets.questions import (
     Questions,
     calibrated,
     fitted,

@@ -15,11 +15,11 @@ from app.domain.model.manifest import Calibration
 from training.agent.words import Demonstrations
 from training.config.data import OutcomesConfig
 from training.config.learning import TargetsConfig
-from training.learning.algorithms.preferences import Preferences
-from training.learning.algorithms.questions import Questions, questions_of
-from training.learning.algorithms.targets import dealing, dealt_out, targets
 from training.learning.model.base import Base
 from training.learning.model.base_pass import Encoded
+from training.learning.targets.preferences import Preferences
+from training.learning.targets.questions import Questions, questions_of
+from training.learning.targets.utility import dealing, dealt_out, targets
 from training.learning.teacher.predictions import Predictions
 from training.outcomes.labels import Labels
 from training.scenarios.table import TRAIN, VALIDATE, ScenarioSet
