@@ -19,7 +19,8 @@ from app.domain.model.prompt import PROMPT_VERSION, SYSTEM, Prompt
 from app.domain.model.questions import QuestionName
 from app.policy.calibration import random_prompts
 from app.policy.in_process.adapter import Adapter
-from app.policy.in_process.label_reader import TRUNKS, Ask, LabelReader
+from app.policy.in_process.label_reader import Ask, LabelReader
+from app.policy.in_process.reading.trunks import TRUNKS
 from app.policy.in_process.weights import load_model
 from tests.policy.peft_reading import (
     TEXTS,

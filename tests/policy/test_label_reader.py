@@ -15,7 +15,8 @@ from app.domain.model.actions import ACTIONS
 from app.domain.model.prompt import PROMPT_VERSION, SYSTEM, Prompt
 from app.domain.model.questions import QuestionName
 from app.policy.calibration import random_prompts
-from app.policy.in_process.label_reader import PREFILL_TOKENS, Ask, LabelReader, parted
+from app.policy.in_process.label_reader import PREFILL_TOKENS, Ask, LabelReader
+from app.policy.in_process.reading.layout import parted
 from tests.policy.tiny_models import POSITIONS, TINY, save_tiny_model
 
 TOLERANCE = 1e-4

@@ -22,7 +22,8 @@ from app.domain.record.decision import Reading, propose
 from app.domain.scenario import Bar, Scenario
 from app.policy.encoding import PromptEncoder
 from app.policy.in_process.importer import read_prompts
-from app.policy.in_process.label_reader import Ask, LabelReader, parted
+from app.policy.in_process.label_reader import Ask, LabelReader
+from app.policy.in_process.reading.layout import parted
 from app.policy.versions.store import load_manifest
 from app.policy.vllm import VllmPolicy
 from tests import builders as build

@@ -22,14 +22,9 @@ from app.domain.model.questions import QuestionName
 from app.domain.record.decision import Engine, Reading
 from app.policy.in_process.adapter import Adapter
 from app.policy.in_process.engines import read_roughly
-from app.policy.in_process.label_reader import (
-    Ask,
-    Continuation,
-    LabelReader,
-    LogProbabilities,
-    parted,
-)
+from app.policy.in_process.label_reader import Ask, Continuation, LabelReader
 from app.policy.in_process.numbers import EXTREMES, Known
+from app.policy.in_process.reading.layout import LogProbabilities, parted
 from app.policy.options import DEFAULTS, BackendOptions
 from app.policy.rationale import RATIONALE_TOKENS, is_complete, sentences
 from app.telemetry import Task

@@ -19,18 +19,16 @@ where a little counts, in float32.
 
 from __future__ import annotations
 
-import copy
 import inspect
 import math
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from itertools import accumulate, islice, pairwise
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import Cache, DynamicCache
 
 from app.domain.errors import ModelFileError
 from app.domain.model.questions import QuestionName
@@ -39,19 +37,14 @@ from app.policy.encoding import PROMPT_TOKENS, PromptEncoder
 from app.policy.in_process.adapter import Adapter
 from app.policy.in_process.numbers import Known
 from app.policy.in_process.packed import Switch
+from app.policy.in_process.reading.adapting import Adapting, Place
+from app.policy.in_process.reading.layout import Branched, LogProbabilities, mask_of, parted
+from app.policy.in_process.reading.trunks import Trunk, Trunks
 from app.policy.in_process.weights import load_model
 
 PREFILL_TOKENS = 32
 """Tokens of a rationale's prompt that one step reads: about as long as a decision may have to wait
 for it."""
-TRUNKS = 8
-"""User texts whose keys and values are kept, the latest: some 7 MB each for the small model and a
-usual prompt."""
-
-_EMBEDDINGS = "embeddings"
-LogProbabilities = tuple[float, ...]
-Trunk = list[tuple[torch.Tensor, torch.Tensor]]
-"""Keys and values of a user's tokens by layer, each (heads, tokens, head size)."""
 
 
 class Tail(NamedTuple):
@@ -83,16 +76,6 @@ class Ask(NamedTuple):
         return [Tail(adapter, seen) for seen in ends for adapter in self.adapters]
 
 
-class Place(NamedTuple):
-    """Where an adapter works in a pass: positions counted through all rows, the first of them being
-    token `begin` of what it works on, and the features of the scenario that is read there."""
-
-    adapter: Adapter | None
-    positions: torch.Tensor
-    numbers: Known = ()
-    begin: int = 0
-
-
 class Row(NamedTuple):
     """What a version reads of a prompt that is kept or read whole: its adapter, what stands before
     the tail, and the scenario's features."""
@@ -100,57 +83,6 @@ class Row(NamedTuple):
     adapter: Adapter | None
     before: Any
     numbers: Known = ()
-
-
-class Branched(NamedTuple):
-    """The prompt's tail with questions as branches of it, W tokens in all.
-
-    ids : (W,) the tail's, then those of each question.
-    branch : (W,) 0 in the tail, 1 in the first question, and so on.
-    depth : (W,) how many tokens a token has before it, in the tail and its own branch.
-    ends : where labels are read: the end of the tail, and of each question.
-    labels : their ids, for each end.
-    """
-
-    ids: tuple[int, ...]
-    branch: torch.Tensor
-    depth: torch.Tensor
-    ends: tuple[int, ...]
-    labels: tuple[torch.Tensor, ...]
-
-    @classmethod
-    def of(cls, encoder: PromptEncoder, questions: Sequence[QuestionName]) -> Branched:
-        """Raises `ModelFileError` where the tokenizer cannot ask a question."""
-        asked = [encoder.question(name) for name in questions]
-        tail = len(encoder.tail)
-        parts = [encoder.tail, *(question.ids for question in asked)]
-        label_ids = [encoder.label_ids, *(question.label_ids for question in asked)]
-        return cls(
-            tuple(number for part in parts for number in part),
-            torch.tensor([turn for turn, part in enumerate(parts) for _ in part]),
-            torch.tensor(
-                [*range(tail), *(tail + place for part in parts[1:] for place in range(len(part)))]
-            ),
-            tuple(end - 1 for end in accumulate(map(len, parts))),
-            tuple(torch.tensor(ids) for ids in label_ids),
-        )
-
-    @property
-    def seen(self) -> torch.Tensor:
-        """(W that look, W that are seen) bool: a branch sees the tail and itself, up to where it
-        is."""
-        columns = torch.arange(len(self.ids))
-        own = (self.branch[None, :] == 0) | (self.branch[None, :] == self.branch[:, None])
-        return own & (columns[None, :] <= columns[:, None])
-
-    @property
-    def chains(self) -> list[tuple[int, ...]]:
-        """The tail, and the tail with each question: what a model reads that takes no mask."""
-        tail = self.ids[: self.ends[0] + 1]
-        return [
-            tail,
-            *((*tail, *self.ids[begin + 1 : end + 1]) for begin, end in pairwise(self.ends)),
-        ]
 
 
 class LabelReader:
@@ -182,16 +114,12 @@ class LabelReader:
                 use_cache=True,
                 logits_to_keep=1,
             )
-        self._head: Cache = output.past_key_values
-        plain = all(type(layer) is DynamicLayer for layer in self._head.layers)
-        self.keeps_trunks = plain and {"attention_mask", "position_ids"} <= accepted.keys()
+        self._trunks = Trunks(output.past_key_values, len(encoder.head))
+        masked = {"attention_mask", "position_ids"} <= accepted.keys()
+        self.keeps_trunks = self._trunks.possible and masked
         self.rough: Switch | None = None
         """What has the layers read roughly; None where they cannot."""
-        self._trunks: OrderedDict[tuple[tuple[int, ...], bool], Trunk] = OrderedDict()
-        """By the user's tokens, and whether they were read roughly."""
-        self._hooked: set[str] = set()
-        self._active: list[tuple[Adapter, torch.Tensor]] = []
-        self._shifts: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._adapting = Adapting(model)
 
     @classmethod
     def load(cls, directory: Path, limit: int = PROMPT_TOKENS) -> LabelReader:
@@ -218,9 +146,9 @@ class LabelReader:
     def answer(self, asks: Sequence[Ask]) -> list[list[LogProbabilities]]:
         """Log-probabilities of the labels after each prompt, by every version that was asked for.
 
-        What several versions have in common is computed once, and kept for the latest `TRUNKS`
-        prompts. Models whose layers do not keep the keys and values of every token (sliding
-        windows) take a whole pass per version.
+        What several versions have in common is computed once, and kept for the latest prompts.
+        Models whose layers do not keep the keys and values of every token (sliding windows) take a
+        whole pass per version.
 
         Returns
         -------
@@ -247,7 +175,8 @@ class LabelReader:
             and all(them == [(None, them[0].seen)] for them in tails)
         ):
             return self._apart(asks, branched)
-        kept = {ask: trunk for ask in asks if (trunk := self._kept(ask)) is not None}
+        trunks = {ask: self._trunks.of(self._user(ask.ids), ask.rough) for ask in asks}
+        kept = {ask: trunk for ask, trunk in trunks.items() if trunk is not None}
         found: dict[Ask, list[LogProbabilities]] = {}
         if kept:
             found.update(zip(kept, self._over_trunks(kept, branched), strict=True))
@@ -258,7 +187,7 @@ class LabelReader:
         # What is no number spreads in a row, and into its trunk: then each version is read alone.
         spoilt = [ask for ask in asks if ask not in kept and not _finite(found[ask])]
         for ask in spoilt:
-            self._trunks.pop((self._user(ask.ids), ask.rough), None)
+            self._trunks.forget(self._user(ask.ids))
         if spoilt:
             found.update(zip(spoilt, self._apart(spoilt, branched), strict=True))
         return [found[ask] for ask in asks]
@@ -273,12 +202,6 @@ class LabelReader:
         ]
         return _grouped(self._whole_pass(rows, branched), [len(them) for them in tails])
 
-    def _kept(self, ask: Ask) -> Trunk | None:
-        """The trunk that an ask may be read over: never a rough one where it is to be exact."""
-        user = self._user(ask.ids)
-        exact = self._trunks.get((user, False))
-        return self._trunks.get((user, True)) if exact is None and ask.rough else exact
-
     def begin(
         self,
         ids: Sequence[int],
@@ -288,11 +211,11 @@ class LabelReader:
     ) -> Continuation:
         """Start generating after head + `ids`; `advance` does the work. An adapter works on all but
         the first `user_tokens` ids, so also on what is generated."""
-        text = Continuation(self._expanded_head(1), list(ids), adapter, user_tokens, numbers)
+        text = Continuation(self._trunks.head(1), list(ids), adapter, user_tokens, numbers)
         user = tuple(ids[:user_tokens])
-        trunk = self._trunks.get((user, False), self._trunks.get((user, True)))
+        trunk = self._trunks.of(user, rough=True)
         if trunk is not None:
-            text.cache = self._cache_of([trunk])
+            text.cache = self._trunks.behind_head([trunk])
             text.pending, text.user_tokens = text.pending[user_tokens:], 0
         return text
 
@@ -304,7 +227,7 @@ class LabelReader:
         text.user_tokens = max(text.user_tokens - len(chunk), 0)
         place = Place(text.adapter, adapted, text.numbers, text.adapted)
         text.adapted += len(adapted)
-        with self._adapted([place]):
+        with self._adapting.at([place]):
             output = self.model(
                 input_ids=torch.tensor([chunk]),
                 past_key_values=text.cache,
@@ -341,15 +264,15 @@ class LabelReader:
             )
             for number, (ids, chain, row) in enumerate(texts)
         ]
-        with self._adapted(places):
+        with self._adapting.at(places):
             output = self.model(
                 input_ids=padded,
-                past_key_values=self._expanded_head(len(texts)),
+                past_key_values=self._trunks.head(len(texts)),
                 use_cache=True,
                 logits_to_keep=ends,
             )
         logits = output.logits[torch.arange(len(texts)), column]
-        return _labels(logits.unflatten(0, (len(rows), len(chains))), branched)
+        return branched.labels_in(logits.unflatten(0, (len(rows), len(chains))))
 
     def _over_trunks(
         self, kept: Mapping[Ask, Trunk], branched: Branched
@@ -391,25 +314,25 @@ class LabelReader:
             [*(seen for _, seen in them), *[len(user)] * (copies + 1 - len(them))]
             for them, user in zip(tails, users, strict=True)
         ]
-        seen, after_head = _layout(torch.tensor(ends), text, branched)
+        seen, after_head = branched.behind(text, torch.tensor(ends))
         read = text - begin + size * torch.arange(copies)[:, None] + torch.tensor(branched.ends)
-        cache = self._expanded_head(len(asks))
+        cache = self._trunks.head(len(asks))
         if begin:
             cache = self._read_roughly(
-                rows[:, :begin], _mask(seen[:, :begin, :begin], head), head + after_head, cache
+                rows[:, :begin], mask_of(seen[:, :begin, :begin], head), head + after_head, cache
             )
-        with self._adapted(places):
+        with self._adapting.at(places):
             output = self.model(
                 input_ids=rows[:, begin:],
-                attention_mask=_mask(seen[:, begin:], head),
+                attention_mask=mask_of(seen[:, begin:], head),
                 position_ids=head + after_head[:, begin:],
                 past_key_values=cache,
                 use_cache=True,
                 logits_to_keep=read.flatten(),
             )
-        self._remember(users, output.past_key_values, rough)
+        self._trunks.keep(users, output.past_key_values, rough)
         # Row by row, copy by copy.
-        found = _labels(output.logits.unflatten(1, read.shape).flatten(0, 1), branched)
+        found = branched.labels_in(output.logits.unflatten(1, read.shape).flatten(0, 1))
         return [found[n * copies : n * copies + len(them)] for n, them in enumerate(tails)]
 
     def _read_roughly(
@@ -417,7 +340,7 @@ class LabelReader:
     ) -> Cache:
         """Keys and values of users' texts behind those of the head, in bfloat16 where that is
         faster here."""
-        with self._adapted([]), self.rough.roughly() if self.rough else nullcontext():
+        with self._adapting.at([]), self.rough.roughly() if self.rough else nullcontext():
             output = self.model.base_model(
                 input_ids=rows,
                 attention_mask=mask,
@@ -444,117 +367,19 @@ class LabelReader:
             Place(row.adapter, torch.arange(number * size, (number + 1) * size), row.numbers)
             for number, row in enumerate(rows)
         ]
-        with self._adapted(places):
+        with self._adapting.at(places):
             output = self.model(
                 input_ids=torch.tensor([branched.ids] * len(rows)),
-                attention_mask=_mask(seen, head),
+                attention_mask=mask_of(seen, head),
                 position_ids=head + lengths[:, None] + branched.depth,
-                past_key_values=self._cache_of([row.before for row in rows]),
+                past_key_values=self._trunks.behind_head([row.before for row in rows]),
                 use_cache=True,
                 logits_to_keep=torch.tensor(branched.ends),
             )
-        return _labels(output.logits, branched)
+        return branched.labels_in(output.logits)
 
     def _user(self, ids: tuple[int, ...]) -> tuple[int, ...]:
         return ids[: len(ids) - len(self.encoder.tail)]
-
-    def _remember(self, users: Sequence[tuple[int, ...]], cache: Cache, rough: bool) -> None:
-        """Keep the latest trunks: the users' part of each row."""
-        begin = len(self.encoder.head)
-        for number, user in list(enumerate(users))[-TRUNKS:]:
-            part = slice(begin, begin + len(user))
-            self._trunks[user, rough] = [
-                (layer.keys[number, :, part].clone(), layer.values[number, :, part].clone())
-                for layer in cache.layers
-            ]
-        while len(self._trunks) > TRUNKS:
-            self._trunks.popitem(last=False)
-
-    def _expanded_head(self, rows: int) -> Cache:
-        """The head's cache for `rows` prompts. Views where a layer replaces its tensors when it
-        grows (it then never writes into ours), else a deep copy."""
-        layers = self._head.layers
-        if any(type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers):
-            copied = copy.deepcopy(self._head)
-            copied.batch_repeat_interleave(rows)
-            return copied
-        cache = copy.copy(self._head)
-        cache.layers = [copy.copy(layer) for layer in layers]
-        for layer in cache.layers:
-            layer.keys = layer.keys.expand(rows, -1, -1, -1)
-            layer.values = layer.values.expand(rows, -1, -1, -1)
-        return cache
-
-    def _cache_of(self, trunks: Sequence[Trunk]) -> Cache:
-        """Head and trunks as one cache, a row for each, padded on the right with zeros."""
-        cache = copy.copy(self._head)
-        cache.layers = [copy.copy(layer) for layer in self._head.layers]
-        begin = len(self.encoder.head)
-        width = max(trunk[0][0].shape[-2] for trunk in trunks)
-        for number, layer in enumerate(cache.layers):
-            sides = []
-            for side, head in enumerate((layer.keys, layer.values)):
-                whole = head.new_zeros(len(trunks), head.shape[1], begin + width, head.shape[3])
-                whole[:, :, :begin] = head
-                for row, trunk in enumerate(trunks):
-                    states = trunk[number][side]
-                    whole[row, :, begin : begin + states.shape[-2]] = states
-                sides.append(whole)
-            layer.keys, layer.values = sides
-        return cache
-
-    @contextmanager
-    def _adapted(self, places: Sequence[Place]) -> Iterator[None]:
-        """Inference in which each adapter works on its places."""
-        by_adapter: dict[Adapter, list[torch.Tensor]] = {}
-        for place in places:
-            if place.adapter is not None and len(place.positions):
-                by_adapter.setdefault(place.adapter, []).append(place.positions)
-        for adapter in by_adapter:
-            for name in adapter.deltas.keys() - self._hooked:
-                self.model.get_submodule(name).register_forward_hook(self._hook(name))
-                self._hooked.add(name)
-        self._active.extend(
-            (adapter, torch.cat(positions)) for adapter, positions in by_adapter.items()
-        )
-        self._shifts.extend(_shifts(places))
-        if self._shifts and _EMBEDDINGS not in self._hooked:
-            self.model.get_input_embeddings().register_forward_hook(self._shifting())
-            self._hooked.add(_EMBEDDINGS)
-        try:
-            with torch.inference_mode():
-                yield
-        finally:
-            self._active.clear()
-            self._shifts.clear()
-
-    def _shifting(self) -> Callable[[Any, tuple[torch.Tensor, ...], torch.Tensor], None]:
-        """What adds the active adapters' numbers to the embeddings, in place."""
-        shifts = self._shifts  # As below: not this reader.
-
-        def add(module: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-            for positions, shift in shifts:
-                output.view(-1, output.shape[-1]).index_add_(0, positions, shift)
-
-        return add
-
-    def _hook(self, name: str) -> Callable[[Any, tuple[torch.Tensor, ...], torch.Tensor], None]:
-        """What adds the active adapters' terms to the output of the linear layer `name`, in
-        place."""
-        active = (
-            self._active
-        )  # Not this reader: a model that is closed would wait for the garbage collector.
-
-        def add(module: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-            for adapter, positions in active:
-                delta = adapter.deltas.get(name)
-                if delta is not None:
-                    states = inputs[0].flatten(0, -2)[positions]
-                    output.view(-1, output.shape[-1]).index_add_(
-                        0, positions, states @ delta.down.T @ delta.up.T
-                    )
-
-        return add
 
 
 class Continuation:
@@ -583,16 +408,6 @@ def _finite(rows: Iterable[LogProbabilities]) -> bool:
     return all(math.isfinite(value) for row in rows for value in row)
 
 
-def _shifts(places: Iterable[Place]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Positions, and what adapters that read numbers add to the embeddings there."""
-    for place in places:
-        numbers = None if place.adapter is None else place.adapter.numbers
-        if numbers is None or not place.numbers:
-            continue
-        shift = numbers.of(place.numbers)[place.begin :][: len(place.positions)]
-        yield place.positions[: len(shift)], shift
-
-
 def _places(
     asks: Sequence[Ask], tails: Sequence[Sequence[Tail]], first: int, size: int, width: int
 ) -> list[Place]:
@@ -602,58 +417,6 @@ def _places(
         for number, (ask, them) in enumerate(zip(asks, tails, strict=True))
         for turn, (adapter, _) in enumerate(them)
     ]
-
-
-def _layout(ends: torch.Tensor, text: int, branched: Branched) -> tuple[torch.Tensor, torch.Tensor]:
-    """Who sees whom in a joint pass, and where everything stands after the head.
-
-    Columns are `text` places for the user's text and padding, then copies of the tail with its
-    branches. `ends` is (rows, copies + 1): how many tokens of the text each copy sees, and in the
-    last place the text.
-
-    Returns
-    -------
-    (rows, columns that look, columns that are seen) bool, and positions (rows, columns).
-    """
-    size = len(branched.ids)
-    columns = torch.arange(text + size * (ends.shape[1] - 1))
-    copy_of = torch.where(columns < text, -1, (columns - text) // size)  # -1: the user's text
-    end = ends[:, copy_of]  # (rows, columns), by the one that looks; -1 is the last place
-    # A copy follows what it sees; every position sees the head, so none sees nothing.
-    in_copy = torch.where(copy_of >= 0, (columns - text) % size, 0)
-    positions = torch.where(copy_of >= 0, end + branched.depth[in_copy], columns)
-    of_text = (columns < end[:, :, None]) & (columns <= columns[:, None])
-    of_copy = (copy_of[:, None] == copy_of[None, :]) & branched.seen[in_copy][:, in_copy]
-    seen = torch.where((copy_of < 0)[None, :], of_text, of_copy)
-    return seen, positions
-
-
-def _mask(seen: torch.Tensor, head: int) -> torch.Tensor:
-    """What is added to attention scores: (rows, 1, columns that look, head and columns that are
-    seen). Everybody sees the head."""
-    rows, looking, looked_at = seen.shape
-    mask = torch.zeros(rows, 1, looking, head + looked_at)
-    mask[:, 0, :, head:].masked_fill_(~seen, torch.finfo(mask.dtype).min)
-    return mask
-
-
-def _labels(logits: torch.Tensor, branched: Branched) -> list[LogProbabilities]:
-    """The labels' share of logits (rows, ends, vocabulary): those of the action, then of each
-    question."""
-    with torch.inference_mode():
-        log_probs = torch.log_softmax(logits.float(), dim=-1)
-        chosen = [log_probs[:, end, ids] for end, ids in enumerate(branched.labels)]
-        return [tuple(row) for row in torch.cat(chosen, dim=1).tolist()]
-
-
-def parted(
-    row: LogProbabilities, encoder: PromptEncoder, asked: Iterable[QuestionName]
-) -> tuple[LogProbabilities, dict[QuestionName, LogProbabilities]]:
-    """A reading's labels, and those of the questions behind them, in the order of asking."""
-    remaining = iter(row)
-    labels = tuple(islice(remaining, len(encoder.label_ids)))
-    sizes = ((name, len(encoder.question(name).label_ids)) for name in asked)
-    return labels, {name: tuple(islice(remaining, size)) for name, size in sizes}
 
 
 def _picked(

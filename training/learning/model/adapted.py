@@ -28,8 +28,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from app.domain.model.questions import QuestionName
-from app.policy.in_process.label_reader import Branched, LabelReader
+from app.policy.in_process.label_reader import LabelReader
 from app.policy.in_process.numbers import Numbers
+from app.policy.in_process.reading.layout import Branched
 from app.policy.versions.store import NUMBERS_NAME
 from training.arrays import Rows
 from training.config.learning import AdapterConfig
