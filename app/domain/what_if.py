@@ -355,7 +355,7 @@ class Tally:
 
     arms: dict[str, ArmTally] = field(default_factory=dict)
     codes: dict[str, CodeTally] = field(default_factory=dict)
-    changed: deque[Judged] = field(default_factory=lambda: deque(maxlen=MOST_CHANGED))
+    changed: deque[Judged] = field(default_factory=lambda: deque(maxlen=MOST_CHANGED), repr=False)
 
     def add(self, judged: Judged) -> None:
         """Count one arm of one decision."""

@@ -102,7 +102,7 @@ async def differing_days(connection: AsyncConnection) -> AsyncIterator[str]:
     """Sums of days that are not those of the flat table."""
     for days in tables.DAYS:
         for row in await connection.execute(_wrong_sums(days)):
-            yield f"{days.name} of {row[0]}, {row[1]}"
+            yield f"{days.name} of {', '.join(map(str, row))}"
 
 
 async def _add_up(connection: AsyncConnection) -> None:
@@ -120,7 +120,7 @@ def _wrong_sums(days: Table) -> TextClause:
     return text(
         f"""
         SELECT day, {key} FROM (
-            SELECT day, {key}, {sums} FROM {_source(days)} GROUP BY day, {key}
+            SELECT day, {key}, {sums} FROM {source(days)} GROUP BY day, {key}
         ) s FULL JOIN (
             SELECT day, {key}, {sums} FROM {days.name} GROUP BY day, {key} HAVING {some}
         ) d USING (day, {key})
@@ -133,17 +133,19 @@ def _sums_anew(days: Table) -> TextClause:
     key, names, sums = _summed(days)
     return text(
         f"INSERT INTO {days.name} (day, {key}, slot, {', '.join(names)})"
-        f" SELECT day, {key}, 0, {sums} FROM {_source(days)} GROUP BY day, {key}"
+        f" SELECT day, {key}, 0, {sums} FROM {source(days)} GROUP BY day, {key}"
     )
 
 
 def _summed(days: Table) -> tuple[str, list[str], str]:
     """What is summed up beside the day, the names of the sums, and how they are asked for."""
-    _, key, _, *names = days.c.keys()
-    return key, names, ", ".join(f"sum({name}) AS {name}" for name in names)
+    keys = [column.name for column in days.primary_key if column.name not in ("day", "slot")]
+    names = [column.name for column in days.c if not column.primary_key]
+    return ", ".join(keys), names, ", ".join(f"sum({name}) AS {name}" for name in names)
 
 
-def _source(days: Table) -> str:
+def source(days: Table) -> str:
+    """The view of what a table of days adds up, with `as_of` beside it."""
     return days.name.replace("_days", "_source")
 
 

@@ -63,7 +63,8 @@ IDENTITIES = {
     "link_producers": "name",
     "put_aside": "payload_hash",
     "comparisons": "decision_id",
-    "agreement_days": "model_version",
+    "advice_days": "model_version",
+    "chance_days": "model_version",
     "veto_days": "code",
     "shared_parts": "hash",
     "imported_trades": "import_id",
@@ -78,7 +79,8 @@ UNCOVERED = {
     ("put_aside", "put_aside_at"),
     ("put_aside", "id"),
     ("links", "id"),
-    ("agreement_days", "slot"),
+    ("advice_days", "slot"),
+    ("chance_days", "slot"),
     ("veto_days", "slot"),
 }
 

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, date, datetime, time, timedelta
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import text
+from sqlalchemy import Table, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from app.shadow_log.comparisons import source
 from app.shadow_log.database import translated_errors
 from app.shadow_log.rows import Row, plain
+from app.shadow_log.schema import tables
 
 LOOKED_THROUGH = 5_000
 """So many decisions are searched for words at a time; the next page goes on from there."""
@@ -26,6 +28,7 @@ LOOKED_AT = 100_000
 decisions, a page of it is answered in less than a second."""
 MOST_LIKE_AMONG = 2_000
 """So many earlier decisions of a symbol are looked through for the nearest ones."""
+DAY = timedelta(days=1)
 EARNED = """
     CASE WHEN agent_approve THEN agent_r WHEN NOT agent_approve THEN 0 END AS agent_earned_r,
     CASE WHEN advice_approve THEN advice_r WHEN NOT advice_approve THEN 0 END AS advice_earned_r
@@ -90,6 +93,44 @@ def _given(wanted: list[tuple[str, str, Any]]) -> tuple[list[str], dict[str, Any
 
 def _all(conditions: list[str]) -> str:
     return " AND ".join(conditions) or "true"
+
+
+def _summed(days: Table) -> str:
+    """SQL of what is added up within a span: whole days as they are kept, and before and behind
+    them what comparisons say. `_parts` has its values."""
+    kept = ", ".join(column.name for column in days.c if column.name != "slot")
+    return (
+        f"SELECT {kept} FROM {days.name} WHERE day >= :first AND day < :last"
+        f" UNION ALL SELECT {kept} FROM {source(days)} WHERE as_of >= :since AND as_of < :begin"
+        f" UNION ALL SELECT {kept} FROM {source(days)} WHERE as_of >= :end AND as_of < :until"
+    )
+
+
+def _parts(since: datetime, until: datetime) -> dict[str, datetime | date]:
+    """The whole UTC days of a span, `first` to before `last`, which begin at `begin` and end at
+    `end`; without one everything lies before `begin`."""
+    begin = min(_midnight_from(since.astimezone(UTC)), until.astimezone(UTC))
+    last = until.astimezone(UTC).date()
+    return {
+        "since": since,
+        "until": until,
+        "first": begin.date(),
+        "last": last,
+        "begin": begin,
+        "end": max(_midnight(last), begin),
+    }
+
+
+def _midnight_from(moment: datetime) -> datetime:
+    """The first midnight at a moment in UTC or after it; the calendar's end behind its last one."""
+    before = _midnight(moment.date())
+    if moment == before:
+        return before
+    return before + DAY if before < _midnight(date.max) else datetime.max.replace(tzinfo=UTC)
+
+
+def _midnight(day: date) -> datetime:
+    return datetime.combine(day, time(), UTC)
 
 
 class Page(NamedTuple):
@@ -182,47 +223,33 @@ class Explorer:
         in the decisions where both are known."""
         return await self._ask(
             f"""
-            WITH judged AS (
-                SELECT *, {EARNED} FROM shadow_comparison
-                WHERE as_of >= :since AND as_of < :until
-            )
-            SELECT (as_of AT TIME ZONE 'UTC')::date AS day, model_version, role,
-                   count(*) AS decisions,
-                   count(*) FILTER (WHERE status = 'abstained') AS abstained,
-                   count(agree) AS compared,
-                   count(*) FILTER (WHERE agree) AS agreements,
-                   count(*) FILTER (WHERE agree IS NOT NULL AND agent_approve) AS agent_approvals,
-                   count(*) FILTER (WHERE agree IS NOT NULL AND advice_approve) AS advice_approvals,
-                   count(advice_earned_r - agent_earned_r) AS judged,
-                   coalesce(sum(agent_earned_r) FILTER (WHERE advice_earned_r IS NOT NULL), 0)
-                       AS agent_r,
-                   coalesce(sum(advice_earned_r) FILTER (WHERE agent_earned_r IS NOT NULL), 0)
-                       AS advice_r
-            FROM judged
-            GROUP BY day, model_version, role
+            SELECT day, model_version, role, sum(decisions)::bigint AS decisions,
+                   sum(abstained)::bigint AS abstained, sum(compared)::bigint AS compared,
+                   sum(agreements)::bigint AS agreements,
+                   sum(agent_approvals)::bigint AS agent_approvals,
+                   sum(advice_approvals)::bigint AS advice_approvals,
+                   sum(judged)::bigint AS judged, sum(agent_r)::float8 AS agent_r,
+                   sum(advice_r)::float8 AS advice_r
+            FROM ({_summed(tables.advice_days)}) added
+            GROUP BY day, model_version, role HAVING sum(decisions) > 0
             ORDER BY day, model_version, role
             """,
-            {"since": since, "until": until},
+            _parts(since, until),
         )
 
     async def vetoes(self, since: datetime, until: datetime) -> list[Row]:
         """By veto code: how often the rules refuse the agent's own order, and the R that this
         saved (minus what its plan earned). As the view `veto_value`, within a span of time."""
         return await self._ask(
-            """
-            SELECT code, count(*) AS refused, count(r) AS judged, -sum(r) AS r_saved,
-                   count(*) FILTER (WHERE r < 0) AS losers_avoided,
-                   count(*) FILTER (WHERE r > 0) AS winners_missed
-            FROM (
-                SELECT unnest(control_veto_codes) AS code,
-                       CASE WHEN agent_outcome <> 'not_traded' THEN agent_r END AS r
-                FROM shadow_comparison
-                WHERE role = 'primary' AND as_of >= :since AND as_of < :until
-            ) refusals
-            GROUP BY code
+            f"""
+            SELECT code, sum(refused)::bigint AS refused, sum(with_outcome)::bigint AS judged,
+                   CASE WHEN sum(with_outcome) > 0 THEN -sum(r)::float8 END AS r_saved,
+                   sum(losers)::bigint AS losers_avoided, sum(winners)::bigint AS winners_missed
+            FROM ({_summed(tables.veto_days)}) added
+            GROUP BY code HAVING sum(refused) > 0
             ORDER BY refused DESC, code
             """,
-            {"since": since, "until": until},
+            _parts(since, until),
         )
 
     async def agreement_of_versions(self, since: datetime, until: datetime) -> list[Row]:
@@ -249,21 +276,15 @@ class Explorer:
         """By version, by what was told (`approve`: of approving, `win`: of a profit) and by fifth
         of the scale: the mean chance, and the share of the agent's plans that won."""
         return await self._ask(
-            """
-            SELECT c.model_version, told.what, least(floor(5 * told.chance), 4)::int AS fifth,
-                   count(*) AS decisions, avg(told.chance) AS told,
-                   avg((c.agent_r > 0)::int)::float8 AS won
-            FROM comparisons c
-            CROSS JOIN LATERAL (
-                VALUES ('approve', c.approve_probability), ('win', c.win_probability)
-            ) AS told (what, chance)
-            WHERE c.as_of >= :since AND c.as_of < :until AND c.ordinal >= 0
-              AND told.chance IS NOT NULL AND c.agent_r IS NOT NULL
-              AND c.agent_outcome <> 'not_traded'
-            GROUP BY c.model_version, told.what, fifth
-            ORDER BY c.model_version, told.what, fifth
+            f"""
+            SELECT model_version, what, fifth, sum(decisions)::bigint AS decisions,
+                   (sum(told) / sum(decisions))::float8 AS told,
+                   (sum(won) / sum(decisions))::float8 AS won
+            FROM ({_summed(tables.chance_days)}) added
+            GROUP BY model_version, what, fifth HAVING sum(decisions) > 0
+            ORDER BY model_version, what, fifth
             """,
-            {"since": since, "until": until},
+            _parts(since, until),
         )
 
     async def choices(self) -> dict[str, list[str]]:

@@ -29,7 +29,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
-REVISION = "0022"
+REVISION = "0023"
 """The schema that this release works with; a test holds it against the newest migration."""
 
 metadata = MetaData(
@@ -457,16 +457,37 @@ comparisons = Table(
 )
 """Derived, and the one table whose rows change: see `app.shadow_log.comparisons`."""
 
-agreement_days = Table(
-    "agreement_days",
+advice_days = Table(
+    "advice_days",
     metadata,
     Column("day", Date, primary_key=True),
     Column("model_version", Text, primary_key=True),
+    Column("role", Text, primary_key=True),
     Column("slot", Integer, primary_key=True, autoincrement=False),
     *(
         Column(name, BigInteger, nullable=False)
-        for name in ("decisions", "agreements", "agent_approvals", "advice_approvals")
+        for name in (
+            "decisions",
+            "abstained",
+            "compared",
+            "agreements",
+            "agent_approvals",
+            "advice_approvals",
+            "judged",
+        )
     ),
+    *(Column(name, Numeric, nullable=False) for name in ("agent_r", "advice_r")),
+)
+chance_days = Table(
+    "chance_days",
+    metadata,
+    Column("day", Date, primary_key=True),
+    Column("model_version", Text, primary_key=True),
+    Column("what", Text, primary_key=True),
+    Column("fifth", Integer, primary_key=True, autoincrement=False),
+    Column("slot", Integer, primary_key=True, autoincrement=False),
+    *(Column(name, BigInteger, nullable=False) for name in ("decisions", "won")),
+    Column("told", Numeric, nullable=False),
 )
 veto_days = Table(
     "veto_days",
@@ -487,7 +508,7 @@ veto_days = Table(
     ),
     *(Column(name, Numeric, nullable=False) for name in ("r", "pnl", "r_alone")),
 )
-DAYS = (agreement_days, veto_days)
+DAYS = (advice_days, chance_days, veto_days)
 """Sums by day of what `comparisons` says, kept by its triggers; of each day as many rows as ever
 appended at once (`slot`)."""
 

@@ -290,7 +290,8 @@ async def test_views_say_what_they_mean(database_url: str) -> None:
     said = {row["relname"]: row["said"] for row in found}
     assert said.keys() == {
         "all_advices",
-        "agreement_source",
+        "advice_source",
+        "chance_source",
         "comparison_source",
         "event_links",
         "flips",
