@@ -26,7 +26,7 @@ from app.domain.scenario import Scenario
 from app.policy.encoding import PromptEncoder
 from app.policy.in_process.adapter import Adapter
 from app.policy.in_process.label_reader import Ask, LabelReader
-from app.policy.in_process.numbers import Known, known_of
+from app.policy.in_process.numbers import known_of
 from app.policy.in_process.weights import load_model
 from app.policy.versions.store import base_of, load_manifest
 from bench.history import machine, record
@@ -129,16 +129,17 @@ def readings_of(
     grouped = groupby(sorted(attempts, key=_number), key=_number)
     with meter(name) as progress:
         for number, its in grouped:
+            scenario = scenarios[number]
             prompts = list(dict.fromkeys(attempt.prompt for attempt in its))
-            calm = prompts[0]._replace(user=prompts[0].before)
-            numbers = known_of(scenarios[number])
+            calm = adapter.reads(prompts[0]._replace(user=prompts[0].before), scenario)
             before = reader.encoder.encode(calm)[: -len(reader.encoder.tail)]
             encoder = copy(reader.encoder)
             encoder.head = (*reader.encoder.head, *before)
             shared = LabelReader(reader.model, encoder)
             for begin in range(0, len(prompts), BATCH):
                 part = prompts[begin : begin + BATCH]
-                found = read_batch(shared, adapter, part, len(before), [numbers] * len(part))
+                same = [scenario] * len(part)
+                found = read_batch(shared, adapter, part, same, len(before))
                 read.update(zip(part, found, strict=True))
             progress(number + 1, SCENARIOS)
     return [read[attempt.prompt] for attempt in attempts]
@@ -152,16 +153,16 @@ def read_batch(
     reader: LabelReader,
     adapter: Adapter,
     prompts: Sequence[Prompt],
-    before: int,
-    numbers: Sequence[Known],
+    scenarios: Sequence[Scenario],
+    before: int = 0,
 ) -> list[Reading]:
-    """Readings of prompts whose first `before` user tokens are in the reader's head, and of the
-    features of what they tell."""
-    encoder = reader.encoder
-    asks = [
-        Ask(encoder.encode(prompt)[before:], (adapter,), encoder.text_tokens(prompt), (), known)
-        for prompt, known in zip(prompts, numbers, strict=True)
-    ]
+    """As the service reads prompts, each of its scenario; the first `before` of the users' tokens
+    are in the reader's head already."""
+    asks = []
+    for prompt, scenario in zip(prompts, scenarios, strict=True):
+        read, encoder = adapter.reads(prompt, scenario), reader.encoder
+        text, numbers = encoder.text_tokens(read), known_of(scenario)
+        asks.append(Ask(encoder.encode(read)[before:], (adapter,), text, (), numbers))
     return [
         Reading(log_probabilities=whole, without_text=bare[0] if bare else None)
         for whole, *bare in reader.answer(asks)

@@ -20,7 +20,6 @@ from app.domain.model.actions import ACTIONS
 from app.domain.record.decision import cautious, prepare
 from app.domain.scenario import Scenario
 from app.policy.in_process.label_reader import LabelReader
-from app.policy.in_process.numbers import known_of
 from bench.history import record
 from bench.learning.text import BATCH, Loaded, loaded, markdown, ordered, read_batch
 from training.arrays import Floats, Rows
@@ -86,8 +85,8 @@ def decided(reader: LabelReader, version: Loaded, scenarios: Sequence[Scenario],
     with meter(name) as progress:
         for begin in range(0, len(scenarios), BATCH):
             part = scenarios[begin : begin + BATCH]
-            prompts, numbers = map(prepare, part), map(known_of, part)
-            for reading in read_batch(reader, version.adapter, [*prompts], 0, [*numbers]):
+            prompts = [prepare(scenario) for scenario in part]
+            for reading in read_batch(reader, version.adapter, prompts, part):
                 taken.append(ACTIONS.index(cautious(reading, version.calibration).action))
             progress(min(begin + BATCH, len(scenarios)), len(scenarios))
     return np.array(taken, np.int64)

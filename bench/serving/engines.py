@@ -19,14 +19,16 @@ from rich.console import Console
 from rich.table import Table
 
 from app.domain.model.manifest import Calibration
-from app.domain.model.prompt import Prompt
+from app.domain.model.prompt import render
 from app.domain.record.decision import Engine, Reading, cautious
-from app.policy.calibration import random_prompts
+from app.domain.scenario import Scenario
+from app.policy.calibration import random_scenarios
 from app.policy.encoding import PromptEncoder
 from app.policy.in_process.adapter import Adapter
 from app.policy.in_process.engines import read_roughly, reader_by
 from app.policy.in_process.importer import import_smollm2
 from app.policy.in_process.label_reader import Ask, LabelReader
+from app.policy.in_process.numbers import known_of
 from app.policy.in_process.weights import load_model
 from app.policy.options import BackendOptions
 from app.policy.versions.store import load_manifest
@@ -45,11 +47,13 @@ class Engaged(NamedTuple):
     adapter: Adapter | None
     rough: bool = False
 
-    def read(self, prompt: Prompt) -> Reading:
-        """As the service reads a prompt."""
-        encoder = self.reader.encoder
-        text = encoder.text_tokens(prompt)
-        ask = Ask(encoder.encode(prompt), (self.adapter,), text, rough=self.rough)
+    def read(self, scenario: Scenario) -> Reading:
+        """As the service reads a scenario's prompt."""
+        encoder, prompt = self.reader.encoder, render(scenario)
+        if self.adapter is not None:
+            prompt = self.adapter.reads(prompt, scenario)
+        text, numbers = encoder.text_tokens(prompt), known_of(scenario)
+        ask = Ask(encoder.encode(prompt), (self.adapter,), text, (), numbers, self.rough)
         [rows] = self.reader.answer([ask])
         whole, bare = rows[0], rows[1] if text else None
         return Reading(log_probabilities=whole, without_text=bare)
@@ -77,13 +81,13 @@ def engaged(base: Path, version: Path | None) -> dict[Engine, Engaged]:
     return found
 
 
-def interleaved(engines: dict[Engine, Engaged], prompts: Sequence[Prompt]) -> dict[Engine, Run]:
-    """Each prompt by every engine in turn; the first ones warm up."""
+def interleaved(engines: dict[Engine, Engaged], scenarios: Sequence[Scenario]) -> dict[Engine, Run]:
+    """Each scenario by every engine in turn; the first ones warm up."""
     runs: dict[Engine, Run] = {engine: Run([], []) for engine in engines}
-    for number, prompt in enumerate(prompts):
+    for number, scenario in enumerate(scenarios):
         for engine, reads in engines.items():
             began = thread_time()
-            reading = reads.read(prompt)
+            reading = reads.read(scenario)
             seconds = thread_time() - began
             if number >= WARM_UP:
                 runs[engine].seconds.append(seconds)
@@ -118,7 +122,7 @@ def main(
     base = import_smollm2(read_settings().models_dir, console.print)
     calibration = load_manifest(version or base).calibration
     engines = engaged(base, version)
-    runs = interleaved(engines, random_prompts(prompts + WARM_UP, SEED))
+    runs = interleaved(engines, random_scenarios(prompts + WARM_UP, SEED))
     exact = runs[Engine.TORCH]
     here = machine()
     table = Table(

@@ -183,11 +183,16 @@ async def _seen(stack: Stack, load: Load) -> None:
 
 
 async def _verified(stack: Stack, judged: Judgement) -> list[str]:
-    """What `advisor verify` says of a whole life that the judgement does not."""
+    """What `advisor verify` says of a whole life that the judgement does not. Where events are
+    lost, reports on them and repeats of them stay behind."""
     report: VerifyReport = await verify_log(stack.database_url)
-    lost = {Finding.GAP, Finding.ORPHAN_REPORT, Finding.FORGOTTEN}
+    lost = {Finding.GAP, Finding.ORPHAN_REPORT, Finding.REPEAT_OF_NOTHING, Finding.FORGOTTEN}
     allowed = lost if judged.missing else set()
-    violations = [f"verify: {what}" for what in set(report.counts) - allowed]
+    violations = [
+        f"verify: {finding}"
+        for finding in report.findings
+        if not any(fault.value in finding for fault in allowed)
+    ]
     if report.missing != judged.missing:
         violations.append(f"verify: {report.missing} are missing, not {judged.missing}")
     return violations

@@ -18,13 +18,21 @@ from safetensors.torch import load_file, save_file
 from app.domain.errors import ModelFileError
 from app.domain.features import FEATURE_NAMES
 from app.domain.model.actions import ACTIONS
-from app.domain.model.prompt import PROMPT_VERSION, SYSTEM, Prompt
+from app.domain.model.prompt import (
+    PROMPT_VERSION,
+    SYSTEM,
+    LineKind,
+    Prompt,
+    lines_of,
+    prompt_of,
+    render,
+)
 from app.domain.model.questions import QuestionName
 from app.policy.in_process import label_reader
 from app.policy.in_process.adapter import Adapter
 from app.policy.in_process.batching import Batcher
 from app.policy.in_process.label_reader import Ask, LabelReader
-from app.policy.in_process.numbers import Known, Numbers, known_of
+from app.policy.in_process.numbers import Known, Numbers, known_of, left_out_by
 from app.policy.in_process.policy import TransformersPolicy
 from app.policy.in_process.weights import load_model
 from app.policy.options import BackendOptions
@@ -176,6 +184,42 @@ def test_a_version_whose_numbers_overflow_is_refused_and_spoils_no_other(
     assert_agree(beside, torch.tensor(alone))
 
 
+async def test_lines_that_the_numbers_say_are_not_read(fresh: LabelReader, tmp_path: Path) -> None:
+    """A version beside it reads them as ever."""
+    directory = save_adapter(tmp_path / "numbers", fresh.model, fresh.encoder.tail, 1)
+    given, left_out = numbers(), {LineKind.SCORES, LineKind.BOOK}
+    Numbers(given.mean, given.scale, given.weight, NAMES, left_out).save(directory)
+    adapter = Adapter.load(directory, fresh.model, fresh.encoder.tail)
+    assert adapter.numbers is not None
+    assert adapter.numbers.left_out == left_out_by(directory) == left_out
+    batcher = Batcher(fresh, BackendOptions(max_batch=8))
+    policy = TransformersPolicy(batcher, SCRIPTED_MANIFEST, adapter)
+    whole = TransformersPolicy(batcher, SCRIPTED_MANIFEST)
+    told = scenario(candidate__news_summary="Calm waters")
+    prompt = render(told)
+    lines = [line for line in lines_of(told) if line.kind not in left_out]
+    shorter = prompt_of(lines)
+    assert len(shorter.user) < len(prompt.user)
+    assert shorter.texts == prompt.texts != ()
+    deadline = time.monotonic() + 60
+    read, beside = await asyncio.gather(
+        policy.decide(prompt, deadline, told), whole.decide(prompt, deadline, told)
+    )
+    for said, its, text in ((read, adapter, shorter), (beside, None, prompt)):
+        ask = Ask(
+            fresh.encoder.encode(text),
+            (its,),
+            fresh.encoder.text_tokens(text),
+            numbers=known_of(told),
+        )
+        [[expected, bare]] = fresh.answer([ask])
+        assert_agree(said.log_probabilities, torch.tensor(expected))
+        assert said.without_text is not None
+        assert_agree(said.without_text, torch.tensor(bare))
+    await policy.aclose()
+    await whole.aclose()
+
+
 def changed(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], None]:
     def apply(path: Path) -> None:
         tensors = dict(load_file(path))
@@ -183,6 +227,10 @@ def changed(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Pa
         save_file(tensors, path, {"features": json.dumps(NAMES)})
 
     return apply
+
+
+def metadata(left_out: str) -> dict[str, str]:
+    return {"features": json.dumps(NAMES), "left_out": json.dumps([left_out])}
 
 
 @pytest.mark.parametrize(
@@ -202,6 +250,8 @@ def changed(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Pa
         (changed(lambda it: it.update(scale=torch.tensor([1.0, 0.0]))), "a scale of 0"),
         (changed(lambda it: it.update(mean=torch.tensor([1.0, float("nan")]))), "not finite"),
         (changed(lambda it: it["weight"].fill_(float("inf"))), "not finite"),
+        (lambda path: save_file(load_file(path), path, metadata("news")), "news cannot be left"),
+        (lambda path: save_file(load_file(path), path, metadata("tea")), "cannot be read"),
     ],
 )
 def test_a_map_that_does_not_fit_is_refused(

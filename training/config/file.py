@@ -79,6 +79,13 @@ class RebuildConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def what_is_left_out_is_said_by_numbers(self) -> Self:
+        """A version that reads text alone has to read all of it."""
+        if self.encode.leave_out and not self.adapter.numbers:
+            raise ValueError("encode.leave_out needs adapter.numbers above 0")
+        return self
+
+    @model_validator(mode="after")
     def delays_are_controls(self) -> Self:
         """Splits and embargo reckon with orders that come at once; evaluation delays them in its
         own control."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal, Self, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from app.domain.model.prompt import IN_DIGITS, LineKind
 from training.config.section import Section
 
 
@@ -14,6 +15,13 @@ class EncodeConfig(Section):
     """The one base pass per scenario."""
 
     base: Path | None = Field(None, description="model directory; none: the bundled small model")
+    leave_out: tuple[LineKind, ...] = Field(
+        (),
+        description=(
+            "kinds of the prompt's lines that are not read, since adapter.numbers says the same:"
+            " fewer tokens, faster decisions"
+        ),
+    )
     batch: int = Field(8, ge=1)
     shard: int = Field(
         128, ge=1, description="scenarios per file of the cache, the unit of resuming"
@@ -21,6 +29,16 @@ class EncodeConfig(Section):
     most_gib: float = Field(
         16.0, gt=0, description="keys and values of all prompts together take no more of the disk"
     )
+
+    @field_validator("leave_out")
+    @classmethod
+    def only_digits_are_left_out(cls, kinds: tuple[LineKind, ...]) -> tuple[LineKind, ...]:
+        """Words have no number that says the same."""
+        if words := sorted(set(kinds) - IN_DIGITS):
+            raise ValueError(
+                f"{', '.join(words)} cannot be left out, only {', '.join(sorted(IN_DIGITS))}"
+            )
+        return kinds
 
 
 class NetworkConfig(Section):

@@ -99,6 +99,11 @@ def _identity(manifest: ModelManifest, facts: Mapping[str, Any]) -> Iterator[str
         yield f"algorithm: {facts['algorithm']} (docs/papers.md)"
     if NUMBERS_NAME in manifest.files:
         yield "it reads the scenario's features past the text (docs/decisions/0045-numbers.md)"
+    if left_out := facts.get("left_out"):
+        yield (
+            f"it leaves out the prompt's lines of {', '.join(left_out)}, which its features say"
+            " (docs/decisions/0058-lines-left-out.md)"
+        )
     if "rank" in facts.get("metrics", {}):
         rank = facts["metrics"]["rank"]
         yield f"it ranks the validation scenarios like its teacher at {rank:.2f} (Spearman)"

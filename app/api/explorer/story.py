@@ -337,6 +337,7 @@ def lineage(registered: Iterable[Mapping[str, Any]]) -> list[Row]:
                 "created_at": manifest.get("created_at"),
                 "base": base["model_version"] if base else manifest.get("base_model"),
                 "prompt": manifest.get("prompt_version"),
+                "left_out": manifest.get("provenance", {}).get("left_out", []),
                 "provenance": manifest.get("provenance", {}),
                 "calibration": manifest.get("calibration", {}),
             }

@@ -10,7 +10,7 @@ models made for another version then refuse to load.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -39,6 +39,10 @@ class LineKind(StrEnum):
     FLOW = "flow"
     BOOK = "book"
     NEWS = "news"
+
+
+IN_DIGITS = frozenset({LineKind.SCORES, LineKind.INDICATORS, LineKind.FLOW, LineKind.BOOK})
+"""Lines that are numbers, which a version may read past the text instead."""
 
 
 class Line(NamedTuple):
@@ -114,6 +118,13 @@ def lines_of(scenario: Scenario) -> tuple[Line, ...]:
         *(Line(LineKind.NEWS, text) for text in _news(candidate)),
     )
     return tuple(line for line in lines if line.text)
+
+
+def without(prompt: Prompt, scenario: Scenario, kinds: Collection[LineKind]) -> Prompt:
+    """A scenario's prompt less its lines of these kinds; texts from outside stay as they are."""
+    gone = {line.text for line in lines_of(scenario) if line.kind in kinds}
+    before = "\n".join(line for line in prompt.before.split("\n") if line not in gone)
+    return prompt._replace(user=before + prompt.user[len(prompt.before) :])
 
 
 def _plain(name: str, value: float | None, digits: int = 0) -> str:

@@ -23,6 +23,8 @@ import torch
 from safetensors.torch import load_file
 
 from app.domain.errors import ModelFileError
+from app.domain.model.prompt import Prompt, without
+from app.domain.scenario import Scenario
 from app.policy.in_process.numbers import Numbers
 from app.policy.versions.files import read_object, refusals
 
@@ -109,6 +111,13 @@ class Adapter:
                 f"{directory}: an ordinary adapter reads no numbers: train an activated one"
             )
         return cls(deltas, woken_by is not None, numbers)
+
+    def reads(self, prompt: Prompt, scenario: Scenario | None) -> Prompt:
+        """What it reads of a scenario's prompt: all but the lines whose numbers it has past the
+        text."""
+        if self.numbers is None or scenario is None:
+            return prompt
+        return without(prompt, scenario, self.numbers.left_out)
 
     def merge_into(self, model: Any) -> None:
         """Add an ordinary adapter's terms to the model's own weights, in place."""

@@ -4,14 +4,15 @@ of the prompt's tail.
 A small model reads the digits of a prompt badly. An activated adapter may bring a linear map from
 the features that rivals and teacher read (`app.domain.features`) to the first tokens of the tail,
 on which it works anyway: no token more, nothing before the tail changes, so that the base pass is
-shared as ever. A feature that is not known adds nothing. Training and serving use this class.
+shared as ever. A feature that is not known adds nothing. Lines of the prompt that say the same in
+digits may be left out: fewer tokens are a faster decision. Training and serving use this class.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ from safetensors.torch import save_file
 
 from app.domain.errors import ModelFileError
 from app.domain.features import FEATURE_NAMES, features
+from app.domain.model.prompt import IN_DIGITS, LineKind
 from app.domain.scenario import Scenario
 from app.policy.versions.files import refusals
 from app.policy.versions.store import NUMBERS_NAME
@@ -27,6 +29,8 @@ from app.policy.versions.store import NUMBERS_NAME
 FAR = 4.0
 """Standard deviations beyond which a feature counts as so far away: a stranger's numbers move the
 reading by no more."""
+LEFT_OUT = "left_out"
+"""Where the file says which of the prompt's lines are not read; one without it reads them all."""
 Known = tuple[float | None, ...]
 """Features of one scenario, in the order of `FEATURE_NAMES`; None where not known."""
 EXTREMES: tuple[Known, ...] = tuple((end,) * len(FEATURE_NAMES) for end in (math.inf, -math.inf))
@@ -48,6 +52,8 @@ class Numbers(torch.nn.Module):
     mean, scale : (F,) of the features that trained it.
     weight : (tokens, F, embedding) float32.
     names : of the features.
+    left_out : kinds of the prompt's lines that the version does not read, since they say in digits
+        what the features say.
     """
 
     def __init__(
@@ -56,9 +62,11 @@ class Numbers(torch.nn.Module):
         scale: torch.Tensor,
         weight: torch.Tensor,
         names: Sequence[str] = FEATURE_NAMES,
+        left_out: Collection[LineKind] = (),
     ):
         super().__init__()
         self.names = tuple(names)
+        self.left_out = frozenset(left_out)
         self.mean: torch.Tensor
         self.scale: torch.Tensor
         self.register_buffer("mean", mean.float(), persistent=False)
@@ -92,7 +100,7 @@ class Numbers(torch.nn.Module):
         save_file(
             {name: tensor.cpu().contiguous() for name, tensor in tensors.items()},
             folder / NUMBERS_NAME,
-            {"features": json.dumps(self.names)},
+            {"features": json.dumps(self.names), LEFT_OUT: json.dumps(sorted(self.left_out))},
         )
 
     @classmethod
@@ -112,7 +120,9 @@ class Numbers(torch.nn.Module):
         if not path.is_file():
             return None
         with refusals(f"{path} cannot be read and"), safe_open(path, framework="pt") as file:
-            names = tuple(json.loads((file.metadata() or {})["features"]))
+            told = file.metadata() or {}
+            names = tuple(json.loads(told["features"]))
+            left_out = _left_out(told)
             mean, scale, weight = (
                 file.get_tensor(name).float() for name in ("mean", "scale", "weight")
             )
@@ -138,4 +148,21 @@ class Numbers(torch.nn.Module):
             raise ModelFileError(
                 f"{path} holds numbers that are not finite, or a scale of 0: train it again"
             )
-        return cls(mean, scale, weight, names)
+        return cls(mean, scale, weight, names, left_out)
+
+
+def left_out_by(folder: Path) -> frozenset[LineKind]:
+    """Kinds of lines that the adapter in a directory does not read. Raises `ModelFileError`."""
+    path = folder / NUMBERS_NAME
+    if not path.is_file():
+        return frozenset()
+    with refusals(f"{path} cannot be read and"), safe_open(path, framework="pt") as file:
+        return _left_out(file.metadata() or {})
+
+
+def _left_out(told: Mapping[str, str]) -> frozenset[LineKind]:
+    """Raises `ValueError` for what is no line of numbers."""
+    kinds = frozenset(map(LineKind, json.loads(told.get(LEFT_OUT, "[]"))))
+    if not kinds <= IN_DIGITS:
+        raise ValueError(f"lines of {', '.join(sorted(kinds - IN_DIGITS))} cannot be left out")
+    return kinds

@@ -87,14 +87,19 @@ class TransformersPolicy:
     def ask(self, prompt: Prompt, scenario: Scenario | None, rough: bool) -> Ask:
         """What the model is asked of a prompt."""
         encoder = self._batcher.reader.encoder
+        read = self._read_of(prompt, scenario)
         return Ask(
-            encoder.encode(prompt),
+            encoder.encode(read),
             (self._adapter,),
-            encoder.text_tokens(prompt),
+            encoder.text_tokens(read),
             self._manifest.calibration.asked,
             known_of(scenario),
             rough,
         )
+
+    def _read_of(self, prompt: Prompt, scenario: Scenario | None) -> Prompt:
+        """As much of a prompt as the version reads."""
+        return prompt if self._adapter is None else self._adapter.reads(prompt, scenario)
 
     async def decide(
         self,
@@ -155,6 +160,7 @@ class TransformersPolicy:
         if self._closed:
             return None
         encoder = self._batcher.reader.encoder
+        prompt = self._read_of(prompt, scenario)
         try:
             ids = encoder.encode_explanation(prompt, action)
         except PolicyAbstained:

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.domain.model.prompt import (
+    IN_DIGITS,
     NEWS_CHARACTERS,
     PROMPT_VERSION,
     SYSTEM,
@@ -18,6 +19,7 @@ from app.domain.model.prompt import (
     lines_of,
     prompt_of,
     render,
+    without,
 )
 from app.domain.scenario import Scenario
 from app.domain.text import harmless
@@ -116,6 +118,26 @@ def test_lines_come_in_the_order_of_their_kinds_and_make_up_the_prompt(s: Scenar
     assert all(line.text and "\n" not in line.text for line in lines)
     assert render(s) == prompt_of(lines)
     assert render(s).user.split("\n") == [line.text for line in lines]
+
+
+@given(scenarios(), st.sets(st.sampled_from(sorted(IN_DIGITS))))
+def test_a_prompt_without_some_lines_has_all_others_and_every_text(
+    s: Scenario, kinds: set[LineKind]
+) -> None:
+    kept = [line for line in lines_of(s) if line.kind not in kinds]
+    assert without(render(s), s, kinds) == prompt_of(kept)
+
+
+def test_a_text_that_was_put_into_a_prompt_stays_whatever_is_left_out() -> None:
+    """A text that repeats a line is no line."""
+    told = scenario(candidate__news_summary=None)
+    scores = next(line.text for line in lines_of(told) if line.kind is LineKind.SCORES)
+    prompt = render(told)
+    attempt = prompt._replace(user=f"{prompt.user}\nnews <<{scores}\n{scores}>>")
+    read = without(attempt, told, {LineKind.SCORES})
+    assert read.before == without(prompt, told, {LineKind.SCORES}).user
+    assert read.texts == attempt.texts
+    assert scores not in read.before
 
 
 def test_news_stay_news_whatever_they_say() -> None:

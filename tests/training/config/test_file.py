@@ -8,6 +8,7 @@ import pytest
 
 import training
 from app.domain.exits import Fixed
+from app.domain.model.prompt import LineKind
 from training.config.file import RebuildConfig, read_config
 from training.config.learning import ExpectedConfig, PpoConfig
 from training.config.section import ConfigError
@@ -63,6 +64,17 @@ def test_what_judges_begins_where_training_ends(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="before 2019-04-01 may have been trained on"):
         read_config(written(tmp_path, f"[scenarios]\nuntil = 2019-04-01\n{early}"))
     read_config(written(tmp_path, f"[scenarios]\nuntil = 2019-03-31\n{early}"))
+
+
+def test_only_what_numbers_say_is_left_out(tmp_path: Path) -> None:
+    lines = '[encode]\nleave_out = ["scores", "book"]\n'
+    with pytest.raises(ConfigError, match=r"leave_out needs adapter\.numbers above 0"):
+        read_config(written(tmp_path, lines))
+    config = read_config(written(tmp_path, f"{lines}[adapter]\nnumbers = 6\n"))
+    assert config.encode.leave_out == (LineKind.SCORES, LineKind.BOOK)
+    words = '[encode]\nleave_out = ["news", "scores"]\n[adapter]\nnumbers = 6\n'
+    with pytest.raises(ConfigError, match="news cannot be left out, only book, flow"):
+        read_config(written(tmp_path, words))
 
 
 def test_a_model_is_judged_by_the_exits_that_it_learned(tmp_path: Path) -> None:

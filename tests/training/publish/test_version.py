@@ -106,6 +106,7 @@ def test_provenance_names_every_artefact_code_and_configuration(
     assert facts["code"] == policy.manifest["code"]
     assert facts["config"]["policy"]["policy"] == {"seed": 1}
     assert facts["algorithm"] == "expected"
+    assert facts["left_out"] == ["book", "scores"]
     assert facts["scenarios"] == {"training": 31, "validation": 8}  # one of forty is embargoed
     assert facts["market"] == "history: ETHUSDT"
 
@@ -144,6 +145,7 @@ def test_the_card_says_what_it_is_and_is_not_and_how_sure_the_numbers_are(
         "decisions from 2022-06-23 to 2022-08-01",
         "licence: Apache-2.0",
         "algorithm: expected",
+        "leaves out the prompt's lines of book, scores, which its features say",
         release.provenance["code"],
     ):
         assert text in card

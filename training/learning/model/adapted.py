@@ -292,14 +292,18 @@ def _fresh_numbers(
         torch.from_numpy(mean),
         torch.from_numpy(np.where(spread > _ALIKE * np.abs(mean), spread, 1.0)),
         torch.zeros(tokens, len(mean), embedding),
+        left_out=encoded.left_out,
     )
 
 
 @contextmanager
 def opened(reader: LabelReader, encoded: Encoded, folder: Path) -> Iterator[PolicyModel]:
-    """The reader's model with a saved adapter, of either kind; taken off again at the end."""
+    """The reader's model with a saved adapter, of either kind; taken off again at the end. Raises
+    `EncodeError` when it does not read the lines that the base pass read."""
     size = reader.model.get_input_embeddings().embedding_dim
     numbers = Numbers.load(folder, len(reader.encoder.tail), size)
+    if (frozenset() if numbers is None else numbers.left_out) != encoded.left_out:
+        raise EncodeError(f"{folder} was trained on other lines: set encode.leave_out as there")
     with _without_deprecations():
         model = PeftModel.from_pretrained(reader.model, folder).eval()
     activated = model.peft_config[model.active_adapter].alora_invocation_tokens is not None

@@ -82,6 +82,7 @@ class Encoded:
     text : (N,) int64, how many of a row's user tokens, the last ones, are of the text part.
     tokens, offsets : user tokens of row i are tokens[offsets[i]:offsets[i + 1]], int32.
     numbers : (N, features) float64, NaN where not known: what adapters may read past the text.
+    left_out : kinds of lines that were not read.
     with_text : whether rows have their text part. Keys and values before it are the same without.
     """
 
@@ -95,6 +96,7 @@ class Encoded:
     shards: tuple[Path, ...]
     where: NDArray[np.int64]
     numbers: NDArray[np.float64] | None = None
+    left_out: frozenset[LineKind] = frozenset()
     with_text: bool = True
     _open: dict[int, Any] = field(default_factory=dict, repr=False)
 
@@ -112,7 +114,12 @@ class Encoded:
         names = (*_SMALL, "tokens", "offsets", "where")
         arrays = {name: np.load(artifact / f"{name}.npy", mmap_mode="r") for name in names}
         numbers = artifact / NUMBERS
-        return cls(shards=shards, numbers=np.load(numbers) if numbers.is_file() else None, **arrays)
+        return cls(
+            shards=shards,
+            numbers=np.load(numbers) if numbers.is_file() else None,
+            left_out=frozenset(map(LineKind, artifact.facts.get("left_out", []))),
+            **arrays,
+        )
 
     def __len__(self) -> int:
         return len(self.where)
@@ -180,10 +187,14 @@ def encoded(
 ) -> Facts:
     """The base pass. Its cache, beside the artefacts, survives a change of anything but model and
     prompt."""
-    texts = [lines_of(scenario) for scenario in scenarios.scenarios()]
+    texts = [
+        tuple(line for line in lines_of(scenario) if line.kind not in settings.leave_out)
+        for scenario in scenarios.scenarios()
+    ]
     cache = folder.parent / CACHE
     np.save(folder / NUMBERS, scenarios.features())
-    return build_encoded(folder, texts, base.reader, base.path, settings, cache, progress)
+    facts = build_encoded(folder, texts, base.reader, base.path, settings, cache, progress)
+    return facts | {"left_out": sorted(settings.leave_out)}
 
 
 def build_encoded(

@@ -23,6 +23,7 @@ from app.domain.model.manifest import ModelManifest
 from app.domain.record.decision import Reading, prepare
 from app.domain.scenario import Scenario
 from app.policy.backends import Backends
+from app.policy.in_process.numbers import left_out_by
 from app.policy.options import BackendOptions
 from app.policy.port import Policy
 from training.arrays import Progress, silent
@@ -63,7 +64,8 @@ def of_published(
     threads: Aside[int],
     progress: Progress = silent,
 ) -> Facts:
-    """A published version's: over the base pass when there is one of the model that it adapts.
+    """A published version's: over the base pass when there is one of the model that it adapts, and
+    of the lines that it reads.
     Model directories lie in `models` and `shipped`."""
     named = version.manifest.base
     if (
@@ -71,6 +73,7 @@ def of_published(
         and base is not None
         and named is not None
         and named.model_version == base.manifest.model_version
+        and left_out_by(version.path) == encoded.left_out
     ):
         calibration = version.manifest.calibration
         return of_adapter(base.reader, encoded, version.path, calibration, progress).save(folder)

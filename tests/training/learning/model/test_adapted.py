@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,13 @@ import torch
 from peft import PeftModel
 
 from app.domain.features import FEATURE_NAMES
-from app.domain.model.prompt import lines_of
+from app.domain.model.prompt import LineKind, lines_of
 from app.domain.model.questions import QuestionName
 from app.policy.calibration import random_scenarios
 from app.policy.in_process.adapter import Adapter
 from app.policy.in_process.importer import import_smollm2
 from app.policy.in_process.label_reader import Ask, LabelReader
+from app.policy.in_process.numbers import left_out_by
 from app.policy.in_process.weights import load_model
 from app.policy.versions.store import NUMBERS_NAME
 from tests.training.support.planted import (
@@ -224,6 +226,26 @@ def test_a_base_pass_without_numbers_is_refused(tiny: tuple[LabelReader, Encoded
     reader, rows, _ = tiny
     config = AdapterConfig(rank=4, alpha=8.0, numbers=3)
     with pytest.raises(EncodeError, match="no numbers"), adapted(reader, rows, config, seed=0):
+        pass
+
+
+def test_an_adapter_reads_the_lines_that_it_was_trained_on(
+    tiny: tuple[LabelReader, Encoded, Path], tmp_path: Path
+) -> None:
+    reader, stored, _ = tiny
+    rows = replace(stored, left_out=frozenset({LineKind.BOOK}), _open={})
+    rows = replace(rows, numbers=np.ones((len(rows), len(FEATURE_NAMES))))
+    config = AdapterConfig(rank=4, alpha=8.0, numbers=3)
+    with adapted(reader, rows, config, seed=0) as policy:
+        save_adapter(policy, tmp_path, "tiny-1")
+    assert left_out_by(tmp_path) == {LineKind.BOOK}
+    with opened(reader, rows, tmp_path):
+        pass
+    others = replace(rows, left_out=frozenset(), _open={})
+    with (
+        pytest.raises(EncodeError, match="trained on other lines"),
+        opened(reader, others, tmp_path),
+    ):
         pass
 
 
