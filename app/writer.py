@@ -18,7 +18,7 @@ from app.api.tokens import Tokens, require_somebody
 from app.domain.errors import JournalUnavailable, ShadowLogUnavailable
 from app.domain.principal import Principal, Role
 from app.domain.record.event import Entry
-from app.journal.journal import StreamDrain
+from app.journal.drain import StreamDrain
 from app.metrics import Metrics
 from app.settings import Settings, SettingsError
 from app.shadow_log.log import ShadowLog

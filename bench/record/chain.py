@@ -24,7 +24,7 @@ from rich.table import Table
 from app.domain.canonical import digest
 from app.domain.record.event import Event
 from app.domain.record.link import Linked, Producer
-from app.journal.journal import BATCH
+from app.journal.drain import BATCH
 from app.local.servers import EmbeddedPostgres, EmbeddedValkey, postgres_processes
 from app.shadow_log import links
 from app.shadow_log.log import ShadowLog

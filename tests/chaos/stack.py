@@ -14,7 +14,7 @@ import httpx
 import psycopg
 import redis
 
-from app.journal.journal import GROUP as WRITERS
+from app.journal.drain import GROUP as WRITERS
 from app.journal.keys import EVENTS, REQUESTS
 from app.journal.later import GROUP as ADVISORS
 from app.local.servers import EmbeddedPostgres, EmbeddedValkey

@@ -17,7 +17,7 @@ from app import main
 from app.advising.service import Service
 from app.advising.serving import Models
 from app.domain.record.event import Event
-from app.journal.journal import StreamDrain
+from app.journal.drain import StreamDrain
 from app.metrics import Metrics
 from app.policy.scripted import ScriptedPolicy
 from app.schemas import EXAMPLE

@@ -19,7 +19,7 @@ import pytest
 
 from app.domain.canonical import decision_id
 from app.domain.record.decision import Decision
-from app.journal.journal import GROUP
+from app.journal.drain import GROUP
 from app.journal.keys import EVENTS
 from app.local.servers import EmbeddedPostgres, EmbeddedValkey
 from app.schemas import response

@@ -14,7 +14,7 @@ import pytest
 from app.domain.canonical import decision_id
 from app.domain.record.event import Event, EventKind, StateChange
 from app.domain.rules.case import TradingState
-from app.journal.journal import StreamDrain
+from app.journal.drain import StreamDrain
 from app.journal.keys import (
     DEAD,
     EVENTS,

@@ -17,7 +17,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from app.advising.tracing import TracingFault, traces_of
-from app.journal.journal import StreamDrain
+from app.journal.drain import StreamDrain
 from app.metrics import Metrics
 from app.shadow_log.log import ShadowLog
 from app.writer import Writer

@@ -9,7 +9,7 @@ import pytest
 
 from app.domain.errors import JournalUnavailable
 from app.domain.record.event import Entry
-from app.journal.journal import StreamDrain
+from app.journal.drain import StreamDrain
 from app.journal.keys import DEAD_REQUESTS, REQUESTS
 from app.journal.later import (
     GROUP,

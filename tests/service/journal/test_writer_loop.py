@@ -16,8 +16,8 @@ import pytest
 from app.domain.errors import InvalidRecord, ShadowLogUnavailable
 from app.domain.record.event import Entry, Event
 from app.domain.record.link import Fate, Linked
-from app.journal import journal
-from app.journal.journal import GROUP, StreamDrain
+from app.journal import drain as drains
+from app.journal.drain import GROUP, StreamDrain
 from app.journal.keys import EVENTS, MisplacedKey
 from app.journal.stream import StreamJournal
 from app.local.servers import EmbeddedValkey
@@ -255,7 +255,7 @@ async def test_a_writer_that_lies_behind_moves_two_batches_at_once_and_leaves_no
     valkey_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where the sink is away for one of them."""
-    monkeypatch.setattr(journal, "BATCH", 4)
+    monkeypatch.setattr(drains, "BATCH", 4)
     await append(valkey_url, [event() for _ in range(42)])
     stored, under_way, both = Sink(), 0, asyncio.Event()
 
@@ -288,7 +288,7 @@ async def test_a_writer_that_lies_behind_moves_two_batches_at_once_and_leaves_no
 COMMITS_AND_DIES = """
 import asyncio, os, signal, sys
 import psycopg
-from app.journal.journal import StreamDrain
+from app.journal.drain import StreamDrain
 
 async def sink(events):
     with psycopg.connect(sys.argv[2]) as connection:

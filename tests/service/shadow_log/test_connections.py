@@ -18,7 +18,7 @@ from app.domain.canonical import decision_id
 from app.domain.errors import InvalidRecord, ShadowLogUnavailable
 from app.domain.record.decision import Decision
 from app.domain.record.event import Entry, Event
-from app.journal.journal import StreamDrain
+from app.journal.drain import StreamDrain
 from app.journal.stream import StreamJournal
 from app.main import build
 from app.metrics import Metrics

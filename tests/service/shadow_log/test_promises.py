@@ -13,7 +13,8 @@ from redis.exceptions import RedisError
 from app.domain.errors import JournalUnavailable
 from app.domain.record.event import Entry, Event
 from app.domain.record.link import Fate, Producer
-from app.journal.journal import Journal, StreamDrain
+from app.journal.drain import StreamDrain
+from app.journal.journal import Journal
 from app.journal.later import RequestQueue
 from app.journal.spool import Spool
 from app.journal.stream import AcceptedRequest, StreamJournal

@@ -15,7 +15,8 @@ from app.domain.canonical import decision_id
 from app.domain.errors import JournalUnavailable
 from app.domain.record.event import Entry, Event
 from app.domain.record.link import Fate, Producer
-from app.journal.journal import Journal, StreamDrain
+from app.journal.drain import StreamDrain
+from app.journal.journal import Journal
 from app.journal.spool import Spool
 from app.journal.stream import StreamJournal
 from app.shadow_log.log import ShadowLog
