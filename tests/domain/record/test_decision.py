@@ -76,6 +76,13 @@ def decide(
     )
 
 
+@pytest.mark.parametrize("within", [0.0, -0.1])
+def test_a_reading_is_within_more_than_nothing_of_an_exact_one(within: float) -> None:
+    assert FLAT.from_json(FLAT.as_json() | {"within": 0.075}).within == 0.075
+    with pytest.raises(InvalidRecord, match="within"):
+        FLAT.from_json(FLAT.as_json() | {"within": within})
+
+
 def test_a_proposal_is_the_softmax_over_labels_less_their_bias() -> None:
     reading = Reading(log_probabilities=(math.log(0.4), math.log(0.2), *[math.log(0.05)] * 8))
     plain = propose(reading, Calibration())

@@ -303,6 +303,9 @@ def ended(exits: Exits, *path: tuple[float, ...], costs: Costs = FREE, **order: 
             DAY, [QUIET, (100, 107, 99, 105)], Exit.TARGET_1, 106.0, 2, id="a target is sold at"
         ),
         pytest.param(
+            DAY, [(100, 106, 99, 105)], Exit.TARGET_1, 106.0, 1, id="touching a target is enough"
+        ),
+        pytest.param(
             DAY, [(100, 107, 97, 105)], Exit.STOP, 97.0, 1, id="stop before target within a bar"
         ),
         pytest.param(
@@ -431,6 +434,15 @@ OFFSET_ONLY = POSITIVE | {"trailing_only_offset_is_reached": True}
             id="a ratio of 0 asks for no loss",
         ),
         pytest.param(
+            # The second bar opens after 60 minutes, the third after 120.
+            {"minimal_roi": {"61": 0.02}},
+            [(100, 103, 99, 101), (101, 103, 100, 101), (101, 103, 100, 101)],
+            Exit.ROI,
+            102.0,
+            3,
+            id="a minute before a step begins nothing is asked",
+        ),
+        pytest.param(
             {"minimal_roi": {"120": -1}},
             [(100, 103, 98, 99), (99, 103, 98, 99), (98.5, 99, 98, 99)],
             Exit.ROI,
@@ -472,6 +484,15 @@ OFFSET_ONLY = POSITIVE | {"trailing_only_offset_is_reached": True}
             98.0,
             1,
             id="in the bar of entry it sells as low as it may",
+        ),
+        pytest.param(
+            # Past the offset 1 % below is enough, of which the entry is the worst: 99.
+            POSITIVE,
+            [(100, 104, 98, 103)],
+            Exit.TRAIL,
+            99.0,
+            1,
+            id="in the bar of entry as near as it trails",
         ),
         pytest.param(
             # It must have reached 102, of which it fell by 1 % of its entry.
@@ -556,12 +577,23 @@ def test_a_trailing_stop_is_as_far_as_that_of_its_order() -> None:
     assert (fates.exit[0], fates.sold[0]) == (Exit.TRAIL, pytest.approx(98.8))
 
 
+def test_touching_a_stop_that_trails_is_enough_and_one_that_has_not_moved_is_the_first() -> None:
+    """A stop at 75 is a quarter below entry, and of 120 it is 90."""
+    touched = ended(freqtrade(**TRAILING), QUIET, (100, 120, 90, 110), QUIET, stop=75.0)
+    assert (touched.exit[0], touched.sold[0]) == (Exit.TRAIL, 90.0)
+    assert touched.exited_at[0] == START + 2 * HOUR
+    unmoved = ended(freqtrade(**TRAILING), (100, 100, 99, 100), (80, 80, 70, 72), stop=75.0)
+    assert (unmoved.exit[0], unmoved.sold[0]) == (Exit.STOP, 75.0)
+
+
 def test_excursions_of_a_target_end_at_it_and_take_the_worst_of_its_bar() -> None:
     fates = ended(DAY, (100, 103, 98.5, 102), (102, 109, 98, 108))
     assert (fates.exit[0], fates.highest[0]) == (Exit.TARGET_1, 106.0)
     assert (fates.mae[0], fates.mfe[0]) == (pytest.approx(-10.0), pytest.approx(30.0))
     gap = ended(DAY, (100, 103, 98.5, 102), (107, 109, 98, 108))
     assert (gap.mae[0], gap.mfe[0]) == (pytest.approx(-7.5), pytest.approx(35.0))
+    at_it = ended(DAY, (100, 103, 98.5, 102), (106, 109, 98, 108))
+    assert (at_it.mae[0], at_it.mfe[0]) == (pytest.approx(-7.5), pytest.approx(30.0))
 
 
 def test_orders_of_different_exits_are_each_followed_by_their_own() -> None:
