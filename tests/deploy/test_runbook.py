@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -142,9 +143,30 @@ async def test_a_spool_that_is_copied_into_a_running_service_reaches_the_stream(
     assert await drained(service.settings) == 1
 
 
-async def test_the_drill_restores_verifies_and_leaves_nothing_behind(
-    postgres: EmbeddedPostgres, database_url: str, tmp_path: Path
-) -> None:
+LEFT = "SELECT count(*) FROM pg_database WHERE datname LIKE 'advisor_drill_%'"
+
+
+class Drill:
+    """Drills of one database with a few records, as somebody with Postgres' programs makes them."""
+
+    def __init__(self, postgres: EmbeddedPostgres, database_url: str, folder: Path) -> None:
+        self.url = database_url
+        self.dump = folder / "advisor.dump"
+        self.environment = {
+            **os.environ,
+            "DATABASE_URL": database_url,
+            "PATH": f"{postgres.tools}:{os.environ['PATH']}",
+        }
+
+    def __call__(self, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return advisor(self.environment | environment, "drill", str(self.dump), *options)
+
+    def owner(self) -> psycopg.Connection[Any]:
+        return psycopg.connect(self.url.replace("+psycopg", ""), autocommit=True)
+
+
+@pytest.fixture
+async def drill(postgres: EmbeddedPostgres, database_url: str, tmp_path: Path) -> Drill:
     log = ShadowLog.connect(database_url)
     await log.append(
         [
@@ -154,43 +176,44 @@ async def test_the_drill_restores_verifies_and_leaves_nothing_behind(
         ]
     )
     await log.aclose()
-    environment = {
-        **os.environ,
-        "DATABASE_URL": database_url,
-        "PATH": f"{postgres.tools}:{os.environ['PATH']}",
-    }
+    return Drill(postgres, database_url, tmp_path)
+
+
+def test_the_drill_restores_verifies_and_leaves_nothing_behind(drill: Drill) -> None:
     assert "\nadvisor drill advisor.dump " in sections()["Backing up"]
-
-    def drilled(*options: str) -> subprocess.CompletedProcess[str]:
-        return advisor(environment, "drill", str(tmp_path / "advisor.dump"), *options)
-
-    done = drilled("--keep")
+    done = drill("--keep")
     assert done.returncode == 0, done.stderr
     assert "verified 2 decisions" in done.stderr
-    assert (tmp_path / "advisor.dump").stat().st_size > 0
+    assert drill.dump.stat().st_size > 0
     (kept,) = re.findall(r"^(advisor_drill_\d+) stays$", done.stderr, re.MULTILINE)
-    restored = make_url(database_url).set(drivername="postgresql", database=kept)
+    restored = make_url(drill.url).set(drivername="postgresql", database=kept)
     with (
         psycopg.connect(restored.render_as_string(hide_password=False)) as connection,
         pytest.raises(psycopg.errors.RaiseException, match="append-only"),
     ):
         connection.execute("DELETE FROM decisions")
-    with psycopg.connect(database_url.replace("+psycopg", ""), autocommit=True) as owner:
+    with drill.owner() as owner:
         owner.execute(f"DROP DATABASE {kept}".encode())
-        (tmp_path / "addresses").write_text(f"OWNER_DATABASE_URL={database_url}\n")
-        beside = {name: value for name, value in os.environ.items() if name != "DATABASE_URL"}
-        beside |= {"ADVISOR_HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
-        dump = str(tmp_path / "beside.dump")
-        assert advisor(beside, "drill", dump).returncode == 0, "with what `advisor up` has"
-        left = "SELECT count(*) FROM pg_database WHERE datname LIKE 'advisor_drill_%'"
-        assert owner.execute(left).fetchone() == (0,)
         owner.execute("ALTER TABLE decisions DISABLE TRIGGER USER")
         owner.execute("UPDATE decisions SET symbol = 'XRPUSDT' WHERE request_id = 'r-1'")
-    done = drilled()
-    assert done.returncode == 1
-    assert "wrong: " in done.stderr
+        done = drill()
+        assert (done.returncode, "wrong: " in done.stderr) == (1, True)
+        assert owner.execute(LEFT).fetchone() == (0,)
+
+
+def test_a_drill_beside_a_running_service_needs_no_more_than_that_has(
+    drill: Drill, tmp_path: Path
+) -> None:
+    (tmp_path / "addresses").write_text(f"OWNER_DATABASE_URL={drill.url}\n")
+    beside = {name: value for name, value in os.environ.items() if name != "DATABASE_URL"}
+    beside |= {"ADVISOR_HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
+    assert advisor(beside, "drill", str(drill.dump)).returncode == 0
+    with drill.owner() as owner:
+        assert owner.execute(LEFT).fetchone() == (0,)
+
+
+def test_a_drill_that_cannot_be_made_says_why(drill: Drill) -> None:
     for odd in ("no address", "postgresql://127.0.0.1:1/nowhere"):
-        refused = drilled("--server", odd)
+        refused = drill("--server", odd)
         assert (refused.returncode, refused.stderr.count("\n")) == (2, 2 if "//" in odd else 1)
-    environment["PATH"] = "/nowhere"
-    assert "pg_dump is not installed" in drilled().stderr
+    assert "pg_dump is not installed" in drill(PATH="/nowhere").stderr

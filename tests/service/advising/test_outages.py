@@ -265,6 +265,27 @@ def spooled_bytes(home: Path) -> int:
     return sum(path.stat().st_size for path in (home / "spool").glob(f"*{SUFFIX}"))
 
 
+async def fill(api: Running) -> tuple[list[str], httpx.Response]:
+    """Ask until a decision is refused: the ids that were answered, and the refusal."""
+    answered: list[str] = []
+    while (reply := await api.advise(request(f"r-{len(answered)}"))).is_success:
+        answered.append(reply.json()["request_id"])
+    return answered, reply
+
+
+async def change_until_refused(api: Running) -> int:
+    """How many changes of state fit, which are small: many do where a decision does not."""
+    change = {"state": "REDUCING", "reason": "full disk", "changed_by": "ops"}
+    changes = 0
+    while (await api.client.put("/state", json=change)).is_success:
+        changes += 1
+    halt = change | {"state": "HALTED", "reason": "full disk".ljust(200, "!")}
+    require_problem(await api.client.put("/state", json=halt), 503, "ADVISOR_HOME")
+    state = (await api.client.get("/state")).json()["state"]
+    assert state == "HALTED", "halting needs no disk"
+    return changes
+
+
 async def test_a_full_spool_refuses_counts_and_leaves_nothing_half_written(
     database_url: str, tmp_path: Path
 ) -> None:
@@ -273,14 +294,11 @@ async def test_a_full_spool_refuses_counts_and_leaves_nothing_half_written(
         settings = settings_for(database_url, valkey.url, tmp_path, max_spool_bytes=limit)
         async with running(settings) as api:
             valkey.kill()
-            answered: list[str] = []
-            changes = 0
-            while (reply := await api.advise(request(f"r-{len(answered)}"))).is_success:
-                answered.append(reply.json()["request_id"])
+            answered, refusal = await fill(api)
             assert len(answered) > 2
             full = spooled_bytes(tmp_path)
             assert full <= limit
-            require_problem(reply, 503, "free the disk or set ADVISOR_HOME")
+            require_problem(refusal, 503, "free the disk or set ADVISOR_HOME")
             require_problem(await api.advise(request("late")), 503, f"the limit is {limit}")
             batch = (await api.advise([request("b-1"), request("b-2")])).json()
             assert [item["problem"]["status"] for item in batch] == [503, 503]
@@ -299,14 +317,7 @@ async def test_a_full_spool_refuses_counts_and_leaves_nothing_half_written(
             status, report = await ready(api)
             assert (status, report["status"]) == (503, "unready")
             assert f"the limit is {limit}" in report["spool"]
-            change = {"state": "REDUCING", "reason": "full disk", "changed_by": "ops"}
-            while (await api.client.put("/state", json=change)).is_success:
-                changes += 1  # A change of state is small: many fit where a decision does not.
-            halt = change | {"state": "HALTED", "reason": "full disk".ljust(200, "!")}
-            require_problem(await api.client.put("/state", json=halt), 503, "ADVISOR_HOME")
-            assert (await api.client.get("/state")).json()["state"] == "HALTED", (
-                "halting needs no disk"
-            )
+            changes = await change_until_refused(api)
             valkey.start()
 
             async def empty() -> bool:

@@ -63,6 +63,23 @@ async def asked(served: Running, *names: str, **changes: Any) -> list[dict[str, 
     return answers
 
 
+async def require_answered_once(served: Running) -> None:
+    health = served.service.panel.health()
+    assert set(health.values()) == {"answered"}
+    assert (await served.client.get("/readyz")).json()["panel"] == health
+    for version in health:
+        labels = {"model_version": version, "outcome": "answered"}
+        assert served.metric("advisor_panel_questions_total", **labels) == 1
+
+
+def require_told_costs(gpt: dict[str, Any], jev: dict[str, Any], small: dict[str, Any]) -> None:
+    assert (gpt["label_mass"], jev["label_mass"]) == (None, pytest.approx(0.8))
+    assert jev["cost"] == pytest.approx(300 * 0.5e-6)
+    assert gpt["cost"] == pytest.approx(0.0004)
+    assert small["cost"] is None
+    assert all(row["seconds"] > 0 for row in (gpt, jev, small))
+
+
 async def test_three_models_elsewhere_are_one_row_each_beside_the_reply(
     database_url: str, valkey_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -78,37 +95,19 @@ async def test_three_models_elsewhere_are_one_row_each_beside_the_reply(
             [answer] = await asked(served, "r-1")
             assert [advice["model_version"] for advice in answer["advices"]] == ["scripted-1"]
             await served.service.panel.keep_up()
-            health = served.service.panel.health()
-            assert set(health.values()) == {"answered"}
-            assert (await served.client.get("/readyz")).json()["panel"] == health
-            for version in health:
-                assert (
-                    served.metric(
-                        "advisor_panel_questions_total", model_version=version, outcome="answered"
-                    )
-                    == 1
-                )
+            await require_answered_once(served)
             await drained(served.settings)
             document = (await served.client.get(f"/decisions/{answer['decision_id']}")).json()
-    late = rows(database_url, "SELECT * FROM all_advices ORDER BY late, model_version")
-    assert [row["model_version"].rpartition("-")[0] for row in late] == [
-        "scripted",
-        "gpt",
-        "jev",
-        "small",
-    ]
-    assert [row["late"] for row in late] == [False, True, True, True]
-    _, gpt, jev, small = late
-    assert (gpt["label_mass"], jev["label_mass"]) == (None, pytest.approx(0.8))
-    assert jev["cost"] == pytest.approx(300 * 0.5e-6)
-    assert gpt["cost"] == pytest.approx(0.0004)
-    assert small["cost"] is None
-    assert all(row["seconds"] > 0 for row in (gpt, jev, small))
-    assert all(row["status"] in ("advised", "vetoed") for row in late)
+    advices = rows(database_url, "SELECT * FROM all_advices ORDER BY late, model_version")
+    names = [row["model_version"].rpartition("-")[0] for row in advices]
+    assert names == ["scripted", "gpt", "jev", "small"]
+    assert [row["late"] for row in advices] == [False, True, True, True]
+    assert all(row["status"] in ("advised", "vetoed") for row in advices)
+    require_told_costs(*advices[1:])
     assert len(document["late_advices"]) == 3
     registered = rows(database_url, "SELECT model_version, manifest_hash FROM model_versions")
     known = {row["model_version"]: row["manifest_hash"] for row in registered}
-    assert all(known[row["model_version"]] == row["manifest_hash"] for row in (gpt, jev, small))
+    assert all(known[row["model_version"]] == row["manifest_hash"] for row in advices[1:])
     compared = rows(database_url, "SELECT model_version, role FROM shadow_comparison")
     assert len(compared) == 4
     report = await verify_log(database_url)
@@ -151,7 +150,8 @@ async def test_a_reply_never_waits_for_models_elsewhere_and_their_silence_is_a_r
             gone,
         ) as served,
     ):
-        answers = [(await served.advise(request(f"r-{n}"))).json() for n in range(4)]
+        # At once: nobody is asked, and so no time runs, while one of them waits for its reply.
+        answers = await asyncio.gather(*(served.advise(request(f"r-{n}")) for n in range(4)))
         [version] = [name for name in served.service.panel.health() if name.startswith("slow")]
 
         def count(outcome: str) -> float:
@@ -159,7 +159,7 @@ async def test_a_reply_never_waits_for_models_elsewhere_and_their_silence_is_a_r
                 "advisor_panel_questions_total", model_version=version, outcome=outcome
             )
 
-        assert all(answer["status"] == "advised" for answer in answers)
+        assert all(answer.json()["status"] == "advised" for answer in answers)
         assert count("busy") == 2
         assert count("deadline") == 0, "nobody waited for it"
         await served.service.panel.settle()

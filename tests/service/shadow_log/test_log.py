@@ -47,23 +47,11 @@ def rows(url: str, query: str, *parameters: Any) -> list[dict[str, Any]]:
 async def test_a_decision_is_stored_in_columns_that_people_filter_on(
     log: ShadowLog, database_url: str
 ) -> None:
-    made = build.decision(
-        "r-1",
-        label="H",
-        control=True,
-        shadows=[("other-2", "A")],
-        candidate__tier="TIER2",
-        candidate__volatility_pct=0.8,
-    )
-    appended = await log.append([Event.of_decision(made)])
-    assert appended.inserted == {"decisions": 1, "advices": 2, "agent_actions": 1}
-    assert (appended.duplicates, appended.conflicts) == (0, [])
+    made = build.decision("r-1", candidate__tier="TIER2", candidate__volatility_pct=0.8)
+    await log.append([Event.of_decision(made)])
     (row,) = rows(database_url, "SELECT * FROM decisions")
-    scenario, record, recorded = (
-        row.pop("scenario"),
-        row.pop("record"),
-        row.pop("recorded_in_log_at"),
-    )
+    apart = ("scenario", "record", "recorded_in_log_at")
+    scenario, record, recorded = (row.pop(name) for name in apart)
     assert row == {
         "decision_id": made.decision_id,
         "as_of": build.AS_OF,
@@ -91,6 +79,15 @@ async def test_a_decision_is_stored_in_columns_that_people_filter_on(
     assert scenario["candidate"]["rsi"] == 56.2
     assert record["prompt_user"] == made.prompt.user
     assert datetime.now(UTC) - recorded < timedelta(minutes=5)
+
+
+async def test_a_decision_s_advices_and_its_control_are_rows_beside_it(
+    log: ShadowLog, database_url: str
+) -> None:
+    made = build.decision("r-1", label="H", control=True, shadows=[("other-2", "A")])
+    appended = await log.append([Event.of_decision(made)])
+    assert appended.inserted == {"decisions": 1, "advices": 2, "agent_actions": 1}
+    assert (appended.duplicates, appended.conflicts) == (0, [])
     primary, shadow = rows(database_url, "SELECT * FROM advices ORDER BY ordinal")
     assert (primary["model_version"], primary["role"], primary["action"]) == (
         "test-1",

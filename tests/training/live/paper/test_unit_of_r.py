@@ -51,11 +51,16 @@ async def service(database_url: str, valkey_url: str, tmp_path: Path) -> AsyncIt
         yield api
 
 
-async def quarter(service: Running, request_id: str, **action: Any) -> dict[str, Any]:
-    """The plain candidate, asked at one fixed time; the agent rejects it unless told otherwise."""
-    document = request(request_id, agent_action={"decision": False} | action)
+def at_its_time(document: dict[str, Any]) -> dict[str, Any]:
+    """A request of the one time at which all of these are made."""
     for section, field in (("candidate", "ts"), ("market", "bar_closed_at")):
         document[section][field] = AS_OF.isoformat()
+    return document
+
+
+async def quarter(service: Running, request_id: str, **action: Any) -> dict[str, Any]:
+    """The plain candidate, asked at one fixed time; the agent rejects it unless told otherwise."""
+    document = at_its_time(request(request_id, agent_action={"decision": False} | action))
     advice: dict[str, Any] = (await service.advise(document)).json()
     assert (advice["action"], advice["stop"]) == ("approve_r0.25_s1.0", 39_588.0)
     assert advice["quantity"] == pytest.approx(0.00375)
@@ -128,9 +133,7 @@ async def test_the_agents_profit_counts_in_r_of_its_plan_whatever_it_filled(
 
 
 async def test_a_vetos_value_is_in_r_of_the_plan_it_refused(service: Running) -> None:
-    document = request("r-1", candidate__spread_bps=40.0, agent_action=TRADED)
-    for section, field in (("candidate", "ts"), ("market", "bar_closed_at")):
-        document[section][field] = AS_OF.isoformat()
+    document = at_its_time(request("r-1", candidate__spread_bps=40.0, agent_action=TRADED))
     advice = (await service.advise(document)).json()
     await report(
         service, advice, **AGENT | {"net_pnl": -3.09, "r_multiple": -0.98, "outcome": "sl"}
@@ -191,18 +194,9 @@ async def test_an_order_that_limits_cut_and_moved_has_one_r_wherever_it_is_told(
     fees of 79.2004: -918.8004 a BTC, -0.9188004 net, -0.1486732 R, -1.1485005 times its own risk of
     0.8. The agent's plan, stopped at 39,362.309: -737.073309 a BTC, -7.37073309 net, -1.1926752 R.
     """
-    shipped = Path("limits.toml").read_text(encoding="utf-8")
-    limits = tmp_path / "limits.toml"
-    limits.write_text(
-        shipped.replace("max_fraction = 0.15", "max_fraction = 0.02").replace(
-            "max_notional = 5_000.0", "max_notional = 40.0"
-        )
-    )
     settings = settings_for(database_url, valkey_url, tmp_path, clock=Clock.REQUEST)
-    settings = settings.model_copy(update={"limits": limits})
-    document = request("hand/BTCUSDT/20210101T0100", agent_action={"decision": False})
-    for section, field in (("candidate", "ts"), ("market", "bar_closed_at")):
-        document[section][field] = AS_OF.isoformat()
+    settings = settings.model_copy(update={"limits": near_and_small(tmp_path)})
+    document = at_its_time(request("hand/BTCUSDT/20210101T0100", agent_action={"decision": False}))
     quiet = (40_000.0,) * 4
     bars = table(quiet, (40_000, 40_010, 39_100, 39_150), *[quiet] * 7)
     net, agent_net = -918.8004 * 0.001, -737.073309 * 0.01
@@ -235,6 +229,17 @@ async def test_an_order_that_limits_cut_and_moved_has_one_r_wherever_it_is_told(
     order = order._replace(stop=39_200.0, quantity=0.001)
     trade = follow(bars, order)
     assert (trade.net, trade.r) == pytest.approx((net, -0.1486732))
+
+
+def near_and_small(folder: Path) -> Path:
+    """The shipped limits, but stops at most 2 % away, and orders of 40 USDT."""
+    limits = Path("limits.toml").read_text(encoding="utf-8")
+    for shipped, ours in (("max_fraction = 0.15", "0.02"), ("max_notional = 5_000.0", "40.0")):
+        assert shipped in limits
+        limits = limits.replace(shipped, f"{shipped.split()[0]} = {ours}")
+    path = folder / "limits.toml"
+    path.write_text(limits)
+    return path
 
 
 def scenario_of(document: dict[str, Any]) -> dict[str, Any]:
