@@ -82,8 +82,15 @@ def describe(errors: list[ErrorDetails], shape: type[BaseModel] | None = None) -
 
 def causes(errors: list[ErrorDetails]) -> list[ErrorDetails]:
     """Violations without those that only follow from another: a default that is made of a field
-    which was refused."""
-    return [e for e in errors if e.get("type") != "default_factory_not_called"]
+    which was refused. A text that is too long has characters, not items."""
+    return [_in_words(e) for e in errors if e.get("type") != "default_factory_not_called"]
+
+
+def _in_words(error: ErrorDetails) -> ErrorDetails:
+    most = error.get("ctx", {}).get("max_length")
+    if error["type"] != "too_long" or not isinstance(error["input"], str):
+        return error
+    return {**error, "msg": f"String should have at most {most} characters"}
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

@@ -8,7 +8,7 @@ from typing import TypeVar
 from urllib.parse import quote, urlsplit
 
 import orjson
-from fastapi import APIRouter, Path, Request, Response
+from fastapi import APIRouter, Depends, Path, Request, Response
 from fastapi.responses import RedirectResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
@@ -19,6 +19,7 @@ from app.api.explorer import asked
 from app.api.explorer.look import page
 from app.api.explorer.route import PageRoute
 from app.api.tokens import Tokens
+from app.domain.fields import describe
 from app.domain.model.aliases import NOTHING, rollback_reason, rollback_target
 from app.domain.principal import Principal, Role
 from app.domain.record.event import StateChange
@@ -32,7 +33,7 @@ Body = TypeVar("Body", StateBody, AliasMove)
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 
 
-@router.get("/ui/login")
+@router.get("/ui/login", dependencies=[Depends(asked.words("next", LOST))])
 async def login_page(request: Request) -> Response:
     if caller_of(request) is not None:
         return RedirectResponse("/ui", 303)
@@ -153,8 +154,7 @@ def _checked(kind: type[Body], fields: dict[str, str], names: tuple[str, ...]) -
         told = {name: fields.get(name, "") for name in (*names, "changed_by")}
         return kind.model_validate_json(orjson.dumps(told))
     except ValidationError as error:
-        found = "; ".join(f"{e['loc'][0] if e['loc'] else ''}: {e['msg']}" for e in error.errors())
-        raise HTTPException(422, f"{found}; nothing was changed") from None
+        raise HTTPException(422, f"{describe(error.errors())}; nothing was changed") from None
 
 
 def _within(target: str) -> str:

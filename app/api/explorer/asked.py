@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from difflib import get_close_matches
 from typing import NamedTuple
 from urllib.parse import parse_qs, urlencode
 from uuid import UUID
 
-from fastapi import Request
+from fastapi import Depends, Request
 from starlette.exceptions import HTTPException
 
 from app.domain.fields import clean_text
+from app.domain.record.decision import AdviceStatus
+from app.domain.rules.vetoes import VetoCode
 from app.shadow_log.reading.explore import Filters, Place
 
 MOST_FORM_BYTES = 8_192
@@ -20,9 +23,10 @@ LONGEST_WORD = 200
 SPANS = (7, 30, 90, 365)
 """Days that the overview offers."""
 OF_TIME = ("days", "since", "until")
-OF_DECISIONS = (
-    "q", "symbol", "version", "status", "veto", "outcome", "since", "until", "disagree", "after",
+OF_EXPORT = (
+    "q", "symbol", "version", "status", "veto", "outcome", "since", "until", "disagree",
 )  # fmt: skip
+OF_DECISIONS = (*OF_EXPORT, "after")
 BETWEEN = 0
 
 
@@ -40,26 +44,34 @@ def words(*names: str) -> Callable[[Request], None]:
     that is misspelt would show everything as if it had filtered."""
 
     def require_known(request: Request) -> None:
-        for word in request.query_params:
+        for word, times in Counter(name for name, _ in request.query_params.multi_items()).items():
             if word not in names:
                 near = get_close_matches(word, names, 1)
-                meant = f"did you mean {near[0]}?" if near else f"it knows {', '.join(names)}"
+                knows = f"it knows {', '.join(names) or 'none'}"
+                meant = f"did you mean {near[0]}?" if near else knows
                 raise HTTPException(400, f"this page knows no word {word[:50]!r}: {meant}")
+            if times > 1:
+                raise HTTPException(400, f"{word} is said {times} times: which one is meant?")
 
     return require_known
 
 
+NOTHING = [Depends(words())]
+"""Of a page whose address has no words."""
+
+
 def filters(request: Request) -> Filters:
     """The filters in an address. Raises 400 that names what cannot be read."""
+    since, until = between(_word(request, "since"), _word(request, "until"))
     return Filters(
         symbol=_word(request, "symbol"),
-        since=moment("since", _word(request, "since")),
-        until=moment("until", _word(request, "until")),
+        since=since,
+        until=until,
         version=_word(request, "version"),
-        status=_word(request, "status"),
-        veto=_word(request, "veto"),
+        status=_one_of(request, "status", AdviceStatus),
+        veto=_one_of(request, "veto", VetoCode),
         outcome=_word(request, "outcome"),
-        disagree=_word(request, "disagree") is not None,
+        disagree=_one_of(request, "disagree", ("1",)) is not None,
         words=_word(request, "q"),
     )
 
@@ -93,13 +105,13 @@ def span(request: Request, stored: tuple[datetime, datetime]) -> Span:
     said. Raises 400."""
     oldest, newest = stored
     until = _moved(newest, timedelta(microseconds=1))
-    named = [moment(name, _word(request, name)) for name in ("since", "until")]
-    if any(named):
-        first, last = named[0] or oldest, named[1] or until
-        if named[0] and named[1] and first >= last:
-            raise HTTPException(400, f"since={first.isoformat()} is not before {last.isoformat()}")
-        return Span(first, last, BETWEEN)
-    written = _word(request, "days") or "30"
+    first, last = between(_word(request, "since"), _word(request, "until"))
+    written = _word(request, "days")
+    if first or last:
+        if written:
+            raise HTTPException(400, f"days={written!r} beside since or until: say one of them")
+        return Span(first or oldest, last or until, BETWEEN)
+    written = written or "30"
     if written == "all":
         return Span(oldest, until, None)
     if not written.isdecimal() or int(written) not in SPANS:
@@ -145,6 +157,26 @@ def require_as_seen(fields: dict[str, str], now: str) -> None:
         raise HTTPException(
             409, "somebody changed it since this page was made: look again; nothing was changed"
         )
+
+
+def between(since: str | None, until: str | None) -> tuple[datetime | None, datetime | None]:
+    """Both times of a span as they were written, None an open end. Raises 400, also when it ends
+    before it begins."""
+    first, last = moment("since", since), moment("until", until)
+    if first and last and first >= last:
+        raise HTTPException(400, f"since={first.isoformat()} is not before {last.isoformat()}")
+    return first, last
+
+
+def _one_of(request: Request, name: str, known: Iterable[str]) -> str | None:
+    """A word that is one of a closed set, as it is spelt there. Raises 400."""
+    written = _word(request, name)
+    values = [str(value) for value in known]
+    if written is not None and written not in values:
+        near = get_close_matches(written.casefold(), [value.casefold() for value in values], 1)
+        meant = next(iter(v for v in values if v.casefold() in near), " or ".join(values[:4]))
+        raise HTTPException(400, f"{name}={written!r} is none that there is: did you mean {meant}?")
+    return written
 
 
 def _word(request: Request, name: str) -> str | None:

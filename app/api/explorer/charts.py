@@ -15,6 +15,8 @@ Chart = dict[str, Any]
 AGENT, ADVICE = "#8b6fd6", "#1f9d8a"
 GOOD, BAD, WATCH = "#1f9d8a", "#d1495b", "#d99a2b"
 QUIET = "#8b93a5"
+LEGEND = {"top": 0, "right": 0}
+"""Beside the name of the axis, which stands at the left."""
 _RISE_AND_FALL = {"color": GOOD, "borderColor": GOOD, "color0": BAD, "borderColor0": BAD}
 
 
@@ -47,7 +49,7 @@ def running_r(days: Sequence[str], agent: Sequence[float], advice: Sequence[floa
     """What both arms earned, summed over days, in R."""
     return {
         **_timed("R, summed"),
-        "legend": {"top": 0},
+        "legend": dict(LEGEND),
         "series": [
             {
                 "name": name,
@@ -134,7 +136,7 @@ def calibration(rows: Sequence[Mapping[str, Any]]) -> Chart:
     return {
         "grid": {"left": 8, "right": 16, "top": 36, "bottom": 28, "containLabel": True},
         "tooltip": {"trigger": "item", "renderMode": "richText"},
-        "legend": {"top": 0},
+        "legend": dict(LEGEND),
         "xAxis": _share("chance that was told"),
         "yAxis": {**_share("won"), "nameLocation": "end"},
         "series": [
@@ -175,8 +177,8 @@ def behaviour(weeks: Sequence[str], shares: Mapping[str, Sequence[float | None]]
     """Shares of decisions, by week."""
     chart = _timed("share")
     chart["yAxis"] |= {"min": 0, "max": 1}
-    chart["legend"] = {"top": 0}
-    chart["grid"] |= {"top": 64}
+    chart["legend"] = dict(LEGEND)
+    chart["grid"] |= {"top": 76}
     colours = ("#4478c8", AGENT, ADVICE, QUIET)
     chart["series"] = [
         {
@@ -323,14 +325,21 @@ def gains(arms: Mapping[str, Mapping[str, Any]]) -> Chart:
 
 
 def probabilities(labels: Sequence[str], by_version: Mapping[str, Sequence[float]]) -> Chart:
-    """The probability that each version gives each action."""
-    chart = _plain(labels, "probability")
-    chart["xAxis"] |= {"axisLabel": {"interval": 0, "fontSize": 10, "lineHeight": 14}}
+    """The probability that each version gives each action, a line each: names of actions have room
+    on a phone."""
     return {
-        **chart,
-        "legend": {"top": 0, "show": len(by_version) > 1},
+        "grid": {"left": 8, "right": 24, "top": 28, "bottom": 28, "containLabel": True},
+        "tooltip": {"trigger": "axis", "renderMode": "richText"},
+        "legend": {**LEGEND, "show": len(by_version) > 1},
+        "xAxis": {**_share("probability"), "max": None},
+        "yAxis": {
+            "type": "category",
+            "data": list(labels),
+            "inverse": True,
+            "axisLabel": {"interval": 0, "fontSize": 11},
+        },
         "series": [
-            {"name": version, "type": "bar", "barMaxWidth": 28, "data": _short(values)}
+            {"name": version, "type": "bar", "barMaxWidth": 14, "data": _short(values)}
             for version, values in by_version.items()
         ],
     }

@@ -30,7 +30,7 @@ REREAD_S = 30.0
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 
 
-@router.get("/ui/decisions/{id}")
+@router.get("/ui/decisions/{id}", dependencies=asked.NOTHING)
 async def decision(id: UUID, request: Request) -> Response:
     allowed(request, Role.READER)
     return await _shown(request, await _stored(request, id), None)

@@ -27,7 +27,7 @@ LONGEST_REASON = 200
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 
 
-@router.get("/ui/limits")
+@router.get("/ui/limits", dependencies=asked.NOTHING)
 async def limits(request: Request) -> Response:
     allowed(request, Role.READER)
     service, history = _parts(request)
@@ -50,19 +50,20 @@ async def propose(request: Request) -> Response:
     profile = fields.get("profile", "")
     if profile not in service.controls.by_profile():
         raise HTTPException(422, f"there is no limits file of {profile!r}")
+    since, until = asked.between(fields.get("since"), fields.get("until"))
     proposal = await history.propose(
         profile,
         fields.get("toml", ""),
         note=fields.get("note", "")[:LONGEST_REASON],
         by=caller.name,
-        since=asked.moment("since", fields.get("since")),
-        until=asked.moment("until", fields.get("until")),
+        since=since,
+        until=until,
     )
     _begin(service, proposal, fields.get("against", ""))
     return RedirectResponse(f"/ui/limits/{proposal.id}", 303)
 
 
-@router.get("/ui/limits/{id}")
+@router.get("/ui/limits/{id}", dependencies=asked.NOTHING)
 async def proposal(id: int, request: Request) -> Response:
     allowed(request, Role.READER)
     service, history = _parts(request)

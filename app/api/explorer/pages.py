@@ -19,6 +19,7 @@ from app.api.explorer import asked, charts, story
 from app.api.explorer.look import page
 from app.api.explorer.looks import looks_in
 from app.api.explorer.route import STATIC, PageRoute, parts
+from app.domain.errors import ShadowLogUnavailable
 from app.domain.intervals import running
 from app.domain.model.aliases import NOTHING, rollback_target
 from app.domain.model.manifest import PRIMARY_ALIAS
@@ -66,6 +67,7 @@ COLUMNS = (
 """What an export holds, in this order."""
 OF_TIME = [Depends(asked.words(*asked.OF_TIME))]
 OF_DECISIONS = [Depends(asked.words(*asked.OF_DECISIONS))]
+OF_EXPORT = [Depends(asked.words(*asked.OF_EXPORT))]
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 
 
@@ -155,12 +157,12 @@ def _looked_through(filters: Filters, found: Page) -> int | None:
     return LOOKED_AT if found.following and len(found.rows) < PAGE_SIZE else None
 
 
-@router.get("/ui/decisions.csv", dependencies=OF_DECISIONS)
+@router.get("/ui/decisions.csv", dependencies=OF_EXPORT)
 async def as_csv(request: Request) -> Response:
     return await _exported(request, "decisions.csv", "text/csv", ",".join(COLUMNS) + "\r\n", _csv)
 
 
-@router.get("/ui/decisions.jsonl", dependencies=OF_DECISIONS)
+@router.get("/ui/decisions.jsonl", dependencies=OF_EXPORT)
 async def as_json_lines(request: Request) -> Response:
     return await _exported(request, "decisions.jsonl", "application/jsonl", "", _json_lines)
 
@@ -203,7 +205,7 @@ async def models(request: Request) -> Response:
         request,
         "models",
         serving=described["serving"],
-        registered=story.lineage(described["registry"].get("models", [])),
+        registered=_registered(described),
         aliases=aliases["aliases"],
         history=aliases["history"],
         pairs=pairs,
@@ -218,7 +220,7 @@ async def model(request: Request, version: str) -> Response:
     allowed(request, Role.READER)
     service, explorer = parts(request)
     described = await service.serving.describe()
-    known = story.lineage(described["registry"].get("models", []))
+    known = _registered(described)
     found = next((one for one in known if one["version"] == version), None)
     if found is None:
         raise HTTPException(404, f"the registry knows no version {version!r}")
@@ -257,7 +259,7 @@ async def model(request: Request, version: str) -> Response:
     )
 
 
-@router.get("/ui/models/{version}/report")
+@router.get("/ui/models/{version}/report", dependencies=asked.NOTHING)
 async def report(request: Request, version: str) -> Response:
     """The report of a version's evaluation as training wrote it; its headers make it a sandbox."""
     allowed(request, Role.READER)
@@ -266,6 +268,14 @@ async def report(request: Request, version: str) -> Response:
     if path is None:
         raise HTTPException(404, f"no report of an evaluation of {version!r} lies here")
     return FileResponse(path, media_type="text/html; charset=utf-8")
+
+
+def _registered(described: Row) -> list[Row]:
+    """Every version that the registry knows. Raises `ShadowLogUnavailable` when it cannot tell."""
+    registry = described["registry"]
+    if "unavailable" in registry:
+        raise ShadowLogUnavailable(registry["unavailable"])
+    return story.lineage(registry["models"])
 
 
 def _roles(serving: list[Row], manifest_hash: str) -> list[str]:
@@ -288,7 +298,7 @@ def _others(aliases: Row, version: str) -> dict[str, Row]:
     return {alias: move for alias, move in standing.items() if not _names(move, version)}
 
 
-@router.get("/ui/state")
+@router.get("/ui/state", dependencies=asked.NOTHING)
 async def state(request: Request) -> Response:
     allowed(request, Role.READER)
     service, _ = parts(request)

@@ -28,7 +28,7 @@ from app.domain.rules.margins import Margin, margins
 
 Row = dict[str, Any]
 ACTION_NAMES = tuple(
-    f"{action.risk_fraction:g} of risk\n{action.stop_atr:g} ATR" if action.approve else "reject"
+    f"{action.risk_fraction:g} of risk, {action.stop_atr:g} ATR" if action.approve else "reject"
     for action in ACTIONS
 )
 """Actions as an axis names them, in the order of their labels."""

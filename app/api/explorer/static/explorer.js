@@ -8,7 +8,7 @@
   function axis(colours, given) {
     return {
       ...given,
-      axisLabel: { color: colours.ink, ...given.axisLabel },
+      axisLabel: { color: colours.ink, hideOverlap: true, ...given.axisLabel },
       nameTextStyle: { color: colours.ink, ...given.nameTextStyle },
       axisLine: { lineStyle: { color: colours.line } },
       splitLine: { lineStyle: { color: colours.line } },

@@ -14,6 +14,7 @@ from app.api.explorer.charts import (
     behaviour,
     candles,
     difference,
+    probabilities,
     running_r,
 )
 from app.shadow_log.bar_files import Candle
@@ -68,6 +69,13 @@ def test_labels_of_prices_near_each_other_are_moved_apart_and_stay_beside_the_pl
         "agent: stop": 0.0,
     }
     assert pytest.approx(0.55) == PLOT_PX / 600
+
+
+def test_each_action_has_a_line_of_its_own() -> None:
+    chart = probabilities(["reject", "0.25 of risk, 1 ATR"], {"a": [0.9, 0.1], "b": [0.5, 0.5]})
+    assert chart["yAxis"]["data"] == ["reject", "0.25 of risk, 1 ATR"]
+    assert [series["data"] for series in chart["series"]] == [[0.9, 0.1], [0.5, 0.5]]
+    assert chart["legend"]["show"]
 
 
 def test_days_lie_along_time_as_far_apart_as_they_were() -> None:

@@ -10,17 +10,20 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 from fastapi import Request
 from sqlalchemy import text
 
 from app.advising.serving import Models
-from app.api.explorer import asked
+from app.api.explorer import acts, asked, decision, drift, limits, pages
+from app.api.explorer.route import PageRoute
+from app.domain.errors import ShadowLogUnavailable
 from app.domain.model.manifest import MANIFEST_NAME
 from app.policy.scripted import SCRIPTED_MANIFEST, ScriptedPolicy
 from app.policy.versions.store import report_beside
+from app.shadow_log.log import ShadowLog
 from app.shadow_log.reading.explore import Explorer, Filters
 from app.shadow_log.schema import tables
 from tests.service.api.explorer.site import FORM, Site, ids, traded
@@ -234,6 +237,13 @@ async def test_a_question_that_cannot_be_read_is_told_on_a_page(site: Site, quer
         ("/ui/models?version=x", "it knows days, since, until"),
         ("/ui/decisions?symbl=BTCUSDT", "did you mean symbol?"),
         ("/ui/decisions.csv?simbol=BTCUSDT", "did you mean symbol?"),
+        ("/ui/decisions.csv?after=x", "it knows q, symbol"),
+        ("/ui/decisions?since=2024-03-02&until=2024-03-01", "is not before 2024-03-01"),
+        ("/ui/decisions?status=Advised", "did you mean advised?"),
+        ("/ui/decisions?veto=spred", "did you mean SPREAD?"),
+        ("/ui/decisions?disagree=0", "did you mean 1?"),
+        ("/ui/decisions?symbol=A&symbol=B", "symbol is said 2 times"),
+        ("/ui?days=30&since=2024-03-01", "say one of them"),
     ],
 )
 async def test_a_word_that_a_page_cannot_follow_is_refused(
@@ -244,6 +254,43 @@ async def test_a_word_that_a_page_cannot_follow_is_refused(
     answer = await site.get(path)
     assert answer.status_code == 400
     assert told in answer.text
+
+
+ROUTERS = (acts, decision, drift, limits, pages)
+ADDRESSES = sorted(
+    route.path
+    for module in ROUTERS
+    for route in module.router.routes
+    if isinstance(route, PageRoute) and "GET" in (route.methods or ()) and route.path != "/"
+)
+
+
+@pytest.mark.parametrize("path", [path for path in ADDRESSES if "static" not in path])
+async def test_no_page_passes_over_a_word_that_it_does_not_know(site: Site, path: str) -> None:
+    one = {"id": 1 if "limits" in path else uuid4(), "version": "scripted-1"}
+    answer = await site.get(f"{path.format(**one)}?nonsense=1")
+    assert answer.status_code == 400
+    assert "knows no word" in answer.text
+
+
+async def test_an_outage_is_no_version_that_is_missing(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def away(self: object) -> None:
+        raise ShadowLogUnavailable("Postgres: away")
+
+    for name in ("models", "aliases"):
+        monkeypatch.setattr(ShadowLog, name, away)
+    answer = await site.get("/ui/models/scripted-1")
+    assert answer.status_code == 503
+    assert "cannot be read now" in answer.text
+
+
+async def test_a_reason_that_is_too_long_has_characters(site: Site) -> None:
+    change = {"state": "HALTED", "reason": "x" * 201, "sure": "yes"}
+    answer = await site.post("/ui/state", change, "operator")
+    assert answer.status_code == 422
+    assert "reason: String should have at most 200 characters" in answer.text
 
 
 async def test_the_overview_counts_between_two_times(site: Site) -> None:
