@@ -207,6 +207,7 @@ class Settings(BaseSettings):
     )
     traces: str | None = Field(
         None,
+        pattern=r"^https?://[^/\s]",
         description="URL of an OTLP collector (`http://127.0.0.1:4318/v1/traces`) that gets spans"
         " of decisions asked for with a sampled `traceparent` (extra `otel`)",
     )

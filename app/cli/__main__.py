@@ -16,7 +16,7 @@ from app.cli.control.state import alias, state
 from app.cli.control.token import token_app
 from app.cli.health.doctor import doctor
 from app.cli.health.notices import notices_app
-from app.cli.options import console, group
+from app.cli.options import console, group, tell
 from app.cli.record.checks import compare, prove, replay, retention, verify
 from app.cli.record.drill import drill
 from app.cli.record.export import export
@@ -33,7 +33,7 @@ app = group(
     "Shadow-mode advice on trades: run it, look after it, check its record.\n\n"
     "Exit status: 0, done, and nothing is wrong; 1, something is wrong with what was looked at"
     " (`verify`, `replay`, `doctor`); 2, it could not be done, or was asked wrongly: one line says"
-    " why."
+    ' why. With `--json` standard output holds one document, then `{"error": ...}`.'
 )
 app.command()(up)
 app.command()(serve)
@@ -78,15 +78,20 @@ def advisor(
 
 
 def main() -> None:
-    """Entry point: expected failures are one line, with status 2."""
+    """Entry point: expected failures are one line, with status 2. Who asked for JSON gets a
+    document on standard output then too, `{"error": ...}`."""
     configure_log()
+    as_json = "--json" in sys.argv
     try:
-        app()
+        sys.exit(app(standalone_mode=not as_json))
+    except typer.TyperException as error:  # A wrong command; without --json typer tells it.
+        why = error.format_message()
     except (AdvisorError, OperatorError) as error:
-        console.print(
-            f"[bold red]advisor:[/] {escape(str(error))}", highlight=False, soft_wrap=True
-        )
-        sys.exit(2)
+        why = str(error)
+    if as_json:
+        tell({"error": why})
+    console.print(f"[bold red]advisor:[/] {escape(why)}", highlight=False, soft_wrap=True)
+    sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -58,6 +58,7 @@ By = Annotated[
     typer.Option(help="Who says so: recorded in the reason, beside the name of the token."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+AlwaysJson = Annotated[bool, typer.Option("--json", help="Print one JSON document, as without it.")]
 
 
 def say(text: str) -> None:

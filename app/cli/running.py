@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from app.cli.options import console, database_url
+from app.cli.options import AsJson, console, database_url, tell
 from app.settings import Settings, read_settings
 from app.telemetry import configure_log
 
@@ -55,7 +55,7 @@ def _settings() -> Settings:
     return settings
 
 
-def migrate() -> None:
+def migrate(as_json: AsJson = False) -> None:
     """Bring the database at DATABASE_URL to the newest schema, and let its roles log in with
     ADVISOR_WRITER_PASSWORD, ADVISOR_READER_PASSWORD and ADVISOR_ANALYST_PASSWORD, where they are
     set."""
@@ -66,4 +66,7 @@ def migrate() -> None:
     url = database_url(settings, owner=True)
     upgrade(url)
     give_logins(url, settings.logins)
-    console.print(f"database is at revision {current(url)}")
+    if as_json:
+        tell({"revision": current(url)})
+    else:
+        console.print(f"database is at revision {current(url)}")

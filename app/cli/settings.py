@@ -44,7 +44,7 @@ def all_settings(settings: Settings) -> list[Setting]:
     rows = []
     for name, field in Settings.model_fields.items():
         value = getattr(settings, name)
-        hidden = name in SECRETS and value is not None
+        hidden = name in SECRETS and bool(value)
         origin = "environment" if variable(name) in given else "default"
         text = HIDDEN if hidden else written(value)
         rows.append(Setting(variable(name), text, origin, field.description or ""))

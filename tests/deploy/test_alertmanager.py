@@ -13,7 +13,7 @@ import uvicorn
 import yaml
 
 from app.api.tokens import TokenFile, Tokens
-from app.cli.health.notices import addresses_of
+from app.cli.health.addresses import addresses_of
 from app.cli.health.noticing import Outbox, receiver
 from app.domain.principal import Role
 from app.local.servers import free_port

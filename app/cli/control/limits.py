@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from app.cli.options import WIDE, AsJson, By, Url, console, group, operator
+from app.cli.options import WIDE, AsJson, By, Url, console, group, operator, tell
 from app.domain.rules.limits import changes, limits_text, parse_limits, read_limits
 from app.operator_client import OperatorClient
 from app.settings import SettingsError
@@ -49,7 +48,7 @@ def limits_diff(
         )
     found = changes(before, after)
     if as_json:
-        typer.echo(json.dumps([change._asdict() for change in found], indent=2))
+        tell([change._asdict() for change in found])
         return
     table = Table("limit", "now", "then", box=SIMPLE_HEAD)
     for change in found:
@@ -65,11 +64,11 @@ def limits_diff(
 def limits_history(profile: Profile = "", url: Url = None, as_json: AsJson = False) -> None:
     """Show which limits judge, and every adoption in the place of a file, the newest first."""
     document = operator(url).limits()
+    now = _limits_of(document, profile)
     told = [each for each in document["history"] if each["profile"] == profile]
     if as_json:
-        typer.echo(json.dumps({"in_force": document["in_force"], "history": told}, indent=2))
+        tell({"in_force": document["in_force"], "history": told})
         return
-    now = _limits_of(document, profile)
     origin = "the file" if now["adopted"] is None else f"adoption {now['adopted']}"
     typer.echo(f"in force: {now['version']} ({now['hash']}), by {origin}")
     if profile in document["overruled"]:
@@ -86,7 +85,9 @@ def limits_history(profile: Profile = "", url: Url = None, as_json: AsJson = Fal
 
 
 @limits_app.command("adopt")
-def limits_adopt(file: New, reason: Why, by: By, profile: Profile = "", url: Url = None) -> None:
+def limits_adopt(
+    file: New, reason: Why, by: By, profile: Profile = "", url: Url = None, as_json: AsJson = False
+) -> None:
     """Let a file's limits judge, on every replica within a second, in the place of the service's
     own file: until that is edited by hand."""
     service = operator(url)
@@ -94,19 +95,30 @@ def limits_adopt(file: New, reason: Why, by: By, profile: Profile = "", url: Url
     parse_limits(text, str(file))
     seen = _limits_in_force(service, profile)["hash"]
     made = service.adopt_limits(text, reason, by, profile=profile, seen=seen)
-    typer.echo(f"adoption {made['id']}: {made['hash']} judges")
+    _say_adoption(made, as_json)
 
 
 @limits_app.command("rollback")
 def limits_rollback(
-    reason: Why, by: By = "advisor limits rollback", profile: Profile = "", url: Url = None
+    reason: Why,
+    by: By = "advisor limits rollback",
+    profile: Profile = "",
+    url: Url = None,
+    as_json: AsJson = False,
 ) -> None:
     """Go back to the limits that judged before, at last to the file."""
     service = operator(url)
     seen = _limits_in_force(service, profile)["hash"]
     made = service.roll_back_limits(reason, by, profile=profile, seen=seen)
-    what = "the file judges" if made["toml"] is None else f"{made['hash']} judges"
-    typer.echo(f"adoption {made['id']}: {what}")
+    _say_adoption(made, as_json)
+
+
+def _say_adoption(made: dict[str, Any], as_json: bool) -> None:
+    what = "the file" if made["toml"] is None else made["hash"]
+    if as_json:
+        tell(made)
+    else:
+        typer.echo(f"adoption {made['id']}: {what} judges")
 
 
 def _limits_in_force(service: OperatorClient, profile: str) -> dict[str, Any]:

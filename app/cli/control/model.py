@@ -9,7 +9,7 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from app.cli.options import console, group, say
+from app.cli.options import AsJson, console, group, say, tell
 from app.domain.model.actions import ACTIONS
 from app.domain.model.manifest import MANIFEST_NAME
 from app.settings import read_settings
@@ -28,6 +28,7 @@ def model_import(
     name: Annotated[
         str | None, typer.Option(help="Model version to give it. Default: the directory's name.")
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Make a model servable: verify its labels, measure their bias, hash its files, write its
     manifest."""
@@ -40,6 +41,10 @@ def model_import(
         manifest = read_manifest(path / MANIFEST_NAME)
     else:
         manifest = import_directory(path, settings.manifests_dir, name, threads=settings.threads)
+    if as_json:
+        told = {"model_version": manifest.model_version, "manifest_hash": manifest.hash()}
+        tell({**told, "path": path})
+        return
     _show_proposals(manifest.provenance.get("illustrative_proposals"))
     say(f"version {manifest.model_version}, manifest {manifest.hash()}")
     say(f"ready: MODEL={path}")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
 import typer
 
-from app.cli.options import By, Url, operator, say
+from app.cli.options import AlwaysJson, By, Url, operator, say, tell
 from app.domain.model.aliases import NOTHING
 from app.settings import SettingsError
 
@@ -19,6 +18,7 @@ def state(
     reason: Annotated[str, typer.Option(help="Why; recorded.")] = "",
     by: By = "",
     url: Url = None,
+    _: AlwaysJson = False,
 ) -> None:
     """Show or change the trading state of a running service. HALTED refuses every trade at once."""
     if new is None:
@@ -27,7 +27,7 @@ def state(
         raise SettingsError("a change of state needs --reason and --by: both are recorded")
     else:
         document = operator(url).set_state(new.upper(), reason, by)
-    typer.echo(json.dumps(document, indent=2))
+    tell(document)
 
 
 def alias(
@@ -47,6 +47,7 @@ def alias(
         typer.Option(help="`changed_at` as it was shown: refused when somebody moved it since."),
     ] = None,
     url: Url = None,
+    _: AlwaysJson = False,
 ) -> None:
     """Show the aliases of model versions, or move one: a running service follows without a
     restart. Nobody asks the gate here, `advisor-train promote` does."""
@@ -69,4 +70,4 @@ def alias(
         document = service.move_alias(name, version, reason, by, seen=seen)
         if version != NOTHING:
             say("nobody asks the gate here, `advisor-train promote` does")
-    typer.echo(json.dumps(document, indent=2))
+    tell(document)

@@ -43,11 +43,12 @@ def token_create(
         typer.Option(formats=["%Y-%m-%d"], metavar="YYYY-MM-DD", help="First day without it, UTC."),
     ] = None,
     out: Out = None,
+    as_json: AsJson = False,
 ) -> None:
     """Make a token, and show it this once. A running service knows it at once."""
     end = expires.replace(tzinfo=UTC) if expires else None
     made = token_file().create(name, role, of=of or (), expires_at=end)
-    hand_over(made, out)
+    hand_over(made, out, as_json)
 
 
 @token_app.command("list")
@@ -83,9 +84,10 @@ def token_rotate(
         int, typer.Option(min=0, help="Minutes for which the earlier ones are still good.")
     ] = 60,
     out: Out = None,
+    as_json: AsJson = False,
 ) -> None:
     """Make a new token with the roles of a principal's newest one, which soon ends."""
-    hand_over(token_file().rotate(name, timedelta(minutes=overlap)), out)
+    hand_over(token_file().rotate(name, timedelta(minutes=overlap)), out, as_json)
 
 
 @token_app.command("revoke")
@@ -94,9 +96,14 @@ def token_revoke(
     token_id: Annotated[
         str | None, typer.Option("--id", help="Only the one with this id, as `list` shows it.")
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Take a principal's tokens away, from the next request on."""
-    say(f"revoked: {token_file().revoke(name, token_id)}")
+    revoked = token_file().revoke(name, token_id)
+    if as_json:
+        tell({"revoked": revoked})
+    else:
+        say(f"revoked: {revoked}")
 
 
 def token_file() -> TokenFile:
@@ -104,13 +111,19 @@ def token_file() -> TokenFile:
     return TokenFile(read_settings().tokens_file)
 
 
-def hand_over(token: str, out: Path | None) -> None:
+def hand_over(token: str, out: Path | None, as_json: bool) -> None:
     """Show a new token on standard output, or put it where only its owner reads it."""
     if out is None:
-        typer.echo(token)
+        if as_json:
+            tell({"token": token})
+        else:
+            typer.echo(token)
     else:
         try:
             write_private(out, token + "\n")
         except OSError as error:
             raise SettingsError(f"{out} cannot be written: {error.strerror}") from error
-        say(f"written to {out}")
+        if as_json:
+            tell({"written_to": out})
+        else:
+            say(f"written to {out}")

@@ -19,6 +19,7 @@ import httpx
 from sqlalchemy import text
 
 from app.api.tokens import TokenFile, Tokens, require_somebody
+from app.cli.health.addresses import addresses_of
 from app.domain.errors import AdvisorError
 from app.domain.rules.limits import read_limits
 from app.domain.text import counted
@@ -26,7 +27,7 @@ from app.journal.stream import StreamJournal
 from app.main import deciders, default_directory
 from app.operator_client import OperatorClient, OperatorError
 from app.policy.versions.store import find_manifest
-from app.settings import SCRIPTED, Settings
+from app.settings import SCRIPTED, Settings, SettingsError
 from app.shadow_log.log import ShadowLog
 from app.shadow_log.proof.checkpoint import read_checkpoints
 from app.shadow_log.proof.places import place_at
@@ -264,6 +265,24 @@ async def _checkpoints(settings: Settings, _: Bounds) -> list[Finding]:
     return [Finding("checkpoints", State.OK if fresh else State.WATCH, told, mend)]
 
 
+async def _places(settings: Settings, _: Bounds) -> list[Finding]:
+    """What the environment names, and nothing asks for until a page or a notice needs it."""
+    findings = []
+    for name, folder in (("bars", settings.bars), ("drift", settings.drift)):
+        if folder is not None and not folder.is_dir():
+            told = f"there is no folder {folder}"
+            mend = f"make it, or unset ADVISOR_{name.upper()}"
+            findings.append(Finding(name, State.WATCH, told, mend))
+    if settings.notices:
+        try:
+            told = counted(len(addresses_of(settings)), "address", "addresses")
+            findings.append(Finding("notices", State.OK, told, ""))
+        except SettingsError as error:
+            mend = "mend ADVISOR_NOTICES; `advisor notices test` sends one"
+            findings.append(Finding("notices", State.WRONG, str(error), mend))
+    return findings
+
+
 async def _service(settings: Settings, _: Bounds) -> list[Finding]:
     """What the running API says of itself."""
     client = OperatorClient(
@@ -347,6 +366,7 @@ CHECKS: tuple[tuple[str, Check], ...] = (
     ("valkey", _valkey),
     ("spool", _spool),
     ("checkpoints", _checkpoints),
+    ("places", _places),
     ("service", _service),
     ("alerts", _alerts),
 )

@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from threading import Lock
 from time import time
-from typing import Any, NamedTuple
+from typing import Any
 
 import structlog
 from fastapi import FastAPI, Request
@@ -26,6 +26,7 @@ from fastapi.responses import JSONResponse, Response
 from prometheus_client import CollectorRegistry, Counter, generate_latest
 
 from app.api.tokens import Tokens, write_private
+from app.cli.health.addresses import Notice, Takes
 from app.domain.principal import Principal, Role
 from app.domain.text import counted
 from app.operator_client import OperatorClient, OperatorError
@@ -46,19 +47,6 @@ DEMOTED = "demoted by itself"
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 Memory = dict[str, Any]
-
-
-class Notice(NamedTuple):
-    """One thing that people are told."""
-
-    title: str
-    body: str
-    level: str = "info"
-    """`info`, `warning` or `failure`: how it is coloured where there are colours."""
-
-
-Takes = Callable[[Notice], bool]
-"""An address: whether it took a notice."""
 
 
 def looked(client: OperatorClient, before: Memory | None = None) -> Memory:

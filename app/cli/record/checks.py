@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import json
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 from uuid import UUID
 
 import typer
 from rich.progress import Progress
 
-from app.cli.options import AsJson, console, database_url, say, tell
+from app.cli.options import AlwaysJson, AsJson, console, database_url, say, tell
 from app.domain.text import counted
 from app.settings import SettingsError, read_settings
+
+if TYPE_CHECKING:
+    from app.domain.record.decision import Decision
 
 
 def verify(
@@ -56,7 +59,7 @@ def verify(
     raise typer.Exit(1 if report.findings else 0)
 
 
-def compare() -> None:
+def compare(as_json: AsJson = False) -> None:
     """Make the flat table that the comparing views read anew from decisions, advices and reports.
     Whoever appends keeps it; this mends it, beside a running service."""
     from app.shadow_log.comparisons import compare_all
@@ -69,7 +72,10 @@ def compare() -> None:
                 lambda done, total: progress.update(task, completed=done, total=total),
             )
         )
-    say(f"{counted(decisions, 'decision')}, {counted(changed, 'row')} changed")
+    if as_json:
+        tell({"decisions": decisions, "changed": changed})
+    else:
+        say(f"{counted(decisions, 'decision')}, {counted(changed, 'row')} changed")
 
 
 def prove(
@@ -77,6 +83,7 @@ def prove(
     checkpoints: Annotated[
         str | None, typer.Option(help="Where checkpoints are. Default: what the writer was told.")
     ] = None,
+    _: AlwaysJson = False,
 ) -> None:
     """Print a proof that a decision is in the log as it was at a signed checkpoint, for
     `python -m shadow_advisor_client.proof`."""
@@ -89,7 +96,7 @@ def prove(
     place = checkpoints or settings.checkpoints_here
     if place is None:
         raise SettingsError("say where they are with --checkpoints, or set ADVISOR_CHECKPOINTS")
-    signed, _ = read_checkpoints(place_at(place))
+    signed = read_checkpoints(place_at(place))[0]
 
     async def made() -> dict[str, Any]:
         log = ShadowLog.connect(database_url(settings))
@@ -102,15 +109,18 @@ def prove(
         finally:
             await log.aclose()
 
-    typer.echo(json.dumps(asyncio.run(made()), indent=2))
+    tell(asyncio.run(made()))
 
 
-def replay(decision_id: Annotated[UUID, typer.Argument(help="Id of a stored decision.")]) -> None:
+def replay(
+    decision_id: Annotated[UUID, typer.Argument(help="Id of a stored decision.")],
+    as_json: AsJson = False,
+) -> None:
     """Derive one stored decision again from its inputs and show every difference; exit 1 when there
     is one."""
     from app.shadow_log.log import ShadowLog
 
-    async def fetch() -> int:
+    async def fetched() -> Decision:
         log = ShadowLog.connect(database_url(read_settings()))
         try:
             stored = await log.decision(decision_id)
@@ -118,21 +128,28 @@ def replay(decision_id: Annotated[UUID, typer.Argument(help="Id of a stored deci
             await log.aclose()
         if stored is None:
             raise SettingsError(f"no decision has the id {decision_id}")
-        before, after = stored.as_json(), stored.replayed().as_json()
-        changed = [key for key in before if before[key] != after[key]]
-        for key in changed:
-            say(
-                f"{key}:\n  stored   {json.dumps(before[key])}\n  replayed {json.dumps(after[key])}"
-            )
-        advice = stored.primary
-        say(
-            f"{stored.scenario.candidate.symbol} at {stored.scenario.as_of:%Y-%m-%d %H:%M} UTC:"
-            f" {advice.status.value}, {advice.action or 'no action'}; "
-            + ("differs" if changed else "replays to the same record")
-        )
-        return 1 if changed else 0
+        return stored
 
-    raise typer.Exit(asyncio.run(fetch()))
+    stored = asyncio.run(fetched())
+    before, after = stored.as_json(), stored.replayed().as_json()
+    changed = {
+        key: {"stored": before[key], "replayed": after[key]}
+        for key in before
+        if before[key] != after[key]
+    }
+    if as_json:
+        tell({"decision_id": decision_id, "differences": changed})
+        raise typer.Exit(1 if changed else 0)
+    for key, each in changed.items():
+        stood, came = json.dumps(each["stored"]), json.dumps(each["replayed"])
+        say(f"{key}:\n  stored   {stood}\n  replayed {came}")
+    advice = stored.primary
+    say(
+        f"{stored.scenario.candidate.symbol} at {stored.scenario.as_of:%Y-%m-%d %H:%M} UTC:"
+        f" {advice.status.value}, {advice.action or 'no action'}; "
+        + ("differs" if changed else "replays to the same record")
+    )
+    raise typer.Exit(1 if changed else 0)
 
 
 def retention(

@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app.cli.options import DRIVER, database_url, for_programs, say
+from app.cli.options import DRIVER, AsJson, database_url, for_programs, say, tell
 from app.domain.text import counted
 from app.settings import SettingsError, read_settings
 
@@ -31,6 +31,7 @@ def drill(
         typer.Option(help="Restore there: its owner's address. Default: where the log is."),
     ] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the restored database.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Dump the shadow log, restore it into a database of its own, verify every row there and drop
     it; exit 1 when something does not verify. The service goes on meanwhile. `pg_dump` and
@@ -48,14 +49,17 @@ def drill(
         place = make_url(server or source)
         began = perf_counter()
         _run(tools, "pg_dump", source, "--format=custom", f"--file={dump}")
-        say(f"dumped {dump.stat().st_size / 1e6:.1f} MB in {perf_counter() - began:.1f} s")
+        dumped_s = perf_counter() - began
+        say(f"dumped {dump.stat().st_size / 1e6:.1f} MB in {dumped_s:.1f} s")
         with _database_beside(place, keep) as target:
-            wrong = _restored(tools, target, dump)
+            told = _restored(tools, target, dump)
     except ArgumentError as error:
         raise SettingsError("--server is no address of a Postgres") from error
     except psycopg.Error as error:
         raise SettingsError(f"Postgres says: {' '.join(str(error).split())}") from error
-    raise typer.Exit(1 if wrong else 0)
+    if as_json:
+        tell({"dump": dump, "bytes": dump.stat().st_size, "dumped_s": dumped_s, **told})
+    raise typer.Exit(1 if told["findings"] else 0)
 
 
 @contextmanager
@@ -80,19 +84,23 @@ def _database_beside(place: URL, keep: bool) -> Iterator[str]:
                 owner.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
 
 
-def _restored(tools: Path | None, target: str, dump: Path) -> bool:
-    """Restore and verify; whether something is wrong, which is told."""
+def _restored(tools: Path | None, target: str, dump: Path) -> dict[str, Any]:
+    """Restore and verify, and say how it went; what is wrong is under `findings`."""
     from app.shadow_log.proof.verify import verify_log
 
     began = perf_counter()
     _run(tools, "pg_restore", target, "--exit-on-error", "--no-owner", str(dump))
-    say(f"restored in {perf_counter() - began:.1f} s")
+    restored_s = perf_counter() - began
+    say(f"restored in {restored_s:.1f} s")
     began = perf_counter()
     report = asyncio.run(verify_log(target))
-    say(f"verified {counted(report.decisions, 'decision')} in {perf_counter() - began:.1f} s")
-    for finding in report.findings:
+    verified_s = perf_counter() - began
+    say(f"verified {counted(report.decisions, 'decision')} in {verified_s:.1f} s")
+    findings = [str(finding) for finding in report.findings]
+    for finding in findings:
         say(f"wrong: {finding}")
-    return bool(report.findings)
+    times = {"restored_s": restored_s, "verified_s": verified_s}
+    return {**times, "decisions": report.decisions, "findings": findings}
 
 
 def _run(tools: Path | None, program: str, url: str, *options: str) -> None:

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.progress import Progress
 
-from app.cli.options import console, database_url, folder, say
+from app.cli.options import AsJson, console, database_url, folder, say, tell
 from app.domain.text import counted
 from app.settings import read_settings
 
@@ -28,6 +28,7 @@ def export(
     until: Annotated[
         datetime | None, typer.Option(formats=["%Y-%m-%d"], help="Day to end before, UTC.")
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Write the comparing view as Parquet, by day and symbol. An interrupted export goes on; days
     that are written stay, unless the record says something else of them by now."""
@@ -40,11 +41,14 @@ def export(
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("exporting", total=None)
 
-        def tell(done: int, total: int) -> None:
+        def counted_up(done: int, total: int) -> None:
             progress.update(task, completed=done, total=total)
 
         url = database_url(read_settings())
-        made = asyncio.run(write_days(url, to, progress=tell, **span))
+        made = asyncio.run(write_days(url, to, progress=counted_up, **span))
+    if as_json:
+        tell({"folder": to, **made._asdict()})
+        return
     say(
         f"{to}: {counted(made.rows, 'row')} of {counted(made.days, 'day')} written,"
         f" {counted(made.kept, 'day was', 'days were')} there"

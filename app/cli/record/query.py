@@ -35,6 +35,8 @@ def query(
 
     if as_json and as_csv:
         raise typer.BadParameter("choose one of --json and --csv")
+    if not sql.strip():
+        raise typer.BadParameter("there is no question")
     url = database_url(read_settings()).replace(DRIVER, "", 1)
     wait = f"-c statement_timeout={ASKED_FOR_S}s -c default_transaction_read_only=on"
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated
@@ -14,18 +13,24 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from app.cli.options import WIDE, console, database_url, finite, say
-from app.domain.rules.limits import read_limits
+from app.cli.options import WIDE, AsJson, Url, console, database_url, finite, operator, say, tell
+from app.domain.rules.limits import Limits, parse_limits, read_limits
 from app.domain.what_if import Tally
 from app.settings import read_settings
 from app.tasks import calm_garbage_collection
+
+CURRENT = "current"
+"""In the place of a file: the limits in force."""
 
 
 def what_if(
     limits: Annotated[Path, typer.Option("--limits", help="Limits to try, a TOML file.")],
     against: Annotated[
         Path | None,
-        typer.Option(help="Limits to compare with. Default: those each decision was made with."),
+        typer.Option(
+            help="Limits to compare with: a TOML file, or `current`, those in force. Default: those"
+            " each decision was made with."
+        ),
     ] = None,
     since: Annotated[datetime | None, typer.Option(help="First time of a decision, UTC.")] = None,
     until: Annotated[datetime | None, typer.Option(help="Time to end before, UTC.")] = None,
@@ -38,30 +43,44 @@ def what_if(
             help="After these without a trade, losses in a row are forgotten.",
         ),
     ] = 24.0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    url: Url = None,
+    as_json: AsJson = False,
     show: Annotated[int, typer.Option(help="How many changed decisions to print.")] = 10,
 ) -> None:
     """What other limits would have refused, approved and earned, on the record, in R. Nothing is
     changed."""
+    if since is not None and until is not None and _utc(since) >= _utc(until):
+        raise typer.BadParameter("it is not after --since", param_hint="--until")
     from app.domain.what_if import Judge
     from app.shadow_log.reading.what_if import Asked, tallied
 
     calm_garbage_collection()
-    before = None if against is None else read_limits(against)
+    before = None if against is None else _named(against, url)
     judge = Judge(read_limits(limits), before, timedelta(hours=forget_hours))
-    begin, end = (at and at.replace(tzinfo=at.tzinfo or UTC) for at in (since, until))
+    begin, end = (at and _utc(at) for at in (since, until))
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("replaying", total=None)
 
-        def tell(done: int, total: int) -> None:
+        def counted(done: int, total: int) -> None:
             progress.update(task, completed=done, total=total)
 
-        url = database_url(read_settings())
-        tally = asyncio.run(tallied(url, judge, Asked(begin, end), tell))
+        log = database_url(read_settings())
+        tally = asyncio.run(tallied(log, judge, Asked(begin, end), counted))
     if as_json:
-        typer.echo(json.dumps(tally.as_json(), indent=2))
+        tell(tally.as_json())
     else:
         _say_tally(tally, show)
+
+
+def _utc(at: datetime) -> datetime:
+    return at.replace(tzinfo=at.tzinfo or UTC)
+
+
+def _named(limits: Path, url: str | None) -> Limits:
+    """The limits of a file, or, for `current`, the general ones that judge now."""
+    if str(limits) != CURRENT:
+        return read_limits(limits)
+    return parse_limits(operator(url).limits()["in_force"][""]["toml"], "the limits in force")
 
 
 def _say_tally(tally: Tally, show: int) -> None:

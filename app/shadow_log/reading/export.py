@@ -8,10 +8,12 @@ else of it than what was written: a report that came late, a correction, a new c
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
+import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, date, datetime, time, timedelta
 from itertools import groupby
 from pathlib import Path
@@ -29,6 +31,8 @@ from app.shadow_log.rows import Row, plain
 Progress = Callable[[int, int], None]
 SAID = "_said"
 """File in a day's folder: what the record said of the day, as a hash."""
+OF_RECORD = "_record"
+"""File in the folder: which record it is an export of."""
 MOST_NAME_BYTES = 255
 """Of a folder, on every file system in use."""
 HIVES_NULL = "__HIVE_DEFAULT_PARTITION__"
@@ -42,6 +46,7 @@ _DAYS = text(
     ORDER BY day
     """
 )
+_RECORD = text("SELECT payload FROM event_links ORDER BY id LIMIT 1")
 _ROWS = text(
     """
     SELECT * FROM shadow_comparison
@@ -81,13 +86,14 @@ async def export(
     `ShadowLogUnavailable` and `ExportFault`."""
     engine = connect(url, patience_s=None)
     written, rows, done = 0, 0, 0
-    _clear(folder)
     try:
-        with translated_errors():
+        with _alone(folder), translated_errors():
             async with engine.connect() as connection:
                 await connection.execution_options(
                     isolation_level="REPEATABLE READ", postgresql_readonly=True
                 )
+                _require_of(folder, await connection.scalar(_RECORD))
+                _clear(folder)
                 schema = await _schema(connection)
                 span = {"since": _begin(since), "until": _begin(until)}
                 days = (await connection.execute(_DAYS, span)).all()
@@ -142,6 +148,32 @@ def _faults_of(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise ExportFault(f"{folder} cannot be written: {error.strerror or error}") from error
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """The folder, made where it is not there, while no other export writes to it."""
+    with ExitStack() as open_folder:
+        with _faults_of(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            here = os.open(folder, os.O_RDONLY)
+            open_folder.callback(os.close, here)
+            try:
+                fcntl.flock(here, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ExportFault(f"another export writes to {folder} now: wait for it") from None
+        yield
+
+
+def _require_of(folder: Path, record: str | None) -> None:
+    """Raises `ExportFault` where the folder holds what another record says. The hash of its first
+    event names a record: no other has it, and a backup keeps it."""
+    named = folder / OF_RECORD
+    with _faults_of(folder):
+        if named.is_file() and named.read_text() != (record or ""):
+            raise ExportFault(f"{folder} holds an export of another record: choose another folder")
+        if record is not None:
+            named.write_text(record)
 
 
 def _clear(folder: Path) -> None:

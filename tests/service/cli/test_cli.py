@@ -30,6 +30,7 @@ from tests import builders as build
 from tests.service.api.http_faults import faulty, garbage
 from tests.service.processes import advisor, environment
 from tests.service.running import ROOT, running, settings_for
+from tests.service.shadow_log.test_log import rows
 
 COMMANDS = [
     "up",
@@ -66,6 +67,8 @@ COMMANDS += [
     "token rotate",
     "token revoke",
 ]
+STAYING = ("up", "serve", "writer", "psql", "notices watch", "model", "token", "limits", "notices")
+"""Commands that run until they are stopped or hand over to another program, and groups."""
 NOBODY_THERE = "postgresql://advisor:secret@127.0.0.1:1/advisor"
 
 
@@ -73,7 +76,7 @@ def refusal(variables: Mapping[str, str], *arguments: str, cwd: Path = ROOT) -> 
     """The one line in which a command refuses; uvicorn may have announced itself before."""
     done = advisor(variables, *arguments, cwd=cwd)
     assert done.returncode == 2, done.stderr
-    assert done.stdout == ""
+    assert done.stdout == "" or "--json" in arguments
     own = [line for line in done.stderr.splitlines() if not line.startswith(("INFO:", "ERROR:"))]
     assert len(own) == 1, done.stderr
     assert own[0].startswith("advisor: ")
@@ -108,6 +111,57 @@ def test_every_command_explains_itself(command: str) -> None:
     done = CliRunner().invoke(app, [*command.split(), "--help"], prog_name=named)
     assert (done.exit_code, done.stderr) == (0, "")
     assert f"Usage: {named} {command} " in done.stdout
+
+
+@pytest.mark.parametrize("command", [each for each in COMMANDS if each not in STAYING])
+def test_every_command_that_ends_speaks_json(command: str) -> None:
+    done = CliRunner().invoke(app, [*command.split(), "--help"])
+    assert "--json" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (("verify", "--json"), "DATABASE_URL is not set"),
+        (("retention", "--json"), "Missing option '--before'"),
+        (("what-if", "--limits", "nowhere.toml", "--json"), "nowhere.toml: cannot be read"),
+        (("what-if", "--limits", "limits.toml", "--since", "2026-01-02", "--until", "2026-01-01",
+          "--json"), "it is not after --since"),
+        (("query", " ", "--json"), "there is no question"),
+        (("no-such-command", "--json"), "No such command"),
+    ],
+)  # fmt: skip
+def test_a_failure_is_a_document_for_who_asked_for_json(
+    arguments: tuple[str, ...], why: str, tmp_path: Path
+) -> None:
+    done = advisor(environment(tmp_path / "home"), *arguments)
+    assert done.returncode == 2
+    told = json.loads(done.stdout)
+    assert list(told) == ["error"]
+    assert why in told["error"]
+    assert done.stderr == f"advisor: {told['error']}\n"
+
+
+def test_what_was_done_is_a_document_as_well(
+    stored: None, variables: dict[str, str], tmp_path: Path
+) -> None:
+    [decision] = rows(
+        variables["DATABASE_URL"], "SELECT decision_id FROM decisions WHERE request_id = 'r-1'"
+    )
+
+    def told(*arguments: str) -> Any:
+        done = advisor(variables, *arguments, "--json")
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    id = str(decision["decision_id"])
+    assert told("replay", id) == {"decision_id": id, "differences": {}}
+    assert told("compare") == {"decisions": 2, "changed": 0}
+    folder = str(tmp_path / "export")
+    assert told("export", folder) == {"folder": folder, "days": 1, "rows": 2, "kept": 0}
+    assert told("migrate") == {"revision": tables.REVISION}
+    assert told("token", "create", "--name", "a", "--role", "reader")["token"].startswith("advisor")
+    assert len(told("token", "revoke", "a")) == 1
 
 
 def test_the_list_of_commands_is_whole(tmp_path: Path) -> None:

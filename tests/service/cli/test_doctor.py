@@ -58,6 +58,18 @@ async def test_what_is_well_is_called_so(settings: Settings) -> None:
     assert "{" not in told
 
 
+async def test_places_that_nothing_asks_for_yet_are_looked_at(
+    settings: Settings, tmp_path: Path
+) -> None:
+    away = tmp_path / "away"
+    found = await seen(of(settings, bars=away, drift=away, notices="nonsense file:/tmp/n"))
+    assert [found[name][0].state for name in ("bars", "drift")] == [State.WATCH, State.WATCH]
+    assert found["notices"][0].state is State.WRONG
+    found = await seen(of(settings, notices="file:/tmp/n", bars=tmp_path))
+    assert found["notices"][0].what == "1 address"
+    assert "bars" not in found
+
+
 async def test_the_checkpoints_of_up_are_found_without_a_setting(settings: Settings) -> None:
     (settings.home / OWN_CHECKPOINTS).touch()
     [finding] = (await seen(settings))["checkpoints"]

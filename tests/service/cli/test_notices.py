@@ -15,14 +15,12 @@ import httpx
 import pytest
 
 from app.api.tokens import TokenFile, Tokens
-from app.cli.health.notices import addresses_of
+from app.cli.health.addresses import Notice, Takes, addresses_of
 from app.cli.health.noticing import (
     MOST_AN_HOUR,
     SILENT_LOOKS,
     TRIED_FOR_S,
-    Notice,
     Outbox,
-    Takes,
     Watch,
     changes,
     of_alerts,

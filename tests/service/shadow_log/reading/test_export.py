@@ -14,7 +14,8 @@ import psycopg
 import pytest
 
 from app.shadow_log.log import ShadowLog
-from app.shadow_log.reading.export import HIVES_NULL, Exported, ExportFault, export
+from app.shadow_log.reading.export import HIVES_NULL, Exported, ExportFault, _alone, export
+from app.shadow_log.schema.migrate import upgrade
 from tests import builders as build
 from tests.service.processes import advisor, environment
 from tests.service.running import ROOT
@@ -156,3 +157,20 @@ async def test_the_command_and_the_notebook(
         exec(compile(source, "cell", "exec"), names)
     assert len(cells) >= 4
     assert "BTCUSDT" in capsys.readouterr().out
+
+
+async def test_a_folder_holds_one_record_and_one_export_at_a_time(
+    url: str, empty_database_url: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    await export(url, out)
+    upgrade(empty_database_url)
+    log = ShadowLog.connect(empty_database_url)
+    await log.append([build.decision_event("other")])
+    await log.aclose()
+    with pytest.raises(ExportFault, match="holds an export of another record"):
+        await export(empty_database_url, out)
+    assert len(read(out)) == 2 * DAYS
+    with _alone(out), pytest.raises(ExportFault, match="another export writes to"):
+        await export(url, out)
+    assert (await export(url, out)).kept == DAYS
