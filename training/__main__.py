@@ -6,17 +6,13 @@ Exit status: 0, done; 2, it could not be done, or was asked wrongly: one line sa
 
 from __future__ import annotations
 
-import sys
-
 import typer
-from rich.console import Console
 
-from app.domain.errors import AdvisorError
-from app.operator_client import OperatorError
 from training.cli.bars import bars
 from training.cli.certify import certify
 from training.cli.drift import drift
 from training.cli.evaluate import evaluate, promote, walk_forward
+from training.cli.options import expected_failures
 from training.cli.paper import paper, resolve_outcomes
 from training.cli.rebuild import rebuild
 from training.cli.refresh import refresh
@@ -49,13 +45,8 @@ def train() -> None:
 
 def main() -> None:
     """Entry point: expected failures are one line on stderr, with status 2."""
-    try:
+    with expected_failures("advisor-train"):
         app()
-    except (AdvisorError, OperatorError) as error:
-        Console(stderr=True).print(
-            f"advisor-train: {error}", markup=False, style="red", soft_wrap=True
-        )
-        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -105,10 +105,16 @@ def harmless(text: str | None, limit: int) -> str:
 @lru_cache(maxsize=1024)
 def coin_of(symbol: str) -> str:
     """The coin of a pair, whatever it is quoted in, when it is one of `COINS`."""
-    base, slash, _ = symbol.upper().partition("/")
-    quote = "" if slash else next((name for name in QUOTES if base.endswith(name)), "")
-    coin = base.removesuffix(quote).rstrip("-_")
+    coin, _ = parts_of(symbol)
     return coin if coin in COINS else OTHER_COIN
+
+
+def parts_of(symbol: str) -> tuple[str, str]:
+    """Coin and quote of a pair in capitals: of BTC/USDT:USDT, btc-usdt and BTCUSDT BTC and USDT.
+    Written in one word with a quote that is none of `QUOTES`, it is all coin."""
+    base, slash, quoted = symbol.upper().partition("/")
+    quote = "" if slash else next((name for name in QUOTES if base.endswith(name)), "")
+    return base.removesuffix(quote).rstrip("-_"), quoted.partition(":")[0] or quote
 
 
 @lru_cache(maxsize=1024)

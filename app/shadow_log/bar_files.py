@@ -1,6 +1,6 @@
 """Files of bars in a folder: `SYMBOL_1h.parquet` or `.csv`. A column `closed_at` is a bar's close,
-`ts`, `timestamp`, `date` or `opened_at` its open; times without a zone are UTC, whole numbers are
-milliseconds since 1970."""
+`ts`, `timestamp`, `date`, `opened_at` or `open_time` its open; times without a zone are UTC, whole
+numbers count from 1970 in seconds or parts of one: which, each number's size says."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 from app.domain.scenario import pair_of
 
 UNIT_SECONDS = {"m": 60, "h": 3600, "d": 86_400}
-FILE = re.compile(r"^(?P<symbol>\w+?)_(?P<count>[1-9]\d*)(?P<unit>[mhd])\.(parquet|csv)$")
+FILE = re.compile(r"^(?P<symbol>\w[\w-]*?)[_-](?P<count>[1-9]\d*)(?P<unit>[mhd])\.(parquet|csv)$")
 PRICES = ("open", "high", "low", "close")
-OPENED = ("ts", "timestamp", "date", "opened_at")
+OPENED = ("ts", "timestamp", "date", "opened_at", "open_time")
 BEFORE, AFTER, MOST = 60, 40, 400
 """Bars shown before a decision and after its end, and at most."""
 
@@ -108,7 +108,17 @@ def _between(path: Path, seconds: int, begin: datetime, end: datetime) -> list[C
         raise ValueError("it has no column of times")
     when, kind = polars.col(name), schema[name]
     if kind.is_integer():
-        when, kind = polars.from_epoch(when, "ms"), polars.Datetime("ms")
+        kind = polars.Datetime("us")
+        when = (
+            polars.when(when.abs() >= 10**17)
+            .then(when // 1000)
+            .when(when.abs() >= 10**14)
+            .then(when)
+            .when(when.abs() >= 10**11)
+            .then(when * 1000)
+            .otherwise(when * 1_000_000)
+            .cast(kind)
+        )
     if not isinstance(kind, polars.Datetime):
         raise ValueError(f"its column {name} holds no times")
     zone = kind.time_zone

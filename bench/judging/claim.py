@@ -24,6 +24,7 @@ from sklearn.ensemble import HistGradientBoostingRegressor
 from threadpoolctl import threadpool_limits
 
 from app.domain.charts.indicators import indicators
+from bench.asked import entry
 from bench.history import record
 from training.arrays import DAY_S, Floats, Rows
 from training.cli.options import meter
@@ -183,4 +184,4 @@ def _yearly(one: Strategy) -> float:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    entry(main)

@@ -21,6 +21,7 @@ from rich.console import Console
 from app.domain.model.actions import ACTIONS
 from app.domain.model.manifest import Calibration
 from app.domain.rules.limits import read_limits
+from bench.asked import entry
 from bench.history import record
 from training.config.data import HeldOutConfig, OutcomesConfig, ScenariosConfig, SyntheticConfig
 from training.config.judging import EvaluateConfig
@@ -120,4 +121,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    entry(main)

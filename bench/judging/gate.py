@@ -19,6 +19,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from bench.asked import entry
 from bench.history import record
 from bench.judging.gate_power import (
     FLAGS,
@@ -140,4 +141,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    entry(main)

@@ -17,12 +17,15 @@ from typing import Annotated, Any, NamedTuple
 import jinja2
 import typer
 
+from bench.asked import SINCE, UNTIL, Since, Until, entry, period_of
 from bench.judging import claim
 from training.cli.options import meter
+from training.config.data import HeldOutConfig
 from training.config.file import read_config
 from training.config.learning import ALGORITHMS
 from training.judging.report.document import number
-from training.market.sources import load_directory
+from training.market.bars import Bars, MarketDataError
+from training.market.sources import lengths_in, load_directory
 from training.pipeline.evaluate import evaluate
 from training.stages.workshop import Workshop
 
@@ -45,6 +48,8 @@ WINDOW = (
 
 MAKER = "evaluate.outcomes={fee=0.0004, slippage=0}"
 """What orders would cost that wait in the book, were they always filled."""
+FINER = ("15m", "30m")
+"""Lengths of bars that decide what came first within an hour, where the market has them."""
 SEEDS = 3
 """Of the published claim's trees."""
 
@@ -140,12 +145,19 @@ def gate(finished: Finished) -> str:
     )
 
 
-def page(market: Path) -> str:
-    """The whole page, the synthetic markets first since they are the quickest."""
+def page(market: Path, period: HeldOutConfig) -> str:
+    """The whole page, the synthetic markets first since they are the quickest. Raises
+    `MarketDataError`: there are no bars of the published window."""
+    (bitcoin,) = load_directory(market, "1h", ("BTCUSDT",))
+    window_of_claim(bitcoin)
+    there = lengths_in(market)
+    finer = [length for length in FINER if length in there]
     bars = [
         'market.source="directory"',
         f'market.directory="{market}"',
-        'market.finer=["15m","30m"]',
+        f"market.finer={json.dumps(finer)}",
+        f"evaluate.held_out.since={period.since}",
+        f"evaluate.held_out.until={period.until}",
     ]
     edge, without = evaluated("planted", ()), evaluated("planted", ["market.synthetic.edge=0"])
     real = evaluated("cpu", bars)
@@ -156,7 +168,6 @@ def page(market: Path) -> str:
         other.table(WORSE)[0] | {"condition": {"value": name}}
         for name, other in (("trained on shuffled labels", shuffled), ("maker costs", maker))
     ]
-    (bitcoin,) = load_directory(market, "1h", ("BTCUSDT",))
     names = ("arm", "total return", "sharpe", "max drawdown")
     published = [
         {name: {"value": value} for name, value in zip(names, row, strict=True)}
@@ -178,15 +189,27 @@ def page(market: Path) -> str:
     )
 
 
+def window_of_claim(bitcoin: Bars) -> None:
+    """The published model's days are there: said before the hours that the rest takes."""
+    begin, end = (int(datetime(2023, month, 5, tzinfo=UTC).timestamp()) for month in (4, 11))
+    if bitcoin.closed_at[0] > begin or bitcoin.closed_at[-1] < end:
+        raise MarketDataError(
+            "BTCUSDT: the page needs its bars from 2023-04-05 to 2023-11-05, the days of the"
+            " published model that stands beside ours"
+        )
+
+
 def main(
     market: Annotated[Path, typer.Option(help="Folder of bars, news, fear and greed.")],
     output: Annotated[Path, typer.Option(help="The page.")] = Path("var/results.md"),
+    since: Since = SINCE,
+    until: Until = UNTIL,
 ) -> None:
     """Run, and write the page."""
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(page(market), encoding="utf-8")
+    output.write_text(page(market, period_of(since, until)), encoding="utf-8")
     print(f"written: {output}")
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    entry(main)

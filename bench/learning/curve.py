@@ -28,6 +28,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from app.domain.model.questions import QuestionName
+from bench.asked import entry
 from bench.history import record
 from training.arrays import DAY_S, Floats, Rows, Times
 from training.cli.options import meter
@@ -249,4 +250,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    entry(main)

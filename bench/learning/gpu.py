@@ -27,6 +27,7 @@ from app.domain.model.prompt import lines_of, prompt_of
 from app.policy.calibration import random_scenarios
 from app.policy.in_process.importer import import_smollm2
 from app.policy.in_process.label_reader import LabelReader
+from bench.asked import entry
 from bench.history import record
 from bench.learning.planted import ALGORITHMS, PROMPT_SEED, WARM_UP, planted_problem
 from training.cli.options import meter
@@ -240,4 +241,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    entry(main)

@@ -22,6 +22,7 @@ from app.domain.features import FEATURE_NAMES
 from app.domain.model.actions import ACTIONS
 from app.domain.model.outlook import Outlook
 from app.policy.versions.store import find_version
+from bench.asked import entry
 from bench.history import record
 from bench.learning.teacher import (
     ATR,
@@ -313,4 +314,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    entry(main)

@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 
 from app.domain.model.actions import ACTIONS
+from bench.asked import entry
 from bench.history import record
 from tests.training.outcomes.plain import walk
 from training.agent.reference import Agent, chart, opportunities
@@ -84,4 +85,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    entry(main)

@@ -24,6 +24,7 @@ import torch
 import typer
 
 from app.domain.model.prompt import Line, LineKind, lines_of
+from bench.asked import entry
 from bench.history import record
 from bench.learning.curve import (
     CONFIGS,
@@ -179,4 +180,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    entry(main)

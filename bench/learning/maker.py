@@ -9,13 +9,13 @@ stops, trails and time exits sell as takers do, targets as makers do.
 
 Controls: every order filled at its price and both sides at the maker's fee, as on paper; the same
 filled plans bought as takers buy, which says what is selected; the plans that were missed. Interval
-over days. `--develop` asks about 2018-2022 instead of the held-out period.
+over days. `--develop` asks about 2018-2022 instead of the held-out period, `--since` and `--until`
+about later days.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from datetime import date
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -23,10 +23,11 @@ import numpy as np
 import polars as pl
 import typer
 
+from bench.asked import SINCE, UNTIL, Since, Until, entry, period_of, tell_beyond
 from bench.learning.teacher import interval
-from training.arrays import DAY_S, Flags, Floats, Rows, instant
+from training.arrays import DAY_S, HELD_OUT_FROM, Flags, Floats, Rows, instant
 from training.cli.options import meter
-from training.config.data import HeldOutConfig, MarketConfig, OutcomesConfig, ScenariosConfig
+from training.config.data import MarketConfig, OutcomesConfig, ScenariosConfig
 from training.market.bars import Bars
 from training.outcomes.labels import AGENT, Labels, labels
 from training.scenarios.history import load_history, of_history
@@ -137,12 +138,17 @@ def main(
     market: Annotated[Path, typer.Option(help="folder of bars: SYMBOL_1h.parquet")],
     develop: Annotated[bool, typer.Option(help="2018-2022 instead of the held-out")] = False,
     folder: Annotated[Path, typer.Option(help="where artefacts are kept")] = Path("var/artifacts"),
+    since: Since = SINCE,
+    until: Until = UNTIL,
 ) -> None:
     """Print the table."""
+    asked_about = period_of(since, until)
     shop, outcomes = Workshop(folder, typer.echo, meter), OutcomesConfig()
     source = MarketConfig(source="directory", directory=market)
-    settings = ScenariosConfig() if develop else HeldOutConfig()
-    history = load_history(source, instant(date(2023, 1, 1)) if develop else None)
+    settings = ScenariosConfig() if develop else asked_about
+    history = load_history(source, instant(HELD_OUT_FROM) if develop else None)
+    if not develop:
+        tell_beyond(asked_about, history)
     made = shop.make(of_history, market=history, settings=settings)
     fates = shop.make(labels, scenarios=made, market=history, settings=outcomes)
     bars = {each.symbol: each for each in history.bars}
@@ -152,4 +158,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    entry(main)

@@ -35,6 +35,7 @@ from app.policy.calibration import random_scenarios
 from app.policy.in_process.importer import import_smollm2
 from app.policy.in_process.label_reader import LabelReader
 from app.policy.versions.store import load_manifest
+from bench.asked import entry
 from bench.history import record
 from bench.learning.teacher import interval
 from training.cli.options import meter
@@ -329,4 +330,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    entry(main)

@@ -1,7 +1,8 @@
 """How good the teacher is: `python -m bench.learning.teacher --market DIRECTORY`.
 
 Learns from every candidate before 2023 and is asked about every one of the held-out period, which
-is looked at by this command alone. `--develop` asks about 2021 and 2022 instead, each after
+is looked at by this command alone, or of later days (`--since 2025-01-01 --until 2027-01-01`).
+`--develop` asks about 2021 and 2022 instead, each after
 learning from what lies before it: for every choice of features, learners and settings. Prints the
 table of docs/teacher.md.
 """
@@ -19,9 +20,10 @@ import typer
 
 from app.domain.features import FEATURE_NAMES
 from app.domain.model.actions import ACTIONS
-from training.arrays import DAY_S, Flags, Floats, Rows, instant
+from bench.asked import SINCE, UNTIL, Since, Until, entry, period_of, tell_beyond
+from training.arrays import DAY_S, HELD_OUT_FROM, Flags, Floats, Rows, instant
 from training.cli.options import meter
-from training.config.data import HeldOutConfig, MarketConfig, OutcomesConfig, ScenariosConfig
+from training.config.data import MarketConfig, OutcomesConfig, ScenariosConfig
 from training.config.learning import NetworkConfig, TargetsConfig, TeacherConfig
 from training.learning.targets.utility import aversion, utility
 from training.learning.teacher.accuracy import chance, range_controls, slope, uplift
@@ -75,17 +77,22 @@ def main(
         bool, typer.Option(help="teachers of few rows and of shuffled labels beside it")
     ] = True,
     folder: Annotated[Path, typer.Option(help="where artefacts are kept")] = Path("var/artifacts"),
+    since: Since = SINCE,
+    until: Until = UNTIL,
 ) -> None:
     """Print the table."""
+    asked_about = period_of(since, until)
     config = TeacherConfig(network=NetworkConfig(members=0))  # there are no prompts to read
     outcomes = OutcomesConfig()
     shop = Workshop(folder, typer.echo, meter)
     source = MarketConfig(source="directory", directory=market)
-    known = load_history(source, instant(date(2023, 1, 1)))
+    known = load_history(source, instant(HELD_OUT_FROM))
     rows = period(shop, known, ScenariosConfig(terms=terms), outcomes)
     exams = list(years(rows)) if develop else []
     if not develop:
-        held = period(shop, load_history(source, None), HeldOutConfig(), outcomes)
+        whole = load_history(source, None)
+        tell_beyond(asked_about, whole)
+        held = period(shop, whole, asked_about, outcomes)
         exams = [Exam(np.arange(len(rows.earned)), len(rows.earned) + np.arange(len(held.earned)))]
         rows = joined(rows, held)
     asked = np.concatenate([exam.asked for exam in exams])
@@ -299,4 +306,4 @@ def interval(estimate: Estimate) -> str:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    entry(main)

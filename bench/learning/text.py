@@ -29,6 +29,7 @@ from app.policy.in_process.label_reader import Ask, LabelReader
 from app.policy.in_process.numbers import known_of
 from app.policy.in_process.weights import load_model
 from app.policy.versions.store import base_of, load_manifest
+from bench.asked import SINCE, UNTIL, Since, Until, entry, period_of
 from bench.history import machine, record
 from training.cli.options import meter
 from training.config.data import HeldOutConfig, MarketConfig
@@ -84,11 +85,10 @@ def loaded(version: Path, roots: Sequence[Path]) -> Loaded:
     return Loaded(base, reader, adapter, manifest.calibration)
 
 
-def scenarios_of(market: Path | None) -> list[Scenario]:
-    """Candidates spread over the held-out period; over the bundled bars' last half year."""
+def scenarios_of(market: Path | None, period: HeldOutConfig) -> list[Scenario]:
+    """Candidates spread over the period; without a market over the bundled bars' last half year."""
     if market is not None:
         source = MarketConfig(source="directory", directory=market)
-        period = HeldOutConfig()
     else:
         source = MarketConfig()
         period = HeldOutConfig(since=date(2019, 4, 1), until=date(2019, 10, 1))
@@ -182,10 +182,13 @@ def main(
     models: Models = None,
     market: Market = None,
     orders: Orders = 3,
+    since: Since = SINCE,
+    until: Until = UNTIL,
 ) -> None:
     """Read, print, and keep the figures."""
+    period = period_of(since, until)
     model = loaded(version, models or [Path("var/models"), Path("models")])
-    scenarios = scenarios_of(market)
+    scenarios = scenarios_of(market, period)
     attempts = attempts_on(scenarios)
     features = " ".join(machine()["features"])
     print(f"{version.name} on {machine()['cpu']} ({features}), torch float32.\n")
@@ -215,4 +218,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    entry(main)

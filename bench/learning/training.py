@@ -26,6 +26,7 @@ from app.policy.in_process.importer import import_smollm2
 from app.policy.in_process.label_reader import LabelReader
 from app.policy.in_process.weights import load_model
 from app.policy.versions.store import load_manifest
+from bench.asked import entry
 from bench.history import record
 from bench.learning.planted import ALGORITHMS, PROMPT_SEED, pairs_of, plant
 from training.config.learning import AdapterConfig, EncodeConfig
@@ -243,4 +244,4 @@ def _print(name: str, cost: Cost, scenarios: int) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    entry(main)

@@ -9,7 +9,6 @@ heart what became of a coin, or likes a letter, is betrayed by it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import date
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -20,6 +19,7 @@ from app.domain.model.actions import ACTIONS
 from app.domain.record.decision import cautious, prepare
 from app.domain.scenario import Scenario
 from app.policy.in_process.label_reader import LabelReader
+from bench.asked import SINCE, UNTIL, Since, Until, entry, period_of, tell_beyond
 from bench.history import record
 from bench.learning.text import BATCH, Loaded, loaded, markdown, ordered, read_batch
 from training.arrays import Floats, Rows
@@ -119,11 +119,16 @@ def main(
     market: Annotated[Path, typer.Option(help="folder of bars")],
     count: Annotated[int, typer.Option(min=1, help="candidates of the held-out period")] = 200,
     models: Annotated[list[Path] | None, typer.Option(help="where its base lies")] = None,
+    since: Since = SINCE,
+    until: Until = UNTIL,
 ) -> None:
     """Read, and print the table."""
+    period = period_of(since, until)
     model = loaded(version, models or [Path("var/models"), Path("models")])
     source = MarketConfig(source="directory", directory=market)
-    given = judged_of(load_history(source, None), count, HeldOutConfig(since=date(2023, 1, 1)))
+    history = load_history(source, None)
+    tell_beyond(period, history)
+    given = judged_of(history, count, period)
     disguised = [twins(scenario) for scenario in given.scenarios]
     taken = {
         name: decided(model.reader, model, [every[name] for every in disguised], name)
@@ -137,4 +142,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    entry(main)

@@ -19,13 +19,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from app.domain.charts.computed import NEAR_ATR, candidate_fields
+from app.domain.charts.computed import NEAR_ATR, SETTLED_BARS, WHOLE, candidate_fields
 from app.domain.charts.indicators import Indicators, indicators
 from app.domain.record.control import AgentAction
 from app.domain.scenario import Account, Scenario
-from training.arrays import Floats
+from training.arrays import DAY_S, Floats
 from training.market.bars import Bars, MarketDataError
-from training.market.surroundings import Neighbourhood
+from training.market.surroundings import Neighbourhood, leader
 
 STOP_ATR = 1.5
 TARGETS_ATR = (3.0, 4.0, 5.0)
@@ -37,7 +37,7 @@ ASSUMED_SPREAD_BPS = 2.0
 COOL_DOWN_S = 6 * 3600
 """At most one candidate per symbol in this time, the longest a trade lasts: outcomes of a symbol do
 not overlap."""
-MAX_GAP_S = 86_400
+MAX_GAP_S = DAY_S
 MIN_BARS = 400
 CORRELATION_BARS = 96
 MAX_CORRELATION = 0.8
@@ -111,7 +111,12 @@ def sessions(closed_at: NDArray[np.int64]) -> NDArray[np.int8]:
 
 def chart(bars: Bars) -> Chart:
     """Indicators and scores of one symbol. Raises `MarketDataError` when its history is too
-    short."""
+    short, or its bars make no whole day."""
+    if DAY_S % bars.seconds:
+        raise MarketDataError(
+            f"{bars.symbol}: the agent counts in days, and bars of {bars.seconds} s make no whole"
+            " one: take a length that divides it, for example 30m, 1h or 4h"
+        )
     if len(bars) < MIN_BARS:
         raise MarketDataError(
             f"{bars.symbol}: {len(bars)} bars are too few, {MIN_BARS} are needed for the indicators"
@@ -135,7 +140,8 @@ def opportunities(charts: Sequence[Chart]) -> list[Opportunity]:
     of time.
 
     Volume floor, score threshold, resistance guard, confidence; no missing or empty bar in the last
-    24 hours; at most one per symbol in six hours.
+    24 hours, and no more than a tenth of those missing that indicators remember, as the service
+    asks of bars that it is sent; at most one per symbol in six hours.
     """
     candidates = []
     for number, chart in enumerate(charts):
@@ -151,14 +157,18 @@ def passes(c: Chart) -> NDArray[np.bool_]:
     """Bars that pass the gates, each for itself: `opportunities` without its cool-down. Shape
     (N,)."""
     signs, volume = c.signs, c.bars.volume
-    per_day = MAX_GAP_S // c.bars.seconds
+    times, per_day = c.bars.closed_at, MAX_GAP_S // c.bars.seconds
+    begun = np.searchsorted(times, times - SETTLED_BARS * c.bars.seconds, side="right")
+    asked = np.minimum(SETTLED_BARS, (times - times[0]) // c.bars.seconds + 1)
+    settled = np.arange(1, len(times) + 1) - begun >= WHOLE * asked
     whole = np.zeros(len(c.bars), dtype=bool)
-    whole[per_day:] = c.bars.closed_at[per_day:] - c.bars.closed_at[:-per_day] == MAX_GAP_S
+    whole[per_day:] = times[per_day:] - times[:-per_day] == MAX_GAP_S
     empty = np.concatenate([[0], np.cumsum(volume == 0)])
     whole[per_day:] &= empty[per_day + 1 :] == empty[1:-per_day]
     with np.errstate(invalid="ignore"):
         passes = (
             whole
+            & settled
             & (signs.volume_24h >= MIN_VOLUME_24H)
             & (c.score >= c.threshold)
             & (c.confidence >= MIN_CONFIDENCE)
@@ -178,8 +188,10 @@ class Agent:
         self.charts = charts
         self._context = context
         self._guards = guards
-        self._bitcoin = next((c for c in charts if c.bars.symbol == "BTCUSDT"), None)
-        self._around = Neighbourhood([c.bars for c in charts])
+        series = [c.bars for c in charts]
+        first = leader(series)
+        self._bitcoin = None if first is None else charts[first]
+        self._around = Neighbourhood(series)
 
     def scenario(self, at: Opportunity, account: Account) -> Scenario:
         """What is known when the bar closes. No later bar is looked at."""

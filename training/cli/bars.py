@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +12,7 @@ import typer
 from app.domain.text import counted
 from training.cli.options import tell
 from training.cli.paper import Length, Source, Symbols
-from training.market.bars import PRICES
+from training.market.bars import PRICES, MarketDataError
 from training.market.sources import load_market, market_named
 
 Folder = Annotated[Path, typer.Argument(help="folder to write to; the explorer reads ADVISOR_BARS")]
@@ -32,6 +33,19 @@ def bars(
             closed = pl.from_epoch(pl.Series(each.closed_at), time_unit="s")
             columns = {name: getattr(each, name) for name in (*PRICES, "volume")}
             table = pl.DataFrame({"closed_at": closed.dt.replace_time_zone("UTC"), **columns})
-            path = folder / f"{each.symbol}_{words}.parquet"
-            table.write_parquet(path)
+            pair = each.symbol.partition(":")[0].replace("/", "-")
+            path = folder / f"{pair}_{words}.parquet"
+            _write(table, path)
             tell(f"{path}: {counted(len(each), 'bar')}")
+
+
+def _write(table: pl.DataFrame, path: Path) -> None:
+    """All of it or nothing: the explorer may be reading there."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        table.write_parquet(draft)
+        draft.replace(path)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise MarketDataError(f"{path} cannot be written: {error}") from error
+    finally:
+        draft.unlink(missing_ok=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,8 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bar
 
-from app.operator_client import OperatorClient, addresses
+from app.domain.errors import AdvisorError
+from app.operator_client import OperatorClient, OperatorError, addresses
 from training.arrays import Progress
 from training.config.file import RebuildConfig, read_config
 from training.config.section import ConfigError, home
@@ -124,6 +126,18 @@ def tell_move(move: Mapping[str, Any]) -> None:
 def tell(line: str) -> None:
     """One line for people."""
     console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def expected_failures(program: str) -> Iterator[None]:
+    """What an entry point runs in: a failure that is no defect ends it with one line on stderr and
+    status 2. A file that cannot be read or written is none."""
+    try:
+        yield
+    except (AdvisorError, OperatorError, OSError) as error:
+        said = f"{program}: {error}"
+        Console(stderr=True).print(said, markup=False, style="red", soft_wrap=True)
+        sys.exit(2)
 
 
 @contextmanager

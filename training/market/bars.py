@@ -1,8 +1,10 @@
 """OHLCV bars: check, stamp at close. Corrupt data is worse than no data: what is wrong is named and
 refused.
 
-A time column's name says what it means: `closed_at` is a bar's close; `ts`, `timestamp`, `date` and
-`opened_at` are its open, and the bar is stamped at open + length.
+A time column's name says what it means: `closed_at` is a bar's close; `ts`, `timestamp`, `date`,
+`opened_at` and `open_time` are its open, and the bar is stamped at open + length. Times without a
+zone are UTC. Numbers count from 1970 in seconds or in thousandths, millionths or billionths of one:
+which, each number's own size says, since exchanges have changed their unit within one series.
 """
 
 from __future__ import annotations
@@ -20,10 +22,12 @@ from app.domain.errors import AdvisorError
 from training.arrays import Floats, Times
 
 PRICES = ("open", "high", "low", "close")
-OPENED = ("ts", "timestamp", "date", "opened_at")
+OPENED = ("ts", "timestamp", "date", "opened_at", "open_time")
 CLOSED = "closed_at"
 UNIT_SECONDS = {"m": 60, "h": 3600, "d": 86_400}
 MAX_BAD_FRACTION = 0.02
+FROM_MILLISECONDS, FROM_MICROSECONDS, FROM_NANOSECONDS = 10**11, 10**14, 10**17
+"""What times are counted in from such numbers on; below, in seconds (10^11 s is the year 5138)."""
 
 
 class MarketDataError(AdvisorError):
@@ -107,15 +111,19 @@ def bars_from_frame(frame: pl.DataFrame, symbol: str, seconds: int, source: str)
 
     Raises
     ------
-    MarketDataError : a column is missing or not numeric, a value is not finite, a price is not
-        positive, a high or low does not enclose its bar, times are unsorted, repeated or off the
-        grid, or more than 2 % of the bars are missing or without volume.
+    MarketDataError : a column is missing, there twice or not numeric, a value is not finite, a
+        price is not positive, a high or low does not enclose its bar, times are unsorted, repeated
+        or off the grid, bars are of another length, or more than 2 % of them are missing or without
+        volume.
     """
 
     def fail(what: str) -> MarketDataError:
         return MarketDataError(f"{source}: {what}")
 
     names = {name.lower(): name for name in frame.columns}
+    twice = [name for name in frame.columns if names[name.lower()] != name]
+    if twice:
+        raise fail(f"column {', '.join(twice)} is there twice, but for capitals: leave one out")
     absent = [name for name in (*PRICES, "volume") if name not in names]
     if absent:
         raise fail(f"no column {', '.join(absent)} (it has {', '.join(frame.columns)})")
@@ -145,8 +153,8 @@ def _closed_at(
     try:
         if series.dtype == pl.String:
             series = series.str.to_datetime(time_unit="us", time_zone="UTC")
-        elif series.dtype.is_integer():
-            series = pl.from_epoch(series, time_unit="ms")
+        elif series.dtype.is_numeric():
+            series = _microseconds(series)
         stamps = series.cast(
             pl.Datetime(
                 "us", series.dtype.time_zone if isinstance(series.dtype, pl.Datetime) else None
@@ -159,6 +167,22 @@ def _closed_at(
         raise fail(f"column {column} has {microseconds.null_count()} empty times")
     moments = microseconds.to_numpy() // 1_000_000
     return moments + (0 if column == CLOSED else seconds)
+
+
+def _microseconds(numbers: pl.Series) -> pl.Series:
+    """Numbers of any unit, each by its own size. Raises `PolarsError`: not finite."""
+    whole = numbers.cast(pl.Int64)
+    size = pl.lit(whole).abs()
+    return pl.select(
+        pl.when(size >= FROM_NANOSECONDS)
+        .then(whole // 1000)
+        .when(size >= FROM_MICROSECONDS)
+        .then(whole)
+        .when(size >= FROM_MILLISECONDS)
+        .then(whole * 1000)
+        .otherwise(whole * 1_000_000)
+        .cast(pl.Datetime("us"))
+    ).to_series()
 
 
 def _check(bars: Bars, fail: Callable[[str], MarketDataError]) -> None:
@@ -178,6 +202,9 @@ def _check(bars: Bars, fail: Callable[[str], MarketDataError]) -> None:
     steps = np.diff(bars.closed_at, prepend=bars.closed_at[0] - bars.seconds)
     first(steps == 0, "a repeated time")
     first(steps < 0, "a time before the one above it; sort the rows by time")
+    usual = int(np.median(steps[1:])) if len(bars) > 1 else bars.seconds
+    if usual != bars.seconds:
+        raise fail(f"most bars are {usual} s long, not {bars.seconds} s: name the file by its bars")
     first(bars.closed_at % bars.seconds != 0, f"a time off the grid of {bars.seconds} s")
     for name in PRICES:
         values = getattr(bars, name)

@@ -26,6 +26,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from app.domain.canonical import content_hash
+from app.domain.text import parts_of
 from training.arrays import DAY_S, Times
 from training.market.bars import MarketDataError
 
@@ -87,7 +88,7 @@ class KnownContext:
         """Fields known at `as_of`."""
         moment = as_of.timestamp()
         fields: dict[str, Any] = {}
-        coin = self.by_coin.get(symbol.removesuffix("USDT"))
+        coin = self.by_coin.get(parts_of(symbol)[0])
         own = coin.newest(moment, SYMBOL_WINDOW_S) if coin else []
         # A headline is said once: every token of the prompt costs time.
         market = self.market.newest(moment, NEWS_WINDOW_S, without=own) if self.market else []

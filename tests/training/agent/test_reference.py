@@ -9,11 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from app.domain.charts.computed import SETTLED_BARS, hole
 from app.domain.charts.indicators import indicators
+from app.domain.charts.series import DAY_S
 from app.domain.features import features
 from app.domain.model.prompt import render
 from app.domain.scenario import Account, Scenario
 from tests.training.support.candles import (
+    HOUR,
     START,
     emptied,
     holed,
@@ -26,6 +29,7 @@ from training.agent.reference import (
     Agent,
     chart,
     opportunities,
+    passes,
     sessions,
     stand_in_approval,
 )
@@ -112,6 +116,26 @@ def test_the_plan_follows_the_agents_rules(agent: Agent) -> None:
         assert s.candidate.spread_bps == ASSUMED_SPREAD_BPS
         assert s.candidate.extra == {"assumed": ["spread_bps"]}
         assert s.candidate.news_severity is None
+
+
+def test_a_hole_that_the_service_would_not_look_across_makes_no_candidate(markets: Any) -> None:
+    """Indicators remember 300 bars: with more than a tenth of them missing, `hole` calls what they
+    say of a sent candidate not known."""
+    for missing, kept in ((30, True), (31, False)):
+        bars = holed(markets[0], np.arange(1500, 1500 + missing))
+        after = bars.closed_at[1500] + DAY_S
+        found = passes(chart(bars)) & (bars.closed_at >= after)
+        within = bars.closed_at <= bars.closed_at[1500] + (SETTLED_BARS - 31 - missing) * HOUR
+        assert (found & within).any() == kept
+        assert (found & ~within).any()
+        for at in np.flatnonzero(found):
+            assert hole(bars.closed_at[at + 1 - SETTLED_BARS : at + 1], HOUR) is None
+
+
+@pytest.mark.parametrize("length", [7, 48, 168])
+def test_bars_that_make_no_whole_day_are_refused(length: int) -> None:
+    with pytest.raises(MarketDataError, match=rf"bars of {length * HOUR} s make no whole one"):
+        chart(random_walk(600, 1, seconds=length * HOUR))
 
 
 @pytest.mark.parametrize(

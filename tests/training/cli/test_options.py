@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from app.cli.__main__ import app as advisor
 from training.__main__ import app
-from training.cli.options import CONFIGS, chosen
+from training.cli.options import CONFIGS, chosen, expected_failures
 from training.config.section import ConfigError
 
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
@@ -26,6 +26,27 @@ def test_a_configuration_is_chosen_by_name_or_by_path(tmp_path: Path) -> None:
         ConfigError, match=r"no configuration tinny: name a TOML file, or one of .*tiny"
     ):
         chosen("tinny")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ConfigError("no such setting"), "program: no such setting\n"),
+        (OSError(30, "Read-only file system", "there"), "Read-only file system: 'there'\n"),
+    ],
+)
+def test_an_expected_failure_is_one_line_and_status_2(
+    error: Exception, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended, expected_failures("program"):
+        raise error
+    assert ended.value.code == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("program: ")
+    assert printed.endswith(said)
+    assert printed.count("\n") == 1
+    with pytest.raises(ZeroDivisionError), expected_failures("program"):
+        raise ZeroDivisionError  # a defect keeps its traceback
 
 
 @pytest.mark.parametrize("command", ["rebuild", "evaluate", "walk-forward"])

@@ -35,15 +35,26 @@ def test_a_column_named_closed_at_is_taken_as_the_close() -> None:
     assert bars.closed_at[0] == START
 
 
+HOURLY = [START + 3600 * n for n in range(200)]
+
+
 @pytest.mark.parametrize(
     ("unit", "stamps"),
     [
         ("text", [(FIRST + timedelta(hours=n)).strftime("%Y-%m-%d %H:%M:%S") for n in range(200)]),
-        ("milliseconds", [1000 * (START + 3600 * n) for n in range(200)]),
+        ("seconds", HOURLY),
+        ("milliseconds", [1000 * time for time in HOURLY]),
+        ("microseconds", [10**6 * time for time in HOURLY]),
+        ("nanoseconds", [10**9 * time for time in HOURLY]),
+        ("milliseconds of a table of floats", [1000.0 * time for time in HOURLY]),
+        # As an exchange's own files are since 2025: joined, a series has both.
+        ("both", [time * (1000 if n < 100 else 10**6) for n, time in enumerate(HOURLY)]),
     ],
 )
-def test_times_may_be_text_or_milliseconds(unit: str, stamps: list[Any]) -> None:
-    assert loaded(frame(ts=stamps)).closed_at[1] == START + 7200
+def test_times_may_be_text_or_numbers_of_any_unit(unit: str, stamps: list[Any]) -> None:
+    assert loaded(frame(ts=stamps)).closed_at.tolist() == [time + 3600 for time in HOURLY]
+    named = frame(ts=None, open_time=stamps)
+    assert loaded(named).closed_at[1] == START + 7200
 
 
 def test_gaps_are_left_and_counted() -> None:
@@ -60,6 +71,12 @@ def test_gaps_are_left_and_counted() -> None:
         ({"ts": None}, r"one time column is needed, closed_at \(close\) or one of ts"),
         ({"closed_at": [FIRST] * 200}, r"one time column is needed"),
         ({"ts": ["yesterday"] * 200}, r"column ts holds no times"),
+        ({"ts": [float("nan")] * 200}, r"column ts holds no times"),
+        (
+            {"ts": [FIRST + timedelta(hours=4 * n) for n in range(200)]},
+            r"are 14400 s long, not 3600",
+        ),
+        ({"Close": [101.0] * 200}, r"column close is there twice, but for capitals"),
         ({"close": ["x"] * 200}, r"column close is String, not a number"),
         (
             {"close": [101.0] * 199 + [float("nan")]},

@@ -77,6 +77,14 @@ def test_the_newest_three_lead_and_a_symbols_own_headline_is_not_said_twice(tmp_
     assert known(context, NOON, "SOLUSDT") == {"news_summary": "Merge done / Market 4 / Market 3"}
 
 
+@pytest.mark.parametrize("symbol", ["ETHUSDT", "ETHEUR", "ETH/USDC:USDC", "eth-btc"])
+def test_a_coins_own_headlines_are_known_whatever_it_is_quoted_in(
+    tmp_path: Path, symbol: str
+) -> None:
+    context = load_context(news(tmp_path, (NOON, "Merge done", ["ETH"])), None)
+    assert known(context, NOON, symbol) == {"symbol_news_summary": "Merge done"}
+
+
 def test_old_news_is_no_news_and_none_is_null(tmp_path: Path) -> None:
     context = load_context(news(tmp_path, (NOON, "Once", ["ETH"])), None)
     assert known(context, NOON + timedelta(hours=12)) == {"symbol_news_summary": "Once"}

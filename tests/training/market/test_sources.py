@@ -150,6 +150,51 @@ def test_files_that_nobody_asked_for_are_passed_over_and_doubles_are_not_chosen_
         load_directory(folder, "1h")
 
 
+def test_symbols_are_whatever_files_are_named_in_any_quote_and_spelling(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    names = ("1000PEPEUSDT_1h", "BTCEUR_1h", "ETH_USDC-1h", "sol-usdt_1h", "币安人生USDT_1h")
+    for name in names:
+        frame().write_parquet(tmp_path / f"{name}.parquet")
+    for name in ("BTCUSDT.parquet", "XRPUSDT_1h.feather", "news.parquet", "notes.txt"):
+        (tmp_path / name).write_text("no bars")
+    found = ["1000PEPEUSDT", "BTCEUR", "ETH_USDC", "sol-usdt", "币安人生USDT"]
+    assert [bars.symbol for bars in load_directory(tmp_path, "1h")] == found
+    assert caplog.messages == [f"{tmp_path}: not read as bars: BTCUSDT.parquet, XRPUSDT_1h.feather"]
+    asked = load_directory(tmp_path, "1h", ["BTC/EUR", "SOLUSDT"])
+    assert [bars.symbol for bars in asked] == ["BTC/EUR", "SOLUSDT"]
+    with pytest.raises(MarketDataError, match=r"no 1h bars of BTCUSDT .*symbols: 1000PEPEUSDT, B"):
+        load_directory(tmp_path, "1h", ["BTCUSDT", "BTC/EUR"])
+    frame().write_parquet(tmp_path / "BTC-EUR_1h.parquet")
+    with pytest.raises(MarketDataError, match=r"are there twice, keep one: .*BTC-EUR.*BTCEUR"):
+        load_directory(tmp_path, "1h", ["BTC/EUR"])
+
+
+@pytest.mark.parametrize(
+    ("symbol", "pair"),
+    [
+        ("BTCUSDT", "BTC/USDT"),
+        ("ETHEUR", "ETH/EUR"),
+        ("ETHBTC", "ETH/BTC"),
+        ("BTC/EUR", "BTC/EUR"),
+        ("BTC/USDT:USDT", "BTC/USDT:USDT"),
+    ],
+)
+def test_an_exchange_is_asked_for_the_pair_in_its_own_quote(symbol: str, pair: str) -> None:
+    asked_for = []
+
+    class Empty:
+        id = "fake"
+
+        def fetch_ohlcv(self, pair: str, *given: Any, **named: Any) -> list[list[float]]:
+            asked_for.append(pair)
+            return []
+
+    with pytest.raises(MarketDataError, match="no complete bar"):
+        load_exchange(Empty(), symbol, "1h", FIRST, FIRST + timedelta(hours=2))
+    assert set(asked_for) == {pair}
+
+
 @pytest.fixture
 def exchange(market_server: str) -> Any:
     """The real ccxt client of Binance, pointed at an exchange on this machine."""

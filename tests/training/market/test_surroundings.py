@@ -8,7 +8,7 @@ import pytest
 from app.domain.charts.movements import movements
 from tests.training.support.candles import HOUR, START, random_walk
 from training.market.bars import Bars
-from training.market.surroundings import Neighbourhood, means, ranks
+from training.market.surroundings import Neighbourhood, leader, means, ranks
 
 HALF = np.sqrt(4 * np.log(2))
 
@@ -79,6 +79,22 @@ def test_a_neighbourhood_tells_ranks_and_the_lead_of_bitcoin() -> None:
     alone = Neighbourhood([bars("ADAUSDT", -0.001, 0.02)]).at(0, 790)
     assert alone["momentum_rank"] is None
     assert "btc_return_6h" not in alone
+
+
+@pytest.mark.parametrize(
+    ("symbols", "place"),
+    [
+        (("ETHUSDT", "BTCUSDT"), 1),
+        (("BTCEUR", "BTC/USDT"), 1),
+        (("ETHEUR", "BTCEUR"), 1),
+        (("ETHBTC", "BTCBUSD", "BTCUSDC"), 1),
+        (("ETHBTC", "WBTCUSDT"), None),
+    ],
+)
+def test_bitcoin_leads_in_whatever_it_is_quoted_dollars_first(
+    symbols: tuple[str, ...], place: int | None
+) -> None:
+    assert leader([bars(symbol, 0.0, 0.01, 2) for symbol in symbols]) == place
 
 
 def test_a_leader_that_went_silent_leads_nobody() -> None:

@@ -54,6 +54,11 @@ def test_each_decision_has_its_own_symbols_finest_bars() -> None:
     assert fates.exit.tolist() == [Exit.STOP, Exit.TRAIL_3, Exit.UNRESOLVED, Exit.TRAIL_3]
 
 
+def test_bars_judge_a_symbol_however_it_is_spelt() -> None:
+    ground = Ground.of(SERIES, plans("ETH/USDT", "btc-usdt", "BTC/EUR"))
+    assert ground.excluded.tolist() == ["", "", Exclusion.NO_BARS]
+
+
 def test_many_orders_may_answer_one_decision_and_are_judged_on_its_bars() -> None:
     decided = plans("ETHUSDT", "BTCUSDT")
     ground = Ground.of(SERIES, decided)

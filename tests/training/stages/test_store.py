@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -69,6 +70,23 @@ def test_a_build_that_fails_leaves_nothing_and_can_be_repeated(tmp_path: Path) -
         store.build("labels", DEPENDS, fail)
     assert list(tmp_path.iterdir()) == []
     assert store.build("labels", DEPENDS, write("whole")).facts == {"characters": 5}
+
+
+def test_a_disk_that_is_full_and_a_folder_that_is_none_are_one_sentence(tmp_path: Path) -> None:
+    """Each library says so in its own words: this is how polars and safetensors do."""
+    full = os.strerror(errno.ENOSPC)
+    for error in (OSError(errno.ENOSPC, full), ValueError(f"underlying IO error: {full}")):
+
+        def fail(folder: Path, error: Exception = error) -> Facts:
+            raise error
+
+        said = rf"labels-\w+ cannot be made in .*{full}.* What is finished stays"
+        with pytest.raises(ArtifactError, match=said):
+            Store(tmp_path).build("labels", DEPENDS, fail)
+        assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(ArtifactError, match=r"cannot be made in .*file: .*exists"):
+        Store(tmp_path / "file").build("labels", DEPENDS, write("whole"))
 
 
 def test_what_a_killed_build_left_is_removed_and_what_is_being_built_is_not(tmp_path: Path) -> None:

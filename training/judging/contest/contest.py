@@ -14,7 +14,7 @@ from functools import partial
 import numpy as np
 
 from app.domain.rules.limits import Limits
-from app.domain.scenario import Scenario
+from app.domain.scenario import Scenario, pair_of
 from training.arrays import DAY_S, Floats, Progress, Rows, silent
 from training.config.data import OutcomesConfig
 from training.config.judging import EvaluateConfig
@@ -179,7 +179,8 @@ def hold_contest(
     progress : told periods answered and in all.
     """
     arena, played = play(held_out, history, periods, limits, outcomes, progress)
-    traded = [bars for bars in history.bars if bars.symbol in set(arena.symbols)]
+    pairs = {pair_of(str(symbol)) for symbol in arena.symbols}
+    traded = [bars for bars in history.bars if pair_of(bars.symbol) in pairs]
     clock = Clock(traded, int(arena.as_of[0]), int(arena.ends_at[-1]))
     books = {name: book(clock, arena, each, config) for name, each in played.items()}
     books[HOLD] = buy_and_hold(clock, capital=config.capital, costs=arena.costs)
@@ -249,8 +250,10 @@ def book(clock: Clock, arena: Arena, played: Played, config: EvaluateConfig) -> 
     """The arm's trades as a portfolio, in the sizes that it asked for, or with its share of all
     equity."""
     taken = np.flatnonzero(played.arm.approve)
-    numbers = {bars.symbol: number for number, bars in enumerate(clock.bars)}
-    symbol = np.array([numbers[str(name)] for name in arena.symbols[taken]], dtype=np.int64)
+    numbers = {pair_of(bars.symbol): number for number, bars in enumerate(clock.bars)}
+    symbol = np.array(
+        [numbers[pair_of(str(name))] for name in arena.symbols[taken]], dtype=np.int64
+    )
     quantity = played.arm.orders.quantity[taken]
     share = quantity / arena.plans.quantity[taken]
     size, rule = (quantity, Size.UNITS) if config.size == "agent" else (share, Size.OF_EQUITY)

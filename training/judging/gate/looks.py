@@ -14,6 +14,8 @@ from app.domain.canonical import content_hash
 from training.config.data import HeldOutConfig, MarketConfig
 
 FILE = "looks.jsonl"
+REAL, MADE_UP = "bars", "synthetic "
+"""What a look says of its market; of a synthetic one its hash too."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,8 @@ class Look:
     """One version judged on days of a market.
 
     models : the folder of versions. Looks are written down in a file beside them, so that every
-        configuration that publishes there counts into it. Other markets are other periods.
+        configuration that publishes there counts into it. Real days are the same days wherever
+        their bars lie; a synthetic market has days of its own.
     """
 
     models: Path
@@ -57,14 +60,18 @@ class Look:
         return tried
 
     def _entry(self) -> dict[str, Any]:
-        made_of = {"source", "directory", "synthetic"}
         return {
             "version": self.version,
             "at": self.at.isoformat(),
             "since": str(self.period.since or ""),
             "until": str(self.period.until or "9999"),
-            "market": content_hash(self.market.model_dump(mode="json", include=made_of)),
+            "market": self._of_market(),
         }
+
+    def _of_market(self) -> str:
+        if self.market.source != "synthetic":
+            return REAL
+        return MADE_UP + content_hash(self.market.synthetic.model_dump(mode="json"))
 
     def _write(self, found: dict[str, Any]) -> None:
         path = self.models / FILE
@@ -73,13 +80,17 @@ class Look:
             stream.write(json.dumps(self._entry() | found) + "\n")
 
     def _meeting(self) -> list[dict[str, Any]]:
-        """Looks at the same market whose days meet this one's, in the order of the file."""
+        """Looks at the same market whose days meet this one's, in the order of the file. What does
+        not say that its market was synthetic was of real days."""
         path, entry = self.models / FILE, self._entry()
         lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
         return [
             look
             for look in map(json.loads, lines)
-            if look["market"] == entry["market"]
-            and look["since"] < entry["until"]
+            if look["since"] < entry["until"]
             and entry["since"] < look["until"]
+            and (
+                look["market"] == entry["market"]
+                or (entry["market"] == REAL and not look["market"].startswith(MADE_UP))
+            )
         ]

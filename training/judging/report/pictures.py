@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from app.domain.scenario import pair_of
 from training.arrays import Flags, Floats, Rows
 from training.config.data import OutcomesConfig
 from training.judging.contest.arena import Arena, Played
@@ -86,12 +87,12 @@ def by_month(as_of: Rows, gap: Floats) -> tuple[list[int], Floats]:
 def trades(section: Section, findings: Findings) -> None:
     """The agent's trades that passing, or trading otherwise, saved or missed most, on candles."""
     played = findings.contest.played
-    charts = {bars.symbol: bars for bars in findings.market.bars}
+    charts = {pair_of(bars.symbol): bars for bars in findings.market.bars}
     draw_trades(section, played[AGENT], played[POLICY].r, charts)
 
 
 def draw_trades(section: Section, agent: Played, r: Floats, charts: Mapping[str, Bars]) -> None:
-    """As `trades`; `r` is what the policy earned."""
+    """As `trades`; `r` is what the policy earned, `charts` are by pair (`pair_of`)."""
     shown = widest(agent.arm.approve & np.isfinite(agent.fates.sold), r - agent.r)
     if not len(shown):
         return
@@ -99,7 +100,7 @@ def draw_trades(section: Section, agent: Played, r: Floats, charts: Mapping[str,
     places = figure.subplots(-(-len(shown) // MOST_TRADES), MOST_TRADES, squeeze=False).flat
     for at, axes in zip(shown, places, strict=False):
         opened, ended = int(agent.fates.entered_at[at]), int(agent.fates.exited_at[at])
-        bars = around(charts[str(agent.arm.orders.symbol[at])], opened, ended)
+        bars = around(charts[pair_of(str(agent.arm.orders.symbol[at]))], opened, ended)
         _candles(axes, bars, agent.arm.orders.stop[at], agent.arm.orders.targets[at])
         for when, price, mark in (
             (opened, agent.fates.bought[at], "^"),

@@ -69,7 +69,7 @@ class Problem:
             if not len(getattr(self, name)):
                 raise TrainingError(
                     f"no {name.replace('_', ' ')} with known rewards: nothing to train or"
-                    " validate on"
+                    " validate on; raise scenarios.limit, or bring more bars"
                 )
         if np.intersect1d(self.train_rows, self.validate_rows).size:
             raise TrainingError("training and validation rows overlap")

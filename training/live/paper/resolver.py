@@ -18,6 +18,7 @@ from enum import StrEnum
 from shadow_advisor_client import AdvisorClient
 
 from app.domain.record.outcome import Arm
+from app.domain.scenario import pair_of
 from training.live.paper.books import Trade, follow_all, never_filled, outcome
 from training.log import Unresolved
 from training.market.bars import Bars
@@ -56,25 +57,27 @@ def resolve(
     Parameters
     ----------
     chunks : arms without an outcome, from `training.log.without_outcome`.
-    bars : by symbol; the finest there are.
+    bars : by symbol, however it is spelt; the finest there are.
     wait : pauses for so many seconds while the client's queue is long.
     """
     counts: Counter[Resolved] = Counter()
+    by_pair = {pair_of(symbol): series for symbol, series in bars.items()}
     for chunk in chunks:
-        by_symbol: dict[str, list[tuple[Unresolved, Order]]] = defaultdict(list)
+        asked: dict[str, list[tuple[Unresolved, Order]]] = defaultdict(list)
         for unresolved in chunk:
             order = _order(unresolved)
+            pair = "" if order is None else pair_of(order.symbol)
             if unresolved.arm is Arm.ADVICE and not unresolved.approve:
                 _report(client, unresolved, None, wait)
                 counts[Resolved.REJECTED] += 1
             elif order is None:
                 counts[Resolved.NOT_SIMULATED] += 1
-            elif order.symbol not in bars or order.as_of < _begin(bars[order.symbol]):
+            elif pair not in by_pair or order.as_of < _begin(by_pair[pair]):
                 counts[Resolved.NO_BARS] += 1
             else:
-                by_symbol[order.symbol].append((unresolved, order))
-        for symbol, orders in by_symbol.items():
-            counts += _follow(orders, bars[symbol], client, wait)
+                asked[pair].append((unresolved, order))
+        for pair, orders in asked.items():
+            counts += _follow(orders, by_pair[pair], client, wait)
     return counts
 
 

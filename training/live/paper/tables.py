@@ -12,6 +12,7 @@ from rich.table import Table
 from shadow_advisor_client import ClientStats
 
 from app.domain.record.comparison import cohens_kappa
+from app.domain.text import parts_of
 from training.live.paper.books import Book
 from training.live.paper.resolver import Resolved
 from training.live.paper.run import Judged
@@ -105,7 +106,7 @@ def disagreements(judged: Sequence[Judged]) -> Table:
         assert pair.advice is not None
         table.add_row(
             f"{pair.scenario.as_of:%Y-%m-%d %H:%M}",
-            pair.scenario.candidate.symbol.removesuffix("USDT"),
+            parts_of(pair.scenario.candidate.symbol)[0],
             "approve" if pair.control.decision else pair.control.final_skip_reason or "reject",
             _short(pair.advice["action"]),
             f"{a:+.2f}",

@@ -41,6 +41,17 @@ def test_candles_reach_from_before_the_decision_to_after_its_end(tmp_path: Path,
     assert shown.bars[-1].opened_at == AT + timedelta(hours=44)
 
 
+@pytest.mark.parametrize("unit", [1, 1000, 10**6, 10**9])
+def test_times_may_be_numbers_of_any_unit(tmp_path: Path, unit: int) -> None:
+    begin = int(AT.timestamp()) - 100 * 3600
+    opened = [unit * (begin + 3600 * i) for i in range(200)]
+    prices = dict.fromkeys(("open", "high", "low", "close"), [100.0] * 200)
+    pl.DataFrame({"open_time": opened, **prices}).write_csv(tmp_path / "BTC-EUR-1h.csv")
+    shown = candles(tmp_path, "BTC/EUR", AT, AT + timedelta(hours=5))
+    assert shown.where == "BTC-EUR-1h.csv"
+    assert shown.bars[0].opened_at == AT - timedelta(hours=60)
+
+
 def test_the_finest_bars_are_drawn_that_are_few_enough(tmp_path: Path) -> None:
     bars(tmp_path, "BTCUSDT_1m.parquet", AT - timedelta(hours=2), 600, 60)
     bars(tmp_path, "BTCUSDT_1h.parquet", AT - timedelta(hours=200), 400, 3600)

@@ -53,7 +53,28 @@ def test_a_period_without_an_end_goes_on(tmp_path: Path) -> None:
     assert Look(tmp_path, "two", BARS, later, NOW).count() == 2
 
 
-def test_the_same_days_of_another_market_are_another_period(tmp_path: Path) -> None:
+def test_real_days_are_the_same_days_wherever_their_bars_lie(tmp_path: Path) -> None:
+    """Another spelling of a folder, a copy of it, an exchange: nobody looks for the first time."""
+    markets = [
+        MarketConfig(source="directory", directory=Path("bars")),
+        MarketConfig(source="directory", directory=Path("./bars/../copy")),
+        MarketConfig(source="exchange", exchange="binance", symbols=("BTCUSDT",)),
+        BARS,
+    ]
+    for number, market in enumerate(markets, 1):
+        assert Look(tmp_path, f"version {number}", market, WHOLE, NOW).count() == number
+    before = {
+        "version": "older",
+        "since": "2023-01-01",
+        "until": "2025-01-01",
+        "market": "sha256:1",
+    }
+    with (tmp_path / FILE).open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(before) + "\n")
+    assert Look(tmp_path, "version 1", BARS, WHOLE, NOW).count() == 5
+
+
+def test_the_same_days_of_a_synthetic_market_are_another_period(tmp_path: Path) -> None:
     made_up = MarketConfig(source="synthetic")
     other = made_up.model_copy(update={"synthetic": SyntheticConfig(seed=1)})
     assert Look(tmp_path, "one", BARS, WHOLE, NOW).count() == 1

@@ -78,14 +78,14 @@ def test_trades_are_drawn_with_what_both_earned_and_one_that_is_open_still_is_no
         fates.bought[row], fates.sold[row] = 100.0, sold
     agent = Played(Arm(Orders.of([order] * 3)), fates, np.array([-1.0, 1.5, 0.0]))
     section = Section("Apart")
-    draw_trades(section, agent, np.array([0.0, 0.0, 9.0]), {"BTCUSDT": bars})
+    draw_trades(section, agent, np.array([0.0, 0.0, 9.0]), {"btcusdt": bars})
     [plot] = section.parts
     assert isinstance(plot, Plot)
     told = [
         words for words in ("agent -1.0 R", "agent +1.5 R", "agent +0.0 R") if words in plot.svg
     ]
     assert told == ["agent -1.0 R", "agent +1.5 R"]
-    draw_trades(section, agent, agent.r, {"BTCUSDT": bars})
+    draw_trades(section, agent, agent.r, {"btcusdt": bars})
     assert len(section.parts) == 1, "nothing was saved or missed"
 
 

@@ -1,0 +1,48 @@
+"""The period that benches ask about."""
+
+from __future__ import annotations
+
+from datetime import date
+
+import pytest
+
+from bench.asked import SINCE, UNTIL, entry, period_of, tell_beyond
+from tests.training.support.candles import random_walk
+from training.config.section import ConfigError
+from training.market.context import KnownContext
+from training.scenarios.history import History
+
+
+def test_a_period_is_the_held_out_one_or_later() -> None:
+    held_out = period_of(SINCE, UNTIL)
+    assert (held_out.since, held_out.until) == (date(2023, 1, 1), date(2025, 1, 1))
+    assert period_of("2025-01-01", "2027-01-01").since == date(2025, 1, 1)
+    for since, until in (("2022-12-31", UNTIL), ("2025-01-01", "2025-01-01")):
+        with pytest.raises(ConfigError, match="before 2023-01-01 trains"):
+            period_of(since, until)
+    with pytest.raises(ConfigError, match="write days as 2025-01-01"):
+        period_of("2025", UNTIL)
+
+
+def test_bars_after_the_period_are_told_of(capsys: pytest.CaptureFixture[str]) -> None:
+    """The walk's 1,500 hours end on 2021-03-04."""
+    known = History((random_walk(),), {}, KnownContext())
+    early = period_of(SINCE, UNTIL)
+    tell_beyond(early, known)
+    assert capsys.readouterr().err == ""
+    tell_beyond(early.model_copy(update={"until": date(2021, 3, 1)}), known)
+    expected = "bars go on to 2021-03-04: --since 2021-03-01 --until ... asks about them\n"
+    assert capsys.readouterr().err == expected
+
+
+def test_a_bench_that_cannot_be_run_says_so_in_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def main() -> None:
+        raise ConfigError("no bars there")
+
+    monkeypatch.setattr("sys.argv", ["bench"])
+    with pytest.raises(SystemExit) as ended:
+        entry(main)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "bench: no bars there\n"
