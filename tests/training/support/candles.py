@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from training.market.bars import Bars
 
@@ -75,7 +76,7 @@ def emptied(bars: Bars, at: int) -> Bars:
     return replace(bars, volume=volume)
 
 
-def holed(bars: Bars, at: int) -> Bars:
-    """The same bars without one."""
+def holed(bars: Bars, at: int | NDArray[np.int64]) -> Bars:
+    """The same bars without one, or without several."""
     names = ("closed_at", "open", "high", "low", "close", "volume")
     return Bars(bars.symbol, bars.seconds, *(np.delete(getattr(bars, name), at) for name in names))
