@@ -172,17 +172,12 @@ def _closed_at(
 def _microseconds(numbers: pl.Series) -> pl.Series:
     """Numbers of any unit, each by its own size. Raises `PolarsError`: not finite."""
     whole = numbers.cast(pl.Int64)
-    size = pl.lit(whole).abs()
-    return pl.select(
-        pl.when(size >= FROM_NANOSECONDS)
-        .then(whole // 1000)
-        .when(size >= FROM_MICROSECONDS)
-        .then(whole)
-        .when(size >= FROM_MILLISECONDS)
-        .then(whole * 1000)
-        .otherwise(whole * 1_000_000)
-        .cast(pl.Datetime("us"))
-    ).to_series()
+    counts = whole.fill_null(0).to_numpy()
+    size = np.abs(counts)
+    parts = [size >= FROM_MICROSECONDS, size >= FROM_MILLISECONDS]
+    each = counts * np.select(parts, [1, 1000], 1_000_000)
+    told = np.where(size >= FROM_NANOSECONDS, counts // 1000, each)
+    return pl.Series(told).set(whole.is_null(), None).cast(pl.Datetime("us"))
 
 
 def _check(bars: Bars, fail: Callable[[str], MarketDataError]) -> None:
