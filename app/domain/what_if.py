@@ -17,7 +17,9 @@ from enum import StrEnum
 from heapq import heappop, heappush
 from typing import Any, NamedTuple
 
+from app.domain.candidate import Candidate
 from app.domain.intervals import Day, Mean, mean_of_days
+from app.domain.record.comparison import regime
 from app.domain.record.decision import Advice, Decision, review_control
 from app.domain.rules.limits import Limits
 from app.domain.rules.review import Review
@@ -332,6 +334,16 @@ class ArmTally:
         """R a decision, after less before, with its interval over days."""
         return mean_of_days(self.days.values())
 
+    def as_json(self) -> dict[str, Any]:
+        """The sums as a document."""
+        return {
+            "decisions": self.decisions,
+            "approved": {"before": self.approved_before, "after": self.approved_after},
+            "r": {"before": self.r_before, "after": self.r_after, "judged": self.judged},
+            "gain_r_a_decision": None if self.gain is None else self.gain._asdict(),
+            "grades": {grade.value: self.grades[grade] for grade in Grade},
+        }
+
     def add(self, judged: Judged) -> None:
         """Count one decision."""
         self.decisions += 1
@@ -349,17 +361,37 @@ class ArmTally:
         self.days[day] = Day(values + 1, total + judged.r_after - judged.r_before)
 
 
+class By(StrEnum):
+    """What decisions are grouped by."""
+
+    SYMBOL = "symbol"
+    SETUP = "setup"
+    SESSION = "session"
+    REGIME = "regime"
+
+    def of(self, candidate: Candidate) -> str:
+        """The group of a candidate."""
+        if self is By.REGIME:
+            return regime(candidate).value
+        return str(getattr(candidate, {"setup": "setup_type"}.get(self.value, self.value)))
+
+
 @dataclass
 class Tally:
-    """Sums over everything that was judged, and the decisions that change, the newest last."""
+    """Sums over everything that was judged, by arm and again by group within it, and the decisions
+    that change, the newest last."""
 
+    by: By = By.SYMBOL
     arms: dict[str, ArmTally] = field(default_factory=dict)
+    groups: dict[str, dict[str, ArmTally]] = field(default_factory=dict)
     codes: dict[str, CodeTally] = field(default_factory=dict)
     changed: deque[Judged] = field(default_factory=lambda: deque(maxlen=MOST_CHANGED), repr=False)
 
     def add(self, judged: Judged) -> None:
         """Count one arm of one decision."""
         self.arms.setdefault(judged.arm, ArmTally()).add(judged)
+        group = self.by.of(judged.past.decision.scenario.candidate)
+        self.groups.setdefault(judged.arm, {}).setdefault(group, ArmTally()).add(judged)
         if judged.grade is not Grade.SAME:
             self.changed.append(judged)
         if judged.arm != AGENT:
@@ -377,15 +409,11 @@ class Tally:
     def as_json(self) -> dict[str, Any]:
         """Everything as a document."""
         return {
-            "arms": {
-                name: {
-                    "decisions": arm.decisions,
-                    "approved": {"before": arm.approved_before, "after": arm.approved_after},
-                    "r": {"before": arm.r_before, "after": arm.r_after, "judged": arm.judged},
-                    "gain_r_a_decision": None if arm.gain is None else arm.gain._asdict(),
-                    "grades": {grade.value: arm.grades[grade] for grade in Grade},
-                }
-                for name, arm in self.arms.items()
+            "arms": {name: arm.as_json() for name, arm in self.arms.items()},
+            "by": self.by.value,
+            "groups": {
+                name: {group: own.as_json() for group, own in sorted(groups.items())}
+                for name, groups in self.groups.items()
             },
             "vetoes": {code: asdict(tally) for code, tally in sorted(self.codes.items())},
             "changed": [_as_json(judged) for judged in self.changed],

@@ -10,7 +10,7 @@ import pytest
 from app.domain.errors import AbstainReason
 from app.domain.record.decision import Abstention
 from app.domain.rules.limits import Limits
-from app.domain.what_if import AGENT, Book, Grade, Judge, Judged, Past, Tally
+from app.domain.what_if import AGENT, Book, By, Grade, Judge, Judged, Past, Tally
 from tests.builders import AS_OF, LIMITS, MODEL, decision
 
 HOUR = timedelta(hours=1)
@@ -197,6 +197,34 @@ def test_the_tally_sums_by_arm_and_code() -> None:
         "same": 0, "certain": 2, "assumed": 0, "undetermined": 1,
     }  # fmt: skip
     assert len(document["changed"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("by", "groups"),
+    [
+        (By.SYMBOL, {"BTCUSDT": 2, "ETHUSDT": 1}),
+        (By.SETUP, {"trend": 3}),
+        (By.SESSION, {"Europe": 3}),
+        (By.REGIME, {"volatile": 3}),
+    ],
+)
+def test_the_tally_sums_by_group_as_well(by: By, groups: dict[str, int]) -> None:
+    tally, judge = Tally(by), Judge(with_spike(0.7))
+    for i, symbol in enumerate(("BTCUSDT", "ETHUSDT", "BTCUSDT")):
+        it = past(
+            f"t{i}",
+            at=AS_OF + i * HOUR,
+            r=-1.0,
+            candidate__volatility_pct=0.8,
+            candidate__symbol=symbol,
+        )
+        tally.add(agent(judge, it))
+    of_agent = tally.groups[AGENT]
+    assert {name: each.decisions for name, each in of_agent.items()} == groups
+    assert sum(each.r_before for each in of_agent.values()) == tally.arms[AGENT].r_before == -3.0
+    document = tally.as_json()
+    assert document["by"] == by.value
+    assert document["groups"][AGENT].keys() == groups.keys()
 
 
 def test_the_tally_counts_what_a_code_saved_before_and_reckons_nothing_of_it_to_advice() -> None:

@@ -10,15 +10,18 @@ from typing import Annotated
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
 from app.cli.options import WIDE, AsJson, Url, console, database_url, finite, operator, say, tell
 from app.domain.rules.limits import Limits, parse_limits, read_limits
-from app.domain.what_if import Tally
+from app.domain.what_if import AGENT, ArmTally, By, Tally
 from app.settings import read_settings
 from app.tasks import calm_garbage_collection
 
+MOST_GROUPS = 20
+"""Groups that a table shows, those with the most decisions; --json has all."""
 CURRENT = "current"
 """In the place of a file: the limits in force."""
 
@@ -45,6 +48,7 @@ def what_if(
     ] = 24.0,
     url: Url = None,
     as_json: AsJson = False,
+    by: Annotated[By, typer.Option(help="What the agent's orders are grouped by.")] = By.SYMBOL,
     show: Annotated[int, typer.Option(help="How many changed decisions to print.")] = 10,
 ) -> None:
     """What other limits would have refused, approved and earned, on the record, in R. Nothing is
@@ -65,7 +69,7 @@ def what_if(
             progress.update(task, completed=done, total=total)
 
         log = database_url(read_settings())
-        tally = asyncio.run(tallied(log, judge, Asked(begin, end), counted))
+        tally = asyncio.run(tallied(log, judge, Asked(begin, end), counted, by))
     if as_json:
         tell(tally.as_json())
     else:
@@ -83,8 +87,18 @@ def _named(limits: Path, url: str | None) -> Limits:
     return parse_limits(operator(url).limits()["in_force"][""]["toml"], "the limits in force")
 
 
+def _row(name: str, arm: ArmTally) -> tuple[str, ...]:
+    gain = "" if arm.gain is None else f"{arm.gain.value:+.4f}"
+    if arm.gain is not None and arm.gain.low is not None:
+        gain += f" [{arm.gain.low:+.4f}, {arm.gain.high:+.4f}]"
+    grades = ", ".join(f"{count} {grade}" for grade, count in arm.grades.items())
+    approved = f"{arm.approved_before} -> {arm.approved_after}"
+    earned = f"{arm.r_before:+.2f} -> {arm.r_after:+.2f} (of {arm.judged})"
+    return escape(name), str(arm.decisions), approved, earned, gain, grades
+
+
 def _say_tally(tally: Tally, show: int) -> None:
-    """What changed, in three tables."""
+    """What changed, by arm, group, rule and decision."""
     if not tally.arms:
         say("no decision is recorded in this span")
         return
@@ -92,13 +106,19 @@ def _say_tally(tally: Tally, show: int) -> None:
         "arm", "decisions", "approved", "R", "gain, R a decision", "grades", box=SIMPLE_HEAD
     )
     for name, arm in tally.arms.items():
-        gain = "" if arm.gain is None else f"{arm.gain.value:+.4f}"
-        if arm.gain is not None and arm.gain.low is not None:
-            gain += f" [{arm.gain.low:+.4f}, {arm.gain.high:+.4f}]"
-        grades = ", ".join(f"{count} {grade}" for grade, count in arm.grades.items())
-        approved = f"{arm.approved_before} -> {arm.approved_after}"
-        earned = f"{arm.r_before:+.2f} -> {arm.r_after:+.2f} (of {arm.judged})"
-        arms.add_row(name, str(arm.decisions), approved, earned, gain, grades)
+        arms.add_row(*_row(name, arm))
+    groups = Table(
+        tally.by.value,
+        "decisions",
+        "approved",
+        "R",
+        "gain, R a decision",
+        "grades",
+        box=SIMPLE_HEAD,
+    )
+    of_agent = sorted(tally.groups[AGENT].items(), key=lambda each: -each[1].decisions)
+    for name, arm in of_agent[:MOST_GROUPS]:
+        groups.add_row(*_row(name, arm))
     codes = Table("veto", "refused", "R saved on the agent's orders", box=SIMPLE_HEAD)
     for code, tallied in sorted(tally.codes.items()):
         refused = f"{tallied.refused_before} -> {tallied.refused_after}"
@@ -118,7 +138,7 @@ def _say_tally(tally: Tally, show: int) -> None:
         changed.add_row(
             when, scenario.candidate.symbol, judged.arm, *verdicts, earned, judged.grade
         )
-    for table in (arms, codes, changed):
+    for table in (arms, groups, codes, changed):
         if table.row_count:
             Console(width=max(WIDE, console.width)).print(table)
     if still := len(tally.changed) - len(turned):

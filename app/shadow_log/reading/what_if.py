@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, and_, func, or_, select, text, true
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.errors import InvalidRecord
-from app.domain.what_if import Judge, Past, Tally
+from app.domain.what_if import By, Judge, Past, Tally
 from app.shadow_log.database import connect, translated_errors
 from app.shadow_log.rows import Row, assemble
 from app.shadow_log.schema import tables
@@ -50,10 +50,14 @@ _FATES = text(
 
 
 async def tallied(
-    url: str, judge: Judge, asked: Asked, progress: Progress = lambda done, total: None
+    url: str,
+    judge: Judge,
+    asked: Asked,
+    progress: Progress = lambda done, total: None,
+    by: By = By.SYMBOL,
 ) -> Tally:
     """What `judge` makes of the decisions that are asked for. Raises as `pasts`."""
-    tally = Tally()
+    tally = Tally(by)
     async for past in pasts(url, asked, progress):
         for judged in judge.arms(past):
             tally.add(judged)

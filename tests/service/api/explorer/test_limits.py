@@ -57,6 +57,8 @@ async def test_a_proposal_says_what_it_would_have_earned_and_which_decisions_cha
     shown = (await site.get(await proposed(site))).text
     told = words(shown)
     assert "agent 2 2 → 1 -0.50 → +0.50 of 2 +0.5000 too few days for an interval" in told
+    assert "By symbol, the agent's orders" in told
+    assert "BTCUSDT 2 2 → 1 -0.50 → +0.50 of 2 +0.5000" in told
     assert "SPREAD 0 → 1 +0.00 → +1.00" in told
     assert ids(shown) == [lost]
     assert "spread.max_bps 10.0 1.0" in told
