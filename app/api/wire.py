@@ -224,10 +224,13 @@ def read_candidate(request: Request, document: Any) -> AdviseRequest:
 
 
 def read_state(request: Request, state: dict[str, Any] | str) -> AdviseRequest:
-    """A candidate that stands in another body, as JSON or as its text. Raises as
-    `read_candidate`."""
-    read = candidate_of(state.encode()) if isinstance(state, str) else candidate_in(state)
-    return _counted(request, read)
+    """A candidate that stands in another body, as JSON or as its text, which counts as one value
+    there. Raises as `read_candidate`, and `RequestValidationError` for a text of too many."""
+    if not isinstance(state, str):
+        return _counted(request, candidate_in(state))
+    text = state.encode()
+    _require_few_values(request, text)
+    return _counted(request, candidate_of(text))
 
 
 def require_not_ahead(service: Service, body: AdviseRequest) -> None:
@@ -289,11 +292,17 @@ async def read_body(request: Request) -> bytes:
             413, f"the body is larger than {limit} bytes: send fewer candidates or shorter texts"
         )
     body = b"".join(chunks)
-    if values(body, options.max_values) > options.max_values:
-        request.app.state.metrics.refused(Refusal.VALUES)
-        message = f"it holds more than {options.max_values} JSON values"
-        raise RequestValidationError([{"loc": (), "msg": message, "input": "(not read)"}])
+    _require_few_values(request, body)
     return body
+
+
+def _require_few_values(request: Request, document: bytes) -> None:
+    """Raises `RequestValidationError` for a JSON document that would cost too much to read."""
+    most = request.app.state.options.max_values
+    if values(document, most) > most:
+        request.app.state.metrics.refused(Refusal.VALUES)
+        message = f"it holds more than {most} JSON values"
+        raise RequestValidationError([{"loc": (), "msg": message, "input": "(not read)"}])
 
 
 HEADER_NAMES = frozenset(

@@ -29,6 +29,7 @@ from app.domain.model.prompt import PROMPT_VERSION, SYSTEM, TEXT_CLOSES, TEXT_OP
 from app.domain.model.questions import BY_NAME, QuestionName
 from app.policy.versions.files import MAX_TOKENIZER_BYTES, read_object, read_text, refusals
 from app.policy.versions.templates import SENTINEL, ChatTemplate
+from app.policy.versions.tokenizers import require_bounded
 
 PROMPT_TOKENS = 1024
 TEXT_TOKENS = 64
@@ -104,6 +105,7 @@ class PromptEncoder:
             )
         text = read_text(path, MAX_TOKENIZER_BYTES)
         with refusals(f"{path} is not a tokenizer that"):
+            require_bounded(path, json.loads(text))
             tokenizer = Tokenizer.from_str(text)
             tokenizer.no_padding()
             tokenizer.no_truncation()
@@ -113,7 +115,15 @@ class PromptEncoder:
             source = _chat_template(directory, settings)
             template = ChatTemplate(source, _special_tokens(settings)) if source else None
             longest = min(limit, positions) if isinstance(positions, int) else limit
-            return cls(tokenizer, template, _special_tokens(settings).get("bos_token", ""), longest)
+            bos = _special_tokens(settings).get("bos_token", "")
+            encoder = cls(tokenizer, template, bos, longest)
+            if longest <= len(encoder.head) + len(encoder.tail):
+                raise ModelFileError(
+                    f"{directory}: a prompt may have {longest} tokens here, and its frame alone has"
+                    f" {len(encoder.head) + len(encoder.tail)}: choose a model of more positions,"
+                    " or set ADVISOR_PROMPT_TOKENS"
+                )
+            return encoder
 
     def encode(self, prompt: Prompt) -> tuple[int, ...]:
         """Ids after the head: the user's text and the tail.
@@ -121,6 +131,7 @@ class PromptEncoder:
         Raises
         ------
         PolicyAbstained : the whole prompt is longer than `limit`; only texts from outside are cut.
+            Or the tokenizer fails at it.
         ManifestMismatch : the prompt is of another version, so the head does not fit.
         """
         return self._bounded((*self._user_ids(prompt), *self.tail))
@@ -195,8 +206,13 @@ class PromptEncoder:
             place = behind + len(TEXT_CLOSES)
 
     def _encoded(self, text: str, place: int) -> Iterator[_Token]:
-        """The tokens of a piece that begins at `place`, none of them a control token."""
-        encoding = self._plain.encode(text, add_special_tokens=False)
+        """The tokens of a piece that begins at `place`, none of them a control token. Raises
+        `PolicyAbstained` for a text that the library fails at."""
+        try:
+            with refusals("the tokenizer"):
+                encoding = self._plain.encode(text, add_special_tokens=False)
+        except ModelFileError as error:
+            raise PolicyAbstained(AbstainReason.BACKEND_PROTOCOL, str(error)) from error
         for number, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
             if number not in self.control_ids:
                 yield _Token(number, place + start, place + end)

@@ -148,6 +148,17 @@ def test_an_adapter_that_was_damaged_or_has_a_pickle_is_refused_and_the_base_is_
     assert kept(over, manifest.hash()) is None
 
 
+def test_an_ordinary_adapter_that_spoils_its_base_is_refused(
+    tiny: LabelReader, store: Path
+) -> None:
+    """Each term is finite; what they are multiplied to is not."""
+    manifest = read_manifest(store / "a-base" / "manifest.json")
+    save_adapter(store / "v3", tiny.model, None, scale=1e30)
+    write_manifest(store / "v3", "v3", manifest)
+    with pytest.raises(ModelFileError, match="readings are no finite numbers"):
+        served(store, "v3")
+
+
 def test_vllm_takes_no_adapter(store: Path) -> None:
     with pytest.raises(ModelFileError, match="vLLM takes whole models"):
         backends(store, vllm_url="http://127.0.0.1:8000").load(store / "v1")

@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 
 from app.domain.errors import ModelFileError
 from app.domain.model.prompt import Prompt, without
 from app.domain.scenario import Scenario
 from app.policy.in_process.numbers import Numbers
-from app.policy.versions.files import read_object, refusals
+from app.policy.in_process.tensors import read_tensors
+from app.policy.versions.files import read_object
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -103,7 +103,7 @@ class Adapter:
                 f" model's prompts end with {list(tail)}: the adapter was trained with another chat"
                 " template; train it again"
             )
-        tensors = _read_tensors(directory / WEIGHTS_NAME)
+        tensors = read_tensors(directory / WEIGHTS_NAME)
         deltas = _deltas(directory / WEIGHTS_NAME, tensors, config, model)
         numbers = Numbers.load(directory, len(tail), model.get_input_embeddings().embedding_dim)
         if numbers is not None and woken_by is None:
@@ -158,11 +158,6 @@ def _read_config(path: Path) -> dict[str, Any]:
             f"{path}: alora_invocation_tokens is {tokens!r}, not a list of token ids"
         )
     return config
-
-
-def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    with refusals(f"{path} cannot be read and"):
-        return load_file(path)
 
 
 def _deltas(

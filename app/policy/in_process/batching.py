@@ -130,19 +130,24 @@ class Batcher:
         bare = rows[len(ask.adapters)] if ask.text else None
         return self._reading(ask, ask.questions, rows[0], bare)
 
-    def try_out(self, adapter: Adapter, questions: tuple[QuestionName, ...] = ()) -> None:
-        """Read an empty prompt with an adapter, of no scenario and of the strangest ones, blocking.
-        Raises `ModelFileError` when that gives no numbers."""
-        tail, tried = self.reader.encoder.tail, ((), *EXTREMES) if adapter.numbers else ((),)
+    def try_out(
+        self, adapter: Adapter | None = None, questions: tuple[QuestionName, ...] = ()
+    ) -> None:
+        """Read an empty prompt by the model itself or with an adapter, of no scenario and of the
+        strangest ones, blocking. Raises `ModelFileError` when that gives no numbers."""
+        reads_numbers = adapter is not None and adapter.numbers is not None
+        tail, tried = self.reader.encoder.tail, ((), *EXTREMES) if reads_numbers else ((),)
         asks = [Ask(tail, (adapter,), questions=questions, numbers=known) for known in tried]
         asked = self._thread.submit(self.reader.answer, asks)
         try:
             readings = [reading for [reading] in asked.result()]
         except (RuntimeError, IndexError, AttributeError) as error:
-            raise ModelFileError(f"the adapter does not run on its base model: {error}") from error
+            what = "the model does not run" if adapter is None else "the adapter does not run"
+            raise ModelFileError(f"{what} on its own prompts: {error}") from error
         if not all(math.isfinite(value) for reading in readings for value in reading):
             raise ModelFileError(
-                "the adapter makes the base model say numbers that are not finite: train it again"
+                "the version's readings are no finite numbers: its weights or its configuration are"
+                " damaged, or its training failed"
             )
 
     async def decide(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 
+from app.domain.errors import ModelFileError
 from app.domain.model.manifest import MANIFEST_NAME, ModelManifest
 from app.policy.encoding import PromptEncoder
 from app.policy.in_process.adapter import Adapter
@@ -79,12 +80,16 @@ class InProcess:
         if base is not None:
             return self._load_adapter(directory, manifest, *base)
         held = manifest.files_hash()
-        batcher = self._bases.acquire(held)
-        if batcher is None:
-            with self._copies.of(directory, manifest.files) as copy:
-                encoder = PromptEncoder.from_directory(copy, self._options.prompt_tokens)
-                model = load_model(copy)
-            batcher = self._share(held, model, encoder)
+        with ExitStack() as undo:
+            batcher = self._bases.acquire(held)
+            if batcher is None:
+                with self._copies.of(directory, manifest.files) as copy:
+                    encoder = PromptEncoder.from_directory(copy, self._options.prompt_tokens)
+                    model = load_model(copy)
+                batcher = self._share(held, model, encoder)
+            undo.callback(self._drop, held, batcher)
+            batcher.try_out(questions=manifest.calibration.asked)
+            self._bases.acquire(held)  # The policy's own, as below.
         cascade = self._cascade(manifest, batcher)
         return TransformersPolicy(
             batcher, manifest, cascade=cascade, release=lambda: self._bases.release(held)
@@ -153,7 +158,13 @@ class InProcess:
         """An ordinary adapter in a model of its own: it changes the keys and values of every
         token."""
         adapter.merge_into(model)
-        return TransformersPolicy(self._batcher(model, encoder), manifest)
+        batcher = self._batcher(model, encoder)
+        try:
+            batcher.try_out(questions=manifest.calibration.asked)
+        except ModelFileError:
+            batcher.abandon()
+            raise
+        return TransformersPolicy(batcher, manifest)
 
     def _batcher(self, model: object, encoder: PromptEncoder) -> Batcher:
         return Batcher(reader_by(self._options, model, encoder), self._options)

@@ -23,6 +23,7 @@ from app.domain.errors import ModelFileError
 from app.domain.features import FEATURE_NAMES, features
 from app.domain.model.prompt import IN_DIGITS, LineKind
 from app.domain.scenario import Scenario
+from app.policy.in_process.tensors import read_tensors
 from app.policy.versions.files import refusals
 from app.policy.versions.store import NUMBERS_NAME
 
@@ -123,9 +124,10 @@ class Numbers(torch.nn.Module):
             told = file.metadata() or {}
             names = tuple(json.loads(told["features"]))
             left_out = _left_out(told)
-            mean, scale, weight = (
-                file.get_tensor(name).float() for name in ("mean", "scale", "weight")
-            )
+        tensors = read_tensors(path)
+        if tensors.keys() != {"mean", "scale", "weight"}:
+            raise ModelFileError(f"{path} holds {', '.join(sorted(tensors))[:200]}: it is no map")
+        mean, scale, weight = (tensors[name].float() for name in ("mean", "scale", "weight"))
         unknown = sorted({str(name) for name in names} - set(FEATURE_NAMES))
         if unknown:
             raise ModelFileError(
@@ -143,11 +145,8 @@ class Numbers(torch.nn.Module):
                 f"{path}: weights of shape {tuple(weight.shape)} do not fit {len(names)} features,"
                 f" a tail of {tokens} tokens and embeddings of {embedding}"
             )
-        finite = all(bool(tensor.isfinite().all()) for tensor in (mean, scale, weight))
-        if not finite or not bool((scale > 0).all()):
-            raise ModelFileError(
-                f"{path} holds numbers that are not finite, or a scale of 0: train it again"
-            )
+        if not bool((scale > 0).all()):
+            raise ModelFileError(f"{path} holds a scale of 0: train it again")
         return cls(mean, scale, weight, names, left_out)
 
 

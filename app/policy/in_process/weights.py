@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
 from app.domain.errors import ModelFileError
+from app.policy.in_process.tensors import read_tensors
 from app.policy.versions.files import read_object, refusals
 
 CONFIG_NAME = "config.json"
@@ -97,8 +97,8 @@ def _require_modest(path: Path, value: Any, key: str = "") -> None:
 
 
 def _tensors(directory: Path) -> dict[str, torch.Tensor]:
-    """Every tensor of the directory's safetensors by name, each from the file that is to have it,
-    all finite."""
+    """Every tensor of the directory's safetensors by name, each from the file that is to have
+    it."""
     stored = {path.name for path in directory.glob("*.safetensors")}
     if (directory / SINGLE).is_file():
         expected: dict[str, set[str] | None] = {SINGLE: None}
@@ -111,17 +111,11 @@ def _tensors(directory: Path) -> dict[str, torch.Tensor]:
         raise ModelFileError(f"{directory}: {odd[0]} is surplus or missing: the model is not whole")
     tensors: dict[str, torch.Tensor] = {}
     for name, wanted in expected.items():
-        read = load_file(directory / name)
+        read = read_tensors(directory / name)
         if wanted is not None and read.keys() != wanted:
             odd = sorted(read.keys() ^ wanted)
             raise ModelFileError(f"{directory / name}: tensor {odd[0]} is surplus or missing")
         tensors.update(read)
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not _finite(tensor):
-            raise ModelFileError(
-                f"{directory}: {name} holds numbers that are not finite: the file is damaged, or"
-                " the training failed"
-            )
     return tensors
 
 
@@ -139,14 +133,6 @@ def _shards(index: Path) -> dict[str, set[str]]:
             )
         shards.setdefault(name, set()).add(tensor)
     return shards
-
-
-def _finite(tensor: torch.Tensor) -> bool:
-    if tensor.numel() == 0:
-        return True
-    if tensor.dtype not in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
-        tensor = tensor.float()
-    return all(bool(extreme.isfinite()) for extreme in tensor.aminmax())
 
 
 def _require_room(directory: Path, config: Any, tensors: dict[str, torch.Tensor]) -> Any:

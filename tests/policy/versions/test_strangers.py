@@ -8,6 +8,8 @@ import pickle
 import shutil
 import stat
 import threading
+import time
+from base64 import b64encode
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,21 +19,25 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from app.domain.canonical import content_hash
-from app.domain.errors import AdvisorError, ManifestMismatch, ModelFileError
+from app.domain.errors import AdvisorError, ManifestMismatch, ModelFileError, PolicyAbstained
 from app.domain.features import FEATURE_NAMES
 from app.domain.model.manifest import MANIFEST_NAME, BaseModelRef, ModelManifest
+from app.domain.model.prompt import render
 from app.domain.model.questions import QuestionName
 from app.policy.backends import Backends
 from app.policy.encoding import PromptEncoder
 from app.policy.in_process.importer import import_directory
 from app.policy.in_process.label_reader import LabelReader
 from app.policy.in_process.numbers import Numbers
+from app.policy.in_process.tensors import read_tensors
 from app.policy.in_process.weights import load_model
 from app.policy.options import BackendOptions
 from app.policy.versions import copies as copies_module
 from app.policy.versions.copies import PrivateCopies
 from app.policy.versions.files import refusals
 from app.policy.versions.store import base_of, file_hash, find_version, load_manifest, read_manifest
+from app.policy.versions.tokenizers import require_bounded
+from tests.domain.scenarios import scenario
 from tests.policy.tiny_models import (
     CHAT_TEMPLATE,
     POSITIONS,
@@ -184,6 +190,13 @@ def spoil(value: float) -> Callable[[dict[str, torch.Tensor]], None]:
     return change
 
 
+def as_type(dtype: torch.dtype, factor: float = 1) -> Callable[[dict[str, torch.Tensor]], object]:
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        tensors.update({name: tensor.to(dtype) * factor for name, tensor in tensors.items()})
+
+    return change
+
+
 BAD_WEIGHTS: dict[str, tuple[Callable[[dict[str, torch.Tensor]], object], str]] = {
     "missing": (lose, "lacks weights"),
     "missing and padded": (lose_and_pad, "lacks the weights model.layers.1.mlp.up_proj.weight"),
@@ -197,6 +210,11 @@ BAD_WEIGHTS: dict[str, tuple[Callable[[dict[str, torch.Tensor]], object], str]] 
     ),
     "not a number": (spoil(torch.nan), "not finite"),
     "infinite": (spoil(-torch.inf), "not finite"),
+    "infinite as it is read": (as_type(torch.float64, 1e300), "not finite"),
+    "integers": (as_type(torch.int8), "holds int8, which is no plain number"),
+    "yes and no": (as_type(torch.bool), "holds bool"),
+    "complex": (as_type(torch.complex64), "holds complex64"),
+    "far apart": (as_type(torch.float32, 1e37), "readings are no finite numbers"),
 }
 
 
@@ -229,6 +247,127 @@ def test_a_configuration_that_asks_for_too_much_is_refused(
 ) -> None:
     configure(version, **changes)
     assert str(version.parent) in refused(version)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"rms_norm_eps": float("nan")}, "readings are no finite numbers"),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 1e-320}}, "readings are no"),
+        ({"max_position_embeddings": 10}, "a prompt may have 10 tokens here, and its frame alone"),
+    ],
+)
+def test_a_version_that_could_never_answer_is_refused(
+    version: Path, changes: dict[str, Any], says: str
+) -> None:
+    """Served, it would abstain from every decision."""
+    configure(version, **changes)
+    assert says in refused(version)
+
+
+def test_masks_that_older_files_hold_beside_weights_are_no_weights(tmp_path: Path) -> None:
+    mask = {"h.0.attn.bias": torch.ones(2, 2, dtype=torch.bool), "h.0.weight": torch.ones(2)}
+    save_file(mask, tmp_path / WEIGHTS)
+    assert read_tensors(tmp_path / WEIGHTS).keys() == mask.keys()
+
+
+# --- tokenizers -------------------------------------------------------------------------------
+
+
+def written_for(text: str, content: str) -> dict[str, Any]:
+    return {"type": "Replace", "pattern": {"String": text}, "content": content}
+
+
+def in_turn(*normalizers: dict[str, Any]) -> dict[str, Any]:
+    return {"normalizer": {"type": "Sequence", "normalizers": list(normalizers)}}
+
+
+BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+A_MAP = b64encode(b"\4\0\0\0" + b"\0" * 4 + b"a\0" + b"x" * 9999 + b"\0").decode()
+WHOLE = {"Sequence": {"id": "A", "type_id": 0}}
+BAD_TOKENIZERS: dict[str, tuple[dict[str, Any], str]] = {
+    "doubles": (in_turn(*[written_for("e", "ee")] * 20), "characters for one"),
+    "doubles for ever": (in_turn(*[written_for("e", "ee")] * 999), "has 1000 parts"),
+    "long for what only prompts hold": (in_turn(written_for("7", "x" * 9999)), "for one"),
+    "a map": ({"normalizer": {"type": "Precompiled", "precompiled_charsmap": A_MAP}}, "for one"),
+    "bytes of bytes": (
+        {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [BYTES] * 14}},
+        "characters for one",
+    ),
+    "a long beginning": (
+        {"normalizer": {"type": "Prepend", "prepend": "x" * 9999}},
+        "adds 9999 characters",
+    ),
+    "a text many times": (
+        {
+            "post_processor": {
+                "type": "TemplateProcessing",
+                "single": [WHOLE] * 999,
+                "pair": [WHOLE],
+                "special_tokens": {},
+            }
+        },
+        "has 999 parts",
+    ),
+    "an answer that doubles": (
+        {"decoder": {"type": "Sequence", "decoders": [written_for("e", "ee")] * 20}},
+        "characters for one",
+    ),
+}
+
+
+def retoken(version: Path, **changes: Any) -> None:
+    configure(version, "tokenizer.json", **changes)
+
+
+@pytest.mark.parametrize(("changes", "says"), BAD_TOKENIZERS.values(), ids=BAD_TOKENIZERS)
+def test_a_tokenizer_that_makes_much_of_little_is_refused(
+    version: Path, changes: dict[str, Any], says: str
+) -> None:
+    """Rust ends the process where it finds no memory: no refusal could come afterwards."""
+    retoken(version, **changes)
+    assert says in refused(version)
+
+
+def test_a_tokenizer_that_throws_dice_is_refused(version: Path) -> None:
+    model = json.loads((version / "tokenizer.json").read_text())["model"]
+    retoken(version, model={**model, "dropout": 0.5})
+    assert "dropout" in refused(version)
+
+
+NMT_NFKC = b"".join([b"\4\0\0\0", b"\0" * 4, b"a\0", "صلى الله عليه وسلم".encode(), b"\0"])
+USUAL: dict[str, dict[str, Any]] = {
+    "llama 2": in_turn({"type": "Prepend", "prepend": "▁"}, written_for(" ", "▁")),
+    "gemma": {"normalizer": written_for(" ", "▁")},
+    "bert": {"normalizer": {"type": "BertNormalizer"}},
+    "sentencepiece": {
+        "normalizer": {
+            "type": "Precompiled",
+            "precompiled_charsmap": b64encode(NMT_NFKC).decode(),
+        }
+    },
+    "qwen": {"normalizer": {"type": "NFC"}, "pre_tokenizer": BYTES},
+}
+
+
+@pytest.mark.parametrize("description", USUAL.values(), ids=USUAL)
+def test_tokenizers_as_families_of_models_have_them_are_bounded(
+    description: dict[str, Any],
+) -> None:
+    require_bounded(Path("tokenizer.json"), {"model": {"type": "BPE"}, **description})
+
+
+async def test_a_prompt_that_a_tokenizer_fails_at_is_abstained_from(version: Path) -> None:
+    """A panic of the Rust library is no `Exception`: it would end whatever encodes."""
+    odd = {"type": "Replace", "pattern": {"Regex": "^(?=ETH)"}, "content": "x"}
+    retoken(version, normalizer=odd)
+    write_manifest(version, "tiny-1")
+    policy = Backends(options(version)).load(version)
+    prompt = render(scenario())
+    assert prompt.before.startswith("ETH")
+    with pytest.raises(PolicyAbstained, match="backend_protocol: the tokenizer cannot be used"):
+        await policy.decide(prompt, time.monotonic() + 60)
+    await policy.aclose()
 
 
 # --- templates --------------------------------------------------------------------------------

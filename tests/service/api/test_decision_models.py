@@ -66,6 +66,17 @@ async def decisions(api: Running, given: Any, *questions: Any) -> httpx.Response
     return await api.client.post("/v1/decisions", json=body)
 
 
+async def test_the_text_of_a_state_keeps_to_the_budget_of_a_body(api: Running) -> None:
+    """In the body it is one value, however many it holds."""
+    text = '{"candidate":{"x":[' + "{}," * 40_000 + "{}]}}"
+    yes = {"type": "predicate", "name": "approve"}
+    for reply in (await systemone(api, text, approve=CHANCE), await decisions(api, text, yes)):
+        assert reply.status_code == 422
+        assert "more than 32768 JSON values" in reply.json()["detail"]
+    assert api.metric("advisor_refusals_total", budget="values") == 2
+    assert await drained(api.settings) == 0
+
+
 async def test_system_one_answers_chances_and_choices_of_one_recorded_decision(
     api: Running, database_url: str
 ) -> None:

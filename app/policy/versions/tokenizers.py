@@ -1,0 +1,95 @@
+"""Tokenizers from strangers: how much longer one may make a text, told from its file alone.
+
+A tokenizer rewrites a text before it cuts it up. Rules that write more than they read, one after
+the other, fill memory from a prompt of a few hundred characters, and the Rust library then ends the
+process; rules that apply to what only some prompts hold show nothing when a version is loaded.
+"""
+
+from __future__ import annotations
+
+from base64 import b64decode
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from app.domain.errors import ModelFileError
+
+MOST_GROWTH = 128
+"""How many characters one may become. NFKC needs 18, and it is of one in a million."""
+MOST_PARTS = 32
+"""Normalizers, pre-tokenizers and the like, each by itself; families of models have up to ten."""
+MOST_TEXT = 32
+"""Characters that a part may put before or behind a text or word, whatever it reads."""
+_GROWTH = {
+    "BertNormalizer": 4,
+    "ByteLevel": 4,
+    "Lowercase": 3,
+    "NFC": 3,
+    "NFD": 4,
+    "NFKC": 18,
+    "NFKD": 18,
+}
+"""Characters for one, at most; of others one."""
+_PARTS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
+_FIXED = ("prepend", "prefix", "suffix", "continuing_subword_prefix", "end_of_word_suffix")
+
+
+def require_bounded(path: Path, description: dict[str, Any]) -> None:
+    """Raise `ModelFileError` when a tokenizer, as its file describes it, could make a short text a
+    very long one, or reads the same text differently each time."""
+    model = description.get("model") or {}
+    if model.get("dropout"):
+        raise ModelFileError(
+            f"{path}: its model drops merges by chance (dropout), so that a prompt is read"
+            " differently each time: set it to null"
+        )
+    growth = 1
+    for role in _PARTS:
+        parts, lists = _parts(description.get(role))
+        most = max(len(parts), *lists, 0)
+        if most > MOST_PARTS:
+            raise ModelFileError(f"{path}: its {role} has {most} parts: it is no tokenizer's")
+        for part in (*parts, model):
+            longest = max(len(str(part.get(name) or "")) for name in _FIXED)
+            if longest > MOST_TEXT:
+                raise ModelFileError(f"{path}: a part of it adds {longest} characters to each text")
+        factor = prod(map(_growth, parts))
+        growth = max(growth, factor if role == "decoder" else growth * factor)
+    if growth > MOST_GROWTH:
+        raise ModelFileError(
+            f"{path}: it may write {growth} characters for one of a prompt, and so fill memory:"
+            " choose another model, or take the replacements out of it"
+        )
+
+
+def _parts(value: Any) -> tuple[list[dict[str, Any]], list[int]]:
+    """Every object in a part of a tokenizer that has a type, and the length of every list."""
+    parts: list[dict[str, Any]] = []
+    lists: list[int] = []
+    pending = [value]
+    while pending:
+        inner = pending.pop()
+        if isinstance(inner, dict):
+            parts += [inner] if "type" in inner else []
+            pending += inner.values()
+        elif isinstance(inner, list):
+            lists.append(len(inner))
+            pending += inner
+    return parts, lists
+
+
+def _growth(part: dict[str, Any]) -> int:
+    kind = part["type"]
+    if kind == "Replace":
+        return max(len(str(part.get("content") or "")), 1)
+    if kind == "Precompiled":
+        return max(_longest(str(part.get("precompiled_charsmap") or "")), 1)
+    return _GROWTH.get(kind, 1) if isinstance(kind, str) else 1
+
+
+def _longest(charsmap: str) -> int:
+    """Bytes of the longest text that one of SentencePiece's maps writes for a character: behind a
+    table, whose size stands before it, they lie one after the other, each ended by a zero."""
+    told = b64decode(charsmap)
+    table = int.from_bytes(told[:4], "little")
+    return max(map(len, told[4 + table :].split(b"\0")))
