@@ -26,6 +26,12 @@ ARRIVED = "arrived"
 """In a request's state: when its header was complete (`time.monotonic()`)."""
 TITLE = "The request exceeds what this service takes"
 NO_REQUEST = "This is no request of HTTP/1.1"
+UPGRADE = (
+    "it asks for another protocol (Upgrade), and a body is not read then: send HTTP/1.1 alone"
+    " (curl --http1.1, Java's HttpClient.Version.HTTP_1_1)"
+)
+BODY = frozenset({b"content-length", b"transfer-encoding"})
+"""Headers of a request that has one."""
 
 
 @dataclass(frozen=True)
@@ -103,9 +109,12 @@ class BoundedHttp(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """What is no request says why: two lengths, for instance, of which neither may win."""
+        self._no_request(str(sys.exc_info()[1] or msg))
+
+    def _no_request(self, why: str) -> None:
         self._refused = True
         self._stop_timer()
-        self.transport.write(_answer(400, str(sys.exc_info()[1] or msg), NO_REQUEST))
+        self.transport.write(_answer(400, why, NO_REQUEST))
         self.transport.close()
 
     def on_message_begin(self) -> None:
@@ -119,6 +128,8 @@ class BoundedHttp(HttpToolsProtocol):
             return
         size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
         self._check_head(size)
+        if not self._refused and self.parser.should_upgrade() and self._has_body():
+            self._no_request(UPGRADE)
         if not self._refused:
             self.scope["state"][ARRIVED] = monotonic()
             super().on_headers_complete()
@@ -138,6 +149,9 @@ class BoundedHttp(HttpToolsProtocol):
             self.timeout_keep_alive_task = self.loop.call_later(
                 self.timeout_keep_alive, self.timeout_keep_alive_handler
             )
+
+    def _has_body(self) -> bool:
+        return not BODY.isdisjoint(name for name, _ in self.headers)
 
     def _check_head(self, size: int) -> None:
         bounds = self.config.bounds

@@ -30,6 +30,9 @@ QUIET_REQUESTS, MORE_REQUESTS = 30, 30
 SEEN_S = 15.0
 OBEYED_S = 2.0
 """A second is promised; the machine that this runs on is busy."""
+OF_A_LOSS = {Finding.GAP, Finding.ORPHAN_REPORT, Finding.FORGOTTEN, Finding.REPEAT_OF_NOTHING}
+"""What `advisor verify` names where events are lost: their numbers, and what was said of them since
+to somebody who reported on one, or asked again."""
 
 
 @dataclass
@@ -82,7 +85,14 @@ async def rounds(
         with tempfile.TemporaryDirectory(prefix="advisor-chaos-") as temporary:
             home = keep / f"life-{life}" if keep else Path(temporary)
             home.mkdir(parents=True, exist_ok=keep is None)
-            async for done in _life(home, planned, random, seed + life):
+            try:
+                async for done in _life(home, planned, random, seed + life):
+                    yield done
+            except Exception as error:  # Its servers or processes did not start: others may.
+                if not planned:
+                    raise
+                done = planned.popleft()
+                done.violations.append(f"its life did not begin: {error!r} in {_where(error)}")
                 yield done
 
 

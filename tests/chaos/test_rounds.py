@@ -3,17 +3,19 @@ Many rounds: `make chaos`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
 from app.domain.canonical import decision_id
+from tests.chaos import rounds as rounds_module
 from tests.chaos.faults import FAULTS
 from tests.chaos.judge import judge
 from tests.chaos.load import Load
 from tests.chaos.rounds import Round, rounds, summary
-from tests.chaos.stack import living
+from tests.chaos.stack import Stack, living
 from tests.conftest import open_directory
 
 
@@ -55,6 +57,23 @@ async def test_the_judge_notices_what_is_lost_doubled_or_altered(home: Path) -> 
         )
         unfair = await judge(stack, load)
         assert (unfair.lost, unfair.missing, unfair.uncounted) == (2, 0, 2)
+
+
+async def test_a_life_that_does_not_begin_is_told_and_others_follow(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def crowded() -> None:
+        raise TimeoutError
+
+    @asynccontextmanager
+    async def living_too_late(home: Path) -> AsyncIterator[Stack]:
+        await crowded()
+        yield  # type: ignore[misc]
+
+    monkeypatch.setattr(rounds_module, "living", living_too_late)
+    done = [each async for each in rounds(2, 1, ["replica killed"])]
+    assert [each.number for each in done] == [1, 2]
+    assert all("its life did not begin: TimeoutError" in each.violations[0] for each in done)
 
 
 def test_the_summary_adds_up_and_tells_the_worst() -> None:

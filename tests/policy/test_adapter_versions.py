@@ -155,7 +155,7 @@ def test_an_ordinary_adapter_that_spoils_its_base_is_refused(
     manifest = read_manifest(store / "a-base" / "manifest.json")
     save_adapter(store / "v3", tiny.model, None, scale=1e30)
     write_manifest(store / "v3", "v3", manifest)
-    with pytest.raises(ModelFileError, match="readings are no finite numbers"):
+    with pytest.raises(ModelFileError, match="says numbers that are not finite"):
         served(store, "v3")
 
 

@@ -238,7 +238,7 @@ def metadata(left_out: str) -> dict[str, str]:
     [
         (lambda path: path.write_bytes(b"\x10"), "cannot be read"),
         (lambda path: save_file(load_file(path), path), "cannot be read"),
-        (lambda path: save_file({}, path, {"features": '["rsi"]'}), "cannot be read"),
+        (lambda path: save_file({}, path, {"features": '["rsi"]'}), "it is no map"),
         (lambda path: save_file(load_file(path), path, {"features": '["rsi", "x"]'}), "features x"),
         (lambda path: save_file(load_file(path), path, {"features": '["rsi"]'}), "do not fit"),
         (lambda path: save_file(load_file(path), path, {"features": '[["rsi"], 1]'}), "features"),

@@ -146,7 +146,7 @@ class Batcher:
             raise ModelFileError(f"{what} on its own prompts: {error}") from error
         if not all(math.isfinite(value) for reading in readings for value in reading):
             raise ModelFileError(
-                "the version's readings are no finite numbers: its weights or its configuration are"
+                "the version says numbers that are not finite: its weights or its configuration are"
                 " damaged, or its training failed"
             )
 

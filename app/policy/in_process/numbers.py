@@ -126,7 +126,7 @@ class Numbers(torch.nn.Module):
             left_out = _left_out(told)
         tensors = read_tensors(path)
         if tensors.keys() != {"mean", "scale", "weight"}:
-            raise ModelFileError(f"{path} holds {', '.join(sorted(tensors))[:200]}: it is no map")
+            raise ModelFileError(f"{path} does not hold mean, scale and weight alone: it is no map")
         mean, scale, weight = (tensors[name].float() for name in ("mean", "scale", "weight"))
         unknown = sorted({str(name) for name in names} - set(FEATURE_NAMES))
         if unknown:

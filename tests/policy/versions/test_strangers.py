@@ -192,7 +192,8 @@ def spoil(value: float) -> Callable[[dict[str, torch.Tensor]], None]:
 
 def as_type(dtype: torch.dtype, factor: float = 1) -> Callable[[dict[str, torch.Tensor]], object]:
     def change(tensors: dict[str, torch.Tensor]) -> None:
-        tensors.update({name: tensor.to(dtype) * factor for name, tensor in tensors.items()})
+        for name, tensor in tensors.items():
+            tensors[name] = (tensor.double() * factor).to(dtype)
 
     return change
 
@@ -214,7 +215,6 @@ BAD_WEIGHTS: dict[str, tuple[Callable[[dict[str, torch.Tensor]], object], str]] 
     "integers": (as_type(torch.int8), "holds int8, which is no plain number"),
     "yes and no": (as_type(torch.bool), "holds bool"),
     "complex": (as_type(torch.complex64), "holds complex64"),
-    "far apart": (as_type(torch.float32, 1e37), "readings are no finite numbers"),
 }
 
 
@@ -252,8 +252,8 @@ def test_a_configuration_that_asks_for_too_much_is_refused(
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"rms_norm_eps": float("nan")}, "readings are no finite numbers"),
-        ({"rope_parameters": {"rope_type": "default", "rope_theta": 1e-320}}, "readings are no"),
+        ({"rms_norm_eps": float("nan")}, "says numbers that are not finite"),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 1e-320}}, "not finite"),
         ({"max_position_embeddings": 10}, "a prompt may have 10 tokens here, and its frame alone"),
     ],
 )

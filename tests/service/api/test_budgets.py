@@ -115,6 +115,21 @@ async def test_a_body_that_says_it_is_too_large_is_not_read(api: Running) -> Non
     assert refusals(api, "body") == 1
 
 
+@pytest.mark.parametrize("protocol", ["h2c", "websocket"])
+async def test_a_body_with_an_upgrade_is_refused_with_what_to_send(
+    api: Running, protocol: str
+) -> None:
+    """Java's client asks for HTTP/2 with every plain request: the parser drops the body."""
+    upgrade = f"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: {protocol}\r\n".encode()
+    head = b"Host: localhost\r\nContent-Type: application/json\r\n" + upgrade
+    answer = await raw(api, b"POST /advise HTTP/1.1\r\n" + head + b"Content-Length: 2\r\n\r\n{}")
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b"send HTTP/1.1 alone" in answer
+    assert (await raw(api, b"GET /healthz HTTP/1.1\r\n" + head + b"\r\n")).startswith(
+        b"HTTP/1.1 200 "
+    )
+
+
 async def test_keys_outside_the_schema_have_a_size(api: Running) -> None:
     reply = await api.advise(request("r-1", candidate__mine="x" * 40_000))
     assert reply.status_code == 422

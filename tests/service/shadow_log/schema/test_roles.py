@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import psycopg
@@ -12,7 +13,15 @@ from app.domain.rules.case import TradingState
 from app.shadow_log.database import connect
 from app.shadow_log.log import ShadowLog
 from app.shadow_log.proof.verify import verify
-from app.shadow_log.schema.logins import ANALYST, READER, WRITER, give_logins, url_as
+from app.shadow_log.schema.logins import (
+    ANALYST,
+    MOST_CONNECTIONS,
+    MOST_DISK,
+    READER,
+    WRITER,
+    give_logins,
+    url_as,
+)
 from app.shadow_log.schema.migrate import downgrade, upgrade
 from tests import builders as build
 from tests.service.processes import advisor, environment
@@ -106,6 +115,20 @@ def test_a_reader_reads_everything_and_changes_nothing(url: str) -> None:
             if not statement.startswith("SELECT * FROM") or "pg_authid" in statement:
                 with pytest.raises(REFUSED), connection.transaction():
                     connection.execute(statement)
+
+
+@pytest.mark.parametrize("role", [READER, ANALYST])
+def test_who_only_reads_takes_neither_all_connections_nor_the_disk(url: str, role: str) -> None:
+    with ExitStack() as held:
+        for _ in range(MOST_CONNECTIONS[role]):
+            connection = held.enter_context(login(url, role))
+        assert connection.execute("SHOW temp_file_limit").fetchone() == (MOST_DISK,)
+        with pytest.raises(REFUSED):
+            connection.execute("SET temp_file_limit = -1")
+        with pytest.raises(psycopg.OperationalError, match="too many connections for role"):
+            login(url, role)
+        with login(url, WRITER) as writer:
+            assert writer.execute("SHOW temp_file_limit").fetchone() == ("-1",)
 
 
 async def test_the_writer_records_whatever_the_service_records_and_makes_months(url: str) -> None:
