@@ -302,7 +302,8 @@ def _require_few_values(request: Request, document: bytes) -> None:
     if values(document, most) > most:
         request.app.state.metrics.refused(Refusal.VALUES)
         message = f"it holds more than {most} JSON values"
-        raise RequestValidationError([{"loc": (), "msg": message, "input": "(not read)"}])
+        fault = {"type": "value_error", "loc": (), "msg": message, "input": "(not read)"}
+        raise RequestValidationError([fault])
 
 
 HEADER_NAMES = frozenset(
