@@ -198,6 +198,8 @@ class Tamperer:
             operation = self._random.choice(("delete", "edit", "insert"))
             table = self._random.choice(list(IDENTITIES))
             row = self._row(table)
+            if row is None:
+                continue
             what, new = table, None
             if operation == "insert":
                 new = row | {IDENTITIES[table]: self._other(table, row)}
@@ -227,9 +229,11 @@ class Tamperer:
                 self._delete(table, old)
             return None if new is None else self._insert(table, new)
 
-    def _row(self, table: str) -> dict[str, Any]:
+    def _row(self, table: str) -> dict[str, Any] | None:
+        """One of a table's; None of an empty one."""
         query = sql.SQL("SELECT to_jsonb(t) AS row FROM {} t").format(sql.Identifier(table))
-        return dict(self._random.choice(self.connection.execute(query).fetchall())["row"])
+        rows = self.connection.execute(query).fetchall()
+        return dict(self._random.choice(rows)["row"]) if rows else None
 
     def _editable(self, table: str, row: dict[str, Any]) -> list[str]:
         dropped = {

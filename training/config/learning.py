@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal, Self, get_args
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from app.domain.model.prompt import IN_DIGITS, LineKind
 from training.config.section import Section
@@ -30,15 +30,14 @@ class EncodeConfig(Section):
         16.0, gt=0, description="keys and values of all prompts together take no more of the disk"
     )
 
-    @field_validator("leave_out")
-    @classmethod
-    def only_digits_are_left_out(cls, kinds: tuple[LineKind, ...]) -> tuple[LineKind, ...]:
+    @model_validator(mode="after")
+    def only_digits_are_left_out(self) -> Self:
         """Words have no number that says the same."""
-        if words := sorted(set(kinds) - IN_DIGITS):
+        if words := sorted(set(self.leave_out) - IN_DIGITS):
             raise ValueError(
                 f"{', '.join(words)} cannot be left out, only {', '.join(sorted(IN_DIGITS))}"
             )
-        return kinds
+        return self
 
 
 class NetworkConfig(Section):

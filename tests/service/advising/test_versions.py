@@ -592,7 +592,7 @@ async def test_a_library_that_panics_is_a_refusal(
     def panic(*_: Any) -> None:
         raise Panic("index out of bounds")
 
-    monkeypatch.setattr("app.policy.in_process.adapter.load_file", panic)
+    monkeypatch.setattr("app.policy.in_process.tensors.load_file", panic)
     refused = await move(api, "shadow", "v1")
     assert refused.status_code == 409
     assert "Panic: index out of bounds" in refused.json()["detail"]

@@ -73,7 +73,9 @@ def test_versions_are_those_under_home_and_those_that_came_with_the_release(
         check=True,
     ).stdout
     assert max(map(len, told.splitlines())) <= 80
-    assert re.search(r"lead +-0\.001\d \[-0\.00\d\d, \+0\.00\d\d\] R over never trading\n", told)
+    assert re.search(
+        r"lead +[+-]0\.00\d\d \[-0\.00\d\d, \+0\.00\d\d\] R over never trading\n", told
+    )
     shipped = [path.name for path in (ROOT / "models").iterdir() if path.is_dir()]
     for name in ("mine-1", *shipped):
         assert name in told

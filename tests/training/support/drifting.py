@@ -10,6 +10,7 @@ import numpy as np
 from app.domain.features import FEATURE_NAMES
 from training.config.judging import DriftConfig
 from training.live.drift.look import Drift, Span, Subject, Window, look
+from training.live.drift.measures import MEASURES
 
 NOW = datetime(2026, 11, 24, tzinfo=UTC)
 SPAN = Span(NOW, NOW, 0)
@@ -31,7 +32,7 @@ def window(
     reward = (
         np.where(rng.random(count) < 0.3 + 0.2 * confidence, rng.gamma(2, 0.8, count), -1.1) + earns
     )
-    numbers = {
+    numbers = {measure.name: np.zeros(count) for measure in MEASURES} | {
         "agreement": (rng.random(count) < agree).astype(float),
         "approval": approval,
         "agent_approval": (rng.random(count) < 0.4).astype(float),

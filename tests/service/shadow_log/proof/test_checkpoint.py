@@ -19,6 +19,7 @@ from shadow_advisor_client.proof import fault
 
 from app.domain.canonical import canonical_json, decision_id
 from app.domain.record.link import FIRST, Linked, Producer
+from app.shadow_log.comparisons import compare_all
 from app.shadow_log.log import ShadowLog
 from app.shadow_log.proof.checkpoint import (
     Checkpointer,
@@ -163,8 +164,8 @@ async def test_a_place_that_cannot_be_used_says_which_and_why(tmp_path: Path) ->
 
 
 async def test_a_consistent_forgery_after_the_checkpoint_is_found(kept: Kept) -> None:
-    """A superuser takes a decision out of every table and makes the whole chain anew: the log
-    agrees with itself, and not with what was signed."""
+    """A superuser takes a decision out of every table and makes sums and the whole chain anew: the
+    log agrees with itself, and not with what was signed."""
     gone = decision_id("r-2")
     with psycopg.connect(kept.url.replace("+psycopg", ""), autocommit=True) as connection:
         connection.execute("SET session_replication_role = replica")
@@ -182,6 +183,7 @@ async def test_a_consistent_forgery_after_the_checkpoint_is_found(kept: Kept) ->
                 [seq, previous, number],
             )
             previous = Linked(producer, seq, previous, *others).hash()
+    await compare_all(kept.url)
     assert (await verify_log(kept.url)).findings == []
     report = await kept.check()
     assert set(report.counts) == {Fault.CHECKPOINT}
