@@ -354,7 +354,12 @@ USUAL: dict[str, dict[str, Any]] = {
 def test_tokenizers_as_families_of_models_have_them_are_bounded(
     description: dict[str, Any],
 ) -> None:
-    require_bounded(Path("tokenizer.json"), {"model": {"type": "BPE"}, **description})
+    """As they come; the same ones with a letter that is doubled twenty times are not."""
+    file, usual = Path("tokenizer.json"), {"model": {"type": "BPE"}, **description}
+    require_bounded(file, usual)
+    own = [usual["normalizer"]] if "normalizer" in usual else []
+    with pytest.raises(ModelFileError, match=str(file)):
+        require_bounded(file, usual | {"normalizer": in_turn(*own, *[written_for("e", "ee")] * 20)})
 
 
 async def test_a_prompt_that_a_tokenizer_fails_at_is_abstained_from(version: Path) -> None:
