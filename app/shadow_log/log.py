@@ -48,9 +48,10 @@ from app.domain.record.decision import Decision
 from app.domain.record.event import CorrectableReport, Entry, Event, EventKind, StateChange
 from app.domain.record.link import Fate, Producer
 from app.domain.record.outcome import Outcome
-from app.shadow_log import links
-from app.shadow_log.append import REPORTS, Appended, Batch, append
-from app.shadow_log.claims import Claims
+from app.shadow_log.appending import links
+from app.shadow_log.appending.batch import REPORTS, Appended, Batch, append
+from app.shadow_log.appending.claims import Claims
+from app.shadow_log.appending.promises import Promise, Promises, forgotten, lost, newest_link
 from app.shadow_log.database import (
     APPLICATION,
     NO_SCHEMA,
@@ -61,7 +62,6 @@ from app.shadow_log.database import (
     translated_errors,
 )
 from app.shadow_log.lean import parts, with_nulls
-from app.shadow_log.promises import Promise, Promises, forgotten, lost, newest_link
 from app.shadow_log.rows import Row, assemble, plain, report_of, row_hash
 from app.shadow_log.schema import partitions, tables
 

@@ -26,7 +26,7 @@ from app.domain.record.event import Event
 from app.domain.record.link import Linked, Producer
 from app.journal.drain import BATCH
 from app.local.servers import EmbeddedPostgres, EmbeddedValkey, postgres_processes
-from app.shadow_log import links
+from app.shadow_log.appending import links
 from app.shadow_log.log import ShadowLog
 from app.shadow_log.proof.checkpoint import Checkpointer
 from app.shadow_log.proof.places import LogPlace

@@ -10,9 +10,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.canonical import digest
 from app.domain.record.link import BEFORE, FIRST, Fate, Linked
-from app.shadow_log.append import REPORTS
-from app.shadow_log.links import COLUMNS, heads
-from app.shadow_log.promises import Promises, forgotten
+from app.shadow_log.appending.batch import REPORTS
+from app.shadow_log.appending.links import COLUMNS, heads
+from app.shadow_log.appending.promises import Promises, forgotten
 from app.shadow_log.proof.findings import Fault, VerifyReport
 from app.shadow_log.rows import row_hash
 from app.shadow_log.schema import tables

@@ -31,7 +31,7 @@ from app.domain.canonical import canonical_json
 from app.domain.errors import ShadowLogUnavailable
 from app.domain.record.link import Fate, Linked
 from app.domain.record.tree import Tree, path
-from app.shadow_log import links
+from app.shadow_log.appending import links
 from app.shadow_log.database import connect, translated_errors
 from app.shadow_log.proof.findings import Fault, VerifyReport
 from app.shadow_log.proof.places import CheckpointError, Place

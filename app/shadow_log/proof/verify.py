@@ -15,7 +15,7 @@ from app.domain.errors import InvalidRecord
 from app.domain.model.manifest import ModelManifest
 from app.domain.record.control import AgentAction
 from app.domain.record.decision import Advice, Decision
-from app.shadow_log.append import REPORTS
+from app.shadow_log.appending.batch import REPORTS
 from app.shadow_log.comparisons import differing, differing_days
 from app.shadow_log.database import connect, translated_errors
 from app.shadow_log.lean import HEAD, lean

@@ -20,7 +20,7 @@ from app.domain.errors import AbstainReason
 from app.domain.record.decision import Abstention
 from app.domain.record.event import Event
 from app.domain.record.link import Producer
-from app.shadow_log.append import Batch, append
+from app.shadow_log.appending.batch import Batch, append
 from app.shadow_log.comparisons import compare_all
 from app.shadow_log.log import ShadowLog
 from app.shadow_log.proof.verify import verify_log

@@ -18,8 +18,9 @@ from app.domain.record.decision import Decision
 from app.domain.record.event import Aside, Entry, Event, EventKind
 from app.domain.record.link import Linked, Producer
 from app.domain.rules.limits import Limits
-from app.shadow_log import comparisons, links
-from app.shadow_log.bulk import copy, insert_new
+from app.shadow_log import comparisons
+from app.shadow_log.appending import links
+from app.shadow_log.appending.bulk import copy, insert_new
 from app.shadow_log.lean import Lean, lean
 from app.shadow_log.rows import Row, advice_rows, control_row, decision_row, report_row
 from app.shadow_log.schema import tables

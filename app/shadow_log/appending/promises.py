@@ -8,7 +8,7 @@ from typing import NamedTuple
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.shadow_log.links import LINK_LOCK
+from app.shadow_log.appending.links import LINK_LOCK
 
 
 class Promise(NamedTuple):

@@ -18,8 +18,8 @@ from app.journal.journal import Journal
 from app.journal.later import RequestQueue
 from app.journal.spool import Spool
 from app.journal.stream import AcceptedRequest, StreamJournal
+from app.shadow_log.appending.promises import Promises, newest_link
 from app.shadow_log.log import ShadowLog
-from app.shadow_log.promises import Promises, newest_link
 from app.shadow_log.proof.findings import Fault
 from app.shadow_log.proof.verify import verify_log
 from app.telemetry import UNOBSERVED
