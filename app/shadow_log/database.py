@@ -36,6 +36,9 @@ SERVER_SHARE = 0.8
 """Of the patience: after this the server itself gives a statement up, and keeps the connection."""
 SILENT_SERVER_MS = 6_000
 """A connection whose server acknowledges nothing for this long is given up (TCP_USER_TIMEOUT)."""
+BEGINNINGS = 10
+"""Tries at a session's first statement, which has the time that a session inherits: where that is a
+millisecond, a busy server may give it up before it has set its own."""
 APPLICATION = "shadow-advisor"
 CONNECT_ARGS = {
     "connect_timeout": CONNECT_TIMEOUT_S,
@@ -84,9 +87,11 @@ def async_url(url: str) -> URL:
 
 
 def session_settings(patience_s: float | None) -> str:
-    """Statements that every session begins with. Without patience nothing is given up."""
+    """Statements that every session begins with. Without patience nothing is given up. The time for
+    a statement comes first: until then what the session inherited counts."""
     limit_ms = 0 if patience_s is None else round(patience_s * SERVER_SHARE * 1000)
     settings = {
+        "statement_timeout": f"{limit_ms}",
         "TimeZone": "'UTC'",
         "DateStyle": "'ISO, MDY'",
         "IntervalStyle": "'postgres'",
@@ -96,7 +101,6 @@ def session_settings(patience_s: float | None) -> str:
         "bytea_output": "'hex'",
         "extra_float_digits": "1",
         "default_transaction_isolation": "'read committed'",
-        "statement_timeout": f"{limit_ms}",
         "lock_timeout": f"{limit_ms}",
         "idle_in_transaction_session_timeout": f"{limit_ms}",
     }
@@ -119,7 +123,13 @@ def connect(url: str, *, patience_s: float | None = PATIENCE_S) -> AsyncEngine:
         connection.patience_s = patience_s
         try:
             await connection.set_autocommit(True)
-            await connection.execute(session_settings(patience_s).encode())
+            for left in reversed(range(BEGINNINGS)):
+                try:
+                    await connection.execute(session_settings(patience_s).encode())
+                    break
+                except psycopg.errors.QueryCanceled:
+                    if not left:
+                        raise
             await connection.set_autocommit(False)
         except BaseException:
             await connection.close()
@@ -140,10 +150,23 @@ def connect_once(url: URL) -> Engine:
     """For migrations: no pool, no event loop, and the same session settings."""
     engine = create_engine(url, poolclass=NullPool, connect_args=CONNECT_ARGS)
 
-    @event.listens_for(engine, "connect")
-    def begin(connection: Any, record: object) -> None:
-        connection.execute(session_settings(None))
-        connection.commit()
+    @event.listens_for(engine, "do_connect")
+    def open_one(dialect: Any, record: object, args: Any, options: dict[str, Any]) -> Any:
+        connection = dialect.connect(*args, **options)
+        try:
+            connection.autocommit = True
+            for left in reversed(range(BEGINNINGS)):
+                try:
+                    connection.execute(session_settings(None))
+                    break
+                except psycopg.errors.QueryCanceled:
+                    if not left:
+                        raise
+            connection.autocommit = False
+        except BaseException:
+            connection.close()
+            raise
+        return connection
 
     return engine
 

@@ -6,13 +6,15 @@ import asyncio
 import gc
 import socket
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from datetime import UTC, datetime
 from time import monotonic
+from typing import Any
 
 import psycopg
 import pytest
 from sqlalchemy import make_url, text
+from sqlalchemy.exc import OperationalError
 
 from app.domain.canonical import decision_id
 from app.domain.errors import InvalidRecord, ShadowLogUnavailable
@@ -22,7 +24,15 @@ from app.journal.drain import StreamDrain
 from app.journal.stream import StreamJournal
 from app.main import build
 from app.metrics import Metrics
-from app.shadow_log.database import APPLICATION, async_url, connect, translated_errors
+from app.shadow_log import database
+from app.shadow_log.database import (
+    APPLICATION,
+    PatientConnection,
+    async_url,
+    connect,
+    connect_once,
+    translated_errors,
+)
 from app.shadow_log.log import ShadowLog
 from app.shadow_log.proof.verify import verify_log
 from app.tasks import end
@@ -41,6 +51,8 @@ INHERITED = {
     "extra_float_digits": "-10",
     "bytea_output": "escape",
 }
+
+SLOW = "SELECT pg_sleep(1)"
 
 
 def inherit(database_url: str, **settings: str) -> None:
@@ -72,6 +84,41 @@ async def test_what_a_database_would_have_sessions_inherit_does_not_count(
     assert (await log.append([build_.decision_event("r-1")])).inserted["decisions"] == 1
     await log.aclose()
     assert (await verify_log(database_url)).findings == []
+
+
+@pytest.mark.parametrize("given_up", [1, 9, 10])
+async def test_a_session_whose_first_statement_is_given_up_begins_again(
+    database_url: str, monkeypatch: pytest.MonkeyPatch, given_up: int
+) -> None:
+    """What a session inherits is the time of its first statement, before it has set its own."""
+    left = {"await": given_up, "plain": given_up}
+
+    def fails(how: str, statement: object) -> bool:
+        first = str(statement).startswith(("b'SET statement_timeout", "SET statement_timeout"))
+        left[how] -= first
+        return first and left[how] >= 0
+
+    class Hurried(psycopg.Connection[Any]):
+        def execute(self, query: Any, *args: Any, **options: Any) -> Any:
+            return super().execute(SLOW if fails("plain", query) else query, *args, **options)
+
+    class HurriedToo(PatientConnection):
+        async def execute(self, query: Any, *args: Any, **options: Any) -> Any:
+            asked = SLOW if fails("await", query) else query
+            return await super().execute(asked, *args, **options)
+
+    inherit(database_url, statement_timeout="1ms")
+    monkeypatch.setattr(database, "PatientConnection", HurriedToo)
+    monkeypatch.setattr(psycopg, "connect", Hurried.connect)
+    log, once = ShadowLog.connect(database_url), connect_once(async_url(database_url))
+    with pytest.raises(ShadowLogUnavailable) if given_up == 10 else nullcontext():
+        await log.ping()
+    with (
+        pytest.raises(OperationalError) if given_up == 10 else nullcontext(),
+        once.connect() as connection,
+    ):
+        assert connection.scalar(text("SHOW statement_timeout")) == "0"
+    await log.aclose()
 
 
 @pytest.mark.parametrize("zone", ["Europe/Berlin", "America/New_York", "Asia/Kathmandu"])
