@@ -229,6 +229,13 @@ def changed(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Pa
     return apply
 
 
+NO_FEATURE = {
+    "mean": torch.zeros(0),
+    "scale": torch.zeros(0),
+    "weight": torch.zeros(2, 0, EMBEDDING),
+}
+
+
 def metadata(left_out: str) -> dict[str, str]:
     return {"features": json.dumps(NAMES), "left_out": json.dumps([left_out])}
 
@@ -251,7 +258,9 @@ def metadata(left_out: str) -> dict[str, str]:
         (changed(lambda it: it.update(mean=torch.tensor([1.0, float("nan")]))), "not finite"),
         (changed(lambda it: it["weight"].fill_(float("inf"))), "not finite"),
         (lambda path: save_file(load_file(path), path, metadata("news")), "news cannot be left"),
-        (lambda path: save_file(load_file(path), path, metadata("tea")), "cannot be read"),
+        (lambda path: save_file(load_file(path), path, metadata("tea")), "tea cannot be left"),
+        (lambda path: save_file(NO_FEATURE, path, {"features": "[]"}), "no feature"),
+        (lambda path: save_file(load_file(path), path, {"features": '["rsi", "rsi"]'}), "twice"),
     ],
 )
 def test_a_map_that_does_not_fit_is_refused(

@@ -134,6 +134,8 @@ class Numbers(torch.nn.Module):
                 f"{path}: no scenario has the features {', '.join(unknown)[:200]}: it was made for"
                 " another version of this service"
             )
+        if not names or len(set(names)) < len(names):
+            raise ModelFileError(f"{path} names no feature, or one twice: it is no map")
         fits = (
             mean.shape == scale.shape == (len(names),)
             and weight.dim() == 3
@@ -161,7 +163,7 @@ def left_out_by(folder: Path) -> frozenset[LineKind]:
 
 def _left_out(told: Mapping[str, str]) -> frozenset[LineKind]:
     """Raises `ValueError` for what is no line of numbers."""
-    kinds = frozenset(map(LineKind, json.loads(told.get(LEFT_OUT, "[]"))))
-    if not kinds <= IN_DIGITS:
-        raise ValueError(f"lines of {', '.join(sorted(kinds - IN_DIGITS))} cannot be left out")
-    return kinds
+    named = {str(name) for name in json.loads(told.get(LEFT_OUT, "[]"))}
+    if never := sorted(named - IN_DIGITS):
+        raise ValueError(f"lines of {', '.join(never)[:200]} cannot be left out of a prompt")
+    return frozenset(map(LineKind, named))

@@ -24,6 +24,7 @@ _GROWTH = {
     "BertNormalizer": 4,
     "ByteLevel": 4,
     "Lowercase": 3,
+    "Metaspace": 2,
     "NFC": 3,
     "NFD": 4,
     "NFKC": 18,
@@ -81,7 +82,9 @@ def _parts(value: Any) -> tuple[list[dict[str, Any]], list[int]]:
 def _growth(part: dict[str, Any]) -> int:
     kind = part["type"]
     if kind == "Replace":
-        return max(len(str(part.get("content") or "")), 1)
+        pattern, content = part.get("pattern"), str(part.get("content") or "")
+        keeps = not (isinstance(pattern, dict) and pattern.get("String"))
+        return max(len(content) + keeps, 1)  # A pattern may match nothing, before each character.
     if kind == "Precompiled":
         return max(_longest(str(part.get("precompiled_charsmap") or "")), 1)
     return _GROWTH.get(kind, 1) if isinstance(kind, str) else 1

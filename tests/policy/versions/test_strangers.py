@@ -278,16 +278,33 @@ def written_for(text: str, content: str) -> dict[str, Any]:
     return {"type": "Replace", "pattern": {"String": text}, "content": content}
 
 
+def written_between(content: str) -> dict[str, Any]:
+    return {"type": "Replace", "pattern": {"Regex": "(?=.)"}, "content": content}
+
+
 def in_turn(*normalizers: dict[str, Any]) -> dict[str, Any]:
     return {"normalizer": {"type": "Sequence", "normalizers": list(normalizers)}}
 
 
 BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+EACH = {"type": "Split", "pattern": {"Regex": "."}, "behavior": "Isolated", "invert": False}
+BEFORE_EACH = {
+    "type": "Metaspace",
+    "replacement": "_",
+    "prepend_scheme": "always",
+    "split": False,
+}
 A_MAP = b64encode(b"\4\0\0\0" + b"\0" * 4 + b"a\0" + b"x" * 9999 + b"\0").decode()
 WHOLE = {"Sequence": {"id": "A", "type_id": 0}}
 BAD_TOKENIZERS: dict[str, tuple[dict[str, Any], str]] = {
     "doubles": (in_turn(*[written_for("e", "ee")] * 20), "characters for one"),
     "doubles for ever": (in_turn(*[written_for("e", "ee")] * 999), "has 1000 parts"),
+    "between characters": (in_turn(*[written_between("e")] * 20), "characters for one"),
+    "nothing, replaced": (in_turn(*[written_for("", "e")] * 20), "characters for one"),
+    "before each piece": (
+        {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [EACH, BEFORE_EACH] * 14}},
+        "characters for one",
+    ),
     "long for what only prompts hold": (in_turn(written_for("7", "x" * 9999)), "for one"),
     "a map": ({"normalizer": {"type": "Precompiled", "precompiled_charsmap": A_MAP}}, "for one"),
     "bytes of bytes": (
@@ -346,6 +363,15 @@ USUAL: dict[str, dict[str, Any]] = {
             "precompiled_charsmap": b64encode(NMT_NFKC).decode(),
         }
     },
+    "llama 2, newer": {
+        "normalizer": {"type": "NFKC"},
+        "pre_tokenizer": {**BEFORE_EACH, "prepend_scheme": "first"},
+    },
+    "clip": in_turn(
+        {"type": "NFC"},
+        {"type": "Replace", "pattern": {"Regex": r"\s+"}, "content": " "},
+        {"type": "Lowercase"},
+    ),
     "qwen": {"normalizer": {"type": "NFC"}, "pre_tokenizer": BYTES},
 }
 
