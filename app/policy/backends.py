@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from app.domain.errors import ModelFileError
+from app.domain.errors import AdvisorError, ModelFileError
 from app.domain.model.manifest import ModelManifest
 from app.policy.encoding import PromptEncoder
 from app.policy.options import DEFAULTS, BackendOptions
@@ -41,8 +41,13 @@ class Backends:
         ManifestMismatch, ModelFileError : this version must not be served; the message says why and
             how to mend it.
         """
-        with refusals(directory):
-            return self._load(directory, registered)
+        try:
+            with refusals(directory):
+                return self._load(directory, registered)
+        except AdvisorError as error:
+            if str(directory) not in str(error):
+                error.args = (f"{directory}: {error}",)
+            raise
 
     def _load(self, directory: Path, registered: ModelManifest | None) -> Policy:
         # No model directory is refused before torch is loaded for nothing.

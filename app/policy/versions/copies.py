@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from app.domain.canonical import content_hash
-from app.domain.errors import ModelFileError
+from app.domain.errors import AdvisorError, ModelFileError
 from app.policy.versions.files import copy_file, refusals, walk
 from app.policy.versions.store import file_hash, require_hashes, require_names
 
@@ -54,6 +54,8 @@ class PrivateCopies:
         ModelFileError : the directory holds other files, a link, a pickle, a pointer of Git LFS; or
             there is no room.
         ManifestMismatch : the bytes are others.
+
+        What is refused within the block is told of the directory, whose copy nobody knows.
         """
         require_names(directory, files)
         wanted = {
@@ -69,7 +71,11 @@ class PrivateCopies:
                     _replace(copy, _copied(directory, wanted, place))
                 _require_unchanged(directory, copy, wanted)
                 os.utime(copy)
-            yield copy
+            try:
+                yield copy
+            except AdvisorError as error:
+                error.args = (str(error).replace(str(copy), str(directory)),)
+                raise
 
     @contextmanager
     def _opened(self) -> Iterator[Path]:

@@ -70,6 +70,8 @@ def refused(version: Path, *, manifest: bool = True, **more: Any) -> str:
     with pytest.raises((ModelFileError, ManifestMismatch)) as caught:
         Backends(options(version, **more)).load(version)
     assert "\n" not in str(caught.value)
+    assert str(version) in str(caught.value)
+    assert ".v/" not in str(caught.value)
     assert len(str(caught.value)) < 900
     return str(caught.value)
 
