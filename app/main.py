@@ -45,6 +45,7 @@ from app.policy.versions.store import base_of, described
 from app.settings import SCRIPTED, Clock, Settings, SettingsError
 from app.shadow_log.log import ShadowLog
 from app.tasks import calm_garbage_collection
+from app.telemetry import UNOBSERVED, Telemetry
 
 log = structlog.get_logger()
 DEFAULT_MODEL = "smollm2-135m-instruct"
@@ -176,22 +177,7 @@ def build(settings: Settings, metrics: Metrics, models: Models | None = None) ->
     shadow_log = ShadowLog.connect(settings.database_url)
     stream = StreamJournal(settings.redis_url, telemetry=metrics)
     spool = Spool(settings.spool_dir, settings.max_spool_bytes, metrics)
-    backends = Backends(
-        BackendOptions(
-            roots=settings.model_roots,
-            manifests=settings.manifests_dir,
-            certificates=settings.certificate_dirs,
-            copies=settings.models_dir / ".verified",
-            prompt_tokens=settings.prompt_tokens,
-            threads=settings.threads,
-            engine=None if settings.engine == "auto" else Engine(settings.engine),
-            max_batch=settings.max_batch,
-            max_queue=settings.queue_size,
-            vllm_url=settings.vllm_url,
-            vllm_model=settings.vllm_model,
-            telemetry=metrics,
-        )
-    )
+    backends = Backends(backend_options(settings, metrics))
     return Service(
         Serving(pins(settings, models), backends, shadow_log, metrics),
         settings.limits,
@@ -204,6 +190,24 @@ def build(settings: Settings, metrics: Metrics, models: Models | None = None) ->
         max_reports=settings.max_reports,
         deciders=deciders(settings),
         adopted=settings.home / "limits-adopted.json",
+    )
+
+
+def backend_options(settings: Settings, telemetry: Telemetry = UNOBSERVED) -> BackendOptions:
+    """How versions are run here."""
+    return BackendOptions(
+        roots=settings.model_roots,
+        manifests=settings.manifests_dir,
+        certificates=settings.certificate_dirs,
+        copies=settings.models_dir / ".verified",
+        prompt_tokens=settings.prompt_tokens,
+        threads=settings.threads,
+        engine=None if settings.engine == "auto" else Engine(settings.engine),
+        max_batch=settings.max_batch,
+        max_queue=settings.queue_size,
+        vllm_url=settings.vllm_url,
+        vllm_model=settings.vllm_model,
+        telemetry=telemetry,
     )
 
 

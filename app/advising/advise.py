@@ -17,7 +17,6 @@ from app.advising.panel import Panel
 from app.advising.records import Records
 from app.advising.serving import Models, Serving
 from app.domain.canonical import DEFAULT_PRINCIPAL, decision_id
-from app.domain.errors import PolicyAbstained
 from app.domain.model.prompt import Prompt
 from app.domain.record.control import AgentAction
 from app.domain.record.decision import (
@@ -31,8 +30,7 @@ from app.domain.record.decision import (
 from app.domain.record.event import Event, EventKind, Rationale
 from app.domain.record.settled import settled
 from app.domain.scenario import Scenario
-from app.policy.port import Policy
-from app.policy.rivals import RivalPolicy
+from app.policy.asking import reading_of
 from app.telemetry import LossCause, Rough, Stage, Telemetry, timed
 
 log = structlog.get_logger()
@@ -252,16 +250,3 @@ async def _read(
 def _unsettled(decision: Decision) -> list[int]:
     """Places of the advices that an exact reading might change."""
     return [turn for turn, advice in enumerate(decision.advices) if not settled(decision, advice)]
-
-
-async def reading_of(
-    policy: Policy, scenario: Scenario, prompt: Prompt, deadline: float, rough: bool = False
-) -> Reading | Abstention:
-    """What one version says by the deadline, or why it says nothing."""
-    if isinstance(policy, RivalPolicy):
-        return policy.read(scenario)  # In microseconds, and from no prompt.
-    try:
-        return await policy.decide(prompt, deadline, scenario, rough)
-    except PolicyAbstained as abstained:
-        log.warning("policy abstained", reason=abstained.reason, detail=abstained.detail)
-        return Abstention(abstained.reason, abstained.detail[:500] or None)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from app.advising.advise import reading_of
 from app.advising.serving import Models
 from app.domain.model.manifest import Calibration
 from app.domain.model.prompt import PROMPT_VERSION
 from app.domain.record.decision import Advice, Decision, Engine, Reading, cautious
+from app.policy.asking import reading_of
 
 EQUAL_NATS = 1e-3
 """Other machines, and other prompts read beside it, change the last digits of a probability."""

@@ -94,7 +94,7 @@ class Service:
         self.requests = requests
         self.serving = serving
         self.controls = Controls(limits, profiles, journal, shadow_log, telemetry, adopted)
-        self.trials = Trials(lambda: shadow_log.url, LimitsHistory(shadow_log))
+        self.trials = Trials(lambda: shadow_log.url, LimitsHistory(shadow_log), serving.options)
         self.records = Records(journal, shadow_log, telemetry, now, live=by_wall_clock)
         self.report_bounds = ReportBounds(max_reports)
         self.door = Door(telemetry, JOURNAL_RESERVE_S, self._parallel)

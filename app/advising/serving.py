@@ -33,6 +33,7 @@ from app.domain.model.aliases import NOTHING
 from app.domain.model.manifest import PRIMARY_ALIAS, ModelManifest
 from app.domain.record.decision import Role, Version
 from app.policy.backends import Backends
+from app.policy.options import BackendOptions
 from app.policy.port import Policy
 from app.policy.versions.files import refusals
 from app.policy.versions.store import base_of, find_version, load_manifest, report_beside
@@ -125,6 +126,11 @@ class Serving:
         self._retired: list[Policy] = []
         self._in_use: Counter[Models] = Counter()
         self._lock = asyncio.Lock()
+
+    @property
+    def options(self) -> BackendOptions:
+        """How versions are run here."""
+        return self._backends.options
 
     @property
     def models(self) -> Models:

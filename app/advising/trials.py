@@ -1,4 +1,4 @@
-"""Proposed limits tried on the record, in a process of its own that gives way to those that advise:
+"""Proposals tried on the record, in a process of its own that gives way to those that advise:
 one at a time in each replica."""
 
 from __future__ import annotations
@@ -7,19 +7,24 @@ import asyncio
 import multiprocessing
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from time import monotonic
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import orjson
 import structlog
 
+from app.advising.hindsight import Hindsight
 from app.domain.errors import AdvisorError, TrialRefused
 from app.domain.rules.limits import parse_limits
-from app.domain.what_if import Judge
+from app.domain.what_if.costs import costs_of
+from app.domain.what_if.judge import Judge
+from app.policy.options import BackendOptions
 from app.shadow_log.limits_history import LimitsHistory, Proposal
-from app.shadow_log.reading.what_if import Asked, tallied
+from app.shadow_log.reading.what_if import Asked, Missing, Progress, tallied
 from app.tasks import calm_garbage_collection, described
+from app.telemetry import UNOBSERVED
 
 log = structlog.get_logger()
 LOOK_S = 0.2
@@ -39,6 +44,25 @@ class Against(NamedTuple):
     hash: str = RECORDED
 
 
+class Otherwise(NamedTuple):
+    """What is tried beside limits: a version in the place of the primary, of which at most `read`
+    decisions are read now; costs of each side, fractions of notional."""
+
+    version: str | None = None
+    read: int = 0
+    fee: float | None = None
+    slippage: float | None = None
+
+
+class Asking(NamedTuple):
+    """All that a trial is asked."""
+
+    proposal: Proposal
+    against: Against
+    decisions: Asked
+    otherwise: Otherwise = Otherwise()
+
+
 class Trial(NamedTuple):
     """How far one is: decisions that were replayed, of how many; or why it ended without a
     report."""
@@ -51,18 +75,21 @@ class Trial(NamedTuple):
 class Trials:
     """Trials of this process. What they give is in the history; how far they are, here."""
 
-    def __init__(self, url: Callable[[], str], history: LimitsHistory) -> None:
+    def __init__(
+        self, url: Callable[[], str], history: LimitsHistory, options: BackendOptions
+    ) -> None:
         self._url = url
         self._history = history
+        self._options = replace(options, telemetry=UNOBSERVED)
         self._trials: dict[int, Trial] = {}
         self._running: asyncio.Task[None] | None = None
 
-    def begin(self, proposal: Proposal, against: Against, asked: Asked) -> None:
+    def begin(self, asking: Asking) -> None:
         """Try a proposal. Raises `TrialRefused` while another one is tried here."""
         if self._running is not None and not self._running.done():
             raise TrialRefused("another proposal is being tried here: wait until it has ended")
-        self._trials[proposal.id] = Trial()
-        self._running = asyncio.create_task(self._run(proposal, against, asked))
+        self._trials[asking.proposal.id] = Trial()
+        self._running = asyncio.create_task(self._run(asking))
 
     def of(self, proposal_id: int) -> Trial | None:
         """How far the trial is; None when it has ended with a report, or none was begun here."""
@@ -74,22 +101,22 @@ class Trials:
             self._running.cancel()
             await asyncio.gather(self._running, return_exceptions=True)
 
-    async def _run(self, proposal: Proposal, against: Against, asked: Asked) -> None:
-        began = monotonic()
+    async def _run(self, asking: Asking) -> None:
+        began, proposal = monotonic(), asking.proposal
         try:
-            report = await self._replayed(proposal, against, asked)
+            report = await self._replayed(asking)
             seconds = monotonic() - began
-            await self._history.add_report(proposal.id, against.hash, report, seconds)
+            await self._history.add_report(proposal.id, asking.against.hash, report, seconds)
             del self._trials[proposal.id]
         except Exception as error:  # Told on the page of the proposal; others can be tried.
             log.warning("a trial of limits failed", proposal=proposal.id, error=described(error))
             self._trials[proposal.id] = Trial(failed=str(error) or type(error).__name__)
 
-    async def _replayed(self, proposal: Proposal, against: Against, asked: Asked) -> str:
+    async def _replayed(self, asking: Asking) -> str:
         """The report, from a process of its own."""
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe(duplex=False)
-        told = (theirs, self._url(), proposal.toml, against.toml, asked)
+        told = (theirs, self._url(), asking, self._options)
         process = context.Process(target=_replay, args=told, daemon=True)
         process.start()
         theirs.close()
@@ -103,7 +130,7 @@ class Trials:
                     return str(value)
                 if what == "failed":
                     raise TrialRefused(str(value))
-                self._trials[proposal.id] = Trial(*value)
+                self._trials[asking.proposal.id] = Trial(*value)
         except EOFError as error:
             raise TrialRefused("the replay ended without a report; the log says why") from error
         finally:
@@ -112,21 +139,44 @@ class Trials:
             await asyncio.to_thread(process.join)
 
 
-def _replay(pipe: Connection, url: str, toml: str, against: str | None, asked: Asked) -> None:
+def _replay(pipe: Connection, url: str, asking: Asking, options: BackendOptions) -> None:
     """In the process of its own: tell how far it is, then the report."""
     os.nice(NICE)
     calm_garbage_collection()
+    otherwise = asking.otherwise
+    every = 1 if otherwise.read else TELL_EVERY
 
     def tell(done: int, total: int) -> None:
-        if done % TELL_EVERY == 0:
+        if done % every == 0:
             pipe.send(("progress", (done, total)))
 
     try:
-        before = None if against is None else parse_limits(against, "limits in force")
-        judge = Judge(parse_limits(toml, "the proposal"), before)
-        document = asyncio.run(tallied(url, judge, asked, tell)).as_json()
+        toml = asking.against.toml
+        before = None if toml is None else parse_limits(toml, "limits in force")
+        judge = Judge(
+            parse_limits(asking.proposal.toml, "the proposal"),
+            before,
+            version=otherwise.version,
+            costs=costs_of(otherwise.fee, otherwise.slippage),
+        )
+        document = asyncio.run(_tallied(url, judge, asking, options, tell))
     except AdvisorError as error:
         pipe.send(("failed", str(error)))
         return
     document["changed"] = document["changed"][-MOST_CHANGED:]
     pipe.send(("report", orjson.dumps(document).decode()))
+
+
+async def _tallied(
+    url: str, judge: Judge, asking: Asking, options: BackendOptions, tell: Progress
+) -> dict[str, Any]:
+    """The report as a document."""
+    most = asking.otherwise.read
+    reader = Hindsight(judge.version, options) if judge.version is not None and most else None
+    missing = None if reader is None else Missing(reader, most)
+    try:
+        tally = await tallied(url, judge, asking.decisions, tell, missing=missing)
+    finally:
+        if reader is not None:
+            await reader.aclose()
+    return judge.as_json() | tally.as_json()

@@ -67,6 +67,9 @@ def events(begin: datetime, step: timedelta, decisions: int) -> Iterator[Event]:
                 "arm": arm,
                 "outcome": "tp2" if won else "sl",
                 "net_pnl": 9.0 if won else -7.0,
+                "exit_price": made.scenario.plan.entry,
+                "fees": 0.5,
+                "slippage": 0.25,
                 "exit_time": (begin + step * (number + 1)).isoformat(),
             }
             document |= {"model_version": "bench"} if arm == "advice" else {}

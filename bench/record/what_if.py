@@ -1,5 +1,5 @@
 """How long `advisor what-if` takes over a large record: other limits on every decision of four
-months, both arms, in order of time.
+months, both arms, in order of time; and with them another version and other costs.
 
 Decisions are recorded as the service records them and copied by Postgres
 (`bench.record.questions`), with times of their own, so that the book passes from one to the next.
@@ -18,7 +18,10 @@ import typer
 from rich.console import Console
 
 from app.domain.rules.limits import Limits, read_limits
-from app.domain.what_if import Grade, Judge, Tally
+from app.domain.what_if.costs import Costs
+from app.domain.what_if.judge import Judge
+from app.domain.what_if.past import Grade
+from app.domain.what_if.tally import Tally
 from app.shadow_log.reading.what_if import Asked, tallied
 from app.shadow_log.schema.migrate import upgrade
 from app.tasks import calm_garbage_collection
@@ -34,12 +37,18 @@ def other_limits() -> Limits:
     return limits.model_copy(update={"version": "bench", "volatility_spike": spike})
 
 
-def replayed(url: str) -> tuple[Tally, float]:
-    """What the other limits do, and the seconds that finding out took."""
+def replayed(url: str, judge: Judge) -> tuple[Tally, float]:
+    """What is otherwise does, and the seconds that finding out took."""
     calm_garbage_collection()
     begin = perf_counter()
-    tally = asyncio.run(tallied(url, Judge(other_limits()), Asked()))
+    tally = asyncio.run(tallied(url, judge, Asked()))
     return tally, perf_counter() - begin
+
+
+def everything() -> Judge:
+    """Other limits, a version in the place of the primary (the same, whose readings there are), and
+    twice the fee."""
+    return Judge(other_limits(), version="bench", costs=Costs(fee=0.002))
 
 
 def main(
@@ -52,18 +61,21 @@ def main(
     with servers() as (_, postgres, _):
         upgrade(postgres.url)
         fill(postgres.url, decisions)
-        tally, seconds = replayed(postgres.url)
+        tally, seconds = replayed(postgres.url, Judge(other_limits()))
+        _, all_seconds = replayed(postgres.url, everything())
         if profile:
             profiler = cProfile.Profile()
-            profiler.runcall(replayed, postgres.url)
+            profiler.runcall(replayed, postgres.url, everything())
             pstats.Stats(profiler).sort_stats("tottime").print_stats(25)
     agent = tally.arms["agent"]
     grades = {grade.value: agent.grades[grade] for grade in Grade}
     Console().print(
         f"{agent.decisions:,} decisions in {seconds:.1f} s,"
-        f" {1e3 * seconds / agent.decisions:.2f} ms each; the agent's orders: {grades}"
+        f" {1e3 * seconds / agent.decisions:.2f} ms each; the agent's orders: {grades};"
+        f" with another version and other costs {all_seconds:.1f} s"
     )
-    record("what_if", {"decisions": agent.decisions, "seconds": seconds})
+    figures = {"decisions": agent.decisions, "seconds": seconds, "all_seconds": all_seconds}
+    record("what_if", figures)
 
 
 if __name__ == "__main__":

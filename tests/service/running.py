@@ -16,10 +16,13 @@ import httpx
 from app import main
 from app.advising.service import Service
 from app.advising.serving import Models
+from app.domain.model.manifest import MANIFEST_NAME, ModelManifest
 from app.domain.record.event import Event
 from app.journal.drain import StreamDrain
 from app.metrics import Metrics
+from app.policy.rivals import RIVAL_NAME, Threshold
 from app.policy.scripted import ScriptedPolicy
+from app.policy.versions.store import file_hash
 from app.schemas import EXAMPLE
 from app.settings import Settings
 from app.shadow_log.log import ShadowLog
@@ -151,3 +154,19 @@ async def drained(settings: Settings) -> int:
     finally:
         await drain.aclose()
         await log.aclose()
+
+
+def rival_version(root: Path, name: str, cut: float) -> Path:
+    """A threshold on RSI as a version."""
+    place = root / name
+    place.mkdir(parents=True)
+    (place / RIVAL_NAME).write_text(json.dumps(Threshold(feature="rsi", cut=cut).as_json()))
+    manifest = ModelManifest(
+        model_version=name,
+        base_model="score threshold",
+        licence="Apache-2.0",
+        created_at=datetime(2026, 11, 24, tzinfo=UTC),
+        files={RIVAL_NAME: file_hash(place / RIVAL_NAME)},
+    )
+    (place / MANIFEST_NAME).write_text(json.dumps(manifest.as_json()))
+    return place

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import nan
 from typing import Any
 
 import orjson
@@ -10,13 +11,14 @@ from fastapi.responses import RedirectResponse
 from starlette.exceptions import HTTPException
 
 from app.advising.service import Service
-from app.advising.trials import RECORDED, Against
+from app.advising.trials import RECORDED, Against, Asking, Otherwise
 from app.api.access import allowed
 from app.api.explorer import asked, charts
 from app.api.explorer.look import page
 from app.api.explorer.route import PageRoute
 from app.domain.principal import Role
 from app.domain.rules.limits import changes, parse_limits
+from app.domain.what_if.costs import MOST_COST
 from app.shadow_log.limits_history import LimitsHistory, Proposal
 from app.shadow_log.reading.what_if import Asked
 from app.shadow_log.rows import Row
@@ -24,6 +26,8 @@ from app.shadow_log.rows import Row
 MOST_FORM_BYTES = 131_072
 MOST_SHOWN = 100
 LONGEST_REASON = 200
+MOST_READ = 1_000
+"""Decisions that a trial lets a version read anew: some two minutes beside a service."""
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 
 
@@ -38,6 +42,7 @@ async def limits(request: Request) -> Response:
         overruled=service.controls.overruled(),
         proposals=await history.proposals(MOST_SHOWN),
         adoptions=await history.adoptions(most=MOST_SHOWN),
+        versions=await service.shadow_log.models(),
     )
 
 
@@ -47,6 +52,7 @@ async def propose(request: Request) -> Response:
     caller = allowed(request, Role.OPERATOR)
     service, history = _parts(request)
     fields = await asked.form(request, MOST_FORM_BYTES)
+    otherwise = _otherwise(fields)
     profile = fields.get("profile", "")
     if profile not in service.controls.by_profile():
         raise HTTPException(422, f"there is no limits file of {profile!r}")
@@ -59,7 +65,7 @@ async def propose(request: Request) -> Response:
         since=since,
         until=until,
     )
-    _begin(service, proposal, fields.get("against", ""))
+    _begin(service, proposal, fields.get("against", ""), otherwise)
     return RedirectResponse(f"/ui/limits/{proposal.id}", 303)
 
 
@@ -88,6 +94,7 @@ async def proposal(id: int, request: Request) -> Response:
         recorded=RECORDED,
         gains=charts.gains(document["arms"]) if document else {},
         trial=tried,
+        versions=await service.shadow_log.models(),
         refresh_s=2 if tried is not None and tried.failed is None else None,
     )
 
@@ -104,7 +111,8 @@ async def try_again(id: int, request: Request) -> Response:
     allowed(request, Role.OPERATOR)
     service, history = _parts(request)
     fields = await asked.form(request)
-    _begin(service, await _proposal(history, id), fields.get("against", ""))
+    otherwise = _otherwise(fields)
+    _begin(service, await _proposal(history, id), fields.get("against", ""), otherwise)
     return RedirectResponse(f"/ui/limits/{id}", 303)
 
 
@@ -154,7 +162,31 @@ async def _proposal(history: LimitsHistory, id: int) -> Proposal:
     return proposed
 
 
-def _begin(service: Service, proposal: Proposal, against: str) -> None:
+def _otherwise(fields: dict[str, str]) -> Otherwise:
+    """What is tried beside limits. Raises 422."""
+    version = fields.get("version") or None
+    read = _number(fields, "read", MOST_READ) or 0.0
+    if read and version is None:
+        raise HTTPException(422, "say which version reads the decisions that it has not read")
+    fee, slippage = (_number(fields, name, MOST_COST) for name in ("fee", "slippage"))
+    return Otherwise(version, int(read), fee, slippage)
+
+
+def _number(fields: dict[str, str], name: str, most: float) -> float | None:
+    """A number from 0 on; None where the field is empty. Raises 422."""
+    written = fields.get(name, "")
+    if not written:
+        return None
+    try:
+        number = float(written)
+    except ValueError:
+        number = nan
+    if not 0 <= number <= most:
+        raise HTTPException(422, f"{name}: {written[:20]!r} is no number from 0 to {most:g}")
+    return number
+
+
+def _begin(service: Service, proposal: Proposal, against: str, otherwise: Otherwise) -> None:
     """Try a proposal on the decisions that its profile judges."""
     judging = service.controls.by_profile()
     in_force = judging.get(proposal.profile)
@@ -165,7 +197,7 @@ def _begin(service: Service, proposal: Proposal, against: str) -> None:
     asked_for = Asked(
         proposal.since, proposal.until, proposal.profile or None, () if proposal.profile else own
     )
-    service.trials.begin(proposal, beside, asked_for)
+    service.trials.begin(Asking(proposal, beside, asked_for, otherwise))
 
 
 def _reason(fields: dict[str, str]) -> str:

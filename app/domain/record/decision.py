@@ -185,6 +185,11 @@ class Advice(Record):
         description="what the prompt's text part did; none where the prompt has no such part",
     )
 
+    @property
+    def version(self) -> Version:
+        """Who gave it."""
+        return Version(self.model_version, self.manifest_hash, self.calibration, self.role)
+
 
 class Version(NamedTuple):
     """Which model version is answering, and how its reading becomes a proposal."""
@@ -259,11 +264,13 @@ class Decision(Record):
             reading = Abstention(
                 advice.abstain_reason or AbstainReason.BACKEND_PROTOCOL, advice.abstain_detail
             )
-        version = Version(
-            advice.model_version, advice.manifest_hash, advice.calibration, advice.role
-        )
         return conclude(
-            self.scenario, reading, version, self.limits, state=self.state, now=self.evaluated_at
+            self.scenario,
+            reading,
+            advice.version,
+            self.limits,
+            state=self.state,
+            now=self.evaluated_at,
         )
 
 

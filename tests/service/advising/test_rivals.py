@@ -2,39 +2,18 @@
 
 from __future__ import annotations
 
-import json
-from datetime import UTC, datetime
 from pathlib import Path
 
 import psycopg
 
-from app.domain.model.manifest import MANIFEST_NAME, ModelManifest
-from app.policy.rivals import RIVAL_NAME, Threshold
-from app.policy.versions.store import file_hash
 from app.shadow_log.proof.verify import verify_log
-from tests.service.running import drained, request, running, settings_for
-
-
-def version(root: Path, name: str, cut: float) -> Path:
-    """A threshold on RSI as a version."""
-    place = root / name
-    place.mkdir(parents=True)
-    (place / RIVAL_NAME).write_text(json.dumps(Threshold(feature="rsi", cut=cut).as_json()))
-    manifest = ModelManifest(
-        model_version=name,
-        base_model="score threshold",
-        licence="Apache-2.0",
-        created_at=datetime(2026, 11, 24, tzinfo=UTC),
-        files={RIVAL_NAME: file_hash(place / RIVAL_NAME)},
-    )
-    (place / MANIFEST_NAME).write_text(json.dumps(manifest.as_json()))
-    return place
+from tests.service.running import drained, request, rival_version, running, settings_for
 
 
 async def test_rivals_advise_within_the_decision_and_replay(
     database_url: str, valkey_url: str, tmp_path: Path
 ) -> None:
-    bold, shy = version(tmp_path, "bold-1", 30.0), version(tmp_path, "shy-1", 90.0)
+    bold, shy = rival_version(tmp_path, "bold-1", 30.0), rival_version(tmp_path, "shy-1", 90.0)
     settings = settings_for(
         database_url, valkey_url, tmp_path / "home", model="scripted", shadow_models=f"{bold},{shy}"
     )

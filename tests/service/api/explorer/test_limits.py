@@ -65,6 +65,26 @@ async def test_a_proposal_says_what_it_would_have_earned_and_which_decisions_cha
     assert site.api.service.controls.limits.spread.max_bps == 10.0, "nothing changes by trying"
 
 
+async def test_another_version_and_other_costs_are_tried_with_the_same_words(site: Site) -> None:
+    """The primary itself as the other version, which says the same; trades that told too little for
+    other costs are named."""
+    plan = request("x")["plan"]
+    risk = plan["quantity"] * abs(plan["entry"] - plan["stop"])
+    await traded(site, "lost", -risk)
+    await site.stored()
+    path = await proposed(site, SHIPPED, version="scripted-1", fee="0", against="recorded")
+    shown = (await site.get(path, "operator")).text
+    told = words(shown)
+    assert "scripted-1 advises in the place of the primary; a fee of 0.0 of notional" in told
+    assert "agent 1 1 → 1" in told
+    assert "agent: not told of its trade: exit price, fees (1)" in told
+    assert re.search(r"advice 1 \d → \d", told)
+    assert 'name="version" maxlength="200" list="versions"' in shown
+    assert 'value="scripted-1"' in shown
+    failed = words((await site.get(await proposed(site, SHIPPED, version="nobody-1"))).text)
+    assert "nobody ever heard of a version" in failed
+
+
 async def test_decisions_that_stay_refused_by_other_rules_are_folded_below_the_choice(
     site: Site,
 ) -> None:
@@ -128,6 +148,10 @@ async def test_what_is_no_proposal_is_told_and_not_kept(site: Site) -> None:
         ({"toml": "a" * 200_000}, 413, "larger than"),
         ({"profile": "../nobody"}, 422, "no limits file"),
         ({"since": "yesterday"}, 400, "since"),
+        ({"fee": "0.1"}, 422, "no number from 0 to 0.01"),
+        ({"slippage": "nan"}, 422, "no number from 0 to 0.01"),
+        ({"version": "x-1", "read": "9999"}, 422, "no number from 0 to 1000"),
+        ({"read": "9"}, 422, "say which version reads"),
     ]
     for changes, status, said in tried:
         answer = await site.post("/ui/limits", form | changes, "operator")

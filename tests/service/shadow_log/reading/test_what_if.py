@@ -5,17 +5,23 @@ from __future__ import annotations
 import json
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
 
-from app.domain.errors import InvalidRecord
-from app.domain.what_if import Past
+from app.advising.hindsight import Hindsight
+from app.domain.errors import AbstainReason, InvalidRecord, UnknownVersion
+from app.domain.record.decision import Abstention
+from app.domain.record.event import Event
+from app.domain.what_if.judge import Judge
+from app.domain.what_if.past import ADVICE, AGENT, Grade, Past, Said, Traded
+from app.policy.options import BackendOptions
 from app.shadow_log.log import ShadowLog
-from app.shadow_log.reading.what_if import Asked, pasts
+from app.shadow_log.reading.what_if import Asked, Missing, pasts, tallied
 from tests import builders as build
 from tests.service.processes import advisor, environment
-from tests.service.running import ROOT
+from tests.service.running import ROOT, rival_version
 
 TIMES = [build.AS_OF + timedelta(hours=i) for i in range(3)]
 
@@ -88,3 +94,123 @@ async def test_the_command_prints_tables_or_a_document(
     missing = advisor(variables, "what-if", "--limits", str(tmp_path / "none.toml"))
     assert missing.returncode == 2
     assert "none.toml" in missing.stderr
+
+
+OTHER, ELSEWHERE = "other-1", "elsewhere-1"
+
+
+async def recorded_by_versions(database_url: str) -> None:
+    """Four decisions that the primary approves and the agent trades: one has the other version's
+    rejection beside it, one its abstention, one came to it later, one it never read. RSI 60 to
+    63."""
+    log = ShadowLog.connect(database_url)
+    shadows: list[list[tuple[str, Any]]] = [
+        [(OTHER, "A")], [(OTHER, Abstention(AbstainReason.DEADLINE))], [], []
+    ]  # fmt: skip
+    made = [
+        build.decision(
+            f"v{i}", label="I", shadows=each, at=build.AS_OF + timedelta(hours=i), control=True,
+            candidate__rsi=60.0 + i,
+        )
+        for i, each in enumerate(shadows)
+    ]  # fmt: skip
+    events = [Event.of_decision(each) for each in made]
+    events.append(build.late_advice_event(made[2], "A", OTHER))
+    # 36 more on 0.25 are 9, less 1 of fees and 0.5 of slippage: 1 R.
+    told = {"net_pnl": 7.5, "exit_price": 2036.0, "fees": 1.0, "slippage": 0.5}
+    lost = {"net_pnl": -7.5, "exit_price": 1976.0, "fees": 1.0, "slippage": 0.5}
+    events += [
+        build.outcome_event("v0", build.outcome("agent", exit_time=build.AS_OF, **lost)),
+        build.outcome_event("v2", build.outcome("agent", exit_time=build.AS_OF, **told)),
+        build.outcome_event("v3", build.outcome("agent", net_pnl=7.5)),
+    ]
+    try:
+        await log.append(events)
+    finally:
+        await log.aclose()
+
+
+async def test_what_another_version_said_is_found_beside_the_decision_and_later(
+    database_url: str,
+) -> None:
+    await recorded_by_versions(database_url)
+    found = [past async for past in pasts(database_url, Asked(), version=OTHER, trades=True)]
+    assert [past.other is None for past in found] == [True, True, False, False]
+    late = found[2].other
+    assert isinstance(late, Said)
+    assert late.advice is not None
+    assert (late.version.model_version, late.advice.action) == (OTHER, "reject")
+    assert found[3].other == "other-1 has not read it"
+    assert found[0].trades[AGENT] == Traded(0.25, 1970.0, -7.5, 1976.0, 1.0, 0.5)
+    assert found[3].trades[AGENT] == Traded(0.25, 1970.0, 7.5, None, None, None)
+    with pytest.raises(UnknownVersion, match="nobody ever heard of a version 'othre'"):
+        _ = [past async for past in pasts(database_url, Asked(), version="othre")]
+
+
+async def test_a_version_from_disk_reads_what_it_has_not_read_evenly_and_no_more(
+    database_url: str, tmp_path: Path
+) -> None:
+    await recorded_by_versions(database_url)
+    rival_version(tmp_path, "bold-1", 62.5)
+    for most, read in ((0, 0), (2, 2), (9, 4)):
+        reader = Hindsight("bold-1", BackendOptions(roots=(tmp_path,)))
+        told = pasts(database_url, Asked(), version="bold-1", missing=Missing(reader, most))
+        others = [past.other async for past in told]
+        assert [isinstance(each, Said) for each in others].count(True) == read
+        await reader.aclose()
+    assert isinstance(others[0], Said)
+    judge = Judge(version="bold-1")
+    reader = Hindsight("bold-1", BackendOptions(roots=(tmp_path,)))
+    tally = await tallied(database_url, judge, Asked(), missing=Missing(reader, 9))
+    advice = tally.arms[ADVICE]
+    assert (advice.approved_before, advice.approved_after) == (4, 1)
+    # v0 lost 1 R and v2 gained 1: both are refused now. v3 is approved either way. Of v1 no end
+    # is known.
+    assert (advice.judged, advice.r_before, advice.r_after) == (3, 1.0, 1.0)
+    assert advice.grades == {Grade.ASSUMED: 3, Grade.UNDETERMINED: 1}
+    absent = Hindsight("gone-1", BackendOptions(roots=(tmp_path,)))
+    tally = await tallied(
+        database_url, Judge(version="gone-1"), Asked(), missing=Missing(absent, 9)
+    )
+    [why] = tally.arms[ADVICE].whys
+    assert why.startswith("gone-1 has not read it, and cannot now: no directory under")
+
+
+async def test_the_command_asks_another_version_and_other_costs(
+    database_url: str, valkey_url: str, tmp_path: Path
+) -> None:
+    await recorded_by_versions(database_url)
+    variables = environment(tmp_path, database_url=database_url, redis_url=valkey_url)
+
+    def told(*arguments: str) -> dict[str, Any]:
+        done = advisor(variables, "what-if", "--json", *arguments)
+        assert done.returncode == 0, done.stderr
+        document: dict[str, Any] = json.loads(done.stdout)
+        return document
+
+    document = told("--version", OTHER)
+    assert document["version"] == OTHER
+    advice = document["arms"]["advice"]
+    assert advice["r"] == {"before": 0.0, "after": 0.0, "judged": 2}
+    assert advice["approved"] == {"before": 2, "after": 0}
+    assert advice["why"] == {"other-1 abstained": 1, "other-1 has not read it": 1}
+    costless = told("--fee", "0", "--slippage", "0")
+    assert (costless["fee"], costless["slippage"]) == (0.0, 0.0)
+    agent = costless["arms"]["agent"]
+    assert agent["r"]["judged"] == 2
+    # -6 and 9 of prices alone, over the plan's risk of 7.5.
+    assert agent["r"]["after"] == pytest.approx((-6.0 + 9.0) / 7.5)
+    assert agent["grades"]["undetermined"] == 2
+    assert "not told of its trade: exit price, fees, slippage" in agent["why"]
+    tables = advisor(variables, "what-if", "--version", OTHER)
+    assert "advice: other-1 has not read it (1 decision)" in tables.stdout + tables.stderr
+    assert "UNREAD" not in tables.stdout
+    for arguments, why in (
+        ((), "say what would be otherwise"),
+        (("--fee", "0.1"), "should be less than or equal to 0.01"),
+        (("--read", "5", "--fee", "0"), "it needs --version"),
+        (("--version", "nobody-1"), "nobody ever heard of a version 'nobody-1'"),
+    ):
+        refused = advisor(variables, "what-if", *arguments)
+        assert refused.returncode == 2
+        assert why in " ".join(refused.stderr.split())

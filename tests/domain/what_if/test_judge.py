@@ -10,7 +10,10 @@ import pytest
 from app.domain.errors import AbstainReason
 from app.domain.record.decision import Abstention
 from app.domain.rules.limits import Limits
-from app.domain.what_if import AGENT, Book, By, Grade, Judge, Judged, Past, Tally
+from app.domain.what_if.book import Book
+from app.domain.what_if.judge import Judge
+from app.domain.what_if.past import AGENT, Grade, Judged, Past
+from app.domain.what_if.tally import By, Tally
 from tests.builders import AS_OF, LIMITS, MODEL, decision
 
 HOUR = timedelta(hours=1)
@@ -241,7 +244,7 @@ def test_the_tally_counts_what_a_code_saved_before_and_reckons_nothing_of_it_to_
 
 def test_what_was_not_reported_of_the_account_stays_unknown() -> None:
     book = Book()
-    book.note(past("a", r=-1.0), approved=False)
+    book.note(past("a", r=-1.0), approved=False, net_pnl=None)
     unknown = past(
         "b",
         at=AS_OF + HOUR,
@@ -254,9 +257,9 @@ def test_what_was_not_reported_of_the_account_stays_unknown() -> None:
 
 def test_positions_of_other_symbols_stay_and_a_win_ends_the_losses_in_a_row() -> None:
     book = Book()
-    book.note(past("a", r=-1.0), approved=False)
-    book.note(past("b", at=AS_OF + HOUR, r=-1.0), approved=True)
-    book.note(past("c", at=AS_OF + 2 * HOUR, r=1.0), approved=True)
+    book.note(past("a", r=-1.0), approved=False, net_pnl=None)
+    book.note(past("b", at=AS_OF + HOUR, r=-1.0), approved=True, net_pnl=None)
+    book.note(past("c", at=AS_OF + 2 * HOUR, r=1.0), approved=True, net_pnl=None)
     held = [{"symbol": "XRPUSDT", "quantity": 1.0, "entry": 1.0, "stop": 0.9}]
     now = past("d", at=AS_OF + 3 * HOUR, account__positions=held, account__consecutive_losses=2)
     account = book.account(now)
@@ -266,8 +269,9 @@ def test_positions_of_other_symbols_stay_and_a_win_ends_the_losses_in_a_row() ->
 
 
 def test_what_a_trade_with_a_capped_stop_would_have_earned_is_not_known() -> None:
+    near_stop = past().decision.scenario.plan.stop
     near = LIMITS.stop_distance.model_copy(update={"max_atr": 1.0, "on_excess": "cap"})
     judged = agent(Judge(LIMITS.model_copy(update={"stop_distance": near})), past(r=1.0))
     assert judged.after.approves
-    assert not judged.after.same_stop
+    assert judged.after.stop != near_stop
     assert (judged.r_after, judged.why) == (None, "a capped stop is another trade")
