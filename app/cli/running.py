@@ -42,10 +42,13 @@ def serve() -> None:
 
 def writer() -> None:
     """Move events from the journal into Postgres until stopped. As many may run as are needed."""
+    import uvloop
+
     from app.writer import run_writer
 
     os.umask(PRIVATE)
-    asyncio.run(run_writer(_settings()))
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(run_writer(_settings()))
 
 
 def _settings() -> Settings:

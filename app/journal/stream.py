@@ -585,18 +585,17 @@ def entry_of(fields: Mapping[bytes, bytes]) -> Entry:
 
 
 def _entry_of(fields: Mapping[bytes, bytes]) -> Entry:
-    text = {name.decode(): value for name, value in fields.items() if name != b"payload"}
-    kind, key, claim = (text[name].decode() for name in ("kind", "key", "claim"))
+    kind, key, claim = (fields[name].decode() for name in (b"kind", b"key", b"claim"))
     link = None
-    if "producer" in text:
-        link = Link(text["producer"].decode(), int(text["seq"]), text["previous"].decode())
-    fate = Fate(text["fate"].decode()) if "fate" in text else Fate.EVENT
+    if (producer := fields.get(b"producer")) is not None:
+        link = Link(producer.decode(), int(fields[b"seq"]), fields[b"previous"].decode())
+    fate = Fate(fields[b"fate"].decode()) if b"fate" in fields else Fate.EVENT
     if fate not in (Fate.EVENT, Fate.ASIDE):
         if link is None:
             raise ValueError("a link without its number")
-        return Linked(*link, kind, key, claim, text["digest"].decode(), fate)
+        return Linked(*link, kind, key, claim, fields[b"digest"].decode(), fate)
     event = Event(EventKind(kind), key, claim, unpacked(fields[b"payload"]), link)
-    return Aside(event, text["reason"].decode()) if fate is Fate.ASIDE else event
+    return Aside(event, fields[b"reason"].decode()) if fate is Fate.ASIDE else event
 
 
 def _checksum(event: Event) -> str:

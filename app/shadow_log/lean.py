@@ -56,10 +56,11 @@ class Lean(NamedTuple):
     shared: Json
 
 
-def lean(document: Mapping[str, Any]) -> Lean:
-    """Take a decision apart. One whose limits are not those of its hash stays whole."""
+def lean(document: Mapping[str, Any], limits_hash: str | None = None) -> Lean:
+    """Take a decision apart. One whose limits are not those of its hash stays whole; `limits_hash`
+    is what they hash to, where that is known."""
     scenario, limits = document["scenario"], document["limits"]
-    if content_hash(limits) != document["limits_hash"]:
+    if (limits_hash or content_hash(limits)) != document["limits_hash"]:
         rest = {name: document[name] for name in document if name not in ("scenario", "advices")}
         return Lean(scenario, rest, document["advices"], {})
     _, head, user = document["prompt"]

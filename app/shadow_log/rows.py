@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from enum import Enum
 from functools import cache
+from operator import attrgetter
 from typing import Any
 
 from sqlalchemy import Row as SqlRow
@@ -112,24 +112,24 @@ def control_row(decision: Decision) -> Row | None:
     }
 
 
-def report_row(event: Event, report: Report) -> Row:
-    """The row of a report."""
+def report_row(event: Event, report: Report, document: Mapping[str, Any]) -> Row:
+    """The row of a report; its JSON is stored as it was written."""
     row: Row = {"event_key": event.key}
     if isinstance(report, AgentActionReport):
         row |= _columns(tables.agent_actions, report, report.action)
-        row["record"] = without_nulls(AgentAction, report.action.as_json())
+        row["record"] = without_nulls(AgentAction, document["action"])
     elif isinstance(report, OutcomeReport):
         row |= _columns(tables.outcomes, report, report.outcome)
-        row["record"] = without_nulls(Outcome, report.outcome.as_json())
+        row["record"] = without_nulls(Outcome, document["outcome"])
     elif isinstance(report, LateAdvice):
         row |= _columns(tables.late_advices, report, report.advice)
         row |= _said(report.advice) | _asked(report.advice)
-        row["record"] = report.advice.as_json()
+        row["record"] = document["advice"]
     elif isinstance(report, Repetition):
         row |= _columns(tables.repetitions, report)
         first, again = report.proposals
         row |= {"label": first.label, "again_label": again.label, "flipped": report.flipped}
-        row |= {"distance": report.distance, "record": report.as_json()}
+        row |= {"distance": report.distance, "record": document}
     else:
         row |= report.model_dump(mode="python")
     return row
@@ -146,18 +146,21 @@ def _asked(advice: Advice) -> Row:
 
 
 def _columns(table: Table, *records: Record) -> Row:
-    """The fields of records that a table has columns for, as plain values."""
+    """The fields of records that a table has columns for; enumerations are texts themselves."""
     row: Row = {}
     for record in records:
-        for name in _shared(table, type(record)):
-            value = getattr(record, name)
-            row[name] = value.value if isinstance(value, Enum) else value
+        names, values = _shared(table, type(record))
+        row.update(zip(names, values(record), strict=True))
     return row
 
 
 @cache
-def _shared(table: Table, kind: type[Record]) -> tuple[str, ...]:
-    return tuple(name for name in kind.model_fields if name in table.c)
+def _shared(
+    table: Table, kind: type[Record]
+) -> tuple[tuple[str, ...], Callable[[Record], tuple[Any, ...]]]:
+    names = tuple(name for name in kind.model_fields if name in table.c)
+    assert len(names) > 1  # Else `attrgetter` gives no tuple.
+    return names, attrgetter(*names)
 
 
 def assemble(

@@ -24,7 +24,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from app.domain.canonical import digest
 from app.domain.record.event import Event
+from app.domain.record.link import Link, Producer
 from app.journal.keys import EVENTS
 from app.journal.stream import StreamJournal
 from app.local.servers import EmbeddedPostgres, die_with_parent, free_port
@@ -56,11 +58,12 @@ def database(postgres: EmbeddedPostgres, name: str) -> str:
 
 async def fill(url: str, batch: list[Event]) -> None:
     """Put events into the stream, numbered and chained as the service does."""
-    journal = StreamJournal(url)
+    journal, producer = StreamJournal(url), Producer()
 
     async def part(first: int) -> None:
         for event in batch[first::32]:
-            await journal.append(event)
+            said = producer.link(event.kind.value, event.key, event.claim, digest(event.payload))
+            await journal.append(event._replace(link=Link(*said[:3])))
 
     await asyncio.gather(*map(part, range(32)))
     await journal.aclose()

@@ -205,7 +205,11 @@ class Event(NamedTuple):
 
     def record(self) -> Payload:
         """The payload as a record. Raises `InvalidRecord` when it does not fit its schema."""
-        return _KINDS[self.kind].from_json(self.document())  # type: ignore[return-value]
+        return self.read(self.document())
+
+    def read(self, document: Any) -> Payload:
+        """The payload's JSON as a record. Raises `InvalidRecord` when it does not fit."""
+        return _KINDS[self.kind].from_json(document)  # type: ignore[return-value]
 
     def linked(self, fate: Fate = Fate.EVENT) -> Linked:
         """The row of its link, which it must have."""

@@ -95,14 +95,15 @@ class Batch(NamedTuple):
         return batch
 
     def _add(self, event: Event) -> None:
+        document = event.document()
         if event.kind is EventKind.DECISION:
-            document = event.document()
-            record = Decision.from_json(_with_known_limits(document))
-            self.decisions.append(Decided(event, record, lean(document)))
+            known, limits_hash = _with_known_limits(document)
+            record = Decision.from_json(known)
+            self.decisions.append(Decided(event, record, lean(document, limits_hash)))
             return
-        report = event.record()
+        report = event.read(document)
         assert not isinstance(report, Decision)
-        row = report_row(event, report)
+        row = report_row(event, report, document)
         self.reports.setdefault(REPORTS[event.kind], []).append((event, row))
 
     @property
@@ -134,22 +135,23 @@ class Batch(NamedTuple):
         return {month_of(decided.record.scenario.as_of) for decided in self.decisions}
 
 
-def _with_known_limits(document: Any) -> Any:
+def _with_known_limits(document: Any) -> tuple[Any, str]:
     """A decision's JSON with its limits as a record where the same ones were read before: they are
-    half of what there is to validate, and thousands of decisions share them."""
+    half of what there is to validate, and thousands of decisions share them. And their hash, empty
+    where they are not even an object."""
     limits = document.get("limits") if isinstance(document, dict) else None
     if not isinstance(limits, dict):
-        return document
+        return document, ""
     name = content_hash(limits)
     if name not in _LIMITS:
         try:
             read = Limits.from_json(limits)
         except InvalidRecord:
-            return document  # The decision's own refusal says where in it.
+            return document, name  # The decision's own refusal says where in it.
         if len(_LIMITS) >= MOST_LIMITS:
             _LIMITS.clear()
         _LIMITS[name] = read
-    return {**document, "limits": _LIMITS[name]}
+    return {**document, "limits": _LIMITS[name]}, name
 
 
 async def append(connection: AsyncConnection, batch: Batch, own: Producer) -> Appended:

@@ -6,6 +6,7 @@ link up to the newest `id` is there, or never comes.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 from uuid import UUID
@@ -35,23 +36,46 @@ _ADD_PRODUCERS = text(
 _ADD_LINKS = text(
     """
     INSERT INTO links (seq, producer_id, fate, kind, previous, key, other_claim, payload)
-    SELECT l.seq, p.id, l.fate, l.kind, advisor_hash_bytes(l.previous), l.key,
-           CASE WHEN l.claim = l.key THEN '' ELSE l.claim END, advisor_hash_bytes(l.payload)
-    FROM json_populate_recordset(CAST(NULL AS event_links), CAST(:rows AS json)) l
+    SELECT l.seq, p.id, l.fate, l.kind, l.previous, l.key, l.other_claim, l.payload
+    FROM json_to_recordset(CAST(:rows AS json)) AS l (
+        producer text, seq bigint, fate text, kind text, previous bytea, key text,
+        other_claim text, payload bytea
+    )
     JOIN link_producers p ON p.name = l.producer ORDER BY p.id, l.seq
     ON CONFLICT DO NOTHING
     """
 )
+_HASH = re.compile("sha256:[0-9a-f]{64}")
 
 
 async def append_links(connection: AsyncConnection, links: Sequence[Linked]) -> None:
     """Write links; those that are there already stay."""
     if not links:
         return
-    rows = [link._asdict() for link in links]
-    names = sorted({row["producer"] for row in rows})
+    names = sorted({link.producer for link in links})
     await connection.execute(_ADD_PRODUCERS, {"names": names})
-    await connection.execute(_ADD_LINKS, {"rows": orjson.dumps(rows).decode()})
+    sent = orjson.dumps([_row(link) for link in links]).decode()
+    await connection.execute(_ADD_LINKS, {"rows": sent})
+
+
+def _row(link: Linked) -> dict[str, str | int]:
+    """A link as `links` keeps it, but for its producer's number."""
+    return {
+        "producer": link.producer,
+        "seq": link.seq,
+        "fate": link.fate.value,
+        "kind": link.kind,
+        "previous": _bytes_of(link.previous),
+        "key": link.key,
+        "other_claim": "" if link.claim == link.key else link.claim,
+        "payload": _bytes_of(link.payload),
+    }
+
+
+def _bytes_of(said: str) -> str:
+    """What Postgres reads as the bytes of a hash; of what is none, as `advisor_hash_bytes` makes
+    them."""
+    return "\\x" + (said[7:] if _HASH.fullmatch(said) else said.encode().hex())
 
 
 async def link_events(connection: AsyncConnection, written: Sequence[Event], own: Producer) -> None:

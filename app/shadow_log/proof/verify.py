@@ -15,6 +15,7 @@ from app.domain.errors import InvalidRecord
 from app.domain.model.manifest import ModelManifest
 from app.domain.record.control import AgentAction
 from app.domain.record.decision import Advice, Decision
+from app.domain.record.event import Event, EventKind
 from app.shadow_log.appending.batch import REPORTS
 from app.shadow_log.comparisons import differing, differing_days
 from app.shadow_log.database import connect, translated_errors
@@ -240,12 +241,17 @@ async def _check_reports(connection: AsyncConnection, report: VerifyReport) -> N
                     continue
                 if event.key != row["event_key"]:
                     report.add(Fault.HASH, what)
-                elif wrong := _differences(report_row(event, report_of(kind, row)), row):
+                elif wrong := _differences(_written_again(event, kind, row), row):
                     report.add(Fault.COLUMNS, what, ", ".join(wrong))
                 elif payloads.get(event.key) not in (None, "", digest(event.payload)):
                     report.add(Fault.OTHER_THAN_LINKED, what)
                 if "decision_id" in row and row["decision_id"] not in decided:
                     report.add(Fault.ORPHAN_REPORT, what)
+
+
+def _written_again(event: Event, kind: EventKind, row: Row) -> Row:
+    """The row of a stored report as it would be written now."""
+    return report_row(event, report_of(kind, row), event.document())
 
 
 async def _decided(connection: AsyncConnection, rows: Iterable[Row]) -> set[Any]:

@@ -161,7 +161,7 @@ async def test_an_entry_that_is_no_event_is_put_aside(valkey_url: str) -> None:
     assert list(sink.rows) == ["one", "two"]
     assert [letter["error"] for letter in dead_letters(valkey_url)] == [
         "ValueError: 'gossip' is not a valid EventKind",
-        "KeyError: 'kind'",
+        "KeyError: b'kind'",
     ]
 
 

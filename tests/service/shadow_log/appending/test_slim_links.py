@@ -10,7 +10,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from app.domain.canonical import decision_id
-from app.domain.record.link import Producer
+from app.domain.record.link import Fate, Producer
 from app.shadow_log.log import ShadowLog
 from app.shadow_log.proof.checkpoint import Checkpointer, check_log
 from app.shadow_log.proof.findings import Fault, VerifyReport
@@ -65,6 +65,23 @@ async def test_a_link_is_stored_as_bytes_and_read_as_it_was_given(filled_url: st
     assert asked(filled_url, "SELECT count(*) FROM link_producers") == [(3,)]
     [[key]] = asked(filled_url, "SELECT key FROM event_links WHERE kind = 'decision'")
     assert UUID(key) == decision_id("r-1")
+
+
+@pytest.mark.parametrize(
+    "said", ["", "sha256:" + "a" * 64, "sha256:" + "A" * 64, "sha256:ab", "\\x00", "ä\n"]
+)
+async def test_whatever_a_link_names_is_kept_as_the_migration_would_have_moved_it(
+    database_url: str, said: str
+) -> None:
+    log = ShadowLog.connect(database_url)
+    link = Producer().link("outcome", "a key", "a claim", said)._replace(previous=said)
+    await log.append([link._replace(fate=Fate.WITHDRAWN)])
+    await log.aclose()
+    with psycopg.connect(database_url.replace("+psycopg", "")) as connection:
+        [(previous, payload, moved)] = connection.execute(
+            "SELECT previous, payload, advisor_hash_bytes(%s) FROM links", [said]
+        ).fetchall()
+    assert previous == payload == moved
 
 
 async def test_links_of_before_are_moved_and_a_checkpoint_signed_before_holds(

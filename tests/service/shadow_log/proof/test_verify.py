@@ -356,4 +356,4 @@ def of(event: Event) -> dict[str, object]:
     """The row of a report's event."""
     report = event.record()
     assert not isinstance(report, Decision)
-    return report_row(event, report)
+    return report_row(event, report, event.document())
