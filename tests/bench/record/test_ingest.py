@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 from app.domain.record.event import Entry
 from app.journal.drain import StreamDrain
-from app.shadow_log.append import Batch
+from app.shadow_log.appending.batch import Batch
 from bench.record.ingest import EACH, fill
 from bench.record.questions import events
 
