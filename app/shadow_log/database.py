@@ -53,6 +53,10 @@ TOO_LONG = (
     "Postgres gave the question up, since it took too long: ask about a shorter time (`days`,"
     " `since`, `until`), or look whether the server is overloaded"
 )
+LOCKED = (
+    "another session of Postgres holds what this needs, a long query or an open transaction: try"
+    " again when it has ended"
+)
 NO_SCHEMA = "the database lacks the schema of this release: run `advisor migrate`"
 _EXAMPLE = "write postgresql://user:password@host:5432/database"
 _VALUES_FAULT = ("22", "23", "54")
@@ -236,6 +240,8 @@ class translated_errors:
             return
         if isinstance(cause, psycopg.errors.QueryCanceled):
             raise ShadowLogUnavailable(TOO_LONG) from error
+        if isinstance(cause, psycopg.errors.LockNotAvailable):
+            raise ShadowLogUnavailable(LOCKED) from error
         lines = str(cause).strip().splitlines() or [type(cause).__name__]
         raise ShadowLogUnavailable(
             f"Postgres: {lines[0]}; check DATABASE_URL and the server"

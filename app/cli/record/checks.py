@@ -17,6 +17,7 @@ from app.settings import SettingsError, read_settings
 
 if TYPE_CHECKING:
     from app.domain.record.decision import Decision
+    from app.shadow_log.log import ShadowLog
 
 
 def verify(
@@ -86,7 +87,8 @@ def prove(
     _: AlwaysJson = False,
 ) -> None:
     """Print a proof that a decision is in the log as it was at a signed checkpoint, for
-    `python -m shadow_advisor_client.proof`."""
+    `python -m shadow_advisor_client.proof`; of one whose month retention dropped, that its hash
+    is."""
     from app.domain.canonical import canonical_json
     from app.shadow_log.log import ShadowLog
     from app.shadow_log.proof.checkpoint import proof, read_checkpoints
@@ -103,8 +105,8 @@ def prove(
         try:
             stored = await log.decision(decision_id)
             if stored is None:
-                raise SettingsError(f"no decision has the id {decision_id}")
-            record = canonical_json(stored.as_json())
+                say(f"{await _gone(log, decision_id)}; the proof holds its hash")
+            record = None if stored is None else canonical_json(stored.as_json())
             return await proof(log.engine, decision_id, record, signed)
         finally:
             await log.aclose()
@@ -124,11 +126,11 @@ def replay(
         log = ShadowLog.connect(database_url(read_settings()))
         try:
             stored = await log.decision(decision_id)
+            if stored is None:
+                raise SettingsError(await _gone(log, decision_id))
+            return stored
         finally:
             await log.aclose()
-        if stored is None:
-            raise SettingsError(f"no decision has the id {decision_id}")
-        return stored
 
     stored = asyncio.run(fetched())
     before, after = stored.as_json(), stored.replayed().as_json()
@@ -191,3 +193,13 @@ def retention(
     else:
         done = "dropped" if yes else "nothing is dropped without --yes:"
         say(f"{done} {counted(len(held), 'month')}, {counted(sum(held.values()), 'decision')}")
+
+
+async def _gone(log: ShadowLog, decision_id: UUID) -> str:
+    """Why the log has no such record. Raises `SettingsError` where nothing had the id."""
+    if await log.claim(decision_id) is None:
+        raise SettingsError(f"no decision has the id {decision_id}")
+    return (
+        f"the record of decision {decision_id} is not in the log any more: its month was dropped"
+        " by retention, or `advisor verify` names it"
+    )

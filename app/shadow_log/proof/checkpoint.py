@@ -197,10 +197,11 @@ async def check_checkpoints(
 
 
 async def proof(
-    engine: AsyncEngine, decision_id: UUID, record: bytes, checkpoints: Sequence[Document]
+    engine: AsyncEngine, decision_id: UUID, record: bytes | None, checkpoints: Sequence[Document]
 ) -> Document:
-    """What `shadow_advisor_client.proof` needs to see that a record was in the log at a checkpoint.
-    Raises `CheckpointError` when no checkpoint covers it."""
+    """What `shadow_advisor_client.proof` needs to see that a record was in the log at a checkpoint;
+    of one that retention dropped, that its hash was. Raises `CheckpointError` when no checkpoint
+    covers it."""
     leaves: list[bytes] = []
     place, entry = None, None
     with translated_errors():
@@ -216,7 +217,7 @@ async def proof(
         raise CheckpointError(f"no checkpoint covers decision {decision_id} yet; ask again later")
     checkpoint = covering[0]
     return {
-        "record": record.decode(),
+        "record": None if record is None else record.decode(),
         "link": entry._asdict(),
         "index": place,
         "path": [each.hex() for each in path(leaves[: checkpoint["size"]], place)],

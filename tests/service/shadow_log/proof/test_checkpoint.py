@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import pytest
 import shadow_advisor_client.proof
 from shadow_advisor_client.proof import fault
 
-from app.domain.canonical import canonical_json, decision_id
+from app.domain.canonical import canonical_json, content_hash, decision_id
 from app.domain.record.link import FIRST, Linked, Producer
 from app.shadow_log.comparisons import compare_all
 from app.shadow_log.log import ShadowLog
@@ -218,6 +219,12 @@ async def test_a_stranger_checks_a_proof_without_the_service(kept: Kept, tmp_pat
     assert check(made | {"record": made["record"].replace("r-4", "r-9")}, key)[0] == 1
     assert check(made | {"index": 0}, key)[0] == 1
     assert check(made, "00" * 32)[0] == 1
+    gone = await proof(kept.log.engine, stored.decision_id, None, signed)
+    status, said = check(gone, key)
+    assert status == 0
+    assert said.endswith(f"was {content_hash(stored.as_json())}\n")
+    for wrong in ({"kind": "outcome"}, {"payload": "sha256:00"}, {"key": str(decision_id("r-9"))}):
+        assert check(gone | {"link": gone["link"] | wrong}, key)[0] == 1
 
 
 async def test_the_commands_hold_a_log_against_its_checkpoints_and_prove_a_decision(
@@ -231,6 +238,15 @@ async def test_the_commands_hold_a_log_against_its_checkpoints_and_prove_a_decis
     assert "5 links of 1 producer, 0 events missing" in held.stderr
     proved = advisor(variables, "prove", str(decision_id("r-1")))
     assert fault(json.loads(proved.stdout), key) is None
+    await kept.log.drop_months_before(datetime(2039, 1, 1, tzinfo=UTC))
+    gone = advisor(variables, "prove", str(decision_id("r-1")))
+    told = json.loads(gone.stdout)
+    assert (told["record"], fault(told, key)) == (None, None)
+    assert "dropped by retention" in gone.stderr
+    replayed = advisor(variables, "replay", str(decision_id("r-1")))
+    assert (replayed.returncode, "dropped by retention" in replayed.stderr) == (2, True)
+    nobody = advisor(variables, "prove", str(decision_id("r-99")))
+    assert (nobody.returncode, "no decision has the id" in nobody.stderr) == (2, True)
     tampered = "UPDATE links SET payload = previous WHERE seq = 5"
     with psycopg.connect(kept.url.replace("+psycopg", ""), autocommit=True) as connection:
         connection.execute("SET session_replication_role = replica")
