@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime
 from itertools import takewhile
 from pathlib import Path
@@ -101,6 +103,8 @@ class Controls:
         self._shared = True
         """Whether the change in force is the stream's: what could not be told to the others yet is
         held against it."""
+        self._changing = asyncio.Lock()
+        """One change follows the other."""
         self._told = ""
         """Why the state is unknown, as it was last logged."""
         self._unreadable = False
@@ -153,12 +157,16 @@ class Controls:
         self._telemetry.state_entered(self.state)
 
     async def set_state(self, change: StateChange) -> Receipt:
-        """Record a change, then enter it. HALTED takes effect here even when nothing could be
-        recorded."""
+        """Record a change, then enter it: the newest, whatever the clock says. HALTED takes effect
+        here even when nothing could be recorded."""
+        change = change.after(self.change)
         if change.state is TradingState.HALTED:
             self._enter(change, shared=False)
-        receipt = await self._journal.set_state(change)
-        self._enter(change, shared=receipt.target == "stream")
+        async with self._changing:
+            with suppress(JournalUnavailable, InvalidRecord):
+                change = change.after(await self._journal.get_state())
+            receipt = await self._journal.set_state(change)
+            self._enter(change, shared=receipt.target == "stream")
         return receipt
 
     async def refresh(self) -> None:

@@ -3,6 +3,7 @@ one set of rows)."""
 
 from __future__ import annotations
 
+from datetime import timedelta
 from enum import StrEnum
 from typing import Annotated, Any, NamedTuple, Self
 from uuid import UUID
@@ -134,12 +135,18 @@ class Repetition(Record):
 
 
 class StateChange(Record):
-    """Somebody changed the trading state."""
+    """Somebody changed the trading state. The newest by `recorded_at` is in force."""
 
     recorded_at: Instant
     state: TradingState
     reason: Text
     changed_by: ShortText
+
+    def after(self, before: StateChange | None) -> StateChange:
+        """The same change, newer than one that it follows: a clock may be behind, or set back."""
+        if before is None or self.recorded_at > before.recorded_at:
+            return self
+        return self.model_copy(update={"recorded_at": before.recorded_at + timedelta.resolution})
 
 
 CorrectableReport = AgentActionReport | OutcomeReport

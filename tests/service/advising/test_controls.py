@@ -374,6 +374,24 @@ async def test_the_last_change_counts_whatever_the_replicas_clocks_say(
     await log.aclose()
 
 
+@pytest.mark.parametrize("behind", [timedelta(minutes=1), timedelta(days=2)])
+async def test_a_halt_by_a_clock_that_is_behind_is_the_newest_of_the_record_too(
+    replicas: list[Running], database_url: str, tmp_path: Path, behind: timedelta
+) -> None:
+    """After Valkey lost its data the record tells the state."""
+    slow, exact = replicas
+    slow.service.now = lambda: datetime.now(UTC) - behind
+    await put(exact, "REDUCING")
+    await put(slow, "HALTED")
+    assert await drained(slow.settings) == 2
+    log = ShadowLog.connect(database_url)
+    assert [change.state.value for change in await log.state_changes(9)] == ["HALTED", "REDUCING"]
+    await log.aclose()
+    with EmbeddedValkey(tmp_path / "new") as empty:
+        async with running(settings_for(database_url, empty.url, tmp_path / "other")) as restarted:
+            assert await state_of(restarted) == "HALTED"
+
+
 async def test_of_many_changes_at_once_all_replicas_end_with_the_same(
     replicas: list[Running],
 ) -> None:
@@ -398,8 +416,16 @@ async def test_halting_while_valkey_is_away_holds_here_at_once_and_everywhere_wh
             settings_for(database_url, valkey.url, home, admin_token=TOKEN) for home in homes
         )
         async with running(first) as one, running(second) as two:
+            await put(two, "ACTIVE")
+
+            async def known() -> bool:
+                return one.service.controls.change == two.service.controls.change
+
+            await until(known)
+            one.service.now = lambda: datetime.now(UTC) - timedelta(hours=1)
             valkey.kill()
             assert (await put(one, "HALTED")).json() == {"state": "HALTED", "recorded": "spool"}
+            one.service.now = lambda: datetime.now(UTC)
             assert await codes(one, "r-1") == ["STATE_HALTED"]
             assert await state_of(two) == "ACTIVE", "nobody can tell it"
             valkey.start()
