@@ -3,6 +3,7 @@ it said."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -24,6 +25,7 @@ from training.judging.contest.arms import (
     RAW,
 )
 from training.judging.contest.performance import sharpe
+from training.judging.contest.portfolio import Curve
 from training.judging.gate.verdict import Verdict
 from training.judging.report import details, doubts, pictures, words
 from training.judging.report.document import Cell, Report, Section
@@ -330,22 +332,33 @@ def _books(section: Section, findings: Findings) -> None:
 
 def _curves(section: Section, findings: Findings) -> None:
     contest = findings.contest
-    equity, fall = Figure((10, 4)), Figure((10, 3))
-    above, below = equity.add_subplot(), fall.add_subplot()
-    for book in contest.random.books:
-        curve = book.curve.sampled(DAY_S)
-        above.plot(_dates(curve.at), curve.value, color="0.85", linewidth=0.6, zorder=1)
-    for name in SHOWN:
-        if name in contest.books:
-            curve = contest.books[name].curve.sampled(DAY_S)
-            above.plot(_dates(curve.at), curve.value, label=name, linewidth=1.2, zorder=2)
-            below.plot(_dates(curve.at), -100 * curve.drawdown, label=name, linewidth=1.0)
+    curves = {n: contest.books[n].curve.sampled(DAY_S) for n in SHOWN if n in contest.books}
+    dealt = [book.curve.sampled(DAY_S) for book in contest.random.books]
+    draw_curves(section, curves, dealt)
+
+
+def draw_curves(section: Section, curves: Mapping[str, Curve], dealt: Sequence[Curve]) -> None:
+    """Equity and drawdown of arms, and the policy's equity among that of random vetoes, on a scale
+    of its own: whoever trades little is flat beside a market."""
+    equity, among, fall = (Figure((10, height), layout="tight") for height in (4, 3, 3))
+    above, beside, below = (figure.add_subplot() for figure in (equity, among, fall))
+    for number, curve in enumerate(dealt):
+        label = f"random veto, {len(dealt)} draws" if number == 0 else None
+        beside.plot(_dates(curve.at), curve.value, color="0.6", linewidth=0.6, label=label)
+    for name, curve in curves.items():
+        above.plot(_dates(curve.at), curve.value, label=name, linewidth=1.2)
+        below.plot(_dates(curve.at), -100 * curve.drawdown, label=name, linewidth=1.0)
+        if name == POLICY:
+            beside.plot(_dates(curve.at), curve.value, label=name, linewidth=1.2)
     above.set_ylabel("equity, quote")
+    beside.set_ylabel("equity, quote")
     below.set_ylabel("below the last peak, %")
-    for axes in (above, below):
+    for axes in (above, beside, below):
         axes.legend(fontsize=8, frameon=False)
         axes.grid(alpha=0.2)
-    section.plot("Equity. Grey: draws of the random veto at the policy's rate", equity)
+    section.plot("Equity", equity)
+    if dealt:
+        section.plot("Equity of the policy among draws of the random veto at its rate", among)
     section.plot("Drawdown", fall)
 
 

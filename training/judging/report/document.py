@@ -11,7 +11,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -161,6 +161,7 @@ class Report:
         """The page. Every text is escaped; nothing is loaded from elsewhere."""
         environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
         environment.filters["explained"] = self._explained
+        environment.filters["coded"] = coded
         template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
         return template.render(
             report=self,
@@ -183,15 +184,21 @@ class Report:
         return places
 
     def _explained(self, text: str) -> Markup:
-        """A text, escaped, whose words of the glossary say on hover what they mean."""
+        """A text, escaped, whose words of the glossary say on hover what they mean, the first time
+        each; what stands in backticks is code."""
+        seen: set[str] = set()
+        return coded(text, lambda part: self._with_words(part, seen))
+
+    def _with_words(self, text: str, seen: set[str]) -> Markup:
         if not self.glossary:
             return escape(text)
         words = sorted(self.glossary, key=len, reverse=True)
         found = re.split(rf"\b({'|'.join(map(re.escape, words))})\b", text)
         said = [escape(part) for part in found]
         for at in range(1, len(found), 2):
-            if found[at] in found[:at]:
+            if found[at] in seen:
                 continue  # It was explained before.
+            seen.add(found[at])
             meaning = escape(self.glossary[found[at]])
             said[at] = Markup('<abbr title="{}">{}</abbr>').format(meaning, found[at])
         return Markup("").join(said)
@@ -224,6 +231,15 @@ class Report:
             json.dumps(self.as_json(), indent=1, allow_nan=False) + "\n", encoding="utf-8"
         )
         return html, twin
+
+
+def coded(text: str, told: Callable[[str], Markup] = escape) -> Markup:
+    """A text, escaped, in which what stands in backticks is code; `told` of everything else."""
+    parts = re.split(r"`([^`]+)`", text)
+    return Markup("").join(
+        Markup("<code>{}</code>").format(part) if at % 2 else told(part)
+        for at, part in enumerate(parts)
+    )
 
 
 def number(value: float | int, digits: int) -> str:

@@ -66,11 +66,21 @@ def months(section: Section, findings: Findings) -> None:
     image = axes.imshow(table, cmap="RdYlGn", vmin=-most, vmax=most, aspect="auto")
     for (row, column), value in np.ndenumerate(table):
         if np.isfinite(value):
-            axes.text(column, row, f"{value:+.1f}", ha="center", va="center", fontsize=8)
+            ink = readable_on(np.asarray(image.to_rgba(np.asarray(value))))
+            axes.text(column, row, f"{value:+.1f}", ha="center", va="center", fontsize=8, color=ink)
     axes.set_xticks(range(12), [datetime(2000, month, 1).strftime("%b") for month in range(1, 13)])
     axes.set_yticks(range(len(years)), [str(year) for year in years])
     figure.colorbar(image, ax=axes, label="R", pad=0.01)
     section.plot("Policy less agent by month, R summed", figure)
+
+
+def readable_on(colour: Floats) -> str:
+    """Black or white, whichever stands out more (WCAG 2's contrast) from a colour, whose red, green
+    and blue are 0 to 1."""
+    parts = np.asarray(colour[:3])
+    linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+    luminance = float(linear @ (0.2126, 0.7152, 0.0722))
+    return "white" if 1.05 / (luminance + 0.05) > (luminance + 0.05) / 0.05 else "black"
 
 
 def by_month(as_of: Rows, gap: Floats) -> tuple[list[int], Floats]:

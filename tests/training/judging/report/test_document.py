@@ -150,3 +150,12 @@ def test_a_cell_leads_to_the_section_behind_it() -> None:
     made.sections[0].table("Reasons", ("reason",), [(Cell("x", section="Nowhere"),)])
     with pytest.raises(ReportError, match="'Nowhere', which is no section"):
         made.html()
+
+
+def test_what_stands_in_backticks_is_code_and_no_word_is_explained_within() -> None:
+    made = report()
+    made.glossary = {"gate": "what judges"}
+    made.sections[0].say("`make bench-gate` measures the gate; `<b>` and a ` alone stay")
+    page = made.html()
+    assert "<code>make bench-gate</code> measures the <abbr" in page
+    assert "<code>&lt;b&gt;</code> and a ` alone stay" in page

@@ -5,9 +5,12 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 import numpy as np
+from matplotlib import colormaps
 
 from training.judging.contest.arena import Played
 from training.judging.contest.arms import Arm
+from training.judging.contest.portfolio import Curve
+from training.judging.report.arms import draw_curves
 from training.judging.report.document import Plot, Section
 from training.judging.report.pictures import (
     around,
@@ -15,6 +18,7 @@ from training.judging.report.pictures import (
     draw_trades,
     forest,
     pairs,
+    readable_on,
     smoothed,
     widest,
 )
@@ -106,3 +110,28 @@ def test_a_forest_has_a_line_a_rival_and_colours_only_what_is_sure() -> None:
     assert "#b3263a" in plot.svg
     forest(section, "Nothing to show", {"unknown": none("no trades")})
     assert len(section.parts) == 1
+
+
+def test_numbers_on_the_heat_map_are_read_on_every_colour() -> None:
+    """Dark green and dark red carry white, yellow and the pale colours black."""
+    scale = colormaps["RdYlGn"]
+    assert [readable_on(np.array(scale(at))) for at in (0.0, 0.25, 0.5, 0.75, 1.0)] == [
+        "white", "black", "black", "black", "white",
+    ]  # fmt: skip
+
+
+def test_the_policy_is_seen_among_random_vetoes_on_a_scale_of_its_own() -> None:
+    at = np.arange(3) * 86_400
+    flat, market = (
+        Curve(0, at, np.array(values), 1.0) for values in ([1.0, 1.01, 0.99], [1.0, 4.0, 6.0])
+    )
+    section = Section("As a portfolio")
+    draw_curves(section, {"policy": flat, "buy and hold": market}, [flat, flat])
+    plots = [part for part in section.parts if isinstance(part, Plot)]
+    assert [plot.caption for plot in plots] == [
+        "Equity",
+        "Equity of the policy among draws of the random veto at its rate",
+        "Drawdown",
+    ]
+    assert "random veto, 2 draws" in plots[1].svg
+    assert "buy and hold" not in plots[1].svg
