@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
+from re import fullmatch
 from time import monotonic, sleep
 from typing import Any
 
@@ -11,8 +12,8 @@ import httpx
 from shadow_advisor_client.connection import ConfigurationError, Connection
 from shadow_advisor_client.identity import AGENT_VARIABLES, bearer, find_token, places
 
-from app.domain.model.aliases import rollback_reason, rollback_target
-from app.domain.model.manifest import PRIMARY_ALIAS
+from app.domain.model.aliases import ALIAS_PATTERN, rollback_reason, rollback_target
+from app.domain.model.manifest import PRIMARY_ALIAS, VERSION_PATTERN
 from app.domain.text import counted
 
 OPERATOR_VARIABLES = ("ADVISOR_ADMIN_TOKEN", *AGENT_VARIABLES)
@@ -29,6 +30,17 @@ def addresses(home: Path) -> dict[str, str]:
 
 class OperatorError(Exception):
     """The service does not answer an operator, or refuses; the message says what to do."""
+
+
+def _require(pattern: str, name: str, of: str) -> None:
+    """Raises `OperatorError` for a name that none can have: in a path it would ask something
+    else."""
+    if not fullmatch(pattern, name):
+        letters = "small letters" if pattern == ALIAS_PATTERN else "letters"
+        raise OperatorError(
+            f"{name[:64]!r} is no name of {of}: write {letters}, digits, '.', '_' and '-', and"
+            " nothing else; nothing was changed"
+        )
 
 
 class OperatorClient:
@@ -69,6 +81,7 @@ class OperatorClient:
 
     def register(self, model_version: str) -> dict[str, Any]:
         """Have a published version verified and made known."""
+        _require(VERSION_PATTERN, model_version, "a version")
         return self._document("PUT", f"/models/{model_version}")
 
     def aliases(self) -> dict[str, Any]:
@@ -84,6 +97,7 @@ class OperatorClient:
     ) -> dict[str, Any]:
         """Point an alias at a version; `before` is where it pointed. What is served follows.
         Refused when it was moved since `seen`, which `moved_at` told."""
+        _require(ALIAS_PATTERN, alias, "an alias")
         body = {"model_version": model_version, "reason": reason, "changed_by": by}
         if seen is not None:
             body["seen"] = seen

@@ -395,9 +395,6 @@ class StateBody(Record):
 STATE: TypeAdapter[StateBody] = TypeAdapter(StateBody)
 
 
-ALIAS_PATTERN = r"^[a-z][a-z0-9._-]{0,63}$"
-
-
 class AliasMove(Record):
     """Where an alias shall point: a version that lies in a models directory, or `none`."""
 

@@ -19,12 +19,12 @@ from app.domain.errors import (
     ShadowLogUnavailable,
     UnknownVersion,
 )
+from app.domain.model.aliases import ALIAS_PATTERN
 from app.domain.model.manifest import VERSION_PATTERN
 from app.domain.principal import Principal, Role
 from app.domain.record.event import StateChange
 from app.schemas import (
     ALIAS_MOVE,
-    ALIAS_PATTERN,
     LIMITS_MOVE,
     STATE,
     AliasMove,

@@ -20,11 +20,11 @@ from app.api.explorer.look import page
 from app.api.explorer.route import PageRoute
 from app.api.tokens import Tokens
 from app.domain.fields import describe
-from app.domain.model.aliases import NOTHING, rollback_reason, rollback_target
+from app.domain.model.aliases import ALIAS_PATTERN, NOTHING, rollback_reason, rollback_target
 from app.domain.principal import Principal, Role
 from app.domain.record.event import StateChange
 from app.domain.rules.case import TradingState
-from app.schemas import ALIAS_PATTERN, AliasMove, StateBody
+from app.schemas import AliasMove, StateBody
 from app.shadow_log.rows import Row
 
 SIGNED_IN_S = 12 * 3600

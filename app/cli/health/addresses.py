@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from threading import get_ident
 from typing import NamedTuple
+from urllib.parse import unquote
 
+from app.domain.errors import AdvisorError
 from app.settings import Settings, SettingsError
 
+LONGEST_REASON = 200
 FILE = "file:"
 """An address that begins like this is a file, which gets a line of JSON a notice."""
 
@@ -25,8 +32,12 @@ class Notice(NamedTuple):
     """`info`, `warning` or `failure`: how it is coloured where there are colours."""
 
 
-Takes = Callable[[Notice], bool]
-"""An address: whether it took a notice."""
+class NotTaken(AdvisorError):
+    """An address did not take a notice: why, without saying what the address is."""
+
+
+Takes = Callable[[Notice], None]
+"""An address: takes a notice, or raises, best `NotTaken`."""
 
 
 def addresses_of(settings: Settings) -> dict[str, Takes]:
@@ -51,14 +62,16 @@ def _address(number: int, address: str) -> Takes:
     return _by_apprise(number, address)
 
 
-def _append(path: Path, notice: Notice) -> bool:
+def _append(path: Path, notice: Notice) -> None:
     """A line of JSON more, which is on disk when this returns."""
     line = {"time": datetime.now(UTC).isoformat(), **notice._asdict()}
-    with path.open("a") as file:
-        file.write(json.dumps(line) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    return True
+    try:
+        with path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise NotTaken(error.strerror or type(error).__name__) from error
 
 
 def _by_apprise(number: int, address: str) -> Takes:
@@ -68,15 +81,43 @@ def _by_apprise(number: int, address: str) -> Takes:
         raise SettingsError(
             "notices need apprise: pip install 'shadow-advisor[notices]'"
         ) from error
-    service = Apprise()
-    if not service.add(address):
+    service = Apprise.instantiate(address)
+    if service is None:
         raise SettingsError(f"ADVISOR_NOTICES: apprise cannot read address {number}")
 
-    def take(notice: Notice) -> bool:
-        return bool(
-            service.notify(
+    def take(notice: Notice) -> None:
+        with _warnings() as told:
+            took = service.notify(
                 title=notice.title, body=notice.body, notify_type=NotifyType(notice.level)
             )
-        )
+        if not took:
+            raise NotTaken(_without(address, " ".join(told)) or "it says no")
 
     return take
+
+
+@contextmanager
+def _warnings() -> Iterator[list[str]]:
+    """What apprise warns of in this thread: it logs why, and returns only that it failed."""
+    told: list[str] = []
+    here = get_ident()
+
+    class Kept(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.thread == here:
+                told.append(record.getMessage())
+
+    kept, logger = Kept(logging.WARNING), logging.getLogger("apprise")
+    logger.addHandler(kept)
+    try:
+        yield told
+    finally:
+        logger.removeHandler(kept)
+
+
+def _without(address: str, text: str) -> str:
+    """A text in which nothing of an address stands: it holds tokens."""
+    parts = [part for part in re.split(r"[/:@?&=]+", address.partition(":")[2]) if len(part) > 2]
+    for part in sorted({*parts, *map(unquote, parts)}, key=len, reverse=True):
+        text = text.replace(part, "...")
+    return text[:LONGEST_REASON]

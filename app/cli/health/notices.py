@@ -61,12 +61,12 @@ def notices_test(as_json: AsJson = False) -> None:
     for address in addresses:
         address.waiting.append((0.0, notice))
         address.send(0.0)
-    away = [address.name for address in addresses if address.waiting]
+    away = [address for address in addresses if address.waiting]
     if as_json:
-        tell({each.name: not each.waiting for each in addresses})
+        tell({each.name: {"took": not each.waiting, "why": each.why or None} for each in addresses})
     else:
-        for name in away:
-            say(f"{name} did not take it")
+        for address in away:
+            say(f"{address.name} did not take it: {address.why}")
         if not away:
             say("every address took it")
     raise typer.Exit(1 if away else 0)

@@ -26,7 +26,7 @@ from fastapi.responses import JSONResponse, Response
 from prometheus_client import CollectorRegistry, Counter, generate_latest
 
 from app.api.tokens import Tokens, write_private
-from app.cli.health.addresses import Notice, Takes
+from app.cli.health.addresses import Notice, NotTaken, Takes
 from app.domain.principal import Principal, Role
 from app.domain.text import counted
 from app.operator_client import OperatorClient, OperatorError
@@ -156,6 +156,8 @@ class Address:
         self.name = name
         self.waiting: deque[tuple[float, Notice]] = deque()
         """With the time at which each came."""
+        self.why = ""
+        """Why it did not take what was sent last; empty where it did."""
         self._takes = takes
         self._away = False
 
@@ -174,17 +176,20 @@ class Address:
 
     def _took(self, notice: Notice) -> bool:
         """Told once when an address goes away, and once when it is back: never what it is."""
-        reason = "it says no"
+        self.why = ""
         try:
-            took = self._takes(notice)
+            self._takes(notice)
+        except NotTaken as error:
+            self.why = str(error)
         except Exception as error:
-            took, reason = False, type(error).__name__
+            self.why = type(error).__name__
+        took = not self.why
         if took is self._away:
             self._away = not took
             if took:
                 log.info("notices are taken again", address=self.name)
             else:
-                log.error("a notice was not taken", address=self.name, error=reason)
+                log.error("a notice was not taken", address=self.name, error=self.why)
         return took
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+ALIAS_PATTERN = r"^[a-z][a-z0-9._-]{0,63}$"
 NOTHING = "none"
 """What an alias is moved to when it shall name no version any more; moves are never deleted."""
 _BACK = "rollback from "

@@ -9,7 +9,7 @@ another version is asked for, what answered: the primary's advice before, that v
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -75,9 +75,18 @@ class Judge:
         """The arms of the next decision in order of time: the agent, then each version, then the
         advice where another version is asked for."""
         yield self._agent(past)
-        yield from self._advice(past)
+        decision = past.decision
+        both = {
+            each.model_version: (
+                _under(decision, each, self._before),
+                _under(decision, each, self._after),
+            )
+            for each in decision.advices
+        }
+        for recorded in decision.advices:
+            yield from self._advice(past, recorded, *both[recorded.model_version])
         if self.version is not None:
-            yield self._answered(past, self.version)
+            yield self._answered(past, self.version, both)
 
     def _agent(self, past: Past) -> Judged:
         stood = self._before or past.decision.limits
@@ -107,58 +116,67 @@ class Judge:
             grade, why = Grade.UNDETERMINED, _unknown(past, other, first, second)
         return Judged(past, AGENT, first, second, r_before, r_after, grade, why, plan_r)
 
-    def _advice(self, past: Past) -> Iterator[Judged]:
-        decision = past.decision
-        for recorded in decision.advices:
-            old, new = (_under(decision, recorded, each) for each in (self._before, self._after))
-            if old.approve is None or new.approve is None:
-                continue  # It abstained: limits have no say.
-            before, after = _advised(old), _advised(new)
-            version = recorded.model_version
-            told, other = past.advice_r.get(version), self._repriced(past, version)
-            r_before = _share(told, before, recorded)
-            r_after = _share(_r(past, told, other), after, recorded)
-            grade, why = Grade.SAME, ""
-            if before != after or self._changes(r_before, r_after):
-                grade = Grade.CERTAIN
-                if r_before is None or r_after is None:
-                    why = other.why if other is not None and r_before is not None else ""
-                    grade, why = Grade.UNDETERMINED, why or NO_OUTCOME
-            yield Judged(past, version, before, after, r_before, r_after, grade, why)
+    def _advice(self, past: Past, recorded: Advice, old: Advice, new: Advice) -> Iterator[Judged]:
+        if old.approve is None or new.approve is None:
+            return  # It abstained: limits have no say.
+        before, after = _advised(old), _advised(new)
+        version = recorded.model_version
+        told, other = past.advice_r.get(version), self._repriced(past, version)
+        r_before = _share(told, before, recorded)
+        r_after = _share(_r(past, told, other), after, recorded)
+        grade, why = Grade.SAME, ""
+        if before != after or self._changes(r_before, r_after):
+            grade = Grade.CERTAIN
+            if r_before is None or r_after is None:
+                why = other.why if other is not None and r_before is not None else ""
+                grade, why = Grade.UNDETERMINED, why or NO_OUTCOME
+        yield Judged(past, version, before, after, r_before, r_after, grade, why)
 
-    def _answered(self, past: Past, version: str) -> Judged:
-        """What the primary advised, and what another version says."""
-        decision = past.decision
-        primary = _under(decision, decision.primary, self._before)
-        said = _said(past, version)
+    def _answered(
+        self, past: Past, version: str, both: Mapping[str, tuple[Advice, Advice]]
+    ) -> Judged:
+        """What the primary advised, and what another version says. `both`: every version's advice
+        in the decision's own record, before and after."""
+        first = past.decision.primary.model_version
+        primary, _ = both[first]
         before = UNREAD if primary.approve is None else _advised(primary)
-        first = decision.primary.model_version
         r_before = self._order_r(past, before, first, repriced=False)
-        if isinstance(said, str):
-            return Judged(past, ADVICE, before, UNREAD, r_before, None, Grade.UNDETERMINED, said)
-        new = conclude(
-            decision.scenario,
-            said.reading,
-            said.version,
-            self._after or decision.limits,
-            state=decision.state,
-            now=decision.evaluated_at,
-        )
-        if new.approve is None or primary.approve is None:
-            who = version if new.approve is None else "the primary"
-            after = UNREAD if new.approve is None else _advised(new)
-            why = f"{who} abstained"
+        new, read_now = self._said(past, version, both)
+        if isinstance(new, str) or new.approve is None or primary.approve is None:
+            why = new if isinstance(new, str) else f"{version} abstained"
+            after = UNREAD
+            if not isinstance(new, str) and new.approve is not None:
+                after, why = _advised(new), "the primary abstained"
             return Judged(past, ADVICE, before, after, r_before, None, Grade.UNDETERMINED, why)
         after = _advised(new)
         r_after = self._order_r(past, after, version, repriced=True)
         grade, why = Grade.SAME, ""
         if before != after or self._changes(r_before, r_after):
             grade = Grade.CERTAIN
-        if said.advice is None:
+        if read_now:
             grade, why = Grade.ASSUMED, READ_NOW
         if grade is not Grade.SAME and (r_before is None or r_after is None):
             grade, why = Grade.UNDETERMINED, NO_OUTCOME
         return Judged(past, ADVICE, before, after, r_before, r_after, grade, why)
+
+    def _said(
+        self, past: Past, version: str, both: Mapping[str, tuple[Advice, Advice]]
+    ) -> tuple[Advice | str, bool]:
+        """A version's advice after, or why that is not known; and whether it was read now."""
+        if version in both:
+            return both[version][1], False
+        other, decision = past.other, past.decision
+        if not isinstance(other, Said):
+            return other or f"{version} did not read it", False
+        advice = conclude(
+            decision.scenario,
+            other.reading,
+            other.version,
+            self._after or decision.limits,
+            state=decision.state,
+            now=decision.evaluated_at,
+        )
+        return advice, other.advice is None
 
     def _changes(self, r_before: float | None, r_after: float | None) -> bool:
         """Whether R is another, or cannot be known at other costs."""
@@ -190,16 +208,6 @@ class Judge:
         scenario = past.decision.scenario
         side = 1 if scenario.plan.entry > scenario.plan.stop else -1
         return repriced(past.trades.get(arm, UNTOLD), side, scenario.exits, self.costs)
-
-
-def _said(past: Past, version: str) -> Said | str:
-    """What a version says of a decision, or why that is not known."""
-    for advice in past.decision.advices:
-        if advice.model_version == version:
-            if advice.reading is None:
-                return f"{version} abstained"
-            return Said(advice.version, advice.reading, advice)
-    return past.other if past.other is not None else f"{version} did not read it"
 
 
 def _under(decision: Decision, advice: Advice, limits: Limits | None) -> Advice:

@@ -118,3 +118,14 @@ async def test_proxies_of_the_environment_are_not_asked_for_a_service_on_this_ma
     monkeypatch.setenv("NO_PROXY", "[::1]")
     state = await asyncio.to_thread(OperatorClient(api.url).state)
     assert state["state"] == "ACTIVE"
+
+
+@pytest.mark.parametrize("name", ["Bad/name", "..", "", "a?b", "shadow-\n", "A"])
+def test_a_name_that_none_can_have_is_told_before_anybody_is_asked(name: str) -> None:
+    """In a path it would ask something else, and be answered `Not Found`."""
+    client = OperatorClient("http://127.0.0.1:9")
+    with pytest.raises(OperatorError, match="is no name of an alias: write small letters"):
+        client.move_alias(name, "v-1", "why", "me")
+    if name != "A":
+        with pytest.raises(OperatorError, match="is no name of a version"):
+            client.register(name)

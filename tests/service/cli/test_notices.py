@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from app.api.tokens import TokenFile, Tokens
-from app.cli.health.addresses import Notice, Takes, addresses_of
+from app.cli.health.addresses import Notice, NotTaken, Takes, addresses_of
 from app.cli.health.noticing import (
     MOST_AN_HOUR,
     SILENT_LOOKS,
@@ -59,9 +59,8 @@ ALERTS = {
 class Told(list[Notice]):
     """What was told, instead of telling it."""
 
-    def __call__(self, notice: Notice) -> bool:
+    def __call__(self, notice: Notice) -> None:
         self.append(notice)
-        return True
 
 
 @pytest.fixture
@@ -185,7 +184,7 @@ def test_more_than_so_many_an_hour_are_held_and_counted() -> None:
 
 
 def test_what_fails_is_counted_and_raises_nothing() -> None:
-    def broken(_: Notice) -> bool:
+    def broken(_: Notice) -> None:
         raise OSError("nobody there")
 
     outbox = Outbox({"people": broken})
@@ -196,8 +195,10 @@ def test_what_fails_is_counted_and_raises_nothing() -> None:
 def test_an_address_that_was_away_is_told_in_order_and_nobody_waits_for_it() -> None:
     told, there, now, up = Told(), Told(), [0.0], [False]
 
-    def away(notice: Notice) -> bool:
-        return up[0] and told(notice)
+    def away(notice: Notice) -> None:
+        if not up[0]:
+            raise NotTaken("asleep")
+        told(notice)
 
     outbox = Outbox({"there": there, "away": away}, clock=lambda: now[0])
     assert not outbox.tell(Notice("HALTED", "by me"))
@@ -228,7 +229,7 @@ def test_what_an_address_did_not_take_is_told_after_a_restart_once(tmp_path: Pat
     def outbox(**addresses: Takes) -> Outbox:
         return Outbox(addresses, path, clock=lambda: now[0])
 
-    def away(_: Notice) -> bool:
+    def away(_: Notice) -> None:
         assert "HALTED" in path.read_text(), "kept before it is sent"
         raise OSError
 
@@ -262,7 +263,11 @@ def test_what_waits_for_an_address_that_was_taken_away_is_given_up_and_counted(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "notices-waiting.json"
-    Outbox({"people": lambda _: False}, path).tell(Notice("HALTED", "by me"))
+
+    def away(_: Notice) -> None:
+        raise NotTaken("asleep")
+
+    Outbox({"people": away}, path).tell(Notice("HALTED", "by me"))
     other = Outbox({"others": Told()}, path)
     assert other.registry.get_sample_value("advisor_notices_total", {"result": "given_up"}) == 1
 
@@ -311,10 +316,18 @@ def test_apprise_sends_and_the_command_says_what_was_not_taken(
     assert (done.returncode, "every address took it" in done.stderr) == (0, True)
     (received,) = got
     assert received["title"] == "a test of shadow-advisor"
-    both = f"{address} {address.replace('/here', '/away')}"
-    done = advisor(environment(tmp_path, advisor_notices=both), "notices", "test")
+    three = f"{address} {address.replace('/here', '/secret-path')} file:/nowhere/at/all"
+    done = advisor(environment(tmp_path, advisor_notices=three), "notices", "test")
     assert done.returncode == 1
-    assert "address 2 (json) did not take it" in done.stderr
+    told = " ".join(done.stderr.split())
+    assert "address 2 (json) did not take it: Failed to send JSON notification: " in told
+    assert "error=500" in told
+    assert "address 3 (file) did not take it: No such file or directory" in told
+    assert "secret" not in told
+    variables = environment(tmp_path, advisor_notices="json://nobody:pass-word@127.0.0.1:9/token")
+    document = json.loads(advisor(variables, "notices", "test", "--json").stdout)
+    why = document["address 1 (json)"]["why"]
+    assert why == "A Connection error occurred sending JSON notification to ...."
 
 
 @pytest.mark.filterwarnings("ignore:'imghdr'")  # apprise imports it.
