@@ -15,6 +15,7 @@ from app.domain.text import counted
 from app.policy.options import BackendOptions
 from training.arrays import Progress
 from training.cli.options import Config, Database, Set, chosen, meter, tell
+from training.config.section import home
 from training.stages.workshop import Workshop
 
 Version = Annotated[Path, typer.Argument(help="folder of a version that is read in this process")]
@@ -23,7 +24,13 @@ Roots = Annotated[
     list[Path] | None,
     typer.Option("--models", help="further folders of versions, where its base model lies"),
 ]
-To = Annotated[Path, typer.Option(help="folder of certificates; the service reads the same one")]
+To = Annotated[
+    Path | None,
+    typer.Option(
+        help="folder of certificates; default: models/certificates under ADVISOR_HOME, which the"
+        " service reads"
+    ),
+]
 
 
 def certify(
@@ -33,7 +40,7 @@ def certify(
     database: Database = "",
     prompts: Prompts = 2200,
     models: Roots = None,
-    to: To = Path("var/models/certificates"),
+    to: To = None,
 ) -> None:
     """Measure how far readings in bfloat16 are from exact ones, on a version's real prompts.
 
@@ -71,7 +78,7 @@ def certify(
         f" {certificate.actions_equal:.2%} propose the same, {certificate.read_again:.2%} would be"
         " read again"
     )
-    tell(f"written: {certificate.write(to)}")
+    tell(f"written: {certificate.write(to or home() / 'models' / 'certificates')}")
 
 
 def spread(scenarios: Sequence[Scenario], most: int) -> list[Scenario]:

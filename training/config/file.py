@@ -31,13 +31,13 @@ from training.config.learning import (
     TeacherConfig,
     WarmUpConfig,
 )
-from training.config.section import ConfigError, Section
+from training.config.section import ConfigError, HomePath, Section, home
 
 
 class RebuildConfig(Section):
     """A whole rebuild."""
 
-    artifacts: Path = Path("var/artifacts")
+    artifacts: HomePath = Field(default_factory=lambda: home() / "artifacts")
     threads: int = Field(2, ge=1)
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="where the model is read and trained; auto: on a GPU if there is one"
@@ -97,7 +97,8 @@ class RebuildConfig(Section):
 
 
 def read_config(path: Path, overrides: Sequence[str] = ()) -> RebuildConfig:
-    """A configuration from a TOML file. Relative paths in it are relative to the current directory.
+    """A configuration from a TOML file. Relative paths in it are relative to the current directory;
+    one that begins with `var/` lies under HOME (`ADVISOR_HOME`).
 
     `overrides` are lines of TOML with dotted keys, such as `market.length="4h"`; they win over the
     file. With another `market.source` the file's settings of its own source go.

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from training.arrays import HELD_OUT_FROM
 from training.config.data import HeldOutConfig, OutcomesConfig
-from training.config.section import Section, home
+from training.config.section import HomePath, Section, home
 
 
 class EvaluateConfig(Section):
@@ -51,7 +51,7 @@ class PublishConfig(Section):
     """The version."""
 
     name: str = Field("advisor", pattern=r"^[a-z0-9][a-z0-9-]{0,40}$")
-    models: Path = Field(
+    models: HomePath = Field(
         default_factory=lambda: home() / "models",
         description="where versions live; the service reads the same folder",
     )

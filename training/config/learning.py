@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
 from app.domain.model.prompt import IN_DIGITS, LineKind
-from training.config.section import Section
+from training.config.section import HomePath, Section
 
 
 class EncodeConfig(Section):
     """The one base pass per scenario."""
 
-    base: Path | None = Field(None, description="model directory; none: the bundled small model")
+    base: HomePath | None = Field(
+        None, description="model directory; none: the bundled small model"
+    )
     leave_out: tuple[LineKind, ...] = Field(
         (),
         description=(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from app.domain.errors import AdvisorError
 
@@ -17,6 +18,15 @@ class ConfigError(AdvisorError):
 def home() -> Path:
     """The folder that `advisor` calls HOME."""
     return Path(os.environ.get("ADVISOR_HOME") or "var")
+
+
+def at_home(path: Path) -> Path:
+    """A path in which `var` stands for HOME, as `artifacts = "var/artifacts/cpu"`."""
+    return home() / path.relative_to("var") if path.parts[:1] == ("var",) else path
+
+
+HomePath = Annotated[Path, AfterValidator(at_home)]
+"""A path of a configuration that may lie under HOME, which is written `var`."""
 
 
 class Section(BaseModel):

@@ -25,6 +25,7 @@ from app.domain.model.actions import ACTIONS
 from app.domain.record.decision import AdviceStatus, Decision, Role, control_case
 from app.domain.rules.case import TradingState, order_for, side_of
 from app.domain.rules.margins import Margin, margins
+from app.shadow_log.schema import tables
 
 Row = dict[str, Any]
 ACTION_NAMES = tuple(
@@ -35,17 +36,7 @@ ACTION_NAMES = tuple(
 STATUSES = tuple(status.value for status in AdviceStatus)
 STATES = tuple(state.value for state in TradingState)
 PRIMARY = Role.PRIMARY.value
-SUMMED = (
-    "decisions",
-    "abstained",
-    "compared",
-    "agreements",
-    "agent_approvals",
-    "advice_approvals",
-    "judged",
-    "agent_r",
-    "advice_r",
-)
+SUMMED = tuple(tables.summed(tables.advice_days))
 """What days are summed up of."""
 OFTEN = 0.05
 """A larger share of abstentions needs attention."""

@@ -221,15 +221,11 @@ class Explorer:
     async def days(self, since: datetime, until: datetime) -> list[Row]:
         """By UTC day, version and role: decisions, agreement, approvals, and what both arms earned
         in the decisions where both are known."""
+        told = tables.summed(tables.advice_days)
+        sums = ", ".join(f"sum({name})::{kind} AS {name}" for name, kind in told.items())
         return await self._ask(
             f"""
-            SELECT day, model_version, role, sum(decisions)::bigint AS decisions,
-                   sum(abstained)::bigint AS abstained, sum(compared)::bigint AS compared,
-                   sum(agreements)::bigint AS agreements,
-                   sum(agent_approvals)::bigint AS agent_approvals,
-                   sum(advice_approvals)::bigint AS advice_approvals,
-                   sum(judged)::bigint AS judged, sum(agent_r)::float8 AS agent_r,
-                   sum(advice_r)::float8 AS advice_r
+            SELECT day, model_version, role, {sums}
             FROM ({_summed(tables.advice_days)}) added
             GROUP BY day, model_version, role HAVING sum(decisions) > 0
             ORDER BY day, model_version, role

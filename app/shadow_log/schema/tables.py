@@ -535,3 +535,9 @@ OWN_TABLES = {
     "limits_report": limits_reports,
     "limits_adoption": limits_adoptions,
 }
+
+
+def summed(days: Table) -> dict[str, str]:
+    """What the rows of a table of `DAYS` sum up, by the type that its sum is told as."""
+    told = {"BIGINT": "bigint", "NUMERIC": "float8"}
+    return {c.name: told[str(c.type)] for c in days.c if not c.primary_key}

@@ -146,3 +146,37 @@ def test_another_source_takes_the_place_of_the_files_own() -> None:
         assert RebuildConfig.model_validate(config.model_dump()) == config
     same = read_config(planted, ['market.source="synthetic"', "market.synthetic.edge=0.25"])
     assert (same.market.synthetic.edge, same.market.synthetic.bars) == (0.25, 9000)
+
+
+def test_what_a_configuration_writes_and_reads_under_var_lies_under_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every command writes where ADVISOR_HOME says, as `advisor` does."""
+    text = """
+artifacts = "var/artifacts/own"
+[market]
+source = "directory"
+directory = "var/market"
+news = "news.parquet"
+[encode]
+base = "/somewhere/var/model"
+[publish]
+models = "var/models"
+"""
+    for home in (None, tmp_path / "elsewhere"):
+        monkeypatch.delenv("ADVISOR_HOME", raising=False)
+        if home is not None:
+            monkeypatch.setenv("ADVISOR_HOME", str(home))
+        at = home or Path("var")
+        own = read_config(written(tmp_path, text))
+        assert (own.artifacts, own.publish.models) == (at / "artifacts/own", at / "models")
+        assert (own.market.directory, own.market.news) == (at / "market", Path("news.parquet"))
+        assert own.encode.base == Path("/somewhere/var/model")
+        assert read_config(written(tmp_path, "")).artifacts == at / "artifacts"
+
+
+def test_no_command_of_training_writes_beside_home() -> None:
+    """`var` stands in no default of a command: HOME is asked for."""
+    root = Path(training.__path__[0])
+    files = [path for path in root.rglob("*.py") if path.name != "section.py"]
+    assert [path.name for path in files if 'Path("var' in path.read_text()] == []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 from rich.box import SIMPLE_HEAD
@@ -13,7 +13,7 @@ from shadow_advisor_client import ClientStats
 
 from app.domain.record.comparison import cohens_kappa
 from app.domain.text import parts_of
-from training.live.paper.books import Book
+from training.live.paper.books import Book, Trade
 from training.live.paper.resolver import Resolved
 from training.live.paper.run import Judged
 from training.statistics.bootstrap import mean_intervals
@@ -128,6 +128,7 @@ def books(agent: Book, advice: Book) -> Table:
     table = _table("Both books (net of costs)", "", "agent", "advice")
     table.caption, table.caption_justify = R_IS, "left"
     rows: dict[str, list[str]] = {}
+    quotes = sorted({_quote(trade) for book in (agent, advice) for trade in book.trades})
     for book in (agent, advice):
         closed = [trade for trade in book.trades if trade.exited_at is not None]
         wins = sum(trade.net > 0 for trade in closed)
@@ -137,13 +138,25 @@ def books(agent: Book, advice: Book) -> Table:
             ("won", f"{wins / len(closed):.0%}" if closed else "-"),
             ("mean R", _mean_with_interval([trade.r for trade in closed], opened_at)),
             ("total R", f"{sum(trade.r for trade in closed):+.2f}"),
-            ("P&L, USDT", f"{sum(trade.net for trade in closed):+.2f}"),
-            ("deepest drawdown, USDT", f"{_drawdown([trade.net for trade in closed]):.2f}"),
+            *_money(closed, quotes),
         ):
             rows.setdefault(name, []).append(value)
     for name, values in rows.items():
         table.add_row(name, *values)
     return table
+
+
+def _money(closed: Sequence[Trade], quotes: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Profit and deepest fall in each currency that is paid with: they do not add up."""
+    for quote in quotes:
+        nets = [trade.net for trade in closed if _quote(trade) == quote]
+        yield f"P&L, {quote}", f"{sum(nets):+.2f}"
+        yield f"deepest drawdown, {quote}", f"{_drawdown(nets):.2f}"
+
+
+def _quote(trade: Trade) -> str:
+    """The currency that a trade is paid with, as far as its symbol says."""
+    return parts_of(trade.order.symbol)[1] or "quote currency"
 
 
 def latency(judged: Sequence[Judged], stats: ClientStats) -> Table:
