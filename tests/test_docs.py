@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from app.domain.scenario import (
 from app.main import create_app
 from app.metrics import Metrics
 from app.schemas import AdviseResponse
+from tests.chaos.faults import FAULTS
 from training.__main__ import app as training
 
 ROOT = Path(__file__).parents[1]
@@ -225,3 +227,22 @@ def assert_is_command(group: Any, words: list[str]) -> None:
         if not word.startswith("--"):
             assert word in group.commands, word
             group = group.commands[word]
+
+
+def test_every_row_of_the_reliability_page_can_be_done_again() -> None:
+    """Each fault of `make chaos` has its row, and what a row names to run is there."""
+    rows = [row for row in (DOCS / "reliability.md").read_text().splitlines() if row[:1] == "|"]
+    named = [command for row in rows for command in re.findall(r"`([^`]+)`", row)]
+    told = [name for command in named for name in re.findall(r'FAULT="([^"]+)"', command)]
+    assert sorted(told) == sorted(fault.name for fault in FAULTS)
+    targets = set(re.findall(r"(?m)^([a-z-]+):", (ROOT / "Makefile").read_text()))
+    ran = 0
+    for command in named:
+        for target in re.findall(r"^make ([a-z-]+)", command):
+            assert target in targets, command
+        for module in re.findall(r"python -m ([a-z_.]+)", command):
+            assert find_spec(module), command
+        for path in re.findall(r"pytest (\S+)", command):
+            assert (ROOT / path).is_file(), command
+        ran += command.startswith(("make ", "python -m ", "pytest "))
+    assert ran > 30
