@@ -32,7 +32,7 @@ from bench.history import record
 from bench.learning.planted import ALGORITHMS, PROMPT_SEED, WARM_UP, planted_problem
 from training.cli.options import meter
 from training.config.learning import AdapterConfig, EncodeConfig
-from training.learning.model.base_pass import encode_batch, expanded
+from training.learning.model.shards import encode_batch, expanded
 from training.learning.targets.problem import Problem
 
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40": 181e12}

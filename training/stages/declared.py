@@ -8,7 +8,9 @@
 
 Its parameters say what the result depends on, by their kind:
 
-- `folder` is to be filled, `progress` hears how far it is. Both come from the workshop.
+- `folder` is to be filled, `progress` hears how far it is, `cache` keeps parts of the work for a
+  stage that is killed or asked for more; annotated `Annotated[Path, KeptBy(function)]`, it holds
+  only what that function's code made. All three come from the workshop.
 - Keyword parameters are settings: they enter the key by value.
 - The others are inputs. The workshop is given artefacts, and opens them as what the parameter is
   annotated with (`ScenarioSet.open`; an `Artifact` stays what it is; a mapping holds many). What
@@ -47,7 +49,14 @@ Function = TypeVar("Function", bound=Callable[..., Facts])
 Value = TypeVar("Value")
 _ASIDE = "changes no result"
 Aside = Annotated[Value, _ASIDE]
-FOLDER, PROGRESS = "folder", "progress"
+FOLDER, PROGRESS, CACHE = "folder", "progress", "cache"
+_FROM_WORKSHOP = (FOLDER, PROGRESS, CACHE)
+
+
+class KeptBy(NamedTuple):
+    """Of a cache: what is kept there is made by this function, and by what its module imports."""
+
+    function: Callable[..., Any]
 
 
 @runtime_checkable
@@ -96,7 +105,7 @@ class Stage:
         ------
         TypeError : an argument is missing or unknown, or an input cannot be hashed.
         """
-        provided = {name: None for name in (FOLDER, PROGRESS) if name in self.parameters}
+        provided = {name: None for name in _FROM_WORKSHOP if name in self.parameters}
         bound = self.signature.bind(**provided, **arguments)
         bound.apply_defaults()
         given = Given({}, {}, {}, [self.function.__module__])
@@ -127,6 +136,16 @@ class Stage:
             raise TypeError(
                 f"stage {self.name}: {name} is {kind}: no artefact, no function, no hash()"
             )
+
+    @property
+    def kept_by(self) -> str | None:
+        """The module whose code makes what the cache keeps; None: the stage keeps nothing."""
+        if CACHE not in self.parameters:
+            return None
+        (keeper,) = (
+            each for each in get_args(self.parameters[CACHE].annotation) if isinstance(each, KeptBy)
+        )
+        return keeper.function.__module__
 
     def opened(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments with artefacts opened, as the function takes them."""

@@ -1,15 +1,17 @@
 """What a stage's code leads to: source files, and the libraries that these import.
 
 Nothing here is a list that somebody must remember. From the module of the stage's function, imports
-are followed through `training` and `app`, within functions too. Their files count, and the files
-that are no Python beside them, which they may read; of every other library that one of them
-imports, the installed version counts. What is not code is left out: settings enter a key by value,
-and how artefacts are kept says nothing about what they hold.
+are followed through `training` and `app`, within functions too; so are modules that are named in a
+text, as those of other processes are ("worker.py" beside, "app.worker"). Their files count, and the
+files that are no Python beside them, which they may read; of every other library that one of them
+imports, the installed version counts, and Python's own. What is not code is left out: settings
+enter a key by value, and how artefacts are kept says nothing about what they hold.
 """
 
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
@@ -17,15 +19,25 @@ from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
-from app.domain.canonical import content_hash
-from app.policy.versions.store import file_hash
+from app.domain.canonical import content_hash, digest
 
 ROOT = Path(__file__).parents[2]
 """The folder that holds `training` and `app`."""
 OURS = ("training", "app")
 NO_CODE = ("training.config", "training.stages")
 """Packages whose values, or nothing, enter a key."""
+_DOTTED = re.compile(rf"({'|'.join(OURS)})(\.\w+)+")
+_SCRIPT = re.compile(r"\w+\.py")
 ABSENT = "absent"
+PYTHON = "python"
+"""Stands among the libraries: from 3.12 on, `sum` adds floats in another way."""
+
+
+def installed(distribution: str) -> str:
+    """Its version; of Python without the part that mends. Raises `PackageNotFoundError`."""
+    if distribution == PYTHON:
+        return "{}.{}".format(*sys.version_info)
+    return metadata.version(distribution)
 
 
 class Code(NamedTuple):
@@ -43,19 +55,20 @@ class Code(NamedTuple):
 
 
 class Sources:
-    """A tree of source files, read once.
+    """A tree of source files, as it is when this is made: what somebody edits while a pipeline runs
+    is not what runs.
 
     Parameters
     ----------
     root : folder that holds the packages.
-    version_of : of a distribution; `metadata.version` but in tests.
+    version_of : of a distribution; `installed` but in tests.
     """
 
-    def __init__(
-        self, root: Path = ROOT, version_of: Callable[[str], str] = metadata.version
-    ) -> None:
+    def __init__(self, root: Path = ROOT, version_of: Callable[[str], str] = installed) -> None:
         self._root, self._version_of = root, version_of
         self._imports: dict[str, frozenset[str]] = {}
+        self._read = {path: path.read_bytes() for name in OURS for path in _files_in(root / name)}
+        self._rooms = {path.parent for path in self._read if path.suffix == ".py"}
         self._hashes: dict[Path, str] = {}
 
     def behind(self, modules: Iterable[str]) -> Code:
@@ -82,7 +95,7 @@ class Sources:
             if path is None:
                 raise ModuleNotFoundError(f"no source file of {module} in {self._root}")
             package = module if path.name == "__init__.py" else module.rpartition(".")[0]
-            tree = ast.parse(path.read_text(encoding="utf-8"))
+            tree = ast.parse(self._read[path])
             names = {name for node in ast.walk(tree) for name in _named(node, package)}
             mine = {
                 name
@@ -97,32 +110,42 @@ class Sources:
         """Its file; None when the name is of something within a module."""
         stem = self._root.joinpath(*module.split("."))
         for path in (stem.with_name(f"{stem.name}.py"), stem / "__init__.py"):
-            if path.is_file():
+            if self._has(path):
                 return path
         return None
 
+    def _has(self, path: Path) -> bool:
+        """A stage may be declared elsewhere: such a file is read when it is first asked for."""
+        ours = path.relative_to(self._root).parts[0] in OURS
+        if path not in self._read and not ours and path.is_file():
+            self._read[path] = path.read_bytes()
+        return path in self._read
+
     def _files(self, module: str) -> Iterator[Path]:
-        """The module's, those of the packages that are imported with it, and what lies beside it
-        and is no Python."""
+        """The module's, those of the packages that are imported with it, and what lies beside it,
+        in folders that are no packages too, and is no Python."""
         path = self._path(module)
         assert path is not None
         yield path
         for folder in path.relative_to(self._root).parents[:-1]:
             package = self._root / folder / "__init__.py"
-            if package.is_file():
+            if package in self._read:
                 yield package
-        for beside in path.parent.iterdir():
-            hidden = beside.name.startswith(".")
-            if beside.is_file() and beside.suffix not in (".py", ".pyc") and not hidden:
-                yield beside
+        for other in self._read:
+            if other.suffix != ".py" and self._room(other) == path.parent:
+                yield other
+
+    def _room(self, path: Path) -> Path | None:
+        """The nearest folder above with Python in it: whose modules may read the file."""
+        return next((folder for folder in path.parents if folder in self._rooms), None)
 
     def _hash(self, path: Path) -> str:
         if path not in self._hashes:
-            self._hashes[path] = file_hash(path)
+            self._hashes[path] = digest(self._read[path])
         return self._hashes[path]
 
     def _libraries(self, imported: Iterable[str]) -> dict[str, str]:
-        versions = {}
+        versions = {PYTHON: self._version_of(PYTHON)}
         for name in imported:
             for distribution in _distributions().get(name, ()):
                 versions[distribution] = self._version_of(distribution)
@@ -132,8 +155,8 @@ class Sources:
 
 
 def _named(node: ast.AST, package: str) -> Iterator[str]:
-    """Modules that an import may mean: `from package import name` may name a module or what is in
-    one."""
+    """Modules that an import may mean (`from package import name` may name a module or what is in
+    one), and those that a text names."""
     if isinstance(node, ast.Import):
         yield from (alias.name for alias in node.names)
     elif isinstance(node, ast.ImportFrom):
@@ -143,6 +166,19 @@ def _named(node: ast.AST, package: str) -> Iterator[str]:
             module = ".".join([*above, *([module] if module else [])])
         yield module
         yield from (f"{module}.{alias.name}" for alias in node.names)
+    elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+        if _DOTTED.fullmatch(node.value):
+            yield node.value
+        elif _SCRIPT.fullmatch(node.value) and _within(package, OURS):
+            yield f"{package}.{node.value.removesuffix('.py')}"
+
+
+def _files_in(folder: Path) -> Iterator[Path]:
+    """What is not hidden and not made by Python."""
+    for path in sorted(folder.rglob("*")):
+        made = path.suffix == ".pyc" or "__pycache__" in path.parts
+        if not made and not path.name.startswith(".") and path.is_file():
+            yield path
 
 
 def _within(name: str, packages: Iterable[str]) -> bool:

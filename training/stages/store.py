@@ -103,9 +103,18 @@ class Store:
         self.root = root
 
     def find(self, stage: str, depends: Mapping[str, Any]) -> Artifact | None:
-        """The finished artefact of a stage that depends on this (JSON)."""
+        """The finished artefact of a stage that depends on this (JSON). Raises `ArtifactError`: it
+        was damaged, or the folder of its name holds another."""
         target = self._target(stage, depends)
-        return Artifact.open(target, stage) if (target / MANIFEST).is_file() else None
+        if not (target / MANIFEST).is_file():
+            return None
+        artifact = Artifact.open(target, stage)
+        if artifact.manifest.get("key") != _key(stage, depends):
+            raise ArtifactError(
+                f"{target} holds another artefact, of key {artifact.manifest.get('key')}: remove"
+                " the folder and build it again"
+            )
+        return artifact
 
     def build(
         self, stage: str, depends: Mapping[str, Any], fill: Callable[[Path], Facts]

@@ -1,8 +1,9 @@
 """The workshop: an artefact of a declared stage is found when it is finished, and else built.
 
-Its key is the hash of the stage's name, its code and the libraries that this imports
+Its key is the hash of the stage's name, its function, its code and the libraries that this imports
 (`training.stages.key`), its settings by value, its inputs' hashes (`training.stages.declared`), and
-of prompt, action space and feature schema.
+of prompt, action space and feature schema. What a stage keeps beside its artefacts is kept apart
+by code and libraries as well.
 """
 
 from __future__ import annotations
@@ -12,15 +13,16 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from app.domain.canonical import content_hash
 from app.domain.features import FEATURE_SCHEMA
 from app.domain.model.actions import ACTION_SPACE_HASH
 from app.domain.model.prompt import PROMPT_VERSION
 from training.arrays import Meter, silent
-from training.stages.declared import DECLARED, FOLDER, PROGRESS, Stage
+from training.stages.declared import CACHE, DECLARED, FOLDER, PROGRESS, Stage
 from training.stages.key import Sources
 from training.stages.store import Artifact, Facts, Store
 
-CODE = ("code", "libraries")
+CODE = ("function", "code", "libraries")
 """What may differ in an artefact that a person adopts."""
 
 
@@ -73,13 +75,20 @@ class Workshop:
         self.tell(f"{title}: building {self._store.name(stage.name, depends)}")
 
         def fill(folder: Path) -> Facts:
-            given = stage.opened(arguments)
+            given = stage.opened(arguments) | self._cache(stage)
             if PROGRESS not in stage.parameters:
                 return function(**{FOLDER: folder}, **given)
             with self._meter(title) as progress:
                 return function(**{FOLDER: folder, PROGRESS: progress}, **given)
 
         return self._store.build(stage.name, depends, fill)
+
+    def _cache(self, stage: Stage) -> dict[str, Path]:
+        """Where the stage keeps parts of its work, if it does."""
+        if stage.kept_by is None:
+            return {}
+        name = content_hash(self._sources.behind([stage.kept_by])._asdict())
+        return {CACHE: self._store.root / CACHE / name.removeprefix("sha256:")[:16]}
 
     def _adopted(self, stage: str, depends: dict[str, Any]) -> Artifact | None:
         for name in self._adopt:
@@ -97,6 +106,7 @@ def depends_on(stage: Stage, arguments: dict[str, Any], sources: Sources) -> dic
     given = stage.given(arguments)
     code = sources.behind(given.modules)
     return {
+        "function": stage.function.__qualname__,
         "config": given.settings,
         "inputs": given.inputs,
         "data": given.data,

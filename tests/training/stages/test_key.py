@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 import shutil
+import sys
 from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from tests.training.support.stages import (
 from training.config.learning import Algorithm
 from training.learning.algorithms import dpo
 from training.stages.declared import Stage
-from training.stages.key import ABSENT, ROOT, Sources
+from training.stages.key import ABSENT, PYTHON, ROOT, Sources, installed
 from training.stages.store import Artifact
 from training.stages.workshop import depends_on
 
@@ -157,7 +158,7 @@ def test_every_stage_depends_on_its_own_module(stage: Stage, tree: Path) -> None
 def test_every_setting_moves_the_key(stage: Stage) -> None:
     before = key(stage)
     for name, parameter in stage.parameters.items():
-        if is_setting(parameter) and name != "progress":
+        if is_setting(parameter):
             values = changes(arguments(stage)[name])
             assert values, name
             for value in values:
@@ -178,7 +179,7 @@ def test_every_input_moves_the_key_and_what_lies_aside_does_not(stage: Stage) ->
 @STAGES
 def test_another_version_of_a_library_that_it_imports_moves_the_key(stage: Stage) -> None:
     before, newer = key(stage), dict[str, str]()
-    sources = Sources(version_of=lambda name: newer.get(name) or metadata.version(name))
+    sources = Sources(version_of=lambda name: newer.get(name) or installed(name))
     assert before["libraries"]["numpy"] == metadata.version("numpy")
     for library, version in before["libraries"].items():
         newer = {library: f"{version}.1"}
@@ -189,6 +190,8 @@ def test_another_version_of_a_library_that_it_imports_moves_the_key(stage: Stage
 
 def test_what_computes_is_among_the_libraries() -> None:
     libraries = {named(stage): set(key(stage)["libraries"]) for stage in stages()}
+    assert all(PYTHON in each for each in libraries.values()), "3.12 sums floats in another way"
+    assert installed(PYTHON) == f"{sys.version_info.major}.{sys.version_info.minor}"
     computing = {"torch", "transformers", "peft", "accelerate", "numpy", "polars"}
     assert libraries["policy-policy"] >= computing
     assert libraries["teacher-teacher"] >= {"scikit-learn", "numpy", "polars"}
@@ -211,6 +214,21 @@ def test_a_changed_target_moves_the_policy_and_no_label(tree: Path) -> None:
         "preferences-preferences", "policy-policy", "warm_up-warm_up",
         "answers-of_probe", "answers-of_teacher",
     }  # fmt: skip
+
+
+def test_a_program_that_another_process_runs_is_code(tree: Path) -> None:
+    """It renders the chat template of every prompt."""
+    before = keys(tree)
+    edit(tree / "app/policy/versions/template_worker.py")
+    after = keys(tree)
+    moved = {name for name in before if before[name] != after[name]}
+    assert moved >= {"encoded-encoded", "policy-policy", "answers-of_published", "checks-checks"}
+    assert not moved & {"labels-labels", "scenarios-of_history"}
+
+
+def test_two_ways_to_one_artefact_have_two_keys() -> None:
+    ways = {named(stage): key(stage)["function"] for stage in stages() if stage.name == "answers"}
+    assert len(set(ways.values())) == len(ways) == 5
 
 
 def test_an_evaluations_own_code_moves_the_evaluation_alone(tree: Path) -> None:
@@ -262,10 +280,14 @@ FILES = {
         def work():
             from training import late
             import no_such_library
+            run("python", "worker.py")
+            run("python", "-m", "app.other_worker", "app.no_such_worker", "no_such_worker.py")
     """,
     "training/room/near.py": "from ..deep import below",
     "training/room/names.py": "value = 1",
     "training/room/text.txt": "read by somebody",
+    "training/room/tables/numbers.json": "read by somebody, too",
+    "training/room/worker.py": "import jinja2",
     "training/room/unrelated.py": "",
     "training/deep/__init__.py": "",
     "training/deep/below.py": "import app.tool",
@@ -274,6 +296,7 @@ FILES = {
     "training/config/values.py": "import torch",
     "app/__init__.py": "",
     "app/tool.py": "import sklearn.linear_model",
+    "app/other_worker.py": "",
 }
 
 
@@ -297,7 +320,9 @@ def test_imports_are_followed_wherever_they_stand(house: Path) -> None:
     assert code.libraries == {
         "numpy": metadata.version("numpy"),
         "scikit-learn": metadata.version("scikit-learn"),
+        "Jinja2": metadata.version("jinja2"),
         "no_such_library": ABSENT,
+        PYTHON: installed(PYTHON),
     }
 
 
@@ -306,8 +331,21 @@ def test_what_lies_beside_a_module_counts_and_hidden_files_do_not(house: Path) -
     (house / "training/room/.text.txt.swp").write_text("")
     (house / "training/deep/below.pyc").write_text("")
     assert Sources(house).behind(["training.room.work"]) == before
-    (house / "training/room/text.txt").write_text("read by nobody")
-    assert Sources(house).behind(["training.room.work"]).hash != before.hash
+    for name in ("training/room/text.txt", "training/room/tables/numbers.json"):
+        (house / name).write_text("read by nobody")
+        after = Sources(house).behind(["training.room.work"])
+        assert after.hash != before.hash
+        before = after
+
+
+def test_what_is_edited_while_a_pipeline_runs_is_not_what_runs(house: Path) -> None:
+    """A stage that is reached hours later was imported when the process began."""
+    before = Sources(house).behind(["training.room.work"])
+    sources = Sources(house)
+    for name in ("training/late.py", "training/room/text.txt"):
+        (house / name).write_text("import torch")
+    (house / "training/room/new.txt").write_text("")
+    assert sources.behind(["training.room.work"]) == before
 
 
 def test_a_file_that_moved_is_other_code(house: Path) -> None:

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -153,6 +154,15 @@ def test_another_stage_and_a_broken_manifest_are_refused(tmp_path: Path) -> None
     (made / MANIFEST).write_text("{")
     with pytest.raises(ArtifactError, match="is no manifest"):
         Artifact.open(made.path)
+
+
+def test_a_folder_that_somebody_copied_is_not_found_under_another_name(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    made = store.build("words", {"config": 1}, write("hello"))
+    shutil.copytree(made.path, tmp_path / store.name("words", {"config": 2}))
+    with pytest.raises(ArtifactError, match=r"holds another artefact, of key sha256:.* build it"):
+        store.find("words", {"config": 2})
+    assert store.find("words", {"config": 1}) == made
 
 
 def test_the_manifest_says_what_the_result_depends_on(tmp_path: Path) -> None:

@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Annotated, NamedTuple, Self
 
 import pytest
 
 from training.arrays import Progress, silent
 from training.config.data import HeldOutConfig, ScenariosConfig
-from training.stages.declared import Aside, stage
-from training.stages.key import ROOT, Sources
+from training.stages.declared import Aside, KeptBy, stage
+from training.stages.key import ROOT, Sources, installed
 from training.stages.store import MANIFEST, Artifact, ArtifactError, Facts
 from training.stages.workshop import Workshop
 
@@ -87,6 +87,22 @@ def read(folder: Path, library: Library, shelves: Mapping[str, Library]) -> Fact
 @stage("split")
 def split(folder: Path, *, settings: ScenariosConfig) -> Facts:
     return {"kind": type(settings).__name__}
+
+
+def spelt(word: str) -> str:
+    return " ".join(word)
+
+
+@stage("spelling")
+def spelling(
+    folder: Path, book: Book, *, again: int, cache: Annotated[Path, KeptBy(spelt)]
+) -> Facts:
+    """Spells a word once."""
+    kept = cache / book.title
+    found = kept.is_file()
+    cache.mkdir(parents=True, exist_ok=True)
+    kept.write_text(spelt(book.title))
+    return {"found": found}
 
 
 MOBY = Book("Moby")
@@ -209,6 +225,27 @@ def test_other_code_builds_anew_beside_what_was_there(tree: Path, tmp_path: Path
     assert after.path != before.path
     assert (after / "words.txt").read_bytes() == (before / "words.txt").read_bytes()
     assert after.hash != before.hash, "what is made from it is made again"
+
+
+def test_what_a_stage_keeps_outlives_other_settings_and_no_other_code(
+    tree: Path, tmp_path: Path
+) -> None:
+    """The fault: a base pass under a new key held what the code before had read."""
+
+    def found(again: int, version_of: Callable[[str], str] = installed) -> bool:
+        shop = Workshop(tmp_path / "shop", sources=Sources(tree, version_of))
+        return bool(shop.make(spelling, book=MOBY, again=again).facts["found"])
+
+    assert [found(1), found(2)] == [False, True]
+    edit(tree / "training/judging/report/arms.py")
+    assert found(3), "nothing that spells imports it"
+    edit(tree / "training/arrays.py")
+    assert [found(4), found(5)] == [False, True]
+    newer = {"numpy": "99"}
+    assert [found(each, lambda name: newer.get(name) or installed(name)) for each in (6, 7)] == [
+        False,
+        True,
+    ]
 
 
 def test_a_person_may_adopt_what_other_code_made_and_nothing_else(

@@ -17,7 +17,7 @@ from training.config.judging import EvaluateConfig, GateConfig
 from training.config.learning import Algorithm, ExpectedConfig
 from training.judging.report.findings import Terms
 from training.learning.algorithms import expected
-from training.stages.declared import DECLARED, FOLDER, PROGRESS, Stage
+from training.stages.declared import CACHE, DECLARED, FOLDER, PROGRESS, Stage
 from training.stages.store import Artifact
 
 PLAIN: dict[Any, Any] = {str: "a", float: 1.0, int: 1}
@@ -47,7 +47,8 @@ def stages() -> list[Stage]:
 
 
 def is_setting(parameter: inspect.Parameter) -> bool:
-    return parameter.kind is parameter.KEYWORD_ONLY and not is_aside(parameter)
+    given = parameter.name not in (CACHE, PROGRESS)
+    return parameter.kind is parameter.KEYWORD_ONLY and given and not is_aside(parameter)
 
 
 def is_aside(parameter: inspect.Parameter) -> bool:
@@ -63,7 +64,7 @@ def arguments(stage: Stage) -> dict[str, Any]:
     return {
         name: _value(parameter)
         for name, parameter in stage.parameters.items()
-        if name not in (FOLDER, PROGRESS)
+        if name not in (CACHE, FOLDER, PROGRESS)
     }
 
 

@@ -34,7 +34,8 @@ from app.policy.in_process.reading.layout import Branched
 from app.policy.versions.store import NUMBERS_NAME
 from training.arrays import Rows
 from training.config.learning import AdapterConfig
-from training.learning.model.base_pass import Encoded, EncodeError, head_states
+from training.learning.model.base_pass import Encoded
+from training.learning.model.shards import EncodeError, head_states
 from training.learning.model.tail_attention import Past, looking_back
 
 _TOKENIZER_FILES = (

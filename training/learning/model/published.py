@@ -2,7 +2,7 @@
 kept, else asked as the service asks it.
 
 Asked so, nothing is kept of a prompt but its reading, whatever the number of prompts. Readings lie
-beside the artefacts, a piece of some scenarios in a file that is named by version and scenarios: a
+in the stage's cache, a piece of some scenarios in a file that is named by version and scenarios: a
 killed stage loses one piece.
 """
 
@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -29,9 +29,9 @@ from app.policy.port import Policy
 from training.arrays import Progress, silent
 from training.learning.model.answers import Answers, of_adapter
 from training.learning.model.base import Base
-from training.learning.model.base_pass import CACHE, Encoded
+from training.learning.model.base_pass import Encoded
 from training.scenarios.table import ScenarioSet
-from training.stages.declared import Aside, stage
+from training.stages.declared import Aside, KeptBy, stage
 from training.stages.store import Facts
 
 PIECE = 32
@@ -62,6 +62,7 @@ def of_published(
     models: Aside[Path],
     shipped: Aside[Path],
     threads: Aside[int],
+    cache: Annotated[Path, KeptBy(of_version)],
     progress: Progress = silent,
 ) -> Facts:
     """A published version's: over the base pass when there is one of the model that it adapts, and
@@ -77,9 +78,8 @@ def of_published(
     ):
         calibration = version.manifest.calibration
         return of_adapter(base.reader, encoded, version.path, calibration, progress).save(folder)
-    kept = folder.parent / CACHE / "readings"
     whole = scenarios.scenarios()
-    return of_version(version.path, [models, shipped], whole, threads, kept, progress).save(folder)
+    return of_version(version.path, [models, shipped], whole, threads, cache, progress).save(folder)
 
 
 def of_version(
@@ -126,6 +126,6 @@ async def _piece(policy: Policy, scenarios: Sequence[Scenario], kept: Path) -> l
 
 
 def piece_name(manifest: ModelManifest, scenarios: Sequence[Scenario]) -> str:
-    """By all that a reading depends on: the version, and whole scenarios."""
+    """By what a reading depends on beside the code: the version, and whole scenarios."""
     content = [manifest.hash(), [scenario.hash() for scenario in scenarios]]
     return content_hash(content).removeprefix("sha256:")[:24]

@@ -25,7 +25,8 @@ from torch import Tensor, nn
 
 from training.arrays import Floats, Rows
 from training.config.learning import NetworkConfig
-from training.learning.model.base_pass import LINES, Encoded
+from training.learning.model.base_pass import Encoded
+from training.learning.model.shards import LINES
 from training.learning.teacher.lessons import QUESTIONS
 from training.scenarios.table import ScenarioSet
 

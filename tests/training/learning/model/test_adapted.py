@@ -32,7 +32,8 @@ from tests.training.support.planted import (
 )
 from training.config.learning import AdapterConfig
 from training.learning.model.adapted import adapted, opened, save_adapter, save_merged
-from training.learning.model.base_pass import Encoded, EncodeError
+from training.learning.model.base_pass import Encoded
+from training.learning.model.shards import EncodeError
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 

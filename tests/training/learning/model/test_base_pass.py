@@ -22,7 +22,9 @@ from tests.training.support.planted import (
 )
 from training.config.learning import EncodeConfig
 from training.learning.model import base_pass as stage
-from training.learning.model.base_pass import LINES, Encoded, EncodeError
+from training.learning.model.base_pass import Encoded
+from training.learning.model.shards import LINES, EncodeError, write_shard
+from training.stages.store import Artifact
 
 
 @pytest.fixture
@@ -185,7 +187,7 @@ def test_a_second_run_reads_nothing_and_a_killed_one_loses_one_shard(
     reader, base = tiny
     prompts = short_prompts(6)
     whole = encode(tmp_path / "whole", prompts, reader, base, shard=2)
-    write, calls = stage.write_shard, []
+    write, calls = write_shard, []
 
     def dying(*arguments: object) -> Path:
         calls.append(arguments)
@@ -226,7 +228,7 @@ def test_a_damaged_shard_is_built_again_and_a_missing_one_is_named(
 ) -> None:
     reader, base = tiny
     built = encode(tmp_path, short_prompts(2), reader, base)
-    [shard] = [Path(built.facts["cache"]) / name for name in built.facts["shards"]]
+    [shard] = [built.path.parent / built.facts["cache"] / name for name in built.facts["shards"]]
     shard.write_bytes(shard.read_bytes()[:100])
     with pytest.raises(EncodeError, match="damaged"):
         Encoded.open(built).keys_values([0])
@@ -234,6 +236,18 @@ def test_a_damaged_shard_is_built_again_and_a_missing_one_is_named(
     shard.unlink()
     with pytest.raises(EncodeError, match="build the stage again"):
         Encoded.open(built)
+
+
+def test_artefacts_and_their_cache_may_be_moved_together(
+    tmp_path: Path, tiny: tuple[LabelReader, Path]
+) -> None:
+    reader, base = tiny
+    built = encode(tmp_path / "here", short_prompts(2), reader, base)
+    before = Encoded.open(built).keys_values([0, 1])
+    (tmp_path / "here").rename(tmp_path / "there")
+    moved = Artifact.open(tmp_path / "there" / built.path.relative_to(tmp_path / "here"))
+    after = Encoded.open(moved).keys_values([0, 1])
+    torch.testing.assert_close(after.states, before.states, atol=0, rtol=0)
 
 
 def test_a_prompt_that_is_too_long_is_one_clear_error(

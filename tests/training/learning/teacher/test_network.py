@@ -12,7 +12,7 @@ import torch
 from tests.training.learning.teacher.test_teacher import CONFIG, lessons
 from training.arrays import DAY_S, Floats
 from training.config.learning import NetworkConfig
-from training.learning.model.base_pass import LINES
+from training.learning.model.shards import LINES
 from training.learning.teacher.lessons import GROSS, QUESTIONS, RANGE
 from training.learning.teacher.network import Inputs, Networks, Prompts, Scaling
 from training.learning.teacher.teacher import NETWORK, teach
