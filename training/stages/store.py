@@ -103,12 +103,12 @@ class Store:
         self.root = root
 
     def find(self, stage: str, depends: Mapping[str, Any]) -> Artifact | None:
-        """The finished artefact of a stage that depends on this (JSON). Raises `ArtifactError`: it
-        was damaged, or the folder of its name holds another."""
+        """The finished artefact of a stage that depends on this (JSON), every byte as it was built.
+        Raises `ArtifactError`: it was changed, or the folder of its name holds another."""
         target = self._target(stage, depends)
         if not (target / MANIFEST).is_file():
             return None
-        artifact = Artifact.open(target, stage)
+        artifact = Artifact.open(target, stage, deep=True)
         if artifact.manifest.get("key") != _key(stage, depends):
             raise ArtifactError(
                 f"{target} holds another artefact, of key {artifact.manifest.get('key')}: remove"

@@ -93,7 +93,7 @@ class Workshop:
     def _adopted(self, stage: str, depends: dict[str, Any]) -> Artifact | None:
         for name in self._adopt:
             if name.startswith(f"{stage}-"):
-                artifact = Artifact.open(self._store.root / name, stage)
+                artifact = Artifact.open(self._store.root / name, stage, deep=True)
                 others = [key for key in depends if artifact.manifest.get(key) != depends[key]]
                 if set(others) <= set(CODE):
                     return artifact

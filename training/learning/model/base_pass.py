@@ -267,7 +267,7 @@ def _places(cache: Path) -> dict[str, tuple[str, int]]:
             with safe_open(path, framework="pt") as handle:
                 names = json.loads(handle.metadata()["prompts"])
         except (OSError, SafetensorError, KeyError, TypeError, ValueError):
-            path.unlink()
+            path.unlink(missing_ok=True)
             continue
         for position, name in enumerate(names):
             place_of.setdefault(name, (path.name, position))
