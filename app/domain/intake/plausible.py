@@ -15,7 +15,7 @@ from app.domain.scenario import Fault, LeftOut
 
 Report = TypeVar("Report", AgentAction, Outcome)
 
-MAX_R = 1000.0
+MAX_OWN_RISK = 1000.0
 MAX_MONEY = 1e12
 MAX_PERCENT = 1e6
 MAX_SECONDS = 10 * 366 * 86_400.0
@@ -23,9 +23,9 @@ AHEAD = timedelta(hours=1)
 """How far another machine's clock may be before ours."""
 ZONE = "a time without an offset is read as UTC"
 _BOUNDS: dict[str, tuple[float, str]] = {
-    "r_multiple": (MAX_R, "R"),
-    "mae_r": (MAX_R, "R"),
-    "mfe_r": (MAX_R, "R"),
+    "r_multiple": (MAX_OWN_RISK, "times its own risk"),
+    "mae_r": (MAX_OWN_RISK, "times its own risk"),
+    "mfe_r": (MAX_OWN_RISK, "times its own risk"),
     "net_pnl": (MAX_MONEY, "quote currency"),
     "fees": (MAX_MONEY, "quote currency"),
     "slippage": (MAX_MONEY, "quote currency"),

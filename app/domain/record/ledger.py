@@ -101,7 +101,7 @@ def opened(action: AgentAction, offer: Offer, told_at: datetime) -> Opened | Non
 
 
 def closed(outcome: Outcome, trade: Opened | None, told_at: datetime) -> Closed:
-    """The end of a trade. Money is what was told, or follows from R over the order's own risk."""
+    """The end of a trade. Money is what was told, or follows from the return on own risk."""
     net = outcome.net_pnl
     if net is None and outcome.r_multiple is not None and trade is not None:
         net = outcome.r_multiple * abs(trade.quantity) * abs(trade.entry - trade.stop)

@@ -40,8 +40,8 @@ def told(report: Any, now: datetime, as_of: datetime | None = None) -> dict[str,
 @pytest.mark.parametrize(
     ("field", "most", "says"),
     [
-        ("r_multiple", 1000.0, "r_multiple: 1000 is beyond 1000 R"),
-        ("mfe_r", 1000.0, "mfe_r: 1000 is beyond 1000 R"),
+        ("r_multiple", 1000.0, "r_multiple: 1000 is beyond 1000 times its own risk"),
+        ("mfe_r", 1000.0, "mfe_r: 1000 is beyond 1000 times its own risk"),
         ("net_pnl", 1e12, "net_pnl: 1e+12 is beyond 1e+12 quote currency"),
         ("fees", 1e12, "fees: 1e+12 is beyond 1e+12 quote currency"),
         ("slippage", 1e12, "slippage: 1e+12 is beyond 1e+12 quote currency"),
@@ -71,7 +71,7 @@ def test_an_action_has_the_bounds_of_prices_money_and_size(field: str, most: flo
 
 def test_a_loss_has_the_bounds_of_a_profit() -> None:
     assert told(outcome(r_multiple=-1000.0, mae_r=-1000.0, net_pnl=-1e12), NOW) == {}
-    with pytest.raises(InvalidRecord, match="r_multiple: -1001 is beyond 1000 R"):
+    with pytest.raises(InvalidRecord, match="r_multiple: -1001 is beyond 1000 times its own risk"):
         told(outcome(r_multiple=-1001.0), NOW)
 
 
@@ -108,5 +108,6 @@ def test_every_number_that_cannot_be_is_told_at_once() -> None:
     with pytest.raises(InvalidRecord) as refused:
         told(outcome(r_multiple=1.7e308, fees=2e12), NOW, AS_OF)
     assert str(refused.value) == (
-        "r_multiple: 1.7e+308 is beyond 1000 R; fees: 2e+12 is beyond 1e+12 quote currency"
+        "r_multiple: 1.7e+308 is beyond 1000 times its own risk;"
+        " fees: 2e+12 is beyond 1e+12 quote currency"
     )

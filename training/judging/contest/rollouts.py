@@ -39,15 +39,15 @@ ROLLOUTS_SCHEMA: dict[str, pl.DataType] = {
     "slippage": pl.Float64(),
     "net": pl.Float64(),
     "r": pl.Float64(),
-    "mae_r": pl.Float64(),
-    "mfe_r": pl.Float64(),
+    "mae": pl.Float64(),
+    "mfe": pl.Float64(),
 }
 """`row` and `scenario` (its hash): of the scenario set. `action`: what a model version proposed,
 before rules; null for rules. `entry`, `stop`, `quantity`: the final order; null where none was
 placed, as is its fate. `probability`: of approving. `probabilities`: of the ten actions, a model's.
 `vetoes`: codes that refused; null for arms that no rule judges one by one. Prices and money in
-quote currency, times in seconds since 1970 UTC; `r`, `mae_r`, `mfe_r` in R of the agent's plan, `r`
-0 without a trade."""
+quote currency, `mae` and `mfe` (worst and best excursion) too; times in seconds since 1970 UTC; `r`
+in R of the agent's plan, 0 without a trade."""
 _OF_TRADES = (
     "entry",
     "stop",
@@ -60,8 +60,8 @@ _OF_TRADES = (
     "fees",
     "slippage",
     "net",
-    "mae_r",
-    "mfe_r",
+    "mae",
+    "mfe",
 )
 
 
@@ -72,7 +72,7 @@ def rollouts(contest: Contest) -> pl.DataFrame:
 
 
 def _rows(contest: Contest, name: str, played: Played, ids: list[str]) -> pl.DataFrame:
-    arm, fates, plan_risk = played.arm, played.fates, played.arm.orders.plan_risk
+    arm, fates = played.arm, played.fates
     believed = contest.probabilities.get(POLICY if name == RAW else name)
     columns = {
         "row": contest.arena.rows,
@@ -95,8 +95,8 @@ def _rows(contest: Contest, name: str, played: Played, ids: list[str]) -> pl.Dat
         "slippage": fates.slippage,
         "net": fates.net,
         "r": played.r,
-        "mae_r": fates.mae / plan_risk,
-        "mfe_r": fates.mfe / plan_risk,
+        "mae": fates.mae,
+        "mfe": fates.mfe,
     }
     series = [
         pl.Series(column, [None] * len(ids) if values is None else values, dtype=kind)

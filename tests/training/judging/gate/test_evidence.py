@@ -13,6 +13,7 @@ import pytest
 
 from app.domain.model.actions import ACTIONS, BY_LABEL
 from app.domain.model.manifest import Calibration
+from app.domain.record.outcome import Outcome
 from app.domain.rules.limits import read_limits
 from tests.training.support.candles import HOUR, random_walk
 from tests.training.support.histories import history, label_artifact, scenario_set
@@ -211,6 +212,13 @@ def test_rollouts_tell_what_every_arm_did_and_earned(contest: tuple[Contest, Tra
     found, _ = contest
     table = rollouts(found)
     assert dict(table.schema) == ROLLOUTS_SCHEMA
+    own_risk = {
+        name
+        for name, field in Outcome.model_fields.items()
+        if (field.json_schema_extra or {}).get("unit") == "own risk"  # type: ignore[union-attr]
+    }
+    assert own_risk == {"r_multiple", "mae_r", "mfe_r"}
+    assert not own_risk & set(ROLLOUTS_SCHEMA), "one name, one unit"
     assert table.height == len(found.played) * len(found.arena)
     assert not table.select("arm", "scenario").is_duplicated().any()
     mine = table.filter(pl.col("arm") == POLICY)
