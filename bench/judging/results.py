@@ -164,7 +164,7 @@ def page(market: Path, period: HeldOutConfig) -> str:
     shuffled = evaluated("cpu", [*bars, "targets.shuffled=true", 'publish.name="shuffled"'], ())
     window = evaluated("cpu", [*bars, *WINDOW])
     maker = evaluated("cpu", [*bars, MAKER], ())
-    control = [
+    worse = [
         other.table(WORSE)[0] | {"condition": {"value": name}}
         for name, other in (("trained on shuffled labels", shuffled), ("maker costs", maker))
     ]
@@ -179,7 +179,7 @@ def page(market: Path, period: HeldOutConfig) -> str:
         window=window,
         edge=edge,
         without=without,
-        control=control,
+        worse=worse,
         claim="\n".join(claim.table(claim.run(bitcoin, SEEDS))),
         published=published,
         table=table,

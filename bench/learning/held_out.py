@@ -47,7 +47,7 @@ from training.learning.model.answers import Answers
 from training.learning.teacher.accuracy import (
     RangeControls,
     chance,
-    range_controls,
+    range_baselines,
     slope,
     uplift,
 )
@@ -151,7 +151,7 @@ def _ranges(made: Mapping[str, Artifact], config: RebuildConfig, features: Float
     lessons = Lessons.of(table, fate, config.outcomes)
     learned = np.flatnonzero(np.isfinite(lessons.answers).all(axis=1))
     came = lessons.answers[learned, QUESTIONS.index(RANGE)]
-    return range_controls(table.features()[learned], came, features)
+    return range_baselines(table.features()[learned], came, features)
 
 
 def ranks(them: HeldOut) -> Iterator[str]:
@@ -238,9 +238,9 @@ def _range_errors(them: HeldOut) -> Iterator[str]:
     came = np.log(them.range_atr)
     mine, teachers, atr, har = (float(np.mean((came - foretold) ** 2)) for foretold in said)
     yield f"| range | squared error of its logarithm | {mine:.4f} | {teachers:.4f} |"
-    for control, error in (("ATR alone", atr), ("HAR with hour of day", har)):
+    for baseline, error in (("ATR alone", atr), ("HAR with hour of day", har)):
         gains = f"{1 - mine / error:.1%} | {1 - teachers / error:.1%}"
-        yield f"| range | below {control}, {error:.4f} | {gains} |"
+        yield f"| range | below {baseline}, {error:.4f} | {gains} |"
 
 
 def own_shares(answers: Answers, beta: float) -> Floats:

@@ -232,7 +232,7 @@ class Trial(NamedTuple):
         )
 
     def base_and_probe(self) -> None:
-        """What the algorithms start from, and the linear control."""
+        """What the algorithms start from, and the linear probe."""
         problem = self.problem
         untuned = Answers(problem.encoded.label_log_probs, problem.untempered)
         self.tell("base", untuned.log_policy)

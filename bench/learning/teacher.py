@@ -26,7 +26,7 @@ from training.cli.options import meter
 from training.config.data import MarketConfig, OutcomesConfig, ScenariosConfig
 from training.config.learning import NetworkConfig, TargetsConfig, TeacherConfig
 from training.learning.targets.utility import aversion, utility
-from training.learning.teacher.accuracy import chance, range_controls, slope, uplift
+from training.learning.teacher.accuracy import chance, range_baselines, slope, uplift
 from training.learning.teacher.lessons import GROSS, QUESTIONS, RANGE, STOPPED, WIN, Lessons
 from training.learning.teacher.network import Inputs
 from training.learning.teacher.predictions import Predictions
@@ -73,7 +73,7 @@ def main(
     market: Annotated[Path, typer.Option(help="folder of bars: SYMBOL_1h.parquet")],
     develop: Annotated[bool, typer.Option(help="2021 and 2022 instead of the held-out")] = False,
     terms: Annotated[float, typer.Option(help="share with a variant on other terms")] = 0.5,
-    controls: Annotated[
+    baselines: Annotated[
         bool, typer.Option(help="teachers of few rows and of shuffled labels beside it")
     ] = True,
     folder: Annotated[Path, typer.Option(help="where artefacts are kept")] = Path("var/artifacts"),
@@ -96,8 +96,8 @@ def main(
         exams = [Exam(np.arange(len(rows.earned)), len(rows.earned) + np.arange(len(held.earned)))]
         rows = joined(rows, held)
     asked = np.concatenate([exam.asked for exam in exams])
-    counts = CURVE if controls and not develop else ()
-    schools = taught(rows, exams, config, counts, controls)
+    counts = CURVE if baselines and not develop else ()
+    schools = taught(rows, exams, config, counts, baselines)
     for line in (*table(rows, exams, asked, schools), *sizes(rows, asked, schools[TEACHER])):
         typer.echo(line)
 
@@ -186,7 +186,7 @@ def table(
     yield "|---|---|---|"
     for name, gain in gains.items():
         yield f"| {name} | {interval(gain)} | {interval(leads[name]) if name in leads else ''} |"
-    yield "\n| question | measure | value | control |"
+    yield "\n| question | measure | value | baseline |"
     yield "|---|---|---|---|"
     for name, probability in ((WIN, teacher.win), (STOPPED, teacher.stopped)):
         good = chance(probability, lessons.answers[asked, QUESTIONS.index(name)])
@@ -204,11 +204,13 @@ def table(
 
 def _range(rows: Period, exams: list[Exam], asked: Rows, teacher: Predictions) -> Iterator[str]:
     ranges = rows.lessons.answers[:, QUESTIONS.index(RANGE)]
-    controls = [
-        range_controls(rows.features[exam.learned], ranges[exam.learned], rows.features[exam.asked])
+    known = [
+        range_baselines(
+            rows.features[exam.learned], ranges[exam.learned], rows.features[exam.asked]
+        )
         for exam in exams
     ]
-    atr, har = (np.concatenate([getattr(c, name) for c in controls]) for name in ("atr", "har"))
+    atr, har = (np.concatenate([getattr(c, name) for c in known]) for name in ("atr", "har"))
     errors = [
         float(np.mean((ranges[asked] - said) ** 2))
         for said in (np.log(teacher.range_atr), atr, har)

@@ -160,7 +160,7 @@ class OutcomesConfig(Section):
     fee: float = Field(0.001, ge=0, le=0.01, description="fraction of notional, each side")
     slippage: float = Field(0.0005, ge=0, le=0.01, description="fraction of notional, each side")
     delay_s: int = Field(
-        0, ge=0, description="seconds that every order comes late: a control, see evaluation"
+        0, ge=0, description="seconds that every order comes late: an ablation, see evaluation"
     )
     clip_r: float = Field(
         3.0, gt=0, description="rewards are clipped to +- this, in R of the agent's plan"

@@ -86,12 +86,12 @@ class RebuildConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def delays_are_controls(self) -> Self:
+    def delays_are_an_ablation(self) -> Self:
         """Splits and embargo reckon with orders that come at once; evaluation delays them in its
-        own control."""
+        own ablation."""
         if self.outcomes.delay_s or (self.evaluate.outcomes and self.evaluate.outcomes.delay_s):
             raise ValueError(
-                "outcomes.delay_s must be 0: evaluation sets it in its control of late orders"
+                "outcomes.delay_s must be 0: evaluation sets it in its ablation with late orders"
             )
         return self
 

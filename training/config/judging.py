@@ -196,5 +196,5 @@ class RefreshConfig(Section):
     alias: str = Field(
         "shadow-candidate",
         pattern=r"^shadow-[a-z0-9-]{1,40}$",
-        description="where the candidate is left: served in shadow beside the primary",
+        description="where the challenger is left: served in shadow beside the primary",
     )

@@ -175,7 +175,7 @@ class WarmUpConfig(TrainingConfig):
         "optimum",
         description=(
             "what it imitates: the optimum of expected utility under KL (with beta), each"
-            " scenario's best action, or, a control, the agent's own"
+            " scenario's best action, or, an ablation, the agent's own"
         ),
     )
     epochs: int = Field(5, ge=1)
@@ -252,12 +252,12 @@ ALGORITHMS: dict[str, type[AnyAlgorithm]] = {
 
 
 class TargetsConfig(Section):
-    """What the policy is trained on: the teacher's expectation. Anything else is a control."""
+    """What the policy is trained on: the teacher's expectation. Anything else is an ablation."""
 
     source: Literal["teacher", "outcomes"] = Field(
         "teacher",
         description=(
-            "the teacher's expectation of every action, out of fold; or, a control, realised"
+            "the teacher's expectation of every action, out of fold; or, an ablation, realised"
             " outcomes, whose distilled optimum is what was often best in hindsight, not what earns"
             " most"
         ),
@@ -277,14 +277,14 @@ class TargetsConfig(Section):
     centre: bool = Field(
         False,
         description=(
-            "a control: subtract each action's mean over the training scenarios; the policy then"
+            "an ablation: subtract each action's mean over the training scenarios; the policy then"
             " approves the better half also where everything loses"
         ),
     )
     shuffled: bool = Field(
         False,
         description=(
-            "a control: deal the training scenarios' rewards to each other at random; what is"
+            "an ablation: deal the training scenarios' rewards to each other at random; what is"
             " learned then, and seems to earn something, is an error of the pipeline"
         ),
     )

@@ -174,7 +174,7 @@ def rebuild_all(
 
 
 def shuffled_teacher(config: RebuildConfig, made: Rebuilt, shop: Workshop) -> Artifact:
-    """A control: a teacher of numbers alone whose candidates' outcomes were dealt to each other."""
+    """An ablation: a teacher of numbers alone whose candidates were dealt each other's outcomes."""
     return shop.make(
         teacher,
         SHUFFLED,

@@ -107,8 +107,8 @@ def _identity(manifest: ModelManifest, facts: Mapping[str, Any]) -> Iterator[str
     if "rank" in facts.get("metrics", {}):
         rank = facts["metrics"]["rank"]
         yield f"it ranks the validation scenarios like its teacher at {rank:.2f} (Spearman)"
-    if facts.get("controls"):
-        yield f"a control, not a candidate: trained on {' and '.join(facts['controls'])}"
+    if facts.get("ablations"):
+        yield f"an ablation, not to be served: trained on {' and '.join(facts['ablations'])}"
     calibration = manifest.calibration
     yield (
         f"temperature {calibration.temperature:g}; it abstains below {calibration.min_label_mass:g}"

@@ -150,7 +150,7 @@ def release_of(
     }
     provenance = {
         "algorithm": policy.facts["algorithm"],
-        "controls": policy.facts.get("controls", []),
+        "ablations": policy.facts.get("ablations", []),
         "left_out": inputs["encoded"].facts.get("left_out", []),
         "market": f"{sources}: {symbols}",
         "period": [int(used["as_of"].min()), int(used["as_of"].max())],  # type: ignore[arg-type]

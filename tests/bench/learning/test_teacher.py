@@ -1,4 +1,4 @@
-"""The shuffled control: fates change hands net of costs. And what sizes do, by hand."""
+"""The shuffled teacher: fates change hands net of costs. And what sizes do, by hand."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from training.learning.model.base import Base
 from training.learning.model.base_pass import Encoded
 from training.learning.targets.preferences import Preferences
 from training.learning.targets.problem import Problem, problem_of
-from training.learning.targets.utility import controls
+from training.learning.targets.utility import ablations
 from training.learning.teacher.predictions import Predictions
 from training.outcomes.labels import Labels
 from training.scenarios.table import ScenarioSet, evenly
@@ -66,7 +66,7 @@ def policy(
     steps = len(trained.history)
     return {
         "algorithm": settings.algorithm,
-        "controls": list(controls(targets)),
+        "ablations": list(ablations(targets)),
         "metrics": trained.metrics,
         "questions": trained.questions,
         "language": _language(

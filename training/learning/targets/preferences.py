@@ -2,7 +2,7 @@
 
 `model`, which trains: the teacher's expectations out of fold, where they differ by a margin, in R
 and in the teacher's own standard deviations. `outcome`: what really came of both, to validate on,
-and to train where `targets.source` asks for that control. At most `per_scenario` of a scenario, of
+and to train where `targets.source` asks for that ablation. At most `per_scenario` of a scenario, of
 the best action against others: against the worst first, the rest drawn by their margins.
 
 The files are TRL's conversational preference format (1.16, "dataset formats"): `prompt` is the

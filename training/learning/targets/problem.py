@@ -36,7 +36,7 @@ class Problem:
     """What an algorithm is given. Rows are the scenario set's.
 
     rewards : (N, 10) float, what each action is worth, R of the agent's plan: the teacher's
-        expectation, but for a control; rows with NaN are left out.
+        expectation, but for an ablation; rows with NaN are left out.
     weights : (N,) uniqueness, 0-1; scaled to mean 1 over the training rows.
     train_rows, validate_rows : indices, disjoint.
     calibration, base_name : the base manifest's calibration and model version.

@@ -6,8 +6,8 @@ distribution, least where they are equal. The target is the teacher's expectatio
 it is for actions: its chance of winning and of being stopped, and of a range the chances of every
 level, by a log-normal distribution around the teacher's median that is as wide as its own errors
 out of fold. A realised label is the same chance with a coin tossed over it, and a few hundred
-prompts are too few to average coins; it is the target where realised outcomes are asked for, as a
-control.
+prompts are too few to average coins; it is the target where realised outcomes are asked for, as an
+ablation.
 
 Calibration is vector scaling (Guo et al. 2017, section 4.2, with one temperature): softmax((log p -
 bias) / temperature) over a question's labels, fitted on rows that trained neither policy nor

@@ -11,7 +11,7 @@ scales the mean once and the variance twice, so that a small share of a risky pl
 than all of it; and of two plans alike in R the one that stakes more is taken smaller: where markets
 move much, one notional is a greater risk.
 
-Three controls show what a run must not do: realised outcomes in the teacher's place, targets
+Three ablations show what a run must not do: realised outcomes in the teacher's place, targets
 centred by action, and targets dealt to other scenarios at random.
 """
 
@@ -53,8 +53,8 @@ def utility(mean: Floats, sd: Floats, risk_aversion: Floats | float) -> Floats:
     return np.asarray(mean - risk_aversion * sd**2)
 
 
-def controls(config: TargetsConfig) -> tuple[str, ...]:
-    """Names of the controls that are switched on; a policy of none of them is a candidate."""
+def ablations(config: TargetsConfig) -> tuple[str, ...]:
+    """Names of the ablations that are switched on; only a policy of none is to be served."""
     on = {
         "realised outcomes": config.source == "outcomes",
         "centred targets": config.centre,

@@ -1,4 +1,4 @@
-"""How good a teacher is on scenarios that it never saw, beside controls that know next to nothing.
+"""How good a teacher is on scenarios that it never saw, beside baselines that know next to nothing.
 
 A ranking is worth what the better half of the candidates earns beyond half of what all earn: what
 choosing adds to a random veto of the same rate. Scenarios of one day share their market, so
@@ -88,7 +88,7 @@ class RangeControls(NamedTuple):
     har: Floats
 
 
-def range_controls(train: Floats, ranges: Floats, test: Floats) -> RangeControls:
+def range_baselines(train: Floats, ranges: Floats, test: Floats) -> RangeControls:
     """Fitted by least squares on the features of `train` and the logarithms of what came: on the
     logarithm of the ATR alone; and HAR (Corsi 2009): volatility of an hour, six hours, a day and a
     week, of the coming hours on the days before, and the hour of day."""

@@ -1,6 +1,6 @@
 """Small worlds whose best action is known by hand: a learner that can say anything, one
 distribution per state, must find it under every algorithm and every target that is no named
-control.
+ablation.
 
 The losses, pairs, samples and candidates are those that train the language model.
 """
@@ -30,7 +30,7 @@ from training.config.learning import (
 from training.learning.algorithms import dpo, expected, ppo, rrhf, warm_up
 from training.learning.model.answers import choices
 from training.learning.targets.preferences import pairs_of
-from training.learning.targets.utility import aversion, controls, targets, utility
+from training.learning.targets.utility import ablations, aversion, targets, utility
 from training.learning.teacher.predictions import Predictions
 
 SIZE = np.array([action.risk_fraction for action in ACTIONS])
@@ -245,7 +245,7 @@ LEARNERS: dict[str, Callable[[World, TargetsConfig], Tensor]] = {
 }
 SOURCES = get_args(TargetsConfig.model_fields["source"].annotation)
 OPTIONS = [TargetsConfig(source=source) for source in SOURCES]
-CANDIDATES = [option for option in OPTIONS if not controls(option)]
+CANDIDATES = [option for option in OPTIONS if not ablations(option)]
 
 
 def earned(world: World, actions: Sequence[int]) -> float:
@@ -270,16 +270,16 @@ def test_the_first_world_is_worth_by_hand() -> None:
     assert WORLDS[1].realised.mean(0).argmax() == REJECT
 
 
-def test_by_default_the_teacher_speaks_uncentred_and_everything_else_is_a_named_control() -> None:
-    assert controls(TargetsConfig()) == ()
+def test_by_default_the_teacher_speaks_uncentred_and_everything_else_is_a_named_ablation() -> None:
+    assert ablations(TargetsConfig()) == ()
     assert [option.source for option in CANDIDATES] == ["teacher"]
-    assert controls(TargetsConfig(source="outcomes")) == ("realised outcomes",)
+    assert ablations(TargetsConfig(source="outcomes")) == ("realised outcomes",)
     everything = TargetsConfig(source="outcomes", centre=True, shuffled=True)
-    assert controls(everything) == ("realised outcomes", "centred targets", "shuffled targets")
+    assert ablations(everything) == ("realised outcomes", "centred targets", "shuffled targets")
 
 
 def test_distilled_outcomes_reject_what_earns_most_and_centred_ones_approve_what_loses() -> None:
-    """Why they are controls: both faults, by a learner that cannot be blamed."""
+    """Why they are ablations: both faults, by a learner that cannot be blamed."""
     distil = LEARNERS["expected, distilled"]
     outcomes = choices(distil(WORLDS[0], TargetsConfig(source="outcomes")).numpy())
     assert tuple(outcomes) == (REJECT, REJECT)

@@ -10,7 +10,7 @@ from training.arrays import DAY_S
 from training.learning.teacher.accuracy import (
     better_half,
     chance,
-    range_controls,
+    range_baselines,
     slope,
     uplift,
 )
@@ -74,6 +74,6 @@ def test_the_controls_of_the_range_find_what_they_may_know_and_no_more() -> None
     for name, values in known.items():
         features[:, FEATURE_NAMES.index(name)] = values
     ranges = 1.0 - 0.2 * np.log(atr) + 0.5 * day + 0.3 * (hour == 15)
-    said = range_controls(features[:400], ranges[:400], features[400:])
+    said = range_baselines(features[:400], ranges[:400], features[400:])
     assert np.mean((said.har - ranges[400:]) ** 2) < 1e-10
     assert np.mean((said.atr - ranges[400:]) ** 2) > 0.2
