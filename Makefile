@@ -126,7 +126,7 @@ test-vllm: $(STAMP) ## the vLLM backend, and /v1/systemone in shadow, against a 
 
 test-gateways: $(STAMP) ## the service as a decision model, asked by LiteLLM, the OpenAI and the TypeSafe SDK (their own environment)
 	@test -e var/tools/gateways/installed || ($(PYTHON) -m venv var/tools/gateways && var/tools/gateways/bin/pip install --quiet $(GATEWAYS) && touch var/tools/gateways/installed)
-	GATEWAYS_PYTHON=$(CURDIR)/var/tools/gateways/bin/python $(BIN)/python -m pytest -q -m gateways tests/service/api/test_decision_models.py
+	GATEWAYS_PYTHON="$(CURDIR)/var/tools/gateways/bin/python" $(BIN)/python -m pytest -q -m gateways tests/service/api/test_decision_models.py
 
 test-nautilus: $(STAMP) ## the nautilus_trader adapter in the real nautilus_trader (its own environment, 1 GB; Python 3.12 or later: NAUTILUS_BASE=/path)
 	bash tests/adapters/nautilus/start_nautilus.sh
