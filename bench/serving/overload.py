@@ -38,7 +38,7 @@ from app.writer import run_writer
 from bench.history import record
 from bench.serving import memory
 from bench.serving.load import Answered, Load, arrivals, load
-from bench.serving.service import ROOT, document, servers
+from bench.serving.service import ROOT, await_ready, document, servers
 
 DEADLINE_MS = 2000
 TIMES = (0.5, 1.0, 3.0)
@@ -106,24 +106,13 @@ def running(
     for process in (api, writer):
         process.start()
     try:
-        _await_ready(url, api)
+        await_ready(url, api.is_alive)
         ours = {"api": lambda: [api.pid or 0], "writer": lambda: [writer.pid or 0]}
         yield Served(url, token, {**ours, **beside})
     finally:
         for process in (api, writer):
             process.terminate()
             process.join()
-
-
-def _await_ready(url: str, api: Any) -> None:
-    until = monotonic() + 120
-    while True:
-        try:
-            if httpx.get(f"{url}/readyz").status_code == 200:
-                return
-        except httpx.TransportError:
-            if not api.is_alive() or monotonic() > until:
-                raise
 
 
 def on_uvloop(work: Any) -> Any:

@@ -3,7 +3,7 @@ one set of rows)."""
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Annotated, Any, NamedTuple, Self
 from uuid import UUID
@@ -20,6 +20,8 @@ from app.domain.record.decision import Advice, Decision, Proposal, Reading, prop
 from app.domain.record.link import Fate, Link, Linked
 from app.domain.record.outcome import Arm, Outcome
 from app.domain.rules.case import TradingState
+
+LAST_INSTANT = datetime.max.replace(tzinfo=UTC)
 
 
 class EventKind(StrEnum):
@@ -143,8 +145,9 @@ class StateChange(Record):
     changed_by: ShortText
 
     def after(self, before: StateChange | None) -> StateChange:
-        """The same change, newer than one that it follows: a clock may be behind, or set back."""
-        if before is None or self.recorded_at > before.recorded_at:
+        """The same change, newer than one that it follows: a clock may be behind, or set back.
+        Nothing is newer than the end of time, and nothing raises: a halt may follow."""
+        if before is None or not self.recorded_at <= before.recorded_at < LAST_INSTANT:
             return self
         return self.model_copy(update={"recorded_at": before.recorded_at + timedelta.resolution})
 

@@ -127,3 +127,22 @@ def test_a_repetition_says_whether_another_action_is_proposed_and_how_far_it_is(
     same = build.repetition_event(build.decision(), first="H", again="H").record()
     assert isinstance(same, Repetition)
     assert (same.flipped, same.distance) == (False, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("before", "becomes"),
+    [
+        ("2026-11-23T08:00:00Z", "2026-11-23T09:00:00Z"),
+        ("2026-11-23T09:00:00Z", "2026-11-23T09:00:00.000001Z"),
+        ("2026-11-25T10:00:00Z", "2026-11-25T10:00:00.000001Z"),
+        ("9999-12-31T23:59:59.999999Z", "2026-11-23T09:00:00Z"),
+    ],
+)
+def test_a_change_of_state_is_newer_than_the_one_it_follows(before: str, becomes: str) -> None:
+    def change(at: str) -> StateChange:
+        told = {"recorded_at": at, "state": "HALTED", "reason": "drill", "changed_by": "ops"}
+        return StateChange.from_json(told)
+
+    mine = change("2026-11-23T09:00:00Z")
+    assert mine.after(None) == mine
+    assert mine.after(change(before)) == change(becomes)
