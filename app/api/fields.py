@@ -74,6 +74,7 @@ def derived_fields(account: Account) -> list[FieldReport]:
             why=f"from what this agent reported, the newest {account.derived.age_s:.0f} s ago",
         )
         for name in (*account.derived.fields, "derived")
+        if name in told  # whoever sends `derived` may name anything
     ]
 
 

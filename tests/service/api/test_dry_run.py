@@ -124,6 +124,18 @@ async def test_what_would_be_left_out_or_read_otherwise_is_told_as_the_answer_te
         assert of(answer, gone["field"])["why"] == gone["why"]
 
 
+async def test_a_sender_that_names_what_was_derived_is_told_of_fields_that_there_are(
+    api: Running,
+) -> None:
+    document = request("r-1")
+    document["account"]["derived"] = {"fields": ["AAA", "equity"], "age_s": 60.0}
+    answer = await told(api, document)
+    derived = {name for name, verdict in verdicts(answer).items() if verdict == "derived"}
+    assert derived == {"account.equity", "account.derived"}
+    reply = await api.advise(document)
+    assert reply.status_code == 200
+
+
 async def test_a_field_is_refused_in_the_same_words_as_without_a_dry_run(api: Running) -> None:
     document = request("r-1", plan__stop=-1.0, candidate__direction="sideways")
     problem = require_problem(await api.advise(document))
