@@ -320,7 +320,7 @@ def test_apprise_sends_and_the_command_says_what_was_not_taken(
     done = advisor(environment(tmp_path, advisor_notices=three), "notices", "test")
     assert done.returncode == 1
     told = " ".join(done.stderr.split())
-    assert "address 2 (json) did not take it: Failed to send JSON notification: " in told
+    assert "address 2 (json) did not take it: Failed to send JSON " in told
     assert "error=500" in told
     assert "address 3 (file) did not take it: No such file or directory" in told
     assert "secret" not in told
