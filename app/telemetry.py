@@ -10,7 +10,7 @@ from contextlib import suppress
 from datetime import datetime
 from enum import StrEnum
 from time import perf_counter
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TextIO
 from uuid import UUID
 
 import structlog
@@ -400,7 +400,7 @@ class timed:
 
 
 class Unfailing(structlog.PrintLogger):
-    """Prints log lines to standard output, and never fails whoever speaks: behind a full disk a
+    """Prints log lines, and never fails whoever speaks: behind a full disk a
     line is dropped, and no request and no background task ends."""
 
     def msg(self, message: str) -> None:
@@ -412,9 +412,10 @@ class Unfailing(structlog.PrintLogger):
     fatal = failure = err = error = critical = exception = msg
 
 
-def configure_log(as_json: bool = False) -> None:
+def configure_log(as_json: bool = False, to: TextIO | None = None) -> None:
     """How this process logs from now on: lines for people, or one JSON object a line, those of the
-    standard library's loggers too. Tracebacks show code, not the values that it worked on."""
+    standard library's loggers too. Tracebacks show code, not the values that it worked on. `to` is
+    standard output by default; a command whose answer stands there logs elsewhere."""
     structlog.reset_defaults()
     *common, _, _ = structlog.get_config()["processors"]
     stamped: list[Any]
@@ -430,7 +431,7 @@ def configure_log(as_json: bool = False) -> None:
                 colors=sys.stdout.isatty(), exception_formatter=structlog.dev.plain_traceback
             )
         ]
-    structlog.configure(processors=[*stamped, *written], logger_factory=lambda *_: Unfailing())
+    structlog.configure(processors=[*stamped, *written], logger_factory=lambda *_: Unfailing(to))
 
 
 def _write_others(stamped: list[Any], written: list[Any]) -> None:

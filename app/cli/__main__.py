@@ -80,8 +80,8 @@ def advisor(
 def main() -> None:
     """Entry point: expected failures are one line, with status 2. Who asked for JSON gets a
     document on standard output then too, `{"error": ...}`."""
-    configure_log()
     as_json = "--json" in sys.argv
+    configure_log(to=sys.stderr if as_json else None)
     try:
         sys.exit(app(standalone_mode=not as_json))
     except typer.TyperException as error:  # A wrong command; without --json typer tells it.
