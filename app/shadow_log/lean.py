@@ -1,5 +1,5 @@
 """How a decision is stored: what many decisions share once, under its hash; what a column says
-only there; and no nulls.
+only there; and nothing that reading puts there again, nulls and what is empty.
 
 `lean` takes a decision's JSON apart, `whole` puts it together again, to the same canonical bytes:
 what is hashed and linked is the whole, so that both forms prove the same. Rows of earlier releases
@@ -9,16 +9,19 @@ hold everything, and are left as they are.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from copy import deepcopy
 from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
+from pydantic_core import to_jsonable_python
 from sqlalchemy import ARRAY, Text, any_, literal, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.canonical import content_hash
 from app.domain.errors import InvalidRecord
 from app.domain.fields import Record
-from app.domain.record.decision import Advice
+from app.domain.record.control import AgentAction
+from app.domain.record.decision import Advice, Decision
 from app.domain.scenario import Scenario
 from app.shadow_log.schema import tables
 
@@ -56,15 +59,27 @@ class Lean(NamedTuple):
     shared: Json
 
 
-def lean(document: Mapping[str, Any], limits_hash: str | None = None) -> Lean:
-    """Take a decision apart. One whose limits are not those of its hash stays whole; `limits_hash`
-    is what they hash to, where that is known."""
+def lean(
+    document: Mapping[str, Any], limits_hash: str | None = None, *, empty_too: bool = True
+) -> Lean:
+    """Take a decision apart. One whose limits are not those of its hash stays whole.
+
+    Parameters
+    ----------
+    limits_hash : what they hash to, where that is known.
+    empty_too : without, as releases of before did it: they left standing what is empty, and all
+        of a control.
+    """
     scenario, limits = document["scenario"], document["limits"]
     if (limits_hash or content_hash(limits)) != document["limits_hash"]:
         rest = {name: document[name] for name in document if name not in ("scenario", "advices")}
         return Lean(scenario, rest, document["advices"], {})
     _, head, user = document["prompt"]
     record = {name: value for name, value in document.items() if name not in _ELSEWHERE}
+    if empty_too:
+        if record.get("control"):
+            record["control"] = without_defaults(AgentAction, record["control"])
+        record = without_defaults(Decision, record)
     record |= {HEAD: _text_hash(head), USER: user}
     shared = {document["limits_hash"]: limits, record[HEAD]: head}
     advices = []
@@ -73,12 +88,14 @@ def lean(document: Mapping[str, Any], limits_hash: str | None = None) -> Lean:
         name = content_hash(calibration)
         shared[name] = calibration
         kept = {key: value for key, value in advice.items() if key not in ADVICE_IN_COLUMNS}
-        advices.append(without_nulls(Advice, kept) | {"calibration": name})
+        advices.append(without_defaults(Advice, kept, empty_too) | {"calibration": name})
     sections = {
-        name: without_nulls(_SECTIONS[name], value) if name in _SECTIONS and value else value
+        name: without_defaults(_SECTIONS[name], value, empty_too)
+        if name in _SECTIONS and value
+        else value
         for name, value in scenario.items()
     }
-    return Lean(without_nulls(Scenario, sections), record, advices, shared)
+    return Lean(without_defaults(Scenario, sections, empty_too), record, advices, shared)
 
 
 def whole_record(row: Mapping[str, Any], shared: Mapping[str, Any]) -> Json:
@@ -124,32 +141,42 @@ async def parts(
     return {row.hash: row.content for row in await connection.execute(query)}
 
 
-def without_nulls(shape: type[Record], document: Mapping[str, Any]) -> Json:
-    """A document without the nulls that reading it puts there again."""
-    restored = _null_by_default(shape)
+def without_defaults(
+    shape: type[Record], document: Mapping[str, Any], empty_too: bool = True
+) -> Json:
+    """A document without the nulls, and the empty lists and objects, that reading it puts there
+    again."""
+    put = _put_back(shape) if empty_too else _nulls(shape)
     return {
-        name: value for name, value in document.items() if value is not None or name not in restored
+        name: value for name, value in document.items() if name not in put or value != put[name]
     }
 
 
-def with_nulls(shape: type[Record], document: Mapping[str, Any]) -> Json:
-    """A document with the nulls of the fields that it does not name, but for those that are only
-    written when they are known."""
-    return {**dict.fromkeys(_always_written(shape)), **document}
+def with_defaults(shape: type[Record], document: Mapping[str, Any]) -> Json:
+    """A document with what `without_defaults` took, but for fields that are only written when they
+    say something."""
+    return {**deepcopy(_always_written(shape)), **document}
 
 
 @cache
-def _null_by_default(shape: type[Record]) -> frozenset[str]:
-    fields = shape.model_fields.items()
-    return frozenset(name for name, field in fields if field.default is None)
+def _put_back(shape: type[Record]) -> Json:
+    """What reading makes of fields that a document does not name, where that is nothing."""
+    put: Json = {}
+    for name, field in shape.model_fields.items():
+        if field.default_factory in (dict, list, tuple) or field.default in (None, ()):
+            put[name] = to_jsonable_python(field.get_default(call_default_factory=True))
+    return put
 
 
 @cache
-def _always_written(shape: type[Record]) -> tuple[str, ...]:
+def _nulls(shape: type[Record]) -> Json:
+    return {name: value for name, value in _put_back(shape).items() if value is None}
+
+
+@cache
+def _always_written(shape: type[Record]) -> Json:
     fields = shape.model_fields
-    return tuple(
-        name for name in fields if name in _null_by_default(shape) and not fields[name].exclude_if
-    )
+    return {name: value for name, value in _put_back(shape).items() if not fields[name].exclude_if}
 
 
 @lru_cache(maxsize=64)

@@ -61,7 +61,7 @@ from app.shadow_log.database import (
     faults_of_values,
     translated_errors,
 )
-from app.shadow_log.lean import parts, with_nulls
+from app.shadow_log.lean import parts, with_defaults
 from app.shadow_log.rows import Row, assemble, plain, report_of, row_hash
 from app.shadow_log.schema import partitions, tables
 
@@ -582,10 +582,10 @@ async def _reports_of(
 
 
 def _content(reports: Table, values: Mapping[str, Any]) -> Row | None:
-    """What was reported, with the nulls that are not stored; None where there is no record."""
+    """What was reported, with what is not stored of it; None where there is no record."""
     record: Row | None = values.get("record")
     shape = _REPORTED.get(str(reports.name))
-    return record if record is None or shape is None else with_nulls(shape, record)
+    return record if record is None or shape is None else with_defaults(shape, record)
 
 
 def oldest(reports: Table) -> list[ColumnElement[Any]]:

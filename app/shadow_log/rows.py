@@ -31,7 +31,7 @@ from app.domain.record.event import (
     StateChange,
 )
 from app.domain.record.outcome import Outcome
-from app.shadow_log.lean import Lean, whole_advice, whole_record, without_nulls
+from app.shadow_log.lean import Lean, whole_advice, whole_record, without_defaults
 from app.shadow_log.schema import tables
 
 Row = dict[str, Any]
@@ -108,7 +108,7 @@ def control_row(decision: Decision) -> Row | None:
         "reported_by": None,
         "arrival": None,
         **_columns(tables.agent_actions, decision.control),
-        "record": without_nulls(AgentAction, decision.control.as_json()),
+        "record": without_defaults(AgentAction, decision.control.as_json()),
     }
 
 
@@ -117,10 +117,10 @@ def report_row(event: Event, report: Report, document: Mapping[str, Any]) -> Row
     row: Row = {"event_key": event.key}
     if isinstance(report, AgentActionReport):
         row |= _columns(tables.agent_actions, report, report.action)
-        row["record"] = without_nulls(AgentAction, document["action"])
+        row["record"] = without_defaults(AgentAction, document["action"])
     elif isinstance(report, OutcomeReport):
         row |= _columns(tables.outcomes, report, report.outcome)
-        row["record"] = without_nulls(Outcome, document["outcome"])
+        row["record"] = without_defaults(Outcome, document["outcome"])
     elif isinstance(report, LateAdvice):
         row |= _columns(tables.late_advices, report, report.advice)
         row |= _said(report.advice) | _asked(report.advice)

@@ -31,7 +31,7 @@ from app.policy.scripted import ScriptedPolicy
 from app.settings import Settings
 from app.shadow_log.schema.migrate import upgrade
 from bench.serving.load import load
-from bench.serving.service import ROOT, document, servers
+from bench.serving.service import ROOT, document, servers, taken
 
 Stack = tuple[str, ...]
 EVERY_S = 0.001
@@ -168,7 +168,10 @@ def main(
             log_level="error",
             port=0,
         )
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        with (
+            taken(valkey.url),
+            asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+        ):
             root = runner.run(_serve_and_look(settings, token, clients, requests))
     title = f"CPU of a decision, scripted policy, {clients} clients; {root.samples:,} samples"
     out.write_text(drawing(root, title), encoding="utf-8")

@@ -157,14 +157,19 @@ def _wrong_columns(
 ) -> list[str]:
     """Columns whose stored value is not what the record says."""
     apart = lean(document)
+    before = lean(document, decision.limits_hash, empty_too=False)
     expected = decision_row(decision, apart, payload) | {"record_hash": row["record_hash"]}
     wrong = _differences(expected, row)
     is_lean = HEAD in row["record"]
     if is_lean:
-        wrong += [name for name in JSON_COLUMNS if not _given_back(row[name], expected[name])]
+        for name in JSON_COLUMNS:
+            forms = getattr(apart, name), getattr(before, name)
+            if not any(_given_back(row[name], form) for form in forms):
+                wrong.append(name)
     for advice, kept in zip(advice_rows(decision, apart), advices, strict=True):
         names = _differences(advice, kept)
-        if is_lean and not _given_back(kept["record"], advice["record"]):
+        forms = advice["record"], before.advices[advice["ordinal"]]
+        if is_lean and not any(_given_back(kept["record"], form) for form in forms):
             names.append("record")
         wrong += [f"advice {advice['ordinal']} {name}" for name in names]
     return wrong

@@ -10,6 +10,7 @@ import psycopg
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from psycopg.types.json import Jsonb
 
 from app.domain.candidate import Candidate
 from app.domain.canonical import canonical_json, decision_id
@@ -18,7 +19,7 @@ from app.domain.record.control import AgentAction
 from app.domain.record.decision import Decision
 from app.domain.record.event import Event
 from app.domain.record.outcome import Outcome
-from app.shadow_log.lean import lean, whole_advice, whole_record, with_nulls, without_nulls
+from app.shadow_log.lean import lean, whole_advice, whole_record, with_defaults, without_defaults
 from app.shadow_log.log import ShadowLog
 from app.shadow_log.proof.verify import verify_log
 from app.shadow_log.rows import advice_rows, assemble, decision_row
@@ -80,11 +81,11 @@ def test_a_part_that_is_not_there_is_named() -> None:
 @pytest.mark.parametrize(
     "report", [build.agent_action(llm_confidence=0.5), build.outcome(r=1.0), build.outcome()]
 )
-def test_a_report_is_shown_with_its_nulls(report: AgentAction | Outcome) -> None:
+def test_a_report_is_shown_with_what_is_not_stored_of_it(report: AgentAction | Outcome) -> None:
     document = report.as_json()
-    stored = without_nulls(type(report), document)
+    stored = without_defaults(type(report), document)
     assert len(stored) < len(document)
-    assert with_nulls(type(report), stored) == document
+    assert with_defaults(type(report), stored) == document
 
 
 async def test_decisions_share_their_limits_and_are_whole_again_after_a_downgrade(
@@ -112,6 +113,31 @@ async def test_decisions_share_their_limits_and_are_whole_again_after_a_downgrad
     upgrade(database_url)
     report = await verify_log(database_url)
     assert (report.decisions, report.findings) == (3, [])
+
+
+async def test_a_row_of_a_release_that_left_more_standing_holds(database_url: str) -> None:
+    log = ShadowLog.connect(database_url)
+    made = build.decision("r-1", control=True).model_copy(update={"stage_seconds": {}})
+    await log.append([Event.of_decision(made)])
+    [stored] = rows(database_url, "SELECT record, scenario FROM decisions")
+    assert not {"stage_seconds", "targets"} & {*stored["record"], *stored["record"]["control"]}
+    assert not {"extra", "macro_flags", "ages"} & {
+        *stored["scenario"],
+        *stored["scenario"]["candidate"],
+    }
+    before = lean(made.as_json(), empty_too=False)
+    assert before.record["control"] == made.as_json()["control"]
+    assert before.scenario["candidate"]["extra"] == before.record["stage_seconds"] == {}
+    with psycopg.connect(database_url.replace("+psycopg", "")) as connection:
+        connection.execute("SET session_replication_role = replica")
+        connection.execute(
+            "UPDATE decisions SET record = %s, scenario = %s",
+            [Jsonb(before.record), Jsonb(before.scenario)],
+        )
+    assert await log.decision(made.decision_id) == made
+    await log.aclose()
+    report = await verify_log(database_url)
+    assert (report.decisions, report.findings) == (1, [])
 
 
 async def test_numbers_come_back_as_records_read_them(database_url: str) -> None:
