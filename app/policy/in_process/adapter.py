@@ -26,7 +26,7 @@ from app.domain.model.prompt import Prompt, without
 from app.domain.scenario import Scenario
 from app.policy.in_process.numbers import Numbers
 from app.policy.in_process.tensors import read_tensors
-from app.policy.versions.files import read_object
+from app.policy.versions.files import read_object, some_of
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -225,8 +225,7 @@ def _require_all_targets(
         missing = sorted({name for names in matched.values() for name in names} - terms.keys())
         if everywhere and missing:
             raise ModelFileError(
-                f"{path} lacks {missing[0]} and {len(missing) - 1} more: it is cut short; publish"
-                " it again"
+                f"{path} lacks {some_of(missing)}: it is cut short; publish it again"
             )
     if not terms:
         raise ModelFileError(f"{path} holds no term at all: publish it again")

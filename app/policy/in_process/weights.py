@@ -17,7 +17,7 @@ from transformers.utils import logging as transformers_logging
 
 from app.domain.errors import ModelFileError
 from app.policy.in_process.tensors import read_tensors
-from app.policy.versions.files import read_object, refusals
+from app.policy.versions.files import read_object, refusals, some_of
 
 CONFIG_NAME = "config.json"
 SINGLE = "model.safetensors"
@@ -69,7 +69,7 @@ def load_model(directory: Path) -> Any:
         ):
             if told.get(key):
                 names = sorted(map(str, told[key]))
-                raise ModelFileError(f"{directory} {what} {names[0]} and {len(names) - 1} more")
+                raise ModelFileError(f"{directory} {what} {some_of(names)}")
         if (directory / "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(
                 directory, local_files_only=True

@@ -34,7 +34,7 @@ from app.policy.in_process.weights import load_model
 from app.policy.options import BackendOptions
 from app.policy.versions import copies as copies_module
 from app.policy.versions.copies import PrivateCopies
-from app.policy.versions.files import refusals
+from app.policy.versions.files import refusals, some_of
 from app.policy.versions.store import base_of, file_hash, find_version, load_manifest, read_manifest
 from app.policy.versions.tokenizers import require_bounded
 from tests.domain.scenarios import scenario
@@ -271,6 +271,12 @@ def test_masks_that_older_files_hold_beside_weights_are_no_weights(tmp_path: Pat
     mask = {"h.0.attn.bias": torch.ones(2, 2, dtype=torch.bool), "h.0.weight": torch.ones(2)}
     save_file(mask, tmp_path / WEIGHTS)
     assert read_tensors(tmp_path / WEIGHTS).keys() == mask.keys()
+
+
+def test_many_names_are_told_by_the_first() -> None:
+    assert some_of(["a"]) == "a"
+    assert some_of(["a", "b", "c"]) == "a, b, c"
+    assert some_of(["a", "b", "c", "d", "e"]) == "a, b, c and 2 more"
 
 
 # --- tokenizers -------------------------------------------------------------------------------
