@@ -253,7 +253,8 @@ def _r(past: Past, told: float | None, other: Repriced | None) -> float | None:
 
 
 def _agent_r(past: Past, verdict: Verdict, plan_r: float | None) -> float | None:
-    """R of the agent's arm: 0 where it rejects, or the rules refuse."""
+    """R of the agent's arm: 0 where it rejects, or the rules refuse. What limits cap is what it would
+    have traded, which may be less than its plan already."""
     if past.agent_approves is None:
         return None
     if not past.agent_approves or not verdict.approves:
@@ -261,7 +262,9 @@ def _agent_r(past: Past, verdict: Verdict, plan_r: float | None) -> float | None
     plan = past.decision.scenario.plan
     if plan_r is None or verdict.stop != plan.stop:
         return None
-    return plan_r * verdict.quantity / plan.quantity
+    if verdict.quantity >= plan.quantity:
+        return plan_r
+    return plan_r * min(1.0, verdict.quantity / (past.agent_quantity or plan.quantity))
 
 
 def _share(told: float | None, verdict: Verdict, recorded: Advice) -> float | None:

@@ -59,7 +59,8 @@ class Past(NamedTuple):
     or as simulated, None while unknown. `advice_r`: R of each version's advice. `closed_at` and
     `net_pnl` (quote currency): of the trade that the agent made. `trades`: by arm, of the agent and
     of each version; empty where nobody asks for them. `other`: what another version says, or why
-    that is not known; None where nobody asks.
+    that is not known; None where nobody asks. `agent_quantity`: of its trade, base units; None
+    where it traded its plan, or did not say.
     """
 
     decision: Decision
@@ -70,6 +71,7 @@ class Past(NamedTuple):
     net_pnl: float | None
     trades: Mapping[str, Traded] = {}
     other: Said | str | None = None
+    agent_quantity: float | None = None
 
 
 class Verdict(NamedTuple):

@@ -60,10 +60,13 @@ class Asked(NamedTuple):
 
 _FATES = """
     SELECT s.decision_id, s.model_version, s.agent_approve, s.agent_r, s.advice_r,
-           o.exit_time, o.net_pnl{columns}
+           o.exit_time, o.net_pnl,
+           CASE WHEN s.agent_approve AND o.source = 'reported'
+               THEN c.quantity END AS agent_quantity{columns}
     FROM shadow_comparison s
     LEFT JOIN latest_outcomes o ON o.decision_id = s.decision_id AND o.arm = 'agent'
-         AND NOT o.exogenous_skip{joins}
+         AND NOT o.exogenous_skip
+    LEFT JOIN latest_actions c ON c.decision_id = s.decision_id{joins}
     WHERE s.as_of BETWEEN :first AND :last AND s.decision_id = ANY (:ids)
 """
 _TOLD = """,
@@ -74,15 +77,12 @@ _TOLD = """,
 _OWN = """,
            s.advice_quantity, s.advice_stop,
            CASE WHEN s.agent_approve AND o.source = 'reported'
-               THEN c.quantity END AS agent_quantity,
-           CASE WHEN s.agent_approve AND o.source = 'reported'
                THEN (c.record ->> 'stop')::float8 END AS agent_stop"""
 FATES = text(_FATES.format(columns="", joins=""))
 FATES_WITH_TRADES = text(
     _FATES.format(
         columns=_OWN + _TOLD.format(name="o", arm="agent") + _TOLD.format(name="v", arm="advice"),
         joins="""
-    LEFT JOIN latest_actions c ON c.decision_id = s.decision_id
     LEFT JOIN latest_outcomes v ON v.decision_id = s.decision_id AND v.arm = 'advice'
          AND v.model_version = s.model_version AND NOT v.exogenous_skip""",
     )
@@ -286,6 +286,7 @@ def _past(
         told[0].exit_time,
         told[0].net_pnl,
         _trades(decision, told) if trades else {},
+        agent_quantity=told[0].agent_quantity,
     )
 
 

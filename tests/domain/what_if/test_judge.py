@@ -99,6 +99,19 @@ def test_a_cap_takes_its_share_of_the_profit() -> None:
     assert judged.r_after == pytest.approx(0.8)
 
 
+@pytest.mark.parametrize(
+    ("traded", "earns"), [(None, 0.8), (0.25, 0.8), (0.125, 1.6), (0.05, 2.0), (0.5, 0.4)]
+)
+def test_a_cap_is_of_what_the_agent_would_have_traded(traded: float | None, earns: float) -> None:
+    """0.1 are left of a plan of 0.25, of which the agent traded a part, or more; 2 R were earned by
+    what it traded."""
+    exposure = LIMITS.exposure.model_copy(update={"max_notional": 200.0})
+    limits = LIMITS.model_copy(update={"exposure": exposure})
+    judged = agent(Judge(limits), past(r=2.0)._replace(agent_quantity=traded))
+    assert judged.r_before == 2.0
+    assert judged.r_after == pytest.approx(earns)
+
+
 def test_a_vetoed_advice_that_would_be_let_through_was_never_simulated() -> None:
     """Recorded under tight limits, so refused; the wider ones approve it, with no outcome known."""
     made = decision("v", candidate__volatility_pct=0.8, limits=with_spike(0.7))

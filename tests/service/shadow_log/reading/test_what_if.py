@@ -57,6 +57,18 @@ async def test_the_past_is_read_in_order_with_what_came_of_it(database_url: str)
     assert await read(database_url) == [first, second, third]
 
 
+async def test_what_the_agent_traded_of_its_plan_is_read_beside_it(database_url: str) -> None:
+    half = build.action_event("w0", build.agent_action(quantity=0.125, stop=1970.0))
+    lost = build.outcome_event("w0", build.outcome("agent", net_pnl=-3.75))
+    log = ShadowLog.connect(database_url)
+    try:
+        await log.append([build.decision_event("w0"), half, lost])
+    finally:
+        await log.aclose()
+    [it] = await read(database_url)
+    assert (it.agent_quantity, it.agent_r) == (0.125, -0.5)
+
+
 async def test_a_row_that_is_no_decision_is_named(database_url: str) -> None:
     await recorded(database_url)
     with psycopg.connect(database_url.replace("+psycopg", ""), autocommit=True) as connection:
