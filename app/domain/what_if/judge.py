@@ -253,8 +253,8 @@ def _r(past: Past, told: float | None, other: Repriced | None) -> float | None:
 
 
 def _agent_r(past: Past, verdict: Verdict, plan_r: float | None) -> float | None:
-    """R of the agent's arm: 0 where it rejects, or the rules refuse. What limits cap is what it would
-    have traded, which may be less than its plan already."""
+    """R of the agent's arm: 0 where it rejects, or the rules refuse. What limits cap is what it
+    would have traded, which may be less than its plan already."""
     if past.agent_approves is None:
         return None
     if not past.agent_approves or not verdict.approves:
