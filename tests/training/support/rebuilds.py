@@ -51,7 +51,11 @@ def config_in(folder: Path, base: Path, **sections: Any) -> RebuildConfig:
         },
         "scenarios": {"limit": 80},
         "encode": {"base": base, "shard": 32, "leave_out": ["scores", "book"]},
-        "teacher": {"network": {"members": 1, "width": 8, "components": 4, "epochs": 1}},
+        "teacher": {
+            "folds": 3,
+            "trees": 20,
+            "network": {"members": 1, "width": 8, "components": 4, "epochs": 1},
+        },
         "adapter": {"rank": 2, "alpha": 4.0, "numbers": 2},
         "policy": {"algorithm": "expected", "epochs": 1, "max_majority": 1.0, "min_entropy": 0.0},
         "publish": {"models": base.parent, "name": "tiny"},

@@ -337,7 +337,7 @@ def test_the_teacher_charges_a_wider_spread_over_the_plan_s_risk(
     asked = plain.rows(TRAIN)[:200]
     cost = float((0.002 / risk_of([plain.scenarios()[row] for row in asked])).mean())
     scenarios, given = by_share[1.0]
-    made = teach(given, scenarios.rows(TRAIN), CONFIG, DAY_S)
+    made = teach(given, scenarios.rows(TRAIN), CONFIG.model_copy(update={"folds": 2}), DAY_S)
     blends = {name: choice.blend for name, choice in made.choices.items()}
     told = [Told.of(with_spread(plain, bps), OutcomesConfig()).at(asked) for bps in (2.0, 22.0)]
     near, wide = (
