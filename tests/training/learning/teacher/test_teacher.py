@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from app.domain.model.actions import ACTIONS
 from tests.training.support.candles import random_walk
 from tests.training.support.histories import history, label_artifact, scenario_artifact
-from training.arrays import DAY_S
+from training.arrays import DAY_S, Rows
 from training.config.data import OutcomesConfig
 from training.config.learning import NetworkConfig, TeacherConfig
 from training.learning.teacher.lessons import (
@@ -300,11 +300,12 @@ def of_terms(folder: Path, given: History, share: float) -> tuple[ScenarioSet, L
     return scenarios, Lessons.of(scenarios, fates, OutcomesConfig())
 
 
-def with_spread(scenarios: ScenarioSet, bps: float) -> ScenarioSet:
-    """The same scenarios, all with this spread."""
+def with_spread(scenarios: ScenarioSet, rows: Rows, bps: float) -> ScenarioSet:
+    """Some of the scenarios, all with this spread."""
+    some = scenarios.table[rows]
     spread = rf'"spread_bps":{bps}'
-    text = scenarios.table["scenario"].str.replace(r'"spread_bps":[0-9.e-]+', spread)
-    return ScenarioSet(scenarios.table.with_columns(scenario=text), scenarios.reported)
+    text = some["scenario"].str.replace(r'"spread_bps":[0-9.e-]+', spread)
+    return ScenarioSet(some.with_columns(scenario=text), scenarios.reported)
 
 
 def test_a_spread_is_learned_where_it_varies_and_nowhere_else(
@@ -323,7 +324,7 @@ def test_a_spread_is_learned_where_it_varies_and_nowhere_else(
         inputs, config = scenarios.features()[rows], TeacherConfig(ridge=1.0)
         fitted = Linear.fit(inputs, net, given.weight[rows], config, chance=False)
         near, wide = (
-            fitted.predict(with_spread(plain, bps).features()[asked]) for bps in (2.0, 22.0)
+            fitted.predict(with_spread(plain, asked, bps).features()) for bps in (2.0, 22.0)
         )
         falls[share] = float((near - wide).mean())
     assert falls[0.0] == 0.0
@@ -339,7 +340,7 @@ def test_the_teacher_charges_a_wider_spread_over_the_plan_s_risk(
     scenarios, given = by_share[1.0]
     made = teach(given, scenarios.rows(TRAIN), CONFIG.model_copy(update={"folds": 2}), DAY_S)
     blends = {name: choice.blend for name, choice in made.choices.items()}
-    told = [Told.of(with_spread(plain, bps), OutcomesConfig()).at(asked) for bps in (2.0, 22.0)]
+    told = [Told.of(with_spread(plain, asked, bps), OutcomesConfig()) for bps in (2.0, 22.0)]
     near, wide = (
         said_by(made.schools[WHOLE], blends, some, Inputs.without_prompts(some.inputs))
         for some in told
