@@ -14,6 +14,9 @@ from training.stages.workshop import Workshop
 if TYPE_CHECKING:
     from training.pipeline.rebuild import Rebuilt
 
+SETBACK = 0.1
+"""Of the probability on labels; a smaller one is noise."""
+
 
 def rebuild(
     config: Config = "bundled",
@@ -59,6 +62,11 @@ def print_rebuilt(rebuilt: Rebuilt) -> None:
         f" majority action {metrics['majority']:.0%}, mass on labels {metrics['label_mass']:.3f}."
         " Rewards are net of costs and, if targets.centre is set, relative to each action's mean."
     )
+    if metrics["setback"] > SETBACK:
+        console.print(
+            f"Training forgot what it had learned: mass on labels fell by {metrics['setback']:.2f}"
+            " on its way. Rebuild with a lower policy.learning_rate."
+        )
 
 
 def _counts(scenarios: Artifact, labels: Artifact) -> str:

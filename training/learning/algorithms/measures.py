@@ -3,6 +3,8 @@ honest."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -83,6 +85,16 @@ def rank_agreement(log_policy: Floats, rewards: Floats) -> float:
     if np.ptp(policy) == 0 or np.ptp(worth) == 0:
         return 0.0
     return float(spearmanr(policy, worth).statistic)
+
+
+def setback(history: Sequence[Measures]) -> float:
+    """By how much the share of probability on the labels fell from its highest, at most, means of
+    tenths of the steps: training that forgets what it has learned. 0 of fewer than ten steps."""
+    mass = np.array([entry["label_mass"] for entry in history])
+    if len(mass) < 10:
+        return 0.0
+    tenths = np.array([part.mean() for part in np.array_split(mass, 10)])
+    return float((np.maximum.accumulate(tenths) - tenths).max())
 
 
 def check_not_collapsed(metrics: Measures, config: TrainingConfig) -> None:

@@ -36,6 +36,7 @@ from training.learning.algorithms.measures import (
     check_not_collapsed,
     fit_temperature,
     policy_measures,
+    setback,
     validation_metrics,
 )
 from training.learning.model.adapted import (
@@ -306,6 +307,7 @@ def finish(run: Run, folder: Path) -> TrainedPolicy:
         problem.train_rows,
         problem.validate_rows,
     )
+    metrics["setback"] = setback(run.history)
     check_not_collapsed(metrics, run.config)
     validate = problem.validate_rows
     target = log_softmax(problem.rewards[validate] / run.config.beta, axis=1)

@@ -33,6 +33,7 @@ from training.learning.algorithms.measures import (
     CollapsedPolicy,
     check_not_collapsed,
     fit_temperature,
+    setback,
     validation_metrics,
 )
 from training.learning.algorithms.probe import fit_probe
@@ -327,6 +328,15 @@ def test_collapse_is_a_matter_of_probability_not_of_the_argmax() -> None:
     check_not_collapsed(metrics, ExpectedConfig())
     with pytest.raises(CollapsedPolicy, match=r"0\.550 of the probability"):
         check_not_collapsed(metrics, ExpectedConfig(max_majority=0.5))
+
+
+def test_a_setback_is_the_deepest_fall_of_what_was_learned() -> None:
+    """Tenths of twenty steps: up to 0.9, down to 0.6, up to 0.95."""
+    tenths = [0.5, 0.8, 0.9, 0.7, 0.6, 0.8, 0.9, 0.9, 0.95, 0.94]
+    history = [{"label_mass": mass + gap} for mass in tenths for gap in (-0.01, 0.01)]
+    assert setback(history) == pytest.approx(0.3)
+    assert setback([{"label_mass": mass} for mass in sorted(tenths)]) == 0.0
+    assert setback(history[:9]) == 0.0
 
 
 def test_the_probe_finds_what_is_linear(tiny: tuple[LabelReader, Encoded]) -> None:
