@@ -22,7 +22,7 @@ from app.shadow_log.log import ShadowLog
 from app.shadow_log.schema.migrate import upgrade
 from tests.conftest import administration
 from tests.service.journal.journal_events import client
-from tests.service.processes import Child, bearer, environment
+from tests.service.processes import Child, bearer, descriptors, environment
 from tests.service.running import until
 
 RECOVERY_S = 60.0
@@ -188,6 +188,6 @@ async def living(home: Path) -> AsyncIterator[Stack]:
 
 def _local_ports(pid: int) -> set[int]:
     """Of a process' TCP connections."""
-    mine = {os.readlink(each) for each in Path(f"/proc/{pid}/fd").iterdir()}
+    mine = descriptors(pid)
     rows = [line.split() for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]]
     return {int(row[1].split(":")[1], 16) for row in rows if f"socket:[{row[9]}]" in mine}

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,15 @@ def environment(home: Path, **variables: Any) -> dict[str, str]:
     }
     ours |= {name.upper(): value for name, value in variables.items()}
     return plain | {name: str(value) for name, value in ours.items() if value is not None}
+
+
+def descriptors(pid: int) -> set[str]:
+    """What the open files of a process are, but for those that it closes meanwhile."""
+    found = set()
+    for each in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):
+            found.add(os.readlink(each))
+    return found
 
 
 def bearer() -> dict[str, str]:

@@ -27,6 +27,7 @@ from app.local.servers import (
     free_port,
 )
 from tests.conftest import open_directory
+from tests.service.processes import descriptors
 
 Server = EmbeddedPostgres | EmbeddedValkey
 DEADLINE_S = 30
@@ -245,10 +246,9 @@ def test_a_port_that_is_taken_is_named_and_nothing_is_made(kind: type[Server], h
 
 def listening(pid: int) -> set[tuple[str, int]]:
     """Addresses on which a process accepts TCP connections, from /proc."""
-    links = (os.readlink(entry) for entry in Path(f"/proc/{pid}/fd").iterdir())
     sockets = {
         link.removeprefix("socket:[").removesuffix("]")
-        for link in links
+        for link in descriptors(pid)
         if link.startswith("socket:[")
     }
     found = set()

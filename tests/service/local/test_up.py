@@ -34,13 +34,14 @@ def children(pid: int) -> dict[str, int]:
     found: dict[str, int] = {}
     lists = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")]
     for word in " ".join(lists).split():
-        arguments = Path(f"/proc/{word}/cmdline").read_bytes().decode().split("\0")
-        name = (
-            arguments[3]
-            if "app.cli" in arguments
-            else Path(f"/proc/{word}/comm").read_text().strip()
-        )
-        found[name] = int(word)
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+            arguments = Path(f"/proc/{word}/cmdline").read_bytes().decode().split("\0")
+            name = (
+                arguments[3]
+                if "app.cli" in arguments
+                else Path(f"/proc/{word}/comm").read_text().strip()
+            )
+            found[name] = int(word)
     return found
 
 
