@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from app.domain.exits import TRAIL, Exits, Freqtrade
-from app.domain.what_if.costs import Costs, repriced
+from app.domain.what_if.costs import Costs, costs_of, repriced
 from app.domain.what_if.past import Traded
 
 TRADE = Traded(2.0, 95.0, 19.37001, 110.0, 0.41999, 0.21)
@@ -44,6 +44,12 @@ def test_prices_of_fills_hold_their_slippage() -> None:
     assert repriced(filled, 1, TRAIL, Costs(fee=0.0)).net == pytest.approx(20.0)
     unknown = repriced(filled, 1, TRAIL, Costs(slippage=0.001))
     assert (unknown.net, unknown.why) == (None, "not told of its trade: slippage")
+
+
+def test_where_neither_is_another_costs_are_as_paid() -> None:
+    assert costs_of(None, None) is None
+    assert costs_of(0.0, None) == Costs(0.0, None)
+    assert costs_of(None, 0.001) == Costs(None, 0.001)
 
 
 def test_no_trade_costs_nothing() -> None:

@@ -150,6 +150,23 @@ def two_losses_at_most() -> Limits:
     return LIMITS.model_copy(update={"consecutive_losses": rule})
 
 
+def test_an_end_that_told_too_little_of_its_costs_leaves_the_order_to_another_with_its_stop() -> (
+    None
+):
+    """Without costs the agent's trade is 9 over the plan's risk of 7.5."""
+    silent = Traded(0.25, 1970.0, 6.75, None, None, None)
+    it = past("A", "I")
+    it = it._replace(advice_r={OTHER: 0.9}, trades={**it.trades, OTHER: silent})
+    judge = Judge(version=OTHER, costs=Costs(0.0, 0.0))
+    assert answered(it, judge).r_after == pytest.approx(1.2)
+
+
+def test_what_is_otherwise_is_said() -> None:
+    judge = Judge(version=OTHER, costs=Costs(0.0, None))
+    assert judge.as_json() == {"version": OTHER, "fee": 0.0, "slippage": None}
+    assert Judge(LIMITS).as_json() == {"version": None, "fee": None, "slippage": None}
+
+
 def test_a_fee_that_turns_gains_into_losses_stops_the_agent_in_its_account() -> None:
     """Two trades gain 9 each before costs; at 1 % on each side, 10.09 of fees, both lose: the third
     comes after two losses in a row, and two make the rule refuse."""
