@@ -6,7 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.service.api.http_faults import Faulty, faulty, ok, status
@@ -132,6 +134,25 @@ assert client.stats().dropped == {"refused": 1}
         done = run(code, server.url)
         assert done.returncode == 0, done.stderr
         assert sorted(ids(server)) == sorted([*ALL, "of the child"])
+
+
+@pytest.mark.parametrize("answers", [ok, status(422)], ids=["ok", "422"])
+def test_sending_imports_nothing(answers: Callable[..., Any]) -> None:
+    """A fork in the middle of an import leaves the child half a module: Python finds its codec for
+    the names of hosts no more, and the child's first message is lost."""
+    code = (
+        BEGIN
+        + """
+before = set(sys.modules)
+client.submit({"request_id": "1"})
+client.report_action("1", {"decision": True})
+client.close(20)
+assert set(sys.modules) == before, set(sys.modules) - before
+"""
+    )
+    with faulty(answers) as server:
+        done = run(code, server.url)
+        assert done.returncode == 0, done.stderr
 
 
 def test_a_child_leaves_what_its_parent_has_queued_to_the_parent() -> None:

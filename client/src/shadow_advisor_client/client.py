@@ -26,6 +26,7 @@ client is made (connection.py), and nowhere else. What waits goes out when the p
 from __future__ import annotations
 
 import asyncio
+import codecs
 import logging
 import math
 import os
@@ -59,6 +60,10 @@ MAX_AGE_S, MAX_KEPT_AGE_S = 600.0, 7 * 86_400.0
 LOG_EVERY_S = 60.0
 MAX_PATHS = 1000
 log = logging.getLogger("advisor.client")
+# Names of hosts need it. Imported first by a thread that sends, it would be half there in a child
+# that is forked meanwhile.
+codecs.lookup("idna")
+
 Document = Union[Mapping[str, Any], Callable[[], Mapping[str, Any]]]
 """What is sent, or what makes it: faults of the agent's own code are caught and counted too."""
 
