@@ -19,9 +19,13 @@ class ReportBounds:
         self._most, self._remembered = most, remembered
         self._counts: OrderedDict[tuple[UUID, EventKind], int] = OrderedDict()
 
+    def full(self, decision_id: UUID, kind: EventKind) -> bool:
+        """Whether there is no room for another."""
+        return self._counts.get((decision_id, kind), 0) >= self._most
+
     def require_room(self, decision_id: UUID, kind: EventKind) -> None:
         """Raises `TooManyReports`."""
-        if self._counts.get((decision_id, kind), 0) >= self._most:
+        if self.full(decision_id, kind):
             raise TooManyReports(
                 f"decision {decision_id} has {self._most} reports of kind {kind.value} already"
             )

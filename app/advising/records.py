@@ -27,12 +27,12 @@ from app.domain.errors import (
 from app.domain.record.control import AgentAction
 from app.domain.record.decision import Decision
 from app.domain.record.event import (
-    AgentActionReport,
+    CorrectableReport,
     Event,
     EventKind,
     LateAdvice,
-    OutcomeReport,
     content_of,
+    reported,
 )
 from app.domain.record.outcome import Outcome
 from app.journal.journal import Journal, Place, Receipt
@@ -41,7 +41,6 @@ from app.telemetry import LossCause, Pair, Telemetry
 
 log = structlog.get_logger()
 Reply = TypeVar("Reply")
-Placed = TypeVar("Placed", AgentActionReport, OutcomeReport)
 REMEMBERED = 10_000
 LOG_PATIENCE_S = 0.5
 """How long a request that could do without the log waits for it."""
@@ -112,6 +111,24 @@ class Records:
         """Hash of the request that this process decided under this id, not long ago."""
         recent = self._recent.get(decision_id)
         return None if recent is None else recent.claim
+
+    async def is_known(self, decision_id: UUID) -> bool:
+        """Whether anything was decided under this id.
+
+        Raises
+        ------
+        ShadowLogUnavailable, JournalUnavailable : nobody knows it, and what is away may.
+        """
+        if await self._remembered(decision_id) is not None:
+            return True
+        if await self._earlier.claim(decision_id) is not None:
+            return True
+        if not self._journal.reachable:
+            raise JournalUnavailable(
+                f"whether decision {decision_id} was answered before, the queue server may know,"
+                " which is away: ask again"
+            )
+        return False
 
     def ask_earlier(self, decision_id: UUID, patience_s: float = PATIENCE_S) -> Question:
         """Begin to ask Postgres for `earlier_claim`."""
@@ -236,10 +253,7 @@ class Records:
         report is taken, and `advisor verify` names it if its decision never comes.
         """
         await self._require(decision_id)
-        report = AgentActionReport(
-            decision_id=decision_id, recorded_at=self._now(), reported_by=by, action=action
-        )
-        placed = await self._placed(EventKind.AGENT_ACTION, report)
+        placed = await self._placed(action, decision_id, by)
         receipt = await self._append_report(Event.of_report(EventKind.AGENT_ACTION, placed))
         if not receipt.repeated:
             recent = await self._comparable(decision_id)
@@ -271,16 +285,24 @@ class Records:
     ) -> Receipt:
         """Record what became of one arm. Raises as `report_action`."""
         await self._require(decision_id)
-        report = OutcomeReport(
-            decision_id=decision_id, recorded_at=self._now(), reported_by=by, outcome=outcome
-        )
-        placed = await self._placed(EventKind.OUTCOME, report)
+        placed = await self._placed(outcome, decision_id, by)
         receipt = await self._append_report(Event.of_report(EventKind.OUTCOME, placed))
         if not receipt.repeated:
             recent = await self._comparable(decision_id)
             if recent is not None:
                 await self.accounts.ended(decision_id, recent.trader, outcome)
         return receipt
+
+    async def repeats(
+        self, decision_id: UUID, said: AgentAction | Outcome, by: str | None = None
+    ) -> bool:
+        """Whether the newest report on the same subject says just this; not, while what may hold
+        it is away."""
+        kind, report = reported(said, decision_id, self._now(), by)
+        newest = await self._journal.newest(
+            report.subject, lambda: self._stored_place(kind, report)
+        )
+        return newest is not None and newest.content == content_of(kind, report)
 
     async def _append_report(self, event: Event) -> Receipt:
         """Make a report durable, once. What the stream remembers as moved, and the log lacks (an
@@ -301,24 +323,27 @@ class Records:
         log.warning("a report that was answered before is not in Postgres: recorded anew")
         return receipt._replace(repeated=False)
 
-    async def _placed(self, kind: EventKind, report: Placed) -> Placed:
+    async def _placed(
+        self, said: AgentAction | Outcome, decision_id: UUID, by: str | None
+    ) -> CorrectableReport:
         """The report in its place among those on the same subject; in that of the newest when it
         says the same."""
-        content = content_of(kind, report)
-
-        async def stored() -> Place | None:
-            try:
-                newest = await self._ask_log(self._log.newest_report(kind, report))
-            except ShadowLogUnavailable:
-                return None
-            if newest is None:
-                return None
-            return Place(newest.arrival or 0, content_of(kind, newest))
-
+        kind, report = reported(said, decision_id, self._now(), by)
         arrival = await self._journal.place(
-            report.subject, content, str(report.decision_id), stored
+            report.subject,
+            content_of(kind, report),
+            str(report.decision_id),
+            lambda: self._stored_place(kind, report),
         )
         return report.model_copy(update={"arrival": arrival or None})
+
+    async def _stored_place(self, kind: EventKind, report: CorrectableReport) -> Place | None:
+        """That of the newest report on the same subject, as the log knows it now."""
+        try:
+            newest = await self._ask_log(self._log.newest_report(kind, report))
+        except ShadowLogUnavailable:
+            return None
+        return None if newest is None else Place(newest.arrival or 0, content_of(kind, newest))
 
     def remember(self, decision: Decision) -> None:
         """Keep what a late control will be compared with; compare at once when the control came

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from math import ceil, inf
 from pathlib import Path
 from time import monotonic
@@ -15,7 +15,7 @@ from uuid import UUID
 import structlog
 
 from app.advising import controls, panel, serving
-from app.advising.advise import JOURNAL_RESERVE_S, Advisor, Incoming
+from app.advising.advise import JOURNAL_RESERVE_S, Advisor, Answer, Incoming
 from app.advising.bounds import ReportBounds
 from app.advising.controls import Controls
 from app.advising.door import Door
@@ -27,6 +27,7 @@ from app.advising.trials import Trials
 from app.domain.errors import (
     AdvisorError,
     AnswerGone,
+    InvalidRecord,
     JournalUnavailable,
     Overloaded,
     RequestConflict,
@@ -34,6 +35,9 @@ from app.domain.errors import (
     ShadowLogUnavailable,
     UnknownDecision,
 )
+from app.domain.intake.plausible import Report, plausible
+from app.domain.intake.reception import Received
+from app.domain.record.event import EventKind
 from app.domain.scenario import Scenario
 from app.journal.journal import Journal
 from app.journal.later import QueuedRequest, QueueFull, RequestQueue
@@ -161,16 +165,64 @@ class Service:
         await self.journal.aclose()
         await self.shadow_log.aclose()
 
+    def require_not_ahead(self, scenario: Scenario) -> None:
+        """Raises `InvalidRecord` for a candidate of the future."""
+        now = self.now()
+        skew = self.controls.limits.stale_snapshot.max_clock_skew_s
+        if self.by_wall_clock and scenario.as_of > now + timedelta(seconds=skew):
+            raise InvalidRecord(
+                f"candidate.ts: {scenario.as_of.isoformat()} is in the future; this server's clock"
+                f" says {now.isoformat()} (tolerance {skew:g} s): check the time zone and the clock"
+                " of the sender"
+            )
+
+    async def advise(self, incoming: Incoming) -> Answer:
+        """The decision on a request of now, or what was decided before under its id, whatever the
+        clock says since. Raises as `Advisor.advise`, and `InvalidRecord` for a candidate of the
+        future."""
+        await self._require_in_time(incoming)
+        return await self.advisor.advise(incoming)
+
+    async def _require_in_time(self, incoming: Incoming) -> None:
+        """Raises as `require_not_ahead`, unless the request was let in before: a clock that was set
+        back takes no answer away. Raises as `Records.is_known` when nobody can tell."""
+        try:
+            self.require_not_ahead(incoming.scenario)
+        except InvalidRecord:
+            known = incoming.decision_id
+            if await self.records.is_known(known):
+                return
+            if await self.requests.claim_of(str(known)) != incoming.claim:
+                raise
+
     async def accept(
         self, asked: Sequence[tuple[Incoming, AdviseRequest]]
-    ) -> list[RequestConflict | AnswerGone | None]:
+    ) -> list[InvalidRecord | RequestConflict | AnswerGone | None]:
         """Make requests durable together, to be decided later; which of them cannot be because
-        their id was used with other content, or its answer is gone.
+        they are of the future, their id was used with other content, or its answer is gone.
 
         Raises
         ------
-        Overloaded, JournalUnavailable : none was accepted.
+        Overloaded, JournalUnavailable, ShadowLogUnavailable : none was accepted.
         """
+        early = await asyncio.gather(*(self._early(incoming) for incoming, _ in asked))
+        answers = iter(
+            await self._accept(
+                [one for one, refused in zip(asked, early, strict=True) if refused is None]
+            )
+        )
+        return [next(answers) if refused is None else refused for refused in early]
+
+    async def _early(self, incoming: Incoming) -> InvalidRecord | None:
+        try:
+            await self._require_in_time(incoming)
+        except InvalidRecord as refused:
+            return refused
+        return None
+
+    async def _accept(
+        self, asked: Sequence[tuple[Incoming, AdviseRequest]]
+    ) -> list[RequestConflict | AnswerGone | None]:
         claims = await asyncio.gather(*(self._claim_of(incoming) for incoming, _ in asked))
         new = [one for one, claim in zip(asked, claims, strict=True) if claim is None]
         waiting = iter(await self._put(new) if new else ())
@@ -218,13 +270,32 @@ class Service:
         )
         return waiting
 
+    async def taken(
+        self,
+        decision_id: UUID,
+        kind: EventKind,
+        received: Received[Report],
+        by: str | None,
+        as_of: datetime | None = None,
+    ) -> Received[Report]:
+        """A report as it counts: without the times that no clock can give, unless it was taken with
+        them before. Raises as `plausible`, and `TooManyReports` for one more than may be."""
+        counted = plausible(received, self.now(), as_of)
+        if counted is received and not self.report_bounds.full(decision_id, kind):
+            return received
+        for said in (received, counted):
+            if await self.records.repeats(decision_id, said.record, by):
+                return said
+        self.report_bounds.require_room(decision_id, kind)
+        return counted
+
     async def document(self, decision_id: UUID) -> dict[str, Any] | None:
         """The stored record of a decision; None while its request is accepted and not decided yet.
         Raises as `Records.document`, and `RequestLost` when it never will be."""
         try:
             return await self.records.document(decision_id)
         except UnknownDecision:
-            if await self.requests.pending(str(decision_id)):
+            if await self.requests.claim_of(str(decision_id)) is not None:
                 return None
             lost = await self.shadow_log.promise_lost(decision_id)
             if lost is None:

@@ -16,7 +16,7 @@ import orjson
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from app.advising.advise import Answer
+from app.advising.advise import Answer, Incoming
 from app.advising.service import Service
 from app.api.access import allowed
 from app.api.admission import ticket_of
@@ -274,20 +274,31 @@ async def _answer(
     an id of its own, the id follows from its content: the same state, asked again, is the same
     decision."""
     service: Service = request.app.state.service
-    served = service.serving.models.primary.manifest.model_version
-    if model not in (PRIMARY_ALIAS, served):
-        raise UnknownVersion(f"there is no model {model[:100]!r} here: ask {PRIMARY_ALIAS}")
     body = read_state(request, state)
     headers = read_headers(request)
     if headers.idempotency_key is None and "request_id" not in body.model_fields_set:
         mark = content_hash(body.claim()).removeprefix("sha256:")[:32]
         body = body.model_copy(update={"request_id": f"state-{mark}"})
     incoming = incoming_of(request, caller, body, headers.idempotency_key, headers)
+    await _require_model(service, model, incoming)
     ticket = ticket_of(request)
     service.door.widen(ticket, 1, incoming.deadline)
-    answer = await service.advisor.advise(incoming)
+    answer = await service.advise(incoming)
     ticket.answered = not came_without_reading(answer)
     return answer, body.coerced
+
+
+async def _require_model(service: Service, model: str, incoming: Incoming) -> None:
+    """Raises `UnknownVersion` for a model that neither answers now nor gave the answer that the
+    request has already."""
+    served = service.serving.models.primary.manifest.model_version
+    if model in (PRIMARY_ALIAS, served):
+        return
+    stored = None
+    if await service.records.is_known(incoming.decision_id):
+        stored = await service.records.answered(incoming.decision_id, incoming.claim)
+    if stored is None or stored.primary.model_version != model:
+        raise UnknownVersion(f"there is no model {model[:100]!r} here: ask {PRIMARY_ALIAS}")
 
 
 def _state_of(value: str | list[dict[str, Any]]) -> dict[str, Any] | str:

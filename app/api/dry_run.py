@@ -11,7 +11,7 @@ from starlette.types import Scope
 
 from app.advising.service import Service
 from app.api.fields import derived_fields, field_reports, refused_fields, unusual_fields
-from app.api.wire import candidate_documents, read_candidate, require_not_ahead
+from app.api.wire import candidate_documents, read_candidate
 from app.domain.errors import AdvisorError, InvalidRecord
 from app.domain.record.decision import control_case, review_control
 from app.domain.rules.review import missed_inputs
@@ -58,7 +58,7 @@ async def _report(request: Request, document: Any, principal: str) -> DryRun:
     body: AdviseRequest | None = None
     try:
         body = read_candidate(request, document)
-        require_not_ahead(service, body)
+        service.require_not_ahead(body)
     except ValidationError as error:
         return _refused(document, refused_fields(error))
     except AdvisorError as error:

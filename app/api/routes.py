@@ -32,7 +32,6 @@ from app.api.wire import (
     problem_document,
     problems,
     read_headers,
-    require_not_ahead,
 )
 from app.domain.errors import (
     AbstainReason,
@@ -49,7 +48,6 @@ from app.domain.errors import (
     UndecidedYet,
     UnknownDecision,
 )
-from app.domain.intake.plausible import plausible
 from app.domain.intake.reception import Coerced
 from app.domain.principal import Principal, Role
 from app.domain.record.event import EventKind
@@ -210,7 +208,6 @@ def incoming_of(
                 "request_id differs from the header Idempotency-Key: send one of them"
             )
         body = body.model_copy(update={"request_id": key})
-    require_not_ahead(service, body)
     deadline_ms = request.app.state.options.deadline_ms
     wait = (headers.x_deadline_ms or body.deadline_ms or deadline_ms) / 1000
     return Incoming(
@@ -251,7 +248,7 @@ async def _advise_all(service: Service, asked: Sequence[Asked]) -> list[Answer |
 
 async def _advise(service: Service, incoming: Incoming) -> Answer | AdvisorError:
     try:
-        return await service.advisor.advise(incoming)
+        return await service.advise(incoming)
     except AdvisorError as error:
         return error
 
@@ -334,9 +331,9 @@ def _reported(
 async def put_agent_action(id: UUID, request: Request) -> Response:
     by = _reporter(request, id)
     service: Service = request.app.state.service
-    action, left_out, coerced = plausible(await parse_action(request), service.now())
+    received = await parse_action(request)
+    action, left_out, coerced = await service.taken(id, EventKind.AGENT_ACTION, received, by)
     count_left_out(request.app.state.metrics, left_out, Part.AGENT_ACTION)
-    service.report_bounds.require_room(id, EventKind.AGENT_ACTION)
     receipt = await _on_a_decision(service, id, service.records.report_action(id, action, by))
     return _reported(service, id, EventKind.AGENT_ACTION, receipt, left_out, coerced)
 
@@ -357,9 +354,8 @@ async def put_outcome(id: UUID, request: Request) -> Response:
     service: Service = request.app.state.service
     received = await parse_outcome(request)
     asked_at = await service.records.asked_at(id)
-    outcome, left_out, coerced = plausible(received, service.now(), asked_at)
+    outcome, left_out, coerced = await service.taken(id, EventKind.OUTCOME, received, by, asked_at)
     count_left_out(request.app.state.metrics, left_out, Part.OUTCOME)
-    service.report_bounds.require_room(id, EventKind.OUTCOME)
     receipt = await _on_a_decision(service, id, service.records.report_outcome(id, outcome, by))
     return _reported(service, id, EventKind.OUTCOME, receipt, left_out, coerced)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from datetime import timedelta
 from math import ceil
 from typing import Any
 
@@ -16,7 +15,6 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.advising.service import Service
 from app.api.budget import values
 from app.api.fields import refused_fields
 from app.api.receiving import action_of, candidate_in, candidate_of, count_left_out, outcome_of
@@ -231,18 +229,6 @@ def read_state(request: Request, state: dict[str, Any] | str) -> AdviseRequest:
     text = state.encode()
     _require_few_values(request, text)
     return _counted(request, candidate_of(text))
-
-
-def require_not_ahead(service: Service, body: AdviseRequest) -> None:
-    """Raises `InvalidRecord` for a candidate of the future."""
-    now = service.now()
-    skew = service.controls.limits.stale_snapshot.max_clock_skew_s
-    if service.by_wall_clock and body.as_of > now + timedelta(seconds=skew):
-        raise InvalidRecord(
-            f"candidate.ts: {body.as_of.isoformat()} is in the future; this server's clock says"
-            f" {now.isoformat()} (tolerance {skew:g} s): check the time zone and the clock of the"
-            " sender"
-        )
 
 
 def _counted(request: Request, body: AdviseRequest) -> AdviseRequest:

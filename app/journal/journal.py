@@ -220,6 +220,20 @@ class Journal:
             self._newest.popitem(last=False)
         return place.arrival
 
+    async def newest(
+        self, subject: str, stored: Callable[[], Awaitable[Place | None]]
+    ) -> Place | None:
+        """The newest report on a subject, as this process and the stream know it; where neither
+        does, as `stored` tells it."""
+        here, there = self._newest.get(subject), None
+        if self.reachable:
+            try:
+                there = await self._stream.newest(subject)
+            except JournalUnavailable as error:
+                self._leave(error)
+        known = [place for place in (here, there) if place is not None]
+        return max(known, key=lambda place: place.arrival) if known else await stored()
+
     async def note(self, entry: ledger.Entry) -> None:
         """Keep what a principal reported of a trade. While the stream is away it waits here, and
         the ledger tells nothing."""

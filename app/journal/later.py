@@ -112,9 +112,10 @@ class RequestQueue:
             raise QueueFull(known, f"{self._most} accepted requests may wait, and do")
         return [claim.decode() for claim in known]
 
-    async def pending(self, decision_id: str) -> bool:
-        """Whether a request waits under this id."""
-        return bool(await self._run("EXISTS", _key(decision_id)))
+    async def claim_of(self, decision_id: str) -> str | None:
+        """Claim of the request that waits under this id, None when none does."""
+        claim = await self._run("GET", _key(decision_id))
+        return None if claim is None else claim.decode()
 
     async def take(self) -> list[QueuedRequest]:
         """The next requests, those of dead replicas first; empty after a second without any.

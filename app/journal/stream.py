@@ -456,6 +456,14 @@ class StreamJournal:
         arrival = await self._run("EVAL", PLACE, 2, *keys, content, told, KEY_TTL_S)
         return None if arrival < 0 else Place(arrival, content)
 
+    async def newest(self, subject: str) -> Place | None:
+        """The newest report on a subject, while it is remembered."""
+        reply = await self._run("GET", _newest_key(subject))
+        if reply is None:
+            return None
+        arrival, _, content = reply.decode().partition(" ")
+        return Place(int(arrival), content) if arrival.isdecimal() else None
+
     async def lift(self, subject: str, place: Place) -> None:
         """Tell of a report that got its place elsewhere."""
         await self._run("EVAL", LIFT, 1, _newest_key(subject), *place, KEY_TTL_S)

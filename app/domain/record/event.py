@@ -253,6 +253,20 @@ def _shared(part: Record) -> orjson.Fragment:
     return kept[1]
 
 
+def reported(
+    said: AgentAction | Outcome, decision_id: UUID, recorded_at: datetime, by: str | None
+) -> tuple[EventKind, CorrectableReport]:
+    """The report that says this of a decision, without its place, and its kind."""
+    told: dict[str, Any] = {
+        "decision_id": decision_id,
+        "recorded_at": recorded_at,
+        "reported_by": by,
+    }
+    if isinstance(said, AgentAction):
+        return EventKind.AGENT_ACTION, AgentActionReport(**told, action=said)
+    return EventKind.OUTCOME, OutcomeReport(**told, outcome=said)
+
+
 def content_of(kind: EventKind, report: CorrectableReport) -> str:
     """The hash of what is reported, whenever and in which place it came: reports with the same
     content say the same."""

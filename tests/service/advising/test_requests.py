@@ -30,14 +30,14 @@ async def test_a_request_is_pending_until_it_is_done(valkey_url: str) -> None:
     async with queue(valkey_url) as requests:
         assert await requests.take() == []
         await put(requests, "one", "sha256:a", b"body")
-        assert await requests.pending("one")
-        assert not await requests.pending("two")
+        assert await requests.claim_of("one")
+        assert await requests.claim_of("two") is None
         [request] = await requests.take()
         assert (request.decision_id, request.claim, request.payload) == ("one", "sha256:a", b"body")
         assert await requests.take() == []
-        assert await requests.pending("one")
+        assert await requests.claim_of("one")
         await requests.done(request)
-        assert not await requests.pending("one")
+        assert await requests.claim_of("one") is None
         with client(valkey_url) as connection:
             assert connection.xlen(REQUESTS) == 0
 
@@ -72,7 +72,7 @@ async def test_what_a_dead_replica_took_is_taken_again(valkey_url: str) -> None:
         assert request.decision_id == "two"
         await heir.done(request)
         assert await heir.take() == []
-        assert not await heir.pending("two")
+        assert await heir.claim_of("two") is None
 
 
 async def test_an_accepted_request_survives_kill_9_of_the_server(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ async def test_an_accepted_request_survives_kill_9_of_the_server(tmp_path: Path)
         with pytest.raises(JournalUnavailable, match="check REDIS_URL"):
             await put(requests, "two", "sha256:a", b"body")
         with pytest.raises(JournalUnavailable):
-            await requests.pending("one")
+            await requests.claim_of("one")
         with pytest.raises(JournalUnavailable):
             await requests.take()
         await asyncio.to_thread(server.start)

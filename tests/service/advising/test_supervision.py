@@ -173,7 +173,7 @@ async def test_what_is_no_request_or_was_answered_otherwise_is_put_aside_and_the
     assert len(reasons) == 5
     assert any("was used before with other content" in reason for reason in reasons)
     assert api.metric("advisor_losses_total", cause="rejected_request") == 5
-    assert not await api.service.requests.pending(str(decision_id("twice")))
+    assert await api.service.requests.claim_of(str(decision_id("twice"))) is None
     assert (await report(api))[1]["status"] == "ready"
 
 

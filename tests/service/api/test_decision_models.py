@@ -122,6 +122,28 @@ async def test_the_same_state_again_is_the_same_decision_as_object_and_as_text(
     assert await drained(api.settings) == 1
 
 
+async def test_who_asked_a_version_by_its_name_has_its_answer_when_another_serves(
+    database_url: str, valkey_url: str, tmp_path: Path
+) -> None:
+    settings = settings_for(database_url, valkey_url, tmp_path)
+    state, question = json.dumps(candidate()), {"type": "predicate", "name": "approve"}
+    async with running(settings) as api:
+        first = (await decisions(api, state, question)).json()
+    manifest = ScriptedPolicy().manifest.model_copy(update={"model_version": "scripted-2"})
+    async with running(settings, Models(ScriptedPolicy(["A"], manifest=manifest))) as api:
+        again = (await decisions(api, state, question)).json()
+        assert again["answers"] == first["answers"]
+        assert (again["model"], again["advisor"]["repeated"]) == ("scripted-1", True)
+        body = {"input": state, "questions": [question]}
+        for unheard in ("scripted-0", "scripted-2.1"):
+            reply = await api.client.post("/v1/decisions", json=body | {"model": unheard})
+            assert reply.status_code == 404
+        other = json.dumps(candidate(candidate__rsi=11))
+        assert (await decisions(api, other, question)).status_code == 404
+        by_name = await api.client.post("/v1/decisions", json=body | {"model": "scripted-2"})
+        assert by_name.json()["model"] == "scripted-1", "one state is one decision"
+
+
 async def test_decisions_answers_in_the_order_of_the_questions(api: Running) -> None:
     choices = [{"value": "reject", "description": "do not"}, {"value": "trade"}]
     reply = await decisions(

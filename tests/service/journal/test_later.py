@@ -32,16 +32,16 @@ async def test_a_request_is_taken_done_and_forgotten_and_a_repeat_changes_nothin
     valkey_url: str,
 ) -> None:
     requests = queue(valkey_url)
-    assert not await requests.pending("one")
+    assert await requests.claim_of("one") is None
     await put(requests, "one", "sha256:a", b"payload")
     await put(requests, "one", "sha256:a", b"payload")
     assert await put(requests, "one", "sha256:b", b"other") == "sha256:a", "another request has it"
-    assert await requests.pending("one")
+    assert await requests.claim_of("one")
     (taken,) = await requests.take()
     assert taken == QueuedRequest(taken.stream_id, "one", "sha256:a", b"payload")
     assert await requests.take() == []
     await requests.done(taken)
-    assert not await requests.pending("one")
+    assert await requests.claim_of("one") is None
     with client(valkey_url) as connection:
         assert connection.xlen(REQUESTS) == 0
         assert connection.xpending(REQUESTS, GROUP)["pending"] == 0
@@ -109,7 +109,7 @@ async def test_a_request_that_cannot_be_decided_is_kept_with_its_reason_and_nobo
     await requests.put_all([AcceptedRequest("one", "sha256:a", b"payload", "desk")])
     (taken,) = await requests.take()
     await requests.put_aside(taken, "RequestConflict: decided otherwise")
-    assert not await requests.pending("one")
+    assert await requests.claim_of("one") is None
     assert await requests.take() == await requests.unfinished() == []
     assert dead_letters(valkey_url, DEAD_REQUESTS) == [
         {
@@ -131,7 +131,7 @@ async def test_without_a_server_each_call_says_what_to_check(tmp_path: Path) -> 
         (taken,) = await requests.take()
     for call in (
         put(requests, "two", "sha256:a", b""),
-        requests.pending("one"),
+        requests.claim_of("one"),
         requests.take(),
         requests.done(taken),
         requests.put_aside(taken, "no reason"),
@@ -152,7 +152,7 @@ async def test_a_list_is_accepted_whole_or_not_at_all(valkey_url: str) -> None:
     with pytest.raises(QueueFull) as full:
         await requests.put_all(accepted("three", "four"))
     assert full.value.excess == 1
-    assert not await requests.pending("three")
+    assert await requests.claim_of("three") is None
     # What waits already, and what stands twice in one list, takes no room of its own.
     again = await requests.put_all(accepted("one", "two", "three", "three"))
     assert again == ["sha256:one", "sha256:two", "sha256:three", "sha256:three"]
