@@ -57,6 +57,7 @@ def write(looks: Sequence[Look], folder: Path) -> tuple[Path, Path]:
     for name in names:
         axes.plot([look.decisions for look in looks], [look.mb[name] for look in looks], label=name)
     axes.set(xlabel="decisions", ylabel="MB (PSS)", ylim=(0, None))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.legend()
     figure.savefig(curve, bbox_inches="tight")
     pyplot.close(figure)
