@@ -170,7 +170,9 @@ class Journal:
         RequestConflict : the key is known with another claim.
         JournalUnavailable : neither stream nor spool took it.
         """
-        return await self._append(event, lambda linked: self._stream.append(linked, anew=anew))
+        return await self._append(
+            event, lambda linked, payload: self._stream.append(linked, payload, anew=anew)
+        )
 
     async def promise(self, requests: Sequence[AcceptedRequest]) -> None:
         """Number requests that wait in the queue, before their callers are told so: one that is
@@ -305,7 +307,8 @@ class Journal:
         """Record a change of state and make it the live one for all replicas (when drained, if
         spooled)."""
         return await self._append(
-            Event.of_state_change(change), lambda event: self._stream.set_state(change, event.link)
+            Event.of_state_change(change),
+            lambda event, _: self._stream.set_state(change, event.link),
         )
 
     async def get_state(self) -> StateChange | None:
@@ -397,8 +400,9 @@ class Journal:
         await self._spool.aclose()
 
     async def _append(
-        self, event: Event, to_stream: Callable[[Event], Coroutine[Any, Any, Receipt]]
+        self, event: Event, to_stream: Callable[[Event, str], Coroutine[Any, Any, Receipt]]
     ) -> Receipt:
+        """`to_stream` is given the event with its link, and the hash of its payload."""
         if self._spool.claim(event.kind, event.key) is not None:
             return Receipt("spool", await self._spool.append(event))
         hashes = (event.kind.value, event.key, event.claim, digest(event.payload))
@@ -410,7 +414,7 @@ class Journal:
             if self.reachable:
                 sent = True
                 try:
-                    receipt = await to_stream(event)
+                    receipt = await to_stream(event, linked.payload)
                 except RequestConflict:
                     del self._unsettled[linked.seq]  # The stream has its link.
                     raise

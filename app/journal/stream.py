@@ -390,10 +390,18 @@ class StreamJournal:
         except ValueError as error:
             raise MisplacedKey(MEMORY, f"{self._memory[:40]!r}") from error
 
-    async def append(self, event: Event, *, anew: bool = False) -> Receipt:
+    async def append(
+        self, event: Event, payload_hash: str | None = None, *, anew: bool = False
+    ) -> Receipt:
         """Append once; `anew` also when it is known and has left the stream. Raises
-        `RequestConflict` when the key is known with another claim."""
-        new, known = await self._append(event, again="claim" if anew else "")
+        `RequestConflict` when the key is known with another claim.
+
+        Parameters
+        ----------
+        payload_hash : `digest` of the payload, where somebody has it.
+        """
+        again = "claim" if anew else ""
+        new, known = await self._append(event, again=again, payload_hash=payload_hash)
         _require_same_claim(event, known)
         return Receipt("stream", new != _NEW, moved=new == _MOVED)
 
@@ -544,12 +552,19 @@ class StreamJournal:
         await self._redis.aclose()
 
     async def _append(
-        self, event: Event, state: str = "", when: str = "", again: str = ""
+        self,
+        event: Event,
+        state: str = "",
+        when: str = "",
+        again: str = "",
+        payload_hash: str | None = None,
     ) -> tuple[int, Known]:
         keys = (idempotency_key(event.kind, event.key), EVENTS, STATE, MEMORY)
         payload = event.payload if self._waiting < MANY else packed(event.payload)
         body = (event.kind.value, event.key, event.claim, payload)
-        link = (*event.link, digest(event.payload)) if event.link else ("", "", "", "")
+        link: tuple[str | int, ...] = ("", "", "", "")
+        if event.link is not None:
+            link = (*event.link, payload_hash or digest(event.payload))
         about = (_checksum(event), KEY_TTL_S, state, when, self._memory)
         values = (*body, *about, *link, again)
         try:

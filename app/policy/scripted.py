@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import cache
 
 from app.domain.errors import AbstainReason, PolicyAbstained
 from app.domain.model.actions import LABELS, Action
@@ -155,6 +156,7 @@ class ScriptedPolicy:
         await asyncio.sleep(done_at - now)
 
 
+@cache
 def reading_of(label: str) -> Reading:
     """A reading with 0.90 of the probability on `label` and 0.01 on each other one."""
     if label not in LABELS:

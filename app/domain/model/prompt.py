@@ -127,19 +127,25 @@ def without(prompt: Prompt, scenario: Scenario, kinds: Collection[LineKind]) -> 
     return prompt._replace(user=before + prompt.user[len(prompt.before) :])
 
 
+_FORMATS = ("%.0f", "%.1f")
+"""Of numbers, by their digits."""
+
+
 def _plain(name: str, value: float | None, digits: int = 0) -> str:
     """` name 12`, unbounded, or nothing when the value is not known. The record keeps -0.0 as 0.0,
     so a replay must see the same of both."""
-    return "" if value is None else f" {name} {value + 0.0:.{digits}f}"
+    return "" if value is None else f" {name} {_FORMATS[digits] % (value + 0.0)}"
 
 
 def _pair(name: str, value: float | None, scale: float = 1.0, digits: int = 0) -> str:
     """` name 12`, or nothing when the value is not known."""
     if value is None:
         return ""
-    bounded = min(max(value * scale, -MOST), MOST)
-    number = f"{bounded:.{digits}f}"
-    return f" {name} {'0' if abs(bounded) < 1 and float(number) == 0 else number}"
+    bounded = value * scale
+    if not -MOST <= bounded <= MOST:
+        bounded = min(max(bounded, -MOST), MOST)
+    number = _FORMATS[digits] % bounded
+    return f" {name} {'0' if -1 < bounded < 1 and float(number) == 0 else number}"
 
 
 def _identity(c: Candidate) -> str:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from datetime import datetime
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from pydantic import Field
@@ -345,70 +345,83 @@ def conclude(
     text says, nothing is approved with it that is not approved without it, nor at a higher risk.
     Both are judged by one outlook, the more careful of the two.
     """
-    base = Advice(
-        model_version=version.model_version,
-        manifest_hash=version.manifest_hash,
-        role=version.role,
-        status=AdviceStatus.ABSTAINED,
-        calibration=version.calibration,
-    )
+    base: dict[str, Any] = version._asdict()
     if isinstance(reading, Abstention):
-        return base.model_copy(
-            update={"abstain_reason": reading.reason, "abstain_detail": reading.detail}
+        return Advice(
+            **base,
+            status=AdviceStatus.ABSTAINED,
+            abstain_reason=reading.reason,
+            abstain_detail=reading.detail,
         )
-    base = base.model_copy(update={"outlook": foretold(reading, version.calibration, scenario)})
-    bare = _judged(base, scenario, reading.bare, limits, state, now)
-    if reading.without_text is None:
-        return bare
-    whole = _judged(base, scenario, reading, limits, state, now)
-    assert whole.proposal is not None
-    assert bare.proposal is not None
-    effect = _effect(whole.proposal, bare.proposal)
-    counting = min((bare, whole), key=lambda advice: _risk(advice, scenario))
-    return counting.model_copy(update={"reading": reading, "text_effect": effect})
+    outlook = foretold(reading, version.calibration, scenario)
+
+    def judged(each: Reading) -> _Judged:
+        proposal = propose(each, version.calibration)
+        return _judged(proposal, outlook, version.calibration, scenario, limits, state, now)
+
+    counting, effect = judged(reading.bare), None
+    if reading.without_text is not None:
+        bare, whole = counting, judged(reading)
+        effect = _effect(whole.proposal, bare.proposal)
+        counting = min((bare, whole), key=lambda each: each.risk(scenario))
+    told = counting._asdict()
+    return Advice(**base, **told, reading=reading, outlook=outlook, text_effect=effect)
+
+
+class _Judged(NamedTuple):
+    """What of an advice follows from one reading, by itself."""
+
+    status: AdviceStatus
+    proposal: Proposal
+    abstain_reason: AbstainReason | None = None
+    review: Review | None = None
+    approve: bool | None = None
+    action: str | None = None
+    quantity: float | None = None
+    stop: float | None = None
+
+    def risk(self, scenario: Scenario) -> float:
+        """What it risks, quote currency; whoever does not approve buys and risks nothing."""
+        if self.quantity is None or self.stop is None:
+            return 0.0
+        return self.quantity * abs(scenario.plan.entry - self.stop)
+
+    @classmethod
+    def rejecting(
+        cls, status: AdviceStatus, proposal: Proposal, verdict: Review | None = None
+    ) -> _Judged:
+        """That nothing is bought."""
+        return cls(status, proposal, None, verdict, False, REJECT.name, 0.0)
 
 
 def _judged(
-    base: Advice,
+    proposal: Proposal,
+    outlook: Outlook | None,
+    calibration: Calibration,
     scenario: Scenario,
-    reading: Reading,
     limits: Limits,
     state: TradingState,
     now: datetime,
-) -> Advice:
-    """The advice of one reading, by itself."""
-    proposal = propose(reading, base.calibration)
-    read = {"reading": reading, "proposal": proposal}
-    if proposal.label_mass < base.calibration.min_label_mass:
-        return base.model_copy(update=read | {"abstain_reason": AbstainReason.LABEL_MASS})
-    if not proposal.action.approve:
-        return base.model_copy(update=read | _rejection(AdviceStatus.ADVISED))
-    case = Case(
-        scenario,
-        order_for(proposal.action, scenario, side_of(scenario, limits)),
-        state,
-        now,
-        proposal.approve_probability,
-        base.outlook,
-    )
+) -> _Judged:
+    if proposal.label_mass < calibration.min_label_mass:
+        return _Judged(AdviceStatus.ABSTAINED, proposal, AbstainReason.LABEL_MASS)
+    action = proposal.action
+    if not action.approve:
+        return _Judged.rejecting(AdviceStatus.ADVISED, proposal)
+    order = order_for(action, scenario, side_of(scenario, limits))
+    case = Case(scenario, order, state, now, proposal.approve_probability, outlook)
     verdict = review(case, limits)
     if verdict.vetoes:
-        return base.model_copy(update=read | {"review": verdict} | _rejection(AdviceStatus.VETOED))
-    approval = {
-        "status": AdviceStatus.ADVISED,
-        "approve": True,
-        "action": proposal.action.name,
-        "quantity": verdict.quantity,
-        "stop": verdict.stop,
-    }
-    return base.model_copy(update=read | {"review": verdict} | approval)
-
-
-def _risk(advice: Advice, scenario: Scenario) -> float:
-    """What an advice risks, quote currency; whoever does not approve buys and risks nothing."""
-    if advice.quantity is None or advice.stop is None:
-        return 0.0
-    return advice.quantity * abs(scenario.plan.entry - advice.stop)
+        return _Judged.rejecting(AdviceStatus.VETOED, proposal, verdict)
+    return _Judged(
+        AdviceStatus.ADVISED,
+        proposal,
+        review=verdict,
+        approve=True,
+        action=action.name,
+        quantity=verdict.quantity,
+        stop=verdict.stop,
+    )
 
 
 def _effect(whole: Proposal, bare: Proposal) -> TextEffect:
@@ -417,10 +430,6 @@ def _effect(whole: Proposal, bare: Proposal) -> TextEffect:
     if whole.action.approve and bare.action.approve:
         return TextEffect.RESIZED
     return TextEffect.HELD_BACK if whole.action.approve else TextEffect.REFUSED
-
-
-def _rejection(status: AdviceStatus) -> dict[str, object]:
-    return {"status": status, "approve": False, "action": REJECT.name, "quantity": 0.0}
 
 
 def review_control(

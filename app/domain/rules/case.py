@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import StrEnum
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from app.domain.candidate import Direction
 from app.domain.model.actions import Action
@@ -48,6 +48,17 @@ class Order(NamedTuple):
     @property
     def risk(self) -> float:
         return self.quantity * self.distance
+
+
+class Scene(Protocol):
+    """What a rule may look at that judges no order: the same for all orders of one decision."""
+
+    @property
+    def scenario(self) -> Scenario: ...
+    @property
+    def state(self) -> TradingState: ...
+    @property
+    def now(self) -> datetime: ...
 
 
 class Case(NamedTuple):

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from datetime import datetime
 from math import inf, isfinite
-from typing import Literal
+from operator import itemgetter
+from typing import Literal, NamedTuple
 
 from pydantic import Field
 
 from app.domain.fields import Record
-from app.domain.rules.case import Case, Order
+from app.domain.rules.case import Case, Order, TradingState
 from app.domain.rules.limits import Limits, RuleLimits
 from app.domain.rules.vetoes import (
     AFTER_CAPS,
@@ -28,6 +30,7 @@ from app.domain.rules.vetoes import (
     symbol_room,
     total_room,
 )
+from app.domain.scenario import Scenario
 
 
 class Veto(Record):
@@ -70,17 +73,48 @@ class Review(Record):
     )
 
 
+Placed = tuple[int, Rule]
+Found = tuple[int, Veto]
+"""By the place of its rule among all."""
+_PLACED = tuple(enumerate(RULES))
+OF_ORDER = tuple(placed for placed in _PLACED if placed[1].of_order)
+OF_SCENE = tuple(placed for placed in _PLACED if not placed[1].of_order)
+_AFTER_CAPS = tuple(enumerate(AFTER_CAPS))
+
+
+class _Seen(NamedTuple):
+    """A scene, and what its rules found."""
+
+    scenario: Scenario
+    limits: Limits
+    state: TradingState
+    now: datetime
+    found: tuple[Found, ...]
+
+    def is_of(self, case: Case, limits: Limits) -> bool:
+        """Whether a case has this scene."""
+        same = self.scenario is case.scenario and self.limits is limits
+        return same and self.state is case.state and self.now == case.now
+
+
+_last: _Seen | None = None
+"""What was seen last: the orders of one decision, the agent's and what readings propose, are judged
+one after the other."""
+
+
 def review(case: Case, limits: Limits) -> Review:
     """Run every rule on `case` and cap its order. Total: whatever a rule does, a verdict comes
     back."""
-    vetoes = _refusals(RULES, case, limits)
+    found = [*_of_scene(case, limits), *_refusals(OF_ORDER, case, limits)]
+    vetoes = [veto for _, veto in sorted(found, key=itemgetter(0))]
     order: Order = case.order
     caps: tuple[Cap, ...] = ()
     try:
         order, caps = _cap(case, limits)
     except Exception as error:
         vetoes.append(_failed("caps", error))
-    vetoes += _refusals(AFTER_CAPS, case._replace(order=order), limits)
+    after = _refusals(_AFTER_CAPS, case._replace(order=order), limits)
+    vetoes += [veto for _, veto in after]
     return Review(
         vetoes=tuple(vetoes),
         caps=caps,
@@ -108,20 +142,31 @@ def _when_missing(rule: Rule, case: Case, limits: Limits, name: str) -> Literal[
     return "pass" if passes(case, table, name) else "refuse"
 
 
-def _refusals(rules: Sequence[Rule], case: Case, limits: Limits) -> list[Veto]:
+def _of_scene(case: Case, limits: Limits) -> tuple[Found, ...]:
+    """Refusals of the rules that look at no order, asked once for all orders of a decision."""
+    global _last
+    seen = _last
+    if seen is None or not seen.is_of(case, limits):
+        found = tuple(_refusals(OF_SCENE, case, limits))
+        seen = _last = _Seen(case.scenario, limits, case.state, case.now, found)
+    return seen.found
+
+
+def _refusals(rules: Sequence[Placed], case: Case, limits: Limits) -> list[Found]:
     """Of rules, each failing closed."""
-    vetoes = []
-    for rule in rules:
+    found = []
+    for place, rule in rules:
         try:
             refusal = rule.check(case, limits)
             if refusal is not None:
-                vetoes.append(Veto(code=rule.code, observed=refusal.observed, limit=refusal.limit))
+                veto = Veto(code=rule.code, observed=refusal.observed, limit=refusal.limit)
+                found.append((place, veto))
         except MissingInput as missing:
             if _when_missing(rule, case, limits, str(missing)) == "refuse":
-                vetoes.append(Veto(code=rule.code, missing=str(missing)))
+                found.append((place, Veto(code=rule.code, missing=str(missing))))
         except Exception as error:
-            vetoes.append(_failed(rule.code.value, error))
-    return vetoes
+            found.append((place, _failed(rule.code.value, error)))
+    return found
 
 
 def _failed(what: str, error: Exception) -> Veto:

@@ -15,7 +15,7 @@ from typing import NamedTuple, TypeVar
 
 from app.domain.candidate import CLEAR, BtcTrend, Direction
 from app.domain.model.outlook import Outlook
-from app.domain.rules.case import Case, TradingState
+from app.domain.rules.case import Case, Scene, TradingState
 from app.domain.rules.limits import ExcessLimits, Limits, RuleLimits
 from app.domain.scenario import Position, Scenario, pair_of
 
@@ -69,6 +69,7 @@ class MissingInput(Exception):
 
 Known = TypeVar("Known")
 Check = Callable[[Case, Limits], Refusal | None]
+SceneCheck = Callable[[Scene, Limits], Refusal | None]
 
 
 class Rule(NamedTuple):
@@ -78,12 +79,14 @@ class Rule(NamedTuple):
     ----------
     section : its table of the limits, which says what a missing input does; "" has none.
     fields : what it reads in that table.
+    of_order : whether it judges the order; else it says the same of every order of a scenario.
     """
 
     code: VetoCode
     section: str
     fields: tuple[str, ...]
     check: Check
+    of_order: bool
 
     @property
     def row(self) -> str:
@@ -97,15 +100,25 @@ _declared: list[Rule] = []
 _declared_after_caps: list[Rule] = []
 
 
-def rule(
+def rule(code: VetoCode, section: str = "", *fields: str) -> Callable[[SceneCheck], SceneCheck]:
+    """Declare a rule that looks at no order. Rules run, and their refusals are recorded, in the
+    order of this file."""
+
+    def declare(check: SceneCheck) -> SceneCheck:
+        _declared.append(Rule(code, section, fields, check, of_order=False))
+        return check
+
+    return declare
+
+
+def order_rule(
     code: VetoCode, section: str = "", *fields: str, after_caps: bool = False
 ) -> Callable[[Check], Check]:
-    """Declare a rule. Rules run, and their refusals are recorded, in the order of this file; those
-    `after_caps` judge the order that the caps left."""
+    """Declare a rule that judges an order; `after_caps`: the one that the caps left."""
 
     def declare(check: Check) -> Check:
         declared = _declared_after_caps if after_caps else _declared
-        declared.append(Rule(code, section, fields, check))
+        declared.append(Rule(code, section, fields, check, of_order=True))
         return check
 
     return declare
@@ -118,15 +131,15 @@ def known(value: Known | None, name: str) -> Known:
     return value
 
 
-def passes(case: Case, table: RuleLimits | None, name: str) -> bool:
+def passes(scene: Scene, table: RuleLimits | None, name: str) -> bool:
     """Whether a rule may do without an input that is missing. One that was sent and left out is not
     missing."""
-    return table is not None and table.when_missing != "refuse" and not case.scenario.lost(name)
+    return table is not None and table.when_missing != "refuse" and not scene.scenario.lost(name)
 
 
-def calm(case: Case, table: RuleLimits, name: str) -> bool:
+def calm(scene: Scene, table: RuleLimits, name: str) -> bool:
     """Whether an input, if it is missing, counts as calm."""
-    return table.when_missing == "calm" and not case.scenario.lost(name)
+    return table.when_missing == "calm" and not scene.scenario.lost(name)
 
 
 def reaches(value: float, limit: float, limits: Limits) -> bool:
@@ -145,29 +158,29 @@ def below(value: float, limit: float, limits: Limits) -> bool:
 
 
 @rule(VetoCode.STATE_HALTED)
-def state_halted(case: Case, limits: Limits) -> Refusal | None:
+def state_halted(scene: Scene, limits: Limits) -> Refusal | None:
     """The trading state (`PUT /state`) is HALTED, or not known."""
-    return Refusal(case.state) if case.state is TradingState.HALTED else None
+    return Refusal(scene.state) if scene.state is TradingState.HALTED else None
 
 
 @rule(VetoCode.STATE_REDUCING)
-def state_reducing(case: Case, limits: Limits) -> Refusal | None:
+def state_reducing(scene: Scene, limits: Limits) -> Refusal | None:
     """The state is REDUCING: every spot entry is new exposure."""
-    return Refusal(case.state) if case.state is TradingState.REDUCING else None
+    return Refusal(scene.state) if scene.state is TradingState.REDUCING else None
 
 
 @rule(
     VetoCode.STALE_SNAPSHOT, "stale_snapshot", "max_age_s", "max_clock_skew_s", "max_bar_age_bars"
 )
-def stale_snapshot(case: Case, limits: Limits) -> Refusal | None:
+def stale_snapshot(scene: Scene, limits: Limits) -> Refusal | None:
     """The scenario is older, or further in the future, than allowed (s), or its last bar is
     (bars)."""
     bound = limits.stale_snapshot
-    age = (case.now - case.scenario.as_of).total_seconds()
+    age = (scene.now - scene.scenario.as_of).total_seconds()
     if not -bound.max_clock_skew_s <= age <= bound.max_age_s:
         return Refusal(age, bound.max_age_s)
-    market = case.scenario.market
-    since = case.scenario.as_of - known(market.bar_closed_at, "market.bar_closed_at")
+    market = scene.scenario.market
+    since = scene.scenario.as_of - known(market.bar_closed_at, "market.bar_closed_at")
     bars = since.total_seconds() / known(market.bar_seconds, "market.bar_seconds")
     if not 0 <= bars <= bound.max_bar_age_bars:
         return Refusal(f"last bar closed {bars:.2f} bars ago", bound.max_bar_age_bars)
@@ -175,11 +188,11 @@ def stale_snapshot(case: Case, limits: Limits) -> Refusal | None:
 
 
 @rule(VetoCode.INPUT_SANITY, "input_sanity", "max_atr_fraction", "max_entry_gap_fraction")
-def input_sanity(case: Case, limits: Limits) -> Refusal | None:
+def input_sanity(scene: Scene, limits: Limits) -> Refusal | None:
     """Units do not fit: ATR is too large a share of price, entry too far from the last close."""
-    bound, s = limits.input_sanity, case.scenario
+    bound, s = limits.input_sanity, scene.scenario
     last_close, atr = known(s.market.last_close, "market.last_close"), s.candidate.atr
-    if atr is not None or not passes(case, bound, "atr"):
+    if atr is not None or not passes(scene, bound, "atr"):
         share = known(atr, "atr") / last_close
         if not (share > 0 and within(share, bound.max_atr_fraction, limits)):
             return Refusal(f"atr is {share:.4g} of last_close", bound.max_atr_fraction)
@@ -189,7 +202,7 @@ def input_sanity(case: Case, limits: Limits) -> Refusal | None:
     return None
 
 
-@rule(VetoCode.PRICE_SANITY)
+@order_rule(VetoCode.PRICE_SANITY)
 def price_sanity(case: Case, limits: Limits) -> Refusal | None:
     """Not 0 < stop < entry < target (of a short the other way round), or no positive quantity, in
     the order or in the agent's plan."""
@@ -210,14 +223,16 @@ def price_sanity(case: Case, limits: Limits) -> Refusal | None:
 
 
 @rule(VetoCode.DIRECTION, "direction", "allowed")
-def direction(case: Case, limits: Limits) -> Refusal | None:
+def direction(scene: Scene, limits: Limits) -> Refusal | None:
     """The direction is not allowed: long alone, where nothing else is said."""
-    side = case.scenario.candidate.direction
+    side = scene.scenario.candidate.direction
     allowed = limits.direction.allowed if limits.direction is not None else (Direction.LONG,)
     return None if side in allowed else Refusal(side, ", ".join(allowed))
 
 
-@rule(VetoCode.STOP_DISTANCE, "stop_distance", "min_atr", "max_atr", "min_fraction", "max_fraction")
+@order_rule(
+    VetoCode.STOP_DISTANCE, "stop_distance", "min_atr", "max_atr", "min_fraction", "max_fraction"
+)
 def stop_distance(case: Case, limits: Limits) -> Refusal | None:
     """The stop is too near; or too far, where `stop_distance.on_excess` is `refuse` (price
     units)."""
@@ -245,23 +260,23 @@ def stop_bounds(case: Case, limits: Limits) -> tuple[float, float]:
 
 
 @rule(VetoCode.BTC_TREND_CONFLICT, "btc_trend_conflict", "allowed_setups")
-def btc_trend_conflict(case: Case, limits: Limits) -> Refusal | None:
+def btc_trend_conflict(scene: Scene, limits: Limits) -> Refusal | None:
     """BTC falls and the setup is not an allowed one."""
-    trend = known(case.scenario.candidate.btc_trend, "btc_trend")
-    setup = case.scenario.candidate.setup_type
+    trend = known(scene.scenario.candidate.btc_trend, "btc_trend")
+    setup = scene.scenario.candidate.setup_type
     if trend is not BtcTrend.DOWN or setup in limits.btc_trend_conflict.allowed_setups:
         return None
     return Refusal(f"{setup} while BTC is {trend}")
 
 
 @rule(VetoCode.NEWS_WINDOW, "news_window", "min_minutes", "systemic_severity", "systemic_minutes")
-def news_window(case: Case, limits: Limits) -> Refusal | None:
+def news_window(scene: Scene, limits: Limits) -> Refusal | None:
     """A scheduled event is too near (min); the window is longer from a severity on."""
-    bound, candidate = limits.news_window, case.scenario.candidate
+    bound, candidate = limits.news_window, scene.scenario.candidate
     minutes, severity = candidate.time_to_news_minutes, candidate.news_severity
-    if minutes is None and calm(case, bound, "time_to_news_minutes"):
+    if minutes is None and calm(scene, bound, "time_to_news_minutes"):
         return None
-    if severity is None and calm(case, bound, "news_severity"):
+    if severity is None and calm(scene, bound, "news_severity"):
         severity = 0
     if minutes is None:
         raise MissingInput("time_to_news_minutes")
@@ -273,21 +288,21 @@ def news_window(case: Case, limits: Limits) -> Refusal | None:
 
 
 @rule(VetoCode.MACRO_NEWS, "news_window", "allow_unsafe_macro")
-def macro_news(case: Case, limits: Limits) -> Refusal | None:
+def macro_news(scene: Scene, limits: Limits) -> Refusal | None:
     """The agent's macro gate calls trading unsafe."""
-    safe = known(case.scenario.candidate.macro_news_safe, "macro_news_safe")
+    safe = known(scene.scenario.candidate.macro_news_safe, "macro_news_safe")
     return None if safe or limits.news_window.allow_unsafe_macro else Refusal("unsafe")
 
 
 @rule(VetoCode.VOLATILITY_SPIKE, "volatility_spike", "max_percentile")
-def volatility_spike(case: Case, limits: Limits) -> Refusal | None:
+def volatility_spike(scene: Scene, limits: Limits) -> Refusal | None:
     """The ATR percentile (0-1) is at or above the limit."""
-    percentile = known(case.scenario.candidate.volatility_pct, "volatility_pct")
+    percentile = known(scene.scenario.candidate.volatility_pct, "volatility_pct")
     limit = limits.volatility_spike.max_percentile
     return None if below(percentile, limit, limits) else Refusal(percentile, limit)
 
 
-@rule(
+@order_rule(
     VetoCode.REWARD_RISK,
     "reward_risk",
     "min_ratio",
@@ -308,14 +323,14 @@ def reward_risk(case: Case, limits: Limits) -> Refusal | None:
 
 
 @rule(VetoCode.SPREAD, "spread", "max_bps")
-def spread(case: Case, limits: Limits) -> Refusal | None:
+def spread(scene: Scene, limits: Limits) -> Refusal | None:
     """The spread is above the limit (bps)."""
-    value = known(case.scenario.candidate.spread_bps, "spread_bps")
+    value = known(scene.scenario.candidate.spread_bps, "spread_bps")
     limit = limits.spread.max_bps
     return None if within(value, limit, limits) else Refusal(value, limit)
 
 
-@rule(VetoCode.LIQUIDITY, "liquidity", "min_volume_24h", "max_volume_fraction")
+@order_rule(VetoCode.LIQUIDITY, "liquidity", "min_volume_24h", "max_volume_fraction")
 def liquidity(case: Case, limits: Limits) -> Refusal | None:
     """The 24 h volume (quote) is below the floor; or the order is above its share, where
     `liquidity.on_excess` is `refuse`."""
@@ -326,7 +341,7 @@ def liquidity(case: Case, limits: Limits) -> Refusal | None:
     return _excess(case.order.notional, bound.max_volume_fraction * volume, bound, limits)
 
 
-@rule(VetoCode.RISK_PER_TRADE, "risk_per_trade", "max_equity_fraction")
+@order_rule(VetoCode.RISK_PER_TRADE, "risk_per_trade", "max_equity_fraction")
 def risk_per_trade(case: Case, limits: Limits) -> Refusal | None:
     """Nothing may be risked (quote); or too much is, where `risk_per_trade.on_excess` is
     `refuse`."""
@@ -335,7 +350,7 @@ def risk_per_trade(case: Case, limits: Limits) -> Refusal | None:
     return _excess(case.order.risk, allowed, bound, limits)
 
 
-@rule(VetoCode.FORETOLD_RANGE, "foretold_range", "max_equity_fraction")
+@order_rule(VetoCode.FORETOLD_RANGE, "foretold_range", "max_equity_fraction")
 def foretold_range(case: Case, limits: Limits) -> Refusal | None:
     """The range that the version foretells may not move the account at all; or would move it by
     more than this share of equity, where `foretold_range.on_excess` is `refuse`. Not asked of the
@@ -357,7 +372,7 @@ def range_room(case: Case, limits: Limits) -> float | None:
     return bound.max_equity_fraction * known(s.account.equity, "account.equity") / share_of_price
 
 
-@rule(VetoCode.SYMBOL_EXPOSURE, "exposure", "max_symbol_fraction")
+@order_rule(VetoCode.SYMBOL_EXPOSURE, "exposure", "max_symbol_fraction")
 def symbol_exposure(case: Case, limits: Limits) -> Refusal | None:
     """No room is left for the symbol (quote); or too little, where `exposure.on_excess` is
     `refuse`."""
@@ -365,7 +380,7 @@ def symbol_exposure(case: Case, limits: Limits) -> Refusal | None:
     return _excess(case.order.notional, room, limits.exposure, limits)
 
 
-@rule(VetoCode.TOTAL_EXPOSURE, "exposure", "max_total_fraction")
+@order_rule(VetoCode.TOTAL_EXPOSURE, "exposure", "max_total_fraction")
 def total_exposure(case: Case, limits: Limits) -> Refusal | None:
     """No room is left in the book (quote); or too little, where `exposure.on_excess` is
     `refuse`."""
@@ -404,11 +419,11 @@ def _excess(observed: float, allowed: float, table: ExcessLimits, limits: Limits
 
 
 @rule(VetoCode.OPEN_POSITIONS, "open_positions", "max_count")
-def open_positions(case: Case, limits: Limits) -> Refusal | None:
+def open_positions(scene: Scene, limits: Limits) -> Refusal | None:
     """As many positions are open as allowed."""
-    positions = case.scenario.account.positions
+    positions = scene.scenario.account.positions
     count = len(positions) if positions is not None else None
-    reported = case.scenario.candidate.open_positions
+    reported = scene.scenario.candidate.open_positions
     if count is None and reported is None:
         raise MissingInput("account.positions")
     number = max(count or 0, reported or 0)
@@ -417,33 +432,33 @@ def open_positions(case: Case, limits: Limits) -> Refusal | None:
 
 
 @rule(VetoCode.DAILY_LOSS, "daily_loss", "max_fraction")
-def daily_loss(case: Case, limits: Limits) -> Refusal | None:
+def daily_loss(scene: Scene, limits: Limits) -> Refusal | None:
     """The day's loss has reached the limit (fraction of equity)."""
-    pnl = known(case.scenario.account.day_pnl_fraction, "account.day_pnl_fraction")
+    pnl = known(scene.scenario.account.day_pnl_fraction, "account.day_pnl_fraction")
     limit = -limits.daily_loss.max_fraction
     return None if below(-pnl, -limit, limits) else Refusal(pnl, limit)
 
 
 @rule(VetoCode.DRAWDOWN, "drawdown", "max_fraction")
-def drawdown(case: Case, limits: Limits) -> Refusal | None:
+def drawdown(scene: Scene, limits: Limits) -> Refusal | None:
     """The fall from the peak has reached the limit (fraction)."""
-    value = known(case.scenario.account.drawdown_fraction, "account.drawdown_fraction")
+    value = known(scene.scenario.account.drawdown_fraction, "account.drawdown_fraction")
     limit = limits.drawdown.max_fraction
     return None if below(value, limit, limits) else Refusal(value, limit)
 
 
 @rule(VetoCode.CONSECUTIVE_LOSSES, "consecutive_losses", "max_count")
-def consecutive_losses(case: Case, limits: Limits) -> Refusal | None:
+def consecutive_losses(scene: Scene, limits: Limits) -> Refusal | None:
     """As many losses in a row as allowed."""
-    count = known(case.scenario.account.consecutive_losses, "account.consecutive_losses")
+    count = known(scene.scenario.account.consecutive_losses, "account.consecutive_losses")
     limit = limits.consecutive_losses.max_count
     return None if count < limit else Refusal(count, limit)
 
 
 @rule(VetoCode.COOL_DOWN, "consecutive_losses", "cool_down_after", "cool_down_s")
-def cool_down(case: Case, limits: Limits) -> Refusal | None:
+def cool_down(scene: Scene, limits: Limits) -> Refusal | None:
     """Too soon after a run of losses (s)."""
-    bound, account = limits.consecutive_losses, case.scenario.account
+    bound, account = limits.consecutive_losses, scene.scenario.account
     if known(account.consecutive_losses, "account.consecutive_losses") < bound.cool_down_after:
         return None
     waited = known(account.seconds_since_loss, "account.seconds_since_loss")
@@ -452,10 +467,10 @@ def cool_down(case: Case, limits: Limits) -> Refusal | None:
 
 
 @rule(VetoCode.DUPLICATE_SYMBOL, "exposure")
-def duplicate_symbol(case: Case, limits: Limits) -> Refusal | None:
+def duplicate_symbol(scene: Scene, limits: Limits) -> Refusal | None:
     """The symbol is held already, however it is spelt."""
-    symbol = case.scenario.candidate.symbol
-    held = [p.symbol for p in _positions(case.scenario)]
+    symbol = scene.scenario.candidate.symbol
+    held = [p.symbol for p in _positions(scene.scenario)]
     if any(name is not None and pair_of(name) == pair_of(symbol) for name in held):
         return Refusal(symbol)
     if None in held:
@@ -464,28 +479,28 @@ def duplicate_symbol(case: Case, limits: Limits) -> Refusal | None:
 
 
 @rule(VetoCode.RESTRICTED_SYMBOL, "restricted_symbols", "symbols")
-def restricted_symbol(case: Case, limits: Limits) -> Refusal | None:
+def restricted_symbol(scene: Scene, limits: Limits) -> Refusal | None:
     """The symbol is on the list."""
-    symbol = case.scenario.candidate.symbol
+    symbol = scene.scenario.candidate.symbol
     restricted = {pair_of(name) for name in limits.restricted_symbols.symbols}
     return Refusal(symbol) if pair_of(symbol) in restricted else None
 
 
 @rule(VetoCode.SESSION_CLOSED, "trading_hours", "sessions")
-def session_closed(case: Case, limits: Limits) -> Refusal | None:
+def session_closed(scene: Scene, limits: Limits) -> Refusal | None:
     """The session is not among those that may trade."""
-    session, allowed = case.scenario.candidate.session, limits.trading_hours.sessions
+    session, allowed = scene.scenario.candidate.session, limits.trading_hours.sessions
     return None if session in allowed else Refusal(session, ", ".join(allowed))
 
 
 @rule(VetoCode.MAINTENANCE_WINDOW, "trading_hours", "daily_maintenance", "maintenance")
-def maintenance_window(case: Case, limits: Limits) -> Refusal | None:
+def maintenance_window(scene: Scene, limits: Limits) -> Refusal | None:
     """Now lies in a window (UTC)."""
-    window = limits.trading_hours.closed_by(case.now)
-    return Refusal(case.now.isoformat(), window) if window else None
+    window = limits.trading_hours.closed_by(scene.now)
+    return Refusal(scene.now.isoformat(), window) if window else None
 
 
-@rule(
+@order_rule(
     VetoCode.MODEL_CONFIDENCE,
     "model_confidence",
     "min_approve_probability",
@@ -509,7 +524,7 @@ def model_confidence(case: Case, limits: Limits) -> Refusal | None:
     return None
 
 
-@rule(VetoCode.MIN_NOTIONAL, "exposure", "min_notional", "max_notional", after_caps=True)
+@order_rule(VetoCode.MIN_NOTIONAL, "exposure", "min_notional", "max_notional", after_caps=True)
 def min_notional(case: Case, limits: Limits) -> Refusal | None:
     """What is left after the caps is too small to trade (quote)."""
     order, limit = case.order, limits.exposure.min_notional
@@ -518,7 +533,9 @@ def min_notional(case: Case, limits: Limits) -> Refusal | None:
     return None
 
 
-@rule(VetoCode.COST_OVER_RISK, "cost", "fee", "slippage", "max_share_of_risk", after_caps=True)
+@order_rule(
+    VetoCode.COST_OVER_RISK, "cost", "fee", "slippage", "max_share_of_risk", after_caps=True
+)
 def cost_over_risk(case: Case, limits: Limits) -> Refusal | None:
     """Entry and exit together cost more than this share of the order's risk: twice fee and
     slippage, and the spread where it is known."""

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
 from app.domain.model.outlook import Outlook
+from app.domain.rules.case import TradingState
 from app.domain.rules.limits import ForetoldRange, Limits
 from app.domain.rules.review import Cap, MissedInput, missed_inputs, review
-from app.domain.rules.vetoes import Rule, VetoCode
+from app.domain.rules.vetoes import RULES, Rule, VetoCode
 from app.domain.scenario import Scenario
-from tests.domain.scenarios import case, scenario
+from tests.domain.scenarios import AS_OF, case, scenario
 
 HELD = {"symbol": "ETHUSDT", "quantity": 0.1, "entry": 2000.0}
 OTHER = {"symbol": "BTCUSDT", "quantity": 0.1, "entry": 40_000.0}
@@ -135,11 +137,50 @@ def test_the_words_of_a_rule_that_failed_are_cut(monkeypatch: pytest.MonkeyPatch
     def broken(case: object, limits: object) -> None:
         raise ZeroDivisionError("x" * 1000)
 
-    rule = Rule(VetoCode.SPREAD, "spread", ("max_bps",), broken)
-    monkeypatch.setattr("app.domain.rules.review.RULES", (rule,))
+    rule = Rule(VetoCode.SPREAD, "spread", ("max_bps",), broken, of_order=True)
+    monkeypatch.setattr("app.domain.rules.review.OF_ORDER", ((0, rule),))
     (veto,) = review(case(), Limits(version="test")).vetoes
     words = "SPREAD: ZeroDivisionError: "
     assert veto.observed == words + "x" * (300 - len(words))
+
+
+class NoOrder:
+    """Whoever looks at it fails."""
+
+    def __getattr__(self, name: str) -> object:
+        raise AssertionError(f"the order's {name} was looked at")
+
+
+def test_rules_that_say_the_same_of_every_order_look_at_none() -> None:
+    """Else what was found for one order would count for another."""
+    unseen: Any = NoOrder()
+    blind = case()._replace(order=unseen, approve_probability=unseen, outlook=unseen)
+    for rule in RULES:
+        if not rule.of_order:
+            assert rule.check(blind, Limits(version="test")) is None
+
+
+def test_what_was_found_for_one_order_counts_for_no_other_scene() -> None:
+    calm, stormy = scenario(), scenario(candidate__volatility_pct=0.999)
+    strict = Limits.model_validate({"version": "s", "spread": {"max_bps": 1e-6}})
+    scenes = [
+        (each, limits, state, now)
+        for each in (calm, stormy)
+        for limits in (Limits(version="test"), strict)
+        for state in TradingState
+        for now in (AS_OF, AS_OF + timedelta(days=1))
+    ]
+    codes = {}
+    for each, limits, state, now in scenes * 2:
+        verdict = review(case(each)._replace(state=state, now=now), limits)
+        codes[id(each), id(limits), state, now] = [veto.code for veto in verdict.vetoes]
+        order = list(VetoCode)
+        assert verdict.vetoes == tuple(sorted(verdict.vetoes, key=lambda v: order.index(v.code)))
+    for (of, by, state, now), found in codes.items():
+        assert (VetoCode.VOLATILITY_SPIKE in found) == (of == id(stormy))
+        assert (VetoCode.SPREAD in found) == (by == id(strict))
+        assert (VetoCode.STATE_HALTED in found) == (state is TradingState.HALTED)
+        assert (VetoCode.STALE_SNAPSHOT in found) == (now != AS_OF)
 
 
 def test_a_missed_input_is_told_whether_it_refuses_or_passes() -> None:

@@ -457,9 +457,8 @@ def test_a_rule_that_raises_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(case: Case, limits: Limits) -> None:
         raise ZeroDivisionError("a defect")
 
-    monkeypatch.setattr(
-        "app.domain.rules.review.RULES", (Rule(VetoCode.SPREAD, "spread", ("max_bps",), broken),)
-    )
+    rule = Rule(VetoCode.SPREAD, "spread", ("max_bps",), broken, of_order=True)
+    monkeypatch.setattr("app.domain.rules.review.OF_ORDER", ((0, rule),))
     (veto,) = review(case(), LIMITS).vetoes
     assert veto.code is VetoCode.RULE_FAILED
     assert veto.observed == "SPREAD: ZeroDivisionError: a defect"
