@@ -17,24 +17,29 @@ Only `tokenizers` is used, so that a backend without torch can encode.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from app.domain.errors import AbstainReason, ManifestMismatch, ModelFileError, PolicyAbstained
 from app.domain.model.actions import ACTIONS, LABELS, Action
 from app.domain.model.prompt import PROMPT_VERSION, SYSTEM, TEXT_CLOSES, TEXT_OPENS, Prompt
-from app.domain.model.questions import BY_NAME, QuestionName
+from app.domain.model.questions import BY_NAME, QUESTIONS, QuestionName
+from app.policy.versions.apart import Apart, Result
 from app.policy.versions.files import MAX_TOKENIZER_BYTES, read_object, read_text, refusals
 from app.policy.versions.templates import SENTINEL, ChatTemplate
-from app.policy.versions.tokenizers import require_bounded
+from app.policy.versions.tokenizers import require_bounded, require_quick
 
 PROMPT_TOKENS = 1024
 TEXT_TOKENS = 64
 """Of all texts of a prompt together, what stands around them not counted. Two English headlines of
 full length take some 50."""
+os.putenv("TOKENIZERS_PARALLELISM", "false")
+"""To the library: work in the thread that asks. All tokenizers share its own threads, and one that
+takes long would hold them."""
 
 
 class _Token(NamedTuple):
@@ -52,8 +57,26 @@ class QuestionTail(NamedTuple):
     label_ids: tuple[int, ...]
 
 
+class _Frame(NamedTuple):
+    """Text before and after the user's text; and for each action what comes after it when a
+    rationale is asked for: the action's letter as the answer, and the question why."""
+
+    head: str
+    tail: str
+    follow_ups: tuple[str, ...]
+
+    def texts(self) -> list[str]:
+        """Everything that is made token ids of it when a version is loaded."""
+        asked = [(self.tail, LABELS)]
+        asked += [(self.tail + question.text, question.labels) for question in QUESTIONS]
+        labelled = [text + label for text, labels in asked for label in labels]
+        return [self.head, *(text for text, _ in asked), *labelled, *self.follow_ups]
+
+
 class PromptEncoder:
     """Token ids of prompts for one model's tokenizer.
+
+    Its methods block for as long as the tokenizer takes: what answers requests calls them `apart`.
 
     Parameters
     ----------
@@ -79,18 +102,18 @@ class PromptEncoder:
         self.limit = limit
         self._markup = tokenizer
         self._plain = _without_added_tokens(tokenizer)
-        self._render = render
+        self._apart = Apart("tokenizer")
         added = tokenizer.get_added_tokens_decoder()
         self.control_ids = frozenset(number for number, token in added.items() if token.special)
-        (head, tail), follow_ups = self._frames(bos)
-        self.head = tuple(self._markup.encode(head, add_special_tokens=False).ids)
-        self.tail = tuple(self._markup.encode(tail, add_special_tokens=False).ids)
-        self._tail_text = tail
-        self.label_ids = self._label_ids(LABELS, tail, self.tail)
+        frame = _frame(render, bos)
+        self.head = self._ids(frame.head)
+        self.tail = self._ids(frame.tail)
+        self._tail_text = frame.tail
+        self.label_ids = self._label_ids(LABELS, frame.tail, self.tail)
         self._questions: dict[QuestionName, QuestionTail] = {}
         self._follow_ups = {
-            action.label: list(tokenizer.encode(text, add_special_tokens=False).ids)
-            for action, text in zip(ACTIONS, follow_ups, strict=True)
+            action.label: self._ids(text)
+            for action, text in zip(ACTIONS, frame.follow_ups, strict=True)
         }
 
     @classmethod
@@ -106,9 +129,6 @@ class PromptEncoder:
         text = read_text(path, MAX_TOKENIZER_BYTES)
         with refusals(f"{path} is not a tokenizer that"):
             require_bounded(path, json.loads(text))
-            tokenizer = Tokenizer.from_str(text)
-            tokenizer.no_padding()
-            tokenizer.no_truncation()
         with refusals(directory):
             settings = _read_json(directory / "tokenizer_config.json")
             positions = _read_json(directory / "config.json").get("max_position_embeddings")
@@ -116,6 +136,12 @@ class PromptEncoder:
             template = ChatTemplate(source, _special_tokens(settings)) if source else None
             longest = min(limit, positions) if isinstance(positions, int) else limit
             bos = _special_tokens(settings).get("bos_token", "")
+            require_quick(path, text, _frame(template, bos).texts())
+        with refusals(f"{path} is not a tokenizer that"):
+            tokenizer = Tokenizer.from_str(text)
+            tokenizer.no_padding()
+            tokenizer.no_truncation()
+        with refusals(directory):
             encoder = cls(tokenizer, template, bos, longest)
             if longest <= len(encoder.head) + len(encoder.tail):
                 raise ModelFileError(
@@ -124,6 +150,19 @@ class PromptEncoder:
                     " or set ADVISOR_PROMPT_TOKENS"
                 )
             return encoder
+
+    async def apart(self, work: Callable[[], Result], deadline: float) -> Result:
+        """What `work` makes of a prompt with this encoder, in a thread of its own: a tokenizer may
+        take long for a text, and holds nobody who does not wait for it. Raises `PolicyAbstained`
+        at the deadline, and what `work` does."""
+        try:
+            return await self._apart.call(work, deadline)
+        except TimeoutError:
+            raise PolicyAbstained(AbstainReason.DEADLINE) from None
+
+    async def settled(self, patience_s: float) -> None:
+        """Wait until nothing is done `apart`, at most so long."""
+        await self._apart.settled(patience_s)
 
     def encode(self, prompt: Prompt) -> tuple[int, ...]:
         """Ids after the head: the user's text and the tail.
@@ -147,7 +186,7 @@ class PromptEncoder:
         if name not in self._questions:
             question = BY_NAME[name]
             text = self._tail_text + question.text
-            ids = tuple(self._markup.encode(text, add_special_tokens=False).ids)
+            ids = self._ids(text)
             if ids[: len(self.tail)] != self.tail or len(ids) == len(self.tail):
                 raise ModelFileError(
                     f"{question.text!r} joins the tokens before it: this model cannot be asked"
@@ -170,7 +209,11 @@ class PromptEncoder:
 
     def decode(self, ids: list[int]) -> str:
         """Text of generated ids, without control tokens."""
-        return str(self._markup.decode(ids, skip_special_tokens=True))
+        [text] = self._markup.decode_batch([ids], skip_special_tokens=True)
+        return str(text)
+
+    def _ids(self, markup: str) -> tuple[int, ...]:
+        return tuple(_encoding(self._markup, markup).ids)
 
     def _bounded(self, ids: tuple[int, ...]) -> tuple[int, ...]:
         length = len(self.head) + len(ids)
@@ -210,38 +253,12 @@ class PromptEncoder:
         `PolicyAbstained` for a text that the library fails at."""
         try:
             with refusals("the tokenizer"):
-                encoding = self._plain.encode(text, add_special_tokens=False)
+                encoding = _encoding(self._plain, text)
         except ModelFileError as error:
             raise PolicyAbstained(AbstainReason.BACKEND_PROTOCOL, str(error)) from error
         for number, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
             if number not in self.control_ids:
                 yield _Token(number, place + start, place + end)
-
-    def _frames(self, bos: str) -> tuple[tuple[str, str], list[str]]:
-        """Text before and after the user's text; and for each action what comes after it when a
-        rationale is asked for: the action's letter as the answer, and the question why."""
-        questions = [
-            f"In one short sentence, why may it be right to {_in_words(action)}?"
-            for action in ACTIONS
-        ]
-        if self._render is None:
-            return (f"{bos}{SYSTEM}\n\n", "\nAnswer:\n"), [
-                f"\nAnswer:\n{action.label}\n{question}\n"
-                for action, question in zip(ACTIONS, questions, strict=True)
-            ]
-        user = {"role": "user", "content": SENTINEL}
-        frame, *longer = self._render.split(
-            [[user]]
-            + [
-                [
-                    user,
-                    {"role": "assistant", "content": action.label},
-                    {"role": "user", "content": question},
-                ]
-                for action, question in zip(ACTIONS, questions, strict=True)
-            ]
-        )
-        return frame, [tail for _, tail in longer]
 
     def _label_ids(
         self, labels: Sequence[str], before: str, before_ids: tuple[int, ...]
@@ -253,7 +270,7 @@ class PromptEncoder:
         return found
 
     def _label_id(self, label: str, before: str, before_ids: tuple[int, ...]) -> int:
-        ids = tuple(self._markup.encode(before + label, add_special_tokens=False).ids)
+        ids = self._ids(before + label)
         rest = ids[len(before_ids) :]
         if ids[: len(before_ids)] != before_ids or len(rest) != 1:
             tokens = [self._markup.id_to_token(number) for number in ids[-4:]]
@@ -262,6 +279,41 @@ class PromptEncoder:
                 "this model cannot answer with one letter, choose another"
             )
         return int(rest[0])
+
+
+def _encoding(tokenizer: Tokenizer, text: str) -> Encoding:
+    """As `encode` does, which does not let other threads run meanwhile."""
+    [encoding] = tokenizer.encode_batch([text], add_special_tokens=False)
+    return encoding
+
+
+def _frame(render: ChatTemplate | None, bos: str) -> _Frame:
+    """By the chat template, or without one."""
+    questions = [
+        f"In one short sentence, why may it be right to {_in_words(action)}?" for action in ACTIONS
+    ]
+    if render is None:
+        return _Frame(
+            f"{bos}{SYSTEM}\n\n",
+            "\nAnswer:\n",
+            tuple(
+                f"\nAnswer:\n{action.label}\n{question}\n"
+                for action, question in zip(ACTIONS, questions, strict=True)
+            ),
+        )
+    user = {"role": "user", "content": SENTINEL}
+    (head, tail), *longer = render.split(
+        [[user]]
+        + [
+            [
+                user,
+                {"role": "assistant", "content": action.label},
+                {"role": "user", "content": question},
+            ]
+            for action, question in zip(ACTIONS, questions, strict=True)
+        ]
+    )
+    return _Frame(head, tail, tuple(after for _, after in longer))
 
 
 def _without_added_tokens(tokenizer: Tokenizer) -> Tokenizer:

@@ -117,8 +117,10 @@ class VllmPolicy:
         cannot be reached, BACKEND_PROTOCOL when its answer is not the labels'
         log-probabilities, OVERLOADED, DEADLINE, PROMPT_TOO_LONG or SHUTTING_DOWN."""
         encoder = self._encoder
-        ids, text = encoder.encode(prompt), encoder.text_tokens(prompt)
         with self._admitted():
+            ids, text = await encoder.apart(
+                lambda: (encoder.encode(prompt), encoder.text_tokens(prompt)), deadline
+            )
             reading = await self._reading(ids, text, deadline)
         self._telemetry.labels_read(reading.label_mass)
         return reading
@@ -171,9 +173,11 @@ class VllmPolicy:
         The prompt is `PromptEncoder.encode_explanation`.
         """
         try:
+            encoder = self._encoder
+            ids = await encoder.apart(lambda: encoder.encode_explanation(prompt, action), deadline)
             body = {
                 "model": self._model_name,
-                "prompt": [*self._encoder.head, *self._encoder.encode_explanation(prompt, action)],
+                "prompt": [*encoder.head, *ids],
                 "max_tokens": RATIONALE_TOKENS,
                 "temperature": 0,
             }

@@ -69,6 +69,13 @@ def soon(seconds: float = PATIENCE) -> float:
     return time.monotonic() + seconds
 
 
+async def waiting_for(policy: TransformersPolicy, prompts: int) -> None:
+    """Until so many are encoded and wait for the model."""
+    async with asyncio.timeout(PATIENCE):
+        while len(policy.batcher._waiting) < prompts:
+            await asyncio.sleep(0.001)
+
+
 async def abstention(decision: asyncio.Future[Reading] | asyncio.Task[Reading]) -> AbstainReason:
     with pytest.raises(PolicyAbstained) as caught:
         await decision
@@ -107,7 +114,7 @@ async def test_a_batch_holds_the_oldest_request_and_those_nearest_in_length(
     async with asyncio.TaskGroup() as group:
         for number, text in enumerate(texts):
             group.create_task(decide(number, text))
-        await asyncio.sleep(0)
+        await waiting_for(policy, len(texts))
         reader.gate.set()
     await first
     assert reader.calls == ["read 1", "read 3", "read 2"]
@@ -142,7 +149,7 @@ async def test_a_full_queue_abstains_at_once(
     running = asyncio.create_task(policy.decide(PROMPTS[0], soon()))
     await asyncio.to_thread(reader.started.wait, PATIENCE)
     waiting = [asyncio.create_task(policy.decide(prompt, soon())) for prompt in PROMPTS]
-    await asyncio.sleep(0)
+    await waiting_for(policy, len(waiting))
     with pytest.raises(PolicyAbstained) as caught:
         await policy.decide(PROMPTS[0], soon())
     assert caught.value.reason is AbstainReason.OVERLOADED
@@ -187,7 +194,7 @@ async def test_a_cancelled_caller_leaves_the_queue(
     first = asyncio.create_task(policy.decide(PROMPTS[0], soon()))
     await asyncio.to_thread(reader.started.wait, PATIENCE)
     gone = asyncio.create_task(policy.decide(PROMPTS[1], soon()))
-    await asyncio.sleep(0)
+    await waiting_for(policy, 1)
     gone.cancel()
     await asyncio.wait([gone])
     reader.gate.set()
@@ -215,9 +222,12 @@ async def test_closing_abstains_what_is_queued_and_ends_the_thread(
     await asyncio.to_thread(reader.started.wait, PATIENCE)
     queued = asyncio.create_task(policy.decide(PROMPTS[1], soon()))
     rationale = asyncio.create_task(policy.explain(PROMPTS[1], ACTIONS[0], soon()))
+    await waiting_for(policy, 1)
+    encoded = asyncio.create_task(policy.decide(PROMPTS[2], soon()))
     await asyncio.sleep(0)
     closing = asyncio.create_task(policy.aclose())
-    assert await abstention(queued) is AbstainReason.SHUTTING_DOWN
+    for early in (queued, encoded):
+        assert await abstention(early) is AbstainReason.SHUTTING_DOWN
     assert await rationale is None
     reader.gate.set()
     assert len((await running).log_probabilities) == len(ACTIONS)  # the pass under way is finished
@@ -234,7 +244,7 @@ async def test_decisions_overtake_a_rationale_under_way(
     rationale = asyncio.create_task(policy.explain(PROMPTS[0], ACTIONS[1], soon()))
     await asyncio.to_thread(reader.started.wait, PATIENCE)
     decision = asyncio.create_task(policy.decide(PROMPTS[1], soon()))
-    await asyncio.sleep(0)
+    await waiting_for(policy, 1)
     reader.gate.set()
     await decision
     await rationale

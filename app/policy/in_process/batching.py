@@ -33,6 +33,9 @@ MAX_RATIONALES = 8
 _SMOOTHING = 0.2
 QUIET_S = 0.5
 """For so long nothing came in when the model is idle."""
+TOGETHER_S = 0.1
+"""How long a pass waits for prompts that are being encoded, at most: those of a list come together.
+One takes less than a millisecond."""
 log = structlog.get_logger()
 
 
@@ -253,6 +256,7 @@ class Batcher:
 
     async def _work(self) -> None:
         while self._waiting or self._rationales:
+            await self.reader.encoder.settled(TOGETHER_S)
             batch = self._next_batch()
             try:
                 if batch:
@@ -360,13 +364,17 @@ class Batcher:
                     rationale.ids, rationale.adapter, rationale.user_tokens, rationale.numbers
                 )
             await loop.run_in_executor(self._thread, self.reader.advance, rationale.text)
+            generated, encoder = rationale.text.generated, self.reader.encoder
+            written = await encoder.apart(lambda: encoder.decode(generated), rationale.deadline)
+        except PolicyAbstained:
+            self._finish(rationale, None)
+            return
         except (
             Exception
         ):  # a rationale is an extra: its failure is logged, the decision stands without one
             log.exception("generating a rationale failed")
             self._finish(rationale, None)
             return
-        written = self.reader.encoder.decode(rationale.text.generated)
         if (
             rationale.text.finished
             or len(rationale.text.generated) >= RATIONALE_TOKENS

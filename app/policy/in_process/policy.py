@@ -112,7 +112,10 @@ class TransformersPolicy:
         PROMPT_TOO_LONG, SHUTTING_DOWN or, when the model's numbers are not finite,
         BACKEND_PROTOCOL."""
         cascade = self._cascade
-        ask = self.ask(prompt, scenario, rough and cascade is not None and cascade.broken is None)
+        roughly = rough and cascade is not None and cascade.broken is None
+        ask = await self._batcher.reader.encoder.apart(
+            lambda: self.ask(prompt, scenario, roughly), deadline
+        )
         if self._closed:
             raise PolicyAbstained(AbstainReason.SHUTTING_DOWN)
         reading = await self._batcher.decide(
@@ -157,16 +160,19 @@ class TransformersPolicy:
         question why that action, put in words, may be right (`PromptEncoder.encode_explanation`).
         An adapter that woke at the prompt's tail stays awake.
         """
-        if self._closed:
-            return None
         encoder = self._batcher.reader.encoder
         prompt = self._read_of(prompt, scenario)
         try:
-            ids = encoder.encode_explanation(prompt, action)
+            ids, of_prompt = await encoder.apart(
+                lambda: (encoder.encode_explanation(prompt, action), encoder.encode(prompt)),
+                deadline,
+            )
         except PolicyAbstained:
             # Too long with the second question; the decision itself may have fitted.
             return None
-        user_tokens = len(encoder.encode(prompt)) - len(encoder.tail)
+        if self._closed:
+            return None
+        user_tokens = len(of_prompt) - len(encoder.tail)
         return await self._batcher.write(
             ids, user_tokens, deadline, self._adapter, self, known_of(scenario)
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import pickle
@@ -22,7 +23,7 @@ from app.domain.canonical import content_hash
 from app.domain.errors import AdvisorError, ManifestMismatch, ModelFileError, PolicyAbstained
 from app.domain.features import FEATURE_NAMES
 from app.domain.model.manifest import MANIFEST_NAME, BaseModelRef, ModelManifest
-from app.domain.model.prompt import render
+from app.domain.model.prompt import PROMPT_VERSION, SYSTEM, Prompt, render
 from app.domain.model.questions import QuestionName
 from app.policy.backends import Backends
 from app.policy.encoding import PromptEncoder
@@ -394,6 +395,70 @@ def test_tokenizers_as_families_of_models_have_them_are_bounded(
     own = [usual["normalizer"]] if "normalizer" in usual else []
     with pytest.raises(ModelFileError, match=str(file)):
         require_bounded(file, usual | {"normalizer": in_turn(*own, *[written_for("e", "ee")] * 20)})
+
+
+def lost(what: str, times: int) -> dict[str, Any]:
+    """A pattern that tries some 2^times ways through each stretch of `what`, and finds none."""
+    ways = f"(?:[{what}]|[{what}][{what}]){{{times}}}"
+    return {"pattern": {"Regex": ways + r"(?<=\x00)"}}
+
+
+def split(pattern: dict[str, Any]) -> dict[str, Any]:
+    """By a pattern, then into bytes."""
+    first = {"type": "Split", **pattern, "behavior": "Isolated", "invert": False}
+    return {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [first, BYTES]}}
+
+
+OUR_WORDS = {"Regex": r"(?<=You judge )(?:[a-z ]|[a-z ][a-z ]){30}(?<=\x00)"}
+LOST: dict[str, tuple[dict[str, Any], str]] = {
+    "in letters": (
+        split(lost("a-z", 15)),
+        "512 characters, in which one of its patterns gets lost",
+    ),
+    "in all": (split(lost("^q", 20)), "more time or memory"),
+    "until it panics": (split(lost("^q", 30)), "retry-limit-in-match"),
+    "in our own words": (split({"pattern": OUR_WORDS}), "retry-limit-in-match"),
+    "before words": (in_turn({"type": "Replace", **lost("0-9", 15), "content": ""}), "512 char"),
+    "after words": (
+        {
+            "decoder": {
+                "type": "Sequence",
+                "decoders": [{"type": "Fuse"}, {"type": "Replace", **lost("Ċ", 15), "content": ""}],
+            }
+        },
+        "512 characters",
+    ),
+}
+
+
+@pytest.mark.parametrize(("changes", "says"), LOST.values(), ids=LOST)
+def test_a_tokenizer_whose_patterns_get_lost_is_refused(
+    version: Path, changes: dict[str, Any], says: str
+) -> None:
+    """In a process of its own: the library never gives up, or holds everything meanwhile."""
+    retoken(version, **changes)
+    assert says in refused(version)
+
+
+async def test_a_prompt_in_which_a_tokenizer_gets_lost_holds_nobody_else(version: Path) -> None:
+    """At none of the texts that it was tried with."""
+    retoken(version, **split(lost("xz", 18)))
+    write_manifest(version, "tiny-1")
+    policy = Backends(options(version)).load(version)
+    where = "".join("xz"[number % 7 % 2] for number in range(90))
+    prompt = Prompt(PROMPT_VERSION, SYSTEM, f"BTC long\nnews <<{where}>>")
+    asked, turns = asyncio.create_task(policy.decide(prompt, time.monotonic() + 60)), 0
+    await asyncio.sleep(0)
+    with pytest.raises(PolicyAbstained, match="deadline"):
+        await policy.decide(prompt, time.monotonic() + 0.001)
+    while not asked.done():
+        await asyncio.sleep(0)
+        turns += 1
+    assert turns > 10, "the loop went on"
+    assert (await asked).log_probabilities
+    quick = Prompt(PROMPT_VERSION, SYSTEM, "BTC long")
+    assert (await policy.decide(quick, time.monotonic() + 60)).log_probabilities
+    await policy.aclose()
 
 
 async def test_a_prompt_that_a_tokenizer_fails_at_is_abstained_from(version: Path) -> None:
