@@ -22,7 +22,7 @@ from pydantic import (
     model_validator,
 )
 
-from app.domain.canonical import content_hash
+from app.domain.canonical import content_hash, fragment
 from app.domain.charts.computed import ENOUGH_BARS, SETTLED_BARS, fault_of, of_bars
 from app.domain.fields import Flag, Hash, Record, ShortText, Whole, absent, shown
 from app.domain.intake.mending import plainly
@@ -161,7 +161,8 @@ class AdviseRequest(Scenario):
 
     def claim(self) -> str:
         """Hash of what is decided on: a repeat must match it."""
-        return content_hash(self.model_dump(mode="json", include=_CLAIMED))
+        document = self.model_dump(mode="json", include=_CLAIMED)
+        return content_hash({**document, "candidate": fragment(self.candidate)})
 
 
 class AdviseHeaders(BaseModel):
@@ -175,7 +176,7 @@ class AdviseHeaders(BaseModel):
     traceparent: str | None = Field(None, max_length=200)
 
 
-_CLAIMED = {*Scenario.model_fields, "agent_action", "bars"}
+_CLAIMED = {*Scenario.model_fields, "agent_action", "bars"} - {"candidate"}
 
 
 def _fitting(part: Record, told: dict[str, Any]) -> dict[str, Any]:

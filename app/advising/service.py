@@ -117,7 +117,8 @@ class Service:
         """How the log was seen to lack what it held."""
 
     def _parallel(self) -> int:
-        return min(policy.parallel for policy in self.serving.models.policies)
+        models = self.serving.models
+        return min([models.primary.parallel, *(each.parallel for each in models.shadows)])
 
     def judge_at(self, scenario: Scenario) -> datetime:
         """The time that rules judge a scenario at."""

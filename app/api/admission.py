@@ -82,13 +82,19 @@ def _waits_for_advice(scope: Scope) -> bool:
         asks_for_dry_run(scope) is not False
     ):
         return False
-    return not is_asynchronous(dict(scope["headers"]).get(b"prefer", b"").decode("latin-1"))
+    return not is_asynchronous(_header(scope, b"prefer").decode("latin-1"))
 
 
 def _deadline_s(scope: Scope) -> float:
-    told: bytes = dict(scope["headers"]).get(b"x-deadline-ms", b"")
+    told = _header(scope, b"x-deadline-ms")
     is_sane = told.isdigit() and len(told) <= len(str(LONGEST_DEADLINE_MS))
     return (int(told) if is_sane else LONGEST_DEADLINE_MS) / 1000
+
+
+def _header(scope: Scope, name: bytes) -> bytes:
+    """The last that was sent under a name; empty when none was."""
+    sent: list[bytes] = [value for each, value in scope["headers"] if each == name]
+    return sent[-1] if sent else b""
 
 
 def is_asynchronous(prefer: str) -> bool:

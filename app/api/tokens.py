@@ -15,6 +15,7 @@ import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from hmac import compare_digest
 from ipaddress import ip_address
 from pathlib import Path
@@ -73,7 +74,7 @@ class Token(Record):
         """Enough of the hash to tell tokens of one name apart."""
         return self.sha256[:8]
 
-    @property
+    @cached_property
     def principal(self) -> Principal:
         return Principal(self.name, frozenset(self.roles), frozenset(self.of))
 
@@ -337,7 +338,7 @@ def _digest(text: str) -> str:
 def _stamp(path: Path) -> tuple[int, int, int] | None:
     """Another one after each change, that of owner or mode included."""
     try:
-        stat = path.stat()
+        stat = os.stat(path)
     except OSError:
         return None
     return stat.st_ctime_ns, stat.st_size, stat.st_ino

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 from uuid import UUID, uuid5
 
 import orjson
@@ -24,7 +24,7 @@ def canonical_json(value: Any) -> bytes:
     Parameters
     ----------
     value : JSON-like (dict, list, str, int, float, bool, None) as `model_dump(mode="json")` gives
-        it.
+        it, or a `fragment` in it.
 
     Raises
     ------
@@ -45,6 +45,32 @@ def _unsigned_zeros(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_unsigned_zeros(item) for item in value]
     return value
+
+
+class Written(Protocol):
+    """An immutable record."""
+
+    def as_json(self) -> dict[str, Any]:
+        """As JSON-like values."""
+
+
+_FRAGMENTS: dict[int, tuple[Written, orjson.Fragment]] = {}
+MOST_FRAGMENTS = 256
+
+
+def fragment(part: Written) -> orjson.Fragment:
+    """The canonical JSON of a part, to stand in that of the whole. It is written once for the
+    documents that share it: a candidate stands in its request's claim and in its decision's event,
+    limits in the events of many.
+
+    Kept by the identity of the part, which lives as long as it stands here.
+    """
+    kept = _FRAGMENTS.get(id(part))
+    if kept is None:
+        if len(_FRAGMENTS) >= MOST_FRAGMENTS:
+            _FRAGMENTS.clear()
+        kept = _FRAGMENTS[id(part)] = part, orjson.Fragment(canonical_json(part.as_json()))
+    return kept[1]
 
 
 def content_hash(value: Any) -> str:

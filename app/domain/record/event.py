@@ -11,7 +11,7 @@ from uuid import UUID
 import orjson
 from pydantic import Field
 
-from app.domain.canonical import canonical_json, content_hash, digest
+from app.domain.canonical import canonical_json, content_hash, digest, fragment
 from app.domain.errors import InvalidRecord
 from app.domain.fields import Hash, Instant, Record, ShortText, Text, absent
 from app.domain.model.manifest import Calibration
@@ -228,29 +228,22 @@ class Event(NamedTuple):
         return Linked(*self.link, *hashes, fate)
 
 
-_OFTEN: dict[str, Any] = {"limits": True, "advices": {"__all__": {"calibration"}}}
-_SHARED: dict[int, tuple[Record, orjson.Fragment]] = {}
-"""Canonical JSON of parts that many decisions share, by the identity of the part, which lives as
-long as it stands here."""
-MOST_SHARED = 64
+_FRAGMENTS: dict[str, Any] = {
+    "limits": True,
+    "scenario": {"candidate"},
+    "advices": {"__all__": {"calibration"}},
+}
 
 
 def _written(decision: Decision) -> bytes:
-    """The canonical JSON of a decision; of what many share, as it was written before."""
-    document = decision.model_dump(mode="json", exclude=_OFTEN)
-    document["limits"] = _shared(decision.limits)
+    """The canonical JSON of a decision; of what other documents hold too, as it was written
+    there."""
+    document = decision.model_dump(mode="json", exclude=_FRAGMENTS)
+    document["limits"] = fragment(decision.limits)
+    document["scenario"]["candidate"] = fragment(decision.scenario.candidate)
     for written, advice in zip(document["advices"], decision.advices, strict=True):
-        written["calibration"] = _shared(advice.calibration)
+        written["calibration"] = fragment(advice.calibration)
     return canonical_json(document)
-
-
-def _shared(part: Record) -> orjson.Fragment:
-    kept = _SHARED.get(id(part))
-    if kept is None:
-        if len(_SHARED) >= MOST_SHARED:
-            _SHARED.clear()
-        kept = _SHARED[id(part)] = part, orjson.Fragment(canonical_json(part.as_json()))
-    return kept[1]
 
 
 def reported(

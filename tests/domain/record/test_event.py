@@ -7,8 +7,10 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from app.domain.canonical import canonical_json, digest
+from app.domain.canonical import MOST_FRAGMENTS, canonical_json, content_hash, digest
 from app.domain.errors import AbstainReason, InvalidRecord
 from app.domain.record.decision import Abstention
 from app.domain.record.event import (
@@ -22,6 +24,8 @@ from app.domain.record.event import (
     content_of,
 )
 from app.domain.record.link import Fate, Link, Linked
+from app.domain.scenario import Scenario
+from app.schemas import EXAMPLE, AdviseRequest
 from tests import builders as build
 from tests.domain.scenarios import AS_OF
 
@@ -61,7 +65,7 @@ def test_a_decision_is_written_as_its_json_whatever_was_written_before() -> None
 
 
 def test_parts_are_remembered_by_the_part_and_not_for_ever() -> None:
-    for number in range(200):
+    for number in range(2 * MOST_FRAGMENTS):
         limits = build.LIMITS.model_copy(update={"version": f"v-{number}"})
         payload = Event.of_decision(build.decision(limits=limits)).payload
         assert f'"version":"v-{number}"'.encode() in payload
@@ -146,3 +150,14 @@ def test_a_change_of_state_is_newer_than_the_one_it_follows(before: str, becomes
     mine = change("2026-11-23T09:00:00Z")
     assert mine.after(None) == mine
     assert mine.after(change(before)) == change(becomes)
+
+
+@given(rsi=st.floats(0, 100) | st.just(-0.0), news=st.none() | st.sampled_from(["[-0.0]", "up"]))
+def test_a_claim_hashes_what_was_sent_as_it_always_did(rsi: float, news: str | None) -> None:
+    """A candidate is written once, for the claim and for the event."""
+    candidate = EXAMPLE["candidate"] | {"rsi": rsi, "news_summary": news, "macd": -0.0}
+    request = AdviseRequest.model_validate(EXAMPLE | {"candidate": candidate})
+    claimed = {*Scenario.model_fields, "agent_action", "bars"}
+    assert request.claim() == content_hash(request.model_dump(mode="json", include=claimed))
+    made = build.decision(about=request.scenario())
+    assert Event.of_decision(made).payload == canonical_json(made.as_json())
