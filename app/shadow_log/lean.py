@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
+from enum import Enum
 from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 from pydantic_core import to_jsonable_python
-from sqlalchemy import ARRAY, Text, any_, literal, select
+from sqlalchemy import ARRAY, Table, Text, any_, literal, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.canonical import content_hash
@@ -22,6 +23,7 @@ from app.domain.errors import InvalidRecord
 from app.domain.fields import Record
 from app.domain.record.control import AgentAction
 from app.domain.record.decision import Advice, Decision
+from app.domain.record.outcome import Outcome
 from app.domain.scenario import Scenario
 from app.shadow_log.schema import tables
 
@@ -40,7 +42,13 @@ IN_COLUMNS = (
     "principal",
 )
 """Fields of a decision that are columns as they are."""
+_PROPOSED = ("label", "probabilities", "label_mass")
+"""Columns that make a proposal."""
+REPORTED: dict[str, type[Record]] = {"agent_actions": AgentAction, "outcomes": Outcome}
+"""What the tables of reports hold that columns do not say all of."""
 ADVICE_IN_COLUMNS = tuple(name for name in Advice.model_fields if name in tables.advices.c)
+_REVIEWED: Json = {"vetoes": [], "caps": []}
+"""What most reviews say."""
 _ELSEWHERE = {*IN_COLUMNS, "scenario", "advices", "limits", "prompt"}
 _SECTIONS: dict[str, type[Record]] = {
     name: field.annotation
@@ -59,27 +67,37 @@ class Lean(NamedTuple):
     shared: Json
 
 
+class Form(Enum):
+    """How much is left standing of a row's JSON."""
+
+    LEAN = "as it is written now"
+    EMPTIED = "as until 2026-11-27: what the model said, and reviews, stood there as well"
+    FULL = "as before that: so did what is empty, and all of a control"
+
+
 def lean(
-    document: Mapping[str, Any], limits_hash: str | None = None, *, empty_too: bool = True
+    document: Mapping[str, Any], limits_hash: str | None = None, *, form: Form = Form.LEAN
 ) -> Lean:
     """Take a decision apart. One whose limits are not those of its hash stays whole.
 
     Parameters
     ----------
     limits_hash : what they hash to, where that is known.
-    empty_too : without, as releases of before did it: they left standing what is empty, and all
-        of a control.
     """
+    empty_too = form is not Form.FULL
     scenario, limits = document["scenario"], document["limits"]
     if (limits_hash or content_hash(limits)) != document["limits_hash"]:
         rest = {name: document[name] for name in document if name not in ("scenario", "advices")}
         return Lean(scenario, rest, document["advices"], {})
     _, head, user = document["prompt"]
     record = {name: value for name, value in document.items() if name not in _ELSEWHERE}
-    if empty_too:
+    if form is not Form.FULL:
         if record.get("control"):
             record["control"] = without_defaults(AgentAction, record["control"])
         record = without_defaults(Decision, record)
+    if form is Form.LEAN:
+        review = record["control_review"]
+        record["control_review"] = _without(review, _reviewed(scenario["plan"]))
     record |= {HEAD: _text_hash(head), USER: user}
     shared = {document["limits_hash"]: limits, record[HEAD]: head}
     advices = []
@@ -88,6 +106,8 @@ def lean(
         name = content_hash(calibration)
         shared[name] = calibration
         kept = {key: value for key, value in advice.items() if key not in ADVICE_IN_COLUMNS}
+        if form is Form.LEAN:
+            kept = _said_in_json(advice, kept)
         advices.append(without_defaults(Advice, kept, empty_too) | {"calibration": name})
     sections = {
         name: without_defaults(_SECTIONS[name], value, empty_too)
@@ -108,6 +128,7 @@ def whole_record(row: Mapping[str, Any], shared: Mapping[str, Any]) -> Json:
     head, user = _part(shared, record.pop(HEAD)), record.pop(USER, None)
     columns = {name: row[name] for name in IN_COLUMNS}
     limits = _part(shared, row["limits_hash"])
+    record["control_review"] = _whole_review(record.get("control_review"), _plan_of(row))
     return {**columns, "limits": limits, "prompt": [row["prompt_version"], head, user], **record}
 
 
@@ -118,7 +139,36 @@ def whole_advice(row: Mapping[str, Any], shared: Mapping[str, Any]) -> Json:
     if name is None:
         return record
     columns = {column: row[column] for column in ADVICE_IN_COLUMNS}
-    return {**columns, **record, "calibration": _part(shared, name)}
+    whole = {**columns, **record, "calibration": _part(shared, name)}
+    if row["log_probabilities"] is not None and isinstance(whole.get("reading"), dict):
+        whole["reading"] = {"log_probabilities": row["log_probabilities"], **whole["reading"]}
+    if row["probabilities"] is not None and "proposal" not in whole:
+        whole["proposal"] = {name: row[name] for name in _PROPOSED}
+    if "review" in whole:
+        whole["review"] = _whole_review(whole["review"], _ordered(row))
+    return whole
+
+
+def lean_report(table: Table, document: Mapping[str, Any]) -> Json:
+    """What of a report no column of its table says, nor its defaults."""
+    left = without_defaults(REPORTED[table.name], document)
+    return {name: value for name, value in left.items() if name not in table.c}
+
+
+def whole_report(table: Table, row: Mapping[str, Any]) -> Json:
+    """What was reported, of its row; nulls are left out. Raises `InvalidRecord`."""
+    if not isinstance(row["record"], dict):
+        raise InvalidRecord("the record is no JSON object")
+    named = (name for name in REPORTED[table.name].model_fields if name in table.c)
+    columns = {name: row[name] for name in named if row[name] is not None}
+    return {**to_jsonable_python(columns), **row["record"]}
+
+
+def forms_of_report(table: Table, document: Mapping[str, Any]) -> list[Json]:
+    """How the JSON of a report's row may stand there, the newest form first."""
+    shape = REPORTED[table.name]
+    of_before = [without_defaults(shape, document, empty_too) for empty_too in (True, False)]
+    return [lean_report(table, document), *of_before, dict(document)]
 
 
 async def parts(
@@ -139,6 +189,48 @@ async def parts(
         kept.hash == any_(literal(sorted(wanted), ARRAY(Text)))
     )
     return {row.hash: row.content for row in await connection.execute(query)}
+
+
+def _said_in_json(advice: Mapping[str, Any], kept: Json) -> Json:
+    """What an advice's row still says in JSON of reading, proposal and review: not what its columns
+    say. The mass of a model elsewhere is its own, and stays beside that of its proposal."""
+    reading, proposal, review = (advice.get(name) for name in ("reading", "proposal", "review"))
+    if reading:
+        rest = {name: value for name, value in reading.items() if name != "log_probabilities"}
+        kept = {**kept, "reading": rest}
+    if proposal and reading and not reading.get("exchange"):
+        kept = {name: value for name, value in kept.items() if name != "proposal"}
+    if review:
+        kept = {**kept, "review": _without(review, _ordered(advice))}
+    return kept
+
+
+def _ordered(advice: Mapping[str, Any]) -> Json:
+    """What a review says of the order that an advice approves."""
+    return _reviewed(advice) if advice["approve"] else _REVIEWED
+
+
+def _reviewed(order: Mapping[str, Any]) -> Json:
+    return {**_REVIEWED, "quantity": order["quantity"], "stop": order["stop"]}
+
+
+def _plan_of(row: Mapping[str, Any]) -> Json:
+    """What a review says of the agent's order."""
+    try:
+        return _reviewed(row["scenario"]["plan"])
+    except (KeyError, TypeError):
+        raise InvalidRecord("the scenario holds no plan") from None
+
+
+def _without(review: Mapping[str, Any], told: Mapping[str, Any]) -> Json:
+    """A review without what is told elsewhere."""
+    return {
+        name: value for name, value in review.items() if name not in told or value != told[name]
+    }
+
+
+def _whole_review(review: Any, told: Mapping[str, Any]) -> Any:
+    return {**told, **review} if isinstance(review, dict) else review
 
 
 def without_defaults(

@@ -40,14 +40,11 @@ from app.domain.errors import (
     ManifestMismatch,
     ShadowLogUnavailable,
 )
-from app.domain.fields import Record
 from app.domain.model.aliases import NOTHING
 from app.domain.model.manifest import ModelManifest
-from app.domain.record.control import AgentAction
 from app.domain.record.decision import Decision
 from app.domain.record.event import CorrectableReport, Entry, Event, EventKind, StateChange
 from app.domain.record.link import Fate, Producer
-from app.domain.record.outcome import Outcome
 from app.shadow_log.appending import links
 from app.shadow_log.appending.batch import REPORTS, Appended, Batch, append
 from app.shadow_log.appending.claims import Claims
@@ -61,7 +58,7 @@ from app.shadow_log.database import (
     faults_of_values,
     translated_errors,
 )
-from app.shadow_log.lean import parts, with_defaults
+from app.shadow_log.lean import REPORTED, parts, whole_report, with_defaults
 from app.shadow_log.rows import Row, assemble, plain, report_of, row_hash
 from app.shadow_log.schema import partitions, tables
 
@@ -491,7 +488,6 @@ class ShadowLog:
                 yield connection
 
 
-_REPORTED: dict[str, type[Record]] = {"agent_actions": AgentAction, "outcomes": Outcome}
 _OF_A_DECISION = (
     tables.agent_actions,
     tables.outcomes,
@@ -583,9 +579,10 @@ async def _reports_of(
 
 def _content(reports: Table, values: Mapping[str, Any]) -> Row | None:
     """What was reported, with what is not stored of it; None where there is no record."""
-    record: Row | None = values.get("record")
-    shape = _REPORTED.get(str(reports.name))
-    return record if record is None or shape is None else with_defaults(shape, record)
+    shape = REPORTED.get(str(reports.name))
+    if shape is None:
+        return values.get("record")
+    return with_defaults(shape, whole_report(reports, values))
 
 
 def oldest(reports: Table) -> list[ColumnElement[Any]]:

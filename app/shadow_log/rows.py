@@ -16,7 +16,6 @@ from app.domain.errors import InvalidRecord
 from app.domain.fields import Record, utc
 from app.domain.model.outlook import Outlook
 from app.domain.record.comparison import regime
-from app.domain.record.control import AgentAction
 from app.domain.record.decision import Advice, Decision
 from app.domain.record.event import (
     CORRECTABLE,
@@ -30,8 +29,7 @@ from app.domain.record.event import (
     Report,
     StateChange,
 )
-from app.domain.record.outcome import Outcome
-from app.shadow_log.lean import Lean, whole_advice, whole_record, without_defaults
+from app.shadow_log.lean import Lean, lean_report, whole_advice, whole_record, whole_report
 from app.shadow_log.schema import tables
 
 Row = dict[str, Any]
@@ -73,12 +71,15 @@ def advice_rows(decision: Decision, lean: Lean) -> list[Row]:
 def _advice_row(
     decision: Decision, ordinal: int, advice: Advice, written: Mapping[str, Any]
 ) -> Row:
+    reading, proposal = advice.reading, advice.proposal
     return {
         **_columns(tables.advices, advice),
         "decision_id": decision.decision_id,
         "as_of": decision.scenario.as_of,
         "ordinal": ordinal,
         **_said(advice),
+        "log_probabilities": list(reading.log_probabilities) if reading else None,
+        "probabilities": list(proposal.probabilities) if proposal else None,
         "record": written,
         **{name: getattr(advice.outlook, name, None) for name in Outlook.model_fields},
     }
@@ -108,7 +109,7 @@ def control_row(decision: Decision) -> Row | None:
         "reported_by": None,
         "arrival": None,
         **_columns(tables.agent_actions, decision.control),
-        "record": without_defaults(AgentAction, decision.control.as_json()),
+        "record": lean_report(tables.agent_actions, decision.control.as_json()),
     }
 
 
@@ -117,10 +118,10 @@ def report_row(event: Event, report: Report, document: Mapping[str, Any]) -> Row
     row: Row = {"event_key": event.key}
     if isinstance(report, AgentActionReport):
         row |= _columns(tables.agent_actions, report, report.action)
-        row["record"] = without_defaults(AgentAction, document["action"])
+        row["record"] = lean_report(tables.agent_actions, document["action"])
     elif isinstance(report, OutcomeReport):
         row |= _columns(tables.outcomes, report, report.outcome)
-        row["record"] = without_defaults(Outcome, document["outcome"])
+        row["record"] = lean_report(tables.outcomes, document["outcome"])
     elif isinstance(report, LateAdvice):
         row |= _columns(tables.late_advices, report, report.advice)
         row |= _said(report.advice) | _asked(report.advice)
@@ -230,9 +231,10 @@ def report_of(kind: EventKind, row: Mapping[str, Any]) -> Report:
     if kind in CORRECTABLE:
         common |= {name: row[name] for name in ("reported_by", "arrival")}
     if kind is EventKind.AGENT_ACTION:
-        return AgentActionReport.from_json(common | {"action": row["record"]})
+        action = whole_report(tables.agent_actions, row)
+        return AgentActionReport.from_json(common | {"action": action})
     if kind is EventKind.OUTCOME:
-        return OutcomeReport.from_json(common | {"outcome": row["record"]})
+        return OutcomeReport.from_json(common | {"outcome": whole_report(tables.outcomes, row)})
     return Rationale.from_json(
         common | {"model_version": row["model_version"], "text": row["text"]}
     )

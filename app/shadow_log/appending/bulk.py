@@ -23,6 +23,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.types import TypeEngine
 
 _COPY_TYPES = {
     Uuid: "uuid",
@@ -31,7 +32,13 @@ _COPY_TYPES = {
     Double: "float8",
     Boolean: "bool",
 }
-_COPY_TYPES |= {Integer: "int4", ARRAY: "text[]", JSONB: "jsonb"}
+_COPY_TYPES |= {Integer: "int4", JSONB: "jsonb"}
+
+
+def _copy_type(of: TypeEngine[Any]) -> str:
+    if isinstance(of, ARRAY):
+        return f"{_copy_type(of.item_type)}[]"
+    return _COPY_TYPES[type(of)]
 
 
 async def insert_new(
@@ -70,7 +77,7 @@ async def copy(
     names = ", ".join(f'"{column.name}"' for column in columns)
     statement = f"COPY {table.name} ({names}) FROM STDIN (FORMAT BINARY)"
     async with raw.cursor() as cursor, cursor.copy(statement) as sent:
-        sent.set_types([_COPY_TYPES[type(column.type)] for column in columns])
+        sent.set_types([_copy_type(column.type) for column in columns])
         for row in rows:
             values = zip(row.values(), documents, strict=True)
             await sent.write_row(

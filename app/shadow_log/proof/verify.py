@@ -15,11 +15,11 @@ from app.domain.errors import InvalidRecord
 from app.domain.model.manifest import ModelManifest
 from app.domain.record.control import AgentAction
 from app.domain.record.decision import Advice, Decision
-from app.domain.record.event import Event, EventKind
+from app.domain.record.event import CORRECTABLE, Event, EventKind
 from app.shadow_log.appending.batch import REPORTS
 from app.shadow_log.comparisons import differing, differing_days
 from app.shadow_log.database import connect, translated_errors
-from app.shadow_log.lean import HEAD, lean
+from app.shadow_log.lean import HEAD, Form, forms_of_report, lean, whole_report
 from app.shadow_log.proof.chain import check_chain, check_links, check_promises, payloads_of
 from app.shadow_log.proof.findings import Fault, VerifyReport
 from app.shadow_log.rows import (
@@ -40,6 +40,9 @@ from app.shadow_log.stored import Beside, chunks, stored, within
 JSON_COLUMNS = ("scenario", "record")
 """Held against the hash, not column by column; and as a whole where they are stored lean."""
 
+ADDED = ("log_probabilities", "probabilities")
+"""Columns of advices that came later, and are null in rows of before."""
+BEFORE = tuple(form for form in Form if form is not Form.LEAN)
 EXACT = 2**53
 """No integer of ours is larger; a float is written as one by JSONB."""
 Progress = Callable[[int, int], None]
@@ -146,7 +149,7 @@ def _is_control_of(decision: Decision, stored: list[Row]) -> bool:
     if control is None or len(stored) != 1:
         return control is None and not stored
     try:
-        kept = AgentAction.from_json(stored[0]["record"])
+        kept = AgentAction.from_json(whole_report(tables.agent_actions, stored[0]))
     except InvalidRecord:
         return False
     return kept == decision.control and not _differences(control, stored[0])
@@ -157,21 +160,25 @@ def _wrong_columns(
 ) -> list[str]:
     """Columns whose stored value is not what the record says."""
     apart = lean(document)
-    before = lean(document, decision.limits_hash, empty_too=False)
+    of_before = (lean(document, decision.limits_hash, form=form) for form in BEFORE)
+    forms = [apart, *of_before]
     expected = decision_row(decision, apart, payload) | {"record_hash": row["record_hash"]}
     wrong = _differences(expected, row)
     is_lean = HEAD in row["record"]
     if is_lean:
         for name in JSON_COLUMNS:
-            forms = getattr(apart, name), getattr(before, name)
-            if not any(_given_back(row[name], form) for form in forms):
+            if not any(_given_back(row[name], getattr(form, name)) for form in forms):
                 wrong.append(name)
     for advice, kept in zip(advice_rows(decision, apart), advices, strict=True):
+        ordinal, written = advice["ordinal"], forms
+        if all(kept[name] is None for name in ADDED):
+            # Of a release of before: what it read stands in the JSON alone.
+            advice, written = advice | dict.fromkeys(ADDED), forms[1:]
         names = _differences(advice, kept)
-        forms = advice["record"], before.advices[advice["ordinal"]]
-        if is_lean and not any(_given_back(kept["record"], form) for form in forms):
+        records = [form.advices[ordinal] for form in written]
+        if is_lean and not any(_given_back(kept["record"], record) for record in records):
             names.append("record")
-        wrong += [f"advice {advice['ordinal']} {name}" for name in names]
+        wrong += [f"advice {ordinal} {name}" for name in names]
     return wrong
 
 
@@ -246,7 +253,7 @@ async def _check_reports(connection: AsyncConnection, report: VerifyReport) -> N
                     continue
                 if event.key != row["event_key"]:
                     report.add(Fault.HASH, what)
-                elif wrong := _differences(_written_again(event, kind, row), row):
+                elif wrong := _wrong_in_report(event, kind, row):
                     report.add(Fault.COLUMNS, what, ", ".join(wrong))
                 elif payloads.get(event.key) not in (None, "", digest(event.payload)):
                     report.add(Fault.OTHER_THAN_LINKED, what)
@@ -254,9 +261,17 @@ async def _check_reports(connection: AsyncConnection, report: VerifyReport) -> N
                     report.add(Fault.ORPHAN_REPORT, what)
 
 
-def _written_again(event: Event, kind: EventKind, row: Row) -> Row:
-    """The row of a stored report as it would be written now."""
-    return report_row(event, report_of(kind, row), event.document())
+def _wrong_in_report(event: Event, kind: EventKind, row: Row) -> list[str]:
+    """Columns of a stored report that are not as they would be written now; its JSON may stand
+    there as a release of before wrote it."""
+    document = event.document()
+    wrong = _differences(report_row(event, report_of(kind, row), document), row)
+    if kind in CORRECTABLE:
+        said = document["action" if kind is EventKind.AGENT_ACTION else "outcome"]
+        forms = forms_of_report(REPORTS[kind], said)
+        if not any(_given_back(row["record"], form) for form in forms):
+            wrong.append("record")
+    return wrong
 
 
 async def _decided(connection: AsyncConnection, rows: Iterable[Row]) -> set[Any]:

@@ -29,7 +29,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
-REVISION = "0023"
+REVISION = "0024"
 """The schema that this release works with; a test holds it against the newest migration."""
 
 metadata = MetaData(
@@ -117,6 +117,8 @@ advices = Table(
     Column("stopped_probability", Double),
     Column("range_atr", Double),
     Column("expected_r", Double),
+    Column("log_probabilities", ARRAY(Double)),
+    Column("probabilities", ARRAY(Double)),
     PrimaryKeyConstraint("decision_id", "as_of", "ordinal"),
     Index(None, "model_version", "as_of"),
     postgresql_partition_by="RANGE (as_of)",

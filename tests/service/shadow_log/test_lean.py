@@ -14,33 +14,57 @@ from psycopg.types.json import Jsonb
 
 from app.domain.candidate import Candidate
 from app.domain.canonical import canonical_json, decision_id
-from app.domain.errors import InvalidRecord
+from app.domain.errors import AbstainReason, InvalidRecord
 from app.domain.record.control import AgentAction
-from app.domain.record.decision import Decision
+from app.domain.record.decision import Abstention, Decision
 from app.domain.record.event import Event
 from app.domain.record.outcome import Outcome
-from app.shadow_log.lean import lean, whole_advice, whole_record, with_defaults, without_defaults
+from app.domain.rules.case import TradingState
+from app.shadow_log.lean import (
+    REPORTED,
+    Form,
+    forms_of_report,
+    lean,
+    lean_report,
+    whole_advice,
+    whole_record,
+    with_defaults,
+    without_defaults,
+)
 from app.shadow_log.log import ShadowLog
 from app.shadow_log.proof.verify import verify_log
 from app.shadow_log.rows import advice_rows, assemble, decision_row
+from app.shadow_log.schema import tables
 from app.shadow_log.schema.migrate import downgrade, upgrade
 from tests import builders as build
 from tests.service.running import drained, request, running, settings_for
 from tests.service.shadow_log.test_log import rows
 
+TRADED = build.agent_action(llm_confidence=0.5)
+SILENT = Abstention(AbstainReason.DEADLINE)
 NULLABLE = sorted(n for n, f in Candidate.model_fields.items() if f.default is None)
 
 
 @given(
     unknown=st.sets(st.sampled_from(NULLABLE)),
     extra=st.dictionaries(st.text(max_size=5), st.none() | st.integers(0, 9), max_size=3),
+    says=st.sampled_from(["A", "H", "J", SILENT]),
+    quantity=st.sampled_from([0.25, 3.0, 1e6]),
+    state=st.sampled_from(TradingState),
 )
 def test_a_decision_comes_back_to_the_bytes_that_were_hashed(
-    unknown: set[str], extra: dict[str, Any]
+    unknown: set[str],
+    extra: dict[str, Any],
+    says: str | Abstention,
+    quantity: float,
+    state: TradingState,
 ) -> None:
-    """Whatever a candidate leaves open; nulls within its own extra keys are its own."""
+    """Whatever a candidate leaves open, a model says, and rules make of it; nulls within its own
+    extra keys are its own."""
     told: dict[str, Any] = {f"candidate__{name}": None for name in unknown}
-    made = build.decision(control=True, shadows=[("other", "A")], candidate__extra=extra, **told)
+    told |= {"candidate__extra": extra, "plan__quantity": quantity}
+    shadows = [("other", "A"), ("third", "B")]
+    made = build.decision(label=says, control=True, shadows=shadows, state=state, **told)
     document = orjson.loads(Event.of_decision(made).payload)
     apart = lean(document)
     row = decision_row(made, apart, b"")
@@ -115,29 +139,81 @@ async def test_decisions_share_their_limits_and_are_whole_again_after_a_downgrad
     assert (report.decisions, report.findings) == (3, [])
 
 
-async def test_a_row_of_a_release_that_left_more_standing_holds(database_url: str) -> None:
+@pytest.mark.parametrize("form", [Form.EMPTIED, Form.FULL])
+async def test_a_row_of_a_release_that_left_more_standing_holds(
+    database_url: str, form: Form
+) -> None:
     log = ShadowLog.connect(database_url)
     made = build.decision("r-1", control=True).model_copy(update={"stage_seconds": {}})
-    await log.append([Event.of_decision(made)])
+    told = build.action_event("r-1", TRADED), build.outcome_event("r-1", build.outcome(r=1.0))
+    await log.append([Event.of_decision(made), *told])
+    shown = await log.get(made.decision_id)
     [stored] = rows(database_url, "SELECT record, scenario FROM decisions")
     assert not {"stage_seconds", "targets"} & {*stored["record"], *stored["record"]["control"]}
     assert not {"extra", "macro_flags", "ages"} & {
         *stored["scenario"],
         *stored["scenario"]["candidate"],
     }
-    before = lean(made.as_json(), empty_too=False)
-    assert before.record["control"] == made.as_json()["control"]
-    assert before.scenario["candidate"]["extra"] == before.record["stage_seconds"] == {}
+    before = lean(made.as_json(), form=form)
+    if form is Form.FULL:
+        assert before.record["control"] == made.as_json()["control"]
+        assert before.scenario["candidate"]["extra"] == before.record["stage_seconds"] == {}
+    assert {"proposal", "reading", "review"} <= before.advices[0].keys()
     with psycopg.connect(database_url.replace("+psycopg", "")) as connection:
         connection.execute("SET session_replication_role = replica")
         connection.execute(
             "UPDATE decisions SET record = %s, scenario = %s",
             [Jsonb(before.record), Jsonb(before.scenario)],
         )
+        connection.execute(
+            "UPDATE advices SET record = %s, log_probabilities = NULL, probabilities = NULL",
+            [Jsonb(before.advices[0])],
+        )
+        for table, event in zip((tables.agent_actions, tables.outcomes), told, strict=True):
+            said = event.document()["action" if table is tables.agent_actions else "outcome"]
+            record = Jsonb(forms_of_report(table, said)[1 if form is Form.EMPTIED else 2])
+            assert len(record.obj) > len(lean_report(table, said))
+            connection.execute(
+                f"UPDATE {table.name} SET record = %s WHERE event_key = %s", [record, event.key]
+            )
     assert await log.decision(made.decision_id) == made
+    assert await log.get(made.decision_id) == shown
     await log.aclose()
     report = await verify_log(database_url)
-    assert (report.decisions, report.findings) == (1, [])
+    assert (report.decisions, report.reports, report.findings) == (1, 2, [])
+
+
+async def test_what_columns_say_stands_in_the_json_again_after_a_downgrade(
+    database_url: str,
+) -> None:
+    log = ShadowLog.connect(database_url)
+    shadows = [("rejects", "A"), ("silent", SILENT), ("vetoed", "J")]
+    made = build.decision("r-1", control=True, shadows=shadows)
+    told = build.action_event("r-1", TRADED), build.outcome_event("r-1", build.outcome(r=1.0))
+    await log.append([Event.of_decision(made), *told])
+    await log.aclose()
+    newest = "SELECT record FROM latest_outcomes", "SELECT record FROM latest_actions"
+    shown = [rows(database_url, query) for query in newest]
+    assert shown[0][0]["record"]["r_multiple"] == 1.0
+    downgrade(database_url, "0023")
+    document = made.as_json()
+    before = lean(document, form=Form.EMPTIED)
+    advices = rows(database_url, "SELECT record FROM advices ORDER BY ordinal")
+    [decision] = rows(database_url, "SELECT record, scenario FROM decisions")
+    assert [advice["record"] for advice in advices] == before.advices
+    assert decision == {"record": before.record, "scenario": before.scenario}
+    for table, event, name in (
+        (tables.agent_actions, told[0], "action"),
+        (tables.outcomes, told[1], "outcome"),
+    ):
+        query = f"SELECT record FROM {table.name} WHERE event_key = '{event.key}'"
+        [row] = rows(database_url, query)
+        shape = REPORTED[table.name]
+        assert shape.from_json(row["record"]) == shape.from_json(event.document()[name])
+    assert [rows(database_url, query) for query in newest] == shown
+    upgrade(database_url)
+    assert (await verify_log(database_url)).findings == []
+    assert [rows(database_url, query) for query in newest] == shown
 
 
 async def test_numbers_come_back_as_records_read_them(database_url: str) -> None:

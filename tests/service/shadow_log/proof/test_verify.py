@@ -76,7 +76,6 @@ LINK = {Fault.OTHER_THAN_LINKED}
 ONE = f"WHERE decision_id = '{TARGET}'"
 PRIMARY = f"{ONE} AND ordinal = 0"
 OTHER = f"WHERE decision_id = '{decision_id('r-2')}'"
-FIRST_LOG_PROBABILITY = "{reading,log_probabilities,0}"
 TAMPERING = {
     "scenario": (
         f"UPDATE decisions SET scenario = jsonb_set(scenario, '{{candidate,rsi}}', '57.2') {ONE}",
@@ -151,17 +150,28 @@ TAMPERING = {
         {Fault.HASH, Fault.COLUMNS, Fault.REPLAY},
     ),
     "log-probabilities": (
-        (
-            f"UPDATE advices SET record = jsonb_set(record, '{FIRST_LOG_PROBABILITY}', '-0.001')"
-            f" {PRIMARY}"
-        ),
+        f"UPDATE advices SET log_probabilities[1] = -0.001 {PRIMARY}",
         {Fault.HASH, Fault.REPLAY},
     ),
+    "log-probabilities that are gone": (
+        f"UPDATE advices SET log_probabilities = NULL {PRIMARY}",
+        {Fault.UNREADABLE},
+    ),
+    "one probability": (
+        f"UPDATE advices SET probabilities[2] = 0.5 {PRIMARY}",
+        {Fault.HASH, Fault.REPLAY, Fault.COLUMNS},
+    ),
+    "probabilities that are gone": (
+        f"UPDATE advices SET probabilities = NULL {PRIMARY}",
+        {Fault.HASH, Fault.REPLAY, Fault.COLUMNS},
+    ),
+    "a proposal beside that of the columns": (
+        "UPDATE advices SET record = record || jsonb_build_object('proposal', jsonb_build_object("
+        f"'label', label, 'probabilities', probabilities, 'label_mass', label_mass)) {PRIMARY}",
+        {Fault.COLUMNS},
+    ),
     "absurd log-probabilities": (
-        (
-            f"UPDATE advices SET record = jsonb_set(record, '{FIRST_LOG_PROBABILITY}', '1e300')"
-            f" {PRIMARY}"
-        ),
+        f"UPDATE advices SET log_probabilities[1] = 1e300 {PRIMARY}",
         {Fault.UNREADABLE},
     ),
     "a veto that was removed": (
@@ -230,7 +240,11 @@ TAMPERING = {
         f"UPDATE decision_keys SET as_of = as_of + interval '1 hour' {ONE}",
         {Fault.ROW_WITHOUT_KEY, Fault.KEY_WITHOUT_ROW},
     ),
-    "an outcome's R": ("UPDATE outcomes SET r_multiple = 3", {Fault.COLUMNS}),
+    "an outcome's R": ("UPDATE outcomes SET r_multiple = 3", {Fault.HASH}),
+    "an outcome's R, said again": (
+        "UPDATE outcomes SET record = record || jsonb_build_object('r_multiple', r_multiple)",
+        {Fault.COLUMNS},
+    ),
     "an outcome's record": (
         "UPDATE outcomes SET record = jsonb_set(record, '{r_multiple}', '3')",
         {Fault.HASH},
