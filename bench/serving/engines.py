@@ -2,11 +2,14 @@
 
 Made-up prompts one by one through every engine, in turns. Seconds are CPU time of the reading
 thread, so that a neighbour on the machine hardly counts; torch runs on one thread. With an adapter,
-prompts are read as the service reads them: by the adapter, with and without their text part.
+prompts are read as the service reads them: by the adapter, with and without their text part. Then
+the service itself, asked by one client, against the bare read of the same prompts.
 """
 
 from __future__ import annotations
 
+import asyncio
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median, quantiles
@@ -33,10 +36,15 @@ from app.policy.in_process.weights import load_model
 from app.policy.options import BackendOptions
 from app.policy.versions.store import load_manifest
 from app.settings import read_settings
+from app.shadow_log.schema.migrate import upgrade
 from bench.history import machine, record
+from bench.serving.load import load
+from bench.serving.service import servers, serving, variables
 
 SEED = 4711
 WARM_UP = 2
+TURN = 10
+"""Requests, of which the first turn warms up: a process' CPU is told in hundredths of a second."""
 console = Console()
 
 
@@ -111,6 +119,40 @@ def equal(run: Run, exact: Run, calibration: Calibration) -> float:
     return sum(same) / len(same)
 
 
+def advised(
+    model: Path, reads: Engaged, engine: Engine, scenarios: Sequence[Scenario]
+) -> list[float]:
+    """CPU of the service that answers `/advise` to one client over that of the bare read of the
+    same prompts, in turns of `TURN`."""
+    bodies = [
+        json.dumps(scenario.as_json() | {"request_id": f"read-{number}"}).encode()
+        for number, scenario in enumerate(scenarios)
+    ]
+    ratios = []
+    with servers() as (folder, postgres, valkey):
+        upgrade(postgres.url)
+        environment = variables(folder, postgres, valkey) | {
+            "MODEL": str(model.absolute()),
+            "ADVISOR_ENGINE": engine.value,
+            "ADVISOR_THREADS": "1",
+        }
+        with serving(environment) as served:
+            for first in range(0, len(scenarios), TURN):
+                turn = slice(first, first + TURN)
+                began = thread_time()
+                for scenario in scenarios[turn]:
+                    reads.read(scenario)
+                bare = thread_time() - began
+                before = served.cpu_s()
+                asked = load(
+                    served.url, served.token, 1, len(bodies[turn]), bodies[turn].__getitem__
+                )
+                asyncio.run(asked)
+                if first:  # The first turn warms up.
+                    ratios.append((served.cpu_s() - before) / bare)
+    return ratios
+
+
 def main(
     version: Annotated[
         Path | None, typer.Argument(help="An activated adapter over the bundled small model.")
@@ -146,7 +188,14 @@ def main(
         )
         figures |= {f"{engine}_ms": middle, f"{engine}_of_torch": ratio, f"{engine}_equal": same}
     console.print(table)
-    record("engines", figures)
+    fastest = min(runs.keys() - {Engine.BFLOAT16}, key=lambda engine: median(runs[engine].seconds))
+    asked = random_scenarios(prompts + TURN, SEED + 1)
+    ratios = advised(version or base, engines[fastest], fastest, asked)
+    console.print(
+        f"/advise over the bare read by {fastest}, CPU, one client: {median(ratios):.3f}"
+        f" [{min(ratios):.3f}, {max(ratios):.3f}]"
+    )
+    record("engines", figures | {"advise_of_read": median(ratios)})
 
 
 if __name__ == "__main__":

@@ -187,7 +187,11 @@ async def test_what_columns_say_stands_in_the_json_again_after_a_downgrade(
     database_url: str,
 ) -> None:
     log = ShadowLog.connect(database_url)
-    shadows = [("rejects", "A"), ("silent", SILENT), ("vetoed", "J")]
+    shadows: list[tuple[str, str | Abstention]] = [
+        ("rejects", "A"),
+        ("silent", SILENT),
+        ("vetoed", "J"),
+    ]
     made = build.decision("r-1", control=True, shadows=shadows)
     told = build.action_event("r-1", TRADED), build.outcome_event("r-1", build.outcome(r=1.0))
     await log.append([Event.of_decision(made), *told])
