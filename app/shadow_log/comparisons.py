@@ -111,7 +111,7 @@ async def _add_up(connection: AsyncConnection) -> None:
     for days in tables.DAYS:
         if (await connection.execute(_wrong_sums(days))).first() is not None:
             await connection.execute(delete(days))
-            await connection.execute(_sums_anew(days))
+            await connection.execute(sums_anew(days))
 
 
 def _wrong_sums(days: Table) -> TextClause:
@@ -129,7 +129,8 @@ def _wrong_sums(days: Table) -> TextClause:
     )
 
 
-def _sums_anew(days: Table) -> TextClause:
+def sums_anew(days: Table) -> TextClause:
+    """The statement that fills an empty table of days."""
     key, names, sums = _summed(days)
     return text(
         f"INSERT INTO {days.name} (day, {key}, slot, {', '.join(names)})"

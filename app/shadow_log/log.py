@@ -72,7 +72,8 @@ WITH reports AS (
           UNION
           SELECT decision_id FROM outcomes
           WHERE recorded_at >= :since AND arm = 'agent' AND source = 'reported') told
-    JOIN decisions d ON d.decision_id = told.decision_id
+    JOIN decision_keys k ON k.decision_id = told.decision_id
+    JOIN decisions d ON d.decision_id = told.decision_id AND d.as_of = k.as_of
     LEFT JOIN latest_actions a ON a.decision_id = told.decision_id
     LEFT JOIN latest_outcomes o
       ON o.decision_id = told.decision_id AND o.arm = 'agent' AND o.source = 'reported'

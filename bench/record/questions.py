@@ -1,9 +1,11 @@
-"""How long people's questions take on a large shadow log: every query of docs/shadow_log.md, and
-the explorer's pages, over decisions of four months.
+"""How long people's questions take on a large shadow log: every query of docs/shadow_log.md, what
+the explorer's pages ask over a month and over everything, and what the service asks by itself.
 
-Some hundred decisions are recorded as the service records them, with actions and outcomes, and
-copied by Postgres to the number that is asked for. The first question is also asked of the tables
-that the flat one follows from.
+Some hundred decisions are recorded as the service records them, every fourth read by a second
+version, with actions and outcomes, and copied by Postgres to the number that is asked for; sums by
+day are made of the copies. Beyond `--whole` only the newest copies keep their scenario and record:
+ten million whole ones are 73 GB. The first question is also asked of the tables that the flat one
+follows from.
 """
 
 from __future__ import annotations
@@ -11,29 +13,43 @@ from __future__ import annotations
 import asyncio
 import re
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from time import perf_counter
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import psycopg
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from app.domain.model.manifest import Calibration
 from app.domain.record.control import AgentAction
+from app.domain.record.decision import Advice, Decision, Role, Version, conclude
 from app.domain.record.event import AgentActionReport, Event, EventKind, OutcomeReport
 from app.domain.record.outcome import Outcome
+from app.policy.scripted import reading_of
+from app.shadow_log.appending.links import Watch
+from app.shadow_log.comparisons import sums_anew
 from app.shadow_log.log import ShadowLog
 from app.shadow_log.reading.explore import Explorer, Filters
+from app.shadow_log.reading.worth import newest_worth
 from app.shadow_log.schema import tables
 from app.shadow_log.schema.migrate import upgrade
 from bench.history import record, repeated
 from bench.serving.service import ROOT, a_decision, servers
 
-SEED, MONTHS = 500, 4
-QUERY = re.compile(r"^(\S[^\n]*\?|The ten [^\n]*:)\n\n```sql\n(.*?)```", re.DOTALL | re.MULTILINE)
-COPIED = ("decisions", "advices", "agent_actions", "outcomes", "comparisons")
+SEED, MONTHS, WHOLE = 500, 4, 1_000_000
+SHADOW = Version("other", "sha256:" + "1" * 64, Calibration(), Role.SHADOW)
+AT_ONCE = 1_000
+"""Copies of all seeds that one statement makes."""
+QUERY = re.compile(r"^(\S[^\n]*[?:)])\n\n```sql\n(.*?)```", re.DOTALL | re.MULTILINE)
+COPIED = (
+    "decision_keys", "decisions", "advices", "agent_actions", "outcomes", "comparisons", "links",
+)  # fmt: skip
+QUICKLY = {"fsync": "off", "full_page_writes": "off", "max_wal_size": "'8GB'"}
+"""While the log is filled."""
 
 
 class Timed(NamedTuple):
@@ -50,10 +66,15 @@ class Timed(NamedTuple):
         return 1e3 * max(self.seconds)
 
 
-def events(begin: datetime, step: timedelta, decisions: int) -> Iterator[Event]:
-    """Decisions of one version, each with what the agent did and an outcome of both arms."""
+def events(
+    begin: datetime, step: timedelta, decisions: int, shadow_every: int = 0
+) -> Iterator[Event]:
+    """Decisions of one version, each with what the agent did and an outcome of both arms; another
+    version reads every so many as well."""
     for number in range(decisions):
         made = a_decision(number)
+        if shadow_every and number % shadow_every == 0:
+            made = made.model_copy(update={"advices": (*made.advices, _other(made))})
         candidate = made.scenario.candidate.model_copy(update={"ts": begin + step * number})
         market = made.scenario.market.model_copy(update={"bar_closed_at": begin + step * number})
         scenario = made.scenario.model_copy(update={"candidate": candidate, "market": market})
@@ -77,26 +98,63 @@ def events(begin: datetime, step: timedelta, decisions: int) -> Iterator[Event]:
             yield Event.of_report(EventKind.OUTCOME, OutcomeReport(**common, outcome=outcome))
 
 
-def fill(url: str, decisions: int) -> None:
+def _other(made: Decision) -> Advice:
+    reading = reading_of("HA"[made.decision_id.int % 2])
+    return conclude(
+        made.scenario, reading, SHADOW, made.limits, state=made.state, now=made.evaluated_at
+    )
+
+
+def fill(
+    url: str, decisions: int, months: int = MONTHS, whole: int = WHOLE, shadow_every: int = 0
+) -> None:
     """Record the first ones, and let Postgres copy their rows to all the others, evenly over the
-    months that end now."""
-    span = timedelta(days=30 * MONTHS)
+    months that end now; the newest `whole` ones with everything that they say."""
+    span = timedelta(days=30 * months)
     step = span / decisions
     begin = datetime.now(UTC) - span
-    asyncio.run(_append(url, list(events(begin, step, SEED))))
+    asyncio.run(_append(url, list(events(begin, step, SEED, shadow_every))))
     copies = decisions // SEED - 1
     with psycopg.connect(url.replace("+psycopg", ""), autocommit=True) as connection:
-        for month in range(MONTHS + 1):
-            at = begin + timedelta(days=30 * month)
+        for name, value in QUICKLY.items():
+            connection.execute(f"ALTER SYSTEM SET {name} TO {value}")
+        connection.execute("SELECT pg_reload_conf()")
+        for month in range(months + 2):
+            at = min(begin + timedelta(days=30 * month), datetime.now(UTC))
             connection.execute("SELECT advisor_make_month(%s)", [f"{at:%Y%m}"])
+        connection.execute(
+            "SET session_replication_role = replica"
+        )  # No sums: they are made below.
         for name in COPIED:
-            columns = tables.metadata.tables[name].columns.keys()
-            values = ", ".join(_copied(column, SEED * step) for column in columns)
-            connection.execute(
-                f"INSERT INTO {name} ({', '.join(columns)}) SELECT {values} FROM {name},"
-                f" generate_series(1, {copies}) AS copy"
-            )
+            _copy(connection, name, copies, SEED * step, copies - whole // SEED)
             connection.execute(f"VACUUM ANALYZE {name}")
+        for days in tables.DAYS:
+            connection.execute(f"TRUNCATE {days.name}")
+            connection.execute(str(sums_anew(days)))
+            connection.execute(f"VACUUM ANALYZE {days.name}")
+        for name in QUICKLY:
+            connection.execute(f"ALTER SYSTEM RESET {name}")
+        connection.execute("CHECKPOINT")
+        connection.execute("SELECT pg_reload_conf()")
+
+
+def _copy(
+    connection: psycopg.Connection[Any], name: str, copies: int, apart: timedelta, bare: int
+) -> None:
+    """Copies of the rows of a table, the oldest first, the first `bare` of them without what is
+    long; of links those of decisions alone."""
+    columns = [c.name for c in tables.metadata.tables[name].columns if c.identity is None]
+    values = ", ".join(_copied(name, column, apart, bare) for column in columns)
+    seeds = "WHERE kind = 'decision'" if name == "links" else ""
+    connection.execute(f"CREATE TEMP TABLE seeds AS SELECT * FROM {name} {seeds}")
+    for first in range(1, copies + 1, AT_ONCE):
+        last = min(first + AT_ONCE - 1, copies)
+        connection.execute(
+            f"INSERT INTO {name} ({', '.join(columns)}) SELECT {values}"
+            f" FROM generate_series({first}, {last}) AS copy, LATERAL (SELECT * FROM seeds"
+            " OFFSET 0) seed"
+        )
+    connection.execute("DROP TABLE seeds")
 
 
 async def _append(url: str, batch: list[Event]) -> None:
@@ -105,18 +163,25 @@ async def _append(url: str, batch: list[Event]) -> None:
     await log.aclose()
 
 
-def _copied(column: str, apart: timedelta) -> str:
+def _copied(name: str, column: str, apart: timedelta, bare: int) -> str:
     """A column of a copy, which is so much later than the one before."""
     later = f"copy * interval '{apart.total_seconds()} s'"
+    id = "md5({} || '.' || copy)::uuid"
+    scenario = f"""scenario || jsonb_build_object(
+        'candidate', scenario -> 'candidate' || jsonb_build_object('ts', as_of + {later}),
+        'market', scenario -> 'market' || jsonb_build_object('bar_closed_at', as_of + {later}))
+    """
+    if column in ("as_of", "exit_time", "received_at", "recorded_at", "recorded_in_log_at"):
+        return f"{column} + {later}"
+    if column in ("scenario", "record"):
+        whole = scenario if column == "scenario" else column
+        return f"CASE WHEN copy > {bare} THEN {whole} ELSE '{{}}' END"
     return {
-        "decision_id": "md5(decision_id::text || copy)::uuid",
+        "decision_id": id.format("decision_id::text"),
         "event_key": "event_key || '.' || copy",
-        "as_of": f"as_of + {later}",
-        "exit_time": f"exit_time + {later}",
-        "scenario": f"""scenario || jsonb_build_object(
-            'candidate', scenario -> 'candidate' || jsonb_build_object('ts', as_of + {later}),
-            'market', scenario -> 'market' || jsonb_build_object('bar_closed_at', as_of + {later}))
-        """,
+        "request_id": "request_id || '.' || copy",
+        "key": f"{id.format('key')}::text",
+        "seq": f"(seq + 3) / 4 + (copy + 3) * {SEED}",  # Four numbers a seed, one a copy: no gap.
     }.get(column, column)
 
 
@@ -138,44 +203,85 @@ def asked(url: str, query: str, repeats: int) -> Timed:
 
 
 async def explored(url: str, repeats: int) -> dict[str, Timed]:
-    """What the explorer's pages ask, over the last month."""
+    """What the explorer's pages ask, over the last month and over everything, and what the service
+    asks by itself."""
     log = ShadowLog.connect(url)
     explorer, until = Explorer(log.engine), datetime.now(UTC)
-    since = until - timedelta(days=30)
-    pages: dict[str, Callable[[], object]] = {
-        "newest decisions": lambda: explorer.page(Filters(), None, 50),
-        "newest disagreements": lambda: explorer.page(Filters(disagree=True), None, 50),
-        "days": lambda: explorer.days(since, until),
-        "vetoes": lambda: explorer.vetoes(since, until),
-        "agreement of versions": lambda: explorer.agreement_of_versions(since, until),
-        "what can be chosen": explorer.choices,
+    spans = {"": until - timedelta(days=30), ", all time": datetime(2010, 1, 1, tzinfo=UTC)}
+    newest = (await explorer.page(Filters(), None, 1)).rows[0]
+    id, as_of = newest["decision_id"], newest["as_of"]
+    asked: dict[str, Callable[[], Awaitable[object]]] = {
+        f"explorer: {name}{span}": partial(question, since, until)
+        for name, question in (
+            ("days", explorer.days),
+            ("vetoes", explorer.vetoes),
+            ("chances", explorer.chances),
+            ("agreement of versions", explorer.agreement_of_versions),
+        )
+        for span, since in spans.items()
+    }
+    asked |= {
+        f"explorer: {name}": partial(explorer.page, filters, None, 50)
+        for name, filters in (
+            ("newest decisions", Filters()),
+            ("newest disagreements", Filters(disagree=True)),
+            ("a symbol that is not there", Filters(symbol="NONEUSDT")),
+            ("a veto that never was", Filters(veto="STALE_SNAPSHOT")),
+            ("words that nobody said", Filters(words="no such words")),
+        )
+    }
+    asked |= {
+        "explorer: times of the record": explorer.span,
+        "explorer: what can be chosen": explorer.choices,
+        "explorer: a request that is not there": partial(explorer.asked_as, "no such request"),
+        "explorer: a decision, its record": partial(log.get, id),
+        "explorer: a decision, compared": partial(explorer.comparison, id, as_of),
+        "explorer: a decision, its links": partial(explorer.links, id),
+        "explorer: a decision, the nearest": partial(
+            explorer.alike, id, as_of, {"rsi": 50.0, "score": 7.0, "confidence": 0.5}, 8
+        ),
+        "writer: what the month was worth": partial(newest_worth, log.engine),
+        "writer: events missing, first look": lambda: _first_look(log),
+        "writer: events missing, next look": partial(log.missing_events, {}),
+        "writer: accepted requests": log.undecided,
+        "API: reports of the last day": partial(
+            log.reported_trades, until - timedelta(days=1), timedelta(days=7)
+        ),
     }
     times = {}
-    for name, page in pages.items():
+    for name, question in asked.items():
         samples = []
         for _ in range(repeats + 1):
             begin = perf_counter()
-            await page()  # type: ignore[misc]
+            await question()
             samples.append(perf_counter() - begin)
-        times[f"explorer: {name}"] = Timed(samples[1:])
+        times[name] = Timed(samples[1:])
     await log.aclose()
     return times
+
+
+async def _first_look(log: ShadowLog) -> int:
+    """What a writer that begins counts."""
+    async with log.engine.connect() as connection:
+        return await Watch().missing(connection, {})
 
 
 def main(
     decisions: Annotated[int, typer.Option(help="How many lie in the log.")] = 100_000,
     repeats: Annotated[int, typer.Option(help="Times that each question is asked.")] = 5,
+    months: Annotated[int, typer.Option(help="Months that they are spread over.")] = MONTHS,
+    whole: Annotated[int, typer.Option(help="Newest decisions with scenario, record.")] = WHOLE,
 ) -> None:
     """Fill a log and ask."""
     with servers() as (_, postgres, _):
         upgrade(postgres.url)
-        fill(postgres.url, decisions)
+        fill(postgres.url, decisions, months, whole, shadow_every=4)
         times = {name: asked(postgres.url, query, repeats) for name, query in documented().items()}
         times |= asyncio.run(explored(postgres.url, repeats))
         question = next(query for query in documented().values() if "shadow_comparison" in query)
         joined = question.replace("shadow_comparison", "comparison_source")
         times["the same, joined from the tables"] = asked(postgres.url, joined, 1)
-    table = Table(title=f"{decisions:,} decisions in {MONTHS} months", title_justify="left")
+    table = Table(title=f"{decisions:,} decisions in {months} months", title_justify="left")
     for column in ("question", "median ms", "slowest ms"):
         table.add_column(column)
     for name, timed in times.items():

@@ -197,7 +197,7 @@ async def models(request: Request) -> Response:
     described = await service.serving.describe()
     aliases = await service.serving.aliases()
     stored = await explorer.span()
-    pairs = []
+    pairs, span = [], None
     if stored is not None:
         span = asked.span(request, stored)
         pairs = await explorer.agreement_of_versions(span.since, span.until)
@@ -210,6 +210,8 @@ async def models(request: Request) -> Response:
         history=aliases["history"],
         pairs=pairs,
         matrix=story.agreement_matrix(pairs),
+        span=span,
+        spans=asked.SPANS,
         refused=service.serving.refusals(),
     )
 
@@ -226,10 +228,9 @@ async def model(request: Request, version: str) -> Response:
         raise HTTPException(404, f"the registry knows no version {version!r}")
     aliases = await service.serving.aliases()
     stored = await explorer.span()
-    days, chances, asked_days = [], [], None
+    days, chances, span = [], [], None
     if stored is not None:
         span = asked.span(request, stored)
-        asked_days = span.days
         everyone = await explorer.days(span.since, span.until)
         days = story.by_day(row for row in everyone if row["model_version"] == version)
         told = await explorer.chances(span.since, span.until)
@@ -254,7 +255,7 @@ async def model(request: Request, version: str) -> Response:
         chances=chances,
         calibration=charts.calibration(chances),
         behaviour=charts.behaviour(*story.weeks(days)),
-        asked_days=asked_days,
+        span=span,
         spans=asked.SPANS,
     )
 

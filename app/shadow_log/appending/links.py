@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import orjson
-from sqlalchemy import func, insert, select, text, tuple_
+from sqlalchemy import Row, func, insert, select, text, tuple_
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -199,25 +199,30 @@ WITH RECURSIVE told AS (
 SELECT producer, (SELECT max(seq) FROM chain_heads h WHERE h.producer = t.producer) AS head
 FROM told t WHERE producer IS NOT NULL
 """
+MOST_NUMBERS = 500_000
+"""Numbers of one producer that are looked at in one go: a statement has seconds, and whoever looks
+for the first time goes through all of them."""
 _PRODUCERS = """
-WITH marks AS (
-    SELECT * FROM unnest(CAST(:producers AS text[]), CAST(:marks AS bigint[]),
-                         CAST(:newest AS bigint[])) m (producer, mark, seen)
+WITH seen AS (
+    SELECT * FROM unnest(CAST(:producers AS text[]), CAST(:newest AS bigint[])) s (producer, seq)
 )
-SELECT p.name AS producer, coalesce(mark, 0) AS mark,
-       seen IS NULL OR EXISTS (SELECT FROM links l
-                               WHERE l.producer_id = p.id AND l.seq = seen) AS there,
-       (SELECT max(seq) FROM links l WHERE l.producer_id = p.id) AS newest,
-       (SELECT count(DISTINCT seq) FROM links l
-        WHERE l.producer_id = p.id AND l.seq > coalesce(mark, 0)) AS arrived
-FROM link_producers p LEFT JOIN marks m ON m.producer = p.name
+SELECT p.id, p.name AS producer, seen.seq IS NULL
+           OR EXISTS (SELECT FROM links l WHERE l.producer_id = p.id AND l.seq = seen.seq) AS there,
+       (SELECT max(seq) FROM links l WHERE l.producer_id = p.id) AS newest
+FROM link_producers p LEFT JOIN seen ON seen.producer = p.name
 WHERE p.name <> :before AND EXISTS (SELECT FROM links l WHERE l.producer_id = p.id)
+"""
+_PAGE = """
+SELECT max(seq) AS until, count(*) AS arrived
+FROM (SELECT DISTINCT seq FROM links
+      WHERE producer_id = :id AND seq > :mark AND seq <= :newest ORDER BY seq LIMIT :most) page
 """
 _HOLES = """
 SELECT below + 1 AS first, seq - 1 AS last
 FROM (
     SELECT seq, lag(seq, 1, CAST(:mark AS bigint)) OVER (ORDER BY seq) AS below
-    FROM (SELECT DISTINCT seq FROM event_links WHERE producer = :producer AND seq > :mark) numbers
+    FROM (SELECT DISTINCT seq FROM links
+          WHERE producer_id = :id AND seq > :mark AND seq <= :until) numbers
 ) neighbours
 WHERE seq > below + 1 ORDER BY seq
 """
@@ -230,7 +235,8 @@ class Watch:
     backup was restored: of that producer everything is counted anew.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = MOST_NUMBERS) -> None:
+        self._most = most
         self._marks: dict[str, int] = {}
         """Up to which number each is accounted for: stored, or among the holes."""
         self._newest: dict[str, int] = {}
@@ -251,23 +257,37 @@ class Watch:
             open_holes += await _open_parts(connection, hole)
         self._holes = open_holes
         before = sum(hole.size for hole in open_holes)
-        marks = {"producers": list(self._marks), "marks": list(self._marks.values())}
-        marks["newest"] = [self._newest[producer] for producer in self._marks]
-        rows = await connection.execute(text(_PRODUCERS), {**marks, "before": BEFORE})
+        seen = {"producers": list(self._newest), "newest": list(self._newest.values())}
+        rows = await connection.execute(text(_PRODUCERS), {**seen, "before": BEFORE})
         stored = {row.producer: row for row in rows}
         for producer in set(self._marks) - set(stored):
             self._count_anew(producer, [], 0)
         for producer, row in stored.items():
-            if not row.there:
-                holes = await _holes(connection, producer, 0)
-                self._count_anew(producer, holes, row.newest)
+            mark = self._marks.get(producer, 0) if row.there else 0
+            holes = await self._behind(connection, row, mark)
+            if row.there:
+                self._holes += holes
+                self._marks[producer] = max(row.newest, mark)
             else:
-                if row.newest - row.mark > row.arrived:
-                    self._holes += await _holes(connection, producer, row.mark)
-                self._marks[producer] = max(row.newest, row.mark)
+                self._count_anew(producer, holes, row.newest)
             self._newest[producer] = row.newest
         tails = (max(seq - self._marks.get(producer, 0), 0) for producer, seq in told.items())
         return sum(tails) + (before if moving else sum(hole.size for hole in self._holes))
+
+    async def _behind(self, connection: AsyncConnection, row: Row[Any], mark: int) -> list[Hole]:
+        """Numbers of a producer behind a mark that are missing before its newest, page by page."""
+        holes: list[Hole] = []
+        while mark < row.newest:
+            asked = {"id": row.id, "mark": mark, "newest": row.newest, "most": self._most}
+            page = (await connection.execute(text(_PAGE), asked)).one()
+            if page.until is None:
+                break  # The log went back meanwhile: the next look sees it.
+            if page.arrived < page.until - mark:
+                within = {"id": row.id, "mark": mark, "until": page.until}
+                found = await connection.execute(text(_HOLES), within)
+                holes += [Hole(row.producer, each.first, each.last) for each in found]
+            mark = page.until
+        return holes
 
     def _count_anew(self, producer: str, holes: Sequence[Hole], newest: int) -> None:
         """`holes` and what is behind `newest` are missing, of all that was ever seen."""
@@ -288,12 +308,6 @@ async def head(connection: AsyncConnection, producer: str) -> int:
 async def heads(connection: AsyncConnection) -> dict[str, int]:
     """What each producer told last."""
     return {row.producer: row.head for row in await connection.execute(text(_TOLD))}
-
-
-async def _holes(connection: AsyncConnection, producer: str, mark: int) -> list[Hole]:
-    """Numbers behind a mark that are missing before the newest that is stored."""
-    rows = await connection.execute(text(_HOLES), {"producer": producer, "mark": mark})
-    return [Hole(producer, row.first, row.last) for row in rows]
 
 
 async def _open_parts(connection: AsyncConnection, hole: Hole) -> list[Hole]:

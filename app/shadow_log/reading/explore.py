@@ -252,20 +252,14 @@ class Explorer:
         """Each pair of versions that answered the same decisions: how often, and how often with
         the same approval."""
         return await self._ask(
-            """
-            SELECT least(a.model_version, b.model_version) AS one,
-                   greatest(a.model_version, b.model_version) AS other, count(*) AS decisions,
-                   count(*) FILTER (WHERE a.advice_approve = b.advice_approve) AS agreements
-            FROM comparisons a
-            JOIN comparisons b ON b.decision_id = a.decision_id AND b.as_of = a.as_of
-                 AND b.ordinal > a.ordinal AND b.ordinal > 0 AND b.model_version <> a.model_version
-            WHERE a.as_of >= :since AND a.as_of < :until AND a.ordinal >= 0
-              AND b.as_of >= :since AND b.as_of < :until
-              AND a.advice_approve IS NOT NULL AND b.advice_approve IS NOT NULL
-            GROUP BY one, other
+            f"""
+            SELECT one, other, sum(decisions)::bigint AS decisions,
+                   sum(agreements)::bigint AS agreements
+            FROM ({_summed(tables.pair_days)}) added
+            GROUP BY one, other HAVING sum(decisions) > 0
             ORDER BY decisions DESC, one, other
             """,
-            {"since": since, "until": until},
+            _parts(since, until),
         )
 
     async def chances(self, since: datetime, until: datetime) -> list[Row]:

@@ -90,6 +90,7 @@ decisions = Table(
     Index(None, "as_of"),
     Index(None, "symbol", "as_of"),
     Index(None, "request_id", postgresql_where=text(f"request_id ~ '{PAPER_REQUEST}'")),
+    Index("ix_decisions_request_id_hash", "request_id", postgresql_using="hash"),
     postgresql_partition_by="RANGE (as_of)",
 )
 
@@ -139,6 +140,7 @@ agent_actions = Table(
     Column("reported_by", Text),
     Column("arrival", Integer),
     Index(None, "decision_id"),
+    Index(None, "recorded_at", postgresql_using="brin", postgresql_with={"autosummarize": "on"}),
 )
 
 outcomes = Table(
@@ -161,6 +163,7 @@ outcomes = Table(
     Column("reported_by", Text),
     Column("arrival", Integer),
     Index(None, "decision_id"),
+    Index(None, "recorded_at", postgresql_using="brin", postgresql_with={"autosummarize": "on"}),
 )
 
 rationales = Table(
@@ -510,7 +513,16 @@ veto_days = Table(
     ),
     *(Column(name, Numeric, nullable=False) for name in ("r", "pnl", "r_alone")),
 )
-DAYS = (advice_days, chance_days, veto_days)
+pair_days = Table(
+    "pair_days",
+    metadata,
+    Column("day", Date, primary_key=True),
+    Column("one", Text, primary_key=True),
+    Column("other", Text, primary_key=True),
+    Column("slot", Integer, primary_key=True, autoincrement=False),
+    *(Column(name, BigInteger, nullable=False) for name in ("decisions", "agreements")),
+)
+DAYS = (advice_days, chance_days, veto_days, pair_days)
 """Sums by day of what `comparisons` says, kept by its triggers; of each day as many rows as ever
 appended at once (`slot`)."""
 

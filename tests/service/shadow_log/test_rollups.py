@@ -12,6 +12,7 @@ import psycopg
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sqlalchemy import event
 
 from app.shadow_log.log import ShadowLog
 from app.shadow_log.proof.verify import verify_log
@@ -29,8 +30,9 @@ INSERT INTO comparisons (decision_id, as_of, ordinal, model_version, request_id,
                          symbol, session, setup_type, regime, state, role, control_veto_codes,
                          status, veto_codes, agent_approve, advice_approve, agree, agent_outcome,
                          agent_r, agent_pnl, advice_r, approve_probability, win_probability)
-VALUES (%(id)s, %(as_of)s, 0, %(version)s, 'r', %(as_of)s, 'BTCUSDT', 'Europe', 'trend', 'calm',
-        'ACTIVE', %(role)s, %(codes)s, %(status)s, '{}', %(agent)s::boolean, %(advice)s::boolean,
+VALUES (%(id)s, %(as_of)s, strpos('xab', %(version)s) - 2, %(version)s, 'r', %(as_of)s,
+        'BTCUSDT', 'Europe', 'trend', 'calm', 'ACTIVE', %(role)s, %(codes)s, %(status)s, '{}',
+        %(agent)s::boolean, %(advice)s::boolean,
         %(agent)s::boolean = %(advice)s::boolean, %(outcome)s, %(r)s, %(pnl)s, %(advice_r)s,
         %(approve)s, %(win)s)
 ON CONFLICT (decision_id, as_of, ordinal, model_version) DO UPDATE SET
@@ -40,14 +42,20 @@ ON CONFLICT (decision_id, as_of, ordinal, model_version) DO UPDATE SET
     agent_pnl = excluded.agent_pnl, status = excluded.status, advice_r = excluded.advice_r,
     approve_probability = excluded.approve_probability, win_probability = excluded.win_probability
 """
+"""Version a decides, b is in shadow, and x is elsewhere and told later (ordinal -1)."""
 GONE = "DELETE FROM comparisons WHERE decision_id = %(id)s AND model_version = %(version)s"
+SUMS = "SELECT day, one, other, sum(decisions) AS decisions, sum(agreements) AS agreements"
+PAIRS = [
+    f"{SUMS} FROM pair_days GROUP BY 1, 2, 3 HAVING sum(decisions) > 0 ORDER BY 1",
+    f"{SUMS} FROM pair_source GROUP BY 1, 2, 3 ORDER BY 1",
+]
 FLAGS = st.sampled_from([True, False, None])
 NUMBERS = st.sampled_from([None, 0.0, 0.1, 0.2, 0.3, -0.7, 1 / 3, 1e15, 1e-15])
 CHANCES = st.sampled_from([None, 0.0, 0.2, 0.5999999999999999, 0.6, 1.0])
 CHANGES = st.fixed_dictionaries(
     {
         "id": st.integers(0, 3).map(lambda number: f"00000000-0000-0000-0000-00000000000{number}"),
-        "version": st.sampled_from(["a", "b"]),
+        "version": st.sampled_from(["a", "b", "x"]),
         "role": st.sampled_from(["primary", "shadow"]),
         "codes": st.lists(st.sampled_from(["SPREAD", "STALE"]), max_size=2, unique=True),
         "agent": FLAGS,
@@ -110,8 +118,17 @@ OF_ROWS = (
       AND agent_outcome <> 'not_traded'
     GROUP BY 1, 2, 3 ORDER BY 1, 2, 3
     """,
+    """
+    SELECT 'a' AS one, 'b' AS other, count(*) AS decisions,
+           count(*) FILTER (WHERE same) AS agreements
+    FROM (
+        SELECT count(DISTINCT advice_approve) = 1 AS same FROM comparisons
+        WHERE {span} AND model_version <> 'x' AND advice_approve IS NOT NULL
+        GROUP BY decision_id HAVING count(*) = 2
+    ) both_said HAVING count(*) > 0
+    """,
 )
-"""What a page asks, of every row: days, vetoes, chances."""
+"""What a page asks, of every row: days, vetoes, chances, pairs of versions."""
 
 
 @pytest.fixture
@@ -145,6 +162,8 @@ def test_whatever_changes_a_comparison_its_day_adds_up_to_what_the_rows_say(
             }
             for row in read
         ]
+    added, read = (rows(database_url, query) for query in PAIRS)
+    assert added == read
     assert rows(database_url, "SELECT * FROM veto_days WHERE refused = 0 AND r <> 0") == []
     assert (
         rows(database_url, "SELECT * FROM advice_days WHERE decisions = 0 AND agent_r <> 0") == []
@@ -170,7 +189,12 @@ def test_pages_read_of_any_span_what_its_comparisons_say(
     async def asked() -> list[list[dict[str, Any]]]:
         opened = ShadowLog.connect(database_url)
         explorer = Explorer(opened.engine)
-        questions = explorer.days, explorer.vetoes, explorer.chances
+        questions = (
+            explorer.days,
+            explorer.vetoes,
+            explorer.chances,
+            explorer.agreement_of_versions,
+        )
         answers = [await question(since, until) for question in questions]
         await opened.aclose()
         return answers
@@ -227,6 +251,28 @@ def test_two_that_append_at_once_do_not_wait_for_each_other_and_both_count(
 async def test_a_question_over_all_time_reads_no_comparison(database_url: str) -> None:
     for view in VIEWS:
         assert "comparisons" not in str(rows(database_url, f"EXPLAIN SELECT * FROM {view}"))
+
+
+async def test_what_the_service_looks_up_is_found_by_an_index(
+    log: ShadowLog, database_url: str
+) -> None:
+    """Of ten million rows nobody reads all for one decision, or for the reports of a day."""
+    asked: list[tuple[str, Any]] = []
+
+    @event.listens_for(log.engine.sync_engine, "before_cursor_execute")
+    def keep(*given: Any) -> None:
+        asked.append((given[2], given[3]))
+
+    await log.append(story("r-1"))
+    asked.clear()
+    assert len(await Explorer(log.engine).asked_as("r-1")) == 1
+    await log.reported_trades(DAY, timedelta(days=7))
+    with connect(database_url) as connection:
+        connection.execute("SET enable_seqscan = off")
+        for query, values in asked:
+            plan = str(connection.execute(f"EXPLAIN {query}".encode(), values).fetchall())
+            assert "Seq Scan" not in plan, query
+    assert len(asked) == 2
 
 
 async def test_days_of_before_are_added_up_by_the_migration_and_dropped_with_their_month(

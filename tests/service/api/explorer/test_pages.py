@@ -584,6 +584,12 @@ async def test_versions_in_shadow_have_rows_of_their_own(
             datetime.now(UTC) - timedelta(days=1), datetime.now(UTC) + timedelta(days=1)
         )
         assert (pair["decisions"], pair["agreements"]) == (1, 0)
+        shown = (await api.client.get("/ui/models")).text
+        assert '<a href="/ui/models?days=30" aria-current="true">30 days</a>' in shown
+        assert 'id="matrix"' in shown
+        shown = (await api.client.get("/ui/models?since=2020-01-01&until=2020-02-01")).text
+        assert "2020-01-01 00:00" in shown
+        assert "No two versions answered the same decision in this span." in shown
 
 
 async def test_a_request_with_what_is_needed_alone_is_shown_as_well(site: Site) -> None:

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from random import Random
 
 import psycopg
 import pytest
@@ -14,11 +15,12 @@ from redis.exceptions import RedisError
 from app.domain.canonical import decision_id
 from app.domain.errors import JournalUnavailable
 from app.domain.record.event import Entry, Event
-from app.domain.record.link import Fate, Producer
+from app.domain.record.link import Fate, Linked, Producer
 from app.journal.drain import StreamDrain
 from app.journal.journal import Journal
 from app.journal.spool import Spool
 from app.journal.stream import StreamJournal
+from app.shadow_log.appending.links import Watch, append_links
 from app.shadow_log.log import ShadowLog
 from app.shadow_log.proof.findings import Fault
 from app.shadow_log.proof.verify import verify_log
@@ -111,6 +113,28 @@ async def test_a_loss_at_the_end_is_counted_when_the_producer_told_past_the_queu
         connection.flushall()
     assert await way.writer.watch() == 4
     assert (await verify_log(database_url)).missing == 4
+
+
+async def test_what_is_missing_is_counted_alike_in_pages_of_any_size(database_url: str) -> None:
+    """Numbers of two producers arrive in any order, some of them twice, some never."""
+    log, chance = ShadowLog.connect(database_url), Random(7)
+    watches = [Watch(most) for most in (1, 2, 7, 1_000)]
+    coming = [(name, seq) for name in ("one", "two") for seq in (*range(1, 30), 41, 10**15)] * 2
+    chance.shuffle(coming)
+    arrived: dict[str, set[int]] = {"one": set(), "two": set()}
+    while coming:
+        taken, coming = coming[: chance.randint(1, 9)], coming[9:]
+        links = [
+            Linked(name, seq, "", "decision", f"{seq}", "", "", Fate.EVENT) for name, seq in taken
+        ]
+        async with log.engine.begin() as connection:
+            await append_links(connection, links)
+        for name, seq in taken:
+            arrived[name].add(seq)
+        gone = sum(max(seqs) - len(seqs) for seqs in arrived.values() if seqs)
+        async with log.engine.connect() as connection:
+            assert [await watch.missing(connection, {}) for watch in watches] == [gone] * 4
+    await log.aclose()
 
 
 async def test_what_an_older_backup_lacks_is_counted_by_whoever_saw_it(database_url: str) -> None:
