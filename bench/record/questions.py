@@ -3,9 +3,9 @@ the explorer's pages ask over a month and over everything, and what the service 
 
 Some hundred decisions are recorded as the service records them, every fourth read by a second
 version, with actions and outcomes, and copied by Postgres to the number that is asked for; sums by
-day are made of the copies. Beyond `--whole` only the newest copies keep their scenario and record:
-ten million whole ones are 73 GB. The first question is also asked of the tables that the flat one
-follows from.
+day are made of the copies. Only the newest `--whole` ones are copied with their tables, of older
+ones the flat rows: ten million whole decisions are 73 GB. The first question is also asked of the
+tables that the flat one follows from.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def fill(
     url: str, decisions: int, months: int = MONTHS, whole: int = WHOLE, shadow_every: int = 0
 ) -> None:
     """Record the first ones, and let Postgres copy their rows to all the others, evenly over the
-    months that end now; the newest `whole` ones with everything that they say."""
+    months that end now; of all but the newest `whole` ones the flat rows alone."""
     span = timedelta(days=30 * months)
     step = span / decisions
     begin = datetime.now(UTC) - span
@@ -119,14 +119,14 @@ def fill(
         for name, value in QUICKLY.items():
             connection.execute(f"ALTER SYSTEM SET {name} TO {value}")
         connection.execute("SELECT pg_reload_conf()")
-        for month in range(months + 2):
-            at = min(begin + timedelta(days=30 * month), datetime.now(UTC))
+        for day in (*range(0, 30 * months, 28), 30 * months):  # No month is shorter.
+            at = begin + timedelta(days=day)
             connection.execute("SELECT advisor_make_month(%s)", [f"{at:%Y%m}"])
-        connection.execute(
-            "SET session_replication_role = replica"
-        )  # No sums: they are made below.
+        # Rows are copied as they are, and sums made of all of them below: no trigger.
+        connection.execute("SET session_replication_role = replica")
         for name in COPIED:
-            _copy(connection, name, copies, SEED * step, copies - whole // SEED)
+            first = 1 if name == "comparisons" else max(copies - whole // SEED, 0) + 1
+            _copy(connection, name, range(first, copies + 1), SEED * step)
             connection.execute(f"VACUUM ANALYZE {name}")
         for days in tables.DAYS:
             connection.execute(f"TRUNCATE {days.name}")
@@ -138,17 +138,14 @@ def fill(
         connection.execute("SELECT pg_reload_conf()")
 
 
-def _copy(
-    connection: psycopg.Connection[Any], name: str, copies: int, apart: timedelta, bare: int
-) -> None:
-    """Copies of the rows of a table, the oldest first, the first `bare` of them without what is
-    long; of links those of decisions alone."""
+def _copy(connection: psycopg.Connection[Any], name: str, copies: range, apart: timedelta) -> None:
+    """Copies of the rows of a table, the oldest first; of links those of decisions alone."""
     columns = [c.name for c in tables.metadata.tables[name].columns if c.identity is None]
-    values = ", ".join(_copied(name, column, apart, bare) for column in columns)
+    values = ", ".join(_copied(column, copies.start, apart) for column in columns)
     seeds = "WHERE kind = 'decision'" if name == "links" else ""
     connection.execute(f"CREATE TEMP TABLE seeds AS SELECT * FROM {name} {seeds}")
-    for first in range(1, copies + 1, AT_ONCE):
-        last = min(first + AT_ONCE - 1, copies)
+    for first in copies[::AT_ONCE]:
+        last = min(first + AT_ONCE, copies.stop) - 1
         connection.execute(
             f"INSERT INTO {name} ({', '.join(columns)}) SELECT {values}"
             f" FROM generate_series({first}, {last}) AS copy, LATERAL (SELECT * FROM seeds"
@@ -163,25 +160,22 @@ async def _append(url: str, batch: list[Event]) -> None:
     await log.aclose()
 
 
-def _copied(name: str, column: str, apart: timedelta, bare: int) -> str:
+def _copied(column: str, first: int, apart: timedelta) -> str:
     """A column of a copy, which is so much later than the one before."""
     later = f"copy * interval '{apart.total_seconds()} s'"
-    id = "md5({} || '.' || copy)::uuid"
-    scenario = f"""scenario || jsonb_build_object(
-        'candidate', scenario -> 'candidate' || jsonb_build_object('ts', as_of + {later}),
-        'market', scenario -> 'market' || jsonb_build_object('bar_closed_at', as_of + {later}))
-    """
-    if column in ("as_of", "exit_time", "received_at", "recorded_at", "recorded_in_log_at"):
+    if column in ("as_of", "exit_time", "received_at", "recorded_at"):
         return f"{column} + {later}"
-    if column in ("scenario", "record"):
-        whole = scenario if column == "scenario" else column
-        return f"CASE WHEN copy > {bare} THEN {whole} ELSE '{{}}' END"
+    id = "md5({} || '.' || copy)::uuid"
     return {
         "decision_id": id.format("decision_id::text"),
         "event_key": "event_key || '.' || copy",
         "request_id": "request_id || '.' || copy",
         "key": f"{id.format('key')}::text",
-        "seq": f"(seq + 3) / 4 + (copy + 3) * {SEED}",  # Four numbers a seed, one a copy: no gap.
+        "seq": f"seq + (copy - {first} + 4) * {SEED}",  # Those of decisions come first: no gap.
+        "scenario": f"""scenario || jsonb_build_object(
+            'candidate', scenario -> 'candidate' || jsonb_build_object('ts', as_of + {later}),
+            'market', scenario -> 'market' || jsonb_build_object('bar_closed_at', as_of + {later}))
+        """,
     }.get(column, column)
 
 
@@ -270,7 +264,7 @@ def main(
     decisions: Annotated[int, typer.Option(help="How many lie in the log.")] = 100_000,
     repeats: Annotated[int, typer.Option(help="Times that each question is asked.")] = 5,
     months: Annotated[int, typer.Option(help="Months that they are spread over.")] = MONTHS,
-    whole: Annotated[int, typer.Option(help="Newest decisions with scenario, record.")] = WHOLE,
+    whole: Annotated[int, typer.Option(help="Newest decisions with all tables.")] = WHOLE,
 ) -> None:
     """Fill a log and ask."""
     with servers() as (_, postgres, _):

@@ -208,6 +208,7 @@ async def models(request: Request) -> Response:
         registered=_registered(described),
         aliases=aliases["aliases"],
         history=aliases["history"],
+        before={alias: _before(aliases["history"], alias) for alias in aliases["aliases"]},
         pairs=pairs,
         matrix=story.agreement_matrix(pairs),
         span=span,
@@ -244,7 +245,7 @@ async def model(request: Request, version: str) -> Response:
         card=await service.serving.card(version),
         report=await service.serving.report(version) is not None,
         stands={
-            alias: (move, rollback_target(_of_alias(aliases["history"], alias)[::-1]) or NOTHING)
+            alias: (move, _before(aliases["history"], alias) or NOTHING)
             for alias, move in aliases["aliases"].items()
             if _names(move, version)
         },
@@ -288,8 +289,9 @@ def _names(move: Row, version: str) -> bool:
     return bool(move["model_version"] == version)
 
 
-def _of_alias(history: list[Row], alias: str) -> list[Row]:
-    return [move for move in history if move["alias"] == alias]
+def _before(history: list[Row], alias: str) -> str | None:
+    """Where a rollback of the alias leads; None where there is nothing to go back to."""
+    return rollback_target([move for move in reversed(history) if move["alias"] == alias])
 
 
 def _others(aliases: Row, version: str) -> dict[str, Row]:

@@ -662,6 +662,17 @@ async def test_of_two_tabs_the_second_rolls_nothing_back_again(site: Site) -> No
     assert "champion: scripted-1" in (await site.get("/ui/models")).text
 
 
+async def test_a_rollback_says_where_it_leads_and_is_offered_where_it_leads_somewhere(
+    site: Site,
+) -> None:
+    await site.api.service.shadow_log.register_model(SCRIPTED_MANIFEST)
+    sure = {"reason": "try", "sure": "yes"}
+    await site.post("/ui/aliases/champion", {"model_version": "scripted-1"} | sure, "operator")
+    assert "Roll it back" not in (await site.get("/ui/models", "operator")).text
+    await site.post("/ui/aliases/champion", {"model_version": "none"} | sure, "operator")
+    assert "Roll it back to scripted-1" in (await site.get("/ui/models", "operator")).text
+
+
 async def test_a_tab_of_before_a_halt_ends_no_halt_and_may_halt(site: Site) -> None:
     seen = seen_on((await site.get("/ui/state", "operator")).text)
     old = {"seen": seen, "reason": "drill", "sure": "yes"}
