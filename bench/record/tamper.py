@@ -66,6 +66,7 @@ IDENTITIES = {
     "advice_days": "model_version",
     "chance_days": "model_version",
     "veto_days": "code",
+    "pair_days": "other",
     "shared_parts": "hash",
     "imported_trades": "import_id",
     "limits_proposals": "id",
@@ -82,6 +83,7 @@ UNCOVERED = {
     ("advice_days", "slot"),
     ("chance_days", "slot"),
     ("veto_days", "slot"),
+    ("pair_days", "slot"),
 }
 
 

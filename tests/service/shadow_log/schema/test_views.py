@@ -292,6 +292,7 @@ async def test_views_say_what_they_mean(database_url: str) -> None:
         "all_advices",
         "advice_source",
         "chance_source",
+        "pair_source",
         "comparison_source",
         "event_links",
         "flips",
