@@ -116,7 +116,7 @@ class Accounts:
     async def recorded(self) -> list[Entry]:
         """The ledger as the record has it. Raises `ShadowLogUnavailable`."""
         entries = []
-        for row in await self._log.reported_trades(self._now() - OPEN_FOR, OPEN_FOR):
+        for row in await self._log.reported_trades(self._now(), OPEN_FOR):
             scenario, known = Scenario.from_json(row["scenario"]), str(row["decision_id"])
             trader = Trader.reporting(row["principal"], scenario, row["received_at"])
             if trader.replayed:

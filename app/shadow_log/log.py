@@ -6,7 +6,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from typing import Any, NamedTuple, Self
 from uuid import UUID
 
@@ -68,10 +69,12 @@ WITH reports AS (
            a.recorded_at AS acted_at, o.record AS outcome, o.recorded_at AS ended_at,
            a.decision OR o.decision_id IS NOT NULL AS traded,
            d.received_at - d.as_of <= :open_for AS live
-    FROM (SELECT decision_id FROM agent_actions WHERE recorded_at >= :since
+    FROM (SELECT decision_id FROM agent_actions
+          WHERE recorded_at >= :since AND recorded_at < :until
           UNION
           SELECT decision_id FROM outcomes
-          WHERE recorded_at >= :since AND arm = 'agent' AND source = 'reported') told
+          WHERE recorded_at >= :since AND recorded_at < :until
+            AND arm = 'agent' AND source = 'reported') told
     JOIN decision_keys k ON k.decision_id = told.decision_id
     JOIN decisions d ON d.decision_id = told.decision_id AND d.as_of = k.as_of
     LEFT JOIN latest_actions a ON a.decision_id = told.decision_id
@@ -90,6 +93,7 @@ JOIN decisions d ON d.decision_id = wanted.decision_id AND d.as_of = wanted.as_o
 
 
 ALIAS_LOCK = 0x5AD4
+DAY, END = timedelta(days=1), datetime.max.replace(tzinfo=UTC)
 FROZEN_S = PATIENCE_S * SERVER_SHARE
 """After which a session is ended that waits for the rest of a statement of ours."""
 _END_FROZEN = """
@@ -228,13 +232,18 @@ class ShadowLog:
         ]
         return same[-1] if same else None
 
-    async def reported_trades(self, since: datetime, open_for: timedelta) -> list[Row]:
-        """Trades that agents reported since then, each with the newest end that was reported; of
-        one whose end alone was, there is no action. And of each principal the newest report that
-        it did not trade, of no replay (older than `open_for` when it arrived): who reports holds
-        what it says, and be it nothing."""
-        bound = text(_REPORTED_TRADES).bindparams(since=since, open_for=open_for)
-        return await self._rows(bound)
+    async def reported_trades(self, now: datetime, open_for: timedelta) -> list[Row]:
+        """Trades that agents reported in the time before now for which one can be open, each with
+        the newest end that was reported; of one whose end alone was, there is no action. And of
+        each principal the newest report of a day that it did not trade, of no replay (older than
+        `open_for` when it arrived): who reports holds what it says, and be it nothing."""
+        found: dict[UUID, Row] = {}
+        days = [now - open_for + number * DAY for number in range(open_for // DAY + 1)]
+        for since, until in pairwise([*days, END]):  # A statement has seconds, a month has many.
+            span = {"since": since, "until": until, "open_for": open_for}
+            rows = await self._rows(text(_REPORTED_TRADES).bindparams(**span))
+            found |= {row["decision_id"]: row for row in rows}
+        return list(found.values())
 
     async def latest_state(self) -> StateChange | None:
         """The newest change of the trading state."""

@@ -37,15 +37,18 @@ CREATE TABLE pair_days (
     CONSTRAINT pk_pair_days PRIMARY KEY (day, one, other, slot)
 ) WITH (fillfactor = 50);
 """
+# Grouped by decision, so that who asks for a span reads no more than that.
 PAIRS = """
-SELECT (a.as_of AT TIME ZONE 'UTC')::date AS day, least(a.model_version, b.model_version) AS one,
-       greatest(a.model_version, b.model_version) AS other, 1 AS decisions,
-       (a.advice_approve = b.advice_approve)::int AS agreements, a.as_of
-FROM {comparisons} a
-JOIN {comparisons} b ON b.decision_id = a.decision_id AND b.as_of = a.as_of
-     AND b.ordinal > a.ordinal AND b.model_version <> a.model_version
-WHERE a.ordinal >= 0 AND a.advice_approve IS NOT NULL AND b.ordinal > 0
-      AND b.advice_approve IS NOT NULL
+SELECT day, least(versions[a], versions[b]) AS one, greatest(versions[a], versions[b]) AS other,
+       1 AS decisions, (approvals[a] = approvals[b])::int AS agreements, as_of
+FROM (
+    SELECT (as_of AT TIME ZONE 'UTC')::date AS day, as_of,
+           array_agg(model_version) AS versions, array_agg(advice_approve) AS approvals
+    FROM {comparisons} WHERE ordinal >= 0 AND advice_approve IS NOT NULL
+    GROUP BY decision_id, as_of HAVING count(*) > 1
+) answered
+CROSS JOIN generate_subscripts(versions, 1) a JOIN generate_subscripts(versions, 1) b ON b > a
+WHERE versions[a] <> versions[b]
 """
 SOURCE = f"""
 CREATE VIEW pair_source AS {PAIRS.format(comparisons="comparisons")};
@@ -58,11 +61,10 @@ SELECT day, one, other, 0, sum(decisions), sum(agreements)
 FROM pair_source GROUP BY day, one, other
 """
 
-# Most statements bring reports, which change no pair: then nothing else is read. Planned with hash
-# joins again, which `advisor_compare` does without.
+# Most statements bring reports, which change no pair: then nothing else is read.
 TRIGGER = """
 CREATE FUNCTION advisor_pair_{event}() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp SET enable_hashjoin = on AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
 DECLARE
     ids uuid[];
     times timestamptz[];

@@ -266,7 +266,7 @@ async def test_what_the_service_looks_up_is_found_by_an_index(
     await log.append(story("r-1"))
     asked.clear()
     assert len(await Explorer(log.engine).asked_as("r-1")) == 1
-    await log.reported_trades(DAY, timedelta(days=7))
+    await log.reported_trades(DAY, timedelta(hours=1))
     with connect(database_url) as connection:
         connection.execute("SET enable_seqscan = off")
         for query, values in asked:
