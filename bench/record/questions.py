@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import re
 import statistics
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from time import perf_counter
@@ -50,6 +50,9 @@ COPIED = (
 )  # fmt: skip
 QUICKLY = {"fsync": "off", "full_page_writes": "off", "max_wal_size": "'8GB'"}
 """While the log is filled."""
+
+
+Questions = dict[str, Callable[[], Awaitable[object]]]
 
 
 class Timed(NamedTuple):
@@ -197,48 +200,16 @@ def asked(url: str, query: str, repeats: int) -> Timed:
 
 
 async def explored(url: str, repeats: int) -> dict[str, Timed]:
-    """What the explorer's pages ask, over the last month and over everything, and what the service
-    asks by itself."""
+    """What the explorer's pages ask, over the last month and over everything, and what writer and
+    API ask by themselves."""
     log = ShadowLog.connect(url)
     explorer, until = Explorer(log.engine), datetime.now(UTC)
-    spans = {"": until - timedelta(days=30), ", all time": datetime(2010, 1, 1, tzinfo=UTC)}
-    newest = (await explorer.page(Filters(), None, 1)).rows[0]
-    id, as_of = newest["decision_id"], newest["as_of"]
-    asked: dict[str, Callable[[], Awaitable[object]]] = {
-        f"explorer: {name}{span}": partial(question, since, until)
-        for name, question in (
-            ("days", explorer.days),
-            ("vetoes", explorer.vetoes),
-            ("chances", explorer.chances),
-            ("agreement of versions", explorer.agreement_of_versions),
-        )
-        for span, since in spans.items()
-    }
-    asked |= {
-        f"explorer: {name}": partial(explorer.page, filters, None, 50)
-        for name, filters in (
-            ("newest decisions", Filters()),
-            ("newest disagreements", Filters(disagree=True)),
-            ("a symbol that is not there", Filters(symbol="NONEUSDT")),
-            ("a veto that never was", Filters(veto="STALE_SNAPSHOT")),
-            ("words that nobody said", Filters(words="no such words")),
-        )
-    }
-    asked |= {
-        "explorer: times of the record": explorer.span,
-        "explorer: what can be chosen": explorer.choices,
-        "explorer: a request that is not there": partial(explorer.asked_as, "no such request"),
-        "explorer: a decision, its record": partial(log.get, id),
-        "explorer: a decision, compared": partial(explorer.comparison, id, as_of),
-        "explorer: a decision, its links": partial(explorer.links, id),
-        "explorer: a decision, the nearest": partial(
-            explorer.alike, id, as_of, {"rsi": 50.0, "score": 7.0, "confidence": 0.5}, 8
-        ),
-        "writer: what the month was worth": partial(newest_worth, log.engine),
-        "writer: events missing, first look": lambda: _first_look(log),
-        "writer: events missing, next look": partial(log.missing_events, {}),
-        "writer: accepted requests": log.undecided,
-        "API: reports of the last day": partial(log.reported_trades, until, timedelta(days=1)),
+    [newest] = (await explorer.page(Filters(), None, 1)).rows
+    asked = {
+        **_of_spans(explorer, until),
+        **_of_lists(explorer),
+        **_of_a_decision(explorer, log, newest),
+        **_of_processes(log, until),
     }
     times = {}
     for name, question in asked.items():
@@ -250,6 +221,59 @@ async def explored(url: str, repeats: int) -> dict[str, Timed]:
         times[name] = Timed(samples[1:])
     await log.aclose()
     return times
+
+
+def _of_spans(explorer: Explorer, until: datetime) -> Questions:
+    spans = {"": until - timedelta(days=30), ", all time": datetime(2010, 1, 1, tzinfo=UTC)}
+    return {
+        f"explorer: {name}{span}": partial(question, since, until)
+        for name, question in (
+            ("days", explorer.days),
+            ("vetoes", explorer.vetoes),
+            ("chances", explorer.chances),
+            ("agreement of versions", explorer.agreement_of_versions),
+        )
+        for span, since in spans.items()
+    }
+
+
+def _of_lists(explorer: Explorer) -> Questions:
+    lists: Questions = {
+        f"explorer: {name}": partial(explorer.page, filters, None, 50)
+        for name, filters in (
+            ("newest decisions", Filters()),
+            ("newest disagreements", Filters(disagree=True)),
+            ("a symbol that is not there", Filters(symbol="NONEUSDT")),
+            ("a veto that never was", Filters(veto="STALE_SNAPSHOT")),
+            ("words that nobody said", Filters(words="no such words")),
+        )
+    }
+    return lists | {
+        "explorer: times of the record": explorer.span,
+        "explorer: what can be chosen": explorer.choices,
+        "explorer: a request that is not there": partial(explorer.asked_as, "no such request"),
+    }
+
+
+def _of_a_decision(explorer: Explorer, log: ShadowLog, one: Mapping[str, Any]) -> Questions:
+    id, as_of = one["decision_id"], one["as_of"]
+    numbers = {"rsi": 50.0, "score": 7.0, "confidence": 0.5}
+    return {
+        "explorer: a decision, its record": partial(log.get, id),
+        "explorer: a decision, compared": partial(explorer.comparison, id, as_of),
+        "explorer: a decision, its links": partial(explorer.links, id),
+        "explorer: a decision, the nearest": partial(explorer.alike, id, as_of, numbers, 8),
+    }
+
+
+def _of_processes(log: ShadowLog, until: datetime) -> Questions:
+    return {
+        "writer: what the month was worth": partial(newest_worth, log.engine),
+        "writer: events missing, first look": partial(_first_look, log),
+        "writer: events missing, next look": partial(log.missing_events, {}),
+        "writer: accepted requests": log.undecided,
+        "API: reports of the last day": partial(log.reported_trades, until, timedelta(days=1)),
+    }
 
 
 async def _first_look(log: ShadowLog) -> int:
