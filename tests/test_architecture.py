@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from app.shadow_log.schema.tables import REVISION
+
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("app", "training", "client/src", "migrations", "bench")
 MAX_FUNCTION_LINES = 50
@@ -207,6 +209,17 @@ def test_no_module_is_a_drawer() -> None:
     drawers = {"utils.py", "helpers.py", "common.py", "misc.py", "util.py"}
     everywhere = [*sources(), *(ROOT / "tests").rglob("*.py")]
     assert [named(path) for path in everywhere if path.name in drawers] == []
+
+
+def test_migrations_follow_one_another() -> None:
+    """Two that are written at once must not both follow the same one."""
+    files = sorted((ROOT / "migrations" / "versions").glob("[0-9]*.py"))
+    said = [
+        re.findall(r"^(?:down_)?revision[^=]*= (\S+)$", path.read_text(), re.M) for path in files
+    ]
+    numbers = [f'"{path.name[:4]}"' for path in files]
+    assert said == [list(pair) for pair in zip(numbers, ["None", *numbers[:-1]], strict=True)]
+    assert numbers[-1] == f'"{REVISION}"'
 
 
 def test_deploy_holds_configuration_and_no_program() -> None:

@@ -29,7 +29,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
-REVISION = "0024"
+REVISION = "0025"
 """The schema that this release works with; a test holds it against the newest migration."""
 
 metadata = MetaData(

@@ -5,15 +5,15 @@ Sums are kept as revisions 0022 and 0023 keep theirs, but for one thing: a pair 
 decision, and a statement may change one of them. So what is added is what the decisions that it
 touched say now, less what they said before.
 
-Revision: 0024, after 0023
+Revision: 0025, after 0024
 """
 
 from __future__ import annotations
 
 from alembic import op
 
-revision = "0024"
-down_revision = "0023"
+revision = "0025"
+down_revision = "0024"
 branch_labels = None
 depends_on = None
 
