@@ -219,6 +219,18 @@ def test_rivals_see_no_outcome_of_the_new_scenarios() -> None:
         assert abs(chosen.mean() - rewards.mean()) < 4 * rewards.std() / math.sqrt(len(chosen))
 
 
+def test_rivals_are_the_same_in_every_run_however_many_scenarios_they_learn_from() -> None:
+    """From 10,000 on boosting would stop early, by a split at random."""
+    past, _ = problem(10_500, 1, signal=True)
+    new, _ = problem(100, 2, signal=True)
+    for name in ("logistic regression", "gradient boosting"):
+        first, second = (HEURISTICS[name](past, new.features, 2) for _ in range(2))
+        assert first.probability is not None
+        assert second.probability is not None
+        assert np.array_equal(first.probability, second.probability), name
+        assert np.array_equal(first.trades, second.trades), name
+
+
 def same(one: Arm, other: Arm) -> bool:
     """Every answer, whatever fitting took."""
     if (one.vetoes, one.probability is None) != (other.vetoes, other.probability is None):
