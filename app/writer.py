@@ -15,7 +15,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from app.advising.tracing import Traces, traces_of
 from app.api.tokens import Tokens, require_somebody
-from app.domain.errors import JournalUnavailable, ShadowLogUnavailable
+from app.domain.errors import JournalUnavailable
 from app.domain.principal import Principal, Role
 from app.domain.record.event import Entry
 from app.journal.drain import StreamDrain
@@ -131,20 +131,20 @@ class Writer:
         return await self._shadow_log.forgotten()
 
     async def _watch_on(self) -> None:
-        try:
-            missing = await self.watch()
-        except (JournalUnavailable, ShadowLogUnavailable):
-            return  # An outage, which others tell: it is counted afterwards.
-        if missing > self._missing:
-            log.error("events are missing; `advisor verify` names them", events=missing)
-        self._missing = missing
+        # An outage, which others tell: it is counted afterwards.
+        with suppress(JournalUnavailable):
+            async with self._shadow_log.outages():
+                missing = await self.watch()
+                if missing > self._missing:
+                    log.error("events are missing; `advisor verify` names them", events=missing)
+                self._missing = missing
 
     async def _tell_worth(self) -> None:
-        with suppress(ShadowLogUnavailable):  # An outage, which others tell.
+        async with self._shadow_log.outages():
             self._telemetry.worth_seen(await newest_worth(self._shadow_log.engine))
 
     async def _end_frozen(self) -> None:
-        with suppress(ShadowLogUnavailable):  # An outage, which others tell.
+        async with self._shadow_log.outages():
             if ended := await self._shadow_log.end_frozen():
                 log.warning("ended sessions of a frozen writer", sessions=ended)
 

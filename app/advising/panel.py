@@ -21,7 +21,6 @@ from app.domain.errors import (
     AdvisorError,
     JournalUnavailable,
     PolicyAbstained,
-    ShadowLogUnavailable,
 )
 from app.domain.model.inquiry import Inquiry, sampled
 from app.domain.record.decision import Abstention, Decision, Reading, Role, Version, conclude
@@ -109,11 +108,9 @@ class Panel:
         """Make every version known to the registry, as soon as Postgres answers."""
         for seat in self._seats:
             if not seat.registered:
-                try:
+                async with self._log.outages():
                     await self._log.register_model(seat.decider.manifest)
-                except ShadowLogUnavailable:
-                    return
-                seat.registered = True
+                    seat.registered = True
 
     async def settle(self) -> None:
         """Wait for every question that is under way."""

@@ -131,7 +131,8 @@ class Service:
         self.telemetry.dependency_seen(Dependency.MODEL, True)
         await self.journal.start()
         await self.controls.start()
-        await self._follow_limits()
+        with suppress(ShadowLogUnavailable):  # Those that were known judge.
+            await self._follow_limits()
         start = self._supervisor.start
         start(
             Task.CONTROLS,
@@ -157,7 +158,8 @@ class Service:
         await self._supervisor.aclose()
         await self.trials.aclose()
         await self.panel.aclose()
-        await self._tell_head()
+        with suppress(ShadowLogUnavailable):
+            await self._tell_head()
         for probe in (self._postgres, self._valkey, self._spool):
             await probe.aclose()
         await self.serving.aclose()
@@ -369,7 +371,7 @@ class Service:
     async def _tell_head(self) -> None:
         """Tell Postgres, past the queue server, up to which number this process' events are
         durable; later, of more events, when it is away."""
-        with suppress(ShadowLogUnavailable):
+        async with self.shadow_log.outages():
             await self._see_whether_it_went_back()
             numbered = self.journal.numbered()
             if numbered is not None and numbered != self._told_head and numbered[1] > 0:
@@ -394,14 +396,15 @@ class Service:
 
     async def _follow_limits(self) -> None:
         """Let adopted limits judge; while Postgres is away those that were known stay."""
-        with suppress(ShadowLogUnavailable):
+        async with self.shadow_log.outages():
             await self.controls.follow_adoptions()
 
     async def _keep_ledger(self) -> None:
         """Make the ledger whole, later when Valkey or Postgres is away: until then no account is
         derived."""
-        with suppress(ShadowLogUnavailable, JournalUnavailable):
-            await self.journal.fill_ledger(self._recorded_trades)
+        with suppress(JournalUnavailable):
+            async with self.shadow_log.outages():
+                await self.journal.fill_ledger(self._recorded_trades)
 
     async def _recorded_trades(self) -> list[Entry]:
         """Asked when Postgres answers: of one that froze nothing more is asked."""

@@ -175,7 +175,9 @@ class Serving:
                     await self._start(aliases)
             except ShadowLogUnavailable as error:
                 if self._models is not None:
-                    return  # /readyz and advisor_dependency_up say so.
+                    if await self._log.is_away(error):
+                        return  # /readyz and advisor_dependency_up say so.
+                    raise
                 if self._why_fixed(PRIMARY_ALIAS) is None:
                     log.warning(
                         "aliases unknown, starting with the default version", error=str(error)
@@ -385,8 +387,10 @@ class Serving:
                     self._replace(policy, await self._confirmed(pin, policy))
                 else:
                     await self._log.register_model(policy.manifest)
-            except ShadowLogUnavailable:
-                return
+            except ShadowLogUnavailable as unavailable:
+                if await self._log.is_away(unavailable):
+                    return
+                raise
             except ManifestMismatch as error:
                 log.error("a version is served that the registry knows otherwise", error=str(error))
             self._unregistered.pop(0)

@@ -13,6 +13,7 @@ AdvisorError
 ├─ NoAnswer              503: the model abstained, and there is no other way to say so
 ├─ Overloaded            503 with Retry-After: it could not be answered in time, nothing was done
 ├─ ShadowLogUnavailable  503 for reads; the journal keeps what is written
+│  └─ ShadowLogRefused   the same; background work that meets it is not working
 ├─ LimitsError           start refused; on reload the old limits stay; 422 of a proposal
 ├─ LimitsRefused         409: limits cannot be adopted now, nothing was changed
 ├─ TrialRefused          409: a proposal of limits cannot be tried now, or its trial failed
@@ -83,6 +84,10 @@ class Overloaded(AdvisorError):
 
 class ShadowLogUnavailable(AdvisorError):
     """Postgres could not be reached, or is not migrated."""
+
+
+class ShadowLogRefused(ShadowLogUnavailable):
+    """Postgres answers, and lacks what was asked of it: a table, or a right."""
 
 
 class LimitsError(AdvisorError):

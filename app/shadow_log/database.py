@@ -24,7 +24,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
-from app.domain.errors import InvalidRecord, ShadowLogUnavailable
+from app.domain.errors import InvalidRecord, ShadowLogRefused, ShadowLogUnavailable
 from app.tasks import described
 
 CONNECT_TIMEOUT_S = 5
@@ -62,6 +62,8 @@ _EXAMPLE = "write postgresql://user:password@host:5432/database"
 _VALUES_FAULT = ("22", "23", "54")
 """SQLSTATE classes that a row can cause: data exception, integrity violation, program limit
 exceeded."""
+_REFUSED = ("42", "25006")
+"""What is not there or not allowed, and a server that is only read."""
 _OTHER_SCHEMA = (
     psycopg.errors.UndefinedTable,
     psycopg.errors.UndefinedColumn,
@@ -234,7 +236,7 @@ class translated_errors:
         if not isinstance(cause, psycopg.Error):
             return
         if isinstance(cause, _OTHER_SCHEMA):
-            raise ShadowLogUnavailable(NO_SCHEMA) from error
+            raise ShadowLogRefused(NO_SCHEMA) from error
         lost = isinstance(error, DBAPIError) and error.connection_invalidated
         if not lost and _is_the_values_fault(cause):
             return
@@ -243,7 +245,8 @@ class translated_errors:
         if isinstance(cause, psycopg.errors.LockNotAvailable):
             raise ShadowLogUnavailable(LOCKED) from error
         lines = str(cause).strip().splitlines() or [type(cause).__name__]
-        raise ShadowLogUnavailable(
+        refused = not lost and (cause.sqlstate or "").startswith(_REFUSED)
+        raise (ShadowLogRefused if refused else ShadowLogUnavailable)(
             f"Postgres: {lines[0]}; check DATABASE_URL and the server"
         ) from error
 

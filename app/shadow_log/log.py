@@ -39,6 +39,7 @@ from app.domain.errors import (
     DamagedRecord,
     InvalidRecord,
     ManifestMismatch,
+    ShadowLogRefused,
     ShadowLogUnavailable,
 )
 from app.domain.model.aliases import NOTHING
@@ -388,6 +389,26 @@ class ShadowLog:
             raise ShadowLogUnavailable(
                 f"{NO_SCHEMA} (it is at {schema or 'none'}, this release needs {tables.REVISION})"
             )
+
+    async def is_away(self, error: ShadowLogUnavailable) -> bool:
+        """Whether an error is that of an outage, or of another release's schema, which `ping` tells
+        as well; and not of what Postgres refuses beside, which nobody else tells."""
+        if not isinstance(error, ShadowLogRefused):
+            return True
+        try:
+            await self.ping()
+        except ShadowLogUnavailable:
+            return True
+        return False
+
+    @asynccontextmanager
+    async def outages(self) -> AsyncIterator[None]:
+        """What fails in the block while Postgres `is_away` waits for the next round."""
+        try:
+            yield
+        except ShadowLogUnavailable as error:
+            if not await self.is_away(error):
+                raise
 
     async def months_before(self, moment: datetime) -> dict[str, int]:
         """Decisions by month, such as `202611`, over the months that ended before the month of

@@ -9,14 +9,19 @@ from typing import Any
 
 import httpx
 import orjson
+import psycopg
 import pytest
 
 from app.advising.records import Records
 from app.domain.canonical import decision_id
+from app.domain.errors import ShadowLogRefused
 from app.domain.rules.limits import read_limits
 from app.journal.keys import DEAD_REQUESTS, EVENTS, REQUESTS, STATE
 from app.local.servers import EmbeddedValkey
+from app.metrics import Metrics
+from app.shadow_log.log import ShadowLog
 from app.shadow_log.proof.verify import verify_log
+from app.writer import Writer
 from tests.service.journal.journal_events import client, dead_letters, put
 from tests.service.running import (
     ROOT,
@@ -309,3 +314,61 @@ async def test_head_asks_for_health_too(api: Running) -> None:
     for path in ("/healthz", "/readyz"):
         reply = await api.client.head(path)
         assert (reply.status_code, reply.content) == (200, b"")
+
+
+# --- what Postgres refuses although it answers --------------------------------------------------
+
+
+def told_to_postgres(database_url: str, *statements: str) -> None:
+    url = database_url.replace("postgresql+psycopg", "postgresql")
+    with psycopg.connect(url, autocommit=True) as connection:
+        for statement in statements:
+            connection.execute(statement.encode())
+
+
+async def test_what_postgres_refuses_though_it_answers_is_no_outage_and_told(
+    api: Running, database_url: str
+) -> None:
+    async def limits_are(working: bool) -> None:
+        async def told() -> bool:
+            _, ready = await report(api)
+            if working:
+                return bool(ready["status"] == "ready")
+            return ready["status"] == "degraded" and "limits" in ready["tasks"]
+
+        await until(told)
+
+    told_to_postgres(database_url, "ALTER TABLE limits_adoptions RENAME TO away")
+    await limits_are(working=False)
+    assert (await report(api))[1]["postgres"] == "up"
+    assert (await api.advise(request("r-1"))).status_code == 200
+    told_to_postgres(database_url, "ALTER TABLE away RENAME TO limits_adoptions")
+    await limits_are(working=True)
+
+
+async def test_each_background_task_tells_what_postgres_refuses_and_waits_in_an_outage(
+    api: Running, database_url: str
+) -> None:
+    assert api.settings.redis_url is not None
+    writer = Writer(api.settings.redis_url, ShadowLog.connect(database_url), Metrics())
+    rounds = (
+        api.service._tell_head,
+        api.service._keep_ledger,
+        writer._watch_on,
+        writer._tell_worth,
+    )
+    tables = "chain_heads", "agent_actions", "event_links", "decisions"
+    await api.advise(request("r-1"))
+    await drained(api.settings)
+    other = "UPDATE alembic_version SET version_num = '0001'"
+    for table in tables:
+        kind = "VIEW" if table == "event_links" else "TABLE"
+        told_to_postgres(database_url, f"ALTER {kind} {table} RENAME TO {table}_away")
+    for work in rounds:
+        with pytest.raises(ShadowLogRefused):
+            await work()
+    told_to_postgres(database_url, other)
+    for work in rounds:  # An older schema is an outage, which `/readyz` tells.
+        await work()
+    assert (await report(api))[1]["postgres"].startswith("the database lacks the schema")
+    await writer.aclose()

@@ -201,7 +201,8 @@ async def test_the_loop_survives_an_outage_of_either_server(tmp_path: Path) -> N
                 await append(server.url, events)
 
                 async def moved() -> bool:
-                    return all(each.key in sink.rows for each in events)
+                    arrived = all(each.key in sink.rows for each in events)
+                    return arrived and not keys_in_stream(server.url)
 
                 await until(moved)
 
