@@ -165,11 +165,11 @@ class LimitsHistory:
     async def newest(self, known: int) -> list[Adoption] | None:
         """The newest of each profile; None when none is newer than the id `known`."""
         c = tables.limits_adoptions.c
+        _, last = await self._log.stamp("limits_adoptions")
+        if last <= known:
+            return None
         with translated_errors():
             async with self._log.engine.connect() as connection:
-                last = await connection.scalar(select(func.max(c.id)))
-                if (last or 0) <= known:
-                    return None
                 each = select(func.max(c.id)).group_by(c.profile)
                 rows = await connection.execute(
                     select(tables.limits_adoptions).where(c.id.in_(each))

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
-from typing import Any, NamedTuple, Self
+from typing import Any, LiteralString, NamedTuple, Self
 from uuid import UUID
 
 from sqlalchemy import (
@@ -49,7 +49,7 @@ from app.domain.record.event import CorrectableReport, Entry, Event, EventKind, 
 from app.domain.record.link import Fate, Producer
 from app.shadow_log.appending import links
 from app.shadow_log.appending.batch import REPORTS, Appended, Batch, append
-from app.shadow_log.appending.claims import Claims
+from app.shadow_log.appending.kept import Kept
 from app.shadow_log.appending.promises import Promise, Promises, forgotten, lost, newest_link
 from app.shadow_log.database import (
     APPLICATION,
@@ -122,7 +122,9 @@ class ShadowLog:
         self._linking_one = asyncio.Lock()
         self._watch = links.Watch()
         self._promises = Promises()
-        self._claims = Claims(engine)
+        self._claims, self._looks = Kept(engine), Kept(engine)
+        self._aliases: tuple[tuple[int, int], dict[str, str]] | None = None
+        """Where each pointed, and how many moves there were then."""
 
     @classmethod
     def connect(cls, url: str, *, patience_s: float | None = PATIENCE_S) -> Self:
@@ -169,7 +171,7 @@ class ShadowLog:
     async def claims(self, decision_ids: Sequence[UUID]) -> dict[UUID, str]:
         """`claim` of many at once, without those that nothing is stored under."""
         with translated_errors():
-            return await self._claims.of(decision_ids)
+            return await self._claims.claims(decision_ids)
 
     async def holds(self, events: Sequence[Event]) -> bool:
         """Whether all of them are stored."""
@@ -305,8 +307,19 @@ class ShadowLog:
         return [{**row, "registered_at": row["registered_at"].isoformat()} for row in rows]
 
     async def aliases(self) -> dict[str, str]:
-        """Where each alias points; `NOTHING` when it names no version any more."""
-        return {move["alias"]: move["model_version"] for move in await self.alias_moves()}
+        """Where each alias points; `NOTHING` when it names no version any more. Asked every half
+        second: moves are read when there are others than before."""
+        stamp = await self.stamp("aliases")
+        if self._aliases is None or self._aliases[0] != stamp:
+            moves = await self.alias_moves()
+            self._aliases = stamp, {move["alias"]: move["model_version"] for move in moves}
+        return dict(self._aliases[1])
+
+    async def stamp(self, table: LiteralString) -> tuple[int, int]:
+        """Rows of a table that is only added to, and the id of the newest: whoever looks often
+        whether something was changed looks at this."""
+        with translated_errors():
+            return await self._looks.stamp(table)
 
     async def alias_moves(self) -> list[dict[str, Any]]:
         """Every move of an alias, oldest first: alias, model_version, reason, changed_by,
@@ -482,6 +495,7 @@ class ShadowLog:
     async def aclose(self) -> None:
         """Close the connections."""
         await self._claims.aclose()
+        await self._looks.aclose()
         await self.engine.dispose()
 
     async def _rows(self, query: Select[Any] | TextClause) -> list[dict[str, Any]]:

@@ -122,7 +122,7 @@ class Reading(Record):
     @property
     def label_mass(self) -> float:
         """Probability that fell on labels, 0-1."""
-        return math.fsum(math.exp(value) for value in self.log_probabilities)
+        return math.fsum(map(math.exp, self.log_probabilities))
 
     @property
     def bare(self) -> Reading:

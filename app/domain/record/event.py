@@ -11,7 +11,7 @@ from uuid import UUID
 import orjson
 from pydantic import Field
 
-from app.domain.canonical import canonical_json, content_hash, digest, fragment
+from app.domain.canonical import canonical_json, content_hash, digest, forget, fragment
 from app.domain.errors import InvalidRecord
 from app.domain.fields import Hash, Instant, Record, ShortText, Text, absent
 from app.domain.model.manifest import Calibration
@@ -243,6 +243,7 @@ def _written(decision: Decision) -> bytes:
     document["scenario"]["candidate"] = fragment(decision.scenario.candidate)
     for written, advice in zip(document["advices"], decision.advices, strict=True):
         written["calibration"] = fragment(advice.calibration)
+    forget(decision.scenario.candidate)
     return canonical_json(document)
 
 

@@ -391,3 +391,22 @@ async def test_rows_cannot_be_changed_or_removed(
     if table in ("decisions", "advices"):
         with pytest.raises(psycopg.errors.RaiseException, match="append-only"):
             rows(database_url, statement.replace(table, f"{table}_202611"))
+
+
+async def test_a_move_of_an_alias_is_seen_also_when_a_later_one_was_seen_before(
+    log: ShadowLog, database_url: str
+) -> None:
+    """Two replicas move aliases at once; who begins first may commit last."""
+    move = (
+        "INSERT INTO aliases (alias, model_version, reason, changed_by)"
+        " VALUES (%s, 'm-1', 'tried', 'me')"
+    )
+    url = database_url.replace("+psycopg", "")
+    assert await log.aliases() == {}
+    with psycopg.connect(url) as slow, psycopg.connect(url) as quick:
+        slow.execute(move, ["shadow"])
+        quick.execute(move, ["champion"])
+        quick.commit()
+        assert await log.aliases() == {"champion": "m-1"}
+        slow.commit()
+        assert await log.aliases() == {"champion": "m-1", "shadow": "m-1"}

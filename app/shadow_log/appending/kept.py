@@ -1,4 +1,5 @@
-"""Which ids are taken: what every request asks, on a connection that stays open for it.
+"""What is asked over and over, on a connection that stays open for it: which ids are taken, by
+every request, and whether something was changed, every half second.
 
 A transaction of the pool's is four round trips and as many turns of the event loop: a ping, BEGIN,
 the question, COMMIT. This is the question alone.
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from typing import Any, LiteralString
 from uuid import UUID
 
 import psycopg
@@ -17,7 +19,12 @@ _CLAIMS = "SELECT decision_id, request_hash FROM decision_keys WHERE decision_id
 """Ids are sent as one text: as a list each would be converted by itself, in twice the time."""
 
 
-class Claims:
+_STAMP = "SELECT count(*), coalesce(max(id), 0) FROM {}"
+"""Of a table that is only added to: another one whenever a row is. Of two rows the later may be
+seen first."""
+
+
+class Kept:
     """Asks one question at a time. Errors are those of psycopg and SQLAlchemy."""
 
     def __init__(self, engine: AsyncEngine) -> None:
@@ -25,12 +32,21 @@ class Claims:
         self._turn = asyncio.Lock()
         self._kept: AsyncConnection | None = None
 
-    async def of(self, decision_ids: Sequence[UUID]) -> dict[UUID, str]:
+    async def claims(self, decision_ids: Sequence[UUID]) -> dict[UUID, str]:
         """Claims of ids, without those that nothing is stored under."""
+        ids = ",".join(map(str, decision_ids))
+        return dict(await self._ask(_CLAIMS, [f"{{{ids}}}"]))
+
+    async def stamp(self, table: LiteralString) -> tuple[int, int]:
+        """Rows of a table that is only added to, and the id of the newest."""
+        [(rows, newest)] = await self._ask(_STAMP.format(table), ())
+        return rows, newest
+
+    async def _ask(self, query: LiteralString, values: Sequence[Any]) -> list[tuple[Any, ...]]:
         async with self._turn:
             if self._kept is not None:
                 try:
-                    return await _asked(self._kept, decision_ids)
+                    return await _asked(self._kept, query, values)
                 except psycopg.OperationalError:
                     await self._drop()  # The server was restarted: its next connection may work.
                 except BaseException:
@@ -40,7 +56,7 @@ class Claims:
                 isolation_level="AUTOCOMMIT"
             ).connect()
             try:
-                return await _asked(self._kept, decision_ids)
+                return await _asked(self._kept, query, values)
             except BaseException:
                 await self._drop()
                 raise
@@ -57,8 +73,9 @@ class Claims:
             await kept.close()
 
 
-async def _asked(kept: AsyncConnection, decision_ids: Sequence[UUID]) -> dict[UUID, str]:
+async def _asked(
+    kept: AsyncConnection, query: LiteralString, values: Sequence[Any]
+) -> list[tuple[Any, ...]]:
     raw = (await kept.get_raw_connection()).driver_connection
     assert isinstance(raw, psycopg.AsyncConnection)
-    ids = ",".join(map(str, decision_ids))
-    return dict(await (await raw.execute(_CLAIMS, [f"{{{ids}}}"])).fetchall())
+    return await (await raw.execute(query, values)).fetchall()
