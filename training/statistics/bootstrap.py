@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from app.domain.errors import AdvisorError
+from app.domain.intervals import FEWEST_DAYS
 from training.arrays import DAY_S, Floats, Rows
 
 LEVEL = 0.95
@@ -31,6 +32,9 @@ _Z = 1.959963984540054
 SAME = 1e-12
 """Values nearer than this to each other are one value with rounding: returns and R are of the order
 of 1e-4 to 10."""
+
+
+CONSTANT = "constant values have no interval"
 
 
 class StatisticsError(AdvisorError):
@@ -201,7 +205,8 @@ def mean_intervals(
     1993, section 12.5): trades are skewed, and percentile intervals of skewed means are too short
     on one side. Mean = sum of all / number of all, a ratio over days; its standard error is the
     linearised one for independent days. Blocks carry the dependence between days into the
-    distribution of the studentised mean.
+    distribution of the studentised mean. Of fewer than eight days there is no interval: resamples
+    that hardly vary would make it hundreds of R wide.
     """
     require_finite(values, "means")
     totals, counts = (
@@ -213,6 +218,12 @@ def mean_intervals(
             none("fewer than two days" if as_of is not None else "fewer than two rows", n)
         ] * values.shape[1]
     means = totals.sum(0) / counts.sum()
+    if days < FEWEST_DAYS:
+        few = f"too few {'days' if as_of is not None else 'rows'} for an interval"
+        return [
+            Estimate(float(mean), n=n, reason=CONSTANT if is_constant(column) else few)
+            for mean, column in zip(means, values.T, strict=True)
+        ]
     errors = np.sqrt(((totals - means * counts[:, None]) ** 2).sum(0)) / counts.sum()
     if block is None:
         block = max(block_length(column) for column in (totals / counts[:, None]).T)
@@ -235,7 +246,7 @@ def _studentised_interval(
     does not vary."""
     n = len(values)
     if is_constant(values) or error <= SAME:
-        return Estimate(mean, n=n, reason="constant values have no interval")
+        return Estimate(mean, n=n, reason=CONSTANT)
     if np.isinf(studentised).mean() > _UNVARIED:
         return Estimate(mean, n=n, reason="too few rows differ for an interval")
     high, low = np.quantile(studentised, [(1 - level) / 2, (1 + level) / 2])

@@ -261,3 +261,18 @@ def test_where_hardly_any_row_differs_there_is_no_interval() -> None:
         "too few rows differ for an interval",
     )
     assert found.value == pytest.approx(0.1 / 60)
+
+
+def test_of_fewer_than_eight_days_there_is_a_mean_and_no_interval() -> None:
+    """Two trades a day that win or lose about 1 R: of six such days, resamples that hardly vary
+    made an interval up to 285 R."""
+    values = np.tile([[-1.1], [-1.0], [1.2], [-1.05]], (4, 1))
+    days = np.repeat(np.arange(8), 2) * DAY_S
+    (few,) = mean_intervals(values[:14], as_of=days[:14])
+    assert (few.low, few.high, few.n) == (None, None, 14)
+    assert few.value == pytest.approx(values[:14].mean())
+    assert few.reason == "too few days for an interval"
+    (enough,) = mean_intervals(values, as_of=days)
+    assert enough.low is not None
+    assert enough.high is not None
+    assert enough.low < enough.value < enough.high  # type: ignore[operator]

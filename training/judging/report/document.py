@@ -75,6 +75,10 @@ class Cell(NamedTuple):
         return -math.inf if self.value is None else self.value
 
 
+SHORT = 24
+"""Characters of words that stand in one line, also on a phone."""
+
+
 @dataclass(frozen=True)
 class Table:
     """Rows of cells under named columns. `note` says units and how to read it."""
@@ -85,11 +89,17 @@ class Table:
     note: str = ""
 
     @property
-    def wordy(self) -> tuple[bool, ...]:
-        """Which columns hold no number: they are read from the left."""
-        return tuple(
-            not any(isinstance(row[at].value, int | float) for row in self.rows)
-            for at in range(len(self.columns))
+    def kinds(self) -> tuple[str, ...]:
+        """How each column is set: "words" hold no number and are read from the left, those that are
+        "long" go over several lines."""
+        return tuple(map(self._kind, range(len(self.columns))))
+
+    def _kind(self, at: int) -> str:
+        cells = [row[at] for row in self.rows]
+        if any(isinstance(cell.value, int | float) for cell in cells):
+            return "numbers"
+        return (
+            "words long" if max((len(cell.text) for cell in cells), default=0) > SHORT else "words"
         )
 
 

@@ -121,9 +121,15 @@ def test_a_row_that_does_not_fit_is_refused() -> None:
 def test_a_column_of_numbers_stays_one_where_there_is_none() -> None:
     """Its gaps stand under its numbers; words are read from the left."""
     (table,) = [part for part in report().sections[0].parts if isinstance(part, Table)]
-    assert table.wordy == (True, False, False)
+    assert table.kinds == ("words long", "numbers", "numbers")
     cells = [attributes for tag, attributes in tags(report().html()).found if tag == "td"]
-    assert ["class" in cell for cell in cells] == [True, False, False] * 2
+    assert [str(cell["class"]).split()[0] for cell in cells] == ["words", "numbers", "numbers"] * 2
+
+
+def test_a_column_of_sentences_goes_over_several_lines_and_a_short_one_does_not() -> None:
+    evidence = "600 headlines: hostile ones turn 0.0% of proposals"
+    table = Table("checks", ("check", "evidence"), ((Cell("parity"), Cell(evidence)),))
+    assert table.kinds == ("words", "words long")
 
 
 def test_a_word_is_explained_where_it_first_stands_and_at_the_end() -> None:
