@@ -212,18 +212,9 @@ def mean_intervals(
     totals, counts = (
         day_totals(values, as_of) if as_of is not None else (values, np.ones(len(values)))
     )
-    n, days = len(values), len(counts)
-    if days < 2:
-        return [
-            none("fewer than two days" if as_of is not None else "fewer than two rows", n)
-        ] * values.shape[1]
-    means = totals.sum(0) / counts.sum()
+    days, means = len(counts), totals.sum(0) / max(counts.sum(), 1)
     if days < FEWEST_DAYS:
-        few = f"too few {'days' if as_of is not None else 'rows'} for an interval"
-        return [
-            Estimate(float(mean), n=n, reason=CONSTANT if is_constant(column) else few)
-            for mean, column in zip(means, values.T, strict=True)
-        ]
+        return _of_few(values, means, days, "rows" if as_of is None else "days")
     errors = np.sqrt(((totals - means * counts[:, None]) ** 2).sum(0)) / counts.sum()
     if block is None:
         block = max(block_length(column) for column in (totals / counts[:, None]).T)
@@ -236,6 +227,18 @@ def mean_intervals(
     return [
         _studentised_interval(column, float(mean), float(error), t, level)
         for column, mean, error, t in zip(values.T, means, errors, studentised.T, strict=True)
+    ]
+
+
+def _of_few(values: Floats, means: Floats, days: int, what: str) -> list[Estimate]:
+    """Means (K,) of the columns of (N, K) without intervals, and why."""
+    n = len(values)
+    if days < 2:
+        return [none(f"fewer than two {what}", n)] * values.shape[1]
+    few = f"too few {what} for an interval"
+    return [
+        Estimate(float(mean), n=n, reason=CONSTANT if is_constant(column) else few)
+        for column, mean in zip(values.T, means, strict=True)
     ]
 
 
