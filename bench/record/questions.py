@@ -4,7 +4,7 @@ the explorer's pages ask over a month and over everything, and what the service 
 Some hundred decisions are recorded as the service records them, every fourth read by a second
 version, with actions and outcomes, and copied by Postgres to the number that is asked for; sums by
 day are made of the copies. Only the newest `--whole` ones are copied with their tables, of older
-ones the flat rows: ten million whole decisions are 73 GB. The first question is also asked of the
+ones the flat rows: ten million whole decisions are 67 GB. The first question is also asked of the
 tables that the flat one follows from.
 """
 
