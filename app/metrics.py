@@ -85,6 +85,8 @@ class Stages(Collector):
     """How long stages took, a histogram of each. It is observed six times a request, on one event
     loop: no lock is taken."""
 
+    NAME, LABELS = "advisor_stage_seconds", ("stage",)
+
     def __init__(self) -> None:
         self._counts = {stage: [0] * (len(SECONDS) + 1) for stage in Stage}
         self._seconds = dict.fromkeys(Stage, 0.0)
@@ -94,11 +96,18 @@ class Stages(Collector):
         self._counts[stage][bisect_left(SECONDS, seconds)] += 1
         self._seconds[stage] += seconds
 
+    def describe(self) -> Iterator[Metric]:
+        """Its name, which no other metric may take."""
+        yield self._family()
+
+    def _family(self) -> HistogramMetricFamily:
+        return HistogramMetricFamily(
+            self.NAME, "Latency by stage of a decision", labels=self.LABELS
+        )
+
     def collect(self) -> Iterator[Metric]:
         """What Prometheus is told."""
-        told = HistogramMetricFamily(
-            "advisor_stage_seconds", "Latency by stage of a decision", labels=["stage"]
-        )
+        told = self._family()
         bounds = [*(str(float(bound)) for bound in SECONDS), "+Inf"]
         for stage, counts in self._counts.items():
             buckets = list(zip(bounds, accumulate(counts), strict=True))

@@ -93,7 +93,7 @@ def declared_labels() -> dict[str, frozenset[str]]:
     }
     return {
         # prometheus_client tells the labels of a metric that has no series yet nowhere else.
-        name: frozenset(collector._labelnames)  # type: ignore[attr-defined]
+        name: frozenset(getattr(collector, "_labelnames", ()) or getattr(collector, "LABELS", ()))
         for name, collector in names.items()
         if f"{name}_total" not in names
     }
