@@ -24,7 +24,7 @@ from pydantic import (
 
 from app.domain.canonical import content_hash, fragment
 from app.domain.charts.computed import ENOUGH_BARS, SETTLED_BARS, fault_of, of_bars
-from app.domain.fields import Flag, Hash, Record, ShortText, Whole, absent, shown
+from app.domain.fields import Flag, Hash, Record, ShortText, Whole, absent, moved, shown
 from app.domain.intake.mending import plainly
 from app.domain.intake.reception import Coerced, Doubt, Needs
 from app.domain.model.actions import LABELS
@@ -102,7 +102,7 @@ def _closed(bar: Bar) -> Bar:
     """Binance stamps the last millisecond of a bar, which closes with it."""
     if bar.closed_at.microsecond != LAST_MILLISECOND:
         return bar
-    return bar.model_copy(update={"closed_at": bar.closed_at + timedelta(milliseconds=1)})
+    return bar.model_copy(update={"closed_at": moved(bar.closed_at, timedelta(milliseconds=1))})
 
 
 SentBar = Annotated[Bar, BeforeValidator(_named), AfterValidator(_closed)]

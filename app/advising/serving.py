@@ -35,7 +35,7 @@ from app.domain.record.decision import Role, Version
 from app.policy.backends import Backends
 from app.policy.options import BackendOptions
 from app.policy.port import Policy
-from app.policy.versions.files import refusals
+from app.policy.versions.files import read_text, refusals
 from app.policy.versions.store import base_of, find_version, load_manifest, report_beside
 from app.policy.withheld import WithheldPolicy
 from app.shadow_log.log import ShadowLog
@@ -44,6 +44,7 @@ from app.telemetry import Telemetry
 log = structlog.get_logger()
 FURTHER_PREFIX = "shadow-"
 REFRESH_S = 0.5
+MOST_CARD_BYTES = 1 << 20
 PATIENCE_S = 300.0
 """A look may load a model, or several."""
 RETRY_S = 30.0
@@ -469,7 +470,7 @@ class Serving:
         def read() -> str | None:
             try:
                 folder = find_version(model_version, self._backends.options.roots)
-                return (folder / "README.md").read_text(encoding="utf-8")
+                return read_text(folder / "README.md", MOST_CARD_BYTES)
             except (AdvisorError, OSError, ValueError):
                 return None
 

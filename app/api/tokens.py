@@ -25,12 +25,15 @@ import structlog
 from pydantic import Field, ValidationError, model_validator
 
 from app.domain.errors import AdvisorError
-from app.domain.fields import Instant, Record, describe
+from app.domain.fields import Instant, Record, describe, moved
 from app.domain.principal import EVERY, NAME_PATTERN, OPEN, Principal, Role
+from app.domain.rules.files import read_ordinary
 from app.telemetry import AuthFailure
 
 log = structlog.get_logger()
 PREFIX = "advisor"
+MOST_BYTES = 16 << 20
+"""Of a file of tokens."""
 ADMIN = "admin"
 """The name of whoever has ADVISOR_ADMIN_TOKEN."""
 USED_EVERY_S = 60.0
@@ -126,13 +129,13 @@ class TokenFile:
             earlier = [token for token in tokens if token.name == name]
             if not earlier:
                 raise TokenError(f"{self.path} holds no token of {name}")
-            newest, end = earlier[-1], moment + overlap
+            newest, end = earlier[-1], moved(moment, overlap)
             for number, token in enumerate(tokens):
                 if token.name == name and not token.expired(end):
                     tokens[number] = token.model_copy(update={"expires_at": end})
             text = f"{PREFIX}.{name}.{secrets.token_urlsafe(32)}"
             lifetime = newest.expires_at and newest.expires_at - newest.created_at
-            expires_at = moment + lifetime if lifetime else None
+            expires_at = moved(moment, lifetime) if lifetime else None
             tokens.append(_token(name, newest.roles, newest.of, text, moment, expires_at))
         return text
 
@@ -232,7 +235,7 @@ def provide(file: TokenFile, folder: Path) -> list[str]:
     for name, roles in PROVIDED.items():
         place = folder / name
         try:
-            text = place.read_text().strip()
+            text = read_ordinary(place).decode().strip()
         except (OSError, ValueError):
             text = ""
         now, digest = datetime.now(UTC), _digest(text)
@@ -318,7 +321,7 @@ def _token(
 def _read(path: Path) -> list[Token]:
     try:
         mode = path.stat().st_mode
-        document = json.loads(path.read_bytes())
+        document = json.loads(read_ordinary(path, MOST_BYTES))
     except FileNotFoundError:
         return []
     except (OSError, ValueError, RecursionError) as error:

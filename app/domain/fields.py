@@ -7,7 +7,7 @@ import math
 import re
 import reprlib
 from collections.abc import Iterable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from difflib import get_close_matches
 from itertools import islice
 from typing import Annotated, Any, Self, get_args
@@ -31,6 +31,7 @@ MAX_EXACT_INTEGER = 2**53
 MAX_INTEGER = 2**63 - 1
 MOST_NAMED = 16
 """Violations up to which a refusal looks for the names that were meant."""
+FIRST, LAST = (edge.replace(tzinfo=UTC) for edge in (datetime.min, datetime.max))
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
 
 
@@ -246,3 +247,8 @@ def measure(
 
 
 Extra = Annotated[dict[str, Any], AfterValidator(exact), Field(max_length=64)]
+
+
+def moved(moment: datetime, by: timedelta) -> datetime:
+    """A moment in UTC so much later; no further than the calendar goes."""
+    return moment + min(max(by, FIRST - moment), LAST - moment)

@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from app.domain.fields import moved
 from app.domain.scenario import pair_of
 
 UNIT_SECONDS = {"m": 60, "h": 3600, "d": 86_400}
@@ -75,8 +76,9 @@ def candles(folder: Path | None, symbol: str, decided: datetime, ended: datetime
     span_s = (ended - decided).total_seconds()
     fine = [file for file in files if span_s / file.seconds + BEFORE + AFTER <= MOST]
     seconds, path = (fine or files[-1:])[0]
-    begin = decided - timedelta(seconds=BEFORE * seconds)
-    end = min(ended + timedelta(seconds=AFTER * seconds), begin + timedelta(seconds=MOST * seconds))
+    begin = moved(decided, -timedelta(seconds=BEFORE * seconds))
+    last = moved(ended, timedelta(seconds=AFTER * seconds))
+    end = min(last, moved(begin, timedelta(seconds=MOST * seconds)))
     try:
         bars = tuple(_between(path, seconds, begin, end))
     except ImportError:

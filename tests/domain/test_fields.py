@@ -9,7 +9,7 @@ import pytest
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from app.domain.errors import AbstainReason, InvalidRecord, Overloaded, PolicyAbstained
-from app.domain.fields import describe, exact, location, shown, utc
+from app.domain.fields import FIRST, LAST, describe, exact, location, moved, shown, utc
 from app.domain.record.outcome import Outcome
 from app.domain.scenario import Scenario
 from tests.domain.scenarios import scenario, scenario_json
@@ -150,3 +150,12 @@ def test_a_key_that_is_not_there_comes_with_the_nearest_that_is(
     with pytest.raises(ValidationError) as refused:
         _Outer.model_validate(document)
     assert describe(refused.value.errors(), _Outer).endswith(said)
+
+
+def test_a_moment_is_moved_within_the_calendar_and_stops_at_its_ends() -> None:
+    day = timedelta(days=1)
+    assert moved(FIRST, day) == FIRST + day
+    assert moved(LAST - day, -day) == LAST - 2 * day
+    assert moved(FIRST + day, -2 * day) == FIRST
+    assert moved(LAST - day, 2 * day) == LAST
+    assert moved(FIRST, timedelta.max) == LAST

@@ -13,7 +13,7 @@ from uuid import UUID
 from fastapi import Depends, Request
 from starlette.exceptions import HTTPException
 
-from app.domain.fields import clean_text
+from app.domain.fields import clean_text, moved
 from app.domain.record.decision import AdviceStatus
 from app.domain.rules.vetoes import VetoCode
 from app.shadow_log.reading.explore import Filters, Place
@@ -104,7 +104,7 @@ def span(request: Request, stored: tuple[datetime, datetime]) -> Span:
     """The times that are named, or else the days before the newest decision; 30 when nothing is
     said. Raises 400."""
     oldest, newest = stored
-    until = _moved(newest, timedelta(microseconds=1))
+    until = moved(newest, timedelta(microseconds=1))
     first, last = between(_word(request, "since"), _word(request, "until"))
     written = _word(request, "days")
     if first or last:
@@ -117,7 +117,7 @@ def span(request: Request, stored: tuple[datetime, datetime]) -> Span:
     if not written.isdecimal() or int(written) not in SPANS:
         offered = ", ".join(map(str, SPANS))
         raise HTTPException(400, f"days={written!r}: choose one of {offered}, or `all`")
-    return Span(_moved(newest, -timedelta(days=int(written))), until, int(written))
+    return Span(moved(newest, -timedelta(days=int(written))), until, int(written))
 
 
 async def form(request: Request, most: int = MOST_FORM_BYTES) -> dict[str, str]:
@@ -205,10 +205,3 @@ def _utc(written: str) -> datetime:
         return when.replace(tzinfo=UTC) if when.tzinfo is None else when.astimezone(UTC)
     except OverflowError:
         raise ValueError(f"{written} is outside the years 1 to 9999 in UTC") from None
-
-
-def _moved(moment: datetime, by: timedelta) -> datetime:
-    """A moment in UTC so much later; no further than the calendar goes."""
-    edges = (datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC))
-    before, behind = (edge - moment for edge in edges)
-    return moment + min(max(by, before), behind)

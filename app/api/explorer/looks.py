@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
+from app.domain.rules.files import read_ordinary
+
 MOST_BYTES = 1_000_000
 """Of one look."""
 
@@ -139,8 +141,7 @@ def looks_in(folder: Path) -> Looks:
     found = Looks([], [])
     for path in sorted(folder.glob("*.json")):
         try:
-            with path.open("rb") as stream:
-                found.kept.append(Kept.model_validate_json(stream.read(MOST_BYTES)))
+            found.kept.append(Kept.model_validate_json(read_ordinary(path, MOST_BYTES)))
         except (OSError, ValidationError):
             found.unreadable.append(path.name)
     found.kept.sort(key=lambda kept: kept.look.looked_at, reverse=True)

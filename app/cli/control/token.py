@@ -17,6 +17,7 @@ from app.domain.principal import Role
 from app.settings import SettingsError, read_settings
 
 token_app = group("Who may ask the service what.")
+MOST_OVERLAP_MINUTES = 366 * 24 * 60
 
 
 Holder = Annotated[str, typer.Argument(help="Name of the principal: a-z, 0-9 and `-`.")]
@@ -47,6 +48,10 @@ def token_create(
 ) -> None:
     """Make a token, and show it this once. A running service knows it at once."""
     end = expires.replace(tzinfo=UTC) if expires else None
+    if end is not None and end <= datetime.now(UTC):
+        raise typer.BadParameter(
+            f"{end:%Y-%m-%d} has begun: nobody could use it", param_hint="--expires"
+        )
     made = token_file().create(name, role, of=of or (), expires_at=end)
     hand_over(made, out, as_json)
 
@@ -81,7 +86,12 @@ def token_list(as_json: AsJson = False) -> None:
 def token_rotate(
     name: Holder,
     overlap: Annotated[
-        int, typer.Option(min=0, help="Minutes for which the earlier ones are still good.")
+        int,
+        typer.Option(
+            min=0,
+            max=MOST_OVERLAP_MINUTES,
+            help="Minutes for which the earlier ones are still good.",
+        ),
     ] = 60,
     out: Out = None,
     as_json: AsJson = False,

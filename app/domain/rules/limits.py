@@ -18,6 +18,7 @@ from app.domain.candidate import SYMBOL_PATTERN, Direction, Session, SetupType
 from app.domain.errors import LimitsError
 from app.domain.exits import Exits
 from app.domain.fields import MAX_EXACT_INTEGER, Instant, Record, ShortText, absent, describe
+from app.domain.rules.files import read_ordinary
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -258,7 +259,7 @@ def _require_exact(value: Any) -> None:
 def limits_text(path: Path) -> str:
     """What a limits file says. Raises `LimitsError`."""
     try:
-        return path.read_text(encoding="utf-8")
+        return read_ordinary(path).decode().replace("\r\n", "\n")
     except (OSError, UnicodeDecodeError) as error:
         raise LimitsError(
             f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import UTC, datetime, time
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from app.domain.rules.limits import (
 from app.domain.scenario import Scenario
 from tests.domain.scenarios import scenario
 
+PLAIN = 'version = "plain"\n'
 DAY = (time(9), time(10, 30))
 NIGHT = (time(23, 30), time(0, 15))
 UPGRADE = (datetime(2026, 11, 23, 12, tzinfo=UTC), datetime(2026, 11, 24, 12, tzinfo=UTC))
@@ -190,3 +192,18 @@ def test_limits_are_compared_one_by_one_by_their_names_in_the_file() -> None:
         "direction.allowed": (None, ["long"]),
     }
     assert changes(before, before) == []
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "large"])
+def test_a_path_that_is_no_limits_file_is_refused_and_not_read_without_end(
+    tmp_path: Path, kind: str
+) -> None:
+    path = tmp_path / "limits.toml"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/null")
+    else:
+        path.write_text(PLAIN + "#" * (1 << 20))
+    with pytest.raises(LimitsError, match=r"cannot be read: it is (no ordinary file|larger)"):
+        read_limits(path)

@@ -224,6 +224,12 @@ LEFT_OUT: list[tuple[str, Any, str, str]] = [
         "time",
     ),
     ("market__bar_seconds", 0, "market.bar_seconds", "range"),
+    (
+        "bars",
+        [["9999-12-31T23:59:59.999Z", 1.0, 2.0, 0.5, 1.5, 3.0]],
+        "bars",
+        "unit",
+    ),
     ("ages", {"rsi": -1}, "ages.rsi", "range"),
     ("ages", {"unknown": 1}, "ages.unknown", "type"),
     ("account", [], "account", "type"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -69,6 +70,20 @@ def test_a_rotated_token_lives_as_long_as_the_one_before(file: TokenFile) -> Non
     file.rotate("a", timedelta(0), now=NOW + timedelta(days=20))
     assert file.tokens()[1].expires_at == NOW + timedelta(days=50)
     assert file.tokens()[0].expires_at == NOW + timedelta(days=20)
+
+
+def test_a_rotation_goes_no_further_than_the_calendar(file: TokenFile) -> None:
+    end = datetime.max.replace(tzinfo=UTC)
+    file.create("a", [Role.AGENT], expires_at=end, now=NOW)
+    file.rotate("a", timedelta(days=9_999_999), now=NOW + timedelta(days=20))
+    assert [token.expires_at for token in file.tokens()] == [end, end]
+
+
+def test_a_pipe_in_the_place_of_the_file_is_refused_and_not_waited_for(file: TokenFile) -> None:
+    file.path.parent.mkdir(parents=True, exist_ok=True)
+    os.mkfifo(file.path)
+    with pytest.raises(TokenError, match="no ordinary file"):
+        file.tokens()
 
 
 def test_the_last_use_is_noted(file: TokenFile) -> None:

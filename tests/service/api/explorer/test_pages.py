@@ -557,6 +557,10 @@ async def test_a_versions_report_is_shown_in_a_sandbox(site: Site, tmp_path: Pat
     assert "allow-same-origin" not in policy
     assert (await site.get(f"{page}/report", "agent")).status_code == 403
     assert (await site.api.client.get(f"{page}/report")).status_code == 303
+    (folder / "README.md").unlink()
+    (tmp_path / "secret").write_text("of somebody else")
+    (folder / "README.md").symlink_to(tmp_path / "secret")
+    assert "of somebody else" not in (await site.get(page)).text, "a link leads anywhere"
 
 
 def versions_of(rows: Sequence[dict[str, Any]]) -> set[str]:
