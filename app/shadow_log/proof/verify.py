@@ -7,15 +7,18 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import and_, exists, func, select, true
+from sqlalchemy import DateTime, and_, exists, func, or_, select, true
+from sqlalchemy.exc import DataError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app.domain.canonical import canonical_json, content_hash, digest
 from app.domain.errors import InvalidRecord
+from app.domain.fields import FIRST, LAST
 from app.domain.model.manifest import ModelManifest
 from app.domain.record.control import AgentAction
 from app.domain.record.decision import Advice, Decision
 from app.domain.record.event import CORRECTABLE, Event, EventKind
+from app.domain.text import counted
 from app.shadow_log.appending.batch import REPORTS
 from app.shadow_log.comparisons import differing, differing_days
 from app.shadow_log.database import connect, translated_errors
@@ -45,6 +48,7 @@ ADDED = ("log_probabilities", "probabilities")
 BEFORE = tuple(form for form in Form if form is not Form.LEAN)
 EXACT = 2**53
 """No integer of ours is larger; a float is written as one by JSONB."""
+BEHIND = "outside the years 1 to 9999; rows behind such a time were not looked at"
 Progress = Callable[[int, int], None]
 
 
@@ -67,9 +71,48 @@ async def verify(
     """Check decisions with `since` <= as_of < `until`, and, when no range is given, everything else
     too.
 
-    One snapshot: what a writer adds meanwhile is not looked at. Raises `ShadowLogUnavailable`.
+    One snapshot: what a writer adds meanwhile is not looked at. A row with a time that no calendar
+    of ours has ends the look, and is named. Raises `ShadowLogUnavailable`.
     """
     report = VerifyReport()
+    try:
+        await _look(engine, report, progress, since, until)
+    except DataError:
+        if not await _add_times_outside(engine, report):
+            raise
+    return report
+
+
+async def _add_times_outside(engine: AsyncEngine, report: VerifyReport) -> bool:
+    """Whether rows hold times outside the years 1 to 9999, which the driver does not read."""
+    columns = [
+        column
+        for table in tables.metadata.sorted_tables
+        for column in table.columns
+        if isinstance(column.type, DateTime)
+    ]
+    found = False
+    with translated_errors():
+        async with engine.connect() as connection:
+            for column in columns:
+                outside = or_(column < FIRST, column > LAST)
+                count = await connection.scalar(
+                    select(func.count()).select_from(column.table).where(outside)
+                )
+                if count:
+                    found = True
+                    what = f"{column.table.name}.{column.name}, {counted(count, 'time')}"
+                    report.add(Fault.UNREADABLE, what, BEHIND)
+    return found
+
+
+async def _look(
+    engine: AsyncEngine,
+    report: VerifyReport,
+    progress: Progress,
+    since: datetime | None,
+    until: datetime | None,
+) -> None:
     with translated_errors():
         async with engine.connect() as connection:
             await connection.execution_options(
@@ -96,7 +139,6 @@ async def verify(
                 await check_chain(connection, report)
                 await check_links(connection, report)
                 await check_promises(connection, report)
-    return report
 
 
 def _check_decision(row: Row, beside: Beside, report: VerifyReport) -> None:

@@ -293,6 +293,20 @@ async def test_tampering_is_found(log: ShadowLog, database_url: str, what: str) 
     assert report.summary().split("; ")[1].startswith(f"{counted(len(report.findings), 'fault')}: ")
 
 
+@pytest.mark.parametrize(
+    ("table", "column"),
+    [("decisions", "as_of"), ("advices", "as_of"), ("outcomes", "recorded_at")],
+)
+@pytest.mark.parametrize("time", ["0044-03-15 BC", "infinity", "-infinity", "10000-01-01"])
+async def test_a_time_that_no_calendar_of_ours_has_is_named(
+    log: ShadowLog, database_url: str, table: str, column: str, time: str
+) -> None:
+    tamper(database_url, f"UPDATE {table} SET {column} = '{time}'")
+    report = await verify_log(database_url)
+    assert Fault.UNREADABLE in report.counts
+    assert any(f"{table}.{column}, " in found for found in report.findings), report.findings
+
+
 async def test_a_forged_record_with_a_matching_hash_does_not_replay(
     log: ShadowLog, database_url: str
 ) -> None:
