@@ -118,8 +118,8 @@ class OperatorClient:
         return self.move_alias(alias, target, reason, by, seen=moves[0]["changed_at"])
 
     def limits(self) -> dict[str, Any]:
-        """`in_force`: the limits that judge, by profile; `history`: every adoption, newest
-        first."""
+        """`in_force`: the limits that judge, by profile; `history`: the newest adoptions of each,
+        the newest first."""
         return self._document("GET", "/limits")
 
     def adopt_limits(

@@ -30,6 +30,7 @@ from app.shadow_log.limits_history import (
     Adoption,
     LimitsHistory,
     Proposal,
+    Report,
     back_from,
 )
 from app.shadow_log.log import ShadowLog
@@ -221,6 +222,7 @@ class Controls:
         reason: str,
         by: str,
         proposal: Proposal | None = None,
+        report: Report | None = None,
     ) -> Adoption:
         """Have limits judge in the place of a file, on all replicas; without text, the file.
 
@@ -251,13 +253,14 @@ class Controls:
             reason=reason,
             by=by,
             proposal=proposal,
+            report=report,
         )
         self._take({**self._adoptions, profile: adoption})
         return adoption
 
     async def roll_back(self, *, profile: str, seen: str, reason: str, by: str) -> Adoption:
         """Go back to what judged before, at last to the file. Raises as `adopt`."""
-        history = await self._history.adoptions(profile)
+        history = await self._history.adoptions_of(profile)
         file = self._files.get(profile)
         own = takewhile(lambda each: file is not None and each.file_hash == file.hash, history)
         before = back_from(list(own))

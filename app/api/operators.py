@@ -43,6 +43,8 @@ VERSION_PROBLEMS = problems(
     ShadowLogUnavailable,
 )
 MOST_CHANGES = 100
+MOST_ADOPTIONS = 200
+"""Of each profile."""
 router = APIRouter()
 
 
@@ -125,11 +127,11 @@ async def put_alias(request: Request, alias: str = Path(pattern=ALIAS_PATTERN)) 
     return Json({"alias": alias, "model_version": move.model_version, "before": before})
 
 
-@router.get("/limits", responses=READ_PROBLEMS, summary="Limits in force, and every adoption")
+@router.get("/limits", responses=READ_PROBLEMS, summary="Limits in force, and the newest adoptions")
 async def get_limits(request: Request) -> Response:
     allowed(request, Role.READER)
     service: Service = request.app.state.service
-    adoptions = await LimitsHistory(service.shadow_log).adoptions()
+    adoptions = await LimitsHistory(service.shadow_log).newest_of_each(MOST_ADOPTIONS)
     in_force = service.controls.by_profile()
     return Json(
         {

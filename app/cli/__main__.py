@@ -88,6 +88,8 @@ def main() -> None:
         why = error.format_message()
     except (AdvisorError, OperatorError) as error:
         why = str(error)
+    except UnicodeEncodeError as error:  # An argument that is no UTF-8.
+        why = f"what was written is no text: {error.reason}"
     if as_json:
         tell({"error": why})
     console.print(f"[bold red]advisor:[/] {escape(why)}", highlight=False, soft_wrap=True)

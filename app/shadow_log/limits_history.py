@@ -116,10 +116,13 @@ class LimitsHistory:
         row = {"proposal_id": proposal_id, "against": against, "report": report, "seconds": seconds}
         return Report(**await self._log.add_own("limits_report", row))
 
-    async def report(self, proposal_id: int) -> Report | None:
-        """The newest on a proposal."""
+    async def report(self, proposal_id: int, id: int | None = None) -> Report | None:
+        """One on a proposal, or else the newest."""
         table = tables.limits_reports
-        rows = await self._newest(table, 1, table.c.proposal_id == proposal_id)
+        wanted = [table.c.proposal_id == proposal_id]
+        if id is not None:
+            wanted.append(table.c.id == id)
+        rows = await self._newest(table, 1, *wanted)
         return Report(**rows[0]) if rows else None
 
     async def adopt(
@@ -132,11 +135,11 @@ class LimitsHistory:
         reason: str,
         by: str,
         proposal: Proposal | None = None,
+        report: Report | None = None,
     ) -> Adoption:
         """Let limits judge in the place of a file, or without text the file itself, after the
-        adoption `after` (0: the first). Raises `LimitsError`, and `LimitsRefused` when another one
-        came in between."""
-        report = None if proposal is None else await self.report(proposal.id)
+        adoption `after` (0: the first), by a report on `proposal`. Raises `LimitsError`, and
+        `LimitsRefused` when another one came in between."""
         row = {
             "profile": profile,
             "previous": after,
@@ -156,11 +159,24 @@ class LimitsHistory:
                 " changed"
             ) from error
 
-    async def adoptions(self, profile: str | None = None, most: int = 200) -> list[Adoption]:
-        """Of one profile, or of all, the newest first."""
+    async def adoptions(self, most: int) -> list[Adoption]:
+        """The newest of all profiles, the newest first."""
+        return [Adoption(**row) for row in await self._newest(tables.limits_adoptions, most)]
+
+    async def adoptions_of(self, profile: str) -> list[Adoption]:
+        """Every one of a profile, the newest first."""
         table = tables.limits_adoptions
-        wanted = () if profile is None else (table.c.profile == profile,)
-        return [Adoption(**row) for row in await self._newest(table, most, *wanted)]
+        return [
+            Adoption(**row) for row in await self._newest(table, None, table.c.profile == profile)
+        ]
+
+    async def newest_of_each(self, most: int) -> list[Adoption]:
+        """The newest of each profile, `most` of each, the newest first."""
+        table = tables.limits_adoptions
+        place = func.row_number().over(partition_by=table.c.profile, order_by=table.c.id.desc())
+        placed = select(table.c.id, place.label("place")).subquery()
+        among = table.c.id.in_(select(placed.c.id).where(placed.c.place <= most))
+        return [Adoption(**row) for row in await self._newest(table, None, among)]
 
     async def newest(self, known: int) -> list[Adoption] | None:
         """The newest of each profile; None when none is newer than the id `known`."""
@@ -176,7 +192,9 @@ class LimitsHistory:
                 )
                 return [Adoption(**plain(row)) for row in rows]
 
-    async def _newest(self, table: Table, most: int, *wanted: Any) -> Sequence[dict[str, Any]]:
+    async def _newest(
+        self, table: Table, most: int | None, *wanted: Any
+    ) -> Sequence[dict[str, Any]]:
         query = select(table).where(*wanted).order_by(table.c.id.desc()).limit(most)
         with translated_errors():
             async with self._log.engine.connect() as connection:

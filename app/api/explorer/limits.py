@@ -6,7 +6,7 @@ from math import nan
 from typing import Any
 
 import orjson
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import RedirectResponse
 from starlette.exceptions import HTTPException
 
@@ -19,13 +19,15 @@ from app.api.explorer.route import PageRoute
 from app.domain.principal import Role
 from app.domain.rules.limits import changes, parse_limits
 from app.domain.what_if.costs import MOST_COST
-from app.shadow_log.limits_history import LimitsHistory, Proposal
+from app.shadow_log.limits_history import LimitsHistory, Proposal, Report
 from app.shadow_log.reading.what_if import Asked
 from app.shadow_log.rows import Row
 
 MOST_FORM_BYTES = 131_072
 MOST_SHOWN = 100
 LONGEST_REASON = 200
+REPORT = "report"
+"""Names a report, in an address and in the form that adopts by it."""
 MOST_READ = 1_000
 """Decisions that a trial lets a version read anew: some two minutes beside a service."""
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
@@ -69,13 +71,14 @@ async def propose(request: Request) -> Response:
     return RedirectResponse(f"/ui/limits/{proposal.id}", 303)
 
 
-@router.get("/ui/limits/{id}", dependencies=asked.NOTHING)
+@router.get("/ui/limits/{id}", dependencies=[Depends(asked.words(REPORT))])
 async def proposal(id: int, request: Request) -> Response:
+    """A proposal with its newest report, or with the one that the address names."""
     allowed(request, Role.READER)
     service, history = _parts(request)
     proposed = await _proposal(history, id)
     judging = service.controls.by_profile().get(proposed.profile)
-    report = await history.report(id)
+    report = await _report(history, id, request.query_params.get(REPORT, ""))
     document: dict[str, Any] | None = None if report is None else orjson.loads(report.report)
     turned, still = _by_verdict(document["changed"] if document else [])
     tried = service.trials.of(id)
@@ -89,6 +92,7 @@ async def proposal(id: int, request: Request) -> Response:
         else [],
         report=report,
         document=document,
+        of_old=REPORT in request.query_params,
         turned=turned,
         still=still,
         recorded=RECORDED,
@@ -131,6 +135,7 @@ async def adopt(id: int, request: Request) -> Response:
         reason=_reason(fields),
         by=caller.name,
         proposal=proposed,
+        report=await _report(history, id, fields[REPORT]) if fields.get(REPORT) else None,
     )
     return RedirectResponse("/ui/limits", 303)
 
@@ -160,6 +165,17 @@ async def _proposal(history: LimitsHistory, id: int) -> Proposal:
     if proposed is None:
         raise HTTPException(404, f"there is no proposal {id}")
     return proposed
+
+
+async def _report(history: LimitsHistory, id: int, named: str) -> Report | None:
+    """The report that is named, or else the newest. Raises 404."""
+    if not named:
+        return await history.report(id)
+    known = named.isdecimal() and len(named) < 19
+    report = await history.report(id, int(named)) if known else None
+    if report is None:
+        raise HTTPException(404, f"there is no report {named[:20]!r} on proposal {id}")
+    return report
 
 
 def _otherwise(fields: dict[str, str]) -> Otherwise:

@@ -62,7 +62,7 @@ def limits_diff(
 
 @limits_app.command("history")
 def limits_history(profile: Profile = "", url: Url = None, as_json: AsJson = False) -> None:
-    """Show which limits judge, and every adoption in the place of a file, the newest first."""
+    """Show which limits judge, and the newest adoptions in the place of a file."""
     document = operator(url).limits()
     now = _limits_of(document, profile)
     told = [each for each in document["history"] if each["profile"] == profile]

@@ -92,7 +92,12 @@ def changes(before: Memory, now: Memory) -> Iterator[Notice]:
         body = f"{move['changed_by']}: {move['reason']}"
         level = "failure" if DEMOTED in move["reason"] else "warning"
         yield Notice(f"{move['alias']} is now {move['model_version']}", body, level)
-    for adoption in now["adoptions"][len(before["adoptions"]) :]:
+    known = max((each["id"] for each in before["adoptions"]), default=0)
+    for adoption in now["adoptions"]:
+        if (
+            adoption["id"] <= known
+        ):  # The service names the newest alone: a count would stand still.
+            continue
         what = "the file's" if adoption["toml"] is None else adoption["hash"][:19]
         whose = adoption["profile"] or "everybody"
         body = f"{adoption['changed_by']}: {adoption['reason']}"

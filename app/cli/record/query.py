@@ -82,10 +82,20 @@ def _record(names: list[str], row: tuple[Any, ...]) -> dict[str, Any]:
         raise SettingsError(
             "two columns have one name: give each its own with AS, or ask for --csv"
         )
-    return {
-        name: _WORDS.get(str(value), value) if isinstance(value, float) else value
-        for name, value in zip(names, row, strict=True)
-    }
+    return {name: _as_json(value) for name, value in zip(names, row, strict=True)}
+
+
+def _as_json(value: Any) -> Any:
+    """A value as JSON can hold it, wherever it stands in lists and documents."""
+    if isinstance(value, float):
+        return _WORDS.get(str(value), value)
+    if isinstance(value, bytes):
+        return f"\\x{value.hex()}"
+    if isinstance(value, list | tuple):
+        return [_as_json(each) for each in value]
+    if isinstance(value, dict):
+        return {name: _as_json(each) for name, each in value.items()}
+    return value
 
 
 def psql(

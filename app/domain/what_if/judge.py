@@ -99,7 +99,8 @@ class Judge:
         other = self._repriced(past, AGENT)
         earned = past.net_pnl, past.net_pnl if other is None else other.net
         for book, verdict, net_pnl in zip(self._books, (first, second), earned, strict=True):
-            book.note(past, verdict.approves, net_pnl)
+            own = None if net_pnl is None else net_pnl * _part(past, verdict)
+            book.note(past, verdict.approves, own)
         plan_r = past.agent_r, _r(past, past.agent_r, other)
         r_before, r_after = _agent_r(past, first, plan_r[0]), _agent_r(past, second, plan_r[1])
         grade, why = Grade.SAME, ""
@@ -253,8 +254,7 @@ def _r(past: Past, told: float | None, other: Repriced | None) -> float | None:
 
 
 def _agent_r(past: Past, verdict: Verdict, plan_r: float | None) -> float | None:
-    """R of the agent's arm: 0 where it rejects, or the rules refuse. What limits cap is what it
-    would have traded, which may be less than its plan already."""
+    """R of the agent's arm: 0 where it rejects, or the rules refuse."""
     if past.agent_approves is None:
         return None
     if not past.agent_approves or not verdict.approves:
@@ -262,9 +262,16 @@ def _agent_r(past: Past, verdict: Verdict, plan_r: float | None) -> float | None
     plan = past.decision.scenario.plan
     if plan_r is None or verdict.stop != plan.stop:
         return None
+    return plan_r * _part(past, verdict)
+
+
+def _part(past: Past, verdict: Verdict) -> float:
+    """The part of the agent's trade that limits leave. What they cap is what it would have traded,
+    which may be less than its plan already."""
+    plan = past.decision.scenario.plan
     if verdict.quantity >= plan.quantity:
-        return plan_r
-    return plan_r * min(1.0, verdict.quantity / (past.agent_quantity or plan.quantity))
+        return 1.0
+    return min(1.0, verdict.quantity / (past.agent_quantity or plan.quantity))
 
 
 def _share(told: float | None, verdict: Verdict, recorded: Advice) -> float | None:

@@ -13,6 +13,7 @@ from datetime import UTC, date, datetime, time, timedelta
 from typing import Any, NamedTuple
 from uuid import UUID
 
+import orjson
 from sqlalchemy import Table, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -36,10 +37,12 @@ EARNED = """
 """Who rejects earns 0 R; who abstains has no opinion. As in the view `disagreements`."""
 
 _WITH_WORDS = (
-    "(strpos(lower(s.request_id), :words) > 0 OR EXISTS (SELECT FROM decisions d"
+    "(strpos(lower(s.request_id), lower(:words)) > 0 OR EXISTS (SELECT FROM decisions d"
     " WHERE d.decision_id = s.decision_id AND d.as_of = s.as_of"
-    " AND strpos(lower(d.scenario::text), :words) > 0))"
+    " AND strpos(lower(d.scenario::text{by}), lower(:as_json{by})) > 0))"
 )
+_LETTERS = "pg_c_utf8"
+"""Collation of Postgres 17 and later that knows capitals beyond ASCII, whatever the database's."""
 
 
 class Place(NamedTuple):
@@ -89,6 +92,11 @@ class Filters:
 def _given(wanted: list[tuple[str, str, Any]]) -> tuple[list[str], dict[str, Any]]:
     given = [(sql, name, value) for sql, name, value in wanted if value is not None]
     return [sql for sql, _, _ in given], {name: value for _, name, value in given}
+
+
+def _in_json(words: str) -> str:
+    """Words as they stand in a text of JSON."""
+    return orjson.dumps(words).decode()[1:-1]
 
 
 def _all(conditions: list[str]) -> str:
@@ -165,8 +173,8 @@ class Explorer:
         end = None
         if filters.words:
             end = await self._place("decisions", within, values, filters.symbol, self._looked)
-            conditions.append(_WITH_WORDS)
-            values["words"] = filters.words.lower()
+            conditions.append(_WITH_WORDS.format(by=await self._letters()))
+            values |= {"words": filters.words, "as_json": _in_json(filters.words)}
         if end is not None:
             within.append("(as_of, decision_id) >= (:end_time, :end_id)")
             values |= {"end_time": end.as_of, "end_id": end.decision_id}
@@ -197,6 +205,14 @@ class Explorer:
             values | {"symbol": symbol},
         )
         return Place(found[0]["as_of"], found[0]["decision_id"]) if found else None
+
+    async def _letters(self) -> str:
+        """SQL that makes `lower` know every letter; empty where the server has no such collation.
+        That of the database alone then says which letters have small ones."""
+        known = await self._ask(
+            "SELECT FROM pg_collation WHERE collname = :name", {"name": _LETTERS}
+        )
+        return f' COLLATE "{_LETTERS}"' if known else ""
 
     async def asked_as(self, request_id: str) -> list[Row]:
         """Ids of the decisions that were asked for under this id, whoever asked; two at most."""

@@ -25,6 +25,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.canonical import content_hash
 from app.domain.errors import AdvisorError
+from app.domain.fields import moved
 from app.shadow_log.database import connect, translated_errors
 from app.shadow_log.rows import Row, plain
 
@@ -41,7 +42,7 @@ _DAYS = text(
     SELECT (as_of AT TIME ZONE 'UTC')::date AS day, count(*) AS rows,
            sum(hashtextextended(compared::text, 0)) AS said
     FROM shadow_comparison compared
-    WHERE as_of >= :since AND as_of < :until
+    WHERE as_of >= :since AND as_of <= :last
     GROUP BY day
     ORDER BY day
     """
@@ -50,7 +51,7 @@ _RECORD = text("SELECT payload FROM event_links ORDER BY id LIMIT 1")
 _ROWS = text(
     """
     SELECT * FROM shadow_comparison
-    WHERE as_of >= :begin AND as_of < :end
+    WHERE as_of >= :begin AND as_of <= :last
     ORDER BY symbol, as_of, decision_id, model_version
     """
 )
@@ -78,12 +79,12 @@ class Exported(NamedTuple):
 async def export(
     url: str,
     folder: Path,
-    since: date = date(1970, 1, 1),
-    until: date = date(9999, 1, 1),
+    since: date = date.min,
+    until: date | None = None,
     progress: Progress = lambda done, total: None,
 ) -> Exported:
-    """Write decisions of whole days, UTC, from `since` to before `until`. Raises
-    `ShadowLogUnavailable` and `ExportFault`."""
+    """Write decisions of whole days, UTC, from `since` to before `until`; None is to the last one.
+    Raises `ShadowLogUnavailable` and `ExportFault`."""
     engine = connect(url, patience_s=None)
     written, rows, done = 0, 0, 0
     try:
@@ -95,7 +96,8 @@ async def export(
                 _require_of(folder, await connection.scalar(_RECORD))
                 _clear(folder)
                 schema = await _schema(connection)
-                span = {"since": _begin(since), "until": _begin(until)}
+                last = datetime.max.replace(tzinfo=UTC) if until is None else _before(until)
+                span = {"since": _begin(since), "last": last}
                 days = (await connection.execute(_DAYS, span)).all()
                 total = sum(each.rows for each in days)
                 for each in days:
@@ -115,8 +117,13 @@ def _begin(day: date) -> datetime:
     return datetime.combine(day, time(), UTC)
 
 
+def _before(day: date) -> datetime:
+    """The last moment before a day, in the microseconds in which Postgres counts."""
+    return moved(_begin(day), -timedelta(microseconds=1))
+
+
 async def _rows(connection: AsyncConnection, day: date) -> list[Row]:
-    span = {"begin": _begin(day), "end": _begin(day) + timedelta(days=1)}
+    span = {"begin": _begin(day), "last": datetime.combine(day, time.max, UTC)}
     return [
         {**plain(row), "decision_id": str(row.decision_id)}
         for row in await connection.execute(_ROWS, span)

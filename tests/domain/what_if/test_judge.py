@@ -197,6 +197,21 @@ def test_profit_of_the_day_is_taken_back_with_the_trade() -> None:
     assert "DAILY_LOSS" not in judged.after.codes
 
 
+def test_a_capped_trade_counts_in_the_account_with_what_it_would_have_earned() -> None:
+    """-7.5 is -0.75 % of the day; of the two fifths that a cap leaves, -0.3 %."""
+    loss = LIMITS.daily_loss.model_copy(update={"max_fraction": 0.005})
+    tight = LIMITS.model_copy(update={"daily_loss": loss})
+    exposure = LIMITS.exposure.model_copy(update={"max_notional": 200.0})
+    judge = Judge(tight.model_copy(update={"exposure": exposure}), tight)
+    first = agent(judge, past("a", r=-1.0))
+    assert first.r_after == pytest.approx(-0.4)
+    second = past("b", at=AS_OF + HOUR, account__equity=1000.0, account__day_pnl_fraction=-0.0075)
+    judged = agent(judge, second)
+    assert "DAILY_LOSS" in judged.before.codes
+    assert "DAILY_LOSS" not in judged.after.codes
+    assert judged.grade is Grade.ASSUMED
+
+
 def test_the_tally_sums_by_arm_and_code() -> None:
     tally = Tally()
     judge = Judge(with_spike(0.7))

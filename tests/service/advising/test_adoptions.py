@@ -173,7 +173,23 @@ async def test_of_two_that_adopt_at_once_one_is_let_in(api: Running) -> None:
     )
     with pytest.raises(LimitsRefused, match="somebody else"):
         await history.adopt(NARROWER, profile="", after=0, file_hash=file_hash, reason="x", by="b")
-    assert [each.id for each in await history.adoptions("")] == [first.id]
+    assert [each.id for each in await history.adoptions_of("")] == [first.id]
+
+
+async def test_the_newest_of_each_profile_are_told(api: Running) -> None:
+    """One profile's many adoptions hide none of another's."""
+    history = api.service.controls._history
+    file_hash = api.service.controls.by_profile()[""].hash
+    ids = {"": 0, "other": 0}
+    for profile in ("other", "", "", ""):
+        made = await history.adopt(
+            NARROW, profile=profile, after=ids[profile], file_hash=file_hash, reason="x", by="a"
+        )
+        ids[profile] = made.id
+    told = await history.newest_of_each(2)
+    assert [each.profile for each in told] == ["", "", "other"]
+    assert [each.id for each in told] == sorted((each.id for each in told), reverse=True)
+    assert len(await history.adoptions_of("")) == 3
 
 
 async def test_an_edited_adoption_is_found(api: Running) -> None:

@@ -255,6 +255,11 @@ def test_a_question_is_answered_as_table_json_and_csv_and_changes_nothing(
     assert json.loads(
         advisor(variables, "query", odd, "--json").stdout, parse_constant=str.encode
     ) == [{"a": "NaN", "b": "-Infinity"}]
+    within = "SELECT array['nan'::float8, 1] AS a, '\\x00ff'::bytea AS b"
+    assert json.loads(
+        advisor(variables, "query", within, "--json").stdout, parse_constant=str.encode
+    ) == [{"a": ["NaN", 1.0], "b": "\\x00ff"}]
+    assert "is no text" in refusal(variables, "query", "SELECT '\udcff'", "--json")
     endless = "SELECT 'infinity'::timestamptz AS a, '-infinity'::date AS b, '24:00'::time AS c"
     assert json.loads(advisor(variables, "query", endless, "--json").stdout) == [
         {"a": "infinity", "b": "-infinity", "c": "24:00:00"}

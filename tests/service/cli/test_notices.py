@@ -151,7 +151,7 @@ def test_a_service_that_is_away_is_told_of_once(tmp_path: Path) -> None:
 
 def test_promotions_limits_losses_and_refusals_are_told() -> None:
     move = {"alias": "champion", "model_version": "v2", "reason": "better", "changed_by": "me"}
-    adoption = {"toml": "x", "hash": "sha256:" + 64 * "a", "profile": "", "reason": "r"}
+    adoption = {"id": 1, "toml": "x", "hash": "sha256:" + 64 * "a", "profile": "", "reason": "r"}
     now = BEFORE | {
         "moves": [move],
         "adoptions": [adoption | {"changed_by": "you"}],
@@ -167,6 +167,9 @@ def test_promotions_limits_losses_and_refusals_are_told() -> None:
         Notice("7 events are missing in the record", "runbook: AdvisorEventsMissing", "failure"),
     ]
     assert list(changes(now, now)) == []
+    newer = adoption | {"id": 2, "changed_by": "you", "reason": "again"}
+    (told,) = changes(now, now | {"adoptions": [newer]})  # The service tells of the newest alone.
+    assert told.body == "you: again"
     fell = move | {"model_version": "v1", "reason": "rollback from v2: demoted by itself: drift"}
     (told,) = changes(BEFORE, BEFORE | {"moves": [fell]})
     assert told.level == "failure", "nobody asked for it"

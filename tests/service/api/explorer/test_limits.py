@@ -22,13 +22,24 @@ async def proposed(site: Site, toml: str = NARROW, **fields: str) -> str:
     told = {"profile": "", "toml": toml, "note": "costs", "against": ""} | fields
     answer = await site.post("/ui/limits", told, "operator")
     assert answer.status_code == 303, answer.text
-    path = answer.headers["location"]
+    path = str(answer.headers["location"])
+    await ended(site, path)
+    return path
 
-    async def ended() -> bool:
+
+async def tried_again(site: Site, path: str, **fields: str) -> None:
+    answer = await site.post(f"{path}/trial", fields, "operator")
+    assert answer.status_code == 303, answer.text
+    await ended(site, path)
+
+
+async def ended(site: Site, path: str) -> None:
+    """Until nothing is tried any more."""
+
+    async def over() -> bool:
         return "Being tried" not in (await site.get(path)).text
 
-    await until(ended)
-    return str(path)
+    await until(over)
 
 
 async def test_what_cannot_be_stored_in_a_form_is_cleaned_or_refused(site: Site) -> None:
@@ -110,7 +121,12 @@ async def test_a_proposal_is_adopted_with_its_report_and_gone_back_from(site: Si
     shown = (await site.get(path, "operator")).text
     seen = re.search(r'name="seen" value="(sha256:\w+)"', shown)
     assert seen is not None
-    form = {"seen": seen[1], "reason": "a <b>trial</b>", "sure": "yes"}
+    known = re.search(r'name="report" value="(\d+)"', shown)
+    assert known is not None
+    form = {"seen": seen[1], "report": known[1], "reason": "a <b>trial</b>", "sure": "yes"}
+    await tried_again(site, path, fee="0.01")  # By somebody else, before this one adopts.
+    lost = await site.post(f"{path}/adopt", form | {"report": "99"}, "operator")
+    assert lost.status_code == 404, "a report on another proposal, or none"
     assert (await site.post(f"{path}/adopt", form, "reader")).status_code == 403
     unsure = await site.post(f"{path}/adopt", form | {"sure": ""}, "operator")
     assert unsure.status_code == 422
@@ -127,10 +143,14 @@ async def test_a_proposal_is_adopted_with_its_report_and_gone_back_from(site: Si
     assert "a &lt;b&gt;trial&lt;/b&gt;" in page
     assert "in the place of the file" in page
     history = LimitsHistory(site.api.service.shadow_log)
-    [adoption] = await history.adoptions()
-    report = await history.report(int(path.rpartition("/")[2]))
-    assert report is not None
-    assert (adoption.report_id, adoption.changed_by) == (report.id, "operator")
+    [adoption] = await history.adoptions(9)
+    assert (adoption.report_id, adoption.changed_by) == (int(known[1]), "operator")
+    adopted_by = f"{path}?report={known[1]}"
+    assert f'href="{adopted_by}"' in page
+    assert "a fee of 0.01" in (await site.get(path)).text
+    assert "a fee of 0.01" not in (await site.get(adopted_by)).text
+    for unknown in ("99", "x", "9" * 30):
+        assert (await site.get(f"{path}?report={unknown}")).status_code == 404
     hashed = parse_limits(NARROW, "here").hash()
     back = {"profile": "", "seen": hashed, "reason": "worse", "sure": "yes"}
     assert (await site.post("/ui/limits/back", back, "operator")).status_code == 303

@@ -379,6 +379,19 @@ async def test_a_search_for_words_goes_on_from_page_to_page(site: Site) -> None:
     assert len(pages) == 3
 
 
+@pytest.mark.parametrize(
+    "words", ['says "Über', "überschuldung", "ÜBERSCHULDUNG", "back\\slash", "ÉTÉ"]
+)
+async def test_words_are_found_as_people_write_them(site: Site, words: str) -> None:
+    """Whatever the database's locale, and however JSON writes them."""
+    await site.decide("a", candidate__note='He says "Überschuldung" of back\\slash, l\'été')
+    await site.decide("b", candidate__note="Uberschuldung")
+    await site.stored()
+    explorer = Explorer(site.api.service.shadow_log.engine)
+    found = await explorer.page(Filters(words=words), None, 4)
+    assert [row["request_id"] for row in found.rows] == ["a"]
+
+
 async def test_what_is_rare_goes_on_from_page_to_page(site: Site) -> None:
     """Three rows at a time are held against the filters, and those of one decision that are cut by
     that: all that match are found, once."""

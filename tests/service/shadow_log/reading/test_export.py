@@ -4,7 +4,7 @@ again."""
 from __future__ import annotations
 
 import json
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,18 @@ async def url(database_url: str) -> str:
 
 def read(folder: Path) -> pl.DataFrame:
     return pl.read_parquet(folder / "**/*.parquet", hive_partitioning=True)
+
+
+async def test_decisions_of_any_time_are_written(database_url: str, tmp_path: Path) -> None:
+    """An agent may say any time; what is on record is in the export."""
+    log = ShadowLog.connect(database_url)
+    edges = [edge.replace(tzinfo=UTC) for edge in (datetime.min, datetime.max)]
+    try:
+        await log.append([build.decision_event(f"d{at.year}", at=at) for at in edges])
+    finally:
+        await log.aclose()
+    assert await export(database_url, tmp_path / "out") == Exported(2, 2, 0)
+    assert sorted(read(tmp_path / "out")["as_of"]) == edges
 
 
 async def test_polars_duckdb_and_postgres_agree(url: str, tmp_path: Path) -> None:
