@@ -73,10 +73,18 @@ def fault(proof: dict[str, Any], key: str) -> str | None:
     return None if root.hex() == checkpoint["root"] else "the link was not in the log"
 
 
+NONE = (AttributeError, KeyError, TypeError, ValueError, RecursionError)
+"""What reading a document that is no proof raises."""
+
+
 def main() -> None:
     """Say whether it holds; exit 1 when not."""
-    proof = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    wrong = fault(proof, sys.argv[2])
+    try:
+        proof = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+        wrong = fault(proof, sys.argv[2])
+    except NONE as error:
+        print(f"this is no proof, or no key: {type(error).__name__}: {error}")
+        sys.exit(1)
     link, at = proof["link"], proof["checkpoint"]["at"]
     as_what = "as it stands here"
     if proof["record"] is None:  # Retention dropped it; whoever kept it can hold it against this.

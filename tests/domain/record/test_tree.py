@@ -4,11 +4,12 @@ implementation publishes for eight leaves."""
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from shadow_advisor_client.proof import root_of
+from shadow_advisor_client.proof import main, root_of
 
 from app.domain.record.tree import Tree, node, path
 
@@ -110,3 +111,21 @@ def test_a_stranger_climbs_every_proof_to_the_root_and_with_another_leaf_elsewhe
     proof, root = path(leaves, index), tree_of(leaves).root()
     assert root_of(leaves[index], index, size, proof) == root
     assert root_of(sha256(b"another"), index, size, proof) != root
+
+
+@pytest.mark.parametrize(
+    "said", ["", "{", "[]", "{}", "[" * 100_000, '{"link": {}, "checkpoint": {"signature": "x"}}']
+)
+def test_a_document_that_is_no_proof_is_refused_in_one_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    said: str,
+) -> None:
+    (tmp_path / "proof.json").write_text(said)
+    monkeypatch.setattr("sys.argv", ["proof", str(tmp_path / "proof.json"), "00" * 32])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1
+    [line] = capsys.readouterr().out.splitlines()
+    assert line.startswith("this is no proof")
