@@ -32,6 +32,14 @@ class Hindsight:
         self._policy: Policy | None = None
         self._why = ""
 
+    async def is_there(self) -> bool:
+        """Whether the version lies on this machine."""
+        try:
+            await asyncio.to_thread(find_version, self._version, self._options.roots)
+        except AdvisorError:
+            return False
+        return True
+
     async def said(self, decisions: Sequence[Decision]) -> list[Said | str]:
         """What it says of each, or why nothing."""
         if self._policy is None and not self._why:

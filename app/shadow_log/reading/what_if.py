@@ -92,6 +92,10 @@ FATES_WITH_TRADES = text(
 class Rereader(Protocol):
     """A version that reads recorded decisions now."""
 
+    async def is_there(self) -> bool:
+        """Whether there is such a version to read them."""
+        ...
+
     async def said(self, decisions: Sequence[Decision]) -> list[Said | str]:
         """What it says of each, or why nothing."""
         ...
@@ -197,10 +201,11 @@ class _Others:
         ]
         count = select(func.count()).select_from(tables.decisions).where(wanted)
         unread = await connection.scalar(count.where(*(~each for each in read))) or 0
-        if missing is None and unread and unread == await connection.scalar(count):
+        if unread and unread == await connection.scalar(count):
             known = select(tables.model_versions.c.model_version)
             names = list(await connection.scalars(known))
-            if version not in names:
+            reads = missing is not None and await missing.reader.is_there()
+            if version not in names and not reads:
                 near = get_close_matches(version, names, 1)
                 hint = f": did you mean {near[0]}?" if near else ""
                 raise UnknownVersion(f"nobody ever heard of a version {version!r}{hint}")
